@@ -1,0 +1,206 @@
+"""What crosses the boundary between the Celery process and the engine process.
+
+Frames are a 4-byte big-endian length followed by a MessagePack array whose first element is the tag of one of the
+structs below. The Celery side sends `Request` frames, the engine answers with `Event` frames::
+
+    Celery side                         engine process (python -m worker)
+                    <-- Load(percent), ... , Ready(limits)
+    Add, Abort      -->
+                    <-- Outputs(tokens of all sequences in a step), Stats
+    Shutdown        -->                 drains nothing: the token log lets another engine go on
+                    <-- Fatal(code)     load failed or the device is lost; the process then exits
+
+Token ids in, token ids out: no text crosses. One `Add` holds the prompt and, for every choice, the ids that are
+already in the job's token log, so a resumed job is the same message as a new one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Literal
+
+import msgspec
+
+MAX_FRAME_BYTES = 64 * 1024 * 1024
+"""A longer frame is a protocol error: the longest legal one is a prompt of a few hundred thousand ids."""
+
+FinishReason = Literal["stop", "length", "abort", "error"]
+
+
+class Sampling(msgspec.Struct, frozen=True, array_like=True):
+    """How the next token is drawn; see `worker.engine` for the order in which these are applied.
+
+    ``temperature`` 0 is argmax. ``top_k`` 0, ``top_p`` 1 and ``min_p`` 0 are off. ``seed`` is an unsigned 64-bit
+    number; choice ``c`` of a request draws with seed ``(seed + c) mod 2**64``, so that ``n`` choices are the same as
+    ``n`` requests with consecutive seeds. ``stop_token_ids`` end the sequence, as the model's own end tokens do unless
+    ``ignore_eos``; neither ends it before ``min_tokens`` were emitted. ``logprobs`` is the number of alternatives
+    reported with each token; ``None`` reports none at all, 0 only the chosen token's.
+    """
+
+    max_tokens: int
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: dict[int, float] = {}
+    seed: int = 0
+    stop_token_ids: tuple[int, ...] = ()
+    ignore_eos: bool = False
+    min_tokens: int = 0
+    logprobs: int | None = None
+
+
+class Choice(msgspec.Struct, frozen=True, array_like=True):
+    """One continuation of a request's prompt; ``output_ids`` were emitted by an earlier owner."""
+
+    index: int
+    output_ids: tuple[int, ...] = ()
+
+
+class Add(msgspec.Struct, frozen=True, array_like=True, tag="add"):
+    """Start (or resume) generation. A second Add of a live ``request_id`` is answered by error outputs."""
+
+    request_id: str
+    prompt_ids: tuple[int, ...]
+    sampling: Sampling
+    choices: tuple[Choice, ...] = (Choice(0),)
+    priority: int = 0  # lower is more urgent, as in Celery's Redis transport
+
+
+class Abort(msgspec.Struct, frozen=True, array_like=True, tag="abort"):
+    """Stop one choice (a stop string was found), or all of them; unknown ids are ignored."""
+
+    request_id: str
+    choice: int | None = None
+
+
+class Shutdown(msgspec.Struct, frozen=True, array_like=True, tag="shutdown"):
+    """Exit cleanly after the current step."""
+
+
+class TokenLogprobs(msgspec.Struct, frozen=True, array_like=True):
+    """Natural-log probabilities, before temperature and filters, after penalties and bias."""
+
+    logprob: float
+    top_ids: tuple[int, ...] = ()
+    top_logprobs: tuple[float, ...] = ()
+
+
+class TokenOutput(msgspec.Struct, frozen=True, array_like=True):
+    """What one step did for one choice: new ids and, at the end, why it ended.
+
+    A token that ends the sequence (end-of-text, stop token) is the last of ``ids``: it counts as emitted.
+    ``finish_reason`` "error" comes with ``error_code`` and ``error_message`` and no ids.
+    """
+
+    request_id: str
+    choice: int
+    ids: tuple[int, ...]
+    finish_reason: FinishReason | None = None
+    logprobs: tuple[TokenLogprobs, ...] | None = None
+    error_code: str | None = None
+    error_message: str | None = None
+
+
+class Load(msgspec.Struct, frozen=True, array_like=True, tag="load"):
+    """Load progress, 0 to 100 percent, with bytes of weights read so far."""
+
+    percent: int
+    num_bytes: int
+    total_bytes: int
+
+
+class Ready(msgspec.Struct, frozen=True, array_like=True, tag="ready"):
+    """The engine takes requests. ``max_sequence_tokens`` bounds prompt + output of one choice."""
+
+    model: str
+    architecture: str
+    device: str
+    vocab_size: int
+    context_length: int
+    max_sequence_tokens: int
+    max_sequences: int
+    load_ms: int
+    memory_bytes: int
+    pid: int
+
+
+class Outputs(msgspec.Struct, frozen=True, array_like=True, tag="outputs"):
+    """All that one step emitted."""
+
+    outputs: tuple[TokenOutput, ...]
+
+
+class Stats(msgspec.Struct, frozen=True, array_like=True, tag="stats"):
+    """Counters and gauges, sent about once a second while there is work and with every heartbeat when idle."""
+
+    running: int
+    waiting: int
+    kv_blocks_used: int
+    kv_blocks_total: int
+    steps: int
+    prompt_tokens: int
+    output_tokens: int
+    prefix_hit_tokens: int
+    preemptions: int
+    memory_bytes: int
+    healthy: bool = True
+
+
+class Fatal(msgspec.Struct, frozen=True, array_like=True, tag="fatal"):
+    """The engine cannot go on; it exits after this frame. ``code`` is one of `worker.errors`."""
+
+    code: str
+    message: str
+
+
+Request = Add | Abort | Shutdown
+Event = Load | Ready | Outputs | Stats | Fatal
+
+_encoder = msgspec.msgpack.Encoder()
+_request_decoder = msgspec.msgpack.Decoder(Request)
+_event_decoder = msgspec.msgpack.Decoder(Event)
+
+
+def encode(frame: Request | Event) -> bytes:
+    """One frame, length prefix included."""
+    body = _encoder.encode(frame)
+    return len(body).to_bytes(4, "big") + body
+
+
+def decode_request(body: bytes | memoryview) -> Request:
+    """Decode a frame's body on the engine side; raises `msgspec.DecodeError` or `msgspec.ValidationError`."""
+    return _request_decoder.decode(body)
+
+
+def decode_event(body: bytes | memoryview) -> Event:
+    """Decode a frame's body on the Celery side; raises `msgspec.DecodeError` or `msgspec.ValidationError`."""
+    return _event_decoder.decode(body)
+
+
+class FrameSplitter:
+    """Cuts a byte stream into frame bodies; keeps the tail until the rest of it arrives."""
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+
+    def feed(self, chunk: bytes) -> Iterator[bytes]:
+        """Yield every body completed by ``chunk``; raises ValueError on a length over `MAX_FRAME_BYTES`."""
+        self._buffer += chunk
+        start = 0
+        try:
+            while len(self._buffer) - start >= 4:
+                length = int.from_bytes(self._buffer[start : start + 4], "big")
+                if length > MAX_FRAME_BYTES:
+                    raise ValueError(f"frame of {length} bytes; at most {MAX_FRAME_BYTES} are allowed")
+                end = start + 4 + length
+                if len(self._buffer) < end:
+                    break
+                body = bytes(self._buffer[start + 4 : end])
+                start = end
+                yield body
+        finally:
+            del self._buffer[:start]
