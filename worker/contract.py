@@ -32,8 +32,9 @@ class Sampling(msgspec.Struct, frozen=True, array_like=True):
 
     ``temperature`` 0 is argmax. ``top_k`` 0, ``top_p`` 1 and ``min_p`` 0 are off. ``seed`` is an unsigned 64-bit
     number; choice ``c`` of a request draws with seed ``(seed + c) mod 2**64``, so that ``n`` choices are the same as
-    ``n`` requests with consecutive seeds. ``stop_token_ids`` end the sequence, as the model's own end tokens do unless
-    ``ignore_eos``; neither ends it before ``min_tokens`` were emitted. ``logprobs`` is the number of alternatives
+    ``n`` requests with consecutive seeds. ``stop_token_ids`` end the sequence: the model's own end tokens are among
+    them unless the request ignores those, because only the Celery side knows the vocabulary. Before ``min_tokens``
+    were emitted they cannot be drawn. ``logprobs`` is the number of alternatives
     reported with each token; ``None`` reports none at all, 0 only the chosen token's.
     """
 
@@ -48,7 +49,6 @@ class Sampling(msgspec.Struct, frozen=True, array_like=True):
     logit_bias: dict[int, float] = {}
     seed: int = 0
     stop_token_ids: tuple[int, ...] = ()
-    ignore_eos: bool = False
     min_tokens: int = 0
     logprobs: int | None = None
 

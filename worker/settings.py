@@ -41,7 +41,7 @@ class Settings:
     kv_block_tokens: int = 16
     """Tokens per KV cache block."""
     kv_cache_bytes: int = 0
-    """Size of the KV cache; 0: chosen from the device (CPU: enough for ``max_sequences`` of 1024 tokens, 1 GiB at most)."""
+    """Size of the KV cache; 0: chosen from the device (CPU: ``max_sequences`` of 1024 tokens, at most 1 GiB)."""
     prefix_cache: bool = True
     """Reuse KV blocks of equal prompt prefixes."""
     dequant_cache_bytes: int = 512 * 1024 * 1024
