@@ -1,0 +1,1 @@
+"""The NumPy twin of every op: the oracle of the CUDA kernels and the whole of the CPU device."""
