@@ -1,0 +1,173 @@
+"""From logits to token ids: penalties and bias, filters, a seeded draw, log probabilities.
+
+Order: logit bias; repetition, presence and frequency penalty; banned ids (`adjust_logits`). Then temperature, top-k,
+top-p, min-p and the draw (`sample`). Log probabilities are taken between the two (`log_probabilities`).
+
+A row's result depends on that row alone. The draw is Gumbel-max: the token with the largest ``logit / T + g`` is a
+sample of the softmax when every ``g`` is an independent Gumbel variable (Gumbel 1954; Maddison et al., "A* Sampling",
+2014). ``g`` comes from a counter-based generator, so that it is a function of (key, position, token id) and nothing
+else: a resumed or preempted request draws the same tokens again. Counter (id // 4, position low, position high, 0),
+word id % 4.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Float32 = NDArray[np.float32]
+Float64 = NDArray[np.float64]
+Int32 = NDArray[np.int32]
+Int64 = NDArray[np.int64]
+UInt32 = NDArray[np.uint32]
+UInt64 = NDArray[np.uint64]
+Bool = NDArray[np.bool_]
+
+MAX_GUMBEL = 17.4  # of the 24-bit uniform below: -log(-log(1 - 2**-25)) = 17.33
+MIN_GUMBEL = -2.9  # -log(-log(2**-25)) = -2.85
+CHUNK = 4096  # calls of the generator at a time: its temporaries stay in the cache
+
+
+@dataclass(frozen=True, slots=True)
+class Adjustments:
+    """Sparse edits of a batch of logit rows: ``N`` entries, at most one for a (row, token id) pair.
+
+    ``seen`` marks ids of the row's prompt or output (repetition penalty), ``output_counts`` says how often the id is
+    in its output (presence and frequency penalty), ``bias`` is added, ``banned`` ids cannot be drawn (stop ids before
+    ``min_tokens``). The penalties themselves are per row, [R].
+    """
+
+    rows: Int32  # [N]
+    token_ids: Int32  # [N]
+    bias: Float32  # [N]
+    seen: Bool  # [N]
+    output_counts: Int32  # [N]
+    banned: Bool  # [N]
+    repetition_penalty: Float32  # [R], 1 is off
+    presence_penalty: Float32  # [R], 0 is off
+    frequency_penalty: Float32  # [R], 0 is off
+
+
+def adjust_logits(logits: Float32, adjustments: Adjustments, *, out: Float32) -> None:
+    """Apply ``adjustments`` to ``logits`` [R, V]; ``out`` [R, V] may be ``logits`` itself.
+
+    Repetition divides a positive logit and multiplies a negative one (Keskar et al., "CTRL", 2019; as Hugging Face
+    and llama.cpp do); presence and frequency subtract (OpenAI's API).
+    """
+    if out is not logits:
+        np.copyto(out, logits)
+    rows, ids = adjustments.rows, adjustments.token_ids
+    values = out[rows, ids] + adjustments.bias
+    penalty = adjustments.repetition_penalty[rows]
+    values = np.where(adjustments.seen, np.where(values > 0, values / penalty, values * penalty), values)
+    counts = adjustments.output_counts
+    values -= adjustments.presence_penalty[rows] * (counts > 0) + adjustments.frequency_penalty[rows] * counts
+    out[rows, ids] = np.where(adjustments.banned, -np.inf, values)
+
+
+def sample(
+    logits: Float32,
+    temperature: Float32,
+    top_k: Int32,
+    top_p: Float32,
+    min_p: Float32,
+    keys: UInt64,
+    positions: Int64,
+    *,
+    out_ids: Int32,
+) -> None:
+    """Draw one token id a row.
+
+    ``logits`` [R, V] float32, -inf for what cannot be drawn; the other inputs are [R]. ``temperature`` 0 takes the
+    largest logit (the lowest id of equals) and looks at no filter. ``top_k`` 0, ``top_p`` 1 and ``min_p`` 0 are off;
+    tokens that tie with the last one kept are kept too. ``keys`` is (seed + choice) mod 2**64, ``positions`` the index
+    of the token within its choice's output. ``out_ids`` [R] int32 is -1 where a row holds NaN or +inf, or nothing
+    but -inf: such logits are an error of the model, never a token.
+    """
+    largest = logits.max(axis=1)  # NaN if there is one
+    drawable = np.isfinite(largest)
+    out_ids[:] = np.where(drawable, logits.argmax(axis=1), -1)
+    random = np.flatnonzero(drawable & (temperature > 0))
+    if random.size == 0:
+        return
+    scaled = (logits[random] - largest[random, None]) / temperature[random, None]
+    least = _least_kept(scaled, top_k[random], top_p[random], min_p[random])
+    out_ids[random] = _gumbel_argmax(scaled, least, keys[random], positions[random])
+
+
+def _gumbel_argmax(scaled: Float32, least: Float32, keys: UInt64, positions: Int64) -> Int64:
+    """Ids [R] with the largest score among those of ``scaled`` [R, V] that are at least ``least`` [R]."""
+    num_rows, vocab_size = scaled.shape
+    num_blocks = -(-vocab_size // 4)  # of four ids: the words of one call of the generator
+    padded = np.full((num_rows, num_blocks * 4), -np.inf, np.float32)
+    padded[:, :vocab_size] = scaled
+    # What lies further below the largest than the noise can span cannot win: exact, and often most of a vocabulary.
+    candidates = (padded >= np.maximum(least, MIN_GUMBEL - MAX_GUMBEL)[:, None]).reshape(num_rows, num_blocks, 4)
+    rows, blocks = np.nonzero(candidates.any(axis=2))
+    scores = np.full((num_rows, num_blocks, 4), -np.inf)
+    for start in range(0, rows.size, CHUNK):
+        chunk = rows[start : start + CHUNK], blocks[start : start + CHUNK]
+        noisy = padded.reshape(scores.shape)[chunk] + _gumbel(chunk[1], keys[chunk[0]], positions[chunk[0]])
+        scores[chunk] = np.where(candidates[chunk], noisy, -np.inf)
+    ids: Int64 = scores.reshape(num_rows, -1).argmax(axis=1)
+    return ids
+
+
+def _least_kept(scaled: Float32, top_k: Int32, top_p: Float32, min_p: Float32) -> Float32:
+    """The smallest of ``scaled`` [R, V] (logits over temperature, minus the row's largest) that each filter keeps."""
+    vocab_size = scaled.shape[1]
+    top_k = np.where((top_k <= 0) | (top_k > vocab_size), vocab_size, top_k)
+    with np.errstate(divide="ignore"):
+        least = np.log(min_p).astype(np.float32)
+    ranked = np.flatnonzero((top_k < vocab_size) | (top_p < 1))
+    if ranked.size == 0:
+        return least
+    width = int(top_k[ranked].max())
+    descending = scaled[ranked]
+    if width < vocab_size:
+        descending = np.partition(descending, vocab_size - width, axis=1)[:, vocab_size - width :]
+    descending = np.sort(descending, axis=1)[:, ::-1]
+    every_row = np.arange(ranked.size)
+    last = top_k[ranked] - 1
+    weights = np.exp(descending.astype(np.float64))
+    weights[np.arange(width) > last[:, None]] = 0
+    mass = weights.cumsum(axis=1)
+    wanted = top_p[ranked] * mass[:, -1]
+    nucleus_last = np.where(top_p[ranked] < 1, (mass < wanted[:, None]).sum(axis=1), last)
+    least[ranked] = np.maximum(least[ranked], descending[every_row, np.minimum(last, nucleus_last)])
+    return least
+
+
+def _gumbel(blocks: Int64, keys: UInt64, positions: Int64) -> Float64:
+    """Standard Gumbel noise [N, 4] of the token ids ``4 * block + (0, 1, 2, 3)`` at (key, position), all [N]."""
+    counters = np.zeros((4, blocks.size), np.uint32)
+    counters[0] = blocks
+    counters[1] = positions & 0xFFFFFFFF
+    counters[2] = positions >> 32
+    words = philox4x32(counters, np.stack([keys & np.uint64(0xFFFFFFFF), keys >> np.uint64(32)]).astype(np.uint32))
+    uniform = ((words >> 8) + 0.5) * 2.0**-24
+    noise: Float64 = -np.log(-np.log(uniform))
+    return noise.T
+
+
+def philox4x32(counters: UInt32, keys: UInt32) -> UInt32:
+    """Ten rounds of Philox-4x32 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", 2011).
+
+    ``counters`` [4, N] and ``keys`` [2, N] uint32 -> [4, N] uint32.
+    """
+    c0, c1, c2, c3 = counters.astype(np.uint64)
+    k0, k1 = keys.astype(np.uint64)
+    low = np.uint64(0xFFFFFFFF)
+    for _ in range(10):
+        p0, p1 = c0 * np.uint64(0xD2511F53), c2 * np.uint64(0xCD9E8D57)
+        c0, c1, c2, c3 = (p1 >> np.uint64(32)) ^ c1 ^ k0, p1 & low, (p0 >> np.uint64(32)) ^ c3 ^ k1, p0 & low
+        k0, k1 = (k0 + np.uint64(0x9E3779B9)) & low, (k1 + np.uint64(0xBB67AE85)) & low
+    return np.stack([c0, c1, c2, c3]).astype(np.uint32)
+
+
+def log_probabilities(logits: Float32, *, out: Float32) -> None:
+    """Log-softmax of each row: ``logits`` [R, V] -> ``out`` [R, V], natural logarithm; -inf stays -inf."""
+    shifted = logits - logits.max(axis=1, keepdims=True)
+    np.subtract(shifted, np.log(np.exp(shifted).sum(axis=1, keepdims=True)), out=out)
