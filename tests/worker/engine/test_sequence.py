@@ -1,0 +1,54 @@
+import pytest
+
+from worker.contract import Sampling
+from worker.engine.sequence import Sequence
+
+
+def sequence(output_ids: list[int], **sampling: object) -> Sequence:
+    options = Sampling(**{"max_tokens": 4, **sampling})
+    return Sequence("r", 0, options, 0, [1, 2, 3, *output_ids], num_prompt=3, max_output=options.max_tokens)
+
+
+def test_a_new_sequence_has_everything_pending_and_no_output():
+    fresh = sequence([])
+    assert (fresh.num_tokens, fresh.num_output, fresh.num_pending) == (3, 0, 3)
+    assert not fresh.is_running
+
+
+def test_it_ends_with_length_at_its_last_token():
+    almost = sequence([7, 7, 7])
+    almost.num_computed = 6
+    almost.append(7)
+    assert almost.finish_reason == "length"
+
+
+def test_it_ends_with_stop_at_a_stop_token_even_on_its_last_token():
+    almost = sequence([7, 7, 7], stop_token_ids=(9,))
+    almost.num_computed = 6
+    almost.append(9)
+    assert almost.finish_reason == "stop"
+
+
+def test_a_stop_token_in_the_prompt_or_before_min_tokens_ends_nothing():
+    fresh = sequence([], stop_token_ids=(3,))
+    fresh.update_finish_reason()
+    assert fresh.finish_reason is None
+    early = sequence([9], stop_token_ids=(9,), min_tokens=1)
+    early.update_finish_reason()
+    assert early.finish_reason is None
+
+
+def test_drawing_before_all_tokens_were_computed_is_a_bug_that_is_caught():
+    with pytest.raises(AssertionError, match="drawn before"):
+        sequence([]).append(5)
+
+
+def test_a_choice_waits_for_its_leader_until_the_prompt_is_computed_or_the_leader_is_gone():
+    leader, follower = sequence([]), sequence([])
+    follower.leader = leader
+    assert follower.waits_for_leader
+    leader.num_computed = 3
+    assert not follower.waits_for_leader
+    leader.num_computed = 0
+    leader.finish_reason = "abort"
+    assert not follower.waits_for_leader

@@ -1,0 +1,59 @@
+"""Who holds which block of the KV cache."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+
+class BlockPool:
+    """Reference counts over a fixed number of blocks.
+
+    A block without references keeps its contents until it is handed out again: blocks whose contents may still be
+    useful (the prefix cache knows them) go last, least recently released first; all others go before them.
+    """
+
+    def __init__(self, num_blocks: int) -> None:
+        self.num_blocks = num_blocks
+        self._num_references = [0] * num_blocks
+        self._free: OrderedDict[int, None] = OrderedDict.fromkeys(range(num_blocks))
+
+    @property
+    def num_free(self) -> int:
+        """Blocks that `allocate` can hand out."""
+        return len(self._free)
+
+    def is_free(self, block_id: int) -> bool:
+        """Whether nobody holds the block."""
+        return block_id in self._free
+
+    def allocate(self) -> int:
+        """Take a free block; the caller holds its first reference. Somebody must have looked at `num_free`."""
+        assert self._free, "no free block: the scheduler promised more than there is"
+        block_id, _ = self._free.popitem(last=False)
+        self._num_references[block_id] = 1
+        return block_id
+
+    def retain(self, block_id: int) -> None:
+        """Take one more reference, or the first one to a free block whose contents are still good."""
+        if not self._num_references[block_id]:
+            del self._free[block_id]
+        self._num_references[block_id] += 1
+
+    def release(self, block_id: int, *, useful: bool) -> None:
+        """Give one reference back; ``useful``: the contents are worth keeping as long as other blocks last."""
+        assert self._num_references[block_id] > 0, f"block {block_id} released more often than retained"
+        self._num_references[block_id] -= 1
+        if not self._num_references[block_id]:
+            self._free[block_id] = None
+            self._free.move_to_end(block_id, last=useful)
+
+    def num_references(self, block_id: int) -> int:
+        """How many hold the block."""
+        return self._num_references[block_id]
+
+    def check_invariants(self) -> None:
+        """Every block is either free or held, never both."""
+        assert len(self._num_references) == self.num_blocks
+        for block_id, num_references in enumerate(self._num_references):
+            assert num_references >= 0
+            assert (num_references == 0) == (block_id in self._free), f"block {block_id}: {num_references} references"

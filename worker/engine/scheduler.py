@@ -1,0 +1,186 @@
+"""Which sequences get how many tokens in the next step.
+
+A step is a plan {sequence: number of tokens} (the idea is vLLM's): a prefill chunk and a decode differ in the number
+only. Decodes come first, one token each; what is left of the step's token budget goes to prefills, so that a long
+prompt delays nobody's next token by more than a step.
+
+Sequences are ranked by ``arrival step + AGEING_STEPS * priority`` and then by arrival. The rank never changes, and
+whoever arrives late enough ranks behind, however urgent: so nobody starves. A sequence is admitted when the pool has
+blocks for all the tokens that it has; when a decode finds no block, the last in rank gives up all its blocks, waits
+again and is computed anew (from the prefix cache, as far as its blocks are still there). The first in rank never gives
+way, and every request fits the pool on its own: so each step brings somebody closer to the end.
+"""
+
+from __future__ import annotations
+
+from bisect import insort
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from worker.engine.block_pool import BlockPool
+from worker.engine.prefix_cache import PrefixCache
+from worker.engine.sequence import Sequence
+
+AGEING_STEPS = 256
+"""A request that is one priority level more urgent overtakes those that arrived at most this many steps earlier."""
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """The next ``num_tokens`` tokens of a sequence, to be computed in one step."""
+
+    sequence: Sequence
+    num_tokens: int
+
+    @property
+    def draws(self) -> bool:
+        """Whether the chunk reaches the sequence's last token, so that the next one can be drawn."""
+        return self.num_tokens == self.sequence.num_pending
+
+
+class Scheduler:
+    """Owns the waiting and the running sequences and the blocks they hold."""
+
+    def __init__(self, *, num_blocks: int, block_tokens: int, step_tokens: int, max_sequences: int) -> None:
+        self.block_tokens = block_tokens
+        self.step_tokens = step_tokens
+        self.max_running = min(max_sequences, step_tokens)  # every running sequence gets a token in every step
+        self.pool = BlockPool(num_blocks)
+        self.prefix_cache = PrefixCache(block_tokens)
+        self.waiting: list[Sequence] = []  # by rank
+        self.running: list[Sequence] = []  # by rank
+        self.num_steps = 0
+        self.num_preemptions = 0
+        self.num_prefix_hit_tokens = 0
+        self._num_added = 0
+
+    def add(self, sequence: Sequence) -> None:
+        """Queue a sequence; its longest form must fit the pool."""
+        sequence.rank = (self.num_steps + AGEING_STEPS * sequence.priority, self._num_added)
+        self._num_added += 1
+        self._wait(sequence)
+
+    def remove(self, sequence: Sequence) -> None:
+        """Forget a sequence that ended, whatever it was doing."""
+        assert sequence.finish_reason is not None, "only a finished sequence leaves"
+        if sequence.is_running:
+            self.running.remove(sequence)
+            self._release_blocks(sequence)
+        else:
+            self.waiting.remove(sequence)
+
+    def plan(self) -> list[Chunk]:
+        """Choose the next step's work; preempts and admits. Empty only when there is nothing to do."""
+        self.num_steps += 1
+        chunks: list[Chunk] = []
+        budget = self.step_tokens
+        for sequence in sorted(self.running, key=lambda sequence: (sequence.num_pending > 1, sequence.rank)):
+            if budget and self._grow(sequence):
+                chunks.append(Chunk(sequence, min(sequence.num_pending, budget)))
+                budget -= chunks[-1].num_tokens
+        for sequence in self._admit() if budget else ():
+            chunks.append(Chunk(sequence, min(sequence.num_pending, budget)))
+            budget -= chunks[-1].num_tokens
+            if not budget:
+                break
+        return chunks
+
+    def commit(self, chunks: list[Chunk]) -> None:
+        """The chunks' keys and values are in the cache now."""
+        for chunk in chunks:
+            sequence = chunk.sequence
+            first_block = sequence.num_computed // self.block_tokens
+            sequence.num_computed += chunk.num_tokens
+            self.prefix_cache.extend(sequence.block_hashes, sequence.hash_root, sequence.token_ids)
+            for index in range(first_block, sequence.num_computed // self.block_tokens):
+                self.prefix_cache.insert(sequence.block_hashes[index], sequence.block_ids[index])
+
+    def num_blocks_for(self, num_tokens: int) -> int:
+        """Blocks that this many tokens need."""
+        return -(-num_tokens // self.block_tokens)
+
+    def _wait(self, sequence: Sequence) -> None:
+        insort(self.waiting, sequence, key=lambda sequence: sequence.rank)
+
+    def _grow(self, sequence: Sequence) -> bool:
+        """Make room for a running sequence's tokens; False when it had to give way itself."""
+        while sequence.is_running:
+            if len(sequence.block_ids) == self.num_blocks_for(sequence.num_tokens):
+                return True
+            if self.pool.num_free:
+                self._allocate_block(sequence)
+            else:
+                self._preempt(self.running[-1])
+        return False
+
+    def _preempt(self, sequence: Sequence) -> None:
+        self.running.remove(sequence)
+        self._release_blocks(sequence)
+        self._wait(sequence)
+        self.num_preemptions += 1
+
+    def _admit(self) -> Iterator[Sequence]:
+        """Start waiting sequences in the order of their rank until one does not fit."""
+        for sequence in [sequence for sequence in self.waiting if not sequence.waits_for_leader]:
+            if len(self.running) == self.max_running or not self._start(sequence):
+                return
+            yield sequence
+
+    def _start(self, sequence: Sequence) -> bool:
+        """Give a waiting sequence all blocks that its tokens need, known prefixes first; False if it does not fit.
+
+        One block for each running sequence stays in reserve: nobody is preempted within the next block's tokens.
+        """
+        self.prefix_cache.extend(sequence.block_hashes, sequence.hash_root, sequence.token_ids)
+        num_matchable = (
+            sequence.num_tokens - 1
+        ) // self.block_tokens  # the last token is computed: it gives the logits
+        known = self.prefix_cache.match(sequence.block_hashes[:num_matchable])
+        num_new = self.num_blocks_for(sequence.num_tokens) - len(known)
+        num_free = self.pool.num_free - sum(map(self.pool.is_free, known))
+        if num_new + len(self.running) > num_free:
+            return False
+        for block_id in known:
+            self.pool.retain(block_id)
+        sequence.block_ids = known
+        sequence.num_computed = len(known) * self.block_tokens
+        for _ in range(num_new):
+            self._allocate_block(sequence)
+        self.num_prefix_hit_tokens += sequence.num_computed
+        self.waiting.remove(sequence)
+        insort(self.running, sequence, key=lambda sequence: sequence.rank)
+        return True
+
+    def _allocate_block(self, sequence: Sequence) -> None:
+        block_id = self.pool.allocate()
+        self.prefix_cache.forget(block_id)
+        sequence.block_ids.append(block_id)
+
+    def _release_blocks(self, sequence: Sequence) -> None:
+        for block_id in reversed(sequence.block_ids):  # the end of a prefix is of less use than its beginning
+            self.pool.release(block_id, useful=block_id in self.prefix_cache)
+        sequence.block_ids = []
+        sequence.num_computed = 0
+
+    def check_invariants(self) -> None:
+        """Every block's references are the tables it is in; every queue is in order and within its bounds."""
+        self.pool.check_invariants()
+        self.prefix_cache.check_invariants()
+        assert len(self.running) <= self.max_running
+        num_tables = [0] * self.pool.num_blocks
+        for sequence in self.running:
+            sequence.check_invariants()
+            assert sequence.is_running
+            assert sequence.num_computed <= len(sequence.block_ids) * self.block_tokens
+            assert len(sequence.block_ids) <= self.num_blocks_for(sequence.num_tokens)
+            for block_id in sequence.block_ids:
+                num_tables[block_id] += 1
+        for sequence in self.waiting:
+            sequence.check_invariants()
+            assert not sequence.is_running, "a waiting sequence holds blocks"
+        for block_id, num in enumerate(num_tables):
+            assert num == self.pool.num_references(block_id), f"block {block_id} is in {num} tables"
+        for queue in (self.waiting, self.running):
+            ranks = [sequence.rank for sequence in queue]
+            assert ranks == sorted(ranks)
+            assert all(sequence.finish_reason is None for sequence in queue), "a finished sequence is still queued"
