@@ -1,0 +1,175 @@
+"""The job record in Redis: claim, lease and fencing.
+
+A job belongs to the worker that claimed it last. The claim hands out an epoch; every later write names it, and is
+refused once somebody else has claimed the job. The scripts in ``tasks/lua`` do each of these steps atomically.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import redis
+
+from tasks import request as requests
+from tasks import schema, token_log
+from tasks.request import Request
+from tasks.token_log import Event, Position
+
+REPUBLISH_AFTER_MS = 15_000
+"""How long a queued job waits for a claim before its message is first published again."""
+
+ClaimStatus = Literal["claimed", "unknown", "busy", "finished"]
+
+
+@dataclass(frozen=True, slots=True)
+class LoggedEvent:
+    """An event with its place in the token log."""
+
+    position: Position
+    event: Event
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A job as its new owner takes it over. Times are Unix milliseconds of the Redis clock."""
+
+    job_id: str
+    request: Request
+    epoch: int
+    attempt: int
+    created_ms: int
+    started_ms: int
+    claimed_ms: int
+    deadline_ms: int
+    cancelled: bool
+    log: tuple[LoggedEvent, ...]
+
+
+@dataclass(slots=True)
+class Append:
+    """Events to write to one job's log; ``final_state`` is set when the last of them ends the job."""
+
+    job_id: str
+    epoch: int
+    events: list[LoggedEvent] = field(default_factory=list)
+    final_state: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Appended:
+    """What an append found: whether the job is still ours, whether it should be cancelled, who listens."""
+
+    owned: bool
+    cancelled: bool
+    num_listeners: int
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """A Celery message to publish for a job that waits in the queue."""
+
+    job_id: str
+    queue: str
+    priority: int
+    lease_lost: bool = False
+
+
+class JobStore:
+    """A worker's view of the jobs in Redis. Thread-safe. Every method may raise `redis.RedisError`."""
+
+    def __init__(self, connection: redis.Redis, *, owner: str, model: str, lease_ms: int, ttl_s: int) -> None:
+        self.redis = connection
+        self._owner = owner
+        self._model = model
+        self._lease_ms = lease_ms
+        self._ttl_s = ttl_s
+        names = ("submit", "claim", "append", "renew", "release", "reap")
+        self._scripts = {name: connection.register_script(schema.script(name)) for name in names}
+
+    def submit(self, job_id: str, request: Request) -> bool:
+        """Write the record of a request that came inside a message; False if the job exists already."""
+        keys, arguments = submission(job_id, request.with_seed(), self._ttl_s)
+        created: list[int] = self._scripts["submit"](keys, arguments)
+        return bool(created[0])
+
+    def claim(self, job_id: str) -> Claim | ClaimStatus:
+        """Take the job, or say why not. Raises `InvalidRequest` if the stored request cannot be read."""
+        keys = [schema.job_key(job_id), schema.log_key(job_id), schema.QUEUED, schema.RUNNING]
+        reply = self._scripts["claim"](keys, [job_id, self._owner, self._model, self._lease_ms, self._ttl_s])
+        status: ClaimStatus = reply[0].decode()
+        if status != "claimed":
+            return status
+        _, now, flat, entries = reply
+        record = dict(zip(flat[::2], flat[1::2], strict=True))
+        return Claim(
+            job_id=job_id,
+            request=requests.decode(record[b"request"]),
+            epoch=int(record[b"epoch"]),
+            attempt=int(record[b"attempt"]),
+            created_ms=int(record[b"created_ms"]),
+            started_ms=int(record[b"started_ms"]),
+            claimed_ms=int(now),
+            deadline_ms=int(record[b"deadline_ms"]),
+            cancelled=b"cancel" in record,
+            log=tuple(LoggedEvent(Position.parse(entry), token_log.decode(fields[1])) for entry, fields in entries),
+        )
+
+    def append(self, appends: Sequence[Append]) -> list[Appended]:
+        """Write the events of many jobs in one call. Calling again after a lost answer is harmless."""
+        if not appends:
+            return []
+        keys = [schema.RUNNING]
+        arguments: list[Any] = [self._ttl_s]
+        for job in appends:
+            keys += [schema.job_key(job.job_id), schema.log_key(job.job_id)]
+            arguments += [job.job_id, job.epoch, job.final_state, len(job.events)]
+            for logged in job.events:
+                arguments += [logged.position.n, logged.position.k, token_log.encode(logged.event)]
+        answers = self._scripts["append"](keys, arguments)
+        return [Appended(status == 1, cancel == 1, listeners) for status, cancel, listeners in answers]
+
+    def renew(self, epochs: dict[str, int]) -> dict[str, Literal["lost", "renewed", "cancelled"]]:
+        """Renew the leases of jobs, given with their epochs; says which are lost and which should be cancelled."""
+        if not epochs:
+            return {}
+        answers = self._scripts["renew"](
+            [schema.RUNNING, *map(schema.job_key, epochs)],
+            [self._lease_ms, self._ttl_s, *(part for pair in epochs.items() for part in pair)],
+        )
+        names: tuple[Literal["lost", "renewed", "cancelled"], ...] = ("lost", "renewed", "cancelled")
+        return {job_id: names[answer] for job_id, answer in zip(epochs, answers, strict=True)}
+
+    def release(self, epochs: dict[str, int]) -> list[Message]:
+        """Give running jobs back to the queue; the caller publishes the returned messages."""
+        if not epochs:
+            return []
+        answers = self._scripts["release"](
+            [schema.RUNNING, schema.QUEUED, *map(schema.job_key, epochs)],
+            [REPUBLISH_AFTER_MS, self._ttl_s, *(part for pair in epochs.items() for part in pair)],
+        )
+        return [
+            Message(job_id, answer[0].decode(), int(answer[1]))
+            for job_id, answer in zip(epochs, answers, strict=True)
+            if answer
+        ]
+
+    def reap(self, most: int = 100) -> list[Message]:
+        """Put jobs whose lease ran out back into the queue and find queued ones whose message may be lost."""
+        found = self._scripts["reap"]([schema.RUNNING, schema.QUEUED], [most, REPUBLISH_AFTER_MS, self._ttl_s])
+        return [Message(job.decode(), queue.decode(), int(priority), lost == 1) for job, queue, priority, lost in found]
+
+
+def submission(job_id: str, request: Request, ttl_s: int) -> tuple[list[str], list[Any]]:
+    """Keys and arguments of the submit script. Raises `InvalidRequest`."""
+    deadline_ms = 0 if request.deadline_s is None else max(1, round(request.deadline_s * 1000))
+    return [schema.job_key(job_id), schema.QUEUED], [
+        job_id,
+        requests.encode(request),
+        schema.queue_name(request.model),
+        request.priority,
+        deadline_ms,
+        max(ttl_s, deadline_ms // 1000 + 1),
+        REPUBLISH_AFTER_MS,
+    ]

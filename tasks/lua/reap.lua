@@ -1,0 +1,37 @@
+-- Find jobs that nobody works on and say which messages to publish again.
+-- Running jobs whose lease ran out go back to the queue; queued jobs whose message may be lost come up again, each
+-- time after twice as long. Publishing too often is harmless: a claim decides who runs a job.
+-- KEYS: orcd:running, orcd:queued
+-- ARGV: at most so many jobs of each kind, ms until the first re-publish, ttl s
+-- Returns {job id, queue, priority, 1 if its lease had run out} for every job to publish.
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local most, patience, ttl = ARGV[1], tonumber(ARGV[2]), ARGV[3]
+local found = {}
+for _, id in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', now, 'LIMIT', 0, most)) do
+    local job = 'orcd:{' .. id .. '}:job'
+    local record = redis.call('HMGET', job, 'state', 'queue', 'priority')
+    redis.call('ZREM', KEYS[1], id)
+    if record[1] == 'running' then
+        redis.call('HINCRBY', job, 'epoch', 1)
+        redis.call('HSET', job, 'state', 'queued', 'owner', '', 'published', 0)
+        redis.call('ZADD', KEYS[2], now + patience, id)
+        redis.call('PUBLISH', 'orcd:{' .. id .. '}:events', cjson.encode({type = 'queued', position = 1}))
+        found[#found + 1] = {id, record[2], record[3], 1}
+    end
+end
+for _, id in ipairs(redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', now, 'LIMIT', 0, most)) do
+    local job = 'orcd:{' .. id .. '}:job'
+    local record = redis.call('HMGET', job, 'state', 'queue', 'priority')
+    if record[1] == 'queued' then
+        local times = math.min(redis.call('HINCRBY', job, 'published', 1), 10)
+        redis.call('ZADD', KEYS[2], now + patience * 2 ^ times, id)
+        found[#found + 1] = {id, record[2], record[3], 0}
+    else
+        redis.call('ZREM', KEYS[2], id)
+    end
+end
+if #found > 0 then
+    redis.call('EXPIRE', KEYS[2], ttl)
+end
+return found
