@@ -1,0 +1,102 @@
+import numpy as np
+import pytest
+
+from tests.worker.engine.context_model import ContextModel, check_shapes
+from worker.contract import Sampling
+from worker.engine.runner import Draw, Runner, build_batch
+from worker.engine.scheduler import Chunk
+from worker.engine.sequence import Sequence
+from worker.errors import OrcdError
+
+
+def sequence(token_ids: list[int], block_ids: list[int], *, num_prompt: int = 0, choice: int = 0, **options: object):
+    sampling = Sampling(**{"max_tokens": 8, "temperature": 0.0, **options})
+    num_prompt = num_prompt or len(token_ids)
+    return Sequence("r", choice, sampling, 0, token_ids, num_prompt, 8, block_ids=block_ids)
+
+
+class FixedLogits(ContextModel):
+    """Gives the same logits to everybody."""
+
+    def __init__(self, logits: list[float]) -> None:
+        super().__init__()
+        self.logits = logits
+
+    def forward(self, batch, cache):
+        return np.array([self.logits] * len(batch.logit_rows), np.float32)
+
+
+def draw(logits: list[float], *sequences: Sequence) -> list[Draw]:
+    runner = Runner(FixedLogits(logits), num_blocks=4, block_tokens=4)
+    return runner.run([Chunk(each, each.num_pending) for each in sequences])
+
+
+def test_a_batch_lists_prefill_chunks_and_decodes_one_after_the_other():
+    prefill = sequence(list(range(10, 20)), [5, 2, 7])
+    prefill.num_computed = 4
+    decode = sequence([1, 2, 3, 4, 5, 6], [0, 3], num_prompt=5)
+    decode.num_computed = 5
+    batch = build_batch([Chunk(prefill, 3), Chunk(decode, 1)], block_tokens=4)
+    check_shapes(batch)
+    assert batch.token_ids.tolist() == [14, 15, 16, 6]
+    assert batch.positions.tolist() == [4, 5, 6, 5]
+    assert batch.slots.tolist() == [8, 9, 10, 13]
+    assert batch.query_starts.tolist() == [0, 3, 4]
+    assert batch.context_lengths.tolist() == [7, 6]
+    assert batch.block_tables.tolist() == [[5, 2, 7], [0, 3, 0]]
+    assert batch.logit_rows.tolist() == [3]
+
+
+def test_only_chunks_that_reach_the_last_token_draw():
+    runner = Runner(ContextModel(), num_blocks=4, block_tokens=4)
+    unfinished, finished = sequence([1, 2, 3, 4], [0]), sequence([1, 2, 3], [1])
+    first, second = runner.run([Chunk(unfinished, 2), Chunk(finished, 3)])
+    assert first is None
+    assert isinstance(second, Draw)
+
+
+def test_penalties_look_at_the_right_tokens():
+    logits = [1.0, 0.9, 0.8, 0.1]
+    repeated = sequence([0, 0, 1], [0], num_prompt=2, repetition_penalty=2.0)  # prompt and output count
+    present = sequence([0, 0, 1], [1], num_prompt=2, presence_penalty=0.5)  # only the output counts
+    frequent = sequence([2, 0, 0, 1], [2], num_prompt=1, frequency_penalty=0.15)
+    assert [each.token_id for each in draw(logits, repeated, present, frequent)] == [2, 0, 2]
+
+
+def test_bias_and_min_tokens_decide_what_can_be_drawn():
+    logits = [1.0, 0.9, 0.8, 0.1]
+    biased = sequence([0], [0], logit_bias={3: 5.0})
+    held_open = sequence([0], [1], stop_token_ids=(0, 1), min_tokens=1)
+    free_to_end = sequence([0, 1], [2], num_prompt=1, stop_token_ids=(0, 1), min_tokens=1)
+    assert [each.token_id for each in draw(logits, biased, held_open, free_to_end)] == [3, 2, 0]
+
+
+def test_logprobs_are_those_of_the_softmax_and_absent_unless_asked_for():
+    logits = [1.0, 2.0, 0.5, 2.0]
+    expected = np.log(np.exp(logits) / np.exp(logits).sum())
+    silent, chosen_only, top_three = draw(
+        logits, sequence([0], [0]), sequence([0], [1], logprobs=0), sequence([0], [2], logprobs=3)
+    )
+    assert silent.logprobs is None
+    assert chosen_only.logprobs.top_ids == ()
+    assert chosen_only.logprobs.logprob == pytest.approx(expected[1], abs=1e-6)
+    assert top_three.logprobs.top_ids == (1, 3, 0)
+    assert top_three.logprobs.top_logprobs == pytest.approx(expected[[1, 3, 0]], abs=1e-6)
+
+
+def test_choices_draw_with_consecutive_seeds_that_wrap_around():
+    logits = np.zeros(32).tolist()
+    last = sequence([0], [0], seed=2**64 - 1, temperature=1.0, choice=1)
+    first = sequence([0], [1], seed=0, temperature=1.0)
+    other = sequence([0], [2], seed=1, temperature=1.0)
+    ids = [each.token_id for each in draw(logits, last, first, other)]
+    assert ids[0] == ids[1] != ids[2]
+
+
+def test_non_finite_logits_are_an_error_of_their_row_alone():
+    runner = Runner(ContextModel(poison_id=7), num_blocks=4, block_tokens=4)
+    healthy, poisoned = sequence([1, 2], [0], logprobs=1), sequence([1, 7], [1], logprobs=1)
+    first, second = runner.run([Chunk(healthy, 2), Chunk(poisoned, 2)])
+    assert isinstance(first, Draw)
+    assert isinstance(second, OrcdError)
+    assert "non-finite" in second.message

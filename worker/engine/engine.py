@@ -1,0 +1,229 @@
+"""The engine: requests in, tokens out, one step at a time."""
+
+from __future__ import annotations
+
+import traceback
+from pathlib import Path
+
+from worker.contract import Abort, Add, Choice, Stats, TokenOutput
+from worker.engine.admission import check_add
+from worker.engine.runner import Draw, Model, Runner
+from worker.engine.scheduler import Chunk, Scheduler
+from worker.engine.sequence import Sequence
+from worker.errors import CudaError, InsufficientVram, InvalidRequest, OrcdError, VramOom
+from worker.settings import Settings
+
+DEFAULT_TOKENS_PER_SEQUENCE = 1024
+DEFAULT_CACHE_BYTES = 1 << 30
+
+
+class Engine:
+    """Continuous batching over one model.
+
+    `add` and `abort` take effect with the next `step`, whose outputs also answer requests that were refused. A step is
+    plan, run, commit. Sequences of one request share the blocks of its prompt, and with ``settings.prefix_cache``
+    different requests share equal prefixes too. Nothing here waits, logs or knows the time.
+    """
+
+    def __init__(self, model: Model, settings: Settings) -> None:
+        """Allocates the KV cache; raises `InsufficientVram` or `InvalidRequest` when the settings leave no room."""
+        block_tokens = settings.kv_block_tokens
+        self.context_length = settings.context_length or model.config.context_length
+        if self.context_length > model.config.context_length:
+            raise InvalidRequest(
+                f"context_length is {self.context_length}, but the model's ends at {model.config.context_length}"
+            )
+        num_blocks = _num_blocks(model, settings, self.context_length)
+        self._vocab_size = model.config.vocab_size
+        self._prefix_cache = settings.prefix_cache
+        self._cache_tokens = num_blocks * block_tokens
+        self._scheduler = Scheduler(
+            num_blocks=num_blocks,
+            block_tokens=block_tokens,
+            step_tokens=settings.step_tokens,
+            max_sequences=settings.max_sequences,
+        )
+        self._runner = Runner(model, num_blocks=num_blocks, block_tokens=block_tokens)
+        self._requests: dict[str, list[Sequence]] = {}  # the live sequences of each request
+        self._answers: list[TokenOutput] = []  # what the next step returns without computing anything
+        self._num_steps = 0
+        self._num_prompt_tokens = 0
+        self._num_output_tokens = 0
+
+    @property
+    def max_sequence_tokens(self) -> int:
+        """Most tokens that prompt and output of one choice can have together."""
+        return min(self.context_length, self._cache_tokens)
+
+    @property
+    def has_work(self) -> bool:
+        """Whether `step` has anything to do."""
+        return bool(self._answers or self._requests)
+
+    def add(self, add: Add) -> None:
+        """Queue a request. One that cannot run is answered by error outputs of the next step, one for each choice."""
+        try:
+            check_add(
+                add,
+                vocab_size=self._vocab_size,
+                context_length=self.context_length,
+                cache_tokens=self._cache_tokens,
+            )
+            if add.request_id in self._requests:
+                raise InvalidRequest("request_id belongs to a request that is still running")
+        except OrcdError as error:
+            for choice in add.choices or (Choice(0),):
+                self._answers.append(_error_output(add.request_id, choice.index, error))
+            return
+        live: list[Sequence] = []
+        for choice in add.choices:
+            sequence = self._sequence(add, choice)
+            sequence.update_finish_reason()
+            if sequence.finish_reason is not None:  # its earlier owner emitted everything but the end
+                self._answers.append(TokenOutput(add.request_id, choice.index, (), sequence.finish_reason))
+                continue
+            sequence.leader = live[0] if live else None
+            live.append(sequence)
+            self._scheduler.add(sequence)
+        if live:
+            self._requests[add.request_id] = live
+            self._num_prompt_tokens += len(add.prompt_ids)
+
+    def abort(self, abort: Abort) -> None:
+        """End one choice of a request or all of them; unknown ones are ignored."""
+        for sequence in list(self._requests.get(abort.request_id, ())):
+            if abort.choice in (None, sequence.choice):
+                sequence.finish_reason = "abort"
+                self._forget(sequence)
+                self._answers.append(TokenOutput(sequence.request_id, sequence.choice, (), "abort"))
+
+    def step(self) -> list[TokenOutput]:
+        """Run one step and return what it emitted.
+
+        A request that the model fails on ends with an error output, the others go on. Raises `CudaError` when the
+        device is lost, and whatever the model raised when it failed on every request of several.
+        """
+        outputs, self._answers = self._answers, []
+        if self._requests:
+            chunks = self._scheduler.plan()
+            outputs += self._commit(chunks, self._run(chunks))
+            self._num_steps += 1
+        return outputs
+
+    def stats(self, *, memory_bytes: int, healthy: bool) -> Stats:
+        """Counters since the start and gauges of this moment."""
+        scheduler = self._scheduler
+        return Stats(
+            running=len(scheduler.running),
+            waiting=len(scheduler.waiting),
+            kv_blocks_used=scheduler.pool.num_blocks - scheduler.pool.num_free,
+            kv_blocks_total=scheduler.pool.num_blocks,
+            steps=self._num_steps,
+            prompt_tokens=self._num_prompt_tokens,
+            output_tokens=self._num_output_tokens,
+            prefix_hit_tokens=scheduler.num_prefix_hit_tokens,
+            preemptions=scheduler.num_preemptions,
+            memory_bytes=memory_bytes,
+            healthy=healthy,
+        )
+
+    def check_invariants(self) -> None:
+        """The live sequences are exactly those that the scheduler holds, and its bookkeeping agrees."""
+        self._scheduler.check_invariants()
+        live = {id(sequence) for sequences in self._requests.values() for sequence in sequences}
+        assert live == {id(sequence) for sequence in self._scheduler.running + self._scheduler.waiting}
+        assert all(self._requests.values()), "a request without sequences"
+
+    def _sequence(self, add: Add, choice: Choice) -> Sequence:
+        return Sequence(
+            request_id=add.request_id,
+            choice=choice.index,
+            sampling=add.sampling,
+            priority=add.priority,
+            token_ids=[*add.prompt_ids, *choice.output_ids],
+            num_prompt=len(add.prompt_ids),
+            max_output=min(add.sampling.max_tokens, self.max_sequence_tokens - len(add.prompt_ids)),
+            hash_root=b"" if self._prefix_cache else add.request_id.encode(),
+        )
+
+    def _run(self, chunks: list[Chunk]) -> list[Draw | OrcdError | None]:
+        """Run the step; when that fails, run its chunks one by one, so that only those fail that must.
+
+        Running a chunk again is harmless: it writes the same keys and values to the same places.
+        """
+        try:
+            return self._runner.run(chunks)
+        except CudaError:
+            raise
+        except Exception as error:
+            if len(chunks) == 1:
+                return [_step_error(error)]
+            results = [result for chunk in chunks for result in self._run([chunk])]
+            if all(isinstance(result, OrcdError) for result in results):
+                raise
+            return results
+
+    def _commit(self, chunks: list[Chunk], results: list[Draw | OrcdError | None]) -> list[TokenOutput]:
+        outputs: list[TokenOutput] = []
+        computed: list[Chunk] = []
+        for chunk, result in zip(chunks, results, strict=True):
+            if isinstance(result, OrcdError):
+                chunk.sequence.finish_reason = "error"
+                self._forget(chunk.sequence)
+                outputs.append(_error_output(chunk.sequence.request_id, chunk.sequence.choice, result))
+            else:
+                computed.append(chunk)
+        self._scheduler.commit(computed)
+        for chunk, result in zip(chunks, results, strict=True):
+            if isinstance(result, Draw):
+                outputs.append(self._emit(chunk.sequence, result))
+        return outputs
+
+    def _emit(self, sequence: Sequence, draw: Draw) -> TokenOutput:
+        sequence.append(draw.token_id)
+        self._num_output_tokens += 1
+        if sequence.finish_reason is not None:
+            self._forget(sequence)
+        return TokenOutput(
+            request_id=sequence.request_id,
+            choice=sequence.choice,
+            ids=(draw.token_id,),
+            finish_reason=sequence.finish_reason,
+            logprobs=None if draw.logprobs is None else (draw.logprobs,),
+        )
+
+    def _forget(self, sequence: Sequence) -> None:
+        self._scheduler.remove(sequence)
+        live = self._requests[sequence.request_id]
+        live.remove(sequence)
+        if not live:
+            del self._requests[sequence.request_id]
+
+
+def _num_blocks(model: Model, settings: Settings, context_length: int) -> int:
+    """Blocks of the KV cache; by default `DEFAULT_TOKENS_PER_SEQUENCE` for each sequence that may run."""
+    block_bytes = model.bytes_per_block(settings.kv_block_tokens)
+    blocks_per_sequence = -(-min(context_length, DEFAULT_TOKENS_PER_SEQUENCE) // settings.kv_block_tokens)
+    default_bytes = min(settings.max_sequences * blocks_per_sequence * block_bytes, DEFAULT_CACHE_BYTES)
+    num_blocks = (settings.kv_cache_bytes or default_bytes) // block_bytes
+    if not num_blocks:
+        raise InsufficientVram(
+            f"one block of the KV cache takes {block_bytes} bytes; set kv_cache_bytes to at least that"
+        )
+    return num_blocks
+
+
+def _error_output(request_id: str, choice: int, error: OrcdError) -> TokenOutput:
+    return TokenOutput(request_id, choice, (), "error", error_code=error.code, error_message=error.message)
+
+
+def _step_error(error: Exception) -> OrcdError:
+    """An exception of the model as an error of the request; other exceptions' texts may hold what users wrote."""
+    if isinstance(error, OrcdError):
+        return error
+    if isinstance(error, MemoryError):
+        return VramOom("the device ran out of memory on this request; shorten it or lower step_tokens")
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    return OrcdError(
+        f"the model failed on this request: {type(error).__name__} at {Path(place.filename).name}:{place.lineno}"
+    )
