@@ -1,0 +1,27 @@
+# One image for the worker and for Flower. The NVIDIA container runtime brings the driver; CUDA's compiler and libraries
+# come as wheels with the cuda13 extra (`--build-arg CUDA=cuda12` for older drivers, `CUDA=` for a CPU-only image).
+FROM python:3.12-slim-bookworm
+
+ARG CUDA=cuda13
+ENV PYTHONUNBUFFERED=1 \
+    PIP_NO_CACHE_DIR=1 \
+    PIP_DISABLE_PIP_VERSION_CHECK=1 \
+    NVIDIA_VISIBLE_DEVICES=all \
+    NVIDIA_DRIVER_CAPABILITIES=compute,utility
+
+WORKDIR /src
+COPY pyproject.toml README.md LICENSE ./
+COPY kernels kernels
+COPY worker worker
+COPY tasks tasks
+RUN pip install ".${CUDA:+[$CUDA]}" && rm -rf /src/*
+
+RUN useradd --create-home --uid 10001 orcd
+USER orcd
+WORKDIR /home/orcd
+
+# A worker that answers a ping runs its event loop. Flower has a check of its own in compose.yaml.
+HEALTHCHECK --interval=30s --timeout=20s --start-period=60s --retries=3 \
+    CMD celery -A tasks inspect ping --destination "orcd@$HOSTNAME" --timeout 10 > /dev/null
+
+CMD ["orcd", "worker"]

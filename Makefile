@@ -1,0 +1,57 @@
+# `make help` lists what there is. Everything lives in .venv; PYTHON=/path/to/python3.12 picks the interpreter for it.
+.DEFAULT_GOAL := help
+.PHONY: demo test lint format bench gpu-test clean help
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+MODEL := tasks/demo/haiku-q4_k_m.gguf
+
+demo: $(VENV)/installed  ## run the whole system here, with the model that ships and no GPU
+	@$(BIN)/orcd demo
+
+test: $(VENV)/installed-dev  ## run all tests
+	@$(BIN)/python -m pytest
+
+lint: $(VENV)/installed-dev  ## check style, types and import rules
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+
+format: $(VENV)/installed-dev  ## rewrite the code in the project's style
+	@$(BIN)/ruff check --fix --exit-zero --quiet .
+	@$(BIN)/ruff format .
+
+bench: $(VENV)/installed  ## measure the engine alone, then behind the queue, on the CPU
+	@$(BIN)/orcd bench engine $(MODEL) --device cpu --concurrency 1,16,32
+	@$(BIN)/orcd bench queue $(MODEL) --device cpu --concurrency 1,16,32
+
+gpu-test: $(VENV)/installed-dev  ## run the tests that need an NVIDIA GPU
+	@$(BIN)/python -m pytest -m gpu
+
+clean:  ## remove the environment, caches and build outputs
+	@rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+help:  ## show this list
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
+
+# The first of these that runs and is new enough, unless PYTHON says otherwise.
+$(BIN)/python:
+	@for python in $(or $(PYTHON),python3 python3.13 python3.12 python3.11); do \
+	  if $$python -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null; then \
+	    echo "creating $(VENV) with $$($$python --version)"; \
+	    $$python -m venv $(VENV) && exit 0; rm -rf $(VENV); exit 1; \
+	  fi; \
+	done; echo "orcd needs Python 3.11, 3.12 or 3.13: run make PYTHON=/path/to/python3.12 $(MAKECMDGOALS)" >&2; exit 1
+
+$(VENV)/installed: pyproject.toml | $(BIN)/python
+	@echo "installing orcd into $(VENV)"
+	@$(PIP) --editable .
+	@touch $@
+
+$(VENV)/installed-dev: pyproject.toml | $(BIN)/python
+	@echo "installing orcd and its development tools into $(VENV)"
+	@$(PIP) --editable '.[dev]'
+	@touch $@ $(VENV)/installed
