@@ -1,0 +1,225 @@
+"""A model's chat template (Jinja), rendered as Hugging Face transformers renders it."""
+
+from __future__ import annotations
+
+import copy
+import datetime
+import json
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+import jinja2
+import jinja2.compiler
+import jinja2.ext
+import jinja2.nodes
+import jinja2.parser
+import jinja2.runtime
+import jinja2.sandbox
+
+from worker.errors import InvalidRequest, ModelLoadFailed
+from worker.text.tokenizer import Tokenizer
+
+TIME_LIMIT_S = 2.0
+MAX_CHARACTERS = 16 * 1024 * 1024
+"""Most that a template may write, and the longest value that an operator may make in it. A filter or method that
+makes a long string of short ones is not seen before it is done."""
+
+_CONTINUE_HERE = "CONTINUE_FINAL_MESSAGE_TAG "
+
+
+class ChatTemplate:
+    """Compiled once; `render` may be called from several threads.
+
+    Raises `ModelLoadFailed` if ``source`` is not a template. What a template can reach is sandboxed; it can neither
+    run longer than `TIME_LIMIT_S` nor write more than `MAX_CHARACTERS`.
+    """
+
+    def __init__(
+        self,
+        source: str,
+        *,
+        bos_token: str = "",
+        eos_token: str = "",
+        now: Callable[[], datetime.datetime] = datetime.datetime.now,
+    ) -> None:
+        self._special = {"bos_token": bos_token, "eos_token": eos_token}
+        try:
+            self._template = _Environment(now).from_string(source)
+        except (jinja2.TemplateError, RecursionError) as error:
+            raise ModelLoadFailed(f"tokenizer.chat_template is not a valid template: {_reason(error)}") from None
+
+    @classmethod
+    def from_metadata(cls, metadata: Mapping[str, Any], tokenizer: Tokenizer) -> ChatTemplate | None:
+        """The GGUF's own template, None if it has none."""
+        source = metadata.get("tokenizer.chat_template")
+        if source is None:
+            return None
+        if not isinstance(source, str):
+            raise ModelLoadFailed("tokenizer.chat_template must be a string")
+        return cls(
+            source,
+            bos_token=tokenizer.token_text(tokenizer.bos_id),
+            eos_token=tokenizer.token_text(tokenizer.eos_id),
+        )
+
+    def render(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+        variables: Mapping[str, Any] | None = None,
+    ) -> str:
+        """The prompt's text, special tokens included: encode it with ``add_special=False, parse_special=True``.
+
+        ``continue_final_message`` leaves the last message open, so that the answer goes on where it ends; it excludes
+        ``add_generation_prompt``. ``variables`` are further names that the template knows. Raises `InvalidRequest`
+        with what the template says about messages it does not accept, or if it exceeds a limit.
+        """
+        if continue_final_message:
+            if add_generation_prompt:
+                raise InvalidRequest("continue_final_message and add_generation_prompt exclude each other; set one")
+            messages, final_text = _tag_final_message(messages)
+        fixed = {"messages": messages, "tools": tools, "add_generation_prompt": add_generation_prompt}
+        if clash := fixed.keys() & (variables or {}).keys():
+            raise InvalidRequest(f"variables must not hold {min(clash)!r}: it has a field of its own")
+        text = self._write({**self._special, "documents": None, **(variables or {}), **fixed})
+        return _cut_at_tag(text, final_text) if continue_final_message else text
+
+    def _write(self, names: Mapping[str, Any]) -> str:
+        parts: list[str] = []
+        length = 0
+        try:
+            with _deadline(TIME_LIMIT_S):
+                for part in self._template.generate(names):
+                    parts.append(part)
+                    length += len(part)
+                    _check_length(length)
+        except Exception as error:  # a template can raise anything that Python code can
+            raise InvalidRequest(f"messages: the model's chat template refuses them: {_reason(error)}") from None
+        return "".join(parts)
+
+
+def _reason(error: Exception) -> str:
+    """What the template says; of an error in Python code only its kind, for its text may quote the messages."""
+    told = isinstance(error, (jinja2.TemplateError, TypeError))
+    return f"{type(error).__name__}: {error}"[:300] if told else type(error).__name__
+
+
+def _tag_final_message(messages: Sequence[Mapping[str, Any]]) -> tuple[list[dict[str, Any]], str]:
+    """A copy whose last message's text ends in a tag, and that text."""
+    tagged: list[dict[str, Any]] = copy.deepcopy([dict(message) for message in messages])
+    content = tagged[-1].get("content") if tagged else None
+    if isinstance(content, str):
+        tagged[-1]["content"] = content + _CONTINUE_HERE
+        return tagged, content
+    for block in reversed(content if isinstance(content, list) else []):
+        if isinstance(block, dict) and isinstance(block.get("text"), str):
+            text: str = block["text"]
+            block["text"] = text + _CONTINUE_HERE
+            return tagged, text
+    raise InvalidRequest("continue_final_message needs a last message with text to go on from")
+
+
+def _cut_at_tag(text: str, final_text: str) -> str:
+    """Drop what the template wrote after the last message; a template that trims the message trims it here too."""
+    start = text.rfind(_CONTINUE_HERE.strip())
+    if start < 0 or final_text.strip() not in text:
+        raise InvalidRequest("continue_final_message: the model's chat template does not write the last message whole")
+    return text[:start] if text.startswith(_CONTINUE_HERE, start) else text[:start].rstrip()
+
+
+class _CodeGenerator(jinja2.compiler.CodeGenerator):
+    def visit_Concat(self, node: jinja2.nodes.Concat, frame: jinja2.compiler.Frame) -> None:  # noqa: N802
+        """``a ~ b``, with the environment's limit on length."""
+        self.write("environment.concatenate((")
+        for operand in node.nodes:
+            self.visit(operand, frame)
+            self.write(", ")
+        self.write("))")
+
+
+class _Environment(jinja2.sandbox.ImmutableSandboxedEnvironment):
+    """Set up as in transformers' ``apply_chat_template``; operators refuse to make what would not fit in memory."""
+
+    code_generator_class = _CodeGenerator
+    intercepted_binops = frozenset(("+", "*", "**"))
+
+    def __init__(self, now: Callable[[], datetime.datetime]) -> None:
+        super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols])
+        self.filters["tojson"] = _to_json
+        self.globals["raise_exception"] = _raise_exception
+        self.globals["strftime_now"] = lambda format: now().strftime(format)
+
+    def call_binop(self, context: jinja2.runtime.Context, operator: str, left: Any, right: Any) -> Any:
+        """Called for the operators of ``intercepted_binops``."""
+        if operator == "+" and isinstance(left, Sized) and isinstance(right, Sized):
+            _check_length(len(left) + len(right))
+        elif operator == "*" and isinstance(left, Sized) and isinstance(right, int):
+            _check_length(len(left) * right)
+        elif operator == "*" and isinstance(left, int) and isinstance(right, Sized):
+            _check_length(left * len(right))
+        elif operator == "**" and isinstance(left, int) and isinstance(right, int):
+            _check_length(left.bit_length() * right)
+        return super().call_binop(context, operator, left, right)
+
+    def concatenate(self, operands: Iterable[Any]) -> str:
+        """Jinja's ``~``."""
+        texts = list(map(str, operands))
+        _check_length(sum(map(len, texts)))
+        return "".join(texts)
+
+
+def _check_length(length: int) -> None:
+    if length > MAX_CHARACTERS:
+        raise jinja2.TemplateRuntimeError(f"it makes a value longer than {MAX_CHARACTERS} characters")
+
+
+class _Generation(jinja2.ext.Extension):
+    """``{% generation %}`` marks what an assistant wrote, for training; when rendering it changes nothing."""
+
+    tags = {"generation"}  # noqa: RUF012 - Jinja's own interface
+
+    def parse(self, parser: jinja2.parser.Parser) -> jinja2.nodes.Node:
+        lineno = next(parser.stream).lineno
+        return jinja2.nodes.Scope(parser.parse_statements(("name:endgeneration",), drop_needle=True), lineno=lineno)
+
+
+def _to_json(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+
+def _raise_exception(message: str) -> None:
+    raise jinja2.TemplateError(message)
+
+
+@contextmanager
+def _deadline(seconds: float) -> Iterator[None]:
+    """Raise an error in this thread's Python code, at the next line, once the time is up.
+
+    A trace function, unlike a signal, works in every thread, and stops loops and recursion alike.
+    """
+    end = time.monotonic() + seconds
+
+    def trace(frame: FrameType, event: str, arg: Any) -> Any:
+        if time.monotonic() > end:
+            raise jinja2.TemplateRuntimeError(f"it takes longer than {seconds:g} s")
+        return trace
+
+    previous = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        yield
+    finally:
+        sys.settrace(previous)

@@ -1,0 +1,183 @@
+"""The text of one choice as its tokens come in: UTF-8 safe, cut at stop strings, resumable."""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from worker.errors import InvalidRequest
+from worker.text.harmony import Channel, Channels
+from worker.text.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """What may be shown now: the text of the next ``num_ids`` token ids that were not released before.
+
+    ``text`` belongs to the answer; ``analysis`` (reasoning) and ``commentary`` (tool calls) are empty but for models
+    with channels. ``stopped`` says that a stop string was found: this piece is the last.
+    """
+
+    text: str
+    num_ids: int
+    stopped: bool = False
+    analysis: str = ""
+    commentary: str = ""
+
+
+class Detokenizer:
+    """Turns ids into text that never has to be taken back.
+
+    **What is held back.** Bytes that may still become a character, and text that may still become a stop string: the
+    longest end of the text so far with which some stop string begins. An id is released when nothing held back belongs
+    to it or to an id before it, so the text of a released id is final, and whole. A stop string that may begin in
+    the middle of a token's text thus holds the token's earlier text too.
+
+    **Borders.** Nothing is held back at the end of a released id, and no stop string that is found later can begin
+    before it. So a log of released (ids, text) may be cut after any piece: a new detokenizer that is told the logged
+    ids by `restore` and then fed the same further ids shows the same further text.
+
+    **Stop strings** are looked for in the answer's text, across token borders. The one that is complete first counts;
+    of two complete at the same character, the one that begins first. The text before it is released with
+    ``stopped``, together with all ids up to the one that completes it. How ids are dealt out to calls of `feed` makes
+    no difference.
+
+    Control tokens have no text. All pieces' ``text`` together is ``tokenizer.decode(ids, skip_special=True)``, cut at
+    the first stop string; only a space in front that stands in the middle of a sentence is kept: ``prompt_ids`` says
+    what came before. For models with channels it also says in which channel the answer begins; there each message is
+    decoded for itself, and a stop string does not reach from one into the next.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str] = (), *, prompt_ids: Sequence[int] = ()) -> None:
+        """Raises `InvalidRequest` if a stop string is empty."""
+        if not all(stop):
+            raise InvalidRequest("stop must not hold an empty string")
+        self._tokenizer = tokenizer
+        self._stop = tuple(stop)
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._channels = Channels.of(tokenizer)
+        if self._channels:
+            for token_id in prompt_ids:
+                self._channels.advance(token_id)
+        begins = not prompt_ids or tokenizer.is_special(prompt_ids[-1])
+        self._strips_space = begins and tokenizer.strips_leading_space
+        self._held: list[_Token] = []
+        self._window = ""  # the answer's text in ``_held``
+        self._stopped = False
+
+    def feed(self, token_ids: Sequence[int]) -> Piece:
+        """Take the next ids; those after the one that completes a stop string are ignored."""
+        assert not self._stopped, "nothing follows a stop string"
+        released = _Released()
+        for token_id in token_ids:
+            self._add(self._decode(token_id), released)
+            if self._stopped:
+                break
+        return released.piece(stopped=self._stopped)
+
+    def finish(self) -> Piece:
+        """Release all that is held back: no more ids will come. Half a character becomes U+FFFD."""
+        released = _Released()
+        if self._held:
+            num_ids, channel = len(self._held), self._held[-1].channel
+            self._add(_Token(channel, self._decoder.decode(b"", True), ends_message=True), released)
+            released.num_ids = num_ids
+        return released.piece(stopped=self._stopped)
+
+    def restore(self, logged_ids: Sequence[int]) -> None:
+        """Go on, with a new detokenizer, after ids that another one has released."""
+        assert not self._held
+        for token_id in logged_ids:
+            self._decode(token_id)
+        self._decoder.reset()
+
+    def _decode(self, token_id: int) -> _Token:
+        """The token with the characters that it completes."""
+        channel: Channel | None = "final"
+        if self._channels:
+            channel = self._channels.channel
+            if self._channels.advance(token_id):
+                return _Token(channel or "final", self._decoder.decode(b"", True), ends_message=True)
+        if channel is None or self._tokenizer.is_special(token_id):
+            data = b""
+        else:
+            data = self._tokenizer.token_bytes(token_id)
+            if self._strips_space:
+                data = data.removeprefix(b" ")
+                self._strips_space = False
+        text = self._decoder.decode(data)
+        return _Token(channel or "final", text, ends_character=not self._decoder.getstate()[0])
+
+    def _add(self, token: _Token, released: _Released) -> None:
+        """Hold ``token``, then release what need not be held any longer."""
+        self._held.append(token)
+        if token.channel == "final" and token.text:
+            searched = len(self._window)
+            self._window += token.text
+            cut = self._find_stop(searched)
+            if cut is not None:
+                self._stopped = True
+                released.add(self._held, answer=self._window[:cut])
+                self._held.clear()
+                return
+        possible = 0 if token.ends_message else self._possible_stop()
+        after = 0  # characters of the window behind the border that is looked at
+        for border in range(len(self._held), 0, -1):
+            token = self._held[border - 1]
+            if token.ends_character and after >= possible:
+                end = len(self._window) - after
+                released.add(self._held[:border], answer=self._window[:end])
+                del self._held[:border]
+                self._window = self._window[end:]
+                return
+            after += len(token.text) if token.channel == "final" else 0
+
+    def _find_stop(self, searched: int) -> int | None:
+        """Where in the window the stop string begins that is complete first; none is in ``window[:searched]``."""
+        found = []
+        for stop in self._stop:
+            start = self._window.find(stop, max(0, searched - len(stop) + 1))
+            if start >= 0:
+                found.append((start + len(stop), start))
+        return min(found)[1] if found else None
+
+    def _possible_stop(self) -> int:
+        """Length of the longest end of the window with which a stop string begins."""
+        longest = 0
+        for stop in self._stop:
+            for length in range(min(len(stop) - 1, len(self._window)), longest, -1):
+                if self._window.endswith(stop[:length]):
+                    longest = length
+                    break
+        return longest
+
+
+@dataclass(frozen=True, slots=True)
+class _Token:
+    """One id: ``text`` is the characters that it completes, of which the first may have begun before it."""
+
+    channel: Channel
+    text: str
+    ends_character: bool = True
+    ends_message: bool = False
+
+
+class _Released:
+    """A piece as it grows."""
+
+    def __init__(self) -> None:
+        self.num_ids = 0
+        self._texts: dict[Channel, str] = {"final": "", "analysis": "", "commentary": ""}
+
+    def add(self, tokens: Sequence[_Token], answer: str) -> None:
+        """``answer`` stands for the text of those tokens that are in the answer's channel."""
+        self.num_ids += len(tokens)
+        self._texts["final"] += answer
+        for token in tokens:
+            if token.channel != "final":
+                self._texts[token.channel] += token.text
+
+    def piece(self, *, stopped: bool) -> Piece:
+        texts = self._texts
+        return Piece(texts["final"], self.num_ids, stopped, texts["analysis"], texts["commentary"])

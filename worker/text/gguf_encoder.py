@@ -1,0 +1,62 @@
+"""Encoding with a GGUF file's own vocabulary; gives the ids that llama.cpp gives."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from worker.errors import ModelLoadFailed
+from worker.text import byte_level, sentencepiece
+from worker.text.special_tokens import SpecialTokens
+from worker.text.vocabulary import TokenType, Vocabulary
+
+_KINDS = {"gpt2": byte_level, "llama": sentencepiece}
+
+
+class GgufEncoder:
+    """Cuts out the special tokens and gives the plain text between them to the ``tokenizers`` library.
+
+    ``pieces`` holds the bytes of every token. Raises `ModelLoadFailed` naming the key.
+    """
+
+    def __init__(self, vocabulary: Vocabulary, specials: SpecialTokens) -> None:
+        if vocabulary.model not in _KINDS:
+            raise ModelLoadFailed(
+                f"tokenizer.ggml.model {vocabulary.model!r} is not supported (known: {', '.join(_KINDS)});"
+                " give the model's tokenizer.json with --tokenizer"
+            )
+        kind = _KINDS[vocabulary.model]
+        self._plain = kind.build(vocabulary)
+        self.pieces = [
+            _piece(token, token_type, kind.piece)
+            for token, token_type in zip(vocabulary.tokens, vocabulary.types, strict=True)
+        ]
+        self._specials = specials
+        self._before = _added("bos", vocabulary.bos_id, wanted=vocabulary.add_bos)
+        self._after = _added("eos", vocabulary.eos_id, wanted=vocabulary.add_eos)
+        self._space_prefix = vocabulary.add_space_prefix
+
+    def encode(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
+        """With a space prefix, text at the start and after every special token begins with one more space."""
+        ids = list(self._before) if add_special else []
+        begins = True
+        for part in self._specials.split(text, parse_special=parse_special):
+            if isinstance(part, int):
+                ids.append(part)
+            else:
+                ids += self._plain.encode(" " + part if begins and self._space_prefix else part).ids
+            begins = isinstance(part, int)
+        return ids + self._after if add_special else ids
+
+
+def _added(name: str, token_id: int | None, *, wanted: bool) -> list[int]:
+    if not wanted:
+        return []
+    if token_id is None:
+        raise ModelLoadFailed(f"tokenizer.ggml.add_{name}_token is set but tokenizer.ggml.{name}_token_id is missing")
+    return [token_id]
+
+
+def _piece(token: str, token_type: int, spell: Callable[[str], bytes]) -> bytes:
+    if token_type in (TokenType.NORMAL, TokenType.BYTE):
+        return spell(token)
+    return b"" if token_type == TokenType.UNUSED else token.encode()

@@ -1,0 +1,110 @@
+"""Which tokens are more than text: found in a prompt by their spelling, never shown, or the end of an answer.
+
+GGUF files mark them by type, though not always well, so what llama.cpp goes by is followed here too: some tokens are
+known by their text.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping, Set
+
+from worker.text.vocabulary import TokenType, Vocabulary
+
+_SPECIAL_TYPES = frozenset({TokenType.CONTROL, TokenType.UNKNOWN, TokenType.USER_DEFINED})
+
+END_TEXTS = frozenset(
+    (
+        *("<|im_end|>", "<|endoftext|>", "<|end|>", "<|return|>", "<|call|>"),
+        *("<|eot_id|>", "<|eom_id|>", "<|end_of_text|>", "</s>", "<eos>", "<end_of_turn>", "<EOT>"),
+        *("<|fim_pad|>", "<|repo_name|>", "<|file_sep|>"),
+    )
+)
+"""Tokens that end an answer wherever they are special."""
+
+_HARMONY_MESSAGE = frozenset(("<|start|>", "<|channel|>", "<|message|>", "<|constrain|>", "<|end|>"))
+_HARMONY_ENDS = frozenset(("<|return|>", "<|call|>"))
+
+
+def harmony_texts(special_texts: Set[str]) -> frozenset[str]:
+    """GPT-OSS's tokens between and within the messages of one answer, where the vocabulary is of that kind."""
+    return _HARMONY_MESSAGE if special_texts >= _HARMONY_MESSAGE | _HARMONY_ENDS else frozenset()
+
+
+def end_texts(special_texts: Set[str]) -> frozenset[str]:
+    """Those of ``special_texts`` that end an answer; in GPT-OSS ``<|end|>`` ends one message of several."""
+    return END_TEXTS.intersection(special_texts) - harmony_texts(special_texts)
+
+
+class SpecialTokens:
+    """``control`` texts are special only where the caller parses special tokens, ``always`` texts everywhere.
+
+    Whitespace that follows a text of ``strips_right`` belongs to it and is dropped. Tokens of ``hidden_ids`` have no
+    text to show; those of ``end_ids``, a part of them, end an answer.
+    """
+
+    def __init__(
+        self,
+        control: Mapping[str, int],
+        always: Mapping[str, int],
+        *,
+        strips_right: Set[str],
+        hidden_ids: Set[int],
+        end_ids: Set[int],
+    ) -> None:
+        self.ids: Mapping[str, int] = {**always, **control}
+        self.hidden_ids = frozenset(hidden_ids)
+        self.end_ids = frozenset(end_ids)
+        self._strips_right = frozenset(strips_right)
+        self._parsed = _any_of(self.ids)
+        self._always = _any_of(always)
+
+    def split(self, text: str, *, parse_special: bool) -> Iterator[str | int]:
+        """Cut ``text`` into plain stretches and the ids of special tokens; leftmost first, then longest."""
+        pattern = self._parsed if parse_special else self._always
+        start = 0
+        while match := pattern.search(text, start):
+            if match.start() > start:
+                yield text[start : match.start()]
+            yield self.ids[match[0]]
+            start = match.end()
+            if match[0] in self._strips_right:
+                start = _SPACES.match(text, start).end()  # type: ignore[union-attr]
+        if start < len(text):
+            yield text[start:]
+
+
+_SPACES = re.compile(r"[ \t\n\v\f\r]*")
+
+
+def _any_of(texts: Iterable[str]) -> re.Pattern[str]:
+    longest_first = sorted(texts, key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
+
+
+def from_vocabulary(vocabulary: Vocabulary) -> SpecialTokens:
+    """Sort a GGUF's tokens by type, with the corrections that llama.cpp makes by text and by model name.
+
+    An ordinary token that is spelt like an end token is found in prompts, as llama.cpp does, but unlike there it stays
+    text in answers: Qwen's ``</s>`` is HTML.
+    """
+    rows = list(enumerate(zip(vocabulary.tokens, vocabulary.types, strict=True)))
+    typed = {text: (token_id, kind) for token_id, (text, kind) in rows if kind in _SPECIAL_TYPES}
+    ends = end_texts(typed.keys())
+    harmony = harmony_texts(typed.keys())
+    control, always = {}, {}
+    for text, (token_id, kind) in typed.items():
+        if text in ends or (kind != TokenType.USER_DEFINED and text not in harmony):
+            control[text] = token_id
+        else:
+            always[text] = token_id
+    spelt_like_ends = {text: token_id for token_id, (text, _) in rows if text in END_TEXTS - typed.keys()}
+    named = {token_id for token_id in (vocabulary.eos_id, vocabulary.eot_id, vocabulary.eom_id) if token_id is not None}
+    is_phi3 = any(name in vocabulary.model_name.lower() for name in ("phi-3", "phi3"))
+    return SpecialTokens(
+        control | spelt_like_ends,
+        always,
+        strips_right=typed.keys() - {"<unk>", "<s>", "<|endoftext|>"} if is_phi3 else frozenset(),
+        hidden_ids={*control.values(), *named, *(always[text] for text in harmony)},
+        end_ids={*named, *(control[text] for text in ends)},
+    )

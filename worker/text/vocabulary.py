@@ -1,0 +1,115 @@
+"""The vocabulary of a GGUF file, checked: ``tokenizer.ggml.*`` metadata as one frozen value."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Any
+
+from worker.errors import ModelLoadFailed
+
+_PREFIX = "tokenizer.ggml."
+
+
+class TokenType(IntEnum):
+    """Values of ``tokenizer.ggml.token_type``."""
+
+    NORMAL = 1
+    UNKNOWN = 2
+    CONTROL = 3
+    USER_DEFINED = 4
+    UNUSED = 5
+    BYTE = 6
+
+
+@dataclass(frozen=True, slots=True)
+class Vocabulary:
+    """Token texts as the file spells them (byte-level letters or ``▁``), with what the file says about each.
+
+    ``types`` and, for SentencePiece-style files, ``scores`` are as long as ``tokens``. Where the file is silent, ids
+    and switches have llama.cpp's defaults.
+    """
+
+    model: str
+    pre_tokenizer: str
+    tokens: Sequence[str]
+    types: Sequence[int]
+    scores: Sequence[float]
+    merges: Sequence[str]
+    bos_id: int | None
+    eos_id: int | None
+    eot_id: int | None
+    eom_id: int | None
+    unknown_id: int | None
+    add_bos: bool
+    add_eos: bool
+    add_space_prefix: bool
+    model_name: str
+
+
+def from_metadata(metadata: Mapping[str, Any]) -> Vocabulary:
+    """Raises `ModelLoadFailed` naming the key that is missing, of the wrong type, or out of range."""
+    model = _string(metadata, "model")
+    pre_tokenizer = _string(metadata, "pre", default="default")
+    tokens = _list(metadata, "tokens", str, required=True)
+    if len(set(tokens)) != len(tokens):
+        raise ModelLoadFailed(f"{_PREFIX}tokens holds the same token twice; convert the model again")
+    count = len(tokens)
+    sentencepiece = model == "llama"
+    return Vocabulary(
+        model=model,
+        pre_tokenizer=pre_tokenizer,
+        tokens=tokens,
+        types=_list(metadata, "token_type", int, length=count) or [TokenType.NORMAL] * count,
+        scores=_list(metadata, "scores", float, length=count),
+        merges=_list(metadata, "merges", str),
+        bos_id=token_id(metadata, "bos_token_id", count, default=1 if sentencepiece else None),
+        eos_id=token_id(metadata, "eos_token_id", count, default=2 if sentencepiece else None),
+        eot_id=token_id(metadata, "eot_token_id", count),
+        eom_id=token_id(metadata, "eom_token_id", count),
+        unknown_id=token_id(metadata, "unknown_token_id", count, default=0 if sentencepiece else None),
+        add_bos=_flag(metadata, "add_bos_token", default=sentencepiece or pre_tokenizer == "llama-bpe"),
+        add_eos=_flag(metadata, "add_eos_token", default=False),
+        add_space_prefix=_flag(metadata, "add_space_prefix", default=sentencepiece),
+        model_name=str(metadata.get("general.name", "")),
+    )
+
+
+def _string(metadata: Mapping[str, Any], name: str, default: str | None = None) -> str:
+    value = metadata.get(_PREFIX + name, default)
+    if value is None:
+        raise ModelLoadFailed(f"{_PREFIX}{name} is missing: the file has no vocabulary; give one with --tokenizer")
+    if not isinstance(value, str):
+        raise ModelLoadFailed(f"{_PREFIX}{name} must be a string")
+    return value
+
+
+def _list(
+    metadata: Mapping[str, Any], name: str, kind: type, *, required: bool = False, length: int | None = None
+) -> list[Any]:
+    value = metadata.get(_PREFIX + name)
+    if value is None and not required:
+        return []
+    if not isinstance(value, list) or not value:
+        raise ModelLoadFailed(f"{_PREFIX}{name} must be a list of {kind.__name__} that is not empty")
+    if set(map(type, value)) != {kind}:
+        raise ModelLoadFailed(f"{_PREFIX}{name} must hold only {kind.__name__} values")
+    if length is not None and len(value) != length:
+        raise ModelLoadFailed(f"{_PREFIX}{name} has {len(value)} entries for {length} tokens")
+    return value
+
+
+def _flag(metadata: Mapping[str, Any], name: str, *, default: bool) -> bool:
+    value = metadata.get(_PREFIX + name, default)
+    if not isinstance(value, bool):
+        raise ModelLoadFailed(f"{_PREFIX}{name} must be true or false")
+    return value
+
+
+def token_id(metadata: Mapping[str, Any], name: str, count: int, default: int | None = None) -> int | None:
+    """The id in ``tokenizer.ggml.NAME``; raises `ModelLoadFailed` if it is not one of ``count`` tokens."""
+    value = metadata.get(_PREFIX + name, default)
+    if value is not None and (not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < count):
+        raise ModelLoadFailed(f"{_PREFIX}{name} is {value!r}, which is not the id of one of {count} tokens")
+    return value
