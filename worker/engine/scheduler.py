@@ -178,6 +178,7 @@ class Scheduler:
         for sequence in self.waiting:
             sequence.check_invariants()
             assert not sequence.is_running, "a waiting sequence holds blocks"
+            assert sequence.num_computed == 0
         for block_id, num in enumerate(num_tables):
             assert num == self.pool.num_references(block_id), f"block {block_id} is in {num} tables"
         for queue in (self.waiting, self.running):

@@ -15,7 +15,9 @@ SAMPLINGS = [
     Sampling(max_tokens=12, temperature=0.0),
     Sampling(max_tokens=9, temperature=0.8, seed=3, top_p=0.9),
     Sampling(max_tokens=14, temperature=1.3, seed=4, top_k=5, repetition_penalty=1.3, logprobs=2),
-    Sampling(max_tokens=16, temperature=1.0, seed=5, stop_token_ids=tuple(range(12)), min_tokens=4, frequency_penalty=0.3),
+    Sampling(
+        max_tokens=16, temperature=1.0, seed=5, stop_token_ids=tuple(range(12)), min_tokens=4, frequency_penalty=0.3
+    ),
 ]
 
 

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from kernels.reference.sampling import sample
 from tests.worker.engine.context_model import ContextModel, check_shapes
 from worker.contract import Sampling
 from worker.engine.runner import Draw, Runner, build_batch
@@ -91,6 +92,18 @@ def test_choices_draw_with_consecutive_seeds_that_wrap_around():
     other = sequence([0], [2], seed=1, temperature=1.0)
     ids = [each.token_id for each in draw(logits, last, first, other)]
     assert ids[0] == ids[1] != ids[2]
+
+
+def test_the_draw_is_a_function_of_key_and_position_in_the_output():
+    logits = np.zeros((8, 32), np.float32)
+    off, keys, positions = np.zeros(8, np.float32), np.full(8, 9, np.uint64), np.arange(8, dtype=np.int64)
+    expected = np.empty(8, np.int32)
+    sample(logits, off + 1, off.astype(np.int32), off + 1, off, keys, positions, out_ids=expected)
+    sequences = [
+        sequence([1, 2] + [5] * n, [0, 1, 2], num_prompt=2, seed=7, choice=2, temperature=1.0) for n in range(8)
+    ]
+    assert [each.token_id for each in draw(logits[0].tolist(), *sequences)] == expected.tolist()
+    assert len(set(expected.tolist())) > 1
 
 
 def test_non_finite_logits_are_an_error_of_their_row_alone():

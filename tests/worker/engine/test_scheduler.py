@@ -68,16 +68,17 @@ def test_a_request_that_waited_long_goes_before_a_more_urgent_newcomer():
 
 
 def test_the_last_in_rank_gives_way_when_blocks_run_out_and_comes_back():
-    machine = scheduler(num_blocks=5)
+    machine = scheduler(num_blocks=4)
     machine.add(sequence(list(range(4)), max_output=12, name="first"))
     machine.add(sequence(list(range(10, 14)), max_output=12, name="second"))
     ended = []
     for _ in range(60):
         ended += run(machine, machine.plan())
+        assert "first" not in [each.request_id for each in machine.waiting]
     assert machine.num_preemptions > 0
     assert [each.request_id for each in ended] == ["first", "second"]
     assert all(each.num_output == 12 for each in ended)
-    assert machine.pool.num_free == 5
+    assert machine.pool.num_free == 4
 
 
 def test_an_equal_prompt_is_computed_once():
@@ -97,6 +98,17 @@ def test_a_prompt_that_is_known_completely_still_computes_its_last_block():
     run(machine, machine.plan())
     machine.add(sequence(prompt, name="b"))
     assert sizes(machine.plan())["b"] == 4
+
+
+def test_blocks_of_no_known_prefix_are_reused_before_those_of_a_known_one():
+    machine = scheduler(num_blocks=3)
+    machine.add(sequence([1, 2, 3, 4, 5], max_output=1, name="a"))
+    run(machine, machine.plan())  # leaves one full block that is known, one partial one, one never used
+    for name, length in (("b", 2), ("b2", 5)):
+        machine.add(sequence([7] * length, max_output=1, name=name))
+        run(machine, machine.plan())
+    machine.add(sequence([1, 2, 3, 4, 5], max_output=1, name="c"))
+    assert sizes(machine.plan()) == {"c": 1}
 
 
 def test_other_choices_wait_for_the_first_one_and_share_its_blocks():
