@@ -32,6 +32,18 @@ def dequantise(format_: Format, blocks: UInt8, *, out: Float32) -> None:
         )  # both are views
 
 
+def is_finite(format_: Format, blocks: UInt8) -> bool:
+    """Whether ``blocks`` [..., row_bytes] expand to finite numbers only; looks at scales, not at what they scale."""
+    blocks = blocks.reshape(-1, format_.block_bytes)
+    if format_.name == "F32":
+        return bool(np.isfinite(blocks.view("<f4")).all())
+    if format_.name == "BF16":
+        return not bool((~blocks.view("<u2") & 0x7F80 == 0).any())
+    if format_.name == "MXFP4":
+        return bool((blocks[:, 0] < 253).all())  # 12 * 2**(253 - 128) is beyond float32
+    return all(bool(np.isfinite(blocks[:, at : at + 2].view("<f2")).all()) for at in _HALVES[format_.name])
+
+
 def _half(column: UInt8) -> Float32:
     return column.view("<f2").astype(np.float32)
 
@@ -156,4 +168,16 @@ _EXPAND: dict[str, Callable[[UInt8, Float32], None]] = {
     "Q5_K": _q5_k,
     "Q6_K": _q6_k,
     "MXFP4": _mxfp4,
+}
+
+_HALVES = {  # where a block keeps its float16 scales
+    "F16": (0,),
+    "Q4_0": (0,),
+    "Q4_1": (0, 2),
+    "Q5_0": (0,),
+    "Q5_1": (0, 2),
+    "Q8_0": (0,),
+    "Q4_K": (0, 2),
+    "Q5_K": (0, 2),
+    "Q6_K": (208,),
 }

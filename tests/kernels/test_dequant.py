@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kernels.formats import BY_GGML_TYPE, FORMATS, Format
-from kernels.reference.dequant import dequantise
+from kernels.reference.dequant import dequantise, is_finite
 
 KIT = Path(__file__).parents[2].parent / "shared" / "conformance" / "dequant" / "dequant.npz"
 
@@ -55,3 +55,14 @@ def test_every_format_expands_any_bytes_as_the_gguf_library_does(name: str, seed
     with np.errstate(all="ignore"):
         expected = gguf.dequantize(blocks, gguf.GGMLQuantizationType[name])
     assert_same_bits(expand(format_, blocks), expected)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+@settings(derandomize=True, max_examples=40, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1))
+def test_blocks_called_finite_expand_to_finite_numbers(name: str, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    blocks = rng.integers(0, 256, (int(rng.integers(1, 4)), FORMATS[name].block_bytes), dtype=np.uint8)
+    finite = is_finite(FORMATS[name], blocks)
+    all_finite = bool(np.isfinite(expand(FORMATS[name], blocks)).all())
+    assert all_finite if finite else name == "MXFP4" or not all_finite

@@ -139,7 +139,7 @@ class _Reader:
         self._position = 0
 
     def read(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        if self._take(4, "the magic") != b"GGUF":
+        if bytes(self._take(4, "the magic")) != b"GGUF":
             raise _MalformedError("is not a GGUF file (its first bytes are not GGUF)")
         version = self._number("<I", "the version")
         if version not in VERSIONS:
@@ -208,8 +208,8 @@ class _Reader:
             raise _MalformedError(f"{what} has {length} elements; at most {MAX_ARRAY_LENGTH} are read")
         if kind == _STRING:
             return self._strings(length, what)
-        values = np.frombuffer(self._take(length * least_bytes, what), np.dtype(_SCALARS[kind]))
-        return values.tolist()
+        values: list[Any] = np.frombuffer(self._take(length * least_bytes, what), np.dtype(_SCALARS[kind])).tolist()
+        return values
 
     def _strings(self, length: int, what: str) -> list[str]:
         """The loop of `_string` written out: vocabularies have hundreds of thousands."""

@@ -1,0 +1,31 @@
+"""Activation functions of feed-forward blocks, float32 and element by element."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+Float32 = NDArray[np.float32]
+
+
+def swiglu(gate: Float32, up: Float32, *, out: Float32) -> None:
+    """silu(gate) * up (Shazeer, "GLU variants improve transformer", 2020); all [T, F]."""
+    with np.errstate(over="ignore"):  # exp of a large number is inf, and its reciprocal the right zero
+        np.multiply(gate / (1 + np.exp(-gate)), up, out=out)
+
+
+def clamped_swiglu(gate: Float32, up: Float32, alpha: float, limit: float, *, out: Float32) -> None:
+    """gate * sigmoid(alpha * gate) * (up + 1) with gate at most ``limit`` and up within +-``limit``; all [T, F].
+
+    As in OpenAI's gpt-oss (gpt_oss/torch/model.py: swiglu), alpha 1.702, limit 7.
+    """
+    gate = np.minimum(gate, np.float32(limit))
+    up = np.clip(up, np.float32(-limit), np.float32(limit))
+    with np.errstate(over="ignore"):
+        np.multiply(gate / (1 + np.exp(np.float32(-alpha) * gate)), up + 1, out=out)
+
+
+def gelu(x: Float32, *, out: Float32) -> None:
+    """GELU in its tanh form, "gelu_new" (Hendrycks & Gimpel, 2016); ``out`` may be ``x``."""
+    inner = np.float32(np.sqrt(2 / np.pi)) * (x + np.float32(0.044715) * (x * x * x))
+    np.multiply(np.float32(0.5) * x, 1 + np.tanh(inner), out=out)

@@ -1,0 +1,141 @@
+"""Attention over the paged KV cache: grouped heads, sliding window, sinks.
+
+Batch-invariant by construction. Each token is attended for on its own, per KV head and per tile of `TILE_KEYS` keys
+that starts at a multiple of `TILE_KEYS` in the sequence: every matrix product has one shape. The softmax takes the
+exact maximum over all tiles, then sums tile after tile in order. Keys that a token must not see have weight exactly 0,
+so it does not matter how many tiles its neighbours need, nor whether it came in a prefill chunk or as a decode step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+Float32 = NDArray[np.float32]
+Int32 = NDArray[np.int32]
+Int64 = NDArray[np.int64]
+
+TILE_KEYS = 64
+MAX_SCORES = 1 << 22  # elements of the score array at a time (16 MB)
+
+
+def paged_attention(
+    qkv: Float32,
+    num_heads: int,
+    keys: Float32,
+    values: Float32,
+    positions: Int32,
+    query_starts: Int32,
+    block_tables: Int32,
+    *,
+    scale: float,
+    window: int,
+    sinks: Float32 | None,
+    out: Float32,
+) -> None:
+    """softmax(q k^T * scale) v for every token over its own sequence's cache, its own position included.
+
+    ``qkv`` [T, >= num_heads * D]: the queries are its first columns. ``keys`` and ``values`` [blocks, block_tokens,
+    kv_heads, D] hold the step's own tokens already.
+    ``positions`` [T], ``query_starts`` [S + 1] and ``block_tables`` [S, max_blocks] as in the step's batch. A token
+    sees the last ``window`` positions up to its own, or all of them if ``window`` is 0. ``sinks`` [heads] are logits
+    that take part in the softmax and have no value (gpt-oss). ``out`` [T, heads * D].
+    """
+    num_kv_heads, head_dim = keys.shape[2:]
+    num_tokens, group = qkv.shape[0], num_heads // num_kv_heads
+    queries = qkv[:, : num_heads * head_dim].reshape(num_tokens, num_kv_heads, group, head_dim)
+    grouped_out = out.reshape(num_tokens, num_kv_heads, group, head_dim)
+    grouped_sinks = None if sinks is None else sinks.reshape(num_kv_heads, group, 1)
+    for tokens, sequences, first_key, num_keys in _passes(positions, query_starts, window, num_heads):
+        key_positions = first_key[:, None] + np.arange(num_keys)
+        visible = key_positions <= positions[tokens, None]  # [tokens, num_keys]
+        if window:
+            visible &= key_positions > positions[tokens, None] - window
+        needed = visible if sequences.size == tokens.size else np.logical_or.reduce(visible, keepdims=True)
+        gathered = _gather((keys, values), key_positions, needed, block_tables[sequences])
+        scores = _scores(queries[tokens], gathered[0], visible, scale)
+        grouped_out[tokens] = _combine(scores, gathered[1], grouped_sinks)
+
+
+def _passes(
+    positions: Int32, query_starts: Int32, window: int, num_heads: int
+) -> Iterator[tuple[Int64, Int64, Int64, int]]:
+    """Cut a step into passes of equal form: (tokens, their sequences, first key of each sequence, number of keys).
+
+    Either many sequences with one token each, or some tokens of one sequence, which then share its keys.
+    """
+    query_counts = np.diff(query_starts)
+    single = np.flatnonzero(query_counts == 1)
+    tokens = query_starts[single].astype(np.int64)
+    first_key = _first_key(positions[tokens], window)
+    num_tiles = -(-(positions[tokens] + 1 - first_key) // TILE_KEYS)
+    size_class = np.ceil(np.log2(np.maximum(num_tiles, 1))).astype(np.int64)  # pads at most to the double
+    for class_ in np.unique(size_class):
+        members = np.flatnonzero(size_class == class_)
+        num_keys = int(num_tiles[members].max()) * TILE_KEYS
+        for part in _parts(members, num_heads * num_keys):
+            yield tokens[part], single[part], first_key[part], num_keys
+    for sequence in np.flatnonzero(query_counts > 1):
+        tokens = np.arange(query_starts[sequence], query_starts[sequence + 1], dtype=np.int64)
+        for part in _parts(tokens, num_heads * (int(positions[tokens[-1]]) + TILE_KEYS)):
+            first_key = _first_key(positions[part[:1]], window)
+            num_keys = int(-(-(positions[part[-1]] + 1 - first_key[0]) // TILE_KEYS)) * TILE_KEYS
+            yield part, np.array([sequence]), first_key, num_keys
+
+
+def _first_key(positions: Int32, window: int) -> Int64:
+    """Start of the first tile that a token at each of ``positions`` sees."""
+    lowest = np.maximum(positions.astype(np.int64) - window + 1, 0) if window else np.zeros(positions.size, np.int64)
+    return lowest // TILE_KEYS * TILE_KEYS
+
+
+def _parts(tokens: Int64, scores_per_token: int) -> Iterator[Int64]:
+    size = max(1, MAX_SCORES // scores_per_token)
+    for start in range(0, tokens.size, size):
+        yield tokens[start : start + size]
+
+
+def _gather(
+    caches: tuple[Float32, Float32], key_positions: Int64, needed: NDArray[np.bool_], block_tables: Int32
+) -> tuple[Float32, Float32]:
+    """K and V at ``key_positions`` [S, L] of S sequences, [S, L, kv_heads, D]; zero where not ``needed`` [S, L].
+
+    Zero, because what is there may be anybody's, even NaN, and a weight of 0 times NaN is no 0.
+    """
+    block_tokens, *row = caches[0].shape[1:]
+    blocks = np.where(needed, key_positions // block_tokens, 0)
+    slots = np.take_along_axis(block_tables, blocks, axis=1).astype(np.int64) * block_tokens
+    slots += key_positions % block_tokens
+    gathered_keys, gathered_values = (cache.reshape(-1, *row)[slots] for cache in caches)
+    gathered_keys[~needed] = 0
+    gathered_values[~needed] = 0
+    return gathered_keys, gathered_values
+
+
+def _scores(queries: Float32, keys: Float32, visible: NDArray[np.bool_], scale: float) -> Float32:
+    """Scaled products [n, kv_heads, group, L] of ``queries`` [n, kv_heads, group, D]; -inf where not ``visible``."""
+    num_keys = keys.shape[1]
+    scores = np.empty((*queries.shape[:3], num_keys), np.float32)
+    for start in range(0, num_keys, TILE_KEYS):
+        tile = keys[:, start : start + TILE_KEYS].transpose(0, 2, 3, 1)  # [S, kv_heads, D, TILE_KEYS]
+        np.multiply(np.matmul(queries, tile), np.float32(scale), out=scores[..., start : start + TILE_KEYS])
+    np.copyto(scores, -np.inf, where=~visible[:, None, None])
+    return scores
+
+
+def _combine(scores: Float32, values: Float32, sinks: Float32 | None) -> Float32:
+    """Softmax of ``scores`` [n, kv_heads, group, L] applied to ``values``: [n, kv_heads, group, D]."""
+    largest = scores.max(axis=-1, keepdims=True)
+    if sinks is not None:
+        largest = np.maximum(largest, sinks)
+    weights = np.exp(scores - largest)
+    total = np.zeros(largest.shape, np.float32) if sinks is None else np.exp(sinks - largest)
+    attended = np.zeros((*scores.shape[:3], values.shape[-1]), np.float32)
+    for start in range(0, scores.shape[-1], TILE_KEYS):
+        tile = np.ascontiguousarray(weights[..., start : start + TILE_KEYS])
+        total += tile.sum(axis=-1, keepdims=True)
+        attended += np.matmul(tile, values[:, start : start + TILE_KEYS].transpose(0, 2, 1, 3))
+    attended /= total
+    return attended

@@ -1,0 +1,110 @@
+"""Matrices in their storage format, and y = x W^T + b on them.
+
+A row of the result is the same bits whatever rows are computed with it: BLAS takes other code paths for other shapes,
+so it only ever sees one, `TILE_ROWS` rows (padded with zeros) against a tile of the matrix whose shape is fixed with
+the matrix. Weights stay in their blocks; tiles are expanded when they are used, and the first ones to be used stay
+expanded, as many as the budget allows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kernels.formats import Format
+from kernels.reference.dequant import dequantise
+
+Float32 = NDArray[np.float32]
+UInt8 = NDArray[np.uint8]
+
+TILE_ROWS = 16
+TILE_ELEMENTS = 1 << 20  # of a matrix: 4 MB as float32
+
+
+class TileBudget:
+    """How many bytes of expanded tiles may stay in memory.
+
+    It fills and then stays as it is: a forward pass uses every matrix once and in the same order, where evicting the
+    least recently used tile would always throw away the one that is needed next.
+    """
+
+    def __init__(self, max_bytes: int) -> None:
+        self._free_bytes = max_bytes
+
+    def admit(self, num_bytes: int) -> bool:
+        """Whether a tile of ``num_bytes`` may stay; counts it if so."""
+        if num_bytes > self._free_bytes:
+            return False
+        self._free_bytes -= num_bytes
+        return True
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Matrix:
+    """A weight of ``shape`` (outputs, inputs) as its blocks ``data``, uint8 [outputs, row_bytes]."""
+
+    format: Format
+    shape: tuple[int, int]
+    data: UInt8
+    budget: TileBudget
+    _tiles: dict[int, Float32] = field(default_factory=dict, repr=False)
+
+    @property
+    def tile_outputs(self) -> int:
+        """Outputs of a tile: depends on the matrix's shape only."""
+        return max(TILE_ROWS, TILE_ELEMENTS // self.shape[1] // TILE_ROWS * TILE_ROWS)
+
+    def tile(self, start: int) -> Float32:
+        """Outputs ``start:start + tile_outputs`` as float32 [inputs, outputs]: BLAS is fastest on that layout."""
+        tile = self._tiles.get(start)
+        if tile is None:
+            tile = np.ascontiguousarray(self.rows(slice(start, start + self.tile_outputs)).T)
+            if self.budget.admit(tile.nbytes):
+                self._tiles[start] = tile
+        return tile
+
+    def rows(self, which: slice | NDArray[np.int32]) -> Float32:
+        """Some outputs' weights, float32 [n, inputs]."""
+        blocks = self.data[which]
+        rows = np.empty((blocks.shape[0], self.shape[1]), np.float32)
+        dequantise(self.format, blocks, out=rows)
+        return rows
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Linear:
+    """y = x W^T + b."""
+
+    matrix: Matrix
+    bias: Float32 | None = None  # [outputs]
+
+
+def linear(x: Float32, layers: Sequence[Linear], *, out: Float32) -> None:
+    """``x`` [T, K] through every one of ``layers``, side by side in ``out`` [T, sum of outputs]."""
+    num_rows, width = x.shape
+    num_tiles = -(-num_rows // TILE_ROWS)
+    padded = x
+    if num_rows % TILE_ROWS or not x.flags.c_contiguous:
+        padded = np.zeros((num_tiles * TILE_ROWS, width), np.float32)
+        padded[:num_rows] = x
+    tiles = padded.reshape(num_tiles, TILE_ROWS, width)
+    column = 0
+    for layer in layers:
+        num_outputs, num_inputs = layer.matrix.shape
+        assert num_inputs == width, f"a matrix of {num_inputs} inputs on {width} columns"
+        for start in range(0, num_outputs, layer.matrix.tile_outputs):
+            weights = layer.matrix.tile(start)
+            product = np.matmul(tiles, weights).reshape(-1, weights.shape[1])[:num_rows]
+            bias = 0 if layer.bias is None else layer.bias[start : start + weights.shape[1]]
+            np.add(product, bias, out=out[:, column + start : column + start + weights.shape[1]])
+        column += num_outputs
+
+
+def linear_residual(x: Float32, layer: Linear, *, out: Float32) -> None:
+    """Add ``layer`` of ``x`` [T, K] to the residual stream ``out`` [T, H]."""
+    product = np.empty_like(out)
+    linear(x, (layer,), out=product)
+    out += product

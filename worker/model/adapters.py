@@ -1,0 +1,54 @@
+"""Which adapter runs which architecture, and what the engine sees of a loaded model."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kernels.device import Device
+from worker.engine.batch import Batch
+from worker.model.config import ModelConfig, read_config
+from worker.model.gguf import GGUFFile
+from worker.model.kv_cache import KVCache
+from worker.model.llama import Llama
+from worker.model.weights import Progress, Weights
+
+_ADAPTERS = {
+    "llama": Llama,
+    "qwen2": Llama,
+    "qwen3": Llama,
+}
+
+
+class Model(Protocol):
+    """A loaded model. Adapters implement this; what they share is ops."""
+
+    @property
+    def config(self) -> ModelConfig: ...
+
+    @property
+    def recompute_at(self) -> int | None:
+        """Length beyond which a sequence's cached K and V are void and must be computed again; None: never."""
+
+    def bytes_per_block(self, block_tokens: int) -> int:
+        """Bytes of one block of the KV cache, all layers together."""
+
+    def allocate_cache(self, num_blocks: int, block_tokens: int) -> KVCache:
+        """A KV cache on the model's device."""
+
+    def forward(self, batch: Batch, cache: KVCache) -> NDArray[np.float32]:
+        """Run one step: write K and V of its tokens, return logits [R, vocab] float32 of ``batch.logit_rows``."""
+
+
+def load_model(gguf: GGUFFile, device: Device, progress: Progress) -> Model:
+    """The model in ``gguf`` on ``device``; raises `ModelLoadFailed` naming what is wrong with the file.
+
+    ``progress(num_bytes, total_bytes)`` is called as weights are read and checked.
+    """
+    config = read_config(gguf)
+    weights = Weights(gguf, device, progress)
+    model = _ADAPTERS[config.architecture](config, weights, device)
+    weights.check_all_used()
+    return model

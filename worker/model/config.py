@@ -1,0 +1,181 @@
+"""The shape of a model, from a GGUF's metadata: every key checked, and frozen."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from worker.errors import ModelLoadFailed
+from worker.model.gguf import GGUFFile
+
+ARCHITECTURES = ("gpt-oss", "gpt2", "llama", "phi3", "qwen2", "qwen3")
+MAX_LAYERS = 4096
+MAX_WIDTH = 1 << 20
+MAX_HEADS = 1 << 16
+MAX_CONTEXT = 1 << 30
+MAX_EXPERTS = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class RopeConfig:
+    """Rotary embedding: base and scaling; see `worker.model.rope_scaling` for what the types mean."""
+
+    num_dimensions: int
+    base: float
+    scaling: str  # none, linear, yarn, longrope
+    factor: float
+    original_context_length: int
+    attention_factor: float | None  # None: what the scaling's formula gives
+    beta_fast: float
+    beta_slow: float
+
+
+@dataclass(frozen=True, slots=True)
+class ModelConfig:
+    """Sizes in elements; ``sliding_window`` 0 is none, ``num_experts`` 0 a dense model."""
+
+    architecture: str
+    num_layers: int
+    hidden: int
+    intermediate: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    vocab_size: int
+    context_length: int
+    norm_epsilon: float
+    sliding_window: int
+    num_experts: int
+    num_experts_used: int
+    rope: RopeConfig
+
+
+class _Keys:
+    """The metadata keys of one architecture, typed and range-checked; errors name file and key."""
+
+    def __init__(self, gguf: GGUFFile, architecture: str) -> None:
+        self._gguf = gguf
+        self._prefix = f"{architecture}."
+
+    def integer(self, key: str, least: int, most: int, default: int | None = None) -> int:
+        """A whole number; without a default the key must be there."""
+        value = self._value(key, default)
+        if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+            raise self.error(key, f"is {_shown(value)}; it must be a whole number from {least} to {most}")
+        return value
+
+    def number(self, key: str, least: float, most: float, default: float | None = None) -> float:
+        """A finite number."""
+        value = self._value(key, default)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most:
+            raise self.error(key, f"is {_shown(value)}; it must be a number from {least:g} to {most:g}")
+        return float(value)
+
+    def text(self, key: str, choices: tuple[str, ...], default: str) -> str:
+        """One of ``choices``."""
+        value = self._value(key, default)
+        if value not in choices:
+            raise self.error(key, f"is {_shown(value)}; known are {', '.join(choices)}")
+        return str(value)
+
+    def has(self, key: str) -> bool:
+        return self._prefix + key in self._gguf.metadata
+
+    def error(self, key: str, problem: str) -> ModelLoadFailed:
+        return ModelLoadFailed(f"{self._gguf.path}: metadata key {self._prefix}{key} {problem}")
+
+    def _value(self, key: str, default: Any) -> Any:
+        value = self._gguf.metadata.get(self._prefix + key, default)
+        if value is None:
+            raise self.error(key, "is missing")
+        return value
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:60]}..."
+
+
+def read_config(gguf: GGUFFile) -> ModelConfig:
+    """Raises `ModelLoadFailed` naming the key that is missing, of a wrong type, out of range or contradictory."""
+    architecture = gguf.metadata.get("general.architecture")
+    if architecture not in ARCHITECTURES:
+        raise ModelLoadFailed(
+            f"{gguf.path}: the architecture (general.architecture) is {_shown(architecture)}; "
+            f"known are {', '.join(ARCHITECTURES)}"
+        )
+    keys = _Keys(gguf, architecture)
+    hidden = keys.integer("embedding_length", 1, MAX_WIDTH)
+    num_heads = keys.integer("attention.head_count", 1, MAX_HEADS)
+    num_kv_heads = keys.integer("attention.head_count_kv", 1, MAX_HEADS, num_heads)
+    if num_heads % num_kv_heads:
+        raise keys.error("attention.head_count_kv", f"is {num_kv_heads}, which does not divide {num_heads} heads")
+    num_experts = keys.integer("expert_count", 0, MAX_EXPERTS, 0)
+    if bool(num_experts) != (architecture == "gpt-oss"):
+        raise keys.error("expert_count", f"is {num_experts}: experts are supported for gpt-oss only, which needs them")
+    head_dim = _head_dim(keys, hidden, num_heads)
+    epsilon = "attention.layer_norm_epsilon" if architecture == "gpt2" else "attention.layer_norm_rms_epsilon"
+    intermediate = keys.integer("feed_forward_length", 1, MAX_WIDTH)
+    context_length = keys.integer("context_length", 1, MAX_CONTEXT)
+    return ModelConfig(
+        architecture=architecture,
+        num_layers=keys.integer("block_count", 1, MAX_LAYERS),
+        hidden=hidden,
+        intermediate=keys.integer("expert_feed_forward_length", 1, MAX_WIDTH, intermediate)
+        if num_experts
+        else intermediate,
+        num_heads=num_heads,
+        num_kv_heads=num_kv_heads,
+        head_dim=head_dim,
+        vocab_size=_vocab_size(gguf, keys),
+        context_length=context_length,
+        norm_epsilon=keys.number(epsilon, 0, 1),
+        sliding_window=keys.integer("attention.sliding_window", 0, MAX_CONTEXT, 0),
+        num_experts=num_experts,
+        num_experts_used=keys.integer("expert_used_count", 1, num_experts) if num_experts else 0,
+        rope=_rope(keys, head_dim, context_length),
+    )
+
+
+def _head_dim(keys: _Keys, hidden: int, num_heads: int) -> int:
+    if not keys.has("attention.key_length") and hidden % num_heads:
+        raise keys.error("attention.head_count", f"is {num_heads}, which does not divide embedding_length {hidden}")
+    head_dim = keys.integer("attention.key_length", 1, MAX_WIDTH, hidden // num_heads)
+    if keys.integer("attention.value_length", 1, MAX_WIDTH, head_dim) != head_dim:
+        raise keys.error("attention.value_length", f"is not {head_dim}: keys and values must have one length")
+    return head_dim
+
+
+def _vocab_size(gguf: GGUFFile, keys: _Keys) -> int:
+    """Rows of the embedding; the vocabulary, if the file has one, must have as many tokens."""
+    embedding = gguf.tensors.get("token_embd.weight")
+    if embedding is None:
+        raise ModelLoadFailed(f"{gguf.path}: tensor 'token_embd.weight' is missing")
+    vocab_size = embedding.shape[0]
+    tokens = gguf.metadata.get("tokenizer.ggml.tokens")
+    if tokens is not None and (not isinstance(tokens, list) or len(tokens) != vocab_size):
+        raise ModelLoadFailed(
+            f"{gguf.path}: tokenizer.ggml.tokens has {len(tokens) if isinstance(tokens, list) else 'not a list of'} "
+            f"tokens, but tensor 'token_embd.weight' {vocab_size} rows"
+        )
+    if keys.integer("vocab_size", 1, MAX_CONTEXT, vocab_size) != vocab_size:
+        raise keys.error("vocab_size", f"is not {vocab_size}, the rows of tensor 'token_embd.weight'")
+    return vocab_size
+
+
+def _rope(keys: _Keys, head_dim: int, context_length: int) -> RopeConfig:
+    num_dimensions = keys.integer("rope.dimension_count", 2, head_dim, head_dim)
+    if num_dimensions % 2:
+        raise keys.error("rope.dimension_count", f"is {num_dimensions}; rotated elements come in pairs")
+    attention_factor = keys.number("rope.scaling.attn_factor", 0, 1e3) if keys.has("rope.scaling.attn_factor") else None
+    return RopeConfig(
+        num_dimensions=num_dimensions,
+        base=keys.number("rope.freq_base", math.ulp(1.0), 1e12, 10_000.0),
+        scaling=keys.text("rope.scaling.type", ("none", "linear", "yarn", "longrope"), "none"),
+        factor=keys.number("rope.scaling.factor", 1e-6, 1e6, 1.0),
+        original_context_length=keys.integer("rope.scaling.original_context_length", 1, MAX_CONTEXT, context_length),
+        attention_factor=attention_factor,
+        beta_fast=keys.number("rope.scaling.yarn_beta_fast", 1e-6, 1e6, 32.0),
+        beta_slow=keys.number("rope.scaling.yarn_beta_slow", 1e-6, 1e6, 1.0),
+    )
