@@ -37,6 +37,7 @@ def compute_logits(model: Model, token_ids: Sequence[int]) -> NDArray[np.float32
             slots=positions,
             query_starts=np.array([0, end - start], np.int32),
             context_lengths=np.array([end], np.int32),
+            sequence_lengths=np.array([num_tokens], np.int32),
             block_tables=np.arange(num_blocks, dtype=np.int32)[None],
             logit_rows=positions - start,
         )

@@ -7,6 +7,7 @@ write. A row's result never depends on the other rows of a call.
 from kernels.reference.attention import paged_attention
 from kernels.reference.embedding import embed, embed_positions
 from kernels.reference.matmul import linear, linear_residual
+from kernels.reference.moe import norm_moe_residual
 from kernels.reference.norm import norm_gelu, norm_head, norm_linear, norm_swiglu
 from kernels.reference.rope import rope_write, rotation
 from kernels.reference.sampling import adjust_logits, log_probabilities, sample
@@ -21,6 +22,7 @@ __all__ = [
     "norm_gelu",
     "norm_head",
     "norm_linear",
+    "norm_moe_residual",
     "norm_swiglu",
     "paged_attention",
     "rope_write",

@@ -23,5 +23,6 @@ class Batch:
     slots: IntArray  # [T] where the token's K and V go: block_id * block_tokens + offset
     query_starts: IntArray  # [S + 1]
     context_lengths: IntArray  # [S]
+    sequence_lengths: IntArray  # [S] tokens that are known of the sequence: those computed and those still to come
     block_tables: IntArray  # [S, max_blocks], unused entries 0
     logit_rows: IntArray  # [R] tokens whose next-token logits are wanted

@@ -84,6 +84,7 @@ def build_batch(chunks: list[Chunk], block_tokens: int) -> Batch:
         slots=block_tables[rows, positions // block_tokens] * block_tokens + positions % block_tokens,
         query_starts=query_starts,
         context_lengths=np.array(ends, np.int32),
+        sequence_lengths=np.array([chunk.sequence.num_tokens for chunk in chunks], np.int32),
         block_tables=block_tables,
         logit_rows=query_starts[1:][[chunk.draws for chunk in chunks]] - 1,
     )

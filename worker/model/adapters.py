@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 import numpy as np
@@ -11,15 +12,12 @@ from kernels.device import Device
 from worker.engine.batch import Batch
 from worker.model.config import ModelConfig, read_config
 from worker.model.gguf import GGUFFile
+from worker.model.gpt2 import GPT2
+from worker.model.gpt_oss import GptOss
 from worker.model.kv_cache import KVCache
 from worker.model.llama import Llama
+from worker.model.phi3 import Phi3
 from worker.model.weights import Progress, Weights
-
-_ADAPTERS = {
-    "llama": Llama,
-    "qwen2": Llama,
-    "qwen3": Llama,
-}
 
 
 class Model(Protocol):
@@ -40,6 +38,16 @@ class Model(Protocol):
 
     def forward(self, batch: Batch, cache: KVCache) -> NDArray[np.float32]:
         """Run one step: write K and V of its tokens, return logits [R, vocab] float32 of ``batch.logit_rows``."""
+
+
+_ADAPTERS: dict[str, Callable[[ModelConfig, Weights, Device], Model]] = {
+    "gpt-oss": GptOss,
+    "gpt2": GPT2,
+    "llama": Llama,
+    "phi3": Phi3,
+    "qwen2": Llama,
+    "qwen3": Llama,
+}
 
 
 def load_model(gguf: GGUFFile, device: Device, progress: Progress) -> Model:

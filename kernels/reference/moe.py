@@ -1,0 +1,66 @@
+"""Mixture of experts: router, chosen experts, weighted sum (gpt-oss)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kernels.reference.activation import clamped_swiglu
+from kernels.reference.matmul import Linear, linear
+from kernels.reference.norm import Norm
+
+Float32 = NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Expert:
+    """One feed-forward network among several: F outputs of ``gate`` and ``up``, H of ``down``."""
+
+    gate: Linear
+    up: Linear
+    down: Linear
+
+
+def norm_moe_residual(
+    x: Float32,
+    norm: Norm,
+    router: Linear,
+    experts: Sequence[Expert],
+    num_used: int,
+    alpha: float,
+    limit: float,
+    *,
+    out: Float32,
+) -> None:
+    """Norm, router, the ``num_used`` best experts of each token, and their sum added to ``out`` [T, H].
+
+    ``x`` [T, H] may be ``out``. Each token's experts weigh as the softmax of their router logits (equal logits: the
+    lower expert first) and are summed in the order of their rank, so a token's result is its own. ``alpha`` and
+    ``limit`` are those of the clamped SwiGLU.
+    """
+    normed = norm(x)
+    logits = np.empty((x.shape[0], len(experts)), np.float32)
+    linear(normed, (router,), out=logits)
+    chosen = np.argsort(-logits, axis=1, kind="stable")[:, :num_used]
+    shares = np.take_along_axis(logits, chosen, axis=1)
+    shares = np.exp(shares - shares[:, :1])
+    shares /= shares.sum(axis=1, keepdims=True)
+    results = np.empty((x.shape[0], num_used, x.shape[1]), np.float32)
+    for index in np.unique(chosen):
+        tokens, ranks = np.nonzero(chosen == index)
+        results[tokens, ranks] = _feed_forward(normed[tokens], experts[index], alpha, limit)
+    for rank in range(num_used):
+        out += shares[:, rank, None] * results[:, rank]
+
+
+def _feed_forward(x: Float32, expert: Expert, alpha: float, limit: float) -> Float32:
+    gate, up = (np.empty((x.shape[0], layer.matrix.shape[0]), np.float32) for layer in (expert.gate, expert.up))
+    linear(x, (expert.gate,), out=gate)
+    linear(x, (expert.up,), out=up)
+    clamped_swiglu(gate, up, alpha, limit, out=gate)
+    result = np.empty_like(x)
+    linear(gate, (expert.down,), out=result)
+    return result
