@@ -6,6 +6,7 @@ refused once somebody else has claimed the job. The scripts in ``tasks/lua`` do 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -16,6 +17,7 @@ from tasks import request as requests
 from tasks import schema, token_log
 from tasks.request import Request
 from tasks.token_log import Event, Position
+from worker.errors import InvalidRequest
 
 REPUBLISH_AFTER_MS = 15_000
 """How long a queued job waits for a claim before its message is first published again."""
@@ -33,14 +35,18 @@ class LoggedEvent:
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """A job as its new owner takes it over. Times are Unix milliseconds of the Redis clock."""
+    """A job as its new owner takes it over. Times are Unix milliseconds of the Redis clock.
+
+    ``request`` is an error where the record holds none that this version can read.
+    """
 
     job_id: str
-    request: Request
+    request: Request | InvalidRequest
     epoch: int
     attempt: int
     created_ms: int
     started_ms: int
+    first_token_ms: int | None
     claimed_ms: int
     deadline_ms: int
     cancelled: bool
@@ -95,7 +101,7 @@ class JobStore:
         return bool(created[0])
 
     def claim(self, job_id: str) -> Claim | ClaimStatus:
-        """Take the job, or say why not. Raises `InvalidRequest` if the stored request cannot be read."""
+        """Take the job, or say why not."""
         keys = [schema.job_key(job_id), schema.log_key(job_id), schema.QUEUED, schema.RUNNING]
         reply = self._scripts["claim"](keys, [job_id, self._owner, self._model, self._lease_ms, self._ttl_s])
         status: ClaimStatus = reply[0].decode()
@@ -105,11 +111,12 @@ class JobStore:
         record = dict(zip(flat[::2], flat[1::2], strict=True))
         return Claim(
             job_id=job_id,
-            request=requests.decode(record[b"request"]),
+            request=_stored(record[b"request"]),
             epoch=int(record[b"epoch"]),
             attempt=int(record[b"attempt"]),
             created_ms=int(record[b"created_ms"]),
             started_ms=int(record[b"started_ms"]),
+            first_token_ms=int(first) if (first := record.get(b"first_token_ms")) else None,
             claimed_ms=int(now),
             deadline_ms=int(record[b"deadline_ms"]),
             cancelled=b"cancel" in record,
@@ -160,9 +167,38 @@ class JobStore:
         found = self._scripts["reap"]([schema.RUNNING, schema.QUEUED], [most, REPUBLISH_AFTER_MS, self._ttl_s])
         return [Message(job.decode(), queue.decode(), int(priority), lost == 1) for job, queue, priority, lost in found]
 
+    def events(self, job_id: str) -> list[Event]:
+        """The job's token log."""
+        entries: Any = self.redis.xrange(schema.log_key(job_id))
+        return [token_log.decode(fields[b"e"]) for _, fields in entries]
+
+    def announce_loading(self, percent: int) -> None:
+        """Tell those who wait for the first queued jobs how far the model has loaded."""
+        event = token_log.encode(token_log.Loading(percent))
+        pipeline = self.redis.pipeline(transaction=False)
+        waiting: Any = self.redis.zrange(schema.QUEUED, 0, 99)
+        for job_id in waiting:
+            pipeline.publish(schema.events_channel(job_id.decode()), event)
+        pipeline.execute()
+
+
+def _stored(json: bytes) -> Request | InvalidRequest:
+    try:
+        return requests.decode(json)
+    except InvalidRequest as error:
+        return error
+
+
+def check_job_id(job_id: str) -> str:
+    """The id itself. Raises `InvalidRequest` unless it is 1 to 128 of the characters A-Z a-z 0-9 _ . : -"""
+    if not isinstance(job_id, str) or not re.fullmatch(r"[A-Za-z0-9_.:-]{1,128}", job_id):
+        raise InvalidRequest("job_id: must be 1 to 128 of the characters A-Z a-z 0-9 _ . : -")
+    return job_id
+
 
 def submission(job_id: str, request: Request, ttl_s: int) -> tuple[list[str], list[Any]]:
     """Keys and arguments of the submit script. Raises `InvalidRequest`."""
+    check_job_id(job_id)
     deadline_ms = 0 if request.deadline_s is None else max(1, round(request.deadline_s * 1000))
     return [schema.job_key(job_id), schema.QUEUED], [
         job_id,

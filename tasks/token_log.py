@@ -41,8 +41,8 @@ class TokenLogprob(msgspec.Struct, frozen=True):
 class Token(msgspec.Struct, frozen=True, tag_field="type", tag="token", omit_defaults=True):
     """New tokens of one choice: ``ids`` have the indices i, i + 1, ... (from 1), ``t`` is exactly their text.
 
-    ``finish`` is the choice's finish reason, on its last event. ``channel`` is set by models that keep their reasoning
-    apart: ``analysis``, ``commentary`` or ``final``.
+    Models that keep their reasoning apart have its text in ``analysis``, and text for tools in ``commentary``.
+    ``finish`` is the choice's finish reason, on its last event when the job has several choices.
     """
 
     t: str
@@ -50,7 +50,8 @@ class Token(msgspec.Struct, frozen=True, tag_field="type", tag="token", omit_def
     ids: list[int]
     choice: int = 0
     finish: str | None = None
-    channel: str | None = None
+    analysis: str = ""
+    commentary: str = ""
     logprobs: list[TokenLogprob] | None = None
 
 
@@ -58,7 +59,8 @@ class End(msgspec.Struct, frozen=True, tag_field="type", tag="end"):
     """The job succeeded. ``finish_reason`` is the first choice's: ``stop`` or ``length``.
 
     Times in milliseconds: ``queue_ms`` from submission to the first claim, ``ttft_ms`` from that claim to the first
-    token, ``decode_ms`` from the first token to the last. ``text_sha256`` is over the UTF-8 of all choices' text in order.
+    token, ``decode_ms`` from the first token to the last. ``text_sha256`` is over the UTF-8 of the choices' answers,
+    one after another.
     """
 
     finish_reason: str
@@ -81,7 +83,7 @@ class Error(msgspec.Struct, frozen=True, tag_field="type", tag="error"):
 Event = Queued | Loading | Started | Token | End | Error
 
 _encoder = msgspec.json.Encoder()
-_decoder = msgspec.json.Decoder(Event)
+_decoder: msgspec.json.Decoder[Event] = msgspec.json.Decoder(Event)
 
 
 def encode(event: Event) -> bytes:
@@ -127,9 +129,9 @@ class Position(msgspec.Struct, frozen=True, order=True, array_like=True):
 
 
 class Cursor:
-    """Drops the events that a reader has seen already, by counting tokens; the same event may come from log and channel.
+    """Drops the events that a reader has seen already: the same event may come from the log and from the channel.
 
-    Published events carry no entry id, so the position is derived as the writer derived it.
+    Published events carry no entry id, so tokens are counted instead.
     """
 
     def __init__(self) -> None:
@@ -137,6 +139,11 @@ class Cursor:
         self._finished: set[int] = set()
         self._attempt = 0
         self.ended = False
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens seen so far, over all choices: no event below the entry id ``<num_tokens>-0`` is new."""
+        return sum(self._counts.values())
 
     def is_new(self, event: Event) -> bool:
         """Whether the reader should see ``event``; each one is new once. Raises ValueError when tokens are missing."""

@@ -1,0 +1,172 @@
+"""The client library for asyncio: `AsyncClient` has the methods of `tasks.client.Client`."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import aclosing
+from types import TracebackType
+from typing import Any
+
+import redis.asyncio
+from redis.asyncio.retry import Retry
+from redis.backoff import ExponentialBackoff
+
+from tasks import schema, token_log
+from tasks.client import (
+    RECONNECT_S,
+    cancellation,
+    check_one_choice,
+    next_page,
+    state_of,
+    text_of,
+    with_prompt,
+)
+from tasks.connection import RedisUnavailable, connect, publishing_app, redis_errors
+from tasks.job import check_job_id
+from tasks.reader import PAGE_ENTRIES, Reader
+from tasks.result import Result, ResultBuilder
+from tasks.status import FIELDS, Status, WorkerStatus
+from tasks.submission import Submission, announce, prepare_many
+from tasks.token_log import Event
+from worker.settings import from_environment
+
+__all__ = ["AsyncClient", "RedisUnavailable"]
+
+
+class AsyncClient:
+    """`tasks.client.Client` for one event loop: same methods, arguments and errors. Use it in an async with block.
+
+    Close an iterator that is left early (``contextlib.aclosing``), so that its connection is given back at once.
+    """
+
+    def __init__(
+        self, redis_url: str | None = None, *, job_ttl_s: int | None = None, reconnect_s: float = RECONNECT_S
+    ) -> None:
+        self._settings = from_environment(redis_url=redis_url, job_ttl_s=job_ttl_s)
+        self._reconnect_s = reconnect_s
+        retry = Retry(ExponentialBackoff(cap=0.5, base=0.05), 3)
+        self._redis = connect(redis.asyncio.Redis.from_url, self._settings, retry)
+        self._submit_script = self._redis.register_script(schema.script("submit"))
+        self._cancel_script = self._redis.register_script(schema.script("cancel"))
+        self._app = publishing_app(self._settings)
+
+    async def __aenter__(self) -> AsyncClient:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Give the connections back."""
+        await self._redis.aclose()
+        self._app.close()
+
+    async def submit(self, prompt: str | None = None, *, job_id: str | None = None, **fields: Any) -> str:
+        """See `Client.submit`."""
+        submission = Submission.prepare(with_prompt(prompt, fields), job_id, self._settings.job_ttl_s)
+        return (await self._write([submission]))[0]
+
+    async def submit_many(
+        self, requests: Sequence[Mapping[str, Any]], job_ids: Sequence[str] | None = None
+    ) -> list[str]:
+        """See `Client.submit_many`."""
+        batches = prepare_many(requests, job_ids, self._settings.job_ttl_s)
+        return [job_id for batch in batches for job_id in await self._write(batch)]
+
+    def events(self, job_id: str, from_token: int = 0, timeout: float | None = None) -> AsyncGenerator[Event, None]:
+        """See `Client.events`."""
+        return self._follow(Reader(check_job_id(job_id), from_token, timeout, self._reconnect_s))
+
+    async def stream(self, prompt: str | None = None, **fields: Any) -> AsyncGenerator[str, None]:
+        """See `Client.stream`; the job is queued when the first piece is asked for."""
+        check_one_choice(fields)
+        job_id = await self.submit(prompt, **fields)
+        ended = False
+        try:
+            async with aclosing(self.events(job_id)) as events:
+                async for event in events:
+                    ended = bool(token_log.state_after(event))
+                    for text in text_of(event):
+                        yield text
+        finally:
+            if fields.get("on_disconnect") == "cancel" and not ended:
+                await self.cancel(job_id)
+
+    async def result(self, job_id: str, timeout: float | None = None) -> Result:
+        """See `Client.result`."""
+        builder = ResultBuilder(job_id)
+        async for event in self.events(job_id, timeout=timeout):
+            builder.add(event)
+        return builder.result()
+
+    async def status(self, job_id: str) -> Status:
+        """See `Client.status`."""
+        key = schema.job_key(check_job_id(job_id))
+        with redis_errors(self._settings):
+            async with self._redis.pipeline(transaction=False) as pipeline:
+                pipeline.hmget(key, FIELDS)
+                pipeline.zrank(schema.QUEUED, job_id)
+                pipeline.xrevrange(schema.log_key(job_id), count=1)
+                return Status.read(job_id, *await pipeline.execute())
+
+    async def cancel(self, job_id: str) -> str:
+        """See `Client.cancel`."""
+        keys, arguments = cancellation(check_job_id(job_id), self._settings.job_ttl_s)
+        with redis_errors(self._settings):
+            return state_of(job_id, await self._cancel_script(keys, arguments))
+
+    async def workers(self) -> list[WorkerStatus]:
+        """See `Client.workers`."""
+        with redis_errors(self._settings):
+            seen = await self._redis.zrange(schema.WORKERS, 0, -1, withscores=True)
+            async with self._redis.pipeline(transaction=False) as pipeline:
+                for name, _ in seen:
+                    pipeline.hgetall(schema.worker_key(name.decode()))
+                return WorkerStatus.read_all(seen, await pipeline.execute())
+
+    async def _write(self, batch: Sequence[Submission]) -> list[str]:
+        with redis_errors(self._settings):
+            async with self._redis.pipeline(transaction=False) as pipeline:
+                for submission in batch:
+                    await self._submit_script(submission.keys, submission.arguments, client=pipeline)
+                answers = await pipeline.execute()
+        await asyncio.to_thread(announce, self._app, batch, answers)  # kombu has no asyncio producer
+        return [submission.message.job_id for submission in batch]
+
+    async def _follow(self, reader: Reader) -> AsyncGenerator[Event, None]:
+        with redis_errors(self._settings):
+            async for event in self._replay(reader):  # first, so that an ended job needs no subscription
+                yield event
+            while not reader.ended:
+                try:
+                    async with aclosing(self._subscribe(reader)) as events:
+                        async for event in events:
+                            yield event
+                except (redis.ConnectionError, redis.TimeoutError) as error:
+                    await asyncio.sleep(reader.backoff_s(error))
+
+    async def _subscribe(self, reader: Reader) -> AsyncGenerator[Event, None]:
+        async with self._redis.pubsub() as channel:
+            await channel.subscribe(schema.events_channel(reader.job_id))
+            while not reader.ended:
+                events = reader.received(await channel.get_message(timeout=reader.patience_s()))
+                if events is None:
+                    async for event in self._replay(reader):
+                        yield event
+                for event in events or ():
+                    yield event
+
+    async def _replay(self, reader: Reader) -> AsyncGenerator[Event, None]:
+        start = reader.log_start
+        while start:
+            async with self._redis.pipeline(transaction=False) as pipeline:
+                pipeline.hget(schema.job_key(reader.job_id), "state")
+                pipeline.zrank(schema.QUEUED, reader.job_id)
+                pipeline.xrange(schema.log_key(reader.job_id), min=start, count=PAGE_ENTRIES)
+                state, rank, entries = await pipeline.execute()
+            for event in reader.replayed(state, rank, entries):
+                yield event
+            start = next_page(entries)
