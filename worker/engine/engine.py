@@ -7,10 +7,11 @@ from pathlib import Path
 
 from worker.contract import Abort, Add, Choice, Stats, TokenOutput
 from worker.engine.admission import check_add
-from worker.engine.runner import Draw, Model, Runner
+from worker.engine.runner import Draw, Runner
 from worker.engine.scheduler import Chunk, Scheduler
 from worker.engine.sequence import Sequence
 from worker.errors import CudaError, InsufficientVram, InvalidRequest, OrcdError, VramOom
+from worker.model.adapters import Model
 from worker.settings import Settings
 
 DEFAULT_TOKENS_PER_SEQUENCE = 1024
@@ -36,6 +37,7 @@ class Engine:
         num_blocks = _num_blocks(model, settings, self.context_length)
         self._vocab_size = model.config.vocab_size
         self._prefix_cache = settings.prefix_cache
+        self._recompute_at = model.recompute_at
         self._cache_tokens = num_blocks * block_tokens
         self._scheduler = Scheduler(
             num_blocks=num_blocks,
@@ -135,6 +137,7 @@ class Engine:
         assert all(self._requests.values()), "a request without sequences"
 
     def _sequence(self, add: Add, choice: Choice) -> Sequence:
+        num_tokens = len(add.prompt_ids) + len(choice.output_ids)
         return Sequence(
             request_id=add.request_id,
             choice=choice.index,
@@ -143,8 +146,14 @@ class Engine:
             token_ids=[*add.prompt_ids, *choice.output_ids],
             num_prompt=len(add.prompt_ids),
             max_output=min(add.sampling.max_tokens, self.max_sequence_tokens - len(add.prompt_ids)),
-            hash_root=b"" if self._prefix_cache else add.request_id.encode(),
+            hash_root=self._hash_root(add.request_id, num_tokens),
         )
+
+    def _hash_root(self, request_id: str, num_tokens: int) -> bytes:
+        """Who shares blocks: all requests or only the choices of one, but never sequences that the model treats as
+        short with those it treats as long (`Model.recompute_at`)."""
+        length_class = b"" if self._recompute_at is None or num_tokens <= self._recompute_at else b"long"
+        return length_class if self._prefix_cache else length_class + request_id.encode()
 
     def _run(self, chunks: list[Chunk]) -> list[Draw | OrcdError | None]:
         """Run the step; when that fails, run its chunks one by one, so that only those fail that must.
@@ -184,6 +193,8 @@ class Engine:
         self._num_output_tokens += 1
         if sequence.finish_reason is not None:
             self._forget(sequence)
+        elif sequence.num_computed == self._recompute_at:  # the new token makes it longer than that
+            self._scheduler.restart(sequence, self._hash_root(sequence.request_id, sequence.num_tokens))
         return TokenOutput(
             request_id=sequence.request_id,
             choice=sequence.choice,

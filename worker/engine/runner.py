@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,31 +13,7 @@ from worker.engine.batch import Batch
 from worker.engine.scheduler import Chunk
 from worker.engine.sequence import Sequence
 from worker.errors import OrcdError
-
-
-class ModelConfig(Protocol):
-    """What the engine asks of a model's configuration."""
-
-    @property
-    def vocab_size(self) -> int: ...
-    @property
-    def context_length(self) -> int: ...
-
-
-class Model(Protocol):
-    """What the engine asks of a loaded model."""
-
-    @property
-    def config(self) -> ModelConfig: ...
-
-    def bytes_per_block(self, block_tokens: int) -> int:
-        """Bytes of one block of the KV cache over all layers."""
-
-    def allocate_cache(self, num_blocks: int, block_tokens: int) -> Any:
-        """The KV cache, as `forward` wants it."""
-
-    def forward(self, batch: Batch, cache: Any) -> NDArray[np.float32]:
-        """Write the batch's keys and values into ``cache``; return logits [R, vocab] of ``batch.logit_rows``."""
+from worker.model.adapters import Model
 
 
 @dataclass(frozen=True, slots=True)

@@ -69,6 +69,12 @@ class Scheduler:
         else:
             self.waiting.remove(sequence)
 
+    def restart(self, sequence: Sequence, hash_root: bytes) -> None:
+        """What was computed of a running sequence is void: compute it all again, as one of ``hash_root``."""
+        self._stop(sequence)
+        sequence.hash_root = hash_root
+        sequence.block_hashes = []
+
     def plan(self) -> list[Chunk]:
         """Choose the next step's work; preempts and admits. Empty only when there is nothing to do."""
         self.num_steps += 1
@@ -110,14 +116,14 @@ class Scheduler:
             if self.pool.num_free:
                 self._allocate_block(sequence)
             else:
-                self._preempt(self.running[-1])
+                self.num_preemptions += 1
+                self._stop(self.running[-1])
         return False
 
-    def _preempt(self, sequence: Sequence) -> None:
+    def _stop(self, sequence: Sequence) -> None:
         self.running.remove(sequence)
         self._release_blocks(sequence)
         self._wait(sequence)
-        self.num_preemptions += 1
 
     def _admit(self) -> Iterator[Sequence]:
         """Start waiting sequences in the order of their rank until one does not fit."""

@@ -113,6 +113,18 @@ def test_resumed_equals_uninterrupted(undisturbed):
             assert generate([resumed])[each.request_id, 0] == (ids[cut:], reason, logprobs[cut:])
 
 
+def test_a_sequence_that_grows_beyond_the_models_limit_is_computed_anew():
+    limit = 20
+    results = {}
+    for each in traffic():
+        results |= generate([each], engine(ContextModel(recompute_at=limit), prefix_cache=False))
+    assert results != generate(traffic())
+    for options in ({}, {"step_tokens": 5}, {"cache_tokens": 56}):
+        machine = engine(ContextModel(recompute_at=limit), **options)
+        assert generate(traffic(), machine) == results
+        assert generate(traffic(), machine) == results  # short and long prefixes do not mix in the cache
+
+
 def test_n_choices_equal_requests_with_consecutive_seeds():
     sampling = Sampling(max_tokens=8, temperature=1.0, seed=40)
     several = generate([Add("n", prompt(1, 10), sampling, (Choice(0), Choice(1), Choice(2)))])

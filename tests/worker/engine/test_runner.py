@@ -44,6 +44,7 @@ def test_a_batch_lists_prefill_chunks_and_decodes_one_after_the_other():
     assert batch.slots.tolist() == [8, 9, 10, 13]
     assert batch.query_starts.tolist() == [0, 3, 4]
     assert batch.context_lengths.tolist() == [7, 6]
+    assert batch.sequence_lengths.tolist() == [10, 6]
     assert batch.block_tables.tolist() == [[5, 2, 7], [0, 3, 0]]
     assert batch.logit_rows.tolist() == [3]
 
