@@ -112,7 +112,7 @@ class Engine:
             self._num_steps += 1
         return outputs
 
-    def stats(self, *, memory_bytes: int, healthy: bool) -> Stats:
+    def stats(self, *, memory_bytes: int) -> Stats:
         """Counters since the start and gauges of this moment."""
         scheduler = self._scheduler
         return Stats(
@@ -126,7 +126,6 @@ class Engine:
             prefix_hit_tokens=scheduler.num_prefix_hit_tokens,
             preemptions=scheduler.num_preemptions,
             memory_bytes=memory_bytes,
-            healthy=healthy,
         )
 
     def check_invariants(self) -> None:

@@ -9,7 +9,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping, Set
 
+from worker.errors import ModelLoadFailed
 from worker.text.vocabulary import TokenType, Vocabulary
+
+MAX_SPECIAL_TOKENS = 1 << 16
+"""Real vocabularies have a few hundred; finding them takes time that grows with their number."""
 
 _SPECIAL_TYPES = frozenset({TokenType.CONTROL, TokenType.UNKNOWN, TokenType.USER_DEFINED})
 
@@ -90,6 +94,10 @@ def from_vocabulary(vocabulary: Vocabulary) -> SpecialTokens:
     """
     rows = list(enumerate(zip(vocabulary.tokens, vocabulary.types, strict=True)))
     typed = {text: (token_id, kind) for token_id, (text, kind) in rows if kind in _SPECIAL_TYPES}
+    if len(typed) > MAX_SPECIAL_TOKENS:
+        raise ModelLoadFailed(
+            f"tokenizer.ggml.token_type has {len(typed)} special tokens; at most {MAX_SPECIAL_TOKENS}"
+        )
     ends = end_texts(typed.keys())
     harmony = harmony_texts(typed.keys())
     control, always = {}, {}

@@ -9,6 +9,9 @@ from typing import Any
 
 from worker.errors import ModelLoadFailed
 
+MAX_TOKEN_CHARACTERS = 1024
+"""Real tokens are far shorter; the work to build a tokenizer grows with the square of this."""
+
 _PREFIX = "tokenizer.ggml."
 
 
@@ -55,6 +58,8 @@ def from_metadata(metadata: Mapping[str, Any]) -> Vocabulary:
     tokens = _list(metadata, "tokens", str, required=True)
     if len(set(tokens)) != len(tokens):
         raise ModelLoadFailed(f"{_PREFIX}tokens holds the same token twice; convert the model again")
+    if max(map(len, tokens)) > MAX_TOKEN_CHARACTERS:
+        raise ModelLoadFailed(f"{_PREFIX}tokens holds a token longer than {MAX_TOKEN_CHARACTERS} characters")
     count = len(tokens)
     sentencepiece = model == "llama"
     return Vocabulary(

@@ -94,15 +94,15 @@ def test_chunked_prefill_equals_whole(undisturbed):
 def test_prefix_hit_equals_miss(undisturbed):
     machine = engine()
     assert generate(traffic(), machine) == undisturbed
-    hits = machine.stats(memory_bytes=0, healthy=True).prefix_hit_tokens
+    hits = machine.stats(memory_bytes=0).prefix_hit_tokens
     assert generate(traffic(), machine) == undisturbed
-    assert machine.stats(memory_bytes=0, healthy=True).prefix_hit_tokens >= hits + 60
+    assert machine.stats(memory_bytes=0).prefix_hit_tokens >= hits + 60
 
 
 def test_preempted_equals_uninterrupted(undisturbed):
     machine = engine(cache_tokens=56)
     assert generate(traffic(), machine) == undisturbed
-    assert machine.stats(memory_bytes=0, healthy=True).preemptions > 0
+    assert machine.stats(memory_bytes=0).preemptions > 0
 
 
 def test_resumed_equals_uninterrupted(undisturbed):
@@ -138,10 +138,10 @@ def test_choices_share_their_prompt_whether_or_not_requests_do(prefix_cache: boo
     machine = engine(prefix_cache=prefix_cache)
     machine.add(Add("n", prompt(1, 15), SAMPLINGS[0], (Choice(0), Choice(1))))
     finish(machine)
-    assert machine.stats(memory_bytes=0, healthy=True).prefix_hit_tokens == 12
+    assert machine.stats(memory_bytes=0).prefix_hit_tokens == 12
     machine.add(Add("again", prompt(1, 15), SAMPLINGS[0]))
     finish(machine)
-    assert machine.stats(memory_bytes=0, healthy=True).prefix_hit_tokens == (24 if prefix_cache else 12)
+    assert machine.stats(memory_bytes=0).prefix_hit_tokens == (24 if prefix_cache else 12)
 
 
 def test_the_same_seed_gives_the_same_ids_and_another_seed_gives_others():
@@ -216,7 +216,7 @@ def test_an_abort_ends_one_choice_or_all_and_ignores_what_it_does_not_know():
     assert [output.choice for output in outputs if output.finish_reason == "abort"] == [1]
     machine.abort(Abort("r"))
     assert {(output.choice, output.finish_reason) for output in machine.step()} == {(0, "abort"), (2, "abort")}
-    assert machine.stats(memory_bytes=0, healthy=True).kv_blocks_used == 0
+    assert machine.stats(memory_bytes=0).kv_blocks_used == 0
 
 
 def test_a_request_with_non_finite_logits_fails_alone():
@@ -275,7 +275,7 @@ def test_stats_count_what_happened():
     machine = engine()
     machine.add(Add("r", prompt(0, 20), Sampling(max_tokens=5)))
     finish(machine)
-    stats = machine.stats(memory_bytes=7, healthy=True)
+    stats = machine.stats(memory_bytes=7)
     assert (stats.steps, stats.prompt_tokens, stats.output_tokens, stats.memory_bytes) == (6, 20, 5, 7)
     assert (stats.running, stats.waiting, stats.kv_blocks_used, stats.kv_blocks_total) == (0, 0, 0, 64)
 
@@ -343,7 +343,7 @@ class RandomTraffic(RuleBasedStateMachine):
                 assert alone[0][: len(ids_of(outputs))] == ids_of(outputs)
             else:
                 assert (ids_of(outputs), outputs[-1].finish_reason) == alone[:2]
-        assert self.machine.stats(memory_bytes=0, healthy=True).kv_blocks_used == 0
+        assert self.machine.stats(memory_bytes=0).kv_blocks_used == 0
 
 
 TestRandomTraffic = RandomTraffic.TestCase

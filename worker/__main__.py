@@ -1,0 +1,48 @@
+"""``python -m worker``: the engine process, and the verbs of the command line that load a model.
+
+``--fd N`` serves the Celery process on an inherited socket, set up by ``ORCD_*`` variables. A verb (``bench``,
+``inspect``, ``logits``) runs and exits. Exit codes: 0 done, 1 failed, 2 wrong usage.
+"""
+
+from __future__ import annotations
+
+import importlib
+import socket
+import sys
+from collections.abc import Sequence
+
+from worker.errors import OrcdError
+from worker.settings import from_environment
+
+VERBS = ("bench", "inspect", "logits")
+USAGE = "`orcd worker` starts the engine process; by hand: python -m worker {bench|inspect|logits} ..."
+
+
+def main(argv: Sequence[str]) -> int:
+    """Serve or run a verb; returns the exit code."""
+    if len(argv) == 2 and argv[0] == "--fd" and argv[1].isdecimal():
+        return _serve(int(argv[1]))
+    if not argv or argv[0] not in VERBS:
+        print(f"orcd: {USAGE}", file=sys.stderr)
+        return 2
+    try:
+        exit_code: int = importlib.import_module(f"worker.{argv[0]}").main(argv[1:])
+    except OrcdError as error:
+        print(f"orcd: {error.code}: {error.message}", file=sys.stderr)
+        return 1
+    return exit_code
+
+
+def _serve(fd: int) -> int:
+    from worker.service import serve  # not at the top: NumPy and the ops take a while to import
+
+    try:
+        connection = socket.socket(fileno=fd)
+    except OSError:
+        print(f"orcd: --fd {fd} is not an open socket. {USAGE}", file=sys.stderr)
+        return 2
+    return serve(connection, from_environment)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,43 @@
+"""Log events on stderr: one line each, as JSON for machines or for a person to read.
+
+Events: ``startup``, ``model_load_start``, ``model_load_progress``, ``model_load_complete``, ``ready``,
+``execute_start``, ``execute_end``, ``error``, ``shutdown``. Figures carry their unit in their name. Prompts and answers
+never get here: only ids, lengths and hashes.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from contextlib import suppress
+from datetime import UTC, datetime
+from typing import Any, TextIO
+
+
+class EventLog:
+    """Writes events that all carry ``worker_id`` and ``context`` (model, device ...)."""
+
+    def __init__(self, log_format: str, worker_id: str, stream: TextIO | None = None, **context: Any) -> None:
+        """``log_format`` is ``json``, ``text`` or ``auto``: text if ``stream`` (default: stderr) is a terminal."""
+        self._stream = stream or sys.stderr
+        self._as_text = log_format == "text" or (log_format == "auto" and self._stream.isatty())
+        self._context = {"worker_id": worker_id, **context}
+
+    def event(self, event: str, *, level: str = "info", **fields: Any) -> None:
+        """Write one line, without the fields that are None. A stream that is gone is no reason to stop working."""
+        fields = {name: value for name, value in fields.items() if value is not None}
+        now = datetime.now(UTC)
+        if self._as_text:
+            line = " ".join([f"{now.astimezone():%H:%M:%S}", level.ljust(7), event, *map(_as_text, fields.items())])
+        else:
+            time = now.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+            line = json.dumps({"time": time, "level": level, "event": event, **self._context, **fields}, default=str)
+        with suppress(OSError, ValueError):
+            self._stream.write(line + "\n")  # one write, so that lines of several processes do not mix
+            self._stream.flush()
+
+
+def _as_text(field: tuple[str, Any]) -> str:
+    name, value = field
+    text = str(value)
+    return f"{name}={text if text and text.isprintable() and ' ' not in text else json.dumps(text)}"

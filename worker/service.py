@@ -1,0 +1,165 @@
+"""The engine process: load the model, then turn requests from the pipe into tokens until somebody says stop."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import socket
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import NoReturn
+
+from kernels.device import Device, DeviceUnavailable, open_device
+from worker.channel import Channel
+from worker.contract import Add, Fatal, Load, Outputs, Ready, Request, Shutdown
+from worker.engine.engine import Engine
+from worker.errors import ModelLoadFailed, OrcdError
+from worker.health import Health
+from worker.log import EventLog
+from worker.model.adapters import load_model
+from worker.model.gguf import open_gguf
+from worker.settings import Settings
+
+LAST_WORDS_S = 2.0
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+
+class _Stopped(Exception):
+    """The other side is gone, or asked the process to leave."""
+
+
+class Service:
+    """One engine process from its first breath to its exit code."""
+
+    def __init__(self, channel: Channel) -> None:
+        self._channel = channel
+
+    def run(self, read_settings: Callable[[], Settings]) -> int:
+        """Serve until stopped (0), or until something breaks that a new process must mend (1, after a `Fatal`)."""
+        log = EventLog("auto", f"engine-{os.getpid()}")
+        try:
+            settings = read_settings()
+            log = EventLog(settings.log_format, f"engine-{os.getpid()}")
+            self._serve(*self._load(settings))
+        except _Stopped:
+            self._channel.flush(LAST_WORDS_S)
+            return 0
+        except Exception as error:
+            self._report(error, log)
+            return 1
+
+    def stop(self) -> None:
+        """Finish the current step and leave; safe to call from a signal handler."""
+        self._channel.stop_reading()
+
+    def _load(self, settings: Settings) -> tuple[Engine, Device]:
+        start = time.monotonic()
+        try:
+            device = open_device(settings.device, dequant_cache_bytes=settings.dequant_cache_bytes)
+        except DeviceUnavailable as error:
+            raise ModelLoadFailed(str(error)) from None
+        if not settings.model:
+            raise ModelLoadFailed("no model is given; name a GGUF file with --model or ORCD_MODEL")
+        gguf = open_gguf(settings.model)
+        progress = _LoadProgress(self._channel)
+        progress(0, sum(tensor.num_bytes for tensor in gguf.tensors.values()))
+        model = load_model(gguf, device, progress)
+        engine = Engine(model, settings)
+        for request in progress.requests:
+            _apply(engine, request)
+        self._channel.send(
+            Ready(
+                model=settings.name or Path(settings.model).stem,
+                architecture=model.config.architecture,
+                device=device.name,
+                vocab_size=model.config.vocab_size,
+                context_length=engine.context_length,
+                max_sequence_tokens=engine.max_sequence_tokens,
+                max_sequences=settings.max_sequences,
+                load_ms=round((time.monotonic() - start) * 1000),
+                memory_bytes=device.memory_bytes(),
+                pid=os.getpid(),
+            )
+        )
+        return engine, device
+
+    def _serve(self, engine: Engine, device: Device) -> NoReturn:
+        health = Health(engine, device)
+        while True:
+            can_step = engine.has_work and not self._channel.is_congested
+            for request in self._channel.receive(0 if can_step else health.due_in_s()):
+                _apply(engine, request)
+            if self._channel.is_closed:
+                raise _Stopped
+            if engine.has_work and not self._channel.is_congested:
+                outputs = engine.step()
+                if outputs:
+                    self._channel.send(Outputs(tuple(outputs)))
+            if health.due_in_s() <= 0:
+                stats = health.beat()
+                if not self._channel.is_congested:
+                    self._channel.send(stats)
+
+    def _report(self, error: Exception, log: EventLog) -> None:
+        """Last words: a `Fatal` to the Celery side, the place to the log. An unexpected error's text stays unsaid."""
+        where = None
+        if not isinstance(error, OrcdError):
+            where = [
+                f"{Path(frame.filename).name}:{frame.lineno}" for frame in traceback.extract_tb(error.__traceback__)
+            ]
+            error = OrcdError(f"the engine failed with {type(error).__name__}; its log says where")
+        self._channel.send(Fatal(error.code, error.message))
+        log.event("error", level="error", code=error.code, message=error.message, where=where)
+        self._channel.flush(LAST_WORDS_S)
+
+
+class _LoadProgress:
+    """Sends a `Load` frame for each new percent (passed quarters too, however large a tensor is), keeps early
+    requests, and notices when nobody waits any more."""
+
+    def __init__(self, channel: Channel) -> None:
+        self._channel = channel
+        self._percent = -1
+        self.requests: list[Request] = []
+
+    def __call__(self, num_bytes: int, total_bytes: int) -> None:
+        percent = 100 * num_bytes // total_bytes if total_bytes else 100
+        for passed in range(self._percent + 1, percent + 1):
+            if passed == percent or passed % 25 == 0:
+                self._channel.send(Load(passed, num_bytes, total_bytes))
+        self._percent = max(self._percent, percent)
+        self.requests += self._channel.receive(0)
+        if self._channel.is_closed or any(isinstance(request, Shutdown) for request in self.requests):
+            raise _Stopped
+
+
+def _apply(engine: Engine, request: Request) -> None:
+    if isinstance(request, Shutdown):
+        raise _Stopped
+    if isinstance(request, Add):
+        engine.add(request)
+    else:
+        engine.abort(request)
+
+
+def serve(connection: socket.socket, read_settings: Callable[[], Settings]) -> int:
+    """Serve the Celery process at the other end of ``connection``; returns the exit code.
+
+    SIGTERM finishes the current step; SIGINT is for the parent to judge, since Ctrl-C goes to the whole group.
+    """
+    die_with_parent()
+    service = Service(Channel(connection))
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda _number, _frame: service.stop())
+    return service.run(read_settings)
+
+
+def die_with_parent() -> None:
+    """Have the kernel kill this process when its parent dies, even by SIGKILL. Only Linux can; elsewhere, and for a
+    parent that died before this call, the end of the pipe does it."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
