@@ -6,12 +6,18 @@ Client, worker and Flower must agree on the broker options; that is why they all
 from __future__ import annotations
 
 import os
+import re
+import secrets
+import socket
 from functools import cache
+from pathlib import Path
 
 from celery import Celery
+from kombu import Queue
 from kombu.utils.url import maybe_sanitize_url
 
 from tasks.job import Message
+from tasks.schema import queue_name
 from worker.settings import Settings, from_environment
 
 POOL = "tasks.pool:EnginePool"
@@ -59,10 +65,29 @@ def create_app(settings: Settings) -> Celery:
     return app
 
 
+def model_name(settings: Settings) -> str:
+    """What clients call the model: ``ORCD_NAME``, or the file's name without its ending and part number."""
+    return settings.name or re.sub(r"-\d{5}-of-\d{5}$", "", Path(settings.model).stem)
+
+
+@cache
+def worker_id() -> str:
+    """This process's name in leases, logs and heartbeats: unique also among processes with recycled ids."""
+    return f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
+
+
 @cache
 def default_app() -> Celery:
-    """The app that ``celery -A tasks`` uses, configured from ``ORCD_*`` variables."""
-    return create_app(from_environment())
+    """The app that ``celery -A tasks`` uses, configured from ``ORCD_*`` variables; a client needs no tasks in it."""
+    from tasks.generate import TASKS
+
+    settings = from_environment()
+    app = create_app(settings)
+    for task in TASKS:
+        app.register_task(task())
+    queues = {queue_name(None), queue_name(model_name(settings))}
+    app.conf.task_queues = [Queue(name) for name in sorted(queues)]
+    return app
 
 
 def publish(app: Celery, message: Message) -> None:

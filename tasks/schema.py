@@ -1,7 +1,7 @@
 """What orcd keeps in Redis, and the scripts that write it.
 
-All keys begin with ``orcd:``; ``{J}`` is the job id in braces, so that a job's keys share a cluster slot. ``TTL`` is the
-job's time to live (`Settings.job_ttl_s`), started anew by every write. Times are Unix milliseconds of the Redis clock.
+All keys begin with ``orcd:``; ``{J}`` is the job id in braces. ``TTL`` is the job's time to live
+(`Settings.job_ttl_s`), started anew by every write. Times are Unix milliseconds of the Redis clock.
 
 =================== ======= ============================ ======================= ====================================
 key                 type    written by                   read by                 time to live
@@ -19,8 +19,8 @@ orcd:worker:{NAME}  hash    workers                      clients, health        
 
 Fields of ``orcd:{J}:job``: ``request`` (JSON, see `tasks.request`), ``state``, ``queue``, ``priority``,
 ``created_ms``, ``deadline_ms`` (0: none), ``epoch`` (fencing token, one higher with every change of owner),
-``attempt``, ``owner``, ``model``, ``started_ms`` (first claim), ``finished_ms``, ``cancel`` (1: wanted),
-``published`` (times its message was published again).
+``attempt``, ``owner``, ``model``, ``started_ms`` (first claim), ``first_token_ms``, ``finished_ms``,
+``cancel`` (1: wanted), ``published`` (times its message was published again).
 
 An entry of ``orcd:{J}:log`` has the id ``<n>-<k>``: n tokens were emitted so far over all choices, k numbers the
 events at the same n. Its one field ``e`` is the event as JSON (see `tasks.token_log`).

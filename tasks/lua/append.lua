@@ -9,11 +9,13 @@
 local answers = {}
 local at = 2
 local ttl = ARGV[1]
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
 for key = 2, #KEYS, 2 do
     local job, log = KEYS[key], KEYS[key + 1]
     local id, epoch, final, count = ARGV[at], ARGV[at + 1], ARGV[at + 2], tonumber(ARGV[at + 3])
     at = at + 4
-    local record = redis.call('HMGET', job, 'epoch', 'cancel')
+    local record = redis.call('HMGET', job, 'epoch', 'cancel', 'first_token_ms')
     if record[1] ~= epoch then
         answers[#answers + 1] = {0, 0, 0}
     else
@@ -30,9 +32,11 @@ for key = 2, #KEYS, 2 do
             end
         end
         redis.call('EXPIRE', log, ttl)
+        if not record[3] and count > 0 and ARGV[at + 3 * count - 3] ~= '0' then
+            redis.call('HSET', job, 'first_token_ms', now)
+        end
         if final ~= '' then
-            local time = redis.call('TIME')
-            redis.call('HSET', job, 'state', final, 'finished_ms', time[1] * 1000 + math.floor(time[2] / 1000))
+            redis.call('HSET', job, 'state', final, 'finished_ms', now)
             redis.call('EXPIRE', job, ttl)
             redis.call('ZREM', KEYS[1], id)
         end

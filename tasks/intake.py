@@ -1,0 +1,124 @@
+"""Jobs on their way in: claimed in Redis, their text turned into ids."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from queue import SimpleQueue
+
+import redis
+
+from tasks.generation import Generation
+from tasks.job import Claim, JobStore
+from tasks.prompt import Prompt, PromptEncoder
+from tasks.request import Request
+from tasks.result import Result, fold
+from worker import contract
+from worker.errors import Cancelled, Expired, InvalidRequest, OrcdError, Poisoned
+
+RETRY_S = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Repeated:
+    """The result of a job that had ended before this delivery of it."""
+
+    result: Result
+
+
+Outcome = Result | Repeated | OrcdError | None
+"""What became of a job here: its result, its error, or None where another worker has it."""
+
+Done = Callable[[Outcome], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """A job as a Celery message brought it; ``request`` is set when it came inside the message."""
+
+    job_id: str
+    request: Request | None
+    done: Done
+
+
+class Intake:
+    """A thread that claims deliveries one after another and passes each job that is ours to ``begin``."""
+
+    def __init__(
+        self,
+        store: JobStore,
+        encoder: PromptEncoder,
+        model: str,
+        max_attempts: int,
+        begin: Callable[[Generation, Done], None],
+    ) -> None:
+        self._store = store
+        self._encoder = encoder
+        self._model = model
+        self._max_attempts = max_attempts
+        self._begin = begin
+        self._limits: contract.Ready | None = None
+        self._deliveries: SimpleQueue[Delivery | None] = SimpleQueue()
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="intake", daemon=True)
+
+    def start(self, limits: contract.Ready) -> None:
+        """Begin to claim jobs for an engine with these limits."""
+        self._limits = limits
+        self._thread.start()
+
+    def put(self, delivery: Delivery) -> None:
+        """Hand in a delivery; its ``done`` is called once, unless the intake is stopped before its turn."""
+        self._deliveries.put(delivery)
+
+    def stop(self) -> None:
+        """Finish the delivery in hand and leave the others unclaimed: their messages are delivered again."""
+        self._stopping.set()
+        self._deliveries.put(None)
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def _run(self) -> None:
+        while (delivery := self._deliveries.get()) and not self._stopping.is_set():
+            while not self._take(delivery) and not self._stopping.wait(RETRY_S):
+                continue
+
+    def _take(self, delivery: Delivery) -> bool:
+        """Whether the delivery is dealt with; False while Redis cannot be reached."""
+        try:
+            if delivery.request is not None:
+                self._store.submit(delivery.job_id, delivery.request)
+            claim = self._store.claim(delivery.job_id)
+        except redis.RedisError:
+            return False
+        except OrcdError as error:
+            delivery.done(error)
+            return True
+        if isinstance(claim, Claim):
+            self._begin(Generation(claim, self._prepare(claim), self._model), delivery.done)
+        elif claim == "unknown":
+            delivery.done(InvalidRequest(f"job {delivery.job_id} is unknown or has expired; submit it again"))
+        elif claim == "finished":
+            # Its worker may have died between the job's last event and Celery's result.
+            delivery.done(Repeated(fold(delivery.job_id, self._store.events(delivery.job_id))))
+        else:
+            delivery.done(None)
+        return True
+
+    def _prepare(self, claim: Claim) -> Prompt | OrcdError:
+        assert self._limits is not None, "start() comes before put()"
+        if claim.attempt > self._max_attempts:
+            return Poisoned(f"given up after {self._max_attempts} attempts that lost their worker")
+        if claim.cancelled:
+            return Cancelled("cancelled before it was started again")
+        if claim.deadline_ms and claim.claimed_ms > claim.deadline_ms:
+            return Expired("the deadline passed while the job was queued")
+        if isinstance(claim.request, InvalidRequest):
+            return claim.request
+        try:
+            return self._encoder.encode(claim.request, self._limits)
+        except OrcdError as error:
+            return error
+        except Exception as error:  # a bug of ours must fail this job, not the thread that serves all others
+            return OrcdError(f"the prompt could not be encoded ({type(error).__name__})")
