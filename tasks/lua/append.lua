@@ -4,8 +4,8 @@
 --       and for every event: n, k, JSON
 -- Returns for every job {status, cancel, listeners}: status 1 is done, 0 fenced (another owner, or the record is
 -- gone: nothing was written); cancel is 1 when somebody wants the job cancelled; listeners got the last event.
--- A repeated call is harmless: Redis refuses an entry id that is not above the last, and such an event is not
--- published again.
+-- A repeated call is harmless: Redis refuses an entry id that is not above the last, such an event is not published
+-- again, and nothing follows the terminal event.
 local answers = {}
 local at = 2
 local ttl = ARGV[1]
@@ -15,9 +15,11 @@ for key = 2, #KEYS, 2 do
     local job, log = KEYS[key], KEYS[key + 1]
     local id, epoch, final, count = ARGV[at], ARGV[at + 1], ARGV[at + 2], tonumber(ARGV[at + 3])
     at = at + 4
-    local record = redis.call('HMGET', job, 'epoch', 'cancel', 'first_token_ms')
+    local record = redis.call('HMGET', job, 'epoch', 'cancel', 'first_token_ms', 'state')
     if record[1] ~= epoch then
         answers[#answers + 1] = {0, 0, 0}
+    elseif record[4] ~= 'running' then
+        answers[#answers + 1] = {1, 0, 0}
     else
         local listeners = 0
         for event = 0, count - 1 do

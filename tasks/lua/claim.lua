@@ -26,5 +26,7 @@ redis.call('ZREM', KEYS[3], ARGV[1])
 redis.call('ZADD', KEYS[4], now + tonumber(ARGV[4]), ARGV[1])
 redis.call('EXPIRE', KEYS[1], ARGV[5])
 redis.call('EXPIRE', KEYS[2], ARGV[5])
-redis.call('EXPIRE', KEYS[4], ARGV[5])
+if redis.call('TTL', KEYS[4]) < tonumber(ARGV[5]) then -- other jobs may be kept for longer
+    redis.call('EXPIRE', KEYS[4], ARGV[5])
+end
 return {'claimed', now, redis.call('HGETALL', KEYS[1]), redis.call('XRANGE', KEYS[2], '-', '+')}

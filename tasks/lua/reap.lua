@@ -31,7 +31,7 @@ for _, id in ipairs(redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', now, 'LIMIT', 0
         redis.call('ZREM', KEYS[2], id)
     end
 end
-if #found > 0 then
+if #found > 0 and redis.call('TTL', KEYS[2]) < tonumber(ttl) then -- other jobs may be kept for longer
     redis.call('EXPIRE', KEYS[2], ttl)
 end
 return found

@@ -16,7 +16,9 @@ for key = 3, #KEYS do
         redis.call('HSET', KEYS[key], 'state', 'queued', 'owner', '')
         redis.call('ZREM', KEYS[1], id)
         redis.call('ZADD', KEYS[2], now + tonumber(ARGV[1]), id)
-        redis.call('EXPIRE', KEYS[2], ARGV[2])
+        if redis.call('TTL', KEYS[2]) < tonumber(ARGV[2]) then -- other jobs may be kept for longer
+            redis.call('EXPIRE', KEYS[2], ARGV[2])
+        end
         redis.call('PUBLISH', 'orcd:{' .. id .. '}:events', cjson.encode({type = 'queued', position = 1}))
         answers[#answers + 1] = {record[3], record[4]}
     end

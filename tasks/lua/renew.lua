@@ -16,5 +16,7 @@ for key = 2, #KEYS do
         answers[#answers + 1] = record[3] and 2 or 1
     end
 end
-redis.call('EXPIRE', KEYS[1], ARGV[2])
+if redis.call('TTL', KEYS[1]) < tonumber(ARGV[2]) then -- other jobs may be kept for longer
+    redis.call('EXPIRE', KEYS[1], ARGV[2])
+end
 return answers

@@ -12,7 +12,9 @@ redis.call('HSET', KEYS[1], 'request', ARGV[2], 'state', 'queued', 'queue', ARGV
     'created_ms', now, 'deadline_ms', deadline > 0 and now + deadline or 0, 'epoch', 0, 'attempt', 0, 'published', 0)
 redis.call('EXPIRE', KEYS[1], ARGV[6])
 redis.call('ZADD', KEYS[2], now + tonumber(ARGV[7]), ARGV[1])
-redis.call('EXPIRE', KEYS[2], ARGV[6])
+if redis.call('TTL', KEYS[2]) < tonumber(ARGV[6]) then -- other jobs may be kept for longer
+    redis.call('EXPIRE', KEYS[2], ARGV[6])
+end
 redis.call('PUBLISH', 'orcd:{' .. ARGV[1] .. '}:events',
     cjson.encode({type = 'queued', position = redis.call('ZCARD', KEYS[2])}))
 return {1, now}

@@ -1,0 +1,32 @@
+"""What tests of several packages share: a real Redis, never the one of ``ORCD_REDIS_URL``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import redis
+
+from tasks.redis_server import RedisServer
+
+
+@pytest.fixture(scope="session")
+def shared_redis() -> Iterator[RedisServer]:
+    """One server for the whole run; most tests want `redis_url`, which empties it first."""
+    with RedisServer() as server:
+        yield server
+
+
+@pytest.fixture
+def redis_url(shared_redis: RedisServer) -> str:
+    """An empty Redis."""
+    with redis.Redis.from_url(shared_redis.url) as connection:
+        connection.flushall()
+    return shared_redis.url
+
+
+@pytest.fixture
+def redis_server() -> Iterator[RedisServer]:
+    """A server of the test's own, which it may kill and start again without losing data."""
+    with RedisServer(appendonly=True) as server:
+        yield server

@@ -1,0 +1,581 @@
+"""The state machine of a job, on a real Redis."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+import redis
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tasks import schema
+from tasks.job import REPUBLISH_AFTER_MS, Append, Claim, JobStore, LoggedEvent, Message, check_job_id, submission
+from tasks.request import Request
+from tasks.token_log import Error, Loading, Position, Queued, Started, Token, decode, encode
+from tests.tasks.conftest import MakeStore, Writer, claimed
+from worker.errors import InvalidRequest
+
+J = "job-1"
+REQUEST = Request(prompt="Say something.", seed=7)
+
+
+def state(store: JobStore, job_id: str = J) -> str:
+    return store.redis.hget(schema.job_key(job_id), "state").decode()
+
+
+def field(store: JobStore, name: str, job_id: str = J) -> int:
+    return int(store.redis.hget(schema.job_key(job_id), name))
+
+
+def logged(store: JobStore, job_id: str = J) -> list[tuple[str, object]]:
+    return [(id.decode(), decode(fields[b"e"])) for id, fields in store.redis.xrange(schema.log_key(job_id))]
+
+
+def cancel(store: JobStore, job_id: str = J) -> str:
+    keys = [schema.job_key(job_id), schema.log_key(job_id), schema.QUEUED]
+    script = store.redis.register_script(schema.script("cancel"))
+    return script(keys, [job_id, encode(Error("CANCELLED", "cancelled", False)), 600]).decode()
+
+
+def let_lease_run_out(store: JobStore, job_id: str = J) -> None:
+    store.redis.zadd(schema.RUNNING, {job_id: 1})
+
+
+def let_patience_run_out(store: JobStore, job_id: str = J) -> None:
+    store.redis.zadd(schema.QUEUED, {job_id: 1})
+
+
+class Ears:
+    """Hears what is published on a channel."""
+
+    def __init__(self, connection: redis.Redis, channel: str) -> None:
+        self._channel = connection.pubsub()
+        self._channel.subscribe(channel)
+        assert self._channel.get_message(timeout=5)["type"] == "subscribe"
+
+    def heard(self) -> list[bytes]:
+        messages = []
+        while (message := self._channel.get_message(timeout=0.05)) is not None:
+            messages.append(message["data"])
+        return messages
+
+    def close(self) -> None:
+        self._channel.close()
+
+
+@pytest.fixture
+def ears(connection):
+    ears = Ears(connection, schema.events_channel(J))
+    yield ears
+    ears.close()
+
+
+# -- submission ------------------------------------------------------------------------------------------------------
+
+
+def test_submitting_writes_a_queued_record_and_says_so(make_store: MakeStore, ears: Ears):
+    store = make_store()
+    assert store.submit(J, REQUEST)
+    assert state(store) == "queued"
+    assert field(store, "epoch") == field(store, "attempt") == 0
+    assert store.redis.zscore(schema.QUEUED, J) == pytest.approx(field(store, "created_ms") + REPUBLISH_AFTER_MS)
+    assert [decode(event) for event in ears.heard()] == [Queued(1)]
+
+
+def test_submitting_an_existing_id_changes_nothing(make_store: MakeStore, ears: Ears):
+    store = make_store()
+    store.submit(J, REQUEST)
+    before = store.redis.hgetall(schema.job_key(J))
+    ears.heard()
+    assert not store.submit(J, Request(prompt="Something else."))
+    assert store.redis.hgetall(schema.job_key(J)) == before
+    assert ears.heard() == []
+
+
+def test_a_request_without_a_seed_gets_one_that_stays(make_store: MakeStore):
+    store = make_store()
+    store.submit(J, Request(prompt="x"))
+    first = claimed(store, J).claim.request
+    let_lease_run_out(store)
+    second = claimed(make_store("worker-2"), J).claim.request
+    assert isinstance(first, Request)
+    assert first.seed is not None
+    assert first == second
+
+
+def test_a_deadline_counts_from_submission_and_outlives_the_time_to_live(make_store: MakeStore):
+    store = make_store(ttl_s=10)
+    store.submit(J, Request(prompt="x", deadline_s=100))
+    assert field(store, "deadline_ms") == field(store, "created_ms") + 100_000
+    assert store.redis.ttl(schema.job_key(J)) > 95
+
+
+@pytest.mark.parametrize("job_id", ["", "a b", "a{b}", "ä", "a/b", "a\n", "a" * 129, None, 7])
+def test_a_malformed_job_id_is_refused_before_anything_is_written(make_store: MakeStore, job_id):
+    store = make_store()
+    with pytest.raises(InvalidRequest, match="job_id: must be 1 to 128"):
+        store.submit(job_id, REQUEST)
+    assert store.redis.keys() == []
+
+
+def test_job_ids_may_be_uuids_and_names():
+    for job_id in ("0", "a" * 128, "batch_1:line-7.b", "3f2b8c1e-0000-4000-8000-000000000000"):
+        assert check_job_id(job_id) == job_id
+
+
+def test_the_queue_is_that_of_the_model():
+    assert submission(J, Request(prompt="x"), 1)[1][2] == "celery"
+    assert submission(J, Request(prompt="x", model="demo"), 1)[1][2] == "orcd.demo"
+
+
+# -- claim -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_claim_hands_out_the_request_a_lease_and_a_new_epoch(make_store: MakeStore):
+    store = make_store(lease_ms=5_000)
+    store.submit(J, REQUEST)
+    claim = store.claim(J)
+    assert isinstance(claim, Claim)
+    assert (claim.request, claim.epoch, claim.attempt, claim.log, claim.cancelled) == (REQUEST, 1, 1, (), False)
+    assert claim.created_ms <= claim.started_ms == claim.claimed_ms
+    assert claim.first_token_ms is None
+    assert store.redis.zscore(schema.RUNNING, J) == claim.claimed_ms + 5_000
+    assert store.redis.zscore(schema.QUEUED, J) is None
+    assert state(store) == "running"
+
+
+def test_an_unknown_job_cannot_be_claimed(make_store: MakeStore):
+    assert make_store().claim("nothing") == "unknown"
+
+
+def test_a_duplicate_delivery_of_a_running_job_finds_it_busy(make_store: MakeStore):
+    store = make_store()
+    store.submit(J, REQUEST)
+    writer = claimed(store, J)
+    assert make_store("worker-2").claim(J) == "busy"
+    assert store.claim(J) == "busy"
+    assert writer.start()
+
+
+def test_a_duplicate_delivery_of_an_ended_job_finds_it_finished(make_store: MakeStore):
+    store = make_store()
+    store.submit(J, REQUEST)
+    writer = claimed(store, J)
+    writer.start()
+    writer.end()
+    before = logged(store)
+    assert store.claim(J) == "finished"
+    assert logged(store) == before
+
+
+def test_who_takes_over_gets_the_log_and_the_first_start(make_store: MakeStore):
+    store = make_store()
+    store.submit(J, REQUEST)
+    first = claimed(store, J)
+    first.start()
+    first.tokens(2)
+    first.tokens(1)
+    let_lease_run_out(store)
+    claim = claimed(make_store("worker-2"), J).claim
+    assert (claim.epoch, claim.attempt, claim.started_ms) == (2, 2, first.claim.started_ms)
+    assert [entry.position for entry in claim.log] == [Position(0, 1), Position(2, 0), Position(3, 0)]
+    assert [entry.event.ids for entry in claim.log[1:]] == [[101, 102], [103]]
+    assert claim.first_token_ms is not None
+    assert claim.first_token_ms >= claim.started_ms
+
+
+def test_a_stored_request_that_cannot_be_read_comes_as_an_error(make_store: MakeStore):
+    store = make_store()
+    store.submit(J, REQUEST)
+    store.redis.hset(schema.job_key(J), "request", b'{"prompt": "x", "from_the_future": 1}')
+    claim = store.claim(J)
+    assert isinstance(claim, Claim)
+    assert isinstance(claim.request, InvalidRequest)
+    assert "from_the_future" in claim.request.message
+
+
+# -- fencing and the log ---------------------------------------------------------------------------------------------
+
+
+def test_a_worker_that_lost_its_lease_can_write_nothing(make_store: MakeStore, ears: Ears):
+    store = make_store()
+    store.submit(J, REQUEST)
+    old = claimed(store, J)
+    old.tokens(1)
+    let_lease_run_out(store)
+    new = claimed(make_store("worker-2"), J)
+    before, _ = logged(store), ears.heard()
+    assert not old.tokens(1)
+    assert not old.end()
+    assert logged(store) == before
+    assert ears.heard() == []
+    assert state(store) == "running"
+    assert new.tokens(1)
+
+
+def test_a_worker_is_fenced_as_soon_as_its_job_is_back_in_the_queue(make_store: MakeStore):
+    store = make_store()
+    store.submit(J, REQUEST)
+    writer = claimed(store, J)
+    let_lease_run_out(store)
+    store.reap()
+    assert not writer.tokens(1)
+    assert store.renew({J: writer.claim.epoch}) == {J: "lost"}
+
+
+def test_a_late_append_is_taken_while_nobody_else_has_the_job(make_store: MakeStore):
+    store = make_store()
+    store.submit(J, REQUEST)
+    writer = claimed(store, J)
+    let_lease_run_out(store)
+    assert writer.tokens(1)
+
+
+def test_an_append_to_a_job_that_is_gone_is_refused(make_store: MakeStore):
+    store = make_store()
+    store.submit(J, REQUEST)
+    writer = claimed(store, J)
+    store.redis.delete(schema.job_key(J))
+    assert not writer.tokens(1)
+    assert logged(store) == []
+
+
+def test_a_repeated_append_is_neither_logged_nor_published_again(make_store: MakeStore, ears: Ears):
+    store = make_store()
+    store.submit(J, REQUEST)
+    epoch = claimed(store, J).claim.epoch
+    event = LoggedEvent(Position(1, 0), Token("a", 1, [5]))
+    more = LoggedEvent(Position(2, 0), Token("b", 2, [6]))
+    ears.heard()
+    assert store.append([Append(J, epoch, [event])])[0].num_listeners == 1
+    assert store.append([Append(J, epoch, [event, more])])[0].owned
+    assert [decode(event) for event in ears.heard()] == [Token("a", 1, [5]), Token("b", 2, [6])]
+    assert logged(store) == [("1-0", event.event), ("2-0", more.event)]
+
+
+def test_redis_itself_refuses_an_older_entry(make_store: MakeStore):
+    store = make_store()
+    store.submit(J, REQUEST)
+    epoch = claimed(store, J).claim.epoch
+    store.append([Append(J, epoch, [LoggedEvent(Position(5, 1), Token("a", 5, [5]))])])
+    for n, k in ((5, 1), (5, 0), (4, 9)):
+        store.append([Append(J, epoch, [LoggedEvent(Position(n, k), Token("b", n, [6]))])])
+        with pytest.raises(redis.ResponseError, match="equal or smaller"):
+            store.redis.xadd(schema.log_key(J), {"e": "x"}, id=f"{n}-{k}")
+    assert [entry for entry, _ in logged(store)] == ["5-1"]
+
+
+def test_an_ended_job_takes_no_more_events_not_even_from_its_owner(make_store: MakeStore, ears: Ears):
+    store = make_store()
+    store.submit(J, REQUEST)
+    writer = claimed(store, J)
+    writer.tokens(1)
+    writer.end()
+    before, finished_ms, _ = logged(store), field(store, "finished_ms"), ears.heard()
+    time.sleep(0.002)
+    writer.tokens(1)
+    writer.fail()
+    assert logged(store) == before
+    assert ears.heard() == []
+    assert (state(store), field(store, "finished_ms")) == ("succeeded", finished_ms)
+
+
+def test_an_end_that_is_repeated_after_a_lost_answer_counts_as_written(make_store: MakeStore):
+    store = make_store()
+    store.submit(J, REQUEST)
+    epoch = claimed(store, J).claim.epoch
+    end = Append(J, epoch, [LoggedEvent(Position(0, 1), Error("INTERNAL", "it broke", False))], "failed")
+    assert store.append([end])[0].owned
+    assert store.append([end])[0].owned
+    assert len(logged(store)) == 1
+
+
+def test_one_append_serves_many_jobs_each_on_its_own_terms(make_store: MakeStore):
+    store = make_store()
+    for job_id in ("a", "b", "c"):
+        store.submit(job_id, REQUEST)
+    epochs = {job_id: claimed(store, job_id).claim.epoch for job_id in ("a", "b", "c")}
+    cancel(store, "c")
+    token = LoggedEvent(Position(1, 0), Token("x", 1, [1]))
+    end = LoggedEvent(Position(1, 1), Error("INTERNAL", "it broke", False))
+    answers = store.append(
+        [
+            Append("a", epochs["a"], [token, end], "failed"),
+            Append("b", epochs["b"] - 1, [token]),
+            Append("c", epochs["c"], [token]),
+        ]
+    )
+    assert [(answer.owned, answer.cancelled) for answer in answers] == [(True, False), (False, False), (True, True)]
+    assert [state(store, job_id) for job_id in ("a", "b", "c")] == ["failed", "running", "running"]
+    assert [len(logged(store, job_id)) for job_id in ("a", "b", "c")] == [2, 0, 1]
+
+
+def test_the_first_token_s_time_is_kept_once(make_store: MakeStore):
+    store = make_store()
+    store.submit(J, REQUEST)
+    writer = claimed(store, J)
+    writer.start()
+    assert store.redis.hget(schema.job_key(J), "first_token_ms") is None
+    writer.tokens(1)
+    first = field(store, "first_token_ms")
+    time.sleep(0.002)
+    writer.tokens(1)
+    assert field(store, "first_token_ms") == first
+
+
+@pytest.mark.parametrize("call", ["append", "renew", "release"])
+def test_nothing_to_do_needs_no_redis(call: str):
+    store = JobStore(redis.Redis(port=1), owner="w", model="m", lease_ms=1, ttl_s=1)
+    assert not getattr(store, call)({} if call != "append" else [])
+
+
+def test_scripts_are_loaded_again_into_a_redis_that_forgot_them(make_store: MakeStore):
+    store = make_store()
+    store.submit(J, REQUEST)
+    store.redis.script_flush()
+    assert claimed(store, J).start()
+
+
+# -- lease, reaper, release ------------------------------------------------------------------------------------------
+
+
+def test_renewing_moves_the_lease_s_end(make_store: MakeStore):
+    store = make_store(lease_ms=60_000)
+    store.submit(J, REQUEST)
+    epoch = claimed(store, J).claim.epoch
+    let_lease_run_out(store)
+    assert store.renew({J: epoch}) == {J: "renewed"}
+    assert store.redis.zscore(schema.RUNNING, J) > 60_000
+    assert store.claim(J) == "busy"
+
+
+def test_renewing_an_ended_or_foreign_job_says_lost_and_takes_no_lease(make_store: MakeStore):
+    store = make_store()
+    for job_id in ("ended", "foreign"):
+        store.submit(job_id, REQUEST)
+    ended, foreign = claimed(store, "ended"), claimed(store, "foreign")
+    ended.end()
+    let_lease_run_out(store, "foreign")
+    claimed(make_store("worker-2"), "foreign")
+    lease_end = store.redis.zscore(schema.RUNNING, "foreign")
+    epochs = {"ended": ended.claim.epoch, "foreign": foreign.claim.epoch, "gone": 1}
+    assert store.renew(epochs) == {"ended": "lost", "foreign": "lost", "gone": "lost"}
+    assert store.redis.zrange(schema.RUNNING, 0, -1, withscores=True) == [(b"foreign", lease_end)]
+
+
+def test_the_reaper_puts_a_job_without_a_lease_back_and_says_so(make_store: MakeStore, ears: Ears):
+    store = make_store()
+    store.submit(J, Request(prompt="x", priority=2, model="demo"))
+    claimed(store, J)
+    assert store.reap() == []
+    let_lease_run_out(store)
+    ears.heard()
+    assert make_store("worker-2").reap() == [Message(J, "orcd.demo", 2, lease_lost=True)]
+    assert state(store) == "queued"
+    assert [decode(event) for event in ears.heard()] == [Queued(1)]
+    assert store.reap() == []
+    assert claimed(store, J).claim.attempt == 2
+
+
+def test_every_lost_lease_counts_towards_poisoning_a_clean_release_does_not(make_store: MakeStore):
+    store = make_store()
+    store.submit(J, REQUEST)
+    for attempt in (1, 2, 3):
+        assert claimed(store, J).claim.attempt == attempt
+        let_lease_run_out(store)
+        store.reap()
+    for _ in range(3):
+        claim = claimed(store, J).claim
+        assert claim.attempt == 4
+        assert store.release({J: claim.epoch}) == [Message(J, "celery", 5)]
+    assert claimed(store, J).claim.epoch == 13
+
+
+def test_a_released_job_fences_the_worker_that_released_it(make_store: MakeStore):
+    store = make_store()
+    store.submit(J, REQUEST)
+    writer = claimed(store, J)
+    writer.tokens(1)
+    store.release({J: writer.claim.epoch})
+    assert not writer.tokens(1)
+    assert store.release({J: writer.claim.epoch}) == []
+    assert state(store) == "queued"
+    assert len(claimed(make_store("worker-2"), J).claim.log) == 1
+
+
+def test_a_queued_job_whose_message_was_lost_is_announced_again_after_twice_as_long_each_time(make_store: MakeStore):
+    store = make_store()
+    store.submit(J, REQUEST)
+    assert store.reap() == []
+    for times in (1, 2, 3):
+        let_patience_run_out(store)
+        assert store.reap() == [Message(J, "celery", 5)]
+        wait_ms = store.redis.zscore(schema.QUEUED, J) - time.time() * 1000
+        assert wait_ms == pytest.approx(REPUBLISH_AFTER_MS * 2**times, abs=2_000)
+
+
+def test_the_reaper_forgets_jobs_that_are_gone(make_store: MakeStore):
+    store = make_store()
+    store.submit(J, REQUEST)
+    store.submit("job-2", REQUEST)
+    claimed(store, "job-2")
+    store.redis.delete(schema.job_key(J), schema.job_key("job-2"))
+    let_patience_run_out(store)
+    let_lease_run_out(store, "job-2")
+    assert store.reap() == []
+    assert store.redis.zcard(schema.QUEUED) == store.redis.zcard(schema.RUNNING) == 0
+
+
+def test_the_reaper_takes_so_many_at_a_time(make_store: MakeStore):
+    store = make_store()
+    for number in range(5):
+        store.submit(f"job-{number}", REQUEST)
+        claimed(store, f"job-{number}")
+        let_lease_run_out(store, f"job-{number}")
+    assert [len(store.reap(2)) for _ in range(4)] == [2, 2, 1, 0]
+
+
+# -- cancellation ----------------------------------------------------------------------------------------------------
+
+
+def test_a_queued_job_is_cancelled_at_once_with_a_terminal_event(make_store: MakeStore, ears: Ears):
+    store = make_store()
+    store.submit(J, REQUEST)
+    ears.heard()
+    assert cancel(store) == "cancelled"
+    assert logged(store) == [("0-1", Error("CANCELLED", "cancelled", False))]
+    assert [decode(event) for event in ears.heard()] == [Error("CANCELLED", "cancelled", False)]
+    assert store.claim(J) == "finished"
+    assert store.redis.zcard(schema.QUEUED) == 0
+    assert field(store, "finished_ms") >= field(store, "created_ms")
+
+
+def test_a_job_that_waits_again_is_cancelled_behind_its_last_token(make_store: MakeStore):
+    store = make_store()
+    store.submit(J, REQUEST)
+    writer = claimed(store, J)
+    writer.tokens(12)
+    store.release({J: writer.claim.epoch})
+    assert cancel(store) == "cancelled"
+    assert [entry for entry, _ in logged(store)] == ["12-0", "12-1"]
+
+
+def test_a_running_job_s_owner_learns_of_the_wish_in_every_way(make_store: MakeStore, connection: redis.Redis):
+    store = make_store()
+    store.submit(J, REQUEST)
+    writer = claimed(store, J)
+    control = Ears(connection, schema.CONTROL)
+    assert cancel(store) == "running"
+    assert control.heard() == [b'{"cancel":"job-1"}']
+    control.close()
+    assert store.renew({J: writer.claim.epoch}) == {J: "cancelled"}
+    assert store.append([Append(J, writer.claim.epoch)])[0].cancelled
+    let_lease_run_out(store)
+    assert claimed(make_store("worker-2"), J).claim.cancelled
+
+
+def test_cancelling_an_ended_job_changes_nothing(make_store: MakeStore):
+    store = make_store()
+    store.submit(J, REQUEST)
+    writer = claimed(store, J)
+    writer.end()
+    before = store.redis.hgetall(schema.job_key(J)), logged(store)
+    assert cancel(store) == "succeeded"
+    assert (store.redis.hgetall(schema.job_key(J)), logged(store)) == before
+
+
+def test_cancelling_an_unknown_job_writes_nothing(make_store: MakeStore):
+    store = make_store()
+    assert cancel(store) == ""
+    assert store.redis.keys() == []
+
+
+# -- the rest --------------------------------------------------------------------------------------------------------
+
+
+def test_load_progress_is_told_to_those_who_wait(make_store: MakeStore, ears: Ears):
+    store = make_store()
+    store.submit(J, REQUEST)
+    ears.heard()
+    store.announce_loading(50)
+    assert [decode(event) for event in ears.heard()] == [Loading(50)]
+
+
+def test_a_short_time_to_live_of_one_job_does_not_cut_that_of_the_shared_keys(make_store: MakeStore):
+    long, short = make_store(ttl_s=600), make_store("worker-2", ttl_s=5)
+    long.submit("a", REQUEST)
+    long.submit("b", REQUEST)
+    writer = claimed(long, "a")
+    short.submit("c", REQUEST)
+    short.submit("d", REQUEST)
+    other = claimed(short, "c")
+    short.renew({"c": other.claim.epoch})
+    short.release({"c": other.claim.epoch})
+    let_patience_run_out(short, "d")
+    short.reap()
+    assert long.redis.ttl(schema.QUEUED) > 500
+    assert long.redis.ttl(schema.RUNNING) > 500
+    assert writer.tokens(1)
+
+
+ACTIONS = st.lists(
+    st.tuples(
+        st.sampled_from(["claim", "tokens", "end", "renew", "release", "lose", "reap", "cancel", "republish", "submit"]),
+        st.sampled_from([0, 1]),
+    ),
+    max_size=25,
+)
+
+
+@settings(derandomize=True, max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(ACTIONS)
+def test_any_history_leaves_every_key_with_a_time_to_live_one_end_and_tokens_in_order(make_store, actions):
+    stores = [make_store("worker-0"), make_store("worker-1")]
+    connection = stores[0].redis
+    connection.flushall()
+    writers: dict[int, Writer] = {}
+    for action, worker in [("submit", 0), ("claim", 0), *actions]:
+        play(action, worker, stores[worker], writers)
+        assert all(connection.ttl(key) > 0 for key in connection.keys())
+        check_job(stores[0])
+
+
+def play(action: str, worker: int, store: JobStore, writers: dict[int, Writer]) -> None:
+    """One step of a worker, whether it still owns the job or only believes so."""
+    writer = writers.get(worker)
+    match action:
+        case "submit":
+            store.submit(J, REQUEST)
+        case "claim":
+            claim = store.claim(J)
+            if isinstance(claim, Claim):
+                writers[worker] = Writer(store, claim)
+        case "tokens" if writer:
+            writer.tokens(2)
+        case "end" if writer:
+            writer.end()
+        case "renew" if writer:
+            store.renew({J: writer.claim.epoch})
+        case "release" if writer:
+            store.release({J: writer.claim.epoch})
+        case "lose" if store.redis.zscore(schema.RUNNING, J) is not None:
+            let_lease_run_out(store)
+        case "reap":
+            store.reap()
+        case "cancel":
+            cancel(store)
+        case "republish" if store.redis.zscore(schema.QUEUED, J) is not None:
+            let_patience_run_out(store)
+
+
+def check_job(store: JobStore) -> None:
+    events = [event for _, event in logged(store)]
+    ids = [token_id for event in events if isinstance(event, Token) for token_id in event.ids]
+    assert ids == [101 + index for index in range(len(ids))]
+    ends = [event for event in events if not isinstance(event, Token | Started)]
+    ended = state(store) in schema.TERMINAL_STATES
+    assert len(ends) == int(ended)
+    assert not ended or events[-1] is ends[0]
+    assert (store.redis.zscore(schema.RUNNING, J) is not None) == (state(store) == "running")
+    assert (store.redis.zscore(schema.QUEUED, J) is not None) == (state(store) == "queued")
