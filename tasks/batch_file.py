@@ -24,7 +24,7 @@ from typing import Any, BinaryIO
 import msgspec
 
 from tasks import request as requests
-from tasks.request import MAX_REQUEST_BYTES, Request
+from tasks.request import MAX_REQUEST_BYTES
 from worker.errors import InvalidRequest, OrcdError
 
 _RESULT_START = b'{"line":'
@@ -32,12 +32,15 @@ _RESULT_START = b'{"line":'
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """A request of the file; ``number`` counts from 1 and ``id`` is the caller's own name for it."""
+    """A request of the file; ``number`` counts from 1 and ``id`` is the caller's own name for it.
+
+    ``fields`` are the request's as they were given; they have been checked.
+    """
 
     number: int
     id: str | int | None
     job_id: str
-    request: Request
+    fields: dict[str, Any]
 
 
 class BatchFile:
@@ -63,6 +66,11 @@ class BatchFile:
     def num_resumed(self) -> int:
         """Lines whose result was in OUTPUT already."""
         return len(self._done)
+
+    @property
+    def num_done(self) -> int:
+        """Lines that need no more work: results of this and earlier runs, and errors."""
+        return self.num_resumed + self.num_succeeded + self.num_failed
 
     def __enter__(self) -> BatchFile:
         self.num_lines = sum(1 for _ in self._lines())
@@ -108,11 +116,11 @@ class BatchFile:
                     )
                 continue
             try:
-                caller_id, request = self._parse(text)
+                caller_id, fields = self._parse(text)
             except InvalidRequest as error:
                 self.fail(number, error)
                 continue
-            yield Line(number, caller_id, f"{self._name}-{number}-{digest}", request)
+            yield Line(number, caller_id, f"{self._name}-{number}-{digest}", fields)
 
     def succeed(self, line: Line, result: dict[str, Any]) -> None:
         """Write a job's result."""
@@ -141,23 +149,22 @@ class BatchFile:
         except OSError as error:
             raise InvalidRequest(f"{self._source}: cannot be read ({error.strerror})") from None
 
-    def _parse(self, text: bytes) -> tuple[str | int | None, Request]:
+    def _parse(self, text: bytes) -> tuple[str | int | None, dict[str, Any]]:
         if len(text) > MAX_REQUEST_BYTES:
             raise InvalidRequest(f"the line is longer than {MAX_REQUEST_BYTES} bytes")
+        is_text = self._source.suffix == ".txt"
         try:
-            if self._source.suffix == ".txt":
-                return None, requests.parse({"messages": [{"role": "user", "content": text.decode()}]})
-            fields = msgspec.json.decode(text)
+            fields = {"messages": [{"role": "user", "content": text.decode()}]} if is_text else _decoder.decode(text)
         except (msgspec.DecodeError, UnicodeDecodeError):
-            kind = "text" if self._source.suffix == ".txt" else "JSON"
-            raise InvalidRequest(f"the line is not valid {kind} in UTF-8") from None
+            raise InvalidRequest(f"the line is not valid {'text' if is_text else 'JSON'} in UTF-8") from None
         if not isinstance(fields, dict):
             raise InvalidRequest("the line must be an object of named fields")
         caller_ids = [fields.pop(name) for name in ("id", "custom_id") if name in fields]
         caller_id = caller_ids[0] if caller_ids else None
         if len(caller_ids) > 1 or not isinstance(caller_id, str | int | None) or isinstance(caller_id, bool):
             raise InvalidRequest("id: give one id (or custom_id), a string or a whole number")
-        return caller_id, requests.parse(fields)
+        requests.encode(requests.parse(fields))
+        return caller_id, fields
 
     def _read_results(self) -> dict[int, str]:
         """Digest of the input line by line number, for every result in OUTPUT; cuts off a torn last line."""
@@ -197,6 +204,7 @@ class _Result(msgspec.Struct):
 
 
 _result_decoder = msgspec.json.Decoder(_Result)
+_decoder = msgspec.json.Decoder()
 _encoder = msgspec.json.Encoder()
 
 

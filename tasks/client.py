@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
+from itertools import islice
 from types import TracebackType
 from typing import Any
 
@@ -108,12 +109,17 @@ class Client:
 
     def status(self, job_id: str) -> Status:
         """Where the job stands now."""
-        key = schema.job_key(check_job_id(job_id))
+        return self.statuses([job_id])[0]
+
+    def statuses(self, job_ids: Sequence[str]) -> list[Status]:
+        """Where many jobs stand now, in their order; one round trip."""
         with redis_errors(self._settings), self._redis.pipeline(transaction=False) as pipeline:
-            pipeline.hmget(key, FIELDS)
-            pipeline.zrank(schema.QUEUED, job_id)
-            pipeline.xrevrange(schema.log_key(job_id), count=1)
-            return Status.read(job_id, *pipeline.execute())
+            for job_id in job_ids:
+                pipeline.hmget(schema.job_key(check_job_id(job_id)), FIELDS)
+                pipeline.zrank(schema.QUEUED, job_id)
+                pipeline.xrevrange(schema.log_key(job_id), count=1)
+            answers = iter(pipeline.execute())
+            return [Status.read(job_id, *islice(answers, 3)) for job_id in job_ids]
 
     def cancel(self, job_id: str) -> str:
         """Cancel a job and return its state: ``cancelled`` if it waited, ``running`` if its worker was told to stop."""

@@ -1,0 +1,141 @@
+"""A prompt file's way through the queue: a window of jobs is kept in flight, each result is written as its job ends."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from itertools import islice
+from typing import Any, Protocol, TypeVar
+
+import msgspec
+from tqdm import tqdm
+
+from tasks import schema
+from tasks.batch_file import BatchFile, Line
+from tasks.client import Client, RedisUnavailable
+from tasks.result import Choice, Result, exception
+
+MAX_IN_FLIGHT = 1024
+LEAST_PAUSE_S = 0.05
+PATIENCE_S = 60.0
+"""How long a Redis that went away is waited for."""
+
+Answer = TypeVar("Answer")
+
+
+class Progress(Protocol):
+    """Somebody who is told how far the batch is; ``num_tokens`` counts those of this run, unfinished jobs' too."""
+
+    def update(self, num_done: int, num_tokens: int) -> None:
+        """Called several times a second."""
+
+
+class BatchRun:
+    """Runs the lines of ``file`` that have no result yet. Stopping it at any point loses nothing."""
+
+    def __init__(self, client: Client, file: BatchFile, progress: Progress) -> None:
+        self._client = client
+        self._file = file
+        self._progress = progress
+        self._in_flight: dict[str, Line] = {}
+        self._tokens_out = 0
+
+    def run(self) -> None:
+        """Raises `RedisUnavailable` when Redis stays away, `InvalidRequest` when INPUT and OUTPUT do not fit."""
+        pending = self._file.pending()
+        while True:
+            self._submit(list(islice(pending, MAX_IN_FLIGHT - len(self._in_flight))))
+            if not self._in_flight:
+                self._report(0)
+                return
+            start = time.monotonic()
+            self._collect()
+            time.sleep(max(LEAST_PAUSE_S, 4 * (time.monotonic() - start)))  # most of Redis's time is the workers'
+
+    def _submit(self, lines: list[Line]) -> None:
+        job_ids = [line.job_id for line in lines]
+        if lines:
+            _patiently(partial(self._client.submit_many, [line.fields for line in lines], job_ids))
+        self._in_flight.update(zip(job_ids, lines, strict=True))
+
+    def _collect(self) -> None:
+        job_ids = list(self._in_flight)
+        tokens_in_flight = 0
+        for status in _patiently(partial(self._client.statuses, job_ids)):
+            if status.state not in schema.TERMINAL_STATES:
+                tokens_in_flight += status.tokens_out
+                continue
+            line = self._in_flight[status.job_id]
+            result = _patiently(partial(self._client.result, line.job_id))
+            if result.error is None:
+                self._file.succeed(line, record(result))
+            else:
+                self._file.fail(line.number, exception(result.error), line)
+            self._tokens_out += result.tokens_out
+            del self._in_flight[line.job_id]
+        self._report(tokens_in_flight)
+
+    def _report(self, tokens_in_flight: int) -> None:
+        self._progress.update(self._file.num_done, self._tokens_out + tokens_in_flight)
+
+
+def record(result: Result) -> dict[str, Any]:
+    """A successful result as it is written: the first choice's text, and all choices where one text is not enough."""
+    first = result.choices[0] if result.choices else Choice()
+    choices = [msgspec.to_builtins(choice, str_keys=True) for choice in result.choices]
+    whole = len(choices) > 1 or first.logprobs is not None or first.reasoning is not None
+    return {
+        "text": first.text,
+        **({"choices": choices} if whole else {}),
+        "finish_reason": first.finish_reason,
+        "tokens_in": result.tokens_in,
+        "tokens_out": result.tokens_out,
+        "queue_ms": result.queue_ms,
+        "ttft_ms": result.ttft_ms,
+        "decode_ms": result.decode_ms,
+    }
+
+
+def _patiently(call: Callable[[], Answer]) -> Answer:
+    """What ``call`` returns, once Redis is there. Raises `RedisUnavailable` after `PATIENCE_S` without it."""
+    end = time.monotonic() + PATIENCE_S
+    while True:
+        try:
+            return call()
+        except RedisUnavailable:
+            if time.monotonic() > end:
+                raise
+            time.sleep(1)
+
+
+class Bar:
+    """Progress on standard error: a bar on a terminal, otherwise a line now and then."""
+
+    LINE_EVERY_S = 10.0
+
+    def __init__(self, num_lines: int, num_done: int) -> None:
+        self._start = self._last_line = time.monotonic()
+        self._num_lines = num_lines
+        self._first_done = num_done
+        is_terminal = sys.stderr.isatty()
+        self._bar = tqdm(total=num_lines, initial=num_done, unit="job", dynamic_ncols=True) if is_terminal else None
+
+    def update(self, num_done: int, num_tokens: int) -> None:
+        """See `Progress`."""
+        now = time.monotonic()
+        rate = num_tokens / max(now - self._start, 1e-3)
+        if self._bar is not None:
+            self._bar.set_postfix_str(f"{rate:,.0f} tok/s", refresh=False)
+            self._bar.update(num_done - self._bar.n)
+        elif now - self._last_line > self.LINE_EVERY_S:
+            self._last_line = now
+            jobs_per_s = (num_done - self._first_done) / (now - self._start)
+            left = f"{(self._num_lines - num_done) / jobs_per_s:,.0f} s left" if jobs_per_s else "time left unknown"
+            print(f"{num_done} of {self._num_lines} jobs, {rate:,.0f} tok/s, {left}", file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        """Leave the bar as it is."""
+        if self._bar is not None:
+            self._bar.close()
