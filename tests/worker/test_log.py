@@ -1,0 +1,57 @@
+import io
+import json
+import re
+
+import pytest
+
+from worker.log import EventLog
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_json_is_one_object_a_line_with_worker_and_context():
+    stream = io.StringIO()
+    log = EventLog("json", "w1", stream, model="haiku", device="cpu")
+    log.event("ready", load_ms=812)
+    log.event("error", level="error", code="INTERNAL", message="two\nlines")
+    first, second = map(json.loads, stream.getvalue().splitlines())
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", first.pop("time"))
+    assert first == {
+        "level": "info",
+        "event": "ready",
+        "worker_id": "w1",
+        "model": "haiku",
+        "device": "cpu",
+        "load_ms": 812,
+    }
+    assert (second["level"], second["message"]) == ("error", "two\nlines")
+
+
+def test_text_is_one_line_for_a_person():
+    stream = io.StringIO()
+    EventLog("text", "w1", stream).event("error", level="warning", code="INTERNAL", message="two\nlines", empty="")
+    assert re.fullmatch(
+        r'\d\d:\d\d:\d\d warning error code=INTERNAL message="two\\nlines" empty=""\n', stream.getvalue()
+    )
+
+
+@pytest.mark.parametrize(("stream", "is_json"), [(Terminal(), False), (io.StringIO(), True)])
+def test_auto_is_text_on_a_terminal_only(stream: io.StringIO, is_json: bool):
+    EventLog("auto", "w1", stream).event("startup")
+    assert stream.getvalue().startswith("{") == is_json
+
+
+def test_fields_that_are_none_are_left_out():
+    stream = io.StringIO()
+    EventLog("json", "w1", stream).event("ready", where=None)
+    assert "where" not in stream.getvalue()
+
+
+def test_a_stream_that_is_gone_does_not_stop_the_work():
+    stream = io.StringIO()
+    log = EventLog("json", "w1", stream)
+    stream.close()
+    log.event("ready")

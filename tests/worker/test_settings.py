@@ -1,0 +1,59 @@
+import re
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+from worker.errors import InvalidRequest
+from worker.settings import PREFIX, Settings, from_environment, to_environment
+
+README = Path(__file__).parents[2] / "README.md"
+
+
+def test_nothing_set_gives_the_defaults():
+    assert from_environment({}) == Settings()
+    assert from_environment({"PATH": "/bin", "ORCD_MODEL": ""}) == Settings()
+
+
+def test_every_kind_of_value_is_read():
+    settings = from_environment(
+        {"ORCD_MODEL": "/m.gguf", "ORCD_STEP_TOKENS": "7", "ORCD_PREFIX_CACHE": "No", "ORCD_DEVICE": "cuda:3"}
+    )
+    assert settings == Settings(model="/m.gguf", step_tokens=7, prefix_cache=False, device="cuda:3")
+
+
+def test_flags_win_over_variables_and_absent_flags_do_not():
+    environment = {"ORCD_NAME": "a", "ORCD_LEASE_MS": "5"}
+    assert from_environment(environment, name="b", lease_ms=None) == Settings(name="b", lease_ms=5)
+
+
+@pytest.mark.parametrize(
+    ("environment", "named"),
+    [
+        ({"ORCD_STEP_TOKEN": "7"}, "ORCD_STEP_TOKEN"),
+        ({"ORCD_STEP_TOKENS": "seven"}, "ORCD_STEP_TOKENS"),
+        ({"ORCD_STEP_TOKENS": "0"}, "ORCD_STEP_TOKENS"),
+        ({"ORCD_KV_CACHE_BYTES": "-1"}, "ORCD_KV_CACHE_BYTES"),
+        ({"ORCD_PREFIX_CACHE": "maybe"}, "ORCD_PREFIX_CACHE"),
+        ({"ORCD_DEVICE": "gpu"}, "ORCD_DEVICE"),
+        ({"ORCD_DEVICE": "cuda:x"}, "ORCD_DEVICE"),
+        ({"ORCD_LOG_FORMAT": "xml"}, "ORCD_LOG_FORMAT"),
+    ],
+)
+def test_a_wrong_variable_is_named(environment: dict[str, str], named: str):
+    with pytest.raises(InvalidRequest, match=named):
+        from_environment(environment)
+
+
+def test_a_child_process_gets_the_same_settings():
+    settings = Settings(model="m", device="cpu", step_tokens=9, prefix_cache=False)
+    environment = to_environment(settings)
+    assert environment.keys() == {"ORCD_MODEL", "ORCD_DEVICE", "ORCD_STEP_TOKENS", "ORCD_PREFIX_CACHE"}
+    assert from_environment(environment) == settings
+
+
+def test_the_readme_lists_every_variable_and_no_other():
+    if not README.exists():
+        pytest.skip("there is no README yet")
+    listed = set(re.findall(rf"`({PREFIX}[A-Z_]+)`", README.read_text("utf-8")))
+    assert listed == {PREFIX + field.name.upper() for field in fields(Settings)}
