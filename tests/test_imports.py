@@ -12,7 +12,14 @@ import pytest
 from importlinter.cli import lint_imports
 
 ROOT = Path(__file__).parents[1]
-TASKS_MAY_TAKE = ("worker.contract", "worker.settings", "worker.errors", "worker.log", "worker.text", "worker.model.gguf")
+TASKS_MAY_TAKE = (
+    "worker.contract",
+    "worker.settings",
+    "worker.errors",
+    "worker.log",
+    "worker.text",
+    "worker.model.gguf",
+)
 
 
 def test_the_contracts_of_pyproject_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
