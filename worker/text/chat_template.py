@@ -49,8 +49,8 @@ class ChatTemplate:
         self._special = {"bos_token": bos_token, "eos_token": eos_token}
         try:
             self._template = _Environment(now).from_string(source)
-        except (jinja2.TemplateError, RecursionError) as error:
-            raise ModelLoadFailed(f"tokenizer.chat_template is not a valid template: {_reason(error)}") from None
+        except Exception as error:  # a broken template can also break the compiler of the Python code that it becomes
+            raise ModelLoadFailed(f"tokenizer.chat_template is not a valid template: {error}") from error
 
     @classmethod
     def from_metadata(cls, metadata: Mapping[str, Any], tokenizer: Tokenizer) -> ChatTemplate | None:
@@ -106,9 +106,12 @@ class ChatTemplate:
 
 
 def _reason(error: Exception) -> str:
-    """What the template says; of an error in Python code only its kind, for its text may quote the messages."""
-    told = isinstance(error, (jinja2.TemplateError, TypeError))
-    return f"{type(error).__name__}: {error}"[:300] if told else type(error).__name__
+    """What the template itself says; of any other error only the kind, for its text may quote the messages."""
+    return str(error)[:300] if isinstance(error, _Refusal) else type(error).__name__
+
+
+class _Refusal(jinja2.TemplateRuntimeError):
+    """Raised by the template on purpose, or by a limit."""
 
 
 def _tag_final_message(messages: Sequence[Mapping[str, Any]]) -> tuple[list[dict[str, Any]], str]:
@@ -151,7 +154,12 @@ class _Environment(jinja2.sandbox.ImmutableSandboxedEnvironment):
     intercepted_binops = frozenset(("+", "*", "**"))
 
     def __init__(self, now: Callable[[], datetime.datetime]) -> None:
-        super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols])
+        super().__init__(
+            trim_blocks=True,
+            lstrip_blocks=True,
+            extensions=[_Generation, jinja2.ext.loopcontrols],
+            optimized=False,  # what can be computed when compiling is computed when rendering, within the limits
+        )
         self.filters["tojson"] = _to_json
         self.globals["raise_exception"] = _raise_exception
         self.globals["strftime_now"] = lambda format: now().strftime(format)
@@ -177,7 +185,7 @@ class _Environment(jinja2.sandbox.ImmutableSandboxedEnvironment):
 
 def _check_length(length: int) -> None:
     if length > MAX_CHARACTERS:
-        raise jinja2.TemplateRuntimeError(f"it makes a value longer than {MAX_CHARACTERS} characters")
+        raise _Refusal(f"it makes a value longer than {MAX_CHARACTERS} characters")
 
 
 class _Generation(jinja2.ext.Extension):
@@ -201,7 +209,7 @@ def _to_json(
 
 
 def _raise_exception(message: str) -> None:
-    raise jinja2.TemplateError(message)
+    raise _Refusal(message)
 
 
 @contextmanager
@@ -214,7 +222,7 @@ def _deadline(seconds: float) -> Iterator[None]:
 
     def trace(frame: FrameType, event: str, arg: Any) -> Any:
         if time.monotonic() > end:
-            raise jinja2.TemplateRuntimeError(f"it takes longer than {seconds:g} s")
+            raise _Refusal(f"it takes longer than {seconds:g} s")
         return trace
 
     previous = sys.gettrace()

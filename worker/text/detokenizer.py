@@ -90,7 +90,6 @@ class Detokenizer:
         assert not self._held
         for token_id in logged_ids:
             self._decode(token_id)
-        self._decoder.reset()
 
     def _decode(self, token_id: int) -> _Token:
         """The token with the characters that it completes."""

@@ -1,0 +1,180 @@
+"""The detokenizer's contract: only final text, whole ids, cut at the first stop string, resumable at every piece."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.worker.text.vocabularies import (
+    KIT_TOKENIZERS,
+    byte_level_metadata,
+    decoder,
+    kit_tokenizer,
+    kit_vectors,
+    needs_kit,
+)
+from worker.errors import InvalidRequest
+from worker.text import tokenizer
+from worker.text.detokenizer import Detokenizer, Piece
+from worker.text.tokenizer import Tokenizer
+
+PIECES = (b"a", b"b", b"ab", b" a", b"aba b", b"\xc3", b"\xa9", b"\xf0\x9f", b"\x98\x80", b"b\xf0", b"", b"\xa9a")
+STOP = st.text(st.sampled_from("aab é😀\ufffd"), min_size=1, max_size=4)
+
+
+@dataclass(frozen=True)
+class Stream:
+    """Ids as they come in, cut into calls of `feed`."""
+
+    tokenizer: Tokenizer
+    ids: list[int]
+    stop: list[str]
+    cuts: list[int]
+
+    def calls(self, start: int = 0) -> list[list[int]]:
+        borders = [start, *(cut for cut in self.cuts if cut > start), len(self.ids)]
+        return [self.ids[begin:end] for begin, end in pairwise(borders)]
+
+    def run(self, start: int = 0) -> list[Piece]:
+        """All pieces of a detokenizer that goes on after the first ``start`` ids, up to the last."""
+        detokenizer = Detokenizer(self.tokenizer, self.stop)
+        detokenizer.restore(self.ids[:start])
+        pieces = []
+        for ids in self.calls(start):
+            pieces.append(detokenizer.feed(ids))
+            if pieces[-1].stopped:
+                return pieces
+        return [*pieces, detokenizer.finish()]
+
+    def expected(self) -> tuple[str, bool]:
+        """By definition: the whole text, cut at the stop string that is complete first."""
+        text = self.tokenizer.decode(self.ids, skip_special=True)
+        found = [(start + len(stop), start) for stop in self.stop if (start := text.find(stop)) >= 0]
+        return (text[: min(found)[1]], True) if found else (text, False)
+
+
+@st.composite
+def streams(draw: st.DrawFn) -> Stream:
+    subject = decoder(*PIECES, hidden=1, strips_leading_space=draw(st.booleans()))
+    ids = draw(st.lists(st.integers(0, len(PIECES)), max_size=12))
+    cuts = draw(st.lists(st.integers(1, max(1, len(ids) - 1)), unique=True).map(sorted))
+    return Stream(subject, ids, draw(st.lists(STOP, max_size=3)), [cut for cut in cuts if cut < len(ids)])
+
+
+@settings(derandomize=True, max_examples=1500, deadline=None)
+@given(streams())
+def test_the_pieces_are_the_whole_text_cut_at_the_first_stop_string(stream: Stream) -> None:
+    pieces = stream.run()
+    text, stopped = stream.expected()
+    assert "".join(piece.text for piece in pieces) == text
+    assert pieces[-1].stopped == stopped
+    num_ids = sum(piece.num_ids for piece in pieces)
+    if stopped:  # the last id is the one that completes the stop string
+        assert not Detokenizer(stream.tokenizer, stream.stop).feed(stream.ids[: num_ids - 1]).stopped
+    else:
+        assert num_ids == len(stream.ids)
+
+
+@settings(derandomize=True, max_examples=1000, deadline=None)
+@given(streams())
+def test_every_piece_holds_the_text_of_its_ids_and_nothing_else(stream: Stream) -> None:
+    shown, num_ids = "", 0
+    for piece in stream.run():
+        shown += piece.text
+        num_ids += piece.num_ids
+        if not piece.stopped:
+            assert shown == stream.tokenizer.decode(stream.ids[:num_ids], skip_special=True)
+
+
+@settings(derandomize=True, max_examples=1000, deadline=None)
+@given(streams())
+def test_a_stream_resumes_at_every_piece_with_the_same_text(stream: Stream) -> None:
+    pieces = stream.run()
+    num_ids = 0
+    for index, piece in enumerate(pieces[:-1], start=1):
+        num_ids += piece.num_ids
+        rest = stream.run(num_ids)
+        assert "".join(piece.text for piece in rest) == "".join(piece.text for piece in pieces[index:])
+        assert rest[-1].stopped == pieces[-1].stopped
+        assert sum(piece.num_ids for piece in rest) == sum(piece.num_ids for piece in pieces[index:])
+
+
+@needs_kit
+@pytest.mark.parametrize("name", KIT_TOKENIZERS)
+def test_streaming_at_every_split_equals_whole_decoding(name: str) -> None:
+    subject = kit_tokenizer(name)
+    for case in kit_vectors(name)["cases"][::7]:
+        ids = case["ids"]
+        if set(ids) & {*subject.special_ids.values()} and "<|channel|>" in subject.special_ids:
+            continue  # channels: tests/worker/text/test_harmony.py
+        whole = subject.decode(ids, skip_special=True)
+        for cut in range(len(ids) + 1):
+            detokenizer = Detokenizer(subject)
+            pieces = detokenizer.feed(ids[:cut]), detokenizer.feed(ids[cut:]), detokenizer.finish()
+            assert "".join(piece.text for piece in pieces) == whole
+
+
+def feed_each(detokenizer: Detokenizer, *ids: int) -> list[Piece]:
+    return [detokenizer.feed([token_id]) for token_id in ids]
+
+
+def test_a_stop_string_is_found_across_tokens_and_its_beginning_never_shown() -> None:
+    detokenizer = Detokenizer(decoder(b"one E", b"N", b"D two"), ["END"])
+    assert feed_each(detokenizer, 0, 1, 2) == [Piece("", 0), Piece("", 0), Piece("one ", 3, stopped=True)]
+    assert detokenizer.finish() == Piece("", 0, stopped=True)
+
+
+def test_what_turns_out_to_be_no_stop_string_is_shown() -> None:
+    detokenizer = Detokenizer(decoder(b"one", b" E", b"N", b" two"), ["END"])
+    assert feed_each(detokenizer, 0, 1, 2, 3) == [Piece("one", 1), Piece("", 0), Piece("", 0), Piece(" EN two", 3)]
+
+
+def test_what_is_held_back_at_the_end_is_shown() -> None:
+    detokenizer = Detokenizer(decoder(b"E", b"N\xe2"), ["END"])
+    assert feed_each(detokenizer, 0, 1) == [Piece("", 0), Piece("", 0)]
+    assert detokenizer.finish() == Piece("EN\ufffd", 2)
+
+
+def test_ids_after_the_stop_string_are_ignored() -> None:
+    detokenizer = Detokenizer(decoder(b"a", b"b"), ["b"])
+    assert detokenizer.feed([0, 1, 0, 0]) == Piece("a", 2, stopped=True)
+
+
+def test_the_first_complete_stop_string_counts_then_the_longest() -> None:
+    assert Detokenizer(decoder(b"xabcd"), ["abcd", "bc"]).feed([0]).text == "xa"
+    assert Detokenizer(decoder(b"xabcd"), ["bc", "abc"]).feed([0]).text == "x"
+
+
+def test_a_character_is_shown_when_its_last_byte_is_there() -> None:
+    detokenizer = Detokenizer(decoder(b"\xf0\x9f", b"\x98", b"\x80!"))
+    assert feed_each(detokenizer, 0, 1, 2) == [Piece("", 0), Piece("", 0), Piece("😀!", 3)]
+
+
+def test_control_tokens_are_released_without_text() -> None:
+    detokenizer = Detokenizer(decoder(b"a", hidden=1))
+    assert feed_each(detokenizer, 1, 0, 1) == [Piece("", 1), Piece("a", 1), Piece("", 1)]
+
+
+@pytest.mark.parametrize(("prompt_ids", "text"), [([], "a"), ([1], "a"), ([0], " a"), ([1, 0], " a")])
+def test_the_space_in_front_stays_where_the_answer_goes_on_in_a_sentence(prompt_ids: list[int], text: str) -> None:
+    subject = decoder(b" a", hidden=1, strips_leading_space=True)
+    assert Detokenizer(subject, prompt_ids=prompt_ids).feed([0]).text == text
+    resumed = Detokenizer(subject, prompt_ids=prompt_ids)
+    resumed.restore([0])
+    assert resumed.feed([0]).text == " a"
+
+
+def test_an_empty_stop_string_is_the_callers_mistake() -> None:
+    with pytest.raises(InvalidRequest, match="stop"):
+        Detokenizer(decoder(b"a"), ["b", ""])
+
+
+def test_long_stop_strings_and_long_answers_take_time_in_proportion() -> None:
+    subject = tokenizer.from_metadata(byte_level_metadata("a a"))
+    detokenizer = Detokenizer(subject, ["a" * 100 + "b"])
+    pieces = [detokenizer.feed([97]) for _ in range(3000)]
+    assert sum(piece.num_ids for piece in pieces) == 3000 - 100

@@ -1,0 +1,109 @@
+"""GPT-OSS's channels: reasoning kept apart from the answer, streamed and resumed like everything else."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.worker.text.vocabularies import HARMONY, byte_level_metadata
+from worker.text import tokenizer
+from worker.text.detokenizer import Detokenizer, Piece
+
+SUBJECT = tokenizer.from_metadata(
+    byte_level_metadata("a n", "t h", control=(*HARMONY, "<|endoftext|>"), pre="gpt-4o", eos_token_id=263)
+)
+PROMPT = SUBJECT.encode("<|start|>user<|message|>Hi<|end|><|start|>assistant", parse_special=True)
+
+
+def ids_of(text: str) -> list[int]:
+    return SUBJECT.encode(text, parse_special=True)
+
+
+def shown(pieces: list[Piece]) -> tuple[str, str, str]:
+    return (
+        "".join(piece.text for piece in pieces),
+        "".join(piece.analysis for piece in pieces),
+        "".join(piece.commentary for piece in pieces),
+    )
+
+
+def run(ids: list[int], cuts: list[int] = [], stop: list[str] = [], start: int = 0) -> list[Piece]:  # noqa: B006
+    detokenizer = Detokenizer(SUBJECT, stop, prompt_ids=PROMPT)
+    detokenizer.restore(ids[:start])
+    borders = [start, *(cut for cut in cuts if start < cut < len(ids)), len(ids)]
+    pieces = []
+    for begin, end in pairwise(borders):
+        pieces.append(detokenizer.feed(ids[begin:end]))
+        if pieces[-1].stopped:
+            return pieces
+    return [*pieces, detokenizer.finish()]
+
+
+REASONED = (
+    "<|channel|>analysis<|message|>They want an END é.<|end|><|start|>assistant<|channel|>commentary to=functions.f "
+    '<|constrain|>json<|message|>{"x": 1}<|call|><|start|>assistant<|channel|>final<|message|>The é END<|return|>'
+)
+
+
+def test_every_message_is_shown_in_its_channel_without_headers() -> None:
+    assert shown(run(ids_of(REASONED))) == ("The é END", "They want an END é.", '{"x": 1}')
+
+
+def test_only_the_answer_is_searched_for_stop_strings() -> None:
+    pieces = run(ids_of(REASONED), stop=["END"])
+    assert shown(pieces) == ("The é ", "They want an END é.", '{"x": 1}')
+    assert pieces[-1].stopped
+
+
+MESSAGES = st.lists(
+    st.tuples(
+        st.sampled_from(["analysis", "final", "commentary", "commentary to=f ", "unknown", ""]),
+        st.text(st.sampled_from("anthé😀 EN"), max_size=6),
+        st.sampled_from(["<|end|><|start|>assistant", "<|return|>", "", "<|endoftext|>"]),
+    ),
+    max_size=4,
+)
+
+
+@settings(derandomize=True, max_examples=300, deadline=None)
+@given(MESSAGES, st.lists(st.integers(1, 60), unique=True).map(sorted), st.binary(max_size=2))
+def test_channels_are_the_same_at_every_split_and_after_every_resume(
+    messages: list[tuple[str, str, str]], cuts: list[int], half_character: bytes
+) -> None:
+    expected = {"final": "", "analysis": "", "commentary": ""}
+    ids: list[int] = []
+    for channel, text, end in messages:
+        ids += ids_of(f"<|channel|>{channel}<|message|>{text}") + list(half_character) + ids_of(end)
+        name = channel.partition(" ")[0]
+        expected[name if name in expected else "final"] += (text.encode() + half_character).decode("utf-8", "replace")
+    pieces = run(ids, cuts, ["ENE"] if "ENE" not in expected["final"] else [])
+    assert shown(pieces) == (expected["final"], expected["analysis"], expected["commentary"])
+    assert sum(piece.num_ids for piece in pieces) == len(ids)
+    start = 0
+    for index, piece in enumerate(pieces[:-1], start=1):
+        start += piece.num_ids
+        assert shown(run(ids, cuts, start=start)) == shown(pieces[index:])
+
+
+@pytest.mark.parametrize(
+    ("prompt", "answer", "text", "analysis"),
+    [
+        ("Once upon", " a time", " a time", ""),
+        ("<|start|>assistant<|channel|>analysis<|message|>So", " then", "", " then"),
+        ("<|start|>assistant<|channel|>final<|message|>So", " then", " then", ""),
+        ("<|start|>assistant", "<|message|>no channel", "no channel", ""),
+        ("<|start|>assistant<|channel|>", "analysis<|message|>yes", "", "yes"),
+    ],
+)
+def test_the_prompt_says_where_the_answer_begins(prompt: str, answer: str, text: str, analysis: str) -> None:
+    piece = Detokenizer(SUBJECT, prompt_ids=ids_of(prompt)).feed(ids_of(answer))
+    assert (piece.text, piece.analysis) == (text, analysis)
+
+
+def test_an_answer_ends_at_return_and_call_but_not_at_the_end_of_a_message() -> None:
+    ends = {SUBJECT.token_text(token_id) for token_id in SUBJECT.end_ids}
+    assert ends == {"<|return|>", "<|call|>", "<|endoftext|>"}
+    assert SUBJECT.is_special(SUBJECT.special_ids["<|end|>"])

@@ -1,0 +1,94 @@
+"""Text to ids and back: against the conformance kit, and what holds for every tokenizer."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.worker.text.vocabularies import (
+    KIT_TOKENIZERS,
+    byte_level_metadata,
+    decoder,
+    kit_tokenizer,
+    kit_vectors,
+    needs_kit,
+    sentencepiece_metadata,
+)
+from worker.errors import InvalidRequest
+from worker.text import tokenizer
+
+EVERYTHING = st.text(
+    st.one_of(
+        st.characters(codec="utf-8"),
+        st.sampled_from(" \t\n\r\x00\x1f\x85\u00a0\u2003\u3000▁é😀"),
+        st.characters(min_codepoint=0x10000, max_codepoint=0x10FFFF),
+    ),
+    max_size=60,
+)
+
+
+@needs_kit
+@pytest.mark.parametrize("name", KIT_TOKENIZERS)
+def test_every_vector_of_the_kit_is_met(name: str) -> None:
+    vectors, subject = kit_vectors(name), kit_tokenizer(name)
+    for case in vectors["cases"]:
+        ids = subject.encode(case["text"], add_special=case["add_special"], parse_special=case["parse_special"])
+        assert ids in (case["ids"], case.get("ids_hf")), case["text"]
+        assert subject.decode(case["ids"]) == case["detokenized"], case["text"]
+    for case in vectors.get("official_vectors", ()):
+        assert subject.encode(case["text"], add_special=False) == case["ids"], case["text"]
+    for case in vectors["pieces"]:
+        assert subject.token_bytes(case["id"]).hex() == case["piece_hex"]
+    assert subject.vocab_size == vectors["n_vocab"]
+    assert subject.eos_id == vectors["eos"]
+
+
+@needs_kit
+@pytest.mark.parametrize("name", KIT_TOKENIZERS)
+@settings(derandomize=True, max_examples=100, deadline=None)
+@given(text=EVERYTHING)
+def test_what_was_encoded_decodes_to_itself(name: str, text: str) -> None:
+    subject = kit_tokenizer(name)
+    # SentencePiece spells a space "▁": there the two come back as the same.
+    expected = text.replace("▁", " ") if subject.strips_leading_space else text
+    assert subject.decode(subject.encode(text, add_special=False)) == expected
+
+
+@pytest.mark.parametrize("metadata", [byte_level_metadata("a b"), sentencepiece_metadata(("▁", -1.0), ("a", -2.0))])
+def test_a_lone_surrogate_is_the_callers_mistake(metadata: dict[str, object]) -> None:
+    with pytest.raises(InvalidRequest, match="surrogate at character 1"):
+        tokenizer.from_metadata(metadata).encode("a\ud800")
+
+
+def test_bytes_that_are_not_utf8_decode_to_replacement_characters() -> None:
+    assert decoder(b"a", b"\xff", b"\xe2\x82").decode([0, 1, 0, 2]) == "a\ufffda\ufffd"
+
+
+def test_only_the_first_space_is_taken_away_and_only_where_the_encoder_adds_it() -> None:
+    pieces = (b" a", b"  b")
+    assert decoder(*pieces, strips_leading_space=True).decode([0, 0]) == "a a"
+    assert decoder(*pieces, strips_leading_space=True).decode([1]) == " b"
+    assert decoder(*pieces).decode([0, 0]) == " a a"
+
+
+def test_control_tokens_are_spelt_out_or_skipped() -> None:
+    subject = decoder(b" a", hidden=1, strips_leading_space=True)
+    assert subject.decode([1, 0]) == "<control> a"
+    assert subject.decode([1, 0], skip_special=True) == "a"
+    assert subject.is_special(1)
+    assert not subject.is_special(0)
+
+
+def test_ids_beyond_the_vocabulary_have_no_text() -> None:
+    subject = decoder(b"a")
+    assert subject.decode([0, 5, -1]) == "a"
+    assert subject.token_text(None) == ""
+
+
+def test_bos_and_eos_are_added_where_the_model_wants_them() -> None:
+    keys = {"bos_token_id": 98, "eos_token_id": 99, "add_bos_token": True, "add_eos_token": True}
+    subject = tokenizer.from_metadata(byte_level_metadata("a b", **keys))
+    assert subject.encode("a") == [98, 97, 99]
+    assert subject.encode("a", add_special=False) == [97]
+    assert (subject.bos_id, subject.eos_id) == (98, 99)

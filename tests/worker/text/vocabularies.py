@@ -1,0 +1,85 @@
+"""Small vocabularies as GGUF metadata, and the conformance kit's where it is at hand."""
+
+from __future__ import annotations
+
+import functools
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from worker.model.gguf import open_gguf
+from worker.text import byte_level, tokenizer
+from worker.text.tokenizer import Tokenizer
+
+KIT = Path(__file__).parents[4] / "shared" / "conformance"
+KIT_TOKENIZERS = ("phi-3", "qwen2", "small-gpt-oss", "small-gpt2", "small-llama", "small-phi3-swa", "small-qwen2-tied")
+needs_kit = pytest.mark.skipif(not KIT.exists(), reason="the conformance kit ../shared/conformance is not here")
+
+HARMONY = ("<|start|>", "<|end|>", "<|message|>", "<|channel|>", "<|constrain|>", "<|return|>", "<|call|>")
+
+
+def byte_level_metadata(
+    *merges: str, control: tuple[str, ...] = ("<|im_end|>",), pre: str = "qwen2", **keys: Any
+) -> dict[str, Any]:
+    """All 256 bytes (id = byte), one token a merge, then control tokens."""
+    letters = sorted(byte_level.BYTE_OF_LETTER, key=byte_level.BYTE_OF_LETTER.__getitem__)
+    tokens = [*letters, *(merge.replace(" ", "") for merge in merges), *control]
+    return {
+        "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.pre": pre,
+        "tokenizer.ggml.tokens": tokens,
+        "tokenizer.ggml.token_type": [1] * (len(tokens) - len(control)) + [3] * len(control),
+        "tokenizer.ggml.merges": list(merges),
+        **{f"tokenizer.ggml.{key}": value for key, value in keys.items()},
+    }
+
+
+def sentencepiece_metadata(*scored: tuple[str, float], **keys: Any) -> dict[str, Any]:
+    """<unk>, <s>, </s>, 256 byte tokens (id = byte + 3), then ordinary tokens with their scores."""
+    tokens = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), *(token for token, _ in scored)]
+    return {
+        "tokenizer.ggml.model": "llama",
+        "tokenizer.ggml.tokens": tokens,
+        "tokenizer.ggml.token_type": [2, 3, 3, *[6] * 256, *[1] * len(scored)],
+        "tokenizer.ggml.scores": [0.0] * 259 + [score for _, score in scored],
+        **{f"tokenizer.ggml.{key}": value for key, value in keys.items()},
+    }
+
+
+class NoEncoder:
+    """For tests that begin with ids."""
+
+    def encode(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
+        raise AssertionError
+
+
+def decoder(*pieces: bytes, hidden: int = 0, strips_leading_space: bool = False) -> Tokenizer:
+    """A tokenizer that only decodes: ``pieces``, then ``hidden`` control tokens."""
+    first = len(pieces)
+    return Tokenizer(
+        NoEncoder(),
+        [*pieces, *[b"<control>"] * hidden],
+        special_ids={},
+        hidden_ids=set(range(first, first + hidden)),
+        end_ids=frozenset(),
+        bos_id=None,
+        eos_id=None,
+        strips_leading_space=strips_leading_space,
+    )
+
+
+@functools.cache
+def kit_vectors(name: str) -> dict[str, Any]:
+    """One file of the kit's tokenizer vectors."""
+    vectors: dict[str, Any] = json.loads((KIT / "tokenizer" / f"{name}.json").read_text())
+    return vectors
+
+
+@functools.cache
+def kit_tokenizer(name: str) -> Tokenizer:
+    """The tokenizer that belongs to `kit_vectors`."""
+    file = kit_vectors(name)["vocab_file"]
+    folder = "tokenizer" if file.startswith("ggml-vocab") else "models"
+    return tokenizer.from_metadata(open_gguf(KIT / folder / file).metadata)
