@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import secrets
 from typing import Annotated, Any, Literal
@@ -76,35 +77,44 @@ def parse(fields: Any) -> Request:
     return request
 
 
-def decode(json: bytes) -> Request:
+def decode(text: bytes) -> Request:
     """`parse` for a request as JSON text; raises `InvalidRequest`."""
-    if len(json) > MAX_REQUEST_BYTES:
-        raise InvalidRequest(f"the request has {len(json)} bytes; at most {MAX_REQUEST_BYTES} are allowed")
+    if len(text) > MAX_REQUEST_BYTES:
+        raise InvalidRequest(f"the request has {len(text)} bytes; at most {MAX_REQUEST_BYTES} are allowed")
     try:
-        return parse(msgspec.json.decode(json))
+        return parse(msgspec.json.decode(text))
     except (msgspec.DecodeError, UnicodeDecodeError):
         raise InvalidRequest("the request is not valid JSON in UTF-8") from None
+    except RecursionError:
+        raise InvalidRequest("the request is nested too deeply") from None
 
 
 def encode(request: Request) -> bytes:
     """The request as JSON, defaults left out. Raises `InvalidRequest` on text that UTF-8 cannot express."""
     try:
-        json = msgspec.json.encode(request)
+        json.dumps(request.messages, allow_nan=False)  # msgspec would turn bytes and NaN into something else
+        encoded = msgspec.json.encode(request)
     except UnicodeEncodeError:
         raise InvalidRequest("the request holds a lone surrogate, which is not valid Unicode text") from None
     except (TypeError, ValueError, RecursionError):
         raise InvalidRequest("messages: values must be plain JSON") from None
-    if len(json) > MAX_REQUEST_BYTES:
-        raise InvalidRequest(f"the request has {len(json)} bytes; at most {MAX_REQUEST_BYTES} are allowed")
-    return json
+    if len(encoded) > MAX_REQUEST_BYTES:
+        raise InvalidRequest(f"the request has {len(encoded)} bytes; at most {MAX_REQUEST_BYTES} are allowed")
+    return encoded
 
 
 def _explain(error: msgspec.ValidationError) -> str:
-    """msgspec's message with the path in front: it names types, bounds and fields, never a value."""
+    """msgspec's message with the field in front: it names types, bounds and fields, never a value."""
     problem, _, path = str(error).partition(" - at `")
+    if problem.startswith("Object contains unknown field `"):
+        return f"{problem.partition('`')[2].rstrip('`')[:80]}: unknown field"
     problem = problem.partition(" '")[0]
-    field = path.rstrip("`").removeprefix("$.") or "request"
-    return f"{field}: {problem[:1].lower()}{problem[1:]}"
+    problem = problem[:1].lower() + problem[1:]
+    if path.startswith("key` in `"):
+        path = path.removeprefix("key` in `")
+        problem = f"a key: {problem}"
+    field = path.rstrip("`").removeprefix("$").removeprefix(".") or "request"
+    return f"{field}: {problem}"
 
 
 def _check(request: Request) -> None:
@@ -123,6 +133,6 @@ def _check(request: Request) -> None:
         raise InvalidRequest("deadline_s: must be a finite number")
     if request.max_tokens is not None and request.min_tokens > request.max_tokens:
         raise InvalidRequest("min_tokens: must not exceed max_tokens")
-    for message in request.messages or ():
+    for index, message in enumerate(request.messages or ()):
         if not isinstance(message.get("role"), str):
-            raise InvalidRequest("messages: every message needs a role")
+            raise InvalidRequest(f"messages[{index}]: needs a role, such as user")

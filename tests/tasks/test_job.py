@@ -521,14 +521,18 @@ def test_a_short_time_to_live_of_one_job_does_not_cut_that_of_the_shared_keys(ma
 
 ACTIONS = st.lists(
     st.tuples(
-        st.sampled_from(["claim", "tokens", "end", "renew", "release", "lose", "reap", "cancel", "republish", "submit"]),
+        st.sampled_from(
+            ["claim", "tokens", "end", "renew", "release", "lose", "reap", "cancel", "republish", "submit"]
+        ),
         st.sampled_from([0, 1]),
     ),
     max_size=25,
 )
 
 
-@settings(derandomize=True, max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    derandomize=True, max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(ACTIONS)
 def test_any_history_leaves_every_key_with_a_time_to_live_one_end_and_tokens_in_order(make_store, actions):
     stores = [make_store("worker-0"), make_store("worker-1")]
@@ -537,7 +541,7 @@ def test_any_history_leaves_every_key_with_a_time_to_live_one_end_and_tokens_in_
     writers: dict[int, Writer] = {}
     for action, worker in [("submit", 0), ("claim", 0), *actions]:
         play(action, worker, stores[worker], writers)
-        assert all(connection.ttl(key) > 0 for key in connection.keys())
+        assert all(connection.ttl(key) > 0 for key in connection.scan_iter())
         check_job(stores[0])
 
 
