@@ -46,15 +46,21 @@ def cli() -> None:
     metavar="FILE",
     help="Where the results go, one JSON object a line.",
 )
-def demo(output: Path) -> None:
+@click.option(
+    "--redis",
+    "redis_url",
+    envvar="ORCD_REDIS_URL",
+    metavar="URL",
+    help="Redis to use; default: $ORCD_REDIS_URL, or else one that is started for the demo.",
+)
+def demo(output: Path, redis_url: str | None) -> None:
     """Run the whole system here, with the model that ships.
 
     Starts Redis and a worker, submits ten prompts, streams the answers, writes a result file and stops everything.
-    Uses the Redis of $ORCD_REDIS_URL if that is set; otherwise starts one of its own.
     """
     from tasks.demo.run import Demo
 
-    Demo(output).run()
+    Demo(output, redis_url).run()
 
 
 @cli.command()
