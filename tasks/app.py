@@ -20,14 +20,11 @@ from tasks.job import Message
 from tasks.schema import queue_name
 from worker.settings import Settings, from_environment
 
-POOL = "tasks.pool:EnginePool"
 PRIORITIES = list(range(10))
 
 
 def create_app(settings: Settings) -> Celery:
     """A Celery app on ``settings.redis_url``; creating it opens no connection."""
-    # `--pool=custom` resolves to this; there is no setting for it.
-    os.environ.setdefault("CELERY_CUSTOM_WORKER_POOL", POOL)
     app = Celery("orcd", set_as_current=False)
     app.conf.update(
         broker_url=settings.redis_url,
@@ -43,7 +40,7 @@ def create_app(settings: Settings) -> Celery:
         task_default_priority=5,
         task_track_started=False,
         task_create_missing_queues=True,
-        worker_pool="custom",
+        worker_pool="tasks.pool:EnginePool",
         worker_concurrency=settings.concurrency,
         worker_prefetch_multiplier=1,
         worker_disable_prefetch=True,
@@ -79,9 +76,11 @@ def worker_id() -> str:
 @cache
 def default_app() -> Celery:
     """The app that ``celery -A tasks`` uses, configured from ``ORCD_*`` variables; a client needs no tasks in it."""
+    from tasks import celery_log
     from tasks.generate import TASKS
 
     settings = from_environment()
+    celery_log.install(settings.log_format)
     app = create_app(settings)
     for task in TASKS:
         app.register_task(task())

@@ -62,7 +62,7 @@ class GenerateTask(Task):  # type: ignore[misc]
         check_job_id(job_id)
         return {job_id: requests.parse(fields) if fields else None}
 
-    def run(self, **_: Any) -> Result:
+    def run(self, *_: Any, **__: Any) -> Result:
         """The job's result. Raises its error, or Ignore when another worker has it."""
         (outcome,) = OUTCOMES.get().values()
         if isinstance(outcome, Repeated):
@@ -102,7 +102,7 @@ class GenerateChunkTask(Task):  # type: ignore[misc]
             check_job_id(job_id)
         return dict.fromkeys(items)
 
-    def run(self, **_: Any) -> list[Result]:
+    def run(self, *_: Any, **__: Any) -> list[Result]:
         """The jobs' results. Raises Ignore when another worker has any of them."""
         results = []
         for job_id, outcome in OUTCOMES.get().items():

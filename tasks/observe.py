@@ -16,6 +16,7 @@ from worker import contract
 from worker.errors import OrcdError
 
 TROUBLE_EVERY_S = 5.0
+LOAD_STEP_PERCENT = 5
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
 
 
@@ -28,6 +29,7 @@ class Observer:
         self._log = log
         self._limits: contract.Ready | None = None
         self._stats: contract.Stats | None = None
+        self._load_percent = -LOAD_STEP_PERCENT
         self._last_trouble: dict[str, float] = {}
         self.registry = CollectorRegistry()
         self._jobs = Counter("orcd_jobs", "Jobs ended here", ["state"], registry=self.registry)
@@ -56,7 +58,10 @@ class Observer:
         self._log.event("model_load_start", device=device)
 
     def load_progress(self, load: contract.Load) -> None:
-        """The engine has read some more of the model."""
+        """The engine has read some more of the model; logged every few percent."""
+        if load.percent < 100 and load.percent // LOAD_STEP_PERCENT == self._load_percent // LOAD_STEP_PERCENT:
+            return
+        self._load_percent = load.percent
         self._log.event("model_load_progress", percent=load.percent, bytes=load.num_bytes, total_bytes=load.total_bytes)
 
     def ready(self, ready: contract.Ready) -> None:

@@ -49,7 +49,7 @@ class Settings:
 
     concurrency: int = 256
     """Jobs that one worker holds at a time; beyond ``max_sequences`` they wait in the engine."""
-    lease_ms: int = 15_000
+    lease_ms: int = 10_000
     """How long a job belongs to a worker that has stopped renewing it."""
     max_attempts: int = 5
     """Claims after which a job that keeps losing its worker is failed as POISONED."""
