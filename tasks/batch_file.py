@@ -155,7 +155,7 @@ class BatchFile:
         is_text = self._source.suffix == ".txt"
         try:
             fields = {"messages": [{"role": "user", "content": text.decode()}]} if is_text else _decoder.decode(text)
-        except (msgspec.DecodeError, UnicodeDecodeError):
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             raise InvalidRequest(f"the line is not valid {'text' if is_text else 'JSON'} in UTF-8") from None
         if not isinstance(fields, dict):
             raise InvalidRequest("the line must be an object of named fields")

@@ -58,7 +58,7 @@ def read_messages(json: bytes) -> Render:
     """The messages of a file that holds a list of them. Raises `InvalidRequest`."""
     try:
         return Render(msgspec.json.decode(json, type=list[dict[str, Any]]))
-    except (msgspec.MsgspecError, UnicodeDecodeError):
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         raise InvalidRequest("messages: the file must hold a JSON list of messages") from None
 
 
@@ -91,6 +91,6 @@ def answer_lines(source: Iterable[bytes], kind: type[Kind], answer: Callable[[Ki
             text = msgspec.json.encode({"error": error.message})
         except msgspec.ValidationError as error:
             text = msgspec.json.encode({"error": str(error)})
-        except (msgspec.DecodeError, UnicodeError):
+        except (msgspec.DecodeError, UnicodeError, RecursionError):
             text = msgspec.json.encode({"error": "the line is not valid JSON in UTF-8"})
         yield text
