@@ -86,7 +86,7 @@ BROKEN = [
     (b'"text"', "the line must be an object of named fields"),
     (b"[" * 100_000, "the line is not valid JSON in UTF-8"),
     (b"{}", "give exactly one of prompt, messages and prompt_token_ids; found none"),
-    (b'{"prompt": "a", "temprature": 1}', "request: object contains unknown field `temprature`"),
+    (b'{"prompt": "a", "temprature": 1}', "temprature: unknown field"),
     (b'{"prompt": "a", "temperature": 9}', "temperature: expected `float` <= 2.0"),
     (b'{"prompt": "a", "id": [1]}', "id: give one id (or custom_id), a string or a whole number"),
     (b'{"prompt": "a", "id": 1, "custom_id": 1}', "id: give one id (or custom_id), a string or a whole number"),
