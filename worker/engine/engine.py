@@ -108,6 +108,7 @@ class Engine:
         outputs, self._answers = self._answers, []
         if self._requests:
             chunks = self._scheduler.plan()
+            assert chunks, "there are live requests, but none of them can go on"
             outputs += self._commit(chunks, self._run(chunks))
             self._num_steps += 1
         return outputs

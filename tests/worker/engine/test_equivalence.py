@@ -1,0 +1,127 @@
+"""What a request says does not depend on what happens around it: on real models, through the real ops."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from kernels.device import open_device
+from tests.worker.tiny_model import write_tiny_model
+from worker.contract import Add, Choice, Sampling
+from worker.engine.engine import Engine
+from worker.model.adapters import Model, load_model
+from worker.model.gguf import open_gguf
+from worker.settings import Settings
+
+ROOT = Path(__file__).parents[3]
+CONFORMANCE = ROOT.parent / "shared" / "conformance" / "models"
+MODELS = {
+    "tiny": None,
+    "shipped": ROOT / "tasks" / "demo" / "haiku-q4_k_m.gguf",
+    "conformance": CONFORMANCE / "qwen2-untied-q8_0.gguf",
+    "longrope": CONFORMANCE / "phi3-longrope-f16.gguf",
+}
+NEAR_TIE = 0.01  # the conformance kit's bound for float32 arithmetic
+
+
+def load(path: Path) -> Model:
+    if not path.exists():
+        pytest.skip(f"{path.name} is not here")
+    return load_model(open_gguf(path), open_device("cpu"), lambda _done, _total: None)
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Model:
+    path = MODELS[request.param]
+    return load(path or write_tiny_model(tmp_path_factory.mktemp("model") / "tiny.gguf"))
+
+
+def traffic(model: Model) -> list[Add]:
+    """Prompts of mixed lengths with a common beginning, greedy and sampled."""
+    generator = np.random.default_rng(5)
+    longest = min(model.config.context_length - 30, 70)
+    common = generator.integers(0, model.config.vocab_size, longest).tolist()
+    adds = []
+    for number, length in enumerate(np.linspace(3, longest, 6).astype(int)):
+        own = generator.integers(0, model.config.vocab_size, 4).tolist()
+        sampling = Sampling(max_tokens=24, temperature=0.7 * (number % 2), seed=number, top_p=0.95)
+        adds.append(Add(f"r{number}", (*common[:length], *own), sampling))
+    return adds
+
+
+def engine(model: Model, *, num_blocks: int = 200, **options: object) -> Engine:
+    defaults = {"device": "cpu", "kv_block_tokens": 8, "step_tokens": 64, "max_sequences": 16}
+    return Engine(model, Settings(**{**defaults, "kv_cache_bytes": num_blocks * model.bytes_per_block(8), **options}))
+
+
+def generate(adds: list[Add], machine: Engine) -> dict[tuple[str, int], tuple[int, ...]]:
+    for add in adds:
+        machine.add(add)
+    ids: dict[tuple[str, int], tuple[int, ...]] = {}
+    while machine.has_work:
+        for output in machine.step():
+            assert output.finish_reason != "error", output.error_message
+            key = output.request_id, output.choice
+            ids[key] = ids.get(key, ()) + output.ids
+        machine.check_invariants()
+    return ids
+
+
+@pytest.fixture(scope="module")
+def undisturbed(model: Model) -> dict[tuple[str, int], tuple[int, ...]]:
+    ids: dict[tuple[str, int], tuple[int, ...]] = {}
+    for add in traffic(model):
+        ids |= generate([add], engine(model, step_tokens=512, prefix_cache=False))
+    return ids
+
+
+def test_batched_equals_alone(model: Model, undisturbed: dict):
+    assert generate(traffic(model), engine(model, prefix_cache=False)) == undisturbed
+
+
+def test_chunked_prefill_equals_whole(model: Model, undisturbed: dict):
+    assert generate(traffic(model), engine(model, step_tokens=11, prefix_cache=False)) == undisturbed
+
+
+def test_prefix_hit_equals_miss(model: Model, undisturbed: dict):
+    machine = engine(model)
+    assert generate(traffic(model), machine) == undisturbed
+    assert generate(traffic(model), machine) == undisturbed
+    assert machine.stats(memory_bytes=0).prefix_hit_tokens > 100
+
+
+def test_preempted_equals_uninterrupted(model: Model, undisturbed: dict):
+    machine = engine(model, num_blocks=20)
+    assert generate(traffic(model), machine) == undisturbed
+    assert machine.stats(memory_bytes=0).preemptions > 0
+
+
+@pytest.mark.parametrize("cut", [1, 12, 23])
+def test_resumed_equals_uninterrupted(model: Model, undisturbed: dict, cut: int):
+    adds = [
+        Add(add.request_id, add.prompt_ids, add.sampling, (Choice(0, undisturbed[add.request_id, 0][:cut]),))
+        for add in traffic(model)
+    ]
+    assert generate(adds, engine(model)) == {key: ids[cut:] for key, ids in undisturbed.items()}
+
+
+def test_two_choices_equal_two_seeds(model: Model):
+    prompt = traffic(model)[3].prompt_ids
+    both = generate([Add("n", prompt, Sampling(max_tokens=16, seed=8), (Choice(0), Choice(1)))], engine(model))
+    for choice in (0, 1):
+        alone = generate([Add("one", prompt, Sampling(max_tokens=16, seed=8 + choice))], engine(model))
+        assert both["n", choice] == alone["one", 0]
+
+
+@pytest.mark.parametrize("name", ["qwen2-untied-q8_0", "qwen2-tied-q4_k_m", "llama-q4_k_m", "phi3-longrope-f16"])
+def test_greedy_ids_are_those_of_the_reference(name: str):
+    model = load(CONFORMANCE / f"{name}.gguf")
+    reference = np.load(CONFORMANCE / f"{name}.npz")
+    prompts = [key for key in reference.files if key.startswith("p") and key.endswith("_ids")]
+    sampling = Sampling(max_tokens=32, temperature=0.0)
+    adds = [Add(key.removesuffix("_ids"), tuple(reference[key].tolist()), sampling) for key in prompts]
+    ids = generate(adds, engine(model))
+    for add in adds:
+        expected, margin = reference[f"{add.request_id}_greedy"], reference[f"{add.request_id}_margin"]
+        different = np.flatnonzero(np.array(ids[add.request_id, 0]) != expected)
+        assert different.size == 0 or margin[different[0]] < NEAR_TIE
