@@ -1,0 +1,101 @@
+"""A real Celery worker with a real engine, as tests start and kill it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import psutil
+
+from tasks.client import Client
+
+START_TIMEOUT_S = 60.0
+ROOT = Path(__file__).parents[2]
+
+
+class WorkerProcess:
+    """``celery -A tasks worker`` on the CPU device; its log lines go to a file. Use it in a with block."""
+
+    def __init__(self, redis_url: str, model: Path, folder: Path, **variables: str) -> None:
+        self.log_path = folder / f"worker-{time.monotonic_ns()}.log"
+        inherited = {name: text for name, text in os.environ.items() if not name.startswith("ORCD_")}
+        settings = {
+            "ORCD_REDIS_URL": redis_url,
+            "ORCD_MODEL": str(model),
+            "ORCD_DEVICE": "cpu",
+            "ORCD_LOG_FORMAT": "json",
+            "ORCD_LEASE_MS": "2000",
+        }
+        hostname = f"w{time.monotonic_ns()}@localhost"
+        flags = ["--hostname", hostname, "--without-mingle", "--without-gossip"]
+        with self.log_path.open("w") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "celery", "-A", "tasks", "worker", *flags],
+                env=inherited | settings | variables,
+                cwd=ROOT,
+                stdout=subprocess.DEVNULL,
+                stderr=log,
+            )
+        self._redis_url = redis_url
+
+    def __enter__(self) -> WorkerProcess:
+        self.wait_for("ready")
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.process.poll() is None:
+            self.process.terminate()
+        try:
+            self.process.wait(30)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            raise
+
+    def events(self, name: str | None = None) -> list[dict[str, Any]]:
+        """The log events so far; a line that is no JSON object fails the test."""
+        lines = self.log_path.read_text().splitlines(keepends=True)
+        events = [json.loads(line) for line in lines if line.endswith("\n") and line.strip()]
+        return [event for event in events if name is None or event["event"] == name]
+
+    def wait_for(self, name: str, count: int = 1) -> dict[str, Any]:
+        """The ``count``-th event of that name, waited for."""
+        end = time.monotonic() + START_TIMEOUT_S
+        while len(found := self.events(name)) < count:
+            assert self.process.poll() is None, f"the worker ended with {self.process.returncode}:\n{self.events()}"
+            assert time.monotonic() < end, f"no {name} event:\n{self.events()}"
+            time.sleep(0.02)
+        return found[count - 1]
+
+    @property
+    def engine_pid(self) -> int:
+        """The engine process's id, from the worker's last ``ready`` event."""
+        return int(self.events("ready")[-1]["engine_pid"])
+
+    def kill_engine(self) -> None:
+        """SIGKILL for the engine."""
+        os.kill(self.engine_pid, signal.SIGKILL)
+
+    def kill(self) -> None:
+        """SIGKILL for the Celery process; waits until the engine has followed."""
+        engine = psutil.Process(self.engine_pid)
+        self.process.kill()
+        self.process.wait()
+        engine.wait(10)
+
+
+def wait_until_running(client: Client, job_ids: list[str], num_tokens: int = 1) -> None:
+    """Wait until each job has that many tokens in its log."""
+    end = time.monotonic() + START_TIMEOUT_S
+    for job_id in job_ids:
+        while client.status(job_id).tokens_out < num_tokens:
+            assert time.monotonic() < end, client.status(job_id)
+            time.sleep(0.01)
