@@ -5,6 +5,7 @@ Those that load a model run ``python -m worker``: the Celery side never does.
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterable
@@ -17,6 +18,7 @@ import msgspec
 
 from tasks import offline, terminal
 from worker.errors import InvalidRequest
+from worker.settings import Settings
 
 file = click.Path(path_type=Path)
 model_argument = click.argument("model", type=file, metavar="M.gguf")
@@ -69,6 +71,26 @@ def _load_options(command: Callable[..., Any]) -> Callable[..., Any]:
 def bench_engine(model: Path, **options: Any) -> int:
     """Drive the engine directly, in one process and with no queue."""
     return _run_verb("bench", str(model), **options)
+
+
+@bench.command("queue")
+@_load_options
+def bench_queue(
+    model: Path, device: str | None, prompt_tokens: int, output_tokens: int, concurrency: str, as_json: bool
+) -> None:
+    """Send the same load through a Redis and a worker that are started for it."""
+    from tasks.bench import HEAD, QueueBench  # NumPy and asyncio Redis are slow to import
+
+    if not re.fullmatch(r"[1-9]\d*(,[1-9]\d*)*", concurrency):
+        raise InvalidRequest("concurrency: must be numbers of at least 1, separated by commas")
+    load = QueueBench(model, device or Settings().device, prompt_tokens, output_tokens)
+    if not as_json:
+        print(f"{model.name} behind the queue: {prompt_tokens} tokens in, {output_tokens} out\n{HEAD}", flush=True)
+    for measurement in load.measure([int(number) for number in concurrency.split(",")]):
+        if as_json:
+            terminal.write_json(msgspec.json.encode(measurement))
+        else:
+            print(measurement.row(), flush=True)
 
 
 def _run_verb(verb: str, model: str, *, as_json: bool = False, **options: Any) -> int:

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import Any, BinaryIO
 
 import msgspec
@@ -19,21 +17,19 @@ import msgspec
 from tasks.app import safe_url
 from tasks.batch_run import record
 from tasks.client import Client
+from tasks.local_worker import LocalWorker
 from tasks.redis_server import RedisServer
 from tasks.result import ResultBuilder, exception
 from tasks.token_log import Token
-from worker.errors import BY_CODE, EngineLost, InvalidRequest, OrcdError
-from worker.settings import PREFIX, Settings, to_environment
+from worker.errors import EngineLost, InvalidRequest
+from worker.settings import Settings
 
 HERE = Path(__file__).parent
 MODEL = HERE / "haiku-q4_k_m.gguf"
 PROMPTS = HERE / "prompts.jsonl"
 DEVICE = "cpu"
-LOAD_TIMEOUT_S = 120.0
-STOP_TIMEOUT_S = 30.0
 ANSWER_TIMEOUT_S = 60.0
 RECONNECT_S = 5.0
-PROGRESS_STEP = 25
 
 
 class Demo:
@@ -50,10 +46,13 @@ class Demo:
             results = stack.enter_context(_open(self._output))
             redis_url = self._redis_url or stack.enter_context(RedisServer()).url
             say(f"Redis at {safe_url(Settings(redis_url=redis_url))}")
-            worker = stack.enter_context(DemoWorker(redis_url))
+            say(f"starting a worker with {MODEL.name} on {DEVICE}")
+            # A name of its own, so that no other worker on the same Redis takes the jobs.
+            settings = Settings(str(MODEL), device=DEVICE, name=f"demo-{os.getpid()}", redis_url=redis_url)
+            worker = stack.enter_context(LocalWorker(settings, _show_load))
             worker.wait_until_ready()
             client = stack.enter_context(Client(redis_url, reconnect_s=RECONNECT_S))
-            self._ask(client, worker.name, results)
+            self._ask(client, settings.name, results)
             worker.stop()
         say("worker and engine stopped; done")
 
@@ -92,83 +91,6 @@ class Demo:
         return result.tokens_out
 
 
-class DemoWorker:
-    """``orcd worker`` as a process. Its log is read for the load progress and for what went wrong."""
-
-    def __init__(self, redis_url: str) -> None:
-        self.name = f"demo-{os.getpid()}"  # so that no other worker on the same Redis takes the jobs
-        self._redis_url = redis_url
-        self._loaded = threading.Event()
-        self._error: OrcdError | None = None
-
-    def __enter__(self) -> DemoWorker:
-        settings = Settings(str(MODEL), device=DEVICE, name=self.name, redis_url=self._redis_url, log_format="json")
-        inherited = {name: text for name, text in os.environ.items() if not name.startswith(PREFIX)}
-        say(f"starting a worker with {MODEL.name} on {DEVICE}")
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "tasks.cli", "worker"],
-            env=inherited | to_environment(settings),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            start_new_session=True,  # Ctrl-C is for this process, which then stops the worker in order
-        )
-        self._reader = threading.Thread(target=self._read_log, name="worker log", daemon=True)
-        self._reader.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._terminate()
-        self._reader.join()
-
-    def wait_until_ready(self) -> None:
-        """Raises the error that the worker ended with, or `EngineLost`."""
-        if not self._loaded.wait(LOAD_TIMEOUT_S):
-            raise EngineLost(f"the worker was not ready after {LOAD_TIMEOUT_S:.0f} s")
-        if self._error is not None:
-            raise self._error
-
-    def stop(self) -> None:
-        """End the worker in order. Raises `EngineLost` unless it exits with code 0."""
-        if code := self._terminate():
-            raise EngineLost(f"the worker exited with code {code}")
-
-    def _terminate(self) -> int:
-        self._process.terminate()
-        try:
-            return self._process.wait(STOP_TIMEOUT_S)
-        except subprocess.TimeoutExpired:
-            self._process.kill()  # the engine process ends with its parent
-            return self._process.wait()
-
-    def _read_log(self) -> None:
-        assert self._process.stderr is not None
-        shown = -PROGRESS_STEP
-        for line in self._process.stderr:
-            try:
-                event = msgspec.json.decode(line, type=dict[str, Any])
-            except (msgspec.MsgspecError, UnicodeDecodeError):
-                if line.startswith(b"orcd: "):
-                    self._fail(*line.decode().rstrip().split(": ", 2)[1:])
-                continue  # not ours: a warning of a library
-            match event.get("event"):
-                case "model_load_progress" if event["percent"] >= shown + PROGRESS_STEP:
-                    shown = event["percent"] // PROGRESS_STEP * PROGRESS_STEP
-                    say(f"loading the model: {shown:3} %")
-                case "ready":
-                    self._loaded.set()
-                case "error" if event["level"] == "error":
-                    self._fail(event["code"], event.get("message", "the engine process ended"))
-        if not self._loaded.is_set() and self._error is None:
-            self._fail(EngineLost.code, "the worker ended before the model was loaded")
-        self._loaded.set()
-
-    def _fail(self, code: str, message: str) -> None:
-        self._error = BY_CODE.get(code, OrcdError)(message)
-
-
 @contextmanager
 def _interrupted_by_signals() -> Iterator[None]:
     """SIGTERM, and SIGHUP of a closed terminal, end the demo as Ctrl-C does: in order."""
@@ -182,6 +104,10 @@ def _interrupted_by_signals() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _show_load(percent: int) -> None:
+    say(f"loading the model: {percent:3} %")
 
 
 def _open(output: Path) -> BinaryIO:
