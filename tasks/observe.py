@@ -9,11 +9,11 @@ from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, make_server
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, make_wsgi_app
-from worker.log import EventLog
 
 from tasks.generation import Generation
 from worker import contract
 from worker.errors import OrcdError
+from worker.log import EventLog
 
 TROUBLE_EVERY_S = 5.0
 LOAD_STEP_PERCENT = 5
