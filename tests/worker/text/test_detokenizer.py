@@ -65,7 +65,7 @@ def streams(draw: st.DrawFn) -> Stream:
     return Stream(subject, ids, draw(st.lists(STOP, max_size=3)), [cut for cut in cuts if cut < len(ids)])
 
 
-@settings(derandomize=True, max_examples=1500, deadline=None)
+@settings(derandomize=True, max_examples=800, deadline=None)
 @given(streams())
 def test_the_pieces_are_the_whole_text_cut_at_the_first_stop_string(stream: Stream) -> None:
     pieces = stream.run()
@@ -79,7 +79,7 @@ def test_the_pieces_are_the_whole_text_cut_at_the_first_stop_string(stream: Stre
         assert num_ids == len(stream.ids)
 
 
-@settings(derandomize=True, max_examples=1000, deadline=None)
+@settings(derandomize=True, max_examples=500, deadline=None)
 @given(streams())
 def test_every_piece_holds_the_text_of_its_ids_and_nothing_else(stream: Stream) -> None:
     shown, num_ids = "", 0
@@ -90,7 +90,7 @@ def test_every_piece_holds_the_text_of_its_ids_and_nothing_else(stream: Stream) 
             assert shown == stream.tokenizer.decode(stream.ids[:num_ids], skip_special=True)
 
 
-@settings(derandomize=True, max_examples=1000, deadline=None)
+@settings(derandomize=True, max_examples=500, deadline=None)
 @given(streams())
 def test_a_stream_resumes_at_every_piece_with_the_same_text(stream: Stream) -> None:
     pieces = stream.run()

@@ -1,0 +1,58 @@
+"""A vocabulary that cannot be used is refused with the key's name."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tests.worker.text.vocabularies import byte_level_metadata, sentencepiece_metadata
+from worker.errors import ModelLoadFailed
+from worker.text import vocabulary
+
+GOOD = byte_level_metadata("a b", bos_token_id=256)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "problem"),
+    [
+        ("model", None, "missing"),
+        ("model", 3, "string"),
+        ("pre", 3, "string"),
+        ("tokens", None, "list"),
+        ("tokens", [], "not empty"),
+        ("tokens", "abc", "list"),
+        ("tokens", ["a", 3], "only str"),
+        ("tokens", ["a", "b", "a"], "twice"),
+        ("tokens", ["a", "b" * 1025], "longer than"),
+        ("token_type", [1, 1], "2 entries for 258 tokens"),
+        ("token_type", [1.0] * 258, "only int"),
+        ("token_type", "1", "list"),
+        ("scores", [1.0], "1 entries"),
+        ("merges", [["a", "b"]], "only str"),
+        ("bos_token_id", 258, "258"),
+        ("bos_token_id", -1, "-1"),
+        ("eos_token_id", True, "True"),
+        ("eot_token_id", "1", "'1'"),
+        ("add_bos_token", 1, "true or false"),
+        ("add_space_prefix", "no", "true or false"),
+    ],
+)
+def test_a_bad_key_is_named(key: str, value: Any, problem: str) -> None:
+    metadata = {name: kept for name, kept in GOOD.items() if name != f"tokenizer.ggml.{key}"}
+    if value is not None:
+        metadata[f"tokenizer.ggml.{key}"] = value
+    with pytest.raises(ModelLoadFailed, match=rf"tokenizer\.ggml\.{key}\b.*{problem}"):
+        vocabulary.from_metadata(metadata)
+
+
+def test_a_silent_file_has_the_defaults_of_its_kind() -> None:
+    sentencepiece = vocabulary.from_metadata(sentencepiece_metadata())
+    assert (sentencepiece.bos_id, sentencepiece.eos_id, sentencepiece.unknown_id) == (1, 2, 0)
+    assert (sentencepiece.add_bos, sentencepiece.add_eos, sentencepiece.add_space_prefix) == (True, False, True)
+    byte_level = vocabulary.from_metadata(byte_level_metadata("a b"))
+    assert (byte_level.bos_id, byte_level.eos_id, byte_level.unknown_id) == (None, None, None)
+    assert (byte_level.add_bos, byte_level.add_eos, byte_level.add_space_prefix) == (False, False, False)
+    assert vocabulary.from_metadata(byte_level_metadata("a b", pre="llama-bpe")).add_bos
+    untyped = {key: value for key, value in GOOD.items() if key != "tokenizer.ggml.token_type"}
+    assert set(vocabulary.from_metadata(untyped).types) == {vocabulary.TokenType.NORMAL}
