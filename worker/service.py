@@ -79,7 +79,7 @@ class Service:
                 vocab_size=model.config.vocab_size,
                 context_length=engine.context_length,
                 max_sequence_tokens=engine.max_sequence_tokens,
-                max_sequences=settings.max_sequences,
+                max_sequences=engine.max_sequences,
                 load_ms=round((time.monotonic() - start) * 1000),
                 memory_bytes=device.memory_bytes(),
                 pid=os.getpid(),

@@ -48,7 +48,6 @@ class Engine:
         self._runner = Runner(model, num_blocks=num_blocks, block_tokens=block_tokens)
         self._requests: dict[str, list[Sequence]] = {}  # the live sequences of each request
         self._answers: list[TokenOutput] = []  # what the next step returns without computing anything
-        self._num_steps = 0
         self._num_prompt_tokens = 0
         self._num_output_tokens = 0
 
@@ -56,6 +55,11 @@ class Engine:
     def max_sequence_tokens(self) -> int:
         """Most tokens that prompt and output of one choice can have together."""
         return min(self.context_length, self._cache_tokens)
+
+    @property
+    def max_sequences(self) -> int:
+        """Most sequences that run in one step."""
+        return self._scheduler.max_running
 
     @property
     def has_work(self) -> bool:
@@ -110,7 +114,6 @@ class Engine:
             chunks = self._scheduler.plan()
             assert chunks, "there are live requests, but none of them can go on"
             outputs += self._commit(chunks, self._run(chunks))
-            self._num_steps += 1
         return outputs
 
     def stats(self, *, memory_bytes: int) -> Stats:
@@ -121,7 +124,7 @@ class Engine:
             waiting=len(scheduler.waiting),
             kv_blocks_used=scheduler.pool.num_blocks - scheduler.pool.num_free,
             kv_blocks_total=scheduler.pool.num_blocks,
-            steps=self._num_steps,
+            steps=scheduler.num_steps,
             prompt_tokens=self._num_prompt_tokens,
             output_tokens=self._num_output_tokens,
             prefix_hit_tokens=scheduler.num_prefix_hit_tokens,
@@ -152,8 +155,9 @@ class Engine:
     def _hash_root(self, request_id: str, num_tokens: int) -> bytes:
         """Who shares blocks: all requests or only the choices of one, but never sequences that the model treats as
         short with those it treats as long (`Model.recompute_at`)."""
-        length_class = b"" if self._recompute_at is None or num_tokens <= self._recompute_at else b"long"
-        return length_class if self._prefix_cache else length_class + request_id.encode()
+        length = "short" if self._recompute_at is None or num_tokens <= self._recompute_at else "long"
+        owner = "" if self._prefix_cache else request_id
+        return f"{length}:{owner}".encode()
 
     def _run(self, chunks: list[Chunk]) -> list[Draw | OrcdError | None]:
         """Run the step; when that fails, run its chunks one by one, so that only those fail that must.

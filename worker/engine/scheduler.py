@@ -9,6 +9,9 @@ whoever arrives late enough ranks behind, however urgent: so nobody starves. A s
 blocks for all the tokens that it has; when a decode finds no block, the last in rank gives up all its blocks, waits
 again and is computed anew (from the prefix cache, as far as its blocks are still there). The first in rank never gives
 way, and every request fits the pool on its own: so each step brings somebody closer to the end.
+
+Choices of one request: the first computes the prompt while the others wait; they then find its full blocks in the
+prefix cache, as any request with an equal prefix does.
 """
 
 from __future__ import annotations
@@ -101,17 +104,13 @@ class Scheduler:
             for index in range(first_block, sequence.num_computed // self.block_tokens):
                 self.prefix_cache.insert(sequence.block_hashes[index], sequence.block_ids[index])
 
-    def num_blocks_for(self, num_tokens: int) -> int:
-        """Blocks that this many tokens need."""
-        return -(-num_tokens // self.block_tokens)
-
     def _wait(self, sequence: Sequence) -> None:
         insort(self.waiting, sequence, key=lambda sequence: sequence.rank)
 
     def _grow(self, sequence: Sequence) -> bool:
         """Make room for a running sequence's tokens; False when it had to give way itself."""
         while sequence.is_running:
-            if len(sequence.block_ids) == self.num_blocks_for(sequence.num_tokens):
+            if len(sequence.block_ids) == self._num_blocks_for(sequence.num_tokens):
                 return True
             if self.pool.num_free:
                 self._allocate_block(sequence)
@@ -138,11 +137,10 @@ class Scheduler:
         One block for each running sequence stays in reserve: nobody is preempted within the next block's tokens.
         """
         self.prefix_cache.extend(sequence.block_hashes, sequence.hash_root, sequence.token_ids)
-        num_matchable = (
-            sequence.num_tokens - 1
-        ) // self.block_tokens  # the last token is computed: it gives the logits
+        # The last token is always computed: it gives the logits.
+        num_matchable = (sequence.num_tokens - 1) // self.block_tokens
         known = self.prefix_cache.match(sequence.block_hashes[:num_matchable])
-        num_new = self.num_blocks_for(sequence.num_tokens) - len(known)
+        num_new = self._num_blocks_for(sequence.num_tokens) - len(known)
         num_free = self.pool.num_free - sum(map(self.pool.is_free, known))
         if num_new + len(self.running) > num_free:
             return False
@@ -156,6 +154,9 @@ class Scheduler:
         self.waiting.remove(sequence)
         insort(self.running, sequence, key=lambda sequence: sequence.rank)
         return True
+
+    def _num_blocks_for(self, num_tokens: int) -> int:
+        return -(-num_tokens // self.block_tokens)
 
     def _allocate_block(self, sequence: Sequence) -> None:
         block_id = self.pool.allocate()
@@ -178,7 +179,7 @@ class Scheduler:
             sequence.check_invariants()
             assert sequence.is_running
             assert sequence.num_computed <= len(sequence.block_ids) * self.block_tokens
-            assert len(sequence.block_ids) <= self.num_blocks_for(sequence.num_tokens)
+            assert len(sequence.block_ids) <= self._num_blocks_for(sequence.num_tokens)
             for block_id in sequence.block_ids:
                 num_tables[block_id] += 1
         for sequence in self.waiting:
