@@ -108,7 +108,7 @@ def _gather(
     blocks = np.where(needed, key_positions // block_tokens, 0)
     slots = np.take_along_axis(block_tables, blocks, axis=1).astype(np.int64) * block_tokens
     slots += key_positions % block_tokens
-    gathered_keys, gathered_values = (cache.reshape(-1, *row)[slots] for cache in caches)
+    gathered_keys, gathered_values = (cache.reshape(-1, *row).take(slots, axis=0) for cache in caches)
     gathered_keys[~needed] = 0
     gathered_values[~needed] = 0
     return gathered_keys, gathered_values

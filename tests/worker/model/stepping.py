@@ -1,0 +1,76 @@
+"""Feeds sequences to a model step by step, as the engine does, over a cache poisoned with NaN."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from worker.engine.batch import Batch
+from worker.model.adapters import Model
+
+
+class Stepper:
+    """Some sequences of known tokens, each in blocks scattered over the pool."""
+
+    def __init__(self, model: Model, prompts: Sequence[Sequence[int]], *, block_tokens: int = 16, seed: int = 0) -> None:
+        self._model = model
+        self._block_tokens = block_tokens
+        self._tokens = [list(prompt) for prompt in prompts]
+        self._num_computed = [0] * len(prompts)
+        max_blocks = -(-model.config.context_length // block_tokens)
+        self._max_blocks = min(max_blocks, -(-(max(map(len, prompts)) + 64) // block_tokens))
+        num_blocks = self._max_blocks * len(prompts) + 3
+        self._cache = model.allocate_cache(num_blocks, block_tokens)
+        for array in (*self._cache.keys, *self._cache.values):
+            array.fill(np.nan)
+        order = np.random.default_rng(seed).permutation(num_blocks).astype(np.int32)
+        self._tables = order[: self._max_blocks * len(prompts)].reshape(len(prompts), self._max_blocks)
+
+    def append(self, sequence: int, token_id: int) -> None:
+        self._tokens[sequence].append(token_id)
+
+    def step(self, num_tokens: Mapping[int, int]) -> dict[int, np.ndarray]:
+        """Compute the next ``num_tokens`` of some sequences; logits [num_tokens, vocab] of each."""
+        members = list(num_tokens)
+        starts = [self._num_computed[member] for member in members]
+        ends = [start + num_tokens[member] for start, member in zip(starts, members, strict=True)]
+        positions = np.concatenate([np.arange(start, end) for start, end in zip(starts, ends, strict=True)])
+        counts = [num_tokens[member] for member in members]
+        rows = np.repeat(members, counts)
+        block_ids = self._tables[rows, positions // self._block_tokens]
+        ids = [self._tokens[member][start:end] for member, start, end in zip(members, starts, ends, strict=True)]
+        query_starts = np.concatenate([[0], np.cumsum(counts)]).astype(np.int32)
+        batch = Batch(
+            token_ids=np.concatenate(ids).astype(np.int32),
+            positions=positions.astype(np.int32),
+            slots=(block_ids * self._block_tokens + positions % self._block_tokens).astype(np.int32),
+            query_starts=query_starts,
+            context_lengths=np.array(ends, np.int32),
+            sequence_lengths=np.array([len(self._tokens[member]) for member in members], np.int32),
+            block_tables=self._tables[members],
+            logit_rows=np.arange(positions.size, dtype=np.int32),
+        )
+        logits = self._model.forward(batch, self._cache)
+        for member, end in zip(members, ends, strict=True):
+            self._num_computed[member] = end
+        return {
+            member: logits[query_starts[index] : query_starts[index + 1]] for index, member in enumerate(members)
+        }
+
+
+def logits_alone(model: Model, prompt: Sequence[int]) -> np.ndarray:
+    """Logits [len(prompt), vocab] of one sequence in one step."""
+    return Stepper(model, [prompt]).step({0: len(prompt)})[0]
+
+
+def greedy(model: Model, prompt: Sequence[int], num_tokens: int) -> list[int]:
+    """The continuation by largest logits, decoded token by token through the cache."""
+    stepper = Stepper(model, [prompt])
+    logits = stepper.step({0: len(prompt)})[0]
+    ids: list[int] = []
+    for _ in range(num_tokens):
+        ids.append(int(logits[-1].argmax()))
+        stepper.append(0, ids[-1])
+        logits = stepper.step({0: 1})[0]
+    return ids
