@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
+from itertools import islice
 from types import TracebackType
 from typing import Any
 
@@ -104,13 +105,18 @@ class AsyncClient:
 
     async def status(self, job_id: str) -> Status:
         """See `Client.status`."""
-        key = schema.job_key(check_job_id(job_id))
+        return (await self.statuses([job_id]))[0]
+
+    async def statuses(self, job_ids: Sequence[str]) -> list[Status]:
+        """See `Client.statuses`."""
         with redis_errors(self._settings):
             async with self._redis.pipeline(transaction=False) as pipeline:
-                pipeline.hmget(key, FIELDS)
-                pipeline.zrank(schema.QUEUED, job_id)
-                pipeline.xrevrange(schema.log_key(job_id), count=1)
-                return Status.read(job_id, *await pipeline.execute())
+                for job_id in job_ids:
+                    pipeline.hmget(schema.job_key(check_job_id(job_id)), FIELDS)
+                    pipeline.zrank(schema.QUEUED, job_id)
+                    pipeline.xrevrange(schema.log_key(job_id), count=1)
+                answers = iter(await pipeline.execute())
+        return [Status.read(job_id, *islice(answers, 3)) for job_id in job_ids]
 
     async def cancel(self, job_id: str) -> str:
         """See `Client.cancel`."""

@@ -193,7 +193,7 @@ def check_one_choice(fields: Mapping[str, Any]) -> None:
 
 def cancellation(job_id: str, ttl_s: int) -> tuple[list[str], list[Any]]:
     """Keys and arguments of the cancel script."""
-    error = Error(Cancelled.code, "cancelled before it started", Cancelled.retriable)
+    error = Error(Cancelled.code, "cancelled while it was queued", Cancelled.retriable)
     keys = [schema.job_key(job_id), schema.log_key(job_id), schema.QUEUED]
     return keys, [job_id, token_log.encode(error), ttl_s]
 

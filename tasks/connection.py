@@ -58,4 +58,6 @@ def redis_errors(settings: Settings) -> Iterator[None]:
         problem = f"cannot reach Redis at {safe_url(settings)}; start it or set ORCD_REDIS_URL"
         raise RedisUnavailable(problem) from None
     except redis.RedisError as error:
+        if "OOM command not allowed" in str(error):  # inside a script it is no OutOfMemoryError
+            raise RedisUnavailable(f"Redis at {safe_url(settings)} is full; raise its maxmemory") from None
         raise RedisUnavailable(f"Redis at {safe_url(settings)} refused a command: {type(error).__name__}") from None
