@@ -16,8 +16,15 @@ from tasks.result import Result, exception
 from tasks.token_log import Error
 from worker.errors import InvalidRequest, OrcdError
 
-OUTCOMES: ContextVar[dict[str, Outcome]] = ContextVar("OUTCOMES")
-"""Job id -> outcome of the message whose task body is running."""
+OUTCOMES: ContextVar[dict[str, Outcome] | OrcdError] = ContextVar("OUTCOMES")
+"""Job id -> outcome of the message whose task body is running, or what is wrong with the message."""
+
+
+def _outcomes() -> dict[str, Outcome]:
+    outcomes = OUTCOMES.get()
+    if isinstance(outcomes, OrcdError):
+        raise outcomes
+    return outcomes
 
 
 class PrivateRequest(CeleryRequest):  # type: ignore[misc]
@@ -64,7 +71,7 @@ class GenerateTask(Task):  # type: ignore[misc]
 
     def run(self, *_: Any, **__: Any) -> Result:
         """The job's result. Raises its error, or Ignore when another worker has it."""
-        (outcome,) = OUTCOMES.get().values()
+        (outcome,) = _outcomes().values()
         if isinstance(outcome, Repeated):
             if self.AsyncResult(self.request.id).ready():
                 raise Ignore
@@ -105,7 +112,7 @@ class GenerateChunkTask(Task):  # type: ignore[misc]
     def run(self, *_: Any, **__: Any) -> list[Result]:
         """The jobs' results. Raises Ignore when another worker has any of them."""
         results = []
-        for job_id, outcome in OUTCOMES.get().items():
+        for job_id, outcome in _outcomes().items():
             match outcome:
                 case None:
                     raise Ignore

@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -24,7 +24,6 @@ from celery.concurrency.base import BasePool, apply_target
 from celery.exceptions import WorkerShutdown
 from celery.worker import state as celery_state
 from kombu.serialization import loads
-from worker.log import EventLog
 
 from tasks.app import model_name, publish, worker_id
 from tasks.dispatcher import Dispatcher
@@ -34,6 +33,7 @@ from tasks.job import JobStore
 from tasks.observe import MetricsServer, Observer
 from tasks.prompt import PromptEncoder
 from worker.errors import EngineLost, OrcdError
+from worker.log import EventLog
 from worker.settings import Settings
 
 NUM_FINISHERS = 4
@@ -52,6 +52,7 @@ class _Message:
     cancel: Callable[[str], None]
     outcomes: dict[str, Outcome] = field(default_factory=dict)
     num_waiting: int = 0
+    error: OrcdError | None = None
 
     def terminate(self, signal: int | None = None) -> None:
         """End the jobs; the message is then finished like any other."""
@@ -151,19 +152,15 @@ class EnginePool(BasePool):  # type: ignore[misc]
         try:
             deliveries = task.deliveries(task_id, arguments, keywords)
         except OrcdError as error:
-            self._expect(message, [task_id])
-            self._done(message, task_id, error)
+            message.error = error
+            self._finishers.submit(self._finish, message)
             return message
-        self._expect(message, deliveries)
+        message.outcomes = dict.fromkeys(deliveries)
+        message.num_waiting = len(deliveries)
         assert self._dispatcher is not None, "Celery starts the pool before it consumes"
         for job_id, request in deliveries.items():
             self._dispatcher.accept(Delivery(job_id, request, partial(self._done, message, job_id)))
         return message
-
-    @staticmethod
-    def _expect(message: _Message, job_ids: Iterable[str]) -> None:
-        message.outcomes = dict.fromkeys(job_ids)
-        message.num_waiting = len(message.outcomes)
 
     def _cancel(self, job_id: str) -> None:
         if self._dispatcher is not None:
@@ -178,7 +175,7 @@ class EnginePool(BasePool):  # type: ignore[misc]
             self._finishers.submit(self._finish, message)
 
     def _finish(self, message: _Message) -> None:
-        OUTCOMES.set(message.outcomes)
+        OUTCOMES.set(message.error or message.outcomes)
         try:
             apply_target(message.target, message.args, {}, partial(self._answer, message))
         except Exception as error:  # Redis went away while the result was stored: the message is delivered again

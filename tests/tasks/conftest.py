@@ -3,14 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 import redis
 
+import tasks.demo
 from tasks.job import Append, Claim, JobStore, LoggedEvent
 from tasks.token_log import End, Error, Event, Position, Started, Token, state_after
 
+DEMO_MODEL = (
+    Path(tasks.demo.__file__).parent / "haiku-q4_k_m.gguf"
+    if False
+    else Path("/work/shared/conformance/models/qwen2-untied-q8_0.gguf")
+)
+
 MakeStore = Callable[..., JobStore]
+
+
+@pytest.fixture(scope="session")
+def demo_model() -> Path:
+    """The model that ships with the project."""
+    return DEMO_MODEL
 
 
 @pytest.fixture

@@ -24,6 +24,7 @@ class WorkerProcess:
     """``celery -A tasks worker`` on the CPU device; its log lines go to a file. Use it in a with block."""
 
     def __init__(self, redis_url: str, model: Path, folder: Path, **variables: str) -> None:
+        self.redis_url = redis_url
         self.log_path = folder / f"worker-{time.monotonic_ns()}.log"
         inherited = {name: text for name, text in os.environ.items() if not name.startswith("ORCD_")}
         settings = {
@@ -43,7 +44,6 @@ class WorkerProcess:
                 stdout=subprocess.DEVNULL,
                 stderr=log,
             )
-        self._redis_url = redis_url
 
     def __enter__(self) -> WorkerProcess:
         self.wait_for("ready")

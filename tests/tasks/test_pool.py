@@ -1,0 +1,173 @@
+"""The Celery side as applications see it, and what the pool relies on in Celery."""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from celery import Celery, chain, chord, group
+from celery.result import AsyncResult
+
+from tasks.app import create_app, publish
+from tasks.client import Client
+from tasks.job import Message
+from tests.tasks.worker_process import WorkerProcess, wait_until_running
+from worker.errors import Cancelled, InvalidRequest
+from worker.settings import Settings
+
+SHORT = {"prompt": "old pond", "max_tokens": 8, "temperature": 0.0, "ignore_eos": True}
+LONG = {"prompt": "old pond", "max_tokens": 450, "ignore_eos": True}
+
+
+@pytest.fixture(scope="module")
+def worker(shared_redis: Any, demo_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[WorkerProcess]:
+    """One worker for all tests here: they use ids of their own and leave Redis alone."""
+    with WorkerProcess(shared_redis.url, demo_model, tmp_path_factory.mktemp("pool")) as process:
+        yield process
+
+
+@pytest.fixture
+def app(worker: WorkerProcess) -> Iterator[Celery]:
+    """A foreign producer's app: it knows the broker and nothing else."""
+    app = create_app(Settings(redis_url=worker.redis_url))
+    yield app
+    gc.collect()  # an AsyncResult unsubscribes when it is collected, so it must go before its Redis does
+    app.close()
+
+
+@pytest.fixture
+def client(worker: WorkerProcess) -> Iterator[Client]:
+    with Client(worker.redis_url) as client:
+        yield client
+
+
+def _get(result: AsyncResult) -> Any:
+    return result.get(timeout=30)
+
+
+def test_a_foreign_producer_sends_the_request_in_the_message(app: Celery, client: Client) -> None:
+    result = app.send_task("tasks.generate", kwargs=SHORT)
+    value = _get(result)
+    assert value["state"] == "succeeded"
+    assert len(value["choices"][0]["token_ids"]) == 8
+    assert client.result(result.id, timeout=5).text == value["choices"][0]["text"]
+
+
+def test_the_result_of_a_submitted_job_is_a_celery_result_too(app: Celery, client: Client) -> None:
+    job_id = client.submit(**SHORT)
+    assert _get(AsyncResult(job_id, app=app))["choices"][0]["text"] == client.result(job_id, timeout=5).text
+
+
+def test_a_bad_inline_request_fails_with_its_code_and_field(app: Celery) -> None:
+    with pytest.raises(InvalidRequest, match="temperature"):
+        _get(app.send_task("tasks.generate", kwargs=SHORT | {"temperature": 9}))
+    with pytest.raises(InvalidRequest, match="keyword"):
+        _get(app.send_task("tasks.generate", args=["old pond"]))
+    with pytest.raises(InvalidRequest, match="unknown"):
+        _get(app.send_task("tasks.generate", kwargs={"job_id": "never-submitted"}))
+
+
+def test_chains_groups_and_chords_work(app: Celery) -> None:
+    generate = app.signature("tasks.generate", kwargs=SHORT, immutable=True)
+    chunk = app.signature("tasks.generate_chunk", kwargs={"requests": [SHORT]}, immutable=True)
+    assert _get(chain(generate, generate, app=app).apply_async())["state"] == "succeeded"
+    assert [value["tokens_out"] for value in _get(group([generate] * 3, app=app).apply_async())] == [8, 8, 8]
+    assert _get(chord([generate] * 3, chunk, app=app).apply_async())[0]["state"] == "succeeded"
+
+
+def test_a_chunk_runs_many_jobs_in_one_message_and_keeps_their_errors_apart(app: Celery, client: Client) -> None:
+    requests = [SHORT, SHORT | {"prompt_token_ids": [10**6], "prompt": None}, SHORT]
+    requests[1].pop("prompt")
+    values = _get(app.send_task("tasks.generate_chunk", kwargs={"requests": requests}))
+    assert [value["state"] for value in values] == ["succeeded", "failed", "succeeded"]
+    assert values[1]["error"]["code"] == "INVALID_REQUEST"
+    job_ids = client.submit_many([SHORT, SHORT])
+    values = _get(app.send_task("tasks.generate_chunk", kwargs={"job_ids": job_ids}))
+    assert [value["job_id"] for value in values] == job_ids
+
+
+@pytest.mark.parametrize("kwargs", [{}, {"job_ids": []}, {"job_ids": "abc"}, {"requests": [3]}, {"job_ids": ["a b"]}])
+def test_a_malformed_chunk_is_refused_by_name(app: Celery, kwargs: dict[str, Any]) -> None:
+    with pytest.raises(InvalidRequest):
+        _get(app.send_task("tasks.generate_chunk", kwargs=kwargs))
+
+
+def test_revoking_a_running_task_ends_its_job(app: Celery, client: Client) -> None:
+    job_id = client.submit(**LONG)
+    wait_until_running(client, [job_id], 3)
+    app.control.revoke(job_id, terminate=True)
+    assert client.result(job_id, timeout=10).state == "cancelled"
+
+
+def test_cancelling_mid_stream_ends_the_stream_and_the_task(app: Celery, client: Client) -> None:
+    job_id = client.submit(**LONG)
+    wait_until_running(client, [job_id], 3)
+    start = time.monotonic()
+    client.cancel(job_id)
+    result = client.result(job_id, timeout=10)
+    assert result.state == "cancelled"
+    assert 3 <= result.tokens_out < 450
+    assert time.monotonic() - start < 3
+    with pytest.raises(Cancelled):
+        _get(AsyncResult(job_id, app=app))
+
+
+def test_a_deadline_ends_a_running_job(client: Client) -> None:
+    result = client.result(client.submit(**LONG, deadline_s=0.3), timeout=10)
+    assert result.state == "expired"
+    assert result.error is not None
+    assert result.error.code == "EXPIRED"
+
+
+def test_a_message_delivered_again_changes_nothing(app: Celery, client: Client, worker: WorkerProcess) -> None:
+    """While the job runs the worker adopts the second delivery; after its end it is acknowledged as a no-op."""
+    job_id = client.submit(**(LONG | {"max_tokens": 150}))
+    wait_until_running(client, [job_id], 3)
+    publish(app, Message(job_id, "celery", 5))
+    result = client.result(job_id, timeout=30)
+    assert _get(AsyncResult(job_id, app=app))["tokens_out"] == 150
+    publish(app, Message(job_id, "celery", 5))
+    assert _get(app.send_task("tasks.generate", kwargs=SHORT))["state"] == "succeeded"
+    assert client.result(job_id, timeout=5) == result
+    assert client.status(job_id).attempt == 1
+    assert len([event for event in worker.events("execute_start") if event["job_id"] == job_id]) == 1
+
+
+def test_the_result_is_stored_even_if_the_worker_died_between_the_last_event_and_the_result(
+    app: Celery, client: Client
+) -> None:
+    job_id = client.submit(**SHORT)
+    text = client.result(job_id, timeout=30).text
+    _get(AsyncResult(job_id, app=app))
+    AsyncResult(job_id, app=app).forget()  # as if it had never been written
+    publish(app, Message(job_id, "celery", 5))
+    assert _get(AsyncResult(job_id, app=app))["choices"][0]["text"] == text
+
+
+def test_the_prompt_may_not_fill_the_whole_context(client: Client) -> None:
+    result = client.result(client.submit(prompt_token_ids=[5] * 3000), timeout=10)
+    assert result.error is not None
+    assert result.error.code == "CONTEXT_LENGTH_EXCEEDED"
+    assert "3000" in result.error.message
+
+
+def test_inspect_shows_the_engine_and_no_arguments(app: Celery, client: Client, worker: WorkerProcess) -> None:
+    task_id = app.send_task("tasks.generate", kwargs=LONG).id
+    wait_until_running(client, [task_id], 3)
+    inspect = app.control.inspect(timeout=5, limit=1)
+    (stats,) = inspect.stats().values()
+    assert stats["pool"]["engine"]["pid"] == worker.engine_pid
+    (active,) = inspect.active().values()
+    (task,) = [task for task in active if task["id"] == task_id]
+    assert task["args"] == []
+    assert task["kwargs"] == {}
+    client.cancel(task_id)
+
+
+def test_a_task_of_another_kind_runs_as_in_any_pool(app: Celery) -> None:
+    backend_cleanup = app.send_task("celery.backend_cleanup")
+    assert _get(backend_cleanup) is None
