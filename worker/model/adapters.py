@@ -55,8 +55,14 @@ def load_model(gguf: GGUFFile, device: Device, progress: Progress) -> Model:
 
     ``progress(num_bytes, total_bytes)`` is called as weights are read and checked.
     """
-    config = read_config(gguf)
-    weights = Weights(gguf, device, progress)
+    weights = Weights(gguf, device)
+    model = assemble_model(read_config(gguf), weights, device)
+    weights.check_values(progress)
+    return model
+
+
+def assemble_model(config: ModelConfig, weights: Weights, device: Device) -> Model:
+    """Check tensors' names, types and shapes and put the adapter together, without reading the large ones."""
     model = _ADAPTERS[config.architecture](config, weights, device)
     weights.check_all_used()
     return model

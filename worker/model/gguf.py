@@ -176,7 +176,7 @@ class _Reader:
     def _count(self, least_bytes: int, what: str) -> int:
         count: int = self._number("<Q", f"the {what} count")
         if count * least_bytes > len(self._bytes) - self._position:
-            raise _MalformedError(f"is truncated or damaged: a {what} count of {count} cannot fit in the file")
+            raise _MalformedError(f"is truncated or damaged: the {what} count is {count}, more than the file can hold")
         return count
 
     def _string(self, what: str, max_bytes: int | None = None) -> str:

@@ -1,4 +1,4 @@
-"""Typed access to a model's tensors: shapes, types and values are checked as they are handed to the device."""
+"""Typed access to a model's tensors: shapes and types are checked when they are asked for, values once."""
 
 from __future__ import annotations
 
@@ -24,12 +24,9 @@ Progress = Callable[[int, int], None]
 class Weights:
     """A model's tensors by name. Every error is a `ModelLoadFailed` that names file and tensor."""
 
-    def __init__(self, gguf: GGUFFile, device: Device, progress: Progress) -> None:
+    def __init__(self, gguf: GGUFFile, device: Device) -> None:
         self._gguf = gguf
         self._device = device
-        self._progress = progress
-        self._total_bytes = sum(tensor.num_bytes for tensor in gguf.tensors.values())
-        self._done_bytes = 0
         self._used: set[str] = set()
 
     def __contains__(self, name: str) -> bool:
@@ -69,6 +66,20 @@ class Weights:
                 f"({len(unused)} such tensors): the file holds a variant that is not supported"
             )
 
+    def check_values(self, progress: Progress) -> None:
+        """Read every tensor once: NaN and infinity are found now, and the first request finds the pages in memory."""
+        total_bytes = sum(tensor.num_bytes for tensor in self._gguf.tensors.values())
+        done_bytes = 0
+        for tensor in self._gguf.tensors.values():
+            rows = tensor.data.reshape(-1, tensor.data.shape[-1])
+            step = max(1, CHECKED_BYTES // rows.shape[1])
+            for start in range(0, rows.shape[0], step):
+                part = rows[start : start + step]
+                if not is_finite(tensor.format, part):
+                    raise self._error(tensor.name, "holds NaN or infinity: the file is damaged or was badly converted")
+                done_bytes += part.nbytes
+                progress(done_bytes, total_bytes)
+
     def _tensor(self, name: str, shape: tuple[int, ...]) -> Tensor:
         tensor = self._gguf.tensors.get(name)
         if tensor is None:
@@ -77,21 +88,8 @@ class Weights:
             raise self._error(name, f"has type {tensor.format.name}; supported are {', '.join(FORMATS)}")
         if tensor.shape != shape:
             raise self._error(name, f"has shape {list(tensor.shape)}, but the metadata asks for {list(shape)}")
-        if name not in self._used:
-            self._used.add(name)
-            self._check_values(tensor)
+        self._used.add(name)
         return tensor
-
-    def _check_values(self, tensor: Tensor) -> None:
-        """Read the tensor once: NaN and infinity are found now, and the pages are in memory for the first request."""
-        rows = tensor.data.reshape(-1, tensor.data.shape[-1])
-        step = max(1, CHECKED_BYTES // rows.shape[1])
-        for start in range(0, rows.shape[0], step):
-            part = rows[start : start + step]
-            if not is_finite(tensor.format, part):
-                raise self._error(tensor.name, "holds NaN or infinity; the file is damaged or the conversion failed")
-            self._done_bytes += part.nbytes
-            self._progress(self._done_bytes, self._total_bytes)
 
     def _error(self, name: str, problem: str) -> ModelLoadFailed:
         return ModelLoadFailed(f"{self._gguf.path}: tensor {name!r} {problem}")
