@@ -21,6 +21,7 @@ MAX_IN_FLIGHT = 1024
 LEAST_PAUSE_S = 0.05
 PATIENCE_S = 60.0
 """How long a Redis that went away is waited for."""
+RETRY_EVERY_S = 1.0
 
 Answer = TypeVar("Answer")
 
@@ -107,7 +108,7 @@ def _patiently(call: Callable[[], Answer]) -> Answer:
         except RedisUnavailable:
             if time.monotonic() > end:
                 raise
-            time.sleep(1)
+            time.sleep(RETRY_EVERY_S)
 
 
 class Bar:

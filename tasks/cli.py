@@ -15,7 +15,7 @@ from typing import Any
 import click
 
 from tasks import job_commands, model_commands, terminal
-from worker.errors import InvalidRequest, ModelLoadFailed, OrcdError
+from worker.errors import Cancelled, InvalidRequest, ModelLoadFailed, OrcdError
 from worker.settings import PREFIX, Settings, from_environment, to_environment
 
 INTERRUPTED = 130
@@ -106,7 +106,7 @@ for command in (*job_commands.COMMANDS, *model_commands.COMMANDS):
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Run one command line and return its exit code."""
+    """Run one command line and return its exit code. (A closed output ends it inside of click: quietly, with 1.)"""
     try:
         return cli.main(list(arguments), prog_name="orcd", standalone_mode=False) or 0
     except click.ClickException as error:
@@ -118,10 +118,8 @@ def run(arguments: Sequence[str]) -> int:
         terminal.report(error.code, error.message)
         return 2 if isinstance(error, InvalidRequest) else 1
     except (KeyboardInterrupt, click.Abort):
+        terminal.report(Cancelled.code, "interrupted")
         return INTERRUPTED
-    except BrokenPipeError:  # whoever reads our output, head for example, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
 
 
 def main() -> None:

@@ -48,6 +48,8 @@ def generate(prompt: str, redis_url: str | None, raw: bool, as_json: bool, **opt
             prompt = sys.stdin.buffer.read().decode()
         except UnicodeDecodeError:
             raise InvalidRequest("prompt: standard input is not valid UTF-8") from None
+    if not prompt:
+        raise InvalidRequest("prompt: must not be empty")
     fields = {name: value for name, value in options.items() if value not in (None, ())}
     fields |= {"prompt": prompt} if raw else {"messages": [{"role": "user", "content": prompt}]}
     requests.parse(fields)  # wrong usage is reported as such, whether Redis is there or not
