@@ -1,15 +1,17 @@
 """What orcd keeps in Redis, and the scripts that write it.
 
 All keys begin with ``orcd:``; ``{J}`` is the job id in braces. ``TTL`` is the job's time to live
-(`Settings.job_ttl_s`), started anew by every write. Times are Unix milliseconds of the Redis clock.
+(`Settings.job_ttl_s`), started anew by a claim, by every renewal of the lease and by the end. Times are Unix
+milliseconds of the Redis clock.
 
 =================== ======= ============================ ======================= ====================================
 key                 type    written by                   read by                 time to live
 =================== ======= ============================ ======================= ====================================
 orcd:{J}:job        hash    submit, claim, append,       claim, clients          TTL
-                            renew, reap, cancel, release
+                            reap, cancel, release
 orcd:{J}:log        stream  append, cancel               claim, clients          TTL
-orcd:{J}:events     channel append, cancel, reap, submit clients                 -
+orcd:{J}:events     channel append, cancel, reap,        clients                 -
+                            release, submit, workers
 orcd:queued         zset    submit, reap, release        reap, clients           TTL; member job, score next publish
 orcd:running        zset    claim, renew                 reap                    TTL; member job, score lease's end
 orcd:control        channel cancel                       workers                 -
