@@ -92,7 +92,8 @@ def sample(
     random = np.flatnonzero(drawable & (temperature > 0))
     if random.size == 0:
         return
-    scaled = (logits[random] - largest[random, None]) / temperature[random, None]
+    with np.errstate(over="ignore"):  # at a tiny temperature the others are infinitely far below the largest
+        scaled = (logits[random] - largest[random, None]) / temperature[random, None]
     least = _least_kept(scaled, top_k[random], top_p[random], min_p[random])
     out_ids[random] = _gumbel_argmax(scaled, least, keys[random], positions[random])
 

@@ -53,8 +53,7 @@ def _check_sampling(sampling: Sampling, vocab_size: int) -> None:
     _check_range("seed", [sampling.seed], 0, _SEEDS - 1)
     _check_range("min_tokens", [sampling.min_tokens], 0, math.inf)
     _check_range("logprobs", [sampling.logprobs or 0], 0, MAX_LOGPROBS)
-    if not 0 < sampling.repetition_penalty < math.inf:
-        raise InvalidRequest("repetition_penalty must be a number above 0")
+    _check_range("repetition_penalty", [sampling.repetition_penalty], 0.01, 10)  # it divides logits
 
 
 def _check_range(field: str, values: Iterable[float], least: float, most: float) -> None:

@@ -293,6 +293,35 @@ def test_no_schedule_changes_what_a_request_says(undisturbed, step_tokens, cache
     assert generate([adds[i] for i in order], machine) == undisturbed
 
 
+numbers = st.floats(allow_nan=True, allow_infinity=True, width=32)
+token_ids = st.integers(-1, 33)
+
+
+@settings(max_examples=150, derandomize=True, deadline=None)
+@given(
+    prompt_ids=st.lists(token_ids, max_size=8),
+    temperature=st.one_of(st.sampled_from([1e-45, 1e-40, 1e-5]), st.floats(0, 2), numbers),
+    top_p=st.one_of(st.floats(0, 1), numbers),
+    min_p=st.one_of(st.floats(0, 1), numbers),
+    penalty=st.one_of(st.floats(-2, 2), numbers),
+    repetition_penalty=st.one_of(st.floats(0.01, 10), numbers),
+    top_k=st.integers(-1, 40),
+    logit_bias=st.dictionaries(token_ids, st.one_of(st.floats(-100, 100), numbers), max_size=3),
+    stop_token_ids=st.lists(token_ids, max_size=3),
+    min_tokens=st.integers(-1, 12),
+)
+def test_what_passes_admission_runs_and_what_does_not_is_an_error_of_the_request(
+    prompt_ids, penalty, stop_token_ids, **options
+):
+    options |= {"presence_penalty": penalty, "frequency_penalty": -penalty, "stop_token_ids": tuple(stop_token_ids)}
+    machine = engine()
+    machine.add(Add("r", tuple(prompt_ids), Sampling(max_tokens=10, logprobs=1, seed=1, **options)))
+    (outputs,) = finish(machine).values()
+    assert outputs[-1].error_code in (None, "INVALID_REQUEST")
+    assert outputs[-1].finish_reason in ("stop", "length", "error")
+    assert all(0 <= token_id < 32 for token_id in ids_of(outputs))
+
+
 class RandomTraffic(RuleBasedStateMachine):
     """Random adds, aborts and steps: every choice ends exactly once, with the ids of an undisturbed run."""
 

@@ -67,6 +67,16 @@ def test_a_request_that_waited_long_goes_before_a_more_urgent_newcomer():
     assert list(sizes(machine.plan())) == ["old"]
 
 
+def test_an_endless_stream_of_more_urgent_requests_cannot_starve_a_patient_one():
+    machine = scheduler(max_sequences=1)
+    machine.add(sequence([1], max_output=1, name="patient", priority=1))
+    ended: list[str] = []
+    while "patient" not in ended and len(ended) < 2 * AGEING_STEPS:
+        machine.add(sequence([2], max_output=1, name="urgent"))
+        ended += [each.request_id for each in run(machine, machine.plan())]
+    assert ended == ["urgent"] * AGEING_STEPS + ["patient"]
+
+
 def test_the_last_in_rank_gives_way_when_blocks_run_out_and_comes_back():
     machine = scheduler(num_blocks=4)
     machine.add(sequence(list(range(4)), max_output=12, name="first"))
