@@ -24,8 +24,11 @@ from celery.concurrency.base import BasePool, apply_target
 from celery.exceptions import WorkerShutdown
 from celery.worker import state as celery_state
 from kombu.serialization import loads
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 from tasks.app import model_name, publish, worker_id
+from tasks.connection import connect, redis_errors
 from tasks.dispatcher import Dispatcher
 from tasks.generate import OUTCOMES
 from tasks.intake import Delivery, Outcome
@@ -97,8 +100,11 @@ class EnginePool(BasePool):  # type: ignore[misc]
             raise
 
     def _connect(self, settings: Settings) -> Dispatcher:
+        connection: Any = connect(redis.Redis.from_url, settings, Retry(NoBackoff(), 1))
+        with redis_errors(settings):
+            connection.ping()
         store = JobStore(
-            redis.Redis.from_url(settings.redis_url, health_check_interval=30),
+            connection,
             owner=self._observer.worker_id,
             model=self._observer.model,
             lease_ms=settings.lease_ms,
