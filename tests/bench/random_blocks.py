@@ -1,0 +1,42 @@
+"""Random weights made directly as blocks: as fast as random bytes, finite, of zero mean and a chosen deviation."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kernels.formats import Format
+
+UInt8 = NDArray[np.uint8]
+
+# Deviation of the stored integers times their inner scales, where the block's float16 scale is 1.
+_UNIFORM_DEVIATION = {"Q4_0": 4.61, "Q5_0": 9.23, "Q8_0": 73.9, "Q4_K": 168.0, "Q5_K": 337.0, "Q6_K": 1366.0}
+_MEAN_QUANT = {"Q4_K": 7.5, "Q5_K": 15.5}
+
+
+def random_blocks(format_: Format, shape: tuple[int, ...], deviation: float, rng: np.random.Generator) -> UInt8:
+    """Blocks [..., row_bytes] of a tensor of ``shape`` whose numbers deviate by about ``deviation`` from 0."""
+    row_bytes = format_.row_bytes(shape[-1])
+    if format_.name == "F32":
+        values = rng.standard_normal(shape, np.float32) * np.float32(deviation)
+        return values.view(np.uint8)
+    num_blocks = int(np.prod(shape)) // format_.block_elements
+    blocks = np.frombuffer(bytearray(rng.bytes(num_blocks * format_.block_bytes)), np.uint8)
+    blocks = blocks.reshape(num_blocks, format_.block_bytes)
+    if format_.name == "MXFP4":
+        blocks[:, 0] = 128 + round(np.log2(deviation / 6.1))
+    else:
+        scale = deviation / _UNIFORM_DEVIATION[format_.name]
+        scales = (scale * rng.uniform(0.8, 1.2, num_blocks)).astype(np.float16)
+        at = 208 if format_.name == "Q6_K" else 0
+        blocks[:, at : at + 2] = scales.view(np.uint8).reshape(-1, 2)
+        if format_.name in _MEAN_QUANT:
+            _centre(blocks, scales * np.float16(_MEAN_QUANT[format_.name]))
+    return blocks.reshape(*shape[:-1], row_bytes)
+
+
+def _centre(blocks: UInt8, minimum_scales: NDArray[np.float16]) -> None:
+    """Make the 6-bit minimum of each group of a K-quant equal to its scale, so that the group's mean is 0."""
+    blocks[:, 2:4] = minimum_scales.view(np.uint8).reshape(-1, 2)
+    blocks[:, 8:12] = blocks[:, 4:8]
+    blocks[:, 12:16] = (blocks[:, 12:16] & 15) * 17
