@@ -15,6 +15,8 @@ from worker.settings import Settings
 
 CONNECT_TIMEOUT_S = 5
 ANSWER_TIMEOUT_S = 15
+HEALTH_CHECK_S = 30
+"""A connection that was idle for so long is tried before it is used; a subscription, while it is silent."""
 
 
 class RedisUnavailable(OrcdError):
@@ -34,6 +36,7 @@ def connect(from_url: Any, settings: Settings, retry: Any) -> Any:
             retry=retry,
             socket_connect_timeout=CONNECT_TIMEOUT_S,
             socket_timeout=ANSWER_TIMEOUT_S,
+            health_check_interval=HEALTH_CHECK_S,
             max_connections=2**31,  # every stream holds one
         )
     except ValueError:

@@ -20,7 +20,7 @@ orcd:worker:{NAME}  hash    workers                      clients, health        
 =================== ======= ============================ ======================= ====================================
 
 Fields of ``orcd:{J}:job``: ``request`` (JSON, see `tasks.request`), ``state``, ``queue``, ``priority``,
-``created_ms``, ``deadline_ms`` (0: none), ``epoch`` (fencing token, one higher with every change of owner),
+``created_ms``, ``deadline_ms`` (0: none), ``epoch`` (fencing token, higher with every change of owner),
 ``attempt``, ``owner``, ``model``, ``started_ms`` (first claim), ``first_token_ms``, ``finished_ms``,
 ``cancel`` (1: wanted), ``published`` (times its message was published again).
 

@@ -8,9 +8,11 @@ end
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local deadline = tonumber(ARGV[5])
+-- Epochs begin at the time: should Redis lose its data and the id come again, the old job's owner stays fenced.
 redis.call('HSET', KEYS[1], 'request', ARGV[2], 'state', 'queued', 'queue', ARGV[3], 'priority', ARGV[4],
-    'created_ms', now, 'deadline_ms', deadline > 0 and now + deadline or 0, 'epoch', 0, 'attempt', 0, 'published', 0)
+    'created_ms', now, 'deadline_ms', deadline > 0 and now + deadline or 0, 'epoch', now, 'attempt', 0, 'published', 0)
 redis.call('EXPIRE', KEYS[1], ARGV[6])
+redis.call('DEL', 'orcd:{' .. ARGV[1] .. '}:log') -- an expired job of this id may have left its own
 redis.call('ZADD', KEYS[2], now + tonumber(ARGV[7]), ARGV[1])
 if redis.call('TTL', KEYS[2]) < tonumber(ARGV[6]) then -- other jobs may be kept for longer
     redis.call('EXPIRE', KEYS[2], ARGV[6])
