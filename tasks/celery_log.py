@@ -27,11 +27,12 @@ class CeleryLogHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         """Write one record."""
         error = record.exc_info[0] if record.exc_info else None
+        template = record.msg if isinstance(record.msg, str) else type(record.msg).__name__  # logger.error(exception)
         self._log.event(
             "celery",
             level=record.levelname.lower(),
             logger=record.name,
-            message=(str(record.msg).strip().splitlines() or [""])[0],
+            message=(template.strip().splitlines() or [""])[0],
             cause=error.__name__ if error else None,
         )
 
