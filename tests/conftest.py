@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 import pytest
 import redis
 
 from tasks.redis_server import RedisServer
+
+# Before NumPy is imported: its threads spin, and beside the processes that tests start they made tests 10 times slower.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 
 @pytest.fixture(scope="session")
