@@ -4,7 +4,7 @@
 
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check
 MODEL := tasks/demo/haiku-q4_k_m.gguf
 
 demo: $(VENV)/installed  ## run the whole system here, with the model that ships and no GPU

@@ -21,7 +21,7 @@ from tasks.local_worker import LocalWorker
 from tasks.redis_server import RedisServer
 from tasks.result import ResultBuilder, exception
 from tasks.token_log import Token
-from worker.errors import EngineLost, InvalidRequest
+from worker.errors import EngineLost, InvalidRequest, OrcdError
 from worker.settings import Settings
 
 HERE = Path(__file__).parent
@@ -44,7 +44,7 @@ class Demo:
         with ExitStack() as stack:
             stack.enter_context(_interrupted_by_signals())
             results = stack.enter_context(_open(self._output))
-            redis_url = self._redis_url or stack.enter_context(RedisServer()).url
+            redis_url = self._redis_url or stack.enter_context(_start_redis()).url
             say(f"Redis at {safe_url(Settings(redis_url=redis_url))}")
             say(f"starting a worker with {MODEL.name} on {DEVICE}")
             # A name of its own, so that no other worker on the same Redis takes the jobs.
@@ -104,6 +104,13 @@ def _interrupted_by_signals() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _start_redis() -> RedisServer:
+    try:
+        return RedisServer()
+    except RuntimeError as error:
+        raise OrcdError(str(error)) from None
 
 
 def _show_load(percent: int) -> None:
