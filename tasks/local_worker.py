@@ -32,6 +32,7 @@ class LocalWorker:
         self._on_load = on_load
         self._loaded = threading.Event()
         self._error: OrcdError | None = None
+        self._percent = -PROGRESS_STEP
 
     def __enter__(self) -> LocalWorker:
         inherited = {name: text for name, text in os.environ.items() if not name.startswith(PREFIX)}
@@ -75,25 +76,28 @@ class LocalWorker:
 
     def _read_log(self) -> None:
         assert self._process.stderr is not None
-        shown = -PROGRESS_STEP
-        for line in self._process.stderr:
-            try:
-                event = msgspec.json.decode(line, type=dict[str, Any])
-            except (msgspec.MsgspecError, UnicodeDecodeError):
-                if line.startswith(b"orcd: "):
-                    self._fail(*line.decode().rstrip().split(": ", 2)[1:])
-                continue  # not ours: a warning of a library
-            match event.get("event"):
-                case "model_load_progress" if event["percent"] >= shown + PROGRESS_STEP:
-                    shown = event["percent"] // PROGRESS_STEP * PROGRESS_STEP
-                    self._on_load(shown)
-                case "ready":
-                    self._loaded.set()
-                case "error" if event["level"] == "error":
-                    self._fail(event["code"], event.get("message", "the engine process ended"))
+        with self._process.stderr as log:
+            for line in log:
+                self._read_line(line)
         if not self._loaded.is_set() and self._error is None:
             self._fail(EngineLost.code, "the worker ended before the model was loaded")
         self._loaded.set()
+
+    def _read_line(self, line: bytes) -> None:
+        try:
+            event = msgspec.json.decode(line, type=dict[str, Any])
+        except (msgspec.MsgspecError, UnicodeDecodeError):
+            if line.startswith(b"orcd: "):
+                self._fail(*line.decode().rstrip().split(": ", 2)[1:])
+            return  # a warning of a library
+        match event.get("event"):
+            case "model_load_progress" if event["percent"] >= self._percent + PROGRESS_STEP:
+                self._percent = event["percent"] // PROGRESS_STEP * PROGRESS_STEP
+                self._on_load(self._percent)
+            case "ready":
+                self._loaded.set()
+            case "error" if event["level"] == "error":
+                self._fail(event["code"], event.get("message", "the engine process ended"))
 
     def _fail(self, code: str, message: str) -> None:
         self._error = BY_CODE.get(code, OrcdError)(message)
