@@ -74,7 +74,7 @@ def test_the_last_id_of_the_vocabulary_is_allowed() -> None:
 
 def test_a_prompt_must_leave_room_for_one_token() -> None:
     assert len(ENCODER.encode(_request(prompt="x" * 63), READY).ids) == 63
-    with pytest.raises(ContextLengthExceeded, match="64 tokens.* 64; shorten"):
+    with pytest.raises(ContextLengthExceeded, match=r"64 tokens.* 64; shorten"):
         ENCODER.encode(_request(prompt="x" * 64), READY)
 
 
