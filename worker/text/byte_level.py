@@ -6,6 +6,7 @@ pre-tokenizer's regular expressions; merges never cross a word.
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Sequence
 
 import tokenizers
@@ -17,25 +18,31 @@ from worker.text.vocabulary import Vocabulary
 
 _CONTRACTION = r"'(?:[sS]|[tT]|[rR][eE]|[vV][eE]|[mM]|[lL][lL]|[dD])"
 _GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-_PUNCTUATION_AND_SPACE = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+_REST = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+_REST_WITH_SLASH = _REST.replace(r"[\r\n]*", r"[\r\n/]*", 1)
+_LLAMA3 = rf"{_CONTRACTION}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}{{1,3}}|{_REST}"
+_QWEN2 = _LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
 _UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
-_GPT4O = (
-    rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+(?:{_CONTRACTION})?"
-    rf"|[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*(?:{_CONTRACTION})?"
-    r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
+_CAMEL, _CAPITALS = (rf"[^\r\n\p{{L}}\p{{N}}]?{case}" for case in (f"{_UPPER}*{_LOWER}+", f"{_UPPER}+{_LOWER}*"))
+_GPT4O = rf"{_CAMEL}(?:{_CONTRACTION})?|{_CAPITALS}(?:{_CONTRACTION})?|\p{{N}}{{1,3}}|{_REST_WITH_SLASH}"
+_TEKKEN = rf"{_CAMEL}|{_CAPITALS}|\p{{N}}|{_REST_WITH_SLASH}"
 
 WORDS: dict[str, Sequence[str]] = {
-    "gpt-2": (_GPT2,),
-    "llama-bpe": (rf"{_CONTRACTION}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}{{1,3}}|{_PUNCTUATION_AND_SPACE}",),
-    "qwen2": (rf"{_CONTRACTION}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}|{_PUNCTUATION_AND_SPACE}",),
-    "gpt-4o": (_GPT4O,),
     "default": (r"[\p{P}\$\+<=>\^~\|]+", _GPT2, r"\p{N}+", r"[0-9][0-9][0-9]"),
+    "gpt-2": (_GPT2,),
+    "phi-2": (_GPT2,),
+    "smollm": (r"\p{N}", _GPT2),
+    "llama-bpe": (_LLAMA3,),
+    "llama3": (_LLAMA3,),
+    "llama-v3": (_LLAMA3,),
+    "qwen2": (_QWEN2,),
+    "deepseek-r1-qwen": (_QWEN2,),
+    "gpt-4o": (_GPT4O,),
+    "llama4": (_GPT4O,),
+    "tekken": (_TEKKEN,),
 }
-"""Pre-tokenizer name (``tokenizer.ggml.pre``) -> expressions applied one after the other; each cuts further."""
-
-IGNORES_MERGES = frozenset({"llama-bpe"})
-"""Pre-tokenizers whose words are one token when the vocabulary holds them, whatever the merges say."""
+"""Pre-tokenizer name (``tokenizer.ggml.pre``) -> expressions applied one after the other; each cuts further. They are
+those of the models' own tokenizer.json files; llama.cpp's differ from ``gpt-4o`` and ``tekken`` at combining marks."""
 
 _PRINTABLE = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
 _OTHERS = [byte for byte in range(256) if byte not in _PRINTABLE]
@@ -47,7 +54,7 @@ def build(vocabulary: Vocabulary) -> tokenizers.Tokenizer:
     words = WORDS.get(vocabulary.pre_tokenizer)
     if words is None:
         raise ModelLoadFailed(
-            f"tokenizer.ggml.pre {vocabulary.pre_tokenizer!r} is not supported (known: {', '.join(WORDS)});"
+            f"tokenizer.ggml.pre {reprlib.repr(vocabulary.pre_tokenizer)} is not supported (known: {', '.join(WORDS)});"
             " give the model's tokenizer.json with --tokenizer"
         )
     merges = [(left, right) for left, _, right in (merge.partition(" ") for merge in vocabulary.merges)]
@@ -55,9 +62,11 @@ def build(vocabulary: Vocabulary) -> tokenizers.Tokenizer:
         raise ModelLoadFailed("tokenizer.ggml.merges must be a list of pairs of tokens, each separated by one space")
     ids = {token: token_id for token_id, token in enumerate(vocabulary.tokens)}
     try:
-        model = BPE(ids, merges, ignore_merges=vocabulary.pre_tokenizer in IGNORES_MERGES)
+        model = BPE(ids, merges, ignore_merges=vocabulary.ignore_merges)
     except Exception as error:  # the library raises nothing more specific
-        raise ModelLoadFailed(f"tokenizer.ggml.merges does not fit tokenizer.ggml.tokens: {error}") from error
+        raise ModelLoadFailed(
+            f"tokenizer.ggml.merges does not fit tokenizer.ggml.tokens: {str(error)[:200]}"
+        ) from error
     tokenizer = tokenizers.Tokenizer(model)
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [

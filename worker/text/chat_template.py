@@ -50,7 +50,7 @@ class ChatTemplate:
         try:
             self._template = _Environment(now).from_string(source)
         except Exception as error:  # a broken template can also break the compiler of the Python code that it becomes
-            raise ModelLoadFailed(f"tokenizer.chat_template is not a valid template: {error}") from error
+            raise ModelLoadFailed(f"tokenizer.chat_template is not a valid template: {str(error)[:300]}") from error
 
     @classmethod
     def from_metadata(cls, metadata: Mapping[str, Any], tokenizer: Tokenizer) -> ChatTemplate | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Callable
 
 from worker.errors import ModelLoadFailed
@@ -21,7 +22,7 @@ class GgufEncoder:
     def __init__(self, vocabulary: Vocabulary, specials: SpecialTokens) -> None:
         if vocabulary.model not in _KINDS:
             raise ModelLoadFailed(
-                f"tokenizer.ggml.model {vocabulary.model!r} is not supported (known: {', '.join(_KINDS)});"
+                f"tokenizer.ggml.model {reprlib.repr(vocabulary.model)} is not supported (known: {', '.join(_KINDS)});"
                 " give the model's tokenizer.json with --tokenizer"
             )
         kind = _KINDS[vocabulary.model]

@@ -30,7 +30,7 @@ class JsonEncoder:
         except OSError as error:
             raise ModelLoadFailed(f"tokenizer {path}: {error.strerror}; give the path of a tokenizer.json") from error
         except Exception as error:  # the library raises nothing more specific
-            raise ModelLoadFailed(f"tokenizer {path} is not a tokenizer.json: {error}") from error
+            raise ModelLoadFailed(f"tokenizer {path} is not a tokenizer.json: {str(error)[:200]}") from error
         self._lock = threading.Lock()  # encode_special_tokens is a property of the whole tokenizer
         added = self._tokenizer.get_added_tokens_decoder()
         self.special_ids = {token.content: token_id for token_id, token in added.items()}

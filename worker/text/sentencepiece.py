@@ -1,7 +1,8 @@
 """SentencePiece-style BPE (``tokenizer.ggml.model`` = ``llama``) on the ``tokenizers`` library.
 
 Spaces are spelt ``▁`` and there are no words: merges may cross anything. The file holds no merges but a score for each
-token; two neighbours merge when the vocabulary holds them joined, highest score first, leftmost first among equals.
+token; two neighbours merge when the vocabulary holds them joined, highest score first, leftmost first within one token.
+(Trained vocabularies give every token a score of its own; among equal scores the lower id goes first.)
 A character without a token becomes its UTF-8 bytes, tokens ``<0x00>`` to ``<0xFF>``.
 """
 

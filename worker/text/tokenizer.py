@@ -65,7 +65,10 @@ class Tokenizer:
         return self._encoder.encode(text, add_special=add_special, parse_special=parse_special)
 
     def decode(self, ids: Sequence[int], *, skip_special: bool = False) -> str:
-        """The text of ``ids``; bytes that are not UTF-8 become U+FFFD. Control tokens are spelt out, or skipped."""
+        """The text of ``ids``; bytes that are not UTF-8 become U+FFFD. Control tokens are spelt out, or skipped.
+
+        What was encoded comes back: spaces before punctuation are not "cleaned up".
+        """
         if skip_special:
             ids = [token_id for token_id in ids if token_id not in self._hidden_ids]
         text = b"".join(map(self.token_bytes, ids))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
@@ -31,7 +32,8 @@ class Vocabulary:
     """Token texts as the file spells them (byte-level letters or ``▁``), with what the file says about each.
 
     ``types`` and, for SentencePiece-style files, ``scores`` are as long as ``tokens``. Where the file is silent, ids
-    and switches have llama.cpp's defaults.
+    and switches have llama.cpp's defaults. ``ignore_merges``: a word that the vocabulary holds is one token, whatever
+    the merges say.
     """
 
     model: str
@@ -48,6 +50,7 @@ class Vocabulary:
     add_bos: bool
     add_eos: bool
     add_space_prefix: bool
+    ignore_merges: bool
     model_name: str
 
 
@@ -62,6 +65,7 @@ def from_metadata(metadata: Mapping[str, Any]) -> Vocabulary:
         raise ModelLoadFailed(f"{_PREFIX}tokens holds a token longer than {MAX_TOKEN_CHARACTERS} characters")
     count = len(tokens)
     sentencepiece = model == "llama"
+    llama3 = pre_tokenizer in ("llama-bpe", "llama3", "llama-v3", "tekken")
     return Vocabulary(
         model=model,
         pre_tokenizer=pre_tokenizer,
@@ -74,9 +78,10 @@ def from_metadata(metadata: Mapping[str, Any]) -> Vocabulary:
         eot_id=token_id(metadata, "eot_token_id", count),
         eom_id=token_id(metadata, "eom_token_id", count),
         unknown_id=token_id(metadata, "unknown_token_id", count, default=0 if sentencepiece else None),
-        add_bos=_flag(metadata, "add_bos_token", default=sentencepiece or pre_tokenizer == "llama-bpe"),
+        add_bos=_flag(metadata, "add_bos_token", default=sentencepiece or llama3),
         add_eos=_flag(metadata, "add_eos_token", default=False),
         add_space_prefix=_flag(metadata, "add_space_prefix", default=sentencepiece),
+        ignore_merges=llama3,
         model_name=str(metadata.get("general.name", "")),
     )
 
@@ -114,7 +119,8 @@ def _flag(metadata: Mapping[str, Any], name: str, *, default: bool) -> bool:
 
 def token_id(metadata: Mapping[str, Any], name: str, count: int, default: int | None = None) -> int | None:
     """The id in ``tokenizer.ggml.NAME``; raises `ModelLoadFailed` if it is not one of ``count`` tokens."""
-    value = metadata.get(_PREFIX + name, default)
+    value = metadata.get(_PREFIX + name)
+    value = default if value is None else value
     if value is not None and (not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < count):
-        raise ModelLoadFailed(f"{_PREFIX}{name} is {value!r}, which is not the id of one of {count} tokens")
+        raise ModelLoadFailed(f"{_PREFIX}{name} is {reprlib.repr(value)}, which is not the id of one of {count} tokens")
     return value

@@ -29,6 +29,8 @@ def words(pre: str, text: str) -> list[str]:
         ("gpt-4o", "camelCaseIT'S 1234", ["camel", "Case", "IT'S", " ", "123", "4"]),
         ("gpt-4o", "a//\nb", ["a", "//\n", "b"]),
         ("gpt-4o", "नमस्ते ไทย", ["नमस्ते", " ไทย"]),
+        ("tekken", "camelCaseIT'S 12", ["camel", "Case", "IT", "'S", " ", "1", "2"]),
+        ("smollm", "It's 12", ["It", "'s", " ", "1", "2"]),
         ("default", "It's 12345<=>", ["It", "'", "s", " ", "123", "45", "<=>"]),
     ],
 )

@@ -32,6 +32,7 @@ GOOD = byte_level_metadata("a b", bos_token_id=256)
         ("merges", [["a", "b"]], "only str"),
         ("bos_token_id", 258, "258"),
         ("bos_token_id", -1, "-1"),
+        ("bos_token_id", ["x" * 1000], "is not the id"),
         ("eos_token_id", True, "True"),
         ("eot_token_id", "1", "'1'"),
         ("add_bos_token", 1, "true or false"),
