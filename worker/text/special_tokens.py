@@ -40,6 +40,9 @@ def end_texts(special_texts: Set[str]) -> frozenset[str]:
     return END_TEXTS.intersection(special_texts) - harmony_texts(special_texts)
 
 
+_SPACES = re.compile(r"[ \t\n\v\f\r]*")
+
+
 class SpecialTokens:
     """``control`` texts are special only where the caller parses special tokens, ``always`` texts everywhere.
 
@@ -78,9 +81,6 @@ class SpecialTokens:
             yield text[start:]
 
 
-_SPACES = re.compile(r"[ \t\n\v\f\r]*")
-
-
 def _any_of(texts: Iterable[str]) -> re.Pattern[str]:
     longest_first = sorted(texts, key=len, reverse=True)
     return re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
@@ -106,7 +106,8 @@ def from_vocabulary(vocabulary: Vocabulary) -> SpecialTokens:
             control[text] = token_id
         else:
             always[text] = token_id
-    spelt_like_ends = {text: token_id for token_id, (text, _) in rows if text in END_TEXTS - typed.keys()}
+    ordinary_ends = END_TEXTS - typed.keys()
+    spelt_like_ends = {text: token_id for token_id, (text, _) in rows if text in ordinary_ends}
     named = {token_id for token_id in (vocabulary.eos_id, vocabulary.eot_id, vocabulary.eom_id) if token_id is not None}
     is_phi3 = any(name in vocabulary.model_name.lower() for name in ("phi-3", "phi3"))
     return SpecialTokens(
