@@ -98,6 +98,7 @@ class GptOss:
     def allocate_cache(self, num_blocks: int, block_tokens: int) -> KVCache:
         return allocate_cache(self.config, self._device, num_blocks, block_tokens)
 
+    @np.errstate(over="ignore", invalid="ignore")  # of damaged weights: the sampler refuses what comes out
     def forward(self, batch: Batch, cache: KVCache) -> NDArray[np.float32]:
         config, ops, empty = self.config, self._device.ops, self._device.empty
         num_tokens = batch.token_ids.size

@@ -13,7 +13,9 @@ from worker.model.adapters import Model
 class Stepper:
     """Some sequences of known tokens, each in blocks scattered over the pool."""
 
-    def __init__(self, model: Model, prompts: Sequence[Sequence[int]], *, block_tokens: int = 16, seed: int = 0) -> None:
+    def __init__(
+        self, model: Model, prompts: Sequence[Sequence[int]], *, block_tokens: int = 16, seed: int = 0
+    ) -> None:
         self._model = model
         self._block_tokens = block_tokens
         self._tokens = [list(prompt) for prompt in prompts]
@@ -54,9 +56,7 @@ class Stepper:
         logits = self._model.forward(batch, self._cache)
         for member, end in zip(members, ends, strict=True):
             self._num_computed[member] = end
-        return {
-            member: logits[query_starts[index] : query_starts[index + 1]] for index, member in enumerate(members)
-        }
+        return {member: logits[query_starts[index] : query_starts[index + 1]] for index, member in enumerate(members)}
 
 
 def logits_alone(model: Model, prompt: Sequence[int]) -> np.ndarray:

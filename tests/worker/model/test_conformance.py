@@ -1,0 +1,55 @@
+"""Every model of the conformance kit: logits and greedy ids against the primary reference (PyTorch, float32)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from kernels.device import open_device
+from tests.worker.model.stepping import greedy
+from worker.logits import compute_logits
+from worker.model.adapters import Model, load_model
+from worker.model.gguf import open_gguf
+
+KIT = Path(__file__).parents[3].parent / "shared" / "conformance" / "models"
+FILES = sorted(KIT.glob("*.gguf"))
+NEAR_TIE = 0.01  # margin below which a float32 program may choose the other token
+
+pytestmark = pytest.mark.skipif(not FILES, reason="needs the conformance kit in ../shared")
+
+
+@cache
+def load(path: Path) -> Model:
+    return load_model(open_gguf(path), open_device("cpu"), lambda _done, _total: None)
+
+
+def prompts(path: Path) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
+    with np.load(path.with_suffix(".npz")) as reference:
+        number = 0
+        while f"p{number}_ids" in reference:
+            names = ("ids", "positions", "logits", "greedy", "margin")
+            yield number, {name: reference[f"p{number}_{name}"] for name in names}
+            number += 1
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_logits_are_those_of_the_reference(path: Path) -> None:
+    """The kit asks for 0.005 / 0.0005 of float32 arithmetic (longrope twice that), this test for ten times less."""
+    for number, reference in prompts(path):
+        difference = np.abs(
+            compute_logits(load(path), reference["ids"].tolist())[reference["positions"]] - reference["logits"]
+        )
+        assert difference.max() < 5e-4 and difference.mean() < 5e-5, f"prompt {number}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_greedy_continuations_are_those_of_the_reference(path: Path) -> None:
+    for number, reference in prompts(path):
+        ids = np.array(greedy(load(path), reference["ids"].tolist(), 32))
+        different = np.flatnonzero(ids != reference["greedy"])
+        if different.size:
+            assert reference["margin"][different[0]] < NEAR_TIE, f"prompt {number}, step {different[0]}"

@@ -1,0 +1,66 @@
+"""worker.model.rope_scaling against numbers of Hugging Face's ``modeling_rope_utils``."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.worker.model.tiny import write_tiny
+from worker.model.config import ModelConfig, RopeConfig, read_config
+from worker.model.gguf import open_gguf
+from worker.model.rope_scaling import long_rope, plain_rope
+
+PLAIN = RopeConfig(
+    num_dimensions=64,
+    base=150000.0,
+    scaling="none",
+    factor=32.0,
+    original_context_length=4096,
+    attention_factor=None,
+    beta_fast=32.0,
+    beta_slow=1.0,
+)
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> ModelConfig:
+    return replace(read_config(open_gguf(write_tiny("qwen2", tmp_path / "m.gguf"))), rope=PLAIN)
+
+
+def test_unscaled_frequencies_fall_geometrically(config: ModelConfig) -> None:
+    rope = plain_rope(config, "neox", None, truncate=True)
+    assert rope.attention_factor == 1.0
+    np.testing.assert_allclose(rope.inverse_frequencies[0, [0, 16, 31]], [1, 150000**-0.5, 150000 ** (-31 / 32)], 1e-6)
+
+
+def test_linear_scaling_and_factors_divide_frequencies(config: ModelConfig) -> None:
+    unscaled = plain_rope(config, "neox", None, truncate=True).inverse_frequencies
+    linear = replace(config, rope=replace(PLAIN, scaling="linear", factor=4.0))
+    factors = np.linspace(1, 8, 32).astype(np.float32)
+    scaled = plain_rope(linear, "normal", factors, truncate=True)
+    np.testing.assert_allclose(scaled.inverse_frequencies[0], unscaled[0] / 4 / factors, rtol=1e-6)
+
+
+def test_yarn_interpolates_slow_dimensions_and_leaves_fast_ones(config: ModelConfig) -> None:
+    unscaled = plain_rope(config, "neox", None, truncate=True).inverse_frequencies[0]
+    yarn = replace(config, rope=replace(PLAIN, scaling="yarn"))
+    for truncate, low, high in ((True, 8, 18), (False, 8.0927, 17.3980)):
+        rope = plain_rope(yarn, "neox", None, truncate=truncate)
+        share = np.clip((np.arange(32) - low) / (high - low), 0, 1)
+        np.testing.assert_allclose(rope.inverse_frequencies[0], unscaled * (1 - share + share / 32), rtol=1e-4)
+        assert rope.attention_factor == pytest.approx(1.3465735)
+
+
+def test_longrope_has_two_sets_and_its_own_attention_factor(config: ModelConfig) -> None:
+    unscaled = plain_rope(config, "neox", None, truncate=True).inverse_frequencies[0]
+    long = replace(config, context_length=131072, rope=replace(PLAIN, scaling="longrope"))
+    short_factors, long_factors = (np.full(32, factor, np.float32) for factor in (1.5, 20))
+    rope = long_rope(long, short_factors, long_factors)
+    np.testing.assert_allclose(rope.inverse_frequencies, [unscaled / 1.5, unscaled / 20], rtol=1e-6)
+    assert rope.attention_factor == pytest.approx(math.sqrt(1 + math.log(32) / math.log(4096)))
+    given = replace(long, rope=replace(long.rope, attention_factor=1.19))
+    assert long_rope(given, short_factors, long_factors).attention_factor == 1.19

@@ -1,0 +1,61 @@
+"""worker.model.weights: tensors that are missing, misshapen, of a foreign type or not finite are named."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from kernels.device import open_device
+from tests.bench.make_model import write_model
+from tests.bench.model_specs import TensorSpec
+from tests.worker.model.tiny import FAMILIES, write_tiny
+from worker.errors import ModelLoadFailed
+from worker.model.adapters import load_model
+from worker.model.gguf import open_gguf
+
+
+def load(path: Path) -> None:
+    load_model(open_gguf(path), open_device("cpu"), lambda _done, _total: None)
+
+
+def changed(tmp_path: Path, name: str, tensor: TensorSpec | None) -> Path:
+    spec = FAMILIES["qwen2"]()
+    tensors = [tensor if old.name == name else old for old in spec.tensors]
+    write_model(replace(spec, tensors=[kept for kept in tensors if kept is not None]), tmp_path / "model.gguf")
+    return tmp_path / "model.gguf"
+
+
+def test_a_missing_or_misshapen_tensor_is_named(tmp_path: Path) -> None:
+    name = "blk.1.ffn_down.weight"
+    with pytest.raises(ModelLoadFailed, match=f"tensor '{name}' is missing"):
+        load(changed(tmp_path, name, None))
+    with pytest.raises(
+        ModelLoadFailed, match=rf"'{name}' has shape \[64, 256\], but the metadata asks for \[128, 256\]"
+    ):
+        load(changed(tmp_path, name, TensorSpec(name, "Q8_0", (64, 256))))
+
+
+def test_a_type_that_has_no_kernels_is_named(tmp_path: Path) -> None:
+    path = write_tiny("qwen2", tmp_path / "model.gguf")
+    data = path.read_bytes()
+    at = data.index(b"blk.1.ffn_up.weight") + len(b"blk.1.ffn_up.weight") + 4 + 16
+    path.write_bytes(data[:at] + (20).to_bytes(4, "little") + data[at + 4 :])  # IQ4_NL: 18 bytes for 32, fits in Q5_0
+    with pytest.raises(ModelLoadFailed, match=r"'blk.1.ffn_up.weight' has type IQ4_NL; supported are F32, F16"):
+        load(path)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_scale_that_is_not_finite_is_found_in_every_format(family: str, tmp_path: Path) -> None:
+    path = write_tiny(family, tmp_path / "model.gguf")
+    whole = path.read_bytes()
+    by_format = {tensor.format.name: tensor for tensor in open_gguf(path).tensors.values()}
+    assert len(by_format) >= 3
+    for name, tensor in by_format.items():
+        bad = {"F32": np.float32(np.nan).tobytes(), "MXFP4": b"\xff"}.get(name, np.float16(np.inf).tobytes())
+        at = tensor.offset + tensor.num_bytes - tensor.format.block_bytes + (208 if name == "Q6_K" else 0)
+        path.write_bytes(whole[:at] + bad + whole[at + len(bad) :])
+        with pytest.raises(ModelLoadFailed, match=f"tensor '{tensor.name}' holds NaN or infinity"):
+            load(path)

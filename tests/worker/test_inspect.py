@@ -1,0 +1,60 @@
+"""``python -m worker inspect``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.worker.model.tiny import write_tiny
+from worker.errors import ModelLoadFailed
+from worker.inspect import main
+
+
+def inspect(path: Path, capsys: pytest.CaptureFixture[str]) -> dict:
+    assert main([str(path), "--json"]) == 0
+    line = capsys.readouterr().out
+    assert line.count("\n") == 1
+    return json.loads(line)
+
+
+def test_a_supported_model_is_described(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write_tiny("gpt-oss", tmp_path / "tiny.gguf")
+    report = inspect(path, capsys)
+    assert (report["architecture"], report["name"]) == ("gpt-oss", "Synthetic gpt-oss")
+    assert report["supported"] and report["problems"] == []
+    assert (report["num_layers"], report["context_length"], report["vocab_size"]) == (2, 131072, 1390)
+    assert (report["tokenizer"], report["chat_template"]) == ("gpt2 / gpt-4o", True)
+    assert report["vram_kv_bytes_per_1k_tokens"] == 2 * 2 * 1 * 64 * 2 * 1024
+    types = {entry["type"]: entry for entry in report["tensor_types"]}
+    assert types["MXFP4"]["tensors"] == {f"blk.*.ffn_{part}_exps.weight": 2 for part in ("gate", "up", "down")}
+    assert types["MXFP4"]["count"] == 6 and types["MXFP4"]["bytes"] == 6 * 4 * 64 * 32 // 32 * 17
+    assert sum(entry["bytes"] for entry in types.values()) == report["vram_weights_bytes"]
+    assert main([str(path)]) == 0
+    text = capsys.readouterr().out
+    for part in (
+        "gpt-oss",
+        "1,390 tokens",
+        "blk.*.ffn_up_exps.weight x 2",
+        "KV per 1,024 tokens",
+        "supported       yes",
+    ):
+        assert part in text
+
+
+def test_what_stands_in_the_way_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write_tiny("qwen2", tmp_path / "tiny.gguf")
+    path.write_bytes(path.read_bytes().replace(b"blk.1.ffn_down.weight", b"blk.1.ffn_doun.weight"))
+    report = inspect(path, capsys)
+    assert not report["supported"]
+    assert report["problems"] == ["tensor 'blk.1.ffn_down.weight' is missing"]
+    assert report["num_layers"] == 2
+    assert main([str(path)]) == 0
+    assert "tensor 'blk.1.ffn_down.weight' is missing" in capsys.readouterr().out
+
+
+def test_what_is_no_model_file_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "text.gguf").write_text("no model")
+    with pytest.raises(ModelLoadFailed, match="is not a GGUF file"):
+        main([str(tmp_path / "text.gguf")])

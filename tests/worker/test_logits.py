@@ -1,0 +1,63 @@
+"""``python -m worker logits``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.worker.model.tiny import write_tiny
+from worker.errors import InvalidRequest, ModelLoadFailed
+from worker.logits import CHUNK_TOKENS, main
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny("qwen2", tmp_path_factory.mktemp("model") / "tiny.gguf")
+
+
+def run(model: Path, ids: object, tmp_path: Path, device: str = "cpu") -> dict[str, np.ndarray]:
+    (tmp_path / "ids.json").write_text(json.dumps(ids))
+    out = tmp_path / "out.npz"
+    files = ["--ids", str(tmp_path / "ids.json"), "--out", str(out)]
+    assert main([str(model), *files, "--device", device]) == 0
+    with np.load(out) as arrays:
+        return dict(arrays)
+
+
+def test_each_list_of_ids_gives_an_array_of_logits(model: Path, tmp_path: Path) -> None:
+    long = [number % 300 for number in range(CHUNK_TOKENS + 3)]
+    arrays = run(model, [[1, 2, 3], long, [7]], tmp_path)
+    assert {name: (array.shape, array.dtype) for name, array in arrays.items()} == {
+        "logits_0": ((3, 593), np.float32),
+        "logits_1": ((CHUNK_TOKENS + 3, 593), np.float32),
+        "logits_2": ((1, 593), np.float32),
+    }
+    np.testing.assert_array_equal(run(model, [long[:3]], tmp_path)["logits_0"], arrays["logits_1"][:3])
+
+
+@pytest.mark.parametrize(
+    ("ids", "problem"),
+    [
+        ({}, "list of non-empty lists"),
+        ([[]], "list of non-empty lists"),
+        ([[1], "x"], "list of non-empty lists"),
+        ([[1], [2, 593]], "list 1 holds an id outside the vocabulary of 593"),
+        ([[-1]], "outside the vocabulary"),
+        ([[1.5]], "no whole number"),
+        ([[True]], "no whole number"),
+        ([[1] * 32769], "32769 ids; the context holds 32768"),
+    ],
+)
+def test_wrong_ids_are_refused(model: Path, tmp_path: Path, ids: object, problem: str) -> None:
+    with pytest.raises(InvalidRequest, match=problem):
+        run(model, ids, tmp_path)
+
+
+def test_files_and_devices_that_are_not_there_are_named(model: Path, tmp_path: Path) -> None:
+    with pytest.raises(InvalidRequest, match=r"absent.json: cannot be read \(No such file"):
+        main([str(model), "--ids", str(tmp_path / "absent.json"), "--out", "x", "--device", "cpu"])
+    with pytest.raises(ModelLoadFailed, match="--device cpu"):
+        run(model, [[1]], tmp_path, device="cuda:0")
