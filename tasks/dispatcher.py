@@ -245,7 +245,8 @@ class Dispatcher:
             generation.num_engine_losses += 1
             if generation.claim.attempt + generation.num_engine_losses > self._settings.max_attempts:
                 generation.fail(Poisoned("given up: the engine died too many times while it ran this job"))
-        self._stopping.wait(0.0 if self._failed_starts == 1 else 2.0**self._failed_starts)
+        if self._failed_starts > 1:
+            self._stopping.wait(2.0 ** (self._failed_starts - 2))
         self._engine.restart()
         return list(self._jobs.values())
 

@@ -1,6 +1,7 @@
 -- Find jobs that nobody works on and say which messages to publish again.
--- Running jobs whose lease ran out go back to the queue; queued jobs whose message may be lost come up again, each
--- time after twice as long. Publishing too often is harmless: a claim decides who runs a job.
+-- Running jobs whose lease ran out go back to the queue. Queued jobs whose message may be lost, or stuck behind more
+-- urgent ones, come up again, each time after twice as long and one priority more urgent: so nobody starves.
+-- Publishing too often is harmless: a claim decides who runs a job.
 -- KEYS: orcd:running, orcd:queued
 -- ARGV: at most so many jobs of each kind, ms until the first re-publish, ttl s
 -- Returns {job id, queue, priority, 1 if its lease had run out} for every job to publish.
@@ -26,7 +27,7 @@ for _, id in ipairs(redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', now, 'LIMIT', 0
     if record[1] == 'queued' then
         local times = math.min(redis.call('HINCRBY', job, 'published', 1), 10)
         redis.call('ZADD', KEYS[2], now + patience * 2 ^ times, id)
-        found[#found + 1] = {id, record[2], record[3], 0}
+        found[#found + 1] = {id, record[2], math.max(0, record[3] - times), 0}
     else
         redis.call('ZREM', KEYS[2], id)
     end

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import threading
 import time
@@ -82,33 +83,30 @@ def test_streams_go_on_when_the_engine_is_killed_under_them(redis_url: str, demo
 def test_streams_go_on_when_the_celery_process_is_killed_and_another_worker_runs(
     redis_url: str, demo_model: Path, tmp_path: Path
 ) -> None:
-    with Client(redis_url) as client, WorkerProcess(redis_url, demo_model, tmp_path) as heir:
+    with Client(redis_url) as client, WorkerProcess(redis_url, demo_model, tmp_path) as victim:
         requests = _requests(100)
         expected = _undisturbed(client, requests)
-        os.kill(heir.process.pid, signal.SIGSTOP)  # so that the other worker takes the jobs
-        with WorkerProcess(redis_url, demo_model, tmp_path) as victim:
-            streams = Streams(redis_url, client.submit_many(requests))
-            wait_until_running(client, streams.job_ids, 20)
-            os.kill(heir.process.pid, signal.SIGCONT)
+        streams = Streams(redis_url, client.submit_many(requests))
+        wait_until_running(client, streams.job_ids, 20)
+        os.kill(victim.engine_pid, signal.SIGSTOP)  # so that nothing ends before the other worker is there
+        with WorkerProcess(redis_url, demo_model, tmp_path):
             victim.kill()
             assert _contents(streams.results()) == expected
         assert {client.status(job_id).attempt for job_id in streams.job_ids} == {2}
 
 
 def test_a_worker_that_is_told_to_stop_hands_its_jobs_over(redis_url: str, demo_model: Path, tmp_path: Path) -> None:
-    with Client(redis_url) as client, WorkerProcess(redis_url, demo_model, tmp_path) as heir:
-        request = {"prompt_token_ids": [9, 8, 7], "max_tokens": 400, "seed": 4, "ignore_eos": True}
+    with Client(redis_url) as client, WorkerProcess(redis_url, demo_model, tmp_path) as leaver:
+        request = {"prompt_token_ids": [9, 8, 7], "max_tokens": 300, "seed": 4, "ignore_eos": True}
         expected = _undisturbed(client, [request])
-        os.kill(heir.process.pid, signal.SIGSTOP)
-        with WorkerProcess(redis_url, demo_model, tmp_path) as leaver:
-            streams = Streams(redis_url, client.submit_many([request]))
-            wait_until_running(client, streams.job_ids, 20)
-            os.kill(leaver.engine_pid, signal.SIGSTOP)  # slow enough not to finish in time
+        streams = Streams(redis_url, client.submit_many([request]))
+        wait_until_running(client, streams.job_ids, 20)
+        os.kill(leaver.engine_pid, signal.SIGSTOP)  # too slow to finish in time
+        with WorkerProcess(redis_url, demo_model, tmp_path):
             leaver.process.terminate()
-            os.kill(heir.process.pid, signal.SIGCONT)
             assert _contents(streams.results()) == expected
-            os.kill(leaver.engine_pid, signal.SIGCONT)
-            assert leaver.process.wait(30) == 0
+        os.kill(leaver.engine_pid, signal.SIGCONT)
+        assert leaver.process.wait(30) == 0
         assert client.status(streams.job_ids[0]).attempt == 1, "leaving in good order is no failed attempt"
 
 
@@ -140,3 +138,36 @@ def test_a_job_that_keeps_losing_its_engine_is_given_up(redis_url: str, demo_mod
         assert result.error.code == "POISONED"
         worker.wait_for("ready", 2)
         assert client.result(client.submit(prompt_token_ids=[5], max_tokens=3), timeout=30).state == "succeeded"
+
+
+def test_a_worker_whose_engine_cannot_be_brought_back_leaves_and_its_jobs_go_on_elsewhere(
+    redis_url: str, demo_model: Path, tmp_path: Path
+) -> None:
+    model = Path(shutil.copy(demo_model, tmp_path / demo_model.name))
+    with Client(redis_url) as client, WorkerProcess(redis_url, model, tmp_path) as loser:
+        request = {"prompt_token_ids": [9, 8, 7], "max_tokens": 300, "seed": 4, "ignore_eos": True}
+        expected = _undisturbed(client, [request])
+        streams = Streams(redis_url, client.submit_many([request]))
+        wait_until_running(client, streams.job_ids, 20)
+        os.kill(loser.engine_pid, signal.SIGSTOP)
+        with WorkerProcess(redis_url, demo_model, tmp_path):
+            model.unlink()
+            loser.kill_engine()
+            assert loser.process.wait(30) == 1
+            assert {event["code"] for event in loser.events("error")} == {"ENGINE_LOST", "MODEL_LOAD_FAILED"}
+            assert _contents(streams.results()) == expected
+
+
+def test_a_worker_takes_no_more_jobs_than_it_may_hold(redis_url: str, demo_model: Path, tmp_path: Path) -> None:
+    with (
+        WorkerProcess(redis_url, demo_model, tmp_path, ORCD_CONCURRENCY="2"),
+        Client(redis_url) as client,
+    ):
+        job_ids = client.submit_many(
+            [{"prompt_token_ids": [5], "max_tokens": 300, "ignore_eos": True, "seed": i} for i in range(5)]
+        )
+        wait_until_running(client, job_ids[:1], 50)
+        states = [client.status(job_id).state for job_id in job_ids]
+        assert 0 < states.count("running") <= 2
+        assert states.count("queued") >= 3
+        assert {client.result(job_id, timeout=60).state for job_id in job_ids} == {"succeeded"}
