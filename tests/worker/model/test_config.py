@@ -81,5 +81,5 @@ def test_the_vocabulary_must_fit_the_embedding(tmp_path: Path) -> None:
     spec = FAMILIES["qwen2"]()
     vocabulary = replace(spec.vocabulary, tokens=spec.vocabulary.tokens[:-1])
     write_model(replace(spec, vocabulary=vocabulary), tmp_path / "model.gguf")
-    with pytest.raises(ModelLoadFailed, match="tokens has 592 tokens, but tensor .* 593 rows"):
+    with pytest.raises(ModelLoadFailed, match=r"tokens has 592 tokens, but tensor .* 593 rows"):
         read_config(open_gguf(tmp_path / "model.gguf"))

@@ -1,0 +1,57 @@
+"""Model files that lie: each is refused with a clear error, in little time and memory."""
+
+from __future__ import annotations
+
+import json
+import time
+import tracemalloc
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from kernels.device import open_device
+from tests.worker.model import fuzz
+from tests.worker.model.stepping import logits_alone
+from worker.errors import ModelLoadFailed
+from worker.model.adapters import Model, load_model
+from worker.model.gguf import open_gguf
+
+KIT = Path(__file__).parents[3].parent / "shared" / "conformance" / "hostile"
+CASES: list[dict[str, Any]] = json.loads((KIT / "hostile.json").read_text())["files"] if KIT.exists() else []
+
+needs_kit = pytest.mark.skipif(not CASES, reason="needs the conformance kit in ../shared")
+
+
+def load(path: Path) -> Model:
+    return load_model(open_gguf(path), open_device("cpu"), lambda _done, _total: None)
+
+
+@needs_kit
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case["file"])
+def test_a_hostile_file_is_refused_quickly_and_by_name(case: dict[str, Any]) -> None:
+    tracemalloc.start()
+    started = time.process_time()
+    try:
+        load(KIT / case["file"])
+        error = None
+    except ModelLoadFailed as caught:
+        error = caught
+    seconds, peak_bytes = time.process_time() - started, tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert seconds < fuzz.MAX_SECONDS and peak_bytes < fuzz.MAX_MEMORY_BYTES
+    if error is None:
+        assert case["expected"] == "error_or_load"
+    else:
+        assert error.code == "MODEL_LOAD_FAILED" and case["file"] in error.message and "\n" not in error.message
+
+
+@needs_kit
+def test_the_file_that_the_hostile_ones_derive_from_runs() -> None:
+    assert np.isfinite(logits_alone(load(KIT / "valid.gguf"), [1, 2, 3])).all()
+
+
+def test_some_seconds_of_fuzzing_find_nothing_but_clear_errors(tmp_path: Path) -> None:
+    outcomes = fuzz.run(tmp_path, seed=0, until=time.monotonic() + 8, max_files=1000)
+    assert outcomes["refused"] > outcomes["ran"] > 0
