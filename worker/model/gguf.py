@@ -151,8 +151,8 @@ class _Reader:
         for _ in range(num_pairs):
             key = self._string("a metadata key", MAX_KEY_BYTES)
             if key in metadata:
-                raise _MalformedError(f"has the metadata key {key!r} twice")
-            metadata[key] = self._value(f"metadata key {key!r}")
+                raise _MalformedError(f"has the metadata key {_shown(key)} twice")
+            metadata[key] = self._value(f"metadata key {_shown(key)}")
         infos = [self._tensor_info() for _ in range(num_tensors)]
         alignment = metadata.get("general.alignment", 32)
         if not isinstance(alignment, int) or not 0 < alignment <= MAX_ALIGNMENT or alignment & (alignment - 1):
@@ -275,6 +275,11 @@ class _Reader:
             data = np.frombuffer(self._bytes, np.uint8, info.num_bytes, start).reshape(*info.shape[:-1], row_bytes)
             tensors[info.name] = Tensor(info.name, info.format, info.shape, start, info.num_bytes, data)
         return {info.name: tensors[info.name] for info in infos}
+
+
+def _shown(key: str) -> str:
+    """A key for an error message; a damaged one may be of any length."""
+    return repr(key if len(key) <= 64 else f"{key[:64]}...")
 
 
 def _format(ggml_type: int, what: str) -> Format:
