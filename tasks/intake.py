@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 
 import redis
 
@@ -35,11 +37,16 @@ Done = Callable[[Outcome], None]
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
-    """A job as a Celery message brought it; ``request`` is set when it came inside the message."""
+    """A job as a Celery message brought it; ``request`` is set when it came inside the message.
+
+    Where another worker or message has the job, the delivery is over, or, if it ``waits``, goes on when the job has
+    ended or lost its worker.
+    """
 
     job_id: str
     request: Request | None
     done: Done
+    waits: bool = False
 
 
 class Intake:
@@ -60,6 +67,8 @@ class Intake:
         self._begin = begin
         self._limits: contract.Ready | None = None
         self._deliveries: SimpleQueue[Delivery | None] = SimpleQueue()
+        self._parked: list[Delivery] = []
+        self._look_again_at = 0.0
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="intake", daemon=True)
 
@@ -80,9 +89,21 @@ class Intake:
             self._thread.join()
 
     def _run(self) -> None:
-        while (delivery := self._deliveries.get()) and not self._stopping.is_set():
-            while not self._take(delivery) and not self._stopping.wait(RETRY_S):
-                continue
+        while not self._stopping.is_set():
+            for delivery in self._next():
+                while not self._stopping.is_set() and not self._take(delivery):
+                    self._stopping.wait(RETRY_S)
+
+    def _next(self) -> list[Delivery]:
+        """The next delivery, waited for, and now and then those that wait for somebody else's job."""
+        deliveries = []
+        with suppress(Empty):
+            delivery = self._deliveries.get(timeout=RETRY_S if self._parked else None)
+            deliveries = [delivery] if delivery else []
+        if time.monotonic() >= self._look_again_at:
+            deliveries, self._parked = deliveries + self._parked, []
+            self._look_again_at = time.monotonic() + RETRY_S
+        return deliveries
 
     def _take(self, delivery: Delivery) -> bool:
         """Whether the delivery is dealt with; False while Redis cannot be reached."""
@@ -95,6 +116,9 @@ class Intake:
         except OrcdError as error:
             delivery.done(error)
             return True
+        except Exception as error:  # what is stored was damaged, or is a newer version's
+            delivery.done(OrcdError(f"the record of job {delivery.job_id} cannot be read ({type(error).__name__})"))
+            return True
         if isinstance(claim, Claim):
             self._begin(Generation(claim, self._prepare(claim), self._model), delivery.done)
         elif claim == "unknown":
@@ -102,6 +126,8 @@ class Intake:
         elif claim == "finished":
             # Its worker may have died between the job's last event and Celery's result.
             delivery.done(Repeated(fold(delivery.job_id, self._store.events(delivery.job_id))))
+        elif delivery.waits:
+            self._parked.append(delivery)
         else:
             delivery.done(None)
         return True

@@ -165,7 +165,9 @@ class EnginePool(BasePool):  # type: ignore[misc]
         message.num_waiting = len(deliveries)
         assert self._dispatcher is not None, "Celery starts the pool before it consumes"
         for job_id, request in deliveries.items():
-            self._dispatcher.accept(Delivery(job_id, request, partial(self._done, message, job_id)))
+            done = partial(self._done, message, job_id)
+            # A second message of the same id has nothing to add; one of another id is waited for by somebody.
+            self._dispatcher.accept(Delivery(job_id, request, done, waits=job_id != task_id))
         return message
 
     def _cancel(self, job_id: str) -> None:

@@ -90,6 +90,13 @@ def test_a_chunk_runs_many_jobs_in_one_message_and_keeps_their_errors_apart(app:
     assert [value["job_id"] for value in values] == job_ids
 
 
+def test_a_message_of_its_own_id_waits_for_a_job_that_another_message_runs(app: Celery, client: Client) -> None:
+    job_id = client.submit(**(LONG | {"max_tokens": 150}))
+    wait_until_running(client, [job_id], 3)
+    assert _get(app.send_task("tasks.generate", kwargs={"job_id": job_id}))["tokens_out"] == 150
+    assert client.status(job_id).attempt == 1
+
+
 @pytest.mark.parametrize("kwargs", [{}, {"job_ids": []}, {"job_ids": "abc"}, {"requests": [3]}, {"job_ids": ["a b"]}])
 def test_a_malformed_chunk_is_refused_by_name(app: Celery, kwargs: dict[str, Any]) -> None:
     with pytest.raises(InvalidRequest):
