@@ -53,7 +53,9 @@ class Generation:
         self._position = Position()
         self._result = ResultBuilder(claim.job_id)
         self._append = Append(claim.job_id, claim.epoch)
-        self._choices = [_Choice(index) for index in range(readable.n)]
+        # A request that cannot be read any more may have had more choices than the log shows by now.
+        logged_choices = (logged.event.choice + 1 for logged in claim.log if isinstance(logged.event, Token))
+        self._choices = [_Choice(index) for index in range(max(readable.n, *logged_choices, 0))]
         for logged in claim.log:
             self._position = logged.position
             self._record(logged.event)
