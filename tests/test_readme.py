@@ -8,6 +8,7 @@ import re
 import shlex
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import fields
 from itertools import pairwise
@@ -15,10 +16,12 @@ from pathlib import Path
 
 import click
 import pytest
+import redis
 
 import worker.settings
 from tasks.cli import cli
 from tasks.client import Client
+from tasks.schema import job_key
 from tests.tasks.conftest import DEMO_MODEL
 from tests.tasks.worker_process import WorkerProcess
 from worker.settings import PREFIX, Settings
@@ -135,5 +138,9 @@ def test_the_example_without_python_enqueues_a_job_that_runs(serving: str) -> No
     [example] = [block for block in blocks("sh") if "LPUSH" in block]
     output = run_example(["bash", "-euc", example + '\necho "id=$id"'], serving)
     job_id = output.rpartition("id=")[2].strip()
-    with Client(serving) as client:
+    with Client(serving) as client, redis.Redis.from_url(serving) as connection:
+        end = time.monotonic() + 30
+        while not connection.exists(job_key(job_id)):  # the worker writes the record when the message arrives
+            assert time.monotonic() < end
+            time.sleep(0.02)
         assert client.result(job_id, timeout=30).state == "succeeded"
