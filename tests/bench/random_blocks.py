@@ -27,7 +27,8 @@ def random_blocks(format_: Format, shape: tuple[int, ...], deviation: float, rng
         blocks[:, 0] = 128 + round(np.log2(deviation / 6.1))
     else:
         scale = deviation / _UNIFORM_DEVIATION[format_.name]
-        scales = (scale * rng.uniform(0.8, 1.2, num_blocks)).astype(np.float16)
+        signs = rng.choice([-1, 1], num_blocks)  # Q4_0 and Q5_0 hold one negative number more than positive ones
+        scales = (scale * signs * rng.uniform(0.8, 1.2, num_blocks)).astype(np.float16)
         at = 208 if format_.name == "Q6_K" else 0
         blocks[:, at : at + 2] = scales.view(np.uint8).reshape(-1, 2)
         if format_.name in _MEAN_QUANT:
