@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Mapping, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, asynccontextmanager
 from itertools import islice
 from types import TracebackType
 from typing import Any
@@ -23,7 +23,7 @@ from tasks.client import (
     text_of,
     with_prompt,
 )
-from tasks.connection import RedisUnavailable, connect, publishing_app, redis_errors
+from tasks.connection import ANSWER_TIMEOUT_S, RedisUnavailable, connect, publishing_app, redis_errors
 from tasks.job import check_job_id
 from tasks.reader import PAGE_ENTRIES, Reader
 from tasks.result import Result, ResultBuilder
@@ -33,6 +33,20 @@ from tasks.token_log import Event
 from worker.settings import from_environment
 
 __all__ = ["AsyncClient", "RedisUnavailable"]
+
+
+@asynccontextmanager
+async def answer_in_time() -> AsyncGenerator[None, None]:
+    """Bound the time that Redis may take.
+
+    redis-py's own socket_timeout is of no use here: it calls asyncio.wait_for, which on Python 3.11 may swallow the
+    cancellation of a task that just then gets its answer; the task then goes on for ever.
+    """
+    try:
+        async with asyncio.timeout(ANSWER_TIMEOUT_S):
+            yield
+    except TimeoutError:
+        raise redis.TimeoutError(f"no answer within {ANSWER_TIMEOUT_S} s") from None
 
 
 class AsyncClient:
@@ -46,8 +60,8 @@ class AsyncClient:
     ) -> None:
         self._settings = from_environment(redis_url=redis_url, job_ttl_s=job_ttl_s)
         self._reconnect_s = reconnect_s
-        retry = Retry(ExponentialBackoff(cap=0.5, base=0.05), 3)
-        self._redis = connect(redis.asyncio.Redis.from_url, self._settings, retry)
+        retry = Retry(ExponentialBackoff(cap=0.2, base=0.02), 3)
+        self._redis = connect(redis.asyncio.Redis.from_url, self._settings, retry, answer_timeout_s=None)
         self._submit_script = self._redis.register_script(schema.script("submit"))
         self._cancel_script = self._redis.register_script(schema.script("cancel"))
         self._app = publishing_app(self._settings)
@@ -110,7 +124,7 @@ class AsyncClient:
     async def statuses(self, job_ids: Sequence[str]) -> list[Status]:
         """See `Client.statuses`."""
         with redis_errors(self._settings):
-            async with self._redis.pipeline(transaction=False) as pipeline:
+            async with answer_in_time(), self._redis.pipeline(transaction=False) as pipeline:
                 for job_id in job_ids:
                     pipeline.hmget(schema.job_key(check_job_id(job_id)), FIELDS)
                     pipeline.zrank(schema.QUEUED, job_id)
@@ -122,20 +136,21 @@ class AsyncClient:
         """See `Client.cancel`."""
         keys, arguments = cancellation(check_job_id(job_id), self._settings.job_ttl_s)
         with redis_errors(self._settings):
-            return state_of(job_id, await self._cancel_script(keys, arguments))
+            async with answer_in_time():
+                return state_of(job_id, await self._cancel_script(keys, arguments))
 
     async def workers(self) -> list[WorkerStatus]:
         """See `Client.workers`."""
         with redis_errors(self._settings):
-            seen = await self._redis.zrange(schema.WORKERS, 0, -1, withscores=True)
-            async with self._redis.pipeline(transaction=False) as pipeline:
+            async with answer_in_time(), self._redis.pipeline(transaction=False) as pipeline:
+                seen = await self._redis.zrange(schema.WORKERS, 0, -1, withscores=True)
                 for name, _ in seen:
                     pipeline.hgetall(schema.worker_key(name.decode()))
                 return WorkerStatus.read_all(seen, await pipeline.execute())
 
     async def _write(self, batch: Sequence[Submission]) -> list[str]:
         with redis_errors(self._settings):
-            async with self._redis.pipeline(transaction=False) as pipeline:
+            async with answer_in_time(), self._redis.pipeline(transaction=False) as pipeline:
                 for submission in batch:
                     await self._submit_script(submission.keys, submission.arguments, client=pipeline)
                 answers = await pipeline.execute()
@@ -156,7 +171,8 @@ class AsyncClient:
 
     async def _subscribe(self, reader: Reader) -> AsyncGenerator[Event, None]:
         async with self._redis.pubsub() as channel:
-            await channel.subscribe(schema.events_channel(reader.job_id))
+            async with answer_in_time():
+                await channel.subscribe(schema.events_channel(reader.job_id))
             while not reader.ended:
                 events = reader.received(await channel.get_message(timeout=reader.patience_s()))
                 if events is None:
@@ -168,7 +184,7 @@ class AsyncClient:
     async def _replay(self, reader: Reader) -> AsyncGenerator[Event, None]:
         start = reader.log_start
         while start:
-            async with self._redis.pipeline(transaction=False) as pipeline:
+            async with answer_in_time(), self._redis.pipeline(transaction=False) as pipeline:
                 pipeline.hget(schema.job_key(reader.job_id), "state")
                 pipeline.zrank(schema.QUEUED, reader.job_id)
                 pipeline.xrange(schema.log_key(reader.job_id), min=start, count=PAGE_ENTRIES)

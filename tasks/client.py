@@ -50,7 +50,7 @@ class Client:
     ) -> None:
         self._settings = from_environment(redis_url=redis_url, job_ttl_s=job_ttl_s)
         self._reconnect_s = reconnect_s
-        retry = Retry(ExponentialBackoff(cap=0.5, base=0.05), 3)
+        retry = Retry(ExponentialBackoff(cap=0.2, base=0.02), 3)
         self._redis = connect(redis.Redis.from_url, self._settings, retry)
         self._submit_script = self._redis.register_script(schema.script("submit"))
         self._cancel_script = self._redis.register_script(schema.script("cancel"))

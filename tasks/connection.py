@@ -25,17 +25,18 @@ class RedisUnavailable(OrcdError):
     retriable = True
 
 
-def connect(from_url: Any, settings: Settings, retry: Any) -> Any:
+def connect(from_url: Any, settings: Settings, retry: Any, answer_timeout_s: float | None = ANSWER_TIMEOUT_S) -> Any:
     """A sync or asyncio Redis client, made by ``from_url``; opens no connection yet.
 
-    Raises `InvalidRequest` on a malformed URL. The result is untyped: redis-py's stubs mix sync and async answers.
+    With ``answer_timeout_s`` None the caller bounds the time that an answer may take. Raises `InvalidRequest` on a
+    malformed URL. The result is untyped: redis-py's stubs mix sync and async answers.
     """
     try:
         return from_url(
             settings.redis_url,
             retry=retry,
             socket_connect_timeout=CONNECT_TIMEOUT_S,
-            socket_timeout=ANSWER_TIMEOUT_S,
+            socket_timeout=answer_timeout_s,
             health_check_interval=HEALTH_CHECK_S,
             max_connections=2**31,  # every stream holds one
         )

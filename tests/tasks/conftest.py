@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import json
+import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 import redis
 
 import tasks.demo
+from tasks import reader, schema
+from tasks.client import Client
 from tasks.job import Append, Claim, JobStore, LoggedEvent
 from tasks.token_log import End, Error, Event, Position, Started, Token, state_after
+from tests.tasks.job_record import Ears, J
 
-DEMO_MODEL = (
-    Path(tasks.demo.__file__).parent / "haiku-q4_k_m.gguf"
-    if False
-    else Path("/work/shared/conformance/models/qwen2-untied-q8_0.gguf")
-)
+DEMO_MODEL = Path(tasks.demo.__file__).parent / "haiku-q4_k_m.gguf"
 
 MakeStore = Callable[..., JobStore]
+Background = Callable[..., "Future[Any]"]
 
 
 @pytest.fixture(scope="session")
@@ -85,3 +89,73 @@ def claimed(store: JobStore, job_id: str) -> Writer:
     claim = store.claim(job_id)
     assert isinstance(claim, Claim), claim
     return Writer(store, claim)
+
+
+@pytest.fixture
+def ears(connection: redis.Redis) -> Iterator[Ears]:
+    """Hears the events of the job `J`."""
+    ears = Ears(connection, schema.events_channel(J))
+    yield ears
+    ears.close()
+
+
+@pytest.fixture
+def client(redis_url: str) -> Iterator[Client]:
+    with Client(redis_url) as client:
+        yield client
+
+
+@pytest.fixture
+def background() -> Iterator[Background]:
+    """Runs the worker's part on a thread of its own; its errors fail the test."""
+    futures: list[Future[Any]] = []
+    with ThreadPoolExecutor(4) as pool:
+
+        def run(function: Callable[..., object], *arguments: object) -> Future[Any]:
+            futures.append(pool.submit(function, *arguments))
+            return futures[-1]
+
+        yield run
+    for future in futures:
+        future.result()
+
+
+@pytest.fixture
+def short_poll(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Readers look at the log after a short silence."""
+    monkeypatch.setattr(reader, "POLL_S", 0.1)
+
+
+def messages(connection: redis.Redis) -> list[dict[str, Any]]:
+    """The Celery messages that wait in the default queue, last sent first."""
+    return [json.loads(text) for text in connection.lrange("celery:5", 0, -1)]
+
+
+def ended_job(client: Client, store: JobStore, num_tokens: int = 5) -> str:
+    """Submit a job and work it off; returns its id."""
+    job_id = client.submit("x")
+    writer = claimed(store, job_id)
+    writer.start()
+    for _ in range(num_tokens):
+        writer.tokens(1)
+    writer.end()
+    return job_id
+
+
+def indices(events: list[Event]) -> list[int]:
+    """The token indices in the events, in their order."""
+    return [event.i + k for event in events if isinstance(event, Token) for k in range(len(event.ids))]
+
+
+def kinds(events: list[Event]) -> list[type]:
+    """The events' types, a run of the same one counted once."""
+    types = [type(event) for event in events]
+    return [kind for before, kind in zip([None, *types], types, strict=False) if kind is not before]
+
+
+def wait_until(condition: Callable[[], object]) -> None:
+    """Wait until the condition holds, at most ten seconds."""
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.005)
