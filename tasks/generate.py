@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from contextvars import ContextVar
 from typing import Any
 
@@ -28,12 +27,8 @@ def _outcomes() -> dict[str, Outcome]:
     return outcomes
 
 
-class EngineRequest(CeleryRequest):  # type: ignore[misc]
-    """A message that the engine worked on.
-
-    Its arguments are shown to nobody but for job ids: an inline request has its prompt in them. Its runtime is the
-    job's, not that of the task's body.
-    """
+class PrivateRequest(CeleryRequest):  # type: ignore[misc]
+    """A message whose arguments are shown to nobody but for job ids: an inline request has its prompt in them."""
 
     @property
     def argsrepr(self) -> str:
@@ -49,11 +44,6 @@ class EngineRequest(CeleryRequest):  # type: ignore[misc]
         """What ``inspect active`` and its like answer."""
         return {**super().info(safe=True), "args": [], "kwargs": self._public()}
 
-    def on_success(self, failed__retval__runtime: tuple[Any, Any, float], **kwargs: Any) -> Any:
-        """The tracer is done; what it has timed is only how long the outcome took to pick up."""
-        failed, retval, _ = failed__retval__runtime
-        return super().on_success((failed, retval, time.time() - self.time_start), **kwargs)
-
     def _public(self) -> dict[str, Any]:
         kwargs = self._kwargs if isinstance(self._kwargs, dict) else {}
         return {name: kwargs[name] for name in ("job_id", "job_ids") if name in kwargs}
@@ -66,7 +56,7 @@ class GenerateTask(Task):  # type: ignore[misc]
     """
 
     name = "tasks.generate"
-    Request = "tasks.generate:EngineRequest"
+    Request = "tasks.generate:PrivateRequest"
     typing = False
     throws = (OrcdError,)
 
@@ -102,7 +92,7 @@ class GenerateChunkTask(Task):  # type: ignore[misc]
     """
 
     name = "tasks.generate_chunk"
-    Request = "tasks.generate:EngineRequest"
+    Request = "tasks.generate:PrivateRequest"
     typing = False
     throws = (OrcdError,)
 
