@@ -28,7 +28,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from tasks.app import model_name, publish, worker_id
-from tasks.connection import connect, redis_errors
+from tasks.connection import connect, publishing_app, redis_errors
 from tasks.dispatcher import Dispatcher
 from tasks.generate import OUTCOMES
 from tasks.intake import Delivery, Outcome
@@ -116,7 +116,7 @@ class EnginePool(BasePool):  # type: ignore[misc]
             store,
             PromptEncoder.load(settings),
             self._observer,
-            lambda message: publish(self.app, message),
+            partial(publish, publishing_app(settings)),
             self._engine_lost,
         )
 
