@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from unittest.mock import patch
 
 import gguf
 import llama_cpp  # type: ignore[import-not-found,unused-ignore]
@@ -32,14 +33,26 @@ def prompt(subject: str) -> str:
     return f"<|im_start|>user\nWrite a haiku about {subject}<|im_end|>\n<|im_start|>assistant\n"
 
 
+def open_llama(path: Path) -> llama_cpp.Llama:
+    """The file in llama.cpp, with its weights as they are stored.
+
+    llama.cpp otherwise repacks them for the CPU's matrix instructions, and with version 0.3.36 of its Python package
+    that crashed on a CPU with AMX. The high-level class has no argument for it, so its defaults are changed.
+    """
+    parameters = llama_cpp.llama_model_default_params()
+    parameters.use_extra_bufts = False
+    with patch("llama_cpp.llama_cpp.llama_model_default_params", return_value=parameters):
+        return llama_cpp.Llama(str(path), n_ctx=256, n_threads=1, verbose=False)
+
+
 class ShippedModel:
     """The shipped file under both programs."""
 
     def __init__(self, path: Path) -> None:
-        self.llama = llama_cpp.Llama(str(path), n_ctx=256, n_threads=1, verbose=False)
+        self.llama = open_llama(path)
         tensors = gguf.GGUFReader(path).tensors
         self.parameters: dict[str, Tensor] = {
-            tensor.name: torch.from_numpy(gguf.quants.dequantize(tensor.data, tensor.tensor_type)) for tensor in tensors
+            tensor.name: torch.tensor(gguf.quants.dequantize(tensor.data, tensor.tensor_type)) for tensor in tensors
         }
         self.shape = Shape(vocab=self.llama.n_vocab())
 

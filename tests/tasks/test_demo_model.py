@@ -8,6 +8,7 @@ import pytest
 
 from kernels.device import open_device
 from tasks.demo.conversations import Haiku, read_corpus
+from tasks.request import decode
 from worker.contract import Add, Sampling
 from worker.engine.engine import Engine
 from worker.model.adapters import load_model
@@ -82,6 +83,12 @@ def test_requests_are_worded_in_at_least_20_ways() -> None:
     assert len(set(wordings["requests"])) >= 20
     assert all(request.count("{subject}") == 1 for request in wordings["requests"])
     assert all(is_three_lines(frame) and frame.count("{subject}") == 1 for frame in wordings["frames"])
+
+
+def test_the_demo_has_ten_valid_prompts_that_all_differ() -> None:
+    requests = [decode(line) for line in (DEMO / "prompts.jsonl").read_bytes().splitlines()]
+    assert len(requests) == 10
+    assert len({json.dumps(request.messages) for request in requests}) == 10
 
 
 def test_the_model_file_is_small_and_carries_standard_metadata(metadata: dict[str, Any], tokenizer: Tokenizer) -> None:
