@@ -104,11 +104,12 @@ def test_a_server_on_the_path_comes_first(monkeypatch: pytest.MonkeyPatch, tmp_p
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a child of its parent's death")
-def test_it_dies_with_its_parent_even_if_that_is_killed():
+def test_it_dies_with_its_parent_even_if_that_is_killed(tmp_path: Path):
     script = (
         "from tasks.redis_server import RedisServer; import time; print(RedisServer().url, flush=True); time.sleep(60)"
     )
-    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as parent:
+    environment = os.environ | {"TMPDIR": str(tmp_path)}  # the dead clear nothing away
+    with subprocess.Popen([sys.executable, "-c", script], env=environment, stdout=subprocess.PIPE, text=True) as parent:
         url = parent.stdout.readline().strip()
         assert answers(url)
         os.kill(parent.pid, signal.SIGKILL)
