@@ -23,6 +23,7 @@ from typing import Any, BinaryIO
 
 import msgspec
 
+from tasks import json_line
 from tasks import request as requests
 from tasks.request import MAX_REQUEST_BYTES
 from worker.errors import InvalidRequest, OrcdError
@@ -205,7 +206,6 @@ class _Result(msgspec.Struct):
 
 _result_decoder = msgspec.json.Decoder(_Result)
 _decoder = msgspec.json.Decoder()
-_encoder = msgspec.json.Encoder()
 
 
 def _open(path: Path, mode: str) -> BinaryIO:
@@ -217,5 +217,5 @@ def _open(path: Path, mode: str) -> BinaryIO:
 
 def _write(file: BinaryIO, record: dict[str, Any]) -> None:
     """One line in one write, so that a crash leaves at most one torn line, at the end."""
-    file.write(_encoder.encode(record) + b"\n")
+    file.write(json_line.encode(record))
     file.flush()

@@ -128,7 +128,7 @@ def status(job: str, redis_url: str | None, as_json: bool) -> None:
     with Client(redis_url) as client:
         found = client.status(job)
     if as_json:
-        terminal.write_json(msgspec.json.encode(found))
+        terminal.write_json(found)
         return
     for name, value in msgspec.structs.asdict(found).items():
         print(f"{name:<12} {'-' if value is None else value}")

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import click
-import msgspec
 
 from tasks import offline, terminal
 from worker.errors import InvalidRequest
@@ -88,7 +87,7 @@ def bench_queue(
         print(f"{model.name} behind the queue: {prompt_tokens} tokens in, {output_tokens} out\n{HEAD}", flush=True)
     for measurement in load.measure([int(number) for number in concurrency.split(",")]):
         if as_json:
-            terminal.write_json(msgspec.json.encode(measurement))
+            terminal.write_json(measurement)
         else:
             print(measurement.row(), flush=True)
 
@@ -118,7 +117,7 @@ def tokenize(model: Path, text: str | None, jsonl: bool) -> None:
         raise InvalidRequest("text: give TEXT or --jsonl, and not both")
     answer = partial(offline.tokenise, offline.load_tokenizer(model))
     if text is not None:
-        terminal.write_json(msgspec.json.encode(answer(offline.Tokenise(text))))
+        terminal.write_json(answer(offline.Tokenise(text)))
         return
     _answer_lines(sys.stdin.buffer, offline.Tokenise, answer)
 
@@ -147,7 +146,7 @@ def render(template: Path, messages: BinaryIO | None, jsonl: bool) -> None:
 
 def _answer_lines(lines: Iterable[bytes], kind: type[offline.Kind], answer: Callable[[offline.Kind], Any]) -> None:
     for line in offline.answer_lines(lines, kind, answer):
-        terminal.write_json(line)
+        terminal.write_line(line)
 
 
 COMMANDS = (inspect, tokenize, render, logits, bench)

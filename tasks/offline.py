@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from tasks import json_line
 from worker.errors import InvalidRequest, OrcdError
 from worker.model.gguf import open_gguf
 from worker.text import tokenizer as tokenizers
@@ -80,17 +81,17 @@ def render(template: ChatTemplate, request: Render) -> dict[str, Any]:
 
 
 def answer_lines(source: Iterable[bytes], kind: type[Kind], answer: Callable[[Kind], Any]) -> Iterator[bytes]:
-    """One JSON object out for each one in: the answer, or ``{"error": message}``. Empty lines are skipped."""
+    """One line of JSON out for each one in: the answer, or ``{"error": message}``. Empty lines are skipped."""
     decoder = msgspec.json.Decoder(kind)
-    for line in source:
-        if not line.strip():
+    for text in source:
+        if not text.strip():
             continue
         try:
-            text = msgspec.json.encode(answer(decoder.decode(line)))
+            line = json_line.encode(answer(decoder.decode(text)))
         except OrcdError as error:
-            text = msgspec.json.encode({"error": error.message})
+            line = json_line.encode({"error": error.message})
         except msgspec.ValidationError as error:
-            text = msgspec.json.encode({"error": str(error)})
+            line = json_line.encode({"error": str(error)})
         except (msgspec.DecodeError, UnicodeError, RecursionError):
-            text = msgspec.json.encode({"error": "the line is not valid JSON in UTF-8"})
-        yield text
+            line = json_line.encode({"error": "the line is not valid JSON in UTF-8"})
+        yield line

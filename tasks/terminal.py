@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable
+from typing import Any
 
-from tasks import token_log
+from tasks import json_line
 from tasks.token_log import End, Error, Event, Loading, Queued, Started, Token
 
 
@@ -14,9 +15,14 @@ def report(code: str, message: str) -> None:
     print(f"orcd: {code}: {message}", file=sys.stderr)
 
 
-def write_json(line: bytes) -> None:
+def write_json(record: Any) -> None:
     """One JSON object on standard output, at once."""
-    sys.stdout.buffer.write(line + b"\n")
+    write_line(json_line.encode(record))
+
+
+def write_line(line: bytes) -> None:
+    """A line of `tasks.json_line` on standard output, at once."""
+    sys.stdout.buffer.write(line)
     sys.stdout.buffer.flush()
 
 
@@ -24,7 +30,7 @@ def show_events(events: Iterable[Event]) -> Error | None:
     """Each event as a line of JSON. Returns the error that ended the job, if one did."""
     last = None
     for last in events:
-        write_json(token_log.encode(last))
+        write_json(last)
     return last if isinstance(last, Error) else None
 
 

@@ -14,6 +14,7 @@ from typing import Any, BinaryIO
 
 import msgspec
 
+from tasks import json_line
 from tasks.app import safe_url
 from tasks.batch_run import record
 from tasks.client import Client
@@ -86,7 +87,7 @@ class Demo:
         result = builder.result()
         if result.error is not None:
             raise exception(result.error)
-        results.write(msgspec.json.encode({"job_id": job_id, "prompt": prompt, **record(result)}) + b"\n")
+        results.write(json_line.encode({"job_id": job_id, "prompt": prompt, **record(result)}))
         results.flush()
         return result.tokens_out
 
