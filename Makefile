@@ -1,6 +1,6 @@
 # `make help` lists what there is. Everything lives in .venv; PYTHON=/path/to/python3.12 picks the interpreter for it.
 .DEFAULT_GOAL := help
-.PHONY: demo test lint format bench gpu-test clean help
+.PHONY: demo test fuzz lint format bench gpu-test clean help
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -12,6 +12,9 @@ demo: $(VENV)/installed  ## run the whole system here, with the model that ships
 
 test: $(VENV)/installed-dev  ## run all tests
 	@$(BIN)/python -m pytest
+
+fuzz: $(VENV)/installed-dev  ## load damaged model files for ten minutes; only clear errors may come of it
+	@$(BIN)/python -m tests.worker.model.fuzz --minutes 10
 
 lint: $(VENV)/installed-dev  ## check style, types and import rules
 	@$(BIN)/ruff check .

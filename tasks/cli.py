@@ -86,7 +86,7 @@ def worker(**flags: Any) -> None:
     if not settings.model:
         raise InvalidRequest("model: give --model M.gguf or set ORCD_MODEL")
     for file in filter(None, (settings.model, settings.tokenizer)):
-        if not Path(file).is_file():
+        if not file.startswith("hf:") and not Path(file).is_file():
             raise ModelLoadFailed(f"{file}: is not a file")
     _export(settings)
     from tasks import celery  # reads the environment

@@ -21,7 +21,7 @@ class Settings:
     """Everything a worker can be told. Sizes are in bytes, times in the unit that the name ends with."""
 
     model: str = ""
-    """Path of the GGUF file (the first part of a split one)."""
+    """Path of the GGUF file (the first part of a split one), or hf:ORG/REPO/FILE.gguf[@REVISION][#sha256=DIGEST]."""
     tokenizer: str = ""
     """Path of a tokenizer.json; empty: the GGUF's own vocabulary."""
     device: str = "cuda:0"

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from kernels.formats import BY_GGML_TYPE, Format
 from worker.errors import ModelLoadFailed
+from worker.model.reference import local_path
 
 VERSIONS = (2, 3)  # one layout; 1 had 32-bit counts and is extinct
 MAX_KEY_BYTES = 65_535  # the specification's limits
@@ -64,12 +65,13 @@ class GGUFFile:
     tensors: Mapping[str, Tensor]
 
 
-def open_gguf(path: str | Path) -> GGUFFile:
-    """Map ``path`` and read its header; a split model is given by its first part.
+def open_gguf(reference: str | Path) -> GGUFFile:
+    """Map a file and read its header; a split model is given by its first part.
 
+    ``reference`` is a path, or a file on the Hugging Face Hub, which is downloaded first (`worker.model.reference`).
     Raises `ModelLoadFailed` naming the file and what is wrong with it. Reads no tensor data.
     """
-    path = Path(path)
+    path = local_path(reference)
     metadata, tensors = _read_part(path)
     num_parts = metadata.get("split.count", 1)
     if not isinstance(num_parts, int) or not 0 <= num_parts <= 99_999:
