@@ -90,8 +90,9 @@ class Upkeep:
     def _cancelled(self) -> Iterator[str]:
         if self._control is None:
             connection: Any = self._store.redis  # redis-py does not type pubsub()
-            self._control = connection.pubsub(ignore_subscribe_messages=True)
-            self._control.subscribe(schema.CONTROL)
+            control = connection.pubsub(ignore_subscribe_messages=True)
+            control.subscribe(schema.CONTROL)
+            self._control = control  # kept only once it listens
         while (message := self._control.get_message(timeout=0)) is not None:
             yield msgspec.json.decode(message["data"])["cancel"]
 
