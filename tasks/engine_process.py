@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -18,6 +19,8 @@ from worker.settings import Settings, to_environment
 
 READ_BYTES = 1 << 18
 STOP_AFTER_S = 5.0
+CANNOT_START = 127
+"""The exit code of an engine whose program could not even be started, as a shell has it."""
 
 
 class EngineProcess:
@@ -56,14 +59,17 @@ class EngineProcess:
         self._wanted.set()
 
     def send(self, request: Request) -> None:
-        """Send one frame. A dead engine takes it silently: its ``on_exit`` is on the way."""
+        """Send one frame. A dead engine takes it silently: its ``on_exit`` is on the way.
+
+        An engine that reads nothing for ``engine_step_timeout_s`` is killed: it hangs.
+        """
         with self._lock:
             if self._socket is None:
                 return
             try:
                 self._socket.sendall(contract.encode(request))
             except OSError:
-                return
+                self.kill()
 
     def kill(self) -> None:
         """End the current run at once; ``on_exit`` follows."""
@@ -83,20 +89,26 @@ class EngineProcess:
     def _run(self) -> None:
         while self._wanted.wait() and not self._stopping:
             self._wanted.clear()
-            self._on_exit(self._run_once())
+            try:
+                code = self._run_once()
+            except OSError:  # no program, no memory, no file descriptors
+                code = CANNOT_START
+            self._on_exit(code)
 
     def _run_once(self) -> int:
         ours, theirs = socket.socketpair()
         inherited = {name: text for name, text in os.environ.items() if not name.startswith("ORCD_")}
-        with theirs:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "worker", "--fd", str(theirs.fileno())],
-                env=inherited | to_environment(self._settings),
-                pass_fds=[theirs.fileno()],
-                stdin=subprocess.DEVNULL,
-            )
-        self.last_heard = time.monotonic()
+        send_timeout = struct.pack("ll", self._settings.engine_step_timeout_s, 0)  # a timeval: seconds, microseconds
         with ours:
+            ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, send_timeout)
+            with theirs:
+                process = subprocess.Popen(
+                    [sys.executable, "-m", "worker", "--fd", str(theirs.fileno())],
+                    env=inherited | to_environment(self._settings),
+                    pass_fds=[theirs.fileno()],
+                    stdin=subprocess.DEVNULL,
+                )
+            self.last_heard = time.monotonic()
             self._process, self._socket = process, ours
             self._read(ours, process)
             code = process.wait()
