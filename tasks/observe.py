@@ -5,14 +5,15 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterable
+from socketserver import ThreadingMixIn
 from typing import Any
-from wsgiref.simple_server import WSGIRequestHandler, make_server
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, make_wsgi_app
 
 from tasks.generation import Generation
 from worker import contract
-from worker.errors import OrcdError
+from worker.errors import InvalidRequest, OrcdError
 from worker.log import EventLog
 
 TROUBLE_EVERY_S = 5.0
@@ -162,18 +163,36 @@ class Observer:
         }
 
 
+class _Server(ThreadingMixIn, WSGIServer):
+    """One thread a visitor, so that one who says nothing keeps nobody waiting."""
+
+    daemon_threads = True
+    block_on_close = False
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A visitor went away; the standard library would write a traceback among the log events."""
+
+
 class _QuietHandler(WSGIRequestHandler):
+    timeout = 10
+
     def log_message(self, format: str, *args: Any) -> None:
         return
 
 
 class MetricsServer:
-    """``/metrics`` for Prometheus, ``/healthz`` (alive) and ``/readyz`` (takes jobs), on the loopback interface."""
+    """``/metrics`` for Prometheus, ``/healthz`` (alive) and ``/readyz`` (takes jobs), on the loopback interface.
+
+    Raises `InvalidRequest` if the port cannot be had.
+    """
 
     def __init__(self, observer: Observer, port: int) -> None:
         self._observer = observer
         self._metrics = make_wsgi_app(observer.registry)
-        self._server = make_server("127.0.0.1", port, self._respond, handler_class=_QuietHandler)
+        try:
+            self._server = make_server("127.0.0.1", port, self._respond, _Server, _QuietHandler)
+        except OSError:
+            raise InvalidRequest(f"metrics_port: cannot use port {port}; set ORCD_METRICS_PORT to a free one") from None
         self.port: int = self._server.server_port
         self._thread = threading.Thread(target=self._server.serve_forever, name="metrics", daemon=True)
         self._thread.start()
