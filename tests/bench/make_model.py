@@ -42,7 +42,21 @@ MODELS: dict[str, tuple[int, Callable[[int], ModelSpec]]] = {  # name -> layers 
 }
 
 
-def write_model(spec: ModelSpec, path: Path, *, seed: int = 0) -> None:
+def tensor_blocks(tensor: TensorSpec, rng: np.random.Generator) -> np.ndarray:
+    """Random contents of a tensor, uint8 [..., row_bytes]."""
+    blocks = random_blocks(FORMATS[tensor.format], tensor.shape, tensor.deviation, rng)
+    if tensor.mean:
+        blocks.view(np.float32)[:] += np.float32(tensor.mean)
+    return blocks
+
+
+def write_model(
+    spec: ModelSpec,
+    path: Path,
+    *,
+    seed: int = 0,
+    make_blocks: Callable[[TensorSpec, np.random.Generator], np.ndarray] = tensor_blocks,
+) -> None:
     """Write ``spec`` to ``path``, one tensor in memory at a time; the same seed gives the same file."""
     rng = np.random.default_rng(seed)
     writer = gguf.GGUFWriter(path, spec.architecture)
@@ -57,7 +71,7 @@ def write_model(spec: ModelSpec, path: Path, *, seed: int = 0) -> None:
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
     for tensor in spec.tensors:
-        writer.write_tensor_data(_blocks(tensor, rng))
+        writer.write_tensor_data(make_blocks(tensor, rng))
     writer.close()
 
 
@@ -89,13 +103,6 @@ def _add_metadata(writer: gguf.GGUFWriter, spec: ModelSpec) -> None:
         else:
             writer.add_uint32(f"tokenizer.ggml.{name}_token_id", token_id)
     writer.add_chat_template(spec.chat_template)
-
-
-def _blocks(tensor: TensorSpec, rng: np.random.Generator) -> np.ndarray:
-    blocks = random_blocks(FORMATS[tensor.format], tensor.shape, tensor.deviation, rng)
-    if tensor.mean:
-        blocks.view(np.float32)[:] += np.float32(tensor.mean)
-    return blocks
 
 
 def main(argv: Sequence[str]) -> int:
