@@ -104,7 +104,8 @@ class Dispatcher:
         if not self._loaded.wait(timeout_s):
             return False
         if self._limits is None:
-            raise self._fatal or EngineLost("the engine process ended while it loaded the model")
+            assert self._fatal is not None, "it is set before the event"
+            raise self._fatal
         self._intake.start(self._limits)
         return True
 
@@ -175,7 +176,8 @@ class Dispatcher:
                 self._announce_loading(mail.percent)
             case contract.Fatal(code=code, message=message):
                 self._fatal = BY_CODE.get(code, OrcdError)(message)
-                self._observer.error(self._fatal)
+                if self._limits is not None:  # of the first start `wait_until_loaded` tells
+                    self._observer.error(self._fatal)
             case contract.Stats():
                 self._observer.stats(mail)
             case _Release():
@@ -234,10 +236,13 @@ class Dispatcher:
         self._engine_up = False
         if self._stopping.is_set():
             return []
+        if self._limits is None:
+            self._fatal = self._fatal or EngineLost(f"the engine ended with {code} while it loaded the model")
+            self._loaded.set()
+            return []
         self._observer.engine_exited(code)
         self._failed_starts += 1
-        if self._limits is None or self._failed_starts > MAX_FAILED_STARTS:
-            self._loaded.set()
+        if self._failed_starts > MAX_FAILED_STARTS:
             self._on_engine_lost()
             return []
         for job in self._jobs.values():

@@ -86,9 +86,9 @@ class EnginePool(BasePool):  # type: ignore[misc]
         """Load the model; Celery starts to consume when this returns."""
         settings = self._settings
         self._observer.startup(settings.device)
-        if settings.metrics_port:
-            self._metrics = MetricsServer(self._observer, settings.metrics_port)
         try:
+            if settings.metrics_port:
+                self._metrics = MetricsServer(self._observer, settings.metrics_port)
             self._dispatcher = self._connect(settings)
             self._dispatcher.start()
             self._wait_until_loaded(self._dispatcher)

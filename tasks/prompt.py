@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from tasks.request import Request
 from worker import contract
-from worker.errors import ContextLengthExceeded, InvalidRequest
+from worker.errors import ContextLengthExceeded, InvalidRequest, ModelLoadFailed
 from worker.model.gguf import open_gguf
 from worker.settings import Settings
 from worker.text import tokenizer as tokenizers
@@ -35,6 +35,8 @@ class PromptEncoder:
     @classmethod
     def load(cls, settings: Settings) -> PromptEncoder:
         """From the model's GGUF and, if the settings name one, a tokenizer.json. Raises `ModelLoadFailed`."""
+        if not settings.model:
+            raise ModelLoadFailed("no model is given; name a GGUF file with --model or ORCD_MODEL")
         metadata = open_gguf(settings.model).metadata
         if settings.tokenizer:
             tokenizer = tokenizers.from_tokenizer_json(settings.tokenizer, metadata)

@@ -105,15 +105,15 @@ class Service:
                     self._channel.send(stats)
 
     def _report(self, error: Exception, log: EventLog) -> None:
-        """Last words: a `Fatal` to the Celery side, the place to the log. An unexpected error's text stays unsaid."""
-        where = None
+        """Last words: a `Fatal` to the Celery side, which logs it. An unexpected error's text stays unsaid; only its
+        place goes to the log here."""
         if not isinstance(error, OrcdError):
             where = [
                 f"{Path(frame.filename).name}:{frame.lineno}" for frame in traceback.extract_tb(error.__traceback__)
             ]
             error = OrcdError(f"the engine failed with {type(error).__name__}; its log says where")
+            log.event("error", level="error", code=error.code, message=error.message, where=where)
         self._channel.send(Fatal(error.code, error.message))
-        log.event("error", level="error", code=error.code, message=error.message, where=where)
         self._channel.flush(LAST_WORDS_S)
 
 

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import gc
+import re
+import socket
 import time
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from celery import Celery, chain, chord, group
 from celery.result import AsyncResult
@@ -178,3 +182,52 @@ def test_inspect_shows_the_engine_and_no_arguments(app: Celery, client: Client, 
 def test_a_task_of_another_kind_runs_as_in_any_pool(app: Celery) -> None:
     backend_cleanup = app.send_task("celery.backend_cleanup")
     assert _get(backend_cleanup) is None
+
+
+NO_MODEL, CUT_MODEL, NO_REDIS, PORT_TAKEN = "no model", "cut model", "redis://:secret@127.0.0.1:1/0", "port taken"
+has_gpu = find_spec("cupy") is not None and Path("/dev/nvidia0").exists()
+
+
+@pytest.mark.parametrize(
+    ("mistake", "code", "advice"),
+    [
+        pytest.param({}, "MODEL_LOAD_FAILED", r"--model or ORCD_MODEL", id="no model is named"),
+        pytest.param({"ORCD_MODEL": NO_MODEL}, "MODEL_LOAD_FAILED", r"gone\.gguf: cannot be opened", id="no such file"),
+        pytest.param({"ORCD_MODEL": CUT_MODEL}, "MODEL_LOAD_FAILED", r"cut\.gguf: is truncated", id="truncated file"),
+        pytest.param(
+            {"ORCD_DEVICE": "cuda:0"},
+            "MODEL_LOAD_FAILED",
+            r"--device cpu",
+            id="no GPU",
+            marks=pytest.mark.skipif(has_gpu, reason="there is a GPU"),
+        ),
+        pytest.param({"ORCD_REDIS_URL": NO_REDIS}, "INTERNAL", r"start it or set ORCD_REDIS_URL", id="no Redis"),
+        pytest.param({"ORCD_METRICS_PORT": PORT_TAKEN}, "INVALID_REQUEST", r"ORCD_METRICS_PORT", id="port taken"),
+    ],
+)
+def test_a_worker_that_cannot_start_says_why_in_one_line_and_exits_with_one(
+    shared_redis: Any, demo_model: Path, tmp_path: Path, mistake: dict[str, str], code: str, advice: str
+) -> None:
+    model = tmp_path / "haiku.gguf"
+    model.symlink_to(demo_model)
+    cut = tmp_path / "cut.gguf"
+    cut.write_bytes(demo_model.read_bytes()[:-1000])
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        paths = {NO_MODEL: tmp_path / "gone.gguf", CUT_MODEL: cut, PORT_TAKEN: taken.getsockname()[1]}
+        variables = {name: str(paths.get(value, value)) for name, value in mistake.items()}
+        named = {} if not mistake else {"ORCD_MODEL": str(model)}
+        worker = WorkerProcess(shared_redis.url, Path(), tmp_path, **({"ORCD_MODEL": ""} | named | variables))
+        assert worker.process.wait(20) == 1
+    (error,) = worker.events("error")
+    assert error["code"] == code
+    assert re.search(advice, error["message"])
+    assert [event["event"] for event in worker.events()][-1] == "shutdown"
+    assert worker.events("celery") == []
+    assert "secret" not in worker.log_path.read_text()
+    assert "Traceback" not in worker.log_path.read_text()
+    engines = [
+        process.pid
+        for process in psutil.process_iter(["environ"])
+        if str(tmp_path) in (process.info["environ"] or {}).get("ORCD_MODEL", "")
+    ]
+    assert engines == []
