@@ -40,6 +40,7 @@ class Generation:
         """``prompt`` is the request in token ids, or the error that ends the job before it has begun."""
         self.claim = claim
         self.job_id = claim.job_id
+        self.request_id = f"{claim.job_id}#{claim.epoch}"
         self.num_engine_losses = 0
         self.last_listened = time.monotonic()
         self.ended = False
@@ -92,7 +93,7 @@ class Generation:
             choice.detokenizer = self._prompt.detokenizer()
             choice.detokenizer.restore(choice.ids)
         return contract.Add(
-            request_id=self.job_id,
+            request_id=self.request_id,
             prompt_ids=tuple(self._prompt.ids),
             sampling=self._prompt.sampling,
             choices=tuple(contract.Choice(choice.index, tuple(choice.ids)) for choice in unfinished),
@@ -107,7 +108,7 @@ class Generation:
         if output.finish_reason == "error":
             error = BY_CODE.get(output.error_code or "", OrcdError)
             self.fail(error(output.error_message or "the engine gave no reason"))
-            return contract.Abort(self.job_id)
+            return contract.Abort(self.request_id)
         assert choice.detokenizer is not None, "add() comes before take()"
         choice.held += output.ids
         choice.held_logprobs += map(_logprob, output.ids, output.logprobs or ())
@@ -123,7 +124,7 @@ class Generation:
         if len(self._choices) > 1:  # with one choice the end event says it
             self._emit(Token("", len(choice.ids) + 1, [], choice.index, finish=choice.finish), 0)
         self._end_if_done()
-        return contract.Abort(self.job_id, choice.index) if piece.stopped and output.finish_reason is None else None
+        return contract.Abort(self.request_id, choice.index) if piece.stopped and output.finish_reason is None else None
 
     def fail(self, error: OrcdError) -> None:
         """End the job without success."""
@@ -193,6 +194,11 @@ class Generation:
                 self._choices[index].finish = finish
             case End() | Error():
                 self.ended = True
+
+
+def job_id_of(request_id: str) -> str:
+    """The job whose `Generation.request_id` this is. It names the claim too: an engine may still speak of the last."""
+    return request_id.rpartition("#")[0]
 
 
 def _logprob(token_id: int, logprobs: contract.TokenLogprobs) -> TokenLogprob:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from socketserver import ThreadingMixIn
 from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
@@ -131,6 +133,11 @@ class Observer:
     def error(self, error: OrcdError) -> None:
         """An error that concerns the whole worker."""
         self._log.event("error", level="error", code=error.code, message=error.message)
+
+    def crashed(self, error: Exception) -> None:
+        """A bug of ours; its text stays unsaid, as it may hold what users wrote."""
+        where = [f"{Path(frame.filename).name}:{frame.lineno}" for frame in traceback.extract_tb(error.__traceback__)]
+        self._log.event("error", level="error", code="INTERNAL", cause=type(error).__name__, where=where)
 
     def trouble(self, doing: str, error: Exception) -> None:
         """Redis or the broker is away; said once in a while, as it is tried again all the time."""

@@ -124,7 +124,7 @@ def test_a_stop_string_ends_the_choice_and_tells_the_engine() -> None:
     assert generation.add() is not None
     assert generation.take(contract.TokenOutput("j", 0, (1, 8), None)) is None
     abort = generation.take(contract.TokenOutput("j", 0, (7, 2), None))
-    assert abort == contract.Abort("j", 0)
+    assert abort == contract.Abort("j#1", 0)
     append = generation.take_append()
     assert append.final_state == "succeeded"
     assert generation.result.text == "ast"
@@ -169,7 +169,7 @@ def test_an_error_of_the_engine_ends_the_job_with_its_code() -> None:
     generation = _generation(REQUEST)
     generation.add()
     output = contract.TokenOutput("j", 0, (), "error", error_code="VRAM_OOM", error_message="can never fit")
-    assert generation.take(output) == contract.Abort("j")
+    assert generation.take(output) == contract.Abort("j#1")
     append = generation.take_append()
     assert append.final_state == "failed"
     assert append.events[-1].event == Error("VRAM_OOM", "can never fit", retriable=True)

@@ -1,0 +1,159 @@
+"""The desk's decisions, one turn at a time, on a real Redis and without an engine process."""
+
+from __future__ import annotations
+
+import io
+import json
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from tasks.desk import Desk, EngineExit, Job, Release
+from tasks.generation import Generation
+from tasks.intake import Outcome
+from tasks.job import Claim, JobStore, Message
+from tasks.observe import Observer
+from tasks.prompt import Prompt
+from tasks.request import parse
+from tasks.result import Result
+from tasks.upkeep import Verdict
+from tests.tasks.conftest import MakeStore
+from tests.tasks.test_generation import END, TOKENIZER
+from worker import contract
+from worker.errors import Cancelled
+from worker.log import EventLog
+from worker.settings import Settings
+from worker.text.detokenizer import Detokenizer
+
+REQUEST = parse({"prompt": "x", "max_tokens": 9})
+READY = contract.Ready("m", "qwen2", "cpu", 9, 64, 64, 8, 1, 1, 1)
+
+
+class Scene:
+    """A desk and what came out of it."""
+
+    def __init__(self, store: JobStore) -> None:
+        self.store = store
+        self.published: list[Message] = []
+        self.outcomes: list[tuple[str, Outcome]] = []
+        self.lost = threading.Event()
+        self.log = io.StringIO()
+        observer = Observer(EventLog("json", "w", self.log), "w", "m")
+        self.desk = Desk(Settings(device="cpu"), store, observer, self.published.append, self.lost.set)
+
+    def begin(self, job_id: str) -> Generation:
+        """Claim a job and hand it to the desk."""
+        claim = self.store.claim(job_id)
+        assert isinstance(claim, Claim), claim
+        prompt = Prompt([1, 2], contract.Sampling(max_tokens=9), lambda: Detokenizer(TOKENIZER))
+        generation = Generation(claim, prompt, "m")
+        self.desk.put(Job(generation, lambda outcome: self.outcomes.append((job_id, outcome))))
+        return generation
+
+    def say(self, generation: Generation, *ids: int, finish: contract.FinishReason | None = None) -> None:
+        """What the engine draws for the job."""
+        output = contract.TokenOutput(generation.request_id, 0, ids, finish)
+        self.desk.put(contract.Outputs((output,)))
+
+
+@pytest.fixture
+def scene(make_store: MakeStore) -> Iterator[Scene]:
+    scene = Scene(make_store("w"))
+    scene.store.submit("a", REQUEST)
+    scene.desk.put(READY)
+    scene.desk.turn()
+    yield scene
+
+
+def test_a_job_runs_from_its_claim_to_its_result(scene: Scene) -> None:
+    generation = scene.begin("a")
+    scene.desk.turn()
+    scene.say(generation, 1)
+    scene.say(generation, 2, END, finish="stop")
+    scene.desk.turn()
+    ((job_id, result),) = scene.outcomes
+    assert job_id == "a"
+    assert isinstance(result, Result)
+    assert result.text == "ab"
+    assert scene.desk.num_jobs == 0
+    assert scene.store.claim("a") == "finished"
+
+
+def test_a_job_that_is_given_back_in_the_turn_of_its_last_output_is_forgotten_once(scene: Scene) -> None:
+    generation = scene.begin("a")
+    scene.desk.turn()
+    released = threading.Event()
+    scene.say(generation, 1)
+    scene.desk.put(Release(released))
+    scene.desk.put(Verdict("a", None))
+    scene.desk.turn()
+    assert released.is_set()
+    assert scene.outcomes == [("a", None)]
+    assert [message.job_id for message in scene.published] == ["a"]
+    heir = scene.store.claim("a")
+    assert isinstance(heir, Claim)
+    assert heir.log[-1].position.n == 1, "what was drawn before is kept"
+
+
+def test_an_output_of_an_earlier_claim_does_not_reach_a_later_one(scene: Scene) -> None:
+    earlier = scene.begin("a")
+    scene.desk.turn()
+    scene.store.release({"a": earlier.claim.epoch})  # as the reaper does when the lease ran out
+    later = scene.begin("a")
+    scene.say(earlier, 1)
+    scene.say(later, 2, END, finish="stop")
+    scene.desk.turn()
+    assert [job_id for job_id, _ in scene.outcomes] == ["a", "a"]
+    assert scene.outcomes[0][1] is None, "the earlier claim's message is done with"
+    result = scene.outcomes[1][1]
+    assert isinstance(result, Result)
+    assert result.text == "b"
+
+
+def test_a_job_that_somebody_else_has_claimed_is_dropped_at_its_next_output(
+    scene: Scene, make_store: MakeStore
+) -> None:
+    generation = scene.begin("a")
+    scene.desk.turn()
+    scene.store.release({"a": generation.claim.epoch})
+    assert isinstance(make_store("thief").claim("a"), Claim)
+    scene.say(generation, 1)
+    scene.desk.turn()
+    assert scene.outcomes == [("a", None)]
+    assert scene.desk.num_jobs == 0
+
+
+def test_a_verdict_ends_a_job_with_its_error(scene: Scene) -> None:
+    scene.begin("a")
+    scene.desk.put(Verdict("a", Cancelled("cancelled")))
+    scene.desk.put(Verdict("a", Cancelled("cancelled")))
+    scene.desk.put(Verdict("nobody", Cancelled("cancelled")))
+    scene.desk.turn()
+    ((_, result),) = scene.outcomes
+    assert isinstance(result, Result)
+    assert result.state == "cancelled"
+
+
+def test_an_engine_that_ends_before_it_was_ready_is_not_started_again(make_store: MakeStore) -> None:
+    scene = Scene(make_store("w"))
+    scene.desk.put(contract.Fatal("MODEL_LOAD_FAILED", "no such file"))
+    scene.desk.put(EngineExit(1))
+    scene.desk.turn()
+    assert scene.desk.loaded.is_set()
+    assert scene.desk.limits is None
+    assert scene.desk.fatal is not None
+    assert scene.desk.fatal.code == "MODEL_LOAD_FAILED"
+
+
+def test_a_bug_in_the_desk_makes_the_worker_leave(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> None:
+        raise KeyError("Kanarienvogel")
+
+    monkeypatch.setattr(scene.desk, "turn", fail)
+    monkeypatch.setattr(scene.desk.engine, "start", lambda: None)
+    scene.desk.start()
+    assert scene.lost.wait(5)
+    last = json.loads(scene.log.getvalue().splitlines()[-1])
+    assert (last["event"], last["cause"]) == ("error", "KeyError")
+    assert "Kanarienvogel" not in scene.log.getvalue()
