@@ -56,10 +56,11 @@ class Llama:
 
     def _load_layer(self, weights: Weights, name: str) -> _Layer:
         config = self.config
-        biased = config.architecture == "qwen2"
+        needs_bias = config.architecture == "qwen2"
         query_width, kv_width = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
 
-        def linear(part: str, num_outputs: int, num_inputs: int, bias: bool = False) -> Linear:
+        def linear(part: str, num_outputs: int, num_inputs: int, needs_bias: bool = False) -> Linear:
+            bias = needs_bias or f"{name}.{part}.bias" in weights  # some Llamas have them too (attention_bias)
             return weights.linear(f"{name}.{part}", num_outputs, num_inputs, bias=bias)
 
         def norm(part: str, width: int) -> RmsNorm:
@@ -68,9 +69,9 @@ class Llama:
         return _Layer(
             attention_norm=norm("attn_norm", config.hidden),
             qkv=(
-                linear("attn_q", query_width, config.hidden, biased),
-                linear("attn_k", kv_width, config.hidden, biased),
-                linear("attn_v", kv_width, config.hidden, biased),
+                linear("attn_q", query_width, config.hidden, needs_bias),
+                linear("attn_k", kv_width, config.hidden, needs_bias),
+                linear("attn_v", kv_width, config.hidden, needs_bias),
             ),
             head_norms=(norm("attn_q_norm", config.head_dim), norm("attn_k_norm", config.head_dim))
             if config.architecture == "qwen3"

@@ -2,8 +2,8 @@
 
     python -m tests.worker.model.fuzz [--minutes N] [--seed S]
 
-A file is loaded as the engine and the Celery side load it: header, configuration, weights, tokenizer, one step. The
-only outcomes allowed are success and `ModelLoadFailed`, within `MAX_SECONDS` and `MAX_MEMORY_BYTES`.
+A file is inspected, and loaded as the engine and the Celery side load it: header, configuration, weights, tokenizer,
+one step. The only outcomes allowed are success and `ModelLoadFailed`, within `MAX_SECONDS` and `MAX_MEMORY_BYTES`.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from kernels.device import open_device
 from tests.worker.model.stepping import logits_alone
 from tests.worker.model.tiny import FAMILIES, write_tiny
 from worker.errors import ModelLoadFailed
+from worker.inspect import format_report, inspect_gguf
 from worker.model.adapters import load_model
 from worker.model.gguf import open_gguf
 from worker.text.tokenizer import from_metadata
@@ -77,6 +78,7 @@ def attempt(path: Path) -> str:
     """Load and run the file; returns what happened. Raises whatever else than `ModelLoadFailed` comes up."""
     try:
         gguf = open_gguf(path)
+        format_report(inspect_gguf(gguf))
         model = load_model(gguf, open_device("cpu"), lambda _done, _total: None)
         tokenizer = from_metadata(gguf.metadata)
     except ModelLoadFailed as error:
