@@ -100,7 +100,7 @@ def test_a_queued_job_is_claimed_encoded_and_begun(desk: Desk, store: JobStore, 
     assert started == Started("a", "demo", generation.claim.claimed_ms, 1)
     add = generation.add()
     assert add is not None
-    assert (add.request_id, add.prompt_ids, add.sampling.seed) == ("a", tuple(b"old pond"), 1)
+    assert (add.request_id, add.prompt_ids, add.sampling.seed) == (generation.request_id, tuple(b"old pond"), 1)
     assert connection.hget(schema.job_key("a"), "state") == b"running"
 
 
