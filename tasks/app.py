@@ -6,11 +6,9 @@ Client, worker and Flower must agree on the broker options; that is why they all
 from __future__ import annotations
 
 import os
-import re
 import secrets
 import socket
 from functools import cache
-from pathlib import Path
 
 from celery import Celery
 from kombu import Queue
@@ -62,11 +60,6 @@ def create_app(settings: Settings) -> Celery:
     return app
 
 
-def model_name(settings: Settings) -> str:
-    """What clients call the model: ``ORCD_NAME``, or the file's name without its ending and part number."""
-    return settings.name or re.sub(r"-\d{5}-of-\d{5}$", "", Path(settings.model).stem)
-
-
 @cache
 def worker_id() -> str:
     """This process's name in leases, logs and heartbeats: unique also among processes with recycled ids."""
@@ -84,7 +77,7 @@ def default_app() -> Celery:
     app = create_app(settings)
     for task in TASKS:
         app.register_task(task())
-    queues = {queue_name(None), queue_name(model_name(settings))}
+    queues = {queue_name(None), queue_name(settings.model_name)}
     app.conf.task_queues = [Queue(name) for name in sorted(queues)]
     return app
 

@@ -91,7 +91,8 @@ def worker(**flags: Any) -> None:
     _export(settings)
     from tasks import celery  # reads the environment
 
-    celery.worker_main(["worker", "--hostname", f"orcd-{os.getpid()}@%h"])
+    # Workers tell each other nothing that they need, and would wait a second for it at the start.
+    celery.worker_main(["worker", "--hostname", f"orcd-{os.getpid()}@%h", "--without-mingle", "--without-gossip"])
 
 
 def _export(settings: Settings) -> None:

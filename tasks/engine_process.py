@@ -103,7 +103,8 @@ class EngineProcess:
             ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, send_timeout)
             with theirs:
                 process = subprocess.Popen(
-                    [sys.executable, "-m", "worker", "--fd", str(theirs.fileno())],
+                    # -P: a worker.py in the folder that we were started in must not pass for ours.
+                    [sys.executable, "-P", "-m", "worker", "--fd", str(theirs.fileno())],
                     env=inherited | to_environment(self._settings),
                     pass_fds=[theirs.fileno()],
                     stdin=subprocess.DEVNULL,

@@ -116,9 +116,6 @@ class Intake:
         except OrcdError as error:
             delivery.done(error)
             return True
-        except Exception as error:  # what is stored was damaged, or is a newer version's
-            delivery.done(OrcdError(f"the record of job {delivery.job_id} cannot be read ({type(error).__name__})"))
-            return True
         if isinstance(claim, Claim):
             self._begin(Generation(claim, self._prepare(claim), self._model), delivery.done)
         elif claim == "unknown":

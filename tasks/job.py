@@ -11,13 +11,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import msgspec
 import redis
 
 from tasks import request as requests
 from tasks import schema, token_log
 from tasks.request import Request
 from tasks.token_log import Event, Position
-from worker.errors import InvalidRequest
+from worker.errors import InvalidRequest, OrcdError
 
 REPUBLISH_AFTER_MS = 15_000
 """How long a queued job waits for a claim before its message is first published again."""
@@ -101,7 +102,7 @@ class JobStore:
         return bool(created[0])
 
     def claim(self, job_id: str) -> Claim | ClaimStatus:
-        """Take the job, or say why not."""
+        """Take the job, or say why not. A job that cannot be read any more is ended; then raises `OrcdError`."""
         keys = [schema.job_key(job_id), schema.log_key(job_id), schema.QUEUED, schema.RUNNING]
         reply = self._scripts["claim"](keys, [job_id, self._owner, self._model, self._lease_ms, self._ttl_s])
         status: ClaimStatus = reply[0].decode()
@@ -109,6 +110,17 @@ class JobStore:
             return status
         _, now, flat, entries = reply
         record = dict(zip(flat[::2], flat[1::2], strict=True))
+        try:
+            return self._read_claim(job_id, int(now), record, entries)
+        except (ValueError, KeyError, msgspec.MsgspecError) as error:
+            damage = OrcdError(f"the record of job {job_id} cannot be read ({type(error).__name__}); submit it again")
+            last = Position.parse(entries[-1][0]) if entries else Position()
+            event = token_log.Error(damage.code, damage.message, damage.retriable)
+            bury = Append(job_id, int(record[b"epoch"]), [LoggedEvent(last.after(0), event)], "failed")
+            self.append([bury])
+            raise damage from None
+
+    def _read_claim(self, job_id: str, now: int, record: dict[bytes, bytes], entries: list[Any]) -> Claim:
         return Claim(
             job_id=job_id,
             request=_stored(record[b"request"]),
@@ -117,7 +129,7 @@ class JobStore:
             created_ms=int(record[b"created_ms"]),
             started_ms=int(record[b"started_ms"]),
             first_token_ms=int(first) if (first := record.get(b"first_token_ms")) else None,
-            claimed_ms=int(now),
+            claimed_ms=now,
             deadline_ms=int(record[b"deadline_ms"]),
             cancelled=b"cancel" in record,
             log=tuple(LoggedEvent(Position.parse(entry), token_log.decode(fields[1])) for entry, fields in entries),

@@ -37,7 +37,7 @@ class LocalWorker:
     def __enter__(self) -> LocalWorker:
         inherited = {name: text for name, text in os.environ.items() if not name.startswith(PREFIX)}
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "tasks.cli", "worker"],
+            [sys.executable, "-P", "-m", "tasks.cli", "worker"],
             env=inherited | to_environment(self._settings),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,

@@ -95,7 +95,7 @@ def bench_queue(
 def _run_verb(verb: str, model: str, *, as_json: bool = False, **options: Any) -> int:
     """Run a verb of the engine process and return its exit code."""
     arguments = [f"--{name.replace('_', '-')}={value}" for name, value in options.items() if value is not None]
-    command = [sys.executable, "-m", "worker", verb, model, *arguments, *(["--json"] if as_json else [])]
+    command = [sys.executable, "-P", "-m", "worker", verb, model, *arguments, *(["--json"] if as_json else [])]
     return subprocess.run(command, check=False).returncode
 
 

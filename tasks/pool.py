@@ -27,7 +27,7 @@ from kombu.serialization import loads
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from tasks.app import model_name, publish, worker_id
+from tasks.app import publish, worker_id
 from tasks.connection import connect, publishing_app, redis_errors
 from tasks.dispatcher import Dispatcher
 from tasks.generate import OUTCOMES
@@ -77,7 +77,7 @@ class EnginePool(BasePool):  # type: ignore[misc]
         self._messages: dict[str, _Message] = {}
         self._lock = threading.Lock()
         self._settings = settings
-        self._observer = Observer(EventLog(settings.log_format, worker_id()), worker_id(), model_name(settings))
+        self._observer = Observer(EventLog(settings.log_format, worker_id()), worker_id(), settings.model_name)
         self._metrics: MetricsServer | None = None
         self._dispatcher: Dispatcher | None = None
         self._finishers = ThreadPoolExecutor(NUM_FINISHERS, thread_name_prefix="finisher")

@@ -49,10 +49,11 @@ class PromptEncoder:
         ids = self._token_ids(request)
         if not ids:
             raise InvalidRequest("prompt: has no tokens; give some text")
-        if len(ids) >= ready.max_sequence_tokens:
+        if len(ids) + (request.max_tokens or 1) > ready.max_sequence_tokens:
+            wanted = f" and max_tokens is {request.max_tokens}" if request.max_tokens else ""
             raise ContextLengthExceeded(
-                f"the prompt has {len(ids)} tokens, and prompt and answer together may have "
-                f"{ready.max_sequence_tokens}; shorten the prompt"
+                f"the prompt has {len(ids)} tokens{wanted}, but prompt and answer together may have "
+                f"{ready.max_sequence_tokens}; shorten the prompt{' or lower max_tokens' if wanted else ''}"
             )
         for name, given in (("prompt_token_ids", ids), ("logit_bias", request.logit_bias)):
             if max(given, default=0) >= ready.vocab_size:
@@ -65,7 +66,7 @@ class PromptEncoder:
         if request.prompt is not None:
             return self._tokenizer.encode(request.prompt, add_special=True, parse_special=True)
         if self._template is None:
-            raise InvalidRequest("messages: the model has no chat template; send a prompt instead")
+            raise InvalidRequest("messages: the model has no chat template; send a prompt (orcd generate --raw)")
         # As in Hugging Face's apply_chat_template: the template itself writes BOS where the model wants one.
         text = self._template.render(request.messages or [])
         return self._tokenizer.encode(text, add_special=False, parse_special=True)

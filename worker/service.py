@@ -73,7 +73,7 @@ class Service:
             _apply(engine, request)
         self._channel.send(
             Ready(
-                model=settings.name or Path(settings.model).stem,
+                model=settings.model_name,
                 architecture=model.config.architecture,
                 device=device.name,
                 vocab_size=model.config.vocab_size,

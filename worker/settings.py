@@ -7,8 +7,10 @@ same setting. The README lists them; `tests/worker/test_settings.py` keeps that 
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any, get_type_hints
 
 from worker.errors import InvalidRequest
@@ -63,6 +65,11 @@ class Settings:
     """Silence of a working engine after which it is taken for hung and restarted."""
     log_format: str = "auto"
     """``json``, ``text`` or ``auto``: text on a terminal, else one JSON object a line."""
+
+    @property
+    def model_name(self) -> str:
+        """What clients call the model: ``name``, or the file's name without ending, part number and revision."""
+        return self.name or re.sub(r"(-\d{5}-of-\d{5})?\.gguf([@#].*)?$", "", Path(self.model).name)
 
 
 def _parse(name: str, kind: type, text: str) -> Any:

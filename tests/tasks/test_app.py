@@ -10,7 +10,7 @@ import redis
 from kombu.exceptions import OperationalError
 
 import tasks
-from tasks.app import create_app, default_app, model_name, publish, safe_url, worker_id
+from tasks.app import create_app, default_app, publish, safe_url, worker_id
 from tasks.job import Message
 from worker.settings import Settings
 
@@ -62,19 +62,6 @@ def test_publishing_without_redis_fails_in_good_time():
 def test_a_url_is_shown_without_its_password():
     assert safe_url(Settings(redis_url="redis://:secret@redis:6379/1")) == "redis://:**@redis:6379/1"
     assert safe_url(Settings(redis_url="redis://user:secret@redis:6379/1")) == "redis://user:**@redis:6379/1"
-
-
-@pytest.mark.parametrize(
-    ("settings", "name"),
-    [
-        (Settings(model="/models/haiku.gguf"), "haiku"),
-        (Settings(model="/models/haiku.gguf", name="poet"), "poet"),
-        (Settings(model="/models/big-00001-of-00003.gguf"), "big"),
-        (Settings(), ""),
-    ],
-)
-def test_a_model_is_called_by_its_name_or_its_file(settings: Settings, name: str):
-    assert model_name(settings) == name
 
 
 def test_a_worker_keeps_its_name():

@@ -96,6 +96,14 @@ def _tokens(line: Line, request_id: str) -> tuple[int, ...]:
                 return ids
 
 
+def test_a_worker_py_in_the_current_folder_is_not_mistaken_for_ours(
+    start: Callable[..., Line], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "worker.py").write_text("raise SystemExit('somebody else')")
+    monkeypatch.chdir(tmp_path)
+    assert isinstance(start().until(Ready)[-1], Ready)
+
+
 def test_it_loads_serves_dies_starts_again_and_stops(start: Callable[..., Line]) -> None:
     line = start()
     *loads, ready = line.until(Ready)

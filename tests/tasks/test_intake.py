@@ -279,6 +279,7 @@ def test_a_record_that_is_damaged_fails_its_delivery_and_no_other(
     assert isinstance(outcome, OrcdError)
     assert outcome.code == "INTERNAL"
     assert "damaged" in outcome.message
+    assert store.claim("damaged") == "finished", "it is ended, so that nobody claims it again and again"
     assert desk.begun().job_id == "sound"
 
 

@@ -78,6 +78,12 @@ def test_a_prompt_must_leave_room_for_one_token() -> None:
         ENCODER.encode(_request(prompt="x" * 64), READY)
 
 
+def test_an_answer_that_was_asked_for_must_fit_beside_the_prompt() -> None:
+    assert ENCODER.encode(_request(prompt="x" * 60, max_tokens=4), READY).sampling.max_tokens == 4
+    with pytest.raises(ContextLengthExceeded, match=r"60 tokens and max_tokens is 5.* 64; .*lower max_tokens"):
+        ENCODER.encode(_request(prompt="x" * 60, max_tokens=5), READY)
+
+
 def test_without_max_tokens_the_context_is_the_limit() -> None:
     assert _sampling().max_tokens == READY.max_sequence_tokens
     assert _sampling(max_tokens=7).max_tokens == 7

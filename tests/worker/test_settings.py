@@ -57,3 +57,17 @@ def test_the_readme_lists_every_variable_and_no_other():
         pytest.skip("there is no README yet")
     listed = set(re.findall(rf"`({PREFIX}[A-Z_]+)`", README.read_text("utf-8")))
     assert listed == {PREFIX + field.name.upper() for field in fields(Settings)}
+
+
+@pytest.mark.parametrize(
+    ("settings", "name"),
+    [
+        (Settings(model="/models/haiku.gguf"), "haiku"),
+        (Settings(model="/models/haiku.gguf", name="poet"), "poet"),
+        (Settings(model="/models/big-00001-of-00003.gguf"), "big"),
+        (Settings(model="hf:org/repo/big-1.5b.gguf@v1.0#sha256=ab"), "big-1.5b"),
+        (Settings(), ""),
+    ],
+)
+def test_a_model_is_called_by_its_name_or_its_file(settings: Settings, name: str) -> None:
+    assert settings.model_name == name
