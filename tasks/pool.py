@@ -77,7 +77,8 @@ class EnginePool(BasePool):  # type: ignore[misc]
         self._messages: dict[str, _Message] = {}
         self._lock = threading.Lock()
         self._settings = settings
-        self._observer = Observer(EventLog(settings.log_format, worker_id()), worker_id(), settings.model_name)
+        log = EventLog(settings.log_format, worker_id(), model=settings.model_name, device=settings.device)
+        self._observer = Observer(log, worker_id(), settings.model_name)
         self._metrics: MetricsServer | None = None
         self._dispatcher: Dispatcher | None = None
         self._finishers = ThreadPoolExecutor(NUM_FINISHERS, thread_name_prefix="finisher")
