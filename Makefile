@@ -31,7 +31,7 @@ bench: $(VENV)/installed  ## measure the engine alone, then behind the queue, on
 	@$(BIN)/orcd bench queue $(MODEL) --device cpu --concurrency 1,16,32
 
 gpu-test: $(VENV)/installed-dev  ## run the tests that need an NVIDIA GPU
-	@$(BIN)/python -m pytest -m gpu
+	@$(BIN)/python -m pytest -m gpu || { [ $$? -eq 5 ] && echo "there are no GPU tests yet: the CUDA device is not built"; }
 
 clean:  ## remove the environment, caches and build outputs
 	@rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -112,8 +112,6 @@ def test_the_first_paragraph_says_what_it_is_in_three_sentences() -> None:
 def serving(shared_redis: object, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The URL of a Redis with a worker on it."""
     url: str = shared_redis.url  # type: ignore[attr-defined]
-    if not DEMO_MODEL.exists():
-        pytest.skip("the model that ships is not there")
     with WorkerProcess(url, DEMO_MODEL, tmp_path_factory.mktemp("readme")):
         yield url
 
