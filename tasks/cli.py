@@ -10,6 +10,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from socket import gethostname
 from typing import Any
 
 import click
@@ -70,7 +71,7 @@ def demo(output: Path, redis_url: str | None) -> None:
 @click.option("--redis", "redis_url", metavar="URL", help="Redis to take jobs from; default: $ORCD_REDIS_URL.")
 @click.option("--name", help="Model name that clients ask for; default: the file's name without .gguf.")
 @click.option("--metrics-port", type=int, metavar="N", help="Serve metrics and health on this port of 127.0.0.1.")
-def worker(**flags: Any) -> None:
+def worker(**flags: Any) -> int:
     """Serve one model on one device.
 
     Takes jobs from Redis until it is told to stop (Ctrl-C or SIGTERM).
@@ -91,8 +92,11 @@ def worker(**flags: Any) -> None:
     _export(settings)
     from tasks import celery  # reads the environment
 
-    # Workers tell each other nothing that they need, and would wait a second for it at the start.
-    celery.worker_main(["worker", "--hostname", f"orcd-{os.getpid()}@%h", "--without-mingle", "--without-gossip"])
+    # Workers tell each other nothing that they need (mingle, gossip), and would wait a second for it at the start.
+    program = celery.Worker(hostname=f"orcd-{os.getpid()}@{gethostname()}", without_mingle=True, without_gossip=True)
+    program.start()
+    exit_code: int = program.exitcode or 0
+    return exit_code
 
 
 def _export(settings: Settings) -> None:

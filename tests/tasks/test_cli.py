@@ -417,3 +417,13 @@ def test_the_verbs_of_the_engine_process_pass_their_exit_code_on(
     assert run(["logits", str(tmp_path / "m.gguf"), "--ids", "i.json", "--out", "o.npz", "--device", "cpu"]) in (1, 2)
     assert re.search(r"^orcd: [A-Z_]+: ", capfd.readouterr().err, re.MULTILINE)
     assert time.monotonic() - started < 20
+
+
+def test_a_worker_that_cannot_start_exits_with_one(redis_url: str, tmp_path: Path) -> None:
+    damaged = tmp_path / "damaged.gguf"
+    damaged.write_bytes(b"GGUF")
+    command = [sys.executable, "-m", "tasks.cli", "worker", "--model", str(damaged), "--device", "cpu"]
+    done = subprocess.run([*command, "--redis", redis_url], capture_output=True, text=True, timeout=30)
+    assert done.returncode == 1
+    [error] = [event for line in done.stderr.splitlines() if (event := json.loads(line))["event"] == "error"]
+    assert error["code"] == "MODEL_LOAD_FAILED"
