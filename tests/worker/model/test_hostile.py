@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 import time
 import tracemalloc
 from pathlib import Path
@@ -10,6 +11,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from kernels.device import open_device
 from tests.worker.model import fuzz
@@ -55,3 +58,33 @@ def test_the_file_that_the_hostile_ones_derive_from_runs() -> None:
 def test_some_seconds_of_fuzzing_find_nothing_but_clear_errors(tmp_path: Path) -> None:
     outcomes = fuzz.run(tmp_path, seed=0, until=time.monotonic() + 8, max_files=1000)
     assert outcomes["refused"] > outcomes["ran"] > 0
+
+
+@pytest.fixture(scope="module")
+def good_files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, fuzz.Seed]:
+    folder = tmp_path_factory.mktemp("good")
+    return {family: fuzz.Seed(fuzz.write_tiny(family, folder / f"{family}.gguf")) for family in fuzz.FAMILIES}
+
+
+PLACES = st.floats(0, 1, exclude_max=True)
+PATCHES = st.one_of(
+    st.binary(min_size=1, max_size=8), st.sampled_from(fuzz.NUMBERS).map(lambda number: number.to_bytes(8, "little"))
+)
+
+
+@settings(derandomize=True, max_examples=300, deadline=None)
+@given(
+    family=st.sampled_from(sorted(fuzz.FAMILIES)), patches=st.lists(st.tuples(PLACES, PATCHES), min_size=1, max_size=3)
+)
+def test_no_patch_of_a_header_gives_anything_but_a_clear_error(
+    good_files: dict[str, fuzz.Seed], family: str, patches: list[tuple[float, bytes]]
+) -> None:
+    good = good_files[family]
+    data = bytearray(good.data)
+    for place, patch in patches:
+        at = int(place * good.header_bytes)
+        data[at : at + len(patch)] = patch
+    with tempfile.NamedTemporaryFile(suffix=".gguf") as file:
+        file.write(data)
+        file.flush()
+        fuzz.attempt(Path(file.name))
