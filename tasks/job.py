@@ -18,7 +18,7 @@ from tasks import request as requests
 from tasks import schema, token_log
 from tasks.request import Request
 from tasks.token_log import Event, Position
-from worker.errors import InvalidRequest, OrcdError
+from worker.errors import Expired, InvalidRequest, OrcdError
 
 REPUBLISH_AFTER_MS = 15_000
 """How long a queued job waits for a claim before its message is first published again."""
@@ -175,8 +175,13 @@ class JobStore:
         ]
 
     def reap(self, most: int = 100) -> list[Message]:
-        """Put jobs whose lease ran out back into the queue and find queued ones whose message may be lost."""
-        found = self._scripts["reap"]([schema.RUNNING, schema.QUEUED], [most, REPUBLISH_AFTER_MS, self._ttl_s])
+        """Put jobs whose lease ran out back into the queue and find queued ones whose message may be lost.
+
+        Ends queued jobs whose deadline has passed.
+        """
+        expired = Expired("the deadline passed while the job was queued")
+        event = token_log.encode(token_log.Error(expired.code, expired.message, expired.retriable))
+        found = self._scripts["reap"]([schema.RUNNING, schema.QUEUED], [most, REPUBLISH_AFTER_MS, self._ttl_s, event])
         return [Message(job.decode(), queue.decode(), int(priority), lost == 1) for job, queue, priority, lost in found]
 
     def events(self, job_id: str) -> list[Event]:

@@ -9,7 +9,7 @@ key                 type    written by                   read by                
 =================== ======= ============================ ======================= ====================================
 orcd:{J}:job        hash    submit, claim, append,       claim, clients          TTL
                             reap, cancel, release
-orcd:{J}:log        stream  append, cancel               claim, clients          TTL
+orcd:{J}:log        stream  append, cancel, reap         claim, clients          TTL
 orcd:{J}:events     channel append, cancel, reap,        clients                 -
                             release, submit, workers
 orcd:queued         zset    submit, reap, release        reap, clients           TTL; member job, score next publish

@@ -13,7 +13,8 @@ redis.call('HSET', KEYS[1], 'request', ARGV[2], 'state', 'queued', 'queue', ARGV
     'created_ms', now, 'deadline_ms', deadline > 0 and now + deadline or 0, 'epoch', now, 'attempt', 0, 'published', 0)
 redis.call('EXPIRE', KEYS[1], ARGV[6])
 redis.call('DEL', 'orcd:{' .. ARGV[1] .. '}:log') -- an expired job of this id may have left its own
-redis.call('ZADD', KEYS[2], now + tonumber(ARGV[7]), ARGV[1])
+local again = now + tonumber(ARGV[7])
+redis.call('ZADD', KEYS[2], deadline > 0 and math.min(again, now + deadline) or again, ARGV[1])
 if redis.call('TTL', KEYS[2]) < tonumber(ARGV[6]) then -- other jobs may be kept for longer
     redis.call('EXPIRE', KEYS[2], ARGV[6])
 end

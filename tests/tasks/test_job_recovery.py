@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from tasks import schema
 from tasks.job import REPUBLISH_AFTER_MS, Append, Claim, JobStore, Message
-from tasks.request import Request
+from tasks.request import Request, parse
 from tasks.token_log import Error, Loading, Queued, Started, Token, decode
 from tests.tasks.conftest import MakeStore, Writer, claimed
 from tests.tasks.job_record import (
@@ -106,6 +106,21 @@ def test_a_job_whose_message_was_lost_is_announced_again_each_time_later_and_mor
         assert store.reap() == [Message(J, "celery", 5 - times)]
         wait_ms = store.redis.zscore(schema.QUEUED, J) - time.time() * 1000
         assert wait_ms == pytest.approx(REPUBLISH_AFTER_MS * 2**times, abs=2_000)
+
+
+def test_a_queued_job_whose_deadline_passes_is_ended_at_once_though_no_worker_has_room(make_store: MakeStore):
+    store = make_store()
+    store.submit(J, parse({"prompt": "x", "deadline_s": 0.05}))
+    store.submit("job-2", parse({"prompt": "x", "deadline_s": 60}))
+    assert store.reap() == []
+    time.sleep(0.06)
+    assert store.reap() == []
+    assert store.claim(J) == "finished"
+    [event] = store.events(J)
+    assert isinstance(event, Error)
+    assert event.code == "EXPIRED"
+    assert store.redis.hget(schema.job_key(J), "state") == b"expired"
+    assert store.redis.zrange(schema.QUEUED, 0, -1) == [b"job-2"]
 
 
 def test_the_reaper_forgets_jobs_that_are_gone(make_store: MakeStore):

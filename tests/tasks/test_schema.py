@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,6 +59,7 @@ def play_everything(client: Client, store: JobStore, mark: Callable[[str], None]
     """Call every script so that it does all it can do; ``mark`` is told which one was just called."""
     for job_id in ("a", "b", "c", "d"):
         client.submit("x", job_id=job_id)
+    client.submit("x", job_id="late", deadline_s=0.001)
     mark("submit")
     first, second = claimed(store, "a"), claimed(store, "c")
     mark("claim")
@@ -77,6 +79,7 @@ def play_everything(client: Client, store: JobStore, mark: Callable[[str], None]
     mark("claim")
     store.redis.zadd(schema.RUNNING, {"c": 1})
     store.redis.zadd(schema.QUEUED, {"d": 1})
+    time.sleep(0.002)
     store.reap()
     mark("reap")
     store.announce_loading(50)
