@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-import traceback
 from collections.abc import Callable, Iterable
-from pathlib import Path
 from socketserver import ThreadingMixIn
 from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
@@ -15,7 +13,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, make
 
 from tasks.generation import Generation
 from worker import contract
-from worker.errors import InvalidRequest, OrcdError
+from worker.errors import InvalidRequest, OrcdError, places
 from worker.log import EventLog
 
 TROUBLE_EVERY_S = 5.0
@@ -136,8 +134,7 @@ class Observer:
 
     def crashed(self, error: Exception) -> None:
         """A bug of ours; its text stays unsaid, as it may hold what users wrote."""
-        where = [f"{Path(frame.filename).name}:{frame.lineno}" for frame in traceback.extract_tb(error.__traceback__)]
-        self._log.event("error", level="error", code="INTERNAL", cause=type(error).__name__, where=where)
+        self._log.event("error", level="error", code="INTERNAL", cause=type(error).__name__, where=places(error))
 
     def trouble(self, doing: str, error: Exception) -> None:
         """Redis or the broker is away; said once in a while, as it is tried again all the time."""

@@ -22,6 +22,9 @@ Messages are one line, say what to do, and hold no prompt, no answer and no secr
 
 from __future__ import annotations
 
+import traceback
+from pathlib import Path
+
 
 class OrcdError(Exception):
     """Base of all errors with a stable code; on its own, a bug of ours (``INTERNAL``)."""
@@ -110,3 +113,8 @@ def _tree(root: type[OrcdError]) -> list[type[OrcdError]]:
 
 BY_CODE: dict[str, type[OrcdError]] = {error.code: error for error in _tree(OrcdError)}
 """Stable code -> exception class; how an error is rebuilt on the other side of a wire."""
+
+
+def places(error: BaseException) -> list[str]:
+    """Where an exception passed, outermost first, as ``file:line``: what may be logged of one whose text may not."""
+    return [f"{Path(frame.filename).name}:{frame.lineno}" for frame in traceback.extract_tb(error.__traceback__)]

@@ -8,16 +8,14 @@ import signal
 import socket
 import sys
 import time
-import traceback
 from collections.abc import Callable
-from pathlib import Path
 from typing import NoReturn
 
 from kernels.device import Device, DeviceUnavailable, open_device
 from worker.channel import Channel
 from worker.contract import Add, Fatal, Load, Outputs, Ready, Request, Shutdown
 from worker.engine.engine import Engine
-from worker.errors import ModelLoadFailed, OrcdError
+from worker.errors import ModelLoadFailed, OrcdError, places
 from worker.health import Health
 from worker.log import EventLog
 from worker.model.adapters import load_model
@@ -108,9 +106,7 @@ class Service:
         """Last words: a `Fatal` to the Celery side, which logs it. An unexpected error's text stays unsaid; only its
         place goes to the log here."""
         if not isinstance(error, OrcdError):
-            where = [
-                f"{Path(frame.filename).name}:{frame.lineno}" for frame in traceback.extract_tb(error.__traceback__)
-            ]
+            where = places(error)
             error = OrcdError(f"the engine failed with {type(error).__name__}; its log says where")
             log.event("error", level="error", code=error.code, message=error.message, where=where)
         self._channel.send(Fatal(error.code, error.message))

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import traceback
-from pathlib import Path
-
 from worker.contract import Abort, Add, Choice, Stats, TokenOutput
 from worker.engine.admission import check_add
 from worker.engine.runner import Draw, Runner
 from worker.engine.scheduler import Chunk, Scheduler
 from worker.engine.sequence import Sequence
-from worker.errors import CudaError, InsufficientVram, InvalidRequest, OrcdError, VramOom
+from worker.errors import CudaError, InsufficientVram, InvalidRequest, OrcdError, VramOom, places
 from worker.model.adapters import Model
 from worker.settings import Settings
 
@@ -238,7 +235,4 @@ def _step_error(error: Exception) -> OrcdError:
         return error
     if isinstance(error, MemoryError):
         return VramOom("the device ran out of memory on this request; shorten it or lower step_tokens")
-    place = traceback.extract_tb(error.__traceback__)[-1]
-    return OrcdError(
-        f"the model failed on this request: {type(error).__name__} at {Path(place.filename).name}:{place.lineno}"
-    )
+    return OrcdError(f"the model failed on this request: {type(error).__name__} at {places(error)[-1]}")
