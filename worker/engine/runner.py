@@ -57,6 +57,7 @@ def build_batch(chunks: list[Chunk], block_tokens: int) -> Batch:
         token_ids=np.array(token_ids, np.int32),
         positions=positions,
         slots=block_tables[rows, positions // block_tokens] * block_tokens + positions % block_tokens,
+        sequence_rows=rows.astype(np.int32),
         query_starts=query_starts,
         context_lengths=np.array(ends, np.int32),
         sequence_lengths=np.array([chunk.sequence.num_tokens for chunk in chunks], np.int32),

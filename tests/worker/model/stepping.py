@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from worker.engine.batch import Batch
+from kernels.step import Step
 from worker.model.adapters import Model
 
 
@@ -43,17 +43,18 @@ class Stepper:
         block_ids = self._tables[rows, positions // self._block_tokens]
         ids = [self._tokens[member][start:end] for member, start, end in zip(members, starts, ends, strict=True)]
         query_starts = np.concatenate([[0], np.cumsum(counts)]).astype(np.int32)
-        batch = Batch(
+        step = Step(
             token_ids=np.concatenate(ids).astype(np.int32),
             positions=positions.astype(np.int32),
             slots=(block_ids * self._block_tokens + positions % self._block_tokens).astype(np.int32),
+            sequence_rows=np.repeat(np.arange(len(members), dtype=np.int32), counts),
             query_starts=query_starts,
             context_lengths=np.array(ends, np.int32),
             sequence_lengths=np.array([len(self._tokens[member]) for member in members], np.int32),
             block_tables=self._tables[members],
             logit_rows=np.arange(positions.size, dtype=np.int32),
         )
-        logits = self._model.forward(batch, self._cache)
+        logits = self._model.forward(step, self._cache)
         for member, end in zip(members, ends, strict=True):
             self._num_computed[member] = end
         return {member: logits[query_starts[index] : query_starts[index + 1]] for index, member in enumerate(members)}
