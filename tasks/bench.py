@@ -70,12 +70,11 @@ class QueueBench:
     def measure(self, concurrencies: Sequence[int]) -> Iterator[Measurement]:
         """A measurement for each number of streams, on one worker that has room for the largest."""
         most = max(concurrencies)
-        defaults = Settings()
+        defaults = Settings(device=self._device)
         with RedisServer() as server:
             settings = replace(
                 defaults,
                 model=str(self._model),
-                device=self._device,
                 redis_url=server.url,
                 max_sequences=most,
                 concurrency=max(most, defaults.concurrency),

@@ -9,13 +9,17 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, get_type_hints
 
 from worker.errors import InvalidRequest
 
 PREFIX = "ORCD_"
+
+_CPU_CHOICES = {"max_sequences": 64, "step_tokens": 512}
+_CUDA_CHOICES = {"max_sequences": 256, "step_tokens": 4096}
+_KINDS: dict[type, str] = {bool: "true or false", int: "a whole number", float: "a number"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,14 +40,20 @@ class Settings:
 
     context_length: int = 0
     """Longest prompt + output in tokens; 0: what the model allows, bounded by the KV cache."""
-    max_sequences: int = 64
-    """Sequences that decode in one step."""
-    step_tokens: int = 512
-    """Token budget of one step: decode tokens plus prefill chunks."""
+    max_sequences: int = 0
+    """Sequences that decode in one step; 0: what suits the device (CPU: 64, CUDA: 256)."""
+    step_tokens: int = 0
+    """Token budget of one step: decode tokens plus prefill chunks; 0: what suits the device (CPU: 512, CUDA: 4096)."""
     kv_block_tokens: int = 16
     """Tokens per KV cache block."""
     kv_cache_bytes: int = 0
-    """Size of the KV cache; 0: chosen from the device (CPU: ``max_sequences`` of 1024 tokens, at most 1 GiB)."""
+    """Size of the KV cache; 0: CPU: ``max_sequences`` of 1024 tokens, at most 1 GiB; CUDA: what the budget leaves."""
+    vram_fraction: float = 0.9
+    """CUDA device: the part of the memory that is free at the start that may be used."""
+    vram_bytes: int = 0
+    """CUDA device: most memory that may be used, whatever is free; 0: no such limit."""
+    vram_check_s: int = 60
+    """CUDA device: time between two checks that all of it is plain device memory; 0: checked at the start only."""
     prefix_cache: bool = True
     """Reuse KV blocks of equal prompt prefixes."""
     dequant_cache_bytes: int = 512 * 1024 * 1024
@@ -66,6 +76,12 @@ class Settings:
     log_format: str = "auto"
     """``json``, ``text`` or ``auto``: text on a terminal, else one JSON object a line."""
 
+    def __post_init__(self) -> None:
+        """What the device decides is decided here, so that nobody else has to know that 0 stands for it."""
+        chosen = _CPU_CHOICES if self.device == "cpu" else _CUDA_CHOICES
+        for name, value in chosen.items():
+            object.__setattr__(self, name, getattr(self, name) or value)
+
     @property
     def model_name(self) -> str:
         """What clients call the model: ``name``, or the file's name without ending, part number and revision."""
@@ -78,10 +94,10 @@ def _parse(name: str, kind: type, text: str) -> Any:
             return {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}[text.lower()]
         return kind(text)
     except (ValueError, KeyError):
-        raise InvalidRequest(f"{PREFIX}{name.upper()} must be a {kind.__name__}; set it to one or unset it") from None
+        raise InvalidRequest(f"{PREFIX}{name.upper()} must be {_KINDS[kind]}; set it to that or unset it") from None
 
 
-_POSITIVE = {"max_sequences", "step_tokens", "kv_block_tokens", "concurrency", "lease_ms", "max_attempts", "job_ttl_s",
+_POSITIVE = {"kv_block_tokens", "concurrency", "lease_ms", "max_attempts", "job_ttl_s",
              "engine_start_timeout_s", "engine_step_timeout_s"}  # fmt: skip
 
 
@@ -94,6 +110,8 @@ def _check(settings: Settings) -> None:
     device, _, index = settings.device.partition(":")
     if settings.device != "cpu" and not (device == "cuda" and index.isdecimal()):
         raise InvalidRequest(f"{PREFIX}DEVICE must be cpu or cuda:N")
+    if not 0 < settings.vram_fraction <= 1:
+        raise InvalidRequest(f"{PREFIX}VRAM_FRACTION must be above 0 and at most 1")
     if settings.log_format not in ("auto", "json", "text"):
         raise InvalidRequest(f"{PREFIX}LOG_FORMAT must be auto, json or text")
 
@@ -120,8 +138,6 @@ def from_environment(environment: Mapping[str, str] | None = None, **overrides: 
 
 def to_environment(settings: Settings) -> dict[str, str]:
     """The inverse of `from_environment`, for a child process; defaults are left out."""
-    return {
-        PREFIX + field.name.upper(): str(value)
-        for field in fields(settings)
-        if (value := getattr(settings, field.name)) != field.default
-    }
+    defaults = asdict(Settings(device=settings.device)) | {"device": Settings().device}
+    values = asdict(settings)
+    return {PREFIX + name.upper(): str(value) for name, value in values.items() if value != defaults[name]}

@@ -17,9 +17,20 @@ def test_nothing_set_gives_the_defaults():
 
 def test_every_kind_of_value_is_read():
     settings = from_environment(
-        {"ORCD_MODEL": "/m.gguf", "ORCD_STEP_TOKENS": "7", "ORCD_PREFIX_CACHE": "No", "ORCD_DEVICE": "cuda:3"}
-    )
-    assert settings == Settings(model="/m.gguf", step_tokens=7, prefix_cache=False, device="cuda:3")
+        {"ORCD_MODEL": "/m.gguf", "ORCD_STEP_TOKENS": "7", "ORCD_PREFIX_CACHE": "No", "ORCD_DEVICE": "cuda:3",
+         "ORCD_VRAM_FRACTION": "0.5"}
+    )  # fmt: skip
+    assert settings == Settings(model="/m.gguf", step_tokens=7, prefix_cache=False, device="cuda:3", vram_fraction=0.5)
+
+
+@pytest.mark.parametrize(("device", "max_sequences", "step_tokens"), [("cpu", 64, 512), ("cuda:1", 256, 4096)])
+def test_how_much_a_step_takes_depends_on_the_device_unless_it_is_said(device, max_sequences, step_tokens):
+    for settings in (Settings(device=device), from_environment({"ORCD_STEP_TOKENS": "0"}, device=device)):
+        assert (settings.max_sequences, settings.step_tokens) == (max_sequences, step_tokens)
+        assert to_environment(settings).keys() <= {"ORCD_DEVICE"}
+    said = Settings(device=device, max_sequences=3, step_tokens=5)
+    assert (said.max_sequences, said.step_tokens) == (3, 5)
+    assert from_environment(to_environment(said)) == said
 
 
 def test_flags_win_over_variables_and_absent_flags_do_not():
@@ -32,7 +43,13 @@ def test_flags_win_over_variables_and_absent_flags_do_not():
     [
         ({"ORCD_STEP_TOKEN": "7"}, "ORCD_STEP_TOKEN"),
         ({"ORCD_STEP_TOKENS": "seven"}, "ORCD_STEP_TOKENS"),
-        ({"ORCD_STEP_TOKENS": "0"}, "ORCD_STEP_TOKENS"),
+        ({"ORCD_STEP_TOKENS": "-1"}, "ORCD_STEP_TOKENS"),
+        ({"ORCD_LEASE_MS": "0"}, "ORCD_LEASE_MS"),
+        ({"ORCD_VRAM_FRACTION": "0"}, "ORCD_VRAM_FRACTION"),
+        ({"ORCD_VRAM_FRACTION": "1.1"}, "ORCD_VRAM_FRACTION"),
+        ({"ORCD_VRAM_FRACTION": "nan"}, "ORCD_VRAM_FRACTION"),
+        ({"ORCD_VRAM_FRACTION": "half"}, "ORCD_VRAM_FRACTION must be a number"),
+        ({"ORCD_VRAM_BYTES": "8e9"}, "ORCD_VRAM_BYTES must be a whole number"),
         ({"ORCD_KV_CACHE_BYTES": "-1"}, "ORCD_KV_CACHE_BYTES"),
         ({"ORCD_PREFIX_CACHE": "maybe"}, "ORCD_PREFIX_CACHE"),
         ({"ORCD_DEVICE": "gpu"}, "ORCD_DEVICE"),
