@@ -1,0 +1,38 @@
+"""Which modules hold the CUDA ops, and what all of them have to say."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from types import ModuleType
+
+from kernels.loader import Variant
+
+MODULES = (
+    "attention",
+    "embedding",
+    "kv_cache",
+    "matmul",
+    "moe",
+    "norm",
+    "repack",
+    "rope",
+    "sampling",
+    "step",
+)
+
+
+def modules() -> list[ModuleType]:
+    """The op modules that launch kernels, imported."""
+    names = [f"kernels.{name}" for name in MODULES]
+    found = [importlib.import_module(name) for name in names if importlib.util.find_spec(name)]
+    return [module for module in found if hasattr(module, "variants")]
+
+
+def variants() -> list[Variant]:
+    """Every variant that the ops can ask the loader for, each once."""
+    seen: dict[tuple[object, ...], Variant] = {}
+    for module in modules():
+        for stem, defines in module.variants():
+            seen[stem, *sorted(defines.items())] = (stem, defines)
+    return list(seen.values())
