@@ -14,6 +14,7 @@ from kernels.formats import Format
 from kernels.reference.matmul import Matrix, TileBudget
 
 DEFAULT_DEQUANT_CACHE_BYTES = 512 * 1024 * 1024
+DEFAULT_VRAM_FRACTION = 0.9
 
 
 class DeviceUnavailable(Exception):
@@ -26,6 +27,14 @@ class Device(Protocol):
     @property
     def name(self) -> str:
         """``cpu`` or ``cuda:N``."""
+
+    @property
+    def description(self) -> str:
+        """What the device is, for people: ``cpu``, or what the maker calls the GPU."""
+
+    @property
+    def budget_bytes(self) -> int | None:
+        """Device memory that this process may use, decided when the device was opened; None: there is no limit."""
 
     @property
     def ops(self) -> ModuleType:
@@ -47,11 +56,15 @@ class Device(Protocol):
     def memory_bytes(self) -> int:
         """Device memory that this process uses now."""
 
+    def verify_residency(self) -> list[str]:
+        """A line for each buffer that is not plain device memory (managed, host, another device); none: all is well."""
+
 
 class CpuDevice:
     """NumPy on this machine's memory: for tests, demos and machines without a GPU."""
 
-    name = "cpu"
+    name = description = "cpu"
+    budget_bytes = None
     ops = kernels.reference
     cache_dtype = np.dtype(np.float32)
 
@@ -77,11 +90,21 @@ class CpuDevice:
             return 0
         return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmRSS:"))
 
+    def verify_residency(self) -> list[str]:
+        return []
 
-def open_device(name: str, *, dequant_cache_bytes: int = DEFAULT_DEQUANT_CACHE_BYTES) -> Device:
+
+def open_device(
+    name: str,
+    *,
+    dequant_cache_bytes: int = DEFAULT_DEQUANT_CACHE_BYTES,
+    vram_fraction: float = DEFAULT_VRAM_FRACTION,
+    vram_bytes: int = 0,
+) -> Device:
     """The device ``cpu`` or ``cuda:N``; raises `DeviceUnavailable`. A GPU is never replaced by the CPU in silence.
 
-    ``dequant_cache_bytes`` bounds the expanded weights that the CPU device keeps.
+    ``dequant_cache_bytes`` bounds the expanded weights that the CPU device keeps. A CUDA device may use
+    ``vram_fraction`` of the memory that is free now, at most ``vram_bytes`` unless that is 0.
     """
     if name == "cpu":
         return CpuDevice(dequant_cache_bytes)
