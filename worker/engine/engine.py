@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections import deque
+
 from worker.contract import Abort, Add, Choice, Stats, TokenOutput
 from worker.engine.admission import check_add
-from worker.engine.runner import Draw, Runner
+from worker.engine.runner import Result, Runner, SynchronousRunner, Ticket
 from worker.engine.scheduler import Chunk, Scheduler
 from worker.engine.sequence import Sequence
 from worker.errors import CudaError, InsufficientVram, InvalidRequest, OrcdError, VramOom, places
@@ -19,8 +21,10 @@ class Engine:
     """Continuous batching over one model.
 
     `add` and `abort` take effect with the next `step`, whose outputs also answer requests that were refused. A step is
-    plan, run, commit. Sequences of one request share the blocks of its prompt, and with ``settings.prefix_cache``
-    different requests share equal prefixes too. Nothing here waits, logs or knows the time.
+    plan, launch, collect; as many as the runner's depth are in flight, so that the device need not wait for the host.
+    What a step in flight computes for a sequence that has ended meanwhile is dropped. Sequences of one request share
+    the blocks of its prompt, and with ``settings.prefix_cache`` different requests share equal prefixes too. Nothing
+    here logs or knows the time.
     """
 
     def __init__(self, model: Model, settings: Settings) -> None:
@@ -41,8 +45,10 @@ class Engine:
             block_tokens=block_tokens,
             step_tokens=settings.step_tokens,
             max_sequences=settings.max_sequences,
+            recompute_at=model.recompute_at,
         )
-        self._runner = Runner(model, num_blocks=num_blocks, block_tokens=block_tokens)
+        self._runner: Runner = SynchronousRunner(model, num_blocks=num_blocks, block_tokens=block_tokens)
+        self._in_flight: deque[tuple[list[Chunk], Ticket]] = deque()
         self._requests: dict[str, list[Sequence]] = {}  # the live sequences of each request
         self._answers: list[TokenOutput] = []  # what the next step returns without computing anything
         self._num_prompt_tokens = 0
@@ -60,8 +66,8 @@ class Engine:
 
     @property
     def has_work(self) -> bool:
-        """Whether `step` has anything to do."""
-        return bool(self._answers or self._requests)
+        """Whether `step` has anything to do, if only to wait for what is still in flight."""
+        return bool(self._requests or self._in_flight or self._answers)
 
     def add(self, add: Add) -> None:
         """Queue a request. One that cannot run is answered by error outputs of the next step, one for each choice."""
@@ -101,16 +107,20 @@ class Engine:
                 self._answers.append(TokenOutput(sequence.request_id, sequence.choice, (), "abort"))
 
     def step(self) -> list[TokenOutput]:
-        """Run one step and return what it emitted.
+        """Launch what can be launched, wait for the oldest step in flight and return what it emitted.
 
         A request that the model fails on ends with an error output, the others go on. Raises `CudaError` when the
         device is lost, and whatever the model raised when it failed on every request of several.
         """
         outputs, self._answers = self._answers, []
-        if self._requests:
-            chunks = self._scheduler.plan()
-            assert chunks, "there are live requests, but none of them can go on"
-            outputs += self._commit(chunks, self._run(chunks))
+        while len(self._in_flight) < self._runner.depth:
+            chunks = self._scheduler.plan(ahead=bool(self._in_flight))
+            if not chunks or not self._launch(chunks, outputs):
+                break
+        if self._in_flight:
+            self._collect(outputs)
+        else:
+            assert outputs or not self._requests, "there are live requests, but none of them can go on"
         return outputs
 
     def stats(self, *, memory_bytes: int) -> Stats:
@@ -135,6 +145,9 @@ class Engine:
         live = {id(sequence) for sequences in self._requests.values() for sequence in sequences}
         assert live == {id(sequence) for sequence in self._scheduler.running + self._scheduler.waiting}
         assert all(self._requests.values()), "a request without sequences"
+        drawing = [id(chunk.sequence) for chunks, _ in self._in_flight for chunk in chunks if chunk.draws]
+        for sequence in self._scheduler.running + self._scheduler.waiting:
+            assert sequence.num_unread == drawing.count(id(sequence)), "an unread token that nobody draws"
 
     def _sequence(self, add: Add, choice: Choice) -> Sequence:
         num_tokens = len(add.prompt_ids) + len(choice.output_ids)
@@ -156,53 +169,69 @@ class Engine:
         owner = "" if self._prefix_cache else request_id
         return f"{length}:{owner}".encode()
 
-    def _run(self, chunks: list[Chunk]) -> list[Draw | OrcdError | None]:
-        """Run the step; when that fails, run its chunks one by one, so that only those fail that must.
+    def _launch(self, chunks: list[Chunk], outputs: list[TokenOutput]) -> bool:
+        """Launch a step; when that fails, run its chunks one by one, so that only those fail that must.
 
-        Running a chunk again is harmless: it writes the same keys and values to the same places.
+        False: it failed, and now nothing is in flight. Running a chunk again is harmless: it writes the same keys and values to the same places.
         """
         try:
-            return self._runner.run(chunks)
+            ticket = self._runner.launch(chunks)
         except CudaError:
             raise
         except Exception as error:
-            if len(chunks) == 1:
-                return [_step_error(error)]
-            results = [result for chunk in chunks for result in self._run([chunk])]
-            if all(isinstance(result, OrcdError) for result in results):
+            while self._in_flight:
+                self._collect(outputs)
+            alone = [chunk for chunk in chunks if chunk.sequence.finish_reason is None]
+            results = [self._run_alone(chunk) for chunk in alone] if len(chunks) > 1 else [_step_error(error)]
+            if len(alone) > 1 and all(isinstance(result, OrcdError) for result in results):
                 raise
-            return results
+            for chunk, result in zip(alone, results, strict=False):
+                if not isinstance(result, OrcdError):
+                    self._scheduler.launch([chunk])
+                self._commit(chunk, result, outputs)
+            return False
+        self._scheduler.launch(chunks)
+        self._in_flight.append((chunks, ticket))
+        return True
 
-    def _commit(self, chunks: list[Chunk], results: list[Draw | OrcdError | None]) -> list[TokenOutput]:
-        outputs: list[TokenOutput] = []
-        computed: list[Chunk] = []
-        for chunk, result in zip(chunks, results, strict=True):
-            if isinstance(result, OrcdError):
-                chunk.sequence.finish_reason = "error"
-                self._forget(chunk.sequence)
-                outputs.append(_error_output(chunk.sequence.request_id, chunk.sequence.choice, result))
-            else:
-                computed.append(chunk)
-        self._scheduler.commit(computed)
-        for chunk, result in zip(chunks, results, strict=True):
-            if isinstance(result, Draw):
-                outputs.append(self._emit(chunk.sequence, result))
-        return outputs
+    def _run_alone(self, chunk: Chunk) -> Result:
+        try:
+            return self._runner.collect(self._runner.launch([chunk]))[0]
+        except CudaError:
+            raise
+        except Exception as error:
+            return _step_error(error)
 
-    def _emit(self, sequence: Sequence, draw: Draw) -> TokenOutput:
-        sequence.append(draw.token_id)
-        self._num_output_tokens += 1
-        if sequence.finish_reason is not None:
+    def _collect(self, outputs: list[TokenOutput]) -> None:
+        """Wait for the oldest step in flight and do what its results ask for."""
+        chunks, ticket = self._in_flight.popleft()
+        for chunk, result in zip(chunks, self._runner.collect(ticket), strict=True):
+            if result is not None and chunk.sequence.finish_reason is None:
+                self._commit(chunk, result, outputs)
+
+    def _commit(self, chunk: Chunk, result: Result, outputs: list[TokenOutput]) -> None:
+        sequence = chunk.sequence
+        if isinstance(result, OrcdError):
+            sequence.finish_reason = "error"
             self._forget(sequence)
-        elif sequence.num_computed == self._recompute_at:  # the new token makes it longer than that
-            self._scheduler.restart(sequence, self._hash_root(sequence.request_id, sequence.num_tokens))
-        return TokenOutput(
-            request_id=sequence.request_id,
-            choice=sequence.choice,
-            ids=(draw.token_id,),
-            finish_reason=sequence.finish_reason,
-            logprobs=None if draw.logprobs is None else (draw.logprobs,),
-        )
+            outputs.append(_error_output(sequence.request_id, sequence.choice, result))
+        elif result is not None:
+            token_id, logprobs = result
+            self._scheduler.append(sequence, token_id)
+            self._num_output_tokens += 1
+            if sequence.finish_reason is not None:
+                self._forget(sequence)
+            elif sequence.num_computed == self._recompute_at:  # the new token makes it longer than that
+                self._scheduler.restart(sequence, self._hash_root(sequence.request_id, sequence.num_tokens))
+            outputs.append(
+                TokenOutput(
+                    sequence.request_id,
+                    sequence.choice,
+                    (token_id,),
+                    sequence.finish_reason,
+                    None if logprobs is None else (logprobs,),
+                )
+            )
 
     def _forget(self, sequence: Sequence) -> None:
         self._scheduler.remove(sequence)

@@ -10,6 +10,13 @@ blocks for all the tokens that it has; when a decode finds no block, the last in
 again and is computed anew (from the prefix cache, as far as its blocks are still there). The first in rank never gives
 way, and every request fits the pool on its own: so each step brings somebody closer to the end.
 
+The scheduler runs ahead of the draws: a step may be planned while another one runs whose tokens are still unknown,
+because what it needs to know of a token is that there will be one. Where it needs more, it waits: a sequence whose next
+draw depends on the ids before it, or that ends or must start anew with the token being drawn, is left out; and a plan
+that would preempt is put off until nothing is in flight. Blocks of a sequence that leaves are free at once, although a
+step in flight may still write to them: steps run in the order of their launch, so whoever gets the blocks next writes
+later and reads only what it wrote.
+
 Choices of one request: the first computes the prompt while the others wait; they then find its full blocks in the
 prefix cache, as any request with an equal prefix does.
 """
@@ -18,7 +25,7 @@ from __future__ import annotations
 
 from bisect import insort
 from collections.abc import Iterator
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from worker.engine.block_pool import BlockPool
 from worker.engine.prefix_cache import PrefixCache
@@ -28,24 +35,30 @@ AGEING_STEPS = 256
 """A request that is one priority level more urgent overtakes those that arrived at most this many steps earlier."""
 
 
-@dataclass(frozen=True, slots=True)
-class Chunk:
+class Chunk(NamedTuple):
     """The next ``num_tokens`` tokens of a sequence, to be computed in one step."""
 
     sequence: Sequence
     num_tokens: int
-
-    @property
-    def draws(self) -> bool:
-        """Whether the chunk reaches the sequence's last token, so that the next one can be drawn."""
-        return self.num_tokens == self.sequence.num_pending
+    draws: bool
+    """Whether the chunk reaches the sequence's last token, so that the next one can be drawn."""
 
 
 class Scheduler:
     """Owns the waiting and the running sequences and the blocks they hold."""
 
-    def __init__(self, *, num_blocks: int, block_tokens: int, step_tokens: int, max_sequences: int) -> None:
+    def __init__(
+        self,
+        *,
+        num_blocks: int,
+        block_tokens: int,
+        step_tokens: int,
+        max_sequences: int,
+        recompute_at: int | None = None,
+    ) -> None:
+        """``recompute_at``: see `worker.model.adapters.Model`."""
         self.block_tokens = block_tokens
+        self.recompute_at = recompute_at
         self.step_tokens = step_tokens
         self.max_running = min(max_sequences, step_tokens)  # every running sequence gets a token in every step
         self.pool = BlockPool(num_blocks)
@@ -66,6 +79,9 @@ class Scheduler:
     def remove(self, sequence: Sequence) -> None:
         """Forget a sequence that ended, whatever it was doing."""
         assert sequence.finish_reason is not None, "only a finished sequence leaves"
+        if sequence.finish_reason == "error":  # nobody else shall read what it computed
+            for block_id in sequence.block_ids:
+                self.prefix_cache.forget(block_id)
         if sequence.is_running:
             self.running.remove(sequence)
             self._release_blocks(sequence)
@@ -78,48 +94,92 @@ class Scheduler:
         sequence.hash_root = hash_root
         sequence.block_hashes = []
 
-    def plan(self) -> list[Chunk]:
-        """Choose the next step's work; preempts and admits. Empty only when there is nothing to do."""
-        self.num_steps += 1
+    def plan(self, *, ahead: bool = False) -> list[Chunk]:
+        """Choose the next step's work; preempts and admits. Empty only when there is nothing to do.
+
+        ``ahead``: steps are in flight. Then it may be empty too because their draws must be known first.
+        """
         chunks: list[Chunk] = []
+        prefills: list[Sequence] = []
         budget = self.step_tokens
-        for sequence in sorted(self.running, key=lambda sequence: (sequence.num_pending > 1, sequence.rank)):
-            if budget and self._grow(sequence):
-                chunks.append(Chunk(sequence, min(sequence.num_pending, budget)))
-                budget -= chunks[-1].num_tokens
-        for sequence in self._admit() if budget else ():
-            chunks.append(Chunk(sequence, min(sequence.num_pending, budget)))
-            budget -= chunks[-1].num_tokens
-            if not budget:
-                break
+        for sequence in tuple(self.running):
+            if sequence.num_unread and self._awaits_draw(sequence):
+                continue
+            if sequence.num_pending > 1:
+                prefills.append(sequence)
+                continue
+            if len(sequence.block_ids) * self.block_tokens <= sequence.num_computed and not self._grow(sequence, ahead):
+                if ahead:
+                    return []
+                continue  # it had to give way itself
+            chunks.append(Chunk(sequence, 1, True))
+        budget -= len(chunks)
+        for sequence in prefills:  # they got all their blocks when they were admitted
+            if budget and sequence.is_running:
+                budget -= self._add_prefill(chunks, sequence, budget)
+        if budget and self.waiting and len(self.running) < self.max_running:
+            for sequence in self._admit():
+                budget -= self._add_prefill(chunks, sequence, budget)
+                if not budget:
+                    break
+        self.num_steps += bool(chunks)
         return chunks
 
-    def commit(self, chunks: list[Chunk]) -> None:
-        """The chunks' keys and values are in the cache now."""
-        for chunk in chunks:
-            sequence = chunk.sequence
-            first_block = sequence.num_computed // self.block_tokens
-            sequence.num_computed += chunk.num_tokens
-            self.prefix_cache.extend(sequence.block_hashes, sequence.hash_root, sequence.token_ids)
-            for index in range(first_block, sequence.num_computed // self.block_tokens):
-                self.prefix_cache.insert(sequence.block_hashes[index], sequence.block_ids[index])
+    def launch(self, chunks: list[Chunk]) -> None:
+        """The chunks' keys and values are in the cache for every step that is launched from now on."""
+        for sequence, num_tokens, draws in chunks:
+            sequence.launch(num_tokens, draws=draws)
+            if sequence.num_computed >= (sequence.num_published + 1) * self.block_tokens:
+                self._publish(sequence)
+
+    def append(self, sequence: Sequence, token_id: int) -> None:
+        """A token that a launched step drew is known now."""
+        sequence.append(token_id)
+        if len(sequence.token_ids) >= (sequence.num_published + 1) * self.block_tokens:
+            self._publish(sequence)
+
+    def _awaits_draw(self, sequence: Sequence) -> bool:
+        """Whether it cannot go on before its unread token is known."""
+        num_tokens = sequence.num_tokens
+        return (
+            num_tokens < sequence.ahead_from
+            or num_tokens - sequence.num_prompt >= sequence.max_output
+            or num_tokens - 1 == self.recompute_at
+        )
+
+    def _add_prefill(self, chunks: list[Chunk], sequence: Sequence, budget: int) -> int:
+        num_pending = sequence.num_pending
+        num_tokens = min(num_pending, budget)
+        chunks.append(Chunk(sequence, num_tokens, num_tokens == num_pending))
+        return num_tokens
+
+    def _publish(self, sequence: Sequence) -> None:
+        """Make full blocks of known tokens known to the prefix cache; steps launched from now on may share them."""
+        num_full = min(sequence.num_computed, len(sequence.token_ids)) // self.block_tokens
+        if num_full <= sequence.num_published:
+            return
+        self.prefix_cache.extend(sequence.block_hashes, sequence.hash_root, sequence.token_ids)
+        for index in range(sequence.num_published, num_full):
+            self.prefix_cache.insert(sequence.block_hashes[index], sequence.block_ids[index])
+        sequence.num_published = num_full
 
     def _wait(self, sequence: Sequence) -> None:
         insort(self.waiting, sequence, key=lambda sequence: sequence.rank)
 
-    def _grow(self, sequence: Sequence) -> bool:
-        """Make room for a running sequence's tokens; False when it had to give way itself."""
+    def _grow(self, sequence: Sequence, ahead: bool) -> bool:
+        """Get a running sequence its next block; False when it had to give way itself, or, ``ahead``, another one."""
         while sequence.is_running:
-            if len(sequence.block_ids) == self._num_blocks_for(sequence.num_tokens):
-                return True
             if self.pool.num_free:
                 self._allocate_block(sequence)
-            else:
-                self.num_preemptions += 1
-                self._stop(self.running[-1])
+                return True
+            if ahead:
+                return False
+            self.num_preemptions += 1
+            self._stop(self.running[-1])
         return False
 
     def _stop(self, sequence: Sequence) -> None:
+        assert not sequence.num_unread, "a sequence stopped before its draws were known"
         self.running.remove(sequence)
         self._release_blocks(sequence)
         self._wait(sequence)
@@ -147,6 +207,7 @@ class Scheduler:
         for block_id in known:
             self.pool.retain(block_id)
         sequence.block_ids = known
+        sequence.num_published = len(known)
         sequence.num_computed = len(known) * self.block_tokens
         for _ in range(num_new):
             self._allocate_block(sequence)
@@ -167,6 +228,7 @@ class Scheduler:
         for block_id in reversed(sequence.block_ids):  # the end of a prefix is of less use than its beginning
             self.pool.release(block_id, useful=block_id in self.prefix_cache)
         sequence.block_ids = []
+        sequence.num_published = 0
         sequence.num_computed = 0
 
     def check_invariants(self) -> None:

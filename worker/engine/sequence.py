@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 from worker.contract import FinishReason, Sampling
@@ -11,8 +12,9 @@ from worker.contract import FinishReason, Sampling
 class Sequence:
     """Its tokens (prompt, then output), its blocks in the KV cache, and how far they are filled.
 
-    ``leader`` is the request's first choice: it computes the prompt, the others wait for its blocks. ``rank`` is
-    the scheduler's: lower goes first.
+    The engine runs ahead of what it knows: a token that a launched step draws counts as one of the sequence's
+    (`num_unread`) before the host has read which one it is. ``leader`` is the request's first choice: it computes the
+    prompt, the others wait for its blocks. ``rank`` is the scheduler's: lower goes first.
     """
 
     request_id: str
@@ -31,21 +33,51 @@ class Sequence:
     block_ids: list[int] = field(default_factory=list)
     block_hashes: list[bytes] = field(default_factory=list)
     num_computed: int = 0
-    """Tokens whose keys and values are in the cache."""
+    """Tokens whose keys and values are in the cache, once the steps that were launched have run."""
+    num_published: int = 0
+    """Blocks, from the first on, that the prefix cache was told of."""
+    num_unread: int = 0
+    """Tokens at the end that launched steps draw and whose ids are not in ``token_ids`` yet."""
     finish_reason: FinishReason | None = None
+
+    ahead_from: float = field(init=False)
+    """Number of tokens from which on the host need not know a token to have the next one drawn; inf: never."""
+
+    def __post_init__(self) -> None:
+        options = self.sampling
+        self.ahead_from = 0
+        if options.stop_token_ids and options.min_tokens:
+            self.ahead_from = self.num_prompt + options.min_tokens
+        if self.adjusts:
+            self.ahead_from = math.inf
+
+    @property
+    def adjusts(self) -> bool:
+        """Whether its logits are edited, or reported, on the way to the draw (`min_tokens` apart)."""
+        options = self.sampling
+        return (
+            options.repetition_penalty != 1
+            or bool(options.presence_penalty or options.frequency_penalty or options.logit_bias)
+            or options.logprobs is not None
+        )
+
+    @property
+    def draws_freely(self) -> bool:
+        """Whether the next draw looks at nothing but its logits: it needs neither edits nor log probabilities."""
+        return self.num_tokens >= self.ahead_from
 
     @property
     def num_tokens(self) -> int:
-        return len(self.token_ids)
+        return len(self.token_ids) + self.num_unread
 
     @property
     def num_output(self) -> int:
-        return len(self.token_ids) - self.num_prompt
+        return len(self.token_ids) + self.num_unread - self.num_prompt
 
     @property
     def num_pending(self) -> int:
         """Tokens to compute before the next one can be drawn; 1 is decoding, more is prefill."""
-        return len(self.token_ids) - self.num_computed
+        return len(self.token_ids) + self.num_unread - self.num_computed
 
     @property
     def is_running(self) -> bool:
@@ -58,23 +90,34 @@ class Sequence:
         leader = self.leader
         return leader is not None and leader.finish_reason is None and leader.num_computed < leader.num_prompt
 
+    def launch(self, num_tokens: int, *, draws: bool) -> None:
+        """A step computes its next ``num_tokens``, and draws another token if ``draws``."""
+        self.num_computed += num_tokens
+        if draws:
+            assert self.num_pending == 0, "a token drawn before all others were computed"
+            self.num_unread += 1
+
     def append(self, token_id: int) -> None:
-        """Take the token that was drawn."""
-        assert self.num_pending == 0, "a token drawn before all others were computed"
+        """Take the first of the tokens that were drawn."""
+        assert self.num_unread, "a token that nobody drew"
+        self.num_unread -= 1
         self.token_ids.append(token_id)
         self.update_finish_reason()
 
     def update_finish_reason(self) -> None:
         """End the sequence if its output says so: the last id is a stop id, or there are as many as were wanted."""
-        if not self.num_output:
+        num_output = len(self.token_ids) - self.num_prompt
+        if not num_output:
             return
-        if self.token_ids[-1] in self.sampling.stop_token_ids and self.num_output > self.sampling.min_tokens:
+        if self.token_ids[-1] in self.sampling.stop_token_ids and num_output > self.sampling.min_tokens:
             self.finish_reason = "stop"
-        elif self.num_output >= self.max_output:
+        elif num_output >= self.max_output:
             self.finish_reason = "length"
 
     def check_invariants(self) -> None:
         """Computed tokens lie within the sequence and within its blocks."""
         assert 0 < self.num_prompt <= self.num_tokens
         assert 0 <= self.num_computed <= self.num_tokens
+        assert self.num_output <= self.max_output or not self.num_unread, "drawn past the end"
+        assert self.num_published <= len(self.block_ids)
         assert len(set(self.block_ids)) == len(self.block_ids), "a block twice in one table"

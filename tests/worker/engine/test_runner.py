@@ -4,7 +4,7 @@ import pytest
 from kernels.reference.sampling import sample
 from tests.worker.engine.context_model import ContextModel, check_shapes
 from worker.contract import Sampling
-from worker.engine.runner import Draw, Runner, build_batch
+from worker.engine.runner import Draw, SynchronousRunner, build_step
 from worker.engine.scheduler import Chunk
 from worker.engine.sequence import Sequence
 from worker.errors import OrcdError
@@ -23,36 +23,36 @@ class FixedLogits(ContextModel):
         super().__init__()
         self.logits = logits
 
-    def forward(self, batch, cache):
-        return np.array([self.logits] * len(batch.logit_rows), np.float32)
+    def forward(self, step, cache):
+        return np.array([self.logits] * len(step.logit_rows), np.float32)
 
 
 def draw(logits: list[float], *sequences: Sequence) -> list[Draw]:
-    runner = Runner(FixedLogits(logits), num_blocks=4, block_tokens=4)
-    return runner.run([Chunk(each, each.num_pending) for each in sequences])
+    runner = SynchronousRunner(FixedLogits(logits), num_blocks=4, block_tokens=4)
+    return runner.collect(runner.launch([Chunk(each, each.num_pending, True) for each in sequences]))
 
 
-def test_a_batch_lists_prefill_chunks_and_decodes_one_after_the_other():
+def test_a_step_lists_prefill_chunks_and_decodes_one_after_the_other():
     prefill = sequence(list(range(10, 20)), [5, 2, 7])
     prefill.num_computed = 4
     decode = sequence([1, 2, 3, 4, 5, 6], [0, 3], num_prompt=5)
     decode.num_computed = 5
-    batch = build_batch([Chunk(prefill, 3), Chunk(decode, 1)], block_tokens=4)
-    check_shapes(batch)
-    assert batch.token_ids.tolist() == [14, 15, 16, 6]
-    assert batch.positions.tolist() == [4, 5, 6, 5]
-    assert batch.slots.tolist() == [8, 9, 10, 13]
-    assert batch.query_starts.tolist() == [0, 3, 4]
-    assert batch.context_lengths.tolist() == [7, 6]
-    assert batch.sequence_lengths.tolist() == [10, 6]
-    assert batch.block_tables.tolist() == [[5, 2, 7], [0, 3, 0]]
-    assert batch.logit_rows.tolist() == [3]
+    step = build_step([Chunk(prefill, 3, False), Chunk(decode, 1, True)], block_tokens=4)
+    check_shapes(step)
+    assert step.token_ids.tolist() == [14, 15, 16, 6]
+    assert step.positions.tolist() == [4, 5, 6, 5]
+    assert step.slots.tolist() == [8, 9, 10, 13]
+    assert step.query_starts.tolist() == [0, 3, 4]
+    assert step.context_lengths.tolist() == [7, 6]
+    assert step.sequence_lengths.tolist() == [10, 6]
+    assert step.block_tables.tolist() == [[5, 2, 7], [0, 3, 0]]
+    assert step.logit_rows.tolist() == [3]
 
 
 def test_only_chunks_that_reach_the_last_token_draw():
-    runner = Runner(ContextModel(), num_blocks=4, block_tokens=4)
+    runner = SynchronousRunner(ContextModel(), num_blocks=4, block_tokens=4)
     unfinished, finished = sequence([1, 2, 3, 4], [0]), sequence([1, 2, 3], [1])
-    first, second = runner.run([Chunk(unfinished, 2), Chunk(finished, 3)])
+    first, second = runner.collect(runner.launch([Chunk(unfinished, 2, False), Chunk(finished, 3, True)]))
     assert first is None
     assert isinstance(second, Draw)
 
@@ -108,9 +108,9 @@ def test_the_draw_is_a_function_of_key_and_position_in_the_output():
 
 
 def test_non_finite_logits_are_an_error_of_their_row_alone():
-    runner = Runner(ContextModel(poison_id=7), num_blocks=4, block_tokens=4)
+    runner = SynchronousRunner(ContextModel(poison_id=7), num_blocks=4, block_tokens=4)
     healthy, poisoned = sequence([1, 2], [0], logprobs=1), sequence([1, 7], [1], logprobs=1)
-    first, second = runner.run([Chunk(healthy, 2), Chunk(poisoned, 2)])
+    first, second = runner.collect(runner.launch([Chunk(healthy, 2, True), Chunk(poisoned, 2, True)]))
     assert isinstance(first, Draw)
     assert isinstance(second, OrcdError)
     assert "non-finite" in second.message

@@ -20,9 +20,9 @@ def sequence(token_ids: list[int], *, max_output: int = 4, priority: int = 0, na
 def run(machine: Scheduler, chunks: list[Chunk], token_id: int = 1) -> list[Sequence]:
     """Do what the engine does after a step; returns the sequences that ended."""
     drawing = [chunk.sequence for chunk in chunks if chunk.draws]
-    machine.commit(chunks)
+    machine.launch(chunks)
     for each in drawing:
-        each.append(token_id)
+        machine.append(each, token_id)
         if each.finish_reason is not None:
             machine.remove(each)
     machine.check_invariants()

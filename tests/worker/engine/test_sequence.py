@@ -17,14 +17,14 @@ def test_a_new_sequence_has_everything_pending_and_no_output():
 
 def test_it_ends_with_length_at_its_last_token():
     almost = sequence([7, 7, 7])
-    almost.num_computed = 6
+    almost.launch(6, draws=True)
     almost.append(7)
     assert almost.finish_reason == "length"
 
 
 def test_it_ends_with_stop_at_a_stop_token_even_on_its_last_token():
     almost = sequence([7, 7, 7], stop_token_ids=(9,))
-    almost.num_computed = 6
+    almost.launch(6, draws=True)
     almost.append(9)
     assert almost.finish_reason == "stop"
 
@@ -40,6 +40,11 @@ def test_a_stop_token_in_the_prompt_or_before_min_tokens_ends_nothing():
 
 def test_drawing_before_all_tokens_were_computed_is_a_bug_that_is_caught():
     with pytest.raises(AssertionError, match="drawn before"):
+        sequence([]).launch(2, draws=True)
+
+
+def test_taking_a_token_that_nobody_drew_is_a_bug_that_is_caught():
+    with pytest.raises(AssertionError, match="nobody drew"):
         sequence([]).append(5)
 
 
