@@ -155,7 +155,7 @@ class Desk:
                 return self._engine_exited(code)
             case contract.Load():
                 self._observer.load_progress(mail)
-                self._announce_loading(mail.percent)
+                self._announce_loading(mail)
             case contract.Fatal(code=code, message=message):
                 self.fatal = BY_CODE.get(code, OrcdError)(message)
                 if self.limits is not None:  # of the first start `wait_until_loaded` tells
@@ -312,8 +312,8 @@ class Desk:
         for verdict in verdicts:
             self._write(self._end_job(verdict.job_id, verdict.error))
 
-    def _announce_loading(self, percent: int) -> None:
+    def _announce_loading(self, load: contract.Load) -> None:
         try:
-            self._store.announce_loading(percent)
+            self._store.announce_loading(load.percent, load.remaining_ms)
         except redis.RedisError as error:
             self._observer.trouble("loading", error)

@@ -189,9 +189,9 @@ class JobStore:
         entries: Any = self.redis.xrange(schema.log_key(job_id))
         return [token_log.decode(fields[b"e"]) for _, fields in entries]
 
-    def announce_loading(self, percent: int) -> None:
+    def announce_loading(self, percent: int, remaining_ms: int | None = None) -> None:
         """Tell those who wait for the first queued jobs how far the model has loaded."""
-        event = token_log.encode(token_log.Loading(percent))
+        event = token_log.encode(token_log.Loading(percent, remaining_ms))
         pipeline = self.redis.pipeline(transaction=False)
         waiting: Any = self.redis.zrange(schema.QUEUED, 0, 99)
         for job_id in waiting:

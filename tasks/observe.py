@@ -50,8 +50,13 @@ class Observer:
 
     @property
     def is_healthy(self) -> bool:
-        """Whether the engine is loaded and says that it is well."""
-        return self._limits is not None and (self._stats is None or self._stats.healthy)
+        """Whether the engine is loaded and does not say that it is unwell; while it is not, no job is taken."""
+        return self._limits is not None and not self.is_unwell
+
+    @property
+    def is_unwell(self) -> bool:
+        """Whether the engine runs and says that something is wrong with it."""
+        return self._stats is not None and not self._stats.healthy
 
     def startup(self, device: str) -> None:
         """The worker begins."""
@@ -63,11 +68,18 @@ class Observer:
         if load.percent < 100 and load.percent // LOAD_STEP_PERCENT == self._load_percent // LOAD_STEP_PERCENT:
             return
         self._load_percent = load.percent
-        self._log.event("model_load_progress", percent=load.percent, bytes=load.num_bytes, total_bytes=load.total_bytes)
+        self._log.event(
+            "model_load_progress",
+            percent=load.percent,
+            bytes=load.num_bytes,
+            total_bytes=load.total_bytes,
+            remaining_ms=load.remaining_ms,
+        )
 
     def ready(self, ready: contract.Ready) -> None:
         """The engine takes requests."""
         self._limits = ready
+        self._engine["healthy"].set(self.is_healthy)
         self._log.event(
             "model_load_complete", load_ms=ready.load_ms, memory_bytes=ready.memory_bytes, device=ready.device
         )
@@ -120,7 +132,8 @@ class Observer:
 
     def engine_exited(self, code: int) -> None:
         """The engine process ended without being asked to."""
-        self._limits = None
+        self._limits = self._stats = None
+        self._engine["healthy"].set(0)
         self._restarts.inc()
         self._log.event("error", level="error", code="ENGINE_LOST", exit_code=code)
 
@@ -149,6 +162,8 @@ class Observer:
 
     def stats(self, stats: contract.Stats) -> None:
         """Figures of the engine, about once a second."""
+        if not stats.healthy and not self.is_unwell:
+            self._log.event("unhealthy", level="error")  # the engine's own log says what it found
         self._stats = stats
         for name, gauge in self._engine.items():
             gauge.set(getattr(stats, name))
@@ -185,7 +200,7 @@ class _QuietHandler(WSGIRequestHandler):
 
 
 class MetricsServer:
-    """``/metrics`` for Prometheus, ``/healthz`` (alive) and ``/readyz`` (takes jobs), on the loopback interface.
+    """``/metrics`` for Prometheus, ``/healthz`` (alive and well), ``/readyz`` (takes jobs), on the loopback interface.
 
     Raises `InvalidRequest` if the port cannot be had.
     """
@@ -213,7 +228,7 @@ class MetricsServer:
             answer: Iterable[bytes] = self._metrics(environ, start_response)
             return answer
         found = path in ("/healthz", "/readyz")
-        well = path == "/healthz" or self._observer.is_healthy
+        well = self._observer.is_healthy if path == "/readyz" else not self._observer.is_unwell
         status = "404 Not Found" if not found else "200 OK" if well else "503 Service Unavailable"
         start_response(status, [("Content-Type", "text/plain")])
         return [status.encode() + b"\n"]

@@ -101,6 +101,13 @@ class EnginePool(BasePool):  # type: ignore[misc]
             self._close()
             raise
 
+    @property
+    def num_processes(self) -> int:
+        """How many messages Celery may have in hand: none while the engine is away or unwell, so that other workers
+        get them. Celery asks before every message (``worker_disable_prefetch``)."""
+        limit: int = self.limit
+        return limit if self._observer.is_healthy else 0
+
     def _connect(self, settings: Settings) -> Dispatcher:
         connection: Any = connect(redis.Redis.from_url, settings, Retry(NoBackoff(), 1))
         with redis_errors(settings):

@@ -46,8 +46,10 @@ def show_text(events: Iterable[Event]) -> Error | None:
         match last:
             case Queued(position=position):
                 status.show(f"waiting, position {position}")
-            case Loading(percent=percent):
+            case Loading(percent=percent, remaining_ms=None):
                 status.show(f"loading the model, {percent} %")
+            case Loading(percent=percent, remaining_ms=int(remaining_ms)):
+                status.show(f"loading the model, {percent} %, about {-(-remaining_ms // 1000)} s left")
             case Started():
                 status.clear()
             case Token(t=text, choice=0):

@@ -15,10 +15,11 @@ class Queued(msgspec.Struct, frozen=True, tag_field="type", tag="queued"):
     position: int
 
 
-class Loading(msgspec.Struct, frozen=True, tag_field="type", tag="loading"):
-    """A worker that could take the job is loading its model."""
+class Loading(msgspec.Struct, frozen=True, tag_field="type", tag="loading", omit_defaults=True):
+    """A worker that could take the job is loading its model; ``remaining_ms`` is an estimate, once there is one."""
 
     percent: int
+    remaining_ms: int | None = None
 
 
 class Started(msgspec.Struct, frozen=True, tag_field="type", tag="started"):

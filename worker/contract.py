@@ -106,11 +106,15 @@ class TokenOutput(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Load(msgspec.Struct, frozen=True, array_like=True, tag="load"):
-    """Load progress, 0 to 100 percent, with bytes of weights read so far."""
+    """Load progress, 0 to 100 percent, with bytes of weights read so far and the time that the rest may take.
+
+    ``remaining_ms`` is None while there is nothing to estimate it from.
+    """
 
     percent: int
     num_bytes: int
     total_bytes: int
+    remaining_ms: int | None = None
 
 
 class Ready(msgspec.Struct, frozen=True, array_like=True, tag="ready"):

@@ -11,12 +11,13 @@ import time
 from collections.abc import Callable
 from typing import NoReturn
 
-from kernels.device import Device, DeviceUnavailable, open_device
+from kernels.errors import CudaFailure
 from worker.channel import Channel
 from worker.contract import Add, Fatal, Load, Outputs, Ready, Request, Shutdown
 from worker.engine.engine import Engine
-from worker.errors import ModelLoadFailed, OrcdError, places
+from worker.errors import CudaError, ModelLoadFailed, OrcdError, places
 from worker.health import Health
+from worker.loading import device_errors, open_settings_device
 from worker.log import EventLog
 from worker.model.adapters import load_model
 from worker.model.gguf import open_gguf
@@ -42,7 +43,7 @@ class Service:
         try:
             settings = read_settings()
             log = EventLog(settings.log_format, f"engine-{os.getpid()}")
-            self._serve(*self._load(settings))
+            self._serve(*self._load(settings, log))
         except _Stopped:
             self._channel.flush(LAST_WORDS_S)
             return 0
@@ -54,21 +55,23 @@ class Service:
         """Finish the current step and leave; safe to call from a signal handler."""
         self._channel.stop_reading()
 
-    def _load(self, settings: Settings) -> tuple[Engine, Device]:
+    def _load(self, settings: Settings, log: EventLog) -> tuple[Engine, Health]:
         start = time.monotonic()
-        try:
-            device = open_device(settings.device, dequant_cache_bytes=settings.dequant_cache_bytes)
-        except DeviceUnavailable as error:
-            raise ModelLoadFailed(str(error)) from None
+        device = open_settings_device(settings)
         if not settings.model:
             raise ModelLoadFailed("no model is given; name a GGUF file with --model or ORCD_MODEL")
         gguf = open_gguf(settings.model)
         progress = _LoadProgress(self._channel)
         progress(0, sum(tensor.num_bytes for tensor in gguf.tensors.values()))
-        model = load_model(gguf, device, progress)
-        engine = Engine(model, settings)
+        with device_errors(settings):
+            model = load_model(gguf, device, progress)
+            engine = Engine(model, settings)
         for request in progress.requests:
             _apply(engine, request)
+        health = Health(engine, device, log, settings.vram_check_s)
+        stats = health.beat()
+        if not stats.healthy:
+            self._channel.send(stats)  # before Ready: the Celery side must not take a job in between
         self._channel.send(
             Ready(
                 model=settings.model_name,
@@ -83,10 +86,9 @@ class Service:
                 pid=os.getpid(),
             )
         )
-        return engine, device
+        return engine, health
 
-    def _serve(self, engine: Engine, device: Device) -> NoReturn:
-        health = Health(engine, device)
+    def _serve(self, engine: Engine, health: Health) -> NoReturn:
         while True:
             can_step = engine.has_work and not self._channel.is_congested
             for request in self._channel.receive(0 if can_step else health.due_in_s()):
@@ -105,6 +107,8 @@ class Service:
     def _report(self, error: Exception, log: EventLog) -> None:
         """Last words: a `Fatal` to the Celery side, which logs it. An unexpected error's text stays unsaid; only its
         place goes to the log here."""
+        if isinstance(error, CudaFailure):
+            error = CudaError(str(error))  # a kernel's name and the driver's words, nothing that a user wrote
         if not isinstance(error, OrcdError):
             where = places(error)
             error = OrcdError(f"the engine failed with {type(error).__name__}; its log says where")
@@ -115,18 +119,21 @@ class Service:
 
 class _LoadProgress:
     """Sends a `Load` frame for each new percent (passed quarters too, however large a tensor is), keeps early
-    requests, and notices when nobody waits any more."""
+    requests, and notices when nobody waits any more. The time left is what the bytes left take at the rate so far."""
 
     def __init__(self, channel: Channel) -> None:
         self._channel = channel
         self._percent = -1
+        self._start = time.monotonic()
         self.requests: list[Request] = []
 
     def __call__(self, num_bytes: int, total_bytes: int) -> None:
         percent = 100 * num_bytes // total_bytes if total_bytes else 100
+        elapsed_ms = (time.monotonic() - self._start) * 1000
+        remaining_ms = round(elapsed_ms * (total_bytes - num_bytes) / num_bytes) if num_bytes else None
         for passed in range(self._percent + 1, percent + 1):
             if passed == percent or passed % 25 == 0:
-                self._channel.send(Load(passed, num_bytes, total_bytes))
+                self._channel.send(Load(passed, num_bytes, total_bytes, remaining_ms))
         self._percent = max(self._percent, percent)
         self.requests += self._channel.receive(0)
         if self._channel.is_closed or any(isinstance(request, Shutdown) for request in self.requests):

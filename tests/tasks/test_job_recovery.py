@@ -206,8 +206,9 @@ def test_load_progress_is_told_to_those_who_wait(make_store: MakeStore, ears: Ea
     store = make_store()
     store.submit(J, REQUEST)
     ears.heard()
-    store.announce_loading(50)
-    assert [decode(event) for event in ears.heard()] == [Loading(50)]
+    store.announce_loading(0)
+    store.announce_loading(50, 1500)
+    assert [decode(event) for event in ears.heard()] == [Loading(0), Loading(50, 1500)]
 
 
 def test_a_short_time_to_live_of_one_job_does_not_cut_that_of_the_shared_keys(make_store: MakeStore):

@@ -93,7 +93,7 @@ def test_a_load_is_told_from_start_to_ready(watched: Watched) -> None:
     observer = watched.observer
     observer.startup("cpu")
     for percent in (0, 25, 50, 75, 100):
-        observer.load_progress(contract.Load(percent, percent * 10, 1000))
+        observer.load_progress(contract.Load(percent, percent * 10, 1000, 40 * (100 - percent)))
     assert not observer.is_healthy
     observer.ready(READY)
     assert observer.is_healthy
@@ -110,6 +110,7 @@ def test_a_load_is_told_from_start_to_ready(watched: Watched) -> None:
         "percent": 25,
         "bytes": 250,
         "total_bytes": 1000,
+        "remaining_ms": 3000,
     }
     complete, ready = events[7:9]
     assert (complete["load_ms"], complete["memory_bytes"], complete["device"]) == (12, 4096, "cpu")
@@ -235,7 +236,26 @@ def test_the_heartbeat_says_what_the_engine_does(watched: Watched) -> None:
     assert observer.gauges(7) == busy
     assert watched.sample("orcd_jobs_in_hand") == 7
     observer.stats(msgspec.structs.replace(STATS, healthy=False))
+    assert observer.gauges(7)["ready"] == 0
+
+
+def test_an_engine_that_is_unwell_is_told_once_and_takes_the_readiness_with_it(watched: Watched) -> None:
+    observer, unwell = watched.observer, msgspec.structs.replace(STATS, healthy=False)
+    observer.stats(unwell)  # the check at the load comes before Ready
+    observer.ready(READY)
     assert not observer.is_healthy
+    observer.stats(unwell)
+    assert [event["event"] for event in watched.events() if event["level"] == "error"] == ["unhealthy"]
+    assert watched.sample("orcd_engine_healthy") == 0
+    observer.stats(STATS)
+    assert observer.is_healthy
+    assert watched.sample("orcd_engine_healthy") == 1
+    observer.stats(unwell)
+    observer.engine_exited(1)
+    assert watched.sample("orcd_engine_healthy") == 0
+    observer.ready(READY)  # of a new process, of which nothing bad is known
+    assert observer.is_healthy
+    assert watched.sample("orcd_engine_healthy") == 1
 
 
 def test_every_figure_of_the_engine_is_a_metric(watched: Watched) -> None:
@@ -265,6 +285,9 @@ def test_the_server_tells_metrics_life_and_readiness(watched: Watched, server: M
     assert _get(server, "/readyz") == (503, "503 Service Unavailable\n")
     watched.observer.ready(READY)
     assert _get(server, "/readyz") == (200, "200 OK\n")
+    watched.observer.stats(msgspec.structs.replace(STATS, healthy=False))
+    for path in ("/healthz", "/readyz"):
+        assert _get(server, path) == (503, "503 Service Unavailable\n")
     watched.observer.execute_end(_generation(Poisoned("given up")))
     status, text = _get(server, "/metrics")
     assert status == 200

@@ -7,15 +7,19 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from kernels.device import open_device
+from kernels.errors import CudaFailure
 from tests.worker.tiny_model import CONTEXT_LENGTH, VOCAB_SIZE, write_tiny_model
-from worker import contract
+from worker import contract, service
 from worker.channel import MAX_UNSENT_BYTES, Channel
 from worker.contract import Abort, Add, Event, Fatal, Load, Outputs, Ready, Sampling, Shutdown, Stats, TokenOutput
 from worker.engine.engine import Engine
+from worker.health import Health
+from worker.log import EventLog
 from worker.model.adapters import load_model
 from worker.model.gguf import open_gguf
 from worker.service import Service
@@ -104,6 +108,8 @@ def test_loading_reports_every_quarter_and_ends_with_ready(tiny_model: Path):
         assert percents == sorted(percents)
         assert {0, 25, 50, 75, 100} <= set(percents)
         assert loads[-1].num_bytes == loads[-1].total_bytes
+        assert (loads[0].remaining_ms, loads[-1].remaining_ms) == (None, 0)
+        assert all(load.remaining_ms >= 0 for load in loads[1:])
         assert (ready.model, ready.architecture, ready.device, ready.max_sequences) == ("poet", "qwen2", "cpu", 5)
         assert (ready.vocab_size, ready.context_length) == (VOCAB_SIZE, CONTEXT_LENGTH)
         assert ready.max_sequence_tokens == CONTEXT_LENGTH
@@ -259,8 +265,8 @@ class ServiceWithout(Service):
         super().__init__(channel)
         self._engine = engine
 
-    def _load(self, _settings: Settings):
-        return self._engine, open_device("cpu")
+    def _load(self, _settings: Settings, log: EventLog) -> tuple[Any, Health]:
+        return self._engine, Health(self._engine, open_device("cpu"), log, 60)
 
 
 def test_a_reader_that_does_not_read_stops_the_steps_and_loses_nothing():
@@ -286,6 +292,32 @@ def test_a_reader_that_does_not_read_stops_the_steps_and_loses_nothing():
         thread.join(10)
         theirs.close()
     assert not thread.is_alive()
+
+
+def test_a_kernel_that_fails_is_fatal_and_named():
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        failure = CudaFailure("matmul_q4_k_decode", "CUDA_ERROR_ILLEGAL_ADDRESS")
+        assert ServiceWithout(Channel(theirs), FloodingEngine(failure)).run(Settings) == 1
+        (body,) = contract.FrameSplitter().feed(ours.recv(1 << 16))
+    assert contract.decode_event(body) == Fatal("CUDA_ERROR", "matmul_q4_k_decode: CUDA_ERROR_ILLEGAL_ADDRESS")
+
+
+def test_the_time_left_is_what_the_rest_takes_at_the_rate_so_far(monkeypatch: pytest.MonkeyPatch):
+    now = [100.0]
+    monkeypatch.setattr(service.time, "monotonic", lambda: now[0])
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        progress = service._LoadProgress(Channel(theirs))
+        for num_bytes, seconds in ((0, 0), (250, 2), (1000, 6)):
+            now[0] = 100.0 + seconds
+            progress(num_bytes, 1000)
+        bodies = list(contract.FrameSplitter().feed(ours.recv(1 << 16)))
+    loads = [contract.decode_event(body) for body in bodies]
+    assert [(load.percent, load.remaining_ms) for load in loads] == [
+        *((0, None), (25, 6000)),
+        *((percent, 0) for percent in (50, 75, 100)),
+    ]
 
 
 def test_an_unexpected_failure_is_fatal_and_its_text_stays_inside(capfd: pytest.CaptureFixture[str]):
