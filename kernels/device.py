@@ -16,6 +16,10 @@ from kernels.reference.matmul import Matrix, TileBudget
 DEFAULT_DEQUANT_CACHE_BYTES = 512 * 1024 * 1024
 DEFAULT_VRAM_FRACTION = 0.9
 
+# For the end of what `DeviceUnavailable` says.
+INSTALL_CUDA = "install it with pip install 'orcd[cuda13]' (or cuda12)"
+USE_CPU = "or run on the CPU with --device cpu (or ORCD_DEVICE=cpu)"
+
 
 class DeviceUnavailable(Exception):
     """The device that was asked for cannot be used here; the message says what to do."""
@@ -108,8 +112,16 @@ def open_device(
     """
     if name == "cpu":
         return CpuDevice(dequant_cache_bytes)
-    if name.startswith("cuda:"):
-        raise DeviceUnavailable(
-            f"{name}: this build has no CUDA engine; run on the CPU with --device cpu (or ORCD_DEVICE=cpu)"
-        )
+    kind, _, index = name.partition(":")
+    if kind == "cuda" and index.isdecimal():
+        try:
+            from kernels.gpu import CudaDevice
+        except ImportError as error:
+            missing = error.name or "cupy"
+            if missing.startswith("kernels"):
+                raise  # a bug of ours
+            raise DeviceUnavailable(
+                f"{name}: the Python package {missing} is missing; {INSTALL_CUDA}, {USE_CPU}"
+            ) from None
+        return CudaDevice(int(index), vram_fraction=vram_fraction, vram_bytes=vram_bytes)
     raise DeviceUnavailable(f"{name}: unknown device; choose cpu or cuda:N")

@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
-from numpy.typing import DTypeLike
+from numpy.typing import DTypeLike, NDArray
 
 from kernels.array import Array
 from kernels.errors import OutOfDeviceMemory
@@ -116,6 +117,16 @@ class DeviceMemory:
     def pointers(self) -> dict[str, int]:
         """Where each allocation starts."""
         return {name: arena.pointer for name, arena in self._arenas.items()}
+
+
+def pinned(shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
+    """An array in page-locked host memory, which copies to and from the device need to run beside the host."""
+    from cupy import cuda
+
+    dtype = np.dtype(dtype)
+    size = math.prod(shape)
+    memory = cuda.PinnedMemory(max(size * dtype.itemsize, 1))  # lives as long as the array or a view of it
+    return np.frombuffer(cuda.PinnedMemoryPointer(memory, 0), dtype, size).reshape(shape)
 
 
 _ALLOCATION_FAILED = 2  # cudaErrorMemoryAllocation

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-from types import ModuleType
+import inspect
+from functools import partial
+from types import ModuleType, SimpleNamespace
 
+from kernels.launch import Context
 from kernels.loader import Variant
 
 MODULES = (
@@ -36,3 +39,15 @@ def variants() -> list[Variant]:
         for stem, defines in module.variants():
             seen[stem, *sorted(defines.items())] = (stem, defines)
     return list(seen.values())
+
+
+def bind(context: Context) -> SimpleNamespace:
+    """The ops by name, as `kernels.reference` has them: every function of the modules whose first parameter is the
+    ``context``, which is given here."""
+    ops = SimpleNamespace()
+    for module in modules():
+        for name, function in inspect.getmembers(module, inspect.isfunction):
+            public = function.__module__ == module.__name__ and not name.startswith("_")
+            if public and next(iter(inspect.signature(function).parameters), None) == "context":
+                setattr(ops, name, partial(function, context))
+    return ops
