@@ -2,7 +2,8 @@
 
 For each concurrency, that many requests of random prompts are added at once and run to their last token; end tokens
 do not stop them, and ids are greedy. Times are wall-clock time: nothing is subtracted or left out but the warm-up,
-which is one short request for each engine.
+which is the same number of short requests (on the CPU: one). A token counts from when the engine hands it out. With
+one output token it is the prefill alone that is measured.
 """
 
 from __future__ import annotations
@@ -16,12 +17,14 @@ from pathlib import Path
 
 import numpy as np
 
-from kernels.device import DeviceUnavailable, open_device
+from kernels.device import Device
 from worker.contract import Add, Sampling
 from worker.engine.engine import Engine
-from worker.errors import InvalidRequest, ModelLoadFailed, OrcdError
-from worker.model.adapters import Model, load_model
+from worker.errors import InvalidRequest, OrcdError
+from worker.loading import device_errors, load_engine, open_settings_device
+from worker.model.config import ModelConfig, read_config
 from worker.model.gguf import open_gguf
+from worker.model.kv_cache import bytes_per_block
 from worker.settings import Settings, from_environment
 
 WARM_UP_TOKENS = 8
@@ -37,14 +40,17 @@ class Load:
 
 @dataclass(frozen=True, slots=True)
 class Measurement:
-    """One concurrency. A request's first token counts from the moment when all were added."""
+    """One concurrency. A request's first token counts from the moment when all were added, and ``prompt_tokens_per_s``
+    is all prompts over the time until the last first token; other requests may decode meanwhile."""
 
     model: str
     device: str
+    device_name: str
     concurrency: int
     prompt_tokens: int
     output_tokens: int
     output_tokens_per_s: float
+    prompt_tokens_per_s: float
     total_s: float
     ttft_p50_ms: float
     ttft_p99_ms: float
@@ -73,47 +79,61 @@ def main(argv: Sequence[str]) -> int:
 
 
 def measure_all(settings: Settings, load: Load, concurrencies: Sequence[int]) -> Iterator[Measurement]:
-    """Load the model of ``settings`` once and yield a measurement for each concurrency."""
+    """Load the model of ``settings`` once, on one engine with room for the largest concurrency; a measurement each."""
     start = time.perf_counter()
-    try:
-        device = open_device(settings.device, dequant_cache_bytes=settings.dequant_cache_bytes)
-    except DeviceUnavailable as error:
-        raise ModelLoadFailed(str(error)) from None
-    model = load_model(open_gguf(settings.model), device, lambda _done, _total: None)
-    load_ms = round((time.perf_counter() - start) * 1000)
-    if load.prompt_tokens + load.output_tokens > model.config.context_length:
+    device = open_settings_device(settings)
+    gguf = open_gguf(settings.model)
+    config = read_config(gguf)
+    if load.prompt_tokens + load.output_tokens > config.context_length:
         raise InvalidRequest(
-            f"--prompt-tokens and --output-tokens together exceed the model's context of {model.config.context_length}"
+            f"--prompt-tokens and --output-tokens together exceed the model's context of {config.context_length}"
         )
-    for concurrency in concurrencies:
-        engine = Engine(model, _settings_for(settings, model, load, concurrency))
-        generator = np.random.default_rng(concurrency)
-        _run(engine, _requests(generator, model.config.vocab_size, 1, Load(load.prompt_tokens, WARM_UP_TOKENS)))
-        start, times = _run(engine, _requests(generator, model.config.vocab_size, concurrency, load))
-        first = np.array([each[0] - start for each in times]) * 1000
-        gaps = np.concatenate([np.diff(each) for each in times]) * 1000 if load.output_tokens > 1 else np.zeros(1)
-        total_s = max(each[-1] for each in times) - start
-        yield Measurement(
-            model=Path(settings.model).name,
-            device=device.name,
-            concurrency=concurrency,
-            prompt_tokens=load.prompt_tokens,
-            output_tokens=load.output_tokens,
-            output_tokens_per_s=round(sum(map(len, times)) / total_s, 1),
-            total_s=round(total_s, 3),
-            ttft_p50_ms=round(float(np.percentile(first, 50)), 2),
-            ttft_p99_ms=round(float(np.percentile(first, 99)), 2),
-            inter_token_p50_ms=round(float(np.percentile(gaps, 50)), 3),
-            inter_token_p99_ms=round(float(np.percentile(gaps, 99)), 3),
-            load_ms=load_ms,
-        )
+    settings = _settings_for(settings, config, device, load, max(concurrencies))
+    with device_errors(settings):
+        engine = load_engine(gguf, device, settings, lambda _done, _total: None)
+        load_ms = round((time.perf_counter() - start) * 1000)
+        for concurrency in concurrencies:
+            generator = np.random.default_rng(concurrency)
+            num_warm_up = 1 if device.budget_bytes is None else concurrency
+            warm_up = Load(load.prompt_tokens, min(load.output_tokens, WARM_UP_TOKENS))
+            _run(engine, _requests(generator, config.vocab_size, num_warm_up, warm_up))
+            start, times = _run(engine, _requests(generator, config.vocab_size, concurrency, load))
+            yield _measurement(Path(settings.model).name, device, load, load_ms, start, times)
 
 
-def _settings_for(settings: Settings, model: Model, load: Load, concurrency: int) -> Settings:
-    """The settings, with room for all requests at once; a KV cache size that was set stays as it is."""
+def _measurement(
+    model: str, device: Device, load: Load, load_ms: int, start: float, times: list[list[float]]
+) -> Measurement:
+    """What the ``times`` of each request's tokens say about requests that were added at ``start``."""
+    first_s = np.array([each[0] for each in times]) - start
+    gaps_ms = np.concatenate([np.diff(each) for each in times]) * 1000 if load.output_tokens > 1 else np.zeros(1)
+    total_s = max(each[-1] for each in times) - start
+    return Measurement(
+        model=model,
+        device=device.name,
+        device_name=device.description,
+        concurrency=len(times),
+        prompt_tokens=load.prompt_tokens,
+        output_tokens=load.output_tokens,
+        output_tokens_per_s=round(sum(map(len, times)) / total_s, 1),
+        prompt_tokens_per_s=round(len(times) * load.prompt_tokens / float(first_s.max()), 1),
+        total_s=round(total_s, 3),
+        ttft_p50_ms=round(float(np.percentile(first_s, 50)) * 1000, 2),
+        ttft_p99_ms=round(float(np.percentile(first_s, 99)) * 1000, 2),
+        inter_token_p50_ms=round(float(np.percentile(gaps_ms, 50)), 3),
+        inter_token_p99_ms=round(float(np.percentile(gaps_ms, 99)), 3),
+        load_ms=load_ms,
+    )
+
+
+def _settings_for(settings: Settings, config: ModelConfig, device: Device, load: Load, concurrency: int) -> Settings:
+    """The settings, with room for all requests at once; a KV cache size that was set stays as it is, and so does the
+    rule of a CUDA device: what the budget leaves."""
     tokens_per_block = settings.kv_block_tokens
     num_blocks = concurrency * (-(-(load.prompt_tokens + load.output_tokens) // tokens_per_block) + 1)
-    cache_bytes = settings.kv_cache_bytes or num_blocks * model.bytes_per_block(tokens_per_block)
+    cache_bytes = settings.kv_cache_bytes
+    if device.budget_bytes is None and not cache_bytes:
+        cache_bytes = num_blocks * bytes_per_block(config, device, tokens_per_block)
     step_tokens = max(settings.step_tokens, concurrency)
     return replace(settings, max_sequences=concurrency, kv_cache_bytes=cache_bytes, step_tokens=step_tokens)
 
@@ -142,13 +162,13 @@ def _run(engine: Engine, requests: list[Add]) -> tuple[float, list[list[float]]]
 
 def _row(measurement: Measurement, *, with_head: bool) -> str:
     head = (
-        f"{measurement.model} on {measurement.device}: {measurement.prompt_tokens} tokens in, "
-        f"{measurement.output_tokens} out, loaded in {measurement.load_ms} ms\n"
-        "streams  output tok/s   total s  first token p50/p99 ms  between tokens p50/p99 ms\n"
+        f"{measurement.model} on {measurement.device} ({measurement.device_name}): {measurement.prompt_tokens} tokens "
+        f"in, {measurement.output_tokens} out, loaded in {measurement.load_ms} ms\n"
+        "streams  output tok/s  prompt tok/s   total s  first token p50/p99 ms  between tokens p50/p99 ms\n"
     )
     return (head if with_head else "") + (
-        f"{measurement.concurrency:7} {measurement.output_tokens_per_s:13,.1f} {measurement.total_s:9.2f}"
-        f"  {measurement.ttft_p50_ms:10.1f} /{measurement.ttft_p99_ms:10.1f}"
+        f"{measurement.concurrency:7} {measurement.output_tokens_per_s:13,.1f} {measurement.prompt_tokens_per_s:13,.1f}"
+        f" {measurement.total_s:9.2f}  {measurement.ttft_p50_ms:10.1f} /{measurement.ttft_p99_ms:10.1f}"
         f"  {measurement.inter_token_p50_ms:12.2f} /{measurement.inter_token_p99_ms:10.2f}"
     )
 

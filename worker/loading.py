@@ -7,7 +7,11 @@ from contextlib import contextmanager
 
 from kernels.device import Device, DeviceUnavailable, open_device
 from kernels.errors import CompileFailed, CudaFailure, OutOfDeviceMemory
+from worker.engine.engine import Engine
 from worker.errors import CudaError, InsufficientVram, ModelLoadFailed
+from worker.model.adapters import load_model
+from worker.model.gguf import GGUFFile
+from worker.model.weights import Progress
 from worker.settings import Settings
 
 
@@ -22,6 +26,15 @@ def open_settings_device(settings: Settings) -> Device:
         )
     except DeviceUnavailable as error:
         raise ModelLoadFailed(str(error)) from None
+
+
+def load_engine(gguf: GGUFFile, device: Device, settings: Settings, progress: Progress) -> Engine:
+    """The engine over the model in ``gguf``; raises `ModelLoadFailed`, `InsufficientVram`, and `CudaError`.
+
+    ``progress(num_bytes, total_bytes)`` is called as weights are read.
+    """
+    with device_errors(settings):
+        return Engine(load_model(gguf, device, progress), settings)
 
 
 @contextmanager

@@ -10,12 +10,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from kernels.device import DeviceUnavailable, open_device
-from worker.engine.batch import Batch
-from worker.errors import InvalidRequest, ModelLoadFailed
+from kernels.step import Step
+from worker.errors import InvalidRequest
+from worker.loading import open_settings_device
 from worker.model.adapters import Model, load_model
 from worker.model.gguf import open_gguf
-from worker.settings import Settings
+from worker.settings import from_environment
 
 BLOCK_TOKENS = 16
 CHUNK_TOKENS = 512
@@ -31,10 +31,11 @@ def compute_logits(model: Model, token_ids: Sequence[int]) -> NDArray[np.float32
     for start in range(0, num_tokens, CHUNK_TOKENS):
         end = min(start + CHUNK_TOKENS, num_tokens)
         positions = np.arange(start, end, dtype=np.int32)
-        batch = Batch(
+        step = Step(
             token_ids=ids[start:end],
             positions=positions,
             slots=positions,
+            sequence_rows=np.zeros(end - start, np.int32),
             sequence_rows=np.zeros_like(positions),
             query_starts=np.array([0, end - start], np.int32),
             context_lengths=np.array([end], np.int32),
@@ -42,7 +43,7 @@ def compute_logits(model: Model, token_ids: Sequence[int]) -> NDArray[np.float32
             block_tables=np.arange(num_blocks, dtype=np.int32)[None],
             logit_rows=positions - start,
         )
-        logits[start:end] = model.forward(batch, cache)
+        logits[start:end] = model.forward(step, cache)
     return logits
 
 
@@ -52,14 +53,12 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("model", help="GGUF file")
     parser.add_argument("--ids", required=True, type=Path, help="JSON file: a list of lists of token ids")
     parser.add_argument("--out", required=True, type=Path, help="NPZ file to write: logits_0, logits_1, ...")
-    parser.add_argument("--device", default=Settings().device, help="cuda:N or cpu (default: %(default)s)")
+    parser.add_argument("--device", help="cuda:N or cpu")
     arguments = parser.parse_args(argv)
     prompts = _read_prompts(arguments.ids)
+    settings = from_environment(model=arguments.model, device=arguments.device)
     gguf = open_gguf(arguments.model)
-    try:
-        device = open_device(arguments.device)
-    except DeviceUnavailable as error:
-        raise ModelLoadFailed(str(error)) from None
+    device = open_settings_device(settings)
     model = load_model(gguf, device, lambda _done, _total: None)
     for number, ids in enumerate(prompts):
         _check_ids(arguments.ids, number, ids, model)

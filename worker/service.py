@@ -17,9 +17,9 @@ from worker.contract import Add, Fatal, Load, Outputs, Ready, Request, Shutdown
 from worker.engine.engine import Engine
 from worker.errors import CudaError, ModelLoadFailed, OrcdError, places
 from worker.health import Health
-from worker.loading import device_errors, open_settings_device
+from worker.loading import load_engine, open_settings_device
 from worker.log import EventLog
-from worker.model.adapters import load_model
+from worker.model.config import read_config
 from worker.model.gguf import open_gguf
 from worker.settings import Settings
 
@@ -63,9 +63,8 @@ class Service:
         gguf = open_gguf(settings.model)
         progress = _LoadProgress(self._channel)
         progress(0, sum(tensor.num_bytes for tensor in gguf.tensors.values()))
-        with device_errors(settings):
-            model = load_model(gguf, device, progress)
-            engine = Engine(model, settings)
+        config = read_config(gguf)
+        engine = load_engine(gguf, device, settings, progress)
         for request in progress.requests:
             _apply(engine, request)
         health = Health(engine, device, log, settings.vram_check_s)
@@ -75,9 +74,9 @@ class Service:
         self._channel.send(
             Ready(
                 model=settings.model_name,
-                architecture=model.config.architecture,
+                architecture=config.architecture,
                 device=device.name,
-                vocab_size=model.config.vocab_size,
+                vocab_size=config.vocab_size,
                 context_length=engine.context_length,
                 max_sequence_tokens=engine.max_sequence_tokens,
                 max_sequences=engine.max_sequences,

@@ -18,7 +18,7 @@ from worker.errors import InvalidRequest
 PREFIX = "ORCD_"
 
 _CPU_CHOICES = {"max_sequences": 64, "step_tokens": 512}
-_CUDA_CHOICES = {"max_sequences": 256, "step_tokens": 4096}
+_CUDA_CHOICES = {"max_sequences": 256, "step_tokens": 8192}
 _KINDS: dict[type, str] = {bool: "true or false", int: "a whole number", float: "a number"}
 
 
@@ -43,7 +43,7 @@ class Settings:
     max_sequences: int = 0
     """Sequences that decode in one step; 0: what suits the device (CPU: 64, CUDA: 256)."""
     step_tokens: int = 0
-    """Token budget of one step: decode tokens plus prefill chunks; 0: what suits the device (CPU: 512, CUDA: 4096)."""
+    """Token budget of one step: decode tokens plus prefill chunks; 0: what suits the device (CPU: 512, CUDA: 8192)."""
     kv_block_tokens: int = 16
     """Tokens per KV cache block."""
     kv_cache_bytes: int = 0

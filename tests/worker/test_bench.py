@@ -23,8 +23,12 @@ def test_json_is_one_object_for_each_concurrency_with_plausible_figures(
     assert (first["concurrency"], second["concurrency"]) == (1, 3)
     for figures in (first, second):
         assert (figures["model"], figures["device"]) == ("tiny.gguf", "cpu")
+        assert figures["device_name"] == "cpu"
         assert figures["output_tokens_per_s"] == pytest.approx(
             figures["concurrency"] * 10 / figures["total_s"], rel=0.2
+        )
+        assert figures["prompt_tokens_per_s"] == pytest.approx(
+            figures["concurrency"] * 20_000 / figures["ttft_p99_ms"], rel=0.2
         )
         assert 0 < figures["ttft_p50_ms"] <= figures["ttft_p99_ms"] <= figures["total_s"] * 1000 + 1
         assert 0 < figures["inter_token_p50_ms"] <= figures["inter_token_p99_ms"]
@@ -34,6 +38,7 @@ def test_without_json_it_prints_a_table(tiny_model: Path, capsys: pytest.Capture
     main([str(tiny_model), "--device=cpu", "--prompt-tokens=4", "--output-tokens=1", "--concurrency=2,1"])
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 4
+    assert "prompt tok/s" in lines[1]
     assert [line.split()[0] for line in lines[2:]] == ["2", "1"]
 
 

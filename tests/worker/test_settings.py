@@ -23,7 +23,7 @@ def test_every_kind_of_value_is_read():
     assert settings == Settings(model="/m.gguf", step_tokens=7, prefix_cache=False, device="cuda:3", vram_fraction=0.5)
 
 
-@pytest.mark.parametrize(("device", "max_sequences", "step_tokens"), [("cpu", 64, 512), ("cuda:1", 256, 4096)])
+@pytest.mark.parametrize(("device", "max_sequences", "step_tokens"), [("cpu", 64, 512), ("cuda:1", 256, 8192)])
 def test_how_much_a_step_takes_depends_on_the_device_unless_it_is_said(device, max_sequences, step_tokens):
     for settings in (Settings(device=device), from_environment({"ORCD_STEP_TOKENS": "0"}, device=device)):
         assert (settings.max_sequences, settings.step_tokens) == (max_sequences, step_tokens)
