@@ -35,7 +35,6 @@ def compute_logits(model: Model, token_ids: Sequence[int]) -> NDArray[np.float32
             token_ids=ids[start:end],
             positions=positions,
             slots=positions,
-            sequence_rows=np.zeros(end - start, np.int32),
             sequence_rows=np.zeros_like(positions),
             query_starts=np.array([0, end - start], np.int32),
             context_lengths=np.array([end], np.int32),
