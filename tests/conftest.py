@@ -34,3 +34,25 @@ def redis_server() -> Iterator[RedisServer]:
     """A server of the test's own, which it may kill and start again without losing data."""
     with RedisServer(appendonly=True) as server:
         yield server
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What lies in a folder named gpu is marked so, and skipped where there is none."""
+    for_gpu = [item for item in items if item.path.parent.name == "gpu"]
+    reason = _why_no_gpu() if for_gpu else ""
+    for item in for_gpu:
+        item.add_marker(pytest.mark.gpu)
+        if reason:
+            item.add_marker(pytest.mark.skip(reason=reason))
+
+
+def _why_no_gpu() -> str:
+    """Why there is no CUDA device for tests; empty if there is one."""
+    try:
+        from cuda.bindings import driver  # noqa: F401
+        from cupy.cuda import runtime
+
+        runtime.getDeviceCount()
+    except (ImportError, RuntimeError) as error:
+        return f"no CUDA device: {error}"
+    return ""

@@ -1,0 +1,89 @@
+"""kernels.upload on a GPU: every byte arrives, whatever the sizes, and fast."""
+
+from __future__ import annotations
+
+import mmap
+import struct
+import tempfile
+import time
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from kernels.array import Array
+from kernels.launch import Context
+from kernels.memory import verify_residency
+from kernels.upload import Piece, Upload
+
+COPY = struct.Struct("<QQq")
+UNIT_BYTES = 16  # that probe_copy moves at a time
+FILE_BYTES = 3 << 30
+
+
+def piece(context: Context, source: NDArray[np.uint8], granule: int, target: Array) -> Piece:
+    """Uploads ``source`` to ``target`` by a kernel that reads the staging memory."""
+
+    def consume(staging: Array, start: int, count: int) -> None:
+        assert staging.nbytes == count * granule
+        params = COPY.pack(staging.pointer, target.pointer + start * granule, staging.nbytes // UNIT_BYTES)
+        context.launch("probe", "probe_copy", 264, 256, params, SHIFT=1)
+
+    return Piece(source, granule, consume)
+
+
+@pytest.mark.parametrize(("num_buffers", "buffer_bytes"), [(1, 4096), (3, 65536), (8, 1 << 20)])
+def test_every_byte_arrives(num_buffers: int, buffer_bytes: int, device: Any, probes: Context, download: Any) -> None:
+    random = np.random.default_rng(num_buffers)
+    sources = [random.integers(0, 256, size * 32, np.uint8) for size in (0, 1, 100, 4096, 12345, 99999)]
+    targets = [device.weights.allocate(source.shape, np.uint8) for source in sources]
+    granules = (32, 32, 64, 4096, 96, 32)
+    pieces = [piece(probes, *each) for each in zip(sources, granules, targets, strict=True)]
+    reports: list[tuple[int, int]] = []
+    before = device.memory_bytes()
+    with Upload(probes, num_buffers=num_buffers, buffer_bytes=buffer_bytes) as upload:
+        upload.run(pieces, lambda *report: reports.append(report))
+        assert verify_residency(upload._memory.pointers, 0) == []
+    assert device.memory_bytes() <= before + (2 << 20)
+    for source, target in zip(sources, targets, strict=True):
+        np.testing.assert_array_equal(download(target), source)
+    total = sum(source.size for source in sources)
+    assert reports[-1] == (total, total) and reports == sorted(reports)
+
+
+def test_whoever_waits_can_end_it(device: Any, probes: Context) -> None:
+    source = np.zeros(64 << 20, np.uint8)
+    target = device.weights.allocate(source.shape, np.uint8)
+
+    def give_up(num_bytes: int, _total: int) -> None:
+        if num_bytes > 8 << 20:
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError), Upload(probes, buffer_bytes=1 << 20) as upload:
+        upload.run([piece(probes, source, 4096, target)], give_up)
+    device.synchronise()
+
+
+@pytest.mark.parametrize("num_threads", [4, 8])
+def test_a_mapped_file_is_uploaded_at_ten_gigabytes_a_second(num_threads: int, device: Any, probes: Context) -> None:
+    with tempfile.TemporaryFile() as file:
+        part = np.random.default_rng(1).integers(0, 256, 1 << 20, np.uint8)
+        for _ in range(FILE_BYTES // part.size):
+            file.write(part.tobytes())
+        file.flush()
+        source = np.frombuffer(mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ), np.uint8)
+    target = device.weights.allocate(source.shape, np.uint8)
+    half = source.size // 2
+    pieces = [
+        piece(probes, source[:half], 4096, target.rows(0, half)),
+        piece(probes, source[half:], 4096, target.rows(half, source.size)),
+    ]
+    start = time.perf_counter()
+    with Upload(probes, num_threads=num_threads) as upload:
+        opened = time.perf_counter()
+        upload.run(pieces, lambda _bytes, _total: None)
+    rate = source.size / (time.perf_counter() - opened) / 1e9
+    print(f"{num_threads} threads: {rate:.1f} GB/s, {opened - start:.3f} s to open")
+    np.testing.assert_array_equal(device.download(target.rows(source.size - part.size, source.size)), part)
+    assert rate > 5, "far below the 10 GB/s that a load wants"
