@@ -11,9 +11,11 @@ from kernels.reference.moe import norm_moe_residual
 from kernels.reference.norm import norm_gelu, norm_head, norm_linear, norm_swiglu
 from kernels.reference.rope import rope_write, rotation
 from kernels.reference.sampling import adjust_logits, log_probabilities, sample
+from kernels.reference.step import begin_decode, resolve_tokens
 
 __all__ = [
     "adjust_logits",
+    "begin_decode",
     "embed",
     "embed_positions",
     "linear",
@@ -25,6 +27,7 @@ __all__ = [
     "norm_moe_residual",
     "norm_swiglu",
     "paged_attention",
+    "resolve_tokens",
     "rope_write",
     "rotation",
     "sample",
