@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import os
 import re
 import socket
 import time
@@ -183,36 +182,6 @@ def test_inspect_shows_the_engine_and_no_arguments(app: Celery, client: Client, 
 def test_a_task_of_another_kind_runs_as_in_any_pool(app: Celery) -> None:
     backend_cleanup = app.send_task("celery.backend_cleanup")
     assert _get(backend_cleanup) is None
-
-
-MISPLACED = """
-import os, sys
-if "--fd" in sys.orig_argv:  # in the engine process
-    from kernels.device import CpuDevice
-    CpuDevice.verify_residency = lambda self: ["kv cache is managed memory"] if os.path.exists({file!r}) else []
-"""
-
-
-def test_a_worker_whose_memory_is_not_where_it_must_be_takes_no_job_until_it_is(
-    redis_server: Any, demo_model: Path, tmp_path: Path
-) -> None:
-    misplaced = tmp_path / "misplaced"
-    (tmp_path / "sitecustomize.py").write_text(MISPLACED.format(file=str(misplaced)))
-    python_path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
-    variables = {"PYTHONPATH": python_path, "ORCD_VRAM_CHECK_S": "1"}
-    misplaced.touch()
-    url = redis_server.url
-    with WorkerProcess(url, demo_model, tmp_path, **variables) as worker, Client(url) as client:
-        worker.wait_for("unhealthy")
-        (problem,) = worker.events("error")
-        assert "kv cache is managed memory" in problem["message"]
-        job_id = client.submit(**SHORT)
-        time.sleep(2)
-        assert client.status(job_id).state == "queued"
-        misplaced.unlink()
-        assert client.result(job_id, timeout=20).state == "succeeded"
-        misplaced.touch()
-        worker.wait_for("unhealthy", 2)
 
 
 NO_MODEL, CUT_MODEL, NO_REDIS, PORT_TAKEN = "no model", "cut model", "redis://:secret@127.0.0.1:1/0", "port taken"

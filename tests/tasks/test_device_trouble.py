@@ -1,0 +1,106 @@
+"""What becomes of a worker and its jobs when the device under the engine fails: real workers, engines that play ill."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tasks.client import Client
+from tests.tasks.worker_process import WorkerProcess, wait_until_running
+
+SHORT = {"prompt": "old pond", "max_tokens": 8, "temperature": 0.0, "ignore_eos": True}
+LONG = {"prompt": "old pond", "max_tokens": 300, "seed": 7, "ignore_eos": True}
+
+PLAY_ILL = """
+import os, sys, time
+if "--fd" in sys.orig_argv:  # in the engine process
+    from kernels.device import CpuDevice
+    from kernels.errors import CudaFailure
+    from worker.engine.engine import Engine
+
+    well_step = Engine.step
+
+    def step(engine):
+        {step}
+        return well_step(engine)
+
+    def once():
+        try:
+            os.unlink({trouble!r})
+        except FileNotFoundError:
+            return False
+        return True
+
+    Engine.step = step
+    CpuDevice.verify_residency = lambda device: {residency}
+"""
+
+Play = Callable[..., dict[str, str]]
+
+
+@pytest.fixture
+def trouble(tmp_path: Path) -> Path:
+    """While this file exists, the device is in trouble."""
+    return tmp_path / "trouble"
+
+
+@pytest.fixture
+def play(tmp_path: Path, trouble: Path) -> Play:
+    """The variables of a worker whose engine runs ``step`` before each step, and finds ``residency``."""
+
+    def play(*, step: str = "pass", residency: str = "[]") -> dict[str, str]:
+        body = PLAY_ILL.format(trouble=str(trouble), step=step, residency=residency.format(trouble=str(trouble)))
+        (tmp_path / "sitecustomize.py").write_text(body)
+        return {"PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])}
+
+    return play
+
+
+def test_a_worker_whose_memory_is_not_where_it_must_be_takes_no_job_until_it_is(
+    redis_url: str, demo_model: Path, tmp_path: Path, trouble: Path, play: Play
+) -> None:
+    variables = play(residency="['kv cache is managed memory'] if os.path.exists({trouble!r}) else []")
+    trouble.touch()
+    worker = WorkerProcess(redis_url, demo_model, tmp_path, ORCD_VRAM_CHECK_S="1", **variables)
+    with worker, Client(redis_url) as client:
+        worker.wait_for("unhealthy")
+        (problem,) = worker.events("error")
+        assert "kv cache is managed memory" in problem["message"]
+        job_id = client.submit(**SHORT)
+        time.sleep(2)
+        assert client.status(job_id).state == "queued"
+        trouble.unlink()
+        assert client.result(job_id, timeout=20).state == "succeeded"
+        trouble.touch()
+        worker.wait_for("unhealthy", 2)
+
+
+@pytest.mark.parametrize(
+    ("step", "code", "message"),
+    [
+        ("if once(): raise CudaFailure('matmul_q4_k_decode', 'CUDA_ERROR_ILLEGAL_ADDRESS')", "CUDA_ERROR", "matmul_q4"),
+        ("if once(): time.sleep(1000)", "ENGINE_LOST", None),
+    ],
+    ids=["an error that sticks", "a step that hangs"],
+)
+def test_the_engine_is_replaced_and_its_jobs_end_as_if_nothing_had_been(
+    redis_url: str, demo_model: Path, tmp_path: Path, trouble: Path, play: Play, step: str, code: str, message: str
+) -> None:
+    variables = play(step=step) | {"ORCD_ENGINE_STEP_TIMEOUT_S": "2"}
+    with WorkerProcess(redis_url, demo_model, tmp_path, **variables) as worker, Client(redis_url) as client:
+        undisturbed = client.result(client.submit(**LONG), timeout=30)
+        first_engine = worker.engine_pid
+        job_id = client.submit(**LONG)
+        wait_until_running(client, [job_id], 3)
+        trouble.touch()
+        assert client.result(job_id, timeout=30).choices == undisturbed.choices
+        assert not trouble.exists(), "the engine never met its trouble"
+        assert worker.engine_pid != first_engine
+        first, *_, exited = worker.events("error")
+        assert first["code"] == code
+        assert message is None or message in first["message"]
+        assert exited["code"] == "ENGINE_LOST"
