@@ -1,10 +1,12 @@
 # `make help` lists what there is. Everything lives in .venv; PYTHON=/path/to/python3.12 picks the interpreter for it.
+# WHEELS=/path/to/folder installs from that folder alone, without network, and uses what PYTHON has installed already.
 .DEFAULT_GOAL := help
-.PHONY: demo test fuzz lint format bench gpu-test clean help
+.PHONY: demo test fuzz lint format bench gpu-test gpu-bench wheels clean help
 
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check
+PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check $(if $(WHEELS),--no-index --find-links $(WHEELS))
+CUDA := cuda13
 MODEL := tasks/demo/haiku-q4_k_m.gguf
 
 demo: $(VENV)/installed  ## run the whole system here, with the model that ships and no GPU
@@ -30,8 +32,15 @@ bench: $(VENV)/installed  ## measure the engine alone, then behind the queue, on
 	@$(BIN)/orcd bench engine $(MODEL) --device cpu --concurrency 1,16,32
 	@$(BIN)/orcd bench queue $(MODEL) --device cpu --concurrency 1,16,32
 
-gpu-test: $(VENV)/installed-dev  ## run the tests that need an NVIDIA GPU
-	@$(BIN)/python -m pytest -m gpu || { [ $$? -eq 5 ] && echo "there are no GPU tests yet: the CUDA device is not built"; }
+gpu-test: $(VENV)/installed-gpu  ## run the tests that need an NVIDIA GPU
+	@$(BIN)/python -m pytest -m gpu -rs
+
+gpu-bench: $(VENV)/installed-gpu  ## measure load, decode and prefill on an NVIDIA GPU; ARGS="--models qwen2.5-0.5b"
+	@$(BIN)/python -m tests.bench.gpu $(ARGS)
+
+wheels: $(BIN)/python  ## collect in WHEELS what the two above need on a machine without network
+	@test -n "$(WHEELS)" || { echo "say where to: make wheels WHEELS=/path/to/folder" >&2; exit 2; }
+	@$(BIN)/python -m pip download -qq --disable-pip-version-check -d $(WHEELS) '.[dev,$(CUDA)]' hatchling editables
 
 clean:  ## remove the environment, caches and build outputs
 	@rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
@@ -45,7 +54,7 @@ $(BIN)/python:
 	@for python in $(or $(PYTHON),python3 python3.13 python3.12 python3.11); do \
 	  if $$python -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null; then \
 	    echo "creating $(VENV) with $$($$python --version)"; \
-	    $$python -m venv $(VENV) && exit 0; rm -rf $(VENV); exit 1; \
+	    $$python -m venv $(if $(WHEELS),--system-site-packages) $(VENV) && exit 0; rm -rf $(VENV); exit 1; \
 	  fi; \
 	done; echo "orcd needs Python 3.11, 3.12 or 3.13: run make PYTHON=/path/to/python3.12 $(MAKECMDGOALS)" >&2; exit 1
 
@@ -58,3 +67,9 @@ $(VENV)/installed-dev: pyproject.toml | $(BIN)/python
 	@echo "installing orcd and its development tools into $(VENV)"
 	@$(PIP) --editable '.[dev]'
 	@touch $@ $(VENV)/installed
+
+# CuPy that is there already is taken: a CUDA image may bring its own.
+$(VENV)/installed-gpu: $(VENV)/installed-dev
+	@$(BIN)/python -c 'import cupy; from cuda.bindings import nvrtc; nvrtc.nvrtcVersion()' 2>/dev/null || \
+	  { echo "installing CuPy and NVRTC into $(VENV)"; $(PIP) '.[$(CUDA)]'; }
+	@touch $@
