@@ -1,0 +1,306 @@
+// Attention over the paged KV cache. attention_plan.cuh says how the work is cut, attention.cuh what a warp does.
+//   attention_decode    few query rows: the units of a span go to different warps, long contexts to several blocks
+//   attention_prefill   many query rows: warps share K and V tiles and walk over all units
+#include "attention.cuh"
+
+// ---- decode
+
+constexpr int DECODE_THREADS = DECODE_WARPS * 32;
+constexpr int ROW_QUADS = HEAD_DIM / 4;
+constexpr int THREAD_QUADS = (DECODE_ROWS * ROW_QUADS + DECODE_THREADS - 1) / DECODE_THREADS;
+constexpr int EXCHANGE_ROW = HEAD_DIM + 8;  // floats: keeps rows on different banks
+static_assert(SPAN_UNITS % DECODE_WARPS == 0, "a round must not cross spans");
+
+// A thread's part of the item's partial results: 4 elements of a row each.
+struct Quad {
+    float m, l;
+    float o[4];
+};
+
+DEVICE void clear(Quad& quad) { quad = {NEGATIVE_INFINITY, 0.0f, {0.0f, 0.0f, 0.0f, 0.0f}}; }
+
+DEVICE void merge(Quad& quad, float m, float l, const float4& o) {
+    float keep, add;
+    quad.m = merge_weights(quad.m, m, keep, add);
+    quad.l = merged(quad.l, keep, l, add);
+    quad.o[0] = merged(quad.o[0], keep, o.x, add);
+    quad.o[1] = merged(quad.o[1], keep, o.y, add);
+    quad.o[2] = merged(quad.o[2], keep, o.z, add);
+    quad.o[3] = merged(quad.o[3], keep, o.w, add);
+}
+
+// Other blocks wrote it: past the L1 cache.
+DEVICE float4 load_shared_result(const float4* pointer) {
+    float4 v;
+    asm volatile("ld.global.cg.v4.f32 {%0,%1,%2,%3}, [%4];" : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w) : "l"(pointer));
+    return v;
+}
+DEVICE float2 load_shared_result(const float2* pointer) {
+    float2 v;
+    asm volatile("ld.global.cg.v2.f32 {%0,%1}, [%2];" : "=f"(v.x), "=f"(v.y) : "l"(pointer));
+    return v;
+}
+
+// Shared memory of a decode block.
+struct Exchange {
+    float o[DECODE_WARPS][DECODE_ROWS][EXCHANGE_ROW];
+    float2 sums[DECODE_WARPS][DECODE_ROWS];  // (m, l)
+};
+
+DEVICE void put(Exchange& exchange, const Partial<1>& partial, i32 num_rows) {
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+        const int row = 8 * half + g;
+        if (row >= num_rows) continue;
+        if (t == 0) exchange.sums[warp][row] = {partial.m[0][half], partial.l[0][half]};
+#pragma unroll
+        for (int n = 0; n < HEAD_DIM / 8; n++)
+            *(float2*)&exchange.o[warp][row][8 * n + 2 * t] = {partial.o[0][n][2 * half], partial.o[0][n][2 * half + 1]};
+    }
+}
+
+DEVICE void decode_item(const Params& p, const Item& item, i32 kv_head, u8* shared) {
+    const int thread = threadIdx.x, warp = thread / 32, lane = thread % 32;
+    Exchange& exchange = *(Exchange*)(shared + 2 * DECODE_WARPS * TILE_BYTES);
+    const u32 keys = shared_address(shared) + 2 * warp * TILE_BYTES, values = keys + TILE_BYTES;
+    const i32 first_round = item.first_unit / DECODE_WARPS * DECODE_WARPS;
+
+    // Lane i % 4 knows where group i of the unit to be copied next begins.
+    i32 copied = first_round + warp;
+    if (copied < item.first_unit) copied += DECODE_WARPS;
+    i64 offset = group_offset(p, item, kv_head, copied, lane % UNIT_GROUPS);
+    auto copy = [&](u32 tile, const u16* cache) {
+        if (copied < item.end_unit)
+#pragma unroll
+            for (int group = 0; group < UNIT_GROUPS; group++)
+                copy_group(tile, cache, __shfl_sync(ALL_LANES, offset, group), copied, group, item.num_keys);
+        copy_commit();
+    };
+    copy(keys, p.keys);
+    copy(values, p.values);
+
+    Rows<1> rows;
+    load_rows(rows, p, item, kv_head, 0);
+    Quad span[THREAD_QUADS], whole[THREAD_QUADS];
+#pragma unroll
+    for (int q = 0; q < THREAD_QUADS; q++) clear(span[q]), clear(whole[q]);
+
+    for (i32 round = first_round; round < item.end_unit; round += DECODE_WARPS) {
+        const i32 unit = round + warp;
+        if (unit >= item.first_unit && unit < item.end_unit) {
+            Weights<1> weights;
+            Partial<1> partial;
+            clear(partial);
+            copied = unit + DECODE_WARPS;
+            offset = group_offset(p, item, kv_head, copied, lane % UNIT_GROUPS);
+            copy_wait<1>();
+            __syncwarp();
+            score_unit(weights, rows, keys, unit * UNIT_KEYS, p.scale_log2);
+            __syncwarp();
+            copy(keys, p.keys);
+            copy_wait<1>();
+            __syncwarp();
+            merge_unit(partial, weights, values);
+            __syncwarp();
+            copy(values, p.values);
+            put(exchange, partial, item.num_rows);
+        }
+        __syncthreads();
+        const bool span_ends = (round + DECODE_WARPS) % SPAN_UNITS == 0 || round + DECODE_WARPS >= item.end_unit;
+#pragma unroll
+        for (int q = 0; q < THREAD_QUADS; q++) {
+            const int index = q * DECODE_THREADS + thread, row = index / ROW_QUADS, column = index % ROW_QUADS * 4;
+            if (row >= item.num_rows) continue;
+#pragma unroll
+            for (int w = 0; w < DECODE_WARPS; w++)
+                if (round + w >= item.first_unit && round + w < item.end_unit) {
+                    const float2 sums = exchange.sums[w][row];
+                    merge(span[q], sums.x, sums.y, *(const float4*)&exchange.o[w][row][column]);
+                }
+            if (!span_ends) continue;
+            const float4 o = {span[q].o[0], span[q].o[1], span[q].o[2], span[q].o[3]};
+            if (item.num_parts == 1) {
+                merge(whole[q], span[q].m, span[q].l, o);
+            } else {
+                const i64 partial_row =
+                    (i64)(item.partial_row + round / SPAN_UNITS * item.num_rows + row) * p.num_kv_heads + kv_head;
+                *(float4*)(p.partial_outputs + partial_row * HEAD_DIM + column) = o;
+                if (column == 0) p.partial_sums[partial_row] = {span[q].m, span[q].l};
+            }
+            clear(span[q]);
+        }
+        __syncthreads();
+    }
+
+    if (item.num_parts > 1) {  // the last block to arrive merges the spans of all
+        __shared__ bool last;
+        __threadfence();
+        __syncthreads();
+        if (thread == 0) {
+            i32* arrivals = p.arrivals + item.arrivals * p.num_kv_heads + kv_head;
+            last = atomicAdd(arrivals, 1) == item.num_parts - 1;
+            if (last) *arrivals = 0;
+        }
+        __syncthreads();
+        if (!last) return;
+        __threadfence();
+#pragma unroll
+        for (int q = 0; q < THREAD_QUADS; q++) {
+            const int index = q * DECODE_THREADS + thread, row = index / ROW_QUADS, column = index % ROW_QUADS * 4;
+            if (row >= item.num_rows) continue;
+#pragma unroll 4
+            for (i32 s = item.first_span; s < item.end_span; s++) {
+                const i64 partial_row = (i64)(item.partial_row + s * item.num_rows + row) * p.num_kv_heads + kv_head;
+                const float2 sums = load_shared_result(p.partial_sums + partial_row);
+                merge(whole[q], sums.x, sums.y,
+                      load_shared_result((const float4*)(p.partial_outputs + partial_row * HEAD_DIM + column)));
+            }
+        }
+    }
+#pragma unroll
+    for (int q = 0; q < THREAD_QUADS; q++) {
+        const int index = q * DECODE_THREADS + thread, row = index / ROW_QUADS, column = index % ROW_QUADS * 4;
+        if (row >= item.num_rows) continue;
+        i32 token, head;
+        locate(p, item, kv_head, row, token, head);
+        const float factor = final_factor(p, whole[q].m, whole[q].l, head);
+        const uint2 packed = {pack_half2(whole[q].o[0] * factor, whole[q].o[1] * factor),
+                              pack_half2(whole[q].o[2] * factor, whole[q].o[3] * factor)};
+        const i64 out_row = (i64)(item.first_token + token) * p.num_kv_heads * p.group + head;
+        *(uint2*)(p.out + out_row * HEAD_DIM + column) = packed;
+    }
+}
+
+// Grid: at least decode items * KV heads; dynamic shared memory: 2 * DECODE_WARPS * TILE_BYTES + sizeof(Exchange).
+KERNEL __launch_bounds__(DECODE_THREADS) attention_decode(const __grid_constant__ Params p) {
+    extern __shared__ __align__(16) u8 shared[];
+    let_next_start();
+    wait_for_previous();
+    const i32 index = blockIdx.x / p.num_kv_heads;
+    const Item item = p.items[index];  // the grid has no block without an entry, though it may hold nothing
+    if (index < p.counts->decode_items) decode_item(p, item, blockIdx.x - index * p.num_kv_heads, shared);
+
+    // Tokens that only fill the step up get zeros.
+    const i32 row_words = p.num_kv_heads * p.group * (HEAD_DIM / 8);
+    for (i32 token = blockIdx.x; token < p.num_tokens; token += gridDim.x)
+        if (p.positions[token] < 0)
+            for (i32 i = threadIdx.x; i < row_words; i += DECODE_THREADS)
+                ((uint4*)p.out)[(i64)token * row_words + i] = {0, 0, 0, 0};
+}
+
+// ---- prefill
+
+constexpr int PREFILL_WARPS = 4;
+constexpr int PREFILL_THREADS = PREFILL_WARPS * 32;
+constexpr int WARP_ROWS = 16 * PREFILL_TILES;
+
+// A thread's merged spans, kept in shared memory while it works on the next span; nobody else looks at them.
+struct Whole {
+    float m[PREFILL_TILES][2], l[PREFILL_TILES][2];
+    float4* o;  // element i of this thread at o[i * PREFILL_THREADS]
+};
+
+// whole := whole + span, span := nothing.
+DEVICE void close_span(Whole& whole, Partial<PREFILL_TILES>& span) {
+#pragma unroll
+    for (int tile = 0; tile < PREFILL_TILES; tile++) {
+        float keep[2], add[2];
+#pragma unroll
+        for (int half = 0; half < 2; half++) {
+            whole.m[tile][half] = merge_weights(whole.m[tile][half], span.m[tile][half], keep[half], add[half]);
+            whole.l[tile][half] = merged(whole.l[tile][half], keep[half], span.l[tile][half], add[half]);
+        }
+#pragma unroll
+        for (int n = 0; n < HEAD_DIM / 8; n++) {
+            float4& o = whole.o[(tile * (HEAD_DIM / 8) + n) * PREFILL_THREADS];
+            const float(&s)[4] = span.o[tile][n];
+            o = {merged(o.x, keep[0], s[0], add[0]), merged(o.y, keep[0], s[1], add[0]),
+                 merged(o.z, keep[1], s[2], add[1]), merged(o.w, keep[1], s[3], add[1])};
+        }
+    }
+    clear(span);
+}
+
+DEVICE void write_rows(const Params& p, const Item& item, i32 kv_head, i32 first, const Whole& whole) {
+    const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+#pragma unroll
+    for (int tile = 0; tile < PREFILL_TILES; tile++)
+#pragma unroll
+        for (int half = 0; half < 2; half++) {
+            const i32 row = first + 16 * tile + 8 * half + g;
+            if (row >= item.num_rows) continue;
+            i32 token, head;
+            locate(p, item, kv_head, row, token, head);
+            const float factor = final_factor(p, whole.m[tile][half], whole.l[tile][half], head);
+            const i64 out_row = (i64)(item.first_token + token) * p.num_kv_heads * p.group + head;
+            u32* out = (u32*)(p.out + out_row * HEAD_DIM) + t;
+#pragma unroll
+            for (int n = 0; n < HEAD_DIM / 8; n++) {
+                const float4 o = whole.o[(tile * (HEAD_DIM / 8) + n) * PREFILL_THREADS];
+                out[4 * n] = half ? pack_half2(o.z * factor, o.w * factor) : pack_half2(o.x * factor, o.y * factor);
+            }
+        }
+}
+
+DEVICE void prefill_item(const Params& p, const Item& item, i32 kv_head, u8* shared) {
+    const int thread = threadIdx.x, warp = thread / 32;
+    const u32 keys = shared_address(shared), values = keys + TILE_BYTES;
+    Whole whole;
+    whole.o = (float4*)(shared + 2 * TILE_BYTES) + thread;
+#pragma unroll
+    for (int tile = 0; tile < PREFILL_TILES; tile++) {
+#pragma unroll
+        for (int half = 0; half < 2; half++) whole.m[tile][half] = NEGATIVE_INFINITY, whole.l[tile][half] = 0.0f;
+#pragma unroll
+        for (int n = 0; n < HEAD_DIM / 8; n++)
+            whole.o[(tile * (HEAD_DIM / 8) + n) * PREFILL_THREADS] = {0.0f, 0.0f, 0.0f, 0.0f};
+    }
+
+    static_assert(UNIT_GROUPS == PREFILL_WARPS, "each warp copies one group of 16 keys");
+    i64 offset = group_offset(p, item, kv_head, item.first_unit, warp);
+    copy_group(keys, p.keys, offset, item.first_unit, warp, item.num_keys);
+    copy_commit();
+    i64 next_offset = group_offset(p, item, kv_head, item.first_unit + 1, warp);
+
+    Rows<PREFILL_TILES> rows;
+    load_rows(rows, p, item, kv_head, warp * WARP_ROWS);
+    // Units that some of the warp's rows see: from its first row's lowest key to its last row's position.
+    const i32 last_row = min((warp + 1) * WARP_ROWS, item.num_rows) - 1;
+    const i32 first_key = lowest_key(p, rows.all_highest);
+    const i32 last_key = rows.any ? item.first_position + (item.first_row + last_row) / p.group : -1;
+    Partial<PREFILL_TILES> span;
+    clear(span);
+    for (i32 unit = item.first_unit; unit < item.end_unit; unit++) {
+        const bool seen = unit * UNIT_KEYS <= last_key && (unit + 1) * UNIT_KEYS > first_key;
+        const bool more = unit + 1 < item.end_unit;
+        Weights<PREFILL_TILES> weights;
+        copy_wait<0>();
+        __syncthreads();  // the keys are there, and nobody reads values any more
+        copy_group(values, p.values, offset, unit, warp, item.num_keys);
+        copy_commit();
+        if (seen) score_unit(weights, rows, keys, unit * UNIT_KEYS, p.scale_log2);
+        copy_wait<0>();
+        __syncthreads();  // the values are there, and nobody reads keys any more
+        if (more) {
+            copy_group(keys, p.keys, next_offset, unit + 1, warp, item.num_keys);
+            offset = next_offset;
+            next_offset = group_offset(p, item, kv_head, unit + 2, warp);
+        }
+        copy_commit();
+        if (seen) merge_unit(span, weights, values);
+        if ((unit + 1) % SPAN_UNITS == 0 || !more) close_span(whole, span);
+    }
+    if (rows.any) write_rows(p, item, kv_head, warp * WARP_ROWS, whole);
+}
+
+// Grid: at least prefill items * KV heads; dynamic shared memory: 2 * TILE_BYTES + PREFILL_WARPS * WARP_ROWS rows of
+// HEAD_DIM floats.
+KERNEL __launch_bounds__(PREFILL_THREADS) attention_prefill(const __grid_constant__ Params p) {
+    extern __shared__ __align__(16) u8 shared[];
+    let_next_start();
+    wait_for_previous();
+    const i32 index = blockIdx.x / p.num_kv_heads;
+    if (index >= p.counts->prefill_items) return;
+    prefill_item(p, p.items[index], blockIdx.x - index * p.num_kv_heads, shared);
+}
