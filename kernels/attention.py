@@ -40,10 +40,15 @@ class _Shape(NamedTuple):
 
     decode_warps: int
     prefill_tiles: int  # of 16 rows a warp
+    prefill_blocks: int  # on a multiprocessor, as far as registers go
 
     @property
     def defines(self) -> dict[str, int]:
-        return {"DECODE_WARPS": self.decode_warps, "PREFILL_TILES": self.prefill_tiles}
+        return {
+            "DECODE_WARPS": self.decode_warps,
+            "PREFILL_TILES": self.prefill_tiles,
+            "PREFILL_BLOCKS": self.prefill_blocks,
+        }
 
     @property
     def prefill_rows(self) -> int:
@@ -54,7 +59,11 @@ _PREFILL_WARPS = 4
 
 
 def _shape(head_dim: int) -> _Shape:
-    return _Shape(decode_warps=4 if head_dim <= 64 else 2, prefill_tiles=2 if head_dim <= 32 else 1)
+    return _Shape(
+        decode_warps=4 if head_dim <= 64 else 2,
+        prefill_tiles=2 if head_dim <= 32 else 1,
+        prefill_blocks=3 if head_dim == 64 else 2,
+    )
 
 
 @dataclass(frozen=True, slots=True, eq=False)

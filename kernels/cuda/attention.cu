@@ -6,27 +6,36 @@
 // ---- decode
 
 constexpr int DECODE_THREADS = DECODE_WARPS * 32;
-constexpr int ROW_QUADS = HEAD_DIM / 4;
-constexpr int THREAD_QUADS = (DECODE_ROWS * ROW_QUADS + DECODE_THREADS - 1) / DECODE_THREADS;
+constexpr int ROW_THREADS = DECODE_THREADS / DECODE_ROWS;  // threads that merge a row's partial results
+constexpr int THREAD_QUADS = (HEAD_DIM / 4 + ROW_THREADS - 1) / ROW_THREADS;
 constexpr int EXCHANGE_ROW = HEAD_DIM + 8;  // floats: keeps rows on different banks
 static_assert(SPAN_UNITS % DECODE_WARPS == 0, "a round must not cross spans");
 
-// A thread's part of the item's partial results: 4 elements of a row each.
-struct Quad {
+// A thread's slice of a row's partial result: 4 elements from each of `column(0)`, `column(1)` ...
+struct Slice {
     float m, l;
-    float o[4];
+    float4 o[THREAD_QUADS];
 };
 
-DEVICE void clear(Quad& quad) { quad = {NEGATIVE_INFINITY, 0.0f, {0.0f, 0.0f, 0.0f, 0.0f}}; }
+DEVICE int slice_row() { return threadIdx.x / ROW_THREADS; }
+DEVICE int slice_column(int quad) { return (quad * ROW_THREADS + threadIdx.x % ROW_THREADS) * 4; }
 
-DEVICE void merge(Quad& quad, float m, float l, const float4& o) {
+DEVICE void clear(Slice& slice) {
+    slice.m = NEGATIVE_INFINITY, slice.l = 0.0f;
+#pragma unroll
+    for (int q = 0; q < THREAD_QUADS; q++) slice.o[q] = {0.0f, 0.0f, 0.0f, 0.0f};
+}
+
+DEVICE void merge(Slice& slice, const Slice& other) {
     float keep, add;
-    quad.m = merge_weights(quad.m, m, keep, add);
-    quad.l = merged(quad.l, keep, l, add);
-    quad.o[0] = merged(quad.o[0], keep, o.x, add);
-    quad.o[1] = merged(quad.o[1], keep, o.y, add);
-    quad.o[2] = merged(quad.o[2], keep, o.z, add);
-    quad.o[3] = merged(quad.o[3], keep, o.w, add);
+    slice.m = merge_weights(slice.m, other.m, keep, add);
+    slice.l = merged(slice.l, keep, other.l, add);
+#pragma unroll
+    for (int q = 0; q < THREAD_QUADS; q++) {
+        float4 &o = slice.o[q], x = other.o[q];
+        o = {merged(o.x, keep, x.x, add), merged(o.y, keep, x.y, add), merged(o.z, keep, x.z, add),
+             merged(o.w, keep, x.w, add)};
+    }
 }
 
 // Other blocks wrote it: past the L1 cache.
@@ -60,8 +69,51 @@ DEVICE void put(Exchange& exchange, const Partial<1>& partial, i32 num_rows) {
     }
 }
 
+DEVICE void get(Slice& slice, const Exchange& exchange, int warp) {
+    const int row = slice_row();
+    const float2 sums = exchange.sums[warp][row];
+    slice.m = sums.x, slice.l = sums.y;
+#pragma unroll
+    for (int q = 0; q < THREAD_QUADS; q++)
+        if (slice_column(q) < HEAD_DIM) slice.o[q] = *(const float4*)&exchange.o[warp][row][slice_column(q)];
+}
+
+// ---- the workspace of split items
+
+DEVICE void store(const Params& p, i64 partial_row, const Slice& slice) {
+#pragma unroll
+    for (int q = 0; q < THREAD_QUADS; q++)
+        if (slice_column(q) < HEAD_DIM)
+            *(float4*)(p.partial_outputs + partial_row * HEAD_DIM + slice_column(q)) = slice.o[q];
+    if (slice_column(0) == 0) p.partial_sums[partial_row] = {slice.m, slice.l};
+}
+
+DEVICE void load(Slice& slice, const Params& p, i64 partial_row) {
+    const float2 sums = load_shared_result(p.partial_sums + partial_row);
+    slice.m = sums.x, slice.l = sums.y;
+#pragma unroll
+    for (int q = 0; q < THREAD_QUADS; q++)
+        if (slice_column(q) < HEAD_DIM)
+            slice.o[q] = load_shared_result((const float4*)(p.partial_outputs + partial_row * HEAD_DIM + slice_column(q)));
+}
+
+// Whether this block is the last of an item's parts to arrive here. All threads call it.
+DEVICE bool arrives_last(const Params& p, const Item& item, i32 kv_head) {
+    __shared__ bool last;
+    __threadfence();
+    __syncthreads();
+    if (threadIdx.x == 0) {
+        i32* arrivals = p.arrivals + item.arrivals * p.num_kv_heads + kv_head;
+        last = atomicAdd(arrivals, 1) == item.num_parts - 1;
+        if (last) *arrivals = 0;
+    }
+    __syncthreads();
+    __threadfence();
+    return last;
+}
+
 DEVICE void decode_item(const Params& p, const Item& item, i32 kv_head, u8* shared) {
-    const int thread = threadIdx.x, warp = thread / 32, lane = thread % 32;
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, row = slice_row();
     Exchange& exchange = *(Exchange*)(shared + 2 * DECODE_WARPS * TILE_BYTES);
     const u32 keys = shared_address(shared) + 2 * warp * TILE_BYTES, values = keys + TILE_BYTES;
     const i32 first_round = item.first_unit / DECODE_WARPS * DECODE_WARPS;
@@ -82,9 +134,13 @@ DEVICE void decode_item(const Params& p, const Item& item, i32 kv_head, u8* shar
 
     Rows<1> rows;
     load_rows(rows, p, item, kv_head, 0);
-    Quad span[THREAD_QUADS], whole[THREAD_QUADS];
-#pragma unroll
-    for (int q = 0; q < THREAD_QUADS; q++) clear(span[q]), clear(whole[q]);
+    const bool merges = row < item.num_rows;
+    auto partial_row = [&](i32 span) {
+        return (i64)(item.partial_row + span * item.num_rows + row) * p.num_kv_heads + kv_head;
+    };
+    Slice span, whole;
+    clear(span);
+    clear(whole);
 
     for (i32 round = first_round; round < item.end_unit; round += DECODE_WARPS) {
         const i32 unit = round + warp;
@@ -107,69 +163,43 @@ DEVICE void decode_item(const Params& p, const Item& item, i32 kv_head, u8* shar
             put(exchange, partial, item.num_rows);
         }
         __syncthreads();
-        const bool span_ends = (round + DECODE_WARPS) % SPAN_UNITS == 0 || round + DECODE_WARPS >= item.end_unit;
-#pragma unroll
-        for (int q = 0; q < THREAD_QUADS; q++) {
-            const int index = q * DECODE_THREADS + thread, row = index / ROW_QUADS, column = index % ROW_QUADS * 4;
-            if (row >= item.num_rows) continue;
+        if (merges) {
 #pragma unroll
             for (int w = 0; w < DECODE_WARPS; w++)
                 if (round + w >= item.first_unit && round + w < item.end_unit) {
-                    const float2 sums = exchange.sums[w][row];
-                    merge(span[q], sums.x, sums.y, *(const float4*)&exchange.o[w][row][column]);
+                    Slice other;
+                    get(other, exchange, w);
+                    merge(span, other);
                 }
-            if (!span_ends) continue;
-            const float4 o = {span[q].o[0], span[q].o[1], span[q].o[2], span[q].o[3]};
-            if (item.num_parts == 1) {
-                merge(whole[q], span[q].m, span[q].l, o);
-            } else {
-                const i64 partial_row =
-                    (i64)(item.partial_row + round / SPAN_UNITS * item.num_rows + row) * p.num_kv_heads + kv_head;
-                *(float4*)(p.partial_outputs + partial_row * HEAD_DIM + column) = o;
-                if (column == 0) p.partial_sums[partial_row] = {span[q].m, span[q].l};
+            if ((round + DECODE_WARPS) % SPAN_UNITS == 0 || round + DECODE_WARPS >= item.end_unit) {
+                if (item.num_parts == 1)
+                    merge(whole, span);
+                else
+                    store(p, partial_row(round / SPAN_UNITS), span);
+                clear(span);
             }
-            clear(span[q]);
         }
         __syncthreads();
     }
 
-    if (item.num_parts > 1) {  // the last block to arrive merges the spans of all
-        __shared__ bool last;
-        __threadfence();
-        __syncthreads();
-        if (thread == 0) {
-            i32* arrivals = p.arrivals + item.arrivals * p.num_kv_heads + kv_head;
-            last = atomicAdd(arrivals, 1) == item.num_parts - 1;
-            if (last) *arrivals = 0;
-        }
-        __syncthreads();
-        if (!last) return;
-        __threadfence();
-#pragma unroll
-        for (int q = 0; q < THREAD_QUADS; q++) {
-            const int index = q * DECODE_THREADS + thread, row = index / ROW_QUADS, column = index % ROW_QUADS * 4;
-            if (row >= item.num_rows) continue;
+    if (item.num_parts > 1 && !arrives_last(p, item, kv_head)) return;
+    if (!merges) return;
+    if (item.num_parts > 1)
 #pragma unroll 4
-            for (i32 s = item.first_span; s < item.end_span; s++) {
-                const i64 partial_row = (i64)(item.partial_row + s * item.num_rows + row) * p.num_kv_heads + kv_head;
-                const float2 sums = load_shared_result(p.partial_sums + partial_row);
-                merge(whole[q], sums.x, sums.y,
-                      load_shared_result((const float4*)(p.partial_outputs + partial_row * HEAD_DIM + column)));
-            }
+        for (i32 s = item.first_span; s < item.end_span; s++) {
+            Slice other;
+            load(other, p, partial_row(s));
+            merge(whole, other);
         }
-    }
+    i32 token, head;
+    locate(p, item, kv_head, row, token, head);
+    const float factor = final_factor(p, whole.m, whole.l, head);
+    u16* out = p.out + ((i64)(item.first_token + token) * p.num_kv_heads * p.group + head) * HEAD_DIM;
 #pragma unroll
-    for (int q = 0; q < THREAD_QUADS; q++) {
-        const int index = q * DECODE_THREADS + thread, row = index / ROW_QUADS, column = index % ROW_QUADS * 4;
-        if (row >= item.num_rows) continue;
-        i32 token, head;
-        locate(p, item, kv_head, row, token, head);
-        const float factor = final_factor(p, whole[q].m, whole[q].l, head);
-        const uint2 packed = {pack_half2(whole[q].o[0] * factor, whole[q].o[1] * factor),
-                              pack_half2(whole[q].o[2] * factor, whole[q].o[3] * factor)};
-        const i64 out_row = (i64)(item.first_token + token) * p.num_kv_heads * p.group + head;
-        *(uint2*)(p.out + out_row * HEAD_DIM + column) = packed;
-    }
+    for (int q = 0; q < THREAD_QUADS; q++)
+        if (slice_column(q) < HEAD_DIM)
+            *(uint2*)(out + slice_column(q)) = {pack_half2(whole.o[q].x * factor, whole.o[q].y * factor),
+                                                pack_half2(whole.o[q].z * factor, whole.o[q].w * factor)};
 }
 
 // Grid: at least decode items * KV heads; dynamic shared memory: 2 * DECODE_WARPS * TILE_BYTES + sizeof(Exchange).
@@ -296,7 +326,7 @@ DEVICE void prefill_item(const Params& p, const Item& item, i32 kv_head, u8* sha
 
 // Grid: at least prefill items * KV heads; dynamic shared memory: 2 * TILE_BYTES + PREFILL_WARPS * WARP_ROWS rows of
 // HEAD_DIM floats.
-KERNEL __launch_bounds__(PREFILL_THREADS) attention_prefill(const __grid_constant__ Params p) {
+KERNEL __launch_bounds__(PREFILL_THREADS, PREFILL_BLOCKS) attention_prefill(const __grid_constant__ Params p) {
     extern __shared__ __align__(16) u8 shared[];
     let_next_start();
     wait_for_previous();

@@ -1,0 +1,164 @@
+"""Time of attention and of what goes with it, for the shapes of real models: ``python -m tests.bench.ops_attention``.
+
+Prints microseconds of one layer (median of replayed graphs of 20 layers), the bytes of K and V that have to be read
+per second, and the operations of the two products over visible keys per second.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from kernels.attention import cache_shape, paged_attention, plan_attention
+from kernels.device import open_device
+from kernels.layers import Rope
+from kernels.memory import MemoryPlan
+from kernels.rope import rope_write, rotation
+from kernels.step import Step
+
+BLOCK_TOKENS = 16
+LAYERS = 20
+GIB = 1 << 30
+
+
+@dataclass(frozen=True)
+class Shape:
+    """``sequences`` of ``context`` tokens each, the last ``new`` of them in the step."""
+
+    model: str
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    sequences: int
+    new: int
+    context: int
+    window: int = 0
+
+
+QWEN, PHI, GPT_OSS, LLAMA = ("Qwen", 14, 2, 64), ("Phi-3", 32, 32, 96), ("gpt-oss", 64, 8, 64), ("Llama", 32, 8, 128)
+SHAPES = [
+    *(Shape(*QWEN, 1, 1, context) for context in (64, 256, 1024, 4096, 32768)),
+    *(Shape(*PHI, 1, 1, context) for context in (256, 4096)),
+    *(Shape(*GPT_OSS, 1, 1, context, window) for context, window in ((256, 0), (4096, 0), (4096, 128), (131072, 0))),
+    Shape(*QWEN, 64, 1, 384),
+    Shape(*QWEN, 256, 1, 384),
+    Shape(*PHI, 64, 1, 384),
+    Shape(*PHI, 256, 1, 384),
+    Shape(*GPT_OSS, 64, 1, 384),
+    Shape(*GPT_OSS, 256, 1, 384),
+    Shape(*GPT_OSS, 256, 1, 384, 128),
+    Shape(*GPT_OSS, 1024, 1, 384),
+    Shape(*LLAMA, 256, 1, 384),
+    *(Shape(*model, 4, 2048, 2048) for model in (QWEN, PHI, GPT_OSS, LLAMA)),
+    Shape(*GPT_OSS, 4, 2048, 2048, 128),
+    Shape(*QWEN, 64, 128, 128),
+    Shape(*PHI, 64, 128, 128),
+]
+
+
+def step_of(shape: Shape, upload: Any) -> Step:
+    positions = np.tile(np.arange(shape.context - shape.new, shape.context), shape.sequences)
+    rows = np.repeat(np.arange(shape.sequences), shape.new)
+    starts = np.arange(shape.sequences + 1) * shape.new
+    contexts = np.full(shape.sequences, shape.context)
+    blocks = -(-shape.context // BLOCK_TOKENS)
+    tables = np.random.default_rng(0).permutation(shape.sequences * blocks).reshape(shape.sequences, blocks)
+    slots = tables[rows, positions // BLOCK_TOKENS] * BLOCK_TOKENS + positions % BLOCK_TOKENS
+    arrays = (rows, positions, slots, rows, starts, contexts, contexts, tables, starts[1:] - 1)
+    return Step(*(upload(np.ascontiguousarray(array, np.int32)) for array in arrays))
+
+
+def measure(device: Any, shape: Shape) -> str:
+    device.weights.reset()
+    device.context.begin_step()
+    context, upload = device.context, partial(device.upload, device.weights)
+    step = step_of(shape, upload)
+    num_tokens, blocks = step.token_ids.size, step.block_tables.size
+    rng = np.random.default_rng(0)
+    width = (shape.num_heads + 2 * shape.num_kv_heads) * shape.head_dim
+    qkv = upload(rng.standard_normal((num_tokens, width), np.float32).astype(np.float16))
+    content = cache_shape(blocks, BLOCK_TOKENS, shape.num_kv_heads, shape.head_dim)
+    noise = rng.standard_normal(1 << 20, np.float32).astype(np.float16)
+    keys, values = (upload(np.resize(noise, content)) for _ in "kv")
+    out = device.weights.allocate((num_tokens, shape.num_heads * shape.head_dim), np.float16)
+    frequencies = 1 / 10000 ** (np.arange(shape.head_dim // 2) / (shape.head_dim // 2))
+    rope = Rope(upload(frequencies.astype(np.float32)[None]), "neox")
+    heads = shape.num_heads, shape.num_kv_heads, shape.head_dim
+    by = rotation(context, step.positions, rope, step.sequence_lengths, step.sequence_rows)
+    plan = plan_attention(context, step, *heads, window=shape.window)
+
+    def attend() -> None:
+        paged_attention(
+            context,
+            qkv,
+            shape.num_heads,
+            keys,
+            values,
+            step,
+            plan,
+            scale=shape.head_dim**-0.5,
+            window=shape.window,
+            sinks=None,
+            out=out,
+        )
+
+    def write() -> None:
+        rope_write(context, qkv, step.slots, by, None, shape.num_heads, out_keys=keys, out_values=values)
+
+    def prepare() -> None:
+        plan_attention(context, step, *heads, window=shape.window)
+
+    times = [_time_us(device, operation) for operation in (attend, write, prepare)]
+    last = np.arange(shape.context - shape.new, shape.context) + 1
+    seen = int((np.minimum(last, shape.window) if shape.window else last).sum())
+    read = min(shape.window + shape.new - 1, shape.context) if shape.window else shape.context
+    read_bytes = 4 * shape.sequences * shape.num_kv_heads * shape.head_dim * read
+    operations = 4 * shape.sequences * shape.num_heads * shape.head_dim * seen
+    return (
+        f"{shape.model:8} {shape.sequences:5} {shape.new:5} {shape.context:7} {shape.window:6} {times[0]:9.2f} "
+        f"{read_bytes / times[0] / 1e3:7.0f} {operations / times[0] / 1e6:7.1f} {times[1]:9.2f} {times[2]:7.2f}"
+    )
+
+
+def _time_us(device: Any, operation: Any) -> float:
+    """Median time of one of 20 in a graph."""
+    operation()
+
+    def enqueue() -> None:
+        for _ in range(LAYERS):
+            operation()
+
+    graph = device.capture(enqueue, "bench")
+    graph.launch()
+    device.synchronise()
+    times = []
+    for _ in range(5):
+        start = time.perf_counter()
+        for _ in range(5):
+            graph.launch()
+        device.synchronise()
+        times.append((time.perf_counter() - start) / 5 / LAYERS * 1e6)
+    return float(np.median(times))
+
+
+def main() -> None:
+    device: Any = open_device("cuda:0")
+    device.allocate(
+        MemoryPlan(weights=8 * GIB, kv_cache=0, scratch=GIB, step_buffers=0, graphs=GIB // 4, cuda_context=GIB // 4)
+    )
+    print(f"{device.description}: {' '.join(sys.argv[1:])}")
+    print(
+        f"{'model':8} {'seqs':>5} {'new':>5} {'context':>7} {'window':>6} {'us/layer':>9} {'GB/s':>7} {'TFLOP/s':>7} "
+        f"{'rope us':>9} {'plan us':>7}"
+    )
+    for shape in SHAPES:
+        print(measure(device, shape), flush=True)
+
+
+if __name__ == "__main__":
+    main()
