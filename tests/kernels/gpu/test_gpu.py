@@ -35,7 +35,7 @@ def spin(context: Context, seconds: float) -> None:
 def test_the_device_knows_itself(device: Any) -> None:
     print(device.name, device.description, device.chip, f"{device.budget_bytes:,} of {device.total_bytes:,} bytes")
     assert device.chip.num_processors > 0 and device.chip.shared_bytes >= 99 * 1024
-    assert 0 < device.free_bytes < device.budget_bytes < device.total_bytes
+    assert 0 < device.free_bytes < device.total_bytes and 0 < device.budget_bytes < device.total_bytes
     assert device.memory_bytes() >= 6 << 30
 
 
@@ -180,17 +180,20 @@ def test_memory_that_is_not_there_is_refused_and_memory_given_back_is_free(devic
 FAULT = """
 import struct, sys
 from pathlib import Path
+import numpy as np
 from kernels.device import open_device
 from kernels.errors import CudaFailure
 from kernels.launch import Context
 from kernels.loader import Compiler, Loader
+from kernels.memory import Arena, DeviceMemory
 device = open_device("cuda:0")
 loader = Loader(Compiler(device.chip.arch, sources=Path(sys.argv[1])))
 device.context = context = Context(device.chip, loader=loader, stream=device.stream)
+some = Arena(DeviceMemory().allocate("some", 4).pointer, 4), np.zeros(1, np.float32)
 event = device.event()
 context.launch("probe", "probe_add", 1, 256, struct.pack("<Qif", 4096, 256, 1.0), SHIFT=1)
 event.record()
-for wait in (lambda: event.synchronise(5), device.synchronise, device.verify_residency):
+for wait in (lambda: event.synchronise(5), device.synchronise, lambda: device.download(device.upload(*some))):
     try:
         wait()
     except CudaFailure as failure:
