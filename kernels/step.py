@@ -206,10 +206,10 @@ def packed_bytes(sizes: Iterable[int]) -> int:
 
 
 def view(memory: DeviceArray, offset: int, shape: tuple[int, ...], dtype: DTypeLike) -> DeviceArray:
-    """An array inside of ``memory`` (bytes), ``offset`` bytes from its start."""
+    """An array inside of ``memory``, ``offset`` bytes from its start."""
     if isinstance(memory, np.ndarray):
         num_bytes = int(np.prod(shape)) * np.dtype(dtype).itemsize
-        return memory[offset : offset + num_bytes].view(dtype).reshape(shape)
+        return memory.reshape(-1).view(np.uint8)[offset : offset + num_bytes].view(dtype).reshape(shape)
     return Array(memory.pointer + offset, shape, np.dtype(dtype))
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections import deque
 
+from kernels.errors import OutOfDeviceMemory
 from worker.contract import Abort, Add, Choice, Stats, TokenOutput
 from worker.engine.admission import check_add
+from worker.engine.device_runner import DeviceRunner, Limits
 from worker.engine.runner import Result, Runner, SynchronousRunner, Ticket
 from worker.engine.scheduler import Chunk, Scheduler
 from worker.engine.sequence import Sequence
@@ -47,12 +49,23 @@ class Engine:
             max_sequences=settings.max_sequences,
             recompute_at=model.recompute_at,
         )
-        self._runner: Runner = SynchronousRunner(model, num_blocks=num_blocks, block_tokens=block_tokens)
+        self._runner: Runner = self._make_runner(model, settings, num_blocks)
         self._in_flight: deque[tuple[list[Chunk], Ticket]] = deque()
         self._requests: dict[str, list[Sequence]] = {}  # the live sequences of each request
         self._answers: list[TokenOutput] = []  # what the next step returns without computing anything
         self._num_prompt_tokens = 0
         self._num_output_tokens = 0
+
+    def _make_runner(self, model: Model, settings: Settings, num_blocks: int) -> Runner:
+        if model.device.name == "cpu":
+            return SynchronousRunner(model, num_blocks=num_blocks, block_tokens=settings.kv_block_tokens)
+        limits = Limits(
+            block_tokens=settings.kv_block_tokens,
+            step_tokens=settings.step_tokens,
+            max_sequences=self.max_sequences,
+            max_sequence_tokens=self.max_sequence_tokens,
+        )
+        return DeviceRunner(model, limits, num_blocks=num_blocks, timeout_s=settings.engine_step_timeout_s)
 
     @property
     def max_sequence_tokens(self) -> int:
@@ -172,7 +185,8 @@ class Engine:
     def _launch(self, chunks: list[Chunk], outputs: list[TokenOutput]) -> bool:
         """Launch a step; when that fails, run its chunks one by one, so that only those fail that must.
 
-        False: it failed, and now nothing is in flight. Running a chunk again is harmless: it writes the same keys and values to the same places.
+        False: it failed, and now nothing is in flight. Running a chunk again is harmless: it writes the same keys and
+        values to the same places.
         """
         try:
             ticket = self._runner.launch(chunks)
@@ -262,6 +276,6 @@ def _step_error(error: Exception) -> OrcdError:
     """An exception of the model as an error of the request; other exceptions' texts may hold what users wrote."""
     if isinstance(error, OrcdError):
         return error
-    if isinstance(error, MemoryError):
+    if isinstance(error, MemoryError | OutOfDeviceMemory):
         return VramOom("the device ran out of memory on this request; shorten it or lower step_tokens")
     return OrcdError(f"the model failed on this request: {type(error).__name__} at {places(error)[-1]}")

@@ -9,11 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kernels.reference.sampling import adjust_logits, log_probabilities, sample
-from kernels.step import Step
 from worker.contract import TokenLogprobs
 from worker.engine.adjustments import build_adjustments
 from worker.engine.scheduler import Chunk
 from worker.engine.sequence import Sequence
+from worker.engine.step_arrays import build_draws, build_step
 from worker.errors import OrcdError
 from worker.model.adapters import Model
 
@@ -66,31 +66,9 @@ class SynchronousRunner:
         return results
 
 
-def build_step(chunks: list[Chunk], block_tokens: int) -> Step:
-    """The flat arrays of one step; see `Step`."""
-    starts = [chunk.sequence.num_computed for chunk in chunks]
-    ends = [start + chunk.num_tokens for start, chunk in zip(starts, chunks, strict=True)]
-    block_tables = np.zeros((len(chunks), max(len(chunk.sequence.block_ids) for chunk in chunks)), np.int32)
-    for row, chunk in enumerate(chunks):
-        block_tables[row, : len(chunk.sequence.block_ids)] = chunk.sequence.block_ids
-    num_tokens = [chunk.num_tokens for chunk in chunks]
-    rows = np.repeat(np.arange(len(chunks)), num_tokens)
-    positions = np.concatenate([np.arange(start, end, dtype=np.int32) for start, end in zip(starts, ends, strict=True)])
-    query_starts = np.concatenate([[0], np.cumsum(num_tokens)]).astype(np.int32)
-    token_ids: list[int] = []
-    for start, end, chunk in zip(starts, ends, chunks, strict=True):
-        token_ids += chunk.sequence.token_ids[start:end]
-    return Step(
-        token_ids=np.array(token_ids, np.int32),
-        positions=positions,
-        slots=block_tables[rows, positions // block_tokens] * block_tokens + positions % block_tokens,
-        sequence_rows=rows.astype(np.int32),
-        query_starts=query_starts,
-        context_lengths=np.array(ends, np.int32),
-        sequence_lengths=np.array([chunk.sequence.num_tokens for chunk in chunks], np.int32),
-        block_tables=block_tables,
-        logit_rows=query_starts[1:][[chunk.draws for chunk in chunks]] - 1,
-    )
+def non_finite() -> OrcdError:
+    """What is wrong with a request whose logits hold NaN or infinity."""
+    return OrcdError("the model gave non-finite logits for this request; its weights or this input are at fault")
 
 
 def _draw(logits: NDArray[np.float32], sequences: list[Sequence]) -> list[Draw | OrcdError]:
@@ -99,21 +77,20 @@ def _draw(logits: NDArray[np.float32], sequences: list[Sequence]) -> list[Draw |
         return []
     adjust_logits(logits, build_adjustments(sequences), out=logits)
     options = [sequence.sampling for sequence in sequences]
+    draws = build_draws(sequences)
     ids = np.empty(len(sequences), np.int32)
     sample(
         logits,
-        np.array([option.temperature for option in options], np.float32),
-        np.array([option.top_k for option in options], np.int32),
-        np.array([option.top_p for option in options], np.float32),
-        np.array([option.min_p for option in options], np.float32),
-        np.array([(each.sampling.seed + each.choice) % (1 << 64) for each in sequences], np.uint64),
-        np.array([sequence.num_output for sequence in sequences], np.int64),
+        draws.temperature,
+        draws.top_k,
+        draws.top_p,
+        draws.min_p,
+        draws.keys,
+        draws.output_positions,
         out_ids=ids,
     )
     return [
-        Draw(token_id, _logprobs(row, token_id, option.logprobs))
-        if token_id >= 0
-        else OrcdError("the model gave non-finite logits for this request; its weights or this input are at fault")
+        Draw(token_id, _logprobs(row, token_id, option.logprobs)) if token_id >= 0 else non_finite()
         for row, token_id, option in zip(logits, ids.tolist(), options, strict=True)
     ]
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 
@@ -32,6 +34,7 @@ class ContextModel:
     poison_id: int | None = None
     crash_id: int | None = None
     crash: Exception = field(default_factory=lambda: ValueError("secret"))
+    device: Any = field(default_factory=lambda: SimpleNamespace(name="cpu"))
     sizes: list[tuple[int, ...]] = field(default_factory=list)  # tokens of each sequence, step by step
 
     def bytes_per_block(self, block_tokens: int) -> int:

@@ -4,9 +4,10 @@ import pytest
 from kernels.reference.sampling import sample
 from tests.worker.engine.context_model import ContextModel, check_shapes
 from worker.contract import Sampling
-from worker.engine.runner import Draw, SynchronousRunner, build_step
+from worker.engine.runner import Draw, SynchronousRunner
 from worker.engine.scheduler import Chunk
 from worker.engine.sequence import Sequence
+from worker.engine.step_arrays import build_step
 from worker.errors import OrcdError
 
 

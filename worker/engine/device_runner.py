@@ -1,0 +1,160 @@
+"""Runs steps on a CUDA device, one ahead of what the host knows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from collections.abc import Sequence as Series
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from kernels.errors import CudaFailure
+from kernels.step import Draws, Step, first, pack, view, write_changes
+from worker.engine.device_draws import LogitEdits, LogprobReports, read_reports
+from worker.engine.graphs import DecodeGraphs, draw, empty_rows
+from worker.engine.row_assignment import RowAssignment
+from worker.engine.runner import Draw, Result, non_finite
+from worker.engine.scheduler import Chunk
+from worker.engine.sequence import Sequence
+from worker.engine.staging import Download, DownloadRing, UploadRing
+from worker.engine.step_arrays import build_draws, build_step
+from worker.engine.step_memory import Limits, StepMemory, lay_out
+from worker.errors import CudaError
+from worker.model.adapters import Model
+
+__all__ = ["DeviceRunner", "Limits", "lay_out"]
+
+STEP_ARRAYS = tuple(name for name in Step.__slots__ if name != "attention_plan")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Launched:
+    """A step in flight: the draw of each chunk is ``ids[rows[i]]``, unless that is None."""
+
+    rows: Series[int | None]
+    ids: Download
+    reports: Download | None = None
+    drawing: Series[Sequence] = ()  # whom the reports are for
+
+
+class DeviceRunner:
+    """A model and its KV cache on a device that works by itself.
+
+    A step of which every chunk only decodes is a graph: what it needs is on the device already, but for what changed
+    (`RowAssignment`). Other steps are sent whole and launched kernel by kernel. Both leave the ids that they drew in
+    ``rows.drawn``, where the next step finds them.
+    """
+
+    depth = 2
+
+    def __init__(
+        self, model: Model, limits: Limits, *, num_blocks: int, timeout_s: float, capture: bool = True
+    ) -> None:
+        """``timeout_s``: how long a step may take. ``capture`` False: no graphs, with the same results."""
+        self._model = model
+        self._device = device = model.device
+        self._limits = limits
+        self._timeout_s = timeout_s
+        memory = StepMemory.allocate(device, limits)
+        self._rows = memory.rows
+        self._whole = memory.whole
+        self._edits = LogitEdits(device, memory.edits, timeout_s)
+        self._reports = LogprobReports(device, memory.reports)
+        upload_bytes = max(limits.whole_step_bytes, self._rows.changes.shape[0])
+        self._uploads = UploadRing(device, upload_bytes, timeout_s)
+        self._downloads = DownloadRing(device, limits.max_sequences * 4)
+        self._cache = model.allocate_cache(num_blocks, limits.block_tokens)
+        self._assignment = RowAssignment(limits.max_sequences, limits.max_blocks)
+        with _named_errors():
+            self._count_rows()
+            empty_rows(device, self._rows, self._uploads, limits.block_tokens)
+            self._graphs = DecodeGraphs(model, self._cache, self._rows, limits.block_tokens, capture=capture)
+
+    def launch(self, chunks: list[Chunk]) -> Launched:
+        with _named_errors():
+            try:
+                return self._decode(chunks) if _only_decodes(chunks) else self._run_whole(chunks)
+            except Exception:
+                # The device may or may not have got what it was told: tell it everything anew.
+                self._assignment = RowAssignment(self._limits.max_sequences, self._limits.max_blocks)
+                raise
+
+    def collect(self, ticket: Launched) -> Series[Result]:
+        with _named_errors():
+            ids = ticket.ids.read(self._timeout_s).view(np.int32).tolist()
+            if ticket.reports is None:
+                return [None if row is None else _result(ids[row]) for row in ticket.rows]
+            logprobs = read_reports(ticket.reports, ticket.drawing, self._timeout_s)
+        return [None if row is None else _result(ids[row], logprobs[row]) for row in ticket.rows]
+
+    def _decode(self, chunks: list[Chunk]) -> Launched:
+        num_rows = self._graphs.bucket_for(len(chunks))
+        rows, changes = self._assignment.place(chunks, num_rows)
+        if changes:
+            staging = self._uploads.take()
+            patches = changes.patches.values()
+            num_bytes = write_changes(patches, changes.entries, changes.block_ids, staging)
+            self._uploads.send(num_bytes, self._rows.changes)
+        self._graphs.launch(num_rows)
+        return Launched(rows, self._fetch(num_rows))
+
+    def _run_whole(self, chunks: list[Chunk]) -> Launched:
+        drawing = [chunk.sequence for chunk in chunks if chunk.draws]
+        step, draws = self._send_whole(chunks, drawing)
+        self._device.ops.resolve_tokens(step.token_ids, self._rows.drawn)
+        logits = self._model.forward(step, self._cache)
+        self._assignment.interrupt({sequence: row for row, sequence in enumerate(drawing)})
+        reports = None
+        if drawing:
+            self._edits.apply(logits, drawing)
+            ids = first(self._rows.drawn, len(drawing))
+            draw(self._device, logits, draws, ids)
+            if any(sequence.sampling.logprobs is not None for sequence in drawing):
+                reports = self._reports.fetch(logits, ids)
+        numbers = iter(range(len(drawing)))
+        rows = [next(numbers) if chunk.draws else None for chunk in chunks]
+        return Launched(rows, self._fetch(len(drawing)), reports, drawing)
+
+    def _send_whole(self, chunks: list[Chunk], drawing: list[Sequence]) -> tuple[Step, Draws]:
+        """A step's arrays, enqueued to be on the device."""
+        step = build_step(chunks, self._limits.block_tokens, self._assignment.row_of_draw)
+        draws = build_draws(drawing)
+        arrays = {name: getattr(step, name) for name in STEP_ARRAYS}
+        arrays |= {name: getattr(draws, name) for name in Draws.__slots__}
+        num_bytes, offsets = pack(arrays, self._uploads.take())
+        self._uploads.send(num_bytes, self._whole)
+        views = {name: view(self._whole, offsets[name], array.shape, array.dtype) for name, array in arrays.items()}
+        return (
+            Step(**{name: views[name] for name in STEP_ARRAYS}),
+            Draws(**{name: views[name] for name in Draws.__slots__}),
+        )
+
+    def _fetch(self, num_ids: int) -> Download:
+        return self._downloads.fetch(view(self._rows.drawn, 0, (num_ids * 4,), np.uint8))
+
+    def _count_rows(self) -> None:
+        counting = np.arange(self._rows.counting.shape[0], dtype=np.int32)
+        self._uploads.take()[: counting.nbytes].view(np.int32)[:] = counting
+        self._uploads.send(counting.nbytes, view(self._rows.counting, 0, (counting.nbytes,), np.uint8))
+
+
+def _only_decodes(chunks: list[Chunk]) -> bool:
+    for sequence, num_tokens, draws in chunks:
+        if num_tokens != 1 or not draws or (sequence.ahead_from and not sequence.draws_freely):
+            return False
+    return True
+
+
+def _result(token_id: int, logprobs: Any = None) -> Result:
+    return Draw(token_id, logprobs) if token_id >= 0 else non_finite()
+
+
+@contextmanager
+def _named_errors() -> Iterator[None]:
+    """A failure of the device as an error with a code; it names the kernel."""
+    try:
+        yield
+    except CudaFailure as error:
+        raise CudaError(str(error)) from error
