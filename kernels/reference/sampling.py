@@ -1,7 +1,8 @@
 """From logits to token ids: penalties and bias, filters, a seeded draw, log probabilities.
 
 Order: logit bias; repetition, presence and frequency penalty; banned ids (`adjust_logits`). Then temperature, top-k,
-top-p, min-p and the draw (`sample`). Log probabilities are taken between the two (`log_probabilities`).
+top-p, min-p and the draw (`sample`). Log probabilities are taken between the two (`log_probabilities`,
+`top_log_probabilities`).
 
 A row's result depends on that row alone. The draw is Gumbel-max: the token with the largest ``logit / T + g`` is a
 sample of the softmax when every ``g`` is an independent Gumbel variable (Gumbel 1954; Maddison et al., "A* Sampling",
@@ -121,7 +122,7 @@ def _least_kept(scaled: Float32, top_k: Int32, top_p: Float32, min_p: Float32) -
     vocab_size = scaled.shape[1]
     top_k = np.where((top_k <= 0) | (top_k > vocab_size), vocab_size, top_k)
     with np.errstate(divide="ignore"):
-        least = np.log(min_p).astype(np.float32)
+        least = np.log(min_p.astype(np.float64)).astype(np.float32)  # the same on every machine
     ranked = np.flatnonzero((top_k < vocab_size) | (top_p < 1))
     if ranked.size == 0:
         return least
@@ -172,3 +173,29 @@ def log_probabilities(logits: Float32, *, out: Float32) -> None:
     """Log-softmax of each row: ``logits`` [R, V] -> ``out`` [R, V], natural logarithm; -inf stays -inf."""
     shifted = logits - logits.max(axis=1, keepdims=True)
     np.subtract(shifted, np.log(np.exp(shifted).sum(axis=1, keepdims=True)), out=out)
+
+
+def top_log_probabilities(
+    logits: Float32,
+    ids: Int32,
+    num_top: int,
+    *,
+    out_logprobs: Float32,
+    out_top_ids: Int32,
+    out_top_logprobs: Float32,
+) -> None:
+    """Log-softmax of ``logits`` [R, V] at ``ids`` [R], and the ``num_top`` largest of each row.
+
+    Fills ``out_logprobs`` [R], ``out_top_ids`` [R, num_top] (of equals the lowest id first) and ``out_top_logprobs``
+    [R, num_top]. Where the vocabulary has no more, or a row's id is -1, ids are -1 and log probabilities -inf.
+    """
+    out_logprobs[:] = -np.inf
+    out_top_logprobs[:] = -np.inf
+    out_top_ids[:] = -1
+    for row in np.flatnonzero(ids >= 0):
+        shifted = logits[row].astype(np.float64) - logits[row].max()
+        values = shifted - np.log(np.exp(shifted).sum())
+        top = np.argsort(-logits[row], kind="stable")[:num_top]
+        out_logprobs[row] = values[ids[row]]
+        out_top_ids[row, : top.size] = top
+        out_top_logprobs[row, : top.size] = values[top]

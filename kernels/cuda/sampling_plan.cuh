@@ -1,0 +1,84 @@
+// What the kernels that draw tell each other about a row: a histogram, and what is to be decided yet.
+#pragma once
+#include "sampling.cuh"
+
+constexpr int BINS = 2048;           // of the distance below the largest, after temperature
+constexpr float BINS_PER_UNIT = 64;  // the last bin takes all from 31.98 on: too improbable to count, or to be drawn
+constexpr int CAPACITY = 4096;       // listed values of a row; rows with more are read again
+
+struct Plan {
+    u64 mass;          // of the values of top-k; where top-k is on, of those in bins before `k_bin`
+    u64 count_before;  // values in bins before `k_bin`
+    u64 k;             // 0: top-k is off
+    int kept_bins;     // bins before this one are kept whole
+    int last_bin;      // from `kept_bins` to here: top-p ends in one of these
+    int k_bin;         // the bin in which top-k ends, -1: top-k is off
+    u32 num_listed;    // values in the bins that are not decided
+    u32 rank_tickets;  // blocks of the row that are done
+    u32 draw_tickets;
+};
+
+struct SampleParams {
+    const float* logits;       // [num_rows, vocab]
+    const float* temperature;  // [num_rows]
+    const int* top_k;          // [num_rows]
+    const float* top_p;        // [num_rows]
+    const float* min_p;        // [num_rows]
+    const u64* keys;           // [num_rows]
+    const i64* positions;      // [num_rows]
+    int* out_ids;              // [num_rows]
+    u64* ranks;                // [num_rows, scan_chunks] of the largest logits
+    Plan* plans;               // [num_rows]
+    u32* counts;               // [num_rows, BINS] values
+    u64* masses;               // [num_rows, BINS] probabilities
+    u64* listed;               // [num_rows, CAPACITY] depth << 32 | id
+    double* scores;            // [num_rows, draw_chunks] the best of each chunk
+    int* score_ids;            // [num_rows, draw_chunks]
+    int num_rows;
+    int vocab;
+    int num_slices;
+    int scan_slices, scan_chunks;  // slices a block, blocks a row
+    int rank_slices, rank_chunks;
+    int draw_slices, draw_chunks;
+    int padding;
+};
+
+DEVICE bool has_top_k(const SampleParams& p, int row) { return p.top_k[row] > 0 && p.top_k[row] < p.vocab; }
+DEVICE bool has_top_p(const SampleParams& p, int row) { return p.top_p[row] < 1.0f; }
+DEVICE bool ranks_values(const SampleParams& p, int row) { return has_top_k(p, row) || has_top_p(p, row); }
+
+// A row that draws. A value's depth is how far it lies below the largest, after temperature: the bits of a float that
+// is not negative, so that depths compare as integers, the most probable first.
+struct Row {
+    const float* logits;
+    float largest, temperature;
+
+    DEVICE Row(const SampleParams& p, int row, float largest)
+        : logits(p.logits + (i64)row * p.vocab), largest(largest), temperature(p.temperature[row]) {}
+    DEVICE u32 depth(float logit) const {
+        return __float_as_uint(__fdiv_rn(__fsub_rn(logit, largest), temperature)) & 0x7FFFFFFFu;
+    }
+};
+
+DEVICE int bin_of(u32 depth) { return (int)fminf(__uint_as_float(depth) * BINS_PER_UNIT, BINS - 1.0f); }
+
+DEVICE u64 mass_of(u32 depth) { return __double2ull_rn(exp(-(double)__uint_as_float(depth)) * 0x1p45); }
+
+// Whether this block is the last of `num_blocks` to get here; then it sees what the others wrote.
+DEVICE bool is_last_block(u32* tickets, u32 num_blocks) {
+    __shared__ bool last;
+    __threadfence();
+    __syncthreads();
+    if (threadIdx.x == 0) last = atomicAdd(tickets, 1u) == num_blocks - 1;
+    __syncthreads();
+    __threadfence();
+    return last;
+}
+
+// Amounts of a row's bins: thread t holds those from t * COUNT.
+constexpr int THREAD_BINS = BINS / THREADS;
+template <typename T>
+DEVICE void load_bins(const T* bins, u64 (&amounts)[THREAD_BINS]) {
+#pragma unroll
+    for (int i = 0; i < THREAD_BINS; i++) amounts[i] = read_once_more(bins + threadIdx.x * THREAD_BINS + i);
+}
