@@ -27,10 +27,11 @@ device_option = click.option("--device", metavar="DEVICE", help="cuda:0 (default
 
 @click.command()
 @model_argument
+@click.option("--device", metavar="cuda:N", help="Also plan a worker's memory there, GPU or no GPU.")
 @json_option
-def inspect(model: Path, as_json: bool) -> int:
+def inspect(model: Path, **options: Any) -> int:
     """Describe a model file: architecture, tensors, tokenizer, memory."""
-    return _run_verb("inspect", str(model), as_json=as_json)
+    return _run_verb("inspect", str(model), **options)
 
 
 @click.command()

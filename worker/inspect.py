@@ -8,17 +8,22 @@ import re
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
 from kernels.device import open_device
 from kernels.formats import FORMATS
+from kernels.planned import PlannedDevice
 from worker.errors import ModelLoadFailed
+from worker.loading import open_settings_device
 from worker.model.adapters import assemble_model
 from worker.model.config import ModelConfig, read_config
 from worker.model.gguf import GGUFFile, open_gguf
 from worker.model.weights import Weights
+from worker.settings import Settings, from_environment
 from worker.text.tokenizer import from_metadata
+from worker.vram import plan_engine
 
 CUDA_CACHE_ITEM_BYTES = 2  # float16
 TOKENS_PER_K = 1024
@@ -31,6 +36,24 @@ class TensorType(msgspec.Struct, frozen=True):
     count: int
     bytes: int
     tensors: dict[str, int]
+
+
+class Plan(msgspec.Struct, frozen=True):
+    """What a worker would allocate on a device; ``note`` says why nothing is known of what is available there."""
+
+    device: str
+    device_name: str
+    weights_bytes: int
+    kv_cache_bytes: int
+    kv_cache_tokens: int
+    scratch_bytes: int
+    step_buffers_bytes: int
+    graphs_bytes: int
+    cuda_context_bytes: int
+    total_bytes: int
+    available_bytes: int | None
+    fits: bool | None
+    note: str | None
 
 
 class Report(msgspec.Struct, frozen=True):
@@ -50,6 +73,7 @@ class Report(msgspec.Struct, frozen=True):
     vram_kv_bytes_per_1k_tokens: int | None
     supported: bool
     problems: list[str]
+    vram_plan: Plan | None = None
 
 
 def inspect_gguf(gguf: GGUFFile) -> Report:
@@ -82,6 +106,29 @@ def inspect_gguf(gguf: GGUFFile) -> Report:
         vram_kv_bytes_per_1k_tokens=_kv_bytes_per_1k_tokens(config) if config else None,
         supported=not problems,
         problems=problems,
+    )
+
+
+def plan_for(gguf: GGUFFile, settings: Settings) -> Plan:
+    """The plan of a worker with ``settings``. Where there is no such device, for a chip that stands in for it, with
+    ``vram_bytes`` as its budget if that is set. Raises `ModelLoadFailed` for a model that cannot run."""
+    note = None
+    try:
+        device: Any = open_settings_device(settings)
+    except ModelLoadFailed as error:
+        device, note = PlannedDevice(settings.device), error.message
+        device.budget_bytes = settings.vram_bytes or None
+    plan = plan_engine(gguf, device, settings)
+    sizes = {f"{name.replace(' ', '_')}_bytes": num_bytes for name, num_bytes in plan.memory.lines()}
+    return Plan(
+        device=device.name,
+        device_name=device.description,
+        kv_cache_tokens=plan.cache_tokens,
+        total_bytes=plan.memory.total_bytes,
+        available_bytes=plan.available_bytes,
+        fits=plan.fits,
+        note=note,
+        **sizes,
     )
 
 
@@ -131,9 +178,30 @@ def format_report(report: Report) -> str:
     lines.append(f"  VRAM            {_size(report.vram_weights_bytes)} for weights")
     if report.vram_kv_bytes_per_1k_tokens is not None:
         lines.append(f"                  {_size(report.vram_kv_bytes_per_1k_tokens)} for KV per 1,024 tokens (float16)")
+    if report.vram_plan is not None:
+        lines += _plan_lines(report.vram_plan)
     lines.append(f"  supported       {'yes' if report.supported else 'no'}")
     lines += [f"    {problem}" for problem in report.problems]
     return "\n".join(lines)
+
+
+def _plan_lines(plan: Plan) -> list[str]:
+    """The plan, a line for each use."""
+    uses = {
+        "weights": plan.weights_bytes,
+        f"KV cache of {plan.kv_cache_tokens:,} tokens": plan.kv_cache_bytes,
+        "activations and scratch": plan.scratch_bytes,
+        "step buffers": plan.step_buffers_bytes,
+        "graphs": plan.graphs_bytes,
+        "CUDA itself": plan.cuda_context_bytes,
+        "in all": plan.total_bytes,
+    }
+    lines = [f"  on {plan.device}".ljust(18) + plan.device_name]
+    lines += [f"    {num_bytes / 2**20:10,.0f} MiB {use}" for use, num_bytes in uses.items()]
+    if plan.available_bytes is not None:
+        verdict = "it fits" if plan.fits else "INSUFFICIENT_VRAM"
+        lines.append(f"    {plan.available_bytes / 2**20:10,.0f} MiB available: {verdict}")
+    return lines + ([f"    {plan.note}"] if plan.note else [])
 
 
 def _size(num_bytes: int) -> str:
@@ -152,7 +220,16 @@ def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="orcd inspect", description="What a GGUF file holds and needs.")
     parser.add_argument("model", type=Path, help="GGUF file (the first part of a split one)")
     parser.add_argument("--json", action="store_true", help="one JSON object on one line")
+    parser.add_argument("--device", help="cuda:N: also plan a worker's memory there, by the ORCD_ variables")
     arguments = parser.parse_args(argv)
-    report = inspect_gguf(open_gguf(arguments.model))
+    gguf = open_gguf(arguments.model)
+    report = inspect_gguf(gguf)
+    if arguments.device not in (None, "cpu") and report.supported:
+        settings = from_environment(model=str(arguments.model), device=arguments.device)
+        try:
+            report = msgspec.structs.replace(report, vram_plan=plan_for(gguf, settings))
+        except ModelLoadFailed as error:  # of what the CPU could run
+            problem = error.message.removeprefix(f"{gguf.path}: ")
+            report = msgspec.structs.replace(report, supported=False, problems=[problem])
     print(msgspec.json.encode(report).decode() if arguments.json else format_report(report))
     return 0

@@ -13,6 +13,7 @@ from worker.model.adapters import load_model
 from worker.model.gguf import GGUFFile
 from worker.model.weights import Progress
 from worker.settings import Settings
+from worker.vram import reserve
 
 
 def open_settings_device(settings: Settings) -> Device:
@@ -31,9 +32,11 @@ def open_settings_device(settings: Settings) -> Device:
 def load_engine(gguf: GGUFFile, device: Device, settings: Settings, progress: Progress) -> Engine:
     """The engine over the model in ``gguf``; raises `ModelLoadFailed`, `InsufficientVram`, and `CudaError`.
 
-    ``progress(num_bytes, total_bytes)`` is called as weights are read.
+    On a CUDA device all memory is planned and allocated first. ``progress(num_bytes, total_bytes)`` is called as
+    weights are read.
     """
     with device_errors(settings):
+        settings = reserve(gguf, device, settings)
         return Engine(load_model(gguf, device, progress), settings)
 
 

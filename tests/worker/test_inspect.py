@@ -7,9 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from kernels.device import DeviceUnavailable
 from tests.worker.model.tiny import write_tiny
+from worker import loading
 from worker.errors import ModelLoadFailed
 from worker.inspect import main
+
+USES = ("weights", "kv_cache", "scratch", "step_buffers", "graphs", "cuda_context")
 
 
 def inspect(path: Path, capsys: pytest.CaptureFixture[str]) -> dict:
@@ -58,3 +62,52 @@ def test_what_is_no_model_file_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "text.gguf").write_text("no model")
     with pytest.raises(ModelLoadFailed, match="is not a GGUF file"):
         main([str(tmp_path / "text.gguf")])
+
+
+NO_GPU = DeviceUnavailable("cuda:0: there is no CUDA device here; install NVIDIA's driver, or choose --device cpu")
+
+
+@pytest.fixture
+def without_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_arguments: object, **_options: object) -> None:
+        raise NO_GPU
+
+    monkeypatch.setattr(loading, "open_device", refuse)
+    monkeypatch.delenv("ORCD_VRAM_BYTES", raising=False)
+
+
+def test_a_plan_is_made_as_far_as_it_can_be_without_a_gpu(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], without_gpu: None
+) -> None:
+    path = write_tiny("gpt-oss", tmp_path / "tiny.gguf")
+    assert inspect(path, capsys)["vram_plan"] is None
+    assert main([str(path), "--json", "--device=cuda:0"]) == 0
+    plan = json.loads(capsys.readouterr().out)["vram_plan"]
+    assert plan["total_bytes"] == sum(plan[f"{name}_bytes"] for name in USES)
+    assert min(plan[f"{name}_bytes"] for name in USES) > 0
+    assert (plan["available_bytes"], plan["fits"]) == (None, None)
+    assert "there is no CUDA device" in plan["note"]
+    assert main([str(path), "--device=cuda:0"]) == 0
+    text = capsys.readouterr().out
+    assert "MiB weights" in text and "MiB in all" in text and "there is no CUDA device" in text
+
+
+@pytest.mark.parametrize(
+    ("vram_bytes", "fits", "verdict"), [(8 * 10**9, True, "it fits"), (10**6, False, "INSUFFICIENT_VRAM")]
+)
+def test_a_budget_that_is_set_decides_whether_it_would_fit(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    without_gpu: None,
+    vram_bytes: int,
+    fits: bool,
+    verdict: str,
+) -> None:
+    monkeypatch.setenv("ORCD_VRAM_BYTES", str(vram_bytes))
+    path = write_tiny("qwen2", tmp_path / "tiny.gguf")
+    main([str(path), "--json", "--device=cuda:0"])
+    plan = json.loads(capsys.readouterr().out)["vram_plan"]
+    assert (plan["available_bytes"], plan["fits"]) == (vram_bytes, fits)
+    main([str(path), "--device=cuda:0"])
+    assert verdict in capsys.readouterr().out

@@ -1,0 +1,110 @@
+"""The plan of a GPU's memory, without a GPU."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from kernels.device import open_device
+from kernels.errors import OutOfDeviceMemory
+from kernels.memory import PAGE_BYTES, MemoryPlan
+from kernels.planned import PlannedDevice
+from tests.worker.model.tiny import write_tiny
+from worker.errors import InsufficientVram
+from worker.loading import load_engine
+from worker.model.gguf import GGUFFile, open_gguf
+from worker.settings import Settings
+from worker.vram import plan_engine, reserve
+
+SETTINGS = Settings(model="tiny.gguf", max_sequences=8, step_tokens=256, context_length=2048)
+
+
+class Gpu(PlannedDevice):
+    """A GPU with so many bytes to give, that only notes what it is asked for."""
+
+    def __init__(self, budget_bytes: int) -> None:
+        super().__init__("cuda:0")
+        self.budget_bytes = budget_bytes
+        self.allocated: list[MemoryPlan] = []
+
+    def allocate(self, plan: MemoryPlan) -> None:
+        plan.check(self.budget_bytes)
+        self.allocated.append(plan)
+
+
+@pytest.fixture(scope="module")
+def gguf(tmp_path_factory: pytest.TempPathFactory) -> GGUFFile:
+    return open_gguf(write_tiny("gpt-oss", tmp_path_factory.mktemp("model") / "tiny.gguf"))
+
+
+def total_without_cache(gguf: GGUFFile) -> int:
+    return replace(plan_engine(gguf, Gpu(0), SETTINGS).memory, kv_cache=0).total_bytes
+
+
+def test_every_use_of_memory_is_in_the_plan(gguf: GGUFFile) -> None:
+    plan = plan_engine(gguf, PlannedDevice("cuda:0"), SETTINGS)
+    assert all(num_bytes > 0 for _, num_bytes in plan.memory.lines())
+    weights = sum(tensor.num_bytes for tensor in gguf.tensors.values())
+    assert weights < plan.memory.weights < 2 * weights + 2**21  # some padding, and scales of 8 bits for those of 6
+    assert plan.available_bytes is None
+    assert plan.fits is None
+
+
+def test_the_cache_gets_what_the_budget_leaves_in_whole_blocks(gguf: GGUFFile) -> None:
+    budget = total_without_cache(gguf) + 3 * PAGE_BYTES
+    plan = plan_engine(gguf, Gpu(budget), SETTINGS)
+    assert plan.fits
+    assert plan.memory.total_bytes == budget
+    assert 0 <= 3 * PAGE_BYTES - plan.memory.kv_cache < plan.block_bytes
+    assert plan.cache_tokens == plan.num_blocks * SETTINGS.kv_block_tokens
+
+
+def test_the_cache_is_no_larger_than_the_longest_sequences_can_fill(gguf: GGUFFile) -> None:
+    plan = plan_engine(gguf, Gpu(1 << 40), SETTINGS)
+    assert plan.cache_tokens == SETTINGS.max_sequences * 2048
+
+
+def test_larger_steps_need_more_scratch_and_more_sequences_more_buffers(gguf: GGUFFile) -> None:
+    small, long, many = (
+        plan_engine(gguf, Gpu(0), replace(SETTINGS, **change)).memory
+        for change in ({}, {"step_tokens": 1024}, {"max_sequences": 64})
+    )
+    assert small.scratch < long.scratch
+    assert small.step_buffers < many.step_buffers
+    assert small.weights == long.weights == many.weights
+
+
+def test_what_is_reserved_is_what_the_engine_is_told(gguf: GGUFFile) -> None:
+    gpu = Gpu(total_without_cache(gguf) + 8 * PAGE_BYTES)
+    settings = reserve(gguf, gpu, SETTINGS)
+    (memory,) = gpu.allocated
+    plan = plan_engine(gguf, gpu, SETTINGS)
+    assert memory == plan.memory
+    assert settings == replace(SETTINGS, kv_cache_bytes=plan.num_blocks * plan.block_bytes)
+    assert reserve(gguf, gpu, settings) == settings
+
+
+def test_a_cache_size_that_is_set_is_kept_or_refused(gguf: GGUFFile) -> None:
+    gpu = Gpu(total_without_cache(gguf) + 8 * PAGE_BYTES)
+    wanted = 2 * PAGE_BYTES
+    assert plan_engine(gguf, gpu, replace(SETTINGS, kv_cache_bytes=wanted)).memory.kv_cache <= wanted + PAGE_BYTES
+    with pytest.raises(OutOfDeviceMemory):
+        reserve(gguf, gpu, replace(SETTINGS, kv_cache_bytes=20 * PAGE_BYTES))
+
+
+def test_a_model_that_does_not_fit_is_refused_with_all_that_helps(gguf: GGUFFile) -> None:
+    gpu = Gpu(total_without_cache(gguf))
+    with pytest.raises(InsufficientVram) as caught:
+        load_engine(gguf, gpu, SETTINGS, lambda _done, _total: None)
+    required = plan_engine(gguf, gpu, SETTINGS).memory.total_bytes
+    for part in (f"{required} bytes", f"{gpu.budget_bytes} are available", "cuda:0", "tiny.gguf"):
+        assert part in caught.value.message
+    assert gpu.allocated == []
+
+
+def test_the_cpu_reserves_nothing(gguf: GGUFFile) -> None:
+    device: Any = open_device("cpu")
+    settings = Settings(device="cpu")
+    assert reserve(gguf, device, settings) is settings

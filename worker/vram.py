@@ -1,0 +1,95 @@
+"""The plan of a CUDA device's memory: made before anything is allocated, by running an engine's largest steps dry."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from kernels.device import Device
+from kernels.memory import ALIGNMENT, PAGE_BYTES, MemoryPlan
+from kernels.planned import PlannedDevice
+from kernels.upload import BUFFER_BYTES, NUM_BUFFERS
+from worker.engine.graphs import make_buckets
+from worker.engine.step_memory import lay_out
+from worker.model.adapters import assemble_model
+from worker.model.config import read_config
+from worker.model.gguf import GGUFFile
+from worker.model.weights import Weights
+from worker.settings import Settings
+
+GRAPH_BYTES = 4 << 20
+"""Device memory of a captured graph."""
+CUDA_CONTEXT_BYTES = 128 << 20
+"""What the driver takes after the budget was decided: the kernels' code and their stacks."""
+LEAST_CACHE_TOKENS = 1024
+"""A KV cache that is what the budget leaves must hold so many, or a whole context if that is shorter."""
+
+
+@dataclass(frozen=True, slots=True)
+class VramPlan:
+    """What an engine needs of a device's memory; ``available_bytes`` is the device's budget, if it has one."""
+
+    memory: MemoryPlan
+    num_blocks: int
+    block_bytes: int
+    block_tokens: int
+    available_bytes: int | None
+
+    @property
+    def cache_tokens(self) -> int:
+        """Tokens that the KV cache holds."""
+        return self.num_blocks * self.block_tokens
+
+    @property
+    def fits(self) -> bool | None:
+        """Whether it can be allocated; None where there is no budget."""
+        return None if self.available_bytes is None else self.memory.total_bytes <= self.available_bytes
+
+
+def plan_engine(gguf: GGUFFile, device: PlannedDevice, settings: Settings) -> VramPlan:
+    """The plan of an engine with ``settings`` on ``device``. Raises `ModelLoadFailed`.
+
+    A KV cache whose size is not set gets what the budget leaves, but no more than the longest sequences that may run at
+    once can fill; where there is no budget, the least that would do.
+    """
+    dry = PlannedDevice(device.name, device.chip)
+    model = assemble_model(read_config(gguf), Weights(gguf, dry), dry)
+    context_length = min(settings.context_length or model.config.context_length, model.config.context_length)
+    block_tokens, max_sequences = settings.kv_block_tokens, min(settings.max_sequences, settings.step_tokens)
+    lay_out(
+        model,
+        block_tokens=block_tokens,
+        step_tokens=settings.step_tokens,
+        max_sequences=max_sequences,
+        max_sequence_tokens=context_length,
+    )
+    without_cache = MemoryPlan(
+        weights=dry.weights.high_water_bytes,
+        kv_cache=0,
+        scratch=dry.context.high_water_bytes,
+        step_buffers=dry.step_buffers.high_water_bytes,
+        graphs=max(len(make_buckets(max_sequences)) * GRAPH_BYTES, NUM_BUFFERS * BUFFER_BYTES),
+        cuda_context=CUDA_CONTEXT_BYTES,
+    )
+    block_bytes = model.bytes_per_block(block_tokens)
+    padding_bytes = 2 * model.config.num_layers * ALIGNMENT  # K and V of each layer start aligned
+    if settings.kv_cache_bytes:
+        num_blocks = settings.kv_cache_bytes // block_bytes
+    else:
+        least = -(-min(context_length, LEAST_CACHE_TOKENS) // block_tokens)
+        most = max_sequences * -(-context_length // block_tokens)
+        left_bytes = (device.budget_bytes or 0) - without_cache.total_bytes
+        num_blocks = max(least, min(most, (left_bytes // PAGE_BYTES * PAGE_BYTES - padding_bytes) // block_bytes))
+    memory = replace(without_cache, kv_cache=num_blocks * block_bytes + padding_bytes)
+    return VramPlan(memory, num_blocks, block_bytes, block_tokens, device.budget_bytes)
+
+
+def reserve(gguf: GGUFFile, device: Device, settings: Settings) -> Settings:
+    """On a CUDA device, allocate all that an engine with ``settings`` will ever need; the settings with the size of the
+    KV cache. Raises `kernels.errors.OutOfDeviceMemory`, `ModelLoadFailed`. Other devices allocate as they go."""
+    if not isinstance(device, PlannedDevice):
+        return settings
+    plan = plan_engine(gguf, device, settings)
+    cuda: Any = device
+    cuda.allocate(plan.memory)
+    return replace(settings, kv_cache_bytes=settings.kv_cache_bytes or plan.num_blocks * plan.block_bytes)
