@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,7 +12,7 @@ from kernels.planned import PlannedDevice
 from kernels.upload import BUFFER_BYTES, NUM_BUFFERS
 from worker.engine.graphs import make_buckets
 from worker.engine.step_memory import lay_out
-from worker.model.adapters import assemble_model
+from worker.model.adapters import Model, assemble_model
 from worker.model.config import read_config
 from worker.model.gguf import GGUFFile
 from worker.model.weights import Weights
@@ -63,14 +64,7 @@ def plan_engine(gguf: GGUFFile, device: PlannedDevice, settings: Settings) -> Vr
         max_sequences=max_sequences,
         max_sequence_tokens=context_length,
     )
-    without_cache = MemoryPlan(
-        weights=dry.weights.high_water_bytes,
-        kv_cache=0,
-        scratch=dry.context.high_water_bytes,
-        step_buffers=dry.step_buffers.high_water_bytes,
-        graphs=max(len(make_buckets(max_sequences)) * GRAPH_BYTES, NUM_BUFFERS * BUFFER_BYTES),
-        cuda_context=CUDA_CONTEXT_BYTES,
-    )
+    without_cache = replace(_plan(dry, num_graphs=len(make_buckets(max_sequences))), kv_cache=0)
     block_bytes = model.bytes_per_block(block_tokens)
     padding_bytes = 2 * model.config.num_layers * ALIGNMENT  # K and V of each layer start aligned
     if settings.kv_cache_bytes:
@@ -93,3 +87,27 @@ def reserve(gguf: GGUFFile, device: Device, settings: Settings) -> Settings:
     cuda: Any = device
     cuda.allocate(plan.memory)
     return replace(settings, kv_cache_bytes=settings.kv_cache_bytes or plan.num_blocks * plan.block_bytes)
+
+
+def reserve_for(gguf: GGUFFile, device: Device, lay_out: Callable[[Model], None]) -> None:
+    """On a CUDA device, allocate what a model needs for what ``lay_out`` does with it on a device without memory.
+
+    Raises what `reserve` does.
+    """
+    if isinstance(device, PlannedDevice):
+        dry = PlannedDevice(device.name, device.chip)
+        lay_out(assemble_model(read_config(gguf), Weights(gguf, dry), dry))
+        cuda: Any = device
+        cuda.allocate(_plan(dry, num_graphs=0))
+
+
+def _plan(dry: PlannedDevice, *, num_graphs: int) -> MemoryPlan:
+    """What was laid out on ``dry``, and what the driver needs beside it."""
+    return MemoryPlan(
+        weights=dry.weights.high_water_bytes,
+        kv_cache=dry.kv_cache.high_water_bytes,
+        scratch=dry.context.high_water_bytes,
+        step_buffers=dry.step_buffers.high_water_bytes,
+        graphs=max(num_graphs * GRAPH_BYTES, NUM_BUFFERS * BUFFER_BYTES),
+        cuda_context=CUDA_CONTEXT_BYTES,
+    )

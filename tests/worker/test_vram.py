@@ -14,9 +14,10 @@ from kernels.planned import PlannedDevice
 from tests.worker.model.tiny import write_tiny
 from worker.errors import InsufficientVram
 from worker.loading import load_engine
+from worker.logits import _lay_out as lay_out_logits
 from worker.model.gguf import GGUFFile, open_gguf
 from worker.settings import Settings
-from worker.vram import plan_engine, reserve
+from worker.vram import plan_engine, reserve, reserve_for
 
 SETTINGS = Settings(model="tiny.gguf", max_sequences=8, step_tokens=256, context_length=2048)
 
@@ -108,3 +109,13 @@ def test_the_cpu_reserves_nothing(gguf: GGUFFile) -> None:
     device: Any = open_device("cpu")
     settings = Settings(device="cpu")
     assert reserve(gguf, device, settings) is settings
+
+
+def test_logits_need_no_more_than_their_longest_prompt(gguf: GGUFFile) -> None:
+    gpu = Gpu(1 << 40)
+    for lengths in ({5}, {5, 100}, {5, 100, 600}):
+        reserve_for(gguf, gpu, lambda model, lengths=lengths: lay_out_logits(model, lengths))  # type: ignore[misc]
+    caches = [plan.kv_cache for plan in gpu.allocated]
+    assert caches == sorted(set(caches))
+    assert len({plan.weights for plan in gpu.allocated}) == 1
+    assert gpu.allocated[0].scratch < gpu.allocated[2].scratch
