@@ -29,8 +29,11 @@ class Engine:
     here logs or knows the time.
     """
 
-    def __init__(self, model: Model, settings: Settings) -> None:
-        """Allocates the KV cache; raises `InsufficientVram` or `InvalidRequest` when the settings leave no room."""
+    def __init__(self, model: Model, settings: Settings, *, capture: bool = True) -> None:
+        """Allocates the KV cache; raises `InsufficientVram` or `InvalidRequest` when the settings leave no room.
+
+        ``capture`` False: no CUDA graphs, with the same results.
+        """
         block_tokens = settings.kv_block_tokens
         self.context_length = settings.context_length or model.config.context_length
         if self.context_length > model.config.context_length:
@@ -49,14 +52,14 @@ class Engine:
             max_sequences=settings.max_sequences,
             recompute_at=model.recompute_at,
         )
-        self._runner: Runner = self._make_runner(model, settings, num_blocks)
+        self._runner: Runner = self._make_runner(model, settings, num_blocks, capture)
         self._in_flight: deque[tuple[list[Chunk], Ticket]] = deque()
         self._requests: dict[str, list[Sequence]] = {}  # the live sequences of each request
         self._answers: list[TokenOutput] = []  # what the next step returns without computing anything
         self._num_prompt_tokens = 0
         self._num_output_tokens = 0
 
-    def _make_runner(self, model: Model, settings: Settings, num_blocks: int) -> Runner:
+    def _make_runner(self, model: Model, settings: Settings, num_blocks: int, capture: bool) -> Runner:
         if model.device.name == "cpu":
             return SynchronousRunner(model, num_blocks=num_blocks, block_tokens=settings.kv_block_tokens)
         limits = Limits(
@@ -65,7 +68,8 @@ class Engine:
             max_sequences=self.max_sequences,
             max_sequence_tokens=self.max_sequence_tokens,
         )
-        return DeviceRunner(model, limits, num_blocks=num_blocks, timeout_s=settings.engine_step_timeout_s)
+        timeout_s = settings.engine_step_timeout_s
+        return DeviceRunner(model, limits, num_blocks=num_blocks, timeout_s=timeout_s, capture=capture)
 
     @property
     def max_sequence_tokens(self) -> int:
