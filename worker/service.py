@@ -36,6 +36,8 @@ class Service:
 
     def __init__(self, channel: Channel) -> None:
         self._channel = channel
+        self.device_is_lost = False
+        """Whether a `CudaError` ended it: then nothing more can be asked of the device, not even to let go."""
 
     def run(self, read_settings: Callable[[], Settings]) -> int:
         """Serve until stopped (0), or until something breaks that a new process must mend (1, after a `Fatal`)."""
@@ -108,6 +110,7 @@ class Service:
         place goes to the log here."""
         if isinstance(error, CudaFailure):
             error = CudaError(str(error))  # a kernel's name and the driver's words, nothing that a user wrote
+        self.device_is_lost = isinstance(error, CudaError)
         if not isinstance(error, OrcdError):
             where = places(error)
             error = OrcdError(f"the engine failed with {type(error).__name__}; its log says where")
@@ -157,7 +160,10 @@ def serve(connection: socket.socket, read_settings: Callable[[], Settings]) -> i
     service = Service(Channel(connection))
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda _number, _frame: service.stop())
-    return service.run(read_settings)
+    exit_code = service.run(read_settings)
+    if service.device_is_lost:
+        os._exit(exit_code)  # an orderly end would free device memory, which waits for a kernel that may never end
+    return exit_code
 
 
 def die_with_parent() -> None:

@@ -298,7 +298,9 @@ def test_a_kernel_that_fails_is_fatal_and_named():
     ours, theirs = socket.socketpair()
     with ours, theirs:
         failure = CudaFailure("matmul_q4_k_decode", "CUDA_ERROR_ILLEGAL_ADDRESS")
-        assert ServiceWithout(Channel(theirs), FloodingEngine(failure)).run(Settings) == 1
+        service = ServiceWithout(Channel(theirs), FloodingEngine(failure))
+        assert service.run(Settings) == 1
+        assert service.device_is_lost
         (body,) = contract.FrameSplitter().feed(ours.recv(1 << 16))
     assert contract.decode_event(body) == Fatal("CUDA_ERROR", "matmul_q4_k_decode: CUDA_ERROR_ILLEGAL_ADDRESS")
 
@@ -325,6 +327,7 @@ def test_an_unexpected_failure_is_fatal_and_its_text_stays_inside(capfd: pytest.
     with ours, theirs:
         service = ServiceWithout(Channel(theirs), FloodingEngine(ValueError("a secret")))
         assert service.run(Settings) == 1
+        assert not service.device_is_lost
         (body,) = contract.FrameSplitter().feed(ours.recv(1 << 16))
     fatal = contract.decode_event(body)
     assert (fatal.code, fatal.message) == ("INTERNAL", "the engine failed with ValueError; its log says where")
