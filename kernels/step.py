@@ -68,8 +68,6 @@ class Step:
     sequence_lengths: DeviceArray  # [S] tokens that are known of the sequence: those computed and those still to come
     block_tables: DeviceArray  # [S, max_blocks], unused entries are not read
     logit_rows: DeviceArray  # [R] tokens whose next-token logits are wanted
-    attention_plan: Any = None
-    """What ``ops.plan_attention`` made of the arrays above, once for all layers; None on the CPU."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -23,7 +23,6 @@ from worker.vram import reserve_for
 
 BLOCK_TOKENS = 16
 CHUNK_TOKENS = 512
-STEP_ARRAYS = tuple(name for name in Step.__slots__ if name != "attention_plan")
 
 
 def compute_logits(model: Model, token_ids: Sequence[int]) -> NDArray[np.float32]:
@@ -67,7 +66,7 @@ def _num_blocks(num_tokens: int) -> int:
 def _upload(device: Any, step: Step) -> Step:
     """The step's arrays on the device, where those of the one before were."""
     device.step_buffers.reset()
-    return Step(**{name: device.upload(device.step_buffers, getattr(step, name)) for name in STEP_ARRAYS})
+    return Step(**{name: device.upload(device.step_buffers, getattr(step, name)) for name in Step.__slots__})
 
 
 def _lay_out(model: Model, lengths: Collection[int]) -> None:
@@ -79,7 +78,7 @@ def _lay_out(model: Model, lengths: Collection[int]) -> None:
     for chunk in chunks - {0}:
         step = dry_step(chunk, 1, chunk, num_blocks)
         device.step_buffers.reset()
-        for name in STEP_ARRAYS:
+        for name in Step.__slots__:
             device.empty(getattr(step, name).shape, np.int32)
         model.forward(step, cache)
 

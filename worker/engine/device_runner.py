@@ -26,8 +26,6 @@ from worker.model.adapters import Model
 
 __all__ = ["DeviceRunner", "Limits", "lay_out"]
 
-STEP_ARRAYS = tuple(name for name in Step.__slots__ if name != "attention_plan")
-
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Launched:
@@ -121,13 +119,13 @@ class DeviceRunner:
         """A step's arrays, enqueued to be on the device."""
         step = build_step(chunks, self._limits.block_tokens, self._assignment.row_of_draw)
         draws = build_draws(drawing)
-        arrays = {name: getattr(step, name) for name in STEP_ARRAYS}
+        arrays = {name: getattr(step, name) for name in Step.__slots__}
         arrays |= {name: getattr(draws, name) for name in Draws.__slots__}
         num_bytes, offsets = pack(arrays, self._uploads.take())
         self._uploads.send(num_bytes, self._whole)
         views = {name: view(self._whole, offsets[name], array.shape, array.dtype) for name, array in arrays.items()}
         return (
-            Step(**{name: views[name] for name in STEP_ARRAYS}),
+            Step(**{name: views[name] for name in Step.__slots__}),
             Draws(**{name: views[name] for name in Draws.__slots__}),
         )
 
