@@ -25,8 +25,6 @@ DECODE_ROWS = 16
 _ITEM_BYTES = 64
 _COUNTS_BYTES = 16
 
-# Decode work of few sequences is split into about so many blocks: more than a large GPU runs at a time.
-SPLIT_BLOCKS = 512
 # Partial results of split work. 16 MB hold those of contexts of 250,000 tokens and more in all, summed over the
 # sequences of a step (gpt-oss 20B: 254,000; Phi-3 mini: 342,000); what finds no room is not split, with the same bits.
 PARTIAL_BYTES = 16 << 20
@@ -106,8 +104,9 @@ def plan_attention(
     group = num_heads // num_kv_heads
     prefill_rows = 0 if num_tokens == num_sequences else _shape(head_dim).prefill_rows
     token_tiles = -(-group // DECODE_ROWS)
-    split_items = max(1, SPLIT_BLOCKS // num_kv_heads)
-    max_decode_items = (num_sequences if prefill_rows else num_tokens) * token_tiles + split_items
+    max_tiles = (num_sequences if prefill_rows else num_tokens) * token_tiles
+    split_items = _split_items(context.chip.num_processors, num_kv_heads, max_tiles)
+    max_decode_items = max_tiles + split_items
     max_prefill_items = num_tokens * group // prefill_rows + num_sequences if prefill_rows else 0
     # A sequence has at most as many spans as blocks, except of blocks larger than a span, where less is split.
     most_rows = num_tokens * group * step.block_tables.shape[1]
@@ -143,6 +142,15 @@ def plan_attention(
     threads = 128 if num_sequences <= 128 and num_tokens <= 128 else 1024
     context.launch("attention_plan", "attention_plan", 1, threads, params, shared_bytes=(3 * num_sequences + 2) * 4)
     return plan
+
+
+def _split_items(num_processors: int, num_kv_heads: int, max_tiles: int) -> int:
+    """Into how many items the keys of all sequences together are divided, if they are long enough.
+
+    For few sequences as many as make two blocks a processor; for many enough to divide one that is much longer than
+    the others.
+    """
+    return max(2 * num_processors // num_kv_heads - max_tiles, num_processors // (2 * num_kv_heads), 1)
 
 
 def paged_attention(

@@ -209,14 +209,19 @@ KERNEL __launch_bounds__(DECODE_THREADS) attention_decode(const __grid_constant_
     wait_for_previous();
     const i32 index = blockIdx.x / p.num_kv_heads;
     const Item item = p.items[index];  // the grid has no block without an entry, though it may hold nothing
+    i32 token = blockIdx.x;
+    i32 position = token < p.num_tokens ? p.positions[token] : 0;
     if (index < p.counts->decode_items) decode_item(p, item, blockIdx.x - index * p.num_kv_heads, shared);
 
     // Tokens that only fill the step up get zeros.
     const i32 row_words = p.num_kv_heads * p.group * (HEAD_DIM / 8);
-    for (i32 token = blockIdx.x; token < p.num_tokens; token += gridDim.x)
-        if (p.positions[token] < 0)
+    while (token < p.num_tokens) {
+        if (position < 0)
             for (i32 i = threadIdx.x; i < row_words; i += DECODE_THREADS)
                 ((uint4*)p.out)[(i64)token * row_words + i] = {0, 0, 0, 0};
+        token += gridDim.x;
+        position = token < p.num_tokens ? p.positions[token] : 0;
+    }
 }
 
 // ---- prefill
