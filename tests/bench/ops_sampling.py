@@ -1,0 +1,70 @@
+"""Time of a draw by rows, vocabulary and filters: ``python -m tests.bench.ops_sampling``.
+
+Prints microseconds (median of replayed graphs of 20 draws) and what it would be of the chip's bandwidth to read the
+logits once in that time; up to about 50 MB of logits they are in the cache.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from kernels.device import open_device
+from kernels.memory import MemoryPlan
+from kernels.sampling import sample, top_log_probabilities
+from tests.bench.ops_attention import _time_us
+
+GIB = 1 << 30
+BANDWIDTHS = {"H100": 3.35e12, "H200": 4.8e12}  # bytes per second, of the data sheets
+FILTERS: dict[str, tuple[float, int, float, float]] = {  # temperature, top-k, top-p, min-p
+    "greedy": (0, 0, 1, 0),
+    "plain": (1, 0, 1, 0),
+    "top-k 50": (0.8, 50, 1, 0),
+    "top-p 0.95": (0.8, 0, 0.95, 0),
+    "top-k, top-p, min-p": (0.8, 50, 0.95, 0.05),
+}
+
+
+def measure(device: Any, num_rows: int, vocab_size: int, bandwidth: float) -> None:
+    device.weights.reset()
+    context, upload = device.context, partial(device.upload, device.weights)
+    rng = np.random.default_rng(0)
+    logits = upload(rng.standard_normal((num_rows, vocab_size), np.float32) * np.float32(3))
+    keys, positions = upload(np.arange(num_rows, dtype=np.uint64)), upload(np.arange(num_rows, dtype=np.int64))
+    ids = device.weights.allocate((num_rows,), np.int32)
+
+    def show(name: str, operation: Any) -> None:
+        def bounded() -> None:
+            context.begin_step()
+            operation()
+
+        time_us = _time_us(device, bounded)
+        share = logits.nbytes / time_us * 1e6 / bandwidth
+        print(f"{num_rows:5} {vocab_size:8} {name:20} {time_us:9.2f} us {share:7.1%}", flush=True)
+
+    for name, options in FILTERS.items():
+        dtypes = (np.float32, np.int32, np.float32, np.float32)
+        columns = [upload(np.full(num_rows, value, dtype)) for value, dtype in zip(options, dtypes, strict=True)]
+        show(name, partial(sample, context, logits, *columns, keys, positions, out_ids=ids))
+    top = {
+        "out_logprobs": device.weights.allocate((num_rows,), np.float32),
+        "out_top_ids": device.weights.allocate((num_rows, 20), np.int32),
+        "out_top_logprobs": device.weights.allocate((num_rows, 20), np.float32),
+    }
+    show("20 log probabilities", partial(top_log_probabilities, context, logits, ids, 20, **top))
+
+
+def main() -> None:
+    device: Any = open_device("cuda:0")
+    device.allocate(MemoryPlan(weights=GIB, kv_cache=0, scratch=GIB, step_buffers=0, graphs=0, cuda_context=0))
+    bandwidth = next((value for name, value in BANDWIDTHS.items() if name in device.description), 1e12)
+    print(device.description)
+    for num_rows in (1, 64, 256):
+        for vocab_size in (151936, 201088):
+            measure(device, num_rows, vocab_size, bandwidth)
+
+
+if __name__ == "__main__":
+    main()
