@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 import kernels.reference
-from kernels.formats import Format
-from kernels.reference.matmul import Matrix, TileBudget
+from kernels.layers import Router, Weight
+from kernels.reference.matmul import TileBudget
+from kernels.reference.store import CpuStore
 
 DEFAULT_DEQUANT_CACHE_BYTES = 512 * 1024 * 1024
 DEFAULT_VRAM_FRACTION = 0.9
@@ -23,6 +24,39 @@ USE_CPU = "or run on the CPU with --device cpu (or ORCD_DEVICE=cpu)"
 
 class DeviceUnavailable(Exception):
     """The device that was asked for cannot be used here; the message says what to do."""
+
+
+Allocate = Callable[[tuple[int, ...], DTypeLike], Any]
+"""Gives an array of a shape and a type, with arbitrary contents."""
+
+
+class Store(Protocol):
+    """Makes of a model's weights what the device's ops work on; `load` then brings them there."""
+
+    def table(self, weight: Weight) -> Any:
+        """An embedding table."""
+
+    def tied_table(self, projection: Any) -> Any:
+        """The matrix of an output head as embedding table."""
+
+    def projection(self, weights: Sequence[Weight]) -> Any:
+        """Matrices on one input, their outputs side by side."""
+
+    def gate_up(self, weights: Sequence[Weight]) -> Any:
+        """Gate and up projection, two tensors or a fused one (gate first)."""
+
+    def experts(self, gate: Weight, up: Weight, down: Weight) -> Any:
+        """The stacked experts of a layer."""
+
+    def router(self, weight: Weight, num_used: int) -> Router:
+        """A router that chooses ``num_used`` experts."""
+
+    def vector(self, values: NDArray[np.float32]) -> Any:
+        """A small float32 array (norm, bias, sinks)."""
+
+    def load(self, progress: Callable[[int, int], None]) -> list[str]:
+        """Bring everything to the device; ``progress(num_bytes, total_bytes)`` is called on the way. Returns the names
+        of the tensors that hold NaN or infinity."""
 
 
 class Device(Protocol):
@@ -41,21 +75,26 @@ class Device(Protocol):
         """Device memory that this process may use, decided when the device was opened; None: there is no limit."""
 
     @property
-    def ops(self) -> ModuleType:
-        """The package of ops that work on this device's arrays; `kernels.reference` says which there are."""
+    def ops(self) -> Any:
+        """The ops that work on this device's arrays, by name; `kernels.reference` says which there are."""
+
+    @property
+    def store(self) -> Store:
+        """Where a model's weights go."""
 
     @property
     def cache_dtype(self) -> np.dtype[Any]:
         """Type of the numbers in the KV cache."""
 
-    def matrix(self, format_: Format, data: NDArray[np.uint8]) -> Any:
-        """A weight for the ops from its blocks, uint8 [outputs, row_bytes]."""
+    @property
+    def activation_dtype(self) -> np.dtype[Any]:
+        """Type of what goes from op to op, the residual stream and logits (float32) excepted."""
 
-    def vector(self, values: NDArray[np.float32]) -> Any:
-        """A small float32 array (norm, bias) for the ops."""
+    def begin_step(self) -> Allocate:
+        """Start a forward pass: gives arrays that live until the next one starts."""
 
-    def empty(self, shape: tuple[int, ...], dtype: DTypeLike) -> Any:
-        """An array with arbitrary contents."""
+    def cache_array(self, num_blocks: int, block_tokens: int, num_kv_heads: int, head_dim: int) -> Any:
+        """K or V of a layer, in the layout of the device's attention; arbitrary contents, never given back."""
 
     def memory_bytes(self) -> int:
         """Device memory that this process uses now."""
@@ -72,19 +111,16 @@ class CpuDevice:
     ops = kernels.reference
     cache_dtype = np.dtype(np.float32)
 
+    activation_dtype = np.dtype(np.float32)
+
     def __init__(self, dequant_cache_bytes: int) -> None:
-        self._budget = TileBudget(dequant_cache_bytes)
+        self.store = CpuStore(TileBudget(dequant_cache_bytes))
 
-    def matrix(self, format_: Format, data: NDArray[np.uint8]) -> Matrix:
-        """``data`` stays where it is: usually a mapped file."""
-        num_inputs = data.shape[1] // format_.block_bytes * format_.block_elements
-        return Matrix(format_, (data.shape[0], num_inputs), data, self._budget)
+    def begin_step(self) -> Allocate:
+        return np.empty
 
-    def vector(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
-        return values
-
-    def empty(self, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
-        return np.empty(shape, dtype)
+    def cache_array(self, num_blocks: int, block_tokens: int, num_kv_heads: int, head_dim: int) -> NDArray[np.float32]:
+        return np.empty((num_blocks, block_tokens, num_kv_heads, head_dim), np.float32)
 
     def memory_bytes(self) -> int:
         """Resident memory of the process; 0 where the system does not tell (no /proc)."""

@@ -23,3 +23,12 @@ class OutOfDeviceMemory(Exception):
 
 class CompileFailed(Exception):
     """A kernel does not compile: a bug of ours, or a toolkit too old for the device. The text is the compiler's."""
+
+
+class UnsupportedWeight(Exception):
+    """A tensor that the CUDA kernels cannot work on; ``problem`` goes on where its name ends."""
+
+    def __init__(self, name: str, problem: str) -> None:
+        super().__init__(f"tensor {name!r} {problem}")
+        self.name = name
+        self.problem = problem

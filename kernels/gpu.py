@@ -16,14 +16,13 @@ from cuda.bindings import nvrtc
 from cupy.cuda import runtime
 from numpy.typing import DTypeLike, NDArray
 
-from kernels import operations
 from kernels.array import Array
 from kernels.device import INSTALL_CUDA, USE_CPU, DeviceUnavailable
 from kernels.errors import CudaFailure
-from kernels.formats import Format
 from kernels.launch import Context
 from kernels.loader import Compiler, Loader, architecture
 from kernels.memory import Arena, DeviceMemory, MemoryPlan, pinned, verify_residency
+from kernels.planned import PlannedDevice
 from kernels.tuning import Chip
 
 OLDEST = (8, 0)  # compute capability with cp.async and mma of float16
@@ -33,21 +32,21 @@ SLEEP_S = 50e-6
 _NOT_READY = 600  # cudaErrorNotReady
 
 
-class CudaDevice:
+class CudaDevice(PlannedDevice):
     """One GPU. Until `allocate` it has no memory and a dry `context`; raises `DeviceUnavailable`."""
-
-    activation_dtype = cache_dtype = np.dtype(np.float16)
 
     def __init__(self, index: int, *, vram_fraction: float, vram_bytes: int) -> None:
         self.index = index
-        self.name = f"cuda:{index}"
         properties = _open(index)
-        self.description: str = properties["name"].decode()
-        self.chip = Chip(
-            architecture(properties["major"], properties["minor"]),
-            properties["multiProcessorCount"],
-            runtime.deviceGetAttribute(runtime.cudaDevAttrMaxSharedMemoryPerBlockOptin, index),
+        super().__init__(
+            f"cuda:{index}",
+            Chip(
+                architecture(properties["major"], properties["minor"]),
+                properties["multiProcessorCount"],
+                runtime.deviceGetAttribute(runtime.cudaDevAttrMaxSharedMemoryPerBlockOptin, index),
+            ),
         )
+        self.description = properties["name"].decode()
         self._free_at_start: int
         self.total_bytes: int
         self._free_at_start, self.total_bytes = runtime.memGetInfo()
@@ -55,9 +54,6 @@ class CudaDevice:
         self.budget_bytes = min(budget, vram_bytes) if vram_bytes else budget
         self.stream = cupy.cuda.Stream(non_blocking=True)
         self.loader = Loader(Compiler(self.chip.arch))
-        self.context = Context(self.chip)
-        self.ops: Any = operations.bind(self.context)
-        self.weights = self.kv_cache = self.step_buffers = Arena(0, None)
         self._memory = DeviceMemory()
 
     @property
@@ -69,23 +65,12 @@ class CudaDevice:
     def allocate(self, plan: MemoryPlan) -> None:
         """Take all the memory that will ever be used, and a `context` that launches; raises `OutOfDeviceMemory`."""
         plan.check(self.budget_bytes)
-        self.weights = self._memory.allocate("weights", plan.weights)
-        self.kv_cache = self._memory.allocate("kv cache", plan.kv_cache)
-        self.step_buffers = self._memory.allocate("step buffers", plan.step_buffers)
-        scratch = self._memory.allocate("scratch", plan.scratch)
-        self.context = Context(self.chip, loader=self.loader, stream=self.stream, arena=scratch)
-        self.ops = operations.bind(self.context)
-
-    def matrix(self, format_: Format, data: NDArray[np.uint8]) -> Any:
-        raise NotImplementedError("the repack op is not there yet")
-
-    def vector(self, values: NDArray[np.float32]) -> Array:
-        """A copy in the memory for weights."""
-        return self.upload(self.weights, np.ascontiguousarray(values, np.float32))
-
-    def empty(self, shape: tuple[int, ...], dtype: DTypeLike) -> Array:
-        """An array of the KV cache."""
-        return self.kv_cache.allocate(shape, dtype)
+        weights, kv_cache, step_buffers, scratch = (
+            self._memory.allocate(name.replace("_", " "), getattr(plan, name))
+            for name in ("weights", "kv_cache", "step_buffers", "scratch")
+        )
+        context = Context(self.chip, loader=self.loader, stream=self.stream, arena=scratch)
+        self.use(context, weights=weights, kv_cache=kv_cache, step_buffers=step_buffers)
 
     def pinned(self, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
         """An array in page-locked host memory, for the asynchronous copies."""

@@ -63,6 +63,14 @@ class Context:
         """An array with arbitrary contents until the next `begin_step`; the same calls give the same addresses."""
         return self._arena.allocate(shape, dtype)
 
+    def mark(self) -> int:
+        """How much scratch memory is in use; `release` goes back to it."""
+        return self._arena.used_bytes
+
+    def release(self, mark: int) -> None:
+        """Take back the scratch arrays made since ``mark``."""
+        self._arena.used_bytes = mark
+
     @property
     def high_water_bytes(self) -> int:
         """The most scratch memory that any step has used."""

@@ -5,16 +5,17 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import inspect
-from functools import partial
+from collections.abc import Callable
 from types import ModuleType, SimpleNamespace
+from typing import Any
 
 from kernels.launch import Context
 from kernels.loader import Variant
 
 MODULES = (
+    "activation",
     "attention",
     "embedding",
-    "kv_cache",
     "matmul",
     "moe",
     "norm",
@@ -49,5 +50,19 @@ def bind(context: Context) -> SimpleNamespace:
         for name, function in inspect.getmembers(module, inspect.isfunction):
             public = function.__module__ == module.__name__ and not name.startswith("_")
             if public and next(iter(inspect.signature(function).parameters), None) == "context":
-                setattr(ops, name, partial(function, context))
+                setattr(ops, name, _released(context, function))
     return ops
+
+
+def _released(context: Context, function: Callable[..., Any]) -> Callable[..., Any]:
+    """``function`` on ``context``. What it took of the scratch memory is free again when it returns nothing: later
+    kernels run after its own, so they may use the same memory."""
+
+    def op(*arguments: Any, **options: Any) -> Any:
+        mark = context.mark()
+        result = function(context, *arguments, **options)
+        if result is None:
+            context.release(mark)
+        return result
+
+    return op

@@ -13,6 +13,8 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
+from kernels.step import Step
+
 Float32 = NDArray[np.float32]
 Int32 = NDArray[np.int32]
 Int64 = NDArray[np.int64]
@@ -21,14 +23,17 @@ TILE_KEYS = 64
 MAX_SCORES = 1 << 22  # elements of the score array at a time (16 MB)
 
 
+def plan_attention(step: Step, num_heads: int, num_kv_heads: int, head_dim: int, *, window: int) -> None:
+    """Share the step's work out, once for all layers of a ``window``: here there is nothing to share."""
+
+
 def paged_attention(
     qkv: Float32,
     num_heads: int,
     keys: Float32,
     values: Float32,
-    positions: Int32,
-    query_starts: Int32,
-    block_tables: Int32,
+    step: Step,
+    plan: None,
     *,
     scale: float,
     window: int,
@@ -39,10 +44,10 @@ def paged_attention(
 
     ``qkv`` [T, >= num_heads * D]: the queries are its first columns. ``keys`` and ``values`` [blocks, block_tokens,
     kv_heads, D] hold the step's own tokens already.
-    ``positions`` [T], ``query_starts`` [S + 1] and ``block_tables`` [S, max_blocks] as in the step's batch. A token
-    sees the last ``window`` positions up to its own, or all of them if ``window`` is 0. ``sinks`` [heads] are logits
+    ``plan`` is what `plan_attention` made of the ``step``. A token sees the last ``window`` positions up to its own, or all of them if ``window`` is 0. ``sinks`` [heads] are logits
     that take part in the softmax and have no value (gpt-oss). ``out`` [T, heads * D].
     """
+    positions, query_starts, block_tables = step.positions, step.query_starts, step.block_tables
     num_kv_heads, head_dim = keys.shape[2:]
     num_tokens, group = qkv.shape[0], num_heads // num_kv_heads
     queries = qkv[:, : num_heads * head_dim].reshape(num_tokens, num_kv_heads, group, head_dim)

@@ -109,8 +109,8 @@ def linear(x: Float32, layers: Sequence[Linear], *, out: Float32) -> None:
         column += num_outputs
 
 
-def linear_residual(x: Float32, layer: Linear, *, out: Float32) -> None:
-    """Add ``layer`` of ``x`` [T, K] to the residual stream ``out`` [T, H]."""
+def linear_residual(x: Float32, layers: Sequence[Linear], *, out: Float32) -> None:
+    """Add ``layers`` of ``x`` [T, K] to the residual stream ``out`` [T, H]."""
     product = np.empty_like(out)
-    linear(x, (layer,), out=product)
+    linear(x, layers, out=product)
     out += product

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from kernels.layers import Norm, Router
 from kernels.reference.activation import clamped_swiglu
 from kernels.reference.matmul import Linear, linear
-from kernels.reference.norm import Norm
+from kernels.reference.norm import normalise
 
 Float32 = NDArray[np.float32]
 
@@ -27,32 +28,31 @@ class Expert:
 def norm_moe_residual(
     x: Float32,
     norm: Norm,
-    router: Linear,
+    router: Router,
     experts: Sequence[Expert],
-    num_used: int,
     alpha: float,
     limit: float,
     *,
     out: Float32,
 ) -> None:
-    """Norm, router, the ``num_used`` best experts of each token, and their sum added to ``out`` [T, H].
+    """Norm, router, the best experts of each token, and their sum added to ``out`` [T, H].
 
     ``x`` [T, H] may be ``out``. Each token's experts weigh as the softmax of their router logits (equal logits: the
     lower expert first) and are summed in the order of their rank, so a token's result is its own. ``alpha`` and
     ``limit`` are those of the clamped SwiGLU.
     """
-    normed = norm(x)
+    normed = normalise(norm, x)
     logits = np.empty((x.shape[0], len(experts)), np.float32)
-    linear(normed, (router,), out=logits)
-    chosen = np.argsort(-logits, axis=1, kind="stable")[:, :num_used]
+    linear(normed, (Linear(router.weight, router.bias),), out=logits)
+    chosen = np.argsort(-logits, axis=1, kind="stable")[:, : router.num_used]
     shares = np.take_along_axis(logits, chosen, axis=1)
     shares = np.exp(shares - shares[:, :1])
     shares /= shares.sum(axis=1, keepdims=True)
-    results = np.empty((x.shape[0], num_used, x.shape[1]), np.float32)
+    results = np.empty((x.shape[0], router.num_used, x.shape[1]), np.float32)
     for index in np.unique(chosen):
         tokens, ranks = np.nonzero(chosen == index)
         results[tokens, ranks] = _feed_forward(normed[tokens], experts[index], alpha, limit)
-    for rank in range(num_used):
+    for rank in range(router.num_used):
         out += shares[:, rank, None] * results[:, rank]
 
 

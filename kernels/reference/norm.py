@@ -3,53 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from kernels.layers import LayerNorm, Norm
 from kernels.reference.activation import gelu, swiglu
 from kernels.reference.matmul import Linear, linear
 
 Float32 = NDArray[np.float32]
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class RmsNorm:
-    """x / sqrt(mean(x^2) + epsilon) * weight (Zhang & Sennrich, 2019)."""
-
-    weight: Float32  # [H]
-    epsilon: float
-
-    def __call__(self, x: Float32) -> Float32:
-        """``x`` [..., H] contiguous -> the same shape."""
-        mean_square = np.mean(x * x, axis=-1, keepdims=True)
-        normed: Float32 = x / np.sqrt(mean_square + np.float32(self.epsilon)) * self.weight
-        return normed
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class LayerNorm:
-    """(x - mean) / sqrt(variance + epsilon) * weight + bias (Ba et al., 2016)."""
-
-    weight: Float32  # [H]
-    bias: Float32  # [H]
-    epsilon: float
-
-    def __call__(self, x: Float32) -> Float32:
-        """``x`` [..., H] contiguous -> the same shape."""
+def normalise(norm: Norm, x: Float32) -> Float32:
+    """``x`` [..., H] contiguous -> the same shape."""
+    if isinstance(norm, LayerNorm):
         centred = x - np.mean(x, axis=-1, keepdims=True)
         variance = np.mean(centred * centred, axis=-1, keepdims=True)
-        normed: Float32 = centred / np.sqrt(variance + np.float32(self.epsilon)) * self.weight + self.bias
+        normed: Float32 = centred / np.sqrt(variance + np.float32(norm.epsilon)) * norm.weight + norm.bias
         return normed
-
-
-Norm = RmsNorm | LayerNorm
+    mean_square = np.mean(x * x, axis=-1, keepdims=True)
+    normed = x / np.sqrt(mean_square + np.float32(norm.epsilon)) * norm.weight
+    return normed
 
 
 def norm_linear(x: Float32, norm: Norm, layers: Sequence[Linear], *, out: Float32) -> None:
     """Norm and projections (QKV): ``x`` [T, H] -> ``out`` [T, sum of outputs], the layers' outputs side by side."""
-    linear(norm(x), layers, out=out)
+    linear(normalise(norm, x), layers, out=out)
 
 
 def norm_swiglu(x: Float32, norm: Norm, gate_up: Sequence[Linear], *, out: Float32) -> None:
@@ -58,16 +37,16 @@ def norm_swiglu(x: Float32, norm: Norm, gate_up: Sequence[Linear], *, out: Float
     ``gate_up`` are two layers of F outputs or a fused one of 2 F, gate first.
     """
     both = np.empty((x.shape[0], 2 * out.shape[1]), np.float32)
-    linear(norm(x), gate_up, out=both)
+    linear(normalise(norm, x), gate_up, out=both)
     swiglu(both[:, : out.shape[1]], both[:, out.shape[1] :], out=out)
 
 
-def norm_gelu(x: Float32, norm: Norm, up: Linear, *, out: Float32) -> None:
+def norm_gelu(x: Float32, norm: Norm, up: Sequence[Linear], *, out: Float32) -> None:
     """Norm, up projection, GELU: ``x`` [T, H] -> ``out`` [T, F]."""
-    linear(norm(x), (up,), out=out)
+    linear(normalise(norm, x), up, out=out)
     gelu(out, out=out)
 
 
-def norm_head(x: Float32, rows: NDArray[np.int32], norm: Norm, head: Linear, *, out: Float32) -> None:
+def norm_head(x: Float32, rows: NDArray[np.int32], norm: Norm, head: Sequence[Linear], *, out: Float32) -> None:
     """Final norm and output head on some rows: ``x`` [T, H], ``rows`` [R] -> logits ``out`` [R, V]."""
-    linear(norm(x[rows]), (head,), out=out)
+    linear(normalise(norm, x[rows]), head, out=out)

@@ -3,30 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from kernels.reference.norm import RmsNorm
+from kernels.layers import Pairing, RmsNorm, Rope
+from kernels.reference.norm import normalise
 
 Float32 = NDArray[np.float32]
 Int32 = NDArray[np.int32]
-Pairing = Literal["neox", "normal"]
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Rope:
-    """How heads are rotated: pair ``i`` of a head by position * inverse_frequencies[set, i].
-
-    ``pairing`` "neox" takes elements i and i + P as a pair, "normal" elements 2i and 2i + 1; elements from 2P on are
-    left alone. Cosine and sine are multiplied by ``attention_factor``. A model may have several sets of frequencies
-    (longrope: short and long), each token then says which one is its own.
-    """
-
-    inverse_frequencies: Float32  # [sets, P]
-    pairing: Pairing
-    attention_factor: float = 1.0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -38,10 +23,12 @@ class Rotation:
     pairing: Pairing
 
 
-def rotation(positions: Int32, rope: Rope, frequency_set: Int32 | int = 0) -> Rotation:
-    """Angles of ``positions`` [T], each with its ``frequency_set`` [T]."""
+def rotation(positions: Int32, rope: Rope, sequence_lengths: Int32, sequence_rows: Int32) -> Rotation:
+    """Angles of ``positions`` [T]; token t is of the sequence ``sequence_rows[t]``, of ``sequence_lengths`` [S] tokens."""
+    is_long = rope.long_after is not None and sequence_lengths[sequence_rows] > rope.long_after
+    frequencies = rope.inverse_frequencies[np.asarray(is_long, np.int32)]
     # The angle is rounded to float32 as in the reference implementations; its cosine is then exact to float32.
-    angles = positions[:, None].astype(np.float32) * rope.inverse_frequencies[frequency_set]
+    angles = positions[:, None].astype(np.float32) * frequencies
     angles = angles.astype(np.float64)[:, None]
     factor = rope.attention_factor
     return Rotation(
@@ -81,8 +68,8 @@ def rope_write(
     num_kv_heads, head_dim = out_keys.shape[2:]
     heads = qkv.reshape(qkv.shape[0], num_heads + 2 * num_kv_heads, head_dim)
     if head_norms is not None:
-        heads[:, :num_heads] = head_norms[0](heads[:, :num_heads])
-        heads[:, num_heads:-num_kv_heads] = head_norms[1](heads[:, num_heads:-num_kv_heads])
+        heads[:, :num_heads] = normalise(head_norms[0], heads[:, :num_heads])
+        heads[:, num_heads:-num_kv_heads] = normalise(head_norms[1], heads[:, num_heads:-num_kv_heads])
     if by is not None:
         rotate(heads[:, :-num_kv_heads], by)
     out_keys.reshape(-1, num_kv_heads, head_dim)[slots] = heads[:, num_heads:-num_kv_heads]

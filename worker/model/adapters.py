@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import Any, Protocol
 
 from kernels.device import Device
-from worker.engine.batch import Batch
+from kernels.step import Step
 from worker.model.config import ModelConfig, read_config
 from worker.model.gguf import GGUFFile
 from worker.model.gpt2 import GPT2
@@ -27,6 +24,10 @@ class Model(Protocol):
     def config(self) -> ModelConfig: ...
 
     @property
+    def device(self) -> Any:
+        """A `kernels.device.Device`; where it works by itself, a `kernels.gpu.CudaDevice`."""
+
+    @property
     def recompute_at(self) -> int | None:
         """Length beyond which a sequence's cached K and V are void and must be computed again; None: never."""
 
@@ -36,8 +37,8 @@ class Model(Protocol):
     def allocate_cache(self, num_blocks: int, block_tokens: int) -> KVCache:
         """A KV cache on the model's device."""
 
-    def forward(self, batch: Batch, cache: KVCache) -> NDArray[np.float32]:
-        """Run one step: write K and V of its tokens, return logits [R, vocab] float32 of ``batch.logit_rows``."""
+    def forward(self, step: Step, cache: KVCache) -> Any:
+        """Run one step: write K and V of its tokens, return logits [R, vocab] float32 of ``step.logit_rows``."""
 
 
 _ADAPTERS: dict[str, Callable[[ModelConfig, Weights, Device], Model]] = {
@@ -57,7 +58,7 @@ def load_model(gguf: GGUFFile, device: Device, progress: Progress) -> Model:
     """
     weights = Weights(gguf, device)
     model = assemble_model(read_config(gguf), weights, device)
-    weights.check_values(progress)
+    weights.load(progress)
     return model
 
 

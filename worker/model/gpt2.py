@@ -3,27 +3,26 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from kernels.device import Device
-from kernels.reference.matmul import Linear
-from kernels.reference.norm import LayerNorm
-from worker.engine.batch import Batch
+from kernels.layers import LayerNorm
+from kernels.step import Step
 from worker.model.config import ModelConfig
 from worker.model.kv_cache import KVCache, allocate_cache, bytes_per_block
-from worker.model.weights import Weights
+from worker.model.weights import Part, Weights
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Layer:
     attention_norm: LayerNorm
-    qkv: Linear
-    output: Linear
+    qkv: Any
+    output: Any
     ffn_norm: LayerNorm
-    up: Linear
-    down: Linear
+    up: Any
+    down: Any
 
 
 class GPT2:
@@ -33,15 +32,11 @@ class GPT2:
 
     def __init__(self, config: ModelConfig, weights: Weights, device: Device) -> None:
         self.config = config
-        self._device = device
-        self._embedding = weights.matrix("token_embd.weight", config.vocab_size, config.hidden)
-        self._positions = weights.matrix("position_embd.weight", config.context_length, config.hidden)
+        self.device = device
+        self._embedding, self._head = weights.head("token_embd.weight", config.vocab_size, config.hidden)
+        self._positions = weights.table("position_embd.weight", config.context_length, config.hidden)
         self._layers = [self._load_layer(weights, f"blk.{index}") for index in range(config.num_layers)]
         self._norm = self._load_norm(weights, "output_norm")
-        tied = "output.weight" not in weights
-        self._head = (
-            Linear(self._embedding) if tied else weights.linear("output", config.vocab_size, config.hidden, bias=False)
-        )
 
     def _load_norm(self, weights: Weights, name: str) -> LayerNorm:
         weight, bias = (weights.vector(f"{name}.{part}", self.config.hidden) for part in ("weight", "bias"))
@@ -51,45 +46,46 @@ class GPT2:
         config = self.config
         query_width, kv_width = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
 
-        def linear(part: str, num_outputs: int, num_inputs: int) -> Linear:
-            return weights.linear(f"{name}.{part}", num_outputs, num_inputs, bias=True)
+        def projection(part: str, num_outputs: int, num_inputs: int) -> Any:
+            return weights.projection(Part(f"{name}.{part}", num_outputs, bias=True), num_inputs=num_inputs)
 
         return _Layer(
             attention_norm=self._load_norm(weights, f"{name}.attn_norm"),
-            qkv=linear("attn_qkv", query_width + 2 * kv_width, config.hidden),
-            output=linear("attn_output", config.hidden, query_width),
+            qkv=projection("attn_qkv", query_width + 2 * kv_width, config.hidden),
+            output=projection("attn_output", config.hidden, query_width),
             ffn_norm=self._load_norm(weights, f"{name}.ffn_norm"),
-            up=linear("ffn_up", config.intermediate, config.hidden),
-            down=linear("ffn_down", config.hidden, config.intermediate),
+            up=projection("ffn_up", config.intermediate, config.hidden),
+            down=projection("ffn_down", config.hidden, config.intermediate),
         )
 
     def bytes_per_block(self, block_tokens: int) -> int:
-        return bytes_per_block(self.config, self._device, block_tokens)
+        return bytes_per_block(self.config, self.device, block_tokens)
 
     def allocate_cache(self, num_blocks: int, block_tokens: int) -> KVCache:
-        return allocate_cache(self.config, self._device, num_blocks, block_tokens)
+        return allocate_cache(self.config, self.device, num_blocks, block_tokens)
 
     @np.errstate(over="ignore", invalid="ignore")  # of damaged weights: the sampler refuses what comes out
-    def forward(self, batch: Batch, cache: KVCache) -> NDArray[np.float32]:
-        config, ops, empty = self.config, self._device.ops, self._device.empty
-        num_tokens = batch.token_ids.size
+    def forward(self, step: Step, cache: KVCache) -> Any:
+        config, ops, empty = self.config, self.device.ops, self.device.begin_step()
+        activation_dtype = self.device.activation_dtype
+        num_tokens = step.token_ids.size
         x = empty((num_tokens, config.hidden), np.float32)
-        qkv = empty((num_tokens, (config.num_heads + 2 * config.num_kv_heads) * config.head_dim), np.float32)
-        attended = empty((num_tokens, config.num_heads * config.head_dim), np.float32)
-        activated = empty((num_tokens, config.intermediate), np.float32)
-        logits: NDArray[np.float32] = empty((batch.logit_rows.size, config.vocab_size), np.float32)
-        ops.embed_positions(batch.token_ids, self._embedding, batch.positions, self._positions, out=x)
+        qkv = empty((num_tokens, (config.num_heads + 2 * config.num_kv_heads) * config.head_dim), activation_dtype)
+        attended = empty((num_tokens, config.num_heads * config.head_dim), activation_dtype)
+        activated = empty((num_tokens, config.intermediate), activation_dtype)
+        logits = empty((step.logit_rows.size, config.vocab_size), np.float32)
+        ops.embed_positions(step.token_ids, self._embedding, step.positions, self._positions, out=x)
+        plan = ops.plan_attention(step, config.num_heads, config.num_kv_heads, config.head_dim, window=0)
         for layer, keys, values in zip(self._layers, cache.keys, cache.values, strict=True):
-            ops.norm_linear(x, layer.attention_norm, (layer.qkv,), out=qkv)
-            ops.rope_write(qkv, batch.slots, None, None, config.num_heads, out_keys=keys, out_values=values)
+            ops.norm_linear(x, layer.attention_norm, layer.qkv, out=qkv)
+            ops.rope_write(qkv, step.slots, None, None, config.num_heads, out_keys=keys, out_values=values)
             ops.paged_attention(
                 qkv,
                 config.num_heads,
                 keys,
                 values,
-                batch.positions,
-                batch.query_starts,
-                batch.block_tables,
+                step,
+                plan,
                 scale=config.head_dim**-0.5,
                 window=0,
                 sinks=None,
@@ -98,5 +94,5 @@ class GPT2:
             ops.linear_residual(attended, layer.output, out=x)
             ops.norm_gelu(x, layer.ffn_norm, layer.up, out=activated)
             ops.linear_residual(activated, layer.down, out=x)
-        ops.norm_head(x, batch.logit_rows, self._norm, self._head, out=logits)
+        ops.norm_head(x, step.logit_rows, self._norm, self._head, out=logits)
         return logits

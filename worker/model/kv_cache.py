@@ -11,7 +11,7 @@ from worker.model.config import ModelConfig
 
 @dataclass(frozen=True, slots=True, eq=False)
 class KVCache:
-    """K and V of every layer, each [num_blocks, block_tokens, num_kv_heads, head_dim]."""
+    """K and V of every layer, each of num_blocks x block_tokens tokens in the layout of the device's attention."""
 
     keys: tuple[Any, ...]
     values: tuple[Any, ...]
@@ -19,9 +19,12 @@ class KVCache:
 
 def allocate_cache(config: ModelConfig, device: Device, num_blocks: int, block_tokens: int) -> KVCache:
     """A cache with arbitrary contents: what has not been written is never read."""
-    shape = (num_blocks, block_tokens, config.num_kv_heads, config.head_dim)
     keys, values = (
-        tuple(device.empty(shape, device.cache_dtype) for _ in range(config.num_layers)) for _ in ("keys", "values")
+        tuple(
+            device.cache_array(num_blocks, block_tokens, config.num_kv_heads, config.head_dim)
+            for _ in range(config.num_layers)
+        )
+        for _ in ("keys", "values")
     )
     return KVCache(keys, values)
 

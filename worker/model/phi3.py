@@ -8,28 +8,27 @@ Hugging Face implementation has it.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from kernels.device import Device
-from kernels.reference.matmul import Linear
-from kernels.reference.norm import RmsNorm
-from worker.engine.batch import Batch
+from kernels.layers import RmsNorm
+from kernels.step import Step
 from worker.model.config import ModelConfig
 from worker.model.kv_cache import KVCache, allocate_cache, bytes_per_block
 from worker.model.rope_scaling import long_rope, plain_rope
-from worker.model.weights import Weights
+from worker.model.weights import Part, Weights
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Layer:
     attention_norm: RmsNorm
-    qkv: Linear
-    output: Linear
+    qkv: Any
+    output: Any
     ffn_norm: RmsNorm
-    gate_up: Linear
-    down: Linear
+    gate_up: Any
+    down: Any
 
 
 class Phi3:
@@ -37,84 +36,78 @@ class Phi3:
 
     def __init__(self, config: ModelConfig, weights: Weights, device: Device) -> None:
         self.config = config
-        self._device = device
-        self._embedding = weights.matrix("token_embd.weight", config.vocab_size, config.hidden)
+        self.device = device
+        self._embedding, self._head = weights.head("token_embd.weight", config.vocab_size, config.hidden)
         self._layers = [self._load_layer(weights, f"blk.{index}") for index in range(config.num_layers)]
         self._norm = RmsNorm(weights.vector("output_norm.weight", config.hidden), config.norm_epsilon)
-        tied = "output.weight" not in weights
-        self._head = (
-            Linear(self._embedding) if tied else weights.linear("output", config.vocab_size, config.hidden, bias=False)
-        )
         self.recompute_at: int | None = None
         if "rope_factors_long.weight" in weights:
             num_pairs = config.rope.num_dimensions // 2
             short, long = (weights.host_vector(f"rope_factors_{name}.weight", num_pairs) for name in ("short", "long"))
-            self._rope = long_rope(config, short, long)
-            self.recompute_at = config.rope.original_context_length
+            rope = long_rope(config, short, long)
+            self.recompute_at = rope.long_after
         else:
-            self._rope = plain_rope(config, "neox", None, truncate=True)
+            rope = plain_rope(config, "neox", None, truncate=True)
+        self._rope = weights.rope(rope)
 
     def _load_layer(self, weights: Weights, name: str) -> _Layer:
         config = self.config
         query_width, kv_width = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
 
-        def linear(part: str, num_outputs: int, num_inputs: int) -> Linear:
-            return weights.linear(f"{name}.{part}", num_outputs, num_inputs, bias=False)
+        def projection(part: str, num_outputs: int, num_inputs: int) -> Any:
+            return weights.projection(Part(f"{name}.{part}", num_outputs, bias=False), num_inputs=num_inputs)
 
         def norm(part: str) -> RmsNorm:
             return RmsNorm(weights.vector(f"{name}.{part}.weight", config.hidden), config.norm_epsilon)
 
         return _Layer(
             attention_norm=norm("attn_norm"),
-            qkv=linear("attn_qkv", query_width + 2 * kv_width, config.hidden),
-            output=linear("attn_output", config.hidden, query_width),
+            qkv=projection("attn_qkv", query_width + 2 * kv_width, config.hidden),
+            output=projection("attn_output", config.hidden, query_width),
             ffn_norm=norm("ffn_norm"),
-            gate_up=linear("ffn_up", 2 * config.intermediate, config.hidden),
-            down=linear("ffn_down", config.hidden, config.intermediate),
+            gate_up=weights.gate_up(
+                Part(f"{name}.ffn_up", 2 * config.intermediate, bias=False), num_inputs=config.hidden
+            ),
+            down=projection("ffn_down", config.hidden, config.intermediate),
         )
 
     def bytes_per_block(self, block_tokens: int) -> int:
-        return bytes_per_block(self.config, self._device, block_tokens)
+        return bytes_per_block(self.config, self.device, block_tokens)
 
     def allocate_cache(self, num_blocks: int, block_tokens: int) -> KVCache:
-        return allocate_cache(self.config, self._device, num_blocks, block_tokens)
+        return allocate_cache(self.config, self.device, num_blocks, block_tokens)
 
     @np.errstate(over="ignore", invalid="ignore")  # of damaged weights: the sampler refuses what comes out
-    def forward(self, batch: Batch, cache: KVCache) -> NDArray[np.float32]:
-        config, ops, empty = self.config, self._device.ops, self._device.empty
-        num_tokens = batch.token_ids.size
+    def forward(self, step: Step, cache: KVCache) -> Any:
+        config, ops, empty = self.config, self.device.ops, self.device.begin_step()
+        activation_dtype = self.device.activation_dtype
+        num_tokens = step.token_ids.size
         x = empty((num_tokens, config.hidden), np.float32)
-        qkv = empty((num_tokens, (config.num_heads + 2 * config.num_kv_heads) * config.head_dim), np.float32)
-        attended = empty((num_tokens, config.num_heads * config.head_dim), np.float32)
-        activated = empty((num_tokens, config.intermediate), np.float32)
-        logits: NDArray[np.float32] = empty((batch.logit_rows.size, config.vocab_size), np.float32)
-        ops.embed(batch.token_ids, self._embedding, out=x)
-        rotation = ops.rotation(batch.positions, self._rope, self._frequency_set(batch))
+        qkv = empty((num_tokens, (config.num_heads + 2 * config.num_kv_heads) * config.head_dim), activation_dtype)
+        attended = empty((num_tokens, config.num_heads * config.head_dim), activation_dtype)
+        activated = empty((num_tokens, config.intermediate), activation_dtype)
+        logits = empty((step.logit_rows.size, config.vocab_size), np.float32)
+        ops.embed(step.token_ids, self._embedding, out=x)
+        rotation = ops.rotation(step.positions, self._rope, step.sequence_lengths, step.sequence_rows)
+        heads = config.num_heads, config.num_kv_heads, config.head_dim
+        plan = ops.plan_attention(step, *heads, window=config.sliding_window)
         for layer, keys, values in zip(self._layers, cache.keys, cache.values, strict=True):
-            ops.norm_linear(x, layer.attention_norm, (layer.qkv,), out=qkv)
-            ops.rope_write(qkv, batch.slots, rotation, None, config.num_heads, out_keys=keys, out_values=values)
+            ops.norm_linear(x, layer.attention_norm, layer.qkv, out=qkv)
+            ops.rope_write(qkv, step.slots, rotation, None, config.num_heads, out_keys=keys, out_values=values)
             ops.paged_attention(
                 qkv,
                 config.num_heads,
                 keys,
                 values,
-                batch.positions,
-                batch.query_starts,
-                batch.block_tables,
+                step,
+                plan,
                 scale=config.head_dim**-0.5,
                 window=config.sliding_window,
                 sinks=None,
                 out=attended,
             )
             ops.linear_residual(attended, layer.output, out=x)
-            ops.norm_swiglu(x, layer.ffn_norm, (layer.gate_up,), out=activated)
+            ops.norm_swiglu(x, layer.ffn_norm, layer.gate_up, out=activated)
             ops.linear_residual(activated, layer.down, out=x)
-        ops.norm_head(x, batch.logit_rows, self._norm, self._head, out=logits)
+        ops.norm_head(x, step.logit_rows, self._norm, self._head, out=logits)
         return logits
-
-    def _frequency_set(self, batch: Batch) -> NDArray[np.int32] | int:
-        """Of each token, 1 if its sequence is longer than the original context."""
-        if self.recompute_at is None:
-            return 0
-        is_long = batch.sequence_lengths > self.recompute_at
-        return np.repeat(is_long.astype(np.int32), np.diff(batch.query_starts))

@@ -11,7 +11,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from kernels.reference.rope import Pairing, Rope
+from kernels.layers import Pairing, Rope
 from worker.model.config import ModelConfig, RopeConfig
 
 Float32 = NDArray[np.float32]
@@ -47,7 +47,7 @@ def long_rope(config: ModelConfig, short_factors: Float32, long_factors: Float32
         attention_factor = (
             math.sqrt(1 + math.log(extension) / math.log(rope.original_context_length)) if extension > 1 else 1.0
         )
-    return Rope(frequencies.astype(np.float32), "neox", attention_factor)
+    return Rope(frequencies.astype(np.float32), "neox", attention_factor, long_after=rope.original_context_length)
 
 
 def _frequencies(rope: RopeConfig) -> NDArray[np.float64]:

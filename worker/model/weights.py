@@ -1,24 +1,36 @@
-"""Typed access to a model's tensors: shapes and types are checked when they are asked for, values once."""
+"""Typed access to a model's tensors: shapes and types are checked when they are asked for, values while loading."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kernels.device import Device
+from kernels.errors import UnsupportedWeight
 from kernels.formats import FORMATS
-from kernels.reference.dequant import dequantise, is_finite
-from kernels.reference.matmul import Linear
+from kernels.layers import Rope, Router, Weight
+from kernels.reference.dequant import dequantise
 from worker.errors import ModelLoadFailed
 from worker.model.gguf import GGUFFile, Tensor
 
-CHECKED_BYTES = 1 << 24  # of a tensor at a time
+NOT_FINITE = "holds NaN or infinity: the file is damaged or was badly converted"
 
 Progress = Callable[[int, int], None]
 """Called with bytes of weights done and in all."""
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A tensor ``name``.weight of ``num_outputs`` rows and, if it has one, its ``name``.bias."""
+
+    name: str
+    num_outputs: int
+    bias: bool
 
 
 class Weights:
@@ -32,31 +44,59 @@ class Weights:
     def __contains__(self, name: str) -> bool:
         return name in self._gguf.tensors
 
-    def matrix(self, name: str, num_outputs: int, num_inputs: int) -> Any:
-        """A weight in its blocks, for the device's ops."""
-        tensor = self._tensor(name, (num_outputs, num_inputs))
-        return self._device.matrix(tensor.format, tensor.data)
+    def table(self, name: str, num_rows: int, width: int) -> Any:
+        """An embedding table, for the device's ops."""
+        with self._named():
+            return self._device.store.table(self._weight(name, num_rows, width))
 
-    def experts(self, name: str, num_experts: int, num_outputs: int, num_inputs: int) -> tuple[Any, ...]:
-        """The experts' weights of one stacked tensor."""
-        tensor = self._tensor(name, (num_experts, num_outputs, num_inputs))
-        return tuple(self._device.matrix(tensor.format, data) for data in tensor.data)
+    def projection(self, *parts: Part, num_inputs: int) -> Any:
+        """Matrices on one input, their outputs side by side."""
+        with self._named():
+            return self._device.store.projection([self._of(part, num_inputs) for part in parts])
+
+    def gate_up(self, *parts: Part, num_inputs: int) -> Any:
+        """Gate and up projection, two tensors or a fused one."""
+        with self._named():
+            return self._device.store.gate_up([self._of(part, num_inputs) for part in parts])
+
+    def experts(self, gate: Part, up: Part, down: Part, *, num_experts: int, num_inputs: int) -> Any:
+        """The experts' weights in stacked tensors, ``num_outputs`` of a part being an expert's."""
+        with self._named():
+            return self._device.store.experts(
+                self._of(gate, num_inputs, num_experts),
+                self._of(up, num_inputs, num_experts),
+                self._of(down, gate.num_outputs, num_experts),
+            )
+
+    def router(self, part: Part, *, num_inputs: int, num_used: int) -> Router:
+        """The matrix that chooses experts."""
+        with self._named():
+            return self._device.store.router(self._of(part, num_inputs), num_used)
+
+    def head(self, embedding: str, num_outputs: int, num_inputs: int) -> tuple[Any, Any]:
+        """The embedding table and the output head, which are one matrix where the file has no ``output.weight``."""
+        if "output.weight" in self:
+            head = self.projection(Part("output", num_outputs, bias=False), num_inputs=num_inputs)
+            return self.table(embedding, num_outputs, num_inputs), head
+        head = self.projection(Part(embedding.removesuffix(".weight"), num_outputs, bias=False), num_inputs=num_inputs)
+        return self._device.store.tied_table(head), head
 
     def vector(self, name: str, *shape: int) -> Any:
-        """A small tensor (norm, bias, factors) as float32."""
-        return self._device.vector(self.host_vector(name, *shape))
+        """A small tensor (norm, sinks) as float32."""
+        return self._device.store.vector(self.host_vector(name, *shape))
+
+    def rope(self, rope: Rope) -> Rope:
+        """``rope`` with its frequencies on the device."""
+        return replace(rope, inverse_frequencies=self._device.store.vector(rope.inverse_frequencies))
 
     def host_vector(self, name: str, *shape: int) -> NDArray[np.float32]:
-        """The same in host memory, for what is computed from it at load."""
+        """The same in host memory; `ModelLoadFailed` if it is not finite."""
         tensor = self._tensor(name, shape)
         values = np.empty(shape, np.float32)
         dequantise(tensor.format, np.ascontiguousarray(tensor.data), out=values)
+        if not np.isfinite(values).all():
+            raise self._error(name, NOT_FINITE)
         return values
-
-    def linear(self, name: str, num_outputs: int, num_inputs: int, *, bias: bool) -> Linear:
-        """``name``.weight and, if ``bias``, ``name``.bias."""
-        weight = self.matrix(f"{name}.weight", num_outputs, num_inputs)
-        return Linear(weight, self.vector(f"{name}.bias", num_outputs) if bias else None)
 
     def check_all_used(self) -> None:
         """A tensor that nobody asked for belongs to a variant of the model that we would compute wrongly."""
@@ -66,19 +106,29 @@ class Weights:
                 f"({len(unused)} such tensors): the file holds a variant that is not supported"
             )
 
-    def check_values(self, progress: Progress) -> None:
-        """Read every tensor once: NaN and infinity are found now, and the first request finds the pages in memory."""
-        total_bytes = sum(tensor.num_bytes for tensor in self._gguf.tensors.values())
-        done_bytes = 0
-        for tensor in self._gguf.tensors.values():
-            rows = tensor.data.reshape(-1, tensor.data.shape[-1])
-            step = max(1, CHECKED_BYTES // rows.shape[1])
-            for start in range(0, rows.shape[0], step):
-                part = rows[start : start + step]
-                if not is_finite(tensor.format, part):
-                    raise self._error(tensor.name, "holds NaN or infinity: the file is damaged or was badly converted")
-                done_bytes += part.nbytes
-                progress(done_bytes, total_bytes)
+    def load(self, progress: Progress) -> None:
+        """Bring all weights to the device; raises `ModelLoadFailed` if one holds NaN or infinity."""
+        for name in self._device.store.load(progress):
+            raise self._error(name, NOT_FINITE)
+
+    def _of(self, part: Part, num_inputs: int, num_experts: int | None = None) -> Weight:
+        stack = () if num_experts is None else (num_experts,)
+        weight = self._weight(f"{part.name}.weight", *stack, part.num_outputs, num_inputs)
+        if not part.bias:
+            return weight
+        return replace(weight, bias=self.host_vector(f"{part.name}.bias", *stack, part.num_outputs))
+
+    def _weight(self, name: str, *shape: int) -> Weight:
+        tensor = self._tensor(name, shape)
+        return Weight(name, tensor.format, tensor.data)
+
+    @contextmanager
+    def _named(self) -> Iterator[None]:
+        """The device's refusal of a tensor as an error that names the file too."""
+        try:
+            yield
+        except UnsupportedWeight as error:
+            raise self._error(error.name, error.problem) from None
 
     def _tensor(self, name: str, shape: tuple[int, ...]) -> Tensor:
         tensor = self._gguf.tensors.get(name)

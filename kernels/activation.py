@@ -1,0 +1,23 @@
+"""Activations on their own, where they cannot be fused with a product (`kernels.matmul`)."""
+
+from __future__ import annotations
+
+import struct
+
+from kernels.array import Array
+from kernels.launch import Context
+from kernels.loader import Variant
+
+_PARAMS = struct.Struct("<2Q 2i")
+
+
+def variants() -> list[Variant]:
+    return [("activation", {})]
+
+
+def swiglu_rows(context: Context, both: Array, *, out: Array) -> None:
+    """silu(gate) * up: ``both`` [T, 2 F] float16, gates first -> ``out`` [T, F] float16."""
+    num_rows, width = out.shape
+    assert both.shape == (num_rows, 2 * width)
+    params = _PARAMS.pack(both.pointer, out.pointer, num_rows, width)
+    context.launch("activation", "swiglu_rows", (-(-width // 256), num_rows), 256, params)

@@ -1,0 +1,83 @@
+"""What the layers of a model are made of. Data only: the ops of either device work on them.
+
+Arrays are NumPy's on the CPU and `kernels.array.Array` on CUDA; weights are whatever the device made of them
+(`kernels.device.Device`): a projection is opaque to the models.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kernels.formats import Format
+
+Pairing = Literal["neox", "normal"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Weight:
+    """A matrix as it is in the file, with its bias: what a device makes a projection of.
+
+    ``data`` is uint8 [outputs, row_bytes], of stacked experts [experts, outputs, row_bytes], usually a view of a
+    mapped file; ``bias`` float32 [outputs] or [experts, outputs]. ``name`` is the tensor's, for error messages.
+    """
+
+    name: str
+    format: Format
+    data: NDArray[np.uint8]
+    bias: NDArray[np.float32] | None = None
+
+    @property
+    def num_outputs(self) -> int:
+        return self.data.shape[-2]
+
+    @property
+    def num_inputs(self) -> int:
+        return self.data.shape[-1] // self.format.block_bytes * self.format.block_elements
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RmsNorm:
+    """x / sqrt(mean(x^2) + epsilon) * weight (Zhang & Sennrich, 2019)."""
+
+    weight: Any  # [H]
+    epsilon: float
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LayerNorm:
+    """(x - mean) / sqrt(variance + epsilon) * weight + bias (Ba et al., 2016)."""
+
+    weight: Any  # [H]
+    bias: Any  # [H]
+    epsilon: float
+
+
+Norm = RmsNorm | LayerNorm
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Rope:
+    """How heads are rotated: pair ``i`` of a head by position * inverse_frequencies[set, i].
+
+    ``pairing`` "neox" takes elements i and i + P as a pair, "normal" elements 2i and 2i + 1; elements from 2P on are
+    left alone. Cosine and sine are multiplied by ``attention_factor``. A model may have two sets of frequencies
+    (longrope): the second is for sequences of more than ``long_after`` tokens.
+    """
+
+    inverse_frequencies: Any  # [sets, P]
+    pairing: Pairing
+    attention_factor: float = 1.0
+    long_after: int | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Router:
+    """Chooses experts: the ``num_used`` largest of weight x + bias."""
+
+    weight: Any  # [experts, H] float32
+    bias: Any  # [experts] float32
+    num_used: int

@@ -1,0 +1,245 @@
+"""y = x W^T on packed weights, with what comes before (a norm) and after (bias, activation, residual)."""
+
+from __future__ import annotations
+
+import struct
+from enum import IntEnum
+
+import numpy as np
+
+from kernels.activation import swiglu_rows
+from kernels.array import Array
+from kernels.launch import Context
+from kernels.layers import Norm
+from kernels.loader import Variant
+from kernels.norm import norm_fields, norm_rows
+from kernels.packed import FORMAT_IDS, PackedMatrix, Projection
+
+MAX_FEW = 8  # tokens of one fragment: up to here x is kept in shared memory whole
+TILE_TOKENS = (16, 32, 64, 128)
+STAGES = 4  # of x in shared memory, as in matmul.cu
+GROUP = 4  # tiles between two barriers, as in matmul.cu
+TILE_ROWS = 128
+BLOCKS_WANTED = 2  # blocks a processor below which segments are spread over blocks
+
+_PARAMS = struct.Struct("<12Q f i q 10i 2f")
+
+
+class Epilogue(IntEnum):
+    """What becomes of the sums: `enum Epilogue` of matmul.cuh."""
+
+    STORE_HALF = 0
+    STORE_FLOAT = 1
+    ADD_RESIDUAL = 2
+    SWIGLU = 3
+    CLAMPED_SWIGLU = 4
+    GELU = 5
+
+
+def variants() -> list[Variant]:
+    return [("matmul", {"FORMAT": number}) for number in FORMAT_IDS.values()]
+
+
+def linear(context: Context, x: Array, layers: Projection, *, out: Array) -> None:
+    """``x`` [T, K] float16 through every one of ``layers``, side by side in ``out`` [T, sum of outputs]."""
+    project(context, x, layers, out, _store(out))
+
+
+def linear_residual(context: Context, x: Array, layers: Projection, *, out: Array) -> None:
+    """Add ``layers`` of ``x`` [T, K] float16 to the residual stream ``out`` [T, H] float32."""
+    project(context, x, layers, out, Epilogue.ADD_RESIDUAL)
+
+
+def norm_linear(context: Context, x: Array, norm: Norm, layers: Projection, *, out: Array) -> None:
+    """Norm and projections (QKV): ``x`` [T, H] float32 -> ``out`` [T, sum of outputs], side by side."""
+    project(context, x, layers, out, _store(out), norm=norm)
+
+
+def norm_swiglu(context: Context, x: Array, norm: Norm, gate_up: Projection, *, out: Array) -> None:
+    """Norm, gate and up projections, silu(gate) * up: ``x`` [T, H] float32 -> ``out`` [T, F] float16.
+
+    In one kernel where gate and up have one format and so lie in one gated matrix.
+    """
+    if gate_up.parts[0].gated:
+        project(context, x, gate_up, out, Epilogue.SWIGLU, norm=norm)
+        return
+    both = context.scratch((x.shape[0], gate_up.num_outputs), np.float16)
+    project(context, x, gate_up, both, Epilogue.STORE_HALF, norm=norm)
+    swiglu_rows(context, both, out=out)
+
+
+def norm_gelu(context: Context, x: Array, norm: Norm, up: Projection, *, out: Array) -> None:
+    """Norm, up projection, GELU: ``x`` [T, H] float32 -> ``out`` [T, F] float16."""
+    project(context, x, up, out, Epilogue.GELU, norm=norm)
+
+
+def norm_head(context: Context, x: Array, rows: Array, norm: Norm, head: Projection, *, out: Array) -> None:
+    """Final norm and output head on some rows: ``x`` [T, H], ``rows`` [R] -> logits ``out`` [R, V] float32."""
+    project(context, x, head, out, Epilogue.STORE_FLOAT, norm=norm, x_rows=rows)
+
+
+def _store(out: Array) -> Epilogue:
+    return Epilogue.STORE_HALF if out.dtype == np.float16 else Epilogue.STORE_FLOAT
+
+
+def project(
+    context: Context,
+    x: Array,
+    layers: Projection,
+    out: Array,
+    epilogue: Epilogue,
+    *,
+    norm: Norm | None = None,
+    x_rows: Array | None = None,
+) -> None:
+    """All matrices of ``layers``; with ``norm``, x is float32 and normed first, else float16."""
+    num_tokens = out.shape[0]
+    if not num_tokens:
+        return
+    shared_bytes = context.chip.shared_bytes
+    few = num_tokens <= MAX_FEW and all(few_bytes(part, num_tokens) <= shared_bytes for part in layers.parts)
+    if norm is not None and not few:
+        normed = context.scratch((num_tokens, x.shape[1]), np.float16)
+        norm_rows(context, x, norm, rows=x_rows, out=normed)
+        x, x_rows, norm = normed, None, None
+    column = 0
+    for matrix in layers.parts:
+        (multiply_few if few else multiply_tiles)(
+            context, x, matrix, num_tokens, out, epilogue, column=column, norm=norm, x_rows=x_rows
+        )
+        column += matrix.num_rows
+
+
+def few_bytes(matrix: PackedMatrix, num_tokens: int) -> int:
+    """Shared memory of `multiply_few`: the rows of x and a row of zeros, and two groups of tiles' segment sums."""
+    x_bytes = (num_tokens + 1) * (matrix.num_chunks * 128 + 16)
+    return x_bytes + 2 * GROUP * matrix.num_segments * num_tokens * 16 * 4
+
+
+def multiply_few(
+    context: Context,
+    x: Array,
+    matrix: PackedMatrix,
+    num_tokens: int,
+    out: Array,
+    epilogue: Epilogue,
+    *,
+    column: int = 0,
+    norm: Norm | None = None,
+    x_rows: Array | None = None,
+    token_experts: Array | None = None,
+    alpha: float = 0.0,
+    limit: float = 0.0,
+) -> None:
+    """A few tokens; with ``token_experts`` [num_tokens], each through an expert of its own."""
+    num_segments = matrix.num_segments
+    tokens_in_block = 1 if token_experts is not None else num_tokens
+    blocks = context.chip.num_processors * (512 // (32 * num_segments))  # what runs at once
+    grid = (min(matrix.num_tiles, blocks), num_tokens // tokens_in_block)
+    if token_experts is not None:
+        grid = (min(matrix.num_tiles, -(-blocks // num_tokens)), num_tokens)
+    context.launch(
+        "matmul",
+        "matmul_few",
+        grid,
+        32 * num_segments,
+        _params(x, matrix, num_tokens, out, epilogue, column, norm=norm, x_rows=x_rows, token_experts=token_experts,
+                alpha=alpha, limit=limit),
+        shared_bytes=few_bytes(matrix, tokens_in_block),
+        FORMAT=FORMAT_IDS[matrix.format.name],
+    )  # fmt: skip
+
+
+def multiply_tiles(
+    context: Context,
+    x: Array,
+    matrix: PackedMatrix,
+    num_tokens: int,
+    out: Array,
+    epilogue: Epilogue,
+    *,
+    column: int = 0,
+    norm: None = None,
+    x_rows: Array | None = None,
+    tiles: tuple[Array, Array, int] | None = None,
+    alpha: float = 0.0,
+    limit: float = 0.0,
+) -> None:
+    """Any number of tokens in tiles; ``tiles``: (entries [max_tiles, 4], their number [1], tokens in a tile) built on
+    the device, each of one expert."""
+    size = tiles[2] if tiles else next((n for n in TILE_TOKENS if num_tokens <= n), TILE_TOKENS[-1])
+    num_blocks = -(-matrix.num_rows // TILE_ROWS)
+    num_tiles = tiles[0].shape[0] if tiles else -(-num_tokens // size)
+    splits = 1
+    if not tiles:
+        wanted = BLOCKS_WANTED * context.chip.num_processors
+        splits = max(1, min(matrix.num_segments, wanted // (num_blocks * num_tiles)))
+    partials = None
+    if splits > 1:
+        partials = context.scratch((matrix.num_segments, num_tokens, matrix.num_rows), np.float32)
+    params = _params(x, matrix, num_tokens, out, epilogue, column, x_rows=x_rows, partials=partials, tiles=tiles,
+                     alpha=alpha, limit=limit)  # fmt: skip
+    number = FORMAT_IDS[matrix.format.name]
+    context.launch(
+        "matmul",
+        f"matmul_tile_{size}",
+        (num_blocks, num_tiles, splits),
+        256,
+        params,
+        shared_bytes=STAGES * size * 128 + 1024,
+        FORMAT=number,
+    )
+    if partials is not None:
+        num_outputs = matrix.num_rows // 2 if matrix.gated else matrix.num_rows
+        context.launch("matmul", "matmul_reduce", -(-num_tokens * num_outputs // 256), 256, params, FORMAT=number)
+
+
+def _params(
+    x: Array,
+    matrix: PackedMatrix,
+    num_tokens: int,
+    out: Array,
+    epilogue: Epilogue,
+    column: int,
+    *,
+    norm: Norm | None = None,
+    x_rows: Array | None = None,
+    partials: Array | None = None,
+    token_experts: Array | None = None,
+    tiles: tuple[Array, Array, int] | None = None,
+    alpha: float,
+    limit: float,
+) -> bytes:
+    assert matrix.gated == (epilogue in (Epilogue.SWIGLU, Epilogue.CLAMPED_SWIGLU))
+    assert x.shape[-1] == matrix.width, f"a matrix of {matrix.width} inputs on {x.shape[-1]} columns"
+    tile_entries, num_tiles = tiles[:2] if tiles else (None, None)
+    return _PARAMS.pack(
+        matrix.packed.pointer,
+        x.pointer,
+        _pointer(x_rows),
+        _pointer(matrix.bias),
+        _pointer(matrix.base),
+        out.pointer,
+        _pointer(partials),
+        _pointer(token_experts),
+        _pointer(tile_entries),
+        _pointer(num_tiles),
+        *norm_fields(norm, matrix.width),
+        matrix.expert_bytes,
+        matrix.num_rows,
+        matrix.width,
+        matrix.num_chunks,
+        matrix.num_units,
+        num_tokens,
+        matrix.num_segments,
+        out.shape[1],
+        column,
+        norm is not None,
+        epilogue,
+        alpha,
+        limit,
+    )
+
+
+def _pointer(array: Array | None) -> int:
+    return 0 if array is None else array.pointer

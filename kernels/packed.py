@@ -1,0 +1,102 @@
+"""Matrices in device memory, in the layout that the kernels read (`kernels/cuda/dequant.cuh` describes it).
+
+Still quantised, and lossless: the same numbers as in the file in another order. Codes take what they take in the file;
+the K formats' 6-bit scales take 8 bits, rows are padded to multiples of 64 and columns to whole units.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from kernels.array import Array
+from kernels.formats import FORMATS, Format
+
+UNIT_ROWS = 16
+BLOCK_ROWS = 64
+CHUNK = 64  # columns
+FORMAT_IDS = {name: number for number, name in enumerate(FORMATS)}
+"""What the kernels call the formats: `enum Format` of dequant.cuh."""
+
+_CODE_BYTES = {"F32": 4096, "F16": 2048, "BF16": 2048, "Q8_0": 1024}  # of 16 rows x 64 columns; 512 for the others
+_HIGH_BYTES = {"Q5_0": 128, "Q5_1": 128, "Q5_K": 128, "Q6_K": 256}
+_SCALE_BYTES = {"F32": 0, "F16": 0, "BF16": 0, "Q4_1": 128, "Q5_1": 128, "MXFP4": 32}  # 64 for the others
+_SUPER_BYTES = {"Q4_K": 64, "Q5_K": 64, "Q6_K": 32}  # of a unit of four chunks
+
+FEW_SEGMENTS, MANY_SEGMENTS = 8, 16
+NARROW_TILES = 264  # up to so many 16-row tiles a matrix is cut into more segments of k
+
+
+def unit_chunks(format_: Format) -> int:
+    """Chunks of 64 columns in a unit: a unit is as wide as a super-block of the K formats."""
+    return 4 if format_.block_elements == 256 else 1
+
+
+def unit_bytes(format_: Format) -> int:
+    """Bytes of 16 rows of a unit."""
+    name = format_.name
+    chunk_bytes = _CODE_BYTES.get(name, 512) + _HIGH_BYTES.get(name, 0) + _SCALE_BYTES.get(name, 64)
+    return unit_chunks(format_) * chunk_bytes + _SUPER_BYTES.get(name, 0)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PackedMatrix:
+    """One matrix of ``num_rows`` outputs and ``width`` inputs, or as many as there are experts.
+
+    ``gated``: rows of a gate and of its up projection alternate in eights, and so do those of ``bias``.
+    """
+
+    format: Format
+    num_rows: int
+    width: int
+    num_experts: int
+    gated: bool
+    packed: Array  # uint8 [num_experts, bytes]
+    base: Array | None  # MXFP4: int32 [num_experts, num_rows], the largest exponent of each row
+    bias: Array | None  # float32 [num_experts, num_rows]
+
+    @property
+    def num_chunks(self) -> int:
+        return -(-self.width // CHUNK)
+
+    @property
+    def num_units(self) -> int:
+        return -(-self.num_chunks // unit_chunks(self.format))
+
+    @property
+    def num_tiles(self) -> int:
+        return -(-self.num_rows // UNIT_ROWS)
+
+    @property
+    def num_segments(self) -> int:
+        """Parts of k that are summed on their own, then in order: depends on the matrix and on nothing else, so that a
+        row's result is the same bits in every batch and on every chip."""
+        return min(MANY_SEGMENTS if self.num_tiles <= NARROW_TILES else FEW_SEGMENTS, self.num_chunks)
+
+    @property
+    def expert_bytes(self) -> int:
+        return packed_bytes(self.format, self.num_rows, self.width)
+
+
+def packed_bytes(format_: Format, num_rows: int, width: int) -> int:
+    """Bytes of one packed matrix."""
+    num_units = -(-width // (CHUNK * unit_chunks(format_)))
+    return -(-num_rows // BLOCK_ROWS) * (BLOCK_ROWS // UNIT_ROWS) * num_units * unit_bytes(format_)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Projection:
+    """Matrices on the same input, their outputs side by side."""
+
+    parts: tuple[PackedMatrix, ...]
+
+    @property
+    def num_outputs(self) -> int:
+        return sum(part.num_rows for part in self.parts)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Experts:
+    """The feed-forward networks of a mixture, stacked."""
+
+    gate_up: PackedMatrix
+    down: PackedMatrix

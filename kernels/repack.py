@@ -1,0 +1,60 @@
+"""GGUF blocks in staging memory -> packed matrices, and rows of packed matrices back to float32."""
+
+from __future__ import annotations
+
+import struct
+
+import numpy as np
+
+from kernels.array import Array
+from kernels.launch import Context
+from kernels.loader import Variant
+from kernels.packed import FORMAT_IDS, PackedMatrix
+
+_REPACK = struct.Struct("<4Q 3q 9i 4x")
+_UNPACK = struct.Struct("<3Q 3i 4x")
+
+
+def variants() -> list[Variant]:
+    return [("repack", {"FORMAT": number}) for number in FORMAT_IDS.values()]
+
+
+def repack_rows(
+    context: Context,
+    source: Array,
+    matrix: PackedMatrix,
+    *,
+    first_row: int,
+    num_rows: int,
+    rows_per_expert: int,
+    row_offset: int,
+    gated_rows: int,
+    part: int,
+    not_finite: Array,
+) -> None:
+    """Put rows ``first_row:first_row + num_rows`` of a tensor (its experts one after the other, ``rows_per_expert``
+    each) into ``matrix``, from ``source`` uint8 [num_rows * row_bytes].
+
+    They go to the matrix's rows from ``row_offset`` on. With ``gated_rows`` F the rows of a gate and of an up
+    projection alternate in eights: of F gate rows, then F up rows (``part`` 0), or of one of them (``part`` 0 or 1).
+    ``not_finite`` [1] int32 becomes 1 if a number is NaN or infinite.
+    """
+    row_bytes = matrix.format.row_bytes(matrix.width)
+    params = _REPACK.pack(
+        source.pointer, matrix.packed.pointer, matrix.base.pointer if matrix.base else 0, not_finite.pointer,
+        row_bytes, matrix.expert_bytes, first_row, num_rows, rows_per_expert, matrix.num_rows, matrix.width,
+        matrix.num_chunks, matrix.num_units, row_offset, gated_rows, part,
+    )  # fmt: skip
+    grid = -(-num_rows * matrix.num_chunks * 4 // 256)
+    context.launch("repack", "repack_rows", grid, 256, params, FORMAT=FORMAT_IDS[matrix.format.name])
+
+
+def unpack_rows(context: Context, matrix: PackedMatrix, rows: Array | None, *, out: Array) -> None:
+    """``rows`` [T] int32 of ``matrix`` (None: its first ones) into ``out`` [T, K] float32, exact as in the file."""
+    num_rows, width = out.shape
+    assert width == matrix.width and out.dtype == np.float32
+    params = _UNPACK.pack(
+        matrix.packed.pointer, rows.pointer if rows else 0, out.pointer, num_rows, width, matrix.num_units
+    )
+    grid = (-(-width // 256), num_rows)
+    context.launch("repack", "unpack_rows", grid, 256, params, FORMAT=FORMAT_IDS[matrix.format.name])

@@ -1,0 +1,201 @@
+"""A model's weights on a CUDA device: where each tensor goes, and what brings it there.
+
+Every method lays out memory and notes what to upload; `load` then does it all in the order of the calls. On a dry
+device the same calls only find out how many bytes are needed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kernels.array import Array
+from kernels.errors import UnsupportedWeight
+from kernels.launch import Context
+from kernels.layers import Router, Weight
+from kernels.memory import Arena
+from kernels.packed import Experts, PackedMatrix, Projection, packed_bytes
+from kernels.reference.dequant import dequantise, is_finite
+from kernels.repack import repack_rows
+from kernels.upload import Piece, Upload
+
+MAX_TENSORS = 1 << 16
+COLUMN_GRANULE = 32  # columns of a matrix come in multiples of this: rows of activations are read 16 bytes at a time
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Source:
+    """A tensor to upload: its rows (bytes each), and what to do with some of them once they are in staging memory."""
+
+    name: str
+    data: NDArray[np.uint8]  # [rows, row_bytes]
+    consume: Callable[..., None]  # (staging, first_row, num_rows, not_finite=)
+
+
+class WeightStore:
+    """Lays weights out in ``arena`` and uploads them through ``context``."""
+
+    def __init__(self, context: Context, arena: Arena) -> None:
+        self._context = context
+        self._arena = arena
+        self._sources: list[_Source] = []
+        self._tables: list[Weight] = []
+        self._flags = arena.allocate((MAX_TENSORS,), np.int32)  # of each source: it holds NaN or infinity
+
+    def table(self, weight: Weight) -> Any:
+        """An embedding table in its file format."""
+        from kernels.embedding import EmbeddingTable
+
+        data = self._arena.allocate(weight.data.shape, np.uint8)
+        self._tables.append(weight)
+        self._sources.append(_Source(weight.name, weight.data, partial(_copy_rows, self._context, data)))
+        return EmbeddingTable(weight.format, weight.num_outputs, weight.num_inputs, data)
+
+    def tied_table(self, projection: Projection) -> PackedMatrix:
+        """The matrix of an output head as embedding table."""
+        return projection.parts[0]
+
+    def projection(self, weights: Sequence[Weight]) -> Projection:
+        """Matrices on one input; neighbours of the same format become one matrix."""
+        runs: list[list[Weight]] = []
+        for weight in weights:
+            if runs and runs[-1][0].format is weight.format:
+                runs[-1].append(weight)
+            else:
+                runs.append([weight])
+        return Projection(tuple(map(self._stack, runs)))
+
+    def gate_up(self, weights: Sequence[Weight]) -> Projection:
+        """Gate and up projection, two tensors or a fused one (gate first): one gated matrix if their format is one."""
+        num_gated = sum(weight.num_outputs for weight in weights) // 2
+        if len({weight.format.name for weight in weights}) > 1 or num_gated % 8:
+            return self.projection(weights)
+        return Projection((self._gated(weights, num_gated, num_experts=1),))
+
+    def experts(self, gate: Weight, up: Weight, down: Weight) -> Experts:
+        """The stacked experts of a layer; raises `UnsupportedWeight` where gate and up cannot share a matrix."""
+        num_experts, num_gated = gate.data.shape[:2]
+        if gate.format is not up.format or num_gated % 8:
+            raise UnsupportedWeight(
+                up.name, "and its gate must have one type and a multiple of 8 outputs to run on a CUDA device"
+            )
+        matrix = self._matrix([down], down.num_outputs, num_experts, gated=False)
+        self._place(down, matrix, row_offset=0, gated_rows=0, part=0)
+        return Experts(self._gated([gate, up], num_gated, num_experts), matrix)
+
+    def router(self, weight: Weight, num_used: int) -> Router:
+        """A router, small enough to be kept in float32 whatever its format is."""
+        values = np.empty(weight.data.shape[:1] + (weight.num_inputs,), np.float32)
+        dequantise(weight.format, np.ascontiguousarray(weight.data), out=values)
+        bias = np.zeros(weight.num_outputs, np.float32) if weight.bias is None else weight.bias
+        return Router(self.vector(values), self.vector(bias), num_used)
+
+    def vector(self, values: NDArray[np.float32]) -> Array:
+        """A small float32 array."""
+        array = self._arena.allocate(values.shape, np.float32)
+        data = np.ascontiguousarray(values, np.float32).reshape(1, -1).view(np.uint8)
+        if data.size:
+            self._sources.append(_Source("", data, partial(_copy_rows, self._context, array)))
+        return array
+
+    def load(self, progress: Callable[[int, int], None]) -> list[str]:
+        """Upload everything; the names of the tensors that hold NaN or infinity."""
+        from cupy.cuda import runtime
+
+        stream = self._context.stream
+        pieces = [
+            Piece(
+                source.data.reshape(-1),
+                source.data.shape[1],
+                partial(source.consume, not_finite=self._flags.rows(number, number + 1)),
+            )
+            for number, source in enumerate(self._sources)
+        ]
+        runtime.memsetAsync(self._arena.pointer, 0, self._arena.used_bytes, stream.ptr)  # padding, and the flags
+        with Upload(self._context) as upload:
+            upload.run(pieces, progress)
+        flags = np.empty(len(self._sources), np.int32)
+        runtime.memcpy(flags.ctypes.data, self._flags.pointer, flags.nbytes, runtime.memcpyDeviceToHost)
+        bad = [source.name for source, flag in zip(self._sources, flags, strict=True) if flag]
+        bad += [table.name for table in self._tables if not is_finite(table.format, table.data)]
+        self._sources.clear()
+        self._tables.clear()
+        return bad
+
+    def _stack(self, weights: Sequence[Weight]) -> PackedMatrix:
+        num_rows = sum(weight.num_outputs for weight in weights)
+        matrix = self._matrix(weights, num_rows, 1, gated=False)
+        row = 0
+        for weight in weights:
+            self._place(weight, matrix, row_offset=row, gated_rows=0, part=0)
+            row += weight.num_outputs
+        return matrix
+
+    def _gated(self, weights: Sequence[Weight], num_gated: int, num_experts: int) -> PackedMatrix:
+        matrix = self._matrix(weights, 2 * num_gated, num_experts, gated=True)
+        for part, weight in enumerate(weights):
+            self._place(weight, matrix, row_offset=0, gated_rows=num_gated, part=part)
+        return matrix
+
+    def _matrix(self, weights: Sequence[Weight], num_rows: int, num_experts: int, *, gated: bool) -> PackedMatrix:
+        format_, width = weights[0].format, weights[0].num_inputs
+        if width % COLUMN_GRANULE:
+            raise UnsupportedWeight(
+                weights[0].name, f"has rows of {width}; on a CUDA device they must be a multiple of {COLUMN_GRANULE}"
+            )
+        packed = self._arena.allocate((num_experts, packed_bytes(format_, num_rows, width)), np.uint8)
+        base = self._arena.allocate((num_experts, num_rows), np.int32) if format_.name == "MXFP4" else None
+        return PackedMatrix(format_, num_rows, width, num_experts, gated, packed, base, self._bias(weights, gated))
+
+    def _bias(self, weights: Sequence[Weight], gated: bool) -> Array | None:
+        """Biases in the order of the packed rows; zeros for a matrix without among others with."""
+        if all(weight.bias is None for weight in weights):
+            return None
+        biases = [
+            np.zeros(weight.data.shape[:-1], np.float32) if weight.bias is None else weight.bias for weight in weights
+        ]
+        values = np.concatenate(biases, axis=-1)
+        if gated:  # gate, up -> alternating eights
+            *stack, num_rows = values.shape
+            values = values.reshape(*stack, 2, num_rows // 16, 8).swapaxes(-3, -2)
+        return self.vector(values.reshape(-1))
+
+    def _place(self, weight: Weight, matrix: PackedMatrix, *, row_offset: int, gated_rows: int, part: int) -> None:
+        rows = weight.data.reshape(-1, weight.data.shape[-1])
+        consume = partial(
+            _repack,
+            self._context,
+            matrix,
+            rows_per_expert=weight.num_outputs,
+            row_offset=row_offset,
+            gated_rows=gated_rows,
+            part=part,
+        )
+        self._sources.append(_Source(weight.name, rows, consume))
+
+
+def _repack(
+    context: Context, matrix: PackedMatrix, staging: Array, first_row: int, num_rows: int, **rest: int | Array
+) -> None:
+    repack_rows(context, staging, matrix, first_row=first_row, num_rows=num_rows, **rest)  # type: ignore[arg-type]
+
+
+def _copy_rows(
+    context: Context, target: Array, staging: Array, first_row: int, num_rows: int, *, not_finite: Array
+) -> None:
+    """Bytes as they are; whether they are finite is for the host to say (`WeightStore.load`)."""
+    from cupy.cuda import runtime
+
+    row_bytes = staging.nbytes // num_rows
+    runtime.memcpyAsync(
+        target.pointer + first_row * row_bytes,
+        staging.pointer,
+        staging.nbytes,
+        runtime.memcpyDeviceToDevice,
+        context.stream.ptr,
+    )
