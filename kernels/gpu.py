@@ -35,6 +35,8 @@ _NOT_READY = 600  # cudaErrorNotReady
 class CudaDevice(PlannedDevice):
     """One GPU. Until `allocate` it has no memory and a dry `context`; raises `DeviceUnavailable`."""
 
+    budget_bytes: int
+
     def __init__(self, index: int, *, vram_fraction: float, vram_bytes: int) -> None:
         self.index = index
         properties = _open(index)

@@ -32,11 +32,13 @@ class Weight:
 
     @property
     def num_outputs(self) -> int:
-        return self.data.shape[-2]
+        num_outputs: int = self.data.shape[-2]
+        return num_outputs
 
     @property
     def num_inputs(self) -> int:
-        return self.data.shape[-1] // self.format.block_bytes * self.format.block_elements
+        row_bytes: int = self.data.shape[-1]
+        return row_bytes // self.format.block_bytes * self.format.block_elements
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -159,7 +159,7 @@ def multiply_tiles(
     epilogue: Epilogue,
     *,
     column: int = 0,
-    norm: None = None,
+    norm: Norm | None = None,
     x_rows: Array | None = None,
     tiles: tuple[Array, Array, int] | None = None,
     alpha: float = 0.0,
@@ -167,6 +167,7 @@ def multiply_tiles(
 ) -> None:
     """Any number of tokens in tiles; ``tiles``: (entries [max_tiles, 4], their number [1], tokens in a tile) built on
     the device, each of one expert."""
+    assert norm is None, "x is normed already"
     size = tiles[2] if tiles else next((n for n in TILE_TOKENS if num_tokens <= n), TILE_TOKENS[-1])
     num_blocks = -(-matrix.num_rows // TILE_ROWS)
     num_tiles = tiles[0].shape[0] if tiles else -(-num_tokens // size)

@@ -13,6 +13,7 @@ from numpy.typing import DTypeLike
 
 from kernels import operations
 from kernels.array import Array
+from kernels.attention import cache_shape
 from kernels.device import Allocate
 from kernels.launch import Context
 from kernels.memory import Arena
@@ -46,8 +47,6 @@ class PlannedDevice:
 
     def cache_array(self, num_blocks: int, block_tokens: int, num_kv_heads: int, head_dim: int) -> Array:
         """K or V of a layer."""
-        from kernels.attention import cache_shape
-
         return self.kv_cache.allocate(cache_shape(num_blocks, block_tokens, num_kv_heads, head_dim), self.cache_dtype)
 
     def empty(self, shape: tuple[int, ...], dtype: DTypeLike) -> Array:

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kernels.array import Array
+from kernels.embedding import EmbeddingTable
 from kernels.errors import UnsupportedWeight
 from kernels.launch import Context
 from kernels.layers import Router, Weight
@@ -49,8 +50,6 @@ class WeightStore:
 
     def table(self, weight: Weight) -> Any:
         """An embedding table in its file format."""
-        from kernels.embedding import EmbeddingTable
-
         data = self._arena.allocate(weight.data.shape, np.uint8)
         self._tables.append(weight)
         self._sources.append(_Source(weight.name, weight.data, partial(_copy_rows, self._context, data)))
@@ -90,7 +89,7 @@ class WeightStore:
 
     def router(self, weight: Weight, num_used: int) -> Router:
         """A router, small enough to be kept in float32 whatever its format is."""
-        values = np.empty(weight.data.shape[:1] + (weight.num_inputs,), np.float32)
+        values = np.empty((weight.num_outputs, weight.num_inputs), np.float32)
         dequantise(weight.format, np.ascontiguousarray(weight.data), out=values)
         bias = np.zeros(weight.num_outputs, np.float32) if weight.bias is None else weight.bias
         return Router(self.vector(values), self.vector(bias), num_used)

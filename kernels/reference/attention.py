@@ -43,8 +43,8 @@ def paged_attention(
     """softmax(q k^T * scale) v for every token over its own sequence's cache, its own position included.
 
     ``qkv`` [T, >= num_heads * D]: the queries are its first columns. ``keys`` and ``values`` [blocks, block_tokens,
-    kv_heads, D] hold the step's own tokens already.
-    ``plan`` is what `plan_attention` made of the ``step``. A token sees the last ``window`` positions up to its own, or all of them if ``window`` is 0. ``sinks`` [heads] are logits
+    kv_heads, D] hold the step's own tokens already. ``plan`` is what `plan_attention` made of the ``step``. A token
+    sees the last ``window`` positions up to its own, or all of them if ``window`` is 0. ``sinks`` [heads] are logits
     that take part in the softmax and have no value (gpt-oss). ``out`` [T, heads * D].
     """
     positions, query_starts, block_tables = step.positions, step.query_starts, step.block_tables

@@ -20,9 +20,9 @@ def normalise(norm: Norm, x: Float32) -> Float32:
         centred = x - np.mean(x, axis=-1, keepdims=True)
         variance = np.mean(centred * centred, axis=-1, keepdims=True)
         normed: Float32 = centred / np.sqrt(variance + np.float32(norm.epsilon)) * norm.weight + norm.bias
-        return normed
-    mean_square = np.mean(x * x, axis=-1, keepdims=True)
-    normed = x / np.sqrt(mean_square + np.float32(norm.epsilon)) * norm.weight
+    else:
+        mean_square = np.mean(x * x, axis=-1, keepdims=True)
+        normed = x / np.sqrt(mean_square + np.float32(norm.epsilon)) * norm.weight
     return normed
 
 

@@ -24,7 +24,10 @@ class Rotation:
 
 
 def rotation(positions: Int32, rope: Rope, sequence_lengths: Int32, sequence_rows: Int32) -> Rotation:
-    """Angles of ``positions`` [T]; token t is of the sequence ``sequence_rows[t]``, of ``sequence_lengths`` [S] tokens."""
+    """Angles of ``positions`` [T].
+
+    Token t is of the sequence ``sequence_rows[t]``, which has ``sequence_lengths`` [S] tokens.
+    """
     is_long = rope.long_after is not None and sequence_lengths[sequence_rows] > rope.long_after
     frequencies = rope.inverse_frequencies[np.asarray(is_long, np.int32)]
     # The angle is rounded to float32 as in the reference implementations; its cosine is then exact to float32.

@@ -116,8 +116,8 @@ def test_gelu_layer_norm_residual_and_head(
 ) -> None:
     rng = np.random.default_rng(5)
     width = 192
-    up, down, head = (random_weight("F16", shape, rng, bias=bias)
-                      for shape, bias in (((320, width), True), ((width, 320), True), ((1001, width), False)))  # fmt: skip
+    up, down = (random_weight("F16", shape, rng, bias=True) for shape in ((320, width), (width, 320)))
+    head = random_weight("F16", (1001, width), rng)
     layers = load(device, lambda store: [store.projection([w]) for w in (up, down, head)])
     x = rng.normal(3, 1, size=(num_tokens, width)).astype(np.float32)
     norm_weight, norm_bias = rng.normal(1, 0.1, (2, width)).astype(np.float32)
