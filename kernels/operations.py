@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import inspect
 from collections.abc import Callable
 from types import ModuleType, SimpleNamespace
@@ -28,9 +27,7 @@ MODULES = (
 
 def modules() -> list[ModuleType]:
     """The op modules that launch kernels, imported."""
-    names = [f"kernels.{name}" for name in MODULES]
-    found = [importlib.import_module(name) for name in names if importlib.util.find_spec(name)]
-    return [module for module in found if hasattr(module, "variants")]
+    return [importlib.import_module(f"kernels.{name}") for name in MODULES]
 
 
 def variants() -> list[Variant]:
