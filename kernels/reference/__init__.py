@@ -10,7 +10,7 @@ from kernels.reference.matmul import linear, linear_residual
 from kernels.reference.moe import norm_moe_residual
 from kernels.reference.norm import norm_gelu, norm_head, norm_linear, norm_swiglu
 from kernels.reference.rope import rope_write, rotation
-from kernels.reference.sampling import adjust_logits, log_probabilities, sample
+from kernels.reference.sampling import adjust_logits, log_probabilities, sample, top_log_probabilities
 from kernels.reference.step import begin_decode, resolve_tokens
 
 __all__ = [
@@ -32,4 +32,5 @@ __all__ = [
     "rope_write",
     "rotation",
     "sample",
+    "top_log_probabilities",
 ]
