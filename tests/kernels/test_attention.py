@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from kernels.reference.attention import paged_attention
+from kernels.reference.attention import paged_attention, plan_attention
+from kernels.step import Step
 
 DIM = 16
 
@@ -38,13 +39,25 @@ class Case:
         rows = [np.arange(self.query_starts[member], self.query_starts[member + 1]) for member in members]
         tokens = np.concatenate(rows)
         out = np.full((tokens.size, self.heads * DIM), np.nan, np.float32)
+        counts = [row.size for row in rows]
+        lengths = np.array([self.lengths[member] for member in members], np.int32)
+        step = Step(
+            token_ids=np.zeros(tokens.size, np.int32),
+            positions=self.positions[tokens],
+            slots=np.full(tokens.size, -1, np.int32),
+            sequence_rows=np.repeat(np.arange(len(members), dtype=np.int32), counts),
+            query_starts=np.concatenate([[0], np.cumsum(counts)]).astype(np.int32),
+            context_lengths=lengths,
+            sequence_lengths=lengths,
+            block_tables=self.tables[members],
+            logit_rows=np.arange(tokens.size, dtype=np.int32),
+        )
         paged_attention(
             self.qkv[tokens],
             self.heads,
             *self.caches,
-            self.positions[tokens],
-            np.concatenate([[0], np.cumsum([row.size for row in rows])]).astype(np.int32),
-            self.tables[members],
+            step,
+            plan_attention(step, self.heads, self.kv_heads, DIM, window=window),
             scale=0.25,
             window=window,
             sinks=self.sinks if sinks else None,
@@ -99,6 +112,6 @@ def test_a_prefilled_token_attends_bit_for_bit_as_a_decoded_one() -> None:
     decode = Case([150], [1], 3, 1, 16)
     decode.caches, decode.tables, decode.sinks = CASES[1].caches, CASES[1].tables, CASES[1].sinks
     for position in (0, 63, 64, 149):
-        decode.positions = np.array([position], np.int32)
+        decode.positions, decode.lengths = np.array([position], np.int32), [position + 1]
         decode.qkv = CASES[1].qkv[position : position + 1]
         np.testing.assert_array_equal(decode.run([0], 0, sinks=True)[0], prefill[position])

@@ -8,14 +8,15 @@ import pytest
 import kernels.reference
 from kernels.device import DeviceUnavailable, open_device
 from kernels.formats import FORMATS
+from kernels.layers import Weight
 
 
 def test_the_cpu_device_runs_the_reference_ops_on_blocks_as_they_are() -> None:
     device = open_device("cpu")
     assert (device.name, device.ops) == ("cpu", kernels.reference)
     blocks = np.zeros((5, 68), np.uint8)
-    matrix = device.matrix(FORMATS["Q8_0"], blocks)
-    assert matrix.shape == (5, 64) and matrix.data is blocks
+    [layer] = device.store.projection([Weight("output.weight", FORMATS["Q8_0"], blocks)])
+    assert layer.matrix.shape == (5, 64) and layer.matrix.data is blocks
     assert device.memory_bytes() > 1_000_000
 
 

@@ -67,5 +67,5 @@ def test_no_rows_give_no_rows() -> None:
 def test_the_residual_stream_is_added_to() -> None:
     layer = Linear(make_matrix(np.ones((2, 32))), np.array([1, 2], np.float32))
     stream = np.full((3, 2), 10, np.float32)
-    linear_residual(np.ones((3, 32), np.float32), layer, out=stream)
+    linear_residual(np.ones((3, 32), np.float32), (layer,), out=stream)
     np.testing.assert_array_equal(stream, [[43, 44]] * 3)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from kernels.layers import RmsNorm, Router
 from kernels.reference.matmul import Linear
 from kernels.reference.moe import Expert, norm_moe_residual
-from kernels.reference.norm import RmsNorm
 from tests.kernels.test_matmul import make_matrix
 
 HIDDEN, FFN, EXPERTS, USED = 32, 64, 6, 3
@@ -18,15 +18,16 @@ def random_linear(num_outputs: int, num_inputs: int) -> Linear:
 
 
 NORM = RmsNorm(np.ones(HIDDEN, np.float32), 1e-5)
-ROUTER = random_linear(EXPERTS, HIDDEN)
+ROUTER_LAYER = random_linear(EXPERTS, HIDDEN)
+ROUTER = Router(ROUTER_LAYER.matrix, ROUTER_LAYER.bias, USED)
 EXPERT_LIST = [
     Expert(random_linear(FFN, HIDDEN), random_linear(FFN, HIDDEN), random_linear(HIDDEN, FFN)) for _ in range(EXPERTS)
 ]
 
 
-def run(x: np.ndarray, router: Linear = ROUTER) -> np.ndarray:
+def run(x: np.ndarray, router: Router = ROUTER) -> np.ndarray:
     out = x.copy()
-    norm_moe_residual(out, NORM, router, EXPERT_LIST, USED, 1.702, 7.0, out=out)
+    norm_moe_residual(out, NORM, router, EXPERT_LIST, 1.702, 7.0, out=out)
     return out
 
 
@@ -38,7 +39,7 @@ def test_a_token_gets_the_weighted_sum_of_its_best_experts() -> None:
     x = RNG.normal(size=(10, HIDDEN)).astype(np.float32)
     for row, actual in zip(x, run(x), strict=True):
         normed = row / np.sqrt((row.astype(np.float64) ** 2).mean() + 1e-5)
-        logits = dense(ROUTER, normed)
+        logits = dense(ROUTER_LAYER, normed)
         best = np.argsort(-logits)[:USED]
         shares = np.exp(logits[best]) / np.exp(logits[best]).sum()
         expected = row.astype(np.float64)
@@ -57,6 +58,6 @@ def test_a_token_has_the_same_bits_alone_and_among_others() -> None:
 
 def test_of_equal_experts_the_lower_ones_are_chosen() -> None:
     x = RNG.normal(size=(1, HIDDEN)).astype(np.float32)
-    even = Linear(make_matrix(np.zeros((EXPERTS, HIDDEN))))
-    low = Linear(make_matrix(np.zeros((EXPERTS, HIDDEN))), np.array([0] * USED + [-99] * (EXPERTS - USED), np.float32))
-    np.testing.assert_array_equal(run(x, even), run(x, low))
+    zeros = make_matrix(np.zeros((EXPERTS, HIDDEN)))
+    low = np.array([0] * USED + [-99] * (EXPERTS - USED), np.float32)
+    np.testing.assert_array_equal(run(x, Router(zeros, None, USED)), run(x, Router(zeros, low, USED)))

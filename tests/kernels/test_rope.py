@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 
-from kernels.reference.norm import RmsNorm
-from kernels.reference.rope import Pairing, Rope, rope_write, rotation
+from kernels.layers import Pairing, RmsNorm, Rope
+from kernels.reference.rope import rope_write, rotation
 
 HEADS, KV_HEADS, DIM = 4, 2, 8
 FREQUENCIES = np.array([[1.0, 0.1, 0.01, 0.001]], np.float32)
@@ -17,11 +19,15 @@ def run(
     positions: list[int],
     slots: list[int],
     rope: Rope | None,
-    frequency_set: np.ndarray | int = 0,
+    sequence_lengths: Sequence[int] = (1000,),
+    sequence_rows: Sequence[int] | None = None,
     head_norms: tuple[RmsNorm, RmsNorm] | None = None,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Queries [T, HEADS, DIM], and keys and values by slot; all tokens are of one sequence unless told otherwise."""
     keys, values = (np.full((3, 4, KV_HEADS, DIM), np.nan, np.float32) for _ in range(2))
-    by = None if rope is None else rotation(np.array(positions, np.int32), rope, frequency_set)
+    rows = np.array(sequence_rows or [0] * len(positions), np.int32)
+    lengths = np.array(sequence_lengths, np.int32)
+    by = None if rope is None else rotation(np.array(positions, np.int32), rope, lengths, rows)
     qkv = qkv.copy()
     rope_write(qkv, np.array(slots, np.int32), by, head_norms, HEADS, out_keys=keys, out_values=values)
     return qkv.reshape(len(qkv), -1, DIM)[:, :HEADS], keys.reshape(-1, KV_HEADS, DIM), values.reshape(-1, KV_HEADS, DIM)
@@ -54,12 +60,13 @@ def test_heads_turn_by_their_position_and_go_to_their_slots(pairing: Pairing, nu
     assert np.isnan(keys[untouched]).all() and np.isnan(values[untouched]).all()
 
 
-def test_each_token_uses_its_own_set_of_frequencies_and_the_attention_factor() -> None:
-    qkv = np.random.default_rng(1).normal(size=(2, (HEADS + 2 * KV_HEADS) * DIM)).astype(np.float32)
-    rope = Rope(np.concatenate([FREQUENCIES, FREQUENCIES / 7]), "neox", attention_factor=1.25)
-    queries, _, _ = run(qkv, [50, 50], [0, 1], rope, np.array([1, 0], np.int32))
-    heads = qkv.reshape(2, -1, DIM)
-    for row, divisor in enumerate([7, 1]):
+def test_each_token_uses_the_frequencies_for_its_sequences_length_and_the_attention_factor() -> None:
+    qkv = np.random.default_rng(1).normal(size=(4, (HEADS + 2 * KV_HEADS) * DIM)).astype(np.float32)
+    rope = Rope(np.concatenate([FREQUENCIES, FREQUENCIES / 7]), "neox", attention_factor=1.25, long_after=100)
+    lengths, rows = [51, 101, 100], [1, 0, 2, 1]  # of 100 tokens is not yet long, wherever a token stands in them
+    queries, _, _ = run(qkv, [50] * 4, [0, 1, 2, 3], rope, lengths, rows)
+    heads = qkv.reshape(4, -1, DIM)
+    for row, divisor in enumerate([7, 1, 1, 7]):
         expected = turned(heads[row, :HEADS], 50, "neox", FREQUENCIES[0].astype(np.float64) / divisor) * 1.25
         np.testing.assert_allclose(queries[row], expected, atol=1e-4)
 
