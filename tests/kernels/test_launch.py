@@ -7,6 +7,7 @@ import pytest
 
 from kernels.errors import CudaFailure
 from kernels.launch import Context
+from kernels.memory import ALIGNMENT, Arena
 from kernels.tuning import H100, Chip
 
 
@@ -54,6 +55,16 @@ def test_scratch_is_measured_and_taken_back() -> None:
     context.begin_step()
     context.scratch((5,), np.int32)
     assert context.high_water_bytes == 1280 + 256
+
+
+def test_released_scratch_is_used_again_and_the_most_that_was_used_is_remembered() -> None:
+    context = Context(H100, arena=Arena(ALIGNMENT, 8 * ALIGNMENT))
+    kept = context.scratch((1,), np.int32)
+    mark = context.mark()
+    released = [context.scratch((3, 100), np.float32), context.scratch((1,), np.uint8)]
+    context.release(mark)
+    assert context.scratch((5,), np.int32).pointer == released[0].pointer == kept.pointer + ALIGNMENT
+    assert context.high_water_bytes == (1 + 5 + 1) * ALIGNMENT
 
 
 @pytest.mark.parametrize(("arch", "has"), [("sm_80", False), ("sm_89", False), ("sm_90a", True), ("sm_120", True)])

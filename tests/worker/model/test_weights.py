@@ -9,12 +9,15 @@ import numpy as np
 import pytest
 
 from kernels.device import open_device
+from kernels.planned import PlannedDevice
 from tests.bench.make_model import write_model
 from tests.bench.model_specs import TensorSpec
 from tests.worker.model.tiny import FAMILIES, write_tiny
 from worker.errors import ModelLoadFailed
-from worker.model.adapters import load_model
+from worker.model.adapters import assemble_model, load_model
+from worker.model.config import read_config
 from worker.model.gguf import open_gguf
+from worker.model.weights import Weights
 
 
 def load(path: Path) -> None:
@@ -45,6 +48,16 @@ def test_a_type_that_has_no_kernels_is_named(tmp_path: Path) -> None:
     path.write_bytes(data[:at] + (20).to_bytes(4, "little") + data[at + 4 :])  # IQ4_NL: 18 bytes for 32, fits in Q5_0
     with pytest.raises(ModelLoadFailed, match=r"'blk.1.ffn_up.weight' has type IQ4_NL; supported are F32, F16"):
         load(path)
+
+
+def test_what_the_cuda_kernels_cannot_work_on_is_named_before_anything_is_read(tmp_path: Path) -> None:
+    name, path = "blk.0.ffn_up_exps.weight", tmp_path / "model.gguf"
+    spec = FAMILIES["gpt-oss"]()
+    tensors = [replace(old, format="Q8_0") if old.name == name else old for old in spec.tensors]
+    write_model(replace(spec, tensors=tensors), path)
+    device, gguf = PlannedDevice("cuda:0"), open_gguf(path)
+    with pytest.raises(ModelLoadFailed, match=rf"model.gguf: tensor '{name}' and its gate must have one type"):
+        assemble_model(read_config(gguf), Weights(gguf, device), device)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
