@@ -7,7 +7,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from kernels.reference.sampling import Adjustments, adjust_logits, log_probabilities, philox4x32, sample
+from kernels.reference.sampling import (
+    Adjustments,
+    adjust_logits,
+    log_probabilities,
+    philox4x32,
+    sample,
+    top_log_probabilities,
+)
 
 
 def draw(logits: np.ndarray, **params: Any) -> np.ndarray:
@@ -166,3 +173,17 @@ def test_log_probabilities_are_a_log_softmax() -> None:
     np.testing.assert_allclose(np.exp(out).sum(axis=1), 1, rtol=1e-6)
     np.testing.assert_allclose(out[1], np.log(0.25), rtol=1e-6)
     assert out[0, 2] == -np.inf
+
+
+def test_the_most_probable_tokens_come_in_order_and_end_where_the_vocabulary_does() -> None:
+    logits = np.array([[1.0, 3.0, -np.inf, 3.0], [0.0, 0.0, 0.0, 0.0], [9.0, 8.0, 7.0, 6.0]], np.float32)
+    logprobs, top_logprobs = np.empty(3, np.float32), np.empty((3, 5), np.float32)
+    top_ids = np.empty((3, 5), np.int32)
+    drawn = np.array([0, 3, -1], np.int32)
+    top_log_probabilities(logits, drawn, 5, out_logprobs=logprobs, out_top_ids=top_ids, out_top_logprobs=top_logprobs)
+    np.testing.assert_array_equal(top_ids, [[1, 3, 0, 2, -1], [0, 1, 2, 3, -1], [-1] * 5])
+    expected = np.empty_like(logits)
+    log_probabilities(logits, out=expected)
+    np.testing.assert_allclose(logprobs, [expected[0, 0], expected[1, 3], -np.inf], rtol=1e-6)
+    np.testing.assert_allclose(top_logprobs[:2, :4], [expected[0, [1, 3, 0, 2]], expected[1]], rtol=1e-6)
+    assert (top_logprobs[:, 4] == -np.inf).all() and (top_logprobs[2] == -np.inf).all()

@@ -63,19 +63,11 @@ class LogprobReports:
 def read_reports(report: Download, sequences: Series[Sequence], timeout_s: float) -> list[TokenLogprobs | None]:
     """What each of the R sequences asked for."""
     logprobs, top_ids, top_logprobs = split_reports(report.read(timeout_s), len(sequences))
-    reports: list[TokenLogprobs | None] = []
-    for row, sequence in enumerate(sequences):
-        num_top = sequence.sampling.logprobs
-        reports.append(
-            None
-            if num_top is None
-            else TokenLogprobs(
-                float(logprobs[row]),
-                tuple(top_ids[row, :num_top].tolist()),
-                tuple(top_logprobs[row, :num_top].tolist()),
-            )
-        )
-    return reports
+    wanted = [sequence.sampling.logprobs for sequence in sequences]
+    return [
+        None if num_top is None else _report(float(logprobs[row]), top_ids[row, :num_top], top_logprobs[row, :num_top])
+        for row, num_top in enumerate(wanted)
+    ]
 
 
 def _report(logprob: float, top_ids: NDArray[np.int32], top_logprobs: NDArray[np.float32]) -> TokenLogprobs:
