@@ -151,22 +151,30 @@ DEVICE bool is_undecided(const Plan& plan, int bin) {
     return (bin >= plan.kept_bins && bin <= plan.last_bin) || bin == plan.k_bin;
 }
 
-// Call `visit(depth, id)` for the row's undecided values, in any order; the block shares them.
-template <typename Visit>
-DEVICE void each_undecided(const SampleParams& p, int row, const Row& values, const Plan& plan, Visit visit) {
-    if (plan.num_listed <= CAPACITY) {
-        const u64* listed = p.listed + (i64)row * CAPACITY;
-        for (u32 i = threadIdx.x; i < plan.num_listed; i += THREADS) {
-            const u64 entry = read_once_more(listed + i);
-            visit((u32)(entry >> 32), (int)(u32)entry);
-        }
-    } else {
-        for (int id = threadIdx.x; id < p.vocab; id += THREADS) {
-            const u32 depth = values.depth(values.logits[id]);
-            if (is_undecided(plan, bin_of(depth))) visit(depth, id);
+// The row's undecided values; the block shares them. Not a lambda: some releases of NVRTC refuse a generic one here.
+struct Undecided {
+    const SampleParams& p;
+    int row;
+    const Row& values;
+    const Plan& plan;
+
+    // Call `visit(depth, id)` for each, in any order.
+    template <typename Visit>
+    DEVICE void each(Visit visit) const {
+        if (plan.num_listed <= CAPACITY) {
+            const u64* listed = p.listed + (i64)row * CAPACITY;
+            for (u32 i = threadIdx.x; i < plan.num_listed; i += THREADS) {
+                const u64 entry = read_once_more(listed + i);
+                visit((u32)(entry >> 32), (int)(u32)entry);
+            }
+        } else {
+            for (int id = threadIdx.x; id < p.vocab; id += THREADS) {
+                const u32 depth = values.depth(values.logits[id]);
+                if (is_undecided(plan, bin_of(depth))) visit(depth, id);
+            }
         }
     }
-}
+};
 
 struct DepthEnd {
     u32 depth;
@@ -175,14 +183,14 @@ struct DepthEnd {
 
 // The depth in `bin` with which the sum of `amount(depth)` over all up to it reaches `wanted`; `before` is the sum of
 // the bins before. Digit by digit of its bits, eight at a time.
-template <typename Each, typename Amount>
-DEVICE DepthEnd descend(Each each, int bin, u64 before, double wanted, Amount amount, u64* digits,
+template <typename Amount>
+DEVICE DepthEnd descend(const Undecided& undecided, int bin, u64 before, double wanted, Amount amount, u64* digits,
                         BlockScratch& shared) {
     u64 prefix = 0;
     for (int shift = 24; shift >= 0; shift -= 8) {
         digits[threadIdx.x] = 0;
         __syncthreads();
-        each([&](u32 depth, int) {
+        undecided.each([&](u32 depth, int) {
             if (bin_of(depth) == bin && (u64)depth >> (shift + 8) == prefix)
                 atomicAdd(&digits[depth >> shift & 255], amount(depth));
         });
@@ -196,17 +204,16 @@ DEVICE DepthEnd descend(Each each, int bin, u64 before, double wanted, Amount am
 }
 
 // The largest depth that top-k and top-p keep.
-template <typename Each>
-DEVICE u32 deepest_kept(const SampleParams& p, int row, const Plan& plan, Each each, u64* digits,
+DEVICE u32 deepest_kept(const SampleParams& p, int row, const Plan& plan, const Undecided& undecided, u64* digits,
                         BlockScratch& shared) {
     u32 deepest = 0x7FFFFFFFu;
     u64 mass = plan.mass;
     if (plan.k_bin >= 0) {
-        const DepthEnd end = descend(each, plan.k_bin, plan.count_before, (double)plan.k,
+        const DepthEnd end = descend(undecided, plan.k_bin, plan.count_before, (double)plan.k,
                                      [](u32) -> u64 { return 1; }, digits, shared);
         deepest = end.depth;
         u64 own = 0;
-        each([&](u32 depth, int) {
+        undecided.each([&](u32 depth, int) {
             if (bin_of(depth) == plan.k_bin && depth < end.depth) own += mass_of(depth);
         });
         mass += block_sum(own, shared) + (plan.k - end.before) * mass_of(end.depth);
@@ -216,7 +223,7 @@ DEVICE u32 deepest_kept(const SampleParams& p, int row, const Plan& plan, Each e
         load_bins(p.masses + (i64)row * BINS, masses);
         const double wanted = (double)p.top_p[row] * (double)mass;
         const Place place = find_place(masses, 0, wanted, shared);
-        deepest = min(deepest, descend(each, place.index, place.before, wanted, [](u32 depth) { return mass_of(depth); },
+        deepest = min(deepest, descend(undecided, place.index, place.before, wanted, [](u32 depth) { return mass_of(depth); },
                                        digits, shared).depth);
     }
     return deepest;
@@ -292,9 +299,9 @@ KERNEL __launch_bounds__(THREADS) sampling_draw(const __grid_constant__ SamplePa
         best.take(read_once_more(scores + chunk), read_once_more(score_ids + chunk));
     plan.num_listed = read_once_more(&p.plans[row].num_listed);
     if (plan.num_listed > 0) {
-        const auto each = [&](auto visit) { each_undecided(p, row, values, plan, visit); };
-        const u32 deepest_depth = min(deepest_kept(p, row, plan, each, digits, shared), __float_as_uint(deepest));
-        each([&](u32 depth, int id) {
+        const Undecided undecided = {p, row, values, plan};
+        const u32 deepest_depth = min(deepest_kept(p, row, plan, undecided, digits, shared), __float_as_uint(deepest));
+        undecided.each([&](u32 depth, int id) {
             if (depth > deepest_depth) return;
             const uint4 noise = philox(id / 4, position, key);
             const u32 word = id % 4 == 0 ? noise.x : id % 4 == 1 ? noise.y : id % 4 == 2 ? noise.z : noise.w;

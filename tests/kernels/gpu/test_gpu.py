@@ -185,11 +185,11 @@ from kernels.device import open_device
 from kernels.errors import CudaFailure
 from kernels.launch import Context
 from kernels.loader import Compiler, Loader
-from kernels.memory import Arena, DeviceMemory
+from kernels.memory import DeviceMemory
 device = open_device("cuda:0")
 loader = Loader(Compiler(device.chip.arch, sources=Path(sys.argv[1])))
 device.context = context = Context(device.chip, loader=loader, stream=device.stream)
-some = Arena(DeviceMemory().allocate("some", 4).pointer, 4), np.zeros(1, np.float32)
+some = DeviceMemory().allocate("some", 256), np.zeros(1, np.float32)
 event = device.event()
 context.launch("probe", "probe_add", 1, 256, struct.pack("<Qif", 4096, 256, 1.0), SHIFT=1)
 event.record()
