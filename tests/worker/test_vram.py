@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,11 +12,16 @@ from kernels.device import open_device
 from kernels.errors import OutOfDeviceMemory
 from kernels.memory import PAGE_BYTES, MemoryPlan
 from kernels.planned import PlannedDevice
+from kernels.step import dry_step
+from kernels.tuning import H100
 from tests.worker.model.tiny import write_tiny
 from worker.errors import InsufficientVram
 from worker.loading import load_engine
 from worker.logits import _lay_out as lay_out_logits
+from worker.model.adapters import assemble_model
+from worker.model.config import read_config
 from worker.model.gguf import GGUFFile, open_gguf
+from worker.model.weights import Weights
 from worker.settings import Settings
 from worker.vram import plan_engine, reserve, reserve_for
 
@@ -75,6 +81,19 @@ def test_larger_steps_need_more_scratch_and_more_sequences_more_buffers(gguf: GG
     assert small.scratch < long.scratch
     assert small.step_buffers < many.step_buffers
     assert small.weights == long.weights == many.weights
+
+
+def test_no_step_needs_more_scratch_than_was_planned_for_the_largest(tmp_path: Path) -> None:
+    gguf = open_gguf(write_tiny("qwen2", tmp_path / "tiny.gguf"))
+    settings = replace(SETTINGS, step_tokens=1100)
+    device = PlannedDevice("cuda:0", replace(H100, num_processors=8))  # so few that 1024 tokens of it are still split
+    planned_bytes = plan_engine(gguf, device, settings).memory.scratch
+    model = assemble_model(read_config(gguf), Weights(gguf, device), device)
+    cache = model.allocate_cache(1, settings.kv_block_tokens)
+    for num_tokens in range(1, settings.step_tokens + 1):
+        for num_sequences in {1, min(num_tokens, settings.max_sequences)}:
+            model.forward(dry_step(num_tokens, num_sequences, num_sequences, 128), cache)
+            assert device.context.high_water_bytes <= planned_bytes, num_tokens
 
 
 def test_what_is_reserved_is_what_the_engine_is_told(gguf: GGUFFile) -> None:

@@ -14,6 +14,8 @@ from worker.model.adapters import Model
 
 MAX_EDITS = 1 << 17
 """Edits of logits that go to the device at a time: with more, several times."""
+TOKENS_APART = 64
+"""Between two multiples of this, a step of more tokens needs more memory: kernels cut tokens into tiles of as many."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,8 +103,9 @@ def lay_out(model: Model, *, block_tokens: int, step_tokens: int, max_sequences:
     memory = StepMemory.allocate(model.device, limits)
     cache = model.allocate_cache(1, block_tokens)
     most = limits.max_sequences
-    sizes = [(step_tokens, most), (step_tokens, 1), *((bucket, bucket) for bucket in make_buckets(most))]
-    for num_tokens, num_sequences in sizes:
+    # Not only the largest: steps of fewer tokens are cut into more parts, whose partial sums need scratch memory too.
+    counts = {*make_buckets(most), *range(TOKENS_APART, step_tokens, TOKENS_APART), step_tokens}
+    for num_tokens, num_sequences in [*((count, min(count, most)) for count in sorted(counts)), (step_tokens, 1)]:
         logits = model.forward(dry_step(num_tokens, num_sequences, num_sequences, limits.max_blocks), cache)
         draws: Draws = memory.rows.draws.first(num_sequences)
         ids = first(memory.rows.drawn, num_sequences)
