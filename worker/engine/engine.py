@@ -17,6 +17,9 @@ from worker.settings import Settings
 
 DEFAULT_TOKENS_PER_SEQUENCE = 1024
 DEFAULT_CACHE_BYTES = 1 << 30
+STEP_TIMEOUT_SHARE = 0.8
+"""Part of ``engine_step_timeout_s`` that a device has for a step: its error names the kernel that hangs, and is to be
+heard before the engine is killed for its silence."""
 
 
 class Engine:
@@ -68,7 +71,7 @@ class Engine:
             max_sequences=self.max_sequences,
             max_sequence_tokens=self.max_sequence_tokens,
         )
-        timeout_s = settings.engine_step_timeout_s
+        timeout_s = STEP_TIMEOUT_SHARE * settings.engine_step_timeout_s
         return DeviceRunner(model, limits, num_blocks=num_blocks, timeout_s=timeout_s, capture=capture)
 
     @property

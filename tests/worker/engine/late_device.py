@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from kernels.errors import CudaFailure
 from kernels.reference import sampling, step
 from kernels.step import Step
 from tests.worker.engine.context_model import ContextModel
@@ -35,6 +36,7 @@ class LateDevice:
         self.ops = SimpleNamespace(**{op.__name__: self._later(op) for op in OPS})
         self.num_uploads = 0
         self.num_allocations = 0
+        self.hangs = False
 
     def enqueue(self, work: Callable[[], object]) -> None:
         self._queue.append(work)
@@ -88,6 +90,8 @@ class LateEvent:
         self._end = len(self._device._queue)
 
     def synchronise(self, timeout_s: float) -> None:
+        if self._device.hangs:
+            raise CudaFailure("late_kernel", f"not done after {timeout_s:g} s")
         self._device.run_until(self._end)
 
 

@@ -12,6 +12,7 @@ from tests.worker.engine.late_device import LateModel
 from tests.worker.engine.test_engine import SAMPLINGS, RandomTraffic, engine, finish, generate, ids_of, prompt, traffic
 from worker.contract import Abort, Add, Choice, Sampling, TokenOutput
 from worker.engine.engine import Engine
+from worker.errors import CudaError
 
 
 def late_engine(**options: object) -> Engine:
@@ -67,6 +68,16 @@ def test_what_needs_the_host_between_tokens_waits_for_it_and_delays_nobody_else(
         for output in machine.step():
             counts[output.request_id] += len(output.ids)
     assert 8 <= counts["bound"] <= 12
+
+
+def test_a_step_that_hangs_is_an_error_of_its_kernel_before_the_engine_is_taken_for_hung():
+    model = LateModel()
+    machine = engine(model, engine_step_timeout_s=100)
+    machine.add(Add("r", (1, 2), Sampling(max_tokens=9, temperature=0.0)))
+    machine.step()
+    model.device.hangs = True
+    with pytest.raises(CudaError, match="late_kernel: not done after 80 s"):
+        machine.step()
 
 
 def test_a_sequence_that_outgrows_the_models_limit_is_computed_anew():
