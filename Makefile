@@ -1,7 +1,7 @@
 # `make help` lists what there is. Everything lives in .venv; PYTHON=/path/to/python3.12 picks the interpreter for it.
 # WHEELS=/path/to/folder installs from that folder alone, without network, and uses what PYTHON has installed already.
 .DEFAULT_GOAL := help
-.PHONY: demo test fuzz lint format bench gpu-test gpu-bench wheels clean help
+.PHONY: demo test fuzz lint format compile bench gpu-test gpu-bench wheels clean help
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -27,6 +27,9 @@ lint: $(VENV)/installed-dev  ## check style, types and import rules
 format: $(VENV)/installed-dev  ## rewrite the code in the project's style
 	@$(BIN)/ruff check --fix --exit-zero --quiet .
 	@$(BIN)/ruff format .
+
+compile: $(VENV)/installed-dev  ## compile all CUDA kernels for all architectures, no GPU needed; ARGS="--file norm"
+	@$(BIN)/python -m kernels compile $(ARGS)
 
 bench: $(VENV)/installed  ## measure the engine alone, then behind the queue, on the CPU
 	@$(BIN)/orcd bench engine $(MODEL) --device cpu --concurrency 1,16,32
