@@ -15,7 +15,8 @@ from kernels.loader import Compiler, Variant
 from kernels.operations import variants
 
 ARCHITECTURES = ("sm_80", "sm_86", "sm_89", "sm_90a", "sm_120")
-SERIALISED = re.compile(r".*\bC751[0-2]\b.*")  # ptxas makes wgmma synchronous when it is short of registers
+SERIALISED = re.compile(r".*(?:\bC751[0-2]\b|\bwgmma\b.*\bserialized\b).*")
+"""What ptxas says where it makes wgmma synchronous: it is short of registers, or they are touched too early."""
 
 _ENTRY = re.compile(r"Compiling entry function '(\w+)'")
 _SPILLS = re.compile(r"(\d+) bytes spill stores, (\d+) bytes spill loads")

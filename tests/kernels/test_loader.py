@@ -133,6 +133,30 @@ def test_the_command_prints_a_row_a_kernel_and_fails_if_one_does_not_compile(
     assert "error" in output.err and "AMOUNT=1" in output.out
 
 
+SERIAL = """extern "C" __global__ void serial(float* out, unsigned long long a, unsigned long long b) {
+    float d[4] = {};
+    for (int i = 0; i < 4; i++) {
+        asm volatile("wgmma.fence.sync.aligned;");
+        asm volatile("wgmma.mma_async.sync.aligned.m64n8k16.f32.f16.f16 {%0,%1,%2,%3}, %4, %5, 1, 1, 1, 0, 0;"
+                     : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]) : "l"(a), "l"(b));
+        asm volatile("wgmma.commit_group.sync.aligned;");
+        d[0] *= 2;  // before the wait
+    }
+    asm volatile("wgmma.wait_group.sync.aligned 0;");
+    for (int i = 0; i < 4; i++) out[4 * threadIdx.x + i] = d[i];
+}
+"""
+
+
+def test_the_command_fails_where_wgmma_waits_for_each_product(
+    sources: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (sources / "serial.cu").write_text(SERIAL)
+    monkeypatch.setattr(Compiler.__init__, "__kwdefaults__", {"cache": tmp_path, "sources": sources})
+    assert not compile_all(["sm_90a"], [("serial", {})])
+    assert "sm_90a serial.cu (): ptxas info" in capsys.readouterr().err
+
+
 def test_no_variant_is_listed_twice() -> None:
     listed = [(stem, *sorted(defines.items())) for stem, defines in variants()]
     assert len(listed) == len(set(listed))
