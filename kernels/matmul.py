@@ -12,15 +12,15 @@ from kernels.array import Array
 from kernels.launch import Context
 from kernels.layers import Norm
 from kernels.loader import Variant
-from kernels.norm import norm_fields, norm_rows
-from kernels.packed import FORMAT_IDS, PackedMatrix, Projection
+from kernels.norm import NORM_PARTS, norm_fields, norm_rows
+from kernels.packed import BLOCK_OUTPUTS, FORMAT_IDS, PackedMatrix, Projection, staged_bytes
+from kernels.tuning import Chip
 
 MAX_FEW = 8  # tokens of one fragment: up to here x is kept in shared memory whole
-TILE_TOKENS = (16, 32, 64, 128)
-STAGES = 4  # of x in shared memory, as in matmul.cu
-GROUP = 4  # tiles between two barriers, as in matmul.cu
-TILE_ROWS = 128
-BLOCKS_WANTED = 2  # blocks a processor below which segments are spread over blocks
+MAX_WARPS = 16  # of `multiply_few` on a processor, for their registers
+MAX_SPLIT_TOKENS = 512  # above, blocks are so many that each sums all segments
+SUMMING_TOKENS = 128  # in a tile of such a block
+MAX_STAGES = 8  # of x and weights in shared memory, as in matmul.cu
 
 _PARAMS = struct.Struct("<12Q f i q 10i 2f")
 
@@ -111,9 +111,9 @@ def project(
 
 
 def few_bytes(matrix: PackedMatrix, num_tokens: int) -> int:
-    """Shared memory of `multiply_few`: the rows of x and a row of zeros, and two groups of tiles' segment sums."""
+    """Shared memory of `multiply_few`: the rows of x and a row of zeros; sums of a norm, or of two tiles a warp."""
     x_bytes = (num_tokens + 1) * (matrix.num_chunks * 128 + 16)
-    return x_bytes + 2 * GROUP * matrix.num_segments * num_tokens * 16 * 4
+    return x_bytes + max(2 * num_tokens * NORM_PARTS * 4, 2 * MAX_WARPS * 32 * 16 if matrix.num_segments > 1 else 0)
 
 
 def multiply_few(
@@ -132,17 +132,19 @@ def multiply_few(
     limit: float = 0.0,
 ) -> None:
     """A few tokens; with ``token_experts`` [num_tokens], each through an expert of its own."""
-    num_segments = matrix.num_segments
+    num_processors, num_segments = context.chip.num_processors, matrix.num_segments
     tokens_in_block = 1 if token_experts is not None else num_tokens
-    blocks = context.chip.num_processors * (512 // (32 * num_segments))  # what runs at once
-    grid = (min(matrix.num_tiles, blocks), num_tokens // tokens_in_block)
-    if token_experts is not None:
-        grid = (min(matrix.num_tiles, -(-blocks // num_tokens)), num_tokens)
+    num_products = num_tokens // tokens_in_block
+    num_warps = 8 if matrix.num_tiles * num_segments * num_products >= 8 * num_processors else 4
+    num_warps = max(num_warps, num_segments)
+    num_blocks = -(-matrix.num_tiles * num_segments // num_warps)
+    most = -(-num_processors * (MAX_WARPS // num_warps) // num_products)  # what runs at once
+    grid = (min(num_blocks, most), num_products)
     context.launch(
         "matmul",
         "matmul_few",
         grid,
-        32 * num_segments,
+        32 * num_warps,
         _params(x, matrix, num_tokens, out, epilogue, column, norm=norm, x_rows=x_rows, token_experts=token_experts,
                 alpha=alpha, limit=limit),
         shared_bytes=few_bytes(matrix, tokens_in_block),
@@ -167,14 +169,13 @@ def multiply_tiles(
 ) -> None:
     """Any number of tokens in tiles; ``tiles``: (entries [max_tiles, 4], their number [1], tokens in a tile) built on
     the device, each of one expert."""
-    assert norm is None, "x is normed already"
-    size = tiles[2] if tiles else next((n for n in TILE_TOKENS if num_tokens <= n), TILE_TOKENS[-1])
-    num_blocks = -(-matrix.num_rows // TILE_ROWS)
-    num_tiles = tiles[0].shape[0] if tiles else -(-num_tokens // size)
-    splits = 1
-    if not tiles:
-        wanted = BLOCKS_WANTED * context.chip.num_processors
-        splits = max(1, min(matrix.num_segments, wanted // (num_blocks * num_tiles)))
+    sums_segments = matrix.num_segments > 1 and num_tokens > MAX_SPLIT_TOKENS
+    if tiles:
+        size, num_tiles = tiles[2], tiles[0].shape[0]
+    else:
+        size = SUMMING_TOKENS if sums_segments else tile_tokens(context.chip, num_tokens)
+        num_tiles = -(-num_tokens // size)
+    splits = 1 if sums_segments else matrix.num_segments
     partials = None
     if splits > 1:
         partials = context.scratch((matrix.num_segments, num_tokens, matrix.num_rows), np.float32)
@@ -184,15 +185,31 @@ def multiply_tiles(
     context.launch(
         "matmul",
         f"matmul_tile_{size}",
-        (num_blocks, num_tiles, splits),
+        (-(-matrix.num_rows // BLOCK_OUTPUTS), num_tiles, splits),
         256,
         params,
-        shared_bytes=STAGES * size * 128 + 1024,
+        shared_bytes=_ring_bytes(context.chip, matrix, size),
         FORMAT=number,
     )
     if partials is not None:
         num_outputs = matrix.num_rows // 2 if matrix.gated else matrix.num_rows
         context.launch("matmul", "matmul_reduce", -(-num_tokens * num_outputs // 256), 256, params, FORMAT=number)
+
+
+def tile_tokens(chip: Chip, num_tokens: float) -> int:
+    """Tokens of the smallest tile that holds ``num_tokens``, or of the largest tile there is."""
+    sizes = (16, 32, 64, 128, 256) if chip.has_wgmma else (16, 32, 64, 128)
+    return next((size for size in sizes if num_tokens <= size), sizes[-1])
+
+
+def _ring_bytes(chip: Chip, matrix: PackedMatrix, size: int) -> int:
+    """Shared memory of `matmul_tile_{size}`: as many stages as fit; see `Ring` of matmul.cu."""
+    most = (216 if size > 64 else 108) * 1024 if chip.has_wgmma else 96 * 1024
+    widest = 2.0 if chip.has_wgmma else 1.2  # bytes of a weight that is staged
+    is_staged = matrix.format.block_bytes <= widest * matrix.format.block_elements
+    stage_bytes = size * 128 + (8 * staged_bytes(matrix.format) if is_staged else 0)
+    rest = 1024 + size * 4
+    return rest + stage_bytes * min(MAX_STAGES, (most - rest) // stage_bytes)
 
 
 def _params(

@@ -10,9 +10,11 @@ from kernels.array import Array
 from kernels.launch import Context
 from kernels.layers import Norm, Router
 from kernels.loader import Variant
-from kernels.matmul import MAX_FEW, TILE_TOKENS, Epilogue, multiply_few, multiply_tiles
-from kernels.norm import norm_fields
+from kernels.matmul import MAX_FEW, Epilogue, multiply_few, multiply_tiles, tile_tokens
+from kernels.norm import NORM_PARTS, norm_fields
 from kernels.packed import Experts
+
+MAX_ROUTE_WARPS = 32  # of a block
 
 _ROUTE = struct.Struct("<7Q 2Q f i 2i")
 _PLAN = struct.Struct("<5Q 4i")
@@ -46,12 +48,12 @@ def norm_moe_residual(
         "moe",
         "moe_route",
         num_tokens,
-        256,
+        32 * min(MAX_ROUTE_WARPS, max(NORM_PARTS, num_experts)),
         _ROUTE.pack(
             x.pointer, router.weight.pointer, router.bias.pointer, normed.pointer, chosen.pointer, rows.pointer,
             shares.pointer, *norm_fields(norm, width), num_experts, num_used,
         ),
-        shared_bytes=(width + num_experts) * 4,
+        shared_bytes=(width + num_experts + 2 * NORM_PARTS) * 4,
     )  # fmt: skip
     places = None
     if num_tokens <= MAX_FEW:
@@ -74,7 +76,7 @@ def _plan(
 ) -> tuple[Array, Array, tuple[Array, Array, int]]:
     """Pairs sorted by expert: (token of each, place of each unsorted pair, tiles of one expert each)."""
     num_pairs = chosen.shape[0]
-    size = next((n for n in TILE_TOKENS if num_pairs <= n * num_experts), TILE_TOKENS[-1])
+    size = tile_tokens(context.chip, num_pairs / num_experts)
     max_tiles = min(num_experts, num_pairs) + num_pairs // size
     rows = context.scratch((num_pairs,), np.int32)
     places = context.scratch((num_pairs,), np.int32)

@@ -9,7 +9,8 @@ from kernels.launch import Context
 from kernels.layers import LayerNorm, Norm
 from kernels.loader import Variant
 
-_PARAMS = struct.Struct("<3Q 2Q f i i 4x")
+_PARAMS = struct.Struct("<3Q 2Q f i")
+NORM_PARTS = 8  # of a row's sums, as in norm.cuh
 
 
 def variants() -> list[Variant]:
@@ -27,7 +28,5 @@ def norm_fields(norm: Norm | None, width: int) -> tuple[int, int, float, int]:
 def norm_rows(context: Context, x: Array, norm: Norm, *, rows: Array | None, out: Array) -> None:
     """Norm of ``x`` [T, H] float32, or of its ``rows`` [R] only -> ``out`` [R, H] float16."""
     num_rows, width = out.shape
-    params = _PARAMS.pack(
-        x.pointer, rows.pointer if rows is not None else 0, out.pointer, *norm_fields(norm, width), num_rows
-    )
-    context.launch("norm", "norm_rows", -(-num_rows // 8), 256, params)
+    params = _PARAMS.pack(x.pointer, rows.pointer if rows is not None else 0, out.pointer, *norm_fields(norm, width))
+    context.launch("norm", "norm_rows", num_rows, 256, params)

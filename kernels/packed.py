@@ -22,8 +22,10 @@ _HIGH_BYTES = {"Q5_0": 128, "Q5_1": 128, "Q5_K": 128, "Q6_K": 256}
 _SCALE_BYTES = {"F32": 0, "F16": 0, "BF16": 0, "Q4_1": 128, "Q5_1": 128, "MXFP4": 32}  # 64 for the others
 _SUPER_BYTES = {"Q4_K": 64, "Q5_K": 64, "Q6_K": 32}  # of a unit of four chunks
 
-FEW_SEGMENTS, MANY_SEGMENTS = 8, 16
-NARROW_TILES = 264  # up to so many 16-row tiles a matrix is cut into more segments of k
+MAX_SEGMENTS = 16
+BLOCK_OUTPUTS = 128  # of a block of the kernels for many tokens
+MANY_BLOCKS = 64  # a matrix of more of them keeps a chip busy without being cut into segments of k
+BLOCKS_WANTED = 192  # others are cut into so many pieces at most
 
 
 def unit_chunks(format_: Format) -> int:
@@ -70,11 +72,22 @@ class PackedMatrix:
     def num_segments(self) -> int:
         """Parts of k that are summed on their own, then in order: depends on the matrix and on nothing else, so that a
         row's result is the same bits in every batch and on every chip."""
-        return min(MANY_SEGMENTS if self.num_tiles <= NARROW_TILES else FEW_SEGMENTS, self.num_chunks)
+        blocks = -(-self.num_rows // BLOCK_OUTPUTS)
+        if self.num_experts > 1 or blocks > MANY_BLOCKS:
+            return 1
+        most = min(MAX_SEGMENTS, BLOCKS_WANTED // blocks, self.num_chunks)
+        return 1 << most.bit_length() - 1  # so that segments fill the warps of a block
 
     @property
     def expert_bytes(self) -> int:
         return packed_bytes(self.format, self.num_rows, self.width)
+
+
+def staged_bytes(format_: Format) -> int:
+    """Bytes of shared memory that a warp takes for a chunk of 16 rows: its 32 lanes hold their scales each."""
+    name = format_.name
+    per_lane = _CODE_BYTES.get(name, 512) // 32 + _HIGH_BYTES.get(name, 0) // 32
+    return 32 * (per_lane + _SCALE_BYTES.get(name, 64) // 8 + _SUPER_BYTES.get(name, 0) // 8)
 
 
 def packed_bytes(format_: Format, num_rows: int, width: int) -> int:

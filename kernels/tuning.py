@@ -18,6 +18,11 @@ class Chip:
         """Whether a kernel can start before the one ahead of it has ended (griddepcontrol): Hopper and later."""
         return int(self.arch.removeprefix("sm_").rstrip("a")) >= 90
 
+    @property
+    def has_wgmma(self) -> bool:
+        """Whether it has Hopper's warpgroup products."""
+        return self.arch == "sm_90a"
+
 
 H100 = Chip("sm_90a", 132, 227 * 1024)
 """Stands in where a step is planned with no GPU at hand."""

@@ -77,6 +77,37 @@ struct Raw {
     }
 };
 
+// The same by way of shared memory: each lane copies, ahead of time, what it will read itself, so that a warp needs no
+// barrier. A slot of `bytes` a warp holds a chunk: planes of the lanes' words, the widest first.
+template <int F>
+struct Staged {
+    using L = Layout<F>;
+    static constexpr int code = L::code_bytes / 32, scale = L::scale_bytes / 8, high = L::high_bytes / 32,
+                         super = L::super_bytes / 8;  // bytes of a lane
+    static constexpr int scale_at = 32 * code, high_at = scale_at + 32 * scale, super_at = high_at + 32 * high,
+                         bytes = super_at + 32 * super;
+
+    DEVICE static void copy(u32 slot, const u8* unit, int chunk, int lane) {
+        const int sub = chunk % L::chunks, g = lane >> 2;
+#pragma unroll
+        for (int plane = 0; plane < code / 16; plane++)
+            copy_words<16>(slot + plane * 512 + lane * 16, unit + sub * L::code_bytes + plane * 512 + lane * 16);
+        if constexpr (scale)
+            copy_words<scale>(slot + scale_at + lane * scale, unit + L::scale_at + sub * L::scale_bytes + g * scale);
+        if constexpr (high)
+            copy_words<high>(slot + high_at + lane * high, unit + L::high_at + sub * L::high_bytes + lane * high);
+        if constexpr (super) copy_words<super>(slot + super_at + lane * super, unit + L::super_at + g * super);
+    }
+    DEVICE static void load(Raw<F>& raw, u32 slot, int lane) {
+#pragma unroll
+        for (int plane = 0; plane < code / 16; plane++)
+            load_words<4>(raw.code + 4 * plane, slot + plane * 512 + lane * 16);
+        if constexpr (scale) load_words<scale / 4>(raw.scale, slot + scale_at + lane * scale);
+        if constexpr (high) load_words<high / 4>(raw.high, slot + high_at + lane * high);
+        if constexpr (super) load_words<super / 4>(raw.super, slot + super_at + lane * super);
+    }
+};
+
 // MXFP4's powers of two span more than float16: a row is computed relative to its largest exponent, and its results
 // are multiplied by 2^(exponent - 127) in the end. `base` are the largest exponents of the lane's two rows.
 struct RowBase {
@@ -87,6 +118,11 @@ DEVICE u16 relative_scale(u32 exponent, int base) {  // 2^(exponent - base + 14)
     int field = 29 + (int)exponent - base;
     return field > 0 ? (u16)(field << 10) : (u16)0;
 }
+
+constexpr u32 HALF2_1024 = 0x64006400u;  // float16 with 1024 in front: its low 10 bits are an integer
+constexpr u32 HALF2_SIXTEENTH = 0x2C002C00u;
+
+DEVICE u32 half2_subtract(u32 a, u32 b) { return half2_fma(b, 0xBC00BC00u, a); }  // exact where the result is
 
 // Scales of a chunk, ready to multiply: of each row (0, 1) and group of 32 columns (16 for Q6_K), in both halves.
 template <int F>
@@ -106,17 +142,18 @@ struct Scales {
                     scale[row][group] = __byte_perm(raw.scale[2 * group + row], 0, 0x1010);
                     low[row][group] = __byte_perm(raw.scale[2 * group + row], 0, 0x3232);
                 }
-                if constexpr (F == Q4_K || F == Q5_K) {
-                    u32 pair = raw.scale[group] >> (16 * row);  // 6-bit scale, 6-bit minimum
-                    float factor = low_half(raw.super[row]) * (float)(pair & 255);
-                    float least = high_half(raw.super[row]) * (float)(pair >> 8 & 255);
-                    scale[row][group] = pack_half2(factor, factor);
-                    low[row][group] = pack_half2(-least, -least);
+                if constexpr (F == Q4_K || F == Q5_K) {  // 6-bit scale and minimum times those of the super-block
+                    u32 pair = __byte_perm(raw.scale[group], 0x64646464u, row ? 0x4342 : 0x4140);
+                    pair = half2_multiply(half2_subtract(pair, HALF2_1024), raw.super[row]);
+                    scale[row][group] = __byte_perm(pair, 0, 0x1010);
+                    low[row][group] = __byte_perm(pair, 0, 0x3232);
                 }
                 if constexpr (F == Q6_K) {
-                    int factor = (i8)(raw.scale[group >> 1] >> (16 * (group & 1) + 8 * row));
-                    float d = row ? high_half(raw.super[0]) : low_half(raw.super[0]);
-                    scale[row][group] = pack_half2(d * (float)factor, d * (float)factor);
+                    if (row) continue;  // both rows at once; scales are stored with 128 added
+                    u32 pair = __byte_perm(raw.scale[group >> 1], 0x64646464u, group & 1 ? 0x4342 : 0x4140);
+                    pair = half2_multiply(half2_subtract(pair, 0x64806480u), raw.super[0]);
+                    scale[0][group] = __byte_perm(pair, 0, 0x1010);
+                    scale[1][group] = __byte_perm(pair, 0, 0x3232);
                 }
                 if constexpr (F == MXFP4) {
                     u32 exponent = raw.scale[0] >> (16 * group + 8 * row) & 255;
@@ -125,11 +162,6 @@ struct Scales {
             }
     }
 };
-
-constexpr u32 HALF2_1024 = 0x64006400u;  // float16 with 1024 in front: its low 10 bits are an integer
-constexpr u32 HALF2_SIXTEENTH = 0x2C002C00u;
-
-DEVICE u32 half2_subtract(u32 a, u32 b) { return half2_fma(b, 0xBC00BC00u, a); }  // exact where the result is
 
 // Pair q (0..7) of one row: the columns 16 (q / 2) + 8 (q % 2) + 2t + (0, 1), dequantised.
 template <int F>

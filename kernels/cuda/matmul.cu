@@ -1,11 +1,10 @@
 // y = x W^T on packed weights of one FORMAT, with the operation that follows; see matmul.cuh.
-//   matmul_few    up to 8 tokens: x lies in shared memory whole, each warp of a block has one segment of k
-//   matmul_tile_N N tokens x 128 outputs a block: x streams through shared memory, weights straight into registers
+//   matmul_few    up to 8 tokens: x lies in shared memory whole, each warp has a tile of 16 outputs or a segment of one
+//   matmul_tile_N N tokens x 128 outputs a block: x and weights stream through shared memory
 //   matmul_reduce adds the segments that matmul_tile_N left to several blocks
 #include "matmul.cuh"
 #include "wgmma.cuh"
 
-constexpr int GROUP = 4;  // tiles between two barriers of matmul_few
 constexpr int PREFETCH = FORMAT == F32 ? 1 : FORMAT == F16 || FORMAT == BF16 ? 2 : 4;
 
 DEVICE RowBase row_base(const Params& p, int expert, int tile, int lane) {
@@ -20,12 +19,31 @@ DEVICE RowBase row_base(const Params& p, int expert, int tile, int lane) {
     return result;
 }
 
+// Sums of a tile's 16 rows and 8 tokens, as they lie in a warp's fragment, -> out.
+DEVICE void finish_fragment(const Params& p, int expert, i64 first_token, int num_tokens, int tile, int lane,
+                            const float (&sum)[4]) {
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+        const int token = 2 * (lane & 3) + i, row = tile * 16 + (lane >> 2);
+        if (token >= num_tokens) continue;
+        if (is_gated(p.epilogue)) {
+            finish_gated(p, expert, first_token + token, row, sum[i], sum[i + 2]);
+        } else {
+            finish(p, expert, first_token + token, row, sum[i]);
+            finish(p, expert, first_token + token, row + 8, sum[i + 2]);
+        }
+    }
+}
+
+// Shared memory: rows of x as float16 and a row of zeros, `stride` bytes each; then the sums of norms or of segments.
 KERNEL __launch_bounds__(512, 1) matmul_few(const __grid_constant__ Params p) {
     let_next_start();
     extern __shared__ __align__(16) u8 shared[];
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-    const int first_chunk = segment_start(warp, p), last_chunk = segment_start(warp + 1, p);
     const int num_tiles = (p.num_rows + 15) / 16;
+    const int segment = warp % p.num_segments;  // warps of a tile lie together
+    const int first_chunk = segment_start(segment, p), last_chunk = segment_start(segment + 1, p);
+    const int tiles_at_once = blockDim.x / 32 / p.num_segments, tile_step = gridDim.x * tiles_at_once;
     const int first_token = p.token_experts ? blockIdx.y : 0;
     const int num_tokens = p.token_experts ? 1 : p.num_tokens;
     int expert = 0;
@@ -37,73 +55,54 @@ KERNEL __launch_bounds__(512, 1) matmul_few(const __grid_constant__ Params p) {
 
     // Weights in flight, across tiles.
     Raw<FORMAT> raw[PREFETCH];
-    int ahead_tile = blockIdx.x, ahead_chunk = first_chunk;
+    int tile = blockIdx.x * tiles_at_once + warp / p.num_segments;
+    int ahead_tile = tile, ahead_chunk = first_chunk;
     auto prefetch = [&](Raw<FORMAT>& into) {
         if (ahead_tile < num_tiles)
             into.load(unit_address<FORMAT>(weights, ahead_tile, ahead_chunk, p.num_units), ahead_chunk, lane);
-        if (++ahead_chunk == last_chunk) ahead_chunk = first_chunk, ahead_tile += gridDim.x;
+        if (++ahead_chunk == last_chunk) ahead_chunk = first_chunk, ahead_tile += tile_step;
     };
 #pragma unroll
     for (int j = 0; j < PREFETCH; j++) prefetch(raw[j]);
+    RowBase base = row_base(p, expert, tile, lane);
+    RowBase next_base = row_base(p, expert, tile + tile_step, lane);
+    if (p.input == NORMED_ROWS) prefetch_norm(p.norm);
     if (!p.token_experts) wait_for_previous();
     if (expert < 0) return;  // a padded token
 
-    // x: rows of float16, 16 bytes apart from a multiple of 128 so that ldmatrix meets no bank twice; then a row of zeros.
+    // Rows 16 bytes apart from a multiple of 128, so that ldmatrix meets no bank twice.
     const int stride = p.num_chunks * 128 + 16;
-    const int num_x_bytes = (num_tokens + 1) * stride;
+    float* sums = (float*)(shared + (num_tokens + 1) * stride);
     for (int token = 0; token <= num_tokens; token++) {
         const int begin = token < num_tokens ? p.width * 2 : 0;
         for (int at = begin + threadIdx.x * 16; at < stride; at += blockDim.x * 16)
             *(uint4*)(shared + token * stride + at) = make_uint4(0, 0, 0, 0);
     }
-    for (int token = p.input == NORMED_ROWS ? warp : 0; token < num_tokens;
-         token += p.input == NORMED_ROWS ? p.num_segments : 1) {
-        u8* row = shared + token * stride;
-        const i64 source = p.x_rows ? p.x_rows[first_token + token] : first_token + token;
-        if (p.input == NORMED_ROWS) {
-            normalise_row((const float*)p.x + source * p.width, p.norm, lane, [&](int column, float4 n) {
-                *(uint2*)(row + column * 2) = make_uint2(pack_half2(n.x, n.y), pack_half2(n.z, n.w));
+    auto source_of = [&](int token) -> i64 { return p.x_rows ? p.x_rows[first_token + token] : first_token + token; };
+    if (p.input == NORMED_ROWS) {
+        normalise_rows(
+            p.norm, num_tokens, sums, [&](int token) { return (const float*)p.x + source_of(token) * p.width; },
+            [&](int token, int column, float4 n) {
+                *(uint2*)(shared + token * stride + column * 2) = make_uint2(pack_half2(n.x, n.y), pack_half2(n.z, n.w));
             });
-        } else {
-            const u8* from = (const u8*)p.x + source * p.width * 2;
+    } else {
+        for (int token = 0; token < num_tokens; token++) {
+            const u8* from = (const u8*)p.x + source_of(token) * p.width * 2;
             for (int at = threadIdx.x * 16; at < p.width * 2; at += blockDim.x * 16)
-                *(uint4*)(row + at) = *(const uint4*)(from + at);
+                *(uint4*)(shared + token * stride + at) = *(const uint4*)(from + at);
         }
     }
     __syncthreads();
 
     const int x_row = lane & 7;  // ldmatrix: lane l addresses row l % 8 of matrix l / 8
     const u32 x_address = shared_address(shared) + (x_row < num_tokens ? x_row : num_tokens) * stride + (lane >> 3) * 16;
-    float* sums = (float*)(shared + num_x_bytes);  // [2][GROUP][num_segments][num_tokens][16]
-    const int tile_sums = p.num_segments * num_tokens * 16;
-
-    auto finish_group = [&](int buffer, int first_tile, int num) {
-        const float* from = sums + buffer * GROUP * tile_sums;
-        const int rows = is_gated(p.epilogue) ? 8 : 16;
-        for (int i = threadIdx.x; i < num * num_tokens * rows; i += blockDim.x) {
-            const int row = i % rows, token = i / rows % num_tokens, slot = i / rows / num_tokens;
-            const float* column = from + slot * tile_sums + token * 16 + row;
-            float sum = column[0], up = rows == 8 ? column[8] : 0.0f;
-            for (int segment = 1; segment < p.num_segments; segment++) {
-                sum += column[segment * num_tokens * 16];
-                if (rows == 8) up += column[segment * num_tokens * 16 + 8];
-            }
-            const int out_row = (first_tile + slot * gridDim.x) * 16 + row;
-            if (rows == 8)
-                finish_gated(p, expert, first_token + token, out_row, sum, up);
-            else
-                finish(p, expert, first_token + token, out_row, sum);
-        }
-    };
-
     float acc[4] = {0.0f, 0.0f, 0.0f, 0.0f};
-    int tile = blockIdx.x, chunk = first_chunk, slot = 0, buffer = 0;
-    RowBase base = row_base(p, expert, tile, lane);
-    RowBase next_base = row_base(p, expert, tile + gridDim.x, lane);
-    while (tile < num_tiles) {
+    int chunk = first_chunk, buffer = 0;
+    // Warps of a block have their tiles at the same time: where segments meet, all come to the barrier equally often.
+    for (int block_tile = blockIdx.x * tiles_at_once; block_tile < num_tiles;) {
 #pragma unroll
         for (int j = 0; j < PREFETCH; j++) {
-            if (tile >= num_tiles) break;
+            if (block_tile >= num_tiles) break;
             const Scales<FORMAT> scales(raw[j], base);
             u32 b[2][4];
             load_matrices(b[0], x_address + chunk * 128);
@@ -117,25 +116,46 @@ KERNEL __launch_bounds__(512, 1) matmul_few(const __grid_constant__ Params p) {
             prefetch(raw[j]);
             if (++chunk < last_chunk) continue;
             chunk = first_chunk;
-            float* to = sums + (buffer * GROUP + slot) * tile_sums + warp * num_tokens * 16 + (lane >> 2);
-            const int token = 2 * (lane & 3);
-            if (token < num_tokens) to[token * 16] = acc[0], to[token * 16 + 8] = acc[2];
-            if (token + 1 < num_tokens) to[token * 16 + 16] = acc[1], to[token * 16 + 24] = acc[3];
-            acc[0] = acc[1] = acc[2] = acc[3] = 0.0f;
-            tile += gridDim.x;
-            base = next_base, next_base = row_base(p, expert, tile + gridDim.x, lane);
-            if (++slot == GROUP || tile >= num_tiles) {
-                __syncthreads();  // the other buffer was finished before all warps came here
-                finish_group(buffer, tile - slot * gridDim.x, slot);
-                slot = 0, buffer ^= 1;
+            if (p.num_segments == 1) {
+                if (tile < num_tiles) finish_fragment(p, expert, first_token, num_tokens, tile, lane, acc);
+            } else {  // [2][warps][32 lanes][4]
+                float4* all = (float4*)sums + buffer * blockDim.x;
+                all[threadIdx.x] = make_float4(acc[0], acc[1], acc[2], acc[3]);
+                __syncthreads();  // the other buffer was read before all warps came here
+                if (segment == 0 && tile < num_tiles) {
+                    for (int other = 1; other < p.num_segments; other++) {
+                        const float4 v = all[threadIdx.x + 32 * other];
+                        acc[0] += v.x, acc[1] += v.y, acc[2] += v.z, acc[3] += v.w;
+                    }
+                    finish_fragment(p, expert, first_token, num_tokens, tile, lane, acc);
+                }
+                buffer ^= 1;
             }
+            acc[0] = acc[1] = acc[2] = acc[3] = 0.0f;
+            tile += tile_step, block_tile += tile_step;
+            base = next_base, next_base = row_base(p, expert, tile + tile_step, lane);
         }
     }
 }
 
 // ---- tiles of TOKENS x 128 outputs
 
-constexpr int STAGES = 4;
+#if HAS_WGMMA
+constexpr int SHARED_BYTES = 216 * 1024, HALF_SHARED_BYTES = 108 * 1024;  // of one block a processor, of two
+#else
+constexpr int SHARED_BYTES = 96 * 1024, HALF_SHARED_BYTES = 96 * 1024;
+#endif
+constexpr int MAX_STAGES = 8;
+
+// Shared memory, in this order: stages of x, at multiples of 1024 bytes; stages of weights; which row of x a token is.
+template <int TOKENS>
+struct Ring {
+    static constexpr bool staged = FORMAT > BF16 || (HAS_WGMMA && FORMAT != F32);  // weights: wider ones take too much
+    static constexpr int x_bytes = TOKENS * 128, weight_bytes = staged ? 8 * Staged<FORMAT>::bytes : 0;
+    static constexpr int most = (TOKENS > 64 ? SHARED_BYTES : HALF_SHARED_BYTES) - 1024 - TOKENS * 4;
+    static constexpr int fitting = most / (x_bytes + weight_bytes);
+    static constexpr int stages = fitting < MAX_STAGES ? fitting : MAX_STAGES;
+};
 
 template <int TOKENS>
 struct Accumulators {
@@ -184,11 +204,18 @@ DEVICE void wait_for_products() {
 #endif
 }
 
+// A block has all segments if it has room for a second set of sums (TOKENS == 128), else one: the one of its z, or the
+// matrix's only one.
 template <int TOKENS>
 DEVICE void matmul_tile(const Params& p) {
+    using R = Ring<TOKENS>;
+    static_assert(R::stages >= 3, "a stage is filled while another one is read and products of a third still run");
+    constexpr bool sums_segments = TOKENS == 128;
     let_next_start();
     extern __shared__ u8 unaligned[];
-    const u32 stages = (shared_address(unaligned) + 1023) & ~1023u;
+    const u32 x_stages = (shared_address(unaligned) + 1023) & ~1023u;
+    const u32 weight_stages = x_stages + R::stages * R::x_bytes;
+    int* sources = (int*)(unaligned + (weight_stages - shared_address(unaligned)) + R::stages * R::weight_bytes);
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     const int num_tiles = (p.num_rows + 15) / 16;
     const int tile = blockIdx.x * 8 + warp;
@@ -204,97 +231,97 @@ DEVICE void matmul_tile(const Params& p) {
     }
     const u8* weights = p.weights + expert * p.expert_bytes;
     const int read_tile = min(tile, (num_tiles + 3) / 4 * 4 - 1);  // rows beyond the matrix repeat its last ones
-    auto load = [&](Raw<FORMAT>& into, int chunk) {
-        if (chunk < last_chunk) into.load(unit_address<FORMAT>(weights, read_tile, chunk, p.num_units), chunk, lane);
+    auto copy_weights = [&](int chunk, int stage) {
+        if (R::staged && chunk < last_chunk)
+            Staged<FORMAT>::copy(weight_stages + stage * R::weight_bytes + warp * Staged<FORMAT>::bytes,
+                                 unit_address<FORMAT>(weights, read_tile, chunk, p.num_units), chunk, lane);
     };
-    Raw<FORMAT> next, after_next;
-    load(next, first_chunk);
-    load(after_next, first_chunk + 1);
+#pragma unroll
+    for (int i = 0; i < R::stages - 2; i++) copy_weights(first_chunk + i, i);
     const RowBase base = row_base(p, expert, tile, lane);
     if (!p.tiles) wait_for_previous();
 
     // Copies of x: thread i brings the 16-byte piece i % 8 of the rows i / 8, i / 8 + 32, ...
-    constexpr int ROUNDS = TOKENS >= 32 ? TOKENS / 32 : 1;
+    for (int row = threadIdx.x; row < TOKENS; row += 256)
+        sources[row] = row >= num_tokens ? -1 : p.x_rows ? p.x_rows[first_token + row] : first_token + row;
+    __syncthreads();
     const int piece = threadIdx.x & 7, first_row = threadIdx.x >> 3;
-    const u8* from[ROUNDS];
-    bool wanted[ROUNDS];
-#pragma unroll
-    for (int r = 0; r < ROUNDS; r++) {
-        const int row = first_row + 32 * r;
-        wanted[r] = row < num_tokens;
-        const i64 source = !wanted[r] ? 0 : p.x_rows ? p.x_rows[first_token + row] : first_token + row;
-        from[r] = (const u8*)p.x + source * p.width * 2 + piece * 16;
-    }
-    auto copy = [&](int chunk) {
+    auto copy_x = [&](int chunk, int stage) {
         if (chunk < last_chunk) {
-            const u32 stage = stages + (chunk - first_chunk) % STAGES * (TOKENS * 128);
+            const u8* column = (const u8*)p.x + chunk * 128 + piece * 16;
             const bool inside = chunk * 64 + piece * 8 < p.width;
+            const u32 to = x_stages + stage * R::x_bytes + first_row * 128 + ((piece ^ (first_row & 7)) << 4);
 #pragma unroll
-            for (int r = 0; r < ROUNDS; r++) {
-                const int row = first_row + 32 * r;
-                if (row < TOKENS)
-                    copy_async(stage + row * 128 + ((piece ^ (row & 7)) << 4), inside ? from[r] + chunk * 128 : from[r],
-                               wanted[r] && inside);
+            for (int row = 0; row < TOKENS; row += 32) {
+                if (TOKENS < 32 && first_row >= TOKENS) break;
+                const int source = sources[first_row + row];
+                const bool wanted = inside && source >= 0;
+                copy_async(to + row * 128, wanted ? column + (i64)source * p.width * 2 : (const u8*)p.x, wanted);
             }
         }
-        copy_commit();
     };
-    for (int i = 0; i < STAGES - 2; i++) copy(first_chunk + i);
+#pragma unroll
+    for (int i = 0; i < R::stages - 2; i++) {
+        copy_x(first_chunk + i, i);
+        copy_commit();
+    }
 
-    Accumulators<TOKENS> acc, total;
-    total.clear();
+    Accumulators<TOKENS> acc;
+    Accumulators<sums_segments ? TOKENS : 8> total;
+    acc.clear(), total.clear();
+    int stage = 0, filling = R::stages - 2;
     for (int segment = first_segment, chunk = first_chunk; segment < last_segment; segment++) {
-        acc.clear();
         for (const int end = segment_start(segment + 1, p); chunk < end; chunk++) {
-            copy_wait<STAGES - 3>();
+            copy_wait<R::stages - 3>();
 #if HAS_WGMMA
             publish_to_wgmma();
 #endif
-            __syncthreads();  // this chunk's x is there; everybody has finished the products of the chunk before the last
-            copy(chunk + STAGES - 2);
-            const Raw<FORMAT> raw = next;
-            next = after_next;
-            load(after_next, chunk + 2);
+            __syncthreads();  // this chunk is there; everybody has finished the products of the chunk before the last
+            copy_weights(chunk + R::stages - 2, filling);
+            copy_x(chunk + R::stages - 2, filling);
+            copy_commit();
+            if (++filling == R::stages) filling = 0;
+            Raw<FORMAT> raw;
+            if (R::staged)
+                Staged<FORMAT>::load(raw, weight_stages + stage * R::weight_bytes + warp * Staged<FORMAT>::bytes, lane);
+            else
+                raw.load(unit_address<FORMAT>(weights, read_tile, chunk, p.num_units), chunk, lane);
             const Scales<FORMAT> scales(raw, base);
-            const u32 stage = stages + (chunk - first_chunk) % STAGES * (TOKENS * 128);
             u32 a[2][2][4];  // while one half's products run, the other half is dequantised
 #pragma unroll
             for (int half = 0; half < 2; half++) {
                 wait_for_products<1>();
                 fragment_of<FORMAT>(raw, scales, 2 * half, a[half][0]);
                 fragment_of<FORMAT>(raw, scales, 2 * half + 1, a[half][1]);
-                multiply<TOKENS>(acc, a[half], stage, half, lane);
+                multiply<TOKENS>(acc, a[half], x_stages + stage * R::x_bytes, half, lane);
             }
+            if (++stage == R::stages) stage = 0;
         }
         wait_for_products<0>();
-        if (gridDim.z == 1) {
-            total.add(acc);
-            continue;
+        if (gridDim.z > 1) {
+            float* to = p.partials + (i64)segment * p.num_tokens * p.num_rows;
+#pragma unroll
+            for (int n = 0; n < TOKENS / 8; n++)
+#pragma unroll
+                for (int i = 0; i < 4; i++) {
+                    const int token = 8 * n + 2 * (lane & 3) + (i & 1), row = tile * 16 + (lane >> 2) + 8 * (i >> 1);
+                    if (token < num_tokens && row < p.num_rows)
+                        to[(i64)(first_token + token) * p.num_rows + row] = acc.d[n][i];
+                }
         }
-        float* to = p.partials + (i64)segment * p.num_tokens * p.num_rows;
-#pragma unroll
-        for (int n = 0; n < TOKENS / 8; n++)
-#pragma unroll
-            for (int i = 0; i < 4; i++) {
-                const int token = 8 * n + 2 * (lane & 3) + (i & 1), row = tile * 16 + (lane >> 2) + 8 * (i >> 1);
-                if (token < num_tokens && row < p.num_rows)
-                    to[(i64)(first_token + token) * p.num_rows + row] = acc.d[n][i];
-            }
+        if constexpr (sums_segments) {
+            total.add(acc);
+            acc.clear();
+        }
     }
     if (gridDim.z > 1 || tile >= num_tiles) return;
 #pragma unroll
-    for (int n = 0; n < TOKENS / 8; n++)
-#pragma unroll
-        for (int i = 0; i < 2; i++) {
-            const int token = 8 * n + 2 * (lane & 3) + i, row = tile * 16 + (lane >> 2);
-            if (token >= num_tokens) continue;
-            if (is_gated(p.epilogue)) {
-                finish_gated(p, expert, first_token + token, row, total.d[n][i], total.d[n][i + 2]);
-            } else {
-                finish(p, expert, first_token + token, row, total.d[n][i]);
-                finish(p, expert, first_token + token, row + 8, total.d[n][i + 2]);
-            }
-        }
+    for (int n = 0; n < TOKENS / 8; n++) {
+        if constexpr (sums_segments)
+            finish_fragment(p, expert, first_token + 8 * n, num_tokens - 8 * n, tile, lane, total.d[n]);
+        else
+            finish_fragment(p, expert, first_token + 8 * n, num_tokens - 8 * n, tile, lane, acc.d[n]);
+    }
 }
 
 #define TILE_KERNEL(TOKENS) \
@@ -303,6 +330,9 @@ TILE_KERNEL(16)
 TILE_KERNEL(32)
 TILE_KERNEL(64)
 TILE_KERNEL(128)
+#if HAS_WGMMA
+TILE_KERNEL(256)
+#endif
 
 KERNEL __launch_bounds__(256) matmul_reduce(const __grid_constant__ Params p) {
     let_next_start();

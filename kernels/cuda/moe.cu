@@ -13,25 +13,26 @@ struct RouteParams {
     int num_experts, num_used;
 };
 
-// A block of 8 warps for each token. Dynamic shared memory: float [width + num_experts].
-KERNEL __launch_bounds__(256) moe_route(const __grid_constant__ RouteParams p) {
+// A block for each token. Dynamic shared memory: float [width + num_experts + 2 NORM_PARTS].
+KERNEL __launch_bounds__(1024) moe_route(const __grid_constant__ RouteParams p) {
     let_next_start();
+    prefetch_norm(p.norm);
     wait_for_previous();
     extern __shared__ __align__(16) float shared[];
-    float* row = shared;
-    float* logits = shared + p.norm.width;
+    float *row = shared, *logits = shared + p.norm.width;
     const int token = blockIdx.x, warp = threadIdx.x / 32, lane = threadIdx.x % 32, quads = p.norm.width / 4;
-    if (warp == 0)
-        normalise_row(p.x + (i64)token * p.norm.width, p.norm, lane, [&](int column, float4 n) {
+    normalise_rows(
+        p.norm, 1, logits + p.num_experts, [&](int) { return p.x + (i64)token * p.norm.width; },
+        [&](int, int column, float4 n) {
             *(float4*)(row + column) = n;
             *(uint2*)(p.normed + (i64)token * p.norm.width + column) =
                 make_uint2(pack_half2(n.x, n.y), pack_half2(n.z, n.w));
         });
     __syncthreads();
-    for (int expert = warp; expert < p.num_experts; expert += 8) {
+    for (int expert = warp; expert < p.num_experts; expert += blockDim.x / 32) {
         const float4* weight = (const float4*)(p.weight + (i64)expert * p.norm.width);
         float sum = 0.0f;
-#pragma unroll 4
+#pragma unroll 8
         for (int i = lane; i < quads; i += 32) {
             float4 w = weight[i], v = ((const float4*)row)[i];
             sum = fmaf(w.x, v.x, sum), sum = fmaf(w.y, v.y, sum), sum = fmaf(w.z, v.z, sum), sum = fmaf(w.w, v.w, sum);
