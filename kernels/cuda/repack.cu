@@ -1,6 +1,6 @@
 // Rows of GGUF blocks, as in the file, -> the packed layout of dequant.cuh, losslessly; and single numbers back.
 //   repack_rows   one FORMAT; a thread moves the 16 numbers of one row that one lane of a fragment holds
-//   unpack_rows   rows of a packed matrix in float32: embedding tables that are also output heads, and tests
+//   unpack_rows   rows of a packed matrix in float32: embeddings, and tests
 #include "dequant.cuh"
 
 struct RepackParams {
@@ -157,8 +157,8 @@ KERNEL __launch_bounds__(256) repack_rows(const __grid_constant__ RepackParams p
                 if constexpr (FORMAT == Q4_K || FORMAT == Q5_K) ((u16*)scales)[g * 4 + at] = k_scales(block + 4, k % 256 / 32);
                 if constexpr (FORMAT == Q6_K) {
                     const u8* sixteenths = block + 192 + k % 256 / 16;
-                    scales[g * 8 + 4 * group + half] = sixteenths[0];
-                    scales[g * 8 + 4 * group + 2 + half] = sixteenths[1];
+                    scales[g * 8 + 4 * group + half] = sixteenths[0] ^ 0x80;
+                    scales[g * 8 + 4 * group + 2 + half] = sixteenths[1] ^ 0x80;
                 }
                 if constexpr (FORMAT == MXFP4) {
                     scales[g * 4 + at] = block[0];
@@ -172,7 +172,7 @@ KERNEL __launch_bounds__(256) repack_rows(const __grid_constant__ RepackParams p
                     ((u16*)(unit + L::super_at))[g * 2 + half] = half_at(block + 208);
                     finite &= is_finite_half(half_at(block + 208));
                 } else {
-                    ((u32*)(unit + L::super_at))[g * 2 + half] = word_at(block);
+                    ((u32*)(unit + L::super_at))[g * 2 + half] = word_at(block) ^ 0x80000000u;  // scale, -minimum
                     finite &= is_finite_half(half_at(block)) && is_finite_half(half_at(block + 2));
                 }
             }
@@ -183,9 +183,10 @@ KERNEL __launch_bounds__(256) repack_rows(const __grid_constant__ RepackParams p
 
 struct UnpackParams {
     const u8* packed;
-    const int* rows;  // [num_rows] rows of the packed matrix; null: from 0 on
+    const int* rows;  // [num_rows] rows of the matrix, clamped to those it has: -1 is padding; null: from 0 on
     float* out;       // [num_rows, width]
-    int num_rows, width, num_units;
+    int num_rows, matrix_rows, width, num_units;
+    int adds;  // to what `out` holds
 };
 
 // Rounded as ggml's dequantize_row_*: products and differences in float32, one after the other.
@@ -226,16 +227,30 @@ DEVICE float packed_element(const u8* matrix, int row, int k, int num_units) {
     if constexpr (FORMAT == Q4_K || FORMAT == Q5_K) {
         const u32 pair = ((const u16*)scales)[g * 4 + at], d = ((const u32*)(unit + L::super_at))[g * 2 + half];
         const float scale = low_half(d) * (float)(pair & 255), least = high_half(d) * (float)(pair >> 8);
-        return __fsub_rn(__fmul_rn((float)code, scale), least);
+        return __fadd_rn(__fmul_rn((float)code, scale), least);
     }
     const float d = from_half(((const u16*)(unit + L::super_at))[g * 2 + half]);  // Q6_K
-    return (float)((int)code - 32) * (d * (float)(i8)scales[g * 8 + 2 * (q >> 1) + half]);
+    return (float)((int)code - 32) * (d * (float)((int)scales[g * 8 + 2 * (q >> 1) + half] - 128));
 }
 
-KERNEL __launch_bounds__(256) unpack_rows(const __grid_constant__ UnpackParams p) {
+// A thread for the 16 numbers of a row and a chunk that one lane holds: its words are read once, and four threads fill
+// whole sectors of `out`.
+KERNEL __launch_bounds__(128) unpack_rows(const __grid_constant__ UnpackParams p) {
     let_next_start();
     wait_for_previous();
-    const int row = blockIdx.y, source = p.rows ? p.rows[row] : row;
-    for (int k = blockIdx.x * 256 + threadIdx.x; k < p.width; k += gridDim.x * 256)
-        p.out[(i64)row * p.width + k] = packed_element(p.packed, source, k, p.num_units);
+    const int num_chunks = (p.width + 63) / 64;
+    const i64 index = (i64)blockIdx.x * 128 + threadIdx.x;
+    const int t = index & 3, chunk = (index >> 2) % num_chunks, row = (index >> 2) / num_chunks;
+    if (row >= p.num_rows) return;
+    const int source = min(max(p.rows ? p.rows[row] : row, 0), p.matrix_rows - 1);
+#pragma unroll
+    for (int q = 0; q < 8; q++) {
+        const int k = chunk * 64 + 8 * q + 2 * t;
+        if (k >= p.width) break;
+        float2 numbers = {packed_element(p.packed, source, k, p.num_units),
+                          packed_element(p.packed, source, k + 1, p.num_units)};
+        float2* out = (float2*)(p.out + (i64)row * p.width + k);
+        if (p.adds) numbers = {__fadd_rn(out->x, numbers.x), __fadd_rn(out->y, numbers.y)};
+        *out = numbers;
+    }
 }

@@ -1,0 +1,137 @@
+"""Time of products on packed weights, by matrices of real models: ``python -m tests.bench.ops_matmul [TOKENS,...]``.
+
+Prints microseconds of one launch in a replayed graph of dependent ones (with what it needs besides: segments to be
+added), over copies of the weights that no cache holds, and for each the bytes of weights read per second or the
+operations per second, whichever it is closer to being bound by.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from cupy.cuda import runtime
+
+from kernels.device import open_device
+from kernels.layers import RmsNorm
+from kernels.matmul import Epilogue, project
+from kernels.memory import MemoryPlan
+from kernels.packed import PackedMatrix, Projection
+from kernels.weight_store import WeightStore
+from tests.kernels.gpu.weights import random_weight
+
+GIB = 1 << 30
+ROTATED_BYTES = 256 << 20  # five times the cache
+LAUNCHES = 16
+
+
+@dataclass(frozen=True)
+class Shape:
+    name: str
+    format: str
+    rows: int
+    width: int
+    is_gated: bool = False
+    has_norm: bool = False
+
+
+SHAPES = [
+    Shape("Qwen qkv", "Q5_0", 1152, 896, has_norm=True),
+    Shape("Qwen o", "Q5_0", 896, 896),
+    Shape("Qwen gate_up", "Q5_0", 9728, 896, is_gated=True, has_norm=True),
+    Shape("Qwen down", "Q4_K", 896, 4864),
+    Shape("Qwen down", "Q6_K", 896, 4864),
+    Shape("Qwen head", "Q8_0", 151936, 896, has_norm=True),
+    Shape("Phi-3 qkv", "Q5_K", 9216, 3072, has_norm=True),
+    Shape("Phi-3 o", "Q4_K", 3072, 3072),
+    Shape("Phi-3 gate_up", "Q4_K", 16384, 3072, is_gated=True, has_norm=True),
+    Shape("Phi-3 gate_up", "Q4_0", 16384, 3072, is_gated=True, has_norm=True),
+    Shape("Phi-3 down", "Q4_K", 3072, 8192),
+    Shape("Phi-3 down", "Q6_K", 3072, 8192),
+    Shape("gpt-oss qkv", "Q8_0", 5120, 2880, has_norm=True),
+    Shape("gpt-oss o", "Q8_0", 2880, 4096),
+]
+TOKENS = (1, 8, 16, 64, 256, 8192)
+
+
+def copies_of(device: Any, shape: Shape, rng: np.random.Generator) -> list[PackedMatrix]:
+    """The matrix as often as it takes to keep it out of the cache."""
+    store = WeightStore(device.context, device.weights)
+    weight = random_weight(shape.format, (shape.rows, shape.width), rng)
+    first = (store.gate_up if shape.is_gated else store.projection)([weight]).parts[0]
+    store.load(lambda _done, _total: None)
+    matrices = [first]
+    while len(matrices) * first.packed.nbytes < ROTATED_BYTES and len(matrices) < LAUNCHES:
+        packed = device.weights.allocate(first.packed.shape, np.uint8)
+        runtime.memcpyAsync(
+            packed.pointer, first.packed.pointer, packed.nbytes, runtime.memcpyDeviceToDevice, device.stream.ptr
+        )
+        matrices.append(replace(first, packed=packed))
+    return matrices
+
+
+def time_us(
+    device: Any, shape: Shape, matrices: list[PackedMatrix], num_tokens: int, rng: np.random.Generator
+) -> float:
+    """Median time of one launch."""
+    context = device.context
+    context.begin_step()
+    x = rng.standard_normal((num_tokens, shape.width), np.float32)
+    x = device.upload(context._arena, x if shape.has_norm else x.astype(np.float16))
+    norm = RmsNorm(device.upload(context._arena, np.ones(shape.width, np.float32)), 1e-6) if shape.has_norm else None
+    out = context.scratch((num_tokens, shape.rows // (2 if shape.is_gated else 1)), np.float16)
+    epilogue = Epilogue.SWIGLU if shape.is_gated else Epilogue.STORE_HALF
+
+    def enqueue() -> None:
+        for number in range(LAUNCHES):
+            mark = context.mark()
+            project(context, x, Projection((matrices[number % len(matrices)],)), out, epilogue, norm=norm)
+            context.release(mark)
+
+    enqueue()
+    graph = device.capture(enqueue, "bench")
+    graph.launch()
+    device.synchronise()
+    times = []
+    for _ in range(3):
+        start = time.perf_counter()
+        for _ in range(3):
+            graph.launch()
+        device.synchronise()
+        times.append((time.perf_counter() - start) / 3 / LAUNCHES * 1e6)
+    return float(np.median(times))
+
+
+def main() -> None:
+    tokens = [int(text) for text in sys.argv[1].split(",")] if len(sys.argv) > 1 else TOKENS
+    device: Any = open_device("cuda:0")
+    device.allocate(
+        MemoryPlan(weights=4 * GIB, kv_cache=0, scratch=4 * GIB, step_buffers=0, graphs=GIB // 4, cuda_context=GIB // 4)
+    )
+    print(f"{device.description}: us, and GB/s of weights or TFLOP/s")
+    print(f"{'matrix':14} {'type':5} {'rows':>6} {'width':>5} " + " ".join(f"{n:>16}" for n in tokens))
+    for shape in SHAPES:
+        rng = np.random.default_rng(0)
+        device.weights.reset()
+        matrices = copies_of(device, shape, rng)
+        cells = []
+        for num_tokens in tokens:
+            if num_tokens > 256 and shape.rows > 100_000:
+                cells.append("-")  # the head is for last tokens only
+                continue
+            us = time_us(device, shape, matrices, num_tokens, rng)
+            rate = f"{matrices[0].packed.nbytes / us / 1e3:.0f} GB/s"
+            if num_tokens > 64:
+                rate = f"{2 * num_tokens * shape.rows * shape.width / us / 1e6:.0f} TF"
+            cells.append(f"{us:.1f} {rate}")
+        print(
+            f"{shape.name:14} {shape.format:5} {shape.rows:6} {shape.width:5} " + " ".join(f"{c:>16}" for c in cells),
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()
