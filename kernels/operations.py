@@ -26,15 +26,16 @@ MODULES = (
 
 
 def modules() -> list[ModuleType]:
-    """The op modules that launch kernels, imported."""
+    """The op modules, imported."""
     return [importlib.import_module(f"kernels.{name}") for name in MODULES]
 
 
 def variants() -> list[Variant]:
-    """Every variant that the ops can ask the loader for, each once."""
+    """Every variant that the ops can ask the loader for, each once. A module that launches other modules' kernels has
+    none of its own."""
     seen: dict[tuple[object, ...], Variant] = {}
     for module in modules():
-        for stem, defines in module.variants():
+        for stem, defines in module.variants() if hasattr(module, "variants") else ():
             seen[stem, *sorted(defines.items())] = (stem, defines)
     return list(seen.values())
 

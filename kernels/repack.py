@@ -12,7 +12,8 @@ from kernels.loader import Variant
 from kernels.packed import FORMAT_IDS, PackedMatrix
 
 _REPACK = struct.Struct("<4Q 3q 9i 4x")
-_UNPACK = struct.Struct("<3Q 3i 4x")
+_UNPACK = struct.Struct("<3Q 5i 4x")
+_UNPACK_THREADS = 128
 
 
 def variants() -> list[Variant]:
@@ -49,12 +50,16 @@ def repack_rows(
     context.launch("repack", "repack_rows", grid, 256, params, FORMAT=FORMAT_IDS[matrix.format.name])
 
 
-def unpack_rows(context: Context, matrix: PackedMatrix, rows: Array | None, *, out: Array) -> None:
-    """``rows`` [T] int32 of ``matrix`` (None: its first ones) into ``out`` [T, K] float32, exact as in the file."""
+def unpack_rows(context: Context, matrix: PackedMatrix, rows: Array | None, *, out: Array, adds: bool = False) -> None:
+    """``rows`` [T] int32 of ``matrix`` (None: its first ones) into ``out`` [T, K] float32, exact as in the file.
+
+    A number that is no row stands for the nearest one. ``adds`` to what ``out`` holds.
+    """
     num_rows, width = out.shape
-    assert width == matrix.width and out.dtype == np.float32
+    assert width == matrix.width and out.dtype == np.float32 and (rows is None or rows.size == num_rows)
     params = _UNPACK.pack(
-        matrix.packed.pointer, rows.pointer if rows else 0, out.pointer, num_rows, width, matrix.num_units
-    )
-    grid = (-(-width // 256), num_rows)
-    context.launch("repack", "unpack_rows", grid, 256, params, FORMAT=FORMAT_IDS[matrix.format.name])
+        matrix.packed.pointer, rows.pointer if rows else 0, out.pointer,
+        num_rows, matrix.num_rows, width, matrix.num_units, adds,
+    )  # fmt: skip
+    grid = -(-num_rows * matrix.num_chunks * 4 // _UNPACK_THREADS)
+    context.launch("repack", "unpack_rows", grid, _UNPACK_THREADS, params, FORMAT=FORMAT_IDS[matrix.format.name])

@@ -9,19 +9,17 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kernels.array import Array
-from kernels.embedding import EmbeddingTable
 from kernels.errors import UnsupportedWeight
 from kernels.launch import Context
 from kernels.layers import Router, Weight
 from kernels.memory import Arena
 from kernels.packed import Experts, PackedMatrix, Projection, packed_bytes
-from kernels.reference.dequant import dequantise, is_finite
+from kernels.reference.dequant import dequantise
 from kernels.repack import repack_rows
 from kernels.upload import Piece, Upload
 
@@ -31,7 +29,7 @@ COLUMN_GRANULE = 32  # columns of a matrix come in multiples of this: rows of ac
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Source:
-    """A tensor to upload: its rows (bytes each), and what to do with some of them once they are in staging memory."""
+    """A tensor to repack: its rows (bytes each), and what to do with some of them once they are in staging memory."""
 
     name: str
     data: NDArray[np.uint8]  # [rows, row_bytes]
@@ -45,15 +43,12 @@ class WeightStore:
         self._context = context
         self._arena = arena
         self._sources: list[_Source] = []
-        self._tables: list[Weight] = []
+        self._vectors: list[tuple[Array, NDArray[np.float32]]] = []
         self._flags = arena.allocate((MAX_TENSORS,), np.int32)  # of each source: it holds NaN or infinity
 
-    def table(self, weight: Weight) -> Any:
-        """An embedding table in its file format."""
-        data = self._arena.allocate(weight.data.shape, np.uint8)
-        self._tables.append(weight)
-        self._sources.append(_Source(weight.name, weight.data, partial(_copy_rows, self._context, data)))
-        return EmbeddingTable(weight.format, weight.num_outputs, weight.num_inputs, data)
+    def table(self, weight: Weight) -> PackedMatrix:
+        """An embedding table."""
+        return self._stack([weight])
 
     def tied_table(self, projection: Projection) -> PackedMatrix:
         """The matrix of an output head as embedding table."""
@@ -97,16 +92,15 @@ class WeightStore:
     def vector(self, values: NDArray[np.float32]) -> Array:
         """A small float32 array."""
         array = self._arena.allocate(values.shape, np.float32)
-        data = np.ascontiguousarray(values, np.float32).reshape(1, -1).view(np.uint8)
-        if data.size:
-            self._sources.append(_Source("", data, partial(_copy_rows, self._context, array)))
+        if values.size:
+            self._vectors.append((array, np.ascontiguousarray(values, np.float32)))
         return array
 
     def load(self, progress: Callable[[int, int], None]) -> list[str]:
         """Upload everything; the names of the tensors that hold NaN or infinity."""
         from cupy.cuda import runtime
 
-        stream = self._context.stream
+        stream = self._context.stream.ptr
         pieces = [
             Piece(
                 source.data.reshape(-1),
@@ -115,15 +109,16 @@ class WeightStore:
             )
             for number, source in enumerate(self._sources)
         ]
-        runtime.memsetAsync(self._arena.pointer, 0, self._arena.used_bytes, stream.ptr)  # padding, and the flags
+        runtime.memsetAsync(self._arena.pointer, 0, self._arena.used_bytes, stream)  # padding, and the flags
+        for array, values in self._vectors:  # small and many: a copy each from where they are costs a few microseconds
+            runtime.memcpyAsync(array.pointer, values.ctypes.data, values.nbytes, runtime.memcpyHostToDevice, stream)
         with Upload(self._context) as upload:
             upload.run(pieces, progress)
         flags = np.empty(len(self._sources), np.int32)
         runtime.memcpy(flags.ctypes.data, self._flags.pointer, flags.nbytes, runtime.memcpyDeviceToHost)
         bad = [source.name for source, flag in zip(self._sources, flags, strict=True) if flag]
-        bad += [table.name for table in self._tables if not is_finite(table.format, table.data)]
         self._sources.clear()
-        self._tables.clear()
+        self._vectors.clear()
         return bad
 
     def _stack(self, weights: Sequence[Weight]) -> PackedMatrix:
@@ -182,19 +177,3 @@ def _repack(
     context: Context, matrix: PackedMatrix, staging: Array, first_row: int, num_rows: int, **rest: int | Array
 ) -> None:
     repack_rows(context, staging, matrix, first_row=first_row, num_rows=num_rows, **rest)  # type: ignore[arg-type]
-
-
-def _copy_rows(
-    context: Context, target: Array, staging: Array, first_row: int, num_rows: int, *, not_finite: Array
-) -> None:
-    """Bytes as they are; whether they are finite is for the host to say (`WeightStore.load`)."""
-    from cupy.cuda import runtime
-
-    row_bytes = staging.nbytes // num_rows
-    runtime.memcpyAsync(
-        target.pointer + first_row * row_bytes,
-        staging.pointer,
-        staging.nbytes,
-        runtime.memcpyDeviceToDevice,
-        context.stream.ptr,
-    )

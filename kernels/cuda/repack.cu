@@ -207,11 +207,10 @@ DEVICE float packed_element(const u8* matrix, int row, int k, int num_units) {
     const u32 codes = word(2 * half + (q >> 2)) >> (16 * e);
     if constexpr (FORMAT == MXFP4) {
         const int sign_at[4] = {15, 12, 14, 13}, magnitude_at[4] = {9, 6, 3, 0};
-        const int doubled[8] = {0, 1, 2, 3, 4, 6, 8, 12};
-        float value = doubled[codes >> magnitude_at[q & 3] & 7];
+        int value = 0xC8643210u >> (codes >> magnitude_at[q & 3] & 7) * 4 & 15;  // doubled
         if (codes >> sign_at[q & 3] & 1) value = -value;
         const u32 exponent = scales[g * 4 + at];
-        return value * __uint_as_float(exponent < 2 ? 0x00200000u << exponent : exponent - 1 << 23);
+        return (float)value * __uint_as_float(exponent < 2 ? 0x00200000u << exponent : exponent - 1 << 23);
     }
     u32 code = codes >> (4 * (q & 3)) & 15;
     if constexpr (L::high_bytes == 128)
@@ -243,14 +242,19 @@ KERNEL __launch_bounds__(128) unpack_rows(const __grid_constant__ UnpackParams p
     const int t = index & 3, chunk = (index >> 2) % num_chunks, row = (index >> 2) / num_chunks;
     if (row >= p.num_rows) return;
     const int source = min(max(p.rows ? p.rows[row] : row, 0), p.matrix_rows - 1);
+    float number[8][2];  // all before the first is stored: stores would have the words read again
+#pragma unroll
+    for (int q = 0; q < 8; q++)
+#pragma unroll
+        for (int e = 0; e < 2; e++)
+            number[q][e] = packed_element(p.packed, source, chunk * 64 + 8 * q + 2 * t + e, p.num_units);
 #pragma unroll
     for (int q = 0; q < 8; q++) {
         const int k = chunk * 64 + 8 * q + 2 * t;
         if (k >= p.width) break;
-        float2 numbers = {packed_element(p.packed, source, k, p.num_units),
-                          packed_element(p.packed, source, k + 1, p.num_units)};
         float2* out = (float2*)(p.out + (i64)row * p.width + k);
-        if (p.adds) numbers = {__fadd_rn(out->x, numbers.x), __fadd_rn(out->y, numbers.y)};
-        *out = numbers;
+        const float2 old = p.adds ? *out : float2{0, 0};
+        *out = p.adds ? float2{__fadd_rn(old.x, number[q][0]), __fadd_rn(old.y, number[q][1])}
+                      : float2{number[q][0], number[q][1]};
     }
 }

@@ -72,11 +72,10 @@ def test_experts_lie_one_after_the_other_with_the_largest_exponent_of_each_row()
     assert num_bytes == sum(map(padded, [5 * gate_up_bytes, 5 * 80 * 4, 5 * 80 * 4, 5 * down_bytes]))
 
 
-def test_a_table_keeps_the_form_of_the_file_and_a_router_is_float32() -> None:
-    embedding = weight("token_embd.weight", 30, 256, format_="Q6_K")
-    table, num_bytes = lay_out(lambda store: store.table(embedding))
-    assert (table.num_rows, table.width, table.data.nbytes) == (30, 256, embedding.data.nbytes)
-    assert num_bytes == padded(embedding.data.nbytes)
+def test_a_table_is_packed_as_a_projection_is_and_a_router_is_float32() -> None:
+    table, num_bytes = lay_out(lambda store: store.table(weight("token_embd.weight", 30, 256, format_="Q6_K")))
+    assert (table.num_rows, table.width, table.gated, table.bias) == (30, 256, False, None)
+    assert num_bytes == padded(packed_bytes(FORMATS["Q6_K"], 30, 256))
     router, num_bytes = lay_out(lambda store: store.router(weight("r.weight", 9, 64, format_="BF16"), 3))
     assert (router.weight.shape, router.bias.shape, router.num_used) == ((9, 64), (9,), 3)
     assert num_bytes == padded(9 * 64 * 4) + padded(9 * 4)
@@ -93,11 +92,11 @@ def test_the_matrix_of_a_tied_head_is_the_embedding_table_too() -> None:
     assert device.context.last_kernel == "unpack_rows"
 
 
-@pytest.mark.parametrize("method", ["projection", "gate_up"])
-def test_rows_that_cannot_be_read_16_bytes_at_a_time_are_refused_by_name(method: str) -> None:
+@pytest.mark.parametrize("make", [lambda s, w: s.projection([w]), lambda s, w: s.gate_up([w]), WeightStore.table])
+def test_rows_that_cannot_be_read_16_bytes_at_a_time_are_refused_by_name(make: Callable[..., Any]) -> None:
     odd = weight("blk.0.attn_q.weight", 64, 40, format_="F16")
     with pytest.raises(UnsupportedWeight, match=r"tensor 'blk.0.attn_q.weight' has rows of 40; .* multiple of 32"):
-        lay_out(lambda store: getattr(store, method)([odd]))
+        lay_out(lambda store: make(store, odd))
 
 
 @pytest.mark.parametrize(("up_format", "inner"), [("Q4_0", 64), ("Q8_0", 36)], ids=["formats", "outputs"])
