@@ -15,7 +15,7 @@ from worker.model.adapters import Model
 MAX_EDITS = 1 << 17
 """Edits of logits that go to the device at a time: with more, several times."""
 TOKENS_APART = 64
-"""Between two multiples of this, a step of more tokens needs more memory: kernels cut tokens into tiles of as many."""
+"""Between two multiples of this, a step of more tokens needs more memory: tiles of many tokens end at multiples."""
 
 
 @dataclass(frozen=True, slots=True)
