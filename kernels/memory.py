@@ -28,9 +28,9 @@ class MemoryPlan:
 
     weights: int
     kv_cache: int
-    scratch: int  # activations and workspaces of a step
+    scratch: int  # activations and workspaces of a step; before the first, what weights are uploaded through
     step_buffers: int  # a step's inputs and the ids it chose
-    graphs: int  # what captured graphs take; before that, the staging buffers of the load live from it
+    graphs: int  # what captured graphs take
     cuda_context: int  # the driver's own: code, stacks, printf buffers
 
     @property

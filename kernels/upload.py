@@ -2,7 +2,8 @@
 
 Threads copy file pages into pinned buffers, a stream of its own copies those to the device (pageable memory would
 take six times as long), and the kernel that reads the staging memory runs on the compute stream; events keep the
-three apart, and a buffer is filled again as soon as it is free.
+three apart, and a buffer is filled again as soon as it is free. No step runs meanwhile, so that the staging memory is
+the steps' scratch memory.
 """
 
 from __future__ import annotations
@@ -17,11 +18,11 @@ from numpy.typing import NDArray
 
 from kernels.array import Array
 from kernels.launch import Context
-from kernels.memory import DeviceMemory, pinned
+from kernels.memory import pinned
 
-NUM_BUFFERS = 8
-BUFFER_BYTES = 8 * 1024 * 1024
-NUM_THREADS = 4
+NUM_BUFFERS = NUM_THREADS = 8
+BUFFER_BYTES = 4 * 1024 * 1024
+STAGING_BYTES = NUM_BUFFERS * BUFFER_BYTES
 
 Consume = Callable[[Array, int, int], None]
 
@@ -51,7 +52,8 @@ def cut(pieces: Sequence[Piece], buffer_bytes: int) -> Iterator[tuple[Piece, int
 
 
 class Upload:
-    """Uploads through ``num_buffers`` pinned buffers and as much staging memory, given back when it is closed."""
+    """Uploads through ``num_buffers`` pinned buffers and as much of the context's scratch memory, given back when it is
+    closed."""
 
     def __init__(
         self,
@@ -59,22 +61,22 @@ class Upload:
         *,
         num_buffers: int = NUM_BUFFERS,
         buffer_bytes: int = BUFFER_BYTES,
-        num_threads: int = NUM_THREADS,
     ) -> None:
         import cupy
 
         self._context = context
         self._num_buffers = num_buffers
         self._buffer_bytes = buffer_bytes
-        self._memory = DeviceMemory()
-        arena = self._memory.allocate("load staging", num_buffers * buffer_bytes)
-        self._staging = [arena.allocate((buffer_bytes,), np.uint8) for _ in range(num_buffers)]
-        self._buffers = pinned((num_buffers, buffer_bytes), np.uint8)
+        self._mark = context.mark()
+        self._staging = [context.scratch((buffer_bytes,), np.uint8) for _ in range(num_buffers)]
+        self._buffers: dict[int, NDArray[np.uint8]] = {}  # of the slots filled so far: pinning is slow
         self._copy_stream = cupy.cuda.Stream(non_blocking=True)
         self._copied = [cupy.cuda.Event(block=True, disable_timing=True) for _ in range(num_buffers)]
         self._consumed = [cupy.cuda.Event(disable_timing=True) for _ in range(num_buffers)]
         device = cupy.cuda.Device()
-        self._threads = ThreadPoolExecutor(num_threads, "upload", initializer=device.use)
+        for event in self._consumed:
+            event.record(context.stream)  # what is enqueued may still use the scratch memory
+        self._threads = ThreadPoolExecutor(NUM_THREADS, "upload", initializer=device.use)
 
     def __enter__(self) -> Upload:
         return self
@@ -83,10 +85,10 @@ class Upload:
         self.close()
 
     def run(self, pieces: Sequence[Piece], progress: Callable[[int, int], None]) -> None:
-        """Upload all ``pieces`` in order; everything is enqueued on return, not done.
+        """Upload all ``pieces`` in order, and wait for them.
 
-        ``progress(num_bytes, total_bytes)`` is called after every buffer, by the calling thread; what it raises ends
-        the upload.
+        ``progress(num_bytes, total_bytes)`` is called by the calling thread whenever a buffer is on its way, and for
+        the last one when all have arrived; what it raises ends the upload.
         """
         total_bytes = sum(piece.source.size for piece in pieces)
         done_bytes = 0
@@ -98,6 +100,8 @@ class Upload:
             filled.result()
             self._send(piece, slot, start, count)
             done_bytes += count * piece.granule
+            if done_bytes == total_bytes:
+                self._context.stream.synchronize()
             progress(done_bytes, total_bytes)
 
         for number, (piece, start, count) in enumerate(cut(pieces, self._buffer_bytes)):
@@ -111,8 +115,10 @@ class Upload:
     def _fill(self, piece: Piece, slot: int, start: int, count: int) -> None:
         """In a thread: bring the granules into the slot's buffer, once its last contents have left it."""
         self._copied[slot].synchronize()
+        if slot not in self._buffers:
+            self._buffers[slot] = pinned((self._buffer_bytes,), np.uint8)
         first, end = start * piece.granule, (start + count) * piece.granule
-        np.copyto(self._buffers[slot, : end - first], piece.source[first:end])
+        np.copyto(self._buffers[slot][: end - first], piece.source[first:end])
 
     def _send(self, piece: Piece, slot: int, start: int, count: int) -> None:
         """Enqueue the copy to the device, and after it what consumes it there."""
@@ -128,9 +134,9 @@ class Upload:
         self._consumed[slot].record(stream)
 
     def close(self) -> None:
-        """Wait for everything that is enqueued, then give the buffers and the staging memory back."""
+        """Wait for everything that is enqueued, then give the buffers and the scratch memory back."""
         self._threads.shutdown(cancel_futures=True)
         self._copy_stream.synchronize()
         self._context.stream.synchronize()
-        self._memory.close()
-        self._buffers = np.empty((0, 0), np.uint8)
+        self._context.release(self._mark)
+        self._buffers.clear()

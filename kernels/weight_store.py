@@ -109,10 +109,12 @@ class WeightStore:
             )
             for number, source in enumerate(self._sources)
         ]
-        runtime.memsetAsync(self._arena.pointer, 0, self._arena.used_bytes, stream)  # padding, and the flags
-        for array, values in self._vectors:  # small and many: a copy each from where they are costs a few microseconds
-            runtime.memcpyAsync(array.pointer, values.ctypes.data, values.nbytes, runtime.memcpyHostToDevice, stream)
         with Upload(self._context) as upload:
+            runtime.memsetAsync(self._arena.pointer, 0, self._arena.used_bytes, stream)  # padding, and the flags
+            for array, values in self._vectors:  # small and many: a copy costs a few microseconds, a buffer far more
+                runtime.memcpyAsync(
+                    array.pointer, values.ctypes.data, values.nbytes, runtime.memcpyHostToDevice, stream
+                )
             upload.run(pieces, progress)
         flags = np.empty(len(self._sources), np.int32)
         runtime.memcpy(flags.ctypes.data, self._flags.pointer, flags.nbytes, runtime.memcpyDeviceToHost)

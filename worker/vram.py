@@ -9,7 +9,7 @@ from typing import Any
 from kernels.device import Device
 from kernels.memory import ALIGNMENT, PAGE_BYTES, MemoryPlan
 from kernels.planned import PlannedDevice
-from kernels.upload import BUFFER_BYTES, NUM_BUFFERS
+from kernels.upload import STAGING_BYTES
 from worker.engine.graphs import make_buckets
 from worker.engine.step_memory import lay_out
 from worker.model.adapters import Model, assemble_model
@@ -18,9 +18,9 @@ from worker.model.gguf import GGUFFile
 from worker.model.weights import Weights
 from worker.settings import Settings
 
-GRAPH_BYTES = 4 << 20
+GRAPH_BYTES = 512 << 10
 """Device memory of a captured graph."""
-CUDA_CONTEXT_BYTES = 128 << 20
+CUDA_CONTEXT_BYTES = 16 << 20
 """What the driver takes after the budget was decided: the kernels' code and their stacks."""
 LEAST_CACHE_TOKENS = 1024
 """A KV cache that is what the budget leaves must hold so many, or a whole context if that is shorter."""
@@ -106,8 +106,8 @@ def _plan(dry: PlannedDevice, *, num_graphs: int) -> MemoryPlan:
     return MemoryPlan(
         weights=dry.weights.high_water_bytes,
         kv_cache=dry.kv_cache.high_water_bytes,
-        scratch=dry.context.high_water_bytes,
+        scratch=max(dry.context.high_water_bytes, STAGING_BYTES),  # first of all, weights are uploaded through it
         step_buffers=dry.step_buffers.high_water_bytes,
-        graphs=max(num_graphs * GRAPH_BYTES, NUM_BUFFERS * BUFFER_BYTES),
+        graphs=num_graphs * GRAPH_BYTES,
         cuda_context=CUDA_CONTEXT_BYTES,
     )

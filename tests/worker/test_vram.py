@@ -14,7 +14,9 @@ from kernels.memory import PAGE_BYTES, MemoryPlan
 from kernels.planned import PlannedDevice
 from kernels.step import dry_step
 from kernels.tuning import H100
+from kernels.upload import STAGING_BYTES
 from tests.worker.model.tiny import write_tiny
+from worker import vram
 from worker.errors import InsufficientVram
 from worker.loading import load_engine
 from worker.logits import _lay_out as lay_out_logits
@@ -39,6 +41,12 @@ class Gpu(PlannedDevice):
     def allocate(self, plan: MemoryPlan) -> None:
         plan.check(self.budget_bytes)
         self.allocated.append(plan)
+
+
+@pytest.fixture
+def without_staging(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Scratch memory as steps need it: tiny models need less than their load."""
+    monkeypatch.setattr(vram, "STAGING_BYTES", 0)
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +81,7 @@ def test_the_cache_is_no_larger_than_the_longest_sequences_can_fill(gguf: GGUFFi
     assert plan.cache_tokens == SETTINGS.max_sequences * 2048
 
 
+@pytest.mark.usefixtures("without_staging")
 def test_larger_steps_need_more_scratch_and_more_sequences_more_buffers(gguf: GGUFFile) -> None:
     small, long, many = (
         plan_engine(gguf, Gpu(0), replace(SETTINGS, **change)).memory
@@ -83,6 +92,14 @@ def test_larger_steps_need_more_scratch_and_more_sequences_more_buffers(gguf: GG
     assert small.weights == long.weights == many.weights
 
 
+def test_scratch_memory_is_enough_to_load_through(gguf: GGUFFile) -> None:
+    assert plan_engine(gguf, Gpu(0), replace(SETTINGS, step_tokens=8)).memory.scratch == STAGING_BYTES
+    planned = Gpu(1 << 40)
+    reserve_for(gguf, planned, lambda model: lay_out_logits(model, {5}))
+    assert planned.allocated[0].scratch == STAGING_BYTES
+
+
+@pytest.mark.usefixtures("without_staging")
 def test_no_step_needs_more_scratch_than_was_planned_for_the_largest(tmp_path: Path) -> None:
     gguf = open_gguf(write_tiny("qwen2", tmp_path / "tiny.gguf"))
     settings = replace(SETTINGS, step_tokens=1100)
@@ -130,6 +147,7 @@ def test_the_cpu_reserves_nothing(gguf: GGUFFile) -> None:
     assert reserve(gguf, device, settings) is settings
 
 
+@pytest.mark.usefixtures("without_staging")
 def test_logits_need_no_more_than_their_longest_prompt(gguf: GGUFFile) -> None:
     gpu = Gpu(1 << 40)
     for lengths in ({5}, {5, 100}, {5, 100, 600}):

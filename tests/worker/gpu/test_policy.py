@@ -23,8 +23,16 @@ from worker.model.gguf import open_gguf
 from worker.settings import Settings
 from worker.vram import plan_engine, reserve_for
 
+CACHE_BYTES = 1 << 30  # of it, 2 % are more than the whole pages that memory is counted in
 MODEL = Path(tasks.demo.__file__).parent / "haiku-q4_k_m.gguf"
-SETTINGS = Settings(model=str(MODEL), device="cuda:0", vram_bytes=4 << 30, max_sequences=16, step_tokens=1024)
+SETTINGS = Settings(
+    model=str(MODEL),
+    device="cuda:0",
+    vram_bytes=4 << 30,
+    kv_cache_bytes=CACHE_BYTES,
+    max_sequences=16,
+    step_tokens=1024,
+)
 
 
 @pytest.fixture
