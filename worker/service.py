@@ -64,7 +64,6 @@ class Service:
             raise ModelLoadFailed("no model is given; name a GGUF file with --model or ORCD_MODEL")
         gguf = open_gguf(settings.model)
         progress = _LoadProgress(self._channel)
-        progress(0, sum(tensor.num_bytes for tensor in gguf.tensors.values()))
         config = read_config(gguf)
         engine = load_engine(gguf, device, settings, progress)
         for request in progress.requests:
@@ -121,7 +120,8 @@ class Service:
 
 class _LoadProgress:
     """Sends a `Load` frame for each new percent (passed quarters too, however large a tensor is), keeps early
-    requests, and notices when nobody waits any more. The time left is what the bytes left take at the rate so far."""
+    requests, and notices when nobody waits any more. The time left is what the bytes left take at the rate since the
+    first call, of 0 bytes."""
 
     def __init__(self, channel: Channel) -> None:
         self._channel = channel
@@ -130,6 +130,8 @@ class _LoadProgress:
         self.requests: list[Request] = []
 
     def __call__(self, num_bytes: int, total_bytes: int) -> None:
+        if not num_bytes:
+            self._start = time.monotonic()
         percent = 100 * num_bytes // total_bytes if total_bytes else 100
         elapsed_ms = (time.monotonic() - self._start) * 1000
         remaining_ms = round(elapsed_ms * (total_bytes - num_bytes) / num_bytes) if num_bytes else None

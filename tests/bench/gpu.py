@@ -86,13 +86,13 @@ def time_start(path: Path, device: str) -> dict[str, float]:
                         raise SystemExit(f"{code}: {message}")
                     case Load(num_bytes=0):
                         begun = time.perf_counter()
-                    case Load():
+                    case Load(num_bytes=num_bytes):
                         end = time.perf_counter()
                     case Ready():
                         ready_s = time.perf_counter() - start
                         ours.sendall(contract.encode(contract.Shutdown()))
     process.wait()
-    return {"ready_s": ready_s, "load_gb_per_s": path.stat().st_size / 1e9 / (end - begun)}
+    return {"ready_s": ready_s, "load_gb_per_s": num_bytes / 1e9 / (end - begun)}
 
 
 def bench(path: Path, device: str, prompt_tokens: int, output_tokens: int, streams: str) -> list[dict[str, Any]]:

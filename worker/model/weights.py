@@ -107,7 +107,12 @@ class Weights:
             )
 
     def load(self, progress: Progress) -> None:
-        """Bring all weights to the device; raises `ModelLoadFailed` if one holds NaN or infinity."""
+        """Bring all weights to the device; raises `ModelLoadFailed` if one holds NaN or infinity.
+
+        ``progress`` is first called with 0 bytes done, when all that comes before is: then it can tell how long the
+        rest takes.
+        """
+        progress(0, sum(tensor.num_bytes for tensor in self._gguf.tensors.values()))
         for name in self._device.store.load(progress):
             raise self._error(name, NOT_FINITE)
 
