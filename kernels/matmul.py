@@ -9,20 +9,23 @@ import numpy as np
 
 from kernels.activation import swiglu_rows
 from kernels.array import Array
+from kernels.formats import Format
 from kernels.launch import Context
 from kernels.layers import Norm
 from kernels.loader import Variant
 from kernels.norm import NORM_PARTS, norm_fields, norm_rows
-from kernels.packed import BLOCK_OUTPUTS, FORMAT_IDS, PackedMatrix, Projection, staged_bytes
+from kernels.packed import BLOCK_OUTPUTS, CHUNK, FORMAT_IDS, PackedMatrix, Projection, staged_bytes, unit_bytes
+from kernels.tensor_map import MAP_ALIGNMENT, tensor_map
 from kernels.tuning import Chip
 
 MAX_FEW = 8  # tokens of one fragment: up to here x is kept in shared memory whole
+MAX_NORMED = 2  # tokens whose norm every block makes for itself
 MAX_WARPS = 16  # of `multiply_few` on a processor, for their registers
 MAX_SPLIT_TOKENS = 512  # above, blocks are so many that each sums all segments
 SUMMING_TOKENS = 128  # in a tile of such a block
 MAX_STAGES = 8  # of x and weights in shared memory, as in matmul.cu
 
-_PARAMS = struct.Struct("<12Q f i q 10i 2f")
+_PARAMS = struct.Struct("<12Q f i q 11i 2f 4x")
 
 
 class Epilogue(IntEnum):
@@ -37,7 +40,7 @@ class Epilogue(IntEnum):
 
 
 def variants() -> list[Variant]:
-    return [("matmul", {"FORMAT": number}) for number in FORMAT_IDS.values()]
+    return [(stem, {"FORMAT": number}) for stem in ("matmul", "matmul_tile") for number in FORMAT_IDS.values()]
 
 
 def linear(context: Context, x: Array, layers: Projection, *, out: Array) -> None:
@@ -98,22 +101,33 @@ def project(
         return
     shared_bytes = context.chip.shared_bytes
     few = num_tokens <= MAX_FEW and all(few_bytes(part, num_tokens) <= shared_bytes for part in layers.parts)
-    if norm is not None and not few:
+    if norm is not None and not (few and num_tokens <= MAX_NORMED):
         normed = context.scratch((num_tokens, x.shape[1]), np.float16)
         norm_rows(context, x, norm, rows=x_rows, out=normed)
         x, x_rows, norm = normed, None, None
     column = 0
     for matrix in layers.parts:
-        (multiply_few if few else multiply_tiles)(
-            context, x, matrix, num_tokens, out, epilogue, column=column, norm=norm, x_rows=x_rows
-        )
+        if few:
+            multiply_few(context, x, matrix, num_tokens, out, epilogue, column=column, norm=norm, x_rows=x_rows)
+        else:
+            multiply_tiles(context, x, matrix, num_tokens, out, epilogue, column=column)
         column += matrix.num_rows
 
 
 def few_bytes(matrix: PackedMatrix, num_tokens: int) -> int:
-    """Shared memory of `multiply_few`: the rows of x and a row of zeros; sums of a norm, or of two tiles a warp."""
+    """Most shared memory of `multiply_few`: the rows of x and a row of zeros; sums of a norm, or of two tiles a warp;
+    weights in flight."""
+    return _ring_at(matrix, num_tokens) + MAX_WARPS * _few_stages(matrix.format) * staged_bytes(matrix.format)
+
+
+def _ring_at(matrix: PackedMatrix, num_tokens: int) -> int:
     x_bytes = (num_tokens + 1) * (matrix.num_chunks * 128 + 16)
     return x_bytes + max(2 * num_tokens * NORM_PARTS * 4, 2 * MAX_WARPS * 32 * 16 if matrix.num_segments > 1 else 0)
+
+
+def _few_stages(format_: Format) -> int:
+    """Chunks that a warp of `multiply_few` has in flight: `STAGES` of matmul.cu."""
+    return {"F32": 2, "F16": 4, "BF16": 4}.get(format_.name, 8)
 
 
 def multiply_few(
@@ -140,16 +154,19 @@ def multiply_few(
     num_blocks = -(-matrix.num_tiles * num_segments // num_warps)
     most = -(-num_processors * (MAX_WARPS // num_warps) // num_products)  # what runs at once
     grid = (min(num_blocks, most), num_products)
+    ring_at = _ring_at(matrix, tokens_in_block)
+    params = _params(x, matrix, num_tokens, out, epilogue, column, norm=norm, x_rows=x_rows,
+                     token_experts=token_experts, ring_at=ring_at, alpha=alpha, limit=limit)  # fmt: skip
+    ring_bytes = num_warps * _few_stages(matrix.format) * staged_bytes(matrix.format)
     context.launch(
         "matmul",
         "matmul_few",
         grid,
         32 * num_warps,
-        _params(x, matrix, num_tokens, out, epilogue, column, norm=norm, x_rows=x_rows, token_experts=token_experts,
-                alpha=alpha, limit=limit),
-        shared_bytes=few_bytes(matrix, tokens_in_block),
+        params,
+        shared_bytes=ring_at + ring_bytes,
         FORMAT=FORMAT_IDS[matrix.format.name],
-    )  # fmt: skip
+    )
 
 
 def multiply_tiles(
@@ -161,8 +178,6 @@ def multiply_tiles(
     epilogue: Epilogue,
     *,
     column: int = 0,
-    norm: Norm | None = None,
-    x_rows: Array | None = None,
     tiles: tuple[Array, Array, int] | None = None,
     alpha: float = 0.0,
     limit: float = 0.0,
@@ -179,16 +194,16 @@ def multiply_tiles(
     partials = None
     if splits > 1:
         partials = context.scratch((matrix.num_segments, num_tokens, matrix.num_rows), np.float32)
-    params = _params(x, matrix, num_tokens, out, epilogue, column, x_rows=x_rows, partials=partials, tiles=tiles,
-                     alpha=alpha, limit=limit)  # fmt: skip
+    params = _params(x, matrix, num_tokens, out, epilogue, column, partials=partials, tiles=tiles, alpha=alpha,
+                     limit=limit)  # fmt: skip
     number = FORMAT_IDS[matrix.format.name]
     context.launch(
-        "matmul",
+        "matmul_tile",
         f"matmul_tile_{size}",
         (-(-matrix.num_rows // BLOCK_OUTPUTS), num_tiles, splits),
         256,
-        params,
-        shared_bytes=_ring_bytes(context.chip, matrix, size),
+        _with_map(params, x, size) if context.chip.has_wgmma else params,
+        shared_bytes=_ring_bytes(context.chip, matrix.format, size),
         FORMAT=number,
     )
     if partials is not None:
@@ -202,14 +217,22 @@ def tile_tokens(chip: Chip, num_tokens: float) -> int:
     return next((size for size in sizes if num_tokens <= size), sizes[-1])
 
 
-def _ring_bytes(chip: Chip, matrix: PackedMatrix, size: int) -> int:
-    """Shared memory of `matmul_tile_{size}`: as many stages as fit; see `Ring` of matmul.cu."""
-    most = (216 if size > 64 else 108) * 1024 if chip.has_wgmma else 96 * 1024
-    widest = 2.0 if chip.has_wgmma else 1.2  # bytes of a weight that is staged
-    is_staged = matrix.format.block_bytes <= widest * matrix.format.block_elements
-    stage_bytes = size * 128 + (8 * staged_bytes(matrix.format) if is_staged else 0)
-    rest = 1024 + size * 4
-    return rest + stage_bytes * min(MAX_STAGES, (most - rest) // stage_bytes)
+def _ring_bytes(chip: Chip, format_: Format, size: int) -> int:
+    """Shared memory of `matmul_tile_{size}`: as many stages as fit; see `Ring` of its two .cuh files."""
+    x_bytes = size * 128
+    if chip.has_wgmma:
+        units = 2 if format_.block_elements == 256 or format_.name == "F32" else 4
+        rest = 1024 + 256 + units * 2 * 4 * unit_bytes(format_)
+        most = (216 if size > 64 else 108) * 1024
+        return rest + x_bytes * min(MAX_STAGES, (most - rest) // x_bytes)
+    stage_bytes = x_bytes + (0 if format_.block_elements == 1 else 8 * staged_bytes(format_))
+    return stage_bytes * min(MAX_STAGES, 96 * 1024 // stage_bytes)
+
+
+def _with_map(params: bytes, x: Array, size: int) -> bytes:
+    """The struct TileParams of matmul_tile.cuh."""
+    padding = bytes(-len(params) % MAP_ALIGNMENT)
+    return params + padding + tensor_map(x, (size, CHUNK))
 
 
 def _params(
@@ -225,6 +248,7 @@ def _params(
     partials: Array | None = None,
     token_experts: Array | None = None,
     tiles: tuple[Array, Array, int] | None = None,
+    ring_at: int = 0,
     alpha: float,
     limit: float,
 ) -> bytes:
@@ -254,6 +278,7 @@ def _params(
         column,
         norm is not None,
         epilogue,
+        ring_at,
         alpha,
         limit,
     )

@@ -18,6 +18,7 @@ MAX_ROUTE_WARPS = 32  # of a block
 
 _ROUTE = struct.Struct("<7Q 2Q f i 2i")
 _PLAN = struct.Struct("<5Q 4i")
+_GATHER = struct.Struct("<3Q i 4x")
 _COMBINE = struct.Struct("<4Q 3i 4x")
 
 
@@ -62,8 +63,11 @@ def norm_moe_residual(
         multiply_few(context, activated, experts.down, num_pairs, results, Epilogue.STORE_FLOAT, token_experts=chosen)
     else:
         rows, places, tiles = _plan(context, chosen, num_experts, num_used)
-        multiply_tiles(context, normed, experts.gate_up, num_pairs, activated, Epilogue.CLAMPED_SWIGLU, x_rows=rows,
-                       tiles=tiles, alpha=alpha, limit=limit)  # fmt: skip
+        gathered = context.scratch((num_pairs, width), np.float16)
+        params = _GATHER.pack(normed.pointer, rows.pointer, gathered.pointer, width)
+        context.launch("moe", "moe_gather", num_pairs, 128, params)
+        multiply_tiles(context, gathered, experts.gate_up, num_pairs, activated, Epilogue.CLAMPED_SWIGLU, tiles=tiles,
+                       alpha=alpha, limit=limit)  # fmt: skip
         multiply_tiles(context, activated, experts.down, num_pairs, results, Epilogue.STORE_FLOAT, tiles=tiles)
     params = _COMBINE.pack(
         results.pointer, places.pointer if places else 0, shares.pointer, out.pointer, num_tokens, num_used, width

@@ -75,9 +75,23 @@ struct Raw {
         }
         if constexpr (L::super_bytes == 32) super[0] = *(const u32*)(unit + L::super_at + g * 4);
     }
+    // Of a unit in shared memory; `sub`: which of its chunks.
+    DEVICE void load_shared(u32 unit, int sub, int lane) {
+        using L = Layout<F>;
+        const int g = lane >> 2;
+#pragma unroll
+        for (int plane = 0; plane < num_words / 4; plane++)
+            load_words<4>(code + 4 * plane, unit + sub * L::code_bytes + plane * 512 + lane * 16);
+        if constexpr (L::high_bytes)
+            load_words<L::high_bytes / 128>(high, unit + L::high_at + sub * L::high_bytes + lane * (L::high_bytes / 32));
+        if constexpr (L::scale_bytes)
+            load_words<L::scale_bytes / 32>(scale, unit + L::scale_at + sub * L::scale_bytes + g * (L::scale_bytes / 8));
+        if constexpr (L::super_bytes)
+            load_words<L::super_bytes / 32>(super, unit + L::super_at + g * (L::super_bytes / 8));
+    }
 };
 
-// The same by way of shared memory: each lane copies, ahead of time, what it will read itself, so that a warp needs no
+// The same in another way through shared memory: each lane copies, ahead of time, what it will read itself, so that a warp needs no
 // barrier. A slot of `bytes` a warp holds a chunk: planes of the lanes' words, the widest first.
 template <int F>
 struct Staged {

@@ -32,6 +32,7 @@ struct Params {
     int num_segments;
     int out_stride, out_column;
     int input, epilogue;
+    int ring_at;  // matmul_few: where in shared memory the weights are
     float alpha, limit;  // CLAMPED_SWIGLU
 };
 
@@ -73,4 +74,32 @@ DEVICE void finish_gated(const Params& p, int expert, i64 token, int gate_row, f
     int column = (gate_row >> 4) * 8 + (gate_row & 7);
     float activated = gate / (1.0f + __expf(-steepness * gate)) * up;
     ((u16*)p.out)[token * p.out_stride + p.out_column + column] = to_half(activated);
+}
+
+DEVICE RowBase row_base(const Params& p, int expert, int tile, int lane) {
+    RowBase result = {{0, 0}};
+#if FORMAT == 11
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+        int row = tile * 16 + 8 * half + (lane >> 2);
+        if (row < p.num_rows) result.base[half] = p.base[(i64)expert * p.num_rows + row];
+    }
+#endif
+    return result;
+}
+
+// Sums of a tile's 16 rows and 8 tokens, as they lie in a warp's fragment, -> out.
+DEVICE void finish_fragment(const Params& p, int expert, i64 first_token, int num_tokens, int tile, int lane,
+                            const float (&sum)[4]) {
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+        const int token = 2 * (lane & 3) + i, row = tile * 16 + (lane >> 2);
+        if (token >= num_tokens) continue;
+        if (is_gated(p.epilogue)) {
+            finish_gated(p, expert, first_token + token, row, sum[i], sum[i + 2]);
+        } else {
+            finish(p, expert, first_token + token, row, sum[i]);
+            finish(p, expert, first_token + token, row + 8, sum[i + 2]);
+        }
+    }
 }

@@ -125,6 +125,22 @@ KERNEL __launch_bounds__(1024) moe_plan(const __grid_constant__ PlanParams p) {
     }
 }
 
+struct GatherParams {
+    const u16* normed;  // [num_tokens, width]
+    const int* rows;    // [num_pairs] token of each pair, pairs sorted by expert
+    u16* out;           // [num_pairs, width]
+    int width;          // a multiple of 8
+};
+
+// A block a pair.
+KERNEL __launch_bounds__(128) moe_gather(const __grid_constant__ GatherParams p) {
+    let_next_start();
+    wait_for_previous();
+    const uint4* from = (const uint4*)(p.normed + (i64)p.rows[blockIdx.x] * p.width);
+    uint4* to = (uint4*)(p.out + (i64)blockIdx.x * p.width);
+    for (int i = threadIdx.x; i < p.width / 8; i += 128) to[i] = from[i];
+}
+
 struct CombineParams {
     const float* results;  // [num_tokens * num_used, width] of the experts
     const int* places;     // [num_tokens, num_used] rows of `results`; null: in order
