@@ -15,10 +15,11 @@ import numpy as np
 
 from kernels.array import Array
 from kernels.launch import Context
+from kernels.layers import RmsNorm
 from kernels.loader import Variant
+from kernels.rope import HEAD_DIMS, Rotation, rope_params, rope_write
 from kernels.step import Step
 
-HEAD_DIMS = (16, 32, 64, 80, 96, 128)
 UNIT_KEYS = 64  # attention_plan.cuh has these, too
 SPAN_KEYS = 256
 DECODE_ROWS = 16
@@ -31,6 +32,7 @@ PARTIAL_BYTES = 16 << 20
 
 _PLAN = struct.Struct("<6Q 8i")
 _ATTENTION = struct.Struct("<12Q 7i f")
+_ROPE_ATTENTION = struct.Struct("<Q 2i")  # what follows _ATTENTION and rope_params
 
 
 class _Shape(NamedTuple):
@@ -51,6 +53,11 @@ class _Shape(NamedTuple):
     @property
     def prefill_rows(self) -> int:
         return _PREFILL_WARPS * 16 * self.prefill_tiles
+
+    def decode_bytes(self, head_dim: int) -> int:
+        """Shared memory of a decode block: tiles of K and V for each warp, and the exchange between them."""
+        tile_bytes = UNIT_KEYS * (head_dim * 2 + 16)
+        return self.decode_warps * (2 * tile_bytes + DECODE_ROWS * (head_dim + 8 + 2) * 4)
 
 
 _PREFILL_WARPS = 4
@@ -175,31 +182,8 @@ def paged_attention(
     ``sinks`` [heads] float32 are logits that take part in the softmax and have no value (gpt-oss). ``out``
     [T, heads * D] float16; rows of tokens with position -1 become zero.
     """
-    assert plan.window == window, f"the plan is for a window of {plan.window}, not {window}"
-    _, num_kv_heads, block_tokens, head_dim = keys.shape
-    assert head_dim in HEAD_DIMS, f"heads of {head_dim}: compiled are {HEAD_DIMS}"
-    num_tokens, qkv_width = qkv.shape
+    num_kv_heads, head_dim = keys.shape[1], keys.shape[3]
     shape = _shape(head_dim)
-
-    def params(items: Array) -> bytes:
-        arrays = (
-            *(qkv, keys, values, step.block_tables, step.positions, plan.counts, items),
-            *(plan.arrivals, plan.partial_outputs, plan.partial_sums),
-        )
-        return _ATTENTION.pack(
-            *(array.pointer for array in arrays),
-            sinks.pointer if sinks is not None else 0,
-            out.pointer,
-            num_tokens,
-            num_kv_heads,
-            num_heads // num_kv_heads,
-            qkv_width,
-            block_tokens,
-            step.block_tables.shape[1],
-            window,
-            scale * math.log2(math.e),
-        )
-
     tile_bytes = UNIT_KEYS * (head_dim * 2 + 16)
     if plan.prefill_items.size:
         context.launch(
@@ -207,19 +191,114 @@ def paged_attention(
             "attention_prefill",
             plan.prefill_items.shape[0] * num_kv_heads,
             _PREFILL_WARPS * 32,
-            params(plan.prefill_items),
+            _params(qkv, num_heads, keys, values, step, plan, plan.prefill_items, scale, window, sinks, out),
             shared_bytes=2 * tile_bytes + shape.prefill_rows * head_dim * 4,
             HEAD_DIM=head_dim,
             **shape.defines,
         )
-    exchange_bytes = shape.decode_warps * DECODE_ROWS * (head_dim + 8 + 2) * 4
     context.launch(
         "attention",
         "attention_decode",
         plan.decode_items.shape[0] * num_kv_heads,
         shape.decode_warps * 32,
-        params(plan.decode_items),
-        shared_bytes=2 * shape.decode_warps * tile_bytes + exchange_bytes,
+        _params(qkv, num_heads, keys, values, step, plan, plan.decode_items, scale, window, sinks, out),
+        shared_bytes=shape.decode_bytes(head_dim),
         HEAD_DIM=head_dim,
         **shape.defines,
+    )
+
+
+def rope_attention(
+    context: Context,
+    qkv: Array,
+    by: Rotation | None,
+    head_norms: tuple[RmsNorm, RmsNorm] | None,
+    num_heads: int,
+    step: Step,
+    plan: AttentionPlan,
+    *,
+    scale: float,
+    window: int,
+    sinks: Array | None,
+    out_keys: Array,
+    out_values: Array,
+    out: Array,
+) -> None:
+    """`kernels.rope.rope_write` of the step's tokens to ``step.slots``, then `paged_attention`; the same bits.
+
+    ``qkv`` [T, (num_heads + 2 * kv_heads) * D] float16 comes as it is projected; what it holds afterwards is of no use.
+    A step with as many tokens as sequences must have one of each, or none where the context length is 0: it takes one
+    kernel.
+    """
+    if step.token_ids.size != step.context_lengths.size:
+        rope_write(context, qkv, step.slots, by, head_norms, num_heads, out_keys=out_keys, out_values=out_values)
+        paged_attention(
+            context,
+            qkv,
+            num_heads,
+            out_keys,
+            out_values,
+            step,
+            plan,
+            scale=scale,
+            window=window,
+            sinks=sinks,
+            out=out,
+        )
+        return
+    num_blocks, num_kv_heads, _, head_dim = out_keys.shape
+    row_heads = num_heads + 2 * num_kv_heads
+    assert qkv.shape[1] == row_heads * head_dim, f"{qkv.shape} is not {row_heads} heads of {head_dim}"
+    shape = _shape(head_dim)
+    params = (
+        _params(qkv, num_heads, out_keys, out_values, step, plan, plan.decode_items, scale, window, sinks, out),
+        rope_params(by, head_norms),
+        _ROPE_ATTENTION.pack(step.slots.pointer, num_blocks, 0),
+    )
+    context.launch(
+        "attention",
+        "rope_attention_decode",
+        plan.decode_items.shape[0] * num_kv_heads,
+        shape.decode_warps * 32,
+        b"".join(params),
+        shared_bytes=shape.decode_bytes(head_dim) + (DECODE_ROWS + 2) * (head_dim * 2 + 16),
+        HEAD_DIM=head_dim,
+        **shape.defines,
+    )
+
+
+def _params(
+    qkv: Array,
+    num_heads: int,
+    keys: Array,
+    values: Array,
+    step: Step,
+    plan: AttentionPlan,
+    items: Array,
+    scale: float,
+    window: int,
+    sinks: Array | None,
+    out: Array,
+) -> bytes:
+    """``Params`` of cuda/attention.cuh."""
+    assert plan.window == window, f"the plan is for a window of {plan.window}, not {window}"
+    _, num_kv_heads, block_tokens, head_dim = keys.shape
+    assert head_dim in HEAD_DIMS, f"heads of {head_dim}: compiled are {HEAD_DIMS}"
+    num_tokens, qkv_width = qkv.shape
+    arrays = (
+        *(qkv, keys, values, step.block_tables, step.positions, plan.counts, items),
+        *(plan.arrivals, plan.partial_outputs, plan.partial_sums),
+    )
+    return _ATTENTION.pack(
+        *(array.pointer for array in arrays),
+        sinks.pointer if sinks is not None else 0,
+        out.pointer,
+        num_tokens,
+        num_kv_heads,
+        num_heads // num_kv_heads,
+        qkv_width,
+        block_tokens,
+        step.block_tables.shape[1],
+        window,
+        scale * math.log2(math.e),
     )

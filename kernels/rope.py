@@ -8,13 +8,15 @@ from dataclasses import dataclass
 import numpy as np
 
 from kernels.array import Array
-from kernels.attention import HEAD_DIMS
 from kernels.launch import Context
 from kernels.layers import Pairing, RmsNorm, Rope
 from kernels.loader import Variant
 
+HEAD_DIMS = (16, 32, 64, 80, 96, 128)
+
 _ROTATION = struct.Struct("<6Q 3i f")
-_WRITE = struct.Struct("<8Q 6i 2f")
+_WRITE = struct.Struct("<4Q 4i")
+_ROPE = struct.Struct("<4Q 2i 2f")
 _THREADS = 256
 _WARPS = _THREADS // 32
 
@@ -69,25 +71,24 @@ def rope_write(
     _, num_kv_heads, block_tokens, head_dim = out_keys.shape
     num_tokens, row_heads = qkv.shape[0], num_heads + 2 * num_kv_heads
     assert qkv.shape[1] == row_heads * head_dim, f"{qkv.shape} is not {row_heads} heads of {head_dim}"
+    arrays = (qkv, slots, out_keys, out_values)
+    pointers = (array.pointer for array in arrays)
+    params = _WRITE.pack(*pointers, num_tokens, num_heads, num_kv_heads, block_tokens) + rope_params(by, head_norms)
+    context.launch("rope", "rope_write", -(-num_tokens * row_heads // _WARPS), _THREADS, params, HEAD_DIM=head_dim)
+
+
+def rope_params(by: Rotation | None, head_norms: tuple[RmsNorm, RmsNorm] | None) -> bytes:
+    """``RopeParams`` of cuda/rope.cuh."""
     num_pairs = by.cosine.shape[1] if by else 0
     assert num_pairs % 2 == 0, f"{num_pairs} pairs: lanes take two at a time"
     query_norm, key_norm = head_norms or (None, None)
-    params = _WRITE.pack(
-        qkv.pointer,
-        slots.pointer,
+    return _ROPE.pack(
         by.cosine.pointer if by else 0,
         by.sine.pointer if by else 0,
         query_norm.weight.pointer if query_norm else 0,
         key_norm.weight.pointer if key_norm else 0,
-        out_keys.pointer,
-        out_values.pointer,
-        num_tokens,
-        num_heads,
-        num_kv_heads,
-        block_tokens,
         num_pairs,
         by is not None and by.pairing == "neox",
         query_norm.epsilon if query_norm else 0.0,
         key_norm.epsilon if key_norm else 0.0,
     )
-    context.launch("rope", "rope_write", -(-num_tokens * row_heads // _WARPS), _THREADS, params, HEAD_DIM=head_dim)

@@ -1,7 +1,8 @@
 // Attention over the paged KV cache. attention_plan.cuh says how the work is cut, attention.cuh what a warp does.
-//   attention_decode    few query rows: the units of a span go to different warps, long contexts to several blocks
-//   attention_prefill   many query rows: warps share K and V tiles and walk over all units
-#include "attention.cuh"
+//   attention_decode        few query rows: the units of a span go to different warps, long contexts to several blocks
+//   rope_attention_decode   the same for steps of one token a sequence, which attention_rope.cuh completes on the way
+//   attention_prefill       many query rows: warps share K and V tiles and walk over all units
+#include "attention_rope.cuh"
 
 // ---- decode
 
@@ -97,43 +98,61 @@ DEVICE void load(Slice& slice, const Params& p, i64 partial_row) {
             slice.o[q] = load_shared_result((const float4*)(p.partial_outputs + partial_row * HEAD_DIM + slice_column(q)));
 }
 
-// Whether this block is the last of an item's parts to arrive here. All threads call it.
+// Whether this block is the last of an item's parts to arrive here. All threads call it, after a barrier.
 DEVICE bool arrives_last(const Params& p, const Item& item, i32 kv_head) {
     __shared__ bool last;
-    __threadfence();
-    __syncthreads();
     if (threadIdx.x == 0) {
-        i32* arrivals = p.arrivals + item.arrivals * p.num_kv_heads + kv_head;
-        last = atomicAdd(arrivals, 1) == item.num_parts - 1;
-        if (last) *arrivals = 0;
+        // In both directions for the whole block, by the barriers around it. The last one sets it to 0 again.
+        const u32 others = item.num_parts - 1;
+        u32 arrived;
+        asm volatile("atom.acq_rel.gpu.global.inc.u32 %0, [%1], %2;"
+                     : "=r"(arrived)
+                     : "l"(p.arrivals + item.arrivals * p.num_kv_heads + kv_head), "r"(others)
+                     : "memory");
+        last = arrived == others;
     }
     __syncthreads();
-    __threadfence();
     return last;
 }
 
-DEVICE void decode_item(const Params& p, const Item& item, i32 kv_head, u8* shared) {
+// Queries that are rotated already, of tokens whose K and V are in the cache.
+struct OldRows {
+    static constexpr bool HAS_NEWEST = false;
+
+    DEVICE i64 first_offset(const Params& p, const Item& item, i32 kv_head, i32 unit) const {
+        return group_offset(p, item, kv_head, unit, threadIdx.x % UNIT_GROUPS);
+    }
+    DEVICE void load(Rows<1>& rows, const Params& p, const Item& item, i32 kv_head, u8*) const {
+        load_rows(rows, p, item, kv_head, 0);
+    }
+    DEVICE static void complete(u8*, const Item&, const u8*) {}
+};
+
+template <class Source>
+DEVICE void decode_item(const Params& p, const Item& item, i32 kv_head, const Source& source, u8* shared) {
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, row = slice_row();
     Exchange& exchange = *(Exchange*)(shared + 2 * DECODE_WARPS * TILE_BYTES);
-    const u32 keys = shared_address(shared) + 2 * warp * TILE_BYTES, values = keys + TILE_BYTES;
+    u8* const new_rows = (u8*)(&exchange + 1);
+    u8 *const key_tile = shared + 2 * warp * TILE_BYTES, *const value_tile = key_tile + TILE_BYTES;
+    const u32 keys = shared_address(key_tile), values = keys + TILE_BYTES;
     const i32 first_round = item.first_unit / DECODE_WARPS * DECODE_WARPS;
+    const i32 num_cached = item.num_keys - Source::HAS_NEWEST, newest_unit = (item.num_keys - 1) / UNIT_KEYS;
 
     // Lane i % 4 knows where group i of the unit to be copied next begins.
-    i32 copied = first_round + warp;
-    if (copied < item.first_unit) copied += DECODE_WARPS;
-    i64 offset = group_offset(p, item, kv_head, copied, lane % UNIT_GROUPS);
+    i32 copied = first_unit_of_warp(item);
+    i64 offset = source.first_offset(p, item, kv_head, copied);
     auto copy = [&](u32 tile, const u16* cache) {
         if (copied < item.end_unit)
 #pragma unroll
             for (int group = 0; group < UNIT_GROUPS; group++)
-                copy_group(tile, cache, __shfl_sync(ALL_LANES, offset, group), copied, group, item.num_keys);
+                copy_group(tile, cache, __shfl_sync(ALL_LANES, offset, group), copied, group, num_cached);
         copy_commit();
     };
     copy(keys, p.keys);
     copy(values, p.values);
 
     Rows<1> rows;
-    load_rows(rows, p, item, kv_head, 0);
+    source.load(rows, p, item, kv_head, new_rows);
     const bool merges = row < item.num_rows;
     auto partial_row = [&](i32 span) {
         return (i64)(item.partial_row + span * item.num_rows + row) * p.num_kv_heads + kv_head;
@@ -151,11 +170,15 @@ DEVICE void decode_item(const Params& p, const Item& item, i32 kv_head, u8* shar
             copied = unit + DECODE_WARPS;
             offset = group_offset(p, item, kv_head, copied, lane % UNIT_GROUPS);
             copy_wait<1>();
+            if (Source::HAS_NEWEST && unit == newest_unit)
+                Source::complete(key_tile, item, new_rows + NEW_KEY * ROW_BYTES);
             __syncwarp();
             score_unit(weights, rows, keys, unit * UNIT_KEYS, p.scale_log2);
             __syncwarp();
             copy(keys, p.keys);
             copy_wait<1>();
+            if (Source::HAS_NEWEST && unit == newest_unit)
+                Source::complete(value_tile, item, new_rows + NEW_VALUE * ROW_BYTES);
             __syncwarp();
             merge_unit(partial, weights, values);
             __syncwarp();
@@ -202,18 +225,8 @@ DEVICE void decode_item(const Params& p, const Item& item, i32 kv_head, u8* shar
                                                 pack_half2(whole.o[q].z * factor, whole.o[q].w * factor)};
 }
 
-// Grid: at least decode items * KV heads; dynamic shared memory: 2 * DECODE_WARPS * TILE_BYTES + sizeof(Exchange).
-KERNEL __launch_bounds__(DECODE_THREADS) attention_decode(const __grid_constant__ Params p) {
-    extern __shared__ __align__(16) u8 shared[];
-    let_next_start();
-    wait_for_previous();
-    const i32 index = blockIdx.x / p.num_kv_heads;
-    const Item item = p.items[index];  // the grid has no block without an entry, though it may hold nothing
-    i32 token = blockIdx.x;
-    i32 position = token < p.num_tokens ? p.positions[token] : 0;
-    if (index < p.counts->decode_items) decode_item(p, item, blockIdx.x - index * p.num_kv_heads, shared);
-
-    // Tokens that only fill the step up get zeros.
+// Tokens that only fill the step up get zeros. `token` is blockIdx.x, `position` its position, if it has one.
+DEVICE void clear_padding(const Params& p, i32 token, i32 position) {
     const i32 row_words = p.num_kv_heads * p.group * (HEAD_DIM / 8);
     while (token < p.num_tokens) {
         if (position < 0)
@@ -222,6 +235,37 @@ KERNEL __launch_bounds__(DECODE_THREADS) attention_decode(const __grid_constant_
         token += gridDim.x;
         position = token < p.num_tokens ? p.positions[token] : 0;
     }
+}
+
+// Grid: at least decode items * KV heads; dynamic shared memory: 2 * DECODE_WARPS * TILE_BYTES + sizeof(Exchange).
+KERNEL __launch_bounds__(DECODE_THREADS) attention_decode(const __grid_constant__ Params p) {
+    extern __shared__ __align__(16) u8 shared[];
+    let_next_start();
+    wait_for_previous();
+    const i32 index = blockIdx.x / p.num_kv_heads, kv_head = blockIdx.x - index * p.num_kv_heads;
+    const Item item = p.items[index];  // the grid has no block without an entry, though it may hold nothing
+    const i32 token = blockIdx.x, position = token < p.num_tokens ? p.positions[token] : 0;
+    if (index < p.counts->decode_items) decode_item(p, item, kv_head, OldRows{}, shared);
+    clear_padding(p, token, position);
+}
+
+// Grid and shared memory as above, and NEW_ROWS_BYTES more.
+KERNEL __launch_bounds__(DECODE_THREADS) rope_attention_decode(const __grid_constant__ RopeAttentionParams params) {
+    extern __shared__ __align__(16) u8 shared[];
+    let_next_start();
+    const Params& p = params.attention;
+    const i32 index = blockIdx.x / p.num_kv_heads, kv_head = blockIdx.x - index * p.num_kv_heads;
+    const Item guess = guess_item(p, index);
+    NewRows rows(params);
+    prefetch_units(params, guess, kv_head);
+    wait_for_previous();
+    const Item item = p.items[index];
+    const bool exists = index < p.counts->decode_items;
+    const i32 token = blockIdx.x, position = token < p.num_tokens ? p.positions[token] : 0;
+    if (guess.num_keys) rows.fetch(guess, kv_head);
+    if (exists && !same_start(guess, item)) rows.fetch(item, kv_head);
+    if (exists) decode_item(p, item, kv_head, rows, shared);
+    clear_padding(p, token, position);
 }
 
 // ---- prefill

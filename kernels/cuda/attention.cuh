@@ -12,8 +12,8 @@ constexpr u32 HALF2_ONES = 0x3C003C00u;
 
 struct Params {
     const u16* qkv;            // [num_tokens, qkv_width], rotated queries first
-    const u16* keys;           // [num_blocks, num_kv_heads, block_tokens, HEAD_DIM]
-    const u16* values;         // [num_blocks, num_kv_heads, block_tokens, HEAD_DIM]
+    u16* keys;                 // [num_blocks, num_kv_heads, block_tokens, HEAD_DIM]
+    u16* values;               // [num_blocks, num_kv_heads, block_tokens, HEAD_DIM]
     const i32* block_tables;   // [num_sequences, max_blocks]
     const i32* positions;      // [num_tokens], -1: padding
     const PlanCounts* counts;  // [1]
@@ -248,7 +248,7 @@ DEVICE i64 group_offset(const Params& p, const Item& item, i32 kv_head, i32 unit
     return ((block * p.num_kv_heads + kv_head) * p.block_tokens + key - index * p.block_tokens) * HEAD_DIM;
 }
 
-// A warp copies the 16 keys (or values) that begin at element `offset`. Rows past the sequence's end become zeros:
+// A warp copies the 16 keys (or values) that begin at element `offset`. Rows past the `num_keys` become zeros:
 // what lies there may be anybody's, even NaN.
 DEVICE void copy_group(u32 tile, const u16* cache, i64 offset, i32 unit, i32 group, i32 num_keys) {
     constexpr int row_chunks = HEAD_DIM / 8;

@@ -13,7 +13,7 @@ constexpr int SPAN_UNITS = 4;
 constexpr int DECODE_ROWS = 16;  // query rows of a decode item: one tensor core tile
 
 // Rows of one sequence and units of its keys; every KV head has the same items.
-struct Item {
+struct alignas(16) Item {
     i32 sequence;        // row of block_tables
     i32 first_token;     // the sequence's first token in the step
     i32 first_position;  // and the position of that token

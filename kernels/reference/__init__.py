@@ -4,7 +4,7 @@ Signatures are those of the CUDA ops: arrays in, ``out`` arrays last and by name
 write. A row's result never depends on the other rows of a call.
 """
 
-from kernels.reference.attention import paged_attention, plan_attention
+from kernels.reference.attention import paged_attention, plan_attention, rope_attention
 from kernels.reference.embedding import embed, embed_positions
 from kernels.reference.matmul import linear, linear_residual
 from kernels.reference.moe import norm_moe_residual
@@ -29,6 +29,7 @@ __all__ = [
     "paged_attention",
     "plan_attention",
     "resolve_tokens",
+    "rope_attention",
     "rope_write",
     "rotation",
     "sample",

@@ -13,6 +13,8 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
+from kernels.layers import RmsNorm
+from kernels.reference.rope import Rotation, rope_write
 from kernels.step import Step
 
 Float32 = NDArray[np.float32]
@@ -62,6 +64,29 @@ def paged_attention(
         gathered = _gather((keys, values), key_positions, needed, block_tables[sequences])
         scores = _scores(queries[tokens], gathered[0], visible, scale)
         grouped_out[tokens] = _combine(scores, gathered[1], grouped_sinks)
+
+
+def rope_attention(
+    qkv: Float32,
+    by: Rotation | None,
+    head_norms: tuple[RmsNorm, RmsNorm] | None,
+    num_heads: int,
+    step: Step,
+    plan: None,
+    *,
+    scale: float,
+    window: int,
+    sinks: Float32 | None,
+    out_keys: Float32,
+    out_values: Float32,
+    out: Float32,
+) -> None:
+    """`kernels.reference.rope.rope_write` of the step's tokens to ``step.slots``, then `paged_attention`.
+
+    ``qkv`` [T, (num_heads + 2 * kv_heads) * D] comes as it is projected; what it holds afterwards is of no use.
+    """
+    rope_write(qkv, step.slots, by, head_norms, num_heads, out_keys=out_keys, out_values=out_values)
+    paged_attention(qkv, num_heads, out_keys, out_values, step, plan, scale=scale, window=window, sinks=sinks, out=out)
 
 
 def _passes(

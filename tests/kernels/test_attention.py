@@ -1,12 +1,19 @@
-"""kernels.reference.attention against a plain softmax, over a cache where everything unread is NaN."""
+"""kernels.reference.attention against a plain softmax, over a cache where everything unread is NaN; its launches."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
-from kernels.reference.attention import paged_attention, plan_attention
-from kernels.step import Step
+from kernels.array import Array
+from kernels.attention import cache_shape
+from kernels.launch import Context
+from kernels.layers import RmsNorm, Rope
+from kernels.operations import bind
+from kernels.reference.attention import paged_attention, plan_attention, rope_attention
+from kernels.reference.rope import rope_write, rotation
+from kernels.step import Step, dry_step
+from kernels.tuning import H100
 
 DIM = 16
 
@@ -115,3 +122,70 @@ def test_a_prefilled_token_attends_bit_for_bit_as_a_decoded_one() -> None:
         decode.positions, decode.lengths = np.array([position], np.int32), [position + 1]
         decode.qkv = CASES[1].qkv[position : position + 1]
         np.testing.assert_array_equal(decode.run([0], 0, sinks=True)[0], prefill[position])
+
+
+@pytest.mark.parametrize("with_rope", [False, True])
+@pytest.mark.parametrize("new", [[1, 1, 1], [4, 1, 20]], ids=["decode", "mixed"])
+def test_the_fused_op_is_rotation_and_write_and_then_attention(with_rope: bool, new: list[int]) -> None:
+    rng = np.random.default_rng(0)
+    heads, kv_heads, block_tokens, lengths = 4, 2, 16, np.array([40, 9, 33], np.int32)
+    rows = np.repeat(np.arange(3), new).astype(np.int32)
+    positions = np.concatenate([np.arange(length - count, length) for length, count in zip(lengths, new, strict=True)])
+    tables = rng.permutation(9).reshape(3, 3).astype(np.int32)
+    step = Step(
+        token_ids=np.zeros(rows.size, np.int32),
+        positions=positions.astype(np.int32),
+        slots=tables[rows, positions // block_tokens] * block_tokens + positions.astype(np.int32) % block_tokens,
+        sequence_rows=rows,
+        query_starts=np.concatenate([[0], np.cumsum(new)]).astype(np.int32),
+        context_lengths=lengths,
+        sequence_lengths=lengths,
+        block_tables=tables,
+        logit_rows=np.arange(rows.size, dtype=np.int32),
+    )
+    frequencies = rng.uniform(size=(1, DIM // 2)).astype(np.float32)
+    by = rotation(step.positions, Rope(frequencies, "neox"), lengths, rows) if with_rope else None
+    norm = RmsNorm(rng.normal(size=DIM).astype(np.float32), 1e-5)
+    qkv = rng.normal(size=(rows.size, (heads + 2 * kv_heads) * DIM)).astype(np.float32)
+    before = rng.normal(size=(2, 9, block_tokens, kv_heads, DIM)).astype(np.float32)
+    sinks = rng.normal(size=heads).astype(np.float32)
+
+    results = []
+    for fused in (True, False):
+        projected, (keys, values) = qkv.copy(), before.copy()
+        out = np.full((rows.size, heads * DIM), np.nan, np.float32)
+        options = {"scale": 0.25, "window": 20, "sinks": sinks, "out": out}
+        into = {"out_keys": keys, "out_values": values}
+        if fused:
+            rope_attention(projected, by, (norm, norm), heads, step, None, **into, **options)
+        else:
+            rope_write(projected, step.slots, by, (norm, norm), heads, **into)
+            paged_attention(projected, heads, keys, values, step, None, **options)
+        results.append((out, keys, values))
+    for actual, expected in zip(*results, strict=True):
+        np.testing.assert_array_equal(actual, expected)
+    assert (results[0][1] != before[0]).any(axis=(-1, -2)).sum() == rows.size
+
+
+@pytest.mark.parametrize(
+    ("num_tokens", "num_sequences", "launches", "last"),
+    [(1, 1, 1, "rope_attention_decode"), (64, 64, 1, "rope_attention_decode"), (65, 64, 3, "attention_decode")],
+)
+def test_on_a_device_a_decode_step_takes_one_kernel(
+    num_tokens: int, num_sequences: int, launches: int, last: str
+) -> None:
+    context = Context(H100)
+    ops = bind(context)
+
+    def halves(*shape: int) -> Array:
+        return Array(0, shape, np.dtype(np.float16))
+
+    step = dry_step(num_tokens, num_sequences, num_sequences, 8)
+    plan = ops.plan_attention(step, 14, 2, 64, window=0)
+    caches = (halves(*cache_shape(100, 16, 2, 64)) for _ in "kv")
+    before = context.num_launches
+    options = dict(zip(("out_keys", "out_values"), caches, strict=True))
+    out = halves(num_tokens, 14 * 64)
+    qkv = halves(num_tokens, 18 * 64)
+    ops.rope_attention(qkv, None, None, 14, step, plan, scale=1.0, window=0, sinks=None, out=out, **options)
+    assert (context.num_launches - before, context.last_kernel) == (launches, last)

@@ -78,17 +78,18 @@ class GPT2:
         plan = ops.plan_attention(step, config.num_heads, config.num_kv_heads, config.head_dim, window=0)
         for layer, keys, values in zip(self._layers, cache.keys, cache.values, strict=True):
             ops.norm_linear(x, layer.attention_norm, layer.qkv, out=qkv)
-            ops.rope_write(qkv, step.slots, None, None, config.num_heads, out_keys=keys, out_values=values)
-            ops.paged_attention(
+            ops.rope_attention(
                 qkv,
+                None,
+                None,
                 config.num_heads,
-                keys,
-                values,
                 step,
                 plan,
                 scale=config.head_dim**-0.5,
                 window=0,
                 sinks=None,
+                out_keys=keys,
+                out_values=values,
                 out=attended,
             )
             ops.linear_residual(attended, layer.output, out=x)

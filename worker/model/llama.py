@@ -101,19 +101,18 @@ class Llama:
         plan = ops.plan_attention(step, *heads, window=config.sliding_window)
         for layer, keys, values in zip(self._layers, cache.keys, cache.values, strict=True):
             ops.norm_linear(x, layer.attention_norm, layer.qkv, out=qkv)
-            ops.rope_write(
-                qkv, step.slots, rotation, layer.head_norms, config.num_heads, out_keys=keys, out_values=values
-            )
-            ops.paged_attention(
+            ops.rope_attention(
                 qkv,
+                rotation,
+                layer.head_norms,
                 config.num_heads,
-                keys,
-                values,
                 step,
                 plan,
                 scale=config.head_dim**-0.5,
                 window=config.sliding_window,
                 sinks=None,
+                out_keys=keys,
+                out_values=values,
                 out=attended,
             )
             ops.linear_residual(attended, layer.output, out=x)

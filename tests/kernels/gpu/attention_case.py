@@ -9,8 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kernels.array import Array
-from kernels.attention import cache_shape, paged_attention, plan_attention
+from kernels.attention import cache_shape, paged_attention, plan_attention, rope_attention
 from kernels.launch import Context
+from kernels.layers import RmsNorm, Rope
+from kernels.rope import rope_write, rotation
 from kernels.step import Step
 from tests.kernels.gpu.conftest import Download, Upload
 
@@ -92,13 +94,15 @@ class Runner:
         """The step's arrays and its Q, K and V; ``padding`` sequences of one token more, as in a graph's bucket."""
         case = self.case
         positions = np.concatenate([np.arange(start, start + count) for _, start, count in parts] + [[-1] * padding])
+        positions = positions.astype(np.int32)
         counts = [count for _, _, count in parts] + [1] * padding
         contexts = [start + count for _, start, count in parts] + [0] * padding
         tables = np.concatenate([case.tables[[part[0] for part in parts]], np.zeros((padding, case.tables.shape[1]))])
         rows = np.repeat(np.arange(len(counts)), counts)
-        empty = np.zeros(positions.size)
+        blocks = tables[rows, np.maximum(positions, 0) // case.block_tokens]
+        slots = np.where(positions < 0, -1, blocks * case.block_tokens + positions % case.block_tokens)
         starts = np.concatenate([[0], np.cumsum(counts)])
-        arrays = (empty, positions, empty, rows, starts, contexts, contexts, tables, starts[1:] - 1)
+        arrays = (np.zeros(positions.size), positions, slots, rows, starts, contexts, contexts, tables, starts[1:] - 1)
         qkv = np.concatenate([case.qkv[sequence][start : start + count] for sequence, start, count in parts])
         qkv = np.concatenate([qkv, np.full((padding, *qkv.shape[1:]), np.nan, np.float16)])
         return Step(*(self.upload(np.ascontiguousarray(array, np.int32)) for array in arrays)), qkv
@@ -143,3 +147,40 @@ class Runner:
                 out=out,
             )
         return self.download(out).reshape(-1, heads.num_heads, heads.head_dim)
+
+    def decode(
+        self,
+        sequences: list[int],
+        rope: Rope | None,
+        head_norms: tuple[RmsNorm, RmsNorm] | None,
+        *,
+        fused: bool,
+        window: int = 0,
+        sinks: bool = False,
+        padding: int = 0,
+        layers: int = 1,
+    ) -> tuple[NDArray[np.float16], NDArray[np.float16], NDArray[np.float16]]:
+        """A step of the last tokens of ``sequences``: attended [tokens and padding, heads, D], and the keys and values.
+
+        The cache holds the tokens before; all else in it is NaN. ``fused``: by `rope_attention`, as often as there are
+        ``layers``, otherwise by the two ops that it stands for.
+        """
+        case, heads, context = self.case, self.case.heads, self.context
+        caches = [self.upload(cache) for cache in case.cache([length - 1 for length in case.lengths])]
+        step, qkv = self.step([(row, case.lengths[row] - 1, 1) for row in sequences], padding)
+        poisoned = np.full((qkv.shape[0], heads.num_heads * heads.head_dim), np.nan, np.float16)
+        out, projected = self.upload(poisoned), self.upload(qkv.reshape(qkv.shape[0], -1))
+        sinks_array: Any = self.upload(case.sinks) if sinks else None
+        options: Any = {"scale": heads.head_dim**-0.5, "window": window, "sinks": sinks_array, "out": out}
+        into: Any = {"out_keys": caches[0], "out_values": caches[1]}
+        context.begin_step()
+        by = rotation(context, step.positions, rope, step.sequence_lengths, step.sequence_rows) if rope else None
+        plan = plan_attention(context, step, heads.num_heads, heads.num_kv_heads, heads.head_dim, window=window)
+        if fused:
+            for _ in range(layers):
+                rope_attention(context, projected, by, head_norms, heads.num_heads, step, plan, **into, **options)
+        else:
+            rope_write(context, projected, step.slots, by, head_norms, heads.num_heads, **into)
+            paged_attention(context, projected, heads.num_heads, *caches, step, plan, **options)
+        keys, values = (self.download(cache) for cache in caches)
+        return self.download(out).reshape(-1, heads.num_heads, heads.head_dim), keys, values

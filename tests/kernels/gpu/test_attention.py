@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from kernels.launch import Context
+from kernels.layers import Pairing, RmsNorm, Rope
 from tests.kernels.gpu.attention_case import Case, Heads, Part, Runner
 from tests.kernels.gpu.conftest import Download, Upload
 
@@ -125,3 +126,73 @@ def test_long_contexts_are_split_over_blocks(context: Context, upload: Upload, d
     run_and_check(runner, parts, 0, True)
     chunk = runner.run([(0, 39990, 10)], sinks=True)
     same(runner.run(parts, sinks=True), chunk[-1:], "decoded")
+
+
+NEW_LENGTHS = [1, 2, 16, 17, 64, 65, 129, 256, 257, 513, 1100, 3]
+
+
+def assert_fused_is_the_same(
+    runner: Runner,
+    sequences: list[int],
+    rope: Rope | None,
+    head_norms: tuple[RmsNorm, RmsNorm] | None,
+    *,
+    window: int,
+    padding: int = 0,
+) -> None:
+    """In what it attends and in all of the cache; for one layer, just after the plan's kernel, and for more."""
+
+    def decode(fused: bool, layers: int = 1) -> list[np.ndarray]:
+        sinks = window != 0
+        options = {"window": window, "padding": padding, "layers": layers}
+        return list(runner.decode(sequences, rope, head_norms, fused=fused, sinks=sinks, **options))
+
+    expected = decode(fused=False)
+    np.testing.assert_array_equal(expected[0][len(sequences) :], 0)
+    assert np.isfinite(expected[0]).all()
+    for layers in (1, 3):
+        for actual, wanted, what in zip(decode(True, layers), expected, ("out", "keys", "values"), strict=True):
+            same(actual, wanted, f"{what} of sequences {sequences} after {layers} layers")
+
+
+@pytest.mark.parametrize("rope", ["neox", "normal", "partial", "long", None])
+@pytest.mark.parametrize(("window", "norms"), [(0, False), (100, True)])
+def test_a_decode_step_rotates_and_writes_on_its_way_with_the_same_bits(
+    context: Context, upload: Upload, download: Download, heads: Heads, rope: str | None, window: int, norms: bool
+) -> None:
+    num_pairs = heads.head_dim // (4 if rope == "partial" else 2)
+    frequencies = (1 / 10000 ** (np.arange(num_pairs) / num_pairs)).astype(np.float32) / np.array(
+        [[1], [8]], np.float32
+    )
+    pairing: Pairing = "normal" if rope == "normal" else "neox"
+    if rope == "long":
+        by = Rope(upload(frequencies), pairing, attention_factor=1.2, long_after=100)
+    else:
+        by = Rope(upload(frequencies[:1]), pairing)
+    weights = np.random.default_rng(0).normal(size=(2, heads.head_dim)).astype(np.float32)
+    head_norms = (RmsNorm(upload(weights[0]), 1e-5), RmsNorm(upload(weights[1]), 1e-6)) if norms else None
+    runner = Runner(context, upload, download, Case(heads, NEW_LENGTHS))
+    everyone = list(range(len(NEW_LENGTHS)))
+    assert_fused_is_the_same(runner, everyone, by if rope else None, head_norms, window=window, padding=4)
+    for sequences in ([8], [10], [0], [2, 10, 5], [11, 9, 0]):  # most find the plan of the one before in memory
+        assert_fused_is_the_same(runner, sequences, by if rope else None, head_norms, window=window)
+
+
+@pytest.mark.parametrize("heads", [Heads(14, 2, 64), Heads(32, 32, 96), Heads(64, 8, 64), Heads(20, 1, 32)], ids=str)
+@pytest.mark.parametrize("window", [0, 128])
+@pytest.mark.parametrize("padding", [0, 64])
+def test_many_sequences_rotate_and_write_on_their_way(
+    context: Context, upload: Upload, download: Download, heads: Heads, window: int, padding: int
+) -> None:
+    lengths = np.random.default_rng(0).integers(1, 200, 64).tolist()
+    runner = Runner(context, upload, download, Case(heads, lengths))
+    pairs = heads.head_dim // 2
+    rope = Rope(upload((1 / 10000 ** (np.arange(pairs) / pairs)).astype(np.float32)[None]), "neox")
+    assert_fused_is_the_same(runner, list(range(64)), rope, None, window=window, padding=padding)
+
+
+def test_a_long_context_rotates_and_writes_on_its_way(context: Context, upload: Upload, download: Download) -> None:
+    runner = Runner(context, upload, download, Case(Heads(8, 1, 64), [20000, 7]))
+    rope = Rope(upload((1 / 10000 ** (np.arange(32) / 32)).astype(np.float32)[None]), "neox")
+    for sequences in ([0], [1, 0]):
+        assert_fused_is_the_same(runner, sequences, rope, None, window=0)

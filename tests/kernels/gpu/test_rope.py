@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from kernels.attention import HEAD_DIMS, cache_shape
+from kernels.attention import cache_shape
 from kernels.launch import Context
 from kernels.layers import Pairing, RmsNorm, Rope
-from kernels.rope import Rotation, rope_write, rotation
+from kernels.rope import HEAD_DIMS, Rotation, rope_write, rotation
 from tests.kernels.gpu.conftest import Download, Upload
 
 pytestmark = pytest.mark.gpu
