@@ -16,7 +16,7 @@ from queue import Empty, SimpleQueue
 import redis
 
 from tasks.engine_process import EngineProcess
-from tasks.generation import Generation, job_id_of
+from tasks.generation import Generation, job_id_of, joined
 from tasks.intake import Done
 from tasks.job import Append, Appended, JobStore, Message
 from tasks.observe import Observer
@@ -119,18 +119,29 @@ class Desk:
     def _run(self) -> None:
         try:
             while not self._stopping.is_set():
+                worked_s = time.thread_time()
                 self.turn()
                 self._keep_up()
+                # The interpreter is shared with Celery's event loop. And while this thread rests outputs pile up, of
+                # which each job then says one event: the more there is to do, the cheaper it gets.
+                self._stopping.wait(time.thread_time() - worked_s)
         except Exception as error:  # a bug of ours: better another worker than one whose jobs stand still
             self._observer.crashed(error)
             self._on_lost()
 
     def turn(self) -> None:
         """Act on the mail that is there, waiting a little for the first, and write down what came of it."""
-        touched: dict[str, Job] = {}
+        touched: list[Job] = []
+        steps: list[contract.Outputs] = []
         for mail in self._collect():
-            touched.update((job.generation.job_id, job) for job in self._handle(mail))
-        self._write(touched.values())
+            if isinstance(mail, contract.Outputs):
+                steps.append(mail)
+                continue
+            touched += self._take(joined(steps))
+            steps.clear()
+            touched += self._handle(mail)
+        touched += self._take(joined(steps))
+        self._write({job.generation.job_id: job for job in touched}.values())
 
     def _collect(self) -> Iterable[Mail]:
         try:
@@ -141,10 +152,8 @@ class Desk:
             return
 
     def _handle(self, mail: Mail) -> list[Job]:
-        """Act on one mail; returns the jobs that may have new events."""
+        """Act on one mail other than outputs; returns the jobs that may have new events."""
         match mail:
-            case contract.Outputs(outputs=outputs):
-                return self._take(outputs)
             case Job():
                 return self._start_job(mail)
             case Verdict(job_id=job_id, error=error):

@@ -17,6 +17,7 @@ from tasks.observe import Observer
 from tasks.prompt import Prompt
 from tasks.request import parse
 from tasks.result import Result
+from tasks.token_log import Token
 from tasks.upkeep import Verdict
 from tests.tasks.conftest import MakeStore
 from tests.tasks.test_generation import END, TOKENIZER
@@ -78,6 +79,18 @@ def test_a_job_runs_from_its_claim_to_its_result(scene: Scene) -> None:
     assert result.text == "ab"
     assert scene.desk.num_jobs == 0
     assert scene.store.claim("a") == "finished"
+
+
+def test_what_several_steps_drew_is_one_event_of_each_job(scene: Scene) -> None:
+    generation = scene.begin("a")
+    scene.desk.turn()
+    for token_id in (1, 2, 4):
+        scene.say(generation, token_id)
+    scene.desk.turn()
+    scene.say(generation, 1)
+    scene.desk.turn()
+    tokens = [event for event in scene.store.events("a") if isinstance(event, Token)]
+    assert tokens == [Token("ab ", 1, [1, 2, 4]), Token("a", 4, [1])]
 
 
 def test_a_job_that_is_given_back_in_the_turn_of_its_last_output_is_forgotten_once(scene: Scene) -> None:
