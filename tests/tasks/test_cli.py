@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import re
 import shlex
 import subprocess
@@ -427,3 +428,29 @@ def test_a_worker_that_cannot_start_exits_with_one(redis_url: str, tmp_path: Pat
     assert done.returncode == 1
     [error] = [event for line in done.stderr.splitlines() if (event := json.loads(line))["event"] == "error"]
     assert error["code"] == "MODEL_LOAD_FAILED"
+
+
+@pytest.mark.parametrize("verb", ["worker", "bench engine", "bench queue", "logits"])
+@pytest.mark.parametrize("lacks", ["a device", "CuPy"])
+def test_without_a_gpu_one_line_says_how_to_install_one_or_choose_the_cpu(
+    verb: str, lacks: str, redis_url: str, demo_model: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "cupy.py").write_text("raise ModuleNotFoundError(\"No module named 'cupy'\", name='cupy')")
+    (tmp_path / "ids.json").write_text("[[1, 2]]")
+    options = {
+        "worker": ["--model", str(demo_model), "--redis", redis_url],
+        "logits": [str(demo_model), "--ids", str(tmp_path / "ids.json"), "--out", str(tmp_path / "out.npz")],
+    }
+    hidden = {"PYTHONPATH": str(tmp_path)} if lacks == "CuPy" else {"CUDA_VISIBLE_DEVICES": ""}
+    command = [sys.executable, "-m", "tasks.cli", *verb.split(), *options.get(verb, [str(demo_model)])]
+    done = subprocess.run(
+        [*command, "--device", "cuda:0"], env=os.environ | hidden, capture_output=True, text=True, timeout=30
+    )
+    assert done.returncode == 1
+    [line] = [line for line in done.stderr.splitlines() if "MODEL_LOAD_FAILED" in line]
+    assert re.search("no CUDA device here.*; install|Python package .* is missing; install", line)
+    assert "--device cpu" in line
+    if verb == "worker":  # its log, of which each line is an event
+        assert all(json.loads(line) for line in done.stderr.splitlines())
+    else:
+        assert done.stderr.count("\n") == 1
