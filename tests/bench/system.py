@@ -1,0 +1,297 @@
+"""The whole system under load: a real Redis, a Celery worker, its engine on the device, streaming clients.
+
+    python -m tests.bench.system MODEL.gguf [--device cuda:0] [--streams 256] [--seconds 60] [--kill-after S]
+
+First `orcd bench engine` measures the engine alone with the same load (or ``--engine-rate`` says what it gave). Then
+each stream submits a job, follows it to its end and submits the next, until the time is over; the jobs are those of the
+engine's benchmark: random token ids, greedy, end tokens ignored. Every stream is checked: each token index once and in
+order, all of them there, one terminal event. ``--kill-after`` ends the engine process with SIGKILL that many seconds
+into the load. The token logs of the jobs that ran at that time, or when the time was over, are then checked too. Exit
+code 1 if a check failed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import multiprocessing
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import redis
+from numpy.random import default_rng
+
+from tasks import schema, token_log
+from tasks.async_client import AsyncClient
+from tasks.redis_server import RedisServer
+from tasks.token_log import End, Error, Event, Token
+from tests.bench.gpu import bench
+from tests.tasks.worker_process import WorkerProcess
+from worker.errors import OrcdError
+from worker.model.gguf import open_gguf
+
+STREAMS_PER_PROCESS = 32
+"""A client process takes 15 to 25 us of CPU time for an event: at 250 events a second and stream a fifth of a core."""
+BEGIN_S = 5.0
+"""From the start of the client processes to the first job: they import for a while."""
+RAMP_SHARE = 0.2
+"""Part of the time that is not measured: the jobs of all streams begin at once there."""
+END_TIMEOUT_S = 120.0
+PER_S = 100
+"""Arrivals are counted in bins of a hundredth of a second."""
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """What the streams ask for; ``begin`` is on the clock of `time.monotonic`, which all processes share."""
+
+    redis_url: str
+    begin: float
+    seconds: float
+    vocab_size: int
+    prompt_tokens: int
+    output_tokens: int
+
+
+@dataclass(slots=True)
+class Stream:
+    """One job as its client saw it; times are seconds since the load began, and ``problem`` says what was wrong."""
+
+    job_id: str
+    submitted_s: float
+    first_s: float = 0.0
+    end_s: float = 0.0
+    problem: str = ""
+
+
+@dataclass(slots=True)
+class Seen:
+    """What some streams saw: their jobs, and how many tokens arrived in which hundredth of a second."""
+
+    streams: list[Stream] = field(default_factory=list)
+    arrivals: Counter[int] = field(default_factory=Counter)
+
+    @classmethod
+    def of(cls, parts: Iterable[Seen]) -> Seen:
+        """All of them together."""
+        whole = cls()
+        for part in parts:
+            whole.streams += part.streams
+            whole.arrivals.update(part.arrivals)
+        return whole
+
+    @property
+    def problems(self) -> list[str]:
+        """What was wrong, a line for each job."""
+        return [f"{stream.job_id}: {stream.problem}" for stream in self.streams if stream.problem]
+
+    def tokens_per_s(self, start_s: float, end_s: float) -> float:
+        """Tokens that arrived between two times, by the time between them."""
+        bins = range(round(start_s * PER_S), round(end_s * PER_S))
+        return sum(self.arrivals[each] for each in bins) / (end_s - start_s)
+
+    def silence_s(self, after_s: float) -> float:
+        """The longest time after ``after_s`` in which no stream got a token, while any was still to come."""
+        times = [round(after_s * PER_S), *sorted(each for each in self.arrivals if each > after_s * PER_S)]
+        return float(max(np.diff(times), default=0)) / PER_S
+
+    def running_at(self, time_s: float) -> list[Stream]:
+        """The streams that had tokens, but not all of them."""
+        return [stream for stream in self.streams if 0 < stream.first_s <= time_s < stream.end_s]
+
+
+def check_events(events: Iterable[Event], num_tokens: int) -> str:
+    """What is wrong with the events of a job that had to generate ``num_tokens``; '' if nothing."""
+    seen, ended = 0, False
+    for event in events:
+        if ended:
+            return "something follows the terminal event"
+        match event:
+            case Token(i=i, ids=ids):
+                if i != seen + 1:
+                    return f"token {i} after {seen} tokens"
+                seen += len(ids)
+            case Error(code=code, message=message):
+                return f"{code}: {message}"
+            case End():
+                ended = True
+    if not ended:
+        return "no terminal event"
+    return "" if seen == num_tokens else f"{seen} tokens, not {num_tokens}"
+
+
+def run_streams(load: Load, numbers: range) -> Seen:
+    """The streams of one client process."""
+    return asyncio.run(_run_streams(load, numbers))
+
+
+async def _run_streams(load: Load, numbers: range) -> Seen:
+    seen = Seen()
+    async with AsyncClient(load.redis_url) as client:
+        await asyncio.gather(*(_run_stream(client, load, number, seen) for number in numbers))
+    return seen
+
+
+async def _run_stream(client: AsyncClient, load: Load, number: int, seen: Seen) -> None:
+    generator = default_rng(number)
+    await asyncio.sleep(max(0.0, load.begin - time.monotonic()))
+    while (submitted_s := time.monotonic() - load.begin) < load.seconds:
+        stream = Stream(f"s{number}-{submitted_s:.3f}", submitted_s)
+        seen.streams.append(stream)
+        try:
+            await client.submit(
+                job_id=stream.job_id,
+                prompt_token_ids=generator.integers(0, load.vocab_size, load.prompt_tokens).tolist(),
+                max_tokens=load.output_tokens,
+                temperature=0.0,
+                ignore_eos=True,
+            )
+            await _follow(client, load, stream, seen.arrivals)
+        except (OrcdError, TimeoutError) as error:
+            stream.problem = str(error)
+            return
+
+
+async def _follow(client: AsyncClient, load: Load, stream: Stream, arrivals: Counter[int]) -> None:
+    events: list[Event] = []
+    async with aclosing(client.events(stream.job_id, timeout=load.seconds + END_TIMEOUT_S)) as following:
+        async for event in following:
+            events.append(event)
+            if isinstance(event, Token):
+                now_s = time.monotonic() - load.begin
+                stream.first_s = stream.first_s or now_s
+                arrivals[int(now_s * PER_S)] += len(event.ids)
+    stream.end_s = time.monotonic() - load.begin
+    stream.problem = check_events(events, load.output_tokens)
+
+
+def check_logs(redis_url: str, streams: Sequence[Stream], num_tokens: int) -> list[str]:
+    """What is wrong in the token logs themselves, a line for each job."""
+    problems = []
+    with redis.Redis.from_url(redis_url) as connection:
+        for stream in streams:
+            entries = connection.xrange(schema.log_key(stream.job_id))
+            if problem := check_events((token_log.decode(fields[b"e"]) for _, fields in entries), num_tokens):
+                problems.append(f"{stream.job_id}: in its log: {problem}")
+    return problems
+
+
+def measure(arguments: argparse.Namespace) -> tuple[Seen, list[str], float]:
+    """Put the system under load: what the streams saw, what is wrong, and how long the engine was away."""
+    most = str(arguments.streams)
+    # Jobs are in hand until Celery has stored their results: with no more places than streams, the next would wait.
+    places = str(2 * arguments.streams)
+    variables = {"ORCD_DEVICE": arguments.device, "ORCD_MAX_SEQUENCES": most, "ORCD_CONCURRENCY": places}
+    vocab_size = open_gguf(arguments.model).tensors["token_embd.weight"].shape[0]
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        RedisServer() as server,
+        WorkerProcess(server.url, arguments.model, Path(folder), **variables) as worker,
+    ):
+        begin = time.monotonic() + BEGIN_S
+        load = Load(server.url, begin, arguments.seconds, vocab_size, arguments.prompt_tokens, arguments.output_tokens)
+        num_clients = -(-arguments.streams // STREAMS_PER_PROCESS)
+        away_s = 0.0
+        with ProcessPoolExecutor(num_clients, multiprocessing.get_context("spawn")) as pool:
+            parts = start_clients(pool, load, arguments.streams)
+            if arguments.kill_after is not None:
+                time.sleep(begin + arguments.kill_after - time.monotonic())
+                worker.kill_engine()
+                killed = time.monotonic()
+                worker.wait_for("ready", 2)
+                away_s = time.monotonic() - killed
+            seen = Seen.of(part.result() for part in parts)
+        looked_at_s = arguments.seconds if arguments.kill_after is None else arguments.kill_after
+        log_problems = check_logs(server.url, seen.running_at(looked_at_s), arguments.output_tokens)
+        return seen, seen.problems + log_problems, away_s
+
+
+def start_clients(pool: ProcessPoolExecutor, load: Load, num_streams: int) -> list[Future[Seen]]:
+    """Deal the streams out to client processes."""
+    firsts = range(0, num_streams, STREAMS_PER_PROCESS)
+    return [
+        pool.submit(run_streams, load, range(first, min(first + STREAMS_PER_PROCESS, num_streams))) for first in firsts
+    ]
+
+
+def table(arguments: argparse.Namespace, alone: dict[str, float], seen: Seen) -> list[str]:
+    """The engine alone and the whole system, a line each, under a heading."""
+    start_s = RAMP_SHARE * arguments.seconds
+    rate = seen.tokens_per_s(start_s, arguments.seconds)
+    first_ms = [1000 * (stream.first_s - stream.submitted_s) for stream in seen.streams if stream.first_s]
+    p50, p99 = np.percentile(first_ms or [0.0], [50, 99])
+    head = (
+        f"{arguments.model.name} on {arguments.device}: {arguments.streams} streams, {arguments.prompt_tokens} tokens "
+        f"in, {arguments.output_tokens} out; the system from {start_s:.0f} s to {arguments.seconds:.0f} s"
+    )
+    engine = ["orcd bench engine", f"{alone['rate']:,.0f}", "1", "-", "-", "-"]
+    if "ttft_p50_ms" in alone:
+        engine[3:] = [str(arguments.streams), f"{alone['ttft_p50_ms']:.0f} / {alone['ttft_p99_ms']:.0f}", "0"]
+    system = [
+        "the whole system",
+        f"{rate:,.0f}",
+        f"{rate / alone['rate']:.3f}",
+        f"{len(seen.streams):,}",
+        f"{p50:.0f} / {p99:.0f}",
+        str(len(seen.problems)),
+    ]
+    names = ["", "output tok/s", "ratio", "jobs", "first token p50 / p99, ms", "errors"]
+    lines = [names, ["---"] * len(names), engine, system]
+    return [head, "", *(f"| {' | '.join(line)} |" for line in lines)]
+
+
+def measure_alone(arguments: argparse.Namespace) -> dict[str, float]:
+    """The engine's ``rate`` in tokens per second with the same load; its times too, unless the rate was given."""
+    if arguments.engine_rate is not None:
+        return {"rate": arguments.engine_rate}
+    (row,) = bench(
+        arguments.model, arguments.device, arguments.prompt_tokens, arguments.output_tokens, str(arguments.streams)
+    )
+    return row | {"rate": row["output_tokens_per_s"]}
+
+
+def read_arguments(argv: Sequence[str]) -> argparse.Namespace:
+    """What is measured; exits with 2 for wrong usage."""
+    description = (__doc__ or "").partition("\n")[0]
+    parser = argparse.ArgumentParser(prog="python -m tests.bench.system", description=description)
+    parser.add_argument("model", type=Path)
+    parser.add_argument("--device", default="cuda:0")
+    parser.add_argument("--streams", type=int, default=256)
+    parser.add_argument("--seconds", type=float, default=60.0)
+    parser.add_argument("--prompt-tokens", type=int, default=128)
+    parser.add_argument("--output-tokens", type=int, default=256)
+    parser.add_argument("--kill-after", type=float, metavar="S", help="kill the engine so long after the load began")
+    parser.add_argument("--engine-rate", type=float, metavar="X", help="what `orcd bench engine` gave, in tokens/s")
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str]) -> int:
+    arguments = read_arguments(argv)
+    alone = measure_alone(arguments)
+    seen, problems, away_s = measure(arguments)
+    print("\n".join(table(arguments, alone, seen)))
+    if arguments.kill_after is not None:
+        running = seen.running_at(arguments.kill_after)
+        num_whole = sum(not stream.problem for stream in running)
+        print(
+            f"\nkilled at {arguments.kill_after:.1f} s: {len(running)} streams were running, {num_whole} of them "
+            f"completed with each token once; the engine was ready again after {away_s:.1f} s, and no stream got "
+            f"a token for {seen.silence_s(arguments.kill_after):.1f} s"
+        )
+        if not running:
+            problems.append("nothing was running when the engine was killed")
+    for problem in problems:
+        print(problem)
+    return 1 if problems else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
