@@ -1,13 +1,22 @@
 # `make help` lists what there is. Everything lives in .venv; PYTHON=/path/to/python3.12 picks the interpreter for it.
 # WHEELS=/path/to/folder installs from that folder alone, without network, and uses what PYTHON has installed already.
 .DEFAULT_GOAL := help
-.PHONY: demo test fuzz lint format compile bench gpu-test gpu-bench wheels clean help
+.PHONY: demo test fuzz lint format compile bench gpu-test gpu-bench gpu-sanitize wheels clean help
 
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check $(if $(WHEELS),--no-index --find-links $(WHEELS))
 CUDA := cuda13
 MODEL := tasks/demo/haiku-q4_k_m.gguf
+
+# The op tests that run under compute-sanitizer: every kernel and format, at sizes at which they may take 20 times as long.
+SANITIZE := (attention and 14/2x64 and not many) or many_sequences and [0-0-64/8x64] or larger[48] or at_any_context[256] or \
+  expanded and [7- or positions and Q8_0 or every_format and not 1000 and not 4864 or same_bits_in_every and 896 and Q4_K or \
+  side_by_side[5] or swiglu and 9 or layer_norm_residual_and_head[8] or experts and 8-2-MXFP4 or \
+  back_as_they_were and 17 or columns or alternate or to_float32 and 7 or stored and 14-2-True-neox or \
+  draws and [3-4099] or every_combination or adjustments and [500] or log_probabilities and 5-640 or \
+  rows_go_on and [40-0] or resolved[1023]
+TOOLS := memcheck racecheck
 
 demo: $(VENV)/installed  ## run the whole system here, with the model that ships and no GPU
 	@$(BIN)/orcd demo
@@ -41,16 +50,24 @@ gpu-test: $(VENV)/installed-gpu  ## run the tests that need an NVIDIA GPU
 gpu-bench: $(VENV)/installed-gpu  ## measure load, decode and prefill on an NVIDIA GPU; ARGS="--models qwen2.5-0.5b"
 	@$(BIN)/python -m tests.bench.gpu $(ARGS)
 
-wheels: $(BIN)/python  ## collect in WHEELS what the two above need on a machine without network
+gpu-sanitize: $(VENV)/installed-gpu  ## look for wrong accesses, then for races in the kernels; TOOLS=racecheck for one of them
+	@PATH="$$PATH:/usr/local/cuda/bin:$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/nvidia/cu13/bin"; \
+	command -v compute-sanitizer >/dev/null || $(PIP) nvidia-cuda-sanitizer-api || exit 1; \
+	for tool in $(TOOLS); do \
+	  compute-sanitizer --tool $$tool --error-exitcode 1 --report-api-errors no \
+	    $(BIN)/python -m pytest tests/kernels/gpu -m gpu -rs -o timeout=0 -k '$(SANITIZE)' || exit 1; \
+	done
+
+wheels: $(BIN)/python  ## collect in WHEELS what the three above need on a machine without network
 	@test -n "$(WHEELS)" || { echo "say where to: make wheels WHEELS=/path/to/folder" >&2; exit 2; }
-	@$(BIN)/python -m pip download -qq --disable-pip-version-check -d $(WHEELS) '.[dev,$(CUDA)]' hatchling editables
+	@$(BIN)/python -m pip download -qq --disable-pip-version-check -d $(WHEELS) '.[dev,$(CUDA)]' nvidia-cuda-sanitizer-api hatchling editables
 
 clean:  ## remove the environment, caches and build outputs
 	@rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 help:  ## show this list
-	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 21
 
 # The first of these that runs and is new enough, unless PYTHON says otherwise.
 $(BIN)/python:
