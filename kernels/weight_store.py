@@ -110,7 +110,8 @@ class WeightStore:
             for number, source in enumerate(self._sources)
         ]
         with Upload(self._context) as upload:
-            runtime.memsetAsync(self._arena.pointer, 0, self._arena.used_bytes, stream)  # padding, and the flags
+            start = self._flags.pointer  # what was in the arena before is not ours
+            runtime.memsetAsync(start, 0, self._arena.pointer + self._arena.used_bytes - start, stream)  # padding, flags
             for array, values in self._vectors:  # small and many: a copy costs a few microseconds, a buffer far more
                 runtime.memcpyAsync(
                     array.pointer, values.ctypes.data, values.nbytes, runtime.memcpyHostToDevice, stream
