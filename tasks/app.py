@@ -39,6 +39,7 @@ def create_app(settings: Settings) -> Celery:
         task_track_started=False,
         task_create_missing_queues=True,
         worker_pool="tasks.pool:EnginePool",
+        worker_consumer="tasks.consumer:Consumer",
         worker_concurrency=settings.concurrency,
         worker_prefetch_multiplier=1,
         worker_disable_prefetch=True,

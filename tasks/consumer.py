@@ -1,0 +1,22 @@
+"""Celery's consumer, which sends task events in batches."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import celery.worker.consumer
+
+FLUSH_EVENTS_S = 0.1
+
+
+class Consumer(celery.worker.consumer.Consumer):  # type: ignore[misc]
+    """Publishes what has happened to tasks ten times a second, and sooner if it is much, not in every turn of the event
+    loop: at 150 jobs a second that was a tenth of the Celery process's time."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if self.hub:
+            self.hub.call_repeatedly(FLUSH_EVENTS_S, self._flush_events)
+
+    def on_send_event_buffered(self) -> None:
+        """Leave the event in the buffer, which is flushed when it is full or its time has come."""
