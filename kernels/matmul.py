@@ -14,15 +14,14 @@ from kernels.launch import Context
 from kernels.layers import Norm
 from kernels.loader import Variant
 from kernels.norm import NORM_PARTS, norm_fields, norm_rows
-from kernels.packed import BLOCK_OUTPUTS, CHUNK, FORMAT_IDS, PackedMatrix, Projection, staged_bytes, unit_bytes
+from kernels.packed import CHUNK, FORMAT_IDS, PackedMatrix, Projection, staged_bytes, unit_bytes
 from kernels.tensor_map import MAP_ALIGNMENT, tensor_map
-from kernels.tuning import Chip
+from kernels.tuning import Chip, tile_shape
 
 MAX_FEW = 8  # tokens of one fragment: up to here x is kept in shared memory whole
 MAX_NORMED = 2  # tokens whose norm every block makes for itself
 MAX_WARPS = 16  # of `multiply_few` on a processor, for their registers
-MAX_SPLIT_TOKENS = 512  # above, blocks are so many that each sums all segments
-SUMMING_TOKENS = 128  # in a tile of such a block
+BLOCK_OUTPUTS = 128  # of a block of matmul_tile_N
 MAX_STAGES = 8  # of x and weights in shared memory, as in matmul.cu
 
 _PARAMS = struct.Struct("<12Q f i q 11i 2f 4x")
@@ -184,13 +183,11 @@ def multiply_tiles(
 ) -> None:
     """Any number of tokens in tiles; ``tiles``: (entries [max_tiles, 4], their number [1], tokens in a tile) built on
     the device, each of one expert."""
-    sums_segments = matrix.num_segments > 1 and num_tokens > MAX_SPLIT_TOKENS
     if tiles:
-        size, num_tiles = tiles[2], tiles[0].shape[0]
+        size, num_tiles, splits = tiles[2], tiles[0].shape[0], 1
     else:
-        size = SUMMING_TOKENS if sums_segments else tile_tokens(context.chip, num_tokens)
+        size, splits = tile_shape(context.chip, matrix.num_rows, matrix.num_chunks, matrix.num_segments, num_tokens)
         num_tiles = -(-num_tokens // size)
-    splits = 1 if sums_segments else matrix.num_segments
     partials = None
     if splits > 1:
         partials = context.scratch((matrix.num_segments, num_tokens, matrix.num_rows), np.float32)
@@ -209,12 +206,6 @@ def multiply_tiles(
     if partials is not None:
         num_outputs = matrix.num_rows // 2 if matrix.gated else matrix.num_rows
         context.launch("matmul", "matmul_reduce", -(-num_tokens * num_outputs // 256), 256, params, FORMAT=number)
-
-
-def tile_tokens(chip: Chip, num_tokens: float) -> int:
-    """Tokens of the smallest tile that holds ``num_tokens``, or of the largest tile there is."""
-    sizes = (16, 32, 64, 128, 256) if chip.has_wgmma else (16, 32, 64, 128)
-    return next((size for size in sizes if num_tokens <= size), sizes[-1])
 
 
 def _ring_bytes(chip: Chip, format_: Format, size: int) -> int:

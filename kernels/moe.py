@@ -10,9 +10,10 @@ from kernels.array import Array
 from kernels.launch import Context
 from kernels.layers import Norm, Router
 from kernels.loader import Variant
-from kernels.matmul import MAX_FEW, Epilogue, multiply_few, multiply_tiles, tile_tokens
+from kernels.matmul import MAX_FEW, Epilogue, multiply_few, multiply_tiles
 from kernels.norm import NORM_PARTS, norm_fields
 from kernels.packed import Experts
+from kernels.tuning import SUMMING_SIZES
 
 MAX_ROUTE_WARPS = 32  # of a block
 
@@ -80,7 +81,7 @@ def _plan(
 ) -> tuple[Array, Array, tuple[Array, Array, int]]:
     """Pairs sorted by expert: (token of each, place of each unsorted pair, tiles of one expert each)."""
     num_pairs = chosen.shape[0]
-    size = tile_tokens(context.chip, num_pairs / num_experts)
+    size = next((size for size in SUMMING_SIZES if num_pairs <= size * num_experts), SUMMING_SIZES[-1])
     max_tiles = min(num_experts, num_pairs) + num_pairs // size
     rows = context.scratch((num_pairs,), np.int32)
     places = context.scratch((num_pairs,), np.int32)

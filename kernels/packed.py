@@ -23,9 +23,8 @@ _SCALE_BYTES = {"F32": 0, "F16": 0, "BF16": 0, "Q4_1": 128, "Q5_1": 128, "MXFP4"
 _SUPER_BYTES = {"Q4_K": 64, "Q5_K": 64, "Q6_K": 32}  # of a unit of four chunks
 
 MAX_SEGMENTS = 16
-BLOCK_OUTPUTS = 128  # of a block of the kernels for many tokens
-MANY_BLOCKS = 64  # a matrix of more of them keeps a chip busy without being cut into segments of k
-BLOCKS_WANTED = 192  # others are cut into so many pieces at most
+MAX_EXPERT_SEGMENTS = 2  # several experts work at once
+WARPS_WANTED = 2400  # at most so many have a segment of a tile each when a chip has one token: what it can keep busy
 
 
 def unit_chunks(format_: Format) -> int:
@@ -72,10 +71,8 @@ class PackedMatrix:
     def num_segments(self) -> int:
         """Parts of k that are summed on their own, then in order: depends on the matrix and on nothing else, so that a
         row's result is the same bits in every batch and on every chip."""
-        blocks = -(-self.num_rows // BLOCK_OUTPUTS)
-        if self.num_experts > 1 or blocks > MANY_BLOCKS:
-            return 1
-        most = min(MAX_SEGMENTS, BLOCKS_WANTED // blocks, self.num_chunks)
+        most = MAX_SEGMENTS if self.num_experts == 1 else MAX_EXPERT_SEGMENTS
+        most = max(1, min(most, WARPS_WANTED // self.num_tiles, self.num_chunks))
         return 1 << most.bit_length() - 1  # so that segments fill the warps of a block
 
     @property

@@ -1,8 +1,9 @@
-"""What is known of chips: data only. Ops choose their launch shapes by it."""
+"""What is known of chips, and launch shapes chosen by it: a shape changes how long a kernel takes, never its bits."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,3 +27,33 @@ class Chip:
 
 H100 = Chip("sm_90a", 132, 227 * 1024)
 """Stands in where a step is planned with no GPU at hand."""
+
+SUMMING_SIZES = (16, 32, 64, 128)
+"""Tokens of the tiles of matmul_tile_N whose blocks can add up segments."""
+LARGEST_SIZE = 256
+"""Tokens of a tile whose block has one segment; on Hopper only."""
+
+# Microseconds, read off an H100's profile: good enough to tell shapes apart.
+_CHUNK_US = {16: 0.25, 32: 0.26, 64: 0.3, 128: 0.36, 256: 0.62}  # of 64 columns, of one block on a processor
+_SHARED_CHUNK = 1.35  # times as long where two blocks share the processor
+_BLOCK_US = 2.5  # to start, and to store
+_REDUCE_US, _REDUCED_BYTES_PER_US = 3.0, 2.5e6
+
+
+@lru_cache(4096)
+def tile_shape(chip: Chip, num_rows: int, num_chunks: int, num_segments: int, num_tokens: int) -> tuple[int, int]:
+    """(tokens of a tile, 1 or the number of segments as blocks of their own) for a product on ``num_rows`` outputs."""
+
+    def estimate(size: int, splits: int) -> float:
+        blocks = -(-num_rows // 128) * -(-num_tokens // size) * splits
+        residents = chip.num_processors * (2 if size <= 64 else 1)
+        chunk_us = _CHUNK_US[size] * (_SHARED_CHUNK if chip.num_processors < blocks and size <= 64 else 1.0)
+        us = -(-blocks // residents) * (num_chunks / splits * chunk_us + _BLOCK_US)
+        if splits > 1:  # partial sums are written and read
+            us += _REDUCE_US + 8 * splits * num_tokens * num_rows / _REDUCED_BYTES_PER_US
+        return us
+
+    shapes = [(size, splits) for size in SUMMING_SIZES for splits in {1, num_segments}]
+    if chip.has_wgmma:
+        shapes.append((LARGEST_SIZE, num_segments))
+    return min(shapes, key=lambda shape: estimate(*shape))

@@ -111,7 +111,9 @@ class WeightStore:
         ]
         with Upload(self._context) as upload:
             start = self._flags.pointer  # what was in the arena before is not ours
-            runtime.memsetAsync(start, 0, self._arena.pointer + self._arena.used_bytes - start, stream)  # padding, flags
+            runtime.memsetAsync(
+                start, 0, self._arena.pointer + self._arena.used_bytes - start, stream
+            )  # padding, flags
             for array, values in self._vectors:  # small and many: a copy costs a few microseconds, a buffer far more
                 runtime.memcpyAsync(
                     array.pointer, values.ctypes.data, values.nbytes, runtime.memcpyHostToDevice, stream

@@ -4,7 +4,7 @@
 // wide), in the order [64-row block][unit of k][4 units of 16 rows]. A unit holds exactly the numbers of the file, in
 // planes aligned to 16 bytes. Lane 4g + t of a warp owns rows g and g + 8 of a unit and, in step s of 16 columns of a
 // 64-column chunk, the columns 16s + 8j + 2t + e (j, e in 0, 1): the places of a 16 x 16 fragment. Its codes lie so that
-// one mask yields two of them 16 bits apart: pair q = 2s + j of a row, e the half. `kernels/packing.py` spells it out.
+// one mask yields two of them 16 bits apart: pair q = 2s + j of a row, e the half. `kernels/packed.py` has the sizes.
 #pragma once
 #include "common.cuh"
 
@@ -101,8 +101,8 @@ struct Staged {
     static constexpr int scale_at = 32 * code, high_at = scale_at + 32 * scale, super_at = high_at + 32 * high,
                          bytes = super_at + 32 * super;
 
-    DEVICE static void copy(u32 slot, const u8* unit, int chunk, int lane) {
-        const int sub = chunk % L::chunks, g = lane >> 2;
+    DEVICE static void copy(u32 slot, const u8* unit, int sub, int lane) {  // `sub`: which of the unit's chunks
+        const int g = lane >> 2;
 #pragma unroll
         for (int plane = 0; plane < code / 16; plane++)
             copy_words<16>(slot + plane * 512 + lane * 16, unit + sub * L::code_bytes + plane * 512 + lane * 16);
@@ -177,6 +177,13 @@ struct Scales {
     }
 };
 
+// (a & b) | c in one instruction: with two constants the compiler would take two.
+DEVICE u32 and_or(u32 a, u32 b, u32 c) {
+    u32 r;
+    asm("lop3.b32 %0, %1, %2, %3, 0xEA;" : "=r"(r) : "r"(a), "r"(b), "r"(c));
+    return r;
+}
+
 // Pair q (0..7) of one row: the columns 16 (q / 2) + 8 (q % 2) + 2t + (0, 1), dequantised.
 template <int F>
 DEVICE u32 pair_of(const Raw<F>& raw, const Scales<F>& scales, int row, int q) {
@@ -208,7 +215,7 @@ DEVICE u32 pair_of(const Raw<F>& raw, const Scales<F>& scales, int row, int q) {
     u32 word = raw.code[2 * row + (q >> 2)];
     if (q & 2) word >>= 8;
     const bool upper = q & 1;  // nibble at bit 4: the integer comes out times 16
-    u32 integer = (word & (upper ? 0x00F000F0u : 0x000F000Fu)) | HALF2_1024;
+    u32 integer = and_or(word, upper ? 0x00F000F0u : 0x000F000Fu, HALF2_1024);
     constexpr int offset = F == Q4_0 ? 8 : F == Q5_0 ? 16 : F == Q6_K ? 32 : 0;
     if constexpr (F == Q5_0 || F == Q5_1 || F == Q5_K) {
         u32 bits = __byte_perm(raw.high[0], 0, row ? 0x4342 : 0x4140);  // bit q of each half

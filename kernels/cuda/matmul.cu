@@ -24,19 +24,25 @@ KERNEL __launch_bounds__(512) matmul_few(const __grid_constant__ Params p) {
     }
     const u8* weights = p.weights + (expert < 0 ? 0 : expert) * p.expert_bytes;
 
-    // Weights in flight, across tiles.
-    const u32 ring = shared_address(shared) + p.ring_at + warp * (STAGES * Staged<FORMAT>::bytes);
+    // Weights in flight, across tiles. Loops are not unrolled: their code would not fit the instruction cache.
+    using L = Layout<FORMAT>;
+    constexpr int slot_bytes = Staged<FORMAT>::bytes;
+    const u32 ring = shared_address(shared) + p.ring_at + warp * (STAGES * slot_bytes), ring_end = ring + STAGES * slot_bytes;
     int tile = blockIdx.x * tiles_at_once + warp / p.num_segments;
     int ahead_tile = tile, ahead_chunk = first_chunk;
-    auto prefetch = [&](int stage) {
-        if (ahead_tile < num_tiles)
-            Staged<FORMAT>::copy(ring + stage * Staged<FORMAT>::bytes,
-                                 unit_address<FORMAT>(weights, ahead_tile, ahead_chunk, p.num_units), ahead_chunk, lane);
+    const u8* ahead_unit = unit_address<FORMAT>(weights, ahead_tile, ahead_chunk, p.num_units);
+    auto prefetch = [&](u32 slot) {
+        if (ahead_tile < num_tiles) Staged<FORMAT>::copy(slot, ahead_unit, ahead_chunk % L::chunks, lane);
         copy_commit();
-        if (++ahead_chunk == last_chunk) ahead_chunk = first_chunk, ahead_tile += tile_step;
+        if (++ahead_chunk == last_chunk) {
+            ahead_chunk = first_chunk, ahead_tile += tile_step;
+            ahead_unit = unit_address<FORMAT>(weights, ahead_tile, ahead_chunk, p.num_units);
+        } else if (ahead_chunk % L::chunks == 0) {
+            ahead_unit += 4 * L::unit_bytes;
+        }
     };
-#pragma unroll
-    for (int stage = 0; stage < STAGES; stage++) prefetch(stage);
+#pragma unroll 1
+    for (u32 slot = ring; slot < ring_end; slot += slot_bytes) prefetch(slot);
     RowBase base = row_base(p, expert, tile, lane);
     RowBase next_base = row_base(p, expert, tile + tile_step, lane);
     if (p.input == NORMED_ROWS) prefetch_norm(p.norm);
@@ -72,46 +78,43 @@ KERNEL __launch_bounds__(512) matmul_few(const __grid_constant__ Params p) {
     const u32 x_address = shared_address(shared) + (x_row < num_tokens ? x_row : num_tokens) * stride + (lane >> 3) * 16;
     float acc[4] = {0.0f, 0.0f, 0.0f, 0.0f};
     int chunk = first_chunk, buffer = 0;
+    u32 slot = ring;
     // Warps of a block have their tiles at the same time: where segments meet, all come to the barrier equally often.
+#pragma unroll 1
     for (int block_tile = blockIdx.x * tiles_at_once; block_tile < num_tiles;) {
+        copy_wait<STAGES - 1>();
+        Raw<FORMAT> raw;
+        Staged<FORMAT>::load(raw, slot, lane);
+        const Scales<FORMAT> scales(raw, base);
+        u32 b[2][4];
+        load_matrices(b[0], x_address + chunk * 128);
+        load_matrices(b[1], x_address + chunk * 128 + 64);
+        u32 a[4][4];
 #pragma unroll
-        for (int stage = 0; stage < STAGES; stage++) {
-            if (block_tile >= num_tiles) break;
-            copy_wait<STAGES - 1>();
-            Raw<FORMAT> raw;
-            Staged<FORMAT>::load(raw, ring + stage * Staged<FORMAT>::bytes, lane);
-            const Scales<FORMAT> scales(raw, base);
-            u32 b[2][4];
-            load_matrices(b[0], x_address + chunk * 128);
-            load_matrices(b[1], x_address + chunk * 128 + 64);
+        for (int s = 0; s < 4; s++) fragment_of<FORMAT>(raw, scales, s, a[s]);
+        prefetch(slot);  // the lane has read what it now overwrites, and no other lane reads it
+        if ((slot += slot_bytes) == ring_end) slot = ring;
 #pragma unroll
-            for (int s = 0; s < 4; s++) {
-                u32 a[4];
-                fragment_of<FORMAT>(raw, scales, s, a);
-                mma_16x8x16(acc, a, b[s >> 1][2 * (s & 1)], b[s >> 1][2 * (s & 1) + 1]);
-            }
-            prefetch(stage);  // the lane has read what it now overwrites, and no other lane reads it
-            if (++chunk < last_chunk) continue;
-            chunk = first_chunk;
-            if (p.num_segments == 1) {
-                if (tile < num_tiles) finish_fragment(p, expert, first_token, num_tokens, tile, lane, acc);
-            } else {  // [2][warps][32 lanes][4]
-                float4* all = (float4*)sums + buffer * blockDim.x;
-                all[threadIdx.x] = make_float4(acc[0], acc[1], acc[2], acc[3]);
-                __syncthreads();  // the other buffer was read before all warps came here
-                if (segment == 0 && tile < num_tiles) {
-                    for (int other = 1; other < p.num_segments; other++) {
-                        const float4 v = all[threadIdx.x + 32 * other];
-                        acc[0] += v.x, acc[1] += v.y, acc[2] += v.z, acc[3] += v.w;
-                    }
-                    finish_fragment(p, expert, first_token, num_tokens, tile, lane, acc);
+        for (int s = 0; s < 4; s++) mma_16x8x16(acc, a[s], b[s >> 1][2 * (s & 1)], b[s >> 1][2 * (s & 1) + 1]);
+        if (++chunk < last_chunk) continue;
+        chunk = first_chunk;
+        bool finishes = tile < num_tiles;
+        if (p.num_segments > 1) {  // [2][warps][32 lanes][4]
+            float4* all = (float4*)sums + buffer * blockDim.x;
+            all[threadIdx.x] = make_float4(acc[0], acc[1], acc[2], acc[3]);
+            __syncthreads();  // the other buffer was read before all warps came here
+            finishes &= segment == 0;
+            if (finishes)
+                for (int other = 1; other < p.num_segments; other++) {
+                    const float4 v = all[threadIdx.x + 32 * other];
+                    acc[0] += v.x, acc[1] += v.y, acc[2] += v.z, acc[3] += v.w;
                 }
-                buffer ^= 1;
-            }
-            acc[0] = acc[1] = acc[2] = acc[3] = 0.0f;
-            tile += tile_step, block_tile += tile_step;
-            base = next_base, next_base = row_base(p, expert, tile + tile_step, lane);
+            buffer ^= 1;
         }
+        if (finishes) finish_fragment(p, expert, first_token, num_tokens, tile, lane, acc);
+        acc[0] = acc[1] = acc[2] = acc[3] = 0.0f;
+        tile += tile_step, block_tile += tile_step;
+        base = next_base, next_base = row_base(p, expert, tile + tile_step, lane);
     }
 }
 

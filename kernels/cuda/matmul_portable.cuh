@@ -33,7 +33,7 @@ DEVICE void multiply(Accumulators<TOKENS>& acc, const u32 (&a)[2][4], u32 stage,
 template <int TOKENS>
 DEVICE void matmul_tile(const Params& p) {
     using R = Ring<TOKENS>;
-    constexpr bool sums_segments = TOKENS == SUMMING_TOKENS;
+    constexpr bool sums_segments = TOKENS <= SUMMING_TOKENS;
     let_next_start();
     Work work;
     if (!work.find(p, TOKENS)) return;
@@ -53,7 +53,8 @@ DEVICE void matmul_tile(const Params& p) {
         if (chunk < work.last_chunk) {
             if (R::staged)
                 Staged<FORMAT>::copy(weight_stages + stage * R::weight_bytes + warp * Staged<FORMAT>::bytes,
-                                     unit_address<FORMAT>(weights, read_tile, chunk, p.num_units), chunk, lane);
+                                     unit_address<FORMAT>(weights, read_tile, chunk, p.num_units), chunk % Layout<FORMAT>::chunks,
+                                     lane);
             const u8* from = (const u8*)p.x + ((i64)(work.first_token + first_row) * p.width + chunk * 64 + piece * 8) * 2;
             const bool inside = chunk * 64 + piece * 8 < p.width;
             const u32 to = x_stages + stage * R::x_bytes + first_row * 128 + ((piece ^ (first_row & 7)) << 4);
@@ -94,17 +95,17 @@ DEVICE void matmul_tile(const Params& p) {
             }
             if (++stage == R::stages) stage = 0;
         }
-        if (gridDim.z > 1) store_partials(p, work, segment, tile, lane, acc);
         if constexpr (sums_segments) {
             total.add(acc);
             acc.clear();
         }
     }
-    if (gridDim.z > 1 || tile >= num_tiles) return;
+    float* sums = (float*)shared;  // the rings are done with
+    const int segment = gridDim.z > 1 ? work.first_segment : -1;
     if constexpr (sums_segments)
-        store_sums(p, work, tile, lane, total);
+        store_tile(p, work, segment, sums, total);
     else
-        store_sums(p, work, tile, lane, acc);
+        store_tile(p, work, segment, sums, acc);
 }
 
 #define TILE_KERNEL(TOKENS) \

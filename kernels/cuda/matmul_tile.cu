@@ -2,12 +2,11 @@
 // dequantises the weights of 16 outputs in registers, as the tensor cores' A operand; x is B, in shared memory.
 //   matmul_tile.cuh     on Hopper: the copy engine brings weights and x
 //   matmul_portable.cuh elsewhere: each thread copies its share, ahead of time
-// A block has all segments if it has room for a second set of sums (TOKENS == SUMMING_TOKENS), else one: the one of its
-// z, or the matrix's only one.
+// A block has all segments and finishes what they add up to, or one, the one of its z, and leaves it to matmul_reduce.
 #include "matmul.cuh"
 #include "wgmma.cuh"
 
-constexpr int SUMMING_TOKENS = 128;
+constexpr int SUMMING_TOKENS = 128;  // up to here a block has registers for the sums of segments
 constexpr int MAX_STAGES = 8;
 
 template <int TOKENS>
@@ -45,26 +44,41 @@ struct Work {
     }
 };
 
-// Sums of one segment for matmul_reduce.
+// Sums of a tile, as they lie in the warps' fragments, by way of shared memory -> the partial sums of `segment`, or if
+// that is -1 finished to `out`. In shared memory so that one short loop, in which neighbours store side by side, does
+// for all: spelled out for each register, it is more code than fits the instruction cache. All threads of the block;
+// `shared` [TOKENS][STRIDE] is free.
 template <int TOKENS>
-DEVICE void store_partials(const Params& p, const Work& work, int segment, int tile, int lane,
-                           const Accumulators<TOKENS>& sums) {
-    float* to = p.partials + (i64)segment * p.num_tokens * p.num_rows;
+DEVICE void store_tile(const Params& p, const Work& work, int segment, float* shared, const Accumulators<TOKENS>& sums) {
+    constexpr int STRIDE = 128 + 4;  // no two lanes of a store in one bank
+    const int lane = threadIdx.x % 32, first_row = blockIdx.x * 128;
+    float* to = shared + 2 * (lane & 3) * STRIDE + threadIdx.x / 32 * 16 + (lane >> 2);
+    __syncthreads();
 #pragma unroll
     for (int n = 0; n < TOKENS / 8; n++)
 #pragma unroll
-        for (int i = 0; i < 4; i++) {
-            const int token = 8 * n + 2 * (lane & 3) + (i & 1), row = tile * 16 + (lane >> 2) + 8 * (i >> 1);
-            if (token < work.num_tokens && row < p.num_rows)
-                to[(i64)(work.first_token + token) * p.num_rows + row] = sums.d[n][i];
-        }
-}
-
-template <int TOKENS>
-DEVICE void store_sums(const Params& p, const Work& work, int tile, int lane, const Accumulators<TOKENS>& sums) {
-#pragma unroll
-    for (int n = 0; n < TOKENS / 8; n++)
-        finish_fragment(p, work.expert, work.first_token + 8 * n, work.num_tokens - 8 * n, tile, lane, sums.d[n]);
+        for (int i = 0; i < 4; i++) to[(8 * n + (i & 1)) * STRIDE + 8 * (i >> 1)] = sums.d[n][i];
+    __syncthreads();
+    if (segment < 0 && is_gated(p.epilogue)) {
+        const int row = threadIdx.x % 64 / 8 * 16 + threadIdx.x % 8;
+#pragma unroll 4
+        for (int token = threadIdx.x / 64; token < work.num_tokens; token += 4)
+            finish_gated(p, work.expert, work.first_token + token, first_row + row, shared[token * STRIDE + row],
+                         shared[token * STRIDE + row + 8]);
+        return;
+    }
+    const int row = threadIdx.x % 128;
+    if (first_row + row >= p.num_rows) return;
+    if (segment < 0) {
+#pragma unroll 4
+        for (int token = threadIdx.x / 128; token < work.num_tokens; token += 2)
+            finish(p, work.expert, work.first_token + token, first_row + row, shared[token * STRIDE + row]);
+    } else {
+        float* partial = p.partials + ((i64)segment * p.num_tokens + work.first_token) * p.num_rows + first_row + row;
+#pragma unroll 4
+        for (int token = threadIdx.x / 128; token < work.num_tokens; token += 2)
+            partial[(i64)token * p.num_rows] = shared[token * STRIDE + row];
+    }
 }
 
 #if HAS_WGMMA

@@ -37,7 +37,7 @@ template <int TOKENS>
 DEVICE void matmul_tile(const TileParams& t) {
     using R = Ring<TOKENS>;
     using L = Layout<FORMAT>;
-    constexpr bool sums_segments = TOKENS == SUMMING_TOKENS;
+    constexpr bool sums_segments = TOKENS <= SUMMING_TOKENS;
     const Params& p = t.p;
     let_next_start();
     Work work;
@@ -113,17 +113,17 @@ DEVICE void matmul_tile(const TileParams& t) {
             x.advance(R::stages);
         }
         wgmma_wait<0>();
-        if (gridDim.z > 1) store_partials(p, work, segment, tile, lane, acc);
         if constexpr (sums_segments) {
             total.add(acc);
             acc.clear();
         }
     }
-    if (gridDim.z > 1 || tile * 16 >= p.num_rows) return;
+    float* sums = (float*)(unaligned + (x_stages - shared_address(unaligned)));  // the rings are done with
+    const int segment = gridDim.z > 1 ? work.first_segment : -1;
     if constexpr (sums_segments)
-        store_sums(p, work, tile, lane, total);
+        store_tile(p, work, segment, sums, total);
     else
-        store_sums(p, work, tile, lane, acc);
+        store_tile(p, work, segment, sums, acc);
 }
 
 #define TILE_KERNEL(TOKENS, BLOCKS)                                                                    \
