@@ -20,7 +20,7 @@ from kernels.tuning import Chip, tile_shape
 
 MAX_FEW = 8  # tokens of one fragment: up to here x is kept in shared memory whole
 MAX_NORMED = 2  # tokens whose norm every block makes for itself
-MAX_WARPS = 16  # of `multiply_few` on a processor, for their registers
+MIN_WARPS, MAX_WARPS = 4, 32  # of `multiply_few`: of a block; on a processor, for their registers
 BLOCK_OUTPUTS = 128  # of a block of matmul_tile_N
 MAX_STAGES = 8  # of x and weights in shared memory, as in matmul.cu
 
@@ -98,8 +98,7 @@ def project(
     num_tokens = out.shape[0]
     if not num_tokens:
         return
-    shared_bytes = context.chip.shared_bytes
-    few = num_tokens <= MAX_FEW and all(few_bytes(part, num_tokens) <= shared_bytes for part in layers.parts)
+    few = all(_are_few(context.chip, part, num_tokens) for part in layers.parts)
     if norm is not None and not (few and num_tokens <= MAX_NORMED):
         normed = context.scratch((num_tokens, x.shape[1]), np.float16)
         norm_rows(context, x, norm, rows=x_rows, out=normed)
@@ -113,20 +112,27 @@ def project(
         column += matrix.num_rows
 
 
-def few_bytes(matrix: PackedMatrix, num_tokens: int) -> int:
-    """Most shared memory of `multiply_few`: the rows of x and a row of zeros; sums of a norm, or of two tiles a warp;
-    weights in flight."""
-    return _ring_at(matrix, num_tokens) + MAX_WARPS * _few_stages(matrix.format) * staged_bytes(matrix.format)
+def _few_layout(chip: Chip, matrix: PackedMatrix, num_tokens: int) -> tuple[int, int, int]:
+    """Of `multiply_few`: warps of a block, where in shared memory their weights begin, and all of its bytes.
+
+    In front are the rows of x, and the sums of a norm or of two tiles a warp.
+    """
+    num_warps = max(MIN_WARPS, matrix.num_segments)
+    sums_bytes = max(2 * num_tokens * NORM_PARTS * 4, 2 * num_warps * 32 * 16 if matrix.num_segments > 1 else 0)
+    ring_at = num_tokens * (matrix.num_chunks * 128 + 16) + sums_bytes
+    format_ = matrix.format
+    if chip.has_wgmma:  # units in flight and their barriers: `UNITS` of matmul_few.cuh
+        num_units = 3 if format_.block_elements == 256 else {"F32": 2, "F16": 4, "BF16": 4}.get(format_.name, 8)
+        warp_bytes = num_units * (unit_bytes(format_) + 16)
+    else:  # chunks: `STAGES` of matmul_few_portable.cuh
+        warp_bytes = {"F32": 2, "F16": 4, "BF16": 4}.get(format_.name, 8) * staged_bytes(format_)
+    return num_warps, ring_at, ring_at + num_warps * warp_bytes
 
 
-def _ring_at(matrix: PackedMatrix, num_tokens: int) -> int:
-    x_bytes = (num_tokens + 1) * (matrix.num_chunks * 128 + 16)
-    return x_bytes + max(2 * num_tokens * NORM_PARTS * 4, 2 * MAX_WARPS * 32 * 16 if matrix.num_segments > 1 else 0)
-
-
-def _few_stages(format_: Format) -> int:
-    """Chunks that a warp of `multiply_few` has in flight: `STAGES` of matmul.cu."""
-    return {"F32": 2, "F16": 4, "BF16": 4}.get(format_.name, 8)
+def _are_few(chip: Chip, matrix: PackedMatrix, num_tokens: int) -> bool:
+    """Whether `multiply_few` is for so many tokens: they fit, and two blocks of several tokens fit a processor."""
+    *_, shared_bytes = _few_layout(chip, matrix, num_tokens)
+    return num_tokens <= MAX_FEW and shared_bytes <= chip.shared_bytes // min(num_tokens, 2)
 
 
 def multiply_few(
@@ -145,25 +151,21 @@ def multiply_few(
     limit: float = 0.0,
 ) -> None:
     """A few tokens; with ``token_experts`` [num_tokens], each through an expert of its own."""
-    num_processors, num_segments = context.chip.num_processors, matrix.num_segments
+    chip = context.chip
     tokens_in_block = 1 if token_experts is not None else num_tokens
     num_products = num_tokens // tokens_in_block
-    num_warps = 8 if matrix.num_tiles * num_segments * num_products >= 8 * num_processors else 4
-    num_warps = max(num_warps, num_segments)
-    num_blocks = -(-matrix.num_tiles * num_segments // num_warps)
-    most = -(-num_processors * (MAX_WARPS // num_warps) // num_products)  # what runs at once
-    grid = (min(num_blocks, most), num_products)
-    ring_at = _ring_at(matrix, tokens_in_block)
+    num_warps, ring_at, shared_bytes = _few_layout(chip, matrix, tokens_in_block)
+    resident = chip.num_processors * max(1, min(MAX_WARPS // num_warps, chip.shared_bytes // (shared_bytes + 1024)))
+    num_blocks = -(-matrix.num_tiles * matrix.num_segments // num_warps)
     params = _params(x, matrix, num_tokens, out, epilogue, column, norm=norm, x_rows=x_rows,
                      token_experts=token_experts, ring_at=ring_at, alpha=alpha, limit=limit)  # fmt: skip
-    ring_bytes = num_warps * _few_stages(matrix.format) * staged_bytes(matrix.format)
     context.launch(
         "matmul",
         "matmul_few",
-        grid,
+        (min(num_blocks, -(-resident // num_products)), num_products),
         32 * num_warps,
         params,
-        shared_bytes=ring_at + ring_bytes,
+        shared_bytes=shared_bytes,
         FORMAT=FORMAT_IDS[matrix.format.name],
     )
 

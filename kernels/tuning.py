@@ -34,9 +34,9 @@ LARGEST_SIZE = 256
 """Tokens of a tile whose block has one segment; on Hopper only."""
 
 # Microseconds, read off an H100's profile: good enough to tell shapes apart.
-_CHUNK_US = {16: 0.25, 32: 0.26, 64: 0.3, 128: 0.36, 256: 0.62}  # of 64 columns, of one block on a processor
-_SHARED_CHUNK = 1.35  # times as long where two blocks share the processor
-_BLOCK_US = 2.5  # to start, and to store
+_CHUNK_US = {16: 0.5, 32: 0.5, 64: 0.52, 128: 0.55, 256: 0.85}  # of 64 columns, of one block on a processor
+_SHARED_CHUNK = 1.15  # times as long where two blocks share the processor
+_BLOCK_US = 5.0  # to start, and to store
 _REDUCE_US, _REDUCED_BYTES_PER_US = 3.0, 2.5e6
 
 

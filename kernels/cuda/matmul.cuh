@@ -38,42 +38,60 @@ struct Params {
 
 DEVICE int segment_start(int segment, const Params& p) { return segment * p.num_chunks / p.num_segments; }
 
-// Sums of a tile's rows g and g + 8 -> out. With gated activations row g is a gate, row g + 8 its up projection, and
-// a tile of 16 rows gives 8 outputs.
+// With gated activations row g of a 16-row tile is a gate, row g + 8 its up projection, and the tile gives 8 outputs.
 DEVICE bool is_gated(int epilogue) { return epilogue == SWIGLU || epilogue == CLAMPED_SWIGLU; }
+DEVICE int gated_column(int gate_row) { return (gate_row >> 4) * 8 + (gate_row & 7); }
 
-DEVICE float scaled(const Params& p, int expert, int row, float sum) {
+// What a row's sums become before the epilogue.
+struct OutputRow {
+    float factor = 1.0f, bias = 0.0f;
+    DEVICE OutputRow(const Params& p, int expert, int row) {
+        if (row >= p.num_rows) return;
+        const i64 at = (i64)expert * p.num_rows + row;
+        if (p.bias) bias = p.bias[at];
 #if FORMAT == 11
-    int exponent = p.base[(i64)expert * p.num_rows + row];
-    sum *= __uint_as_float(exponent ? (u32)exponent << 23 : 0x00400000u);  // 2^(exponent - 127)
+        const int exponent = p.base[at];
+        factor = __uint_as_float(exponent ? (u32)exponent << 23 : 0x00400000u);  // 2^(exponent - 127)
 #endif
-    return p.bias ? __fadd_rn(sum, p.bias[(i64)expert * p.num_rows + row]) : sum;
-}
+    }
+    DEVICE float of(float sum) const {
+#if FORMAT == 11
+        sum *= factor;
+#endif
+        return __fadd_rn(sum, bias);
+    }
+};
 
-DEVICE void finish(const Params& p, int expert, i64 token, int row, float sum) {
-    if (row >= p.num_rows) return;
-    float y = scaled(p, expert, row, sum);
-    i64 at = token * p.out_stride + p.out_column + row;
-    if (p.epilogue == STORE_HALF) ((u16*)p.out)[at] = to_half(y);
-    if (p.epilogue == STORE_FLOAT) ((float*)p.out)[at] = y;
-    if (p.epilogue == ADD_RESIDUAL) ((float*)p.out)[at] = __fadd_rn(((float*)p.out)[at], y);
-    if (p.epilogue == GELU) {  // tanh form
-        float inner = 0.7978845608028654f * (y + 0.044715f * (y * y * y));
+template <int EPILOGUE>
+DEVICE void put(const Params& p, i64 at, float y) {
+    if constexpr (EPILOGUE == STORE_HALF) ((u16*)p.out)[at] = to_half(y);
+    if constexpr (EPILOGUE == STORE_FLOAT) ((float*)p.out)[at] = y;
+    if constexpr (EPILOGUE == ADD_RESIDUAL) ((float*)p.out)[at] = __fadd_rn(((float*)p.out)[at], y);
+    if constexpr (EPILOGUE == GELU) {  // tanh form
+        const float inner = 0.7978845608028654f * (y + 0.044715f * (y * y * y));
         ((u16*)p.out)[at] = to_half(0.5f * y * (1.0f + tanhf(inner)));
     }
 }
 
-DEVICE void finish_gated(const Params& p, int expert, i64 token, int gate_row, float gate_sum, float up_sum) {
-    if (gate_row >= p.num_rows) return;
-    float gate = scaled(p, expert, gate_row, gate_sum), up = scaled(p, expert, gate_row + 8, up_sum);
+DEVICE void put_gated(const Params& p, i64 at, float gate, float up) {
     float steepness = 1.0f;
     if (p.epilogue == CLAMPED_SWIGLU) {
         gate = fminf(gate, p.limit), up = fminf(fmaxf(up, -p.limit), p.limit) + 1.0f;
         steepness = p.alpha;
     }
-    int column = (gate_row >> 4) * 8 + (gate_row & 7);
-    float activated = gate / (1.0f + __expf(-steepness * gate)) * up;
-    ((u16*)p.out)[token * p.out_stride + p.out_column + column] = to_half(activated);
+    ((u16*)p.out)[at] = to_half(__fdividef(gate, 1.0f + __expf(-steepness * gate)) * up);
+}
+
+// One output, or one pair of gate and up (`up_sum`).
+DEVICE void finish(const Params& p, int expert, i64 token, int row, float sum, float up_sum) {
+    if (row >= p.num_rows) return;
+    const i64 line = token * p.out_stride + p.out_column;
+    const float y = OutputRow(p, expert, row).of(sum);
+    if (p.epilogue == STORE_HALF) put<STORE_HALF>(p, line + row, y);
+    if (p.epilogue == STORE_FLOAT) put<STORE_FLOAT>(p, line + row, y);
+    if (p.epilogue == ADD_RESIDUAL) put<ADD_RESIDUAL>(p, line + row, y);
+    if (p.epilogue == GELU) put<GELU>(p, line + row, y);
+    if (is_gated(p.epilogue)) put_gated(p, line + gated_column(row), y, OutputRow(p, expert, row + 8).of(up_sum));
 }
 
 DEVICE RowBase row_base(const Params& p, int expert, int tile, int lane) {
@@ -95,11 +113,7 @@ DEVICE void finish_fragment(const Params& p, int expert, i64 first_token, int nu
     for (int i = 0; i < 2; i++) {
         const int token = 2 * (lane & 3) + i, row = tile * 16 + (lane >> 2);
         if (token >= num_tokens) continue;
-        if (is_gated(p.epilogue)) {
-            finish_gated(p, expert, first_token + token, row, sum[i], sum[i + 2]);
-        } else {
-            finish(p, expert, first_token + token, row, sum[i]);
-            finish(p, expert, first_token + token, row + 8, sum[i + 2]);
-        }
+        finish(p, expert, first_token + token, row, sum[i], sum[i + 2]);
+        if (!is_gated(p.epilogue)) finish(p, expert, first_token + token, row + 8, sum[i + 2], 0.0f);
     }
 }

@@ -44,6 +44,13 @@ struct Work {
     }
 };
 
+template <int EPILOGUE>
+DEVICE void put_rows(const Params& p, const Work& work, i64 at, const OutputRow& output, const float* sums, int stride) {
+#pragma unroll 4
+    for (int token = threadIdx.x / 128; token < work.num_tokens; token += 2)
+        put<EPILOGUE>(p, at + (i64)token * p.out_stride, output.of(sums[token * stride]));
+}
+
 // Sums of a tile, as they lie in the warps' fragments, by way of shared memory -> the partial sums of `segment`, or if
 // that is -1 finished to `out`. In shared memory so that one short loop, in which neighbours store side by side, does
 // for all: spelled out for each register, it is more code than fits the instruction cache. All threads of the block;
@@ -59,26 +66,31 @@ DEVICE void store_tile(const Params& p, const Work& work, int segment, float* sh
 #pragma unroll
         for (int i = 0; i < 4; i++) to[(8 * n + (i & 1)) * STRIDE + 8 * (i >> 1)] = sums.d[n][i];
     __syncthreads();
+    const i64 line = (i64)work.first_token * p.out_stride + p.out_column;
     if (segment < 0 && is_gated(p.epilogue)) {
-        const int row = threadIdx.x % 64 / 8 * 16 + threadIdx.x % 8;
+        const int local = threadIdx.x % 64 / 8 * 16 + threadIdx.x % 8, row = first_row + local;
+        const OutputRow gate(p, work.expert, row), up(p, work.expert, row + 8);
+        if (row >= p.num_rows) return;
 #pragma unroll 4
         for (int token = threadIdx.x / 64; token < work.num_tokens; token += 4)
-            finish_gated(p, work.expert, work.first_token + token, first_row + row, shared[token * STRIDE + row],
-                         shared[token * STRIDE + row + 8]);
+            put_gated(p, line + (i64)token * p.out_stride + gated_column(row), gate.of(shared[token * STRIDE + local]),
+                      up.of(shared[token * STRIDE + local + 8]));
         return;
     }
-    const int row = threadIdx.x % 128;
-    if (first_row + row >= p.num_rows) return;
-    if (segment < 0) {
+    const int local = threadIdx.x % 128, row = first_row + local;
+    if (row >= p.num_rows) return;
+    if (segment >= 0) {
+        float* partial = p.partials + ((i64)segment * p.num_tokens + work.first_token) * p.num_rows + row;
 #pragma unroll 4
         for (int token = threadIdx.x / 128; token < work.num_tokens; token += 2)
-            finish(p, work.expert, work.first_token + token, first_row + row, shared[token * STRIDE + row]);
-    } else {
-        float* partial = p.partials + ((i64)segment * p.num_tokens + work.first_token) * p.num_rows + first_row + row;
-#pragma unroll 4
-        for (int token = threadIdx.x / 128; token < work.num_tokens; token += 2)
-            partial[(i64)token * p.num_rows] = shared[token * STRIDE + row];
+            partial[(i64)token * p.num_rows] = shared[token * STRIDE + local];
+        return;
     }
+    const OutputRow output(p, work.expert, row);
+    if (p.epilogue == STORE_HALF) put_rows<STORE_HALF>(p, work, line + row, output, shared + local, STRIDE);
+    if (p.epilogue == STORE_FLOAT) put_rows<STORE_FLOAT>(p, work, line + row, output, shared + local, STRIDE);
+    if (p.epilogue == ADD_RESIDUAL) put_rows<ADD_RESIDUAL>(p, work, line + row, output, shared + local, STRIDE);
+    if (p.epilogue == GELU) put_rows<GELU>(p, work, line + row, output, shared + local, STRIDE);
 }
 
 #if HAS_WGMMA

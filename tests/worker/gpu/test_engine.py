@@ -152,7 +152,7 @@ def test_prefix_hit_equals_miss(model: Any, undisturbed: dict):
 
 
 def test_preempted_equals_uninterrupted(model: Any, undisturbed: dict):
-    machine = engine(model, num_blocks=30)
+    machine = engine(model, num_blocks=14)  # the longest request needs twelve
     assert_same(generate(traffic(model), machine), undisturbed)
     assert machine.stats(memory_bytes=0).preemptions > 0
 
