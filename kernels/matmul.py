@@ -20,7 +20,8 @@ from kernels.tuning import Chip, tile_shape
 
 MAX_FEW = 8  # tokens of one fragment: up to here x is kept in shared memory whole
 MAX_NORMED = 2  # tokens whose norm every block makes for itself
-MIN_WARPS, MAX_WARPS = 4, 32  # of `multiply_few`: of a block; on a processor, for their registers
+BLOCK_WARPS, EXPERT_BLOCK_WARPS = 8, 4  # of `multiply_few`
+MAX_WARPS = 32  # of it on a processor, for their registers
 BLOCK_OUTPUTS = 128  # of a block of matmul_tile_N
 MAX_STAGES = 8  # of x and weights in shared memory, as in matmul.cu
 
@@ -117,16 +118,11 @@ def _few_layout(chip: Chip, matrix: PackedMatrix, num_tokens: int) -> tuple[int,
 
     In front are the rows of x, and the sums of a norm or of two tiles a warp.
     """
-    num_warps = max(MIN_WARPS, matrix.num_segments)
+    num_warps = max(BLOCK_WARPS if matrix.num_experts == 1 else EXPERT_BLOCK_WARPS, matrix.num_segments)
     sums_bytes = max(2 * num_tokens * NORM_PARTS * 4, 2 * num_warps * 32 * 16 if matrix.num_segments > 1 else 0)
     ring_at = num_tokens * (matrix.num_chunks * 128 + 16) + sums_bytes
-    format_ = matrix.format
-    if chip.has_wgmma:  # units in flight and their barriers: `UNITS` of matmul_few.cuh
-        num_units = 3 if format_.block_elements == 256 else {"F32": 2, "F16": 4, "BF16": 4}.get(format_.name, 8)
-        warp_bytes = num_units * (unit_bytes(format_) + 16)
-    else:  # chunks: `STAGES` of matmul_few_portable.cuh
-        warp_bytes = {"F32": 2, "F16": 4, "BF16": 4}.get(format_.name, 8) * staged_bytes(format_)
-    return num_warps, ring_at, ring_at + num_warps * warp_bytes
+    num_stages = {"F32": 2, "F16": 4, "BF16": 4}.get(matrix.format.name, 8)  # `STAGES` of matmul_few.cuh
+    return num_warps, ring_at, ring_at + num_warps * num_stages * staged_bytes(matrix.format)
 
 
 def _are_few(chip: Chip, matrix: PackedMatrix, num_tokens: int) -> bool:

@@ -1,29 +1,7 @@
 // y = x W^T on packed weights of one FORMAT, with the operation that follows; see matmul.cuh.
 //   matmul_few     up to 8 tokens: x lies in shared memory whole, each warp has a tile of 16 outputs or a segment of one
 //   matmul_reduce  adds the segments that several blocks of matmul_tile_N have left
-#include "matmul.cuh"
-#include "wgmma.cuh"
-
-// acc += the products of a chunk of a tile's weights with up to 8 rows of x.
-DEVICE void multiply_chunk(float (&acc)[4], const Raw<FORMAT>& raw, const RowBase& base, u32 x_address, int chunk) {
-    const Scales<FORMAT> scales(raw, base);
-    u32 b[2][4];
-    load_matrices(b[0], x_address + chunk * 128);
-    load_matrices(b[1], x_address + chunk * 128 + 64);
-#pragma unroll
-    for (int s = 0; s < 4; s++) {
-        u32 a[4];
-        fragment_of<FORMAT>(raw, scales, s, a);
-        mma_16x8x16(acc, a, b[s >> 1][2 * (s & 1)], b[s >> 1][2 * (s & 1) + 1]);
-    }
-}
-
-
-#if HAS_WGMMA
 #include "matmul_few.cuh"
-#else
-#include "matmul_few_portable.cuh"
-#endif
 
 // Shared memory: rows of x as float16, `stride` bytes each; the sums of norms or of segments; each warp's ring of weights.
 KERNEL __launch_bounds__(512) matmul_few(const __grid_constant__ Params p) {
