@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 
 from kernels.formats import FORMATS
+from kernels.launch import Context
 from kernels.layers import LayerNorm, RmsNorm
+from kernels.loader import Compiler, Loader
 from kernels.matmul import linear, linear_residual, norm_gelu, norm_head, norm_linear, norm_swiglu
 from kernels.packed import Projection
 from kernels.weight_store import WeightStore
@@ -137,6 +140,29 @@ def test_gelu_layer_norm_residual_and_head(
     logits = empty((rows.size, 1001), np.float32)
     norm_head(device.context, upload(x), upload(rows), norm, layers[2], out=logits)
     assert relative(download(logits), normed[rows] @ values_of(head).T) < 8e-4
+
+
+@pytest.mark.parametrize("name", ["F16", "Q4_0", "Q8_0", "Q4_K", "Q6_K", "MXFP4"])
+def test_kernels_without_hoppers_instructions_give_the_same_bits(
+    device: Any, upload: Any, empty: Any, download: Any, name: str
+) -> None:
+    """Those of every other chip, compiled for this one."""
+    chip = device.chip
+    if not chip.has_wgmma:
+        pytest.skip("on this GPU there are no others")
+    plain = Context(
+        replace(chip, arch="sm_90"), loader=Loader(Compiler("sm_90")), stream=device.stream, arena=device.context._arena
+    )
+    rng = np.random.default_rng(7)
+    layers = load(device, lambda store: store.projection([random_weight(name, (1000, 512), rng, bias=True)]))
+    x = rng.normal(size=(TOKENS[-1], 512)).astype(np.float16)
+    for num_tokens in TOKENS:
+        found = []
+        for context in (device.context, plain):
+            out = empty((num_tokens, 1000), np.float32)
+            linear(context, upload(x[:num_tokens]), layers, out=out)
+            found.append(download(out))
+        np.testing.assert_array_equal(*found, err_msg=f"{num_tokens} tokens")
 
 
 def test_no_tokens_launch_nothing(device: Any, upload: Any, empty: Any) -> None:
