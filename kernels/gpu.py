@@ -6,7 +6,7 @@ Imports CuPy, so that only `kernels.device.open_device` may import this.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -20,7 +20,7 @@ from kernels.array import Array
 from kernels.device import INSTALL_CUDA, USE_CPU, DeviceUnavailable
 from kernels.errors import CudaFailure
 from kernels.launch import Context
-from kernels.loader import Compiler, Loader, architecture
+from kernels.loader import Compiler, Loader, Variant, architecture
 from kernels.memory import Arena, DeviceMemory, MemoryPlan, pinned, verify_residency
 from kernels.planned import PlannedDevice
 from kernels.tuning import Chip
@@ -64,9 +64,13 @@ class CudaDevice(PlannedDevice):
         free_bytes: int = runtime.memGetInfo()[0]
         return free_bytes
 
-    def allocate(self, plan: MemoryPlan) -> None:
-        """Take all the memory that will ever be used, and a `context` that launches; raises `OutOfDeviceMemory`."""
+    def allocate(self, plan: MemoryPlan, variants: Iterable[Variant] = ()) -> None:
+        """Take all the memory that will ever be used, and a `context` that launches; raises `OutOfDeviceMemory`.
+
+        ``variants`` are compiled, on all cores, and loaded here: no later launch of them waits for a compiler.
+        """
         plan.check(self.budget_bytes)
+        self.loader.prepare(variants)
         weights, kv_cache, step_buffers, scratch = (
             self._memory.allocate(name.replace("_", " "), getattr(plan, name))
             for name in ("weights", "kv_cache", "step_buffers", "scratch")

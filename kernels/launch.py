@@ -109,6 +109,10 @@ class Context:
         if error is not self._success:
             raise CudaFailure(kernel, error.name)
 
+    def note_variant(self, stem: str, defines: Mapping[str, int | str]) -> None:
+        """Put it among the ``variants``, as its launch would."""
+        self.variants[stem, *sorted(defines.items())] = (stem, dict(defines))
+
     def _prepare(
         self,
         stem: str,
@@ -123,7 +127,7 @@ class Context:
         grid, block = _three(grid), _three(block)
         if 0 in grid:
             return None
-        self.variants[stem, *sorted(defines.items())] = (stem, dict(defines))
+        self.note_variant(stem, defines)
         function = None if self._loader is None else self._loader.function(stem, kernel, defines)
         for problem in _problems(grid, block, shared_bytes, params, self.chip, function):
             raise CudaFailure(kernel, problem)

@@ -40,6 +40,11 @@ def variants() -> list[Variant]:
     return list(seen.values())
 
 
+def common_variants() -> list[Variant]:
+    """Those that depend on no model."""
+    return [(stem, defines) for stem, defines in variants() if not defines]
+
+
 def bind(context: Context) -> SimpleNamespace:
     """The ops by name, as `kernels.reference` has them: every function of the modules whose first parameter is the
     ``context``, which is given here."""

@@ -7,6 +7,7 @@ import struct
 import numpy as np
 
 from kernels.array import Array
+from kernels.formats import FORMATS, Format
 from kernels.launch import Context
 from kernels.loader import Variant
 from kernels.packed import FORMAT_IDS, PackedMatrix
@@ -17,7 +18,12 @@ _UNPACK_THREADS = 128
 
 
 def variants() -> list[Variant]:
-    return [("repack", {"FORMAT": number}) for number in FORMAT_IDS.values()]
+    return [variant_for(FORMATS[name]) for name in FORMAT_IDS]
+
+
+def variant_for(format_: Format) -> Variant:
+    """What repacks and unpacks matrices of ``format_``."""
+    return "repack", {"FORMAT": FORMAT_IDS[format_.name]}
 
 
 def repack_rows(

@@ -20,7 +20,7 @@ from kernels.layers import Router, Weight
 from kernels.memory import Arena
 from kernels.packed import Experts, PackedMatrix, Projection, packed_bytes
 from kernels.reference.dequant import dequantise
-from kernels.repack import repack_rows
+from kernels.repack import repack_rows, variant_for
 from kernels.upload import Piece, Upload
 
 MAX_TENSORS = 1 << 16
@@ -147,6 +147,7 @@ class WeightStore:
             raise UnsupportedWeight(
                 weights[0].name, f"has rows of {width}; on a CUDA device they must be a multiple of {COLUMN_GRANULE}"
             )
+        self._context.note_variant(*variant_for(format_))
         packed = self._arena.allocate((num_experts, packed_bytes(format_, num_rows, width)), np.uint8)
         base = self._arena.allocate((num_experts, num_rows), np.int32) if format_.name == "MXFP4" else None
         return PackedMatrix(format_, num_rows, width, num_experts, gated, packed, base, self._bias(weights, gated))

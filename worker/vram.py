@@ -7,7 +7,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from kernels.device import Device
+from kernels.loader import Variant
 from kernels.memory import ALIGNMENT, PAGE_BYTES, MemoryPlan
+from kernels.operations import common_variants
 from kernels.planned import PlannedDevice
 from kernels.upload import STAGING_BYTES
 from worker.engine.graphs import make_buckets
@@ -35,6 +37,7 @@ class VramPlan:
     block_bytes: int
     block_tokens: int
     available_bytes: int | None
+    variants: tuple[Variant, ...]  # of kernels that will be launched
 
     @property
     def cache_tokens(self) -> int:
@@ -75,7 +78,7 @@ def plan_engine(gguf: GGUFFile, device: PlannedDevice, settings: Settings) -> Vr
         left_bytes = (device.budget_bytes or 0) - without_cache.total_bytes
         num_blocks = max(least, min(most, (left_bytes // PAGE_BYTES * PAGE_BYTES - padding_bytes) // block_bytes))
     memory = replace(without_cache, kv_cache=num_blocks * block_bytes + padding_bytes)
-    return VramPlan(memory, num_blocks, block_bytes, block_tokens, device.budget_bytes)
+    return VramPlan(memory, num_blocks, block_bytes, block_tokens, device.budget_bytes, _variants(dry))
 
 
 def reserve(gguf: GGUFFile, device: Device, settings: Settings) -> Settings:
@@ -85,7 +88,7 @@ def reserve(gguf: GGUFFile, device: Device, settings: Settings) -> Settings:
         return settings
     plan = plan_engine(gguf, device, settings)
     cuda: Any = device
-    cuda.allocate(plan.memory)
+    cuda.allocate(plan.memory, plan.variants)
     return replace(settings, kv_cache_bytes=settings.kv_cache_bytes or plan.num_blocks * plan.block_bytes)
 
 
@@ -98,7 +101,12 @@ def reserve_for(gguf: GGUFFile, device: Device, lay_out: Callable[[Model], None]
         dry = PlannedDevice(device.name, device.chip)
         lay_out(assemble_model(read_config(gguf), Weights(gguf, dry), dry))
         cuda: Any = device
-        cuda.allocate(_plan(dry, num_graphs=0))
+        cuda.allocate(_plan(dry, num_graphs=0), _variants(dry))
+
+
+def _variants(dry: PlannedDevice) -> tuple[Variant, ...]:
+    """What was launched on ``dry``, and what any engine may launch besides."""
+    return (*dry.context.variants.values(), *common_variants())
 
 
 def _plan(dry: PlannedDevice, *, num_graphs: int) -> MemoryPlan:

@@ -36,11 +36,6 @@ DEVICE float from_half(u16 value) {
 DEVICE float low_half(u32 pair) { return from_half((u16)pair); }
 DEVICE float high_half(u32 pair) { return from_half((u16)(pair >> 16)); }
 
-DEVICE u32 half2_add(u32 a, u32 b) {
-    u32 r;
-    asm("add.rn.f16x2 %0, %1, %2;" : "=r"(r) : "r"(a), "r"(b));
-    return r;
-}
 DEVICE u32 half2_multiply(u32 a, u32 b) {
     u32 r;
     asm("mul.rn.f16x2 %0, %1, %2;" : "=r"(r) : "r"(a), "r"(b));

@@ -13,9 +13,6 @@ template <int PENDING>
 DEVICE void wgmma_wait() {
     asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(PENDING) : "memory");
 }
-// Makes what ordinary stores and cp.async wrote visible to wgmma; before the barrier, in every writing thread.
-DEVICE void publish_to_wgmma() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
-
 // Descriptor of step 0 at `address`; each step of 16 columns adds 2.
 DEVICE u64 wgmma_descriptor(u32 address) {
     return (u64)((address & 0x3FFFF) >> 4) | (u64)1 << 16 | (u64)(1024 >> 4) << 32 | (u64)1 << 62;

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,11 @@ import pytest
 
 from kernels.device import open_device
 from kernels.errors import OutOfDeviceMemory
+from kernels.formats import FORMATS
+from kernels.loader import Variant
 from kernels.memory import PAGE_BYTES, MemoryPlan
 from kernels.planned import PlannedDevice
+from kernels.repack import variant_for
 from kernels.step import dry_step
 from kernels.tuning import H100
 from kernels.upload import STAGING_BYTES
@@ -37,10 +41,12 @@ class Gpu(PlannedDevice):
         super().__init__("cuda:0")
         self.budget_bytes = budget_bytes
         self.allocated: list[MemoryPlan] = []
+        self.prepared: set[str] = set()
 
-    def allocate(self, plan: MemoryPlan) -> None:
+    def allocate(self, plan: MemoryPlan, variants: Iterable[Variant] = ()) -> None:
         plan.check(self.budget_bytes)
         self.allocated.append(plan)
+        self.prepared = set(map(str, variants))
 
 
 @pytest.fixture
@@ -111,6 +117,16 @@ def test_no_step_needs_more_scratch_than_was_planned_for_the_largest(tmp_path: P
         for num_sequences in {1, min(num_tokens, settings.max_sequences)}:
             model.forward(dry_step(num_tokens, num_sequences, num_sequences, 128), cache)
             assert device.context.high_water_bytes <= planned_bytes, num_tokens
+
+
+def test_kernels_that_load_run_and_serve_a_model_are_prepared_before(gguf: GGUFFile) -> None:
+    gpu = Gpu(1 << 40)
+    reserve(gguf, gpu, SETTINGS)
+    formats = {tensor.format.name for tensor in gguf.tensors.values() if len(tensor.shape) > 1}
+    repacked = {str(variant_for(FORMATS[name])) for name in formats} & gpu.prepared
+    assert len(repacked) >= len(formats - {"F32"})
+    stems = {text.split("'")[1] for text in gpu.prepared}
+    assert stems >= {"repack", "matmul", "matmul_tile", "moe", "norm", "attention", "rope", "sampling_draw", "step"}
 
 
 def test_what_is_reserved_is_what_the_engine_is_told(gguf: GGUFFile) -> None:
