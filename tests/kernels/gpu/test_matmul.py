@@ -17,7 +17,7 @@ from kernels.packed import Projection
 from kernels.weight_store import WeightStore
 from tests.kernels.gpu.weights import random_weight, values_of
 
-TOKENS = (1, 3, 8, 9, 16, 33, 64, 100, 128, 300, 700)  # every kernel and tile, segments by one block and by several
+TOKENS = (1, 3, 8, 9, 16, 33, 64, 100, 128, 300, 1000)  # every kernel and tile, segments by one block and by several
 
 
 def load(device: Any, make: Any) -> Any:
