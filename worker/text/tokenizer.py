@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -48,6 +48,7 @@ class Tokenizer:
         self._encoder = encoder
         self._pieces = pieces
         self._hidden_ids = frozenset(hidden_ids)
+        self._shown = [b"" if token_id in self._hidden_ids else piece for token_id, piece in enumerate(pieces)]
 
     def encode(self, text: str, *, add_special: bool = True, parse_special: bool = False) -> list[int]:
         """Token ids of ``text``.
@@ -79,6 +80,11 @@ class Tokenizer:
     def token_bytes(self, token_id: int) -> bytes:
         """The raw bytes of one token, a special one's text; none for an id beyond the vocabulary (padded models)."""
         return self._pieces[token_id] if 0 <= token_id < self.vocab_size else b""
+
+    def shown_bytes(self, token_ids: Iterable[int]) -> bytes:
+        """`token_bytes` of all ids that are not special, joined."""
+        shown, vocab_size = self._shown, self.vocab_size
+        return b"".join([shown[token_id] for token_id in token_ids if 0 <= token_id < vocab_size])
 
     def token_text(self, token_id: int | None) -> str:
         """`token_bytes` as text, empty for None: what a chat template knows as ``bos_token``."""
