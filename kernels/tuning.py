@@ -33,6 +33,10 @@ SUMMING_SIZES = (16, 32, 64, 128)
 LARGEST_SIZE = 256
 """Tokens of a tile whose block has one segment; on Hopper only."""
 
+SHAPES_APART = 64
+"""Shapes are chosen at multiples of so many tokens, and at the smallest tile: between two of them memory grows with the
+tokens, so that it can be planned at each."""
+
 # Microseconds, read off an H100's profile: good enough to tell shapes apart.
 _CHUNK_US = {16: 0.5, 32: 0.5, 64: 0.52, 128: 0.55, 256: 0.85}  # of 64 columns, of one block on a processor
 _SHARED_CHUNK = 1.15  # times as long where two blocks share the processor
@@ -43,6 +47,8 @@ _REDUCE_US, _REDUCED_BYTES_PER_US = 3.0, 2.5e6
 @lru_cache(4096)
 def tile_shape(chip: Chip, num_rows: int, num_chunks: int, num_segments: int, num_tokens: int) -> tuple[int, int]:
     """(tokens of a tile, 1 or the number of segments as blocks of their own) for a product on ``num_rows`` outputs."""
+    smallest = SUMMING_SIZES[0]
+    num_tokens = smallest if num_tokens <= smallest else -(-num_tokens // SHAPES_APART) * SHAPES_APART
 
     def estimate(size: int, splits: int) -> float:
         blocks = -(-num_rows // 128) * -(-num_tokens // size) * splits

@@ -8,14 +8,13 @@ from typing import Any
 import numpy as np
 
 from kernels.step import DecodeRows, DeviceArray, Draws, allocate_rows, dry_step, first, packed_bytes, view
+from kernels.tuning import SHAPES_APART, SUMMING_SIZES
 from worker.engine.admission import MAX_LOGPROBS
 from worker.engine.graphs import draw, make_buckets
 from worker.model.adapters import Model
 
 MAX_EDITS = 1 << 17
 """Edits of logits that go to the device at a time: with more, several times."""
-TOKENS_APART = 64
-"""Between two multiples of this, a step of more tokens needs more memory: tiles of many tokens end at multiples."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +103,8 @@ def lay_out(model: Model, *, block_tokens: int, step_tokens: int, max_sequences:
     cache = model.allocate_cache(1, block_tokens)
     most = limits.max_sequences
     # Not only the largest: steps of fewer tokens are cut into more parts, whose partial sums need scratch memory too.
-    counts = {*make_buckets(most), *range(TOKENS_APART, step_tokens, TOKENS_APART), step_tokens}
+    counts = {*make_buckets(most), *range(SHAPES_APART, step_tokens, SHAPES_APART), step_tokens}
+    counts.add(min(SUMMING_SIZES[0], step_tokens))
     for num_tokens, num_sequences in [*((count, min(count, most)) for count in sorted(counts)), (step_tokens, 1)]:
         logits = model.forward(dry_step(num_tokens, num_sequences, num_sequences, limits.max_blocks), cache)
         draws: Draws = memory.rows.draws.first(num_sequences)
