@@ -69,12 +69,16 @@ clean:  ## remove the environment, caches and build outputs
 help:  ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 21
 
+# PYTHON's packages, for $(VENV) to see too: --system-site-packages would pass over those of a PYTHON that is in a venv.
+SHARE := import site; print(*site.getsitepackages(), sep="\n")
+
 # The first of these that runs and is new enough, unless PYTHON says otherwise.
 $(BIN)/python:
 	@for python in $(or $(PYTHON),python3 python3.13 python3.12 python3.11); do \
 	  if $$python -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null; then \
 	    echo "creating $(VENV) with $$($$python --version)"; \
-	    $$python -m venv $(if $(WHEELS),--system-site-packages) $(VENV) && exit 0; rm -rf $(VENV); exit 1; \
+	    $$python -m venv $(VENV) $(if $(WHEELS),&& $$python -c '$(SHARE)' > $$(echo $(VENV)/lib/python3.*/site-packages)/base.pth) && exit 0; \
+	    rm -rf $(VENV); exit 1; \
 	  fi; \
 	done; echo "orcd needs Python 3.11, 3.12 or 3.13: run make PYTHON=/path/to/python3.12 $(MAKECMDGOALS)" >&2; exit 1
 
