@@ -60,7 +60,7 @@ gpu-sanitize: $(VENV)/installed-gpu  ## look for wrong accesses, then for races 
 
 wheels: $(BIN)/python  ## collect in WHEELS what the three above need on a machine without network
 	@test -n "$(WHEELS)" || { echo "say where to: make wheels WHEELS=/path/to/folder" >&2; exit 2; }
-	@$(BIN)/python -m pip download -qq --disable-pip-version-check -d $(WHEELS) '.[dev,$(CUDA)]' nvidia-cuda-sanitizer-api hatchling editables
+	@$(BIN)/python -m pip download -qq --disable-pip-version-check -d $(WHEELS) '.[test,$(CUDA)]' nvidia-cuda-sanitizer-api hatchling editables
 
 clean:  ## remove the environment, caches and build outputs
 	@rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
@@ -93,7 +93,9 @@ $(VENV)/installed-dev: pyproject.toml | $(BIN)/python
 	@touch $@ $(VENV)/installed
 
 # CuPy that is there already is taken: a CUDA image may bring its own.
-$(VENV)/installed-gpu: $(VENV)/installed-dev
+$(VENV)/installed-gpu: pyproject.toml | $(BIN)/python
+	@echo "installing orcd and what its tests need into $(VENV)"
+	@$(PIP) --editable '.[test]'
 	@$(BIN)/python -c 'import cupy; from cuda.bindings import nvrtc; nvrtc.nvrtcVersion()' 2>/dev/null || \
 	  { echo "installing CuPy and NVRTC into $(VENV)"; $(PIP) '.[$(CUDA)]'; }
 	@touch $@
