@@ -58,6 +58,7 @@ KERNEL __launch_bounds__(1024) moe_route(const __grid_constant__ RouteParams p) 
         if (rank == 0) first = best;
         const float share = expf(best - first);
         total += share;
+        __syncwarp();  // all have read the logits
         if (lane == 0) {
             logits[which] = NEGATIVE_INFINITY;
             p.experts[token * p.num_used + rank] = which;
