@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from enum import IntEnum
+from typing import NamedTuple
 
 import numpy as np
 
@@ -14,18 +15,26 @@ from kernels.launch import Context
 from kernels.layers import Norm
 from kernels.loader import Variant
 from kernels.norm import NORM_PARTS, norm_fields, norm_rows
-from kernels.packed import CHUNK, FORMAT_IDS, PackedMatrix, Projection, staged_bytes, unit_bytes
+from kernels.packed import (
+    CHUNK,
+    FORMAT_IDS,
+    UNIT_ROWS,
+    PackedMatrix,
+    Projection,
+    few_ring_bytes,
+    staged_bytes,
+    unit_bytes,
+)
 from kernels.tensor_map import MAP_ALIGNMENT, tensor_map
 from kernels.tuning import Chip, tile_shape
 
 MAX_FEW = 8  # tokens of one fragment: up to here x is kept in shared memory whole
 MAX_NORMED = 2  # tokens whose norm every block makes for itself
-BLOCK_WARPS, EXPERT_BLOCK_WARPS = 8, 4  # of `multiply_few`
-MAX_WARPS = 32  # of it on a processor, for their registers
+MAX_FEW_WARPS = 24  # of a block of matmul_few, as in matmul.cu
 BLOCK_OUTPUTS = 128  # of a block of matmul_tile_N
 MAX_STAGES = 8  # of x and weights in shared memory, as in matmul.cu
 
-_PARAMS = struct.Struct("<12Q f i q 11i 2f 4x")
+_PARAMS = struct.Struct("<12Q f i q 12i 2f")
 
 
 class Epilogue(IntEnum):
@@ -107,28 +116,43 @@ def project(
     column = 0
     for matrix in layers.parts:
         if few:
-            multiply_few(context, x, matrix, num_tokens, out, epilogue, column=column, norm=norm, x_rows=x_rows)
+            multiply_few(context, x, matrix, num_tokens, out, epilogue, column=column, norm=norm, x_rows=x_rows,
+                         beside=column > 0)  # fmt: skip
         else:
             multiply_tiles(context, x, matrix, num_tokens, out, epilogue, column=column)
         column += matrix.num_rows
 
 
-def _few_layout(chip: Chip, matrix: PackedMatrix, num_tokens: int) -> tuple[int, int, int]:
-    """Of `multiply_few`: warps of a block, where in shared memory their weights begin, and all of its bytes.
+class FewShape(NamedTuple):
+    """How `multiply_few` is launched: about one block a processor, so that all have the same share of the work."""
 
-    In front are the rows of x, and the sums of a norm or of two tiles a warp.
-    """
-    num_warps = max(BLOCK_WARPS if matrix.num_experts == 1 else EXPERT_BLOCK_WARPS, matrix.num_segments)
-    sums_bytes = max(2 * num_tokens * NORM_PARTS * 4, 2 * num_warps * 32 * 16 if matrix.num_segments > 1 else 0)
-    ring_at = num_tokens * (matrix.num_chunks * 128 + 16) + sums_bytes
-    num_stages = {"F32": 2, "F16": 4, "BF16": 4}.get(matrix.format.name, 8)  # `STAGES` of matmul_few.cuh
-    return num_warps, ring_at, ring_at + num_warps * num_stages * staged_bytes(matrix.format)
+    num_blocks: int
+    num_warps: int  # of a block
+    ring_at: int  # where in shared memory the weights begin, after the rows of x and the sums
+    shared_bytes: int
+
+
+def _few_shape(chip: Chip, matrix: PackedMatrix, num_tokens: int, num_products: int = 1) -> FewShape:
+    """For ``num_tokens`` in a block and so many products beside each other."""
+    segments = matrix.num_segments
+    processors = max(1, chip.num_processors // num_products)
+    tiles = -(-matrix.num_tiles // processors)
+    rounds = -(-tiles // max(1, MAX_FEW_WARPS // segments))
+    for at_once in range(-(-tiles // rounds), 0, -1):
+        num_warps = at_once * segments
+        sums_bytes = max(2 * num_tokens * NORM_PARTS, 2 * num_warps * UNIT_ROWS * (num_tokens + num_tokens % 2)) * 4
+        ring_at = num_tokens * (matrix.num_chunks * 128 + 16) + sums_bytes
+        shared_bytes = ring_at + num_warps * few_ring_bytes(matrix.format)
+        if shared_bytes <= chip.shared_bytes:
+            break
+    return FewShape(min(-(-matrix.num_tiles // at_once), processors), num_warps, ring_at, shared_bytes)
 
 
 def _are_few(chip: Chip, matrix: PackedMatrix, num_tokens: int) -> bool:
-    """Whether `multiply_few` is for so many tokens: they fit, and two blocks of several tokens fit a processor."""
-    *_, shared_bytes = _few_layout(chip, matrix, num_tokens)
-    return num_tokens <= MAX_FEW and shared_bytes <= chip.shared_bytes // min(num_tokens, 2)
+    """Whether `multiply_few` is for so many tokens: of several, x must leave half of the shared memory to weights."""
+    x_bytes = num_tokens * matrix.num_chunks * 128
+    fits = _few_shape(chip, matrix, num_tokens).shared_bytes <= chip.shared_bytes
+    return num_tokens <= MAX_FEW and fits and (num_tokens == 1 or x_bytes <= chip.shared_bytes // 2)
 
 
 def multiply_few(
@@ -143,25 +167,26 @@ def multiply_few(
     norm: Norm | None = None,
     x_rows: Array | None = None,
     token_experts: Array | None = None,
+    beside: bool = False,
     alpha: float = 0.0,
     limit: float = 0.0,
 ) -> None:
-    """A few tokens; with ``token_experts`` [num_tokens], each through an expert of its own."""
-    chip = context.chip
+    """A few tokens; with ``token_experts`` [num_tokens], each through an expert of its own.
+
+    ``beside``: it reads nothing that the kernel launched before it writes, and writes nothing that that one touches.
+    """
     tokens_in_block = 1 if token_experts is not None else num_tokens
     num_products = num_tokens // tokens_in_block
-    num_warps, ring_at, shared_bytes = _few_layout(chip, matrix, tokens_in_block)
-    resident = chip.num_processors * max(1, min(MAX_WARPS // num_warps, chip.shared_bytes // (shared_bytes + 1024)))
-    num_blocks = -(-matrix.num_tiles * matrix.num_segments // num_warps)
+    shape = _few_shape(context.chip, matrix, tokens_in_block, num_products)
     params = _params(x, matrix, num_tokens, out, epilogue, column, norm=norm, x_rows=x_rows,
-                     token_experts=token_experts, ring_at=ring_at, alpha=alpha, limit=limit)  # fmt: skip
+                     token_experts=token_experts, shape=shape, beside=beside, alpha=alpha, limit=limit)  # fmt: skip
     context.launch(
         "matmul",
         "matmul_few",
-        (min(num_blocks, -(-resident // num_products)), num_products),
-        32 * num_warps,
+        (shape.num_blocks, num_products),
+        32 * shape.num_warps,
         params,
-        shared_bytes=shared_bytes,
+        shared_bytes=shape.shared_bytes,
         FORMAT=FORMAT_IDS[matrix.format.name],
     )
 
@@ -237,7 +262,8 @@ def _params(
     partials: Array | None = None,
     token_experts: Array | None = None,
     tiles: tuple[Array, Array, int] | None = None,
-    ring_at: int = 0,
+    shape: FewShape | None = None,
+    beside: bool = False,
     alpha: float,
     limit: float,
 ) -> bytes:
@@ -267,7 +293,8 @@ def _params(
         column,
         norm is not None,
         epilogue,
-        ring_at,
+        shape.ring_at if shape else 0,
+        beside,
         alpha,
         limit,
     )

@@ -23,8 +23,8 @@ _SCALE_BYTES = {"F32": 0, "F16": 0, "BF16": 0, "Q4_1": 128, "Q5_1": 128, "MXFP4"
 _SUPER_BYTES = {"Q4_K": 64, "Q5_K": 64, "Q6_K": 32}  # of a unit of four chunks
 
 MAX_SEGMENTS = 16
-MAX_EXPERT_SEGMENTS = 2  # several experts work at once
-WARPS_WANTED = 2400  # at most so many have a segment of a tile each when a chip has one token: what it can keep busy
+WARPS_WANTED = 2400  # so many have a segment of a tile each when a chip has one token: what it can keep busy
+EXPERTS_AT_ONCE = 2  # as many share those
 
 
 def unit_chunks(format_: Format) -> int:
@@ -71,13 +71,21 @@ class PackedMatrix:
     def num_segments(self) -> int:
         """Parts of k that are summed on their own, then in order: depends on the matrix and on nothing else, so that a
         row's result is the same bits in every batch and on every chip."""
-        most = MAX_SEGMENTS if self.num_experts == 1 else MAX_EXPERT_SEGMENTS
-        most = max(1, min(most, WARPS_WANTED // self.num_tiles, self.num_chunks))
-        return 1 << most.bit_length() - 1  # so that segments fill the warps of a block
+        tiles = self.num_tiles * (1 if self.num_experts == 1 else EXPERTS_AT_ONCE)
+        units = self.num_units if unit_chunks(self.format) == 1 else self.num_units // 2
+        most = max(1, min(MAX_SEGMENTS, WARPS_WANTED // tiles, units))
+        return -(-self.num_units // -(-self.num_units // most))  # no more than the longest of them asks for
 
     @property
     def expert_bytes(self) -> int:
         return packed_bytes(self.format, self.num_rows, self.width)
+
+
+def few_ring_bytes(format_: Format) -> int:
+    """Bytes of shared memory of a warp's weights in matmul_few: `FewRing` of dequant.cuh."""
+    if format_.name == "F32" or unit_chunks(format_) == 4:
+        return 2 * unit_bytes(format_)
+    return (4 if format_.name in ("F16", "BF16") else 8) * unit_bytes(format_)
 
 
 def staged_bytes(format_: Format) -> int:

@@ -119,15 +119,13 @@ DEVICE bool arrives_last(const Params& p, const Item& item, i32 kv_head) {
 struct OldRows {
     static constexpr bool HAS_NEWEST = false;
 
-    DEVICE i64 first_offset(const Params& p, const Item& item, i32 kv_head, i32 unit) const {
-        return group_offset(p, item, kv_head, unit, threadIdx.x % UNIT_GROUPS);
-    }
     DEVICE void load(Rows<1>& rows, const Params& p, const Item& item, i32 kv_head, u8*) const {
         load_rows(rows, p, item, kv_head, 0);
     }
     DEVICE static void complete(u8*, const Item&, const u8*) {}
 };
 
+// The copies of each warp's first unit, keys and then values, have begun.
 template <class Source>
 DEVICE void decode_item(const Params& p, const Item& item, i32 kv_head, const Source& source, u8* shared) {
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, row = slice_row();
@@ -137,19 +135,6 @@ DEVICE void decode_item(const Params& p, const Item& item, i32 kv_head, const So
     const u32 keys = shared_address(key_tile), values = keys + TILE_BYTES;
     const i32 first_round = item.first_unit / DECODE_WARPS * DECODE_WARPS;
     const i32 num_cached = item.num_keys - Source::HAS_NEWEST, newest_unit = (item.num_keys - 1) / UNIT_KEYS;
-
-    // Lane i % 4 knows where group i of the unit to be copied next begins.
-    i32 copied = first_unit_of_warp(item);
-    i64 offset = source.first_offset(p, item, kv_head, copied);
-    auto copy = [&](u32 tile, const u16* cache) {
-        if (copied < item.end_unit)
-#pragma unroll
-            for (int group = 0; group < UNIT_GROUPS; group++)
-                copy_group(tile, cache, __shfl_sync(ALL_LANES, offset, group), copied, group, num_cached);
-        copy_commit();
-    };
-    copy(keys, p.keys);
-    copy(values, p.values);
 
     Rows<1> rows;
     source.load(rows, p, item, kv_head, new_rows);
@@ -167,22 +152,22 @@ DEVICE void decode_item(const Params& p, const Item& item, i32 kv_head, const So
             Weights<1> weights;
             Partial<1> partial;
             clear(partial);
-            copied = unit + DECODE_WARPS;
-            offset = group_offset(p, item, kv_head, copied, lane % UNIT_GROUPS);
+            const i32 next = unit + DECODE_WARPS;
+            const i64 offset = group_offset(p, item, kv_head, next, lane % UNIT_GROUPS);
             copy_wait<1>();
             if (Source::HAS_NEWEST && unit == newest_unit)
                 Source::complete(key_tile, item, new_rows + NEW_KEY * ROW_BYTES);
             __syncwarp();
             score_unit(weights, rows, keys, unit * UNIT_KEYS, p.scale_log2);
             __syncwarp();
-            copy(keys, p.keys);
+            copy_unit(keys, p.keys, offset, next, item.end_unit, num_cached);
             copy_wait<1>();
             if (Source::HAS_NEWEST && unit == newest_unit)
                 Source::complete(value_tile, item, new_rows + NEW_VALUE * ROW_BYTES);
             __syncwarp();
             merge_unit(partial, weights, values);
             __syncwarp();
-            copy(values, p.values);
+            copy_unit(values, p.values, offset, next, item.end_unit, num_cached);
             put(exchange, partial, item.num_rows);
         }
         __syncthreads();
@@ -245,7 +230,14 @@ KERNEL __launch_bounds__(DECODE_THREADS) attention_decode(const __grid_constant_
     const i32 index = blockIdx.x / p.num_kv_heads, kv_head = blockIdx.x - index * p.num_kv_heads;
     const Item item = p.items[index];  // the grid has no block without an entry, though it may hold nothing
     const i32 token = blockIdx.x, position = token < p.num_tokens ? p.positions[token] : 0;
-    if (index < p.counts->decode_items) decode_item(p, item, kv_head, OldRows{}, shared);
+    if (index < p.counts->decode_items) {
+        const i32 unit = first_unit_of_warp(item);
+        const i64 offset = group_offset(p, item, kv_head, unit, threadIdx.x % UNIT_GROUPS);
+        const u32 keys = shared_address(shared) + threadIdx.x / 32 * 2 * TILE_BYTES;
+        copy_unit(keys, p.keys, offset, unit, item.end_unit, item.num_keys);
+        copy_unit(keys + TILE_BYTES, p.values, offset, unit, item.end_unit, item.num_keys);
+        decode_item(p, item, kv_head, OldRows{}, shared);
+    }
     clear_padding(p, token, position);
 }
 
@@ -257,13 +249,14 @@ KERNEL __launch_bounds__(DECODE_THREADS) rope_attention_decode(const __grid_cons
     const i32 index = blockIdx.x / p.num_kv_heads, kv_head = blockIdx.x - index * p.num_kv_heads;
     const Item guess = guess_item(p, index);
     NewRows rows(params);
-    prefetch_units(params, guess, kv_head);
+    rows.begin(guess, kv_head, shared);
     wait_for_previous();
     const Item item = p.items[index];
     const bool exists = index < p.counts->decode_items;
     const i32 token = blockIdx.x, position = token < p.num_tokens ? p.positions[token] : 0;
-    if (guess.num_keys) rows.fetch(guess, kv_head);
-    if (exists && !same_start(guess, item)) rows.fetch(item, kv_head);
+    if (rows.copied) rows.fetch(guess, kv_head);
+    const bool was_right = __syncthreads_and(rows.copied && same_start(guess, item));  // threads may have guessed apart
+    if (exists && !was_right) rows.begin_again(item, kv_head, shared);
     if (exists) decode_item(p, item, kv_head, rows, shared);
     clear_padding(p, token, position);
 }

@@ -260,3 +260,12 @@ DEVICE void copy_group(u32 tile, const u16* cache, i64 offset, i32 unit, i32 gro
                    unit * UNIT_KEYS + row < num_keys);
     }
 }
+
+// A warp copies a unit, if it is before `end_unit`. Lane i knows the offset of group i % UNIT_GROUPS.
+DEVICE void copy_unit(u32 tile, const u16* cache, i64 offset, i32 unit, i32 end_unit, i32 num_keys) {
+    if (unit < end_unit)
+#pragma unroll
+        for (int group = 0; group < UNIT_GROUPS; group++)
+            copy_group(tile, cache, __shfl_sync(ALL_LANES, offset, group), unit, group, num_keys);
+    copy_commit();
+}

@@ -24,8 +24,8 @@ DEVICE i32 first_unit_of_warp(const Item& item) {
     return unit < item.first_unit ? unit + DECODE_WARPS : unit;
 }
 
-// ---- before the kernels ahead are done: what the plan says now is a guess, of the item as of the rest. It was right
-// since the step's first layer, so loads may follow it beside the load of the truth; they stay within their arrays.
+// ---- before the kernel ahead is done: what the plan says now is a guess. It is right where another kernel lies between
+// the plan and this one, as in every model, so K and V of the tokens before are fetched by it; a wrong one costs time.
 
 DEVICE int4 load_unordered(const int4* pointer) {
     int4 v;
@@ -58,36 +58,11 @@ DEVICE Item guess_item(const Params& p, i32 index) {
     return item;
 }
 
-// What `fetch` goes by.
+// What goes by the guess.
 DEVICE bool same_start(const Item& a, const Item& b) {
     return a.sequence == b.sequence && a.first_token == b.first_token && a.first_row == b.first_row &&
-           a.num_rows == b.num_rows && a.num_keys == b.num_keys && a.first_unit == b.first_unit;
-}
-
-DEVICE void prefetch(const void* pointer) { asm volatile("prefetch.global.L2 [%0];" ::"l"(pointer)); }
-
-// Brings the warp's first units into the L2 cache, and what else is needed late. Whatever is still being written there,
-// it is not read.
-DEVICE void prefetch_units(const RopeAttentionParams& params, const Item& item, i32 kv_head) {
-    const Params& p = params.attention;
-    const int lane = threadIdx.x % 32;
-    if (p.sinks && item.num_keys && threadIdx.x == 0) prefetch(p.sinks + kv_head * p.group);
-#pragma unroll
-    for (int round = 0; round < 2; round++) {
-        const i32 unit = first_unit_of_warp(item) + round * DECODE_WARPS;
-        const i32 key = unit * UNIT_KEYS + lane % UNIT_GROUPS * KEY_GROUP;
-        if (unit >= item.end_unit || key >= item.num_keys) continue;
-        const i32 index = key / p.block_tokens;
-        const i32 block = load_unordered(p.block_tables + (i64)item.sequence * p.max_blocks + index);
-        if ((u32)block >= params.num_blocks) continue;
-        const i64 offset = cache_offset(block * p.block_tokens + key - index * p.block_tokens, kv_head, p.num_kv_heads,
-                                        p.block_tokens);
-        constexpr int line = 128 / 2;  // elements
-        for (int i = lane / UNIT_GROUPS * line; i < KEY_GROUP * HEAD_DIM; i += 32 / UNIT_GROUPS * line) {
-            prefetch(p.keys + offset + i);
-            prefetch(p.values + offset + i);
-        }
-    }
+           a.num_rows == b.num_rows && a.num_keys == b.num_keys && a.first_unit == b.first_unit &&
+           a.end_unit == b.end_unit;
 }
 
 // ---- a block's queries and the new token's K and V
@@ -98,7 +73,8 @@ struct NewRows {
     const RopeAttentionParams& params;
     const HeadLane at;
     const HeadNorm query_norm, key_norm;
-    i64 offset;                   // `group_offset` of the warp's first unit, group lane % UNIT_GROUPS
+    i64 offset = 0;               // `group_offset` of the warp's first unit, group lane % UNIT_GROUPS
+    bool copied = false;          // that unit's old keys and values are on their way
     uint2 queries[WARP_QUERIES];  // of the warp: rows warp, warp + DECODE_WARPS ... of the item
     uint2 fresh;                  // K of warp 0, V of warp 1
     Turn turn;
@@ -109,6 +85,32 @@ struct NewRows {
           at(head_lane(params.rope)),
           query_norm(load_norm(params.rope.query_norm, params.rope.query_epsilon, at)),
           key_norm(load_norm(params.rope.key_norm, params.rope.key_epsilon, at)) {}
+
+    // By a guess, before `wait_for_previous`: finds the warp's first unit and begins to copy it.
+    DEVICE void begin(const Item& guess, i32 kv_head, u8* shared) {
+        const Params& p = params.attention;
+        if (p.sinks && guess.num_keys && threadIdx.x == 0)
+            asm volatile("prefetch.global.L2 [%0];" ::"l"(p.sinks + kv_head * p.group));
+        const i32 unit = first_unit_of_warp(guess);
+        const i32 key = unit * UNIT_KEYS + threadIdx.x % UNIT_GROUPS * KEY_GROUP;
+        bool sound = guess.num_keys > 0;
+        if (unit < guess.end_unit && key < guess.num_keys) {
+            const i32 index = key / p.block_tokens;
+            const i32 block = load_unordered(p.block_tables + (i64)guess.sequence * p.max_blocks + index);
+            sound = (u32)block < params.num_blocks;
+            if (sound)
+                offset = cache_offset(block * p.block_tokens + key - index * p.block_tokens, kv_head, p.num_kv_heads,
+                                      p.block_tokens);
+        }
+        copied = __syncthreads_and(sound);
+        if (copied) copy_unit_ahead(p, guess, unit, shared);
+    }
+
+    DEVICE void copy_unit_ahead(const Params& p, const Item& item, i32 unit, u8* shared) const {
+        const u32 keys = shared_address(shared) + threadIdx.x / 32 * 2 * TILE_BYTES;
+        copy_unit(keys, p.keys, offset, unit, item.end_unit, item.num_keys - 1);
+        copy_unit(keys + TILE_BYTES, p.values, offset, unit, item.end_unit, item.num_keys - 1);
+    }
 
     DEVICE void fetch(const Item& item, i32 kv_head) {
         const Params& p = params.attention;
@@ -123,10 +125,16 @@ struct NewRows {
         if (warp < 2) fresh = load_head(heads + ((p.group + warp) * p.num_kv_heads + kv_head) * HEAD_DIM, at);
         turn = load_turn(params.rope, at, item.first_token);
         slot = params.slots[item.first_token];
-        offset = group_offset(p, item, kv_head, first_unit_of_warp(item), lane % UNIT_GROUPS);
     }
-
-    DEVICE i64 first_offset(const Params&, const Item&, i32, i32) const { return offset; }
+    // Once the truth is known.
+    DEVICE void begin_again(const Item& item, i32 kv_head, u8* shared) {
+        copy_wait<0>();
+        __syncthreads();
+        const i32 unit = first_unit_of_warp(item);
+        offset = group_offset(params.attention, item, kv_head, unit, threadIdx.x % UNIT_GROUPS);
+        copy_unit_ahead(params.attention, item, unit, shared);
+        fetch(item, kv_head);
+    }
 
     // Rotated, to shared memory at `place` [NEW_ROWS_BYTES], and from there to registers; K and V also to the cache.
     DEVICE void load(Rows<1>& rows, const Params& p, const Item& item, i32 kv_head, u8* place) const {

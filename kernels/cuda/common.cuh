@@ -127,16 +127,19 @@ DEVICE uint4 load_streaming(const uint4* pointer) {  // weights: read once, kept
 }
 
 // ---- programmatic dependent launch (Hopper and later; elsewhere kernels simply follow each other).
-// Every kernel calls `wait_for_previous` before it touches anything that an earlier kernel reads or writes; only
-// weights and other constants may be read before. `let_next_start` may come first of all.
+// Every kernel calls `wait_for_previous` before it touches anything that the kernel ahead of it writes, or writes what
+// that one reads. The next kernel starts once all blocks have called it, so that at most two kernels are under way: by
+// then all but the kernel ahead is done, and the rest of this one's time is there for the next one's preparations.
+// (Starting the next one earlier was slower: blocks that wait take the room of those that would work.)
 
-DEVICE void let_next_start() {
-#if __CUDA_ARCH__ >= 900
-    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
-#endif
-}
+DEVICE void let_next_start() {}
 DEVICE void wait_for_previous() {
 #if __CUDA_ARCH__ >= 900
     asm volatile("griddepcontrol.wait;" ::: "memory");
+    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
 #endif
 }
+
+// For a kernel that reads what was complete before the kernel ahead began, without waiting for that one: nothing of it
+// may come from this processor's L1 cache.
+DEVICE void acquire() { asm volatile("fence.acq_rel.gpu;" ::: "memory"); }

@@ -28,6 +28,13 @@ struct Layout {
     static constexpr int unit_bytes = super_at + super_bytes;
 };
 
+// A warp's weights in matmul_few: so many groups of units are on their way.
+template <int F>
+struct FewRing {
+    static constexpr int group = Layout<F>::is_k || F == F32 ? 1 : 2;
+    static constexpr int stages = Layout<F>::is_k || F <= BF16 ? 2 : 4;
+};
+
 // Where chunk `chunk` of the 16-row tile `tile` begins: its unit, for a matrix of `num_units` units of k in a row.
 template <int F>
 DEVICE const u8* unit_address(const u8* matrix, int tile, int chunk, int num_units) {

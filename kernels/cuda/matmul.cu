@@ -3,9 +3,8 @@
 //   matmul_reduce  adds the segments that several blocks of matmul_tile_N have left
 #include "matmul_few.cuh"
 
-// Shared memory: rows of x as float16, `stride` bytes each; the sums of norms or of segments; each warp's ring of weights.
-KERNEL __launch_bounds__(512) matmul_few(const __grid_constant__ Params p) {
-    let_next_start();
+// Shared memory: rows of x as float16, `stride` bytes each; the sums of norms, then of tiles; each warp's ring of weights.
+KERNEL __launch_bounds__(1024) matmul_few(const __grid_constant__ Params p) {
     extern __shared__ __align__(16) u8 shared[];
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     const int num_tiles = (p.num_rows + 15) / 16;
@@ -19,10 +18,20 @@ KERNEL __launch_bounds__(512) matmul_few(const __grid_constant__ Params p) {
         wait_for_previous();
         expert = p.token_experts[first_token];
     }
-    Weights weights(p, expert, shared_address(shared) + p.ring_at, segment, tile, tile_step, num_tiles);
+    const u8* matrix = p.weights + expert * p.expert_bytes;
+    Weights weights(p, matrix, shared_address(shared) + p.ring_at, segment, tile, tile_step, num_tiles);
     RowBase base = row_base(p, expert, tile, lane);
+    // A lane of a tile's first warp finishes every 32nd of its outputs, which are numbered token by token.
+    const int rows = is_gated(p.epilogue) ? 8 : 16, num_outputs = rows * num_tokens, columns = (num_tokens + 1) & ~1;
+    auto output_at = [&](int i) { return Output(p, expert, first_token + i / rows, tile * 16 + i % rows); };
+    Output output = output_at(lane);
     if (p.input == NORMED_ROWS) prefetch_norm(p.norm);
-    if (!p.token_experts) wait_for_previous();
+    if (p.beside)
+        acquire();
+    else if (!p.token_experts)
+        wait_for_previous();
+    const bool finishes = segment == 0 && lane < num_outputs;
+    if (finishes) output.load_residual(p);
 
     // Rows 16 bytes apart from a multiple of 128, so that ldmatrix meets no bank twice.
     const int stride = p.num_chunks * 128 + 16;
@@ -52,24 +61,38 @@ KERNEL __launch_bounds__(512) matmul_few(const __grid_constant__ Params p) {
     int buffer = 0;
     // Warps of a block have their tiles at the same time: where segments meet, all come to the barrier equally often.
 #pragma unroll 1
-    for (int block_tile = blockIdx.x * tiles_at_once; block_tile < num_tiles; block_tile += tile_step, tile += tile_step) {
+    for (int block_tile = blockIdx.x * tiles_at_once; block_tile < num_tiles; block_tile += tile_step) {
         float acc[4] = {0.0f, 0.0f, 0.0f, 0.0f};
         const bool has_tile = tile < num_tiles;
-        if (has_tile) weights.multiply(acc, base, x_address, lane);
-        base = row_base(p, expert, tile + tile_step, lane);
-        if (p.num_segments > 1) {  // [2][warps][32 lanes][4]
-            float4* all = (float4*)sums + buffer * blockDim.x;
-            all[threadIdx.x] = make_float4(acc[0], acc[1], acc[2], acc[3]);
-            __syncthreads();  // the other buffer was read before all warps came here
-            buffer ^= 1;
-            if (segment) continue;
-            for (int other = 1; other < p.num_segments; other++) {
-                const float4 v = all[threadIdx.x + 32 * other];
-                acc[0] += v.x, acc[1] += v.y, acc[2] += v.z, acc[3] += v.w;
+        if (has_tile) weights.multiply(p, matrix, acc, base, x_address);
+        // [2][warps][16 rows][columns]: the other buffer was read before all warps came here.
+        float* own = sums + (buffer * (blockDim.x / 32) + warp) * 16 * columns;
+        if (2 * (lane & 3) < columns) {
+            *(float2*)(own + (lane >> 2) * columns + 2 * (lane & 3)) = make_float2(acc[0], acc[1]);
+            *(float2*)(own + (8 + (lane >> 2)) * columns + 2 * (lane & 3)) = make_float2(acc[2], acc[3]);
+        }
+        if (p.num_segments > 1)
+            __syncthreads();
+        else
+            __syncwarp();
+        if (finishes && has_tile) {
+            for (int i = lane;;) {
+                const float* from = own + i % rows * columns + i / rows;
+                float sum = from[0], up_sum = from[8 * columns];
+                for (int other = 1; other < p.num_segments; other++)
+                    sum += from[other * 16 * columns], up_sum += from[(other * 16 + 8) * columns];
+                output.finish(p, sum, up_sum);
+                if ((i += 32) >= num_outputs) break;
+                output = output_at(i);
+                output.load_residual(p);
             }
         }
-        if (has_tile) finish_fragment(p, expert, first_token, num_tokens, tile, lane, acc);
+        buffer ^= 1, tile += tile_step;
+        base = row_base(p, expert, tile, lane);
+        output = output_at(lane);
+        if (finishes) output.load_residual(p);
     }
+    if (p.beside) wait_for_previous();
 }
 
 KERNEL __launch_bounds__(256) matmul_reduce(const __grid_constant__ Params p) {
@@ -87,5 +110,7 @@ KERNEL __launch_bounds__(256) matmul_reduce(const __grid_constant__ Params p) {
         sum += from[segment * stride];
         if (is_gated(p.epilogue)) up += from[segment * stride + 8];
     }
-    finish(p, 0, token, row, sum, up);
+    Output out(p, 0, token, row);
+    out.load_residual(p);
+    out.finish(p, sum, up);
 }

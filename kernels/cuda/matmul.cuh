@@ -1,7 +1,7 @@
 // y = x W^T on packed weights: what the kernels of matmul.cu share.
 //
-// Batch-invariant by construction: the columns of W are cut into `num_segments` ranges of 64-column chunks, a number
-// fixed for each matrix. A segment's sum is one chain of tensor core products in the order of k, and the segments are
+// Batch-invariant by construction: the columns of W are cut into `num_segments` ranges of whole units, a number fixed for
+// each matrix. A segment's sum is one chain of tensor core products in the order of k, and the segments are
 // added in order. Whether they are computed by the warps of one block, one after the other, or by several blocks,
 // and with how many other tokens, changes nothing.
 #pragma once
@@ -33,10 +33,12 @@ struct Params {
     int out_stride, out_column;
     int input, epilogue;
     int ring_at;  // matmul_few: where in shared memory the weights are
+    int beside;   // matmul_few: what it reads was there before the kernel ahead began
     float alpha, limit;  // CLAMPED_SWIGLU
 };
 
-DEVICE int segment_start(int segment, const Params& p) { return segment * p.num_chunks / p.num_segments; }
+// A segment's first unit of k.
+DEVICE int segment_start(int segment, const Params& p) { return segment * p.num_units / p.num_segments; }
 
 // With gated activations row g of a 16-row tile is a gate, row g + 8 its up projection, and the tile gives 8 outputs.
 DEVICE bool is_gated(int epilogue) { return epilogue == SWIGLU || epilogue == CLAMPED_SWIGLU; }
@@ -82,17 +84,30 @@ DEVICE void put_gated(const Params& p, i64 at, float gate, float up) {
     ((u16*)p.out)[at] = to_half(__fdividef(gate, 1.0f + __expf(-steepness * gate)) * up);
 }
 
-// One output, or one pair of gate and up (`up_sum`).
-DEVICE void finish(const Params& p, int expert, i64 token, int row, float sum, float up_sum) {
-    if (row >= p.num_rows) return;
-    const i64 line = token * p.out_stride + p.out_column;
-    const float y = OutputRow(p, expert, row).of(sum);
-    if (p.epilogue == STORE_HALF) put<STORE_HALF>(p, line + row, y);
-    if (p.epilogue == STORE_FLOAT) put<STORE_FLOAT>(p, line + row, y);
-    if (p.epilogue == ADD_RESIDUAL) put<ADD_RESIDUAL>(p, line + row, y);
-    if (p.epilogue == GELU) put<GELU>(p, line + row, y);
-    if (is_gated(p.epilogue)) put_gated(p, line + gated_column(row), y, OutputRow(p, expert, row + 8).of(up_sum));
-}
+// One output of one token, or one pair of gate and up: where it goes and what its sums still need, loaded ahead of them.
+struct Output {
+    bool exists;
+    i64 at;
+    OutputRow own, up;
+    float residual = 0.0f;  // is to be loaded once the kernels before are done
+
+    DEVICE Output(const Params& p, int expert, i64 token, int row)
+        : exists(row < p.num_rows), at(token * p.out_stride + p.out_column + (is_gated(p.epilogue) ? gated_column(row) : row)),
+          own(p, expert, row), up(p, expert, is_gated(p.epilogue) ? row + 8 : p.num_rows) {}
+
+    DEVICE void load_residual(const Params& p) {
+        if (p.epilogue == ADD_RESIDUAL && exists) residual = ((const float*)p.out)[at];
+    }
+    DEVICE void finish(const Params& p, float sum, float up_sum) const {
+        if (!exists) return;
+        const float y = own.of(sum);
+        if (p.epilogue == STORE_HALF) put<STORE_HALF>(p, at, y);
+        if (p.epilogue == STORE_FLOAT) put<STORE_FLOAT>(p, at, y);
+        if (p.epilogue == ADD_RESIDUAL) put<STORE_FLOAT>(p, at, __fadd_rn(residual, y));
+        if (p.epilogue == GELU) put<GELU>(p, at, y);
+        if (is_gated(p.epilogue)) put_gated(p, at, y, up.of(up_sum));
+    }
+};
 
 DEVICE RowBase row_base(const Params& p, int expert, int tile, int lane) {
     RowBase result = {{0, 0}};
@@ -104,16 +119,4 @@ DEVICE RowBase row_base(const Params& p, int expert, int tile, int lane) {
     }
 #endif
     return result;
-}
-
-// Sums of a tile's 16 rows and 8 tokens, as they lie in a warp's fragment, -> out.
-DEVICE void finish_fragment(const Params& p, int expert, i64 first_token, int num_tokens, int tile, int lane,
-                            const float (&sum)[4]) {
-#pragma unroll
-    for (int i = 0; i < 2; i++) {
-        const int token = 2 * (lane & 3) + i, row = tile * 16 + (lane >> 2);
-        if (token >= num_tokens) continue;
-        finish(p, expert, first_token + token, row, sum[i], sum[i + 2]);
-        if (!is_gated(p.epilogue)) finish(p, expert, first_token + token, row + 8, sum[i + 2], 0.0f);
-    }
 }

@@ -1,14 +1,14 @@
-// The weights of matmul_few: each lane copies what it will read itself, a chunk at a time, many chunks ahead. (Hopper's
-// copy engine asked for fewer instructions here and was 5-20 % slower on an H100.)
+// The weights of matmul_few: a warp copies the units of its tile itself, some ahead of the one that it computes with.
+// (Hopper's copy engine asked for fewer instructions here and was 5-20 % slower on an H100.)
 #pragma once
 #include "matmul.cuh"
 
-// acc += the products of a chunk of a tile's weights with up to 8 rows of x.
-DEVICE void multiply_chunk(float (&acc)[4], const Raw<FORMAT>& raw, const RowBase& base, u32 x_address, int chunk) {
+// acc += the products of a chunk of a tile's weights with up to 8 rows of x, the chunk of which begins at `x`.
+DEVICE void multiply_chunk(float (&acc)[4], const Raw<FORMAT>& raw, const RowBase& base, u32 x) {
     const Scales<FORMAT> scales(raw, base);
     u32 b[2][4];
-    load_matrices(b[0], x_address + chunk * 128);
-    load_matrices(b[1], x_address + chunk * 128 + 64);
+    load_matrices(b[0], x);
+    load_matrices(b[1], x + 64);
 #pragma unroll
     for (int s = 0; s < 4; s++) {
         u32 a[4];
@@ -20,47 +20,76 @@ DEVICE void multiply_chunk(float (&acc)[4], const Raw<FORMAT>& raw, const RowBas
 // One warp's segment of its tiles, one tile after the other.
 class Weights {
     using L = Layout<FORMAT>;
-    static constexpr int STAGES = FORMAT == F32 ? 2 : FORMAT == F16 || FORMAT == BF16 ? 4 : 8;  // chunks in flight
-    static constexpr int SLOT_BYTES = Staged<FORMAT>::bytes;
+    static constexpr int STAGES = FewRing<FORMAT>::stages, GROUP = FewRing<FORMAT>::group;
+    static constexpr int STAGE_BYTES = GROUP * L::unit_bytes, PIECES = L::unit_bytes / 16, PIECE_STEP = 32 * 16;
 
-    const u8* matrix;
-    const u8* ahead;  // the unit of the chunk that is fetched next, and where that is
-    int ahead_tile, ahead_chunk, tile_step, num_tiles, num_units;
-    int first_chunk, last_chunk;
+    const u8* ahead;  // this lane's first piece of the unit that is fetched next
+    int ahead_units;  // left in its tile
+    int ahead_tile, tile_step, num_tiles;
     u32 ring, slot;
 
-    DEVICE void fetch(u32 to, int lane) {
-        if (ahead_tile < num_tiles) Staged<FORMAT>::copy(to, ahead, ahead_chunk % L::chunks, lane);
-        copy_commit();
-        if (++ahead_chunk == last_chunk) {
-            ahead_chunk = first_chunk, ahead_tile += tile_step;
-            ahead = unit_address<FORMAT>(matrix, ahead_tile, ahead_chunk, num_units);
-        } else if (ahead_chunk % L::chunks == 0) {
-            ahead += 4 * L::unit_bytes;
+    DEVICE void fetch(u32 to) {
+        const int lane = threadIdx.x % 32;
+        to += lane * 16;
+#pragma unroll
+        for (int unit = 0; unit < GROUP; unit++) {
+            if (ahead_tile >= num_tiles || unit >= ahead_units) continue;
+            const u8* from = ahead + unit * 4 * L::unit_bytes;
+            const u32 unit_to = to + unit * L::unit_bytes;
+#pragma unroll
+            for (int i = 0; i < PIECES / 32; i++) copy_words<16>(unit_to + i * PIECE_STEP, from + i * PIECE_STEP);
+            if (lane < PIECES % 32)
+                copy_words<16>(unit_to + PIECES / 32 * PIECE_STEP, from + PIECES / 32 * PIECE_STEP);
         }
+        copy_commit();
+        ahead += GROUP * 4 * L::unit_bytes;
+    }
+    DEVICE void begin_tile(const Params& p, const u8* matrix, int first_unit) {
+        ahead = unit_address<FORMAT>(matrix, ahead_tile, first_unit * L::chunks, p.num_units) + threadIdx.x % 32 * 16;
     }
 
    public:
-    DEVICE Weights(const Params& p, int expert, u32 rings, int segment, int tile, int tile_step, int num_tiles)
-        : matrix(p.weights + expert * p.expert_bytes), ahead_tile(tile), tile_step(tile_step), num_tiles(num_tiles),
-          num_units(p.num_units), first_chunk(segment_start(segment, p)), last_chunk(segment_start(segment + 1, p)) {
-        ring = slot = rings + threadIdx.x / 32 * (STAGES * SLOT_BYTES);
-        ahead_chunk = first_chunk;
-        ahead = unit_address<FORMAT>(matrix, tile, first_chunk, num_units);
+    int first_unit, num_units;
+
+    DEVICE Weights(const Params& p, const u8* matrix, u32 rings, int segment, int tile, int tile_step, int num_tiles)
+        : ahead_tile(tile), tile_step(tile_step), num_tiles(num_tiles), first_unit(segment_start(segment, p)),
+          num_units(segment_start(segment + 1, p) - first_unit) {
+        ring = slot = rings + threadIdx.x / 32 * (STAGES * STAGE_BYTES);
+        ahead_units = num_units;
+        begin_tile(p, matrix, first_unit);
 #pragma unroll 1
-        for (int i = 0; i < STAGES; i++) fetch(ring + i * SLOT_BYTES, threadIdx.x % 32);
+        for (u32 to = ring; to < ring + STAGES * STAGE_BYTES; to += STAGE_BYTES) advance(p, matrix, to);
     }
 
-    // acc += the warp's segment of its next tile, times x.
-    DEVICE void multiply(float (&acc)[4], const RowBase& base, u32 x_address, int lane) {
+    DEVICE void advance(const Params& p, const u8* matrix, u32 to) {
+        fetch(to);
+        if ((ahead_units -= GROUP) <= 0) {
+            ahead_tile += tile_step, ahead_units = num_units;
+            begin_tile(p, matrix, first_unit);
+        }
+    }
+
+    // acc += the warp's segment of its next tile, times x, whose rows begin at `x`.
+    DEVICE void multiply(const Params& p, const u8* matrix, float (&acc)[4], const RowBase& base, u32 x) {
+        x += first_unit * (L::chunks * 128);
 #pragma unroll 1
-        for (int chunk = first_chunk; chunk < last_chunk; chunk++) {
+        for (int left = num_units; left > 0; left -= GROUP) {
             copy_wait<STAGES - 1>();
-            Raw<FORMAT> raw;
-            Staged<FORMAT>::load(raw, slot, lane);
-            multiply_chunk(acc, raw, base, x_address, chunk);
-            fetch(slot, lane);  // the lane has read what it now overwrites, and no other lane reads it
-            if ((slot += SLOT_BYTES) == ring + STAGES * SLOT_BYTES) slot = ring;
+            __syncwarp();
+#pragma unroll
+            for (int unit = 0; unit < GROUP; unit++) {
+                if (unit >= left) break;
+#pragma unroll
+                for (int sub = 0; sub < L::chunks; sub++) {
+                    Raw<FORMAT> raw;
+                    raw.load_shared(slot + unit * L::unit_bytes, sub, threadIdx.x % 32);
+                    multiply_chunk(acc, raw, base, x + (unit * L::chunks + sub) * 128);
+                }
+            }
+            x += GROUP * L::chunks * 128;
+            __syncwarp();  // all lanes have read what is overwritten now
+            advance(p, matrix, slot);
+            if ((slot += STAGE_BYTES) == ring + STAGES * STAGE_BYTES) slot = ring;
         }
     }
 };

@@ -75,7 +75,7 @@ DEVICE void matmul_tile(const Params& p) {
     acc.clear(), total.clear();
     int stage = 0, filling = R::stages - 1;
     for (int segment = work.first_segment, chunk = work.first_chunk; segment < work.last_segment; segment++) {
-        for (const int end = segment_start(segment + 1, p); chunk < end; chunk++) {
+        for (const int end = segment_start(segment + 1, p) * Layout<FORMAT>::chunks; chunk < end; chunk++) {
             copy_wait<R::stages - 2>();
             __syncthreads();  // this chunk is there; everybody has finished with the one before
             copy(chunk + R::stages - 1, filling);

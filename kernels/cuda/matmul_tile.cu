@@ -33,7 +33,8 @@ struct Work {
     DEVICE bool find(const Params& p, int tokens) {
         first_segment = blockIdx.z * p.num_segments / gridDim.z;
         last_segment = (blockIdx.z + 1) * p.num_segments / gridDim.z;
-        first_chunk = segment_start(first_segment, p), last_chunk = segment_start(last_segment, p);
+        first_chunk = segment_start(first_segment, p) * Layout<FORMAT>::chunks;
+        last_chunk = segment_start(last_segment, p) * Layout<FORMAT>::chunks;
         expert = 0, first_token = blockIdx.y * tokens, num_tokens = min(tokens, p.num_tokens - first_token);
         if (!p.tiles) return true;
         wait_for_previous();

@@ -50,7 +50,7 @@ DEVICE void matmul_tile(const TileParams& t) {
     const bool copies = threadIdx.x == 0;
     const int first_block = blockIdx.x * 2, num_blocks = min(2, (p.num_rows + 63) / 64 - first_block);
     const u8* weights = p.weights + work.expert * p.expert_bytes;
-    const int first_unit = work.first_chunk / L::chunks, last_unit = (work.last_chunk + L::chunks - 1) / L::chunks;
+    const int first_unit = work.first_chunk / L::chunks, last_unit = work.last_chunk / L::chunks;
     auto copy_unit = [&](int unit, int stage) {
         if (unit >= last_unit) return;
         barrier_arrive_expecting(unit_full + 8 * stage, num_blocks * R::block_bytes);
@@ -82,11 +82,11 @@ DEVICE void matmul_tile(const TileParams& t) {
     RingPlace x, unit;
     int x_filling = R::stages - 2, unit_filling = R::units - 1;
     for (int segment = work.first_segment, chunk = work.first_chunk; segment < work.last_segment; segment++) {
-        for (const int end = segment_start(segment + 1, p); chunk < end; chunk++) {
+        for (const int end = segment_start(segment + 1, p) * Layout<FORMAT>::chunks; chunk < end; chunk++) {
             // Everybody has read the weights of the chunk before and finished the products of the one before that.
             __syncthreads();
             const int sub = chunk % L::chunks;
-            const bool begins_unit = sub == 0 || chunk == work.first_chunk;
+            const bool begins_unit = sub == 0;
             if (copies) {
                 copy_x(chunk + R::stages - 2, x_filling);
                 if (begins_unit) copy_unit(chunk / L::chunks + R::units - 1, unit_filling);

@@ -49,7 +49,7 @@ DEVICE void normalise_rows(const NormParams& p, int num_rows, float* shared, Row
     }
     for (int task = threadIdx.x / 32; task < num_rows * NORM_PARTS; task += num_warps) {
         const float4* row = (const float4*)row_at(task / NORM_PARTS);
-        const float mean = p.bias ? sum_of_parts(sums + task / NORM_PARTS * NORM_PARTS) / p.width : 0.0f;
+        const float mean = p.bias ? __fdividef(sum_of_parts(sums + task / NORM_PARTS * NORM_PARTS), p.width) : 0.0f;
         float sum = 0.0f;
 #pragma unroll 4
         for (int i = task % NORM_PARTS * 32 + lane; i < quads; i += 32 * NORM_PARTS) {
@@ -65,8 +65,8 @@ DEVICE void normalise_rows(const NormParams& p, int num_rows, float* shared, Row
     for (int task = threadIdx.x / 32; task < num_rows * NORM_PARTS; task += num_warps) {
         const int which = task / NORM_PARTS;
         const float4* row = (const float4*)row_at(which);
-        const float mean = p.bias ? sum_of_parts(sums + which * NORM_PARTS) / p.width : 0.0f;
-        const float factor = 1.0f / sqrtf(sum_of_parts(squares + which * NORM_PARTS) / p.width + p.epsilon);
+        const float mean = p.bias ? __fdividef(sum_of_parts(sums + which * NORM_PARTS), p.width) : 0.0f;
+        const float factor = rsqrtf(__fdividef(sum_of_parts(squares + which * NORM_PARTS), p.width) + p.epsilon);
 #pragma unroll 4
         for (int i = task % NORM_PARTS * 32 + lane; i < quads; i += 32 * NORM_PARTS) {
             const float4 v = row[i], w = ((const float4*)p.weight)[i];
