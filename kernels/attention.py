@@ -19,6 +19,7 @@ from kernels.layers import RmsNorm
 from kernels.loader import Variant
 from kernels.rope import HEAD_DIMS, Rotation, rope_params, rope_write
 from kernels.step import Step
+from kernels.tuning import Chip
 
 UNIT_KEYS = 64  # attention_plan.cuh has these, too
 SPAN_KEYS = 256
@@ -63,12 +64,27 @@ class _Shape(NamedTuple):
 _PREFILL_WARPS = 4
 
 
-def _shape(head_dim: int) -> _Shape:
+_FEW_DECODE_WARPS, _MANY_DECODE_WARPS = 2, 4
+
+
+def _shape(head_dim: int, decode_warps: int = 0) -> _Shape:
     return _Shape(
-        decode_warps=4 if head_dim <= 64 else 2,
+        decode_warps=decode_warps or (_MANY_DECODE_WARPS if head_dim <= 64 else _FEW_DECODE_WARPS),
         prefill_tiles=2 if head_dim <= 32 else 1,
         prefill_blocks=3 if head_dim == 64 else 2,
     )
+
+
+def _rope_shape(chip: Chip, head_dim: int, num_blocks: int) -> _Shape:
+    """Of `rope_attention_decode`: large heads get more warps where a block has a processor to itself."""
+    shape = _shape(head_dim, _MANY_DECODE_WARPS)
+    if num_blocks <= chip.num_processors and _rope_bytes(shape, head_dim) <= chip.shared_bytes:
+        return shape
+    return _shape(head_dim)
+
+
+def _rope_bytes(shape: _Shape, head_dim: int) -> int:
+    return shape.decode_bytes(head_dim) + (DECODE_ROWS + 2) * (head_dim * 2 + 16)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -85,7 +101,8 @@ class AttentionPlan:
 
 
 def variants() -> list[Variant]:
-    cut = [("attention", {"HEAD_DIM": head_dim, **_shape(head_dim).defines}) for head_dim in HEAD_DIMS]
+    shapes = {(head_dim, _shape(head_dim, warps)) for head_dim in HEAD_DIMS for warps in (0, _MANY_DECODE_WARPS)}
+    cut = [("attention", {"HEAD_DIM": head_dim, **shape.defines}) for head_dim, shape in sorted(shapes)]
     return [("attention_plan", {}), *cut]
 
 
@@ -249,7 +266,9 @@ def rope_attention(
     num_blocks, num_kv_heads, _, head_dim = out_keys.shape
     row_heads = num_heads + 2 * num_kv_heads
     assert qkv.shape[1] == row_heads * head_dim, f"{qkv.shape} is not {row_heads} heads of {head_dim}"
-    shape = _shape(head_dim)
+    num_tokens = step.token_ids.size
+    shape = _rope_shape(context.chip, head_dim, num_tokens * num_kv_heads)
+    shared_bytes = _rope_bytes(shape, head_dim)
     params = (
         _params(qkv, num_heads, out_keys, out_values, step, plan, plan.decode_items, scale, window, sinks, out),
         rope_params(by, head_norms),
@@ -261,7 +280,7 @@ def rope_attention(
         plan.decode_items.shape[0] * num_kv_heads,
         shape.decode_warps * 32,
         b"".join(params),
-        shared_bytes=shape.decode_bytes(head_dim) + (DECODE_ROWS + 2) * (head_dim * 2 + 16),
+        shared_bytes=context.chip.alone(shared_bytes) if num_tokens == 1 else shared_bytes,
         HEAD_DIM=head_dim,
         **shape.defines,
     )

@@ -34,7 +34,8 @@ MAX_FEW_WARPS = 24  # of a block of matmul_few, as in matmul.cu
 BLOCK_OUTPUTS = 128  # of a block of matmul_tile_N
 MAX_STAGES = 8  # of x and weights in shared memory, as in matmul.cu
 
-_PARAMS = struct.Struct("<12Q f i q 12i 2f")
+_RECIPROCAL_BITS = 20
+_PARAMS = struct.Struct("<12Q f i q 6i I 11i 2f")
 
 
 class Epilogue(IntEnum):
@@ -127,12 +128,16 @@ class FewShape(NamedTuple):
     """How `multiply_few` is launched: about one block a processor, so that all have the same share of the work."""
 
     num_blocks: int
-    num_warps: int  # of a block
-    ring_at: int  # where in shared memory the weights begin, after the rows of x and the sums
+    tiles_at_once: int  # of a block
+    num_warps: int
+    norm_at: int  # where in shared memory norm weights begin, after the rows of x and the sums
+    ring_at: int  # and the weights
     shared_bytes: int
 
 
-def _few_shape(chip: Chip, matrix: PackedMatrix, num_tokens: int, num_products: int = 1) -> FewShape:
+def _few_shape(
+    chip: Chip, matrix: PackedMatrix, num_tokens: int, *, normed: bool = False, num_products: int = 1
+) -> FewShape:
     """For ``num_tokens`` in a block and so many products beside each other."""
     segments = matrix.num_segments
     processors = max(1, chip.num_processors // num_products)
@@ -141,11 +146,13 @@ def _few_shape(chip: Chip, matrix: PackedMatrix, num_tokens: int, num_products: 
     for at_once in range(-(-tiles // rounds), 0, -1):
         num_warps = at_once * segments
         sums_bytes = max(2 * num_tokens * NORM_PARTS, 2 * num_warps * UNIT_ROWS * (num_tokens + num_tokens % 2)) * 4
-        ring_at = num_tokens * (matrix.num_chunks * 128 + 16) + sums_bytes
+        norm_at = num_tokens * (matrix.num_chunks * 128 + 16) + sums_bytes
+        ring_at = norm_at + (matrix.num_chunks * CHUNK * 4 if normed else 0)
         shared_bytes = ring_at + num_warps * few_ring_bytes(matrix.format)
         if shared_bytes <= chip.shared_bytes:
             break
-    return FewShape(min(-(-matrix.num_tiles // at_once), processors), num_warps, ring_at, shared_bytes)
+    num_blocks = min(-(-matrix.num_tiles // at_once), processors)
+    return FewShape(num_blocks, at_once, num_warps, norm_at, ring_at, chip.alone(shared_bytes))
 
 
 def _are_few(chip: Chip, matrix: PackedMatrix, num_tokens: int) -> bool:
@@ -166,29 +173,45 @@ def multiply_few(
     column: int = 0,
     norm: Norm | None = None,
     x_rows: Array | None = None,
-    token_experts: Array | None = None,
     beside: bool = False,
-    alpha: float = 0.0,
-    limit: float = 0.0,
 ) -> None:
-    """A few tokens; with ``token_experts`` [num_tokens], each through an expert of its own.
+    """A few tokens.
 
     ``beside``: it reads nothing that the kernel launched before it writes, and writes nothing that that one touches.
     """
-    tokens_in_block = 1 if token_experts is not None else num_tokens
-    num_products = num_tokens // tokens_in_block
-    shape = _few_shape(context.chip, matrix, tokens_in_block, num_products)
-    params = _params(x, matrix, num_tokens, out, epilogue, column, norm=norm, x_rows=x_rows,
-                     token_experts=token_experts, shape=shape, beside=beside, alpha=alpha, limit=limit)  # fmt: skip
-    context.launch(
-        "matmul",
-        "matmul_few",
-        (shape.num_blocks, num_products),
-        32 * shape.num_warps,
-        params,
-        shared_bytes=shape.shared_bytes,
-        FORMAT=FORMAT_IDS[matrix.format.name],
-    )
+    shape = _few_shape(context.chip, matrix, num_tokens, normed=norm is not None)
+    params = _params(x, matrix, num_tokens, out, epilogue, column, norm=norm, x_rows=x_rows, shape=shape,
+                     beside=beside)  # fmt: skip
+    _launch_few(context, "matmul_few", (shape.num_blocks, 1, 1), shape, params, matrix)
+
+
+def multiply_routed(
+    context: Context,
+    x: Array,
+    matrix: PackedMatrix,
+    router_logits: Array,
+    num_used: int,
+    out: Array,
+    epilogue: Epilogue,
+    *,
+    alpha: float = 0.0,
+    limit: float = 0.0,
+) -> None:
+    """A few tokens, each through the ``num_used`` experts that ``router_logits`` [T, experts] prefer: ``out`` [T *
+    num_used, outputs] by rank. ``x`` has a row for each token or for each of those."""
+    num_tokens, num_experts = router_logits.shape
+    num_pairs = num_tokens * num_used
+    shape = _few_shape(context.chip, matrix, 1, num_products=num_pairs)
+    params = _params(x, matrix, num_pairs, out, epilogue, 0, shape=shape, router_logits=router_logits,
+                     num_experts=num_experts, num_used=num_used, alpha=alpha, limit=limit)  # fmt: skip
+    _launch_few(context, "matmul_few_routed", (shape.num_blocks, num_used, num_tokens), shape, params, matrix)
+
+
+def _launch_few(
+    context: Context, kernel: str, grid: tuple[int, int, int], shape: FewShape, params: bytes, matrix: PackedMatrix
+) -> None:
+    number = FORMAT_IDS[matrix.format.name]
+    context.launch("matmul", kernel, grid, 32 * shape.num_warps, params, shared_bytes=shape.shared_bytes, FORMAT=number)
 
 
 def multiply_tiles(
@@ -260,12 +283,14 @@ def _params(
     norm: Norm | None = None,
     x_rows: Array | None = None,
     partials: Array | None = None,
-    token_experts: Array | None = None,
+    router_logits: Array | None = None,
+    num_experts: int = 0,
+    num_used: int = 0,
     tiles: tuple[Array, Array, int] | None = None,
     shape: FewShape | None = None,
     beside: bool = False,
-    alpha: float,
-    limit: float,
+    alpha: float = 0.0,
+    limit: float = 0.0,
 ) -> bytes:
     assert matrix.gated == (epilogue in (Epilogue.SWIGLU, Epilogue.CLAMPED_SWIGLU))
     assert x.shape[-1] == matrix.width, f"a matrix of {matrix.width} inputs on {x.shape[-1]} columns"
@@ -273,14 +298,14 @@ def _params(
     return _PARAMS.pack(
         matrix.packed.pointer,
         x.pointer,
-        _pointer(x_rows),
-        _pointer(matrix.bias),
-        _pointer(matrix.base),
+        pointer_of(x_rows),
+        pointer_of(matrix.bias),
+        pointer_of(matrix.base),
         out.pointer,
-        _pointer(partials),
-        _pointer(token_experts),
-        _pointer(tile_entries),
-        _pointer(num_tiles),
+        pointer_of(partials),
+        pointer_of(router_logits),
+        pointer_of(tile_entries),
+        pointer_of(num_tiles),
         *norm_fields(norm, matrix.width),
         matrix.expert_bytes,
         matrix.num_rows,
@@ -289,16 +314,20 @@ def _params(
         matrix.num_units,
         num_tokens,
         matrix.num_segments,
+        -(-(1 << _RECIPROCAL_BITS) // matrix.num_segments),
         out.shape[1],
         column,
         norm is not None,
         epilogue,
-        shape.ring_at if shape else 0,
+        *((shape.tiles_at_once, shape.norm_at, shape.ring_at) if shape else (0, 0, 0)),
         beside,
+        num_experts,
+        num_used,
+        x.shape[0] == num_tokens,
         alpha,
         limit,
     )
 
 
-def _pointer(array: Array | None) -> int:
+def pointer_of(array: Array | None) -> int:
     return 0 if array is None else array.pointer

@@ -10,7 +10,7 @@ from kernels.array import Array
 from kernels.launch import Context
 from kernels.layers import Norm, Router
 from kernels.loader import Variant
-from kernels.matmul import MAX_FEW, Epilogue, multiply_few, multiply_tiles
+from kernels.matmul import MAX_FEW, Epilogue, multiply_routed, multiply_tiles, pointer_of
 from kernels.norm import NORM_PARTS, norm_fields
 from kernels.packed import Experts
 from kernels.tuning import SUMMING_SIZES
@@ -20,7 +20,7 @@ MAX_ROUTE_WARPS = 32  # of a block
 _ROUTE = struct.Struct("<7Q 2Q f i 2i")
 _PLAN = struct.Struct("<5Q 4i")
 _GATHER = struct.Struct("<3Q i 4x")
-_COMBINE = struct.Struct("<4Q 3i 4x")
+_COMBINE = struct.Struct("<5Q 4i")
 
 
 def variants() -> list[Variant]:
@@ -41,28 +41,33 @@ def norm_moe_residual(
     num_experts, num_used = router.weight.shape[0], router.num_used
     num_pairs = num_tokens * num_used
     normed = context.scratch((num_tokens, width), np.float16)
-    chosen = context.scratch((num_pairs,), np.int32)
-    rows = context.scratch((num_pairs,), np.int32)
-    shares = context.scratch((num_pairs,), np.float32)
     activated = context.scratch((num_pairs, experts.down.width), np.float16)
     results = context.scratch((num_pairs, width), np.float32)
-    context.launch(
-        "moe",
-        "moe_route",
-        num_tokens,
-        32 * min(MAX_ROUTE_WARPS, max(NORM_PARTS, num_experts)),
-        _ROUTE.pack(
-            x.pointer, router.weight.pointer, router.bias.pointer, normed.pointer, chosen.pointer, rows.pointer,
-            shares.pointer, *norm_fields(norm, width), num_experts, num_used,
-        ),
-        shared_bytes=(width + num_experts + 2 * NORM_PARTS) * 4,
-    )  # fmt: skip
-    places = None
-    if num_tokens <= MAX_FEW:
-        multiply_few(context, normed, experts.gate_up, num_pairs, activated, Epilogue.CLAMPED_SWIGLU, x_rows=rows,
-                     token_experts=chosen, alpha=alpha, limit=limit)  # fmt: skip
-        multiply_few(context, activated, experts.down, num_pairs, results, Epilogue.STORE_FLOAT, token_experts=chosen)
+    few = num_tokens <= MAX_FEW
+    logits = chosen = shares = places = None
+    if few:
+        logits = context.scratch((num_tokens, num_experts), np.float32)
     else:
+        chosen = context.scratch((num_pairs,), np.int32)
+        shares = context.scratch((num_pairs,), np.float32)
+    route = _ROUTE.pack(
+        x.pointer, router.weight.pointer, router.bias.pointer, normed.pointer, pointer_of(logits), pointer_of(chosen),
+        pointer_of(shares), *norm_fields(norm, width), num_experts, num_used,
+    )  # fmt: skip
+    if logits is not None:
+        context.launch("moe", "moe_logits", (num_experts, num_tokens), 32 * NORM_PARTS, route)
+        multiply_routed(context, normed, experts.gate_up, logits, num_used, activated, Epilogue.CLAMPED_SWIGLU,
+                        alpha=alpha, limit=limit)  # fmt: skip
+        multiply_routed(context, activated, experts.down, logits, num_used, results, Epilogue.STORE_FLOAT)
+    elif chosen is not None:
+        context.launch(
+            "moe",
+            "moe_route",
+            num_tokens,
+            32 * min(MAX_ROUTE_WARPS, NORM_PARTS * num_experts),
+            route,
+            shared_bytes=(width + (NORM_PARTS + 1) * num_experts + 2 * NORM_PARTS) * 4,
+        )
         rows, places, tiles = _plan(context, chosen, num_experts, num_used)
         gathered = context.scratch((num_pairs, width), np.float16)
         params = _GATHER.pack(normed.pointer, rows.pointer, gathered.pointer, width)
@@ -71,9 +76,13 @@ def norm_moe_residual(
                        alpha=alpha, limit=limit)  # fmt: skip
         multiply_tiles(context, activated, experts.down, num_pairs, results, Epilogue.STORE_FLOAT, tiles=tiles)
     params = _COMBINE.pack(
-        results.pointer, places.pointer if places else 0, shares.pointer, out.pointer, num_tokens, num_used, width
+        results.pointer, pointer_of(places), pointer_of(shares), pointer_of(logits), out.pointer,
+        num_tokens, num_experts, num_used, width,
+    )  # fmt: skip
+    threads = 64 if few else 256
+    context.launch(
+        "moe", "moe_combine", (-(-width // (4 * threads)), num_tokens), threads, params, shared_bytes=4 * num_used
     )
-    context.launch("moe", "moe_combine", (-(-width // 1024), num_tokens), 256, params)
 
 
 def _plan(

@@ -23,8 +23,8 @@ _SCALE_BYTES = {"F32": 0, "F16": 0, "BF16": 0, "Q4_1": 128, "Q5_1": 128, "MXFP4"
 _SUPER_BYTES = {"Q4_K": 64, "Q5_K": 64, "Q6_K": 32}  # of a unit of four chunks
 
 MAX_SEGMENTS = 16
-WARPS_WANTED = 2400  # so many have a segment of a tile each when a chip has one token: what it can keep busy
-EXPERTS_AT_ONCE = 2  # as many share those
+WARPS_WANTED = 2000  # so many have a segment of a tile each when a chip has one token: what it can keep busy
+EXPERTS_AT_ONCE = 4  # as many share those
 
 
 def unit_chunks(format_: Format) -> int:

@@ -133,13 +133,18 @@ DEVICE uint4 load_streaming(const uint4* pointer) {  // weights: read once, kept
 // (Starting the next one earlier was slower: blocks that wait take the room of those that would work.)
 
 DEVICE void let_next_start() {}
-DEVICE void wait_for_previous() {
+DEVICE void start_next() {
 #if __CUDA_ARCH__ >= 900
-    asm volatile("griddepcontrol.wait;" ::: "memory");
     asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
 #endif
 }
+DEVICE void wait_for_previous() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+    start_next();
+}
 
-// For a kernel that reads what was complete before the kernel ahead began, without waiting for that one: nothing of it
-// may come from this processor's L1 cache.
+// For a kernel beside the one ahead: what it reads was complete before that one began, and it waits only in the end. The
+// two are as one to the next kernel, which it may start at once. Nothing may come from this processor's L1 cache.
 DEVICE void acquire() { asm volatile("fence.acq_rel.gpu;" ::: "memory"); }

@@ -8,6 +8,8 @@
 #include "dequant.cuh"
 #include "norm.cuh"
 
+constexpr int RECIPROCAL_BITS = 20;
+
 enum Epilogue { STORE_HALF, STORE_FLOAT, ADD_RESIDUAL, SWIGLU, CLAMPED_SWIGLU, GELU };
 enum Input { HALF_ROWS, NORMED_ROWS };
 
@@ -19,7 +21,7 @@ struct Params {
     const int* base;           // [experts, num_rows] MXFP4: largest exponent of each row
     void* out;                 // [num_out_rows, out_stride]: float16 or float32, see `Epilogue`
     float* partials;           // [num_segments, num_tokens, num_rows]: segments computed by several blocks
-    const int* token_experts;  // [num_tokens] matmul_few: expert of each row of blocks; may be null
+    const float* router_logits;  // [num_tokens / num_used, num_experts] matmul_few_routed
     const int4* tiles;         // [num_tiles] matmul_tile: (expert, first token, number of tokens, -); may be null
     const int* num_tiles;      // [1]
     NormParams norm;           // NORMED_ROWS
@@ -30,15 +32,21 @@ struct Params {
     int num_units;    // of k
     int num_tokens;
     int num_segments;
+    u32 segment_reciprocal;  // ceil(2^RECIPROCAL_BITS / num_segments): dividing takes many instructions
     int out_stride, out_column;
     int input, epilogue;
-    int ring_at;  // matmul_few: where in shared memory the weights are
-    int beside;   // matmul_few: what it reads was there before the kernel ahead began
+    int tiles_at_once;           // matmul_few: of a block
+    int norm_at, ring_at;        // matmul_few: where in shared memory norm weights and weights are
+    int beside;                  // matmul_few: what it reads was there before the kernel ahead began
+    int num_experts, num_used;   // matmul_few_routed
+    int x_row_of_pair;           // matmul_few_routed: each pair has a row of x of its own, not each token
     float alpha, limit;  // CLAMPED_SWIGLU
 };
 
 // A segment's first unit of k.
-DEVICE int segment_start(int segment, const Params& p) { return segment * p.num_units / p.num_segments; }
+DEVICE int segment_start(int segment, const Params& p) {
+    return (u64)(u32)(segment * p.num_units) * p.segment_reciprocal >> RECIPROCAL_BITS;
+}
 
 // With gated activations row g of a 16-row tile is a gate, row g + 8 its up projection, and the tile gives 8 outputs.
 DEVICE bool is_gated(int epilogue) { return epilogue == SWIGLU || epilogue == CLAMPED_SWIGLU; }

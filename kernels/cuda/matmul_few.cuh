@@ -20,7 +20,7 @@ DEVICE void multiply_chunk(float (&acc)[4], const Raw<FORMAT>& raw, const RowBas
 // One warp's segment of its tiles, one tile after the other.
 class Weights {
     using L = Layout<FORMAT>;
-    static constexpr int STAGES = FewRing<FORMAT>::stages, GROUP = FewRing<FORMAT>::group;
+    static constexpr int GROUP = FewRing<FORMAT>::group;
     static constexpr int STAGE_BYTES = GROUP * L::unit_bytes, PIECES = L::unit_bytes / 16, PIECE_STEP = 32 * 16;
 
     const u8* ahead;  // this lane's first piece of the unit that is fetched next
@@ -48,8 +48,18 @@ class Weights {
         ahead = unit_address<FORMAT>(matrix, ahead_tile, first_unit * L::chunks, p.num_units) + threadIdx.x % 32 * 16;
     }
 
-   public:
     int first_unit, num_units;
+
+    DEVICE void advance(const Params& p, const u8* matrix, u32 to) {
+        fetch(to);
+        if ((ahead_units -= GROUP) <= 0) {
+            ahead_tile += tile_step, ahead_units = num_units;
+            begin_tile(p, matrix, first_unit);
+        }
+    }
+
+   public:
+    static constexpr int STAGES = FewRing<FORMAT>::stages;
 
     DEVICE Weights(const Params& p, const u8* matrix, u32 rings, int segment, int tile, int tile_step, int num_tiles)
         : ahead_tile(tile), tile_step(tile_step), num_tiles(num_tiles), first_unit(segment_start(segment, p)),
@@ -59,14 +69,6 @@ class Weights {
         begin_tile(p, matrix, first_unit);
 #pragma unroll 1
         for (u32 to = ring; to < ring + STAGES * STAGE_BYTES; to += STAGE_BYTES) advance(p, matrix, to);
-    }
-
-    DEVICE void advance(const Params& p, const u8* matrix, u32 to) {
-        fetch(to);
-        if ((ahead_units -= GROUP) <= 0) {
-            ahead_tile += tile_step, ahead_units = num_units;
-            begin_tile(p, matrix, first_unit);
-        }
     }
 
     // acc += the warp's segment of its next tile, times x, whose rows begin at `x`.

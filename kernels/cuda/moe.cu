@@ -1,4 +1,5 @@
 // Mixture of experts around the products: norm and router, the list of tiles, the weighted sum.
+#include "experts.cuh"
 #include "norm.cuh"
 
 struct RouteParams {
@@ -6,68 +7,79 @@ struct RouteParams {
     const float* weight;  // [num_experts, width] router
     const float* bias;    // [num_experts]
     u16* normed;          // [num_tokens, width]
-    int* experts;         // [num_tokens, num_used] by falling logit; of equals the lower expert first
-    int* tokens;          // [num_tokens, num_used] the token itself: which row of `normed` the pair reads
-    float* shares;        // [num_tokens, num_used] softmax over the chosen
+    float* logits;        // [num_tokens, num_experts] moe_logits
+    int* experts;         // [num_tokens, num_used] moe_route: by rank
+    float* shares;        // [num_tokens, num_used] moe_route: softmax over the chosen
     NormParams norm;
     int num_experts, num_used;
 };
 
-// A block for each token. Dynamic shared memory: float [width + num_experts + 2 NORM_PARTS].
+DEVICE float add_products(float sum, float4 w, float4 v) {
+    sum = fmaf(w.x, v.x, sum), sum = fmaf(w.y, v.y, sum);
+    return fmaf(w.w, v.w, fmaf(w.z, v.z, sum));
+}
+
+DEVICE void store_normed(const RouteParams& p, int token, int column, float4 n) {
+    *(uint2*)(p.normed + (i64)token * p.norm.width + column) = make_uint2(pack_half2(n.x, n.y), pack_half2(n.z, n.w));
+}
+
+// A logit is the sum of NORM_PARTS parts, cut as a norm cuts its row.
+//
+// For few tokens: a block of NORM_PARTS warps for each (expert, token), so that the router's weights come through many
+// processors. Who uses the logits chooses: `expert_of_rank`.
+KERNEL __launch_bounds__(32 * NORM_PARTS) moe_logits(const __grid_constant__ RouteParams p) {
+    const int expert = blockIdx.x, token = blockIdx.y, part = threadIdx.x / 32;
+    const float* weight = p.weight + (i64)expert * p.norm.width;
+    // Its weights are constant: their way from memory need not wait.
+    for (int i = threadIdx.x; i * 32 < p.norm.width; i += blockDim.x)
+        asm volatile("prefetch.global.L2 [%0];" ::"l"(weight + i * 32));
+    const float bias = p.bias[expert];
+    wait_for_previous();
+    __shared__ float norm_sums[2 * NORM_PARTS], sums[NORM_PARTS];
+    float sum = 0.0f;
+    normalise_rows(
+        p.norm, p.norm.weight, 1, norm_sums, [&](int) { return p.x + (i64)token * p.norm.width; },
+        [&](int, int column, float4 n) {
+            sum = add_products(sum, *(const float4*)(weight + column), n);
+            if (expert == 0) store_normed(p, token, column, n);
+        });
+    sum = warp_sum(sum);
+    if (threadIdx.x % 32 == 0) sums[part] = sum;
+    __syncthreads();
+    if (threadIdx.x == 0) p.logits[(i64)token * p.num_experts + expert] = sum_of_parts(sums) + bias;
+}
+
+// For many: a block for each token. Dynamic shared memory: float [width + (NORM_PARTS + 1) num_experts + 2 NORM_PARTS].
 KERNEL __launch_bounds__(1024) moe_route(const __grid_constant__ RouteParams p) {
-    let_next_start();
-    prefetch_norm(p.norm);
     wait_for_previous();
     extern __shared__ __align__(16) float shared[];
-    float *row = shared, *logits = shared + p.norm.width;
+    float *row = shared, *parts = shared + p.norm.width, *logits = parts + NORM_PARTS * p.num_experts;
     const int token = blockIdx.x, warp = threadIdx.x / 32, lane = threadIdx.x % 32, quads = p.norm.width / 4;
     normalise_rows(
-        p.norm, 1, logits + p.num_experts, [&](int) { return p.x + (i64)token * p.norm.width; },
+        p.norm, p.norm.weight, 1, logits + p.num_experts, [&](int) { return p.x + (i64)token * p.norm.width; },
         [&](int, int column, float4 n) {
             *(float4*)(row + column) = n;
-            *(uint2*)(p.normed + (i64)token * p.norm.width + column) =
-                make_uint2(pack_half2(n.x, n.y), pack_half2(n.z, n.w));
+            store_normed(p, token, column, n);
         });
     __syncthreads();
-    for (int expert = warp; expert < p.num_experts; expert += blockDim.x / 32) {
-        const float4* weight = (const float4*)(p.weight + (i64)expert * p.norm.width);
+    for (int task = warp; task < p.num_experts * NORM_PARTS; task += blockDim.x / 32) {
+        const float4* weight = (const float4*)(p.weight + (i64)(task / NORM_PARTS) * p.norm.width);
         float sum = 0.0f;
-#pragma unroll 8
-        for (int i = lane; i < quads; i += 32) {
-            float4 w = weight[i], v = ((const float4*)row)[i];
-            sum = fmaf(w.x, v.x, sum), sum = fmaf(w.y, v.y, sum), sum = fmaf(w.z, v.z, sum), sum = fmaf(w.w, v.w, sum);
-        }
+#pragma unroll 4
+        for (int i = task % NORM_PARTS * 32 + lane; i < quads; i += 32 * NORM_PARTS)
+            sum = add_products(sum, weight[i], ((const float4*)row)[i]);
         sum = warp_sum(sum);
-        if (lane == 0) logits[expert] = sum + p.bias[expert];
+        if (lane == 0) parts[task] = sum;
     }
     __syncthreads();
+    for (int expert = threadIdx.x; expert < p.num_experts; expert += blockDim.x)
+        logits[expert] = sum_of_parts(parts + expert * NORM_PARTS) + p.bias[expert];
+    __syncthreads();
     if (warp) return;
-    float first = 0.0f, total = 0.0f;
-    for (int rank = 0; rank < p.num_used; rank++) {
-        float best = NEGATIVE_INFINITY;
-        int which = p.num_experts;
-        for (int expert = lane; expert < p.num_experts; expert += 32)
-            if (logits[expert] > best) best = logits[expert], which = expert;
-#pragma unroll
-        for (int distance = 16; distance; distance >>= 1) {
-            float other = __shfl_xor_sync(ALL_LANES, best, distance);
-            int other_which = __shfl_xor_sync(ALL_LANES, which, distance);
-            if (other > best || (other == best && other_which < which)) best = other, which = other_which;
-        }
-        if (which == p.num_experts) which = 0;  // nothing but NaN: the sampler will see it
-        if (rank == 0) first = best;
-        const float share = expf(best - first);
-        total += share;
-        __syncwarp();  // all have read the logits
-        if (lane == 0) {
-            logits[which] = NEGATIVE_INFINITY;
-            p.experts[token * p.num_used + rank] = which;
-            p.tokens[token * p.num_used + rank] = token;
-            p.shares[token * p.num_used + rank] = share;
-        }
-        __syncwarp();
-    }
-    if (lane < p.num_used) p.shares[token * p.num_used + lane] /= total;
+    share_out(logits, p.num_experts, p.num_used, [&](int rank, int expert, float share) {
+        p.experts[token * p.num_used + rank] = expert;
+        p.shares[token * p.num_used + rank] = share;
+    });
 }
 
 struct PlanParams {
@@ -81,7 +93,6 @@ struct PlanParams {
 
 // One block of 32 warps; a warp takes every 32nd expert. Dynamic shared memory: int [2][num_experts + 1].
 KERNEL __launch_bounds__(1024) moe_plan(const __grid_constant__ PlanParams p) {
-    let_next_start();
     wait_for_previous();
     extern __shared__ int starts[];
     int* first_tile = starts + p.num_experts + 1;
@@ -135,7 +146,6 @@ struct GatherParams {
 
 // A block a pair.
 KERNEL __launch_bounds__(128) moe_gather(const __grid_constant__ GatherParams p) {
-    let_next_start();
     wait_for_previous();
     const uint4* from = (const uint4*)(p.normed + (i64)p.rows[blockIdx.x] * p.width);
     uint4* to = (uint4*)(p.out + (i64)blockIdx.x * p.width);
@@ -145,24 +155,45 @@ KERNEL __launch_bounds__(128) moe_gather(const __grid_constant__ GatherParams p)
 struct CombineParams {
     const float* results;  // [num_tokens * num_used, width] of the experts
     const int* places;     // [num_tokens, num_used] rows of `results`; null: in order
-    const float* shares;   // [num_tokens, num_used]
+    const float* shares;   // [num_tokens, num_used]; null: as `logits` say
+    const float* logits;   // [num_tokens, num_experts]
     float* out;            // [num_tokens, width] residual stream, added to
-    int num_tokens, num_used, width;
+    int num_tokens, num_experts, num_used, width;
 };
 
+constexpr int COMBINED_AHEAD = 4;  // experts whose results are fetched before the first is used
+
+// Dynamic shared memory: float [num_used].
 KERNEL __launch_bounds__(256) moe_combine(const __grid_constant__ CombineParams p) {
-    let_next_start();
     wait_for_previous();
-    const int quads = p.width / 4, token = blockIdx.y, i = blockIdx.x * 256 + threadIdx.x;
-    if (i >= quads) return;
+    extern __shared__ __align__(16) float shared[];
+    const int quads = p.width / 4, token = blockIdx.y, i = blockIdx.x * blockDim.x + threadIdx.x;
+    const bool inside = i < quads;
     float4* to = (float4*)(p.out + (i64)token * p.width) + i;
-    float4 sum = *to;
-    for (int rank = 0; rank < p.num_used; rank++) {
+    float4 sum = inside ? *to : float4{}, ahead[COMBINED_AHEAD];
+    auto result = [&](int rank) {
         const int pair = token * p.num_used + rank, row = p.places ? p.places[pair] : pair;
-        const float share = p.shares[pair];
-        const float4 v = ((const float4*)(p.results + (i64)row * p.width))[i];
+        return ((const float4*)(p.results + (i64)row * p.width))[i];
+    };
+#pragma unroll
+    for (int rank = 0; rank < COMBINED_AHEAD; rank++)
+        if (inside && rank < p.num_used) ahead[rank] = result(rank);
+    const float* shares = p.shares + token * p.num_used;
+    if (!p.shares) {
+        if (threadIdx.x < 32)
+            share_out(p.logits + (i64)token * p.num_experts, p.num_experts, p.num_used,
+                      [&](int rank, int, float share) { shared[rank] = share; });
+        __syncthreads();
+        shares = shared;
+    }
+    if (!inside) return;
+    auto add = [&](float share, float4 v) {
         sum.x = fmaf(share, v.x, sum.x), sum.y = fmaf(share, v.y, sum.y);
         sum.z = fmaf(share, v.z, sum.z), sum.w = fmaf(share, v.w, sum.w);
-    }
+    };
+#pragma unroll
+    for (int rank = 0; rank < COMBINED_AHEAD; rank++)
+        if (rank < p.num_used) add(shares[rank], ahead[rank]);
+    for (int rank = COMBINED_AHEAD; rank < p.num_used; rank++) add(shares[rank], result(rank));
     *to = sum;
 }

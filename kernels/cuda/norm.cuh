@@ -12,14 +12,6 @@ struct NormParams {
 
 constexpr int NORM_PARTS = 8;
 
-// Weights may be read before `wait_for_previous`: bring them near.
-DEVICE void prefetch_norm(const NormParams& p) {
-    for (int i = threadIdx.x; i * 32 < p.width; i += blockDim.x) {  // lines of 128 bytes
-        asm volatile("prefetch.global.L1 [%0];" ::"l"(p.weight + i * 32));
-        if (p.bias) asm volatile("prefetch.global.L1 [%0];" ::"l"(p.bias + i * 32));
-    }
-}
-
 DEVICE float sum_of_parts(const float* parts) {
     float sum = parts[0];
 #pragma unroll
@@ -27,57 +19,79 @@ DEVICE float sum_of_parts(const float* parts) {
     return sum;
 }
 
+constexpr int GROUP_QUADS = 3;  // of a part, loaded together: a row of up to 3,072 has one group
+
+DEVICE float4 sum_of(float4 a, float b) { return make_float4(a.x + b, a.y + b, a.z + b, a.w + b); }
+
+// Calls use(column, values) for what this lane has of part `part` of a row, in order. Loops are short and not unrolled:
+// decode runs through this code once in a kernel, and fetching instructions takes longer than executing them.
+template <typename Use>
+DEVICE void for_part(const float* row, int part, int width, Use use) {
+#pragma unroll 1
+    for (int first = (part * 32 + threadIdx.x % 32) * 4; first < width; first += GROUP_QUADS * NORM_PARTS * 128) {
+        float4 quads[GROUP_QUADS];
+#pragma unroll
+        for (int q = 0; q < GROUP_QUADS; q++) {
+            const int column = first + q * NORM_PARTS * 128;
+            if (column < width) quads[q] = *(const float4*)(row + column);
+        }
+#pragma unroll
+        for (int q = 0; q < GROUP_QUADS; q++) {
+            const int column = first + q * NORM_PARTS * 128;
+            if (column < width) use(column, quads[q]);
+        }
+    }
+}
+
 // All threads of a block: `row_at(i)` [width] of `num_rows` rows -> normed, given to `store(i, column, four values)`
-// 4 columns at a time. `shared`: float [2][num_rows][NORM_PARTS].
+// 4 columns at a time. `weight` [width]: the norm's, or a copy of them. `shared`: float [2][num_rows][NORM_PARTS].
 template <typename RowAt, typename Store>
-DEVICE void normalise_rows(const NormParams& p, int num_rows, float* shared, RowAt row_at, Store store) {
-    const int lane = threadIdx.x % 32, num_warps = blockDim.x / 32, quads = p.width / 4;
-    float *sums = shared, *squares = shared + num_rows * NORM_PARTS;
+DEVICE void normalise_rows(const NormParams& p, const float* weight, int num_rows, float* shared, RowAt row_at, Store store) {
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, num_warps = blockDim.x / 32;
+    const int num_tasks = num_rows * NORM_PARTS;
+    float *sums = shared, *squares = shared + num_tasks;
     if (p.bias) {
-        for (int task = threadIdx.x / 32; task < num_rows * NORM_PARTS; task += num_warps) {
-            const float4* row = (const float4*)row_at(task / NORM_PARTS);
+#pragma unroll 1
+        for (int task = warp; task < num_tasks; task += num_warps) {
             float sum = 0.0f;
-#pragma unroll 4
-            for (int i = task % NORM_PARTS * 32 + lane; i < quads; i += 32 * NORM_PARTS) {
-                const float4 v = row[i];
-                sum += (v.x + v.y) + (v.z + v.w);
-            }
+            for_part(row_at(task / NORM_PARTS), task % NORM_PARTS, p.width,
+                     [&](int, float4 v) { sum += (v.x + v.y) + (v.z + v.w); });
             sum = warp_sum(sum);
             if (lane == 0) sums[task] = sum;
         }
         __syncthreads();
     }
-    for (int task = threadIdx.x / 32; task < num_rows * NORM_PARTS; task += num_warps) {
-        const float4* row = (const float4*)row_at(task / NORM_PARTS);
-        const float mean = p.bias ? __fdividef(sum_of_parts(sums + task / NORM_PARTS * NORM_PARTS), p.width) : 0.0f;
+    auto minus_mean = [&](int which) {
+        return p.bias ? -__fdividef(sum_of_parts(sums + which * NORM_PARTS), p.width) : 0.0f;
+    };
+#pragma unroll 1
+    for (int task = warp; task < num_tasks; task += num_warps) {
+        const float shift = minus_mean(task / NORM_PARTS);
         float sum = 0.0f;
-#pragma unroll 4
-        for (int i = task % NORM_PARTS * 32 + lane; i < quads; i += 32 * NORM_PARTS) {
-            const float4 v = row[i];
-            const float a = v.x - mean, b = v.y - mean, c = v.z - mean, d = v.w - mean;
-            sum = fmaf(a, a, sum), sum = fmaf(b, b, sum);  // spelled out: no choice left to the compiler
-            sum = fmaf(c, c, sum), sum = fmaf(d, d, sum);
-        }
+        for_part(row_at(task / NORM_PARTS), task % NORM_PARTS, p.width, [&](int, float4 v) {
+            v = sum_of(v, shift);
+            sum = fmaf(v.x, v.x, sum), sum = fmaf(v.y, v.y, sum);  // spelled out: no choice left to the compiler
+            sum = fmaf(v.z, v.z, sum), sum = fmaf(v.w, v.w, sum);
+        });
         sum = warp_sum(sum);
         if (lane == 0) squares[task] = sum;
     }
     __syncthreads();
-    for (int task = threadIdx.x / 32; task < num_rows * NORM_PARTS; task += num_warps) {
+#pragma unroll 1
+    for (int task = warp; task < num_tasks; task += num_warps) {
         const int which = task / NORM_PARTS;
-        const float4* row = (const float4*)row_at(which);
-        const float mean = p.bias ? __fdividef(sum_of_parts(sums + which * NORM_PARTS), p.width) : 0.0f;
+        const float shift = minus_mean(which);
         const float factor = rsqrtf(__fdividef(sum_of_parts(squares + which * NORM_PARTS), p.width) + p.epsilon);
-#pragma unroll 4
-        for (int i = task % NORM_PARTS * 32 + lane; i < quads; i += 32 * NORM_PARTS) {
-            const float4 v = row[i], w = ((const float4*)p.weight)[i];
-            float4 n = make_float4((v.x - mean) * factor * w.x, (v.y - mean) * factor * w.y,
-                                   (v.z - mean) * factor * w.z, (v.w - mean) * factor * w.w);
+        for_part(row_at(which), task % NORM_PARTS, p.width, [&](int column, float4 v) {
+            const float4 w = *(const float4*)(weight + column);
+            v = sum_of(v, shift);
+            float4 n = make_float4(v.x * factor * w.x, v.y * factor * w.y, v.z * factor * w.z, v.w * factor * w.w);
             if (p.bias) {
-                const float4 b = ((const float4*)p.bias)[i];
+                const float4 b = *(const float4*)(p.bias + column);
                 n.x = __fadd_rn(n.x, b.x), n.y = __fadd_rn(n.y, b.y);
                 n.z = __fadd_rn(n.z, b.z), n.w = __fadd_rn(n.w, b.w);
             }
-            store(which, 4 * i, n);
-        }
+            store(which, column, n);
+        });
     }
 }
