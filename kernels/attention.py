@@ -122,7 +122,7 @@ def plan_attention(
     """What there is to do for a layer of such heads with this ``window`` (0: none). Once a step and window.
 
     A step with as many sequences as tokens is taken for a decode step (whatever it holds is done right); others also
-    get a list of prefill work.
+    get a list of prefill work. The kernel launched just before must not write the ``step``: this one runs beside it.
     """
     num_tokens, num_sequences = step.token_ids.size, step.context_lengths.size
     group = num_heads // num_kv_heads

@@ -37,7 +37,8 @@ def variants() -> list[Variant]:
 def rotation(context: Context, positions: Array, rope: Rope, sequence_lengths: Array, sequence_rows: Array) -> Rotation:
     """Angles of ``positions`` [T] (-1: padding, anything finite).
 
-    Token t is of the sequence ``sequence_rows[t]``, which has ``sequence_lengths`` [S] tokens.
+    Token t is of the sequence ``sequence_rows[t]``, which has ``sequence_lengths`` [S] tokens. The kernel launched just
+    before must not write what this one reads: it runs beside it.
     """
     num_tokens, num_pairs = positions.size, rope.inverse_frequencies.shape[1]
     cosine, sine = (context.scratch((num_tokens, num_pairs), np.float32) for _ in range(2))

@@ -15,12 +15,13 @@ from numpy.typing import NDArray
 
 from kernels.array import Array
 from kernels.errors import UnsupportedWeight
+from kernels.formats import Format
 from kernels.launch import Context
 from kernels.layers import Router, Weight
 from kernels.memory import Arena
 from kernels.packed import Experts, PackedMatrix, Projection, packed_bytes
 from kernels.reference.dequant import dequantise
-from kernels.repack import repack_rows, variant_for
+from kernels.repack import FIT_WIDEST, WIDEST, repack_rows, variant_for
 from kernels.upload import Piece, Upload
 
 MAX_TENSORS = 1 << 16
@@ -55,20 +56,17 @@ class WeightStore:
         return projection.parts[0]
 
     def projection(self, weights: Sequence[Weight]) -> Projection:
-        """Matrices on one input; neighbours of the same format become one matrix."""
-        runs: list[list[Weight]] = []
-        for weight in weights:
-            if runs and runs[-1][0].format is weight.format:
-                runs[-1].append(weight)
-            else:
-                runs.append([weight])
-        return Projection(tuple(map(self._stack, runs)))
+        """Matrices on one input; neighbours of one format become one matrix. So do all if they fit one without loss: a few
+        bytes more are read sooner than a second kernel has started."""
+        if all(weight.format.name in FIT_WIDEST for weight in weights):
+            return Projection((self._stack(weights),))
+        return self._neighbours(weights)
 
     def gate_up(self, weights: Sequence[Weight]) -> Projection:
         """Gate and up projection, two tensors or a fused one (gate first): one gated matrix if their format is one."""
         num_gated = sum(weight.num_outputs for weight in weights) // 2
         if len({weight.format.name for weight in weights}) > 1 or num_gated % 8:
-            return self.projection(weights)
+            return self._neighbours(weights)
         return Projection((self._gated(weights, num_gated, num_experts=1),))
 
     def experts(self, gate: Weight, up: Weight, down: Weight) -> Experts:
@@ -126,6 +124,15 @@ class WeightStore:
         self._vectors.clear()
         return bad
 
+    def _neighbours(self, weights: Sequence[Weight]) -> Projection:
+        runs: list[list[Weight]] = []
+        for weight in weights:
+            if runs and runs[-1][0].format is weight.format:
+                runs[-1].append(weight)
+            else:
+                runs.append([weight])
+        return Projection(tuple(map(self._stack, runs)))
+
     def _stack(self, weights: Sequence[Weight]) -> PackedMatrix:
         num_rows = sum(weight.num_outputs for weight in weights)
         matrix = self._matrix(weights, num_rows, 1, gated=False)
@@ -142,12 +149,14 @@ class WeightStore:
         return matrix
 
     def _matrix(self, weights: Sequence[Weight], num_rows: int, num_experts: int, *, gated: bool) -> PackedMatrix:
-        format_, width = weights[0].format, weights[0].num_inputs
+        formats, width = {weight.format.name for weight in weights}, weights[0].num_inputs
+        format_ = weights[0].format if len(formats) == 1 else WIDEST
         if width % COLUMN_GRANULE:
             raise UnsupportedWeight(
                 weights[0].name, f"has rows of {width}; on a CUDA device they must be a multiple of {COLUMN_GRANULE}"
             )
-        self._context.note_variant(*variant_for(format_))
+        for weight in weights:
+            self._context.note_variant(*variant_for(weight.format, format_))
         packed = self._arena.allocate((num_experts, packed_bytes(format_, num_rows, width)), np.uint8)
         base = self._arena.allocate((num_experts, num_rows), np.int32) if format_.name == "MXFP4" else None
         return PackedMatrix(format_, num_rows, width, num_experts, gated, packed, base, self._bias(weights, gated))
@@ -170,6 +179,7 @@ class WeightStore:
         consume = partial(
             _repack,
             self._context,
+            weight.format,
             matrix,
             rows_per_expert=weight.num_outputs,
             row_offset=row_offset,
@@ -180,6 +190,12 @@ class WeightStore:
 
 
 def _repack(
-    context: Context, matrix: PackedMatrix, staging: Array, first_row: int, num_rows: int, **rest: int | Array
+    context: Context,
+    format_: Format,
+    matrix: PackedMatrix,
+    staging: Array,
+    first_row: int,
+    num_rows: int,
+    **rest: int | Array,
 ) -> None:
-    repack_rows(context, staging, matrix, first_row=first_row, num_rows=num_rows, **rest)  # type: ignore[arg-type]
+    repack_rows(context, staging, format_, matrix, first_row=first_row, num_rows=num_rows, **rest)  # type: ignore[arg-type]

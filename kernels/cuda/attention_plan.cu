@@ -98,15 +98,15 @@ DEVICE Item whole_item(const Params& p, i32 sequence, const Demand& d, i32 tile,
     return item;
 }
 
-// One block.
+// One block, beside the kernel ahead.
 KERNEL attention_plan(const __grid_constant__ Params p) {
     extern __shared__ i32 shared[];
     i32* decode_starts = shared;                            // [num_sequences + 1]
     i32* prefill_starts = decode_starts + p.num_sequences + 1;  // [num_sequences + 1]
     i32* partial_starts = prefill_starts + p.num_sequences + 1;  // [num_sequences], -1: not split
     __shared__ i32 sums[32];
-    let_next_start();
-    wait_for_previous();
+    start_next();
+    acquire();
 
     const int thread = threadIdx.x, threads = blockDim.x;
     for (int i = thread; i < p.num_arrivals; i += threads) p.arrivals[i] = 0;
@@ -173,4 +173,5 @@ KERNEL attention_plan(const __grid_constant__ Params p) {
         const i32 tile = d.tiles - 1 - (i - prefill_starts[s]);  // those with most keys first
         p.prefill_items[i] = whole_item(p, s, d, tile, p.prefill_rows);
     }
+    wait_for_previous();
 }

@@ -1,7 +1,11 @@
 // Rows of GGUF blocks, as in the file, -> the packed layout of dequant.cuh, losslessly; and single numbers back.
-//   repack_rows   one FORMAT; a thread moves the 16 numbers of one row that one lane of a fragment holds
+//   repack_rows   one SOURCE format to one FORMAT; a thread moves the 16 numbers of one row that one lane of a fragment holds
 //   unpack_rows   rows of a packed matrix in float32: embeddings, and tests
 #include "dequant.cuh"
+
+#ifndef SOURCE
+#define SOURCE FORMAT  // of the file's blocks; Q4_0 and Q5_0 also fit Q8_0
+#endif
 
 struct RepackParams {
     const u8* source;  // [num_rows, row_bytes] blocks of the rows from first_row on
@@ -25,40 +29,41 @@ DEVICE u32 half_at(const u8* p) { return p[0] | (u32)p[1] << 8; }
 DEVICE u32 word_at(const u8* p) { return half_at(p) | half_at(p + 2) << 16; }
 DEVICE bool is_finite_half(u32 bits) { return (bits & 0x7C00) != 0x7C00; }
 
-constexpr int BLOCK_ELEMENTS = Layout<FORMAT>::is_k ? 256 : FORMAT == F32 || FORMAT == F16 || FORMAT == BF16 ? 1 : 32;
-constexpr int BLOCK_BYTES = FORMAT == F32    ? 4
-                            : FORMAT == F16  ? 2
-                            : FORMAT == BF16 ? 2
-                            : FORMAT == Q4_0 ? 18
-                            : FORMAT == Q4_1 ? 20
-                            : FORMAT == Q5_0 ? 22
-                            : FORMAT == Q5_1 ? 24
-                            : FORMAT == Q8_0 ? 34
-                            : FORMAT == Q4_K ? 144
-                            : FORMAT == Q5_K ? 176
-                            : FORMAT == Q6_K ? 210
+constexpr int BLOCK_ELEMENTS = Layout<SOURCE>::is_k ? 256 : SOURCE == F32 || SOURCE == F16 || SOURCE == BF16 ? 1 : 32;
+constexpr int BLOCK_BYTES = SOURCE == F32    ? 4
+                            : SOURCE == F16  ? 2
+                            : SOURCE == BF16 ? 2
+                            : SOURCE == Q4_0 ? 18
+                            : SOURCE == Q4_1 ? 20
+                            : SOURCE == Q5_0 ? 22
+                            : SOURCE == Q5_1 ? 24
+                            : SOURCE == Q8_0 ? 34
+                            : SOURCE == Q4_K ? 144
+                            : SOURCE == Q5_K ? 176
+                            : SOURCE == Q6_K ? 210
                                              : 17;
 
 // The stored code of element i of a block, without its scale.
 DEVICE u32 code_of(const u8* block, int i) {
-    if constexpr (FORMAT == F32) return word_at(block);
-    if constexpr (FORMAT == F16 || FORMAT == BF16) return half_at(block);
-    if constexpr (FORMAT == Q8_0) return block[2 + i] ^ 0x80;
-    if constexpr (FORMAT == Q4_K || FORMAT == Q5_K) {
+    if constexpr (SOURCE == F32) return word_at(block);
+    if constexpr (SOURCE == F16 || SOURCE == BF16) return half_at(block);
+    if constexpr (SOURCE == Q8_0) return block[2 + i] ^ 0x80;
+    if constexpr (SOURCE == Q4_K || SOURCE == Q5_K) {
         const int group = i / 32, lane = i % 32;
-        u32 code = block[(FORMAT == Q4_K ? 16 : 48) + group / 2 * 32 + lane] >> (4 * (group & 1)) & 15;
-        if constexpr (FORMAT == Q5_K) code |= (block[16 + lane] >> group & 1) << 4;
+        u32 code = block[(SOURCE == Q4_K ? 16 : 48) + group / 2 * 32 + lane] >> (4 * (group & 1)) & 15;
+        if constexpr (SOURCE == Q5_K) code |= (block[16 + lane] >> group & 1) << 4;
         return code;
     }
-    if constexpr (FORMAT == Q6_K) {
+    if constexpr (SOURCE == Q6_K) {
         const int half = i / 128, quad = i % 128 / 32, lane = i % 32;
         u32 low = block[half * 64 + (quad & 1) * 32 + lane] >> (4 * (quad >> 1)) & 15;
         return low | (block[128 + half * 32 + lane] >> (2 * quad) & 3) << 4;
     }
-    constexpr int nibbles_at = FORMAT == Q4_0 ? 2 : FORMAT == Q4_1 ? 4 : FORMAT == Q5_0 ? 6 : FORMAT == Q5_1 ? 8 : 1;
+    constexpr int nibbles_at = SOURCE == Q4_0 ? 2 : SOURCE == Q4_1 ? 4 : SOURCE == Q5_0 ? 6 : SOURCE == Q5_1 ? 8 : 1;
     u32 code = block[nibbles_at + i % 16] >> (i < 16 ? 0 : 4) & 15;
-    if constexpr (FORMAT == Q5_0) code |= (word_at(block + 2) >> i & 1) << 4;
-    if constexpr (FORMAT == Q5_1) code |= (word_at(block + 4) >> i & 1) << 4;
+    if constexpr (SOURCE == Q5_0) code |= (word_at(block + 2) >> i & 1) << 4;
+    if constexpr (SOURCE == Q5_1) code |= (word_at(block + 4) >> i & 1) << 4;
+    if constexpr (FORMAT == Q8_0) code += 128 - (SOURCE == Q5_0 ? 16 : 8);
     return code;
 }
 

@@ -15,19 +15,22 @@ struct RotationParams {
     float attention_factor;
 };
 
+// Beside the kernel ahead.
 KERNEL rope_rotation(const __grid_constant__ RotationParams p) {
-    let_next_start();
-    wait_for_previous();
+    start_next();
+    acquire();
     const i32 index = blockIdx.x * blockDim.x + threadIdx.x;
-    if (index >= p.num_tokens * p.num_pairs) return;
-    const i32 token = index / p.num_pairs, pair = index - token * p.num_pairs;
-    const bool is_long = p.long_after >= 0 && p.sequence_lengths[p.sequence_rows[token]] > p.long_after;
-    const float frequency = p.inverse_frequencies[(is_long ? p.num_pairs : 0) + pair];
-    const float angle = __fmul_rn((float)p.positions[token], frequency);  // rounded, as reference implementations do
-    float sine, cosine;
-    sincosf(angle, &sine, &cosine);
-    p.cosine[index] = cosine * p.attention_factor;
-    p.sine[index] = sine * p.attention_factor;
+    if (index < p.num_tokens * p.num_pairs) {
+        const i32 token = index / p.num_pairs, pair = index - token * p.num_pairs;
+        const bool is_long = p.long_after >= 0 && p.sequence_lengths[p.sequence_rows[token]] > p.long_after;
+        const float frequency = p.inverse_frequencies[(is_long ? p.num_pairs : 0) + pair];
+        const float angle = __fmul_rn((float)p.positions[token], frequency);  // rounded, as reference implementations do
+        float sine, cosine;
+        sincosf(angle, &sine, &cosine);
+        p.cosine[index] = cosine * p.attention_factor;
+        p.sine[index] = sine * p.attention_factor;
+    }
+    wait_for_previous();
 }
 
 // ---- norms of heads, rotation, write of K and V. A warp has one head of one token.

@@ -36,14 +36,21 @@ def test_neighbours_of_one_format_are_one_matrix_with_zeros_for_missing_biases()
     weights = [
         weight("q.weight", 100, 96, format_="Q5_0", bias=True),
         weight("k.weight", 20, 96, format_="Q5_0"),
-        weight("v.weight", 20, 96, format_="Q8_0"),
+        weight("v.weight", 20, 96, format_="Q5_1"),
     ]
     projection, num_bytes = lay_out(lambda store: store.projection(weights))
     first, second = projection.parts
     assert [(part.num_rows, part.width, part.gated) for part in projection.parts] == [(120, 96, False), (20, 96, False)]
     assert first.bias.shape == (120,) and second.bias is None and projection.num_outputs == 140
-    sizes = [packed_bytes(FORMATS["Q5_0"], 120, 96), 120 * 4, packed_bytes(FORMATS["Q8_0"], 20, 96)]
+    sizes = [packed_bytes(FORMATS["Q5_0"], 120, 96), 120 * 4, packed_bytes(FORMATS["Q5_1"], 20, 96)]
     assert num_bytes == sum(map(padded, sizes))
+
+
+def test_formats_that_fit_one_without_loss_become_one_matrix_of_it() -> None:
+    weights = [weight("q.weight", 100, 96, format_="Q5_0"), weight("v.weight", 20, 96, format_="Q8_0")]
+    projection, num_bytes = lay_out(lambda store: store.projection(weights))
+    assert [(part.format.name, part.num_rows) for part in projection.parts] == [("Q8_0", 120)]
+    assert num_bytes == padded(packed_bytes(FORMATS["Q8_0"], 120, 96))
 
 
 @pytest.mark.parametrize(

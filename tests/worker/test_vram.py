@@ -123,7 +123,7 @@ def test_kernels_that_load_run_and_serve_a_model_are_prepared_before(gguf: GGUFF
     gpu = Gpu(1 << 40)
     reserve(gguf, gpu, SETTINGS)
     formats = {tensor.format.name for tensor in gguf.tensors.values() if len(tensor.shape) > 1}
-    repacked = {str(variant_for(FORMATS[name])) for name in formats} & gpu.prepared
+    repacked = {str(variant_for(FORMATS[name], FORMATS[name])) for name in formats} & gpu.prepared
     assert len(repacked) >= len(formats - {"F32"})
     stems = {text.split("'")[1] for text in gpu.prepared}
     assert stems >= {"repack", "matmul", "matmul_tile", "moe", "norm", "attention", "rope", "sampling_draw", "step"}

@@ -76,7 +76,7 @@ def test_neighbours_of_other_formats_and_widths_lie_side_by_side(
 ) -> None:
     rng = np.random.default_rng(3)
     weights = [random_weight("Q5_0", (96, 96), rng, bias=True), random_weight("Q5_0", (32, 96), rng),
-               random_weight("Q8_0", (40, 96), rng, bias=True)]  # fmt: skip
+               random_weight("Q5_1", (40, 96), rng, bias=True)]  # fmt: skip
     layers = load(device, lambda store: store.projection(weights))
     assert len(layers.parts) == 2
     x = rng.normal(size=(num_tokens, 96)).astype(np.float32) * 30

@@ -32,6 +32,14 @@ def test_rows_come_back_as_they_were(device: Any, empty: Any, download: Any, nam
     np.testing.assert_array_equal(unpacked(device, empty, download, matrix), values_of(weight).astype(np.float32))
 
 
+def test_formats_that_fit_one_lose_nothing_in_it(device: Any, empty: Any, download: Any) -> None:
+    rng = np.random.default_rng(5)
+    weights = [random_weight(name, (40, 96), rng) for name in ("Q4_0", "Q5_0", "Q8_0")]
+    (matrix,) = load(device, lambda store: store.projection(weights)).parts
+    expected = np.concatenate([values_of(weight) for weight in weights]).astype(np.float32)
+    np.testing.assert_array_equal(unpacked(device, empty, download, matrix), expected)
+
+
 def test_columns_need_not_fill_a_chunk(device: Any, empty: Any, download: Any) -> None:
     weight = random_weight("Q5_1", (33, 96), np.random.default_rng(1))
     (matrix,) = load(device, lambda store: store.projection([weight])).parts
