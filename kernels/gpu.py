@@ -92,7 +92,7 @@ class CudaDevice(PlannedDevice):
     def download(self, array: Array) -> NDArray[Any]:
         """A copy in host memory, once all that is enqueued is done: for tests and tools."""
         values = np.empty(array.shape, array.dtype)
-        self.copy_to_host_async(values, array)
+        self._copy(values.ctypes.data, array.pointer, values.nbytes, runtime.memcpyDeviceToHost)
         self.synchronise()
         return values
 
@@ -102,9 +102,9 @@ class CudaDevice(PlannedDevice):
         self._copy(target.pointer, source.ctypes.data, source.nbytes, runtime.memcpyHostToDevice)
 
     def copy_to_host_async(self, target: NDArray[Any], source: Array) -> None:
-        """Enqueue a copy of the same size. It is there once an event recorded after this has happened."""
-        assert target.flags.c_contiguous and source.nbytes == target.nbytes, f"{source.shape} into {target.shape}"
-        self._copy(target.ctypes.data, source.pointer, source.nbytes, runtime.memcpyDeviceToHost)
+        """Enqueue a copy of some KB to a `pinned` array of the same size. It is there once an event recorded after it
+        has happened."""
+        self.ops.copy_to_host(source, target)
 
     def _copy(self, target: int, source: int, num_bytes: int, kind: int) -> None:
         if num_bytes:

@@ -239,6 +239,7 @@ def dry_step(num_tokens: int, num_sequences: int, num_logits: int, max_blocks: i
 
 _DECODE = struct.Struct("<14Q4i")  # DecodeParams in step.cu
 _RESOLVE = struct.Struct("<2Q2i")  # ResolveParams
+_COPY = struct.Struct("<2Q2i")  # CopyParams
 _THREADS = 1024
 
 
@@ -279,3 +280,11 @@ def resolve_tokens(context: Context, token_ids: Array, drawn: Array) -> None:
     as 0."""
     params = _RESOLVE.pack(token_ids.pointer, drawn.pointer, token_ids.size, 0)
     context.launch("step", "step_resolve", 1, _THREADS, params)
+
+
+def copy_to_host(context: Context, source: Array, target: NDArray[Any]) -> None:
+    """Put ``source`` into ``target``, an array of the same size in page-locked host memory."""
+    assert target.flags.c_contiguous and source.nbytes == target.nbytes and source.nbytes % 4 == 0
+    if source.nbytes:
+        params = _COPY.pack(source.pointer, target.ctypes.data, source.nbytes // 4, 0)
+        context.launch("step", "step_copy_to_host", 1, _THREADS, params)

@@ -56,8 +56,8 @@ class WeightStore:
         return projection.parts[0]
 
     def projection(self, weights: Sequence[Weight]) -> Projection:
-        """Matrices on one input; neighbours of one format become one matrix. So do all if they fit one without loss: a few
-        bytes more are read sooner than a second kernel has started."""
+        """Matrices on one input; neighbours of one format become one matrix. So do all if they fit one without loss:
+        what that adds is read sooner than a second kernel has started."""
         if all(weight.format.name in FIT_WIDEST for weight in weights):
             return Projection((self._stack(weights),))
         return self._neighbours(weights)

@@ -5,8 +5,6 @@
 #include "experts.cuh"
 #include "matmul_few.cuh"
 
-constexpr int FEW_THREADS = 768;
-
 DEVICE void copy_row(u8* to, const u8* from, int num_bytes) {
 #pragma unroll 1
     for (int at = threadIdx.x * 16; at < num_bytes; at += blockDim.x * 16) *(uint4*)(to + at) = *(const uint4*)(from + at);
@@ -135,10 +133,11 @@ DEVICE void matmul_few(const Params& p) {
     if (!ROUTED && p.beside) wait_for_previous();
 }
 
-KERNEL __launch_bounds__(FEW_THREADS) matmul_few(const __grid_constant__ Params p) { matmul_few<false>(p); }
+// Blocks have up to 768 threads, but no more registers than leave room for the next kernel's.
+KERNEL __launch_bounds__(1024) matmul_few(const __grid_constant__ Params p) { matmul_few<false>(p); }
 
 // Grid: blocks, ranks, tokens.
-KERNEL __launch_bounds__(FEW_THREADS) matmul_few_routed(const __grid_constant__ Params p) { matmul_few<true>(p); }
+KERNEL __launch_bounds__(768) matmul_few_routed(const __grid_constant__ Params p) { matmul_few<true>(p); }
 
 KERNEL __launch_bounds__(256) matmul_reduce(const __grid_constant__ Params p) {
     wait_for_previous();

@@ -103,3 +103,16 @@ KERNEL __launch_bounds__(THREADS) step_resolve(const __grid_constant__ ResolvePa
     wait_for_previous();
     for (int i = threadIdx.x; i < p.num_tokens; i += THREADS) p.token_ids[i] = resolved(p.token_ids[i], p.drawn);
 }
+
+struct CopyParams {
+    const u32* source;  // device memory
+    u32* target;        // page-locked host memory
+    i32 num_words;
+    i32 padding;
+};
+
+// What the host reads after a step. A copy engine would take several times as long to take over and to hand back.
+KERNEL __launch_bounds__(THREADS) step_copy_to_host(const __grid_constant__ CopyParams p) {
+    wait_for_previous();
+    for (int i = threadIdx.x; i < p.num_words; i += THREADS) p.target[i] = p.source[i];
+}
