@@ -228,11 +228,6 @@ def _get_function(module: Any, kernel: str) -> Function:
     from cuda.bindings import driver
 
     handle = _check(kernel, driver.cuModuleGetFunction(module, kernel.encode()))
-    # The same division of memory for all: a processor changes it only when it is empty, so that a kernel with another one
-    # cannot start beside the one ahead.
-    carveout = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT
-    most = driver.CUshared_carveout.CU_SHAREDMEM_CARVEOUT_MAX_SHARED
-    _check(kernel, driver.cuFuncSetAttribute(handle, carveout, int(most)))
     attribute = driver.CUfunction_attribute
     shared, threads = (
         _check(kernel, driver.cuFuncGetAttribute(which, handle))

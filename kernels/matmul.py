@@ -31,7 +31,6 @@ from kernels.tuning import Chip, tile_shape
 MAX_FEW = 8  # tokens of one fragment: up to here x is kept in shared memory whole
 MAX_NORMED = 2  # tokens whose norm every block makes for itself
 MAX_FEW_WARPS = 24  # of a block of matmul_few, as in matmul.cu
-SHARED_CHUNKS = 40  # blocks of no more work may share a processor: waiting for one of their own would take longer
 BLOCK_OUTPUTS = 128  # of a block of matmul_tile_N
 MAX_STAGES = 8  # of x and weights in shared memory, as in matmul.cu
 
@@ -152,10 +151,8 @@ def _few_shape(
         shared_bytes = ring_at + num_warps * few_ring_bytes(matrix.format)
         if shared_bytes <= chip.shared_bytes:
             break
-    if at_once * matrix.num_chunks > SHARED_CHUNKS:
-        shared_bytes = chip.alone(shared_bytes)
     num_blocks = min(-(-matrix.num_tiles // at_once), processors)
-    return FewShape(num_blocks, at_once, num_warps, norm_at, ring_at, shared_bytes)
+    return FewShape(num_blocks, at_once, num_warps, norm_at, ring_at, chip.alone(shared_bytes))
 
 
 def _are_few(chip: Chip, matrix: PackedMatrix, num_tokens: int) -> bool:

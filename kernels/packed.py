@@ -72,8 +72,7 @@ class PackedMatrix:
         """Parts of k that are summed on their own, then in order: depends on the matrix and on nothing else, so that a
         row's result is the same bits in every batch and on every chip."""
         tiles = self.num_tiles * (1 if self.num_experts == 1 else EXPERTS_AT_ONCE)
-        units = self.num_units if unit_chunks(self.format) == 1 else -(-self.num_units // 2)
-        most = max(1, min(MAX_SEGMENTS, WARPS_WANTED // tiles, units))
+        most = max(1, min(MAX_SEGMENTS, WARPS_WANTED // tiles, self.num_units))
         return -(-self.num_units // -(-self.num_units // most))  # no more than the longest of them asks for
 
     @property

@@ -133,8 +133,7 @@ DEVICE void matmul_few(const Params& p) {
     if (!ROUTED && p.beside) wait_for_previous();
 }
 
-// Blocks have up to 768 threads, but no more registers than leave room for the next kernel's.
-KERNEL __launch_bounds__(1024) matmul_few(const __grid_constant__ Params p) { matmul_few<false>(p); }
+KERNEL __launch_bounds__(768) matmul_few(const __grid_constant__ Params p) { matmul_few<false>(p); }
 
 // Grid: blocks, ranks, tokens.
 KERNEL __launch_bounds__(768) matmul_few_routed(const __grid_constant__ Params p) { matmul_few<true>(p); }

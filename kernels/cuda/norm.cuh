@@ -27,18 +27,20 @@ DEVICE float4 sum_of(float4 a, float b) { return make_float4(a.x + b, a.y + b, a
 // decode runs through this code once in a kernel, and fetching instructions takes longer than executing them.
 template <typename Use>
 DEVICE void for_part(const float* row, int part, int width, Use use) {
+    constexpr int step = NORM_PARTS * 128;
 #pragma unroll 1
-    for (int first = (part * 32 + threadIdx.x % 32) * 4; first < width; first += GROUP_QUADS * NORM_PARTS * 128) {
+    for (int group = 0; group < width; group += GROUP_QUADS * step) {
+        const int first = group + (part * 32 + threadIdx.x % 32) * 4;
         float4 quads[GROUP_QUADS];
 #pragma unroll
         for (int q = 0; q < GROUP_QUADS; q++) {
-            const int column = first + q * NORM_PARTS * 128;
-            if (column < width) quads[q] = *(const float4*)(row + column);
+            if (group + q * step >= width) break;
+            if (first + q * step < width) quads[q] = *(const float4*)(row + first + q * step);
         }
 #pragma unroll
         for (int q = 0; q < GROUP_QUADS; q++) {
-            const int column = first + q * NORM_PARTS * 128;
-            if (column < width) use(column, quads[q]);
+            if (group + q * step >= width) break;
+            if (first + q * step < width) use(first + q * step, quads[q]);
         }
     }
 }

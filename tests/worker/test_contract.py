@@ -18,6 +18,7 @@ from worker.contract import (
     Stats,
     TokenLogprobs,
     TokenOutput,
+    joined,
 )
 
 EVERYTHING = Sampling(
@@ -105,3 +106,18 @@ def test_a_consumer_that_stops_early_finds_the_rest_later():
 def test_a_length_beyond_the_limit_is_refused_before_its_bytes_come():
     with pytest.raises(ValueError, match="at most"):
         list(FrameSplitter().feed((contract.MAX_FRAME_BYTES + 1).to_bytes(4, "big")))
+
+
+def test_outputs_of_several_steps_are_joined_by_choice_and_an_error_comes_after_the_tokens():
+    first, second = (TokenLogprobs(-1.0 - number, (number,), (-1.0,)) for number in range(2))
+    steps = [
+        [TokenOutput("a", 0, (1,), None, (first,)), TokenOutput("b", 0, (4,))],
+        [TokenOutput("a", 0, (2, 3), "length", (second,)), TokenOutput("a", 1, (5,))],
+        [TokenOutput("b", 0, (), "error", error_code="VRAM_OOM", error_message="full")],
+    ]
+    assert list(joined(steps)) == [
+        TokenOutput("a", 0, (1, 2, 3), "length", (first, second)),
+        TokenOutput("b", 0, (4,)),
+        TokenOutput("a", 1, (5,)),
+        TokenOutput("b", 0, (), "error", error_code="VRAM_OOM", error_message="full"),
+    ]

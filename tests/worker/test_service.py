@@ -252,7 +252,7 @@ class FloodingEngine:
         if self.failure:
             raise self.failure
         self.num_steps += 1
-        return [TokenOutput("r" * 100_000, 0, (1,))]
+        return [TokenOutput(f"{self.num_steps:0100000}", 0, (1,))]
 
     def stats(self, *, memory_bytes: int) -> Stats:
         return Stats(1, 0, 1, 1, self.num_steps, 1, 1, 0, 0, memory_bytes)
@@ -269,7 +269,8 @@ class ServiceWithout(Service):
         return self._engine, Health(self._engine, open_device("cpu"), log, 60)
 
 
-def test_a_reader_that_does_not_read_stops_the_steps_and_loses_nothing():
+def test_a_reader_that_does_not_read_stops_the_steps_and_loses_nothing(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("worker.service.OUTPUTS_EVERY_S", 0)
     ours, theirs = socket.socketpair()
     ours.settimeout(10)
     engine = FloodingEngine()
@@ -285,13 +286,48 @@ def test_a_reader_that_does_not_read_stops_the_steps_and_loses_nothing():
         received, splitter = 0, contract.FrameSplitter()
         while received <= num_before:
             for body in splitter.feed(ours.recv(1 << 20)):
-                received += isinstance(contract.decode_event(body), Outputs)
+                event = contract.decode_event(body)
+                received += len(event.outputs) if isinstance(event, Outputs) else 0
         assert engine.num_steps > num_before
     finally:
         ours.close()
         thread.join(10)
         theirs.close()
     assert not thread.is_alive()
+
+
+class ShortEngine(FloodingEngine):
+    """Has ten ids to say."""
+
+    @property
+    def has_work(self) -> bool:
+        return self.num_steps < 10
+
+    def step(self) -> list[TokenOutput]:
+        self.num_steps += 1
+        return [TokenOutput("r", 0, (self.num_steps,))]
+
+    def check_invariants(self) -> None:
+        """Nothing can be wrong."""
+
+
+def test_what_steps_say_soon_after_another_is_joined(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(service, "OUTPUTS_EVERY_S", 60)
+    ours, theirs = socket.socketpair()
+    ours.settimeout(10)
+    thread = threading.Thread(target=ServiceWithout(Channel(theirs), ShortEngine()).run, args=(Settings,))
+    thread.start()
+    frames: list[tuple[int, ...]] = []
+    splitter = contract.FrameSplitter()
+    try:
+        while sum(map(len, frames)) < 10:
+            events = map(contract.decode_event, splitter.feed(ours.recv(1 << 16)))
+            frames += [event.outputs[0].ids for event in events if isinstance(event, Outputs)]
+    finally:
+        ours.close()
+        thread.join(10)
+        theirs.close()
+    assert frames == [(1,), (2, 3, 4, 5, 6, 7, 8, 9, 10)], "the first at once, the last when there is no more work"
 
 
 def test_a_kernel_that_fails_is_fatal_and_named():
