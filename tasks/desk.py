@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 
 import redis
 
 from tasks.engine_process import EngineProcess
-from tasks.generation import Generation, job_id_of, joined
+from tasks.generation import Generation, job_id_of
 from tasks.intake import Done
 from tasks.job import Append, Appended, JobStore, Message
 from tasks.observe import Observer
@@ -28,6 +30,9 @@ from worker.settings import Settings
 TICK_S = 0.1
 MAX_MAIL = 256
 MAX_FAILED_STARTS = 3
+REST_SHARE = 3
+"""The desk rests so many times as long as it worked, to leave the interpreter to Celery's event loop."""
+LONGEST_REST_S = 0.03
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +91,8 @@ class Desk:
         self._failed_starts = 0
         self._stopping = threading.Event()
         self._mail: SimpleQueue[Mail] = SimpleQueue()
+        self._set_aside: deque[Mail] = deque()
+        self._started: list[Job] = []
         self._thread = threading.Thread(target=self._run, name="desk", daemon=True)
 
     @property
@@ -122,9 +129,8 @@ class Desk:
                 worked_s = time.thread_time()
                 self.turn()
                 self._keep_up()
-                # The interpreter is shared with Celery's event loop. And while this thread rests outputs pile up, of
-                # which each job then says one event: the more there is to do, the cheaper it gets.
-                self._stopping.wait(time.thread_time() - worked_s)
+                worked_s = time.thread_time() - worked_s
+                self._rest(min(REST_SHARE * worked_s, LONGEST_REST_S))
         except Exception as error:  # a bug of ours: better another worker than one whose jobs stand still
             self._observer.crashed(error)
             self._on_lost()
@@ -132,24 +138,43 @@ class Desk:
     def turn(self) -> None:
         """Act on the mail that is there, waiting a little for the first, and write down what came of it."""
         touched: list[Job] = []
-        steps: list[contract.Outputs] = []
+        steps: list[tuple[contract.TokenOutput, ...]] = []
         for mail in self._collect():
             if isinstance(mail, contract.Outputs):
-                steps.append(mail)
+                steps.append(mail.outputs)
                 continue
-            touched += self._take(joined(steps))
-            steps.clear()
+            if not isinstance(mail, Job | contract.Stats):  # to the jobs that run these two make no difference
+                touched += self._take(contract.joined(steps))
+                steps.clear()
             touched += self._handle(mail)
-        touched += self._take(joined(steps))
-        self._write({job.generation.job_id: job for job in touched}.values())
+        touched += self._take(contract.joined(steps))
+        self._write({job.generation.job_id: job for job in self._started + touched}.values())
+        self._started.clear()
 
     def _collect(self) -> Iterable[Mail]:
         try:
-            yield self._mail.get(timeout=TICK_S)
+            if not (self._set_aside or self._started):
+                yield self._mail.get(timeout=TICK_S)
+            while self._set_aside:
+                yield self._set_aside.popleft()
             for _ in range(MAX_MAIL):
                 yield self._mail.get_nowait()
         except Empty:
             return
+
+    def _rest(self, rest_s: float) -> None:
+        """Only start jobs for a while.
+
+        Outputs pile up, of which each job then says one event: the more there is to do, the cheaper it gets.
+        """
+        end = time.monotonic() + rest_s
+        with suppress(Empty):
+            while (left_s := end - time.monotonic()) > 0:
+                mail = self._mail.get(timeout=left_s)
+                if isinstance(mail, Job):
+                    self._started += self._start_job(mail)
+                else:
+                    self._set_aside.append(mail)
 
     def _handle(self, mail: Mail) -> list[Job]:
         """Act on one mail other than outputs; returns the jobs that may have new events."""

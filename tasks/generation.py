@@ -8,10 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-
-import msgspec
 
 from tasks import token_log
 from tasks.job import Append, Claim, LoggedEvent
@@ -202,26 +199,6 @@ class Generation:
 def job_id_of(request_id: str) -> str:
     """The job whose `Generation.request_id` this is. It names the claim too: an engine may still speak of the last."""
     return request_id.rpartition("#")[0]
-
-
-def joined(steps: Iterable[contract.Outputs]) -> Iterator[contract.TokenOutput]:
-    """What the steps did, with all outputs of one choice in one: of what has piled up, each job says one event.
-
-    An error stays by itself, behind the tokens.
-    """
-    runs: dict[tuple[str, int, bool], list[contract.TokenOutput]] = {}
-    for step in steps:
-        for output in step.outputs:
-            key = output.request_id, output.choice, output.finish_reason == "error"
-            runs.setdefault(key, []).append(output)
-    for run in runs.values():
-        yield run[0] if len(run) == 1 else _join(run)
-
-
-def _join(run: Sequence[contract.TokenOutput]) -> contract.TokenOutput:
-    ids = tuple(token_id for output in run for token_id in output.ids)
-    logprobs = tuple(each for output in run for each in output.logprobs or ())
-    return msgspec.structs.replace(run[-1], ids=ids, logprobs=logprobs or None)
 
 
 def _logprob(token_id: int, logprobs: contract.TokenLogprobs) -> TokenLogprob:

@@ -6,7 +6,7 @@ structs below. The Celery side sends `Request` frames, the engine answers with `
     Celery side                         engine process (python -m worker)
                     <-- Load(percent), ... , Ready(limits)
     Add, Abort      -->
-                    <-- Outputs(tokens of all sequences in a step), Stats
+                    <-- Outputs(tokens of all sequences), Stats
     Shutdown        -->                 drains nothing: the token log lets another engine go on
                     <-- Fatal(code)     load failed or the device is lost; the process then exits
 
@@ -16,7 +16,7 @@ already in the job's token log, so a resumed job is the same message as a new on
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal
 
 import msgspec
@@ -90,7 +90,7 @@ class TokenLogprobs(msgspec.Struct, frozen=True, array_like=True):
 
 
 class TokenOutput(msgspec.Struct, frozen=True, array_like=True):
-    """What one step did for one choice: new ids and, at the end, why it ended.
+    """What one step or several did for one choice: new ids and, at the end, why it ended.
 
     A token that ends the sequence (end-of-text, stop token) is the last of ``ids``: it counts as emitted.
     ``finish_reason`` "error" comes with ``error_code`` and ``error_message`` and no ids.
@@ -133,7 +133,7 @@ class Ready(msgspec.Struct, frozen=True, array_like=True, tag="ready"):
 
 
 class Outputs(msgspec.Struct, frozen=True, array_like=True, tag="outputs"):
-    """All that one step emitted."""
+    """All that one step emitted, or what several did, `joined`."""
 
     outputs: tuple[TokenOutput, ...]
 
@@ -183,6 +183,29 @@ def decode_request(body: bytes | memoryview) -> Request:
 def decode_event(body: bytes | memoryview) -> Event:
     """Decode a frame's body on the Celery side; raises `msgspec.DecodeError` or `msgspec.ValidationError`."""
     return _event_decoder.decode(body)
+
+
+def joined(steps: Iterable[Iterable[TokenOutput]]) -> Iterator[TokenOutput]:
+    """What the steps did, with all outputs of one choice in one. An error stays by itself, behind the tokens."""
+    runs: dict[tuple[str, int, bool], list[TokenOutput]] = {}
+    for step in steps:
+        for output in step:
+            key = output.request_id, output.choice, output.finish_reason == "error"
+            run = runs.get(key)
+            if run is None:
+                runs[key] = [output]
+            else:
+                run.append(output)
+    for run in runs.values():
+        yield run[0] if len(run) == 1 else _join(run)
+
+
+def _join(run: Sequence[TokenOutput]) -> TokenOutput:
+    # List comprehensions and no msgspec.structs.replace: with 256 sequences in a step this is called often.
+    last = run[-1]
+    ids = tuple([token_id for output in run for token_id in output.ids])
+    logprobs = tuple([each for output in run for each in output.logprobs or ()])
+    return TokenOutput(last.request_id, last.choice, ids, last.finish_reason, logprobs or None)
 
 
 class FrameSplitter:

@@ -17,7 +17,7 @@ from tasks.observe import Observer
 from tasks.prompt import Prompt
 from tasks.request import parse
 from tasks.result import Result
-from tasks.token_log import Token
+from tasks.token_log import Error, Started, Token
 from tasks.upkeep import Verdict
 from tests.tasks.conftest import MakeStore
 from tests.tasks.test_generation import END, TOKENIZER
@@ -91,6 +91,40 @@ def test_what_several_steps_drew_is_one_event_of_each_job(scene: Scene) -> None:
     scene.desk.turn()
     tokens = [event for event in scene.store.events("a") if isinstance(event, Token)]
     assert tokens == [Token("ab ", 1, [1, 2, 4]), Token("a", 4, [1])]
+
+
+def test_a_job_that_comes_between_two_outputs_leaves_them_one_event(scene: Scene) -> None:
+    generation = scene.begin("a")
+    scene.desk.turn()
+    scene.store.submit("b", REQUEST)
+    scene.say(generation, 1)
+    scene.begin("b")
+    scene.say(generation, 2)
+    scene.desk.turn()
+    assert [event for event in scene.store.events("a") if isinstance(event, Token)] == [Token("ab", 1, [1, 2])]
+    assert [type(event) for event in scene.store.events("b")] == [Started]
+
+
+def test_while_the_desk_rests_jobs_are_started_and_all_else_waits(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent: list[contract.Request] = []
+    monkeypatch.setattr(scene.desk.engine, "send", sent.append)
+    first = scene.begin("a")
+    scene.desk.turn()
+    scene.store.submit("b", REQUEST)
+    scene.say(first, 1)
+    scene.desk.put(Verdict("a", Cancelled("cancelled")))
+    second = scene.begin("b")
+    scene.desk._rest(0.05)
+    assert [request.request_id for request in sent if isinstance(request, contract.Add)] == [
+        first.request_id,
+        second.request_id,
+    ]
+    assert scene.store.events("b") == []
+    scene.desk.turn()
+    assert [type(event) for event in scene.store.events("a")] == [Started, Token, Error]
+    assert [type(event) for event in scene.store.events("b")] == [Started]
 
 
 def test_a_job_that_is_given_back_in_the_turn_of_its_last_output_is_forgotten_once(scene: Scene) -> None:

@@ -7,7 +7,7 @@ import hashlib
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tasks.generation import Generation, joined
+from tasks.generation import Generation
 from tasks.job import Claim, LoggedEvent
 from tasks.prompt import Prompt
 from tasks.request import Request, parse
@@ -182,18 +182,3 @@ def test_a_job_that_cannot_begin_says_started_and_then_why() -> None:
     assert isinstance(events[0], Started)
     assert events[1] == Error("POISONED", "given up", retriable=False)
     assert generation.add() is None
-
-
-def test_outputs_of_several_steps_are_joined_by_choice_and_an_error_comes_after_the_tokens() -> None:
-    first, second = (contract.TokenLogprobs(-1.0 - number, (number,), (-1.0,)) for number in range(2))
-    steps = [
-        [contract.TokenOutput("a", 0, (1,), None, (first,)), contract.TokenOutput("b", 0, (4,))],
-        [contract.TokenOutput("a", 0, (2, 3), "length", (second,)), contract.TokenOutput("a", 1, (5,))],
-        [contract.TokenOutput("b", 0, (), "error", error_code="VRAM_OOM", error_message="full")],
-    ]
-    assert list(joined(contract.Outputs(tuple(step)) for step in steps)) == [
-        contract.TokenOutput("a", 0, (1, 2, 3), "length", (first, second)),
-        contract.TokenOutput("b", 0, (4,)),
-        contract.TokenOutput("a", 1, (5,)),
-        contract.TokenOutput("b", 0, (), "error", error_code="VRAM_OOM", error_message="full"),
-    ]
