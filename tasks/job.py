@@ -26,8 +26,7 @@ REPUBLISH_AFTER_MS = 15_000
 ClaimStatus = Literal["claimed", "unknown", "busy", "finished"]
 
 
-@dataclass(frozen=True, slots=True)
-class LoggedEvent:
+class LoggedEvent(msgspec.Struct, frozen=True):
     """An event with its place in the token log."""
 
     position: Position
@@ -64,8 +63,7 @@ class Append:
     final_state: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Appended:
+class Appended(msgspec.Struct, frozen=True):
     """What an append found: whether the job is still ours, whether it should be cancelled, who listens."""
 
     owned: bool

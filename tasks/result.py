@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable
 from typing import Any
 
@@ -66,7 +67,7 @@ class ResultBuilder:
     def __init__(self, job_id: str) -> None:
         self._job_id = job_id
         self._state = "queued"
-        self._choices: dict[int, _ChoiceBuilder] = {}
+        self._choices: defaultdict[int, _ChoiceBuilder] = defaultdict(_ChoiceBuilder)
         self._end: End | None = None
         self._error: Error | None = None
 
@@ -78,10 +79,10 @@ class ResultBuilder:
             case Started():
                 self._state = "running"
             case Token(choice=choice):
-                self._choices.setdefault(choice, _ChoiceBuilder()).add(event)
+                self._choices[choice].add(event)
             case End(finish_reason=finish_reason):
                 self._end = event
-                self._choices.setdefault(0, _ChoiceBuilder()).finish_reason = finish_reason
+                self._choices[0].finish_reason = finish_reason
             case Error():
                 self._error = event
         self._state = token_log.state_after(event) or self._state

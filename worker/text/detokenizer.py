@@ -6,13 +6,14 @@ import codecs
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import msgspec
+
 from worker.errors import InvalidRequest
 from worker.text.harmony import Channel, Channels
 from worker.text.tokenizer import Tokenizer
 
 
-@dataclass(frozen=True, slots=True)
-class Piece:
+class Piece(msgspec.Struct, frozen=True):
     """What may be shown now: the text of the next ``num_ids`` token ids that were not released before.
 
     ``text`` belongs to the answer; ``analysis`` (reasoning) and ``commentary`` (tool calls) are empty but for models
@@ -69,15 +70,14 @@ class Detokenizer:
     def feed(self, token_ids: Sequence[int]) -> Piece:
         """Take the next ids; those after the one that completes a stop string are ignored."""
         assert not self._stopped, "nothing follows a stop string"
-        if not (self._held or self._stop or self._channels or self._strips_space):
-            text = self._decode_whole(token_ids)
-            if text is not None:
-                return Piece(text, len(token_ids))
         released = _Released()
-        for token_id in token_ids:
-            self._add(self._decode(token_id), released)
-            if self._stopped:
-                break
+        position = 0
+        while position < len(token_ids) and not self._stopped:
+            is_plain = not (self._held or self._stop or self._channels or self._strips_space)
+            num_whole = self._add_whole(token_ids[position:], released) if is_plain else 0
+            if not num_whole:
+                self._add(self._decode(token_ids[position]), released)
+            position += num_whole or 1
         return released.piece(stopped=self._stopped)
 
     def finish(self) -> Piece:
@@ -95,16 +95,18 @@ class Detokenizer:
         for token_id in logged_ids:
             self._decode(token_id)
 
-    def _decode_whole(self, token_ids: Sequence[int]) -> str | None:
-        """The text of ids of which none need be held; None, and nothing has happened, if they end within a character.
+    def _add_whole(self, token_ids: Sequence[int], released: _Released) -> int:
+        """Release as many ids from the beginning as need not be held, and return how many. Few are left.
 
         The short way, for most of what is generated: token by token takes several times as long.
         """
-        text = self._decoder.decode(self._tokenizer.shown_bytes(token_ids))
-        if self._decoder.getstate()[0]:
-            self._decoder.reset()
-            return None
-        return text
+        for end in range(len(token_ids), 0, -1):
+            data = self._tokenizer.shown_bytes(token_ids[:end])
+            text, num_decoded = codecs.utf_8_decode(data, "replace", False)
+            if num_decoded == len(data):
+                released.add_whole(end, text)
+                return end
+        return 0
 
     def _decode(self, token_id: int) -> _Token:
         """The token with the characters that it completes."""
@@ -191,6 +193,11 @@ class _Released:
         for token in tokens:
             if token.channel != "final":
                 self._texts[token.channel] += token.text
+
+    def add_whole(self, num_ids: int, answer: str) -> None:
+        """Ids of which all text belongs to the answer."""
+        self.num_ids += num_ids
+        self._texts["final"] += answer
 
     def piece(self, *, stopped: bool) -> Piece:
         texts = self._texts
