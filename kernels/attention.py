@@ -22,7 +22,7 @@ from kernels.step import Step
 from kernels.tuning import Chip
 
 UNIT_KEYS = 64  # attention_plan.cuh has these, too
-SPAN_KEYS = 256
+SPAN_UNITS = 4
 DECODE_ROWS = 16
 _ITEM_BYTES = 64
 _COUNTS_BYTES = 16
@@ -64,23 +64,21 @@ class _Shape(NamedTuple):
 _PREFILL_WARPS = 4
 
 
-_FEW_DECODE_WARPS, _MANY_DECODE_WARPS = 2, 4
-
-
-def _shape(head_dim: int, decode_warps: int = 0) -> _Shape:
+def _shape(head_dim: int, *, spread: bool = False) -> _Shape:
+    """``spread``: for few decode items, a processor each."""
+    decode_warps = 4 if head_dim <= 64 else 2
     return _Shape(
-        decode_warps=decode_warps or (_MANY_DECODE_WARPS if head_dim <= 64 else _FEW_DECODE_WARPS),
+        decode_warps=2 * decode_warps if spread else decode_warps,
         prefill_tiles=2 if head_dim <= 32 else 1,
         prefill_blocks=3 if head_dim == 64 else 2,
     )
 
 
 def _rope_shape(chip: Chip, head_dim: int, num_blocks: int) -> _Shape:
-    """Of `rope_attention_decode`: large heads get more warps where a block has a processor to itself."""
-    shape = _shape(head_dim, _MANY_DECODE_WARPS)
-    if num_blocks <= chip.num_processors and _rope_bytes(shape, head_dim) <= chip.shared_bytes:
-        return shape
-    return _shape(head_dim)
+    """Of `rope_attention_decode` for so many blocks before any is split."""
+    shape = _shape(head_dim, spread=True)
+    spreads = num_blocks <= chip.num_processors and _rope_bytes(shape, head_dim) <= chip.shared_bytes
+    return shape if spreads else _shape(head_dim)
 
 
 def _rope_bytes(shape: _Shape, head_dim: int) -> int:
@@ -101,7 +99,7 @@ class AttentionPlan:
 
 
 def variants() -> list[Variant]:
-    shapes = {(head_dim, _shape(head_dim, warps)) for head_dim in HEAD_DIMS for warps in (0, _MANY_DECODE_WARPS)}
+    shapes = {(head_dim, _shape(head_dim, spread=spread)) for head_dim in HEAD_DIMS for spread in (False, True)}
     cut = [("attention", {"HEAD_DIM": head_dim, **shape.defines}) for head_dim, shape in sorted(shapes)]
     return [("attention_plan", {}), *cut]
 
@@ -152,6 +150,7 @@ def plan_attention(
         plan.prefill_items,
         plan.arrivals,
     )
+    decode_warps = _rope_shape(context.chip, head_dim, num_tokens * num_kv_heads).decode_warps
     params = _PLAN.pack(
         *(array.pointer for array in arrays),
         num_sequences,
@@ -161,7 +160,7 @@ def plan_attention(
         split_items,
         partial_rows,
         plan.arrivals.size,
-        0,
+        max(1, decode_warps // SPAN_UNITS),  # what a block does at once is not split
     )
     threads = 128 if num_sequences <= 128 and num_tokens <= 128 else 1024
     context.launch("attention_plan", "attention_plan", 1, threads, params, shared_bytes=(3 * num_sequences + 2) * 4)

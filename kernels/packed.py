@@ -81,10 +81,9 @@ class PackedMatrix:
 
 
 def few_ring_bytes(format_: Format) -> int:
-    """Bytes of shared memory of a warp's weights in matmul_few: `FewRing` of dequant.cuh."""
-    if format_.name == "F32" or unit_chunks(format_) == 4:
-        return 2 * unit_bytes(format_)
-    return (4 if format_.name in ("F16", "BF16") else 8) * unit_bytes(format_)
+    """Bytes of shared memory of a warp's weights in matmul_few: two times `FEW_GROUP` of dequant.cuh units."""
+    group = 1 if format_.name == "F32" or unit_chunks(format_) == 4 else 2
+    return 2 * group * unit_bytes(format_)
 
 
 def staged_bytes(format_: Format) -> int:

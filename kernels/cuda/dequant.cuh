@@ -28,12 +28,9 @@ struct Layout {
     static constexpr int unit_bytes = super_at + super_bytes;
 };
 
-// A warp's weights in matmul_few: so many groups of units are on their way.
+// Units that a warp of matmul_few copies together: two such groups are on their way.
 template <int F>
-struct FewRing {
-    static constexpr int group = Layout<F>::is_k || F == F32 ? 1 : 2;
-    static constexpr int stages = Layout<F>::is_k || F <= BF16 ? 2 : 4;
-};
+constexpr int FEW_GROUP = Layout<F>::is_k || F == F32 ? 1 : 2;
 
 // Where chunk `chunk` of the 16-row tile `tile` begins: its unit, for a matrix of `num_units` units of k in a row.
 template <int F>

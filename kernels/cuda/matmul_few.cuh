@@ -20,7 +20,7 @@ DEVICE void multiply_chunk(float (&acc)[4], const Raw<FORMAT>& raw, const RowBas
 // One warp's segment of its tiles, one tile after the other.
 class Weights {
     using L = Layout<FORMAT>;
-    static constexpr int GROUP = FewRing<FORMAT>::group;
+    static constexpr int GROUP = FEW_GROUP<FORMAT>;
     static constexpr int STAGE_BYTES = GROUP * L::unit_bytes, PIECES = L::unit_bytes / 16, PIECE_STEP = 32 * 16;
 
     const u8* ahead;  // this lane's first piece of the unit that is fetched next
@@ -59,7 +59,7 @@ class Weights {
     }
 
    public:
-    static constexpr int STAGES = FewRing<FORMAT>::stages;
+    static constexpr int STAGES = 2;  // more in flight, on all processors, was slower
 
     DEVICE Weights(const Params& p, const u8* matrix, u32 rings, int segment, int tile, int tile_step, int num_tiles)
         : ahead_tile(tile), tile_step(tile_step), num_tiles(num_tiles), first_unit(segment_start(segment, p)),
