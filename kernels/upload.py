@@ -12,13 +12,14 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kernels.array import Array
 from kernels.launch import Context
-from kernels.memory import pinned
+from kernels.memory import padded, pinned
 
 NUM_BUFFERS = NUM_THREADS = 8
 BUFFER_BYTES = 4 * 1024 * 1024
@@ -40,43 +41,76 @@ class Piece:
     consume: Consume
 
 
-def cut(pieces: Sequence[Piece], buffer_bytes: int) -> Iterator[tuple[Piece, int, int]]:
-    """(piece, first granule, number of granules) in order, each as large as a buffer holds."""
+class Part(NamedTuple):
+    """Granules of a piece that go up together, and where in their buffer they lie."""
+
+    piece: Piece
+    start: int  # granule
+    num_granules: int
+    offset: int
+
+    @property
+    def num_bytes(self) -> int:
+        return self.num_granules * self.piece.granule
+
+
+def cut(pieces: Sequence[Piece], buffer_bytes: int) -> Iterator[list[Part]]:
+    """What to put into one buffer after the other: as much as fits, so that small pieces share one."""
+    parts: list[Part] = []
+    used_bytes = 0
     for piece in pieces:
         num_granules, rest = divmod(piece.source.size, piece.granule)
         assert not rest, f"{piece.source.size} bytes are no whole granules of {piece.granule}"
         assert piece.granule <= buffer_bytes, f"a granule of {piece.granule} bytes is larger than a buffer"
-        step = buffer_bytes // piece.granule
-        for start in range(0, num_granules, step):
-            yield piece, start, min(step, num_granules - start)
+        start = 0
+        while start < num_granules:
+            count = min((buffer_bytes - used_bytes) // piece.granule, num_granules - start)
+            if count <= 0:
+                yield parts
+                parts, used_bytes = [], 0
+                continue
+            parts.append(Part(piece, start, count, used_bytes))
+            start += count
+            used_bytes = padded(used_bytes + parts[-1].num_bytes)
+    if parts:
+        yield parts
+
+
+class PinnedBuffers:
+    """Page-locked buffers, made in the background: it takes longer than filling them."""
+
+    def __init__(self, num_buffers: int = NUM_BUFFERS, num_bytes: int = BUFFER_BYTES) -> None:
+        import cupy
+
+        self.num_bytes = num_bytes
+        threads = ThreadPoolExecutor(num_buffers, "pin", initializer=cupy.cuda.Device().use)
+        self._made = [threads.submit(pinned, (num_bytes,), np.uint8) for _ in range(num_buffers)]
+        threads.shutdown(wait=False)
+
+    def __len__(self) -> int:
+        return len(self._made)
+
+    def __getitem__(self, slot: int) -> NDArray[np.uint8]:
+        return self._made[slot].result()
 
 
 class Upload:
-    """Uploads through ``num_buffers`` pinned buffers and as much of the context's scratch memory, given back when it is
-    closed."""
+    """Uploads through pinned ``buffers`` and as much of the context's scratch memory, given back when it is closed."""
 
-    def __init__(
-        self,
-        context: Context,
-        *,
-        num_buffers: int = NUM_BUFFERS,
-        buffer_bytes: int = BUFFER_BYTES,
-    ) -> None:
+    def __init__(self, context: Context, buffers: PinnedBuffers | None = None) -> None:
         import cupy
 
         self._context = context
-        self._num_buffers = num_buffers
-        self._buffer_bytes = buffer_bytes
+        self._buffers = buffers or PinnedBuffers()
+        num_buffers = len(self._buffers)
         self._mark = context.mark()
-        self._staging = [context.scratch((buffer_bytes,), np.uint8) for _ in range(num_buffers)]
-        self._buffers: dict[int, NDArray[np.uint8]] = {}  # of the slots filled so far: pinning is slow
+        self._staging = [context.scratch((self._buffers.num_bytes,), np.uint8) for _ in range(num_buffers)]
         self._copy_stream = cupy.cuda.Stream(non_blocking=True)
         self._copied = [cupy.cuda.Event(block=True, disable_timing=True) for _ in range(num_buffers)]
         self._consumed = [cupy.cuda.Event(disable_timing=True) for _ in range(num_buffers)]
-        device = cupy.cuda.Device()
         for event in self._consumed:
             event.record(context.stream)  # what is enqueued may still use the scratch memory
-        self._threads = ThreadPoolExecutor(NUM_THREADS, "upload", initializer=device.use)
+        self._threads = ThreadPoolExecutor(NUM_THREADS, "upload", initializer=cupy.cuda.Device().use)
 
     def __enter__(self) -> Upload:
         return self
@@ -92,51 +126,52 @@ class Upload:
         """
         total_bytes = sum(piece.source.size for piece in pieces)
         done_bytes = 0
-        filling: deque[tuple[Piece, int, int, int, Future[None]]] = deque()
+        filling: deque[tuple[int, list[Part], Future[None]]] = deque()
 
         def send_oldest() -> None:
             nonlocal done_bytes
-            piece, slot, start, count, filled = filling.popleft()
+            slot, parts, filled = filling.popleft()
             filled.result()
-            self._send(piece, slot, start, count)
-            done_bytes += count * piece.granule
+            self._send(slot, parts)
+            done_bytes += sum(part.num_bytes for part in parts)
             if done_bytes == total_bytes:
                 self._context.stream.synchronize()
             progress(done_bytes, total_bytes)
 
-        for number, (piece, start, count) in enumerate(cut(pieces, self._buffer_bytes)):
-            slot = number % self._num_buffers
-            if len(filling) == self._num_buffers:
+        for number, parts in enumerate(cut(pieces, self._buffers.num_bytes)):
+            slot = number % len(self._buffers)
+            if len(filling) == len(self._buffers):
                 send_oldest()
-            filling.append((piece, slot, start, count, self._threads.submit(self._fill, piece, slot, start, count)))
+            filling.append((slot, parts, self._threads.submit(self._fill, slot, parts)))
         while filling:
             send_oldest()
 
-    def _fill(self, piece: Piece, slot: int, start: int, count: int) -> None:
+    def _fill(self, slot: int, parts: list[Part]) -> None:
         """In a thread: bring the granules into the slot's buffer, once its last contents have left it."""
         self._copied[slot].synchronize()
-        if slot not in self._buffers:
-            self._buffers[slot] = pinned((self._buffer_bytes,), np.uint8)
-        first, end = start * piece.granule, (start + count) * piece.granule
-        np.copyto(self._buffers[slot][: end - first], piece.source[first:end])
+        buffer = self._buffers[slot]
+        for piece, start, count, offset in parts:
+            num_bytes = count * piece.granule
+            first = start * piece.granule
+            np.copyto(buffer[offset : offset + num_bytes], piece.source[first : first + num_bytes])
 
-    def _send(self, piece: Piece, slot: int, start: int, count: int) -> None:
+    def _send(self, slot: int, parts: list[Part]) -> None:
         """Enqueue the copy to the device, and after it what consumes it there."""
         from cupy.cuda import runtime
 
-        stream, staging, num_bytes = self._context.stream, self._staging[slot], count * piece.granule
+        stream, staging, last = self._context.stream, self._staging[slot], parts[-1]
         self._copy_stream.wait_event(self._consumed[slot])
-        source = self._buffers[slot].ctypes.data
+        source, num_bytes = self._buffers[slot].ctypes.data, last.offset + last.num_bytes
         runtime.memcpyAsync(staging.pointer, source, num_bytes, runtime.memcpyHostToDevice, self._copy_stream.ptr)
         self._copied[slot].record(self._copy_stream)
         stream.wait_event(self._copied[slot])
-        piece.consume(staging.first(num_bytes), start, count)
+        for part in parts:
+            part.piece.consume(staging.rows(part.offset, part.offset + part.num_bytes), part.start, part.num_granules)
         self._consumed[slot].record(stream)
 
     def close(self) -> None:
-        """Wait for everything that is enqueued, then give the buffers and the scratch memory back."""
+        """Wait for everything that is enqueued, then give the scratch memory back."""
         self._threads.shutdown(cancel_futures=True)
         self._copy_stream.synchronize()
         self._context.stream.synchronize()
         self._context.release(self._mark)
-        self._buffers.clear()

@@ -22,7 +22,7 @@ from kernels.memory import Arena
 from kernels.packed import Experts, PackedMatrix, Projection, packed_bytes
 from kernels.reference.dequant import dequantise
 from kernels.repack import FIT_WIDEST, WIDEST, repack_rows, variant_for
-from kernels.upload import Piece, Upload
+from kernels.upload import Piece, PinnedBuffers, Upload
 
 MAX_TENSORS = 1 << 16
 COLUMN_GRANULE = 32  # columns of a matrix come in multiples of this: rows of activations are read 16 bytes at a time
@@ -46,6 +46,7 @@ class WeightStore:
         self._sources: list[_Source] = []
         self._vectors: list[tuple[Array, NDArray[np.float32]]] = []
         self._flags = arena.allocate((MAX_TENSORS,), np.int32)  # of each source: it holds NaN or infinity
+        self._buffers = None if context.dry else PinnedBuffers()
 
     def table(self, weight: Weight) -> PackedMatrix:
         """An embedding table."""
@@ -107,7 +108,7 @@ class WeightStore:
             )
             for number, source in enumerate(self._sources)
         ]
-        with Upload(self._context) as upload:
+        with Upload(self._context, self._buffers) as upload:
             start = self._flags.pointer  # what was in the arena before is not ours
             runtime.memsetAsync(
                 start, 0, self._arena.pointer + self._arena.used_bytes - start, stream
@@ -122,6 +123,7 @@ class WeightStore:
         bad = [source.name for source, flag in zip(self._sources, flags, strict=True) if flag]
         self._sources.clear()
         self._vectors.clear()
+        self._buffers = None
         return bad
 
     def _neighbours(self, weights: Sequence[Weight]) -> Projection:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from kernels.array import Array
 from kernels.launch import Context
-from kernels.upload import Piece, Upload
+from kernels.upload import Piece, PinnedBuffers, Upload
 
 COPY = struct.Struct("<QQq")
 UNIT_BYTES = 16  # that probe_copy moves at a time
@@ -41,7 +41,7 @@ def test_every_byte_arrives(num_buffers: int, buffer_bytes: int, device: Any, pr
     pieces = [piece(probes, *each) for each in zip(sources, granules, targets, strict=True)]
     reports: list[tuple[int, int]] = []
     before = device.memory_bytes()
-    with Upload(probes, num_buffers=num_buffers, buffer_bytes=buffer_bytes) as upload:
+    with Upload(probes, PinnedBuffers(num_buffers, buffer_bytes)) as upload:
         upload.run(pieces, lambda *report: reports.append(report))
         assert device.memory_bytes() <= before + (2 << 20), "the staging memory is scratch memory"
     assert probes.mark() == 0
@@ -59,7 +59,7 @@ def test_whoever_waits_can_end_it(device: Any, probes: Context) -> None:
         if num_bytes > 8 << 20:
             raise InterruptedError
 
-    with pytest.raises(InterruptedError), Upload(probes, buffer_bytes=1 << 20) as upload:
+    with pytest.raises(InterruptedError), Upload(probes, PinnedBuffers(num_bytes=1 << 20)) as upload:
         upload.run([piece(probes, source, 4096, target)], give_up)
     device.synchronise()
 
