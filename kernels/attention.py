@@ -22,7 +22,6 @@ from kernels.step import Step
 from kernels.tuning import Chip
 
 UNIT_KEYS = 64  # attention_plan.cuh has these, too
-SPAN_UNITS = 4
 DECODE_ROWS = 16
 _ITEM_BYTES = 64
 _COUNTS_BYTES = 16
@@ -66,9 +65,8 @@ _PREFILL_WARPS = 4
 
 def _shape(head_dim: int, *, spread: bool = False) -> _Shape:
     """``spread``: for few decode items, a processor each."""
-    decode_warps = 4 if head_dim <= 64 else 2
     return _Shape(
-        decode_warps=2 * decode_warps if spread else decode_warps,
+        decode_warps=4 if head_dim <= 64 or spread else 2,
         prefill_tiles=2 if head_dim <= 32 else 1,
         prefill_blocks=3 if head_dim == 64 else 2,
     )
@@ -150,7 +148,6 @@ def plan_attention(
         plan.prefill_items,
         plan.arrivals,
     )
-    decode_warps = _rope_shape(context.chip, head_dim, num_tokens * num_kv_heads).decode_warps
     params = _PLAN.pack(
         *(array.pointer for array in arrays),
         num_sequences,
@@ -160,7 +157,7 @@ def plan_attention(
         split_items,
         partial_rows,
         plan.arrivals.size,
-        max(1, decode_warps // SPAN_UNITS),  # what a block does at once is not split
+        0,
     )
     threads = 128 if num_sequences <= 128 and num_tokens <= 128 else 1024
     context.launch("attention_plan", "attention_plan", 1, threads, params, shared_bytes=(3 * num_sequences + 2) * 4)

@@ -22,7 +22,7 @@ _HIGH_BYTES = {"Q5_0": 128, "Q5_1": 128, "Q5_K": 128, "Q6_K": 256}
 _SCALE_BYTES = {"F32": 0, "F16": 0, "BF16": 0, "Q4_1": 128, "Q5_1": 128, "MXFP4": 32}  # 64 for the others
 _SUPER_BYTES = {"Q4_K": 64, "Q5_K": 64, "Q6_K": 32}  # of a unit of four chunks
 
-MAX_SEGMENTS = 16
+MAX_SEGMENTS = 20
 WARPS_WANTED = 2000  # so many have a segment of a tile each when a chip has one token: what it can keep busy
 EXPERTS_AT_ONCE = 4  # as many share those
 

@@ -10,7 +10,7 @@ constexpr int DECODE_THREADS = DECODE_WARPS * 32;
 constexpr int ROW_THREADS = DECODE_THREADS / DECODE_ROWS;  // threads that merge a row's partial results
 constexpr int THREAD_QUADS = (HEAD_DIM / 4 + ROW_THREADS - 1) / ROW_THREADS;
 constexpr int EXCHANGE_ROW = HEAD_DIM + 8;  // floats: keeps rows on different banks
-static_assert(SPAN_UNITS % DECODE_WARPS == 0 || DECODE_WARPS % SPAN_UNITS == 0, "rounds and spans end together");
+static_assert(SPAN_UNITS % DECODE_WARPS == 0, "a round must not cross spans");
 
 // A thread's slice of a row's partial result: 4 elements from each of `column(0)`, `column(1)` ...
 struct Slice {
@@ -173,20 +173,18 @@ DEVICE void decode_item(const Params& p, const Item& item, i32 kv_head, const So
         __syncthreads();
         if (merges) {
 #pragma unroll
-            for (int w = 0; w < DECODE_WARPS; w++) {
-                const i32 unit = round + w;
-                if (unit < item.first_unit || unit >= item.end_unit) continue;
-                Slice other;
-                get(other, exchange, w);
-                merge(span, other);
-                const bool may_end = DECODE_WARPS < SPAN_UNITS ? w + 1 == DECODE_WARPS : (w + 1) % SPAN_UNITS == 0;
-                if ((may_end && (unit + 1) % SPAN_UNITS == 0) || unit + 1 == item.end_unit) {
-                    if (item.num_parts == 1)
-                        merge(whole, span);
-                    else
-                        store(p, partial_row(unit / SPAN_UNITS), span);
-                    clear(span);
+            for (int w = 0; w < DECODE_WARPS; w++)
+                if (round + w >= item.first_unit && round + w < item.end_unit) {
+                    Slice other;
+                    get(other, exchange, w);
+                    merge(span, other);
                 }
+            if ((round + DECODE_WARPS) % SPAN_UNITS == 0 || round + DECODE_WARPS >= item.end_unit) {
+                if (item.num_parts == 1)
+                    merge(whole, span);
+                else
+                    store(p, partial_row(round / SPAN_UNITS), span);
+                clear(span);
             }
         }
         __syncthreads();

@@ -16,7 +16,7 @@ struct Params {
     i32 split_items;    // into about so many items decode work is split when there are few sequences
     i32 partial_rows;   // rows of the workspace for split items
     i32 num_arrivals;
-    i32 part_spans;     // at least so many spans make an item
+    i32 unused;
 };
 
 // What a sequence asks for.
@@ -119,7 +119,7 @@ KERNEL attention_plan(const __grid_constant__ Params p) {
     }
     i32 all_spans, total;
     block_scan(spans, sums, all_spans);
-    const i32 part_spans = max(p.part_spans, divide_up(all_spans, p.split_items));
+    const i32 part_spans = max(1, divide_up(all_spans, p.split_items));
 
     // Where each sequence's items and workspace rows begin. Sequences for which no workspace is left are not split.
     i32 partials = 0, decodes = 0, prefills = 0;
