@@ -167,10 +167,11 @@ def plan_attention(
 def _split_items(num_processors: int, num_kv_heads: int, max_tiles: int) -> int:
     """Into how many items the keys of all sequences together are divided, if they are long enough.
 
-    For few sequences as many as make two blocks a processor; for many enough to divide one that is much longer than
-    the others.
+    For few sequences as many as make two blocks a processor, or one for a lone sequence's, which share none; for many
+    enough to divide one that is much longer than the others.
     """
-    return max(2 * num_processors // num_kv_heads - max_tiles, num_processors // (2 * num_kv_heads), 1)
+    num_blocks = num_processors * min(max_tiles, 2)
+    return max(num_blocks // num_kv_heads - max_tiles, num_processors // (2 * num_kv_heads), 1)
 
 
 def paged_attention(

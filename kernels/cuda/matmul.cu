@@ -5,23 +5,10 @@
 #include "experts.cuh"
 #include "matmul_few.cuh"
 
-// A row of float16 on its way to shared memory.
-struct RowCopy {
-    uint4 first;
-    const u8* from;
-
-    // To be called as soon as the row is there.
-    DEVICE void begin(const void* x, i64 row, int num_bytes) {
-        from = (const u8*)x + row * num_bytes;
-        if (threadIdx.x * 16 < num_bytes) first = *(const uint4*)(from + threadIdx.x * 16);
-    }
-    DEVICE void finish(u8* to, int num_bytes) const {
-        int at = threadIdx.x * 16;
-        if (at < num_bytes) *(uint4*)(to + at) = first;
+DEVICE void copy_row(u8* to, const u8* from, int num_bytes) {
 #pragma unroll 1
-        while ((at += blockDim.x * 16) < num_bytes) *(uint4*)(to + at) = *(const uint4*)(from + at);
-    }
-};
+    for (int at = threadIdx.x * 16; at < num_bytes; at += blockDim.x * 16) *(uint4*)(to + at) = *(const uint4*)(from + at);
+}
 
 // Shared memory: rows of x as float16, `stride` bytes each; the sums of norms, then of tiles; the norm's weights; each
 // warp's ring of weights. What a block does once is kept short, not fast: its instructions come from far away.
@@ -35,25 +22,28 @@ DEVICE void matmul_few(const Params& p) {
     const int stride = p.num_chunks * 128 + 16;  // of rows of x: so that ldmatrix meets no bank twice
     const int num_tokens = ROUTED ? 1 : p.num_tokens;
     int tile = blockIdx.x * p.tiles_at_once + local_tile;
-    const bool normed = !ROUTED && p.input == NORMED_ROWS;
-    const int row_bytes = p.width * 2;
     int expert = 0, first_token = 0;
-    RowCopy copy;
-    if constexpr (ROUTED) {  // which weights to read is known only after the router
-        wait_for_previous();
+    if constexpr (ROUTED) {
         first_token = blockIdx.z * p.num_used + blockIdx.y;
-        copy.begin(p.x, p.x_row_of_pair ? first_token : blockIdx.z, row_bytes);
+        wait_for_previous();
+        const i64 row = p.x_row_of_pair ? first_token : blockIdx.z;
+        copy_row(shared, (const u8*)p.x + row * p.width * 2, p.width * 2);
         expert = expert_of_rank(p.router_logits + (i64)blockIdx.z * p.num_experts, p.num_experts, blockIdx.y);
     }
     const u8* matrix = p.weights + expert * p.expert_bytes;
     float* norm_weights = (float*)(shared + p.norm_at);
-    if (normed)
+    if (!ROUTED && p.input == NORMED_ROWS)
 #pragma unroll 1
         for (int at = threadIdx.x * 4; at < p.width; at += blockDim.x * 4)
             copy_words<16>(shared_address(norm_weights + at), p.norm.weight + at);
     copy_commit();
     Weights weights(p, matrix, shared_address(shared) + p.ring_at, segment, tile, tile_step, num_tiles);
-    auto source_of = [&](int token) -> i64 { return p.x_rows ? p.x_rows[token] : token; };
+    RowBase base = row_base(p, expert, tile, lane);
+    // A lane of a tile's first warp finishes every 32nd of its outputs, which are numbered token by token.
+    const int rows_log2 = is_gated(p.epilogue) ? 3 : 4, rows_mask = (1 << rows_log2) - 1;
+    const int num_outputs = num_tokens << rows_log2, columns = (num_tokens + 1) & ~1;
+    auto output_at = [&](int i) { return Output(p, expert, first_token + (i >> rows_log2), tile * 16 + (i & rows_mask)); };
+    Output output = output_at(lane);
     if constexpr (!ROUTED) {
         if (p.beside) {
             start_next();
@@ -61,36 +51,31 @@ DEVICE void matmul_few(const Params& p) {
         } else {
             wait_for_previous();
         }
-        if (!normed) copy.begin(p.x, source_of(0), row_bytes);
     }
-    RowBase base = row_base(p, expert, tile, lane);
-    // A lane of a tile's first warp finishes every 32nd of its outputs, which are numbered token by token.
-    const int rows_log2 = is_gated(p.epilogue) ? 3 : 4, rows_mask = (1 << rows_log2) - 1;
-    const int num_outputs = num_tokens << rows_log2, columns = (num_tokens + 1) & ~1;
     const bool finishes = segment == 0 && lane < num_outputs;
-    auto output_at = [&](int i) { return Output(p, expert, first_token + (i >> rows_log2), tile * 16 + (i & rows_mask)); };
-    Output output = output_at(lane);
     if (finishes) output.load_residual(p);
+
     float* sums = (float*)(shared + num_tokens * stride);
 #pragma unroll 1
     for (int token = 0; token < num_tokens; token++) {
-        const int at = row_bytes + threadIdx.x * 16;
+        const int at = p.width * 2 + threadIdx.x * 16;
         if (at < stride) *(uint4*)(shared + token * stride + at) = make_uint4(0, 0, 0, 0);
     }
-    if (normed) {
-        copy_wait<Weights::STAGES>();  // for the norm's weights
-        normalise_rows(
-            p.norm, norm_weights, num_tokens, sums,
-            [&](int token) { return (const float*)p.x + source_of(token) * p.width; },
-            [&](int token, int column, float4 n) {
-                *(uint2*)(shared + token * stride + column * 2) = make_uint2(pack_half2(n.x, n.y), pack_half2(n.z, n.w));
-            });
-    } else {
-        copy.finish(shared, row_bytes);
+    if constexpr (!ROUTED) {
+        auto source_of = [&](int token) -> i64 { return p.x_rows ? p.x_rows[token] : token; };
+        if (p.input == NORMED_ROWS) {
+            copy_wait<Weights::STAGES>();  // for the norm's weights
+            normalise_rows(
+                p.norm, norm_weights, num_tokens, sums,
+                [&](int token) { return (const float*)p.x + source_of(token) * p.width; },
+                [&](int token, int column, float4 n) {
+                    *(uint2*)(shared + token * stride + column * 2) =
+                        make_uint2(pack_half2(n.x, n.y), pack_half2(n.z, n.w));
+                });
+        } else {
 #pragma unroll 1
-        for (int token = 1; token < num_tokens; token++) {
-            copy.begin(p.x, source_of(token), row_bytes);
-            copy.finish(shared + token * stride, row_bytes);
+            for (int token = 0; token < num_tokens; token++)
+                copy_row(shared + token * stride, (const u8*)p.x + source_of(token) * p.width * 2, p.width * 2);
         }
     }
     __syncthreads();
