@@ -101,6 +101,11 @@ DEVICE void copy_words(u32 shared, const void* global) {
     else
         asm volatile("cp.async.ca.shared.global [%0], [%1], %2;" ::"r"(shared), "l"(global), "n"(BYTES) : "memory");
 }
+DEVICE void copy_if(bool wanted, u32 shared, const void* global) {  // 16 bytes, without a branch
+    asm volatile("{.reg .pred p; setp.ne.u32 p, %0, 0; @p cp.async.cg.shared.global [%1], [%2], 16;}" ::"r"((u32)wanted),
+                 "r"(shared), "l"(global)
+                 : "memory");
+}
 template <int WORDS>  // 1, 2 or 4
 DEVICE void load_words(u32* to, u32 shared) {
     if constexpr (WORDS == 4)

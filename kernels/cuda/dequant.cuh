@@ -188,6 +188,11 @@ DEVICE u32 and_or(u32 a, u32 b, u32 c) {
     return r;
 }
 
+// Where in each half the fifth bit of pair q lies, and the fifth and sixth bits: those of pair q + 1, which go four bits
+// higher, lie four bits higher, so that one shift serves both.
+DEVICE constexpr int high_bit(int q) { return q / 2 + 4 * (q & 1); }
+DEVICE constexpr int high_bits(int q) { return q / 4 * 8 + (q / 2 & 1) * 2 + 4 * (q & 1); }
+
 // Pair q (0..7) of one row: the columns 16 (q / 2) + 8 (q % 2) + 2t + (0, 1), dequantised.
 template <int F>
 DEVICE u32 pair_of(const Raw<F>& raw, const Scales<F>& scales, int row, int q) {
@@ -222,14 +227,12 @@ DEVICE u32 pair_of(const Raw<F>& raw, const Scales<F>& scales, int row, int q) {
     u32 integer = and_or(word, upper ? 0x00F000F0u : 0x000F000Fu, HALF2_1024);
     constexpr int offset = F == Q4_0 ? 8 : F == Q5_0 ? 16 : F == Q6_K ? 32 : 0;
     if constexpr (F == Q5_0 || F == Q5_1 || F == Q5_K) {
-        u32 bits = __byte_perm(raw.high[0], 0, row ? 0x4342 : 0x4140);  // bit q of each half
-        const int to = upper ? 8 : 4;
-        integer |= (q <= to ? bits << (to - q) : bits >> (q - to)) & (0x00010001u << to);
+        u32 bits = __byte_perm(raw.high[0], 0, row ? 0x4342 : 0x4140);
+        integer |= (bits << (4 - high_bit(q & 6))) & (0x00010001u << (upper ? 8 : 4));
     }
     if constexpr (F == Q6_K) {
-        u32 bits = raw.high[row];  // bits 2q, 2q + 1 of each half
-        const int to = upper ? 8 : 4;
-        integer |= (2 * q <= to ? bits << (to - 2 * q) : bits >> (2 * q - to)) & (0x00030003u << to);
+        const int at = high_bits(q & 6);
+        integer |= (at <= 4 ? raw.high[row] << (4 - at) : raw.high[row] >> (at - 4)) & (0x00030003u << (upper ? 8 : 4));
     }
     u32 value;
     if (upper) {

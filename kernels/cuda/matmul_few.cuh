@@ -21,7 +21,7 @@ DEVICE void multiply_chunk(float (&acc)[4], const Raw<FORMAT>& raw, const RowBas
 class Weights {
     using L = Layout<FORMAT>;
     static constexpr int GROUP = FEW_GROUP<FORMAT>;
-    static constexpr int STAGE_BYTES = GROUP * L::unit_bytes, PIECES = L::unit_bytes / 16, PIECE_STEP = 32 * 16;
+    static constexpr int STAGE_BYTES = GROUP * L::unit_bytes, PIECES = L::unit_bytes / 16;
 
     const u8* ahead;  // this lane's first piece of the unit that is fetched next
     int ahead_units;  // left in its tile
@@ -29,18 +29,14 @@ class Weights {
     u32 ring, slot;
 
     DEVICE void fetch(u32 to) {
-        const int lane = threadIdx.x % 32;
+        const int lane = threadIdx.x % 32, num_units = ahead_tile < num_tiles ? ahead_units : 0;
         to += lane * 16;
 #pragma unroll
-        for (int unit = 0; unit < GROUP; unit++) {
-            if (ahead_tile >= num_tiles || unit >= ahead_units) continue;
-            const u8* from = ahead + unit * 4 * L::unit_bytes;
-            const u32 unit_to = to + unit * L::unit_bytes;
+        for (int unit = 0; unit < GROUP; unit++)
 #pragma unroll
-            for (int i = 0; i < PIECES / 32; i++) copy_words<16>(unit_to + i * PIECE_STEP, from + i * PIECE_STEP);
-            if (lane < PIECES % 32)
-                copy_words<16>(unit_to + PIECES / 32 * PIECE_STEP, from + PIECES / 32 * PIECE_STEP);
-        }
+            for (int piece = 0; piece < PIECES; piece += 32)
+                copy_if(unit < num_units && piece + lane < PIECES, to + unit * L::unit_bytes + piece * 16,
+                        ahead + unit * 4 * L::unit_bytes + piece * 16);
         copy_commit();
         ahead += GROUP * 4 * L::unit_bytes;
     }
