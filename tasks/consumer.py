@@ -1,10 +1,11 @@
-"""Celery's consumer, which sends task events and acknowledgements in batches."""
+"""Celery's consumer, which takes messages and sends task events and acknowledgements in batches."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import celery.worker.consumer
+from celery.worker import state
 
 FLUSH_S = 0.1
 
@@ -21,6 +22,11 @@ class Consumer(celery.worker.consumer.Consumer):  # type: ignore[misc]
 
     def on_send_event_buffered(self) -> None:
         """Leave the event in the buffer, which is flushed when it is full or its time has come."""
+
+    def on_ready(self) -> None:
+        """Consuming begins: say how many messages may be taken at once. Celery itself only asks whether one may."""
+        super().on_ready()
+        self.task_consumer.channel.qos.num_free = lambda: self.pool.num_processes - len(state.reserved_requests)
 
     def _flush(self) -> None:
         self._flush_events()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
@@ -12,7 +12,7 @@ from queue import Empty, SimpleQueue
 import redis
 
 from tasks.generation import Generation
-from tasks.job import Claim, JobStore
+from tasks.job import Claim, ClaimStatus, JobStore
 from tasks.prompt import Prompt, PromptEncoder
 from tasks.request import Request
 from tasks.result import Result, fold
@@ -20,6 +20,8 @@ from worker import contract
 from worker.errors import Cancelled, Expired, InvalidRequest, OrcdError, Poisoned
 
 RETRY_S = 0.5
+MAX_CLAIMS = 16
+"""Jobs claimed in one call. Nobody renews their leases while the prompts before theirs are encoded."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +52,7 @@ class Delivery:
 
 
 class Intake:
-    """A thread that claims deliveries one after another and passes each job that is ours to ``begin``."""
+    """A thread that claims what was delivered and passes each job that is ours to ``begin``, in order."""
 
     def __init__(
         self,
@@ -82,7 +84,7 @@ class Intake:
         self._deliveries.put(delivery)
 
     def stop(self) -> None:
-        """Finish the delivery in hand and leave the others unclaimed: their messages are delivered again."""
+        """Finish the deliveries in hand and leave the others unclaimed: their messages are delivered again."""
         self._stopping.set()
         self._deliveries.put(None)
         if self._thread.is_alive():
@@ -90,34 +92,49 @@ class Intake:
 
     def _run(self) -> None:
         while not self._stopping.is_set():
-            for delivery in self._next():
-                while not self._stopping.is_set() and not self._take(delivery):
-                    self._stopping.wait(RETRY_S)
+            deliveries = self._next()
+            while deliveries and not self._stopping.is_set() and not self._take(deliveries):
+                self._stopping.wait(RETRY_S)
 
     def _next(self) -> list[Delivery]:
-        """The next delivery, waited for, and now and then those that wait for somebody else's job."""
-        deliveries = []
+        """The next deliveries, waited for, and now and then those that wait for somebody else's job."""
+        deliveries: list[Delivery | None] = []
         with suppress(Empty):
-            delivery = self._deliveries.get(timeout=RETRY_S if self._parked else None)
-            deliveries = [delivery] if delivery else []
+            deliveries.append(self._deliveries.get(timeout=RETRY_S if self._parked else None))
+            while len(deliveries) < MAX_CLAIMS:
+                deliveries.append(self._deliveries.get_nowait())
         if time.monotonic() >= self._look_again_at:
-            deliveries, self._parked = deliveries + self._parked, []
+            deliveries += self._parked
+            self._parked.clear()
             self._look_again_at = time.monotonic() + RETRY_S
-        return deliveries
+        return [delivery for delivery in deliveries if delivery is not None]
 
-    def _take(self, delivery: Delivery) -> bool:
-        """Whether the delivery is dealt with; False while Redis cannot be reached."""
+    def _take(self, deliveries: Sequence[Delivery]) -> bool:
+        """Whether the deliveries are dealt with; False while Redis cannot be reached."""
+        try:
+            written = [delivery for delivery in deliveries if self._write_down(delivery)]
+            claims = self._store.claim([delivery.job_id for delivery in written])
+        except redis.RedisError:
+            return False
+        for delivery, claim in zip(written, claims, strict=True):
+            self._answer(delivery, claim)
+        return True
+
+    def _write_down(self, delivery: Delivery) -> bool:
+        """Make the record of a request that came inside its message; False if it cannot have one."""
         try:
             if delivery.request is not None:
                 self._store.submit(delivery.job_id, delivery.request)
-            claim = self._store.claim(delivery.job_id)
-        except redis.RedisError:
-            return False
         except OrcdError as error:
             delivery.done(error)
-            return True
+            return False
+        return True
+
+    def _answer(self, delivery: Delivery, claim: Claim | ClaimStatus | OrcdError) -> None:
         if isinstance(claim, Claim):
             self._begin(Generation(claim, self._prepare(claim), self._model), delivery.done)
+        elif isinstance(claim, OrcdError):
+            delivery.done(claim)
         elif claim == "unknown":
             delivery.done(InvalidRequest(f"job {delivery.job_id} is unknown or has expired; submit it again"))
         elif claim == "finished":
@@ -127,7 +144,6 @@ class Intake:
             self._parked.append(delivery)
         else:
             delivery.done(None)
-        return True
 
     def _prepare(self, claim: Claim) -> Prompt | OrcdError:
         assert self._limits is not None, "start() comes before put()"

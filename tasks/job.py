@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -99,10 +100,15 @@ class JobStore:
         created: list[int] = self._scripts["submit"](keys, arguments)
         return bool(created[0])
 
-    def claim(self, job_id: str) -> Claim | ClaimStatus:
-        """Take the job, or say why not. A job that cannot be read any more is ended; then raises `OrcdError`."""
-        keys = [schema.job_key(job_id), schema.log_key(job_id), schema.QUEUED, schema.RUNNING]
-        reply = self._scripts["claim"](keys, [job_id, self._owner, self._model, self._lease_ms, self._ttl_s])
+    def claim(self, job_ids: Sequence[str]) -> list[Claim | ClaimStatus | OrcdError]:
+        """Take the jobs in one call, or say why not. One that cannot be read any more is ended with the error."""
+        keys = [schema.QUEUED, schema.RUNNING]
+        for job_id in job_ids:
+            keys += [schema.job_key(job_id), schema.log_key(job_id)]
+        replies = self._scripts["claim"](keys, [self._owner, self._model, self._lease_ms, self._ttl_s, *job_ids])
+        return [self._claimed(job_id, reply) for job_id, reply in zip(job_ids, replies, strict=True)]
+
+    def _claimed(self, job_id: str, reply: list[Any]) -> Claim | ClaimStatus | OrcdError:
         status: ClaimStatus = reply[0].decode()
         if status != "claimed":
             return status
@@ -115,8 +121,9 @@ class JobStore:
             last = Position.parse(entries[-1][0]) if entries else Position()
             event = token_log.Error(damage.code, damage.message, damage.retriable)
             bury = Append(job_id, int(record[b"epoch"]), [LoggedEvent(last.after(0), event)], "failed")
-            self.append([bury])
-            raise damage from None
+            with suppress(redis.RedisError):  # then whoever claims it next does
+                self.append([bury])
+            return damage
 
     def _read_claim(self, job_id: str, now: int, record: dict[bytes, bytes], entries: list[Any]) -> Claim:
         return Claim(

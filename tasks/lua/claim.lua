@@ -1,32 +1,39 @@
--- Take a queued job: a lease and a new epoch. Whoever held it before can write nothing any more.
--- KEYS: job record, token log, orcd:queued, orcd:running
--- ARGV: job id, owner, model, lease ms, ttl s
--- Returns {status, now, record fields, log entries}: status is claimed, unknown (no record), busy (another owner's
--- lease runs) or finished; the record and the log come with claimed only.
-local state = redis.call('HGET', KEYS[1], 'state')
-if not state then
-    return {'unknown'}
-end
-if state ~= 'queued' and state ~= 'running' then
-    return {'finished'}
-end
+-- Take queued jobs: a lease and a new epoch each. Whoever held one before can write nothing to it any more.
+-- KEYS: orcd:queued, orcd:running, then for every job its record and its log
+-- ARGV: owner, model, lease ms, ttl s, then every job's id
+-- Returns for every job {status, now, record fields, log entries}: status is claimed, unknown (no record), busy (another
+-- owner's lease runs) or finished; the record and the log come with claimed only.
+local owner, model, lease, ttl = ARGV[1], ARGV[2], tonumber(ARGV[3]), ARGV[4]
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
-if state == 'running' then
-    local lease_end = redis.call('ZSCORE', KEYS[4], ARGV[1])
-    if lease_end and tonumber(lease_end) > now then
-        return {'busy'}
+local answers = {}
+for key = 3, #KEYS, 2 do
+    local job, log, id = KEYS[key], KEYS[key + 1], ARGV[(key + 7) / 2]
+    local state = redis.call('HGET', job, 'state')
+    local lease_end = state == 'running' and redis.call('ZSCORE', KEYS[2], id)
+    local status = 'claimed'
+    if not state then
+        status = 'unknown'
+    elseif state ~= 'queued' and state ~= 'running' then
+        status = 'finished'
+    elseif lease_end and tonumber(lease_end) > now then
+        status = 'busy'
+    end
+    if status == 'claimed' then
+        redis.call('HSET', job, 'state', 'running', 'owner', owner, 'model', model)
+        redis.call('HINCRBY', job, 'epoch', 1)
+        redis.call('HINCRBY', job, 'attempt', 1)
+        redis.call('HSETNX', job, 'started_ms', now)
+        redis.call('ZREM', KEYS[1], id)
+        redis.call('ZADD', KEYS[2], now + lease, id)
+        redis.call('EXPIRE', job, ttl)
+        redis.call('EXPIRE', log, ttl)
+        answers[#answers + 1] = {status, now, redis.call('HGETALL', job), redis.call('XRANGE', log, '-', '+')}
+    else
+        answers[#answers + 1] = {status}
     end
 end
-redis.call('HSET', KEYS[1], 'state', 'running', 'owner', ARGV[2], 'model', ARGV[3])
-redis.call('HINCRBY', KEYS[1], 'epoch', 1)
-redis.call('HINCRBY', KEYS[1], 'attempt', 1)
-redis.call('HSETNX', KEYS[1], 'started_ms', now)
-redis.call('ZREM', KEYS[3], ARGV[1])
-redis.call('ZADD', KEYS[4], now + tonumber(ARGV[4]), ARGV[1])
-redis.call('EXPIRE', KEYS[1], ARGV[5])
-redis.call('EXPIRE', KEYS[2], ARGV[5])
-if redis.call('TTL', KEYS[4]) < tonumber(ARGV[5]) then -- other jobs may be kept for longer
-    redis.call('EXPIRE', KEYS[4], ARGV[5])
+if redis.call('TTL', KEYS[2]) < tonumber(ttl) then -- other jobs may be kept for longer
+    redis.call('EXPIRE', KEYS[2], ttl)
 end
-return {'claimed', now, redis.call('HGETALL', KEYS[1]), redis.call('XRANGE', KEYS[2], '-', '+')}
+return answers

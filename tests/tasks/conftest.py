@@ -86,7 +86,7 @@ class Writer:
 
 def claimed(store: JobStore, job_id: str) -> Writer:
     """Claim a job that must be free."""
-    claim = store.claim(job_id)
+    claim = store.claim([job_id])[0]
     assert isinstance(claim, Claim), claim
     return Writer(store, claim)
 

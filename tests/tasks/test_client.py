@@ -151,7 +151,7 @@ def test_cancelling_a_queued_job_ends_its_stream(client: Client, make_store: Mak
         next(pieces)
     assert client.result("mine").state == "cancelled"
     assert client.cancel("mine") == "cancelled"
-    assert make_store().claim("mine") == "finished"
+    assert make_store().claim(["mine"])[0] == "finished"
 
 
 def test_cancelling_a_running_job_tells_its_worker(client: Client, make_store: MakeStore):

@@ -45,7 +45,7 @@ class Scene:
 
     def begin(self, job_id: str) -> Generation:
         """Claim a job and hand it to the desk."""
-        claim = self.store.claim(job_id)
+        claim = self.store.claim([job_id])[0]
         assert isinstance(claim, Claim), claim
         prompt = Prompt([1, 2], contract.Sampling(max_tokens=9), lambda: Detokenizer(TOKENIZER))
         generation = Generation(claim, prompt, "m")
@@ -78,7 +78,7 @@ def test_a_job_runs_from_its_claim_to_its_result(scene: Scene) -> None:
     assert isinstance(result, Result)
     assert result.text == "ab"
     assert scene.desk.num_jobs == 0
-    assert scene.store.claim("a") == "finished"
+    assert scene.store.claim(["a"])[0] == "finished"
 
 
 def test_what_several_steps_drew_is_one_event_of_each_job(scene: Scene) -> None:
@@ -138,7 +138,7 @@ def test_a_job_that_is_given_back_in_the_turn_of_its_last_output_is_forgotten_on
     assert released.is_set()
     assert scene.outcomes == [("a", None)]
     assert [message.job_id for message in scene.published] == ["a"]
-    heir = scene.store.claim("a")
+    heir = scene.store.claim(["a"])[0]
     assert isinstance(heir, Claim)
     assert heir.log[-1].position.n == 1, "what was drawn before is kept"
 
@@ -164,7 +164,7 @@ def test_a_job_that_somebody_else_has_claimed_is_dropped_at_its_next_output(
     generation = scene.begin("a")
     scene.desk.turn()
     scene.store.release({"a": generation.claim.epoch})
-    assert isinstance(make_store("thief").claim("a"), Claim)
+    assert isinstance(make_store("thief").claim(["a"])[0], Claim)
     scene.say(generation, 1)
     scene.desk.turn()
     assert scene.outcomes == [("a", None)]

@@ -101,7 +101,7 @@ def test_a_claim_hands_out_the_request_a_lease_and_a_new_epoch(make_store: MakeS
     store = make_store(lease_ms=5_000)
     store.submit(J, REQUEST)
     epoch = field(store, "epoch")
-    claim = store.claim(J)
+    claim = store.claim([J])[0]
     assert isinstance(claim, Claim)
     assert (claim.request, claim.attempt, claim.log, claim.cancelled) == (REQUEST, 1, (), False)
     assert claim.epoch == epoch + 1
@@ -113,15 +113,28 @@ def test_a_claim_hands_out_the_request_a_lease_and_a_new_epoch(make_store: MakeS
 
 
 def test_an_unknown_job_cannot_be_claimed(make_store: MakeStore):
-    assert make_store().claim("nothing") == "unknown"
+    assert make_store().claim(["nothing"])[0] == "unknown"
+
+
+def test_of_many_jobs_each_gets_its_own_answer(make_store: MakeStore):
+    store = make_store()
+    for job_id in ("busy", "free", "last"):
+        store.submit(job_id, REQUEST)
+    claimed(make_store("worker-2"), "busy")
+    answers = store.claim(["free", "nothing", "busy", "last", "free"])
+    assert [answer.job_id if isinstance(answer, Claim) else answer for answer in answers] == [
+        *("free", "unknown", "busy", "last"),
+        "busy",
+    ]
+    assert store.claim([]) == []
 
 
 def test_a_duplicate_delivery_of_a_running_job_finds_it_busy(make_store: MakeStore):
     store = make_store()
     store.submit(J, REQUEST)
     writer = claimed(store, J)
-    assert make_store("worker-2").claim(J) == "busy"
-    assert store.claim(J) == "busy"
+    assert make_store("worker-2").claim([J])[0] == "busy"
+    assert store.claim([J])[0] == "busy"
     assert writer.start()
 
 
@@ -132,7 +145,7 @@ def test_a_duplicate_delivery_of_an_ended_job_finds_it_finished(make_store: Make
     writer.start()
     writer.end()
     before = logged(store)
-    assert store.claim(J) == "finished"
+    assert store.claim([J])[0] == "finished"
     assert logged(store) == before
 
 
@@ -157,7 +170,7 @@ def test_a_stored_request_that_cannot_be_read_comes_as_an_error(make_store: Make
     store = make_store()
     store.submit(J, REQUEST)
     store.redis.hset(schema.job_key(J), "request", b'{"prompt": "x", "from_the_future": 1}')
-    claim = store.claim(J)
+    claim = store.claim([J])[0]
     assert isinstance(claim, Claim)
     assert isinstance(claim.request, InvalidRequest)
     assert "from_the_future" in claim.request.message

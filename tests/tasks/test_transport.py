@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -77,6 +78,40 @@ def test_acknowledgements_go_with_the_next_message_or_when_they_are_flushed(
     queue.channel.qos.flush()
     assert unacked(connection) == 0
     assert queue.get(timeout=5).payload == 2
+
+
+def test_what_waits_behind_a_message_is_taken_with_it_as_far_as_there_is_room(
+    channel: Any, queue: Any, connection: redis.Redis
+) -> None:
+    channel.qos.num_free = lambda: 2
+    assert queue.get(timeout=5).payload == 0
+    assert (unacked(connection), connection.llen("some")) == (2, 1)
+    second = queue.get(timeout=5)
+    assert second.payload == 1
+    second.ack()
+    channel.qos.flush()
+    assert unacked(connection) == 1
+
+
+def test_messages_that_were_taken_together_are_all_given_back(
+    channel: Any, queue: Any, connection: redis.Redis
+) -> None:
+    channel.qos.num_free = lambda: 9
+    assert queue.get(timeout=5).payload == 0
+    assert (unacked(connection), connection.llen("some")) == (3, 0)
+    before = connection.hgetall("unacked")
+    channel.do_restore = True
+    channel.close()
+    assert unacked(connection) == 0
+    waiting = [json.loads(text) for text in connection.lrange("some", 0, -1)]
+    assert sorted(message["properties"]["delivery_tag"].encode() for message in waiting) == sorted(before)
+
+
+def test_of_what_is_taken_together_the_most_urgent_comes_first(channel: Any, queue: Any) -> None:
+    queue.put("later", priority=9)
+    queue.put("sooner", priority=3)
+    channel.qos.num_free = lambda: 9
+    assert [queue.get(timeout=5).payload for _ in range(5)] == [0, 1, 2, "sooner", "later"]
 
 
 def test_a_channel_that_closes_gives_back_what_was_not_acknowledged_and_nothing_else(

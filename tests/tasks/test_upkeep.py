@@ -33,7 +33,7 @@ def _settings(**fields: Any) -> Settings:
 def _begin(store: JobStore, job_id: str = "a", **fields: Any) -> Generation:
     """Submit and claim a job."""
     store.submit(job_id, parse({"prompt": "old pond", **fields}))
-    claim = store.claim(job_id)
+    claim = store.claim([job_id])[0]
     assert isinstance(claim, Claim)
     request = claim.request
     assert not isinstance(request, OrcdError)
@@ -88,7 +88,7 @@ def test_a_job_outlives_its_lease_many_times_over(
     end = time.monotonic() + 10 * LEASE_MS / 1000
     while time.monotonic() < end:
         assert upkeep.run([job], GAUGES) == []
-        assert make_store("worker-2").claim("a") == "busy"
+        assert make_store("worker-2").claim(["a"])[0] == "busy"
         time.sleep(0.005)
     assert published == []
 
@@ -98,7 +98,7 @@ def test_a_job_that_somebody_else_has_taken_is_dropped_without_an_error(
 ) -> None:
     job = _begin(store)
     time.sleep(2 * LEASE_MS / 1000)
-    assert isinstance(make_store("worker-2").claim("a"), Claim)
+    assert isinstance(make_store("worker-2").claim(["a"])[0], Claim)
     assert make_upkeep().run([job], GAUGES) == [Verdict("a", None)]
 
 
