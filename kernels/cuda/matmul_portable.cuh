@@ -45,6 +45,7 @@ DEVICE void matmul_tile(const Params& p) {
     const u8* weights = p.weights + work.expert * p.expert_bytes;
     const int read_tile = min(tile, (num_tiles + 3) / 4 * 4 - 1);  // rows beyond the matrix repeat its last ones
     const RowBase base = row_base(p, work.expert, tile, lane);
+    prefetch_rows(p, work);
     if (!p.tiles) wait_for_previous();
 
     // Copies of x: thread i brings the 16-byte piece i % 8 of the rows i / 8, i / 8 + 32, ...

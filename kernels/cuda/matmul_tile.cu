@@ -52,6 +52,33 @@ DEVICE void put_rows(const Params& p, const Work& work, i64 at, const OutputRow&
         put<EPILOGUE>(p, at + (i64)token * p.out_stride, output.of(sums[token * stride]));
 }
 
+// Added to what `out` holds. All loads of a batch come first: the compiler may not move a load before a store.
+DEVICE void add_rows(const Params& p, const Work& work, i64 at, const OutputRow& output, const float* sums, int stride) {
+    constexpr int BATCH = 16;
+    float* out = (float*)p.out + at;
+#pragma unroll 1
+    for (int first = threadIdx.x / 128; first < work.num_tokens; first += 2 * BATCH) {
+        float old[BATCH];
+#pragma unroll
+        for (int i = 0; i < BATCH; i++)
+            if (first + 2 * i < work.num_tokens) old[i] = out[(i64)(first + 2 * i) * p.out_stride];
+#pragma unroll
+        for (int i = 0; i < BATCH; i++)
+            if (first + 2 * i < work.num_tokens)
+                out[(i64)(first + 2 * i) * p.out_stride] = __fadd_rn(old[i], output.of(sums[(first + 2 * i) * stride]));
+    }
+}
+
+// Brings what `add_rows` will read into the L2 cache, while the products are made.
+DEVICE void prefetch_rows(const Params& p, const Work& work) {
+    if (p.epilogue != ADD_RESIDUAL || gridDim.z > 1) return;
+    for (int i = threadIdx.x; i < work.num_tokens * 4; i += 256) {  // lines of 32 outputs
+        const int row = blockIdx.x * 128 + i % 4 * 32;
+        const float* line = (const float*)p.out + (i64)(work.first_token + i / 4) * p.out_stride + p.out_column + row;
+        if (row < p.num_rows) asm volatile("prefetch.global.L2 [%0];" ::"l"(line));
+    }
+}
+
 // Sums of a tile, as they lie in the warps' fragments, by way of shared memory -> the partial sums of `segment`, or if
 // that is -1 finished to `out`. In shared memory so that one short loop, in which neighbours store side by side, does
 // for all: spelled out for each register, it is more code than fits the instruction cache. All threads of the block;
@@ -90,7 +117,7 @@ DEVICE void store_tile(const Params& p, const Work& work, int segment, float* sh
     const OutputRow output(p, work.expert, row);
     if (p.epilogue == STORE_HALF) put_rows<STORE_HALF>(p, work, line + row, output, shared + local, STRIDE);
     if (p.epilogue == STORE_FLOAT) put_rows<STORE_FLOAT>(p, work, line + row, output, shared + local, STRIDE);
-    if (p.epilogue == ADD_RESIDUAL) put_rows<ADD_RESIDUAL>(p, work, line + row, output, shared + local, STRIDE);
+    if (p.epilogue == ADD_RESIDUAL) add_rows(p, work, line + row, output, shared + local, STRIDE);
     if (p.epilogue == GELU) put_rows<GELU>(p, work, line + row, output, shared + local, STRIDE);
 }
 

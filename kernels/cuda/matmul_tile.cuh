@@ -70,6 +70,7 @@ DEVICE void matmul_tile(const TileParams& t) {
         publish_barriers();
         for (int i = 0; i < R::units - 1; i++) copy_unit(first_unit + i, i);  // constants, before the wait
     }
+    prefetch_rows(p, work);
     if (!p.tiles) wait_for_previous();
     if (copies)
         for (int i = 0; i < R::stages - 2; i++) copy_x(work.first_chunk + i, i);
