@@ -8,7 +8,6 @@ struct Params {
 };
 
 KERNEL __launch_bounds__(256) swiglu_rows(const __grid_constant__ Params p) {
-    let_next_start();
     wait_for_previous();
     const i64 row = blockIdx.y;
     const int column = blockIdx.x * 256 + threadIdx.x;

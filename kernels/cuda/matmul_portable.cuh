@@ -34,7 +34,6 @@ template <int TOKENS>
 DEVICE void matmul_tile(const Params& p) {
     using R = Ring<TOKENS>;
     constexpr bool sums_segments = TOKENS <= SUMMING_TOKENS;
-    let_next_start();
     Work work;
     if (!work.find(p, TOKENS)) return;
     extern __shared__ __align__(128) u8 shared[];

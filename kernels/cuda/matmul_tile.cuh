@@ -39,7 +39,6 @@ DEVICE void matmul_tile(const TileParams& t) {
     using L = Layout<FORMAT>;
     constexpr bool sums_segments = TOKENS <= SUMMING_TOKENS;
     const Params& p = t.p;
-    let_next_start();
     Work work;
     if (!work.find(p, TOKENS)) return;
     extern __shared__ u8 unaligned[];

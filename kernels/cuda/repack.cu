@@ -106,7 +106,6 @@ DEVICE void store_codes(u8* codes, u8* high, int lane, int half, const u32 (&cod
 }
 
 KERNEL __launch_bounds__(256) repack_rows(const __grid_constant__ RepackParams p) {
-    let_next_start();
     wait_for_previous();
     using L = Layout<FORMAT>;
     const i64 index = (i64)blockIdx.x * 256 + threadIdx.x;
@@ -240,7 +239,6 @@ DEVICE float packed_element(const u8* matrix, int row, int k, int num_units) {
 // A thread for the 16 numbers of a row and a chunk that one lane holds: its words are read once, and four threads fill
 // whole sectors of `out`.
 KERNEL __launch_bounds__(128) unpack_rows(const __grid_constant__ UnpackParams p) {
-    let_next_start();
     wait_for_previous();
     const int num_chunks = (p.width + 63) / 64;
     const i64 index = (i64)blockIdx.x * 128 + threadIdx.x;

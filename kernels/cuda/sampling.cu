@@ -22,7 +22,6 @@ struct AdjustParams {
 
 // One thread an entry. Frequency counts are doubles, as an int32 times a float32 is in NumPy.
 KERNEL __launch_bounds__(THREADS) sampling_adjust(const __grid_constant__ AdjustParams p) {
-    let_next_start();
     wait_for_previous();
     const int entry = blockIdx.x * THREADS + threadIdx.x;
     if (entry >= p.num_entries) return;
@@ -43,7 +42,6 @@ KERNEL __launch_bounds__(THREADS) sampling_adjust(const __grid_constant__ Adjust
 
 // grid (chunks, rows): the rank of each chunk's largest logit. Makes a sampled row's plan and histogram ready.
 KERNEL __launch_bounds__(THREADS) sampling_scan(const __grid_constant__ SampleParams p) {
-    let_next_start();
     wait_for_previous();
     __shared__ BlockScratch shared;
     const int row = blockIdx.y, chunk = blockIdx.x;

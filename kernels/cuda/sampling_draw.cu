@@ -43,7 +43,6 @@ DEVICE void make_plan(const SampleParams& p, int row, BlockScratch& shared) {
 
 // grid (chunks, rows)
 KERNEL __launch_bounds__(THREADS) sampling_rank(const __grid_constant__ SampleParams p) {
-    let_next_start();
     wait_for_previous();
     __shared__ BlockScratch shared;
     __shared__ u32 counts[BINS];
@@ -236,7 +235,6 @@ DEVICE float deepest_drawn(float min_p) { return fminf(fabsf((float)log((double)
 
 // grid (chunks, rows)
 KERNEL __launch_bounds__(THREADS) sampling_draw(const __grid_constant__ SampleParams p) {
-    let_next_start();
     wait_for_previous();
     __shared__ BlockScratch shared;
     __shared__ u64 digits[THREADS];

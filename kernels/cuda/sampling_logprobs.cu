@@ -45,7 +45,6 @@ DEVICE u64 take_largest(u64 (&ranks)[COUNT], BlockScratch& shared) {
 
 // grid (slices, rows)
 KERNEL __launch_bounds__(THREADS) sampling_logprobs_slice(const __grid_constant__ LogprobParams p) {
-    let_next_start();
     wait_for_previous();
     __shared__ BlockScratch shared;
     const int row = blockIdx.y;
@@ -84,7 +83,6 @@ KERNEL __launch_bounds__(THREADS) sampling_logprobs_slice(const __grid_constant_
 
 // grid (rows)
 KERNEL __launch_bounds__(THREADS) sampling_logprobs_merge(const __grid_constant__ LogprobParams p) {
-    let_next_start();
     wait_for_previous();
     __shared__ BlockScratch shared;
     const int row = blockIdx.x, id = p.ids[row];

@@ -51,7 +51,6 @@ DEVICE i32 resolved(i32 id, const i32* drawn) { return id < 0 ? usable(drawn[-1 
 
 // Rows that hold a sequence go on with the token they drew; then patches and table updates; then slots.
 KERNEL __launch_bounds__(THREADS) step_begin_decode(const __grid_constant__ DecodeParams p) {
-    let_next_start();
     wait_for_previous();
     const int thread = threadIdx.x;
     const i32 num_patches = p.num_changes[0], num_updates = p.num_changes[1];
@@ -99,7 +98,6 @@ struct ResolveParams {
 
 // Token ids that are still on the device: -1 - i becomes the id that draw i of the previous step gave.
 KERNEL __launch_bounds__(THREADS) step_resolve(const __grid_constant__ ResolveParams p) {
-    let_next_start();
     wait_for_previous();
     for (int i = threadIdx.x; i < p.num_tokens; i += THREADS) p.token_ids[i] = resolved(p.token_ids[i], p.drawn);
 }
