@@ -24,6 +24,7 @@ PRIORITIES = list(range(10))
 def create_app(settings: Settings) -> Celery:
     """A Celery app on ``settings.redis_url``; creating it opens no connection."""
     app = Celery("orcd", set_as_current=False, amqp="tasks.transport:Amqp")
+    app.loader.override_backends = dict.fromkeys(("redis", "rediss"), "tasks.backend:Backend")
     app.conf.update(
         broker_url=settings.redis_url,
         result_backend=settings.redis_url,

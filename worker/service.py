@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import os
 import signal
 import socket
@@ -70,6 +71,7 @@ class Service:
         engine = load_engine(gguf, device, settings, progress)
         for request in progress.requests:
             _apply(engine, request)
+        gc.freeze()  # all of this stays: the garbage collector need not look through it between two steps
         health = Health(engine, device, log, settings.vram_check_s)
         stats = health.beat()
         if not stats.healthy:
