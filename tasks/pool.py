@@ -94,8 +94,8 @@ class EnginePool(BasePool):  # type: ignore[misc]
             self._dispatcher = self._connect(settings)
             self._dispatcher.start()
             self._wait_until_loaded(self._dispatcher)
-            # Vocabulary and code stay. While the garbage collector looks through them, which it does about once a second
-            # under load, all threads stand still for 50 ms.
+            # Vocabulary and code stay. Under load the garbage collector would look through them about once a second:
+            # 50 ms in which all threads stand still.
             gc.freeze()
         except OrcdError as error:
             self._observer.error(error)
