@@ -94,7 +94,7 @@ class Service:
 
     def _serve(self, engine: Engine, health: Health) -> NoReturn:
         steps: list[list[TokenOutput]] = []
-        sent_at = 0.0
+        send_at = 0.0
         while True:
             can_step = engine.has_work and not self._channel.is_congested
             for request in self._channel.receive(0 if can_step else health.due_in_s()):
@@ -104,10 +104,11 @@ class Service:
             if engine.has_work and not self._channel.is_congested:
                 if outputs := engine.step():
                     steps.append(outputs)
-                if steps and (not engine.has_work or time.monotonic() - sent_at >= OUTPUTS_EVERY_S):
+                if steps and (not engine.has_work or time.monotonic() >= send_at):
                     self._channel.send(Outputs(tuple(joined(steps))))
                     steps.clear()
-                    sent_at = time.monotonic()
+                    # Whoever comes to an idle engine next does not wait for what was before.
+                    send_at = time.monotonic() + OUTPUTS_EVERY_S if engine.has_work else 0.0
             if health.due_in_s() <= 0:
                 stats = health.beat()
                 if not self._channel.is_congested:

@@ -297,37 +297,44 @@ def test_a_reader_that_does_not_read_stops_the_steps_and_loses_nothing(monkeypat
 
 
 class ShortEngine(FloodingEngine):
-    """Has ten ids to say."""
+    """Has ten ids to say to a request."""
+
+    num_left = 0
+
+    def add(self, add: Add) -> None:
+        self.num_left = 10
 
     @property
     def has_work(self) -> bool:
-        return self.num_steps < 10
+        return self.num_left > 0
 
     def step(self) -> list[TokenOutput]:
-        self.num_steps += 1
-        return [TokenOutput("r", 0, (self.num_steps,))]
+        self.num_left -= 1
+        return [TokenOutput("r", 0, (10 - self.num_left,))]
 
     def check_invariants(self) -> None:
         """Nothing can be wrong."""
 
 
 def test_what_steps_say_soon_after_another_is_joined(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(service, "OUTPUTS_EVERY_S", 60)
+    monkeypatch.setattr("worker.service.OUTPUTS_EVERY_S", 60)
     ours, theirs = socket.socketpair()
     ours.settimeout(10)
     thread = threading.Thread(target=ServiceWithout(Channel(theirs), ShortEngine()).run, args=(Settings,))
     thread.start()
-    frames: list[tuple[int, ...]] = []
     splitter = contract.FrameSplitter()
     try:
-        while sum(map(len, frames)) < 10:
-            events = map(contract.decode_event, splitter.feed(ours.recv(1 << 16)))
-            frames += [event.outputs[0].ids for event in events if isinstance(event, Outputs)]
+        for _ in range(2):  # the second comes to an idle engine, and does not wait
+            ours.sendall(contract.encode(Add("r", (1,), ENDLESS)))
+            frames: list[tuple[int, ...]] = []
+            while sum(map(len, frames)) < 10:
+                events = map(contract.decode_event, splitter.feed(ours.recv(1 << 16)))
+                frames += [event.outputs[0].ids for event in events if isinstance(event, Outputs)]
+            assert frames == [(1,), (2, 3, 4, 5, 6, 7, 8, 9, 10)], "the first at once, the rest when there is no more"
     finally:
         ours.close()
         thread.join(10)
         theirs.close()
-    assert frames == [(1,), (2, 3, 4, 5, 6, 7, 8, 9, 10)], "the first at once, the last when there is no more work"
 
 
 def test_a_kernel_that_fails_is_fatal_and_named():
