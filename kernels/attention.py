@@ -6,6 +6,7 @@ way, whoever does the work. `plan_attention` lists the work on the device, once 
 
 from __future__ import annotations
 
+import itertools
 import math
 import struct
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from kernels.layers import RmsNorm
 from kernels.loader import Variant
 from kernels.rope import HEAD_DIMS, Rotation, rope_params, rope_write
 from kernels.step import Step
-from kernels.tuning import Chip
+from kernels.tuning import A100, H100, Chip
 
 UNIT_KEYS = 64  # attention_plan.cuh has these, too
 DECODE_ROWS = 16
@@ -40,15 +41,10 @@ class _Shape(NamedTuple):
 
     decode_warps: int
     prefill_tiles: int  # of 16 rows a warp
-    prefill_blocks: int  # on a multiprocessor, as far as registers go
 
     @property
     def defines(self) -> dict[str, int]:
-        return {
-            "DECODE_WARPS": self.decode_warps,
-            "PREFILL_TILES": self.prefill_tiles,
-            "PREFILL_BLOCKS": self.prefill_blocks,
-        }
+        return {"DECODE_WARPS": self.decode_warps, "PREFILL_TILES": self.prefill_tiles}
 
     @property
     def prefill_rows(self) -> int:
@@ -63,20 +59,20 @@ class _Shape(NamedTuple):
 _PREFILL_WARPS = 4
 
 
-def _shape(head_dim: int, *, spread: bool = False) -> _Shape:
+def _shape(chip: Chip, head_dim: int, *, spread: bool = False) -> _Shape:
     """``spread``: for few decode items, a processor each."""
+    widest_of_two = 64 if chip.has_wgmma else 32  # of 64, small chips have no shared memory for two such blocks
     return _Shape(
         decode_warps=4 if head_dim <= 64 or spread else 2,
-        prefill_tiles=2 if head_dim <= 32 else 1,
-        prefill_blocks=3 if head_dim == 64 else 2,
+        prefill_tiles=2 if head_dim <= widest_of_two else 1,
     )
 
 
 def _rope_shape(chip: Chip, head_dim: int, num_blocks: int) -> _Shape:
     """Of `rope_attention_decode` for so many blocks before any is split."""
-    shape = _shape(head_dim, spread=True)
+    shape = _shape(chip, head_dim, spread=True)
     spreads = num_blocks <= chip.num_processors and _rope_bytes(shape, head_dim) <= chip.shared_bytes
-    return shape if spreads else _shape(head_dim)
+    return shape if spreads else _shape(chip, head_dim)
 
 
 def _rope_bytes(shape: _Shape, head_dim: int) -> int:
@@ -97,7 +93,8 @@ class AttentionPlan:
 
 
 def variants() -> list[Variant]:
-    shapes = {(head_dim, _shape(head_dim, spread=spread)) for head_dim in HEAD_DIMS for spread in (False, True)}
+    cases = itertools.product(HEAD_DIMS, (H100, A100), (False, True))
+    shapes = {(head_dim, _shape(chip, head_dim, spread=spread)) for head_dim, chip, spread in cases}
     cut = [("attention", {"HEAD_DIM": head_dim, **shape.defines}) for head_dim, shape in sorted(shapes)]
     return [("attention_plan", {}), *cut]
 
@@ -122,7 +119,7 @@ def plan_attention(
     """
     num_tokens, num_sequences = step.token_ids.size, step.context_lengths.size
     group = num_heads // num_kv_heads
-    prefill_rows = 0 if num_tokens == num_sequences else _shape(head_dim).prefill_rows
+    prefill_rows = 0 if num_tokens == num_sequences else _shape(context.chip, head_dim).prefill_rows
     token_tiles = -(-group // DECODE_ROWS)
     max_tiles = (num_sequences if prefill_rows else num_tokens) * token_tiles
     split_items = _split_items(context.chip.num_processors, num_kv_heads, max_tiles)
@@ -197,7 +194,7 @@ def paged_attention(
     [T, heads * D] float16; rows of tokens with position -1 become zero.
     """
     num_kv_heads, head_dim = keys.shape[1], keys.shape[3]
-    shape = _shape(head_dim)
+    shape = _shape(context.chip, head_dim)
     tile_bytes = UNIT_KEYS * (head_dim * 2 + 16)
     if plan.prefill_items.size:
         context.launch(

@@ -16,6 +16,7 @@ from kernels.packed import Experts
 from kernels.tuning import SUMMING_SIZES
 
 MAX_ROUTE_WARPS = 32  # of a block
+_PLAN_WARPS = 32  # of the block of moe_plan
 
 _ROUTE = struct.Struct("<7Q 2Q f i 2i")
 _PLAN = struct.Struct("<5Q 4i")
@@ -100,5 +101,6 @@ def _plan(
         chosen.pointer, rows.pointer, places.pointer, entries.pointer, num_tiles.pointer,
         num_pairs, num_experts, num_used, size,
     )  # fmt: skip
-    context.launch("moe", "moe_plan", 1, 1024, params, shared_bytes=2 * (num_experts + 1) * 4)
+    shared_bytes = (_PLAN_WARPS + 2) * (num_experts + 1) * 4
+    context.launch("moe", "moe_plan", 1, 32 * _PLAN_WARPS, params, shared_bytes=shared_bytes)
     return rows, places, (entries, num_tiles, size)

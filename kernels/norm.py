@@ -9,8 +9,11 @@ from kernels.launch import Context
 from kernels.layers import LayerNorm, Norm
 from kernels.loader import Variant
 
-_PARAMS = struct.Struct("<3Q 2Q f i")
+_PARAMS = struct.Struct("<3Q 2Q f i i 4x")
 NORM_PARTS = 8  # of a row's sums, as in norm.cuh
+SHORT_WIDTH = NORM_PARTS * 128  # a warp holds such a row, as in norm.cu
+_SHORT_WARPS = 8  # of a block of norm_short_rows
+_MANY_ROWS = 1024  # short ones, from which on a warp each takes less time than a block each
 
 
 def variants() -> list[Variant]:
@@ -28,5 +31,9 @@ def norm_fields(norm: Norm | None, width: int) -> tuple[int, int, float, int]:
 def norm_rows(context: Context, x: Array, norm: Norm, *, rows: Array | None, out: Array) -> None:
     """Norm of ``x`` [T, H] float32, or of its ``rows`` [R] only -> ``out`` [R, H] float16."""
     num_rows, width = out.shape
-    params = _PARAMS.pack(x.pointer, rows.pointer if rows is not None else 0, out.pointer, *norm_fields(norm, width))
-    context.launch("norm", "norm_rows", num_rows, 256, params)
+    source = rows.pointer if rows is not None else 0
+    params = _PARAMS.pack(x.pointer, source, out.pointer, *norm_fields(norm, width), num_rows)
+    if width <= SHORT_WIDTH and num_rows >= _MANY_ROWS:
+        context.launch("norm", "norm_short_rows", -(-num_rows // _SHORT_WARPS), 32 * _SHORT_WARPS, params)
+    else:
+        context.launch("norm", "norm_rows", num_rows, 32 * NORM_PARTS, params)

@@ -19,6 +19,7 @@ _WRITE = struct.Struct("<4Q 4i")
 _ROPE = struct.Struct("<4Q 2i 2f")
 _THREADS = 256
 _WARPS = _THREADS // 32
+_WARP_HEADS = 8  # of one kind, as in rope.cu
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -75,7 +76,8 @@ def rope_write(
     arrays = (qkv, slots, out_keys, out_values)
     pointers = (array.pointer for array in arrays)
     params = _WRITE.pack(*pointers, num_tokens, num_heads, num_kv_heads, block_tokens) + rope_params(by, head_norms)
-    context.launch("rope", "rope_write", -(-num_tokens * row_heads // _WARPS), _THREADS, params, HEAD_DIM=head_dim)
+    token_warps = -(-num_heads // _WARP_HEADS) + 2 * -(-num_kv_heads // _WARP_HEADS)
+    context.launch("rope", "rope_write", -(-num_tokens * token_warps // _WARPS), _THREADS, params, HEAD_DIM=head_dim)
 
 
 def rope_params(by: Rotation | None, head_norms: tuple[RmsNorm, RmsNorm] | None) -> bytes:

@@ -32,6 +32,8 @@ class Chip:
 
 H100 = Chip("sm_90a", 132, 227 * 1024)
 """Stands in where a step is planned with no GPU at hand."""
+A100 = Chip("sm_80", 108, 163 * 1024)
+"""Stands for all others where kernels are listed."""
 
 SUMMING_SIZES = (16, 32, 64, 128)
 """Tokens of the tiles of matmul_tile_N whose blocks can add up segments."""

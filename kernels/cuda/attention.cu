@@ -165,7 +165,7 @@ DEVICE void decode_item(const Params& p, const Item& item, i32 kv_head, const So
             if (Source::HAS_NEWEST && unit == newest_unit)
                 Source::complete(value_tile, item, new_rows + NEW_VALUE * ROW_BYTES);
             __syncwarp();
-            merge_unit(partial, weights, values);
+            merge_unit<false>(partial, weights, values);
             __syncwarp();
             copy_unit(values, p.values, offset, next, item.end_unit, num_cached);
             put(exchange, partial, item.num_rows);
@@ -210,22 +210,26 @@ DEVICE void decode_item(const Params& p, const Item& item, i32 kv_head, const So
                                                 pack_half2(whole.o[q].z * factor, whole.o[q].w * factor)};
 }
 
-// Tokens that only fill the step up get zeros. `token` is blockIdx.x, `position` its position, if it has one.
-DEVICE void clear_padding(const Params& p, i32 token, i32 position) {
+DEVICE void clear_row(const Params& p, i32 token) {
     const i32 row_words = p.num_kv_heads * p.group * (HEAD_DIM / 8);
-    while (token < p.num_tokens) {
-        if (position < 0)
-            for (i32 i = threadIdx.x; i < row_words; i += DECODE_THREADS)
-                ((uint4*)p.out)[(i64)token * row_words + i] = {0, 0, 0, 0};
-        token += gridDim.x;
-        position = token < p.num_tokens ? p.positions[token] : 0;
+    for (i32 i = threadIdx.x; i < row_words; i += DECODE_THREADS)
+        ((uint4*)p.out)[(i64)token * row_words + i] = {0, 0, 0, 0};
+}
+
+// Tokens that only fill the step up get zeros. `token` is blockIdx.x, `position` its position, if it has one. Beside
+// prefill a block has many tokens: a warp looks at 32 of them at once.
+DEVICE void clear_padding(const Params& p, i32 token, i32 position) {
+    if (position < 0) clear_row(p, token);
+    for (i32 first = token + gridDim.x; first < p.num_tokens; first += 32 * gridDim.x) {
+        const i32 mine = first + threadIdx.x % 32 * gridDim.x;
+        u32 padded = __ballot_sync(ALL_LANES, mine < p.num_tokens && p.positions[mine] < 0);
+        for (; padded; padded &= padded - 1) clear_row(p, first + (__ffs(padded) - 1) * gridDim.x);
     }
 }
 
 // Grid: at least decode items * KV heads; dynamic shared memory: 2 * DECODE_WARPS * TILE_BYTES + sizeof(Exchange).
 KERNEL __launch_bounds__(DECODE_THREADS) attention_decode(const __grid_constant__ Params p) {
     extern __shared__ __align__(16) u8 shared[];
-    let_next_start();
     wait_for_previous();
     const i32 index = blockIdx.x / p.num_kv_heads, kv_head = blockIdx.x - index * p.num_kv_heads;
     const Item item = p.items[index];  // the grid has no block without an entry, though it may hold nothing
@@ -244,7 +248,6 @@ KERNEL __launch_bounds__(DECODE_THREADS) attention_decode(const __grid_constant_
 // Grid and shared memory as above, and NEW_ROWS_BYTES more.
 KERNEL __launch_bounds__(DECODE_THREADS) rope_attention_decode(const __grid_constant__ RopeAttentionParams params) {
     extern __shared__ __align__(16) u8 shared[];
-    let_next_start();
     const Params& p = params.attention;
     const i32 index = blockIdx.x / p.num_kv_heads, kv_head = blockIdx.x - index * p.num_kv_heads;
     const Item guess = guess_item(p, index);
@@ -266,6 +269,9 @@ KERNEL __launch_bounds__(DECODE_THREADS) rope_attention_decode(const __grid_cons
 constexpr int PREFILL_WARPS = 4;
 constexpr int PREFILL_THREADS = PREFILL_WARPS * 32;
 constexpr int WARP_ROWS = 16 * PREFILL_TILES;
+// Blocks on a processor, as far as the registers go that the compiler needs; for Hopper it needs fewest.
+constexpr int PREFILL_BLOCKS =
+    (HEAD_DIM == 64 && PREFILL_TILES == 1) || (HEAD_DIM == 96 && __CUDA_ARCH__ == 900) ? 3 : 2;
 
 // A thread's merged spans, kept in shared memory while it works on the next span; nobody else looks at them.
 struct Whole {
@@ -315,6 +321,27 @@ DEVICE void write_rows(const Params& p, const Item& item, i32 kv_head, i32 first
         }
 }
 
+// Finds a warp's 16 keys of one unit after the other. The load of a table's entry is begun a unit before its use.
+struct GroupWalk {
+    const i32* table;
+    i32 key, index, row;  // of the sequence; the block that has it; the row there
+    i32 block;
+
+    DEVICE GroupWalk(const Params& p, const Item& item, i32 unit, i32 group)
+        : table(p.block_tables + (i64)item.sequence * p.max_blocks), key(unit * UNIT_KEYS + group * KEY_GROUP) {
+        index = key / p.block_tokens, row = key - index * p.block_tokens;
+        block = key < item.num_keys ? table[index] : 0;
+    }
+    DEVICE void advance(const Params& p, i32 num_keys, i32 step_blocks) {
+        key += UNIT_KEYS, index += step_blocks, row += UNIT_KEYS - step_blocks * p.block_tokens;
+        if (row >= p.block_tokens) row -= p.block_tokens, index++;
+        block = key < num_keys ? table[index] : 0;
+    }
+    DEVICE i64 offset(const Params& p, i32 kv_head) const {
+        return (((i64)block * p.num_kv_heads + kv_head) * p.block_tokens + row) * HEAD_DIM;
+    }
+};
+
 DEVICE void prefill_item(const Params& p, const Item& item, i32 kv_head, u8* shared) {
     const int thread = threadIdx.x, warp = thread / 32;
     const u32 keys = shared_address(shared), values = keys + TILE_BYTES;
@@ -330,10 +357,12 @@ DEVICE void prefill_item(const Params& p, const Item& item, i32 kv_head, u8* sha
     }
 
     static_assert(UNIT_GROUPS == PREFILL_WARPS, "each warp copies one group of 16 keys");
-    i64 offset = group_offset(p, item, kv_head, item.first_unit, warp);
+    const i32 step_blocks = UNIT_KEYS / p.block_tokens;
+    GroupWalk walk(p, item, item.first_unit, warp);
+    i64 offset = walk.offset(p, kv_head);
     copy_group(keys, p.keys, offset, item.first_unit, warp, item.num_keys);
     copy_commit();
-    i64 next_offset = group_offset(p, item, kv_head, item.first_unit + 1, warp);
+    walk.advance(p, item.num_keys, step_blocks);
 
     Rows<PREFILL_TILES> rows;
     load_rows(rows, p, item, kv_head, warp * WARP_ROWS);
@@ -355,12 +384,12 @@ DEVICE void prefill_item(const Params& p, const Item& item, i32 kv_head, u8* sha
         copy_wait<0>();
         __syncthreads();  // the values are there, and nobody reads keys any more
         if (more) {
-            copy_group(keys, p.keys, next_offset, unit + 1, warp, item.num_keys);
-            offset = next_offset;
-            next_offset = group_offset(p, item, kv_head, unit + 2, warp);
+            offset = walk.offset(p, kv_head);
+            copy_group(keys, p.keys, offset, unit + 1, warp, item.num_keys);
+            walk.advance(p, item.num_keys, step_blocks);
         }
         copy_commit();
-        if (seen) merge_unit(span, weights, values);
+        if (seen) merge_unit<true>(span, weights, values);
         if ((unit + 1) % SPAN_UNITS == 0 || !more) close_span(whole, span);
     }
     if (rows.any) write_rows(p, item, kv_head, warp * WARP_ROWS, whole);
@@ -370,9 +399,9 @@ DEVICE void prefill_item(const Params& p, const Item& item, i32 kv_head, u8* sha
 // HEAD_DIM floats.
 KERNEL __launch_bounds__(PREFILL_THREADS, PREFILL_BLOCKS) attention_prefill(const __grid_constant__ Params p) {
     extern __shared__ __align__(16) u8 shared[];
-    let_next_start();
     wait_for_previous();
     const i32 index = blockIdx.x / p.num_kv_heads;
     if (index >= p.counts->prefill_items) return;
-    prefill_item(p, p.items[index], blockIdx.x - index * p.num_kv_heads, shared);
+    const Item item = p.items[index];
+    prefill_item(p, item, blockIdx.x - index * p.num_kv_heads, shared);
 }

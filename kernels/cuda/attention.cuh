@@ -194,8 +194,9 @@ DEVICE void score_unit(Weights<TILES>& weights, const Rows<TILES>& rows, u32 key
     }
 }
 
-// Weighted values of a unit, merged into what its warp has of the units before it.
-template <int TILES>
+// Weighted values of a unit, merged into what its warp has of the units before it. `PAUSES`: once on the way, so that the
+// compiler does not begin more loads ahead than it has registers for.
+template <bool PAUSES, int TILES>
 DEVICE void merge_unit(Partial<TILES>& partial, const Weights<TILES>& weights, u32 values) {
     const int lane = threadIdx.x % 32;
     const u32 address = values + ((lane & 7) + (lane >> 3 & 1) * 8) * ROW_BYTES + (lane >> 4) * 16;
@@ -216,6 +217,7 @@ DEVICE void merge_unit(Partial<TILES>& partial, const Weights<TILES>& weights, u
 #pragma unroll
     for (int d = 0; d < CHUNKS; d++) {
         float o[TILES][2][4] = {};
+        if (PAUSES && d == CHUNKS / 2) __syncwarp();
 #pragma unroll
         for (int j = 0; j < UNIT_GROUPS; j++) {
             u32 b[4];
@@ -251,14 +253,16 @@ DEVICE i64 group_offset(const Params& p, const Item& item, i32 kv_head, i32 unit
 // A warp copies the 16 keys (or values) that begin at element `offset`. Rows past the `num_keys` become zeros:
 // what lies there may be anybody's, even NaN.
 DEVICE void copy_group(u32 tile, const u16* cache, i64 offset, i32 unit, i32 group, i32 num_keys) {
-    constexpr int row_chunks = HEAD_DIM / 8;
-    const int lane = threadIdx.x % 32;
+    constexpr int row_chunks = HEAD_DIM / 8, rows_at_once = 32 / row_chunks;
+    const int lane = threadIdx.x % 32, first = lane / row_chunks;
+    const u32 to = tile + (group * KEY_GROUP + first) * ROW_BYTES + lane % row_chunks * 16;
+    const u16* from = cache + offset + lane * 8;
+    const i32 rows = num_keys - unit * UNIT_KEYS - group * KEY_GROUP - first;  // that there are from this lane's on
+    if (first < rows_at_once)
 #pragma unroll
-    for (int j = 0; j < KEY_GROUP * row_chunks / 32; j++) {
-        const int chunk = 32 * j + lane, row = group * KEY_GROUP + chunk / row_chunks;
-        copy_async(tile + row * ROW_BYTES + chunk % row_chunks * 16, cache + offset + chunk * 8,
-                   unit * UNIT_KEYS + row < num_keys);
-    }
+        for (int row = 0; row < KEY_GROUP; row += rows_at_once)
+            if (KEY_GROUP % rows_at_once == 0 || first + row < KEY_GROUP)
+                copy_async(to + row * ROW_BYTES, from + row * HEAD_DIM, row < rows);
 }
 
 // A warp copies a unit, if it is before `end_unit`. Lane i knows the offset of group i % UNIT_GROUPS.

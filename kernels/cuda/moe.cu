@@ -91,17 +91,50 @@ struct PlanParams {
     int num_pairs, num_experts, num_used, tile_pairs;
 };
 
-// One block of 32 warps; a warp takes every 32nd expert. Dynamic shared memory: int [2][num_experts + 1].
-KERNEL __launch_bounds__(1024) moe_plan(const __grid_constant__ PlanParams p) {
+constexpr int PLAN_WARPS = 32;
+
+// Calls use(pair, expert, place) for the pairs of this warp's share; places count on from `next_places` [num_experts], which
+// are the warp's own.
+template <typename Use>
+DEVICE void for_share(const PlanParams& p, int* next_places, Use use) {
+    const int share = (p.num_pairs + PLAN_WARPS * 32 - 1) / (PLAN_WARPS * 32) * 32, lane = threadIdx.x % 32;
+    const int first = threadIdx.x / 32 * share, end = min(first + share, p.num_pairs);
+    int next = first + lane < end ? p.experts[first + lane] : -1;  // fetched a round ahead
+    for (int pair = first + lane; pair - lane < end; pair += 32) {
+        const int expert = next;
+        next = pair + 32 < end ? p.experts[pair + 32] : -1;
+        const u32 members = __match_any_sync(ALL_LANES, expert);
+        const int leader = __ffs(members) - 1;
+        int place = 0;
+        if (lane == leader && expert >= 0) {
+            place = next_places[expert];
+            next_places[expert] = place + __popc(members);
+        }
+        place = __shfl_sync(ALL_LANES, place, leader) + __popc(members & ((1u << lane) - 1));
+        if (expert >= 0) use(pair, expert, place);
+        __syncwarp();
+    }
+}
+
+// One block; a warp has a share of the pairs, in order. Dynamic shared memory: int [(PLAN_WARPS + 2) * (num_experts + 1)].
+KERNEL __launch_bounds__(32 * PLAN_WARPS) moe_plan(const __grid_constant__ PlanParams p) {
     wait_for_previous();
-    extern __shared__ int starts[];
-    int* first_tile = starts + p.num_experts + 1;
-    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-    for (int expert = warp; expert < p.num_experts; expert += 32) {
-        int count = 0;
-        for (int pair = lane; pair < p.num_pairs; pair += 32) count += p.experts[pair] == expert;
-        count = __reduce_add_sync(ALL_LANES, count);
-        if (lane == 0) starts[expert] = count;
+    extern __shared__ int starts[];          // [num_experts + 1]
+    int* first_tile = starts + p.num_experts + 1;  // [num_experts + 1]
+    int* counts = first_tile + p.num_experts + 1;  // [PLAN_WARPS, num_experts] pairs; then, of the warps before
+    int* own_counts = counts + threadIdx.x / 32 * p.num_experts;
+    for (int i = threadIdx.x; i < PLAN_WARPS * p.num_experts; i += blockDim.x) counts[i] = 0;
+    __syncthreads();
+    for_share(p, own_counts, [](int, int, int) {});
+    __syncthreads();
+    for (int expert = threadIdx.x; expert < p.num_experts; expert += blockDim.x) {
+        int sum = 0;
+        for (int warp = 0; warp < PLAN_WARPS; warp++) {
+            int& count = counts[warp * p.num_experts + expert];
+            const int before = sum;
+            sum += count, count = before;
+        }
+        starts[expert] = sum;
     }
     __syncthreads();
     if (threadIdx.x == 0) {
@@ -115,26 +148,17 @@ KERNEL __launch_bounds__(1024) moe_plan(const __grid_constant__ PlanParams p) {
         *p.num_tiles = tiles;
     }
     __syncthreads();
-    for (int expert = warp; expert < p.num_experts; expert += 32) {
-        int next = starts[expert];
-        const int end = starts[expert + 1];
-        for (int from = 0; from < p.num_pairs && next < end; from += 32) {
-            const int pair = from + lane;
-            const bool mine = pair < p.num_pairs && p.experts[pair] == expert;
-            const u32 members = __ballot_sync(ALL_LANES, mine);
-            if (mine) {
-                const int place = next + __popc(members & ((1u << lane) - 1));
-                p.rows[place] = pair / p.num_used;
-                p.places[pair] = place;
-            }
-            next += __popc(members);
-        }
-        const int tiles = first_tile[expert + 1] - first_tile[expert];
-        for (int i = lane; i < tiles; i += 32) {
+    for_share(p, own_counts, [&](int pair, int expert, int place) {
+        place += starts[expert];
+        p.rows[place] = pair / p.num_used;
+        p.places[pair] = place;
+    });
+    for (int expert = threadIdx.x / 32; expert < p.num_experts; expert += PLAN_WARPS)
+        for (int i = threadIdx.x % 32; i < first_tile[expert + 1] - first_tile[expert]; i += 32) {
             const int first = starts[expert] + i * p.tile_pairs;
-            p.tiles[first_tile[expert] + i] = make_int4(expert, first, min(p.tile_pairs, end - first), 0);
+            p.tiles[first_tile[expert] + i] =
+                make_int4(expert, first, min(p.tile_pairs, starts[expert + 1] - first), 0);
         }
-    }
 }
 
 struct GatherParams {

@@ -19,6 +19,28 @@ DEVICE float sum_of_parts(const float* parts) {
     return sum;
 }
 
+// Spelled out: no choice of roundings is left to the compiler.
+DEVICE float add_squares(float sum, float4 v) {
+    sum = fmaf(v.x, v.x, sum), sum = fmaf(v.y, v.y, sum);
+    return fmaf(v.w, v.w, fmaf(v.z, v.z, sum));
+}
+
+DEVICE float norm_factor(const NormParams& p, float squares) {
+    return rsqrtf(__fdividef(squares, p.width) + p.epsilon);
+}
+
+// Four columns of a row, from which its mean is taken already. `weight` [width]: the norm's, or a copy of them.
+DEVICE float4 scale_quad(const NormParams& p, const float* weight, int column, float4 v, float factor) {
+    const float4 w = *(const float4*)(weight + column);
+    float4 n = make_float4(v.x * factor * w.x, v.y * factor * w.y, v.z * factor * w.z, v.w * factor * w.w);
+    if (p.bias) {
+        const float4 b = *(const float4*)(p.bias + column);
+        n.x = __fadd_rn(n.x, b.x), n.y = __fadd_rn(n.y, b.y);
+        n.z = __fadd_rn(n.z, b.z), n.w = __fadd_rn(n.w, b.w);
+    }
+    return n;
+}
+
 constexpr int GROUP_QUADS = 3;  // of a part, loaded together: a row of up to 3,072 has one group
 
 DEVICE float4 sum_of(float4 a, float b) { return make_float4(a.x + b, a.y + b, a.z + b, a.w + b); }
@@ -71,9 +93,7 @@ DEVICE void normalise_rows(const NormParams& p, const float* weight, int num_row
         const float shift = minus_mean(task / NORM_PARTS);
         float sum = 0.0f;
         for_part(row_at(task / NORM_PARTS), task % NORM_PARTS, p.width, [&](int, float4 v) {
-            v = sum_of(v, shift);
-            sum = fmaf(v.x, v.x, sum), sum = fmaf(v.y, v.y, sum);  // spelled out: no choice left to the compiler
-            sum = fmaf(v.z, v.z, sum), sum = fmaf(v.w, v.w, sum);
+            sum = add_squares(sum, sum_of(v, shift));
         });
         sum = warp_sum(sum);
         if (lane == 0) squares[task] = sum;
@@ -83,17 +103,9 @@ DEVICE void normalise_rows(const NormParams& p, const float* weight, int num_row
     for (int task = warp; task < num_tasks; task += num_warps) {
         const int which = task / NORM_PARTS;
         const float shift = minus_mean(which);
-        const float factor = rsqrtf(__fdividef(sum_of_parts(squares + which * NORM_PARTS), p.width) + p.epsilon);
+        const float factor = norm_factor(p, sum_of_parts(squares + which * NORM_PARTS));
         for_part(row_at(which), task % NORM_PARTS, p.width, [&](int column, float4 v) {
-            const float4 w = *(const float4*)(weight + column);
-            v = sum_of(v, shift);
-            float4 n = make_float4(v.x * factor * w.x, v.y * factor * w.y, v.z * factor * w.z, v.w * factor * w.w);
-            if (p.bias) {
-                const float4 b = *(const float4*)(p.bias + column);
-                n.x = __fadd_rn(n.x, b.x), n.y = __fadd_rn(n.y, b.y);
-                n.z = __fadd_rn(n.z, b.z), n.w = __fadd_rn(n.w, b.w);
-            }
-            store(which, column, n);
+            store(which, column, scale_quad(p, weight, column, sum_of(v, shift), factor));
         });
     }
 }

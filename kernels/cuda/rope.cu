@@ -33,13 +33,14 @@ KERNEL rope_rotation(const __grid_constant__ RotationParams p) {
     wait_for_previous();
 }
 
-// ---- norms of heads, rotation, write of K and V. A warp has one head of one token.
+// ---- norms of heads, rotation, write of K and V. A warp has a few heads of one kind of one token.
 
 #ifdef HEAD_DIM
 
 #include "rope.cuh"
 
 constexpr int WARPS = 8;
+constexpr int HEADS = 8;  // of a warp, fetched together
 
 struct WriteParams {
     u16* qkv;          // [num_tokens, (num_heads + 2 * num_kv_heads) * HEAD_DIM]
@@ -50,24 +51,36 @@ struct WriteParams {
     RopeParams rope;
 };
 
+// Warps of a token: those of queries, then of keys, then of values.
 KERNEL __launch_bounds__(WARPS * 32) rope_write(const __grid_constant__ WriteParams p) {
-    let_next_start();
-    const i32 row_heads = p.num_heads + 2 * p.num_kv_heads;
-    const i32 index = blockIdx.x * WARPS + threadIdx.x / 32;
-    const i32 token = index / row_heads, head = index - token * row_heads;
-    const bool is_query = head < p.num_heads, is_value = head >= p.num_heads + p.num_kv_heads;
+    const i32 query_warps = (p.num_heads + HEADS - 1) / HEADS, key_warps = (p.num_kv_heads + HEADS - 1) / HEADS;
+    const i32 token_warps = query_warps + 2 * key_warps, index = blockIdx.x * WARPS + threadIdx.x / 32;
+    const i32 token = (u32)index / (u32)token_warps, warp = index - token * token_warps;
+    const bool is_query = warp < query_warps, is_value = warp >= query_warps + key_warps;
+    const i32 first = HEADS * (warp - (is_query ? 0 : query_warps) - (is_value ? key_warps : 0));  // head of its kind
+    const i32 before = (is_query ? 0 : p.num_heads) + (is_value ? p.num_kv_heads : 0);             // heads of others
+    const i32 num_heads = min(HEADS, (is_query ? p.num_heads : p.num_kv_heads) - first);
     const HeadLane at = head_lane(p.rope);
     const HeadNorm norm = load_norm(is_query ? p.rope.query_norm : p.rope.key_norm,
                                     is_query ? p.rope.query_epsilon : p.rope.key_epsilon, at);
     wait_for_previous();
     if (token >= p.num_tokens) return;
     const i32 slot = p.slots[token];
+    const Turn turn = load_turn(p.rope, at, token);
+    u16* from = p.qkv + ((i64)token * (p.num_heads + 2 * p.num_kv_heads) + before + first) * HEAD_DIM;
+    uint2 words[HEADS];
+#pragma unroll
+    for (int i = 0; i < HEADS; i++)
+        if (i < num_heads) words[i] = load_head(from + i * HEAD_DIM, at);
     if (slot < 0) return;
-    u16* source = p.qkv + (i64)index * HEAD_DIM;
-    uint2 words = load_head(source, at);
-    if (!is_value) words = turn_head(words, at, load_turn(p.rope, at, token), norm);
-    const i64 offset = cache_offset(slot, (head - p.num_heads) % p.num_kv_heads, p.num_kv_heads, p.block_tokens);
-    store_head(is_query ? source : (is_value ? p.values : p.keys) + offset, at, words);
+    const i64 offset = cache_offset(slot, first, p.num_kv_heads, p.block_tokens);
+    u16* to = is_query ? from : (is_value ? p.values : p.keys) + offset;
+    const i32 step = is_query ? HEAD_DIM : p.block_tokens * HEAD_DIM;
+#pragma unroll
+    for (int i = 0; i < HEADS; i++) {
+        if (i == num_heads) break;
+        store_head(to + i * step, at, is_value ? words[i] : turn_head(words[i], at, turn, norm));
+    }
 }
 
 #endif

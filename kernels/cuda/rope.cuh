@@ -48,7 +48,7 @@ struct Turn {
 
 DEVICE Turn load_turn(const RopeParams& p, const HeadLane& at, i32 token) {
     if (!at.rotated) return {};
-    const i64 index = ((i64)token * p.num_pairs) / 2 + threadIdx.x % 32;
+    const i64 index = (i64)token * (p.num_pairs / 2) + threadIdx.x % 32;
     return {((const float2*)p.cosine)[index], ((const float2*)p.sine)[index]};
 }
 
