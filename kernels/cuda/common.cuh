@@ -137,7 +137,6 @@ DEVICE uint4 load_streaming(const uint4* pointer) {  // weights: read once, kept
 // then all but the kernel ahead is done, and the rest of this one's time is there for the next one's preparations.
 // (Starting the next one earlier was slower: blocks that wait take the room of those that would work.)
 
-DEVICE void let_next_start() {}
 DEVICE void start_next() {
 #if __CUDA_ARCH__ >= 900
     asm volatile("griddepcontrol.launch_dependents;" ::: "memory");

@@ -9,7 +9,7 @@ import pytest
 
 from kernels.formats import FORMATS
 from kernels.loader import SOURCE_DIRECTORY, Compiler
-from kernels.packed import BLOCK_ROWS, FORMAT_IDS, packed_bytes, unit_bytes, unit_chunks
+from kernels.packed import BLOCK_ROWS, FORMAT_IDS, few_ring_bytes, packed_bytes, unit_bytes, unit_chunks
 
 DEQUANT = SOURCE_DIRECTORY / "dequant.cuh"
 
@@ -43,6 +43,10 @@ def test_the_kernels_count_the_same_bytes(tmp_path: Path) -> None:
         f"static_assert(Layout<{name}>::{member} == {value});"
         for name, format_ in FORMATS.items()
         for member, value in (("unit_bytes", unit_bytes(format_)), ("chunks", unit_chunks(format_)))
+    ]
+    claims += [
+        f"static_assert(2 * FEW_GROUP<{name}> * Layout<{name}>::unit_bytes == {few_ring_bytes(format_)});"
+        for name, format_ in FORMATS.items()
     ]
     (tmp_path / "claims.cu").write_text("\n".join([f'#include "{DEQUANT}"', *claims]))
     assert Compiler("sm_90a", cache=tmp_path, sources=tmp_path).cubin("claims", {}).image

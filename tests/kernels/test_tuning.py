@@ -1,0 +1,52 @@
+"""Launch shapes that depend on the chip, on dry contexts: they fit it and spread the work."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from kernels.array import Array
+from kernels.formats import FORMATS
+from kernels.launch import Context
+from kernels.matmul import MAX_FEW_WARPS, linear
+from kernels.packed import PackedMatrix, Projection
+from kernels.tuning import H100, Chip
+
+SMALL = replace(H100, num_processors=28)
+
+
+def matrix(name: str, num_rows: int, width: int) -> PackedMatrix:
+    return PackedMatrix(FORMATS[name], num_rows, width, 1, False, Array(0, (1, 0), np.dtype(np.uint8)), None, None)
+
+
+def array(*shape: int) -> Array:
+    return Array(0, shape, np.dtype(np.float16))
+
+
+@pytest.mark.parametrize("chip", [H100, SMALL], ids=["132 processors", "28"])
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_lone_tokens_blocks_have_a_processor_each_and_whole_tiles(chip: Chip, name: str) -> None:
+    launches: list[tuple[Any, ...]] = []
+    context = Context(chip)
+    context.launch = lambda *launch, **rest: launches.append((*launch, rest))  # type: ignore[method-assign]
+    for num_rows in (1, 100, 896, 1152, 3072, 9728, 16384, 151936):
+        for width in (256, 896 if FORMATS[name].block_elements < 256 else 1024, 3072, 8192):
+            weights = matrix(name, num_rows, width)
+            linear(context, array(1, width), Projection((weights,)), out=array(1, num_rows))
+            _, kernel, grid, threads, _, rest = launches.pop()
+            assert kernel == "matmul_few" and not launches
+            assert grid[0] <= chip.num_processors
+            assert threads // 32 <= MAX_FEW_WARPS and threads // 32 % weights.num_segments == 0
+            assert rest["shared_bytes"] <= chip.shared_bytes
+            assert 2 * (rest["shared_bytes"] + 1024) > chip.shared_bytes + 1024, "no second one beside it"
+
+
+def test_segments_are_whole_units_and_none_is_empty() -> None:
+    for name, width in (("Q4_K", 4864), ("Q6_K", 8192), ("Q5_0", 896), ("MXFP4", 2880)):
+        for num_rows in (16, 896, 3072, 16384):
+            for num_experts in (1, 32):
+                weights = replace(matrix(name, num_rows, width), num_experts=num_experts)
+                assert 1 <= weights.num_segments <= min(MAX_FEW_WARPS, weights.num_units)
