@@ -9,9 +9,6 @@ DEVICE void barrier_init(u32 barrier, int arrivals) {
 // After the `barrier_init`s, before the block's first `__syncthreads`.
 DEVICE void publish_barriers() { asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory"); }
 
-DEVICE void barrier_arrive(u32 barrier) {
-    asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
-}
 DEVICE void barrier_arrive_expecting(u32 barrier, int num_bytes) {
     asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(num_bytes) : "memory");
 }
