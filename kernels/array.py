@@ -43,3 +43,8 @@ class Array:
     def first(self, count: int) -> Array:
         """The first ``count`` rows."""
         return self.rows(0, count)
+
+
+def pointer_of(array: Array | None) -> int:
+    """The address that a kernel is given: of no array, the null pointer."""
+    return 0 if array is None else array.pointer

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from kernels.array import Array
+from kernels.array import Array, pointer_of
 from kernels.launch import Context
 from kernels.layers import RmsNorm
 from kernels.loader import Variant
@@ -304,7 +304,7 @@ def _params(
     )
     return _ATTENTION.pack(
         *(array.pointer for array in arrays),
-        sinks.pointer if sinks is not None else 0,
+        pointer_of(sinks),
         out.pointer,
         num_tokens,
         num_kv_heads,

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from kernels.activation import swiglu_rows
-from kernels.array import Array
+from kernels.array import Array, pointer_of
 from kernels.formats import Format
 from kernels.launch import Context
 from kernels.layers import Norm
@@ -327,7 +327,3 @@ def _params(
         alpha,
         limit,
     )
-
-
-def pointer_of(array: Array | None) -> int:
-    return 0 if array is None else array.pointer

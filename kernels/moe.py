@@ -6,11 +6,11 @@ import struct
 
 import numpy as np
 
-from kernels.array import Array
+from kernels.array import Array, pointer_of
 from kernels.launch import Context
 from kernels.layers import Norm, Router
 from kernels.loader import Variant
-from kernels.matmul import MAX_FEW, Epilogue, multiply_routed, multiply_tiles, pointer_of
+from kernels.matmul import MAX_FEW, Epilogue, multiply_routed, multiply_tiles
 from kernels.norm import NORM_PARTS, norm_fields
 from kernels.packed import Experts
 from kernels.tuning import SUMMING_SIZES

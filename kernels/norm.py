@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 
-from kernels.array import Array
+from kernels.array import Array, pointer_of
 from kernels.launch import Context
 from kernels.layers import LayerNorm, Norm
 from kernels.loader import Variant
@@ -31,8 +31,7 @@ def norm_fields(norm: Norm | None, width: int) -> tuple[int, int, float, int]:
 def norm_rows(context: Context, x: Array, norm: Norm, *, rows: Array | None, out: Array) -> None:
     """Norm of ``x`` [T, H] float32, or of its ``rows`` [R] only -> ``out`` [R, H] float16."""
     num_rows, width = out.shape
-    source = rows.pointer if rows is not None else 0
-    params = _PARAMS.pack(x.pointer, source, out.pointer, *norm_fields(norm, width), num_rows)
+    params = _PARAMS.pack(x.pointer, pointer_of(rows), out.pointer, *norm_fields(norm, width), num_rows)
     if width <= SHORT_WIDTH and num_rows >= _MANY_ROWS:
         context.launch("norm", "norm_short_rows", -(-num_rows // _SHORT_WARPS), 32 * _SHORT_WARPS, params)
     else:

@@ -6,7 +6,7 @@ import struct
 
 import numpy as np
 
-from kernels.array import Array
+from kernels.array import Array, pointer_of
 from kernels.formats import FORMATS, Format
 from kernels.launch import Context
 from kernels.loader import Variant
@@ -56,7 +56,7 @@ def repack_rows(
     """
     row_bytes = source_format.row_bytes(matrix.width)
     params = _REPACK.pack(
-        source.pointer, matrix.packed.pointer, matrix.base.pointer if matrix.base else 0, not_finite.pointer,
+        source.pointer, matrix.packed.pointer, pointer_of(matrix.base), not_finite.pointer,
         row_bytes, matrix.expert_bytes, first_row, num_rows, rows_per_expert, matrix.num_rows, matrix.width,
         matrix.num_chunks, matrix.num_units, row_offset, gated_rows, part,
     )  # fmt: skip
@@ -73,7 +73,7 @@ def unpack_rows(context: Context, matrix: PackedMatrix, rows: Array | None, *, o
     num_rows, width = out.shape
     assert width == matrix.width and out.dtype == np.float32 and (rows is None or rows.size == num_rows)
     params = _UNPACK.pack(
-        matrix.packed.pointer, rows.pointer if rows else 0, out.pointer,
+        matrix.packed.pointer, pointer_of(rows), out.pointer,
         num_rows, matrix.num_rows, width, matrix.num_units, adds,
     )  # fmt: skip
     grid = -(-num_rows * matrix.num_chunks * 4 // _UNPACK_THREADS)
