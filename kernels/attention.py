@@ -36,6 +36,11 @@ _ATTENTION = struct.Struct("<12Q 7i f")
 _ROPE_ATTENTION = struct.Struct("<Q 2i")  # what follows _ATTENTION and rope_params
 
 
+def _row_bytes(head_dim: int) -> int:
+    """A row of a tile in shared memory: ROW_BYTES of cuda/attention.cuh."""
+    return head_dim * 2 + 16
+
+
 class _Shape(NamedTuple):
     """How the kernels are cut for a head size; within the 99 KB of shared memory that every chip gives a block."""
 
@@ -52,7 +57,7 @@ class _Shape(NamedTuple):
 
     def decode_bytes(self, head_dim: int) -> int:
         """Shared memory of a decode block: tiles of K and V for each warp, and the exchange between them."""
-        tile_bytes = UNIT_KEYS * (head_dim * 2 + 16)
+        tile_bytes = UNIT_KEYS * _row_bytes(head_dim)
         return self.decode_warps * (2 * tile_bytes + DECODE_ROWS * (head_dim + 8 + 2) * 4)
 
 
@@ -76,7 +81,7 @@ def _rope_shape(chip: Chip, head_dim: int, num_blocks: int) -> _Shape:
 
 
 def _rope_bytes(shape: _Shape, head_dim: int) -> int:
-    return shape.decode_bytes(head_dim) + (DECODE_ROWS + 2) * (head_dim * 2 + 16)
+    return shape.decode_bytes(head_dim) + (DECODE_ROWS + 2) * _row_bytes(head_dim)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -195,7 +200,7 @@ def paged_attention(
     """
     num_kv_heads, head_dim = keys.shape[1], keys.shape[3]
     shape = _shape(context.chip, head_dim)
-    tile_bytes = UNIT_KEYS * (head_dim * 2 + 16)
+    tile_bytes = UNIT_KEYS * _row_bytes(head_dim)
     if plan.prefill_items.size:
         context.launch(
             "attention",
