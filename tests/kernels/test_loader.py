@@ -160,3 +160,8 @@ def test_the_command_fails_where_wgmma_waits_for_each_product(
 def test_no_variant_is_listed_twice() -> None:
     listed = [(stem, *sorted(defines.items())) for stem, defines in variants()]
     assert len(listed) == len(set(listed))
+
+
+def test_the_kernels_that_gpu_tests_launch_compile_without_a_gpu() -> None:
+    compiler = Compiler("sm_90a", sources=Path(__file__).parent / "gpu")
+    assert compiler.cubin("probe", {"SHIFT": 1}).image

@@ -7,7 +7,6 @@ struct AddParams {
     float amount;
 };
 KERNEL probe_add(const __grid_constant__ AddParams p) {
-    let_next_start();
     wait_for_previous();
     int i = blockIdx.x * blockDim.x + threadIdx.x;
     if (i < p.size) p.values[i] = p.values[i] * 2.0f + p.amount;
@@ -21,7 +20,6 @@ struct RotateParams {
 };
 KERNEL probe_rotate(const __grid_constant__ RotateParams p) {
     extern __shared__ int words[];
-    let_next_start();
     wait_for_previous();
     int* end = words + p.shared_words - blockDim.x;
     end[threadIdx.x] = threadIdx.x;
@@ -47,7 +45,6 @@ struct CopyParams {
     i64 size;
 };
 KERNEL probe_copy(const __grid_constant__ CopyParams p) {
-    let_next_start();
     wait_for_previous();
     for (i64 i = blockIdx.x * (i64)blockDim.x + threadIdx.x; i < p.size; i += (i64)gridDim.x * blockDim.x)
         p.target[i] = p.source[i];
