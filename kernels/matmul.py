@@ -29,13 +29,13 @@ from kernels.tensor_map import MAP_ALIGNMENT, tensor_map
 from kernels.tuning import Chip, tile_shape
 
 MAX_FEW = 8  # tokens of one fragment: up to here x is kept in shared memory whole
-MAX_NORMED = 2  # tokens whose norm every block makes for itself
-MAX_FEW_WARPS = 24  # of a block of matmul_few, as in matmul.cu
+MAX_FEW_WARPS = 20  # of a block of matmul_few or _lone, as in matmul.cu
+MAX_NORMED_WIDTH = 4096  # of a row that every block of matmul_lone_normed norms for itself, as in norm.cuh
 BLOCK_OUTPUTS = 128  # of a block of matmul_tile_N
 MAX_STAGES = 8  # of x and weights in shared memory, as in matmul.cu
 
 _RECIPROCAL_BITS = 20
-_PARAMS = struct.Struct("<12Q f i q 6i I 11i 2f")
+_PARAMS = struct.Struct("<12Q f i f 4x q 6i I 9i 2f")
 
 
 class Epilogue(IntEnum):
@@ -110,7 +110,7 @@ def project(
     if not num_tokens:
         return
     few = all(_are_few(context.chip, part, num_tokens) for part in layers.parts)
-    if norm is not None and not (few and num_tokens <= MAX_NORMED):
+    if norm is not None and not (few and num_tokens == 1 and x.shape[1] <= MAX_NORMED_WIDTH):
         normed = context.scratch((num_tokens, x.shape[1]), np.float16)
         norm_rows(context, x, norm, rows=x_rows, out=normed)
         x, x_rows, norm = normed, None, None
@@ -130,8 +130,7 @@ class FewShape(NamedTuple):
     num_blocks: int
     tiles_at_once: int  # of a block
     num_warps: int
-    norm_at: int  # where in shared memory norm weights begin, after the rows of x and the sums
-    ring_at: int  # and the weights
+    ring_at: int  # where in shared memory weights begin, after the rows of x and the sums
     shared_bytes: int
 
 
@@ -145,14 +144,18 @@ def _few_shape(
     rounds = -(-tiles // max(1, MAX_FEW_WARPS // segments))
     for at_once in range(-(-tiles // rounds), 0, -1):
         num_warps = at_once * segments
-        sums_bytes = max(2 * num_tokens * NORM_PARTS, 2 * num_warps * UNIT_ROWS * (num_tokens + num_tokens % 2)) * 4
-        norm_at = num_tokens * (matrix.num_chunks * 128 + 16) + sums_bytes
-        ring_at = norm_at + (matrix.num_chunks * CHUNK * 4 if normed else 0)
+        if num_tokens == 1:
+            sums_bytes = 2 * (NORM_PARTS + at_once * UNIT_ROWS * (-(-segments // 4) | 1) * 4) * 4
+            num_warps = max(num_warps, NORM_PARTS if normed else 1)
+            ring_at = matrix.num_chunks * 128 + sums_bytes + (4 * matrix.width if normed else 0)
+        else:
+            columns = num_tokens + num_tokens % 2
+            ring_at = num_tokens * (matrix.num_chunks * 128 + 16) + 2 * num_warps * UNIT_ROWS * columns * 4
         shared_bytes = ring_at + num_warps * few_ring_bytes(matrix.format)
         if shared_bytes <= chip.shared_bytes:
             break
     num_blocks = min(-(-matrix.num_tiles // at_once), processors)
-    return FewShape(num_blocks, at_once, num_warps, norm_at, ring_at, chip.alone(shared_bytes))
+    return FewShape(num_blocks, at_once, num_warps, ring_at, chip.alone(shared_bytes))
 
 
 def _are_few(chip: Chip, matrix: PackedMatrix, num_tokens: int) -> bool:
@@ -182,7 +185,8 @@ def multiply_few(
     shape = _few_shape(context.chip, matrix, num_tokens, normed=norm is not None)
     params = _params(x, matrix, num_tokens, out, epilogue, column, norm=norm, x_rows=x_rows, shape=shape,
                      beside=beside)  # fmt: skip
-    _launch_few(context, "matmul_few", (shape.num_blocks, 1, 1), shape, params, matrix)
+    kernel = "matmul_few" if num_tokens > 1 else "matmul_lone" if norm is None else "matmul_lone_normed"
+    _launch_few(context, kernel, (shape.num_blocks, 1, 1), shape, params, matrix)
 
 
 def multiply_routed(
@@ -204,7 +208,7 @@ def multiply_routed(
     shape = _few_shape(context.chip, matrix, 1, num_products=num_pairs)
     params = _params(x, matrix, num_pairs, out, epilogue, 0, shape=shape, router_logits=router_logits,
                      num_experts=num_experts, num_used=num_used, alpha=alpha, limit=limit)  # fmt: skip
-    _launch_few(context, "matmul_few_routed", (shape.num_blocks, num_used, num_tokens), shape, params, matrix)
+    _launch_few(context, "matmul_lone_routed", (shape.num_blocks, num_used, num_tokens), shape, params, matrix)
 
 
 def _launch_few(
@@ -317,9 +321,8 @@ def _params(
         -(-(1 << _RECIPROCAL_BITS) // matrix.num_segments),
         out.shape[1],
         column,
-        norm is not None,
         epilogue,
-        *((shape.tiles_at_once, shape.norm_at, shape.ring_at) if shape else (0, 0, 0)),
+        *((shape.tiles_at_once, shape.ring_at) if shape else (0, 0)),
         beside,
         num_experts,
         num_used,

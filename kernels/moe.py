@@ -18,7 +18,7 @@ from kernels.tuning import SUMMING_SIZES
 MAX_ROUTE_WARPS = 32  # of a block
 _PLAN_WARPS = 32  # of the block of moe_plan
 
-_ROUTE = struct.Struct("<7Q 2Q f i 2i")
+_ROUTE = struct.Struct("<7Q 2Q f i f 4x 2i")
 _PLAN = struct.Struct("<5Q 4i")
 _GATHER = struct.Struct("<3Q i 4x")
 _COMBINE = struct.Struct("<5Q 4i")

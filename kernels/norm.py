@@ -9,7 +9,7 @@ from kernels.launch import Context
 from kernels.layers import LayerNorm, Norm
 from kernels.loader import Variant
 
-_PARAMS = struct.Struct("<3Q 2Q f i i 4x")
+_PARAMS = struct.Struct("<3Q 2Q f i f 4x i 4x")
 NORM_PARTS = 8  # of a row's sums, as in norm.cuh
 SHORT_WIDTH = NORM_PARTS * 128  # a warp holds such a row, as in norm.cu
 _SHORT_WARPS = 8  # of a block of norm_short_rows
@@ -20,12 +20,12 @@ def variants() -> list[Variant]:
     return [("norm", {})]
 
 
-def norm_fields(norm: Norm | None, width: int) -> tuple[int, int, float, int]:
+def norm_fields(norm: Norm | None, width: int) -> tuple[int, int, float, int, float]:
     """The fields of the struct NormParams of norm.cuh."""
     if norm is None:
-        return 0, 0, 0.0, width
+        return 0, 0, 0.0, width, 0.0
     bias = norm.bias.pointer if isinstance(norm, LayerNorm) else 0
-    return norm.weight.pointer, bias, norm.epsilon, width
+    return norm.weight.pointer, bias, norm.epsilon, width, 1 / width
 
 
 def norm_rows(context: Context, x: Array, norm: Norm, *, rows: Array | None, out: Array) -> None:

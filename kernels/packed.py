@@ -24,6 +24,7 @@ _SUPER_BYTES = {"Q4_K": 64, "Q5_K": 64, "Q6_K": 32}  # of a unit of four chunks
 
 MAX_SEGMENTS = 20
 WARPS_WANTED = 2000  # so many have a segment of a tile each when a chip has one token: what it can keep busy
+READY_CHUNKS = 2  # that a warp unpacks while it waits for x
 EXPERTS_AT_ONCE = 4  # as many share those
 
 
@@ -72,7 +73,7 @@ class PackedMatrix:
         """Parts of k that are summed on their own, then in order: depends on the matrix and on nothing else, so that a
         row's result is the same bits in every batch and on every chip."""
         tiles = self.num_tiles * (1 if self.num_experts == 1 else EXPERTS_AT_ONCE)
-        most = max(1, min(MAX_SEGMENTS, WARPS_WANTED // tiles, self.num_units))
+        most = max(1, min(MAX_SEGMENTS, WARPS_WANTED // tiles, self.num_units, self.num_chunks // READY_CHUNKS))
         return -(-self.num_units // -(-self.num_units // most))  # no more than the longest of them asks for
 
     @property

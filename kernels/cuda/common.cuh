@@ -48,6 +48,14 @@ DEVICE u32 half2_fma(u32 a, u32 b, u32 c) {
 }
 DEVICE u32 half2_both(u16 value) { return value | (u32)value << 16; }
 
+// ---- order: a value that is to be ready before what follows, not put off to where it is used
+
+template <typename T>
+DEVICE void compute_now(T*& value) { asm volatile("" : "+l"(value)); }
+DEVICE void compute_now(i64& value) { asm volatile("" : "+l"(value)); }
+DEVICE void compute_now(int& value) { asm volatile("" : "+r"(value)); }
+DEVICE void compute_now(float& value) { asm volatile("" : "+f"(value)); }
+
 // ---- warps
 
 DEVICE float warp_sum(float value) {  // the same bits in every lane

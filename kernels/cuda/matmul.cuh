@@ -9,22 +9,23 @@
 #include "norm.cuh"
 
 constexpr int RECIPROCAL_BITS = 20;
+constexpr int MAX_SEGMENTS = 20;
+constexpr int READY_CHUNKS = 2;  // of 64 columns, that a lone token's warps unpack while they wait for x
 
 enum Epilogue { STORE_HALF, STORE_FLOAT, ADD_RESIDUAL, SWIGLU, CLAMPED_SWIGLU, GELU };
-enum Input { HALF_ROWS, NORMED_ROWS };
 
 struct Params {
     const u8* weights;         // [experts] packed matrices
-    const void* x;             // [num_x_rows, width] float16, or float32 to be normed
+    const void* x;             // [num_x_rows, width] float16; matmul_lone_normed: float32
     const int* x_rows;         // [num_tokens] which row of x; null: in order
     const float* bias;         // [experts, num_rows], in the order of the packed rows; may be null
     const int* base;           // [experts, num_rows] MXFP4: largest exponent of each row
     void* out;                 // [num_out_rows, out_stride]: float16 or float32, see `Epilogue`
     float* partials;           // [num_segments, num_tokens, num_rows]: segments computed by several blocks
-    const float* router_logits;  // [num_tokens / num_used, num_experts] matmul_few_routed
+    const float* router_logits;  // [num_tokens / num_used, num_experts] matmul_lone_routed
     const int4* tiles;         // [num_tiles] matmul_tile: (expert, first token, number of tokens, -); may be null
     const int* num_tiles;      // [1]
-    NormParams norm;           // NORMED_ROWS
+    NormParams norm;           // matmul_lone_normed
     i64 expert_bytes;
     int num_rows;     // outputs
     int width;        // inputs
@@ -34,12 +35,12 @@ struct Params {
     int num_segments;
     u32 segment_reciprocal;  // ceil(2^RECIPROCAL_BITS / num_segments): dividing takes many instructions
     int out_stride, out_column;
-    int input, epilogue;
-    int tiles_at_once;           // matmul_few: of a block
-    int norm_at, ring_at;        // matmul_few: where in shared memory norm weights and weights are
-    int beside;                  // matmul_few: what it reads was there before the kernel ahead began
-    int num_experts, num_used;   // matmul_few_routed
-    int x_row_of_pair;           // matmul_few_routed: each pair has a row of x of its own, not each token
+    int epilogue;
+    int tiles_at_once;           // matmul_few, _lone: of a block
+    int ring_at;                 // matmul_few, _lone: where in shared memory weights are
+    int beside;                  // matmul_few, _lone: what it reads was there before the kernel ahead began
+    int num_experts, num_used;   // matmul_lone_routed
+    int x_row_of_pair;           // matmul_lone_routed: each pair has a row of x of its own, not each token
     float alpha, limit;  // CLAMPED_SWIGLU
 };
 
@@ -64,6 +65,12 @@ struct OutputRow {
         factor = __uint_as_float(exponent ? (u32)exponent << 23 : 0x00400000u);  // 2^(exponent - 127)
 #endif
     }
+    DEVICE void compute_now() {
+        ::compute_now(bias);
+#if FORMAT == 11
+        ::compute_now(factor);
+#endif
+    }
     DEVICE float of(float sum) const {
 #if FORMAT == 11
         sum *= factor;
@@ -72,23 +79,29 @@ struct OutputRow {
     }
 };
 
-template <int EPILOGUE>
-DEVICE void put(const Params& p, i64 at, float y) {
-    if constexpr (EPILOGUE == STORE_HALF) ((u16*)p.out)[at] = to_half(y);
-    if constexpr (EPILOGUE == STORE_FLOAT) ((float*)p.out)[at] = y;
-    if constexpr (EPILOGUE == GELU) {  // tanh form
-        const float inner = 0.7978845608028654f * (y + 0.044715f * (y * y * y));
-        ((u16*)p.out)[at] = to_half(0.5f * y * (1.0f + tanhf(inner)));
-    }
+DEVICE float gelu(float y) {  // tanh form
+    const float inner = 0.7978845608028654f * (y + 0.044715f * (y * y * y));
+    return 0.5f * y * (1.0f + tanhf(inner));
 }
 
-DEVICE void put_gated(const Params& p, i64 at, float gate, float up) {
+DEVICE float gated(const Params& p, float gate, float up) {
     float steepness = 1.0f;
     if (p.epilogue == CLAMPED_SWIGLU) {
         gate = fminf(gate, p.limit), up = fminf(fmaxf(up, -p.limit), p.limit) + 1.0f;
         steepness = p.alpha;
     }
-    ((u16*)p.out)[at] = to_half(__fdividef(gate, 1.0f + __expf(-steepness * gate)) * up);
+    return __fdividef(gate, 1.0f + __expf(-steepness * gate)) * up;
+}
+
+template <int EPILOGUE>
+DEVICE void put(const Params& p, i64 at, float y) {
+    if constexpr (EPILOGUE == STORE_HALF) ((u16*)p.out)[at] = to_half(y);
+    if constexpr (EPILOGUE == STORE_FLOAT) ((float*)p.out)[at] = y;
+    if constexpr (EPILOGUE == GELU) ((u16*)p.out)[at] = to_half(gelu(y));
+}
+
+DEVICE void put_gated(const Params& p, i64 at, float gate, float up) {
+    ((u16*)p.out)[at] = to_half(gated(p, gate, up));
 }
 
 // One output of one token, or one pair of gate and up: where it goes and what its sums still need, loaded ahead of them.
@@ -99,7 +112,8 @@ struct Output {
     float residual = 0.0f;  // is to be loaded once the kernels before are done
 
     DEVICE Output(const Params& p, int expert, i64 token, int row)
-        : exists(row < p.num_rows), at(token * p.out_stride + p.out_column + (is_gated(p.epilogue) ? gated_column(row) : row)),
+        : exists(row < p.num_rows),
+          at(token * p.out_stride + p.out_column + (is_gated(p.epilogue) ? gated_column(row) : row)),
           own(p, expert, row), up(p, expert, is_gated(p.epilogue) ? row + 8 : p.num_rows) {}
 
     DEVICE void load_residual(const Params& p) {

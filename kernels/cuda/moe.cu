@@ -37,12 +37,10 @@ KERNEL __launch_bounds__(32 * NORM_PARTS) moe_logits(const __grid_constant__ Rou
     wait_for_previous();
     __shared__ float norm_sums[2 * NORM_PARTS], sums[NORM_PARTS];
     float sum = 0.0f;
-    normalise_rows(
-        p.norm, p.norm.weight, 1, norm_sums, [&](int) { return p.x + (i64)token * p.norm.width; },
-        [&](int, int column, float4 n) {
-            sum = add_products(sum, *(const float4*)(weight + column), n);
-            if (expert == 0) store_normed(p, token, column, n);
-        });
+    normalise_row(p.norm, p.x + (i64)token * p.norm.width, norm_sums, [&](int column, float4 n) {
+        sum = add_products(sum, *(const float4*)(weight + column), n);
+        if (expert == 0) store_normed(p, token, column, n);
+    });
     sum = warp_sum(sum);
     if (threadIdx.x % 32 == 0) sums[part] = sum;
     __syncthreads();
@@ -55,12 +53,10 @@ KERNEL __launch_bounds__(1024) moe_route(const __grid_constant__ RouteParams p) 
     extern __shared__ __align__(16) float shared[];
     float *row = shared, *parts = shared + p.norm.width, *logits = parts + NORM_PARTS * p.num_experts;
     const int token = blockIdx.x, warp = threadIdx.x / 32, lane = threadIdx.x % 32, quads = p.norm.width / 4;
-    normalise_rows(
-        p.norm, p.norm.weight, 1, logits + p.num_experts, [&](int) { return p.x + (i64)token * p.norm.width; },
-        [&](int, int column, float4 n) {
-            *(float4*)(row + column) = n;
-            store_normed(p, token, column, n);
-        });
+    normalise_row(p.norm, p.x + (i64)token * p.norm.width, logits + p.num_experts, [&](int column, float4 n) {
+        *(float4*)(row + column) = n;
+        store_normed(p, token, column, n);
+    });
     __syncthreads();
     for (int task = warp; task < p.num_experts * NORM_PARTS; task += blockDim.x / 32) {
         const float4* weight = (const float4*)(p.weight + (i64)(task / NORM_PARTS) * p.norm.width);

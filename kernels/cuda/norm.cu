@@ -21,9 +21,8 @@ KERNEL __launch_bounds__(256, 6) norm_rows(const __grid_constant__ Params p) {
     wait_for_previous();
     __shared__ float shared[2 * NORM_PARTS];
     const i64 row = blockIdx.x, source = source_row(p, row);
-    normalise_rows(
-        p.norm, p.norm.weight, 1, shared, [&](int) { return p.x + source * p.norm.width; },
-        [&](int, int column, float4 n) { store_normed(p, row, column, n); });
+    normalise_row(p.norm, p.x + source * p.norm.width, shared,
+                  [&](int column, float4 n) { store_normed(p, row, column, n); });
 }
 
 constexpr int WARPS = 8;
@@ -57,7 +56,7 @@ KERNEL __launch_bounds__(WARPS * 32) norm_short_rows(const __grid_constant__ Par
     if (p.norm.bias) {
         float sums[NORM_PARTS] = {};
         for_parts(width, [&](int part, int) { sums[part] += (v[part].x + v[part].y) + (v[part].z + v[part].w); });
-        shift = -__fdividef(sum_over_lanes(sums), width);
+        shift = minus_mean(p.norm, sum_over_lanes(sums));
     }
     float squares[NORM_PARTS] = {};
     for_parts(width, [&](int part, int) {
@@ -66,6 +65,6 @@ KERNEL __launch_bounds__(WARPS * 32) norm_short_rows(const __grid_constant__ Par
     });
     const float factor = norm_factor(p.norm, sum_over_lanes(squares));
     for_parts(width, [&](int part, int column) {
-        store_normed(p, row, column, scale_quad(p.norm, p.norm.weight, column, v[part], factor));
+        store_normed(p, row, column, scale_quad(p.norm, *(const float4*)(p.norm.weight + column), column, v[part], factor));
     });
 }

@@ -8,6 +8,7 @@ struct NormParams {
     const float* bias;    // [width]; null: RMS norm, else layer norm
     float epsilon;
     int width;  // a multiple of 4
+    float inverse_width;
 };
 
 constexpr int NORM_PARTS = 8;
@@ -25,13 +26,14 @@ DEVICE float add_squares(float sum, float4 v) {
     return fmaf(v.w, v.w, fmaf(v.z, v.z, sum));
 }
 
+DEVICE float minus_mean(const NormParams& p, float sum) { return -__fmul_rn(sum, p.inverse_width); }
+
 DEVICE float norm_factor(const NormParams& p, float squares) {
-    return rsqrtf(__fdividef(squares, p.width) + p.epsilon);
+    return rsqrtf(fmaf(squares, p.inverse_width, p.epsilon));
 }
 
-// Four columns of a row, from which its mean is taken already. `weight` [width]: the norm's, or a copy of them.
-DEVICE float4 scale_quad(const NormParams& p, const float* weight, int column, float4 v, float factor) {
-    const float4 w = *(const float4*)(weight + column);
+// Four columns of a row, from which its mean is taken already, and the norm's weights `w` for them.
+DEVICE float4 scale_quad(const NormParams& p, float4 w, int column, float4 v, float factor) {
     float4 n = make_float4(v.x * factor * w.x, v.y * factor * w.y, v.z * factor * w.z, v.w * factor * w.w);
     if (p.bias) {
         const float4 b = *(const float4*)(p.bias + column);
@@ -45,8 +47,7 @@ constexpr int GROUP_QUADS = 3;  // of a part, loaded together: a row of up to 3,
 
 DEVICE float4 sum_of(float4 a, float b) { return make_float4(a.x + b, a.y + b, a.z + b, a.w + b); }
 
-// Calls use(column, values) for what this lane has of part `part` of a row, in order. Loops are short and not unrolled:
-// decode runs through this code once in a kernel, and fetching instructions takes longer than executing them.
+// Calls use(column, values) for what this lane has of part `part` of a row, in order.
 template <typename Use>
 DEVICE void for_part(const float* row, int part, int width, Use use) {
     constexpr int step = NORM_PARTS * 128;
@@ -67,45 +68,95 @@ DEVICE void for_part(const float* row, int part, int width, Use use) {
     }
 }
 
-// All threads of a block: `row_at(i)` [width] of `num_rows` rows -> normed, given to `store(i, column, four values)`
-// 4 columns at a time. `weight` [width]: the norm's, or a copy of them. `shared`: float [2][num_rows][NORM_PARTS].
-template <typename RowAt, typename Store>
-DEVICE void normalise_rows(const NormParams& p, const float* weight, int num_rows, float* shared, RowAt row_at, Store store) {
+// All threads of a block: gives store(column, four values) the normed `row` [width]. `shared`: float [2][NORM_PARTS].
+template <typename Store>
+DEVICE void normalise_row(const NormParams& p, const float* row, float* shared, Store store) {
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, num_warps = blockDim.x / 32;
-    const int num_tasks = num_rows * NORM_PARTS;
-    float *sums = shared, *squares = shared + num_tasks;
+    float *sums = shared, *squares = shared + NORM_PARTS;
+    float shift = 0.0f;
     if (p.bias) {
 #pragma unroll 1
-        for (int task = warp; task < num_tasks; task += num_warps) {
+        for (int part = warp; part < NORM_PARTS; part += num_warps) {
             float sum = 0.0f;
-            for_part(row_at(task / NORM_PARTS), task % NORM_PARTS, p.width,
-                     [&](int, float4 v) { sum += (v.x + v.y) + (v.z + v.w); });
+            for_part(row, part, p.width, [&](int, float4 v) { sum += (v.x + v.y) + (v.z + v.w); });
             sum = warp_sum(sum);
-            if (lane == 0) sums[task] = sum;
+            if (lane == 0) sums[part] = sum;
         }
         __syncthreads();
+        shift = minus_mean(p, sum_of_parts(sums));
     }
-    auto minus_mean = [&](int which) {
-        return p.bias ? -__fdividef(sum_of_parts(sums + which * NORM_PARTS), p.width) : 0.0f;
-    };
 #pragma unroll 1
-    for (int task = warp; task < num_tasks; task += num_warps) {
-        const float shift = minus_mean(task / NORM_PARTS);
+    for (int part = warp; part < NORM_PARTS; part += num_warps) {
         float sum = 0.0f;
-        for_part(row_at(task / NORM_PARTS), task % NORM_PARTS, p.width, [&](int, float4 v) {
-            sum = add_squares(sum, sum_of(v, shift));
-        });
+        for_part(row, part, p.width, [&](int, float4 v) { sum = add_squares(sum, sum_of(v, shift)); });
         sum = warp_sum(sum);
-        if (lane == 0) squares[task] = sum;
+        if (lane == 0) squares[part] = sum;
     }
     __syncthreads();
+    const float factor = norm_factor(p, sum_of_parts(squares));
 #pragma unroll 1
-    for (int task = warp; task < num_tasks; task += num_warps) {
-        const int which = task / NORM_PARTS;
-        const float shift = minus_mean(which);
-        const float factor = norm_factor(p, sum_of_parts(squares + which * NORM_PARTS));
-        for_part(row_at(which), task % NORM_PARTS, p.width, [&](int column, float4 v) {
-            store(which, column, scale_quad(p, weight, column, sum_of(v, shift), factor));
+    for (int part = warp; part < NORM_PARTS; part += num_warps)
+        for_part(row, part, p.width, [&](int column, float4 v) {
+            store(column, scale_quad(p, *(const float4*)(p.weight + column), column, sum_of(v, shift), factor));
+        });
+}
+
+// One row, by NORM_PARTS warps of a block or more: a lane keeps its columns in registers, of a row of up to ROW_QUADS *
+// NORM_PARTS * 128. The same bits as above.
+constexpr int ROW_QUADS = 4;
+
+class NormRow {
+    float4 values[ROW_QUADS];
+
+    // Calls use(quad, column) for this lane's columns.
+    template <typename Use>
+    DEVICE void for_columns(int width, Use use) const {
+#pragma unroll
+        for (int quad = 0; quad < ROW_QUADS; quad++) {
+            const int column = quad * NORM_PARTS * 128 + threadIdx.x * 4;
+            if (quad * NORM_PARTS * 128 >= width) break;
+            if (threadIdx.x < NORM_PARTS * 32 && column < width) use(quad, column);
+        }
+    }
+    DEVICE static void put_part(float* parts, float sum) {
+        sum = warp_sum(sum);
+        if (threadIdx.x % 32 == 0 && threadIdx.x < NORM_PARTS * 32) parts[threadIdx.x / 32] = sum;
+        __syncthreads();
+    }
+
+   public:
+    // To `weights` [width] in shared memory: each thread copies what it needs itself, and commits and waits later. They are
+    // constant: this may come before `wait_for_previous`.
+    DEVICE void copy_weights(const NormParams& p, float* weights) const {
+        for_columns(p.width, [&](int, int column) {
+            copy_words<16>(shared_address(weights + column), p.weight + column);
         });
     }
-}
+    DEVICE void load(const NormParams& p, const float* row) {
+        for_columns(p.width, [&](int quad, int column) { values[quad] = *(const float4*)(row + column); });
+    }
+    // All threads of the block: gives store(column, four values) the normed row. `shared`: float [2][NORM_PARTS].
+    template <typename Store>
+    DEVICE void normalise(const NormParams& p, const float* weights, float* shared, Store store) {
+        float shift = 0.0f;
+        if (p.bias) {
+            float sum = 0.0f;
+            for_columns(p.width, [&](int quad, int) {
+                const float4 v = values[quad];
+                sum += (v.x + v.y) + (v.z + v.w);
+            });
+            put_part(shared + NORM_PARTS, sum);
+            shift = minus_mean(p, sum_of_parts(shared + NORM_PARTS));
+        }
+        float squares = 0.0f;
+        for_columns(p.width, [&](int quad, int) {
+            values[quad] = sum_of(values[quad], shift);
+            squares = add_squares(squares, values[quad]);
+        });
+        put_part(shared, squares);
+        const float factor = norm_factor(p, sum_of_parts(shared));
+        for_columns(p.width, [&](int quad, int column) {
+            store(column, scale_quad(p, *(const float4*)(weights + column), column, values[quad], factor));
+        });
+    }
+};

@@ -9,7 +9,17 @@ import pytest
 
 from kernels.formats import FORMATS
 from kernels.loader import SOURCE_DIRECTORY, Compiler
-from kernels.packed import BLOCK_ROWS, FORMAT_IDS, few_ring_bytes, packed_bytes, unit_bytes, unit_chunks
+from kernels.matmul import MAX_NORMED_WIDTH
+from kernels.packed import (
+    BLOCK_ROWS,
+    FORMAT_IDS,
+    MAX_SEGMENTS,
+    READY_CHUNKS,
+    few_ring_bytes,
+    packed_bytes,
+    unit_bytes,
+    unit_chunks,
+)
 
 DEQUANT = SOURCE_DIRECTORY / "dequant.cuh"
 
@@ -48,5 +58,9 @@ def test_the_kernels_count_the_same_bytes(tmp_path: Path) -> None:
         f"static_assert(2 * FEW_GROUP<{name}> * Layout<{name}>::unit_bytes == {few_ring_bytes(format_)});"
         for name, format_ in FORMATS.items()
     ]
-    (tmp_path / "claims.cu").write_text("\n".join([f'#include "{DEQUANT}"', *claims]))
-    assert Compiler("sm_90a", cache=tmp_path, sources=tmp_path).cubin("claims", {}).image
+    claims += [
+        f"static_assert(MAX_SEGMENTS == {MAX_SEGMENTS} && READY_CHUNKS == {READY_CHUNKS});",
+        f"static_assert(ROW_QUADS * NORM_PARTS * 128 == {MAX_NORMED_WIDTH});",
+    ]
+    (tmp_path / "claims.cu").write_text("\n".join([f'#include "{DEQUANT.parent / "matmul.cuh"}"', *claims]))
+    assert Compiler("sm_90a", cache=tmp_path, sources=tmp_path).cubin("claims", {"FORMAT": 0}).image

@@ -37,9 +37,10 @@ def test_a_lone_tokens_blocks_have_a_processor_each_and_whole_tiles(chip: Chip, 
             weights = matrix(name, num_rows, width)
             linear(context, array(1, width), Projection((weights,)), out=array(1, num_rows))
             _, kernel, grid, threads, _, rest = launches.pop()
-            assert kernel == "matmul_few" and not launches
+            assert kernel == "matmul_lone" and not launches
             assert grid[0] <= chip.num_processors
-            assert threads // 32 <= MAX_FEW_WARPS and threads // 32 % weights.num_segments == 0
+            assert threads // 32 <= MAX_FEW_WARPS
+            assert threads // 32 % weights.num_segments == 0
             assert rest["shared_bytes"] <= chip.shared_bytes
             assert 2 * (rest["shared_bytes"] + 1024) > chip.shared_bytes + 1024, "no second one beside it"
 
