@@ -61,6 +61,7 @@ DEVICE void put(Exchange& exchange, const Partial<1>& partial, i32 num_rows) {
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
 #pragma unroll
     for (int half = 0; half < 2; half++) {
+        if (8 * half >= num_rows) break;
         const int row = 8 * half + g;
         if (row >= num_rows) continue;
         if (t == 0) exchange.sums[warp][row] = {partial.m[0][half], partial.l[0][half]};
@@ -117,7 +118,7 @@ DEVICE bool arrives_last(const Params& p, const Item& item, i32 kv_head) {
 
 // Queries that are rotated already, of tokens whose K and V are in the cache.
 struct OldRows {
-    static constexpr bool HAS_NEWEST = false;
+    static constexpr bool ARE_NEW = false;
 
     DEVICE void load(Rows<1>& rows, const Params& p, const Item& item, i32 kv_head, u8*) const {
         load_rows(rows, p, item, kv_head, 0);
@@ -134,7 +135,8 @@ DEVICE void decode_item(const Params& p, const Item& item, i32 kv_head, const So
     u8 *const key_tile = shared + 2 * warp * TILE_BYTES, *const value_tile = key_tile + TILE_BYTES;
     const u32 keys = shared_address(key_tile), values = keys + TILE_BYTES;
     const i32 first_round = item.first_unit / DECODE_WARPS * DECODE_WARPS;
-    const i32 num_cached = item.num_keys - Source::HAS_NEWEST, newest_unit = (item.num_keys - 1) / UNIT_KEYS;
+    const i32 num_cached = item.num_keys - Source::ARE_NEW, newest_unit = (item.num_keys - 1) / UNIT_KEYS;
+    const int halves = item.num_rows > DECODE_ROWS / 2 ? 2 : 1;
 
     Rows<1> rows;
     source.load(rows, p, item, kv_head, new_rows);
@@ -142,43 +144,46 @@ DEVICE void decode_item(const Params& p, const Item& item, i32 kv_head, const So
     auto partial_row = [&](i32 span) {
         return (i64)(item.partial_row + span * item.num_rows + row) * p.num_kv_heads + kv_head;
     };
+    i32 token = 0, head = kv_head * p.group + item.first_row + row;  // of new rows, one token's
+    if (!Source::ARE_NEW) locate(p, item, kv_head, row, token, head);
+    u16* const out = p.out + ((i64)(item.first_token + token) * p.num_kv_heads * p.group + head) * HEAD_DIM;
+    const float sink = merges ? load_sink(p, head) : 0.0f;
     Slice span, whole;
     clear(span);
     clear(whole);
 
     for (i32 round = first_round; round < item.end_unit; round += DECODE_WARPS) {
-        const i32 unit = round + warp;
+        const i32 unit = round + warp, next = unit + DECODE_WARPS;
         if (unit >= item.first_unit && unit < item.end_unit) {
             Weights<1> weights;
             Partial<1> partial;
-            clear(partial);
-            const i32 next = unit + DECODE_WARPS;
-            const i64 offset = group_offset(p, item, kv_head, next, lane % UNIT_GROUPS);
+            const i64 offset = next < item.end_unit ? group_offset(p, item, kv_head, next, lane % UNIT_GROUPS) : 0;
             copy_wait<1>();
-            if (Source::HAS_NEWEST && unit == newest_unit)
+            if (Source::ARE_NEW && unit == newest_unit)
                 Source::complete(key_tile, item, new_rows + NEW_KEY * ROW_BYTES);
             __syncwarp();
-            score_unit(weights, rows, keys, unit * UNIT_KEYS, p.scale_log2);
+            score_unit(weights, rows, keys, unit * UNIT_KEYS, p.scale_log2, halves);
             __syncwarp();
             copy_unit(keys, p.keys, offset, next, item.end_unit, num_cached);
             copy_wait<1>();
-            if (Source::HAS_NEWEST && unit == newest_unit)
+            if (Source::ARE_NEW && unit == newest_unit)
                 Source::complete(value_tile, item, new_rows + NEW_VALUE * ROW_BYTES);
             __syncwarp();
-            merge_unit<false>(partial, weights, values);
+            weigh_unit(partial, weights, values);
             __syncwarp();
             copy_unit(values, p.values, offset, next, item.end_unit, num_cached);
             put(exchange, partial, item.num_rows);
         }
         __syncthreads();
         if (merges) {
+            Slice others[DECODE_WARPS];  // fetched together; merging nothing changes no bit
 #pragma unroll
-            for (int w = 0; w < DECODE_WARPS; w++)
-                if (round + w >= item.first_unit && round + w < item.end_unit) {
-                    Slice other;
-                    get(other, exchange, w);
-                    merge(span, other);
-                }
+            for (int w = 0; w < DECODE_WARPS; w++) {
+                clear(others[w]);
+                if (round + w >= item.first_unit && round + w < item.end_unit) get(others[w], exchange, w);
+            }
+#pragma unroll
+            for (int w = 0; w < DECODE_WARPS; w++) merge(span, others[w]);
             if ((round + DECODE_WARPS) % SPAN_UNITS == 0 || round + DECODE_WARPS >= item.end_unit) {
                 if (item.num_parts == 1)
                     merge(whole, span);
@@ -187,10 +192,13 @@ DEVICE void decode_item(const Params& p, const Item& item, i32 kv_head, const So
                 clear(span);
             }
         }
-        __syncthreads();
+        if (round + DECODE_WARPS < item.end_unit) __syncthreads();
     }
 
-    if (item.num_parts > 1 && !arrives_last(p, item, kv_head)) return;
+    if (item.num_parts > 1) {
+        __syncthreads();
+        if (!arrives_last(p, item, kv_head)) return;
+    }
     if (!merges) return;
     if (item.num_parts > 1)
 #pragma unroll 4
@@ -199,10 +207,7 @@ DEVICE void decode_item(const Params& p, const Item& item, i32 kv_head, const So
             load(other, p, partial_row(s));
             merge(whole, other);
         }
-    i32 token, head;
-    locate(p, item, kv_head, row, token, head);
-    const float factor = final_factor(p, whole.m, whole.l, head);
-    u16* out = p.out + ((i64)(item.first_token + token) * p.num_kv_heads * p.group + head) * HEAD_DIM;
+    const float factor = final_factor(p, whole.m, whole.l, sink);
 #pragma unroll
     for (int q = 0; q < THREAD_QUADS; q++)
         if (slice_column(q) < HEAD_DIM)
@@ -257,9 +262,13 @@ KERNEL __launch_bounds__(DECODE_THREADS) rope_attention_decode(const __grid_cons
     const Item item = p.items[index];
     const bool exists = index < p.counts->decode_items;
     const i32 token = blockIdx.x, position = token < p.num_tokens ? p.positions[token] : 0;
-    if (rows.copied) rows.fetch(guess, kv_head);
+    u8* const place = shared + 2 * DECODE_WARPS * TILE_BYTES + sizeof(Exchange);
+    if (rows.copied) {
+        rows.fetch(guess);
+        rows.turn_to(place, guess);
+    }
     const bool was_right = __syncthreads_and(rows.copied && same_start(guess, item));  // threads may have guessed apart
-    if (exists && !was_right) rows.begin_again(item, kv_head, shared);
+    if (exists && !was_right) rows.begin_again(item, kv_head, shared, place);
     if (exists) decode_item(p, item, kv_head, rows, shared);
     clear_padding(p, token, position);
 }
@@ -310,7 +319,7 @@ DEVICE void write_rows(const Params& p, const Item& item, i32 kv_head, i32 first
             if (row >= item.num_rows) continue;
             i32 token, head;
             locate(p, item, kv_head, row, token, head);
-            const float factor = final_factor(p, whole.m[tile][half], whole.l[tile][half], head);
+            const float factor = final_factor(p, whole.m[tile][half], whole.l[tile][half], load_sink(p, head));
             const i64 out_row = (i64)(item.first_token + token) * p.num_kv_heads * p.group + head;
             u32* out = (u32*)(p.out + out_row * HEAD_DIM) + t;
 #pragma unroll
@@ -380,7 +389,7 @@ DEVICE void prefill_item(const Params& p, const Item& item, i32 kv_head, u8* sha
         __syncthreads();  // the keys are there, and nobody reads values any more
         copy_group(values, p.values, offset, unit, warp, item.num_keys);
         copy_commit();
-        if (seen) score_unit(weights, rows, keys, unit * UNIT_KEYS, p.scale_log2);
+        if (seen) score_unit(weights, rows, keys, unit * UNIT_KEYS, p.scale_log2, 2);
         copy_wait<0>();
         __syncthreads();  // the values are there, and nobody reads keys any more
         if (more) {
@@ -389,7 +398,7 @@ DEVICE void prefill_item(const Params& p, const Item& item, i32 kv_head, u8* sha
             walk.advance(p, item.num_keys, step_blocks);
         }
         copy_commit();
-        if (seen) merge_unit<true>(span, weights, values);
+        if (seen) merge_unit(span, weights, values);
         if ((unit + 1) % SPAN_UNITS == 0 || !more) close_span(whole, span);
     }
     if (rows.any) write_rows(p, item, kv_head, warp * WARP_ROWS, whole);

@@ -46,11 +46,13 @@ DEVICE float merge_weights(float m, float other_m, float& keep, float& add) {
 }
 DEVICE float merged(float x, float keep, float other, float add) { return __fmaf_rn(other, add, __fmul_rn(x, keep)); }
 
-// What o is to be multiplied with in the end. A sink is a logit without a value: it comes last.
-DEVICE float final_factor(const Params& p, float m, float l, i32 head) {
+// What o is to be multiplied with in the end. A head's sink is a logit without a value, and comes last.
+DEVICE float load_sink(const Params& p, i32 head) { return p.sinks ? p.sinks[head] : 0.0f; }
+
+DEVICE float final_factor(const Params& p, float m, float l, float sink) {
     float keep = 1.0f, add = 0.0f;
     if (p.sinks) {
-        merge_weights(m, __fmul_rn(p.sinks[head], 1.4426950408889634f), keep, add);
+        merge_weights(m, __fmul_rn(sink, 1.4426950408889634f), keep, add);
         l = merged(l, keep, 1.0f, add);
     }
     return __fdiv_rn(keep, l);
@@ -133,9 +135,11 @@ DEVICE void load_rows(Rows<TILES>& rows, const Params& p, const Item& item, i32 
     rows.all_highest = item.first_position + (item.first_row + first) / p.group;
 }
 
-// Scores of a unit's keys and their weights relative to the largest of the unit.
+// Scores of a unit's keys and their weights relative to the largest of the unit. `halves`: 1 if rows 8..15 of a tile are
+// not wanted.
 template <int TILES>
-DEVICE void score_unit(Weights<TILES>& weights, const Rows<TILES>& rows, u32 keys, i32 first_key, float scale_log2) {
+DEVICE void score_unit(Weights<TILES>& weights, const Rows<TILES>& rows, u32 keys, i32 first_key, float scale_log2,
+                       int halves) {
     const int lane = threadIdx.x % 32;
     const u32 address = keys + ((lane & 7) + (lane >> 4 << 3)) * ROW_BYTES + (lane >> 3 & 1) * 16;
     float s[TILES][UNIT_KEYS / 8][4];
@@ -165,6 +169,7 @@ DEVICE void score_unit(Weights<TILES>& weights, const Rows<TILES>& rows, u32 key
             for (int n = 0; n < UNIT_KEYS / 8; n++)
 #pragma unroll
                 for (int c = 0; c < 4; c++) {
+                    if (TILES == 1 && c >= 2 * halves) break;
                     const i32 key = column + 8 * n + (c & 1);
                     if (key < rows.lowest[tile][c >> 1] || key > rows.highest[tile][c >> 1])
                         s[tile][n][c] = NEGATIVE_INFINITY;
@@ -176,36 +181,78 @@ DEVICE void score_unit(Weights<TILES>& weights, const Rows<TILES>& rows, u32 key
 #pragma unroll
         for (int half = 0; half < 2; half++) {
             float largest = NEGATIVE_INFINITY;
+            if (half < halves) {
 #pragma unroll
-            for (int n = 0; n < UNIT_KEYS / 8; n++)
-                largest = fmaxf(largest, fmaxf(s[tile][n][2 * half], s[tile][n][2 * half + 1]));
-            largest = fmaxf(largest, __shfl_xor_sync(ALL_LANES, largest, 1));
-            largest = fmaxf(largest, __shfl_xor_sync(ALL_LANES, largest, 2));
+                for (int n = 0; n < UNIT_KEYS / 8; n++)
+                    largest = fmaxf(largest, fmaxf(s[tile][n][2 * half], s[tile][n][2 * half + 1]));
+                largest = fmaxf(largest, __shfl_xor_sync(ALL_LANES, largest, 1));
+                largest = fmaxf(largest, __shfl_xor_sync(ALL_LANES, largest, 2));
+            }
             weights.m[tile][half] = __fmul_rn(largest, scale_log2);
             reference[half] = largest == NEGATIVE_INFINITY ? 0.0f : weights.m[tile][half];
         }
+        auto weigh = [&](int n, int half) {
+            return pack_half2(power_of_2(__fmaf_rn(s[tile][n][2 * half], scale_log2, -reference[half])),
+                              power_of_2(__fmaf_rn(s[tile][n][2 * half + 1], scale_log2, -reference[half])));
+        };
 #pragma unroll
-        for (int n = 0; n < UNIT_KEYS / 8; n++)
-#pragma unroll
-            for (int half = 0; half < 2; half++)
-                weights.p[tile][n / 2][2 * (n & 1) + half] =
-                    pack_half2(power_of_2(__fmaf_rn(s[tile][n][2 * half], scale_log2, -reference[half])),
-                               power_of_2(__fmaf_rn(s[tile][n][2 * half + 1], scale_log2, -reference[half])));
+        for (int n = 0; n < UNIT_KEYS / 8; n++) {
+            weights.p[tile][n / 2][2 * (n & 1)] = weigh(n, 0);
+            weights.p[tile][n / 2][2 * (n & 1) + 1] = halves > 1 ? weigh(n, 1) : 0;
+        }
     }
 }
 
-// Weighted values of a unit, merged into what its warp has of the units before it. `PAUSES`: once on the way, so that the
-// compiler does not begin more loads ahead than it has registers for.
-template <bool PAUSES, int TILES>
-DEVICE void merge_unit(Partial<TILES>& partial, const Weights<TILES>& weights, u32 values) {
+// The tensor core adds weights up: every column of a matrix of ones is their sum.
+template <int TILES>
+DEVICE void sum_weights(float (&sums)[4], const Weights<TILES>& weights, int tile) {
+#pragma unroll
+    for (int j = 0; j < UNIT_GROUPS; j++) mma_16x8x16(sums, weights.p[tile][j], HALF2_ONES, HALF2_ONES);
+}
+
+// Columns 16d..16d + 15 of the weighted sum of a unit's values.
+template <int TILES>
+DEVICE void weigh_values(float (&o)[TILES][2][4], const Weights<TILES>& weights, u32 values, int d) {
     const int lane = threadIdx.x % 32;
     const u32 address = values + ((lane & 7) + (lane >> 3 & 1) * 8) * ROW_BYTES + (lane >> 4) * 16;
+#pragma unroll
+    for (int j = 0; j < UNIT_GROUPS; j++) {
+        u32 b[4];
+        load_matrices_transposed(b, address + j * KEY_GROUP * ROW_BYTES + d * 32);
+#pragma unroll
+        for (int tile = 0; tile < TILES; tile++) {
+            mma_16x8x16(o[tile][0], weights.p[tile][j], b[0], b[1]);
+            mma_16x8x16(o[tile][1], weights.p[tile][j], b[2], b[3]);
+        }
+    }
+}
+
+// A unit's partial result.
+DEVICE void weigh_unit(Partial<1>& partial, const Weights<1>& weights, u32 values) {
+    float sums[4] = {};
+    sum_weights(sums, weights, 0);
+#pragma unroll
+    for (int half = 0; half < 2; half++) partial.m[0][half] = weights.m[0][half], partial.l[0][half] = sums[2 * half];
+#pragma unroll
+    for (int d = 0; d < CHUNKS; d++) {
+        float o[1][2][4] = {};
+        weigh_values(o, weights, values, d);
+#pragma unroll
+        for (int n = 0; n < 2; n++)
+#pragma unroll
+            for (int c = 0; c < 4; c++) partial.o[0][2 * d + n][c] = o[0][n][c];
+    }
+}
+
+// The same, merged into what its warp has of the units before it. It pauses once, so that the compiler does not begin more
+// loads ahead than it has registers for.
+template <int TILES>
+DEVICE void merge_unit(Partial<TILES>& partial, const Weights<TILES>& weights, u32 values) {
     float keep[TILES][2], add[TILES][2];
 #pragma unroll
     for (int tile = 0; tile < TILES; tile++) {
-        float sums[4] = {};  // the tensor core adds the weights up: every column of a matrix of ones is their sum
-#pragma unroll
-        for (int j = 0; j < UNIT_GROUPS; j++) mma_16x8x16(sums, weights.p[tile][j], HALF2_ONES, HALF2_ONES);
+        float sums[4] = {};
+        sum_weights(sums, weights, tile);
 #pragma unroll
         for (int half = 0; half < 2; half++) {
             partial.m[tile][half] =
@@ -217,17 +264,8 @@ DEVICE void merge_unit(Partial<TILES>& partial, const Weights<TILES>& weights, u
 #pragma unroll
     for (int d = 0; d < CHUNKS; d++) {
         float o[TILES][2][4] = {};
-        if (PAUSES && d == CHUNKS / 2) __syncwarp();
-#pragma unroll
-        for (int j = 0; j < UNIT_GROUPS; j++) {
-            u32 b[4];
-            load_matrices_transposed(b, address + j * KEY_GROUP * ROW_BYTES + d * 32);
-#pragma unroll
-            for (int tile = 0; tile < TILES; tile++) {
-                mma_16x8x16(o[tile][0], weights.p[tile][j], b[0], b[1]);
-                mma_16x8x16(o[tile][1], weights.p[tile][j], b[2], b[3]);
-            }
-        }
+        if (d == CHUNKS / 2) __syncwarp();
+        weigh_values(o, weights, values, d);
 #pragma unroll
         for (int tile = 0; tile < TILES; tile++)
 #pragma unroll

@@ -68,17 +68,20 @@ DEVICE bool same_start(const Item& a, const Item& b) {
 // ---- a block's queries and the new token's K and V
 
 struct NewRows {
-    static constexpr bool HAS_NEWEST = true;  // the newest key and value are not in the cache yet
+    static constexpr bool ARE_NEW = true;  // of one token, whose key and value are not in the cache yet
 
     const RopeAttentionParams& params;
     const HeadLane at;
     const HeadNorm query_norm, key_norm;
+    const u16 *queries_at, *fresh_at;  // what `fetch` loads
     i64 offset = 0;               // `group_offset` of the warp's first unit, group lane % UNIT_GROUPS
     bool copied = false;          // that unit's old keys and values are on their way
     uint2 queries[WARP_QUERIES];  // of the warp: rows warp, warp + DECODE_WARPS ... of the item
     uint2 fresh;                  // K of warp 0, V of warp 1
+    uint2 turned;                 // `fresh`, as it goes to the cache
     Turn turn;
-    i32 slot;
+    i32 slot, likely_slot;
+    i64 likely_offset;  // `cache_offset` of that
 
     DEVICE explicit NewRows(const RopeAttentionParams& params)
         : params(params),
@@ -102,8 +105,12 @@ struct NewRows {
                 offset = cache_offset(block * p.block_tokens + key - index * p.block_tokens, kv_head, p.num_kv_heads,
                                       p.block_tokens);
         }
+        likely_slot = guess.num_keys ? load_unordered(params.slots + guess.first_token) : -1;
+        likely_offset = cache_offset(max(likely_slot, 0), kv_head, p.num_kv_heads, p.block_tokens);
         copied = __syncthreads_and(sound);
         if (copied) copy_unit_ahead(p, guess, unit, shared);
+        aim(guess, kv_head);
+        compute_now(queries_at), compute_now(fresh_at), compute_now(likely_offset);
     }
 
     DEVICE void copy_unit_ahead(const Params& p, const Item& item, i32 unit, u8* shared) const {
@@ -112,49 +119,57 @@ struct NewRows {
         copy_unit(keys + TILE_BYTES, p.values, offset, unit, item.end_unit, item.num_keys - 1);
     }
 
-    DEVICE void fetch(const Item& item, i32 kv_head) {
+    DEVICE void aim(const Item& item, i32 kv_head) {
         const Params& p = params.attention;
-        const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+        const int warp = threadIdx.x / 32;
         const u16* heads = p.qkv + (i64)item.first_token * p.qkv_width;
-        const u16* first = heads + (kv_head * p.group + item.first_row) * HEAD_DIM;
+        queries_at = heads + (kv_head * p.group + item.first_row + warp) * HEAD_DIM;
+        fresh_at = heads + ((p.group + warp) * p.num_kv_heads + kv_head) * HEAD_DIM;
+    }
+    DEVICE void fetch(const Item& item) {
 #pragma unroll
-        for (int i = 0; i < WARP_QUERIES; i++) {
-            const int row = i * DECODE_WARPS + warp;
-            queries[i] = row < item.num_rows ? load_head(first + row * HEAD_DIM, at) : uint2{0, 0};
-        }
-        if (warp < 2) fresh = load_head(heads + ((p.group + warp) * p.num_kv_heads + kv_head) * HEAD_DIM, at);
+        for (int i = 0; i < WARP_QUERIES; i++)
+            if (i * DECODE_WARPS + threadIdx.x / 32 < item.num_rows)
+                queries[i] = load_head(queries_at + i * DECODE_WARPS * HEAD_DIM, at);
+        if (threadIdx.x < 64) fresh = load_head(fresh_at, at);
         turn = load_turn(params.rope, at, item.first_token);
         slot = params.slots[item.first_token];
     }
+    // Rotated, to shared memory at `place` [NEW_ROWS_BYTES].
+    DEVICE void turn_to(u8* place, const Item& item) {
+        const int warp = threadIdx.x / 32;
+#pragma unroll
+        for (int i = 0; i < WARP_QUERIES; i++) {
+            const int row = i * DECODE_WARPS + warp;
+            if (row < item.num_rows)  // what rows hold that nobody asks for is of no importance
+                store_head((u16*)(place + row * ROW_BYTES), at, turn_head(queries[i], at, turn, query_norm));
+        }
+        if (warp < 2) {
+            turned = warp == 0 ? turn_head(fresh, at, turn, key_norm) : fresh;
+            store_head((u16*)(place + (NEW_KEY + warp) * ROW_BYTES), at, turned);
+        }
+    }
     // Once the truth is known.
-    DEVICE void begin_again(const Item& item, i32 kv_head, u8* shared) {
+    DEVICE void begin_again(const Item& item, i32 kv_head, u8* shared, u8* place) {
         copy_wait<0>();
         __syncthreads();
         const i32 unit = first_unit_of_warp(item);
         offset = group_offset(params.attention, item, kv_head, unit, threadIdx.x % UNIT_GROUPS);
         copy_unit_ahead(params.attention, item, unit, shared);
-        fetch(item, kv_head);
+        aim(item, kv_head);
+        fetch(item);
+        turn_to(place, item);
+        __syncthreads();
     }
 
-    // Rotated, to shared memory at `place` [NEW_ROWS_BYTES], and from there to registers; K and V also to the cache.
-    DEVICE void load(Rows<1>& rows, const Params& p, const Item& item, i32 kv_head, u8* place) const {
+    // To registers; K and V also to the cache.
+    DEVICE void load(Rows<1>& rows, const Params& p, const Item& item, i32 kv_head, const u8* place) const {
         const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-#pragma unroll
-        for (int i = 0; i < WARP_QUERIES; i++) {
-            const int row = i * DECODE_WARPS + warp;
-            const bool valid = row < item.num_rows;
-            const uint2 words = valid ? turn_head(queries[i], at, turn, query_norm) : uint2{0, 0};
-            store_head((u16*)(place + row * ROW_BYTES), at, words);
+        if (warp < 2 && item.first_row == 0 && item.end_unit * UNIT_KEYS >= item.num_keys && slot >= 0) {
+            const i64 to =
+                slot == likely_slot ? likely_offset : cache_offset(slot, kv_head, p.num_kv_heads, p.block_tokens);
+            store_head((warp == 0 ? p.keys : p.values) + to, at, turned);
         }
-        if (warp < 2) {
-            const uint2 words = warp == 0 ? turn_head(fresh, at, turn, key_norm) : fresh;
-            store_head((u16*)(place + (NEW_KEY + warp) * ROW_BYTES), at, words);
-            if (item.first_row == 0 && item.end_unit * UNIT_KEYS >= item.num_keys && slot >= 0) {
-                u16* cache = warp == 0 ? p.keys : p.values;
-                store_head(cache + cache_offset(slot, kv_head, p.num_kv_heads, p.block_tokens), at, words);
-            }
-        }
-        __syncthreads();
         const u32 address = shared_address(place) + ((lane & 7) + (lane >> 3 & 1) * 8) * ROW_BYTES + (lane >> 4) * 16;
 #pragma unroll
         for (int k = 0; k < CHUNKS; k++) load_matrices(rows.queries[0][k], address + k * 32);

@@ -84,12 +84,13 @@ DEVICE uint2 turn_head(uint2 words, const HeadLane& at, const Turn& turn, const 
         x[2] = __fmul_rn(x[2], __fmul_rn(inverse, norm.second.x));
         x[3] = __fmul_rn(x[3], __fmul_rn(inverse, norm.second.y));
     }
-    if (at.apart) {
-        rotate_pair(x[0], x[2], turn.cosine.x, turn.sine.x);
-        rotate_pair(x[1], x[3], turn.cosine.y, turn.sine.y);
-    } else if (at.rotated) {
-        rotate_pair(x[0], x[1], turn.cosine.x, turn.sine.x);
-        rotate_pair(x[2], x[3], turn.cosine.y, turn.sine.y);
+    // Without a branch: elements 0 and 2, 1 and 3 are pairs, or 0 and 1, 2 and 3.
+    float first[2] = {x[0], at.apart ? x[1] : x[2]}, second[2] = {at.apart ? x[2] : x[1], x[3]};
+    rotate_pair(first[0], second[0], turn.cosine.x, turn.sine.x);
+    rotate_pair(first[1], second[1], turn.cosine.y, turn.sine.y);
+    if (at.rotated) {
+        x[0] = first[0], x[1] = at.apart ? first[1] : second[0];
+        x[2] = at.apart ? second[0] : first[1], x[3] = second[1];
     }
     return {pack_half2(x[0], x[1]), pack_half2(x[2], x[3])};
 }
