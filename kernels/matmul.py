@@ -26,13 +26,14 @@ from kernels.packed import (
     unit_bytes,
 )
 from kernels.tensor_map import MAP_ALIGNMENT, tensor_map
-from kernels.tuning import Chip, tile_shape
+from kernels.tuning import RESIDENTS, Chip, tile_shape
 
 MAX_FEW = 8  # tokens of one fragment: up to here x is kept in shared memory whole
 MAX_FEW_WARPS = 20  # of a block of matmul_few or _lone, as in matmul.cu
 MAX_NORMED_WIDTH = 4096  # of a row that every block of matmul_lone_normed norms for itself, as in norm.cuh
 BLOCK_OUTPUTS = 128  # of a block of matmul_tile_N
-MAX_STAGES = 8  # of x and weights in shared memory, as in matmul.cu
+MAX_STAGES = 8  # of x in shared memory, as in matmul_tile.cu
+_PROCESSOR_BYTES = 216 * 1024  # of shared memory, for the blocks of matmul_tile_N on it, as in matmul_tile.cuh
 
 _RECIPROCAL_BITS = 20
 _PARAMS = struct.Struct("<12Q f i f 4x q 6i I 9i 2f")
@@ -110,7 +111,7 @@ def project(
     if not num_tokens:
         return
     few = all(_are_few(context.chip, part, num_tokens) for part in layers.parts)
-    if norm is not None and not (few and num_tokens == 1 and x.shape[1] <= MAX_NORMED_WIDTH):
+    if norm is not None and not (few and num_tokens == 1 and _can_norm(context.chip, layers)):
         normed = context.scratch((num_tokens, x.shape[1]), np.float16)
         norm_rows(context, x, norm, rows=x_rows, out=normed)
         x, x_rows, norm = normed, None, None
@@ -156,6 +157,14 @@ def _few_shape(
             break
     num_blocks = min(-(-matrix.num_tiles // at_once), processors)
     return FewShape(num_blocks, at_once, num_warps, ring_at, chip.alone(shared_bytes))
+
+
+def _can_norm(chip: Chip, layers: Projection) -> bool:
+    """Whether the blocks of `multiply_few` can each make the norm of a lone token."""
+    return all(
+        part.width <= MAX_NORMED_WIDTH and _few_shape(chip, part, 1, normed=True).shared_bytes <= chip.shared_bytes
+        for part in layers.parts
+    )
 
 
 def _are_few(chip: Chip, matrix: PackedMatrix, num_tokens: int) -> bool:
@@ -264,8 +273,10 @@ def _ring_bytes(chip: Chip, format_: Format, size: int) -> int:
     if chip.has_wgmma:
         units = 2 if format_.block_elements == 256 or format_.name == "F32" else 4
         rest = 1024 + 256 + units * 2 * 4 * unit_bytes(format_)
-        most = (216 if size > 64 else 108) * 1024
-        return rest + x_bytes * min(MAX_STAGES, (most - rest) // x_bytes)
+        residents = RESIDENTS.get(size, 1)
+        while residents > 1 and rest + 4 * x_bytes > _PROCESSOR_BYTES // residents:
+            residents -= 1
+        return rest + x_bytes * min(MAX_STAGES, (_PROCESSOR_BYTES // residents - rest) // x_bytes)
     stage_bytes = x_bytes + (0 if format_.block_elements == 1 else 8 * staged_bytes(format_))
     return stage_bytes * min(MAX_STAGES, 96 * 1024 // stage_bytes)
 

@@ -15,10 +15,13 @@ from kernels.norm import NORM_PARTS, norm_fields
 from kernels.packed import Experts
 from kernels.tuning import SUMMING_SIZES
 
-MAX_ROUTE_WARPS = 32  # of a block
+_ROUTE_GROUPS = 4  # of warps in a block of moe_route
+_ROUTE_EXPERTS = 8  # that such a group has at once, as in moe.cu
+_ROUTE_TOKENS = 8  # of a block of moe_route_many, as in moe.cu
+_MANY_TOKENS = 1024  # from which on that takes less time
 _PLAN_WARPS = 32  # of the block of moe_plan
 
-_ROUTE = struct.Struct("<7Q 2Q f i f 4x 2i")
+_ROUTE = struct.Struct("<7Q 2Q f i f 4x 3i 4x")
 _PLAN = struct.Struct("<5Q 4i")
 _GATHER = struct.Struct("<3Q i 4x")
 _COMBINE = struct.Struct("<5Q 4i")
@@ -53,7 +56,7 @@ def norm_moe_residual(
         shares = context.scratch((num_pairs,), np.float32)
     route = _ROUTE.pack(
         x.pointer, router.weight.pointer, router.bias.pointer, normed.pointer, pointer_of(logits), pointer_of(chosen),
-        pointer_of(shares), *norm_fields(norm, width), num_experts, num_used,
+        pointer_of(shares), *norm_fields(norm, width), num_tokens, num_experts, num_used,
     )  # fmt: skip
     if logits is not None:
         context.launch("moe", "moe_logits", (num_experts, num_tokens), 32 * NORM_PARTS, route)
@@ -61,14 +64,7 @@ def norm_moe_residual(
                         alpha=alpha, limit=limit)  # fmt: skip
         multiply_routed(context, activated, experts.down, logits, num_used, results, Epilogue.STORE_FLOAT)
     elif chosen is not None:
-        context.launch(
-            "moe",
-            "moe_route",
-            num_tokens,
-            32 * min(MAX_ROUTE_WARPS, NORM_PARTS * num_experts),
-            route,
-            shared_bytes=(width + (NORM_PARTS + 1) * num_experts + 2 * NORM_PARTS) * 4,
-        )
+        _launch_route(context, route, num_tokens, num_experts, width)
         rows, places, tiles = _plan(context, chosen, num_experts, num_used)
         gathered = context.scratch((num_pairs, width), np.float16)
         params = _GATHER.pack(normed.pointer, rows.pointer, gathered.pointer, width)
@@ -83,6 +79,21 @@ def norm_moe_residual(
     threads = 64 if few else 256
     context.launch(
         "moe", "moe_combine", (-(-width // (4 * threads)), num_tokens), threads, params, shared_bytes=4 * num_used
+    )
+
+
+def _launch_route(context: Context, params: bytes, num_tokens: int, num_experts: int, width: int) -> None:
+    token_bytes = (width + 2 * NORM_PARTS + (NORM_PARTS + 1) * num_experts) * 4
+    kernel, tokens, groups = "moe_route", 1, min(_ROUTE_GROUPS, -(-num_experts // _ROUTE_EXPERTS))
+    if num_tokens >= _MANY_TOKENS and _ROUTE_TOKENS * token_bytes <= context.chip.shared_bytes:
+        kernel, tokens, groups = "moe_route_many", _ROUTE_TOKENS, 1
+    context.launch(
+        "moe",
+        kernel,
+        -(-num_tokens // tokens),
+        32 * NORM_PARTS * groups,
+        params,
+        shared_bytes=tokens * token_bytes,
     )
 
 

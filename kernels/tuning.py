@@ -39,6 +39,8 @@ SUMMING_SIZES = (16, 32, 64, 128)
 """Tokens of the tiles of matmul_tile_N whose blocks can add up segments."""
 LARGEST_SIZE = 256
 """Tokens of a tile whose block has one segment; on Hopper only."""
+RESIDENTS = {16: 4, 32: 3, 64: 2}
+"""Blocks on a processor, one for other sizes, as in matmul_tile.cuh: while one waits, others unpack weights."""
 
 SHAPES_APART = 64
 """Shapes are chosen at multiples of so many tokens, and at the smallest tile: between two of them memory grows with the
@@ -59,7 +61,7 @@ def tile_shape(chip: Chip, num_rows: int, num_chunks: int, num_segments: int, nu
 
     def estimate(size: int, splits: int) -> float:
         blocks = -(-num_rows // 128) * -(-num_tokens // size) * splits
-        residents = chip.num_processors * (2 if size <= 64 else 1)
+        residents = chip.num_processors * RESIDENTS.get(size, 1)
         chunk_us = _CHUNK_US[size] * (_SHARED_CHUNK if chip.num_processors < blocks and size <= 64 else 1.0)
         us = -(-blocks // residents) * (num_chunks / splits * chunk_us + _BLOCK_US)
         if splits > 1:  # partial sums are written and read

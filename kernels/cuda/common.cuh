@@ -63,6 +63,23 @@ DEVICE float warp_sum(float value) {  // the same bits in every lane
     for (int distance = 16; distance; distance >>= 1) value += __shfl_xor_sync(ALL_LANES, value, distance);
     return value;
 }
+// Of COUNT (a power of 2) values at once: lane l gets the sum of values[l / (32 / COUNT)], in the order of `warp_sum`.
+template <int COUNT>
+DEVICE float warp_sums(float (&values)[COUNT]) {
+    int distance = 16;
+#pragma unroll
+    for (int half = COUNT / 2; half; half >>= 1, distance >>= 1) {
+        const bool upper = threadIdx.x & distance;
+#pragma unroll
+        for (int i = 0; i < half; i++) {
+            const float kept = upper ? values[i + half] : values[i], given = upper ? values[i] : values[i + half];
+            values[i] = kept + __shfl_xor_sync(ALL_LANES, given, distance);
+        }
+    }
+#pragma unroll
+    for (; distance; distance >>= 1) values[0] += __shfl_xor_sync(ALL_LANES, values[0], distance);
+    return values[0];
+}
 DEVICE float warp_max(float value) {
 #pragma unroll
     for (int distance = 16; distance; distance >>= 1)

@@ -7,6 +7,8 @@
 #include "experts.cuh"
 #include "matmul_few.cuh"
 
+extern __shared__ __align__(16) u8 shared[];
+
 // Where a warp of a block is, of those that share its tiles: the warps of a tile lie together, one for each segment.
 struct Place {
     int local_tile, segment;
@@ -49,7 +51,6 @@ DEVICE float sum_of_segments(const Params& p, const float* from, int stride) {
 
 // Shared memory: rows of x as float16, `stride` bytes each; the sums of tiles; each warp's ring of weights.
 KERNEL __launch_bounds__(640) matmul_few(const __grid_constant__ Params p) {
-    extern __shared__ __align__(16) u8 shared[];
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     const Place place(p);
     const int stride = p.num_chunks * 128 + 16;  // of rows of x: so that ldmatrix meets no bank twice
@@ -70,13 +71,13 @@ KERNEL __launch_bounds__(640) matmul_few(const __grid_constant__ Params p) {
     }
     const bool finishes = place.segment == 0 && lane < num_outputs;
     if (finishes) output.load_residual(p);
-#pragma unroll 1
-    for (int token = 0; token < p.num_tokens; token++) {
+    const int row_pieces = stride / 16;
+#pragma unroll 4
+    for (int piece = threadIdx.x; piece < p.num_tokens * row_pieces; piece += blockDim.x) {
+        const int token = piece / row_pieces, at = (piece - token * row_pieces) * 16;
         const i64 source = p.x_rows ? p.x_rows[token] : token;
         const u8* row = (const u8*)p.x + source * p.width * 2;
-#pragma unroll 1
-        for (int at = threadIdx.x * 16; at < stride; at += blockDim.x * 16)
-            *(uint4*)(shared + token * stride + at) = at < p.width * 2 ? *(const uint4*)(row + at) : uint4{};
+        *(uint4*)(shared + piece * 16) = at < p.width * 2 ? *(const uint4*)(row + at) : uint4{};
     }
     __syncthreads();
 
@@ -173,7 +174,6 @@ DEVICE float sum_of_row(const float* row, int num_segments) {
 // weights; the sums of tiles; each warp's ring of weights.
 template <LoneInput INPUT>
 DEVICE void matmul_lone(const Params& p) {
-    extern __shared__ __align__(16) u8 shared[];
     const int lane = threadIdx.x % 32, at = threadIdx.x * 16, x_bytes = p.width * 2;
     const Place place(p);
     float* const parts = (float*)(shared + p.num_chunks * 128);

@@ -2,8 +2,12 @@
 #pragma once
 #include "bulk.cuh"
 
-constexpr int SHARED_BYTES = 216 * 1024, HALF_SHARED_BYTES = 108 * 1024;  // of one block a processor, of two
+constexpr int PROCESSOR_BYTES = 216 * 1024;  // of shared memory, for the blocks that are on a processor at once
 constexpr int BARRIER_BYTES = 256;
+
+// Blocks on a processor: while one waits for a barrier or for its products, others unpack weights.
+template <int TOKENS>
+constexpr int RESIDENTS = TOKENS > 64 ? 1 : TOKENS > 32 ? 2 : TOKENS > 16 ? 3 : 4;
 
 struct TileParams {
     Params p;
@@ -16,7 +20,11 @@ template <int TOKENS>
 struct Ring {
     static constexpr int x_bytes = TOKENS * 128, block_bytes = 4 * Layout<FORMAT>::unit_bytes, unit_bytes = 2 * block_bytes;
     static constexpr int units = Layout<FORMAT>::is_k || FORMAT == F32 ? 2 : 4;
-    static constexpr int most = (TOKENS > 64 ? SHARED_BYTES : HALF_SHARED_BYTES) - 1024 - BARRIER_BYTES;
+    static constexpr int least = units * unit_bytes + 4 * x_bytes + 1024 + BARRIER_BYTES;
+    DEVICE static constexpr int blocks_that_fit(int most) {
+        return most == 1 || least <= PROCESSOR_BYTES / most ? most : blocks_that_fit(most - 1);
+    }
+    static constexpr int most = PROCESSOR_BYTES / blocks_that_fit(RESIDENTS<TOKENS>) - 1024 - BARRIER_BYTES;
     static constexpr int fitting = (most - units * unit_bytes) / x_bytes;
     static constexpr int stages = fitting < MAX_STAGES ? fitting : MAX_STAGES;
     static_assert(stages >= 3, "a stage is filled while another one is read and products of a third still run");
@@ -126,12 +134,12 @@ DEVICE void matmul_tile(const TileParams& t) {
         store_tile(p, work, segment, sums, acc);
 }
 
-#define TILE_KERNEL(TOKENS, BLOCKS)                                                                    \
-    KERNEL __launch_bounds__(256, BLOCKS) matmul_tile_##TOKENS(const __grid_constant__ TileParams t) { \
-        matmul_tile<TOKENS>(t);                                                                        \
+#define TILE_KERNEL(TOKENS)                                                                                       \
+    KERNEL __launch_bounds__(256, RESIDENTS<TOKENS>) matmul_tile_##TOKENS(const __grid_constant__ TileParams t) { \
+        matmul_tile<TOKENS>(t);                                                                                   \
     }
-TILE_KERNEL(16, 2)
-TILE_KERNEL(32, 2)
-TILE_KERNEL(64, 2)
-TILE_KERNEL(128, 1)
-TILE_KERNEL(256, 1)
+TILE_KERNEL(16)
+TILE_KERNEL(32)
+TILE_KERNEL(64)
+TILE_KERNEL(128)
+TILE_KERNEL(256)

@@ -2,16 +2,18 @@
 #include "experts.cuh"
 #include "norm.cuh"
 
+extern __shared__ __align__(16) float shared[];
+
 struct RouteParams {
     const float* x;       // [num_tokens, width] residual stream
     const float* weight;  // [num_experts, width] router
     const float* bias;    // [num_experts]
     u16* normed;          // [num_tokens, width]
     float* logits;        // [num_tokens, num_experts] moe_logits
-    int* experts;         // [num_tokens, num_used] moe_route: by rank
-    float* shares;        // [num_tokens, num_used] moe_route: softmax over the chosen
+    int* experts;         // [num_tokens, num_used] moe_route*: by rank
+    float* shares;        // [num_tokens, num_used] moe_route*: softmax over the chosen
     NormParams norm;
-    int num_experts, num_used;
+    int num_tokens, num_experts, num_used;
 };
 
 DEVICE float add_products(float sum, float4 w, float4 v) {
@@ -47,36 +49,104 @@ KERNEL __launch_bounds__(32 * NORM_PARTS) moe_logits(const __grid_constant__ Rou
     if (threadIdx.x == 0) p.logits[(i64)token * p.num_experts + expert] = sum_of_parts(sums) + bias;
 }
 
-// For many: a block for each token. Dynamic shared memory: float [width + (NORM_PARTS + 1) num_experts + 2 NORM_PARTS].
-KERNEL __launch_bounds__(1024) moe_route(const __grid_constant__ RouteParams p) {
+// Calls use(column) for what this lane has of part `part` of a row, in order, four columns at a time.
+template <int UNROLLED = 1, typename Use>
+DEVICE void for_columns(int part, int width, Use use) {
+#pragma unroll UNROLLED
+    for (int column = (part * 32 + threadIdx.x % 32) * 4; column < width; column += NORM_PARTS * 128) use(column);
+}
+
+// For more. Warps share a row's columns as a norm's parts, and groups of NORM_PARTS warps the experts. Rows lie in shared
+// memory, normed; of the router's weights a lane uses what it loads for all TOKENS of the block, and of a row what it
+// loads for EXPERTS experts. Dynamic shared memory: float [TOKENS][width + 2 NORM_PARTS + (NORM_PARTS + 1) num_experts].
+template <int TOKENS, int EXPERTS>
+DEVICE void route(const RouteParams& p) {
+    const int width = p.norm.width, first = blockIdx.x * TOKENS, num_tokens = min(TOKENS, p.num_tokens - first);
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, num_warps = blockDim.x / 32;
+    const int part = warp % NORM_PARTS, group = warp / NORM_PARTS;
+    float *rows = shared, *norm_parts = rows + TOKENS * width;  // [TOKENS][width], [2][TOKENS][NORM_PARTS]
+    float* parts = norm_parts + 2 * TOKENS * NORM_PARTS;        // [TOKENS][num_experts][NORM_PARTS]
+    float* logits = parts + TOKENS * p.num_experts * NORM_PARTS;  // [TOKENS][num_experts]
+    auto load = [&](int token, int column) {  // where there are fewer tokens, the last one is done again
+        return *(const float4*)(p.x + (i64)(first + min(token, num_tokens - 1)) * width + column);
+    };
+    auto put_parts = [&](float* to, int stride, float (&sums)[TOKENS]) {  // to[token * stride + part]
+        const float sum = warp_sums(sums);
+        if (lane % (32 / TOKENS) == 0) to[lane / (32 / TOKENS) * stride + part] = sum;
+    };
+
     wait_for_previous();
-    extern __shared__ __align__(16) float shared[];
-    float *row = shared, *parts = shared + p.norm.width, *logits = parts + NORM_PARTS * p.num_experts;
-    const int token = blockIdx.x, warp = threadIdx.x / 32, lane = threadIdx.x % 32, quads = p.norm.width / 4;
-    normalise_row(p.norm, p.x + (i64)token * p.norm.width, logits + p.num_experts, [&](int column, float4 n) {
-        *(float4*)(row + column) = n;
-        store_normed(p, token, column, n);
+    float shifts[TOKENS] = {}, factors[TOKENS];
+    if (p.norm.bias) {
+        float sums[TOKENS] = {};
+        for_columns(part, width, [&](int column) {
+#pragma unroll
+            for (int t = 0; t < TOKENS; t++) {
+                const float4 v = load(t, column);
+                sums[t] += (v.x + v.y) + (v.z + v.w);
+            }
+        });
+        if (group == 0) put_parts(norm_parts + TOKENS * NORM_PARTS, NORM_PARTS, sums);
+        __syncthreads();
+#pragma unroll
+        for (int t = 0; t < TOKENS; t++)
+            shifts[t] = minus_mean(p.norm, sum_of_parts(norm_parts + (TOKENS + t) * NORM_PARTS));
+    }
+    float squares[TOKENS] = {};
+    for_columns(part, width, [&](int column) {
+#pragma unroll
+        for (int t = 0; t < TOKENS; t++) squares[t] = add_squares(squares[t], sum_of(load(t, column), shifts[t]));
     });
+    if (group == 0) put_parts(norm_parts, NORM_PARTS, squares);
     __syncthreads();
-    for (int task = warp; task < p.num_experts * NORM_PARTS; task += blockDim.x / 32) {
-        const float4* weight = (const float4*)(p.weight + (i64)(task / NORM_PARTS) * p.norm.width);
-        float sum = 0.0f;
-#pragma unroll 4
-        for (int i = task % NORM_PARTS * 32 + lane; i < quads; i += 32 * NORM_PARTS)
-            sum = add_products(sum, weight[i], ((const float4*)row)[i]);
-        sum = warp_sum(sum);
-        if (lane == 0) parts[task] = sum;
+#pragma unroll
+    for (int t = 0; t < TOKENS; t++) factors[t] = norm_factor(p.norm, sum_of_parts(norm_parts + t * NORM_PARTS));
+    if (group == 0)
+        for_columns(part, width, [&](int column) {
+            const float4 weight = *(const float4*)(p.norm.weight + column);
+#pragma unroll
+            for (int t = 0; t < TOKENS; t++) {
+                const float4 n = scale_quad(p.norm, weight, column, sum_of(load(t, column), shifts[t]), factors[t]);
+                *(float4*)(rows + t * width + column) = n;
+                if (t < num_tokens) store_normed(p, first + t, column, n);
+            }
+        });
+    __syncthreads();
+
+    for (int expert = group * EXPERTS; expert < p.num_experts; expert += num_warps / NORM_PARTS * EXPERTS) {
+        float sums[EXPERTS][TOKENS] = {};
+        for_columns<TOKENS == 1 ? 1 : 3>(part, width, [&](int column) {
+            float4 weights[EXPERTS];
+#pragma unroll
+            for (int i = 0; i < EXPERTS; i++)
+                weights[i] = *(const float4*)(p.weight + (i64)min(expert + i, p.num_experts - 1) * width + column);
+#pragma unroll
+            for (int t = 0; t < TOKENS; t++) {
+                const float4 v = *(const float4*)(rows + t * width + column);
+#pragma unroll
+                for (int i = 0; i < EXPERTS; i++) sums[i][t] = add_products(sums[i][t], weights[i], v);
+            }
+        });
+#pragma unroll
+        for (int i = 0; i < EXPERTS; i++)
+            if (expert + i < p.num_experts)
+                put_parts(parts + (expert + i) * NORM_PARTS, p.num_experts * NORM_PARTS, sums[i]);
     }
     __syncthreads();
-    for (int expert = threadIdx.x; expert < p.num_experts; expert += blockDim.x)
-        logits[expert] = sum_of_parts(parts + expert * NORM_PARTS) + p.bias[expert];
+    for (int i = threadIdx.x; i < TOKENS * p.num_experts; i += blockDim.x)
+        logits[i] = sum_of_parts(parts + i * NORM_PARTS) + p.bias[i % p.num_experts];
     __syncthreads();
-    if (warp) return;
-    share_out(logits, p.num_experts, p.num_used, [&](int rank, int expert, float share) {
-        p.experts[token * p.num_used + rank] = expert;
-        p.shares[token * p.num_used + rank] = share;
-    });
+    for (int t = warp; t < num_tokens; t += num_warps)
+        share_out(logits + t * p.num_experts, p.num_experts, p.num_used, [&](int rank, int expert, float share) {
+            p.experts[(first + t) * p.num_used + rank] = expert;
+            p.shares[(first + t) * p.num_used + rank] = share;
+        });
 }
+
+KERNEL __launch_bounds__(1024) moe_route(const __grid_constant__ RouteParams p) { route<1, 8>(p); }
+
+// For many tokens.
+KERNEL __launch_bounds__(32 * NORM_PARTS, 2) moe_route_many(const __grid_constant__ RouteParams p) { route<8, 4>(p); }
 
 struct PlanParams {
     const int* experts;  // [num_pairs] of each (token, rank)
@@ -186,7 +256,6 @@ constexpr int COMBINED_AHEAD = 4;  // experts whose results are fetched before t
 // Dynamic shared memory: float [num_used].
 KERNEL __launch_bounds__(256) moe_combine(const __grid_constant__ CombineParams p) {
     wait_for_previous();
-    extern __shared__ __align__(16) float shared[];
     const int quads = p.width / 4, token = blockIdx.y, i = blockIdx.x * blockDim.x + threadIdx.x;
     const bool inside = i < quads;
     float4* to = (float4*)(p.out + (i64)token * p.width) + i;

@@ -11,7 +11,8 @@ import pytest
 from kernels.array import Array
 from kernels.formats import FORMATS
 from kernels.launch import Context
-from kernels.matmul import MAX_FEW_WARPS, linear
+from kernels.layers import RmsNorm
+from kernels.matmul import MAX_FEW_WARPS, linear, norm_linear
 from kernels.packed import PackedMatrix, Projection
 from kernels.tuning import H100, Chip
 
@@ -43,6 +44,21 @@ def test_a_lone_tokens_blocks_have_a_processor_each_and_whole_tiles(chip: Chip, 
             assert threads // 32 % weights.num_segments == 0
             assert rest["shared_bytes"] <= chip.shared_bytes
             assert 2 * (rest["shared_bytes"] + 1024) > chip.shared_bytes + 1024, "no second one beside it"
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_lone_tokens_norm_is_made_apart_where_its_blocks_have_no_room_for_it(name: str) -> None:
+    context = Context(Chip("sm_89", 58, 99 * 1024))  # refuses launches that do not fit
+    launches: list[str] = []
+    launch = context.launch
+    context.launch = lambda *args, **rest: (launches.append(args[1]), launch(*args, **rest))  # type: ignore[method-assign]
+    for num_rows in (100, 896, 1152, 3072, 9728, 16384):
+        for width in (256, 1024, 3072, 4096, 8192):
+            norm = RmsNorm(array(width), 1e-5)
+            norm_linear(
+                context, array(1, width), norm, Projection((matrix(name, num_rows, width),)), out=array(1, num_rows)
+            )
+    assert {"matmul_lone_normed", "norm_rows"} <= set(launches)
 
 
 def test_segments_are_whole_units_and_none_is_empty() -> None:
