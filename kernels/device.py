@@ -79,6 +79,10 @@ class Device(Protocol):
         """The ops that work on this device's arrays, by name; `kernels.reference` says which there are."""
 
     @property
+    def head_dims(self) -> tuple[int, ...]:
+        """Sizes of attention heads that its ops can compute with; empty: any."""
+
+    @property
     def store(self) -> Store:
         """Where a model's weights go."""
 
@@ -109,6 +113,7 @@ class CpuDevice:
     name = description = "cpu"
     budget_bytes = None
     ops = kernels.reference
+    head_dims = ()
     cache_dtype = np.dtype(np.float32)
 
     activation_dtype = np.dtype(np.float32)

@@ -17,6 +17,7 @@ from kernels.attention import cache_shape
 from kernels.device import Allocate
 from kernels.launch import Context
 from kernels.memory import Arena
+from kernels.rope import HEAD_DIMS
 from kernels.tuning import H100, Chip
 from kernels.weight_store import WeightStore
 
@@ -25,6 +26,7 @@ class PlannedDevice:
     """A CUDA device with no memory yet."""
 
     activation_dtype = cache_dtype = np.dtype(np.float16)
+    head_dims = HEAD_DIMS
 
     def __init__(self, name: str, chip: Chip = H100) -> None:
         self.name = name

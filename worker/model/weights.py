@@ -98,6 +98,16 @@ class Weights:
             raise self._error(name, NOT_FINITE)
         return values
 
+    def check_head_dim(self, head_dim: int) -> None:
+        """Whether the device can compute attention with heads of this size."""
+        known = self._device.head_dims
+        if known and head_dim not in known:
+            key = f"{self._gguf.metadata['general.architecture']}.attention.key_length"
+            raise ModelLoadFailed(
+                f"{self._gguf.path}: metadata key {key}: heads of {head_dim} elements, and a GPU can do "
+                f"{', '.join(map(str, known))}; run it with --device cpu"
+            )
+
     def check_all_used(self) -> None:
         """A tensor that nobody asked for belongs to a variant of the model that we would compute wrongly."""
         if unused := self._gguf.tensors.keys() - self._used:

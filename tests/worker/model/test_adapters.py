@@ -10,13 +10,16 @@ import numpy as np
 import pytest
 
 from kernels.device import open_device
+from kernels.planned import PlannedDevice
 from tests.bench.make_model import write_model
-from tests.bench.model_specs import TensorSpec
+from tests.bench.model_specs import TensorSpec, phi3
 from tests.worker.model.stepping import Stepper, logits_alone
 from tests.worker.model.tiny import FAMILIES, write_tiny
 from worker.errors import ModelLoadFailed
-from worker.model.adapters import Model, load_model
+from worker.model.adapters import Model, assemble_model, load_model
+from worker.model.config import read_config
 from worker.model.gguf import open_gguf
+from worker.model.weights import Weights
 
 KIT = Path(__file__).parents[3].parent / "shared" / "conformance" / "models"
 MODELS = ["gpt-oss-mxfp4", "gpt2-q4_0", "llama-q4_k_m", "phi3-longrope-f16", "phi3-swa-q4_k_m", "qwen2-tied-q4_k_m"]
@@ -106,3 +109,14 @@ def test_a_tensor_that_no_adapter_knows_is_refused(tmp_path: Path) -> None:
     write_model(replace(spec, tensors=[*spec.tensors, extra]), tmp_path / "tiny.gguf")
     with pytest.raises(ModelLoadFailed, match=r"tensor 'blk.1.attn_q_norm.weight' is not known"):
         load(tmp_path / "tiny.gguf")
+
+
+def test_heads_of_a_size_that_no_kernel_has_are_refused_on_a_gpu_and_computed_on_the_cpu(tmp_path: Path) -> None:
+    path = tmp_path / "model.gguf"
+    write_model(phi3(2, hidden=768, ffn=256, heads=16, num_regular=300, window=16, q4_0=False), path)
+    gguf = open_gguf(path)
+    assert read_config(gguf).head_dim == 48
+    device = PlannedDevice("cuda:0")
+    with pytest.raises(ModelLoadFailed, match=r"model.gguf: .*key_length: .* 48 .* 16, 32, 64, .*--device cpu"):
+        assemble_model(read_config(gguf), Weights(gguf, device), device)
+    load(path)
