@@ -74,11 +74,11 @@ struct NewRows {
     const HeadLane at;
     const HeadNorm query_norm, key_norm;
     const u16 *queries_at, *fresh_at;  // what `fetch` loads
-    i64 offset = 0;               // `group_offset` of the warp's first unit, group lane % UNIT_GROUPS
-    bool copied = false;          // that unit's old keys and values are on their way
-    uint2 queries[WARP_QUERIES];  // of the warp: rows warp, warp + DECODE_WARPS ... of the item
-    uint2 fresh;                  // K of warp 0, V of warp 1
-    uint2 turned;                 // `fresh`, as it goes to the cache
+    i64 offset = 0;                    // `group_offset` of the warp's first unit, group lane % UNIT_GROUPS
+    bool copied = false;               // that unit's old keys and values are on their way
+    uint2 queries[WARP_QUERIES];       // of the warp: rows warp, warp + DECODE_WARPS ... of the item
+    uint2 fresh;                       // K of warp 0, V of warp 1
+    uint2 turned;                      // `fresh`, as it goes to the cache
     Turn turn;
     i32 slot, likely_slot;
     i64 likely_offset;  // `cache_offset` of that
@@ -119,6 +119,7 @@ struct NewRows {
         copy_unit(keys + TILE_BYTES, p.values, offset, unit, item.end_unit, item.num_keys - 1);
     }
 
+    // Finds out where an item's queries, K and V are.
     DEVICE void aim(const Item& item, i32 kv_head) {
         const Params& p = params.attention;
         const int warp = threadIdx.x / 32;
