@@ -1,7 +1,32 @@
-// The weights of a few tokens' products: a warp copies the units of its tile itself, some ahead of the one that it
-// computes with. (Hopper's copy engine asked for fewer instructions here and was 5-20 % slower on an H100.)
+// Products of few tokens: which tiles a warp has, and their weights. It copies the units of its tile itself, some ahead of
+// the one that it computes with. (Hopper's copy engine asked for fewer instructions here and was 5-20 % slower on an H100.)
 #pragma once
 #include "matmul.cuh"
+
+extern __shared__ __align__(16) u8 shared[];
+
+// Where a warp of a block is, of those that share its tiles: the warps of a tile lie together, one for each segment.
+struct Place {
+    int local_tile, segment;
+    int block_tile, tile;  // the block's first, and the warp's; none if it is but `num_tiles`
+    int tile_step, num_tiles;
+
+    DEVICE explicit Place(const Params& p) : tile_step(gridDim.x * p.tiles_at_once), num_tiles((p.num_rows + 15) / 16) {
+        const int warp = threadIdx.x / 32;
+        local_tile = warp * p.segment_reciprocal >> RECIPROCAL_BITS;
+        segment = warp - local_tile * p.num_segments;
+        block_tile = blockIdx.x * p.tiles_at_once;
+        tile = local_tile < p.tiles_at_once ? block_tile + local_tile : num_tiles;
+    }
+};
+
+// From one warp to the one that adds its tile up.
+DEVICE void wait_for_segments(const Params& p) {
+    if (p.num_segments > 1)
+        __syncthreads();
+    else
+        __syncwarp();
+}
 
 // A chunk of a tile as the tensor core's A operands, for its four steps of 16 columns.
 struct Fragments {
