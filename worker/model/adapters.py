@@ -64,7 +64,7 @@ def load_model(gguf: GGUFFile, device: Device, progress: Progress) -> Model:
 
 def assemble_model(config: ModelConfig, weights: Weights, device: Device) -> Model:
     """Check tensors' names, types and shapes and put the adapter together, without reading the large ones."""
-    weights.check_head_dim(config.head_dim)
+    weights.check_heads(config)
     model = _ADAPTERS[config.architecture](config, weights, device)
     weights.check_all_used()
     return model

@@ -16,6 +16,7 @@ from kernels.formats import FORMATS
 from kernels.layers import Rope, Router, Weight
 from kernels.reference.dequant import dequantise
 from worker.errors import ModelLoadFailed
+from worker.model.config import ModelConfig
 from worker.model.gguf import GGUFFile, Tensor
 
 NOT_FINITE = "holds NaN or infinity: the file is damaged or was badly converted"
@@ -98,14 +99,13 @@ class Weights:
             raise self._error(name, NOT_FINITE)
         return values
 
-    def check_head_dim(self, head_dim: int) -> None:
-        """Whether the device can compute attention with heads of this size."""
+    def check_heads(self, config: ModelConfig) -> None:
+        """Whether the device can compute attention with heads of the model's size."""
         known = self._device.head_dims
-        if known and head_dim not in known:
-            key = f"{self._gguf.metadata['general.architecture']}.attention.key_length"
+        if known and config.head_dim not in known:
             raise ModelLoadFailed(
-                f"{self._gguf.path}: metadata key {key}: heads of {head_dim} elements, and a GPU can do "
-                f"{', '.join(map(str, known))}; run it with --device cpu"
+                f"{self._gguf.path}: metadata key {config.architecture}.attention.key_length: heads of "
+                f"{config.head_dim} elements, and a GPU can do {', '.join(map(str, known))}; run it with --device cpu"
             )
 
     def check_all_used(self) -> None:
