@@ -56,6 +56,8 @@ struct Exchange {
     float o[DECODE_WARPS][DECODE_ROWS][EXCHANGE_ROW];
     float2 sums[DECODE_WARPS][DECODE_ROWS];  // (m, l)
 };
+DEVICE Exchange& exchange_at(u8* shared) { return *(Exchange*)(shared + 2 * DECODE_WARPS * TILE_BYTES); }
+DEVICE u8* new_rows_at(u8* shared) { return (u8*)(&exchange_at(shared) + 1); }
 
 DEVICE void put(Exchange& exchange, const Partial<1>& partial, i32 num_rows) {
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
@@ -130,8 +132,8 @@ struct OldRows {
 template <class Source>
 DEVICE void decode_item(const Params& p, const Item& item, i32 kv_head, const Source& source, u8* shared) {
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, row = slice_row();
-    Exchange& exchange = *(Exchange*)(shared + 2 * DECODE_WARPS * TILE_BYTES);
-    u8* const new_rows = (u8*)(&exchange + 1);
+    Exchange& exchange = exchange_at(shared);
+    u8* const new_rows = new_rows_at(shared);
     u8 *const key_tile = shared + 2 * warp * TILE_BYTES, *const value_tile = key_tile + TILE_BYTES;
     const u32 keys = shared_address(key_tile), values = keys + TILE_BYTES;
     const i32 first_round = item.first_unit / DECODE_WARPS * DECODE_WARPS;
@@ -262,7 +264,7 @@ KERNEL __launch_bounds__(DECODE_THREADS) rope_attention_decode(const __grid_cons
     const Item item = p.items[index];
     const bool exists = index < p.counts->decode_items;
     const i32 token = blockIdx.x, position = token < p.num_tokens ? p.positions[token] : 0;
-    u8* const place = shared + 2 * DECODE_WARPS * TILE_BYTES + sizeof(Exchange);
+    u8* const place = new_rows_at(shared);
     if (rows.copied) {
         rows.fetch(guess);
         rows.turn_to(place, guess);

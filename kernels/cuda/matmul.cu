@@ -24,7 +24,7 @@ DEVICE float sum_of_segments(const Params& p, const float* from, int stride) {
 }
 
 // Shared memory: rows of x as float16, `stride` bytes each; the sums of tiles; each warp's ring of weights.
-KERNEL __launch_bounds__(640) matmul_few(const __grid_constant__ Params p) {
+KERNEL __launch_bounds__(32 * MAX_FEW_WARPS) matmul_few(const __grid_constant__ Params p) {
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     const Place place(p);
     const int stride = p.num_chunks * 128 + 16;  // of rows of x: so that ldmatrix meets no bank twice
@@ -37,12 +37,7 @@ KERNEL __launch_bounds__(640) matmul_few(const __grid_constant__ Params p) {
     const int num_outputs = p.num_tokens << rows_log2, columns = (p.num_tokens + 1) & ~1;
     auto output_at = [&](int i) { return Output(p, 0, i >> rows_log2, tile * 16 + (i & rows_mask)); };
     Output output = output_at(lane);
-    if (p.beside) {
-        start_next();
-        acquire();
-    } else {
-        wait_for_previous();
-    }
+    wait_for_x(p);
     const bool finishes = place.segment == 0 && lane < num_outputs;
     if (finishes) output.load_residual(p);
     const int row_pieces = stride / 16;
@@ -94,13 +89,13 @@ KERNEL __launch_bounds__(640) matmul_few(const __grid_constant__ Params p) {
     if (p.beside) wait_for_previous();
 }
 
-KERNEL __launch_bounds__(640) matmul_lone(const __grid_constant__ Params p) { matmul_lone<LONE_HALF>(p); }
+KERNEL __launch_bounds__(32 * MAX_FEW_WARPS) matmul_lone(const __grid_constant__ Params p) { matmul_lone<LONE_HALF>(p); }
 
 // x is float32 and normed here; at least NORM_PARTS warps.
-KERNEL __launch_bounds__(640) matmul_lone_normed(const __grid_constant__ Params p) { matmul_lone<LONE_NORMED>(p); }
+KERNEL __launch_bounds__(32 * MAX_FEW_WARPS) matmul_lone_normed(const __grid_constant__ Params p) { matmul_lone<LONE_NORMED>(p); }
 
 // Grid: blocks, ranks, tokens.
-KERNEL __launch_bounds__(640) matmul_lone_routed(const __grid_constant__ Params p) { matmul_lone<LONE_ROUTED>(p); }
+KERNEL __launch_bounds__(32 * MAX_FEW_WARPS) matmul_lone_routed(const __grid_constant__ Params p) { matmul_lone<LONE_ROUTED>(p); }
 
 KERNEL __launch_bounds__(256) matmul_reduce(const __grid_constant__ Params p) {
     wait_for_previous();

@@ -10,6 +10,7 @@
 
 constexpr int RECIPROCAL_BITS = 20;
 constexpr int MAX_SEGMENTS = 20;
+constexpr int MAX_FEW_WARPS = 20;  // of a block of matmul_few or _lone*
 constexpr int READY_CHUNKS = 2;  // of 64 columns, that a lone token's warps unpack while they wait for x
 
 enum Epilogue { STORE_HALF, STORE_FLOAT, ADD_RESIDUAL, SWIGLU, CLAMPED_SWIGLU, GELU };

@@ -5,6 +5,16 @@
 
 extern __shared__ __align__(16) u8 shared[];
 
+// Until the kernel ahead is done, if x is its work.
+DEVICE void wait_for_x(const Params& p) {
+    if (p.beside) {
+        start_next();
+        acquire();
+    } else {
+        wait_for_previous();
+    }
+}
+
 // Where a warp of a block is, of those that share its tiles: the warps of a tile lie together, one for each segment.
 struct Place {
     int local_tile, segment;

@@ -89,12 +89,7 @@ DEVICE void matmul_lone(const Params& p) {
     if constexpr (INPUT != LONE_ROUTED) {
         weights.make_ready(base, tile < place.num_tiles);
         output.compute_now();
-        if (p.beside) {
-            start_next();
-            acquire();
-        } else {
-            wait_for_previous();
-        }
+        wait_for_x(p);
         if (p.x_rows) x += (i64)p.x_rows[0] * p.width * (INPUT == LONE_NORMED ? 4 : 2);
         if constexpr (INPUT == LONE_NORMED)
             row.load(p.norm, (const float*)x);
@@ -103,9 +98,8 @@ DEVICE void matmul_lone(const Params& p) {
         if (place.segment == 0) output.load_residual();
     }
     if constexpr (INPUT == LONE_NORMED) {
-        row.normalise(p.norm, norm_weights, parts, [&](int column, float4 n) {
-            *(uint2*)(shared + column * 2) = make_uint2(pack_half2(n.x, n.y), pack_half2(n.z, n.w));
-        });
+        row.normalise(p.norm, norm_weights, parts,
+                      [&](int column, float4 n) { *(uint2*)(shared + column * 2) = pack_quad(n); });
     } else {
         if (at < x_bytes) *(uint4*)(shared + at) = piece;
 #pragma unroll 1

@@ -22,7 +22,7 @@ DEVICE float add_products(float sum, float4 w, float4 v) {
 }
 
 DEVICE void store_normed(const RouteParams& p, int token, int column, float4 n) {
-    *(uint2*)(p.normed + (i64)token * p.norm.width + column) = make_uint2(pack_half2(n.x, n.y), pack_half2(n.z, n.w));
+    *(uint2*)(p.normed + (i64)token * p.norm.width + column) = pack_quad(n);
 }
 
 // A logit is the sum of NORM_PARTS parts, cut as a norm cuts its row.
@@ -53,7 +53,7 @@ KERNEL __launch_bounds__(32 * NORM_PARTS) moe_logits(const __grid_constant__ Rou
 template <int UNROLLED = 1, typename Use>
 DEVICE void for_columns(int part, int width, Use use) {
 #pragma unroll UNROLLED
-    for (int column = (part * 32 + threadIdx.x % 32) * 4; column < width; column += NORM_PARTS * 128) use(column);
+    for (int column = (part * 32 + threadIdx.x % 32) * 4; column < width; column += PART_STEP) use(column);
 }
 
 // For more. Warps share a row's columns as a norm's parts, and groups of NORM_PARTS warps the experts. Rows lie in shared

@@ -1,6 +1,6 @@
 // Rows of the residual stream -> normed float16 rows.
 //   norm_rows        a block has a row, a warp a part of it
-//   norm_short_rows  for many rows of up to SHORT_WIDTH: a warp has a row
+//   norm_short_rows  for many rows of up to PART_STEP columns: a warp has a row, a lane four columns of each part
 #include "norm.cuh"
 
 struct Params {
@@ -14,7 +14,7 @@ struct Params {
 DEVICE i64 source_row(const Params& p, i64 row) { return p.rows ? p.rows[row] : row; }
 
 DEVICE void store_normed(const Params& p, i64 row, int column, float4 n) {
-    *(uint2*)(p.out + row * p.norm.width + column) = make_uint2(pack_half2(n.x, n.y), pack_half2(n.z, n.w));
+    *(uint2*)(p.out + row * p.norm.width + column) = pack_quad(n);
 }
 
 KERNEL __launch_bounds__(256, 6) norm_rows(const __grid_constant__ Params p) {
@@ -26,14 +26,13 @@ KERNEL __launch_bounds__(256, 6) norm_rows(const __grid_constant__ Params p) {
 }
 
 constexpr int WARPS = 8;
-constexpr int SHORT_WIDTH = NORM_PARTS * 128;  // a lane has four columns of each part
 
 // Calls use(part, column) for this lane's columns.
 template <typename Use>
 DEVICE void for_parts(int width, Use use) {
 #pragma unroll
     for (int part = 0; part < NORM_PARTS; part++) {
-        const int column = (part * 32 + threadIdx.x % 32) * 4;
+        const int column = part_column(part);
         if (column < width) use(part, column);
     }
 }

@@ -12,6 +12,10 @@ struct NormParams {
 };
 
 constexpr int NORM_PARTS = 8;
+constexpr int PART_STEP = NORM_PARTS * 128;  // columns between a lane's quads of a part
+
+// The first of the columns that this lane has of part `part` of a row.
+DEVICE int part_column(int part) { return (part * 32 + threadIdx.x % 32) * 4; }
 
 DEVICE float sum_of_parts(const float* parts) {
     float sum = parts[0];
@@ -43,6 +47,8 @@ DEVICE float4 scale_quad(const NormParams& p, float4 w, int column, float4 v, fl
     return n;
 }
 
+DEVICE uint2 pack_quad(float4 n) { return make_uint2(pack_half2(n.x, n.y), pack_half2(n.z, n.w)); }
+
 constexpr int GROUP_QUADS = 3;  // of a part, loaded together: a row of up to 3,072 has one group
 
 DEVICE float4 sum_of(float4 a, float b) { return make_float4(a.x + b, a.y + b, a.z + b, a.w + b); }
@@ -50,20 +56,19 @@ DEVICE float4 sum_of(float4 a, float b) { return make_float4(a.x + b, a.y + b, a
 // Calls use(column, values) for what this lane has of part `part` of a row, in order.
 template <typename Use>
 DEVICE void for_part(const float* row, int part, int width, Use use) {
-    constexpr int step = NORM_PARTS * 128;
 #pragma unroll 1
-    for (int group = 0; group < width; group += GROUP_QUADS * step) {
-        const int first = group + (part * 32 + threadIdx.x % 32) * 4;
+    for (int group = 0; group < width; group += GROUP_QUADS * PART_STEP) {
+        const int first = group + part_column(part);
         float4 quads[GROUP_QUADS];
 #pragma unroll
         for (int q = 0; q < GROUP_QUADS; q++) {
-            if (group + q * step >= width) break;
-            if (first + q * step < width) quads[q] = *(const float4*)(row + first + q * step);
+            if (group + q * PART_STEP >= width) break;
+            if (first + q * PART_STEP < width) quads[q] = *(const float4*)(row + first + q * PART_STEP);
         }
 #pragma unroll
         for (int q = 0; q < GROUP_QUADS; q++) {
-            if (group + q * step >= width) break;
-            if (first + q * step < width) use(first + q * step, quads[q]);
+            if (group + q * PART_STEP >= width) break;
+            if (first + q * PART_STEP < width) use(first + q * PART_STEP, quads[q]);
         }
     }
 }
@@ -102,7 +107,7 @@ DEVICE void normalise_row(const NormParams& p, const float* row, float* shared, 
 }
 
 // One row, by NORM_PARTS warps of a block or more: a lane keeps its columns in registers, of a row of up to ROW_QUADS *
-// NORM_PARTS * 128. The same bits as above.
+// PART_STEP. The same bits as above.
 constexpr int ROW_QUADS = 4;
 
 class NormRow {
@@ -113,8 +118,8 @@ class NormRow {
     DEVICE void for_columns(int width, Use use) const {
 #pragma unroll
         for (int quad = 0; quad < ROW_QUADS; quad++) {
-            const int column = quad * NORM_PARTS * 128 + threadIdx.x * 4;
-            if (quad * NORM_PARTS * 128 >= width) break;
+            const int column = quad * PART_STEP + threadIdx.x * 4;
+            if (quad * PART_STEP >= width) break;
             if (threadIdx.x < NORM_PARTS * 32 && column < width) use(quad, column);
         }
     }
