@@ -15,12 +15,12 @@ from typing import NamedTuple
 import numpy as np
 
 from kernels.array import Array, pointer_of
+from kernels.chip import A100, H100, Chip
 from kernels.launch import Context
 from kernels.layers import RmsNorm
 from kernels.loader import Variant
 from kernels.rope import HEAD_DIMS, Rotation, rope_params, rope_write
 from kernels.step import Step
-from kernels.tuning import A100, H100, Chip
 
 UNIT_KEYS = 64  # attention_plan.cuh has these, too
 DECODE_ROWS = 16

@@ -17,13 +17,13 @@ from cupy.cuda import runtime
 from numpy.typing import DTypeLike, NDArray
 
 from kernels.array import Array
+from kernels.chip import Chip
 from kernels.device import INSTALL_CUDA, USE_CPU, DeviceUnavailable
 from kernels.errors import CudaFailure
 from kernels.launch import Context
 from kernels.loader import Compiler, Loader, Variant, architecture
 from kernels.memory import Arena, DeviceMemory, MemoryPlan, pinned, verify_residency
 from kernels.planned import PlannedDevice
-from kernels.tuning import Chip
 
 OLDEST = (8, 0)  # compute capability with cp.async and mma of float16
 

@@ -9,10 +9,10 @@ from typing import Any
 from numpy.typing import DTypeLike
 
 from kernels.array import Array
+from kernels.chip import Chip
 from kernels.errors import CudaFailure
 from kernels.loader import Function, Loader, Variant
 from kernels.memory import Arena
-from kernels.tuning import Chip
 
 Dimensions = int | tuple[int, ...]
 """x, or (x, y), or (x, y, z)."""

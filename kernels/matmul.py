@@ -4,37 +4,20 @@ from __future__ import annotations
 
 import struct
 from enum import IntEnum
-from typing import NamedTuple
 
 import numpy as np
 
 from kernels.activation import swiglu_rows
 from kernels.array import Array, pointer_of
-from kernels.formats import Format
 from kernels.launch import Context
 from kernels.layers import Norm
 from kernels.loader import Variant
-from kernels.norm import NORM_PARTS, norm_fields, norm_rows
-from kernels.packed import (
-    CHUNK,
-    FORMAT_IDS,
-    UNIT_ROWS,
-    PackedMatrix,
-    Projection,
-    few_ring_bytes,
-    staged_bytes,
-    unit_bytes,
-)
+from kernels.matmul_shapes import FewShape, are_few, can_norm, few_shape, ring_bytes, tile_shape
+from kernels.norm import norm_fields, norm_rows
+from kernels.packed import CHUNK, FORMAT_IDS, PackedMatrix, Projection
 from kernels.tensor_map import MAP_ALIGNMENT, tensor_map
-from kernels.tuning import RESIDENTS, Chip, tile_shape
 
-MAX_FEW = 8  # tokens of one fragment: up to here x is kept in shared memory whole
-MAX_FEW_WARPS = 20  # of a block of matmul_few or _lone, as in matmul.cu
-MAX_NORMED_WIDTH = 4096  # of a row that every block of matmul_lone_normed norms for itself, as in norm.cuh
 BLOCK_OUTPUTS = 128  # of a block of matmul_tile_N
-MAX_STAGES = 8  # of x in shared memory, as in matmul_tile.cu
-_PROCESSOR_BYTES = 216 * 1024  # of shared memory, for the blocks of matmul_tile_N on it, as in matmul_tile.cuh
-
 _RECIPROCAL_BITS = 20
 _PARAMS = struct.Struct("<12Q f i f 4x q 6i I 9i 2f")
 
@@ -110,8 +93,8 @@ def project(
     num_tokens = out.shape[0]
     if not num_tokens:
         return
-    few = all(_are_few(context.chip, part, num_tokens) for part in layers.parts)
-    if norm is not None and not (few and num_tokens == 1 and _can_norm(context.chip, layers)):
+    few = all(are_few(context.chip, part, num_tokens) for part in layers.parts)
+    if norm is not None and not (few and num_tokens == 1 and can_norm(context.chip, layers)):
         normed = context.scratch((num_tokens, x.shape[1]), np.float16)
         norm_rows(context, x, norm, rows=x_rows, out=normed)
         x, x_rows, norm = normed, None, None
@@ -123,55 +106,6 @@ def project(
         else:
             multiply_tiles(context, x, matrix, num_tokens, out, epilogue, column=column)
         column += matrix.num_rows
-
-
-class FewShape(NamedTuple):
-    """How `multiply_few` is launched: about one block a processor, so that all have the same share of the work."""
-
-    num_blocks: int
-    tiles_at_once: int  # of a block
-    num_warps: int
-    ring_at: int  # where in shared memory weights begin, after the rows of x and the sums
-    shared_bytes: int
-
-
-def _few_shape(
-    chip: Chip, matrix: PackedMatrix, num_tokens: int, *, normed: bool = False, num_products: int = 1
-) -> FewShape:
-    """For ``num_tokens`` in a block and so many products beside each other."""
-    segments = matrix.num_segments
-    processors = max(1, chip.num_processors // num_products)
-    tiles = -(-matrix.num_tiles // processors)
-    rounds = -(-tiles // max(1, MAX_FEW_WARPS // segments))
-    for at_once in range(-(-tiles // rounds), 0, -1):
-        num_warps = at_once * segments
-        if num_tokens == 1:
-            sums_bytes = 2 * (NORM_PARTS + at_once * UNIT_ROWS * (-(-segments // 4) | 1) * 4) * 4
-            num_warps = max(num_warps, NORM_PARTS if normed else 1)
-            ring_at = matrix.num_chunks * 128 + sums_bytes + (4 * matrix.width if normed else 0)
-        else:
-            columns = num_tokens + num_tokens % 2
-            ring_at = num_tokens * (matrix.num_chunks * 128 + 16) + 2 * num_warps * UNIT_ROWS * columns * 4
-        shared_bytes = ring_at + num_warps * few_ring_bytes(matrix.format)
-        if shared_bytes <= chip.shared_bytes:
-            break
-    num_blocks = min(-(-matrix.num_tiles // at_once), processors)
-    return FewShape(num_blocks, at_once, num_warps, ring_at, chip.alone(shared_bytes))
-
-
-def _can_norm(chip: Chip, layers: Projection) -> bool:
-    """Whether the blocks of `multiply_few` can each make the norm of a lone token."""
-    return all(
-        part.width <= MAX_NORMED_WIDTH and _few_shape(chip, part, 1, normed=True).shared_bytes <= chip.shared_bytes
-        for part in layers.parts
-    )
-
-
-def _are_few(chip: Chip, matrix: PackedMatrix, num_tokens: int) -> bool:
-    """Whether `multiply_few` is for so many tokens: of several, x must leave half of the shared memory to weights."""
-    x_bytes = num_tokens * matrix.num_chunks * 128
-    fits = _few_shape(chip, matrix, num_tokens).shared_bytes <= chip.shared_bytes
-    return num_tokens <= MAX_FEW and fits and (num_tokens == 1 or x_bytes <= chip.shared_bytes // 2)
 
 
 def multiply_few(
@@ -191,7 +125,7 @@ def multiply_few(
 
     ``beside``: it reads nothing that the kernel launched before it writes, and writes nothing that that one touches.
     """
-    shape = _few_shape(context.chip, matrix, num_tokens, normed=norm is not None)
+    shape = few_shape(context.chip, matrix, num_tokens, normed=norm is not None)
     params = _params(x, matrix, num_tokens, out, epilogue, column, norm=norm, x_rows=x_rows, shape=shape,
                      beside=beside)  # fmt: skip
     kernel = "matmul_few" if num_tokens > 1 else "matmul_lone" if norm is None else "matmul_lone_normed"
@@ -214,7 +148,7 @@ def multiply_routed(
     num_used, outputs] by rank. ``x`` has a row for each token or for each of those."""
     num_tokens, num_experts = router_logits.shape
     num_pairs = num_tokens * num_used
-    shape = _few_shape(context.chip, matrix, 1, num_products=num_pairs)
+    shape = few_shape(context.chip, matrix, 1, num_products=num_pairs)
     params = _params(x, matrix, num_pairs, out, epilogue, 0, shape=shape, router_logits=router_logits,
                      num_experts=num_experts, num_used=num_used, alpha=alpha, limit=limit)  # fmt: skip
     _launch_few(context, "matmul_lone_routed", (shape.num_blocks, num_used, num_tokens), shape, params, matrix)
@@ -259,26 +193,12 @@ def multiply_tiles(
         (-(-matrix.num_rows // BLOCK_OUTPUTS), num_tiles, splits),
         256,
         _with_map(params, x, size) if context.chip.has_wgmma else params,
-        shared_bytes=_ring_bytes(context.chip, matrix.format, size),
+        shared_bytes=ring_bytes(context.chip, matrix.format, size),
         FORMAT=number,
     )
     if partials is not None:
         num_outputs = matrix.num_rows // 2 if matrix.gated else matrix.num_rows
         context.launch("matmul", "matmul_reduce", -(-num_tokens * num_outputs // 256), 256, params, FORMAT=number)
-
-
-def _ring_bytes(chip: Chip, format_: Format, size: int) -> int:
-    """Shared memory of `matmul_tile_{size}`: as many stages as fit; see `Ring` of its two .cuh files."""
-    x_bytes = size * 128
-    if chip.has_wgmma:
-        units = 2 if format_.block_elements == 256 or format_.name == "F32" else 4
-        rest = 1024 + 256 + units * 2 * 4 * unit_bytes(format_)
-        residents = RESIDENTS.get(size, 1)
-        while residents > 1 and rest + 4 * x_bytes > _PROCESSOR_BYTES // residents:
-            residents -= 1
-        return rest + x_bytes * min(MAX_STAGES, (_PROCESSOR_BYTES // residents - rest) // x_bytes)
-    stage_bytes = x_bytes + (0 if format_.block_elements == 1 else 8 * staged_bytes(format_))
-    return stage_bytes * min(MAX_STAGES, 96 * 1024 // stage_bytes)
 
 
 def _with_map(params: bytes, x: Array, size: int) -> bytes:

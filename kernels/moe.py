@@ -10,10 +10,10 @@ from kernels.array import Array, pointer_of
 from kernels.launch import Context
 from kernels.layers import Norm, Router
 from kernels.loader import Variant
-from kernels.matmul import MAX_FEW, Epilogue, multiply_routed, multiply_tiles
+from kernels.matmul import Epilogue, multiply_routed, multiply_tiles
+from kernels.matmul_shapes import MAX_FEW, SUMMING_SIZES
 from kernels.norm import NORM_PARTS, norm_fields
 from kernels.packed import Experts
-from kernels.tuning import SUMMING_SIZES
 
 _ROUTE_GROUPS = 4  # of warps in a block of moe_route
 _ROUTE_EXPERTS = 8  # that such a group has at once, as in moe.cu

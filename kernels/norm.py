@@ -11,7 +11,7 @@ from kernels.loader import Variant
 
 _PARAMS = struct.Struct("<3Q 2Q f i f 4x i 4x")
 NORM_PARTS = 8  # of a row's sums, as in norm.cuh
-SHORT_WIDTH = NORM_PARTS * 128  # a warp holds such a row, as in norm.cu
+SHORT_WIDTH = NORM_PARTS * 128  # a warp holds such a row: PART_STEP of norm.cuh
 _SHORT_WARPS = 8  # of a block of norm_short_rows
 _MANY_ROWS = 1024  # short ones, from which on a warp each takes less time than a block each
 

@@ -14,11 +14,11 @@ from numpy.typing import DTypeLike
 from kernels import operations
 from kernels.array import Array
 from kernels.attention import cache_shape
+from kernels.chip import H100, Chip
 from kernels.device import Allocate
 from kernels.launch import Context
 from kernels.memory import Arena
 from kernels.rope import HEAD_DIMS
-from kernels.tuning import H100, Chip
 from kernels.weight_store import WeightStore
 
 

@@ -7,13 +7,13 @@ import pytest
 
 from kernels.array import Array
 from kernels.attention import cache_shape
+from kernels.chip import H100
 from kernels.launch import Context
 from kernels.layers import RmsNorm, Rope
 from kernels.operations import bind
 from kernels.reference.attention import paged_attention, plan_attention, rope_attention
 from kernels.reference.rope import rope_write, rotation
 from kernels.step import Step, dry_step
-from kernels.tuning import H100
 
 DIM = 16
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from kernels.chip import H100, Chip
 from kernels.errors import CudaFailure
 from kernels.launch import Context
 from kernels.memory import ALIGNMENT, Arena
-from kernels.tuning import H100, Chip
 
 
 def test_a_dry_run_counts_and_remembers_variants() -> None:

@@ -9,10 +9,10 @@ import numpy as np
 
 import kernels.reference
 from kernels.array import Array
+from kernels.chip import H100
 from kernels.launch import Context
 from kernels.layers import Rope
 from kernels.operations import MODULES, bind
-from kernels.tuning import H100
 
 HOST_ONLY = {"log_probabilities"}  # of the whole vocabulary: on a device `top_log_probabilities` picks the few wanted
 

@@ -9,7 +9,7 @@ import pytest
 
 from kernels.formats import FORMATS
 from kernels.loader import SOURCE_DIRECTORY, Compiler
-from kernels.matmul import MAX_NORMED_WIDTH
+from kernels.matmul_shapes import MAX_FEW_WARPS, MAX_NORMED_WIDTH
 from kernels.packed import (
     BLOCK_ROWS,
     FORMAT_IDS,
@@ -60,7 +60,7 @@ def test_the_kernels_count_the_same_bytes(tmp_path: Path) -> None:
     ]
     claims += [
         f"static_assert(MAX_SEGMENTS == {MAX_SEGMENTS} && READY_CHUNKS == {READY_CHUNKS});",
-        f"static_assert(ROW_QUADS * NORM_PARTS * 128 == {MAX_NORMED_WIDTH});",
+        f"static_assert(MAX_FEW_WARPS == {MAX_FEW_WARPS} && ROW_QUADS * PART_STEP == {MAX_NORMED_WIDTH});",
     ]
     (tmp_path / "claims.cu").write_text("\n".join([f'#include "{DEQUANT.parent / "matmul.cuh"}"', *claims]))
     assert Compiler("sm_90a", cache=tmp_path, sources=tmp_path).cubin("claims", {"FORMAT": 0}).image

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from kernels.chip import H100
 from kernels.device import open_device
 from kernels.errors import OutOfDeviceMemory
 from kernels.formats import FORMATS
@@ -17,7 +18,6 @@ from kernels.memory import PAGE_BYTES, MemoryPlan
 from kernels.planned import PlannedDevice
 from kernels.repack import variant_for
 from kernels.step import dry_step
-from kernels.tuning import H100
 from kernels.upload import STAGING_BYTES
 from tests.worker.model.tiny import write_tiny
 from worker import vram

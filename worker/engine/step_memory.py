@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from kernels.matmul_shapes import SHAPES_APART, SUMMING_SIZES
 from kernels.step import DecodeRows, DeviceArray, Draws, allocate_rows, dry_step, first, packed_bytes, view
-from kernels.tuning import SHAPES_APART, SUMMING_SIZES
 from worker.engine.admission import MAX_LOGPROBS
 from worker.engine.graphs import draw, make_buckets
 from worker.model.adapters import Model

@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 
 from kernels.array import Array
+from kernels.chip import H100, Chip
 from kernels.formats import FORMATS
 from kernels.launch import Context
 from kernels.layers import RmsNorm
-from kernels.matmul import MAX_FEW_WARPS, linear, norm_linear
+from kernels.matmul import linear, norm_linear
+from kernels.matmul_shapes import MAX_FEW_WARPS
 from kernels.packed import PackedMatrix, Projection
-from kernels.tuning import H100, Chip
 
 SMALL = replace(H100, num_processors=28)
 

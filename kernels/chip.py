@@ -1,0 +1,35 @@
+"""What is known of chips."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Chip:
+    """What a launch depends on."""
+
+    arch: str  # sm_XY, as the loader compiles for it
+    num_processors: int  # streaming multiprocessors
+    shared_bytes: int  # most shared memory of a block, static and dynamic together
+
+    @property
+    def has_dependent_launch(self) -> bool:
+        """Whether a kernel can start before the one ahead of it has ended (griddepcontrol): Hopper and later."""
+        return int(self.arch.removeprefix("sm_").rstrip("a")) >= 90
+
+    @property
+    def has_wgmma(self) -> bool:
+        """Whether it has Hopper's warpgroup products."""
+        return self.arch == "sm_90a"
+
+    def alone(self, shared_bytes: int) -> int:
+        """Shared memory with which no second block fits on a processor: blocks that start while the kernel ahead still
+        runs would be put together where that leaves room, instead of one on each processor."""
+        return max(shared_bytes, self.shared_bytes // 2) if self.has_dependent_launch else shared_bytes
+
+
+H100 = Chip("sm_90a", 132, 227 * 1024)
+"""Stands in where a step is planned with no GPU at hand."""
+A100 = Chip("sm_80", 108, 163 * 1024)
+"""Stands for all others where kernels are listed."""
