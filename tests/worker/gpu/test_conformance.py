@@ -1,6 +1,7 @@
 """Every model of the conformance kit on a GPU: logits and greedy ids against the primary reference (PyTorch, float32).
 
-The tolerances are the kit's for float16 weights and activations with float32 accumulation.
+The tolerances are the kit's for float16 weights and activations with float32 accumulation. What is found within them is
+printed, whatever pytest captures.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ def opened() -> Iterator[Any]:
     device.close()
 
 
-def test_logits_are_within_the_tolerance_of_float16(path: Path) -> None:
+def test_logits_are_within_the_tolerance_of_float16(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     references = [reference for _, reference in prompts(path)]
     gguf = open_gguf(path)
     with opened() as device:
@@ -52,7 +53,8 @@ def test_logits_are_within_the_tolerance_of_float16(path: Path) -> None:
         ]
     worst = np.concatenate([difference.max(axis=1) for difference in differences])  # of each position
     mean = float(np.mean([difference.mean() for difference in differences]))
-    print(f"{path.stem}: max {worst.max():.4f}, mean {mean:.5f}, median of maxima {np.median(worst):.4f}")
+    with capsys.disabled():
+        print(f"\n{path.stem}: max {worst.max():.4f}, mean {mean:.5f}, median of maxima {np.median(worst):.4f}")
     if path.stem.startswith("gpt-oss"):  # a near tie in the router may move a position
         assert mean < 0.05 and np.median(worst) < 0.1 and np.mean(worst < 0.25) >= 0.95
     elif path.stem.startswith("phi3-longrope"):
@@ -61,7 +63,7 @@ def test_logits_are_within_the_tolerance_of_float16(path: Path) -> None:
         assert mean < 0.02 and worst.max() < 0.25
 
 
-def test_greedy_continuations_are_those_of_the_reference(path: Path) -> None:
+def test_greedy_continuations_are_those_of_the_reference(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     near_tie = 0.5 if path.stem.startswith(("gpt-oss", "phi3-longrope")) else 0.3
     ids: dict[str, list[int]] = {}
     with opened() as device:
@@ -76,5 +78,6 @@ def test_greedy_continuations_are_those_of_the_reference(path: Path) -> None:
         different = np.flatnonzero(np.array(ids[str(number)]) != reference["greedy"])
         if different.size:
             margin = reference["margin"][different[0]]
-            print(f"{path.stem}: prompt {number} parts at step {different[0]}, where the margin is {margin:.4f}")
+            with capsys.disabled():
+                print(f"\n{path.stem}: prompt {number} parts at step {different[0]}, where the margin is {margin:.4f}")
             assert margin < near_tie
