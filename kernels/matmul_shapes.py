@@ -106,15 +106,22 @@ def tile_shape(chip: Chip, num_rows: int, num_chunks: int, num_segments: int, nu
     return min(shapes, key=lambda shape: estimate(*shape))
 
 
+def _residents(format_: Format, size: int) -> int:
+    return 3 if size == 16 and format_.block_elements == 256 else _RESIDENTS.get(size, 1)
+
+
 def ring_bytes(chip: Chip, format_: Format, size: int) -> int:
     """Shared memory of `matmul_tile_{size}`: as many stages as fit; see `Ring` of its two .cuh files."""
     x_bytes = size * 128
     if chip.has_wgmma:
-        units = 2 if format_.block_elements == 256 or format_.name == "F32" else 4
+        is_k = format_.block_elements == 256
+        group = 1 if size > SUMMING_SIZES[-1] or format_.block_elements == 1 else 2
+        units = 2 if is_k or format_.name == "F32" else 4
         rest = 1024 + 256 + units * 2 * 4 * unit_bytes(format_)
-        residents = _RESIDENTS.get(size, 1)
-        while residents > 1 and rest + 4 * x_bytes > _PROCESSOR_BYTES // residents:
+        residents = _residents(format_, size)
+        while residents > 1 and rest + max(4, 3 * group) * x_bytes > _PROCESSOR_BYTES // residents:
             residents -= 1
-        return rest + x_bytes * min(MAX_STAGES, (_PROCESSOR_BYTES // residents - rest) // x_bytes)
+        stages = min(MAX_STAGES, (_PROCESSOR_BYTES // residents - rest) // x_bytes) // group
+        return rest + stages * group * x_bytes
     stage_bytes = x_bytes + (0 if format_.block_elements == 1 else 8 * staged_bytes(format_))
     return stage_bytes * min(MAX_STAGES, 96 * 1024 // stage_bytes)

@@ -10,6 +10,7 @@ struct Ring {
     static constexpr int x_bytes = TOKENS * 128, weight_bytes = staged ? 8 * Staged<FORMAT>::bytes : 0;
     static constexpr int fitting = SHARED_BYTES / (x_bytes + weight_bytes);
     static constexpr int stages = fitting < MAX_STAGES ? fitting : MAX_STAGES;
+    static constexpr int bytes = stages * (x_bytes + weight_bytes);
     static_assert(stages >= 2, "a stage is filled while another one is read");
 };
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,9 +14,10 @@ from kernels.chip import H100, Chip
 from kernels.formats import FORMATS
 from kernels.launch import Context
 from kernels.layers import RmsNorm
+from kernels.loader import SOURCE_DIRECTORY, Compiler
 from kernels.matmul import linear, norm_linear
-from kernels.matmul_shapes import MAX_FEW_WARPS
-from kernels.packed import PackedMatrix, Projection
+from kernels.matmul_shapes import LARGEST_SIZE, MAX_FEW_WARPS, SUMMING_SIZES, ring_bytes
+from kernels.packed import FORMAT_IDS, PackedMatrix, Projection
 
 SMALL = replace(H100, num_processors=28)
 
@@ -60,6 +62,17 @@ def test_a_lone_tokens_norm_is_made_apart_where_its_blocks_have_no_room_for_it(n
                 context, array(1, width), norm, Projection((matrix(name, num_rows, width),)), out=array(1, num_rows)
             )
     assert {"matmul_lone_normed", "norm_rows"} <= set(launches)
+
+
+@pytest.mark.parametrize("arch", ["sm_90a", "sm_80"])
+@pytest.mark.parametrize("name", ["F16", "F32", "MXFP4", "Q6_K"])
+def test_tiles_are_given_the_shared_memory_that_their_kernels_count_on(arch: str, name: str, tmp_path: Path) -> None:
+    pytest.importorskip("cuda.bindings.nvrtc", reason="the CUDA packages are not installed")
+    chip = replace(H100, arch=arch)
+    sizes = (*SUMMING_SIZES, LARGEST_SIZE) if chip.has_wgmma else SUMMING_SIZES
+    claims = [f"static_assert(Ring<{size}>::bytes == {ring_bytes(chip, FORMATS[name], size)});" for size in sizes]
+    (tmp_path / "claims.cu").write_text("\n".join([f'#include "{SOURCE_DIRECTORY / "matmul_tile.cu"}"', *claims]))
+    assert Compiler(arch, cache=tmp_path, sources=tmp_path).cubin("claims", {"FORMAT": FORMAT_IDS[name]}).image
 
 
 def test_segments_are_whole_units_and_none_is_empty() -> None:
