@@ -279,7 +279,7 @@ def rope_attention(
         plan.decode_items.shape[0] * num_kv_heads,
         shape.decode_warps * 32,
         b"".join(params),
-        shared_bytes=context.chip.alone(shared_bytes) if num_tokens == 1 else shared_bytes,
+        shared_bytes=context.chip.spread(shared_bytes, 1) if num_tokens == 1 else shared_bytes,
         HEAD_DIM=head_dim,
         **shape.defines,
     )

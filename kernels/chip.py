@@ -23,10 +23,11 @@ class Chip:
         """Whether it has Hopper's warpgroup products."""
         return self.arch == "sm_90a"
 
-    def alone(self, shared_bytes: int) -> int:
-        """Shared memory with which no second block fits on a processor: blocks that start while the kernel ahead still
-        runs would be put together where that leaves room, instead of one on each processor."""
-        return max(shared_bytes, self.shared_bytes // 2) if self.has_dependent_launch else shared_bytes
+    def spread(self, shared_bytes: int, num_blocks: int) -> int:
+        """Shared memory of a block with which no processor holds more than its share of ``num_blocks``: blocks that
+        start while the kernel ahead still runs would be put together where that leaves room."""
+        share = -(-num_blocks // self.num_processors)
+        return max(shared_bytes, self.shared_bytes // (share + 1)) if self.has_dependent_launch else shared_bytes
 
 
 H100 = Chip("sm_90a", 132, 227 * 1024)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import struct
 from enum import IntEnum
 
@@ -187,13 +188,14 @@ def multiply_tiles(
     params = _params(x, matrix, num_tokens, out, epilogue, column, partials=partials, tiles=tiles, alpha=alpha,
                      limit=limit)  # fmt: skip
     number = FORMAT_IDS[matrix.format.name]
+    grid = (-(-matrix.num_rows // BLOCK_OUTPUTS), num_tiles, splits)
     context.launch(
         "matmul_tile",
         f"matmul_tile_{size}",
-        (-(-matrix.num_rows // BLOCK_OUTPUTS), num_tiles, splits),
+        grid,
         256,
         _with_map(params, x, size) if context.chip.has_wgmma else params,
-        shared_bytes=ring_bytes(context.chip, matrix.format, size),
+        shared_bytes=context.chip.spread(ring_bytes(context.chip, matrix.format, size), math.prod(grid)),
         FORMAT=number,
     )
     if partials is not None:

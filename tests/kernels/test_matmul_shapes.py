@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from kernels.launch import Context
 from kernels.layers import RmsNorm
 from kernels.loader import SOURCE_DIRECTORY, Compiler
 from kernels.matmul import linear, norm_linear
-from kernels.matmul_shapes import LARGEST_SIZE, MAX_FEW_WARPS, SUMMING_SIZES, ring_bytes
+from kernels.matmul_shapes import LARGEST_SIZE, MAX_FEW_WARPS, SHAPES_APART, SUMMING_SIZES, ring_bytes, tile_shape
 from kernels.packed import FORMAT_IDS, PackedMatrix, Projection
 
 SMALL = replace(H100, num_processors=28)
@@ -62,6 +63,36 @@ def test_a_lone_tokens_norm_is_made_apart_where_its_blocks_have_no_room_for_it(n
                 context, array(1, width), norm, Projection((matrix(name, num_rows, width),)), out=array(1, num_rows)
             )
     assert {"matmul_lone_normed", "norm_rows"} <= set(launches)
+
+
+@pytest.mark.parametrize("num_tokens", [9, 16, 33, 64, 128, 192, 512])
+@pytest.mark.parametrize("name", ["Q5_0", "Q6_K"])
+def test_no_processor_is_given_more_than_its_share_of_a_products_tiles(name: str, num_tokens: int) -> None:
+    launches: list[tuple[Any, ...]] = []
+    context = Context(H100)
+    context.launch = lambda *launch, **rest: launches.append((*launch, rest))  # type: ignore[method-assign]
+    for num_rows in (896, 3072, 16384):
+        linear(
+            context,
+            array(num_tokens, 3072),
+            Projection((matrix(name, num_rows, 3072),)),
+            out=array(num_tokens, num_rows),
+        )
+        _, kernel, grid, _, _, rest = next(launch for launch in launches if launch[1].startswith("matmul_tile"))
+        launches.clear()
+        share = -(-math.prod(grid) // H100.num_processors)
+        reserved = 1024  # bytes of each block
+        assert (share + 1) * (rest["shared_bytes"] + reserved) > H100.shared_bytes + reserved, (kernel, grid)
+        residents = {"16": 3, "32": 3, "64": 2}.get(kernel.rpartition("_")[2], 1)
+        assert min(share, residents) * (rest["shared_bytes"] + reserved) <= H100.shared_bytes + reserved, (kernel, grid)
+
+
+def test_the_shape_of_a_product_is_the_same_between_the_numbers_of_tokens_that_memory_is_planned_at() -> None:
+    planned = {size for size in SUMMING_SIZES if size < SHAPES_APART} | set(range(SHAPES_APART, 1025, SHAPES_APART))
+    for num_rows, num_chunks, num_segments in ((896, 14, 7), (9728, 14, 3), (3072, 128, 8), (16384, 48, 1)):
+        shapes = [tile_shape(H100, num_rows, num_chunks, num_segments, num_tokens) for num_tokens in range(1, 1025)]
+        assert {n for n in range(1, 1024) if shapes[n - 1] != shapes[n]} <= planned
+        assert len(set(shapes)) > 1
 
 
 @pytest.mark.parametrize("arch", ["sm_90a", "sm_80"])

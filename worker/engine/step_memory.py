@@ -104,7 +104,7 @@ def lay_out(model: Model, *, block_tokens: int, step_tokens: int, max_sequences:
     most = limits.max_sequences
     # Not only the largest: steps of fewer tokens are cut into more parts, whose partial sums need scratch memory too.
     counts = {*make_buckets(most), *range(SHAPES_APART, step_tokens, SHAPES_APART), step_tokens}
-    counts.add(min(SUMMING_SIZES[0], step_tokens))
+    counts |= {min(size, step_tokens) for size in SUMMING_SIZES}
     for num_tokens, num_sequences in [*((count, min(count, most)) for count in sorted(counts)), (step_tokens, 1)]:
         logits = model.forward(dry_step(num_tokens, num_sequences, num_sequences, limits.max_blocks), cache)
         draws: Draws = memory.rows.draws.first(num_sequences)
