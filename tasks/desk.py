@@ -33,6 +33,8 @@ MAX_FAILED_STARTS = 3
 REST_SHARE = 3
 """The desk rests so many times as long as it worked, to leave the interpreter to Celery's event loop."""
 LONGEST_REST_S = 0.03
+ENDED_WAIT_S = 0.004
+"""So long a job that has ended waits at most for others, to be written down with them, while the desk rests."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +94,7 @@ class Desk:
         self._stopping = threading.Event()
         self._mail: SimpleQueue[Mail] = SimpleQueue()
         self._set_aside: deque[Mail] = deque()
+        self._gathering = contract.Gathering()
         self._started: list[Job] = []
         self._thread = threading.Thread(target=self._run, name="desk", daemon=True)
 
@@ -138,22 +141,20 @@ class Desk:
     def turn(self) -> None:
         """Act on the mail that is there, waiting a little for the first, and write down what came of it."""
         touched: list[Job] = []
-        steps: list[tuple[contract.TokenOutput, ...]] = []
         for mail in self._collect():
             if isinstance(mail, contract.Outputs):
-                steps.append(mail.outputs)
+                self._gathering.add(mail.outputs)
                 continue
             if not isinstance(mail, Job | contract.Stats):  # to the jobs that run these two make no difference
-                touched += self._take(contract.joined(steps))
-                steps.clear()
+                touched += self._take(self._gathering.take())
             touched += self._handle(mail)
-        touched += self._take(contract.joined(steps))
+        touched += self._take(self._gathering.take())
         self._write({job.generation.job_id: job for job in self._started + touched}.values())
         self._started.clear()
 
     def _collect(self) -> Iterable[Mail]:
         try:
-            if not (self._set_aside or self._started):
+            if not (self._set_aside or self._started or self._gathering):
                 yield self._mail.get(timeout=TICK_S)
             while self._set_aside:
                 yield self._set_aside.popleft()
@@ -163,18 +164,26 @@ class Desk:
             return
 
     def _rest(self, rest_s: float) -> None:
-        """Only start jobs for a while.
+        """For a while, or until something rare happens, only start jobs and end those that have ended.
 
-        Outputs pile up, of which each job then says one event: the more there is to do, the cheaper it gets.
+        Other outputs pile up, of which each job then says one event: the more there is to do, the cheaper it gets.
         """
         end = time.monotonic() + rest_s
-        with suppress(Empty):
-            while (left_s := end - time.monotonic()) > 0:
-                mail = self._mail.get(timeout=left_s)
-                if isinstance(mail, Job):
-                    self._started += self._start_job(mail)
-                else:
-                    self._set_aside.append(mail)
+        write_at = end
+        while not self._set_aside and (now := time.monotonic()) < end:
+            if now >= write_at:
+                self._write(self._take(self._gathering.take_ended()))
+                write_at = end
+            with suppress(Empty):
+                match mail := self._mail.get(timeout=max(0.0, write_at - now)):
+                    case Job():
+                        self._started += self._start_job(mail)
+                    case contract.Outputs():
+                        self._gathering.add(mail.outputs)
+                        if self._gathering.has_ended:
+                            write_at = min(write_at, now + ENDED_WAIT_S)
+                    case _:
+                        self._set_aside.append(mail)
 
     def _handle(self, mail: Mail) -> list[Job]:
         """Act on one mail other than outputs; returns the jobs that may have new events."""

@@ -40,7 +40,8 @@ from worker.errors import EngineLost, OrcdError
 from worker.log import EventLog
 from worker.settings import Settings
 
-NUM_FINISHERS = 4
+NUM_FINISHERS = 2
+"""No stream waits for what they do, and each takes its share of the interpreter from the threads that start jobs."""
 DRAIN_S = 5.0
 POLL_S = 0.1
 

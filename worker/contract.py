@@ -133,7 +133,7 @@ class Ready(msgspec.Struct, frozen=True, array_like=True, tag="ready"):
 
 
 class Outputs(msgspec.Struct, frozen=True, array_like=True, tag="outputs"):
-    """All that one step emitted, or what several did, `joined`."""
+    """What one step emitted, or what several did, as a `Gathering` has it."""
 
     outputs: tuple[TokenOutput, ...]
 
@@ -185,22 +185,50 @@ def decode_event(body: bytes | memoryview) -> Event:
     return _event_decoder.decode(body)
 
 
-def joined(steps: Iterable[Iterable[TokenOutput]]) -> Iterator[TokenOutput]:
-    """What the steps did, with all outputs of one choice in one. An error stays by itself, behind the tokens."""
-    runs: dict[tuple[str, int, bool], list[TokenOutput]] = {}
-    for step in steps:
-        for output in step:
-            key = output.request_id, output.choice, output.finish_reason == "error"
-            run = runs.get(key)
+class Gathering:
+    """What several steps did, with all outputs of one choice in one. An error stays by itself, behind the tokens."""
+
+    def __init__(self) -> None:
+        self._runs: dict[tuple[str, int, bool], list[TokenOutput]] = {}
+        self._ended: list[tuple[str, int]] = []
+
+    def __bool__(self) -> bool:
+        return bool(self._runs)
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether it holds the last of a choice."""
+        return bool(self._ended)
+
+    def add(self, outputs: Iterable[TokenOutput]) -> None:
+        """What another step did."""
+        for output in outputs:
+            finish_reason = output.finish_reason
+            key = output.request_id, output.choice, finish_reason == "error"
+            run = self._runs.get(key)
             if run is None:
-                runs[key] = [output]
+                self._runs[key] = [output]
             else:
                 run.append(output)
-    for run in runs.values():
-        yield run[0] if len(run) == 1 else _join(run)
+            if finish_reason is not None:
+                self._ended.append(key[:2])
+
+    def take(self) -> list[TokenOutput]:
+        """All of it; nothing is left."""
+        runs, self._runs = self._runs, {}
+        self._ended.clear()
+        return [_joined(run) for run in runs.values()]
+
+    def take_ended(self) -> list[TokenOutput]:
+        """All of the choices that have ended; what there is of others stays."""
+        keys = dict.fromkeys((*choice, is_error) for choice in self._ended for is_error in (False, True))
+        self._ended.clear()
+        return [_joined(self._runs.pop(key)) for key in keys if key in self._runs]
 
 
-def _join(run: Sequence[TokenOutput]) -> TokenOutput:
+def _joined(run: Sequence[TokenOutput]) -> TokenOutput:
+    if len(run) == 1:
+        return run[0]
     # List comprehensions and no msgspec.structs.replace: with 256 sequences in a step this is called often.
     last = run[-1]
     ids = tuple([token_id for output in run for token_id in output.ids])

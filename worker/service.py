@@ -14,7 +14,7 @@ from typing import NoReturn
 
 from kernels.errors import CudaFailure
 from worker.channel import Channel
-from worker.contract import Add, Fatal, Load, Outputs, Ready, Request, Shutdown, TokenOutput, joined
+from worker.contract import Add, Fatal, Gathering, Load, Outputs, Ready, Request, Shutdown
 from worker.engine.engine import Engine
 from worker.errors import CudaError, ModelLoadFailed, OrcdError, places
 from worker.health import Health
@@ -26,7 +26,8 @@ from worker.settings import Settings
 
 LAST_WORDS_S = 2.0
 OUTPUTS_EVERY_S = 0.01
-"""Steps that follow each other faster share a frame: an output costs the Celery side the same with one id or many."""
+"""Steps that follow each other faster share a frame: an output costs the Celery side the same with one id or many. Of
+choices that have ended it is told at once: somebody may wait for that with the next request."""
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
@@ -93,7 +94,7 @@ class Service:
         return engine, health
 
     def _serve(self, engine: Engine, health: Health) -> NoReturn:
-        steps: list[list[TokenOutput]] = []
+        gathering = Gathering()
         send_at = 0.0
         while True:
             can_step = engine.has_work and not self._channel.is_congested
@@ -102,13 +103,13 @@ class Service:
             if self._channel.is_closed:
                 raise _Stopped
             if engine.has_work and not self._channel.is_congested:
-                if outputs := engine.step():
-                    steps.append(outputs)
-                if steps and (not engine.has_work or time.monotonic() >= send_at):
-                    self._channel.send(Outputs(tuple(joined(steps))))
-                    steps.clear()
+                gathering.add(engine.step())
+                if gathering and (not engine.has_work or time.monotonic() >= send_at):
+                    self._channel.send(Outputs(tuple(gathering.take())))
                     # Whoever comes to an idle engine next does not wait for what was before.
                     send_at = time.monotonic() + OUTPUTS_EVERY_S if engine.has_work else 0.0
+                elif gathering.has_ended:
+                    self._channel.send(Outputs(tuple(gathering.take_ended())))
             if health.due_in_s() <= 0:
                 stats = health.beat()
                 if not self._channel.is_congested:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import threading
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -17,7 +18,7 @@ from tasks.observe import Observer
 from tasks.prompt import Prompt
 from tasks.request import parse
 from tasks.result import Result
-from tasks.token_log import Error, Started, Token
+from tasks.token_log import End, Error, Started, Token
 from tasks.upkeep import Verdict
 from tests.tasks.conftest import MakeStore
 from tests.tasks.test_generation import END, TOKENIZER
@@ -105,26 +106,49 @@ def test_a_job_that_comes_between_two_outputs_leaves_them_one_event(scene: Scene
     assert [type(event) for event in scene.store.events("b")] == [Started]
 
 
-def test_while_the_desk_rests_jobs_are_started_and_all_else_waits(
+def test_while_the_desk_rests_jobs_are_started_and_those_that_have_ended_end(
     scene: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sent: list[contract.Request] = []
     monkeypatch.setattr(scene.desk.engine, "send", sent.append)
     first = scene.begin("a")
-    scene.desk.turn()
     scene.store.submit("b", REQUEST)
-    scene.say(first, 1)
-    scene.desk.put(Verdict("a", Cancelled("cancelled")))
     second = scene.begin("b")
+    scene.desk.turn()
+    scene.store.submit("c", REQUEST)
+    scene.say(first, 1)
+    scene.say(second, 1)
+    scene.say(second, 2, END, finish="stop")
+    third = scene.begin("c")
     scene.desk._rest(0.05)
-    assert [request.request_id for request in sent if isinstance(request, contract.Add)] == [
-        first.request_id,
-        second.request_id,
-    ]
-    assert scene.store.events("b") == []
+    assert [request.request_id for request in sent] == [each.request_id for each in (first, second, third)]
+    assert [type(event) for event in scene.store.events("a")] == [Started], "its token waits for the next turn"
+    assert [type(event) for event in scene.store.events("b")] == [Started, Token, End]
+    assert scene.store.events("c") == []
+    assert [job_id for job_id, _ in scene.outcomes] == ["b"]
+    scene.desk.turn()
+    assert [type(event) for event in scene.store.events("a")] == [Started, Token]
+    assert [type(event) for event in scene.store.events("c")] == [Started]
+
+
+def test_a_job_that_starts_and_ends_while_the_desk_rests_says_all_of_it(scene: Scene) -> None:
+    generation = scene.begin("a")
+    scene.say(generation, 1, END, finish="stop")
+    scene.desk._rest(0.05)
+    scene.desk.turn()
+    assert [type(event) for event in scene.store.events("a")] == [Started, Token, End]
+
+
+def test_the_desk_rests_no_longer_when_something_rare_happens(scene: Scene) -> None:
+    generation = scene.begin("a")
+    scene.desk.turn()
+    scene.say(generation, 1)
+    scene.desk.put(Verdict("a", Cancelled("cancelled")))
+    start = time.monotonic()
+    scene.desk._rest(60)
+    assert time.monotonic() - start < 30
     scene.desk.turn()
     assert [type(event) for event in scene.store.events("a")] == [Started, Token, Error]
-    assert [type(event) for event in scene.store.events("b")] == [Started]
 
 
 def test_a_job_that_is_given_back_in_the_turn_of_its_last_output_is_forgotten_once(scene: Scene) -> None:

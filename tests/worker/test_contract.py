@@ -10,6 +10,7 @@ from worker.contract import (
     Choice,
     Fatal,
     FrameSplitter,
+    Gathering,
     Load,
     Outputs,
     Ready,
@@ -18,7 +19,6 @@ from worker.contract import (
     Stats,
     TokenLogprobs,
     TokenOutput,
-    joined,
 )
 
 EVERYTHING = Sampling(
@@ -108,16 +108,40 @@ def test_a_length_beyond_the_limit_is_refused_before_its_bytes_come():
         list(FrameSplitter().feed((contract.MAX_FRAME_BYTES + 1).to_bytes(4, "big")))
 
 
+def gathered(*steps: list[TokenOutput]) -> Gathering:
+    gathering = Gathering()
+    for step in steps:
+        gathering.add(step)
+    return gathering
+
+
 def test_outputs_of_several_steps_are_joined_by_choice_and_an_error_comes_after_the_tokens():
     first, second = (TokenLogprobs(-1.0 - number, (number,), (-1.0,)) for number in range(2))
-    steps = [
+    gathering = gathered(
         [TokenOutput("a", 0, (1,), None, (first,)), TokenOutput("b", 0, (4,))],
         [TokenOutput("a", 0, (2, 3), "length", (second,)), TokenOutput("a", 1, (5,))],
         [TokenOutput("b", 0, (), "error", error_code="VRAM_OOM", error_message="full")],
-    ]
-    assert list(joined(steps)) == [
+    )
+    assert gathering.take() == [
         TokenOutput("a", 0, (1, 2, 3), "length", (first, second)),
         TokenOutput("b", 0, (4,)),
         TokenOutput("a", 1, (5,)),
         TokenOutput("b", 0, (), "error", error_code="VRAM_OOM", error_message="full"),
     ]
+    assert not gathering and not gathering.has_ended and gathering.take() == []
+
+
+def test_what_has_ended_can_be_taken_before_the_rest_and_is_whole():
+    gathering = gathered(
+        [TokenOutput("a", 0, (1,)), TokenOutput("b", 0, (4,)), TokenOutput("c", 0, (6,))],
+        [TokenOutput("b", 0, (5,), "stop"), TokenOutput("c", 0, (), "error", error_code="VRAM_OOM")],
+        [TokenOutput("a", 0, (2,))],
+    )
+    assert gathering.has_ended
+    assert gathering.take_ended() == [
+        TokenOutput("b", 0, (4, 5), "stop"),
+        TokenOutput("c", 0, (6,)),
+        TokenOutput("c", 0, (), "error", error_code="VRAM_OOM"),
+    ]
+    assert not gathering.has_ended and gathering.take_ended() == []
+    assert gathering.take() == [TokenOutput("a", 0, (1, 2))]

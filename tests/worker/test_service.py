@@ -337,6 +337,41 @@ def test_what_steps_say_soon_after_another_is_joined(monkeypatch: pytest.MonkeyP
         theirs.close()
 
 
+class TwoRequests(ShortEngine):
+    """Has ten ids to say to one request, and beside them five to another."""
+
+    def step(self) -> list[TokenOutput]:
+        outputs = super().step()
+        number = 10 - self.num_left
+        if number <= 5:
+            outputs.append(TokenOutput("short", 0, (number,), "length" if number == 5 else None))
+        return outputs
+
+
+def test_what_has_ended_is_told_at_once_and_does_not_take_the_rest_along(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("worker.service.OUTPUTS_EVERY_S", 60)
+    ours, theirs = socket.socketpair()
+    ours.settimeout(10)
+    thread = threading.Thread(target=ServiceWithout(Channel(theirs), TwoRequests()).run, args=(Settings,))
+    thread.start()
+    splitter = contract.FrameSplitter()
+    frames: list[list[tuple[str, tuple[int, ...]]]] = []
+    try:
+        ours.sendall(contract.encode(Add("r", (1,), ENDLESS)))
+        while len(frames) < 3:
+            events = map(contract.decode_event, splitter.feed(ours.recv(1 << 16)))
+            frames += [
+                [(output.request_id, output.ids) for output in event.outputs]
+                for event in events
+                if isinstance(event, Outputs)
+            ]
+        assert frames == [[("r", (1,)), ("short", (1,))], [("short", (2, 3, 4, 5))], [("r", tuple(range(2, 11)))]]
+    finally:
+        ours.close()
+        thread.join(10)
+        theirs.close()
+
+
 def test_a_kernel_that_fails_is_fatal_and_named():
     ours, theirs = socket.socketpair()
     with ours, theirs:
