@@ -30,11 +30,11 @@ from worker.settings import Settings
 TICK_S = 0.1
 MAX_MAIL = 256
 MAX_FAILED_STARTS = 3
-REST_SHARE = 3
+REST_SHARE = 10
 """The desk rests so many times as long as it worked, to leave the interpreter to Celery's event loop."""
-LONGEST_REST_S = 0.03
-ENDED_WAIT_S = 0.004
-"""So long a job that has ended waits at most for others, to be written down with them, while the desk rests."""
+LONGEST_REST_S = 0.1
+DUE_WAIT_S = 0.004
+"""So long a job's first or last words wait for those of others, to be written down with them, while the desk rests."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +95,7 @@ class Desk:
         self._mail: SimpleQueue[Mail] = SimpleQueue()
         self._set_aside: deque[Mail] = deque()
         self._gathering = contract.Gathering()
+        self._awaited: set[str] = set()  # requests of which nothing has come yet
         self._started: list[Job] = []
         self._thread = threading.Thread(target=self._run, name="desk", daemon=True)
 
@@ -164,7 +165,7 @@ class Desk:
             return
 
     def _rest(self, rest_s: float) -> None:
-        """For a while, or until something rare happens, only start jobs and end those that have ended.
+        """For a while, or until something rare happens, only start jobs, and say their first and last words.
 
         Other outputs pile up, of which each job then says one event: the more there is to do, the cheaper it gets.
         """
@@ -172,16 +173,16 @@ class Desk:
         write_at = end
         while not self._set_aside and (now := time.monotonic()) < end:
             if now >= write_at:
-                self._write(self._take(self._gathering.take_ended()))
+                self._write(self._take(self._gathering.take_due()))
                 write_at = end
             with suppress(Empty):
                 match mail := self._mail.get(timeout=max(0.0, write_at - now)):
                     case Job():
                         self._started += self._start_job(mail)
                     case contract.Outputs():
-                        self._gathering.add(mail.outputs)
-                        if self._gathering.has_ended:
-                            write_at = min(write_at, now + ENDED_WAIT_S)
+                        self._gathering.add(mail.outputs, self._awaited)
+                        if self._gathering.is_due:
+                            write_at = min(write_at, now + DUE_WAIT_S)
                     case _:
                         self._set_aside.append(mail)
 
@@ -212,6 +213,7 @@ class Desk:
     def _take(self, outputs: Iterable[contract.TokenOutput]) -> list[Job]:
         touched = []
         for output in outputs:
+            self._awaited.discard(output.request_id)
             job = self._jobs.get(job_id_of(output.request_id))
             if job is None or job.generation.request_id != output.request_id:
                 continue  # of a job that is gone, or of an earlier claim of it
@@ -235,6 +237,7 @@ class Desk:
     def _submit(self, generation: Generation) -> None:
         add = generation.add()
         if add is not None:
+            self._awaited.add(add.request_id)
             self.engine.send(add)
 
     def _end_job(self, job_id: str, error: OrcdError | None) -> list[Job]:
@@ -251,8 +254,12 @@ class Desk:
     def _drop(self, job: Job) -> None:
         """The job is somebody else's now."""
         self.engine.send(contract.Abort(job.generation.request_id))
-        del self._jobs[job.generation.job_id]
+        self._forget(job.generation)
         job.done(None)
+
+    def _forget(self, generation: Generation) -> None:
+        del self._jobs[generation.job_id]
+        self._awaited.discard(generation.request_id)
 
     def _engine_ready(self, ready: contract.Ready) -> list[Job]:
         self._engine_up, self._failed_starts, self.limits = True, 0, ready
@@ -320,7 +327,7 @@ class Desk:
         if answer.num_listeners:
             generation.last_listened = time.monotonic()
         if generation.ended:
-            del self._jobs[generation.job_id]
+            self._forget(generation)
             self._observer.execute_end(generation)
             job.done(generation.result)
             return False

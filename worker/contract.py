@@ -16,7 +16,7 @@ already in the job's token log, so a resumed job is the same message as a new on
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from typing import Literal
 
 import msgspec
@@ -190,18 +190,18 @@ class Gathering:
 
     def __init__(self) -> None:
         self._runs: dict[tuple[str, int, bool], list[TokenOutput]] = {}
-        self._ended: list[tuple[str, int]] = []
+        self._due: list[tuple[str, int]] = []
 
     def __bool__(self) -> bool:
         return bool(self._runs)
 
     @property
-    def has_ended(self) -> bool:
-        """Whether it holds the last of a choice."""
-        return bool(self._ended)
+    def is_due(self) -> bool:
+        """Whether it holds what somebody may wait for."""
+        return bool(self._due)
 
-    def add(self, outputs: Iterable[TokenOutput]) -> None:
-        """What another step did."""
+    def add(self, outputs: Iterable[TokenOutput], awaited: Container[str] = ()) -> None:
+        """What another step did. The last of a choice is due, and all of requests whose id is ``awaited``."""
         for output in outputs:
             finish_reason = output.finish_reason
             key = output.request_id, output.choice, finish_reason == "error"
@@ -210,19 +210,19 @@ class Gathering:
                 self._runs[key] = [output]
             else:
                 run.append(output)
-            if finish_reason is not None:
-                self._ended.append(key[:2])
+            if finish_reason is not None or output.request_id in awaited:
+                self._due.append(key[:2])
 
     def take(self) -> list[TokenOutput]:
         """All of it; nothing is left."""
         runs, self._runs = self._runs, {}
-        self._ended.clear()
+        self._due.clear()
         return [_joined(run) for run in runs.values()]
 
-    def take_ended(self) -> list[TokenOutput]:
-        """All of the choices that have ended; what there is of others stays."""
-        keys = dict.fromkeys((*choice, is_error) for choice in self._ended for is_error in (False, True))
-        self._ended.clear()
+    def take_due(self) -> list[TokenOutput]:
+        """All of the choices of which something is due; what there is of others stays."""
+        keys = dict.fromkeys((*choice, is_error) for choice in self._due for is_error in (False, True))
+        self._due.clear()
         return [_joined(self._runs.pop(key)) for key in keys if key in self._runs]
 
 

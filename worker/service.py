@@ -108,8 +108,8 @@ class Service:
                     self._channel.send(Outputs(tuple(gathering.take())))
                     # Whoever comes to an idle engine next does not wait for what was before.
                     send_at = time.monotonic() + OUTPUTS_EVERY_S if engine.has_work else 0.0
-                elif gathering.has_ended:
-                    self._channel.send(Outputs(tuple(gathering.take_ended())))
+                elif gathering.is_due:
+                    self._channel.send(Outputs(tuple(gathering.take_due())))
             if health.due_in_s() <= 0:
                 stats = health.beat()
                 if not self._channel.is_congested:

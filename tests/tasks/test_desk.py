@@ -7,6 +7,7 @@ import json
 import threading
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -106,7 +107,12 @@ def test_a_job_that_comes_between_two_outputs_leaves_them_one_event(scene: Scene
     assert [type(event) for event in scene.store.events("b")] == [Started]
 
 
-def test_while_the_desk_rests_jobs_are_started_and_those_that_have_ended_end(
+def words(scene: Scene, job_id: str) -> list[Any]:
+    """The types of its logged events, of tokens the ids."""
+    return [event.ids if isinstance(event, Token) else type(event) for event in scene.store.events(job_id)]
+
+
+def test_while_the_desk_rests_jobs_are_started_and_say_their_first_and_last_words(
     scene: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sent: list[contract.Request] = []
@@ -114,21 +120,28 @@ def test_while_the_desk_rests_jobs_are_started_and_those_that_have_ended_end(
     first = scene.begin("a")
     scene.store.submit("b", REQUEST)
     second = scene.begin("b")
-    scene.desk.turn()
-    scene.store.submit("c", REQUEST)
     scene.say(first, 1)
     scene.say(second, 1)
-    scene.say(second, 2, END, finish="stop")
-    third = scene.begin("c")
-    scene.desk._rest(0.05)
-    assert [request.request_id for request in sent] == [each.request_id for each in (first, second, third)]
-    assert [type(event) for event in scene.store.events("a")] == [Started], "its token waits for the next turn"
-    assert [type(event) for event in scene.store.events("b")] == [Started, Token, End]
-    assert scene.store.events("c") == []
-    assert [job_id for job_id, _ in scene.outcomes] == ["b"]
     scene.desk.turn()
-    assert [type(event) for event in scene.store.events("a")] == [Started, Token]
-    assert [type(event) for event in scene.store.events("c")] == [Started]
+    scene.store.submit("c", REQUEST)
+    scene.store.submit("d", REQUEST)
+    scene.say(first, 2)
+    scene.say(second, 2, END, finish="stop")
+    third, fourth = scene.begin("c"), scene.begin("d")
+    scene.say(third, 4)
+    scene.desk._rest(0.05)
+    assert [request.request_id for request in sent] == [each.request_id for each in (first, second, third, fourth)]
+    assert words(scene, "a") == [Started, [1]], "its second token waits for the next turn"
+    assert words(scene, "b") == [Started, [1], [2, END], End]
+    assert words(scene, "c") == [Started, [4]]
+    assert words(scene, "d") == []
+    assert [job_id for job_id, _ in scene.outcomes] == ["b"]
+    scene.say(third, 1)
+    scene.desk._rest(0.05)
+    scene.desk.turn()
+    assert words(scene, "a") == [Started, [1], [2]]
+    assert words(scene, "c") == [Started, [4], [1]]
+    assert words(scene, "d") == [Started]
 
 
 def test_a_job_that_starts_and_ends_while_the_desk_rests_says_all_of_it(scene: Scene) -> None:

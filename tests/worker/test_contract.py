@@ -128,20 +128,23 @@ def test_outputs_of_several_steps_are_joined_by_choice_and_an_error_comes_after_
         TokenOutput("a", 1, (5,)),
         TokenOutput("b", 0, (), "error", error_code="VRAM_OOM", error_message="full"),
     ]
-    assert not gathering and not gathering.has_ended and gathering.take() == []
+    assert not gathering and not gathering.is_due and gathering.take() == []
 
 
-def test_what_has_ended_can_be_taken_before_the_rest_and_is_whole():
+def test_what_is_due_can_be_taken_before_the_rest_and_is_whole():
     gathering = gathered(
         [TokenOutput("a", 0, (1,)), TokenOutput("b", 0, (4,)), TokenOutput("c", 0, (6,))],
         [TokenOutput("b", 0, (5,), "stop"), TokenOutput("c", 0, (), "error", error_code="VRAM_OOM")],
         [TokenOutput("a", 0, (2,))],
     )
-    assert gathering.has_ended
-    assert gathering.take_ended() == [
+    assert gathering.is_due
+    assert gathering.take_due() == [
         TokenOutput("b", 0, (4, 5), "stop"),
         TokenOutput("c", 0, (6,)),
         TokenOutput("c", 0, (), "error", error_code="VRAM_OOM"),
     ]
-    assert not gathering.has_ended and gathering.take_ended() == []
-    assert gathering.take() == [TokenOutput("a", 0, (1, 2))]
+    assert not gathering.is_due and gathering.take_due() == []
+    gathering.add([TokenOutput("d", 0, (7,)), TokenOutput("e", 0, (8,))], {"e"})
+    assert gathering.is_due
+    assert gathering.take_due() == [TokenOutput("e", 0, (8,))]
+    assert gathering.take() == [TokenOutput("a", 0, (1, 2)), TokenOutput("d", 0, (7,))]
