@@ -95,7 +95,6 @@ class Desk:
         self._mail: SimpleQueue[Mail] = SimpleQueue()
         self._set_aside: deque[Mail] = deque()
         self._gathering = contract.Gathering()
-        self._awaited: set[str] = set()  # requests of which nothing has come yet
         self._started: list[Job] = []
         self._thread = threading.Thread(target=self._run, name="desk", daemon=True)
 
@@ -180,7 +179,7 @@ class Desk:
                     case Job():
                         self._started += self._start_job(mail)
                     case contract.Outputs():
-                        self._gathering.add(mail.outputs, self._awaited)
+                        self._gathering.add(mail.outputs)
                         if self._gathering.is_due:
                             write_at = min(write_at, now + DUE_WAIT_S)
                     case _:
@@ -213,7 +212,6 @@ class Desk:
     def _take(self, outputs: Iterable[contract.TokenOutput]) -> list[Job]:
         touched = []
         for output in outputs:
-            self._awaited.discard(output.request_id)
             job = self._jobs.get(job_id_of(output.request_id))
             if job is None or job.generation.request_id != output.request_id:
                 continue  # of a job that is gone, or of an earlier claim of it
@@ -237,7 +235,7 @@ class Desk:
     def _submit(self, generation: Generation) -> None:
         add = generation.add()
         if add is not None:
-            self._awaited.add(add.request_id)
+            self._gathering.expect(add.request_id)
             self.engine.send(add)
 
     def _end_job(self, job_id: str, error: OrcdError | None) -> list[Job]:
@@ -259,7 +257,7 @@ class Desk:
 
     def _forget(self, generation: Generation) -> None:
         del self._jobs[generation.job_id]
-        self._awaited.discard(generation.request_id)
+        self._gathering.forget(generation.request_id)
 
     def _engine_ready(self, ready: contract.Ready) -> list[Job]:
         self._engine_up, self._failed_starts, self.limits = True, 0, ready

@@ -16,7 +16,7 @@ already in the job's token log, so a resumed job is the same message as a new on
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal
 
 import msgspec
@@ -191,6 +191,7 @@ class Gathering:
     def __init__(self) -> None:
         self._runs: dict[tuple[str, int, bool], list[TokenOutput]] = {}
         self._due: list[tuple[str, int]] = []
+        self._awaited: set[str] = set()
 
     def __bool__(self) -> bool:
         return bool(self._runs)
@@ -200,18 +201,27 @@ class Gathering:
         """Whether it holds what somebody may wait for."""
         return bool(self._due)
 
-    def add(self, outputs: Iterable[TokenOutput], awaited: Container[str] = ()) -> None:
-        """What another step did. The last of a choice is due, and all of requests whose id is ``awaited``."""
+    def expect(self, request_id: str) -> None:
+        """What comes of this request next is due."""
+        self._awaited.add(request_id)
+
+    def forget(self, request_id: str) -> None:
+        """Nothing more will come of it."""
+        self._awaited.discard(request_id)
+
+    def add(self, outputs: Iterable[TokenOutput]) -> None:
+        """What another step did. The last of a choice is due, and the first of a request that is expected."""
         for output in outputs:
-            finish_reason = output.finish_reason
-            key = output.request_id, output.choice, finish_reason == "error"
+            request_id, finish_reason = output.request_id, output.finish_reason
+            key = request_id, output.choice, finish_reason == "error"
             run = self._runs.get(key)
             if run is None:
                 self._runs[key] = [output]
             else:
                 run.append(output)
-            if finish_reason is not None or output.request_id in awaited:
+            if finish_reason is not None or request_id in self._awaited:
                 self._due.append(key[:2])
+                self._awaited.discard(request_id)
 
     def take(self) -> list[TokenOutput]:
         """All of it; nothing is left."""

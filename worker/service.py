@@ -26,8 +26,8 @@ from worker.settings import Settings
 
 LAST_WORDS_S = 2.0
 OUTPUTS_EVERY_S = 0.01
-"""Steps that follow each other faster share a frame: an output costs the Celery side the same with one id or many. Of
-choices that have ended it is told at once: somebody may wait for that with the next request."""
+"""Steps that follow each other faster share a frame: an output costs the Celery side the same with one id or many. A
+choice's last words are told at once: somebody may wait for them with the next request."""
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 

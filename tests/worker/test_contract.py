@@ -144,7 +144,24 @@ def test_what_is_due_can_be_taken_before_the_rest_and_is_whole():
         TokenOutput("c", 0, (), "error", error_code="VRAM_OOM"),
     ]
     assert not gathering.is_due and gathering.take_due() == []
-    gathering.add([TokenOutput("d", 0, (7,)), TokenOutput("e", 0, (8,))], {"e"})
+    assert gathering.take() == [TokenOutput("a", 0, (1, 2))]
+
+
+def test_what_is_expected_of_a_request_is_due_when_it_comes():
+    gathering = Gathering()
+    for request_id in ("a", "b", "c"):
+        gathering.expect(request_id)
+    gathering.forget("b")
+    gathering.add([TokenOutput("a", 0, (1,)), TokenOutput("a", 1, (2,)), TokenOutput("b", 0, (3,))])
     assert gathering.is_due
-    assert gathering.take_due() == [TokenOutput("e", 0, (8,))]
-    assert gathering.take() == [TokenOutput("a", 0, (1, 2)), TokenOutput("d", 0, (7,))]
+    gathering.add([TokenOutput("a", 0, (4,))])
+    assert gathering.take_due() == [TokenOutput("a", 0, (1, 4))]
+    gathering.add([TokenOutput("a", 0, (5,))])
+    assert not gathering.is_due, "only its first words"
+    gathering.add([TokenOutput("c", 0, (6,))])
+    assert gathering.take_due() == [TokenOutput("c", 0, (6,))]
+    assert gathering.take() == [
+        TokenOutput("a", 1, (2,)),
+        TokenOutput("b", 0, (3,)),
+        TokenOutput("a", 0, (5,)),
+    ]

@@ -337,35 +337,55 @@ def test_what_steps_say_soon_after_another_is_joined(monkeypatch: pytest.MonkeyP
         theirs.close()
 
 
-class TwoRequests(ShortEngine):
-    """Has ten ids to say to one request, and beside them five to another."""
+class CountingEngine(FloodingEngine):
+    """Counts for each request, without end for "long" and to five for others."""
+
+    def __init__(self) -> None:
+        self.counts: dict[str, int] = {}
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self.counts)
+
+    def add(self, add: Add) -> None:
+        self.counts[add.request_id] = 0
 
     def step(self) -> list[TokenOutput]:
-        outputs = super().step()
-        number = 10 - self.num_left
-        if number <= 5:
-            outputs.append(TokenOutput("short", 0, (number,), "length" if number == 5 else None))
+        time.sleep(0.001)
+        outputs = []
+        for request_id in list(self.counts):
+            self.counts[request_id] += 1
+            ends = request_id != "long" and self.counts[request_id] == 5
+            outputs.append(TokenOutput(request_id, 0, (self.counts[request_id],), "length" if ends else None))
+            if ends:
+                del self.counts[request_id]
         return outputs
 
+    def check_invariants(self) -> None:
+        """Nothing can be wrong."""
 
-def test_what_has_ended_is_told_at_once_and_does_not_take_the_rest_along(monkeypatch: pytest.MonkeyPatch):
+
+def test_last_words_are_told_at_once_and_do_not_take_the_rest_along(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("worker.service.OUTPUTS_EVERY_S", 60)
     ours, theirs = socket.socketpair()
     ours.settimeout(10)
-    thread = threading.Thread(target=ServiceWithout(Channel(theirs), TwoRequests()).run, args=(Settings,))
+    thread = threading.Thread(target=ServiceWithout(Channel(theirs), CountingEngine()).run, args=(Settings,))
     thread.start()
     splitter = contract.FrameSplitter()
-    frames: list[list[tuple[str, tuple[int, ...]]]] = []
-    try:
-        ours.sendall(contract.encode(Add("r", (1,), ENDLESS)))
-        while len(frames) < 3:
+
+    def frames(number: int) -> list[list[tuple[str, tuple[int, ...]]]]:
+        found: list[list[tuple[str, tuple[int, ...]]]] = []
+        while len(found) < number:
             events = map(contract.decode_event, splitter.feed(ours.recv(1 << 16)))
-            frames += [
-                [(output.request_id, output.ids) for output in event.outputs]
-                for event in events
-                if isinstance(event, Outputs)
-            ]
-        assert frames == [[("r", (1,)), ("short", (1,))], [("short", (2, 3, 4, 5))], [("r", tuple(range(2, 11)))]]
+            outputs = [event.outputs for event in events if isinstance(event, Outputs)]
+            found += [[(output.request_id, output.ids) for output in each] for each in outputs]
+        return found
+
+    try:
+        ours.sendall(contract.encode(Add("long", (1,), ENDLESS)))
+        assert frames(1) == [[("long", (1,))]]
+        ours.sendall(contract.encode(Add("short", (1,), ENDLESS)))
+        assert frames(1) == [[("short", (1, 2, 3, 4, 5))]]
     finally:
         ours.close()
         thread.join(10)
