@@ -26,6 +26,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import psutil
 import redis
 from numpy.random import default_rng
 
@@ -184,8 +185,17 @@ def check_logs(redis_url: str, streams: Sequence[Stream], num_tokens: int) -> li
     return problems
 
 
-def measure(arguments: argparse.Namespace) -> tuple[Seen, list[str], float]:
-    """Put the system under load: what the streams saw, what is wrong, and how long the engine was away."""
+@dataclass(slots=True)
+class Course:
+    """What happened beside the streams: how long the engine was ``away_s``, and how many processor cores each process
+    kept busy in the time that counts; not the engine if that was killed."""
+
+    away_s: float = 0.0
+    cores: dict[str, float] = field(default_factory=dict)
+
+
+def measure(arguments: argparse.Namespace) -> tuple[Seen, list[str], Course]:
+    """Put the system under load: what the streams saw, what is wrong, and what happened beside."""
     most = str(arguments.streams)
     # Jobs are in hand until Celery has stored their results: with no more places than streams, the next would wait.
     places = str(2 * arguments.streams)
@@ -199,19 +209,43 @@ def measure(arguments: argparse.Namespace) -> tuple[Seen, list[str], float]:
         begin = time.monotonic() + BEGIN_S
         load = Load(server.url, begin, arguments.seconds, vocab_size, arguments.prompt_tokens, arguments.output_tokens)
         num_clients = -(-arguments.streams // STREAMS_PER_PROCESS)
-        away_s = 0.0
         with ProcessPoolExecutor(num_clients, multiprocessing.get_context("spawn")) as pool:
             parts = start_clients(pool, load, arguments.streams)
-            if arguments.kill_after is not None:
-                time.sleep(begin + arguments.kill_after - time.monotonic())
-                worker.kill_engine()
-                killed = time.monotonic()
-                worker.wait_for("ready", 2)
-                away_s = time.monotonic() - killed
+            course = _watch(worker, server, load, arguments.kill_after)
             seen = Seen.of(part.result() for part in parts)
         looked_at_s = arguments.seconds if arguments.kill_after is None else arguments.kill_after
         log_problems = check_logs(server.url, seen.running_at(looked_at_s), arguments.output_tokens)
-        return seen, seen.problems + log_problems, away_s
+        return seen, seen.problems + log_problems, course
+
+
+def _watch(worker: WorkerProcess, server: RedisServer, load: Load, kill_after: float | None) -> Course:
+    """Until the time is over; ends the engine ``kill_after`` seconds into it."""
+
+    def wait_until(seconds: float) -> None:
+        time.sleep(max(0.0, load.begin + seconds - time.monotonic()))
+
+    with redis.Redis.from_url(server.url) as connection:
+        pids = {"Celery": worker.process.pid, "Redis": int(connection.info("server")["process_id"])}
+    if kill_after is None:
+        pids["engine"] = worker.engine_pid
+    course = Course()
+    wait_until(min(RAMP_SHARE * load.seconds, load.seconds if kill_after is None else kill_after))
+    start, before = time.monotonic(), {name: _cpu_s(pid) for name, pid in pids.items()}
+    if kill_after is not None:
+        wait_until(kill_after)
+        worker.kill_engine()
+        killed = time.monotonic()
+        worker.wait_for("ready", 2)
+        course.away_s = time.monotonic() - killed
+    wait_until(load.seconds)
+    for name, pid in pids.items():
+        course.cores[name] = (_cpu_s(pid) - before[name]) / (time.monotonic() - start)
+    return course
+
+
+def _cpu_s(pid: int) -> float:
+    times = psutil.Process(pid).cpu_times()
+    return float(times.user + times.system)
 
 
 def start_clients(pool: ProcessPoolExecutor, load: Load, num_streams: int) -> list[Future[Seen]]:
@@ -276,15 +310,17 @@ def read_arguments(argv: Sequence[str]) -> argparse.Namespace:
 def main(argv: Sequence[str]) -> int:
     arguments = read_arguments(argv)
     alone = measure_alone(arguments)
-    seen, problems, away_s = measure(arguments)
+    seen, problems, course = measure(arguments)
     print("\n".join(table(arguments, alone, seen)))
+    cores = ", ".join(f"{name} {num_cores:.2f}" for name, num_cores in course.cores.items())
+    print(f"\nprocessor cores kept busy: {cores}")
     if arguments.kill_after is not None:
         running = seen.running_at(arguments.kill_after)
         num_whole = sum(not stream.problem for stream in running)
         print(
             f"\nkilled at {arguments.kill_after:.1f} s: {len(running)} streams were running, {num_whole} of them "
-            f"completed with each token once; the engine was ready again after {away_s:.1f} s, and no stream got "
-            f"a token for {seen.silence_s(arguments.kill_after):.1f} s"
+            f"completed with each token once; the engine was ready again after {course.away_s:.1f} s, and no stream "
+            f"got a token for {seen.silence_s(arguments.kill_after):.1f} s"
         )
         if not running:
             problems.append("nothing was running when the engine was killed")

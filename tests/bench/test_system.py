@@ -1,3 +1,4 @@
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -48,3 +49,5 @@ def test_streams_survive_the_death_of_their_engine(
     out = capsys.readouterr().out
     assert "3 streams were running, 3 of them completed with each token once" in out
     assert "| the whole system |" in out
+    cores = dict(re.findall(r"(Celery|Redis) (\d\.\d\d)", out))
+    assert 0 < float(cores["Celery"]) < 4 and float(cores["Redis"]) < 4
