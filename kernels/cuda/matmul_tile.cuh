@@ -60,6 +60,7 @@ DEVICE void matmul_tile(const TileParams& t) {
     const u32 weight_stages = x_stages + R::stages * R::x_bytes;
     const u32 x_full = weight_stages + R::weight_stages * R::weight_bytes, weights_full = x_full + 8 * R::stages;
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    // Whoever asks for copies is late for its own work: in tiles whose chunks take little time, two threads share that.
     const bool copies_x = threadIdx.x == 0, copies_weights = threadIdx.x == (TOKENS > 128 ? 0 : 128);
     const int first_block = blockIdx.x * 2, num_blocks = min(2, (p.num_rows + 63) / 64 - first_block);
     const u8* weights = p.weights + work.expert * p.expert_bytes;
@@ -111,7 +112,7 @@ DEVICE void matmul_tile(const TileParams& t) {
     Accumulators<TOKENS> acc;
     Accumulators<sums_segments ? TOKENS : 8> total;
     acc.clear(), total.clear();
-    RingPlace x, read;
+    RingPlace x, w;  // which stages the group is in
     for (int segment = work.first_segment, chunk = work.first_chunk; segment < work.last_segment; segment++) {
         const int end = segment_start(segment + 1, p) * L::chunks;
         for (; chunk < end; chunk += R::group) {
@@ -121,10 +122,10 @@ DEVICE void matmul_tile(const TileParams& t) {
             const int sub = chunk % L::chunks;
             if (sub == 0) {
                 const int next = can_be_short ? min(chunk + R::group, end) : chunk / L::chunks + R::weight_stages - 1;
-                if (copies_weights) copy_weights(next, read.stage == 0 ? R::weight_stages - 1 : read.stage - 1);
-                barrier_wait(weights_full + 8 * read.stage, read.phase);
+                if (copies_weights) copy_weights(next, w.stage == 0 ? R::weight_stages - 1 : w.stage - 1);
+                barrier_wait(weights_full + 8 * w.stage, w.phase);
             }
-            const u32 x_stage = x_stages + x.stage * R::x_bytes, weight_stage = own_weights + read.stage * R::weight_bytes;
+            const u32 x_stage = x_stages + x.stage * R::x_bytes, weight_stage = own_weights + w.stage * R::weight_bytes;
 #pragma unroll
             for (int i = 0; i < R::group; i++) {
                 if (can_be_short && chunk + i >= end) break;
@@ -145,7 +146,7 @@ DEVICE void matmul_tile(const TileParams& t) {
                 }
             }
             x.advance(R::stages);
-            if (!L::is_k || sub + R::group == L::chunks) read.advance(R::weight_stages);
+            if (!L::is_k || sub + R::group == L::chunks) w.advance(R::weight_stages);
         }
         chunk = end;
         wgmma_wait<0>();
