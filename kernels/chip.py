@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Chip:
     """What a launch depends on."""
 
@@ -13,15 +13,16 @@ class Chip:
     num_processors: int  # streaming multiprocessors
     shared_bytes: int  # most shared memory of a block, static and dynamic together
 
-    @property
-    def has_dependent_launch(self) -> bool:
-        """Whether a kernel can start before the one ahead of it has ended (griddepcontrol): Hopper and later."""
-        return int(self.arch.removeprefix("sm_").rstrip("a")) >= 90
+    # Of these; kept, as every launch asks for them.
+    has_dependent_launch: bool = field(init=False)
+    """Whether a kernel can start before the one ahead of it has ended (griddepcontrol): Hopper and later."""
+    has_wgmma: bool = field(init=False)
+    """Whether it has Hopper's warpgroup products."""
 
-    @property
-    def has_wgmma(self) -> bool:
-        """Whether it has Hopper's warpgroup products."""
-        return self.arch == "sm_90a"
+    def __post_init__(self) -> None:
+        generation = int(self.arch.removeprefix("sm_").rstrip("a"))
+        object.__setattr__(self, "has_dependent_launch", generation >= 90)
+        object.__setattr__(self, "has_wgmma", self.arch == "sm_90a")
 
     def spread(self, shared_bytes: int, num_blocks: int) -> int:
         """Shared memory of a block with which no processor holds more than its share of ``num_blocks``: blocks that

@@ -71,9 +71,10 @@ def can_norm(chip: Chip, layers: Projection) -> bool:
 
 
 def are_few(chip: Chip, matrix: PackedMatrix, num_tokens: int) -> bool:
-    """Whether `multiply_few` is for so many tokens: of several, x must leave half of the shared memory to weights."""
+    """Whether `multiply_few` is for so many tokens, at most `MAX_FEW`: of several, x must leave half of the shared
+    memory to weights."""
     x_bytes = num_tokens * matrix.num_chunks * 128
-    if num_tokens > MAX_FEW or (num_tokens > 1 and x_bytes > chip.shared_bytes // 2):
+    if num_tokens > 1 and x_bytes > chip.shared_bytes // 2:
         return False
     return few_shape(chip, matrix, num_tokens).shared_bytes <= chip.shared_bytes
 
@@ -115,6 +116,7 @@ def _residents(format_: Format, size: int) -> int:
     return 3 if size == 16 and format_.block_elements == 256 else _RESIDENTS.get(size, 1)
 
 
+@lru_cache
 def ring_bytes(chip: Chip, format_: Format, size: int) -> int:
     """Shared memory of `matmul_tile_{size}`: as many stages as fit; see `Ring` of its two .cuh files."""
     x_bytes = size * 128
