@@ -341,7 +341,9 @@ class CountingEngine(FloodingEngine):
     """Counts for each request, without end for "long" and to five for others."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.counts: dict[str, int] = {}
+        self.started_at: dict[str, int] = {}
 
     @property
     def has_work(self) -> bool:
@@ -349,9 +351,11 @@ class CountingEngine(FloodingEngine):
 
     def add(self, add: Add) -> None:
         self.counts[add.request_id] = 0
+        self.started_at[add.request_id] = self.num_steps
 
     def step(self) -> list[TokenOutput]:
         time.sleep(0.001)
+        self.num_steps += 1
         outputs = []
         for request_id in list(self.counts):
             self.counts[request_id] += 1
@@ -386,6 +390,39 @@ def test_last_words_are_told_at_once_and_do_not_take_the_rest_along(monkeypatch:
         assert frames(1) == [[("long", (1,))]]
         ours.sendall(contract.encode(Add("short", (1,), ENDLESS)))
         assert frames(1) == [[("short", (1, 2, 3, 4, 5))]]
+    finally:
+        ours.close()
+        thread.join(10)
+        theirs.close()
+
+
+def test_requests_that_follow_each_other_soon_start_together_and_a_lone_one_at_once(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("worker.service.ADMIT_EVERY_S", 0.5)
+    ours, theirs = socket.socketpair()
+    engine = CountingEngine()
+    thread = threading.Thread(target=ServiceWithout(Channel(theirs), engine).run, args=(Settings,))
+    thread.start()
+
+    def wait_for(*request_ids: str) -> None:
+        end = time.monotonic() + 10
+        while not engine.started_at.keys() >= set(request_ids):
+            assert time.monotonic() < end, engine.started_at
+            time.sleep(0.001)
+
+    try:
+        ours.sendall(contract.encode(Add("long", (1,), ENDLESS)))
+        wait_for("long")
+        for request_id in ("a", "b", "c"):
+            ours.sendall(contract.encode(Add(request_id, (1,), ENDLESS)))
+            time.sleep(0.02)
+        wait_for("a", "b", "c")
+        started_at = [engine.started_at[request_id] for request_id in ("long", "a", "b", "c")]
+        assert started_at[0] < started_at[1] == started_at[2] == started_at[3]
+        time.sleep(0.6)
+        sent = time.monotonic()
+        ours.sendall(contract.encode(Add("lone", (1,), ENDLESS)))
+        wait_for("lone")
+        assert time.monotonic() - sent < 0.4
     finally:
         ours.close()
         thread.join(10)
