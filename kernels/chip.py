@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class Chip:
     """What a launch depends on."""
 
@@ -13,16 +14,15 @@ class Chip:
     num_processors: int  # streaming multiprocessors
     shared_bytes: int  # most shared memory of a block, static and dynamic together
 
-    # Of these; kept, as every launch asks for them.
-    has_dependent_launch: bool = field(init=False)
-    """Whether a kernel can start before the one ahead of it has ended (griddepcontrol): Hopper and later."""
-    has_wgmma: bool = field(init=False)
-    """Whether it has Hopper's warpgroup products."""
+    @cached_property
+    def has_dependent_launch(self) -> bool:
+        """Whether a kernel can start before the one ahead of it has ended (griddepcontrol): Hopper and later."""
+        return int(self.arch.removeprefix("sm_").rstrip("a")) >= 90
 
-    def __post_init__(self) -> None:
-        generation = int(self.arch.removeprefix("sm_").rstrip("a"))
-        object.__setattr__(self, "has_dependent_launch", generation >= 90)
-        object.__setattr__(self, "has_wgmma", self.arch == "sm_90a")
+    @cached_property
+    def has_wgmma(self) -> bool:
+        """Whether it has Hopper's warpgroup products."""
+        return self.arch == "sm_90a"
 
     def spread(self, shared_bytes: int, num_blocks: int) -> int:
         """Shared memory of a block with which no processor holds more than its share of ``num_blocks``: blocks that

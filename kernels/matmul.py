@@ -13,7 +13,7 @@ from kernels.array import Array, pointer_of
 from kernels.launch import Context
 from kernels.layers import Norm
 from kernels.loader import Variant
-from kernels.matmul_shapes import MAX_FEW, FewShape, are_few, can_norm, few_shape, ring_bytes, tile_shape
+from kernels.matmul_shapes import FewShape, are_few, can_norm, few_shape, ring_bytes, tile_shape
 from kernels.norm import norm_fields, norm_rows
 from kernels.packed import CHUNK, FORMAT_IDS, PackedMatrix, Projection
 from kernels.tensor_map import MAP_ALIGNMENT, tensor_map
@@ -94,7 +94,7 @@ def project(
     num_tokens = out.shape[0]
     if not num_tokens:
         return
-    few = num_tokens <= MAX_FEW and all(are_few(context.chip, part, num_tokens) for part in layers.parts)
+    few = are_few(context.chip, layers, num_tokens)
     if norm is not None and not (few and num_tokens == 1 and can_norm(context.chip, layers)):
         normed = context.scratch((num_tokens, x.shape[1]), np.float16)
         norm_rows(context, x, norm, rows=x_rows, out=normed)

@@ -24,8 +24,7 @@ _RESIDENTS = {16: 4, 32: 3, 64: 2}
 """Blocks on a processor, one for other sizes, as in matmul_tile.cuh: while one waits, others unpack weights."""
 
 SHAPES_APART = 64
-"""Shapes are chosen at the tiles that are smaller and at multiples of so many tokens: between two of them memory grows
-with the tokens, so that it can be planned at each."""
+"""Shapes are chosen at the tiles that are smaller and at multiples of so many tokens."""
 
 
 class FewShape(NamedTuple):
@@ -70,13 +69,24 @@ def can_norm(chip: Chip, layers: Projection) -> bool:
     )
 
 
-def are_few(chip: Chip, matrix: PackedMatrix, num_tokens: int) -> bool:
-    """Whether `multiply_few` is for so many tokens, at most `MAX_FEW`: of several, x must leave half of the shared
-    memory to weights."""
+def are_few(chip: Chip, layers: Projection, num_tokens: int) -> bool:
+    """Whether `multiply_few` is for so many tokens: of several, x must leave half of the shared memory to weights."""
+    return num_tokens <= MAX_FEW and all(_have_room(chip, part, num_tokens) for part in layers.parts)
+
+
+def _have_room(chip: Chip, matrix: PackedMatrix, num_tokens: int) -> bool:
     x_bytes = num_tokens * matrix.num_chunks * 128
     if num_tokens > 1 and x_bytes > chip.shared_bytes // 2:
         return False
     return few_shape(chip, matrix, num_tokens).shared_bytes <= chip.shared_bytes
+
+
+def tokens_of_shapes(most: int) -> set[int]:
+    """Below ``most``, the numbers of tokens at which shapes of products are chosen: between two of them memory grows
+    with the tokens, so that it can be planned at each."""
+    return {size for size in SUMMING_SIZES if size < min(SHAPES_APART, most)} | {
+        *range(SHAPES_APART, most, SHAPES_APART)
+    }
 
 
 # Microseconds, fitted to fourteen matrices of real models, 16 to 8,192 tokens, every shape, on an H200: within 7 % on
@@ -112,10 +122,6 @@ def tile_shape(chip: Chip, num_rows: int, num_chunks: int, num_segments: int, nu
     return min(shapes, key=lambda shape: estimate(*shape))
 
 
-def _residents(format_: Format, size: int) -> int:
-    return 3 if size == 16 and format_.block_elements == 256 else _RESIDENTS.get(size, 1)
-
-
 @lru_cache
 def ring_bytes(chip: Chip, format_: Format, size: int) -> int:
     """Shared memory of `matmul_tile_{size}`: as many stages as fit; see `Ring` of its two .cuh files."""
@@ -125,7 +131,7 @@ def ring_bytes(chip: Chip, format_: Format, size: int) -> int:
         group = 1 if size > SUMMING_SIZES[-1] or format_.block_elements == 1 else 2
         units = 2 if is_k or format_.name == "F32" else 4
         rest = 1024 + 256 + units * 2 * 4 * unit_bytes(format_)
-        residents = _residents(format_, size)
+        residents = 3 if is_k and size == 16 else _RESIDENTS.get(size, 1)
         while residents > 1 and rest + max(4, 3 * group) * x_bytes > _PROCESSOR_BYTES // residents:
             residents -= 1
         stages = min(MAX_STAGES, (_PROCESSOR_BYTES // residents - rest) // x_bytes) // group

@@ -6,7 +6,8 @@ the K formats' 6-bit scales take 8 bits, rows are padded to multiples of 64 and 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 
 from kernels.array import Array
 from kernels.formats import FORMATS, Format
@@ -40,11 +41,12 @@ def unit_bytes(format_: Format) -> int:
     return unit_chunks(format_) * chunk_bytes + _SUPER_BYTES.get(name, 0)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class PackedMatrix:
     """One matrix of ``num_rows`` outputs and ``width`` inputs, or as many as there are experts.
 
-    ``gated``: rows of a gate and of its up projection alternate in eights, and so do those of ``bias``.
+    ``gated``: rows of a gate and of its up projection alternate in eights, and so do those of ``bias``. Its properties
+    are kept, as every launch asks for them.
     """
 
     format: Format
@@ -56,29 +58,29 @@ class PackedMatrix:
     base: Array | None  # MXFP4: int32 [num_experts, num_rows], the largest exponent of each row
     bias: Array | None  # float32 [num_experts, num_rows]
 
-    # Of these; kept, as every launch asks for them.
-    num_chunks: int = field(init=False)
-    num_units: int = field(init=False)
-    num_tiles: int = field(init=False)
-    num_segments: int = field(init=False)
-    """Parts of k that are summed on their own, then in order: depends on the matrix and on nothing else, so that a
-    row's result is the same bits in every batch and on every chip."""
-    expert_bytes: int = field(init=False)
+    @cached_property
+    def num_chunks(self) -> int:
+        return -(-self.width // CHUNK)
 
-    def __post_init__(self) -> None:
-        num_chunks = -(-self.width // CHUNK)
-        num_units = -(-num_chunks // unit_chunks(self.format))
-        num_tiles = -(-self.num_rows // UNIT_ROWS)
-        tiles_at_once = num_tiles * (1 if self.num_experts == 1 else EXPERTS_AT_ONCE)
-        most = max(1, min(MAX_SEGMENTS, WARPS_WANTED // tiles_at_once, num_units, num_chunks // READY_CHUNKS))
-        for name, value in {
-            "num_chunks": num_chunks,
-            "num_units": num_units,
-            "num_tiles": num_tiles,
-            "num_segments": -(-num_units // -(-num_units // most)),  # no more than the longest of them asks for
-            "expert_bytes": packed_bytes(self.format, self.num_rows, self.width),
-        }.items():
-            object.__setattr__(self, name, value)
+    @cached_property
+    def num_units(self) -> int:
+        return -(-self.num_chunks // unit_chunks(self.format))
+
+    @cached_property
+    def num_tiles(self) -> int:
+        return -(-self.num_rows // UNIT_ROWS)
+
+    @cached_property
+    def num_segments(self) -> int:
+        """Parts of k that are summed on their own, then in order: depends on the matrix and on nothing else, so that a
+        row's result is the same bits in every batch and on every chip."""
+        tiles = self.num_tiles * (1 if self.num_experts == 1 else EXPERTS_AT_ONCE)
+        most = max(1, min(MAX_SEGMENTS, WARPS_WANTED // tiles, self.num_units, self.num_chunks // READY_CHUNKS))
+        return -(-self.num_units // -(-self.num_units // most))  # no more than the longest of them asks for
+
+    @cached_property
+    def expert_bytes(self) -> int:
+        return packed_bytes(self.format, self.num_rows, self.width)
 
 
 def few_ring_bytes(format_: Format) -> int:

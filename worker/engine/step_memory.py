@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from kernels.matmul_shapes import SHAPES_APART, SUMMING_SIZES
+from kernels.matmul_shapes import tokens_of_shapes
 from kernels.step import DecodeRows, DeviceArray, Draws, allocate_rows, dry_step, first, packed_bytes, view
 from worker.engine.admission import MAX_LOGPROBS
 from worker.engine.graphs import draw, make_buckets
@@ -103,8 +103,7 @@ def lay_out(model: Model, *, block_tokens: int, step_tokens: int, max_sequences:
     cache = model.allocate_cache(1, block_tokens)
     most = limits.max_sequences
     # Not only the largest: steps of fewer tokens are cut into more parts, whose partial sums need scratch memory too.
-    counts = {*make_buckets(most), *range(SHAPES_APART, step_tokens, SHAPES_APART), step_tokens}
-    counts |= {min(size, step_tokens) for size in SUMMING_SIZES}
+    counts = {*make_buckets(most), *tokens_of_shapes(step_tokens), step_tokens}
     for num_tokens, num_sequences in [*((count, min(count, most)) for count in sorted(counts)), (step_tokens, 1)]:
         logits = model.forward(dry_step(num_tokens, num_sequences, num_sequences, limits.max_blocks), cache)
         draws: Draws = memory.rows.draws.first(num_sequences)
