@@ -6,6 +6,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -269,15 +270,26 @@ class ServiceWithout(Service):
         return self._engine, Health(self._engine, open_device("cpu"), log, 60)
 
 
-def test_a_reader_that_does_not_read_stops_the_steps_and_loses_nothing(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("worker.service.OUTPUTS_EVERY_S", 0)
+@contextmanager
+def serving(engine: FloodingEngine) -> Iterator[socket.socket]:
+    """The Celery side's end of a pipe to a service of ``engine``."""
     ours, theirs = socket.socketpair()
     ours.settimeout(10)
-    engine = FloodingEngine()
-    service = ServiceWithout(Channel(theirs), engine)
-    thread = threading.Thread(target=service.run, args=(Settings,))
+    thread = threading.Thread(target=ServiceWithout(Channel(theirs), engine).run, args=(Settings,))
     thread.start()
     try:
+        yield ours
+    finally:
+        ours.close()
+        thread.join(10)
+        theirs.close()
+    assert not thread.is_alive()
+
+
+def test_a_reader_that_does_not_read_stops_the_steps_and_loses_nothing(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("worker.service.OUTPUTS_EVERY_S", 0)
+    engine = FloodingEngine()
+    with serving(engine) as ours:
         num_before = -1
         while num_before != engine.num_steps:
             num_before = engine.num_steps
@@ -289,11 +301,6 @@ def test_a_reader_that_does_not_read_stops_the_steps_and_loses_nothing(monkeypat
                 event = contract.decode_event(body)
                 received += len(event.outputs) if isinstance(event, Outputs) else 0
         assert engine.num_steps > num_before
-    finally:
-        ours.close()
-        thread.join(10)
-        theirs.close()
-    assert not thread.is_alive()
 
 
 class ShortEngine(FloodingEngine):
@@ -318,12 +325,9 @@ class ShortEngine(FloodingEngine):
 
 def test_what_steps_say_soon_after_another_is_joined(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("worker.service.OUTPUTS_EVERY_S", 60)
-    ours, theirs = socket.socketpair()
-    ours.settimeout(10)
-    thread = threading.Thread(target=ServiceWithout(Channel(theirs), ShortEngine()).run, args=(Settings,))
-    thread.start()
     splitter = contract.FrameSplitter()
-    try:
+    engine = ShortEngine()
+    with serving(engine) as ours:
         for _ in range(2):  # the second comes to an idle engine, and does not wait
             ours.sendall(contract.encode(Add("r", (1,), ENDLESS)))
             frames: list[tuple[int, ...]] = []
@@ -331,10 +335,6 @@ def test_what_steps_say_soon_after_another_is_joined(monkeypatch: pytest.MonkeyP
                 events = map(contract.decode_event, splitter.feed(ours.recv(1 << 16)))
                 frames += [event.outputs[0].ids for event in events if isinstance(event, Outputs)]
             assert frames == [(1,), (2, 3, 4, 5, 6, 7, 8, 9, 10)], "the first at once, the rest when there is no more"
-    finally:
-        ours.close()
-        thread.join(10)
-        theirs.close()
 
 
 class CountingEngine(FloodingEngine):
@@ -371,11 +371,8 @@ class CountingEngine(FloodingEngine):
 
 def test_last_words_are_told_at_once_and_do_not_take_the_rest_along(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("worker.service.OUTPUTS_EVERY_S", 60)
-    ours, theirs = socket.socketpair()
-    ours.settimeout(10)
-    thread = threading.Thread(target=ServiceWithout(Channel(theirs), CountingEngine()).run, args=(Settings,))
-    thread.start()
     splitter = contract.FrameSplitter()
+    engine = CountingEngine()
 
     def frames(number: int) -> list[list[tuple[str, tuple[int, ...]]]]:
         found: list[list[tuple[str, tuple[int, ...]]]] = []
@@ -385,23 +382,16 @@ def test_last_words_are_told_at_once_and_do_not_take_the_rest_along(monkeypatch:
             found += [[(output.request_id, output.ids) for output in each] for each in outputs]
         return found
 
-    try:
+    with serving(engine) as ours:
         ours.sendall(contract.encode(Add("long", (1,), ENDLESS)))
         assert frames(1) == [[("long", (1,))]]
         ours.sendall(contract.encode(Add("short", (1,), ENDLESS)))
         assert frames(1) == [[("short", (1, 2, 3, 4, 5))]]
-    finally:
-        ours.close()
-        thread.join(10)
-        theirs.close()
 
 
 def test_requests_that_follow_each_other_soon_start_together_and_a_lone_one_at_once(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("worker.service.ADMIT_EVERY_S", 0.5)
-    ours, theirs = socket.socketpair()
     engine = CountingEngine()
-    thread = threading.Thread(target=ServiceWithout(Channel(theirs), engine).run, args=(Settings,))
-    thread.start()
 
     def wait_for(*request_ids: str) -> None:
         end = time.monotonic() + 10
@@ -409,7 +399,7 @@ def test_requests_that_follow_each_other_soon_start_together_and_a_lone_one_at_o
             assert time.monotonic() < end, engine.started_at
             time.sleep(0.001)
 
-    try:
+    with serving(engine) as ours:
         ours.sendall(contract.encode(Add("long", (1,), ENDLESS)))
         wait_for("long")
         for request_id in ("a", "b", "c"):
@@ -423,10 +413,6 @@ def test_requests_that_follow_each_other_soon_start_together_and_a_lone_one_at_o
         ours.sendall(contract.encode(Add("lone", (1,), ENDLESS)))
         wait_for("lone")
         assert time.monotonic() - sent < 0.4
-    finally:
-        ours.close()
-        thread.join(10)
-        theirs.close()
 
 
 def test_a_kernel_that_fails_is_fatal_and_named():
