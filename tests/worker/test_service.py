@@ -353,6 +353,9 @@ class CountingEngine(FloodingEngine):
         self.counts[add.request_id] = 0
         self.started_at[add.request_id] = self.num_steps
 
+    def abort(self, abort: Abort) -> None:
+        del self.counts[abort.request_id]
+
     def step(self) -> list[TokenOutput]:
         time.sleep(0.001)
         self.num_steps += 1
@@ -413,6 +416,19 @@ def test_requests_that_follow_each_other_soon_start_together_and_a_lone_one_at_o
         ours.sendall(contract.encode(Add("lone", (1,), ENDLESS)))
         wait_for("lone")
         assert time.monotonic() - sent < 0.4
+
+
+def test_an_abort_does_not_wait_for_the_next_start(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("worker.service.ADMIT_EVERY_S", 60)
+    engine = CountingEngine()
+    with serving(engine) as ours:
+        ours.sendall(contract.encode(Add("long", (1,), ENDLESS)))
+        ours.recv(1 << 16)
+        ours.sendall(contract.encode(Abort("long")))
+        end = time.monotonic() + 10
+        while engine.counts:
+            assert time.monotonic() < end
+            time.sleep(0.001)
 
 
 def test_a_kernel_that_fails_is_fatal_and_named():
