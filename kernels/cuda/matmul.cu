@@ -2,7 +2,7 @@
 //   matmul_lone         one token: x lies in shared memory, a warp has a tile of 16 outputs or a segment of one
 //   matmul_lone_normed  the same, and the norm before it
 //   matmul_lone_routed  the same for each token's experts that a router has chosen
-//   matmul_few          up to 8 tokens
+//   matmul_few          two to four tokens
 //   matmul_reduce       adds the segments that several blocks of matmul_tile_N have left
 #include "matmul_lone.cuh"
 

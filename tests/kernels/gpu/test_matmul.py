@@ -17,7 +17,7 @@ from kernels.packed import Projection
 from kernels.weight_store import WeightStore
 from tests.kernels.gpu.weights import random_weight, values_of
 
-TOKENS = (1, 3, 8, 9, 16, 33, 64, 100, 128, 300, 1000)  # every kernel and tile, segments by one block and by several
+TOKENS = (1, 3, 4, 5, 16, 33, 64, 100, 128, 300, 1000)  # every kernel and tile, segments by one block and by several
 
 
 def load(device: Any, make: Any) -> Any:
@@ -89,7 +89,7 @@ def test_neighbours_of_other_formats_and_widths_lie_side_by_side(
     assert relative(download(out).astype(np.float64), expected) < 1.2e-3
 
 
-@pytest.mark.parametrize("num_tokens", [1, 8, 9, 70, 300])
+@pytest.mark.parametrize("num_tokens", [1, 4, 5, 70, 300])
 @pytest.mark.parametrize("kind", ["two", "fused", "mixed"])
 def test_swiglu_is_fused_where_formats_allow(
     device: Any, upload: Any, empty: Any, download: Any, num_tokens: int, kind: str
@@ -113,7 +113,7 @@ def test_swiglu_is_fused_where_formats_allow(
     assert relative(download(out).astype(np.float64), gate / (1 + np.exp(-gate)) * up) < 2e-3
 
 
-@pytest.mark.parametrize("num_tokens", [1, 8, 50])
+@pytest.mark.parametrize("num_tokens", [1, 4, 50])
 def test_gelu_layer_norm_residual_and_head(
     device: Any, upload: Any, empty: Any, download: Any, num_tokens: int
 ) -> None:

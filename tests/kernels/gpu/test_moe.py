@@ -44,7 +44,7 @@ def test_experts_are_chosen_and_summed_as_in_float64(
             expected[token] += share * (downs[expert] @ h + down.bias[expert])
 
     found = {}
-    for num_tokens in (1, 2, 8, 9, 64, 300, 1100):
+    for num_tokens in (1, 2, 4, 5, 64, 300, 1100):
         stream = upload(x[:num_tokens])
         norm_moe_residual(device.context, stream, norm, router, experts, ALPHA, LIMIT, out=stream)
         found[num_tokens] = download(stream)
