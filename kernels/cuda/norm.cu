@@ -17,7 +17,7 @@ DEVICE void store_normed(const Params& p, i64 row, int column, float4 n) {
     *(uint2*)(p.out + row * p.norm.width + column) = pack_quad(n);
 }
 
-KERNEL __launch_bounds__(256, 6) norm_rows(const __grid_constant__ Params p) {
+KERNEL __launch_bounds__(32 * NORM_PARTS, 6) norm_rows(const __grid_constant__ Params p) {
     wait_for_previous();
     __shared__ float shared[2 * NORM_PARTS];
     const i64 row = blockIdx.x, source = source_row(p, row);

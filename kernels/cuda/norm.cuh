@@ -1,5 +1,5 @@
 // RMS norm and layer norm of float32 rows. A row's sums are made in eight parts, which lie a warp apart, and the parts
-// are added in order: so any number of warps may share a row, and its bits are the same in every kernel.
+// are added in order: so a row's bits are the same in every kernel.
 #pragma once
 #include "common.cuh"
 
@@ -73,37 +73,31 @@ DEVICE void for_part(const float* row, int part, int width, Use use) {
     }
 }
 
-// All threads of a block: gives store(column, four values) the normed `row` [width]. `shared`: float [2][NORM_PARTS].
+// Puts the sum of this warp's part of a row beside those of others.
+DEVICE void put_part(float* parts, float sum) {
+    sum = warp_sum(sum);
+    if (threadIdx.x % 32 == 0 && threadIdx.x < NORM_PARTS * 32) parts[threadIdx.x / 32] = sum;
+    __syncthreads();
+}
+
+// A block of NORM_PARTS warps: gives store(column, four values) the normed `row` [width]. `shared`: float [2][NORM_PARTS].
 template <typename Store>
 DEVICE void normalise_row(const NormParams& p, const float* row, float* shared, Store store) {
-    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, num_warps = blockDim.x / 32;
-    float *sums = shared, *squares = shared + NORM_PARTS;
+    const int part = threadIdx.x / 32;
     float shift = 0.0f;
     if (p.bias) {
-#pragma unroll 1
-        for (int part = warp; part < NORM_PARTS; part += num_warps) {
-            float sum = 0.0f;
-            for_part(row, part, p.width, [&](int, float4 v) { sum += (v.x + v.y) + (v.z + v.w); });
-            sum = warp_sum(sum);
-            if (lane == 0) sums[part] = sum;
-        }
-        __syncthreads();
-        shift = minus_mean(p, sum_of_parts(sums));
-    }
-#pragma unroll 1
-    for (int part = warp; part < NORM_PARTS; part += num_warps) {
         float sum = 0.0f;
-        for_part(row, part, p.width, [&](int, float4 v) { sum = add_squares(sum, sum_of(v, shift)); });
-        sum = warp_sum(sum);
-        if (lane == 0) squares[part] = sum;
+        for_part(row, part, p.width, [&](int, float4 v) { sum += (v.x + v.y) + (v.z + v.w); });
+        put_part(shared + NORM_PARTS, sum);
+        shift = minus_mean(p, sum_of_parts(shared + NORM_PARTS));
     }
-    __syncthreads();
-    const float factor = norm_factor(p, sum_of_parts(squares));
-#pragma unroll 1
-    for (int part = warp; part < NORM_PARTS; part += num_warps)
-        for_part(row, part, p.width, [&](int column, float4 v) {
-            store(column, scale_quad(p, *(const float4*)(p.weight + column), column, sum_of(v, shift), factor));
-        });
+    float squares = 0.0f;
+    for_part(row, part, p.width, [&](int, float4 v) { squares = add_squares(squares, sum_of(v, shift)); });
+    put_part(shared, squares);
+    const float factor = norm_factor(p, sum_of_parts(shared));
+    for_part(row, part, p.width, [&](int column, float4 v) {
+        store(column, scale_quad(p, *(const float4*)(p.weight + column), column, sum_of(v, shift), factor));
+    });
 }
 
 // One row, by NORM_PARTS warps of a block or more: a lane keeps its columns in registers, of a row of up to ROW_QUADS *
@@ -122,11 +116,6 @@ class NormRow {
             if (quad * PART_STEP >= width) break;
             if (threadIdx.x < NORM_PARTS * 32 && column < width) use(quad, column);
         }
-    }
-    DEVICE static void put_part(float* parts, float sum) {
-        sum = warp_sum(sum);
-        if (threadIdx.x % 32 == 0 && threadIdx.x < NORM_PARTS * 32) parts[threadIdx.x / 32] = sum;
-        __syncthreads();
     }
 
    public:
