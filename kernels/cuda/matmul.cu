@@ -6,9 +6,9 @@
 //   matmul_reduce       adds the segments that several blocks of matmul_tile_N have left
 #include "matmul_lone.cuh"
 
-// The sums of a tile's segments, in order, `stride` floats apart.
-DEVICE float sum_of_segments(const Params& p, const float* from, int stride) {
-    constexpr int AT_ONCE = 8;
+// The sums of an output's segments, in order, `stride` floats apart, AT_ONCE of them fetched together.
+template <int AT_ONCE, typename Stride>
+DEVICE float sum_of_segments(const Params& p, const float* from, Stride stride) {
     float sum = from[0];
 #pragma unroll 1
     for (int segment = 1; segment < p.num_segments; segment += AT_ONCE) {
@@ -72,8 +72,8 @@ KERNEL __launch_bounds__(32 * MAX_FEW_WARPS) matmul_few(const __grid_constant__ 
 #pragma unroll 1
             for (int i = lane;;) {
                 const float* from = own + (i & rows_mask) * columns + (i >> rows_log2);
-                const float sum = sum_of_segments(p, from, 16 * columns);
-                const float up_sum = is_gated(p.epilogue) ? sum_of_segments(p, from + 8 * columns, 16 * columns) : 0.0f;
+                const float sum = sum_of_segments<8>(p, from, 16 * columns);
+                const float up_sum = is_gated(p.epilogue) ? sum_of_segments<8>(p, from + 8 * columns, 16 * columns) : 0.0f;
                 output.finish(p, sum, up_sum);
                 if ((i += 32) >= num_outputs) break;
                 output = output_at(i);
@@ -97,7 +97,7 @@ KERNEL __launch_bounds__(32 * MAX_FEW_WARPS) matmul_lone_normed(const __grid_con
 // Grid: blocks, ranks, tokens.
 KERNEL __launch_bounds__(32 * MAX_FEW_WARPS) matmul_lone_routed(const __grid_constant__ Params p) { matmul_lone<LONE_ROUTED>(p); }
 
-KERNEL __launch_bounds__(256) matmul_reduce(const __grid_constant__ Params p) {
+KERNEL __launch_bounds__(256, 8) matmul_reduce(const __grid_constant__ Params p) {
     wait_for_previous();
     const int outputs = is_gated(p.epilogue) ? p.num_rows / 2 : p.num_rows;
     const i64 i = (i64)blockIdx.x * 256 + threadIdx.x;
@@ -106,12 +106,8 @@ KERNEL __launch_bounds__(256) matmul_reduce(const __grid_constant__ Params p) {
     const int row = is_gated(p.epilogue) ? output / 8 * 16 + output % 8 : output;
     const i64 stride = (i64)p.num_tokens * p.num_rows;
     const float* from = p.partials + (i64)token * p.num_rows + row;
-    float sum = from[0], up = is_gated(p.epilogue) ? from[8] : 0.0f;
-    for (int segment = 1; segment < p.num_segments; segment++) {
-        sum += from[segment * stride];
-        if (is_gated(p.epilogue)) up += from[segment * stride + 8];
-    }
     Output out(p, 0, token, row);
     out.load_residual(p);
-    out.finish(p, sum, up);
+    const float sum = sum_of_segments<4>(p, from, stride);
+    out.finish(p, sum, is_gated(p.epilogue) ? sum_of_segments<4>(p, from + 8, stride) : 0.0f);
 }
