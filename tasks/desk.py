@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -93,7 +92,7 @@ class Desk:
         self._failed_starts = 0
         self._stopping = threading.Event()
         self._mail: SimpleQueue[Mail] = SimpleQueue()
-        self._set_aside: deque[Mail] = deque()
+        self._set_aside: Mail | None = None  # what ended a rest
         self._gathering = contract.Gathering()
         self._started: list[Job] = []
         self._thread = threading.Thread(target=self._run, name="desk", daemon=True)
@@ -154,10 +153,11 @@ class Desk:
 
     def _collect(self) -> Iterable[Mail]:
         try:
-            if not (self._set_aside or self._started or self._gathering):
+            if self._set_aside is not None:
+                mail, self._set_aside = self._set_aside, None
+                yield mail
+            elif not (self._started or self._gathering):
                 yield self._mail.get(timeout=TICK_S)
-            while self._set_aside:
-                yield self._set_aside.popleft()
             for _ in range(MAX_MAIL):
                 yield self._mail.get_nowait()
         except Empty:
@@ -170,7 +170,7 @@ class Desk:
         """
         end = time.monotonic() + rest_s
         write_at = end
-        while not self._set_aside and (now := time.monotonic()) < end:
+        while self._set_aside is None and (now := time.monotonic()) < end:
             if now >= write_at:
                 self._write(self._take(self._gathering.take_due()))
                 write_at = end
@@ -183,7 +183,7 @@ class Desk:
                         if self._gathering.is_due:
                             write_at = min(write_at, now + DUE_WAIT_S)
                     case _:
-                        self._set_aside.append(mail)
+                        self._set_aside = mail
 
     def _handle(self, mail: Mail) -> list[Job]:
         """Act on one mail other than outputs; returns the jobs that may have new events."""
