@@ -1,7 +1,8 @@
-"""Runs steps on a CUDA device, one ahead of what the host knows."""
+"""Runs steps on a CUDA device, ahead of what the host knows."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from collections.abc import Sequence as Series
 from contextlib import contextmanager
@@ -26,6 +27,11 @@ from worker.model.adapters import Model
 
 __all__ = ["DeviceRunner", "Limits", "lay_out"]
 
+LONG_WAIT_S = 0.003
+"""Where the host waits so long for a step, a second one behind it is work enough for the device, and requests that come
+now start sooner. Else there is a third: a step that starts requests takes the host longer than a short one the device.
+"""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Launched:
@@ -45,8 +51,6 @@ class DeviceRunner:
     ``rows.drawn``, where the next step finds them.
     """
 
-    depth = 2
-
     def __init__(
         self, model: Model, limits: Limits, *, num_blocks: int, timeout_s: float, capture: bool = True
     ) -> None:
@@ -65,10 +69,15 @@ class DeviceRunner:
         self._downloads = DownloadRing(device, limits.max_sequences * 4)
         self._cache = model.allocate_cache(num_blocks, limits.block_tokens)
         self._assignment = RowAssignment(limits.max_sequences, limits.max_blocks)
+        self._waited_s = 0.0  # for the last step that was collected
         with _named_errors():
             self._count_rows()
             empty_rows(device, self._rows, self._uploads, limits.block_tokens)
             self._graphs = DecodeGraphs(model, self._cache, self._rows, limits.block_tokens, capture=capture)
+
+    @property
+    def depth(self) -> int:
+        return 2 if self._waited_s > LONG_WAIT_S else 3
 
     def launch(self, chunks: list[Chunk]) -> Launched:
         with _named_errors():
@@ -81,7 +90,9 @@ class DeviceRunner:
 
     def collect(self, ticket: Launched) -> Series[Result]:
         with _named_errors():
+            start = time.monotonic()
             ids = ticket.ids.read(self._timeout_s).view(np.int32).tolist()
+            self._waited_s = time.monotonic() - start
             if ticket.reports is None:
                 return [None if row is None else _result(ids[row]) for row in ticket.rows]
             logprobs = read_reports(ticket.reports, ticket.drawing, self._timeout_s)

@@ -134,7 +134,7 @@ class Engine:
         """
         outputs, self._answers = self._answers, []
         while len(self._in_flight) < self._runner.depth:
-            chunks = self._scheduler.plan(ahead=bool(self._in_flight))
+            chunks = self._scheduler.plan(ahead=len(self._in_flight))
             if not chunks or not self._launch(chunks, outputs):
                 break
         if self._in_flight:

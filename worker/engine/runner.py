@@ -37,7 +37,7 @@ class Runner(Protocol):
 
     @property
     def depth(self) -> int:
-        """Steps that may be in flight: with 2, the next one is launched before the last one's draws are known."""
+        """Steps that may be in flight now: with 2, the next one is launched before the last one's draws are known."""
 
     def launch(self, chunks: list[Chunk]) -> Ticket:
         """Start a step. Steps run in the order of their launch; ``chunks`` have not been counted as launched yet."""

@@ -12,10 +12,10 @@ way, and every request fits the pool on its own: so each step brings somebody cl
 
 The scheduler runs ahead of the draws: a step may be planned while another one runs whose tokens are still unknown,
 because what it needs to know of a token is that there will be one. Where it needs more, it waits: a sequence whose next
-draw depends on the ids before it, or that ends or must start anew with the token being drawn, is left out; and a plan
-that would preempt is put off until nothing is in flight. Blocks of a sequence that leaves are free at once, although a
-step in flight may still write to them: steps run in the order of their launch, so whoever gets the blocks next writes
-later and reads only what it wrote.
+draw depends on the ids before it, or that ends or must start anew with the token being drawn, is left out; a plan that
+would leave out the former a second time is put off until fewer steps are in flight, and one that would preempt until
+none is. Blocks of a sequence that leaves are free at once, although a step in flight may still write to them: steps run
+in the order of their launch, so whoever gets the blocks next writes later and reads only what it wrote.
 
 Choices of one request: the first computes the prompt while the others wait; they then find its full blocks in the
 prefix cache, as any request with an equal prefix does.
@@ -94,16 +94,18 @@ class Scheduler:
         sequence.hash_root = hash_root
         sequence.block_hashes = []
 
-    def plan(self, *, ahead: bool = False) -> list[Chunk]:
+    def plan(self, *, ahead: int = 0) -> list[Chunk]:
         """Choose the next step's work; preempts and admits. Empty only when there is nothing to do.
 
-        ``ahead``: steps are in flight. Then it may be empty too because their draws must be known first.
+        ``ahead``: so many steps are in flight. Then it may be empty too because their draws must be known first.
         """
         chunks: list[Chunk] = []
         prefills: list[Sequence] = []
         budget = self.step_tokens
         for sequence in tuple(self.running):
             if sequence.num_unread and self._awaits_draw(sequence):
+                if ahead > 1 and not sequence.draws_freely:
+                    return []
                 continue
             if sequence.num_pending > 1:
                 prefills.append(sequence)
@@ -166,7 +168,7 @@ class Scheduler:
     def _wait(self, sequence: Sequence) -> None:
         insort(self.waiting, sequence, key=lambda sequence: sequence.rank)
 
-    def _grow(self, sequence: Sequence, ahead: bool) -> bool:
+    def _grow(self, sequence: Sequence, ahead: int) -> bool:
         """Get a running sequence its next block; False when it had to give way itself, or, ``ahead``, another one."""
         while sequence.is_running:
             if self.pool.num_free:

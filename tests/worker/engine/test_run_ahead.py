@@ -1,5 +1,6 @@
-"""The engine one step ahead of what it knows: the same tokens, each once, as when it waits for every one."""
+"""The engine ahead of what it knows: the same tokens, each once, as when it waits for every one."""
 
+import math
 from collections import defaultdict
 
 import numpy as np
@@ -13,6 +14,14 @@ from tests.worker.engine.test_engine import SAMPLINGS, RandomTraffic, engine, fi
 from worker.contract import Abort, Add, Choice, Sampling, TokenOutput
 from worker.engine.engine import Engine
 from worker.errors import CudaError
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_wait_is_long():
+    """So that steps run as far ahead as ever they do, however long this machine takes for them."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr("worker.engine.device_runner.LONG_WAIT_S", math.inf)
+        yield
 
 
 def late_engine(**options: object) -> Engine:
@@ -49,12 +58,15 @@ def test_ids_are_those_of_the_engine_that_waits(expected, options):
         assert machine.stats(memory_bytes=0).preemptions > 0
 
 
-def test_the_next_step_is_launched_before_the_last_one_is_known():
+@pytest.mark.parametrize(("long_wait_s", "num_ahead"), [(math.inf, 2), (0, 1)])
+def test_the_next_steps_are_launched_before_the_last_one_is_known(monkeypatch, long_wait_s, num_ahead):
+    monkeypatch.setattr("worker.engine.device_runner.LONG_WAIT_S", long_wait_s)
     machine = late_engine()
     machine.add(Add("r", (1, 2), Sampling(max_tokens=9, temperature=0.0)))
-    for _ in range(8):
+    machine.step()
+    for num_left in range(7, 0, -1):
         machine.step()
-        assert len(machine._in_flight) == 1
+        assert len(machine._in_flight) == min(num_ahead, num_left)
     machine.step()
     assert not machine.has_work, "a step was launched past the last token"
 
@@ -171,7 +183,7 @@ def test_a_thousand_random_requests_end_once_each_and_leak_no_block():
     generator = np.random.default_rng(3)
     machine = engine(
         LateModel(ContextModel(Config(vocab_size=64, context_length=64))),
-        cache_tokens=300,
+        cache_tokens=160,
         step_tokens=40,
         max_sequences=12,
     )
