@@ -38,12 +38,18 @@ class Sequence:
     """Blocks, from the first on, that the prefix cache was told of."""
     num_unread: int = 0
     """Tokens at the end that launched steps draw and whose ids are not in ``token_ids`` yet."""
+    num_tokens: int = field(init=False)
+    """All of them, known or not."""
     finish_reason: FinishReason | None = None
 
+    most_tokens: int = field(init=False)
+    """With so many it ends."""
     ahead_from: float = field(init=False)
     """Number of tokens from which on the host need not know a token to have the next one drawn; inf: never."""
 
     def __post_init__(self) -> None:
+        self.num_tokens = len(self.token_ids)
+        self.most_tokens = self.num_prompt + self.max_output
         options = self.sampling
         self.ahead_from = 0
         if options.stop_token_ids and options.min_tokens:
@@ -67,17 +73,13 @@ class Sequence:
         return self.num_tokens >= self.ahead_from
 
     @property
-    def num_tokens(self) -> int:
-        return len(self.token_ids) + self.num_unread
-
-    @property
     def num_output(self) -> int:
-        return len(self.token_ids) + self.num_unread - self.num_prompt
+        return self.num_tokens - self.num_prompt
 
     @property
     def num_pending(self) -> int:
         """Tokens to compute before the next one can be drawn; 1 is decoding, more is prefill."""
-        return len(self.token_ids) + self.num_unread - self.num_computed
+        return self.num_tokens - self.num_computed
 
     @property
     def is_running(self) -> bool:
@@ -96,13 +98,16 @@ class Sequence:
         if draws:
             assert self.num_pending == 0, "a token drawn before all others were computed"
             self.num_unread += 1
+            self.num_tokens += 1
 
     def append(self, token_id: int) -> None:
         """Take the first of the tokens that were drawn."""
         assert self.num_unread, "a token that nobody drew"
         self.num_unread -= 1
-        self.token_ids.append(token_id)
-        self.update_finish_reason()
+        token_ids = self.token_ids
+        token_ids.append(token_id)
+        if len(token_ids) >= self.most_tokens or token_id in self.sampling.stop_token_ids:
+            self.update_finish_reason()
 
     def update_finish_reason(self) -> None:
         """End the sequence if its output says so: the last id is a stop id, or there are as many as were wanted."""
@@ -111,13 +116,14 @@ class Sequence:
             return
         if self.token_ids[-1] in self.sampling.stop_token_ids and num_output > self.sampling.min_tokens:
             self.finish_reason = "stop"
-        elif num_output >= self.max_output:
+        elif len(self.token_ids) >= self.most_tokens:
             self.finish_reason = "length"
 
     def check_invariants(self) -> None:
         """Computed tokens lie within the sequence and within its blocks."""
+        assert self.num_tokens == len(self.token_ids) + self.num_unread
         assert 0 < self.num_prompt <= self.num_tokens
         assert 0 <= self.num_computed <= self.num_tokens
-        assert self.num_output <= self.max_output or not self.num_unread, "drawn past the end"
+        assert self.num_tokens <= self.most_tokens or not self.num_unread, "drawn past the end"
         assert self.num_published <= len(self.block_ids)
         assert len(set(self.block_ids)) == len(self.block_ids), "a block twice in one table"
