@@ -10,7 +10,7 @@ from kernels.formats import Format
 from kernels.norm import NORM_PARTS
 from kernels.packed import UNIT_ROWS, PackedMatrix, Projection, few_ring_bytes, staged_bytes, unit_bytes
 
-MAX_FEW = 4  # tokens up to which x is kept in shared memory whole: from there on tiles take less time
+MAX_FEW = 4  # tokens up to which x is kept in shared memory whole: more take less time in tiles
 MAX_FEW_WARPS = 20  # of a block of matmul_few or _lone*, as in matmul.cuh
 MAX_NORMED_WIDTH = 4096  # of a row that every block of matmul_lone_normed norms for itself, as in norm.cuh
 MAX_STAGES = 8  # of x in shared memory, as in matmul_tile.cu

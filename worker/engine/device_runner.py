@@ -19,7 +19,7 @@ from worker.engine.row_assignment import RowAssignment
 from worker.engine.runner import Draw, Result, non_finite
 from worker.engine.scheduler import Chunk
 from worker.engine.sequence import Sequence
-from worker.engine.staging import Download, DownloadRing, UploadRing
+from worker.engine.staging import NUM_SLOTS, Download, DownloadRing, UploadRing
 from worker.engine.step_arrays import build_draws, build_step
 from worker.engine.step_memory import Limits, StepMemory, lay_out
 from worker.errors import CudaError
@@ -77,7 +77,7 @@ class DeviceRunner:
 
     @property
     def depth(self) -> int:
-        return 2 if self._waited_s > LONG_WAIT_S else 3
+        return 2 if self._waited_s > LONG_WAIT_S else NUM_SLOTS
 
     def launch(self, chunks: list[Chunk]) -> Launched:
         with _named_errors():

@@ -102,17 +102,15 @@ class Scheduler:
         chunks: list[Chunk] = []
         prefills: list[Sequence] = []
         budget = self.step_tokens
-        block_tokens = self.block_tokens
         for sequence in tuple(self.running):
             if sequence.num_unread and self._awaits_draw(sequence):
                 if ahead > 1 and not sequence.draws_freely:
                     return []
                 continue
-            num_computed = sequence.num_computed
-            if sequence.num_tokens - num_computed > 1:
+            if sequence.num_pending > 1:
                 prefills.append(sequence)
                 continue
-            if len(sequence.block_ids) * block_tokens <= num_computed and not self._grow(sequence, ahead):
+            if len(sequence.block_ids) * self.block_tokens <= sequence.num_computed and not self._grow(sequence, ahead):
                 if ahead:
                     return []
                 continue  # it had to give way itself

@@ -39,7 +39,7 @@ class Sequence:
     num_unread: int = 0
     """Tokens at the end that launched steps draw and whose ids are not in ``token_ids`` yet."""
     num_tokens: int = field(init=False)
-    """All of them, known or not."""
+    """All of them, known or not; kept, as every plan looks at it."""
     finish_reason: FinishReason | None = None
 
     most_tokens: int = field(init=False)
@@ -104,10 +104,8 @@ class Sequence:
         """Take the first of the tokens that were drawn."""
         assert self.num_unread, "a token that nobody drew"
         self.num_unread -= 1
-        token_ids = self.token_ids
-        token_ids.append(token_id)
-        if len(token_ids) >= self.most_tokens or token_id in self.sampling.stop_token_ids:
-            self.update_finish_reason()
+        self.token_ids.append(token_id)
+        self.update_finish_reason()
 
     def update_finish_reason(self) -> None:
         """End the sequence if its output says so: the last id is a stop id, or there are as many as were wanted."""

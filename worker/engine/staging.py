@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from kernels.step import DeviceArray, first
 
-NUM_SLOTS = 3  # one is being written, while the copies of two launched steps may still have to read theirs
+NUM_SLOTS = 3  # as many as steps may be in flight: each has one, be it that it is still to be copied or to be read
 
 
 class UploadRing:
