@@ -1,9 +1,10 @@
-"""What tests of several packages share: a real Redis, never the one of ``ORCD_REDIS_URL``."""
+"""What tests of several packages share, first of all a real Redis, never the one of ``ORCD_REDIS_URL``."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 
 import pytest
 import redis
@@ -34,6 +35,14 @@ def redis_server() -> Iterator[RedisServer]:
     """A server of the test's own, which it may kill and start again without losing data."""
     with RedisServer(appendonly=True) as server:
         yield server
+
+
+def wait_until(condition: Callable[[], object]) -> None:
+    """Wait until the condition holds, at most ten seconds."""
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.005)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -151,11 +150,3 @@ def kinds(events: list[Event]) -> list[type]:
     """The events' types, a run of the same one counted once."""
     types = [type(event) for event in events]
     return [kind for before, kind in zip([None, *types], types, strict=False) if kind is not before]
-
-
-def wait_until(condition: Callable[[], object]) -> None:
-    """Wait until the condition holds, at most ten seconds."""
-    deadline = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.005)

@@ -13,7 +13,8 @@ from tasks import reader, schema
 from tasks.client import Client
 from tasks.job import JobStore
 from tasks.token_log import End, Queued, Started, Token
-from tests.tasks.conftest import MakeStore, Writer, claimed, ended_job, indices, kinds, wait_until
+from tests.conftest import wait_until
+from tests.tasks.conftest import MakeStore, Writer, claimed, ended_job, indices, kinds
 from worker.errors import InvalidRequest, Poisoned
 
 # -- events ----------------------------------------------------------------------------------------------------------

@@ -13,7 +13,8 @@ from tasks.client import Client, RedisUnavailable
 from tasks.job import JobStore
 from tasks.redis_server import RedisServer
 from tasks.token_log import Error, Token
-from tests.tasks.conftest import MakeStore, claimed, ended_job, indices, wait_until
+from tests.conftest import wait_until
+from tests.tasks.conftest import MakeStore, claimed, ended_job, indices
 from worker.errors import InvalidRequest, OrcdError
 
 

@@ -14,6 +14,7 @@ import pytest
 
 from kernels.device import open_device
 from kernels.errors import CudaFailure
+from tests.conftest import wait_until
 from tests.worker.tiny_model import CONTEXT_LENGTH, VOCAB_SIZE, write_tiny_model
 from worker import contract, service
 from worker.channel import MAX_UNSENT_BYTES, Channel
@@ -258,6 +259,9 @@ class FloodingEngine:
     def stats(self, *, memory_bytes: int) -> Stats:
         return Stats(1, 0, 1, 1, self.num_steps, 1, 1, 0, 0, memory_bytes)
 
+    def check_invariants(self) -> None:
+        """Nothing can be wrong."""
+
 
 class ServiceWithout(Service):
     """A service whose model is already there: the engine that the test gives."""
@@ -319,9 +323,6 @@ class ShortEngine(FloodingEngine):
         self.num_left -= 1
         return [TokenOutput("r", 0, (10 - self.num_left,))]
 
-    def check_invariants(self) -> None:
-        """Nothing can be wrong."""
-
 
 def test_what_steps_say_soon_after_another_is_joined(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("worker.service.OUTPUTS_EVERY_S", 60)
@@ -368,9 +369,6 @@ class CountingEngine(FloodingEngine):
                 del self.counts[request_id]
         return outputs
 
-    def check_invariants(self) -> None:
-        """Nothing can be wrong."""
-
 
 def test_last_words_are_told_at_once_and_do_not_take_the_rest_along(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("worker.service.OUTPUTS_EVERY_S", 60)
@@ -397,10 +395,7 @@ def test_requests_that_follow_each_other_soon_start_together_and_a_lone_one_at_o
     engine = CountingEngine()
 
     def wait_for(*request_ids: str) -> None:
-        end = time.monotonic() + 10
-        while not engine.started_at.keys() >= set(request_ids):
-            assert time.monotonic() < end, engine.started_at
-            time.sleep(0.001)
+        wait_until(lambda: engine.started_at.keys() >= set(request_ids))
 
     with serving(engine) as ours:
         ours.sendall(contract.encode(Add("long", (1,), ENDLESS)))
@@ -425,10 +420,7 @@ def test_an_abort_does_not_wait_for_the_next_start(monkeypatch: pytest.MonkeyPat
         ours.sendall(contract.encode(Add("long", (1,), ENDLESS)))
         ours.recv(1 << 16)
         ours.sendall(contract.encode(Abort("long")))
-        end = time.monotonic() + 10
-        while engine.counts:
-            assert time.monotonic() < end
-            time.sleep(0.001)
+        wait_until(lambda: not engine.counts)
 
 
 def test_a_kernel_that_fails_is_fatal_and_named():
