@@ -11,10 +11,11 @@ ENV PYTHONUNBUFFERED=1 \
 
 WORKDIR /src
 COPY pyproject.toml README.md LICENSE ./
-COPY kernels kernels
-COPY worker worker
+COPY orcd orcd
 COPY tasks tasks
-RUN pip install ".${CUDA:+[$CUDA]}" && rm -rf /src/*
+COPY worker worker
+COPY kernels kernels
+RUN pip install ".[${CUDA:-worker},flower]" && rm -rf /src/*
 
 RUN useradd --create-home --uid 10001 orcd
 USER orcd

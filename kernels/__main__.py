@@ -11,8 +11,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from kernels.errors import CompileFailed
-from kernels.loader import Compiler, Variant
-from kernels.operations import variants
+from kernels.ops.registry import variants
+from kernels.runtime.compiler import Compiler, Variant
 
 ARCHITECTURES = ("sm_80", "sm_86", "sm_89", "sm_90a", "sm_120")
 SERIALISED = re.compile(r".*(?:\bC751[0-2]\b|\bwgmma\b.*\bserialized\b).*")
@@ -51,11 +51,11 @@ def usages(log: str) -> Iterator[Usage]:
 def compile_all(architectures: Sequence[str], chosen: Sequence[Variant]) -> bool:
     """Compile and print one row a kernel; whether all is well."""
     good = True
-    print(f"{'arch':7} {'file':14} {'defines':44} {'kernel':36} {'registers':>9} {'shared':>7} {'spills':>7}")
-    jobs = [(Compiler(arch), stem, defines) for arch in architectures for stem, defines in chosen]
+    print(f"{'arch':7} {'file':26} {'defines':44} {'kernel':36} {'registers':>9} {'shared':>7} {'spills':>7}")
+    jobs = [(Compiler(arch), source, defines) for arch in architectures for source, defines in chosen]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         pending = [(job, pool.submit(job[0].cubin, *job[1:])) for job in jobs]
-        for (compiler, stem, defines), cubin in pending:
+        for (compiler, source, defines), cubin in pending:
             shown = " ".join(f"{name}={value}" for name, value in sorted(defines.items()))
             try:
                 log = cubin.result().log
@@ -65,18 +65,19 @@ def compile_all(architectures: Sequence[str], chosen: Sequence[Variant]) -> bool
                 continue
             for usage in usages(log):
                 numbers = f"{usage.registers:9} {usage.shared_bytes:7} {usage.spill_bytes:7}"
-                print(f"{compiler.arch:7} {stem:14} {shown:44} {usage.kernel:36} {numbers}", flush=True)
+                print(f"{compiler.arch:7} {source:26} {shown:44} {usage.kernel:36} {numbers}", flush=True)
             for note in SERIALISED.findall(log):
-                print(f"{compiler.arch} {stem}.cu ({shown}): {note}", file=sys.stderr)
+                print(f"{compiler.arch} {source}.cu ({shown}): {note}", file=sys.stderr)
                 good = False
     return good
 
 
 def main() -> int:
+    """Run the command line; the exit status."""
     parser = argparse.ArgumentParser(prog="python -m kernels")
     compile_ = parser.add_subparsers(required=True).add_parser("compile", help="compile every kernel, print its costs")
     compile_.add_argument("--arch", nargs="+", default=ARCHITECTURES, metavar="sm_XY")
-    compile_.add_argument("--file", help="only this file of kernels/cuda, without its .cu", metavar="STEM")
+    compile_.add_argument("--file", help="only this file of kernels/cuda, such as norm/norm", metavar="STEM")
     arguments = parser.parse_args()
     chosen = [variant for variant in variants() if arguments.file in (None, variant[0])]
     return 0 if compile_all(arguments.arch, chosen) else 1

@@ -1,6 +1,14 @@
-"""What can go wrong on a CUDA device in use; `kernels.device.DeviceUnavailable` is for one that cannot be used."""
+"""What can go wrong with a device: `DeviceUnavailable` when it is opened, the others on a CUDA device in use."""
 
 from __future__ import annotations
+
+# For the end of what `DeviceUnavailable` says.
+INSTALL_CUDA = "install it with pip install 'orcd[cuda13]' (or cuda12)"
+USE_CPU = "or run on the CPU with --device cpu (or ORCD_DEVICE=cpu)"
+
+
+class DeviceUnavailable(Exception):
+    """The device that was asked for cannot be used here; the message says what to do."""
 
 
 class CudaFailure(Exception):

@@ -5,11 +5,18 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 import redis
 
-from tasks.redis_server import RedisServer
+import tasks.demo
+from orcd.client import Client
+from orcd.store.job_store import JobStore
+from tasks.local.redis_server import RedisServer
+from tests.orcd.job_writer import MakeStore
+
+DEMO_MODEL = Path(tasks.demo.__file__).parent / "haiku-q4_k_m.gguf"
 
 # Before NumPy is imported: its threads spin, and beside the processes that tests start they made tests 10 times slower.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
@@ -37,6 +44,34 @@ def redis_server() -> Iterator[RedisServer]:
         yield server
 
 
+@pytest.fixture
+def connection(redis_url: str) -> Iterator[redis.Redis]:
+    with redis.Redis.from_url(redis_url) as connection:
+        yield connection
+
+
+@pytest.fixture
+def make_store(connection: redis.Redis) -> MakeStore:
+    """JobStores of several workers on the empty Redis."""
+
+    def make(owner: str = "worker-1", *, lease_ms: int = 60_000, ttl_s: int = 600) -> JobStore:
+        return JobStore(connection, owner=owner, model="demo", lease_ms=lease_ms, ttl_s=ttl_s)
+
+    return make
+
+
+@pytest.fixture
+def client(redis_url: str) -> Iterator[Client]:
+    with Client(redis_url) as client:
+        yield client
+
+
+@pytest.fixture(scope="session")
+def demo_model() -> Path:
+    """The model that ships with the project."""
+    return DEMO_MODEL
+
+
 def wait_until(condition: Callable[[], object]) -> None:
     """Wait until the condition holds, at most ten seconds."""
     deadline = time.monotonic() + 10
@@ -46,12 +81,10 @@ def wait_until(condition: Callable[[], object]) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What lies in a folder named gpu is marked so, and skipped where there is none."""
-    for_gpu = [item for item in items if item.path.parent.name == "gpu"]
-    reason = _why_no_gpu() if for_gpu else ""
-    for item in for_gpu:
-        item.add_marker(pytest.mark.gpu)
-        if reason:
+    """Skip tests for a GPU where there is none."""
+    for_gpu = [item for item in items if item.get_closest_marker("gpu")]
+    if for_gpu and (reason := _why_no_gpu()):
+        for item in for_gpu:
             item.add_marker(pytest.mark.skip(reason=reason))
 
 

@@ -110,5 +110,5 @@ def test_the_image_runs_as_an_ordinary_user_and_copies_only_what_exists() -> Non
     assert users == ["orcd"]
     assert any(line.startswith("HEALTHCHECK ") for line in lines)
     copied = [name for line in lines if line.startswith("COPY ") for name in line.split()[1:-1]]
-    assert {"kernels", "worker", "tasks", "pyproject.toml", "README.md", "LICENSE"} == set(copied)
+    assert {"orcd", "tasks", "worker", "kernels", "pyproject.toml", "README.md", "LICENSE"} == set(copied)
     assert all((ROOT / name).exists() for name in copied)

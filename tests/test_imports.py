@@ -1,9 +1,10 @@
-"""The import rules of the three packages."""
+"""The import rules of the four packages, and how large their rooms may be."""
 
 from __future__ import annotations
 
 import ast
 import contextlib
+import graphlib
 import io
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,14 +12,36 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-TASKS_MAY_TAKE = (
-    "worker.contract",
-    "worker.settings",
-    "worker.errors",
-    "worker.log",
-    "worker.text",
-    "worker.model.gguf",
-)
+PACKAGES = ("orcd", "tasks", "worker", "kernels")
+TASKS_MAY_TAKE = ("worker.contract", "worker.settings", "worker.log", "worker.text", "worker.model.gguf")
+WORKER_MAY_TAKE = ("orcd.errors", "orcd.settings", "orcd.sampling", "orcd.jsonl")
+MOST_LINES = 300
+MOST_FILES = 12
+
+
+def sources(package: str) -> list[Path]:
+    return sorted((ROOT / package).rglob("*.py"))
+
+
+def module_name(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+def imports(path: Path) -> Iterator[str]:
+    """Every module named in an import statement of a file, wherever it stands but for what only type checkers read."""
+    pending: list[ast.AST] = [ast.parse(path.read_text())]
+    while pending:
+        node = pending.pop()
+        match node:
+            case ast.If(test=ast.Name(id="TYPE_CHECKING")):
+                continue
+            case ast.Import():
+                yield from (alias.name for alias in node.names)
+            case ast.ImportFrom():
+                assert node.level == 0, f"{path}: relative import"
+                yield node.module or ""
+                yield from (f"{node.module}.{alias.name}" for alias in node.names)
+        pending += ast.iter_child_nodes(node)
 
 
 def test_the_contracts_of_pyproject_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -30,26 +53,44 @@ def test_the_contracts_of_pyproject_are_kept(monkeypatch: pytest.MonkeyPatch) ->
     assert status == 0, report.getvalue()
 
 
-def imports(path: Path) -> Iterator[str]:
-    """Every module named in an import statement of a file, wherever in the file it stands."""
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path}: relative import"
-            yield node.module or ""
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
-
-
-def test_tasks_takes_from_worker_only_what_the_design_names() -> None:
-    parents = {parent for module in TASKS_MAY_TAKE for parent in (module.split(".")[0], module.rpartition(".")[0])}
-    for path in (ROOT / "tasks").rglob("*.py"):
+@pytest.mark.parametrize(
+    ("importer", "imported", "allowed"), [("tasks", "worker", TASKS_MAY_TAKE), ("worker", "orcd", WORKER_MAY_TAKE)]
+)
+def test_a_package_takes_of_another_only_what_the_design_names(
+    importer: str, imported: str, allowed: tuple[str, ...]
+) -> None:
+    parents = {parent for module in allowed for parent in (module.split(".")[0], module.rpartition(".")[0])}
+    for path in sources(importer):
         for module in imports(path):
-            if module.split(".")[0] == "worker" and module not in parents:
-                assert module.startswith(TASKS_MAY_TAKE), f"{path.relative_to(ROOT)} imports {module}"
+            if module.split(".")[0] == imported and module not in parents:
+                assert module.startswith(allowed), f"{path.relative_to(ROOT)} imports {module}"
 
 
-def test_cupy_is_named_in_kernels_only() -> None:
-    for package in ("worker", "tasks"):
-        for path in (ROOT / package).rglob("*.py"):
-            assert not {"cupy", "cuda"} & {module.split(".")[0] for module in imports(path)}, path
+@pytest.mark.parametrize(
+    ("names", "homes"),
+    [
+        ({"cupy", "cuda"}, ("kernels.",)),
+        ({"celery", "kombu"}, ("tasks.", "orcd.store.enqueue")),
+        ({"redis"}, ("tasks.", "orcd.")),
+        ({"numpy"}, ("tasks.local.", "tasks.demo.training.", "worker.", "kernels.")),
+    ],
+)
+def test_a_library_is_named_only_where_it_belongs(names: set[str], homes: tuple[str, ...]) -> None:
+    for path in (path for package in PACKAGES for path in sources(package)):
+        if names & {module.split(".")[0] for module in imports(path)}:
+            assert (module_name(path) + ".").startswith(homes), f"{path.relative_to(ROOT)} imports one of {names}"
+
+
+def test_there_is_no_import_circle() -> None:
+    modules = {module_name(path): path for package in PACKAGES for path in sources(package)}
+    graph = {name: set(imports(path)) & modules.keys() - {name} for name, path in modules.items()}
+    graphlib.TopologicalSorter(graph).prepare()  # raises CycleError, which names the modules
+
+
+def test_files_and_folders_stay_small() -> None:
+    for package in PACKAGES:
+        for path in sources(package):
+            num_lines = len(path.read_text().splitlines())
+            assert num_lines <= MOST_LINES, f"{path.relative_to(ROOT)} has {num_lines} lines"
+            num_files = len([other for other in path.parent.glob("*.py") if other.name != "__init__.py"])
+            assert num_files <= MOST_FILES, f"{path.parent.relative_to(ROOT)} has {num_files} files"

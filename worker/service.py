@@ -13,15 +13,16 @@ from collections.abc import Callable
 from typing import NoReturn
 
 from kernels.errors import CudaFailure
+from orcd.errors import CudaError, ModelLoadFailed, OrcdError, places
 from worker.channel import Channel
-from worker.contract import Add, Fatal, Gathering, Load, Outputs, Ready, Request, Shutdown
+from worker.contract import Add, Fatal, Load, Ready, Request, Shutdown
 from worker.engine.engine import Engine
-from worker.errors import CudaError, ModelLoadFailed, OrcdError, places
 from worker.health import Health
-from worker.loading import load_engine, open_settings_device
+from worker.load import load_engine, open_configured_device
 from worker.log import EventLog
-from worker.model.config import read_config
 from worker.model.gguf import open_gguf
+from worker.model.registry import read_model_config
+from worker.output_buffer import OutputBuffer
 from worker.settings import Settings
 
 LAST_WORDS_S = 2.0
@@ -66,12 +67,12 @@ class Service:
 
     def _load(self, settings: Settings, log: EventLog) -> tuple[Engine, Health]:
         start = time.monotonic()
-        device = open_settings_device(settings)
+        device = open_configured_device(settings)
         if not settings.model:
             raise ModelLoadFailed("no model is given; name a GGUF file with --model or ORCD_MODEL")
         gguf = open_gguf(settings.model)
         progress = _LoadProgress(self._channel)
-        config = read_config(gguf)
+        config = read_model_config(gguf)
         engine = load_engine(gguf, device, settings, progress)
         for request in progress.requests:
             _apply(engine, request)
@@ -97,7 +98,7 @@ class Service:
         return engine, health
 
     def _serve(self, engine: Engine, health: Health) -> NoReturn:
-        gathering = Gathering()
+        outputs = OutputBuffer()
         requests: list[Request] = []
         admit_at = send_at = 0.0
         while True:
@@ -113,21 +114,23 @@ class Service:
             if self._channel.is_closed:
                 raise _Stopped
             if engine.has_work and not self._channel.is_congested:
-                gathering.add(engine.step())
-                if gathering and (not engine.has_work or time.monotonic() >= send_at):
-                    self._channel.send(Outputs(tuple(gathering.take())))
+                outputs.add(engine.step())
+                if outputs and (not engine.has_work or time.monotonic() >= send_at):
+                    self._channel.send(outputs.take_all())
                     # Whoever comes to an idle engine next does not wait for what was before.
                     send_at = time.monotonic() + OUTPUTS_EVERY_S if engine.has_work else 0.0
-                elif gathering.is_due:
-                    self._channel.send(Outputs(tuple(gathering.take_due())))
+                elif outputs.has_final:
+                    self._channel.send(outputs.take_finished())
             if health.due_in_s() <= 0:
                 stats = health.beat()
                 if not self._channel.is_congested:
                     self._channel.send(stats)
 
     def _report(self, error: Exception, log: EventLog) -> None:
-        """Last words: a `Fatal` to the Celery side, which logs it. An unexpected error's text stays unsaid; only its
-        place goes to the log here."""
+        """Last words: a `Fatal` to the Celery side, which logs it.
+
+        An unexpected error's text stays unsaid; only its place goes to the log here.
+        """
         if isinstance(error, CudaFailure):
             error = CudaError(str(error))  # a kernel's name and the driver's words, nothing that a user wrote
         self.device_is_lost = isinstance(error, CudaError)
@@ -140,9 +143,11 @@ class Service:
 
 
 class _LoadProgress:
-    """Sends a `Load` frame for each new percent (passed quarters too, however large a tensor is), keeps early
-    requests, and notices when nobody waits any more. The time left is what the bytes left take at the rate since the
-    first call, of 0 bytes."""
+    """Sends a `Load` frame for each new percent (passed quarters too, however large a tensor is).
+
+    It keeps early requests, and notices when nobody waits any more. The time left is what the bytes left take at the
+    rate since the first call, of 0 bytes.
+    """
 
     def __init__(self, channel: Channel) -> None:
         self._channel = channel
@@ -190,7 +195,9 @@ def serve(connection: socket.socket, read_settings: Callable[[], Settings]) -> i
 
 
 def die_with_parent() -> None:
-    """Have the kernel kill this process when its parent dies, even by SIGKILL. Only Linux can; elsewhere, and for a
-    parent that died before this call, the end of the pipe does it."""
+    """Have the kernel kill this process when its parent dies, even by SIGKILL.
+
+    Only Linux can; elsewhere, and for a parent that died before this call, the end of the pipe does it.
+    """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -5,13 +5,13 @@ write. A row's result never depends on the other rows of a call.
 """
 
 from kernels.reference.attention import paged_attention, plan_attention, rope_attention
+from kernels.reference.decode_step import begin_decode, resolve_tokens
 from kernels.reference.embedding import embed, embed_positions
 from kernels.reference.matmul import linear, linear_residual
 from kernels.reference.moe import norm_moe_residual
 from kernels.reference.norm import norm_gelu, norm_head, norm_linear, norm_swiglu
 from kernels.reference.rope import rope_write, rotation
 from kernels.reference.sampling import adjust_logits, log_probabilities, sample, top_log_probabilities
-from kernels.reference.step import begin_decode, resolve_tokens
 
 __all__ = [
     "adjust_logits",

@@ -15,9 +15,10 @@ def swiglu(gate: Float32, up: Float32, *, out: Float32) -> None:
 
 
 def clamped_swiglu(gate: Float32, up: Float32, alpha: float, limit: float, *, out: Float32) -> None:
-    """gate * sigmoid(alpha * gate) * (up + 1) with gate at most ``limit`` and up within +-``limit``; all [T, F].
+    """SwiGLU with bounds: gate * sigmoid(alpha * gate) * (up + 1); all [T, F].
 
-    As in OpenAI's gpt-oss (gpt_oss/torch/model.py: swiglu), alpha 1.702, limit 7.
+    Gate is at most ``limit``, up within +-``limit``. As in OpenAI's gpt-oss (gpt_oss/torch/model.py: swiglu), alpha
+    1.702, limit 7.
     """
     gate = np.minimum(gate, np.float32(limit))
     up = np.clip(up, np.float32(-limit), np.float32(limit))

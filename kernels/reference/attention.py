@@ -13,9 +13,9 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from kernels.layers import RmsNorm
+from kernels.batch import LayerCache, Step
 from kernels.reference.rope import Rotation, rope_write
-from kernels.step import Step
+from kernels.weights.parameters import Attention
 
 Float32 = NDArray[np.float32]
 Int32 = NDArray[np.int32]
@@ -25,32 +25,28 @@ TILE_KEYS = 64
 MAX_SCORES = 1 << 22  # elements of the score array at a time (16 MB)
 
 
-def plan_attention(step: Step, num_heads: int, num_kv_heads: int, head_dim: int, *, window: int) -> None:
-    """Share the step's work out, once for all layers of a ``window``: here there is nothing to share."""
+def plan_attention(step: Step, attention: Attention) -> None:
+    """Share the step's work out, once for all layers of a window: here there is nothing to share."""
 
 
 def paged_attention(
     qkv: Float32,
-    num_heads: int,
-    keys: Float32,
-    values: Float32,
+    cache: LayerCache,
+    attention: Attention,
     step: Step,
-    plan: None,
+    plan: None,  # noqa: ARG001 - the CUDA op is given one
     *,
-    scale: float,
-    window: int,
-    sinks: Float32 | None,
     out: Float32,
 ) -> None:
     """softmax(q k^T * scale) v for every token over its own sequence's cache, its own position included.
 
-    ``qkv`` [T, >= num_heads * D]: the queries are its first columns. ``keys`` and ``values`` [blocks, block_tokens,
-    kv_heads, D] hold the step's own tokens already. ``plan`` is what `plan_attention` made of the ``step``. A token
-    sees the last ``window`` positions up to its own, or all of them if ``window`` is 0. ``sinks`` [heads] are logits
-    that take part in the softmax and have no value (gpt-oss). ``out`` [T, heads * D].
+    ``qkv`` [T, >= num_heads * D]: the queries are its first columns. Keys and values of ``cache``, both [blocks,
+    block_tokens, kv_heads, D], hold the step's own tokens already. ``plan`` is what `plan_attention` made of the
+    ``step``. ``out`` [T, heads * D].
     """
     positions, query_starts, block_tables = step.positions, step.query_starts, step.block_tables
-    num_kv_heads, head_dim = keys.shape[2:]
+    num_heads, window, sinks = attention.num_heads, attention.window, attention.sinks
+    num_kv_heads, head_dim = cache.keys.shape[2:]
     num_tokens, group = qkv.shape[0], num_heads // num_kv_heads
     queries = qkv[:, : num_heads * head_dim].reshape(num_tokens, num_kv_heads, group, head_dim)
     grouped_out = out.reshape(num_tokens, num_kv_heads, group, head_dim)
@@ -61,32 +57,27 @@ def paged_attention(
         if window:
             visible &= key_positions > positions[tokens, None] - window
         needed = visible if sequences.size == tokens.size else np.logical_or.reduce(visible, keepdims=True)
-        gathered = _gather((keys, values), key_positions, needed, block_tables[sequences])
-        scores = _scores(queries[tokens], gathered[0], visible, scale)
-        grouped_out[tokens] = _combine(scores, gathered[1], grouped_sinks)
+        keys, values = _gather(cache, key_positions, needed, block_tables[sequences])
+        scores = _scores(queries[tokens], keys, visible, attention.scale)
+        grouped_out[tokens] = _combine(scores, values, grouped_sinks)
 
 
 def rope_attention(
     qkv: Float32,
     by: Rotation | None,
-    head_norms: tuple[RmsNorm, RmsNorm] | None,
-    num_heads: int,
+    attention: Attention,
     step: Step,
     plan: None,
     *,
-    scale: float,
-    window: int,
-    sinks: Float32 | None,
-    out_keys: Float32,
-    out_values: Float32,
+    out_cache: LayerCache,
     out: Float32,
 ) -> None:
     """`kernels.reference.rope.rope_write` of the step's tokens to ``step.slots``, then `paged_attention`.
 
     ``qkv`` [T, (num_heads + 2 * kv_heads) * D] comes as it is projected; what it holds afterwards is of no use.
     """
-    rope_write(qkv, step.slots, by, head_norms, num_heads, out_keys=out_keys, out_values=out_values)
-    paged_attention(qkv, num_heads, out_keys, out_values, step, plan, scale=scale, window=window, sinks=sinks, out=out)
+    rope_write(qkv, step.slots, by, attention, out_cache=out_cache)
+    paged_attention(qkv, out_cache, attention, step, plan, out=out)
 
 
 def _passes(
@@ -128,17 +119,17 @@ def _parts(tokens: Int64, scores_per_token: int) -> Iterator[Int64]:
 
 
 def _gather(
-    caches: tuple[Float32, Float32], key_positions: Int64, needed: NDArray[np.bool_], block_tables: Int32
+    cache: LayerCache, key_positions: Int64, needed: NDArray[np.bool_], block_tables: Int32
 ) -> tuple[Float32, Float32]:
     """K and V at ``key_positions`` [S, L] of S sequences, [S, L, kv_heads, D]; zero where not ``needed`` [S, L].
 
     Zero, because what is there may be anybody's, even NaN, and a weight of 0 times NaN is no 0.
     """
-    block_tokens, *row = caches[0].shape[1:]
+    block_tokens, *row = cache.keys.shape[1:]
     blocks = np.where(needed, key_positions // block_tokens, 0)
     slots = np.take_along_axis(block_tables, blocks, axis=1).astype(np.int64) * block_tokens
     slots += key_positions % block_tokens
-    gathered_keys, gathered_values = (cache.reshape(-1, *row).take(slots, axis=0) for cache in caches)
+    gathered_keys, gathered_values = (each.reshape(-1, *row).take(slots, axis=0) for each in cache)
     gathered_keys[~needed] = 0
     gathered_values[~needed] = 0
     return gathered_keys, gathered_values

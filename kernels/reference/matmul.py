@@ -16,8 +16,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from kernels.formats import Format
-from kernels.reference.dequant import dequantise
+from kernels.weights.dequant import dequantise
+from kernels.weights.formats import Format
 
 Float32 = NDArray[np.float32]
 UInt8 = NDArray[np.uint8]

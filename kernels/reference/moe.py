@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from kernels.layers import Norm, Router
 from kernels.reference.activation import clamped_swiglu
 from kernels.reference.matmul import Linear, linear
 from kernels.reference.norm import normalise
+from kernels.weights.parameters import Norm, Router
 
 Float32 = NDArray[np.float32]
 

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from kernels.layers import LayerNorm, Norm
 from kernels.reference.activation import gelu, swiglu
 from kernels.reference.matmul import Linear, linear
+from kernels.weights.parameters import LayerNorm, Norm
 
 Float32 = NDArray[np.float32]
 

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from kernels.layers import Pairing, RmsNorm, Rope
+from kernels.batch import LayerCache
 from kernels.reference.norm import normalise
+from kernels.weights.parameters import Attention, Pairing, Rope
 
 Float32 = NDArray[np.float32]
 Int32 = NDArray[np.int32]
@@ -56,24 +57,24 @@ def rope_write(
     qkv: Float32,
     slots: Int32,
     by: Rotation | None,
-    head_norms: tuple[RmsNorm, RmsNorm] | None,
-    num_heads: int,
+    attention: Attention,
     *,
-    out_keys: Float32,
-    out_values: Float32,
+    out_cache: LayerCache,
 ) -> None:
     """Rotate Q and K in ``qkv`` and store K and V.
 
     ``qkv`` [T, (num_heads + 2 * kv_heads) * D]: Q, K and V side by side; Q and K are rotated in place (``by`` None: a
-    model without RoPE), after the norms of single heads if the model has such (Qwen3). Token t's K and V go to row
-    ``slots[t]`` of ``out_keys`` and ``out_values``, [blocks, block_tokens, kv_heads, D].
+    model without RoPE), after the norms of single heads if ``attention`` has such. Token t's K and V go to row
+    ``slots[t]`` of the keys and values of ``out_cache``, both [blocks, block_tokens, kv_heads, D].
     """
-    num_kv_heads, head_dim = out_keys.shape[2:]
+    keys, values = out_cache
+    num_heads, head_norms = attention.num_heads, attention.head_norms
+    num_kv_heads, head_dim = keys.shape[2:]
     heads = qkv.reshape(qkv.shape[0], num_heads + 2 * num_kv_heads, head_dim)
     if head_norms is not None:
         heads[:, :num_heads] = normalise(head_norms[0], heads[:, :num_heads])
         heads[:, num_heads:-num_kv_heads] = normalise(head_norms[1], heads[:, num_heads:-num_kv_heads])
     if by is not None:
         rotate(heads[:, :-num_kv_heads], by)
-    out_keys.reshape(-1, num_kv_heads, head_dim)[slots] = heads[:, num_heads:-num_kv_heads]
-    out_values.reshape(-1, num_kv_heads, head_dim)[slots] = heads[:, -num_kv_heads:]
+    keys.reshape(-1, num_kv_heads, head_dim)[slots] = heads[:, num_heads:-num_kv_heads]
+    values.reshape(-1, num_kv_heads, head_dim)[slots] = heads[:, -num_kv_heads:]

@@ -18,6 +18,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from kernels.batch import Draws
+
 Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
 Int32 = NDArray[np.int32]
@@ -68,35 +70,25 @@ def adjust_logits(logits: Float32, adjustments: Adjustments, *, out: Float32) ->
     out[rows, ids] = np.where(adjustments.banned, -np.inf, values)
 
 
-def sample(
-    logits: Float32,
-    temperature: Float32,
-    top_k: Int32,
-    top_p: Float32,
-    min_p: Float32,
-    keys: UInt64,
-    positions: Int64,
-    *,
-    out_ids: Int32,
-) -> None:
+def sample(logits: Float32, draws: Draws, *, out_ids: Int32) -> None:
     """Draw one token id a row.
 
-    ``logits`` [R, V] float32, -inf for what cannot be drawn; the other inputs are [R]. ``temperature`` 0 takes the
-    largest logit (the lowest id of equals) and looks at no filter. ``top_k`` 0, ``top_p`` 1 and ``min_p`` 0 are off;
-    tokens that tie with the last one kept are kept too. ``keys`` is (seed + choice) mod 2**64, ``positions`` the index
+    ``logits`` [R, V] float32, -inf for what cannot be drawn. Of the R ``draws``, ``temperature`` 0 takes the largest
+    logit (the lowest id of equals) and looks at no filter. ``top_k`` 0, ``top_p`` 1 and ``min_p`` 0 are off; tokens
+    that tie with the last one kept are kept too. ``keys`` is (seed + choice) mod 2**64, ``output_positions`` the index
     of the token within its choice's output. ``out_ids`` [R] int32 is -1 where a row holds NaN or +inf, or nothing
     but -inf: such logits are an error of the model, never a token.
     """
     largest = logits.max(axis=1)  # NaN if there is one
     drawable = np.isfinite(largest)
     out_ids[:] = np.where(drawable, logits.argmax(axis=1), -1)
-    random = np.flatnonzero(drawable & (temperature > 0))
+    random = np.flatnonzero(drawable & (draws.temperature > 0))
     if random.size == 0:
         return
     with np.errstate(over="ignore"):  # at a tiny temperature the others are infinitely far below the largest
-        scaled = (logits[random] - largest[random, None]) / temperature[random, None]
-    least = _least_kept(scaled, top_k[random], top_p[random], min_p[random])
-    out_ids[random] = _gumbel_argmax(scaled, least, keys[random], positions[random])
+        scaled = (logits[random] - largest[random, None]) / draws.temperature[random, None]
+    least = _least_kept(scaled, draws.top_k[random], draws.top_p[random], draws.min_p[random])
+    out_ids[random] = _gumbel_argmax(scaled, least, draws.keys[random], draws.output_positions[random])
 
 
 def _gumbel_argmax(scaled: Float32, least: Float32, keys: UInt64, positions: Int64) -> Int64:

@@ -1,1 +1,1 @@
-"""The model that ships with the project, how it was made, and the demo that runs it."""
+"""The model that ships with the project, the demo that runs it and, in `training`, how it was made."""

@@ -20,14 +20,14 @@ from pathlib import Path
 
 from numpy.random import Generator, default_rng
 
-from kernels.device import Device
+from kernels.devices.protocol import Device
+from orcd.errors import OrcdError
 from worker.contract import Abort, Add, Choice, Sampling, TokenOutput
-from worker.errors import OrcdError
-from worker.loading import load_engine, open_settings_device
-from worker.model.config import read_config
+from worker.load import load_engine, open_configured_device
+from worker.memory_plan import plan_memory
 from worker.model.gguf import GGUFFile, open_gguf
+from worker.model.registry import read_model_config
 from worker.settings import Settings, from_environment
-from worker.vram import plan_engine
 
 PROMPT_TOKENS = 64
 MOST_CONTEXT = 4096
@@ -48,8 +48,8 @@ class Endurance:
         self.problems: list[str] = []
         self._device = device
         self._is_planned = device.budget_bytes is not None
-        self._vocab_size = read_config(gguf).vocab_size
-        self._plan_bytes = plan_engine(gguf, device, settings).memory.total_bytes if self._is_planned else 0
+        self._vocab_size = read_model_config(gguf).vocab_size
+        self._plan_bytes = plan_memory(gguf, device, settings).memory.total_bytes if self._is_planned else 0
         self._engine = load_engine(gguf, device, settings, lambda _done, _total: None)
 
     def repeat(self, num_streams: int, num_tokens: int) -> str:
@@ -172,9 +172,9 @@ def main(argv: Sequence[str]) -> int:
     settings = from_environment(model=arguments.model, device=arguments.device, max_sequences=arguments.streams)
     try:
         gguf = open_gguf(settings.model)
-        settings = replace(settings, context_length=min(read_config(gguf).context_length, MOST_CONTEXT))
+        settings = replace(settings, context_length=min(read_model_config(gguf).context_length, MOST_CONTEXT))
         start = time.perf_counter()
-        endurance = Endurance(gguf, open_settings_device(settings), settings)
+        endurance = Endurance(gguf, open_configured_device(settings), settings)
     except OrcdError as error:
         print(f"orcd: {error.code}: {error.message}", file=sys.stderr)
         return 1

@@ -16,7 +16,7 @@ import gguf
 import numpy as np
 from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 
-from kernels.formats import FORMATS
+from kernels.weights.formats import FORMATS
 from tests.bench.model_specs import ModelSpec, TensorSpec, gpt_oss, phi3, qwen2
 from tests.bench.random_blocks import random_blocks
 

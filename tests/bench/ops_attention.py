@@ -14,12 +14,13 @@ from typing import Any
 
 import numpy as np
 
-from kernels.attention import cache_shape, paged_attention, plan_attention
-from kernels.device import open_device
-from kernels.layers import Rope
-from kernels.memory import MemoryPlan
-from kernels.rope import rope_write, rotation
-from kernels.step import Step
+from kernels.batch import LayerCache, Step
+from kernels.devices.open import open_device
+from kernels.ops.attention import cache_shape, paged_attention
+from kernels.ops.attention_plan import plan_attention
+from kernels.ops.rope import rope_write, rotation
+from kernels.runtime.memory import MemoryPlan
+from kernels.weights.parameters import Attention, Rope
 
 BLOCK_TOKENS = 16
 LAYERS = 20
@@ -84,34 +85,23 @@ def measure(device: Any, shape: Shape) -> str:
     qkv = upload(rng.standard_normal((num_tokens, width), np.float32).astype(np.float16))
     content = cache_shape(blocks, BLOCK_TOKENS, shape.num_kv_heads, shape.head_dim)
     noise = rng.standard_normal(1 << 20, np.float32).astype(np.float16)
-    keys, values = (upload(np.resize(noise, content)) for _ in "kv")
+    cache = LayerCache(*(upload(np.resize(noise, content)) for _ in "kv"))
     out = device.weights.allocate((num_tokens, shape.num_heads * shape.head_dim), np.float16)
     frequencies = 1 / 10000 ** (np.arange(shape.head_dim // 2) / (shape.head_dim // 2))
     rope = Rope(upload(frequencies.astype(np.float32)[None]), "neox")
     heads = shape.num_heads, shape.num_kv_heads, shape.head_dim
+    attention = Attention(*heads, scale=shape.head_dim**-0.5, window=shape.window)
     by = rotation(context, step.positions, rope, step.sequence_lengths, step.sequence_rows)
-    plan = plan_attention(context, step, *heads, window=shape.window)
+    plan = plan_attention(context, step, attention)
 
     def attend() -> None:
-        paged_attention(
-            context,
-            qkv,
-            shape.num_heads,
-            keys,
-            values,
-            step,
-            plan,
-            scale=shape.head_dim**-0.5,
-            window=shape.window,
-            sinks=None,
-            out=out,
-        )
+        paged_attention(context, qkv, cache, attention, step, plan, out=out)
 
     def write() -> None:
-        rope_write(context, qkv, step.slots, by, None, shape.num_heads, out_keys=keys, out_values=values)
+        rope_write(context, qkv, step.slots, by, attention, out_cache=cache)
 
     def prepare() -> None:
-        plan_attention(context, step, *heads, window=shape.window)
+        plan_attention(context, step, attention)
 
     times = [_time_us(device, operation) for operation in (attend, write, prepare)]
     last = np.arange(shape.context - shape.new, shape.context) + 1

@@ -15,13 +15,13 @@ from typing import Any
 import numpy as np
 from cupy.cuda import runtime
 
-from kernels.device import open_device
-from kernels.layers import RmsNorm
-from kernels.matmul import Epilogue, project
-from kernels.memory import MemoryPlan
-from kernels.packed import PackedMatrix, Projection
-from kernels.weight_store import WeightStore
-from tests.kernels.gpu.weights import random_weight
+from kernels.devices.open import open_device
+from kernels.ops.matmul import Epilogue, project
+from kernels.runtime.memory import MemoryPlan
+from kernels.weights.packed import PackedMatrix, Projection
+from kernels.weights.parameters import RmsNorm
+from kernels.weights.weight_store import PackedWeightStore
+from tests.kernels.ops.random_weights import random_weight
 
 GIB = 1 << 30
 ROTATED_BYTES = 256 << 20  # five times the cache
@@ -59,7 +59,7 @@ TOKENS = (1, 8, 16, 64, 256, 8192)
 
 def copies_of(device: Any, shape: Shape, rng: np.random.Generator) -> list[PackedMatrix]:
     """The matrix as often as it takes to keep it out of the cache."""
-    store = WeightStore(device.context, device.weights)
+    store = PackedWeightStore(device.context, device.weights)
     weight = random_weight(shape.format, (shape.rows, shape.width), rng)
     first = (store.gate_up if shape.is_gated else store.projection)([weight]).parts[0]
     store.load(lambda _done, _total: None)

@@ -1,6 +1,6 @@
 """Time of a draw by rows, vocabulary and filters: ``python -m tests.bench.ops_sampling``.
 
-Prints microseconds (median of replayed graphs of 20 draws) and what it would be of the chip's bandwidth to read the
+Prints microseconds (median of replayed graphs of 20 draws) and what it would be of the GPU's bandwidth to read the
 logits once in that time; up to about 50 MB of logits they are in the cache.
 """
 
@@ -11,9 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from kernels.device import open_device
-from kernels.memory import MemoryPlan
-from kernels.sampling import sample, top_log_probabilities
+from kernels.batch import Draws
+from kernels.devices.open import open_device
+from kernels.ops.sampling import sample, top_log_probabilities
+from kernels.runtime.memory import MemoryPlan
 from tests.bench.ops_attention import _time_us
 
 GIB = 1 << 30
@@ -47,7 +48,7 @@ def measure(device: Any, num_rows: int, vocab_size: int, bandwidth: float) -> No
     for name, options in FILTERS.items():
         dtypes = (np.float32, np.int32, np.float32, np.float32)
         columns = [upload(np.full(num_rows, value, dtype)) for value, dtype in zip(options, dtypes, strict=True)]
-        show(name, partial(sample, context, logits, *columns, keys, positions, out_ids=ids))
+        show(name, partial(sample, context, logits, Draws(*columns, keys, positions), out_ids=ids))
     top = {
         "out_logprobs": device.weights.allocate((num_rows,), np.float32),
         "out_top_ids": device.weights.allocate((num_rows, 20), np.int32),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from kernels.formats import Format
+from kernels.weights.formats import Format
 
 UInt8 = NDArray[np.uint8]
 

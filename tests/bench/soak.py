@@ -21,10 +21,10 @@ from pathlib import Path
 from typing import Any
 
 import tasks.demo
-from tasks.client import Client
-from tasks.redis_server import RedisServer
-from tasks.result import Result, fold
-from tasks.token_log import Event, Token
+from orcd.client import Client
+from orcd.events import Event, Token
+from orcd.result import Result, fold
+from tasks.local.redis_server import RedisServer
 from tests.tasks.worker_process import WorkerProcess
 
 MODEL = Path(tasks.demo.__file__).parent / "haiku-q4_k_m.gguf"

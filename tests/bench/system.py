@@ -30,13 +30,13 @@ import psutil
 import redis
 from numpy.random import default_rng
 
-from tasks import schema, token_log
-from tasks.async_client import AsyncClient
-from tasks.redis_server import RedisServer
-from tasks.token_log import End, Error, Event, Token
+from orcd.async_client import AsyncClient
+from orcd.errors import OrcdError
+from orcd.events import End, Error, Event, Token, decode_event
+from orcd.store import schema
+from tasks.local.redis_server import RedisServer
 from tests.bench.gpu import bench
 from tests.tasks.worker_process import WorkerProcess
-from worker.errors import OrcdError
 from worker.model.gguf import open_gguf
 
 STREAMS_PER_PROCESS = 32
@@ -180,7 +180,7 @@ def check_logs(redis_url: str, streams: Sequence[Stream], num_tokens: int) -> li
     with redis.Redis.from_url(redis_url) as connection:
         for stream in streams:
             entries = connection.xrange(schema.log_key(stream.job_id))
-            if problem := check_events((token_log.decode(fields[b"e"]) for _, fields in entries), num_tokens):
+            if problem := check_events((decode_event(fields[b"e"]) for _, fields in entries), num_tokens):
                 problems.append(f"{stream.job_id}: in its log: {problem}")
     return problems
 

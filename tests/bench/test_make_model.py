@@ -8,8 +8,8 @@ import gguf
 import numpy as np
 import pytest
 
-from kernels.formats import FORMATS
-from kernels.reference.dequant import dequantise
+from kernels.weights.dequant import dequantise
+from kernels.weights.formats import FORMATS
 from tests.bench.make_model import MODELS, main, write_model
 from tests.bench.random_blocks import random_blocks
 from tests.worker.model.tiny import FAMILIES

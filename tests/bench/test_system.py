@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 import tasks.demo
-from tasks.token_log import End, Error, Event, Started, Token
+from orcd.events import End, Error, Event, Started, Token
 from tests.bench import system
 from tests.bench.system import Seen, Stream, check_events, main
 

@@ -21,7 +21,7 @@ class Vocabulary:
     scores: list[float] = field(default_factory=list)
 
 
-def _byte_alphabet() -> list[str]:
+def byte_alphabet() -> list[str]:
     """The 256 characters by which byte-level BPE writes bytes (Radford et al., 2019: ``bytes_to_unicode``)."""
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     others = (chr(256 + number) for number in range(256 - len(printable)))
@@ -30,7 +30,7 @@ def _byte_alphabet() -> list[str]:
 
 def byte_level(pre: str, num_regular: int, special: list[str], num_padding: int) -> Vocabulary:
     """Bytes, then words of two and three of them with their merges, then special tokens, then padding."""
-    alphabet = _byte_alphabet()
+    alphabet = byte_alphabet()
 
     def merged() -> Iterator[tuple[str, str]]:
         for first in alphabet:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tasks.client import Client
+from orcd.client import Client
 from tests.tasks.worker_process import WorkerProcess, wait_until_running
 
 SHORT = {"prompt": "old pond", "max_tokens": 8, "temperature": 0.0, "ignore_eos": True}
@@ -18,7 +18,7 @@ LONG = {"prompt": "old pond", "max_tokens": 300, "seed": 7, "ignore_eos": True}
 PLAY_ILL = """
 import os, sys, time
 if "--fd" in sys.orig_argv:  # in the engine process
-    from kernels.device import CpuDevice
+    from kernels.devices.cpu import CpuDevice
     from kernels.errors import CudaFailure
     from worker.engine.engine import Engine
 

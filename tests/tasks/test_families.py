@@ -10,38 +10,29 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.models.files import SMALL
+from tests.models.make_references import PROMPT
 from tests.tasks.worker_process import ROOT, WorkerProcess
 
-MODELS = ROOT.parent / "shared" / "conformance" / "models"
-FAMILIES = ("llama-q4_k_m", "qwen2-tied-q4_0", "phi3-swa-q4_k_m", "gpt2-q4_0", "gpt-oss-mxfp4")
-PROMPT = "Hello, hello"
 
-
-def _orcd(*arguments: str) -> str:
-    done = subprocess.run([sys.executable, "-m", "tasks.cli", *arguments], capture_output=True, text=True, cwd=ROOT)
+def _generate(worker: WorkerProcess, *arguments: str) -> list[int]:
+    """The ids that ``orcd generate`` shows for `PROMPT`, the likeliest at each step."""
+    options = ["--max-tokens", "12", "--temperature", "0", "--json", "--redis", worker.redis_url, *arguments]
+    command = [sys.executable, "-P", "-m", "orcd", "generate", PROMPT, *options]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
-@pytest.mark.parametrize("name", FAMILIES)
-def test_a_model_of_the_family_answers_from_the_command_line(name: str, redis_url: str, tmp_path: Path) -> None:
-    model = MODELS / f"{name}.gguf"
-    if not model.exists():
-        pytest.skip("needs the conformance kit, which is not part of a clone")
-    with WorkerProcess(redis_url, model, tmp_path) as worker:
-        options = ["--max-tokens", "12", "--temperature", "0", "--json", "--model", name, "--redis", worker.redis_url]
-        events = [json.loads(line) for line in _orcd("generate", "--raw", PROMPT, *options).splitlines()]
+    events = [json.loads(line) for line in done.stdout.splitlines()]
     assert events[-1]["type"] == "end"
-    ids = [token_id for event in events if event["type"] == "token" for token_id in event["ids"]]
-    assert 1 <= len(ids) <= 12
-    assert ids == _likeliest(model, tmp_path, ids)
+    return [token_id for event in events if event["type"] == "token" for token_id in event["ids"]]
 
 
-def _likeliest(model: Path, folder: Path, ids: list[int]) -> list[int]:
-    """What `orcd logits`, which knows no queue, batch or cache reuse, finds likeliest at each place of ``ids``."""
-    tokenized = json.loads(_orcd("tokenize", str(model), PROMPT))
-    prompt_ids, prompts, logits = tokenized["ids"], folder / "ids.json", folder / "logits.npz"
-    prompts.write_text(json.dumps([prompt_ids + ids]))
-    _orcd("logits", str(model), "--ids", str(prompts), "--out", str(logits), "--device", "cpu")
-    with np.load(logits) as arrays:
-        return arrays["logits_0"][len(prompt_ids) - 1 : -1].argmax(axis=1).tolist()
+@pytest.mark.parametrize("name", SMALL)
+def test_a_model_of_the_family_answers_as_llama_cpp_does(name: str, redis_url: str, tmp_path: Path) -> None:
+    """The prompt as text and, where the model has a template for it, as a chat's first message."""
+    with np.load(SMALL[name].with_suffix(".npz")) as reference:
+        text, chat = (reference[f"p{number}_greedy"][:12].tolist() for number in (0, 1))
+        has_template = "p2_ids" in reference
+    with WorkerProcess(redis_url, SMALL[name], tmp_path) as worker:
+        assert _generate(worker, "--raw", "--model", name) == text
+        if has_template:
+            assert _generate(worker, "--model", name) == chat

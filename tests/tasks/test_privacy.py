@@ -17,10 +17,10 @@ from typing import Any
 
 import redis
 
+from orcd.client import Client
+from orcd.errors import OrcdError
 from tasks.app import create_app
-from tasks.client import Client
 from tests.tasks.worker_process import ROOT, WorkerProcess
-from worker.errors import OrcdError
 from worker.settings import Settings
 
 CANARY = "Kanarienvogel-7263"
@@ -81,7 +81,7 @@ def _wait_until_watching(flower: Flower, redis_url: str) -> None:
     end = time.monotonic() + 30
     with Client(redis_url) as client:
         while True:
-            job_id = client.submit("warm up", max_tokens=1)
+            job_id = client.submit(prompt="warm up", max_tokens=1)
             client.result(job_id, timeout=30)
             time.sleep(0.3)
             seen = json.loads(flower.get("/api/tasks")).get(job_id, {})

@@ -10,9 +10,9 @@ from typing import Any
 
 import redis
 
-from tasks.client import Client
-from tasks.result import fold
-from tasks.token_log import End, Error, Event, Token
+from orcd.client import Client
+from orcd.events import End, Error, Event, Token
+from orcd.result import fold
 from tests.tasks.worker_process import WorkerProcess
 
 NUM_JOBS = 200

@@ -14,8 +14,8 @@ from typing import Any
 
 import psutil
 
-from tasks.client import Client
-from worker.errors import InvalidRequest
+from orcd.client import Client
+from orcd.errors import InvalidRequest
 
 START_TIMEOUT_S = 60.0
 ROOT = Path(__file__).parents[2]

@@ -4,10 +4,10 @@ from collections.abc import Iterator
 
 import pytest
 
+from orcd.errors import OrcdError
 from worker import contract
 from worker.channel import MAX_UNSENT_BYTES, Channel
 from worker.contract import Abort, Fatal, FrameSplitter, Shutdown
-from worker.errors import OrcdError
 
 
 @pytest.fixture

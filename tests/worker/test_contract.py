@@ -10,7 +10,6 @@ from worker.contract import (
     Choice,
     Fatal,
     FrameSplitter,
-    Gathering,
     Load,
     Outputs,
     Ready,
@@ -19,6 +18,7 @@ from worker.contract import (
     Stats,
     TokenLogprobs,
     TokenOutput,
+    join_outputs,
 )
 
 EVERYTHING = Sampling(
@@ -108,60 +108,13 @@ def test_a_length_beyond_the_limit_is_refused_before_its_bytes_come():
         list(FrameSplitter().feed((contract.MAX_FRAME_BYTES + 1).to_bytes(4, "big")))
 
 
-def gathered(*steps: list[TokenOutput]) -> Gathering:
-    gathering = Gathering()
-    for step in steps:
-        gathering.add(step)
-    return gathering
-
-
-def test_outputs_of_several_steps_are_joined_by_choice_and_an_error_comes_after_the_tokens():
+def test_outputs_of_several_steps_are_joined_with_their_logprobs_and_the_last_reason():
     first, second = (TokenLogprobs(-1.0 - number, (number,), (-1.0,)) for number in range(2))
-    gathering = gathered(
-        [TokenOutput("a", 0, (1,), None, (first,)), TokenOutput("b", 0, (4,))],
-        [TokenOutput("a", 0, (2, 3), "length", (second,)), TokenOutput("a", 1, (5,))],
-        [TokenOutput("b", 0, (), "error", error_code="VRAM_OOM", error_message="full")],
-    )
-    assert gathering.take() == [
-        TokenOutput("a", 0, (1, 2, 3), "length", (first, second)),
-        TokenOutput("b", 0, (4,)),
-        TokenOutput("a", 1, (5,)),
-        TokenOutput("b", 0, (), "error", error_code="VRAM_OOM", error_message="full"),
-    ]
-    assert not gathering and not gathering.is_due and gathering.take() == []
+    run = [TokenOutput("a", 0, (1,), None, (first,)), TokenOutput("a", 0, (2, 3), "length", (second,))]
+    assert join_outputs(run) == TokenOutput("a", 0, (1, 2, 3), "length", (first, second))
+    assert join_outputs([TokenOutput("b", 0, (4,)), TokenOutput("b", 0, (5,))]) == TokenOutput("b", 0, (4, 5))
 
 
-def test_what_is_due_can_be_taken_before_the_rest_and_is_whole():
-    gathering = gathered(
-        [TokenOutput("a", 0, (1,)), TokenOutput("b", 0, (4,)), TokenOutput("c", 0, (6,))],
-        [TokenOutput("b", 0, (5,), "stop"), TokenOutput("c", 0, (), "error", error_code="VRAM_OOM")],
-        [TokenOutput("a", 0, (2,))],
-    )
-    assert gathering.is_due
-    assert gathering.take_due() == [
-        TokenOutput("b", 0, (4, 5), "stop"),
-        TokenOutput("c", 0, (6,)),
-        TokenOutput("c", 0, (), "error", error_code="VRAM_OOM"),
-    ]
-    assert not gathering.is_due and gathering.take_due() == []
-    assert gathering.take() == [TokenOutput("a", 0, (1, 2))]
-
-
-def test_what_is_expected_of_a_request_is_due_when_it_comes():
-    gathering = Gathering()
-    for request_id in ("a", "b", "c"):
-        gathering.expect(request_id)
-    gathering.forget("b")
-    gathering.add([TokenOutput("a", 0, (1,)), TokenOutput("a", 1, (2,)), TokenOutput("b", 0, (3,))])
-    assert gathering.is_due
-    gathering.add([TokenOutput("a", 0, (4,))])
-    assert gathering.take_due() == [TokenOutput("a", 0, (1, 4))]
-    gathering.add([TokenOutput("a", 0, (5,))])
-    assert not gathering.is_due, "only its first words"
-    gathering.add([TokenOutput("c", 0, (6,))])
-    assert gathering.take_due() == [TokenOutput("c", 0, (6,))]
-    assert gathering.take() == [
-        TokenOutput("a", 1, (2,)),
-        TokenOutput("b", 0, (3,)),
-        TokenOutput("a", 0, (5,)),
-    ]
+def test_an_output_that_is_alone_is_left_as_it_is():
+    error = TokenOutput("b", 0, (), "error", error_code="VRAM_OOM", error_message="full")
+    assert join_outputs([error]) is error

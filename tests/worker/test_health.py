@@ -3,7 +3,8 @@ import json
 
 import pytest
 
-from kernels.device import Device, open_device
+from kernels.devices.open import open_device
+from kernels.devices.protocol import Device
 from worker import health
 from worker.contract import Stats
 from worker.health import Health

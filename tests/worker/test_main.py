@@ -1,11 +1,10 @@
+import os
 import subprocess
 import sys
-from types import SimpleNamespace
 
 import pytest
 
 from worker.__main__ import main
-from worker.errors import InsufficientVram
 
 
 def test_without_arguments_it_says_in_one_line_how_it_is_meant_to_be_started(capsys: pytest.CaptureFixture[str]):
@@ -15,10 +14,15 @@ def test_without_arguments_it_says_in_one_line_how_it_is_meant_to_be_started(cap
     assert message.count("\n") == 1
 
 
-@pytest.mark.parametrize("arguments", [["--fd"], ["--fd", "x"], ["--fd", "-1"], ["sing"], ["--help"]])
+@pytest.mark.parametrize("arguments", [["--fd"], ["--fd", "x"], ["--fd", "-1"], ["sing"]])
 def test_wrong_usage_is_exit_code_2(arguments: list[str], capsys: pytest.CaptureFixture[str]):
     assert main(arguments) == 2
     assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_help_lists_the_commands(capsys: pytest.CaptureFixture[str]):
+    assert main(["--help"]) == 0
+    assert "tokenize" in capsys.readouterr().out
 
 
 def test_a_descriptor_that_is_no_socket_is_wrong_usage():
@@ -28,22 +32,21 @@ def test_a_descriptor_that_is_no_socket_is_wrong_usage():
     assert done.stderr.count("\n") == 1
 
 
-def test_a_verb_gets_its_arguments_and_gives_the_exit_code(monkeypatch: pytest.MonkeyPatch):
+def test_a_command_gets_its_arguments_and_gives_the_exit_code(monkeypatch: pytest.MonkeyPatch):
     seen = []
-    monkeypatch.setitem(sys.modules, "worker.bench", SimpleNamespace(main=lambda argv: seen.append(argv) or 7))
+    monkeypatch.setattr("worker.commands.main.run", lambda arguments: seen.append(arguments) or 7)
     assert main(["bench", "engine", "m.gguf"]) == 7
-    assert seen == [["engine", "m.gguf"]]
+    assert seen == [["bench", "engine", "m.gguf"]]
 
 
-def test_an_error_of_a_verb_is_one_line_with_its_code(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-):
-    def fail(_argv: list[str]) -> int:
-        raise InsufficientVram("needs 2 GB\nhas 1 GB")
-
-    monkeypatch.setitem(sys.modules, "worker.logits", SimpleNamespace(main=fail))
-    assert main(["logits"]) == 1
-    assert capsys.readouterr().err == "orcd: INSUFFICIENT_VRAM: needs 2 GB has 1 GB\n"
+def test_a_core_is_left_free_before_numpy_is_imported():
+    code = (
+        "import os, sys; from worker.__main__ import main; assert 'numpy' not in sys.modules; main(['--help']);"
+        "assert 'numpy' not in sys.modules; print(os.environ['OPENBLAS_NUM_THREADS'], file=sys.stderr)"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "OPENBLAS_NUM_THREADS"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert int(done.stderr) == max(1, (os.cpu_count() or 2) - 1)
 
 
 def test_starting_needs_neither_celery_nor_redis():

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from worker.errors import InvalidRequest
-from worker.settings import PREFIX, Settings, from_environment, to_environment
+from orcd.errors import InvalidRequest
+from orcd.settings import PREFIX, to_environment
+from worker.settings import Settings, from_environment
 
 README = Path(__file__).parents[2] / "README.md"
 

@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections import deque
 
 from kernels.errors import OutOfDeviceMemory
+from orcd.errors import CudaError, InsufficientVram, InvalidRequest, OrcdError, VramOom, places
 from worker.contract import Abort, Add, Choice, Stats, TokenOutput
-from worker.engine.admission import check_add
-from worker.engine.device_runner import DeviceRunner, Limits
+from worker.engine.cuda.buffers import StepLimits
+from worker.engine.cuda.runner import CudaRunner
 from worker.engine.runner import Result, Runner, SynchronousRunner, Ticket
 from worker.engine.scheduler import Chunk, Scheduler
 from worker.engine.sequence import Sequence
-from worker.errors import CudaError, InsufficientVram, InvalidRequest, OrcdError, VramOom, places
-from worker.model.adapters import Model
+from worker.engine.validation import validate_add
+from worker.model.registry import Model
 from worker.settings import Settings
 
 DEFAULT_TOKENS_PER_SEQUENCE = 1024
@@ -65,14 +66,14 @@ class Engine:
     def _make_runner(self, model: Model, settings: Settings, num_blocks: int, capture: bool) -> Runner:
         if model.device.name == "cpu":
             return SynchronousRunner(model, num_blocks=num_blocks, block_tokens=settings.kv_block_tokens)
-        limits = Limits(
+        limits = StepLimits(
             block_tokens=settings.kv_block_tokens,
             step_tokens=settings.step_tokens,
             max_sequences=self.max_sequences,
             max_sequence_tokens=self.max_sequence_tokens,
         )
         timeout_s = STEP_TIMEOUT_SHARE * settings.engine_step_timeout_s
-        return DeviceRunner(model, limits, num_blocks=num_blocks, timeout_s=timeout_s, capture=capture)
+        return CudaRunner(model, limits, num_blocks=num_blocks, timeout_s=timeout_s, capture=capture)
 
     @property
     def max_sequence_tokens(self) -> int:
@@ -92,7 +93,7 @@ class Engine:
     def add(self, add: Add) -> None:
         """Queue a request. One that cannot run is answered by error outputs of the next step, one for each choice."""
         try:
-            check_add(
+            validate_add(
                 add,
                 vocab_size=self._vocab_size,
                 context_length=self.context_length,
@@ -183,8 +184,10 @@ class Engine:
         )
 
     def _hash_root(self, request_id: str, num_tokens: int) -> bytes:
-        """Who shares blocks: all requests or only the choices of one, but never sequences that the model treats as
-        short with those it treats as long (`Model.recompute_at`)."""
+        """Who shares blocks: all requests, or only the choices of one.
+
+        Sequences that the model treats as short never share with those it treats as long (`Model.recompute_at`).
+        """
         length = "short" if self._recompute_at is None or num_tokens <= self._recompute_at else "long"
         owner = "" if self._prefix_cache else request_id
         return f"{length}:{owner}".encode()

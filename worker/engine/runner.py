@@ -1,4 +1,4 @@
-"""One planned step on the device: build its arrays, run the model, draw the next tokens."""
+"""Where planned steps run: the seam to a device, and the runner for NumPy."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kernels.reference.sampling import adjust_logits, log_probabilities, sample
+from orcd.errors import OrcdError
 from worker.contract import TokenLogprobs
-from worker.engine.adjustments import build_adjustments
+from worker.engine.batch_builder import build_draws, build_step
+from worker.engine.penalties import build_adjustments
 from worker.engine.scheduler import Chunk
 from worker.engine.sequence import Sequence
-from worker.engine.step_arrays import build_draws, build_step
-from worker.errors import OrcdError
-from worker.model.adapters import Model
+from worker.model.registry import Model
 
 
 class Draw(NamedTuple):
@@ -57,11 +57,13 @@ class SynchronousRunner:
         self._cache = model.allocate_cache(num_blocks, block_tokens)
 
     def launch(self, chunks: list[Chunk]) -> Ticket:
+        """Run the step; the ticket holds its results."""
         logits = self._model.forward(build_step(chunks, self._block_tokens), self._cache)
         draws = iter(_draw(logits, [chunk.sequence for chunk in chunks if chunk.draws]))
         return [next(draws) if chunk.draws else None for chunk in chunks]
 
     def collect(self, ticket: Ticket) -> Series[Result]:
+        """A result for each chunk of a launched step."""
         results: list[Result] = ticket
         return results
 
@@ -77,18 +79,8 @@ def _draw(logits: NDArray[np.float32], sequences: list[Sequence]) -> list[Draw |
         return []
     adjust_logits(logits, build_adjustments(sequences), out=logits)
     options = [sequence.sampling for sequence in sequences]
-    draws = build_draws(sequences)
     ids = np.empty(len(sequences), np.int32)
-    sample(
-        logits,
-        draws.temperature,
-        draws.top_k,
-        draws.top_p,
-        draws.min_p,
-        draws.keys,
-        draws.output_positions,
-        out_ids=ids,
-    )
+    sample(logits, build_draws(sequences), out_ids=ids)
     return [
         Draw(token_id, _logprobs(row, token_id, option.logprobs)) if token_id >= 0 else non_finite()
         for row, token_id, option in zip(logits, ids.tolist(), options, strict=True)

@@ -56,7 +56,7 @@ class Scheduler:
         max_sequences: int,
         recompute_at: int | None = None,
     ) -> None:
-        """``recompute_at``: see `worker.model.adapters.Model`."""
+        """``recompute_at``: see `worker.model.registry.Model`."""
         self.block_tokens = block_tokens
         self.recompute_at = recompute_at
         self.step_tokens = step_tokens

@@ -74,6 +74,7 @@ class Sequence:
 
     @property
     def num_output(self) -> int:
+        """Tokens of the output, known or not."""
         return self.num_tokens - self.num_prompt
 
     @property

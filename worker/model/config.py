@@ -6,15 +6,24 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from worker.errors import ModelLoadFailed
+from orcd.errors import ModelLoadFailed
 from worker.model.gguf import GGUFFile
 
-ARCHITECTURES = ("gpt-oss", "gpt2", "llama", "phi3", "qwen2", "qwen3")
 MAX_LAYERS = 4096
 MAX_WIDTH = 1 << 20
 MAX_HEADS = 1 << 16
 MAX_CONTEXT = 1 << 30
 MAX_EXPERTS = 4096
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Architecture:
+    """What a family declares of one of its architectures, for the metadata to be read by."""
+
+    norm_epsilon: str = "attention.layer_norm_rms_epsilon"
+    """Metadata key of the epsilon of the norms."""
+    has_experts: bool = False
+    """Whether the layers are mixtures of experts: the file must then say how many, and otherwise must not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,27 +71,29 @@ class _Keys:
         """A whole number; without a default the key must be there."""
         value = self._value(key, default)
         if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
-            raise self.error(key, f"is {_shown(value)}; it must be a whole number from {least} to {most}")
+            raise self.error(key, f"is {shown(value)}; it must be a whole number from {least} to {most}")
         return value
 
     def number(self, key: str, least: float, most: float, default: float | None = None) -> float:
         """A finite number."""
         value = self._value(key, default)
         if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most:
-            raise self.error(key, f"is {_shown(value)}; it must be a number from {least:g} to {most:g}")
+            raise self.error(key, f"is {shown(value)}; it must be a number from {least:g} to {most:g}")
         return float(value)
 
     def text(self, key: str, choices: tuple[str, ...], default: str) -> str:
         """One of ``choices``."""
         value = self._value(key, default)
         if value not in choices:
-            raise self.error(key, f"is {_shown(value)}; known are {', '.join(choices)}")
+            raise self.error(key, f"is {shown(value)}; known are {', '.join(choices)}")
         return str(value)
 
     def has(self, key: str) -> bool:
+        """Whether the file has the key."""
         return self._prefix + key in self._gguf.metadata
 
     def error(self, key: str, problem: str) -> ModelLoadFailed:
+        """The error that names the file and the key, to be raised."""
         return ModelLoadFailed(f"{self._gguf.path}: metadata key {self._prefix}{key} {problem}")
 
     def _value(self, key: str, default: Any) -> Any:
@@ -92,34 +103,31 @@ class _Keys:
         return value
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
+    """A value of the file for an error message, which stays short whatever the file holds."""
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:60]}..."
 
 
-def read_config(gguf: GGUFFile) -> ModelConfig:
-    """Raises `ModelLoadFailed` naming the key that is missing, of a wrong type, out of range or contradictory."""
-    architecture = gguf.metadata.get("general.architecture")
-    if architecture not in ARCHITECTURES:
-        raise ModelLoadFailed(
-            f"{gguf.path}: the architecture (general.architecture) is {_shown(architecture)}; "
-            f"known are {', '.join(ARCHITECTURES)}"
-        )
-    keys = _Keys(gguf, architecture)
+def read_config(gguf: GGUFFile, name: str, architecture: Architecture) -> ModelConfig:
+    """The configuration of a model whose ``general.architecture`` is ``name``, which its family declares so.
+
+    Raises `ModelLoadFailed` naming the key that is missing, of a wrong type, out of range or contradictory.
+    """
+    keys = _Keys(gguf, name)
     hidden = keys.integer("embedding_length", 1, MAX_WIDTH)
     num_heads = keys.integer("attention.head_count", 1, MAX_HEADS)
     num_kv_heads = keys.integer("attention.head_count_kv", 1, MAX_HEADS, num_heads)
     if num_heads % num_kv_heads:
         raise keys.error("attention.head_count_kv", f"is {num_kv_heads}, which does not divide {num_heads} heads")
     num_experts = keys.integer("expert_count", 0, MAX_EXPERTS, 0)
-    if bool(num_experts) != (architecture == "gpt-oss"):
+    if bool(num_experts) != architecture.has_experts:
         raise keys.error("expert_count", f"is {num_experts}: experts are supported for gpt-oss only, which needs them")
     head_dim = _head_dim(keys, hidden, num_heads)
-    epsilon = "attention.layer_norm_epsilon" if architecture == "gpt2" else "attention.layer_norm_rms_epsilon"
     intermediate = keys.integer("feed_forward_length", 1, MAX_WIDTH)
     context_length = keys.integer("context_length", 1, MAX_CONTEXT)
     return ModelConfig(
-        architecture=architecture,
+        architecture=name,
         num_layers=keys.integer("block_count", 1, MAX_LAYERS),
         hidden=hidden,
         intermediate=keys.integer("expert_feed_forward_length", 1, MAX_WIDTH, intermediate)
@@ -130,7 +138,7 @@ def read_config(gguf: GGUFFile) -> ModelConfig:
         head_dim=head_dim,
         vocab_size=_vocab_size(gguf, keys),
         context_length=context_length,
-        norm_epsilon=keys.number(epsilon, 0, 1),
+        norm_epsilon=keys.number(architecture.norm_epsilon, 0, 1),
         sliding_window=keys.integer("attention.sliding_window", 0, MAX_CONTEXT, 0),
         num_experts=num_experts,
         num_experts_used=keys.integer("expert_used_count", 1, num_experts) if num_experts else 0,

@@ -22,9 +22,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kernels.formats import BY_GGML_TYPE, Format
-from worker.errors import ModelLoadFailed
-from worker.model.reference import local_path
+from kernels.weights.formats import BY_GGML_TYPE, Format
+from orcd.errors import ModelLoadFailed
+from worker.model.hub import local_path
 
 VERSIONS = (2, 3)  # one layout; 1 had 32-bit counts and is extinct
 MAX_KEY_BYTES = 65_535  # the specification's limits
@@ -68,7 +68,7 @@ class GGUFFile:
 def open_gguf(reference: str | Path) -> GGUFFile:
     """Map a file and read its header; a split model is given by its first part.
 
-    ``reference`` is a path, or a file on the Hugging Face Hub, which is downloaded first (`worker.model.reference`).
+    ``reference`` is a path, or a file on the Hugging Face Hub, which is downloaded first (`worker.model.hub`).
     Raises `ModelLoadFailed` naming the file and what is wrong with it. Reads no tensor data.
     """
     path = local_path(reference)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
-from kernels.device import Device
+from kernels.batch import LayerCache
+from kernels.devices.protocol import Device
 from worker.model.config import ModelConfig
 
 
@@ -13,8 +13,7 @@ from worker.model.config import ModelConfig
 class KVCache:
     """K and V of every layer, each of num_blocks x block_tokens tokens in the layout of the device's attention."""
 
-    keys: tuple[Any, ...]
-    values: tuple[Any, ...]
+    layers: tuple[LayerCache, ...]
 
 
 def allocate_cache(config: ModelConfig, device: Device, num_blocks: int, block_tokens: int) -> KVCache:
@@ -26,7 +25,7 @@ def allocate_cache(config: ModelConfig, device: Device, num_blocks: int, block_t
         )
         for _ in ("keys", "values")
     )
-    return KVCache(keys, values)
+    return KVCache(tuple(map(LayerCache, keys, values)))
 
 
 def bytes_per_block(config: ModelConfig, device: Device, block_tokens: int) -> int:

@@ -11,7 +11,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from kernels.layers import Pairing, Rope
+from kernels.weights.parameters import Pairing, Rope
 from worker.model.config import ModelConfig, RopeConfig
 
 Float32 = NDArray[np.float32]

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kernels.device import Device
+from kernels.devices.protocol import Device
 from kernels.errors import UnsupportedWeight
-from kernels.formats import FORMATS
-from kernels.layers import Rope, Router, Weight
-from kernels.reference.dequant import dequantise
-from worker.errors import ModelLoadFailed
+from kernels.weights.dequant import dequantise
+from kernels.weights.formats import FORMATS
+from kernels.weights.parameters import Rope, Router, Weight
+from orcd.errors import ModelLoadFailed
 from worker.model.config import ModelConfig
 from worker.model.gguf import GGUFFile, Tensor
 

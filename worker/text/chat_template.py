@@ -20,7 +20,7 @@ import jinja2.parser
 import jinja2.runtime
 import jinja2.sandbox
 
-from worker.errors import InvalidRequest, ModelLoadFailed
+from orcd.errors import InvalidRequest, ModelLoadFailed
 from worker.text.tokenizer import Tokenizer
 
 TIME_LIMIT_S = 2.0
@@ -220,7 +220,7 @@ def _deadline(seconds: float) -> Iterator[None]:
     """
     end = time.monotonic() + seconds
 
-    def trace(frame: FrameType, event: str, arg: Any) -> Any:
+    def trace(_frame: FrameType, _event: str, _arg: Any) -> Any:
         if time.monotonic() > end:
             raise _Refusal(f"it takes longer than {seconds:g} s")
         return trace

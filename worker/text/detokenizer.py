@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import msgspec
 
-from worker.errors import InvalidRequest
+from orcd.errors import InvalidRequest
 from worker.text.harmony import Channel, Channels
 from worker.text.tokenizer import Tokenizer
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import reprlib
 from collections.abc import Callable
 
-from worker.errors import ModelLoadFailed
-from worker.text import byte_level, sentencepiece
+from orcd.errors import ModelLoadFailed
+from worker.text import bpe, spm
 from worker.text.special_tokens import SpecialTokens
 from worker.text.vocabulary import TokenType, Vocabulary
 
-_KINDS = {"gpt2": byte_level, "llama": sentencepiece}
+_KINDS = {"gpt2": bpe, "llama": spm}
 
 
 class GgufEncoder:

@@ -9,18 +9,18 @@ from typing import Any
 
 import tokenizers
 
-from worker.errors import ModelLoadFailed
-from worker.text import byte_level, sentencepiece
+from orcd.errors import ModelLoadFailed
+from worker.text import bpe, spm
 
 MAX_TOKENS = 1 << 22
 """No vocabulary is near this large; a file that says so is broken."""
 
 
 class JsonEncoder:
-    """``pieces`` holds the bytes of every token; ``special_ids`` are the added tokens, ``control_ids`` the special ones
-    among them.
+    """Encodes with a file's own normaliser, pre-tokenizer and post-processor.
 
-    Raises `ModelLoadFailed` naming the file.
+    ``pieces`` holds the bytes of every token; ``special_ids`` are the added tokens, ``control_ids`` the special ones
+    among them. Raises `ModelLoadFailed` naming the file.
     """
 
     def __init__(self, path: Path) -> None:
@@ -38,9 +38,9 @@ class JsonEncoder:
         decoders = _steps(json.loads(text).get("decoder"))
         kinds = {decoder["type"] for decoder in decoders}
         if "ByteLevel" in kinds:
-            spell = byte_level.piece
+            spell = bpe.piece
         elif kinds & {"ByteFallback", "Metaspace"}:
-            spell = sentencepiece.piece
+            spell = spm.piece
         else:
             raise ModelLoadFailed(
                 f"tokenizer {path}: decoder {sorted(kinds)} is not supported (ByteLevel, ByteFallback)"

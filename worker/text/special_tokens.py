@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping, Set
 
-from worker.errors import ModelLoadFailed
+from orcd.errors import ModelLoadFailed
 from worker.text.vocabulary import TokenType, Vocabulary
 
 MAX_SPECIAL_TOKENS = 1 << 16

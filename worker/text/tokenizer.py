@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any, Protocol
 
-from worker.errors import InvalidRequest, ModelLoadFailed
+from orcd.errors import InvalidRequest, ModelLoadFailed
 from worker.text import special_tokens, vocabulary
 from worker.text.gguf_encoder import GgufEncoder
 from worker.text.json_encoder import JsonEncoder

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any
 
-from worker.errors import ModelLoadFailed
+from orcd.errors import ModelLoadFailed
 
 MAX_TOKEN_CHARACTERS = 1024
 """Real tokens are far shorter; the work to build a tokenizer grows with the square of this."""
@@ -64,7 +64,7 @@ def from_metadata(metadata: Mapping[str, Any]) -> Vocabulary:
     if max(map(len, tokens)) > MAX_TOKEN_CHARACTERS:
         raise ModelLoadFailed(f"{_PREFIX}tokens holds a token longer than {MAX_TOKEN_CHARACTERS} characters")
     count = len(tokens)
-    sentencepiece = model == "llama"
+    is_spm = model == "llama"
     llama3 = pre_tokenizer in ("llama-bpe", "llama3", "llama-v3", "tekken")
     return Vocabulary(
         model=model,
@@ -73,14 +73,14 @@ def from_metadata(metadata: Mapping[str, Any]) -> Vocabulary:
         types=_list(metadata, "token_type", int, length=count) or [TokenType.NORMAL] * count,
         scores=_list(metadata, "scores", float, length=count),
         merges=_list(metadata, "merges", str),
-        bos_id=token_id(metadata, "bos_token_id", count, default=1 if sentencepiece else None),
-        eos_id=token_id(metadata, "eos_token_id", count, default=2 if sentencepiece else None),
+        bos_id=token_id(metadata, "bos_token_id", count, default=1 if is_spm else None),
+        eos_id=token_id(metadata, "eos_token_id", count, default=2 if is_spm else None),
         eot_id=token_id(metadata, "eot_token_id", count),
         eom_id=token_id(metadata, "eom_token_id", count),
-        unknown_id=token_id(metadata, "unknown_token_id", count, default=0 if sentencepiece else None),
-        add_bos=_flag(metadata, "add_bos_token", default=sentencepiece or llama3),
+        unknown_id=token_id(metadata, "unknown_token_id", count, default=0 if is_spm else None),
+        add_bos=_flag(metadata, "add_bos_token", default=is_spm or llama3),
         add_eos=_flag(metadata, "add_eos_token", default=False),
-        add_space_prefix=_flag(metadata, "add_space_prefix", default=sentencepiece),
+        add_space_prefix=_flag(metadata, "add_space_prefix", default=is_spm),
         ignore_merges=llama3,
         model_name=str(metadata.get("general.name", "")),
     )

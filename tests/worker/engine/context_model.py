@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from kernels.step import Step
+from kernels.batch import Step
 
 UNWRITTEN = -1
 

@@ -1,70 +1,11 @@
-from collections import defaultdict
-
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
+from orcd.errors import CudaError, InsufficientVram, InvalidRequest
 from tests.worker.engine.context_model import Config, ContextModel
-from worker.contract import Abort, Add, Choice, Sampling, TokenOutput
-from worker.engine.engine import Engine
-from worker.errors import CudaError, InsufficientVram, InvalidRequest
-from worker.settings import Settings
-
-SAMPLINGS = [
-    Sampling(max_tokens=12, temperature=0.0),
-    Sampling(max_tokens=9, temperature=0.8, seed=3, top_p=0.9),
-    Sampling(max_tokens=14, temperature=1.3, seed=4, top_k=5, repetition_penalty=1.3, logprobs=2),
-    Sampling(
-        max_tokens=16, temperature=1.0, seed=5, stop_token_ids=tuple(range(12)), min_tokens=4, frequency_penalty=0.3
-    ),
-]
-
-
-def engine(model: ContextModel | None = None, **options: object) -> Engine:
-    cache_tokens = options.pop("cache_tokens", 256)
-    defaults = {"device": "cpu", "kv_block_tokens": 4, "step_tokens": 16, "max_sequences": 8}
-    return Engine(model or ContextModel(), Settings(**{**defaults, "kv_cache_bytes": cache_tokens * 8, **options}))
-
-
-def prompt(seed: int, length: int) -> tuple[int, ...]:
-    return tuple((seed * 7 + i * i) % 32 for i in range(length))
-
-
-def traffic() -> list[Add]:
-    return [Add(f"r{i}", prompt(i, 3 + 5 * i), SAMPLINGS[i % 4], priority=i % 3) for i in range(7)]
-
-
-def finish(machine: Engine, outputs: list[TokenOutput] | None = None) -> dict[tuple[str, int], list[TokenOutput]]:
-    """Step until nothing is left; the outputs of every choice."""
-    collected = defaultdict(list)
-    for output in outputs or ():
-        collected[output.request_id, output.choice].append(output)
-    for _ in range(10_000):
-        if not machine.has_work:
-            return collected
-        for output in machine.step():
-            collected[output.request_id, output.choice].append(output)
-        machine.check_invariants()
-    raise AssertionError("the engine never came to an end")
-
-
-def ids_of(outputs: list[TokenOutput]) -> tuple[int, ...]:
-    return tuple(token_id for output in outputs for token_id in output.ids)
-
-
-def generate(adds: list[Add], machine: Engine | None = None) -> dict[tuple[str, int], tuple]:
-    """(ids, finish reason, logprobs) of every choice."""
-    machine = machine or engine()
-    for each in adds:
-        machine.add(each)
-    collected = finish(machine)
-    for outputs in collected.values():
-        assert [output.finish_reason is None for output in outputs] == [True] * (len(outputs) - 1) + [False]
-    return {
-        key: (ids_of(outputs), outputs[-1].finish_reason, [output.logprobs for output in outputs if output.ids])
-        for key, outputs in collected.items()
-    }
+from tests.worker.engine.generation import SAMPLINGS, RandomTraffic, engine, finish, generate, ids_of, prompt, traffic
+from worker.contract import Abort, Add, Choice, Sampling
 
 
 @pytest.fixture(scope="module")
@@ -310,7 +251,7 @@ token_ids = st.integers(-1, 33)
     stop_token_ids=st.lists(token_ids, max_size=3),
     min_tokens=st.integers(-1, 12),
 )
-def test_what_passes_admission_runs_and_what_does_not_is_an_error_of_the_request(
+def test_what_passes_validation_runs_and_what_does_not_is_an_error_of_the_request(
     prompt_ids, penalty, stop_token_ids, **options
 ):
     options |= {"presence_penalty": penalty, "frequency_penalty": -penalty, "stop_token_ids": tuple(stop_token_ids)}
@@ -320,59 +261,6 @@ def test_what_passes_admission_runs_and_what_does_not_is_an_error_of_the_request
     assert outputs[-1].error_code in (None, "INVALID_REQUEST")
     assert outputs[-1].finish_reason in ("stop", "length", "error")
     assert all(0 <= token_id < 32 for token_id in ids_of(outputs))
-
-
-class RandomTraffic(RuleBasedStateMachine):
-    """Random adds, aborts and steps: every choice ends exactly once, with the ids of an undisturbed run."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.machine = engine(cache_tokens=40, step_tokens=9, max_sequences=3)
-        self.adds: dict[str, Add] = {}
-        self.outputs: dict[tuple[str, int], list[TokenOutput]] = defaultdict(list)
-
-    @rule(
-        prompt_ids=st.lists(st.integers(0, 1), min_size=1, max_size=20),
-        sampling=st.sampled_from(SAMPLINGS),
-        num_choices=st.integers(1, 3),
-        priority=st.integers(0, 2),
-    )
-    def add(self, prompt_ids: list[int], sampling: Sampling, num_choices: int, priority: int) -> None:
-        name = f"r{len(self.adds)}"
-        choices = tuple(Choice(index) for index in range(num_choices))
-        self.adds[name] = Add(name, tuple(prompt_ids), sampling, choices, priority)
-        self.machine.add(self.adds[name])
-
-    @rule(number=st.integers(0, 9), choice=st.sampled_from([None, 0, 1]))
-    def abort(self, number: int, choice: int | None) -> None:
-        self.machine.abort(Abort(f"r{number}", choice))
-
-    @rule(num_steps=st.integers(1, 6))
-    def step(self, num_steps: int) -> None:
-        for _ in range(num_steps):
-            for output in self.machine.step():
-                self.outputs[output.request_id, output.choice].append(output)
-            self.machine.check_invariants()
-
-    @invariant()
-    def nothing_follows_an_end(self) -> None:
-        for outputs in self.outputs.values():
-            assert all(output.finish_reason is None for output in outputs[:-1])
-
-    def teardown(self) -> None:
-        for key, outputs in finish(self.machine).items():
-            self.outputs[key] += outputs
-        assert self.outputs.keys() == {
-            (add.request_id, each.index) for add in self.adds.values() for each in add.choices
-        }
-        for (name, choice), outputs in self.outputs.items():
-            add = self.adds[name]
-            alone = generate([Add(name, add.prompt_ids, add.sampling, (Choice(choice),))])[name, choice]
-            if outputs[-1].finish_reason == "abort":
-                assert alone[0][: len(ids_of(outputs))] == ids_of(outputs)
-            else:
-                assert (ids_of(outputs), outputs[-1].finish_reason) == alone[:2]
-        assert self.machine.stats(memory_bytes=0).kv_blocks_used == 0
 
 
 TestRandomTraffic = RandomTraffic.TestCase

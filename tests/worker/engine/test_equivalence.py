@@ -5,28 +5,28 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kernels.device import open_device
+from kernels.devices.open import open_device
+from tests.models.files import KIT, SMALL
 from tests.worker.tiny_model import write_tiny_model
 from worker.contract import Add, Choice, Sampling
 from worker.engine.engine import Engine
-from worker.model.adapters import Model, load_model
 from worker.model.gguf import open_gguf
+from worker.model.registry import Model, load_model
 from worker.settings import Settings
 
 ROOT = Path(__file__).parents[3]
-CONFORMANCE = ROOT.parent / "shared" / "conformance" / "models"
+OF_THE_KIT = ("qwen2-untied-q8_0", "qwen2-tied-q4_k_m", "llama-q4_k_m", "phi3-longrope-f16")
+WITH_REFERENCE = SMALL | {name: path for name, path in KIT.items() if name in OF_THE_KIT}
 MODELS = {
     "tiny": None,
     "shipped": ROOT / "tasks" / "demo" / "haiku-q4_k_m.gguf",
-    "conformance": CONFORMANCE / "qwen2-untied-q8_0.gguf",
-    "longrope": CONFORMANCE / "phi3-longrope-f16.gguf",
+    **SMALL,
+    **{name: path for name, path in KIT.items() if name in ("qwen2-untied-q8_0", "phi3-longrope-f16")},
 }
 NEAR_TIE = 0.01  # the conformance kit's bound for float32 arithmetic
 
 
 def load(path: Path) -> Model:
-    if not path.exists():
-        pytest.skip(f"{path.name} is not here")
     return load_model(open_gguf(path), open_device("cpu"), lambda _done, _total: None)
 
 
@@ -113,12 +113,12 @@ def test_two_choices_equal_two_seeds(model: Model):
         assert both["n", choice] == alone["one", 0]
 
 
-@pytest.mark.parametrize("name", ["qwen2-untied-q8_0", "qwen2-tied-q4_k_m", "llama-q4_k_m", "phi3-longrope-f16"])
+@pytest.mark.parametrize("name", WITH_REFERENCE)
 def test_greedy_ids_are_those_of_the_reference(name: str):
-    model = load(CONFORMANCE / f"{name}.gguf")
-    reference = np.load(CONFORMANCE / f"{name}.npz")
+    model = load(WITH_REFERENCE[name])
+    reference = np.load(WITH_REFERENCE[name].with_suffix(".npz"))
     prompts = [key for key in reference.files if key.startswith("p") and key.endswith("_ids")]
-    sampling = Sampling(max_tokens=32, temperature=0.0)
+    sampling = Sampling(max_tokens=reference["p0_greedy"].size, temperature=0.0)
     adds = [Add(key.removesuffix("_ids"), tuple(reference[key].tolist()), sampling) for key in prompts]
     ids = generate(adds, engine(model))
     for add in adds:

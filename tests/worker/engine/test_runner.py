@@ -1,20 +1,14 @@
 import numpy as np
 import pytest
 
+from kernels.batch import Draws
 from kernels.reference.sampling import sample
-from tests.worker.engine.context_model import ContextModel, check_shapes
-from worker.contract import Sampling
+from orcd.errors import OrcdError
+from tests.worker.engine.context_model import ContextModel
+from tests.worker.engine.generation import sequence
 from worker.engine.runner import Draw, SynchronousRunner
 from worker.engine.scheduler import Chunk
 from worker.engine.sequence import Sequence
-from worker.engine.step_arrays import build_step
-from worker.errors import OrcdError
-
-
-def sequence(token_ids: list[int], block_ids: list[int], *, num_prompt: int = 0, choice: int = 0, **options: object):
-    sampling = Sampling(**{"max_tokens": 8, "temperature": 0.0, **options})
-    num_prompt = num_prompt or len(token_ids)
-    return Sequence("r", choice, sampling, 0, token_ids, num_prompt, 8, block_ids=block_ids)
 
 
 class FixedLogits(ContextModel):
@@ -31,23 +25,6 @@ class FixedLogits(ContextModel):
 def draw(logits: list[float], *sequences: Sequence) -> list[Draw]:
     runner = SynchronousRunner(FixedLogits(logits), num_blocks=4, block_tokens=4)
     return runner.collect(runner.launch([Chunk(each, each.num_pending, True) for each in sequences]))
-
-
-def test_a_step_lists_prefill_chunks_and_decodes_one_after_the_other():
-    prefill = sequence(list(range(10, 20)), [5, 2, 7])
-    prefill.num_computed = 4
-    decode = sequence([1, 2, 3, 4, 5, 6], [0, 3], num_prompt=5)
-    decode.num_computed = 5
-    step = build_step([Chunk(prefill, 3, False), Chunk(decode, 1, True)], block_tokens=4)
-    check_shapes(step)
-    assert step.token_ids.tolist() == [14, 15, 16, 6]
-    assert step.positions.tolist() == [4, 5, 6, 5]
-    assert step.slots.tolist() == [8, 9, 10, 13]
-    assert step.query_starts.tolist() == [0, 3, 4]
-    assert step.context_lengths.tolist() == [7, 6]
-    assert step.sequence_lengths.tolist() == [10, 6]
-    assert step.block_tables.tolist() == [[5, 2, 7], [0, 3, 0]]
-    assert step.logit_rows.tolist() == [3]
 
 
 def test_only_chunks_that_reach_the_last_token_draw():
@@ -99,8 +76,9 @@ def test_choices_draw_with_consecutive_seeds_that_wrap_around():
 def test_the_draw_is_a_function_of_key_and_position_in_the_output():
     logits = np.zeros((8, 32), np.float32)
     off, keys, positions = np.zeros(8, np.float32), np.full(8, 9, np.uint64), np.arange(8, dtype=np.int64)
+    draws = Draws(off + 1, off.astype(np.int32), off + 1, off, keys, positions)
     expected = np.empty(8, np.int32)
-    sample(logits, off + 1, off.astype(np.int32), off + 1, off, keys, positions, out_ids=expected)
+    sample(logits, draws, out_ids=expected)
     sequences = [
         sequence([1, 2] + [5] * n, [0, 1, 2], num_prompt=2, seed=7, choice=2, temperature=1.0) for n in range(8)
     ]

@@ -20,13 +20,13 @@ from pathlib import Path
 
 import numpy as np
 
-from kernels.device import open_device
+from kernels.devices.open import open_device
+from orcd.errors import ModelLoadFailed
 from tests.worker.model.stepping import logits_alone
 from tests.worker.model.tiny import FAMILIES, write_tiny
-from worker.errors import ModelLoadFailed
-from worker.inspect import format_report, inspect_gguf
-from worker.model.adapters import load_model
+from worker.commands.inspect import format_report, inspect_gguf
 from worker.model.gguf import open_gguf
+from worker.model.registry import load_model
 from worker.text.tokenizer import from_metadata
 
 MAX_SECONDS = 2.0

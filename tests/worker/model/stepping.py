@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from kernels.step import Step
-from worker.model.adapters import Model
+from kernels.batch import Step
+from worker.model.registry import Model
 
 
 class Stepper:
@@ -24,8 +24,9 @@ class Stepper:
         self._max_blocks = min(max_blocks, -(-(max(map(len, prompts)) + 64) // block_tokens))
         num_blocks = self._max_blocks * len(prompts) + 3
         self._cache = model.allocate_cache(num_blocks, block_tokens)
-        for array in (*self._cache.keys, *self._cache.values):
-            array.fill(np.nan)
+        for layer in self._cache.layers:
+            layer.keys.fill(np.nan)
+            layer.values.fill(np.nan)
         order = np.random.default_rng(seed).permutation(num_blocks).astype(np.int32)
         self._tables = order[: self._max_blocks * len(prompts)].reshape(len(prompts), self._max_blocks)
 
@@ -66,12 +67,16 @@ def logits_alone(model: Model, prompt: Sequence[int]) -> np.ndarray:
 
 
 def greedy(model: Model, prompt: Sequence[int], num_tokens: int) -> list[int]:
-    """The continuation by largest logits, decoded token by token through the cache."""
+    """The continuation by largest logits, decoded token by token through the cache, which a model may void once."""
     stepper = Stepper(model, [prompt])
     logits = stepper.step({0: len(prompt)})[0]
     ids: list[int] = []
-    for _ in range(num_tokens):
+    for length in range(len(prompt) + 1, len(prompt) + 1 + num_tokens):
         ids.append(int(logits[-1].argmax()))
-        stepper.append(0, ids[-1])
-        logits = stepper.step({0: 1})[0]
+        if model.recompute_at is not None and length == model.recompute_at + 1:
+            stepper = Stepper(model, [[*prompt, *ids]])
+            logits = stepper.step({0: length})[0]
+        else:
+            stepper.append(0, ids[-1])
+            logits = stepper.step({0: 1})[0]
     return ids

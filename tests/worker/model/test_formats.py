@@ -10,14 +10,14 @@ import gguf
 import numpy as np
 import pytest
 
-from kernels.device import open_device
-from kernels.formats import FORMATS
-from kernels.reference.dequant import dequantise
+from kernels.devices.open import open_device
+from kernels.weights.dequant import dequantise
+from kernels.weights.formats import FORMATS
 from tests.bench.make_model import tensor_blocks, write_model
 from tests.bench.model_specs import ModelSpec, TensorSpec, gpt_oss, qwen2
 from tests.worker.model.stepping import logits_alone
-from worker.model.adapters import load_model
 from worker.model.gguf import open_gguf
+from worker.model.registry import load_model
 
 SPECS = {
     "qwen2": qwen2(3, hidden=256, ffn=256, heads=4, kv_heads=2, num_regular=300),

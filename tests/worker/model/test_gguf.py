@@ -11,10 +11,9 @@ import gguf
 import numpy as np
 import pytest
 
-from worker.errors import ModelLoadFailed
+from orcd.errors import ModelLoadFailed
+from tests.models.files import KIT, SMALL
 from worker.model.gguf import open_gguf
-
-KIT = Path(__file__).parents[3].parent / "shared" / "conformance"
 
 VALUES: dict[str, tuple[gguf.GGUFValueType, Any]] = {
     "a.u8": (gguf.GGUFValueType.UINT8, 255),
@@ -86,10 +85,8 @@ def test_tensors_are_views_of_the_file_in_row_major_shape(path: Path) -> None:
             tensor.data[...] = 0
 
 
-@pytest.mark.skipif(not KIT.exists(), reason="needs the conformance kit in ../shared")
-@pytest.mark.parametrize("name", ["gpt-oss-mxfp4", "qwen2-tied-q4_k_m"])
-def test_a_file_of_the_kit_reads_as_the_gguf_library_reads_it(name: str) -> None:
-    path = KIT / "models" / f"{name}.gguf"
+@pytest.mark.parametrize("path", [*SMALL.values(), *KIT.values()], ids=lambda path: path.stem)
+def test_a_model_reads_as_the_gguf_library_reads_it(path: Path) -> None:
     ours, library = open_gguf(path), gguf.GGUFReader(path)
     theirs = {key: field.contents() for key, field in library.fields.items() if not key.startswith("GGUF.")}
     assert ours.metadata == theirs

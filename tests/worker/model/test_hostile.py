@@ -14,12 +14,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kernels.device import open_device
+from kernels.devices.open import open_device
+from orcd.errors import ModelLoadFailed
 from tests.worker.model import fuzz
 from tests.worker.model.stepping import logits_alone
-from worker.errors import ModelLoadFailed
-from worker.model.adapters import Model, load_model
 from worker.model.gguf import open_gguf
+from worker.model.registry import Model, load_model
 
 KIT = Path(__file__).parents[3].parent / "shared" / "conformance" / "hostile"
 CASES: list[dict[str, Any]] = json.loads((KIT / "hostile.json").read_text())["files"] if KIT.exists() else []

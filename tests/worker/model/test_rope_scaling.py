@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from tests.worker.model.tiny import write_tiny
-from worker.model.config import ModelConfig, RopeConfig, read_config
+from worker.model.config import ModelConfig, RopeConfig
 from worker.model.gguf import open_gguf
+from worker.model.registry import read_model_config
 from worker.model.rope_scaling import long_rope, plain_rope
 
 PLAIN = RopeConfig(
@@ -28,7 +29,7 @@ PLAIN = RopeConfig(
 
 @pytest.fixture
 def config(tmp_path: Path) -> ModelConfig:
-    return replace(read_config(open_gguf(write_tiny("qwen2", tmp_path / "m.gguf"))), rope=PLAIN)
+    return replace(read_model_config(open_gguf(write_tiny("qwen2", tmp_path / "m.gguf"))), rope=PLAIN)
 
 
 def test_unscaled_frequencies_fall_geometrically(config: ModelConfig) -> None:

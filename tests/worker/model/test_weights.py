@@ -8,15 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kernels.device import open_device
-from kernels.planned import PlannedDevice
+from kernels.devices.dry_run import DryRunDevice
+from kernels.devices.open import open_device
+from orcd.errors import ModelLoadFailed
 from tests.bench.make_model import write_model
 from tests.bench.model_specs import TensorSpec
 from tests.worker.model.tiny import FAMILIES, write_tiny
-from worker.errors import ModelLoadFailed
-from worker.model.adapters import assemble_model, load_model
-from worker.model.config import read_config
 from worker.model.gguf import open_gguf
+from worker.model.registry import assemble_model, load_model, read_model_config
 from worker.model.weights import Weights
 
 
@@ -55,9 +54,9 @@ def test_what_the_cuda_kernels_cannot_work_on_is_named_before_anything_is_read(t
     spec = FAMILIES["gpt-oss"]()
     tensors = [replace(old, format="Q8_0") if old.name == name else old for old in spec.tensors]
     write_model(replace(spec, tensors=tensors), path)
-    device, gguf = PlannedDevice("cuda:0"), open_gguf(path)
+    device, gguf = DryRunDevice("cuda:0"), open_gguf(path)
     with pytest.raises(ModelLoadFailed, match=rf"model.gguf: tensor '{name}' and its gate must have one type"):
-        assemble_model(read_config(gguf), Weights(gguf, device), device)
+        assemble_model(read_model_config(gguf), Weights(gguf, device), device)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

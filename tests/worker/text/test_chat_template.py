@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from tests.worker.text.vocabularies import KIT, byte_level_metadata, needs_kit
-from worker.errors import InvalidRequest, ModelLoadFailed
+from orcd.errors import InvalidRequest, ModelLoadFailed
+from tests.worker.text.vocabularies import KIT, bpe_metadata, needs_kit
 from worker.text import chat_template, tokenizer
 from worker.text.chat_template import ChatTemplate
 
@@ -44,7 +44,7 @@ def test_every_case_of_the_kit_is_met(name: str) -> None:
 
 
 def test_a_template_comes_from_the_models_metadata() -> None:
-    metadata = byte_level_metadata("a b", eos_token_id=257)
+    metadata = bpe_metadata("a b", eos_token_id=257)
     words = tokenizer.from_metadata(metadata)
     assert ChatTemplate.from_metadata(metadata, words) is None
     template = ChatTemplate.from_metadata(

@@ -8,12 +8,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.worker.text.vocabularies import HARMONY, byte_level_metadata
+from tests.worker.text.vocabularies import HARMONY, bpe_metadata
 from worker.text import tokenizer
 from worker.text.detokenizer import Detokenizer, Piece
 
 SUBJECT = tokenizer.from_metadata(
-    byte_level_metadata("a n", "t h", control=(*HARMONY, "<|endoftext|>"), pre="gpt-4o", eos_token_id=263)
+    bpe_metadata("a n", "t h", control=(*HARMONY, "<|endoftext|>"), pre="gpt-4o", eos_token_id=263)
 )
 PROMPT = SUBJECT.encode("<|start|>user<|message|>Hi<|end|><|start|>assistant", parse_special=True)
 

@@ -11,17 +11,17 @@ import tokenizers
 from tokenizers import decoders, normalizers, pre_tokenizers, processors
 from tokenizers.models import BPE
 
-from tests.worker.text.vocabularies import byte_level_metadata, sentencepiece_metadata
-from worker.errors import ModelLoadFailed
-from worker.text import byte_level, tokenizer, vocabulary
+from orcd.errors import ModelLoadFailed
+from tests.worker.text.vocabularies import bpe_metadata, spm_metadata
+from worker.text import bpe, tokenizer, vocabulary
 from worker.text.detokenizer import Detokenizer
 
 CONTROL = ("<|im_start|>", "<|im_end|>")
 
 
-def byte_level_file(folder: Path, metadata: dict[str, Any]) -> Path:
+def bpe_file(folder: Path, metadata: dict[str, Any]) -> Path:
     """The same vocabulary as ``metadata`` has, with BOS added by the post-processor."""
-    library = byte_level.build(vocabulary.from_metadata(metadata))
+    library = bpe.build(vocabulary.from_metadata(metadata))
     library.decoder = decoders.ByteLevel()
     library.add_special_tokens(list(CONTROL))
     library.add_tokens(["<user>"])
@@ -31,8 +31,8 @@ def byte_level_file(folder: Path, metadata: dict[str, Any]) -> Path:
 
 
 def test_ids_are_those_of_the_library(tmp_path: Path) -> None:
-    metadata = byte_level_metadata("a b", control=CONTROL, bos_token_id=257, eos_token_id=258)
-    subject = tokenizer.from_tokenizer_json(byte_level_file(tmp_path, metadata), metadata)
+    metadata = bpe_metadata("a b", control=CONTROL, bos_token_id=257, eos_token_id=258)
+    subject = tokenizer.from_tokenizer_json(bpe_file(tmp_path, metadata), metadata)
     assert subject.encode("abé") == [257, 256, 0xC3, 0xA9]
     assert subject.encode("ab<|im_end|>", add_special=False, parse_special=True) == [256, 258]
     assert 258 not in subject.encode("ab<|im_end|>", add_special=False)
@@ -44,13 +44,13 @@ def test_ids_are_those_of_the_library(tmp_path: Path) -> None:
 
 
 def test_without_a_model_well_known_tokens_end_an_answer(tmp_path: Path) -> None:
-    subject = tokenizer.from_tokenizer_json(byte_level_file(tmp_path, byte_level_metadata("a b", control=CONTROL)))
+    subject = tokenizer.from_tokenizer_json(bpe_file(tmp_path, bpe_metadata("a b", control=CONTROL)))
     assert (subject.bos_id, subject.eos_id, subject.end_ids) == (None, None, {258})
 
 
 def test_another_models_file_is_refused(tmp_path: Path) -> None:
-    metadata = byte_level_metadata("a b", control=CONTROL, eos_token_id=258)
-    path = byte_level_file(tmp_path, metadata)
+    metadata = bpe_metadata("a b", control=CONTROL, eos_token_id=258)
+    path = bpe_file(tmp_path, metadata)
     metadata["tokenizer.ggml.tokens"][258] = "<|other|>"
     with pytest.raises(ModelLoadFailed, match="EOS"):
         tokenizer.from_tokenizer_json(path, metadata)
@@ -59,7 +59,7 @@ def test_another_models_file_is_refused(tmp_path: Path) -> None:
 
 
 def test_sentencepiece_style_files_decode_spaces_and_bytes(tmp_path: Path) -> None:
-    tokens = [*sentencepiece_metadata()["tokenizer.ggml.tokens"], "▁", "a"]
+    tokens = [*spm_metadata()["tokenizer.ggml.tokens"], "▁", "a"]
     ids = {token: token_id for token_id, token in enumerate(tokens)}
     library = tokenizers.Tokenizer(BPE(ids, [], byte_fallback=True, unk_token="<unk>"))
     library.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from tests.worker.text.vocabularies import byte_level_metadata, sentencepiece_metadata
-from worker.errors import ModelLoadFailed
+from orcd.errors import ModelLoadFailed
+from tests.worker.text.vocabularies import bpe_metadata, spm_metadata
 from worker.text import special_tokens, vocabulary
 from worker.text.special_tokens import SpecialTokens
 from worker.text.vocabulary import TokenType
@@ -28,32 +28,32 @@ CONTROL = ("<x>", "<xy>", "<|im_end|>")  # ids 257, 258, 259 after 256 bytes and
 
 
 def test_text_is_cut_at_special_tokens() -> None:
-    subject = specials(byte_level_metadata("a b", control=CONTROL))
+    subject = specials(bpe_metadata("a b", control=CONTROL))
     assert split(subject, "a<x>b<xy><|im_end|>") == ["a", 257, "b", 258, 259]
     assert split(subject, "") == []
     assert split(subject, "a<x", parse_special=True) == ["a<x"]
 
 
 def test_control_tokens_are_text_unless_parsed_but_user_defined_ones_never_are() -> None:
-    subject = specials(byte_level_metadata("a b", control=CONTROL), types={"<x>": TokenType.USER_DEFINED})
+    subject = specials(bpe_metadata("a b", control=CONTROL), types={"<x>": TokenType.USER_DEFINED})
     assert split(subject, "<x><xy>", parse_special=False) == [257, "<xy>"]
     assert 257 not in subject.hidden_ids
     assert 258 in subject.hidden_ids
 
 
 def test_the_longest_of_those_that_begin_together_is_found() -> None:
-    subject = specials(byte_level_metadata("a b", control=("<a", "<a>b", "<a>")))
+    subject = specials(bpe_metadata("a b", control=("<a", "<a>b", "<a>")))
     assert split(subject, "<a>b<a>c<a") == [258, 259, "c", 257]
 
 
 def test_the_file_and_well_known_texts_say_what_ends_an_answer() -> None:
-    subject = specials(byte_level_metadata("a b", control=CONTROL, eos_token_id=257, eot_token_id=258))
+    subject = specials(bpe_metadata("a b", control=CONTROL, eos_token_id=257, eot_token_id=258))
     assert subject.end_ids == {257, 258, 259}
     assert subject.end_ids <= subject.hidden_ids
 
 
 def test_an_ordinary_token_spelt_like_an_end_is_parsed_but_is_text_in_an_answer() -> None:
-    subject = specials(byte_level_metadata("a b", control=("</s>",)), types={"</s>": TokenType.NORMAL})
+    subject = specials(bpe_metadata("a b", control=("</s>",)), types={"</s>": TokenType.NORMAL})
     assert split(subject, "a</s>") == ["a", 257]
     assert split(subject, "a</s>", parse_special=False) == ["a</s>"]
     assert not subject.end_ids
@@ -61,13 +61,13 @@ def test_an_ordinary_token_spelt_like_an_end_is_parsed_but_is_text_in_an_answer(
 
 
 def test_a_user_defined_end_token_is_a_control_token() -> None:
-    subject = specials(byte_level_metadata("a b", control=("</s>",)), types={"</s>": TokenType.USER_DEFINED})
+    subject = specials(bpe_metadata("a b", control=("</s>",)), types={"</s>": TokenType.USER_DEFINED})
     assert split(subject, "</s>", parse_special=False) == ["</s>"]
     assert subject.end_ids == subject.hidden_ids == {257}
 
 
 def test_phi_3_takes_whitespace_after_special_tokens() -> None:
-    metadata = sentencepiece_metadata(("<|user|>", 0.0), ("<|endoftext|>", 0.0))
+    metadata = spm_metadata(("<|user|>", 0.0), ("<|endoftext|>", 0.0))
     types = {"<|user|>": TokenType.CONTROL, "<|endoftext|>": TokenType.CONTROL}
     phi = specials(metadata, types=types, name="Phi-3 mini")
     assert split(phi, "<|user|>\n a<|endoftext|> b</s>\t\u2003") == [259, "a", 260, " b", 2, "\u2003"]
@@ -75,6 +75,6 @@ def test_phi_3_takes_whitespace_after_special_tokens() -> None:
 
 
 def test_too_many_special_tokens_are_refused() -> None:
-    metadata = byte_level_metadata("a b", control=tuple(f"<{number}>" for number in range(65537)))
+    metadata = bpe_metadata("a b", control=tuple(f"<{number}>" for number in range(65537)))
     with pytest.raises(ModelLoadFailed, match=r"tokenizer\.ggml\.token_type"):
         specials(metadata)

@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from tests.worker.text.vocabularies import byte_level_metadata, sentencepiece_metadata
-from worker.errors import ModelLoadFailed
+from orcd.errors import ModelLoadFailed
+from tests.worker.text.vocabularies import bpe_metadata, spm_metadata
 from worker.text import vocabulary
 
-GOOD = byte_level_metadata("a b", bos_token_id=256)
+GOOD = bpe_metadata("a b", bos_token_id=256)
 
 
 @pytest.mark.parametrize(
@@ -48,12 +48,12 @@ def test_a_bad_key_is_named(key: str, value: Any, problem: str) -> None:
 
 
 def test_a_silent_file_has_the_defaults_of_its_kind() -> None:
-    sentencepiece = vocabulary.from_metadata(sentencepiece_metadata())
-    assert (sentencepiece.bos_id, sentencepiece.eos_id, sentencepiece.unknown_id) == (1, 2, 0)
-    assert (sentencepiece.add_bos, sentencepiece.add_eos, sentencepiece.add_space_prefix) == (True, False, True)
-    byte_level = vocabulary.from_metadata(byte_level_metadata("a b"))
-    assert (byte_level.bos_id, byte_level.eos_id, byte_level.unknown_id) == (None, None, None)
-    assert (byte_level.add_bos, byte_level.add_eos, byte_level.add_space_prefix) == (False, False, False)
-    assert vocabulary.from_metadata(byte_level_metadata("a b", pre="llama-bpe")).add_bos
+    spm = vocabulary.from_metadata(spm_metadata())
+    assert (spm.bos_id, spm.eos_id, spm.unknown_id) == (1, 2, 0)
+    assert (spm.add_bos, spm.add_eos, spm.add_space_prefix) == (True, False, True)
+    bpe = vocabulary.from_metadata(bpe_metadata("a b"))
+    assert (bpe.bos_id, bpe.eos_id, bpe.unknown_id) == (None, None, None)
+    assert (bpe.add_bos, bpe.add_eos, bpe.add_space_prefix) == (False, False, False)
+    assert vocabulary.from_metadata(bpe_metadata("a b", pre="llama-bpe")).add_bos
     untyped = {key: value for key, value in GOOD.items() if key != "tokenizer.ggml.token_type"}
     assert set(vocabulary.from_metadata(untyped).types) == {vocabulary.TokenType.NORMAL}

@@ -1,4 +1,4 @@
-"""Small vocabularies as GGUF metadata, and the conformance kit's where it is at hand."""
+"""Small vocabularies as GGUF metadata, those of the small models, and the conformance kit's where it is at hand."""
 
 from __future__ import annotations
 
@@ -9,22 +9,24 @@ from typing import Any
 
 import pytest
 
+from tests.models.files import SMALL
 from worker.model.gguf import open_gguf
-from worker.text import byte_level, tokenizer
+from worker.text import bpe, tokenizer
 from worker.text.tokenizer import Tokenizer
 
 KIT = Path(__file__).parents[4] / "shared" / "conformance"
-KIT_TOKENIZERS = ("phi-3", "qwen2", "small-gpt-oss", "small-gpt2", "small-llama", "small-phi3-swa", "small-qwen2-tied")
 needs_kit = pytest.mark.skipif(not KIT.exists(), reason="the conformance kit ../shared/conformance is not here")
+VECTORS = [*SMALL, *(path.stem for path in sorted((KIT / "tokenizer").glob("*.json")))]
+"""Names of vocabularies for which there is what llama.cpp makes of some texts."""
 
 HARMONY = ("<|start|>", "<|end|>", "<|message|>", "<|channel|>", "<|constrain|>", "<|return|>", "<|call|>")
 
 
-def byte_level_metadata(
+def bpe_metadata(
     *merges: str, control: tuple[str, ...] = ("<|im_end|>",), pre: str = "qwen2", **keys: Any
 ) -> dict[str, Any]:
     """All 256 bytes (id = byte), one token a merge, then control tokens."""
-    letters = sorted(byte_level.BYTE_OF_LETTER, key=byte_level.BYTE_OF_LETTER.__getitem__)
+    letters = sorted(bpe.BYTE_OF_LETTER, key=bpe.BYTE_OF_LETTER.__getitem__)
     tokens = [*letters, *(merge.replace(" ", "") for merge in merges), *control]
     return {
         "tokenizer.ggml.model": "gpt2",
@@ -36,7 +38,7 @@ def byte_level_metadata(
     }
 
 
-def sentencepiece_metadata(*scored: tuple[str, float], **keys: Any) -> dict[str, Any]:
+def spm_metadata(*scored: tuple[str, float], **keys: Any) -> dict[str, Any]:
     """<unk>, <s>, </s>, 256 byte tokens (id = byte + 3), then ordinary tokens with their scores."""
     tokens = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), *(token for token, _ in scored)]
     return {
@@ -71,15 +73,21 @@ def decoder(*pieces: bytes, hidden: int = 0, strips_leading_space: bool = False)
 
 
 @functools.cache
-def kit_vectors(name: str) -> dict[str, Any]:
-    """One file of the kit's tokenizer vectors."""
-    vectors: dict[str, Any] = json.loads((KIT / "tokenizer" / f"{name}.json").read_text())
+def vectors_of(name: str) -> dict[str, Any]:
+    """The texts of one of `VECTORS`, and what becomes of them."""
+    if name in SMALL:
+        vectors = json.loads(SMALL[name].with_name("tokens.json").read_text())[name]
+    else:
+        vectors = json.loads((KIT / "tokenizer" / f"{name}.json").read_text())
+    assert isinstance(vectors, dict)
     return vectors
 
 
 @functools.cache
-def kit_tokenizer(name: str) -> Tokenizer:
-    """The tokenizer that belongs to `kit_vectors`."""
-    file = kit_vectors(name)["vocab_file"]
+def tokenizer_of(name: str) -> Tokenizer:
+    """The tokenizer that belongs to `vectors_of`."""
+    if name in SMALL:
+        return tokenizer.from_metadata(open_gguf(SMALL[name]).metadata)
+    file = vectors_of(name)["vocab_file"]
     folder = "tokenizer" if file.startswith("ggml-vocab") else "models"
     return tokenizer.from_metadata(open_gguf(KIT / folder / file).metadata)

@@ -1,0 +1,18 @@
+// Activations on their own.
+#include "../common/common.cuh"
+
+struct Params {
+    const u16* both;  // [num_rows, 2 * width] gates, then up projections
+    u16* out;         // [num_rows, width]
+    int num_rows, width;
+};
+
+KERNEL __launch_bounds__(256) swiglu_rows(const __grid_constant__ Params p) {
+    wait_for_previous();
+    const i64 row = blockIdx.y;
+    const int column = blockIdx.x * 256 + threadIdx.x;
+    if (column >= p.width) return;
+    const float gate = from_half(p.both[row * 2 * p.width + column]);
+    const float up = from_half(p.both[row * 2 * p.width + p.width + column]);
+    p.out[row * p.width + column] = to_half(gate / (1.0f + __expf(-gate)) * up);
+}

@@ -1,0 +1,120 @@
+// The partial results of decode work: merged by threads, exchanged between the warps of a block in shared memory, and
+// kept in the workspace between blocks.
+#pragma once
+#include "attention.cuh"
+
+constexpr int DECODE_THREADS = DECODE_WARPS * 32;
+constexpr int ROW_THREADS = DECODE_THREADS / DECODE_ROWS;  // threads that merge a row's partial results
+constexpr int THREAD_QUADS = (HEAD_DIM / 4 + ROW_THREADS - 1) / ROW_THREADS;
+constexpr int EXCHANGE_ROW = HEAD_DIM + 8;  // floats: keeps rows on different banks
+static_assert(SPAN_UNITS % DECODE_WARPS == 0, "a round must not cross spans");
+
+// A thread's slice of a row's partial result: 4 elements from each of `column(0)`, `column(1)` ...
+struct Slice {
+    float m, l;
+    float4 o[THREAD_QUADS];
+};
+
+DEVICE int slice_row() { return threadIdx.x / ROW_THREADS; }
+DEVICE int slice_column(int quad) { return (quad * ROW_THREADS + threadIdx.x % ROW_THREADS) * 4; }
+
+DEVICE void clear(Slice& slice) {
+    slice.m = NEGATIVE_INFINITY, slice.l = 0.0f;
+#pragma unroll
+    for (int q = 0; q < THREAD_QUADS; q++) slice.o[q] = {0.0f, 0.0f, 0.0f, 0.0f};
+}
+
+DEVICE void merge(Slice& slice, const Slice& other) {
+    float keep, add;
+    slice.m = merge_weights(slice.m, other.m, keep, add);
+    slice.l = merged(slice.l, keep, other.l, add);
+#pragma unroll
+    for (int q = 0; q < THREAD_QUADS; q++) {
+        float4 &o = slice.o[q], x = other.o[q];
+        o = {merged(o.x, keep, x.x, add), merged(o.y, keep, x.y, add), merged(o.z, keep, x.z, add),
+             merged(o.w, keep, x.w, add)};
+    }
+}
+
+// Other blocks wrote it: past the L1 cache.
+DEVICE float4 load_shared_result(const float4* pointer) {
+    float4 v;
+    asm volatile("ld.global.cg.v4.f32 {%0,%1,%2,%3}, [%4];"
+                 : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w)
+                 : "l"(pointer));
+    return v;
+}
+DEVICE float2 load_shared_result(const float2* pointer) {
+    float2 v;
+    asm volatile("ld.global.cg.v2.f32 {%0,%1}, [%2];" : "=f"(v.x), "=f"(v.y) : "l"(pointer));
+    return v;
+}
+
+// Shared memory of a decode block.
+struct Exchange {
+    float o[DECODE_WARPS][DECODE_ROWS][EXCHANGE_ROW];
+    float2 sums[DECODE_WARPS][DECODE_ROWS];  // (m, l)
+};
+DEVICE Exchange& exchange_at(u8* shared) { return *(Exchange*)(shared + 2 * DECODE_WARPS * TILE_BYTES); }
+DEVICE u8* new_rows_at(u8* shared) { return (u8*)(&exchange_at(shared) + 1); }
+
+DEVICE void put(Exchange& exchange, const Partial<1>& partial, i32 num_rows) {
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+        if (8 * half >= num_rows) break;
+        const int row = 8 * half + g;
+        if (row >= num_rows) continue;
+        if (t == 0) exchange.sums[warp][row] = {partial.m[0][half], partial.l[0][half]};
+#pragma unroll
+        for (int n = 0; n < HEAD_DIM / 8; n++)
+            *(float2*)&exchange.o[warp][row][8 * n + 2 * t] = {partial.o[0][n][2 * half],
+                                                               partial.o[0][n][2 * half + 1]};
+    }
+}
+
+DEVICE void get(Slice& slice, const Exchange& exchange, int warp) {
+    const int row = slice_row();
+    const float2 sums = exchange.sums[warp][row];
+    slice.m = sums.x, slice.l = sums.y;
+#pragma unroll
+    for (int q = 0; q < THREAD_QUADS; q++)
+        if (slice_column(q) < HEAD_DIM) slice.o[q] = *(const float4*)&exchange.o[warp][row][slice_column(q)];
+}
+
+// ---- the workspace of split items
+
+DEVICE void store(const Params& p, i64 partial_row, const Slice& slice) {
+#pragma unroll
+    for (int q = 0; q < THREAD_QUADS; q++)
+        if (slice_column(q) < HEAD_DIM)
+            *(float4*)(p.partial_outputs + partial_row * HEAD_DIM + slice_column(q)) = slice.o[q];
+    if (slice_column(0) == 0) p.partial_sums[partial_row] = {slice.m, slice.l};
+}
+
+DEVICE void load(Slice& slice, const Params& p, i64 partial_row) {
+    const float2 sums = load_shared_result(p.partial_sums + partial_row);
+    slice.m = sums.x, slice.l = sums.y;
+#pragma unroll
+    for (int q = 0; q < THREAD_QUADS; q++)
+        if (slice_column(q) < HEAD_DIM)
+            slice.o[q] =
+                load_shared_result((const float4*)(p.partial_outputs + partial_row * HEAD_DIM + slice_column(q)));
+}
+
+// Whether this block is the last of an item's parts to arrive here. All threads call it, after a barrier.
+DEVICE bool arrives_last(const Params& p, const Item& item, i32 kv_head) {
+    __shared__ bool last;
+    if (threadIdx.x == 0) {
+        // In both directions for the whole block, by the barriers around it. The last one sets it to 0 again.
+        const u32 others = item.num_parts - 1;
+        u32 arrived;
+        asm volatile("atom.acq_rel.gpu.global.inc.u32 %0, [%1], %2;"
+                     : "=r"(arrived)
+                     : "l"(p.arrivals + item.arrivals * p.num_kv_heads + kv_head), "r"(others)
+                     : "memory");
+        last = arrived == others;
+    }
+    __syncthreads();
+    return last;
+}

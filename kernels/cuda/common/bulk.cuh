@@ -1,0 +1,50 @@
+// Hopper's bulk copies to shared memory, and the barriers that count their bytes: the copy engine does the work, one
+// thread asks for it, and nothing has to be fenced before the tensor cores read what has arrived.
+#pragma once
+#include "common.cuh"
+
+DEVICE void barrier_init(u32 barrier, int arrivals) {
+    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals) : "memory");
+}
+// After the `barrier_init`s, before the block's first `__syncthreads`.
+DEVICE void publish_barriers() { asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory"); }
+
+DEVICE void barrier_arrive_expecting(u32 barrier, int num_bytes) {
+    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(num_bytes) : "memory");
+}
+DEVICE void barrier_wait(u32 barrier, int phase) {
+    u32 done;
+    do {
+        asm volatile(
+            "{\n.reg .pred p;\n"
+            "mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2;\n"
+            "selp.u32 %0, 1, 0, p;\n}"
+            : "=r"(done)
+            : "r"(barrier), "r"(phase)
+            : "memory");
+    } while (!done);
+}
+
+// `num_bytes`, a multiple of 16.
+DEVICE void copy_bulk(u32 shared, const void* global, int num_bytes, u32 barrier) {
+    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];"
+                 :
+                 : "r"(shared), "l"(global), "r"(num_bytes), "r"(barrier)
+                 : "memory");
+}
+// The box of a tensor map that begins at (column, row); what lies outside of the array comes as zeros.
+DEVICE void copy_box(u32 shared, const void* tensor_map, int column, int row, u32 barrier) {
+    asm volatile(
+        "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3}], [%4];"
+        :
+        : "r"(shared), "l"(tensor_map), "r"(column), "r"(row), "r"(barrier)
+        : "memory");
+}
+
+// A place in a ring of `stages` and how often it has been passed.
+struct RingPlace {
+    int stage = 0, phase = 0;
+    DEVICE void advance(int stages) {
+        if (++stage == stages) stage = 0, phase ^= 1;
+    }
+};

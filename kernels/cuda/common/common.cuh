@@ -1,0 +1,183 @@
+// What every kernel uses: fixed-width types, float16 in registers, tensor core and copy instructions, launch order.
+// Free of CUDA's own headers, so that the bare NVRTC library is enough to compile.
+#pragma once
+
+typedef unsigned char u8;
+typedef signed char i8;
+typedef unsigned short u16;  // also the storage of one float16
+typedef unsigned int u32;    // also two float16, the first in the low half
+typedef int i32;
+typedef unsigned long long u64;
+typedef long long i64;
+
+#define DEVICE __device__ __forceinline__
+#define KERNEL extern "C" __global__ void
+
+constexpr u32 ALL_LANES = 0xFFFFFFFFu;
+constexpr float NEGATIVE_INFINITY = __builtin_bit_cast(float, 0xFF800000u);
+
+// ---- float16
+
+// Round to nearest; what float16 cannot hold becomes its largest number, NaN stays NaN.
+DEVICE u32 pack_half2(float low, float high) {
+    u32 packed;
+    asm("cvt.rn.satfinite.f16x2.f32 %0, %1, %2;" : "=r"(packed) : "f"(high), "f"(low));
+    return packed;
+}
+
+DEVICE u16 to_half(float value) { return (u16)pack_half2(value, 0.0f); }
+
+DEVICE float from_half(u16 value) {
+    float wide;
+    asm("cvt.f32.f16 %0, %1;" : "=f"(wide) : "h"(value));
+    return wide;
+}
+
+DEVICE float low_half(u32 pair) { return from_half((u16)pair); }
+DEVICE float high_half(u32 pair) { return from_half((u16)(pair >> 16)); }
+
+DEVICE u32 half2_multiply(u32 a, u32 b) {
+    u32 r;
+    asm("mul.rn.f16x2 %0, %1, %2;" : "=r"(r) : "r"(a), "r"(b));
+    return r;
+}
+DEVICE u32 half2_fma(u32 a, u32 b, u32 c) {
+    u32 r;
+    asm("fma.rn.f16x2 %0, %1, %2, %3;" : "=r"(r) : "r"(a), "r"(b), "r"(c));
+    return r;
+}
+DEVICE u32 half2_both(u16 value) { return value | (u32)value << 16; }
+
+// ---- order: a value that is to be ready before what follows, not put off to where it is used
+
+template <typename T>
+DEVICE void compute_now(T*& value) {
+    asm volatile("" : "+l"(value));
+}
+DEVICE void compute_now(i64& value) { asm volatile("" : "+l"(value)); }
+DEVICE void compute_now(int& value) { asm volatile("" : "+r"(value)); }
+DEVICE void compute_now(float& value) { asm volatile("" : "+f"(value)); }
+
+// ---- warps
+
+DEVICE float warp_sum(float value) {  // the same bits in every lane
+#pragma unroll
+    for (int distance = 16; distance; distance >>= 1) value += __shfl_xor_sync(ALL_LANES, value, distance);
+    return value;
+}
+// Of COUNT (a power of 2) values at once: lane l gets the sum of values[l / (32 / COUNT)], in the order of `warp_sum`.
+template <int COUNT>
+DEVICE float warp_sums(float (&values)[COUNT]) {
+    int distance = 16;
+#pragma unroll
+    for (int half = COUNT / 2; half; half >>= 1, distance >>= 1) {
+        const bool upper = threadIdx.x & distance;
+#pragma unroll
+        for (int i = 0; i < half; i++) {
+            const float kept = upper ? values[i + half] : values[i], given = upper ? values[i] : values[i + half];
+            values[i] = kept + __shfl_xor_sync(ALL_LANES, given, distance);
+        }
+    }
+#pragma unroll
+    for (; distance; distance >>= 1) values[0] += __shfl_xor_sync(ALL_LANES, values[0], distance);
+    return values[0];
+}
+DEVICE float warp_max(float value) {
+#pragma unroll
+    for (int distance = 16; distance; distance >>= 1) value = fmaxf(value, __shfl_xor_sync(ALL_LANES, value, distance));
+    return value;
+}
+
+// ---- tensor core: d[16 x 8] += a[16 x 16] b[16 x 8], float16 in, float32 out.
+// Lane 4g + t holds a0: (row g, k 2t..2t+1), a1: (g + 8, same), a2: (g, 2t+8..), a3: (g + 8, 2t+8..);
+// b0: (k 2t..2t+1, column g), b1: (k 2t+8.., g); d0, d1: (row g, columns 2t, 2t+1), d2, d3: (g + 8, same).
+DEVICE void mma_16x8x16(float (&d)[4], const u32 (&a)[4], u32 b0, u32 b1) {
+    asm volatile(
+        "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
+DEVICE u32 shared_address(const void* pointer) { return (u32)__cvta_generic_to_shared(pointer); }
+
+// Four 8 x 8 matrices of float16; lane l gives the address of row l % 8 of matrix l / 8.
+DEVICE void load_matrices(u32 (&r)[4], u32 address) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+                 : "r"(address)
+                 : "memory");
+}
+DEVICE void load_matrices_transposed(u32 (&r)[4], u32 address) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+                 : "r"(address)
+                 : "memory");
+}
+
+// ---- asynchronous copies to shared memory, 16 bytes each; zeros instead if not `wanted`
+
+DEVICE void copy_async(u32 shared, const void* global, bool wanted) {
+    int size = wanted ? 16 : 0;
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared), "l"(global), "r"(size) : "memory");
+}
+template <int BYTES>  // 4, 8 or 16
+DEVICE void copy_words(u32 shared, const void* global) {
+    if constexpr (BYTES == 16)
+        asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared), "l"(global) : "memory");
+    else
+        asm volatile("cp.async.ca.shared.global [%0], [%1], %2;" ::"r"(shared), "l"(global), "n"(BYTES) : "memory");
+}
+DEVICE void copy_if(bool wanted, u32 shared, const void* global) {  // 16 bytes, without a branch
+    asm volatile("{.reg .pred p; setp.ne.u32 p, %0, 0; @p cp.async.cg.shared.global [%1], [%2], 16;}"
+                 :
+                 : "r"((u32)wanted), "r"(shared), "l"(global)
+                 : "memory");
+}
+template <int WORDS>  // 1, 2 or 4
+DEVICE void load_words(u32* to, u32 shared) {
+    if constexpr (WORDS == 4)
+        asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
+                     : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
+                     : "r"(shared)
+                     : "memory");
+    if constexpr (WORDS == 2)
+        asm volatile("ld.shared.v2.u32 {%0, %1}, [%2];" : "=r"(to[0]), "=r"(to[1]) : "r"(shared) : "memory");
+    if constexpr (WORDS == 1) asm volatile("ld.shared.u32 %0, [%1];" : "=r"(to[0]) : "r"(shared) : "memory");
+}
+DEVICE void copy_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+template <int PENDING>
+DEVICE void copy_wait() {
+    asm volatile("cp.async.wait_group %0;" ::"n"(PENDING) : "memory");
+}
+
+// ---- global memory
+
+DEVICE uint4 load_streaming(const uint4* pointer) {  // weights: read once, kept out of the way of what is reused
+    uint4 v;
+    asm volatile("ld.global.cs.v4.u32 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+                 : "l"(pointer));
+    return v;
+}
+
+// ---- programmatic dependent launch (Hopper and later; elsewhere kernels simply follow each other).
+// Every kernel calls `wait_for_previous` before it touches anything that the kernel ahead of it writes, or writes what
+// that one reads. The next kernel starts once all blocks have called it, so that at most two kernels are under way: by
+// then all but the kernel ahead is done, and the rest of this one's time is there for the next one's preparations.
+// (Starting the next one earlier was slower: blocks that wait take the room of those that would work.)
+
+DEVICE void start_next() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+DEVICE void wait_for_previous() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+    start_next();
+}
+
+// For a kernel beside the one ahead: what it reads was complete before that one began, and it waits only in the end.
+// The two are as one to the next kernel, which it may start at once. Nothing may come from this processor's L1 cache.
+DEVICE void acquire() { asm volatile("fence.acq_rel.gpu;" ::: "memory"); }

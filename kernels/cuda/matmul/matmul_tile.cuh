@@ -1,0 +1,177 @@
+// The tiles of matmul_tile.cu on Hopper.
+#pragma once
+#include "../common/bulk.cuh"
+
+constexpr int PROCESSOR_BYTES = 216 * 1024;  // of shared memory, for the blocks that are on a processor at once
+constexpr int BARRIER_BYTES = 256;
+
+// Blocks on a processor: while one waits for a barrier or for its products, others unpack weights. Those of the K
+// formats have more of them to unpack at once, and need more registers.
+template <int TOKENS>
+constexpr int RESIDENTS = TOKENS > 64                           ? 1
+                          : TOKENS > 32                         ? 2
+                          : TOKENS > 16 || Layout<FORMAT>::is_k ? 3
+                                                                : 4;
+
+struct TileParams {
+    Params p;
+    alignas(64) u8 x_map[128];  // tensor map of x, float16 [rows, width], boxes of 64 columns x TOKENS
+};
+
+// The warps meet once for a group of chunks. Shared memory, in this order: stages of x, a group each, at multiples of
+// 1024 bytes; stages of weights, a group of the block's 128 rows each, or the unit of k that holds several; barriers.
+template <int TOKENS>
+struct Ring {
+    using L = Layout<FORMAT>;
+    static constexpr int group = TOKENS > SUMMING_TOKENS || L::scale_bytes == 0 ? 1 : 2;  // chunks
+    static constexpr int box_bytes = TOKENS * 128, x_bytes = group * box_bytes;
+    static constexpr int units = L::is_k ? 1 : group;  // of a stage of weights
+    static constexpr int block_bytes = 4 * L::unit_bytes, weight_bytes = 2 * units * block_bytes;
+    static constexpr int weight_stages = L::is_k || FORMAT == F32 || group > 1 ? 2 : 4;
+    static constexpr int rest = weight_stages * weight_bytes + 1024 + BARRIER_BYTES;
+    static constexpr int least = rest + (group > 1 ? 3 : 4) * x_bytes;
+    DEVICE static constexpr int blocks_that_fit(int most) {
+        return most == 1 || least <= PROCESSOR_BYTES / most ? most : blocks_that_fit(most - 1);
+    }
+    static constexpr int fitting = (PROCESSOR_BYTES / blocks_that_fit(RESIDENTS<TOKENS>) - rest) / x_bytes;
+    static constexpr int stages = fitting < MAX_STAGES / group ? fitting : MAX_STAGES / group;
+    static constexpr int bytes = rest + stages * x_bytes;
+    static_assert(stages >= 3, "a stage is filled while another one is read and products of a third still run");
+};
+
+// Products of half a chunk (2 steps of 16 columns) of a warpgroup's 64 outputs with the TOKENS rows of x at `stage`.
+// They run on after the call.
+template <int TOKENS>
+DEVICE void multiply(Accumulators<TOKENS>& acc, const u32 (&a)[2][4], u32 stage, int half) {
+    wgmma_fence();
+    const u64 descriptor = wgmma_descriptor(stage) + 4 * half;
+    wgmma_64(acc.d, a[0], descriptor);
+    wgmma_64(acc.d, a[1], descriptor + 2);
+    wgmma_commit();
+}
+
+template <int TOKENS>
+DEVICE void matmul_tile(const TileParams& t) {
+    using R = Ring<TOKENS>;
+    using L = Layout<FORMAT>;
+    constexpr bool sums_segments = TOKENS <= SUMMING_TOKENS;
+    const Params& p = t.p;
+    Work work;
+    if (!work.find(p, TOKENS)) return;
+    extern __shared__ u8 unaligned[];
+    const u32 x_stages = (shared_address(unaligned) + 1023) & ~1023u;
+    const u32 weight_stages = x_stages + R::stages * R::x_bytes;
+    const u32 x_full = weight_stages + R::weight_stages * R::weight_bytes, weights_full = x_full + 8 * R::stages;
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    // Whoever asks for copies is late for its own work: in tiles whose chunks take little time, two threads share that.
+    const bool copies_x = threadIdx.x == 0, copies_weights = threadIdx.x == (TOKENS > 128 ? 0 : 128);
+    const int first_block = blockIdx.x * 2, num_blocks = min(2, (p.num_rows + 63) / 64 - first_block);
+    const u8* weights = p.weights + work.expert * p.expert_bytes;
+    const int last_unit = work.last_chunk / L::chunks;
+    auto copy_weights = [&](int unit, int stage) {
+        const int bytes = min(R::units, last_unit - unit) * R::block_bytes;
+        if (bytes <= 0) return;
+        const u32 to = weight_stages + stage * R::weight_bytes, full = weights_full + 8 * stage;
+        barrier_arrive_expecting(full, num_blocks * bytes);
+#pragma unroll
+        for (int i = 0; i < 2; i++)
+            if (i < num_blocks)
+                copy_bulk(to + i * R::units * R::block_bytes,
+                          weights + ((i64)(first_block + i) * p.num_units + unit) * R::block_bytes, bytes, full);
+    };
+    auto copy_x = [&](int chunk, int stage) {
+        if (chunk >= work.last_chunk) return;
+        const u32 to = x_stages + stage * R::x_bytes, full = x_full + 8 * stage;
+        barrier_arrive_expecting(full, R::x_bytes);
+#pragma unroll
+        for (int i = 0; i < R::group; i++)
+            copy_box(to + i * R::box_bytes, t.x_map, (chunk + i) * 64, work.first_token, full);
+    };
+    if (threadIdx.x == 0) {
+        for (int i = 0; i < R::stages; i++) barrier_init(x_full + 8 * i, 1);
+        for (int i = 0; i < R::weight_stages; i++) barrier_init(weights_full + 8 * i, 1);
+        publish_barriers();
+        for (int i = 0; i < R::weight_stages - 1; i++)  // constants, before the wait
+            copy_weights(work.first_chunk / L::chunks + i, i);
+    }
+    prefetch_rows(p, work);
+    if (!p.tiles) wait_for_previous();
+    // Groups begin anew with each segment, whose last one may be short; not so where units are wider than a group.
+    constexpr bool can_be_short = R::group > 1 && !L::is_k;
+    int next_segment = work.first_segment, next_x = work.first_chunk, next_stage = 0;  // the next group of x to copy
+    int next_end = segment_start(next_segment + 1, p) * L::chunks;
+    auto copy_next_x = [&] {
+        if (copies_x) copy_x(next_x, next_stage);
+        next_x += R::group;
+        if (++next_stage == R::stages) next_stage = 0;
+        if (can_be_short && next_x >= next_end)
+            next_x = next_end, next_end = segment_start(++next_segment + 1, p) * L::chunks;
+    };
+    for (int i = 0; i < R::stages - 2; i++) copy_next_x();
+
+    const int tile = blockIdx.x * 8 + warp;
+    const RowBase base = row_base(p, work.expert, tile, lane);
+    const u32 own_weights = weight_stages + warp / 4 * R::units * R::block_bytes + warp % 4 * L::unit_bytes;
+    Accumulators<TOKENS> acc;
+    Accumulators<sums_segments ? TOKENS : 8> total;
+    acc.clear(), total.clear();
+    RingPlace x, w;  // which stages the group is in
+    for (int segment = work.first_segment, chunk = work.first_chunk; segment < work.last_segment; segment++) {
+        const int end = segment_start(segment + 1, p) * L::chunks;
+        for (; chunk < end; chunk += R::group) {
+            // Everybody has read the weights of the group before and finished the products of the one before that.
+            __syncthreads();
+            copy_next_x();
+            const int sub = chunk % L::chunks;
+            if (sub == 0) {
+                const int next = can_be_short ? min(chunk + R::group, end) : chunk / L::chunks + R::weight_stages - 1;
+                if (copies_weights) copy_weights(next, w.stage == 0 ? R::weight_stages - 1 : w.stage - 1);
+                barrier_wait(weights_full + 8 * w.stage, w.phase);
+            }
+            const u32 x_stage = x_stages + x.stage * R::x_bytes, weight_stage = own_weights + w.stage * R::weight_bytes;
+#pragma unroll
+            for (int i = 0; i < R::group; i++) {
+                if (can_be_short && chunk + i >= end) break;
+                Raw<FORMAT> raw;
+                if (L::is_k)
+                    raw.load_shared(weight_stage, sub + i, lane);
+                else
+                    raw.load_shared(weight_stage + i * R::block_bytes, 0, lane);
+                const Scales<FORMAT> scales(raw, base);
+                u32 a[2][2][4];  // while one half's products run, the other half is dequantised
+#pragma unroll
+                for (int half = 0; half < 2; half++) {
+                    wgmma_wait<1>();
+                    fragment_of<FORMAT>(raw, scales, 2 * half, a[half][0]);
+                    fragment_of<FORMAT>(raw, scales, 2 * half + 1, a[half][1]);
+                    if (i == 0 && half == 0) barrier_wait(x_full + 8 * x.stage, x.phase);
+                    multiply<TOKENS>(acc, a[half], x_stage + i * R::box_bytes, half);
+                }
+            }
+            x.advance(R::stages);
+            if (!L::is_k || sub + R::group == L::chunks) w.advance(R::weight_stages);
+        }
+        chunk = end;
+        wgmma_wait<0>();
+        if constexpr (sums_segments) {
+            total.add(acc);
+            acc.clear();
+        }
+    }
+    float* sums = (float*)(unaligned + (x_stages - shared_address(unaligned)));  // the rings are done with
+    const int segment = gridDim.z > 1 ? work.first_segment : -1;
+    if constexpr (sums_segments)
+        store_tile(p, work, segment, sums, total);
+    else
+        store_tile(p, work, segment, sums, acc);
+}
+
+#define TILE_KERNEL(TOKENS)                                                                                       \
+    KERNEL __launch_bounds__(256, RESIDENTS<TOKENS>) matmul_tile_##TOKENS(const __grid_constant__ TileParams t) { \
+        matmul_tile<TOKENS>(t);                                                                                   \
+    }
+TILE_KERNEL(16)
+TILE_KERNEL(32)
+TILE_KERNEL(64)
+TILE_KERNEL(128)
+TILE_KERNEL(256)

@@ -1,0 +1,290 @@
+// Mixture of experts around the products: norm and router, the list of tiles, the weighted sum.
+#include "experts.cuh"
+#include "../norm/norm.cuh"
+
+extern __shared__ __align__(16) float shared[];
+
+struct RouteParams {
+    const float* x;       // [num_tokens, width] residual stream
+    const float* weight;  // [num_experts, width] router
+    const float* bias;    // [num_experts]
+    u16* normed;          // [num_tokens, width]
+    float* logits;        // [num_tokens, num_experts] moe_logits
+    int* experts;         // [num_tokens, num_used] moe_route*: by rank
+    float* shares;        // [num_tokens, num_used] moe_route*: softmax over the chosen
+    NormParams norm;
+    int num_tokens, num_experts, num_used;
+};
+
+DEVICE float add_products(float sum, float4 w, float4 v) {
+    sum = fmaf(w.x, v.x, sum), sum = fmaf(w.y, v.y, sum);
+    return fmaf(w.w, v.w, fmaf(w.z, v.z, sum));
+}
+
+DEVICE void store_normed(const RouteParams& p, int token, int column, float4 n) {
+    *(uint2*)(p.normed + (i64)token * p.norm.width + column) = pack_quad(n);
+}
+
+// A logit is the sum of NORM_PARTS parts, cut as a norm cuts its row.
+//
+// For few tokens: a block of NORM_PARTS warps for each (expert, token), so that the router's weights come through many
+// processors. Who uses the logits chooses: `expert_of_rank`.
+KERNEL __launch_bounds__(32 * NORM_PARTS) moe_logits(const __grid_constant__ RouteParams p) {
+    const int expert = blockIdx.x, token = blockIdx.y, part = threadIdx.x / 32;
+    const float* weight = p.weight + (i64)expert * p.norm.width;
+    // Its weights are constant: their way from memory need not wait.
+    for (int i = threadIdx.x; i * 32 < p.norm.width; i += blockDim.x)
+        asm volatile("prefetch.global.L2 [%0];" ::"l"(weight + i * 32));
+    const float bias = p.bias[expert];
+    wait_for_previous();
+    __shared__ float norm_sums[2 * NORM_PARTS], sums[NORM_PARTS];
+    float sum = 0.0f;
+    normalise_row(p.norm, p.x + (i64)token * p.norm.width, norm_sums, [&](int column, float4 n) {
+        sum = add_products(sum, *(const float4*)(weight + column), n);
+        if (expert == 0) store_normed(p, token, column, n);
+    });
+    sum = warp_sum(sum);
+    if (threadIdx.x % 32 == 0) sums[part] = sum;
+    __syncthreads();
+    if (threadIdx.x == 0) p.logits[(i64)token * p.num_experts + expert] = sum_of_parts(sums) + bias;
+}
+
+// Calls use(column) for what this lane has of part `part` of a row, in order, four columns at a time.
+template <int UNROLLED = 1, typename Use>
+DEVICE void for_columns(int part, int width, Use use) {
+#pragma unroll UNROLLED
+    for (int column = (part * 32 + threadIdx.x % 32) * 4; column < width; column += PART_STEP) use(column);
+}
+
+// For more. Warps share a row's columns as a norm's parts, and groups of NORM_PARTS warps the experts. Rows lie in
+// shared memory, normed; of the router's weights a lane uses what it loads for all TOKENS of the block, and of a row
+// what it loads for EXPERTS experts.
+// Dynamic shared memory: float [TOKENS][width + 2 NORM_PARTS + (NORM_PARTS + 1) num_experts].
+template <int TOKENS, int EXPERTS>
+DEVICE void route(const RouteParams& p) {
+    const int width = p.norm.width, first = blockIdx.x * TOKENS, num_tokens = min(TOKENS, p.num_tokens - first);
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, num_warps = blockDim.x / 32;
+    const int part = warp % NORM_PARTS, group = warp / NORM_PARTS;
+    float *rows = shared, *norm_parts = rows + TOKENS * width;    // [TOKENS][width], [2][TOKENS][NORM_PARTS]
+    float* parts = norm_parts + 2 * TOKENS * NORM_PARTS;          // [TOKENS][num_experts][NORM_PARTS]
+    float* logits = parts + TOKENS * p.num_experts * NORM_PARTS;  // [TOKENS][num_experts]
+    auto load = [&](int token, int column) {  // where there are fewer tokens, the last one is done again
+        return *(const float4*)(p.x + (i64)(first + min(token, num_tokens - 1)) * width + column);
+    };
+    auto put_parts = [&](float* to, int stride, float (&sums)[TOKENS]) {  // to[token * stride + part]
+        const float sum = warp_sums(sums);
+        if (lane % (32 / TOKENS) == 0) to[lane / (32 / TOKENS) * stride + part] = sum;
+    };
+
+    wait_for_previous();
+    float shifts[TOKENS] = {}, factors[TOKENS];
+    if (p.norm.bias) {
+        float sums[TOKENS] = {};
+        for_columns(part, width, [&](int column) {
+#pragma unroll
+            for (int t = 0; t < TOKENS; t++) {
+                const float4 v = load(t, column);
+                sums[t] += (v.x + v.y) + (v.z + v.w);
+            }
+        });
+        if (group == 0) put_parts(norm_parts + TOKENS * NORM_PARTS, NORM_PARTS, sums);
+        __syncthreads();
+#pragma unroll
+        for (int t = 0; t < TOKENS; t++)
+            shifts[t] = minus_mean(p.norm, sum_of_parts(norm_parts + (TOKENS + t) * NORM_PARTS));
+    }
+    float squares[TOKENS] = {};
+    for_columns(part, width, [&](int column) {
+#pragma unroll
+        for (int t = 0; t < TOKENS; t++) squares[t] = add_squares(squares[t], sum_of(load(t, column), shifts[t]));
+    });
+    if (group == 0) put_parts(norm_parts, NORM_PARTS, squares);
+    __syncthreads();
+#pragma unroll
+    for (int t = 0; t < TOKENS; t++) factors[t] = norm_factor(p.norm, sum_of_parts(norm_parts + t * NORM_PARTS));
+    if (group == 0)
+        for_columns(part, width, [&](int column) {
+            const float4 weight = *(const float4*)(p.norm.weight + column);
+#pragma unroll
+            for (int t = 0; t < TOKENS; t++) {
+                const float4 n = scale_quad(p.norm, weight, column, sum_of(load(t, column), shifts[t]), factors[t]);
+                *(float4*)(rows + t * width + column) = n;
+                if (t < num_tokens) store_normed(p, first + t, column, n);
+            }
+        });
+    __syncthreads();
+
+    for (int expert = group * EXPERTS; expert < p.num_experts; expert += num_warps / NORM_PARTS * EXPERTS) {
+        float sums[EXPERTS][TOKENS] = {};
+        for_columns<TOKENS == 1 ? 1 : 3>(part, width, [&](int column) {
+            float4 weights[EXPERTS];
+#pragma unroll
+            for (int i = 0; i < EXPERTS; i++)
+                weights[i] = *(const float4*)(p.weight + (i64)min(expert + i, p.num_experts - 1) * width + column);
+#pragma unroll
+            for (int t = 0; t < TOKENS; t++) {
+                const float4 v = *(const float4*)(rows + t * width + column);
+#pragma unroll
+                for (int i = 0; i < EXPERTS; i++) sums[i][t] = add_products(sums[i][t], weights[i], v);
+            }
+        });
+#pragma unroll
+        for (int i = 0; i < EXPERTS; i++)
+            if (expert + i < p.num_experts)
+                put_parts(parts + (expert + i) * NORM_PARTS, p.num_experts * NORM_PARTS, sums[i]);
+    }
+    __syncthreads();
+    for (int i = threadIdx.x; i < TOKENS * p.num_experts; i += blockDim.x)
+        logits[i] = sum_of_parts(parts + i * NORM_PARTS) + p.bias[i % p.num_experts];
+    __syncthreads();
+    for (int t = warp; t < num_tokens; t += num_warps)
+        share_out(logits + t * p.num_experts, p.num_experts, p.num_used, [&](int rank, int expert, float share) {
+            p.experts[(first + t) * p.num_used + rank] = expert;
+            p.shares[(first + t) * p.num_used + rank] = share;
+        });
+}
+
+KERNEL __launch_bounds__(1024) moe_route(const __grid_constant__ RouteParams p) { route<1, 8>(p); }
+
+// For many tokens.
+KERNEL __launch_bounds__(32 * NORM_PARTS, 2) moe_route_many(const __grid_constant__ RouteParams p) { route<8, 4>(p); }
+
+struct PlanParams {
+    const int* experts;  // [num_pairs] of each (token, rank)
+    int* rows;           // [num_pairs] token of each pair, pairs sorted by expert
+    int* places;         // [num_pairs] where each pair went
+    int4* tiles;         // [max_tiles] (expert, first pair, number of pairs, -)
+    int* num_tiles;      // [1]
+    int num_pairs, num_experts, num_used, tile_pairs;
+};
+
+constexpr int PLAN_WARPS = 32;
+
+// Calls use(pair, expert, place) for the pairs of this warp's share; places count on from `next_places` [num_experts],
+// which are the warp's own.
+template <typename Use>
+DEVICE void for_share(const PlanParams& p, int* next_places, Use use) {
+    const int share = (p.num_pairs + PLAN_WARPS * 32 - 1) / (PLAN_WARPS * 32) * 32, lane = threadIdx.x % 32;
+    const int first = threadIdx.x / 32 * share, end = min(first + share, p.num_pairs);
+    int next = first + lane < end ? p.experts[first + lane] : -1;  // fetched a round ahead
+    for (int pair = first + lane; pair - lane < end; pair += 32) {
+        const int expert = next;
+        next = pair + 32 < end ? p.experts[pair + 32] : -1;
+        const u32 members = __match_any_sync(ALL_LANES, expert);
+        const int leader = __ffs(members) - 1;
+        int place = 0;
+        if (lane == leader && expert >= 0) {
+            place = next_places[expert];
+            next_places[expert] = place + __popc(members);
+        }
+        place = __shfl_sync(ALL_LANES, place, leader) + __popc(members & ((1u << lane) - 1));
+        if (expert >= 0) use(pair, expert, place);
+        __syncwarp();
+    }
+}
+
+// One block; a warp has a share of the pairs, in order.
+// Dynamic shared memory: int [(PLAN_WARPS + 2) * (num_experts + 1)].
+KERNEL __launch_bounds__(32 * PLAN_WARPS) moe_plan(const __grid_constant__ PlanParams p) {
+    wait_for_previous();
+    extern __shared__ int starts[];                // [num_experts + 1]
+    int* first_tile = starts + p.num_experts + 1;  // [num_experts + 1]
+    int* counts = first_tile + p.num_experts + 1;  // [PLAN_WARPS, num_experts] pairs; then, of the warps before
+    int* own_counts = counts + threadIdx.x / 32 * p.num_experts;
+    for (int i = threadIdx.x; i < PLAN_WARPS * p.num_experts; i += blockDim.x) counts[i] = 0;
+    __syncthreads();
+    for_share(p, own_counts, [](int, int, int) {});
+    __syncthreads();
+    for (int expert = threadIdx.x; expert < p.num_experts; expert += blockDim.x) {
+        int sum = 0;
+        for (int warp = 0; warp < PLAN_WARPS; warp++) {
+            int& count = counts[warp * p.num_experts + expert];
+            const int before = sum;
+            sum += count, count = before;
+        }
+        starts[expert] = sum;
+    }
+    __syncthreads();
+    if (threadIdx.x == 0) {
+        int pairs = 0, tiles = 0;
+        for (int expert = 0; expert < p.num_experts; expert++) {
+            const int count = starts[expert];
+            starts[expert] = pairs, first_tile[expert] = tiles;
+            pairs += count, tiles += (count + p.tile_pairs - 1) / p.tile_pairs;
+        }
+        starts[p.num_experts] = pairs, first_tile[p.num_experts] = tiles;
+        *p.num_tiles = tiles;
+    }
+    __syncthreads();
+    for_share(p, own_counts, [&](int pair, int expert, int place) {
+        place += starts[expert];
+        p.rows[place] = pair / p.num_used;
+        p.places[pair] = place;
+    });
+    for (int expert = threadIdx.x / 32; expert < p.num_experts; expert += PLAN_WARPS)
+        for (int i = threadIdx.x % 32; i < first_tile[expert + 1] - first_tile[expert]; i += 32) {
+            const int first = starts[expert] + i * p.tile_pairs;
+            p.tiles[first_tile[expert] + i] =
+                make_int4(expert, first, min(p.tile_pairs, starts[expert + 1] - first), 0);
+        }
+}
+
+struct GatherParams {
+    const u16* normed;  // [num_tokens, width]
+    const int* rows;    // [num_pairs] token of each pair, pairs sorted by expert
+    u16* out;           // [num_pairs, width]
+    int width;          // a multiple of 8
+};
+
+// A block a pair.
+KERNEL __launch_bounds__(128) moe_gather(const __grid_constant__ GatherParams p) {
+    wait_for_previous();
+    const uint4* from = (const uint4*)(p.normed + (i64)p.rows[blockIdx.x] * p.width);
+    uint4* to = (uint4*)(p.out + (i64)blockIdx.x * p.width);
+    for (int i = threadIdx.x; i < p.width / 8; i += 128) to[i] = from[i];
+}
+
+struct CombineParams {
+    const float* results;  // [num_tokens * num_used, width] of the experts
+    const int* places;     // [num_tokens, num_used] rows of `results`; null: in order
+    const float* shares;   // [num_tokens, num_used]; null: as `logits` say
+    const float* logits;   // [num_tokens, num_experts]
+    float* out;            // [num_tokens, width] residual stream, added to
+    int num_tokens, num_experts, num_used, width;
+};
+
+constexpr int COMBINED_AHEAD = 4;  // experts whose results are fetched before the first is used
+
+// Dynamic shared memory: float [num_used].
+KERNEL __launch_bounds__(256) moe_combine(const __grid_constant__ CombineParams p) {
+    wait_for_previous();
+    const int quads = p.width / 4, token = blockIdx.y, i = blockIdx.x * blockDim.x + threadIdx.x;
+    const bool inside = i < quads;
+    float4* to = (float4*)(p.out + (i64)token * p.width) + i;
+    float4 sum = inside ? *to : float4{}, ahead[COMBINED_AHEAD];
+    auto result = [&](int rank) {
+        const int pair = token * p.num_used + rank, row = p.places ? p.places[pair] : pair;
+        return ((const float4*)(p.results + (i64)row * p.width))[i];
+    };
+#pragma unroll
+    for (int rank = 0; rank < COMBINED_AHEAD; rank++)
+        if (inside && rank < p.num_used) ahead[rank] = result(rank);
+    const float* shares = p.shares + token * p.num_used;
+    if (!p.shares) {
+        if (threadIdx.x < 32)
+            share_out(p.logits + (i64)token * p.num_experts, p.num_experts, p.num_used,
+                      [&](int rank, int, float share) { shared[rank] = share; });
+        __syncthreads();
+        shares = shared;
+    }
+    if (!inside) return;
+    auto add = [&](float share, float4 v) {
+        sum.x = fmaf(share, v.x, sum.x), sum.y = fmaf(share, v.y, sum.y);
+        sum.z = fmaf(share, v.z, sum.z), sum.w = fmaf(share, v.w, sum.w);
+    };
+#pragma unroll
+    for (int rank = 0; rank < COMBINED_AHEAD; rank++)
+        if (rank < p.num_used) add(shares[rank], ahead[rank]);
+    for (int rank = COMBINED_AHEAD; rank < p.num_used; rank++) add(shares[rank], result(rank));
+    *to = sum;
+}

@@ -1,0 +1,102 @@
+// Norm and rotation of one head of one token by one warp: for the kernel that does only this, and for attention, which
+// does it on its way. Everything that decides the bits is here, once.
+#pragma once
+#include "../common/common.cuh"
+
+static_assert(HEAD_DIM % 8 == 0 && HEAD_DIM <= 128, "a lane has 4 elements of a head, or none");
+
+struct RopeParams {
+    const float* cosine;      // [num_tokens, num_pairs]
+    const float* sine;        // [num_tokens, num_pairs]
+    const float* query_norm;  // [HEAD_DIM] or null: no norms
+    const float* key_norm;    // [HEAD_DIM]
+    i32 num_pairs;            // even; 0: no rotation
+    i32 neox;
+    float query_epsilon, key_epsilon;
+};
+
+// A lane's 4 elements: words `first` and `second` of the head, of two neighbours each.
+struct HeadLane {
+    i32 first, second;
+    bool valid;
+    bool rotated;
+    bool apart;  // the pairs are the low halves of both words and the high halves of both; else each word is a pair
+};
+
+DEVICE HeadLane head_lane(const RopeParams& p) {
+    const int lane = threadIdx.x % 32;
+    const bool rotated = 2 * lane < p.num_pairs, apart = rotated && p.neox;
+    const i32 first = apart ? lane : 2 * lane;
+    return {first, apart ? lane + p.num_pairs / 2 : first + 1, lane < HEAD_DIM / 4, rotated, apart};
+}
+
+DEVICE uint2 load_head(const u16* head, const HeadLane& at) {
+    const u32* words = (const u32*)head;
+    return at.valid ? uint2{words[at.first], words[at.second]} : uint2{0, 0};
+}
+
+DEVICE void store_head(u16* head, const HeadLane& at, uint2 words) {
+    if (!at.valid) return;
+    ((u32*)head)[at.first] = words.x;
+    ((u32*)head)[at.second] = words.y;
+}
+
+// Of a lane's two pairs.
+struct Turn {
+    float2 cosine, sine;
+};
+
+DEVICE Turn load_turn(const RopeParams& p, const HeadLane& at, i32 token) {
+    if (!at.rotated) return {};
+    const i64 index = (i64)token * (p.num_pairs / 2) + threadIdx.x % 32;
+    return {((const float2*)p.cosine)[index], ((const float2*)p.sine)[index]};
+}
+
+// A head norm, and what a lane needs of it. Its weights are constant: they may be loaded before `wait_for_previous`.
+struct HeadNorm {
+    bool wanted;
+    float epsilon;
+    float2 first, second;
+};
+
+DEVICE HeadNorm load_norm(const float* weight, float epsilon, const HeadLane& at) {
+    if (!weight || !at.valid) return {weight != nullptr, epsilon, {}, {}};
+    return {true, epsilon, ((const float2*)weight)[at.first], ((const float2*)weight)[at.second]};
+}
+
+DEVICE void rotate_pair(float& first, float& second, float cosine, float sine) {
+    const float rotated = __fmaf_rn(first, cosine, -__fmul_rn(second, sine));
+    second = __fmaf_rn(second, cosine, __fmul_rn(first, sine));
+    first = rotated;
+}
+
+// All lanes of a warp call it.
+DEVICE uint2 turn_head(uint2 words, const HeadLane& at, const Turn& turn, const HeadNorm& norm) {
+    float x[4] = {low_half(words.x), high_half(words.x), low_half(words.y), high_half(words.y)};
+    if (norm.wanted) {
+        float squares = __fmul_rn(x[0], x[0]);
+        squares = at.apart ? __fmaf_rn(x[2], x[2], squares) : __fmaf_rn(x[1], x[1], squares);
+        squares = at.apart ? __fmaf_rn(x[1], x[1], squares) : __fmaf_rn(x[2], x[2], squares);
+        squares = __fmaf_rn(x[3], x[3], squares);
+        const float inverse = rsqrtf(__fadd_rn(__fdiv_rn(warp_sum(squares), HEAD_DIM), norm.epsilon));
+        x[0] = __fmul_rn(x[0], __fmul_rn(inverse, norm.first.x));
+        x[1] = __fmul_rn(x[1], __fmul_rn(inverse, norm.first.y));
+        x[2] = __fmul_rn(x[2], __fmul_rn(inverse, norm.second.x));
+        x[3] = __fmul_rn(x[3], __fmul_rn(inverse, norm.second.y));
+    }
+    // Without a branch: elements 0 and 2, 1 and 3 are pairs, or 0 and 1, 2 and 3.
+    float first[2] = {x[0], at.apart ? x[1] : x[2]}, second[2] = {at.apart ? x[2] : x[1], x[3]};
+    rotate_pair(first[0], second[0], turn.cosine.x, turn.sine.x);
+    rotate_pair(first[1], second[1], turn.cosine.y, turn.sine.y);
+    if (at.rotated) {
+        x[0] = first[0], x[1] = at.apart ? first[1] : second[0];
+        x[2] = at.apart ? second[0] : first[1], x[3] = second[1];
+    }
+    return {pack_half2(x[0], x[1]), pack_half2(x[2], x[3])};
+}
+
+// Elements before row `slot` of one KV head, in a cache [num_blocks, num_kv_heads, block_tokens, HEAD_DIM].
+DEVICE i64 cache_offset(i32 slot, i32 kv_head, i32 num_kv_heads, i32 block_tokens) {
+    const i32 block = slot / block_tokens;
+    return (((i64)block * num_kv_heads + kv_head) * block_tokens + slot - block * block_tokens) * HEAD_DIM;
+}

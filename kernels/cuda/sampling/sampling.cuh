@@ -1,0 +1,158 @@
+// What the sampling kernels share: rows of logits, their largest, reductions over a block, places in running sums.
+//
+// Whatever is summed is an integer, so that atomics and any split of a row over blocks give the same result: a row's
+// draw depends on nothing but the row. Probabilities are counted in units of 2^-45 of the largest one.
+#pragma once
+#include "../common/common.cuh"
+
+constexpr int THREADS = 256;
+constexpr int SLICE = 4096;  // logits that a block takes at a time: four float4 a thread
+constexpr int QUADS = SLICE / (4 * THREADS);
+constexpr float POSITIVE_INFINITY = -NEGATIVE_INFINITY;
+constexpr u32 NOT_FINITE = 0xFFFFFFFFu;  // ordered bits of no number
+
+// ---- numbers as integers of the same order
+
+DEVICE u32 ordered_bits(float value) {
+    u32 bits = __float_as_uint(__fadd_rn(value, 0.0f));  // -0 becomes 0, which it equals
+    return bits >> 31 ? ~bits : bits | 0x80000000u;
+}
+DEVICE float from_ordered(u32 bits) { return __uint_as_float(bits >> 31 ? bits & 0x7FFFFFFFu : ~bits); }
+
+// The larger of two ranks is the larger value, and of equal values the lower id.
+DEVICE u64 rank_of(u32 ordered, u32 id) { return (u64)ordered << 32 | (u32)~id; }
+DEVICE u32 rank_bits(u64 rank) { return (u32)(rank >> 32); }
+DEVICE u32 rank_id(u64 rank) { return ~(u32)rank; }
+
+// ---- reading
+
+// Logits id .. id + 3 (id a multiple of 4) of a row of `vocab`; -inf beyond its end.
+DEVICE float4 load_quad(const float* row, int id, int vocab) {
+    if (vocab % 4 == 0)  // only then are rows aligned
+        return id < vocab ? *(const float4*)(row + id)
+                          : make_float4(NEGATIVE_INFINITY, NEGATIVE_INFINITY, NEGATIVE_INFINITY, NEGATIVE_INFINITY);
+    return make_float4(id < vocab ? row[id] : NEGATIVE_INFINITY, id + 1 < vocab ? row[id + 1] : NEGATIVE_INFINITY,
+                       id + 2 < vocab ? row[id + 2] : NEGATIVE_INFINITY,
+                       id + 3 < vocab ? row[id + 3] : NEGATIVE_INFINITY);
+}
+
+// One slice, as quads of which the thread has those at id(0), id(1), ...: ascending in a thread.
+struct Slice {
+    float4 quad[QUADS];
+    int start;
+
+    DEVICE Slice(const float* row, int slice, int vocab) : start(slice * SLICE + 4 * (int)threadIdx.x) {
+#pragma unroll
+        for (int i = 0; i < QUADS; i++) quad[i] = load_quad(row, id(i), vocab);
+    }
+    DEVICE int id(int i) const { return start + i * 4 * THREADS; }
+};
+
+template <typename T>
+DEVICE T read_once_more(const T* pointer) {  // what other blocks of this kernel wrote: past the first cache
+    return *(const volatile T*)pointer;
+}
+
+// ---- reductions over a block of THREADS; every thread gets the result, `shared` may be used again at once
+
+struct BlockScratch {
+    u64 warp[THREADS / 32];
+    u64 place_before;
+    int place;
+};
+
+DEVICE u64 warp_largest(u64 value) {
+#pragma unroll
+    for (int distance = 16; distance; distance >>= 1) {
+        u64 other = __shfl_xor_sync(ALL_LANES, value, distance);
+        value = other > value ? other : value;
+    }
+    return value;
+}
+
+DEVICE u64 block_largest(u64 value, BlockScratch& shared) {
+    value = warp_largest(value);
+    if (threadIdx.x % 32 == 0) shared.warp[threadIdx.x / 32] = value;
+    __syncthreads();
+#pragma unroll
+    for (int warp = 0; warp < THREADS / 32; warp++) value = shared.warp[warp] > value ? shared.warp[warp] : value;
+    __syncthreads();
+    return value;
+}
+
+// Sum of the values of the threads before this one, and of all.
+DEVICE u64 block_prefix(u64 value, u64& total, BlockScratch& shared) {
+    u64 sum = value;
+#pragma unroll
+    for (int distance = 1; distance < 32; distance <<= 1) {
+        u64 below = __shfl_up_sync(ALL_LANES, sum, distance);
+        if (threadIdx.x % 32 >= distance) sum += below;
+    }
+    if (threadIdx.x % 32 == 31) shared.warp[threadIdx.x / 32] = sum;
+    __syncthreads();
+    u64 before = sum - value;
+    total = 0;
+#pragma unroll
+    for (int warp = 0; warp < THREADS / 32; warp++) {
+        if (warp < threadIdx.x / 32) before += shared.warp[warp];
+        total += shared.warp[warp];
+    }
+    __syncthreads();
+    return before;
+}
+
+DEVICE u64 block_sum(u64 value, BlockScratch& shared) {
+    u64 total;
+    block_prefix(value, total, shared);
+    return total;
+}
+
+// The first of COUNT x THREADS amounts (thread t holds those from t * COUNT) with which the sum reaches `wanted`,
+// and the sum before it. The sum starts at `before`. The first one if nothing is wanted, the last one if all is not
+// enough.
+struct Place {
+    int index;
+    u64 before;
+};
+
+template <int COUNT>
+DEVICE Place find_place(const u64 (&amounts)[COUNT], u64 before, double wanted, BlockScratch& shared) {
+    u64 own = 0, total;
+#pragma unroll
+    for (int i = 0; i < COUNT; i++) own += amounts[i];
+    if (threadIdx.x == 0) {
+        shared.place = (double)before < wanted ? COUNT * THREADS - 1 : 0;
+        shared.place_before = before;
+    }
+    u64 sum = before + block_prefix(own, total, shared);
+    if ((double)sum < wanted && (double)(sum + own) >= wanted) {
+        int index = -1;
+#pragma unroll
+        for (int i = 0; i < COUNT; i++) {
+            if (index < 0 && (double)(sum + amounts[i]) >= wanted) index = i;
+            if (index < 0) sum += amounts[i];
+        }
+        shared.place = threadIdx.x * COUNT + index;
+        shared.place_before = sum;
+    }
+    __syncthreads();
+    Place place = {shared.place, shared.place_before};
+    __syncthreads();
+    return place;
+}
+
+// ---- a row's largest logit, from the ranks that its scan left
+
+// Of a row's `num_chunks` ranks; call with whole warps.
+DEVICE u64 row_largest(const u64* ranks, int num_chunks) {
+    u64 rank = 0;
+    for (int chunk = threadIdx.x % 32; chunk < num_chunks; chunk += 32)
+        rank = ranks[chunk] > rank ? ranks[chunk] : rank;
+    return warp_largest(rank);
+}
+
+// The token of temperature 0: the lowest id of the largest logit, -1 where that is not a finite number.
+DEVICE int greedy_id(u64 rank) {
+    const u32 bits = rank_bits(rank);
+    return bits == NOT_FINITE || from_ordered(bits) == NEGATIVE_INFINITY ? -1 : (int)rank_id(rank);
+}

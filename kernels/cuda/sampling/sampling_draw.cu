@@ -1,0 +1,311 @@
+// From logits to token ids, second part: top-k, top-p, min-p and the draw. Greedy rows leave at once.
+//
+// `sampling_rank` makes a histogram of how far values lie below the largest. It decides all bins but the few in which
+// top-k and top-p end. `sampling_draw` scores what is kept for certain and lists the values of the other bins; the
+// last block of a row finds the exact ends among these, and scores what remains.
+#include "sampling_plan.cuh"
+
+constexpr float WIDEST_NOISE = 20.3f;  // MAX_GUMBEL - MIN_GUMBEL of the reference: what lies deeper cannot win
+constexpr float ROUGH_ERROR = 1e-4f;   // more than `rough_gumbel` and a sum in float32 are off by
+constexpr int NO_ID = 0x7FFFFFFF;
+
+// ---- the histogram
+
+DEVICE void make_plan(const SampleParams& p, int row, BlockScratch& shared) {
+    Plan plan = {0, 0, 0, BINS, -1, -1, 0, 0, 0};
+    u64 counts[THREAD_BINS], masses[THREAD_BINS];
+    load_bins(p.counts + (i64)row * BINS, counts);
+    load_bins(p.masses + (i64)row * BINS, masses);
+    if (has_top_k(p, row)) {
+        const Place place = find_place(counts, 0, p.top_k[row], shared);
+        if (place.index < BINS - 1) {  // else it keeps all that can be drawn
+            plan.k = p.top_k[row];
+            plan.k_bin = place.index;
+            plan.count_before = place.before;
+            plan.kept_bins = plan.last_bin = place.index;
+        }
+    }
+    if (has_top_p(p, row)) {
+        u64 before = 0, upto = 0;  // the mass of top-k lies between these
+#pragma unroll
+        for (int i = 0; i < THREAD_BINS; i++) {
+            const int bin = threadIdx.x * THREAD_BINS + i;
+            if (plan.k_bin < 0 || bin < plan.k_bin) before += masses[i];
+            if (plan.k_bin < 0 || bin <= plan.k_bin) upto += masses[i];
+        }
+        plan.mass = block_sum(before, shared);
+        const double top_p = p.top_p[row];
+        plan.kept_bins = find_place(masses, 0, top_p * (double)plan.mass, shared).index;
+        plan.last_bin = find_place(masses, 0, top_p * (double)block_sum(upto, shared), shared).index;
+    }
+    if (threadIdx.x == 0) p.plans[row] = plan;
+}
+
+// grid (chunks, rows)
+KERNEL __launch_bounds__(THREADS) sampling_rank(const __grid_constant__ SampleParams p) {
+    wait_for_previous();
+    __shared__ BlockScratch shared;
+    __shared__ u32 counts[BINS];
+    __shared__ u64 masses[BINS];
+    const int row = blockIdx.y;
+    if (!(p.temperature[row] > 0.0f) || !ranks_values(p, row)) return;
+    const u64 rank = row_largest(p.ranks + (i64)row * p.scan_chunks, p.scan_chunks);
+    if (greedy_id(rank) < 0) return;
+    const Row values(p, row, from_ordered(rank_bits(rank)));
+    const bool weighs = has_top_p(p, row);
+    for (int bin = threadIdx.x; bin < BINS; bin += THREADS) counts[bin] = 0, masses[bin] = 0;
+    __syncthreads();
+    const int first = blockIdx.x * p.rank_slices, end = min(first + p.rank_slices, p.num_slices);
+    for (int slice = first; slice < end; slice++) {
+        const Slice part(values.logits, slice, p.vocab);
+#pragma unroll
+        for (int i = 0; i < QUADS; i++) {
+            const float logit[4] = {part.quad[i].x, part.quad[i].y, part.quad[i].z, part.quad[i].w};
+#pragma unroll
+            for (int j = 0; j < 4; j++) {
+                if (part.id(i) + j >= p.vocab) continue;
+                const u32 depth = values.depth(logit[j]);
+                const int bin = bin_of(depth);
+                if (bin == BINS - 1) continue;  // what is not found before it ends there
+                atomicAdd(&counts[bin], 1u);
+                if (weighs) atomicAdd(&masses[bin], mass_of(depth));
+            }
+        }
+    }
+    __syncthreads();
+    for (int bin = threadIdx.x; bin < BINS; bin += THREADS) {
+        if (counts[bin] == 0) continue;
+        atomicAdd(&p.counts[(i64)row * BINS + bin], counts[bin]);
+        if (weighs) atomicAdd(&p.masses[(i64)row * BINS + bin], masses[bin]);
+    }
+    if (is_last_block(&p.plans[row].rank_tickets, p.rank_chunks)) make_plan(p, row, shared);
+}
+
+// ---- noise
+
+// Ten rounds of Philox-4x32 (Salmon et al., 2011) of the counter (block, position, 0).
+DEVICE uint4 philox(u32 block, u64 position, u64 key) {
+    u32 c0 = block, c1 = (u32)position, c2 = (u32)(position >> 32), c3 = 0;
+    u32 k0 = (u32)key, k1 = (u32)(key >> 32);
+#pragma unroll
+    for (int round = 0; round < 10; round++) {
+        const u64 p0 = (u64)c0 * 0xD2511F53u, p1 = (u64)c2 * 0xCD9E8D57u;
+        c0 = (u32)(p1 >> 32) ^ c1 ^ k0, c1 = (u32)p1;
+        c2 = (u32)(p0 >> 32) ^ c3 ^ k1, c3 = (u32)p0;
+        k0 += 0x9E3779B9u, k1 += 0xBB67AE85u;
+    }
+    return make_uint4(c0, c1, c2, c3);
+}
+
+// Standard Gumbel noise of a random word, as the reference has it.
+DEVICE double gumbel(u32 word) { return -log(-log(((double)(word >> 8) + 0.5) * 0x1p-24)); }
+
+// The same within ROUGH_ERROR; near 1 from the distance to 1, which float32 can hold.
+DEVICE float rough_gumbel(u32 word) {
+    const u32 number = word >> 8;
+    const float exponential = number < 1u << 23 ? -logf(((float)number + 0.5f) * 0x1p-24f)
+                                                : -log1pf(((float)number + (0.5f - 0x1p24f)) * 0x1p-24f);
+    return -logf(exponential);
+}
+
+// The best score so far; of equal ones the lowest id.
+struct Best {
+    double score = NEGATIVE_INFINITY;
+    int id = NO_ID;
+    float bound = NEGATIVE_INFINITY;  // a score that some thread of the warp has reached
+
+    DEVICE void take(double other_score, int other_id) {
+        if (other_score > score || (other_score == score && other_id < id)) score = other_score, id = other_id;
+    }
+    // `rough` is the score within ROUGH_ERROR. The exact one is worth its price only if it may be the best.
+    DEVICE void consider(float rough, u32 depth, u32 word, int candidate) {
+        if (rough + ROUGH_ERROR < bound) return;
+        bound = fmaxf(bound, rough - ROUGH_ERROR);
+        take(gumbel(word) - (double)__uint_as_float(depth), candidate);
+    }
+    DEVICE void reduce(BlockScratch& shared) {  // over the block, for thread 0
+        __shared__ int warp_ids[THREADS / 32];
+#pragma unroll
+        for (int distance = 16; distance; distance >>= 1) {
+            const double other_score = __shfl_xor_sync(ALL_LANES, score, distance);
+            take(other_score, __shfl_xor_sync(ALL_LANES, id, distance));
+        }
+        if (threadIdx.x % 32 == 0) {
+            shared.warp[threadIdx.x / 32] = __double_as_longlong(score);
+            warp_ids[threadIdx.x / 32] = id;
+        }
+        __syncthreads();
+        for (int warp = 0; warp < THREADS / 32; warp++) take(__longlong_as_double(shared.warp[warp]), warp_ids[warp]);
+        __syncthreads();
+    }
+};
+
+DEVICE float rough_score(u32 depth, u32 word) { return rough_gumbel(word) - __uint_as_float(depth); }
+
+// ---- the ends of top-k and top-p
+
+// Whether a value of this bin is for the last block to decide on.
+DEVICE bool is_undecided(const Plan& plan, int bin) {
+    return (bin >= plan.kept_bins && bin <= plan.last_bin) || bin == plan.k_bin;
+}
+
+// The row's undecided values; the block shares them. Not a lambda: some releases of NVRTC refuse a generic one here.
+struct Undecided {
+    const SampleParams& p;
+    int row;
+    const Row& values;
+    const Plan& plan;
+
+    // Call `visit(depth, id)` for each, in any order.
+    template <typename Visit>
+    DEVICE void each(Visit visit) const {
+        if (plan.num_listed <= CAPACITY) {
+            const u64* listed = p.listed + (i64)row * CAPACITY;
+            for (u32 i = threadIdx.x; i < plan.num_listed; i += THREADS) {
+                const u64 entry = read_once_more(listed + i);
+                visit((u32)(entry >> 32), (int)(u32)entry);
+            }
+        } else {
+            for (int id = threadIdx.x; id < p.vocab; id += THREADS) {
+                const u32 depth = values.depth(values.logits[id]);
+                if (is_undecided(plan, bin_of(depth))) visit(depth, id);
+            }
+        }
+    }
+};
+
+struct DepthEnd {
+    u32 depth;
+    u64 before;  // the sum over lesser depths
+};
+
+// The depth in `bin` with which the sum of `amount(depth)` over all up to it reaches `wanted`; `before` is the sum of
+// the bins before. Digit by digit of its bits, eight at a time.
+template <typename Amount>
+DEVICE DepthEnd descend(const Undecided& undecided, int bin, u64 before, double wanted, Amount amount, u64* digits,
+                        BlockScratch& shared) {
+    u64 prefix = 0;
+    for (int shift = 24; shift >= 0; shift -= 8) {
+        digits[threadIdx.x] = 0;
+        __syncthreads();
+        undecided.each([&](u32 depth, int) {
+            if (bin_of(depth) == bin && (u64)depth >> (shift + 8) == prefix)
+                atomicAdd(&digits[depth >> shift & 255], amount(depth));
+        });
+        __syncthreads();
+        const u64 own[1] = {digits[threadIdx.x]};
+        const Place place = find_place(own, before, wanted, shared);
+        prefix = prefix << 8 | place.index;
+        before = place.before;
+    }
+    return {(u32)prefix, before};
+}
+
+// The largest depth that top-k and top-p keep.
+DEVICE u32 deepest_kept(const SampleParams& p, int row, const Plan& plan, const Undecided& undecided, u64* digits,
+                        BlockScratch& shared) {
+    u32 deepest = 0x7FFFFFFFu;
+    u64 mass = plan.mass;
+    if (plan.k_bin >= 0) {
+        const auto one = [](u32) -> u64 { return 1; };
+        const DepthEnd end = descend(undecided, plan.k_bin, plan.count_before, (double)plan.k, one, digits, shared);
+        deepest = end.depth;
+        u64 own = 0;
+        undecided.each([&](u32 depth, int) {
+            if (bin_of(depth) == plan.k_bin && depth < end.depth) own += mass_of(depth);
+        });
+        mass += block_sum(own, shared) + (plan.k - end.before) * mass_of(end.depth);
+    }
+    if (has_top_p(p, row)) {
+        u64 masses[THREAD_BINS];
+        load_bins(p.masses + (i64)row * BINS, masses);
+        const double wanted = (double)p.top_p[row] * (double)mass;
+        const Place place = find_place(masses, 0, wanted, shared);
+        const auto mass_at = [](u32 depth) { return mass_of(depth); };
+        const DepthEnd end = descend(undecided, place.index, place.before, wanted, mass_at, digits, shared);
+        deepest = min(deepest, end.depth);
+    }
+    return deepest;
+}
+
+// ---- the draw
+
+// The lowest value that min-p keeps and noise can lift above the largest, as a depth.
+DEVICE float deepest_drawn(float min_p) { return fminf(fabsf((float)log((double)min_p)), WIDEST_NOISE); }
+
+// grid (chunks, rows)
+KERNEL __launch_bounds__(THREADS) sampling_draw(const __grid_constant__ SampleParams p) {
+    wait_for_previous();
+    __shared__ BlockScratch shared;
+    __shared__ u64 digits[THREADS];
+    const int row = blockIdx.y;
+    const bool draws = p.temperature[row] > 0.0f;
+    if (!draws && blockIdx.x > 0) return;
+    const u64 rank = row_largest(p.ranks + (i64)row * p.scan_chunks, p.scan_chunks);
+    if (!draws || greedy_id(rank) < 0) {
+        if (blockIdx.x == 0 && threadIdx.x == 0) p.out_ids[row] = greedy_id(rank);
+        return;
+    }
+    const Row values(p, row, from_ordered(rank_bits(rank)));
+    Plan plan = p.plans[row];
+    const u64 key = p.keys[row], position = p.positions[row];
+    const float deepest = deepest_drawn(p.min_p[row]);
+    u64* listed = p.listed + (i64)row * CAPACITY;
+    Best best;
+    const int first = blockIdx.x * p.draw_slices, end = min(first + p.draw_slices, p.num_slices);
+    for (int slice = first; slice < end; slice++) {
+        const Slice part(values.logits, slice, p.vocab);
+#pragma unroll 1
+        for (int i = 0; i < QUADS; i++) {
+            const float4 quad = i == 0 ? part.quad[0] : i == 1 ? part.quad[1] : i == 2 ? part.quad[2] : part.quad[3];
+            const int id = part.id(i);
+            const u32 depth[4] = {values.depth(quad.x), values.depth(quad.y), values.depth(quad.z),
+                                  values.depth(quad.w)};
+            bool kept[4];
+#pragma unroll
+            for (int j = 0; j < 4; j++) {
+                const int bin = bin_of(depth[j]);
+                kept[j] = bin < plan.kept_bins && __uint_as_float(depth[j]) <= deepest;
+                if (is_undecided(plan, bin) && id + j < p.vocab) {
+                    const u32 at = atomicAdd(&p.plans[row].num_listed, 1u);
+                    if (at < CAPACITY) listed[at] = (u64)depth[j] << 32 | (u32)(id + j);
+                }
+            }
+            if (kept[0] || kept[1] || kept[2] || kept[3]) {
+                const uint4 noise = philox(id / 4, position, key);
+                const u32 word[4] = {noise.x, noise.y, noise.z, noise.w};
+                float rough[4];
+#pragma unroll
+                for (int j = 0; j < 4; j++) {
+                    rough[j] = kept[j] ? rough_score(depth[j], word[j]) : NEGATIVE_INFINITY;
+                    best.bound = fmaxf(best.bound, rough[j] - ROUGH_ERROR);
+                }
+#pragma unroll
+                for (int j = 0; j < 4; j++)
+                    if (kept[j]) best.consider(rough[j], depth[j], word[j], id + j);
+            }
+            best.bound = warp_max(best.bound);
+        }
+    }
+    best.reduce(shared);
+    double* scores = p.scores + (i64)row * p.draw_chunks;
+    int* score_ids = p.score_ids + (i64)row * p.draw_chunks;
+    if (threadIdx.x == 0) scores[blockIdx.x] = best.score, score_ids[blockIdx.x] = best.id;
+    if (!is_last_block(&p.plans[row].draw_tickets, p.draw_chunks)) return;
+
+    for (int chunk = threadIdx.x; chunk < p.draw_chunks; chunk += THREADS)
+        best.take(read_once_more(scores + chunk), read_once_more(score_ids + chunk));
+    plan.num_listed = read_once_more(&p.plans[row].num_listed);
+    if (plan.num_listed > 0) {
+        const Undecided undecided = {p, row, values, plan};
+        const u32 deepest_depth = min(deepest_kept(p, row, plan, undecided, digits, shared), __float_as_uint(deepest));
+        undecided.each([&](u32 depth, int id) {
+            if (depth > deepest_depth) return;
+            const uint4 noise = philox(id / 4, position, key);
+            const u32 word = id % 4 == 0 ? noise.x : id % 4 == 1 ? noise.y : id % 4 == 2 ? noise.z : noise.w;
+            best.consider(rough_score(depth, word), depth, word, id);
+        });
+    }
+    best.reduce(shared);
+    if (threadIdx.x == 0) p.out_ids[row] = best.id == NO_ID ? -1 : best.id;
+}

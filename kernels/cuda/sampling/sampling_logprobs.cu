@@ -1,0 +1,120 @@
+// Log probabilities of drawn ids and of the most probable ones. Slices are the same whatever the batch, and sums are
+// taken in a fixed order: a row's results depend on nothing but the row.
+#include "sampling.cuh"
+
+constexpr int MAX_TOP = 20;
+constexpr int MAX_SLICES = 64;
+
+struct LogprobParams {
+    const float* logits;      // [num_rows, vocab]
+    const int* ids;           // [num_rows] drawn; -1: nothing is wanted of the row
+    float* out_logprobs;      // [num_rows]
+    int* out_top_ids;         // [num_rows, num_top]
+    float* out_top_logprobs;  // [num_rows, num_top]
+    u64* ranks;               // [num_rows, num_slices, max(num_top, 1)] the largest logits, in order; 0: no more
+    double* sums;             // [num_rows, num_slices] of exp(logit - the slice's largest)
+    int num_rows;
+    int vocab;
+    int num_slices;
+    int num_top;
+};
+
+// The sum of all threads' values, in a fixed order.
+DEVICE double block_sum_exactly(double value, BlockScratch& shared) {
+#pragma unroll
+    for (int distance = 16; distance; distance >>= 1) value += __shfl_xor_sync(ALL_LANES, value, distance);
+    if (threadIdx.x % 32 == 0) shared.warp[threadIdx.x / 32] = __double_as_longlong(value);
+    __syncthreads();
+    double sum = 0;
+    for (int warp = 0; warp < THREADS / 32; warp++) sum += __longlong_as_double(shared.warp[warp]);
+    __syncthreads();
+    return sum;
+}
+
+// Takes the largest of the block's ranks away, and gives it to every thread; 0 where none is left.
+template <int COUNT>
+DEVICE u64 take_largest(u64 (&ranks)[COUNT], BlockScratch& shared) {
+    u64 own = 0;
+#pragma unroll
+    for (int i = 0; i < COUNT; i++) own = ranks[i] > own ? ranks[i] : own;
+    const u64 largest = block_largest(own, shared);
+#pragma unroll
+    for (int i = 0; i < COUNT; i++) ranks[i] = ranks[i] == largest ? 0 : ranks[i];
+    return largest;
+}
+
+// grid (slices, rows)
+KERNEL __launch_bounds__(THREADS) sampling_logprobs_slice(const __grid_constant__ LogprobParams p) {
+    wait_for_previous();
+    __shared__ BlockScratch shared;
+    const int row = blockIdx.y;
+    if (p.ids[row] < 0) return;
+    const i64 at = (i64)row * p.num_slices + blockIdx.x;
+    const int num_ranks = max(p.num_top, 1);
+    const Slice part(p.logits + (i64)row * p.vocab, blockIdx.x, p.vocab);
+    u64 ranks[4 * QUADS];
+#pragma unroll
+    for (int i = 0; i < QUADS; i++) {
+        const float logit[4] = {part.quad[i].x, part.quad[i].y, part.quad[i].z, part.quad[i].w};
+#pragma unroll
+        for (int j = 0; j < 4; j++) {
+            const int id = part.id(i) + j;
+            ranks[4 * i + j] = id < p.vocab ? rank_of(ordered_bits(logit[j]), id) : 0;
+        }
+    }
+    float largest = NEGATIVE_INFINITY;
+    for (int i = 0; i < num_ranks; i++) {
+        const u64 rank = take_largest(ranks, shared);
+        if (i == 0) largest = from_ordered(rank_bits(rank));
+        if (threadIdx.x == 0) p.ranks[at * num_ranks + i] = rank;
+    }
+    double sum = 0;
+    if (largest > NEGATIVE_INFINITY) {
+#pragma unroll
+        for (int i = 0; i < QUADS; i++) {
+            const float4 quad = part.quad[i];  // what is beyond the end is -inf, and adds nothing
+            sum += (double)expf(quad.x - largest) + (double)expf(quad.y - largest);
+            sum += (double)expf(quad.z - largest) + (double)expf(quad.w - largest);
+        }
+    }
+    sum = block_sum_exactly(sum, shared);
+    if (threadIdx.x == 0) p.sums[at] = sum;
+}
+
+// grid (rows)
+KERNEL __launch_bounds__(THREADS) sampling_logprobs_merge(const __grid_constant__ LogprobParams p) {
+    wait_for_previous();
+    __shared__ BlockScratch shared;
+    const int row = blockIdx.x, id = p.ids[row];
+    int* top_ids = p.out_top_ids + (i64)row * p.num_top;
+    float* top_logprobs = p.out_top_logprobs + (i64)row * p.num_top;
+    if (id < 0 || id >= p.vocab) {
+        for (int i = threadIdx.x; i < p.num_top; i += THREADS) top_ids[i] = -1, top_logprobs[i] = NEGATIVE_INFINITY;
+        if (threadIdx.x == 0) p.out_logprobs[row] = NEGATIVE_INFINITY;
+        return;
+    }
+    const int num_ranks = max(p.num_top, 1), num_listed = p.num_slices * num_ranks;
+    const u64* listed = p.ranks + (i64)row * num_listed;
+    u64 ranks[MAX_SLICES * MAX_TOP / THREADS];
+#pragma unroll
+    for (int i = 0; i < MAX_SLICES * MAX_TOP / THREADS; i++) {
+        const int at = i * THREADS + threadIdx.x;
+        ranks[i] = at < num_listed ? listed[at] : 0;
+    }
+    u64 rank = take_largest(ranks, shared);
+    const double largest = from_ordered(rank_bits(rank));
+    double sum = 0;
+    if (threadIdx.x < p.num_slices) {
+        const double slice_sum = p.sums[(i64)row * p.num_slices + threadIdx.x];
+        const float slice_largest = from_ordered(rank_bits(listed[threadIdx.x * num_ranks]));
+        if (slice_sum > 0) sum = slice_sum * exp((double)slice_largest - largest);
+    }
+    const double log_sum = log(block_sum_exactly(sum, shared));
+    if (threadIdx.x == 0) p.out_logprobs[row] = (float)((double)p.logits[(i64)row * p.vocab + id] - largest - log_sum);
+    for (int i = 0; i < p.num_top; i++) {
+        if (i > 0) rank = take_largest(ranks, shared);
+        if (threadIdx.x > 0) continue;
+        top_ids[i] = rank ? (int)rank_id(rank) : -1;
+        top_logprobs[i] = rank ? (float)((double)from_ordered(rank_bits(rank)) - largest - log_sum) : NEGATIVE_INFINITY;
+    }
+}

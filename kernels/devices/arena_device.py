@@ -1,0 +1,52 @@
+"""The half of a CUDA device that needs no GPU: its ops, weights and arrays, on arenas with or without memory."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import DTypeLike
+
+from kernels.devices.protocol import Allocate
+from kernels.ops import registry
+from kernels.ops.attention import cache_shape
+from kernels.ops.rope import HEAD_DIMS
+from kernels.runtime.device_array import DeviceArray
+from kernels.runtime.gpu_spec import GpuSpec
+from kernels.runtime.launcher import Context
+from kernels.runtime.memory import Arena
+from kernels.weights.weight_store import PackedWeightStore
+
+
+class ArenaDevice:
+    """The CUDA ops over one arena for each use of memory. Until `use` its context is dry and its arenas are endless."""
+
+    activation_dtype = cache_dtype = np.dtype(np.float16)
+    head_dims = HEAD_DIMS
+    budget_bytes: int | None = None
+
+    def __init__(self, name: str, gpu: GpuSpec, description: str) -> None:
+        self.name = name
+        self.gpu = gpu
+        self.description = description
+        self.use(Context(gpu), weights=Arena(0, None), kv_cache=Arena(0, None), step_buffers=Arena(0, None))
+
+    def use(self, context: Context, *, weights: Arena, kv_cache: Arena, step_buffers: Arena) -> None:
+        """Work with this context and these arenas from now on."""
+        self.context = context
+        self.weights, self.kv_cache, self.step_buffers = weights, kv_cache, step_buffers
+        self.ops: Any = registry.bind(context)
+        self.store = PackedWeightStore(context, weights)
+
+    def begin_step(self) -> Allocate:
+        """Start a forward pass: gives arrays of the scratch memory that live until the next one starts."""
+        self.context.begin_step()
+        return self.context.scratch
+
+    def cache_array(self, num_blocks: int, block_tokens: int, num_kv_heads: int, head_dim: int) -> DeviceArray:
+        """K or V of a layer: float16 in the shape that `cache_shape` tells, with arbitrary contents."""
+        return self.kv_cache.allocate(cache_shape(num_blocks, block_tokens, num_kv_heads, head_dim), self.cache_dtype)
+
+    def empty(self, shape: tuple[int, ...], dtype: DTypeLike) -> DeviceArray:
+        """An array that stays: a step's inputs and what it draws."""
+        return self.step_buffers.allocate(shape, dtype)

@@ -1,0 +1,49 @@
+"""The CPU device: NumPy on this machine's memory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+import kernels.reference
+from kernels.devices.cpu_weight_store import CpuWeightStore
+from kernels.devices.protocol import Allocate
+from kernels.reference.matmul import TileBudget
+
+
+class CpuDevice:
+    """Runs `kernels.reference`: for tests, demos and machines without a GPU.
+
+    ``dequant_cache_bytes`` bounds the expanded weights that it keeps.
+    """
+
+    name = description = "cpu"
+    budget_bytes = None
+    ops = kernels.reference
+    head_dims = ()
+    activation_dtype = cache_dtype = np.dtype(np.float32)
+
+    def __init__(self, dequant_cache_bytes: int) -> None:
+        self.store = CpuWeightStore(TileBudget(dequant_cache_bytes))
+
+    def begin_step(self) -> Allocate:
+        """Start a forward pass: gives arrays of their own."""
+        return np.empty
+
+    def cache_array(self, num_blocks: int, block_tokens: int, num_kv_heads: int, head_dim: int) -> NDArray[np.float32]:
+        """K or V of a layer: [num_blocks, block_tokens, num_kv_heads, head_dim] with arbitrary contents."""
+        return np.empty((num_blocks, block_tokens, num_kv_heads, head_dim), np.float32)
+
+    def memory_bytes(self) -> int:
+        """Resident memory of the process; 0 where the system does not tell (no /proc)."""
+        try:
+            status = Path("/proc/self/status").read_text()
+        except OSError:
+            return 0
+        return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmRSS:"))
+
+    def verify_residency(self) -> list[str]:
+        """Nothing: there is no device memory."""
+        return []

@@ -1,0 +1,92 @@
+"""Weights on the CPU device: they stay where they are, usually in a mapped file, and are expanded when used."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kernels.reference.matmul import Linear, Matrix, TileBudget
+from kernels.reference.moe import Expert
+from kernels.weights.dequant import is_finite
+from kernels.weights.parameters import Router, Weight
+
+CHECKED_BYTES = 1 << 24  # of a tensor at a time
+
+Projection = tuple[Linear, ...]
+
+
+class CpuWeightStore:
+    """What `kernels.weights.weight_store.PackedWeightStore` is for a CUDA device.
+
+    ``budget`` bounds the expanded tiles that stay in memory.
+    """
+
+    def __init__(self, budget: TileBudget) -> None:
+        self._budget = budget
+        self._weights: list[Weight] = []
+
+    def table(self, weight: Weight) -> Matrix:
+        """An embedding table."""
+        self._weights.append(weight)
+        return self._matrix(weight, weight.data)
+
+    def tied_table(self, projection: Projection) -> Matrix:
+        """The matrix of an output head as embedding table."""
+        return projection[0].matrix
+
+    def projection(self, weights: Sequence[Weight]) -> Projection:
+        """Matrices on one input, their outputs side by side."""
+        self._weights += weights
+        return tuple(Linear(self._matrix(weight, weight.data), weight.bias) for weight in weights)
+
+    def gate_up(self, weights: Sequence[Weight]) -> Projection:
+        """Gate and up projection, two tensors or a fused one (gate first)."""
+        return self.projection(weights)
+
+    def experts(self, gate: Weight, up: Weight, down: Weight) -> tuple[Expert, ...]:
+        """The stacked experts of a layer."""
+        self._weights += (gate, up, down)
+        layers = [
+            [
+                Linear(self._matrix(weight, data), None if weight.bias is None else weight.bias[number])
+                for number, data in enumerate(weight.data)
+            ]
+            for weight in (gate, up, down)
+        ]
+        return tuple(Expert(*each) for each in zip(*layers, strict=True))
+
+    def router(self, weight: Weight, num_used: int) -> Router:
+        """A router of ``num_used`` experts."""
+        self._weights.append(weight)
+        return Router(self._matrix(weight, weight.data), weight.bias, num_used)
+
+    def vector(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
+        """A small float32 array."""
+        return values
+
+    def load(self, progress: Callable[[int, int], None]) -> list[str]:
+        """Read every weight once, so that the first request finds its pages in memory.
+
+        Returns the names of the tensors that hold NaN or infinity. ``progress(num_bytes, total_bytes)`` is called on
+        the way.
+        """
+        total_bytes = sum(weight.data.nbytes for weight in self._weights)
+        done_bytes = 0
+        bad = []
+        for weight in self._weights:
+            rows = weight.data.reshape(-1, weight.data.shape[-1])
+            step = max(1, CHECKED_BYTES // rows.shape[1])
+            finite = True
+            for start in range(0, rows.shape[0], step):
+                part = rows[start : start + step]
+                finite = finite and is_finite(weight.format, part)
+                done_bytes += part.nbytes
+                progress(done_bytes, total_bytes)
+            if not finite:
+                bad.append(weight.name)
+        return bad
+
+    def _matrix(self, weight: Weight, data: NDArray[np.uint8]) -> Matrix:
+        return Matrix(weight.format, (data.shape[0], weight.num_inputs), data, self._budget)

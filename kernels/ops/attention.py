@@ -1,0 +1,180 @@
+"""Attention over the paged KV cache: grouped heads, sliding window, sinks; decode, prefill and mixed steps.
+
+Batch-invariant by construction: `kernels.ops.attention_plan` lists the work on the device, once a step, and all layers
+use its list.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import struct
+
+from kernels.batch import LayerCache, Step
+from kernels.ops.attention_plan import (
+    DECODE_ROWS,
+    PREFILL_WARPS,
+    UNIT_KEYS,
+    AttentionPlan,
+    AttentionShape,
+    attention_shape,
+    row_bytes,
+)
+from kernels.ops.rope import HEAD_DIMS, Rotation, rope_params, rope_write
+from kernels.runtime.compiler import Variant
+from kernels.runtime.device_array import DeviceArray, pointer_of
+from kernels.runtime.gpu_spec import A100, H100, GpuSpec
+from kernels.runtime.launcher import Context
+from kernels.weights.parameters import Attention
+
+_ATTENTION = struct.Struct("<12Q 7i f")
+_ROPE_ATTENTION = struct.Struct("<Q 2i")  # what follows _ATTENTION and rope_params
+
+
+def variants() -> list[Variant]:
+    """What of attention.cu is compiled."""
+    cases = itertools.product(HEAD_DIMS, (H100, A100), (False, True))
+    shapes = {(head_dim, attention_shape(gpu, head_dim, spread=spread)) for head_dim, gpu, spread in cases}
+    return [("attention/attention", {"HEAD_DIM": head_dim, **shape.defines}) for head_dim, shape in sorted(shapes)]
+
+
+def cache_shape(num_blocks: int, block_tokens: int, num_kv_heads: int, head_dim: int) -> tuple[int, int, int, int]:
+    """Shape of the array of a layer's keys, or values: the tokens of a block lie together for each KV head.
+
+    What slot ``s`` holds for head ``h`` is ``cache[s // block_tokens, h, s % block_tokens]``.
+    """
+    if block_tokens % 16:
+        raise ValueError(f"cache blocks of {block_tokens} tokens: attention on CUDA wants a multiple of 16")
+    return num_blocks, num_kv_heads, block_tokens, head_dim
+
+
+def paged_attention(
+    context: Context,
+    qkv: DeviceArray,
+    cache: LayerCache,
+    attention: Attention,
+    step: Step,
+    plan: AttentionPlan,
+    *,
+    out: DeviceArray,
+) -> None:
+    """softmax(q k^T * scale) v for every token over its own sequence's cache, its own position included.
+
+    ``qkv`` [T, >= num_heads * D] float16: the queries are its first columns. Keys and values of ``cache``
+    (`cache_shape`), float16, hold the step's own tokens already. ``plan`` is what `plan_attention` made of the ``step``
+    for such heads and this window. ``out`` [T, heads * D] float16; rows of tokens with position -1 become zero.
+    """
+    num_kv_heads, head_dim = attention.num_kv_heads, attention.head_dim
+    shape = attention_shape(context.gpu, head_dim)
+    tile_bytes = UNIT_KEYS * row_bytes(head_dim)
+    if plan.prefill_items.size:
+        context.launch(
+            "attention/attention",
+            "attention_prefill",
+            plan.prefill_items.shape[0] * num_kv_heads,
+            PREFILL_WARPS * 32,
+            _params(qkv, cache, attention, step, plan, plan.prefill_items, out),
+            shared_bytes=2 * tile_bytes + shape.prefill_rows * head_dim * 4,
+            HEAD_DIM=head_dim,
+            **shape.defines,
+        )
+    context.launch(
+        "attention/attention",
+        "attention_decode",
+        plan.decode_items.shape[0] * num_kv_heads,
+        shape.decode_warps * 32,
+        _params(qkv, cache, attention, step, plan, plan.decode_items, out),
+        shared_bytes=shape.decode_bytes(head_dim),
+        HEAD_DIM=head_dim,
+        **shape.defines,
+    )
+
+
+def rope_attention(
+    context: Context,
+    qkv: DeviceArray,
+    by: Rotation | None,
+    attention: Attention,
+    step: Step,
+    plan: AttentionPlan,
+    *,
+    out_cache: LayerCache,
+    out: DeviceArray,
+) -> None:
+    """`kernels.ops.rope.rope_write` of the step's tokens to ``step.slots``, then `paged_attention`; the same bits.
+
+    ``qkv`` [T, (num_heads + 2 * kv_heads) * D] float16 comes as it is projected; what it holds afterwards is of no use.
+    A step with as many tokens as sequences must have one of each, or none where the context length is 0: it takes one
+    kernel.
+    """
+    if step.token_ids.size != step.context_lengths.size:
+        rope_write(context, qkv, step.slots, by, attention, out_cache=out_cache)
+        paged_attention(context, qkv, out_cache, attention, step, plan, out=out)
+        return
+    num_kv_heads, head_dim = attention.num_kv_heads, attention.head_dim
+    row_heads = attention.num_heads + 2 * num_kv_heads
+    assert qkv.shape[1] == row_heads * head_dim, f"{qkv.shape} is not {row_heads} heads of {head_dim}"
+    num_tokens, num_blocks = step.token_ids.size, out_cache.keys.shape[0]
+    shape = _rope_shape(context.gpu, head_dim, num_tokens * num_kv_heads)
+    shared_bytes = _rope_bytes(shape, head_dim)
+    params = (
+        _params(qkv, out_cache, attention, step, plan, plan.decode_items, out),
+        rope_params(by, attention.head_norms),
+        _ROPE_ATTENTION.pack(step.slots.pointer, num_blocks, 0),
+    )
+    context.launch(
+        "attention/attention",
+        "rope_attention_decode",
+        plan.decode_items.shape[0] * num_kv_heads,
+        shape.decode_warps * 32,
+        b"".join(params),
+        shared_bytes=context.gpu.spread(shared_bytes, 1) if num_tokens == 1 else shared_bytes,
+        HEAD_DIM=head_dim,
+        **shape.defines,
+    )
+
+
+def _rope_shape(gpu: GpuSpec, head_dim: int, num_blocks: int) -> AttentionShape:
+    """Of `rope_attention_decode` for so many blocks before any is split."""
+    shape = attention_shape(gpu, head_dim, spread=True)
+    spreads = num_blocks <= gpu.num_processors and _rope_bytes(shape, head_dim) <= gpu.shared_bytes
+    return shape if spreads else attention_shape(gpu, head_dim)
+
+
+def _rope_bytes(shape: AttentionShape, head_dim: int) -> int:
+    return shape.decode_bytes(head_dim) + (DECODE_ROWS + 2) * row_bytes(head_dim)
+
+
+def _params(
+    qkv: DeviceArray,
+    cache: LayerCache,
+    attention: Attention,
+    step: Step,
+    plan: AttentionPlan,
+    items: DeviceArray,
+    out: DeviceArray,
+) -> bytes:
+    """``Params`` of cuda/attention/attention.cuh."""
+    assert plan.window == attention.window, f"the plan is for a window of {plan.window}, not {attention.window}"
+    keys, values = cache
+    _, num_kv_heads, block_tokens, head_dim = keys.shape
+    assert (num_kv_heads, head_dim) == (attention.num_kv_heads, attention.head_dim), f"{keys.shape} is another layer's"
+    assert head_dim in HEAD_DIMS, f"heads of {head_dim}: compiled are {HEAD_DIMS}"
+    num_tokens, qkv_width = qkv.shape
+    arrays = (
+        *(qkv, keys, values, step.block_tables, step.positions, plan.counts, items),
+        *(plan.arrivals, plan.partial_outputs, plan.partial_sums),
+    )
+    return _ATTENTION.pack(
+        *(array.pointer for array in arrays),
+        pointer_of(attention.sinks),
+        out.pointer,
+        num_tokens,
+        num_kv_heads,
+        attention.num_heads // num_kv_heads,
+        qkv_width,
+        block_tokens,
+        step.block_tables.shape[1],
+        attention.window,
+        attention.scale * math.log2(math.e),
+    )

@@ -1,0 +1,187 @@
+"""Kernel launches and step-local memory: what every CUDA op is given first."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from numpy.typing import DTypeLike
+
+from kernels.errors import CudaFailure
+from kernels.runtime.compiler import Variant
+from kernels.runtime.device_array import DeviceArray
+from kernels.runtime.gpu_spec import GpuSpec
+from kernels.runtime.memory import Arena
+from kernels.runtime.module_cache import Function, ModuleCache
+
+Dimensions = int | tuple[int, ...]
+"""x, or (x, y), or (x, y, z)."""
+
+_MAX_GRID = (2**31 - 1, 65535, 65535)
+_MAX_BLOCK = (1024, 1024, 64)
+_MAX_THREADS = 1024
+_MAX_PARAMS_BYTES = 4096
+
+
+class Context:
+    """Where ops launch: one stream of one device, and an arena for what lives no longer than a step.
+
+    Without ``modules`` it is dry: the same Python runs on no device, launches are checked and counted, and arrays
+    have the pointer 0. So a dry run of the largest step tells how much scratch memory it needs
+    (`high_water_bytes`) and which kernels (`variants`).
+    """
+
+    def __init__(
+        self, gpu: GpuSpec, *, modules: ModuleCache | None = None, stream: Any = None, arena: Arena | None = None
+    ) -> None:
+        self.gpu = gpu
+        self.stream = stream  # cupy.cuda.Stream
+        self.num_launches = 0
+        self.last_kernel = ""  # launched; the suspect when an asynchronous error shows up
+        self.variants: dict[tuple[Any, ...], Variant] = {}
+        self._modules = modules
+        self._arena = Arena(0, None) if arena is None else arena
+        self._prepared: dict[tuple[Any, ...], tuple[Any, Any] | None] = {}
+        self._params = ctypes.create_string_buffer(_MAX_PARAMS_BYTES)
+        self._params_address = ctypes.addressof(self._params)
+        self._params_array = (ctypes.c_void_p * 1)(self._params_address)
+        self._params_array_address = ctypes.addressof(self._params_array)
+        if modules is not None:
+            from cuda.bindings import driver
+
+            self._launch = driver.cuLaunchKernelEx
+            self._success = driver.CUresult.CUDA_SUCCESS
+
+    @property
+    def dry(self) -> bool:
+        """Whether nothing is launched."""
+        return self._modules is None
+
+    def begin_step(self) -> None:
+        """Take back all scratch arrays. What is enqueued may still use them: later launches come after it."""
+        self._arena.reset()
+
+    def scratch(self, shape: tuple[int, ...], dtype: DTypeLike) -> DeviceArray:
+        """An array with arbitrary contents until the next `begin_step`; the same calls give the same addresses."""
+        return self._arena.allocate(shape, dtype)
+
+    def mark(self) -> int:
+        """How much scratch memory is in use; `release` goes back to it."""
+        return self._arena.used_bytes
+
+    def release(self, mark: int) -> None:
+        """Take back the scratch arrays made since ``mark``."""
+        self._arena.used_bytes = mark
+
+    @property
+    def high_water_bytes(self) -> int:
+        """The most scratch memory that any step has used."""
+        return self._arena.high_water_bytes
+
+    def launch(
+        self,
+        source: str,
+        kernel: str,
+        grid: Dimensions,
+        block: Dimensions,
+        params: bytes,
+        *,
+        shared_bytes: int = 0,
+        **defines: int | str,
+    ) -> None:
+        """Enqueue ``kernel`` of ``source``.cu, compiled with ``defines``; raises `CudaFailure` naming it.
+
+        ``params`` are the bytes of its one parameter, a struct. ``shared_bytes`` are dynamic. An empty grid launches
+        nothing. On GPUs that can, the kernel may start before the one ahead of it has ended.
+        """
+        key = (source, kernel, grid, block, shared_bytes, *defines.items())
+        try:
+            prepared = self._prepared[key]
+        except KeyError:
+            prepared = self._prepared[key] = self._prepare(source, kernel, grid, block, params, shared_bytes, defines)
+        if prepared is None:
+            return
+        self.num_launches += 1
+        self.last_kernel = kernel
+        if self._modules is None:
+            return
+        config, handle = prepared
+        ctypes.memmove(self._params_address, params, len(params))
+        (error,) = self._launch(config, handle, self._params_array_address, 0)
+        if error is not self._success:
+            raise CudaFailure(kernel, error.name)
+
+    def note_variant(self, source: str, defines: Mapping[str, int | str]) -> None:
+        """Put it among the ``variants``, as its launch would."""
+        self.variants[source, *sorted(defines.items())] = (source, dict(defines))
+
+    def _prepare(
+        self,
+        source: str,
+        kernel: str,
+        grid: Dimensions,
+        block: Dimensions,
+        params: bytes,
+        shared_bytes: int,
+        defines: Mapping[str, int | str],
+    ) -> tuple[Any, Any] | None:
+        """What the driver is given for every such launch: (CUlaunchConfig, CUfunction); None for an empty grid."""
+        grid, block = _three(grid), _three(block)
+        if 0 in grid:
+            return None
+        self.note_variant(source, defines)
+        function = None if self._modules is None else self._modules.function(source, kernel, defines)
+        for problem in _problems(grid, block, shared_bytes, params, self.gpu, function):
+            raise CudaFailure(kernel, problem)
+        if function is None:
+            return (None, None)
+        function.allow_shared(shared_bytes)
+        return self._config(grid, block, shared_bytes), function.handle
+
+    def _config(self, grid: tuple[int, int, int], block: tuple[int, int, int], shared_bytes: int) -> Any:
+        from cuda.bindings import driver
+
+        config = driver.CUlaunchConfig()
+        config.gridDimX, config.gridDimY, config.gridDimZ = grid
+        config.blockDimX, config.blockDimY, config.blockDimZ = block
+        config.sharedMemBytes = shared_bytes
+        config.hStream = driver.CUstream(self.stream.ptr)
+        if self.gpu.has_dependent_launch:
+            attribute = driver.CUlaunchAttribute()
+            attribute.id = driver.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
+            attribute.value.programmaticStreamSerializationAllowed = 1
+            config.attrs = [attribute]
+            config.numAttrs = 1
+        return config
+
+
+def _three(dimensions: Dimensions) -> tuple[int, int, int]:
+    x, y, z = (*((dimensions,) if isinstance(dimensions, int) else dimensions), 1, 1)[:3]
+    return x, y, z
+
+
+def _problems(
+    grid: tuple[int, int, int],
+    block: tuple[int, int, int],
+    shared_bytes: int,
+    params: bytes,
+    gpu: GpuSpec,
+    function: Function | None,
+) -> Iterator[str]:
+    """Why a launch cannot work."""
+    if not all(0 < length <= limit for length, limit in zip(grid, _MAX_GRID, strict=True)):
+        yield f"the grid {grid} is beyond {_MAX_GRID}"
+    max_threads = function.max_threads if function else _MAX_THREADS
+    num_threads = block[0] * block[1] * block[2]
+    if not all(0 < length <= limit for length, limit in zip(block, _MAX_BLOCK, strict=True)):
+        yield f"the block {block} is beyond {_MAX_BLOCK}"
+    if num_threads > max_threads:
+        yield f"a block of {num_threads} threads is more than the {max_threads} that its registers allow"
+    shared_bytes += function.static_shared_bytes if function else 0
+    if shared_bytes > gpu.shared_bytes:
+        yield f"{shared_bytes:,} bytes of shared memory are more than a block's {gpu.shared_bytes:,}"
+    if len(params) > _MAX_PARAMS_BYTES:
+        yield f"{len(params)} bytes of parameters are more than {_MAX_PARAMS_BYTES}"
+    if function and function.params_bytes not in (None, len(params)):
+        yield f"its parameters are {function.params_bytes} bytes, but {len(params)} were given"

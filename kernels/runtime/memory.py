@@ -1,0 +1,156 @@
+"""Device memory: one plan before anything is allocated, one allocation for each of its lines, none later."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from kernels.errors import OutOfDeviceMemory
+from kernels.runtime.device_array import DeviceArray
+
+ALIGNMENT = 256  # of every array, in bytes
+PAGE_BYTES = 2 * 1024 * 1024  # the driver gives device memory in whole pages
+
+
+def padded(num_bytes: int, unit: int = ALIGNMENT) -> int:
+    """``num_bytes`` up to the next multiple of ``unit``."""
+    return -(-num_bytes // unit) * unit
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryPlan:
+    """Bytes of device memory by use. The first four are allocated at start; the rest is left to the driver."""
+
+    weights: int
+    kv_cache: int
+    scratch: int  # activations and workspaces of a step; before the first, what weights are uploaded through
+    step_buffers: int  # a step's inputs and the ids it chose
+    graphs: int  # what captured graphs take
+    cuda_context: int  # the driver's own: code, stacks, printf buffers
+
+    @property
+    def total_bytes(self) -> int:
+        """Bytes of all uses together."""
+        return sum(num_bytes for _, num_bytes in self.lines())
+
+    def lines(self) -> Iterator[tuple[str, int]]:
+        """(name, bytes) of every use; bytes in whole pages, as the driver counts them."""
+        for field in fields(self):
+            yield field.name.replace("_", " "), padded(getattr(self, field.name), PAGE_BYTES)
+
+    def table(self) -> str:
+        """The plan for people: one line a use and one for the total, in MiB."""
+        rows = [*self.lines(), ("total", self.total_bytes)]
+        return "\n".join(f"{name:14} {num_bytes / 2**20:12,.0f} MiB" for name, num_bytes in rows)
+
+    def check(self, available_bytes: int) -> None:
+        """Raises `OutOfDeviceMemory` if the plan needs more than ``available_bytes``."""
+        if self.total_bytes > available_bytes:
+            raise OutOfDeviceMemory(self.total_bytes, available_bytes)
+
+
+class Arena:
+    """Hands out arrays from one allocation, one after the other, until it is reset.
+
+    With ``num_bytes`` None it has no memory and no end: it only finds out how much would be needed.
+    """
+
+    def __init__(self, pointer: int, num_bytes: int | None) -> None:
+        assert pointer % ALIGNMENT == 0
+        self.pointer = pointer
+        self.num_bytes = num_bytes
+        self.used_bytes = 0
+        self.high_water_bytes = 0
+
+    def allocate(self, shape: tuple[int, ...], dtype: DTypeLike) -> DeviceArray:
+        """An array with arbitrary contents; raises `OutOfDeviceMemory`. The same calls give the same addresses."""
+        dtype = np.dtype(dtype)
+        start = self.used_bytes
+        end = start + padded(math.prod(shape) * dtype.itemsize)
+        if self.num_bytes is not None and end > self.num_bytes:
+            raise OutOfDeviceMemory(end, self.num_bytes)
+        self.used_bytes = end
+        self.high_water_bytes = max(self.high_water_bytes, end)
+        return DeviceArray(self.pointer + start if self.num_bytes is not None else 0, shape, dtype)
+
+    def reset(self) -> None:
+        """Take everything back: what was handed out is overwritten by what comes next."""
+        self.used_bytes = 0
+
+
+class DeviceMemory:
+    """Owns the allocations of a process by name. Plain cudaMalloc: never managed, never mapped from the host."""
+
+    def __init__(self) -> None:
+        self._arenas: dict[str, Arena] = {}
+
+    def allocate(self, name: str, num_bytes: int) -> Arena:
+        """Memory of its own under ``name``; raises `OutOfDeviceMemory`."""
+        from cupy.cuda import runtime
+
+        assert name not in self._arenas, f"{name} is allocated"
+        size = padded(max(num_bytes, 1), PAGE_BYTES)
+        try:
+            pointer = runtime.malloc(size)
+        except runtime.CUDARuntimeError as error:
+            if error.status != _ALLOCATION_FAILED:
+                raise
+            raise OutOfDeviceMemory(size, runtime.memGetInfo()[0]) from None
+        arena = self._arenas[name] = Arena(pointer, size)
+        return arena
+
+    def free(self, name: str) -> None:
+        """Give one allocation back; nothing enqueued may use it any more."""
+        from cupy.cuda import runtime
+
+        runtime.free(self._arenas.pop(name).pointer)
+
+    def close(self) -> None:
+        """Give all allocations back; nothing enqueued may use them any more."""
+        for name in list(self._arenas):
+            self.free(name)
+
+    @property
+    def pointers(self) -> dict[str, int]:
+        """Where each allocation starts."""
+        return {name: arena.pointer for name, arena in self._arenas.items()}
+
+
+def pinned(shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
+    """An array in page-locked host memory, which copies to and from the device need to run beside the host."""
+    from cupy import cuda
+
+    dtype = np.dtype(dtype)
+    size = math.prod(shape)
+    memory = cuda.PinnedMemory(max(size * dtype.itemsize, 1))  # lives as long as the array or a view of it
+    return np.frombuffer(cuda.PinnedMemoryPointer(memory, 0), dtype, size).reshape(shape)
+
+
+_ALLOCATION_FAILED = 2  # cudaErrorMemoryAllocation
+_TYPES = {0: "unregistered memory", 1: "host memory", 2: "device memory", 3: "managed memory"}  # cudaMemoryType
+_DEVICE_MEMORY = 2
+
+
+def verify_residency(pointers: Mapping[str, int], device_index: int) -> list[str]:
+    """What of ``pointers`` (name -> address) is not plain memory of the device, one line each; nothing if all is well.
+
+    Asks cudaPointerGetAttributes: the type must be device (neither managed nor host), the device ours, and there must
+    be no host address for it.
+    """
+    from cupy.cuda import runtime
+
+    problems = []
+    for name, pointer in pointers.items():
+        found = runtime.pointerGetAttributes(pointer)
+        if found.type != _DEVICE_MEMORY:
+            problems.append(f"{name} is {_TYPES.get(found.type, f'memory of type {found.type}')}")
+        elif found.device != device_index:
+            problems.append(f"{name} is on cuda:{found.device}")
+        elif found.hostPointer:
+            problems.append(f"{name} is mapped into host memory")
+    return problems

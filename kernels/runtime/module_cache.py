@@ -1,0 +1,100 @@
+"""Cubins -> functions: what is loaded in a CUDA context, each module and each kernel once."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+from kernels.errors import CudaFailure
+from kernels.runtime.compiler import Compiler, Cubin, Variant
+
+STATIC_SHARED_BYTES = 48 * 1024  # a kernel that wants more dynamic shared memory must say so first
+
+
+@dataclass(slots=True)
+class Function:
+    """A kernel in the current CUDA context."""
+
+    name: str
+    handle: Any  # CUfunction
+    static_shared_bytes: int
+    max_threads: int  # of a block
+    params_bytes: int | None  # size of its one parameter; None if the driver is too old to tell
+    dynamic_shared_bytes: int = STATIC_SHARED_BYTES  # allowed so far
+
+    def allow_shared(self, num_bytes: int) -> None:
+        """Make launches with ``num_bytes`` of dynamic shared memory possible."""
+        from cuda.bindings import driver
+
+        if num_bytes > self.dynamic_shared_bytes:
+            attribute = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+            _check(self.name, driver.cuFuncSetAttribute(self.handle, attribute, num_bytes))
+            self.dynamic_shared_bytes = num_bytes
+
+
+class ModuleCache:
+    """Modules and functions of one CUDA context, which must be current."""
+
+    def __init__(self, compiler: Compiler) -> None:
+        self._compiler = compiler
+        self._modules: dict[tuple[Any, ...], Any] = {}
+        self._functions: dict[tuple[Any, ...], Function] = {}
+
+    def prepare(self, variants: Iterable[Variant]) -> None:
+        """Compile what is missing, on all cores (NVRTC works outside the interpreter lock), and load it."""
+        variants = list(variants)
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            cubins = list(pool.map(lambda variant: self._compiler.cubin(*variant), variants))
+        for (source, defines), cubin in zip(variants, cubins, strict=True):
+            key = _key(source, defines)
+            if key not in self._modules:
+                self._modules[key] = _load_module(source, cubin)
+
+    def function(self, source: str, kernel: str, defines: Mapping[str, int | str]) -> Function:
+        """``kernel`` of ``source``.cu, compiled and loaded if it is not yet."""
+        key = _key(source, defines)
+        function = self._functions.get((kernel, key))
+        if function is None:
+            module = self._modules.get(key)
+            if module is None:
+                module = self._modules[key] = _load_module(source, self._compiler.cubin(source, defines))
+            function = self._functions[kernel, key] = _get_function(module, kernel)
+        return function
+
+
+def _key(source: str, defines: Mapping[str, int | str]) -> tuple[Any, ...]:
+    return source, *sorted(defines.items())
+
+
+def _load_module(source: str, cubin: Cubin) -> Any:
+    from cuda.bindings import driver
+
+    return _check(f"{source}.cu", driver.cuModuleLoadData(cubin.image))
+
+
+def _get_function(module: Any, kernel: str) -> Function:
+    from cuda.bindings import driver
+
+    handle = _check(kernel, driver.cuModuleGetFunction(module, kernel.encode()))
+    attribute = driver.CUfunction_attribute
+    shared, threads = (
+        _check(kernel, driver.cuFuncGetAttribute(which, handle))
+        for which in (
+            attribute.CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES,
+            attribute.CU_FUNC_ATTRIBUTE_MAX_THREADS_PER_BLOCK,
+        )
+    )
+    done, *where = driver.cuFuncGetParamInfo(handle, 0)
+    params_bytes = where[1] if done == driver.CUresult.CUDA_SUCCESS else None
+    return Function(kernel, handle, shared, threads, params_bytes)
+
+
+def _check(what: str, result: tuple[Any, ...]) -> Any:
+    """The value of a driver call (error, value); raises `CudaFailure` naming ``what``."""
+    error, *values = result
+    if error.value:
+        raise CudaFailure(what, error.name)
+    return values[0] if values else None

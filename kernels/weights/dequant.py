@@ -1,0 +1,183 @@
+"""Blocks of quantised numbers -> float32, for every row of `kernels.weights.formats`; bit for bit as ``gguf.quants``.
+
+Each `_<format>` takes blocks [N, block_bytes] uint8 and fills ``out`` [N, block_elements] float32. Layouts are ggml's
+(``ggml-common.h``), formulas those of ``dequantize_row_*`` in ``ggml-quants.c``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kernels.weights.formats import Format
+
+Float32 = NDArray[np.float32]
+UInt8 = NDArray[np.uint8]
+
+# E2M1 values, doubled so that they are integers; the scale below is halved to match.
+MXFP4_VALUES = np.array([0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12], np.float32)
+
+
+def dequantise(format_: Format, blocks: UInt8, *, out: Float32) -> None:
+    """Expand ``blocks`` [..., row_bytes] (contiguous) into ``out`` [..., row_elements] (contiguous).
+
+    Scales may be anything a file holds: infinities and NaN pass through without a warning.
+    """
+    assert out.flags.c_contiguous and out.size * format_.block_bytes == blocks.size * format_.block_elements
+    with np.errstate(over="ignore", invalid="ignore"):
+        _EXPAND[format_.name](
+            blocks.reshape(-1, format_.block_bytes), out.reshape(-1, format_.block_elements)
+        )  # both are views
+
+
+def is_finite(format_: Format, blocks: UInt8) -> bool:
+    """Whether ``blocks`` [..., row_bytes] expand to finite numbers only; looks at scales, not at what they scale."""
+    blocks = blocks.reshape(-1, format_.block_bytes)
+    if format_.name == "F32":
+        return bool(np.isfinite(blocks.view("<f4")).all())
+    if format_.name == "BF16":
+        return not bool((~blocks.view("<u2") & 0x7F80 == 0).any())
+    if format_.name == "MXFP4":
+        return bool((blocks[:, 0] < 253).all())  # 12 * 2**(253 - 128) is beyond float32
+    return all(bool(np.isfinite(blocks[:, at : at + 2].view("<f2")).all()) for at in _HALVES[format_.name])
+
+
+def _half(column: UInt8) -> Float32:
+    return column.view("<f2").astype(np.float32)
+
+
+def _nibbles(packed: UInt8, out: Float32) -> None:
+    """Low nibbles first, then high: [N, n] -> [N, 2n]."""
+    half = packed.shape[1]
+    out[:, :half] = packed & 15
+    out[:, half:] = packed >> 4
+
+
+def _f32(blocks: UInt8, out: Float32) -> None:
+    out[:] = blocks.view("<f4")
+
+
+def _f16(blocks: UInt8, out: Float32) -> None:
+    out[:] = blocks.view("<f2")
+
+
+def _bf16(blocks: UInt8, out: Float32) -> None:
+    np.left_shift(blocks.view("<u2"), 16, out=out.view(np.uint32), dtype=np.uint32)
+
+
+def _q4_0(blocks: UInt8, out: Float32) -> None:
+    _nibbles(blocks[:, 2:], out)
+    out -= 8
+    out *= _half(blocks[:, :2])
+
+
+def _q4_1(blocks: UInt8, out: Float32) -> None:
+    _nibbles(blocks[:, 4:], out)
+    out *= _half(blocks[:, :2])
+    out += _half(blocks[:, 2:4])
+
+
+def _five_bits(high: UInt8, packed: UInt8, out: Float32) -> None:
+    _nibbles(packed, out)
+    out += np.unpackbits(high, axis=1, bitorder="little") << 4
+
+
+def _q5_0(blocks: UInt8, out: Float32) -> None:
+    _five_bits(blocks[:, 2:6], blocks[:, 6:], out)
+    out -= 16
+    out *= _half(blocks[:, :2])
+
+
+def _q5_1(blocks: UInt8, out: Float32) -> None:
+    _five_bits(blocks[:, 4:8], blocks[:, 8:], out)
+    out *= _half(blocks[:, :2])
+    out += _half(blocks[:, 2:4])
+
+
+def _q8_0(blocks: UInt8, out: Float32) -> None:
+    np.multiply(blocks[:, 2:].view(np.int8), _half(blocks[:, :2]), out=out)
+
+
+def _k_scales(blocks: UInt8) -> tuple[Float32, Float32]:
+    """Scales and mins [N, 8, 1] of a Q4_K or Q5_K super-block: two halves and eight 6-bit pairs in 12 bytes."""
+    packed = blocks[:, 4:16].reshape(-1, 3, 4)
+    first, second, third = packed[:, 0], packed[:, 1], packed[:, 2]
+    scales = np.concatenate([first & 63, (third & 15) | (first >> 6 << 4)], axis=1)
+    mins = np.concatenate([second & 63, (third >> 4) | (second >> 6 << 4)], axis=1)
+    return (_half(blocks[:, :2]) * scales)[:, :, None], (_half(blocks[:, 2:4]) * mins)[:, :, None]
+
+
+def _k_nibbles(packed: UInt8, out: Float32) -> None:
+    """128 bytes -> [N, 4, 2, 32]: of every 32 bytes first the low nibbles, then the high ones."""
+    packed = packed.reshape(-1, 4, 32)
+    out[:, :, 0] = packed & 15
+    out[:, :, 1] = packed >> 4
+
+
+def _q4_k(blocks: UInt8, out: Float32) -> None:
+    scales, mins = _k_scales(blocks)
+    _k_nibbles(blocks[:, 16:], out.reshape(-1, 4, 2, 32))
+    groups = out.reshape(-1, 8, 32)
+    groups *= scales
+    groups -= mins
+
+
+def _q5_k(blocks: UInt8, out: Float32) -> None:
+    scales, mins = _k_scales(blocks)
+    groups = out.reshape(-1, 8, 32)
+    _k_nibbles(blocks[:, 48:], out.reshape(-1, 4, 2, 32))
+    bit = np.arange(8, dtype=np.uint8)[:, None]
+    groups += (blocks[:, None, 16:48] >> bit & 1) << 4
+    groups *= scales
+    groups -= mins
+
+
+def _q6_k(blocks: UInt8, out: Float32) -> None:
+    low = blocks[:, :128].reshape(-1, 2, 2, 32)  # half, byte row, lane
+    high = blocks[:, 128:192].reshape(-1, 2, 32)
+    quads = out.reshape(-1, 2, 4, 32)
+    for quad in range(4):  # elements 32 * quad + lane of each half
+        four = low[:, :, quad % 2] >> (4 * (quad // 2)) & 15
+        quads[:, :, quad] = four | (high >> (2 * quad) & 3) << 4
+    out -= 32
+    groups = out.reshape(-1, 16, 16)
+    groups *= (_half(blocks[:, 208:]) * blocks[:, 192:208].view(np.int8))[:, :, None]
+
+
+def _mxfp4(blocks: UInt8, out: Float32) -> None:
+    exponent = blocks[:, :1].astype(np.uint32)
+    scale_bits = np.where(exponent < 2, np.uint32(0x00200000) << exponent, exponent - 1 << 23)  # 2**(e - 128)
+    packed = blocks[:, 1:]
+    out[:, :16] = MXFP4_VALUES[packed & 15]
+    out[:, 16:] = MXFP4_VALUES[packed >> 4]
+    out *= scale_bits.astype(np.uint32).view(np.float32)
+
+
+_EXPAND: dict[str, Callable[[UInt8, Float32], None]] = {
+    "F32": _f32,
+    "F16": _f16,
+    "BF16": _bf16,
+    "Q4_0": _q4_0,
+    "Q4_1": _q4_1,
+    "Q5_0": _q5_0,
+    "Q5_1": _q5_1,
+    "Q8_0": _q8_0,
+    "Q4_K": _q4_k,
+    "Q5_K": _q5_k,
+    "Q6_K": _q6_k,
+    "MXFP4": _mxfp4,
+}
+
+_HALVES = {  # where a block keeps its float16 scales
+    "F16": (0,),
+    "Q4_0": (0,),
+    "Q4_1": (0, 2),
+    "Q5_0": (0,),
+    "Q5_1": (0, 2),
+    "Q8_0": (0,),
+    "Q4_K": (0, 2),
+    "Q5_K": (0, 2),
+    "Q6_K": (208,),
+}

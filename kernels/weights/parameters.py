@@ -1,0 +1,105 @@
+"""What the layers of a model are made of. Data only: the ops of either device work on them.
+
+Arrays are NumPy's on the CPU and `kernels.runtime.device_array.DeviceArray` on CUDA; weights are whatever the device
+made of them (`kernels.devices.protocol.WeightStore`): a projection is opaque to the models.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kernels.weights.formats import Format
+
+Pairing = Literal["neox", "normal"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Weight:
+    """A matrix as it is in the file, with its bias: what a device makes a projection of.
+
+    ``data`` is uint8 [outputs, row_bytes], of stacked experts [experts, outputs, row_bytes], usually a view of a
+    mapped file; ``bias`` float32 [outputs] or [experts, outputs]. ``name`` is the tensor's, for error messages.
+    """
+
+    name: str
+    format: Format
+    data: NDArray[np.uint8]
+    bias: NDArray[np.float32] | None = None
+
+    @property
+    def num_outputs(self) -> int:
+        """Rows of the matrix, of each expert."""
+        num_outputs: int = self.data.shape[-2]
+        return num_outputs
+
+    @property
+    def num_inputs(self) -> int:
+        """Columns of the matrix."""
+        row_bytes: int = self.data.shape[-1]
+        return row_bytes // self.format.block_bytes * self.format.block_elements
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RmsNorm:
+    """x / sqrt(mean(x^2) + epsilon) * weight (Zhang & Sennrich, 2019)."""
+
+    weight: Any  # [H]
+    epsilon: float
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LayerNorm:
+    """(x - mean) / sqrt(variance + epsilon) * weight + bias (Ba et al., 2016)."""
+
+    weight: Any  # [H]
+    bias: Any  # [H]
+    epsilon: float
+
+
+Norm = RmsNorm | LayerNorm
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Rope:
+    """How heads are rotated: pair ``i`` of a head by position * inverse_frequencies[set, i].
+
+    ``pairing`` "neox" takes elements i and i + P as a pair, "normal" elements 2i and 2i + 1; elements from 2P on are
+    left alone. Cosine and sine are multiplied by ``attention_factor``. A model may have two sets of frequencies
+    (longrope): the second is for sequences of more than ``long_after`` tokens.
+    """
+
+    inverse_frequencies: Any  # [sets, P]
+    pairing: Pairing
+    attention_factor: float = 1.0
+    long_after: int | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Attention:
+    """How a layer attends: ``num_heads`` heads of ``head_dim`` that share ``num_kv_heads`` keys and values.
+
+    A token sees the last ``window`` positions up to its own, or all of them if ``window`` is 0. ``sinks`` are logits
+    that take part in the softmax and have no value (gpt-oss). ``head_norms`` are of single heads, of queries and of
+    keys, before they are rotated (Qwen3).
+    """
+
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    scale: float
+    window: int = 0
+    sinks: Any = None  # [num_heads] float32
+    head_norms: tuple[RmsNorm, RmsNorm] | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Router:
+    """Chooses experts: the ``num_used`` largest of weight x + bias."""
+
+    weight: Any  # [experts, H] float32
+    bias: Any  # [experts] float32
+    num_used: int

@@ -1,0 +1,178 @@
+"""Weights into device memory: mapped file -> ring of pinned buffers -> staging memory -> a kernel that repacks.
+
+Threads copy file pages into pinned buffers, a stream of its own copies those to the device (pageable memory would
+take six times as long), and the kernel that reads the staging memory runs on the compute stream; events keep the
+three apart, and a buffer is filled again as soon as it is free. No step runs meanwhile, so that the staging memory is
+the steps' scratch memory.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kernels.runtime.device_array import DeviceArray
+from kernels.runtime.launcher import Context
+from kernels.runtime.memory import padded, pinned
+
+NUM_BUFFERS = NUM_THREADS = 8
+BUFFER_BYTES = 4 * 1024 * 1024
+STAGING_BYTES = NUM_BUFFERS * BUFFER_BYTES
+
+Consume = Callable[[DeviceArray, int, int], None]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Piece:
+    """Bytes to upload, and what is done with them there.
+
+    ``source`` is uint8, one-dimensional and contiguous, whole granules; ``consume(staging, start, count)`` enqueues on
+    the context's stream what reads the granules ``start:start + count`` from ``staging``, uint8 [count * granule].
+    """
+
+    source: NDArray[np.uint8]
+    granule: int  # bytes that must arrive together, such as a row or a tile of rows
+    consume: Consume
+
+
+class Part(NamedTuple):
+    """Granules of a piece that go up together, and where in their buffer they lie."""
+
+    piece: Piece
+    start: int  # granule
+    num_granules: int
+    offset: int
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of its granules."""
+        return self.num_granules * self.piece.granule
+
+
+def cut(pieces: Sequence[Piece], buffer_bytes: int) -> Iterator[list[Part]]:
+    """What to put into one buffer after the other: as much as fits, so that small pieces share one."""
+    parts: list[Part] = []
+    used_bytes = 0
+    for piece in pieces:
+        num_granules, rest = divmod(piece.source.size, piece.granule)
+        assert not rest, f"{piece.source.size} bytes are no whole granules of {piece.granule}"
+        assert piece.granule <= buffer_bytes, f"a granule of {piece.granule} bytes is larger than a buffer"
+        start = 0
+        while start < num_granules:
+            count = min((buffer_bytes - used_bytes) // piece.granule, num_granules - start)
+            if count <= 0:
+                yield parts
+                parts, used_bytes = [], 0
+                continue
+            parts.append(Part(piece, start, count, used_bytes))
+            start += count
+            used_bytes = padded(used_bytes + parts[-1].num_bytes)
+    if parts:
+        yield parts
+
+
+class PinnedBuffers:
+    """Page-locked buffers, made in the background: it takes longer than filling them."""
+
+    def __init__(self, num_buffers: int = NUM_BUFFERS, num_bytes: int = BUFFER_BYTES) -> None:
+        import cupy
+
+        self.num_bytes = num_bytes
+        threads = ThreadPoolExecutor(num_buffers, "pin", initializer=cupy.cuda.Device().use)
+        self._made = [threads.submit(pinned, (num_bytes,), np.uint8) for _ in range(num_buffers)]
+        threads.shutdown(wait=False)
+
+    def __len__(self) -> int:
+        return len(self._made)
+
+    def __getitem__(self, slot: int) -> NDArray[np.uint8]:
+        return self._made[slot].result()
+
+
+class Upload:
+    """Uploads through pinned ``buffers`` and as much of the context's scratch memory, given back when it is closed."""
+
+    def __init__(self, context: Context, buffers: PinnedBuffers | None = None) -> None:
+        import cupy
+
+        self._context = context
+        self._buffers = buffers or PinnedBuffers()
+        num_buffers = len(self._buffers)
+        self._mark = context.mark()
+        self._staging = [context.scratch((self._buffers.num_bytes,), np.uint8) for _ in range(num_buffers)]
+        self._copy_stream = cupy.cuda.Stream(non_blocking=True)
+        self._copied = [cupy.cuda.Event(block=True, disable_timing=True) for _ in range(num_buffers)]
+        self._consumed = [cupy.cuda.Event(disable_timing=True) for _ in range(num_buffers)]
+        for event in self._consumed:
+            event.record(context.stream)  # what is enqueued may still use the scratch memory
+        self._threads = ThreadPoolExecutor(NUM_THREADS, "upload", initializer=cupy.cuda.Device().use)
+
+    def __enter__(self) -> Upload:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def run(self, pieces: Sequence[Piece], progress: Callable[[int, int], None]) -> None:
+        """Upload all ``pieces`` in order, and wait for them.
+
+        ``progress(num_bytes, total_bytes)`` is called by the calling thread whenever a buffer is on its way, and for
+        the last one when all have arrived; what it raises ends the upload.
+        """
+        total_bytes = sum(piece.source.size for piece in pieces)
+        done_bytes = 0
+        filling: deque[tuple[int, list[Part], Future[None]]] = deque()
+
+        def send_oldest() -> None:
+            nonlocal done_bytes
+            slot, parts, filled = filling.popleft()
+            filled.result()
+            self._send(slot, parts)
+            done_bytes += sum(part.num_bytes for part in parts)
+            if done_bytes == total_bytes:
+                self._context.stream.synchronize()
+            progress(done_bytes, total_bytes)
+
+        for number, parts in enumerate(cut(pieces, self._buffers.num_bytes)):
+            slot = number % len(self._buffers)
+            if len(filling) == len(self._buffers):
+                send_oldest()
+            filling.append((slot, parts, self._threads.submit(self._fill, slot, parts)))
+        while filling:
+            send_oldest()
+
+    def _fill(self, slot: int, parts: list[Part]) -> None:
+        """In a thread: bring the granules into the slot's buffer, once its last contents have left it."""
+        self._copied[slot].synchronize()
+        buffer = self._buffers[slot]
+        for piece, start, count, offset in parts:
+            num_bytes = count * piece.granule
+            first = start * piece.granule
+            np.copyto(buffer[offset : offset + num_bytes], piece.source[first : first + num_bytes])
+
+    def _send(self, slot: int, parts: list[Part]) -> None:
+        """Enqueue the copy to the device, and after it what consumes it there."""
+        from cupy.cuda import runtime
+
+        stream, staging, last = self._context.stream, self._staging[slot], parts[-1]
+        self._copy_stream.wait_event(self._consumed[slot])
+        source, num_bytes = self._buffers[slot].ctypes.data, last.offset + last.num_bytes
+        runtime.memcpyAsync(staging.pointer, source, num_bytes, runtime.memcpyHostToDevice, self._copy_stream.ptr)
+        self._copied[slot].record(self._copy_stream)
+        stream.wait_event(self._copied[slot])
+        for part in parts:
+            part.piece.consume(staging.rows(part.offset, part.offset + part.num_bytes), part.start, part.num_granules)
+        self._consumed[slot].record(stream)
+
+    def close(self) -> None:
+        """Wait for everything that is enqueued, then give the scratch memory back."""
+        self._threads.shutdown(cancel_futures=True)
+        self._copy_stream.synchronize()
+        self._context.stream.synchronize()
+        self._context.release(self._mark)

@@ -1,0 +1,194 @@
+"""A model's weights on a CUDA device: where each tensor goes, and what brings it there.
+
+Every method lays out memory and notes what to upload; `load` then does it all in the order of the calls. On a dry
+device the same calls only find out how many bytes are needed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kernels.errors import UnsupportedWeight
+from kernels.runtime.device_array import DeviceArray
+from kernels.runtime.launcher import Context
+from kernels.runtime.memory import Arena
+from kernels.weights.dequant import dequantise
+from kernels.weights.packed import Experts, PackedMatrix, Projection, packed_bytes
+from kernels.weights.parameters import Router, Weight
+from kernels.weights.repack import FIT_WIDEST, WIDEST, Placement, repack_rows, variant_for
+from kernels.weights.upload import Piece, PinnedBuffers, Upload
+
+MAX_TENSORS = 1 << 16
+COLUMN_GRANULE = 32  # columns of a matrix come in multiples of this: rows of activations are read 16 bytes at a time
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Source:
+    """A tensor to repack: its rows (bytes each), and what to do with some of them once they are in staging memory."""
+
+    name: str
+    data: NDArray[np.uint8]  # [rows, row_bytes]
+    consume: Callable[..., None]  # (staging, first_row, num_rows, not_finite=)
+
+
+class PackedWeightStore:
+    """Lays weights out in ``arena`` and uploads them through ``context``."""
+
+    def __init__(self, context: Context, arena: Arena) -> None:
+        self._context = context
+        self._arena = arena
+        self._sources: list[_Source] = []
+        self._vectors: list[tuple[DeviceArray, NDArray[np.float32]]] = []
+        self._flags = arena.allocate((MAX_TENSORS,), np.int32)  # of each source: it holds NaN or infinity
+        self._buffers = None if context.dry else PinnedBuffers()
+
+    def table(self, weight: Weight) -> PackedMatrix:
+        """An embedding table."""
+        return self._stack([weight])
+
+    def tied_table(self, projection: Projection) -> PackedMatrix:
+        """The matrix of an output head as embedding table."""
+        return projection.parts[0]
+
+    def projection(self, weights: Sequence[Weight]) -> Projection:
+        """Matrices on one input; neighbours of one format become one matrix.
+
+        So do all if they fit one without loss: what that adds is read sooner than a second kernel has started.
+        """
+        if all(weight.format.name in FIT_WIDEST for weight in weights):
+            return Projection((self._stack(weights),))
+        return self._neighbours(weights)
+
+    def gate_up(self, weights: Sequence[Weight]) -> Projection:
+        """Gate and up projection, two tensors or a fused one (gate first): one gated matrix if their format is one."""
+        num_gated = sum(weight.num_outputs for weight in weights) // 2
+        if len({weight.format.name for weight in weights}) > 1 or num_gated % 8:
+            return self._neighbours(weights)
+        return Projection((self._gated(weights, num_gated, num_experts=1),))
+
+    def experts(self, gate: Weight, up: Weight, down: Weight) -> Experts:
+        """The stacked experts of a layer; raises `UnsupportedWeight` where gate and up cannot share a matrix."""
+        num_experts, num_gated = gate.data.shape[:2]
+        if gate.format is not up.format or num_gated % 8:
+            raise UnsupportedWeight(
+                up.name, "and its gate must have one type and a multiple of 8 outputs to run on a CUDA device"
+            )
+        matrix = self._matrix([down], down.num_outputs, num_experts, gated=False)
+        self._place(down, matrix, Placement(down.num_outputs))
+        return Experts(self._gated([gate, up], num_gated, num_experts), matrix)
+
+    def router(self, weight: Weight, num_used: int) -> Router:
+        """A router, small enough to be kept in float32 whatever its format is."""
+        values = np.empty((weight.num_outputs, weight.num_inputs), np.float32)
+        dequantise(weight.format, np.ascontiguousarray(weight.data), out=values)
+        bias = np.zeros(weight.num_outputs, np.float32) if weight.bias is None else weight.bias
+        return Router(self.vector(values), self.vector(bias), num_used)
+
+    def vector(self, values: NDArray[np.float32]) -> DeviceArray:
+        """A small float32 array."""
+        array = self._arena.allocate(values.shape, np.float32)
+        if values.size:
+            self._vectors.append((array, np.ascontiguousarray(values, np.float32)))
+        return array
+
+    def load(self, progress: Callable[[int, int], None]) -> list[str]:
+        """Upload everything; the names of the tensors that hold NaN or infinity."""
+        from cupy.cuda import runtime
+
+        stream = self._context.stream.ptr
+        pieces = [
+            Piece(
+                source.data.reshape(-1),
+                source.data.shape[1],
+                partial(source.consume, not_finite=self._flags.rows(number, number + 1)),
+            )
+            for number, source in enumerate(self._sources)
+        ]
+        with Upload(self._context, self._buffers) as upload:
+            start = self._flags.pointer  # what was in the arena before is not ours
+            num_bytes = self._arena.pointer + self._arena.used_bytes - start
+            runtime.memsetAsync(start, 0, num_bytes, stream)  # padding, flags
+            for array, values in self._vectors:  # small and many: a copy costs a few microseconds, a buffer far more
+                runtime.memcpyAsync(
+                    array.pointer, values.ctypes.data, values.nbytes, runtime.memcpyHostToDevice, stream
+                )
+            upload.run(pieces, progress)
+        flags = np.empty(len(self._sources), np.int32)
+        runtime.memcpy(flags.ctypes.data, self._flags.pointer, flags.nbytes, runtime.memcpyDeviceToHost)
+        bad = [source.name for source, flag in zip(self._sources, flags, strict=True) if flag]
+        self._sources.clear()
+        self._vectors.clear()
+        self._buffers = None
+        return bad
+
+    def _neighbours(self, weights: Sequence[Weight]) -> Projection:
+        runs: list[list[Weight]] = []
+        for weight in weights:
+            if runs and runs[-1][0].format is weight.format:
+                runs[-1].append(weight)
+            else:
+                runs.append([weight])
+        return Projection(tuple(map(self._stack, runs)))
+
+    def _stack(self, weights: Sequence[Weight]) -> PackedMatrix:
+        num_rows = sum(weight.num_outputs for weight in weights)
+        matrix = self._matrix(weights, num_rows, 1, gated=False)
+        row = 0
+        for weight in weights:
+            self._place(weight, matrix, Placement(weight.num_outputs, row_offset=row))
+            row += weight.num_outputs
+        return matrix
+
+    def _gated(self, weights: Sequence[Weight], num_gated: int, num_experts: int) -> PackedMatrix:
+        matrix = self._matrix(weights, 2 * num_gated, num_experts, gated=True)
+        for part, weight in enumerate(weights):
+            self._place(weight, matrix, Placement(weight.num_outputs, gated_rows=num_gated, part=part))
+        return matrix
+
+    def _matrix(self, weights: Sequence[Weight], num_rows: int, num_experts: int, *, gated: bool) -> PackedMatrix:
+        formats, width = {weight.format.name for weight in weights}, weights[0].num_inputs
+        format_ = weights[0].format if len(formats) == 1 else WIDEST
+        if width % COLUMN_GRANULE:
+            raise UnsupportedWeight(
+                weights[0].name, f"has rows of {width}; on a CUDA device they must be a multiple of {COLUMN_GRANULE}"
+            )
+        for weight in weights:
+            self._context.note_variant(*variant_for(weight.format, format_))
+        packed = self._arena.allocate((num_experts, packed_bytes(format_, num_rows, width)), np.uint8)
+        base = self._arena.allocate((num_experts, num_rows), np.int32) if format_.name == "MXFP4" else None
+        return PackedMatrix(format_, num_rows, width, num_experts, gated, packed, base, self._bias(weights, gated))
+
+    def _bias(self, weights: Sequence[Weight], gated: bool) -> DeviceArray | None:
+        """Biases in the order of the packed rows; zeros for a matrix without among others with."""
+        if all(weight.bias is None for weight in weights):
+            return None
+        biases = [
+            np.zeros(weight.data.shape[:-1], np.float32) if weight.bias is None else weight.bias for weight in weights
+        ]
+        values = np.concatenate(biases, axis=-1)
+        if gated:  # gate, up -> alternating eights
+            *stack, num_rows = values.shape
+            values = values.reshape(*stack, 2, num_rows // 16, 8).swapaxes(-3, -2)
+        return self.vector(values.reshape(-1))
+
+    def _place(self, weight: Weight, matrix: PackedMatrix, placement: Placement) -> None:
+        rows = weight.data.reshape(-1, weight.data.shape[-1])
+
+        def consume(staging: DeviceArray, first_row: int, num_rows: int, *, not_finite: DeviceArray) -> None:
+            repack_rows(
+                self._context,
+                staging,
+                weight.format,
+                matrix,
+                placement,
+                first_row=first_row,
+                num_rows=num_rows,
+                not_finite=not_finite,
+            )
+
+        self._sources.append(_Source(weight.name, rows, consume))

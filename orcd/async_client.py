@@ -1,0 +1,200 @@
+"""The client library for asyncio: `AsyncClient` has the methods of `orcd.client.Client`."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import aclosing, asynccontextmanager
+from itertools import islice
+from types import TracebackType
+from typing import Any, Unpack
+
+import redis.asyncio
+from redis.asyncio.retry import Retry
+from redis.backoff import ExponentialBackoff
+
+from orcd.client import (
+    RECONNECT_S,
+    cancellation,
+    check_one_choice,
+    next_page,
+    state_of,
+    text_of,
+    with_message,
+)
+from orcd.events import Event, state_after
+from orcd.request import RequestFields
+from orcd.result import Result, ResultBuilder
+from orcd.settings import ClientSettings, read_environment
+from orcd.status import FIELDS, Status, WorkerStatus
+from orcd.store import schema
+from orcd.store.enqueue import Publisher
+from orcd.store.event_stream import PAGE_ENTRIES, EventStream
+from orcd.store.redis_connection import ANSWER_TIMEOUT_S, connect, redis_errors
+from orcd.store.submission import Submission, check_job_id, created_messages, prepare_many
+
+__all__ = ["AsyncClient"]
+
+
+@asynccontextmanager
+async def answer_in_time() -> AsyncGenerator[None, None]:
+    """Bound the time that Redis may take.
+
+    redis-py's own socket_timeout is of no use here: it calls asyncio.wait_for, which on Python 3.11 may swallow the
+    cancellation of a task that just then gets its answer; the task then goes on for ever.
+    """
+    try:
+        async with asyncio.timeout(ANSWER_TIMEOUT_S):
+            yield
+    except TimeoutError:
+        raise redis.TimeoutError(f"no answer within {ANSWER_TIMEOUT_S} s") from None
+
+
+class AsyncClient:
+    """`orcd.client.Client` for one event loop: same methods, arguments and errors. Use it in an async with block.
+
+    Close an iterator that is left early (``contextlib.aclosing``), so that its connection is given back at once.
+    """
+
+    def __init__(
+        self, redis_url: str | None = None, *, job_ttl_s: int | None = None, reconnect_s: float = RECONNECT_S
+    ) -> None:
+        self._settings = read_environment(ClientSettings, redis_url=redis_url, job_ttl_s=job_ttl_s)
+        self._reconnect_s = reconnect_s
+        retry = Retry(ExponentialBackoff(cap=0.2, base=0.02), 3)
+        self._redis = connect(redis.asyncio.Redis.from_url, self._settings, retry, answer_timeout_s=None)
+        self._submit_script = self._redis.register_script(schema.script("submit"))
+        self._cancel_script = self._redis.register_script(schema.script("cancel"))
+        self._publisher = Publisher(self._settings)
+
+    async def __aenter__(self) -> AsyncClient:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Give the connections back."""
+        await self._redis.aclose()
+        self._publisher.close()
+
+    async def submit(self, *, job_id: str | None = None, **fields: Unpack[RequestFields]) -> str:
+        """See `Client.submit`."""
+        submission = Submission.prepare(fields, job_id, self._settings.job_ttl_s)
+        return (await self._write([submission]))[0]
+
+    async def submit_many(
+        self, requests: Sequence[Mapping[str, Any]], job_ids: Sequence[str] | None = None
+    ) -> list[str]:
+        """See `Client.submit_many`."""
+        batches = prepare_many(requests, job_ids, self._settings.job_ttl_s)
+        return [job_id for batch in batches for job_id in await self._write(batch)]
+
+    def events(self, job_id: str, from_token: int = 0, timeout: float | None = None) -> AsyncGenerator[Event, None]:
+        """See `Client.events`."""
+        return self._follow(EventStream(check_job_id(job_id), from_token, timeout, self._reconnect_s))
+
+    async def stream(self, **fields: Unpack[RequestFields]) -> AsyncGenerator[str, None]:
+        """See `Client.stream`; the job is queued when the first piece is asked for."""
+        check_one_choice(fields)
+        job_id = await self.submit(**fields)
+        ended = False
+        try:
+            async with aclosing(self.events(job_id)) as events:
+                async for event in events:
+                    ended = bool(state_after(event))
+                    for text in text_of(event):
+                        yield text
+        finally:
+            if fields.get("on_disconnect") == "cancel" and not ended:
+                await self.cancel(job_id)
+
+    def chat(self, text: str, **fields: Unpack[RequestFields]) -> AsyncGenerator[str, None]:
+        """See `Client.chat`."""
+        return self.stream(**with_message(text, fields))
+
+    async def result(self, job_id: str, timeout: float | None = None) -> Result:
+        """See `Client.result`."""
+        builder = ResultBuilder(job_id)
+        async for event in self.events(job_id, timeout=timeout):
+            builder.add(event)
+        return builder.result()
+
+    async def status(self, job_id: str) -> Status:
+        """See `Client.status`."""
+        return (await self.statuses([job_id]))[0]
+
+    async def statuses(self, job_ids: Sequence[str]) -> list[Status]:
+        """See `Client.statuses`."""
+        with redis_errors(self._settings):
+            async with answer_in_time(), self._redis.pipeline(transaction=False) as pipeline:
+                for job_id in job_ids:
+                    pipeline.hmget(schema.job_key(check_job_id(job_id)), FIELDS)
+                    pipeline.zrank(schema.QUEUED, job_id)
+                    pipeline.xrevrange(schema.log_key(job_id), count=1)
+                answers = iter(await pipeline.execute())
+        return [Status.read(job_id, *islice(answers, 3)) for job_id in job_ids]
+
+    async def cancel(self, job_id: str) -> str:
+        """See `Client.cancel`."""
+        keys, arguments = cancellation(check_job_id(job_id), self._settings.job_ttl_s)
+        with redis_errors(self._settings):
+            async with answer_in_time():
+                return state_of(job_id, await self._cancel_script(keys, arguments))
+
+    async def workers(self) -> list[WorkerStatus]:
+        """See `Client.workers`."""
+        with redis_errors(self._settings):
+            async with answer_in_time(), self._redis.pipeline(transaction=False) as pipeline:
+                seen = await self._redis.zrange(schema.WORKERS, 0, -1, withscores=True)
+                for name, _ in seen:
+                    pipeline.hgetall(schema.worker_key(name.decode()))
+                return WorkerStatus.read_all(seen, await pipeline.execute())
+
+    async def _write(self, batch: Sequence[Submission]) -> list[str]:
+        with redis_errors(self._settings):
+            async with answer_in_time(), self._redis.pipeline(transaction=False) as pipeline:
+                for submission in batch:
+                    await self._submit_script(submission.keys, submission.arguments, client=pipeline)
+                answers = await pipeline.execute()
+        # kombu has no asyncio producer
+        await asyncio.to_thread(self._publisher.announce, created_messages(batch, answers))
+        return [submission.message.job_id for submission in batch]
+
+    async def _follow(self, stream: EventStream) -> AsyncGenerator[Event, None]:
+        with redis_errors(self._settings):
+            async for event in self._replay(stream):  # first, so that an ended job needs no subscription
+                yield event
+            while not stream.ended:
+                try:
+                    async with aclosing(self._subscribe(stream)) as events:
+                        async for event in events:
+                            yield event
+                except (redis.ConnectionError, redis.TimeoutError) as error:
+                    await asyncio.sleep(stream.backoff_s(error))
+
+    async def _subscribe(self, stream: EventStream) -> AsyncGenerator[Event, None]:
+        async with self._redis.pubsub() as channel:
+            async with answer_in_time():
+                await channel.subscribe(schema.events_channel(stream.job_id))
+            while not stream.ended:
+                events = stream.received(await channel.get_message(timeout=stream.patience_s()))
+                if events is None:
+                    async for event in self._replay(stream):
+                        yield event
+                for event in events or ():
+                    yield event
+
+    async def _replay(self, stream: EventStream) -> AsyncGenerator[Event, None]:
+        start = stream.log_start
+        while start:
+            async with answer_in_time(), self._redis.pipeline(transaction=False) as pipeline:
+                pipeline.hget(schema.job_key(stream.job_id), "state")
+                pipeline.zrank(schema.QUEUED, stream.job_id)
+                pipeline.xrange(schema.log_key(stream.job_id), min=start, count=PAGE_ENTRIES)
+                state, rank, entries = await pipeline.execute()
+            for event in stream.replayed(state, rank, entries):
+                yield event
+            start = next_page(entries)

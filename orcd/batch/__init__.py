@@ -1,0 +1,1 @@
+"""Prompt files: reading their lines, running them as jobs, and going on where an earlier run stopped."""

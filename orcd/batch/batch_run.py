@@ -1,0 +1,104 @@
+"""A prompt file's way through the queue: a window of jobs is kept in flight, each result is written as its job ends."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from functools import partial
+from itertools import islice
+from typing import Any, TypeVar
+
+import msgspec
+
+from orcd.batch.batch_file import BatchFile, Line
+from orcd.batch.progress import Progress
+from orcd.client import Client
+from orcd.errors import RedisUnavailable
+from orcd.result import Choice, Result, exception
+from orcd.store import schema
+
+MAX_IN_FLIGHT = 1024
+LEAST_PAUSE_S = 0.05
+PATIENCE_S = 60.0
+"""How long a Redis that went away is waited for."""
+RETRY_EVERY_S = 1.0
+
+Answer = TypeVar("Answer")
+
+
+class BatchRun:
+    """Runs the lines of ``file`` that have no result yet. Stopping it at any point loses nothing."""
+
+    def __init__(self, client: Client, file: BatchFile, progress: Progress) -> None:
+        self._client = client
+        self._file = file
+        self._progress = progress
+        self._in_flight: dict[str, Line] = {}
+        self._tokens_out = 0
+
+    def run(self) -> None:
+        """Raises `RedisUnavailable` when Redis stays away, `InvalidRequest` when INPUT and OUTPUT do not fit."""
+        pending = self._file.pending()
+        while True:
+            self._submit(list(islice(pending, MAX_IN_FLIGHT - len(self._in_flight))))
+            if not self._in_flight:
+                self._report(0)
+                return
+            start = time.monotonic()
+            self._collect()
+            time.sleep(max(LEAST_PAUSE_S, 4 * (time.monotonic() - start)))  # most of Redis's time is the workers'
+
+    def _submit(self, lines: list[Line]) -> None:
+        job_ids = [line.job_id for line in lines]
+        if lines:
+            _patiently(partial(self._client.submit_many, [line.fields for line in lines], job_ids))
+        self._in_flight.update(zip(job_ids, lines, strict=True))
+
+    def _collect(self) -> None:
+        job_ids = list(self._in_flight)
+        tokens_in_flight = 0
+        for status in _patiently(partial(self._client.statuses, job_ids)):
+            if status.state not in schema.TERMINAL_STATES:
+                tokens_in_flight += status.tokens_out
+                continue
+            line = self._in_flight[status.job_id]
+            result = _patiently(partial(self._client.result, line.job_id))
+            if result.error is None:
+                self._file.succeed(line, record(result))
+            else:
+                self._file.fail(line.number, exception(result.error), line)
+            self._tokens_out += result.tokens_out
+            del self._in_flight[line.job_id]
+        self._report(tokens_in_flight)
+
+    def _report(self, tokens_in_flight: int) -> None:
+        self._progress.update(self._file.num_done, self._tokens_out + tokens_in_flight)
+
+
+def record(result: Result) -> dict[str, Any]:
+    """A successful result as it is written: the first choice's text, and all choices where one text is not enough."""
+    first = result.choices[0] if result.choices else Choice()
+    choices = [msgspec.to_builtins(choice, str_keys=True) for choice in result.choices]
+    whole = len(choices) > 1 or first.logprobs is not None or first.reasoning is not None
+    return {
+        "text": first.text,
+        **({"choices": choices} if whole else {}),
+        "finish_reason": first.finish_reason,
+        "tokens_in": result.tokens_in,
+        "tokens_out": result.tokens_out,
+        "queue_ms": result.queue_ms,
+        "ttft_ms": result.ttft_ms,
+        "decode_ms": result.decode_ms,
+    }
+
+
+def _patiently(call: Callable[[], Answer]) -> Answer:
+    """What ``call`` returns, once Redis is there. Raises `RedisUnavailable` after `PATIENCE_S` without it."""
+    end = time.monotonic() + PATIENCE_S
+    while True:
+        try:
+            return call()
+        except RedisUnavailable:
+            if time.monotonic() > end:
+                raise
+            time.sleep(RETRY_EVERY_S)

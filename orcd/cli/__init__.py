@@ -1,0 +1,1 @@
+"""The command ``orcd``. What needs a worker's packages is started as a process of its own."""

@@ -1,0 +1,35 @@
+"""``orcd``: the command line as a whole."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+from orcd.cli import job_commands, process_commands
+from orcd.cli.command_line import SETTINGS, run
+
+
+@click.group(no_args_is_help=False, context_settings=SETTINGS)
+@click.version_option(package_name="orcd")
+def cli() -> None:
+    """A message-queue batch worker for large language models.
+
+    \b
+      orcd demo                                  see the whole system run on this machine
+      orcd worker --model M.gguf --device cpu    serve a model
+      orcd generate "Write a haiku about rain"   ask it something
+      orcd batch prompts.jsonl results.jsonl     ask it many things
+
+    Settings come from ORCD_ environment variables; flags win. `orcd COMMAND --help` explains a command.
+    Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted.
+    """
+
+
+for command in (*job_commands.COMMANDS, *process_commands.COMMANDS):
+    cli.add_command(command)
+
+
+def main() -> None:
+    """The ``orcd`` command."""
+    sys.exit(run(cli, sys.argv[1:]))

@@ -1,0 +1,128 @@
+"""Every error a user of orcd can meet, with its stable code.
+
+::
+
+    OrcdError                     INTERNAL
+    ├── InvalidRequest            INVALID_REQUEST
+    │   └── ContextLengthExceeded CONTEXT_LENGTH_EXCEEDED
+    ├── ModelLoadFailed           MODEL_LOAD_FAILED
+    │   └── InsufficientVram      INSUFFICIENT_VRAM
+    ├── VramOom                   VRAM_OOM                 (retriable)
+    ├── CudaError                 CUDA_ERROR               (retriable)
+    ├── InferenceTimeout          INFERENCE_TIMEOUT
+    ├── Cancelled                 CANCELLED
+    ├── Expired                   EXPIRED
+    ├── EngineLost                ENGINE_LOST              (retriable)
+    ├── Poisoned                  POISONED
+    └── RedisUnavailable          REDIS_UNAVAILABLE        (retriable)
+
+The codes are part of the wire format (job records, ``error`` events, exit messages): never rename one.
+Messages are one line, say what to do, and hold no prompt, no answer and no secret.
+``retriable`` says whether the same request may succeed when it is submitted again unchanged.
+"""
+
+from __future__ import annotations
+
+import traceback
+from pathlib import Path
+
+
+class OrcdError(Exception):
+    """Base of all errors with a stable code; on its own, a bug of ours (``INTERNAL``)."""
+
+    code = "INTERNAL"
+    retriable = False
+
+    @property
+    def message(self) -> str:
+        """The error as one line, without the code."""
+        return " ".join(str(self).split())
+
+
+class InvalidRequest(OrcdError):
+    """The caller's mistake; the message names the field."""
+
+    code = "INVALID_REQUEST"
+
+
+class ContextLengthExceeded(InvalidRequest):
+    """Prompt plus requested output do not fit the model's context."""
+
+    code = "CONTEXT_LENGTH_EXCEEDED"
+
+
+class ModelLoadFailed(OrcdError):
+    """The model file cannot be used; the message names the file, key or tensor."""
+
+    code = "MODEL_LOAD_FAILED"
+
+
+class InsufficientVram(ModelLoadFailed):
+    """The model's allocation plan does not fit the device."""
+
+    code = "INSUFFICIENT_VRAM"
+
+
+class VramOom(OrcdError):
+    """A request can never fit the KV cache that this worker was given."""
+
+    code = "VRAM_OOM"
+    retriable = True
+
+
+class CudaError(OrcdError):
+    """A kernel launch or an asynchronous device error; the message names the kernel."""
+
+    code = "CUDA_ERROR"
+    retriable = True
+
+
+class InferenceTimeout(OrcdError):
+    """The job ran longer than its time limit."""
+
+    code = "INFERENCE_TIMEOUT"
+
+
+class Cancelled(OrcdError):
+    """Somebody cancelled the job."""
+
+    code = "CANCELLED"
+
+
+class Expired(OrcdError):
+    """The job's ``deadline_s`` passed before it finished."""
+
+    code = "EXPIRED"
+
+
+class EngineLost(OrcdError):
+    """The engine process died and could not be brought back."""
+
+    code = "ENGINE_LOST"
+    retriable = True
+
+
+class Poisoned(OrcdError):
+    """The job took down its engine or worker too many times and is not tried again."""
+
+    code = "POISONED"
+
+
+class RedisUnavailable(OrcdError):
+    """Redis cannot be reached or refuses to work; the message holds its address without the password."""
+
+    code = "REDIS_UNAVAILABLE"
+    retriable = True
+
+
+def _tree(root: type[OrcdError]) -> list[type[OrcdError]]:
+    return [root, *(error for child in root.__subclasses__() for error in _tree(child))]
+
+
+BY_CODE: dict[str, type[OrcdError]] = {error.code: error for error in _tree(OrcdError)}
+"""Stable code -> exception class; how an error is rebuilt on the other side of a wire."""
+
+
+def places(error: BaseException) -> list[str]:
+    """Where an exception passed, outermost first, as ``file:line``: what may be logged of one whose text may not."""
+    return [f"{Path(frame.filename).name}:{frame.lineno}" for frame in traceback.extract_tb(error.__traceback__)]

@@ -1,0 +1,167 @@
+"""A generation request as applications write it, and the checks that make bad ones fail by name."""
+
+from __future__ import annotations
+
+import json
+import math
+import secrets
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal, TypedDict
+
+import msgspec
+from msgspec import Meta
+
+from orcd.errors import InvalidRequest
+
+MAX_REQUEST_BYTES = 16 * 1024 * 1024
+
+Text = Annotated[str, Meta(max_length=4 * 1024 * 1024)]
+TokenId = Annotated[int, Meta(ge=0, lt=2**31)]
+StopString = Annotated[str, Meta(min_length=1, max_length=1024)]
+
+
+class Request(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """One generation job. Exactly one of ``prompt``, ``messages`` and ``prompt_token_ids`` is given.
+
+    ``prompt`` is completed as it stands; ``messages`` go through the model's chat template; ``prompt_token_ids`` are
+    used untouched. ``max_tokens`` None means what the context leaves. ``seed`` None gets a random one on submission,
+    so that whoever resumes the job draws the same tokens. ``model`` None takes any worker. ``priority`` 0 is the most
+    urgent of 0 to 9. ``deadline_s`` counts from submission. ``on_disconnect`` "cancel" ends a job that has had no
+    listener for a while. ``top_k`` 0, ``top_p`` 1 and ``min_p`` 0 are off.
+    """
+
+    prompt: Text | None = None
+    messages: Annotated[list[dict[str, Any]], Meta(min_length=1, max_length=10_000)] | None = None
+    prompt_token_ids: Annotated[list[TokenId], Meta(min_length=1, max_length=4 * 1024 * 1024)] | None = None
+    model: Annotated[str, Meta(min_length=1, max_length=200)] | None = None
+    max_tokens: Annotated[int, Meta(ge=1, lt=2**31)] | None = None
+    min_tokens: Annotated[int, Meta(ge=0, lt=2**31)] = 0
+    temperature: Annotated[float, Meta(ge=0, le=2)] = 1.0
+    top_p: Annotated[float, Meta(gt=0, le=1)] = 1.0
+    top_k: Annotated[int, Meta(ge=0, lt=2**31)] = 0
+    min_p: Annotated[float, Meta(ge=0, le=1)] = 0.0
+    repetition_penalty: Annotated[float, Meta(ge=0.01, le=10)] = 1.0
+    presence_penalty: Annotated[float, Meta(ge=-2, le=2)] = 0.0
+    frequency_penalty: Annotated[float, Meta(ge=-2, le=2)] = 0.0
+    logit_bias: Annotated[dict[TokenId, Annotated[float, Meta(ge=-100, le=100)]], Meta(max_length=4096)] = {}
+    seed: Annotated[int, Meta(ge=0, le=2**63 - 1)] | None = None
+    stop: Annotated[list[StopString], Meta(max_length=16)] = []
+    stop_token_ids: Annotated[list[TokenId], Meta(max_length=256)] = []
+    ignore_eos: bool = False
+    n: Annotated[int, Meta(ge=1, le=16)] = 1
+    logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
+    priority: Annotated[int, Meta(ge=0, le=9)] = 5
+    deadline_s: Annotated[float, Meta(gt=0, le=30 * 24 * 3600)] | None = None
+    on_disconnect: Literal["continue", "cancel"] = "continue"
+
+    def with_seed(self) -> Request:
+        """The request with a seed of its own, if it has none."""
+        if self.seed is not None:
+            return self
+        return msgspec.structs.replace(self, seed=secrets.randbits(63))
+
+
+class RequestFields(TypedDict, total=False):
+    """The fields of a `Request` as keyword arguments; what each one means and may be is said there."""
+
+    prompt: str | None
+    messages: Sequence[Mapping[str, Any]] | None
+    prompt_token_ids: Sequence[int] | None
+    model: str | None
+    max_tokens: int | None
+    min_tokens: int
+    temperature: float
+    top_p: float
+    top_k: int
+    min_p: float
+    repetition_penalty: float
+    presence_penalty: float
+    frequency_penalty: float
+    logit_bias: Mapping[int, float]
+    seed: int | None
+    stop: str | Sequence[str]
+    stop_token_ids: Sequence[int]
+    ignore_eos: bool
+    n: int
+    logprobs: int | None
+    priority: int
+    deadline_s: float | None
+    on_disconnect: Literal["continue", "cancel"]
+
+
+def parse(fields: Any) -> Request:
+    """Check the fields of a request (a mapping of plain values). Raises `InvalidRequest` naming the field.
+
+    ``stop`` may also be one string.
+    """
+    if not isinstance(fields, dict):
+        raise InvalidRequest("a request must be an object of named fields")
+    if isinstance(fields.get("stop"), str):
+        fields = {**fields, "stop": [fields["stop"]]}
+    try:
+        request = msgspec.convert(fields, Request, str_keys=True)
+    except msgspec.ValidationError as error:
+        raise InvalidRequest(_explain(error)) from None
+    _check(request)
+    return request
+
+
+def decode(text: bytes) -> Request:
+    """`parse` for a request as JSON text; raises `InvalidRequest`."""
+    if len(text) > MAX_REQUEST_BYTES:
+        raise InvalidRequest(f"the request has {len(text)} bytes; at most {MAX_REQUEST_BYTES} are allowed")
+    try:
+        return parse(msgspec.json.decode(text))
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        raise InvalidRequest("the request is not valid JSON in UTF-8") from None
+    except RecursionError:
+        raise InvalidRequest("the request is nested too deeply") from None
+
+
+def encode(request: Request) -> bytes:
+    """The request as JSON, defaults left out. Raises `InvalidRequest` on text that UTF-8 cannot express."""
+    try:
+        json.dumps(request.messages, allow_nan=False)  # msgspec would turn bytes and NaN into something else
+        encoded = msgspec.json.encode(request)
+    except UnicodeEncodeError:
+        raise InvalidRequest("the request holds a lone surrogate, which is not valid Unicode text") from None
+    except (TypeError, ValueError, RecursionError):
+        raise InvalidRequest("messages: values must be plain JSON") from None
+    if len(encoded) > MAX_REQUEST_BYTES:
+        raise InvalidRequest(f"the request has {len(encoded)} bytes; at most {MAX_REQUEST_BYTES} are allowed")
+    return encoded
+
+
+def _explain(error: msgspec.ValidationError) -> str:
+    """The message of msgspec with the field in front: it names types, bounds and fields, never a value."""
+    problem, _, path = str(error).partition(" - at `")
+    if problem.startswith("Object contains unknown field `"):
+        return f"{problem.partition('`')[2].rstrip('`')[:80]}: unknown field"
+    problem = problem.partition(" '")[0]
+    problem = problem[:1].lower() + problem[1:]
+    if path.startswith("key` in `"):
+        path = path.removeprefix("key` in `")
+        problem = f"a key: {problem}"
+    field = path.rstrip("`").removeprefix("$").removeprefix(".") or "request"
+    return f"{field}: {problem}"
+
+
+def _check(request: Request) -> None:
+    given = [name for name in ("prompt", "messages", "prompt_token_ids") if getattr(request, name) is not None]
+    if len(given) != 1:
+        found = " and ".join(given) or "none"
+        raise InvalidRequest(f"give exactly one of prompt, messages and prompt_token_ids; found {found}")
+    if request.prompt == "":
+        raise InvalidRequest("prompt: must not be empty")
+    for name in ("temperature", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty"):
+        if not math.isfinite(getattr(request, name)):
+            raise InvalidRequest(f"{name}: must be a finite number")
+    if not all(math.isfinite(bias) for bias in request.logit_bias.values()):
+        raise InvalidRequest("logit_bias: every bias must be a finite number")
+    if request.deadline_s is not None and not math.isfinite(request.deadline_s):
+        raise InvalidRequest("deadline_s: must be a finite number")
+    if request.max_tokens is not None and request.min_tokens > request.max_tokens:
+        raise InvalidRequest("min_tokens: must not exceed max_tokens")
+    for index, message in enumerate(request.messages or ()):
+        if not isinstance(message.get("role"), str):
+            raise InvalidRequest(f"messages[{index}]: needs a role, such as user")

@@ -1,0 +1,164 @@
+"""What a job produced, folded from its events."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+from typing import Any
+
+import msgspec
+
+from orcd.errors import BY_CODE, OrcdError
+from orcd.events import End, Error, Event, Queued, Started, Token, TokenLogprob, state_after
+
+
+class Choice(msgspec.Struct, frozen=True):
+    """One continuation.
+
+    ``reasoning`` is what the model thought before it answered and ``commentary`` what it wrote for tools; None if it
+    wrote none. ``finish_reason`` is None while the choice goes on, or when the job ended before it did. ``logprobs``
+    has one entry a token, or is None if the request asked for none.
+    """
+
+    text: str = ""
+    token_ids: list[int] = []
+    finish_reason: str | None = None
+    reasoning: str | None = None
+    commentary: str | None = None
+    logprobs: list[TokenLogprob] | None = None
+
+
+class Result(msgspec.Struct, frozen=True):
+    """A job's outcome; ``error`` is set unless it succeeded. Times in milliseconds, see `orcd.events.End`.
+
+    ``tokens_in`` and the times are 0 unless the job succeeded; what a failed job had generated is in ``choices``.
+    ``model`` is the name of the model that answered, None if the job never ran.
+    """
+
+    job_id: str
+    state: str
+    choices: list[Choice] = []
+    tokens_in: int = 0
+    tokens_out: int = 0
+    queue_ms: int = 0
+    ttft_ms: int = 0
+    decode_ms: int = 0
+    error: Error | None = None
+    model: str | None = None
+
+    @property
+    def text(self) -> str:
+        """The first choice's text."""
+        return self.choices[0].text if self.choices else ""
+
+    @property
+    def finish_reason(self) -> str | None:
+        """Why the first choice ended (``stop``, ``length``); None if the job ended before it did."""
+        return self.choices[0].finish_reason if self.choices else None
+
+    def raise_for_error(self) -> Result:
+        """The result itself if the job succeeded. Raises the job's error as the exception with its code otherwise."""
+        if self.error is not None:
+            raise exception(self.error)
+        return self
+
+    def __json__(self) -> dict[str, Any]:
+        """Plain values: this is how kombu's encoder stores the result in Celery's backend."""
+        plain: dict[str, Any] = msgspec.to_builtins(self, str_keys=True)
+        return plain
+
+    def __repr__(self) -> str:
+        # Celery sends the representation to Flower and to logs, where no answer may appear.
+        outcome = f"error={self.error.code}" if self.error else f"choices={len(self.choices)}"
+        return f"<Result {self.job_id} {self.state} {outcome} tokens_out={self.tokens_out}>"
+
+
+class ResultBuilder:
+    """Folds a job's events, each given once and in order, into a `Result`."""
+
+    def __init__(self, job_id: str) -> None:
+        self._job_id = job_id
+        self._state = "queued"
+        self._choices: defaultdict[int, _ChoiceBuilder] = defaultdict(_ChoiceBuilder)
+        self._end: End | None = None
+        self._error: Error | None = None
+        self._model: str | None = None
+
+    def add(self, event: Event) -> None:
+        """Take the next event."""
+        match event:
+            case Queued():
+                self._state = "queued"
+            case Started(model=model):
+                self._state = "running"
+                self._model = model
+            case Token(choice=choice):
+                self._choices[choice].add(event)
+            case End(finish_reason=finish_reason):
+                self._end = event
+                self._choices[0].finish_reason = finish_reason
+            case Error():
+                self._error = event
+        self._state = state_after(event) or self._state
+
+    def result(self) -> Result:
+        """The result so far."""
+        choices = [self._choices[index].choice() for index in sorted(self._choices)]
+        if self._end is None:
+            tokens_out = sum(len(choice.token_ids) for choice in choices)
+            return Result(
+                self._job_id, self._state, choices, tokens_out=tokens_out, error=self._error, model=self._model
+            )
+        end = self._end
+        return Result(
+            self._job_id,
+            self._state,
+            choices,
+            tokens_in=end.tokens_in,
+            tokens_out=end.tokens_out,
+            queue_ms=end.queue_ms,
+            ttft_ms=end.ttft_ms,
+            decode_ms=end.decode_ms,
+            model=self._model,
+        )
+
+
+class _ChoiceBuilder:
+    def __init__(self) -> None:
+        self._text: list[str] = []
+        self._reasoning: list[str] = []
+        self._commentary: list[str] = []
+        self._token_ids: list[int] = []
+        self._logprobs: list[TokenLogprob] = []
+        self.finish_reason: str | None = None
+
+    def add(self, event: Token) -> None:
+        self._text.append(event.t)
+        self._reasoning.append(event.analysis)
+        self._commentary.append(event.commentary)
+        self._token_ids += event.ids
+        self._logprobs += event.logprobs or []
+        self.finish_reason = event.finish or self.finish_reason
+
+    def choice(self) -> Choice:
+        return Choice(
+            text="".join(self._text),
+            token_ids=self._token_ids.copy(),
+            finish_reason=self.finish_reason,
+            reasoning="".join(self._reasoning) or None,
+            commentary="".join(self._commentary) or None,
+            logprobs=self._logprobs.copy() or None,
+        )
+
+
+def fold(job_id: str, events: Iterable[Event]) -> Result:
+    """The result that ``events`` add up to."""
+    builder = ResultBuilder(job_id)
+    for event in events:
+        builder.add(event)
+    return builder.result()
+
+
+def exception(error: Error) -> OrcdError:
+    """The error of a job as the exception with its code; a code of a newer worker becomes a plain `OrcdError`."""
+    return BY_CODE.get(error.code, OrcdError)(error.message)

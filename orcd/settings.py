@@ -1,0 +1,116 @@
+"""Settings: the table of all ``ORCD_`` variables, how they are read, and those that clients have.
+
+A flag ``--some-name`` of the command line, the variable ``ORCD_SOME_NAME`` and the field ``some_name`` of the settings
+are the same setting. The README lists them; `worker.settings` extends `ClientSettings` by all that a worker has.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any, TypeVar, get_type_hints
+
+from orcd.errors import InvalidRequest
+
+PREFIX = "ORCD_"
+
+NAMES = frozenset(
+    {
+        "concurrency",
+        "context_length",
+        "dequant_cache_bytes",
+        "device",
+        "engine_start_timeout_s",
+        "engine_step_timeout_s",
+        "job_time_limit_s",
+        "job_ttl_s",
+        "kv_block_tokens",
+        "kv_cache_bytes",
+        "lease_ms",
+        "log_format",
+        "max_attempts",
+        "max_sequences",
+        "metrics_port",
+        "model",
+        "name",
+        "prefix_cache",
+        "redis_url",
+        "step_tokens",
+        "tokenizer",
+        "vram_bytes",
+        "vram_check_s",
+        "vram_fraction",
+    }
+)
+"""All settings: `ClientSettings` and `worker.settings.Settings`. A variable of another name is a misspelt one."""
+
+_KINDS: dict[type, str] = {bool: "true or false", int: "a whole number", float: "a number"}
+
+
+@dataclass(frozen=True, slots=True)
+class ClientSettings:
+    """What a client can be told. Times are in the unit that the name ends with."""
+
+    redis_url: str = "redis://127.0.0.1:6379/0"
+    """The Redis that clients and workers meet on: redis://[:PASSWORD@]HOST:PORT/DB."""
+    job_ttl_s: int = 24 * 3600
+    """How long a finished job's record and token log are kept."""
+
+    def check(self) -> None:
+        """Raises `InvalidRequest` naming the variable of a value that cannot be."""
+        check_least(self, {"job_ttl_s"})
+
+    def defaults(self) -> ClientSettings:
+        """The settings that have these where nothing else is said."""
+        return ClientSettings()
+
+
+S = TypeVar("S", bound=ClientSettings)
+
+
+def check_least(settings: ClientSettings, positive: set[str]) -> None:
+    """Raises `InvalidRequest` for a whole number below 1 among the ``positive`` fields, or below 0 among the others."""
+    for field in fields(settings):
+        value = getattr(settings, field.name)
+        least = 1 if field.name in positive else 0
+        if isinstance(value, int) and value < least:
+            raise InvalidRequest(f"{PREFIX}{field.name.upper()} must be at least {least}")
+
+
+def read_environment(kind: type[S], environment: Mapping[str, str] | None = None, **overrides: Any) -> S:
+    """Settings of ``kind`` from ``ORCD_*`` in ``environment`` (default: the process's own) and ``overrides``.
+
+    Overrides that are None count as not given. Raises `InvalidRequest` naming the variable. An unknown ``ORCD_``
+    variable is an error too: it is a misspelt one.
+    """
+    environment = os.environ if environment is None else environment
+    types = get_type_hints(kind)
+    values: dict[str, Any] = {}
+    for variable, text in environment.items():
+        if variable.startswith(PREFIX) and text:
+            name = variable.removeprefix(PREFIX).lower()
+            if name not in NAMES:
+                raise InvalidRequest(f"unknown environment variable {variable}; see the README's list")
+            if name in types:
+                values[name] = _parse(name, types[name], text)
+    values.update({name: value for name, value in overrides.items() if value is not None})
+    settings = kind(**values)
+    settings.check()
+    return settings
+
+
+def to_environment(settings: ClientSettings) -> dict[str, str]:
+    """The inverse of `read_environment`, for a child process; defaults are left out."""
+    defaults = asdict(settings.defaults())
+    values = asdict(settings)
+    return {PREFIX + name.upper(): str(value) for name, value in values.items() if value != defaults[name]}
+
+
+def _parse(name: str, kind: type, text: str) -> Any:
+    try:
+        if kind is bool:
+            return {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}[text.lower()]
+        return kind(text)
+    except (ValueError, KeyError):
+        raise InvalidRequest(f"{PREFIX}{name.upper()} must be {_KINDS[kind]}; set it to that or unset it") from None

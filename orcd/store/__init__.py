@@ -1,0 +1,1 @@
+"""Jobs and token logs in Redis, the scripts that write them, and the messages that announce jobs."""

@@ -1,0 +1,84 @@
+"""From a caller's fields to what the submit script writes and the message that follows."""
+
+from __future__ import annotations
+
+import re
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from orcd import request as requests
+from orcd.errors import InvalidRequest
+from orcd.request import Request
+from orcd.store import schema
+from orcd.store.enqueue import Message, queue_name
+
+BATCH = 256
+"""Records written in one pipeline."""
+REPUBLISH_AFTER_MS = 15_000
+"""How long a queued job waits for a claim before its message is first published again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Submission:
+    """A checked job, ready to be written: the submit script's keys and arguments, and the message that follows."""
+
+    keys: list[str]
+    arguments: list[Any]
+    message: Message
+
+    @classmethod
+    def prepare(cls, fields: Mapping[str, Any], job_id: str | None, ttl_s: int) -> Submission:
+        """Check a request and give it an id and a seed if it has none. Raises `InvalidRequest`."""
+        checked = requests.parse(dict(fields) if isinstance(fields, Mapping) else fields)
+        return cls.of(uuid.uuid4().hex if job_id is None else job_id, checked, ttl_s)
+
+    @classmethod
+    def of(cls, job_id: str, request: Request, ttl_s: int) -> Submission:
+        """A request that has been checked. Raises `InvalidRequest` for an id or a text that cannot be stored."""
+        request = request.with_seed()
+        queue = queue_name(request.model)
+        deadline_ms = 0 if request.deadline_s is None else max(1, round(request.deadline_s * 1000))
+        return cls(
+            keys=[schema.job_key(check_job_id(job_id)), schema.QUEUED],
+            arguments=[
+                job_id,
+                requests.encode(request),
+                queue,
+                request.priority,
+                deadline_ms,
+                max(ttl_s, deadline_ms // 1000 + 1),
+                REPUBLISH_AFTER_MS,
+            ],
+            message=Message(job_id, queue, request.priority),
+        )
+
+
+def prepare_many(
+    fields_of_all: Sequence[Mapping[str, Any]], job_ids: Sequence[str] | None, ttl_s: int
+) -> list[list[Submission]]:
+    """Check many requests before any is written, in batches. Raises `InvalidRequest` naming the index, from 0."""
+    if job_ids is not None and len(job_ids) != len(fields_of_all):
+        raise InvalidRequest(f"job_ids: {len(job_ids)} ids for {len(fields_of_all)} requests")
+    if job_ids is not None and len(set(job_ids)) != len(job_ids):
+        raise InvalidRequest("job_ids: an id is given twice")
+    submissions = []
+    for index, fields in enumerate(fields_of_all):
+        try:
+            submissions.append(Submission.prepare(fields, job_ids[index] if job_ids else None, ttl_s))
+        except InvalidRequest as error:
+            raise InvalidRequest(f"request {index}: {error.message}") from None
+    return [submissions[start : start + BATCH] for start in range(0, len(submissions), BATCH)]
+
+
+def created_messages(batch: Sequence[Submission], answers: Sequence[Sequence[int]]) -> list[Message]:
+    """The messages of the jobs that the submit script created; it answers (created, ...) for each."""
+    return [job.message for job, (created, *_) in zip(batch, answers, strict=True) if created]
+
+
+def check_job_id(job_id: str) -> str:
+    """The id itself. Raises `InvalidRequest` unless it is 1 to 128 of ``A-Z a-z 0-9 _ . : -``."""
+    if not isinstance(job_id, str) or not re.fullmatch(r"[A-Za-z0-9_.:-]{1,128}", job_id):
+        raise InvalidRequest("job_id: must be 1 to 128 of the characters A-Z a-z 0-9 _ . : -")
+    return job_id

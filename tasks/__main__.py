@@ -1,0 +1,153 @@
+"""``python -m tasks``: the commands of ``orcd`` that run a worker or what belongs to one; ``orcd`` becomes it.
+
+What a command needs is imported when it runs: NumPy and Celery take a while, and Flower may be missing.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from pathlib import Path
+from socket import gethostname
+from typing import Any
+
+import click
+
+from orcd.cli.command_line import SETTINGS, run
+from orcd.cli.terminal import write_json
+from orcd.errors import InvalidRequest, ModelLoadFailed
+from orcd.settings import PREFIX, to_environment
+from worker.settings import Settings, from_environment
+
+
+@click.group(no_args_is_help=False, context_settings=SETTINGS)
+def cli() -> None:
+    """Commands that run a worker or what belongs to one."""
+
+
+@cli.command()
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path),
+    default=Path("orcd-demo-results.jsonl"),
+    show_default=True,
+    metavar="FILE",
+    help="Where the results go, one JSON object a line.",
+)
+@click.option(
+    "--redis",
+    "redis_url",
+    envvar="ORCD_REDIS_URL",
+    metavar="URL",
+    help="Redis to use; default: $ORCD_REDIS_URL, or else one that is started for the demo.",
+)
+def demo(output: Path, redis_url: str | None) -> None:
+    """Run the whole system here, with the model that ships.
+
+    Starts Redis and a worker, submits ten prompts, streams the answers, writes a result file and stops everything.
+    """
+    from tasks.demo.demo import Demo
+
+    Demo(output, redis_url).run()
+
+
+@cli.command()
+@click.option("--model", metavar="M.gguf", help="GGUF file to serve; default: $ORCD_MODEL.")
+@click.option("--tokenizer", metavar="FILE", help="A tokenizer.json to use instead of the GGUF's own vocabulary.")
+@click.option("--device", metavar="DEVICE", help="cuda:0 (default), another GPU, or cpu.")
+@click.option("--redis", "redis_url", metavar="URL", help="Redis to take jobs from; default: $ORCD_REDIS_URL.")
+@click.option("--name", help="Model name that clients ask for; default: the file's name without .gguf.")
+@click.option("--vram-fraction", type=float, metavar="F", help="Part of the GPU's free memory to use; default: 0.9.")
+@click.option("--vram-bytes", type=int, metavar="N", help="Most GPU memory to use, in bytes.")
+@click.option("--vram-check-s", type=int, metavar="N", help="Seconds between two checks of where that memory is.")
+@click.option("--metrics-port", type=int, metavar="N", help="Serve metrics and health on this port of 127.0.0.1.")
+def worker(**flags: Any) -> int:
+    """Serve one model on one device.
+
+    Takes jobs from Redis until it is told to stop (Ctrl-C or SIGTERM).
+
+    \b
+      orcd worker --model qwen2.5-0.5b-instruct-q4_k_m.gguf
+      orcd worker --model tiny.gguf --device cpu --redis redis://:password@queue.example:6379/0
+
+    Everything else is set by ORCD_ variables (see the README). `celery -A tasks worker` with the same variables runs
+    the same worker.
+    """
+    settings = from_environment(**flags)
+    if not settings.model:
+        raise InvalidRequest("model: give --model M.gguf or set ORCD_MODEL")
+    for file in filter(None, (settings.model, settings.tokenizer)):
+        if not file.startswith("hf:") and not Path(file).is_file():
+            raise ModelLoadFailed(f"{file}: is not a file")
+    _export(settings)
+    from tasks import celery  # reads the environment
+
+    # Workers tell each other nothing that they need (mingle, gossip), and would wait a second for it at the start.
+    program = celery.Worker(hostname=f"orcd-{os.getpid()}@{gethostname()}", without_mingle=True, without_gossip=True)
+    program.start()
+    exit_code: int = program.exitcode or 0
+    return exit_code
+
+
+def _export(settings: Settings) -> None:
+    """Make ``settings`` those that this process and its children read from the environment."""
+    for name in [name for name in os.environ if name.startswith(PREFIX)]:
+        del os.environ[name]
+    os.environ.update(to_environment(settings))
+
+
+@cli.command(context_settings={"ignore_unknown_options": True})
+@click.argument("options", nargs=-1, type=click.UNPROCESSED, metavar="[FLOWER OPTION]...")
+def flower(options: tuple[str, ...]) -> int:
+    """Watch workers and jobs in a browser, with Flower.
+
+    Reads the worker's ORCD_ variables, so it finds the same Redis; prompts and answers are not shown. All options are
+    Flower's own, also as FLOWER_ variables.
+
+    \b
+      orcd flower --port=5555 --basic-auth=me:secret
+    """
+    from tornado.options import Error
+
+    from tasks import celery  # reads the environment
+
+    try:
+        exit_code: int = celery.start(["flower", *options]) or 0
+    except (Error, OSError, ValueError) as error:  # a value of an option, or a port that is taken
+        raise InvalidRequest(f"flower: {error}") from None
+    return exit_code
+
+
+@cli.group(no_args_is_help=False)
+def bench() -> None:
+    """Measure throughput and latency."""
+
+
+@bench.command("queue")
+@click.argument("model", type=click.Path(path_type=Path), metavar="M.gguf")
+@click.option("--device", metavar="DEVICE", help="cuda:0 (default), another GPU, or cpu.")
+@click.option("--prompt-tokens", type=click.IntRange(min=1), default=128, show_default=True, metavar="N")
+@click.option("--output-tokens", type=click.IntRange(min=1), default=256, show_default=True, metavar="N")
+@click.option("--concurrency", default="1,16,64,256", show_default=True, metavar="N,...", help="Streams at once.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, one object a line.")
+def bench_queue(
+    model: Path, device: str | None, prompt_tokens: int, output_tokens: int, concurrency: str, as_json: bool
+) -> None:
+    """Send the same load through a Redis and a worker that are started for it."""
+    from tasks.local.bench import HEAD, QueueBench
+
+    if not re.fullmatch(r"[1-9]\d*(,[1-9]\d*)*", concurrency):
+        raise InvalidRequest("concurrency: must be numbers of at least 1, separated by commas")
+    load = QueueBench(model, device or Settings().device, prompt_tokens, output_tokens)
+    if not as_json:
+        print(f"{model.name} behind the queue: {prompt_tokens} tokens in, {output_tokens} out\n{HEAD}", flush=True)
+    for measurement in load.measure([int(number) for number in concurrency.split(",")]):
+        if as_json:
+            write_json(measurement)
+        else:
+            print(measurement.row(), flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(run(cli, sys.argv[1:]))

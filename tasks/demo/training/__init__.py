@@ -1,0 +1,1 @@
+"""How the demo's model was made: its corpus, its training, its conversion to GGUF and its evaluation."""

@@ -1,0 +1,210 @@
+"""One job in flight: token ids in, events out.
+
+An `ActiveJob` does no I/O and belongs to one thread. What it has handed out as events is what the token log holds; ids
+whose text is still held back are forgotten when the engine is lost, and drawn again by whoever goes on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from dataclasses import dataclass, field
+
+from orcd.errors import BY_CODE, OrcdError
+from orcd.events import End, Error, Event, Position, Started, Token, TokenLogprob, state_after
+from orcd.request import Request
+from orcd.result import Result, ResultBuilder
+from orcd.store.job_store import Append, Claim, LoggedEvent
+from tasks.dispatch.delivery import Done
+from tasks.dispatch.prompt_encoder import Prompt
+from worker import contract
+from worker.text.detokenizer import Detokenizer, Piece
+
+
+@dataclass(slots=True)
+class _Choice:
+    """``ids`` were handed out; ``held`` were drawn, but part of their text may yet turn out to be a stop string."""
+
+    index: int
+    detokenizer: Detokenizer | None = None
+    ids: list[int] = field(default_factory=list)
+    held: list[int] = field(default_factory=list)
+    held_logprobs: list[TokenLogprob] = field(default_factory=list)
+    finish: str | None = None
+
+
+class ActiveJob:
+    """The state of one claimed job, from its claim to its terminal event."""
+
+    def __init__(self, claim: Claim, prompt: Prompt | OrcdError, model: str, done: Done) -> None:
+        """``prompt`` is the request in token ids, or the error that ends the job before it has begun.
+
+        ``done`` is for the job's runner to call, once, with what became of the job.
+        """
+        self.claim = claim
+        self.done = done
+        self.job_id = claim.job_id
+        self.request_id = f"{claim.job_id}#{claim.epoch}"
+        self.num_engine_losses = 0
+        self.last_listened = time.monotonic()
+        self.ended = False
+        self.text_sha256 = ""
+        self._prompt = prompt
+        readable = claim.request if isinstance(claim.request, Request) else Request()
+        self.cancel_on_disconnect = readable.on_disconnect == "cancel"
+        self._priority = readable.priority
+        self._clock_offset_ms = claim.claimed_ms - time.monotonic() * 1000
+        self._first_token_ms = claim.first_token_ms
+        self._position = Position()
+        self._result = ResultBuilder(claim.job_id)
+        self._append = Append(claim.job_id, claim.epoch)
+        # A request that cannot be read any more may have had more choices than the log shows by now.
+        logged_choices = (logged.event.choice + 1 for logged in claim.log if isinstance(logged.event, Token))
+        self._choices = [_Choice(index) for index in range(max(readable.n, *logged_choices, 0))]
+        for logged in claim.log:
+            self._position = logged.position
+            self._record(logged.event)
+        self._emit(Started(claim.job_id, model, claim.claimed_ms, claim.attempt), 0)
+        if isinstance(prompt, OrcdError):
+            self.fail(prompt)
+
+    @property
+    def num_tokens_in(self) -> int:
+        """Length of the prompt; 0 if it could not be read."""
+        return 0 if isinstance(self._prompt, OrcdError) else len(self._prompt.ids)
+
+    @property
+    def num_tokens_out(self) -> int:
+        """Tokens handed out so far, over all choices and owners."""
+        return self._position.n
+
+    @property
+    def result(self) -> Result:
+        """What the events so far amount to; complete once the job has ended."""
+        return self._result.result()
+
+    def add(self) -> contract.Add | None:
+        """What the engine must do to go on from the last event; None if nothing is left to generate.
+
+        Forgets what was drawn and not handed out: the engine draws it again.
+        """
+        if isinstance(self._prompt, OrcdError) or self._end_if_done():
+            return None
+        unfinished = [choice for choice in self._choices if choice.finish is None]
+        for choice in unfinished:
+            choice.held.clear()
+            choice.held_logprobs.clear()
+            choice.detokenizer = self._prompt.detokenizer()
+            choice.detokenizer.restore(choice.ids)
+        return contract.Add(
+            request_id=self.request_id,
+            prompt_ids=tuple(self._prompt.ids),
+            sampling=self._prompt.sampling,
+            choices=tuple(contract.Choice(choice.index, tuple(choice.ids)) for choice in unfinished),
+            priority=self._priority,
+        )
+
+    def process(self, output: contract.TokenOutput) -> contract.Abort | None:
+        """Turn one engine output into events; returns what the engine should stop, if a stop string was found."""
+        choice = self._choices[output.choice]
+        if self.ended or choice.finish is not None:
+            return None
+        if output.finish_reason == "error":
+            error = BY_CODE.get(output.error_code or "", OrcdError)
+            self.fail(error(output.error_message or "the engine gave no reason"))
+            return contract.Abort(self.request_id)
+        assert choice.detokenizer is not None, "add() comes before process()"
+        choice.held += output.ids
+        choice.held_logprobs += map(_logprob, output.ids, output.logprobs or ())
+        piece = choice.detokenizer.feed(output.ids)
+        self._release(choice, piece)
+        if piece.stopped:
+            choice.finish = "stop"
+        elif output.finish_reason is not None:
+            self._release(choice, choice.detokenizer.finish())
+            choice.finish = output.finish_reason
+        if choice.finish is None:
+            return None
+        if len(self._choices) > 1:  # with one choice the end event says it
+            self._emit(Token("", len(choice.ids) + 1, [], choice.index, finish=choice.finish), 0)
+        self._end_if_done()
+        return contract.Abort(self.request_id, choice.index) if piece.stopped and output.finish_reason is None else None
+
+    def fail(self, error: OrcdError) -> None:
+        """End the job without success."""
+        if not self.ended:
+            self._emit(Error(error.code, error.message, error.retriable), 0)
+
+    def take_append(self) -> Append:
+        """The events since the last call, for the token log."""
+        append, self._append = self._append, Append(self.job_id, self.claim.epoch)
+        return append
+
+    def now_ms(self) -> int:
+        """The time on the Redis clock, as far as it was known at the claim."""
+        return round(time.monotonic() * 1000 + self._clock_offset_ms)
+
+    def _release(self, choice: _Choice, piece: Piece) -> None:
+        if not piece.num_ids:
+            return
+        ids, choice.held = choice.held[: piece.num_ids], choice.held[piece.num_ids :]
+        logprobs = choice.held_logprobs[: piece.num_ids]
+        choice.held_logprobs = choice.held_logprobs[piece.num_ids :]
+        if self._first_token_ms is None:
+            self._first_token_ms = self.now_ms()
+        token = Token(
+            t=piece.text,
+            i=len(choice.ids) + 1,
+            ids=ids,
+            choice=choice.index,
+            analysis=piece.analysis,
+            commentary=piece.commentary,
+            logprobs=logprobs or None,
+        )
+        self._emit(token, len(ids))
+
+    def _end_if_done(self) -> bool:
+        if self.ended or any(choice.finish is None for choice in self._choices):
+            return self.ended
+        claim = self.claim
+        first_ms = self._first_token_ms or self.now_ms()
+        answers = "".join(choice.text for choice in self.result.choices)
+        self.text_sha256 = hashlib.sha256(answers.encode()).hexdigest()
+        self._emit(
+            End(
+                finish_reason=self._choices[0].finish or "stop",
+                tokens_in=self.num_tokens_in,
+                tokens_out=self._position.n,
+                queue_ms=claim.started_ms - claim.created_ms,
+                ttft_ms=max(0, first_ms - claim.started_ms),
+                decode_ms=max(0, self.now_ms() - first_ms),
+                text_sha256=self.text_sha256,
+            ),
+            0,
+        )
+        return True
+
+    def _emit(self, event: Event, num_tokens: int) -> None:
+        self._position = self._position.after(num_tokens)
+        self._append.events.append(LoggedEvent(self._position, event))
+        self._append.final_state = state_after(event)
+        self._record(event)
+
+    def _record(self, event: Event) -> None:
+        self._result.add(event)
+        match event:
+            case Token(ids=ids, choice=index, finish=finish):
+                self._choices[index].ids += ids
+                self._choices[index].finish = finish
+            case End() | Error():
+                self.ended = True
+
+
+def job_id_of(request_id: str) -> str:
+    """The job whose `ActiveJob.request_id` this is. It names the claim too: an engine may still speak of the last."""
+    return request_id.rpartition("#")[0]
+
+
+def _logprob(token_id: int, logprobs: contract.TokenLogprobs) -> TokenLogprob:
+    top = dict(zip(logprobs.top_ids, logprobs.top_logprobs, strict=True))
+    return TokenLogprob(token_id, logprobs.logprob, top)

@@ -1,0 +1,37 @@
+"""A job as a Celery message delivers it, and what the message is answered with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from orcd.errors import OrcdError
+from orcd.request import Request
+from orcd.result import Result
+
+
+@dataclass(frozen=True, slots=True)
+class Repeated:
+    """The result of a job that had ended before this delivery of it."""
+
+    result: Result
+
+
+Outcome = Result | Repeated | OrcdError | None
+"""What became of a job here: its result, its error, or None where another worker has it."""
+
+Done = Callable[[Outcome], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """A job to be claimed; ``request`` is set when it came inside the message.
+
+    ``done`` is called once with the outcome. Where another worker or message has the job, the delivery is over, or, if
+    it ``waits``, goes on when the job has ended or lost its worker.
+    """
+
+    job_id: str
+    request: Request | None
+    done: Done
+    waits: bool = False

@@ -1,0 +1,81 @@
+"""When the engine's outputs become events: the more there is to do, the more of them each event takes together."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+
+from worker.contract import TokenOutput, join_outputs
+
+THROTTLE_SHARE = 10
+"""After a batch the job runner pauses so many times as long as it worked, to leave the interpreter to Celery's event
+loop."""
+MAX_THROTTLE_S = 0.1
+DUE_WAIT_S = 0.004
+"""So long a job's first or final outputs wait for those of others in the pause, to be written with them."""
+
+
+class OutputBatcher:
+    """Collects outputs, all of one choice in one, and says when they are to be written.
+
+    All are written in the next batch. In the throttle interval before it, only two kinds are due: the last of a choice
+    and the first of a request, which somebody waits for. An error stays by itself, behind the tokens. Belongs to the
+    job runner's thread.
+    """
+
+    def __init__(self) -> None:
+        self._runs: dict[tuple[str, int, bool], list[TokenOutput]] = {}
+        self._due: list[tuple[str, int]] = []
+        self._awaiting_first: set[str] = set()
+        self.interval_end = 0.0
+        self.write_at = 0.0
+        """When due outputs must be taken; the end of the throttle interval while there are none."""
+
+    def __bool__(self) -> bool:
+        return bool(self._runs)
+
+    def expect_first(self, request_id: str) -> None:
+        """The next output of this request is due."""
+        self._awaiting_first.add(request_id)
+
+    def forget(self, request_id: str) -> None:
+        """Nothing more will come of it."""
+        self._awaiting_first.discard(request_id)
+
+    def throttle(self, interval_s: float) -> None:
+        """Begin a throttle interval."""
+        self.interval_end = self.write_at = time.monotonic() + interval_s
+
+    def add(self, outputs: Iterable[TokenOutput], since: float) -> None:
+        """Outputs that were waited for ``since`` a time of the monotonic clock; those that are due wait no longer."""
+        for output in outputs:
+            request_id, finish_reason = output.request_id, output.finish_reason
+            key = request_id, output.choice, finish_reason == "error"
+            run = self._runs.get(key)
+            if run is None:
+                self._runs[key] = [output]
+            else:
+                run.append(output)
+            if finish_reason is not None or request_id in self._awaiting_first:
+                self._due.append(key[:2])
+                self._awaiting_first.discard(request_id)
+        if self._due:
+            self.write_at = min(self.write_at, since + DUE_WAIT_S)
+
+    def take_all(self) -> list[TokenOutput]:
+        """All outputs; none is left."""
+        runs, self._runs = self._runs, {}
+        self._due.clear()
+        return [join_outputs(run) for run in runs.values()]
+
+    def take_due(self) -> list[TokenOutput]:
+        """All outputs of the choices of which one is due; those of others stay."""
+        keys = dict.fromkeys((*choice, is_error) for choice in self._due for is_error in (False, True))
+        self._due.clear()
+        self.write_at = self.interval_end
+        return [join_outputs(self._runs.pop(key)) for key in keys if key in self._runs]
+
+
+def throttle_interval_s(worked_s: float) -> float:
+    """The pause after a batch that took ``worked_s`` seconds of processor time."""
+    return min(THROTTLE_SHARE * worked_s, MAX_THROTTLE_S)

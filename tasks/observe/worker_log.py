@@ -1,0 +1,114 @@
+"""The log events of a worker, which `worker.log` writes."""
+
+from __future__ import annotations
+
+import time
+
+from orcd.errors import OrcdError, places
+from orcd.result import Result
+from tasks.dispatch.active_job import ActiveJob
+from worker import contract
+from worker.log import EventLog
+
+TROUBLE_EVERY_S = 5.0
+LOAD_STEP_PERCENT = 5
+
+
+class WorkerLog:
+    """Says what happens to a worker, its engine and its jobs, in events whose names and fields are an interface."""
+
+    def __init__(self, log: EventLog) -> None:
+        self._log = log
+        self._load_percent = -LOAD_STEP_PERCENT
+        self._last_trouble: dict[str, float] = {}
+
+    def startup(self, device: str) -> None:
+        """The worker begins."""
+        self._log.event("startup", device=device)
+        self._log.event("model_load_start", device=device)
+
+    def load_progress(self, load: contract.Load) -> None:
+        """The engine has read some more of the model; logged every few percent."""
+        if load.percent < 100 and load.percent // LOAD_STEP_PERCENT == self._load_percent // LOAD_STEP_PERCENT:
+            return
+        self._load_percent = load.percent
+        self._log.event(
+            "model_load_progress",
+            percent=load.percent,
+            bytes=load.num_bytes,
+            total_bytes=load.total_bytes,
+            remaining_ms=load.remaining_ms,
+        )
+
+    def ready(self, ready: contract.Ready) -> None:
+        """The engine takes requests."""
+        self._log.event(
+            "model_load_complete", load_ms=ready.load_ms, memory_bytes=ready.memory_bytes, device=ready.device
+        )
+        self._log.event("ready", engine_pid=ready.pid, max_sequence_tokens=ready.max_sequence_tokens)
+
+    def unhealthy(self) -> None:
+        """The engine has begun to say that something is wrong with it; its own log says what."""
+        self._log.event("unhealthy", level="error")
+
+    def execute_start(self, job: ActiveJob) -> None:
+        """A job was claimed."""
+        claim = job.claim
+        self._log.event(
+            "execute_start",
+            job_id=job.job_id,
+            attempt=claim.attempt,
+            tokens_in=job.num_tokens_in,
+            queue_ms=claim.started_ms - claim.created_ms,
+        )
+
+    def execute_end(self, job: ActiveJob, result: Result) -> None:
+        """A job reached its terminal event here."""
+        if result.error is not None:
+            self._log.event(
+                "execute_end",
+                level="warning",
+                job_id=job.job_id,
+                state=result.state,
+                code=result.error.code,
+                tokens_out=job.num_tokens_out,
+            )
+            return
+        self._log.event(
+            "execute_end",
+            job_id=job.job_id,
+            state=result.state,
+            tokens_in=result.tokens_in,
+            tokens_out=result.tokens_out,
+            queue_ms=result.queue_ms,
+            ttft_ms=result.ttft_ms,
+            decode_ms=result.decode_ms,
+            text_sha256=job.text_sha256,
+        )
+
+    def engine_exited(self, code: int) -> None:
+        """The engine process ended without being asked to."""
+        self._log.event("error", level="error", code="ENGINE_LOST", exit_code=code)
+
+    def engine_hung(self, silent_s: float) -> None:
+        """The engine has work and says nothing; it will be killed."""
+        self._log.event("error", level="error", code="ENGINE_LOST", silent_s=round(silent_s, 1))
+
+    def error(self, error: OrcdError) -> None:
+        """An error that concerns the whole worker."""
+        self._log.event("error", level="error", code=error.code, message=error.message)
+
+    def crashed(self, error: Exception) -> None:
+        """A bug of ours; its text stays unsaid, as it may hold what users wrote."""
+        self._log.event("error", level="error", code="INTERNAL", cause=type(error).__name__, where=places(error))
+
+    def trouble(self, doing: str, error: Exception) -> None:
+        """Redis or the broker is away; said once in a while, as it is tried again all the time."""
+        now = time.monotonic()
+        if now - self._last_trouble.get(doing, -TROUBLE_EVERY_S) >= TROUBLE_EVERY_S:
+            self._last_trouble[doing] = now
+            self._log.event("error", level="warning", code="INTERNAL", doing=doing, cause=type(error).__name__)
+
+    def shutdown(self) -> None:
+        """The worker ends."""
+        self._log.event("shutdown")

@@ -1,0 +1,143 @@
+"""One GPU for all tests of the folder; what a test is given there is full of NaN."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import DTypeLike, NDArray
+
+from kernels.devices.open import open_device
+from kernels.errors import CudaFailure
+from kernels.runtime.compiler import Compiler
+from kernels.runtime.device_array import DeviceArray
+from kernels.runtime.launcher import Context
+from kernels.runtime.memory import Arena, MemoryPlan
+from kernels.runtime.module_cache import ModuleCache
+
+PLAN = MemoryPlan(
+    weights=4 << 30,  # what tests upload
+    kv_cache=0,
+    scratch=2 << 30,
+    step_buffers=0,
+    graphs=256 << 20,
+    cuda_context=256 << 20,
+)
+POISON = 0xFF  # a byte; NaN in every float type, -1 in every integer
+POISONED_BYTES = 256 << 20  # of each arena, before each test
+
+FILL = """#pragma once
+#include "part.cuh"
+#include "part.cuh"
+extern "C" __global__ void fill(float* values) { values[threadIdx.x] = part() + AMOUNT; }
+"""
+
+Upload = Callable[[NDArray[Any]], DeviceArray]
+Empty = Callable[[tuple[int, ...], DTypeLike], DeviceArray]
+Download = Callable[[DeviceArray], NDArray[Any]]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Of a test marked ``sanitize("7-*")`` only the parameter sets whose ids match stay marked.
+
+    What is marked covers every kernel and format, at sizes at which a test may take 20 times as long.
+    """
+    for item in items:
+        marker = item.get_closest_marker("sanitize")
+        if marker and marker.args and isinstance(item, pytest.Function):
+            is_named = any(fnmatchcase(item.callspec.id, pattern) for pattern in marker.args)
+            if not is_named:
+                item.own_markers.remove(marker)
+
+
+@pytest.fixture(scope="session")
+def cuda_device() -> Iterator[Any]:
+    """The `CudaDevice`, with memory; most tests want `device`."""
+    device: Any = open_device("cuda:0")
+    device.allocate(PLAN)
+    yield device
+
+
+_broken_by: list[str] = []
+
+
+@pytest.fixture
+def device(cuda_device: Any, request: pytest.FixtureRequest) -> Iterator[Any]:
+    """The device with all memory free and poisoned. After a failed kernel nothing works: others are skipped."""
+    if _broken_by:
+        pytest.skip(f"the device's context is broken since {_broken_by[0]}")
+    from cupy.cuda import runtime
+
+    cuda_device.context.begin_step()
+    cuda_device.weights.reset()
+    for arena in (cuda_device.weights, cuda_device.context._arena):
+        runtime.memsetAsync(arena.pointer, POISON, POISONED_BYTES, cuda_device.stream.ptr)
+    yield cuda_device
+    try:
+        cuda_device.synchronise()
+    except CudaFailure as failure:
+        _broken_by.append(request.node.name)
+        pytest.fail(f"a kernel failed: {failure}")
+
+
+@pytest.fixture
+def context(device: Any) -> Context:
+    """Where ops launch, with 2 GiB of scratch memory."""
+    context: Context = device.context
+    return context
+
+
+@pytest.fixture
+def upload(device: Any) -> Upload:
+    """Host array -> its copy on the device."""
+
+    def upload(values: NDArray[Any]) -> DeviceArray:
+        array: DeviceArray = device.upload(device.weights, values)
+        return array
+
+    return upload
+
+
+@pytest.fixture
+def empty(device: Any) -> Empty:
+    """(shape, dtype) -> a device array full of NaN (floats) or -1 (integers)."""
+
+    def empty(shape: tuple[int, ...], dtype: DTypeLike) -> DeviceArray:
+        poison = np.full(math.prod(shape) * np.dtype(dtype).itemsize, POISON, np.uint8)
+        array: DeviceArray = device.upload(device.weights, poison.view(dtype).reshape(shape))
+        return array
+
+    return empty
+
+
+@pytest.fixture
+def download(device: Any) -> Download:
+    """Device array -> its copy on the host, when all that is enqueued is done."""
+    download: Download = device.download
+    return download
+
+
+@pytest.fixture
+def probes(device: Any) -> Context:
+    """A context whose kernels are those of probe.cu, with 64 MiB of scratch memory."""
+    compiler = Compiler(device.gpu.arch, sources=Path(__file__).parent)
+    scratch = device.weights.allocate((64 << 20,), np.uint8)
+    return Context(
+        device.gpu, modules=ModuleCache(compiler), stream=device.stream, arena=Arena(scratch.pointer, scratch.nbytes)
+    )
+
+
+@pytest.fixture
+def sources(tmp_path: Path) -> Path:
+    """A folder with fill.cu and what it includes; needs no GPU."""
+    folder = tmp_path / "cuda"
+    folder.mkdir()
+    (folder / "fill.cu").write_text(FILL)
+    (folder / "part.cuh").write_text('#pragma once\n#include "deep.cuh"\n__device__ float part() { return deep(); }\n')
+    (folder / "deep.cuh").write_text("__device__ float deep() { return 1.0f; }\n")
+    return folder

@@ -1,0 +1,118 @@
+"""kernels.ops.matmul_tuning: launch shapes that depend on the GPU, on dry contexts: they fit it and spread the work."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from kernels.ops.matmul import linear, norm_linear
+from kernels.ops.matmul_tuning import LARGEST_SIZE, MAX_FEW_WARPS, SHAPES_APART, SUMMING_SIZES, ring_bytes, tile_shape
+from kernels.runtime.compiler import SOURCE_DIRECTORY, Compiler
+from kernels.runtime.device_array import DeviceArray
+from kernels.runtime.gpu_spec import H100, GpuSpec
+from kernels.runtime.launcher import Context
+from kernels.weights.formats import FORMATS
+from kernels.weights.packed import FORMAT_IDS, PackedMatrix, Projection
+from kernels.weights.parameters import RmsNorm
+
+SMALL = replace(H100, num_processors=28)
+
+
+def matrix(name: str, num_rows: int, width: int) -> PackedMatrix:
+    return PackedMatrix(
+        FORMATS[name], num_rows, width, 1, False, DeviceArray(0, (1, 0), np.dtype(np.uint8)), None, None
+    )
+
+
+def array(*shape: int) -> DeviceArray:
+    return DeviceArray(0, shape, np.dtype(np.float16))
+
+
+@pytest.mark.parametrize("gpu", [H100, SMALL], ids=["132 processors", "28"])
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_lone_tokens_blocks_have_a_processor_each_and_whole_tiles(gpu: GpuSpec, name: str) -> None:
+    launches: list[tuple[Any, ...]] = []
+    context = Context(gpu)
+    context.launch = lambda *launch, **rest: launches.append((*launch, rest))  # type: ignore[method-assign]
+    for num_rows in (1, 100, 896, 1152, 3072, 9728, 16384, 151936):
+        for width in (256, 896 if FORMATS[name].block_elements < 256 else 1024, 3072, 8192):
+            weights = matrix(name, num_rows, width)
+            linear(context, array(1, width), Projection((weights,)), out=array(1, num_rows))
+            _, kernel, grid, threads, _, rest = launches.pop()
+            assert kernel == "matmul_lone" and not launches
+            assert grid[0] <= gpu.num_processors
+            assert threads // 32 <= MAX_FEW_WARPS
+            assert threads // 32 % weights.num_segments == 0
+            assert rest["shared_bytes"] <= gpu.shared_bytes
+            assert 2 * (rest["shared_bytes"] + 1024) > gpu.shared_bytes + 1024, "no second one beside it"
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_lone_tokens_norm_is_made_apart_where_its_blocks_have_no_room_for_it(name: str) -> None:
+    context = Context(GpuSpec("sm_89", 58, 99 * 1024))  # refuses launches that do not fit
+    launches: list[str] = []
+    launch = context.launch
+    context.launch = lambda *args, **rest: (launches.append(args[1]), launch(*args, **rest))  # type: ignore[method-assign]
+    for num_rows in (100, 896, 1152, 3072, 9728, 16384):
+        for width in (256, 1024, 3072, 4096, 8192):
+            norm = RmsNorm(array(width), 1e-5)
+            norm_linear(
+                context, array(1, width), norm, Projection((matrix(name, num_rows, width),)), out=array(1, num_rows)
+            )
+    assert {"matmul_lone_normed", "norm_rows"} <= set(launches)
+
+
+@pytest.mark.parametrize("num_tokens", [9, 16, 33, 64, 128, 192, 512])
+@pytest.mark.parametrize("name", ["Q5_0", "Q6_K"])
+def test_no_processor_is_given_more_than_its_share_of_a_products_tiles(name: str, num_tokens: int) -> None:
+    launches: list[tuple[Any, ...]] = []
+    context = Context(H100)
+    context.launch = lambda *launch, **rest: launches.append((*launch, rest))  # type: ignore[method-assign]
+    for num_rows in (896, 3072, 16384):
+        linear(
+            context,
+            array(num_tokens, 3072),
+            Projection((matrix(name, num_rows, 3072),)),
+            out=array(num_tokens, num_rows),
+        )
+        _, kernel, grid, _, _, rest = next(launch for launch in launches if launch[1].startswith("matmul_tile"))
+        launches.clear()
+        share = -(-math.prod(grid) // H100.num_processors)
+        reserved = 1024  # bytes of each block
+        assert (share + 1) * (rest["shared_bytes"] + reserved) > H100.shared_bytes + reserved, (kernel, grid)
+        residents = {"16": 3, "32": 3, "64": 2}.get(kernel.rpartition("_")[2], 1)
+        assert min(share, residents) * (rest["shared_bytes"] + reserved) <= H100.shared_bytes + reserved, (kernel, grid)
+
+
+def test_the_shape_of_a_product_is_the_same_between_the_numbers_of_tokens_that_memory_is_planned_at() -> None:
+    planned = {size for size in SUMMING_SIZES if size < SHAPES_APART} | set(range(SHAPES_APART, 1025, SHAPES_APART))
+    for num_rows, num_chunks, num_segments in ((896, 14, 7), (9728, 14, 3), (3072, 128, 8), (16384, 48, 1)):
+        shapes = [tile_shape(H100, num_rows, num_chunks, num_segments, num_tokens) for num_tokens in range(1, 1025)]
+        assert {n for n in range(1, 1024) if shapes[n - 1] != shapes[n]} <= planned
+        assert len(set(shapes)) > 1
+
+
+@pytest.mark.parametrize("arch", ["sm_90a", "sm_80"])
+@pytest.mark.parametrize("name", ["F16", "F32", "MXFP4", "Q6_K"])
+def test_tiles_are_given_the_shared_memory_that_their_kernels_count_on(arch: str, name: str, tmp_path: Path) -> None:
+    pytest.importorskip("cuda.bindings.nvrtc", reason="the CUDA packages are not installed")
+    gpu = replace(H100, arch=arch)
+    sizes = (*SUMMING_SIZES, LARGEST_SIZE) if gpu.has_wgmma else SUMMING_SIZES
+    claims = [f"static_assert(Ring<{size}>::bytes == {ring_bytes(gpu, FORMATS[name], size)});" for size in sizes]
+    (tmp_path / "claims.cu").write_text(
+        "\n".join([f'#include "{SOURCE_DIRECTORY / "matmul" / "matmul_tile.cu"}"', *claims])
+    )
+    assert Compiler(arch, cache=tmp_path, sources=tmp_path).cubin("claims", {"FORMAT": FORMAT_IDS[name]}).image
+
+
+def test_segments_are_whole_units_and_none_is_empty() -> None:
+    for name, width in (("Q4_K", 4864), ("Q6_K", 8192), ("Q5_0", 896), ("MXFP4", 2880)):
+        for num_rows in (16, 896, 3072, 16384):
+            for num_experts in (1, 32):
+                weights = replace(matrix(name, num_rows, width), num_experts=num_experts)
+                assert 1 <= weights.num_segments <= min(MAX_FEW_WARPS, weights.num_units)

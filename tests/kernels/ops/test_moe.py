@@ -1,0 +1,55 @@
+"""Mixture of experts against float64, and the same bits in every batch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from kernels.ops.moe import norm_moe_residual
+from kernels.weights.parameters import RmsNorm
+from tests.kernels.ops.random_weights import random_weight, values_of
+from tests.kernels.ops.test_matmul import load, relative
+
+pytestmark = pytest.mark.gpu
+
+ALPHA, LIMIT = 1.702, 7.0
+
+
+@pytest.mark.sanitize("8-2-MXFP4")
+@pytest.mark.parametrize(("num_experts", "num_used", "name"), [(8, 2, "MXFP4"), (32, 4, "MXFP4"), (5, 5, "Q8_0")])
+def test_experts_are_chosen_and_summed_as_in_float64(
+    device: Any, upload: Any, download: Any, num_experts: int, num_used: int, name: str
+) -> None:
+    rng = np.random.default_rng(num_experts)
+    width, inner = 192, 128
+    gate, up = (random_weight(name, (num_experts, inner, width), rng, bias=True) for _ in range(2))
+    down = random_weight(name, (num_experts, width, inner), rng, bias=True)
+    router_weight = random_weight("F32", (num_experts, width), rng, bias=True)
+    experts, router = load(device, lambda store: (store.experts(gate, up, down), store.router(router_weight, num_used)))
+    x = rng.normal(size=(1100, width)).astype(np.float32)
+    norm_weight = rng.normal(3, 0.1, width).astype(np.float32)
+    norm = RmsNorm(upload(norm_weight), 1e-5)
+
+    normed = x / np.sqrt(np.mean(x.astype(np.float64) ** 2, axis=1, keepdims=True) + 1e-5) * norm_weight
+    logits = normed @ values_of(router_weight).T + router_weight.bias
+    chosen = np.argsort(-logits, axis=1, kind="stable")[:, :num_used]
+    shares = np.exp(np.take_along_axis(logits, chosen, axis=1))
+    shares /= shares.sum(axis=1, keepdims=True)
+    gates, ups, downs = values_of(gate), values_of(up), values_of(down)
+    expected = x[:300].astype(np.float64)
+    for token in range(300):
+        for expert, share in zip(chosen[token], shares[token], strict=True):
+            g = np.minimum(gates[expert] @ normed[token] + gate.bias[expert], LIMIT)
+            u = np.clip(ups[expert] @ normed[token] + up.bias[expert], -LIMIT, LIMIT)
+            h = g / (1 + np.exp(-ALPHA * g)) * (u + 1)
+            expected[token] += share * (downs[expert] @ h + down.bias[expert])
+
+    found = {}
+    for num_tokens in (1, 2, 4, 5, 64, 300, 1100):
+        stream = upload(x[:num_tokens])
+        norm_moe_residual(device.context, stream, norm, router, experts, ALPHA, LIMIT, out=stream)
+        found[num_tokens] = download(stream)
+    assert relative(found[1100][:300] - x[:300], expected - x[:300]) < 3e-3
+    assert [n for n in found if not np.array_equal(found[n], found[1100][:n])] == []

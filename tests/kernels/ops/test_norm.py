@@ -1,0 +1,45 @@
+"""Norms of rows against float64, and the same bits however many rows there are."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from kernels.ops.norm import norm_rows
+from kernels.runtime.launcher import Context
+from kernels.weights.parameters import LayerNorm, RmsNorm
+from tests.kernels.conftest import Download, Empty, Upload
+
+pytestmark = pytest.mark.gpu
+
+MANY, EPSILON = 1500, 1e-5
+
+
+@pytest.mark.parametrize("width", [64, 896, 1020, 2880, 3072, 4096])
+@pytest.mark.parametrize("kind", ["rms", "layer"])
+def test_rows_are_normed_with_the_same_bits_among_many_and_few(
+    context: Context, upload: Upload, empty: Empty, download: Download, width: int, kind: str
+) -> None:
+    rng = np.random.default_rng(width)
+    x = rng.normal(1, 2, size=(MANY + 7, width)).astype(np.float32)
+    weight, bias = rng.normal(size=(2, width)).astype(np.float32)
+    norm = RmsNorm(upload(weight), EPSILON) if kind == "rms" else LayerNorm(upload(weight), upload(bias), EPSILON)
+    order = rng.permutation(MANY + 7)[:MANY].astype(np.int32)
+    rows, found = upload(order), {}
+    for num_rows in (1, 3, 300, MANY):
+        out = empty((num_rows, width), np.float16)
+        norm_rows(context, upload(x), norm, rows=rows.first(num_rows), out=out)
+        found[num_rows] = download(out)
+    assert [n for n in found if not np.array_equal(found[n], found[MANY][:n])] == []
+
+    exact = x[order].astype(np.float64)
+    if kind == "layer":
+        exact -= exact.mean(axis=1, keepdims=True)
+    exact *= weight / np.sqrt((exact**2).mean(axis=1, keepdims=True) + EPSILON)
+    np.testing.assert_allclose(found[MANY], exact + bias if kind == "layer" else exact, rtol=1e-3, atol=1e-4)
+
+    out = empty((MANY, width), np.float16)
+    norm_rows(context, upload(x), norm, rows=None, out=out)
+    in_order = download(out)
+    inside = order < MANY
+    np.testing.assert_array_equal(in_order[order[inside]], found[MANY][inside])

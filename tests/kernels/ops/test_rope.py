@@ -1,0 +1,136 @@
+"""kernels.ops.rope against the formula in float64."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from kernels.batch import LayerCache
+from kernels.ops.attention import cache_shape
+from kernels.ops.rope import HEAD_DIMS, Rotation, rope_write, rotation
+from kernels.runtime.launcher import Context
+from kernels.weights.parameters import Attention, Pairing, RmsNorm, Rope
+from tests.kernels.conftest import Download, Upload
+
+pytestmark = pytest.mark.gpu
+
+EPSILON = 1e-5
+
+
+@pytest.mark.sanitize("*-7")
+@pytest.mark.parametrize("num_tokens", [1, 7, 1000])
+@pytest.mark.parametrize("long_after", [None, 4096])
+def test_angles_are_exact_to_float32(
+    context: Context, upload: Upload, download: Download, num_tokens: int, long_after: int | None
+) -> None:
+    rng = np.random.default_rng(num_tokens)
+    frequencies = (1 / 10000 ** (np.arange(32) / 32)).astype(np.float32) / np.array([[1], [8]], np.float32)
+    positions = rng.integers(0, 131072, num_tokens).astype(np.int32)
+    positions[-1:] = 131071
+    lengths = np.array([4096, 4097, 131072], np.int32)
+    rows = rng.integers(0, 3, num_tokens).astype(np.int32)
+    rope = Rope(upload(frequencies if long_after else frequencies[:1]), "neox", 1.25, long_after)
+    by = rotation(context, upload(positions), rope, upload(lengths), upload(rows))
+    chosen = frequencies[(lengths[rows] > 4096).astype(int) if long_after else np.zeros(num_tokens, int)]
+    angles = (positions[:, None].astype(np.float32) * chosen).astype(np.float64)
+    np.testing.assert_allclose(download(by.cosine), np.cos(angles) * 1.25, atol=3e-7)
+    np.testing.assert_allclose(download(by.sine), np.sin(angles) * 1.25, atol=3e-7)
+
+
+def test_padded_tokens_get_finite_angles(context: Context, upload: Upload, download: Download) -> None:
+    rope = Rope(upload(np.ones((1, 8), np.float32)), "neox")
+    zero = upload(np.zeros(3, np.int32))
+    by = rotation(context, upload(np.full(3, -1, np.int32)), rope, zero, zero)
+    assert np.isfinite(download(by.cosine)).all()
+    assert np.isfinite(download(by.sine)).all()
+
+
+def rotated(heads: np.ndarray, cosine: np.ndarray, sine: np.ndarray, pairing: Pairing) -> np.ndarray:
+    """``heads`` [T, heads, D], rotated by ``cosine`` and ``sine`` [T, P]."""
+    num_pairs = cosine.shape[1]
+    first = slice(num_pairs) if pairing == "neox" else slice(0, 2 * num_pairs, 2)
+    second = slice(num_pairs, 2 * num_pairs) if pairing == "neox" else slice(1, 2 * num_pairs, 2)
+    result = heads.copy()
+    result[..., first] = heads[..., first] * cosine[:, None] - heads[..., second] * sine[:, None]
+    result[..., second] = heads[..., second] * cosine[:, None] + heads[..., first] * sine[:, None]
+    return result
+
+
+@pytest.mark.sanitize("14-2-True-neox-*")
+@pytest.mark.parametrize("head_dim", HEAD_DIMS)
+@pytest.mark.parametrize("pairing", ["neox", "normal", None])
+@pytest.mark.parametrize("norms", [False, True])
+@pytest.mark.parametrize(("num_heads", "num_kv_heads"), [(14, 2), (3, 3)])
+def test_heads_are_rotated_and_stored(
+    context: Context,
+    upload: Upload,
+    download: Download,
+    head_dim: int,
+    pairing: Pairing | None,
+    norms: bool,
+    num_heads: int,
+    num_kv_heads: int,
+) -> None:
+    rng = np.random.default_rng(head_dim)
+    num_tokens, block_tokens, num_blocks = 33, 32, 5
+    for num_pairs in (head_dim // 2, head_dim // 4):
+        width = num_heads + 2 * num_kv_heads
+        qkv = rng.normal(size=(num_tokens, width, head_dim)).astype(np.float16)
+        slots = rng.permutation(num_blocks * block_tokens)[:num_tokens].astype(np.int32)
+        slots[::7] = -1
+        angles = rng.uniform(0, 6, (num_tokens, num_pairs))
+        cosine, sine = np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
+        by = Rotation(upload(cosine), upload(sine), pairing) if pairing else None
+        weights = rng.normal(size=(2, head_dim)).astype(np.float32)
+        head_norms = (RmsNorm(upload(weights[0]), EPSILON), RmsNorm(upload(weights[1]), 2 * EPSILON))
+        shape = cache_shape(num_blocks, block_tokens, num_kv_heads, head_dim)
+        poison = np.full(shape, np.nan, np.float16)
+        out = LayerCache(upload(poison), upload(poison))
+        attention = Attention(num_heads, num_kv_heads, head_dim, scale=1.0, head_norms=head_norms if norms else None)
+        device_qkv = upload(qkv.reshape(num_tokens, -1))
+        device_slots = upload(slots)
+        rope_write(context, device_qkv, device_slots, by, attention, out_cache=out)
+        expected = qkv.astype(np.float64)
+        for part, weight, epsilon in (
+            (slice(num_heads), weights[0], EPSILON),
+            (slice(num_heads, num_heads + num_kv_heads), weights[1], 2 * EPSILON),
+        ):
+            heads = expected[:, part]
+            if norms:
+                heads = heads / np.sqrt((heads**2).mean(-1, keepdims=True) + epsilon) * weight
+            expected[:, part] = rotated(heads, cosine, sine, pairing) if pairing else heads
+        written = slots >= 0
+        blocks, rows = slots[written] // block_tokens, slots[written] % block_tokens
+        queries = download(device_qkv).reshape(qkv.shape)[:, :num_heads]
+        close = {"rtol": 2e-3, "atol": 2e-3}
+        np.testing.assert_allclose(queries[written], expected[written, :num_heads], **close)
+        for cache, part in ((out.keys, slice(num_heads, -num_kv_heads)), (out.values, slice(-num_kv_heads, None))):
+            stored = download(cache)
+            np.testing.assert_allclose(stored[blocks, :, rows], expected[written, part], **close)
+            stored[blocks, :, rows] = np.nan
+            assert np.isnan(stored).all(), "something was written besides"
+
+
+@pytest.mark.parametrize("num_tokens", [1, 257])
+def test_a_token_gets_the_same_bits_alone(
+    context: Context, upload: Upload, download: Download, num_tokens: int
+) -> None:
+    rng = np.random.default_rng(0)
+    qkv = rng.normal(size=(num_tokens, 18 * 64)).astype(np.float16)
+    rope = Rope(upload((1 / 10000 ** (np.arange(32) / 32)).astype(np.float32)[None]), "neox")
+    norm = RmsNorm(upload(np.ones(64, np.float32)), 1e-6)
+    attention = Attention(14, 2, 64, scale=1.0, head_norms=(norm, norm))
+
+    def run(tokens: slice) -> np.ndarray:
+        positions = upload(np.arange(num_tokens, dtype=np.int32)[tokens])
+        zero = upload(np.zeros(num_tokens, np.int32)[tokens])
+        by = rotation(context, positions, rope, zero, zero)
+        out = LayerCache(*(upload(np.zeros(cache_shape(num_tokens, 16, 2, 64), np.float16)) for _ in "kv"))
+        rows = upload(qkv[tokens])
+        rope_write(context, rows, positions, by, attention, out_cache=out)
+        result: np.ndarray = download(rows)
+        return result
+
+    together = run(slice(None))
+    for token in (0, num_tokens // 2, num_tokens - 1):
+        np.testing.assert_array_equal(run(slice(token, token + 1))[0], together[token])

@@ -1,0 +1,221 @@
+"""kernels.ops.sampling against its NumPy twin: the same ids, whatever the batch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+import kernels.reference.sampling as reference
+from kernels.batch import Draws
+from kernels.ops import sampling
+from kernels.runtime.launcher import Context
+
+pytestmark = pytest.mark.gpu
+
+COLUMNS = Draws.__slots__
+
+
+def make_rows(rng: np.random.Generator, num_rows: int, vocab_size: int) -> np.ndarray:
+    """Logits of every kind: smooth, flat, peaked, tied, huge, banned, broken; in random order."""
+    rows = rng.normal(size=(num_rows, vocab_size)).astype(np.float32)
+    for row, kind in zip(rows, rng.permutation(num_rows) % 12, strict=True):
+        if kind < 3:
+            row *= 3
+        elif kind == 3:
+            row *= 0.05
+        elif kind == 4:
+            row[rng.integers(vocab_size)] += 25
+        elif kind == 5:
+            row[:] = np.round(row * 4) / 4 * rng.choice([-1, 1], vocab_size)  # ties, and zeros of both signs
+        elif kind == 6:
+            row[:] = 1.5
+        elif kind == 7:
+            row[rng.random(vocab_size) < 0.98] = -np.inf
+        elif kind == 8:
+            row[:] = np.clip(row, -3.3, 3.3) * np.float32(1e38)
+        elif kind == 9:
+            row[rng.integers(vocab_size)] = rng.choice([np.nan, np.inf])
+        elif kind == 10:
+            row[:] = -np.inf
+        else:
+            row *= 12
+    return rows
+
+
+def make_columns(rng: np.random.Generator, num_rows: int, vocab_size: int) -> dict[str, np.ndarray]:
+    def choose(values: list[float], dtype: type) -> np.ndarray:
+        return rng.choice(values, num_rows).astype(dtype)
+
+    return {
+        "temperature": choose([0, 1e-30, 0.05, 0.7, 0.7, 1, 1, 2], np.float32),
+        "top_k": choose([0, 0, 1, 2, 40, 1000, vocab_size // 2, vocab_size - 1, vocab_size, vocab_size + 7], np.int32),
+        "top_p": choose([1, 1, 1e-6, 0.3, 0.5, 0.9, 0.95, 0.999999], np.float32),
+        "min_p": choose([0, 0, 0, 0.001, 0.05, 0.5, 1], np.float32),
+        "keys": rng.integers(0, 2**63, num_rows).astype(np.uint64) * np.uint64(2) + np.uint64(1),
+        "output_positions": rng.integers(0, 2**34, num_rows),
+    }
+
+
+def distance_to_top_p(logits: np.ndarray, temperature: float, top_k: int, top_p: float, **_: Any) -> float:
+    """How close, relatively, the mass of some number of values comes to what top-p wants."""
+    with np.errstate(over="ignore"):
+        scaled = np.sort((logits - logits.max()) / np.float32(temperature))[::-1]
+    mass = np.exp(scaled[: top_k if 0 < top_k < logits.size else None].astype(np.float64)).cumsum()
+    wanted = float(top_p) * mass[-1]
+    return float(np.abs(mass - wanted).min() / wanted)
+
+
+class Sampler:
+    """Draws on the device."""
+
+    def __init__(self, context: Context, upload: Any, download: Any, empty: Any) -> None:
+        self.context, self.upload, self.download, self.empty = context, upload, download, empty
+
+    def draw(self, logits: np.ndarray, columns: dict[str, np.ndarray]) -> np.ndarray:
+        ids = self.empty((logits.shape[0],), np.int32)
+        draws = Draws(**{name: self.upload(values) for name, values in columns.items()})
+        sampling.sample(self.context, self.upload(logits), draws, out_ids=ids)
+        drawn: np.ndarray = self.download(ids)
+        return drawn
+
+
+@pytest.fixture
+def sampler(context: Context, upload: Any, download: Any, empty: Any) -> Sampler:
+    return Sampler(context, upload, download, empty)
+
+
+def expect(logits: np.ndarray, columns: dict[str, np.ndarray]) -> np.ndarray:
+    ids = np.empty(logits.shape[0], np.int32)
+    reference.sample(logits, Draws(**columns), out_ids=ids)
+    return ids
+
+
+def assert_same_ids(ids: np.ndarray, expected: np.ndarray, logits: np.ndarray, columns: dict[str, np.ndarray]) -> None:
+    wrong = []
+    for row in np.flatnonzero(ids != expected):
+        options = {name: values[row].item() for name, values in columns.items()}
+        on_bound = ids[row] >= 0 and options["top_p"] < 1 and distance_to_top_p(logits[row], **options) < 1e-9
+        if not on_bound:
+            wrong.append(f"row {row}: {ids[row]}, not {expected[row]}; {options}")
+    assert not wrong, f"{len(wrong)} of {ids.size} rows\n" + "\n".join(wrong[:12])
+
+
+def tile(columns: dict[str, np.ndarray], which: np.ndarray) -> dict[str, np.ndarray]:
+    return {name: values[which] for name, values in columns.items()}
+
+
+@pytest.mark.sanitize("3-4099")
+@pytest.mark.parametrize("vocab_size", [1, 5, 640, 4096, 4099, 32064, 50257, 151936, 201088])
+@pytest.mark.parametrize("num_rows", [1, 3, 64, 256])
+def test_rows_draw_what_the_reference_draws(sampler: Sampler, num_rows: int, vocab_size: int) -> None:
+    rng = np.random.default_rng()
+    num_different = min(num_rows, 256 if vocab_size < 5000 else 64 if vocab_size < 100_000 else 24)
+    logits = make_rows(rng, num_different, vocab_size)
+    columns = make_columns(rng, num_different, vocab_size)
+    which = np.arange(num_rows) % num_different
+    ids = sampler.draw(logits[which], tile(columns, which))
+    expected = expect(logits, columns)
+    assert_same_ids(ids, expected[which], logits[which], tile(columns, which))
+
+
+@pytest.mark.sanitize
+def test_every_combination_of_filters(sampler: Sampler) -> None:
+    rng = np.random.default_rng()
+    choices = ([0, 1e-30, 0.3, 1, 2], [0, 1, 17, 299, 300], [1, 1e-6, 0.5, 0.97], [0, 0.04, 1])
+    grid = np.stack(np.meshgrid(*choices, indexing="ij")).reshape(4, -1)
+    num_rows = grid.shape[1]
+    columns = dict(zip(COLUMNS, grid, strict=False)) | {
+        "keys": rng.integers(0, 2**63, num_rows).astype(np.uint64),
+        "output_positions": np.arange(num_rows),
+    }
+    dtypes = (np.float32, np.int32, np.float32, np.float32, np.uint64, np.int64)
+    columns = {name: columns[name].astype(dtype) for name, dtype in zip(COLUMNS, dtypes, strict=True)}
+    for logits in (rng.normal(size=(num_rows, 300)) * 3, np.round(rng.normal(size=(num_rows, 300)) * 2)):
+        logits = logits.astype(np.float32)
+        assert_same_ids(sampler.draw(logits, columns), expect(logits, columns), logits, columns)
+
+
+def test_a_row_draws_the_same_alone_and_among_others(sampler: Sampler) -> None:
+    rng = np.random.default_rng()
+    logits, columns = make_rows(rng, 48, 20_011), make_columns(rng, 48, 20_011)
+    together = sampler.draw(logits, columns)
+    alone = [sampler.draw(logits[row : row + 1], tile(columns, np.array([row]))).item() for row in range(48)]
+    assert together.tolist() == alone
+    assert together.tolist() == sampler.draw(logits, columns).tolist()
+    many = np.arange(1024) % 48
+    np.testing.assert_array_equal(sampler.draw(logits[many], tile(columns, many)), together[many])
+
+
+def test_no_rows_draw_nothing(sampler: Sampler) -> None:
+    rng = np.random.default_rng()
+    assert sampler.draw(np.empty((0, 100), np.float32), make_columns(rng, 0, 100)).size == 0
+
+
+@pytest.mark.sanitize("500")
+@pytest.mark.parametrize("num_entries", [0, 1, 500, 3000])
+def test_adjustments_are_the_same_bits(context: Context, upload: Any, download: Any, num_entries: int) -> None:
+    rng = np.random.default_rng()
+    num_rows, vocab_size = 7, 911
+    logits = (rng.normal(size=(num_rows, vocab_size)) * 5).astype(np.float32)
+    logits[rng.random(logits.shape) < 0.02] = -np.inf
+    places = rng.choice(num_rows * vocab_size, num_entries, replace=False)
+    bias = rng.normal(size=num_entries).astype(np.float32) * rng.integers(0, 2, num_entries)
+    entries = {
+        "rows": (places // vocab_size).astype(np.int32),
+        "token_ids": (places % vocab_size).astype(np.int32),
+        "bias": bias.astype(np.float32),
+        "seen": rng.random(num_entries) < 0.5,
+        "output_counts": rng.choice([0, 1, 3, 1000], num_entries).astype(np.int32),
+        "banned": rng.random(num_entries) < 0.1,
+    }
+    penalties = {
+        "repetition_penalty": rng.uniform(0.5, 2, num_rows).astype(np.float32),
+        "presence_penalty": rng.uniform(-2, 2, num_rows).astype(np.float32),
+        "frequency_penalty": rng.uniform(-2, 2, num_rows).astype(np.float32),
+    }
+    expected = logits.copy()
+    reference.adjust_logits(expected, reference.Adjustments(**entries, **penalties), out=expected)
+    padding = {"rows": -1}
+    padded = {
+        name: np.concatenate([values, np.full(13, padding.get(name, 0), values.dtype)])
+        for name, values in entries.items()
+    }
+    on_device = upload(logits)
+    columns = {name: upload(values) for name, values in (padded | penalties).items()}
+    sampling.adjust_logits(context, on_device, sampling.Adjustments(**columns), out=on_device)
+    np.testing.assert_array_equal(download(on_device).view(np.uint32), expected.view(np.uint32))
+
+
+@pytest.mark.sanitize("5-640-*")
+@pytest.mark.parametrize("num_top", [0, 1, 20])
+@pytest.mark.parametrize(("num_rows", "vocab_size"), [(1, 5), (5, 640), (3, 151936), (64, 50257), (2, 262144)])
+def test_log_probabilities(
+    context: Context, upload: Any, download: Any, empty: Any, num_rows: int, vocab_size: int, num_top: int
+) -> None:
+    rng = np.random.default_rng()
+    logits = make_rows(rng, num_rows, vocab_size)
+    logits[np.abs(logits) > 1e30] = -np.inf
+    logits = np.nan_to_num(logits, nan=0, posinf=3, neginf=-np.inf)
+    ids = rng.integers(0, vocab_size, num_rows).astype(np.int32)
+    ids[~np.isfinite(logits.max(axis=1))] = -1
+    ids[2::5] = -1
+    shapes = {"out_logprobs": (num_rows,), "out_top_ids": (num_rows, num_top), "out_top_logprobs": (num_rows, num_top)}
+    dtypes = {"out_logprobs": np.float32, "out_top_ids": np.int32, "out_top_logprobs": np.float32}
+    expected: dict[str, Any] = {name: np.empty(shape, dtypes[name]) for name, shape in shapes.items()}
+    reference.top_log_probabilities(logits, ids, num_top, **expected)
+
+    def compute(which: slice) -> dict[str, np.ndarray]:
+        count = ids[which].size
+        out = {name: empty((count, *shape[1:]), dtypes[name]) for name, shape in shapes.items()}
+        sampling.top_log_probabilities(context, upload(logits[which]), upload(ids[which]), num_top, **out)
+        return {name: download(array) for name, array in out.items()}
+
+    results = compute(slice(None))
+    np.testing.assert_array_equal(results["out_top_ids"], expected["out_top_ids"])
+    for name in ("out_logprobs", "out_top_logprobs"):
+        np.testing.assert_allclose(results[name], expected[name], atol=2e-6, rtol=2e-7)
+    alone = compute(slice(0, 1))
+    for name, values in results.items():
+        assert alone[name].tobytes() == values[:1].tobytes()

@@ -1,0 +1,63 @@
+"""kernels.reference.moe against a plain loop over tokens."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from kernels.reference.matmul import Linear
+from kernels.reference.moe import Expert, norm_moe_residual
+from kernels.weights.parameters import RmsNorm, Router
+from tests.kernels.reference.test_matmul import make_matrix
+
+HIDDEN, FFN, EXPERTS, USED = 32, 64, 6, 3
+RNG = np.random.default_rng(0)
+
+
+def random_linear(num_outputs: int, num_inputs: int) -> Linear:
+    return Linear(make_matrix(RNG.normal(size=(num_outputs, num_inputs))), RNG.normal(size=num_outputs).astype("f4"))
+
+
+NORM = RmsNorm(np.ones(HIDDEN, np.float32), 1e-5)
+ROUTER_LAYER = random_linear(EXPERTS, HIDDEN)
+ROUTER = Router(ROUTER_LAYER.matrix, ROUTER_LAYER.bias, USED)
+EXPERT_LIST = [
+    Expert(random_linear(FFN, HIDDEN), random_linear(FFN, HIDDEN), random_linear(HIDDEN, FFN)) for _ in range(EXPERTS)
+]
+
+
+def run(x: np.ndarray, router: Router = ROUTER) -> np.ndarray:
+    out = x.copy()
+    norm_moe_residual(out, NORM, router, EXPERT_LIST, 1.702, 7.0, out=out)
+    return out
+
+
+def dense(layer: Linear, x: np.ndarray) -> np.ndarray:
+    return layer.matrix.rows(slice(None)).astype(np.float64) @ x + layer.bias
+
+
+def test_a_token_gets_the_weighted_sum_of_its_best_experts() -> None:
+    x = RNG.normal(size=(10, HIDDEN)).astype(np.float32)
+    for row, actual in zip(x, run(x), strict=True):
+        normed = row / np.sqrt((row.astype(np.float64) ** 2).mean() + 1e-5)
+        logits = dense(ROUTER_LAYER, normed)
+        best = np.argsort(-logits)[:USED]
+        shares = np.exp(logits[best]) / np.exp(logits[best]).sum()
+        expected = row.astype(np.float64)
+        for index, share in zip(best, shares, strict=True):
+            expert = EXPERT_LIST[index]
+            gate = np.minimum(dense(expert.gate, normed), 7)
+            up = np.clip(dense(expert.up, normed), -7, 7)
+            expected = expected + share * dense(expert.down, gate / (1 + np.exp(-1.702 * gate)) * (up + 1))
+        np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-3)
+
+
+def test_a_token_has_the_same_bits_alone_and_among_others() -> None:
+    x = RNG.normal(size=(40, HIDDEN)).astype(np.float32)
+    np.testing.assert_array_equal(run(x), np.concatenate([run(row[None]) for row in x]))
+
+
+def test_of_equal_experts_the_lower_ones_are_chosen() -> None:
+    x = RNG.normal(size=(1, HIDDEN)).astype(np.float32)
+    zeros = make_matrix(np.zeros((EXPERTS, HIDDEN)))
+    low = np.array([0] * USED + [-99] * (EXPERTS - USED), np.float32)
+    np.testing.assert_array_equal(run(x, Router(zeros, None, USED)), run(x, Router(zeros, low, USED)))

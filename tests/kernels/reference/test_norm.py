@@ -1,0 +1,62 @@
+"""kernels.reference.norm against float64 formulas."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from kernels.reference.matmul import Linear
+from kernels.reference.norm import norm_gelu, norm_head, norm_linear, norm_swiglu, normalise
+from kernels.weights.parameters import LayerNorm, Norm, RmsNorm
+from tests.kernels.reference.test_matmul import make_matrix
+
+RNG = np.random.default_rng(0)
+WEIGHT, BIAS = (RNG.normal(size=64).astype(np.float32) for _ in range(2))
+RMS, LAYER = RmsNorm(WEIGHT, 1e-5), LayerNorm(WEIGHT, BIAS, 1e-5)
+
+
+def exact(norm: Norm, x: np.ndarray) -> np.ndarray:
+    x = x.astype(np.float64)
+    if isinstance(norm, LayerNorm):
+        return (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + norm.epsilon) * WEIGHT + BIAS
+    return x / np.sqrt((x * x).mean(-1, keepdims=True) + norm.epsilon) * WEIGHT
+
+
+@pytest.mark.parametrize("norm", [RMS, LAYER], ids=["rms", "layer"])
+def test_norms_follow_their_formula_row_by_row(norm: Norm) -> None:
+    x = (RNG.normal(size=(9, 64)) * 5 + 1).astype(np.float32)
+    np.testing.assert_allclose(normalise(norm, x), exact(norm, x), rtol=1e-5, atol=1e-5)
+    np.testing.assert_array_equal(normalise(norm, x), np.concatenate([normalise(norm, row[None]) for row in x]))
+    zeros = np.zeros((1, 64), np.float32)
+    np.testing.assert_array_equal(normalise(norm, zeros), exact(norm, zeros).astype("f4"))
+
+
+def silu(x: np.ndarray) -> np.ndarray:
+    return x / (1 + np.exp(-x))
+
+
+def test_fused_projections_are_the_norm_and_then_the_layer() -> None:
+    x = RNG.normal(size=(5, 64)).astype(np.float32)
+    gate, up = (make_matrix(RNG.normal(size=(24, 64))) for _ in range(2))
+    gated, lifted = (exact(RMS, x) @ matrix.rows(slice(None)).T for matrix in (gate, up))
+    out = np.empty((5, 48), np.float32)
+    norm_linear(x, RMS, (Linear(gate), Linear(up)), out=out)
+    np.testing.assert_allclose(out, np.concatenate([gated, lifted], axis=1), atol=1e-4)
+    out = np.empty((5, 24), np.float32)
+    norm_swiglu(x, RMS, (Linear(gate), Linear(up)), out=out)
+    np.testing.assert_allclose(out, silu(gated) * lifted, rtol=1e-4, atol=1e-4)
+    fused = make_matrix(np.concatenate([gate.rows(slice(None)), up.rows(slice(None))]))
+    split = out.copy()
+    norm_swiglu(x, RMS, (Linear(fused),), out=out)
+    np.testing.assert_allclose(out, split, rtol=1e-5, atol=1e-5)
+    norm_gelu(x, RMS, (Linear(gate),), out=out)
+    inner = np.sqrt(2 / np.pi) * (gated + 0.044715 * gated**3)
+    np.testing.assert_allclose(out, 0.5 * gated * (1 + np.tanh(inner)), rtol=1e-4, atol=1e-4)
+
+
+def test_the_head_sees_the_rows_that_are_asked_for() -> None:
+    x = RNG.normal(size=(7, 64)).astype(np.float32)
+    head = Linear(make_matrix(RNG.normal(size=(30, 64))))
+    out = np.empty((3, 30), np.float32)
+    norm_head(x, np.array([6, 0, 6], np.int32), RMS, (head,), out=out)
+    np.testing.assert_allclose(out, exact(RMS, x[[6, 0, 6]]) @ head.matrix.rows(slice(None)).T, atol=1e-4)

@@ -1,0 +1,294 @@
+"""The small models: tensors, types and metadata as in published files of each family, with two layers 32 wide.
+
+The random weights are drawn so large that logits deviate by about three, as those of trained models do: then the
+likeliest token differs from context to context and is seldom a near tie.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from gguf.constants import LlamaFileType
+
+from tests.bench.model_specs import CHATML, HARMONY, PHI3_CHAT, ModelSpec, TensorSpec, norm
+from tests.models.vocabularies import byte_level, sentencepiece
+
+HIDDEN = 32
+HEAD_DIM = 16
+CONTEXT_LENGTH = 256
+LLAMA2_CHAT = (
+    "{% for message in messages %}{% if message.role == 'user' %}{{ bos_token }}[INST] {{ message.content }} [/INST]"
+    "{% else %} {{ message.content }} {{ eos_token }}{% endif %}{% endfor %}"
+)
+LLAMA3_CHAT = (
+    "{{ bos_token }}{% for message in messages %}<|start_header_id|>{{ message.role }}<|end_header_id|>\n\n"
+    "{{ message.content }}<|eot_id|>{% endfor %}"
+    "{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}"
+)
+PHI4_CHAT = PHI3_CHAT.replace("\n", "")
+
+
+def matrix(name: str, format_: str, *shape: int, gain: float = 1.0) -> TensorSpec:
+    """A matrix, or the experts' matrices, that makes what goes through it ``gain`` times as large."""
+    return TensorSpec(f"{name}.weight", format_, shape, deviation=gain * shape[-1] ** -0.5)
+
+
+def biased(name: str, format_: str, *shape: int, gain: float = 1.0) -> tuple[TensorSpec, TensorSpec]:
+    """A `matrix` with a bias for each output."""
+    return matrix(name, format_, *shape, gain=gain), TensorSpec(f"{name}.bias", "F32", shape[:-1], deviation=0.3)
+
+
+def layer_norm(name: str) -> tuple[TensorSpec, TensorSpec]:
+    """A norm that adds a bias."""
+    return norm(name, HIDDEN), TensorSpec(f"{name}.bias", "F32", (HIDDEN,), deviation=0.1)
+
+
+def rope_factors(name: str, num_pairs: int, mean: float) -> TensorSpec:
+    """What rotary frequencies are divided by."""
+    return TensorSpec(f"{name}.weight", "F32", (num_pairs,), mean=mean, deviation=0.1 * mean)
+
+
+def embedding_and_head(vocab_size: int, embedding: str, head: str) -> list[TensorSpec]:
+    """Two matrices, in formats of their own."""
+    return [
+        matrix("token_embd", embedding, vocab_size, HIDDEN, gain=4),
+        matrix("output", head, vocab_size, HIDDEN, gain=3),
+    ]
+
+
+def tied(vocab_size: int, format_: str) -> list[TensorSpec]:
+    """One matrix that is the embedding and the head."""
+    return [matrix("token_embd", format_, vocab_size, HIDDEN, gain=3)]
+
+
+def llama_layer(
+    name: str, format_: str, down: str, ffn: int, *, heads: int = 2, bias: bool = False, head_norms: bool = False
+) -> list[TensorSpec]:
+    """A layer of the Llama kind; two heads share their keys and values, and ``down`` is the last matrix's format."""
+
+    def projection(part: str, num_outputs: int, gain: float = 1.0) -> tuple[TensorSpec, ...]:
+        both = biased(f"{name}.attn_{part}", format_, num_outputs, HIDDEN, gain=gain)
+        return both if bias else both[:1]
+
+    return [
+        norm(f"{name}.attn_norm", HIDDEN),
+        *projection("q", heads * HEAD_DIM, gain=3),
+        *projection("k", heads // 2 * HEAD_DIM, gain=3),
+        *projection("v", heads // 2 * HEAD_DIM),
+        *(TensorSpec(f"{name}.attn_{part}_norm.weight", "F32", (HEAD_DIM,), 2.0, 0.1) for part in "qk" if head_norms),
+        matrix(f"{name}.attn_output", format_, HIDDEN, heads * HEAD_DIM, gain=2),
+        norm(f"{name}.ffn_norm", HIDDEN),
+        matrix(f"{name}.ffn_gate", format_, ffn, HIDDEN, gain=2),
+        matrix(f"{name}.ffn_up", format_, ffn, HIDDEN),
+        matrix(f"{name}.ffn_down", down, HIDDEN, ffn, gain=2),
+    ]
+
+
+def phi3_layer(name: str, format_: str, down: str, ffn: int) -> list[TensorSpec]:
+    """A layer with Q, K and V in one matrix, and gate and up in one."""
+    return [
+        norm(f"{name}.attn_norm", HIDDEN),
+        matrix(f"{name}.attn_qkv", format_, 3 * HIDDEN, HIDDEN, gain=2.5),
+        matrix(f"{name}.attn_output", format_, HIDDEN, HIDDEN, gain=2),
+        norm(f"{name}.ffn_norm", HIDDEN),
+        matrix(f"{name}.ffn_up", format_, 2 * ffn, HIDDEN, gain=1.5),
+        matrix(f"{name}.ffn_down", down, HIDDEN, ffn, gain=2),
+    ]
+
+
+def gpt2_layer(name: str, format_: str) -> list[TensorSpec]:
+    """A layer with biases everywhere."""
+    return [
+        *layer_norm(f"{name}.attn_norm"),
+        *biased(f"{name}.attn_qkv", format_, 3 * HIDDEN, HIDDEN, gain=2.5),
+        *biased(f"{name}.attn_output", format_, HIDDEN, HIDDEN, gain=2),
+        *layer_norm(f"{name}.ffn_norm"),
+        *biased(f"{name}.ffn_up", format_, 4 * HIDDEN, HIDDEN, gain=2),
+        *biased(f"{name}.ffn_down", format_, HIDDEN, 4 * HIDDEN, gain=2),
+    ]
+
+
+def gpt_oss_layer(name: str, heads: int, ffn: int, experts: int) -> list[TensorSpec]:
+    """A layer with attention sinks and experts; the experts are MXFP4, what is dense Q8_0."""
+    return [
+        norm(f"{name}.attn_norm", HIDDEN),
+        *biased(f"{name}.attn_q", "Q8_0", heads * HEAD_DIM, HIDDEN, gain=3),
+        *biased(f"{name}.attn_k", "Q8_0", heads // 2 * HEAD_DIM, HIDDEN, gain=3),
+        *biased(f"{name}.attn_v", "Q8_0", heads // 2 * HEAD_DIM, HIDDEN),
+        *biased(f"{name}.attn_output", "Q8_0", HIDDEN, heads * HEAD_DIM, gain=2),
+        TensorSpec(f"{name}.attn_sinks.weight", "F32", (heads,), deviation=1.0),
+        norm(f"{name}.post_attention_norm", HIDDEN),
+        *biased(f"{name}.ffn_gate_inp", "F32", experts, HIDDEN, gain=2),
+        *biased(f"{name}.ffn_gate_exps", "MXFP4", experts, ffn, HIDDEN, gain=2),
+        *biased(f"{name}.ffn_up_exps", "MXFP4", experts, ffn, HIDDEN, gain=2),
+        *biased(f"{name}.ffn_down_exps", "MXFP4", experts, HIDDEN, ffn, gain=2),
+    ]
+
+
+def keys(ffn: int, heads: int, kv_heads: int, *, norm_epsilon: str = "layer_norm_rms_epsilon") -> dict[str, Any]:
+    """The metadata keys of every family."""
+    return {
+        "block_count": 2,
+        "context_length": CONTEXT_LENGTH,
+        "embedding_length": HIDDEN,
+        "feed_forward_length": ffn,
+        "attention.head_count": heads,
+        "attention.head_count_kv": kv_heads,
+        f"attention.{norm_epsilon}": 1e-5,
+    }
+
+
+def llama2_q4_0() -> ModelSpec:
+    """Llama 2: SentencePiece's vocabulary."""
+    words = sentencepiece()
+    tensors = [
+        *embedding_and_head(len(words.tokens), "Q4_0", "Q8_0"),
+        *llama_layer("blk.0", "Q4_0", "Q4_0", 128),
+        *llama_layer("blk.1", "Q4_0", "Q4_0", 128),
+        norm("output_norm", HIDDEN),
+    ]
+    settings = keys(128, 2, 1) | {"rope.dimension_count": HEAD_DIM}
+    ids = {"bos": 1, "eos": 2, "unknown": 0, "add_bos": True, "add_eos": False}
+    return ModelSpec("llama", "Small Llama 2", LlamaFileType.MOSTLY_Q4_0, settings, words, ids, LLAMA2_CHAT, tensors)
+
+
+def llama3_bf16() -> ModelSpec:
+    """Llama 3.2: byte-level BPE, factors on the rotary frequencies, the embedding tied to the head."""
+    special = "begin_of_text", "end_of_text", "start_header_id", "end_header_id", "eot_id"
+    words = byte_level("llama-bpe", *(f"<|{name}|>" for name in special))
+    vocab_size = len(words.tokens)
+    tensors = [
+        *tied(vocab_size, "BF16"),
+        rope_factors("rope_freqs", HEAD_DIM // 2, 3.0),
+        *llama_layer("blk.0", "BF16", "BF16", 32),
+        *llama_layer("blk.1", "BF16", "BF16", 32),
+        norm("output_norm", HIDDEN),
+    ]
+    settings = keys(32, 2, 1) | {"rope.dimension_count": HEAD_DIM, "rope.freq_base": 500000.0}
+    ids = {"bos": vocab_size - 5, "eos": vocab_size - 1}
+    return ModelSpec("llama", "Small Llama 3", LlamaFileType.MOSTLY_BF16, settings, words, ids, LLAMA3_CHAT, tensors)
+
+
+def qwen2_q4_k_m() -> ModelSpec:
+    """Qwen2.5-0.5B: biases; where rows are too short for K-quants, the formats that llama.cpp then takes."""
+    words = byte_level("qwen2", "<|endoftext|>", "<|im_start|>", "<|im_end|>")
+    vocab_size = len(words.tokens)
+    tensors = [
+        *embedding_and_head(vocab_size, "Q5_0", "Q8_0"),
+        *llama_layer("blk.0", "Q5_0", "Q6_K", 256, bias=True),
+        *llama_layer("blk.1", "Q5_0", "Q4_K", 256, bias=True),
+        norm("output_norm", HIDDEN),
+    ]
+    settings = keys(256, 2, 1) | {"rope.freq_base": 1e6}
+    ids = {"bos": vocab_size - 3, "eos": vocab_size - 1, "padding": vocab_size - 3, "add_bos": False}
+    return ModelSpec("qwen2", "Small Qwen2", LlamaFileType.MOSTLY_Q4_K_M, settings, words, ids, CHATML, tensors)
+
+
+def qwen3_q4_1() -> ModelSpec:
+    """Qwen3: norms of query and key heads, which are longer in all than the model is wide; user-defined tokens."""
+    words = byte_level("qwen2", "<|endoftext|>", "<|im_start|>", "<|im_end|>", defined=("<think>", "</think>"))
+    vocab_size = len(words.tokens)
+    tensors = [
+        *tied(vocab_size, "Q8_0"),
+        *llama_layer("blk.0", "Q4_1", "Q4_1", 96, heads=4, head_norms=True),
+        *llama_layer("blk.1", "Q4_1", "Q4_1", 96, heads=4, head_norms=True),
+        norm("output_norm", HIDDEN),
+    ]
+    lengths = {"attention.key_length": HEAD_DIM, "attention.value_length": HEAD_DIM}
+    settings = keys(96, 4, 2) | lengths | {"rope.freq_base": 1e6}
+    ids = {"bos": vocab_size - 5, "eos": vocab_size - 3, "padding": vocab_size - 5, "add_bos": False}
+    return ModelSpec("qwen3", "Small Qwen3", LlamaFileType.MOSTLY_Q4_1, settings, words, ids, CHATML, tensors)
+
+
+def phi3_q5_k_m() -> ModelSpec:
+    """Phi-3-mini-4k: fused matrices, a sliding window, SentencePiece's vocabulary with chat tokens."""
+    words = sentencepiece("<|endoftext|>", "<|assistant|>", "<|system|>", "<|end|>", "<|user|>")
+    vocab_size = len(words.tokens)
+    tensors = [
+        *embedding_and_head(vocab_size, "Q5_1", "Q8_0"),
+        *phi3_layer("blk.0", "Q5_1", "Q5_K", 256),
+        *phi3_layer("blk.1", "Q5_1", "Q5_K", 256),
+        norm("output_norm", HIDDEN),
+    ]
+    settings = keys(256, 2, 2) | {"rope.dimension_count": HEAD_DIM, "attention.sliding_window": 16}
+    ids = {"bos": 1, "eos": vocab_size - 5, "unknown": 0, "padding": vocab_size - 5, "add_bos": True, "add_eos": False}
+    return ModelSpec("phi3", "Small Phi-3", LlamaFileType.MOSTLY_Q5_K_M, settings, words, ids, PHI3_CHAT, tensors)
+
+
+def phi4_mini_f16() -> ModelSpec:
+    """Phi-4-mini: longrope on three quarters of each head, byte-level BPE, the embedding tied to the head."""
+    words = byte_level("gpt-4o", "<|endoftext|>", "<|assistant|>", "<|system|>", "<|end|>", "<|user|>")
+    vocab_size = len(words.tokens)
+    num_rotated = HEAD_DIM * 3 // 4
+    tensors = [
+        *tied(vocab_size, "F16"),
+        rope_factors("rope_factors_short", num_rotated // 2, 1.2),
+        rope_factors("rope_factors_long", num_rotated // 2, 5.0),
+        *phi3_layer("blk.0", "F16", "F16", 32),
+        *phi3_layer("blk.1", "F16", "F16", 32),
+        norm("output_norm", HIDDEN),
+    ]
+    rope = {"rope.dimension_count": num_rotated, "rope.scaling.original_context_length": 32}
+    settings = keys(32, 2, 2) | rope | {"rope.scaling.attn_factor": 1.2649}
+    ids = {"bos": vocab_size - 5, "eos": vocab_size - 2, "add_bos": False}
+    return ModelSpec("phi3", "Small Phi-4-mini", LlamaFileType.MOSTLY_F16, settings, words, ids, PHI4_CHAT, tensors)
+
+
+def gpt2_q8_0() -> ModelSpec:
+    """GPT-2: learned positions, norms with biases, no chat template."""
+    words = byte_level("gpt-2", "<|endoftext|>")
+    vocab_size = len(words.tokens)
+    tensors = [
+        *tied(vocab_size, "Q8_0"),
+        TensorSpec("position_embd.weight", "F16", (CONTEXT_LENGTH, HIDDEN), deviation=0.5),
+        *gpt2_layer("blk.0", "Q8_0"),
+        *gpt2_layer("blk.1", "Q8_0"),
+        *layer_norm("output_norm"),
+    ]
+    settings = keys(4 * HIDDEN, 2, 2, norm_epsilon="layer_norm_epsilon")
+    ids = {"bos": vocab_size - 1, "eos": vocab_size - 1}
+    return ModelSpec("gpt2", "Small GPT-2", LlamaFileType.MOSTLY_Q8_0, settings, words, ids, "", tensors)
+
+
+def gpt_oss_mxfp4_moe() -> ModelSpec:
+    """gpt-oss: experts, sinks, a window of 16 on the first layer, YaRN, the vocabulary of harmony."""
+    special = "startoftext", "endoftext", "return", "constrain", "channel", "start", "end", "message", "call"
+    words = byte_level("gpt-4o", *(f"<|{name}|>" for name in special))
+    vocab_size = len(words.tokens)
+    tensors = [
+        *embedding_and_head(vocab_size, "Q8_0", "Q8_0"),
+        *gpt_oss_layer("blk.0", 4, 32, 4),
+        *gpt_oss_layer("blk.1", 4, 32, 4),
+        norm("output_norm", HIDDEN),
+    ]
+    settings = keys(32, 4, 2) | {
+        "rope.freq_base": 150000.0,
+        "rope.scaling.type": "yarn",
+        "rope.scaling.factor": 32.0,
+        "rope.scaling.original_context_length": 4096,
+        # Interpolation begins at dimension 2.0001 and ends at 4.9999: llama.cpp rounds the two, others do not.
+        "rope.scaling.yarn_beta_fast": 33.12,
+        "rope.scaling.yarn_beta_slow": 0.37948,
+        "attention.key_length": HEAD_DIM,
+        "attention.value_length": HEAD_DIM,
+        "attention.sliding_window": 16,
+        "expert_count": 4,
+        "expert_used_count": 2,
+        "expert_feed_forward_length": 32,
+    }
+    ids = {"bos": vocab_size - 9, "eos": vocab_size - 7, "padding": vocab_size - 8}
+    return ModelSpec("gpt-oss", "Small gpt-oss", LlamaFileType.MOSTLY_MXFP4_MOE, settings, words, ids, HARMONY, tensors)
+
+
+SPECS: dict[str, tuple[int, Callable[[], ModelSpec]]] = {
+    "llama2-q4_0": (12, llama2_q4_0),
+    "llama3-bf16": (15, llama3_bf16),
+    "qwen2-q4_k_m": (37, qwen2_q4_k_m),
+    "qwen3-q4_1": (36, qwen3_q4_1),
+    "phi3-q5_k_m": (30, phi3_q5_k_m),
+    "phi4-mini-f16": (3, phi4_mini_f16),
+    "gpt2-q8_0": (83, gpt2_q8_0),
+    "gpt-oss-mxfp4_moe": (10, gpt_oss_mxfp4_moe),
+}
+"""File name, without its ending -> seed, chosen so that greedy ids repeat little and have no near ties; contents."""

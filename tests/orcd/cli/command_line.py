@@ -1,0 +1,25 @@
+"""The command line, run inside of a test."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+import pytest
+
+from orcd.cli import command_line
+from orcd.cli.main import cli
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one command line of ``orcd`` and return its exit code."""
+    return command_line.run(cli, arguments)
+
+
+def one_error(capsys: pytest.CaptureFixture[str], code: str) -> str:
+    """The message of the one line on standard error (click ends an interrupted line with an empty one)."""
+    [line] = capsys.readouterr().err.strip().splitlines()
+    found = re.fullmatch(r"orcd: ([A-Z_]+): (.+)", line)
+    assert found, line
+    assert found[1] == code
+    return found[2]

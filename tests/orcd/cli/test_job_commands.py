@@ -1,0 +1,297 @@
+"""The commands that talk to a queue, with a worker played by the test."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import shlex
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+
+from orcd.batch import batch_run
+from orcd.batch.batch_file import BatchFile, Line
+from orcd.cli import terminal
+from orcd.cli.main import cli
+from orcd.client import Client
+from orcd.errors import RedisUnavailable
+from orcd.store import schema
+from tests.orcd.cli.command_line import one_error, run
+from tests.orcd.job_writer import MakeStore, Writer, claimed
+
+NOWHERE = "redis://127.0.0.1:1/0"
+COMMANDS = {
+    "generate": {"--redis", "--model", "--max-tokens", "--temperature", "--top-p", "--top-k", "--seed", "--stop"},
+    "batch": {"--redis", "--errors"},
+    "cancel": set(),
+    "status": set(),
+    "follow": {"--from"},
+}
+
+
+class Worker:
+    """Answers every queued job with the tokens `` 1 2 3``, unless the test holds it."""
+
+    def __init__(self, connection: redis.Redis, make_store: MakeStore) -> None:
+        self._redis = connection
+        self._store = make_store()
+        self._stopping = threading.Event()
+        self.finishes = True
+        self._thread = threading.Thread(target=self._work)
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._stopping.set()
+        self._thread.join()
+
+    def _work(self) -> None:
+        while not self._stopping.wait(0.01):
+            queued: Any = self._redis.zrange(schema.QUEUED, 0, 4)
+            for job_id in queued:
+                writer = claimed(self._store, str(job_id, "ascii"))
+                writer.start()
+                writer.tokens(3)
+                if self.finishes:
+                    self.end(writer)
+
+    def end(self, writer: Writer) -> None:
+        writer.end()
+
+
+class FailingWorker(Worker):
+    """Fails every job."""
+
+    def end(self, writer: Writer) -> None:
+        writer.fail("VRAM_OOM", "does not fit")
+
+
+@pytest.fixture
+def worker(connection: redis.Redis, make_store: MakeStore) -> Iterator[Worker]:
+    worker = Worker(connection, make_store)
+    yield worker
+    worker.stop()
+
+
+@pytest.fixture
+def failing_worker(connection: redis.Redis, make_store: MakeStore) -> Iterator[Worker]:
+    worker = FailingWorker(connection, make_store)
+    yield worker
+    worker.stop()
+
+
+@pytest.fixture
+def client(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Client]:
+    """A client of the Redis that the commands of the test use too."""
+    monkeypatch.setenv("ORCD_REDIS_URL", redis_url)
+    with Client(redis_url) as client:
+        yield client
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_the_flags_that_other_tools_rely_on(name: str) -> None:
+    assert COMMANDS[name] <= {option for parameter in cli.commands[name].params for option in parameter.opts}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_explains_itself(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run([name, "--help"]) == 0
+    page = capsys.readouterr().out
+    assert page.startswith(f"Usage: orcd {name} ")
+    assert len(page) > 150
+
+
+WRONG_USAGE = [
+    "generate",
+    "generate hi --temperature hot",
+    "generate hi --temperature 3",
+    "generate hi --max-tokens 0",
+    "generate hi --stop ''",
+    "generate ''",
+    "generate hi --redis nonsense",
+    "status",
+    "status 'no such id'",
+    "follow job --from -1",
+    "batch missing.jsonl out.jsonl",
+    "batch same.jsonl same.jsonl",
+]
+
+
+@pytest.mark.parametrize("line", WRONG_USAGE)
+def test_wrong_usage_is_one_line_and_exit_code_2(line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(shlex.split(line)) == 2
+    one_error(capsys, "INVALID_REQUEST")
+
+
+@pytest.mark.parametrize("line", ["generate hi", "cancel job", "status job", "follow job", "batch {file} {file}.out"])
+def test_without_redis_every_command_says_so(line: str, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+                                             monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    monkeypatch.setattr(batch_run, "PATIENCE_S", 0.0)
+    monkeypatch.setattr("orcd.client.RECONNECT_S", 0.0)
+    file = tmp_path / "in.jsonl"
+    file.write_text('{"prompt": "a"}\n')
+    assert run([*line.format(file=file).split(), "--redis", NOWHERE]) == 1
+    errors = capsys.readouterr().err.splitlines()
+    assert errors[-1].startswith("orcd: REDIS_UNAVAILABLE: cannot reach Redis at redis://127.0.0.1:1/0; ")
+
+
+def test_generate_prints_the_answer(client: Client, worker: Worker, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["generate", "Write a haiku", "--max-tokens", "5", "--stop", "a", "--stop", "b"]) == 0
+    assert capsys.readouterr().out == " 1 2 3\n"
+
+
+@pytest.mark.parametrize("raw", [True, False])
+def test_generate_sends_a_chat_message_unless_it_is_told_not_to(
+    raw: bool, client: Client, worker: Worker, connection: redis.Redis
+) -> None:
+    options = ["--model", "demo", "--max-tokens", "5", "--temperature", "0.5", "--top-p", "0.9", "--top-k", "4",
+               "--seed", "7", "--stop", "x"]  # fmt: skip
+    assert run(["generate", "hello", *options, *["--raw"] * raw]) == 0
+    [key] = connection.keys("orcd:*:job")
+    request = json.loads(connection.hget(key, "request") or b"")
+    text = {"prompt": "hello"} if raw else {"messages": [{"role": "user", "content": "hello"}]}
+    assert request == text | {"model": "demo", "max_tokens": 5, "temperature": 0.5, "top_p": 0.9, "top_k": 4, "seed": 7,
+                              "stop": ["x"]}  # fmt: skip
+
+
+def test_generate_reads_standard_input(client: Client, worker: Worker, connection: redis.Redis,
+                                       monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO("größer".encode())))
+    assert run(["generate", "-", "--raw"]) == 0
+    [key] = connection.keys("orcd:*:job")
+    assert json.loads(connection.hget(key, "request") or b"")["prompt"] == "größer"
+
+
+def test_generate_as_json_prints_every_event(
+    client: Client, worker: Worker, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["generate", "hi", "--json"]) == 0
+    events = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [event["type"] for event in events if event["type"] != "queued"] == ["started", "token", "end"]
+    assert events[-1]["tokens_out"] == 3
+
+
+def test_a_failed_job_is_an_error_with_its_code(client: Client, failing_worker: Worker,
+                                                capsys: pytest.CaptureFixture[str]) -> None:  # fmt: skip
+    assert run(["generate", "hi"]) == 1
+    assert one_error(capsys, "VRAM_OOM") == "does not fit"
+
+
+def test_ctrl_c_cancels_the_job(client: Client, connection: redis.Redis, monkeypatch: pytest.MonkeyPatch,
+                                capsys: pytest.CaptureFixture[str]) -> None:  # fmt: skip
+    def interrupt(events: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(terminal, "show_text", interrupt)
+    assert run(["generate", "hi"]) == 130
+    one_error(capsys, "CANCELLED")
+    [key] = connection.keys("orcd:*:job")
+    assert connection.hget(key, "state") == b"cancelled"
+
+
+def test_cancel_status_and_follow_tell_of_a_job(client: Client, make_store: MakeStore,
+                                                capsys: pytest.CaptureFixture[str]) -> None:  # fmt: skip
+    client.submit(prompt="a", job_id="waits")
+    client.submit(prompt="a", job_id="runs")
+    writer = claimed(make_store(), "runs")
+    writer.start()
+    writer.tokens(3)
+    assert run(["cancel", "waits"]) == 0
+    assert capsys.readouterr().out == "cancelled\n"
+    assert run(["status", "runs"]) == 0
+    assert re.search(r"^state +running$", capsys.readouterr().out, re.MULTILINE)
+    assert run(["status", "runs", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["tokens_out"] == 3
+    writer.tokens(1)
+    writer.end()
+    assert run(["follow", "runs"]) == 0
+    assert capsys.readouterr().out == " 1 2 3 4\n"
+    assert run(["follow", "runs", "--from", "3"]) == 0
+    assert capsys.readouterr().out == " 4\n"
+    assert run(["follow", "waits"]) == 1
+    one_error(capsys, "CANCELLED")
+
+
+@pytest.mark.parametrize("name", ["cancel", "status", "follow"])
+def test_an_unknown_job_is_named(name: str, client: Client, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run([name, "nobody"]) == 2
+    assert "job nobody: unknown" in one_error(capsys, "INVALID_REQUEST")
+
+
+def test_batch_writes_results_and_errors(client: Client, worker: Worker, tmp_path: Path,
+                                         capsys: pytest.CaptureFixture[str]) -> None:  # fmt: skip
+    source, output = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    source.write_text('{"id": "a", "prompt": "one"}\nbroken\n{"prompt": "two"}\n')
+    assert run(["batch", str(source), str(output)]) == 0
+    results = sorted((json.loads(line) for line in output.read_text().splitlines()), key=lambda result: result["line"])
+    assert [(result["line"], result["id"], result["text"]) for result in results] == [
+        (1, "a", " 1 2 3"),
+        (3, None, " 1 2 3"),
+    ]
+    assert results[0]["finish_reason"] == "length"
+    assert results[0]["tokens_out"] == 3
+    [error] = (tmp_path / "out.jsonl.errors.jsonl").read_text().splitlines()
+    assert json.loads(error)["line"] == 2
+    assert "2 of 3 lines have results" in capsys.readouterr().err
+
+
+def test_batch_fails_if_every_line_does(client: Client, failing_worker: Worker, tmp_path: Path) -> None:
+    source, errors = tmp_path / "in.jsonl", tmp_path / "errors.jsonl"
+    source.write_text('{"id": "a", "prompt": "one"}\n')
+    assert run(["batch", str(source), str(tmp_path / "out.jsonl"), "--errors", str(errors)]) == 1
+    [error] = [json.loads(line) for line in errors.read_text().splitlines()]
+    assert {name: error[name] for name in ("line", "id", "code", "message")} == {
+        "line": 1,
+        "id": "a",
+        "code": "VRAM_OOM",
+        "message": "does not fit",
+    }
+
+
+def test_an_interrupted_batch_goes_on_without_running_a_job_twice(
+    client: Client, worker: Worker, connection: redis.Redis, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    source, output = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    source.write_text("".join(f'{{"prompt": "{number}"}}\n' for number in range(20)))
+    monkeypatch.setattr(batch_run, "MAX_IN_FLIGHT", 4)
+    write = BatchFile.succeed
+
+    def write_and_stop(file: BatchFile, line: Line, result: dict[str, object]) -> None:
+        write(file, line, result)
+        if file.num_succeeded == 7:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(BatchFile, "succeed", write_and_stop)
+        assert run(["batch", str(source), str(output)]) == 130
+    assert "stopped with 13 lines left; run the same command again to go on" in capsys.readouterr().err
+    assert len(output.read_text().splitlines()) == 7
+    assert run(["batch", str(source), str(output)]) == 0
+    results = [json.loads(line) for line in output.read_text().splitlines()]
+    assert sorted(result["line"] for result in results) == list(range(1, 21))
+    assert len(connection.keys("orcd:*:job")) == 20
+    assert {connection.hget(key, "attempt") for key in connection.keys("orcd:*:job")} == {b"1"}
+
+
+def test_a_batch_waits_for_a_redis_that_is_away_for_a_moment(
+    client: Client, worker: Worker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, output = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    source.write_text('{"prompt": "one"}\n')
+    answer = Client.statuses
+    failures = iter([True, True])
+
+    def statuses(self: Client, job_ids: list[str]) -> object:
+        if next(failures, False):
+            raise RedisUnavailable("away")
+        return answer(self, job_ids)
+
+    monkeypatch.setattr(Client, "statuses", statuses)
+    monkeypatch.setattr(batch_run, "RETRY_EVERY_S", 0.01)
+    assert run(["batch", str(source), str(output)]) == 0
+    assert len(output.read_text().splitlines()) == 1

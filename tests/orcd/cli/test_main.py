@@ -1,0 +1,39 @@
+"""``orcd`` as a whole: its page of help, and what is wrong usage of any command."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+
+import pytest
+
+from tests.orcd.cli.command_line import one_error, run
+
+COMMANDS = ("batch", "bench", "cancel", "demo", "flower", "follow", "generate", "inspect", "logits", "render", "status",
+            "tokenize", "worker")  # fmt: skip
+
+
+def test_help_names_every_command_in_full_and_exits_with_0(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["--help"]) == 0
+    page = capsys.readouterr().out
+    for name in COMMANDS:
+        assert re.search(rf"^  {name} +[A-Z].*[^.]\.$", page, re.MULTILINE), name
+
+
+def test_the_lines_that_show_usage_stay_lines(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["--help"]) == 0
+    page = capsys.readouterr().out
+    assert re.search(r"^    orcd demo {10,}see the whole system run on this machine$", page, re.MULTILINE)
+
+
+@pytest.mark.parametrize("line", ["", "bench", "nonsense", "--nonsense", "bench nonsense"])
+def test_wrong_usage_is_one_line_and_exit_code_2(line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(shlex.split(line)) == 2
+    one_error(capsys, "INVALID_REQUEST")
+
+
+def test_the_module_is_the_command() -> None:
+    page = subprocess.run([sys.executable, "-m", "orcd", "--version"], capture_output=True, text=True, check=True)
+    assert re.fullmatch(r"orcd, version \d+\.\d+\.\d+\n", page.stdout)

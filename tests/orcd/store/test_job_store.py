@@ -1,0 +1,322 @@
+"""A job in Redis: submission, claim, fencing and the log."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+import redis
+
+from orcd.errors import InvalidRequest
+from orcd.events import Error, Position, Queued, Token, decode_event
+from orcd.request import Request
+from orcd.store import schema
+from orcd.store.job_store import Append, Claim, JobStore, LoggedEvent
+from orcd.store.submission import REPUBLISH_AFTER_MS
+from tests.orcd.job_record import (
+    REQUEST,
+    Ears,
+    J,
+    cancel,
+    field,
+    let_lease_run_out,
+    logged,
+    state,
+)
+from tests.orcd.job_writer import MakeStore, claimed
+
+# -- submission ------------------------------------------------------------------------------------------------------
+
+
+def test_submitting_writes_a_queued_record_and_says_so(make_store: MakeStore, ears: Ears):
+    store = make_store()
+    assert store.submit(J, REQUEST)
+    assert state(store) == "queued"
+    assert field(store, "attempt") == 0
+    assert store.redis.zscore(schema.QUEUED, J) == pytest.approx(field(store, "created_ms") + REPUBLISH_AFTER_MS)
+    assert [decode_event(event) for event in ears.heard()] == [Queued(1)]
+
+
+def test_submitting_an_existing_id_changes_nothing(make_store: MakeStore, ears: Ears):
+    store = make_store()
+    store.submit(J, REQUEST)
+    before = store.redis.hgetall(schema.job_key(J))
+    ears.heard()
+    assert not store.submit(J, Request(prompt="Something else."))
+    assert store.redis.hgetall(schema.job_key(J)) == before
+    assert ears.heard() == []
+
+
+def test_a_job_does_not_inherit_the_log_of_an_expired_one_with_its_id(make_store: MakeStore):
+    store = make_store()
+    store.submit(J, REQUEST)
+    claimed(store, J).tokens(3)
+    store.redis.delete(schema.job_key(J))  # its time to live is over a little before the log's
+    store.submit(J, REQUEST)
+    writer = claimed(store, J)
+    assert writer.claim.log == ()
+    writer.tokens(1)
+    assert [entry for entry, _ in logged(store)] == ["1-0"]
+
+
+def test_a_request_without_a_seed_gets_one_that_stays(make_store: MakeStore):
+    store = make_store()
+    store.submit(J, Request(prompt="x"))
+    first = claimed(store, J).claim.request
+    let_lease_run_out(store)
+    second = claimed(make_store("worker-2"), J).claim.request
+    assert isinstance(first, Request)
+    assert first.seed is not None
+    assert first == second
+
+
+def test_a_deadline_counts_from_submission_and_outlives_the_time_to_live(make_store: MakeStore):
+    store = make_store(ttl_s=10)
+    store.submit(J, Request(prompt="x", deadline_s=100))
+    assert field(store, "deadline_ms") == field(store, "created_ms") + 100_000
+    assert store.redis.ttl(schema.job_key(J)) > 95
+
+
+@pytest.mark.parametrize("job_id", ["", "a b", "a{b}", "ä", "a/b", "a\n", "a" * 129, None, 7])
+def test_a_malformed_job_id_is_refused_before_anything_is_written(make_store: MakeStore, job_id):
+    store = make_store()
+    with pytest.raises(InvalidRequest, match="job_id: must be 1 to 128"):
+        store.submit(job_id, REQUEST)
+    assert store.redis.keys() == []
+
+
+# -- claim -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_claim_hands_out_the_request_a_lease_and_a_new_epoch(make_store: MakeStore):
+    store = make_store(lease_ms=5_000)
+    store.submit(J, REQUEST)
+    epoch = field(store, "epoch")
+    claim = store.claim([J])[0]
+    assert isinstance(claim, Claim)
+    assert (claim.request, claim.attempt, claim.log, claim.cancelled) == (REQUEST, 1, (), False)
+    assert claim.epoch == epoch + 1
+    assert claim.created_ms <= claim.started_ms == claim.claimed_ms
+    assert claim.first_token_ms is None
+    assert store.redis.zscore(schema.RUNNING, J) == claim.claimed_ms + 5_000
+    assert store.redis.zscore(schema.QUEUED, J) is None
+    assert state(store) == "running"
+
+
+def test_an_unknown_job_cannot_be_claimed(make_store: MakeStore):
+    assert make_store().claim(["nothing"])[0] == "unknown"
+
+
+def test_of_many_jobs_each_gets_its_own_answer(make_store: MakeStore):
+    store = make_store()
+    for job_id in ("busy", "free", "last"):
+        store.submit(job_id, REQUEST)
+    claimed(make_store("worker-2"), "busy")
+    answers = store.claim(["free", "nothing", "busy", "last", "free"])
+    assert [answer.job_id if isinstance(answer, Claim) else answer for answer in answers] == [
+        *("free", "unknown", "busy", "last"),
+        "busy",
+    ]
+    assert store.claim([]) == []
+
+
+def test_a_duplicate_delivery_of_a_running_job_finds_it_busy(make_store: MakeStore):
+    store = make_store()
+    store.submit(J, REQUEST)
+    writer = claimed(store, J)
+    assert make_store("worker-2").claim([J])[0] == "busy"
+    assert store.claim([J])[0] == "busy"
+    assert writer.start()
+
+
+def test_a_duplicate_delivery_of_an_ended_job_finds_it_finished(make_store: MakeStore):
+    store = make_store()
+    store.submit(J, REQUEST)
+    writer = claimed(store, J)
+    writer.start()
+    writer.end()
+    before = logged(store)
+    assert store.claim([J])[0] == "finished"
+    assert logged(store) == before
+
+
+def test_who_takes_over_gets_the_log_and_the_first_start(make_store: MakeStore):
+    store = make_store()
+    store.submit(J, REQUEST)
+    first = claimed(store, J)
+    first.start()
+    first.tokens(2)
+    first.tokens(1)
+    let_lease_run_out(store)
+    claim = claimed(make_store("worker-2"), J).claim
+    assert (claim.attempt, claim.started_ms) == (2, first.claim.started_ms)
+    assert claim.epoch > first.claim.epoch
+    assert [entry.position for entry in claim.log] == [Position(0, 1), Position(2, 0), Position(3, 0)]
+    assert [entry.event.ids for entry in claim.log[1:]] == [[101, 102], [103]]
+    assert claim.first_token_ms is not None
+    assert claim.first_token_ms >= claim.started_ms
+
+
+def test_a_stored_request_that_cannot_be_read_comes_as_an_error(make_store: MakeStore):
+    store = make_store()
+    store.submit(J, REQUEST)
+    store.redis.hset(schema.job_key(J), "request", b'{"prompt": "x", "from_the_future": 1}')
+    claim = store.claim([J])[0]
+    assert isinstance(claim, Claim)
+    assert isinstance(claim.request, InvalidRequest)
+    assert "from_the_future" in claim.request.message
+
+
+# -- fencing and the log ---------------------------------------------------------------------------------------------
+
+
+def test_a_worker_that_lost_its_lease_can_write_nothing(make_store: MakeStore, ears: Ears):
+    store = make_store()
+    store.submit(J, REQUEST)
+    old = claimed(store, J)
+    old.tokens(1)
+    let_lease_run_out(store)
+    new = claimed(make_store("worker-2"), J)
+    before, _ = logged(store), ears.heard()
+    assert not old.tokens(1)
+    assert not old.end()
+    assert logged(store) == before
+    assert ears.heard() == []
+    assert state(store) == "running"
+    assert new.tokens(1)
+
+
+def test_the_owner_of_a_job_that_redis_forgot_cannot_write_into_its_successor(make_store: MakeStore):
+    store = make_store()
+    store.submit(J, REQUEST)
+    old = claimed(store, J)
+    store.redis.flushall()  # it came back without its data, and the client submitted the same id again
+    time.sleep(0.01)
+    store.submit(J, REQUEST)
+    new = claimed(make_store("worker-2"), J)
+    assert not old.tokens(1)
+    assert store.renew({J: old.claim.epoch}) == {J: "lost"}
+    assert new.tokens(1)
+
+
+def test_a_worker_is_fenced_as_soon_as_its_job_is_back_in_the_queue(make_store: MakeStore):
+    store = make_store()
+    store.submit(J, REQUEST)
+    writer = claimed(store, J)
+    let_lease_run_out(store)
+    store.reap()
+    assert not writer.tokens(1)
+    assert store.renew({J: writer.claim.epoch}) == {J: "lost"}
+
+
+def test_a_late_append_is_taken_while_nobody_else_has_the_job(make_store: MakeStore):
+    store = make_store()
+    store.submit(J, REQUEST)
+    writer = claimed(store, J)
+    let_lease_run_out(store)
+    assert writer.tokens(1)
+
+
+def test_an_append_to_a_job_that_is_gone_is_refused(make_store: MakeStore):
+    store = make_store()
+    store.submit(J, REQUEST)
+    writer = claimed(store, J)
+    store.redis.delete(schema.job_key(J))
+    assert not writer.tokens(1)
+    assert logged(store) == []
+
+
+def test_a_repeated_append_is_neither_logged_nor_published_again(make_store: MakeStore, ears: Ears):
+    store = make_store()
+    store.submit(J, REQUEST)
+    epoch = claimed(store, J).claim.epoch
+    event = LoggedEvent(Position(1, 0), Token("a", 1, [5]))
+    more = LoggedEvent(Position(2, 0), Token("b", 2, [6]))
+    ears.heard()
+    assert store.append([Append(J, epoch, [event])])[0].num_listeners == 1
+    assert store.append([Append(J, epoch, [event, more])])[0].owned
+    assert [decode_event(event) for event in ears.heard()] == [Token("a", 1, [5]), Token("b", 2, [6])]
+    assert logged(store) == [("1-0", event.event), ("2-0", more.event)]
+
+
+def test_redis_itself_refuses_an_older_entry(make_store: MakeStore):
+    store = make_store()
+    store.submit(J, REQUEST)
+    epoch = claimed(store, J).claim.epoch
+    store.append([Append(J, epoch, [LoggedEvent(Position(5, 1), Token("a", 5, [5]))])])
+    for n, k in ((5, 1), (5, 0), (4, 9)):
+        store.append([Append(J, epoch, [LoggedEvent(Position(n, k), Token("b", n, [6]))])])
+        with pytest.raises(redis.ResponseError, match="equal or smaller"):
+            store.redis.xadd(schema.log_key(J), {"e": "x"}, id=f"{n}-{k}")
+    assert [entry for entry, _ in logged(store)] == ["5-1"]
+
+
+def test_an_ended_job_takes_no_more_events_not_even_from_its_owner(make_store: MakeStore, ears: Ears):
+    store = make_store()
+    store.submit(J, REQUEST)
+    writer = claimed(store, J)
+    writer.tokens(1)
+    writer.end()
+    before, finished_ms, _ = logged(store), field(store, "finished_ms"), ears.heard()
+    time.sleep(0.002)
+    writer.tokens(1)
+    writer.fail()
+    assert logged(store) == before
+    assert ears.heard() == []
+    assert (state(store), field(store, "finished_ms")) == ("succeeded", finished_ms)
+
+
+def test_an_end_that_is_repeated_after_a_lost_answer_counts_as_written(make_store: MakeStore):
+    store = make_store()
+    store.submit(J, REQUEST)
+    epoch = claimed(store, J).claim.epoch
+    end = Append(J, epoch, [LoggedEvent(Position(0, 1), Error("INTERNAL", "it broke", False))], "failed")
+    assert store.append([end])[0].owned
+    assert store.append([end])[0].owned
+    assert len(logged(store)) == 1
+
+
+def test_one_append_serves_many_jobs_each_on_its_own_terms(make_store: MakeStore):
+    store = make_store()
+    for job_id in ("a", "b", "c"):
+        store.submit(job_id, REQUEST)
+    epochs = {job_id: claimed(store, job_id).claim.epoch for job_id in ("a", "b", "c")}
+    cancel(store, "c")
+    token = LoggedEvent(Position(1, 0), Token("x", 1, [1]))
+    end = LoggedEvent(Position(1, 1), Error("INTERNAL", "it broke", False))
+    answers = store.append(
+        [
+            Append("a", epochs["a"], [token, end], "failed"),
+            Append("b", epochs["b"] - 1, [token]),
+            Append("c", epochs["c"], [token]),
+        ]
+    )
+    assert [(answer.owned, answer.cancelled) for answer in answers] == [(True, False), (False, False), (True, True)]
+    assert [state(store, job_id) for job_id in ("a", "b", "c")] == ["failed", "running", "running"]
+    assert [len(logged(store, job_id)) for job_id in ("a", "b", "c")] == [2, 0, 1]
+
+
+def test_the_first_token_s_time_is_kept_once(make_store: MakeStore):
+    store = make_store()
+    store.submit(J, REQUEST)
+    writer = claimed(store, J)
+    writer.start()
+    assert store.redis.hget(schema.job_key(J), "first_token_ms") is None
+    writer.tokens(1)
+    first = field(store, "first_token_ms")
+    time.sleep(0.002)
+    writer.tokens(1)
+    assert field(store, "first_token_ms") == first
+
+
+@pytest.mark.parametrize("call", ["append", "renew", "release"])
+def test_nothing_to_do_needs_no_redis(call: str):
+    store = JobStore(redis.Redis(port=1), owner="w", model="m", lease_ms=1, ttl_s=1)
+    assert not getattr(store, call)({} if call != "append" else [])
+
+
+def test_scripts_are_loaded_again_into_a_redis_that_forgot_them(make_store: MakeStore):
+    store = make_store()
+    store.submit(J, REQUEST)
+    store.redis.script_flush()
+    assert claimed(store, J).start()

@@ -1,0 +1,39 @@
+import pytest
+
+from orcd import errors
+from orcd.errors import BY_CODE, OrcdError
+
+CODES = [
+    "CANCELLED",
+    "CONTEXT_LENGTH_EXCEEDED",
+    "CUDA_ERROR",
+    "ENGINE_LOST",
+    "EXPIRED",
+    "INFERENCE_TIMEOUT",
+    "INSUFFICIENT_VRAM",
+    "INTERNAL",
+    "INVALID_REQUEST",
+    "MODEL_LOAD_FAILED",
+    "POISONED",
+    "VRAM_OOM",
+]
+
+
+@pytest.mark.parametrize("code", CODES)
+def test_every_code_is_drawn_in_the_docstring_beside_its_class(code: str):
+    line = next(line for line in errors.__doc__.splitlines() if code in line.split())
+    assert BY_CODE[code].__name__ in line
+    assert ("(retriable)" in line) == BY_CODE[code].retriable
+
+
+def test_what_a_caller_can_retry_unchanged_is_what_may_go_better_elsewhere_or_later():
+    assert {code for code, error in BY_CODE.items() if error.retriable} == {
+        "VRAM_OOM",
+        "CUDA_ERROR",
+        "ENGINE_LOST",
+        "REDIS_UNAVAILABLE",
+    }
+
+
+def test_a_message_is_one_line():
+    assert OrcdError("two\n  lines ").message == "two lines"

@@ -1,0 +1,164 @@
+"""Events as JSON, their place in the log, and the cursor that gives each one once."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from orcd.errors import BY_CODE
+from orcd.events import (
+    Cursor,
+    End,
+    Error,
+    Loading,
+    Position,
+    Queued,
+    Started,
+    Token,
+    TokenLogprob,
+    decode_event,
+    encode_event,
+    state_after,
+)
+
+END = End("stop", 3, 5, 1, 2, 3, "0" * 64)
+EVENTS = [
+    Queued(3),
+    Loading(50),
+    Started("job-1", "demo", 1_700_000_000_000, 2),
+    Token("two words", 1, [5, 6]),
+    Token("", 3, [7], choice=2, finish="stop", analysis="hm", commentary="call()"),
+    Token('é\n"\u2028', 4, [8], logprobs=[TokenLogprob(8, -0.5, {8: -0.5, 9: -1.25})]),
+    END,
+    Error("CANCELLED", "cancelled", False),
+]
+
+
+@pytest.mark.parametrize("event", EVENTS, ids=lambda event: type(event).__name__)
+def test_an_event_survives_the_way_through_json_as_one_line(event):
+    line = encode_event(event)
+    assert b"\n" not in line
+    assert decode_event(line) == event
+    assert json.loads(line)["type"] == type(event).__name__.lower()
+
+
+def test_a_plain_token_is_written_short():
+    assert encode_event(Token("a", 1, [5])) == b'{"type":"token","t":"a","i":1,"ids":[5]}'
+
+
+def test_an_older_reader_skips_the_fields_of_a_newer_writer():
+    assert decode_event(b'{"type":"queued","position":1,"since":5}') == Queued(1)
+
+
+@pytest.mark.parametrize("line", [b"", b"{}", b'{"type":"song"}', b'{"type":"token"}', b"\xff", b"[]"])
+def test_what_is_no_event_is_a_value_error(line):
+    with pytest.raises(ValueError):
+        decode_event(line)
+
+
+def test_every_event_leads_to_the_right_state():
+    assert [state_after(event) for event in EVENTS[:6]] == [""] * 6
+    assert state_after(END) == "succeeded"
+    states = {code: state_after(Error(code, "", False)) for code in BY_CODE}
+    assert states.pop("CANCELLED") == "cancelled"
+    assert states.pop("EXPIRED") == "expired"
+    assert set(states.values()) == {"failed"}
+
+
+def test_positions_follow_the_tokens_and_then_the_events_at_the_same_token():
+    position = Position()
+    places = []
+    for num_tokens in (0, 0, 3, 0, 1):
+        position = position.after(num_tokens)
+        places.append(f"{position.n}-{position.k}")
+    assert places == ["0-1", "0-2", "3-0", "3-1", "4-0"]
+    assert Position.parse(b"12-3") == Position(12, 3)
+    assert sorted([Position(10, 0), Position(9, 5), Position(9, 4)]) == [
+        Position(9, 4),
+        Position(9, 5),
+        Position(10, 0),
+    ]
+
+
+def test_a_cursor_says_which_tokens_are_missing():
+    cursor = Cursor()
+    assert cursor.is_new(Token("a", 1, [5]))
+    with pytest.raises(ValueError, match="tokens 2 to 3 of choice 0 are missing"):
+        cursor.is_new(Token("d", 4, [8]))
+    with pytest.raises(ValueError, match="tokens 1 to 2 of choice 1 are missing"):
+        cursor.is_new(Token("c", 3, [7], choice=1))
+    assert cursor.is_new(Token("b", 2, [6]))
+    assert cursor.num_tokens == 2
+
+
+def test_a_finish_that_comes_behind_the_last_token_is_seen_once():
+    cursor = Cursor()
+    assert cursor.is_new(Token("a", 1, [5]))
+    assert cursor.is_new(Token("", 2, [], finish="stop"))
+    assert not cursor.is_new(Token("", 2, [], finish="stop"))
+    assert not cursor.is_new(Token("a", 1, [5]))
+
+
+def test_every_attempt_s_start_is_seen_once():
+    cursor = Cursor()
+    starts = [Started("j", "m", 1, attempt) for attempt in (1, 2, 1, 2, 3)]
+    assert [cursor.is_new(start) for start in starts] == [True, True, False, False, True]
+
+
+def test_nothing_is_new_after_the_end():
+    cursor = Cursor()
+    assert cursor.is_new(END)
+    assert cursor.ended
+    for event in (*EVENTS, Token("x", 1, [1])):
+        assert not cursor.is_new(event)
+
+
+@st.composite
+def histories(draw) -> list:
+    """What a job's owners wrote: starts, tokens of up to three choices in any mix, finishes, the end."""
+    num_choices = draw(st.integers(1, 3))
+    counts = [0] * num_choices
+    events: list = [Started("j", "m", 1, 1)]
+    attempt = 1
+    for choice, num_tokens in draw(
+        st.lists(st.tuples(st.integers(0, num_choices - 1), st.integers(0, 3)), max_size=12)
+    ):
+        if num_tokens == 0:
+            attempt += 1
+            events.append(Started("j", "m", 1, attempt))
+            continue
+        first = counts[choice] + 1
+        events.append(Token(f"{choice}:{first}", first, list(range(first, first + num_tokens)), choice))
+        counts[choice] += num_tokens
+    events += [Token("", count + 1, [], choice, finish="stop") for choice, count in enumerate(counts)]
+    return [*events, END]
+
+
+@settings(derandomize=True, max_examples=300, deadline=None)
+@given(histories(), st.lists(st.tuples(st.integers(0, 20), st.integers(0, 20)), max_size=10))
+def test_pieces_of_a_history_in_any_order_give_each_token_once(history, pieces):
+    cursor = Cursor()
+    seen = []
+
+    def hand_over(events: list) -> None:
+        seen.extend(event for event in events if cursor.is_new(event))
+
+    for start, end in pieces:
+        try:
+            hand_over([event for event in history[start:end] if event != END])
+        except ValueError:
+            hand_over(history[: max(start, end)])
+    hand_over(history)
+    assert seen[-1] == END
+    assert seen.count(END) == 1
+    attempts = [event.attempt for event in seen if isinstance(event, Started)]
+    assert attempts == sorted(set(attempts))
+    for choice in range(3):
+        assert of_choice(seen, choice) == of_choice(history, choice)
+
+
+def of_choice(events: list, choice: int) -> list:
+    return [event for event in events if isinstance(event, Token) and event.choice == choice]

@@ -1,0 +1,171 @@
+"""An active job turns ids into events that can be cut anywhere and gone on with by another worker."""
+
+from __future__ import annotations
+
+import hashlib
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from orcd.errors import Poisoned
+from orcd.events import Cursor, End, Error, Started, Token
+from orcd.request import Request, parse
+from orcd.result import fold
+from orcd.store.job_store import Claim, LoggedEvent
+from tasks.dispatch.active_job import ActiveJob
+from tasks.dispatch.prompt_encoder import Prompt
+from tests.tasks.dispatch.small_tokenizer import END, PIECES, TOKENIZER
+from worker import contract
+from worker.text.detokenizer import Detokenizer
+
+
+def _claim(request: Request, log: tuple[LoggedEvent, ...] = (), attempt: int = 1) -> Claim:
+    return Claim(
+        job_id="j",
+        request=request,
+        epoch=attempt,
+        attempt=attempt,
+        created_ms=1000,
+        started_ms=1200,
+        first_token_ms=None,
+        claimed_ms=1200,
+        deadline_ms=0,
+        cancelled=False,
+        log=log,
+    )
+
+
+def _job(request: Request, log: tuple[LoggedEvent, ...] = (), attempt: int = 1) -> ActiveJob:
+    prompt = Prompt([1, 2], contract.Sampling(max_tokens=100), lambda: Detokenizer(TOKENIZER, request.stop))
+    return ActiveJob(_claim(request, log, attempt), prompt, "model", lambda outcome: None)
+
+
+def _engine(add: contract.Add, script: dict[int, list[int]], chunks: list[int]) -> list[contract.TokenOutput]:
+    """What an engine would say that draws ``script[choice]`` whatever it is asked, ``chunks`` ids at a time."""
+    outputs = []
+    for choice in add.choices:
+        ids = script[choice.index]
+        at = len(choice.output_ids)
+        assert tuple(ids[:at]) == choice.output_ids
+        for size in chunks:
+            if at < len(ids):
+                taken = tuple(ids[at : at + size])
+                at += size
+                reason = ("stop" if ids[-1] == END else "length") if at >= len(ids) else None
+                outputs.append(contract.TokenOutput("j", choice.index, taken, reason))
+    return outputs
+
+
+def _play(job: ActiveJob, script: dict[int, list[int]], chunks: list[int]) -> list[list[LoggedEvent]]:
+    """The appends of a whole run; the token log holds each of them whole or not at all."""
+    add = job.add()
+    appends = [job.take_append().events]
+    for output in _engine(add, script, chunks) if add else []:
+        job.process(output)
+        appends.append(job.take_append().events)
+    return appends
+
+
+def _flat(appends: list[list[LoggedEvent]]) -> tuple[LoggedEvent, ...]:
+    return tuple(logged for events in appends for logged in events)
+
+
+REQUEST = parse({"prompt": "x", "stop": ["stop", "b a"]})
+IDS = st.lists(st.integers(1, len(PIECES) - 1), max_size=12).map(lambda ids: [*ids, END])
+CHUNKS = st.lists(st.integers(1, 3), min_size=13, max_size=13)
+
+
+@settings(derandomize=True, max_examples=200, deadline=None)
+@given(ids=IDS, chunks=CHUNKS, chunks_after=CHUNKS, cut=st.integers(0, 20))
+def test_whoever_takes_over_at_any_event_ends_with_the_same_text(
+    ids: list[int], chunks: list[int], chunks_after: list[int], cut: int
+) -> None:
+    undisturbed = [append for append in _play(_job(REQUEST), {0: ids}, chunks) if append]
+    whole = fold("j", [logged.event for logged in _flat(undisturbed)])
+    log = _flat(undisturbed[: min(cut, len(undisturbed) - 1)])
+    rest = _flat(_play(_job(REQUEST, log, attempt=2), {0: ids}, chunks_after))
+    resumed = fold("j", [logged.event for logged in (*log, *rest)])
+    assert resumed.state == whole.state == "succeeded"
+    assert resumed.choices == whole.choices
+    positions = [logged.position for logged in (*log, *rest)]
+    assert positions == sorted(set(positions)), "every entry id is above the one before"
+
+
+@settings(derandomize=True, max_examples=100, deadline=None)
+@given(ids=IDS, chunks=CHUNKS)
+def test_token_indices_count_from_one_without_a_gap_and_the_end_says_how_many(
+    ids: list[int], chunks: list[int]
+) -> None:
+    events = [logged.event for logged in _flat(_play(_job(REQUEST), {0: ids}, chunks))]
+    indices = [event.i + k for event in events if isinstance(event, Token) for k in range(len(event.ids))]
+    end = events[-1]
+    assert isinstance(end, End)
+    assert indices == list(range(1, end.tokens_out + 1))
+    text = "".join(event.t for event in events if isinstance(event, Token))
+    assert end.text_sha256 == hashlib.sha256(text.encode()).hexdigest()
+    assert not any(stop in text for stop in REQUEST.stop)
+
+
+def test_a_stop_string_ends_the_choice_and_tells_the_engine() -> None:
+    job = _job(REQUEST)
+    assert job.add() is not None
+    assert job.process(contract.TokenOutput("j", 0, (1, 8), None)) is None
+    abort = job.process(contract.TokenOutput("j", 0, (7, 2), None))
+    assert abort == contract.Abort("j#1", 0)
+    append = job.take_append()
+    assert append.final_state == "succeeded"
+    assert job.result.text == "ast"
+    assert job.result.choices[0].finish_reason == "stop"
+    assert job.process(contract.TokenOutput("j", 0, (1,), None)) is None
+    assert job.take_append().events == []
+
+
+def test_ids_whose_text_is_held_back_are_drawn_again_after_the_engine_was_lost() -> None:
+    job = _job(REQUEST)
+    job.add()
+    job.process(contract.TokenOutput("j", 0, (1, 5), None))  # 5 is half a character
+    again = job.add()
+    assert again is not None
+    assert again.choices == (contract.Choice(0, (1,)),)
+    job.process(contract.TokenOutput("j", 0, (5, 6), None))
+    job.process(contract.TokenOutput("j", 0, (END,), "stop"))
+    assert job.result.text == "aé"
+    assert job.result.choices[0].token_ids == [1, 5, 6, END]
+
+
+def test_two_choices_end_one_after_the_other_and_a_finished_one_is_not_generated_again() -> None:
+    request = parse({"prompt": "x", "n": 2})
+    job = _job(request)
+    job.add()
+    job.process(contract.TokenOutput("j", 1, (1, END), "stop"))
+    log = tuple(job.take_append().events)
+    heir = _job(request, log, attempt=2)
+    add = heir.add()
+    assert add is not None
+    assert [choice.index for choice in add.choices] == [0]
+    heir.process(contract.TokenOutput("j", 0, (2, 2), "length"))
+    events = [logged.event for logged in (*log, *heir.take_append().events)]
+    result = fold("j", events)
+    assert [choice.text for choice in result.choices] == ["bb", "a"]
+    assert [choice.finish_reason for choice in result.choices] == ["length", "stop"]
+    cursor = Cursor()
+    assert all(cursor.is_new(event) for event in events)
+
+
+def test_an_error_of_the_engine_ends_the_job_with_its_code() -> None:
+    job = _job(REQUEST)
+    job.add()
+    output = contract.TokenOutput("j", 0, (), "error", error_code="VRAM_OOM", error_message="can never fit")
+    assert job.process(output) == contract.Abort("j#1")
+    append = job.take_append()
+    assert append.final_state == "failed"
+    assert append.events[-1].event == Error("VRAM_OOM", "can never fit", retriable=True)
+    assert job.add() is None
+
+
+def test_a_job_that_cannot_begin_says_started_and_then_why() -> None:
+    job = ActiveJob(_claim(REQUEST), Poisoned("given up"), "model", lambda outcome: None)
+    events = [logged.event for logged in job.take_append().events]
+    assert isinstance(events[0], Started)
+    assert events[1] == Error("POISONED", "given up", retriable=False)
+    assert job.add() is None

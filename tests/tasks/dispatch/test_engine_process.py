@@ -1,0 +1,233 @@
+"""The engine process seen from the Celery side: real ``python -m worker``, and children that misbehave."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from queue import SimpleQueue
+
+import psutil
+import pytest
+
+from tasks.dispatch import engine_process
+from tasks.dispatch.engine_process import EngineProcess
+from tests.worker.tiny_model import VOCAB_SIZE, write_tiny_model
+from worker import contract
+from worker.contract import Add, Fatal, Load, Outputs, Ready, Sampling
+from worker.settings import Settings
+
+
+class Line:
+    """An engine process with what it says: its events, then its exit code, run after run."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.heard: SimpleQueue[contract.Event | int] = SimpleQueue()
+        self.process = EngineProcess(settings, self.heard.put, self.heard.put)
+        self.process.start()
+
+    def next(self) -> contract.Event | int:
+        return self.heard.get(timeout=20)
+
+    def until(self, kind: type) -> list[contract.Event | int]:
+        """What is heard up to the first of ``kind``, which is the last of the list."""
+        heard = [self.next()]
+        while not isinstance(heard[-1], kind):
+            assert not isinstance(heard[-1], int), f"the engine left: {heard}"
+            heard.append(self.next())
+        return heard
+
+    def exit_code(self) -> int:
+        """The next exit code, whatever is said before."""
+        while not isinstance(heard := self.next(), int):
+            continue
+        return heard
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
+    model = write_tiny_model(tmp_path_factory.mktemp("model") / "tiny.gguf")
+    return Settings(model=str(model), device="cpu", log_format="json")
+
+
+@pytest.fixture
+def start(settings: Settings) -> Iterator[Callable[..., Line]]:
+    """Starts engine processes; at the end all are stopped and nothing is left running."""
+    lines: list[Line] = []
+
+    def start(settings: Settings = settings) -> Line:
+        lines.append(Line(settings))
+        return lines[-1]
+
+    yield start
+    for line in lines:
+        line.process.stop()
+    left = [child for child in psutil.Process().children() if "worker" in child.cmdline() or "--fd" in child.cmdline()]
+    assert left == []
+
+
+@pytest.fixture
+def start_child(start: Callable[..., Line], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Line]:
+    """Starts a child with a body of its own, in Python; ``pipe`` is its end of the socketpair."""
+
+    def start_child(body: str, settings: Settings | None = None) -> Line:
+        script = tmp_path / "engine"
+        opening = "import os, signal, socket, sys, time\npipe = socket.socket(fileno=int(sys.argv[-1]))\n"
+        script.write_text(f"#!{sys.executable}\n{opening}{body}\n")
+        script.chmod(0o700)
+        monkeypatch.setattr(engine_process.sys, "executable", str(script))
+        return start(settings) if settings else start()
+
+    return start_child
+
+
+def _tokens(line: Line, request_id: str) -> tuple[int, ...]:
+    ids: tuple[int, ...] = ()
+    while True:
+        outputs = line.until(Outputs)[-1]
+        assert isinstance(outputs, Outputs)
+        for output in outputs.outputs:
+            assert output.request_id == request_id
+            ids += output.ids
+            if output.finish_reason:
+                return ids
+
+
+def test_a_worker_py_in_the_current_folder_is_not_mistaken_for_ours(
+    start: Callable[..., Line], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "worker.py").write_text("raise SystemExit('somebody else')")
+    monkeypatch.chdir(tmp_path)
+    assert isinstance(start().until(Ready)[-1], Ready)
+
+
+def test_it_loads_serves_dies_starts_again_and_stops(start: Callable[..., Line]) -> None:
+    line = start()
+    *loads, ready = line.until(Ready)
+    assert all(isinstance(load, Load) for load in loads)
+    assert isinstance(ready, Ready)
+    assert ready.pid == line.process.pid
+    assert ready.vocab_size == VOCAB_SIZE
+    add = Add("a", (1, 2, 3), Sampling(max_tokens=8, temperature=0.0))
+    line.process.send(add)
+    ids = _tokens(line, "a")
+    assert len(ids) == 8
+
+    line.process.send(Add("endless", (1,), Sampling(max_tokens=100)))
+    line.until(Outputs)
+    os.kill(ready.pid, signal.SIGKILL)
+    assert line.exit_code() == -signal.SIGKILL
+    assert line.heard.empty(), "the exit comes after the last event"
+    assert line.process.pid is None
+    line.process.send(add)  # into the void, without an error
+
+    line.process.restart()
+    again = line.until(Ready)[-1]
+    assert isinstance(again, Ready)
+    assert again.pid == line.process.pid != ready.pid
+    line.process.send(add)
+    assert _tokens(line, "a") == ids
+
+    line.process.stop()
+    assert line.exit_code() == 0, "asked to leave, it leaves in good order"
+    assert not psutil.pid_exists(again.pid)
+
+
+def test_killing_it_is_an_exit_like_any_other(start: Callable[..., Line]) -> None:
+    line = start()
+    line.until(Load)
+    line.process.kill()
+    assert line.exit_code() == -signal.SIGKILL
+    line.process.kill()  # nothing is there to kill
+
+
+def test_stopping_during_the_load_leaves_nothing_behind(start: Callable[..., Line]) -> None:
+    line = start()
+    first = line.next()
+    assert isinstance(first, Load)
+    pid = line.process.pid
+    line.process.stop()
+    assert pid is not None
+    assert not psutil.pid_exists(pid)
+
+
+def test_a_model_that_cannot_be_loaded_is_a_fatal_event_and_an_exit(start: Callable[..., Line]) -> None:
+    line = start(Settings(model="/nowhere/model.gguf", device="cpu", log_format="json"))
+    fatal = line.next()
+    assert isinstance(fatal, Fatal)
+    assert fatal.code == "MODEL_LOAD_FAILED"
+    assert "/nowhere/model.gguf" in fatal.message
+    assert line.exit_code() == 1
+
+
+def test_only_our_own_settings_reach_the_engine(
+    start_child: Callable[..., Line], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A variable of the Celery process would otherwise outweigh what a flag has said."""
+    monkeypatch.setenv("ORCD_DEVICE", "cuda:3")
+    monkeypatch.setenv("ORCD_MAX_SEQUENCES", "7")
+    seen = tmp_path / "seen"
+    body = f"open({str(seen)!r}, 'w').write(repr(sorted(kv for kv in os.environ.items() if kv[0][:5] == 'ORCD_')))"
+    assert start_child(body, Settings(model="m.gguf", device="cpu")).exit_code() == 0
+    assert seen.read_text() == repr([("ORCD_DEVICE", "cpu"), ("ORCD_MODEL", "m.gguf")])
+
+
+@pytest.mark.parametrize(
+    "words", [b"\x00\x00\x00\x02\x91\xa1", b"\x00\x00\x00\x03\x91\xa1x", b"HTTP/1.1 400 Bad Request\r\n\r\n"]
+)
+def test_a_child_that_speaks_nonsense_is_killed(start_child: Callable[..., Line], words: bytes) -> None:
+    line = start_child(f"pipe.sendall({words!r})\ntime.sleep(60)")
+    assert line.exit_code() == -signal.SIGKILL
+    assert line.heard.empty()
+
+
+@pytest.mark.parametrize("last_words", [b"", b"\x00\x00\x00\x09half"])
+def test_a_child_that_dies_at_once_or_in_the_middle_of_a_frame_is_an_exit(
+    start_child: Callable[..., Line], last_words: bytes
+) -> None:
+    assert start_child(f"pipe.sendall({last_words!r})\nsys.exit(3)").next() == 3
+
+
+def test_a_program_that_cannot_be_started_is_an_exit(
+    start: Callable[..., Line], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine_process.sys, "executable", "/nowhere/python")
+    line = start()
+    assert line.exit_code() == engine_process.CANNOT_START
+    monkeypatch.undo()
+    line.process.restart()
+    line.until(Ready)
+
+
+def test_a_child_that_does_not_leave_when_asked_is_killed(
+    start_child: Callable[..., Line], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine_process, "STOP_AFTER_S", 0.1)
+    load = contract.encode(Load(0, 0, 1))
+    line = start_child(f"pipe.sendall({load!r})\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\ntime.sleep(60)")
+    line.until(Load)
+    line.process.stop()
+    assert line.exit_code() == -signal.SIGKILL
+
+
+def test_a_child_that_stops_reading_cannot_block_the_sender_for_ever(start_child: Callable[..., Line]) -> None:
+    load = contract.encode(Load(0, 0, 1))
+    settings = Settings(device="cpu", engine_step_timeout_s=1)
+    line = start_child(f"pipe.sendall({load!r})\ntime.sleep(60)", settings)
+    line.until(Load)
+    start = time.monotonic()
+    line.process.send(Add("a", tuple(range(10**6)), Sampling(max_tokens=1)))
+    assert 0.5 < time.monotonic() - start < 5
+    assert line.exit_code() == -signal.SIGKILL, "half a frame cannot be mended"
+
+
+def test_it_is_heard_of_whenever_it_says_something(start: Callable[..., Line]) -> None:
+    line = start()
+    line.until(Ready)
+    heard = line.process.last_heard
+    line.process.send(Add("a", (1,), Sampling(max_tokens=1)))
+    line.until(Outputs)
+    assert heard < line.process.last_heard <= time.monotonic()

@@ -1,0 +1,100 @@
+"""Which outputs wait for the next batch, and which for a few milliseconds only."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from tasks.dispatch.output_batcher import DUE_WAIT_S, MAX_THROTTLE_S, OutputBatcher, throttle_interval_s
+from worker.contract import TokenLogprobs, TokenOutput
+
+
+@pytest.fixture
+def batcher() -> OutputBatcher:
+    """In a throttle interval of a minute."""
+    batcher = OutputBatcher()
+    batcher.throttle(60)
+    return batcher
+
+
+def add(batcher: OutputBatcher, *outputs: TokenOutput) -> None:
+    batcher.add(outputs, time.monotonic())
+
+
+def is_due(batcher: OutputBatcher) -> bool:
+    return batcher.write_at < batcher.interval_end
+
+
+def test_outputs_of_several_steps_are_joined_by_choice_and_an_error_comes_after_the_tokens(
+    batcher: OutputBatcher,
+) -> None:
+    first, second = (TokenLogprobs(-1.0 - number, (number,), (-1.0,)) for number in range(2))
+    add(batcher, TokenOutput("a", 0, (1,), None, (first,)), TokenOutput("b", 0, (4,)))
+    add(batcher, TokenOutput("a", 0, (2, 3), "length", (second,)), TokenOutput("a", 1, (5,)))
+    add(batcher, TokenOutput("b", 0, (), "error", error_code="VRAM_OOM", error_message="full"))
+    assert batcher
+    assert batcher.take_all() == [
+        TokenOutput("a", 0, (1, 2, 3), "length", (first, second)),
+        TokenOutput("b", 0, (4,)),
+        TokenOutput("a", 1, (5,)),
+        TokenOutput("b", 0, (), "error", error_code="VRAM_OOM", error_message="full"),
+    ]
+    assert not batcher
+    assert batcher.take_all() == batcher.take_due() == []
+
+
+def test_what_is_due_can_be_taken_before_the_rest_and_is_whole(batcher: OutputBatcher) -> None:
+    add(batcher, TokenOutput("a", 0, (1,)), TokenOutput("b", 0, (4,)), TokenOutput("c", 0, (6,)))
+    assert not is_due(batcher)
+    add(batcher, TokenOutput("b", 0, (5,), "stop"), TokenOutput("c", 0, (), "error", error_code="VRAM_OOM"))
+    add(batcher, TokenOutput("a", 0, (2,)))
+    assert is_due(batcher)
+    assert batcher.take_due() == [
+        TokenOutput("b", 0, (4, 5), "stop"),
+        TokenOutput("c", 0, (6,)),
+        TokenOutput("c", 0, (), "error", error_code="VRAM_OOM"),
+    ]
+    assert not is_due(batcher)
+    assert batcher.take_due() == []
+    assert batcher.take_all() == [TokenOutput("a", 0, (1, 2))]
+
+
+def test_the_first_output_of_a_request_is_due_when_it_comes(batcher: OutputBatcher) -> None:
+    for request_id in ("a", "b", "c"):
+        batcher.expect_first(request_id)
+    batcher.forget("b")
+    add(batcher, TokenOutput("a", 0, (1,)), TokenOutput("a", 1, (2,)), TokenOutput("b", 0, (3,)))
+    assert is_due(batcher)
+    add(batcher, TokenOutput("a", 0, (4,)))
+    assert batcher.take_due() == [TokenOutput("a", 0, (1, 4))]
+    add(batcher, TokenOutput("a", 0, (5,)))
+    assert not is_due(batcher), "only its first output"
+    add(batcher, TokenOutput("c", 0, (6,)))
+    assert batcher.take_due() == [TokenOutput("c", 0, (6,))]
+    assert batcher.take_all() == [
+        TokenOutput("a", 1, (2,)),
+        TokenOutput("b", 0, (3,)),
+        TokenOutput("a", 0, (5,)),
+    ]
+
+
+def test_due_outputs_wait_a_few_milliseconds_for_others_counted_from_when_they_were_waited_for(
+    batcher: OutputBatcher,
+) -> None:
+    since = time.monotonic()
+    batcher.add([TokenOutput("a", 0, (1,), "stop")], since)
+    assert batcher.write_at == since + DUE_WAIT_S
+    batcher.add([TokenOutput("b", 0, (1,), "stop")], since + 1)
+    assert batcher.write_at == since + DUE_WAIT_S
+
+
+def test_the_end_of_the_throttle_interval_comes_first(batcher: OutputBatcher) -> None:
+    batcher.throttle(0)
+    batcher.add([TokenOutput("a", 0, (1,), "stop")], time.monotonic())
+    assert batcher.write_at == batcher.interval_end
+
+
+@pytest.mark.parametrize(("worked_s", "interval_s"), [(0.0, 0.0), (0.002, 0.02), (0.5, MAX_THROTTLE_S)])
+def test_the_throttle_interval_grows_with_the_work_up_to_a_limit(worked_s: float, interval_s: float) -> None:
+    assert throttle_interval_s(worked_s) == pytest.approx(interval_s)

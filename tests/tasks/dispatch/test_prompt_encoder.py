@@ -1,0 +1,146 @@
+"""Requests become the ids that the engine is given, or an error that names the field."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from orcd.errors import ContextLengthExceeded, InvalidRequest, ModelLoadFailed
+from orcd.request import Request, parse
+from tasks.dispatch.prompt_encoder import PromptEncoder
+from tests.tasks.dispatch.byte_model import ENCODER, END_ID, READY, START_ID, TOKENIZER
+from tests.worker.tiny_model import write_tiny_model
+from worker import contract
+from worker.model.gguf import open_gguf
+from worker.settings import Settings
+from worker.text import tokenizer as tokenizers
+from worker.text.chat_template import ChatTemplate
+
+
+def _request(**fields: Any) -> Request:
+    return parse({"prompt": "pond", **fields})
+
+
+def _sampling(**fields: Any) -> contract.Sampling:
+    return ENCODER.encode(_request(**fields), READY).sampling
+
+
+def test_a_prompt_is_encoded_as_it_stands_with_its_control_tokens() -> None:
+    assert ENCODER.encode(_request(prompt="<|im_start|>hi"), READY).ids == [START_ID, *b"hi"]
+
+
+def test_messages_go_through_the_chat_template_and_leave_the_answer_open() -> None:
+    prompt = ENCODER.encode(parse({"messages": [{"role": "user", "content": "hi"}]}), READY)
+    assert prompt.ids == [START_ID, *b"user:hi", END_ID, START_ID, *b"assistant:"]
+
+
+def test_token_ids_are_used_untouched() -> None:
+    assert ENCODER.encode(parse({"prompt_token_ids": [1, 258, 0]}), READY).ids == [1, 258, 0]
+
+
+def test_messages_for_a_model_without_a_template_say_to_send_a_prompt() -> None:
+    with pytest.raises(InvalidRequest, match=r"messages: .*no chat template; send a prompt"):
+        PromptEncoder(TOKENIZER, None).encode(parse({"messages": [{"role": "user", "content": "hi"}]}), READY)
+
+
+def test_messages_that_the_template_refuses_are_the_callers_mistake() -> None:
+    template = ChatTemplate("{{ raise_exception('no system role') }}")
+    with pytest.raises(InvalidRequest, match=r"messages: .*no system role"):
+        PromptEncoder(TOKENIZER, template).encode(parse({"messages": [{"role": "system", "content": "hi"}]}), READY)
+
+
+def test_messages_of_which_the_template_makes_nothing_are_refused() -> None:
+    with pytest.raises(InvalidRequest, match="no tokens"):
+        PromptEncoder(TOKENIZER, ChatTemplate("")).encode(parse({"messages": [{"role": "user"}]}), READY)
+
+
+@pytest.mark.parametrize("field", ["prompt_token_ids", "logit_bias"])
+def test_ids_beyond_the_vocabulary_are_refused_by_name(field: str) -> None:
+    fields: dict[str, Any] = {"logit_bias": {259: 1.0}} if field == "logit_bias" else {"prompt_token_ids": [1, 259]}
+    request = parse({**({"prompt": "x"} if field == "logit_bias" else {}), **fields})
+    with pytest.raises(InvalidRequest, match=f"{field}: .*259"):
+        ENCODER.encode(request, READY)
+
+
+def test_the_last_id_of_the_vocabulary_is_allowed() -> None:
+    prompt = ENCODER.encode(parse({"prompt_token_ids": [258], "logit_bias": {258: 1.0}}), READY)
+    assert prompt.sampling.logit_bias == {258: 1.0}
+
+
+def test_a_prompt_must_leave_room_for_one_token() -> None:
+    assert len(ENCODER.encode(_request(prompt="x" * 63), READY).ids) == 63
+    with pytest.raises(ContextLengthExceeded, match=r"64 tokens.* 64; shorten"):
+        ENCODER.encode(_request(prompt="x" * 64), READY)
+
+
+def test_an_answer_that_was_asked_for_must_fit_beside_the_prompt() -> None:
+    assert ENCODER.encode(_request(prompt="x" * 60, max_tokens=4), READY).sampling.max_tokens == 4
+    with pytest.raises(ContextLengthExceeded, match=r"60 tokens and max_tokens is 5.* 64; .*lower max_tokens"):
+        ENCODER.encode(_request(prompt="x" * 60, max_tokens=5), READY)
+
+
+def test_without_max_tokens_the_context_is_the_limit() -> None:
+    assert _sampling().max_tokens == READY.max_sequence_tokens
+    assert _sampling(max_tokens=7).max_tokens == 7
+
+
+def test_the_models_end_tokens_stop_an_answer_unless_they_are_ignored() -> None:
+    assert _sampling(stop_token_ids=[3]).stop_token_ids == (3, END_ID)
+    assert _sampling(stop_token_ids=[3], ignore_eos=True).stop_token_ids == (3,)
+    assert _sampling(ignore_eos=True).stop_token_ids == ()
+
+
+def test_every_sampling_option_reaches_the_engine() -> None:
+    options: dict[str, Any] = {
+        "max_tokens": 9,
+        "min_tokens": 2,
+        "temperature": 0.5,
+        "top_p": 0.75,
+        "top_k": 11,
+        "min_p": 0.125,
+        "repetition_penalty": 1.5,
+        "presence_penalty": -0.5,
+        "frequency_penalty": 0.25,
+        "logit_bias": {4: -2.0},
+        "seed": 2**63 - 1,
+        "stop_token_ids": [5],
+        "logprobs": 0,
+    }
+    sampling = _sampling(**options)
+    expected = options | {"stop_token_ids": (5, END_ID)}
+    assert {name: getattr(sampling, name) for name in contract.Sampling.__struct_fields__} == expected
+
+
+def test_stop_strings_are_found_in_the_answer_and_never_in_the_prompt() -> None:
+    prompt = ENCODER.encode(_request(prompt="the end", stop=["end"]), READY)
+    detokenizer = prompt.detokenizer()
+    piece = detokenizer.feed(list(b"an end"))
+    assert (piece.text, piece.stopped) == ("an ", True)
+    assert prompt.detokenizer() is not detokenizer, "every choice has its own"
+
+
+@settings(derandomize=True, max_examples=100, deadline=None)
+@given(text=st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=15))
+def test_any_text_comes_back_from_its_ids(text: str) -> None:
+    assert TOKENIZER.decode(ENCODER.encode(_request(prompt=text), READY).ids) == text
+
+
+def test_an_encoder_is_loaded_from_the_model_alone(demo_model: Path) -> None:
+    encoder = PromptEncoder.load(Settings(model=str(demo_model)))
+    ids = encoder.encode(_request(prompt="old pond"), msgspec.structs.replace(READY, vocab_size=10**6)).ids
+    assert tokenizers.from_metadata(open_gguf(demo_model).metadata).decode(ids, skip_special=True) == "old pond"
+
+
+def test_a_model_without_a_vocabulary_says_what_to_give(tmp_path: Path) -> None:
+    with pytest.raises(ModelLoadFailed, match=r"tokenizer\.ggml\.model is missing.*--tokenizer"):
+        PromptEncoder.load(Settings(model=str(write_tiny_model(tmp_path / "tiny.gguf"))))
+
+
+def test_a_tokenizer_json_that_is_not_there_is_named(demo_model: Path, tmp_path: Path) -> None:
+    with pytest.raises(ModelLoadFailed, match=r"gone\.json"):
+        PromptEncoder.load(Settings(model=str(demo_model), tokenizer=str(tmp_path / "gone.json")))

@@ -1,0 +1,50 @@
+"""Celery's own tools are shown no argument of a message but job ids."""
+
+from __future__ import annotations
+
+from typing import Any
+from unittest.mock import Mock
+
+import pytest
+from celery import Celery
+from kombu import Message
+
+from orcd.settings import ClientSettings
+from orcd.store.enqueue import broker_configuration
+from tasks.celery_ext.tasks import TASKS
+from tasks.observe.flower import PrivateRequest
+
+CANARY = "Kanarienvogel"
+
+
+def request(kwargs: dict[str, Any], *args: Any) -> PrivateRequest:
+    """The message as a worker has it when it has been received."""
+    app = Celery(set_as_current=False)
+    app.conf.update(broker_configuration(ClientSettings()))
+    headers = {"id": "t-1", "task": "tasks.generate", "lang": "py", "argsrepr": repr(args), "kwargsrepr": repr(kwargs)}
+    message = Message(body=None, headers=headers, properties={}, delivery_info={}, channel=Mock())
+    task = app.register_task(TASKS[0]())
+    return PrivateRequest(
+        message, app=app, task=task, body=(list(args), kwargs, {}), headers=headers, decoded=True, utc=True
+    )
+
+
+@pytest.mark.parametrize("safe", [True, False])
+def test_an_inline_request_shows_nothing(safe: bool) -> None:
+    shown = request({"prompt": CANARY}, CANARY)
+    assert (shown.argsrepr, shown.kwargsrepr) == ("()", "{}")
+    info = shown.info(safe=safe)
+    assert (info["id"], info["args"], info["kwargs"]) == ("t-1", [], {})
+    assert CANARY not in repr(info)
+
+
+@pytest.mark.parametrize("kwargs", [{"job_id": "a"}, {"job_ids": ["a", "b"]}])
+def test_job_ids_are_shown(kwargs: dict[str, Any]) -> None:
+    shown = request(kwargs | {"prompt": CANARY})
+    assert shown.kwargsrepr == repr(kwargs)
+    assert shown.info()["kwargs"] == kwargs
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_both_tasks_have_such_requests(task: Any) -> None:
+    assert task.Request == "tasks.observe.flower:PrivateRequest"

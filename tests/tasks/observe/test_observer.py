@@ -1,0 +1,111 @@
+"""What changes a worker's state is logged, counted, and seen in its health."""
+
+from __future__ import annotations
+
+import msgspec
+
+from orcd.errors import Poisoned
+from tests.tasks.dispatch.byte_model import END_ID, READY
+from tests.tasks.observe.watched import CANARY, STATS, Watched, canary_job
+from worker import contract
+
+
+def test_a_job_is_told_with_its_figures_and_no_text(watched: Watched) -> None:
+    job = canary_job()
+    watched.observer.log.execute_start(job)
+    job.add()
+    job.process(contract.TokenOutput("j", 0, (*b"frog", END_ID), "stop"))
+    watched.observer.job_ended(job)
+    assert CANARY not in watched.text
+    assert "frog" not in watched.text
+    start, end = watched.events()
+    assert start == {
+        "level": "info",
+        "event": "execute_start",
+        "job_id": "j",
+        "attempt": 2,
+        "tokens_in": len(CANARY),
+        "queue_ms": 250,
+    }
+    assert end.pop("decode_ms") >= 0
+    assert end == {
+        "level": "info",
+        "event": "execute_end",
+        "job_id": "j",
+        "state": "succeeded",
+        "tokens_in": len(CANARY),
+        "tokens_out": 5,
+        "queue_ms": 250,
+        "ttft_ms": 50,
+        "text_sha256": job.text_sha256,
+    }
+    assert len(job.text_sha256) == 64
+    assert watched.sample("orcd_jobs_total", state="succeeded") == 1
+    assert watched.sample("orcd_tokens_total", direction="in") == len(CANARY)
+    assert watched.sample("orcd_tokens_total", direction="out") == 5
+    assert watched.sample("orcd_queue_seconds_sum") == 0.25
+    assert watched.sample("orcd_first_token_seconds_sum") == 0.05
+    assert watched.sample("orcd_decode_seconds_count") == 1
+
+
+def test_a_failed_job_is_counted_by_its_state_and_told_with_its_code(watched: Watched) -> None:
+    watched.observer.job_ended(canary_job(Poisoned(f"given up on {CANARY}")))
+    assert CANARY not in watched.text
+    (end,) = watched.events()
+    assert end == {
+        "level": "warning",
+        "event": "execute_end",
+        "job_id": "j",
+        "state": "failed",
+        "code": "POISONED",
+        "tokens_out": 0,
+    }
+    assert watched.sample("orcd_jobs_total", state="failed") == 1
+    assert watched.sample("orcd_queue_seconds_count") == 0
+
+
+def test_an_engine_that_is_lost_is_an_error_and_takes_the_readiness_with_it(watched: Watched) -> None:
+    observer = watched.observer
+    observer.ready(READY)
+    watched.events()
+    observer.log.engine_hung(121.234)
+    observer.engine_exited(-9)
+    assert not observer.is_ready
+    hung, exited = watched.events()
+    assert (hung["level"], hung["code"], hung["silent_s"]) == ("error", "ENGINE_LOST", 121.2)
+    assert (exited["level"], exited["code"], exited["exit_code"]) == ("error", "ENGINE_LOST", -9)
+    assert watched.sample("orcd_engine_exits_total") == 1
+    observer.ready(READY)
+    assert observer.is_ready
+
+
+def test_the_heartbeat_says_what_the_engine_does(watched: Watched) -> None:
+    observer = watched.observer
+    idle = {"model": "demo", "ready": 0, "jobs": 0, "running": 0, "waiting": 0, "output_tokens": 0}
+    assert observer.heartbeat(0) == idle
+    observer.ready(READY)
+    observer.stats(STATS)
+    busy = {"model": "demo", "ready": 1, "jobs": 7, "running": 3, "waiting": 4, "output_tokens": 9}
+    assert observer.heartbeat(7) == busy
+    assert watched.sample("orcd_jobs_in_hand") == 7
+    observer.stats(msgspec.structs.replace(STATS, healthy=False))
+    assert observer.heartbeat(7)["ready"] == 0
+
+
+def test_an_engine_that_is_unhealthy_is_told_once_and_takes_the_readiness_with_it(watched: Watched) -> None:
+    observer, unhealthy = watched.observer, msgspec.structs.replace(STATS, healthy=False)
+    observer.stats(unhealthy)  # the check at the load comes before Ready
+    observer.ready(READY)
+    assert not observer.is_ready
+    observer.stats(unhealthy)
+    assert [event["event"] for event in watched.events() if event["level"] == "error"] == ["unhealthy"]
+    assert watched.sample("orcd_engine_healthy") == 0
+    observer.stats(STATS)
+    assert observer.is_ready
+    assert watched.sample("orcd_engine_healthy") == 1
+    observer.stats(unhealthy)
+    observer.engine_exited(1)
+    assert watched.sample("orcd_engine_healthy") == 0
+    observer.ready(READY)  # of a new process, of which nothing bad is known
+    assert observer.is_ready
+    assert watched.sample("orcd_engine_healthy") == 1

@@ -1,0 +1,81 @@
+"""Log events: what they hold, how often they come, and that they hold no text."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+
+from orcd.errors import InvalidRequest
+from tests.tasks.dispatch.byte_model import READY
+from tests.tasks.observe.watched import CANARY, Watched
+from worker import contract
+
+
+def test_a_load_is_told_from_start_to_ready(watched: Watched) -> None:
+    observer = watched.observer
+    observer.log.startup("cpu")
+    for percent in (0, 25, 50, 75, 100):
+        observer.log.load_progress(contract.Load(percent, percent * 10, 1000, 40 * (100 - percent)))
+    assert not observer.is_ready
+    observer.ready(READY)
+    assert observer.is_ready
+    observer.log.shutdown()
+    events = watched.events()
+    assert [event["event"] for event in events] == [
+        *("startup", "model_load_start"),
+        *["model_load_progress"] * 5,
+        *("model_load_complete", "ready", "shutdown"),
+    ]
+    assert events[3] == {
+        "level": "info",
+        "event": "model_load_progress",
+        "percent": 25,
+        "bytes": 250,
+        "total_bytes": 1000,
+        "remaining_ms": 3000,
+    }
+    complete, ready = events[7:9]
+    assert (complete["load_ms"], complete["memory_bytes"], complete["device"]) == (12, 4096, "cpu")
+    assert (ready["engine_pid"], ready["max_sequence_tokens"]) == (4321, 64)
+
+
+@hypothesis_settings(derandomize=True, max_examples=50)
+@given(percents=st.lists(st.integers(0, 99), max_size=100).map(sorted))
+def test_progress_is_logged_every_few_percent_and_always_at_the_end(percents: list[int]) -> None:
+    watched = Watched()
+    for percent in [*percents, 100]:
+        watched.observer.log.load_progress(contract.Load(percent, percent, 100))
+    logged = [event["percent"] for event in watched.events()]
+    assert logged[-1] == 100
+    assert len(logged) <= 21
+    assert {percent // 5 for percent in percents} <= {percent // 5 for percent in logged}
+
+
+def test_an_error_of_the_worker_is_told_with_code_and_message(watched: Watched) -> None:
+    watched.observer.log.error(InvalidRequest("ORCD_DEVICE must be\ncpu or cuda:N"))
+    (event,) = watched.events()
+    assert (event["level"], event["code"], event["message"]) == (
+        "error",
+        "INVALID_REQUEST",
+        "ORCD_DEVICE must be cpu or cuda:N",
+    )
+
+
+def test_trouble_that_goes_on_is_told_once_and_without_the_errors_text(
+    watched: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for _ in range(100):
+        watched.observer.log.trouble("append", ConnectionError(CANARY))
+    watched.observer.log.trouble("upkeep", TimeoutError(CANARY))
+    assert CANARY not in watched.text
+    events = watched.events()
+    assert [(event["doing"], event["cause"]) for event in events] == [
+        ("append", "ConnectionError"),
+        ("upkeep", "TimeoutError"),
+    ]
+    assert {event["level"] for event in events} == {"warning"}
+    monkeypatch.setattr("tasks.observe.worker_log.TROUBLE_EVERY_S", 0.0)
+    watched.observer.log.trouble("append", ConnectionError())
+    assert len(watched.events()) == 1

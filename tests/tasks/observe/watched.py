@@ -1,0 +1,75 @@
+"""An observer, with what it has logged and counted."""
+
+from __future__ import annotations
+
+import io
+import json
+from typing import Any
+
+from orcd.errors import OrcdError
+from orcd.request import parse
+from orcd.store.job_store import Claim
+from tasks.dispatch.active_job import ActiveJob
+from tasks.dispatch.prompt_encoder import Prompt
+from tasks.observe.observer import Observer
+from tests.tasks.dispatch.byte_model import ENCODER, READY
+from worker import contract
+from worker.log import EventLog
+
+STATS = contract.Stats(
+    running=3,
+    waiting=4,
+    kv_blocks_used=5,
+    kv_blocks_total=6,
+    steps=7,
+    prompt_tokens=8,
+    output_tokens=9,
+    prefix_hit_tokens=10,
+    preemptions=11,
+    memory_bytes=12,
+)
+CANARY = "Kanarienvogel"
+
+
+class Watched:
+    """An observer with what it has logged."""
+
+    def __init__(self) -> None:
+        self._stream = io.StringIO()
+        self.observer = Observer(EventLog("json", "worker-1", self._stream), "worker-1", "demo")
+
+    @property
+    def text(self) -> str:
+        return self._stream.getvalue()
+
+    def events(self) -> list[dict[str, Any]]:
+        """What was logged since the last call, without time and worker."""
+        events = [json.loads(line) for line in self.text.splitlines()]
+        self._stream.seek(0)
+        self._stream.truncate()
+        for event in events:
+            del event["time"]
+            assert event.pop("worker_id") == "worker-1"
+        return events
+
+    def sample(self, name: str, **labels: str) -> float | None:
+        return self.observer.metrics.registry.get_sample_value(name, labels)
+
+
+def canary_job(prompt: Prompt | OrcdError | None = None) -> ActiveJob:
+    """A claimed job with the canary in its prompt; with an error instead of a prompt it has ended."""
+    request = parse({"prompt": CANARY})
+    claim = Claim(
+        job_id="j",
+        request=request,
+        epoch=1,
+        attempt=2,
+        created_ms=1000,
+        started_ms=1250,
+        first_token_ms=1300,
+        claimed_ms=1250,
+        deadline_ms=0,
+        cancelled=False,
+        log=(),
+    )
+    return ActiveJob(claim, prompt or ENCODER.encode(request, READY), "demo", lambda outcome: None)

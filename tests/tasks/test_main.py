@@ -1,0 +1,76 @@
+"""``python -m tasks``: what its commands refuse and pass on. `tests/orcd/cli` runs them as `orcd` starts them."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import click
+import pytest
+from celery import Celery
+
+from orcd.cli.command_line import run
+from tasks.__main__ import cli
+
+COMMANDS = {
+    "demo": {"--output", "--redis"},
+    "worker": {"--model", "--tokenizer", "--device", "--redis", "--name", "--vram-fraction", "--vram-bytes",
+               "--vram-check-s", "--metrics-port"},
+    "flower": set(),
+    "bench queue": {"--device", "--prompt-tokens", "--output-tokens", "--concurrency", "--json"},
+}  # fmt: skip
+
+
+def one_error(capsys: pytest.CaptureFixture[str], code: str) -> str:
+    """The message of the one line on standard error."""
+    [line] = capsys.readouterr().err.splitlines()
+    found = re.fullmatch(rf"orcd: {code}: (.+)", line)
+    assert found, line
+    return found[1]
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_its_flags_and_explains_itself(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    command: click.Command = cli
+    for part in name.split():
+        assert isinstance(command, click.Group)
+        command = command.commands[part]
+    assert COMMANDS[name] <= {option for parameter in command.params for option in parameter.opts}
+    assert run(cli, [*name.split(), "--help"]) == 0
+    page = capsys.readouterr().out
+    assert page.startswith(f"Usage: orcd {name} ")
+    assert len(page) > 150
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "",
+        "bench",
+        "nonsense",
+        "worker",
+        "worker --model m.gguf --device tpu",
+        "worker --model m.gguf --metrics-port -5",
+        "bench queue m.gguf --prompt-tokens 0",
+        "bench queue m.gguf --concurrency 1,,2",
+        "flower --port=many",
+    ],
+)
+def test_wrong_usage_is_one_line_and_exit_code_2(line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(cli, shlex.split(line)) == 2
+    one_error(capsys, "INVALID_REQUEST")
+
+
+@pytest.mark.parametrize("line", ["worker --model", "bench queue"])
+def test_a_model_that_is_not_there_is_named(line: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = str(tmp_path / "missing.gguf")
+    assert run(cli, [*line.split(), model]) == 1
+    assert one_error(capsys, "MODEL_LOAD_FAILED").startswith(f"{model}: ")
+
+
+def test_flower_gets_its_options_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[list[str]] = []
+    monkeypatch.setattr(Celery, "start", lambda app, arguments: started.append(arguments))
+    assert run(cli, ["flower", "--port=5556", "--basic-auth", "me:secret", "-x"]) == 0
+    assert started == [["flower", "--port=5556", "--basic-auth", "me:secret", "-x"]]

@@ -1,0 +1,113 @@
+"""``orcd inspect``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from kernels.errors import DeviceUnavailable
+from tests.orcd.cli.command_line import one_error
+from tests.worker.model.tiny import write_tiny
+from worker import load as loading
+from worker.commands.main import run
+
+USES = ("weights", "kv_cache", "scratch", "step_buffers", "graphs", "cuda_context")
+
+
+def inspect(path: Path, capsys: pytest.CaptureFixture[str]) -> dict:
+    assert run(["inspect", str(path), "--json"]) == 0
+    line = capsys.readouterr().out
+    assert line.count("\n") == 1
+    return json.loads(line)
+
+
+def test_a_supported_model_is_described(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write_tiny("gpt-oss", tmp_path / "tiny.gguf")
+    report = inspect(path, capsys)
+    assert (report["architecture"], report["name"]) == ("gpt-oss", "Synthetic gpt-oss")
+    assert report["supported"] and report["problems"] == []
+    assert (report["num_layers"], report["context_length"], report["vocab_size"]) == (2, 131072, 1390)
+    assert (report["tokenizer"], report["chat_template"]) == ("gpt2 / gpt-4o", True)
+    assert report["vram_kv_bytes_per_1k_tokens"] == 2 * 2 * 1 * 64 * 2 * 1024
+    types = {entry["type"]: entry for entry in report["tensor_types"]}
+    assert types["MXFP4"]["tensors"] == {f"blk.*.ffn_{part}_exps.weight": 2 for part in ("gate", "up", "down")}
+    assert types["MXFP4"]["count"] == 6 and types["MXFP4"]["bytes"] == 6 * 4 * 64 * 32 // 32 * 17
+    assert sum(entry["bytes"] for entry in types.values()) == report["vram_weights_bytes"]
+    assert run(["inspect", str(path)]) == 0
+    text = capsys.readouterr().out
+    for part in (
+        "gpt-oss",
+        "1,390 tokens",
+        "blk.*.ffn_up_exps.weight x 2",
+        "KV per 1,024 tokens",
+        "supported       yes",
+    ):
+        assert part in text
+
+
+def test_what_stands_in_the_way_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write_tiny("qwen2", tmp_path / "tiny.gguf")
+    path.write_bytes(path.read_bytes().replace(b"blk.1.ffn_down.weight", b"blk.1.ffn_doun.weight"))
+    report = inspect(path, capsys)
+    assert not report["supported"]
+    assert report["problems"] == ["tensor 'blk.1.ffn_down.weight' is missing"]
+    assert report["num_layers"] == 2
+    assert run(["inspect", str(path)]) == 0
+    assert "tensor 'blk.1.ffn_down.weight' is missing" in capsys.readouterr().out
+
+
+def test_what_is_no_model_file_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "text.gguf").write_text("no model")
+    assert run(["inspect", str(tmp_path / "text.gguf")]) == 1
+    assert "is not a GGUF file" in one_error(capsys, "MODEL_LOAD_FAILED")
+
+
+NO_GPU = DeviceUnavailable("cuda:0: there is no CUDA device here; install NVIDIA's driver, or choose --device cpu")
+
+
+@pytest.fixture
+def without_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_arguments: object, **_options: object) -> None:
+        raise NO_GPU
+
+    monkeypatch.setattr(loading, "open_device", refuse)
+    monkeypatch.delenv("ORCD_VRAM_BYTES", raising=False)
+
+
+def test_a_plan_is_made_as_far_as_it_can_be_without_a_gpu(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], without_gpu: None
+) -> None:
+    path = write_tiny("gpt-oss", tmp_path / "tiny.gguf")
+    assert inspect(path, capsys)["vram_plan"] is None
+    assert run(["inspect", str(path), "--json", "--device=cuda:0"]) == 0
+    plan = json.loads(capsys.readouterr().out)["vram_plan"]
+    assert plan["total_bytes"] == sum(plan[f"{name}_bytes"] for name in USES)
+    assert min(plan[f"{name}_bytes"] for name in USES) > 0
+    assert (plan["available_bytes"], plan["fits"]) == (None, None)
+    assert "there is no CUDA device" in plan["note"]
+    assert run(["inspect", str(path), "--device=cuda:0"]) == 0
+    text = capsys.readouterr().out
+    assert "MiB weights" in text and "MiB in all" in text and "there is no CUDA device" in text
+
+
+@pytest.mark.parametrize(
+    ("vram_bytes", "fits", "verdict"), [(8 * 10**9, True, "it fits"), (10**6, False, "INSUFFICIENT_VRAM")]
+)
+def test_a_budget_that_is_set_decides_whether_it_would_fit(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    without_gpu: None,
+    vram_bytes: int,
+    fits: bool,
+    verdict: str,
+) -> None:
+    monkeypatch.setenv("ORCD_VRAM_BYTES", str(vram_bytes))
+    path = write_tiny("qwen2", tmp_path / "tiny.gguf")
+    run(["inspect", str(path), "--json", "--device=cuda:0"])
+    plan = json.loads(capsys.readouterr().out)["vram_plan"]
+    assert (plan["available_bytes"], plan["fits"]) == (vram_bytes, fits)
+    run(["inspect", str(path), "--device=cuda:0"])
+    assert verdict in capsys.readouterr().out

@@ -1,0 +1,73 @@
+"""``orcd logits``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.orcd.cli.command_line import one_error
+from tests.worker.model.tiny import write_tiny
+from worker.commands.logits import CHUNK_TOKENS
+from worker.commands.main import run
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny("qwen2", tmp_path_factory.mktemp("model") / "tiny.gguf")
+
+
+def write_logits(model: Path, ids: object, tmp_path: Path, device: str = "cpu") -> int:
+    """Run the command on ``ids``, with the result in ``out.npz``; its exit code."""
+    (tmp_path / "ids.json").write_text(json.dumps(ids))
+    files = ["--ids", str(tmp_path / "ids.json"), "--out", str(tmp_path / "out.npz")]
+    return run(["logits", str(model), *files, "--device", device])
+
+
+def logits_of(model: Path, ids: object, tmp_path: Path) -> dict[str, np.ndarray]:
+    assert write_logits(model, ids, tmp_path) == 0
+    with np.load(tmp_path / "out.npz") as arrays:
+        return dict(arrays)
+
+
+def test_each_list_of_ids_gives_an_array_of_logits(model: Path, tmp_path: Path) -> None:
+    long = [number % 300 for number in range(CHUNK_TOKENS + 3)]
+    arrays = logits_of(model, [[1, 2, 3], long, [7]], tmp_path)
+    assert {name: (array.shape, array.dtype) for name, array in arrays.items()} == {
+        "logits_0": ((3, 593), np.float32),
+        "logits_1": ((CHUNK_TOKENS + 3, 593), np.float32),
+        "logits_2": ((1, 593), np.float32),
+    }
+    np.testing.assert_array_equal(logits_of(model, [long[:3]], tmp_path)["logits_0"], arrays["logits_1"][:3])
+
+
+@pytest.mark.parametrize(
+    ("ids", "problem"),
+    [
+        ({}, "list of non-empty lists"),
+        ([[]], "list of non-empty lists"),
+        ([[1], "x"], "list of non-empty lists"),
+        ([[1], [2, 593]], "list 1 holds an id outside the vocabulary of 593"),
+        ([[-1]], "outside the vocabulary"),
+        ([[1.5]], "no whole number"),
+        ([[True]], "no whole number"),
+        ([[1] * 32769], "32769 ids; the context holds 32768"),
+    ],
+)
+def test_wrong_ids_are_refused(
+    model: Path, tmp_path: Path, ids: object, problem: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert write_logits(model, ids, tmp_path) == 2
+    assert problem in one_error(capsys, "INVALID_REQUEST")
+
+
+def test_files_and_devices_that_are_not_there_are_named(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    absent = tmp_path / "absent.json"
+    assert run(["logits", str(model), "--ids", str(absent), "--out", "x", "--device", "cpu"]) == 2
+    assert "absent.json: cannot be read (No such file" in one_error(capsys, "INVALID_REQUEST")
+    assert write_logits(model, [[1]], tmp_path, device="cuda:0") == 1
+    assert "--device cpu" in one_error(capsys, "MODEL_LOAD_FAILED")

@@ -1,0 +1,133 @@
+"""A device that does nothing before somebody waits for it: what the host must not know yet, it cannot know."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+
+from kernels.batch import Step
+from kernels.errors import CudaFailure
+from kernels.reference import decode_step as step
+from kernels.reference import sampling
+from tests.worker.engine.context_model import ContextModel
+
+OPS = (
+    step.begin_decode,
+    step.resolve_tokens,
+    sampling.sample,
+    sampling.adjust_logits,
+    sampling.top_log_probabilities,
+)
+
+
+class LateDevice:
+    """Enqueues what `kernels.devices.cuda.CudaDevice` enqueues, on NumPy arrays."""
+
+    name = "late:0"
+
+    def __init__(self, seed: int = 0) -> None:
+        self._queue: list[Callable[[], object]] = []
+        self._done = 0
+        self._generator = np.random.default_rng(seed)
+        self.step_buffers = SimpleNamespace(allocate=self._garbage)
+        self.ops = SimpleNamespace(**{op.__name__: self._later(op) for op in OPS})
+        self.num_uploads = 0
+        self.num_allocations = 0
+        self.hangs = False
+
+    def enqueue(self, work: Callable[[], object]) -> None:
+        self._queue.append(work)
+
+    def run_until(self, end: int) -> None:
+        """Do what was enqueued before ``end``, in order."""
+        while self._done < end:
+            self._done += 1
+            self._queue[self._done - 1]()
+
+    def pinned(self, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+        return self._garbage(shape, dtype)
+
+    def copy_to_device_async(self, target: np.ndarray, source: np.ndarray) -> None:
+        assert target.nbytes == source.nbytes
+        self.num_uploads += 1
+        self.enqueue(lambda: np.copyto(target, source))
+
+    def copy_to_host_async(self, target: np.ndarray, source: np.ndarray) -> None:
+        assert target.nbytes == source.nbytes
+        self.enqueue(lambda: np.copyto(target, source))
+
+    def event(self) -> LateEvent:
+        return LateEvent(self)
+
+    def capture(self, enqueue: Callable[[], None], name: str) -> SimpleNamespace:
+        outside, self._queue = self._queue, []
+        try:
+            enqueue()
+            captured = self._queue
+        finally:
+            self._queue = outside
+        return SimpleNamespace(name=name, launch=lambda: self._queue.extend(captured))
+
+    def _later(self, op: Callable[..., Any]) -> Callable[..., None]:
+        return lambda *arguments, **options: self.enqueue(lambda: op(*arguments, **options))
+
+    def _garbage(self, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+        self.num_allocations += 1
+        num_bytes = int(np.prod(shape)) * np.dtype(dtype).itemsize
+        array = np.frombuffer(bytearray(self._generator.bytes(num_bytes)), np.uint8).view(dtype).reshape(shape)
+        return array if array.dtype.kind == "u" else np.minimum(array, 5)  # garbage, but of an index no wild one
+
+
+class LateEvent:
+    def __init__(self, device: LateDevice) -> None:
+        self._device = device
+        self._end = 0
+
+    def record(self) -> None:
+        self._end = len(self._device._queue)
+
+    def synchronise(self, timeout_s: float) -> None:
+        if self._device.hangs:
+            raise CudaFailure("late_kernel", f"not done after {timeout_s:g} s")
+        self._device.run_until(self._end)
+
+
+class LateModel:
+    """`ContextModel` on a `LateDevice`."""
+
+    def __init__(self, model: ContextModel | None = None, *, seed: int = 0) -> None:
+        self.model = model or ContextModel()
+        self.config, self.recompute_at = self.model.config, self.model.recompute_at
+        self.device = LateDevice(seed)
+        self.bytes_per_block, self.allocate_cache = self.model.bytes_per_block, self.model.allocate_cache
+
+    def forward(self, step: Step, cache: np.ndarray) -> np.ndarray:
+        logits = np.full((step.logit_rows.shape[0], self.config.vocab_size), np.nan, np.float32)
+        self.device.enqueue(lambda: self._compute(step, cache, logits))
+        return logits
+
+    def _compute(self, step: Step, cache: np.ndarray, logits: np.ndarray) -> None:
+        """The rows that hold a sequence; a padded step has as many tokens as sequences."""
+        rows = np.flatnonzero(step.positions >= 0)
+        assert (step.positions >= -1).all()
+        if rows.size == step.positions.size:
+            logits[:] = self.model.forward(step, cache)
+            return
+        logits[:] = 0
+        assert (step.slots[step.positions < 0] == -1).all()
+        assert (step.context_lengths == step.positions + 1).all()
+        live = replace(
+            step,
+            **{name: getattr(step, name)[rows] for name in ("token_ids", "positions", "slots", "context_lengths")},
+            sequence_lengths=step.sequence_lengths[rows],
+            block_tables=step.block_tables[rows],
+            sequence_rows=np.arange(rows.size, dtype=np.int32),
+            query_starts=np.arange(rows.size + 1, dtype=np.int32),
+            logit_rows=np.arange(rows.size, dtype=np.int32),
+        )
+        if rows.size:
+            logits[rows] = self.model.forward(live, cache)

@@ -1,0 +1,32 @@
+import pytest
+
+from tests.worker.engine.cuda.late_device import LateModel
+from worker.engine.cuda.buffers import StepBuffers, StepLimits
+from worker.engine.cuda.decode_graphs import DecodeGraphs, empty_rows, make_buckets
+from worker.engine.cuda.pinned_ring import UploadRing
+
+
+@pytest.mark.parametrize(
+    ("most", "buckets"),
+    [
+        (1, (1,)),
+        (5, (1, 2, 4, 5)),
+        (64, (1, 2, 4, 8, 16, 24, 32, 48, 64)),
+        (600, (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 600)),
+    ],
+)
+def test_buckets_end_with_the_largest_step(most: int, buckets: tuple[int, ...]):
+    assert make_buckets(most) == buckets
+
+
+@pytest.mark.parametrize("capture", [True, False])
+def test_a_step_runs_in_the_smallest_bucket_that_holds_it(capture: bool):
+    model = LateModel()
+    limits = StepLimits(block_tokens=4, step_tokens=16, max_sequences=6, max_sequence_tokens=32)
+    rows = StepBuffers.allocate(model.device, limits).rows
+    empty_rows(model.device, rows, UploadRing(model.device, rows.changes.shape[0], 1), limits.block_tokens)
+    graphs = DecodeGraphs(model, model.allocate_cache(8, 4), rows, limits.block_tokens, capture=capture)
+    assert [graphs.bucket_for(number) for number in range(1, 7)] == [1, 2, 4, 4, 6, 6]
+    before = len(model.device._queue)
+    graphs.launch(4)
+    assert len(model.device._queue) > before

@@ -1,0 +1,56 @@
+import numpy as np
+import pytest
+
+from kernels.reference.sampling import adjust_logits
+from tests.worker.engine.cuda.late_device import LateDevice
+from tests.worker.engine.generation import sequence
+from worker.engine.cuda import logit_processing
+from worker.engine.cuda.logit_processing import LogitProcessor, LogprobReporter, edit_bytes, read_reports, report_bytes
+from worker.engine.penalties import build_adjustments
+
+SEQUENCES = [
+    sequence([1, 2], [0], logit_bias={3: 5.0, 0: -2.0}),
+    sequence([2, 2, 1], [1], num_prompt=1, repetition_penalty=1.5, presence_penalty=0.5),
+]
+
+
+def random_logits() -> np.ndarray:
+    return np.random.default_rng(0).normal(size=(len(SEQUENCES), 8)).astype(np.float32)
+
+
+@pytest.mark.parametrize("max_edits", [1, 3, 100])
+def test_edits_change_what_the_reference_changes_however_many_go_up_at_a_time(
+    max_edits: int, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(logit_processing, "MAX_EDITS", max_edits)
+    device = LateDevice()
+    memory = np.zeros(edit_bytes(len(SEQUENCES)), np.uint8)
+    logits, expected = random_logits(), random_logits()
+    LogitProcessor(device, memory, timeout_s=1).apply(logits, SEQUENCES)
+    device.run_until(len(device._queue))
+    adjust_logits(expected, build_adjustments(SEQUENCES), out=expected)
+    np.testing.assert_array_equal(logits, expected)
+
+
+def test_reports_hold_what_each_sequence_asked_for():
+    device = LateDevice()
+    reporter = LogprobReporter(device, np.zeros(report_bytes(3), np.uint8))
+    logits = np.array([[1.0, 2.0, 0.5, 2.0]] * 3, np.float32)
+    expected = np.log(np.exp(logits[0]) / np.exp(logits[0]).sum())
+    asking = [sequence([0], [0]), sequence([0], [1], logprobs=0), sequence([0], [2], logprobs=3)]
+    silent, chosen_only, top_three = read_reports(reporter.fetch(logits, np.array([0, 1, 2], np.int32)), asking, 1)
+    assert silent is None
+    assert chosen_only is not None and top_three is not None
+    assert chosen_only.top_ids == ()
+    assert chosen_only.logprob == pytest.approx(expected[1], abs=1e-6)
+    assert top_three.top_ids == (1, 3, 0)
+    assert top_three.top_logprobs == pytest.approx(expected[[1, 3, 0]], abs=1e-6)
+
+
+def test_a_vocabulary_smaller_than_what_was_asked_for_gives_all_it_has():
+    device = LateDevice()
+    reporter = LogprobReporter(device, np.zeros(report_bytes(1), np.uint8))
+    download = reporter.fetch(np.zeros((1, 3), np.float32), np.zeros(1, np.int32))
+    (report,) = read_reports(download, [sequence([0], [0], logprobs=20)], 1)
+    assert report is not None
+    assert report.top_ids == (0, 1, 2)

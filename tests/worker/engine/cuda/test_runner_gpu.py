@@ -1,0 +1,247 @@
+"""The engine on a GPU: graphs, run-ahead and everybody else's company change nothing of what a request says."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from kernels.devices.dry_run import DryRunDevice
+from kernels.devices.open import open_device
+from tests.models.files import KIT, SMALL
+from tests.worker.tiny_model import write_tiny_model
+from worker.contract import Abort, Add, Choice, Sampling, TokenOutput
+from worker.engine.engine import Engine
+from worker.memory_plan import reserve
+from worker.model.gguf import open_gguf
+from worker.model.registry import assemble_model, load_model, read_model_config
+from worker.model.weights import Weights
+from worker.settings import Settings
+
+ROOT = Path(__file__).parents[4]
+OF_THE_KIT = ("qwen2-untied-q8_0", "llama-q4_k_m", "phi3-longrope-f16", "gpt2-q4_0", "gpt-oss-mxfp4")
+MODELS = {
+    "tiny": None,
+    "haiku": ROOT / "tasks" / "demo" / "haiku-q4_k_m.gguf",
+    **SMALL,
+    **{name: path for name, path in KIT.items() if name in OF_THE_KIT},
+}
+NUM_BLOCKS = 400
+SETTINGS = Settings(device="cuda:0", max_sequences=24, step_tokens=256, kv_block_tokens=16, vram_fraction=0.5)
+
+pytestmark = pytest.mark.gpu
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """A model on a device of its own, which has memory for `SETTINGS` and `NUM_BLOCKS`."""
+    path = MODELS[request.param] or write_tiny_model(tmp_path_factory.mktemp("model") / "tiny.gguf")
+    device: Any = open_device("cuda:0", vram_fraction=0.5)
+    gguf = open_gguf(path)
+    planned = DryRunDevice("cuda:0")
+    block_bytes = assemble_model(read_model_config(gguf), Weights(gguf, planned), planned).bytes_per_block(16)
+    settings = Settings(**{**_fields(SETTINGS), "model": str(path), "kv_cache_bytes": NUM_BLOCKS * block_bytes})
+    reserve(gguf, device, settings)
+    yield load_model(gguf, device, lambda _done, _total: None)
+    device.close()
+
+
+def _fields(settings: Settings) -> dict[str, Any]:
+    return {name: getattr(settings, name) for name in settings.__slots__}
+
+
+def engine(model: Any, *, num_blocks: int = NUM_BLOCKS, capture: bool = True, **options: object) -> Engine:
+    """A new engine in the memory of the last one."""
+    model.device.kv_cache.reset()
+    model.device.step_buffers.reset()
+    cache_bytes = num_blocks * model.bytes_per_block(16)
+    settings = Settings(**{**_fields(SETTINGS), "kv_cache_bytes": cache_bytes, **options})
+    return Engine(model, settings, capture=capture)
+
+
+def traffic(model: Any) -> list[Add]:
+    """Prompts of mixed lengths with a common beginning; greedy, sampled, and with all that needs the host."""
+    generator = np.random.default_rng(5)
+    longest = min(model.config.context_length - 50, 150)
+    common = generator.integers(0, model.config.vocab_size, longest).tolist()
+    extras: list[dict[str, Any]] = [
+        {"temperature": 0.0},
+        {"temperature": 0.8, "top_p": 0.9},
+        {"temperature": 0.7, "top_k": 20, "repetition_penalty": 1.2},
+        {"temperature": 1.1, "min_p": 0.02},
+        {"temperature": 0.0, "logprobs": 3, "frequency_penalty": 0.4},
+        {"temperature": 1.0, "logit_bias": {5: 2.0, 7: -100.0}, "min_tokens": 6, "stop_token_ids": tuple(range(30))},
+    ]
+    adds = []
+    for number, length in enumerate(np.linspace(1, longest, 14).astype(int)):
+        own = generator.integers(0, model.config.vocab_size, 4).tolist()
+        sampling = Sampling(max_tokens=20 + number, seed=number, **extras[number % len(extras)])
+        adds.append(Add(f"r{number}", (*common[:length], *own), sampling))
+    return adds
+
+
+def generate(adds: list[Add], machine: Engine) -> dict[tuple[str, int], tuple[int, ...]]:
+    for add in adds:
+        machine.add(add)
+    ids: dict[tuple[str, int], tuple[int, ...]] = {}
+    while machine.has_work:
+        for output in machine.step():
+            assert output.finish_reason != "error", output.error_message
+            key = output.request_id, output.choice
+            ids[key] = ids.get(key, ()) + output.ids
+        machine.check_invariants()
+    return ids
+
+
+def assert_same(actual: dict, expected: dict) -> None:
+    """Equal ids; of those that are not, where they part."""
+    assert actual.keys() == expected.keys()
+    parted = {}
+    for key, ids in expected.items():
+        if actual[key] != ids:
+            first = next((i for i, pair in enumerate(zip(actual[key], ids, strict=False)) if pair[0] != pair[1]), "end")
+            parted[key] = first, len(actual[key]), len(ids)
+    assert not parted, f"(first different, lengths): {parted}"
+
+
+@pytest.fixture(scope="module")
+def undisturbed(model: Any) -> dict[tuple[str, int], tuple[int, ...]]:
+    """Every request alone, kernel by kernel, nothing cached."""
+    machine = engine(model, prefix_cache=False, capture=False, max_sequences=1)
+    ids: dict[tuple[str, int], tuple[int, ...]] = {}
+    for add in traffic(model):
+        ids |= generate([add], machine)
+    return ids
+
+
+def test_two_runs_say_the_same(model: Any, undisturbed: dict):
+    machine = engine(model, prefix_cache=False, capture=False, max_sequences=1)
+    for add in traffic(model):
+        assert_same(generate([add], machine), {(add.request_id, 0): undisturbed[add.request_id, 0]})
+
+
+def test_graphs_equal_eager(model: Any, undisturbed: dict):
+    machine = engine(model, prefix_cache=False, max_sequences=1)
+    for add in traffic(model):
+        assert_same(generate([add], machine), {(add.request_id, 0): undisturbed[add.request_id, 0]})
+
+
+@pytest.mark.parametrize("capture", [False, True])
+def test_batched_equals_alone(model: Any, undisturbed: dict, capture: bool):
+    assert_same(generate(traffic(model), engine(model, prefix_cache=False, capture=capture)), undisturbed)
+
+
+def test_chunked_prefill_equals_whole(model: Any, undisturbed: dict):
+    assert_same(generate(traffic(model), engine(model, step_tokens=27, prefix_cache=False)), undisturbed)
+
+
+def test_prefix_hit_equals_miss(model: Any, undisturbed: dict):
+    machine = engine(model)
+    assert_same(generate(traffic(model), machine), undisturbed)
+    assert_same(generate(traffic(model), machine), undisturbed)
+    assert machine.stats(memory_bytes=0).prefix_hit_tokens > 200
+
+
+def test_preempted_equals_uninterrupted(model: Any):
+    adds = [
+        Add(f"r{n}", tuple(range(n, n + 5)), Sampling(max_tokens=60, temperature=0.9 * (n % 2), seed=n))
+        for n in range(6)
+    ]
+    roomy, narrow = generate(adds, engine(model)), engine(model, num_blocks=14)  # each request ends with five
+    assert_same(generate(adds, narrow), roomy)
+    assert narrow.stats(memory_bytes=0).preemptions > 0
+
+
+@pytest.mark.parametrize("cut", [1, 11])
+def test_resumed_equals_uninterrupted(model: Any, undisturbed: dict, cut: int):
+    adds = [
+        Add(add.request_id, add.prompt_ids, add.sampling, (Choice(0, undisturbed[add.request_id, 0][:cut]),))
+        for add in traffic(model)
+        if len(undisturbed[add.request_id, 0]) > cut
+    ]
+    expected = {(add.request_id, 0): undisturbed[add.request_id, 0][cut:] for add in adds}
+    assert_same(generate(adds, engine(model)), expected)
+
+
+def test_a_steady_batch_allocates_nothing_and_waits_for_nothing_but_its_events(
+    model: Any, monkeypatch: pytest.MonkeyPatch
+):
+    machine = engine(model)
+    for number in range(9):
+        sampling = Sampling(max_tokens=60, temperature=0.5 * (number % 2), seed=number)
+        machine.add(Add(f"r{number}", tuple(range(1, 8 + number)), sampling))
+    for _ in range(5):
+        machine.step()
+    from cupy.cuda import runtime
+
+    calls: dict[str, int] = defaultdict(int)
+
+    def counted(name: str) -> Any:
+        original = getattr(runtime, name)
+
+        def call(*arguments: Any, **options: Any) -> Any:
+            calls[name] += 1
+            return original(*arguments, **options)
+
+        return call
+
+    names = ["malloc", "hostAlloc", "free", "memcpy", "memcpyAsync", "deviceSynchronize", "streamSynchronize",
+             "eventSynchronize"]  # fmt: skip
+    for name in names:
+        monkeypatch.setattr(runtime, name, counted(name))
+    monkeypatch.setattr(model.device, "synchronise", lambda: pytest.fail("the host waited for the device"))
+    free_bytes, launches = model.device.free_bytes, model.device.context.num_launches
+    for _ in range(40):
+        machine.step()
+    assert model.device.free_bytes == free_bytes
+    assert model.device.context.num_launches == launches + 40, "beside the graphs, only ids are copied to the host"
+    assert calls.keys() <= {"memcpyAsync"}
+    assert calls["memcpyAsync"] <= 9 * 40 // 16 + 9  # new blocks
+    while machine.has_work:
+        machine.step()
+
+
+def test_a_thousand_random_requests_end_once_each_and_leak_no_block(model: Any):
+    generator = np.random.default_rng(3)
+    machine = engine(model, num_blocks=60)
+    vocab_size = model.config.vocab_size
+    outputs: dict[tuple[str, int], list[TokenOutput]] = defaultdict(list)
+    adds: dict[str, Add] = {}
+    while len(adds) < 1000 or machine.has_work:
+        for _ in range(int(generator.integers(0, 6)) if len(adds) < 1000 else 0):
+            name = f"r{len(adds)}"
+            sampling = Sampling(
+                max_tokens=int(generator.integers(1, 24)),
+                temperature=float(generator.choice([0.0, 1.0])),
+                top_p=float(generator.choice([1.0, 0.9])),
+                seed=len(adds),
+                stop_token_ids=tuple(generator.integers(0, vocab_size, 4).tolist()),
+                min_tokens=int(generator.choice([0] * 12 + [3])),
+                repetition_penalty=float(generator.choice([1.0] * 12 + [1.2])),
+                logprobs=[None, 2][int(generator.random() < 0.05)],
+            )
+            tokens = tuple(generator.integers(0, 3, int(generator.integers(1, 60))).tolist())
+            choices = tuple(Choice(index) for index in range(int(generator.choice([1, 1, 1, 3]))))
+            adds[name] = Add(name, tokens, sampling, choices, int(generator.integers(0, 3)))
+            machine.add(adds[name])
+        if generator.random() < 0.1:
+            machine.abort(Abort(f"r{generator.integers(0, len(adds) + 1)}"))
+        for output in machine.step():
+            assert output.finish_reason != "error", output.error_message
+            outputs[output.request_id, output.choice].append(output)
+        machine.check_invariants()
+    assert outputs.keys() == {(add.request_id, choice.index) for add in adds.values() for choice in add.choices}
+    for emitted in outputs.values():
+        assert [output.finish_reason is None for output in emitted] == [True] * (len(emitted) - 1) + [False]
+    stats = machine.stats(memory_bytes=0)
+    assert (stats.kv_blocks_used, stats.running, stats.waiting) == (0, 0, 0)
+    sampled = [(key, emitted) for key, emitted in outputs.items() if emitted[-1].finish_reason != "abort"][::40]
+    alone = engine(model, capture=False)
+    for (name, choice), emitted in sampled:
+        single = Add(name, adds[name].prompt_ids, adds[name].sampling, (Choice(choice),))
+        expected = tuple(token_id for output in emitted for token_id in output.ids)
+        assert_same(generate([single], alone), {(name, choice): expected})

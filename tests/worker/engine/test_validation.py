@@ -1,0 +1,77 @@
+import math
+
+import pytest
+
+from orcd.errors import ContextLengthExceeded, InvalidRequest, VramOom
+from worker.contract import Add, Choice, Sampling
+from worker.engine.validation import validate_add
+
+
+def check(add: Add) -> None:
+    validate_add(add, vocab_size=100, context_length=50, cache_tokens=40)
+
+
+def add(**fields: object) -> Add:
+    return Add(**{"request_id": "r", "prompt_ids": (1, 2), "sampling": Sampling(max_tokens=5), **fields})
+
+
+def test_a_request_with_every_option_at_its_bounds_passes():
+    check(add(prompt_ids=tuple(range(39)), sampling=Sampling(max_tokens=10**9, temperature=2.0, top_p=0.0, min_p=1.0,
+          seed=2**64 - 1, logit_bias={99: -100.0}, stop_token_ids=(0, 99), logprobs=20)))  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("max_tokens", 0),
+        ("temperature", -0.1),
+        ("temperature", math.nan),
+        ("top_p", 1.5),
+        ("top_k", -1),
+        ("min_p", math.nan),
+        ("repetition_penalty", 0.0),
+        ("repetition_penalty", math.inf),
+        ("presence_penalty", 3.0),
+        ("frequency_penalty", -3.0),
+        ("logit_bias", {100: 1.0}),
+        ("logit_bias", {1: math.nan}),
+        ("seed", 2**64),
+        ("stop_token_ids", (-1,)),
+        ("min_tokens", -1),
+        ("logprobs", 21),
+    ],
+)
+def test_a_sampling_field_out_of_range_is_named(field: str, value: object):
+    with pytest.raises(InvalidRequest, match=field):
+        check(add(sampling=Sampling(**{"max_tokens": 5, field: value})))
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("prompt_ids", ()),
+        ("prompt_ids", (1, 100)),
+        ("prompt_ids", (-1,)),
+        ("choices", ()),
+        ("choices", (Choice(1), Choice(1))),
+    ],
+)
+def test_a_broken_request_names_its_field(field: str, value: object):
+    with pytest.raises(InvalidRequest, match=field):
+        check(add(**{field: value}))
+
+
+def test_output_ids_outside_the_vocabulary_are_refused():
+    with pytest.raises(InvalidRequest, match="output_ids"):
+        check(add(choices=(Choice(0, (100,)),)))
+
+
+def test_a_prompt_that_fills_the_context_leaves_no_room_for_output():
+    with pytest.raises(ContextLengthExceeded, match="50 tokens and the context 50"):
+        check(add(prompt_ids=(1,) * 50))
+
+
+def test_a_prompt_that_never_fits_the_cache_is_out_of_memory_and_may_be_tried_elsewhere():
+    with pytest.raises(VramOom, match="KV cache holds 40") as caught:
+        check(add(prompt_ids=(1,) * 45))
+    assert caught.value.retriable

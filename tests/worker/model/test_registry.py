@@ -1,0 +1,114 @@
+"""worker.model.registry: a sequence's logits do not depend on its neighbours, its blocks or its chunks."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from kernels.devices.dry_run import DryRunDevice
+from kernels.devices.open import open_device
+from orcd.errors import ModelLoadFailed
+from tests.bench.make_model import write_model
+from tests.bench.model_specs import TensorSpec, phi3
+from tests.models.files import KIT, SMALL
+from tests.worker.model.stepping import Stepper, logits_alone
+from tests.worker.model.tiny import FAMILIES, write_tiny
+from worker.model.gguf import open_gguf
+from worker.model.registry import Model, assemble_model, load_model, read_model_config
+from worker.model.weights import Weights
+
+OF_THE_KIT = ("gpt-oss-mxfp4", "gpt2-q4_0", "llama-q4_k_m", "phi3-longrope-f16", "phi3-swa-q4_k_m", "qwen2-tied-q4_k_m")
+MODELS = SMALL | {name: path for name, path in KIT.items() if name in OF_THE_KIT}
+LENGTHS = [1, 5, 40, 64, 65, 130]
+
+
+@cache
+def load(path: Path) -> Model:
+    return load_model(open_gguf(path), open_device("cpu"), lambda _done, _total: None)
+
+
+def random_prompts(model: Model, rng: np.random.Generator) -> list[list[int]]:
+    return [rng.integers(0, model.config.vocab_size, length).tolist() for length in LENGTHS]
+
+
+def run_mixed(model: Model, prompts: list[list[int]], block_tokens: int, rng: np.random.Generator) -> list[np.ndarray]:
+    """All prompts together in random chunks, decodes and prefills mixed, over scattered blocks."""
+    stepper = Stepper(model, prompts, block_tokens=block_tokens, seed=int(rng.integers(1000)))
+    left = {number: len(prompt) for number, prompt in enumerate(prompts)}
+    logits: list[list[np.ndarray]] = [[] for _ in prompts]
+    while left:
+        members = [member for member in rng.permutation(list(left)).tolist() if rng.random() < 0.7] or list(left)[:1]
+        plan = {member: min(left[member], int(rng.choice([1, 1, 3, 16, 37]))) for member in members}
+        for member, part in stepper.step(plan).items():
+            logits[member].append(part)
+            left[member] -= plan[member]
+            if not left[member]:
+                del left[member]
+    return [np.concatenate(parts) for parts in logits]
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("block_tokens", [16, 5])
+def test_a_sequence_computes_the_same_bits_alone_batched_and_chunked(name: str, block_tokens: int) -> None:
+    model = load(MODELS[name])
+    rng = np.random.default_rng(block_tokens)
+    prompts = random_prompts(model, rng)
+    mixed = run_mixed(model, prompts, block_tokens, rng)
+    for prompt, logits in zip(prompts, mixed, strict=True):
+        np.testing.assert_array_equal(logits, logits_alone(model, prompt))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_synthetic_model_loads_runs_and_stays_finite(family: str, tmp_path: Path) -> None:
+    seen: list[tuple[int, int]] = []
+    gguf = open_gguf(write_tiny(family, tmp_path / "tiny.gguf"))
+    model = load_model(gguf, open_device("cpu"), lambda done, total: seen.append((done, total)))
+    matrices = [tensor for name, tensor in gguf.tensors.items() if len(tensor.shape) > 1 and name.endswith(".weight")]
+    total_bytes = sum(tensor.num_bytes for tensor in matrices)  # norms and biases are read before
+    assert seen == sorted(seen) and seen[-1] == (total_bytes, total_bytes)
+    rng = np.random.default_rng(0)
+    prompts = random_prompts(model, rng)
+    for prompt, logits in zip(prompts, run_mixed(model, prompts, 16, rng), strict=True):
+        assert np.isfinite(logits).all() and logits.std() > 0
+        np.testing.assert_array_equal(logits, logits_alone(model, prompt))
+    cache_ = model.allocate_cache(3, 16)
+    assert sum(array.nbytes for layer in cache_.layers for array in layer) == 3 * model.bytes_per_block(16)
+
+
+def test_weights_that_overflow_give_non_finite_logits_without_a_warning(tmp_path: Path) -> None:
+    path = write_tiny("qwen2", tmp_path / "tiny.gguf")
+    tensor = open_gguf(path).tensors["blk.0.attn_norm.weight"]
+    data = bytearray(path.read_bytes())
+    data[tensor.offset : tensor.offset + tensor.num_bytes] = np.full(128, 3e38, np.float32).tobytes()
+    path.write_bytes(data)
+    assert not np.isfinite(logits_alone(load(path), [1, 2, 3])).any()
+
+
+def test_an_unknown_architecture_lists_the_known_ones(tmp_path: Path) -> None:
+    spec = FAMILIES["qwen2"]()
+    write_model(replace(spec, architecture="quasar"), tmp_path / "model.gguf")
+    with pytest.raises(ModelLoadFailed, match="'quasar'; known are gpt-oss, gpt2, llama, phi3, qwen2, qwen3"):
+        read_model_config(open_gguf(tmp_path / "model.gguf"))
+
+
+def test_a_tensor_that_no_family_knows_is_refused(tmp_path: Path) -> None:
+    spec = FAMILIES["qwen2"]()
+    extra = TensorSpec("blk.1.attn_q_norm.weight", "F32", (64,))
+    write_model(replace(spec, tensors=[*spec.tensors, extra]), tmp_path / "tiny.gguf")
+    with pytest.raises(ModelLoadFailed, match=r"tensor 'blk.1.attn_q_norm.weight' is not known"):
+        load(tmp_path / "tiny.gguf")
+
+
+def test_heads_of_a_size_that_no_kernel_has_are_refused_on_a_gpu_and_computed_on_the_cpu(tmp_path: Path) -> None:
+    path = tmp_path / "model.gguf"
+    write_model(phi3(2, hidden=768, ffn=256, heads=16, num_regular=300, window=16, q4_0=False), path)
+    gguf = open_gguf(path)
+    assert read_model_config(gguf).head_dim == 48
+    device = DryRunDevice("cuda:0")
+    with pytest.raises(ModelLoadFailed, match=r"model.gguf: .*key_length: .* 48 .* 16, 32, 64, .*--device cpu"):
+        assemble_model(read_model_config(gguf), Weights(gguf, device), device)
+    load(path)

@@ -1,0 +1,233 @@
+"""``orcd inspect``: what a model file holds, what it needs, and whether it can run here."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from kernels.devices.dry_run import DryRunDevice
+from kernels.devices.open import open_device
+from kernels.weights.formats import FORMATS
+from orcd.errors import ModelLoadFailed
+from worker.load import open_configured_device
+from worker.memory_plan import plan_memory
+from worker.model.config import ModelConfig
+from worker.model.gguf import GGUFFile, open_gguf
+from worker.model.registry import assemble_model, read_model_config
+from worker.model.weights import Weights
+from worker.settings import Settings, from_environment
+from worker.text.tokenizer import from_metadata
+
+CUDA_CACHE_ITEM_BYTES = 2  # float16
+TOKENS_PER_K = 1024
+
+
+class TensorType(msgspec.Struct, frozen=True):
+    """How much of a file is stored in one format, and in which tensors (``*`` stands for the layer's number)."""
+
+    type: str
+    count: int
+    bytes: int
+    tensors: dict[str, int]
+
+
+class Plan(msgspec.Struct, frozen=True):
+    """What a worker would allocate on a device; ``note`` says why nothing is known of what is available there."""
+
+    device: str
+    device_name: str
+    weights_bytes: int
+    kv_cache_bytes: int
+    kv_cache_tokens: int
+    scratch_bytes: int
+    step_buffers_bytes: int
+    graphs_bytes: int
+    cuda_context_bytes: int
+    total_bytes: int
+    available_bytes: int | None
+    fits: bool | None
+    note: str | None
+
+
+class Report(msgspec.Struct, frozen=True):
+    """What `inspect_gguf` finds; None where the file does not say or cannot be understood."""
+
+    path: str
+    name: str | None
+    architecture: str | None
+    parameters: int
+    tensor_types: list[TensorType]
+    num_layers: int | None
+    context_length: int | None
+    vocab_size: int | None
+    tokenizer: str | None
+    chat_template: bool
+    vram_weights_bytes: int
+    vram_kv_bytes_per_1k_tokens: int | None
+    supported: bool
+    problems: list[str]
+    vram_plan: Plan | None = None
+
+
+def inspect_model(model: Path, device: str | None) -> Report:
+    """The report on a GGUF file; with a ``device`` other than ``cpu``, also the plan of a worker's memory there.
+
+    Raises `ModelLoadFailed` for what is no GGUF file at all, `InvalidRequest` for a wrong ``ORCD_`` variable.
+    """
+    gguf = open_gguf(model)
+    report = inspect_gguf(gguf)
+    if device in (None, "cpu") or not report.supported:
+        return report
+    try:
+        plan = plan_for(gguf, from_environment(model=str(model), device=device))
+    except ModelLoadFailed as error:  # of what the CPU could run
+        problem = error.message.removeprefix(f"{gguf.path}: ")
+        return msgspec.structs.replace(report, supported=False, problems=[problem])
+    return msgspec.structs.replace(report, vram_plan=plan)
+
+
+def inspect_gguf(gguf: GGUFFile) -> Report:
+    """Reads the header and small tensors only; what stands in the way of running the model is in ``problems``."""
+    config = None
+    problems = []
+    try:
+        config = read_model_config(gguf)
+        device = open_device("cpu")
+        assemble_model(config, Weights(gguf, device), device)
+    except ModelLoadFailed as error:
+        problems.append(error.message.removeprefix(f"{gguf.path}: "))
+    try:
+        from_metadata(gguf.metadata)
+    except ModelLoadFailed as error:
+        problems.append(error.message)
+    tensors = gguf.tensors.values()
+    return Report(
+        path=str(gguf.path),
+        name=_text(gguf, "general.name"),
+        architecture=_text(gguf, "general.architecture"),
+        parameters=sum(math.prod(tensor.shape) for tensor in tensors),
+        tensor_types=_tensor_types(gguf),
+        num_layers=config.num_layers if config else None,
+        context_length=config.context_length if config else None,
+        vocab_size=config.vocab_size if config else None,
+        tokenizer=_tokenizer(gguf),
+        chat_template="tokenizer.chat_template" in gguf.metadata,
+        vram_weights_bytes=sum(tensor.num_bytes for tensor in tensors),
+        vram_kv_bytes_per_1k_tokens=_kv_bytes_per_1k_tokens(config) if config else None,
+        supported=not problems,
+        problems=problems,
+    )
+
+
+def plan_for(gguf: GGUFFile, settings: Settings) -> Plan:
+    """The plan of a worker with ``settings``. Raises `ModelLoadFailed` for a model that cannot run.
+
+    Where there is no such device it is made for a GPU that stands in for it, with ``vram_bytes`` as its budget if that
+    is set.
+    """
+    note = None
+    try:
+        device: Any = open_configured_device(settings)
+    except ModelLoadFailed as error:
+        device, note = DryRunDevice(settings.device), error.message
+        device.budget_bytes = settings.vram_bytes or None
+    plan = plan_memory(gguf, device, settings)
+    sizes = {f"{name.replace(' ', '_')}_bytes": num_bytes for name, num_bytes in plan.memory.lines()}
+    return Plan(
+        device=device.name,
+        device_name=device.description,
+        kv_cache_tokens=plan.cache_tokens,
+        total_bytes=plan.memory.total_bytes,
+        available_bytes=plan.available_bytes,
+        fits=plan.fits,
+        note=note,
+        **sizes,
+    )
+
+
+def _kv_bytes_per_1k_tokens(config: ModelConfig) -> int:
+    num_elements = 2 * config.num_layers * config.num_kv_heads * config.head_dim
+    return num_elements * CUDA_CACHE_ITEM_BYTES * TOKENS_PER_K
+
+
+def _tensor_types(gguf: GGUFFile) -> list[TensorType]:
+    names: dict[str, dict[str, int]] = defaultdict(lambda: defaultdict(int))
+    num_bytes: dict[str, int] = defaultdict(int)
+    for tensor in gguf.tensors.values():
+        names[tensor.format.name][re.sub(r"^blk\.\d+\.", "blk.*.", tensor.name)] += 1
+        num_bytes[tensor.format.name] += tensor.num_bytes
+    return [
+        TensorType(type_, sum(names[type_].values()), num_bytes[type_], dict(names[type_]))
+        for type_ in sorted(names, key=lambda type_: -num_bytes[type_])
+    ]
+
+
+def _text(gguf: GGUFFile, key: str) -> str | None:
+    value = gguf.metadata.get(key)
+    return value if isinstance(value, str) else None
+
+
+def _tokenizer(gguf: GGUFFile) -> str | None:
+    parts = [_text(gguf, "tokenizer.ggml.model"), _text(gguf, "tokenizer.ggml.pre")]
+    return " / ".join(part for part in parts if part) or None
+
+
+def format_report(report: Report) -> str:
+    """The report for a person to read."""
+    lines = [
+        report.path,
+        f"  architecture    {report.architecture or 'not said'}{f' ({report.name})' if report.name else ''}",
+        f"  parameters      {report.parameters:,} in {_size(report.vram_weights_bytes)}",
+        f"  layers          {_number(report.num_layers)}",
+        f"  context         {_number(report.context_length)} tokens",
+        f"  vocabulary      {_number(report.vocab_size)} tokens, {report.tokenizer or 'no tokenizer'}",
+        f"  chat template   {'yes' if report.chat_template else 'no'}",
+        "  tensor types",
+    ]
+    for type_ in report.tensor_types:
+        unsupported = "" if type_.type in FORMATS else "  (not supported)"
+        lines.append(f"    {type_.type:<6} {type_.count:>5} with {_size(type_.bytes)}{unsupported}")
+        lines += [f"           {name}{f' x {count}' if count > 1 else ''}" for name, count in type_.tensors.items()]
+    lines.append(f"  VRAM            {_size(report.vram_weights_bytes)} for weights")
+    if report.vram_kv_bytes_per_1k_tokens is not None:
+        lines.append(f"                  {_size(report.vram_kv_bytes_per_1k_tokens)} for KV per 1,024 tokens (float16)")
+    if report.vram_plan is not None:
+        lines += _plan_lines(report.vram_plan)
+    lines.append(f"  supported       {'yes' if report.supported else 'no'}")
+    lines += [f"    {problem}" for problem in report.problems]
+    return "\n".join(lines)
+
+
+def _plan_lines(plan: Plan) -> list[str]:
+    """The plan, a line for each use."""
+    uses = {
+        "weights": plan.weights_bytes,
+        f"KV cache of {plan.kv_cache_tokens:,} tokens": plan.kv_cache_bytes,
+        "activations and scratch": plan.scratch_bytes,
+        "step buffers": plan.step_buffers_bytes,
+        "graphs": plan.graphs_bytes,
+        "CUDA itself": plan.cuda_context_bytes,
+        "in all": plan.total_bytes,
+    }
+    lines = [f"  on {plan.device}".ljust(18) + plan.device_name]
+    lines += [f"    {num_bytes / 2**20:10,.0f} MiB {use}" for use, num_bytes in uses.items()]
+    if plan.available_bytes is not None:
+        verdict = "it fits" if plan.fits else "INSUFFICIENT_VRAM"
+        lines.append(f"    {plan.available_bytes / 2**20:10,.0f} MiB available: {verdict}")
+    return lines + ([f"    {plan.note}"] if plan.note else [])
+
+
+def _size(num_bytes: int) -> str:
+    for unit, size in (("GB", 10**9), ("MB", 10**6), ("KB", 10**3)):
+        if num_bytes >= size:
+            return f"{num_bytes / size:.3g} {unit}"
+    return f"{num_bytes} bytes"
+
+
+def _number(value: int | None) -> str:
+    return "unknown" if value is None else f"{value:,}"

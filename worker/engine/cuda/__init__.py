@@ -1,0 +1,1 @@
+"""How the engine's steps reach a GPU without waiting for it: graphs, buffers that stay, and pinned host memory."""

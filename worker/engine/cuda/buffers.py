@@ -1,0 +1,55 @@
+"""The device memory that steps need beside the model's: all of it taken at start."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from kernels.batch import AnyArray, DecodeRows, allocate_rows, packed_bytes
+from worker.engine.cuda.logit_processing import edit_bytes, report_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class StepLimits:
+    """What the largest step holds."""
+
+    block_tokens: int
+    step_tokens: int
+    max_sequences: int
+    max_sequence_tokens: int
+
+    @property
+    def max_blocks(self) -> int:
+        """Blocks of the longest sequence."""
+        return -(-self.max_sequence_tokens // self.block_tokens)
+
+    @property
+    def whole_step_bytes(self) -> int:
+        """Bytes of all arrays of the largest step and its draws."""
+        tokens, sequences = self.step_tokens * 4, self.max_sequences * 4
+        draws = [sequences] * 4 + [2 * sequences] * 2
+        per_sequence = [sequences + 4, sequences, sequences, sequences, sequences * self.max_blocks]
+        return packed_bytes([tokens] * 4 + per_sequence + draws)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class StepBuffers:
+    """Where steps are on the device."""
+
+    rows: DecodeRows
+    whole: AnyArray  # bytes: the arrays of a step that is sent whole
+    edits: AnyArray  # bytes: edits of logits, see `LogitProcessor`
+    reports: AnyArray  # bytes: log probabilities, see `LogprobReporter`
+
+    @classmethod
+    def allocate(cls, device: Any, limits: StepLimits) -> StepBuffers:
+        """Take them from ``device.step_buffers``."""
+        memory = device.step_buffers
+        return cls(
+            rows=allocate_rows(memory, limits.max_sequences, limits.max_blocks),
+            whole=memory.allocate((limits.whole_step_bytes,), np.uint8),
+            edits=memory.allocate((edit_bytes(limits.max_sequences),), np.uint8),
+            reports=memory.allocate((report_bytes(limits.max_sequences),), np.uint8),
+        )

@@ -1,0 +1,108 @@
+"""What is done to logits on the device beside the draw: penalties, biases and banned ids, and log probabilities."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Series
+from dataclasses import fields, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kernels.batch import AnyArray, pack, packed_bytes, view
+from kernels.reference.sampling import Adjustments
+from worker.contract import TokenLogprobs
+from worker.engine.cuda.pinned_ring import Download, DownloadRing, UploadRing
+from worker.engine.penalties import build_adjustments
+from worker.engine.sequence import Sequence
+from worker.engine.validation import MAX_LOGPROBS
+
+MAX_EDITS = 1 << 17
+"""Edits of logits that go to the device at a time: with more, several times."""
+
+_PER_EDIT = ("rows", "token_ids", "bias", "seen", "output_counts", "banned")
+
+
+def edit_bytes(max_rows: int) -> int:
+    """Bytes of `MAX_EDITS` edits of logits, and of the penalties of ``max_rows``."""
+    return packed_bytes([MAX_EDITS * size for size in (4, 4, 4, 1, 4, 1)] + [max_rows * 4] * 3)
+
+
+class LogitProcessor:
+    """Applies what requests ask to have changed in their logits."""
+
+    def __init__(self, device: Any, memory: AnyArray, timeout_s: float) -> None:
+        self._device = device
+        self._edits = memory
+        self._uploads = UploadRing(device, memory.shape[0], timeout_s)
+
+    def apply(self, logits: AnyArray, sequences: list[Sequence]) -> None:
+        """Edit ``logits`` [R, vocab] of the R ``sequences`` where they are."""
+        adjustments = build_adjustments(sequences)
+        for start in range(0, adjustments.rows.size, MAX_EDITS):
+            part = replace(
+                adjustments, **{name: getattr(adjustments, name)[start : start + MAX_EDITS] for name in _PER_EDIT}
+            )
+            self._device.ops.adjust_logits(logits, self._send(part), out=logits)
+
+    def _send(self, adjustments: Adjustments) -> Adjustments:
+        arrays = {field.name: getattr(adjustments, field.name) for field in fields(adjustments)}
+        num_bytes, offsets = pack(arrays, self._uploads.take())
+        self._uploads.send(num_bytes, self._edits)
+        return Adjustments(
+            **{name: view(self._edits, offsets[name], array.shape, array.dtype) for name, array in arrays.items()}
+        )
+
+
+def report_bytes(num_rows: int) -> int:
+    """Bytes of the log probabilities of ``num_rows``: of what was drawn, and of the likeliest ones with their ids."""
+    return num_rows * 4 * (1 + 2 * MAX_LOGPROBS)
+
+
+def report(device: Any, logits: AnyArray, ids: AnyArray, reports: AnyArray) -> None:
+    """Put the log probabilities of the rows of ``logits`` [R, vocab] into ``reports``; ``ids`` [R] were drawn."""
+    logprobs, top_ids, top_logprobs = _split(reports, ids.shape[0])
+    device.ops.top_log_probabilities(
+        logits, ids, MAX_LOGPROBS, out_logprobs=logprobs, out_top_ids=top_ids, out_top_logprobs=top_logprobs
+    )
+
+
+class LogprobReporter:
+    """Takes the log probabilities of drawn tokens and of the most probable ones to the host."""
+
+    def __init__(self, device: Any, memory: AnyArray) -> None:
+        self._device = device
+        self._reports = memory
+        self._downloads = DownloadRing(device, memory.shape[0])
+
+    def fetch(self, logits: AnyArray, ids: AnyArray) -> Download:
+        """Enqueue the reports of the rows of ``logits`` [R, vocab], of which ``ids`` [R] were drawn."""
+        report(self._device, logits, ids, self._reports)
+        return self._downloads.fetch(view(self._reports, 0, (report_bytes(ids.shape[0]),), np.uint8))
+
+
+def read_reports(reports: Download, sequences: Series[Sequence], timeout_s: float) -> list[TokenLogprobs | None]:
+    """What each of the R sequences asked for; waits for it."""
+    logprobs, top_ids, top_logprobs = _split(reports.read(timeout_s), len(sequences))
+    wanted = [sequence.sampling.logprobs for sequence in sequences]
+    return [
+        None
+        if num_top is None
+        else _logprobs(float(logprobs[row]), top_ids[row, :num_top], top_logprobs[row, :num_top])
+        for row, num_top in enumerate(wanted)
+    ]
+
+
+def _split(reports: AnyArray, num_rows: int) -> tuple[AnyArray, AnyArray, AnyArray]:
+    """Log probabilities [R] float32, the likeliest ids [R, MAX_LOGPROBS] int32 and theirs, in one buffer of bytes."""
+    table = (num_rows, MAX_LOGPROBS)
+    return (
+        view(reports, 0, (num_rows,), np.float32),
+        view(reports, num_rows * 4, table, np.int32),
+        view(reports, num_rows * 4 * (1 + MAX_LOGPROBS), table, np.float32),
+    )
+
+
+def _logprobs(logprob: float, top_ids: NDArray[np.int32], top_logprobs: NDArray[np.float32]) -> TokenLogprobs:
+    there = top_ids >= 0  # a vocabulary may be smaller than what was asked for
+    return TokenLogprobs(logprob, tuple(top_ids[there].tolist()), tuple(top_logprobs[there].tolist()))

@@ -1,0 +1,79 @@
+"""Page-locked host memory between the host and the device: nobody waits for the other while both are at work."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kernels.batch import AnyArray, first
+
+NUM_BUFFERS = 3
+"""As many as steps may be in flight: each has one, be it that it is still to be copied or to be read."""
+
+
+class PinnedRing:
+    """Page-locked buffers of bytes that are used in turn, each with the event behind its last copy."""
+
+    def __init__(self, device: Any, num_bytes: int) -> None:
+        self._device = device
+        self._buffers: list[NDArray[np.uint8]] = [device.pinned((num_bytes,), np.uint8) for _ in range(NUM_BUFFERS)]
+        self._copied = [device.event() for _ in range(NUM_BUFFERS)]
+        self._turn = 0
+
+    def _finish_turn(self) -> None:
+        """Record the event behind the copy that was just enqueued, and go on to the next buffer."""
+        self._copied[self._turn].record()
+        self._turn = (self._turn + 1) % NUM_BUFFERS
+
+
+class UploadRing(PinnedRing):
+    """Buffers from which steps are copied to the device."""
+
+    def __init__(self, device: Any, num_bytes: int, timeout_s: float) -> None:
+        super().__init__(device, num_bytes)
+        self._in_use = [False] * NUM_BUFFERS
+        self._timeout_s = timeout_s
+
+    def take(self) -> NDArray[np.uint8]:
+        """The next buffer, to be written and sent; waits in the unlikely case that its last copy is not done yet.
+
+        Raises `kernels.errors.CudaFailure` if something before that copy failed or takes too long.
+        """
+        if self._in_use[self._turn]:
+            self._copied[self._turn].synchronise(self._timeout_s)
+        return self._buffers[self._turn]
+
+    def send(self, num_bytes: int, target: AnyArray) -> None:
+        """Enqueue the copy of what was written."""
+        self._device.copy_to_device_async(first(target, num_bytes), self._buffers[self._turn][:num_bytes])
+        self._in_use[self._turn] = True
+        self._finish_turn()
+
+
+class DownloadRing(PinnedRing):
+    """Buffers into which what steps drew is copied from the device."""
+
+    def fetch(self, source: AnyArray) -> Download:
+        """Enqueue a copy of bytes. It must be read before as many others are fetched as there are buffers."""
+        buffer = self._buffers[self._turn][: source.shape[0]]
+        event = self._copied[self._turn]
+        self._device.copy_to_host_async(buffer, source)
+        self._finish_turn()
+        return Download(buffer, event)
+
+
+class Download:
+    """A copy that is on its way to the host."""
+
+    __slots__ = ("_buffer", "_event")
+
+    def __init__(self, buffer: NDArray[np.uint8], event: Any) -> None:
+        self._buffer = buffer
+        self._event = event
+
+    def read(self, timeout_s: float) -> NDArray[np.uint8]:
+        """The bytes; raises `kernels.errors.CudaFailure` if something before them failed or takes too long."""
+        self._event.synchronise(timeout_s)
+        return self._buffer

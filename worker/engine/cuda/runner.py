@@ -1,0 +1,170 @@
+"""Runs steps on a CUDA device, ahead of what the host knows."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from collections.abc import Sequence as Series
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from kernels.batch import Draws, Step, first, pack, view, write_changes
+from kernels.errors import CudaFailure
+from orcd.errors import CudaError
+from worker.engine.batch_builder import build_draws, build_step
+from worker.engine.cuda.buffers import StepBuffers, StepLimits
+from worker.engine.cuda.decode_graphs import DecodeGraphs, empty_rows
+from worker.engine.cuda.logit_processing import LogitProcessor, LogprobReporter, read_reports
+from worker.engine.cuda.pinned_ring import NUM_BUFFERS, Download, DownloadRing, UploadRing
+from worker.engine.cuda.slot_allocator import SlotAllocator
+from worker.engine.runner import Draw, Result, non_finite
+from worker.engine.scheduler import Chunk
+from worker.engine.sequence import Sequence
+from worker.model.registry import Model
+
+LONG_WAIT_S = 0.003
+"""Where the host waits so long for a step, a second one behind it is work enough for the device, and requests that come
+now start sooner. Else there is a third: a step that starts requests takes the host longer than a short one the device.
+"""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LaunchedStep:
+    """A step in flight: the draw of each chunk is ``ids[rows[i]]``, unless that is None."""
+
+    rows: Series[int | None]
+    ids: Download
+    reports: Download | None = None
+    drawing: Series[Sequence] = ()  # whom the reports are for
+
+
+class CudaRunner:
+    """A model and its KV cache on a device that works by itself.
+
+    A step of which every chunk only decodes is a graph: what it needs is on the device already, but for what changed
+    (`SlotAllocator`). Other steps are sent whole and launched kernel by kernel. Both leave the ids that they drew in
+    ``rows.drawn``, where the next step finds them.
+    """
+
+    def __init__(
+        self, model: Model, limits: StepLimits, *, num_blocks: int, timeout_s: float, capture: bool = True
+    ) -> None:
+        """``timeout_s``: how long a step may take. ``capture`` False: no graphs, with the same results."""
+        self._model = model
+        self._device = device = model.device
+        self._limits = limits
+        self._timeout_s = timeout_s
+        buffers = StepBuffers.allocate(device, limits)
+        self._rows = buffers.rows
+        self._whole = buffers.whole
+        self._logit_processor = LogitProcessor(device, buffers.edits, timeout_s)
+        self._logprob_reporter = LogprobReporter(device, buffers.reports)
+        upload_bytes = max(limits.whole_step_bytes, self._rows.changes.shape[0])
+        self._uploads = UploadRing(device, upload_bytes, timeout_s)
+        self._downloads = DownloadRing(device, limits.max_sequences * 4)
+        self._cache = model.allocate_cache(num_blocks, limits.block_tokens)
+        self._slots = SlotAllocator(limits.max_sequences, limits.max_blocks)
+        self._waited_s = 0.0  # for the last step that was collected
+        with _named_errors():
+            self._count_rows()
+            empty_rows(device, self._rows, self._uploads, limits.block_tokens)
+            self._graphs = DecodeGraphs(model, self._cache, self._rows, limits.block_tokens, capture=capture)
+
+    @property
+    def depth(self) -> int:
+        """Steps that may be in flight now."""
+        return 2 if self._waited_s > LONG_WAIT_S else NUM_BUFFERS
+
+    def launch(self, chunks: list[Chunk]) -> LaunchedStep:
+        """Enqueue a step. Raises `CudaError`; whatever is raised, the next step sends everything anew."""
+        with _named_errors():
+            try:
+                return self._decode(chunks) if _only_decodes(chunks) else self._run_whole(chunks)
+            except Exception:
+                # The device may or may not have got what it was told: tell it everything anew.
+                self._slots = SlotAllocator(self._limits.max_sequences, self._limits.max_blocks)
+                raise
+
+    def collect(self, ticket: LaunchedStep) -> Series[Result]:
+        """Wait for the oldest step in flight; a result for each of its chunks. Raises `CudaError`."""
+        with _named_errors():
+            start = time.monotonic()
+            ids = ticket.ids.read(self._timeout_s).view(np.int32).tolist()
+            self._waited_s = time.monotonic() - start
+            if ticket.reports is None:
+                return [None if row is None else _result(ids[row]) for row in ticket.rows]
+            logprobs = read_reports(ticket.reports, ticket.drawing, self._timeout_s)
+        return [None if row is None else _result(ids[row], logprobs[row]) for row in ticket.rows]
+
+    def _decode(self, chunks: list[Chunk]) -> LaunchedStep:
+        num_rows = self._graphs.bucket_for(len(chunks))
+        rows, changes = self._slots.allocate(chunks, num_rows)
+        if changes:
+            staging = self._uploads.take()
+            patches = changes.patches.values()
+            num_bytes = write_changes(patches, changes.entries, changes.block_ids, staging)
+            self._uploads.send(num_bytes, self._rows.changes)
+        self._graphs.launch(num_rows)
+        return LaunchedStep(rows, self._fetch(num_rows))
+
+    def _run_whole(self, chunks: list[Chunk]) -> LaunchedStep:
+        drawing = [chunk.sequence for chunk in chunks if chunk.draws]
+        step, draws = self._send_whole(chunks, drawing)
+        self._device.ops.resolve_tokens(step.token_ids, self._rows.drawn)
+        logits = self._model.forward(step, self._cache)
+        self._slots.interrupt({sequence: row for row, sequence in enumerate(drawing)})
+        reports = None
+        if drawing:
+            self._logit_processor.apply(logits, drawing)
+            ids = first(self._rows.drawn, len(drawing))
+            self._device.ops.sample(logits, draws, out_ids=ids)
+            if any(sequence.sampling.logprobs is not None for sequence in drawing):
+                reports = self._logprob_reporter.fetch(logits, ids)
+        numbers = iter(range(len(drawing)))
+        rows = [next(numbers) if chunk.draws else None for chunk in chunks]
+        return LaunchedStep(rows, self._fetch(len(drawing)), reports, drawing)
+
+    def _send_whole(self, chunks: list[Chunk], drawing: list[Sequence]) -> tuple[Step, Draws]:
+        """A step's arrays, enqueued to be on the device."""
+        step = build_step(chunks, self._limits.block_tokens, self._slots.row_of_draw)
+        draws = build_draws(drawing)
+        arrays = {name: getattr(step, name) for name in Step.__slots__}
+        arrays |= {name: getattr(draws, name) for name in Draws.__slots__}
+        num_bytes, offsets = pack(arrays, self._uploads.take())
+        self._uploads.send(num_bytes, self._whole)
+        views = {name: view(self._whole, offsets[name], array.shape, array.dtype) for name, array in arrays.items()}
+        return (
+            Step(**{name: views[name] for name in Step.__slots__}),
+            Draws(**{name: views[name] for name in Draws.__slots__}),
+        )
+
+    def _fetch(self, num_ids: int) -> Download:
+        return self._downloads.fetch(view(self._rows.drawn, 0, (num_ids * 4,), np.uint8))
+
+    def _count_rows(self) -> None:
+        counting = np.arange(self._rows.counting.shape[0], dtype=np.int32)
+        self._uploads.take()[: counting.nbytes].view(np.int32)[:] = counting
+        self._uploads.send(counting.nbytes, view(self._rows.counting, 0, (counting.nbytes,), np.uint8))
+
+
+def _only_decodes(chunks: list[Chunk]) -> bool:
+    for sequence, num_tokens, draws in chunks:
+        if num_tokens != 1 or not draws or (sequence.ahead_from and not sequence.draws_freely):
+            return False
+    return True
+
+
+def _result(token_id: int, logprobs: Any = None) -> Result:
+    return Draw(token_id, logprobs) if token_id >= 0 else non_finite()
+
+
+@contextmanager
+def _named_errors() -> Iterator[None]:
+    """A failure of the device as an error with a code; it names the kernel."""
+    try:
+        yield
+    except CudaFailure as error:
+        raise CudaError(str(error)) from error

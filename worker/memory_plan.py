@@ -1,0 +1,138 @@
+"""The plan of a CUDA device's memory: made before anything is allocated, by running an engine's largest steps dry."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from kernels.batch import dry_step, first
+from kernels.devices.arena_device import ArenaDevice
+from kernels.devices.dry_run import DryRunDevice
+from kernels.devices.protocol import Device
+from kernels.ops.matmul_tuning import tokens_of_shapes
+from kernels.ops.registry import common_variants
+from kernels.runtime.compiler import Variant
+from kernels.runtime.memory import ALIGNMENT, PAGE_BYTES, MemoryPlan
+from kernels.weights.upload import STAGING_BYTES
+from worker.engine.cuda.buffers import StepBuffers, StepLimits
+from worker.engine.cuda.decode_graphs import make_buckets
+from worker.engine.cuda.logit_processing import report
+from worker.model.gguf import GGUFFile
+from worker.model.registry import Model, assemble_model, read_model_config
+from worker.model.weights import Weights
+from worker.settings import Settings
+
+GRAPH_BYTES = 512 << 10
+"""Device memory of a captured graph."""
+CUDA_CONTEXT_BYTES = 16 << 20
+"""What the driver takes after the budget was decided: the kernels' code and their stacks."""
+LEAST_CACHE_TOKENS = 1024
+"""A KV cache that is what the budget leaves must hold so many, or a whole context if that is shorter."""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineMemoryPlan:
+    """What an engine needs of a device's memory; ``available_bytes`` is the device's budget, if it has one."""
+
+    memory: MemoryPlan
+    num_blocks: int
+    block_bytes: int
+    block_tokens: int
+    available_bytes: int | None
+    variants: tuple[Variant, ...]  # of kernels that will be launched
+
+    @property
+    def cache_tokens(self) -> int:
+        """Tokens that the KV cache holds."""
+        return self.num_blocks * self.block_tokens
+
+    @property
+    def fits(self) -> bool | None:
+        """Whether it can be allocated; None where there is no budget."""
+        return None if self.available_bytes is None else self.memory.total_bytes <= self.available_bytes
+
+
+def plan_memory(gguf: GGUFFile, device: ArenaDevice, settings: Settings) -> EngineMemoryPlan:
+    """The plan of an engine with ``settings`` on ``device``. Raises `ModelLoadFailed`.
+
+    A KV cache whose size is not set gets what the budget leaves, but no more than the longest sequences that may run at
+    once can fill; where there is no budget, the least that would do.
+    """
+    dry = DryRunDevice(device.name, device.gpu)
+    model = assemble_model(read_model_config(gguf), Weights(gguf, dry), dry)
+    context_length = min(settings.context_length or model.config.context_length, model.config.context_length)
+    block_tokens, max_sequences = settings.kv_block_tokens, min(settings.max_sequences, settings.step_tokens)
+    _run_largest_steps(model, StepLimits(block_tokens, settings.step_tokens, max_sequences, context_length))
+    without_cache = replace(_plan(dry, num_graphs=len(make_buckets(max_sequences))), kv_cache=0)
+    block_bytes = model.bytes_per_block(block_tokens)
+    padding_bytes = 2 * model.config.num_layers * ALIGNMENT  # K and V of each layer start aligned
+    if settings.kv_cache_bytes:
+        num_blocks = settings.kv_cache_bytes // block_bytes
+    else:
+        least = -(-min(context_length, LEAST_CACHE_TOKENS) // block_tokens)
+        most = max_sequences * -(-context_length // block_tokens)
+        left_bytes = (device.budget_bytes or 0) - without_cache.total_bytes
+        num_blocks = max(least, min(most, (left_bytes // PAGE_BYTES * PAGE_BYTES - padding_bytes) // block_bytes))
+    memory = replace(without_cache, kv_cache=num_blocks * block_bytes + padding_bytes)
+    return EngineMemoryPlan(memory, num_blocks, block_bytes, block_tokens, device.budget_bytes, _variants(dry))
+
+
+def reserve(gguf: GGUFFile, device: Device, settings: Settings) -> Settings:
+    """On a CUDA device, allocate all that an engine with ``settings`` will ever need; others allocate as they go.
+
+    Returns the settings with the size of the KV cache. Raises `kernels.errors.OutOfDeviceMemory`, `ModelLoadFailed`.
+    """
+    if not isinstance(device, ArenaDevice):
+        return settings
+    plan = plan_memory(gguf, device, settings)
+    cuda: Any = device
+    cuda.allocate(plan.memory, plan.variants)
+    return replace(settings, kv_cache_bytes=settings.kv_cache_bytes or plan.num_blocks * plan.block_bytes)
+
+
+def reserve_for(gguf: GGUFFile, device: Device, run_dry: Callable[[Model], None]) -> None:
+    """On a CUDA device, allocate what a model needs for what ``run_dry`` does with it on a device without memory.
+
+    Raises what `reserve` does.
+    """
+    if isinstance(device, ArenaDevice):
+        dry = DryRunDevice(device.name, device.gpu)
+        run_dry(assemble_model(read_model_config(gguf), Weights(gguf, dry), dry))
+        cuda: Any = device
+        cuda.allocate(_plan(dry, num_graphs=0), _variants(dry))
+
+
+def _run_largest_steps(model: Model, limits: StepLimits) -> None:
+    """On a device without memory, take and run what an engine of these limits would.
+
+    The high-water marks of the device's arenas then tell what it needs.
+    """
+    buffers = StepBuffers.allocate(model.device, limits)
+    cache = model.allocate_cache(1, limits.block_tokens)
+    most = limits.max_sequences
+    # Not only the largest: steps of fewer tokens are cut into more parts, whose partial sums need scratch memory too.
+    counts = {*make_buckets(most), *tokens_of_shapes(limits.step_tokens), limits.step_tokens}
+    sizes = [*((count, min(count, most)) for count in sorted(counts)), (limits.step_tokens, 1)]
+    for num_tokens, num_sequences in sizes:
+        logits = model.forward(dry_step(num_tokens, num_sequences, num_sequences, limits.max_blocks), cache)
+        ids = first(buffers.rows.drawn, num_sequences)
+        model.device.ops.sample(logits, buffers.rows.draws.first(num_sequences), out_ids=ids)
+        report(model.device, logits, ids, buffers.reports)
+
+
+def _variants(dry: DryRunDevice) -> tuple[Variant, ...]:
+    """What was launched on ``dry``, and what any engine may launch besides."""
+    return (*dry.context.variants.values(), *common_variants())
+
+
+def _plan(dry: DryRunDevice, *, num_graphs: int) -> MemoryPlan:
+    """What was laid out on ``dry``, and what the driver needs beside it."""
+    return MemoryPlan(
+        weights=dry.weights.high_water_bytes,
+        kv_cache=dry.kv_cache.high_water_bytes,
+        scratch=max(dry.context.high_water_bytes, STAGING_BYTES),  # first of all, weights are uploaded through it
+        step_buffers=dry.step_buffers.high_water_bytes,
+        graphs=num_graphs * GRAPH_BYTES,
+        cuda_context=CUDA_CONTEXT_BYTES,
+    )

@@ -1,0 +1,1 @@
+"""Model families: one file each, from which tensors to read to the ops of a forward pass."""
