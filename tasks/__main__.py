@@ -110,10 +110,10 @@ def flower(options: tuple[str, ...]) -> int:
     """
     from tornado.options import Error
 
-    from tasks import celery  # reads the environment
+    from tasks.app import create_app  # without the worker's tasks, whose packages Flower can do without
 
     try:
-        exit_code: int = celery.start(["flower", *options]) or 0
+        exit_code: int = create_app(from_environment()).start(["flower", *options]) or 0
     except (Error, OSError, ValueError) as error:  # a value of an option, or a port that is taken
         raise InvalidRequest(f"flower: {error}") from None
     return exit_code

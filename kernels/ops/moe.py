@@ -56,6 +56,7 @@ def norm_moe_residual(
     normed = context.scratch((num_tokens, width), np.float16)
     activated = context.scratch((num_pairs, experts.down.width), np.float16)
     results = context.scratch((num_pairs, width), np.float32)
+    up = Product(normed, experts.gate_up, activated, Epilogue.CLAMPED_SWIGLU, alpha=alpha, limit=limit)
     down = Product(activated, experts.down, results, Epilogue.STORE_FLOAT)
     few = num_tokens <= MAX_FEW
     logits = chosen = shares = places = None
@@ -70,26 +71,20 @@ def norm_moe_residual(
     )  # fmt: skip
     if logits is not None:
         context.launch("moe/moe", "moe_logits", (num_experts, num_tokens), 32 * NORM_PARTS, route)
-        up = Product(normed, experts.gate_up, activated, Epilogue.CLAMPED_SWIGLU, alpha=alpha, limit=limit)
         multiply_routed(context, up, logits, num_used)
         multiply_routed(context, down, logits, num_used)
     elif chosen is not None:
         _launch_route(context, route, num_tokens, num_experts, width)
         rows, places, tiles = _plan(context, chosen, num_experts, num_used)
-        gathered = context.scratch((num_pairs, width), np.float16)
-        params = _GATHER.pack(normed.pointer, rows.pointer, gathered.pointer, width)
-        context.launch("moe/moe", "moe_gather", num_pairs, 128, params)
-        up = Product(gathered, experts.gate_up, activated, Epilogue.CLAMPED_SWIGLU, alpha=alpha, limit=limit)
-        multiply_tiles(context, up, tiles)
+        multiply_tiles(context, up._replace(x=_gather(context, normed, rows)), tiles)
         multiply_tiles(context, down, tiles)
     params = _COMBINE.pack(
         results.pointer, pointer_of(places), pointer_of(shares), pointer_of(logits), out.pointer,
         num_tokens, num_experts, num_used, width,
     )  # fmt: skip
     threads = 64 if few else 256
-    context.launch(
-        "moe/moe", "moe_combine", (-(-width // (4 * threads)), num_tokens), threads, params, shared_bytes=4 * num_used
-    )
+    grid = (-(-width // (4 * threads)), num_tokens)
+    context.launch("moe/moe", "moe_combine", grid, threads, params, shared_bytes=4 * num_used)
 
 
 def _launch_route(context: Context, params: bytes, num_tokens: int, num_experts: int, width: int) -> None:
@@ -125,3 +120,12 @@ def _plan(
     shared_bytes = (_PLAN_WARPS + 2) * (num_experts + 1) * 4
     context.launch("moe/moe", "moe_plan", 1, 32 * _PLAN_WARPS, params, shared_bytes=shared_bytes)
     return rows, places, ExpertTiles(entries, num_tiles, size)
+
+
+def _gather(context: Context, normed: DeviceArray, rows: DeviceArray) -> DeviceArray:
+    """``rows`` [pairs] of ``normed``, one after the other."""
+    num_pairs, width = rows.shape[0], normed.shape[1]
+    gathered = context.scratch((num_pairs, width), np.float16)
+    params = _GATHER.pack(normed.pointer, rows.pointer, gathered.pointer, width)
+    context.launch("moe/moe", "moe_gather", num_pairs, 128, params)
+    return gathered

@@ -1,4 +1,4 @@
-"""Which modules hold the CUDA ops, and what all of them have to say."""
+"""The modules that hold the CUDA ops, all their kernels, and their ops on one context."""
 
 from __future__ import annotations
 

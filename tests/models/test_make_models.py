@@ -11,7 +11,7 @@ from kernels.weights.formats import FORMATS
 from tests.models.files import SMALL
 from tests.models.make_models import main
 from tests.models.specs import SPECS
-from worker.model.registry import _FAMILY_OF
+from worker.model.registry import FAMILIES
 
 
 def test_it_writes_the_bytes_of_the_files_in_the_repository(tmp_path: Path) -> None:
@@ -23,7 +23,7 @@ def test_it_writes_the_bytes_of_the_files_in_the_repository(tmp_path: Path) -> N
 
 def test_every_architecture_and_every_tensor_type_is_in_some_file() -> None:
     readers = [gguf.GGUFReader(path) for path in SMALL.values()]
-    assert {reader.fields["general.architecture"].contents() for reader in readers} == set(_FAMILY_OF)
+    assert {reader.fields["general.architecture"].contents() for reader in readers} == set(FAMILIES)
     assert {tensor.tensor_type.name for reader in readers for tensor in reader.tensors} == set(FORMATS)
 
 

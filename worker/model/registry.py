@@ -41,8 +41,8 @@ class Model(Protocol):
         """Run one step: write K and V of its tokens, return logits [R, vocab] float32 of ``step.logit_rows``."""
 
 
-_FAMILIES: tuple[type[GPT2 | GptOss | Llama], ...] = (GPT2, GptOss, Llama)
-_FAMILY_OF = {name: family for family in _FAMILIES for name in family.architectures}
+_CLASSES: tuple[type[GPT2 | GptOss | Llama], ...] = (GPT2, GptOss, Llama)
+FAMILIES = {name: family for family in _CLASSES for name in family.architectures}
 """Architecture, as ``general.architecture`` names it -> family."""
 
 
@@ -52,12 +52,12 @@ def read_model_config(gguf: GGUFFile) -> ModelConfig:
     Raises `ModelLoadFailed` for an architecture that no family has, and for a key that is wrong.
     """
     name = gguf.metadata.get("general.architecture")
-    if not isinstance(name, str) or name not in _FAMILY_OF:
+    if not isinstance(name, str) or name not in FAMILIES:
         raise ModelLoadFailed(
             f"{gguf.path}: the architecture (general.architecture) is {shown(name)}; "
-            f"known are {', '.join(sorted(_FAMILY_OF))}"
+            f"known are {', '.join(sorted(FAMILIES))}"
         )
-    return read_config(gguf, name, _FAMILY_OF[name].architectures[name])
+    return read_config(gguf, name, FAMILIES[name].architectures[name])
 
 
 def load_model(gguf: GGUFFile, device: Device, progress: Progress) -> Model:
@@ -77,6 +77,6 @@ def assemble_model(config: ModelConfig, weights: Weights, device: Device) -> Mod
     Raises `ModelLoadFailed`, also for a tensor that the family does not know.
     """
     weights.check_heads(config)
-    model = _FAMILY_OF[config.architecture](config, weights, device)
+    model = FAMILIES[config.architecture](config, weights, device)
     weights.check_all_used()
     return model

@@ -95,11 +95,12 @@ def test_a_command_whose_packages_are_missing_names_what_to_install(
     name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     find = process_commands.find_spec
-    monkeypatch.setattr(process_commands, "find_spec", lambda name: None if name == "tokenizers" else find(name))
+    missing = "flower" if name == "flower" else "tokenizers"
+    monkeypatch.setattr(process_commands, "find_spec", lambda name: None if name == missing else find(name))
     assert run(name.split()) == 2
     message = one_error(capsys, "INVALID_REQUEST")
-    extra = {"flower": "worker,flower", "bench queue": "local"}.get(name, "worker")
-    assert "(tokenizers)" in message
+    extra = {"flower": "flower", "bench queue": "local"}.get(name, "worker")
+    assert f"({missing})" in message
     assert message.endswith(f"pip install 'orcd[{extra}]'")
 
 
@@ -186,6 +187,6 @@ def test_without_a_gpu_one_line_says_how_to_install_one_or_choose_the_cpu(
 def test_a_wrong_file_of_ids_is_the_caller_s_mistake(tmp_path: Path) -> None:
     started = time.monotonic()
     done = orcd("logits", str(tmp_path / "m.gguf"), "--ids", "i.json", "--out", "o.npz", "--device", "cpu")
-    assert done.returncode in (1, 2)
-    only_error(done, "[A-Z_]+")
+    assert done.returncode == 2
+    only_error(done, "INVALID_REQUEST")
     assert time.monotonic() - started < 20

@@ -14,7 +14,7 @@ import redis
 from orcd.client import Client
 from orcd.store import schema
 from orcd.store.job_store import JobStore
-from tasks.dispatch.maintenance import Upkeep
+from tasks.dispatch.maintenance import Maintenance
 from tests.orcd.job_writer import MakeStore, claimed
 from worker.settings import Settings
 
@@ -83,7 +83,7 @@ def play_everything(client: Client, store: JobStore, mark: Callable[[str], None]
     store.reap()
     mark("reap")
     store.announce_loading(50)
-    Upkeep(store, Settings(), "worker-1", lambda message: None).run([], {"running": 0})
+    Maintenance(store, Settings(), "worker-1", lambda message: None).run([], {"running": 0})
     mark("workers")
     claimed(store, "d")
     mark("claim")

@@ -211,7 +211,9 @@ has_gpu = find_spec("cupy") is not None and Path("/dev/nvidia0").exists()
             id="no GPU",
             marks=pytest.mark.skipif(has_gpu, reason="there is a GPU"),
         ),
-        pytest.param({"ORCD_REDIS_URL": NO_REDIS}, "REDIS_UNAVAILABLE", r"start it or set ORCD_REDIS_URL", id="no Redis"),
+        pytest.param(
+            {"ORCD_REDIS_URL": NO_REDIS}, "REDIS_UNAVAILABLE", r"start it or set ORCD_REDIS_URL", id="no Redis"
+        ),
         pytest.param({"ORCD_METRICS_PORT": PORT_TAKEN}, "INVALID_REQUEST", r"ORCD_METRICS_PORT", id="port taken"),
     ],
 )
