@@ -33,7 +33,7 @@ format: $(VENV)/installed-dev  ## rewrite the code in the project's style
 	@$(BIN)/ruff format .
 	@$(BIN)/clang-format -i $$(git ls-files '*.cu' '*.cuh')
 
-compile: $(VENV)/installed-dev  ## compile all CUDA kernels for all architectures, no GPU needed; ARGS="--file norm"
+compile: $(VENV)/installed-dev  ## compile all CUDA kernels for all architectures, no GPU needed; ARGS="--file norm/norm"
 	@$(BIN)/python -m kernels compile $(ARGS)
 
 bench: $(VENV)/installed  ## measure the engine alone, then behind the queue, on the CPU

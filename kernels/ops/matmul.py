@@ -13,7 +13,7 @@ from kernels.ops.activation import swiglu_rows
 from kernels.ops.matmul_tuning import FewShape, are_few, can_norm, few_shape, ring_bytes, tile_shape
 from kernels.ops.norm import norm_fields, norm_rows
 from kernels.runtime.compiler import Variant
-from kernels.runtime.device_array import DeviceArray, pointer_of
+from kernels.runtime.device_array import DeviceArray
 from kernels.runtime.launcher import Context
 from kernels.runtime.tma import MAP_ALIGNMENT, tensor_map
 from kernels.weights.packed import CHUNK, FORMAT_IDS, PackedMatrix, Projection
@@ -216,15 +216,16 @@ def _params(
     x, matrix, out, epilogue, column, norm, x_rows, beside, alpha, limit = product
     assert matrix.gated == (epilogue in (Epilogue.SWIGLU, Epilogue.CLAMPED_SWIGLU))
     assert x.shape[-1] == matrix.width, f"a matrix of {matrix.width} inputs on {x.shape[-1]} columns"
+    weights, bias, base = matrix.pointers
     return _PARAMS.pack(
-        matrix.packed.pointer,
+        weights,
         x.pointer,
-        pointer_of(x_rows),
-        pointer_of(matrix.bias),
-        pointer_of(matrix.base),
+        x_rows.pointer if x_rows else 0,
+        bias,
+        base,
         out.pointer,
-        pointer_of(partials),
-        pointer_of(router_logits),
+        partials.pointer if partials else 0,
+        router_logits.pointer if router_logits else 0,
         tiles.entries.pointer if tiles else 0,
         tiles.num_tiles.pointer if tiles else 0,
         *norm_fields(norm, matrix.width),

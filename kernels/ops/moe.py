@@ -56,11 +56,8 @@ def norm_moe_residual(
     normed = context.scratch((num_tokens, width), np.float16)
     activated = context.scratch((num_pairs, experts.down.width), np.float16)
     results = context.scratch((num_pairs, width), np.float32)
-    up = Product(normed, experts.gate_up, activated, Epilogue.CLAMPED_SWIGLU, alpha=alpha, limit=limit)
-    down = Product(activated, experts.down, results, Epilogue.STORE_FLOAT)
-    few = num_tokens <= MAX_FEW
-    logits = chosen = shares = places = None
-    if few:
+    logits = chosen = shares = places = tiles = None
+    if num_tokens <= MAX_FEW:
         logits = context.scratch((num_tokens, num_experts), np.float32)
     else:
         chosen = context.scratch((num_pairs,), np.int32)
@@ -69,22 +66,22 @@ def norm_moe_residual(
         x.pointer, router.weight.pointer, router.bias.pointer, normed.pointer, pointer_of(logits), pointer_of(chosen),
         pointer_of(shares), *norm_fields(norm, width), num_tokens, num_experts, num_used,
     )  # fmt: skip
+    inputs = normed
     if logits is not None:
         context.launch("moe/moe", "moe_logits", (num_experts, num_tokens), 32 * NORM_PARTS, route)
-        multiply_routed(context, up, logits, num_used)
-        multiply_routed(context, down, logits, num_used)
     elif chosen is not None:
         _launch_route(context, route, num_tokens, num_experts, width)
         rows, places, tiles = _plan(context, chosen, num_experts, num_used)
-        multiply_tiles(context, up._replace(x=_gather(context, normed, rows)), tiles)
-        multiply_tiles(context, down, tiles)
-    params = _COMBINE.pack(
-        results.pointer, pointer_of(places), pointer_of(shares), pointer_of(logits), out.pointer,
-        num_tokens, num_experts, num_used, width,
-    )  # fmt: skip
-    threads = 64 if few else 256
-    grid = (-(-width // (4 * threads)), num_tokens)
-    context.launch("moe/moe", "moe_combine", grid, threads, params, shared_bytes=4 * num_used)
+        inputs = _gather(context, normed, rows)
+    for product in (
+        Product(inputs, experts.gate_up, activated, Epilogue.CLAMPED_SWIGLU, alpha=alpha, limit=limit),
+        Product(activated, experts.down, results, Epilogue.STORE_FLOAT),
+    ):
+        if logits is not None:
+            multiply_routed(context, product, logits, num_used)
+        else:
+            multiply_tiles(context, product, tiles)
+    _combine(context, results, router, places, shares, logits, out)
 
 
 def _launch_route(context: Context, params: bytes, num_tokens: int, num_experts: int, width: int) -> None:
@@ -129,3 +126,24 @@ def _gather(context: Context, normed: DeviceArray, rows: DeviceArray) -> DeviceA
     params = _GATHER.pack(normed.pointer, rows.pointer, gathered.pointer, width)
     context.launch("moe/moe", "moe_gather", num_pairs, 128, params)
     return gathered
+
+
+def _combine(
+    context: Context,
+    results: DeviceArray,
+    router: Router,
+    places: DeviceArray | None,
+    shares: DeviceArray | None,
+    logits: DeviceArray | None,
+    out: DeviceArray,
+) -> None:
+    """Add the sum of each token's ``results`` [pairs, H] to ``out``; of few tokens the shares come from ``logits``."""
+    num_tokens, width = out.shape
+    num_experts, num_used = router.weight.shape[0], router.num_used
+    params = _COMBINE.pack(
+        results.pointer, pointer_of(places), pointer_of(shares), pointer_of(logits), out.pointer,
+        num_tokens, num_experts, num_used, width,
+    )  # fmt: skip
+    threads = 64 if logits else 256
+    grid = (-(-width // (4 * threads)), num_tokens)
+    context.launch("moe/moe", "moe_combine", grid, threads, params, shared_bytes=4 * num_used)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
-from kernels.runtime.device_array import DeviceArray
+from kernels.runtime.device_array import DeviceArray, pointer_of
 from kernels.weights.formats import FORMATS, Format
 
 UNIT_ROWS = 16
@@ -57,6 +57,11 @@ class PackedMatrix:
     packed: DeviceArray  # uint8 [num_experts, bytes]
     base: DeviceArray | None  # MXFP4: int32 [num_experts, num_rows], the largest exponent of each row
     bias: DeviceArray | None  # float32 [num_experts, num_rows]
+
+    @cached_property
+    def pointers(self) -> tuple[int, int, int]:
+        """Addresses of ``packed``, ``bias`` and ``base``."""
+        return self.packed.pointer, pointer_of(self.bias), pointer_of(self.base)
 
     @cached_property
     def num_chunks(self) -> int:

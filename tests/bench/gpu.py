@@ -5,7 +5,7 @@
 The models (14.5 GB in all) are made first, each in a process of its own; those that are in the folder already are taken
 from there. ``load`` starts an engine process and waits until it is ready, twice: the first start brings the file into
 the page cache and compiles kernels, the second is measured. ``decode`` and ``prefill`` are runs of
-``python -m worker bench``.
+``orcd bench engine``.
 """
 
 from __future__ import annotations
@@ -96,9 +96,9 @@ def time_start(path: Path, device: str) -> dict[str, float]:
 
 
 def bench(path: Path, device: str, prompt_tokens: int, output_tokens: int, streams: str) -> list[dict[str, Any]]:
-    """What ``python -m worker bench`` measures, a dictionary for each number of streams."""
+    """What ``orcd bench engine`` measures, a dictionary for each number of streams."""
     options = [f"--prompt-tokens={prompt_tokens}", f"--output-tokens={output_tokens}", f"--concurrency={streams}"]
-    command = [sys.executable, "-m", "worker", "bench", str(path), f"--device={device}", "--json", *options]
+    command = [sys.executable, "-m", "worker", "bench", "engine", str(path), f"--device={device}", "--json", *options]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
     if done.returncode:
         raise SystemExit(done.returncode)  # it has said why

@@ -3,8 +3,8 @@
 //   attention_decode        few query rows: the units of a span go to different warps, long contexts to several blocks
 //   rope_attention_decode   the same for steps of one token a sequence, which attention_rope.cuh completes on the way
 //   attention_prefill       many query rows: warps share K and V tiles and walk over all units
-#include "attention_merge.cuh"
 #include "attention_rope.cuh"
+#include "attention_merge.cuh"
 
 // ---- decode
 

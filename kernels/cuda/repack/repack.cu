@@ -222,8 +222,10 @@ DEVICE float packed_element(const u8* matrix, int row, int k, int num_units) {
     u32 code = codes >> (4 * (q & 3)) & 15;
     if constexpr (L::high_bytes == 128)
         code |= (*(const u16*)(unit + L::high_at + sub * 128 + lane * 4 + half * 2) >> (high_bit(q) + 8 * e) & 1) << 4;
-    if constexpr (L::high_bytes == 256)
-        code |= (((const u32*)(unit + L::high_at + sub * 256 + lane * 8))[half] >> (high_bits(q) + 16 * e) & 3) << 4;
+    if constexpr (L::high_bytes == 256) {
+        const u32 high = *(const u32*)(unit + L::high_at + sub * 256 + lane * 8 + half * 4);
+        code |= (high >> (high_bits(q) + 16 * e) & 3) << 4;
+    }
     if constexpr (FORMAT == Q4_0 || FORMAT == Q5_0)
         return (float)((int)code - (FORMAT == Q4_0 ? 8 : 16)) * from_half(((const u16*)scales)[g * 4 + at]);
     if constexpr (FORMAT == Q4_1 || FORMAT == Q5_1) {
