@@ -94,7 +94,7 @@ def test_logits_are_those_of_the_cpu(device: Any) -> None:
 
 
 def test_a_model_that_does_not_fit_is_said_in_one_line_with_exit_code_1() -> None:
-    command = [sys.executable, "-m", "worker", "bench", str(MODEL), "--concurrency=1"]
+    command = [sys.executable, "-m", "worker", "bench", "engine", str(MODEL), "--concurrency=1"]
     environment = os.environ | {"ORCD_DEVICE": "cuda:0", "ORCD_VRAM_BYTES": str(50 << 20)}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 1
