@@ -245,7 +245,7 @@ class Engine:
             self._num_output_tokens += 1
             if sequence.finish_reason is not None:
                 self._forget(sequence)
-            elif sequence.num_computed == self._recompute_at:  # the new token makes it longer than that
+            elif sequence.num_computed == self._recompute_at and not sequence.num_unread:  # this token makes it longer
                 self._scheduler.restart(sequence, self._hash_root(sequence.request_id, sequence.num_tokens))
             outputs.append(
                 TokenOutput(

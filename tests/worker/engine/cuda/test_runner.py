@@ -100,6 +100,13 @@ def test_a_sequence_that_outgrows_the_models_limit_is_computed_anew():
         assert approximately(generate(adds, machine)) == expected
 
 
+@pytest.mark.parametrize("num_prompt", [16, 17, 18, 19, 20])
+def test_a_sequence_outgrows_the_models_limit_while_several_of_its_steps_are_in_flight(num_prompt):
+    add = Add("a", prompt(1, num_prompt), Sampling(max_tokens=12, temperature=0.0))
+    expected = generate([add], engine(ContextModel(recompute_at=20)))
+    assert generate([add], engine(LateModel(ContextModel(recompute_at=20)))) == expected
+
+
 def test_a_request_with_non_finite_logits_fails_alone():
     good = Add("good", (1, 2), SAMPLINGS[1])
     expected = generate([good])["good", 0]
