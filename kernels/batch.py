@@ -1,51 +1,77 @@
 """One step's work as flat arrays: NumPy arrays on the CPU, views of fixed device buffers on CUDA.
 
 A step of which every sequence only decodes leaves on the device all that the next one needs: the op `begin_decode`
-goes on from there. What the host has to say (who came, who left, new blocks) goes up as changes (`write_changes`). Any
-other step goes up whole (`pack`), with token ids that the host does not know yet given by the draw that makes them (the
-op `resolve_tokens`).
+goes on from there (`kernels.decode_rows`). Any other step goes up whole (`pack`), with token ids that the host does not
+know yet given by the draw that makes them (the op `resolve_tokens`).
 """
 
 from __future__ import annotations
 
-import struct
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from kernels.runtime.cuda_struct import CudaStruct, Float32, Int32, UInt64
 from kernels.runtime.device_array import DeviceArray
 
 AnyArray = Any
 """A NumPy array or a `kernels.runtime.device_array.DeviceArray`, contiguous."""
 
-_PATCH = struct.Struct("<Qq4i3f4x")
-
-PATCH = np.dtype(
-    [
-        ("key", np.uint64),
-        ("output_position", np.int64),
-        ("row", np.int32),
-        ("token_id", np.int32),
-        ("position", np.int32),
-        ("top_k", np.int32),
-        ("temperature", np.float32),
-        ("top_p", np.float32),
-        ("min_p", np.float32),
-        ("padding", np.int32),
-    ]
-)
-"""How a row of `DecodeRows` goes on, where that is not "with the token it drew": ``token_id`` -1 - i is what draw i of
-the previous step gave; ``position`` -1 empties the row."""
-
-UPDATE = np.dtype([("entry", np.int32), ("block_id", np.int32)])
-"""A new entry of ``block_tables``, which counts as one dimension."""
-
-COUNTS_BYTES = 16
-"""What ``changes`` begin with: how many patches, how many updates, 0, 0, all int32."""
 _ALIGNMENT = 16
+
+
+class SamplingRow(CudaStruct, source="sampling/sampling_draw"):
+    """How the tokens of one sequence are drawn, from its first to its last; see `kernels.reference.sampling.sample`.
+
+    All fields but ``key`` are parameters of requests and have their names. Only the op `sample` looks at them; all else
+    moves rows of `SAMPLING_ROW` by their size.
+    """
+
+    key: UInt64  # (seed + choice) mod 2**64
+    temperature: Float32
+    top_k: Int32
+    top_p: Float32
+    min_p: Float32
+
+
+def struct_dtype(struct: type[CudaStruct]) -> np.dtype[Any]:
+    """What NumPy sees in an array of such structs."""
+    fields = struct.layout.fields
+    return np.dtype(
+        {
+            "names": [field.name for field in fields],
+            "formats": [field.type.code for field in fields],
+            "offsets": [field.offset for field in fields],
+            "itemsize": struct.layout.num_bytes,
+        }
+    )
+
+
+SAMPLING_ROW = struct_dtype(SamplingRow)
+
+
+class PreviousDraw(NamedTuple):
+    """A token whose id only the device knows: the one that draw number ``draw`` of the previous step gave."""
+
+    draw: int
+
+
+def encode_token(token: int | PreviousDraw) -> int:
+    """A token as the device takes it: its id, or a negative number for what the previous step drew."""
+    return -1 - token.draw if isinstance(token, PreviousDraw) else token
+
+
+def encode_draws(draws: NDArray[np.int32]) -> NDArray[np.int32]:
+    """`encode_token` of many draws of the previous step, given by their numbers."""
+    return -1 - draws
+
+
+def decode_draws(tokens: NDArray[np.int32]) -> NDArray[np.int32]:
+    """What `encode_draws` was given."""
+    return -1 - tokens
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -71,49 +97,35 @@ class Step:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Draws:
+class SamplingParams:
     """How R tokens are drawn; see `kernels.reference.sampling.sample`."""
 
-    temperature: AnyArray  # [R] float32
-    top_k: AnyArray  # [R] int32
-    top_p: AnyArray  # [R] float32
-    min_p: AnyArray  # [R] float32
-    keys: AnyArray  # [R] uint64
+    rows: AnyArray  # [R] SAMPLING_ROW
     output_positions: AnyArray  # [R] int64
 
-    def first(self, count: int) -> Draws:
+    def first(self, count: int) -> SamplingParams:
         """The first ``count`` of them."""
-        return Draws(*(first(getattr(self, name), count) for name in self.__slots__))
+        return SamplingParams(first(self.rows, count), first(self.output_positions, count))
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class DecodeRows:
-    """What is on the device of up to ``N`` sequences that decode: each has a row, and empty rows lie between them."""
+@dataclass(frozen=True, slots=True)
+class Adjustments:
+    """Sparse edits of R rows of logits: ``N`` entries, at most one for a (row, token id) pair.
 
-    token_ids: AnyArray  # [N] int32, like all but `draws` and `changes`
-    positions: AnyArray  # [N] -1: the row is empty
-    slots: AnyArray  # [N]
-    context_lengths: AnyArray  # [N]
-    sequence_lengths: AnyArray  # [N]
-    block_tables: AnyArray  # [N, max_blocks]
-    drawn: AnyArray  # [N] ids that the last step drew, of any kind of step; -1 where logits were not finite
-    counting: AnyArray  # [N + 1] 0, 1, 2 ...
-    draws: Draws  # [N]
-    changes: AnyArray  # bytes: counts of patches and of updates, two zeros; the patches; the updates
+    ``seen`` marks ids of the row's prompt or output (repetition penalty), ``output_counts`` says how often the id is
+    in its output (presence and frequency penalty), ``bias`` is added, ``banned`` ids cannot be drawn (stop ids before
+    ``min_tokens``). The penalties themselves are per row. Entries whose row is -1 are padding, on CUDA only.
+    """
 
-    def step(self, num_rows: int) -> Step:
-        """The first ``num_rows`` rows as a step."""
-        return Step(
-            token_ids=first(self.token_ids, num_rows),
-            positions=first(self.positions, num_rows),
-            slots=first(self.slots, num_rows),
-            sequence_rows=first(self.counting, num_rows),
-            query_starts=first(self.counting, num_rows + 1),
-            context_lengths=first(self.context_lengths, num_rows),
-            sequence_lengths=first(self.sequence_lengths, num_rows),
-            block_tables=first(self.block_tables, num_rows),
-            logit_rows=first(self.counting, num_rows),
-        )
+    rows: AnyArray  # [N] int32
+    token_ids: AnyArray  # [N] int32
+    bias: AnyArray  # [N] float32
+    seen: AnyArray  # [N] bool
+    output_counts: AnyArray  # [N] int32
+    banned: AnyArray  # [N] bool
+    repetition_penalty: AnyArray  # [R] float32, 1 is off
+    presence_penalty: AnyArray  # [R] float32, 0 is off
+    frequency_penalty: AnyArray  # [R] float32, 0 is off
 
 
 class LayerCache(NamedTuple):
@@ -128,77 +140,6 @@ class Allocator(Protocol):
 
     def allocate(self, shape: tuple[int, ...], dtype: DTypeLike) -> AnyArray:
         """An array with arbitrary contents."""
-
-
-def allocate_rows(memory: Allocator, num_rows: int, max_blocks: int) -> DecodeRows:
-    """Rows for ``num_rows`` sequences of at most ``max_blocks`` blocks.
-
-    Before use ``counting`` must be filled in, and every row be emptied (`empty_patch`).
-    """
-
-    def ints(*shape: int) -> AnyArray:
-        return memory.allocate(shape, np.int32)
-
-    changes_bytes = COUNTS_BYTES + num_rows * PATCH.itemsize + num_rows * max_blocks * UPDATE.itemsize
-    return DecodeRows(
-        token_ids=ints(num_rows),
-        positions=ints(num_rows),
-        slots=ints(num_rows),
-        context_lengths=ints(num_rows),
-        sequence_lengths=ints(num_rows),
-        block_tables=ints(num_rows, max_blocks),
-        drawn=ints(num_rows),
-        counting=ints(num_rows + 1),
-        draws=Draws(
-            temperature=memory.allocate((num_rows,), np.float32),
-            top_k=ints(num_rows),
-            top_p=memory.allocate((num_rows,), np.float32),
-            min_p=memory.allocate((num_rows,), np.float32),
-            keys=memory.allocate((num_rows,), np.uint64),
-            output_positions=memory.allocate((num_rows,), np.int64),
-        ),
-        changes=memory.allocate((changes_bytes,), np.uint8),
-    )
-
-
-class Patch(NamedTuple):
-    """The values of one `PATCH`, in its order."""
-
-    key: int
-    output_position: int
-    row: int
-    token_id: int
-    position: int
-    top_k: int
-    temperature: float
-    top_p: float
-    min_p: float
-
-    def pack(self) -> bytes:
-        """Its bytes."""
-        return _PATCH.pack(*self)
-
-
-def empty_patch(row: int) -> bytes:
-    """The bytes of a `PATCH` that empties ``row``."""
-    return _PATCH.pack(0, 0, row, 0, -1, 0, 0.0, 1.0, 0.0)
-
-
-def write_changes(
-    patches: Collection[bytes], entries: Sequence[int], block_ids: Sequence[int], staging: NDArray[np.uint8]
-) -> int:
-    """Write what the op `begin_decode` reads from ``changes`` into ``staging``; returns the number of bytes.
-
-    There is one patch a row at most; ``entries`` and ``block_ids`` are the columns of the updates, each entry once.
-    """
-    patches_end = COUNTS_BYTES + len(patches) * PATCH.itemsize
-    end = patches_end + len(entries) * UPDATE.itemsize
-    staging[:COUNTS_BYTES].view(np.int32)[:] = len(patches), len(entries), 0, 0
-    staging[COUNTS_BYTES:patches_end] = np.frombuffer(b"".join(patches), np.uint8)
-    updates = staging[patches_end:end].view(np.int32).reshape(-1, 2)
-    updates[:, 0] = entries
-    updates[:, 1] = block_ids
-    return end
 
 
 def pack(arrays: Mapping[str, NDArray[Any]], staging: NDArray[np.uint8]) -> tuple[int, dict[str, int]]:

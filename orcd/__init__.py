@@ -1,7 +1,7 @@
 """What applications import to enqueue generation jobs and to read their answers: ``from orcd import Client``.
 
-Clients, requests, results, events, prompt files and the command line. Names are loaded when they are first used;
-importing this package loads no worker.
+Clients, requests, results, events, prompt files and the command line. All names but those of the errors are loaded when
+they are first used; importing this package loads no worker.
 """
 
 from __future__ import annotations
@@ -9,51 +9,18 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from orcd import errors
+from orcd.errors import *  # noqa: F403  (the error classes, of which a new one is named in orcd.errors only)
+
 if TYPE_CHECKING:
     from orcd.async_client import AsyncClient
     from orcd.client import Client
-    from orcd.errors import (
-        Cancelled,
-        ContextLengthExceeded,
-        CudaError,
-        EngineLost,
-        Expired,
-        InferenceTimeout,
-        InsufficientVram,
-        InvalidRequest,
-        ModelLoadFailed,
-        OrcdError,
-        Poisoned,
-        RedisUnavailable,
-        VramOom,
-    )
     from orcd.request import Request, RequestFields
     from orcd.result import Choice, Result
     from orcd.status import Status, WorkerStatus
 
-__all__ = [
-    "AsyncClient",
-    "Cancelled",
-    "Choice",
-    "Client",
-    "ContextLengthExceeded",
-    "CudaError",
-    "EngineLost",
-    "Expired",
-    "InferenceTimeout",
-    "InsufficientVram",
-    "InvalidRequest",
-    "ModelLoadFailed",
-    "OrcdError",
-    "Poisoned",
-    "RedisUnavailable",
-    "Request",
-    "RequestFields",
-    "Result",
-    "Status",
-    "VramOom",
-    "WorkerStatus",
-]
+__all__ = ["AsyncClient", "Choice", "Client", "Request", "RequestFields", "Result", "Status", "WorkerStatus"]
+__all__ += errors.__all__
 
 _MODULES = {
     "AsyncClient": "async_client",
@@ -65,10 +32,10 @@ _MODULES = {
     "Status": "status",
     "WorkerStatus": "status",
 }
-"""Where a name is defined; all others are errors."""
+"""Where a name is defined."""
 
 
 def __getattr__(name: str) -> Any:
-    if name not in __all__:
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_MODULES.get(name, 'errors')}"), name)
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)

@@ -11,7 +11,6 @@ from typing import Any, Unpack
 
 import redis.asyncio
 from redis.asyncio.retry import Retry
-from redis.backoff import ExponentialBackoff
 
 from orcd.client import (
     RECONNECT_S,
@@ -30,7 +29,7 @@ from orcd.status import FIELDS, Status, WorkerStatus
 from orcd.store import schema
 from orcd.store.enqueue import Publisher
 from orcd.store.event_stream import PAGE_ENTRIES, EventStream
-from orcd.store.redis_connection import ANSWER_TIMEOUT_S, connect, redis_errors
+from orcd.store.redis_connection import ANSWER_TIMEOUT_S, NUM_RETRIES, RETRY_BACKOFF, connect, redis_errors
 from orcd.store.submission import Submission, check_job_id, created_messages, prepare_many
 
 __all__ = ["AsyncClient"]
@@ -61,7 +60,7 @@ class AsyncClient:
     ) -> None:
         self._settings = read_environment(ClientSettings, redis_url=redis_url, job_ttl_s=job_ttl_s)
         self._reconnect_s = reconnect_s
-        retry = Retry(ExponentialBackoff(cap=0.2, base=0.02), 3)
+        retry = Retry(RETRY_BACKOFF, NUM_RETRIES)
         self._redis = connect(redis.asyncio.Redis.from_url, self._settings, retry, answer_timeout_s=None)
         self._submit_script = self._redis.register_script(schema.script("submit"))
         self._cancel_script = self._redis.register_script(schema.script("cancel"))
@@ -97,7 +96,7 @@ class AsyncClient:
         return self._follow(EventStream(check_job_id(job_id), from_token, timeout, self._reconnect_s))
 
     async def stream(self, **fields: Unpack[RequestFields]) -> AsyncGenerator[str, None]:
-        """See `Client.stream`; the job is queued when the first piece is asked for."""
+        """See `Client.stream`; the job is queued when its first text is asked for."""
         check_one_choice(fields)
         job_id = await self.submit(**fields)
         ended = False

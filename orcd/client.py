@@ -19,7 +19,6 @@ from types import TracebackType
 from typing import Any, Unpack
 
 import redis
-from redis.backoff import ExponentialBackoff
 from redis.retry import Retry
 
 from orcd import result as results
@@ -32,7 +31,7 @@ from orcd.status import FIELDS, Status, WorkerStatus, unknown_job
 from orcd.store import schema
 from orcd.store.enqueue import Publisher
 from orcd.store.event_stream import PAGE_ENTRIES, EventStream
-from orcd.store.redis_connection import connect, redis_errors
+from orcd.store.redis_connection import NUM_RETRIES, RETRY_BACKOFF, connect, redis_errors
 from orcd.store.submission import Submission, check_job_id, created_messages, prepare_many
 
 __all__ = ["Client"]
@@ -57,7 +56,7 @@ class Client:
     ) -> None:
         self._settings = read_environment(ClientSettings, redis_url=redis_url, job_ttl_s=job_ttl_s)
         self._reconnect_s = reconnect_s
-        retry = Retry(ExponentialBackoff(cap=0.2, base=0.02), 3)
+        retry = Retry(RETRY_BACKOFF, NUM_RETRIES)
         self._redis = connect(redis.Redis.from_url, self._settings, retry)
         self._submit_script = self._redis.register_script(schema.script("submit"))
         self._cancel_script = self._redis.register_script(schema.script("cancel"))

@@ -26,6 +26,23 @@ from __future__ import annotations
 import traceback
 from pathlib import Path
 
+__all__ = [
+    "Cancelled",
+    "ContextLengthExceeded",
+    "CudaError",
+    "EngineLost",
+    "Expired",
+    "InferenceTimeout",
+    "InsufficientVram",
+    "InvalidRequest",
+    "ModelLoadFailed",
+    "OrcdError",
+    "Poisoned",
+    "RedisUnavailable",
+    "VramOom",
+]
+"""The classes, which ``orcd`` has too."""
+
 
 class OrcdError(Exception):
     """Base of all errors with a stable code; on its own, a bug of ours (``INTERNAL``)."""

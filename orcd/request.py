@@ -6,50 +6,35 @@ import json
 import math
 import secrets
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal, TypedDict
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
 
 from orcd.errors import InvalidRequest
+from orcd.sampling import FLOATS, SamplingFields, SamplingKeywords, TokenId
 
 MAX_REQUEST_BYTES = 16 * 1024 * 1024
 
 Text = Annotated[str, Meta(max_length=4 * 1024 * 1024)]
-TokenId = Annotated[int, Meta(ge=0, lt=2**31)]
-StopString = Annotated[str, Meta(min_length=1, max_length=1024)]
 
 
-class Request(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+class Request(SamplingFields, frozen=True, kw_only=True):
     """One generation job. Exactly one of ``prompt``, ``messages`` and ``prompt_token_ids`` is given.
 
     ``prompt`` is completed as it stands; ``messages`` go through the model's chat template; ``prompt_token_ids`` are
-    used untouched. ``max_tokens`` None means what the context leaves. ``seed`` None gets a random one on submission,
-    so that whoever resumes the job draws the same tokens. ``model`` None takes any worker. ``priority`` 0 is the most
-    urgent of 0 to 9. ``deadline_s`` counts from submission. ``on_disconnect`` "cancel" ends a job that has had no
-    listener for a while. ``top_k`` 0, ``top_p`` 1 and ``min_p`` 0 are off.
+    used untouched. ``model`` None takes any worker. ``priority`` 0 is the most urgent of 0 to 9. ``deadline_s`` counts
+    from submission. ``on_disconnect`` "cancel" ends a job that has had no listener for a while.
+
+    `orcd.sampling.SamplingFields` has the sampling parameters and what they mean. ``max_tokens`` None means what the
+    context leaves. ``seed`` None gets a random one on submission, so that whoever resumes the job draws the same
+    tokens.
     """
 
     prompt: Text | None = None
     messages: Annotated[list[dict[str, Any]], Meta(min_length=1, max_length=10_000)] | None = None
     prompt_token_ids: Annotated[list[TokenId], Meta(min_length=1, max_length=4 * 1024 * 1024)] | None = None
     model: Annotated[str, Meta(min_length=1, max_length=200)] | None = None
-    max_tokens: Annotated[int, Meta(ge=1, lt=2**31)] | None = None
-    min_tokens: Annotated[int, Meta(ge=0, lt=2**31)] = 0
-    temperature: Annotated[float, Meta(ge=0, le=2)] = 1.0
-    top_p: Annotated[float, Meta(gt=0, le=1)] = 1.0
-    top_k: Annotated[int, Meta(ge=0, lt=2**31)] = 0
-    min_p: Annotated[float, Meta(ge=0, le=1)] = 0.0
-    repetition_penalty: Annotated[float, Meta(ge=0.01, le=10)] = 1.0
-    presence_penalty: Annotated[float, Meta(ge=-2, le=2)] = 0.0
-    frequency_penalty: Annotated[float, Meta(ge=-2, le=2)] = 0.0
-    logit_bias: Annotated[dict[TokenId, Annotated[float, Meta(ge=-100, le=100)]], Meta(max_length=4096)] = {}
-    seed: Annotated[int, Meta(ge=0, le=2**63 - 1)] | None = None
-    stop: Annotated[list[StopString], Meta(max_length=16)] = []
-    stop_token_ids: Annotated[list[TokenId], Meta(max_length=256)] = []
-    ignore_eos: bool = False
-    n: Annotated[int, Meta(ge=1, le=16)] = 1
-    logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
     priority: Annotated[int, Meta(ge=0, le=9)] = 5
     deadline_s: Annotated[float, Meta(gt=0, le=30 * 24 * 3600)] | None = None
     on_disconnect: Literal["continue", "cancel"] = "continue"
@@ -61,29 +46,13 @@ class Request(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         return msgspec.structs.replace(self, seed=secrets.randbits(63))
 
 
-class RequestFields(TypedDict, total=False):
+class RequestFields(SamplingKeywords, total=False):
     """The fields of a `Request` as keyword arguments; what each one means and may be is said there."""
 
     prompt: str | None
     messages: Sequence[Mapping[str, Any]] | None
     prompt_token_ids: Sequence[int] | None
     model: str | None
-    max_tokens: int | None
-    min_tokens: int
-    temperature: float
-    top_p: float
-    top_k: int
-    min_p: float
-    repetition_penalty: float
-    presence_penalty: float
-    frequency_penalty: float
-    logit_bias: Mapping[int, float]
-    seed: int | None
-    stop: str | Sequence[str]
-    stop_token_ids: Sequence[int]
-    ignore_eos: bool
-    n: int
-    logprobs: int | None
     priority: int
     deadline_s: float | None
     on_disconnect: Literal["continue", "cancel"]
@@ -153,7 +122,7 @@ def _check(request: Request) -> None:
         raise InvalidRequest(f"give exactly one of prompt, messages and prompt_token_ids; found {found}")
     if request.prompt == "":
         raise InvalidRequest("prompt: must not be empty")
-    for name in ("temperature", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty"):
+    for name in FLOATS:
         if not math.isfinite(getattr(request, name)):
             raise InvalidRequest(f"{name}: must be a finite number")
     if not all(math.isfinite(bias) for bias in request.logit_bias.values()):

@@ -24,6 +24,7 @@ import orcd.settings
 import worker.settings
 from orcd.cli.main import cli
 from orcd.client import Client
+from orcd.errors import BY_CODE
 from orcd.settings import NAMES, PREFIX
 from orcd.store.schema import job_key
 from tasks.local.redis_server import RedisServer
@@ -32,7 +33,7 @@ from worker.settings import Settings
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-PAGES = {page.name: page.read_text(encoding="utf-8") for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md"))}
+PAGES = {page.name: page.read_text(encoding="utf-8") for page in (*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"))}
 VERBS = {*cli.commands, "engine", "queue"}
 
 
@@ -85,6 +86,11 @@ def test_the_names_that_clients_know_are_those_of_all_settings() -> None:
     assert {field.name for field in fields(Settings)} == NAMES
 
 
+def test_the_codes_of_errors_are_those_there_are() -> None:
+    [paragraph] = [text for text in README.split("\n\n") if "The codes:" in text]
+    assert set(re.findall(r"`([A-Z_]+)`", paragraph.partition("The codes:")[2])) == BY_CODE.keys()
+
+
 def command_lines(text: str) -> Iterator[list[str]]:
     """Every line of a shell block that is not inside a quotation, as words."""
     for block in blocks("sh", text):
@@ -117,7 +123,7 @@ def test_every_make_target_exists(page: str) -> None:
 
 @pytest.mark.parametrize("page", PAGES)
 def test_every_link_into_the_project_leads_somewhere(page: str) -> None:
-    folder = ROOT if page == "README.md" else ROOT / "docs"
+    folder = ROOT if (ROOT / page).exists() else ROOT / "docs"
     for target in re.findall(r"\]\((?!https?://|#)([^)#]+)[^)]*\)", PAGES[page]):
         assert (folder / target).exists(), target
 

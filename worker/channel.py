@@ -57,7 +57,7 @@ class Channel:
         return []
 
     def flush(self, timeout_s: float) -> None:
-        """Try for at most ``timeout_s`` to send what is unsent; for the last words of a process."""
+        """Try for at most ``timeout_s`` to send what is unsent, before the process ends."""
         self._selector.modify(self._connection, selectors.EVENT_WRITE)
         deadline = time.monotonic() + timeout_s
         while self._unsent and (left := deadline - time.monotonic()) > 0:

@@ -21,36 +21,24 @@ from typing import Literal
 
 import msgspec
 
+from orcd.sampling import EngineSampling
+
 MAX_FRAME_BYTES = 64 * 1024 * 1024
 """A longer frame is a protocol error: the longest legal one is a prompt of a few hundred thousand ids."""
 
 FinishReason = Literal["stop", "length", "abort", "error"]
 
 
-class Sampling(msgspec.Struct, frozen=True, array_like=True):
+class Sampling(EngineSampling, frozen=True, array_like=True):
     """How the next token is drawn; see `worker.engine` for the order in which these are applied.
 
-    ``temperature`` 0 is argmax. ``top_k`` 0, ``top_p`` 1 and ``min_p`` 0 are off. ``seed`` is an unsigned 64-bit
-    number; choice ``c`` of a request draws with seed ``(seed + c) mod 2**64``, so that ``n`` choices are the same as
-    ``n`` requests with consecutive seeds. ``stop_token_ids`` end the sequence: the model's own end tokens are among
-    them unless the request ignores those, because only the Celery side knows the vocabulary. Before ``min_tokens``
-    were emitted they cannot be drawn. ``logprobs`` is the number of alternatives
-    reported with each token; ``None`` reports none at all, 0 only the chosen token's.
+    `orcd.sampling` says what each parameter is. ``seed`` is an unsigned 64-bit number; choice ``c`` of a request draws
+    with seed ``(seed + c) mod 2**64``, so that ``n`` choices are the same as ``n`` requests with consecutive seeds.
+    ``stop_token_ids`` end the sequence: the model's own end tokens are among them unless the request ignores those,
+    because only the Celery side knows the vocabulary. Before ``min_tokens`` were emitted they cannot be drawn.
+    ``logprobs`` is the number of alternatives reported with each token; ``None`` reports none at all, 0 only the chosen
+    token's.
     """
-
-    max_tokens: int
-    temperature: float = 1.0
-    top_p: float = 1.0
-    top_k: int = 0
-    min_p: float = 0.0
-    repetition_penalty: float = 1.0
-    presence_penalty: float = 0.0
-    frequency_penalty: float = 0.0
-    logit_bias: dict[int, float] = {}
-    seed: int = 0
-    stop_token_ids: tuple[int, ...] = ()
-    min_tokens: int = 0
-    logprobs: int | None = None
 
 
 class Choice(msgspec.Struct, frozen=True, array_like=True):

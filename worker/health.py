@@ -1,4 +1,4 @@
-"""Is the engine well: heartbeat, figures, and where the device's memory lies."""
+"""Whether the engine is healthy: heartbeat, figures, and where the device's memory lies."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ class Health:
     """Beats once a second while there is work and every few seconds without.
 
     The first beat and one every ``check_every_s`` (0: only the first) verify that every buffer is plain device memory.
-    Where one is not, the engine is unwell until a later check finds all of them in place: it finishes what it has, and
-    the Celery side gives it no more.
+    Where one is not, the engine is unhealthy until a later check finds all of them in place: it finishes what it has,
+    and the Celery side gives it no more.
     """
 
     def __init__(self, engine: Engine, device: Device, log: EventLog, check_every_s: float) -> None:

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
 
 from kernels.batch import dry_step, first
-from kernels.devices.arena_device import ArenaDevice
 from kernels.devices.dry_run import DryRunDevice
-from kernels.devices.protocol import Device
+from kernels.devices.protocol import Device, GpuDevice, is_gpu
 from kernels.ops.matmul_tuning import tokens_of_shapes
 from kernels.ops.registry import common_variants
 from kernels.runtime.compiler import Variant
@@ -53,7 +51,7 @@ class EngineMemoryPlan:
         return None if self.available_bytes is None else self.memory.total_bytes <= self.available_bytes
 
 
-def plan_memory(gguf: GGUFFile, device: ArenaDevice, settings: Settings) -> EngineMemoryPlan:
+def plan_memory(gguf: GGUFFile, device: GpuDevice | DryRunDevice, settings: Settings) -> EngineMemoryPlan:
     """The plan of an engine with ``settings`` on ``device``. Raises `ModelLoadFailed`.
 
     A KV cache whose size is not set gets what the budget leaves, but no more than the longest sequences that may run at
@@ -63,7 +61,7 @@ def plan_memory(gguf: GGUFFile, device: ArenaDevice, settings: Settings) -> Engi
     model = assemble_model(read_model_config(gguf), Weights(gguf, dry), dry)
     context_length = min(settings.context_length or model.config.context_length, model.config.context_length)
     block_tokens, max_sequences = settings.kv_block_tokens, min(settings.max_sequences, settings.step_tokens)
-    _run_largest_steps(model, StepLimits(block_tokens, settings.step_tokens, max_sequences, context_length))
+    _run_largest_steps(model, dry, StepLimits(block_tokens, settings.step_tokens, max_sequences, context_length))
     without_cache = replace(_plan(dry, num_graphs=len(make_buckets(max_sequences))), kv_cache=0)
     block_bytes = model.bytes_per_block(block_tokens)
     padding_bytes = 2 * model.config.num_layers * ALIGNMENT  # K and V of each layer start aligned
@@ -83,11 +81,10 @@ def reserve(gguf: GGUFFile, device: Device, settings: Settings) -> Settings:
 
     Returns the settings with the size of the KV cache. Raises `kernels.errors.OutOfDeviceMemory`, `ModelLoadFailed`.
     """
-    if not isinstance(device, ArenaDevice):
+    if not is_gpu(device):
         return settings
     plan = plan_memory(gguf, device, settings)
-    cuda: Any = device
-    cuda.allocate(plan.memory, plan.variants)
+    device.allocate(plan.memory, plan.variants)
     return replace(settings, kv_cache_bytes=settings.kv_cache_bytes or plan.num_blocks * plan.block_bytes)
 
 
@@ -96,19 +93,18 @@ def reserve_for(gguf: GGUFFile, device: Device, run_dry: Callable[[Model], None]
 
     Raises what `reserve` does.
     """
-    if isinstance(device, ArenaDevice):
+    if is_gpu(device):
         dry = DryRunDevice(device.name, device.gpu)
         run_dry(assemble_model(read_model_config(gguf), Weights(gguf, dry), dry))
-        cuda: Any = device
-        cuda.allocate(_plan(dry, num_graphs=0), _variants(dry))
+        device.allocate(_plan(dry, num_graphs=0), _variants(dry))
 
 
-def _run_largest_steps(model: Model, limits: StepLimits) -> None:
-    """On a device without memory, take and run what an engine of these limits would.
+def _run_largest_steps(model: Model, dry: DryRunDevice, limits: StepLimits) -> None:
+    """On the model's device, which has no memory, take and run what an engine of these limits would.
 
     The high-water marks of the device's arenas then tell what it needs.
     """
-    buffers = StepBuffers.allocate(model.device, limits)
+    buffers = StepBuffers.allocate(dry.step_buffers, limits)
     cache = model.allocate_cache(1, limits.block_tokens)
     most = limits.max_sequences
     # Not only the largest: steps of fewer tokens are cut into more parts, whose partial sums need scratch memory too.
@@ -117,8 +113,8 @@ def _run_largest_steps(model: Model, limits: StepLimits) -> None:
     for num_tokens, num_sequences in sizes:
         logits = model.forward(dry_step(num_tokens, num_sequences, num_sequences, limits.max_blocks), cache)
         ids = first(buffers.rows.drawn, num_sequences)
-        model.device.ops.sample(logits, buffers.rows.draws.first(num_sequences), out_ids=ids)
-        report(model.device, logits, ids, buffers.reports)
+        dry.ops.sample(logits, buffers.rows.sampling.first(num_sequences), out_ids=ids)
+        report(dry.ops, logits, ids, buffers.reports)
 
 
 def _variants(dry: DryRunDevice) -> tuple[Variant, ...]:

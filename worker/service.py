@@ -25,10 +25,11 @@ from worker.model.registry import read_model_config
 from worker.output_buffer import OutputBuffer
 from worker.settings import Settings
 
-LAST_WORDS_S = 2.0
+FLUSH_S = 2.0
+"""How long a process that is about to end may take to send what is unsent."""
 OUTPUTS_EVERY_S = 0.01
 """Steps that follow each other faster share a frame: an output costs the Celery side the same with one id or many. A
-choice's last words are told at once: somebody may wait for them with the next request."""
+choice's last output is sent at once: somebody may wait for it with the next request."""
 ADMIT_EVERY_S = 0.02
 """Requests that follow each other faster start together. A step that starts any is no CUDA graph, and with a small
 model takes the host longer than the GPU; 256 streams would have one in most steps. Nothing else waits."""
@@ -55,7 +56,7 @@ class Service:
             log = EventLog(settings.log_format, f"engine-{os.getpid()}")
             self._serve(*self._load(settings, log))
         except _Stopped:
-            self._channel.flush(LAST_WORDS_S)
+            self._channel.flush(FLUSH_S)
             return 0
         except Exception as error:
             self._report(error, log)
@@ -127,7 +128,7 @@ class Service:
                     self._channel.send(stats)
 
     def _report(self, error: Exception, log: EventLog) -> None:
-        """Last words: a `Fatal` to the Celery side, which logs it.
+        """The final frame: a `Fatal` to the Celery side, which logs it.
 
         An unexpected error's text stays unsaid; only its place goes to the log here.
         """
@@ -139,7 +140,7 @@ class Service:
             error = OrcdError(f"the engine failed with {type(error).__name__}; its log says where")
             log.event("error", level="error", code=error.code, message=error.message, where=where)
         self._channel.send(Fatal(error.code, error.message))
-        self._channel.flush(LAST_WORDS_S)
+        self._channel.flush(FLUSH_S)
 
 
 class _LoadProgress:

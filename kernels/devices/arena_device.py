@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from numpy.typing import DTypeLike
 
 from kernels.devices.protocol import Allocate
-from kernels.ops import registry
 from kernels.ops.attention import cache_shape
+from kernels.ops.registry import CudaOps, Ops
 from kernels.ops.rope import HEAD_DIMS
 from kernels.runtime.device_array import DeviceArray
 from kernels.runtime.gpu_spec import GpuSpec
@@ -35,7 +33,7 @@ class ArenaDevice:
         """Work with this context and these arenas from now on."""
         self.context = context
         self.weights, self.kv_cache, self.step_buffers = weights, kv_cache, step_buffers
-        self.ops: Any = registry.bind(context)
+        self.ops: Ops = CudaOps(context)
         self.store = PackedWeightStore(context, weights)
 
     def begin_step(self) -> Allocate:

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-import kernels.reference
 from kernels.devices.cpu_weight_store import CpuWeightStore
 from kernels.devices.protocol import Allocate
+from kernels.ops.registry import Ops, ReferenceOps
 from kernels.reference.matmul import TileBudget
 
 
@@ -21,11 +21,11 @@ class CpuDevice:
 
     name = description = "cpu"
     budget_bytes = None
-    ops = kernels.reference
     head_dims = ()
     activation_dtype = cache_dtype = np.dtype(np.float32)
 
     def __init__(self, dequant_cache_bytes: int) -> None:
+        self.ops: Ops = ReferenceOps()
         self.store = CpuWeightStore(TileBudget(dequant_cache_bytes))
 
     def begin_step(self) -> Allocate:

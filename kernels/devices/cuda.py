@@ -18,6 +18,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from kernels.devices.arena_device import ArenaDevice
 from kernels.errors import INSTALL_CUDA, USE_CPU, CudaFailure, DeviceUnavailable
+from kernels.ops.decode_step import copy_to_host
 from kernels.runtime.compiler import Compiler, Variant, architecture
 from kernels.runtime.device_array import DeviceArray
 from kernels.runtime.gpu_spec import GpuSpec
@@ -103,7 +104,7 @@ class CudaDevice(ArenaDevice):
 
         It is there once an event recorded after it has happened.
         """
-        self.ops.copy_to_host(source, target)
+        copy_to_host(self.context, source, target)
 
     def _copy(self, target: int, source: int, num_bytes: int, kind: int) -> None:
         if num_bytes:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from kernels.devices.cpu import CpuDevice
-from kernels.devices.protocol import Device
+from kernels.devices.protocol import GpuDevice
 from kernels.errors import INSTALL_CUDA, USE_CPU, DeviceUnavailable
 
 DEFAULT_DEQUANT_CACHE_BYTES = 512 * 1024 * 1024
@@ -16,7 +16,7 @@ def open_device(
     dequant_cache_bytes: int = DEFAULT_DEQUANT_CACHE_BYTES,
     vram_fraction: float = DEFAULT_VRAM_FRACTION,
     vram_bytes: int = 0,
-) -> Device:
+) -> CpuDevice | GpuDevice:
     """The device ``cpu`` or ``cuda:N``; raises `DeviceUnavailable`. A GPU is never replaced by the CPU in silence.
 
     ``dequant_cache_bytes`` bounds the expanded weights that the CPU device keeps. A CUDA device may use

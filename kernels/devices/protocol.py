@@ -1,41 +1,47 @@
-"""The one seam to a device: where its ops come from, how weights get there, how much memory is used."""
+"""The one seam to a device: its ops, how weights get there, its memory, and how work reaches a GPU without waiting."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Protocol, TypeGuard
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from kernels.weights.parameters import Router, Weight
+from kernels.batch import AnyArray
+from kernels.ops.registry import Ops
+from kernels.runtime.compiler import Variant
+from kernels.runtime.device_array import DeviceArray
+from kernels.runtime.gpu_spec import GpuSpec
+from kernels.runtime.memory import Arena, MemoryPlan
+from kernels.weights.parameters import AnyExperts, AnyMatrix, AnyProjection, Router, Weight
 
-Allocate = Callable[[tuple[int, ...], DTypeLike], Any]
+Allocate = Callable[[tuple[int, ...], DTypeLike], AnyArray]
 """Gives an array of a shape and a type, with arbitrary contents."""
 
 
 class WeightStore(Protocol):
     """Makes of a model's weights what the device's ops work on; `load` then brings them there."""
 
-    def table(self, weight: Weight) -> Any:
+    def table(self, weight: Weight) -> AnyMatrix:
         """An embedding table."""
 
-    def tied_table(self, projection: Any) -> Any:
+    def tied_table(self, projection: AnyProjection) -> AnyMatrix:
         """The matrix of an output head as embedding table."""
 
-    def projection(self, weights: Sequence[Weight]) -> Any:
+    def projection(self, weights: Sequence[Weight]) -> AnyProjection:
         """Matrices on one input, their outputs side by side."""
 
-    def gate_up(self, weights: Sequence[Weight]) -> Any:
+    def gate_up(self, weights: Sequence[Weight]) -> AnyProjection:
         """Gate and up projection, two tensors or a fused one (gate first)."""
 
-    def experts(self, gate: Weight, up: Weight, down: Weight) -> Any:
+    def experts(self, gate: Weight, up: Weight, down: Weight) -> AnyExperts:
         """The stacked experts of a layer."""
 
     def router(self, weight: Weight, num_used: int) -> Router:
         """A router that chooses ``num_used`` experts."""
 
-    def vector(self, values: NDArray[np.float32]) -> Any:
+    def vector(self, values: NDArray[np.float32]) -> AnyArray:
         """A small float32 array (norm, bias, sinks)."""
 
     def load(self, progress: Callable[[int, int], None]) -> list[str]:
@@ -61,8 +67,8 @@ class Device(Protocol):
         """Device memory that this process may use, decided when the device was opened; None: there is no limit."""
 
     @property
-    def ops(self) -> Any:
-        """The ops that work on this device's arrays, by name; `kernels.reference` says which there are."""
+    def ops(self) -> Ops:
+        """The ops that work on this device's arrays."""
 
     @property
     def head_dims(self) -> tuple[int, ...]:
@@ -83,7 +89,7 @@ class Device(Protocol):
     def begin_step(self) -> Allocate:
         """Start a forward pass: gives arrays that live until the next one starts."""
 
-    def cache_array(self, num_blocks: int, block_tokens: int, num_kv_heads: int, head_dim: int) -> Any:
+    def cache_array(self, num_blocks: int, block_tokens: int, num_kv_heads: int, head_dim: int) -> AnyArray:
         """K or V of a layer, in the layout of the device's attention; arbitrary contents, never given back."""
 
     def memory_bytes(self) -> int:
@@ -91,3 +97,71 @@ class Device(Protocol):
 
     def verify_residency(self) -> list[str]:
         """A line for each buffer that is not plain device memory (managed, host, another device); none: all is well."""
+
+
+class GpuEvent(Protocol):
+    """A point in a GPU's stream of work."""
+
+    def record(self) -> None:
+        """It happens when all that is enqueued so far is done."""
+
+    def synchronise(self, timeout_s: float) -> None:
+        """Wait until it has happened; raises `kernels.errors.CudaFailure`, also after ``timeout_s``."""
+
+
+class GpuGraph(Protocol):
+    """Captured launches, replayed at the price of one."""
+
+    def launch(self) -> None:
+        """Enqueue them again; raises `kernels.errors.CudaFailure`."""
+
+
+class GpuDevice(Device, Protocol):
+    """What an engine needs of a GPU, which works on its own stream while the host goes on.
+
+    `kernels.devices.cuda.CudaDevice` is one, in a module that only a process with a GPU can import.
+    """
+
+    @property
+    def gpu(self) -> GpuSpec:
+        """What kernels are cut for."""
+
+    @property
+    def kv_cache(self) -> Arena:
+        """Memory of the KV cache."""
+
+    @property
+    def step_buffers(self) -> Arena:
+        """Memory of a step's inputs and of what it draws."""
+
+    def allocate(self, plan: MemoryPlan, variants: Iterable[Variant] = ()) -> None:
+        """Take all the memory that will ever be used, and compile and load ``variants``.
+
+        Raises `kernels.errors.OutOfDeviceMemory` and `kernels.errors.CompileFailed`.
+        """
+
+    def pinned(self, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
+        """An array in page-locked host memory, for the asynchronous copies."""
+
+    def upload(self, arena: Arena, values: NDArray[Any]) -> DeviceArray:
+        """A copy of ``values`` in ``arena``, ready for what is enqueued from now on. Any host memory will do."""
+
+    def download(self, array: DeviceArray) -> NDArray[Any]:
+        """A copy in host memory, once all that is enqueued is done."""
+
+    def copy_to_device_async(self, target: DeviceArray, source: NDArray[Any]) -> None:
+        """Enqueue a copy of the same size. A pinned source must stay as it is until the copy is done."""
+
+    def copy_to_host_async(self, target: NDArray[Any], source: DeviceArray) -> None:
+        """Enqueue a copy of some KB to a `pinned` array of the same size."""
+
+    def event(self) -> GpuEvent:
+        """An event of the device's stream, not yet recorded."""
+
+    def capture(self, enqueue: Callable[[], None], name: str) -> GpuGraph:
+        """What ``enqueue`` enqueues, as a graph; ``name`` tells which one failed. Its kernels must have run before."""
+
+
+def is_gpu(device: Device) -> TypeGuard[GpuDevice]:
+    """Whether ``device`` has memory and a stream of its own: every device that `open_device` opens but ``cpu``."""
+    return device.name != "cpu"

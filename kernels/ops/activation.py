@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-import struct
-
 from kernels.runtime.compiler import Variant
+from kernels.runtime.cuda_struct import CudaStruct, Int32, Pointer
 from kernels.runtime.device_array import DeviceArray
 from kernels.runtime.launcher import Context
 
-_PARAMS = struct.Struct("<2Q 2i")
+
+class SwigluParams(CudaStruct, source="activation/activation"):
+    """What swiglu_rows is given."""
+
+    both: Pointer  # [num_rows, 2 width] float16: gates, then ups
+    out: Pointer  # [num_rows, width] float16
+    num_rows: Int32
+    width: Int32
 
 
 def variants() -> list[Variant]:
@@ -20,5 +26,5 @@ def swiglu_rows(context: Context, both: DeviceArray, *, out: DeviceArray) -> Non
     """silu(gate) * up: ``both`` [T, 2 F] float16, gates first -> ``out`` [T, F] float16."""
     num_rows, width = out.shape
     assert both.shape == (num_rows, 2 * width)
-    params = _PARAMS.pack(both.pointer, out.pointer, num_rows, width)
+    params = SwigluParams(both=both.pointer, out=out.pointer, num_rows=num_rows, width=width)
     context.launch("activation/activation", "swiglu_rows", (-(-width // 256), num_rows), 256, params)

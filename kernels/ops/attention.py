@@ -8,27 +8,71 @@ from __future__ import annotations
 
 import itertools
 import math
-import struct
 
 from kernels.batch import LayerCache, Step
 from kernels.ops.attention_plan import (
     DECODE_ROWS,
     PREFILL_WARPS,
-    UNIT_KEYS,
+    TILE_KEYS,
     AttentionPlan,
     AttentionShape,
     attention_shape,
     row_bytes,
 )
-from kernels.ops.rope import HEAD_DIMS, Rotation, rope_params, rope_write
+from kernels.ops.rope import (
+    HEAD_DIMS,
+    LayerCacheParams,
+    RopeParams,
+    Rotation,
+    cache_params,
+    rope_params,
+    rope_write,
+)
 from kernels.runtime.compiler import Variant
+from kernels.runtime.cuda_struct import CudaStruct, Float32, Int32, Pointer
 from kernels.runtime.device_array import DeviceArray, pointer_of
 from kernels.runtime.gpu_spec import A100, H100, GpuSpec
 from kernels.runtime.launcher import Context
 from kernels.weights.parameters import Attention
 
-_ATTENTION = struct.Struct("<12Q 7i f")
-_ROPE_ATTENTION = struct.Struct("<Q 2i")  # what follows _ATTENTION and rope_params
+
+class AttentionWork(CudaStruct, source="attention/attention"):
+    """What a launch has to do, and where the items of the same rows meet."""
+
+    counts: Pointer  # [1] PlanCounts
+    items: Pointer  # [counts] Item
+    arrivals: Pointer  # [decode items, num_kv_heads] int32, 0 before and after
+    partial_outputs: Pointer  # [partial_rows, num_kv_heads, head_dim] float32
+    partial_sums: Pointer  # [partial_rows, num_kv_heads, 2] float32
+
+
+class AttentionParams(CudaStruct, source="attention/attention"):
+    """What attention_decode and attention_prefill are given."""
+
+    qkv: Pointer  # [num_tokens, qkv_width] float16, rotated queries first
+    cache: LayerCacheParams
+    block_tables: Pointer  # [num_sequences, max_blocks] int32
+    positions: Pointer  # [num_tokens] int32, -1: padding
+    work: AttentionWork
+    sinks: Pointer  # [num_heads] float32 or null
+    out: Pointer  # [num_tokens, num_heads * head_dim] float16
+    num_tokens: Int32
+    num_kv_heads: Int32
+    group: Int32
+    qkv_width: Int32
+    block_tokens: Int32
+    max_blocks: Int32
+    window: Int32
+    scale_log2: Float32  # scale * log2(e): softmax in powers of 2
+
+
+class RopeAttentionParams(CudaStruct, source="attention/attention"):
+    """What rope_attention_decode is given."""
+
+    attention: AttentionParams
+    rope: RopeParams
+    slots: Pointer  # [num_tokens] int32: block * block_tokens + row, -1: padding
+    num_blocks: Int32  # of the cache
 
 
 def variants() -> list[Variant]:
@@ -66,7 +110,7 @@ def paged_attention(
     """
     num_kv_heads, head_dim = attention.num_kv_heads, attention.head_dim
     shape = attention_shape(context.gpu, head_dim)
-    tile_bytes = UNIT_KEYS * row_bytes(head_dim)
+    tile_bytes = TILE_KEYS * row_bytes(head_dim)
     if plan.prefill_items.size:
         context.launch(
             "attention/attention",
@@ -117,17 +161,18 @@ def rope_attention(
     num_tokens, num_blocks = step.token_ids.size, out_cache.keys.shape[0]
     shape = _rope_shape(context.gpu, head_dim, num_tokens * num_kv_heads)
     shared_bytes = _rope_bytes(shape, head_dim)
-    params = (
-        _params(qkv, out_cache, attention, step, plan, plan.decode_items, out),
-        rope_params(by, attention.head_norms),
-        _ROPE_ATTENTION.pack(step.slots.pointer, num_blocks, 0),
+    params = RopeAttentionParams(
+        attention=_params(qkv, out_cache, attention, step, plan, plan.decode_items, out),
+        rope=rope_params(by, attention.head_norms),
+        slots=step.slots.pointer,
+        num_blocks=num_blocks,
     )
     context.launch(
         "attention/attention",
         "rope_attention_decode",
         plan.decode_items.shape[0] * num_kv_heads,
         shape.decode_warps * 32,
-        b"".join(params),
+        params,
         shared_bytes=context.gpu.spread(shared_bytes, 1) if num_tokens == 1 else shared_bytes,
         HEAD_DIM=head_dim,
         **shape.defines,
@@ -135,7 +180,7 @@ def rope_attention(
 
 
 def _rope_shape(gpu: GpuSpec, head_dim: int, num_blocks: int) -> AttentionShape:
-    """Of `rope_attention_decode` for so many blocks before any is split."""
+    """Of `rope_attention_decode` for so many blocks before any is divided."""
     shape = attention_shape(gpu, head_dim, spread=True)
     spreads = num_blocks <= gpu.num_processors and _rope_bytes(shape, head_dim) <= gpu.shared_bytes
     return shape if spreads else attention_shape(gpu, head_dim)
@@ -153,28 +198,34 @@ def _params(
     plan: AttentionPlan,
     items: DeviceArray,
     out: DeviceArray,
-) -> bytes:
-    """``Params`` of cuda/attention/attention.cuh."""
+) -> AttentionParams:
     assert plan.window == attention.window, f"the plan is for a window of {plan.window}, not {attention.window}"
-    keys, values = cache
-    _, num_kv_heads, block_tokens, head_dim = keys.shape
-    assert (num_kv_heads, head_dim) == (attention.num_kv_heads, attention.head_dim), f"{keys.shape} is another layer's"
+    _, num_kv_heads, block_tokens, head_dim = cache.keys.shape
+    same_heads = (num_kv_heads, head_dim) == (attention.num_kv_heads, attention.head_dim)
+    assert same_heads, f"{cache.keys.shape} is another layer's"
     assert head_dim in HEAD_DIMS, f"heads of {head_dim}: compiled are {HEAD_DIMS}"
     num_tokens, qkv_width = qkv.shape
-    arrays = (
-        *(qkv, keys, values, step.block_tables, step.positions, plan.counts, items),
-        *(plan.arrivals, plan.partial_outputs, plan.partial_sums),
+    work = AttentionWork(
+        counts=plan.counts.pointer,
+        items=items.pointer,
+        arrivals=plan.arrivals.pointer,
+        partial_outputs=plan.partial_outputs.pointer,
+        partial_sums=plan.partial_sums.pointer,
     )
-    return _ATTENTION.pack(
-        *(array.pointer for array in arrays),
-        pointer_of(attention.sinks),
-        out.pointer,
-        num_tokens,
-        num_kv_heads,
-        attention.num_heads // num_kv_heads,
-        qkv_width,
-        block_tokens,
-        step.block_tables.shape[1],
-        attention.window,
-        attention.scale * math.log2(math.e),
+    return AttentionParams(
+        qkv=qkv.pointer,
+        cache=cache_params(cache),
+        block_tables=step.block_tables.pointer,
+        positions=step.positions.pointer,
+        work=work,
+        sinks=pointer_of(attention.sinks),
+        out=out.pointer,
+        num_tokens=num_tokens,
+        num_kv_heads=num_kv_heads,
+        group=attention.num_heads // num_kv_heads,
+        qkv_width=qkv_width,
+        block_tokens=block_tokens,
+        max_blocks=step.block_tables.shape[1],
+        window=attention.window,
+        scale_log2=attention.scale * math.log2(math.e),
     )

@@ -6,51 +6,94 @@ work.
 
 from __future__ import annotations
 
-import struct
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import numpy as np
 
 from kernels.batch import Step
 from kernels.runtime.compiler import Variant
+from kernels.runtime.cuda_struct import CudaStruct, FieldType, Int32, Pointer
 from kernels.runtime.device_array import DeviceArray
 from kernels.runtime.gpu_spec import GpuSpec
 from kernels.runtime.launcher import Context
 from kernels.weights.parameters import Attention
 
-UNIT_KEYS = 64  # attention_plan.cuh has these, too
+TILE_KEYS = 64  # attention_plan.cuh has these, too
 DECODE_ROWS = 16
 PREFILL_WARPS = 4
-_ITEM_BYTES = 64
-_COUNTS_BYTES = 16
 
-# Partial results of split work. 16 MB hold those of contexts of 250,000 tokens and more in all, summed over the
-# sequences of a step (gpt-oss 20B: 254,000; Phi-3 mini: 342,000); what finds no room is not split, with the same bits.
+# Partial results of divided work. 16 MB hold those of contexts of 250,000 tokens and more in all, summed over the
+# sequences of a step (gpt-oss 20B: 254,000; Phi-3 mini: 342,000); what finds no room is not divided, with the same
+# bits.
 PARTIAL_BYTES = 16 << 20
 
-_PLAN = struct.Struct("<6Q 8i")
+
+class Item(CudaStruct, source="attention/attention_plan"):
+    """What a block does for each KV head; attention_plan.cuh says more."""
+
+    sequence: Int32
+    first_token: Int32
+    first_position: Int32
+    first_row: Int32
+    num_rows: Int32
+    num_keys: Int32
+    first_tile: Int32
+    end_tile: Int32
+    num_items: Int32
+    first_split: Int32
+    end_split: Int32
+    partial_row: Int32
+    arrivals: Int32
+    unused: Annotated[bytes, FieldType("12s", 12, 4, "")]
+
+
+class PlanCounts(CudaStruct, source="attention/attention_plan"):
+    """How many items a plan has."""
+
+    decode_items: Int32
+    prefill_items: Int32
+    tokens: Int32  # without padding
+    unused: Int32
+
+
+class AttentionPlanParams(CudaStruct, source="attention/attention_plan"):
+    """What attention_plan is given."""
+
+    query_starts: Pointer  # [num_sequences + 1] int32
+    context_lengths: Pointer  # [num_sequences] int32
+    counts: Pointer  # [1] PlanCounts
+    decode_items: Pointer  # [as many as the shapes allow] Item
+    prefill_items: Pointer  # [as many as the shapes allow] Item
+    arrivals: Pointer  # [num_arrivals] int32, zeroed there
+    num_sequences: Int32
+    group: Int32  # query heads per KV head
+    window: Int32
+    prefill_rows: Int32  # query rows of a prefill item, 0: everything is a decode item
+    wanted_items: Int32  # into about so many items decode work is divided when there are few sequences
+    partial_rows: Int32
+    num_arrivals: Int32
 
 
 class AttentionShape(NamedTuple):
     """How the kernels are cut for a head size; within the 99 KB of shared memory that every GPU gives a block."""
 
     decode_warps: int
-    prefill_tiles: int  # of 16 rows a warp
+    prefill_row_tiles: int  # of 16 rows a warp
 
     @property
     def defines(self) -> dict[str, int]:
-        """What the kernels are compiled with, beside the head size."""
-        return {"DECODE_WARPS": self.decode_warps, "PREFILL_TILES": self.prefill_tiles}
+        """What the kernels are compiled with, in addition to the head size."""
+        return {"DECODE_WARPS": self.decode_warps, "PREFILL_ROW_TILES": self.prefill_row_tiles}
 
     @property
     def prefill_rows(self) -> int:
         """Rows of queries of a block of prefill work."""
-        return PREFILL_WARPS * 16 * self.prefill_tiles
+        return PREFILL_WARPS * 16 * self.prefill_row_tiles
 
     def decode_bytes(self, head_dim: int) -> int:
         """Shared memory of a decode block: tiles of K and V for each warp, and the exchange between them."""
-        tile_bytes = UNIT_KEYS * row_bytes(head_dim)
+        tile_bytes = TILE_KEYS * row_bytes(head_dim)
         return self.decode_warps * (2 * tile_bytes + DECODE_ROWS * (head_dim + 8 + 2) * 4)
 
 
@@ -64,7 +107,7 @@ def attention_shape(gpu: GpuSpec, head_dim: int, *, spread: bool = False) -> Att
     widest_of_two = 64 if gpu.has_wgmma else 32  # of 64, small GPUs have no shared memory for two such blocks
     return AttentionShape(
         decode_warps=4 if head_dim <= 64 or spread else 2,
-        prefill_tiles=2 if head_dim <= widest_of_two else 1,
+        prefill_row_tiles=2 if head_dim <= widest_of_two else 1,
     )
 
 
@@ -73,9 +116,9 @@ class AttentionPlan:
     """The work of a step's attention with one window, for any layer: device arrays that `plan_attention` fills."""
 
     window: int
-    counts: DeviceArray  # struct PlanCounts
-    decode_items: DeviceArray  # struct Item [as many as there can be]
-    prefill_items: DeviceArray  # struct Item; without elements where everything is decode work
+    counts: DeviceArray  # `PlanCounts`
+    decode_items: DeviceArray  # `Item` [as many as there can be]
+    prefill_items: DeviceArray  # `Item`; without elements where everything is decode work
     arrivals: DeviceArray  # [decode items, kv_heads] int32
     partial_outputs: DeviceArray  # [partial_rows, kv_heads, D] float32
     partial_sums: DeviceArray  # [partial_rows, kv_heads, 2] float32
@@ -90,47 +133,43 @@ def plan_attention(context: Context, step: Step, attention: Attention) -> Attent
     """What there is to do for layers with such heads and the window of ``attention``. Once a step and window.
 
     A step with as many sequences as tokens is taken for a decode step (whatever it holds is done right); others also
-    get a list of prefill work. The kernel launched just before must not write the ``step``: this one runs beside it.
+    get a list of prefill work. The kernel launched just before must not write the ``step``: the two overlap.
     """
     num_kv_heads, head_dim = attention.num_kv_heads, attention.head_dim
     num_tokens, num_sequences = step.token_ids.size, step.context_lengths.size
     group = attention.num_heads // num_kv_heads
     prefill_rows = 0 if num_tokens == num_sequences else attention_shape(context.gpu, head_dim).prefill_rows
-    token_tiles = -(-group // DECODE_ROWS)
-    max_tiles = (num_sequences if prefill_rows else num_tokens) * token_tiles
-    split_items = _split_items(context.gpu.num_processors, num_kv_heads, max_tiles)
-    max_decode_items = max_tiles + split_items
+    token_row_tiles = -(-group // DECODE_ROWS)
+    max_row_tiles = (num_sequences if prefill_rows else num_tokens) * token_row_tiles
+    wanted_items = _wanted_items(context.gpu.num_processors, num_kv_heads, max_row_tiles)
+    max_decode_items = max_row_tiles + wanted_items
     max_prefill_items = num_tokens * group // prefill_rows + num_sequences if prefill_rows else 0
-    # A sequence has at most as many spans as blocks, except of blocks larger than a span, where less is split.
+    # A sequence has at most as many KV splits as blocks, except of blocks larger than a split, where less is divided.
     most_rows = num_tokens * group * step.block_tables.shape[1]
     partial_rows = min(PARTIAL_BYTES // (num_kv_heads * (head_dim + 2) * 4), most_rows)
     plan = AttentionPlan(
         attention.window,
-        counts=context.scratch((_COUNTS_BYTES,), np.uint8),
-        decode_items=context.scratch((max_decode_items, _ITEM_BYTES), np.uint8),
-        prefill_items=context.scratch((max_prefill_items, _ITEM_BYTES), np.uint8),
+        counts=context.scratch((PlanCounts.layout.num_bytes,), np.uint8),
+        decode_items=context.scratch((max_decode_items, Item.layout.num_bytes), np.uint8),
+        prefill_items=context.scratch((max_prefill_items, Item.layout.num_bytes), np.uint8),
         arrivals=context.scratch((max_decode_items, num_kv_heads), np.int32),
         partial_outputs=context.scratch((partial_rows, num_kv_heads, head_dim), np.float32),
         partial_sums=context.scratch((partial_rows, num_kv_heads, 2), np.float32),
     )
-    arrays = (
-        step.query_starts,
-        step.context_lengths,
-        plan.counts,
-        plan.decode_items,
-        plan.prefill_items,
-        plan.arrivals,
-    )
-    params = _PLAN.pack(
-        *(array.pointer for array in arrays),
-        num_sequences,
-        group,
-        attention.window,
-        prefill_rows,
-        split_items,
-        partial_rows,
-        plan.arrivals.size,
-        0,
+    params = AttentionPlanParams(
+        query_starts=step.query_starts.pointer,
+        context_lengths=step.context_lengths.pointer,
+        counts=plan.counts.pointer,
+        decode_items=plan.decode_items.pointer,
+        prefill_items=plan.prefill_items.pointer,
+        arrivals=plan.arrivals.pointer,
+        num_sequences=num_sequences,
+        group=group,
+        window=attention.window,
+        prefill_rows=prefill_rows,
+        wanted_items=wanted_items,
+        partial_rows=partial_rows,
+        num_arrivals=plan.arrivals.size,
     )
     threads = 128 if num_sequences <= 128 and num_tokens <= 128 else 1024
     shared_bytes = (3 * num_sequences + 2) * 4
@@ -138,11 +177,11 @@ def plan_attention(context: Context, step: Step, attention: Attention) -> Attent
     return plan
 
 
-def _split_items(num_processors: int, num_kv_heads: int, max_tiles: int) -> int:
+def _wanted_items(num_processors: int, num_kv_heads: int, max_row_tiles: int) -> int:
     """Into how many items the keys of all sequences together are divided, if they are long enough.
 
-    For few sequences as many as make two blocks a processor, or one for a lone sequence's, which share none; for many
+    For few sequences as many as make two blocks a processor, or one for a single sequence, which shares none; for many
     enough to divide one that is much longer than the others.
     """
-    num_blocks = num_processors * min(max_tiles, 2)
-    return max(num_blocks // num_kv_heads - max_tiles, num_processors // (2 * num_kv_heads), 1)
+    num_blocks = num_processors * min(max_row_tiles, 2)
+    return max(num_blocks // num_kv_heads - max_row_tiles, num_processors // (2 * num_kv_heads), 1)

@@ -3,29 +3,34 @@
 from __future__ import annotations
 
 import math
-import struct
 from enum import IntEnum
 from typing import NamedTuple
 
 import numpy as np
 
 from kernels.ops.activation import swiglu_rows
-from kernels.ops.matmul_tuning import FewShape, are_few, can_norm, few_shape, ring_bytes, tile_shape
-from kernels.ops.norm import norm_fields, norm_rows
+from kernels.ops.matmul_tuning import (
+    BLOCK_OUTPUTS,
+    SmallBatchShape,
+    can_norm,
+    is_small_batch,
+    ring_bytes,
+    small_batch_shape,
+    tile_shape,
+)
+from kernels.ops.norm import NO_NORM, NormParams, norm_params, norm_rows
 from kernels.runtime.compiler import Variant
-from kernels.runtime.device_array import DeviceArray
+from kernels.runtime.cuda_struct import CudaStruct, Float32, Int32, Pointer
+from kernels.runtime.device_array import DeviceArray, pointer_of
 from kernels.runtime.launcher import Context
-from kernels.runtime.tma import MAP_ALIGNMENT, tensor_map
-from kernels.weights.packed import CHUNK, FORMAT_IDS, PackedMatrix, Projection
+from kernels.runtime.tma import TensorMap, tensor_map
+from kernels.weights.formats import CHUNK, FORMATS
+from kernels.weights.packed import MatrixParams, PackedMatrix, Projection
 from kernels.weights.parameters import Norm
-
-BLOCK_OUTPUTS = 128  # of a block of matmul_tile_N
-_RECIPROCAL_BITS = 20
-_PARAMS = struct.Struct("<12Q f i f 4x q 6i I 9i 2f")
 
 
 class Epilogue(IntEnum):
-    """What becomes of the sums: `enum Epilogue` of matmul.cuh."""
+    """What becomes of the sums: `EpilogueKind` of matmul_epilogue.cuh."""
 
     STORE_HALF = 0
     STORE_FLOAT = 1
@@ -35,13 +40,70 @@ class Epilogue(IntEnum):
     GELU = 5
 
 
+class OutputParams(CudaStruct, source="matmul/matmul"):
+    """Where a product goes, and what becomes of it first."""
+
+    out: Pointer  # [num_out_rows, stride] float16 or float32, as the epilogue says
+    stride: Int32
+    column: Int32
+    epilogue: Int32
+    alpha: Float32
+    limit: Float32
+
+
+class RoutingParams(CudaStruct, source="matmul/matmul"):
+    """Which experts a token goes through: those with the largest logits."""
+
+    router_logits: Pointer  # [num_tokens, num_experts] float32
+    num_experts: Int32
+    num_used: Int32
+    x_row_of_pair: Int32
+
+
+class SmallBatchParams(CudaStruct, source="matmul/matmul"):
+    """What matmul_gemv* and matmul_small_batch are given."""
+
+    matrix: MatrixParams
+    output: OutputParams
+    x: Pointer  # [num_x_rows, width] float16; matmul_gemv_normed: float32
+    x_rows: Pointer  # [num_tokens] int32: which row of x; null: in order
+    norm: NormParams  # matmul_gemv_normed
+    routing: RoutingParams  # matmul_gemv_routed
+    num_tokens: Int32
+    tiles_at_once: Int32  # of a block
+    ring_at: Int32  # where in shared memory weights are
+    overlaps_previous: Int32
+
+
+class TiledParams(CudaStruct, source="matmul/matmul"):
+    """What matmul_reduce is given, and matmul_tiled_N but for Hopper."""
+
+    matrix: MatrixParams
+    output: OutputParams
+    x: Pointer  # [num_x_rows, width] float16
+    num_tokens: Int32
+    partials: Pointer  # [num_partitions, num_tokens, num_rows] float32: partitions computed by several blocks
+    tiles: Pointer  # [num_tiles, 4] int32: (expert, first token, number of tokens, -); null: equal ones
+    num_tiles: Pointer  # [1] int32
+
+
+class HopperTiledParams(CudaStruct, source="matmul/matmul_tiled"):
+    """What matmul_tiled_N is given on Hopper."""
+
+    tiled: TiledParams
+    x_map: TensorMap  # of x, boxes of 64 columns by the tokens of a tile
+
+
+_NO_ROUTING = RoutingParams(router_logits=0, num_experts=0, num_used=0, x_row_of_pair=0)
+
+
 class Product(NamedTuple):
     """Columns of ``out`` [T, ...] from ``column`` on: the ``epilogue`` of ``x`` times ``matrix``.
 
     ``x`` [T, K] is float16; with a ``norm`` it is float32 and normed first, with ``x_rows`` [T] those of its rows. In a
-    mixture of experts a row of ``x`` may stand for several of ``out``. ``beside``: the product reads nothing that the
-    kernel launched before it writes, and writes nothing that that one touches. ``alpha`` and ``limit`` are those of the
-    clamped SwiGLU.
+    mixture of experts a row of ``x`` may stand for several of ``out``. ``overlaps_previous``: the product reads nothing
+    that the kernel launched before it writes, and writes nothing that that one touches. ``alpha`` and ``limit`` are
+    those of the clamped SwiGLU.
     """
 
     x: DeviceArray
@@ -51,7 +113,7 @@ class Product(NamedTuple):
     column: int = 0
     norm: Norm | None = None
     x_rows: DeviceArray | None = None
-    beside: bool = False
+    overlaps_previous: bool = False
     alpha: float = 0.0
     limit: float = 0.0
 
@@ -65,9 +127,8 @@ class ExpertTiles(NamedTuple):
 
 
 def variants() -> list[Variant]:
-    """What of matmul.cu and matmul_tile.cu is compiled: both for every format."""
-    sources = ("matmul/matmul", "matmul/matmul_tile")
-    return [(source, {"FORMAT": number}) for source in sources for number in FORMAT_IDS.values()]
+    """What of matmul.cu and matmul_tiled.cu is compiled: both for every format."""
+    return [(source, {"FORMAT": name}) for source in ("matmul/matmul", "matmul/matmul_tiled") for name in FORMATS]
 
 
 def linear(context: Context, x: DeviceArray, layers: Projection, *, out: DeviceArray) -> None:
@@ -90,7 +151,7 @@ def norm_swiglu(context: Context, x: DeviceArray, norm: Norm, gate_up: Projectio
 
     In one kernel where gate and up have one format and so lie in one gated matrix.
     """
-    if gate_up.parts[0].gated:
+    if gate_up.matrices[0].gated:
         project(context, x, gate_up, out, Epilogue.SWIGLU, norm=norm)
         return
     both = context.scratch((x.shape[0], gate_up.num_outputs), np.float16)
@@ -128,123 +189,114 @@ def project(
     num_tokens = out.shape[0]
     if not num_tokens:
         return
-    few = are_few(context.gpu, layers, num_tokens)
-    if norm is not None and not (few and num_tokens == 1 and can_norm(context.gpu, layers)):
+    small = is_small_batch(context.gpu, layers, num_tokens)
+    if norm is not None and not (small and num_tokens == 1 and can_norm(context.gpu, layers)):
         normed = context.scratch((num_tokens, x.shape[1]), np.float16)
         norm_rows(context, x, norm, rows=x_rows, out=normed)
         x, x_rows, norm = normed, None, None
     column = 0
-    for matrix in layers.parts:
-        if few:
-            multiply_few(context, Product(x, matrix, out, epilogue, column, norm, x_rows, column > 0))
+    for matrix in layers.matrices:
+        if small:
+            multiply_small_batch(context, Product(x, matrix, out, epilogue, column, norm, x_rows, column > 0))
         else:
-            multiply_tiles(context, Product(x, matrix, out, epilogue, column))
+            multiply_tiled(context, Product(x, matrix, out, epilogue, column))
         column += matrix.num_rows
 
 
-def multiply_few(context: Context, product: Product) -> None:
-    """A few tokens."""
+def multiply_small_batch(context: Context, product: Product) -> None:
+    """One to four tokens."""
     num_tokens, is_normed = product.out.shape[0], product.norm is not None
-    shape = few_shape(context.gpu, product.matrix, num_tokens, normed=is_normed)
-    kernel = "matmul_few" if num_tokens > 1 else "matmul_lone_normed" if is_normed else "matmul_lone"
-    _launch_few(context, kernel, (shape.num_blocks, 1, 1), shape, product, _params(product, shape=shape))
+    shape = small_batch_shape(context.gpu, product.matrix, num_tokens, normed=is_normed)
+    kernel = "matmul_small_batch" if num_tokens > 1 else "matmul_gemv_normed" if is_normed else "matmul_gemv"
+    _launch_small_batch(context, kernel, (shape.num_blocks, 1, 1), shape, product, _NO_ROUTING)
 
 
 def multiply_routed(context: Context, product: Product, router_logits: DeviceArray, num_used: int) -> None:
-    """A few tokens, each through the ``num_used`` experts that ``router_logits`` [T, experts] prefer.
+    """One to four tokens, each through the ``num_used`` experts that ``router_logits`` [T, experts] prefer.
 
     The product's ``out`` is [T * num_used, outputs] by rank; its ``x`` has a row for each token or for each of those.
     """
-    num_tokens = router_logits.shape[0]
-    shape = few_shape(context.gpu, product.matrix, 1, num_products=num_tokens * num_used)
-    params = _params(product, shape=shape, router_logits=router_logits, num_used=num_used)
-    _launch_few(context, "matmul_lone_routed", (shape.num_blocks, num_used, num_tokens), shape, product, params)
+    num_tokens, num_experts = router_logits.shape
+    shape = small_batch_shape(context.gpu, product.matrix, 1, num_products=num_tokens * num_used)
+    routing = RoutingParams(
+        router_logits=router_logits.pointer,
+        num_experts=num_experts,
+        num_used=num_used,
+        x_row_of_pair=product.x.shape[0] == product.out.shape[0],
+    )
+    grid = shape.num_blocks, num_used, num_tokens
+    _launch_small_batch(context, "matmul_gemv_routed", grid, shape, product, routing)
 
 
-def _launch_few(
-    context: Context, kernel: str, grid: tuple[int, int, int], shape: FewShape, product: Product, params: bytes
+def _launch_small_batch(
+    context: Context,
+    kernel: str,
+    grid: tuple[int, int, int],
+    shape: SmallBatchShape,
+    product: Product,
+    routing: RoutingParams,
 ) -> None:
-    number, threads = FORMAT_IDS[product.matrix.format.name], 32 * shape.num_warps
-    context.launch("matmul/matmul", kernel, grid, threads, params, shared_bytes=shape.shared_bytes, FORMAT=number)
+    matrix = product.matrix
+    params = SmallBatchParams(
+        matrix=matrix.params,
+        output=_output_params(product),
+        x=product.x.pointer,
+        x_rows=pointer_of(product.x_rows),
+        norm=norm_params(product.norm, matrix.width) if product.norm else NO_NORM,
+        routing=routing,
+        num_tokens=product.out.shape[0],
+        tiles_at_once=shape.tiles_at_once,
+        ring_at=shape.ring_at,
+        overlaps_previous=product.overlaps_previous,
+    )
+    threads, shared_bytes = 32 * shape.num_warps, shape.shared_bytes
+    context.launch("matmul/matmul", kernel, grid, threads, params, shared_bytes=shared_bytes, FORMAT=matrix.format.name)
 
 
-def multiply_tiles(context: Context, product: Product, tiles: ExpertTiles | None = None) -> None:
+def multiply_tiled(context: Context, product: Product, tiles: ExpertTiles | None = None) -> None:
     """Any number of tokens in tiles: in those given, or else in equal ones."""
-    matrix, num_tokens = product.matrix, product.out.shape[0]
+    x, matrix, num_tokens = product.x, product.matrix, product.out.shape[0]
     if tiles:
         size, num_tiles, splits = tiles.size, tiles.entries.shape[0], 1
     else:
-        size, splits = tile_shape(context.gpu, matrix.num_rows, matrix.num_chunks, matrix.num_segments, num_tokens)
+        size, splits = tile_shape(context.gpu, matrix.num_rows, matrix.num_chunks, matrix.num_partitions, num_tokens)
         num_tiles = -(-num_tokens // size)
-    partials = None
-    if splits > 1:
-        partials = context.scratch((matrix.num_segments, num_tokens, matrix.num_rows), np.float32)
-    params = _params(product, partials=partials, tiles=tiles)
-    number = FORMAT_IDS[matrix.format.name]
+    shape = matrix.num_partitions, num_tokens, matrix.num_rows
+    partials = context.scratch(shape, np.float32) if splits > 1 else None
+    params = TiledParams(
+        matrix=matrix.params,
+        output=_output_params(product),
+        x=x.pointer,
+        num_tokens=num_tokens,
+        partials=pointer_of(partials),
+        tiles=tiles.entries.pointer if tiles else 0,
+        num_tiles=tiles.num_tiles.pointer if tiles else 0,
+    )
+    hopper = HopperTiledParams(tiled=params, x_map=tensor_map(x, (size, CHUNK))) if context.gpu.has_wgmma else None
     grid = (-(-matrix.num_rows // BLOCK_OUTPUTS), num_tiles, splits)
     context.launch(
-        "matmul/matmul_tile",
-        f"matmul_tile_{size}",
+        "matmul/matmul_tiled",
+        f"matmul_tiled_{size}",
         grid,
         256,
-        _with_map(params, product.x, size) if context.gpu.has_wgmma else params,
+        hopper or params,
         shared_bytes=context.gpu.spread(ring_bytes(context.gpu, matrix.format, size), math.prod(grid)),
-        FORMAT=number,
+        FORMAT=matrix.format.name,
     )
     if partials is not None:
-        num_outputs = matrix.num_rows // 2 if matrix.gated else matrix.num_rows
-        num_blocks = -(-num_tokens * num_outputs // 256)
-        context.launch("matmul/matmul", "matmul_reduce", num_blocks, 256, params, FORMAT=number)
+        num_blocks = -(-num_tokens * (matrix.num_rows // 2 if matrix.gated else matrix.num_rows) // 256)
+        context.launch("matmul/matmul", "matmul_reduce", num_blocks, 256, params, FORMAT=matrix.format.name)
 
 
-def _with_map(params: bytes, x: DeviceArray, size: int) -> bytes:
-    """The struct TileParams of matmul_tile.cuh."""
-    padding = bytes(-len(params) % MAP_ALIGNMENT)
-    return params + padding + tensor_map(x, (size, CHUNK))
-
-
-def _params(
-    product: Product,
-    *,
-    shape: FewShape | None = None,
-    partials: DeviceArray | None = None,
-    router_logits: DeviceArray | None = None,
-    num_used: int = 0,
-    tiles: ExpertTiles | None = None,
-) -> bytes:
-    """The struct Params of matmul.cuh."""
-    x, matrix, out, epilogue, column, norm, x_rows, beside, alpha, limit = product
+def _output_params(product: Product) -> OutputParams:
+    matrix, epilogue, out = product.matrix, product.epilogue, product.out
     assert matrix.gated == (epilogue in (Epilogue.SWIGLU, Epilogue.CLAMPED_SWIGLU))
-    assert x.shape[-1] == matrix.width, f"a matrix of {matrix.width} inputs on {x.shape[-1]} columns"
-    weights, bias, base = matrix.pointers
-    return _PARAMS.pack(
-        weights,
-        x.pointer,
-        x_rows.pointer if x_rows else 0,
-        bias,
-        base,
-        out.pointer,
-        partials.pointer if partials else 0,
-        router_logits.pointer if router_logits else 0,
-        tiles.entries.pointer if tiles else 0,
-        tiles.num_tiles.pointer if tiles else 0,
-        *norm_fields(norm, matrix.width),
-        matrix.expert_bytes,
-        matrix.num_rows,
-        matrix.width,
-        matrix.num_chunks,
-        matrix.num_units,
-        out.shape[0],
-        matrix.num_segments,
-        -(-(1 << _RECIPROCAL_BITS) // matrix.num_segments),
-        out.shape[1],
-        column,
-        epilogue,
-        *((shape.tiles_at_once, shape.ring_at) if shape else (0, 0)),
-        beside,
-        router_logits.shape[1] if router_logits else 0,
-        num_used,
-        x.shape[0] == out.shape[0],
-        alpha,
-        limit,
+    assert product.x.shape[-1] == matrix.width, f"a matrix of {matrix.width} inputs on {product.x.shape[-1]} columns"
+    return OutputParams(
+        out=out.pointer,
+        stride=out.shape[1],
+        column=product.column,
+        epilogue=epilogue,
+        alpha=product.alpha,
+        limit=product.limit,
     )

@@ -5,30 +5,31 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import NamedTuple
 
-from kernels.ops.norm import NORM_PARTS
+from kernels.ops.norm import NORM_PARTITIONS
 from kernels.runtime.gpu_spec import GpuSpec
-from kernels.weights.formats import Format
-from kernels.weights.packed import UNIT_ROWS, PackedMatrix, Projection, few_ring_bytes, staged_bytes, unit_bytes
+from kernels.weights.formats import UNIT_ROWS, Format
+from kernels.weights.packed import PackedMatrix, Projection
 
-MAX_FEW = 4  # tokens up to which x is kept in shared memory whole: more take less time in tiles
-MAX_FEW_WARPS = 20  # of a block of matmul_few or _lone*, as in matmul.cuh
-MAX_NORMED_WIDTH = 4096  # of a row that every block of matmul_lone_normed norms for itself, as in norm.cuh
-MAX_STAGES = 8  # of x in shared memory, as in matmul_tile.cu
-_PROCESSOR_BYTES = 216 * 1024  # of shared memory, for the blocks of matmul_tile_N on it, as in matmul_tile.cuh
+MAX_SMALL_BATCH = 4  # tokens up to which x is kept in shared memory whole: more take less time in tiles
+MAX_BLOCK_WARPS = 20  # of a block of matmul_gemv* or matmul_small_batch, as in matmul_weights.cuh
+MAX_NORMED_WIDTH = 4096  # of a row that every block of matmul_gemv_normed norms for itself, as in norm.cuh
+BLOCK_OUTPUTS = 128  # of a block of matmul_tiled_N
+MAX_STAGES = 8  # of x in shared memory, as in matmul_tiled.cu
+_PROCESSOR_BYTES = 216 * 1024  # of shared memory, for the blocks of matmul_tiled_N on it, as in matmul_tiled_hopper.cuh
 
 SUMMING_SIZES = (16, 32, 64, 128)
-"""Tokens of the tiles of matmul_tile_N whose blocks can add up segments."""
+"""Tokens of the tiles of matmul_tiled_N whose blocks can add up partitions."""
 LARGEST_SIZE = 256
-"""Tokens of a tile whose block has one segment; on Hopper only."""
+"""Tokens of a tile whose block has one partition; on Hopper only."""
 _RESIDENTS = {16: 4, 32: 3, 64: 2}
-"""Blocks on a processor, one for other sizes, as in matmul_tile.cuh: while one waits, others unpack weights."""
+"""Blocks on a processor, one for other sizes, as in matmul_tiled_hopper.cuh: while one waits, others unpack weights."""
 
 SHAPES_APART = 64
 """Shapes are chosen at the tiles that are smaller and at multiples of so many tokens."""
 
 
-class FewShape(NamedTuple):
-    """How `multiply_few` is launched: about one block a processor, so that all have the same share of the work."""
+class SmallBatchShape(NamedTuple):
+    """How `multiply_small_batch` is launched: about one block a processor, so that all have the same share of work."""
 
     num_blocks: int
     tiles_at_once: int  # of a block
@@ -37,48 +38,52 @@ class FewShape(NamedTuple):
     shared_bytes: int
 
 
-def few_shape(
+def small_batch_shape(
     gpu: GpuSpec, matrix: PackedMatrix, num_tokens: int, *, normed: bool = False, num_products: int = 1
-) -> FewShape:
-    """For ``num_tokens`` in a block and so many products beside each other."""
-    segments = matrix.num_segments
+) -> SmallBatchShape:
+    """For ``num_tokens`` in a block and so many products at the same time."""
+    partitions = matrix.num_partitions
     processors = max(1, gpu.num_processors // num_products)
     tiles = -(-matrix.num_tiles // processors)
-    rounds = -(-tiles // max(1, MAX_FEW_WARPS // segments))
+    rounds = -(-tiles // max(1, MAX_BLOCK_WARPS // partitions))
     for at_once in range(-(-tiles // rounds), 0, -1):
-        num_warps = at_once * segments
+        num_warps = at_once * partitions
         if num_tokens == 1:
-            sums_bytes = 2 * (NORM_PARTS + at_once * UNIT_ROWS * (-(-segments // 4) | 1) * 4) * 4
-            num_warps = max(num_warps, NORM_PARTS if normed else 1)
+            sums_bytes = 2 * (NORM_PARTITIONS + at_once * UNIT_ROWS * (-(-partitions // 4) | 1) * 4) * 4
+            num_warps = max(num_warps, NORM_PARTITIONS if normed else 1)
             ring_at = matrix.num_chunks * 128 + sums_bytes + (4 * matrix.width if normed else 0)
         else:
             columns = num_tokens + num_tokens % 2
             ring_at = num_tokens * (matrix.num_chunks * 128 + 16) + 2 * num_warps * UNIT_ROWS * columns * 4
-        shared_bytes = ring_at + num_warps * few_ring_bytes(matrix.format)
+        shared_bytes = ring_at + num_warps * matrix.format.ring_units * matrix.format.unit_bytes
         if shared_bytes <= gpu.shared_bytes:
             break
     num_blocks = min(-(-matrix.num_tiles // at_once), processors)
-    return FewShape(num_blocks, at_once, num_warps, ring_at, gpu.spread(shared_bytes, num_blocks))
+    return SmallBatchShape(num_blocks, at_once, num_warps, ring_at, gpu.spread(shared_bytes, num_blocks))
 
 
 def can_norm(gpu: GpuSpec, layers: Projection) -> bool:
-    """Whether the blocks of `multiply_few` can each make the norm of a lone token."""
+    """Whether the blocks of `multiply_small_batch` can each make the norm of a single token."""
     return all(
-        part.width <= MAX_NORMED_WIDTH and few_shape(gpu, part, 1, normed=True).shared_bytes <= gpu.shared_bytes
-        for part in layers.parts
+        matrix.width <= MAX_NORMED_WIDTH
+        and small_batch_shape(gpu, matrix, 1, normed=True).shared_bytes <= gpu.shared_bytes
+        for matrix in layers.matrices
     )
 
 
-def are_few(gpu: GpuSpec, layers: Projection, num_tokens: int) -> bool:
-    """Whether `multiply_few` is for so many tokens: of several, x must leave half of the shared memory to weights."""
-    return num_tokens <= MAX_FEW and all(_have_room(gpu, part, num_tokens) for part in layers.parts)
+def is_small_batch(gpu: GpuSpec, layers: Projection, num_tokens: int) -> bool:
+    """Whether `multiply_small_batch` is for so many tokens.
+
+    Of several, x must leave half of the shared memory to weights.
+    """
+    return num_tokens <= MAX_SMALL_BATCH and all(_have_room(gpu, matrix, num_tokens) for matrix in layers.matrices)
 
 
 def _have_room(gpu: GpuSpec, matrix: PackedMatrix, num_tokens: int) -> bool:
     x_bytes = num_tokens * matrix.num_chunks * 128
     if num_tokens > 1 and x_bytes > gpu.shared_bytes // 2:
         return False
-    return few_shape(gpu, matrix, num_tokens).shared_bytes <= gpu.shared_bytes
+    return small_batch_shape(gpu, matrix, num_tokens).shared_bytes <= gpu.shared_bytes
 
 
 def tokens_of_shapes(most: int) -> set[int]:
@@ -100,8 +105,8 @@ _REDUCE_US, _REDUCED_BYTES_PER_US = 1.5, 4.4e6
 
 
 @lru_cache(4096)
-def tile_shape(gpu: GpuSpec, num_rows: int, num_chunks: int, num_segments: int, num_tokens: int) -> tuple[int, int]:
-    """(tokens of a tile, 1 or the number of segments as blocks of their own) for a product on ``num_rows`` outputs."""
+def tile_shape(gpu: GpuSpec, num_rows: int, num_chunks: int, num_partitions: int, num_tokens: int) -> tuple[int, int]:
+    """For ``num_rows`` outputs: tokens of a tile; the number of partitions if they are blocks of their own, else 1."""
     smaller = (size for size in SUMMING_SIZES if num_tokens <= size < SHAPES_APART)
     num_tokens = next(smaller, -(-num_tokens // SHAPES_APART) * SHAPES_APART)
 
@@ -118,25 +123,23 @@ def tile_shape(gpu: GpuSpec, num_rows: int, num_chunks: int, num_segments: int, 
             us += _REDUCE_US + 4 * (splits + 1) * num_tokens * num_rows / _REDUCED_BYTES_PER_US
         return us
 
-    shapes = [(size, splits) for size in SUMMING_SIZES for splits in {1, num_segments}]
+    shapes = [(size, splits) for size in SUMMING_SIZES for splits in {1, num_partitions}]
     if gpu.has_wgmma:
-        shapes.append((LARGEST_SIZE, num_segments))
+        shapes.append((LARGEST_SIZE, num_partitions))
     return min(shapes, key=lambda shape: estimate(*shape))
 
 
 @lru_cache
 def ring_bytes(gpu: GpuSpec, format_: Format, size: int) -> int:
-    """Shared memory of `matmul_tile_{size}`: as many stages as fit; see `Ring` of its two .cuh files."""
+    """Shared memory of `matmul_tiled_{size}`: as many stages as fit; see `Ring` of its two .cuh files."""
     x_bytes = size * 128
     if gpu.has_wgmma:
-        is_k = format_.block_elements == 256
-        group = 1 if size > SUMMING_SIZES[-1] or format_.block_elements == 1 else 2
-        units = 2 if is_k or format_.name == "F32" else 4
-        rest = 1024 + 256 + units * 2 * 4 * unit_bytes(format_)
-        residents = 3 if is_k and size == 16 else _RESIDENTS.get(size, 1)
+        group = 1 if size > SUMMING_SIZES[-1] or not format_.is_scaled else 2
+        rest = 1024 + 256 + format_.ring_units * 2 * 4 * format_.unit_bytes
+        residents = 3 if format_.unit_chunks > 1 and size == 16 else _RESIDENTS.get(size, 1)
         while residents > 1 and rest + max(4, 3 * group) * x_bytes > _PROCESSOR_BYTES // residents:
             residents -= 1
         stages = min(MAX_STAGES, (_PROCESSOR_BYTES // residents - rest) // x_bytes) // group
         return rest + stages * group * x_bytes
-    stage_bytes = x_bytes + (0 if format_.block_elements == 1 else 8 * staged_bytes(format_))
+    stage_bytes = x_bytes + (8 * 32 * format_.lane_bytes if format_.is_scaled else 0)
     return stage_bytes * min(MAX_STAGES, 96 * 1024 // stage_bytes)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import struct
-
 import numpy as np
 
-from kernels.ops.matmul import Epilogue, ExpertTiles, Product, multiply_routed, multiply_tiles
-from kernels.ops.matmul_tuning import MAX_FEW, SUMMING_SIZES
-from kernels.ops.norm import NORM_PARTS, norm_fields
+from kernels.ops.matmul import Epilogue, ExpertTiles, Product, multiply_routed, multiply_tiled
+from kernels.ops.matmul_tuning import MAX_SMALL_BATCH, SUMMING_SIZES
+from kernels.ops.norm import NORM_PARTITIONS, NormParams, norm_params
 from kernels.runtime.compiler import Variant
+from kernels.runtime.cuda_struct import CudaStruct, Int32, Pointer
 from kernels.runtime.device_array import DeviceArray, pointer_of
 from kernels.runtime.launcher import Context
 from kernels.weights.packed import Experts
@@ -21,10 +20,58 @@ _ROUTE_TOKENS = 8  # of a block of moe_route_many, as in moe.cu
 _MANY_TOKENS = 1024  # from which on that takes less time
 _PLAN_WARPS = 32  # of the block of moe_plan
 
-_ROUTE = struct.Struct("<7Q 2Q f i f 4x 3i 4x")
-_PLAN = struct.Struct("<5Q 4i")
-_GATHER = struct.Struct("<3Q i 4x")
-_COMBINE = struct.Struct("<5Q 4i")
+
+class RouteParams(CudaStruct, source="moe/moe"):
+    """What moe_logits and moe_route* are given."""
+
+    x: Pointer  # [num_tokens, width] float32 residual stream
+    weight: Pointer  # [num_experts, width] float32 router
+    bias: Pointer  # [num_experts] float32
+    normed: Pointer  # [num_tokens, width] float16
+    logits: Pointer  # [num_tokens, num_experts] float32; moe_logits
+    experts: Pointer  # [num_tokens, num_used] int32 by rank; moe_route*
+    shares: Pointer  # [num_tokens, num_used] float32: softmax over the chosen; moe_route*
+    norm: NormParams
+    num_tokens: Int32
+    num_experts: Int32
+    num_used: Int32
+
+
+class PlanParams(CudaStruct, source="moe/moe"):
+    """What moe_plan is given."""
+
+    experts: Pointer  # [num_pairs] int32 of each (token, rank)
+    rows: Pointer  # [num_pairs] int32: token of each pair, pairs sorted by expert
+    places: Pointer  # [num_pairs] int32: where each pair went
+    tiles: Pointer  # [max_tiles, 4] int32: (expert, first pair, number of pairs, -)
+    num_tiles: Pointer  # [1] int32
+    num_pairs: Int32
+    num_experts: Int32
+    num_used: Int32
+    tile_pairs: Int32
+
+
+class GatherParams(CudaStruct, source="moe/moe"):
+    """What moe_gather is given."""
+
+    normed: Pointer  # [num_tokens, width] float16
+    rows: Pointer  # [num_pairs] int32: token of each pair, pairs sorted by expert
+    out: Pointer  # [num_pairs, width] float16
+    width: Int32
+
+
+class CombineParams(CudaStruct, source="moe/moe"):
+    """What moe_combine is given."""
+
+    results: Pointer  # [num_tokens * num_used, width] float32 of the experts
+    places: Pointer  # [num_tokens, num_used] int32: rows of `results`; null: in order
+    shares: Pointer  # [num_tokens, num_used] float32; null: as `logits` say
+    logits: Pointer  # [num_tokens, num_experts] float32
+    out: Pointer  # [num_tokens, width] float32 residual stream, added to
+    num_tokens: Int32
+    num_experts: Int32
+    num_used: Int32
+    width: Int32
 
 
 def variants() -> list[Variant]:
@@ -57,18 +104,27 @@ def norm_moe_residual(
     activated = context.scratch((num_pairs, experts.down.width), np.float16)
     results = context.scratch((num_pairs, width), np.float32)
     logits = chosen = shares = places = tiles = None
-    if num_tokens <= MAX_FEW:
+    if num_tokens <= MAX_SMALL_BATCH:
         logits = context.scratch((num_tokens, num_experts), np.float32)
     else:
         chosen = context.scratch((num_pairs,), np.int32)
         shares = context.scratch((num_pairs,), np.float32)
-    route = _ROUTE.pack(
-        x.pointer, router.weight.pointer, router.bias.pointer, normed.pointer, pointer_of(logits), pointer_of(chosen),
-        pointer_of(shares), *norm_fields(norm, width), num_tokens, num_experts, num_used,
-    )  # fmt: skip
+    route = RouteParams(
+        x=x.pointer,
+        weight=router.weight.pointer,
+        bias=router.bias.pointer,
+        normed=normed.pointer,
+        logits=pointer_of(logits),
+        experts=pointer_of(chosen),
+        shares=pointer_of(shares),
+        norm=norm_params(norm, width),
+        num_tokens=num_tokens,
+        num_experts=num_experts,
+        num_used=num_used,
+    )
     inputs = normed
     if logits is not None:
-        context.launch("moe/moe", "moe_logits", (num_experts, num_tokens), 32 * NORM_PARTS, route)
+        context.launch("moe/moe", "moe_logits", (num_experts, num_tokens), 32 * NORM_PARTITIONS, route)
     elif chosen is not None:
         _launch_route(context, route, num_tokens, num_experts, width)
         rows, places, tiles = _plan(context, chosen, num_experts, num_used)
@@ -80,12 +136,12 @@ def norm_moe_residual(
         if logits is not None:
             multiply_routed(context, product, logits, num_used)
         else:
-            multiply_tiles(context, product, tiles)
+            multiply_tiled(context, product, tiles)
     _combine(context, results, router, places, shares, logits, out)
 
 
-def _launch_route(context: Context, params: bytes, num_tokens: int, num_experts: int, width: int) -> None:
-    token_bytes = (width + 2 * NORM_PARTS + (NORM_PARTS + 1) * num_experts) * 4
+def _launch_route(context: Context, params: RouteParams, num_tokens: int, num_experts: int, width: int) -> None:
+    token_bytes = (width + 2 * NORM_PARTITIONS + (NORM_PARTITIONS + 1) * num_experts) * 4
     kernel, tokens, groups = "moe_route", 1, min(_ROUTE_GROUPS, -(-num_experts // _ROUTE_EXPERTS))
     if num_tokens >= _MANY_TOKENS and _ROUTE_TOKENS * token_bytes <= context.gpu.shared_bytes:
         kernel, tokens, groups = "moe_route_many", _ROUTE_TOKENS, 1
@@ -93,7 +149,7 @@ def _launch_route(context: Context, params: bytes, num_tokens: int, num_experts:
         "moe/moe",
         kernel,
         -(-num_tokens // tokens),
-        32 * NORM_PARTS * groups,
+        32 * NORM_PARTITIONS * groups,
         params,
         shared_bytes=tokens * token_bytes,
     )
@@ -110,10 +166,17 @@ def _plan(
     places = context.scratch((num_pairs,), np.int32)
     entries = context.scratch((max_tiles, 4), np.int32)
     num_tiles = context.scratch((1,), np.int32)
-    params = _PLAN.pack(
-        chosen.pointer, rows.pointer, places.pointer, entries.pointer, num_tiles.pointer,
-        num_pairs, num_experts, num_used, size,
-    )  # fmt: skip
+    params = PlanParams(
+        experts=chosen.pointer,
+        rows=rows.pointer,
+        places=places.pointer,
+        tiles=entries.pointer,
+        num_tiles=num_tiles.pointer,
+        num_pairs=num_pairs,
+        num_experts=num_experts,
+        num_used=num_used,
+        tile_pairs=size,
+    )
     shared_bytes = (_PLAN_WARPS + 2) * (num_experts + 1) * 4
     context.launch("moe/moe", "moe_plan", 1, 32 * _PLAN_WARPS, params, shared_bytes=shared_bytes)
     return rows, places, ExpertTiles(entries, num_tiles, size)
@@ -123,7 +186,7 @@ def _gather(context: Context, normed: DeviceArray, rows: DeviceArray) -> DeviceA
     """``rows`` [pairs] of ``normed``, one after the other."""
     num_pairs, width = rows.shape[0], normed.shape[1]
     gathered = context.scratch((num_pairs, width), np.float16)
-    params = _GATHER.pack(normed.pointer, rows.pointer, gathered.pointer, width)
+    params = GatherParams(normed=normed.pointer, rows=rows.pointer, out=gathered.pointer, width=width)
     context.launch("moe/moe", "moe_gather", num_pairs, 128, params)
     return gathered
 
@@ -137,13 +200,20 @@ def _combine(
     logits: DeviceArray | None,
     out: DeviceArray,
 ) -> None:
-    """Add the sum of each token's ``results`` [pairs, H] to ``out``; of few tokens the shares come from ``logits``."""
+    """Add the sum of each token's ``results`` [pairs, H] to ``out``; up to four tokens' shares come from ``logits``."""
     num_tokens, width = out.shape
     num_experts, num_used = router.weight.shape[0], router.num_used
-    params = _COMBINE.pack(
-        results.pointer, pointer_of(places), pointer_of(shares), pointer_of(logits), out.pointer,
-        num_tokens, num_experts, num_used, width,
-    )  # fmt: skip
+    params = CombineParams(
+        results=results.pointer,
+        places=pointer_of(places),
+        shares=pointer_of(shares),
+        logits=pointer_of(logits),
+        out=out.pointer,
+        num_tokens=num_tokens,
+        num_experts=num_experts,
+        num_used=num_used,
+        width=width,
+    )
     threads = 64 if logits else 256
     grid = (-(-width // (4 * threads)), num_tokens)
     context.launch("moe/moe", "moe_combine", grid, threads, params, shared_bytes=4 * num_used)

@@ -2,18 +2,36 @@
 
 from __future__ import annotations
 
-import struct
-
 from kernels.runtime.compiler import Variant
+from kernels.runtime.cuda_struct import CudaStruct, Float32, Int32, Pointer
 from kernels.runtime.device_array import DeviceArray, pointer_of
 from kernels.runtime.launcher import Context
 from kernels.weights.parameters import LayerNorm, Norm
 
-_PARAMS = struct.Struct("<3Q 2Q f i f 4x i 4x")
-NORM_PARTS = 8  # of a row's sums, as in norm.cuh
-SHORT_WIDTH = NORM_PARTS * 128  # a warp holds such a row: PART_STEP of norm.cuh
+NORM_PARTITIONS = 8  # of a row's sums, as in norm.cuh
+SHORT_WIDTH = NORM_PARTITIONS * 128  # a warp holds such a row: PARTITION_STEP of norm.cuh
 _SHORT_WARPS = 8  # of a block of norm_short_rows
 _MANY_ROWS = 1024  # short ones, from which on a warp each takes less time than a block each
+
+
+class NormParams(CudaStruct, source="norm/norm"):
+    """A norm, as every kernel that has one is given it."""
+
+    weight: Pointer  # [width] float32
+    bias: Pointer  # [width] float32; null: RMS norm, else layer norm
+    epsilon: Float32
+    width: Int32
+    inverse_width: Float32
+
+
+class NormRowsParams(CudaStruct, source="norm/norm"):
+    """What norm_rows and norm_short_rows are given."""
+
+    x: Pointer  # [num_x_rows, width] float32
+    rows: Pointer  # [num_rows] int32: which row of x; null: in order
+    out: Pointer  # [num_rows, width] float16
+    norm: NormParams
+    num_rows: Int32
 
 
 def variants() -> list[Variant]:
@@ -21,19 +39,28 @@ def variants() -> list[Variant]:
     return [("norm/norm", {})]
 
 
-def norm_fields(norm: Norm | None, width: int) -> tuple[int, int, float, int, float]:
-    """The fields of the struct NormParams of norm.cuh."""
-    if norm is None:
-        return 0, 0, 0.0, width, 0.0
-    bias = norm.bias.pointer if isinstance(norm, LayerNorm) else 0
-    return norm.weight.pointer, bias, norm.epsilon, width, 1 / width
+NO_NORM = NormParams(weight=0, bias=0, epsilon=0.0, width=0, inverse_width=0.0)
+"""For kernels that do not look at it."""
+
+
+def norm_params(norm: Norm, width: int) -> NormParams:
+    """``norm`` of rows of ``width``, for the struct of a kernel."""
+    return NormParams(
+        weight=norm.weight.pointer,
+        bias=norm.bias.pointer if isinstance(norm, LayerNorm) else 0,
+        epsilon=norm.epsilon,
+        width=width,
+        inverse_width=1 / width,
+    )
 
 
 def norm_rows(context: Context, x: DeviceArray, norm: Norm, *, rows: DeviceArray | None, out: DeviceArray) -> None:
     """Norm of ``x`` [T, H] float32, or of its ``rows`` [R] only -> ``out`` [R, H] float16."""
     num_rows, width = out.shape
-    params = _PARAMS.pack(x.pointer, pointer_of(rows), out.pointer, *norm_fields(norm, width), num_rows)
+    params = NormRowsParams(
+        x=x.pointer, rows=pointer_of(rows), out=out.pointer, norm=norm_params(norm, width), num_rows=num_rows
+    )
     if width <= SHORT_WIDTH and num_rows >= _MANY_ROWS:
         context.launch("norm/norm", "norm_short_rows", -(-num_rows // _SHORT_WARPS), 32 * _SHORT_WARPS, params)
     else:
-        context.launch("norm/norm", "norm_rows", num_rows, 32 * NORM_PARTS, params)
+        context.launch("norm/norm", "norm_rows", num_rows, 32 * NORM_PARTITIONS, params)

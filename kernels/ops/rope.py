@@ -2,25 +2,70 @@
 
 from __future__ import annotations
 
-import struct
 from dataclasses import dataclass
 
 import numpy as np
 
 from kernels.batch import LayerCache
 from kernels.runtime.compiler import Variant
+from kernels.runtime.cuda_struct import CudaStruct, Float32, Int32, Pointer
 from kernels.runtime.device_array import DeviceArray
 from kernels.runtime.launcher import Context
 from kernels.weights.parameters import Attention, Pairing, RmsNorm, Rope
 
 HEAD_DIMS = (16, 32, 64, 80, 96, 128)
 
-_ROTATION = struct.Struct("<6Q 3i f")
-_WRITE = struct.Struct("<4Q 4i")
-_ROPE = struct.Struct("<4Q 2i 2f")
 _THREADS = 256
 _WARPS = _THREADS // 32
 _WARP_HEADS = 8  # of one kind, as in rope.cu
+
+
+class RotationParams(CudaStruct, source="rope/rope_rotation"):
+    """What rope_rotation is given."""
+
+    inverse_frequencies: Pointer  # [sets, num_pairs] float32
+    positions: Pointer  # [num_tokens] int32, -1: padding
+    sequence_lengths: Pointer  # [num_sequences] int32
+    sequence_rows: Pointer  # [num_tokens] int32
+    cosine: Pointer  # [num_tokens, num_pairs] float32
+    sine: Pointer  # [num_tokens, num_pairs] float32
+    num_tokens: Int32
+    num_pairs: Int32
+    long_after: Int32  # sequences of more tokens take the second set of frequencies; -1: there is one set
+    attention_factor: Float32
+
+
+class RopeParams(CudaStruct, source="rope/rope"):
+    """How heads are normed and rotated."""
+
+    cosine: Pointer  # [num_tokens, num_pairs] float32
+    sine: Pointer  # [num_tokens, num_pairs] float32
+    query_norm: Pointer  # [head_dim] float32 or null: no norms
+    key_norm: Pointer  # [head_dim] float32
+    num_pairs: Int32  # even; 0: no rotation
+    neox: Int32
+    query_epsilon: Float32
+    key_epsilon: Float32
+
+
+class LayerCacheParams(CudaStruct, source="rope/rope"):
+    """The KV cache of one layer."""
+
+    keys: Pointer  # [num_blocks, num_kv_heads, block_tokens, head_dim] float16
+    values: Pointer  # the same
+
+
+class RopeWriteParams(CudaStruct, source="rope/rope"):
+    """What rope_write is given."""
+
+    qkv: Pointer  # [num_tokens, (num_heads + 2 num_kv_heads) * head_dim] float16
+    slots: Pointer  # [num_tokens] int32: block * block_tokens + row, -1: padding
+    cache: LayerCacheParams
+    num_tokens: Int32
+    num_heads: Int32
+    num_kv_heads: Int32
+    block_tokens: Int32
+    rope: RopeParams
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -33,8 +78,8 @@ class Rotation:
 
 
 def variants() -> list[Variant]:
-    """What of rope.cu is compiled."""
-    return [("rope/rope", {}), *(("rope/rope", {"HEAD_DIM": head_dim}) for head_dim in HEAD_DIMS)]
+    """What of rope_rotation.cu and rope.cu is compiled."""
+    return [("rope/rope_rotation", {}), *(("rope/rope", {"HEAD_DIM": head_dim}) for head_dim in HEAD_DIMS)]
 
 
 def rotation(
@@ -43,16 +88,23 @@ def rotation(
     """Angles of ``positions`` [T] (-1: padding, anything finite).
 
     Token t is of the sequence ``sequence_rows[t]``, which has ``sequence_lengths`` [S] tokens. The kernel launched just
-    before must not write what this one reads: it runs beside it.
+    before must not write what this one reads: the two overlap.
     """
     num_tokens, num_pairs = positions.size, rope.inverse_frequencies.shape[1]
     cosine, sine = (context.scratch((num_tokens, num_pairs), np.float32) for _ in range(2))
-    arrays = (rope.inverse_frequencies, positions, sequence_lengths, sequence_rows, cosine, sine)
-    long_after = -1 if rope.long_after is None else rope.long_after
-    params = _ROTATION.pack(
-        *(array.pointer for array in arrays), num_tokens, num_pairs, long_after, rope.attention_factor
+    params = RotationParams(
+        inverse_frequencies=rope.inverse_frequencies.pointer,
+        positions=positions.pointer,
+        sequence_lengths=sequence_lengths.pointer,
+        sequence_rows=sequence_rows.pointer,
+        cosine=cosine.pointer,
+        sine=sine.pointer,
+        num_tokens=num_tokens,
+        num_pairs=num_pairs,
+        long_after=-1 if rope.long_after is None else rope.long_after,
+        attention_factor=rope.attention_factor,
     )
-    context.launch("rope/rope", "rope_rotation", -(-num_tokens * num_pairs // _THREADS), _THREADS, params)
+    context.launch("rope/rope_rotation", "rope_rotation", -(-num_tokens * num_pairs // _THREADS), _THREADS, params)
     return Rotation(cosine, sine, rope.pairing)
 
 
@@ -72,32 +124,43 @@ def rope_write(
     with V, to row ``slots[t]`` of ``out_cache`` (`kernels.ops.attention.cache_shape`). Tokens with slot -1 are passed
     over.
     """
-    keys, values = out_cache
-    _, num_kv_heads, block_tokens, head_dim = keys.shape
+    _, num_kv_heads, block_tokens, head_dim = out_cache.keys.shape
     num_heads = attention.num_heads
     num_tokens, row_heads = qkv.shape[0], num_heads + 2 * num_kv_heads
     assert qkv.shape[1] == row_heads * head_dim, f"{qkv.shape} is not {row_heads} heads of {head_dim}"
-    pointers = (array.pointer for array in (qkv, slots, keys, values))
-    sizes = num_tokens, num_heads, num_kv_heads, block_tokens
-    params = _WRITE.pack(*pointers, *sizes) + rope_params(by, attention.head_norms)
+    params = RopeWriteParams(
+        qkv=qkv.pointer,
+        slots=slots.pointer,
+        cache=cache_params(out_cache),
+        num_tokens=num_tokens,
+        num_heads=num_heads,
+        num_kv_heads=num_kv_heads,
+        block_tokens=block_tokens,
+        rope=rope_params(by, attention.head_norms),
+    )
     token_warps = -(-num_heads // _WARP_HEADS) + 2 * -(-num_kv_heads // _WARP_HEADS)
     context.launch(
         "rope/rope", "rope_write", -(-num_tokens * token_warps // _WARPS), _THREADS, params, HEAD_DIM=head_dim
     )
 
 
-def rope_params(by: Rotation | None, head_norms: tuple[RmsNorm, RmsNorm] | None) -> bytes:
-    """``RopeParams`` of cuda/rope/rope.cuh."""
+def cache_params(cache: LayerCache) -> LayerCacheParams:
+    """``cache`` for the struct of a kernel."""
+    return LayerCacheParams(keys=cache.keys.pointer, values=cache.values.pointer)
+
+
+def rope_params(by: Rotation | None, head_norms: tuple[RmsNorm, RmsNorm] | None) -> RopeParams:
+    """The rotation ``by`` and the norms of heads for the struct of a kernel."""
     num_pairs = by.cosine.shape[1] if by else 0
     assert num_pairs % 2 == 0, f"{num_pairs} pairs: lanes take two at a time"
     query_norm, key_norm = head_norms or (None, None)
-    return _ROPE.pack(
-        by.cosine.pointer if by else 0,
-        by.sine.pointer if by else 0,
-        query_norm.weight.pointer if query_norm else 0,
-        key_norm.weight.pointer if key_norm else 0,
-        num_pairs,
-        by is not None and by.pairing == "neox",
-        query_norm.epsilon if query_norm else 0.0,
-        key_norm.epsilon if key_norm else 0.0,
+    return RopeParams(
+        cosine=by.cosine.pointer if by else 0,
+        sine=by.sine.pointer if by else 0,
+        query_norm=query_norm.weight.pointer if query_norm else 0,
+        key_norm=key_norm.weight.pointer if key_norm else 0,
+        num_pairs=num_pairs,
+        neox=by is not None and by.pairing == "neox",
+        query_epsilon=query_norm.epsilon if query_norm else 0.0,
+        key_epsilon=key_norm.epsilon if key_norm else 0.0,
     )

@@ -6,90 +6,174 @@ within about 1e-9, as they count it in units of 2**-45 of the largest probabilit
 
 from __future__ import annotations
 
-import struct
-from dataclasses import dataclass
-
 import numpy as np
 
-from kernels.batch import Draws
+from kernels.batch import Adjustments, SamplingParams
 from kernels.runtime.compiler import Variant
+from kernels.runtime.cuda_struct import CudaStruct, Int32, Pointer, UInt32, UInt64
 from kernels.runtime.device_array import DeviceArray
 from kernels.runtime.launcher import Context
 
 THREADS = 256  # of all kernels here, as in sampling.cuh
 SLICE = 4096  # logits that a block takes at a time
 MAX_VOCAB = 1 << 18  # sums of so many probabilities fit 64 bits; so many slices fit a merge
-MAX_TOP = 20  # log probabilities reported beside the drawn one
+MAX_TOP = 20  # log probabilities reported besides that of the drawn token
 BINS = 2048  # as in sampling_plan.cuh
 CAPACITY = 4096
-PLAN_BYTES = 48
 
 # Blocks of a launch: enough to fill a GPU several times over, or just once where each leaves a histogram.
-MANY_BLOCKS = 4096
-FEW_BLOCKS = 1024
+SCAN_BLOCKS = DRAW_BLOCKS = 4096
+RANK_BLOCKS = 1024
 
-_ADJUST = struct.Struct("<10Q 3i 4x")
-_SAMPLE = struct.Struct("<15Q 9i 4x")
-_LOGPROBS = struct.Struct("<7Q 4i")
+_LOGPROB_LIMITS = {"MAX_TOP": MAX_TOP, "MAX_SLICES": MAX_VOCAB // SLICE}
 
 
-@dataclass(frozen=True, slots=True)
-class Adjustments:
-    """`kernels.reference.sampling.Adjustments` in device memory; entries whose row is -1 are padding."""
+class AdjustParams(CudaStruct, source="sampling/sampling"):
+    """What sampling_adjust is given; shapes and types are those of `kernels.batch.Adjustments`."""
 
-    rows: DeviceArray  # [N] int32
-    token_ids: DeviceArray  # [N] int32
-    bias: DeviceArray  # [N] float32
-    seen: DeviceArray  # [N] bool or uint8
-    output_counts: DeviceArray  # [N] int32
-    banned: DeviceArray  # [N] bool or uint8
-    repetition_penalty: DeviceArray  # [R] float32
-    presence_penalty: DeviceArray  # [R] float32
-    frequency_penalty: DeviceArray  # [R] float32
+    logits: Pointer  # [num_rows, vocab] float32
+    rows: Pointer
+    token_ids: Pointer
+    bias: Pointer
+    seen: Pointer
+    output_counts: Pointer
+    banned: Pointer
+    repetition_penalty: Pointer
+    presence_penalty: Pointer
+    frequency_penalty: Pointer
+    num_entries: Int32
+    num_rows: Int32
+    vocab: Int32
+
+
+class Plan(CudaStruct, source="sampling/sampling_draw"):
+    """What kernels that draw tell each other about a row; see sampling_plan.cuh."""
+
+    mass: UInt64
+    count_before: UInt64
+    k: UInt64
+    kept_bins: Int32
+    last_bin: Int32
+    k_bin: Int32
+    num_listed: UInt32
+    rank_tickets: UInt32
+    draw_tickets: UInt32
+
+
+class SampleScratch(CudaStruct, source="sampling/sampling_draw"):
+    """What kernels that draw leave for each other."""
+
+    ranks: Pointer  # [num_rows, scan.chunks] uint64: the largest logit of each block
+    plans: Pointer  # [num_rows] Plan
+    counts: Pointer  # [num_rows, BINS] uint32
+    masses: Pointer  # [num_rows, BINS] uint64
+    listed: Pointer  # [num_rows, CAPACITY] uint64: values that only the end of the row decides on
+    scores: Pointer  # [num_rows, draw.chunks] float64: the best score of each block
+    score_ids: Pointer  # [num_rows, draw.chunks] int32
+
+
+class Split(CudaStruct, source="sampling/sampling_draw"):
+    """How the blocks of a launch share out a row."""
+
+    slices: Int32  # a block
+    chunks: Int32  # blocks a row
+
+
+class SampleParams(CudaStruct, source="sampling/sampling_draw"):
+    """What sampling_scan, sampling_rank and sampling_draw are given."""
+
+    logits: Pointer  # [num_rows, vocab] float32
+    sampling_rows: Pointer  # [num_rows] SamplingRow
+    output_positions: Pointer  # [num_rows] int64
+    out_ids: Pointer  # [num_rows] int32
+    scratch: SampleScratch
+    num_rows: Int32
+    vocab: Int32
+    num_slices: Int32
+    scan: Split
+    rank: Split
+    draw: Split
+
+
+class LogprobParams(CudaStruct, source="sampling/sampling_logprobs"):
+    """What sampling_logprobs_slice and sampling_logprobs_merge are given."""
+
+    logits: Pointer  # [num_rows, vocab] float32
+    ids: Pointer  # [num_rows] int32
+    out_logprobs: Pointer  # [num_rows] float32
+    out_top_ids: Pointer  # [num_rows, num_top] int32
+    out_top_logprobs: Pointer  # [num_rows, num_top] float32
+    ranks: Pointer  # [num_rows, num_slices, max(num_top, 1)] uint64
+    sums: Pointer  # [num_rows, num_slices] float64
+    num_rows: Int32
+    vocab: Int32
+    num_slices: Int32
+    num_top: Int32
 
 
 def variants() -> list[Variant]:
     """What of the files in cuda/sampling is compiled."""
-    return [(f"sampling/{name}", {}) for name in ("sampling", "sampling_draw", "sampling_logprobs")]
+    return [("sampling/sampling", {}), ("sampling/sampling_draw", {}), ("sampling/sampling_logprobs", _LOGPROB_LIMITS)]
 
 
 def adjust_logits(context: Context, logits: DeviceArray, adjustments: Adjustments, *, out: DeviceArray) -> None:
     """Apply ``adjustments`` to ``logits`` [R, V] float32 in place: ``out`` must be ``logits``."""
     assert out == logits and logits.dtype == np.float32, "logits are adjusted where they are"
+    num_rows, vocab_size = logits.shape
     num_entries = adjustments.rows.size
-    columns = (getattr(adjustments, name).pointer for name in adjustments.__slots__)
-    params = _ADJUST.pack(logits.pointer, *columns, num_entries, *logits.shape)
+    params = AdjustParams(
+        logits=logits.pointer,
+        rows=adjustments.rows.pointer,
+        token_ids=adjustments.token_ids.pointer,
+        bias=adjustments.bias.pointer,
+        seen=adjustments.seen.pointer,
+        output_counts=adjustments.output_counts.pointer,
+        banned=adjustments.banned.pointer,
+        repetition_penalty=adjustments.repetition_penalty.pointer,
+        presence_penalty=adjustments.presence_penalty.pointer,
+        frequency_penalty=adjustments.frequency_penalty.pointer,
+        num_entries=num_entries,
+        num_rows=num_rows,
+        vocab=vocab_size,
+    )
     context.launch("sampling/sampling", "sampling_adjust", -(-num_entries // THREADS), THREADS, params)
 
 
-def sample(context: Context, logits: DeviceArray, draws: Draws, *, out_ids: DeviceArray) -> None:
+def sample(context: Context, logits: DeviceArray, params: SamplingParams, *, out_ids: DeviceArray) -> None:
     """Draw one token id a row of ``logits`` [R, V] float32 into ``out_ids`` [R] int32."""
     num_rows, vocab_size = logits.shape
     if not num_rows:
         return
     assert vocab_size <= MAX_VOCAB and logits.dtype == np.float32
     num_slices = -(-vocab_size // SLICE)
-    scan = _split(num_slices, num_rows, MANY_BLOCKS)
-    rank = _split(num_slices, num_rows, FEW_BLOCKS)
-    draw = _split(num_slices, num_rows, MANY_BLOCKS)
-    scratch = (
-        context.scratch((num_rows, scan[1]), np.uint64),  # the largest of each block
-        context.scratch((num_rows, PLAN_BYTES), np.uint8),
-        context.scratch((num_rows, BINS), np.uint32),
-        context.scratch((num_rows, BINS), np.uint64),
-        context.scratch((num_rows, CAPACITY), np.uint64),  # values that only the end of the row decides on
-        context.scratch((num_rows, draw[1]), np.float64),  # the best score of each block
-        context.scratch((num_rows, draw[1]), np.int32),
+    scan_slices, scan_chunks = _split(num_slices, num_rows, SCAN_BLOCKS)
+    rank_slices, rank_chunks = _split(num_slices, num_rows, RANK_BLOCKS)
+    draw_slices, draw_chunks = _split(num_slices, num_rows, DRAW_BLOCKS)
+    scratch = SampleScratch(
+        ranks=context.scratch((num_rows, scan_chunks), np.uint64).pointer,
+        plans=context.scratch((num_rows, Plan.layout.num_bytes), np.uint8).pointer,
+        counts=context.scratch((num_rows, BINS), np.uint32).pointer,
+        masses=context.scratch((num_rows, BINS), np.uint64).pointer,
+        listed=context.scratch((num_rows, CAPACITY), np.uint64).pointer,
+        scores=context.scratch((num_rows, draw_chunks), np.float64).pointer,
+        score_ids=context.scratch((num_rows, draw_chunks), np.int32).pointer,
     )
-    inputs = (
-        *(logits, draws.temperature, draws.top_k, draws.top_p, draws.min_p, draws.keys, draws.output_positions),
-        out_ids,
+    arguments = SampleParams(
+        logits=logits.pointer,
+        sampling_rows=params.rows.pointer,
+        output_positions=params.output_positions.pointer,
+        out_ids=out_ids.pointer,
+        scratch=scratch,
+        num_rows=num_rows,
+        vocab=vocab_size,
+        num_slices=num_slices,
+        scan=Split(slices=scan_slices, chunks=scan_chunks),
+        rank=Split(slices=rank_slices, chunks=rank_chunks),
+        draw=Split(slices=draw_slices, chunks=draw_chunks),
     )
-    pointers = (array.pointer for array in inputs + scratch)
-    params = _SAMPLE.pack(*pointers, num_rows, vocab_size, num_slices, *scan, *rank, *draw)
-    context.launch("sampling/sampling", "sampling_scan", (scan[1], num_rows), THREADS, params)
-    context.launch("sampling/sampling_draw", "sampling_rank", (rank[1], num_rows), THREADS, params)
-    context.launch("sampling/sampling_draw", "sampling_draw", (draw[1], num_rows), THREADS, params)
+    context.launch("sampling/sampling", "sampling_scan", (scan_chunks, num_rows), THREADS, arguments)
+    context.launch("sampling/sampling_draw", "sampling_rank", (rank_chunks, num_rows), THREADS, arguments)
+    context.launch("sampling/sampling_draw", "sampling_draw", (draw_chunks, num_rows), THREADS, arguments)
 
 
 def top_log_probabilities(
@@ -113,10 +197,22 @@ def top_log_probabilities(
     num_slices = -(-vocab_size // SLICE)
     ranks = context.scratch((num_rows, num_slices, max(num_top, 1)), np.uint64)
     sums = context.scratch((num_rows, num_slices), np.float64)
-    arrays = (logits, ids, out_logprobs, out_top_ids, out_top_logprobs, ranks, sums)
-    params = _LOGPROBS.pack(*(array.pointer for array in arrays), num_rows, vocab_size, num_slices, num_top)
-    context.launch("sampling/sampling_logprobs", "sampling_logprobs_slice", (num_slices, num_rows), THREADS, params)
-    context.launch("sampling/sampling_logprobs", "sampling_logprobs_merge", num_rows, THREADS, params)
+    params = LogprobParams(
+        logits=logits.pointer,
+        ids=ids.pointer,
+        out_logprobs=out_logprobs.pointer,
+        out_top_ids=out_top_ids.pointer,
+        out_top_logprobs=out_top_logprobs.pointer,
+        ranks=ranks.pointer,
+        sums=sums.pointer,
+        num_rows=num_rows,
+        vocab=vocab_size,
+        num_slices=num_slices,
+        num_top=num_top,
+    )
+    source, limits = "sampling/sampling_logprobs", _LOGPROB_LIMITS
+    context.launch(source, "sampling_logprobs_slice", (num_slices, num_rows), THREADS, params, **limits)
+    context.launch(source, "sampling_logprobs_merge", num_rows, THREADS, params, **limits)
 
 
 def _split(num_slices: int, num_rows: int, num_blocks: int) -> tuple[int, int]:

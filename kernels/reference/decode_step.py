@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from kernels.batch import COUNTS_BYTES, PATCH, UPDATE, DecodeRows
+from kernels.batch import decode_draws
+from kernels.decode_rows import BLOCK_UPDATE, EMPTY_ROW, ROW_UPDATE, UPDATE_COUNTS, DecodeRows
 
 Int32 = NDArray[np.int32]
 
@@ -13,31 +14,30 @@ Int32 = NDArray[np.int32]
 def begin_decode(rows: DecodeRows, num_rows: int, block_tokens: int) -> None:
     """Make the first ``num_rows`` rows the next step.
 
-    Rows that hold a sequence go on with the id they drew (an id of -1 counts as 0), then patches and updates of
-    ``changes`` are applied, to any row, and forgotten, then slots of ``block_tokens`` a block are found.
+    Rows that hold a sequence go on with the id they drew (an id of -1 counts as 0), then ``updates`` are applied, to
+    any row, and forgotten, then slots of ``block_tokens`` a block are found.
     """
-    counts = rows.changes[:COUNTS_BYTES].view(np.int32)
-    num_patches, num_updates = counts[:2].tolist()
-    updates_start = COUNTS_BYTES + num_patches * PATCH.itemsize
-    patches = rows.changes[COUNTS_BYTES:updates_start].view(PATCH)
-    updates = rows.changes[updates_start : updates_start + num_updates * UPDATE.itemsize].view(UPDATE)
+    counts = rows.updates[: UPDATE_COUNTS.itemsize].view(UPDATE_COUNTS)[0]
+    blocks_start = UPDATE_COUNTS.itemsize + counts["num_rows"] * ROW_UPDATE.itemsize
+    blocks_end = blocks_start + counts["num_blocks"] * BLOCK_UPDATE.itemsize
+    row_updates = rows.updates[UPDATE_COUNTS.itemsize : blocks_start].view(ROW_UPDATE)
+    block_updates = rows.updates[blocks_start:blocks_end].view(BLOCK_UPDATE)
 
-    live = np.flatnonzero(rows.positions[:num_rows] >= 0)
+    live = np.flatnonzero(rows.positions[:num_rows] != EMPTY_ROW)
     rows.token_ids[live] = np.maximum(rows.drawn[live], 0)
-    for array in (rows.positions, rows.context_lengths, rows.sequence_lengths, rows.draws.output_positions):
+    for array in (rows.positions, rows.context_lengths, rows.sequence_lengths, rows.sampling.output_positions):
         array[live] += 1
 
-    rows.block_tables.reshape(-1)[updates["entry"]] = updates["block_id"]
-    row = patches["row"]
-    rows.token_ids[row] = patches["token_id"]
+    rows.block_tables.reshape(-1)[block_updates["entry"]] = block_updates["block_id"]
+    update = row_updates["update"]
+    row = update["row"]
+    rows.token_ids[row] = update["token"]
     resolve_tokens(rows.token_ids, rows.drawn)
-    rows.positions[row] = patches["position"]
-    rows.context_lengths[row] = rows.sequence_lengths[row] = patches["position"] + 1
-    rows.draws.output_positions[row] = patches["output_position"]
-    rows.draws.keys[row] = patches["key"]
-    for name in ("temperature", "top_k", "top_p", "min_p"):
-        getattr(rows.draws, name)[row] = patches[name]
-    counts[:2] = 0
+    rows.positions[row] = update["position"]
+    rows.context_lengths[row] = rows.sequence_lengths[row] = update["position"] + 1
+    rows.sampling.output_positions[row] = update["output_position"]
+    rows.sampling.rows[row] = row_updates["sampling"]
+    counts["num_rows"] = counts["num_blocks"] = 0
 
     positions = rows.positions[:num_rows]
     block_ids = rows.block_tables[np.arange(num_rows), np.maximum(positions, 0) // block_tokens]
@@ -45,9 +45,9 @@ def begin_decode(rows: DecodeRows, num_rows: int, block_tokens: int) -> None:
 
 
 def resolve_tokens(token_ids: Int32, drawn: Int32) -> None:
-    """In ``token_ids`` [T], -1 - i becomes the id of draw i of the previous step, in ``drawn`` [N].
+    """What `kernels.batch.encode_token` made of draws of the previous step becomes their ids.
 
-    An id of -1 there counts as 0.
+    ``token_ids`` [T], ``drawn`` [N] ids of the previous step, of which -1 counts as 0.
     """
     unknown = np.flatnonzero(token_ids < 0)
-    token_ids[unknown] = np.maximum(drawn[-1 - token_ids[unknown]], 0)
+    token_ids[unknown] = np.maximum(drawn[decode_draws(token_ids[unknown])], 0)

@@ -13,12 +13,10 @@ word id % 4.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 from numpy.typing import NDArray
 
-from kernels.batch import Draws
+from kernels.batch import Adjustments, SamplingParams
 
 Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
@@ -26,31 +24,10 @@ Int32 = NDArray[np.int32]
 Int64 = NDArray[np.int64]
 UInt32 = NDArray[np.uint32]
 UInt64 = NDArray[np.uint64]
-Bool = NDArray[np.bool_]
 
 MAX_GUMBEL = 17.4  # of the 24-bit uniform below: -log(-log(1 - 2**-25)) = 17.33
 MIN_GUMBEL = -2.9  # -log(-log(2**-25)) = -2.85
 CHUNK = 4096  # calls of the generator at a time: its temporaries stay in the cache
-
-
-@dataclass(frozen=True, slots=True)
-class Adjustments:
-    """Sparse edits of a batch of logit rows: ``N`` entries, at most one for a (row, token id) pair.
-
-    ``seen`` marks ids of the row's prompt or output (repetition penalty), ``output_counts`` says how often the id is
-    in its output (presence and frequency penalty), ``bias`` is added, ``banned`` ids cannot be drawn (stop ids before
-    ``min_tokens``). The penalties themselves are per row, [R].
-    """
-
-    rows: Int32  # [N]
-    token_ids: Int32  # [N]
-    bias: Float32  # [N]
-    seen: Bool  # [N]
-    output_counts: Int32  # [N]
-    banned: Bool  # [N]
-    repetition_penalty: Float32  # [R], 1 is off
-    presence_penalty: Float32  # [R], 0 is off
-    frequency_penalty: Float32  # [R], 0 is off
 
 
 def adjust_logits(logits: Float32, adjustments: Adjustments, *, out: Float32) -> None:
@@ -70,25 +47,26 @@ def adjust_logits(logits: Float32, adjustments: Adjustments, *, out: Float32) ->
     out[rows, ids] = np.where(adjustments.banned, -np.inf, values)
 
 
-def sample(logits: Float32, draws: Draws, *, out_ids: Int32) -> None:
+def sample(logits: Float32, params: SamplingParams, *, out_ids: Int32) -> None:
     """Draw one token id a row.
 
-    ``logits`` [R, V] float32, -inf for what cannot be drawn. Of the R ``draws``, ``temperature`` 0 takes the largest
-    logit (the lowest id of equals) and looks at no filter. ``top_k`` 0, ``top_p`` 1 and ``min_p`` 0 are off; tokens
-    that tie with the last one kept are kept too. ``keys`` is (seed + choice) mod 2**64, ``output_positions`` the index
-    of the token within its choice's output. ``out_ids`` [R] int32 is -1 where a row holds NaN or +inf, or nothing
+    ``logits`` [R, V] float32, -inf for what cannot be drawn. Of the R rows of ``params``, ``temperature`` 0 takes the
+    largest logit (the lowest id of equals) and looks at no filter. ``top_k`` 0, ``top_p`` 1 and ``min_p`` 0 are off;
+    tokens that tie with the last one kept are kept too. ``key`` is (seed + choice) mod 2**64, ``output_positions`` the
+    index of the token within its choice's output. ``out_ids`` [R] int32 is -1 where a row holds NaN or +inf, or nothing
     but -inf: such logits are an error of the model, never a token.
     """
     largest = logits.max(axis=1)  # NaN if there is one
     drawable = np.isfinite(largest)
     out_ids[:] = np.where(drawable, logits.argmax(axis=1), -1)
-    random = np.flatnonzero(drawable & (draws.temperature > 0))
+    random = np.flatnonzero(drawable & (params.rows["temperature"] > 0))
     if random.size == 0:
         return
+    rows = params.rows[random]
     with np.errstate(over="ignore"):  # at a tiny temperature the others are infinitely far below the largest
-        scaled = (logits[random] - largest[random, None]) / draws.temperature[random, None]
-    least = _least_kept(scaled, draws.top_k[random], draws.top_p[random], draws.min_p[random])
-    out_ids[random] = _gumbel_argmax(scaled, least, draws.keys[random], draws.output_positions[random])
+        scaled = (logits[random] - largest[random, None]) / rows["temperature"][:, None]
+    least = _least_kept(scaled, rows)
+    out_ids[random] = _gumbel_argmax(scaled, least, rows["key"], params.output_positions[random])
 
 
 def _gumbel_argmax(scaled: Float32, least: Float32, keys: UInt64, positions: Int64) -> Int64:
@@ -97,7 +75,7 @@ def _gumbel_argmax(scaled: Float32, least: Float32, keys: UInt64, positions: Int
     num_blocks = -(-vocab_size // 4)  # of four ids: the words of one call of the generator
     padded = np.full((num_rows, num_blocks * 4), -np.inf, np.float32)
     padded[:, :vocab_size] = scaled
-    # What lies further below the largest than the noise can span cannot win: exact, and often most of a vocabulary.
+    # What lies further below the largest than the noise can reach cannot win: exact, and often most of a vocabulary.
     candidates = (padded >= np.maximum(least, MIN_GUMBEL - MAX_GUMBEL)[:, None]).reshape(num_rows, num_blocks, 4)
     rows, blocks = np.nonzero(candidates.any(axis=2))
     scores = np.full((num_rows, num_blocks, 4), -np.inf)
@@ -109,9 +87,13 @@ def _gumbel_argmax(scaled: Float32, least: Float32, keys: UInt64, positions: Int
     return ids
 
 
-def _least_kept(scaled: Float32, top_k: Int32, top_p: Float32, min_p: Float32) -> Float32:
-    """The smallest of ``scaled`` [R, V] (logits over temperature, minus the row's largest) that each filter keeps."""
+def _least_kept(scaled: Float32, rows: NDArray[np.void]) -> Float32:
+    """The smallest of ``scaled`` [R, V] (logits over temperature, minus the row's largest) that the filters keep.
+
+    ``rows`` [R] SAMPLING_ROW.
+    """
     vocab_size = scaled.shape[1]
+    top_k, top_p, min_p = rows["top_k"], rows["top_p"], rows["min_p"]
     top_k = np.where((top_k <= 0) | (top_k > vocab_size), vocab_size, top_k)
     with np.errstate(divide="ignore"):
         least = np.log(min_p.astype(np.float64)).astype(np.float32)  # the same on every machine

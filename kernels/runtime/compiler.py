@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kernels.errors import CompileFailed
+from kernels.runtime import driver
+from kernels.runtime.cuda_struct import checks
 
 Variant = tuple[str, Mapping[str, int | str]]
 """A file's path below `SOURCE_DIRECTORY` without its ``.cu``, and the definitions it is compiled with."""
@@ -78,7 +80,7 @@ class Compiler:
 
     def cubin(self, source: str, defines: Mapping[str, int | str]) -> Cubin:
         """The variant of ``source``.cu; raises `CompileFailed`. May be called from several threads at once."""
-        text = read_source(self._sources / f"{source}.cu")
+        text = read_source(self._sources / f"{source}.cu") + checks(source)
         options = (
             *_OPTIONS,
             f"-arch={self.arch}",
@@ -93,36 +95,14 @@ class Compiler:
 
 
 def _digest(text: str, options: tuple[str, ...]) -> str:
-    return hashlib.sha256("\0".join((text, _nvrtc_version(), *options)).encode()).hexdigest()
-
-
-def _nvrtc_version() -> str:
-    from cuda.bindings import nvrtc
-
-    _, major, minor = nvrtc.nvrtcVersion()
-    return f"nvrtc {major}.{minor}"
+    return hashlib.sha256("\0".join((text, driver.nvrtc_version(), *options)).encode()).hexdigest()
 
 
 def _compile(source: str, text: str, options: tuple[str, ...]) -> Cubin:
-    from cuda.bindings import nvrtc
-
-    done, program = nvrtc.nvrtcCreateProgram(text.encode(), f"{source}.cu".encode(), 0, [], [])
-    if done != nvrtc.nvrtcResult.NVRTC_SUCCESS:
-        raise CompileFailed(f"{source}.cu: {done.name}")
     try:
-        (done,) = nvrtc.nvrtcCompileProgram(program, len(options), [option.encode() for option in options])
-        _, log_bytes = nvrtc.nvrtcGetProgramLogSize(program)
-        log = bytearray(log_bytes)
-        nvrtc.nvrtcGetProgramLog(program, log)
-        messages = log.decode(errors="replace").rstrip("\0\n")
-        if done != nvrtc.nvrtcResult.NVRTC_SUCCESS:
-            raise CompileFailed(f"{source}.cu ({' '.join(options[len(_OPTIONS) :])}): {done.name}\n{messages}")
-        _, image_bytes = nvrtc.nvrtcGetCUBINSize(program)
-        image = bytearray(image_bytes)
-        nvrtc.nvrtcGetCUBIN(program, image)
-        return Cubin(bytes(image), messages)
-    finally:
-        nvrtc.nvrtcDestroyProgram(program)
+        return Cubin(*driver.compile_source(f"{source}.cu", text, options))
+    except CompileFailed as error:
+        raise CompileFailed(f"{source}.cu ({' '.join(options[len(_OPTIONS) :])}): {error}") from None
 
 
 # A file of the cache: the digest of what follows, the log's length, the log, the image.

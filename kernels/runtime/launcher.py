@@ -9,6 +9,7 @@ from typing import Any
 from numpy.typing import DTypeLike
 
 from kernels.errors import CudaFailure
+from kernels.runtime import driver
 from kernels.runtime.compiler import Variant
 from kernels.runtime.device_array import DeviceArray
 from kernels.runtime.gpu_spec import GpuSpec
@@ -36,7 +37,7 @@ class Context:
         self, gpu: GpuSpec, *, modules: ModuleCache | None = None, stream: Any = None, arena: Arena | None = None
     ) -> None:
         self.gpu = gpu
-        self.stream = stream  # cupy.cuda.Stream
+        self.stream = stream  # of `kernels.runtime.driver.new_stream`
         self.num_launches = 0
         self.last_kernel = ""  # launched; the suspect when an asynchronous error shows up
         self.variants: dict[tuple[Any, ...], Variant] = {}
@@ -48,10 +49,7 @@ class Context:
         self._params_array = (ctypes.c_void_p * 1)(self._params_address)
         self._params_array_address = ctypes.addressof(self._params_array)
         if modules is not None:
-            from cuda.bindings import driver
-
-            self._launch = driver.cuLaunchKernelEx
-            self._success = driver.CUresult.CUDA_SUCCESS
+            self._launch, self._success = driver.launch_call()
 
     @property
     def dry(self) -> bool:
@@ -137,23 +135,10 @@ class Context:
         if function is None:
             return (None, None)
         function.allow_shared(shared_bytes)
-        return self._config(grid, block, shared_bytes), function.handle
-
-    def _config(self, grid: tuple[int, int, int], block: tuple[int, int, int], shared_bytes: int) -> Any:
-        from cuda.bindings import driver
-
-        config = driver.CUlaunchConfig()
-        config.gridDimX, config.gridDimY, config.gridDimZ = grid
-        config.blockDimX, config.blockDimY, config.blockDimZ = block
-        config.sharedMemBytes = shared_bytes
-        config.hStream = driver.CUstream(self.stream.ptr)
-        if self.gpu.has_dependent_launch:
-            attribute = driver.CUlaunchAttribute()
-            attribute.id = driver.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
-            attribute.value.programmaticStreamSerializationAllowed = 1
-            config.attrs = [attribute]
-            config.numAttrs = 1
-        return config
+        config = driver.launch_config(
+            grid, block, shared_bytes, self.stream.ptr, starts_early=self.gpu.has_dependent_launch
+        )
+        return config, function.handle
 
 
 def _three(dimensions: Dimensions) -> tuple[int, int, int]:

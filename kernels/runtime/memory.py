@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from kernels.errors import OutOfDeviceMemory
+from kernels.runtime import driver
 from kernels.runtime.device_array import DeviceArray
 
 ALIGNMENT = 256  # of every array, in bytes
@@ -91,24 +92,14 @@ class DeviceMemory:
 
     def allocate(self, name: str, num_bytes: int) -> Arena:
         """Memory of its own under ``name``; raises `OutOfDeviceMemory`."""
-        from cupy.cuda import runtime
-
         assert name not in self._arenas, f"{name} is allocated"
         size = padded(max(num_bytes, 1), PAGE_BYTES)
-        try:
-            pointer = runtime.malloc(size)
-        except runtime.CUDARuntimeError as error:
-            if error.status != _ALLOCATION_FAILED:
-                raise
-            raise OutOfDeviceMemory(size, runtime.memGetInfo()[0]) from None
-        arena = self._arenas[name] = Arena(pointer, size)
+        arena = self._arenas[name] = Arena(driver.allocate(size), size)
         return arena
 
     def free(self, name: str) -> None:
         """Give one allocation back; nothing enqueued may use it any more."""
-        from cupy.cuda import runtime
-
-        runtime.free(self._arenas.pop(name).pointer)
+        driver.free(self._arenas.pop(name).pointer)
 
     def close(self) -> None:
         """Give all allocations back; nothing enqueued may use them any more."""
@@ -122,16 +113,13 @@ class DeviceMemory:
 
 
 def pinned(shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
-    """An array in page-locked host memory, which copies to and from the device need to run beside the host."""
-    from cupy import cuda
-
+    """An array in page-locked host memory: with others the host waits for copies to and from the device."""
     dtype = np.dtype(dtype)
     size = math.prod(shape)
-    memory = cuda.PinnedMemory(max(size * dtype.itemsize, 1))  # lives as long as the array or a view of it
-    return np.frombuffer(cuda.PinnedMemoryPointer(memory, 0), dtype, size).reshape(shape)
+    buffer = driver.pinned_buffer(max(size * dtype.itemsize, 1))  # lives as long as the array or a view of it
+    return np.frombuffer(buffer, dtype, size).reshape(shape)
 
 
-_ALLOCATION_FAILED = 2  # cudaErrorMemoryAllocation
 _TYPES = {0: "unregistered memory", 1: "host memory", 2: "device memory", 3: "managed memory"}  # cudaMemoryType
 _DEVICE_MEMORY = 2
 
@@ -142,11 +130,9 @@ def verify_residency(pointers: Mapping[str, int], device_index: int) -> list[str
     Asks cudaPointerGetAttributes: the type must be device (neither managed nor host), the device ours, and there must
     be no host address for it.
     """
-    from cupy.cuda import runtime
-
     problems = []
     for name, pointer in pointers.items():
-        found = runtime.pointerGetAttributes(pointer)
+        found = driver.pointer_attributes(pointer)
         if found.type != _DEVICE_MEMORY:
             problems.append(f"{name} is {_TYPES.get(found.type, f'memory of type {found.type}')}")
         elif found.device != device_index:

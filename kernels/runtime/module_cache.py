@@ -8,8 +8,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-from kernels.errors import CudaFailure
-from kernels.runtime.compiler import Compiler, Cubin, Variant
+from kernels.runtime import driver
+from kernels.runtime.compiler import Compiler, Variant
+from kernels.runtime.driver import Handle
 
 STATIC_SHARED_BYTES = 48 * 1024  # a kernel that wants more dynamic shared memory must say so first
 
@@ -19,7 +20,7 @@ class Function:
     """A kernel in the current CUDA context."""
 
     name: str
-    handle: Any  # CUfunction
+    handle: Handle
     static_shared_bytes: int
     max_threads: int  # of a block
     params_bytes: int | None  # size of its one parameter; None if the driver is too old to tell
@@ -27,11 +28,8 @@ class Function:
 
     def allow_shared(self, num_bytes: int) -> None:
         """Make launches with ``num_bytes`` of dynamic shared memory possible."""
-        from cuda.bindings import driver
-
         if num_bytes > self.dynamic_shared_bytes:
-            attribute = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
-            _check(self.name, driver.cuFuncSetAttribute(self.handle, attribute, num_bytes))
+            driver.allow_shared(self.name, self.handle, num_bytes)
             self.dynamic_shared_bytes = num_bytes
 
 
@@ -40,7 +38,7 @@ class ModuleCache:
 
     def __init__(self, compiler: Compiler) -> None:
         self._compiler = compiler
-        self._modules: dict[tuple[Any, ...], Any] = {}
+        self._modules: dict[tuple[Any, ...], Handle] = {}
         self._functions: dict[tuple[Any, ...], Function] = {}
 
     def prepare(self, variants: Iterable[Variant]) -> None:
@@ -51,7 +49,7 @@ class ModuleCache:
         for (source, defines), cubin in zip(variants, cubins, strict=True):
             key = _key(source, defines)
             if key not in self._modules:
-                self._modules[key] = _load_module(source, cubin)
+                self._modules[key] = driver.load_module(f"{source}.cu", cubin.image)
 
     def function(self, source: str, kernel: str, defines: Mapping[str, int | str]) -> Function:
         """``kernel`` of ``source``.cu, compiled and loaded if it is not yet."""
@@ -60,7 +58,9 @@ class ModuleCache:
         if function is None:
             module = self._modules.get(key)
             if module is None:
-                module = self._modules[key] = _load_module(source, self._compiler.cubin(source, defines))
+                module = self._modules[key] = driver.load_module(
+                    f"{source}.cu", self._compiler.cubin(source, defines).image
+                )
             function = self._functions[kernel, key] = _get_function(module, kernel)
         return function
 
@@ -69,32 +69,6 @@ def _key(source: str, defines: Mapping[str, int | str]) -> tuple[Any, ...]:
     return source, *sorted(defines.items())
 
 
-def _load_module(source: str, cubin: Cubin) -> Any:
-    from cuda.bindings import driver
-
-    return _check(f"{source}.cu", driver.cuModuleLoadData(cubin.image))
-
-
-def _get_function(module: Any, kernel: str) -> Function:
-    from cuda.bindings import driver
-
-    handle = _check(kernel, driver.cuModuleGetFunction(module, kernel.encode()))
-    attribute = driver.CUfunction_attribute
-    shared, threads = (
-        _check(kernel, driver.cuFuncGetAttribute(which, handle))
-        for which in (
-            attribute.CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES,
-            attribute.CU_FUNC_ATTRIBUTE_MAX_THREADS_PER_BLOCK,
-        )
-    )
-    done, *where = driver.cuFuncGetParamInfo(handle, 0)
-    params_bytes = where[1] if done == driver.CUresult.CUDA_SUCCESS else None
-    return Function(kernel, handle, shared, threads, params_bytes)
-
-
-def _check(what: str, result: tuple[Any, ...]) -> Any:
-    """The value of a driver call (error, value); raises `CudaFailure` naming ``what``."""
-    error, *values = result
-    if error.value:
-        raise CudaFailure(what, error.name)
-    return values[0] if values else None
+def _get_function(module: Handle, kernel: str) -> Function:
+    handle = driver.get_function(module, kernel)
+    return Function(kernel, handle, *driver.function_limits(kernel, handle))

@@ -7,6 +7,7 @@ Each `_<format>` takes blocks [N, block_bytes] uint8 and fills ``out`` [N, block
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,21 +28,14 @@ def dequantise(format_: Format, blocks: UInt8, *, out: Float32) -> None:
     """
     assert out.flags.c_contiguous and out.size * format_.block_bytes == blocks.size * format_.block_elements
     with np.errstate(over="ignore", invalid="ignore"):
-        _EXPAND[format_.name](
+        _NUMBERS[format_.name].expand(
             blocks.reshape(-1, format_.block_bytes), out.reshape(-1, format_.block_elements)
         )  # both are views
 
 
 def is_finite(format_: Format, blocks: UInt8) -> bool:
     """Whether ``blocks`` [..., row_bytes] expand to finite numbers only; looks at scales, not at what they scale."""
-    blocks = blocks.reshape(-1, format_.block_bytes)
-    if format_.name == "F32":
-        return bool(np.isfinite(blocks.view("<f4")).all())
-    if format_.name == "BF16":
-        return not bool((~blocks.view("<u2") & 0x7F80 == 0).any())
-    if format_.name == "MXFP4":
-        return bool((blocks[:, 0] < 253).all())  # 12 * 2**(253 - 128) is beyond float32
-    return all(bool(np.isfinite(blocks[:, at : at + 2].view("<f2")).all()) for at in _HALVES[format_.name])
+    return _NUMBERS[format_.name].are_finite(blocks.reshape(-1, format_.block_bytes))
 
 
 def _half(column: UInt8) -> Float32:
@@ -155,29 +149,29 @@ def _mxfp4(blocks: UInt8, out: Float32) -> None:
     out *= scale_bits.astype(np.uint32).view(np.float32)
 
 
-_EXPAND: dict[str, Callable[[UInt8, Float32], None]] = {
-    "F32": _f32,
-    "F16": _f16,
-    "BF16": _bf16,
-    "Q4_0": _q4_0,
-    "Q4_1": _q4_1,
-    "Q5_0": _q5_0,
-    "Q5_1": _q5_1,
-    "Q8_0": _q8_0,
-    "Q4_K": _q4_k,
-    "Q5_K": _q5_k,
-    "Q6_K": _q6_k,
-    "MXFP4": _mxfp4,
-}
+def _finite_halves(*offsets: int) -> Callable[[UInt8], bool]:
+    """Where a block keeps its float16 scales."""
+    return lambda blocks: all(bool(np.isfinite(blocks[:, at : at + 2].view("<f2")).all()) for at in offsets)
 
-_HALVES = {  # where a block keeps its float16 scales
-    "F16": (0,),
-    "Q4_0": (0,),
-    "Q4_1": (0, 2),
-    "Q5_0": (0,),
-    "Q5_1": (0, 2),
-    "Q8_0": (0,),
-    "Q4_K": (0, 2),
-    "Q5_K": (0, 2),
-    "Q6_K": (208,),
+
+class _Numbers(NamedTuple):
+    """What the blocks of a format stand for."""
+
+    expand: Callable[[UInt8, Float32], None]
+    are_finite: Callable[[UInt8], bool]
+
+
+_NUMBERS = {
+    "F32": _Numbers(_f32, lambda blocks: bool(np.isfinite(blocks.view("<f4")).all())),
+    "F16": _Numbers(_f16, _finite_halves(0)),
+    "BF16": _Numbers(_bf16, lambda blocks: not bool((~blocks.view("<u2") & 0x7F80 == 0).any())),
+    "Q4_0": _Numbers(_q4_0, _finite_halves(0)),
+    "Q4_1": _Numbers(_q4_1, _finite_halves(0, 2)),
+    "Q5_0": _Numbers(_q5_0, _finite_halves(0)),
+    "Q5_1": _Numbers(_q5_1, _finite_halves(0, 2)),
+    "Q8_0": _Numbers(_q8_0, _finite_halves(0)),
+    "Q4_K": _Numbers(_q4_k, _finite_halves(0, 2)),
+    "Q5_K": _Numbers(_q5_k, _finite_halves(0, 2)),
+    "Q6_K": _Numbers(_q6_k, _finite_halves(208)),
+    "MXFP4": _Numbers(_mxfp4, lambda blocks: bool((blocks[:, 0] < 253).all())),  # 12 * 2**125 is beyond float32
 }

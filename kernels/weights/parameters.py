@@ -16,6 +16,13 @@ from kernels.weights.formats import Format
 
 Pairing = Literal["neox", "normal"]
 
+AnyMatrix = Any
+"""A matrix as a device keeps it: `kernels.reference.matmul.Matrix` or `kernels.weights.packed.PackedMatrix`."""
+AnyProjection = Any
+"""Matrices on one input: some `kernels.reference.matmul.Linear`, or a `kernels.weights.packed.Projection`."""
+AnyExperts = Any
+"""Stacked experts: some `kernels.reference.moe.Expert`, or a `kernels.weights.packed.Experts`."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Weight:

@@ -2,51 +2,79 @@
 
 from __future__ import annotations
 
-import struct
 from dataclasses import dataclass
 
 import numpy as np
 
 from kernels.runtime.compiler import Variant
+from kernels.runtime.cuda_struct import CudaStruct, Int32, Int64, Pointer
 from kernels.runtime.device_array import DeviceArray, pointer_of
 from kernels.runtime.launcher import Context
-from kernels.weights.formats import FORMATS, Format
-from kernels.weights.packed import FORMAT_IDS, PackedMatrix
+from kernels.weights.formats import FORMATS, WIDEST, Format
+from kernels.weights.packed import MatrixParams, PackedMatrix
 
-_REPACK = struct.Struct("<4Q 3q 9i 4x")
-_UNPACK = struct.Struct("<3Q 5i 4x")
 _UNPACK_THREADS = 128
 
-FIT_WIDEST = ("Q4_0", "Q5_0", "Q8_0")
-"""Formats of integers times a scale for each 32: all are `WIDEST`'s numbers too, bit for bit."""
-WIDEST = FORMATS["Q8_0"]
+
+class PlacementParams(CudaStruct, source="repack/repack"):
+    """A `Placement`."""
+
+    rows_per_expert: Int32
+    row_offset: Int32
+    gated_rows: Int32
+    begins_with_up: Int32
+
+
+class RepackParams(CudaStruct, source="repack/repack"):
+    """What repack_rows is given."""
+
+    source: Pointer  # [num_rows, row_bytes] uint8: the rows from first_row on
+    matrix: MatrixParams
+    not_finite: Pointer  # [1] int32
+    row_bytes: Int64
+    first_row: Int64  # over all experts
+    num_rows: Int32
+    placement: PlacementParams
+
+
+class UnpackParams(CudaStruct, source="repack/repack"):
+    """What unpack_rows is given."""
+
+    packed: Pointer  # uint8
+    rows: Pointer  # [num_rows] int32 rows of the matrix; null: from 0 on
+    out: Pointer  # [num_rows, width] float32
+    num_rows: Int32
+    matrix_rows: Int32
+    width: Int32
+    num_units: Int32
+    adds: Int32
 
 
 @dataclass(frozen=True, slots=True)
 class Placement:
     """Where a tensor's rows go in a packed matrix: ``rows_per_expert`` of each expert, to rows from ``row_offset`` on.
 
-    With ``gated_rows`` F the rows of a gate and of an up projection alternate in eights: of F gate rows, then F up rows
-    (``part`` 0), or of one of them (``part`` 0 or 1).
+    With ``gated_rows`` F the rows of a gate and of an up projection alternate in eights: of F gate rows, then F up
+    rows, or of one of them; the tensor ``begins_with_up`` if it has no gates.
     """
 
     rows_per_expert: int
     row_offset: int = 0
     gated_rows: int = 0
-    part: int = 0
+    begins_with_up: bool = False
 
 
 def variants() -> list[Variant]:
     """What of repack.cu is compiled: every format as it is, and those that fit another."""
-    own = ((FORMATS[name], FORMATS[name]) for name in FORMAT_IDS)
-    widened = ((FORMATS[name], WIDEST) for name in FIT_WIDEST if FORMATS[name] is not WIDEST)
+    own = ((format_, format_) for format_ in FORMATS.values())
+    widened = ((format_, WIDEST) for format_ in FORMATS.values() if format_.fits_widest and format_ is not WIDEST)
     return [variant_for(*formats) for formats in (*own, *widened)]
 
 
 def variant_for(source: Format, packed: Format) -> tuple[str, dict[str, int | str]]:
     """What repacks ``source`` blocks to a ``packed`` matrix."""
-    defines: dict[str, int | str] = {"FORMAT": FORMAT_IDS[packed.name]}
-    return "repack/repack", defines if source is packed else defines | {"SOURCE": FORMAT_IDS[source.name]}
+    defines: dict[str, int | str] = {"FORMAT": packed.name}
+    return "repack/repack", defines if source is packed else defines | {"SOURCE": source.name}
 
 
 def repack_rows(
@@ -65,12 +93,20 @@ def repack_rows(
     Rows ``first_row:first_row + num_rows`` come from ``source`` uint8 [num_rows * row_bytes], in the matrix's own
     format or in one that fits it. ``not_finite`` [1] int32 becomes 1 if a number is NaN or infinite.
     """
-    row_bytes = source_format.row_bytes(matrix.width)
-    params = _REPACK.pack(
-        source.pointer, matrix.packed.pointer, pointer_of(matrix.base), not_finite.pointer,
-        row_bytes, matrix.expert_bytes, first_row, num_rows, placement.rows_per_expert, matrix.num_rows, matrix.width,
-        matrix.num_chunks, matrix.num_units, placement.row_offset, placement.gated_rows, placement.part,
-    )  # fmt: skip
+    params = RepackParams(
+        source=source.pointer,
+        matrix=matrix.params,
+        not_finite=not_finite.pointer,
+        row_bytes=source_format.row_bytes(matrix.width),
+        first_row=first_row,
+        num_rows=num_rows,
+        placement=PlacementParams(
+            rows_per_expert=placement.rows_per_expert,
+            row_offset=placement.row_offset,
+            gated_rows=placement.gated_rows,
+            begins_with_up=placement.begins_with_up,
+        ),
+    )
     grid = -(-num_rows * matrix.num_chunks * 4 // 256)
     file, defines = variant_for(source_format, matrix.format)
     context.launch(file, "repack_rows", grid, 256, params, **defines)  # type: ignore[arg-type]
@@ -85,9 +121,15 @@ def unpack_rows(
     """
     num_rows, width = out.shape
     assert width == matrix.width and out.dtype == np.float32 and (rows is None or rows.size == num_rows)
-    params = _UNPACK.pack(
-        matrix.packed.pointer, pointer_of(rows), out.pointer,
-        num_rows, matrix.num_rows, width, matrix.num_units, adds,
-    )  # fmt: skip
+    params = UnpackParams(
+        packed=matrix.packed.pointer,
+        rows=pointer_of(rows),
+        out=out.pointer,
+        num_rows=num_rows,
+        matrix_rows=matrix.num_rows,
+        width=width,
+        num_units=matrix.num_units,
+        adds=adds,
+    )
     grid = -(-num_rows * matrix.num_chunks * 4 // _UNPACK_THREADS)
-    context.launch("repack/repack", "unpack_rows", grid, _UNPACK_THREADS, params, FORMAT=FORMAT_IDS[matrix.format.name])
+    context.launch("repack/repack", "unpack_rows", grid, _UNPACK_THREADS, params, FORMAT=matrix.format.name)

@@ -17,6 +17,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from kernels.runtime import driver
 from kernels.runtime.device_array import DeviceArray
 from kernels.runtime.launcher import Context
 from kernels.runtime.memory import padded, pinned
@@ -29,7 +30,7 @@ Consume = Callable[[DeviceArray, int, int], None]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Piece:
+class Transfer:
     """Bytes to upload, and what is done with them there.
 
     ``source`` is uint8, one-dimensional and contiguous, whole granules; ``consume(staging, start, count)`` enqueues on
@@ -41,10 +42,10 @@ class Piece:
     consume: Consume
 
 
-class Part(NamedTuple):
-    """Granules of a piece that go up together, and where in their buffer they lie."""
+class TransferSlice(NamedTuple):
+    """Granules of a transfer that go up together, and where in their buffer they lie."""
 
-    piece: Piece
+    transfer: Transfer
     start: int  # granule
     num_granules: int
     offset: int
@@ -52,39 +53,37 @@ class Part(NamedTuple):
     @property
     def num_bytes(self) -> int:
         """Bytes of its granules."""
-        return self.num_granules * self.piece.granule
+        return self.num_granules * self.transfer.granule
 
 
-def cut(pieces: Sequence[Piece], buffer_bytes: int) -> Iterator[list[Part]]:
-    """What to put into one buffer after the other: as much as fits, so that small pieces share one."""
-    parts: list[Part] = []
+def cut(transfers: Sequence[Transfer], buffer_bytes: int) -> Iterator[list[TransferSlice]]:
+    """What to put into one buffer after the other: as much as fits, so that small transfers share one."""
+    slices: list[TransferSlice] = []
     used_bytes = 0
-    for piece in pieces:
-        num_granules, rest = divmod(piece.source.size, piece.granule)
-        assert not rest, f"{piece.source.size} bytes are no whole granules of {piece.granule}"
-        assert piece.granule <= buffer_bytes, f"a granule of {piece.granule} bytes is larger than a buffer"
+    for transfer in transfers:
+        num_granules, rest = divmod(transfer.source.size, transfer.granule)
+        assert not rest, f"{transfer.source.size} bytes are no whole granules of {transfer.granule}"
+        assert transfer.granule <= buffer_bytes, f"a granule of {transfer.granule} bytes is larger than a buffer"
         start = 0
         while start < num_granules:
-            count = min((buffer_bytes - used_bytes) // piece.granule, num_granules - start)
+            count = min((buffer_bytes - used_bytes) // transfer.granule, num_granules - start)
             if count <= 0:
-                yield parts
-                parts, used_bytes = [], 0
+                yield slices
+                slices, used_bytes = [], 0
                 continue
-            parts.append(Part(piece, start, count, used_bytes))
+            slices.append(TransferSlice(transfer, start, count, used_bytes))
             start += count
-            used_bytes = padded(used_bytes + parts[-1].num_bytes)
-    if parts:
-        yield parts
+            used_bytes = padded(used_bytes + slices[-1].num_bytes)
+    if slices:
+        yield slices
 
 
 class PinnedBuffers:
     """Page-locked buffers, made in the background: it takes longer than filling them."""
 
     def __init__(self, num_buffers: int = NUM_BUFFERS, num_bytes: int = BUFFER_BYTES) -> None:
-        import cupy
-
         self.num_bytes = num_bytes
-        threads = ThreadPoolExecutor(num_buffers, "pin", initializer=cupy.cuda.Device().use)
+        threads = ThreadPoolExecutor(num_buffers, "pin", initializer=driver.device_of_this_thread())
         self._made = [threads.submit(pinned, (num_bytes,), np.uint8) for _ in range(num_buffers)]
         threads.shutdown(wait=False)
 
@@ -99,19 +98,17 @@ class Upload:
     """Uploads through pinned ``buffers`` and as much of the context's scratch memory, given back when it is closed."""
 
     def __init__(self, context: Context, buffers: PinnedBuffers | None = None) -> None:
-        import cupy
-
         self._context = context
         self._buffers = buffers or PinnedBuffers()
         num_buffers = len(self._buffers)
         self._mark = context.mark()
         self._staging = [context.scratch((self._buffers.num_bytes,), np.uint8) for _ in range(num_buffers)]
-        self._copy_stream = cupy.cuda.Stream(non_blocking=True)
-        self._copied = [cupy.cuda.Event(block=True, disable_timing=True) for _ in range(num_buffers)]
-        self._consumed = [cupy.cuda.Event(disable_timing=True) for _ in range(num_buffers)]
+        self._copy_stream = driver.new_stream()
+        self._copied = [driver.new_event(sleeps=True) for _ in range(num_buffers)]
+        self._consumed = [driver.new_event() for _ in range(num_buffers)]
         for event in self._consumed:
             event.record(context.stream)  # what is enqueued may still use the scratch memory
-        self._threads = ThreadPoolExecutor(NUM_THREADS, "upload", initializer=cupy.cuda.Device().use)
+        self._threads = ThreadPoolExecutor(NUM_THREADS, "upload", initializer=driver.device_of_this_thread())
 
     def __enter__(self) -> Upload:
         return self
@@ -119,55 +116,55 @@ class Upload:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def run(self, pieces: Sequence[Piece], progress: Callable[[int, int], None]) -> None:
-        """Upload all ``pieces`` in order, and wait for them.
+    def run(self, transfers: Sequence[Transfer], progress: Callable[[int, int], None]) -> None:
+        """Upload all ``transfers`` in order, and wait for them.
 
         ``progress(num_bytes, total_bytes)`` is called by the calling thread whenever a buffer is on its way, and for
         the last one when all have arrived; what it raises ends the upload.
         """
-        total_bytes = sum(piece.source.size for piece in pieces)
+        total_bytes = sum(transfer.source.size for transfer in transfers)
         done_bytes = 0
-        filling: deque[tuple[int, list[Part], Future[None]]] = deque()
+        filling: deque[tuple[int, list[TransferSlice], Future[None]]] = deque()
 
         def send_oldest() -> None:
             nonlocal done_bytes
-            slot, parts, filled = filling.popleft()
+            slot, slices, filled = filling.popleft()
             filled.result()
-            self._send(slot, parts)
-            done_bytes += sum(part.num_bytes for part in parts)
+            self._send(slot, slices)
+            done_bytes += sum(slice_.num_bytes for slice_ in slices)
             if done_bytes == total_bytes:
                 self._context.stream.synchronize()
             progress(done_bytes, total_bytes)
 
-        for number, parts in enumerate(cut(pieces, self._buffers.num_bytes)):
+        for number, slices in enumerate(cut(transfers, self._buffers.num_bytes)):
             slot = number % len(self._buffers)
             if len(filling) == len(self._buffers):
                 send_oldest()
-            filling.append((slot, parts, self._threads.submit(self._fill, slot, parts)))
+            filling.append((slot, slices, self._threads.submit(self._fill, slot, slices)))
         while filling:
             send_oldest()
 
-    def _fill(self, slot: int, parts: list[Part]) -> None:
+    def _fill(self, slot: int, slices: list[TransferSlice]) -> None:
         """In a thread: bring the granules into the slot's buffer, once its last contents have left it."""
         self._copied[slot].synchronize()
         buffer = self._buffers[slot]
-        for piece, start, count, offset in parts:
-            num_bytes = count * piece.granule
-            first = start * piece.granule
-            np.copyto(buffer[offset : offset + num_bytes], piece.source[first : first + num_bytes])
+        for transfer, start, count, offset in slices:
+            num_bytes = count * transfer.granule
+            first = start * transfer.granule
+            np.copyto(buffer[offset : offset + num_bytes], transfer.source[first : first + num_bytes])
 
-    def _send(self, slot: int, parts: list[Part]) -> None:
+    def _send(self, slot: int, slices: list[TransferSlice]) -> None:
         """Enqueue the copy to the device, and after it what consumes it there."""
-        from cupy.cuda import runtime
-
-        stream, staging, last = self._context.stream, self._staging[slot], parts[-1]
+        stream, staging, last = self._context.stream, self._staging[slot], slices[-1]
         self._copy_stream.wait_event(self._consumed[slot])
         source, num_bytes = self._buffers[slot].ctypes.data, last.offset + last.num_bytes
-        runtime.memcpyAsync(staging.pointer, source, num_bytes, runtime.memcpyHostToDevice, self._copy_stream.ptr)
+        driver.copy_to_device_async(staging.pointer, source, num_bytes, self._copy_stream.ptr)
         self._copied[slot].record(self._copy_stream)
         stream.wait_event(self._copied[slot])
-        for part in parts:
-            part.piece.consume(staging.rows(part.offset, part.offset + part.num_bytes), part.start, part.num_granules)
+        for slice_ in slices:
+            slice_.transfer.consume(
+                staging.rows(slice_.offset, slice_.offset + slice_.num_bytes), slice_.start, slice_.num_granules
+            )
         self._consumed[slot].record(stream)
 
     def close(self) -> None:

@@ -14,14 +14,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kernels.errors import UnsupportedWeight
+from kernels.runtime import driver
 from kernels.runtime.device_array import DeviceArray
 from kernels.runtime.launcher import Context
 from kernels.runtime.memory import Arena
 from kernels.weights.dequant import dequantise
+from kernels.weights.formats import WIDEST
 from kernels.weights.packed import Experts, PackedMatrix, Projection, packed_bytes
 from kernels.weights.parameters import Router, Weight
-from kernels.weights.repack import FIT_WIDEST, WIDEST, Placement, repack_rows, variant_for
-from kernels.weights.upload import Piece, PinnedBuffers, Upload
+from kernels.weights.repack import Placement, repack_rows, variant_for
+from kernels.weights.upload import PinnedBuffers, Transfer, Upload
 
 MAX_TENSORS = 1 << 16
 COLUMN_GRANULE = 32  # columns of a matrix come in multiples of this: rows of activations are read 16 bytes at a time
@@ -53,14 +55,14 @@ class PackedWeightStore:
 
     def tied_table(self, projection: Projection) -> PackedMatrix:
         """The matrix of an output head as embedding table."""
-        return projection.parts[0]
+        return projection.matrices[0]
 
     def projection(self, weights: Sequence[Weight]) -> Projection:
         """Matrices on one input; neighbours of one format become one matrix.
 
         So do all if they fit one without loss: what that adds is read sooner than a second kernel has started.
         """
-        if all(weight.format.name in FIT_WIDEST for weight in weights):
+        if all(weight.format.fits_widest for weight in weights):
             return Projection((self._stack(weights),))
         return self._neighbours(weights)
 
@@ -98,11 +100,9 @@ class PackedWeightStore:
 
     def load(self, progress: Callable[[int, int], None]) -> list[str]:
         """Upload everything; the names of the tensors that hold NaN or infinity."""
-        from cupy.cuda import runtime
-
         stream = self._context.stream.ptr
-        pieces = [
-            Piece(
+        transfers = [
+            Transfer(
                 source.data.reshape(-1),
                 source.data.shape[1],
                 partial(source.consume, not_finite=self._flags.rows(number, number + 1)),
@@ -112,14 +112,12 @@ class PackedWeightStore:
         with Upload(self._context, self._buffers) as upload:
             start = self._flags.pointer  # what was in the arena before is not ours
             num_bytes = self._arena.pointer + self._arena.used_bytes - start
-            runtime.memsetAsync(start, 0, num_bytes, stream)  # padding, flags
+            driver.clear_async(start, num_bytes, stream)  # padding, flags
             for array, values in self._vectors:  # small and many: a copy costs a few microseconds, a buffer far more
-                runtime.memcpyAsync(
-                    array.pointer, values.ctypes.data, values.nbytes, runtime.memcpyHostToDevice, stream
-                )
-            upload.run(pieces, progress)
+                driver.copy_to_device_async(array.pointer, values.ctypes.data, values.nbytes, stream)
+            upload.run(transfers, progress)
         flags = np.empty(len(self._sources), np.int32)
-        runtime.memcpy(flags.ctypes.data, self._flags.pointer, flags.nbytes, runtime.memcpyDeviceToHost)
+        driver.copy_to_host(flags.ctypes.data, self._flags.pointer, flags.nbytes)
         bad = [source.name for source, flag in zip(self._sources, flags, strict=True) if flag]
         self._sources.clear()
         self._vectors.clear()
@@ -146,8 +144,9 @@ class PackedWeightStore:
 
     def _gated(self, weights: Sequence[Weight], num_gated: int, num_experts: int) -> PackedMatrix:
         matrix = self._matrix(weights, 2 * num_gated, num_experts, gated=True)
-        for part, weight in enumerate(weights):
-            self._place(weight, matrix, Placement(weight.num_outputs, gated_rows=num_gated, part=part))
+        for weight in weights:
+            placement = Placement(weight.num_outputs, gated_rows=num_gated, begins_with_up=weight is not weights[0])
+            self._place(weight, matrix, placement)
         return matrix
 
     def _matrix(self, weights: Sequence[Weight], num_rows: int, num_experts: int, *, gated: bool) -> PackedMatrix:
@@ -160,7 +159,7 @@ class PackedWeightStore:
         for weight in weights:
             self._context.note_variant(*variant_for(weight.format, format_))
         packed = self._arena.allocate((num_experts, packed_bytes(format_, num_rows, width)), np.uint8)
-        base = self._arena.allocate((num_experts, num_rows), np.int32) if format_.name == "MXFP4" else None
+        base = self._arena.allocate((num_experts, num_rows), np.int32) if format_.has_row_base else None
         return PackedMatrix(format_, num_rows, width, num_experts, gated, packed, base, self._bias(weights, gated))
 
     def _bias(self, weights: Sequence[Weight], gated: bool) -> DeviceArray | None:

@@ -16,6 +16,7 @@ from orcd.client import Client
 from orcd.errors import RedisUnavailable
 from orcd.result import Choice, Result, exception
 from orcd.store import schema
+from orcd.store.backoff import Backoff
 
 MAX_IN_FLIGHT = 1024
 LEAST_PAUSE_S = 0.05
@@ -94,11 +95,9 @@ def record(result: Result) -> dict[str, Any]:
 
 def _patiently(call: Callable[[], Answer]) -> Answer:
     """What ``call`` returns, once Redis is there. Raises `RedisUnavailable` after `PATIENCE_S` without it."""
-    end = time.monotonic() + PATIENCE_S
+    backoff = Backoff(RETRY_EVERY_S, RETRY_EVERY_S, PATIENCE_S, since=time.monotonic())
     while True:
         try:
             return call()
-        except RedisUnavailable:
-            if time.monotonic() > end:
-                raise
-            time.sleep(RETRY_EVERY_S)
+        except RedisUnavailable as error:
+            time.sleep(backoff.failed(error))

@@ -18,11 +18,13 @@ from orcd.errors import InvalidRequest, OrcdError
 from orcd.events import Cursor, Event, Queued, Started, Token, decode_event
 from orcd.status import unknown_job
 from orcd.store import schema
+from orcd.store.backoff import Backoff
 
 POLL_S = 2.0
 """Silence on the channel after which the record and the log are read again."""
 PAGE_ENTRIES = 1000
 """Log entries read in one go."""
+FIRST_BACKOFF_S = 0.1
 LONGEST_BACKOFF_S = 1.0
 
 Entry = tuple[bytes, dict[bytes, bytes]]
@@ -42,9 +44,7 @@ class EventStream:
         self._from_token = from_token
         self._timeout = timeout
         self._deadline = None if timeout is None else time.monotonic() + timeout
-        self._reconnect_s = reconnect_s
-        self._away_since: float | None = None
-        self._num_tries = 0
+        self._backoff = Backoff(FIRST_BACKOFF_S, LONGEST_BACKOFF_S, reconnect_s)
         self._cursor = Cursor()
         self._position: int | None = None
 
@@ -64,13 +64,7 @@ class EventStream:
 
     def backoff_s(self, error: redis.RedisError) -> float:
         """How long to wait after ``error`` before connecting again. Raises it when Redis has been away too long."""
-        now = time.monotonic()
-        if self._away_since is None:
-            self._away_since = now
-        if now - self._away_since > self._reconnect_s:
-            raise error
-        self._num_tries += 1
-        return min(0.05 * 2.0 ** min(self._num_tries, 10), LONGEST_BACKOFF_S, self._time_left_s())
+        return min(self._backoff.failed(error), self._time_left_s())
 
     def received(self, message: dict[str, Any] | None) -> list[Event] | None:
         """The new events in a message of the subscription (None: silence); None asks for a replay of the log."""
@@ -87,8 +81,7 @@ class EventStream:
         ``state`` is the record's, read before the page. Raises `InvalidRequest` if there is no such job, and
         `OrcdError` if its log does not hold what the record promises.
         """
-        self._away_since = None
-        self._num_tries = 0
+        self._backoff.succeeded()
         if state is None:
             raise unknown_job(self.job_id)
         events: list[Event] = []

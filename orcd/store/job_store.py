@@ -108,9 +108,9 @@ class JobStore:
             damage = OrcdError(f"the record of job {job_id} cannot be read ({type(error).__name__}); submit it again")
             last = Position.parse(entries[-1][0]) if entries else Position()
             event = Error(damage.code, damage.message, damage.retriable)
-            bury = Append(job_id, int(record[b"epoch"]), [LoggedEvent(last.after(0), event)], "failed")
+            failure = Append(job_id, int(record[b"epoch"]), [LoggedEvent(last.after(0), event)], "failed")
             with suppress(redis.RedisError):  # then whoever claims it next does
-                self.append([bury])
+                self.append([failure])
             return damage
 
     def _read_claim(self, job_id: str, now: int, record: dict[bytes, bytes], entries: list[Any]) -> Claim:
@@ -148,7 +148,7 @@ class JobStore:
             return {}
         answers = self._scripts["renew"](
             [schema.RUNNING, *map(schema.job_key, epochs)],
-            [self._lease_ms, self._ttl_s, *(part for pair in epochs.items() for part in pair)],
+            [self._lease_ms, self._ttl_s, *(item for pair in epochs.items() for item in pair)],
         )
         names: tuple[Literal["lost", "renewed", "cancelled"], ...] = ("lost", "renewed", "cancelled")
         return {job_id: names[answer] for job_id, answer in zip(epochs, answers, strict=True)}
@@ -159,7 +159,7 @@ class JobStore:
             return []
         answers = self._scripts["release"](
             [schema.RUNNING, schema.QUEUED, *map(schema.job_key, epochs)],
-            [REPUBLISH_AFTER_MS, self._ttl_s, *(part for pair in epochs.items() for part in pair)],
+            [REPUBLISH_AFTER_MS, self._ttl_s, *(item for pair in epochs.items() for item in pair)],
         )
         return [
             Message(job_id, answer[0].decode(), int(answer[1]))

@@ -8,12 +8,16 @@ from contextlib import contextmanager
 from typing import Any
 
 import redis
+from redis.backoff import ExponentialBackoff
 
 from orcd.errors import InvalidRequest, RedisUnavailable
 from orcd.settings import ClientSettings
 
 CONNECT_TIMEOUT_S = 5
 ANSWER_TIMEOUT_S = 15
+NUM_RETRIES = 3
+RETRY_BACKOFF = ExponentialBackoff(cap=0.2, base=0.02)
+"""How a client tries a command again, in redis-py's terms; what takes longer is for `orcd.store.backoff.Backoff`."""
 HEALTH_CHECK_S = 30
 """A connection that was idle for so long is tried before it is used; a subscription, while it is silent."""
 

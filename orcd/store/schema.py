@@ -27,7 +27,8 @@ Fields of ``orcd:{J}:job``: ``request`` (JSON, see `orcd.request`), ``state``, `
 An entry of ``orcd:{J}:log`` has the id ``<n>-<k>``: n tokens were emitted so far over all choices, k numbers the
 events at the same n. Its one field ``e`` is the event as JSON (see `orcd.events`).
 
-Celery keeps its own keys beside these: the queues, ``unacked*``, ``_kombu.*`` and ``celery-task-meta-<task id>``.
+Celery has keys of its own: the queues, ``unacked*``, ``_kombu.*`` and ``celery-task-meta-<task id>``; of the scripts
+``take`` and ``store_result`` write those. ``prelude`` is no script but what all of them begin with.
 Scripts reach a job's keys by its id, so a Redis Cluster is not supported; one Redis with replicas is.
 """
 
@@ -67,5 +68,6 @@ def worker_key(name: str) -> str:
 
 @cache
 def script(name: str) -> str:
-    """The text of ``orcd/store/lua/<name>.lua``."""
-    return files("orcd.store").joinpath("lua", f"{name}.lua").read_text(encoding="utf-8")
+    """The script ``orcd/store/lua/<name>.lua`` with ``prelude.lua``, what all of them have in common, in front."""
+    folder = files("orcd.store").joinpath("lua")
+    return "".join(folder.joinpath(f"{file}.lua").read_text(encoding="utf-8") for file in ("prelude", name))

@@ -1,11 +1,11 @@
 """The Celery pool that hands jobs to the engine process.
 
 A job waits inside the engine, not on a thread: `Pool.on_apply` only passes the job on. When its outcome is known,
-Celery's ordinary tracer runs the task's body on one of a few finisher threads, where it picks the outcome up; so
+Celery's ordinary tracer runs the task's body on one of a few finisher threads, with the outcome for its argument; so
 results, retries, links, chords and acknowledgement work as in any other pool.
 
-This leans on Celery's internals (``BasePool``, the arguments of ``on_apply``): the version is pinned for that reason,
-and `tests/tasks/celery_ext/test_pool.py` holds what is relied on.
+This leans on Celery's internals (``BasePool``, the arguments of ``on_apply`` and of the tracer): the version is pinned
+for that reason, and `tests/tasks/celery_ext/test_pool.py` holds what is relied on.
 """
 
 from __future__ import annotations
@@ -33,7 +33,6 @@ from orcd.store.enqueue import Publisher
 from orcd.store.job_store import JobStore
 from orcd.store.redis_connection import connect, redis_errors
 from tasks.app import worker_id
-from tasks.celery_ext.tasks import OUTCOMES
 from tasks.dispatch.delivery import Delivery, Outcome
 from tasks.dispatch.dispatcher import Dispatcher
 from tasks.dispatch.prompt_encoder import PromptEncoder
@@ -50,11 +49,16 @@ POLL_S = 0.1
 
 @dataclass(slots=True, eq=False, weakref_slot=True)
 class _Message:
-    """One Celery message in flight; Celery keeps a weak reference to it for ``revoke(terminate=True)``."""
+    """One Celery message in flight; Celery keeps a weak reference to it for ``revoke(terminate=True)``.
+
+    ``target`` is Celery's tracer, ``header`` the first of its arguments, and ``embed`` what follows the task's own
+    arguments in the message's body: links, chain and chord.
+    """
 
     task_id: str
     target: Callable[..., Any]
-    args: tuple[Any, ...]
+    header: tuple[Any, ...]
+    embed: dict[str, Any]
     callbacks: list[Callable[[Any], None]]
     cancel: Callable[[str], None]
     outcomes: dict[str, Outcome] = field(default_factory=dict)
@@ -161,18 +165,19 @@ class Pool(BasePool):  # type: ignore[misc]
         assert callback is not None, "Celery always wants to know the outcome"
         if accept_callback is not None:
             accept_callback(os.getpid(), time.monotonic())
-        name, task_id, _request, body, content_type, content_encoding = args
+        name, task_id, request, body, content_type, content_encoding = args
         task = self.app.tasks[name]
         if not hasattr(task, "deliveries"):
             self._finishers.submit(apply_target, target, args, {}, callback)
             return None
+        arguments, keywords, embed = loads(body, content_type, content_encoding) if content_type else body
         with self._lock:
             message = self._messages.get(task_id)
             if message is not None:  # delivered again while we work on it (the broker connection was cut): adopt it
                 message.callbacks.append(callback)
                 return message
-            message = self._messages[task_id] = _Message(task_id, target, args, [callback], self._cancel)
-        arguments, keywords, _embed = loads(body, content_type, content_encoding) if content_type else body
+            message = _Message(task_id, target, (name, task_id, request), embed, [callback], self._cancel)
+            self._messages[task_id] = message
         try:
             deliveries = task.deliveries(task_id, arguments, keywords)
         except OrcdError as error:
@@ -182,10 +187,10 @@ class Pool(BasePool):  # type: ignore[misc]
         message.outcomes = dict.fromkeys(deliveries)
         message.num_waiting = len(deliveries)
         assert self._dispatcher is not None, "Celery starts the pool before it consumes"
-        for job_id, request in deliveries.items():
+        for job_id, inline in deliveries.items():
             done = partial(self._done, message, job_id)
             # A second message of the same id has nothing to add; one of another id is waited for by somebody.
-            self._dispatcher.accept(Delivery(job_id, request, done, waits=job_id != task_id))
+            self._dispatcher.accept(Delivery(job_id, inline, done, waits=job_id != task_id))
         return message
 
     def _cancel(self, job_id: str) -> None:
@@ -201,9 +206,10 @@ class Pool(BasePool):  # type: ignore[misc]
             self._finishers.submit(self._finish, message)
 
     def _finish(self, message: _Message) -> None:
-        OUTCOMES.set(message.error or message.outcomes)
+        # The body of a message that was decoded has no content type; in place of the task's arguments is the outcome.
+        body: Any = (message.error or message.outcomes,), {}, message.embed
         try:
-            apply_target(message.target, message.args, {}, partial(self._answer, message))
+            apply_target(message.target, (*message.header, body, None, None), {}, partial(self._answer, message))
         except Exception as error:  # Redis went away while the result was stored: the message is delivered again
             self._observer.log.trouble("finish", error)
 

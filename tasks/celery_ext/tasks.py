@@ -1,8 +1,7 @@
-"""The Celery tasks. Their bodies only pick up what the engine made of the jobs: the pool has run them by then."""
+"""The Celery tasks. The pool runs their jobs first and then calls their bodies, with what became of the jobs."""
 
 from __future__ import annotations
 
-from contextvars import ContextVar
 from typing import Any
 
 from celery import Task
@@ -15,15 +14,8 @@ from orcd.result import Result, exception
 from orcd.store.submission import check_job_id
 from tasks.dispatch.delivery import Outcome, Repeated
 
-OUTCOMES: ContextVar[dict[str, Outcome] | OrcdError] = ContextVar("OUTCOMES")
-"""Job id -> outcome of the message whose task body is running, or what is wrong with the message."""
-
-
-def _outcomes() -> dict[str, Outcome]:
-    outcomes = OUTCOMES.get()
-    if isinstance(outcomes, OrcdError):
-        raise outcomes
-    return outcomes
+Outcomes = dict[str, Outcome] | OrcdError
+"""Job id -> outcome of the jobs of one message, or what is wrong with the message."""
 
 
 class GenerateTask(Task):  # type: ignore[misc]
@@ -46,9 +38,11 @@ class GenerateTask(Task):  # type: ignore[misc]
         check_job_id(job_id)
         return {job_id: requests.parse(fields) if fields else None}
 
-    def run(self, *_: Any, **__: Any) -> Result:
+    def run(self, outcomes: Outcomes) -> Result:
         """The job's result. Raises its error, or Ignore when another worker has it."""
-        (outcome,) = _outcomes().values()
+        if isinstance(outcomes, OrcdError):
+            raise outcomes
+        (outcome,) = outcomes.values()
         if isinstance(outcome, Repeated):
             if self.AsyncResult(self.request.id).ready():
                 raise Ignore
@@ -86,10 +80,12 @@ class GenerateChunkTask(Task):  # type: ignore[misc]
             check_job_id(job_id)
         return dict.fromkeys(items)
 
-    def run(self, *_: Any, **__: Any) -> list[Result]:
+    def run(self, outcomes: Outcomes) -> list[Result]:
         """The jobs' results. Raises Ignore when another worker has any of them."""
+        if isinstance(outcomes, OrcdError):
+            raise outcomes
         results = []
-        for job_id, outcome in _outcomes().items():
+        for job_id, outcome in outcomes.items():
             match outcome:
                 case None:
                     raise Ignore

@@ -18,7 +18,7 @@ from orcd.store.job_store import Append, Claim, LoggedEvent
 from tasks.dispatch.delivery import Done
 from tasks.dispatch.prompt_encoder import Prompt
 from worker import contract
-from worker.text.detokenizer import Detokenizer, Piece
+from worker.text.detokenizer import Detokenizer, TextDelta
 
 
 @dataclass(slots=True)
@@ -116,9 +116,9 @@ class ActiveJob:
         assert choice.detokenizer is not None, "add() comes before process()"
         choice.held += output.ids
         choice.held_logprobs += map(_logprob, output.ids, output.logprobs or ())
-        piece = choice.detokenizer.feed(output.ids)
-        self._release(choice, piece)
-        if piece.stopped:
+        delta = choice.detokenizer.feed(output.ids)
+        self._release(choice, delta)
+        if delta.stopped:
             choice.finish = "stop"
         elif output.finish_reason is not None:
             self._release(choice, choice.detokenizer.finish())
@@ -128,7 +128,7 @@ class ActiveJob:
         if len(self._choices) > 1:  # with one choice the end event says it
             self._emit(Token("", len(choice.ids) + 1, [], choice.index, finish=choice.finish), 0)
         self._end_if_done()
-        return contract.Abort(self.request_id, choice.index) if piece.stopped and output.finish_reason is None else None
+        return contract.Abort(self.request_id, choice.index) if delta.stopped and output.finish_reason is None else None
 
     def fail(self, error: OrcdError) -> None:
         """End the job without success."""
@@ -144,21 +144,21 @@ class ActiveJob:
         """The time on the Redis clock, as far as it was known at the claim."""
         return round(time.monotonic() * 1000 + self._clock_offset_ms)
 
-    def _release(self, choice: _Choice, piece: Piece) -> None:
-        if not piece.num_ids:
+    def _release(self, choice: _Choice, delta: TextDelta) -> None:
+        if not delta.num_ids:
             return
-        ids, choice.held = choice.held[: piece.num_ids], choice.held[piece.num_ids :]
-        logprobs = choice.held_logprobs[: piece.num_ids]
-        choice.held_logprobs = choice.held_logprobs[piece.num_ids :]
+        ids, choice.held = choice.held[: delta.num_ids], choice.held[delta.num_ids :]
+        logprobs = choice.held_logprobs[: delta.num_ids]
+        choice.held_logprobs = choice.held_logprobs[delta.num_ids :]
         if self._first_token_ms is None:
             self._first_token_ms = self.now_ms()
         token = Token(
-            t=piece.text,
+            t=delta.text,
             i=len(choice.ids) + 1,
             ids=ids,
             choice=choice.index,
-            analysis=piece.analysis,
-            commentary=piece.commentary,
+            analysis=delta.analysis,
+            commentary=delta.commentary,
             logprobs=logprobs or None,
         )
         self._emit(token, len(ids))

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 
 import redis
 
+from orcd.store.backoff import Backoff
 from orcd.store.job_store import Appended, JobStore
 from tasks.dispatch.active_job import ActiveJob
 from tasks.observe.observer import Observer
@@ -32,14 +33,13 @@ class LogWriter:
         stops meanwhile.
         """
         writing = [(job, append) for job in jobs if (append := job.take_append()).events]
-        delay_s = FIRST_RETRY_S
+        backoff = Backoff(FIRST_RETRY_S, MAX_RETRY_S)
         while not self._stopping.is_set():
             try:
                 answers = self._store.append([append for _, append in writing])
             except redis.RedisError as error:
                 self._observer.log.trouble("append", error)
-                self._stopping.wait(delay_s)
-                delay_s = min(2 * delay_s, MAX_RETRY_S)
+                self._stopping.wait(backoff.failed(error))
             else:
                 written = [(job, answer) for (job, _), answer in zip(writing, answers, strict=True)]
                 self._note_listeners(written)

@@ -73,21 +73,11 @@ class PromptEncoder:
 
     def _sampling(self, request: Request, ready: contract.Ready) -> contract.Sampling:
         ends = frozenset() if request.ignore_eos else self._tokenizer.end_ids
-        return contract.Sampling(
-            max_tokens=request.max_tokens or ready.max_sequence_tokens,
-            temperature=request.temperature,
-            top_p=request.top_p,
-            top_k=request.top_k,
-            min_p=request.min_p,
-            repetition_penalty=request.repetition_penalty,
-            presence_penalty=request.presence_penalty,
-            frequency_penalty=request.frequency_penalty,
-            logit_bias=request.logit_bias,
-            seed=request.seed or 0,
-            stop_token_ids=tuple(sorted(ends.union(request.stop_token_ids))),
-            min_tokens=request.min_tokens,
-            logprobs=request.logprobs,
-        )
+        told = {name: getattr(request, name) for name in contract.Sampling.__struct_fields__}
+        told["max_tokens"] = request.max_tokens or ready.max_sequence_tokens
+        told["seed"] = request.seed or 0
+        told["stop_token_ids"] = tuple(sorted(ends.union(request.stop_token_ids)))
+        return contract.Sampling(**told)
 
     def _detokenizer_of(self, request: Request, ids: list[int]) -> Callable[[], Detokenizer]:
         return lambda: Detokenizer(self._tokenizer, request.stop, prompt_ids=ids)

@@ -10,6 +10,7 @@ import sys
 import tempfile
 import threading
 import time
+from itertools import chain
 from pathlib import Path
 from types import TracebackType
 
@@ -66,7 +67,7 @@ class RedisServer:
             if self._answers_on(port):
                 self._port = port
                 return
-        raise RuntimeError(f"redis-server did not start on port {' or '.join(map(str, ports))}: {self._last_words()}")
+        raise RuntimeError(f"redis-server did not start on port {' or '.join(map(str, ports))}: {self._last_line()}")
 
     def kill(self) -> None:
         """End the server as a crash would (SIGKILL); `start` brings it back."""
@@ -130,13 +131,13 @@ class RedisServer:
             "appendonly": "yes" if self._appendonly else "no",
             "appendfsync": "no",  # written at once, synced by the kernel: safe against the server's death, and fast
         }
-        return [_executable(), *(part for name, value in options.items() for part in (f"--{name}", value))]
+        return [_executable(), *chain.from_iterable((f"--{name}", value) for name, value in options.items())]
 
     @property
     def _log_path(self) -> Path:
         return Path(self._folder.name, "log")
 
-    def _last_words(self) -> str:
+    def _last_line(self) -> str:
         lines = self._log_path.read_text(errors="replace").split("\n")
         return next((line.strip() for line in reversed(lines) if line.strip()), "it wrote no log")
 

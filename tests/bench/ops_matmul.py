@@ -1,6 +1,6 @@
 """Time of products on packed weights, by matrices of real models: ``python -m tests.bench.ops_matmul [TOKENS,...]``.
 
-Prints microseconds of one launch in a replayed graph of dependent ones (with what it needs besides: segments to be
+Prints microseconds of one launch in a replayed graph of dependent ones (with what else it needs: partitions to be
 added), over copies of the weights that no cache holds, and for each the bytes of weights read per second or the
 operations per second, whichever it is closer to being bound by.
 """
@@ -61,7 +61,7 @@ def copies_of(device: Any, shape: Shape, rng: np.random.Generator) -> list[Packe
     """The matrix as often as it takes to keep it out of the cache."""
     store = PackedWeightStore(device.context, device.weights)
     weight = random_weight(shape.format, (shape.rows, shape.width), rng)
-    first = (store.gate_up if shape.is_gated else store.projection)([weight]).parts[0]
+    first = (store.gate_up if shape.is_gated else store.projection)([weight]).matrices[0]
     store.load(lambda _done, _total: None)
     matrices = [first]
     while len(matrices) * first.packed.nbytes < ROTATED_BYTES and len(matrices) < LAUNCHES:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from kernels.batch import Draws
+from kernels.batch import SAMPLING_ROW, SamplingParams
 from kernels.devices.open import open_device
 from kernels.ops.sampling import sample, top_log_probabilities
 from kernels.runtime.memory import MemoryPlan
@@ -33,7 +33,7 @@ def measure(device: Any, num_rows: int, vocab_size: int, bandwidth: float) -> No
     context, upload = device.context, partial(device.upload, device.weights)
     rng = np.random.default_rng(0)
     logits = upload(rng.standard_normal((num_rows, vocab_size), np.float32) * np.float32(3))
-    keys, positions = upload(np.arange(num_rows, dtype=np.uint64)), upload(np.arange(num_rows, dtype=np.int64))
+    positions = upload(np.arange(num_rows, dtype=np.int64))
     ids = device.weights.allocate((num_rows,), np.int32)
 
     def show(name: str, operation: Any) -> None:
@@ -46,9 +46,8 @@ def measure(device: Any, num_rows: int, vocab_size: int, bandwidth: float) -> No
         print(f"{num_rows:5} {vocab_size:8} {name:20} {time_us:9.2f} us {share:7.1%}", flush=True)
 
     for name, options in FILTERS.items():
-        dtypes = (np.float32, np.int32, np.float32, np.float32)
-        columns = [upload(np.full(num_rows, value, dtype)) for value, dtype in zip(options, dtypes, strict=True)]
-        show(name, partial(sample, context, logits, Draws(*columns, keys, positions), out_ids=ids))
+        rows = np.array([(key, *options) for key in range(num_rows)], SAMPLING_ROW)
+        show(name, partial(sample, context, logits, SamplingParams(upload(rows), positions), out_ids=ids))
     top = {
         "out_logprobs": device.weights.allocate((num_rows,), np.float32),
         "out_top_ids": device.weights.allocate((num_rows, 20), np.int32),

@@ -197,7 +197,7 @@ class Course:
 def measure(arguments: argparse.Namespace) -> tuple[Seen, list[str], Course]:
     """Put the system under load: what the streams saw, what is wrong, and what happened beside."""
     most = str(arguments.streams)
-    # Jobs are in hand until Celery has stored their results: with no more places than streams, the next would wait.
+    # Jobs are in flight until Celery has stored their results: with no more places than streams, the next would wait.
     places = str(2 * arguments.streams)
     variables = {"ORCD_DEVICE": arguments.device, "ORCD_MAX_SEQUENCES": most, "ORCD_CONCURRENCY": places}
     vocab_size = open_gguf(arguments.model).tensors["token_embd.weight"].shape[0]

@@ -78,8 +78,8 @@ def test_stop_reading_wakes_a_receive_and_still_sends(pipe: tuple[Channel, socke
     timer.start()
     assert channel.receive(10) == []
     assert channel.is_closed
-    channel.send(Fatal("INTERNAL", "last words"))
-    assert b"last words" in other.recv(1000)
+    channel.send(Fatal("INTERNAL", "the final frame"))
+    assert b"the final frame" in other.recv(1000)
     timer.join()
 
 

@@ -109,7 +109,7 @@ def test_it_is_checked_once_only_where_the_setting_says_so(now: list[float]):
     assert gpu.num_checks == 1
 
 
-def test_memory_that_is_elsewhere_makes_the_engine_unwell_until_it_is_back(now: list[float]):
+def test_memory_that_is_elsewhere_makes_the_engine_unhealthy_until_it_is_back(now: list[float]):
     gpu, log = Gpu(), io.StringIO()
     heart = health_of(StubEngine(), gpu, log)
     assert heart.beat().healthy

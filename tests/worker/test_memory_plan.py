@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -129,7 +128,7 @@ def test_kernels_that_load_run_and_serve_a_model_are_prepared_before(gguf: GGUFF
     assert stems >= {
         "repack",
         "matmul",
-        "matmul_tile",
+        "matmul_tiled",
         "moe",
         "norm",
         "attention",
@@ -168,7 +167,7 @@ def test_a_model_that_does_not_fit_is_refused_with_all_that_helps(gguf: GGUFFile
 
 
 def test_the_cpu_reserves_nothing(gguf: GGUFFile) -> None:
-    device: Any = open_device("cpu")
+    device = open_device("cpu")
     settings = Settings(device="cpu")
     assert reserve(gguf, device, settings) is settings
 

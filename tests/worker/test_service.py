@@ -152,7 +152,7 @@ class CountingEngine(FloodingEngine):
         return outputs
 
 
-def test_last_words_are_told_at_once_and_do_not_take_the_rest_along(monkeypatch: pytest.MonkeyPatch):
+def test_a_final_output_is_sent_at_once_and_without_those_of_other_requests(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("worker.service.OUTPUTS_EVERY_S", 60)
     splitter = contract.FrameSplitter()
     engine = CountingEngine()
@@ -172,7 +172,7 @@ def test_last_words_are_told_at_once_and_do_not_take_the_rest_along(monkeypatch:
         assert frames(1) == [[("short", (1, 2, 3, 4, 5))]]
 
 
-def test_requests_that_follow_each_other_soon_start_together_and_a_lone_one_at_once(monkeypatch: pytest.MonkeyPatch):
+def test_requests_that_follow_each_other_soon_start_together_and_a_single_one_at_once(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("worker.service.ADMIT_EVERY_S", 0.5)
     engine = CountingEngine()
 
@@ -190,8 +190,8 @@ def test_requests_that_follow_each_other_soon_start_together_and_a_lone_one_at_o
         assert started_at[0] < started_at[1] == started_at[2] == started_at[3]
         time.sleep(0.6)
         sent = time.monotonic()
-        ours.sendall(contract.encode(Add("lone", (1,), ENDLESS)))
-        wait_for("lone")
+        ours.sendall(contract.encode(Add("single", (1,), ENDLESS)))
+        wait_for("single")
         assert time.monotonic() - sent < 0.4
 
 

@@ -6,12 +6,12 @@ import math
 import re
 from collections import defaultdict
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
 from kernels.devices.dry_run import DryRunDevice
 from kernels.devices.open import open_device
+from kernels.devices.protocol import GpuDevice, is_gpu
 from kernels.weights.formats import FORMATS
 from orcd.errors import ModelLoadFailed
 from worker.load import open_configured_device
@@ -130,12 +130,7 @@ def plan_for(gguf: GGUFFile, settings: Settings) -> Plan:
     Where there is no such device it is made for a GPU that stands in for it, with ``vram_bytes`` as its budget if that
     is set.
     """
-    note = None
-    try:
-        device: Any = open_configured_device(settings)
-    except ModelLoadFailed as error:
-        device, note = DryRunDevice(settings.device), error.message
-        device.budget_bytes = settings.vram_bytes or None
+    device, note = _device_to_plan_for(settings)
     plan = plan_memory(gguf, device, settings)
     sizes = {f"{name.replace(' ', '_')}_bytes": num_bytes for name, num_bytes in plan.memory.lines()}
     return Plan(
@@ -148,6 +143,18 @@ def plan_for(gguf: GGUFFile, settings: Settings) -> Plan:
         note=note,
         **sizes,
     )
+
+
+def _device_to_plan_for(settings: Settings) -> tuple[GpuDevice | DryRunDevice, str | None]:
+    """The GPU of ``settings``, or one that stands in for it and why that is needed."""
+    try:
+        device = open_configured_device(settings)
+    except ModelLoadFailed as error:
+        stand_in = DryRunDevice(settings.device)
+        stand_in.budget_bytes = settings.vram_bytes or None
+        return stand_in, error.message
+    assert is_gpu(device), "the CPU needs no plan"
+    return device, None
 
 
 def _kv_bytes_per_1k_tokens(config: ModelConfig) -> int:
@@ -217,8 +224,8 @@ def _plan_lines(plan: Plan) -> list[str]:
     lines = [f"  on {plan.device}".ljust(18) + plan.device_name]
     lines += [f"    {num_bytes / 2**20:10,.0f} MiB {use}" for use, num_bytes in uses.items()]
     if plan.available_bytes is not None:
-        verdict = "it fits" if plan.fits else "INSUFFICIENT_VRAM"
-        lines.append(f"    {plan.available_bytes / 2**20:10,.0f} MiB available: {verdict}")
+        fit = "it fits" if plan.fits else "INSUFFICIENT_VRAM"
+        lines.append(f"    {plan.available_bytes / 2**20:10,.0f} MiB available: {fit}")
     return lines + ([f"    {plan.note}"] if plan.note else [])
 
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kernels.batch import Step, dry_step
-from kernels.devices.arena_device import ArenaDevice
+from kernels.devices.dry_run import DryRunDevice
+from kernels.devices.protocol import GpuDevice, is_gpu
 from orcd.errors import InvalidRequest
 from worker.load import device_errors, open_configured_device
 from worker.memory_plan import reserve_for
@@ -46,18 +46,18 @@ def write_logits(model: Path, ids: Path, out: Path, device: str | None) -> None:
 
 def compute_logits(model: Model, token_ids: Sequence[int]) -> NDArray[np.float32]:
     """Logits [len(token_ids), vocab] of one sequence, fed in chunks through a cache of its own."""
-    device: Any = model.device
-    is_cuda = isinstance(device, ArenaDevice)
-    if is_cuda:
+    device = model.device
+    if is_gpu(device):
         device.kv_cache.reset()
     cache = model.allocate_cache(_num_blocks(len(token_ids)), BLOCK_TOKENS)
     logits = np.empty((len(token_ids), model.config.vocab_size), np.float32)
     for start in range(0, len(token_ids), CHUNK_TOKENS):
         step = _build_step(token_ids, start)
         rows = logits[start : start + step.token_ids.size]
-        rows[:] = (
-            device.download(model.forward(_upload(device, step), cache)) if is_cuda else model.forward(step, cache)
-        )
+        if is_gpu(device):
+            rows[:] = device.download(model.forward(_upload(device, step), cache))
+        else:
+            rows[:] = model.forward(step, cache)
     return logits
 
 
@@ -82,7 +82,7 @@ def _num_blocks(num_tokens: int) -> int:
     return -(-num_tokens // BLOCK_TOKENS)
 
 
-def _upload(device: Any, step: Step) -> Step:
+def _upload(device: GpuDevice, step: Step) -> Step:
     """The step's arrays on the device, where those of the one before were."""
     device.step_buffers.reset()
     return Step(**{name: device.upload(device.step_buffers, getattr(step, name)) for name in Step.__slots__})
@@ -90,7 +90,8 @@ def _upload(device: Any, step: Step) -> Step:
 
 def run_dry(model: Model, lengths: Collection[int]) -> None:
     """Do on a device without memory what `compute_logits` does for prompts of these lengths."""
-    device: Any = model.device
+    device = model.device
+    assert isinstance(device, DryRunDevice)
     num_blocks = _num_blocks(max(lengths, default=1))
     cache = model.allocate_cache(num_blocks, BLOCK_TOKENS)
     chunks = {min(length, CHUNK_TOKENS) for length in lengths} | {length % CHUNK_TOKENS for length in lengths}

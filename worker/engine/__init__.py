@@ -1,10 +1,10 @@
 """The engine: continuous batching of token sequences over a paged KV cache.
 
 `engine.Engine` is what others use: add, abort, step. A step is planned by `scheduler` (which sequences get how many
-tokens), run by `runner` (the batch through the model, then the draws) and committed. `block_pool`, `prefix_cache`,
+tokens), run by `runner` (the batch through the model, then sampling) and committed. `block_pool`, `prefix_cache`,
 `sequence` and `scheduler` are bookkeeping in plain Python and know neither arrays nor models.
 
 A token is drawn in this order: logit bias; repetition, presence and frequency penalty; stop ids banned before
-``min_tokens``; here log probabilities are taken; temperature; top-k; top-p; min-p; the draw, with noise that is a
-function of (seed + choice, index in the output, token id).
+``min_tokens``; here log probabilities are taken; temperature; the filters in the order of
+`kernels.reference.sampling`; the draw, with noise that is a function of (seed + choice, index in the output, token id).
 """

@@ -1,22 +1,28 @@
-"""Builds the batch of a planned step: NumPy arrays for the model, and for the draws after it."""
+"""Builds the batch of a planned step: NumPy arrays for the model, and for the sampling after it."""
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable
+from operator import attrgetter
 
 import numpy as np
 
-from kernels.batch import Draws, Step
+from kernels.batch import SAMPLING_ROW, SamplingParams, SamplingRow, Step, encode_draws
 from worker.engine.scheduler import Chunk
 from worker.engine.sequence import Sequence
 
 KEYS = (1 << 64) - 1  # all the bits of a key
 
+# What a row holds behind its key are parameters of requests, by their names.
+_parameters = attrgetter(*(field.name for field in SamplingRow.layout.fields[1:]))
+_pack_row = struct.Struct(SamplingRow.layout.format).pack
+
 
 def build_step(chunks: list[Chunk], block_tokens: int, draw_of: Callable[[Sequence], int] | None = None) -> Step:
     """The step of ``chunks``, which have not been counted as launched.
 
-    An id that the host does not know is -1 - ``draw_of`` its sequence, the draw of the previous step that gives it.
+    ``draw_of`` a sequence is the number of the draw of the previous step that gives the id that the host does not know.
     """
     starts = np.array([sequence.num_computed for sequence, _, _ in chunks], np.int32)
     counts = np.array([num_tokens for _, num_tokens, _ in chunks], np.int32)
@@ -26,15 +32,21 @@ def build_step(chunks: list[Chunk], block_tokens: int, draw_of: Callable[[Sequen
     positions = np.arange(query_starts[-1], dtype=np.int32) + (starts - query_starts[:-1])[rows]
     block_tables = np.zeros((len(chunks), max(len(chunk.sequence.block_ids) for chunk in chunks)), np.int32)
     token_ids: list[int] = []
+    unknown: list[int] = []  # where in `token_ids`
+    draws: list[int] = []  # which give those
     for row, (sequence, num_tokens, _) in enumerate(chunks):
         block_tables[row, : len(sequence.block_ids)] = sequence.block_ids
         start, end = sequence.num_computed, sequence.num_computed + num_tokens
         token_ids += sequence.token_ids[start:end]
         if end > len(sequence.token_ids):
             assert draw_of is not None, "an id that only the device knows"
-            token_ids.append(-1 - draw_of(sequence))
+            unknown.append(len(token_ids))
+            draws.append(draw_of(sequence))
+            token_ids.append(0)
+    tokens = np.array(token_ids, np.int32)
+    tokens[unknown] = encode_draws(np.array(draws, np.int32))
     return Step(
-        token_ids=np.array(token_ids, np.int32),
+        token_ids=tokens,
         positions=positions,
         slots=block_tables[rows, positions // block_tokens] * block_tokens + positions % block_tokens,
         sequence_rows=rows,
@@ -46,17 +58,21 @@ def build_step(chunks: list[Chunk], block_tokens: int, draw_of: Callable[[Sequen
     )
 
 
-def build_draws(sequences: list[Sequence]) -> Draws:
+def build_sampling_params(sequences: list[Sequence]) -> SamplingParams:
     """How the next token of each is drawn."""
-    options = [sequence.sampling for sequence in sequences]
-    return Draws(
-        temperature=np.array([option.temperature for option in options], np.float32),
-        top_k=np.array([option.top_k for option in options], np.int32),
-        top_p=np.array([option.top_p for option in options], np.float32),
-        min_p=np.array([option.min_p for option in options], np.float32),
-        keys=np.array([draw_key(sequence) for sequence in sequences], np.uint64),
+    rows = b"".join([build_sampling_row(sequence) for sequence in sequences])
+    return SamplingParams(
+        rows=np.frombuffer(rows, SAMPLING_ROW),
         output_positions=np.array([sequence.num_output for sequence in sequences], np.int64),
     )
+
+
+def build_sampling_row(sequence: Sequence) -> bytes:
+    """The `SamplingRow` of a sequence; it keeps it, as it is the same for every token."""
+    row = sequence.sampling_row
+    if row is None:
+        row = sequence.sampling_row = _pack_row(draw_key(sequence), *_parameters(sequence.sampling))
+    return row
 
 
 def draw_key(sequence: Sequence) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 
+from kernels.devices.protocol import is_gpu
 from kernels.errors import OutOfDeviceMemory
 from orcd.errors import CudaError, InsufficientVram, InvalidRequest, OrcdError, VramOom, places
 from worker.contract import Abort, Add, Choice, Stats, TokenOutput
@@ -64,7 +65,7 @@ class Engine:
         self._num_output_tokens = 0
 
     def _make_runner(self, model: Model, settings: Settings, num_blocks: int, capture: bool) -> Runner:
-        if model.device.name == "cpu":
+        if not is_gpu(model.device):
             return SynchronousRunner(model, num_blocks=num_blocks, block_tokens=settings.kv_block_tokens)
         limits = StepLimits(
             block_tokens=settings.kv_block_tokens,

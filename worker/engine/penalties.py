@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from kernels.reference.sampling import Adjustments
+from kernels.batch import Adjustments
 from worker.engine.sequence import Sequence
 
 

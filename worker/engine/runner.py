@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from kernels.reference.sampling import adjust_logits, log_probabilities, sample
 from orcd.errors import OrcdError
 from worker.contract import TokenLogprobs
-from worker.engine.batch_builder import build_draws, build_step
+from worker.engine.batch_builder import build_sampling_params, build_step
 from worker.engine.penalties import build_adjustments
 from worker.engine.scheduler import Chunk
 from worker.engine.sequence import Sequence
@@ -47,7 +47,7 @@ class Runner(Protocol):
 
 
 class SynchronousRunner:
-    """Runs a step when it is launched: for NumPy, where nothing can go on beside the host."""
+    """Runs a step when it is launched: for NumPy, where nothing goes on while the host does something else."""
 
     depth = 1
 
@@ -80,7 +80,7 @@ def _draw(logits: NDArray[np.float32], sequences: list[Sequence]) -> list[Draw |
     adjust_logits(logits, build_adjustments(sequences), out=logits)
     options = [sequence.sampling for sequence in sequences]
     ids = np.empty(len(sequences), np.int32)
-    sample(logits, build_draws(sequences), out_ids=ids)
+    sample(logits, build_sampling_params(sequences), out_ids=ids)
     return [
         Draw(token_id, _logprobs(row, token_id, option.logprobs)) if token_id >= 0 else non_finite()
         for row, token_id, option in zip(logits, ids.tolist(), options, strict=True)

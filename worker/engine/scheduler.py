@@ -143,8 +143,10 @@ class Scheduler:
     def _awaits_draw(self, sequence: Sequence) -> bool:
         """Whether it cannot go on before its unread token is known."""
         num_tokens = sequence.num_tokens
+        first_inflight_step = sequence.first_inflight_step
         return (
-            num_tokens < sequence.ahead_from
+            first_inflight_step is None
+            or num_tokens < first_inflight_step
             or num_tokens >= sequence.most_tokens
             or num_tokens - 1 == self.recompute_at
         )
@@ -229,9 +231,7 @@ class Scheduler:
     def _release_blocks(self, sequence: Sequence) -> None:
         for block_id in reversed(sequence.block_ids):  # the end of a prefix is of less use than its beginning
             self.pool.release(block_id, useful=block_id in self.prefix_cache)
-        sequence.block_ids = []
-        sequence.num_published = 0
-        sequence.num_computed = 0
+        sequence.drop_blocks()
 
     def check_invariants(self) -> None:
         """Every block's references are the tables it is in; every queue is in order and within its bounds."""

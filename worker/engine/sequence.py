@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 
 from worker.contract import FinishReason, Sampling
@@ -29,8 +28,12 @@ class Sequence:
     """Sequences share blocks with those of an equal root only."""
     leader: Sequence | None = None
 
+    sampling_row: bytes | None = None
+    """``sampling`` and the seed as the device takes them, once somebody needed that."""
     rank: tuple[int, int] = (0, 0)
     block_ids: list[int] = field(default_factory=list)
+    block_table_version: int = 0
+    """Grows when ``block_ids`` becomes another table, not when blocks are added to it."""
     block_hashes: list[bytes] = field(default_factory=list)
     num_computed: int = 0
     """Tokens whose keys and values are in the cache, once the steps that were launched have run."""
@@ -44,18 +47,19 @@ class Sequence:
 
     most_tokens: int = field(init=False)
     """With so many it ends."""
-    ahead_from: float = field(init=False)
-    """Number of tokens from which on the host need not know a token to have the next one drawn; inf: never."""
+    first_inflight_step: int | None = field(init=False)
+    """Number of tokens from which on the next token may be drawn while the last one is still in flight, its id unknown
+    to the host; None: never."""
 
     def __post_init__(self) -> None:
         self.num_tokens = len(self.token_ids)
         self.most_tokens = self.num_prompt + self.max_output
         options = self.sampling
-        self.ahead_from = 0
+        self.first_inflight_step = 0
         if options.stop_token_ids and options.min_tokens:
-            self.ahead_from = self.num_prompt + options.min_tokens
+            self.first_inflight_step = self.num_prompt + options.min_tokens
         if self.adjusts:
-            self.ahead_from = math.inf
+            self.first_inflight_step = None
 
     @property
     def adjusts(self) -> bool:
@@ -70,7 +74,7 @@ class Sequence:
     @property
     def draws_freely(self) -> bool:
         """Whether the next draw looks at nothing but its logits: it needs neither edits nor log probabilities."""
-        return self.num_tokens >= self.ahead_from
+        return self.first_inflight_step is not None and self.num_tokens >= self.first_inflight_step
 
     @property
     def num_output(self) -> int:
@@ -92,6 +96,13 @@ class Sequence:
         """Whether another choice is about to compute the prompt that this one can share."""
         leader = self.leader
         return leader is not None and leader.finish_reason is None and leader.num_computed < leader.num_prompt
+
+    def drop_blocks(self) -> None:
+        """Hold no blocks: nothing of it is computed any more."""
+        self.block_ids = []
+        self.block_table_version += 1
+        self.num_published = 0
+        self.num_computed = 0
 
     def launch(self, num_tokens: int, *, draws: bool) -> None:
         """A step computes its next ``num_tokens``, and draws another token if ``draws``."""

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Iterable
 
 from orcd.errors import ContextLengthExceeded, InvalidRequest, VramOom
+from orcd.sampling import PARAMETERS
 from worker.contract import Add, Sampling
 
-MAX_LOGPROBS = 20
-_SEEDS = 1 << 64
+_BOUNDS: dict[str, tuple[float, float]] = {
+    name: parameter.bounds
+    for name, parameter in PARAMETERS.items()
+    if name in Sampling.__struct_fields__ and parameter.bounds is not None
+}
+_BOUNDS["seed"] = (0, 2**64 - 1)  # a request's seed has 63 bits
 
 
 def validate_add(add: Add, *, vocab_size: int, context_length: int, cache_tokens: int) -> None:
@@ -42,22 +46,13 @@ def _check_ids(field: str, ids: Collection[int], vocab_size: int) -> None:
 def _check_sampling(sampling: Sampling, vocab_size: int) -> None:
     _check_ids("stop_token_ids", sampling.stop_token_ids, vocab_size)
     _check_ids("logit_bias", sampling.logit_bias, vocab_size)
-    _check_range("logit_bias", sampling.logit_bias.values(), -100, 100)
-    _check_range("max_tokens", [sampling.max_tokens], 1, math.inf)
-    _check_range("temperature", [sampling.temperature], 0, 2)
-    _check_range("top_p", [sampling.top_p], 0, 1)
-    _check_range("top_k", [sampling.top_k], 0, 2**31 - 1)
-    _check_range("min_p", [sampling.min_p], 0, 1)
-    _check_range("presence_penalty", [sampling.presence_penalty], -2, 2)
-    _check_range("frequency_penalty", [sampling.frequency_penalty], -2, 2)
-    _check_range("seed", [sampling.seed], 0, _SEEDS - 1)
-    _check_range("min_tokens", [sampling.min_tokens], 0, math.inf)
-    _check_range("logprobs", [sampling.logprobs or 0], 0, MAX_LOGPROBS)
-    _check_range("repetition_penalty", [sampling.repetition_penalty], 0.01, 10)  # it divides logits
+    for name, (least, most) in _BOUNDS.items():
+        value = getattr(sampling, name)
+        if value is not None:
+            _check_range(name, value.values() if isinstance(value, dict) else [value], least, most)
 
 
 def _check_range(field: str, values: Iterable[float], least: float, most: float) -> None:
     for value in values:
         if not least <= value <= most:  # NaN is in no range
-            bounds = f"at least {least}" if math.isinf(most) else f"from {least} to {most}"
-            raise InvalidRequest(f"{field} must be {bounds}")
+            raise InvalidRequest(f"{field} must be from {least} to {most}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,6 +60,16 @@ class ModelConfig:
     num_experts_used: int
     rope: RopeConfig
 
+    @property
+    def query_width(self) -> int:
+        """Elements of a token's queries, all heads together."""
+        return self.num_heads * self.head_dim
+
+    @property
+    def kv_width(self) -> int:
+        """Elements of a token's keys, all heads together, and of its values."""
+        return self.num_kv_heads * self.head_dim
+
 
 class _Keys:
     """The metadata keys of one architecture, typed and range-checked; errors name file and key."""
@@ -109,12 +120,12 @@ def shown(value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:60]}..."
 
 
-def read_config(gguf: GGUFFile, name: str, architecture: Architecture) -> ModelConfig:
-    """The configuration of a model whose ``general.architecture`` is ``name``, which its family declares so.
+def read_config(gguf: GGUFFile, name: str, architectures: Mapping[str, Architecture]) -> ModelConfig:
+    """The configuration of a model whose ``general.architecture`` is ``name``, one of the known ``architectures``.
 
     Raises `ModelLoadFailed` naming the key that is missing, of a wrong type, out of range or contradictory.
     """
-    keys = _Keys(gguf, name)
+    keys, architecture = _Keys(gguf, name), architectures[name]
     hidden = keys.integer("embedding_length", 1, MAX_WIDTH)
     num_heads = keys.integer("attention.head_count", 1, MAX_HEADS)
     num_kv_heads = keys.integer("attention.head_count_kv", 1, MAX_HEADS, num_heads)
@@ -122,7 +133,11 @@ def read_config(gguf: GGUFFile, name: str, architecture: Architecture) -> ModelC
         raise keys.error("attention.head_count_kv", f"is {num_kv_heads}, which does not divide {num_heads} heads")
     num_experts = keys.integer("expert_count", 0, MAX_EXPERTS, 0)
     if bool(num_experts) != architecture.has_experts:
-        raise keys.error("expert_count", f"is {num_experts}: experts are supported for gpt-oss only, which needs them")
+        with_experts = sorted(known for known, declared in architectures.items() if declared.has_experts)
+        needs = "which needs them" if len(with_experts) == 1 else "which need them"
+        raise keys.error(
+            "expert_count", f"is {num_experts}: experts are supported for {', '.join(with_experts)} only, {needs}"
+        )
     head_dim = _head_dim(keys, hidden, num_heads)
     intermediate = keys.integer("feed_forward_length", 1, MAX_WIDTH)
     context_length = keys.integer("context_length", 1, MAX_CONTEXT)

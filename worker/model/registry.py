@@ -2,48 +2,65 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import ClassVar, Protocol
 
-from kernels.batch import Step
+import numpy as np
+
+from kernels.batch import AnyArray, Step
 from kernels.devices.protocol import Device
 from orcd.errors import ModelLoadFailed
-from worker.model.config import ModelConfig, read_config, shown
+from worker.model.config import Architecture, ModelConfig, read_config, shown
 from worker.model.families.gpt2 import GPT2
 from worker.model.families.gpt_oss import GptOss
 from worker.model.families.llama import Llama
 from worker.model.gguf import GGUFFile
-from worker.model.kv_cache import KVCache
+from worker.model.kv_cache import KVCache, allocate_cache, bytes_per_block
 from worker.model.weights import Progress, Weights
 
 
-class Model(Protocol):
-    """A loaded model. Each family implements this; what they share is ops."""
+class Family(Protocol):
+    """A model's forward pass as a sequence of ops. What families share is ops, and how weights are read."""
 
-    @property
-    def config(self) -> ModelConfig:
-        """Its sizes."""
+    architectures: ClassVar[Mapping[str, Architecture]]
+    """Those that it runs, by the names that files have for them."""
 
-    @property
-    def device(self) -> Any:
-        """A `kernels.devices.protocol.Device`; where it works by itself, a `kernels.devices.cuda.CudaDevice`."""
+    def __init__(self, config: ModelConfig, weights: Weights, device: Device) -> None:
+        """Ask for every tensor of the model; raises `ModelLoadFailed`."""
 
     @property
     def recompute_at(self) -> int | None:
-        """Length beyond which a sequence's cached K and V are void and must be computed again; None: never."""
+        """See `Model.recompute_at`."""
 
-    def bytes_per_block(self, block_tokens: int) -> int:
-        """Bytes of one block of the KV cache, all layers together."""
-
-    def allocate_cache(self, num_blocks: int, block_tokens: int) -> KVCache:
-        """A KV cache on the model's device."""
-
-    def forward(self, step: Step, cache: KVCache) -> Any:
+    def forward(self, step: Step, cache: KVCache) -> AnyArray:
         """Run one step: write K and V of its tokens, return logits [R, vocab] float32 of ``step.logit_rows``."""
 
 
-_CLASSES: tuple[type[GPT2 | GptOss | Llama], ...] = (GPT2, GptOss, Llama)
+@dataclass(frozen=True, slots=True, eq=False)
+class Model:
+    """A loaded model, as an engine sees it: its family's forward pass on a device."""
+
+    config: ModelConfig
+    device: Device
+    forward: Callable[[Step, KVCache], AnyArray]
+    """See `Family.forward`."""
+    recompute_at: int | None
+    """Length beyond which a sequence's cached K and V are void and must be computed again; None: never."""
+
+    def bytes_per_block(self, block_tokens: int) -> int:
+        """Bytes of one block of the KV cache, all layers together."""
+        return bytes_per_block(self.config, self.device, block_tokens)
+
+    def allocate_cache(self, num_blocks: int, block_tokens: int) -> KVCache:
+        """A KV cache on the model's device."""
+        return allocate_cache(self.config, self.device, num_blocks, block_tokens)
+
+
+_CLASSES: tuple[type[Family], ...] = (GPT2, GptOss, Llama)
 FAMILIES = {name: family for family in _CLASSES for name in family.architectures}
 """Architecture, as ``general.architecture`` names it -> family."""
+ARCHITECTURES = {name: family.architectures[name] for name, family in FAMILIES.items()}
 
 
 def read_model_config(gguf: GGUFFile) -> ModelConfig:
@@ -57,7 +74,7 @@ def read_model_config(gguf: GGUFFile) -> ModelConfig:
             f"{gguf.path}: the architecture (general.architecture) is {shown(name)}; "
             f"known are {', '.join(sorted(FAMILIES))}"
         )
-    return read_config(gguf, name, FAMILIES[name].architectures[name])
+    return read_config(gguf, name, ARCHITECTURES)
 
 
 def load_model(gguf: GGUFFile, device: Device, progress: Progress) -> Model:
@@ -77,6 +94,8 @@ def assemble_model(config: ModelConfig, weights: Weights, device: Device) -> Mod
     Raises `ModelLoadFailed`, also for a tensor that the family does not know.
     """
     weights.check_heads(config)
-    model = FAMILIES[config.architecture](config, weights, device)
+    family = FAMILIES[config.architecture](config, weights, device)
     weights.check_all_used()
-    return model
+    # Damaged weights may overflow: no reason for a warning, as the sampler refuses what comes out.
+    forward = np.errstate(over="ignore", invalid="ignore")(family.forward)
+    return Model(config, device, forward, family.recompute_at)

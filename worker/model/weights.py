@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from kernels.batch import AnyArray
 from kernels.devices.protocol import Device
 from kernels.errors import UnsupportedWeight
 from kernels.weights.dequant import dequantise
 from kernels.weights.formats import FORMATS
-from kernels.weights.parameters import Rope, Router, Weight
+from kernels.weights.parameters import AnyExperts, AnyMatrix, AnyProjection, LayerNorm, RmsNorm, Rope, Router, Weight
 from orcd.errors import ModelLoadFailed
 from worker.model.config import ModelConfig
 from worker.model.gguf import GGUFFile, Tensor
@@ -26,7 +27,7 @@ Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class TensorSpec:
     """A tensor ``name``.weight of ``num_outputs`` rows and, if it has one, its ``name``.bias."""
 
     name: str
@@ -40,28 +41,37 @@ class Weights:
     def __init__(self, gguf: GGUFFile, device: Device) -> None:
         self._gguf = gguf
         self._device = device
+        self._prefix = ""
         self._used: set[str] = set()
 
-    def __contains__(self, name: str) -> bool:
-        return name in self._gguf.tensors
+    def layer(self, index: int) -> Weights:
+        """Those of one layer, which have names without ``blk.N.`` there."""
+        layer = copy(self)
+        layer._prefix = f"blk.{index}."
+        return layer
 
-    def table(self, name: str, num_rows: int, width: int) -> Any:
+    def __contains__(self, name: str) -> bool:
+        return self._prefix + name in self._gguf.tensors
+
+    def table(self, name: str, num_rows: int, width: int) -> AnyMatrix:
         """An embedding table, for the device's ops."""
         with self._named():
             return self._device.store.table(self._weight(name, num_rows, width))
 
-    def projection(self, *parts: Part, num_inputs: int) -> Any:
+    def projection(self, *specs: TensorSpec, num_inputs: int) -> AnyProjection:
         """Matrices on one input, their outputs side by side."""
         with self._named():
-            return self._device.store.projection([self._of(part, num_inputs) for part in parts])
+            return self._device.store.projection([self._of(spec, num_inputs) for spec in specs])
 
-    def gate_up(self, *parts: Part, num_inputs: int) -> Any:
+    def gate_up(self, *specs: TensorSpec, num_inputs: int) -> AnyProjection:
         """Gate and up projection, two tensors or a fused one."""
         with self._named():
-            return self._device.store.gate_up([self._of(part, num_inputs) for part in parts])
+            return self._device.store.gate_up([self._of(spec, num_inputs) for spec in specs])
 
-    def experts(self, gate: Part, up: Part, down: Part, *, num_experts: int, num_inputs: int) -> Any:
-        """The experts' weights in stacked tensors, ``num_outputs`` of a part being an expert's."""
+    def experts(
+        self, gate: TensorSpec, up: TensorSpec, down: TensorSpec, *, num_experts: int, num_inputs: int
+    ) -> AnyExperts:
+        """The experts' weights in stacked tensors, ``num_outputs`` of a spec being an expert's."""
         with self._named():
             return self._device.store.experts(
                 self._of(gate, num_inputs, num_experts),
@@ -69,22 +79,32 @@ class Weights:
                 self._of(down, gate.num_outputs, num_experts),
             )
 
-    def router(self, part: Part, *, num_inputs: int, num_used: int) -> Router:
+    def router(self, spec: TensorSpec, *, num_inputs: int, num_used: int) -> Router:
         """The matrix that chooses experts."""
         with self._named():
-            return self._device.store.router(self._of(part, num_inputs), num_used)
+            return self._device.store.router(self._of(spec, num_inputs), num_used)
 
-    def head(self, embedding: str, num_outputs: int, num_inputs: int) -> tuple[Any, Any]:
+    def head(self, embedding: str, num_outputs: int, num_inputs: int) -> tuple[AnyMatrix, AnyProjection]:
         """The embedding table and the output head, which are one matrix where the file has no ``output.weight``."""
         if "output.weight" in self:
-            head = self.projection(Part("output", num_outputs, bias=False), num_inputs=num_inputs)
+            head = self.projection(TensorSpec("output", num_outputs, bias=False), num_inputs=num_inputs)
             return self.table(embedding, num_outputs, num_inputs), head
-        head = self.projection(Part(embedding.removesuffix(".weight"), num_outputs, bias=False), num_inputs=num_inputs)
+        head = self.projection(
+            TensorSpec(embedding.removesuffix(".weight"), num_outputs, bias=False), num_inputs=num_inputs
+        )
         return self._device.store.tied_table(head), head
 
-    def vector(self, name: str, *shape: int) -> Any:
+    def vector(self, name: str, *shape: int) -> AnyArray:
         """A small tensor (norm, sinks) as float32."""
         return self._device.store.vector(self.host_vector(name, *shape))
+
+    def rms_norm(self, name: str, width: int, epsilon: float) -> RmsNorm:
+        """The norm ``name``.weight."""
+        return RmsNorm(self.vector(f"{name}.weight", width), epsilon)
+
+    def layer_norm(self, name: str, width: int, epsilon: float) -> LayerNorm:
+        """The norm ``name``.weight, with ``name``.bias."""
+        return LayerNorm(self.vector(f"{name}.weight", width), self.vector(f"{name}.bias", width), epsilon)
 
     def rope(self, rope: Rope) -> Rope:
         """``rope`` with its frequencies on the device."""
@@ -96,7 +116,7 @@ class Weights:
         values = np.empty(shape, np.float32)
         dequantise(tensor.format, np.ascontiguousarray(tensor.data), out=values)
         if not np.isfinite(values).all():
-            raise self._error(name, NOT_FINITE)
+            raise self._error(tensor.name, NOT_FINITE)
         return values
 
     def check_heads(self, config: ModelConfig) -> None:
@@ -126,16 +146,16 @@ class Weights:
         for name in self._device.store.load(progress):
             raise self._error(name, NOT_FINITE)
 
-    def _of(self, part: Part, num_inputs: int, num_experts: int | None = None) -> Weight:
+    def _of(self, spec: TensorSpec, num_inputs: int, num_experts: int | None = None) -> Weight:
         stack = () if num_experts is None else (num_experts,)
-        weight = self._weight(f"{part.name}.weight", *stack, part.num_outputs, num_inputs)
-        if not part.bias:
+        weight = self._weight(f"{spec.name}.weight", *stack, spec.num_outputs, num_inputs)
+        if not spec.bias:
             return weight
-        return replace(weight, bias=self.host_vector(f"{part.name}.bias", *stack, part.num_outputs))
+        return replace(weight, bias=self.host_vector(f"{spec.name}.bias", *stack, spec.num_outputs))
 
     def _weight(self, name: str, *shape: int) -> Weight:
         tensor = self._tensor(name, shape)
-        return Weight(name, tensor.format, tensor.data)
+        return Weight(tensor.name, tensor.format, tensor.data)
 
     @contextmanager
     def _named(self) -> Iterator[None]:
@@ -146,6 +166,7 @@ class Weights:
             raise self._error(error.name, error.problem) from None
 
     def _tensor(self, name: str, shape: tuple[int, ...]) -> Tensor:
+        name = self._prefix + name
         tensor = self._gguf.tensors.get(name)
         if tensor is None:
             raise self._error(name, "is missing")

@@ -13,11 +13,11 @@ from worker.text.harmony import Channel, Channels
 from worker.text.tokenizer import Tokenizer
 
 
-class Piece(msgspec.Struct, frozen=True):
+class TextDelta(msgspec.Struct, frozen=True):
     """What may be shown now: the text of the next ``num_ids`` token ids that were not released before.
 
     ``text`` belongs to the answer; ``analysis`` (reasoning) and ``commentary`` (tool calls) are empty but for models
-    with channels. ``stopped`` says that a stop string was found: this piece is the last.
+    with channels. ``stopped`` says that a stop string was found: this delta is the last.
     """
 
     text: str
@@ -36,7 +36,7 @@ class Detokenizer:
     the middle of a token's text thus holds the token's earlier text too.
 
     **Borders.** Nothing is held back at the end of a released id, and no stop string that is found later can begin
-    before it. So a log of released (ids, text) may be cut after any piece: a new detokenizer that is told the logged
+    before it. So a log of released (ids, text) may be cut after any delta: a new detokenizer that is told the logged
     ids by `restore` and then fed the same further ids shows the same further text.
 
     **Stop strings** are looked for in the answer's text, across token borders. The one that is complete first counts;
@@ -44,7 +44,7 @@ class Detokenizer:
     ``stopped``, together with all ids up to the one that completes it. How ids are dealt out to calls of `feed` makes
     no difference.
 
-    Control tokens have no text. All pieces' ``text`` together is ``tokenizer.decode(ids, skip_special=True)``, cut at
+    Control tokens have no text. All deltas' ``text`` together is ``tokenizer.decode(ids, skip_special=True)``, cut at
     the first stop string; only a space in front that stands in the middle of a sentence is kept: ``prompt_ids`` says
     what came before. For models with channels it also says in which channel the answer begins; there each message is
     decoded for itself, and a stop string does not reach from one into the next.
@@ -67,7 +67,7 @@ class Detokenizer:
         self._window = ""  # the answer's text in ``_held``
         self._stopped = False
 
-    def feed(self, token_ids: Sequence[int]) -> Piece:
+    def feed(self, token_ids: Sequence[int]) -> TextDelta:
         """Take the next ids; those after the one that completes a stop string are ignored."""
         assert not self._stopped, "nothing follows a stop string"
         released = _Released()
@@ -78,16 +78,16 @@ class Detokenizer:
             if not num_whole:
                 self._add(self._decode(token_ids[position]), released)
             position += num_whole or 1
-        return released.piece(stopped=self._stopped)
+        return released.to_delta(stopped=self._stopped)
 
-    def finish(self) -> Piece:
+    def finish(self) -> TextDelta:
         """Release all that is held back: no more ids will come. Half a character becomes U+FFFD."""
         released = _Released()
         if self._held:
             num_ids, channel = len(self._held), self._held[-1].channel
             self._add(_Token(channel, self._decoder.decode(b"", True), ends_message=True), released)
             released.num_ids = num_ids
-        return released.piece(stopped=self._stopped)
+        return released.to_delta(stopped=self._stopped)
 
     def restore(self, logged_ids: Sequence[int]) -> None:
         """Go on, with a new detokenizer, after ids that another one has released."""
@@ -180,7 +180,7 @@ class _Token:
 
 
 class _Released:
-    """A piece as it grows."""
+    """A `TextDelta` that is being put together."""
 
     def __init__(self) -> None:
         self.num_ids = 0
@@ -199,6 +199,6 @@ class _Released:
         self.num_ids += num_ids
         self._texts["final"] += answer
 
-    def piece(self, *, stopped: bool) -> Piece:
+    def to_delta(self, *, stopped: bool) -> TextDelta:
         texts = self._texts
-        return Piece(texts["final"], self.num_ids, stopped, texts["analysis"], texts["commentary"])
+        return TextDelta(texts["final"], self.num_ids, stopped, texts["analysis"], texts["commentary"])

@@ -1,13 +1,13 @@
 // Activations on their own.
 #include "../common/common.cuh"
 
-struct Params {
+struct SwigluParams {
     const u16* both;  // [num_rows, 2 * width] gates, then up projections
     u16* out;         // [num_rows, width]
     int num_rows, width;
 };
 
-KERNEL __launch_bounds__(256) swiglu_rows(const __grid_constant__ Params p) {
+KERNEL __launch_bounds__(256) swiglu_rows(const __grid_constant__ SwigluParams p) {
     wait_for_previous();
     const i64 row = blockIdx.y;
     const int column = blockIdx.x * 256 + threadIdx.x;

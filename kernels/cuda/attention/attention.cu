@@ -1,8 +1,8 @@
 // Attention over the paged KV cache. attention_plan.cuh says how the work is cut, attention.cuh what a warp does,
 // attention_merge.cuh what becomes of several warps' results.
-//   attention_decode        few query rows: the units of a span go to different warps, long contexts to several blocks
+//   attention_decode        few query rows: the tiles of a split go to different warps, long contexts to several blocks
 //   rope_attention_decode   the same for steps of one token a sequence, which attention_rope.cuh completes on the way
-//   attention_prefill       many query rows: warps share K and V tiles and walk over all units
+//   attention_prefill       many query rows: warps share K and V tiles and walk over all tiles
 #include "attention_rope.cuh"
 #include "attention_merge.cuh"
 
@@ -12,58 +12,58 @@
 struct OldRows {
     static constexpr bool ARE_NEW = false;
 
-    DEVICE void load(Rows<1>& rows, const Params& p, const Item& item, i32 kv_head, u8*) const {
+    DEVICE void load(Rows<1>& rows, const AttentionParams& p, const Item& item, i32 kv_head, u8*) const {
         load_rows(rows, p, item, kv_head, 0);
     }
     DEVICE static void complete(u8*, const Item&, const u8*) {}
 };
 
-// The copies of each warp's first unit, keys and then values, have begun.
+// The copies of each warp's first tile, keys and then values, have begun.
 template <class Source>
-DEVICE void decode_item(const Params& p, const Item& item, i32 kv_head, const Source& source, u8* shared) {
+DEVICE void decode_item(const AttentionParams& p, const Item& item, i32 kv_head, const Source& source, u8* shared) {
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, row = slice_row();
     Exchange& exchange = exchange_at(shared);
     u8* const new_rows = new_rows_at(shared);
     u8 *const key_tile = shared + 2 * warp * TILE_BYTES, *const value_tile = key_tile + TILE_BYTES;
     const u32 keys = shared_address(key_tile), values = keys + TILE_BYTES;
-    const i32 first_round = item.first_unit / DECODE_WARPS * DECODE_WARPS;
-    const i32 num_cached = item.num_keys - Source::ARE_NEW, newest_unit = (item.num_keys - 1) / UNIT_KEYS;
+    const i32 first_round = item.first_tile / DECODE_WARPS * DECODE_WARPS;
+    const i32 num_cached = item.num_keys - Source::ARE_NEW, newest_tile = (item.num_keys - 1) / TILE_KEYS;
     const int halves = item.num_rows > DECODE_ROWS / 2 ? 2 : 1;
 
     Rows<1> rows;
     source.load(rows, p, item, kv_head, new_rows);
     const bool merges = row < item.num_rows;
-    auto partial_row = [&](i32 span) {
-        return (i64)(item.partial_row + span * item.num_rows + row) * p.num_kv_heads + kv_head;
+    auto partial_row = [&](i32 split) {
+        return (i64)(item.partial_row + split * item.num_rows + row) * p.num_kv_heads + kv_head;
     };
     i32 token = 0, head = kv_head * p.group + item.first_row + row;  // of new rows, one token's
     if (!Source::ARE_NEW) locate(p, item, kv_head, row, token, head);
     u16* const out = p.out + ((i64)(item.first_token + token) * p.num_kv_heads * p.group + head) * HEAD_DIM;
     const float sink = merges ? load_sink(p, head) : 0.0f;
-    Slice span, whole;
-    clear(span);
+    Slice split, whole;
+    clear(split);
     clear(whole);
 
-    for (i32 round = first_round; round < item.end_unit; round += DECODE_WARPS) {
-        const i32 unit = round + warp, next = unit + DECODE_WARPS;
-        if (unit >= item.first_unit && unit < item.end_unit) {
+    for (i32 round = first_round; round < item.end_tile; round += DECODE_WARPS) {
+        const i32 tile = round + warp, next = tile + DECODE_WARPS;
+        if (tile >= item.first_tile && tile < item.end_tile) {
             Weights<1> weights;
             Partial<1> partial;
-            const i64 offset = next < item.end_unit ? group_offset(p, item, kv_head, next, lane % UNIT_GROUPS) : 0;
+            const i64 offset = next < item.end_tile ? group_offset(p, item, kv_head, next, lane % TILE_GROUPS) : 0;
             copy_wait<1>();
-            if (Source::ARE_NEW && unit == newest_unit)
+            if (Source::ARE_NEW && tile == newest_tile)
                 Source::complete(key_tile, item, new_rows + NEW_KEY * ROW_BYTES);
             __syncwarp();
-            score_unit(weights, rows, keys, unit * UNIT_KEYS, p.scale_log2, halves);
+            score_tile(weights, rows, keys, tile * TILE_KEYS, p.scale_log2, halves);
             __syncwarp();
-            copy_unit(keys, p.keys, offset, next, item.end_unit, num_cached);
+            copy_tile(keys, p.cache.keys, offset, next, item.end_tile, num_cached);
             copy_wait<1>();
-            if (Source::ARE_NEW && unit == newest_unit)
+            if (Source::ARE_NEW && tile == newest_tile)
                 Source::complete(value_tile, item, new_rows + NEW_VALUE * ROW_BYTES);
             __syncwarp();
-            weigh_unit(partial, weights, values);
+            weigh_tile(partial, weights, values);
             __syncwarp();
-            copy_unit(values, p.values, offset, next, item.end_unit, num_cached);
+            copy_tile(values, p.cache.values, offset, next, item.end_tile, num_cached);
             put(exchange, partial, item.num_rows);
         }
         __syncthreads();
@@ -72,29 +72,29 @@ DEVICE void decode_item(const Params& p, const Item& item, i32 kv_head, const So
 #pragma unroll
             for (int w = 0; w < DECODE_WARPS; w++) {
                 clear(others[w]);
-                if (round + w >= item.first_unit && round + w < item.end_unit) get(others[w], exchange, w);
+                if (round + w >= item.first_tile && round + w < item.end_tile) get(others[w], exchange, w);
             }
 #pragma unroll
-            for (int w = 0; w < DECODE_WARPS; w++) merge(span, others[w]);
-            if ((round + DECODE_WARPS) % SPAN_UNITS == 0 || round + DECODE_WARPS >= item.end_unit) {
-                if (item.num_parts == 1)
-                    merge(whole, span);
+            for (int w = 0; w < DECODE_WARPS; w++) merge(split, others[w]);
+            if ((round + DECODE_WARPS) % SPLIT_TILES == 0 || round + DECODE_WARPS >= item.end_tile) {
+                if (item.num_items == 1)
+                    merge(whole, split);
                 else
-                    store(p, partial_row(round / SPAN_UNITS), span);
-                clear(span);
+                    store(p, partial_row(round / SPLIT_TILES), split);
+                clear(split);
             }
         }
-        if (round + DECODE_WARPS < item.end_unit) __syncthreads();
+        if (round + DECODE_WARPS < item.end_tile) __syncthreads();
     }
 
-    if (item.num_parts > 1) {
+    if (item.num_items > 1) {
         __syncthreads();
         if (!arrives_last(p, item, kv_head)) return;
     }
     if (!merges) return;
-    if (item.num_parts > 1)
+    if (item.num_items > 1)
 #pragma unroll 4
-        for (i32 s = item.first_span; s < item.end_span; s++) {
+        for (i32 s = item.first_split; s < item.end_split; s++) {
             Slice other;
             load(other, p, partial_row(s));
             merge(whole, other);
@@ -107,15 +107,15 @@ DEVICE void decode_item(const Params& p, const Item& item, i32 kv_head, const So
                                                 pack_half2(whole.o[q].z * factor, whole.o[q].w * factor)};
 }
 
-DEVICE void clear_row(const Params& p, i32 token) {
+DEVICE void clear_row(const AttentionParams& p, i32 token) {
     const i32 row_words = p.num_kv_heads * p.group * (HEAD_DIM / 8);
     for (i32 i = threadIdx.x; i < row_words; i += DECODE_THREADS)
         ((uint4*)p.out)[(i64)token * row_words + i] = {0, 0, 0, 0};
 }
 
-// Tokens that only fill the step up get zeros. `token` is blockIdx.x, `position` its position, if it has one. Beside
-// prefill a block has many tokens: a warp looks at 32 of them at once.
-DEVICE void clear_padding(const Params& p, i32 token, i32 position) {
+// Tokens that only fill the step up get zeros. `token` is blockIdx.x, `position` its position, if it has one. In steps
+// with prefill a block has many tokens: a warp looks at 32 of them at once.
+DEVICE void clear_padding(const AttentionParams& p, i32 token, i32 position) {
     if (position < 0) clear_row(p, token);
     for (i32 first = token + gridDim.x; first < p.num_tokens; first += 32 * gridDim.x) {
         const i32 mine = first + threadIdx.x % 32 * gridDim.x;
@@ -125,18 +125,18 @@ DEVICE void clear_padding(const Params& p, i32 token, i32 position) {
 }
 
 // Grid: at least decode items * KV heads; dynamic shared memory: 2 * DECODE_WARPS * TILE_BYTES + sizeof(Exchange).
-KERNEL __launch_bounds__(DECODE_THREADS) attention_decode(const __grid_constant__ Params p) {
+KERNEL __launch_bounds__(DECODE_THREADS) attention_decode(const __grid_constant__ AttentionParams p) {
     extern __shared__ __align__(16) u8 shared[];
     wait_for_previous();
     const i32 index = blockIdx.x / p.num_kv_heads, kv_head = blockIdx.x - index * p.num_kv_heads;
-    const Item item = p.items[index];  // the grid has no block without an entry, though it may hold nothing
+    const Item item = p.work.items[index];  // the grid has no block without an entry, though it may hold nothing
     const i32 token = blockIdx.x, position = token < p.num_tokens ? p.positions[token] : 0;
-    if (index < p.counts->decode_items) {
-        const i32 unit = first_unit_of_warp(item);
-        const i64 offset = group_offset(p, item, kv_head, unit, threadIdx.x % UNIT_GROUPS);
+    if (index < p.work.counts->decode_items) {
+        const i32 tile = first_tile_of_warp(item);
+        const i64 offset = group_offset(p, item, kv_head, tile, threadIdx.x % TILE_GROUPS);
         const u32 keys = shared_address(shared) + threadIdx.x / 32 * 2 * TILE_BYTES;
-        copy_unit(keys, p.keys, offset, unit, item.end_unit, item.num_keys);
-        copy_unit(keys + TILE_BYTES, p.values, offset, unit, item.end_unit, item.num_keys);
+        copy_tile(keys, p.cache.keys, offset, tile, item.end_tile, item.num_keys);
+        copy_tile(keys + TILE_BYTES, p.cache.values, offset, tile, item.end_tile, item.num_keys);
         decode_item(p, item, kv_head, OldRows{}, shared);
     }
     clear_padding(p, token, position);
@@ -145,14 +145,14 @@ KERNEL __launch_bounds__(DECODE_THREADS) attention_decode(const __grid_constant_
 // Grid and shared memory as above, and NEW_ROWS_BYTES more.
 KERNEL __launch_bounds__(DECODE_THREADS) rope_attention_decode(const __grid_constant__ RopeAttentionParams params) {
     extern __shared__ __align__(16) u8 shared[];
-    const Params& p = params.attention;
+    const AttentionParams& p = params.attention;
     const i32 index = blockIdx.x / p.num_kv_heads, kv_head = blockIdx.x - index * p.num_kv_heads;
     const Item guess = guess_item(p, index);
     NewRows rows(params);
     rows.begin(guess, kv_head, shared);
     wait_for_previous();
-    const Item item = p.items[index];
-    const bool exists = index < p.counts->decode_items;
+    const Item item = p.work.items[index];
+    const bool exists = index < p.work.counts->decode_items;
     const i32 token = blockIdx.x, position = token < p.num_tokens ? p.positions[token] : 0;
     u8* const place = new_rows_at(shared);
     if (rows.copied) {
@@ -169,140 +169,142 @@ KERNEL __launch_bounds__(DECODE_THREADS) rope_attention_decode(const __grid_cons
 
 constexpr int PREFILL_WARPS = 4;
 constexpr int PREFILL_THREADS = PREFILL_WARPS * 32;
-constexpr int WARP_ROWS = 16 * PREFILL_TILES;
+constexpr int WARP_ROWS = 16 * PREFILL_ROW_TILES;
 // Blocks on a processor, as far as the registers go that the compiler needs; for Hopper it needs fewest.
 constexpr int PREFILL_BLOCKS =
-    (HEAD_DIM == 64 && PREFILL_TILES == 1) || (HEAD_DIM == 96 && __CUDA_ARCH__ == 900) ? 3 : 2;
+    (HEAD_DIM == 64 && PREFILL_ROW_TILES == 1) || (HEAD_DIM == 96 && __CUDA_ARCH__ == 900) ? 3 : 2;
 
-// A thread's merged spans, kept in shared memory while it works on the next span; nobody else looks at them.
+// A thread's merged splits, kept in shared memory while it works on the next split; nobody else looks at them.
 struct Whole {
-    float m[PREFILL_TILES][2], l[PREFILL_TILES][2];
+    float m[PREFILL_ROW_TILES][2], l[PREFILL_ROW_TILES][2];
     float4* o;  // element i of this thread at o[i * PREFILL_THREADS]
 };
 
-// whole := whole + span, span := nothing.
-DEVICE void close_span(Whole& whole, Partial<PREFILL_TILES>& span) {
+// whole := whole + split, split := nothing.
+DEVICE void close_split(Whole& whole, Partial<PREFILL_ROW_TILES>& split) {
 #pragma unroll
-    for (int tile = 0; tile < PREFILL_TILES; tile++) {
+    for (int row_tile = 0; row_tile < PREFILL_ROW_TILES; row_tile++) {
         float keep[2], add[2];
 #pragma unroll
         for (int half = 0; half < 2; half++) {
-            whole.m[tile][half] = merge_weights(whole.m[tile][half], span.m[tile][half], keep[half], add[half]);
-            whole.l[tile][half] = merged(whole.l[tile][half], keep[half], span.l[tile][half], add[half]);
+            whole.m[row_tile][half] =
+                merge_weights(whole.m[row_tile][half], split.m[row_tile][half], keep[half], add[half]);
+            whole.l[row_tile][half] = merged(whole.l[row_tile][half], keep[half], split.l[row_tile][half], add[half]);
         }
 #pragma unroll
         for (int n = 0; n < HEAD_DIM / 8; n++) {
-            float4& o = whole.o[(tile * (HEAD_DIM / 8) + n) * PREFILL_THREADS];
-            const float (&s)[4] = span.o[tile][n];
+            float4& o = whole.o[(row_tile * (HEAD_DIM / 8) + n) * PREFILL_THREADS];
+            const float (&s)[4] = split.o[row_tile][n];
             o = {merged(o.x, keep[0], s[0], add[0]), merged(o.y, keep[0], s[1], add[0]),
                  merged(o.z, keep[1], s[2], add[1]), merged(o.w, keep[1], s[3], add[1])};
         }
     }
-    clear(span);
+    clear(split);
 }
 
-DEVICE void write_rows(const Params& p, const Item& item, i32 kv_head, i32 first, const Whole& whole) {
+DEVICE void write_rows(const AttentionParams& p, const Item& item, i32 kv_head, i32 first, const Whole& whole) {
     const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
 #pragma unroll
-    for (int tile = 0; tile < PREFILL_TILES; tile++)
+    for (int row_tile = 0; row_tile < PREFILL_ROW_TILES; row_tile++)
 #pragma unroll
         for (int half = 0; half < 2; half++) {
-            const i32 row = first + 16 * tile + 8 * half + g;
+            const i32 row = first + 16 * row_tile + 8 * half + g;
             if (row >= item.num_rows) continue;
             i32 token, head;
             locate(p, item, kv_head, row, token, head);
-            const float factor = final_factor(p, whole.m[tile][half], whole.l[tile][half], load_sink(p, head));
+            const float factor = final_factor(p, whole.m[row_tile][half], whole.l[row_tile][half], load_sink(p, head));
             const i64 out_row = (i64)(item.first_token + token) * p.num_kv_heads * p.group + head;
             u32* out = (u32*)(p.out + out_row * HEAD_DIM) + t;
 #pragma unroll
             for (int n = 0; n < HEAD_DIM / 8; n++) {
-                const float4 o = whole.o[(tile * (HEAD_DIM / 8) + n) * PREFILL_THREADS];
+                const float4 o = whole.o[(row_tile * (HEAD_DIM / 8) + n) * PREFILL_THREADS];
                 out[4 * n] = half ? pack_half2(o.z * factor, o.w * factor) : pack_half2(o.x * factor, o.y * factor);
             }
         }
 }
 
-// Finds a warp's 16 keys of one unit after the other. The load of a table's entry is begun a unit before its use.
+// Finds a warp's 16 keys of one tile after the other. The load of a table's entry is begun a tile before its use.
 struct GroupWalk {
     const i32* table;
     i32 key, index, row;  // of the sequence; the block that has it; the row there
     i32 block;
 
-    DEVICE GroupWalk(const Params& p, const Item& item, i32 unit, i32 group)
-        : table(p.block_tables + (i64)item.sequence * p.max_blocks), key(unit * UNIT_KEYS + group * KEY_GROUP) {
+    DEVICE GroupWalk(const AttentionParams& p, const Item& item, i32 tile, i32 group)
+        : table(p.block_tables + (i64)item.sequence * p.max_blocks), key(tile * TILE_KEYS + group * KEY_GROUP) {
         index = key / p.block_tokens, row = key - index * p.block_tokens;
         block = key < item.num_keys ? table[index] : 0;
     }
-    DEVICE void advance(const Params& p, i32 num_keys, i32 step_blocks) {
-        key += UNIT_KEYS, index += step_blocks, row += UNIT_KEYS - step_blocks * p.block_tokens;
+    DEVICE void advance(const AttentionParams& p, i32 num_keys, i32 step_blocks) {
+        key += TILE_KEYS, index += step_blocks, row += TILE_KEYS - step_blocks * p.block_tokens;
         if (row >= p.block_tokens) row -= p.block_tokens, index++;
         block = key < num_keys ? table[index] : 0;
     }
-    DEVICE i64 offset(const Params& p, i32 kv_head) const {
+    DEVICE i64 offset(const AttentionParams& p, i32 kv_head) const {
         return (((i64)block * p.num_kv_heads + kv_head) * p.block_tokens + row) * HEAD_DIM;
     }
 };
 
-DEVICE void prefill_item(const Params& p, const Item& item, i32 kv_head, u8* shared) {
+DEVICE void prefill_item(const AttentionParams& p, const Item& item, i32 kv_head, u8* shared) {
     const int thread = threadIdx.x, warp = thread / 32;
     const u32 keys = shared_address(shared), values = keys + TILE_BYTES;
     Whole whole;
     whole.o = (float4*)(shared + 2 * TILE_BYTES) + thread;
 #pragma unroll
-    for (int tile = 0; tile < PREFILL_TILES; tile++) {
+    for (int row_tile = 0; row_tile < PREFILL_ROW_TILES; row_tile++) {
 #pragma unroll
-        for (int half = 0; half < 2; half++) whole.m[tile][half] = NEGATIVE_INFINITY, whole.l[tile][half] = 0.0f;
+        for (int half = 0; half < 2; half++)
+            whole.m[row_tile][half] = NEGATIVE_INFINITY, whole.l[row_tile][half] = 0.0f;
 #pragma unroll
         for (int n = 0; n < HEAD_DIM / 8; n++)
-            whole.o[(tile * (HEAD_DIM / 8) + n) * PREFILL_THREADS] = {0.0f, 0.0f, 0.0f, 0.0f};
+            whole.o[(row_tile * (HEAD_DIM / 8) + n) * PREFILL_THREADS] = {0.0f, 0.0f, 0.0f, 0.0f};
     }
 
-    static_assert(UNIT_GROUPS == PREFILL_WARPS, "each warp copies one group of 16 keys");
-    const i32 step_blocks = UNIT_KEYS / p.block_tokens;
-    GroupWalk walk(p, item, item.first_unit, warp);
+    static_assert(TILE_GROUPS == PREFILL_WARPS, "each warp copies one group of 16 keys");
+    const i32 step_blocks = TILE_KEYS / p.block_tokens;
+    GroupWalk walk(p, item, item.first_tile, warp);
     i64 offset = walk.offset(p, kv_head);
-    copy_group(keys, p.keys, offset, item.first_unit, warp, item.num_keys);
+    copy_group(keys, p.cache.keys, offset, item.first_tile, warp, item.num_keys);
     copy_commit();
     walk.advance(p, item.num_keys, step_blocks);
 
-    Rows<PREFILL_TILES> rows;
+    Rows<PREFILL_ROW_TILES> rows;
     load_rows(rows, p, item, kv_head, warp * WARP_ROWS);
-    // Units that some of the warp's rows see: from its first row's lowest key to its last row's position.
+    // Tiles that some of the warp's rows see: from its first row's lowest key to its last row's position.
     const i32 last_row = min((warp + 1) * WARP_ROWS, item.num_rows) - 1;
     const i32 first_key = lowest_key(p, rows.all_highest);
     const i32 last_key = rows.any ? item.first_position + (item.first_row + last_row) / p.group : -1;
-    Partial<PREFILL_TILES> span;
-    clear(span);
-    for (i32 unit = item.first_unit; unit < item.end_unit; unit++) {
-        const bool seen = unit * UNIT_KEYS <= last_key && (unit + 1) * UNIT_KEYS > first_key;
-        const bool more = unit + 1 < item.end_unit;
-        Weights<PREFILL_TILES> weights;
+    Partial<PREFILL_ROW_TILES> split;
+    clear(split);
+    for (i32 tile = item.first_tile; tile < item.end_tile; tile++) {
+        const bool seen = tile * TILE_KEYS <= last_key && (tile + 1) * TILE_KEYS > first_key;
+        const bool more = tile + 1 < item.end_tile;
+        Weights<PREFILL_ROW_TILES> weights;
         copy_wait<0>();
         __syncthreads();  // the keys are there, and nobody reads values any more
-        copy_group(values, p.values, offset, unit, warp, item.num_keys);
+        copy_group(values, p.cache.values, offset, tile, warp, item.num_keys);
         copy_commit();
-        if (seen) score_unit(weights, rows, keys, unit * UNIT_KEYS, p.scale_log2, 2);
+        if (seen) score_tile(weights, rows, keys, tile * TILE_KEYS, p.scale_log2, 2);
         copy_wait<0>();
         __syncthreads();  // the values are there, and nobody reads keys any more
         if (more) {
             offset = walk.offset(p, kv_head);
-            copy_group(keys, p.keys, offset, unit + 1, warp, item.num_keys);
+            copy_group(keys, p.cache.keys, offset, tile + 1, warp, item.num_keys);
             walk.advance(p, item.num_keys, step_blocks);
         }
         copy_commit();
-        if (seen) merge_unit(span, weights, values);
-        if ((unit + 1) % SPAN_UNITS == 0 || !more) close_span(whole, span);
+        if (seen) merge_tile(split, weights, values);
+        if ((tile + 1) % SPLIT_TILES == 0 || !more) close_split(whole, split);
     }
     if (rows.any) write_rows(p, item, kv_head, warp * WARP_ROWS, whole);
 }
 
 // Grid: at least prefill items * KV heads; dynamic shared memory: 2 * TILE_BYTES + PREFILL_WARPS * WARP_ROWS rows of
 // HEAD_DIM floats.
-KERNEL __launch_bounds__(PREFILL_THREADS, PREFILL_BLOCKS) attention_prefill(const __grid_constant__ Params p) {
+KERNEL __launch_bounds__(PREFILL_THREADS, PREFILL_BLOCKS) attention_prefill(const __grid_constant__ AttentionParams p) {
     extern __shared__ __align__(16) u8 shared[];
     wait_for_previous();
     const i32 index = blockIdx.x / p.num_kv_heads;
-    if (index >= p.counts->prefill_items) return;
-    const Item item = p.items[index];
+    if (index >= p.work.counts->prefill_items) return;
+    const Item item = p.work.items[index];
     prefill_item(p, item, blockIdx.x - index * p.num_kv_heads, shared);
 }

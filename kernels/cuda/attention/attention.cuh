@@ -1,28 +1,33 @@
-// One warp's share of attention: 16 or 32 query rows against the keys of one unit, and how partial results merge.
+// One warp's share of attention: 16 or 32 query rows against the keys of one tile, and how partial results merge.
 // Everything that decides a result's bits is here, once, for decode and prefill alike.
 #pragma once
+#include "../rope/rope.cuh"
 #include "attention_plan.cuh"
 
 constexpr int ROW_BYTES = HEAD_DIM * 2 + 16;  // of a tile in shared memory: an odd number of 16-byte chunks, so that
-constexpr int TILE_BYTES = UNIT_KEYS * ROW_BYTES;  // ldmatrix meets no bank twice
+constexpr int TILE_BYTES = TILE_KEYS * ROW_BYTES;  // ldmatrix meets no bank twice
 constexpr int CHUNKS = HEAD_DIM / 16;
 constexpr int KEY_GROUP = 16;  // consecutive keys of a group lie in one cache block
-constexpr int UNIT_GROUPS = UNIT_KEYS / KEY_GROUP;
+constexpr int TILE_GROUPS = TILE_KEYS / KEY_GROUP;
 constexpr u32 HALF2_ONES = 0x3C003C00u;
 
-struct Params {
-    const u16* qkv;            // [num_tokens, qkv_width], rotated queries first
-    u16* keys;                 // [num_blocks, num_kv_heads, block_tokens, HEAD_DIM]
-    u16* values;               // [num_blocks, num_kv_heads, block_tokens, HEAD_DIM]
-    const i32* block_tables;   // [num_sequences, max_blocks]
-    const i32* positions;      // [num_tokens], -1: padding
+// What a launch has to do, and where the items of the same rows meet.
+struct AttentionWork {
     const PlanCounts* counts;  // [1]
     const Item* items;         // [counts]
     i32* arrivals;             // [decode items, num_kv_heads], 0 before and after
     float* partial_outputs;    // [partial_rows, num_kv_heads, HEAD_DIM]
     float2* partial_sums;      // [partial_rows, num_kv_heads]: (m, l)
-    const float* sinks;        // [num_heads] or null
-    u16* out;                  // [num_tokens, num_heads * HEAD_DIM]
+};
+
+struct AttentionParams {
+    const u16* qkv;  // [num_tokens, qkv_width], rotated queries first
+    LayerCacheParams cache;
+    const i32* block_tables;  // [num_sequences, max_blocks]
+    const i32* positions;     // [num_tokens], -1: padding
+    AttentionWork work;
+    const float* sinks;  // [num_heads] or null
+    u16* out;            // [num_tokens, num_heads * HEAD_DIM]
     i32 num_tokens, num_kv_heads, group, qkv_width, block_tokens, max_blocks, window;
     float scale_log2;  // scale * log2(e): softmax in powers of 2
 };
@@ -47,9 +52,9 @@ DEVICE float merge_weights(float m, float other_m, float& keep, float& add) {
 DEVICE float merged(float x, float keep, float other, float add) { return __fmaf_rn(other, add, __fmul_rn(x, keep)); }
 
 // What o is to be multiplied with in the end. A head's sink is a logit without a value, and comes last.
-DEVICE float load_sink(const Params& p, i32 head) { return p.sinks ? p.sinks[head] : 0.0f; }
+DEVICE float load_sink(const AttentionParams& p, i32 head) { return p.sinks ? p.sinks[head] : 0.0f; }
 
-DEVICE float final_factor(const Params& p, float m, float l, float sink) {
+DEVICE float final_factor(const AttentionParams& p, float m, float l, float sink) {
     float keep = 1.0f, add = 0.0f;
     if (p.sinks) {
         merge_weights(m, __fmul_rn(sink, 1.4426950408889634f), keep, add);
@@ -58,178 +63,179 @@ DEVICE float final_factor(const Params& p, float m, float l, float sink) {
     return __fdiv_rn(keep, l);
 }
 
-// ---- a warp's rows. Lane 4g + t has rows g and g + 8 of each tile, and of them columns 2t and 2t + 1 of every 8.
+// ---- a warp's rows. Lane 4g + t has rows g and g + 8 of each row tile, and of them columns 2t and 2t + 1 of every 8.
 
-template <int TILES>
+template <int ROW_TILES>
 struct Rows {
-    u32 queries[TILES][CHUNKS][4];  // A operands
-    i32 lowest[TILES][2];           // first and last key that the row sees
-    i32 highest[TILES][2];
+    u32 queries[ROW_TILES][CHUNKS][4];  // A operands
+    i32 lowest[ROW_TILES][2];           // first and last key that the row sees
+    i32 highest[ROW_TILES][2];
     i32 all_lowest, all_highest;  // every key in all_lowest..all_highest is seen by all rows
     bool any;
 };
 
-// Of one unit.
-template <int TILES>
+// Of one tile.
+template <int ROW_TILES>
 struct Weights {
-    u32 p[TILES][UNIT_GROUPS][4];  // 2^(score - m), A operands
-    float m[TILES][2];
+    u32 p[ROW_TILES][TILE_GROUPS][4];  // 2^(score - m), A operands
+    float m[ROW_TILES][2];
 };
 
-template <int TILES>
+template <int ROW_TILES>
 struct Partial {
-    float m[TILES][2];
-    float l[TILES][2];
-    float o[TILES][HEAD_DIM / 8][4];
+    float m[ROW_TILES][2];
+    float l[ROW_TILES][2];
+    float o[ROW_TILES][HEAD_DIM / 8][4];
 };
 
-template <int TILES>
-DEVICE void clear(Partial<TILES>& partial) {
+template <int ROW_TILES>
+DEVICE void clear(Partial<ROW_TILES>& partial) {
 #pragma unroll
-    for (int tile = 0; tile < TILES; tile++) {
+    for (int row_tile = 0; row_tile < ROW_TILES; row_tile++) {
 #pragma unroll
-        for (int half = 0; half < 2; half++) partial.m[tile][half] = NEGATIVE_INFINITY, partial.l[tile][half] = 0.0f;
+        for (int half = 0; half < 2; half++)
+            partial.m[row_tile][half] = NEGATIVE_INFINITY, partial.l[row_tile][half] = 0.0f;
 #pragma unroll
         for (int n = 0; n < HEAD_DIM / 8; n++)
 #pragma unroll
-            for (int c = 0; c < 4; c++) partial.o[tile][n][c] = 0.0f;
+            for (int c = 0; c < 4; c++) partial.o[row_tile][n][c] = 0.0f;
     }
 }
 
-DEVICE i32 lowest_key(const Params& p, i32 position) {
+DEVICE i32 lowest_key(const AttentionParams& p, i32 position) {
     return p.window && position >= p.window ? position - p.window + 1 : 0;
 }
 
 // Where row `row` of an item is: its token and query head.
-DEVICE void locate(const Params& p, const Item& item, i32 kv_head, i32 row, i32& token, i32& head) {
+DEVICE void locate(const AttentionParams& p, const Item& item, i32 kv_head, i32 row, i32& token, i32& head) {
     const i32 pair = item.first_row + row;
     token = pair / p.group;
     head = kv_head * p.group + pair - token * p.group;
 }
 
-// Rows first..first + 16 * TILES - 1 of the item; those that it does not have see nothing.
-template <int TILES>
-DEVICE void load_rows(Rows<TILES>& rows, const Params& p, const Item& item, i32 kv_head, i32 first) {
+// Rows first..first + 16 * ROW_TILES - 1 of the item; those that it does not have see nothing.
+template <int ROW_TILES>
+DEVICE void load_rows(Rows<ROW_TILES>& rows, const AttentionParams& p, const Item& item, i32 kv_head, i32 first) {
     const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
 #pragma unroll
-    for (int tile = 0; tile < TILES; tile++)
+    for (int row_tile = 0; row_tile < ROW_TILES; row_tile++)
 #pragma unroll
         for (int half = 0; half < 2; half++) {
-            const i32 row = first + 16 * tile + 8 * half + g;
+            const i32 row = first + 16 * row_tile + 8 * half + g;
             const bool valid = row < item.num_rows;
             i32 token, head;
             locate(p, item, kv_head, valid ? row : 0, token, head);
             const i32 position = item.first_position + token;
-            rows.lowest[tile][half] = valid ? lowest_key(p, position) : 0;
-            rows.highest[tile][half] = valid ? position : -1;
+            rows.lowest[row_tile][half] = valid ? lowest_key(p, position) : 0;
+            rows.highest[row_tile][half] = valid ? position : -1;
             const u32* query =
                 (const u32*)(p.qkv + (i64)(item.first_token + token) * p.qkv_width + head * HEAD_DIM) + t;
 #pragma unroll
             for (int k = 0; k < CHUNKS; k++) {
-                rows.queries[tile][k][half] = valid ? query[8 * k] : 0;
-                rows.queries[tile][k][2 + half] = valid ? query[8 * k + 4] : 0;
+                rows.queries[row_tile][k][half] = valid ? query[8 * k] : 0;
+                rows.queries[row_tile][k][2 + half] = valid ? query[8 * k + 4] : 0;
             }
         }
     rows.any = first < item.num_rows;
-    const i32 last = min(first + 16 * TILES, item.num_rows) - 1;
+    const i32 last = min(first + 16 * ROW_TILES, item.num_rows) - 1;
     rows.all_lowest = lowest_key(p, item.first_position + (item.first_row + last) / p.group);
     rows.all_highest = item.first_position + (item.first_row + first) / p.group;
 }
 
-// Scores of a unit's keys and their weights relative to the largest of the unit. `halves`: 1 if rows 8..15 of a tile
-// are not wanted.
-template <int TILES>
-DEVICE void score_unit(Weights<TILES>& weights, const Rows<TILES>& rows, u32 keys, i32 first_key, float scale_log2,
-                       int halves) {
+// Scores of a tile's keys and their weights relative to the largest of the tile. `halves`: 1 if rows 8..15 of a
+// row tile are not wanted.
+template <int ROW_TILES>
+DEVICE void score_tile(Weights<ROW_TILES>& weights, const Rows<ROW_TILES>& rows, u32 keys, i32 first_key,
+                       float scale_log2, int halves) {
     const int lane = threadIdx.x % 32;
     const u32 address = keys + ((lane & 7) + (lane >> 4 << 3)) * ROW_BYTES + (lane >> 3 & 1) * 16;
-    float s[TILES][UNIT_KEYS / 8][4];
+    float s[ROW_TILES][TILE_KEYS / 8][4];
 #pragma unroll
-    for (int tile = 0; tile < TILES; tile++)
+    for (int row_tile = 0; row_tile < ROW_TILES; row_tile++)
 #pragma unroll
-        for (int n = 0; n < UNIT_KEYS / 8; n++)
+        for (int n = 0; n < TILE_KEYS / 8; n++)
 #pragma unroll
-            for (int c = 0; c < 4; c++) s[tile][n][c] = 0.0f;
+            for (int c = 0; c < 4; c++) s[row_tile][n][c] = 0.0f;
 #pragma unroll
     for (int k = 0; k < CHUNKS; k++)
 #pragma unroll
-        for (int n = 0; n < UNIT_GROUPS; n++) {
+        for (int n = 0; n < TILE_GROUPS; n++) {
             u32 b[4];
             load_matrices(b, address + n * KEY_GROUP * ROW_BYTES + k * 32);
 #pragma unroll
-            for (int tile = 0; tile < TILES; tile++) {
-                mma_16x8x16(s[tile][2 * n], rows.queries[tile][k], b[0], b[1]);
-                mma_16x8x16(s[tile][2 * n + 1], rows.queries[tile][k], b[2], b[3]);
+            for (int row_tile = 0; row_tile < ROW_TILES; row_tile++) {
+                mma_16x8x16(s[row_tile][2 * n], rows.queries[row_tile][k], b[0], b[1]);
+                mma_16x8x16(s[row_tile][2 * n + 1], rows.queries[row_tile][k], b[2], b[3]);
             }
         }
-    if (first_key < rows.all_lowest || first_key + UNIT_KEYS - 1 > rows.all_highest) {
+    if (first_key < rows.all_lowest || first_key + TILE_KEYS - 1 > rows.all_highest) {
         const i32 column = first_key + 2 * (lane & 3);
 #pragma unroll
-        for (int tile = 0; tile < TILES; tile++)
+        for (int row_tile = 0; row_tile < ROW_TILES; row_tile++)
 #pragma unroll
-            for (int n = 0; n < UNIT_KEYS / 8; n++)
+            for (int n = 0; n < TILE_KEYS / 8; n++)
 #pragma unroll
                 for (int c = 0; c < 4; c++) {
-                    if (TILES == 1 && c >= 2 * halves) break;
+                    if (ROW_TILES == 1 && c >= 2 * halves) break;
                     const i32 key = column + 8 * n + (c & 1);
-                    if (key < rows.lowest[tile][c >> 1] || key > rows.highest[tile][c >> 1])
-                        s[tile][n][c] = NEGATIVE_INFINITY;
+                    if (key < rows.lowest[row_tile][c >> 1] || key > rows.highest[row_tile][c >> 1])
+                        s[row_tile][n][c] = NEGATIVE_INFINITY;
                 }
     }
 #pragma unroll
-    for (int tile = 0; tile < TILES; tile++) {
+    for (int row_tile = 0; row_tile < ROW_TILES; row_tile++) {
         float reference[2];
 #pragma unroll
         for (int half = 0; half < 2; half++) {
             float largest = NEGATIVE_INFINITY;
             if (half < halves) {
 #pragma unroll
-                for (int n = 0; n < UNIT_KEYS / 8; n++)
-                    largest = fmaxf(largest, fmaxf(s[tile][n][2 * half], s[tile][n][2 * half + 1]));
+                for (int n = 0; n < TILE_KEYS / 8; n++)
+                    largest = fmaxf(largest, fmaxf(s[row_tile][n][2 * half], s[row_tile][n][2 * half + 1]));
                 largest = fmaxf(largest, __shfl_xor_sync(ALL_LANES, largest, 1));
                 largest = fmaxf(largest, __shfl_xor_sync(ALL_LANES, largest, 2));
             }
-            weights.m[tile][half] = __fmul_rn(largest, scale_log2);
-            reference[half] = largest == NEGATIVE_INFINITY ? 0.0f : weights.m[tile][half];
+            weights.m[row_tile][half] = __fmul_rn(largest, scale_log2);
+            reference[half] = largest == NEGATIVE_INFINITY ? 0.0f : weights.m[row_tile][half];
         }
         auto weigh = [&](int n, int half) {
-            return pack_half2(power_of_2(__fmaf_rn(s[tile][n][2 * half], scale_log2, -reference[half])),
-                              power_of_2(__fmaf_rn(s[tile][n][2 * half + 1], scale_log2, -reference[half])));
+            return pack_half2(power_of_2(__fmaf_rn(s[row_tile][n][2 * half], scale_log2, -reference[half])),
+                              power_of_2(__fmaf_rn(s[row_tile][n][2 * half + 1], scale_log2, -reference[half])));
         };
 #pragma unroll
-        for (int n = 0; n < UNIT_KEYS / 8; n++) {
-            weights.p[tile][n / 2][2 * (n & 1)] = weigh(n, 0);
-            weights.p[tile][n / 2][2 * (n & 1) + 1] = halves > 1 ? weigh(n, 1) : 0;
+        for (int n = 0; n < TILE_KEYS / 8; n++) {
+            weights.p[row_tile][n / 2][2 * (n & 1)] = weigh(n, 0);
+            weights.p[row_tile][n / 2][2 * (n & 1) + 1] = halves > 1 ? weigh(n, 1) : 0;
         }
     }
 }
 
 // The tensor core adds weights up: every column of a matrix of ones is their sum.
-template <int TILES>
-DEVICE void sum_weights(float (&sums)[4], const Weights<TILES>& weights, int tile) {
+template <int ROW_TILES>
+DEVICE void sum_weights(float (&sums)[4], const Weights<ROW_TILES>& weights, int row_tile) {
 #pragma unroll
-    for (int j = 0; j < UNIT_GROUPS; j++) mma_16x8x16(sums, weights.p[tile][j], HALF2_ONES, HALF2_ONES);
+    for (int j = 0; j < TILE_GROUPS; j++) mma_16x8x16(sums, weights.p[row_tile][j], HALF2_ONES, HALF2_ONES);
 }
 
-// Columns 16d..16d + 15 of the weighted sum of a unit's values.
-template <int TILES>
-DEVICE void weigh_values(float (&o)[TILES][2][4], const Weights<TILES>& weights, u32 values, int d) {
+// Columns 16d..16d + 15 of the weighted sum of a tile's values.
+template <int ROW_TILES>
+DEVICE void weigh_values(float (&o)[ROW_TILES][2][4], const Weights<ROW_TILES>& weights, u32 values, int d) {
     const int lane = threadIdx.x % 32;
     const u32 address = values + ((lane & 7) + (lane >> 3 & 1) * 8) * ROW_BYTES + (lane >> 4) * 16;
 #pragma unroll
-    for (int j = 0; j < UNIT_GROUPS; j++) {
+    for (int j = 0; j < TILE_GROUPS; j++) {
         u32 b[4];
         load_matrices_transposed(b, address + j * KEY_GROUP * ROW_BYTES + d * 32);
 #pragma unroll
-        for (int tile = 0; tile < TILES; tile++) {
-            mma_16x8x16(o[tile][0], weights.p[tile][j], b[0], b[1]);
-            mma_16x8x16(o[tile][1], weights.p[tile][j], b[2], b[3]);
+        for (int row_tile = 0; row_tile < ROW_TILES; row_tile++) {
+            mma_16x8x16(o[row_tile][0], weights.p[row_tile][j], b[0], b[1]);
+            mma_16x8x16(o[row_tile][1], weights.p[row_tile][j], b[2], b[3]);
         }
     }
 }
 
-// A unit's partial result.
-DEVICE void weigh_unit(Partial<1>& partial, const Weights<1>& weights, u32 values) {
+// A tile's partial result.
+DEVICE void weigh_tile(Partial<1>& partial, const Weights<1>& weights, u32 values) {
     float sums[4] = {};
     sum_weights(sums, weights, 0);
 #pragma unroll
@@ -245,43 +251,45 @@ DEVICE void weigh_unit(Partial<1>& partial, const Weights<1>& weights, u32 value
     }
 }
 
-// The same, merged into what its warp has of the units before it. It pauses once, so that the compiler does not begin
+// The same, merged into what its warp has of the tiles before it. It pauses once, so that the compiler does not begin
 // more loads ahead than it has registers for.
-template <int TILES>
-DEVICE void merge_unit(Partial<TILES>& partial, const Weights<TILES>& weights, u32 values) {
-    float keep[TILES][2], add[TILES][2];
+template <int ROW_TILES>
+DEVICE void merge_tile(Partial<ROW_TILES>& partial, const Weights<ROW_TILES>& weights, u32 values) {
+    float keep[ROW_TILES][2], add[ROW_TILES][2];
 #pragma unroll
-    for (int tile = 0; tile < TILES; tile++) {
+    for (int row_tile = 0; row_tile < ROW_TILES; row_tile++) {
         float sums[4] = {};
-        sum_weights(sums, weights, tile);
+        sum_weights(sums, weights, row_tile);
 #pragma unroll
         for (int half = 0; half < 2; half++) {
-            partial.m[tile][half] =
-                merge_weights(partial.m[tile][half], weights.m[tile][half], keep[tile][half], add[tile][half]);
-            partial.l[tile][half] = merged(partial.l[tile][half], keep[tile][half], sums[2 * half], add[tile][half]);
+            partial.m[row_tile][half] = merge_weights(partial.m[row_tile][half], weights.m[row_tile][half],
+                                                      keep[row_tile][half], add[row_tile][half]);
+            partial.l[row_tile][half] =
+                merged(partial.l[row_tile][half], keep[row_tile][half], sums[2 * half], add[row_tile][half]);
         }
     }
 #pragma unroll
     for (int d = 0; d < CHUNKS; d++) {
-        float o[TILES][2][4] = {};
+        float o[ROW_TILES][2][4] = {};
         if (d == CHUNKS / 2) __syncwarp();
         weigh_values(o, weights, values, d);
 #pragma unroll
-        for (int tile = 0; tile < TILES; tile++)
+        for (int row_tile = 0; row_tile < ROW_TILES; row_tile++)
 #pragma unroll
             for (int n = 0; n < 2; n++)
 #pragma unroll
                 for (int c = 0; c < 4; c++)
-                    partial.o[tile][2 * d + n][c] =
-                        merged(partial.o[tile][2 * d + n][c], keep[tile][c >> 1], o[tile][n][c], add[tile][c >> 1]);
+                    partial.o[row_tile][2 * d + n][c] =
+                        merged(partial.o[row_tile][2 * d + n][c], keep[row_tile][c >> 1], o[row_tile][n][c],
+                               add[row_tile][c >> 1]);
     }
 }
 
 // ---- from the cache to shared memory
 
-// Elements before the keys of group `group` of a unit, for one KV head; anything where the sequence has no such keys.
-DEVICE i64 group_offset(const Params& p, const Item& item, i32 kv_head, i32 unit, i32 group) {
-    const i32 key = unit * UNIT_KEYS + group * KEY_GROUP;
+// Elements before the keys of group `group` of a tile, for one KV head; anything where the sequence has no such keys.
+DEVICE i64 group_offset(const AttentionParams& p, const Item& item, i32 kv_head, i32 tile, i32 group) {
+    const i32 key = tile * TILE_KEYS + group * KEY_GROUP;
     if (key >= item.num_keys) return 0;
     const i32 index = key / p.block_tokens;
     const i64 block = p.block_tables[(i64)item.sequence * p.max_blocks + index];
@@ -290,12 +298,12 @@ DEVICE i64 group_offset(const Params& p, const Item& item, i32 kv_head, i32 unit
 
 // A warp copies the 16 keys (or values) that begin at element `offset`. Rows past the `num_keys` become zeros:
 // what lies there may be anybody's, even NaN.
-DEVICE void copy_group(u32 tile, const u16* cache, i64 offset, i32 unit, i32 group, i32 num_keys) {
+DEVICE void copy_group(u32 place, const u16* cache, i64 offset, i32 tile, i32 group, i32 num_keys) {
     constexpr int row_chunks = HEAD_DIM / 8, rows_at_once = 32 / row_chunks;
     const int lane = threadIdx.x % 32, first = lane / row_chunks;
-    const u32 to = tile + (group * KEY_GROUP + first) * ROW_BYTES + lane % row_chunks * 16;
+    const u32 to = place + (group * KEY_GROUP + first) * ROW_BYTES + lane % row_chunks * 16;
     const u16* from = cache + offset + lane * 8;
-    const i32 rows = num_keys - unit * UNIT_KEYS - group * KEY_GROUP - first;  // that there are from this lane's on
+    const i32 rows = num_keys - tile * TILE_KEYS - group * KEY_GROUP - first;  // that there are from this lane's on
     if (first < rows_at_once)
 #pragma unroll
         for (int row = 0; row < KEY_GROUP; row += rows_at_once)
@@ -303,11 +311,11 @@ DEVICE void copy_group(u32 tile, const u16* cache, i64 offset, i32 unit, i32 gro
                 copy_async(to + row * ROW_BYTES, from + row * HEAD_DIM, row < rows);
 }
 
-// A warp copies a unit, if it is before `end_unit`. Lane i knows the offset of group i % UNIT_GROUPS.
-DEVICE void copy_unit(u32 tile, const u16* cache, i64 offset, i32 unit, i32 end_unit, i32 num_keys) {
-    if (unit < end_unit)
+// A warp copies a tile, if it is before `end_tile`. Lane i knows the offset of group i % TILE_GROUPS.
+DEVICE void copy_tile(u32 place, const u16* cache, i64 offset, i32 tile, i32 end_tile, i32 num_keys) {
+    if (tile < end_tile)
 #pragma unroll
-        for (int group = 0; group < UNIT_GROUPS; group++)
-            copy_group(tile, cache, __shfl_sync(ALL_LANES, offset, group), unit, group, num_keys);
+        for (int group = 0; group < TILE_GROUPS; group++)
+            copy_group(place, cache, __shfl_sync(ALL_LANES, offset, group), tile, group, num_keys);
     copy_commit();
 }

@@ -7,7 +7,7 @@ constexpr int DECODE_THREADS = DECODE_WARPS * 32;
 constexpr int ROW_THREADS = DECODE_THREADS / DECODE_ROWS;  // threads that merge a row's partial results
 constexpr int THREAD_QUADS = (HEAD_DIM / 4 + ROW_THREADS - 1) / ROW_THREADS;
 constexpr int EXCHANGE_ROW = HEAD_DIM + 8;  // floats: keeps rows on different banks
-static_assert(SPAN_UNITS % DECODE_WARPS == 0, "a round must not cross spans");
+static_assert(SPLIT_TILES % DECODE_WARPS == 0, "a round must not cross splits");
 
 // A thread's slice of a row's partial result: 4 elements from each of `column(0)`, `column(1)` ...
 struct Slice {
@@ -82,36 +82,36 @@ DEVICE void get(Slice& slice, const Exchange& exchange, int warp) {
         if (slice_column(q) < HEAD_DIM) slice.o[q] = *(const float4*)&exchange.o[warp][row][slice_column(q)];
 }
 
-// ---- the workspace of split items
+// ---- the workspace of divided items
 
-DEVICE void store(const Params& p, i64 partial_row, const Slice& slice) {
+DEVICE void store(const AttentionParams& p, i64 partial_row, const Slice& slice) {
 #pragma unroll
     for (int q = 0; q < THREAD_QUADS; q++)
         if (slice_column(q) < HEAD_DIM)
-            *(float4*)(p.partial_outputs + partial_row * HEAD_DIM + slice_column(q)) = slice.o[q];
-    if (slice_column(0) == 0) p.partial_sums[partial_row] = {slice.m, slice.l};
+            *(float4*)(p.work.partial_outputs + partial_row * HEAD_DIM + slice_column(q)) = slice.o[q];
+    if (slice_column(0) == 0) p.work.partial_sums[partial_row] = {slice.m, slice.l};
 }
 
-DEVICE void load(Slice& slice, const Params& p, i64 partial_row) {
-    const float2 sums = load_shared_result(p.partial_sums + partial_row);
+DEVICE void load(Slice& slice, const AttentionParams& p, i64 partial_row) {
+    const float2 sums = load_shared_result(p.work.partial_sums + partial_row);
     slice.m = sums.x, slice.l = sums.y;
 #pragma unroll
     for (int q = 0; q < THREAD_QUADS; q++)
         if (slice_column(q) < HEAD_DIM)
             slice.o[q] =
-                load_shared_result((const float4*)(p.partial_outputs + partial_row * HEAD_DIM + slice_column(q)));
+                load_shared_result((const float4*)(p.work.partial_outputs + partial_row * HEAD_DIM + slice_column(q)));
 }
 
-// Whether this block is the last of an item's parts to arrive here. All threads call it, after a barrier.
-DEVICE bool arrives_last(const Params& p, const Item& item, i32 kv_head) {
+// Whether this block is the last of the items of these rows to arrive here. All threads call it, after a barrier.
+DEVICE bool arrives_last(const AttentionParams& p, const Item& item, i32 kv_head) {
     __shared__ bool last;
     if (threadIdx.x == 0) {
         // In both directions for the whole block, by the barriers around it. The last one sets it to 0 again.
-        const u32 others = item.num_parts - 1;
+        const u32 others = item.num_items - 1;
         u32 arrived;
         asm volatile("atom.acq_rel.gpu.global.inc.u32 %0, [%1], %2;"
                      : "=r"(arrived)
-                     : "l"(p.arrivals + item.arrivals * p.num_kv_heads + kv_head), "r"(others)
+                     : "l"(p.work.arrivals + item.arrivals * p.num_kv_heads + kv_head), "r"(others)
                      : "memory");
         last = arrived == others;
     }

@@ -2,7 +2,7 @@
 // the attention kernels depend on array shapes only.
 #include "attention_plan.cuh"
 
-struct Params {
+struct AttentionPlanParams {
     const i32* query_starts;     // [num_sequences + 1]
     const i32* context_lengths;  // [num_sequences]
     PlanCounts* counts;          // [1]
@@ -13,36 +13,35 @@ struct Params {
     i32 group;         // query heads per KV head
     i32 window;        // keys that a token sees, 0: all
     i32 prefill_rows;  // query rows of a prefill item, 0: everything is a decode item
-    i32 split_items;   // into about so many items decode work is split when there are few sequences
-    i32 partial_rows;  // rows of the workspace for split items
+    i32 wanted_items;  // into about so many items decode work is divided when there are few sequences
+    i32 partial_rows;  // rows of the workspace for divided items
     i32 num_arrivals;
-    i32 unused;
 };
 
 // What a sequence asks for.
 struct Demand {
     i32 num_tokens, num_keys, num_rows;
     bool decode;
-    i32 tiles;  // items before splitting
-    i32 first_span, end_span;
+    i32 row_tiles;  // items before they are divided
+    i32 first_split, end_split;
 };
 
 DEVICE i32 divide_up(i32 a, i32 b) { return (a + b - 1) / b; }
 
-DEVICE i32 lowest_key(const Params& p, i32 position) {
+DEVICE i32 lowest_key(const AttentionPlanParams& p, i32 position) {
     return p.window && position >= p.window ? position - p.window + 1 : 0;
 }
 
-DEVICE Demand demand_of(const Params& p, i32 sequence) {
+DEVICE Demand demand_of(const AttentionPlanParams& p, i32 sequence) {
     Demand d = {};
     d.num_tokens = p.query_starts[sequence + 1] - p.query_starts[sequence];
     d.num_keys = p.context_lengths[sequence];
     if (d.num_tokens <= 0 || d.num_keys <= 0) return Demand{};
     d.num_rows = d.num_tokens * p.group;
     d.decode = d.num_tokens == 1 || d.num_rows <= DECODE_ROWS || !p.prefill_rows;
-    d.tiles = divide_up(d.num_rows, d.decode ? DECODE_ROWS : p.prefill_rows);
-    d.first_span = lowest_key(p, d.num_keys - d.num_tokens) / (UNIT_KEYS * SPAN_UNITS);
-    d.end_span = divide_up(d.num_keys, UNIT_KEYS * SPAN_UNITS);
+    d.row_tiles = divide_up(d.num_rows, d.decode ? DECODE_ROWS : p.prefill_rows);
+    d.first_split = lowest_key(p, d.num_keys - d.num_tokens) / (TILE_KEYS * SPLIT_TILES);
+    d.end_split = divide_up(d.num_keys, TILE_KEYS * SPLIT_TILES);
     return d;
 }
 
@@ -80,30 +79,30 @@ DEVICE i32 sequence_of(const i32* starts, i32 num_sequences, i32 item) {
     return low;
 }
 
-// The item of `rows` rows number `tile` of a sequence, over all keys that they see.
-DEVICE Item whole_item(const Params& p, i32 sequence, const Demand& d, i32 tile, i32 rows) {
+// The item of `rows` rows number `row_tile` of a sequence, over all keys that they see.
+DEVICE Item whole_item(const AttentionPlanParams& p, i32 sequence, const Demand& d, i32 row_tile, i32 rows) {
     Item item = {};
     item.sequence = sequence;
     item.first_token = p.query_starts[sequence];
     item.first_position = d.num_keys - d.num_tokens;
-    item.first_row = tile * rows;
+    item.first_row = row_tile * rows;
     item.num_rows = min(rows, d.num_rows - item.first_row);
     item.num_keys = d.num_keys;
     i32 last_position = item.first_position + (item.first_row + item.num_rows - 1) / p.group;
-    item.first_unit = lowest_key(p, item.first_position + item.first_row / p.group) / UNIT_KEYS;
-    item.end_unit = last_position / UNIT_KEYS + 1;
-    item.first_span = item.first_unit / SPAN_UNITS;
-    item.end_span = divide_up(item.end_unit, SPAN_UNITS);
-    item.num_parts = 1;
+    item.first_tile = lowest_key(p, item.first_position + item.first_row / p.group) / TILE_KEYS;
+    item.end_tile = last_position / TILE_KEYS + 1;
+    item.first_split = item.first_tile / SPLIT_TILES;
+    item.end_split = divide_up(item.end_tile, SPLIT_TILES);
+    item.num_items = 1;
     return item;
 }
 
-// One block, beside the kernel ahead.
-KERNEL attention_plan(const __grid_constant__ Params p) {
+// One block, overlaps the kernel ahead.
+KERNEL attention_plan(const __grid_constant__ AttentionPlanParams p) {
     extern __shared__ i32 shared[];
     i32* decode_starts = shared;                                 // [num_sequences + 1]
     i32* prefill_starts = decode_starts + p.num_sequences + 1;   // [num_sequences + 1]
-    i32* partial_starts = prefill_starts + p.num_sequences + 1;  // [num_sequences], -1: not split
+    i32* partial_starts = prefill_starts + p.num_sequences + 1;  // [num_sequences], -1: not divided
     __shared__ i32 sums[32];
     start_next();
     acquire();
@@ -111,36 +110,36 @@ KERNEL attention_plan(const __grid_constant__ Params p) {
     const int thread = threadIdx.x, threads = blockDim.x;
     for (int i = thread; i < p.num_arrivals; i += threads) p.arrivals[i] = 0;
 
-    // Spans per item, so that the work is about evenly spread.
-    i32 spans = 0;
+    // Splits per item, so that the work is about evenly spread.
+    i32 splits = 0;
     for (int s = thread; s < p.num_sequences; s += threads) {
         Demand d = demand_of(p, s);
-        if (d.decode) spans += d.tiles * (d.end_span - d.first_span);
+        if (d.decode) splits += d.row_tiles * (d.end_split - d.first_split);
     }
-    i32 all_spans, total;
-    block_scan(spans, sums, all_spans);
-    const i32 part_spans = max(1, divide_up(all_spans, p.split_items));
+    i32 all_splits, total;
+    block_scan(splits, sums, all_splits);
+    const i32 item_splits = max(1, divide_up(all_splits, p.wanted_items));
 
-    // Where each sequence's items and workspace rows begin. Sequences for which no workspace is left are not split.
+    // Where each sequence's items and workspace rows begin. Sequences for which no workspace is left are not divided.
     i32 partials = 0, decodes = 0, prefills = 0;
     for (int start = 0; start < p.num_sequences; start += threads) {
         const int s = start + thread;
         Demand d = s < p.num_sequences ? demand_of(p, s) : Demand{};
-        const i32 num_spans = d.end_span - d.first_span;
-        const bool may_split = d.decode && num_spans > part_spans;
-        const i32 wanted = may_split ? d.num_rows * num_spans : 0;
+        const i32 num_splits = d.end_split - d.first_split;
+        const bool may_divide = d.decode && num_splits > item_splits;
+        const i32 wanted = may_divide ? d.num_rows * num_splits : 0;
         const i32 partial_start = partials + block_scan(wanted, sums, total);
         partials += total;
-        const bool split = may_split && partial_start + wanted <= p.partial_rows;
-        const i32 parts = split ? divide_up(num_spans, part_spans) : 1;
-        const i32 decode_start = decodes + block_scan(d.decode ? d.tiles * parts : 0, sums, total);
+        const bool is_divided = may_divide && partial_start + wanted <= p.partial_rows;
+        const i32 num_items = is_divided ? divide_up(num_splits, item_splits) : 1;
+        const i32 decode_start = decodes + block_scan(d.decode ? d.row_tiles * num_items : 0, sums, total);
         decodes += total;
-        const i32 prefill_start = prefills + block_scan(d.decode ? 0 : d.tiles, sums, total);
+        const i32 prefill_start = prefills + block_scan(d.decode ? 0 : d.row_tiles, sums, total);
         prefills += total;
         if (s < p.num_sequences) {
             decode_starts[s] = decode_start;
             prefill_starts[s] = prefill_start;
-            partial_starts[s] = split ? partial_start : -1;
+            partial_starts[s] = is_divided ? partial_start : -1;
         }
     }
     if (thread == 0) {
@@ -153,25 +152,25 @@ KERNEL attention_plan(const __grid_constant__ Params p) {
     for (int i = thread; i < decodes; i += threads) {
         const i32 s = sequence_of(decode_starts, p.num_sequences, i);
         const Demand d = demand_of(p, s);
-        const i32 num_spans = d.end_span - d.first_span;
-        const i32 parts = partial_starts[s] < 0 ? 1 : divide_up(num_spans, part_spans);
-        const i32 tile = (i - decode_starts[s]) / parts, part = (i - decode_starts[s]) % parts;
-        Item item = whole_item(p, s, d, tile, DECODE_ROWS);
-        if (parts > 1) {  // may come out without units: the parts are those of the sequence, not of the tile
-            const i32 first = (d.first_span + part * part_spans) * SPAN_UNITS;
-            item.first_unit = max(item.first_unit, first);
-            item.end_unit = min(item.end_unit, first + part_spans * SPAN_UNITS);
-            item.partial_row = partial_starts[s] + item.first_row * num_spans - d.first_span * item.num_rows;
-            item.num_parts = parts;
-            item.arrivals = i - part;
+        const i32 num_splits = d.end_split - d.first_split;
+        const i32 num_items = partial_starts[s] < 0 ? 1 : divide_up(num_splits, item_splits);
+        const i32 row_tile = (i - decode_starts[s]) / num_items, number = (i - decode_starts[s]) % num_items;
+        Item item = whole_item(p, s, d, row_tile, DECODE_ROWS);
+        if (num_items > 1) {  // may come out without tiles: the items are cut for the sequence, not for the row tile
+            const i32 first = (d.first_split + number * item_splits) * SPLIT_TILES;
+            item.first_tile = max(item.first_tile, first);
+            item.end_tile = min(item.end_tile, first + item_splits * SPLIT_TILES);
+            item.partial_row = partial_starts[s] + item.first_row * num_splits - d.first_split * item.num_rows;
+            item.num_items = num_items;
+            item.arrivals = i - number;
         }
         p.decode_items[i] = item;
     }
     for (int i = thread; i < prefills; i += threads) {
         const i32 s = sequence_of(prefill_starts, p.num_sequences, i);
         const Demand d = demand_of(p, s);
-        const i32 tile = d.tiles - 1 - (i - prefill_starts[s]);  // those with most keys first
-        p.prefill_items[i] = whole_item(p, s, d, tile, p.prefill_rows);
+        const i32 row_tile = d.row_tiles - 1 - (i - prefill_starts[s]);  // those with most keys first
+        p.prefill_items[i] = whole_item(p, s, d, row_tile, p.prefill_rows);
     }
     wait_for_previous();
 }

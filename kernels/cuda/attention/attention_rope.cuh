@@ -1,9 +1,8 @@
 // Decode steps of one token a sequence, with the rotation of Q and K and the write of K and V in the same kernel. A
-// block rotates what it needs itself: its queries, and K of the new token if its units reach that far. The block with
-// the first rows and the last unit writes the cache; nobody reads from there in this launch what it writes.
+// block rotates what it needs itself: its queries, and K of the new token if its tiles reach that far. The block with
+// the first rows and the last tile writes the cache; nobody reads from there in this launch what it writes.
 #pragma once
 #include "attention.cuh"
-#include "../rope/rope.cuh"
 
 constexpr int WARP_QUERIES = DECODE_ROWS / DECODE_WARPS;
 constexpr int NEW_KEY = DECODE_ROWS, NEW_VALUE = DECODE_ROWS + 1;  // rows of shared memory, after those of the queries
@@ -11,17 +10,16 @@ constexpr int NEW_ROWS_BYTES = (DECODE_ROWS + 2) * ROW_BYTES;
 static_assert(DECODE_ROWS % DECODE_WARPS == 0 && DECODE_WARPS >= 2, "warp 0 has the new key, warp 1 the new value");
 
 struct RopeAttentionParams {
-    Params attention;  // `qkv` is not rotated yet, and ends with K and V
+    AttentionParams attention;  // `qkv` is not rotated yet, and ends with K and V
     RopeParams rope;
     const i32* slots;  // [num_tokens] block * block_tokens + row, -1: padding
     i32 num_blocks;    // of the cache
-    i32 unused;
 };
 
-// The unit that a warp of a decode block begins with.
-DEVICE i32 first_unit_of_warp(const Item& item) {
-    const i32 unit = item.first_unit / DECODE_WARPS * DECODE_WARPS + threadIdx.x / 32;
-    return unit < item.first_unit ? unit + DECODE_WARPS : unit;
+// The tile that a warp of a decode block begins with.
+DEVICE i32 first_tile_of_warp(const Item& item) {
+    const i32 tile = item.first_tile / DECODE_WARPS * DECODE_WARPS + threadIdx.x / 32;
+    return tile < item.first_tile ? tile + DECODE_WARPS : tile;
 }
 
 // ---- before the kernel ahead is done: the plan is a guess. It is right where another kernel lies between
@@ -41,19 +39,19 @@ DEVICE i32 load_unordered(const i32* pointer) {
 }
 
 // Where items[index] may lead, or an item without keys. Where kernels do not overlap there is no time to guess.
-DEVICE Item guess_item(const Params& p, i32 index) {
+DEVICE Item guess_item(const AttentionParams& p, i32 index) {
     Item item = {};
 #if __CUDA_ARCH__ >= 900
-    const int4 at = load_unordered((const int4*)(p.items + index));
-    const int4 size = load_unordered((const int4*)(p.items + index) + 1);
-    const i32 count = load_unordered(&p.counts->decode_items);
+    const int4 at = load_unordered((const int4*)(p.work.items + index));
+    const int4 size = load_unordered((const int4*)(p.work.items + index) + 1);
+    const i32 count = load_unordered(&p.work.counts->decode_items);
     const bool sound = index < count && (u32)at.x < p.num_tokens && (u32)at.y < p.num_tokens && (u32)at.w < p.group &&
                        size.x > 0 && size.x <= min(DECODE_ROWS, p.group - at.w) && size.y > 0 &&
                        size.y <= p.max_blocks * p.block_tokens && size.z >= 0 && size.z < size.w &&
-                       size.w <= (size.y - 1) / UNIT_KEYS + 1;
+                       size.w <= (size.y - 1) / TILE_KEYS + 1;
     if (!sound) return item;
     item.sequence = at.x, item.first_token = at.y, item.first_row = at.w;
-    item.num_rows = size.x, item.num_keys = size.y, item.first_unit = size.z, item.end_unit = size.w;
+    item.num_rows = size.x, item.num_keys = size.y, item.first_tile = size.z, item.end_tile = size.w;
 #endif
     return item;
 }
@@ -61,8 +59,8 @@ DEVICE Item guess_item(const Params& p, i32 index) {
 // What goes by the guess.
 DEVICE bool same_start(const Item& a, const Item& b) {
     return a.sequence == b.sequence && a.first_token == b.first_token && a.first_row == b.first_row &&
-           a.num_rows == b.num_rows && a.num_keys == b.num_keys && a.first_unit == b.first_unit &&
-           a.end_unit == b.end_unit;
+           a.num_rows == b.num_rows && a.num_keys == b.num_keys && a.first_tile == b.first_tile &&
+           a.end_tile == b.end_tile;
 }
 
 // ---- a block's queries and the new token's K and V
@@ -74,8 +72,8 @@ struct NewRows {
     const HeadLane at;
     const HeadNorm query_norm, key_norm;
     const u16 *queries_at, *fresh_at;  // what `fetch` loads
-    i64 offset = 0;                    // `group_offset` of the warp's first unit, group lane % UNIT_GROUPS
-    bool copied = false;               // that unit's old keys and values are on their way
+    i64 offset = 0;                    // `group_offset` of the warp's first tile, group lane % TILE_GROUPS
+    bool copied = false;               // that tile's old keys and values are on their way
     uint2 queries[WARP_QUERIES];       // of the warp: rows warp, warp + DECODE_WARPS ... of the item
     uint2 fresh;                       // K of warp 0, V of warp 1
     uint2 turned;                      // `fresh`, as it goes to the cache
@@ -89,15 +87,15 @@ struct NewRows {
           query_norm(load_norm(params.rope.query_norm, params.rope.query_epsilon, at)),
           key_norm(load_norm(params.rope.key_norm, params.rope.key_epsilon, at)) {}
 
-    // By a guess, before `wait_for_previous`: finds the warp's first unit and begins to copy it.
+    // By a guess, before `wait_for_previous`: finds the warp's first tile and begins to copy it.
     DEVICE void begin(const Item& guess, i32 kv_head, u8* shared) {
-        const Params& p = params.attention;
+        const AttentionParams& p = params.attention;
         if (p.sinks && guess.num_keys && threadIdx.x == 0)
             asm volatile("prefetch.global.L2 [%0];" ::"l"(p.sinks + kv_head * p.group));
-        const i32 unit = first_unit_of_warp(guess);
-        const i32 key = unit * UNIT_KEYS + threadIdx.x % UNIT_GROUPS * KEY_GROUP;
+        const i32 tile = first_tile_of_warp(guess);
+        const i32 key = tile * TILE_KEYS + threadIdx.x % TILE_GROUPS * KEY_GROUP;
         bool sound = guess.num_keys > 0;
-        if (unit < guess.end_unit && key < guess.num_keys) {
+        if (tile < guess.end_tile && key < guess.num_keys) {
             const i32 index = key / p.block_tokens;
             const i32 block = load_unordered(p.block_tables + (i64)guess.sequence * p.max_blocks + index);
             sound = (u32)block < params.num_blocks;
@@ -108,20 +106,20 @@ struct NewRows {
         likely_slot = guess.num_keys ? load_unordered(params.slots + guess.first_token) : -1;
         likely_offset = cache_offset(max(likely_slot, 0), kv_head, p.num_kv_heads, p.block_tokens);
         copied = __syncthreads_and(sound);
-        if (copied) copy_unit_ahead(p, guess, unit, shared);
+        if (copied) copy_tile_ahead(p, guess, tile, shared);
         aim(guess, kv_head);
         compute_now(queries_at), compute_now(fresh_at), compute_now(likely_offset);
     }
 
-    DEVICE void copy_unit_ahead(const Params& p, const Item& item, i32 unit, u8* shared) const {
+    DEVICE void copy_tile_ahead(const AttentionParams& p, const Item& item, i32 tile, u8* shared) const {
         const u32 keys = shared_address(shared) + threadIdx.x / 32 * 2 * TILE_BYTES;
-        copy_unit(keys, p.keys, offset, unit, item.end_unit, item.num_keys - 1);
-        copy_unit(keys + TILE_BYTES, p.values, offset, unit, item.end_unit, item.num_keys - 1);
+        copy_tile(keys, p.cache.keys, offset, tile, item.end_tile, item.num_keys - 1);
+        copy_tile(keys + TILE_BYTES, p.cache.values, offset, tile, item.end_tile, item.num_keys - 1);
     }
 
     // Finds out where an item's queries, K and V are.
     DEVICE void aim(const Item& item, i32 kv_head) {
-        const Params& p = params.attention;
+        const AttentionParams& p = params.attention;
         const int warp = threadIdx.x / 32;
         const u16* heads = p.qkv + (i64)item.first_token * p.qkv_width;
         queries_at = heads + (kv_head * p.group + item.first_row + warp) * HEAD_DIM;
@@ -154,9 +152,9 @@ struct NewRows {
     DEVICE void begin_again(const Item& item, i32 kv_head, u8* shared, u8* place) {
         copy_wait<0>();
         __syncthreads();
-        const i32 unit = first_unit_of_warp(item);
-        offset = group_offset(params.attention, item, kv_head, unit, threadIdx.x % UNIT_GROUPS);
-        copy_unit_ahead(params.attention, item, unit, shared);
+        const i32 tile = first_tile_of_warp(item);
+        offset = group_offset(params.attention, item, kv_head, tile, threadIdx.x % TILE_GROUPS);
+        copy_tile_ahead(params.attention, item, tile, shared);
         aim(item, kv_head);
         fetch(item);
         turn_to(place, item);
@@ -164,12 +162,12 @@ struct NewRows {
     }
 
     // To registers; K and V also to the cache.
-    DEVICE void load(Rows<1>& rows, const Params& p, const Item& item, i32 kv_head, const u8* place) const {
+    DEVICE void load(Rows<1>& rows, const AttentionParams& p, const Item& item, i32 kv_head, const u8* place) const {
         const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-        if (warp < 2 && item.first_row == 0 && item.end_unit * UNIT_KEYS >= item.num_keys && slot >= 0) {
+        if (warp < 2 && item.first_row == 0 && item.end_tile * TILE_KEYS >= item.num_keys && slot >= 0) {
             const i64 to =
                 slot == likely_slot ? likely_offset : cache_offset(slot, kv_head, p.num_kv_heads, p.block_tokens);
-            store_head((warp == 0 ? p.keys : p.values) + to, at, turned);
+            store_head((warp == 0 ? p.cache.keys : p.cache.values) + to, at, turned);
         }
         const u32 address = shared_address(place) + ((lane & 7) + (lane >> 3 & 1) * 8) * ROW_BYTES + (lane >> 4) * 16;
 #pragma unroll
@@ -184,11 +182,11 @@ struct NewRows {
         }
     }
 
-    // By one warp: puts the newest key (or value) into its row of a tile.
-    DEVICE static void complete(u8* tile, const Item& item, const u8* row) {
+    // By one warp: puts the newest key (or value) into its row of `rows`, the tile that it is in.
+    DEVICE static void complete(u8* rows, const Item& item, const u8* row) {
         const int lane = threadIdx.x % 32;
         __syncwarp();  // other lanes have filled the row up with zeros
         if (lane < HEAD_DIM / 8)
-            ((uint4*)(tile + (item.num_keys - 1) % UNIT_KEYS * ROW_BYTES))[lane] = ((const uint4*)row)[lane];
+            ((uint4*)(rows + (item.num_keys - 1) % TILE_KEYS * ROW_BYTES))[lane] = ((const uint4*)row)[lane];
     }
 };

@@ -178,6 +178,7 @@ DEVICE void wait_for_previous() {
     start_next();
 }
 
-// For a kernel beside the one ahead: what it reads was complete before that one began, and it waits only in the end.
+// For a kernel that overlaps the one ahead: what it reads was complete before that one began, and it waits only in the
+// end.
 // The two are as one to the next kernel, which it may start at once. Nothing may come from this processor's L1 cache.
 DEVICE void acquire() { asm volatile("fence.acq_rel.gpu;" ::: "memory"); }

@@ -5,33 +5,97 @@
 // in planes aligned to 16 bytes. Lane 4g + t of a warp owns rows g and g + 8 of a unit and, in step s of 16 columns of
 // a 64-column chunk, the columns 16s + 8j + 2t + e (j, e in 0, 1): the places of a 16 x 16 fragment. Its codes lie so
 // that one mask yields two of them 16 bits apart: pair q = 2s + j of a row, e the half. Sizes:
-// `kernels/weights/packed.py`.
+// `kernels/weights/formats.py`.
 #pragma once
 #include "common.cuh"
 
 enum Format { F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q4_K, Q5_K, Q6_K, MXFP4 };
 
+// How the numbers of a block become floats.
+enum Codes { FLOAT32, FLOAT16, BFLOAT16, INTEGERS, E2M1 };
+enum Scaling {
+    UNSCALED,
+    SCALE,         // float16 of 32 columns
+    SCALE_MIN,     // float16 scale and minimum of 32 columns
+    SUPER_SCALES,  // int8 of 16 columns, times float16 of 256
+    SUPER_MINS,    // 6-bit scale and minimum of 32 columns, times float16 scale and minimum of 256
+    EXPONENT,      // power of two of 32 columns, relative to the largest of the row: `RowBase`
+};
+
+struct FormatTraits {
+    int block_elements, block_bytes;  // in the file
+    Codes codes;
+    int code_bits;
+    int zero;               // INTEGERS: the code that stands for 0
+    int codes_at, high_at;  // in a block of the file: low bits (nibbles, or all), fifth and sixth bits
+    Scaling scaling;
+};
+
+// The rows of `kernels/weights/formats.py`, as far as kernels want to know.
+// clang-format off
+DEVICE constexpr FormatTraits traits_of(int format) {
+    switch (format) {
+        case F32: return {1, 4, FLOAT32, 32, 0, 0, 0, UNSCALED};
+        case F16: return {1, 2, FLOAT16, 16, 0, 0, 0, UNSCALED};
+        case BF16: return {1, 2, BFLOAT16, 16, 0, 0, 0, UNSCALED};
+        case Q4_0: return {32, 18, INTEGERS, 4, 8, 2, 0, SCALE};
+        case Q4_1: return {32, 20, INTEGERS, 4, 0, 4, 0, SCALE_MIN};
+        case Q5_0: return {32, 22, INTEGERS, 5, 16, 6, 2, SCALE};
+        case Q5_1: return {32, 24, INTEGERS, 5, 0, 8, 4, SCALE_MIN};
+        case Q8_0: return {32, 34, INTEGERS, 8, 128, 2, 0, SCALE};
+        case Q4_K: return {256, 144, INTEGERS, 4, 0, 16, 0, SUPER_MINS};
+        case Q5_K: return {256, 176, INTEGERS, 5, 0, 48, 16, SUPER_MINS};
+        case Q6_K: return {256, 210, INTEGERS, 6, 32, 0, 128, SUPER_SCALES};
+        case MXFP4: return {32, 17, E2M1, 4, 0, 1, 0, EXPONENT};
+        default: return {};
+    }
+}
+// clang-format on
+
+// Where a unit has what, and how it is to be read.
 template <int F>
 struct Layout {
-    static constexpr bool is_k = F == Q4_K || F == Q5_K || F == Q6_K;
+    static constexpr FormatTraits traits = traits_of(F);
+    static constexpr Codes codes = traits.codes;
+    static constexpr Scaling scaling = traits.scaling;
+    static constexpr int block_elements = traits.block_elements, block_bytes = traits.block_bytes;
+    static constexpr int code_bits = traits.code_bits, zero = traits.zero;
+    static constexpr bool has_row_base = scaling == EXPONENT;
+    static constexpr bool has_nibbles = code_bits < 8;  // low bits of codes
+    static constexpr bool is_k = block_elements == 256;
     static constexpr int chunks = is_k ? 4 : 1;  // of 64 columns in a unit
     // Bytes of one chunk's planes: low codes, high bits, scales; and of the unit's super-scales.
-    static constexpr int code_bytes = F == F32 ? 4096 : F == F16 || F == BF16 ? 2048 : F == Q8_0 ? 1024 : 512;
-    static constexpr int high_bytes = F == Q5_0 || F == Q5_1 || F == Q5_K ? 128 : F == Q6_K ? 256 : 0;
-    static constexpr int scale_bytes = F == F32 || F == F16 || F == BF16 ? 0
-                                       : F == Q4_1 || F == Q5_1          ? 128
-                                       : F == MXFP4                      ? 32
-                                                                         : 64;
-    static constexpr int super_bytes = F == Q6_K ? 32 : is_k ? 64 : 0;
+    static constexpr int code_bytes = has_nibbles ? 512 : 128 * code_bits;
+    static constexpr int high_bytes = has_nibbles ? 128 * (code_bits - 4) : 0;
+    static constexpr int scale_bytes = scaling == UNSCALED    ? 0
+                                       : scaling == SCALE_MIN ? 128
+                                       : scaling == EXPONENT  ? 32
+                                                              : 64;
+    static constexpr int super_bytes = scaling == SUPER_MINS ? 64 : scaling == SUPER_SCALES ? 32 : 0;
     static constexpr int high_at = chunks * code_bytes;
     static constexpr int scale_at = high_at + chunks * high_bytes;
     static constexpr int super_at = scale_at + chunks * scale_bytes;
     static constexpr int unit_bytes = super_at + super_bytes;
 };
 
-// Units that a warp of matmul_few copies together: two such groups are on their way.
+// Units that a warp of matmul_gemv* or matmul_small_batch copies together: two such groups are on their way.
 template <int F>
-constexpr int FEW_GROUP = Layout<F>::is_k || F == F32 ? 1 : 2;
+constexpr int UNITS_PER_COPY = Layout<F>::is_k || Layout<F>::code_bytes == 4096 ? 1 : 2;
+
+// One matrix [num_rows, width], or as many as there are experts, and how a product on it is cut. The order of the
+// fields is one with which matmul_gemv_normed needs few registers.
+struct MatrixParams {
+    int num_partitions;
+    u32 partition_reciprocal;  // ceil(2^RECIPROCAL_BITS / num_partitions): dividing takes many instructions
+    int num_rows;              // outputs
+    int width;                 // inputs
+    int num_chunks;            // of 64 columns, the last one padded with zeros
+    int num_units;             // of k
+    i64 expert_bytes;
+    u8* packed;         // [num_experts, expert_bytes]
+    int* base;          // [num_experts, num_rows] EXPONENT: largest exponent of each row
+    const float* bias;  // [num_experts, num_rows], in the order of the packed rows; may be null
+};
 
 // Where chunk `chunk` of the 16-row tile `tile` begins: its unit, for a matrix of `num_units` units of k in a row.
 template <int F>
@@ -129,8 +193,8 @@ struct Staged {
     }
 };
 
-// MXFP4's powers of two span more than float16: a row is computed relative to its largest exponent, and its results
-// are multiplied by 2^(exponent - 127) in the end. `base` are the largest exponents of the lane's two rows.
+// MXFP4's powers of two have a wider range than float16: a row is computed relative to its largest exponent, and its
+// results are multiplied by 2^(exponent - 127) in the end. `base` are the largest exponents of the lane's two rows.
 struct RowBase {
     int base[2];
 };
@@ -145,38 +209,41 @@ constexpr u32 HALF2_SIXTEENTH = 0x2C002C00u;
 
 DEVICE u32 half2_subtract(u32 a, u32 b) { return half2_fma(b, 0xBC00BC00u, a); }  // exact where the result is
 
-// Scales of a chunk, ready to multiply: of each row (0, 1) and group of 32 columns (16 for Q6_K), in both halves.
+// Scales of a chunk, ready to multiply: of each row (0, 1) and group of 32 columns (16 with SUPER_SCALES), in both
+// halves.
 template <int F>
 struct Scales {
-    static constexpr int groups = F == Q6_K ? 4 : 2;
+    static constexpr Scaling scaling = Layout<F>::scaling;
+    static constexpr bool has_min = scaling == SCALE_MIN || scaling == SUPER_MINS;
+    static constexpr int groups = scaling == SUPER_SCALES ? 4 : 2;
     u32 scale[2][groups];
-    u32 low[2][groups];  // what is added after scaling: Q4_1, Q5_1, Q4_K, Q5_K
+    u32 low[2][groups];  // has_min: what is added after scaling
 
     DEVICE Scales(const Raw<F>& raw, const RowBase& row_base) {
 #pragma unroll
         for (int row = 0; row < 2; row++)
 #pragma unroll
             for (int group = 0; group < groups; group++) {
-                if constexpr (F == Q4_0 || F == Q5_0 || F == Q8_0)
+                if constexpr (scaling == SCALE)
                     scale[row][group] = __byte_perm(raw.scale[group], 0, row ? 0x3232 : 0x1010);
-                if constexpr (F == Q4_1 || F == Q5_1) {
+                if constexpr (scaling == SCALE_MIN) {
                     scale[row][group] = __byte_perm(raw.scale[2 * group + row], 0, 0x1010);
                     low[row][group] = __byte_perm(raw.scale[2 * group + row], 0, 0x3232);
                 }
-                if constexpr (F == Q4_K || F == Q5_K) {  // 6-bit scale and minimum times those of the super-block
+                if constexpr (scaling == SUPER_MINS) {  // 6-bit scale and minimum times those of the super-block
                     u32 pair = __byte_perm(raw.scale[group], 0x64646464u, row ? 0x4342 : 0x4140);
                     pair = half2_multiply(half2_subtract(pair, HALF2_1024), raw.super[row]);
                     scale[row][group] = __byte_perm(pair, 0, 0x1010);
                     low[row][group] = __byte_perm(pair, 0, 0x3232);
                 }
-                if constexpr (F == Q6_K) {
+                if constexpr (scaling == SUPER_SCALES) {
                     if (row) continue;  // both rows at once; scales are stored with 128 added
                     u32 pair = __byte_perm(raw.scale[group >> 1], 0x64646464u, group & 1 ? 0x4342 : 0x4140);
                     pair = half2_multiply(half2_subtract(pair, 0x64806480u), raw.super[0]);
                     scale[0][group] = __byte_perm(pair, 0, 0x1010);
                     scale[1][group] = __byte_perm(pair, 0, 0x3232);
                 }
-                if constexpr (F == MXFP4) {
+                if constexpr (scaling == EXPONENT) {
                     u32 exponent = raw.scale[0] >> (16 * group + 8 * row) & 255;
                     scale[row][group] = half2_both(relative_scale(exponent, row_base.base[row]));
                 }
@@ -199,22 +266,23 @@ DEVICE constexpr int high_bits(int q) { return q / 4 * 8 + (q / 2 & 1) * 2 + 4 *
 // Pair q (0..7) of one row: the columns 16 (q / 2) + 8 (q % 2) + 2t + (0, 1), dequantised.
 template <int F>
 DEVICE u32 pair_of(const Raw<F>& raw, const Scales<F>& scales, int row, int q) {
-    if constexpr (F == F32) {
+    using L = Layout<F>;
+    if constexpr (L::codes == FLOAT32) {
         const int at = 16 * row + 2 * q;
         return pack_half2(__uint_as_float(raw.code[at]), __uint_as_float(raw.code[at + 1]));
     }
-    if constexpr (F == F16)  // times 1: a register of its own, as wgmma must not read one that a load writes
+    if constexpr (L::codes == FLOAT16)  // times 1: a register of its own, as wgmma must not read one that a load writes
         return half2_multiply(raw.code[8 * row + q], 0x3C003C00u);
-    if constexpr (F == BF16) {
+    if constexpr (L::codes == BFLOAT16) {
         u32 v = raw.code[8 * row + q];
         return pack_half2(__uint_as_float(v << 16), __uint_as_float(v & 0xFFFF0000u));
     }
-    const u32 scale = scales.scale[row][F == Q6_K ? q >> 1 : q >> 2];
-    if constexpr (F == Q8_0) {  // stored with 128 added
+    const u32 scale = scales.scale[row][L::scaling == SUPER_SCALES ? q >> 1 : q >> 2];
+    if constexpr (L::codes == INTEGERS && L::code_bits == 8) {  // stored with 128 added
         u32 biased = __byte_perm(raw.code[4 * row + (q >> 1)], 0x64646464u, q & 1 ? 0x4342 : 0x4140);
         return half2_multiply(half2_subtract(biased, 0x64806480u), scale);
     }
-    if constexpr (F == MXFP4) {
+    if constexpr (L::codes == E2M1) {
         u32 word = raw.code[2 * row + (q >> 2)];  // sign and magnitude lie apart: see `pack_code`
         u32 value;
         if ((q & 3) == 0) value = word & 0x8E008E00u;
@@ -223,17 +291,17 @@ DEVICE u32 pair_of(const Raw<F>& raw, const Scales<F>& scales, int row, int q) {
         if ((q & 3) == 3) value = (word << 2 & 0x80008000u) | (word << 9 & 0x0E000E00u);
         return half2_multiply(value, scale);
     }
-    // Integers of 4 to 6 bits: the nibble at bit 0 or 4 of a half, high bits put beside it, 1024 in front.
+    // Integers of 4 to 6 bits: the nibble at bit 0 or 4 of a half, high bits put above it, 1024 in front.
     u32 word = raw.code[2 * row + (q >> 2)];
     if (q & 2) word >>= 8;
     const bool upper = q & 1;  // nibble at bit 4: the integer comes out times 16
     u32 integer = and_or(word, upper ? 0x00F000F0u : 0x000F000Fu, HALF2_1024);
-    constexpr int offset = F == Q4_0 ? 8 : F == Q5_0 ? 16 : F == Q6_K ? 32 : 0;
-    if constexpr (F == Q5_0 || F == Q5_1 || F == Q5_K) {
+    constexpr int offset = L::zero;
+    if constexpr (L::code_bits == 5) {
         u32 bits = __byte_perm(raw.high[0], 0, row ? 0x4342 : 0x4140);
         integer |= (bits << (4 - high_bit(q & 6))) & (0x00010001u << (upper ? 8 : 4));
     }
-    if constexpr (F == Q6_K) {
+    if constexpr (L::code_bits == 6) {
         const int at = high_bits(q & 6);
         integer |= (at <= 4 ? raw.high[row] << (4 - at) : raw.high[row] >> (at - 4)) & (0x00030003u << (upper ? 8 : 4));
     }
@@ -247,7 +315,7 @@ DEVICE u32 pair_of(const Raw<F>& raw, const Scales<F>& scales, int row, int q) {
         constexpr u32 front = HALF2_1024 + offset * 0x00010001u;
         value = half2_subtract(integer, front);
     }
-    if constexpr (F == Q4_1 || F == Q5_1 || F == Q4_K || F == Q5_K)
+    if constexpr (Scales<F>::has_min)
         return half2_fma(value, scale, scales.low[row][q >> 2]);
     else
         return half2_multiply(value, scale);

@@ -1,5 +1,5 @@
 // Hopper's warpgroup products: d[64 x N] += a[64 x 16] b[16 x N], a in registers, b in shared memory.
-// b lies as [N][64] float16, rows of 128 bytes whose 16-byte pieces are swizzled by the row (piece ^ row % 8), at a
+// b lies as [N][64] float16, rows of 128 bytes whose 16-byte vectors are swizzled by the row (vector ^ row % 8), at a
 // multiple of 1024 bytes. Lane and register hold the same places of a and d as in `mma_16x8x16`.
 #pragma once
 #include "common.cuh"

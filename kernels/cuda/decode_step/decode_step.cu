@@ -1,61 +1,61 @@
-// What turns one step into the next one without the host. Both kernels are one block: what they do is small, and its
+// What turns one step into the next one without the host. All kernels are one block: what they do is small, and its
 // parts depend on each other.
 #include "../common/common.cuh"
 
 constexpr int THREADS = 1024;
 
-// How a row goes on, where that is not "with the token that was just drawn".
-struct Patch {
-    u64 key;
-    i64 output_position;
-    i32 row;
-    i32 token_id;  // -1 - i: the id that draw i of the previous step gave
-    i32 position;  // -1: the row is empty from now on
-    i32 top_k;
-    float temperature;
-    float top_p;
-    float min_p;
-    i32 padding;
+// How many updates there are: the row updates come after it, then the block updates.
+struct UpdateCounts {
+    i32 num_rows;
+    i32 num_blocks;
 };
 
-struct Update {
+// How a row goes on, where that is not "with the token that was just drawn". Its sampling parameters come after it.
+struct RowUpdate {
+    i64 output_position;
+    i32 row;
+    i32 token;     // an id, or what only the device knows, see `resolved`
+    i32 position;  // -1: the row is empty from now on
+};
+
+constexpr int ROW_UPDATE_WORDS = sizeof(RowUpdate) / sizeof(u64);
+
+struct BlockUpdate {
     i32 entry;  // of block_tables, seen as one dimension
     i32 block_id;
 };
 
-struct DecodeParams {
+struct BeginParams {
     i32* token_ids;         // [capacity]
     i32* positions;         // [capacity]
     i32* slots;             // [capacity]
     i32* context_lengths;   // [capacity]
     i32* sequence_lengths;  // [capacity]
     i32* block_tables;      // [capacity, max_blocks]
-    float* temperature;     // [capacity]
-    i32* top_k;             // [capacity]
-    float* top_p;           // [capacity]
-    float* min_p;           // [capacity]
-    u64* keys;              // [capacity]
     i64* output_positions;  // [capacity]
+    u64* sampling_rows;     // [capacity, sampling_words]
     const i32* drawn;       // [capacity] ids that the previous step drew, -1 where its logits were not finite
-    i32* num_changes;       // [4] patches, updates, 0, 0; then the patches, then the updates
+    UpdateCounts* updates;  // [1] and the updates
     i32 num_rows;
     i32 max_blocks;
     i32 block_tokens;
-    i32 padding;
+    i32 sampling_words;
 };
 
 // An id as an input: one that could not be drawn becomes 0, and the host ends the sequence when it reads of it.
 DEVICE i32 usable(i32 id) { return max(id, 0); }
 
-DEVICE i32 resolved(i32 id, const i32* drawn) { return id < 0 ? usable(drawn[-1 - id]) : id; }
+// The id of a token: -1 - i stands for what draw i of the previous step gave.
+DEVICE i32 resolved(i32 token, const i32* drawn) { return token < 0 ? usable(drawn[-1 - token]) : token; }
 
-// Rows that hold a sequence go on with the token they drew; then patches and table updates; then slots.
-KERNEL __launch_bounds__(THREADS) step_begin_decode(const __grid_constant__ DecodeParams p) {
+// Rows that hold a sequence go on with the token they drew; then row and block updates; then slots.
+KERNEL __launch_bounds__(THREADS) decode_step_begin(const __grid_constant__ BeginParams p) {
     wait_for_previous();
     const int thread = threadIdx.x;
-    const i32 num_patches = p.num_changes[0], num_updates = p.num_changes[1];
-    const Patch* patches = (const Patch*)(p.num_changes + 4);        // [num_patches]
-    const Update* updates = (const Update*)(patches + num_patches);  // [num_updates]
+    const UpdateCounts counts = *p.updates;
+    const int row_update_words = ROW_UPDATE_WORDS + p.sampling_words;
+    const u64* row_updates = (const u64*)(p.updates + 1);  // [counts.num_rows, row_update_words]
+    const BlockUpdate* block_updates = (const BlockUpdate*)(row_updates + counts.num_rows * row_update_words);
     for (int row = thread; row < p.num_rows; row += THREADS) {
         if (p.positions[row] < 0) continue;
         p.token_ids[row] = usable(p.drawn[row]);
@@ -64,22 +64,22 @@ KERNEL __launch_bounds__(THREADS) step_begin_decode(const __grid_constant__ Deco
         p.sequence_lengths[row]++;
         p.output_positions[row]++;
     }
-    for (int i = thread; i < num_updates; i += THREADS) p.block_tables[updates[i].entry] = updates[i].block_id;
-    __syncthreads();
-    for (int i = thread; i < num_patches; i += THREADS) {
-        const Patch patch = patches[i];
-        const i32 row = patch.row;
-        p.token_ids[row] = resolved(patch.token_id, p.drawn);
-        p.positions[row] = patch.position;
-        p.context_lengths[row] = p.sequence_lengths[row] = patch.position + 1;
-        p.temperature[row] = patch.temperature;
-        p.top_k[row] = patch.top_k;
-        p.top_p[row] = patch.top_p;
-        p.min_p[row] = patch.min_p;
-        p.keys[row] = patch.key;
-        p.output_positions[row] = patch.output_position;
+    for (int i = thread; i < counts.num_blocks; i += THREADS)
+        p.block_tables[block_updates[i].entry] = block_updates[i].block_id;
+    for (int i = thread; i < counts.num_rows * p.sampling_words; i += THREADS) {
+        const int word = i % p.sampling_words;
+        const u64* update = row_updates + i / p.sampling_words * row_update_words;
+        p.sampling_rows[((const RowUpdate*)update)->row * p.sampling_words + word] = update[ROW_UPDATE_WORDS + word];
     }
-    if (thread < 2) p.num_changes[thread] = 0;
+    __syncthreads();
+    for (int i = thread; i < counts.num_rows; i += THREADS) {
+        const RowUpdate update = *(const RowUpdate*)(row_updates + i * row_update_words);
+        p.token_ids[update.row] = resolved(update.token, p.drawn);
+        p.positions[update.row] = update.position;
+        p.context_lengths[update.row] = p.sequence_lengths[update.row] = update.position + 1;
+        p.output_positions[update.row] = update.output_position;
+    }
+    if (thread == 0) *p.updates = {0, 0};
     __syncthreads();
     for (int row = thread; row < p.num_rows; row += THREADS) {
         const i32 position = p.positions[row], block = position / p.block_tokens;
@@ -93,11 +93,10 @@ struct ResolveParams {
     i32* token_ids;    // [num_tokens]
     const i32* drawn;  // [capacity]
     i32 num_tokens;
-    i32 padding;
 };
 
-// Token ids that are still on the device: -1 - i becomes the id that draw i of the previous step gave.
-KERNEL __launch_bounds__(THREADS) step_resolve(const __grid_constant__ ResolveParams p) {
+// Token ids that are still on the device become known: see `resolved`.
+KERNEL __launch_bounds__(THREADS) decode_step_resolve(const __grid_constant__ ResolveParams p) {
     wait_for_previous();
     for (int i = threadIdx.x; i < p.num_tokens; i += THREADS) p.token_ids[i] = resolved(p.token_ids[i], p.drawn);
 }
@@ -106,11 +105,10 @@ struct CopyParams {
     const u32* source;  // device memory
     u32* target;        // page-locked host memory
     i32 num_words;
-    i32 padding;
 };
 
 // What the host reads after a step. A copy engine would take several times as long to take over and to hand back.
-KERNEL __launch_bounds__(THREADS) step_copy_to_host(const __grid_constant__ CopyParams p) {
+KERNEL __launch_bounds__(THREADS) decode_step_copy_to_host(const __grid_constant__ CopyParams p) {
     wait_for_previous();
     for (int i = threadIdx.x; i < p.num_words; i += THREADS) p.target[i] = p.source[i];
 }

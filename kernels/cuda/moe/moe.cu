@@ -25,85 +25,85 @@ DEVICE void store_normed(const RouteParams& p, int token, int column, float4 n) 
     *(uint2*)(p.normed + (i64)token * p.norm.width + column) = pack_quad(n);
 }
 
-// A logit is the sum of NORM_PARTS parts, cut as a norm cuts its row.
+// A logit is the sum of NORM_PARTITIONS partitions, cut as a norm cuts its row.
 //
-// For few tokens: a block of NORM_PARTS warps for each (expert, token), so that the router's weights come through many
-// processors. Who uses the logits chooses: `expert_of_rank`.
-KERNEL __launch_bounds__(32 * NORM_PARTS) moe_logits(const __grid_constant__ RouteParams p) {
-    const int expert = blockIdx.x, token = blockIdx.y, part = threadIdx.x / 32;
+// For up to four tokens: a block of NORM_PARTITIONS warps for each (expert, token), so that the router's weights come
+// through many processors. Who uses the logits chooses: `expert_of_rank`.
+KERNEL __launch_bounds__(32 * NORM_PARTITIONS) moe_logits(const __grid_constant__ RouteParams p) {
+    const int expert = blockIdx.x, token = blockIdx.y, partition = threadIdx.x / 32;
     const float* weight = p.weight + (i64)expert * p.norm.width;
     // Its weights are constant: their way from memory need not wait.
     for (int i = threadIdx.x; i * 32 < p.norm.width; i += blockDim.x)
         asm volatile("prefetch.global.L2 [%0];" ::"l"(weight + i * 32));
     const float bias = p.bias[expert];
     wait_for_previous();
-    __shared__ float norm_sums[2 * NORM_PARTS], sums[NORM_PARTS];
+    __shared__ float norm_sums[2 * NORM_PARTITIONS], sums[NORM_PARTITIONS];
     float sum = 0.0f;
     normalise_row(p.norm, p.x + (i64)token * p.norm.width, norm_sums, [&](int column, float4 n) {
         sum = add_products(sum, *(const float4*)(weight + column), n);
         if (expert == 0) store_normed(p, token, column, n);
     });
     sum = warp_sum(sum);
-    if (threadIdx.x % 32 == 0) sums[part] = sum;
+    if (threadIdx.x % 32 == 0) sums[partition] = sum;
     __syncthreads();
-    if (threadIdx.x == 0) p.logits[(i64)token * p.num_experts + expert] = sum_of_parts(sums) + bias;
+    if (threadIdx.x == 0) p.logits[(i64)token * p.num_experts + expert] = row_sum(sums) + bias;
 }
 
-// Calls use(column) for what this lane has of part `part` of a row, in order, four columns at a time.
+// Calls use(column) for what this lane has of partition `partition` of a row, in order, four columns at a time.
 template <int UNROLLED = 1, typename Use>
-DEVICE void for_columns(int part, int width, Use use) {
+DEVICE void for_columns(int partition, int width, Use use) {
 #pragma unroll UNROLLED
-    for (int column = (part * 32 + threadIdx.x % 32) * 4; column < width; column += PART_STEP) use(column);
+    for (int column = (partition * 32 + threadIdx.x % 32) * 4; column < width; column += PARTITION_STEP) use(column);
 }
 
-// For more. Warps share a row's columns as a norm's parts, and groups of NORM_PARTS warps the experts. Rows lie in
-// shared memory, normed; of the router's weights a lane uses what it loads for all TOKENS of the block, and of a row
-// what it loads for EXPERTS experts.
-// Dynamic shared memory: float [TOKENS][width + 2 NORM_PARTS + (NORM_PARTS + 1) num_experts].
+// For more. Warps share a row's columns as a norm's partitions, and groups of NORM_PARTITIONS warps the experts. Rows
+// lie in shared memory, normed; of the router's weights a lane uses what it loads for all TOKENS of the block, and of a
+// row what it loads for EXPERTS experts. Dynamic shared memory: float [TOKENS][width + 2 NORM_PARTITIONS +
+// (NORM_PARTITIONS + 1) num_experts].
 template <int TOKENS, int EXPERTS>
 DEVICE void route(const RouteParams& p) {
     const int width = p.norm.width, first = blockIdx.x * TOKENS, num_tokens = min(TOKENS, p.num_tokens - first);
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, num_warps = blockDim.x / 32;
-    const int part = warp % NORM_PARTS, group = warp / NORM_PARTS;
-    float *rows = shared, *norm_parts = rows + TOKENS * width;    // [TOKENS][width], [2][TOKENS][NORM_PARTS]
-    float* parts = norm_parts + 2 * TOKENS * NORM_PARTS;          // [TOKENS][num_experts][NORM_PARTS]
-    float* logits = parts + TOKENS * p.num_experts * NORM_PARTS;  // [TOKENS][num_experts]
+    const int partition = warp % NORM_PARTITIONS, group = warp / NORM_PARTITIONS;
+    float *rows = shared, *norm_sums = rows + TOKENS * width;    // [TOKENS][width], [2][TOKENS][NORM_PARTITIONS]
+    float* partials = norm_sums + 2 * TOKENS * NORM_PARTITIONS;  // [TOKENS][num_experts][NORM_PARTITIONS]
+    float* logits = partials + TOKENS * p.num_experts * NORM_PARTITIONS;  // [TOKENS][num_experts]
     auto load = [&](int token, int column) {  // where there are fewer tokens, the last one is done again
         return *(const float4*)(p.x + (i64)(first + min(token, num_tokens - 1)) * width + column);
     };
-    auto put_parts = [&](float* to, int stride, float (&sums)[TOKENS]) {  // to[token * stride + part]
+    auto put_partitions = [&](float* to, int stride, float (&sums)[TOKENS]) {  // to[token * stride + partition]
         const float sum = warp_sums(sums);
-        if (lane % (32 / TOKENS) == 0) to[lane / (32 / TOKENS) * stride + part] = sum;
+        if (lane % (32 / TOKENS) == 0) to[lane / (32 / TOKENS) * stride + partition] = sum;
     };
 
     wait_for_previous();
     float shifts[TOKENS] = {}, factors[TOKENS];
     if (p.norm.bias) {
         float sums[TOKENS] = {};
-        for_columns(part, width, [&](int column) {
+        for_columns(partition, width, [&](int column) {
 #pragma unroll
             for (int t = 0; t < TOKENS; t++) {
                 const float4 v = load(t, column);
                 sums[t] += (v.x + v.y) + (v.z + v.w);
             }
         });
-        if (group == 0) put_parts(norm_parts + TOKENS * NORM_PARTS, NORM_PARTS, sums);
+        if (group == 0) put_partitions(norm_sums + TOKENS * NORM_PARTITIONS, NORM_PARTITIONS, sums);
         __syncthreads();
 #pragma unroll
         for (int t = 0; t < TOKENS; t++)
-            shifts[t] = minus_mean(p.norm, sum_of_parts(norm_parts + (TOKENS + t) * NORM_PARTS));
+            shifts[t] = minus_mean(p.norm, row_sum(norm_sums + (TOKENS + t) * NORM_PARTITIONS));
     }
     float squares[TOKENS] = {};
-    for_columns(part, width, [&](int column) {
+    for_columns(partition, width, [&](int column) {
 #pragma unroll
         for (int t = 0; t < TOKENS; t++) squares[t] = add_squares(squares[t], sum_of(load(t, column), shifts[t]));
     });
-    if (group == 0) put_parts(norm_parts, NORM_PARTS, squares);
+    if (group == 0) put_partitions(norm_sums, NORM_PARTITIONS, squares);
     __syncthreads();
 #pragma unroll
-    for (int t = 0; t < TOKENS; t++) factors[t] = norm_factor(p.norm, sum_of_parts(norm_parts + t * NORM_PARTS));
+    for (int t = 0; t < TOKENS; t++) factors[t] = norm_factor(p.norm, row_sum(norm_sums + t * NORM_PARTITIONS));
     if (group == 0)
-        for_columns(part, width, [&](int column) {
+        for_columns(partition, width, [&](int column) {
             const float4 weight = *(const float4*)(p.norm.weight + column);
 #pragma unroll
             for (int t = 0; t < TOKENS; t++) {
@@ -114,9 +114,9 @@ DEVICE void route(const RouteParams& p) {
         });
     __syncthreads();
 
-    for (int expert = group * EXPERTS; expert < p.num_experts; expert += num_warps / NORM_PARTS * EXPERTS) {
+    for (int expert = group * EXPERTS; expert < p.num_experts; expert += num_warps / NORM_PARTITIONS * EXPERTS) {
         float sums[EXPERTS][TOKENS] = {};
-        for_columns<TOKENS == 1 ? 1 : 3>(part, width, [&](int column) {
+        for_columns<TOKENS == 1 ? 1 : 3>(partition, width, [&](int column) {
             float4 weights[EXPERTS];
 #pragma unroll
             for (int i = 0; i < EXPERTS; i++)
@@ -131,11 +131,11 @@ DEVICE void route(const RouteParams& p) {
 #pragma unroll
         for (int i = 0; i < EXPERTS; i++)
             if (expert + i < p.num_experts)
-                put_parts(parts + (expert + i) * NORM_PARTS, p.num_experts * NORM_PARTS, sums[i]);
+                put_partitions(partials + (expert + i) * NORM_PARTITIONS, p.num_experts * NORM_PARTITIONS, sums[i]);
     }
     __syncthreads();
     for (int i = threadIdx.x; i < TOKENS * p.num_experts; i += blockDim.x)
-        logits[i] = sum_of_parts(parts + i * NORM_PARTS) + p.bias[i % p.num_experts];
+        logits[i] = row_sum(partials + i * NORM_PARTITIONS) + p.bias[i % p.num_experts];
     __syncthreads();
     for (int t = warp; t < num_tokens; t += num_warps)
         share_out(logits + t * p.num_experts, p.num_experts, p.num_used, [&](int rank, int expert, float share) {
@@ -147,7 +147,9 @@ DEVICE void route(const RouteParams& p) {
 KERNEL __launch_bounds__(1024) moe_route(const __grid_constant__ RouteParams p) { route<1, 8>(p); }
 
 // For many tokens.
-KERNEL __launch_bounds__(32 * NORM_PARTS, 2) moe_route_many(const __grid_constant__ RouteParams p) { route<8, 4>(p); }
+KERNEL __launch_bounds__(32 * NORM_PARTITIONS, 2) moe_route_many(const __grid_constant__ RouteParams p) {
+    route<8, 4>(p);
+}
 
 struct PlanParams {
     const int* experts;  // [num_pairs] of each (token, rank)

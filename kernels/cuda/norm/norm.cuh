@@ -1,5 +1,5 @@
-// RMS norm and layer norm of float32 rows. A row's sums are made in eight parts, which lie a warp apart, and the parts
-// are added in order: so a row's bits are the same in every kernel.
+// RMS norm and layer norm of float32 rows. A row is cut in eight partitions, which lie a warp apart, and their
+// sums are added in order: so a row's bits are the same in every kernel.
 #pragma once
 #include "../common/common.cuh"
 
@@ -11,16 +11,16 @@ struct NormParams {
     float inverse_width;
 };
 
-constexpr int NORM_PARTS = 8;
-constexpr int PART_STEP = NORM_PARTS * 128;  // columns between a lane's quads of a part
+constexpr int NORM_PARTITIONS = 8;
+constexpr int PARTITION_STEP = NORM_PARTITIONS * 128;  // columns between a lane's quads of a partition
 
-// The first of the columns that this lane has of part `part` of a row.
-DEVICE int part_column(int part) { return (part * 32 + threadIdx.x % 32) * 4; }
+// The first of the columns that this lane has of partition `partition` of a row.
+DEVICE int partition_column(int partition) { return (partition * 32 + threadIdx.x % 32) * 4; }
 
-DEVICE float sum_of_parts(const float* parts) {
-    float sum = parts[0];
+DEVICE float row_sum(const float* sums) {
+    float sum = sums[0];
 #pragma unroll
-    for (int i = 1; i < NORM_PARTS; i++) sum += parts[i];
+    for (int i = 1; i < NORM_PARTITIONS; i++) sum += sums[i];
     return sum;
 }
 
@@ -49,60 +49,60 @@ DEVICE float4 scale_quad(const NormParams& p, float4 w, int column, float4 v, fl
 
 DEVICE uint2 pack_quad(float4 n) { return make_uint2(pack_half2(n.x, n.y), pack_half2(n.z, n.w)); }
 
-constexpr int GROUP_QUADS = 3;  // of a part, loaded together: a row of up to 3,072 has one group
+constexpr int GROUP_QUADS = 3;  // of a partition, loaded together: a row of up to 3,072 has one group
 
 DEVICE float4 sum_of(float4 a, float b) { return make_float4(a.x + b, a.y + b, a.z + b, a.w + b); }
 
-// Calls use(column, values) for what this lane has of part `part` of a row, in order.
+// Calls use(column, values) for what this lane has of partition `partition` of a row, in order.
 template <typename Use>
-DEVICE void for_part(const float* row, int part, int width, Use use) {
+DEVICE void for_partition(const float* row, int partition, int width, Use use) {
 #pragma unroll 1
-    for (int group = 0; group < width; group += GROUP_QUADS * PART_STEP) {
-        const int first = group + part_column(part);
+    for (int group = 0; group < width; group += GROUP_QUADS * PARTITION_STEP) {
+        const int first = group + partition_column(partition);
         float4 quads[GROUP_QUADS];
 #pragma unroll
         for (int q = 0; q < GROUP_QUADS; q++) {
-            if (group + q * PART_STEP >= width) break;
-            if (first + q * PART_STEP < width) quads[q] = *(const float4*)(row + first + q * PART_STEP);
+            if (group + q * PARTITION_STEP >= width) break;
+            if (first + q * PARTITION_STEP < width) quads[q] = *(const float4*)(row + first + q * PARTITION_STEP);
         }
 #pragma unroll
         for (int q = 0; q < GROUP_QUADS; q++) {
-            if (group + q * PART_STEP >= width) break;
-            if (first + q * PART_STEP < width) use(first + q * PART_STEP, quads[q]);
+            if (group + q * PARTITION_STEP >= width) break;
+            if (first + q * PARTITION_STEP < width) use(first + q * PARTITION_STEP, quads[q]);
         }
     }
 }
 
-// Puts the sum of this warp's part of a row beside those of others.
-DEVICE void put_part(float* parts, float sum) {
+// Puts the sum of this warp's partition of a row where those of others are.
+DEVICE void put_partition(float* sums, float sum) {
     sum = warp_sum(sum);
-    if (threadIdx.x % 32 == 0 && threadIdx.x < NORM_PARTS * 32) parts[threadIdx.x / 32] = sum;
+    if (threadIdx.x % 32 == 0 && threadIdx.x < NORM_PARTITIONS * 32) sums[threadIdx.x / 32] = sum;
     __syncthreads();
 }
 
-// A block of NORM_PARTS warps: gives store(column, four values) the normed `row` [width].
-// `shared`: float [2][NORM_PARTS].
+// A block of NORM_PARTITIONS warps: gives store(column, four values) the normed `row` [width].
+// `shared`: float [2][NORM_PARTITIONS].
 template <typename Store>
 DEVICE void normalise_row(const NormParams& p, const float* row, float* shared, Store store) {
-    const int part = threadIdx.x / 32;
+    const int partition = threadIdx.x / 32;
     float shift = 0.0f;
     if (p.bias) {
         float sum = 0.0f;
-        for_part(row, part, p.width, [&](int, float4 v) { sum += (v.x + v.y) + (v.z + v.w); });
-        put_part(shared + NORM_PARTS, sum);
-        shift = minus_mean(p, sum_of_parts(shared + NORM_PARTS));
+        for_partition(row, partition, p.width, [&](int, float4 v) { sum += (v.x + v.y) + (v.z + v.w); });
+        put_partition(shared + NORM_PARTITIONS, sum);
+        shift = minus_mean(p, row_sum(shared + NORM_PARTITIONS));
     }
     float squares = 0.0f;
-    for_part(row, part, p.width, [&](int, float4 v) { squares = add_squares(squares, sum_of(v, shift)); });
-    put_part(shared, squares);
-    const float factor = norm_factor(p, sum_of_parts(shared));
-    for_part(row, part, p.width, [&](int column, float4 v) {
+    for_partition(row, partition, p.width, [&](int, float4 v) { squares = add_squares(squares, sum_of(v, shift)); });
+    put_partition(shared, squares);
+    const float factor = norm_factor(p, row_sum(shared));
+    for_partition(row, partition, p.width, [&](int column, float4 v) {
         store(column, scale_quad(p, *(const float4*)(p.weight + column), column, sum_of(v, shift), factor));
     });
 }
 
-// One row, by NORM_PARTS warps of a block or more: a lane keeps its columns in registers, of a row of up to ROW_QUADS *
-// PART_STEP. The same bits as above.
+// One row, by NORM_PARTITIONS warps of a block or more: a lane keeps its columns in registers, of a row of up to
+// ROW_QUADS * PARTITION_STEP. The same bits as above.
 constexpr int ROW_QUADS = 4;
 
 class NormRow {
@@ -113,9 +113,9 @@ class NormRow {
     DEVICE void for_columns(int width, Use use) const {
 #pragma unroll
         for (int quad = 0; quad < ROW_QUADS; quad++) {
-            const int column = quad * PART_STEP + threadIdx.x * 4;
-            if (quad * PART_STEP >= width) break;
-            if (threadIdx.x < NORM_PARTS * 32 && column < width) use(quad, column);
+            const int column = quad * PARTITION_STEP + threadIdx.x * 4;
+            if (quad * PARTITION_STEP >= width) break;
+            if (threadIdx.x < NORM_PARTITIONS * 32 && column < width) use(quad, column);
         }
     }
 
@@ -129,7 +129,7 @@ class NormRow {
     DEVICE void load(const NormParams& p, const float* row) {
         for_columns(p.width, [&](int quad, int column) { values[quad] = *(const float4*)(row + column); });
     }
-    // All threads of the block: gives store(column, four values) the normed row. `shared`: float [2][NORM_PARTS].
+    // All threads of the block: gives store(column, four values) the normed row. `shared`: float [2][NORM_PARTITIONS].
     template <typename Store>
     DEVICE void normalise(const NormParams& p, const float* weights, float* shared, Store store) {
         float shift = 0.0f;
@@ -139,16 +139,16 @@ class NormRow {
                 const float4 v = values[quad];
                 sum += (v.x + v.y) + (v.z + v.w);
             });
-            put_part(shared + NORM_PARTS, sum);
-            shift = minus_mean(p, sum_of_parts(shared + NORM_PARTS));
+            put_partition(shared + NORM_PARTITIONS, sum);
+            shift = minus_mean(p, row_sum(shared + NORM_PARTITIONS));
         }
         float squares = 0.0f;
         for_columns(p.width, [&](int quad, int) {
             values[quad] = sum_of(values[quad], shift);
             squares = add_squares(squares, values[quad]);
         });
-        put_part(shared, squares);
-        const float factor = norm_factor(p, sum_of_parts(shared));
+        put_partition(shared, squares);
+        const float factor = norm_factor(p, row_sum(shared));
         for_columns(p.width, [&](int quad, int column) {
             store(column, scale_quad(p, *(const float4*)(weights + column), column, values[quad], factor));
         });

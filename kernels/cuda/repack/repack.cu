@@ -7,63 +7,49 @@
 #define SOURCE FORMAT  // of the file's blocks; Q4_0 and Q5_0 also fit Q8_0
 #endif
 
-struct RepackParams {
-    const u8* source;  // [num_rows, row_bytes] blocks of the rows from first_row on
-    u8* packed;        // [experts] packed matrices, zeroed
-    int* base;         // [experts, packed_rows] MXFP4: largest exponent of each row, zeroed
-    int* not_finite;   // [1] set when a number is NaN or infinite
-    i64 row_bytes;
-    i64 expert_bytes;
-    i64 first_row;        // over all experts
-    int num_rows;         // in this call
+// Where a tensor's rows go in a packed matrix.
+struct PlacementParams {
     int rows_per_expert;  // of the tensor
-    int packed_rows;      // of one packed matrix
-    int width;
-    int num_chunks, num_units;
-    int row_offset;  // where the tensor's first row goes
-    int gated_rows;  // 0, or rows of a gate (and of an up projection), which alternate in eights
-    int part;        // gated_rows: 0 the tensor begins with the gate, 1 with the up projection
+    int row_offset;       // where its first row goes
+    int gated_rows;       // 0, or rows of a gate (and of an up projection), which alternate in eights
+    int begins_with_up;   // gated_rows: the tensor begins with the up projection, not with the gate
+};
+
+struct RepackParams {
+    const u8* source;     // [num_rows, row_bytes] blocks of the rows from first_row on
+    MatrixParams matrix;  // zeroed: packed and base are written
+    int* not_finite;      // [1] set when a number is NaN or infinite
+    i64 row_bytes;
+    i64 first_row;  // over all experts
+    int num_rows;   // in this call
+    PlacementParams placement;
 };
 
 DEVICE u32 half_at(const u8* p) { return p[0] | (u32)p[1] << 8; }
 DEVICE u32 word_at(const u8* p) { return half_at(p) | half_at(p + 2) << 16; }
 DEVICE bool is_finite_half(u32 bits) { return (bits & 0x7C00) != 0x7C00; }
 
-constexpr int BLOCK_ELEMENTS = Layout<SOURCE>::is_k ? 256 : SOURCE == F32 || SOURCE == F16 || SOURCE == BF16 ? 1 : 32;
-constexpr int BLOCK_BYTES = SOURCE == F32    ? 4
-                            : SOURCE == F16  ? 2
-                            : SOURCE == BF16 ? 2
-                            : SOURCE == Q4_0 ? 18
-                            : SOURCE == Q4_1 ? 20
-                            : SOURCE == Q5_0 ? 22
-                            : SOURCE == Q5_1 ? 24
-                            : SOURCE == Q8_0 ? 34
-                            : SOURCE == Q4_K ? 144
-                            : SOURCE == Q5_K ? 176
-                            : SOURCE == Q6_K ? 210
-                                             : 17;
+using File = Layout<SOURCE>;
 
 // The stored code of element i of a block, without its scale.
 DEVICE u32 code_of(const u8* block, int i) {
-    if constexpr (SOURCE == F32) return word_at(block);
-    if constexpr (SOURCE == F16 || SOURCE == BF16) return half_at(block);
-    if constexpr (SOURCE == Q8_0) return block[2 + i] ^ 0x80;
-    if constexpr (SOURCE == Q4_K || SOURCE == Q5_K) {
+    if constexpr (File::code_bits == 32) return word_at(block);
+    if constexpr (File::code_bits == 16) return half_at(block);
+    if constexpr (File::code_bits == 8) return block[File::traits.codes_at + i] ^ 0x80;
+    if constexpr (File::scaling == SUPER_MINS) {
         const int group = i / 32, lane = i % 32;
-        u32 code = block[(SOURCE == Q4_K ? 16 : 48) + group / 2 * 32 + lane] >> (4 * (group & 1)) & 15;
-        if constexpr (SOURCE == Q5_K) code |= (block[16 + lane] >> group & 1) << 4;
+        u32 code = block[File::traits.codes_at + group / 2 * 32 + lane] >> (4 * (group & 1)) & 15;
+        if constexpr (File::code_bits == 5) code |= (block[File::traits.high_at + lane] >> group & 1) << 4;
         return code;
     }
-    if constexpr (SOURCE == Q6_K) {
+    if constexpr (File::scaling == SUPER_SCALES) {
         const int half = i / 128, quad = i % 128 / 32, lane = i % 32;
         u32 low = block[half * 64 + (quad & 1) * 32 + lane] >> (4 * (quad >> 1)) & 15;
-        return low | (block[128 + half * 32 + lane] >> (2 * quad) & 3) << 4;
+        return low | (block[File::traits.high_at + half * 32 + lane] >> (2 * quad) & 3) << 4;
     }
-    constexpr int nibbles_at = SOURCE == Q4_0 ? 2 : SOURCE == Q4_1 ? 4 : SOURCE == Q5_0 ? 6 : SOURCE == Q5_1 ? 8 : 1;
-    u32 code = block[nibbles_at + i % 16] >> (i < 16 ? 0 : 4) & 15;
-    if constexpr (SOURCE == Q5_0) code |= (word_at(block + 2) >> i & 1) << 4;
-    if constexpr (SOURCE == Q5_1) code |= (word_at(block + 4) >> i & 1) << 4;
-    if constexpr (FORMAT == Q8_0) code += 128 - (SOURCE == Q5_0 ? 16 : 8);
+    u32 code = block[File::traits.codes_at + i % 16] >> (i < 16 ? 0 : 4) & 15;
+    if constexpr (File::code_bits == 5) code |= (word_at(block + File::traits.high_at) >> i & 1) << 4;
+    if constexpr (SOURCE != FORMAT) code += Layout<FORMAT>::zero - File::zero;
     return code;
 }
 
@@ -76,6 +62,7 @@ DEVICE u32 k_scales(const u8* packed, int j) {
 
 // The 16 codes of a row that lane 4g + t holds, `half` 0 for rows g, 1 for g + 8.
 DEVICE void store_codes(u8* codes, u8* high, int lane, int half, const u32 (&code)[8][2]) {
+    using L = Layout<FORMAT>;
     u32 words[16] = {0};
     u32 bits = 0;
 #pragma unroll
@@ -83,13 +70,13 @@ DEVICE void store_codes(u8* codes, u8* high, int lane, int half, const u32 (&cod
 #pragma unroll
         for (int e = 0; e < 2; e++) {
             const u32 c = code[q][e];
-            if constexpr (FORMAT == F32) words[2 * q + e] = c;
-            if constexpr (FORMAT == F16 || FORMAT == BF16) words[q] |= c << (16 * e);
-            if constexpr (FORMAT == Q8_0) words[q >> 1] |= c << (16 * (q & 1) + 8 * e);
-            if constexpr (FORMAT == MXFP4) {
+            if constexpr (L::code_bits == 32) words[2 * q + e] = c;
+            if constexpr (L::code_bits == 16) words[q] |= c << (16 * e);
+            if constexpr (L::code_bits == 8) words[q >> 1] |= c << (16 * (q & 1) + 8 * e);
+            if constexpr (L::codes == E2M1) {
                 const int sign_at[4] = {15, 12, 14, 13}, magnitude_at[4] = {9, 6, 3, 0};
                 words[q >> 2] |= ((c >> 3) << sign_at[q & 3] | (c & 7) << magnitude_at[q & 3]) << (16 * e);
-            } else if constexpr (Layout<FORMAT>::code_bytes == 512) {
+            } else if constexpr (L::has_nibbles) {
                 words[q >> 2] |= (c & 15) << (4 * (q & 3) + 16 * e);
             }
             if constexpr (Layout<FORMAT>::high_bytes == 128) bits |= (c >> 4) << (high_bit(q) + 8 * e);
@@ -109,23 +96,25 @@ KERNEL __launch_bounds__(256) repack_rows(const __grid_constant__ RepackParams p
     wait_for_previous();
     using L = Layout<FORMAT>;
     const i64 index = (i64)blockIdx.x * 256 + threadIdx.x;
-    const int t = index & 3, chunk = (index >> 2) % p.num_chunks;
-    const i64 row_here = (index >> 2) / p.num_chunks;
+    const MatrixParams& matrix = p.matrix;
+    const PlacementParams& placement = p.placement;
+    const int t = index & 3, chunk = (index >> 2) % matrix.num_chunks;
+    const i64 row_here = (index >> 2) / matrix.num_chunks;
     if (row_here >= p.num_rows) return;
     const i64 row = p.first_row + row_here;
-    const int expert = row / p.rows_per_expert;
-    int to = row % p.rows_per_expert;
-    if (p.gated_rows) {
-        const int part = p.part + to / p.gated_rows;
-        to %= p.gated_rows;
-        to = to / 8 * 16 + 8 * part + to % 8;
+    const int expert = row / placement.rows_per_expert;
+    int to = row % placement.rows_per_expert;
+    if (placement.gated_rows) {
+        const int is_up = placement.begins_with_up + to / placement.gated_rows;
+        to %= placement.gated_rows;
+        to = to / 8 * 16 + 8 * is_up + to % 8;
     }
-    to += p.row_offset;
+    to += placement.row_offset;
     const int tile = to / 16, half = to % 16 / 8, g = to % 8, lane = 4 * g + t, sub = chunk % L::chunks;
-    u8* unit = p.packed + expert * p.expert_bytes +
-               (((i64)(tile >> 2) * p.num_units + chunk / L::chunks) * 4 + (tile & 3)) * L::unit_bytes;
+    u8* unit = matrix.packed + expert * matrix.expert_bytes +
+               (((i64)(tile >> 2) * matrix.num_units + chunk / L::chunks) * 4 + (tile & 3)) * L::unit_bytes;
     const u8* blocks = p.source + row_here * p.row_bytes;
-    auto block_of = [&](int k) { return blocks + (i64)(k / BLOCK_ELEMENTS) * BLOCK_BYTES; };
+    auto block_of = [&](int k) { return blocks + (i64)(k / File::block_elements) * File::block_bytes; };
 
     bool finite = true;
     u32 code[8][2];
@@ -134,10 +123,10 @@ KERNEL __launch_bounds__(256) repack_rows(const __grid_constant__ RepackParams p
 #pragma unroll
         for (int e = 0; e < 2; e++) {
             const int k = chunk * 64 + 8 * q + 2 * t + e;
-            const u32 c = k < p.width ? code_of(block_of(k), k % BLOCK_ELEMENTS) : 0;
-            if constexpr (FORMAT == F32) finite &= (c & 0x7F800000) != 0x7F800000;
-            if constexpr (FORMAT == F16) finite &= is_finite_half(c);
-            if constexpr (FORMAT == BF16) finite &= (c & 0x7F80) != 0x7F80;
+            const u32 c = k < matrix.width ? code_of(block_of(k), k % File::block_elements) : 0;
+            if constexpr (L::codes == FLOAT32) finite &= (c & 0x7F800000) != 0x7F800000;
+            if constexpr (L::codes == FLOAT16) finite &= is_finite_half(c);
+            if constexpr (L::codes == BFLOAT16) finite &= (c & 0x7F80) != 0x7F80;
             code[q][e] = c;
         }
     store_codes(unit + sub * L::code_bytes, unit + L::high_at + sub * L::high_bytes, lane, half, code);
@@ -147,33 +136,32 @@ KERNEL __launch_bounds__(256) repack_rows(const __grid_constant__ RepackParams p
 #pragma unroll
             for (int group = 0; group < 2; group++) {
                 const int k = chunk * 64 + 32 * group;
-                if (k >= p.width) continue;
+                if (k >= matrix.width) continue;
                 const u8* block = block_of(k);
                 const int at = 2 * group + half;
-                if constexpr (FORMAT == Q4_0 || FORMAT == Q5_0 || FORMAT == Q8_0) {
+                if constexpr (L::scaling == SCALE) {
                     ((u16*)scales)[g * 4 + at] = half_at(block);
                     finite &= is_finite_half(half_at(block));
                 }
-                if constexpr (FORMAT == Q4_1 || FORMAT == Q5_1) {
+                if constexpr (L::scaling == SCALE_MIN) {
                     ((u32*)scales)[g * 4 + at] = word_at(block);
                     finite &= is_finite_half(half_at(block)) && is_finite_half(half_at(block + 2));
                 }
-                if constexpr (FORMAT == Q4_K || FORMAT == Q5_K)
-                    ((u16*)scales)[g * 4 + at] = k_scales(block + 4, k % 256 / 32);
-                if constexpr (FORMAT == Q6_K) {
+                if constexpr (L::scaling == SUPER_MINS) ((u16*)scales)[g * 4 + at] = k_scales(block + 4, k % 256 / 32);
+                if constexpr (L::scaling == SUPER_SCALES) {
                     const u8* sixteenths = block + 192 + k % 256 / 16;
                     scales[g * 8 + 4 * group + half] = sixteenths[0] ^ 0x80;
                     scales[g * 8 + 4 * group + 2 + half] = sixteenths[1] ^ 0x80;
                 }
-                if constexpr (FORMAT == MXFP4) {
+                if constexpr (L::scaling == EXPONENT) {
                     scales[g * 4 + at] = block[0];
-                    atomicMax(p.base + (i64)expert * p.packed_rows + to, (int)block[0]);
+                    atomicMax(matrix.base + (i64)expert * matrix.num_rows + to, (int)block[0]);
                     finite &= block[0] < 253;  // 12 * 2^(253 - 128) is beyond float32
                 }
             }
             if (L::is_k && sub == 0) {
                 const u8* block = block_of(chunk * 64);
-                if constexpr (FORMAT == Q6_K) {
+                if constexpr (L::scaling == SUPER_SCALES) {
                     ((u16*)(unit + L::super_at))[g * 2 + half] = half_at(block + 208);
                     finite &= is_finite_half(half_at(block + 208));
                 } else {
@@ -203,16 +191,16 @@ DEVICE float packed_element(const u8* matrix, int row, int k, int num_units) {
     auto word = [&](int at) {
         return *(const u32*)(unit + sub * L::code_bytes + at / 4 * 512 + lane * 16 + at % 4 * 4);
     };
-    if constexpr (FORMAT == F32) return __uint_as_float(word(16 * half + 2 * q + e));
-    if constexpr (FORMAT == F16) return from_half((u16)(word(8 * half + q) >> (16 * e)));
-    if constexpr (FORMAT == BF16) return __uint_as_float(word(8 * half + q) >> (16 * e) << 16);
+    if constexpr (L::codes == FLOAT32) return __uint_as_float(word(16 * half + 2 * q + e));
+    if constexpr (L::codes == FLOAT16) return from_half((u16)(word(8 * half + q) >> (16 * e)));
+    if constexpr (L::codes == BFLOAT16) return __uint_as_float(word(8 * half + q) >> (16 * e) << 16);
     const u8* scales = unit + L::scale_at + sub * L::scale_bytes;
     const int group = q >> 2, at = 2 * group + half;
-    if constexpr (FORMAT == Q8_0)
-        return (float)((int)(word(4 * half + (q >> 1)) >> (16 * (q & 1) + 8 * e) & 255) - 128) *
+    if constexpr (L::code_bits == 8)
+        return (float)((int)(word(4 * half + (q >> 1)) >> (16 * (q & 1) + 8 * e) & 255) - L::zero) *
                from_half(((const u16*)scales)[g * 4 + at]);
     const u32 codes = word(2 * half + (q >> 2)) >> (16 * e);
-    if constexpr (FORMAT == MXFP4) {
+    if constexpr (L::codes == E2M1) {
         const int sign_at[4] = {15, 12, 14, 13}, magnitude_at[4] = {9, 6, 3, 0};
         int value = 0xC8643210u >> (codes >> magnitude_at[q & 3] & 7) * 4 & 15;  // doubled
         if (codes >> sign_at[q & 3] & 1) value = -value;
@@ -226,19 +214,19 @@ DEVICE float packed_element(const u8* matrix, int row, int k, int num_units) {
         const u32 high = *(const u32*)(unit + L::high_at + sub * 256 + lane * 8 + half * 4);
         code |= (high >> (high_bits(q) + 16 * e) & 3) << 4;
     }
-    if constexpr (FORMAT == Q4_0 || FORMAT == Q5_0)
-        return (float)((int)code - (FORMAT == Q4_0 ? 8 : 16)) * from_half(((const u16*)scales)[g * 4 + at]);
-    if constexpr (FORMAT == Q4_1 || FORMAT == Q5_1) {
+    if constexpr (L::scaling == SCALE)
+        return (float)((int)code - L::zero) * from_half(((const u16*)scales)[g * 4 + at]);
+    if constexpr (L::scaling == SCALE_MIN) {
         const u32 pair = ((const u32*)scales)[g * 4 + at];
         return __fadd_rn(__fmul_rn((float)code, low_half(pair)), high_half(pair));
     }
-    if constexpr (FORMAT == Q4_K || FORMAT == Q5_K) {
+    if constexpr (L::scaling == SUPER_MINS) {
         const u32 pair = ((const u16*)scales)[g * 4 + at], d = ((const u32*)(unit + L::super_at))[g * 2 + half];
         const float scale = low_half(d) * (float)(pair & 255), least = high_half(d) * (float)(pair >> 8);
         return __fadd_rn(__fmul_rn((float)code, scale), least);
     }
-    const float d = from_half(((const u16*)(unit + L::super_at))[g * 2 + half]);  // Q6_K
-    return (float)((int)code - 32) * (d * (float)((int)scales[g * 8 + 2 * (q >> 1) + half] - 128));
+    const float d = from_half(((const u16*)(unit + L::super_at))[g * 2 + half]);  // SUPER_SCALES
+    return (float)((int)code - L::zero) * (d * (float)((int)scales[g * 8 + 2 * (q >> 1) + half] - 128));
 }
 
 // A thread for the 16 numbers of a row and a chunk that one lane holds: its words are read once, and four threads fill

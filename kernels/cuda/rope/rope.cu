@@ -1,59 +1,19 @@
-// Rotary position embedding: angles of a step's tokens, and their use on Q and K with the write of K and V.
-#include "../common/common.cuh"
-
-// ---- cosines and sines, once a step
-
-struct RotationParams {
-    const float* inverse_frequencies;  // [sets, num_pairs]
-    const i32* positions;              // [num_tokens], -1: padding
-    const i32* sequence_lengths;       // [num_sequences]
-    const i32* sequence_rows;          // [num_tokens]
-    float* cosine;                     // [num_tokens, num_pairs]
-    float* sine;                       // [num_tokens, num_pairs]
-    i32 num_tokens, num_pairs;
-    i32 long_after;  // sequences of more tokens take the second set of frequencies; -1: there is one set
-    float attention_factor;
-};
-
-// Beside the kernel ahead.
-KERNEL rope_rotation(const __grid_constant__ RotationParams p) {
-    start_next();
-    acquire();
-    const i32 index = blockIdx.x * blockDim.x + threadIdx.x;
-    if (index < p.num_tokens * p.num_pairs) {
-        const i32 token = index / p.num_pairs, pair = index - token * p.num_pairs;
-        const bool is_long = p.long_after >= 0 && p.sequence_lengths[p.sequence_rows[token]] > p.long_after;
-        const float frequency = p.inverse_frequencies[(is_long ? p.num_pairs : 0) + pair];
-        // Rounded, as reference implementations do.
-        const float angle = __fmul_rn((float)p.positions[token], frequency);
-        float sine, cosine;
-        sincosf(angle, &sine, &cosine);
-        p.cosine[index] = cosine * p.attention_factor;
-        p.sine[index] = sine * p.attention_factor;
-    }
-    wait_for_previous();
-}
-
-// ---- norms of heads, rotation, write of K and V. A warp has a few heads of one kind of one token.
-
-#ifdef HEAD_DIM
-
+// Norms of heads, rotation of Q and K, write of K and V. A warp has some heads of one kind of one token.
 #include "rope.cuh"
 
 constexpr int WARPS = 8;
 constexpr int HEADS = 8;  // of a warp, fetched together
 
-struct WriteParams {
+struct RopeWriteParams {
     u16* qkv;          // [num_tokens, (num_heads + 2 * num_kv_heads) * HEAD_DIM]
     const i32* slots;  // [num_tokens] block * block_tokens + row, -1: padding
-    u16* keys;         // [num_blocks, num_kv_heads, block_tokens, HEAD_DIM]
-    u16* values;       // [num_blocks, num_kv_heads, block_tokens, HEAD_DIM]
+    LayerCacheParams cache;
     i32 num_tokens, num_heads, num_kv_heads, block_tokens;
     RopeParams rope;
 };
 
 // Warps of a token: those of queries, then of keys, then of values.
-KERNEL __launch_bounds__(WARPS * 32) rope_write(const __grid_constant__ WriteParams p) {
+KERNEL __launch_bounds__(WARPS * 32) rope_write(const __grid_constant__ RopeWriteParams p) {
     const i32 query_warps = (p.num_heads + HEADS - 1) / HEADS, key_warps = (p.num_kv_heads + HEADS - 1) / HEADS;
     const i32 token_warps = query_warps + 2 * key_warps, index = blockIdx.x * WARPS + threadIdx.x / 32;
     const i32 token = (u32)index / (u32)token_warps, warp = index - token * token_warps;
@@ -75,7 +35,7 @@ KERNEL __launch_bounds__(WARPS * 32) rope_write(const __grid_constant__ WritePar
         if (i < num_heads) words[i] = load_head(from + i * HEAD_DIM, at);
     if (slot < 0) return;
     const i64 offset = cache_offset(slot, first, p.num_kv_heads, p.block_tokens);
-    u16* to = is_query ? from : (is_value ? p.values : p.keys) + offset;
+    u16* to = is_query ? from : (is_value ? p.cache.values : p.cache.keys) + offset;
     const i32 step = is_query ? HEAD_DIM : p.block_tokens * HEAD_DIM;
 #pragma unroll
     for (int i = 0; i < HEADS; i++) {
@@ -83,5 +43,3 @@ KERNEL __launch_bounds__(WARPS * 32) rope_write(const __grid_constant__ WritePar
         store_head(to + i * step, at, is_value ? words[i] : turn_head(words[i], at, turn, norm));
     }
 }
-
-#endif

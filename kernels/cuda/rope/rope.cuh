@@ -5,6 +5,12 @@
 
 static_assert(HEAD_DIM % 8 == 0 && HEAD_DIM <= 128, "a lane has 4 elements of a head, or none");
 
+// Of one layer.
+struct LayerCacheParams {
+    u16* keys;    // [num_blocks, num_kv_heads, block_tokens, HEAD_DIM]
+    u16* values;  // [num_blocks, num_kv_heads, block_tokens, HEAD_DIM]
+};
+
 struct RopeParams {
     const float* cosine;      // [num_tokens, num_pairs]
     const float* sine;        // [num_tokens, num_pairs]

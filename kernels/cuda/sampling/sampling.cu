@@ -17,7 +17,6 @@ struct AdjustParams {
     int num_entries;
     int num_rows;
     int vocab;
-    int padding;
 };
 
 // One thread an entry. Frequency counts are doubles, as an int32 times a float32 is in NumPy.
@@ -46,29 +45,30 @@ KERNEL __launch_bounds__(THREADS) sampling_scan(const __grid_constant__ SamplePa
     __shared__ BlockScratch shared;
     const int row = blockIdx.y, chunk = blockIdx.x;
     const float* logits = p.logits + (i64)row * p.vocab;
-    const int first = chunk * p.scan_slices, end = min(first + p.scan_slices, p.num_slices);
+    const int first = chunk * p.scan.slices, end = min(first + p.scan.slices, p.num_slices);
     float best = NEGATIVE_INFINITY;
     int best_id = first * SLICE;
     bool finite = true;
     for (int slice = first; slice < end; slice++) {
-        const Slice part(logits, slice, p.vocab);
+        const Slice loaded(logits, slice, p.vocab);
 #pragma unroll
         for (int i = 0; i < QUADS; i++) {
-            const float value[4] = {part.quad[i].x, part.quad[i].y, part.quad[i].z, part.quad[i].w};
+            const float value[4] = {loaded.quad[i].x, loaded.quad[i].y, loaded.quad[i].z, loaded.quad[i].w};
 #pragma unroll
             for (int j = 0; j < 4; j++) {
                 finite &= value[j] < POSITIVE_INFINITY;  // false of NaN
-                if (value[j] > best) best = value[j], best_id = part.id(i) + j;
+                if (value[j] > best) best = value[j], best_id = loaded.id(i) + j;
             }
         }
     }
     const u64 rank = block_largest(rank_of(finite ? ordered_bits(best) : NOT_FINITE, best_id), shared);
-    if (threadIdx.x == 0) p.ranks[(i64)row * p.scan_chunks + chunk] = rank;
-    if (!(p.temperature[row] > 0.0f)) return;
-    if (chunk == 0 && threadIdx.x == 0) p.plans[row] = Plan{0, 0, 0, BINS, -1, -1, 0, 0, 0};
-    if (!ranks_values(p, row)) return;
-    for (int bin = chunk * THREADS + threadIdx.x; bin < BINS; bin += p.scan_chunks * THREADS) {
-        p.counts[(i64)row * BINS + bin] = 0;
-        p.masses[(i64)row * BINS + bin] = 0;
+    if (threadIdx.x == 0) p.scratch.ranks[(i64)row * p.scan.chunks + chunk] = rank;
+    const SamplingRow& sampling = p.sampling_rows[row];
+    if (!(sampling.temperature > 0.0f)) return;
+    if (chunk == 0 && threadIdx.x == 0) p.scratch.plans[row] = Plan{0, 0, 0, BINS, -1, -1, 0, 0, 0};
+    if (!ranks_values(sampling, p.vocab)) return;
+    for (int bin = chunk * THREADS + threadIdx.x; bin < BINS; bin += p.scan.chunks * THREADS) {
+        p.scratch.counts[(i64)row * BINS + bin] = 0;
+        p.scratch.masses[(i64)row * BINS + bin] = 0;
     }
 }

@@ -14,18 +14,19 @@ constexpr int NO_ID = 0x7FFFFFFF;
 DEVICE void make_plan(const SampleParams& p, int row, BlockScratch& shared) {
     Plan plan = {0, 0, 0, BINS, -1, -1, 0, 0, 0};
     u64 counts[THREAD_BINS], masses[THREAD_BINS];
-    load_bins(p.counts + (i64)row * BINS, counts);
-    load_bins(p.masses + (i64)row * BINS, masses);
-    if (has_top_k(p, row)) {
-        const Place place = find_place(counts, 0, p.top_k[row], shared);
+    load_bins(p.scratch.counts + (i64)row * BINS, counts);
+    load_bins(p.scratch.masses + (i64)row * BINS, masses);
+    const SamplingRow& sampling = p.sampling_rows[row];
+    if (has_top_k(sampling, p.vocab)) {
+        const Place place = find_place(counts, 0, sampling.top_k, shared);
         if (place.index < BINS - 1) {  // else it keeps all that can be drawn
-            plan.k = p.top_k[row];
+            plan.k = sampling.top_k;
             plan.k_bin = place.index;
             plan.count_before = place.before;
             plan.kept_bins = plan.last_bin = place.index;
         }
     }
-    if (has_top_p(p, row)) {
+    if (has_top_p(sampling)) {
         u64 before = 0, upto = 0;  // the mass of top-k lies between these
 #pragma unroll
         for (int i = 0; i < THREAD_BINS; i++) {
@@ -34,11 +35,11 @@ DEVICE void make_plan(const SampleParams& p, int row, BlockScratch& shared) {
             if (plan.k_bin < 0 || bin <= plan.k_bin) upto += masses[i];
         }
         plan.mass = block_sum(before, shared);
-        const double top_p = p.top_p[row];
+        const double top_p = sampling.top_p;
         plan.kept_bins = find_place(masses, 0, top_p * (double)plan.mass, shared).index;
         plan.last_bin = find_place(masses, 0, top_p * (double)block_sum(upto, shared), shared).index;
     }
-    if (threadIdx.x == 0) p.plans[row] = plan;
+    if (threadIdx.x == 0) p.scratch.plans[row] = plan;
 }
 
 // grid (chunks, rows)
@@ -48,22 +49,23 @@ KERNEL __launch_bounds__(THREADS) sampling_rank(const __grid_constant__ SamplePa
     __shared__ u32 counts[BINS];
     __shared__ u64 masses[BINS];
     const int row = blockIdx.y;
-    if (!(p.temperature[row] > 0.0f) || !ranks_values(p, row)) return;
-    const u64 rank = row_largest(p.ranks + (i64)row * p.scan_chunks, p.scan_chunks);
+    const SamplingRow& sampling = p.sampling_rows[row];
+    if (!(sampling.temperature > 0.0f) || !ranks_values(sampling, p.vocab)) return;
+    const u64 rank = row_largest(p.scratch.ranks + (i64)row * p.scan.chunks, p.scan.chunks);
     if (greedy_id(rank) < 0) return;
     const Row values(p, row, from_ordered(rank_bits(rank)));
-    const bool weighs = has_top_p(p, row);
+    const bool weighs = has_top_p(sampling);
     for (int bin = threadIdx.x; bin < BINS; bin += THREADS) counts[bin] = 0, masses[bin] = 0;
     __syncthreads();
-    const int first = blockIdx.x * p.rank_slices, end = min(first + p.rank_slices, p.num_slices);
+    const int first = blockIdx.x * p.rank.slices, end = min(first + p.rank.slices, p.num_slices);
     for (int slice = first; slice < end; slice++) {
-        const Slice part(values.logits, slice, p.vocab);
+        const Slice loaded(values.logits, slice, p.vocab);
 #pragma unroll
         for (int i = 0; i < QUADS; i++) {
-            const float logit[4] = {part.quad[i].x, part.quad[i].y, part.quad[i].z, part.quad[i].w};
+            const float logit[4] = {loaded.quad[i].x, loaded.quad[i].y, loaded.quad[i].z, loaded.quad[i].w};
 #pragma unroll
             for (int j = 0; j < 4; j++) {
-                if (part.id(i) + j >= p.vocab) continue;
+                if (loaded.id(i) + j >= p.vocab) continue;
                 const u32 depth = values.depth(logit[j]);
                 const int bin = bin_of(depth);
                 if (bin == BINS - 1) continue;  // what is not found before it ends there
@@ -75,10 +77,10 @@ KERNEL __launch_bounds__(THREADS) sampling_rank(const __grid_constant__ SamplePa
     __syncthreads();
     for (int bin = threadIdx.x; bin < BINS; bin += THREADS) {
         if (counts[bin] == 0) continue;
-        atomicAdd(&p.counts[(i64)row * BINS + bin], counts[bin]);
-        if (weighs) atomicAdd(&p.masses[(i64)row * BINS + bin], masses[bin]);
+        atomicAdd(&p.scratch.counts[(i64)row * BINS + bin], counts[bin]);
+        if (weighs) atomicAdd(&p.scratch.masses[(i64)row * BINS + bin], masses[bin]);
     }
-    if (is_last_block(&p.plans[row].rank_tickets, p.rank_chunks)) make_plan(p, row, shared);
+    if (is_last_block(&p.scratch.plans[row].rank_tickets, p.rank.chunks)) make_plan(p, row, shared);
 }
 
 // ---- noise
@@ -160,7 +162,7 @@ struct Undecided {
     template <typename Visit>
     DEVICE void each(Visit visit) const {
         if (plan.num_listed <= CAPACITY) {
-            const u64* listed = p.listed + (i64)row * CAPACITY;
+            const u64* listed = p.scratch.listed + (i64)row * CAPACITY;
             for (u32 i = threadIdx.x; i < plan.num_listed; i += THREADS) {
                 const u64 entry = read_once_more(listed + i);
                 visit((u32)(entry >> 32), (int)(u32)entry);
@@ -216,10 +218,10 @@ DEVICE u32 deepest_kept(const SampleParams& p, int row, const Plan& plan, const 
         });
         mass += block_sum(own, shared) + (plan.k - end.before) * mass_of(end.depth);
     }
-    if (has_top_p(p, row)) {
+    if (has_top_p(p.sampling_rows[row])) {
         u64 masses[THREAD_BINS];
-        load_bins(p.masses + (i64)row * BINS, masses);
-        const double wanted = (double)p.top_p[row] * (double)mass;
+        load_bins(p.scratch.masses + (i64)row * BINS, masses);
+        const double wanted = (double)p.sampling_rows[row].top_p * (double)mass;
         const Place place = find_place(masses, 0, wanted, shared);
         const auto mass_at = [](u32 depth) { return mass_of(depth); };
         const DepthEnd end = descend(undecided, place.index, place.before, wanted, mass_at, digits, shared);
@@ -239,26 +241,30 @@ KERNEL __launch_bounds__(THREADS) sampling_draw(const __grid_constant__ SamplePa
     __shared__ BlockScratch shared;
     __shared__ u64 digits[THREADS];
     const int row = blockIdx.y;
-    const bool draws = p.temperature[row] > 0.0f;
+    const SamplingRow& sampling = p.sampling_rows[row];
+    const bool draws = sampling.temperature > 0.0f;
     if (!draws && blockIdx.x > 0) return;
-    const u64 rank = row_largest(p.ranks + (i64)row * p.scan_chunks, p.scan_chunks);
+    const u64 rank = row_largest(p.scratch.ranks + (i64)row * p.scan.chunks, p.scan.chunks);
     if (!draws || greedy_id(rank) < 0) {
         if (blockIdx.x == 0 && threadIdx.x == 0) p.out_ids[row] = greedy_id(rank);
         return;
     }
     const Row values(p, row, from_ordered(rank_bits(rank)));
-    Plan plan = p.plans[row];
-    const u64 key = p.keys[row], position = p.positions[row];
-    const float deepest = deepest_drawn(p.min_p[row]);
-    u64* listed = p.listed + (i64)row * CAPACITY;
+    Plan plan = p.scratch.plans[row];
+    const u64 key = sampling.key, position = p.output_positions[row];
+    const float deepest = deepest_drawn(sampling.min_p);
+    u64* listed = p.scratch.listed + (i64)row * CAPACITY;
     Best best;
-    const int first = blockIdx.x * p.draw_slices, end = min(first + p.draw_slices, p.num_slices);
+    const int first = blockIdx.x * p.draw.slices, end = min(first + p.draw.slices, p.num_slices);
     for (int slice = first; slice < end; slice++) {
-        const Slice part(values.logits, slice, p.vocab);
+        const Slice loaded(values.logits, slice, p.vocab);
 #pragma unroll 1
         for (int i = 0; i < QUADS; i++) {
-            const float4 quad = i == 0 ? part.quad[0] : i == 1 ? part.quad[1] : i == 2 ? part.quad[2] : part.quad[3];
-            const int id = part.id(i);
+            const float4 quad = i == 0   ? loaded.quad[0]
+                                : i == 1 ? loaded.quad[1]
+                                : i == 2 ? loaded.quad[2]
+                                         : loaded.quad[3];
+            const int id = loaded.id(i);
             const u32 depth[4] = {values.depth(quad.x), values.depth(quad.y), values.depth(quad.z),
                                   values.depth(quad.w)};
             bool kept[4];
@@ -267,7 +273,7 @@ KERNEL __launch_bounds__(THREADS) sampling_draw(const __grid_constant__ SamplePa
                 const int bin = bin_of(depth[j]);
                 kept[j] = bin < plan.kept_bins && __uint_as_float(depth[j]) <= deepest;
                 if (is_undecided(plan, bin) && id + j < p.vocab) {
-                    const u32 at = atomicAdd(&p.plans[row].num_listed, 1u);
+                    const u32 at = atomicAdd(&p.scratch.plans[row].num_listed, 1u);
                     if (at < CAPACITY) listed[at] = (u64)depth[j] << 32 | (u32)(id + j);
                 }
             }
@@ -288,14 +294,14 @@ KERNEL __launch_bounds__(THREADS) sampling_draw(const __grid_constant__ SamplePa
         }
     }
     best.reduce(shared);
-    double* scores = p.scores + (i64)row * p.draw_chunks;
-    int* score_ids = p.score_ids + (i64)row * p.draw_chunks;
+    double* scores = p.scratch.scores + (i64)row * p.draw.chunks;
+    int* score_ids = p.scratch.score_ids + (i64)row * p.draw.chunks;
     if (threadIdx.x == 0) scores[blockIdx.x] = best.score, score_ids[blockIdx.x] = best.id;
-    if (!is_last_block(&p.plans[row].draw_tickets, p.draw_chunks)) return;
+    if (!is_last_block(&p.scratch.plans[row].draw_tickets, p.draw.chunks)) return;
 
-    for (int chunk = threadIdx.x; chunk < p.draw_chunks; chunk += THREADS)
+    for (int chunk = threadIdx.x; chunk < p.draw.chunks; chunk += THREADS)
         best.take(read_once_more(scores + chunk), read_once_more(score_ids + chunk));
-    plan.num_listed = read_once_more(&p.plans[row].num_listed);
+    plan.num_listed = read_once_more(&p.scratch.plans[row].num_listed);
     if (plan.num_listed > 0) {
         const Undecided undecided = {p, row, values, plan};
         const u32 deepest_depth = min(deepest_kept(p, row, plan, undecided, digits, shared), __float_as_uint(deepest));

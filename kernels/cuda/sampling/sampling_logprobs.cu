@@ -1,9 +1,7 @@
 // Log probabilities of drawn ids and of the most probable ones. Slices are the same whatever the batch, and sums are
 // taken in a fixed order: a row's results depend on nothing but the row.
+// MAX_TOP and MAX_SLICES are given when it is compiled.
 #include "sampling.cuh"
-
-constexpr int MAX_TOP = 20;
-constexpr int MAX_SLICES = 64;
 
 struct LogprobParams {
     const float* logits;      // [num_rows, vocab]
@@ -51,14 +49,14 @@ KERNEL __launch_bounds__(THREADS) sampling_logprobs_slice(const __grid_constant_
     if (p.ids[row] < 0) return;
     const i64 at = (i64)row * p.num_slices + blockIdx.x;
     const int num_ranks = max(p.num_top, 1);
-    const Slice part(p.logits + (i64)row * p.vocab, blockIdx.x, p.vocab);
+    const Slice loaded(p.logits + (i64)row * p.vocab, blockIdx.x, p.vocab);
     u64 ranks[4 * QUADS];
 #pragma unroll
     for (int i = 0; i < QUADS; i++) {
-        const float logit[4] = {part.quad[i].x, part.quad[i].y, part.quad[i].z, part.quad[i].w};
+        const float logit[4] = {loaded.quad[i].x, loaded.quad[i].y, loaded.quad[i].z, loaded.quad[i].w};
 #pragma unroll
         for (int j = 0; j < 4; j++) {
-            const int id = part.id(i) + j;
+            const int id = loaded.id(i) + j;
             ranks[4 * i + j] = id < p.vocab ? rank_of(ordered_bits(logit[j]), id) : 0;
         }
     }
@@ -72,7 +70,7 @@ KERNEL __launch_bounds__(THREADS) sampling_logprobs_slice(const __grid_constant_
     if (largest > NEGATIVE_INFINITY) {
 #pragma unroll
         for (int i = 0; i < QUADS; i++) {
-            const float4 quad = part.quad[i];  // what is beyond the end is -inf, and adds nothing
+            const float4 quad = loaded.quad[i];  // what is beyond the end is -inf, and adds nothing
             sum += (double)expf(quad.x - largest) + (double)expf(quad.y - largest);
             sum += (double)expf(quad.z - largest) + (double)expf(quad.w - largest);
         }

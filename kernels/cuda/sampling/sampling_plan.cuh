@@ -18,34 +18,48 @@ struct Plan {
     u32 draw_tickets;
 };
 
+// How a row's tokens are drawn.
+struct SamplingRow {
+    u64 key;
+    float temperature;
+    int top_k;
+    float top_p;
+    float min_p;
+};
+
+struct SampleScratch {
+    u64* ranks;      // [num_rows, scan.chunks] of the largest logits
+    Plan* plans;     // [num_rows]
+    u32* counts;     // [num_rows, BINS] values
+    u64* masses;     // [num_rows, BINS] probabilities
+    u64* listed;     // [num_rows, CAPACITY] depth << 32 | id
+    double* scores;  // [num_rows, draw.chunks] the best of each chunk
+    int* score_ids;  // [num_rows, draw.chunks]
+};
+
+// How the blocks of a launch share out a row.
+struct Split {
+    int slices;  // a block
+    int chunks;  // blocks a row
+};
+
 struct SampleParams {
-    const float* logits;       // [num_rows, vocab]
-    const float* temperature;  // [num_rows]
-    const int* top_k;          // [num_rows]
-    const float* top_p;        // [num_rows]
-    const float* min_p;        // [num_rows]
-    const u64* keys;           // [num_rows]
-    const i64* positions;      // [num_rows]
-    int* out_ids;              // [num_rows]
-    u64* ranks;                // [num_rows, scan_chunks] of the largest logits
-    Plan* plans;               // [num_rows]
-    u32* counts;               // [num_rows, BINS] values
-    u64* masses;               // [num_rows, BINS] probabilities
-    u64* listed;               // [num_rows, CAPACITY] depth << 32 | id
-    double* scores;            // [num_rows, draw_chunks] the best of each chunk
-    int* score_ids;            // [num_rows, draw_chunks]
+    const float* logits;               // [num_rows, vocab]
+    const SamplingRow* sampling_rows;  // [num_rows]
+    const i64* output_positions;       // [num_rows]
+    int* out_ids;                      // [num_rows]
+    SampleScratch scratch;
     int num_rows;
     int vocab;
     int num_slices;
-    int scan_slices, scan_chunks;  // slices a block, blocks a row
-    int rank_slices, rank_chunks;
-    int draw_slices, draw_chunks;
-    int padding;
+    Split scan, rank, draw;
 };
 
-DEVICE bool has_top_k(const SampleParams& p, int row) { return p.top_k[row] > 0 && p.top_k[row] < p.vocab; }
-DEVICE bool has_top_p(const SampleParams& p, int row) { return p.top_p[row] < 1.0f; }
-DEVICE bool ranks_values(const SampleParams& p, int row) { return has_top_k(p, row) || has_top_p(p, row); }
+DEVICE bool has_top_k(const SamplingRow& sampling, int vocab) { return sampling.top_k > 0 && sampling.top_k < vocab; }
+DEVICE bool has_top_p(const SamplingRow& sampling) { return sampling.top_p < 1.0f; }
+DEVICE bool ranks_values(const SamplingRow& sampling, int vocab) {
+    return has_top_k(sampling, vocab) || has_top_p(sampling);
+}
 
 // A row that draws. A value's depth is how far it lies below the largest, after temperature: the bits of a float that
 // is not negative, so that depths compare as integers, the most probable first.
@@ -54,7 +68,7 @@ struct Row {
     float largest, temperature;
 
     DEVICE Row(const SampleParams& p, int row, float largest)
-        : logits(p.logits + (i64)row * p.vocab), largest(largest), temperature(p.temperature[row]) {}
+        : logits(p.logits + (i64)row * p.vocab), largest(largest), temperature(p.sampling_rows[row].temperature) {}
     DEVICE u32 depth(float logit) const {
         return __float_as_uint(__fdiv_rn(__fsub_rn(logit, largest), temperature)) & 0x7FFFFFFFu;
     }

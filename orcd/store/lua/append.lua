@@ -9,8 +9,7 @@
 local answers = {}
 local at = 2
 local ttl = ARGV[1]
-local time = redis.call('TIME')
-local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local now = now_ms()
 for key = 2, #KEYS, 2 do
     local job, log = KEYS[key], KEYS[key + 1]
     local id, epoch, final, count = ARGV[at], ARGV[at + 1], ARGV[at + 2], tonumber(ARGV[at + 3])
@@ -30,7 +29,7 @@ for key = 2, #KEYS, 2 do
                     return redis.error_reply(added.err)
                 end
             else
-                listeners = redis.call('PUBLISH', 'orcd:{' .. id .. '}:events', json)
+                listeners = publish(id, json)
             end
         end
         redis.call('EXPIRE', log, ttl)
@@ -38,8 +37,7 @@ for key = 2, #KEYS, 2 do
             redis.call('HSET', job, 'first_token_ms', now)
         end
         if final ~= '' then
-            redis.call('HSET', job, 'state', final, 'finished_ms', now)
-            redis.call('EXPIRE', job, ttl)
+            finish(job, final, now, ttl)
             redis.call('ZREM', KEYS[1], id)
         end
         answers[#answers + 1] = {1, tonumber(record[2] or 0), listeners}

@@ -4,8 +4,7 @@
 -- Returns for every job {status, now, record fields, log entries}: status is claimed, unknown (no record), busy (another
 -- owner's lease runs) or finished; the record and the log come with claimed only.
 local owner, model, lease, ttl = ARGV[1], ARGV[2], tonumber(ARGV[3]), ARGV[4]
-local time = redis.call('TIME')
-local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local now = now_ms()
 local answers = {}
 for key = 3, #KEYS, 2 do
     local job, log, id = KEYS[key], KEYS[key + 1], ARGV[(key + 7) / 2]
@@ -33,7 +32,5 @@ for key = 3, #KEYS, 2 do
         answers[#answers + 1] = {status}
     end
 end
-if redis.call('TTL', KEYS[2]) < tonumber(ttl) then -- other jobs may be kept for longer
-    redis.call('EXPIRE', KEYS[2], ttl)
-end
+extend_ttl(KEYS[2], ttl)
 return answers

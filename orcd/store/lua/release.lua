@@ -2,8 +2,7 @@
 -- KEYS: orcd:running, orcd:queued, then every job's record
 -- ARGV: ms until the first re-publish, ttl s, then for every job: job id, epoch
 -- Returns {queue, priority} for every job that was ours, else {}; the caller publishes their messages.
-local time = redis.call('TIME')
-local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local now = now_ms()
 local answers = {}
 for key = 3, #KEYS do
     local id, epoch = ARGV[2 * key - 3], ARGV[2 * key - 2]
@@ -15,11 +14,9 @@ for key = 3, #KEYS do
         redis.call('HINCRBY', KEYS[key], 'attempt', -1) -- leaving in good order is nobody's failure
         redis.call('HSET', KEYS[key], 'state', 'queued', 'owner', '')
         redis.call('ZREM', KEYS[1], id)
-        redis.call('ZADD', KEYS[2], now + tonumber(ARGV[1]), id)
-        if redis.call('TTL', KEYS[2]) < tonumber(ARGV[2]) then -- other jobs may be kept for longer
-            redis.call('EXPIRE', KEYS[2], ARGV[2])
-        end
-        redis.call('PUBLISH', 'orcd:{' .. id .. '}:events', cjson.encode({type = 'queued', position = 1}))
+        enqueue(KEYS[2], id, now + tonumber(ARGV[1]), 0)
+        extend_ttl(KEYS[2], ARGV[2])
+        publish_queued(id, 1)
         answers[#answers + 1] = {record[3], record[4]}
     end
 end

@@ -2,8 +2,7 @@
 -- KEYS: orcd:running, then every job's record
 -- ARGV: lease ms, ttl s, then for every job: job id, epoch
 -- Returns for every job 0 (lost: another owner, ended, or gone), 1 (renewed) or 2 (renewed; cancellation is wanted).
-local time = redis.call('TIME')
-local lease_end = time[1] * 1000 + math.floor(time[2] / 1000) + tonumber(ARGV[1])
+local lease_end = now_ms() + tonumber(ARGV[1])
 local answers = {}
 for key = 2, #KEYS do
     local id, epoch = ARGV[2 * key - 1], ARGV[2 * key]
@@ -16,7 +15,5 @@ for key = 2, #KEYS do
         answers[#answers + 1] = record[3] and 2 or 1
     end
 end
-if redis.call('TTL', KEYS[1]) < tonumber(ARGV[2]) then -- other jobs may be kept for longer
-    redis.call('EXPIRE', KEYS[1], ARGV[2])
-end
+extend_ttl(KEYS[1], ARGV[2])
 return answers

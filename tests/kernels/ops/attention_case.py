@@ -1,4 +1,4 @@
-"""Sequences with a cache in scattered blocks, steps over parts of them, and what attention is to make of those."""
+"""Sequences with a cache in scattered blocks, steps over chunks of them, and what attention is to make of those."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from kernels.runtime.launcher import Context
 from kernels.weights.parameters import Attention, RmsNorm, Rope
 from tests.kernels.conftest import Download, Upload
 
-Part = tuple[int, int, int]  # sequence, its first token in the step, and how many
+Chunk = tuple[int, int, int]  # sequence, its first token in the step, and how many
 
 
 @dataclass(frozen=True)
@@ -62,10 +62,10 @@ class Case:
             caches[1][blocks, :, rows] = qkv[:context, -heads.num_kv_heads :]
         return caches
 
-    def expected(self, parts: list[Part], scale: float, window: int, sinks: bool) -> NDArray[np.float64]:
+    def expected(self, chunks: list[Chunk], scale: float, window: int, sinks: bool) -> NDArray[np.float64]:
         """[tokens, heads, D] by the formula, in float64."""
         heads, rows = self.heads, []
-        for sequence, start, count in parts:
+        for sequence, start, count in chunks:
             if not count:
                 continue
             qkv = self.qkv[sequence][: start + count].astype(np.float64)
@@ -90,26 +90,28 @@ class Runner:
         self.context, self.upload, self.download, self.case = context, upload, download, case
         self.caches: list[DeviceArray] = []
 
-    def step(self, parts: list[Part], padding: int = 0) -> tuple[Step, NDArray[np.float16]]:
+    def step(self, chunks: list[Chunk], padding: int = 0) -> tuple[Step, NDArray[np.float16]]:
         """The step's arrays and its Q, K and V; ``padding`` sequences of one token more, as in a graph's bucket."""
         case = self.case
-        positions = np.concatenate([np.arange(start, start + count) for _, start, count in parts] + [[-1] * padding])
+        positions = np.concatenate([np.arange(start, start + count) for _, start, count in chunks] + [[-1] * padding])
         positions = positions.astype(np.int32)
-        counts = [count for _, _, count in parts] + [1] * padding
-        contexts = [start + count for _, start, count in parts] + [0] * padding
-        tables = np.concatenate([case.tables[[part[0] for part in parts]], np.zeros((padding, case.tables.shape[1]))])
+        counts = [count for _, _, count in chunks] + [1] * padding
+        contexts = [start + count for _, start, count in chunks] + [0] * padding
+        tables = np.concatenate(
+            [case.tables[[chunk[0] for chunk in chunks]], np.zeros((padding, case.tables.shape[1]))]
+        )
         rows = np.repeat(np.arange(len(counts)), counts)
         blocks = tables[rows, np.maximum(positions, 0) // case.block_tokens]
         slots = np.where(positions < 0, -1, blocks * case.block_tokens + positions % case.block_tokens)
         starts = np.concatenate([[0], np.cumsum(counts)])
         arrays = (np.zeros(positions.size), positions, slots, rows, starts, contexts, contexts, tables, starts[1:] - 1)
-        qkv = np.concatenate([case.qkv[sequence][start : start + count] for sequence, start, count in parts])
+        qkv = np.concatenate([case.qkv[sequence][start : start + count] for sequence, start, count in chunks])
         qkv = np.concatenate([qkv, np.full((padding, *qkv.shape[1:]), np.nan, np.float16)])
         return Step(*(self.upload(np.ascontiguousarray(array, np.int32)) for array in arrays)), qkv
 
     def run(
         self,
-        parts: list[Part],
+        chunks: list[Chunk],
         *,
         window: int = 0,
         sinks: bool = False,
@@ -121,13 +123,13 @@ class Runner:
         case, heads = self.case, self.case.heads
         if poison:
             contexts = [0] * len(case.lengths)
-            for sequence, start, count in parts:
+            for sequence, start, count in chunks:
                 contexts[sequence] = max(contexts[sequence], start + count)
             caches = [self.upload(cache) for cache in case.cache(contexts)]
         else:
             self.caches = self.caches or [self.upload(cache) for cache in case.cache()]
             caches = self.caches
-        step, qkv = self.step(parts, padding)
+        step, qkv = self.step(chunks, padding)
         poisoned = np.full((qkv.shape[0], heads.num_heads * heads.head_dim), np.nan, np.float16)
         out, queries = self.upload(poisoned), self.upload(qkv.reshape(qkv.shape[0], -1))
         attention = self._attention(window, sinks)

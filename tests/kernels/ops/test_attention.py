@@ -7,13 +7,13 @@ import pytest
 
 from kernels.batch import LayerCache, dry_step
 from kernels.ops.attention import cache_shape
-from kernels.ops.registry import bind
+from kernels.ops.registry import CudaOps
 from kernels.runtime.device_array import DeviceArray
 from kernels.runtime.gpu_spec import H100
 from kernels.runtime.launcher import Context
 from kernels.weights.parameters import Attention, Pairing, RmsNorm, Rope
 from tests.kernels.conftest import Download, Upload
-from tests.kernels.ops.attention_case import Case, Heads, Part, Runner
+from tests.kernels.ops.attention_case import Case, Chunk, Heads, Runner
 
 GROUPS = [
     Heads(4, 4, 64),
@@ -26,7 +26,7 @@ GROUPS = [
     Heads(4, 2, 16),
 ]
 CONTEXTS = [1, 63, 64, 65, 127, 128, 129, 256, 257, 1000, 4096]
-MIXED: list[Part] = [(0, 0, 70), (1, 299, 1), (2, 100, 200), (3, 511, 1), (4, 0, 1), (5, 260, 3), (6, 0, 513)]
+MIXED: list[Chunk] = [(0, 0, 70), (1, 299, 1), (2, 100, 200), (3, 511, 1), (4, 0, 1), (5, 260, 3), (6, 0, 513)]
 MIXED_LENGTHS = [70, 300, 300, 512, 1, 263, 513]
 
 
@@ -49,9 +49,9 @@ def check(actual: np.ndarray, expected: np.ndarray) -> None:
     )
 
 
-def run_and_check(runner: Runner, parts: list[Part], window: int, sinks: bool, padding: int = 0) -> None:
-    actual = runner.run(parts, window=window, sinks=sinks, padding=padding, poison=True)
-    expected = runner.case.expected(parts, runner.case.heads.head_dim**-0.5, window, sinks)
+def run_and_check(runner: Runner, chunks: list[Chunk], window: int, sinks: bool, padding: int = 0) -> None:
+    actual = runner.run(chunks, window=window, sinks=sinks, padding=padding, poison=True)
+    expected = runner.case.expected(chunks, runner.case.heads.head_dim**-0.5, window, sinks)
     check(actual[: expected.shape[0]], expected)
     np.testing.assert_array_equal(actual[expected.shape[0] :], 0)
 
@@ -117,8 +117,8 @@ def test_bits_do_not_depend_on_chunks_neighbours_or_splitting(
     lengths = [1500, 700, 90, 2100]
     runner = Runner(context, upload, download, Case(heads, lengths))
 
-    def run(*parts: Part, layers: int = 1) -> np.ndarray:
-        return runner.run(list(parts), window=window, sinks=True, layers=layers)
+    def run(*chunks: Chunk, layers: int = 1) -> np.ndarray:
+        return runner.run(list(chunks), window=window, sinks=True, layers=layers)
 
     whole = run((0, 0, 1500))
     chunks = [run((0, start, min(333, 1500 - start))) for start in range(0, 1500, 333)]
@@ -129,7 +129,7 @@ def test_bits_do_not_depend_on_chunks_neighbours_or_splitting(
         same(alone, whole[position : position + 1], f"token {position} decoded")
         same(run((0, position, 1), layers=3), alone, f"token {position} again in the next layers")
         same(run((3, 2099, 1), (0, position, 1), (1, 10, 1))[1:2], alone, f"token {position} decoded among 3")
-        crowd: list[Part] = [(1, at, 1) for at in range(690)]
+        crowd: list[Chunk] = [(1, at, 1) for at in range(690)]
         same(run(*crowd, (0, position, 1))[-1:], alone, f"token {position} decoded among 691")
 
 
@@ -137,10 +137,10 @@ def test_bits_do_not_depend_on_chunks_neighbours_or_splitting(
 def test_long_contexts_are_split_over_blocks(context: Context, upload: Upload, download: Download) -> None:
     case = Case(Heads(8, 1, 64), [40000])
     runner = Runner(context, upload, download, case)
-    parts: list[Part] = [(0, 39999, 1)]
-    run_and_check(runner, parts, 0, True)
+    chunks: list[Chunk] = [(0, 39999, 1)]
+    run_and_check(runner, chunks, 0, True)
     chunk = runner.run([(0, 39990, 10)], sinks=True)
-    same(runner.run(parts, sinks=True), chunk[-1:], "decoded")
+    same(runner.run(chunks, sinks=True), chunk[-1:], "decoded")
 
 
 NEW_LENGTHS = [1, 2, 16, 17, 64, 65, 129, 256, 257, 513, 1100, 3]
@@ -224,7 +224,7 @@ def test_a_long_context_rotates_and_writes_on_its_way(context: Context, upload: 
 )
 def test_a_decode_step_takes_one_kernel(num_tokens: int, num_sequences: int, launches: int, last: str) -> None:
     context = Context(H100)
-    ops = bind(context)
+    ops = CudaOps(context)
 
     def halves(*shape: int) -> DeviceArray:
         return DeviceArray(0, shape, np.dtype(np.float16))

@@ -1,4 +1,4 @@
-"""kernels.ops.decode_step beside its NumPy twin."""
+"""kernels.ops.decode_step against its NumPy reference."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from kernels.batch import DecodeRows, Draws, Patch, allocate_rows, write_changes
+from kernels.batch import SAMPLING_ROW, PreviousDraw, SamplingParams
+from kernels.decode_rows import DecodeRows, RowUpdates, allocate_rows, write_updates
 from kernels.ops import decode_step
 from kernels.reference import decode_step as reference
 
@@ -24,18 +25,20 @@ class _HostMemory:
         self._generator = generator
 
     def allocate(self, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+        if dtype == SAMPLING_ROW:
+            return self._generator.integers(0, 100, shape[0] * SAMPLING_ROW.itemsize, np.uint8).view(dtype)
         return self._generator.integers(0, 100, shape).astype(dtype)
 
 
 def _arrays(rows: DecodeRows) -> dict[str, Any]:
-    arrays = {field.name: getattr(rows, field.name) for field in fields(rows) if field.name != "draws"}
-    return arrays | {field.name: getattr(rows.draws, field.name) for field in fields(rows.draws)}
+    arrays = {field.name: getattr(rows, field.name) for field in fields(rows) if field.name != "sampling"}
+    return arrays | {field.name: getattr(rows.sampling, field.name) for field in fields(rows.sampling)}
 
 
 def _upload(rows: DecodeRows, upload: Any) -> DecodeRows:
     arrays = {name: upload(array) for name, array in _arrays(rows).items()}
-    draws = Draws(**{field.name: arrays.pop(field.name) for field in fields(Draws)})
-    return DecodeRows(draws=draws, **arrays)
+    sampling = SamplingParams(**{field.name: arrays.pop(field.name) for field in fields(SamplingParams)})
+    return DecodeRows(sampling=sampling, **arrays)
 
 
 def _random_rows(generator: np.random.Generator) -> DecodeRows:
@@ -49,29 +52,26 @@ def _random_rows(generator: np.random.Generator) -> DecodeRows:
 
 @pytest.mark.sanitize("40-0")
 @pytest.mark.parametrize("seed", range(6))
-@pytest.mark.parametrize("num_patches", [0, 1, 40, NUM_ROWS])
-def test_rows_go_on_as_the_reference_says(context: Any, upload: Any, download: Any, seed: int, num_patches: int):
+@pytest.mark.parametrize("num_updates", [0, 1, 40, NUM_ROWS])
+def test_rows_go_on_as_the_reference_says(context: Any, upload: Any, download: Any, seed: int, num_updates: int):
     generator = np.random.default_rng(seed)
     expected = _random_rows(generator)
-    patches = [
-        Patch(
-            row=int(row),
-            token_id=int(generator.integers(-NUM_ROWS, 1000)),
+    updates = RowUpdates()
+    for row in generator.permutation(NUM_ROWS)[:num_updates].tolist():
+        token = int(generator.integers(-NUM_ROWS, 1000))
+        updates.put(
+            row,
+            token if token >= 0 else PreviousDraw(-1 - token),
             position=int(generator.integers(-1, MAX_BLOCKS * BLOCK_TOKENS - 8)),
-            temperature=float(generator.random()),
-            top_k=int(generator.integers(0, 50)),
-            top_p=float(generator.random()),
-            min_p=float(generator.random()),
-            key=int(generator.integers(0, 2**64, dtype=np.uint64)),
             output_position=int(generator.integers(0, 2**40)),
-        ).pack()
-        for row in generator.permutation(NUM_ROWS)[:num_patches]
-    ]
-    entries = generator.permutation(NUM_ROWS * MAX_BLOCKS)[: int(generator.integers(0, 3000))].tolist()
-    write_changes(patches, entries, generator.integers(0, 5000, len(entries)).tolist(), expected.changes)
+            sampling_row=generator.integers(0, 100, SAMPLING_ROW.itemsize, np.uint8).tobytes(),  # no NaN among them
+        )
+    updates.block_entries = generator.permutation(NUM_ROWS * MAX_BLOCKS)[: int(generator.integers(0, 3000))].tolist()
+    updates.block_ids = generator.integers(0, 5000, len(updates.block_entries)).tolist()
+    write_updates(updates, expected.updates)
     actual = _upload(expected, upload)
     num_rows = int(generator.integers(1, NUM_ROWS + 1))
-    for _ in range(3):  # the second time there are no changes left
+    for _ in range(3):  # the second time there are no updates left
         decode_step.begin_decode(context, actual, num_rows, BLOCK_TOKENS)
         reference.begin_decode(expected, num_rows, BLOCK_TOKENS)
         arrays = _arrays(actual)

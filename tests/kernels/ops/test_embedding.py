@@ -1,4 +1,4 @@
-"""kernels.ops.embedding against its NumPy twin, bit for bit."""
+"""kernels.ops.embedding against its NumPy reference, bit for bit."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ from tests.kernels.ops.random_weights import random_weight, values_of
 
 pytestmark = pytest.mark.gpu
 
-TOKENS = (1, 3, 4, 5, 16, 33, 64, 100, 128, 300, 1000)  # every kernel and tile, segments by one block and by several
+TOKENS = (1, 3, 4, 5, 16, 33, 64, 100, 128, 300, 1000)  # every kernel and tile, partitions by one block and by several
 
 
 def load(device: Any, make: Any) -> Any:
@@ -84,7 +84,7 @@ def test_neighbours_of_other_formats_and_widths_lie_side_by_side(
     weights = [random_weight("Q5_0", (96, 96), rng, bias=True), random_weight("Q5_0", (32, 96), rng),
                random_weight("Q5_1", (40, 96), rng, bias=True)]  # fmt: skip
     layers = load(device, lambda store: store.projection(weights))
-    assert len(layers.parts) == 2
+    assert len(layers.matrices) == 2
     x = rng.normal(size=(num_tokens, 96)).astype(np.float32) * 30
     norm_weight = rng.normal(1, 0.1, 96).astype(np.float32)
     norm = RmsNorm(upload(norm_weight), 1e-6)
@@ -109,7 +109,7 @@ def test_swiglu_is_fused_where_formats_allow(
         weights = [random_weight("Q5_0", (num_gated, width), rng),
                    random_weight("Q8_0" if kind == "mixed" else "Q5_0", (num_gated, width), rng)]  # fmt: skip
     layers = load(device, lambda store: store.gate_up(weights))
-    assert layers.parts[0].gated == (kind != "mixed")
+    assert layers.matrices[0].gated == (kind != "mixed")
     x = rng.normal(size=(num_tokens, width)).astype(np.float32)
     norm_weight = rng.normal(2, 0.1, width).astype(np.float32)
     out = empty((num_tokens, num_gated), np.float16)

@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 
 from kernels.ops.matmul import linear, norm_linear
-from kernels.ops.matmul_tuning import LARGEST_SIZE, MAX_FEW_WARPS, SHAPES_APART, SUMMING_SIZES, ring_bytes, tile_shape
+from kernels.ops.matmul_tuning import LARGEST_SIZE, MAX_BLOCK_WARPS, SHAPES_APART, SUMMING_SIZES, ring_bytes, tile_shape
 from kernels.runtime.compiler import SOURCE_DIRECTORY, Compiler
 from kernels.runtime.device_array import DeviceArray
 from kernels.runtime.gpu_spec import H100, GpuSpec
 from kernels.runtime.launcher import Context
 from kernels.weights.formats import FORMATS
-from kernels.weights.packed import FORMAT_IDS, PackedMatrix, Projection
+from kernels.weights.packed import PackedMatrix, Projection
 from kernels.weights.parameters import RmsNorm
 
 SMALL = replace(H100, num_processors=28)
@@ -35,7 +35,7 @@ def array(*shape: int) -> DeviceArray:
 
 @pytest.mark.parametrize("gpu", [H100, SMALL], ids=["132 processors", "28"])
 @pytest.mark.parametrize("name", FORMATS)
-def test_a_lone_tokens_blocks_have_a_processor_each_and_whole_tiles(gpu: GpuSpec, name: str) -> None:
+def test_a_single_tokens_blocks_have_a_processor_each_and_whole_tiles(gpu: GpuSpec, name: str) -> None:
     launches: list[tuple[Any, ...]] = []
     context = Context(gpu)
     context.launch = lambda *launch, **rest: launches.append((*launch, rest))  # type: ignore[method-assign]
@@ -44,16 +44,16 @@ def test_a_lone_tokens_blocks_have_a_processor_each_and_whole_tiles(gpu: GpuSpec
             weights = matrix(name, num_rows, width)
             linear(context, array(1, width), Projection((weights,)), out=array(1, num_rows))
             _, kernel, grid, threads, _, rest = launches.pop()
-            assert kernel == "matmul_lone" and not launches
+            assert kernel == "matmul_gemv" and not launches
             assert grid[0] <= gpu.num_processors
-            assert threads // 32 <= MAX_FEW_WARPS
-            assert threads // 32 % weights.num_segments == 0
+            assert threads // 32 <= MAX_BLOCK_WARPS
+            assert threads // 32 % weights.num_partitions == 0
             assert rest["shared_bytes"] <= gpu.shared_bytes
-            assert 2 * (rest["shared_bytes"] + 1024) > gpu.shared_bytes + 1024, "no second one beside it"
+            assert 2 * (rest["shared_bytes"] + 1024) > gpu.shared_bytes + 1024, "no room for a second one"
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_a_lone_tokens_norm_is_made_apart_where_its_blocks_have_no_room_for_it(name: str) -> None:
+def test_a_single_tokens_norm_is_made_apart_where_its_blocks_have_no_room_for_it(name: str) -> None:
     context = Context(GpuSpec("sm_89", 58, 99 * 1024))  # refuses launches that do not fit
     launches: list[str] = []
     launch = context.launch
@@ -64,7 +64,7 @@ def test_a_lone_tokens_norm_is_made_apart_where_its_blocks_have_no_room_for_it(n
             norm_linear(
                 context, array(1, width), norm, Projection((matrix(name, num_rows, width),)), out=array(1, num_rows)
             )
-    assert {"matmul_lone_normed", "norm_rows"} <= set(launches)
+    assert {"matmul_gemv_normed", "norm_rows"} <= set(launches)
 
 
 @pytest.mark.parametrize("num_tokens", [9, 16, 33, 64, 128, 192, 512])
@@ -80,7 +80,7 @@ def test_no_processor_is_given_more_than_its_share_of_a_products_tiles(name: str
             Projection((matrix(name, num_rows, 3072),)),
             out=array(num_tokens, num_rows),
         )
-        _, kernel, grid, _, _, rest = next(launch for launch in launches if launch[1].startswith("matmul_tile"))
+        _, kernel, grid, _, _, rest = next(launch for launch in launches if launch[1].startswith("matmul_tiled"))
         launches.clear()
         share = -(-math.prod(grid) // H100.num_processors)
         reserved = 1024  # bytes of each block
@@ -91,8 +91,8 @@ def test_no_processor_is_given_more_than_its_share_of_a_products_tiles(name: str
 
 def test_the_shape_of_a_product_is_the_same_between_the_numbers_of_tokens_that_memory_is_planned_at() -> None:
     planned = {size for size in SUMMING_SIZES if size < SHAPES_APART} | set(range(SHAPES_APART, 1025, SHAPES_APART))
-    for num_rows, num_chunks, num_segments in ((896, 14, 7), (9728, 14, 3), (3072, 128, 8), (16384, 48, 1)):
-        shapes = [tile_shape(H100, num_rows, num_chunks, num_segments, num_tokens) for num_tokens in range(1, 1025)]
+    for num_rows, num_chunks, num_partitions in ((896, 14, 7), (9728, 14, 3), (3072, 128, 8), (16384, 48, 1)):
+        shapes = [tile_shape(H100, num_rows, num_chunks, num_partitions, num_tokens) for num_tokens in range(1, 1025)]
         assert {n for n in range(1, 1024) if shapes[n - 1] != shapes[n]} <= planned
         assert len(set(shapes)) > 1
 
@@ -105,14 +105,14 @@ def test_tiles_are_given_the_shared_memory_that_their_kernels_count_on(arch: str
     sizes = (*SUMMING_SIZES, LARGEST_SIZE) if gpu.has_wgmma else SUMMING_SIZES
     claims = [f"static_assert(Ring<{size}>::bytes == {ring_bytes(gpu, FORMATS[name], size)});" for size in sizes]
     (tmp_path / "claims.cu").write_text(
-        "\n".join([f'#include "{SOURCE_DIRECTORY / "matmul" / "matmul_tile.cu"}"', *claims])
+        "\n".join([f'#include "{SOURCE_DIRECTORY / "matmul" / "matmul_tiled.cu"}"', *claims])
     )
-    assert Compiler(arch, cache=tmp_path, sources=tmp_path).cubin("claims", {"FORMAT": FORMAT_IDS[name]}).image
+    assert Compiler(arch, cache=tmp_path, sources=tmp_path).cubin("claims", {"FORMAT": name}).image
 
 
-def test_segments_are_whole_units_and_none_is_empty() -> None:
+def test_partitions_are_whole_units_and_none_is_empty() -> None:
     for name, width in (("Q4_K", 4864), ("Q6_K", 8192), ("Q5_0", 896), ("MXFP4", 2880)):
         for num_rows in (16, 896, 3072, 16384):
             for num_experts in (1, 32):
                 weights = replace(matrix(name, num_rows, width), num_experts=num_experts)
-                assert 1 <= weights.num_segments <= min(MAX_FEW_WARPS, weights.num_units)
+                assert 1 <= weights.num_partitions <= min(MAX_BLOCK_WARPS, weights.num_units)

@@ -1,40 +1,46 @@
-"""kernels.ops.registry: the CUDA ops as a device offers them, on a dry context."""
+"""kernels.ops.registry: one protocol, and both tables keep it."""
 
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 
 import numpy as np
+import pytest
 
-import kernels.reference
-from kernels.ops.registry import MODULES, bind, variants
+from kernels.ops.registry import CudaOps, Ops, ReferenceOps, variants
 from kernels.runtime.device_array import DeviceArray
 from kernels.runtime.gpu_spec import H100
 from kernels.runtime.launcher import Context
 from kernels.weights.parameters import Rope
 
-HOST_ONLY = {"log_probabilities"}  # of the whole vocabulary: on a device `top_log_probabilities` picks the few wanted
+OPS = {name: method for name, method in vars(Ops).items() if inspect.isfunction(method) and not name.startswith("_")}
 
 
-def test_a_cuda_op_takes_what_its_numpy_twin_takes() -> None:
-    ops = vars(bind(Context(H100)))
-    twins = set(kernels.reference.__all__) - HOST_ONLY
-    assert twins <= ops.keys()
-    functions = {
-        name: function
-        for module in MODULES
-        for name, function in inspect.getmembers(module, inspect.isfunction)
-        if function.__module__ == module.__name__
-    }
-    for name in twins:
-        context, *parameters = inspect.signature(functions[name]).parameters
-        assert context == "context"
-        assert parameters == list(inspect.signature(getattr(kernels.reference, name)).parameters), name
+def parameters(function: Callable[..., object]) -> list[tuple[str, object, object]]:
+    """Name, kind and default of every parameter, without the ``self`` or the ``context`` in front."""
+    own = inspect.signature(function).parameters.values()
+    return [(each.name, each.kind, each.default) for each in own if each.name not in ("self", "context")]
+
+
+def test_an_op_is_called_what_its_functions_are_called() -> None:
+    for table in (CudaOps(Context(H100)), ReferenceOps()):
+        assert all(function.__name__ == name for name, function in vars(table).items())
+
+
+def test_the_protocol_the_cuda_ops_and_their_references_have_the_same_names() -> None:
+    assert OPS.keys() == vars(CudaOps(Context(H100))).keys() == vars(ReferenceOps()).keys()
+
+
+@pytest.mark.parametrize("name", OPS)
+def test_an_op_takes_what_its_reference_takes(name: str) -> None:
+    assert parameters(getattr(CudaOps(Context(H100)), name)) == parameters(OPS[name])
+    assert parameters(getattr(ReferenceOps(), name)) == parameters(OPS[name])
 
 
 def test_an_op_gives_its_scratch_memory_back_unless_it_returns_it() -> None:
     context = Context(H100)
-    ops = bind(context)
+    ops = CudaOps(context)
     ints = DeviceArray(0, (300,), np.dtype(np.int32))
     ops.rotation(ints, Rope(DeviceArray(0, (1, 32), np.dtype(np.float32)), "neox"), ints, ints)
     kept = context.mark()

@@ -108,7 +108,7 @@ def test_heads_are_rotated_and_stored(
             stored = download(cache)
             np.testing.assert_allclose(stored[blocks, :, rows], expected[written, part], **close)
             stored[blocks, :, rows] = np.nan
-            assert np.isnan(stored).all(), "something was written besides"
+            assert np.isnan(stored).all(), "something else was written"
 
 
 @pytest.mark.parametrize("num_tokens", [1, 257])

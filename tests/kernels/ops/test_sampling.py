@@ -1,20 +1,20 @@
-"""kernels.ops.sampling against its NumPy twin: the same ids, whatever the batch."""
+"""kernels.ops.sampling against its NumPy reference: the same ids, whatever the batch."""
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import numpy as np
 import pytest
 
 import kernels.reference.sampling as reference
-from kernels.batch import Draws
+from kernels.batch import SAMPLING_ROW, Adjustments, SamplingParams
 from kernels.ops import sampling
+from kernels.runtime.compiler import SOURCE_DIRECTORY
 from kernels.runtime.launcher import Context
 
-pytestmark = pytest.mark.gpu
-
-COLUMNS = Draws.__slots__
+FILTERS = ("temperature", "top_k", "top_p", "min_p")
 
 
 def make_rows(rng: np.random.Generator, num_rows: int, vocab_size: int) -> np.ndarray:
@@ -53,7 +53,7 @@ def make_columns(rng: np.random.Generator, num_rows: int, vocab_size: int) -> di
         "top_k": choose([0, 0, 1, 2, 40, 1000, vocab_size // 2, vocab_size - 1, vocab_size, vocab_size + 7], np.int32),
         "top_p": choose([1, 1, 1e-6, 0.3, 0.5, 0.9, 0.95, 0.999999], np.float32),
         "min_p": choose([0, 0, 0, 0.001, 0.05, 0.5, 1], np.float32),
-        "keys": rng.integers(0, 2**63, num_rows).astype(np.uint64) * np.uint64(2) + np.uint64(1),
+        "key": rng.integers(0, 2**63, num_rows).astype(np.uint64) * np.uint64(2) + np.uint64(1),
         "output_positions": rng.integers(0, 2**34, num_rows),
     }
 
@@ -67,16 +67,24 @@ def distance_to_top_p(logits: np.ndarray, temperature: float, top_k: int, top_p:
     return float(np.abs(mass - wanted).min() / wanted)
 
 
+def params_of(columns: dict[str, np.ndarray]) -> SamplingParams:
+    rows = np.zeros(columns["key"].size, SAMPLING_ROW)
+    for name in ("key", *FILTERS):
+        rows[name] = columns[name]
+    return SamplingParams(rows, columns["output_positions"])
+
+
 class Sampler:
-    """Draws on the device."""
+    """Samples on the device."""
 
     def __init__(self, context: Context, upload: Any, download: Any, empty: Any) -> None:
         self.context, self.upload, self.download, self.empty = context, upload, download, empty
 
     def draw(self, logits: np.ndarray, columns: dict[str, np.ndarray]) -> np.ndarray:
         ids = self.empty((logits.shape[0],), np.int32)
-        draws = Draws(**{name: self.upload(values) for name, values in columns.items()})
-        sampling.sample(self.context, self.upload(logits), draws, out_ids=ids)
+        host = params_of(columns)
+        params = SamplingParams(self.upload(host.rows), self.upload(host.output_positions))
+        sampling.sample(self.context, self.upload(logits), params, out_ids=ids)
         drawn: np.ndarray = self.download(ids)
         return drawn
 
@@ -88,7 +96,7 @@ def sampler(context: Context, upload: Any, download: Any, empty: Any) -> Sampler
 
 def expect(logits: np.ndarray, columns: dict[str, np.ndarray]) -> np.ndarray:
     ids = np.empty(logits.shape[0], np.int32)
-    reference.sample(logits, Draws(**columns), out_ids=ids)
+    reference.sample(logits, params_of(columns), out_ids=ids)
     return ids
 
 
@@ -106,6 +114,14 @@ def tile(columns: dict[str, np.ndarray], which: np.ndarray) -> dict[str, np.ndar
     return {name: values[which] for name, values in columns.items()}
 
 
+def test_sizes_are_those_of_the_kernels() -> None:
+    text = "".join((SOURCE_DIRECTORY / "sampling" / name).read_text() for name in ("sampling.cuh", "sampling_plan.cuh"))
+    sizes = dict(re.findall(r"^constexpr int (\w+) = (\d+);", text, re.MULTILINE))
+    for name in ("THREADS", "SLICE", "BINS", "CAPACITY"):
+        assert int(sizes[name]) == getattr(sampling, name), name
+
+
+@pytest.mark.gpu
 @pytest.mark.sanitize("3-4099")
 @pytest.mark.parametrize("vocab_size", [1, 5, 640, 4096, 4099, 32064, 50257, 151936, 201088])
 @pytest.mark.parametrize("num_rows", [1, 3, 64, 256])
@@ -120,23 +136,24 @@ def test_rows_draw_what_the_reference_draws(sampler: Sampler, num_rows: int, voc
     assert_same_ids(ids, expected[which], logits[which], tile(columns, which))
 
 
+@pytest.mark.gpu
 @pytest.mark.sanitize
 def test_every_combination_of_filters(sampler: Sampler) -> None:
     rng = np.random.default_rng()
     choices = ([0, 1e-30, 0.3, 1, 2], [0, 1, 17, 299, 300], [1, 1e-6, 0.5, 0.97], [0, 0.04, 1])
     grid = np.stack(np.meshgrid(*choices, indexing="ij")).reshape(4, -1)
     num_rows = grid.shape[1]
-    columns = dict(zip(COLUMNS, grid, strict=False)) | {
-        "keys": rng.integers(0, 2**63, num_rows).astype(np.uint64),
+    columns = dict(zip(FILTERS, grid, strict=True)) | {
+        "key": rng.integers(0, 2**63, num_rows).astype(np.uint64),
         "output_positions": np.arange(num_rows),
     }
-    dtypes = (np.float32, np.int32, np.float32, np.float32, np.uint64, np.int64)
-    columns = {name: columns[name].astype(dtype) for name, dtype in zip(COLUMNS, dtypes, strict=True)}
+    columns |= {name: columns[name].astype(SAMPLING_ROW[name]) for name in FILTERS}
     for logits in (rng.normal(size=(num_rows, 300)) * 3, np.round(rng.normal(size=(num_rows, 300)) * 2)):
         logits = logits.astype(np.float32)
         assert_same_ids(sampler.draw(logits, columns), expect(logits, columns), logits, columns)
 
 
+@pytest.mark.gpu
 def test_a_row_draws_the_same_alone_and_among_others(sampler: Sampler) -> None:
     rng = np.random.default_rng()
     logits, columns = make_rows(rng, 48, 20_011), make_columns(rng, 48, 20_011)
@@ -148,11 +165,13 @@ def test_a_row_draws_the_same_alone_and_among_others(sampler: Sampler) -> None:
     np.testing.assert_array_equal(sampler.draw(logits[many], tile(columns, many)), together[many])
 
 
+@pytest.mark.gpu
 def test_no_rows_draw_nothing(sampler: Sampler) -> None:
     rng = np.random.default_rng()
     assert sampler.draw(np.empty((0, 100), np.float32), make_columns(rng, 0, 100)).size == 0
 
 
+@pytest.mark.gpu
 @pytest.mark.sanitize("500")
 @pytest.mark.parametrize("num_entries", [0, 1, 500, 3000])
 def test_adjustments_are_the_same_bits(context: Context, upload: Any, download: Any, num_entries: int) -> None:
@@ -176,7 +195,7 @@ def test_adjustments_are_the_same_bits(context: Context, upload: Any, download: 
         "frequency_penalty": rng.uniform(-2, 2, num_rows).astype(np.float32),
     }
     expected = logits.copy()
-    reference.adjust_logits(expected, reference.Adjustments(**entries, **penalties), out=expected)
+    reference.adjust_logits(expected, Adjustments(**entries, **penalties), out=expected)
     padding = {"rows": -1}
     padded = {
         name: np.concatenate([values, np.full(13, padding.get(name, 0), values.dtype)])
@@ -184,10 +203,11 @@ def test_adjustments_are_the_same_bits(context: Context, upload: Any, download: 
     }
     on_device = upload(logits)
     columns = {name: upload(values) for name, values in (padded | penalties).items()}
-    sampling.adjust_logits(context, on_device, sampling.Adjustments(**columns), out=on_device)
+    sampling.adjust_logits(context, on_device, Adjustments(**columns), out=on_device)
     np.testing.assert_array_equal(download(on_device).view(np.uint32), expected.view(np.uint32))
 
 
+@pytest.mark.gpu
 @pytest.mark.sanitize("5-640-*")
 @pytest.mark.parametrize("num_top", [0, 1, 20])
 @pytest.mark.parametrize(("num_rows", "vocab_size"), [(1, 5), (5, 640), (3, 151936), (64, 50257), (2, 262144)])

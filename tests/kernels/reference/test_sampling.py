@@ -7,9 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from kernels.batch import Draws
+from kernels.batch import SAMPLING_ROW, Adjustments, SamplingParams
 from kernels.reference.sampling import (
-    Adjustments,
     adjust_logits,
     log_probabilities,
     philox4x32,
@@ -20,20 +19,13 @@ from kernels.reference.sampling import (
 
 def draw(logits: np.ndarray, **params: Any) -> np.ndarray:
     num_rows = logits.shape[0]
-
-    def column(name: str, default: float, dtype: type) -> np.ndarray:
-        return np.broadcast_to(np.asarray(params.get(name, default), dtype), num_rows).copy()
-
+    positions = np.broadcast_to(np.asarray(params.pop("output_positions", 0), np.int64), num_rows)
+    rows = np.zeros(num_rows, SAMPLING_ROW)
+    rows["temperature"] = rows["top_p"] = 1
+    for name, values in params.items():
+        rows[name] = values
     out_ids = np.empty(num_rows, np.int32)
-    draws = Draws(
-        column("temperature", 1, np.float32),
-        column("top_k", 0, np.int32),
-        column("top_p", 1, np.float32),
-        column("min_p", 0, np.float32),
-        column("keys", 0, np.uint64),
-        column("output_positions", 0, np.int64),
-    )
-    sample(logits.astype(np.float32), draws, out_ids=out_ids)
+    sample(logits.astype(np.float32), SamplingParams(rows, positions), out_ids=out_ids)
     return out_ids
 
 
@@ -61,7 +53,7 @@ def chi_square(ids: np.ndarray, expected: np.ndarray) -> float:
     return float(((counts[kept] - expected[kept] * ids.size) ** 2 / (expected[kept] * ids.size)).sum())
 
 
-@pytest.mark.parametrize("vary", ["keys", "output_positions"])
+@pytest.mark.parametrize("vary", ["key", "output_positions"])
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
 def test_draws_follow_the_softmax_over_seeds_and_over_positions(vary: str, temperature: float) -> None:
     logits = np.array([2.0, 1.0, 0.0, -1.0, 0.5, -3.0, 1.5, 0.0])
@@ -86,18 +78,18 @@ def test_filters_keep_what_they_promise_and_the_rest_in_proportion() -> None:
     ):
         expected = np.zeros(6)
         expected[kept] = probabilities[kept] / probabilities[kept].sum()
-        ids = draw(logits, keys=np.arange(8000) + 77, **params)
+        ids = draw(logits, key=np.arange(8000) + 77, **params)
         assert chi_square(ids, expected) < 20.6, params  # at most 5 degrees of freedom: p = 0.001
 
 
 def test_tokens_that_tie_with_the_last_one_kept_are_kept_too() -> None:
-    ids = draw(np.tile([1.0, 3.0, 1.0, 0.0], (500, 1)), top_k=2, keys=np.arange(500))
+    ids = draw(np.tile([1.0, 3.0, 1.0, 0.0], (500, 1)), top_k=2, key=np.arange(500))
     assert set(ids) == {0, 1, 2}
 
 
 def test_temperature_zero_takes_the_lowest_of_the_largest() -> None:
     logits = np.array([[0.0, 5.0, 5.0], [1.0, 0.0, -np.inf]])
-    assert draw(logits, temperature=0, top_k=1, keys=9).tolist() == [1, 0]
+    assert draw(logits, temperature=0, top_k=1, key=9).tolist() == [1, 0]
 
 
 def test_a_row_without_finite_maximum_gives_no_token() -> None:
@@ -108,7 +100,7 @@ def test_a_row_without_finite_maximum_gives_no_token() -> None:
 
 def test_a_tiny_temperature_is_almost_greedy_and_never_overflows() -> None:
     logits = np.random.default_rng(0).normal(size=(50, 300)) * 10
-    assert (draw(logits, temperature=1e-30, keys=np.arange(50)) == logits.astype(np.float32).argmax(axis=1)).all()
+    assert (draw(logits, temperature=1e-30, key=np.arange(50)) == logits.astype(np.float32).argmax(axis=1)).all()
 
 
 def test_a_row_draws_the_same_alone_and_among_others() -> None:
@@ -119,7 +111,7 @@ def test_a_row_draws_the_same_alone_and_among_others() -> None:
         "top_k": rng.choice([0, 1, 40, 2000], 24),
         "top_p": rng.choice([1.0, 0.5, 0.95], 24),
         "min_p": rng.choice([0.0, 0.1], 24),
-        "keys": rng.integers(0, 2**63, 24).astype(np.uint64) * np.uint64(2),
+        "key": rng.integers(0, 2**63, 24).astype(np.uint64) * np.uint64(2),
         "output_positions": rng.integers(0, 2**40, 24),
     }
     together = draw(logits, **params)
@@ -132,7 +124,7 @@ def test_a_row_draws_the_same_alone_and_among_others() -> None:
 def test_noise_depends_on_every_bit_of_key_and_position() -> None:
     logits = np.zeros((1, 4096))
     drawn = {
-        int(draw(logits, keys=key, output_positions=position)[0])
+        int(draw(logits, key=key, output_positions=position)[0])
         for key, position in ((0, 0), (1, 0), (1 << 63, 0), (0, 1), (0, 1 << 40))
     }
     assert len(drawn) == 5

@@ -12,7 +12,7 @@ from kernels.errors import CudaFailure
 from kernels.runtime.gpu_spec import H100
 from kernels.runtime.launcher import Context
 from kernels.runtime.memory import ALIGNMENT, Arena
-from tests.kernels.probe import ADD, ROTATE, SPIN, add
+from tests.kernels.probe import AddParams, RotateParams, SpinParams, add
 
 
 def test_a_dry_run_counts_and_remembers_variants() -> None:
@@ -89,7 +89,7 @@ def test_launches_follow_each_other(size: int, device: Any, probes: Context, upl
 def test_shared_memory_beyond_48_kb_and_variants(shared_bytes: int, probes: Context, empty: Any, download: Any) -> None:
     for shift in (1, 5):
         out = empty((1024,), np.int32)
-        params = ROTATE.pack(out.pointer, shared_bytes // 4, 0)
+        params = RotateParams(out=out.pointer, shared_words=shared_bytes // 4, pad=0)
         probes.launch("probe", "probe_rotate", 1, 1024, params, shared_bytes=shared_bytes, SHIFT=shift)
         np.testing.assert_array_equal(download(out), (np.arange(1024) + shift) % 1024)
 
@@ -98,19 +98,23 @@ def test_shared_memory_beyond_48_kb_and_variants(shared_bytes: int, probes: Cont
 def test_wrong_launches_are_refused_by_name(probes: Context, empty: Any, download: Any) -> None:
     out = empty((32,), np.int32)
     with pytest.raises(CudaFailure, match="probe_rotate: its parameters are 16 bytes, but 8 were given"):
-        probes.launch("probe", "probe_rotate", 1, 32, SPIN.pack(0), SHIFT=1)
+        probes.launch("probe", "probe_rotate", 1, 32, SpinParams(nanoseconds=0), SHIFT=1)
     with pytest.raises(CudaFailure, match=r"probe_rotate: .* bytes of shared memory"):
-        probes.launch("probe", "probe_rotate", 1, 32, ROTATE.pack(0, 0, 0), shared_bytes=1 << 20, SHIFT=1)
+        probes.launch(
+            "probe", "probe_rotate", 1, 32, RotateParams(out=0, shared_words=0, pad=0), shared_bytes=1 << 20, SHIFT=1
+        )
     with pytest.raises(CudaFailure, match="probe_missing: CUDA_ERROR_NOT_FOUND"):
         probes.launch("probe", "probe_missing", 1, 32, b"", SHIFT=1)
-    probes.launch("probe", "probe_rotate", 1, 32, ROTATE.pack(out.pointer, 32, 0), shared_bytes=128, SHIFT=1)
+    probes.launch(
+        "probe", "probe_rotate", 1, 32, RotateParams(out=out.pointer, shared_words=32, pad=0), shared_bytes=128, SHIFT=1
+    )
     assert download(out)[0] == 1  # the context lives on
 
 
 @pytest.mark.gpu
 def test_a_launch_costs_little(device: Any, probes: Context, upload: Any) -> None:
     array = upload(np.zeros(256, np.float32))
-    params = ADD.pack(array.pointer, array.size, 1.0)
+    params = AddParams(values=array.pointer, size=array.size, amount=1.0)
     best = 1e9
     for _ in range(5):
         add(probes, array, 1.0)

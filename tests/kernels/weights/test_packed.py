@@ -2,26 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 import pytest
 
-from kernels.ops.matmul_tuning import MAX_FEW_WARPS, MAX_NORMED_WIDTH
+from kernels.ops.matmul import Epilogue
+from kernels.ops.matmul_tuning import MAX_BLOCK_WARPS, MAX_NORMED_WIDTH
 from kernels.runtime.compiler import SOURCE_DIRECTORY, Compiler
 from kernels.weights.formats import FORMATS
-from kernels.weights.packed import (
-    BLOCK_ROWS,
-    FORMAT_IDS,
-    MAX_SEGMENTS,
-    READY_CHUNKS,
-    few_ring_bytes,
-    packed_bytes,
-    unit_bytes,
-    unit_chunks,
-)
-
-DEQUANT = SOURCE_DIRECTORY / "common" / "dequant.cuh"
+from kernels.weights.packed import BLOCK_ROWS, MAX_PARTITIONS, READY_CHUNKS, RECIPROCAL_BITS, packed_bytes
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -34,35 +23,49 @@ def test_a_packed_matrix_takes_what_it_takes_in_the_file_but_for_6_bit_scales(na
 @pytest.mark.parametrize("name", FORMATS)
 def test_rows_are_padded_to_blocks_and_columns_to_units(name: str) -> None:
     format_ = FORMATS[name]
-    unit_width = 64 * unit_chunks(format_)
+    unit_width = 64 * format_.unit_chunks
     assert unit_width % format_.block_elements == 0
     one = packed_bytes(format_, BLOCK_ROWS, unit_width)
-    assert one == 4 * unit_bytes(format_) and unit_bytes(format_) % 16 == 0  # units are loaded 16 bytes at a time
+    assert one == 4 * format_.unit_bytes and format_.unit_bytes % 16 == 0  # units are loaded 16 bytes at a time
     assert [packed_bytes(format_, num_rows, unit_width) // one for num_rows in (1, 64, 65, 128, 129)] == [1, 1, 2, 2, 3]
     assert packed_bytes(format_, 1, unit_width + format_.block_elements) == 2 * one
 
 
-def test_the_kernels_know_the_formats_by_the_same_numbers() -> None:
-    [names] = re.findall(r"enum Format \{(.*?)\}", DEQUANT.read_text())
-    assert {name.strip(): number for number, name in enumerate(names.split(","))} == FORMAT_IDS
+def test_the_kernels_have_the_same_table_of_formats(tmp_path: Path) -> None:
+    pytest.importorskip("cuda.bindings.nvrtc", reason="the CUDA packages are not installed")
+    claims = []
+    for name, format_ in FORMATS.items():
+        members = {
+            "block_elements": format_.block_elements,
+            "block_bytes": format_.block_bytes,
+            "code_bytes": format_.code_bytes,
+            "high_bytes": format_.high_bytes,
+            "scale_bytes": format_.scale_bytes,
+            "super_bytes": format_.super_bytes,
+            "has_row_base": int(format_.has_row_base),
+            "chunks": format_.unit_chunks,
+            "unit_bytes": format_.unit_bytes,
+        }
+        claims += [f"static_assert(Layout<{name}>::{member} == {value});" for member, value in members.items()]
+        claims += [
+            f"static_assert(2 * UNITS_PER_COPY<{name}> == {format_.ring_units});",
+            f"static_assert(Staged<{name}>::bytes == 32 * {format_.lane_bytes});",
+        ]
+    compile_claims(tmp_path, "common/dequant.cuh", claims)
 
 
-def test_the_kernels_count_the_same_bytes(tmp_path: Path) -> None:
+def test_the_kernels_cut_products_by_the_same_constants(tmp_path: Path) -> None:
     pytest.importorskip("cuda.bindings.nvrtc", reason="the CUDA packages are not installed")
     claims = [
-        f"static_assert(Layout<{name}>::{member} == {value});"
-        for name, format_ in FORMATS.items()
-        for member, value in (("unit_bytes", unit_bytes(format_)), ("chunks", unit_chunks(format_)))
+        f"static_assert(MAX_PARTITIONS == {MAX_PARTITIONS} && READY_CHUNKS == {READY_CHUNKS});",
+        f"static_assert(RECIPROCAL_BITS == {RECIPROCAL_BITS} && MAX_BLOCK_WARPS == {MAX_BLOCK_WARPS});",
+        f"static_assert(ROW_QUADS * PARTITION_STEP == {MAX_NORMED_WIDTH});",
+        *(f"static_assert({epilogue.name} == {epilogue.value});" for epilogue in Epilogue),
     ]
-    claims += [
-        f"static_assert(2 * FEW_GROUP<{name}> * Layout<{name}>::unit_bytes == {few_ring_bytes(format_)});"
-        for name, format_ in FORMATS.items()
-    ]
-    claims += [
-        f"static_assert(MAX_SEGMENTS == {MAX_SEGMENTS} && READY_CHUNKS == {READY_CHUNKS});",
-        f"static_assert(MAX_FEW_WARPS == {MAX_FEW_WARPS} && ROW_QUADS * PART_STEP == {MAX_NORMED_WIDTH});",
-    ]
-    (tmp_path / "claims.cu").write_text(
-        "\n".join([f'#include "{SOURCE_DIRECTORY / "matmul" / "matmul.cuh"}"', *claims])
-    )
-    assert Compiler("sm_90a", cache=tmp_path, sources=tmp_path).cubin("claims", {"FORMAT": 0}).image
+    compile_claims(tmp_path, "matmul/matmul.cu", claims)
+
+
+def compile_claims(folder: Path, file: str, claims: list[str]) -> None:
+    """Raises `kernels.errors.CompileFailed` where one of them does not hold."""
+    (folder / "claims.cu").write_text("\n".join([f'#include "{SOURCE_DIRECTORY / file}"', *claims]))
+    assert Compiler("sm_90a", cache=folder, sources=folder).cubin("claims", {"FORMAT": "F32"}).image

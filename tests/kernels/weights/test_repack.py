@@ -31,14 +31,14 @@ def unpacked(device: Any, empty: Any, download: Any, matrix: Any) -> np.ndarray:
 @pytest.mark.parametrize("shape", [(64, 256), (100, 512), (17, 2816)], ids=str)
 def test_rows_come_back_as_they_were(device: Any, empty: Any, download: Any, name: str, shape: Any) -> None:
     weight = random_weight(name, shape, np.random.default_rng(0))
-    (matrix,) = load(device, lambda store: store.projection([weight])).parts
+    (matrix,) = load(device, lambda store: store.projection([weight])).matrices
     np.testing.assert_array_equal(unpacked(device, empty, download, matrix), values_of(weight).astype(np.float32))
 
 
 def test_formats_that_fit_one_lose_nothing_in_it(device: Any, empty: Any, download: Any) -> None:
     rng = np.random.default_rng(5)
     weights = [random_weight(name, (40, 96), rng) for name in ("Q4_0", "Q5_0", "Q8_0")]
-    (matrix,) = load(device, lambda store: store.projection(weights)).parts
+    (matrix,) = load(device, lambda store: store.projection(weights)).matrices
     expected = np.concatenate([values_of(weight) for weight in weights]).astype(np.float32)
     np.testing.assert_array_equal(unpacked(device, empty, download, matrix), expected)
 
@@ -46,7 +46,7 @@ def test_formats_that_fit_one_lose_nothing_in_it(device: Any, empty: Any, downlo
 @pytest.mark.sanitize
 def test_columns_need_not_fill_a_chunk(device: Any, empty: Any, download: Any) -> None:
     weight = random_weight("Q5_1", (33, 96), np.random.default_rng(1))
-    (matrix,) = load(device, lambda store: store.projection([weight])).parts
+    (matrix,) = load(device, lambda store: store.projection([weight])).matrices
     np.testing.assert_array_equal(unpacked(device, empty, download, matrix), values_of(weight).astype(np.float32))
 
 
@@ -57,7 +57,7 @@ def test_gate_and_up_alternate_in_eights(device: Any, empty: Any, download: Any)
     fused = Weight("both", gate.format, np.concatenate([gate.data, up.data]))
     expected = np.stack([values_of(gate).reshape(3, 8, 256), values_of(up).reshape(3, 8, 256)], axis=1).reshape(48, 256)
     for weights in ([gate, up], [fused]):
-        (matrix,) = load(device, lambda store, weights=weights: store.gate_up(weights)).parts
+        (matrix,) = load(device, lambda store, weights=weights: store.gate_up(weights)).matrices
         np.testing.assert_array_equal(unpacked(device, empty, download, matrix), expected.astype(np.float32))
 
 
@@ -95,7 +95,7 @@ def test_the_kits_blocks_come_back_bit_for_bit(device: Any, empty: Any, download
     raw, expected = raw[: num_rows * per_row], expected[: num_rows * per_row]
     weight = Weight(name, format_, raw.reshape(num_rows, -1))
     store = PackedWeightStore(device.context, device.weights)
-    (matrix,) = store.projection([weight]).parts
+    (matrix,) = store.projection([weight]).matrices
     store.load(lambda _done, _total: None)
     found, expected = unpacked(device, empty, download, matrix), expected.reshape(num_rows, -1)
     with np.errstate(invalid="ignore"):

@@ -39,8 +39,11 @@ def test_neighbours_of_one_format_are_one_matrix_with_zeros_for_missing_biases()
         weight("v.weight", 20, 96, format_="Q5_1"),
     ]
     projection, num_bytes = lay_out(lambda store: store.projection(weights))
-    first, second = projection.parts
-    assert [(part.num_rows, part.width, part.gated) for part in projection.parts] == [(120, 96, False), (20, 96, False)]
+    first, second = projection.matrices
+    assert [(matrix.num_rows, matrix.width, matrix.gated) for matrix in projection.matrices] == [
+        (120, 96, False),
+        (20, 96, False),
+    ]
     assert first.bias.shape == (120,) and second.bias is None and projection.num_outputs == 140
     sizes = [packed_bytes(FORMATS["Q5_0"], 120, 96), 120 * 4, packed_bytes(FORMATS["Q5_1"], 20, 96)]
     assert num_bytes == sum(map(padded, sizes))
@@ -49,7 +52,7 @@ def test_neighbours_of_one_format_are_one_matrix_with_zeros_for_missing_biases()
 def test_formats_that_fit_one_without_loss_become_one_matrix_of_it() -> None:
     weights = [weight("q.weight", 100, 96, format_="Q5_0"), weight("v.weight", 20, 96, format_="Q8_0")]
     projection, num_bytes = lay_out(lambda store: store.projection(weights))
-    assert [(part.format.name, part.num_rows) for part in projection.parts] == [("Q8_0", 120)]
+    assert [(matrix.format.name, matrix.num_rows) for matrix in projection.matrices] == [("Q8_0", 120)]
     assert num_bytes == padded(packed_bytes(FORMATS["Q8_0"], 120, 96))
 
 
@@ -62,9 +65,9 @@ def test_gate_and_up_are_one_gated_matrix_if_they_can_be(num_gated: int, formats
     num_rows = 2 * num_gated // len(formats)
     weights = [weight(f"{number}.weight", num_rows, 256, format_=name) for number, name in enumerate(formats)]
     projection, num_bytes = lay_out(lambda store: store.gate_up(weights))
-    assert [part.gated for part in projection.parts] == ([True] if gated else [False] * len(set(formats)))
+    assert [matrix.gated for matrix in projection.matrices] == ([True] if gated else [False] * len(set(formats)))
     assert projection.num_outputs == 2 * num_gated
-    sizes = [packed_bytes(part.format, part.num_rows, 256) for part in projection.parts]
+    sizes = [packed_bytes(matrix.format, matrix.num_rows, 256) for matrix in projection.matrices]
     assert num_bytes == sum(map(padded, sizes))
 
 
@@ -93,7 +96,7 @@ def test_the_matrix_of_a_tied_head_is_the_embedding_table_too() -> None:
     head = device.store.projection([weight("token_embd.weight", 300, 64, format_="Q8_0")])
     before = device.weights.used_bytes
     table = device.store.tied_table(head)
-    assert table is head.parts[0] and device.weights.used_bytes == before
+    assert table is head.matrices[0] and device.weights.used_bytes == before
     ids, out = device.empty((7,), np.int32), device.empty((7, 64), np.float32)
     device.ops.embed(ids, table, out=out)
     assert device.context.last_kernel == "unpack_rows"

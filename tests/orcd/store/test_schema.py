@@ -19,7 +19,9 @@ from tests.orcd.job_writer import MakeStore, claimed
 from worker.settings import Settings
 
 TTL_S = 600
-SCRIPTS = sorted(path.stem for path in Path(schema.__file__).with_name("lua").glob("*.lua"))
+LUA = Path(schema.__file__).with_name("lua")
+SCRIPTS = sorted(path.stem for path in LUA.glob("*.lua") if path.stem != "prelude")
+CELERYS = {"take", "store_result"}
 
 
 @dataclass(frozen=True)
@@ -91,7 +93,8 @@ def play_everything(client: Client, store: JobStore, mark: Callable[[str], None]
 
 def test_the_table_names_every_script_and_only_scripts():
     writers = set().union(*(row.writers for row in table()))
-    assert writers - {"workers"} == set(SCRIPTS) - {"take", "store_result"}, "these write Celery's own keys"
+    assert writers - {"workers"} == set(SCRIPTS) - CELERYS, "these write Celery's own keys"
+    assert CELERYS | {"prelude"} <= set(re.findall(r"``(\w+)``", schema.__doc__))
 
 
 def test_every_key_is_in_the_table_with_its_type_and_time_to_live(redis_url, connection, make_store: MakeStore):
@@ -148,6 +151,32 @@ def test_terminal_states_are_states():
 
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_a_script_says_what_it_takes_and_gives(name: str):
-    header = [line for line in schema.script(name).splitlines() if line.startswith("--")]
+    header = [line for line in own_text(name).splitlines() if line.startswith("--")]
     for word in ("-- KEYS: ", "-- ARGV: ", "-- Returns "):
         assert any(line.startswith(word) for line in header), f"{name}.lua does not tell its {word.strip('-: ')}"
+
+
+def own_text(name: str) -> str:
+    """A script without the prelude."""
+    return (LUA / f"{name}.lua").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_a_script_has_the_prelude_in_front(name: str):
+    assert schema.script(name) == own_text("prelude") + own_text(name)
+
+
+def test_the_prelude_only_defines_functions():
+    lines = [line for line in own_text("prelude").splitlines() if line and not line.startswith((" ", "--"))]
+    assert all(line.startswith("local function ") or line == "end" for line in lines)
+
+
+def test_what_the_prelude_defines_is_written_nowhere_else_and_used():
+    scripts = {name: own_text(name) for name in SCRIPTS}
+    for name, text in scripts.items():
+        for repeated in ("'TIME'", "'orcd:{'", ":events'", "'TTL'"):
+            assert repeated not in text, f"{name}.lua does by itself what the prelude has a function for"
+    prelude = own_text("prelude")
+    for function in re.findall(r"^local function (\w+)", prelude, re.MULTILINE):
+        uses = sum(len(re.findall(rf"\b{function}\(", text)) for text in (prelude, *scripts.values()))
+        assert uses >= 3, f"{function} is used once only"

@@ -9,12 +9,12 @@ import pytest
 from celery import Celery
 from celery.exceptions import Ignore
 
-from orcd.errors import Cancelled, InvalidRequest, OrcdError
+from orcd.errors import Cancelled, InvalidRequest
 from orcd.events import Error
 from orcd.request import parse
 from orcd.result import Result
-from tasks.celery_ext.tasks import OUTCOMES, TASKS
-from tasks.dispatch.delivery import Outcome, Repeated
+from tasks.celery_ext.tasks import TASKS, Outcomes
+from tasks.dispatch.delivery import Repeated
 
 RESULT = Result("a", "succeeded")
 FAILED = Result("a", "cancelled", error=Error("CANCELLED", "cancelled", False))
@@ -29,13 +29,9 @@ def app() -> Iterator[Celery]:
     app.close()
 
 
-def run(app: Celery, name: str, outcomes: dict[str, Outcome] | OrcdError) -> Any:
+def run(app: Celery, name: str, outcomes: Outcomes) -> Any:
     """Run a task's body on what became of its jobs."""
-    token = OUTCOMES.set(outcomes)
-    try:
-        return app.tasks[name].run()
-    finally:
-        OUTCOMES.reset(token)
+    return app.tasks[name].run(outcomes)
 
 
 def test_a_message_is_about_a_job_by_its_id_or_brings_a_request_of_its_own_id(app: Celery) -> None:
@@ -72,6 +68,6 @@ def test_a_job_that_another_worker_has_leaves_the_task_without_a_result(app: Cel
 
 
 def test_a_chunks_result_keeps_each_jobs_error_apart(app: Celery) -> None:
-    outcomes: dict[str, Outcome] = {"a": RESULT, "b": Repeated(FAILED), "c": InvalidRequest("unknown")}
+    outcomes: Outcomes = {"a": RESULT, "b": Repeated(FAILED), "c": InvalidRequest("unknown")}
     refused = Result("c", "failed", error=Error("INVALID_REQUEST", "unknown", False))
     assert run(app, "tasks.generate_chunk", outcomes) == [RESULT, FAILED, refused]

@@ -184,11 +184,11 @@ def test_a_child_that_speaks_nonsense_is_killed(start_child: Callable[..., Line]
     assert line.heard.empty()
 
 
-@pytest.mark.parametrize("last_words", [b"", b"\x00\x00\x00\x09half"])
+@pytest.mark.parametrize("final_bytes", [b"", b"\x00\x00\x00\x09half"])
 def test_a_child_that_dies_at_once_or_in_the_middle_of_a_frame_is_an_exit(
-    start_child: Callable[..., Line], last_words: bytes
+    start_child: Callable[..., Line], final_bytes: bytes
 ) -> None:
-    assert start_child(f"pipe.sendall({last_words!r})\nsys.exit(3)").next() == 3
+    assert start_child(f"pipe.sendall({final_bytes!r})\nsys.exit(3)").next() == 3
 
 
 def test_a_program_that_cannot_be_started_is_an_exit(

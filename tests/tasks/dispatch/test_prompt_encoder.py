@@ -119,8 +119,8 @@ def test_every_sampling_option_reaches_the_engine() -> None:
 def test_stop_strings_are_found_in_the_answer_and_never_in_the_prompt() -> None:
     prompt = ENCODER.encode(_request(prompt="the end", stop=["end"]), READY)
     detokenizer = prompt.detokenizer()
-    piece = detokenizer.feed(list(b"an end"))
-    assert (piece.text, piece.stopped) == ("an ", True)
+    delta = detokenizer.feed(list(b"an end"))
+    assert (delta.text, delta.stopped) == ("an ", True)
     assert prompt.detokenizer() is not detokenizer, "every choice has its own"
 
 

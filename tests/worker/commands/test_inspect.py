@@ -93,7 +93,7 @@ def test_a_plan_is_made_as_far_as_it_can_be_without_a_gpu(
 
 
 @pytest.mark.parametrize(
-    ("vram_bytes", "fits", "verdict"), [(8 * 10**9, True, "it fits"), (10**6, False, "INSUFFICIENT_VRAM")]
+    ("vram_bytes", "fits", "answer"), [(8 * 10**9, True, "it fits"), (10**6, False, "INSUFFICIENT_VRAM")]
 )
 def test_a_budget_that_is_set_decides_whether_it_would_fit(
     tmp_path: Path,
@@ -102,7 +102,7 @@ def test_a_budget_that_is_set_decides_whether_it_would_fit(
     without_gpu: None,
     vram_bytes: int,
     fits: bool,
-    verdict: str,
+    answer: str,
 ) -> None:
     monkeypatch.setenv("ORCD_VRAM_BYTES", str(vram_bytes))
     path = write_tiny("qwen2", tmp_path / "tiny.gguf")
@@ -110,4 +110,4 @@ def test_a_budget_that_is_set_decides_whether_it_would_fit(
     plan = json.loads(capsys.readouterr().out)["vram_plan"]
     assert (plan["available_bytes"], plan["fits"]) == (vram_bytes, fits)
     run(["inspect", str(path), "--device=cuda:0"])
-    assert verdict in capsys.readouterr().out
+    assert answer in capsys.readouterr().out

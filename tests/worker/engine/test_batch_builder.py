@@ -1,9 +1,11 @@
 import numpy as np
 import pytest
 
+from kernels.batch import SAMPLING_ROW, PreviousDraw, encode_token
+from orcd.sampling import PARAMETERS
 from tests.worker.engine.context_model import check_shapes
 from tests.worker.engine.generation import sequence
-from worker.engine.batch_builder import build_draws, build_step, draw_key
+from worker.engine.batch_builder import build_sampling_params, build_step, draw_key
 from worker.engine.scheduler import Chunk
 
 
@@ -28,21 +30,29 @@ def test_a_token_that_only_the_device_knows_is_named_by_its_draw():
     unread = sequence([1, 2, 3], [4])
     unread.launch(3, draws=True)
     step = build_step([Chunk(unread, 1, True)], block_tokens=4, draw_of=lambda _sequence: 6)
-    assert step.token_ids.tolist() == [-7]
+    assert step.token_ids.tolist() == [encode_token(PreviousDraw(6))] == [-7]
     assert step.positions.tolist() == [3]
     with pytest.raises(AssertionError):
         build_step([Chunk(unread, 1, True)], block_tokens=4)
 
 
-def test_draws_are_the_options_of_each_sequence_and_its_place_in_the_output():
+def test_sampling_params_are_the_options_of_each_sequence_and_its_place_in_the_output():
     first = sequence([1, 2, 3], [0], num_prompt=2, temperature=0.5, top_k=7, top_p=0.9, min_p=0.1, seed=40, choice=2)
-    draws = build_draws([first, sequence([1], [1])])
-    assert draws.temperature.tolist() == [0.5, 0.0]
-    assert draws.top_k.tolist() == [7, 0]
-    np.testing.assert_allclose(draws.top_p, [0.9, 1.0])
-    np.testing.assert_allclose(draws.min_p, [0.1, 0.0])
-    assert draws.keys.tolist() == [42, 0]
-    assert draws.output_positions.tolist() == [1, 0]
+    params = build_sampling_params([first, sequence([1], [1])])
+    assert params.rows["temperature"].tolist() == [0.5, 0.0]
+    assert params.rows["top_k"].tolist() == [7, 0]
+    np.testing.assert_allclose(params.rows["top_p"], [0.9, 1.0])
+    np.testing.assert_allclose(params.rows["min_p"], [0.1, 0.0])
+    assert params.rows["key"].tolist() == [42, 0]
+    assert params.output_positions.tolist() == [1, 0]
+
+
+def test_what_a_row_holds_besides_its_key_are_the_parameters_that_act_when_a_token_is_drawn():
+    drawing = [parameter.name for parameter in PARAMETERS.values() if parameter.where == "draw"]
+    assert SAMPLING_ROW.names[0] == "key"
+    assert sorted(SAMPLING_ROW.names[1:]) == sorted(drawing)
+    kinds = {name: {"f": float, "i": int}[SAMPLING_ROW[name].kind] for name in drawing}
+    assert kinds == {name: type(PARAMETERS[name].default) for name in drawing}
 
 
 def test_the_key_of_a_choice_wraps_around_at_64_bits():

@@ -42,7 +42,7 @@ def test_allocating_from_an_empty_pool_is_a_bug_that_is_caught():
 
 
 class PoolAgainstCounts(RuleBasedStateMachine):
-    """The pool beside the simplest model of it: a dictionary of counts."""
+    """The pool against the simplest model of it: a dictionary of counts."""
 
     def __init__(self) -> None:
         super().__init__()

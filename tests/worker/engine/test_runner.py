@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from kernels.batch import Draws
+from kernels.batch import SAMPLING_ROW, SamplingParams
 from kernels.reference.sampling import sample
 from orcd.errors import OrcdError
 from tests.worker.engine.context_model import ContextModel
@@ -75,10 +75,10 @@ def test_choices_draw_with_consecutive_seeds_that_wrap_around():
 
 def test_the_draw_is_a_function_of_key_and_position_in_the_output():
     logits = np.zeros((8, 32), np.float32)
-    off, keys, positions = np.zeros(8, np.float32), np.full(8, 9, np.uint64), np.arange(8, dtype=np.int64)
-    draws = Draws(off + 1, off.astype(np.int32), off + 1, off, keys, positions)
+    rows = np.zeros(8, SAMPLING_ROW)
+    rows["key"], rows["temperature"], rows["top_p"] = 9, 1, 1
     expected = np.empty(8, np.int32)
-    sample(logits, draws, out_ids=expected)
+    sample(logits, SamplingParams(rows, np.arange(8)), out_ids=expected)
     sequences = [
         sequence([1, 2] + [5] * n, [0, 1, 2], num_prompt=2, seed=7, choice=2, temperature=1.0) for n in range(8)
     ]

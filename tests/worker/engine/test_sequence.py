@@ -57,3 +57,32 @@ def test_a_choice_waits_for_its_leader_until_the_prompt_is_computed_or_the_leade
     leader.num_computed = 0
     leader.finish_reason = "abort"
     assert not follower.waits_for_leader
+
+
+@pytest.mark.parametrize(
+    ("sampling", "first_inflight_step"),
+    [
+        ({}, 0),
+        ({"stop_token_ids": (9,)}, 0),
+        ({"stop_token_ids": (9,), "min_tokens": 2}, 5),
+        ({"logprobs": 0}, None),
+        ({"frequency_penalty": 0.5}, None),
+        ({"logit_bias": {1: 1.0}}, None),
+    ],
+)
+def test_a_step_may_be_in_flight_while_the_next_one_needs_no_ids(
+    sampling: dict[str, object], first_inflight_step: int | None
+):
+    fresh = sequence([], **sampling)
+    assert fresh.first_inflight_step == first_inflight_step
+    assert fresh.draws_freely == (first_inflight_step == 0)
+
+
+def test_a_new_block_table_has_a_new_version_and_a_longer_one_has_not():
+    fresh = sequence([])
+    version = fresh.block_table_version
+    fresh.block_ids.append(4)
+    assert fresh.block_table_version == version
+    fresh.drop_blocks()
+    assert fresh.block_table_version != version
+    assert not fresh.is_running

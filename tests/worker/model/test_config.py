@@ -11,7 +11,7 @@ import pytest
 from orcd.errors import ModelLoadFailed
 from tests.bench.make_model import write_model
 from tests.worker.model.tiny import FAMILIES
-from worker.model.config import ModelConfig
+from worker.model.config import Architecture, ModelConfig, read_config
 from worker.model.gguf import open_gguf
 from worker.model.registry import read_model_config
 
@@ -32,12 +32,21 @@ def test_a_dense_model_is_described(tmp_path: Path) -> None:
     assert (config.vocab_size, config.context_length, config.sliding_window) == (593, 32768, 0)
     assert (config.num_experts, config.rope.num_dimensions, config.rope.base) == (0, 64, 1e6)
     assert (config.rope.scaling, config.rope.attention_factor) == ("none", None)
+    assert (config.query_width, config.kv_width) == (128, 64)
 
 
 def test_experts_and_yarn_are_described(tmp_path: Path) -> None:
     config = config_with(tmp_path, "gpt-oss")
     assert (config.num_experts, config.num_experts_used, config.intermediate) == (4, 2, 32)
     assert (config.rope.scaling, config.rope.factor, config.rope.original_context_length) == ("yarn", 32.0, 4096)
+
+
+def test_whoever_declares_experts_is_named_where_they_are_refused(tmp_path: Path) -> None:
+    spec = FAMILIES["qwen2"]()
+    write_model(replace(spec, keys={**spec.keys, "expert_count": 8}), tmp_path / "model.gguf")
+    declared = {"qwen2": Architecture(), "one": Architecture(has_experts=True), "two": Architecture(has_experts=True)}
+    with pytest.raises(ModelLoadFailed, match="experts are supported for one, two only, which need them"):
+        read_config(open_gguf(tmp_path / "model.gguf"), "qwen2", declared)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The detokenizer's contract: only final text, whole ids, cut at the first stop string, resumable at every piece."""
+"""The detokenizer's contract: only final text, whole ids, cut at the first stop string, resumable at every delta."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.worker.text.vocabularies import (
     vectors_of,
 )
 from worker.text import tokenizer
-from worker.text.detokenizer import Detokenizer, Piece
+from worker.text.detokenizer import Detokenizer, TextDelta
 from worker.text.tokenizer import Tokenizer
 
 PIECES = (b"a", b"b", b"ab", b" a", b"aba b", b"\xc3", b"\xa9", b"\xf0\x9f", b"\x98\x80", b"b\xf0", b"", b"\xa9a")
@@ -38,16 +38,16 @@ class Stream:
         borders = [start, *(cut for cut in self.cuts if cut > start), len(self.ids)]
         return [self.ids[begin:end] for begin, end in pairwise(borders)]
 
-    def run(self, start: int = 0) -> list[Piece]:
-        """All pieces of a detokenizer that goes on after the first ``start`` ids, up to the last."""
+    def run(self, start: int = 0) -> list[TextDelta]:
+        """All deltas of a detokenizer that goes on after the first ``start`` ids, up to the last."""
         detokenizer = Detokenizer(self.tokenizer, self.stop)
         detokenizer.restore(self.ids[:start])
-        pieces = []
+        deltas = []
         for ids in self.calls(start):
-            pieces.append(detokenizer.feed(ids))
-            if pieces[-1].stopped:
-                return pieces
-        return [*pieces, detokenizer.finish()]
+            deltas.append(detokenizer.feed(ids))
+            if deltas[-1].stopped:
+                return deltas
+        return [*deltas, detokenizer.finish()]
 
     def expected(self) -> tuple[str, bool]:
         """By definition: the whole text, cut at the stop string that is complete first."""
@@ -66,12 +66,12 @@ def streams(draw: st.DrawFn) -> Stream:
 
 @settings(derandomize=True, max_examples=800, deadline=None)
 @given(streams())
-def test_the_pieces_are_the_whole_text_cut_at_the_first_stop_string(stream: Stream) -> None:
-    pieces = stream.run()
+def test_the_deltas_are_the_whole_text_cut_at_the_first_stop_string(stream: Stream) -> None:
+    deltas = stream.run()
     text, stopped = stream.expected()
-    assert "".join(piece.text for piece in pieces) == text
-    assert pieces[-1].stopped == stopped
-    num_ids = sum(piece.num_ids for piece in pieces)
+    assert "".join(delta.text for delta in deltas) == text
+    assert deltas[-1].stopped == stopped
+    num_ids = sum(delta.num_ids for delta in deltas)
     if stopped:  # the last id is the one that completes the stop string
         assert not Detokenizer(stream.tokenizer, stream.stop).feed(stream.ids[: num_ids - 1]).stopped
     else:
@@ -80,26 +80,26 @@ def test_the_pieces_are_the_whole_text_cut_at_the_first_stop_string(stream: Stre
 
 @settings(derandomize=True, max_examples=500, deadline=None)
 @given(streams())
-def test_every_piece_holds_the_text_of_its_ids_and_nothing_else(stream: Stream) -> None:
+def test_every_delta_holds_the_text_of_its_ids_and_nothing_else(stream: Stream) -> None:
     shown, num_ids = "", 0
-    for piece in stream.run():
-        shown += piece.text
-        num_ids += piece.num_ids
-        if not piece.stopped:
+    for delta in stream.run():
+        shown += delta.text
+        num_ids += delta.num_ids
+        if not delta.stopped:
             assert shown == stream.tokenizer.decode(stream.ids[:num_ids], skip_special=True)
 
 
 @settings(derandomize=True, max_examples=500, deadline=None)
 @given(streams())
-def test_a_stream_resumes_at_every_piece_with_the_same_text(stream: Stream) -> None:
-    pieces = stream.run()
+def test_a_stream_resumes_at_every_delta_with_the_same_text(stream: Stream) -> None:
+    deltas = stream.run()
     num_ids = 0
-    for index, piece in enumerate(pieces[:-1], start=1):
-        num_ids += piece.num_ids
+    for index, delta in enumerate(deltas[:-1], start=1):
+        num_ids += delta.num_ids
         rest = stream.run(num_ids)
-        assert "".join(piece.text for piece in rest) == "".join(piece.text for piece in pieces[index:])
-        assert rest[-1].stopped == pieces[-1].stopped
-        assert sum(piece.num_ids for piece in rest) == sum(piece.num_ids for piece in pieces[index:])
+        assert "".join(delta.text for delta in rest) == "".join(delta.text for delta in deltas[index:])
+        assert rest[-1].stopped == deltas[-1].stopped
+        assert sum(delta.num_ids for delta in rest) == sum(delta.num_ids for delta in deltas[index:])
 
 
 @pytest.mark.parametrize("name", VECTORS)
@@ -113,34 +113,39 @@ def test_streaming_at_every_split_equals_whole_decoding(name: str) -> None:
         whole = subject.decode(ids, skip_special=True)
         for cut in range(len(ids) + 1):
             detokenizer = Detokenizer(subject)
-            pieces = detokenizer.feed(ids[:cut]), detokenizer.feed(ids[cut:]), detokenizer.finish()
-            assert "".join(piece.text for piece in pieces) == whole
+            deltas = detokenizer.feed(ids[:cut]), detokenizer.feed(ids[cut:]), detokenizer.finish()
+            assert "".join(delta.text for delta in deltas) == whole
 
 
-def feed_each(detokenizer: Detokenizer, *ids: int) -> list[Piece]:
+def feed_each(detokenizer: Detokenizer, *ids: int) -> list[TextDelta]:
     return [detokenizer.feed([token_id]) for token_id in ids]
 
 
 def test_a_stop_string_is_found_across_tokens_and_its_beginning_never_shown() -> None:
     detokenizer = Detokenizer(decoder(b"one E", b"N", b"D two"), ["END"])
-    assert feed_each(detokenizer, 0, 1, 2) == [Piece("", 0), Piece("", 0), Piece("one ", 3, stopped=True)]
-    assert detokenizer.finish() == Piece("", 0, stopped=True)
+    assert feed_each(detokenizer, 0, 1, 2) == [TextDelta("", 0), TextDelta("", 0), TextDelta("one ", 3, stopped=True)]
+    assert detokenizer.finish() == TextDelta("", 0, stopped=True)
 
 
 def test_what_turns_out_to_be_no_stop_string_is_shown() -> None:
     detokenizer = Detokenizer(decoder(b"one", b" E", b"N", b" two"), ["END"])
-    assert feed_each(detokenizer, 0, 1, 2, 3) == [Piece("one", 1), Piece("", 0), Piece("", 0), Piece(" EN two", 3)]
+    assert feed_each(detokenizer, 0, 1, 2, 3) == [
+        TextDelta("one", 1),
+        TextDelta("", 0),
+        TextDelta("", 0),
+        TextDelta(" EN two", 3),
+    ]
 
 
 def test_what_is_held_back_at_the_end_is_shown() -> None:
     detokenizer = Detokenizer(decoder(b"E", b"N\xe2"), ["END"])
-    assert feed_each(detokenizer, 0, 1) == [Piece("", 0), Piece("", 0)]
-    assert detokenizer.finish() == Piece("EN\ufffd", 2)
+    assert feed_each(detokenizer, 0, 1) == [TextDelta("", 0), TextDelta("", 0)]
+    assert detokenizer.finish() == TextDelta("EN\ufffd", 2)
 
 
 def test_ids_after_the_stop_string_are_ignored() -> None:
     detokenizer = Detokenizer(decoder(b"a", b"b"), ["b"])
-    assert detokenizer.feed([0, 1, 0, 0]) == Piece("a", 2, stopped=True)
+    assert detokenizer.feed([0, 1, 0, 0]) == TextDelta("a", 2, stopped=True)
 
 
 def test_the_first_complete_stop_string_counts_then_the_longest() -> None:
@@ -150,12 +155,12 @@ def test_the_first_complete_stop_string_counts_then_the_longest() -> None:
 
 def test_a_character_is_shown_when_its_last_byte_is_there() -> None:
     detokenizer = Detokenizer(decoder(b"\xf0\x9f", b"\x98", b"\x80!"))
-    assert feed_each(detokenizer, 0, 1, 2) == [Piece("", 0), Piece("", 0), Piece("😀!", 3)]
+    assert feed_each(detokenizer, 0, 1, 2) == [TextDelta("", 0), TextDelta("", 0), TextDelta("😀!", 3)]
 
 
 def test_control_tokens_are_released_without_text() -> None:
     detokenizer = Detokenizer(decoder(b"a", hidden=1))
-    assert feed_each(detokenizer, 1, 0, 1) == [Piece("", 1), Piece("a", 1), Piece("", 1)]
+    assert feed_each(detokenizer, 1, 0, 1) == [TextDelta("", 1), TextDelta("a", 1), TextDelta("", 1)]
 
 
 @pytest.mark.parametrize(("prompt_ids", "text"), [([], "a"), ([1], "a"), ([0], " a"), ([1, 0], " a")])
@@ -175,5 +180,5 @@ def test_an_empty_stop_string_is_the_callers_mistake() -> None:
 def test_long_stop_strings_and_long_answers_take_time_in_proportion() -> None:
     subject = tokenizer.from_metadata(bpe_metadata("a a"))
     detokenizer = Detokenizer(subject, ["a" * 100 + "b"])
-    pieces = [detokenizer.feed([97]) for _ in range(3000)]
-    assert sum(piece.num_ids for piece in pieces) == 3000 - 100
+    deltas = [detokenizer.feed([97]) for _ in range(3000)]
+    assert sum(delta.num_ids for delta in deltas) == 3000 - 100

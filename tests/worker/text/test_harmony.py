@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from tests.worker.text.vocabularies import HARMONY, bpe_metadata
 from worker.text import tokenizer
-from worker.text.detokenizer import Detokenizer, Piece
+from worker.text.detokenizer import Detokenizer, TextDelta
 
 SUBJECT = tokenizer.from_metadata(
     bpe_metadata("a n", "t h", control=(*HARMONY, "<|endoftext|>"), pre="gpt-4o", eos_token_id=263)
@@ -22,24 +22,24 @@ def ids_of(text: str) -> list[int]:
     return SUBJECT.encode(text, parse_special=True)
 
 
-def shown(pieces: list[Piece]) -> tuple[str, str, str]:
+def shown(deltas: list[TextDelta]) -> tuple[str, str, str]:
     return (
-        "".join(piece.text for piece in pieces),
-        "".join(piece.analysis for piece in pieces),
-        "".join(piece.commentary for piece in pieces),
+        "".join(delta.text for delta in deltas),
+        "".join(delta.analysis for delta in deltas),
+        "".join(delta.commentary for delta in deltas),
     )
 
 
-def run(ids: list[int], cuts: list[int] = [], stop: list[str] = [], start: int = 0) -> list[Piece]:  # noqa: B006
+def run(ids: list[int], cuts: list[int] = [], stop: list[str] = [], start: int = 0) -> list[TextDelta]:  # noqa: B006
     detokenizer = Detokenizer(SUBJECT, stop, prompt_ids=PROMPT)
     detokenizer.restore(ids[:start])
     borders = [start, *(cut for cut in cuts if start < cut < len(ids)), len(ids)]
-    pieces = []
+    deltas = []
     for begin, end in pairwise(borders):
-        pieces.append(detokenizer.feed(ids[begin:end]))
-        if pieces[-1].stopped:
-            return pieces
-    return [*pieces, detokenizer.finish()]
+        deltas.append(detokenizer.feed(ids[begin:end]))
+        if deltas[-1].stopped:
+            return deltas
+    return [*deltas, detokenizer.finish()]
 
 
 REASONED = (
@@ -53,9 +53,9 @@ def test_every_message_is_shown_in_its_channel_without_headers() -> None:
 
 
 def test_only_the_answer_is_searched_for_stop_strings() -> None:
-    pieces = run(ids_of(REASONED), stop=["END"])
-    assert shown(pieces) == ("The é ", "They want an END é.", '{"x": 1}')
-    assert pieces[-1].stopped
+    deltas = run(ids_of(REASONED), stop=["END"])
+    assert shown(deltas) == ("The é ", "They want an END é.", '{"x": 1}')
+    assert deltas[-1].stopped
 
 
 MESSAGES = st.lists(
@@ -79,13 +79,13 @@ def test_channels_are_the_same_at_every_split_and_after_every_resume(
         ids += ids_of(f"<|channel|>{channel}<|message|>{text}") + list(half_character) + ids_of(end)
         name = channel.partition(" ")[0]
         expected[name if name in expected else "final"] += (text.encode() + half_character).decode("utf-8", "replace")
-    pieces = run(ids, cuts, ["ENE"] if "ENE" not in expected["final"] else [])
-    assert shown(pieces) == (expected["final"], expected["analysis"], expected["commentary"])
-    assert sum(piece.num_ids for piece in pieces) == len(ids)
+    deltas = run(ids, cuts, ["ENE"] if "ENE" not in expected["final"] else [])
+    assert shown(deltas) == (expected["final"], expected["analysis"], expected["commentary"])
+    assert sum(delta.num_ids for delta in deltas) == len(ids)
     start = 0
-    for index, piece in enumerate(pieces[:-1], start=1):
-        start += piece.num_ids
-        assert shown(run(ids, cuts, start=start)) == shown(pieces[index:])
+    for index, delta in enumerate(deltas[:-1], start=1):
+        start += delta.num_ids
+        assert shown(run(ids, cuts, start=start)) == shown(deltas[index:])
 
 
 @pytest.mark.parametrize(
@@ -99,8 +99,8 @@ def test_channels_are_the_same_at_every_split_and_after_every_resume(
     ],
 )
 def test_the_prompt_says_where_the_answer_begins(prompt: str, answer: str, text: str, analysis: str) -> None:
-    piece = Detokenizer(SUBJECT, prompt_ids=ids_of(prompt)).feed(ids_of(answer))
-    assert (piece.text, piece.analysis) == (text, analysis)
+    delta = Detokenizer(SUBJECT, prompt_ids=ids_of(prompt)).feed(ids_of(answer))
+    assert (delta.text, delta.analysis) == (text, analysis)
 
 
 def test_an_answer_ends_at_return_and_call_but_not_at_the_end_of_a_message() -> None:

@@ -1,13 +1,13 @@
-"""The device memory that steps need beside the model's: all of it taken at start."""
+"""The device memory that steps need besides the model's: all of it taken at start."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
-from kernels.batch import AnyArray, DecodeRows, allocate_rows, packed_bytes
+from kernels.batch import SAMPLING_ROW, Allocator, AnyArray, packed_bytes
+from kernels.decode_rows import DecodeRows, allocate_rows
 from worker.engine.cuda.logit_processing import edit_bytes, report_bytes
 
 
@@ -27,11 +27,11 @@ class StepLimits:
 
     @property
     def whole_step_bytes(self) -> int:
-        """Bytes of all arrays of the largest step and its draws."""
+        """Bytes of all arrays of the largest step and of its sampling parameters."""
         tokens, sequences = self.step_tokens * 4, self.max_sequences * 4
-        draws = [sequences] * 4 + [2 * sequences] * 2
         per_sequence = [sequences + 4, sequences, sequences, sequences, sequences * self.max_blocks]
-        return packed_bytes([tokens] * 4 + per_sequence + draws)
+        sampling = [self.max_sequences * SAMPLING_ROW.itemsize, 2 * sequences]
+        return packed_bytes([tokens] * 4 + per_sequence + sampling)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -44,9 +44,8 @@ class StepBuffers:
     reports: AnyArray  # bytes: log probabilities, see `LogprobReporter`
 
     @classmethod
-    def allocate(cls, device: Any, limits: StepLimits) -> StepBuffers:
-        """Take them from ``device.step_buffers``."""
-        memory = device.step_buffers
+    def allocate(cls, memory: Allocator, limits: StepLimits) -> StepBuffers:
+        """Take them from ``memory``, the device's for step buffers."""
         return cls(
             rows=allocate_rows(memory, limits.max_sequences, limits.max_blocks),
             whole=memory.allocate((limits.whole_step_bytes,), np.uint8),

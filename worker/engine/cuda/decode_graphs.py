@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from typing import Any
+from functools import partial
 
-from kernels.batch import DecodeRows, empty_patch, first, write_changes
+from kernels.batch import first
+from kernels.decode_rows import DecodeRows, RowUpdates, write_updates
+from kernels.devices.protocol import GpuGraph, is_gpu
+from kernels.ops.registry import Ops
 from worker.engine.cuda.pinned_ring import UploadRing
+from worker.model.kv_cache import KVCache
 from worker.model.registry import Model
 
 BUCKETS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192)
@@ -21,20 +25,20 @@ def make_buckets(most: int) -> tuple[int, ...]:
 class DecodeGraphs:
     """Runs decode steps over `DecodeRows`: begin, forward, draw."""
 
-    def __init__(self, model: Model, cache: Any, rows: DecodeRows, block_tokens: int, *, capture: bool) -> None:
+    def __init__(self, model: Model, cache: KVCache, rows: DecodeRows, block_tokens: int, *, capture: bool) -> None:
         """``capture`` False launches kernel by kernel instead, with the same results."""
         self.buckets = make_buckets(rows.token_ids.shape[0])
         self._model = model
         self._cache = cache
         self._rows = rows
         self._block_tokens = block_tokens
-        self._graphs: dict[int, Any] = {}
+        self._graphs: dict[int, GpuGraph] = {}
         if capture:
+            device = model.device
+            assert is_gpu(device)
             for bucket in reversed(self.buckets):
                 self._enqueue(bucket)  # the first time loads kernels, which a capture must not
-                self._graphs[bucket] = model.device.capture(
-                    lambda bucket=bucket: self._enqueue(bucket), f"decode step of {bucket} rows"
-                )
+                self._graphs[bucket] = device.capture(partial(self._enqueue, bucket), f"decode step of {bucket} rows")
 
     def bucket_for(self, num_sequences: int) -> int:
         """The number of rows that a step of this many sequences is run with."""
@@ -52,13 +56,15 @@ class DecodeGraphs:
         rows = self._rows
         self._model.device.ops.begin_decode(rows, bucket, self._block_tokens)
         logits = self._model.forward(rows.step(bucket), self._cache)
-        self._model.device.ops.sample(logits, rows.draws.first(bucket), out_ids=first(rows.drawn, bucket))
+        self._model.device.ops.sample(logits, rows.sampling.first(bucket), out_ids=first(rows.drawn, bucket))
 
 
-def empty_rows(device: Any, rows: DecodeRows, uploads: UploadRing, block_tokens: int) -> None:
+def empty_rows(ops: Ops, rows: DecodeRows, uploads: UploadRing, block_tokens: int) -> None:
     """Make ``rows`` fit to be run: nobody's."""
     num_rows = rows.token_ids.shape[0]
     staging = uploads.take()
-    num_bytes = write_changes([empty_patch(row) for row in range(num_rows)], (), (), staging)
-    uploads.send(num_bytes, rows.changes)
-    device.ops.begin_decode(rows, num_rows, block_tokens)
+    updates = RowUpdates()
+    for row in range(num_rows):
+        updates.empty(row)
+    uploads.send(write_updates(updates, staging), rows.updates)
+    ops.begin_decode(rows, num_rows, block_tokens)

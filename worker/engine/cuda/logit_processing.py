@@ -1,21 +1,21 @@
-"""What is done to logits on the device beside the draw: penalties, biases and banned ids, and log probabilities."""
+"""What is done to logits on the device besides the draw: penalties, biases and banned ids, and log probabilities."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence as Series
 from dataclasses import fields, replace
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from kernels.batch import AnyArray, pack, packed_bytes, view
-from kernels.reference.sampling import Adjustments
+from kernels.batch import Adjustments, AnyArray, pack, packed_bytes, view
+from kernels.devices.protocol import GpuDevice
+from kernels.ops.registry import Ops
+from orcd.sampling import MAX_LOGPROBS
 from worker.contract import TokenLogprobs
 from worker.engine.cuda.pinned_ring import Download, DownloadRing, UploadRing
 from worker.engine.penalties import build_adjustments
 from worker.engine.sequence import Sequence
-from worker.engine.validation import MAX_LOGPROBS
 
 MAX_EDITS = 1 << 17
 """Edits of logits that go to the device at a time: with more, several times."""
@@ -31,8 +31,8 @@ def edit_bytes(max_rows: int) -> int:
 class LogitProcessor:
     """Applies what requests ask to have changed in their logits."""
 
-    def __init__(self, device: Any, memory: AnyArray, timeout_s: float) -> None:
-        self._device = device
+    def __init__(self, device: GpuDevice, memory: AnyArray, timeout_s: float) -> None:
+        self._ops = device.ops
         self._edits = memory
         self._uploads = UploadRing(device, memory.shape[0], timeout_s)
 
@@ -40,10 +40,10 @@ class LogitProcessor:
         """Edit ``logits`` [R, vocab] of the R ``sequences`` where they are."""
         adjustments = build_adjustments(sequences)
         for start in range(0, adjustments.rows.size, MAX_EDITS):
-            part = replace(
+            some = replace(
                 adjustments, **{name: getattr(adjustments, name)[start : start + MAX_EDITS] for name in _PER_EDIT}
             )
-            self._device.ops.adjust_logits(logits, self._send(part), out=logits)
+            self._ops.adjust_logits(logits, self._send(some), out=logits)
 
     def _send(self, adjustments: Adjustments) -> Adjustments:
         arrays = {field.name: getattr(adjustments, field.name) for field in fields(adjustments)}
@@ -59,10 +59,10 @@ def report_bytes(num_rows: int) -> int:
     return num_rows * 4 * (1 + 2 * MAX_LOGPROBS)
 
 
-def report(device: Any, logits: AnyArray, ids: AnyArray, reports: AnyArray) -> None:
+def report(ops: Ops, logits: AnyArray, ids: AnyArray, reports: AnyArray) -> None:
     """Put the log probabilities of the rows of ``logits`` [R, vocab] into ``reports``; ``ids`` [R] were drawn."""
     logprobs, top_ids, top_logprobs = _split(reports, ids.shape[0])
-    device.ops.top_log_probabilities(
+    ops.top_log_probabilities(
         logits, ids, MAX_LOGPROBS, out_logprobs=logprobs, out_top_ids=top_ids, out_top_logprobs=top_logprobs
     )
 
@@ -70,14 +70,14 @@ def report(device: Any, logits: AnyArray, ids: AnyArray, reports: AnyArray) -> N
 class LogprobReporter:
     """Takes the log probabilities of drawn tokens and of the most probable ones to the host."""
 
-    def __init__(self, device: Any, memory: AnyArray) -> None:
-        self._device = device
+    def __init__(self, device: GpuDevice, memory: AnyArray) -> None:
+        self._ops = device.ops
         self._reports = memory
         self._downloads = DownloadRing(device, memory.shape[0])
 
     def fetch(self, logits: AnyArray, ids: AnyArray) -> Download:
         """Enqueue the reports of the rows of ``logits`` [R, vocab], of which ``ids`` [R] were drawn."""
-        report(self._device, logits, ids, self._reports)
+        report(self._ops, logits, ids, self._reports)
         return self._downloads.fetch(view(self._reports, 0, (report_bytes(ids.shape[0]),), np.uint8))
 
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from numpy.typing import NDArray
 
 from kernels.batch import AnyArray, first
+from kernels.devices.protocol import GpuDevice, GpuEvent
 
 NUM_BUFFERS = 3
 """As many as steps may be in flight: each has one, be it that it is still to be copied or to be read."""
@@ -16,7 +15,7 @@ NUM_BUFFERS = 3
 class PinnedRing:
     """Page-locked buffers of bytes that are used in turn, each with the event behind its last copy."""
 
-    def __init__(self, device: Any, num_bytes: int) -> None:
+    def __init__(self, device: GpuDevice, num_bytes: int) -> None:
         self._device = device
         self._buffers: list[NDArray[np.uint8]] = [device.pinned((num_bytes,), np.uint8) for _ in range(NUM_BUFFERS)]
         self._copied = [device.event() for _ in range(NUM_BUFFERS)]
@@ -31,7 +30,7 @@ class PinnedRing:
 class UploadRing(PinnedRing):
     """Buffers from which steps are copied to the device."""
 
-    def __init__(self, device: Any, num_bytes: int, timeout_s: float) -> None:
+    def __init__(self, device: GpuDevice, num_bytes: int, timeout_s: float) -> None:
         super().__init__(device, num_bytes)
         self._in_use = [False] * NUM_BUFFERS
         self._timeout_s = timeout_s
@@ -69,7 +68,7 @@ class Download:
 
     __slots__ = ("_buffer", "_event")
 
-    def __init__(self, buffer: NDArray[np.uint8], event: Any) -> None:
+    def __init__(self, buffer: NDArray[np.uint8], event: GpuEvent) -> None:
         self._buffer = buffer
         self._event = event
 

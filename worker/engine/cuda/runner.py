@@ -7,14 +7,16 @@ from collections.abc import Iterator
 from collections.abc import Sequence as Series
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
-from kernels.batch import Draws, Step, first, pack, view, write_changes
+from kernels.batch import SamplingParams, Step, first, pack, view
+from kernels.decode_rows import write_updates
+from kernels.devices.protocol import is_gpu
 from kernels.errors import CudaFailure
 from orcd.errors import CudaError
-from worker.engine.batch_builder import build_draws, build_step
+from worker.contract import TokenLogprobs
+from worker.engine.batch_builder import build_sampling_params, build_step
 from worker.engine.cuda.buffers import StepBuffers, StepLimits
 from worker.engine.cuda.decode_graphs import DecodeGraphs, empty_rows
 from worker.engine.cuda.logit_processing import LogitProcessor, LogprobReporter, read_reports
@@ -54,15 +56,17 @@ class CudaRunner:
     ) -> None:
         """``timeout_s``: how long a step may take. ``capture`` False: no graphs, with the same results."""
         self._model = model
-        self._device = device = model.device
+        device = model.device
+        assert is_gpu(device)
+        self._ops = device.ops
         self._limits = limits
         self._timeout_s = timeout_s
-        buffers = StepBuffers.allocate(device, limits)
+        buffers = StepBuffers.allocate(device.step_buffers, limits)
         self._rows = buffers.rows
         self._whole = buffers.whole
         self._logit_processor = LogitProcessor(device, buffers.edits, timeout_s)
         self._logprob_reporter = LogprobReporter(device, buffers.reports)
-        upload_bytes = max(limits.whole_step_bytes, self._rows.changes.shape[0])
+        upload_bytes = max(limits.whole_step_bytes, self._rows.updates.shape[0])
         self._uploads = UploadRing(device, upload_bytes, timeout_s)
         self._downloads = DownloadRing(device, limits.max_sequences * 4)
         self._cache = model.allocate_cache(num_blocks, limits.block_tokens)
@@ -70,7 +74,7 @@ class CudaRunner:
         self._waited_s = 0.0  # for the last step that was collected
         with _named_errors():
             self._count_rows()
-            empty_rows(device, self._rows, self._uploads, limits.block_tokens)
+            empty_rows(device.ops, self._rows, self._uploads, limits.block_tokens)
             self._graphs = DecodeGraphs(model, self._cache, self._rows, limits.block_tokens, capture=capture)
 
     @property
@@ -101,44 +105,42 @@ class CudaRunner:
 
     def _decode(self, chunks: list[Chunk]) -> LaunchedStep:
         num_rows = self._graphs.bucket_for(len(chunks))
-        rows, changes = self._slots.allocate(chunks, num_rows)
-        if changes:
-            staging = self._uploads.take()
-            patches = changes.patches.values()
-            num_bytes = write_changes(patches, changes.entries, changes.block_ids, staging)
-            self._uploads.send(num_bytes, self._rows.changes)
+        rows, updates = self._slots.allocate(chunks, num_rows)
+        if updates:
+            num_bytes = write_updates(updates, self._uploads.take())
+            self._uploads.send(num_bytes, self._rows.updates)
         self._graphs.launch(num_rows)
         return LaunchedStep(rows, self._fetch(num_rows))
 
     def _run_whole(self, chunks: list[Chunk]) -> LaunchedStep:
         drawing = [chunk.sequence for chunk in chunks if chunk.draws]
-        step, draws = self._send_whole(chunks, drawing)
-        self._device.ops.resolve_tokens(step.token_ids, self._rows.drawn)
+        step, params = self._send_whole(chunks, drawing)
+        self._ops.resolve_tokens(step.token_ids, self._rows.drawn)
         logits = self._model.forward(step, self._cache)
-        self._slots.interrupt({sequence: row for row, sequence in enumerate(drawing)})
+        self._slots.interrupt({sequence: index for index, sequence in enumerate(drawing)})
         reports = None
         if drawing:
             self._logit_processor.apply(logits, drawing)
             ids = first(self._rows.drawn, len(drawing))
-            self._device.ops.sample(logits, draws, out_ids=ids)
+            self._ops.sample(logits, params, out_ids=ids)
             if any(sequence.sampling.logprobs is not None for sequence in drawing):
                 reports = self._logprob_reporter.fetch(logits, ids)
         numbers = iter(range(len(drawing)))
         rows = [next(numbers) if chunk.draws else None for chunk in chunks]
         return LaunchedStep(rows, self._fetch(len(drawing)), reports, drawing)
 
-    def _send_whole(self, chunks: list[Chunk], drawing: list[Sequence]) -> tuple[Step, Draws]:
+    def _send_whole(self, chunks: list[Chunk], drawing: list[Sequence]) -> tuple[Step, SamplingParams]:
         """A step's arrays, enqueued to be on the device."""
-        step = build_step(chunks, self._limits.block_tokens, self._slots.row_of_draw)
-        draws = build_draws(drawing)
+        step = build_step(chunks, self._limits.block_tokens, self._slots.previous_draw)
+        params = build_sampling_params(drawing)
         arrays = {name: getattr(step, name) for name in Step.__slots__}
-        arrays |= {name: getattr(draws, name) for name in Draws.__slots__}
+        arrays |= {name: getattr(params, name) for name in SamplingParams.__slots__}
         num_bytes, offsets = pack(arrays, self._uploads.take())
         self._uploads.send(num_bytes, self._whole)
         views = {name: view(self._whole, offsets[name], array.shape, array.dtype) for name, array in arrays.items()}
         return (
             Step(**{name: views[name] for name in Step.__slots__}),
-            Draws(**{name: views[name] for name in Draws.__slots__}),
+            SamplingParams(**{name: views[name] for name in SamplingParams.__slots__}),
         )
 
     def _fetch(self, num_ids: int) -> Download:
@@ -152,12 +154,12 @@ class CudaRunner:
 
 def _only_decodes(chunks: list[Chunk]) -> bool:
     for sequence, num_tokens, draws in chunks:
-        if num_tokens != 1 or not draws or (sequence.ahead_from and not sequence.draws_freely):
+        if num_tokens != 1 or not draws or (sequence.first_inflight_step != 0 and not sequence.draws_freely):
             return False
     return True
 
 
-def _result(token_id: int, logprobs: Any = None) -> Result:
+def _result(token_id: int, logprobs: TokenLogprobs | None = None) -> Result:
     return Draw(token_id, logprobs) if token_id >= 0 else non_finite()
 
 

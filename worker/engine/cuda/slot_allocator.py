@@ -1,34 +1,22 @@
 """Which sequence decodes in which slot on the device, and what the device must be told before the next decode step.
 
-A slot is a row of `kernels.batch.DecodeRows`.
+A slot is a row of `kernels.decode_rows.DecodeRows`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from heapq import heappop, heappush
 
-from kernels.batch import Patch, empty_patch
-from worker.engine.batch_builder import draw_key
+from kernels.batch import PreviousDraw
+from kernels.decode_rows import RowUpdates
+from worker.engine.batch_builder import build_sampling_row
 from worker.engine.scheduler import Chunk
 from worker.engine.sequence import Sequence
 
 
-@dataclass(slots=True, eq=False)
-class Changes:
-    """What `kernels.batch.write_changes` takes."""
-
-    patches: dict[int, bytes] = field(default_factory=dict)  # by row
-    entries: list[int] = field(default_factory=list)
-    block_ids: list[int] = field(default_factory=list)
-
-    def __bool__(self) -> bool:
-        return bool(self.patches or self.entries)
-
-
 class SlotAllocator:
-    """The host's picture of `kernels.batch.DecodeRows`; a new one empties all rows first.
+    """The host's picture of `kernels.decode_rows.DecodeRows`; a new one empties all rows first.
 
     A sequence keeps its row as long as it decodes in every step, and then nothing is sent for it but new blocks.
     """
@@ -37,98 +25,90 @@ class SlotAllocator:
         self._max_blocks = max_blocks
         self._rows: dict[Sequence, int] = {}
         self._free_rows = list(range(num_rows))  # a heap
-        self._tables: list[list[int]] = [[] for _ in range(num_rows)]  # the very list that was sent, see `allocate`
-        self._num_sent = [0] * num_rows  # blocks of it
-        self._draws: Mapping[Sequence, int] | None = {}  # see `interrupt`
-        self._is_new = True
+        # Of each row's sequence, which of its block tables was sent, None if none was, and how many blocks of it.
+        self._table_versions: list[int | None] = [None] * num_rows
+        self._num_sent = [0] * num_rows
+        self._rows_emptied = False
+        self._rows_current = False
+        """Whether the rows are what the last step ran with: then its draws are where the rows are."""
+        self._whole_step_draws: Mapping[Sequence, int] = {}
+        """Else, where the last step drew."""
 
-    def row_of_draw(self, sequence: Sequence) -> int:
-        """Where the previous step drew the token of a sequence that is not known yet."""
-        return (self._rows if self._draws is None else self._draws)[sequence]
+    def previous_draw(self, sequence: Sequence) -> int:
+        """The number of the draw of the previous step that gives a sequence's token that is not known yet."""
+        return (self._rows if self._rows_current else self._whole_step_draws)[sequence]
 
     def interrupt(self, draws: Mapping[Sequence, int]) -> None:
         """A step of another kind runs, which drew ``draws``: what the rows say of their sequences is out of date."""
-        self._draws = draws
+        self._rows_current = False
+        self._whole_step_draws = draws
 
-    def allocate(self, chunks: list[Chunk], num_rows: int) -> tuple[list[int], Changes]:
-        """The row of each chunk, below ``num_rows``, and what to send before their next token is computed.
-
-        A table is told from one that the same sequence got after a preemption by being the same list.
-        """
-        changes = Changes()
-        if self._is_new:
-            changes.patches = {row: empty_patch(row) for row in self._free_rows}
-            self._is_new = False
-        assigned, tables, num_sent = self._rows, self._tables, self._num_sent
-        is_current = self._draws is None
+    def allocate(self, chunks: list[Chunk], num_rows: int) -> tuple[list[int], RowUpdates]:
+        """The row of each chunk, below ``num_rows``, and what to send before their next token is computed."""
+        updates = RowUpdates()
+        if not self._rows_emptied:
+            for free_row in self._free_rows:
+                updates.empty(free_row)
+            self._rows_emptied = True
+        assigned, versions, num_sent, is_current = self._rows, self._table_versions, self._num_sent, self._rows_current
         rows: list[int] = []
-        misplaced: list[int] = []
-        for index, (sequence, _, _) in enumerate(chunks):
-            row = assigned.get(sequence, -1)
+        misplaced: list[Sequence] = []
+        for sequence, _, _ in chunks:
+            row = assigned.get(sequence)
+            if row is None or not is_current or row >= num_rows or versions[row] != sequence.block_table_version:
+                misplaced.append(sequence)
+                continue
             rows.append(row)
-            if not (is_current and 0 <= row < num_rows and tables[row] is sequence.block_ids):
-                misplaced.append(index)
-            elif num_sent[row] != len(sequence.block_ids):
-                self._send_blocks(sequence, row, changes)
+            if num_sent[row] != len(sequence.block_ids):
+                self._send_blocks(sequence, row, updates)
         if misplaced or len(assigned) != len(chunks):
-            self._rearrange(chunks, rows, misplaced, num_rows, changes)
-        self._draws = None
-        return rows, changes
+            self._rearrange({sequence for sequence, _, _ in chunks}, misplaced, num_rows, updates)
+            rows = [assigned[sequence] for sequence, _, _ in chunks]
+        self._rows_current = True
+        return rows, updates
 
-    def _rearrange(
-        self, chunks: list[Chunk], rows: list[int], misplaced: list[int], num_rows: int, changes: Changes
-    ) -> None:
-        token_ids = {index: self._next_token(chunks[index].sequence) for index in misplaced}
-        present = {chunk.sequence for chunk in chunks}
+    def _rearrange(self, present: set[Sequence], misplaced: list[Sequence], num_rows: int, updates: RowUpdates) -> None:
+        """Free the rows of sequences that are not ``present``, and give those that are ``misplaced`` theirs."""
+        tokens = [self._next_token(sequence) for sequence in misplaced]  # looks at the rows of the last step
         for sequence in [sequence for sequence in self._rows if sequence not in present]:
-            self._free(sequence, changes)
-        for index in misplaced:
-            if rows[index] >= num_rows:
-                self._free(chunks[index].sequence, changes)
-                rows[index] = -1
-        for index in misplaced:
-            sequence = chunks[index].sequence
-            row = rows[index]
-            if row < 0:
-                row = rows[index] = self._rows[sequence] = heappop(self._free_rows)
+            self._free(sequence, updates)
+        for sequence in misplaced:
+            if self._rows.get(sequence, 0) >= num_rows:
+                self._free(sequence, updates)
+        for sequence, token in zip(misplaced, tokens, strict=True):
+            row = self._rows.get(sequence)
+            if row is None:
+                row = self._rows[sequence] = heappop(self._free_rows)
                 assert row < num_rows, "fewer rows than sequences"
-            if self._tables[row] is not sequence.block_ids:
-                self._tables[row] = sequence.block_ids
+            if self._table_versions[row] != sequence.block_table_version:
+                self._table_versions[row] = sequence.block_table_version
                 self._num_sent[row] = 0
-            changes.patches[row] = self._patch(sequence, row, token_ids[index])
-            self._send_blocks(sequence, row, changes)
+            updates.put(
+                row,
+                token,
+                position=sequence.num_computed,
+                output_position=sequence.num_output,
+                sampling_row=build_sampling_row(sequence),
+            )
+            self._send_blocks(sequence, row, updates)
 
-    def _free(self, sequence: Sequence, changes: Changes) -> None:
+    def _free(self, sequence: Sequence, updates: RowUpdates) -> None:
         row = self._rows.pop(sequence)
         heappush(self._free_rows, row)
-        self._tables[row] = []
-        changes.patches[row] = empty_patch(row)
+        self._table_versions[row] = None
+        updates.empty(row)
 
-    def _next_token(self, sequence: Sequence) -> int:
-        return -1 - self.row_of_draw(sequence) if sequence.num_unread else sequence.token_ids[-1]
+    def _next_token(self, sequence: Sequence) -> int | PreviousDraw:
+        return PreviousDraw(self.previous_draw(sequence)) if sequence.num_unread else sequence.token_ids[-1]
 
-    def _patch(self, sequence: Sequence, row: int, token_id: int) -> bytes:
-        options = sequence.sampling
-        return Patch(
-            key=draw_key(sequence),
-            output_position=sequence.num_output,
-            row=row,
-            token_id=token_id,
-            position=sequence.num_computed,
-            top_k=options.top_k,
-            temperature=options.temperature,
-            top_p=options.top_p,
-            min_p=options.min_p,
-        ).pack()
-
-    def _send_blocks(self, sequence: Sequence, row: int, changes: Changes) -> None:
+    def _send_blocks(self, sequence: Sequence, row: int, updates: RowUpdates) -> None:
         block_ids = sequence.block_ids[self._num_sent[row] :]
         start = row * self._max_blocks + self._num_sent[row]
-        changes.entries += range(start, start + len(block_ids))
-        changes.block_ids += block_ids
+        updates.block_entries += range(start, start + len(block_ids))
+        updates.block_ids += block_ids
         self._num_sent[row] = len(sequence.block_ids)
 
     def check_invariants(self) -> None:
         """Every row is either free or somebody's, and everybody has one."""
         taken = list(self._rows.values())
-        assert sorted(taken + self._free_rows) == list(range(len(self._tables)))
+        assert sorted(taken + self._free_rows) == list(range(len(self._num_sent)))

@@ -79,7 +79,7 @@ class LateDevice:
         self.num_allocations += 1
         num_bytes = int(np.prod(shape)) * np.dtype(dtype).itemsize
         array = np.frombuffer(bytearray(self._generator.bytes(num_bytes)), np.uint8).view(dtype).reshape(shape)
-        return array if array.dtype.kind == "u" else np.minimum(array, 5)  # garbage, but of an index no wild one
+        return array if array.dtype.kind in "uV" else np.minimum(array, 5)  # garbage, but of an index no wild one
 
 
 class LateEvent:

@@ -1,9 +1,9 @@
 import numpy as np
 
-from kernels.batch import Draws, Step, pack
+from kernels.batch import SamplingParams, Step, pack
 from tests.worker.engine.cuda.late_device import LateDevice
 from tests.worker.engine.generation import sequence
-from worker.engine.batch_builder import build_draws, build_step
+from worker.engine.batch_builder import build_sampling_params, build_step
 from worker.engine.cuda.buffers import StepBuffers, StepLimits
 from worker.engine.scheduler import Chunk
 
@@ -12,9 +12,9 @@ def test_the_largest_step_fits_to_the_byte():
     limits = StepLimits(block_tokens=4, step_tokens=24, max_sequences=2, max_sequence_tokens=14)
     assert limits.max_blocks == 4
     sequences = [sequence(list(range(12)), [0, 1, 2, 3]), sequence(list(range(12)), [4, 5, 6, 7])]
-    step, draws = build_step([Chunk(each, 12, True) for each in sequences], 4), build_draws(sequences)
+    step, params = build_step([Chunk(each, 12, True) for each in sequences], 4), build_sampling_params(sequences)
     arrays = {name: getattr(step, name) for name in Step.__slots__}
-    arrays |= {name: getattr(draws, name) for name in Draws.__slots__}
+    arrays |= {name: getattr(params, name) for name in SamplingParams.__slots__}
     staging = np.empty(limits.whole_step_bytes, np.uint8)
     num_bytes, _ = pack(arrays, staging)
     assert num_bytes == limits.whole_step_bytes
@@ -22,6 +22,6 @@ def test_the_largest_step_fits_to_the_byte():
 
 def test_buffers_are_taken_for_the_largest_step():
     limits = StepLimits(block_tokens=4, step_tokens=24, max_sequences=2, max_sequence_tokens=14)
-    buffers = StepBuffers.allocate(LateDevice(), limits)
+    buffers = StepBuffers.allocate(LateDevice().step_buffers, limits)
     assert buffers.whole.nbytes == limits.whole_step_bytes
     assert buffers.rows.block_tables.shape == (2, 4)

@@ -23,8 +23,8 @@ def test_buckets_end_with_the_largest_step(most: int, buckets: tuple[int, ...]):
 def test_a_step_runs_in_the_smallest_bucket_that_holds_it(capture: bool):
     model = LateModel()
     limits = StepLimits(block_tokens=4, step_tokens=16, max_sequences=6, max_sequence_tokens=32)
-    rows = StepBuffers.allocate(model.device, limits).rows
-    empty_rows(model.device, rows, UploadRing(model.device, rows.changes.shape[0], 1), limits.block_tokens)
+    rows = StepBuffers.allocate(model.device.step_buffers, limits).rows
+    empty_rows(model.device.ops, rows, UploadRing(model.device, rows.updates.shape[0], 1), limits.block_tokens)
     graphs = DecodeGraphs(model, model.allocate_cache(8, 4), rows, limits.block_tokens, capture=capture)
     assert [graphs.bucket_for(number) for number in range(1, 7)] == [1, 2, 4, 4, 6, 6]
     before = len(model.device._queue)

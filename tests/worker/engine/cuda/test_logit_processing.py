@@ -1,7 +1,9 @@
 import numpy as np
 import pytest
 
+from kernels.ops.sampling import MAX_TOP
 from kernels.reference.sampling import adjust_logits
+from orcd.sampling import MAX_LOGPROBS
 from tests.worker.engine.cuda.late_device import LateDevice
 from tests.worker.engine.generation import sequence
 from worker.engine.cuda import logit_processing
@@ -54,3 +56,7 @@ def test_a_vocabulary_smaller_than_what_was_asked_for_gives_all_it_has():
     (report,) = read_reports(download, [sequence([0], [0], logprobs=20)], 1)
     assert report is not None
     assert report.top_ids == (0, 1, 2)
+
+
+def test_the_kernels_can_report_as_many_log_probabilities_as_requests_may_ask_for():
+    assert MAX_LOGPROBS <= MAX_TOP

@@ -133,7 +133,7 @@ def test_aborting_while_a_step_is_in_flight_ends_it_without_another_token():
 
 def test_a_steady_batch_sends_the_device_nothing_but_new_blocks():
     machine = late_engine(max_sequences=4, step_tokens=64)
-    device = machine._runner._device
+    device = machine._runner._model.device
     for number in range(3):
         machine.add(Add(f"r{number}", prompt(number, 5), Sampling(max_tokens=40, temperature=0.0)))
     for _ in range(4):

@@ -198,7 +198,7 @@ def test_a_steady_batch_allocates_nothing_and_waits_for_nothing_but_its_events(
     for _ in range(40):
         machine.step()
     assert model.device.free_bytes == free_bytes
-    assert model.device.context.num_launches == launches + 40, "beside the graphs, only ids are copied to the host"
+    assert model.device.context.num_launches == launches + 40, "besides the graphs, only ids are copied to the host"
     assert calls.keys() <= {"memcpyAsync"}
     assert calls["memcpyAsync"] <= 9 * 40 // 16 + 9  # new blocks
     while machine.has_work:

@@ -1,7 +1,8 @@
 import pytest
 
-from kernels.batch import PATCH, Patch, empty_patch
+from kernels.decode_rows import RowUpdates
 from tests.worker.engine.generation import sequence
+from worker.engine.batch_builder import build_sampling_row
 from worker.engine.cuda.slot_allocator import SlotAllocator
 from worker.engine.scheduler import Chunk
 from worker.engine.sequence import Sequence
@@ -21,13 +22,13 @@ def chunks(*sequences: Sequence) -> list[Chunk]:
 
 
 def launch(allocator: SlotAllocator, *sequences: Sequence, num_rows: int = NUM_ROWS) -> tuple[list[int], set[int]]:
-    """Allocate and count a decode step; the rows, and those that a patch is sent for."""
-    rows, changes = allocator.allocate(chunks(*sequences), num_rows)
+    """Allocate and count a decode step; the rows, and those that an update is sent for."""
+    rows, updates = allocator.allocate(chunks(*sequences), num_rows)
     for each in sequences:
         each.launch(1, draws=True)
         each.append(7)
     allocator.check_invariants()
-    return rows, set(changes.patches)
+    return rows, set(updates.rows)
 
 
 @pytest.fixture
@@ -37,28 +38,26 @@ def allocator() -> SlotAllocator:
 
 def test_the_first_step_empties_every_other_row(allocator: SlotAllocator):
     first, second = decoding(5, [3], seed=9), decoding(6, [4, 2])
-    rows, changes = allocator.allocate(chunks(first, second), NUM_ROWS)
+    rows, updates = allocator.allocate(chunks(first, second), NUM_ROWS)
     assert rows == [0, 1]
-    assert changes.patches[2] == empty_patch(2)
-    assert changes.patches[3] == empty_patch(3)
-    assert (
-        changes.patches[0]
-        == Patch(
-            key=9, output_position=0, row=0, token_id=5, position=1, top_k=0, temperature=0.0, top_p=1.0, min_p=0.0
-        ).pack()
-    )
-    assert len(changes.patches[0]) == PATCH.itemsize
-    assert dict(zip(changes.entries, changes.block_ids, strict=True)) == {0: 3, MAX_BLOCKS: 4, MAX_BLOCKS + 1: 2}
+    expected = RowUpdates()
+    expected.put(0, 5, position=1, output_position=0, sampling_row=build_sampling_row(first))
+    expected.put(1, 6, position=1, output_position=0, sampling_row=build_sampling_row(second))
+    expected.empty(2)
+    expected.empty(3)
+    assert updates.rows == expected.rows
+    block_updates = dict(zip(updates.block_entries, updates.block_ids, strict=True))
+    assert block_updates == {0: 3, MAX_BLOCKS: 4, MAX_BLOCKS + 1: 2}
 
 
 def test_for_a_sequence_that_goes_on_nothing_is_sent_but_new_blocks(allocator: SlotAllocator):
     first, second = decoding(5, [3]), decoding(6, [4])
     launch(allocator, first, second)
-    rows, changes = allocator.allocate(chunks(first, second), NUM_ROWS)
-    assert (rows, bool(changes)) == ([0, 1], False)
+    rows, updates = allocator.allocate(chunks(first, second), NUM_ROWS)
+    assert (rows, bool(updates)) == ([0, 1], False)
     second.block_ids.append(1)
-    rows, changes = allocator.allocate(chunks(first, second), NUM_ROWS)
-    assert (changes.patches, changes.entries, changes.block_ids) == ({}, [MAX_BLOCKS + 1], [1])
+    rows, updates = allocator.allocate(chunks(first, second), NUM_ROWS)
+    assert (updates.rows, updates.block_entries, updates.block_ids) == ({}, [MAX_BLOCKS + 1], [1])
 
 
 def test_the_row_of_one_that_left_is_emptied_and_given_to_the_next_that_comes(allocator: SlotAllocator):
@@ -71,17 +70,28 @@ def test_the_row_of_one_that_left_is_emptied_and_given_to_the_next_that_comes(al
 def test_a_sequence_moves_when_its_row_lies_beyond_a_smaller_step(allocator: SlotAllocator):
     first, second, third = decoding(5, [3]), decoding(6, [4]), decoding(8, [0])
     launch(allocator, first, second, third)
-    rows, patched = launch(allocator, third, num_rows=1)
+    rows, updated = launch(allocator, third, num_rows=1)
     assert rows == [0]
-    assert patched == {0, 1, 2}
+    assert updated == {0, 1, 2}
 
 
 def test_a_new_block_table_of_the_same_sequence_is_sent_whole(allocator: SlotAllocator):
     only = decoding(5, [3, 1])
     launch(allocator, only)
-    only.block_ids = [2, 6]  # after a preemption
-    _, changes = allocator.allocate(chunks(only), NUM_ROWS)
-    assert (changes.entries, changes.block_ids) == ([0, 1], [2, 6])
+    only.drop_blocks()  # a preemption
+    only.block_ids = [2, 6]
+    only.num_computed = 2
+    _, updates = allocator.allocate(chunks(only), NUM_ROWS)
+    assert (updates.block_entries, updates.block_ids) == ([0, 1], [2, 6])
+
+
+def test_a_row_that_a_sequence_left_and_got_again_is_sent_whole(allocator: SlotAllocator):
+    first, second = decoding(5, [3, 1]), decoding(6, [4])
+    launch(allocator, first, second)
+    launch(allocator, second)
+    rows, updates = allocator.allocate(chunks(first, second), NUM_ROWS)
+    assert rows == [0, 1]
+    assert (updates.block_entries, updates.block_ids) == ([0, 1], [3, 1])
 
 
 def test_after_a_step_of_another_kind_every_row_is_sent_again_with_the_draw_that_it_goes_on_from(
@@ -92,8 +102,8 @@ def test_after_a_step_of_another_kind_every_row_is_sent_again_with_the_draw_that
     for each in (first, second):
         each.launch(1, draws=True)
     allocator.interrupt({first: 1, second: 0})
-    assert (allocator.row_of_draw(first), allocator.row_of_draw(second)) == (1, 0)
-    rows, changes = allocator.allocate(chunks(first, second), NUM_ROWS)
+    assert (allocator.previous_draw(first), allocator.previous_draw(second)) == (1, 0)
+    rows, updates = allocator.allocate(chunks(first, second), NUM_ROWS)
     assert rows == [0, 1]
-    assert changes.patches.keys() == {0, 1}
-    assert (allocator.row_of_draw(first), allocator.row_of_draw(second)) == (0, 1)
+    assert updates.rows.keys() == {0, 1}
+    assert (allocator.previous_draw(first), allocator.previous_draw(second)) == (0, 1)

@@ -16,7 +16,7 @@ from tests.models.files import KIT, SMALL
 from tests.models.make_models import blocks
 from tests.models.specs import SPECS
 from tests.worker.model.stepping import Stepper, logits_alone
-from worker.model.families.llama import Llama
+from worker.model.families.llama import ARCHITECTURES
 from worker.model.gguf import open_gguf
 from worker.model.registry import Model, load_model
 
@@ -57,7 +57,7 @@ def test_without_longrope_a_sequence_is_never_computed_anew(name: str) -> None:
 
 
 def test_only_llama_rotates_neighbouring_elements() -> None:
-    pairings = {name: architecture.pairing for name, architecture in Llama.architectures.items()}
+    pairings = {name: architecture.pairing for name, architecture in ARCHITECTURES.items()}
     assert pairings == {"llama": "normal", "phi3": "neox", "qwen2": "neox", "qwen3": "neox"}
 
 

@@ -1,14 +1,39 @@
-// Products of few tokens: which tiles a warp has, and their weights. It copies the units of its tile itself, some ahead
-// of the one that it computes with. (Hopper's copy engine took fewer instructions here and was 5-20 % slower on an
-// H100.)
+// Products of one to four tokens: which tiles a warp has, and their weights. It copies the units of its tile itself,
+// some ahead of the one that it computes with. (Hopper's copy engine took fewer instructions here and was 5-20 % slower
+// on an H100.)
 #pragma once
+#include "../norm/norm.cuh"
 #include "matmul.cuh"
+
+constexpr int MAX_BLOCK_WARPS = 20;
+constexpr int READY_CHUNKS = 2;  // of 64 columns, that the warps of matmul_gemv* unpack while they wait for x
+
+// Which experts a token goes through: those with the largest logits.
+struct RoutingParams {
+    const float* router_logits;  // [num_tokens, num_experts]
+    int num_experts, num_used;
+    int x_row_of_pair;  // each (token, expert) has a row of x of its own, not each token
+};
+
+// Of matmul_gemv* and matmul_small_batch.
+struct SmallBatchParams {
+    MatrixParams matrix;
+    OutputParams output;
+    const void* x;          // [num_x_rows, width] float16; matmul_gemv_normed: float32
+    const int* x_rows;      // [num_tokens] which row of x; null: in order
+    NormParams norm;        // matmul_gemv_normed
+    RoutingParams routing;  // matmul_gemv_routed
+    int num_tokens;
+    int tiles_at_once;      // of a block
+    int ring_at;            // where in shared memory weights are
+    int overlaps_previous;  // what it reads was there before the kernel ahead began
+};
 
 extern __shared__ __align__(16) u8 shared[];
 
 // Until the kernel ahead is done, if x is its work.
-DEVICE void wait_for_x(const Params& p) {
-    if (p.beside) {
+DEVICE void wait_for_x(const SmallBatchParams& p) {
+    if (p.overlaps_previous) {
         start_next();
         acquire();
     } else {
@@ -16,24 +41,25 @@ DEVICE void wait_for_x(const Params& p) {
     }
 }
 
-// Where a warp of a block is, of those that share its tiles: the warps of a tile lie together, one for each segment.
+// Where a warp of a block is, of those that share its tiles: the warps of a tile lie together, one for each partition.
 struct Place {
-    int local_tile, segment;
+    int local_tile, partition;
     int block_tile, tile;  // the block's first, and the warp's; none if it is but `num_tiles`
     int tile_step, num_tiles;
 
-    DEVICE explicit Place(const Params& p) : tile_step(gridDim.x * p.tiles_at_once), num_tiles((p.num_rows + 15) / 16) {
+    DEVICE explicit Place(const SmallBatchParams& p)
+        : tile_step(gridDim.x * p.tiles_at_once), num_tiles((p.matrix.num_rows + 15) / 16) {
         const int warp = threadIdx.x / 32;
-        local_tile = warp * p.segment_reciprocal >> RECIPROCAL_BITS;
-        segment = warp - local_tile * p.num_segments;
+        local_tile = warp * p.matrix.partition_reciprocal >> RECIPROCAL_BITS;
+        partition = warp - local_tile * p.matrix.num_partitions;
         block_tile = blockIdx.x * p.tiles_at_once;
         tile = local_tile < p.tiles_at_once ? block_tile + local_tile : num_tiles;
     }
 };
 
 // From one warp to the one that adds its tile up.
-DEVICE void wait_for_segments(const Params& p) {
-    if (p.num_segments > 1)
+DEVICE void wait_for_partitions(const SmallBatchParams& p) {
+    if (p.matrix.num_partitions > 1)
         __syncthreads();
     else
         __syncwarp();
@@ -60,15 +86,15 @@ struct Fragments {
     }
 };
 
-// One warp's segment of its tiles, one tile after the other.
+// One warp's partition of its tiles, one tile after the other.
 class Weights {
     using L = Layout<FORMAT>;
-    static constexpr int GROUP = FEW_GROUP<FORMAT>;
-    static constexpr int STAGE_BYTES = GROUP * L::unit_bytes, PIECES = L::unit_bytes / 16;
+    static constexpr int GROUP = UNITS_PER_COPY<FORMAT>;
+    static constexpr int STAGE_BYTES = GROUP * L::unit_bytes, VECTORS = L::unit_bytes / 16;
     static constexpr int READY = GROUP * L::chunks < READY_CHUNKS ? GROUP * L::chunks : READY_CHUNKS;
     static constexpr int STAGES = 2;  // more in flight, on all processors, was slower
 
-    const u8* ahead;  // this lane's first piece of the unit that is fetched next
+    const u8* ahead;  // this lane's first 16 bytes of the unit that is fetched next
     int ahead_units;  // left in its tile
     int ahead_tile, tile_step, num_tiles;
     int first_unit, num_units;
@@ -82,20 +108,21 @@ class Weights {
 #pragma unroll
         for (int unit = 0; unit < GROUP; unit++)
 #pragma unroll
-            for (int piece = 0; piece < PIECES; piece += 32)
-                copy_if(unit < ahead_units && piece + lane < PIECES, to + unit * L::unit_bytes + piece * 16,
-                        ahead + unit * 4 * L::unit_bytes + piece * 16);
+            for (int vector = 0; vector < VECTORS; vector += 32)
+                copy_if(unit < ahead_units && vector + lane < VECTORS, to + unit * L::unit_bytes + vector * 16,
+                        ahead + unit * 4 * L::unit_bytes + vector * 16);
         ahead += GROUP * 4 * L::unit_bytes;
     }
-    DEVICE void begin_tile(const Params& p, const u8* matrix) {
-        ahead = unit_address<FORMAT>(matrix, ahead_tile, first_unit * L::chunks, p.num_units) + threadIdx.x % 32 * 16;
+    DEVICE void begin_tile(const MatrixParams& matrix, const u8* packed) {
+        ahead =
+            unit_address<FORMAT>(packed, ahead_tile, first_unit * L::chunks, matrix.num_units) + threadIdx.x % 32 * 16;
     }
-    DEVICE void advance(const Params& p, const u8* matrix, u32 to) {
+    DEVICE void advance(const MatrixParams& matrix, const u8* packed, u32 to) {
         if (ahead_tile < num_tiles) {
             fetch(to);
             if ((ahead_units -= GROUP) <= 0) {
                 ahead_tile += tile_step, ahead_units = num_units;
-                begin_tile(p, matrix);
+                begin_tile(matrix, packed);
             }
         }
         copy_commit();
@@ -105,25 +132,26 @@ class Weights {
         __syncwarp();
     }
     // All lanes have read what lies in the slot: what comes next may take its place.
-    DEVICE void release(const Params& p, const u8* matrix) {
+    DEVICE void release(const MatrixParams& matrix, const u8* packed) {
         __syncwarp();
-        advance(p, matrix, slot);
+        advance(matrix, packed, slot);
         if ((slot += STAGE_BYTES) == ring + STAGES * STAGE_BYTES) slot = ring;
     }
     DEVICE bool is_group_ready() const { return num_ready && num_ready == min(GROUP, num_units) * L::chunks; }
 
    public:
-    DEVICE Weights(const Params& p, const u8* matrix, u32 rings, int segment, int tile, int tile_step, int num_tiles)
+    DEVICE Weights(const MatrixParams& matrix, const u8* packed, u32 rings, int partition, int tile, int tile_step,
+                   int num_tiles)
         : ahead_tile(tile),
           tile_step(tile_step),
           num_tiles(num_tiles),
-          first_unit(segment_start(segment, p)),
-          num_units(segment_start(segment + 1, p) - first_unit) {
+          first_unit(partition_start(partition, matrix)),
+          num_units(partition_start(partition + 1, matrix) - first_unit) {
         ring = slot = rings + threadIdx.x / 32 * (STAGES * STAGE_BYTES);
         ahead_units = num_units;
-        begin_tile(p, matrix);
+        begin_tile(matrix, packed);
 #pragma unroll 1
-        for (u32 to = ring; to < ring + STAGES * STAGE_BYTES; to += STAGE_BYTES) advance(p, matrix, to);
+        for (u32 to = ring; to < ring + STAGES * STAGE_BYTES; to += STAGE_BYTES) advance(matrix, packed, to);
     }
 
     // Unpacks the first tile's first chunks, if there is one: to be done while there is no x yet.
@@ -136,8 +164,9 @@ class Weights {
             if (i < num_ready) ready[i].load(slot + i / L::chunks * L::unit_bytes, i % L::chunks, base);
     }
 
-    // acc += the warp's segment of its next tile, or its last, times x, whose rows begin at `x`.
-    DEVICE void multiply(const Params& p, const u8* matrix, float (&acc)[4], const RowBase& base, u32 x, bool is_last) {
+    // acc += the warp's partition of its next tile, or its last, times x, whose rows begin at `x`.
+    DEVICE void multiply(const MatrixParams& matrix, const u8* packed, float (&acc)[4], const RowBase& base, u32 x,
+                         bool is_last) {
         x += first_unit * (L::chunks * 128);
 #pragma unroll
         for (int i = 0; i < READY; i++)
@@ -145,7 +174,7 @@ class Weights {
         int left = num_units;
         if (is_group_ready()) {
             left -= GROUP, x += GROUP * L::chunks * 128, num_ready = 0;
-            if (left > 0 || !is_last) release(p, matrix);
+            if (left > 0 || !is_last) release(matrix, packed);
         }
 #pragma unroll 1
         for (; left > 0; left -= GROUP) {
@@ -164,7 +193,7 @@ class Weights {
             }
             num_ready = 0, x += GROUP * L::chunks * 128;
             if (left <= GROUP && is_last) break;  // nothing follows
-            release(p, matrix);
+            release(matrix, packed);
         }
     }
 };

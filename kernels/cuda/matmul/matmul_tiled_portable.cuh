@@ -1,4 +1,4 @@
-// The tiles of matmul_tile.cu without Hopper's instructions.
+// The tiles of matmul_tiled.cu without Hopper's instructions.
 #pragma once
 
 constexpr int SHARED_BYTES = 96 * 1024;  // of a block
@@ -6,7 +6,7 @@ constexpr int SHARED_BYTES = 96 * 1024;  // of a block
 // Shared memory: stages of x, then of weights.
 template <int TOKENS>
 struct Ring {
-    static constexpr bool staged = FORMAT > BF16;  // weights: wider ones would take too much
+    static constexpr bool staged = Layout<FORMAT>::scale_bytes > 0;  // weights: wider ones would take too much
     static constexpr int x_bytes = TOKENS * 128, weight_bytes = staged ? 8 * Staged<FORMAT>::bytes : 0;
     static constexpr int fitting = SHARED_BYTES / (x_bytes + weight_bytes);
     static constexpr int stages = fitting < MAX_STAGES ? fitting : MAX_STAGES;
@@ -14,8 +14,8 @@ struct Ring {
     static_assert(stages >= 2, "a stage is filled while another one is read");
 };
 
-// Products of two steps of 16 columns of a warp's 16 outputs with the TOKENS rows of x at `stage`, whose 16-byte pieces
-// are swizzled: piece ^ row % 8.
+// Products of two steps of 16 columns of a warp's 16 outputs with the TOKENS rows of x at `stage`, whose 16-byte
+// vectors are swizzled: vector ^ row % 8.
 template <int TOKENS>
 DEVICE void multiply(Accumulators<TOKENS>& acc, const u32 (&a)[2][4], u32 stage, int half, int lane) {
     const int row = lane & 7;
@@ -24,47 +24,48 @@ DEVICE void multiply(Accumulators<TOKENS>& acc, const u32 (&a)[2][4], u32 stage,
 #pragma unroll
         for (int n = 0; n < TOKENS / 8; n += 2) {  // matrices: (n, k 0-7), (n, k 8-15), (n + 1, k 0-7), ...
             u32 b[4];
-            const int token = (n + (lane >> 4)) * 8 + row, piece = 2 * (2 * half + s) + (lane >> 3 & 1);
-            load_matrices(b, stage + token * 128 + ((piece ^ row) << 4));
+            const int token = (n + (lane >> 4)) * 8 + row, vector = 2 * (2 * half + s) + (lane >> 3 & 1);
+            load_matrices(b, stage + token * 128 + ((vector ^ row) << 4));
             mma_16x8x16(acc.d[n], a[s], b[0], b[1]);
             mma_16x8x16(acc.d[n + 1], a[s], b[2], b[3]);
         }
 }
 
 template <int TOKENS>
-DEVICE void matmul_tile(const Params& p) {
+DEVICE void matmul_tiled(const TiledParams& p) {
     using R = Ring<TOKENS>;
-    constexpr bool sums_segments = TOKENS <= SUMMING_TOKENS;
+    const MatrixParams& matrix = p.matrix;
+    constexpr bool sums_partitions = TOKENS <= SUMMING_TOKENS;
     Work work;
     if (!work.find(p, TOKENS)) return;
     extern __shared__ __align__(128) u8 shared[];
     const u32 x_stages = shared_address(shared), weight_stages = x_stages + R::stages * R::x_bytes;
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-    const int num_tiles = (p.num_rows + 15) / 16;
+    const int num_tiles = (matrix.num_rows + 15) / 16;
     const int tile = blockIdx.x * 8 + warp;
-    const u8* weights = p.weights + work.expert * p.expert_bytes;
+    const u8* weights = matrix.packed + work.expert * matrix.expert_bytes;
     const int read_tile = min(tile, (num_tiles + 3) / 4 * 4 - 1);  // rows beyond the matrix repeat its last ones
-    const RowBase base = row_base(p, work.expert, tile, lane);
+    const RowBase base = row_base(matrix, work.expert, tile, lane);
     prefetch_rows(p, work);
     if (!p.tiles) wait_for_previous();
 
-    // Copies of x: thread i brings the 16-byte piece i % 8 of the rows i / 8, i / 8 + 32, ...
-    const int piece = threadIdx.x & 7, first_row = threadIdx.x >> 3;
+    // Copies of x: thread i brings the 16-byte vector i % 8 of the rows i / 8, i / 8 + 32, ...
+    const int vector = threadIdx.x & 7, first_row = threadIdx.x >> 3;
     auto copy = [&](int chunk, int stage) {
         if (chunk < work.last_chunk) {
             if (R::staged)
                 Staged<FORMAT>::copy(weight_stages + stage * R::weight_bytes + warp * Staged<FORMAT>::bytes,
-                                     unit_address<FORMAT>(weights, read_tile, chunk, p.num_units),
+                                     unit_address<FORMAT>(weights, read_tile, chunk, matrix.num_units),
                                      chunk % Layout<FORMAT>::chunks, lane);
             const u8* from =
-                (const u8*)p.x + ((i64)(work.first_token + first_row) * p.width + chunk * 64 + piece * 8) * 2;
-            const bool inside = chunk * 64 + piece * 8 < p.width;
-            const u32 to = x_stages + stage * R::x_bytes + first_row * 128 + ((piece ^ (first_row & 7)) << 4);
+                (const u8*)p.x + ((i64)(work.first_token + first_row) * matrix.width + chunk * 64 + vector * 8) * 2;
+            const bool inside = chunk * 64 + vector * 8 < matrix.width;
+            const u32 to = x_stages + stage * R::x_bytes + first_row * 128 + ((vector ^ (first_row & 7)) << 4);
 #pragma unroll
             for (int row = 0; row < TOKENS; row += 32) {
                 if (TOKENS < 32 && first_row >= TOKENS) break;
                 const bool wanted = inside && first_row + row < work.num_tokens;
-                copy_async(to + row * 128, wanted ? from + (i64)row * p.width * 2 : (const u8*)p.x, wanted);
+                copy_async(to + row * 128, wanted ? from + (i64)row * matrix.width * 2 : (const u8*)p.x, wanted);
             }
         }
         copy_commit();
@@ -73,11 +74,11 @@ DEVICE void matmul_tile(const Params& p) {
     for (int i = 0; i < R::stages - 1; i++) copy(work.first_chunk + i, i);
 
     Accumulators<TOKENS> acc;
-    Accumulators<sums_segments ? TOKENS : 8> total;
+    Accumulators<sums_partitions ? TOKENS : 8> total;
     acc.clear(), total.clear();
     int stage = 0, filling = R::stages - 1;
-    for (int segment = work.first_segment, chunk = work.first_chunk; segment < work.last_segment; segment++) {
-        for (const int end = segment_start(segment + 1, p) * Layout<FORMAT>::chunks; chunk < end; chunk++) {
+    for (int partition = work.first_partition, chunk = work.first_chunk; partition < work.last_partition; partition++) {
+        for (const int end = partition_start(partition + 1, matrix) * Layout<FORMAT>::chunks; chunk < end; chunk++) {
             copy_wait<R::stages - 2>();
             __syncthreads();  // this chunk is there; everybody has finished with the one before
             copy(chunk + R::stages - 1, filling);
@@ -86,7 +87,7 @@ DEVICE void matmul_tile(const Params& p) {
             if (R::staged)
                 Staged<FORMAT>::load(raw, weight_stages + stage * R::weight_bytes + warp * Staged<FORMAT>::bytes, lane);
             else
-                raw.load(unit_address<FORMAT>(weights, read_tile, chunk, p.num_units), chunk, lane);
+                raw.load(unit_address<FORMAT>(weights, read_tile, chunk, matrix.num_units), chunk, lane);
             const Scales<FORMAT> scales(raw, base);
 #pragma unroll
             for (int half = 0; half < 2; half++) {
@@ -97,21 +98,23 @@ DEVICE void matmul_tile(const Params& p) {
             }
             if (++stage == R::stages) stage = 0;
         }
-        if constexpr (sums_segments) {
+        if constexpr (sums_partitions) {
             total.add(acc);
             acc.clear();
         }
     }
     float* sums = (float*)shared;  // the rings are done with
-    const int segment = gridDim.z > 1 ? work.first_segment : -1;
-    if constexpr (sums_segments)
-        store_tile(p, work, segment, sums, total);
+    const int partition = gridDim.z > 1 ? work.first_partition : -1;
+    if constexpr (sums_partitions)
+        store_tile(p, work, partition, sums, total);
     else
-        store_tile(p, work, segment, sums, acc);
+        store_tile(p, work, partition, sums, acc);
 }
 
-#define TILE_KERNEL(TOKENS) \
-    KERNEL __launch_bounds__(256) matmul_tile_##TOKENS(const __grid_constant__ Params p) { matmul_tile<TOKENS>(p); }
+#define TILE_KERNEL(TOKENS)                                                                      \
+    KERNEL __launch_bounds__(256) matmul_tiled_##TOKENS(const __grid_constant__ TiledParams p) { \
+        matmul_tiled<TOKENS>(p);                                                                 \
+    }
 TILE_KERNEL(16)
 TILE_KERNEL(32)
 TILE_KERNEL(64)

@@ -1,4 +1,4 @@
-// The tiles of matmul_tile.cu on Hopper.
+// The tiles of matmul_tiled.cu on Hopper.
 #pragma once
 #include "../common/bulk.cuh"
 
@@ -12,11 +12,6 @@ constexpr int RESIDENTS = TOKENS > 64                           ? 1
                           : TOKENS > 32                         ? 2
                           : TOKENS > 16 || Layout<FORMAT>::is_k ? 3
                                                                 : 4;
-
-struct TileParams {
-    Params p;
-    alignas(64) u8 x_map[128];  // tensor map of x, float16 [rows, width], boxes of 64 columns x TOKENS
-};
 
 // The warps meet once for a group of chunks. Shared memory, in this order: stages of x, a group each, at multiples of
 // 1024 bytes; stages of weights, a group of the block's 128 rows each, or the unit of k that holds several; barriers.
@@ -51,11 +46,12 @@ DEVICE void multiply(Accumulators<TOKENS>& acc, const u32 (&a)[2][4], u32 stage,
 }
 
 template <int TOKENS>
-DEVICE void matmul_tile(const TileParams& t) {
+DEVICE void matmul_tiled(const HopperTiledParams& t) {
     using R = Ring<TOKENS>;
     using L = Layout<FORMAT>;
-    constexpr bool sums_segments = TOKENS <= SUMMING_TOKENS;
-    const Params& p = t.p;
+    constexpr bool sums_partitions = TOKENS <= SUMMING_TOKENS;
+    const TiledParams& p = t.tiled;
+    const MatrixParams& matrix = p.matrix;
     Work work;
     if (!work.find(p, TOKENS)) return;
     extern __shared__ u8 unaligned[];
@@ -65,8 +61,8 @@ DEVICE void matmul_tile(const TileParams& t) {
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     // Whoever asks for copies is late for its own work: in tiles whose chunks take little time, two threads share that.
     const bool copies_x = threadIdx.x == 0, copies_weights = threadIdx.x == (TOKENS > 128 ? 0 : 128);
-    const int first_block = blockIdx.x * 2, num_blocks = min(2, (p.num_rows + 63) / 64 - first_block);
-    const u8* weights = p.weights + work.expert * p.expert_bytes;
+    const int first_block = blockIdx.x * 2, num_blocks = min(2, (matrix.num_rows + 63) / 64 - first_block);
+    const u8* weights = matrix.packed + work.expert * matrix.expert_bytes;
     const int last_unit = work.last_chunk / L::chunks;
     auto copy_weights = [&](int unit, int stage) {
         const int bytes = min(R::units, last_unit - unit) * R::block_bytes;
@@ -77,7 +73,7 @@ DEVICE void matmul_tile(const TileParams& t) {
         for (int i = 0; i < 2; i++)
             if (i < num_blocks)
                 copy_bulk(to + i * R::units * R::block_bytes,
-                          weights + ((i64)(first_block + i) * p.num_units + unit) * R::block_bytes, bytes, full);
+                          weights + ((i64)(first_block + i) * matrix.num_units + unit) * R::block_bytes, bytes, full);
     };
     auto copy_x = [&](int chunk, int stage) {
         if (chunk >= work.last_chunk) return;
@@ -96,28 +92,29 @@ DEVICE void matmul_tile(const TileParams& t) {
     }
     prefetch_rows(p, work);
     if (!p.tiles) wait_for_previous();
-    // Groups begin anew with each segment, whose last one may be short; not so where units are wider than a group.
+    // Groups begin anew with each partition, whose last one may be short; not so where units are wider than a group.
     constexpr bool can_be_short = R::group > 1 && !L::is_k;
-    int next_segment = work.first_segment, next_x = work.first_chunk, next_stage = 0;  // the next group of x to copy
-    int next_end = segment_start(next_segment + 1, p) * L::chunks;
+    int next_partition = work.first_partition, next_x = work.first_chunk,
+        next_stage = 0;  // the next group of x to copy
+    int next_end = partition_start(next_partition + 1, matrix) * L::chunks;
     auto copy_next_x = [&] {
         if (copies_x) copy_x(next_x, next_stage);
         next_x += R::group;
         if (++next_stage == R::stages) next_stage = 0;
         if (can_be_short && next_x >= next_end)
-            next_x = next_end, next_end = segment_start(++next_segment + 1, p) * L::chunks;
+            next_x = next_end, next_end = partition_start(++next_partition + 1, matrix) * L::chunks;
     };
     for (int i = 0; i < R::stages - 2; i++) copy_next_x();
 
     const int tile = blockIdx.x * 8 + warp;
-    const RowBase base = row_base(p, work.expert, tile, lane);
+    const RowBase base = row_base(matrix, work.expert, tile, lane);
     const u32 own_weights = weight_stages + warp / 4 * R::units * R::block_bytes + warp % 4 * L::unit_bytes;
     Accumulators<TOKENS> acc;
-    Accumulators<sums_segments ? TOKENS : 8> total;
+    Accumulators<sums_partitions ? TOKENS : 8> total;
     acc.clear(), total.clear();
     RingPlace x, w;  // which stages the group is in
-    for (int segment = work.first_segment, chunk = work.first_chunk; segment < work.last_segment; segment++) {
-        const int end = segment_start(segment + 1, p) * L::chunks;
+    for (int partition = work.first_partition, chunk = work.first_chunk; partition < work.last_partition; partition++) {
+        const int end = partition_start(partition + 1, matrix) * L::chunks;
         for (; chunk < end; chunk += R::group) {
             // Everybody has read the weights of the group before and finished the products of the one before that.
             __syncthreads();
@@ -153,22 +150,23 @@ DEVICE void matmul_tile(const TileParams& t) {
         }
         chunk = end;
         wgmma_wait<0>();
-        if constexpr (sums_segments) {
+        if constexpr (sums_partitions) {
             total.add(acc);
             acc.clear();
         }
     }
     float* sums = (float*)(unaligned + (x_stages - shared_address(unaligned)));  // the rings are done with
-    const int segment = gridDim.z > 1 ? work.first_segment : -1;
-    if constexpr (sums_segments)
-        store_tile(p, work, segment, sums, total);
+    const int partition = gridDim.z > 1 ? work.first_partition : -1;
+    if constexpr (sums_partitions)
+        store_tile(p, work, partition, sums, total);
     else
-        store_tile(p, work, segment, sums, acc);
+        store_tile(p, work, partition, sums, acc);
 }
 
-#define TILE_KERNEL(TOKENS)                                                                                       \
-    KERNEL __launch_bounds__(256, RESIDENTS<TOKENS>) matmul_tile_##TOKENS(const __grid_constant__ TileParams t) { \
-        matmul_tile<TOKENS>(t);                                                                                   \
+#define TILE_KERNEL(TOKENS)                                                  \
+    KERNEL __launch_bounds__(256, RESIDENTS<TOKENS>)                         \
+        matmul_tiled_##TOKENS(const __grid_constant__ HopperTiledParams t) { \
+        matmul_tiled<TOKENS>(t);                                             \
     }
 TILE_KERNEL(16)
 TILE_KERNEL(32)

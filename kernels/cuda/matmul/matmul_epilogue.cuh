@@ -1,0 +1,106 @@
+// What becomes of the sums of a product, once for all kernels: scale and bias of the row, activation or residual,
+// store.
+#pragma once
+#include "../common/dequant.cuh"
+
+enum EpilogueKind { STORE_HALF, STORE_FLOAT, ADD_RESIDUAL, SWIGLU, CLAMPED_SWIGLU, GELU };
+
+struct OutputParams {
+    void* out;           // [num_out_rows, stride]: float32 with STORE_FLOAT and ADD_RESIDUAL, else float16
+    int stride, column;  // of a row of `out`: its length, and where the product's first column goes
+    int epilogue;        // `EpilogueKind`
+    float alpha, limit;  // CLAMPED_SWIGLU
+};
+
+// With gated activations row g of a 16-row tile is a gate, row g + 8 its up projection, and the tile gives 8 outputs.
+DEVICE int gated_column(int gate_row) { return (gate_row >> 4) * 8 + (gate_row & 7); }
+
+// A row's scale and bias.
+struct OutputRow {
+    float factor = 1.0f, bias = 0.0f;
+
+    DEVICE OutputRow(const MatrixParams& matrix, int expert, int row) {
+        if (row >= matrix.num_rows) return;
+        const i64 at = (i64)expert * matrix.num_rows + row;
+        if (matrix.bias) bias = matrix.bias[at];
+        if constexpr (Layout<FORMAT>::has_row_base) {
+            const int exponent = matrix.base[at];
+            factor = __uint_as_float(exponent ? (u32)exponent << 23 : 0x00400000u);  // 2^(exponent - 127)
+        }
+    }
+    DEVICE void compute_now() {
+        ::compute_now(bias);
+        if constexpr (Layout<FORMAT>::has_row_base) ::compute_now(factor);
+    }
+    DEVICE float of(float sum) const {
+        if constexpr (Layout<FORMAT>::has_row_base) sum *= factor;
+        return __fadd_rn(sum, bias);
+    }
+};
+
+DEVICE float gelu(float y) {  // tanh form
+    const float inner = 0.7978845608028654f * (y + 0.044715f * (y * y * y));
+    return 0.5f * y * (1.0f + tanhf(inner));
+}
+
+// A functor; where `kind` is a constant, only what that kind asks for is compiled.
+struct Epilogue {
+    const OutputParams* output;
+    int kind;
+
+    DEVICE explicit Epilogue(const OutputParams& output) : Epilogue(output, output.epilogue) {}
+    DEVICE Epilogue(const OutputParams& output, int kind) : output(&output), kind(kind) {}
+
+    DEVICE bool is_gated() const { return kind == SWIGLU || kind == CLAMPED_SWIGLU; }
+    DEVICE bool is_float() const { return kind == STORE_FLOAT || kind == ADD_RESIDUAL; }
+    // Which element of `out` takes row `row` of the product, of gated activations that of the gate.
+    DEVICE i64 index(i64 token, int row) const {
+        return token * output->stride + output->column + (is_gated() ? gated_column(row) : row);
+    }
+    DEVICE void* address(i64 index) const { return (u8*)output->out + index * (is_float() ? 4 : 2); }
+
+    // `y` and, of gated activations, `up`: sums with scale and bias. `residual`: what is at `to`, if it is to be added;
+    // else -0, which changes no bit of a sum.
+    DEVICE void operator()(void* to, float y, float up, float residual) const {
+        if (is_float())
+            *(float*)to = residual + y;
+        else
+            *(u16*)to = to_half(is_gated() ? gated(y, up) : kind == GELU ? gelu(y) : y);
+    }
+
+   private:
+    DEVICE float gated(float gate, float up) const {
+        float steepness = 1.0f;
+        if (kind == CLAMPED_SWIGLU) {
+            gate = fminf(gate, output->limit), up = fminf(fmaxf(up, -output->limit), output->limit) + 1.0f;
+            steepness = output->alpha;
+        }
+        return __fdividef(gate, 1.0f + __expf(-steepness * gate)) * up;
+    }
+};
+
+constexpr float NO_RESIDUAL = -0.0f;
+
+// One output of one token, or one pair of gate and up: where it goes and what its sums still need, loaded ahead.
+struct Output {
+    Epilogue epilogue;
+    bool exists;
+    void* to;
+    OutputRow own, up;
+    float residual = NO_RESIDUAL;  // where one is added it is to be loaded, once the kernels before are done
+
+    DEVICE Output(const MatrixParams& matrix, const OutputParams& output, int expert, i64 token, int row)
+        : epilogue(output),
+          exists(row < matrix.num_rows),
+          to(epilogue.address(epilogue.index(token, row))),
+          own(matrix, expert, row),
+          up(matrix, expert, epilogue.is_gated() ? row + 8 : matrix.num_rows) {}
+
+    DEVICE void load_residual() {
+        if (epilogue.kind == ADD_RESIDUAL && exists) residual = *(const float*)to;
+    }
+    DEVICE void finish(float sum, float up_sum) const {
+        if (!exists) return;
+        epilogue(to, own.of(sum), epilogue.is_gated() ? up.of(up_sum) : 0.0f, residual);
+    }
+};

@@ -1,0 +1,128 @@
+// Products of one token, or of one expert of it: matmul_gemv, _normed and _routed.
+#pragma once
+#include "../moe/experts.cuh"
+#include "matmul_weights.cuh"
+
+enum GemvInput { GEMV_HALF, GEMV_NORMED, GEMV_ROUTED };
+
+// One row of the token's tile, found before its sum is.
+struct GemvOutput {
+    OutputRow row;
+    Epilogue epilogue;
+    void* to;
+    float residual = NO_RESIDUAL;  // where one is added it is to be loaded
+    bool exists;
+
+    DEVICE GemvOutput(const SmallBatchParams& p, int expert, int pair, int tile)
+        : row(p.matrix, expert, tile * 16 + threadIdx.x % 16), epilogue(p.output) {
+        const int lane = threadIdx.x % 32, own_row = tile * 16 + lane % 16;
+        exists = lane < (epilogue.is_gated() ? 8 : 16) && own_row < p.matrix.num_rows;
+        to = epilogue.address(epilogue.index(pair, own_row));
+    }
+    DEVICE void compute_now() { ::compute_now(to), ::compute_now(epilogue.kind), row.compute_now(); }
+    DEVICE void load_residual() {
+        if (exists && epilogue.kind == ADD_RESIDUAL) residual = *(const float*)to;
+    }
+    // All lanes of a warp. With gated activations lane l < 8 has a gate, lane l + 8 its up projection.
+    DEVICE void finish(float sum) const {
+        const float y = row.of(sum), up = __shfl_down_sync(ALL_LANES, y, 8);
+        if (exists) epilogue(to, y, up, residual);
+    }
+};
+
+// Sums of a tile's partitions change hands in shared memory: a row holds them in fours, of which those that are missing
+// are -0, which changes no bit. Rows are an odd number of fours apart, and so on different banks.
+DEVICE int partition_stride(const MatrixParams& matrix) { return ((matrix.num_partitions + 3) / 4 | 1) * 4; }
+
+DEVICE float sum_of_row(const float* row, int num_partitions) {
+    float4 fours[MAX_PARTITIONS / 4];
+#pragma unroll
+    for (int i = 0; i < MAX_PARTITIONS / 4; i++)
+        fours[i] = 4 * i < num_partitions ? ((const float4*)row)[i] : make_float4(-0.0f, -0.0f, -0.0f, -0.0f);
+    float sum = -0.0f;
+#pragma unroll
+    for (int i = 0; i < MAX_PARTITIONS / 4; i++) sum = sum + fours[i].x + fours[i].y + fours[i].z + fours[i].w;
+    return sum;
+}
+
+// One token, or one expert of it. What can be done ahead of x is done ahead of it: the rest is a chain of instructions
+// that wait for each other, and takes as long as it has links. Shared memory: x as float16; a norm's sums and its
+// weights; the sums of tiles; each warp's ring of weights.
+template <GemvInput INPUT>
+DEVICE void matmul_gemv(const SmallBatchParams& p) {
+    const MatrixParams& matrix = p.matrix;
+    const int lane = threadIdx.x % 32, at = threadIdx.x * 16, x_bytes = matrix.width * 2;
+    const Place place(p);
+    float* const norm_sums = (float*)(shared + matrix.num_chunks * 128);
+    float* const norm_weights = norm_sums + 2 * NORM_PARTITIONS;
+    // [2][tiles_at_once][16 rows][partition_stride]
+    float* const sums = norm_weights + (INPUT == GEMV_NORMED ? matrix.width : 0);
+    const int stride = partition_stride(matrix), buffer_floats = p.tiles_at_once * 16 * stride;
+    const u8* x = (const u8*)p.x;
+    const u8* packed = matrix.packed;
+    int expert = 0, pair = 0, tile = place.tile;
+    uint4 vector;  // of x: this thread's first
+    NormRow row;
+    if constexpr (INPUT == GEMV_ROUTED) {
+        pair = blockIdx.z * p.routing.num_used + blockIdx.y;
+        x += (i64)(p.routing.x_row_of_pair ? pair : blockIdx.z) * x_bytes;
+        wait_for_previous();
+        if (at < x_bytes) vector = *(const uint4*)(x + at);
+        expert = expert_of_rank(p.routing.router_logits + (i64)blockIdx.z * p.routing.num_experts,
+                                p.routing.num_experts, blockIdx.y);
+        packed += expert * matrix.expert_bytes;
+    }
+    if constexpr (INPUT == GEMV_NORMED) row.copy_weights(p.norm, norm_weights);  // in the first group of copies
+    Weights weights(matrix, packed, shared_address(shared) + p.ring_at, place.partition, tile, place.tile_step,
+                    place.num_tiles);
+    RowBase base = row_base(matrix, expert, tile, lane);
+    GemvOutput output(p, expert, pair, tile);
+    if (at < matrix.num_chunks * 128 - x_bytes) *(uint4*)(shared + x_bytes + at) = uint4{};
+    for (int i = threadIdx.x; i < 2 * buffer_floats; i += blockDim.x) sums[i] = -0.0f;
+    float* own = sums + (place.local_tile * 16 + (lane >> 2)) * stride + place.partition;
+    const float* sum_row = sums + (place.local_tile * 16 + lane % 16) * stride;
+    if constexpr (INPUT != GEMV_ROUTED) {
+        weights.make_ready(base, tile < place.num_tiles);
+        output.compute_now();
+        wait_for_x(p);
+        if (p.x_rows) x += (i64)p.x_rows[0] * matrix.width * (INPUT == GEMV_NORMED ? 4 : 2);
+        if constexpr (INPUT == GEMV_NORMED)
+            row.load(p.norm, (const float*)x);
+        else if (at < x_bytes)
+            vector = *(const uint4*)(x + at);
+        if (place.partition == 0) output.load_residual();
+    }
+    if constexpr (INPUT == GEMV_NORMED) {
+        row.normalise(p.norm, norm_weights, norm_sums,
+                      [&](int column, float4 n) { *(uint2*)(shared + column * 2) = pack_quad(n); });
+    } else {
+        if (at < x_bytes) *(uint4*)(shared + at) = vector;
+#pragma unroll 1
+        for (int more = at + blockDim.x * 16; more < x_bytes; more += blockDim.x * 16)
+            *(uint4*)(shared + more) = *(const uint4*)(x + more);
+    }
+    __syncthreads();
+
+    const u32 x_address = shared_address(shared) + (lane >> 3) * 16;  // eight times the same row
+    // Warps of a block have their tiles at the same time: where partitions meet, all come to the barrier equally often.
+    int next_tile = place.block_tile + place.tile_step, other_buffer = buffer_floats;
+#pragma unroll 1
+    while (true) {
+        float acc[4] = {0.0f, 0.0f, 0.0f, 0.0f};
+        const bool has_tile = tile < place.num_tiles;
+        if (has_tile) {
+            weights.multiply(matrix, packed, acc, base, x_address, tile + place.tile_step >= place.num_tiles);
+            if ((lane & 3) == 0) own[0] = acc[0], own[8 * stride] = acc[2];
+        }
+        wait_for_partitions(p);
+        if (place.partition == 0 && has_tile) output.finish(sum_of_row(sum_row, matrix.num_partitions));
+        if (next_tile >= place.num_tiles) break;
+        // The other buffer was read before all warps came here.
+        own += other_buffer, sum_row += other_buffer, other_buffer = -other_buffer;
+        next_tile += place.tile_step, tile += place.tile_step;
+        base = row_base(matrix, expert, tile, lane);
+        output = GemvOutput(p, expert, pair, tile);
+        if (place.partition == 0) output.load_residual();
+    }
+    if (INPUT != GEMV_ROUTED && p.overlaps_previous) wait_for_previous();
+}

@@ -1,0 +1,148 @@
+// y = x W^T for any number of tokens, in tiles of TOKENS x 128 outputs a block; see matmul.cuh. Each of eight warps
+// dequantises the weights of 16 outputs in registers, as the tensor cores' A operand; x is B, in shared memory.
+//   matmul_tiled_hopper.cuh    on Hopper: the copy engine brings weights and x
+//   matmul_tiled_portable.cuh  elsewhere: each thread copies its share, ahead of time
+// A block has all partitions and finishes what they add up to, or one, the one of its z, and leaves it to
+// matmul_reduce.
+#include "matmul.cuh"
+#include "../common/wgmma.cuh"
+
+constexpr int SUMMING_TOKENS = 128;  // up to here a block has registers for the sums of partitions
+constexpr int MAX_STAGES = 8;
+
+template <int TOKENS>
+struct Accumulators {
+    float d[TOKENS / 8][4];
+    DEVICE void clear() {
+#pragma unroll
+        for (int n = 0; n < TOKENS / 8; n++) d[n][0] = d[n][1] = d[n][2] = d[n][3] = 0.0f;
+    }
+    DEVICE void add(const Accumulators& other) {
+#pragma unroll
+        for (int n = 0; n < TOKENS / 8; n++)
+#pragma unroll
+            for (int i = 0; i < 4; i++) d[n][i] += other.d[n][i];
+    }
+};
+
+// What a block works on.
+struct Work {
+    int first_partition, last_partition, first_chunk, last_chunk;
+    int expert, first_token, num_tokens;
+
+    // False: nothing. Waits for the kernel before if that decides.
+    DEVICE bool find(const TiledParams& p, int tokens) {
+        first_partition = blockIdx.z * p.matrix.num_partitions / gridDim.z;
+        last_partition = (blockIdx.z + 1) * p.matrix.num_partitions / gridDim.z;
+        first_chunk = partition_start(first_partition, p.matrix) * Layout<FORMAT>::chunks;
+        last_chunk = partition_start(last_partition, p.matrix) * Layout<FORMAT>::chunks;
+        expert = 0, first_token = blockIdx.y * tokens, num_tokens = min(tokens, p.num_tokens - first_token);
+        if (!p.tiles) return true;
+        wait_for_previous();
+        if ((int)blockIdx.y >= *p.num_tiles) return false;
+        const int4 entry = p.tiles[blockIdx.y];
+        expert = entry.x, first_token = entry.y, num_tokens = entry.z;
+        return true;
+    }
+};
+
+// Outputs of one row, `sums` apart by `stride` for each token; `index`: of the first token's output.
+template <int KIND>
+DEVICE void store_rows(const TiledParams& p, const Work& work, i64 index, const OutputRow& row, const float* sums,
+                       int stride) {
+    const Epilogue epilogue(p.output, KIND);
+#pragma unroll 4
+    for (int token = threadIdx.x / 128; token < work.num_tokens; token += 2)
+        epilogue(epilogue.address(index + (i64)token * p.output.stride), row.of(sums[token * stride]), 0.0f,
+                 NO_RESIDUAL);
+}
+
+// Added to what `out` holds. All loads of a batch come first: the compiler may not move a load before a store.
+DEVICE void add_rows(const TiledParams& p, const Work& work, i64 index, const OutputRow& row, const float* sums,
+                     int stride) {
+    constexpr int BATCH = 16;
+    const Epilogue epilogue(p.output, ADD_RESIDUAL);
+    float* out = (float*)p.output.out + index;
+#pragma unroll 1
+    for (int first = threadIdx.x / 128; first < work.num_tokens; first += 2 * BATCH) {
+        float old[BATCH];
+#pragma unroll
+        for (int i = 0; i < BATCH; i++)
+            if (first + 2 * i < work.num_tokens) old[i] = out[(i64)(first + 2 * i) * p.output.stride];
+#pragma unroll
+        for (int i = 0; i < BATCH; i++)
+            if (first + 2 * i < work.num_tokens)
+                epilogue(out + (i64)(first + 2 * i) * p.output.stride, row.of(sums[(first + 2 * i) * stride]), 0.0f,
+                         old[i]);
+    }
+}
+
+// Brings what `add_rows` will read into the L2 cache, while the products are made.
+DEVICE void prefetch_rows(const TiledParams& p, const Work& work) {
+    if (p.output.epilogue != ADD_RESIDUAL || gridDim.z > 1) return;
+    for (int i = threadIdx.x; i < work.num_tokens * 4; i += 256) {  // lines of 32 outputs
+        const int row = blockIdx.x * 128 + i % 4 * 32;
+        const float* line =
+            (const float*)p.output.out + Epilogue(p.output, ADD_RESIDUAL).index(work.first_token + i / 4, row);
+        if (row < p.matrix.num_rows) asm volatile("prefetch.global.L2 [%0];" ::"l"(line));
+    }
+}
+
+// Sums of a tile, as they lie in the warps' fragments, by way of shared memory -> the partial sums of `partition`, or
+// if that is -1 finished to `out`. In shared memory so that one short loop, in which neighbours store side by side,
+// does for all: spelled out for each register, it is more code than fits the instruction cache. All threads of the
+// block; `shared` [TOKENS][STRIDE] is free.
+template <int TOKENS>
+DEVICE void store_tile(const TiledParams& p, const Work& work, int partition, float* shared,
+                       const Accumulators<TOKENS>& sums) {
+    constexpr int STRIDE = 128 + 4;  // no two lanes of a store in one bank
+    const int lane = threadIdx.x % 32, first_row = blockIdx.x * 128;
+    float* to = shared + 2 * (lane & 3) * STRIDE + threadIdx.x / 32 * 16 + (lane >> 2);
+    __syncthreads();
+#pragma unroll
+    for (int n = 0; n < TOKENS / 8; n++)
+#pragma unroll
+        for (int i = 0; i < 4; i++) to[(8 * n + (i & 1)) * STRIDE + 8 * (i >> 1)] = sums.d[n][i];
+    __syncthreads();
+    const MatrixParams& matrix = p.matrix;
+    const Epilogue epilogue(p.output);
+    if (partition < 0 && epilogue.is_gated()) {
+        const int local = threadIdx.x % 64 / 8 * 16 + threadIdx.x % 8, row = first_row + local;
+        const OutputRow gate(matrix, work.expert, row), up(matrix, work.expert, row + 8);
+        if (row >= matrix.num_rows) return;
+        const i64 index = epilogue.index(work.first_token, row);
+#pragma unroll 4
+        for (int token = threadIdx.x / 64; token < work.num_tokens; token += 4)
+            epilogue(epilogue.address(index + (i64)token * p.output.stride), gate.of(shared[token * STRIDE + local]),
+                     up.of(shared[token * STRIDE + local + 8]), NO_RESIDUAL);
+        return;
+    }
+    const int local = threadIdx.x % 128, row = first_row + local;
+    if (row >= matrix.num_rows) return;
+    if (partition >= 0) {
+        float* partial = p.partials + ((i64)partition * p.num_tokens + work.first_token) * matrix.num_rows + row;
+#pragma unroll 4
+        for (int token = threadIdx.x / 128; token < work.num_tokens; token += 2)
+            partial[(i64)token * matrix.num_rows] = shared[token * STRIDE + local];
+        return;
+    }
+    const OutputRow output(matrix, work.expert, row);
+    const i64 index = epilogue.index(work.first_token, row);
+    const float* sums_of_row = shared + local;
+    if (epilogue.kind == STORE_HALF) store_rows<STORE_HALF>(p, work, index, output, sums_of_row, STRIDE);
+    if (epilogue.kind == STORE_FLOAT) store_rows<STORE_FLOAT>(p, work, index, output, sums_of_row, STRIDE);
+    if (epilogue.kind == ADD_RESIDUAL) add_rows(p, work, index, output, sums_of_row, STRIDE);
+    if (epilogue.kind == GELU) store_rows<GELU>(p, work, index, output, sums_of_row, STRIDE);
+}
+
+// On Hopper.
+struct HopperTiledParams {
+    TiledParams tiled;
+    alignas(64) u8 x_map[128];  // tensor map of x, float16 [rows, width], boxes of 64 columns x TOKENS
+};
+
+#if HAS_WGMMA
+#include "matmul_tiled_hopper.cuh"
+#else
+#include "matmul_tiled_portable.cuh"
+#endif

@@ -1,0 +1,138 @@
+"""The sampling parameters: one table, from which requests, the engine's checks and the documentation are made.
+
+A field of `SamplingFields` is a row of the table: a parameter's name, type, limits, default, where it acts and what it
+means; `PARAMETERS` gives the rows as values. Two more classes have a line for each parameter, because type checkers and
+editors do not see fields that are made at run time: `SamplingKeywords`, and `EngineSampling` for those that the engine
+is told. Tests compare both with the table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, TypedDict, get_args, get_type_hints
+
+import msgspec
+from msgspec import Meta
+
+Where = Literal["request", "engine", "logits", "draw"]
+"""Where a parameter acts: "request" before and after the engine, which is not told of it; "engine" on a sequence as a
+whole; "logits" on the logits, before a token is drawn; "draw" in the op that draws (`kernels.batch.SamplingRow`)."""
+
+MAX_LOGPROBS = 20
+
+_INT32_END = 2**31
+
+TokenId = Annotated[int, Meta(ge=0, lt=_INT32_END)]
+StopString = Annotated[str, Meta(min_length=1, max_length=1024)]
+Bias = Annotated[float, Meta(ge=-100, le=100)]
+
+
+def _row(where: Where, meaning: str, **limits: Any) -> Meta:
+    """What the table says of a parameter besides its name, type and default; ``limits`` as msgspec has them."""
+    return Meta(description=meaning, extra={"where": where}, **limits)
+
+
+class SamplingFields(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """The table of sampling parameters, as the part of a request that they are."""
+
+    max_tokens: Annotated[int, _row("engine", "most tokens of an answer", ge=1, lt=_INT32_END)] | None = None
+    min_tokens: Annotated[int, _row("engine", "tokens before a stop token can be drawn", ge=0, lt=_INT32_END)] = 0
+    temperature: Annotated[float, _row("draw", "divides the logits; 0 takes the most probable token", ge=0, le=2)] = 1.0
+    top_p: Annotated[float, _row("draw", "keeps the most probable tokens up to this mass; 1 is off", gt=0, le=1)] = 1.0
+    top_k: Annotated[int, _row("draw", "keeps so many of the most probable tokens; 0 is off", ge=0, lt=_INT32_END)] = 0
+    min_p: Annotated[float, _row("draw", "drops tokens below this share of the largest probability", ge=0, le=1)] = 0.0
+    repetition_penalty: Annotated[float, _row("logits", "divides the logits of tokens so far", ge=0.01, le=10)] = 1.0
+    presence_penalty: Annotated[float, _row("logits", "subtracted from the logits of tokens so far", ge=-2, le=2)] = 0.0
+    frequency_penalty: Annotated[float, _row("logits", "the same, times how often a token was", ge=-2, le=2)] = 0.0
+    logit_bias: Annotated[dict[TokenId, Bias], _row("logits", "added to logits, by token id", max_length=4096)] = {}
+    seed: Annotated[int, _row("engine", "of the random numbers; null draws one", ge=0, le=2**63 - 1)] | None = None
+    stop: Annotated[list[StopString], _row("request", "strings that end an answer", max_length=16)] = []
+    stop_token_ids: Annotated[list[TokenId], _row("engine", "token ids that end an answer", max_length=256)] = []
+    ignore_eos: Annotated[bool, _row("request", "goes on after the model's own end tokens")] = False
+    n: Annotated[int, _row("request", "number of answers", ge=1, le=16)] = 1
+    logprobs: Annotated[int, _row("engine", "alternatives told with each token", ge=0, le=MAX_LOGPROBS)] | None = None
+
+
+class SamplingKeywords(TypedDict, total=False):
+    """`SamplingFields` as keyword arguments."""
+
+    max_tokens: int | None
+    min_tokens: int
+    temperature: float
+    top_p: float
+    top_k: int
+    min_p: float
+    repetition_penalty: float
+    presence_penalty: float
+    frequency_penalty: float
+    logit_bias: Mapping[int, float]
+    seed: int | None
+    stop: str | Sequence[str]
+    stop_token_ids: Sequence[int]
+    ignore_eos: bool
+    n: int
+    logprobs: int | None
+
+
+class EngineSampling(msgspec.Struct, frozen=True):
+    """The sampling parameters that an engine is told; their order is that of the wire, new ones come last."""
+
+    max_tokens: int
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: dict[int, float] = {}
+    seed: int = 0
+    stop_token_ids: tuple[int, ...] = ()
+    min_tokens: int = 0
+    logprobs: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Parameter:
+    """A row of the table."""
+
+    name: str
+    type: Any  # without None
+    limits: Meta  # those of a mapping's values where they are numbers
+    default: Any
+    where: Where
+    meaning: str
+
+    @property
+    def bounds(self) -> tuple[float, float] | None:
+        """The least and the largest number, "greater" being taken as "at least"; None where there are none."""
+        limits = self.limits
+        least = limits.gt if limits.ge is None else limits.ge
+        most = limits.le if limits.lt is None else limits.lt - 1
+        return None if least is None or most is None else (least, most)
+
+
+def _parameters() -> Iterator[Parameter]:
+    hints = get_type_hints(SamplingFields, include_extras=True)
+    for field in msgspec.structs.fields(SamplingFields):
+        hint = hints[field.name]
+        annotated = hint if hasattr(hint, "__metadata__") else get_args(hint)[0]  # else it is "... | None"
+        [row] = annotated.__metadata__
+        kind = annotated.__origin__
+        values = get_args(kind)[-1] if getattr(kind, "__origin__", None) is dict else annotated
+        yield Parameter(
+            name=field.name,
+            type=kind,
+            limits=values.__metadata__[0],
+            default=field.default if field.default_factory is msgspec.NODEFAULT else field.default_factory(),
+            where=row.extra["where"],
+            meaning=row.description,
+        )
+
+
+PARAMETERS = {parameter.name: parameter for parameter in _parameters()}
+"""The table by the parameters' names."""
+
+FLOATS = tuple(parameter.name for parameter in PARAMETERS.values() if parameter.type is float)
+"""Parameters that are real numbers: JSON and Python have some that are none, which no limit keeps out."""

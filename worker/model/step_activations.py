@@ -1,0 +1,38 @@
+"""What a forward pass hands from op to op."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from kernels.batch import AnyArray, Step
+from kernels.devices.protocol import Device
+from worker.model.config import ModelConfig
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class StepActivations:
+    """Arrays for the T tokens of a step, of which R have logits, until the next step; of the device's type or float32.
+
+    Every layer writes the same ones.
+    """
+
+    residual: AnyArray  # [T, hidden] float32: the residual stream
+    qkv: AnyArray  # [T, (num_heads + 2 * num_kv_heads) * head_dim]
+    attended: AnyArray  # [T, num_heads * head_dim]
+    activated: AnyArray  # [T, intermediate]; [0, intermediate] in a mixture of experts, whose op has arrays of its own
+    logits: AnyArray  # [R, vocab_size] float32
+
+    @classmethod
+    def allocate(cls, config: ModelConfig, device: Device, step: Step) -> StepActivations:
+        """Start a step on ``device``: arrays with arbitrary contents."""
+        empty, dtype = device.begin_step(), device.activation_dtype
+        num_tokens = step.token_ids.size
+        return cls(
+            residual=empty((num_tokens, config.hidden), np.float32),
+            qkv=empty((num_tokens, config.query_width + 2 * config.kv_width), dtype),
+            attended=empty((num_tokens, config.query_width), dtype),
+            activated=empty((0 if config.num_experts else num_tokens, config.intermediate), dtype),
+            logits=empty((step.logit_rows.size, config.vocab_size), np.float32),
+        )
