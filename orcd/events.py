@@ -93,7 +93,7 @@ def encode_event(event: Event) -> bytes:
 
 
 def decode_event(json: bytes) -> Event:
-    """The inverse of `encode`; unknown fields are ignored, so that an older reader follows a newer writer."""
+    """The inverse of `encode_event`; unknown fields are ignored, so that an older reader follows a newer writer."""
     return _decoder.decode(json)
 
 

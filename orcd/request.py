@@ -51,7 +51,7 @@ class RequestFields(SamplingKeywords, total=False):
 
     prompt: str | None
     messages: Sequence[Mapping[str, Any]] | None
-    prompt_token_ids: Sequence[int] | None
+    prompt_token_ids: list[int] | tuple[int, ...] | None
     model: str | None
     priority: int
     deadline_s: float | None

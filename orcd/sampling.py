@@ -8,7 +8,7 @@ is told. Tests compare both with the table.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypedDict, get_args, get_type_hints
 
@@ -68,8 +68,8 @@ class SamplingKeywords(TypedDict, total=False):
     frequency_penalty: float
     logit_bias: Mapping[int, float]
     seed: int | None
-    stop: str | Sequence[str]
-    stop_token_ids: Sequence[int]
+    stop: str | list[str] | tuple[str, ...]
+    stop_token_ids: list[int] | tuple[int, ...]
     ignore_eos: bool
     n: int
     logprobs: int | None

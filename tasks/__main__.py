@@ -6,7 +6,6 @@ What a command needs is imported when it runs: NumPy and Celery take a while, an
 from __future__ import annotations
 
 import os
-import re
 import sys
 from pathlib import Path
 from socket import gethostname
@@ -110,7 +109,7 @@ def flower(options: tuple[str, ...]) -> int:
     """
     from tornado.options import Error
 
-    from tasks.app import create_app  # without the worker's tasks, whose packages Flower can do without
+    from tasks.app import create_app  # without the worker's tasks, which Flower has no use for
 
     try:
         exit_code: int = create_app(from_environment()).start(["flower", *options]) or 0
@@ -124,25 +123,38 @@ def bench() -> None:
     """Measure throughput and latency."""
 
 
+def _numbers(ctx: click.Context, param: click.Parameter, value: str) -> list[int]:
+    """The numbers that an option lists."""
+    numbers = value.split(",")
+    if not all(number.isdecimal() and int(number) for number in numbers):
+        raise click.BadParameter("must be numbers of at least 1, separated by commas", ctx, param)
+    return [int(number) for number in numbers]
+
+
 @bench.command("queue")
 @click.argument("model", type=click.Path(path_type=Path), metavar="M.gguf")
 @click.option("--device", metavar="DEVICE", help="cuda:0 (default), another GPU, or cpu.")
 @click.option("--prompt-tokens", type=click.IntRange(min=1), default=128, show_default=True, metavar="N")
 @click.option("--output-tokens", type=click.IntRange(min=1), default=256, show_default=True, metavar="N")
-@click.option("--concurrency", default="1,16,64,256", show_default=True, metavar="N,...", help="Streams at once.")
+@click.option(
+    "--concurrency",
+    callback=_numbers,
+    default="1,16,64,256",
+    show_default=True,
+    metavar="N,...",
+    help="Streams at once.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, one object a line.")
 def bench_queue(
-    model: Path, device: str | None, prompt_tokens: int, output_tokens: int, concurrency: str, as_json: bool
+    model: Path, device: str | None, prompt_tokens: int, output_tokens: int, concurrency: list[int], as_json: bool
 ) -> None:
     """Send the same load through a Redis and a worker that are started for it."""
     from tasks.local.bench import HEAD, QueueBench
 
-    if not re.fullmatch(r"[1-9]\d*(,[1-9]\d*)*", concurrency):
-        raise InvalidRequest("concurrency: must be numbers of at least 1, separated by commas")
     load = QueueBench(model, device or Settings().device, prompt_tokens, output_tokens)
     if not as_json:
         print(f"{model.name} behind the queue: {prompt_tokens} tokens in, {output_tokens} out\n{HEAD}", flush=True)
-    for measurement in load.measure([int(number) for number in concurrency.split(",")]):
+    for measurement in load.measure(concurrency):
         if as_json:
             write_json(measurement)
         else:

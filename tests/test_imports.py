@@ -6,6 +6,7 @@ import ast
 import contextlib
 import graphlib
 import io
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -79,6 +80,22 @@ def test_a_library_is_named_only_where_it_belongs(names: set[str], homes: tuple[
     for path in (path for package in PACKAGES for path in sources(package)):
         if names & {module.split(".")[0] for module in imports(path)}:
             assert (module_name(path) + ".").startswith(homes), f"{path.relative_to(ROOT)} imports one of {names}"
+
+
+LEAVES = {f"orcd.{name}": {"msgspec", "orcd"} for name in ("errors", "settings", "sampling", "jsonl")}
+PURE = {f"worker.engine.{name}": {"worker"} for name in ("scheduler", "block_pool", "prefix_cache", "sequence")}
+
+
+@pytest.mark.parametrize(("module", "allowed"), (LEAVES | PURE).items())
+def test_what_must_stay_simple_needs_the_standard_library_and_little_else(module: str, allowed: set[str]) -> None:
+    path = ROOT / (module.replace(".", "/") + ".py")
+    taken = set(imports(path))
+    roots = {name.split(".")[0] for name in taken}
+    assert roots <= sys.stdlib_module_names | allowed
+    siblings = ("worker.contract", "worker.engine.") if module in PURE else tuple(LEAVES)
+    for name in taken:
+        if name.split(".")[0] in PACKAGES and name not in ("orcd", "worker.engine"):
+            assert name.startswith(siblings), f"{module} imports {name}"
 
 
 def test_there_is_no_import_circle() -> None:

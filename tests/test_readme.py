@@ -137,10 +137,10 @@ def test_the_first_paragraph_says_what_it_is_in_three_sentences() -> None:
 def users_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder as users of Celery have it, with modules named like ours that must never be imported."""
     folder = tmp_path_factory.mktemp("application")
-    (folder / "tasks.py").write_text("raise AssertionError('the user's tasks')")
-    (folder / "kernels.py").write_text("raise AssertionError('the user's kernels')")
+    (folder / "tasks.py").write_text("raise AssertionError('imported tasks of the user')")
+    (folder / "kernels.py").write_text("raise AssertionError('imported kernels of the user')")
     (folder / "worker").mkdir()
-    (folder / "worker" / "__init__.py").write_text("raise AssertionError('the user's worker')")
+    (folder / "worker" / "__init__.py").write_text("raise AssertionError('imported worker of the user')")
     return folder
 
 

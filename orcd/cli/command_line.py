@@ -37,6 +37,9 @@ def run(command: click.Command, arguments: Sequence[str]) -> int:
     except OrcdError as error:
         report(error.code, error.message)
         return 2 if isinstance(error, InvalidRequest) else 1
+    except OSError as error:  # a file or standard output that cannot be written
+        report(InvalidRequest.code, f"{error.filename or 'output'}: {error.strerror}")
+        return 1
     except (KeyboardInterrupt, click.Abort):
         report(Cancelled.code, "interrupted")
         return INTERRUPTED

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from importlib.machinery import PathFinder
 from importlib.util import find_spec
 from pathlib import Path
 from typing import NoReturn
@@ -49,9 +50,9 @@ class ProcessCommand(click.Command):
         return args
 
     def invoke(self, ctx: click.Context) -> NoReturn:
-        """Become the program. Raises `InvalidRequest` if a package that it needs is missing."""
+        """Become the program. Raises `InvalidRequest` if a package that it needs is missing, but for its help."""
         missing = [package for package in self._packages if find_spec(package) is None]
-        if missing:
+        if missing and not {"--help", "-h"} & set(ctx.args):
             raise InvalidRequest(
                 f"{ctx.command_path} needs packages that are not installed ({', '.join(missing)}); "
                 f"run: pip install 'orcd[{self._extra}]'"
@@ -66,15 +67,16 @@ def environment(inherited: Mapping[str, str]) -> dict[str, str]:
     """``inherited`` without the entries of PYTHONPATH that hold a module named like one of our programs."""
     result = dict(inherited)
     if path := result.get("PYTHONPATH"):
-        result["PYTHONPATH"] = os.pathsep.join(entry for entry in path.split(os.pathsep) if not _shadows(Path(entry)))
+        result["PYTHONPATH"] = os.pathsep.join(entry for entry in path.split(os.pathsep) if not _shadows(entry))
     return result
 
 
-def _shadows(folder: Path) -> bool:
-    """Whether a ``tasks``, ``worker`` or ``kernels`` in ``folder`` would be imported instead of ours."""
-    if folder.resolve() == _OURS:
+def _shadows(entry: str) -> bool:
+    """Whether a ``tasks``, ``worker`` or ``kernels`` of a folder or zip file would be imported instead of ours."""
+    if Path(entry).resolve() == _OURS:
         return False
-    return any((folder / f"{name}.py").exists() or (folder / name / "__init__.py").exists() for name in _TOP_LEVEL)
+    specs = (PathFinder.find_spec(name, [entry]) for name in _TOP_LEVEL)
+    return any(spec is not None and spec.loader is not None for spec in specs)  # a folder without modules has no loader
 
 
 bench = click.Group(

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import logging
 import os
-import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakSet
 
 import celery.app.amqp
 import kombu
 from celery import Celery
 from kombu.exceptions import OperationalError
+from kombu.pools import ProducerPool
 from kombu.transport import redis
 
 from orcd.settings import ClientSettings
@@ -25,6 +26,8 @@ log = logging.getLogger(__name__)
 
 DEFAULT_PRIORITY = 5
 PRIORITIES = list(range(10))
+MAX_CONNECTIONS = 10
+"""Threads of a publisher that can send at once; more wait for each other."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,22 +107,25 @@ class Publisher:
     """Sends the messages of jobs. Thread-safe; in a forked process it opens connections of that process's own."""
 
     def __init__(self, settings: ClientSettings) -> None:
-        self._settings = settings
-        self._lock = threading.Lock()
-        self._app: Celery | None = None
-        self._pid = 0
+        self._app = Celery("orcd", set_as_current=False, amqp="orcd.store.enqueue:Amqp")
+        # Without a result backend: Celery's would subscribe to every job it sends.
+        self._app.conf.update(broker_configuration(settings), result_backend="disabled")
+        self._open()
+        _publishers.add(self)
 
     def publish(self, message: Message) -> None:
         """Send one message. Raises kombu's ``OperationalError`` when the broker cannot be reached."""
-        self._own_app().send_task(
-            "tasks.generate",
-            kwargs={"job_id": message.job_id},
-            task_id=message.job_id,
-            queue=message.queue,
-            priority=message.priority,
-            retry=True,
-            retry_policy={"max_retries": 2, "interval_start": 0.1, "interval_step": 0.4},
-        )
+        with self._producers.acquire(block=True) as producer:
+            self._app.send_task(
+                "tasks.generate",
+                kwargs={"job_id": message.job_id},
+                task_id=message.job_id,
+                queue=message.queue,
+                priority=message.priority,
+                producer=producer,
+                retry=True,
+                retry_policy={"max_retries": 2, "interval_start": 0.1, "interval_step": 0.4},
+            )
 
     def announce(self, messages: Sequence[Message]) -> None:
         """Send the messages of jobs that are stored.
@@ -137,20 +143,27 @@ class Publisher:
 
     def close(self) -> None:
         """Give the connections back."""
-        with self._lock:
-            if self._app is not None and self._pid == os.getpid():
-                self._app.close()
-            self._app = None
+        _publishers.discard(self)
+        self._producers.force_close_all()
+        self._connections.force_close_all()
+        self._app.close()
 
-    def _own_app(self) -> Celery:
-        """The app of this process. kombu's pools do not notice a fork: two processes would share one connection."""
-        pid = os.getpid()
-        if self._pid != pid:
-            self._lock = threading.Lock()  # another thread may have held it when the process was forked
-        with self._lock:
-            if self._app is None or self._pid != pid:
-                app = Celery("orcd", set_as_current=False, amqp="orcd.store.enqueue:Amqp")
-                # Without a result backend: Celery's would subscribe to every job it sends.
-                app.conf.update(broker_configuration(self._settings), result_backend="disabled")
-                self._app, self._pid = app, pid
-            return self._app
+    def _open(self) -> None:
+        """Pools of this publisher's own, which hold no connection yet.
+
+        Celery's are shared by the whole process, so that nobody could close them, and do not notice a fork: parent and
+        child would write to one socket.
+        """
+        self._connections = self._app.connection_for_write().Pool(MAX_CONNECTIONS)
+        self._producers = ProducerPool(self._connections, limit=MAX_CONNECTIONS)
+
+
+_publishers: WeakSet[Publisher] = WeakSet()
+
+
+def _open_anew() -> None:
+    for publisher in _publishers:
+        publisher._open()
+
+
+os.register_at_fork(after_in_child=_open_anew)

@@ -14,10 +14,10 @@ from typing import Any, BinaryIO
 
 import msgspec
 
-from orcd import jsonl as json_line
+from orcd import jsonl
 from orcd.batch.batch_run import record
 from orcd.client import Client
-from orcd.errors import EngineLost, InvalidRequest, OrcdError
+from orcd.errors import EngineLost, InvalidRequest
 from orcd.events import Token
 from orcd.result import ResultBuilder, exception
 from orcd.store.redis_connection import safe_url
@@ -45,7 +45,7 @@ class Demo:
         with ExitStack() as stack:
             stack.enter_context(_interrupted_by_signals())
             results = stack.enter_context(_open(self._output))
-            redis_url = self._redis_url or stack.enter_context(_start_redis()).url
+            redis_url = self._redis_url or stack.enter_context(RedisServer()).url
             say(f"Redis at {safe_url(redis_url)}")
             say(f"starting a worker with {MODEL.name} on {DEVICE}")
             # A name of its own, so that no other worker on the same Redis takes the jobs.
@@ -87,7 +87,7 @@ class Demo:
         result = builder.result()
         if result.error is not None:
             raise exception(result.error)
-        results.write(json_line.encode({"job_id": job_id, "prompt": prompt, **record(result)}))
+        results.write(jsonl.encode({"job_id": job_id, "prompt": prompt, **record(result)}))
         results.flush()
         return result.tokens_out
 
@@ -105,13 +105,6 @@ def _interrupted_by_signals() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _start_redis() -> RedisServer:
-    try:
-        return RedisServer()
-    except RuntimeError as error:
-        raise OrcdError(str(error)) from None
 
 
 def _show_load(percent: int) -> None:

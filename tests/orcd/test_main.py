@@ -1,0 +1,36 @@
+"""``python -m orcd``."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+
+import pytest
+
+
+def orcd(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "orcd", *arguments], capture_output=True, text=True, timeout=60)
+
+
+def test_the_module_is_the_command() -> None:
+    done = orcd("--version")
+    assert re.fullmatch(r"orcd, version \d+\.\d+\.\d+\n", done.stdout)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "exit_code", "code"),
+    [
+        (("status",), 2, "INVALID_REQUEST"),
+        (("status", "j", "--redis", "redis://127.0.0.1:1/0"), 1, "REDIS_UNAVAILABLE"),
+    ],
+    ids=["wrong usage", "no Redis"],
+)
+def test_a_process_that_fails_exits_with_the_code_and_prints_no_traceback(
+    arguments: tuple[str, ...], exit_code: int, code: str
+) -> None:
+    done = orcd(*arguments)
+    assert done.returncode == exit_code
+    assert done.stdout == ""
+    assert re.fullmatch(rf"orcd: {code}: .+\n", done.stderr)

@@ -1,0 +1,94 @@
+"""How ``ORCD_`` variables are read, for any settings, and what a client has of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pytest
+
+from orcd.errors import InvalidRequest
+from orcd.settings import ClientSettings, check_least, read_environment, to_environment
+
+
+@dataclass(frozen=True, slots=True)
+class SampleSettings(ClientSettings):
+    """One of every type, under names of the table."""
+
+    name: str = ""
+    step_tokens: int = 0
+    prefix_cache: bool = True
+    vram_fraction: float = 0.9
+
+    def check(self) -> None:
+        check_least(self, {"job_ttl_s"})
+
+    def defaults(self) -> SampleSettings:
+        return SampleSettings()
+
+
+def test_nothing_set_gives_the_defaults() -> None:
+    assert read_environment(ClientSettings, {}) == ClientSettings()
+    assert read_environment(ClientSettings, {"PATH": "/bin", "ORCD_REDIS_URL": ""}) == ClientSettings()
+
+
+def test_without_a_mapping_it_is_the_process_s_own_environment_that_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ORCD_JOB_TTL_S", "60")
+    assert read_environment(ClientSettings).job_ttl_s == 60
+
+
+def test_every_kind_of_value_is_read() -> None:
+    settings = read_environment(
+        SampleSettings,
+        {
+            "ORCD_NAME": "poet",
+            "ORCD_STEP_TOKENS": "7",
+            "ORCD_PREFIX_CACHE": "No",
+            "ORCD_VRAM_FRACTION": "0.5",
+            "ORCD_JOB_TTL_S": "60",
+        },
+    )
+    assert settings == SampleSettings(
+        name="poet", step_tokens=7, prefix_cache=False, vram_fraction=0.5, job_ttl_s=60
+    )  # fmt: skip
+
+
+def test_flags_win_over_variables_and_absent_flags_do_not() -> None:
+    environment = {"ORCD_REDIS_URL": "redis://variable/0", "ORCD_JOB_TTL_S": "5"}
+    settings = read_environment(ClientSettings, environment, redis_url="redis://flag/0", job_ttl_s=None)
+    assert settings == ClientSettings(redis_url="redis://flag/0", job_ttl_s=5)
+
+
+def test_a_client_passes_over_the_variables_of_a_worker_on_the_same_machine() -> None:
+    assert read_environment(ClientSettings, {"ORCD_DEVICE": "cuda:0", "ORCD_STEP_TOKENS": "no number"}) == (
+        ClientSettings()
+    )
+
+
+@pytest.mark.parametrize(
+    ("environment", "message"),
+    [
+        ({"ORCD_STEP_TOKEN": "7"}, "unknown environment variable ORCD_STEP_TOKEN"),
+        ({"ORCD_REDIS": "redis://127.0.0.1"}, "unknown environment variable ORCD_REDIS"),
+        ({"ORCD_STEP_TOKENS": "seven"}, "ORCD_STEP_TOKENS must be a whole number"),
+        ({"ORCD_STEP_TOKENS": "8e9"}, "ORCD_STEP_TOKENS must be a whole number"),
+        ({"ORCD_STEP_TOKENS": "-1"}, "ORCD_STEP_TOKENS must be at least 0"),
+        ({"ORCD_JOB_TTL_S": "0"}, "ORCD_JOB_TTL_S must be at least 1"),
+        ({"ORCD_VRAM_FRACTION": "half"}, "ORCD_VRAM_FRACTION must be a number"),
+        ({"ORCD_PREFIX_CACHE": "maybe"}, "ORCD_PREFIX_CACHE must be true or false"),
+    ],
+)
+def test_a_wrong_variable_is_named(environment: dict[str, str], message: str) -> None:
+    with pytest.raises(InvalidRequest, match=message):
+        read_environment(SampleSettings, environment)
+
+
+def test_a_client_s_own_settings_are_checked() -> None:
+    with pytest.raises(InvalidRequest, match="ORCD_JOB_TTL_S must be at least 1"):
+        read_environment(ClientSettings, {"ORCD_JOB_TTL_S": "0"})
+
+
+def test_what_is_handed_to_a_child_process_reads_back_as_the_same_settings() -> None:
+    settings = SampleSettings(name="poet", step_tokens=9, prefix_cache=False)
+    environment = to_environment(settings)
+    assert environment.keys() == {"ORCD_NAME", "ORCD_STEP_TOKENS", "ORCD_PREFIX_CACHE"}
+    assert read_environment(SampleSettings, environment) == settings
