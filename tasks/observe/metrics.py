@@ -5,7 +5,7 @@ from __future__ import annotations
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from orcd.result import Result
-from tasks.dispatch.active_job import ActiveJob
+from tasks.observe.observed_job import ObservedJob
 from worker import contract
 
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
@@ -31,7 +31,7 @@ class Metrics:
     def _histogram(self, name: str, text: str) -> Histogram:
         return Histogram(name, text, buckets=SECONDS, registry=self.registry)
 
-    def job_ended(self, job: ActiveJob, result: Result) -> None:
+    def job_ended(self, job: ObservedJob, result: Result) -> None:
         """A job reached its terminal event here."""
         self._jobs.labels(result.state).inc()
         self._tokens.labels("in").inc(job.num_tokens_in)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from tasks.dispatch.active_job import ActiveJob
 from tasks.observe.metrics import Metrics
+from tasks.observe.observed_job import ObservedJob
 from tasks.observe.worker_log import WorkerLog
 from worker import contract
 from worker.log import EventLog
@@ -52,7 +52,7 @@ class Observer:
         self.metrics.engine_exited()
         self.log.engine_exited(code)
 
-    def job_ended(self, job: ActiveJob) -> None:
+    def job_ended(self, job: ObservedJob) -> None:
         """A job reached its terminal event here."""
         result = job.result
         self.metrics.job_ended(job, result)

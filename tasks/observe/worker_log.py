@@ -6,7 +6,7 @@ import time
 
 from orcd.errors import OrcdError, places
 from orcd.result import Result
-from tasks.dispatch.active_job import ActiveJob
+from tasks.observe.observed_job import ObservedJob
 from worker import contract
 from worker.log import EventLog
 
@@ -51,7 +51,7 @@ class WorkerLog:
         """The engine has begun to say that something is wrong with it; its own log says what."""
         self._log.event("unhealthy", level="error")
 
-    def execute_start(self, job: ActiveJob) -> None:
+    def execute_start(self, job: ObservedJob) -> None:
         """A job was claimed."""
         claim = job.claim
         self._log.event(
@@ -62,7 +62,7 @@ class WorkerLog:
             queue_ms=claim.started_ms - claim.created_ms,
         )
 
-    def execute_end(self, job: ActiveJob, result: Result) -> None:
+    def execute_end(self, job: ObservedJob, result: Result) -> None:
         """A job reached its terminal event here."""
         if result.error is not None:
             self._log.event(

@@ -1,0 +1,36 @@
+"""What observers want to know of a job; `tasks.dispatch.active_job.ActiveJob` has it."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from orcd.result import Result
+from orcd.store.job_store import Claim
+
+
+class ObservedJob(Protocol):
+    """A claimed job: ids, lengths, hashes and times, and a result whose texts must not be shown."""
+
+    @property
+    def job_id(self) -> str:
+        """The job's id."""
+
+    @property
+    def claim(self) -> Claim:
+        """How it was taken over."""
+
+    @property
+    def num_tokens_in(self) -> int:
+        """Length of the prompt."""
+
+    @property
+    def num_tokens_out(self) -> int:
+        """Tokens generated so far, over all choices."""
+
+    @property
+    def text_sha256(self) -> str:
+        """Hash of all choices' texts; empty until the job has succeeded."""
+
+    @property
+    def result(self) -> Result:
+        """What the job has come to so far."""
