@@ -101,9 +101,8 @@ class Product(NamedTuple):
     """Columns of ``out`` [T, ...] from ``column`` on: the ``epilogue`` of ``x`` times ``matrix``.
 
     ``x`` [T, K] is float16; with a ``norm`` it is float32 and normed first, with ``x_rows`` [T] those of its rows. In a
-    mixture of experts a row of ``x`` may stand for several of ``out``. ``overlaps_previous``: the product reads nothing
-    that the kernel launched before it writes, and writes nothing that that one touches. ``alpha`` and ``limit`` are
-    those of the clamped SwiGLU.
+    mixture of experts a row of ``x`` may stand for several of ``out``. ``overlaps_previous``: the product neither reads
+    what the kernel launched before it writes, nor writes what that one touches. The clamped SwiGLU has the last two.
     """
 
     x: DeviceArray
@@ -194,12 +193,9 @@ def project(
         normed = context.scratch((num_tokens, x.shape[1]), np.float16)
         norm_rows(context, x, norm, rows=x_rows, out=normed)
         x, x_rows, norm = normed, None, None
-    column = 0
+    multiply, column = multiply_small_batch if small else multiply_tiled, 0
     for matrix in layers.matrices:
-        if small:
-            multiply_small_batch(context, Product(x, matrix, out, epilogue, column, norm, x_rows, column > 0))
-        else:
-            multiply_tiled(context, Product(x, matrix, out, epilogue, column))
+        multiply(context, Product(x, matrix, out, epilogue, column, norm, x_rows, column > 0))
         column += matrix.num_rows
 
 
@@ -289,13 +285,13 @@ def multiply_tiled(context: Context, product: Product, tiles: ExpertTiles | None
 
 
 def _output_params(product: Product) -> OutputParams:
-    matrix, epilogue, out = product.matrix, product.epilogue, product.out
+    x, matrix, out, epilogue, column, *_ = product
     assert matrix.gated == (epilogue in (Epilogue.SWIGLU, Epilogue.CLAMPED_SWIGLU))
-    assert product.x.shape[-1] == matrix.width, f"a matrix of {matrix.width} inputs on {product.x.shape[-1]} columns"
+    assert x.shape[-1] == matrix.width, f"a matrix of {matrix.width} inputs on {x.shape[-1]} columns"
     return OutputParams(
         out=out.pointer,
         stride=out.shape[1],
-        column=product.column,
+        column=column,
         epilogue=epilogue,
         alpha=product.alpha,
         limit=product.limit,

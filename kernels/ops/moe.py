@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 
 from kernels.ops.matmul import Epilogue, ExpertTiles, Product, multiply_routed, multiply_tiled
@@ -98,46 +100,62 @@ def norm_moe_residual(
     num_tokens, width = x.shape
     if not num_tokens:
         return
-    num_experts, num_used = router.weight.shape[0], router.num_used
-    num_pairs = num_tokens * num_used
+    num_pairs = num_tokens * router.num_used
     normed = context.scratch((num_tokens, width), np.float16)
     activated = context.scratch((num_pairs, experts.down.width), np.float16)
     results = context.scratch((num_pairs, width), np.float32)
-    logits = chosen = shares = places = tiles = None
-    if num_tokens <= MAX_SMALL_BATCH:
-        logits = context.scratch((num_tokens, num_experts), np.float32)
-    else:
-        chosen = context.scratch((num_pairs,), np.int32)
-        shares = context.scratch((num_pairs,), np.float32)
-    route = RouteParams(
-        x=x.pointer,
-        weight=router.weight.pointer,
-        bias=router.bias.pointer,
-        normed=normed.pointer,
-        logits=pointer_of(logits),
-        experts=pointer_of(chosen),
-        shares=pointer_of(shares),
-        norm=norm_params(norm, width),
-        num_tokens=num_tokens,
-        num_experts=num_experts,
-        num_used=num_used,
-    )
-    inputs = normed
-    if logits is not None:
-        context.launch("moe/moe", "moe_logits", (num_experts, num_tokens), 32 * NORM_PARTITIONS, route)
-    elif chosen is not None:
-        _launch_route(context, route, num_tokens, num_experts, width)
-        rows, places, tiles = _plan(context, chosen, num_experts, num_used)
+    logits, chosen, shares = _route(context, x, norm, router, normed)
+    inputs, places, tiles = normed, None, None
+    if chosen is not None:
+        rows, places, tiles = _plan(context, chosen, router.weight.shape[0], router.num_used)
         inputs = _gather(context, normed, rows)
     for product in (
         Product(inputs, experts.gate_up, activated, Epilogue.CLAMPED_SWIGLU, alpha=alpha, limit=limit),
         Product(activated, experts.down, results, Epilogue.STORE_FLOAT),
     ):
         if logits is not None:
-            multiply_routed(context, product, logits, num_used)
+            multiply_routed(context, product, logits, router.num_used)
         else:
             multiply_tiled(context, product, tiles)
     _combine(context, results, router, places, shares, logits, out)
+
+
+class _Routing(NamedTuple):
+    """Logits, where the kernels that come after choose by them; else what is chosen."""
+
+    logits: DeviceArray | None = None  # [T, experts] float32
+    chosen: DeviceArray | None = None  # [T * num_used] int32
+    shares: DeviceArray | None = None  # [T * num_used] float32
+
+
+def _route(context: Context, x: DeviceArray, norm: Norm, router: Router, normed: DeviceArray) -> _Routing:
+    """``x`` [T, H] normed to ``normed``, and the router on it."""
+    num_tokens, width = x.shape
+    num_experts, num_used = router.weight.shape[0], router.num_used
+    num_pairs = num_tokens * num_used
+    if num_tokens <= MAX_SMALL_BATCH:
+        routing = _Routing(logits=context.scratch((num_tokens, num_experts), np.float32))
+    else:
+        chosen = context.scratch((num_pairs,), np.int32)
+        routing = _Routing(chosen=chosen, shares=context.scratch((num_pairs,), np.float32))
+    params = RouteParams(
+        x=x.pointer,
+        weight=router.weight.pointer,
+        bias=router.bias.pointer,
+        normed=normed.pointer,
+        logits=pointer_of(routing.logits),
+        experts=pointer_of(routing.chosen),
+        shares=pointer_of(routing.shares),
+        norm=norm_params(norm, width),
+        num_tokens=num_tokens,
+        num_experts=num_experts,
+        num_used=num_used,
+    )
+    if routing.logits is not None:
+        context.launch("moe/moe", "moe_logits", (num_experts, num_tokens), 32 * NORM_PARTITIONS, params)
+    else:
+        _launch_route(context, params, num_tokens, num_experts, width)
+    return routing
 
 
 def _launch_route(context: Context, params: RouteParams, num_tokens: int, num_experts: int, width: int) -> None:

@@ -12,7 +12,8 @@ lead to stand behind them::
     params = GatherParams(normed=normed.pointer, rows=rows.pointer, out=out.pointer, width=width)
     context.launch("moe/moe", "moe_gather", num_pairs, 128, params)
 
-The call gives plain `bytes`, padded as C++ pads them; every field must be given, and mypy knows their names and types.
+At run time a declaration is a function of its fields. It gives plain `bytes`, padded as C++ pads them; every field must
+be given, and mypy, for which it is a class, knows their names and types.
 A declaration may be the type of a field of another one, which is then given its bytes. ``GatherParams.layout`` tells
 size and offsets. Whoever compiles ``moe/moe.cu`` also compiles `checks`: a size, a name, an offset, a type or a number
 of fields that differs from the struct in CUDA is a compile error that names it, on any architecture, without a GPU.

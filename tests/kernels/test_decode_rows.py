@@ -1,4 +1,4 @@
-"""Rows that decode, and the updates that the host sends of them, as the NumPy op applies them."""
+"""What the host sends of rows that decode, and a step as views of them."""
 
 from __future__ import annotations
 
@@ -7,61 +7,59 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from kernels.batch import SAMPLING_ROW, PreviousDraw
-from kernels.decode_rows import EMPTY_ROW, DecodeRows, RowUpdates, allocate_rows, write_updates
-from kernels.reference.decode_step import begin_decode
+from kernels.batch import SAMPLING_ROW, PreviousDraw, decode_draws
+from kernels.decode_rows import (
+    BLOCK_UPDATE,
+    EMPTY_ROW,
+    ROW_UPDATE,
+    UPDATE_COUNTS,
+    DecodeRows,
+    RowUpdates,
+    allocate_rows,
+    write_updates,
+)
 
-NUM_ROWS, MAX_BLOCKS, BLOCK_TOKENS = 4, 3, 8
+NUM_ROWS, MAX_BLOCKS = 4, 3
 SAMPLING = bytes(range(SAMPLING_ROW.itemsize))
 
 
 @pytest.fixture
 def rows() -> DecodeRows:
-    """Rows of which none holds a sequence."""
-    rows = allocate_rows(SimpleNamespace(allocate=np.zeros), NUM_ROWS, MAX_BLOCKS)
-    rows.positions[:] = EMPTY_ROW
-    return rows
+    """Rows whose arrays are all zeros."""
+    return allocate_rows(SimpleNamespace(allocate=np.zeros), NUM_ROWS, MAX_BLOCKS)
 
 
-def begin(rows: DecodeRows, updates: RowUpdates) -> None:
-    write_updates(updates, rows.updates)
-    begin_decode(rows, NUM_ROWS, BLOCK_TOKENS)
+def test_updates_are_their_counts_then_the_rows_then_the_blocks(rows: DecodeRows) -> None:
+    updates = RowUpdates(block_entries=[5, 7], block_ids=[50, 70])
+    updates.put(3, PreviousDraw(8), position=14, output_position=2**40, sampling_row=SAMPLING)
+    num_bytes = write_updates(updates, rows.updates)
+    assert num_bytes == UPDATE_COUNTS.itemsize + ROW_UPDATE.itemsize + 2 * BLOCK_UPDATE.itemsize
+    counts, row, blocks = np.split(rows.updates[:num_bytes], np.cumsum([UPDATE_COUNTS.itemsize, ROW_UPDATE.itemsize]))
+    assert counts.view(UPDATE_COUNTS)[0].tolist() == (1, 2)
+    [update] = row.view(ROW_UPDATE)
+    assert [update["update"][name] for name in ("row", "position", "output_position")] == [3, 14, 2**40]
+    assert decode_draws(update["update"]["token"]) == 8
+    assert update["sampling"].tobytes() == SAMPLING
+    assert blocks.view(BLOCK_UPDATE).tolist() == [(5, 50), (7, 70)]
 
 
-def test_a_row_begins_with_what_the_host_says_and_goes_on_with_what_it_drew(rows: DecodeRows) -> None:
-    updates = RowUpdates(block_entries=[MAX_BLOCKS + 1], block_ids=[6])
-    updates.put(1, 42, position=14, output_position=3, sampling_row=SAMPLING)
-    assert updates
-    begin(rows, updates)
-    assert (rows.token_ids[1], rows.context_lengths[1], rows.sequence_lengths[1]) == (42, 15, 15)
-    assert rows.slots.tolist() == [-1, 6 * BLOCK_TOKENS + 6, -1, -1]
-    assert rows.sampling.rows[1] == np.frombuffer(SAMPLING, SAMPLING_ROW)[0]
-    assert rows.sampling.output_positions[1] == 3
-    rows.drawn[1] = 5
-    begin_decode(rows, NUM_ROWS, BLOCK_TOKENS)
-    assert (rows.token_ids[1], rows.positions[1], rows.sampling.output_positions[1]) == (5, 15, 4)
-    assert rows.sampling.rows[1] == np.frombuffer(SAMPLING, SAMPLING_ROW)[0]
-    assert rows.positions[[0, 2, 3]].tolist() == [EMPTY_ROW] * 3
-
-
-def test_a_row_goes_on_with_what_another_one_drew(rows: DecodeRows) -> None:
-    rows.drawn[:] = [11, 12, -1, 14]
+def test_of_two_updates_of_a_row_the_later_one_counts(rows: DecodeRows) -> None:
     updates = RowUpdates()
-    updates.put(0, PreviousDraw(3), position=0, output_position=0, sampling_row=SAMPLING)
-    updates.put(1, PreviousDraw(2), position=0, output_position=0, sampling_row=SAMPLING)  # its logits were not finite
-    begin(rows, updates)
-    assert rows.token_ids[:2].tolist() == [14, 0]
+    updates.put(1, 7, position=14, output_position=3, sampling_row=SAMPLING)
+    updates.empty(1)
+    end = write_updates(updates, rows.updates)
+    [update] = rows.updates[UPDATE_COUNTS.itemsize : end].view(ROW_UPDATE)
+    assert (update["update"]["row"], update["update"]["position"]) == (1, EMPTY_ROW)
 
 
-def test_a_row_that_is_emptied_stays_as_it_is(rows: DecodeRows) -> None:
-    updates = RowUpdates()
-    updates.put(2, 4, position=0, output_position=0, sampling_row=SAMPLING)
-    begin(rows, updates)
-    updates.empty(2)
-    begin(rows, updates)
-    begin_decode(rows, NUM_ROWS, BLOCK_TOKENS)
-    assert (rows.positions[2], rows.context_lengths[2], rows.slots[2]) == (EMPTY_ROW, 0, -1)
-    assert rows.sampling.rows["temperature"][2] == 0
+def test_a_step_is_the_first_rows_where_they_are_each_a_sequence_of_one_token(rows: DecodeRows) -> None:
+    rows.counting[:] = np.arange(NUM_ROWS + 1)
+    step = rows.step(2)
+    rows.token_ids[:] = [10, 11, 12, 13]
+    assert step.token_ids.tolist() == [10, 11]
+    assert step.block_tables.shape == (2, MAX_BLOCKS)
+    assert step.query_starts.tolist() == [0, 1, 2]
+    assert step.logit_rows.tolist() == step.sequence_rows.tolist() == [0, 1]
 
 
 def test_the_largest_updates_fit(rows: DecodeRows) -> None:

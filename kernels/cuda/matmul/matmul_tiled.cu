@@ -107,6 +107,7 @@ DEVICE void store_tile(const TiledParams& p, const Work& work, int partition, fl
     const MatrixParams& matrix = p.matrix;
     const Epilogue epilogue(p.output);
     if (partition < 0 && epilogue.is_gated()) {
+        __builtin_assume(!epilogue.is_float());
         const int local = threadIdx.x % 64 / 8 * 16 + threadIdx.x % 8, row = first_row + local;
         const OutputRow gate(matrix, work.expert, row), up(matrix, work.expert, row + 8);
         if (row >= matrix.num_rows) return;

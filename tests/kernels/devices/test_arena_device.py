@@ -1,0 +1,68 @@
+"""kernels.devices.arena_device: what comes from which arena, with arenas at made-up addresses instead of a GPU's."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from kernels.devices.arena_device import ArenaDevice
+from kernels.errors import OutOfDeviceMemory
+from kernels.ops.attention import cache_shape
+from kernels.runtime.gpu_spec import H100
+from kernels.runtime.launcher import Context
+from kernels.runtime.memory import ALIGNMENT, Arena
+
+MIB = 1 << 20
+WEIGHTS, KV_CACHE, STEP_BUFFERS, SCRATCH = (number * MIB for number in (1, 2, 3, 4))  # where each arena starts
+
+
+@pytest.fixture
+def device() -> ArenaDevice:
+    """A device with 1 MiB for each use of memory."""
+    device = ArenaDevice("cuda:0", H100, "a test's")
+    device.use(
+        Context(H100, arena=Arena(SCRATCH, MIB)),
+        weights=Arena(WEIGHTS, MIB),
+        kv_cache=Arena(KV_CACHE, MIB),
+        step_buffers=Arena(STEP_BUFFERS, MIB),
+    )
+    return device
+
+
+def test_each_use_of_memory_has_an_arena_of_its_own(device: ArenaDevice) -> None:
+    starts = {
+        WEIGHTS: device.store.vector(np.ones(4, np.float32)),
+        KV_CACHE: device.cache_array(4, 16, 2, 64),
+        STEP_BUFFERS: device.empty((4,), np.int32),
+        SCRATCH: device.begin_step()((4,), np.float16),
+    }
+    assert [array.pointer // MIB * MIB for array in starts.values()] == list(starts)
+
+
+def test_ops_and_weights_follow_the_device_to_its_memory(device: ArenaDevice) -> None:
+    fresh = ArenaDevice("cuda:0", H100, "a test's")
+    dry_ops, dry_store = fresh.ops, fresh.store
+    fresh.use(device.context, weights=device.weights, kv_cache=device.kv_cache, step_buffers=device.step_buffers)
+    assert fresh.ops is not dry_ops and fresh.store is not dry_store
+    assert fresh.begin_step()((1,), np.int32).pointer == SCRATCH
+    assert dry_store.vector(np.ones(4, np.float32)).pointer == 0
+
+
+def test_a_step_starts_over_in_the_scratch_memory_and_nowhere_else(device: ArenaDevice) -> None:
+    first = [device.begin_step()((100,), np.float32), device.empty((100,), np.float32)]
+    second = [device.begin_step()((100,), np.float32), device.empty((100,), np.float32)]
+    assert second[0].pointer == first[0].pointer
+    assert second[1].pointer == first[1].pointer + -(-400 // ALIGNMENT) * ALIGNMENT
+
+
+def test_a_layer_s_cache_is_float16_in_the_layout_of_attention(device: ArenaDevice) -> None:
+    keys = device.cache_array(10, 32, 2, 64)
+    assert (keys.shape, keys.dtype) == (cache_shape(10, 32, 2, 64), np.dtype(np.float16))
+    with pytest.raises(ValueError, match="cache blocks of 20 tokens"):
+        device.cache_array(10, 20, 2, 64)
+
+
+def test_what_does_not_fit_is_refused_with_its_size(device: ArenaDevice) -> None:
+    with pytest.raises(OutOfDeviceMemory) as caught:
+        device.cache_array(1000, 16, 8, 128)
+    assert (caught.value.required_bytes, caught.value.available_bytes) == (1000 * 16 * 8 * 128 * 2, MIB)

@@ -1,0 +1,44 @@
+"""kernels.ops.activation against its NumPy reference."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from kernels.ops.activation import swiglu_rows
+from kernels.reference.activation import swiglu
+from kernels.runtime.device_array import DeviceArray
+from kernels.runtime.gpu_spec import H100
+from kernels.runtime.launcher import Context
+
+
+def halves(*shape: int) -> DeviceArray:
+    return DeviceArray(0, shape, np.dtype(np.float16))
+
+
+def test_gates_and_ups_of_another_width_than_the_output_are_refused() -> None:
+    context = Context(H100)
+    swiglu_rows(context, halves(3, 2 * 80), out=halves(3, 80))
+    assert context.last_kernel == "swiglu_rows"
+    for shape in ((3, 80), (2, 2 * 80)):
+        with pytest.raises(AssertionError):
+            swiglu_rows(context, halves(*shape), out=halves(3, 80))
+
+
+@pytest.mark.gpu
+@pytest.mark.sanitize("300-3")
+@pytest.mark.parametrize("num_rows", [1, 3, 1100])
+@pytest.mark.parametrize("width", [8, 256, 300])
+def test_rows_are_the_reference_s_rounded_to_float16(
+    context: Context, upload: Any, empty: Any, download: Any, num_rows: int, width: int
+) -> None:
+    both = np.random.default_rng(width).normal(0, 4, (num_rows, 2 * width)).astype(np.float16)
+    both[0, :4] = [-60000, -20, 20, 60000]
+    both[0, width : width + 4] = 1
+    out = empty((num_rows, width), np.float16)
+    swiglu_rows(context, upload(both), out=out)
+    expected = np.empty((num_rows, width), np.float32)
+    swiglu(both[:, :width].astype(np.float32), both[:, width:].astype(np.float32), out=expected)
+    np.testing.assert_allclose(download(out), expected, rtol=2e-3, atol=1e-6)
