@@ -15,7 +15,7 @@ lead to stand behind them::
 At run time a declaration is a function of its fields. It gives plain `bytes`, padded as C++ pads them; every field must
 be given, and mypy, for which it is a class, knows their names and types.
 A declaration may be the type of a field of another one, which is then given its bytes. ``GatherParams.layout`` tells
-size and offsets. Whoever compiles ``moe/moe.cu`` also compiles `checks`: a size, a name, an offset, a type or a number
+size and offsets. Whoever compiles ``moe/moe.cu`` also compiles `checks`: a size, a name, a place, a type or a number
 of fields that differs from the struct in CUDA is a compile error that names it, on any architecture, without a GPU.
 The struct must be there in every variant of the file.
 """
@@ -171,12 +171,11 @@ template <typename T> constexpr bool IS_POINTER<T*> = true;"""
 
 def _assertions(layout: StructLayout) -> Iterator[str]:
     name = layout.name
-    for field in layout.fields:
+    yield _order_check(layout)
+    for number, field in enumerate(layout.fields):
         member = f"{name}::{field.name}"
-        yield (
-            f"static_assert(__builtin_offsetof({name}, {field.name}) == {field.offset}, "
-            f'"{member} is declared at byte {field.offset}");'
-        )
+        is_placed = f"misplaced_field_of_{name}<{name}>() != {number}"
+        yield f'static_assert({is_placed}, "{member} is declared as field {number}");'
         if field.type.cuda == "*":
             yield f'static_assert(IS_POINTER<decltype({member})>, "{member} is declared a pointer");'
         elif field.type.cuda:
@@ -185,5 +184,21 @@ def _assertions(layout: StructLayout) -> Iterator[str]:
                 f'"{member} is declared {field.type.cuda}");'
             )
     yield f'static_assert(sizeof({name}) == {layout.num_bytes}, "{name} is declared with {layout.num_bytes} bytes");'
-    bindings = ", ".join(field.name for field in layout.fields)  # as many as there are fields, or it is an error
-    yield f"__device__ inline void fields_of_{name}(const {name}& params) {{ const auto& [{bindings}] = params; }}"
+
+
+def _order_check(layout: StructLayout) -> str:
+    """A function that tells which field does not stand at its place, -1 for none.
+
+    Bindings are as many as there are fields, or it is an error. Types, order and size give the offsets, which NVRTC
+    before 13.5 has no constant expression for (``offsetof``).
+    """
+    names = [field.name for field in layout.fields]
+    bindings = ", ".join(f"field_{name}" for name in names)
+    comparisons = " ".join(
+        f"if ((const void*)&field_{name} != (const void*)&params.{name}) return {number};"
+        for number, name in enumerate(names)
+    )
+    return (
+        f"template <typename Struct> __device__ constexpr int misplaced_field_of_{layout.name}() "
+        f"{{ Struct params{{}}; auto& [{bindings}] = params; {comparisons} return -1; }}"
+    )

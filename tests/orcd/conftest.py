@@ -10,7 +10,9 @@ import pytest
 import redis
 
 from orcd.store import event_stream, schema
+from tests.orcd.answering_worker import AnsweringWorker, FailingWorker
 from tests.orcd.job_record import Ears, J
+from tests.orcd.job_writer import MakeStore
 
 Background = Callable[..., "Future[Any]"]
 
@@ -42,3 +44,19 @@ def background() -> Iterator[Background]:
 def short_poll(monkeypatch: pytest.MonkeyPatch) -> None:
     """Readers look at the log after a short silence."""
     monkeypatch.setattr(event_stream, "POLL_S", 0.1)
+
+
+@pytest.fixture
+def worker(connection: redis.Redis, make_store: MakeStore) -> Iterator[AnsweringWorker]:
+    """Answers every job with the tokens `` 1 2 3``."""
+    worker = AnsweringWorker(connection, make_store)
+    yield worker
+    worker.stop()
+
+
+@pytest.fixture
+def failing_worker(connection: redis.Redis, make_store: MakeStore) -> Iterator[FailingWorker]:
+    """Fails every job after three tokens."""
+    worker = FailingWorker(connection, make_store)
+    yield worker
+    worker.stop()

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import pytest
-
-import tasks
-from tasks.app import create_app, default_app, worker_id
+from tasks.app import create_app, worker_id
 from worker.settings import Settings
 
 
@@ -32,19 +29,3 @@ def test_the_settings_travel_with_the_app() -> None:
 
 def test_a_worker_keeps_its_name() -> None:
     assert worker_id() == worker_id()
-
-
-def test_celery_finds_the_app_in_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("ORCD_REDIS_URL", "redis://127.0.0.1:1/7")
-    monkeypatch.setenv("ORCD_NAME", "demo")
-    monkeypatch.setenv("ORCD_LOG_FORMAT", "json")
-    default_app.cache_clear()
-    try:
-        app = tasks.celery
-        assert app.conf.broker_url == "redis://127.0.0.1:1/7"
-        assert {queue.name for queue in app.conf.task_queues} == {"celery", "orcd.demo"}
-        assert "tasks.generate" in app.tasks
-        with pytest.raises(AttributeError, match="no attribute 'rabbit'"):
-            _ = tasks.rabbit
-    finally:
-        default_app.cache_clear()

@@ -1,10 +1,13 @@
-"""Imports of version 0.1 fail with the new name."""
+"""The package `tasks`: where Celery finds the app, and what imports of version 0.1 are told."""
 
 from __future__ import annotations
 
 from importlib import import_module
 
 import pytest
+
+import tasks
+from tasks.app import default_app
 
 
 @pytest.mark.parametrize(
@@ -34,3 +37,19 @@ def test_an_import_of_a_module_that_moved_says_where_it_is(old: str, new: str) -
 def test_a_module_that_never_was_is_not_found_as_ever() -> None:
     with pytest.raises(ModuleNotFoundError, match=r"^No module named 'tasks.rabbit'$"):
         import_module("tasks.rabbit")
+
+
+def test_celery_finds_the_app_in_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ORCD_REDIS_URL", "redis://127.0.0.1:1/7")
+    monkeypatch.setenv("ORCD_NAME", "demo")
+    monkeypatch.setenv("ORCD_LOG_FORMAT", "json")
+    default_app.cache_clear()
+    try:
+        app = tasks.celery
+        assert app.conf.broker_url == "redis://127.0.0.1:1/7"
+        assert {queue.name for queue in app.conf.task_queues} == {"celery", "orcd.demo"}
+        assert "tasks.generate" in app.tasks
+        with pytest.raises(AttributeError, match="no attribute 'rabbit'"):
+            _ = tasks.rabbit
+    finally:
+        default_app.cache_clear()

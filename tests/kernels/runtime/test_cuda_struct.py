@@ -72,11 +72,11 @@ def test_a_struct_that_is_as_declared_compiles(compiler: Compiler, tmp_path: Pat
     ("there", "instead", "message"),
     [
         ("int num_rows", "int rows", "Rows.*num_rows"),
-        ("int num_rows; Norm norm;", "Norm norm; int num_rows;", "Rows::num_rows is declared at byte 8"),
+        ("int num_rows; Norm norm;", "Norm norm; int num_rows;", "Rows::num_rows is declared as field 1"),
         ("int num_rows", "float num_rows", "Rows::num_rows is declared int"),
         ("int num_rows", "unsigned num_rows", "Rows::num_rows is declared int"),
         ("const float* x", "long long x", "Rows::x is declared a pointer"),
-        ("Rows { const float* x;", "Rows { Norm* other; const float* x;", "Rows::x is declared at byte 0"),
+        ("Rows { const float* x;", "Rows { Norm* other; const float* x;", "more elements than there are binding names"),
         ("int last;", "int last; long long more;", "Rows is declared with 48 bytes"),
         ("int last;", "int last, in_the_padding;", "more elements than there are binding names"),
         ("float epsilon;", "", "Norm.*epsilon"),

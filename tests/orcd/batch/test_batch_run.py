@@ -1,0 +1,186 @@
+"""Lines of a prompt file on their way through a real queue, with a worker played by the test."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+import redis
+
+from orcd.batch import batch_run
+from orcd.batch.batch_file import BatchFile, Line
+from orcd.batch.batch_run import BatchRun, record
+from orcd.client import Client
+from orcd.errors import RedisUnavailable
+from orcd.events import TokenLogprob
+from orcd.result import Choice, Result
+from tests.orcd.answering_worker import AnsweringWorker, FailingWorker
+
+
+class Updates:
+    """Keeps what a `Progress` is told."""
+
+    def __init__(self) -> None:
+        self.told: list[tuple[int, int]] = []
+
+    def update(self, num_done: int, num_tokens: int) -> None:
+        self.told.append((num_done, num_tokens))
+
+
+class Batch:
+    """A prompt file of ``num_lines`` prompts, run from its start or where it stopped."""
+
+    def __init__(self, folder: Path, num_lines: int) -> None:
+        self._source = folder / "in.jsonl"
+        self._output = folder / "out.jsonl"
+        self._errors = folder / "errors.jsonl"
+        self._source.write_text("".join(f'{{"prompt": "{number}"}}\n' for number in range(num_lines)))
+
+    def run(self, client: Client) -> Updates:
+        updates = Updates()
+        with BatchFile(self._source, self._output, self._errors) as file:
+            BatchRun(client, file, updates).run()
+        return updates
+
+    def results(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in self._output.read_text().splitlines()]
+
+    def failures(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in self._errors.read_text().splitlines()]
+
+
+def test_an_interrupted_batch_goes_on_without_running_a_job_twice(
+    client: Client,
+    worker: AnsweringWorker,
+    connection: redis.Redis,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    batch = Batch(tmp_path, 20)
+    monkeypatch.setattr(batch_run, "MAX_IN_FLIGHT", 4)
+    write = BatchFile.succeed
+
+    def write_and_stop(file: BatchFile, line: Line, result: dict[str, object]) -> None:
+        write(file, line, result)
+        if file.num_succeeded == 7:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(BatchFile, "succeed", write_and_stop)
+        batch.run(client)
+    assert len(batch.results()) == 7
+    batch.run(client)
+    assert sorted(result["line"] for result in batch.results()) == list(range(1, 21))
+    assert len(connection.keys("orcd:*:job")) == 20
+    assert {connection.hget(key, "attempt") for key in connection.keys("orcd:*:job")} == {b"1"}
+
+
+def test_no_more_jobs_are_in_flight_than_the_window_holds(
+    client: Client, worker: AnsweringWorker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batch_run, "MAX_IN_FLIGHT", 4)
+    num_asked: list[int] = []
+    answer = Client.statuses
+
+    def statuses(self: Client, job_ids: Sequence[str]) -> object:
+        num_asked.append(len(job_ids))
+        return answer(self, job_ids)
+
+    monkeypatch.setattr(Client, "statuses", statuses)
+    batch = Batch(tmp_path, 10)
+    batch.run(client)
+    assert len(batch.results()) == 10
+    assert max(num_asked) == 4
+
+
+def test_progress_counts_lines_and_tokens_and_ends_with_all_of_them(
+    client: Client, worker: AnsweringWorker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batch_run, "MAX_IN_FLIGHT", 2)
+    told = Batch(tmp_path, 6).run(client).told
+    assert told[-1] == (6, 18)
+    assert told == sorted(told)
+    assert len(set(told)) > 2, "it is told on the way, too"
+
+
+def test_a_failed_job_is_an_error_of_its_line_and_the_others_run_on(
+    client: Client, failing_worker: FailingWorker, tmp_path: Path
+) -> None:
+    batch = Batch(tmp_path, 3)
+    told = batch.run(client).told
+    assert batch.results() == []
+    assert sorted((error["line"], error["code"]) for error in batch.failures()) == [
+        (number, "VRAM_OOM") for number in (1, 2, 3)
+    ]
+    assert told[-1] == (3, 9), "a failed line is done, and its tokens were generated"
+
+
+@pytest.mark.parametrize("call", ["submit_many", "statuses", "result"])
+def test_a_redis_that_is_away_for_a_moment_is_waited_for(
+    call: str, client: Client, worker: AnsweringWorker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answer = getattr(Client, call)
+    failures = iter([True, True])
+
+    def away_twice(self: Client, *arguments: Mapping[str, Any]) -> object:
+        if next(failures, False):
+            raise RedisUnavailable("away")
+        return answer(self, *arguments)
+
+    monkeypatch.setattr(Client, call, away_twice)
+    monkeypatch.setattr(batch_run, "RETRY_EVERY_S", 0.01)
+    batch = Batch(tmp_path, 1)
+    batch.run(client)
+    assert len(batch.results()) == 1
+
+
+def test_a_redis_that_stays_away_ends_the_run_and_loses_nothing(
+    client: Client, worker: AnsweringWorker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def away(self: Client, job_ids: Sequence[str]) -> object:
+        raise RedisUnavailable("away")
+
+    batch = Batch(tmp_path, 2)
+    monkeypatch.setattr(batch_run, "RETRY_EVERY_S", 0.01)
+    with monkeypatch.context() as patch, pytest.raises(RedisUnavailable, match="away"):
+        patch.setattr(Client, "statuses", away)
+        patch.setattr(batch_run, "PATIENCE_S", 0.05)
+        batch.run(client)
+    assert batch.results() == []
+    batch.run(client)
+    assert len(batch.results()) == 2
+
+
+def result_of(*choices: Choice) -> Result:
+    return Result("job-1", "succeeded", list(choices), 3, 2, 1, 2, 3)
+
+
+def test_a_result_of_one_choice_is_its_text() -> None:
+    assert record(result_of(Choice("frog", [1, 2], "stop"))) == {
+        "text": "frog",
+        "finish_reason": "stop",
+        "tokens_in": 3,
+        "tokens_out": 2,
+        "queue_ms": 1,
+        "ttft_ms": 2,
+        "decode_ms": 3,
+    }
+
+
+@pytest.mark.parametrize(
+    "choices",
+    [
+        [Choice("frog", [1], "stop"), Choice("pond", [2], "length")],
+        [Choice("frog", [1], "stop", reasoning="It wants a frog.")],
+        [Choice("frog", [1], "stop", logprobs=[TokenLogprob(1, -0.5)])],
+    ],
+    ids=["several choices", "reasoning", "log probabilities"],
+)
+def test_a_result_of_more_than_one_text_holds_all_choices_whole(choices: list[Choice]) -> None:
+    written = record(result_of(*choices))
+    assert (written["text"], written["finish_reason"]) == ("frog", "stop")
+    assert msgspec.convert(written["choices"], list[Choice], str_keys=True) == choices

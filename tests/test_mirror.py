@@ -1,0 +1,91 @@
+"""Tests mirror the packages: ``tests/<folder>/test_<module>.py`` tests ``<folder>/<module>.py``.
+
+A module with many tests has several files, ``test_<module>_<topic>.py``. ``__init__`` and ``__main__`` are tested by
+``test_init.py`` and ``test_main.py``.
+"""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path, PurePath
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGES = ("orcd", "tasks", "worker", "kernels")
+OUTSIDE = PurePath("tasks/demo/training")  # makes the model that ships, which tests/tasks/demo tests; not in the wheel
+
+WITHOUT_TESTS = {
+    "kernels/errors.py": "exception classes; what they say is tested where they are raised",
+    "tasks/dispatch/delivery.py": "types without methods",
+    "tasks/observe/observed_job.py": "a protocol, of which the tests of observers have an object",
+    "worker/errors.py": "only raises; tests/tasks/test_init.py tests it with all that has moved",
+}
+"""Modules that have nothing to test by themselves, and why."""
+
+OF_MORE_THAN_A_MODULE = {
+    "tests/tasks/demo/test_model.py": "the model file that ships",
+    "tests/tasks/test_device_trouble.py": "workers whose device fails",
+    "tests/tasks/test_families.py": "a model of every family through the whole system",
+    "tests/tasks/test_privacy.py": "no prompt leaves the system by a log, a metric or an error",
+    "tests/tasks/test_system.py": "the whole system",
+    "tests/worker/commands/test_llama_cpp.py": "logits compared with llama.cpp's",
+    "tests/worker/engine/test_equivalence.py": "what a request says does not depend on what runs with it",
+    "tests/worker/model/families/test_conformance.py": "every family's references",
+    "tests/worker/model/families/test_conformance_gpu.py": "the same on a GPU",
+    "tests/worker/model/test_formats.py": "every tensor type through whole models",
+    "tests/worker/model/test_hostile.py": "damaged files through all that reads them",
+}
+"""Test files that belong to no single module, and what they test."""
+
+
+def has_code(path: Path) -> bool:
+    """Whether there is more in a file than a docstring."""
+    return len(ast.parse(path.read_text()).body) > 1
+
+
+def modules() -> list[PurePath]:
+    paths = [path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]
+    found = [path.relative_to(ROOT) for path in paths if path.name != "__init__.py" or has_code(path)]
+    return [path for path in found if OUTSIDE not in path.parents]
+
+
+def files_with_tests() -> list[PurePath]:
+    """Those that are under a package's name; what is in ``tests/`` itself tests the project as a whole."""
+    return [path.relative_to(ROOT) for package in PACKAGES for path in (ROOT / "tests" / package).rglob("test_*.py")]
+
+
+def expected_test(module: PurePath) -> PurePath:
+    return "tests" / module.with_name(f"test_{module.stem.strip('_')}.py")
+
+
+def belongs_to(test: PurePath, module: PurePath) -> bool:
+    expected = expected_test(module)
+    is_same_room = test.parent == expected.parent
+    return is_same_room and (test.stem == expected.stem or test.stem.startswith(f"{expected.stem}_"))
+
+
+@pytest.mark.parametrize("module", modules(), ids=str)
+def test_a_module_has_its_test_file_or_a_reason_to_have_none(module: PurePath) -> None:
+    has_test = (ROOT / expected_test(module)).exists()
+    assert has_test != (module.as_posix() in WITHOUT_TESTS), f"expected {expected_test(module)} or a reason, not both"
+
+
+@pytest.mark.parametrize("test", files_with_tests(), ids=str)
+def test_a_test_file_belongs_to_a_module_or_is_listed_as_one_of_many(test: PurePath) -> None:
+    owners = [module.as_posix() for module in modules() if belongs_to(test, module)]
+    is_listed = test.as_posix() in OF_MORE_THAN_A_MODULE
+    assert bool(owners) != is_listed, (
+        f"{test} belongs to {owners or 'no module'} and is {'' if is_listed else 'not '}listed"
+    )
+
+
+@pytest.mark.parametrize("path", [*WITHOUT_TESTS, *OF_MORE_THAN_A_MODULE])
+def test_what_is_listed_exists(path: str) -> None:
+    assert (ROOT / path).exists()
+
+
+@pytest.mark.parametrize("folder", ["bench", "models"])
+def test_a_script_under_tests_is_tested_beside_itself(folder: str) -> None:
+    for path in (ROOT / "tests" / folder).glob("test_*.py"):
+        assert path.with_name(path.name.removeprefix("test_")).exists(), path.name

@@ -1,0 +1,54 @@
+"""worker.model.kv_cache: blocks of every layer, and how many bytes one takes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from kernels.devices.dry_run import DryRunDevice
+from kernels.devices.open import open_device
+from kernels.devices.protocol import Device
+from kernels.ops.attention import cache_shape
+from tests.worker.model.tiny import FAMILIES, write_tiny
+from worker.model.config import ModelConfig
+from worker.model.gguf import open_gguf
+from worker.model.kv_cache import allocate_cache, bytes_per_block
+from worker.model.registry import read_model_config
+
+DEVICES: dict[str, Callable[[], Device]] = {"cpu": lambda: open_device("cpu"), "cuda": lambda: DryRunDevice("cuda:0")}
+
+
+@pytest.fixture(params=FAMILIES)
+def config(request: pytest.FixtureRequest, tmp_path: Path) -> ModelConfig:
+    return read_model_config(open_gguf(write_tiny(request.param, tmp_path / "tiny.gguf")))
+
+
+@pytest.mark.parametrize("make_device", DEVICES.values(), ids=DEVICES)
+@pytest.mark.parametrize("block_tokens", [16, 32])
+def test_a_cache_takes_as_many_bytes_as_were_planned_for_its_blocks(
+    config: ModelConfig, make_device: Callable[[], Device], block_tokens: int
+) -> None:
+    device = make_device()
+    cache = allocate_cache(config, device, 7, block_tokens)
+    num_bytes = sum(array.nbytes for layer in cache.layers for array in layer)
+    assert num_bytes == 7 * bytes_per_block(config, device, block_tokens)
+
+
+def test_each_layer_has_keys_and_values_of_its_own(config: ModelConfig) -> None:
+    cache = allocate_cache(config, open_device("cpu"), 3, 16)
+    assert len(cache.layers) == config.num_layers
+    arrays = [array for layer in cache.layers for array in layer]
+    assert {array.shape for array in arrays} == {(3, 16, config.num_kv_heads, config.head_dim)}
+    for number, array in enumerate(arrays):
+        array[:] = number
+    assert [float(np.unique(array).item()) for array in arrays] == list(range(len(arrays)))
+
+
+def test_on_a_gpu_a_cache_is_laid_out_as_its_attention_reads_it(config: ModelConfig) -> None:
+    cache = allocate_cache(config, DryRunDevice("cuda:0"), 3, 16)
+    expected = cache_shape(3, 16, config.num_kv_heads, config.head_dim)
+    assert {array.shape for layer in cache.layers for array in layer} == {expected}
+    assert {array.dtype for layer in cache.layers for array in layer} == {np.dtype(np.float16)}
