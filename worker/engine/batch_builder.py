@@ -14,7 +14,8 @@ from worker.engine.sequence import Sequence
 
 KEYS = (1 << 64) - 1  # all the bits of a key
 
-# What a row holds behind its key are parameters of requests, by their names.
+# What a row holds behind its key are parameters of requests, by their names; they are packed by their places.
+assert SamplingRow.layout.fields[0].name == "key"
 _parameters = attrgetter(*(field.name for field in SamplingRow.layout.fields[1:]))
 _pack_row = struct.Struct(SamplingRow.layout.format).pack
 

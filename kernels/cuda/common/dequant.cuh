@@ -283,7 +283,7 @@ DEVICE u32 pair_of(const Raw<F>& raw, const Scales<F>& scales, int row, int q) {
         return half2_multiply(half2_subtract(biased, 0x64806480u), scale);
     }
     if constexpr (L::codes == E2M1) {
-        u32 word = raw.code[2 * row + (q >> 2)];  // sign and magnitude lie apart: see `pack_code`
+        u32 word = raw.code[2 * row + (q >> 2)];  // sign and magnitude lie apart: see `store_codes` in repack.cu
         u32 value;
         if ((q & 3) == 0) value = word & 0x8E008E00u;
         if ((q & 3) == 1) value = word << 3 & 0x8E008E00u;

@@ -73,9 +73,9 @@ def test_a_request_in_the_message_is_written_down_then_claimed(scene: ClaimerSce
 def test_a_request_that_cannot_be_stored_is_answered_with_what_is_wrong(
     scene: ClaimerScene, connection: redis.Redis
 ) -> None:
-    scene.put("lone", parse({"prompt": "\ud800"}))
+    scene.put("surrogate", parse({"prompt": "\ud800"}))
     job_id, outcome = scene.outcome()
-    assert job_id == "lone"
+    assert job_id == "surrogate"
     assert isinstance(outcome, InvalidRequest)
     assert "surrogate" in outcome.message
     assert connection.keys("orcd:*") == []

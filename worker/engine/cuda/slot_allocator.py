@@ -73,7 +73,8 @@ class SlotAllocator:
         for sequence in [sequence for sequence in self._rows if sequence not in present]:
             self._free(sequence, updates)
         for sequence in misplaced:
-            if self._rows.get(sequence, 0) >= num_rows:
+            row = self._rows.get(sequence)
+            if row is not None and row >= num_rows:
                 self._free(sequence, updates)
         for sequence, token in zip(misplaced, tokens, strict=True):
             row = self._rows.get(sequence)
