@@ -68,6 +68,15 @@ def worker_key(name: str) -> str:
 
 @cache
 def script(name: str) -> str:
-    """The script ``orcd/store/lua/<name>.lua`` with ``prelude.lua``, what all of them have in common, in front."""
-    folder = files("orcd.store").joinpath("lua")
-    return "".join(folder.joinpath(f"{file}.lua").read_text(encoding="utf-8") for file in ("prelude", name))
+    """The script ``orcd/store/lua/<name>.lua`` with ``prelude.lua``, what those of jobs have in common, in front."""
+    return _text("prelude") + _text(name)
+
+
+@cache
+def celery_script(name: str) -> str:
+    """A script that writes Celery's own keys: without the prelude, as it is sent whole with each call."""
+    return _text(name)
+
+
+def _text(name: str) -> str:
+    return files("orcd.store").joinpath("lua", f"{name}.lua").read_text(encoding="utf-8")

@@ -72,7 +72,7 @@ class QoS(redis.QoS):  # type: ignore[misc]
         keys = [self.unacked_index_key, self.unacked_key, *(channel._q_for_pri(*queue) for queue in queues)]
         arguments = [time.time(), most, delivery_tag, note, *self._take_acked()]
         with channel.conn_or_acquire() as client:
-            for number, text, tag in client.eval(schema.script("take"), len(keys), *keys, *arguments):
+            for number, text, tag in client.eval(schema.celery_script("take"), len(keys), *keys, *arguments):
                 self.taken.append((text.decode(), queues[number][0]))
                 self._noted.add(tag.decode())
 

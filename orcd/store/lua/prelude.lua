@@ -1,4 +1,4 @@
--- What the scripts have in common: `orcd.store.schema.script` puts this in front of each of them.
+-- What the scripts of jobs have in common: `orcd.store.schema.script` puts this in front of each of them.
 
 -- The time of the Redis clock in Unix milliseconds.
 local function now_ms()

@@ -166,6 +166,13 @@ def test_a_script_has_the_prelude_in_front(name: str):
     assert schema.script(name) == own_text("prelude") + own_text(name)
 
 
+@pytest.mark.parametrize("name", sorted(CELERYS))
+def test_a_script_of_celery_s_keys_is_sent_without_the_prelude_as_it_uses_nothing_of_it(name: str):
+    assert schema.celery_script(name) == own_text(name)
+    for function in re.findall(r"^local function (\w+)", own_text("prelude"), re.MULTILINE):
+        assert not re.search(rf"\b{function}\(", own_text(name))
+
+
 def test_the_prelude_only_defines_functions():
     lines = [line for line in own_text("prelude").splitlines() if line and not line.startswith((" ", "--"))]
     assert all(line.startswith("local function ") or line == "end" for line in lines)
