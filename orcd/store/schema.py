@@ -28,7 +28,7 @@ An entry of ``orcd:{J}:log`` has the id ``<n>-<k>``: n tokens were emitted so fa
 events at the same n. Its one field ``e`` is the event as JSON (see `orcd.events`).
 
 Celery has keys of its own: the queues, ``unacked*``, ``_kombu.*`` and ``celery-task-meta-<task id>``; of the scripts
-``take`` and ``store_result`` write those. ``prelude`` is no script but what all of them begin with.
+``take`` and ``store_result`` write those. ``prelude`` is no script but what all others begin with.
 Scripts reach a job's keys by its id, so a Redis Cluster is not supported; one Redis with replicas is.
 """
 
