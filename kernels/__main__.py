@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from kernels.errors import CompileFailed
-from kernels.ops.registry import variants
+from kernels.registry import variants
 from kernels.runtime.compiler import Compiler, Variant
 
 ARCHITECTURES = ("sm_80", "sm_86", "sm_89", "sm_90a", "sm_120")
@@ -26,7 +26,7 @@ _SHARED = re.compile(r"(\d+) bytes smem")
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """What one kernel takes of a multiprocessor, as ptxas says."""
+    """What one kernel takes of an SM, as ptxas says."""
 
     kernel: str
     registers: int  # of a thread

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar, cast
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
@@ -17,8 +17,13 @@ from numpy.typing import DTypeLike, NDArray
 from kernels.runtime.cuda_struct import CudaStruct, Float32, Int32, UInt64
 from kernels.runtime.device_array import DeviceArray
 
-AnyArray = Any
-"""A NumPy array or a `kernels.runtime.device_array.DeviceArray`, contiguous."""
+AnyArray = NDArray[Any] | DeviceArray
+"""An array of whatever device, contiguous."""
+Array = TypeVar("Array", bound=AnyArray, covariant=True)
+"""What all arrays of a step are: those of one device."""
+Rows = TypeVar("Rows", bound=AnyArray)  # of `first`
+Memory = TypeVar("Memory", NDArray[Any], DeviceArray)  # of `view`
+Number = TypeVar("Number", int, NDArray[np.int32])  # of `encode_draw`
 
 _ALIGNMENT = 16
 
@@ -59,23 +64,21 @@ class PreviousDraw(NamedTuple):
     draw: int
 
 
+def encode_draw(draw: Number) -> Number:
+    """The negative number that stands for the id that draw number ``draw`` of the previous step gave."""
+    return -1 - draw
+
+
+decode_draw = encode_draw  # -1 - x is its own inverse; `resolved` of cuda/decode_step/decode_step.cu decodes the same
+
+
 def encode_token(token: int | PreviousDraw) -> int:
-    """A token as the device takes it: its id, or a negative number for what the previous step drew."""
-    return -1 - token.draw if isinstance(token, PreviousDraw) else token
-
-
-def encode_draws(draws: NDArray[np.int32]) -> NDArray[np.int32]:
-    """`encode_token` of many draws of the previous step, given by their numbers."""
-    return -1 - draws
-
-
-def decode_draws(tokens: NDArray[np.int32]) -> NDArray[np.int32]:
-    """What `encode_draws` was given."""
-    return -1 - tokens
+    """A token as the device takes it: its id, or `encode_draw` of what the previous step drew."""
+    return encode_draw(token.draw) if isinstance(token, PreviousDraw) else token
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Step:
+class Step(Generic[Array]):
     """The tokens of one step, sequence after sequence; prefill chunk and decode differ only in their count.
 
     ``T`` tokens of ``S`` sequences; sequence ``s`` owns tokens ``query_starts[s]:query_starts[s + 1]``, its last
@@ -85,31 +88,31 @@ class Step:
     context and sequence length 0.
     """
 
-    token_ids: AnyArray  # [T]
-    positions: AnyArray  # [T] position in the sequence
-    slots: AnyArray  # [T] where the token's K and V go: block_id * block_tokens + offset
-    sequence_rows: AnyArray  # [T] which row of the arrays of sequences below is the token's
-    query_starts: AnyArray  # [S + 1]
-    context_lengths: AnyArray  # [S]
-    sequence_lengths: AnyArray  # [S] tokens that are known of the sequence: those computed and those still to come
-    block_tables: AnyArray  # [S, max_blocks], unused entries are not read
-    logit_rows: AnyArray  # [R] tokens whose next-token logits are wanted
+    token_ids: Array  # [T]
+    positions: Array  # [T] position in the sequence
+    slots: Array  # [T] where the token's K and V go: block_id * block_tokens + offset
+    sequence_rows: Array  # [T] which row of the arrays of sequences below is the token's
+    query_starts: Array  # [S + 1]
+    context_lengths: Array  # [S]
+    sequence_lengths: Array  # [S] tokens that are known of the sequence: those computed and those still to come
+    block_tables: Array  # [S, max_blocks], unused entries are not read
+    logit_rows: Array  # [R] tokens whose next-token logits are wanted
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class SamplingParams:
+class SamplingParams(Generic[Array]):
     """How R tokens are drawn; see `kernels.reference.sampling.sample`."""
 
-    rows: AnyArray  # [R] SAMPLING_ROW
-    output_positions: AnyArray  # [R] int64
+    rows: Array  # [R] SAMPLING_ROW
+    output_positions: Array  # [R] int64
 
-    def first(self, count: int) -> SamplingParams:
+    def first(self, count: int) -> SamplingParams[Array]:
         """The first ``count`` of them."""
         return SamplingParams(first(self.rows, count), first(self.output_positions, count))
 
 
 @dataclass(frozen=True, slots=True)
-class Adjustments:
+class Adjustments(Generic[Array]):
     """Sparse edits of R rows of logits: ``N`` entries, at most one for a (row, token id) pair.
 
     ``seen`` marks ids of the row's prompt or output (repetition penalty), ``output_counts`` says how often the id is
@@ -117,28 +120,28 @@ class Adjustments:
     ``min_tokens``). The penalties themselves are per row. Entries whose row is -1 are padding, on CUDA only.
     """
 
-    rows: AnyArray  # [N] int32
-    token_ids: AnyArray  # [N] int32
-    bias: AnyArray  # [N] float32
-    seen: AnyArray  # [N] bool
-    output_counts: AnyArray  # [N] int32
-    banned: AnyArray  # [N] bool
-    repetition_penalty: AnyArray  # [R] float32, 1 is off
-    presence_penalty: AnyArray  # [R] float32, 0 is off
-    frequency_penalty: AnyArray  # [R] float32, 0 is off
+    rows: Array  # [N] int32
+    token_ids: Array  # [N] int32
+    bias: Array  # [N] float32
+    seen: Array  # [N] bool
+    output_counts: Array  # [N] int32
+    banned: Array  # [N] bool
+    repetition_penalty: Array  # [R] float32, 1 is off
+    presence_penalty: Array  # [R] float32, 0 is off
+    frequency_penalty: Array  # [R] float32, 0 is off
 
 
-class LayerCache(NamedTuple):
+class LayerCache(NamedTuple, Generic[Array]):
     """K and V of a layer for all sequences, in blocks; the layout is the device's (`Device.cache_array`)."""
 
-    keys: AnyArray
-    values: AnyArray
+    keys: Array
+    values: Array
 
 
-class Allocator(Protocol):
+class Allocator(Protocol[Array]):
     """Gives out memory that stays: `kernels.runtime.memory.Arena`."""
 
-    def allocate(self, shape: tuple[int, ...], dtype: DTypeLike) -> AnyArray:
+    def allocate(self, shape: tuple[int, ...], dtype: DTypeLike) -> Array:
         """An array with arbitrary contents."""
 
 
@@ -158,7 +161,7 @@ def packed_bytes(sizes: Iterable[int]) -> int:
     return sum(-(-size // _ALIGNMENT) * _ALIGNMENT for size in sizes)
 
 
-def view(memory: AnyArray, offset: int, shape: tuple[int, ...], dtype: DTypeLike) -> AnyArray:
+def view(memory: Memory, offset: int, shape: tuple[int, ...], dtype: DTypeLike) -> Memory:
     """An array inside of ``memory``, ``offset`` bytes from its start."""
     if isinstance(memory, np.ndarray):
         num_bytes = int(np.prod(shape)) * np.dtype(dtype).itemsize
@@ -166,12 +169,12 @@ def view(memory: AnyArray, offset: int, shape: tuple[int, ...], dtype: DTypeLike
     return DeviceArray(memory.pointer + offset, shape, np.dtype(dtype))
 
 
-def first(array: AnyArray, count: int) -> AnyArray:
+def first(array: Rows, count: int) -> Rows:
     """The first ``count`` rows."""
-    return array[:count] if isinstance(array, np.ndarray) else array.first(count)
+    return cast(Rows, array[:count] if isinstance(array, np.ndarray) else array.first(count))
 
 
-def dry_step(num_tokens: int, num_sequences: int, num_logits: int, max_blocks: int) -> Step:
+def dry_step(num_tokens: int, num_sequences: int, num_logits: int, max_blocks: int) -> Step[DeviceArray]:
     """A step of these sizes without memory: for running a model's `forward` on a dry context."""
 
     def ints(*shape: int) -> DeviceArray:

@@ -7,6 +7,7 @@ and which blocks are new (`write_updates`); the op `begin_decode` applies that.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Generic
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 from kernels.batch import (
     SAMPLING_ROW,
     Allocator,
-    AnyArray,
+    Array,
     PreviousDraw,
     SamplingParams,
     Step,
@@ -57,21 +58,21 @@ UPDATE_COUNTS = struct_dtype(UpdateCounts)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class DecodeRows:
+class DecodeRows(Generic[Array]):
     """What is on the device of up to ``N`` sequences that decode: each has a row, and empty rows lie between them."""
 
-    token_ids: AnyArray  # [N] int32, like all but `sampling` and `updates`
-    positions: AnyArray  # [N] of the tokens, or EMPTY_ROW
-    slots: AnyArray  # [N]
-    context_lengths: AnyArray  # [N]
-    sequence_lengths: AnyArray  # [N]
-    block_tables: AnyArray  # [N, max_blocks]
-    drawn: AnyArray  # [N] ids that the last step drew, of any kind of step; -1 where logits were not finite
-    counting: AnyArray  # [N + 1] 0, 1, 2 ...
-    sampling: SamplingParams  # [N]
-    updates: AnyArray  # bytes: UPDATE_COUNTS, then ROW_UPDATEs, then BLOCK_UPDATEs
+    token_ids: Array  # [N] int32, like all but `sampling` and `updates`
+    positions: Array  # [N] of the tokens, or EMPTY_ROW
+    slots: Array  # [N]
+    context_lengths: Array  # [N]
+    sequence_lengths: Array  # [N]
+    block_tables: Array  # [N, max_blocks]
+    drawn: Array  # [N] ids that the last step drew, of any kind of step; -1 where logits were not finite
+    counting: Array  # [N + 1] 0, 1, 2 ...
+    sampling: SamplingParams[Array]  # [N]
+    updates: Array  # bytes: UPDATE_COUNTS, then ROW_UPDATEs, then BLOCK_UPDATEs
 
-    def step(self, num_rows: int) -> Step:
+    def step(self, num_rows: int) -> Step[Array]:
         """The first ``num_rows`` rows as a step."""
         return Step(
             token_ids=first(self.token_ids, num_rows),
@@ -86,13 +87,13 @@ class DecodeRows:
         )
 
 
-def allocate_rows(memory: Allocator, num_rows: int, max_blocks: int) -> DecodeRows:
+def allocate_rows(memory: Allocator[Array], num_rows: int, max_blocks: int) -> DecodeRows[Array]:
     """Rows for ``num_rows`` sequences of at most ``max_blocks`` blocks.
 
     Before use ``counting`` must be filled in, and every row be emptied (`RowUpdates.empty`).
     """
 
-    def ints(*shape: int) -> AnyArray:
+    def ints(*shape: int) -> Array:
         return memory.allocate(shape, np.int32)
 
     updates_bytes = UPDATE_COUNTS.itemsize + num_rows * (ROW_UPDATE.itemsize + max_blocks * BLOCK_UPDATE.itemsize)
@@ -113,7 +114,7 @@ def allocate_rows(memory: Allocator, num_rows: int, max_blocks: int) -> DecodeRo
     )
 
 
-_EMPTY_SAMPLING_ROW = bytes(SAMPLING_ROW.itemsize)  # of temperature 0: what is drawn for nobody costs least
+_EMPTY_SAMPLING_ROW = bytes(SAMPLING_ROW.itemsize)  # of temperature 0: a row without a sequence costs least
 
 
 @dataclass(slots=True, eq=False)

@@ -12,7 +12,7 @@ import msgspec
 from msgspec import Meta
 
 from orcd.errors import InvalidRequest
-from orcd.sampling import FLOATS, SamplingFields, SamplingKeywords, TokenId
+from orcd.sampling import SamplingFields, SamplingKeywords, TokenId, convert
 
 MAX_REQUEST_BYTES = 16 * 1024 * 1024
 
@@ -67,10 +67,7 @@ def parse(fields: Any) -> Request:
         raise InvalidRequest("a request must be an object of named fields")
     if isinstance(fields.get("stop"), str):
         fields = {**fields, "stop": [fields["stop"]]}
-    try:
-        request = msgspec.convert(fields, Request, str_keys=True)
-    except msgspec.ValidationError as error:
-        raise InvalidRequest(_explain(error)) from None
+    request = convert(fields, Request)
     _check(request)
     return request
 
@@ -101,20 +98,6 @@ def encode(request: Request) -> bytes:
     return encoded
 
 
-def _explain(error: msgspec.ValidationError) -> str:
-    """The message of msgspec with the field in front: it names types, bounds and fields, never a value."""
-    problem, _, path = str(error).partition(" - at `")
-    if problem.startswith("Object contains unknown field `"):
-        return f"{problem.partition('`')[2].rstrip('`')[:80]}: unknown field"
-    problem = problem.partition(" '")[0]
-    problem = problem[:1].lower() + problem[1:]
-    if path.startswith("key` in `"):
-        path = path.removeprefix("key` in `")
-        problem = f"a key: {problem}"
-    field = path.rstrip("`").removeprefix("$").removeprefix(".") or "request"
-    return f"{field}: {problem}"
-
-
 def _check(request: Request) -> None:
     given = [name for name in ("prompt", "messages", "prompt_token_ids") if getattr(request, name) is not None]
     if len(given) != 1:
@@ -122,11 +105,6 @@ def _check(request: Request) -> None:
         raise InvalidRequest(f"give exactly one of prompt, messages and prompt_token_ids; found {found}")
     if request.prompt == "":
         raise InvalidRequest("prompt: must not be empty")
-    for name in FLOATS:
-        if not math.isfinite(getattr(request, name)):
-            raise InvalidRequest(f"{name}: must be a finite number")
-    if not all(math.isfinite(bias) for bias in request.logit_bias.values()):
-        raise InvalidRequest("logit_bias: every bias must be a finite number")
     if request.deadline_s is not None and not math.isfinite(request.deadline_s):
         raise InvalidRequest("deadline_s: must be a finite number")
     if request.max_tokens is not None and request.min_tokens > request.max_tokens:

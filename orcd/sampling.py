@@ -1,19 +1,22 @@
-"""The sampling parameters: one table, from which requests, the engine's checks and the documentation are made.
+"""The sampling parameters: one table, from which the checks of requests and engines and the documentation are made.
 
 A field of `SamplingFields` is a row of the table: a parameter's name, type, limits, default, where it acts and what it
-means; `PARAMETERS` gives the rows as values. Two more classes have a line for each parameter, because type checkers and
-editors do not see fields that are made at run time: `SamplingKeywords`, and `EngineSampling` for those that the engine
-is told. Tests compare both with the table.
+means. `convert` checks fields against it, and `PARAMETERS` gives its rows as text. Two more classes have a line for
+each parameter, because type checkers and editors do not see fields that are made at run time: `SamplingKeywords`, and
+`EngineSampling` for those that the engine is told. Tests compare both with the table.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, TypedDict, get_args, get_type_hints
+from typing import Annotated, Any, Literal, TypedDict, TypeVar, get_args, get_origin, get_type_hints
 
 import msgspec
 from msgspec import Meta
+
+from orcd.errors import InvalidRequest
 
 Where = Literal["request", "engine", "logits", "draw"]
 """Where a parameter acts: "request" before and after the engine, which is not told of it; "engine" on a sequence as a
@@ -36,8 +39,8 @@ def _row(where: Where, meaning: str, **limits: Any) -> Meta:
 class SamplingFields(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """The table of sampling parameters, as the part of a request that they are."""
 
-    max_tokens: Annotated[int, _row("engine", "most tokens of an answer", ge=1, lt=_INT32_END)] | None = None
-    min_tokens: Annotated[int, _row("engine", "tokens before a stop token can be drawn", ge=0, lt=_INT32_END)] = 0
+    max_tokens: Annotated[int, _row("engine", "most tokens to draw; null: no limit", ge=1, lt=_INT32_END)] | None = None
+    min_tokens: Annotated[int, _row("engine", "tokens before a stop token or string counts", ge=0, lt=_INT32_END)] = 0
     temperature: Annotated[float, _row("draw", "divides the logits; 0 takes the most probable token", ge=0, le=2)] = 1.0
     top_p: Annotated[float, _row("draw", "keeps the most probable tokens up to this mass; 1 is off", gt=0, le=1)] = 1.0
     top_k: Annotated[int, _row("draw", "keeps so many of the most probable tokens; 0 is off", ge=0, lt=_INT32_END)] = 0
@@ -46,12 +49,12 @@ class SamplingFields(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     presence_penalty: Annotated[float, _row("logits", "subtracted from the logits of tokens so far", ge=-2, le=2)] = 0.0
     frequency_penalty: Annotated[float, _row("logits", "the same, times how often a token was", ge=-2, le=2)] = 0.0
     logit_bias: Annotated[dict[TokenId, Bias], _row("logits", "added to logits, by token id", max_length=4096)] = {}
-    seed: Annotated[int, _row("engine", "of the random numbers; null draws one", ge=0, le=2**63 - 1)] | None = None
+    seed: Annotated[int, _row("engine", "of the random numbers; null: a random one", ge=0, le=2**63 - 1)] | None = None
     stop: Annotated[list[StopString], _row("request", "strings that end an answer", max_length=16)] = []
     stop_token_ids: Annotated[list[TokenId], _row("engine", "token ids that end an answer", max_length=256)] = []
     ignore_eos: Annotated[bool, _row("request", "goes on after the model's own end tokens")] = False
     n: Annotated[int, _row("request", "number of answers", ge=1, le=16)] = 1
-    logprobs: Annotated[int, _row("engine", "alternatives told with each token", ge=0, le=MAX_LOGPROBS)] | None = None
+    logprobs: Annotated[int, _row("engine", "alternatives a token; null: none", ge=0, le=MAX_LOGPROBS)] | None = None
 
 
 class SamplingKeywords(TypedDict, total=False):
@@ -93,46 +96,81 @@ class EngineSampling(msgspec.Struct, frozen=True):
     logprobs: int | None = None
 
 
+Fields = TypeVar("Fields", bound=SamplingFields)
+
+
+def convert(fields: Any, kind: type[Fields]) -> Fields:
+    """Check ``fields`` by name (plain values) against the types and limits of ``kind``.
+
+    Raises `InvalidRequest` naming a field that is unknown, of another type, out of range or no finite number.
+    """
+    try:
+        converted = msgspec.convert(fields, kind, str_keys=True)
+    except msgspec.ValidationError as error:
+        raise InvalidRequest(_explain(error)) from None
+    for name in _FLOATS:
+        if not math.isfinite(getattr(converted, name)):  # NaN is within all limits
+            raise InvalidRequest(f"{name}: must be a finite number")
+    if not all(math.isfinite(bias) for bias in converted.logit_bias.values()):
+        raise InvalidRequest("logit_bias: every bias must be a finite number")
+    return converted
+
+
+def _explain(error: msgspec.ValidationError) -> str:
+    """The message of msgspec with the field in front: it names types, bounds and fields, never a value."""
+    problem, _, path = str(error).partition(" - at `")
+    if problem.startswith("Object contains unknown field `"):
+        return f"{problem.partition('`')[2].rstrip('`')[:80]}: unknown field"
+    problem = problem.partition(" '")[0]
+    problem = problem[:1].lower() + problem[1:]
+    if path.startswith("key` in `"):
+        path = path.removeprefix("key` in `")
+        problem = f"a key: {problem}"
+    field = path.rstrip("`").removeprefix("$").removeprefix(".") or "request"
+    return f"{field}: {problem}"
+
+
 @dataclass(frozen=True, slots=True)
 class Parameter:
-    """A row of the table."""
+    """A row of the table, as documentation has it."""
 
     name: str
-    type: Any  # without None
-    limits: Meta  # those of a mapping's values where they are numbers
-    default: Any
+    values: str  # its type and limits
+    default: str  # as JSON
     where: Where
     meaning: str
-
-    @property
-    def bounds(self) -> tuple[float, float] | None:
-        """The least and the largest number, "greater" being taken as "at least"; None where there are none."""
-        limits = self.limits
-        least = limits.gt if limits.ge is None else limits.ge
-        most = limits.le if limits.lt is None else limits.lt - 1
-        return None if least is None or most is None else (least, most)
 
 
 def _parameters() -> Iterator[Parameter]:
     hints = get_type_hints(SamplingFields, include_extras=True)
     for field in msgspec.structs.fields(SamplingFields):
         hint = hints[field.name]
-        annotated = hint if hasattr(hint, "__metadata__") else get_args(hint)[0]  # else it is "... | None"
-        [row] = annotated.__metadata__
-        kind = annotated.__origin__
-        values = get_args(kind)[-1] if getattr(kind, "__origin__", None) is dict else annotated
+        if get_origin(hint) is not Annotated:
+            hint = get_args(hint)[0]  # of "... | None"
+        [row] = hint.__metadata__
+        default = field.default if field.default_factory is msgspec.NODEFAULT else field.default_factory()
         yield Parameter(
-            name=field.name,
-            type=kind,
-            limits=values.__metadata__[0],
-            default=field.default if field.default_factory is msgspec.NODEFAULT else field.default_factory(),
-            where=row.extra["where"],
-            meaning=row.description,
+            field.name, _values(hint), msgspec.json.encode(default).decode(), row.extra["where"], row.description
         )
+
+
+def _values(hint: Any) -> str:
+    """A type and its limits in words."""
+    kind, [limits] = hint.__origin__, hint.__metadata__
+    if kind is bool:
+        return "true or false"
+    if kind is str:
+        return f"text of {limits.min_length} to {limits.max_length} characters"
+    if kind is int:
+        return f"integer from {limits.ge} to {limits.le if limits.lt is None else limits.lt - 1}"
+    if kind is float:
+        least = limits.ge if limits.gt is None else f"{limits.gt} (excluded)"
+        most = limits.le if limits.lt is None else f"{limits.lt} (excluded)"
+        return f"number from {least} to {most}"
+    return f"at most {limits.max_length}: {', each with a '.join(map(_values, get_args(kind)))}"
 
 
 PARAMETERS = {parameter.name: parameter for parameter in _parameters()}
 """The table by the parameters' names."""
 
-FLOATS = tuple(parameter.name for parameter in PARAMETERS.values() if parameter.type is float)
-"""Parameters that are real numbers: JSON and Python have some that are none, which no limit keeps out."""
+_FLOATS = [name for name, hint in get_type_hints(SamplingFields).items() if hint is float]

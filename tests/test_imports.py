@@ -71,8 +71,8 @@ def test_a_package_takes_of_another_only_what_the_design_names(
 @pytest.mark.parametrize(
     ("names", "homes"),
     [
-        ({"cupy", "cuda"}, ("kernels.",)),
-        ({"celery", "kombu"}, ("tasks.", "orcd.store.enqueue")),
+        ({"cupy", "cuda"}, ("kernels.runtime.cuda_runtime.", "kernels.runtime.driver.")),
+        ({"celery", "kombu"}, ("tasks.", "orcd.store.broker.", "orcd.store.enqueue.")),
         ({"redis"}, ("tasks.", "orcd.")),
         ({"numpy"}, ("tasks.local.", "tasks.demo.training.", "worker.", "kernels.")),
     ],

@@ -106,7 +106,10 @@ class Load(msgspec.Struct, frozen=True, array_like=True, tag="load"):
 
 
 class Ready(msgspec.Struct, frozen=True, array_like=True, tag="ready"):
-    """The engine takes requests. ``max_sequence_tokens`` bounds prompt + output of one choice."""
+    """The engine takes requests. ``max_sequence_tokens`` bounds prompt + output of one choice.
+
+    ``fingerprint`` says what the tokens depend on besides the request (`worker.fingerprint`).
+    """
 
     model: str
     architecture: str
@@ -118,6 +121,7 @@ class Ready(msgspec.Struct, frozen=True, array_like=True, tag="ready"):
     load_ms: int
     memory_bytes: int
     pid: int
+    fingerprint: str
 
 
 class Outputs(msgspec.Struct, frozen=True, array_like=True, tag="outputs"):

@@ -9,7 +9,7 @@ from kernels.batch import dry_step, first
 from kernels.devices.dry_run import DryRunDevice
 from kernels.devices.protocol import Device, GpuDevice, is_gpu
 from kernels.ops.matmul_tuning import tokens_of_shapes
-from kernels.ops.registry import common_variants
+from kernels.registry import common_variants
 from kernels.runtime.compiler import Variant
 from kernels.runtime.memory import ALIGNMENT, PAGE_BYTES, MemoryPlan
 from kernels.weights.upload import STAGING_BYTES

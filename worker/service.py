@@ -17,6 +17,7 @@ from orcd.errors import CudaError, ModelLoadFailed, OrcdError, places
 from worker.channel import Channel
 from worker.contract import Add, Fatal, Load, Ready, Request, Shutdown
 from worker.engine.engine import Engine
+from worker.fingerprint import fingerprint
 from worker.health import Health
 from worker.load import load_engine, open_configured_device
 from worker.log import EventLog
@@ -41,7 +42,7 @@ class _Stopped(Exception):
 
 
 class Service:
-    """One engine process from its first breath to its exit code."""
+    """One engine process from its start to its exit code."""
 
     def __init__(self, channel: Channel) -> None:
         self._channel = channel
@@ -49,7 +50,7 @@ class Service:
         """Whether a `CudaError` ended it: then nothing more can be asked of the device, not even to let go."""
 
     def run(self, read_settings: Callable[[], Settings]) -> int:
-        """Serve until stopped (0), or until something breaks that a new process must mend (1, after a `Fatal`)."""
+        """Serve until stopped (0), or until something breaks that only a new process can fix (1, after a `Fatal`)."""
         log = EventLog("auto", f"engine-{os.getpid()}")
         try:
             settings = read_settings()
@@ -94,6 +95,7 @@ class Service:
                 load_ms=round((time.monotonic() - start) * 1000),
                 memory_bytes=device.memory_bytes(),
                 pid=os.getpid(),
+                fingerprint=fingerprint(gguf, device),
             )
         )
         return engine, health

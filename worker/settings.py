@@ -16,7 +16,7 @@ from orcd.settings import PREFIX, ClientSettings, check_least, read_environment
 
 _CPU_CHOICES = {"max_sequences": 64, "step_tokens": 512}
 _CUDA_CHOICES = {"max_sequences": 256, "step_tokens": 8192}
-_POSITIVE = {"job_ttl_s", "kv_block_tokens", "concurrency", "lease_ms", "max_attempts",
+_POSITIVE = {"job_ttl_s", "queue_limit_s", "kv_block_tokens", "concurrency", "lease_ms", "max_attempts",
              "engine_start_timeout_s", "engine_step_timeout_s"}  # fmt: skip
 
 
@@ -28,6 +28,8 @@ class Settings(ClientSettings):
     """Path of the GGUF file (the first part of a split one), or hf:ORG/REPO/FILE.gguf[@REVISION][#sha256=DIGEST]."""
     tokenizer: str = ""
     """Path of a tokenizer.json; empty: the GGUF's own vocabulary."""
+    chat_template: str = ""
+    """Path of a Jinja chat template to use instead of the GGUF's own."""
     device: str = "cuda:0"
     """``cuda:N`` or ``cpu``; the CPU is used only when it is asked for by name."""
     name: str = ""

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import numpy as np
 from numpy.typing import DTypeLike
 
-from kernels.devices.protocol import Allocate
+from kernels.devices.protocol import Allocate, AnyOps
 from kernels.ops.attention import cache_shape
-from kernels.ops.registry import CudaOps, Ops
-from kernels.ops.rope import HEAD_DIMS
+from kernels.ops.attention_plan import AttentionPlan
+from kernels.ops.rope import HEAD_DIMS, Rotation
+from kernels.registry import CudaOps, Ops
 from kernels.runtime.device_array import DeviceArray
 from kernels.runtime.gpu_spec import GpuSpec
 from kernels.runtime.launcher import Context
 from kernels.runtime.memory import Arena
+from kernels.weights.packed import Experts, PackedMatrix, Projection, Router
 from kernels.weights.weight_store import PackedWeightStore
 
 
@@ -33,10 +37,11 @@ class ArenaDevice:
         """Work with this context and these arenas from now on."""
         self.context = context
         self.weights, self.kv_cache, self.step_buffers = weights, kv_cache, step_buffers
-        self.ops: Ops = CudaOps(context)
+        ops: Ops[DeviceArray, PackedMatrix, Projection, Router, Experts, Rotation, AttentionPlan] = CudaOps(context)
+        self.ops = cast(AnyOps, ops)
         self.store = PackedWeightStore(context, weights)
 
-    def begin_step(self) -> Allocate:
+    def begin_step(self) -> Allocate[DeviceArray]:
         """Start a forward pass: gives arrays of the scratch memory that live until the next one starts."""
         self.context.begin_step()
         return self.context.scratch

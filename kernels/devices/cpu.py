@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kernels.devices.cpu_weight_store import CpuWeightStore
-from kernels.devices.protocol import Allocate
-from kernels.ops.registry import Ops, ReferenceOps
-from kernels.reference.matmul import TileBudget
+from kernels.devices.protocol import Allocate, AnyOps
+from kernels.reference.matmul import Linear, Matrix, TileBudget
+from kernels.reference.moe import Expert, Router
+from kernels.reference.rope import Rotation
+from kernels.registry import Ops, ReferenceOps
 
 
 class CpuDevice:
@@ -25,10 +29,11 @@ class CpuDevice:
     activation_dtype = cache_dtype = np.dtype(np.float32)
 
     def __init__(self, dequant_cache_bytes: int) -> None:
-        self.ops: Ops = ReferenceOps()
+        ops: Ops[NDArray[Any], Matrix, Sequence[Linear], Router, Sequence[Expert], Rotation, None] = ReferenceOps()
+        self.ops = cast(AnyOps, ops)
         self.store = CpuWeightStore(TileBudget(dequant_cache_bytes))
 
-    def begin_step(self) -> Allocate:
+    def begin_step(self) -> Allocate[NDArray[Any]]:
         """Start a forward pass: gives arrays of their own."""
         return np.empty
 

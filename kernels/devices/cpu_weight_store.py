@@ -8,9 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kernels.reference.matmul import Linear, Matrix, TileBudget
-from kernels.reference.moe import Expert
+from kernels.reference.moe import Expert, Router
 from kernels.weights.dequant import is_finite
-from kernels.weights.parameters import Router, Weight
+from kernels.weights.parameters import Weight
 
 CHECKED_BYTES = 1 << 24  # of a tensor at a time
 
@@ -32,9 +32,10 @@ class CpuWeightStore:
         self._weights.append(weight)
         return self._matrix(weight, weight.data)
 
-    def tied_table(self, projection: Projection) -> Matrix:
-        """The matrix of an output head as embedding table."""
-        return projection[0].matrix
+    def tied_head(self, weight: Weight) -> tuple[Matrix, Projection]:
+        """One matrix as embedding table and as output head."""
+        head = self.projection([weight])
+        return head[0].matrix, head
 
     def projection(self, weights: Sequence[Weight]) -> Projection:
         """Matrices on one input, their outputs side by side."""

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from kernels.devices.cpu import CpuDevice
+from kernels.devices.cuda import CudaDevice
 from kernels.devices.protocol import GpuDevice
-from kernels.errors import INSTALL_CUDA, USE_CPU, DeviceUnavailable
+from kernels.errors import DeviceUnavailable
 
 DEFAULT_DEQUANT_CACHE_BYTES = 512 * 1024 * 1024
 DEFAULT_VRAM_FRACTION = 0.9
@@ -17,7 +18,7 @@ def open_device(
     vram_fraction: float = DEFAULT_VRAM_FRACTION,
     vram_bytes: int = 0,
 ) -> CpuDevice | GpuDevice:
-    """The device ``cpu`` or ``cuda:N``; raises `DeviceUnavailable`. A GPU is never replaced by the CPU in silence.
+    """The device ``cpu`` or ``cuda:N``; raises `DeviceUnavailable`. A GPU is never replaced by the CPU silently.
 
     ``dequant_cache_bytes`` bounds the expanded weights that the CPU device keeps. A CUDA device may use
     ``vram_fraction`` of the memory that is free now, at most ``vram_bytes`` unless that is 0.
@@ -26,14 +27,5 @@ def open_device(
         return CpuDevice(dequant_cache_bytes)
     kind, _, index = name.partition(":")
     if kind == "cuda" and index.isdecimal():
-        try:
-            from kernels.devices.cuda import CudaDevice  # imports CuPy, which may not be there
-        except ImportError as error:
-            missing = error.name or "cupy"
-            if missing.startswith("kernels"):
-                raise  # a bug of ours
-            raise DeviceUnavailable(
-                f"{name}: the Python package {missing} is missing; {INSTALL_CUDA}, {USE_CPU}"
-            ) from None
         return CudaDevice(int(index), vram_fraction=vram_fraction, vram_bytes=vram_bytes)
     raise DeviceUnavailable(f"{name}: unknown device; choose cpu or cuda:N")

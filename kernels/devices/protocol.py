@@ -1,22 +1,43 @@
-"""The one seam to a device: its ops, how weights get there, its memory, and how work reaches a GPU without waiting."""
+"""The one interface to a device: its ops, its weights, its memory, and how work reaches a GPU without waiting."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Protocol, TypeGuard
+from typing import Any, Protocol, TypeAlias, TypeGuard
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from kernels.batch import AnyArray
-from kernels.ops.registry import Ops
+import kernels.ops.rope
+import kernels.reference.moe
+import kernels.reference.rope
+import kernels.weights.packed
+from kernels.batch import AnyArray, Array
+from kernels.ops.attention_plan import AttentionPlan
+from kernels.reference.matmul import Linear, Matrix
+from kernels.reference.moe import Expert
+from kernels.registry import Ops
 from kernels.runtime.compiler import Variant
 from kernels.runtime.device_array import DeviceArray
 from kernels.runtime.gpu_spec import GpuSpec
 from kernels.runtime.memory import Arena, MemoryPlan
-from kernels.weights.parameters import AnyExperts, AnyMatrix, AnyProjection, Router, Weight
+from kernels.weights.packed import Experts, PackedMatrix, Projection
+from kernels.weights.parameters import Weight
 
-Allocate = Callable[[tuple[int, ...], DTypeLike], AnyArray]
+# What a model is given by its device and hands on to its ops, of whatever device.
+AnyMatrix: TypeAlias = PackedMatrix | Matrix
+AnyProjection: TypeAlias = Projection | Sequence[Linear]
+AnyRouter: TypeAlias = kernels.weights.packed.Router | kernels.reference.moe.Router
+AnyExperts: TypeAlias = Experts | Sequence[Expert]
+AnyRotation: TypeAlias = kernels.ops.rope.Rotation | kernels.reference.rope.Rotation
+AnyAttentionPlan: TypeAlias = AttentionPlan | None
+AnyOps: TypeAlias = Ops[AnyArray, AnyMatrix, AnyProjection, AnyRouter, AnyExperts, AnyRotation, AnyAttentionPlan]
+"""The ops of a device, as models see them.
+
+A device casts its own ops to this: that they are only given what the same device made, types cannot say.
+"""
+
+Allocate = Callable[[tuple[int, ...], DTypeLike], Array]
 """Gives an array of a shape and a type, with arbitrary contents."""
 
 
@@ -26,8 +47,8 @@ class WeightStore(Protocol):
     def table(self, weight: Weight) -> AnyMatrix:
         """An embedding table."""
 
-    def tied_table(self, projection: AnyProjection) -> AnyMatrix:
-        """The matrix of an output head as embedding table."""
+    def tied_head(self, weight: Weight) -> tuple[AnyMatrix, AnyProjection]:
+        """One matrix as embedding table and as output head."""
 
     def projection(self, weights: Sequence[Weight]) -> AnyProjection:
         """Matrices on one input, their outputs side by side."""
@@ -38,7 +59,7 @@ class WeightStore(Protocol):
     def experts(self, gate: Weight, up: Weight, down: Weight) -> AnyExperts:
         """The stacked experts of a layer."""
 
-    def router(self, weight: Weight, num_used: int) -> Router:
+    def router(self, weight: Weight, num_used: int) -> AnyRouter:
         """A router that chooses ``num_used`` experts."""
 
     def vector(self, values: NDArray[np.float32]) -> AnyArray:
@@ -67,7 +88,7 @@ class Device(Protocol):
         """Device memory that this process may use, decided when the device was opened; None: there is no limit."""
 
     @property
-    def ops(self) -> Ops:
+    def ops(self) -> AnyOps:
         """The ops that work on this device's arrays."""
 
     @property
@@ -86,7 +107,7 @@ class Device(Protocol):
     def activation_dtype(self) -> np.dtype[Any]:
         """Type of what goes from op to op, the residual stream and logits (float32) excepted."""
 
-    def begin_step(self) -> Allocate:
+    def begin_step(self) -> Allocate[AnyArray]:
         """Start a forward pass: gives arrays that live until the next one starts."""
 
     def cache_array(self, num_blocks: int, block_tokens: int, num_kv_heads: int, head_dim: int) -> AnyArray:
@@ -119,7 +140,7 @@ class GpuGraph(Protocol):
 class GpuDevice(Device, Protocol):
     """What an engine needs of a GPU, which works on its own stream while the host goes on.
 
-    `kernels.devices.cuda.CudaDevice` is one, in a module that only a process with a GPU can import.
+    `kernels.devices.cuda.CudaDevice` is one.
     """
 
     @property

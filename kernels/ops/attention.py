@@ -95,9 +95,9 @@ def cache_shape(num_blocks: int, block_tokens: int, num_kv_heads: int, head_dim:
 def paged_attention(
     context: Context,
     qkv: DeviceArray,
-    cache: LayerCache,
-    attention: Attention,
-    step: Step,
+    cache: LayerCache[DeviceArray],
+    attention: Attention[DeviceArray],
+    step: Step[DeviceArray],
     plan: AttentionPlan,
     *,
     out: DeviceArray,
@@ -138,11 +138,11 @@ def rope_attention(
     context: Context,
     qkv: DeviceArray,
     by: Rotation | None,
-    attention: Attention,
-    step: Step,
+    attention: Attention[DeviceArray],
+    step: Step[DeviceArray],
     plan: AttentionPlan,
     *,
-    out_cache: LayerCache,
+    out_cache: LayerCache[DeviceArray],
     out: DeviceArray,
 ) -> None:
     """`kernels.ops.rope.rope_write` of the step's tokens to ``step.slots``, then `paged_attention`; the same bits.
@@ -182,7 +182,7 @@ def rope_attention(
 def _rope_shape(gpu: GpuSpec, head_dim: int, num_blocks: int) -> AttentionShape:
     """Of `rope_attention_decode` for so many blocks before any is divided."""
     shape = attention_shape(gpu, head_dim, spread=True)
-    spreads = num_blocks <= gpu.num_processors and _rope_bytes(shape, head_dim) <= gpu.shared_bytes
+    spreads = num_blocks <= gpu.num_sms and _rope_bytes(shape, head_dim) <= gpu.shared_bytes
     return shape if spreads else attention_shape(gpu, head_dim)
 
 
@@ -192,9 +192,9 @@ def _rope_bytes(shape: AttentionShape, head_dim: int) -> int:
 
 def _params(
     qkv: DeviceArray,
-    cache: LayerCache,
-    attention: Attention,
-    step: Step,
+    cache: LayerCache[DeviceArray],
+    attention: Attention[DeviceArray],
+    step: Step[DeviceArray],
     plan: AttentionPlan,
     items: DeviceArray,
     out: DeviceArray,

@@ -13,15 +13,19 @@ import numpy as np
 
 from kernels.batch import Step
 from kernels.runtime.compiler import Variant
+from kernels.runtime.cuda_constants import declare_constants
 from kernels.runtime.cuda_struct import CudaStruct, FieldType, Int32, Pointer
 from kernels.runtime.device_array import DeviceArray
 from kernels.runtime.gpu_spec import GpuSpec
 from kernels.runtime.launcher import Context
 from kernels.weights.parameters import Attention
 
-TILE_KEYS = 64  # attention_plan.cuh has these, too
-DECODE_ROWS = 16
+TILE_KEYS = 64
+DECODE_ROWS = 16  # query rows of a decode item: one tensor core tile
 PREFILL_WARPS = 4
+
+declare_constants("attention/attention_plan.cuh", TILE_KEYS=TILE_KEYS, DECODE_ROWS=DECODE_ROWS)
+declare_constants("attention/attention.cu", PREFILL_WARPS=PREFILL_WARPS)
 
 # Partial results of divided work. 16 MB hold those of contexts of 250,000 tokens and more in all, summed over the
 # sequences of a step (gpt-oss 20B: 254,000; Phi-3 mini: 342,000); what finds no room is not divided, with the same
@@ -103,7 +107,7 @@ def row_bytes(head_dim: int) -> int:
 
 
 def attention_shape(gpu: GpuSpec, head_dim: int, *, spread: bool = False) -> AttentionShape:
-    """The shape of all kernels of a step; with ``spread`` that for few decode items, a processor each."""
+    """The shape of all kernels of a step; with ``spread`` that for few decode items, an SM each."""
     widest_of_two = 64 if gpu.has_wgmma else 32  # of 64, small GPUs have no shared memory for two such blocks
     return AttentionShape(
         decode_warps=4 if head_dim <= 64 or spread else 2,
@@ -129,7 +133,7 @@ def variants() -> list[Variant]:
     return [("attention/attention_plan", {})]
 
 
-def plan_attention(context: Context, step: Step, attention: Attention) -> AttentionPlan:
+def plan_attention(context: Context, step: Step[DeviceArray], attention: Attention[DeviceArray]) -> AttentionPlan:
     """What there is to do for layers with such heads and the window of ``attention``. Once a step and window.
 
     A step with as many sequences as tokens is taken for a decode step (whatever it holds is done right); others also
@@ -141,7 +145,7 @@ def plan_attention(context: Context, step: Step, attention: Attention) -> Attent
     prefill_rows = 0 if num_tokens == num_sequences else attention_shape(context.gpu, head_dim).prefill_rows
     token_row_tiles = -(-group // DECODE_ROWS)
     max_row_tiles = (num_sequences if prefill_rows else num_tokens) * token_row_tiles
-    wanted_items = _wanted_items(context.gpu.num_processors, num_kv_heads, max_row_tiles)
+    wanted_items = _wanted_items(context.gpu.num_sms, num_kv_heads, max_row_tiles)
     max_decode_items = max_row_tiles + wanted_items
     max_prefill_items = num_tokens * group // prefill_rows + num_sequences if prefill_rows else 0
     # A sequence has at most as many KV splits as blocks, except of blocks larger than a split, where less is divided.
@@ -177,11 +181,11 @@ def plan_attention(context: Context, step: Step, attention: Attention) -> Attent
     return plan
 
 
-def _wanted_items(num_processors: int, num_kv_heads: int, max_row_tiles: int) -> int:
+def _wanted_items(num_sms: int, num_kv_heads: int, max_row_tiles: int) -> int:
     """Into how many items the keys of all sequences together are divided, if they are long enough.
 
-    For few sequences as many as make two blocks a processor, or one for a single sequence, which shares none; for many
+    For few sequences as many as make two blocks an SM, or one for a single sequence, which shares none; for many
     enough to divide one that is much longer than the others.
     """
-    num_blocks = num_processors * min(max_row_tiles, 2)
-    return max(num_blocks // num_kv_heads - max_row_tiles, num_processors // (2 * num_kv_heads), 1)
+    num_blocks = num_sms * min(max_row_tiles, 2)
+    return max(num_blocks // num_kv_heads - max_row_tiles, num_sms // (2 * num_kv_heads), 1)

@@ -9,12 +9,15 @@ from numpy.typing import NDArray
 from kernels.batch import SAMPLING_ROW
 from kernels.decode_rows import DecodeRows
 from kernels.runtime.compiler import Variant
+from kernels.runtime.cuda_constants import declare_constants
 from kernels.runtime.cuda_struct import CudaStruct, Int32, Pointer
 from kernels.runtime.device_array import DeviceArray
 from kernels.runtime.launcher import Context
 
 _SOURCE = "decode_step/decode_step"
 _THREADS = 1024
+
+declare_constants("decode_step/decode_step.cu", THREADS=_THREADS)
 
 
 class BeginParams(CudaStruct, source=_SOURCE):
@@ -57,7 +60,7 @@ def variants() -> list[Variant]:
     return [(_SOURCE, {})]
 
 
-def begin_decode(context: Context, rows: DecodeRows, num_rows: int, block_tokens: int) -> None:
+def begin_decode(context: Context, rows: DecodeRows[DeviceArray], num_rows: int, block_tokens: int) -> None:
     """Make the first ``num_rows`` rows the next step.
 
     Rows that hold a sequence go on with the id they drew (an id of -1 counts as 0), then ``updates`` are applied, to

@@ -18,19 +18,19 @@ from kernels.ops.matmul_tuning import (
     small_batch_shape,
     tile_shape,
 )
-from kernels.ops.norm import NO_NORM, NormParams, norm_params, norm_rows
+from kernels.ops.norm import NO_NORM, DeviceNorm, NormParams, norm_params, norm_rows
 from kernels.runtime.compiler import Variant
+from kernels.runtime.cuda_constants import declare_enum
 from kernels.runtime.cuda_struct import CudaStruct, Float32, Int32, Pointer
 from kernels.runtime.device_array import DeviceArray, pointer_of
 from kernels.runtime.launcher import Context
 from kernels.runtime.tma import TensorMap, tensor_map
 from kernels.weights.formats import CHUNK, FORMATS
 from kernels.weights.packed import MatrixParams, PackedMatrix, Projection
-from kernels.weights.parameters import Norm
 
 
 class Epilogue(IntEnum):
-    """What becomes of the sums: `EpilogueKind` of matmul_epilogue.cuh."""
+    """What becomes of the sums; in CUDA `EpilogueKind`."""
 
     STORE_HALF = 0
     STORE_FLOAT = 1
@@ -95,6 +95,7 @@ class HopperTiledParams(CudaStruct, source="matmul/matmul_tiled"):
 
 
 _NO_ROUTING = RoutingParams(router_logits=0, num_experts=0, num_used=0, x_row_of_pair=0)
+declare_enum("matmul/matmul_epilogue.cuh", "EpilogueKind", [kind.name for kind in Epilogue])
 
 
 class Product(NamedTuple):
@@ -110,7 +111,7 @@ class Product(NamedTuple):
     out: DeviceArray
     epilogue: Epilogue
     column: int = 0
-    norm: Norm | None = None
+    norm: DeviceNorm | None = None
     x_rows: DeviceArray | None = None
     overlaps_previous: bool = False
     alpha: float = 0.0
@@ -140,12 +141,12 @@ def linear_residual(context: Context, x: DeviceArray, layers: Projection, *, out
     project(context, x, layers, out, Epilogue.ADD_RESIDUAL)
 
 
-def norm_linear(context: Context, x: DeviceArray, norm: Norm, layers: Projection, *, out: DeviceArray) -> None:
+def norm_linear(context: Context, x: DeviceArray, norm: DeviceNorm, layers: Projection, *, out: DeviceArray) -> None:
     """Norm and projections (QKV): ``x`` [T, H] float32 -> ``out`` [T, sum of outputs], side by side."""
     project(context, x, layers, out, _store(out), norm=norm)
 
 
-def norm_swiglu(context: Context, x: DeviceArray, norm: Norm, gate_up: Projection, *, out: DeviceArray) -> None:
+def norm_swiglu(context: Context, x: DeviceArray, norm: DeviceNorm, gate_up: Projection, *, out: DeviceArray) -> None:
     """Norm, gate and up projections, silu(gate) * up: ``x`` [T, H] float32 -> ``out`` [T, F] float16.
 
     In one kernel where gate and up have one format and so lie in one gated matrix.
@@ -158,13 +159,13 @@ def norm_swiglu(context: Context, x: DeviceArray, norm: Norm, gate_up: Projectio
     swiglu_rows(context, both, out=out)
 
 
-def norm_gelu(context: Context, x: DeviceArray, norm: Norm, up: Projection, *, out: DeviceArray) -> None:
+def norm_gelu(context: Context, x: DeviceArray, norm: DeviceNorm, up: Projection, *, out: DeviceArray) -> None:
     """Norm, up projection, GELU: ``x`` [T, H] float32 -> ``out`` [T, F] float16."""
     project(context, x, up, out, Epilogue.GELU, norm=norm)
 
 
 def norm_head(
-    context: Context, x: DeviceArray, rows: DeviceArray, norm: Norm, head: Projection, *, out: DeviceArray
+    context: Context, x: DeviceArray, rows: DeviceArray, norm: DeviceNorm, head: Projection, *, out: DeviceArray
 ) -> None:
     """Final norm and output head on some rows: ``x`` [T, H], ``rows`` [R] -> logits ``out`` [R, V] float32."""
     project(context, x, head, out, Epilogue.STORE_FLOAT, norm=norm, x_rows=rows)
@@ -181,7 +182,7 @@ def project(
     out: DeviceArray,
     epilogue: Epilogue,
     *,
-    norm: Norm | None = None,
+    norm: DeviceNorm | None = None,
     x_rows: DeviceArray | None = None,
 ) -> None:
     """All matrices of ``layers``; with ``norm``, x is float32 and normed first, else float16."""

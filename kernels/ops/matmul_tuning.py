@@ -6,30 +6,35 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from kernels.ops.norm import NORM_PARTITIONS
+from kernels.runtime.cuda_constants import declare_constants, declare_traits
 from kernels.runtime.gpu_spec import GpuSpec
-from kernels.weights.formats import UNIT_ROWS, Format
+from kernels.weights.formats import FORMATS, UNIT_ROWS, Format
 from kernels.weights.packed import PackedMatrix, Projection
 
 MAX_SMALL_BATCH = 4  # tokens up to which x is kept in shared memory whole: more take less time in tiles
-MAX_BLOCK_WARPS = 20  # of a block of matmul_gemv* or matmul_small_batch, as in matmul_weights.cuh
-MAX_NORMED_WIDTH = 4096  # of a row that every block of matmul_gemv_normed norms for itself, as in norm.cuh
+MAX_BLOCK_WARPS = 20  # of a block of matmul_gemv* or matmul_small_batch
+MAX_NORMED_WIDTH = 4096  # of a row that every block of matmul_gemv_normed norms for itself
 BLOCK_OUTPUTS = 128  # of a block of matmul_tiled_N
-MAX_STAGES = 8  # of x in shared memory, as in matmul_tiled.cu
-_PROCESSOR_BYTES = 216 * 1024  # of shared memory, for the blocks of matmul_tiled_N on it, as in matmul_tiled_hopper.cuh
 
 SUMMING_SIZES = (16, 32, 64, 128)
 """Tokens of the tiles of matmul_tiled_N whose blocks can add up partitions."""
 LARGEST_SIZE = 256
 """Tokens of a tile whose block has one partition; on Hopper only."""
+
+_SM_BYTES = 216 * 1024  # of shared memory, for the blocks of matmul_tiled_N on an SM of a Hopper GPU
+_BARRIER_BYTES = 256  # of such a block, for its barriers
+_ALIGNMENT = 1024  # of x in it
+_PORTABLE_BYTES = 96 * 1024  # of shared memory, for a block on other GPUs
+_MAX_STAGES = 8  # of x in it: as many chunks
 _RESIDENTS = {16: 4, 32: 3, 64: 2}
-"""Blocks on a processor, one for other sizes, as in matmul_tiled_hopper.cuh: while one waits, others unpack weights."""
+"""Blocks on an SM by the tokens of their tiles, one for other sizes: while one waits, others unpack weights."""
 
 SHAPES_APART = 64
 """Shapes are chosen at the tiles that are smaller and at multiples of so many tokens."""
 
 
 class SmallBatchShape(NamedTuple):
-    """How `multiply_small_batch` is launched: about one block a processor, so that all have the same share of work."""
+    """How `multiply_small_batch` is launched: about one block an SM, so that all have the same share of work."""
 
     num_blocks: int
     tiles_at_once: int  # of a block
@@ -43,8 +48,8 @@ def small_batch_shape(
 ) -> SmallBatchShape:
     """For ``num_tokens`` in a block and so many products at the same time."""
     partitions = matrix.num_partitions
-    processors = max(1, gpu.num_processors // num_products)
-    tiles = -(-matrix.num_tiles // processors)
+    sms = max(1, gpu.num_sms // num_products)
+    tiles = -(-matrix.num_tiles // sms)
     rounds = -(-tiles // max(1, MAX_BLOCK_WARPS // partitions))
     for at_once in range(-(-tiles // rounds), 0, -1):
         num_warps = at_once * partitions
@@ -58,7 +63,7 @@ def small_batch_shape(
         shared_bytes = ring_at + num_warps * matrix.format.ring_units * matrix.format.unit_bytes
         if shared_bytes <= gpu.shared_bytes:
             break
-    num_blocks = min(-(-matrix.num_tiles // at_once), processors)
+    num_blocks = min(-(-matrix.num_tiles // at_once), sms)
     return SmallBatchShape(num_blocks, at_once, num_warps, ring_at, gpu.spread(shared_bytes, num_blocks))
 
 
@@ -98,7 +103,7 @@ def tokens_of_shapes(most: int) -> set[int]:
 
 # Microseconds, fitted to fourteen matrices of real models, 16 to 8,192 tokens, every shape, on an H200: within 7 % on
 # average; what it chooses takes 0.2 % longer than the best, 9 % at worst.
-_CHUNK_US = {16: 0.32, 32: 0.34, 64: 0.36, 128: 0.44, 256: 0.69}  # of 64 columns, of a block alone on a processor
+_CHUNK_US = {16: 0.32, 32: 0.34, 64: 0.36, 128: 0.44, 256: 0.69}  # of 64 columns, of a block alone on an SM
 _SHARED = 0.54  # as much more for each further block on it
 _START_US, _STORE_US = 1.2, 0.017  # of the blocks that begin together; for each token of each of their tiles
 _REDUCE_US, _REDUCED_BYTES_PER_US = 1.5, 4.4e6
@@ -117,7 +122,7 @@ def tile_shape(gpu: GpuSpec, num_rows: int, num_chunks: int, num_partitions: int
 
         blocks = -(-num_rows // 128) * -(-num_tokens // size) * splits
         residents = _RESIDENTS.get(size, 1)
-        rounds, more = divmod(-(-blocks // gpu.num_processors), residents)
+        rounds, more = divmod(-(-blocks // gpu.num_sms), residents)
         us = rounds * round_us(residents) + (round_us(more) if more else 0)
         if splits > 1:  # partial sums are written and read
             us += _REDUCE_US + 4 * (splits + 1) * num_tokens * num_rows / _REDUCED_BYTES_PER_US
@@ -129,17 +134,60 @@ def tile_shape(gpu: GpuSpec, num_rows: int, num_chunks: int, num_partitions: int
     return min(shapes, key=lambda shape: estimate(*shape))
 
 
+class TileRing(NamedTuple):
+    """What the shared memory of a block of matmul_tiled_N holds: see `Ring` of the two .cuh files."""
+
+    residents: int  # blocks on an SM that the kernel leaves registers for
+    group: int  # chunks between two barriers of the block
+    weight_stages: int  # groups of weights, or units where these hold several
+    stages: int  # groups of x
+    num_bytes: int
+
+
+def _hopper_ring(format_: Format, size: int) -> TileRing:
+    """With as many blocks on an SM as have the stages they need, and as many stages as fit then."""
+    is_k, x_bytes = format_.unit_chunks > 1, size * 128
+    group = 1 if size > SUMMING_SIZES[-1] or not format_.is_scaled else 2
+    rest = _ALIGNMENT + _BARRIER_BYTES + format_.ring_units * 2 * 4 * format_.unit_bytes
+    # Blocks of a K format have more weights to unpack at once, and need more registers.
+    residents = fitting = 3 if is_k and size == 16 else _RESIDENTS.get(size, 1)
+    while fitting > 1 and rest + max(4, 3 * group) * x_bytes > _SM_BYTES // fitting:
+        fitting -= 1
+    stages = min(_MAX_STAGES, (_SM_BYTES // fitting - rest) // x_bytes) // group
+    weight_stages = format_.ring_units // (1 if is_k else group)
+    return TileRing(residents, group, weight_stages, stages, rest + stages * group * x_bytes)
+
+
+def _portable_ring(format_: Format, size: int) -> TileRing:
+    """As many stages as fit, of x and weights together; of weights that are not quantised x alone."""
+    stage_bytes = size * 128 + (8 * 32 * format_.lane_bytes if format_.is_scaled else 0)
+    stages = min(_MAX_STAGES, _PORTABLE_BYTES // stage_bytes)
+    return TileRing(1, 1, stages if format_.is_scaled else 0, stages, stage_bytes * stages)
+
+
 @lru_cache
 def ring_bytes(gpu: GpuSpec, format_: Format, size: int) -> int:
-    """Shared memory of `matmul_tiled_{size}`: as many stages as fit; see `Ring` of its two .cuh files."""
-    x_bytes = size * 128
-    if gpu.has_wgmma:
-        group = 1 if size > SUMMING_SIZES[-1] or not format_.is_scaled else 2
-        rest = 1024 + 256 + format_.ring_units * 2 * 4 * format_.unit_bytes
-        residents = 3 if format_.unit_chunks > 1 and size == 16 else _RESIDENTS.get(size, 1)
-        while residents > 1 and rest + max(4, 3 * group) * x_bytes > _PROCESSOR_BYTES // residents:
-            residents -= 1
-        stages = min(MAX_STAGES, (_PROCESSOR_BYTES // residents - rest) // x_bytes) // group
-        return rest + stages * group * x_bytes
-    stage_bytes = x_bytes + (8 * 32 * format_.lane_bytes if format_.is_scaled else 0)
-    return stage_bytes * min(MAX_STAGES, 96 * 1024 // stage_bytes)
+    """Shared memory of a block of `matmul_tiled_{size}`."""
+    return (_hopper_ring if gpu.has_wgmma else _portable_ring)(format_, size).num_bytes
+
+
+declare_constants("matmul/matmul_weights.cuh", MAX_BLOCK_WARPS=MAX_BLOCK_WARPS, MAX_NORMED_WIDTH=MAX_NORMED_WIDTH)
+declare_constants("matmul/matmul_tiled.cu", SUMMING_TOKENS=SUMMING_SIZES[-1])
+declare_traits(
+    "matmul/matmul_tiled_hopper.cuh",
+    "TileRing",
+    {
+        (name, size): _hopper_ring(format_, size)._asdict()
+        for name, format_ in FORMATS.items()
+        for size in (*SUMMING_SIZES, LARGEST_SIZE)
+    },
+)
+declare_traits(
+    "matmul/matmul_tiled_portable.cuh",
+    "TileRing",
+    {
+        (name, size): _portable_ring(format_, size)._asdict()
+        for name, format_ in FORMATS.items()
+        for size in SUMMING_SIZES
+    },
+)

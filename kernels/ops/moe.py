@@ -8,19 +8,21 @@ import numpy as np
 
 from kernels.ops.matmul import Epilogue, ExpertTiles, Product, multiply_routed, multiply_tiled
 from kernels.ops.matmul_tuning import MAX_SMALL_BATCH, SUMMING_SIZES
-from kernels.ops.norm import NORM_PARTITIONS, NormParams, norm_params
+from kernels.ops.norm import NORM_PARTITIONS, DeviceNorm, NormParams, norm_params
 from kernels.runtime.compiler import Variant
+from kernels.runtime.cuda_constants import declare_constants
 from kernels.runtime.cuda_struct import CudaStruct, Int32, Pointer
 from kernels.runtime.device_array import DeviceArray, pointer_of
 from kernels.runtime.launcher import Context
-from kernels.weights.packed import Experts
-from kernels.weights.parameters import Norm, Router
+from kernels.weights.packed import Experts, Router
 
 _ROUTE_GROUPS = 4  # of warps in a block of moe_route
-_ROUTE_EXPERTS = 8  # that such a group has at once, as in moe.cu
-_ROUTE_TOKENS = 8  # of a block of moe_route_many, as in moe.cu
+_ROUTE_EXPERTS = 8  # that such a group has at once
+_ROUTE_TOKENS = 8  # of a block of moe_route_many
 _MANY_TOKENS = 1024  # from which on that takes less time
 _PLAN_WARPS = 32  # of the block of moe_plan
+
+declare_constants("moe/moe.cu", ROUTE_EXPERTS=_ROUTE_EXPERTS, ROUTE_TOKENS=_ROUTE_TOKENS, PLAN_WARPS=_PLAN_WARPS)
 
 
 class RouteParams(CudaStruct, source="moe/moe"):
@@ -84,7 +86,7 @@ def variants() -> list[Variant]:
 def norm_moe_residual(
     context: Context,
     x: DeviceArray,
-    norm: Norm,
+    norm: DeviceNorm,
     router: Router,
     experts: Experts,
     alpha: float,
@@ -128,7 +130,7 @@ class _Routing(NamedTuple):
     shares: DeviceArray | None = None  # [T * num_used] float32
 
 
-def _route(context: Context, x: DeviceArray, norm: Norm, router: Router, normed: DeviceArray) -> _Routing:
+def _route(context: Context, x: DeviceArray, norm: DeviceNorm, router: Router, normed: DeviceArray) -> _Routing:
     """``x`` [T, H] normed to ``normed``, and the router on it."""
     num_tokens, width = x.shape
     num_experts, num_used = router.weight.shape[0], router.num_used

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+from typing import TypeAlias
+
 from kernels.runtime.compiler import Variant
+from kernels.runtime.cuda_constants import declare_constants
 from kernels.runtime.cuda_struct import CudaStruct, Float32, Int32, Pointer
 from kernels.runtime.device_array import DeviceArray, pointer_of
 from kernels.runtime.launcher import Context
 from kernels.weights.parameters import LayerNorm, Norm
 
-NORM_PARTITIONS = 8  # of a row's sums, as in norm.cuh
-SHORT_WIDTH = NORM_PARTITIONS * 128  # a warp holds such a row: PARTITION_STEP of norm.cuh
+DeviceNorm: TypeAlias = Norm[DeviceArray]
+"""A norm whose arrays are in device memory."""
+
+NORM_PARTITIONS = 8  # of a row's sums
+SHORT_WIDTH = NORM_PARTITIONS * 128  # a warp holds such a row
 _SHORT_WARPS = 8  # of a block of norm_short_rows
 _MANY_ROWS = 1024  # short ones, from which on a warp each takes less time than a block each
+
+declare_constants("norm/norm.cuh", NORM_PARTITIONS=NORM_PARTITIONS, PARTITION_STEP=SHORT_WIDTH)
+declare_constants("norm/norm.cu", SHORT_WARPS=_SHORT_WARPS)
 
 
 class NormParams(CudaStruct, source="norm/norm"):
@@ -43,7 +52,7 @@ NO_NORM = NormParams(weight=0, bias=0, epsilon=0.0, width=0, inverse_width=0.0)
 """For kernels that do not look at it."""
 
 
-def norm_params(norm: Norm, width: int) -> NormParams:
+def norm_params(norm: DeviceNorm, width: int) -> NormParams:
     """``norm`` of rows of ``width``, for the struct of a kernel."""
     return NormParams(
         weight=norm.weight.pointer,
@@ -54,7 +63,9 @@ def norm_params(norm: Norm, width: int) -> NormParams:
     )
 
 
-def norm_rows(context: Context, x: DeviceArray, norm: Norm, *, rows: DeviceArray | None, out: DeviceArray) -> None:
+def norm_rows(
+    context: Context, x: DeviceArray, norm: DeviceNorm, *, rows: DeviceArray | None, out: DeviceArray
+) -> None:
     """Norm of ``x`` [T, H] float32, or of its ``rows`` [R] only -> ``out`` [R, H] float16."""
     num_rows, width = out.shape
     params = NormRowsParams(

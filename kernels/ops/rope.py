@@ -8,6 +8,7 @@ import numpy as np
 
 from kernels.batch import LayerCache
 from kernels.runtime.compiler import Variant
+from kernels.runtime.cuda_constants import declare_constants
 from kernels.runtime.cuda_struct import CudaStruct, Float32, Int32, Pointer
 from kernels.runtime.device_array import DeviceArray
 from kernels.runtime.launcher import Context
@@ -17,7 +18,9 @@ HEAD_DIMS = (16, 32, 64, 80, 96, 128)
 
 _THREADS = 256
 _WARPS = _THREADS // 32
-_WARP_HEADS = 8  # of one kind, as in rope.cu
+_WARP_HEADS = 8  # of one kind
+
+declare_constants("rope/rope.cu", WARPS=_WARPS, HEADS=_WARP_HEADS)
 
 
 class RotationParams(CudaStruct, source="rope/rope_rotation"):
@@ -83,7 +86,11 @@ def variants() -> list[Variant]:
 
 
 def rotation(
-    context: Context, positions: DeviceArray, rope: Rope, sequence_lengths: DeviceArray, sequence_rows: DeviceArray
+    context: Context,
+    positions: DeviceArray,
+    rope: Rope[DeviceArray],
+    sequence_lengths: DeviceArray,
+    sequence_rows: DeviceArray,
 ) -> Rotation:
     """Angles of ``positions`` [T] (-1: padding, anything finite).
 
@@ -113,9 +120,9 @@ def rope_write(
     qkv: DeviceArray,
     slots: DeviceArray,
     by: Rotation | None,
-    attention: Attention,
+    attention: Attention[DeviceArray],
     *,
-    out_cache: LayerCache,
+    out_cache: LayerCache[DeviceArray],
 ) -> None:
     """Rotate Q and K in ``qkv`` and store K and V.
 
@@ -144,12 +151,14 @@ def rope_write(
     )
 
 
-def cache_params(cache: LayerCache) -> LayerCacheParams:
+def cache_params(cache: LayerCache[DeviceArray]) -> LayerCacheParams:
     """``cache`` for the struct of a kernel."""
     return LayerCacheParams(keys=cache.keys.pointer, values=cache.values.pointer)
 
 
-def rope_params(by: Rotation | None, head_norms: tuple[RmsNorm, RmsNorm] | None) -> RopeParams:
+def rope_params(
+    by: Rotation | None, head_norms: tuple[RmsNorm[DeviceArray], RmsNorm[DeviceArray]] | None
+) -> RopeParams:
     """The rotation ``by`` and the norms of heads for the struct of a kernel."""
     num_pairs = by.cosine.shape[1] if by else 0
     assert num_pairs % 2 == 0, f"{num_pairs} pairs: lanes take two at a time"

@@ -10,16 +10,20 @@ import numpy as np
 
 from kernels.batch import Adjustments, SamplingParams
 from kernels.runtime.compiler import Variant
+from kernels.runtime.cuda_constants import declare_constants
 from kernels.runtime.cuda_struct import CudaStruct, Int32, Pointer, UInt32, UInt64
 from kernels.runtime.device_array import DeviceArray
 from kernels.runtime.launcher import Context
 
-THREADS = 256  # of all kernels here, as in sampling.cuh
-SLICE = 4096  # logits that a block takes at a time
+THREADS = 256  # of a block of all kernels here
+SLICE = 4096  # logits that a block takes at a time: four float4 a thread
 MAX_VOCAB = 1 << 18  # sums of so many probabilities fit 64 bits; so many slices fit a merge
 MAX_TOP = 20  # log probabilities reported besides that of the drawn token
-BINS = 2048  # as in sampling_plan.cuh
-CAPACITY = 4096
+BINS = 2048  # of the distance below the largest logit, after temperature
+CAPACITY = 4096  # listed values of a row; rows with more are read again
+
+declare_constants("sampling/sampling.cuh", THREADS=THREADS, SLICE=SLICE)
+declare_constants("sampling/sampling_plan.cuh", BINS=BINS, CAPACITY=CAPACITY)
 
 # Blocks of a launch: enough to fill a GPU several times over, or just once where each leaves a histogram.
 SCAN_BLOCKS = DRAW_BLOCKS = 4096
@@ -116,7 +120,9 @@ def variants() -> list[Variant]:
     return [("sampling/sampling", {}), ("sampling/sampling_draw", {}), ("sampling/sampling_logprobs", _LOGPROB_LIMITS)]
 
 
-def adjust_logits(context: Context, logits: DeviceArray, adjustments: Adjustments, *, out: DeviceArray) -> None:
+def adjust_logits(
+    context: Context, logits: DeviceArray, adjustments: Adjustments[DeviceArray], *, out: DeviceArray
+) -> None:
     """Apply ``adjustments`` to ``logits`` [R, V] float32 in place: ``out`` must be ``logits``."""
     assert out == logits and logits.dtype == np.float32, "logits are adjusted where they are"
     num_rows, vocab_size = logits.shape
@@ -139,7 +145,7 @@ def adjust_logits(context: Context, logits: DeviceArray, adjustments: Adjustment
     context.launch("sampling/sampling", "sampling_adjust", -(-num_entries // THREADS), THREADS, params)
 
 
-def sample(context: Context, logits: DeviceArray, params: SamplingParams, *, out_ids: DeviceArray) -> None:
+def sample(context: Context, logits: DeviceArray, params: SamplingParams[DeviceArray], *, out_ids: DeviceArray) -> None:
     """Draw one token id a row of ``logits`` [R, V] float32 into ``out_ids`` [R] int32."""
     num_rows, vocab_size = logits.shape
     if not num_rows:

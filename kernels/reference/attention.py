@@ -25,15 +25,15 @@ TILE_KEYS = 64
 MAX_SCORES = 1 << 22  # elements of the score array at a time (16 MB)
 
 
-def plan_attention(step: Step, attention: Attention) -> None:
+def plan_attention(step: Step[Int32], attention: Attention[Float32]) -> None:
     """Share the step's work out, once for all layers of a window: here there is nothing to share."""
 
 
 def paged_attention(
     qkv: Float32,
-    cache: LayerCache,
-    attention: Attention,
-    step: Step,
+    cache: LayerCache[Float32],
+    attention: Attention[Float32],
+    step: Step[Int32],
     plan: None,  # noqa: ARG001 - the CUDA op is given one
     *,
     out: Float32,
@@ -65,11 +65,11 @@ def paged_attention(
 def rope_attention(
     qkv: Float32,
     by: Rotation | None,
-    attention: Attention,
-    step: Step,
+    attention: Attention[Float32],
+    step: Step[Int32],
     plan: None,
     *,
-    out_cache: LayerCache,
+    out_cache: LayerCache[Float32],
     out: Float32,
 ) -> None:
     """`kernels.reference.rope.rope_write` of the step's tokens to ``step.slots``, then `paged_attention`.
@@ -119,7 +119,7 @@ def _parts(tokens: Int64, scores_per_token: int) -> Iterator[Int64]:
 
 
 def _gather(
-    cache: LayerCache, key_positions: Int64, needed: NDArray[np.bool_], block_tables: Int32
+    cache: LayerCache[Float32], key_positions: Int64, needed: NDArray[np.bool_], block_tables: Int32
 ) -> tuple[Float32, Float32]:
     """K and V at ``key_positions`` [S, L] of S sequences, [S, L, kv_heads, D]; zero where not ``needed`` [S, L].
 

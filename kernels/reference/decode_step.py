@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
-from kernels.batch import decode_draws
+from kernels.batch import decode_draw
 from kernels.decode_rows import BLOCK_UPDATE, EMPTY_ROW, ROW_UPDATE, UPDATE_COUNTS, DecodeRows
 
 Int32 = NDArray[np.int32]
 
 
-def begin_decode(rows: DecodeRows, num_rows: int, block_tokens: int) -> None:
+def begin_decode(rows: DecodeRows[NDArray[Any]], num_rows: int, block_tokens: int) -> None:
     """Make the first ``num_rows`` rows the next step.
 
     Rows that hold a sequence go on with the id they drew (an id of -1 counts as 0), then ``updates`` are applied, to
@@ -50,4 +52,4 @@ def resolve_tokens(token_ids: Int32, drawn: Int32) -> None:
     ``token_ids`` [T], ``drawn`` [N] ids of the previous step, of which -1 counts as 0.
     """
     unknown = np.flatnonzero(token_ids < 0)
-    token_ids[unknown] = np.maximum(drawn[decode_draws(token_ids[unknown])], 0)
+    token_ids[unknown] = np.maximum(drawn[decode_draw(token_ids[unknown])], 0)

@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kernels.reference.activation import clamped_swiglu
-from kernels.reference.matmul import Linear, linear
+from kernels.reference.matmul import Linear, Matrix, linear
 from kernels.reference.norm import normalise
-from kernels.weights.parameters import Norm, Router
+from kernels.weights.parameters import Norm
 
 Float32 = NDArray[np.float32]
 
@@ -25,9 +25,18 @@ class Expert:
     down: Linear
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Router:
+    """Chooses experts: the ``num_used`` largest of weight x + bias."""
+
+    weight: Matrix  # [experts, H]
+    bias: Float32 | None  # [experts]
+    num_used: int
+
+
 def norm_moe_residual(
     x: Float32,
-    norm: Norm,
+    norm: Norm[Float32],
     router: Router,
     experts: Sequence[Expert],
     alpha: float,

@@ -14,7 +14,7 @@ from kernels.weights.parameters import LayerNorm, Norm
 Float32 = NDArray[np.float32]
 
 
-def normalise(norm: Norm, x: Float32) -> Float32:
+def normalise(norm: Norm[Float32], x: Float32) -> Float32:
     """``x`` [..., H] contiguous -> the same shape."""
     if isinstance(norm, LayerNorm):
         centred = x - np.mean(x, axis=-1, keepdims=True)
@@ -26,12 +26,12 @@ def normalise(norm: Norm, x: Float32) -> Float32:
     return normed
 
 
-def norm_linear(x: Float32, norm: Norm, layers: Sequence[Linear], *, out: Float32) -> None:
+def norm_linear(x: Float32, norm: Norm[Float32], layers: Sequence[Linear], *, out: Float32) -> None:
     """Norm and projections (QKV): ``x`` [T, H] -> ``out`` [T, sum of outputs], the layers' outputs side by side."""
     linear(normalise(norm, x), layers, out=out)
 
 
-def norm_swiglu(x: Float32, norm: Norm, gate_up: Sequence[Linear], *, out: Float32) -> None:
+def norm_swiglu(x: Float32, norm: Norm[Float32], gate_up: Sequence[Linear], *, out: Float32) -> None:
     """Norm, gate and up projections, silu(gate) * up: ``x`` [T, H] -> ``out`` [T, F].
 
     ``gate_up`` are two layers of F outputs or a fused one of 2 F, gate first.
@@ -41,12 +41,14 @@ def norm_swiglu(x: Float32, norm: Norm, gate_up: Sequence[Linear], *, out: Float
     swiglu(both[:, : out.shape[1]], both[:, out.shape[1] :], out=out)
 
 
-def norm_gelu(x: Float32, norm: Norm, up: Sequence[Linear], *, out: Float32) -> None:
+def norm_gelu(x: Float32, norm: Norm[Float32], up: Sequence[Linear], *, out: Float32) -> None:
     """Norm, up projection, GELU: ``x`` [T, H] -> ``out`` [T, F]."""
     linear(normalise(norm, x), up, out=out)
     gelu(out, out=out)
 
 
-def norm_head(x: Float32, rows: NDArray[np.int32], norm: Norm, head: Sequence[Linear], *, out: Float32) -> None:
+def norm_head(
+    x: Float32, rows: NDArray[np.int32], norm: Norm[Float32], head: Sequence[Linear], *, out: Float32
+) -> None:
     """Final norm and output head on some rows: ``x`` [T, H], ``rows`` [R] -> logits ``out`` [R, V]."""
     linear(normalise(norm, x[rows]), head, out=out)

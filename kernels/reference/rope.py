@@ -24,7 +24,7 @@ class Rotation:
     pairing: Pairing
 
 
-def rotation(positions: Int32, rope: Rope, sequence_lengths: Int32, sequence_rows: Int32) -> Rotation:
+def rotation(positions: Int32, rope: Rope[Float32], sequence_lengths: Int32, sequence_rows: Int32) -> Rotation:
     """Angles of ``positions`` [T].
 
     Token t is of the sequence ``sequence_rows[t]``, which has ``sequence_lengths`` [S] tokens.
@@ -57,9 +57,9 @@ def rope_write(
     qkv: Float32,
     slots: Int32,
     by: Rotation | None,
-    attention: Attention,
+    attention: Attention[Float32],
     *,
-    out_cache: LayerCache,
+    out_cache: LayerCache[Float32],
 ) -> None:
     """Rotate Q and K in ``qkv`` and store K and V.
 

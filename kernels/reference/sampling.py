@@ -13,6 +13,8 @@ word id % 4.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -30,7 +32,7 @@ MIN_GUMBEL = -2.9  # -log(-log(2**-25)) = -2.85
 CHUNK = 4096  # calls of the generator at a time: its temporaries stay in the cache
 
 
-def adjust_logits(logits: Float32, adjustments: Adjustments, *, out: Float32) -> None:
+def adjust_logits(logits: Float32, adjustments: Adjustments[NDArray[Any]], *, out: Float32) -> None:
     """Apply ``adjustments`` to ``logits`` [R, V]; ``out`` [R, V] may be ``logits`` itself.
 
     Repetition divides a positive logit and multiplies a negative one (Keskar et al., "CTRL", 2019; as Hugging Face
@@ -47,7 +49,7 @@ def adjust_logits(logits: Float32, adjustments: Adjustments, *, out: Float32) ->
     out[rows, ids] = np.where(adjustments.banned, -np.inf, values)
 
 
-def sample(logits: Float32, params: SamplingParams, *, out_ids: Int32) -> None:
+def sample(logits: Float32, params: SamplingParams[NDArray[Any]], *, out_ids: Int32) -> None:
     """Draw one token id a row.
 
     ``logits`` [R, V] float32, -inf for what cannot be drawn. Of the R rows of ``params``, ``temperature`` 0 takes the

@@ -1,1 +1,1 @@
-"""How CUDA is spoken to: compiling, launching and memory; knows no op."""
+"""The interface to CUDA: compiling, launching and memory; knows no op."""

@@ -15,12 +15,13 @@ from pathlib import Path
 
 from kernels.errors import CompileFailed
 from kernels.runtime import driver
+from kernels.runtime.cuda_constants import declarations
 from kernels.runtime.cuda_struct import checks
 
 Variant = tuple[str, Mapping[str, int | str]]
 """A file's path below `SOURCE_DIRECTORY` without its ``.cu``, and the definitions it is compiled with."""
 
-SOURCE_DIRECTORY = Path(__file__).parents[1] / "cuda"
+SOURCE_DIRECTORY = Path(__file__).resolve().parents[1] / "cuda"
 
 _OPTIONS = ("-std=c++17", "-lineinfo", "-diag-suppress=177", "--ptxas-options=-v")  # 177: unused constants of headers
 _INCLUDE = re.compile(r'^\s*#\s*include\s+"([^"]+)"')
@@ -38,17 +39,23 @@ def cache_directory() -> Path:
 
 
 def read_source(path: Path) -> str:
-    """The file with every ``#include "..."`` replaced by what it names, each once, and line numbers kept."""
+    """The file with every ``#include "..."`` replaced by what it names, each once, and line numbers kept.
+
+    In front of a file of `SOURCE_DIRECTORY` stand the constants that Python declares for it.
+    """
     return "\n".join(_inline(path, set())) + "\n"
 
 
 def _inline(path: Path, seen: set[Path]) -> list[str]:
-    seen.add(path.resolve())
-    lines = [f'#line 1 "{path.name}"']
+    path = path.resolve()
+    seen.add(path)
+    is_ours = path.is_relative_to(SOURCE_DIRECTORY)
+    constants = declarations(path.relative_to(SOURCE_DIRECTORY).as_posix()) if is_ours else []
+    lines = [f'#line 1 "{path.name}: declared in Python"', *constants, f'#line 1 "{path.name}"']
     for number, line in enumerate(path.read_text().splitlines(), 1):
         if include := _INCLUDE.match(line):
-            included = path.parent / include[1]
-            if included.resolve() not in seen:
+            included = (path.parent / include[1]).resolve()
+            if included not in seen:
                 lines += _inline(included, seen)
             lines.append(f'#line {number + 1} "{path.name}"')
         else:

@@ -1,47 +1,60 @@
-"""The one binding to CUDA: every call of the driver, of NVRTC and of the runtime that is made outside of `devices`.
+"""The one binding to CUDA's driver and to NVRTC, through cuda.bindings; that to CUDA's runtime is `cuda_runtime`.
 
-Failures become `CudaFailure` (`CompileFailed`, `OutOfDeviceMemory`). The libraries are imported by the first call, so
-that importing this module asks for none: dry runs and tests work without.
+No other module calls them. Failures become `CudaFailure`, which names the call or the kernel, or `CompileFailed`. The
+libraries are imported by the first call, so that importing this module asks for none: dry runs and tests work without.
 """
 
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from functools import cache
-from typing import Any
+from types import ModuleType
+from typing import Any, NewType, Protocol
 
-from kernels.errors import CompileFailed, CudaFailure, OutOfDeviceMemory
+from kernels.errors import CompileFailed, CudaFailure
 
 MAP_BYTES = 128
 MAP_ALIGNMENT = 64
 
-Handle = Any
-"""Of a module, function, launch configuration, stream or event: opaque, kept alive by whoever holds it."""
+# Objects of cuda.bindings: opaque, kept alive by whoever holds them.
+ModuleHandle = NewType("ModuleHandle", object)
+FunctionHandle = NewType("FunctionHandle", object)
+LaunchConfig = NewType("LaunchConfig", object)
 
-_ALLOCATION_FAILED = 2  # cudaErrorMemoryAllocation
+
+class DriverStatus(Protocol):
+    """What a call of the driver says of itself: a member of its enum CUresult."""
+
+    @property
+    def name(self) -> str:
+        """Such as ``CUDA_ERROR_INVALID_VALUE``."""
+
+
+LaunchCall = Callable[[LaunchConfig, FunctionHandle, int, int], tuple[DriverStatus]]
+"""``cuLaunchKernelEx``: configuration, function, address of the array of parameters, and 0."""
 
 
 @cache
-def _driver() -> Any:
+def _driver() -> ModuleType:
     from cuda.bindings import driver
 
-    return driver
+    module: ModuleType = driver
+    return module
 
 
 @cache
-def _nvrtc() -> Any:
+def _nvrtc() -> ModuleType:
     from cuda.bindings import nvrtc
 
-    return nvrtc
+    module: ModuleType = nvrtc
+    return module
 
 
-@cache
-def _cupy() -> Any:
-    import cupy
-
-    return cupy
+def import_library() -> None:
+    """Import cuda.bindings now; raises `ImportError`, which names what is missing."""
+    _driver()
+    _nvrtc()
 
 
 def _check(what: str, result: tuple[Any, ...]) -> Any:
@@ -52,22 +65,15 @@ def _check(what: str, result: tuple[Any, ...]) -> Any:
     return values[0] if values else None
 
 
-@contextmanager
-def _named(what: str) -> Iterator[Any]:
-    """CuPy's runtime; its errors become `CudaFailure`, naming ``what``."""
-    runtime = _cupy().cuda.runtime
-    try:
-        yield runtime
-    except runtime.CUDARuntimeError as error:
-        raise CudaFailure(what, str(error)) from None
-
-
 # ---- compiling
 
 
 def nvrtc_version() -> str:
-    """NVRTC's, such as "nvrtc 13.0"."""
-    _, major, minor = _nvrtc().nvrtcVersion()
+    """NVRTC's, such as "nvrtc 13.0"; raises `CudaFailure` if the library is missing."""
+    try:
+        _, major, minor = _nvrtc().nvrtcVersion()
+    except RuntimeError as error:
+        raise CudaFailure("nvrtcVersion", str(error)) from None
     return f"nvrtc {major}.{minor}"
 
 
@@ -97,17 +103,19 @@ def compile_source(name: str, text: str, options: Sequence[str]) -> tuple[bytes,
 # ---- modules and functions
 
 
-def load_module(what: str, image: bytes) -> Handle:
+def load_module(what: str, image: bytes) -> ModuleHandle:
     """A cubin in the current CUDA context."""
-    return _check(what, _driver().cuModuleLoadData(image))
+    module: ModuleHandle = _check(what, _driver().cuModuleLoadData(image))
+    return module
 
 
-def get_function(module: Handle, kernel: str) -> Handle:
+def get_function(module: ModuleHandle, kernel: str) -> FunctionHandle:
     """``kernel`` of a module."""
-    return _check(kernel, _driver().cuModuleGetFunction(module, kernel.encode()))
+    function: FunctionHandle = _check(kernel, _driver().cuModuleGetFunction(module, kernel.encode()))
+    return function
 
 
-def function_limits(kernel: str, function: Handle) -> tuple[int, int, int | None]:
+def function_limits(kernel: str, function: FunctionHandle) -> tuple[int, int, int | None]:
     """(bytes of static shared memory, most threads of a block, bytes of its one parameter).
 
     The last is None where the driver is too old to tell.
@@ -125,7 +133,7 @@ def function_limits(kernel: str, function: Handle) -> tuple[int, int, int | None
     return shared_bytes, max_threads, where[1] if done == driver.CUresult.CUDA_SUCCESS else None
 
 
-def allow_shared(kernel: str, function: Handle, num_bytes: int) -> None:
+def allow_shared(kernel: str, function: FunctionHandle, num_bytes: int) -> None:
     """Make launches with ``num_bytes`` of dynamic shared memory possible."""
     driver = _driver()
     attribute = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
@@ -135,7 +143,7 @@ def allow_shared(kernel: str, function: Handle, num_bytes: int) -> None:
 # ---- launches
 
 
-def launch_call() -> tuple[Callable[..., tuple[Any, ...]], Any]:
+def launch_call() -> tuple[LaunchCall, DriverStatus]:
     """``cuLaunchKernelEx``, and the error that is none: as they are, because every launch pays for what is between."""
     driver = _driver()
     return driver.cuLaunchKernelEx, driver.CUresult.CUDA_SUCCESS
@@ -148,8 +156,8 @@ def launch_config(
     stream: int,
     *,
     starts_early: bool,
-) -> Handle:
-    """What ``cuLaunchKernelEx`` is given; ``starts_early``: the kernel may start before the one ahead has ended."""
+) -> LaunchConfig:
+    """What ``cuLaunchKernelEx`` is given; ``starts_early``: the kernel may start before the previous one has ended."""
     driver = _driver()
     config = driver.CUlaunchConfig()
     config.gridDimX, config.gridDimY, config.gridDimZ = grid
@@ -162,7 +170,7 @@ def launch_config(
         attribute.value.programmaticStreamSerializationAllowed = 1
         config.attrs = [attribute]
         config.numAttrs = 1
-    return config
+    return LaunchConfig(config)
 
 
 # ---- tensor maps
@@ -199,75 +207,5 @@ def encode_tensor_map(pointer: int, shape: tuple[int, int], box: tuple[int, int]
 
 
 @cache
-def _library() -> Any:
+def _library() -> ctypes.CDLL:
     return ctypes.CDLL("libcuda.so.1")
-
-
-# ---- memory
-
-
-def allocate(num_bytes: int) -> int:
-    """The address of ``num_bytes`` of plain device memory; raises `OutOfDeviceMemory`."""
-    runtime = _cupy().cuda.runtime
-    try:
-        pointer: int = runtime.malloc(num_bytes)
-    except runtime.CUDARuntimeError as error:
-        if error.status != _ALLOCATION_FAILED:
-            raise CudaFailure("cudaMalloc", str(error)) from None
-        raise OutOfDeviceMemory(num_bytes, runtime.memGetInfo()[0]) from None
-    return pointer
-
-
-def free(pointer: int) -> None:
-    """Give back what `allocate` gave."""
-    with _named("cudaFree") as runtime:
-        runtime.free(pointer)
-
-
-def pinned_buffer(num_bytes: int) -> Any:
-    """Page-locked host memory with Python's buffer protocol; it lives as long as what is made of it."""
-    cuda = _cupy().cuda
-    return cuda.PinnedMemoryPointer(cuda.PinnedMemory(num_bytes), 0)
-
-
-def pointer_attributes(pointer: int) -> Any:
-    """``cudaPointerGetAttributes``: ``type``, ``device`` and ``hostPointer``."""
-    with _named("cudaPointerGetAttributes") as runtime:
-        return runtime.pointerGetAttributes(pointer)
-
-
-def clear_async(pointer: int, num_bytes: int, stream: int) -> None:
-    """Enqueue zeros for device memory."""
-    with _named("cudaMemsetAsync") as runtime:
-        runtime.memsetAsync(pointer, 0, num_bytes, stream)
-
-
-def copy_to_device_async(target: int, source: int, num_bytes: int, stream: int) -> None:
-    """Enqueue a copy from host memory, which stays as it is until then if it is pinned."""
-    with _named("cudaMemcpyAsync") as runtime:
-        runtime.memcpyAsync(target, source, num_bytes, runtime.memcpyHostToDevice, stream)
-
-
-def copy_to_host(target: int, source: int, num_bytes: int) -> None:
-    """Copy to host memory, when all that is enqueued is done."""
-    with _named("cudaMemcpy") as runtime:
-        runtime.memcpy(target, source, num_bytes, runtime.memcpyDeviceToHost)
-
-
-# ---- streams, events, threads
-
-
-def new_stream() -> Handle:
-    """A `cupy.cuda.Stream` that waits for no other."""
-    return _cupy().cuda.Stream(non_blocking=True)
-
-
-def new_event(*, sleeps: bool = False) -> Handle:
-    """A `cupy.cuda.Event`; with ``sleeps``, a thread that waits for it leaves the processor to others."""
-    return _cupy().cuda.Event(block=sleeps, disable_timing=True)
-
-
-def device_of_this_thread() -> Callable[[], None]:
-    """What a thread must call to work with the device that this thread works with."""
-    use: Callable[[], None] = _cupy().cuda.Device().use
-    return use

@@ -11,12 +11,12 @@ class GpuSpec:
     """The properties of a GPU that launches depend on."""
 
     arch: str  # sm_XY, as kernels are compiled for it
-    num_processors: int  # streaming multiprocessors
+    num_sms: int  # streaming multiprocessors
     shared_bytes: int  # most shared memory of a block, static and dynamic together
 
     @cached_property
     def has_dependent_launch(self) -> bool:
-        """Whether a kernel can start before the one ahead of it has ended (griddepcontrol): Hopper and later."""
+        """Whether a kernel can start before the previous one has ended (griddepcontrol): Hopper and later."""
         return int(self.arch.removeprefix("sm_").rstrip("a")) >= 90
 
     @cached_property
@@ -25,11 +25,11 @@ class GpuSpec:
         return self.arch == "sm_90a"
 
     def spread(self, shared_bytes: int, num_blocks: int) -> int:
-        """Bytes of shared memory of a block with which no processor holds more than its share of ``num_blocks``.
+        """Bytes of shared memory of a block with which no SM holds more than its share of ``num_blocks``.
 
-        Blocks that start while the kernel ahead still runs would be put together where that leaves room.
+        Blocks that start while the previous kernel still runs would be put together where that leaves room.
         """
-        share = -(-num_blocks // self.num_processors)
+        share = -(-num_blocks // self.num_sms)
         return max(shared_bytes, self.shared_bytes // (share + 1)) if self.has_dependent_launch else shared_bytes
 
 

@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 from numpy.typing import DTypeLike
 
 from kernels.errors import CudaFailure
 from kernels.runtime import driver
 from kernels.runtime.compiler import Variant
+from kernels.runtime.cuda_runtime import Stream
 from kernels.runtime.device_array import DeviceArray
+from kernels.runtime.driver import FunctionHandle, LaunchConfig
 from kernels.runtime.gpu_spec import GpuSpec
 from kernels.runtime.memory import Arena
 from kernels.runtime.module_cache import Function, ModuleCache
 
 Dimensions = int | tuple[int, ...]
 """x, or (x, y), or (x, y, z)."""
+
+_Prepared = tuple[LaunchConfig, FunctionHandle] | tuple[()]
+"""What the driver is given for every launch of a kind; nothing in a dry run."""
 
 _MAX_GRID = (2**31 - 1, 65535, 65535)
 _MAX_BLOCK = (1024, 1024, 64)
@@ -28,27 +32,33 @@ _MAX_PARAMS_BYTES = 4096
 class Context:
     """Where ops launch: one stream of one device, and an arena for what lives no longer than a step.
 
-    Without ``modules`` it is dry: the same Python runs on no device, launches are checked and counted, and arrays
-    have the pointer 0. So a dry run of the largest step tells how much scratch memory it needs
+    Without ``modules`` it is dry and needs no ``stream``: the same Python runs on no device, launches are checked and
+    counted, and arrays have the pointer 0. So a dry run of the largest step tells how much scratch memory it needs
     (`high_water_bytes`) and which kernels (`variants`).
     """
 
     def __init__(
-        self, gpu: GpuSpec, *, modules: ModuleCache | None = None, stream: Any = None, arena: Arena | None = None
+        self,
+        gpu: GpuSpec,
+        *,
+        modules: ModuleCache | None = None,
+        stream: Stream | None = None,
+        arena: Arena | None = None,
     ) -> None:
         self.gpu = gpu
-        self.stream = stream  # of `kernels.runtime.driver.new_stream`
         self.num_launches = 0
-        self.last_kernel = ""  # launched; the suspect when an asynchronous error shows up
-        self.variants: dict[tuple[Any, ...], Variant] = {}
+        self.last_kernel = ""  # that was launched
+        self.variants: dict[tuple[object, ...], Variant] = {}
         self._modules = modules
         self._arena = Arena(0, None) if arena is None else arena
-        self._prepared: dict[tuple[Any, ...], tuple[Any, Any] | None] = {}
+        self._prepared: dict[tuple[object, ...], _Prepared | None] = {}
         self._params = ctypes.create_string_buffer(_MAX_PARAMS_BYTES)
         self._params_address = ctypes.addressof(self._params)
         self._params_array = (ctypes.c_void_p * 1)(self._params_address)
         self._params_array_address = ctypes.addressof(self._params_array)
         if modules is not None:
+            assert stream is not None, "kernels are launched on a stream"
+            self.stream = stream
             self._launch, self._success = driver.launch_call()
 
     @property
@@ -91,7 +101,7 @@ class Context:
         """Enqueue ``kernel`` of ``source``.cu, compiled with ``defines``; raises `CudaFailure` naming it.
 
         ``params`` are the bytes of its one parameter, a struct. ``shared_bytes`` are dynamic. An empty grid launches
-        nothing. On GPUs that can, the kernel may start before the one ahead of it has ended.
+        nothing. On GPUs that can, the kernel may start before the previous one has ended.
         """
         key = (source, kernel, grid, block, shared_bytes, *defines.items())
         try:
@@ -102,8 +112,9 @@ class Context:
             return
         self.num_launches += 1
         self.last_kernel = kernel
-        if self._modules is None:
+        if not prepared:
             return
+        self.stream.suspect = kernel
         config, handle = prepared
         ctypes.memmove(self._params_address, params, len(params))
         (error,) = self._launch(config, handle, self._params_array_address, 0)
@@ -123,8 +134,8 @@ class Context:
         params: bytes,
         shared_bytes: int,
         defines: Mapping[str, int | str],
-    ) -> tuple[Any, Any] | None:
-        """What the driver is given for every such launch: (CUlaunchConfig, CUfunction); None for an empty grid."""
+    ) -> _Prepared | None:
+        """What every such launch takes; None for an empty grid."""
         grid, block = _three(grid), _three(block)
         if 0 in grid:
             return None
@@ -133,10 +144,10 @@ class Context:
         for problem in _problems(grid, block, shared_bytes, params, self.gpu, function):
             raise CudaFailure(kernel, problem)
         if function is None:
-            return (None, None)
+            return ()
         function.allow_shared(shared_bytes)
         config = driver.launch_config(
-            grid, block, shared_bytes, self.stream.ptr, starts_early=self.gpu.has_dependent_launch
+            grid, block, shared_bytes, self.stream.handle, starts_early=self.gpu.has_dependent_launch
         )
         return config, function.handle
 

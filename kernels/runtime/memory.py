@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from kernels.errors import OutOfDeviceMemory
-from kernels.runtime import driver
+from kernels.runtime import cuda_runtime
 from kernels.runtime.device_array import DeviceArray
 
 ALIGNMENT = 256  # of every array, in bytes
@@ -94,12 +94,12 @@ class DeviceMemory:
         """Memory of its own under ``name``; raises `OutOfDeviceMemory`."""
         assert name not in self._arenas, f"{name} is allocated"
         size = padded(max(num_bytes, 1), PAGE_BYTES)
-        arena = self._arenas[name] = Arena(driver.allocate(size), size)
+        arena = self._arenas[name] = Arena(cuda_runtime.allocate(size), size)
         return arena
 
     def free(self, name: str) -> None:
         """Give one allocation back; nothing enqueued may use it any more."""
-        driver.free(self._arenas.pop(name).pointer)
+        cuda_runtime.free(self._arenas.pop(name).pointer)
 
     def close(self) -> None:
         """Give all allocations back; nothing enqueued may use them any more."""
@@ -116,7 +116,7 @@ def pinned(shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
     """An array in page-locked host memory: with others the host waits for copies to and from the device."""
     dtype = np.dtype(dtype)
     size = math.prod(shape)
-    buffer = driver.pinned_buffer(max(size * dtype.itemsize, 1))  # lives as long as the array or a view of it
+    buffer = cuda_runtime.pinned_bytes(max(size * dtype.itemsize, 1))
     return np.frombuffer(buffer, dtype, size).reshape(shape)
 
 
@@ -132,11 +132,11 @@ def verify_residency(pointers: Mapping[str, int], device_index: int) -> list[str
     """
     problems = []
     for name, pointer in pointers.items():
-        found = driver.pointer_attributes(pointer)
-        if found.type != _DEVICE_MEMORY:
-            problems.append(f"{name} is {_TYPES.get(found.type, f'memory of type {found.type}')}")
-        elif found.device != device_index:
-            problems.append(f"{name} is on cuda:{found.device}")
-        elif found.hostPointer:
+        found = cuda_runtime.pointer_attributes(pointer)
+        if found.memory_type != _DEVICE_MEMORY:
+            problems.append(f"{name} is {_TYPES.get(found.memory_type, f'memory of type {found.memory_type}')}")
+        elif found.device_index != device_index:
+            problems.append(f"{name} is on cuda:{found.device_index}")
+        elif found.host_pointer:
             problems.append(f"{name} is mapped into host memory")
     return problems

@@ -6,13 +6,14 @@ import os
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
 
 from kernels.runtime import driver
 from kernels.runtime.compiler import Compiler, Variant
-from kernels.runtime.driver import Handle
+from kernels.runtime.driver import FunctionHandle, ModuleHandle
 
 STATIC_SHARED_BYTES = 48 * 1024  # a kernel that wants more dynamic shared memory must say so first
+
+_Key = tuple[str, tuple[tuple[str, int | str], ...]]
 
 
 @dataclass(slots=True)
@@ -20,7 +21,7 @@ class Function:
     """A kernel in the current CUDA context."""
 
     name: str
-    handle: Handle
+    handle: FunctionHandle
     static_shared_bytes: int
     max_threads: int  # of a block
     params_bytes: int | None  # size of its one parameter; None if the driver is too old to tell
@@ -38,8 +39,8 @@ class ModuleCache:
 
     def __init__(self, compiler: Compiler) -> None:
         self._compiler = compiler
-        self._modules: dict[tuple[Any, ...], Handle] = {}
-        self._functions: dict[tuple[Any, ...], Function] = {}
+        self._modules: dict[_Key, ModuleHandle] = {}
+        self._functions: dict[tuple[str, _Key], Function] = {}
 
     def prepare(self, variants: Iterable[Variant]) -> None:
         """Compile what is missing, on all cores (NVRTC works outside the interpreter lock), and load it."""
@@ -65,10 +66,10 @@ class ModuleCache:
         return function
 
 
-def _key(source: str, defines: Mapping[str, int | str]) -> tuple[Any, ...]:
-    return source, *sorted(defines.items())
+def _key(source: str, defines: Mapping[str, int | str]) -> _Key:
+    return source, tuple(sorted(defines.items()))
 
 
-def _get_function(module: Handle, kernel: str) -> Function:
+def _get_function(module: ModuleHandle, kernel: str) -> Function:
     handle = driver.get_function(module, kernel)
     return Function(kernel, handle, *driver.function_limits(kernel, handle))

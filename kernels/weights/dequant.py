@@ -7,12 +7,11 @@ Each `_<format>` takes blocks [N, block_bytes] uint8 and fills ``out`` [N, block
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from kernels.weights.formats import Format
+from kernels.weights.formats import Codes, Format, Scaling
 
 Float32 = NDArray[np.float32]
 UInt8 = NDArray[np.uint8]
@@ -28,14 +27,28 @@ def dequantise(format_: Format, blocks: UInt8, *, out: Float32) -> None:
     """
     assert out.flags.c_contiguous and out.size * format_.block_bytes == blocks.size * format_.block_elements
     with np.errstate(over="ignore", invalid="ignore"):
-        _NUMBERS[format_.name].expand(
+        _EXPAND[format_.name](
             blocks.reshape(-1, format_.block_bytes), out.reshape(-1, format_.block_elements)
         )  # both are views
 
 
 def is_finite(format_: Format, blocks: UInt8) -> bool:
     """Whether ``blocks`` [..., row_bytes] expand to finite numbers only; looks at scales, not at what they scale."""
-    return _NUMBERS[format_.name].are_finite(blocks.reshape(-1, format_.block_bytes))
+    blocks = blocks.reshape(-1, format_.block_bytes)
+    scales, supers = blocks[:, format_.scales_at :], blocks[:, format_.super_at :]
+    match format_.scaling:
+        case Scaling.UNSCALED:
+            return _ARE_FINITE[format_.codes](blocks)
+        case Scaling.SCALE:
+            return _are_finite_halves(scales[:, :2])
+        case Scaling.SCALE_MIN:
+            return _are_finite_halves(scales[:, :4])
+        case Scaling.SUPER_SCALES:
+            return _are_finite_halves(supers[:, :2])
+        case Scaling.SUPER_MINS:
+            return _are_finite_halves(supers[:, :4])
+        case Scaling.EXPONENT:
+            return bool((scales[:, 0] < 253).all())  # 12 * 2**125 is beyond float32
 
 
 def _half(column: UInt8) -> Float32:
@@ -149,29 +162,30 @@ def _mxfp4(blocks: UInt8, out: Float32) -> None:
     out *= scale_bits.astype(np.uint32).view(np.float32)
 
 
-def _finite_halves(*offsets: int) -> Callable[[UInt8], bool]:
-    """Where a block keeps its float16 scales."""
-    return lambda blocks: all(bool(np.isfinite(blocks[:, at : at + 2].view("<f2")).all()) for at in offsets)
-
-
-class _Numbers(NamedTuple):
-    """What the blocks of a format stand for."""
-
-    expand: Callable[[UInt8, Float32], None]
-    are_finite: Callable[[UInt8], bool]
-
-
-_NUMBERS = {
-    "F32": _Numbers(_f32, lambda blocks: bool(np.isfinite(blocks.view("<f4")).all())),
-    "F16": _Numbers(_f16, _finite_halves(0)),
-    "BF16": _Numbers(_bf16, lambda blocks: not bool((~blocks.view("<u2") & 0x7F80 == 0).any())),
-    "Q4_0": _Numbers(_q4_0, _finite_halves(0)),
-    "Q4_1": _Numbers(_q4_1, _finite_halves(0, 2)),
-    "Q5_0": _Numbers(_q5_0, _finite_halves(0)),
-    "Q5_1": _Numbers(_q5_1, _finite_halves(0, 2)),
-    "Q8_0": _Numbers(_q8_0, _finite_halves(0)),
-    "Q4_K": _Numbers(_q4_k, _finite_halves(0, 2)),
-    "Q5_K": _Numbers(_q5_k, _finite_halves(0, 2)),
-    "Q6_K": _Numbers(_q6_k, _finite_halves(208)),
-    "MXFP4": _Numbers(_mxfp4, lambda blocks: bool((blocks[:, 0] < 253).all())),  # 12 * 2**125 is beyond float32
+_EXPAND: dict[str, Callable[[UInt8, Float32], None]] = {
+    "F32": _f32,
+    "F16": _f16,
+    "BF16": _bf16,
+    "Q4_0": _q4_0,
+    "Q4_1": _q4_1,
+    "Q5_0": _q5_0,
+    "Q5_1": _q5_1,
+    "Q8_0": _q8_0,
+    "Q4_K": _q4_k,
+    "Q5_K": _q5_k,
+    "Q6_K": _q6_k,
+    "MXFP4": _mxfp4,
 }
+
+
+def _are_finite_halves(columns: UInt8) -> bool:
+    """Whether the float16 in some columns of blocks are finite."""
+    return bool(np.isfinite(np.ascontiguousarray(columns).view("<f2")).all())
+
+
+_ARE_FINITE: dict[Codes, Callable[[UInt8], bool]] = {
+    Codes.FLOAT32: lambda blocks: bool(np.isfinite(blocks.view("<f4")).all()),
+    Codes.FLOAT16: _are_finite_halves,
+    Codes.BFLOAT16: lambda blocks: not bool((~blocks.view("<u2") & 0x7F80 == 0).any()),
+}
+"""Of numbers without scales."""

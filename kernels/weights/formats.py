@@ -1,18 +1,48 @@
-"""The storage formats of weights: ggml tensor types as rows of one table, with what each takes once it is packed.
+"""The storage formats of weights: ggml tensor types as rows of one table, for Python and for the kernels.
 
 A tensor's rows are cut into blocks of `block_elements` numbers, each stored in `block_bytes` bytes; a row always holds
 whole blocks. Names, numbers and layouts are ggml's (``ggml.h``: ``enum ggml_type``, ``ggml-common.h``: ``block_*``).
 In device memory a matrix is cut into units of 16 rows by one or four chunks of 64 columns, whose numbers lie in planes
-(`kernels/cuda/common/dequant.cuh` describes them and has a row for each format, too).
+that `kernels/cuda/common/dequant.cuh` describes. There a row of the table is ``FormatTraits<NAME>``.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import Enum
 from functools import cached_property
+
+from kernels.runtime.cuda_constants import declare_enum, declare_traits
 
 UNIT_ROWS = 16
 CHUNK = 64  # columns
+
+
+class Codes(Enum):
+    """What a code stands for, before it is scaled."""
+
+    UNKNOWN = "a type that the kernels do not read"
+    FLOAT32 = "a float"
+    FLOAT16 = "a float16"
+    BFLOAT16 = "the upper half of a float"
+    INTEGERS = "the code less `zero`"
+    E2M1 = "a float of 4 bits"
+
+
+class Scaling(Enum):
+    """What codes are scaled by, and the bytes of this in a packed unit."""
+
+    UNSCALED = ("nothing", 0, 0)
+    SCALE = ("float16 of 32 columns", 64, 0)
+    SCALE_MIN = ("float16 scale and minimum of 32 columns", 128, 0)
+    SUPER_SCALES = ("int8 of 16 columns, times float16 of 256", 64, 32)
+    SUPER_MINS = ("6-bit scale and minimum of 32 columns, times float16 scale and minimum of 256", 64, 64)
+    EXPONENT = ("power of two of 32 columns, relative to the largest of the row: `RowBase` of dequant.cuh", 32, 0)
+
+    def __init__(self, meaning: str, scale_bytes: int, super_bytes: int) -> None:
+        self.meaning = meaning
+        self.scale_bytes = scale_bytes  # of 16 rows by 64 columns
+        self.super_bytes = super_bytes  # super-scales of 16 rows by 256 columns
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,14 +53,16 @@ class Format:
     ggml_type: int
     block_elements: int
     block_bytes: int
-    # Packed, of 16 rows by 64 columns: low bits of codes, high bits, scales; of a unit of four such: super-scales.
-    # Types that the kernels do not read have none of these.
-    code_bytes: int = 0
-    high_bytes: int = 0
-    scale_bytes: int = 0
-    super_bytes: int = 0
+    codes: Codes = Codes.UNKNOWN
+    code_bits: int = 0  # 4 to 6, 8, 16 or 32
+    scaling: Scaling = Scaling.UNSCALED
+    zero: int = 0  # INTEGERS: the code that stands for 0
+    # Where a block has what, in bytes from its beginning:
+    codes_at: int = 0  # codes, or their low 4 bits
+    high_at: int = 0  # the fifth and sixth bits
+    scales_at: int = 0
+    super_at: int = 0  # super-scales
     fits_widest: bool = False  # integers times a scale for each 32: its numbers are `WIDEST`'s too, bit for bit
-    has_row_base: bool = False  # scales are relative to the largest exponent of a row, which is kept apart
 
     def row_bytes(self, num_elements: int) -> int:
         """Bytes of a row of ``num_elements``, which must be a multiple of `block_elements`."""
@@ -40,7 +72,22 @@ class Format:
     @property
     def is_scaled(self) -> bool:
         """Whether numbers are codes with scales, not floats."""
-        return self.scale_bytes > 0
+        return self.scaling is not Scaling.UNSCALED
+
+    @cached_property
+    def has_row_base(self) -> bool:
+        """Whether scales are relative to the largest exponent of a row, which is kept apart."""
+        return self.scaling is Scaling.EXPONENT
+
+    @cached_property
+    def code_bytes(self) -> int:
+        """Packed, of 16 rows by 64 columns: codes, or their low 4 bits."""
+        return 128 * (4 if self.code_bits < 8 else self.code_bits)
+
+    @cached_property
+    def high_bytes(self) -> int:
+        """Packed, of 16 rows by 64 columns: bits beyond the low 4 of codes of 5 and 6."""
+        return 128 * (self.code_bits - 4) if self.code_bits < 8 else 0
 
     @cached_property
     def unit_chunks(self) -> int:
@@ -50,49 +97,88 @@ class Format:
     @cached_property
     def unit_bytes(self) -> int:
         """Bytes of a packed unit."""
-        return self.unit_chunks * (self.code_bytes + self.high_bytes + self.scale_bytes) + self.super_bytes
+        chunk_bytes = self.code_bytes + self.high_bytes + self.scaling.scale_bytes
+        return self.unit_chunks * chunk_bytes + self.scaling.super_bytes
+
+    @cached_property
+    def units_per_copy(self) -> int:
+        """Units that a warp copies together for its products of one to four tokens."""
+        return 1 if self.unit_chunks > 1 or self.code_bits == 32 else 2
 
     @cached_property
     def ring_units(self) -> int:
-        """Units that a warp copies ahead of its products of one to four tokens: twice UNITS_PER_COPY of dequant.cuh."""
-        return 2 if self.unit_chunks > 1 or self.block_bytes == 4 else 4
+        """Units that a warp copies ahead of its products: two copies are under way."""
+        return 2 * self.units_per_copy
 
     @cached_property
     def lane_bytes(self) -> int:
         """Bytes that a lane of a warp takes in shared memory for a chunk of 16 rows: each holds its scales itself."""
-        return (self.code_bytes + self.high_bytes) // 32 + (self.scale_bytes + self.super_bytes) // 8
+        return (self.code_bytes + self.high_bytes) // 32 + (self.scaling.scale_bytes + self.scaling.super_bytes) // 8
 
 
 FORMATS: dict[str, Format] = {
     format_.name: format_
     for format_ in (
-        #      name, ggml type, block: elements, bytes; packed: codes, high bits, scales, super-scales
-        Format("F32", 0, 1, 4, 4096, 0, 0, 0),
-        Format("F16", 1, 1, 2, 2048, 0, 0, 0),
-        Format("BF16", 30, 1, 2, 2048, 0, 0, 0),
+        #      name, ggml type, block: elements, bytes; codes: kind, bits
+        Format("F32", 0, 1, 4, Codes.FLOAT32, 32),
+        Format("F16", 1, 1, 2, Codes.FLOAT16, 16),
+        Format("BF16", 30, 1, 2, Codes.BFLOAT16, 16),
         # f16 d, 16 nibble pairs
-        Format("Q4_0", 2, 32, 18, 512, 0, 64, 0, fits_widest=True),
+        Format("Q4_0", 2, 32, 18, Codes.INTEGERS, 4, Scaling.SCALE, zero=8, codes_at=2, fits_widest=True),
         # f16 d, f16 m, 16 nibble pairs
-        Format("Q4_1", 3, 32, 20, 512, 0, 128, 0),
+        Format("Q4_1", 3, 32, 20, Codes.INTEGERS, 4, Scaling.SCALE_MIN, codes_at=4),
         # f16 d, 32 high bits, 16 nibble pairs
-        Format("Q5_0", 6, 32, 22, 512, 128, 64, 0, fits_widest=True),
+        Format("Q5_0", 6, 32, 22, Codes.INTEGERS, 5, Scaling.SCALE, zero=16, high_at=2, codes_at=6, fits_widest=True),
         # f16 d, f16 m, 32 high bits, 16 nibble pairs
-        Format("Q5_1", 7, 32, 24, 512, 128, 128, 0),
-        # f16 d, 32 int8
-        Format("Q8_0", 8, 32, 34, 1024, 0, 64, 0, fits_widest=True),
+        Format("Q5_1", 7, 32, 24, Codes.INTEGERS, 5, Scaling.SCALE_MIN, high_at=4, codes_at=8),
+        # f16 d, 32 int8, packed with 128 added
+        Format("Q8_0", 8, 32, 34, Codes.INTEGERS, 8, Scaling.SCALE, zero=128, codes_at=2, fits_widest=True),
         # f16 d, f16 dmin, 8 6-bit scales and mins, 128 nibble pairs
-        Format("Q4_K", 12, 256, 144, 512, 0, 64, 64),
+        Format("Q4_K", 12, 256, 144, Codes.INTEGERS, 4, Scaling.SUPER_MINS, scales_at=4, codes_at=16),
         # the same and 256 high bits before the nibbles
-        Format("Q5_K", 13, 256, 176, 512, 128, 64, 64),
+        Format("Q5_K", 13, 256, 176, Codes.INTEGERS, 5, Scaling.SUPER_MINS, scales_at=4, high_at=16, codes_at=48),
         # 128 low nibble pairs, 64 high bit quads, 16 int8 scales, f16 d
-        Format("Q6_K", 14, 256, 210, 512, 256, 64, 32),
+        Format(
+            "Q6_K", 14, 256, 210, Codes.INTEGERS, 6, Scaling.SUPER_SCALES,
+            zero=32, high_at=128, scales_at=192, super_at=208,
+        ),
         # E8M0 exponent, 16 pairs of E2M1
-        Format("MXFP4", 39, 32, 17, 512, 0, 32, 0, has_row_base=True),
+        Format("MXFP4", 39, 32, 17, Codes.E2M1, 4, Scaling.EXPONENT, codes_at=1),
     )
-}
+}  # fmt: skip
 """Name -> format, of every type that the kernels read."""
 
 BY_GGML_TYPE: dict[int, Format] = {format_.ggml_type: format_ for format_ in FORMATS.values()}
 
 WIDEST = FORMATS["Q8_0"]
 """What tensors of several formats are packed in, if all of them fit it."""
+
+
+def _traits(format_: Format) -> dict[str, int | Enum]:
+    return {
+        "block_elements": format_.block_elements,
+        "block_bytes": format_.block_bytes,
+        "block_codes_at": format_.codes_at,
+        "block_high_at": format_.high_at,
+        "block_scales_at": format_.scales_at,
+        "block_super_at": format_.super_at,
+        "codes": format_.codes,
+        "code_bits": format_.code_bits,
+        "zero": format_.zero,
+        "scaling": format_.scaling,
+        "has_row_base": format_.has_row_base,
+        "chunks": format_.unit_chunks,
+        "code_bytes": format_.code_bytes,
+        "high_bytes": format_.high_bytes,
+        "scale_bytes": format_.scaling.scale_bytes,
+        "super_bytes": format_.scaling.super_bytes,
+        "unit_bytes": format_.unit_bytes,
+        "units_per_copy": format_.units_per_copy,
+    }
+
+
+_HEADER = "common/dequant.cuh"
+declare_enum(_HEADER, "Format", FORMATS)
+declare_enum(_HEADER, "Codes", [codes.name for codes in Codes])
+declare_enum(_HEADER, "Scaling", [scaling.name for scaling in Scaling])
+declare_traits(_HEADER, "FormatTraits", {(name,): _traits(format_) for name, format_ in FORMATS.items()})

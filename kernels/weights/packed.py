@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
+from kernels.runtime.cuda_constants import declare_constants
 from kernels.runtime.cuda_struct import CudaStruct, Int32, Int64, Pointer, UInt32
 from kernels.runtime.device_array import DeviceArray, pointer_of
 from kernels.weights.formats import CHUNK, UNIT_ROWS, Format
@@ -20,6 +21,9 @@ MAX_PARTITIONS = 20
 WARPS_WANTED = 2000  # so many have a partition of a tile each when a GPU has one token: what it can keep busy
 READY_CHUNKS = 2  # that a warp unpacks while it waits for x
 EXPERTS_AT_ONCE = 4  # as many share those
+
+declare_constants("matmul/matmul.cuh", RECIPROCAL_BITS=RECIPROCAL_BITS, MAX_PARTITIONS=MAX_PARTITIONS)
+declare_constants("matmul/matmul_weights.cuh", READY_CHUNKS=READY_CHUNKS)
 
 
 class MatrixParams(CudaStruct, source="repack/repack"):
@@ -128,3 +132,12 @@ class Experts:
 
     gate_up: PackedMatrix
     down: PackedMatrix
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Router:
+    """Chooses experts: the ``num_used`` largest of weight x + bias."""
+
+    weight: DeviceArray  # [experts, H] float32
+    bias: DeviceArray  # [experts] float32
+    num_used: int

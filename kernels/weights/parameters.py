@@ -1,13 +1,13 @@
 """What the layers of a model are made of. Data only: the ops of either device work on them.
 
-Arrays are NumPy's on the CPU and `kernels.runtime.device_array.DeviceArray` on CUDA; weights are whatever the device
-made of them (`kernels.devices.protocol.WeightStore`): a projection is opaque to the models.
+All are generic over the type of their arrays: NumPy's on the CPU, `kernels.runtime.device_array.DeviceArray` on CUDA.
+What matrices become is each device's own (`kernels.devices.protocol.WeightStore`) and opaque to the models.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Generic, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,12 +16,7 @@ from kernels.weights.formats import Format
 
 Pairing = Literal["neox", "normal"]
 
-AnyMatrix = Any
-"""A matrix as a device keeps it: `kernels.reference.matmul.Matrix` or `kernels.weights.packed.PackedMatrix`."""
-AnyProjection = Any
-"""Matrices on one input: some `kernels.reference.matmul.Linear`, or a `kernels.weights.packed.Projection`."""
-AnyExperts = Any
-"""Stacked experts: some `kernels.reference.moe.Expert`, or a `kernels.weights.packed.Experts`."""
+Array = TypeVar("Array", covariant=True)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -51,27 +46,27 @@ class Weight:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class RmsNorm:
+class RmsNorm(Generic[Array]):
     """x / sqrt(mean(x^2) + epsilon) * weight (Zhang & Sennrich, 2019)."""
 
-    weight: Any  # [H]
+    weight: Array  # [H]
     epsilon: float
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class LayerNorm:
+class LayerNorm(Generic[Array]):
     """(x - mean) / sqrt(variance + epsilon) * weight + bias (Ba et al., 2016)."""
 
-    weight: Any  # [H]
-    bias: Any  # [H]
+    weight: Array  # [H]
+    bias: Array  # [H]
     epsilon: float
 
 
-Norm = RmsNorm | LayerNorm
+Norm = RmsNorm[Array] | LayerNorm[Array]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Rope:
+class Rope(Generic[Array]):
     """How heads are rotated: pair ``i`` of a head by position * inverse_frequencies[set, i].
 
     ``pairing`` "neox" takes elements i and i + P as a pair, "normal" elements 2i and 2i + 1; elements from 2P on are
@@ -79,14 +74,14 @@ class Rope:
     (longrope): the second is for sequences of more than ``long_after`` tokens.
     """
 
-    inverse_frequencies: Any  # [sets, P]
+    inverse_frequencies: Array  # [sets, P]
     pairing: Pairing
     attention_factor: float = 1.0
     long_after: int | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Attention:
+class Attention(Generic[Array]):
     """How a layer attends: ``num_heads`` heads of ``head_dim`` that share ``num_kv_heads`` keys and values.
 
     A token sees the last ``window`` positions up to its own, or all of them if ``window`` is 0. ``sinks`` are logits
@@ -99,14 +94,5 @@ class Attention:
     head_dim: int
     scale: float
     window: int = 0
-    sinks: Any = None  # [num_heads] float32
-    head_norms: tuple[RmsNorm, RmsNorm] | None = None
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Router:
-    """Chooses experts: the ``num_used`` largest of weight x + bias."""
-
-    weight: Any  # [experts, H] float32
-    bias: Any  # [experts] float32
-    num_used: int
+    sinks: Array | None = None  # [num_heads] float32
+    head_norms: tuple[RmsNorm[Array], RmsNorm[Array]] | None = None

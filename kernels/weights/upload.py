@@ -17,7 +17,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from kernels.runtime import driver
+from kernels.runtime import cuda_runtime
+from kernels.runtime.cuda_runtime import Event, Stream
 from kernels.runtime.device_array import DeviceArray
 from kernels.runtime.launcher import Context
 from kernels.runtime.memory import padded, pinned
@@ -83,7 +84,7 @@ class PinnedBuffers:
 
     def __init__(self, num_buffers: int = NUM_BUFFERS, num_bytes: int = BUFFER_BYTES) -> None:
         self.num_bytes = num_bytes
-        threads = ThreadPoolExecutor(num_buffers, "pin", initializer=driver.device_of_this_thread())
+        threads = ThreadPoolExecutor(num_buffers, "pin", initializer=cuda_runtime.device_of_this_thread())
         self._made = [threads.submit(pinned, (num_bytes,), np.uint8) for _ in range(num_buffers)]
         threads.shutdown(wait=False)
 
@@ -103,12 +104,12 @@ class Upload:
         num_buffers = len(self._buffers)
         self._mark = context.mark()
         self._staging = [context.scratch((self._buffers.num_bytes,), np.uint8) for _ in range(num_buffers)]
-        self._copy_stream = driver.new_stream()
-        self._copied = [driver.new_event(sleeps=True) for _ in range(num_buffers)]
-        self._consumed = [driver.new_event() for _ in range(num_buffers)]
+        self._copy_stream = Stream()
+        self._copied = [Event(self._copy_stream, sleeps=True) for _ in range(num_buffers)]
+        self._consumed = [Event(context.stream) for _ in range(num_buffers)]
         for event in self._consumed:
-            event.record(context.stream)  # what is enqueued may still use the scratch memory
-        self._threads = ThreadPoolExecutor(NUM_THREADS, "upload", initializer=driver.device_of_this_thread())
+            event.record()  # what is enqueued may still use the scratch memory
+        self._threads = ThreadPoolExecutor(NUM_THREADS, "upload", initializer=cuda_runtime.device_of_this_thread())
 
     def __enter__(self) -> Upload:
         return self
@@ -133,7 +134,7 @@ class Upload:
             self._send(slot, slices)
             done_bytes += sum(slice_.num_bytes for slice_ in slices)
             if done_bytes == total_bytes:
-                self._context.stream.synchronize()
+                self._context.stream.synchronise()
             progress(done_bytes, total_bytes)
 
         for number, slices in enumerate(cut(transfers, self._buffers.num_bytes)):
@@ -146,7 +147,7 @@ class Upload:
 
     def _fill(self, slot: int, slices: list[TransferSlice]) -> None:
         """In a thread: bring the granules into the slot's buffer, once its last contents have left it."""
-        self._copied[slot].synchronize()
+        self._copied[slot].wait()
         buffer = self._buffers[slot]
         for transfer, start, count, offset in slices:
             num_bytes = count * transfer.granule
@@ -155,21 +156,21 @@ class Upload:
 
     def _send(self, slot: int, slices: list[TransferSlice]) -> None:
         """Enqueue the copy to the device, and after it what consumes it there."""
-        stream, staging, last = self._context.stream, self._staging[slot], slices[-1]
-        self._copy_stream.wait_event(self._consumed[slot])
+        staging, last = self._staging[slot], slices[-1]
+        self._copy_stream.wait_for(self._consumed[slot])
         source, num_bytes = self._buffers[slot].ctypes.data, last.offset + last.num_bytes
-        driver.copy_to_device_async(staging.pointer, source, num_bytes, self._copy_stream.ptr)
-        self._copied[slot].record(self._copy_stream)
-        stream.wait_event(self._copied[slot])
+        self._copy_stream.copy_to_device(staging.pointer, source, num_bytes)
+        self._copied[slot].record()
+        self._context.stream.wait_for(self._copied[slot])
         for slice_ in slices:
             slice_.transfer.consume(
                 staging.rows(slice_.offset, slice_.offset + slice_.num_bytes), slice_.start, slice_.num_granules
             )
-        self._consumed[slot].record(stream)
+        self._consumed[slot].record()
 
     def close(self) -> None:
         """Wait for everything that is enqueued, then give the scratch memory back."""
         self._threads.shutdown(cancel_futures=True)
-        self._copy_stream.synchronize()
-        self._context.stream.synchronize()
+        self._copy_stream.synchronise()
+        self._context.stream.synchronise()
         self._context.release(self._mark)

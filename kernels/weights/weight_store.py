@@ -14,14 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kernels.errors import UnsupportedWeight
-from kernels.runtime import driver
 from kernels.runtime.device_array import DeviceArray
 from kernels.runtime.launcher import Context
 from kernels.runtime.memory import Arena
 from kernels.weights.dequant import dequantise
 from kernels.weights.formats import WIDEST
-from kernels.weights.packed import Experts, PackedMatrix, Projection, packed_bytes
-from kernels.weights.parameters import Router, Weight
+from kernels.weights.packed import Experts, PackedMatrix, Projection, Router, packed_bytes
+from kernels.weights.parameters import Weight
 from kernels.weights.repack import Placement, repack_rows, variant_for
 from kernels.weights.upload import PinnedBuffers, Transfer, Upload
 
@@ -53,9 +52,10 @@ class PackedWeightStore:
         """An embedding table."""
         return self._stack([weight])
 
-    def tied_table(self, projection: Projection) -> PackedMatrix:
-        """The matrix of an output head as embedding table."""
-        return projection.matrices[0]
+    def tied_head(self, weight: Weight) -> tuple[PackedMatrix, Projection]:
+        """One matrix as embedding table and as output head."""
+        matrix = self._stack([weight])
+        return matrix, Projection((matrix,))
 
     def projection(self, weights: Sequence[Weight]) -> Projection:
         """Matrices on one input; neighbours of one format become one matrix.
@@ -100,7 +100,7 @@ class PackedWeightStore:
 
     def load(self, progress: Callable[[int, int], None]) -> list[str]:
         """Upload everything; the names of the tensors that hold NaN or infinity."""
-        stream = self._context.stream.ptr
+        stream = self._context.stream
         transfers = [
             Transfer(
                 source.data.reshape(-1),
@@ -112,12 +112,13 @@ class PackedWeightStore:
         with Upload(self._context, self._buffers) as upload:
             start = self._flags.pointer  # what was in the arena before is not ours
             num_bytes = self._arena.pointer + self._arena.used_bytes - start
-            driver.clear_async(start, num_bytes, stream)  # padding, flags
+            stream.fill(start, 0, num_bytes)  # padding, flags
             for array, values in self._vectors:  # small and many: a copy costs a few microseconds, a buffer far more
-                driver.copy_to_device_async(array.pointer, values.ctypes.data, values.nbytes, stream)
+                stream.copy_to_device(array.pointer, values.ctypes.data, values.nbytes)
             upload.run(transfers, progress)
         flags = np.empty(len(self._sources), np.int32)
-        driver.copy_to_host(flags.ctypes.data, self._flags.pointer, flags.nbytes)
+        stream.copy_to_host(flags.ctypes.data, self._flags.pointer, flags.nbytes)
+        stream.synchronise()
         bad = [source.name for source, flag in zip(self._sources, flags, strict=True) if flag]
         self._sources.clear()
         self._vectors.clear()

@@ -8,17 +8,20 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from kernels.batch import LayerCache, Step
+from kernels.devices.cuda import CudaDevice
 from kernels.devices.open import open_device
 from kernels.ops.attention import cache_shape, paged_attention
 from kernels.ops.attention_plan import plan_attention
 from kernels.ops.rope import rope_write, rotation
+from kernels.runtime.device_array import DeviceArray
 from kernels.runtime.memory import MemoryPlan
 from kernels.weights.parameters import Attention, Rope
 
@@ -62,7 +65,7 @@ SHAPES = [
 ]
 
 
-def step_of(shape: Shape, upload: Any) -> Step:
+def step_of(shape: Shape, upload: Callable[[NDArray[np.int32]], DeviceArray]) -> Step[DeviceArray]:
     positions = np.tile(np.arange(shape.context - shape.new, shape.context), shape.sequences)
     rows = np.repeat(np.arange(shape.sequences), shape.new)
     starts = np.arange(shape.sequences + 1) * shape.new
@@ -74,7 +77,7 @@ def step_of(shape: Shape, upload: Any) -> Step:
     return Step(*(upload(np.ascontiguousarray(array, np.int32)) for array in arrays))
 
 
-def measure(device: Any, shape: Shape) -> str:
+def measure(device: CudaDevice, shape: Shape) -> str:
     device.weights.reset()
     device.context.begin_step()
     context, upload = device.context, partial(device.upload, device.weights)
@@ -115,7 +118,7 @@ def measure(device: Any, shape: Shape) -> str:
     )
 
 
-def _time_us(device: Any, operation: Any) -> float:
+def _time_us(device: CudaDevice, operation: Callable[[], object]) -> float:
     """Median time of one of 20 in a graph."""
     operation()
 
@@ -137,7 +140,8 @@ def _time_us(device: Any, operation: Any) -> float:
 
 
 def main() -> None:
-    device: Any = open_device("cuda:0")
+    device = open_device("cuda:0")
+    assert isinstance(device, CudaDevice)
     device.allocate(
         MemoryPlan(weights=8 * GIB, kv_cache=0, scratch=GIB, step_buffers=0, graphs=GIB // 4, cuda_context=GIB // 4)
     )

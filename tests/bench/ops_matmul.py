@@ -10,11 +10,11 @@ from __future__ import annotations
 import sys
 import time
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 from cupy.cuda import runtime
 
+from kernels.devices.cuda import CudaDevice
 from kernels.devices.open import open_device
 from kernels.ops.matmul import Epilogue, project
 from kernels.runtime.memory import MemoryPlan
@@ -57,7 +57,7 @@ SHAPES = [
 TOKENS = (1, 8, 16, 64, 256, 8192)
 
 
-def copies_of(device: Any, shape: Shape, rng: np.random.Generator) -> list[PackedMatrix]:
+def copies_of(device: CudaDevice, shape: Shape, rng: np.random.Generator) -> list[PackedMatrix]:
     """The matrix as often as it takes to keep it out of the cache."""
     store = PackedWeightStore(device.context, device.weights)
     weight = random_weight(shape.format, (shape.rows, shape.width), rng)
@@ -67,14 +67,14 @@ def copies_of(device: Any, shape: Shape, rng: np.random.Generator) -> list[Packe
     while len(matrices) * first.packed.nbytes < ROTATED_BYTES and len(matrices) < LAUNCHES:
         packed = device.weights.allocate(first.packed.shape, np.uint8)
         runtime.memcpyAsync(
-            packed.pointer, first.packed.pointer, packed.nbytes, runtime.memcpyDeviceToDevice, device.stream.ptr
+            packed.pointer, first.packed.pointer, packed.nbytes, runtime.memcpyDeviceToDevice, device.stream.handle
         )
         matrices.append(replace(first, packed=packed))
     return matrices
 
 
 def time_us(
-    device: Any, shape: Shape, matrices: list[PackedMatrix], num_tokens: int, rng: np.random.Generator
+    device: CudaDevice, shape: Shape, matrices: list[PackedMatrix], num_tokens: int, rng: np.random.Generator
 ) -> float:
     """Median time of one launch."""
     context = device.context
@@ -107,7 +107,8 @@ def time_us(
 
 def main() -> None:
     tokens = [int(text) for text in sys.argv[1].split(",")] if len(sys.argv) > 1 else TOKENS
-    device: Any = open_device("cuda:0")
+    device = open_device("cuda:0")
+    assert isinstance(device, CudaDevice)
     device.allocate(
         MemoryPlan(weights=4 * GIB, kv_cache=0, scratch=4 * GIB, step_buffers=0, graphs=GIB // 4, cuda_context=GIB // 4)
     )

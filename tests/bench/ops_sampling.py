@@ -6,12 +6,13 @@ logits once in that time; up to about 50 MB of logits they are in the cache.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import numpy as np
 
 from kernels.batch import SAMPLING_ROW, SamplingParams
+from kernels.devices.cuda import CudaDevice
 from kernels.devices.open import open_device
 from kernels.ops.sampling import sample, top_log_probabilities
 from kernels.runtime.memory import MemoryPlan
@@ -28,7 +29,7 @@ FILTERS: dict[str, tuple[float, int, float, float]] = {  # temperature, top-k, t
 }
 
 
-def measure(device: Any, num_rows: int, vocab_size: int, bandwidth: float) -> None:
+def measure(device: CudaDevice, num_rows: int, vocab_size: int, bandwidth: float) -> None:
     device.weights.reset()
     context, upload = device.context, partial(device.upload, device.weights)
     rng = np.random.default_rng(0)
@@ -36,7 +37,7 @@ def measure(device: Any, num_rows: int, vocab_size: int, bandwidth: float) -> No
     positions = upload(np.arange(num_rows, dtype=np.int64))
     ids = device.weights.allocate((num_rows,), np.int32)
 
-    def show(name: str, operation: Any) -> None:
+    def show(name: str, operation: Callable[[], object]) -> None:
         def bounded() -> None:
             context.begin_step()
             operation()
@@ -57,7 +58,8 @@ def measure(device: Any, num_rows: int, vocab_size: int, bandwidth: float) -> No
 
 
 def main() -> None:
-    device: Any = open_device("cuda:0")
+    device = open_device("cuda:0")
+    assert isinstance(device, CudaDevice)
     device.allocate(MemoryPlan(weights=GIB, kv_cache=0, scratch=GIB, step_buffers=0, graphs=0, cuda_context=0))
     bandwidth = next((value for name, value in BANDWIDTHS.items() if name in device.description), 1e12)
     print(device.description)

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from numpy.typing import DTypeLike, NDArray
 
+from kernels.devices.cuda import CudaDevice
 from kernels.devices.open import open_device
 from kernels.errors import CudaFailure
 from kernels.runtime.compiler import Compiler
@@ -56,9 +57,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session")
-def cuda_device() -> Iterator[Any]:
+def cuda_device() -> Iterator[CudaDevice]:
     """The `CudaDevice`, with memory; most tests want `device`."""
-    device: Any = open_device("cuda:0")
+    device = open_device("cuda:0")
+    assert isinstance(device, CudaDevice)
     device.allocate(PLAN)
     yield device
 
@@ -67,16 +69,14 @@ _broken_by: list[str] = []
 
 
 @pytest.fixture
-def device(cuda_device: Any, request: pytest.FixtureRequest) -> Iterator[Any]:
+def device(cuda_device: CudaDevice, request: pytest.FixtureRequest) -> Iterator[CudaDevice]:
     """The device with all memory free and poisoned. After a failed kernel nothing works: others are skipped."""
     if _broken_by:
         pytest.skip(f"the device's context is broken since {_broken_by[0]}")
-    from cupy.cuda import runtime
-
     cuda_device.context.begin_step()
     cuda_device.weights.reset()
     for arena in (cuda_device.weights, cuda_device.context._arena):
-        runtime.memsetAsync(arena.pointer, POISON, POISONED_BYTES, cuda_device.stream.ptr)
+        cuda_device.stream.fill(arena.pointer, POISON, POISONED_BYTES)
     yield cuda_device
     try:
         cuda_device.synchronise()
@@ -86,44 +86,40 @@ def device(cuda_device: Any, request: pytest.FixtureRequest) -> Iterator[Any]:
 
 
 @pytest.fixture
-def context(device: Any) -> Context:
+def context(device: CudaDevice) -> Context:
     """Where ops launch, with 2 GiB of scratch memory."""
-    context: Context = device.context
-    return context
+    return device.context
 
 
 @pytest.fixture
-def upload(device: Any) -> Upload:
+def upload(device: CudaDevice) -> Upload:
     """Host array -> its copy on the device."""
 
     def upload(values: NDArray[Any]) -> DeviceArray:
-        array: DeviceArray = device.upload(device.weights, values)
-        return array
+        return device.upload(device.weights, values)
 
     return upload
 
 
 @pytest.fixture
-def empty(device: Any) -> Empty:
+def empty(device: CudaDevice) -> Empty:
     """(shape, dtype) -> a device array full of NaN (floats) or -1 (integers)."""
 
     def empty(shape: tuple[int, ...], dtype: DTypeLike) -> DeviceArray:
         poison = np.full(math.prod(shape) * np.dtype(dtype).itemsize, POISON, np.uint8)
-        array: DeviceArray = device.upload(device.weights, poison.view(dtype).reshape(shape))
-        return array
+        return device.upload(device.weights, poison.view(dtype).reshape(shape))
 
     return empty
 
 
 @pytest.fixture
-def download(device: Any) -> Download:
+def download(device: CudaDevice) -> Download:
     """Device array -> its copy on the host, when all that is enqueued is done."""
-    download: Download = device.download
-    return download
+    return device.download
 
 
 @pytest.fixture
-def probes(device: Any) -> Context:
+def probes(device: CudaDevice) -> Context:
     """A context whose kernels are those of probe.cu, with 64 MiB of scratch memory."""
     compiler = Compiler(device.gpu.arch, sources=Path(__file__).parent)
     scratch = device.weights.allocate((64 << 20,), np.uint8)

@@ -9,8 +9,8 @@ from kernels.batch import (
     PreviousDraw,
     SamplingParams,
     SamplingRow,
-    decode_draws,
-    encode_draws,
+    decode_draw,
+    encode_draw,
     encode_token,
     pack,
     packed_bytes,
@@ -21,9 +21,9 @@ from kernels.batch import (
 def test_a_token_is_its_id_or_a_draw_of_the_previous_step() -> None:
     draws = np.array([0, 7, 4095], np.int32)
     assert [encode_token(token) for token in (0, 5)] == [0, 5]
-    assert [encode_token(PreviousDraw(draw)) for draw in draws.tolist()] == encode_draws(draws).tolist()
-    assert (encode_draws(draws) < 0).all()
-    assert decode_draws(encode_draws(draws)).tolist() == draws.tolist()
+    assert [encode_token(PreviousDraw(draw)) for draw in draws.tolist()] == encode_draw(draws).tolist()
+    assert (encode_draw(draws) < 0).all()
+    assert decode_draw(encode_draw(draws)).tolist() == draws.tolist()
 
 
 def test_an_array_of_sampling_rows_has_their_bytes() -> None:

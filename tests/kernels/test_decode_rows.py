@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from kernels.batch import SAMPLING_ROW, PreviousDraw, decode_draws
+from kernels.batch import SAMPLING_ROW, PreviousDraw, decode_draw
 from kernels.decode_rows import (
     BLOCK_UPDATE,
     EMPTY_ROW,
@@ -38,7 +38,7 @@ def test_updates_are_their_counts_then_the_rows_then_the_blocks(rows: DecodeRows
     assert counts.view(UPDATE_COUNTS)[0].tolist() == (1, 2)
     [update] = row.view(ROW_UPDATE)
     assert [update["update"][name] for name in ("row", "position", "output_position")] == [3, 14, 2**40]
-    assert decode_draws(update["update"]["token"]) == 8
+    assert decode_draw(update["update"]["token"]) == 8
     assert update["sampling"].tobytes() == SAMPLING
     assert blocks.view(BLOCK_UPDATE).tolist() == [(5, 50), (7, 70)]
 

@@ -35,7 +35,7 @@ REQUESTS = [
 EVENTS = [
     Load(50, 10, 20),
     Load(50, 10, 20, 1500),
-    Ready("m", "qwen2", "cpu", 100, 64, 64, 8, 12, 1 << 40, 77),
+    Ready("m", "qwen2", "cpu", 100, 64, 64, 8, 12, 1 << 40, 77, "f-float32-cpu-1"),
     Outputs(()),
     Outputs((TokenOutput("r", 0, (5,), "stop", (TokenLogprobs(-0.5, (5, 6), (-0.5, -1.5)),)),)),
     Outputs((TokenOutput("r", 1, (), "error", error_code="VRAM_OOM", error_message="no room"),)),

@@ -89,7 +89,7 @@ def test_scratch_memory_is_enough_to_load_through(gguf: GGUFFile) -> None:
 def test_no_step_needs_more_scratch_than_was_planned_for_the_largest(tmp_path: Path) -> None:
     gguf = open_gguf(write_tiny("qwen2", tmp_path / "tiny.gguf"))
     settings = replace(SETTINGS, step_tokens=1100)
-    device = DryRunDevice("cuda:0", replace(H100, num_processors=8))  # so few that 1024 tokens of it are still split
+    device = DryRunDevice("cuda:0", replace(H100, num_sms=8))  # so few that 1024 tokens of it are still split
     planned_bytes = plan_memory(gguf, device, settings).memory.scratch
     model = assemble_model(read_model_config(gguf), Weights(gguf, device), device)
     cache = model.allocate_cache(1, settings.kv_block_tokens)

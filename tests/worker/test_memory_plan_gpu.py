@@ -7,12 +7,12 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
 import tasks.demo
+from kernels.devices.cuda import CudaDevice
 from kernels.devices.open import open_device
 from worker.commands.logits import compute_logits, run_dry
 from worker.contract import Add, Sampling
@@ -38,14 +38,15 @@ pytestmark = pytest.mark.gpu
 
 
 @pytest.fixture
-def device() -> Iterator[Any]:
-    device: Any = open_configured_device(SETTINGS)
+def device() -> Iterator[CudaDevice]:
+    device = open_configured_device(SETTINGS)
+    assert isinstance(device, CudaDevice)
     yield device
     device.close()
 
 
 @pytest.fixture
-def engine(device: Any) -> Engine:
+def engine(device: CudaDevice) -> Engine:
     return load_engine(open_gguf(MODEL), device, SETTINGS, lambda _done, _total: None)
 
 
@@ -60,7 +61,7 @@ def generate(engine: Engine, num_requests: int, num_tokens: int = 24) -> dict[st
     return ids
 
 
-def test_memory_in_use_is_what_the_plan_says_and_does_not_grow(device: Any, engine: Engine) -> None:
+def test_memory_in_use_is_what_the_plan_says_and_does_not_grow(device: CudaDevice, engine: Engine) -> None:
     plan = plan_memory(open_gguf(MODEL), device, SETTINGS)
     at_start = device.memory_bytes()
     generate(engine, 40)
@@ -69,7 +70,7 @@ def test_memory_in_use_is_what_the_plan_says_and_does_not_grow(device: Any, engi
     assert in_use == pytest.approx(plan.memory.total_bytes, rel=0.02), plan.memory.table()
 
 
-def test_every_buffer_is_plain_memory_of_the_device(device: Any, engine: Engine) -> None:
+def test_every_buffer_is_plain_memory_of_the_device(device: CudaDevice, engine: Engine) -> None:
     assert device.verify_residency() == []
 
 
@@ -79,7 +80,7 @@ def test_the_same_requests_give_the_same_ids_together_and_alone(engine: Engine) 
     assert generate(engine, 1)["r0"] == together["r0"]
 
 
-def test_logits_are_those_of_the_cpu(device: Any) -> None:
+def test_logits_are_those_of_the_cpu(device: CudaDevice) -> None:
     gguf = open_gguf(MODEL)
     ids = np.random.default_rng(0).integers(0, 2048, 700).tolist()
     reserve_for(gguf, device, lambda model: run_dry(model, {len(ids)}))

@@ -5,7 +5,6 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import pytest
 
@@ -52,7 +51,7 @@ class ServiceWithout(Service):
         super().__init__(channel)
         self._engine = engine
 
-    def _load(self, _settings: Settings, log: EventLog) -> tuple[Any, Health]:
+    def _load(self, _settings: Settings, log: EventLog) -> tuple[FloodingEngine, Health]:
         return self._engine, Health(self._engine, open_device("cpu"), log, 60)
 
 

@@ -20,8 +20,9 @@ from worker.model.config import ModelConfig
 from worker.model.gguf import GGUFFile, open_gguf
 from worker.model.registry import assemble_model, read_model_config
 from worker.model.weights import Weights
-from worker.settings import Settings, from_environment
-from worker.text.tokenizer import from_metadata
+from worker.settings import Settings
+from worker.text.chat_template import ChatTemplate
+from worker.text.tokenizer import Tokenizer, from_metadata
 
 CUDA_CACHE_ITEM_BYTES = 2  # float16
 TOKENS_PER_K = 1024
@@ -67,6 +68,7 @@ class Report(msgspec.Struct, frozen=True):
     vocab_size: int | None
     tokenizer: str | None
     chat_template: bool
+    chat_template_problem: str | None
     vram_weights_bytes: int
     vram_kv_bytes_per_1k_tokens: int | None
     supported: bool
@@ -74,17 +76,17 @@ class Report(msgspec.Struct, frozen=True):
     vram_plan: Plan | None = None
 
 
-def inspect_model(model: Path, device: str | None) -> Report:
-    """The report on a GGUF file; with a ``device`` other than ``cpu``, also the plan of a worker's memory there.
+def inspect_model(model: Path, settings: Settings | None) -> Report:
+    """The report on a GGUF file; with ``settings`` of a GPU, also the plan of a worker's memory there.
 
-    Raises `ModelLoadFailed` for what is no GGUF file at all, `InvalidRequest` for a wrong ``ORCD_`` variable.
+    Raises `ModelLoadFailed` for what is no GGUF file at all.
     """
     gguf = open_gguf(model)
     report = inspect_gguf(gguf)
-    if device in (None, "cpu") or not report.supported:
+    if settings is None or settings.device == "cpu" or not report.supported:
         return report
     try:
-        plan = plan_for(gguf, from_environment(model=str(model), device=device))
+        plan = plan_for(gguf, settings)
     except ModelLoadFailed as error:  # of what the CPU could run
         problem = error.message.removeprefix(f"{gguf.path}: ")
         return msgspec.structs.replace(report, supported=False, problems=[problem])
@@ -101,10 +103,13 @@ def inspect_gguf(gguf: GGUFFile) -> Report:
         assemble_model(config, Weights(gguf, device), device)
     except ModelLoadFailed as error:
         problems.append(error.message.removeprefix(f"{gguf.path}: "))
+    template_problem = None
     try:
-        from_metadata(gguf.metadata)
+        tokenizer = from_metadata(gguf.metadata)
     except ModelLoadFailed as error:
         problems.append(error.message)
+    else:
+        template_problem = _chat_template_problem(gguf, tokenizer)
     tensors = gguf.tensors.values()
     return Report(
         path=str(gguf.path),
@@ -117,6 +122,7 @@ def inspect_gguf(gguf: GGUFFile) -> Report:
         vocab_size=config.vocab_size if config else None,
         tokenizer=_tokenizer(gguf),
         chat_template="tokenizer.chat_template" in gguf.metadata,
+        chat_template_problem=template_problem,
         vram_weights_bytes=sum(tensor.num_bytes for tensor in tensors),
         vram_kv_bytes_per_1k_tokens=_kv_bytes_per_1k_tokens(config) if config else None,
         supported=not problems,
@@ -179,6 +185,15 @@ def _text(gguf: GGUFFile, key: str) -> str | None:
     return value if isinstance(value, str) else None
 
 
+def _chat_template_problem(gguf: GGUFFile, tokenizer: Tokenizer) -> str | None:
+    """Why the model's chat template cannot be used; the model still completes prompts."""
+    try:
+        ChatTemplate.from_metadata(gguf.metadata, tokenizer)
+    except ModelLoadFailed as error:
+        return f"{error.message}; start a worker with --chat-template FILE"
+    return None
+
+
 def _tokenizer(gguf: GGUFFile) -> str | None:
     parts = [_text(gguf, "tokenizer.ggml.model"), _text(gguf, "tokenizer.ggml.pre")]
     return " / ".join(part for part in parts if part) or None
@@ -193,7 +208,7 @@ def format_report(report: Report) -> str:
         f"  layers          {_number(report.num_layers)}",
         f"  context         {_number(report.context_length)} tokens",
         f"  vocabulary      {_number(report.vocab_size)} tokens, {report.tokenizer or 'no tokenizer'}",
-        f"  chat template   {'yes' if report.chat_template else 'no'}",
+        f"  chat template   {report.chat_template_problem or ('yes' if report.chat_template else 'no')}",
         "  tensor types",
     ]
     for type_ in report.tensor_types:

@@ -12,25 +12,25 @@ from numpy.typing import NDArray
 from kernels.batch import Step, dry_step
 from kernels.devices.dry_run import DryRunDevice
 from kernels.devices.protocol import GpuDevice, is_gpu
+from kernels.runtime.device_array import DeviceArray
 from orcd.errors import InvalidRequest
 from worker.load import device_errors, open_configured_device
 from worker.memory_plan import reserve_for
 from worker.model.config import ModelConfig
 from worker.model.gguf import open_gguf
 from worker.model.registry import Model, load_model, read_model_config
-from worker.settings import from_environment
+from worker.settings import Settings
 
 BLOCK_TOKENS = 16
 CHUNK_TOKENS = 512
 
 
-def write_logits(model: Path, ids: Path, out: Path, device: str | None) -> None:
+def write_logits(settings: Settings, ids: Path, out: Path) -> None:
     """Write ``logits_0``, ``logits_1`` ... [len, vocab] float32 of the JSON file ``ids`` to the NPZ file ``out``.
 
     Raises `orcd.errors.OrcdError` for files that cannot be used.
     """
     prompts = _read_prompts(ids)
-    settings = from_environment(model=str(model), device=device)
     gguf = open_gguf(settings.model)
     opened = open_configured_device(settings)
     config = read_model_config(gguf)
@@ -55,13 +55,17 @@ def compute_logits(model: Model, token_ids: Sequence[int]) -> NDArray[np.float32
         step = _build_step(token_ids, start)
         rows = logits[start : start + step.token_ids.size]
         if is_gpu(device):
-            rows[:] = device.download(model.forward(_upload(device, step), cache))
+            on_device = model.forward(_upload(device, step), cache)
+            assert isinstance(on_device, DeviceArray)
+            rows[:] = device.download(on_device)
         else:
-            rows[:] = model.forward(step, cache)
+            computed = model.forward(step, cache)
+            assert isinstance(computed, np.ndarray)
+            rows[:] = computed
     return logits
 
 
-def _build_step(token_ids: Sequence[int], start: int) -> Step:
+def _build_step(token_ids: Sequence[int], start: int) -> Step[NDArray[np.int32]]:
     """The chunk that begins at ``start``; block ids and slots are those of a cache that the sequence has for itself."""
     end = min(start + CHUNK_TOKENS, len(token_ids))
     positions = np.arange(start, end, dtype=np.int32)
@@ -82,7 +86,7 @@ def _num_blocks(num_tokens: int) -> int:
     return -(-num_tokens // BLOCK_TOKENS)
 
 
-def _upload(device: GpuDevice, step: Step) -> Step:
+def _upload(device: GpuDevice, step: Step[NDArray[np.int32]]) -> Step[DeviceArray]:
     """The step's arrays on the device, where those of the one before were."""
     device.step_buffers.reset()
     return Step(**{name: device.upload(device.step_buffers, getattr(step, name)) for name in Step.__slots__})

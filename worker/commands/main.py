@@ -15,6 +15,7 @@ from typing import BinaryIO
 import click
 
 from orcd.errors import Cancelled, InvalidRequest, OrcdError
+from worker.settings import from_environment
 
 INTERRUPTED = 130
 
@@ -46,7 +47,8 @@ def inspect(model: Path, device: str | None, as_json: bool) -> None:
     from worker.commands.inspect import format_report, inspect_model
     from worker.commands.jsonl_answers import write_json
 
-    report = inspect_model(model, device)
+    settings = None if device is None else from_environment(model=str(model), device=device)
+    report = inspect_model(model, settings)
     if as_json:
         write_json(report)
     else:
@@ -115,7 +117,7 @@ def logits(model: Path, ids: Path, out: Path, device: str | None) -> None:
     """Write the logits of every position of some token sequences."""
     from worker.commands.logits import write_logits
 
-    write_logits(model, ids, out, device)
+    write_logits(from_environment(model=str(model), device=device), ids, out)
 
 
 @cli.group(no_args_is_help=False)
@@ -143,7 +145,6 @@ def bench_engine(
     """Drive the engine directly, in one process and with no queue."""
     from worker.commands.bench import Load, format_head, format_row, measure_all
     from worker.commands.jsonl_answers import write_json
-    from worker.settings import from_environment
 
     settings = from_environment(model=str(model), device=device)
     for number, measurement in enumerate(measure_all(settings, Load(prompt_tokens, output_tokens), concurrency)):

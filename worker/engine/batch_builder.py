@@ -5,10 +5,12 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable
 from operator import attrgetter
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from kernels.batch import SAMPLING_ROW, SamplingParams, SamplingRow, Step, encode_draws
+from kernels.batch import SAMPLING_ROW, SamplingParams, SamplingRow, Step, encode_draw
 from worker.engine.scheduler import Chunk
 from worker.engine.sequence import Sequence
 
@@ -20,7 +22,9 @@ _parameters = attrgetter(*(field.name for field in SamplingRow.layout.fields[1:]
 _pack_row = struct.Struct(SamplingRow.layout.format).pack
 
 
-def build_step(chunks: list[Chunk], block_tokens: int, draw_of: Callable[[Sequence], int] | None = None) -> Step:
+def build_step(
+    chunks: list[Chunk], block_tokens: int, draw_of: Callable[[Sequence], int] | None = None
+) -> Step[NDArray[np.int32]]:
     """The step of ``chunks``, which have not been counted as launched.
 
     ``draw_of`` a sequence is the number of the draw of the previous step that gives the id that the host does not know.
@@ -45,7 +49,7 @@ def build_step(chunks: list[Chunk], block_tokens: int, draw_of: Callable[[Sequen
             draws.append(draw_of(sequence))
             token_ids.append(0)
     tokens = np.array(token_ids, np.int32)
-    tokens[unknown] = encode_draws(np.array(draws, np.int32))
+    tokens[unknown] = encode_draw(np.array(draws, np.int32))
     return Step(
         token_ids=tokens,
         positions=positions,
@@ -59,7 +63,7 @@ def build_step(chunks: list[Chunk], block_tokens: int, draw_of: Callable[[Sequen
     )
 
 
-def build_sampling_params(sequences: list[Sequence]) -> SamplingParams:
+def build_sampling_params(sequences: list[Sequence]) -> SamplingParams[NDArray[Any]]:
     """How the next token of each is drawn."""
     rows = b"".join([build_sampling_row(sequence) for sequence in sequences])
     return SamplingParams(

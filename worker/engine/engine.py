@@ -10,7 +10,7 @@ from orcd.errors import CudaError, InsufficientVram, InvalidRequest, OrcdError, 
 from worker.contract import Abort, Add, Choice, Stats, TokenOutput
 from worker.engine.cuda.buffers import StepLimits
 from worker.engine.cuda.runner import CudaRunner
-from worker.engine.runner import Result, Runner, SynchronousRunner, Ticket
+from worker.engine.runner import Result, Runner, SynchronousRunner
 from worker.engine.scheduler import Chunk, Scheduler
 from worker.engine.sequence import Sequence
 from worker.engine.validation import validate_add
@@ -21,7 +21,7 @@ DEFAULT_TOKENS_PER_SEQUENCE = 1024
 DEFAULT_CACHE_BYTES = 1 << 30
 STEP_TIMEOUT_SHARE = 0.8
 """Part of ``engine_step_timeout_s`` that a device has for a step: its error names the kernel that hangs, and is to be
-heard before the engine is killed for its silence."""
+reported before the engine is killed because it sends nothing."""
 
 
 class Engine:
@@ -58,7 +58,7 @@ class Engine:
             recompute_at=model.recompute_at,
         )
         self._runner: Runner = self._make_runner(model, settings, num_blocks, capture)
-        self._in_flight: deque[tuple[list[Chunk], Ticket]] = deque()
+        self._in_flight: deque[list[Chunk]] = deque()
         self._requests: dict[str, list[Sequence]] = {}  # the live sequences of each request
         self._answers: list[TokenOutput] = []  # what the next step returns without computing anything
         self._num_prompt_tokens = 0
@@ -167,7 +167,7 @@ class Engine:
         live = {id(sequence) for sequences in self._requests.values() for sequence in sequences}
         assert live == {id(sequence) for sequence in self._scheduler.running + self._scheduler.waiting}
         assert all(self._requests.values()), "a request without sequences"
-        drawing = [id(chunk.sequence) for chunks, _ in self._in_flight for chunk in chunks if chunk.draws]
+        drawing = [id(chunk.sequence) for chunks in self._in_flight for chunk in chunks if chunk.draws]
         for sequence in self._scheduler.running + self._scheduler.waiting:
             assert sequence.num_unread == drawing.count(id(sequence)), "an unread token that nobody draws"
 
@@ -200,7 +200,7 @@ class Engine:
         values to the same places.
         """
         try:
-            ticket = self._runner.launch(chunks)
+            self._runner.launch(chunks)
         except CudaError:
             raise
         except Exception as error:
@@ -216,12 +216,13 @@ class Engine:
                 self._commit(chunk, result, outputs)
             return False
         self._scheduler.launch(chunks)
-        self._in_flight.append((chunks, ticket))
+        self._in_flight.append(chunks)
         return True
 
     def _run_alone(self, chunk: Chunk) -> Result:
         try:
-            return self._runner.collect(self._runner.launch([chunk]))[0]
+            self._runner.launch([chunk])
+            return self._runner.collect()[0]
         except CudaError:
             raise
         except Exception as error:
@@ -229,8 +230,8 @@ class Engine:
 
     def _collect(self, outputs: list[TokenOutput]) -> None:
         """Wait for the oldest step in flight and do what its results ask for."""
-        chunks, ticket = self._in_flight.popleft()
-        for chunk, result in zip(chunks, self._runner.collect(ticket), strict=True):
+        chunks = self._in_flight.popleft()
+        for chunk, result in zip(chunks, self._runner.collect(), strict=True):
             if result is not None and chunk.sequence.finish_reason is None:
                 self._commit(chunk, result, outputs)
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
+from numpy.typing import NDArray
 
 from kernels.batch import Adjustments
 from worker.engine.sequence import Sequence
 
 
-def build_adjustments(sequences: list[Sequence]) -> Adjustments:
+def build_adjustments(sequences: list[Sequence]) -> Adjustments[NDArray[Any]]:
     """The sparse edits of each row: an entry for every id that a penalty, a bias or `min_tokens` touches."""
     rows: list[int] = []
     entries: list[tuple[int, float, bool, int, bool]] = []

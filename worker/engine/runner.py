@@ -1,9 +1,10 @@
-"""Where planned steps run: the seam to a device, and the runner for NumPy."""
+"""Where planned steps run: the interface to a device, and the runner for NumPy."""
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence as Series
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,9 +29,6 @@ class Draw(NamedTuple):
 Result = Draw | OrcdError | None
 """What a step did for a chunk: None where more of the prompt is to come, or what went wrong."""
 
-Ticket = Any
-"""A launched step, to be collected; only its runner knows what is in it."""
-
 
 class Runner(Protocol):
     """Where steps run: a model and its KV cache."""
@@ -39,11 +37,14 @@ class Runner(Protocol):
     def depth(self) -> int:
         """Steps that may be in flight now: with 2, the next one is launched before the last one's draws are known."""
 
-    def launch(self, chunks: list[Chunk]) -> Ticket:
-        """Start a step. Steps run in the order of their launch; ``chunks`` have not been counted as launched yet."""
+    def launch(self, chunks: list[Chunk]) -> None:
+        """Start a step. Steps run in the order of their launch; ``chunks`` have not been counted as launched yet.
 
-    def collect(self, ticket: Ticket) -> Series[Result]:
-        """Wait for the oldest launched step; a result for each of its chunks. Raises `CudaError`."""
+        A step whose launch raises is not in flight.
+        """
+
+    def collect(self) -> Series[Result]:
+        """Wait for the oldest step in flight; a result for each of its chunks. Raises `CudaError`."""
 
 
 class SynchronousRunner:
@@ -55,17 +56,18 @@ class SynchronousRunner:
         self._model = model
         self._block_tokens = block_tokens
         self._cache = model.allocate_cache(num_blocks, block_tokens)
+        self._results: deque[list[Result]] = deque()
 
-    def launch(self, chunks: list[Chunk]) -> Ticket:
-        """Run the step; the ticket holds its results."""
+    def launch(self, chunks: list[Chunk]) -> None:
+        """Run the step, and keep its results."""
         logits = self._model.forward(build_step(chunks, self._block_tokens), self._cache)
+        assert isinstance(logits, np.ndarray)
         draws = iter(_draw(logits, [chunk.sequence for chunk in chunks if chunk.draws]))
-        return [next(draws) if chunk.draws else None for chunk in chunks]
+        self._results.append([next(draws) if chunk.draws else None for chunk in chunks])
 
-    def collect(self, ticket: Ticket) -> Series[Result]:
-        """A result for each chunk of a launched step."""
-        results: list[Result] = ticket
-        return results
+    def collect(self) -> Series[Result]:
+        """A result for each chunk of the oldest step that was not collected."""
+        return self._results.popleft()
 
 
 def non_finite() -> OrcdError:

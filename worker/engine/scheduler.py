@@ -113,7 +113,7 @@ class Scheduler:
             if len(sequence.block_ids) * self.block_tokens <= sequence.num_computed and not self._grow(sequence, ahead):
                 if ahead:
                     return []
-                continue  # it had to give way itself
+                continue  # it was preempted itself
             chunks.append(Chunk(sequence, 1, True))
         budget -= len(chunks)
         for sequence in prefills:  # they got all their blocks when they were admitted
@@ -171,7 +171,7 @@ class Scheduler:
         insort(self.waiting, sequence, key=lambda sequence: sequence.rank)
 
     def _grow(self, sequence: Sequence, ahead: int) -> bool:
-        """Get a running sequence its next block; False when it had to give way itself, or, ``ahead``, another one."""
+        """Get a running sequence its next block; False when it was preempted itself, or, ``ahead``, another one."""
         while sequence.is_running:
             if self.pool.num_free:
                 self._allocate_block(sequence)

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 
 from orcd.errors import ContextLengthExceeded, InvalidRequest, VramOom
-from orcd.sampling import PARAMETERS
+from orcd.sampling import SamplingFields, convert
 from worker.contract import Add, Sampling
 
-_BOUNDS: dict[str, tuple[float, float]] = {
-    name: parameter.bounds
-    for name, parameter in PARAMETERS.items()
-    if name in Sampling.__struct_fields__ and parameter.bounds is not None
-}
-_BOUNDS["seed"] = (0, 2**64 - 1)  # a request's seed has 63 bits
+_OWN_LIMITS = {"seed", "stop_token_ids"}
+"""A seed may have all 64 bits here, and the model's own end tokens are among the ids."""
+
+_TABLE_LIMITS = set(Sampling.__struct_fields__) - _OWN_LIMITS
 
 
 def validate_add(add: Add, *, vocab_size: int, context_length: int, cache_tokens: int) -> None:
@@ -44,15 +42,8 @@ def _check_ids(field: str, ids: Collection[int], vocab_size: int) -> None:
 
 
 def _check_sampling(sampling: Sampling, vocab_size: int) -> None:
+    convert({name: getattr(sampling, name) for name in _TABLE_LIMITS}, SamplingFields)
+    if not 0 <= sampling.seed < 2**64:
+        raise InvalidRequest(f"seed must be from 0 to {2**64 - 1}")
     _check_ids("stop_token_ids", sampling.stop_token_ids, vocab_size)
     _check_ids("logit_bias", sampling.logit_bias, vocab_size)
-    for name, (least, most) in _BOUNDS.items():
-        value = getattr(sampling, name)
-        if value is not None:
-            _check_range(name, value.values() if isinstance(value, dict) else [value], least, most)
-
-
-def _check_range(field: str, values: Iterable[float], least: float, most: float) -> None:
-    for value in values:
-        if not least <= value <= most:  # NaN is in no range
-            raise InvalidRequest(f"{field} must be from {least} to {most}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from kernels.batch import LayerCache
+from kernels.batch import AnyArray, LayerCache
 from kernels.devices.protocol import Device
 from worker.model.config import ModelConfig
 
@@ -13,7 +13,7 @@ from worker.model.config import ModelConfig
 class KVCache:
     """K and V of every layer, each of num_blocks x block_tokens tokens in the layout of the device's attention."""
 
-    layers: tuple[LayerCache, ...]
+    layers: tuple[LayerCache[AnyArray], ...]
 
 
 def allocate_cache(config: ModelConfig, device: Device, num_blocks: int, block_tokens: int) -> KVCache:

@@ -33,7 +33,7 @@ class Family(Protocol):
     def recompute_at(self) -> int | None:
         """See `Model.recompute_at`."""
 
-    def forward(self, step: Step, cache: KVCache) -> AnyArray:
+    def forward(self, step: Step[AnyArray], cache: KVCache) -> AnyArray:
         """Run one step: write K and V of its tokens, return logits [R, vocab] float32 of ``step.logit_rows``."""
 
 
@@ -43,7 +43,7 @@ class Model:
 
     config: ModelConfig
     device: Device
-    forward: Callable[[Step, KVCache], AnyArray]
+    forward: Callable[[Step[AnyArray], KVCache], AnyArray]
     """See `Family.forward`."""
     recompute_at: int | None
     """Length beyond which a sequence's cached K and V are void and must be computed again; None: never."""

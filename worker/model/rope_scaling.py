@@ -17,7 +17,7 @@ from worker.model.config import ModelConfig, RopeConfig
 Float32 = NDArray[np.float32]
 
 
-def plain_rope(config: ModelConfig, pairing: Pairing, factors: Float32 | None, *, truncate: bool) -> Rope:
+def plain_rope(config: ModelConfig, pairing: Pairing, factors: Float32 | None, *, truncate: bool) -> Rope[Float32]:
     """One set of frequencies: unscaled, linear or YaRN; ``factors`` [pairs] of the file divide them.
 
     ``truncate`` rounds YaRN's correction range to whole dimensions (the paper's code; gpt-oss does not).
@@ -37,7 +37,7 @@ def plain_rope(config: ModelConfig, pairing: Pairing, factors: Float32 | None, *
     return Rope(frequencies.astype(np.float32)[None], pairing, attention_factor)
 
 
-def long_rope(config: ModelConfig, short_factors: Float32, long_factors: Float32) -> Rope:
+def long_rope(config: ModelConfig, short_factors: Float32, long_factors: Float32) -> Rope[Float32]:
     """Two sets of frequencies: 0 for sequences within the original context, 1 for longer ones."""
     rope = config.rope
     frequencies = _frequencies(rope) / np.stack([short_factors, long_factors])

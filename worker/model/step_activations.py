@@ -25,7 +25,7 @@ class StepActivations:
     logits: AnyArray  # [R, vocab_size] float32
 
     @classmethod
-    def allocate(cls, config: ModelConfig, device: Device, step: Step) -> StepActivations:
+    def allocate(cls, config: ModelConfig, device: Device, step: Step[AnyArray]) -> StepActivations:
         """Start a step on ``device``: arrays with arbitrary contents."""
         empty, dtype = device.begin_step(), device.activation_dtype
         num_tokens = step.token_ids.size

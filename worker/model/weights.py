@@ -11,11 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kernels.batch import AnyArray
-from kernels.devices.protocol import Device
+from kernels.devices.protocol import AnyExperts, AnyMatrix, AnyProjection, AnyRouter, Device
 from kernels.errors import UnsupportedWeight
 from kernels.weights.dequant import dequantise
 from kernels.weights.formats import FORMATS
-from kernels.weights.parameters import AnyExperts, AnyMatrix, AnyProjection, LayerNorm, RmsNorm, Rope, Router, Weight
+from kernels.weights.parameters import LayerNorm, RmsNorm, Rope, Weight
 from orcd.errors import ModelLoadFailed
 from worker.model.config import ModelConfig
 from worker.model.gguf import GGUFFile, Tensor
@@ -79,7 +79,7 @@ class Weights:
                 self._of(down, gate.num_outputs, num_experts),
             )
 
-    def router(self, spec: TensorSpec, *, num_inputs: int, num_used: int) -> Router:
+    def router(self, spec: TensorSpec, *, num_inputs: int, num_used: int) -> AnyRouter:
         """The matrix that chooses experts."""
         with self._named():
             return self._device.store.router(self._of(spec, num_inputs), num_used)
@@ -89,26 +89,25 @@ class Weights:
         if "output.weight" in self:
             head = self.projection(TensorSpec("output", num_outputs, bias=False), num_inputs=num_inputs)
             return self.table(embedding, num_outputs, num_inputs), head
-        head = self.projection(
-            TensorSpec(embedding.removesuffix(".weight"), num_outputs, bias=False), num_inputs=num_inputs
-        )
-        return self._device.store.tied_table(head), head
+        with self._named():
+            return self._device.store.tied_head(self._weight(embedding, num_outputs, num_inputs))
 
     def vector(self, name: str, *shape: int) -> AnyArray:
         """A small tensor (norm, sinks) as float32."""
         return self._device.store.vector(self.host_vector(name, *shape))
 
-    def rms_norm(self, name: str, width: int, epsilon: float) -> RmsNorm:
+    def rms_norm(self, name: str, width: int, epsilon: float) -> RmsNorm[AnyArray]:
         """The norm ``name``.weight."""
         return RmsNorm(self.vector(f"{name}.weight", width), epsilon)
 
-    def layer_norm(self, name: str, width: int, epsilon: float) -> LayerNorm:
+    def layer_norm(self, name: str, width: int, epsilon: float) -> LayerNorm[AnyArray]:
         """The norm ``name``.weight, with ``name``.bias."""
         return LayerNorm(self.vector(f"{name}.weight", width), self.vector(f"{name}.bias", width), epsilon)
 
-    def rope(self, rope: Rope) -> Rope:
+    def rope(self, rope: Rope[NDArray[np.float32]]) -> Rope[AnyArray]:
         """``rope`` with its frequencies on the device."""
-        return replace(rope, inverse_frequencies=self._device.store.vector(rope.inverse_frequencies))
+        frequencies = self._device.store.vector(rope.inverse_frequencies)
+        return Rope(frequencies, rope.pairing, rope.attention_factor, rope.long_after)
 
     def host_vector(self, name: str, *shape: int) -> NDArray[np.float32]:
         """The same in host memory; `ModelLoadFailed` if it is not finite."""

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -60,6 +61,24 @@ class ChatTemplate:
             return None
         if not isinstance(source, str):
             raise ModelLoadFailed("tokenizer.chat_template must be a string")
+        return cls.for_tokenizer(source, tokenizer)
+
+    @classmethod
+    def from_file(cls, path: str, tokenizer: Tokenizer) -> ChatTemplate:
+        """A template in a file of its own, for the model that ``tokenizer`` is of."""
+        try:
+            source = Path(path).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+            raise ModelLoadFailed(f"{path}: the chat template cannot be read ({reason})") from None
+        try:
+            return cls.for_tokenizer(source, tokenizer)
+        except ModelLoadFailed as error:
+            raise ModelLoadFailed(error.message.replace("tokenizer.chat_template", path, 1)) from None
+
+    @classmethod
+    def for_tokenizer(cls, source: str, tokenizer: Tokenizer) -> ChatTemplate:
+        """A template that knows the tokenizer's special tokens."""
         return cls(
             source,
             bos_token=tokenizer.token_text(tokenizer.bos_id),

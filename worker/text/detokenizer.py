@@ -41,8 +41,8 @@ class Detokenizer:
 
     **Stop strings** are looked for in the answer's text, across token borders. The one that is complete first counts;
     of two complete at the same character, the one that begins first. The text before it is released with
-    ``stopped``, together with all ids up to the one that completes it. How ids are dealt out to calls of `feed` makes
-    no difference.
+    ``stopped``, together with all ids up to the one that completes it. One that the first ``min_tokens`` ids complete
+    does not count. How ids are dealt out to calls of `feed` makes no difference.
 
     Control tokens have no text. All deltas' ``text`` together is ``tokenizer.decode(ids, skip_special=True)``, cut at
     the first stop string; only a space in front that stands in the middle of a sentence is kept: ``prompt_ids`` says
@@ -50,12 +50,16 @@ class Detokenizer:
     decoded for itself, and a stop string does not reach from one into the next.
     """
 
-    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str] = (), *, prompt_ids: Sequence[int] = ()) -> None:
+    def __init__(
+        self, tokenizer: Tokenizer, stop: Sequence[str] = (), *, prompt_ids: Sequence[int] = (), min_tokens: int = 0
+    ) -> None:
         """Raises `InvalidRequest` if a stop string is empty."""
         if not all(stop):
             raise InvalidRequest("stop must not hold an empty string")
         self._tokenizer = tokenizer
         self._stop = tuple(stop)
+        self._min_tokens = min_tokens
+        self._num_ids = 0
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._channels = Channels.of(tokenizer)
         if self._channels:
@@ -75,6 +79,7 @@ class Detokenizer:
         while position < len(token_ids) and not self._stopped:
             is_plain = not (self._held or self._stop or self._channels or self._strips_space)
             num_whole = self._add_whole(token_ids[position:], released) if is_plain else 0
+            self._num_ids += num_whole or 1
             if not num_whole:
                 self._add(self._decode(token_ids[position]), released)
             position += num_whole or 1
@@ -92,6 +97,7 @@ class Detokenizer:
     def restore(self, logged_ids: Sequence[int]) -> None:
         """Go on, with a new detokenizer, after ids that another one has released."""
         assert not self._held
+        self._num_ids += len(logged_ids)
         for token_id in logged_ids:
             self._decode(token_id)
 
@@ -150,7 +156,9 @@ class Detokenizer:
             after += len(token.text) if token.channel == "final" else 0
 
     def _find_stop(self, searched: int) -> int | None:
-        """Where in the window the stop string begins that is complete first; none is in ``window[:searched]``."""
+        """Where in the window the stop string begins that is complete first behind ``window[:searched]``."""
+        if self._num_ids <= self._min_tokens:
+            return None
         found = []
         for stop in self._stop:
             start = self._window.find(stop, max(0, searched - len(stop) + 1))

@@ -159,7 +159,7 @@ KERNEL __launch_bounds__(DECODE_THREADS) rope_attention_decode(const __grid_cons
         rows.fetch(guess);
         rows.turn_to(place, guess);
     }
-    const bool was_right = __syncthreads_and(rows.copied && same_start(guess, item));  // threads may have guessed apart
+    const bool was_right = __syncthreads_and(rows.copied && same_start(guess, item));  // threads' guesses may differ
     if (exists && !was_right) rows.begin_again(item, kv_head, shared, place);
     if (exists) decode_item(p, item, kv_head, rows, shared);
     clear_padding(p, token, position);
@@ -167,10 +167,9 @@ KERNEL __launch_bounds__(DECODE_THREADS) rope_attention_decode(const __grid_cons
 
 // ---- prefill
 
-constexpr int PREFILL_WARPS = 4;
 constexpr int PREFILL_THREADS = PREFILL_WARPS * 32;
 constexpr int WARP_ROWS = 16 * PREFILL_ROW_TILES;
-// Blocks on a processor, as far as the registers go that the compiler needs; for Hopper it needs fewest.
+// Blocks on an SM, as far as the registers go that the compiler needs; for Hopper it needs fewest.
 constexpr int PREFILL_BLOCKS =
     (HEAD_DIM == 64 && PREFILL_ROW_TILES == 1) || (HEAD_DIM == 96 && __CUDA_ARCH__ == 900) ? 3 : 2;
 

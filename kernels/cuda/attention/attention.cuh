@@ -5,13 +5,13 @@
 #include "attention_plan.cuh"
 
 constexpr int ROW_BYTES = HEAD_DIM * 2 + 16;  // of a tile in shared memory: an odd number of 16-byte chunks, so that
-constexpr int TILE_BYTES = TILE_KEYS * ROW_BYTES;  // ldmatrix meets no bank twice
+constexpr int TILE_BYTES = TILE_KEYS * ROW_BYTES;  // ldmatrix has no bank conflicts
 constexpr int CHUNKS = HEAD_DIM / 16;
 constexpr int KEY_GROUP = 16;  // consecutive keys of a group lie in one cache block
 constexpr int TILE_GROUPS = TILE_KEYS / KEY_GROUP;
 constexpr u32 HALF2_ONES = 0x3C003C00u;
 
-// What a launch has to do, and where the items of the same rows meet.
+// What a launch has to do, and where items of the same rows leave their partial results.
 struct AttentionWork {
     const PlanCounts* counts;  // [1]
     const Item* items;         // [counts]
@@ -297,7 +297,7 @@ DEVICE i64 group_offset(const AttentionParams& p, const Item& item, i32 kv_head,
 }
 
 // A warp copies the 16 keys (or values) that begin at element `offset`. Rows past the `num_keys` become zeros:
-// what lies there may be anybody's, even NaN.
+// what lies there may belong to another sequence, or be NaN.
 DEVICE void copy_group(u32 place, const u16* cache, i64 offset, i32 tile, i32 group, i32 num_keys) {
     constexpr int row_chunks = HEAD_DIM / 8, rows_at_once = 32 / row_chunks;
     const int lane = threadIdx.x % 32, first = lane / row_chunks;

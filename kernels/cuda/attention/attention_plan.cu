@@ -18,7 +18,7 @@ struct AttentionPlanParams {
     i32 num_arrivals;
 };
 
-// What a sequence asks for.
+// The work of a sequence.
 struct Demand {
     i32 num_tokens, num_keys, num_rows;
     bool decode;
@@ -97,7 +97,7 @@ DEVICE Item whole_item(const AttentionPlanParams& p, i32 sequence, const Demand&
     return item;
 }
 
-// One block, overlaps the kernel ahead.
+// One block, overlaps the previous kernel.
 KERNEL attention_plan(const __grid_constant__ AttentionPlanParams p) {
     extern __shared__ i32 shared[];
     i32* decode_starts = shared;                                 // [num_sequences + 1]

@@ -9,9 +9,7 @@
 #pragma once
 #include "../common/common.cuh"
 
-constexpr int TILE_KEYS = 64;
 constexpr int SPLIT_TILES = 4;
-constexpr int DECODE_ROWS = 16;  // query rows of a decode item: one tensor core tile
 
 // Rows of one sequence and tiles of its keys; every KV head has the same items.
 struct alignas(16) Item {

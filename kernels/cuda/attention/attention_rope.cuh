@@ -22,7 +22,7 @@ DEVICE i32 first_tile_of_warp(const Item& item) {
     return tile < item.first_tile ? tile + DECODE_WARPS : tile;
 }
 
-// ---- before the kernel ahead is done: the plan is a guess. It is right where another kernel lies between
+// ---- before the previous kernel is done: the plan is a guess. It is right where another kernel lies between
 // the plan and this one, as in every model, so K and V of the tokens before are fetched by it; a wrong one costs time.
 
 DEVICE int4 load_unordered(const int4* pointer) {
@@ -56,7 +56,7 @@ DEVICE Item guess_item(const AttentionParams& p, i32 index) {
     return item;
 }
 
-// What goes by the guess.
+// What follows from the guess.
 DEVICE bool same_start(const Item& a, const Item& b) {
     return a.sequence == b.sequence && a.first_token == b.first_token && a.first_row == b.first_row &&
            a.num_rows == b.num_rows && a.num_keys == b.num_keys && a.first_tile == b.first_tile &&
@@ -148,7 +148,7 @@ struct NewRows {
             store_head((u16*)(place + (NEW_KEY + warp) * ROW_BYTES), at, turned);
         }
     }
-    // Once the truth is known.
+    // Once the plan is known.
     DEVICE void begin_again(const Item& item, i32 kv_head, u8* shared, u8* place) {
         copy_wait<0>();
         __syncthreads();

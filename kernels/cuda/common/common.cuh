@@ -1,5 +1,6 @@
 // What every kernel uses: fixed-width types, float16 in registers, tensor core and copy instructions, launch order.
-// Free of CUDA's own headers, so that the bare NVRTC library is enough to compile.
+// Free of CUDA's own headers, so that the bare NVRTC library is enough to compile. Constants of any file here that
+// Python needs, too, are declared there: see `kernels/runtime/cuda_constants.py`.
 #pragma once
 
 typedef unsigned char u8;
@@ -161,10 +162,10 @@ DEVICE uint4 load_streaming(const uint4* pointer) {  // weights: read once, kept
 }
 
 // ---- programmatic dependent launch (Hopper and later; elsewhere kernels simply follow each other).
-// Every kernel calls `wait_for_previous` before it touches anything that the kernel ahead of it writes, or writes what
-// that one reads. The next kernel starts once all blocks have called it, so that at most two kernels are under way: by
-// then all but the kernel ahead is done, and the rest of this one's time is there for the next one's preparations.
-// (Starting the next one earlier was slower: blocks that wait take the room of those that would work.)
+// Every kernel calls `wait_for_previous` before it reads or writes what the previous kernel writes, or writes what that
+// one reads. The next kernel starts once all blocks have called it, so that at most two kernels run at once: by then
+// all but the previous kernel is done, and the next one prepares itself while this one works. (Starting the next one
+// earlier was slower: blocks that wait take the room of those that would work.)
 
 DEVICE void start_next() {
 #if __CUDA_ARCH__ >= 900
@@ -178,7 +179,6 @@ DEVICE void wait_for_previous() {
     start_next();
 }
 
-// For a kernel that overlaps the one ahead: what it reads was complete before that one began, and it waits only in the
-// end.
-// The two are as one to the next kernel, which it may start at once. Nothing may come from this processor's L1 cache.
+// For a kernel that overlaps the previous one: what it reads was complete before that one began, and it waits only at
+// its end. The next kernel may start at once, and waits for both. Nothing may come from this SM's L1 cache.
 DEVICE void acquire() { asm volatile("fence.acq_rel.gpu;" ::: "memory"); }

@@ -4,83 +4,24 @@
 // that wide), in the order [64-row block][unit of k][4 units of 16 rows]. A unit holds exactly the numbers of the file,
 // in planes aligned to 16 bytes. Lane 4g + t of a warp owns rows g and g + 8 of a unit and, in step s of 16 columns of
 // a 64-column chunk, the columns 16s + 8j + 2t + e (j, e in 0, 1): the places of a 16 x 16 fragment. Its codes lie so
-// that one mask yields two of them 16 bits apart: pair q = 2s + j of a row, e the half. Sizes:
-// `kernels/weights/formats.py`.
+// that one mask yields two of them 16 bits apart: pair q = 2s + j of a row, e the half.
+//
+// `FormatTraits` and its enumerations are made of the table in `kernels/weights/formats.py`. Here is how bits become
+// numbers.
 #pragma once
 #include "common.cuh"
 
-enum Format { F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q4_K, Q5_K, Q6_K, MXFP4 };
-
-// How the numbers of a block become floats.
-enum Codes { FLOAT32, FLOAT16, BFLOAT16, INTEGERS, E2M1 };
-enum Scaling {
-    UNSCALED,
-    SCALE,         // float16 of 32 columns
-    SCALE_MIN,     // float16 scale and minimum of 32 columns
-    SUPER_SCALES,  // int8 of 16 columns, times float16 of 256
-    SUPER_MINS,    // 6-bit scale and minimum of 32 columns, times float16 scale and minimum of 256
-    EXPONENT,      // power of two of 32 columns, relative to the largest of the row: `RowBase`
-};
-
-struct FormatTraits {
-    int block_elements, block_bytes;  // in the file
-    Codes codes;
-    int code_bits;
-    int zero;               // INTEGERS: the code that stands for 0
-    int codes_at, high_at;  // in a block of the file: low bits (nibbles, or all), fifth and sixth bits
-    Scaling scaling;
-};
-
-// The rows of `kernels/weights/formats.py`, as far as kernels want to know.
-// clang-format off
-DEVICE constexpr FormatTraits traits_of(int format) {
-    switch (format) {
-        case F32: return {1, 4, FLOAT32, 32, 0, 0, 0, UNSCALED};
-        case F16: return {1, 2, FLOAT16, 16, 0, 0, 0, UNSCALED};
-        case BF16: return {1, 2, BFLOAT16, 16, 0, 0, 0, UNSCALED};
-        case Q4_0: return {32, 18, INTEGERS, 4, 8, 2, 0, SCALE};
-        case Q4_1: return {32, 20, INTEGERS, 4, 0, 4, 0, SCALE_MIN};
-        case Q5_0: return {32, 22, INTEGERS, 5, 16, 6, 2, SCALE};
-        case Q5_1: return {32, 24, INTEGERS, 5, 0, 8, 4, SCALE_MIN};
-        case Q8_0: return {32, 34, INTEGERS, 8, 128, 2, 0, SCALE};
-        case Q4_K: return {256, 144, INTEGERS, 4, 0, 16, 0, SUPER_MINS};
-        case Q5_K: return {256, 176, INTEGERS, 5, 0, 48, 16, SUPER_MINS};
-        case Q6_K: return {256, 210, INTEGERS, 6, 32, 0, 128, SUPER_SCALES};
-        case MXFP4: return {32, 17, E2M1, 4, 0, 1, 0, EXPONENT};
-        default: return {};
-    }
-}
-// clang-format on
-
 // Where a unit has what, and how it is to be read.
 template <int F>
-struct Layout {
-    static constexpr FormatTraits traits = traits_of(F);
-    static constexpr Codes codes = traits.codes;
-    static constexpr Scaling scaling = traits.scaling;
-    static constexpr int block_elements = traits.block_elements, block_bytes = traits.block_bytes;
-    static constexpr int code_bits = traits.code_bits, zero = traits.zero;
-    static constexpr bool has_row_base = scaling == EXPONENT;
-    static constexpr bool has_nibbles = code_bits < 8;  // low bits of codes
-    static constexpr bool is_k = block_elements == 256;
-    static constexpr int chunks = is_k ? 4 : 1;  // of 64 columns in a unit
-    // Bytes of one chunk's planes: low codes, high bits, scales; and of the unit's super-scales.
-    static constexpr int code_bytes = has_nibbles ? 512 : 128 * code_bits;
-    static constexpr int high_bytes = has_nibbles ? 128 * (code_bits - 4) : 0;
-    static constexpr int scale_bytes = scaling == UNSCALED    ? 0
-                                       : scaling == SCALE_MIN ? 128
-                                       : scaling == EXPONENT  ? 32
-                                                              : 64;
-    static constexpr int super_bytes = scaling == SUPER_MINS ? 64 : scaling == SUPER_SCALES ? 32 : 0;
-    static constexpr int high_at = chunks * code_bytes;
-    static constexpr int scale_at = high_at + chunks * high_bytes;
-    static constexpr int super_at = scale_at + chunks * scale_bytes;
-    static constexpr int unit_bytes = super_at + super_bytes;
+struct Layout : FormatTraits<F> {
+    using T = FormatTraits<F>;
+    static constexpr bool has_nibbles = T::code_bits < 8;  // low bits of codes
+    static constexpr bool is_k = T::chunks > 1;            // 64-column chunks of a unit
+    static constexpr int high_at = T::chunks * T::code_bytes;
+    static constexpr int scale_at = high_at + T::chunks * T::high_bytes;
+    static constexpr int super_at = scale_at + T::chunks * T::scale_bytes;
+    static_assert(T::unit_bytes == super_at + T::super_bytes, "planes: codes, high bits, scales; super-scales");
 };
-
-// Units that a warp of matmul_gemv* or matmul_small_batch copies together: two such groups are on their way.
-template <int F>
-constexpr int UNITS_PER_COPY = Layout<F>::is_k || Layout<F>::code_bytes == 4096 ? 1 : 2;
 
 // One matrix [num_rows, width], or as many as there are experts, and how a product on it is cut. The order of the
 // fields is one with which matmul_gemv_normed needs few registers.
@@ -258,6 +199,32 @@ DEVICE u32 and_or(u32 a, u32 b, u32 c) {
     return r;
 }
 
+// Where in a half the sign and the magnitude of an E2M1 lie, of pair q: so that `pair_of` has few bits to move.
+DEVICE constexpr int e2m1_sign(int q) { return 0xDECF >> 4 * (q & 3) & 15; }
+DEVICE constexpr int e2m1_magnitude(int q) { return 9 - 3 * (q & 3); }
+
+// The low bits of a code of pair q -> their place in a half of a word, which four pairs share; and back.
+template <int F>
+DEVICE u32 place_nibble(u32 code, int q) {
+    if constexpr (Layout<F>::codes == E2M1) return code >> 3 << e2m1_sign(q) | (code & 7) << e2m1_magnitude(q);
+    return (code & 15) << 4 * (q & 3);
+}
+template <int F>
+DEVICE u32 nibble_at(u32 half, int q) {
+    if constexpr (Layout<F>::codes == E2M1) return (half >> e2m1_sign(q) & 1) << 3 | (half >> e2m1_magnitude(q) & 7);
+    return half >> 4 * (q & 3) & 15;
+}
+
+// What a code of up to 8 bits stands for, before its scale; E2M1: doubled.
+template <int F>
+DEVICE int number_of(u32 code) {
+    if constexpr (Layout<F>::codes == E2M1) {
+        const int magnitude = 0xC8643210u >> (code & 7) * 4 & 15;
+        return code >> 3 ? -magnitude : magnitude;
+    }
+    return (int)code - Layout<F>::zero;
+}
+
 // Where in each half the fifth bit of pair q lies, and the fifth and sixth bits: those of pair q + 1, which go four
 // bits higher, lie four bits higher, so that one shift serves both.
 DEVICE constexpr int high_bit(int q) { return q / 2 + 4 * (q & 1); }
@@ -283,7 +250,7 @@ DEVICE u32 pair_of(const Raw<F>& raw, const Scales<F>& scales, int row, int q) {
         return half2_multiply(half2_subtract(biased, 0x64806480u), scale);
     }
     if constexpr (L::codes == E2M1) {
-        u32 word = raw.code[2 * row + (q >> 2)];  // sign and magnitude lie apart: see `store_codes` in repack.cu
+        u32 word = raw.code[2 * row + (q >> 2)];  // see `e2m1_sign`
         u32 value;
         if ((q & 3) == 0) value = word & 0x8E008E00u;
         if ((q & 3) == 1) value = word << 3 & 0x8E008E00u;

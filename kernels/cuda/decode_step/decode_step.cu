@@ -2,8 +2,6 @@
 // parts depend on each other.
 #include "../common/common.cuh"
 
-constexpr int THREADS = 1024;
-
 // How many updates there are: the row updates come after it, then the block updates.
 struct UpdateCounts {
     i32 num_rows;
@@ -107,7 +105,7 @@ struct CopyParams {
     i32 num_words;
 };
 
-// What the host reads after a step. A copy engine would take several times as long to take over and to hand back.
+// What the host reads after a step. A copy engine would take several times as long to begin and to signal its end.
 KERNEL __launch_bounds__(THREADS) decode_step_copy_to_host(const __grid_constant__ CopyParams p) {
     wait_for_previous();
     for (int i = threadIdx.x; i < p.num_words; i += THREADS) p.target[i] = p.source[i];

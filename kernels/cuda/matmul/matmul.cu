@@ -33,7 +33,7 @@ KERNEL __launch_bounds__(256, 8) matmul_reduce(const __grid_constant__ TiledPara
     const i64 stride = (i64)p.num_tokens * matrix.num_rows;
     const float* from = p.partials + (i64)token * matrix.num_rows + row;
     Output out(matrix, p.output, 0, token, row);
-    out.load_residual();
+    out.destination.load_residual();
     const float sum = sum_of_partitions<4>(matrix.num_partitions, from, stride);
     out.finish(sum, is_gated ? sum_of_partitions<4>(matrix.num_partitions, from + 8, stride) : 0.0f);
 }

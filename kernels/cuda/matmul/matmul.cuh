@@ -7,9 +7,6 @@
 #pragma once
 #include "matmul_epilogue.cuh"
 
-constexpr int RECIPROCAL_BITS = 20;
-constexpr int MAX_PARTITIONS = 20;
-
 // Of matmul_tiled_N and matmul_reduce.
 struct TiledParams {
     MatrixParams matrix;

@@ -3,12 +3,10 @@
 #pragma once
 #include "../common/dequant.cuh"
 
-enum EpilogueKind { STORE_HALF, STORE_FLOAT, ADD_RESIDUAL, SWIGLU, CLAMPED_SWIGLU, GELU };
-
 struct OutputParams {
     void* out;           // [num_out_rows, stride]: float32 with STORE_FLOAT and ADD_RESIDUAL, else float16
     int stride, column;  // of a row of `out`: its length, and where the product's first column goes
-    int epilogue;        // `EpilogueKind`
+    int epilogue;        // `EpilogueKind`: `Epilogue` of kernels/ops/matmul.py
     float alpha, limit;  // CLAMPED_SWIGLU
 };
 
@@ -81,26 +79,34 @@ struct Epilogue {
 
 constexpr float NO_RESIDUAL = -0.0f;
 
-// One output of one token, or one pair of gate and up: where it goes and what its sums still need, loaded ahead.
-struct Output {
+// Where one output of a token goes, and what it is added to.
+struct Destination {
     Epilogue epilogue;
-    bool exists;
     void* to;
-    OutputRow own, up;
     float residual = NO_RESIDUAL;  // where one is added it is to be loaded, once the kernels before are done
+    bool exists;
+
+    DEVICE Destination(const OutputParams& output, i64 token, int row, bool exists)
+        : epilogue(output), to(epilogue.address(epilogue.index(token, row))), exists(exists) {}
+    DEVICE void load_residual() {
+        if (exists && epilogue.kind == ADD_RESIDUAL) residual = *(const float*)to;
+    }
+    DEVICE void store(float y, float up) const {
+        if (exists) epilogue(to, y, up, residual);
+    }
+};
+
+// One output, or one pair of gate and up, whose sums one thread has.
+struct Output {
+    Destination destination;
+    OutputRow own, up;
 
     DEVICE Output(const MatrixParams& matrix, const OutputParams& output, int expert, i64 token, int row)
-        : epilogue(output),
-          exists(row < matrix.num_rows),
-          to(epilogue.address(epilogue.index(token, row))),
+        : destination(output, token, row, row < matrix.num_rows),
           own(matrix, expert, row),
-          up(matrix, expert, epilogue.is_gated() ? row + 8 : matrix.num_rows) {}
+          up(matrix, expert, destination.epilogue.is_gated() ? row + 8 : matrix.num_rows) {}
 
-    DEVICE void load_residual() {
-        if (epilogue.kind == ADD_RESIDUAL && exists) residual = *(const float*)to;
-    }
     DEVICE void finish(float sum, float up_sum) const {
-        if (!exists) return;
-        epilogue(to, own.of(sum), epilogue.is_gated() ? up.of(up_sum) : 0.0f, residual);
+        destination.store(own.of(sum), destination.epilogue.is_gated() ? up.of(up_sum) : 0.0f);
     }
 };

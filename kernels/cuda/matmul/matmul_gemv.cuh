@@ -5,33 +5,32 @@
 
 enum GemvInput { GEMV_HALF, GEMV_NORMED, GEMV_ROUTED };
 
-// One row of the token's tile, found before its sum is.
+// One output of the token's tile, each row of which has a lane of its own.
 struct GemvOutput {
     OutputRow row;
-    Epilogue epilogue;
-    void* to;
-    float residual = NO_RESIDUAL;  // where one is added it is to be loaded
-    bool exists;
+    Destination destination;
 
     DEVICE GemvOutput(const SmallBatchParams& p, int expert, int pair, int tile)
-        : row(p.matrix, expert, tile * 16 + threadIdx.x % 16), epilogue(p.output) {
-        const int lane = threadIdx.x % 32, own_row = tile * 16 + lane % 16;
-        exists = lane < (epilogue.is_gated() ? 8 : 16) && own_row < p.matrix.num_rows;
-        to = epilogue.address(epilogue.index(pair, own_row));
-    }
-    DEVICE void compute_now() { ::compute_now(to), ::compute_now(epilogue.kind), row.compute_now(); }
-    DEVICE void load_residual() {
-        if (exists && epilogue.kind == ADD_RESIDUAL) residual = *(const float*)to;
+        : row(p.matrix, expert, tile * 16 + threadIdx.x % 16),
+          destination(p.output, pair, tile * 16 + threadIdx.x % 16, has_row(p, tile)) {}
+    DEVICE void compute_now() {
+        ::compute_now(destination.to), ::compute_now(destination.epilogue.kind), row.compute_now();
     }
     // All lanes of a warp. With gated activations lane l < 8 has a gate, lane l + 8 its up projection.
     DEVICE void finish(float sum) const {
         const float y = row.of(sum), up = __shfl_down_sync(ALL_LANES, y, 8);
-        if (exists) epilogue(to, y, up, residual);
+        destination.store(y, up);
+    }
+
+   private:
+    DEVICE static bool has_row(const SmallBatchParams& p, int tile) {
+        const int lane = threadIdx.x % 32;
+        return lane < (Epilogue(p.output).is_gated() ? 8 : 16) && tile * 16 + lane % 16 < p.matrix.num_rows;
     }
 };
 
-// Sums of a tile's partitions change hands in shared memory: a row holds them in fours, of which those that are missing
-// are -0, which changes no bit. Rows are an odd number of fours apart, and so on different banks.
+// Warps exchange the sums of a tile's partitions in shared memory: a row holds them in fours, of which those that are
+// missing are -0, which changes no bit. Rows are an odd number of fours apart, and so on different banks.
 DEVICE int partition_stride(const MatrixParams& matrix) { return ((matrix.num_partitions + 3) / 4 | 1) * 4; }
 
 DEVICE float sum_of_row(const float* row, int num_partitions) {
@@ -45,9 +44,9 @@ DEVICE float sum_of_row(const float* row, int num_partitions) {
     return sum;
 }
 
-// One token, or one expert of it. What can be done ahead of x is done ahead of it: the rest is a chain of instructions
-// that wait for each other, and takes as long as it has links. Shared memory: x as float16; a norm's sums and its
-// weights; the sums of tiles; each warp's ring of weights.
+// One token, or one expert of it. What does not need x is done before x is there: what remains is a chain of dependent
+// instructions, whose latencies add up. Shared memory: x as float16; a norm's sums and its weights; the sums of tiles;
+// each warp's ring of weights.
 template <GemvInput INPUT>
 DEVICE void matmul_gemv(const SmallBatchParams& p) {
     const MatrixParams& matrix = p.matrix;
@@ -90,7 +89,7 @@ DEVICE void matmul_gemv(const SmallBatchParams& p) {
             row.load(p.norm, (const float*)x);
         else if (at < x_bytes)
             vector = *(const uint4*)(x + at);
-        if (place.partition == 0) output.load_residual();
+        if (place.partition == 0) output.destination.load_residual();
     }
     if constexpr (INPUT == GEMV_NORMED) {
         row.normalise(p.norm, norm_weights, norm_sums,
@@ -104,7 +103,7 @@ DEVICE void matmul_gemv(const SmallBatchParams& p) {
     __syncthreads();
 
     const u32 x_address = shared_address(shared) + (lane >> 3) * 16;  // eight times the same row
-    // Warps of a block have their tiles at the same time: where partitions meet, all come to the barrier equally often.
+    // All warps of a block go through their tiles in step, and so come to the barrier of the partitions equally often.
     int next_tile = place.block_tile + place.tile_step, other_buffer = buffer_floats;
 #pragma unroll 1
     while (true) {
@@ -122,7 +121,7 @@ DEVICE void matmul_gemv(const SmallBatchParams& p) {
         next_tile += place.tile_step, tile += place.tile_step;
         base = row_base(matrix, expert, tile, lane);
         output = GemvOutput(p, expert, pair, tile);
-        if (place.partition == 0) output.load_residual();
+        if (place.partition == 0) output.destination.load_residual();
     }
     if (INPUT != GEMV_ROUTED && p.overlaps_previous) wait_for_previous();
 }

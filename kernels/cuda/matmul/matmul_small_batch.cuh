@@ -7,7 +7,7 @@ KERNEL __launch_bounds__(32 * MAX_BLOCK_WARPS) matmul_small_batch(const __grid_c
     const MatrixParams& matrix = p.matrix;
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     const Place place(p);
-    const int stride = matrix.num_chunks * 128 + 16;  // of rows of x: so that ldmatrix meets no bank twice
+    const int stride = matrix.num_chunks * 128 + 16;  // of rows of x: so that ldmatrix has no bank conflicts
     int tile = place.tile;
     Weights weights(matrix, matrix.packed, shared_address(shared) + p.ring_at, place.partition, tile, place.tile_step,
                     place.num_tiles);
@@ -20,7 +20,7 @@ KERNEL __launch_bounds__(32 * MAX_BLOCK_WARPS) matmul_small_batch(const __grid_c
     Output output = output_at(lane);
     wait_for_x(p);
     const bool finishes = place.partition == 0 && lane < num_outputs;
-    if (finishes) output.load_residual();
+    if (finishes) output.destination.load_residual();
     const int row_vectors = stride / 16;
 #pragma unroll 4
     for (int vector = threadIdx.x; vector < p.num_tokens * row_vectors; vector += blockDim.x) {
@@ -34,7 +34,7 @@ KERNEL __launch_bounds__(32 * MAX_BLOCK_WARPS) matmul_small_batch(const __grid_c
     // ldmatrix: lane l addresses row l % 8 of matrix l / 8. Columns of the product that are no tokens repeat the last.
     const u32 x_address = shared_address(shared) + min(lane & 7, p.num_tokens - 1) * stride + (lane >> 3) * 16;
     float* sums = (float*)(shared + p.num_tokens * stride);  // [2][warps][16 rows][columns]
-    // Warps of a block have their tiles at the same time: where partitions meet, all come to the barrier equally often.
+    // All warps of a block go through their tiles in step, and so come to the barrier of the partitions equally often.
     int next_tile = place.block_tile + place.tile_step;
 #pragma unroll 1
     for (int buffer = 0;; buffer ^= 1) {
@@ -60,14 +60,14 @@ KERNEL __launch_bounds__(32 * MAX_BLOCK_WARPS) matmul_small_batch(const __grid_c
                 output.finish(sum, up_sum);
                 if ((i += 32) >= num_outputs) break;
                 output = output_at(i);
-                output.load_residual();
+                output.destination.load_residual();
             }
         }
         if (next_tile >= place.num_tiles) break;
         next_tile += place.tile_step, tile += place.tile_step;
         base = row_base(matrix, 0, tile, lane);
         output = output_at(lane);
-        if (finishes) output.load_residual();
+        if (finishes) output.destination.load_residual();
     }
     if (p.overlaps_previous) wait_for_previous();
 }

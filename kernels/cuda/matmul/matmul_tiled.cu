@@ -7,9 +7,6 @@
 #include "matmul.cuh"
 #include "../common/wgmma.cuh"
 
-constexpr int SUMMING_TOKENS = 128;  // up to here a block has registers for the sums of partitions
-constexpr int MAX_STAGES = 8;
-
 template <int TOKENS>
 struct Accumulators {
     float d[TOKENS / 8][4];
@@ -30,7 +27,7 @@ struct Work {
     int first_partition, last_partition, first_chunk, last_chunk;
     int expert, first_token, num_tokens;
 
-    // False: nothing. Waits for the kernel before if that decides.
+    // False: nothing. Waits for the previous kernel where that decides it.
     DEVICE bool find(const TiledParams& p, int tokens) {
         first_partition = blockIdx.z * p.matrix.num_partitions / gridDim.z;
         last_partition = (blockIdx.z + 1) * p.matrix.num_partitions / gridDim.z;
@@ -95,7 +92,7 @@ DEVICE void prefetch_rows(const TiledParams& p, const Work& work) {
 template <int TOKENS>
 DEVICE void store_tile(const TiledParams& p, const Work& work, int partition, float* shared,
                        const Accumulators<TOKENS>& sums) {
-    constexpr int STRIDE = 128 + 4;  // no two lanes of a store in one bank
+    constexpr int STRIDE = 128 + 4;  // no bank conflicts
     const int lane = threadIdx.x % 32, first_row = blockIdx.x * 128;
     float* to = shared + 2 * (lane & 3) * STRIDE + threadIdx.x / 32 * 16 + (lane >> 2);
     __syncthreads();

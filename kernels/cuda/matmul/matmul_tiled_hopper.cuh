@@ -2,36 +2,20 @@
 #pragma once
 #include "../common/bulk.cuh"
 
-constexpr int PROCESSOR_BYTES = 216 * 1024;  // of shared memory, for the blocks that are on a processor at once
-constexpr int BARRIER_BYTES = 256;
-
-// Blocks on a processor: while one waits for a barrier or for its products, others unpack weights. Those of the K
-// formats have more of them to unpack at once, and need more registers.
+// The warps synchronise once for a group of chunks. Shared memory, in this order: stages of x, a group each, at
+// multiples of 1024 bytes; stages of weights, a group of the block's 128 rows each, or the unit of k that holds
+// several; barriers. How many of each: `kernels/ops/matmul_tuning.py`.
 template <int TOKENS>
-constexpr int RESIDENTS = TOKENS > 64                           ? 1
-                          : TOKENS > 32                         ? 2
-                          : TOKENS > 16 || Layout<FORMAT>::is_k ? 3
-                                                                : 4;
-
-// The warps meet once for a group of chunks. Shared memory, in this order: stages of x, a group each, at multiples of
-// 1024 bytes; stages of weights, a group of the block's 128 rows each, or the unit of k that holds several; barriers.
-template <int TOKENS>
-struct Ring {
+struct Ring : TileRing<FORMAT, TOKENS> {
+    using T = TileRing<FORMAT, TOKENS>;
     using L = Layout<FORMAT>;
-    static constexpr int group = TOKENS > SUMMING_TOKENS || L::scale_bytes == 0 ? 1 : 2;  // chunks
-    static constexpr int box_bytes = TOKENS * 128, x_bytes = group * box_bytes;
-    static constexpr int units = L::is_k ? 1 : group;  // of a stage of weights
+    static constexpr int box_bytes = TOKENS * 128, x_bytes = T::group * box_bytes;
+    static constexpr int units = L::is_k ? 1 : T::group;  // of a stage of weights
     static constexpr int block_bytes = 4 * L::unit_bytes, weight_bytes = 2 * units * block_bytes;
-    static constexpr int weight_stages = L::is_k || FORMAT == F32 || group > 1 ? 2 : 4;
-    static constexpr int rest = weight_stages * weight_bytes + 1024 + BARRIER_BYTES;
-    static constexpr int least = rest + (group > 1 ? 3 : 4) * x_bytes;
-    DEVICE static constexpr int blocks_that_fit(int most) {
-        return most == 1 || least <= PROCESSOR_BYTES / most ? most : blocks_that_fit(most - 1);
-    }
-    static constexpr int fitting = (PROCESSOR_BYTES / blocks_that_fit(RESIDENTS<TOKENS>) - rest) / x_bytes;
-    static constexpr int stages = fitting < MAX_STAGES / group ? fitting : MAX_STAGES / group;
-    static constexpr int bytes = rest + stages * x_bytes;
-    static_assert(stages >= 3, "a stage is filled while another one is read and products of a third still run");
+    static constexpr int barriers_at = T::stages * x_bytes + T::weight_stages * weight_bytes;
+    static constexpr int barrier_bytes = 8 * (T::stages + T::weight_stages);
+    static_assert(1024 + barriers_at + barrier_bytes <= T::num_bytes, "see `_hopper_ring`");
+    static_assert(T::stages >= 3, "a stage is filled while another one is read and products of a third still run");
 };
 
 // Products of half a chunk (2 steps of 16 columns) of a warpgroup's 64 outputs with the TOKENS rows of x at `stage`.
@@ -57,9 +41,10 @@ DEVICE void matmul_tiled(const HopperTiledParams& t) {
     extern __shared__ u8 unaligned[];
     const u32 x_stages = (shared_address(unaligned) + 1023) & ~1023u;
     const u32 weight_stages = x_stages + R::stages * R::x_bytes;
-    const u32 x_full = weight_stages + R::weight_stages * R::weight_bytes, weights_full = x_full + 8 * R::stages;
+    const u32 x_full = x_stages + R::barriers_at, weights_full = x_full + 8 * R::stages;
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-    // Whoever asks for copies is late for its own work: in tiles whose chunks take little time, two threads share that.
+    // The thread that issues copies falls behind with its own work: in tiles whose chunks take little time, two share
+    // that.
     const bool copies_x = threadIdx.x == 0, copies_weights = threadIdx.x == (TOKENS > 128 ? 0 : 128);
     const int first_block = blockIdx.x * 2, num_blocks = min(2, (matrix.num_rows + 63) / 64 - first_block);
     const u8* weights = matrix.packed + work.expert * matrix.expert_bytes;
@@ -155,7 +140,7 @@ DEVICE void matmul_tiled(const HopperTiledParams& t) {
             acc.clear();
         }
     }
-    float* sums = (float*)(unaligned + (x_stages - shared_address(unaligned)));  // the rings are done with
+    float* sums = (float*)(unaligned + (x_stages - shared_address(unaligned)));  // the rings are free again
     const int partition = gridDim.z > 1 ? work.first_partition : -1;
     if constexpr (sums_partitions)
         store_tile(p, work, partition, sums, total);
@@ -164,7 +149,7 @@ DEVICE void matmul_tiled(const HopperTiledParams& t) {
 }
 
 #define TILE_KERNEL(TOKENS)                                                  \
-    KERNEL __launch_bounds__(256, RESIDENTS<TOKENS>)                         \
+    KERNEL __launch_bounds__(256, Ring<TOKENS>::residents)                   \
         matmul_tiled_##TOKENS(const __grid_constant__ HopperTiledParams t) { \
         matmul_tiled<TOKENS>(t);                                             \
     }

@@ -1,17 +1,14 @@
 // The tiles of matmul_tiled.cu without Hopper's instructions.
 #pragma once
 
-constexpr int SHARED_BYTES = 96 * 1024;  // of a block
-
-// Shared memory: stages of x, then of weights.
+// Shared memory: stages of x, then of weights. How many: `kernels/ops/matmul_tuning.py`.
 template <int TOKENS>
-struct Ring {
-    static constexpr bool staged = Layout<FORMAT>::scale_bytes > 0;  // weights: wider ones would take too much
-    static constexpr int x_bytes = TOKENS * 128, weight_bytes = staged ? 8 * Staged<FORMAT>::bytes : 0;
-    static constexpr int fitting = SHARED_BYTES / (x_bytes + weight_bytes);
-    static constexpr int stages = fitting < MAX_STAGES ? fitting : MAX_STAGES;
-    static constexpr int bytes = stages * (x_bytes + weight_bytes);
-    static_assert(stages >= 2, "a stage is filled while another one is read");
+struct Ring : TileRing<FORMAT, TOKENS> {
+    using T = TileRing<FORMAT, TOKENS>;
+    static constexpr bool staged = T::weight_stages > 0;  // weights
+    static constexpr int x_bytes = TOKENS * 128, weight_bytes = 8 * Staged<FORMAT>::bytes;
+    static_assert(T::stages * x_bytes + T::weight_stages * weight_bytes == T::num_bytes, "see `_portable_ring`");
+    static_assert(T::stages >= 2, "a stage is filled while another one is read");
 };
 
 // Products of two steps of 16 columns of a warp's 16 outputs with the TOKENS rows of x at `stage`, whose 16-byte
@@ -103,7 +100,7 @@ DEVICE void matmul_tiled(const TiledParams& p) {
             acc.clear();
         }
     }
-    float* sums = (float*)shared;  // the rings are done with
+    float* sums = (float*)shared;  // the rings are free again
     const int partition = gridDim.z > 1 ? work.first_partition : -1;
     if constexpr (sums_partitions)
         store_tile(p, work, partition, sums, total);

@@ -5,8 +5,7 @@
 #include "../norm/norm.cuh"
 #include "matmul.cuh"
 
-constexpr int MAX_BLOCK_WARPS = 20;
-constexpr int READY_CHUNKS = 2;  // of 64 columns, that the warps of matmul_gemv* unpack while they wait for x
+static_assert(ROW_QUADS * PARTITION_STEP == MAX_NORMED_WIDTH, "what a block of matmul_gemv_normed can norm");
 
 // Which experts a token goes through: those with the largest logits.
 struct RoutingParams {
@@ -26,12 +25,12 @@ struct SmallBatchParams {
     int num_tokens;
     int tiles_at_once;      // of a block
     int ring_at;            // where in shared memory weights are
-    int overlaps_previous;  // what it reads was there before the kernel ahead began
+    int overlaps_previous;  // what it reads was there before the previous kernel began
 };
 
 extern __shared__ __align__(16) u8 shared[];
 
-// Until the kernel ahead is done, if x is its work.
+// Until the previous kernel is done, if it writes x.
 DEVICE void wait_for_x(const SmallBatchParams& p) {
     if (p.overlaps_previous) {
         start_next();
@@ -57,7 +56,7 @@ struct Place {
     }
 };
 
-// From one warp to the one that adds its tile up.
+// Until the sums of all warps of a tile are in shared memory.
 DEVICE void wait_for_partitions(const SmallBatchParams& p) {
     if (p.matrix.num_partitions > 1)
         __syncthreads();
@@ -89,17 +88,17 @@ struct Fragments {
 // One warp's partition of its tiles, one tile after the other.
 class Weights {
     using L = Layout<FORMAT>;
-    static constexpr int GROUP = UNITS_PER_COPY<FORMAT>;
+    static constexpr int GROUP = L::units_per_copy;
     static constexpr int STAGE_BYTES = GROUP * L::unit_bytes, VECTORS = L::unit_bytes / 16;
     static constexpr int READY = GROUP * L::chunks < READY_CHUNKS ? GROUP * L::chunks : READY_CHUNKS;
-    static constexpr int STAGES = 2;  // more in flight, on all processors, was slower
+    static constexpr int STAGES = 2;  // more in flight, on all SMs, was slower
 
     const u8* ahead;  // this lane's first 16 bytes of the unit that is fetched next
     int ahead_units;  // left in its tile
     int ahead_tile, tile_step, num_tiles;
     int first_unit, num_units;
     u32 ring, slot;
-    Fragments ready[READY];  // the first tile's first chunks
+    Fragments ready[READY];  // the first tile's first chunks: unpacked while the warp waits for x
     int num_ready = 0;
 
     DEVICE void fetch(u32 to) {

@@ -27,12 +27,12 @@ DEVICE void store_normed(const RouteParams& p, int token, int column, float4 n) 
 
 // A logit is the sum of NORM_PARTITIONS partitions, cut as a norm cuts its row.
 //
-// For up to four tokens: a block of NORM_PARTITIONS warps for each (expert, token), so that the router's weights come
-// through many processors. Who uses the logits chooses: `expert_of_rank`.
+// For up to four tokens: a block of NORM_PARTITIONS warps for each (expert, token), so that many SMs
+// read the router's weights. Who uses the logits chooses: `expert_of_rank`.
 KERNEL __launch_bounds__(32 * NORM_PARTITIONS) moe_logits(const __grid_constant__ RouteParams p) {
     const int expert = blockIdx.x, token = blockIdx.y, partition = threadIdx.x / 32;
     const float* weight = p.weight + (i64)expert * p.norm.width;
-    // Its weights are constant: their way from memory need not wait.
+    // Its weights are constant: loading them need not wait.
     for (int i = threadIdx.x; i * 32 < p.norm.width; i += blockDim.x)
         asm volatile("prefetch.global.L2 [%0];" ::"l"(weight + i * 32));
     const float bias = p.bias[expert];
@@ -144,11 +144,11 @@ DEVICE void route(const RouteParams& p) {
         });
 }
 
-KERNEL __launch_bounds__(1024) moe_route(const __grid_constant__ RouteParams p) { route<1, 8>(p); }
+KERNEL __launch_bounds__(1024) moe_route(const __grid_constant__ RouteParams p) { route<1, ROUTE_EXPERTS>(p); }
 
 // For many tokens.
 KERNEL __launch_bounds__(32 * NORM_PARTITIONS, 2) moe_route_many(const __grid_constant__ RouteParams p) {
-    route<8, 4>(p);
+    route<ROUTE_TOKENS, 4>(p);
 }
 
 struct PlanParams {
@@ -159,8 +159,6 @@ struct PlanParams {
     int* num_tiles;      // [1]
     int num_pairs, num_experts, num_used, tile_pairs;
 };
-
-constexpr int PLAN_WARPS = 32;
 
 // Calls use(pair, expert, place) for the pairs of this warp's share; places count on from `next_places` [num_experts],
 // which are the warp's own.

@@ -26,8 +26,6 @@ KERNEL __launch_bounds__(32 * NORM_PARTITIONS, 6) norm_rows(const __grid_constan
                   [&](int column, float4 n) { store_normed(p, row, column, n); });
 }
 
-constexpr int WARPS = 8;
-
 // Calls use(partition, column) for this lane's columns.
 template <typename Use>
 DEVICE void for_partitions(int width, Use use) {
@@ -44,9 +42,9 @@ DEVICE float sum_over_lanes(float (&sums)[NORM_PARTITIONS]) {
     return row_sum(sums);
 }
 
-KERNEL __launch_bounds__(WARPS * 32) norm_short_rows(const __grid_constant__ NormRowsParams p) {
+KERNEL __launch_bounds__(SHORT_WARPS * 32) norm_short_rows(const __grid_constant__ NormRowsParams p) {
     wait_for_previous();
-    const i64 row = (i64)blockIdx.x * WARPS + threadIdx.x / 32;
+    const i64 row = (i64)blockIdx.x * SHORT_WARPS + threadIdx.x / 32;
     if (row >= p.num_rows) return;
     const int width = p.norm.width;
     const float* x = p.x + source_row(p, row) * width;

@@ -11,10 +11,8 @@ struct NormParams {
     float inverse_width;
 };
 
-constexpr int NORM_PARTITIONS = 8;
-constexpr int PARTITION_STEP = NORM_PARTITIONS * 128;  // columns between a lane's quads of a partition
-
-// The first of the columns that this lane has of partition `partition` of a row.
+// The first of the columns that this lane has of partition `partition` of a row; its quads of a partition are
+// PARTITION_STEP columns apart.
 DEVICE int partition_column(int partition) { return (partition * 32 + threadIdx.x % 32) * 4; }
 
 DEVICE float row_sum(const float* sums) {

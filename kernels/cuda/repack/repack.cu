@@ -35,21 +35,21 @@ using File = Layout<SOURCE>;
 DEVICE u32 code_of(const u8* block, int i) {
     if constexpr (File::code_bits == 32) return word_at(block);
     if constexpr (File::code_bits == 16) return half_at(block);
-    if constexpr (File::code_bits == 8) return block[File::traits.codes_at + i] ^ 0x80;
+    if constexpr (File::code_bits == 8) return block[File::block_codes_at + i] ^ 0x80;
     if constexpr (File::scaling == SUPER_MINS) {
         const int group = i / 32, lane = i % 32;
-        u32 code = block[File::traits.codes_at + group / 2 * 32 + lane] >> (4 * (group & 1)) & 15;
-        if constexpr (File::code_bits == 5) code |= (block[File::traits.high_at + lane] >> group & 1) << 4;
+        u32 code = block[File::block_codes_at + group / 2 * 32 + lane] >> (4 * (group & 1)) & 15;
+        if constexpr (File::code_bits == 5) code |= (block[File::block_high_at + lane] >> group & 1) << 4;
         return code;
     }
     if constexpr (File::scaling == SUPER_SCALES) {
         const int half = i / 128, quad = i % 128 / 32, lane = i % 32;
-        u32 low = block[half * 64 + (quad & 1) * 32 + lane] >> (4 * (quad >> 1)) & 15;
-        return low | (block[File::traits.high_at + half * 32 + lane] >> (2 * quad) & 3) << 4;
+        u32 low = block[File::block_codes_at + half * 64 + (quad & 1) * 32 + lane] >> (4 * (quad >> 1)) & 15;
+        return low | (block[File::block_high_at + half * 32 + lane] >> (2 * quad) & 3) << 4;
     }
-    u32 code = block[File::traits.codes_at + i % 16] >> (i < 16 ? 0 : 4) & 15;
-    if constexpr (File::code_bits == 5) code |= (word_at(block + File::traits.high_at) >> i & 1) << 4;
-    if constexpr (SOURCE != FORMAT) code += Layout<FORMAT>::zero - File::zero;
+    u32 code = block[File::block_codes_at + i % 16] >> (i < 16 ? 0 : 4) & 15;
+    if constexpr (File::code_bits == 5) code |= (word_at(block + File::block_high_at) >> i & 1) << 4;
+    if constexpr (SOURCE != FORMAT) code = number_of<SOURCE>(code) + Layout<FORMAT>::zero;
     return code;
 }
 
@@ -73,12 +73,7 @@ DEVICE void store_codes(u8* codes, u8* high, int lane, int half, const u32 (&cod
             if constexpr (L::code_bits == 32) words[2 * q + e] = c;
             if constexpr (L::code_bits == 16) words[q] |= c << (16 * e);
             if constexpr (L::code_bits == 8) words[q >> 1] |= c << (16 * (q & 1) + 8 * e);
-            if constexpr (L::codes == E2M1) {
-                const int sign_at[4] = {15, 12, 14, 13}, magnitude_at[4] = {9, 6, 3, 0};
-                words[q >> 2] |= ((c >> 3) << sign_at[q & 3] | (c & 7) << magnitude_at[q & 3]) << (16 * e);
-            } else if constexpr (L::has_nibbles) {
-                words[q >> 2] |= (c & 15) << (4 * (q & 3) + 16 * e);
-            }
+            if constexpr (L::has_nibbles) words[q >> 2] |= place_nibble<FORMAT>(c, q) << (16 * e);
             if constexpr (Layout<FORMAT>::high_bytes == 128) bits |= (c >> 4) << (high_bit(q) + 8 * e);
             if constexpr (Layout<FORMAT>::high_bytes == 256) bits |= (c >> 4) << (high_bits(q) + 16 * e);
         }
@@ -137,36 +132,36 @@ KERNEL __launch_bounds__(256) repack_rows(const __grid_constant__ RepackParams p
             for (int group = 0; group < 2; group++) {
                 const int k = chunk * 64 + 32 * group;
                 if (k >= matrix.width) continue;
-                const u8* block = block_of(k);
+                const u8* from = block_of(k) + File::block_scales_at;
                 const int at = 2 * group + half;
                 if constexpr (L::scaling == SCALE) {
-                    ((u16*)scales)[g * 4 + at] = half_at(block);
-                    finite &= is_finite_half(half_at(block));
+                    ((u16*)scales)[g * 4 + at] = half_at(from);
+                    finite &= is_finite_half(half_at(from));
                 }
                 if constexpr (L::scaling == SCALE_MIN) {
-                    ((u32*)scales)[g * 4 + at] = word_at(block);
-                    finite &= is_finite_half(half_at(block)) && is_finite_half(half_at(block + 2));
+                    ((u32*)scales)[g * 4 + at] = word_at(from);
+                    finite &= is_finite_half(half_at(from)) && is_finite_half(half_at(from + 2));
                 }
-                if constexpr (L::scaling == SUPER_MINS) ((u16*)scales)[g * 4 + at] = k_scales(block + 4, k % 256 / 32);
+                if constexpr (L::scaling == SUPER_MINS) ((u16*)scales)[g * 4 + at] = k_scales(from, k % 256 / 32);
                 if constexpr (L::scaling == SUPER_SCALES) {
-                    const u8* sixteenths = block + 192 + k % 256 / 16;
+                    const u8* sixteenths = from + k % 256 / 16;
                     scales[g * 8 + 4 * group + half] = sixteenths[0] ^ 0x80;
                     scales[g * 8 + 4 * group + 2 + half] = sixteenths[1] ^ 0x80;
                 }
                 if constexpr (L::scaling == EXPONENT) {
-                    scales[g * 4 + at] = block[0];
-                    atomicMax(matrix.base + (i64)expert * matrix.num_rows + to, (int)block[0]);
-                    finite &= block[0] < 253;  // 12 * 2^(253 - 128) is beyond float32
+                    scales[g * 4 + at] = from[0];
+                    atomicMax(matrix.base + (i64)expert * matrix.num_rows + to, (int)from[0]);
+                    finite &= from[0] < 253;  // 12 * 2^(253 - 128) is beyond float32
                 }
             }
             if (L::is_k && sub == 0) {
-                const u8* block = block_of(chunk * 64);
+                const u8* from = block_of(chunk * 64) + File::block_super_at;
                 if constexpr (L::scaling == SUPER_SCALES) {
-                    ((u16*)(unit + L::super_at))[g * 2 + half] = half_at(block + 208);
-                    finite &= is_finite_half(half_at(block + 208));
+                    ((u16*)(unit + L::super_at))[g * 2 + half] = half_at(from);
+                    finite &= is_finite_half(half_at(from));
                 } else {
-                    ((u32*)(unit + L::super_at))[g * 2 + half] = word_at(block) ^ 0x80000000u;  // scale, -minimum
-                    finite &= is_finite_half(half_at(block)) && is_finite_half(half_at(block + 2));
+                    ((u32*)(unit + L::super_at))[g * 2 + half] = word_at(from) ^ 0x80000000u;  // scale, -minimum
+                    finite &= is_finite_half(half_at(from)) && is_finite_half(half_at(from + 2));
                 }
             }
         }
@@ -196,37 +191,34 @@ DEVICE float packed_element(const u8* matrix, int row, int k, int num_units) {
     if constexpr (L::codes == BFLOAT16) return __uint_as_float(word(8 * half + q) >> (16 * e) << 16);
     const u8* scales = unit + L::scale_at + sub * L::scale_bytes;
     const int group = q >> 2, at = 2 * group + half;
+    u32 code;
     if constexpr (L::code_bits == 8)
-        return (float)((int)(word(4 * half + (q >> 1)) >> (16 * (q & 1) + 8 * e) & 255) - L::zero) *
-               from_half(((const u16*)scales)[g * 4 + at]);
-    const u32 codes = word(2 * half + (q >> 2)) >> (16 * e);
-    if constexpr (L::codes == E2M1) {
-        const int sign_at[4] = {15, 12, 14, 13}, magnitude_at[4] = {9, 6, 3, 0};
-        int value = 0xC8643210u >> (codes >> magnitude_at[q & 3] & 7) * 4 & 15;  // doubled
-        if (codes >> sign_at[q & 3] & 1) value = -value;
-        const u32 exponent = scales[g * 4 + at];
-        return (float)value * __uint_as_float(exponent < 2 ? 0x00200000u << exponent : exponent - 1 << 23);
-    }
-    u32 code = codes >> (4 * (q & 3)) & 15;
+        code = word(4 * half + (q >> 1)) >> (16 * (q & 1) + 8 * e) & 255;
+    else
+        code = nibble_at<FORMAT>(word(2 * half + (q >> 2)) >> (16 * e), q);
     if constexpr (L::high_bytes == 128)
         code |= (*(const u16*)(unit + L::high_at + sub * 128 + lane * 4 + half * 2) >> (high_bit(q) + 8 * e) & 1) << 4;
     if constexpr (L::high_bytes == 256) {
         const u32 high = *(const u32*)(unit + L::high_at + sub * 256 + lane * 8 + half * 4);
         code |= (high >> (high_bits(q) + 16 * e) & 3) << 4;
     }
-    if constexpr (L::scaling == SCALE)
-        return (float)((int)code - L::zero) * from_half(((const u16*)scales)[g * 4 + at]);
+    const float number = number_of<FORMAT>(code);
+    if constexpr (L::scaling == SCALE) return number * from_half(((const u16*)scales)[g * 4 + at]);
     if constexpr (L::scaling == SCALE_MIN) {
         const u32 pair = ((const u32*)scales)[g * 4 + at];
-        return __fadd_rn(__fmul_rn((float)code, low_half(pair)), high_half(pair));
+        return __fadd_rn(__fmul_rn(number, low_half(pair)), high_half(pair));
     }
     if constexpr (L::scaling == SUPER_MINS) {
         const u32 pair = ((const u16*)scales)[g * 4 + at], d = ((const u32*)(unit + L::super_at))[g * 2 + half];
         const float scale = low_half(d) * (float)(pair & 255), least = high_half(d) * (float)(pair >> 8);
-        return __fadd_rn(__fmul_rn((float)code, scale), least);
+        return __fadd_rn(__fmul_rn(number, scale), least);
+    }
+    if constexpr (L::scaling == EXPONENT) {
+        const u32 exponent = scales[g * 4 + at];  // of doubled numbers, hence one less
+        return number * __uint_as_float(exponent < 2 ? 0x00200000u << exponent : exponent - 1 << 23);
     }
     const float d = from_half(((const u16*)(unit + L::super_at))[g * 2 + half]);  // SUPER_SCALES
-    return (float)((int)code - L::zero) * (d * (float)((int)scales[g * 8 + 2 * (q >> 1) + half] - 128));
+    return number * (d * (float)((int)scales[g * 8 + 2 * (q >> 1) + half] - 128));
 }
 
 // A thread for the 16 numbers of a row and a chunk that one lane holds: its words are read once, and four threads fill

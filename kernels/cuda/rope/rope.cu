@@ -1,8 +1,6 @@
-// Norms of heads, rotation of Q and K, write of K and V. A warp has some heads of one kind of one token.
+// Norms of heads, rotation of Q and K, write of K and V. A warp has HEADS heads of one kind of one token,
+// fetched together.
 #include "rope.cuh"
-
-constexpr int WARPS = 8;
-constexpr int HEADS = 8;  // of a warp, fetched together
 
 struct RopeWriteParams {
     u16* qkv;          // [num_tokens, (num_heads + 2 * num_kv_heads) * HEAD_DIM]

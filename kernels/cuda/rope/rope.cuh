@@ -1,5 +1,5 @@
 // Norm and rotation of one head of one token by one warp: for the kernel that does only this, and for attention, which
-// does it on its way. Everything that decides the bits is here, once.
+// does it in the same kernel. Everything that decides the bits is here, once.
 #pragma once
 #include "../common/common.cuh"
 

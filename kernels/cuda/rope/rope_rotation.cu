@@ -13,7 +13,7 @@ struct RotationParams {
     float attention_factor;
 };
 
-// Overlaps the kernel ahead.
+// Overlaps the previous kernel.
 KERNEL rope_rotation(const __grid_constant__ RotationParams p) {
     start_next();
     acquire();

@@ -5,8 +5,6 @@
 #pragma once
 #include "../common/common.cuh"
 
-constexpr int THREADS = 256;
-constexpr int SLICE = 4096;  // logits that a block takes at a time: four float4 a thread
 constexpr int QUADS = SLICE / (4 * THREADS);
 constexpr float POSITIVE_INFINITY = -NEGATIVE_INFINITY;
 constexpr u32 NOT_FINITE = 0xFFFFFFFFu;  // ordered bits of no number
@@ -49,7 +47,7 @@ struct Slice {
 };
 
 template <typename T>
-DEVICE T read_once_more(const T* pointer) {  // what other blocks of this kernel wrote: past the first cache
+DEVICE T read_once_more(const T* pointer) {  // what other blocks of this kernel wrote: past the L1 cache
     return *(const volatile T*)pointer;
 }
 

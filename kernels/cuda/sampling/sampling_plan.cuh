@@ -1,10 +1,8 @@
-// What the kernels that draw tell each other about a row: a histogram, and what is to be decided yet.
+// What the kernels that draw share about a row: a histogram, and what is to be decided yet.
 #pragma once
 #include "sampling.cuh"
 
-constexpr int BINS = 2048;           // of the distance below the largest, after temperature
 constexpr float BINS_PER_UNIT = 64;  // the last bin takes all from 31.98 on: too improbable to count, or to be drawn
-constexpr int CAPACITY = 4096;       // listed values of a row; rows with more are read again
 
 struct Plan {
     u64 mass;          // of the values of top-k; where top-k is on, of those in bins before `k_bin`

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from kernels.devices.open import open_device
-from kernels.ops.registry import ReferenceOps
+from kernels.registry import ReferenceOps
 from kernels.weights.formats import FORMATS
 from kernels.weights.parameters import Weight
 

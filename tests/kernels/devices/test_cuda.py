@@ -5,27 +5,30 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
+from kernels.devices.cuda import CudaDevice
 from kernels.errors import CudaFailure
 from kernels.runtime.device_array import DeviceArray
 from kernels.runtime.launcher import Context
+from tests.kernels.conftest import Download, Upload
 from tests.kernels.probe import add, spin
 
 pytestmark = pytest.mark.gpu
 
 
-def test_the_device_knows_itself(device: Any) -> None:
+def test_the_device_knows_itself(device: CudaDevice) -> None:
     print(device.name, device.description, device.gpu, f"{device.budget_bytes:,} of {device.total_bytes:,} bytes")
-    assert device.gpu.num_processors > 0 and device.gpu.shared_bytes >= 99 * 1024
+    assert device.gpu.num_sms > 0 and device.gpu.shared_bytes >= 99 * 1024
     assert 0 < device.free_bytes < device.total_bytes and 0 < device.budget_bytes < device.total_bytes
     assert device.memory_bytes() >= 6 << 30
 
 
-def test_a_replayed_graph_does_what_the_launches_did(device: Any, probes: Context, upload: Any, download: Any) -> None:
+def test_a_replayed_graph_does_what_the_launches_did(
+    device: CudaDevice, probes: Context, upload: Upload, download: Download
+) -> None:
     values = np.random.default_rng(7).random(5000, np.float32)
     eager, replayed = upload(values), upload(values)
 
@@ -43,10 +46,12 @@ def test_a_replayed_graph_does_what_the_launches_did(device: Any, probes: Contex
     step(eager)
     graph.launch()
     np.testing.assert_array_equal(download(replayed), download(eager))
-    assert device.context.last_kernel == "probe step"
+    assert device.stream.suspect == "probe step"
 
 
-def test_a_failed_capture_leaves_the_stream_usable(device: Any, probes: Context, upload: Any, download: Any) -> None:
+def test_a_failed_capture_leaves_the_stream_usable(
+    device: CudaDevice, probes: Context, upload: Upload, download: Download
+) -> None:
     array = upload(np.zeros(5, np.float32))
     add(probes, array, 1.0)
 
@@ -59,7 +64,7 @@ def test_a_failed_capture_leaves_the_stream_usable(device: Any, probes: Context,
     np.testing.assert_array_equal(download(array), np.ones(5, np.float32))
 
 
-def test_events_happen_in_order_and_time_out(device: Any, probes: Context) -> None:
+def test_events_happen_in_order_and_time_out(device: CudaDevice, probes: Context) -> None:
     spin(probes, 1e-6)
     device.synchronise()
     event = device.event()
@@ -72,7 +77,7 @@ def test_events_happen_in_order_and_time_out(device: Any, probes: Context) -> No
     assert event.query()
 
 
-def test_copies_through_pinned_memory(device: Any, upload: Any, download: Any) -> None:
+def test_copies_through_pinned_memory(device: CudaDevice, upload: Upload, download: Download) -> None:
     values = device.pinned((3, 1000), np.float16)
     values[:] = np.random.default_rng(3).random((3, 1000))
     array = device.weights.allocate((3, 1000), np.float16)
@@ -112,7 +117,7 @@ for wait in (lambda: event.synchronise(5), device.synchronise, lambda: device.do
 """
 
 
-def test_an_asynchronous_error_comes_up_with_the_kernels_name_and_stays(device: Any) -> None:
+def test_an_asynchronous_error_comes_up_with_the_kernels_name_and_stays(device: CudaDevice) -> None:
     folder = Path(__file__).parents[1]
     command = [sys.executable, "-c", FAULT, str(folder)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=folder.parents[1])

@@ -42,7 +42,7 @@ def test_nothing_of_it_lies_in_the_wrong_memory() -> None:
 
 
 def test_work_is_planned_for_the_gpu_that_it_stands_for() -> None:
-    small = replace(H100, num_processors=8)
+    small = replace(H100, num_sms=8)
     device = DryRunDevice("cuda:1", small)
     assert (device.name, device.gpu, device.context.gpu) == ("cuda:1", small, small)
     assert DryRunDevice("cuda:1").gpu is H100

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import pytest
 
@@ -12,6 +10,7 @@ from kernels.reference.activation import swiglu
 from kernels.runtime.device_array import DeviceArray
 from kernels.runtime.gpu_spec import H100
 from kernels.runtime.launcher import Context
+from tests.kernels.conftest import Download, Empty, Upload
 
 
 def halves(*shape: int) -> DeviceArray:
@@ -32,7 +31,7 @@ def test_gates_and_ups_of_another_width_than_the_output_are_refused() -> None:
 @pytest.mark.parametrize("num_rows", [1, 3, 1100])
 @pytest.mark.parametrize("width", [8, 256, 300])
 def test_rows_are_the_reference_s_rounded_to_float16(
-    context: Context, upload: Any, empty: Any, download: Any, num_rows: int, width: int
+    context: Context, upload: Upload, empty: Empty, download: Download, num_rows: int, width: int
 ) -> None:
     both = np.random.default_rng(width).normal(0, 4, (num_rows, 2 * width)).astype(np.float16)
     both[0, :4] = [-60000, -20, 20, 60000]

@@ -7,7 +7,7 @@ import pytest
 
 from kernels.batch import LayerCache, dry_step
 from kernels.ops.attention import cache_shape
-from kernels.ops.registry import CudaOps
+from kernels.registry import CudaOps
 from kernels.runtime.device_array import DeviceArray
 from kernels.runtime.gpu_spec import H100
 from kernels.runtime.launcher import Context

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from typing import Any
 
 import numpy as np
 import pytest
@@ -22,23 +21,27 @@ from kernels.ops.attention_plan import (
     row_bytes,
 )
 from kernels.ops.rope import HEAD_DIMS
-from kernels.runtime.compiler import SOURCE_DIRECTORY
+from kernels.runtime.compiler import SOURCE_DIRECTORY, read_source
+from kernels.runtime.device_array import DeviceArray
 from kernels.runtime.gpu_spec import A100, H100, GpuSpec
 from kernels.runtime.launcher import Context
 from kernels.weights.parameters import Attention
+from tests.kernels.conftest import Download, Upload
 
 GPUS = {"H100": H100, "A100": A100}
 SHARED_BYTES = 99 * 1024  # of a block, on every GPU since compute capability 8.0
 
 
-def dry_plan(num_tokens: int, num_sequences: int, attention: Attention, max_blocks: int = 8) -> AttentionPlan:
+def dry_plan(
+    num_tokens: int, num_sequences: int, attention: Attention[DeviceArray], max_blocks: int = 8
+) -> AttentionPlan:
     return plan_attention(Context(H100), dry_step(num_tokens, num_sequences, num_sequences, max_blocks), attention)
 
 
 @pytest.mark.parametrize("name", ["TILE_KEYS", "DECODE_ROWS", "PREFILL_WARPS"])
 def test_the_kernels_are_cut_as_the_host_takes_it(name: str) -> None:
-    sources = "".join(path.read_text() for path in (SOURCE_DIRECTORY / "attention").iterdir())
-    found = re.findall(rf"constexpr int {name} = (\d+);", sources)
+    source = read_source(SOURCE_DIRECTORY / "attention" / "attention.cu")
+    found = re.findall(rf"constexpr int {name} = (\d+);", source)
     assert found == [str(getattr(attention_plan, name))]
 
 
@@ -54,13 +57,11 @@ def test_rows_of_a_tile_lie_an_odd_number_of_16_bytes_apart(head_dim: int) -> No
     assert row_bytes(head_dim) % 32 == 16
 
 
-@pytest.mark.parametrize(("num_sequences", "blocks_per_processor"), [(1, 1), (2, 2), (5, 2)])
-def test_few_sequences_are_divided_until_every_processor_has_work(
-    num_sequences: int, blocks_per_processor: int
-) -> None:
+@pytest.mark.parametrize(("num_sequences", "blocks_per_sm"), [(1, 1), (2, 2), (5, 2)])
+def test_few_sequences_are_divided_until_every_sm_has_work(num_sequences: int, blocks_per_sm: int) -> None:
     attention = Attention(8, 2, 64, scale=1.0)
     plan = dry_plan(num_sequences, num_sequences, attention)
-    assert plan.decode_items.shape[0] * attention.num_kv_heads == blocks_per_processor * H100.num_processors
+    assert plan.decode_items.shape[0] * attention.num_kv_heads == blocks_per_sm * H100.num_sms
 
 
 def test_a_decode_step_has_no_prefill_work_and_shares_out_with_one_launch() -> None:
@@ -72,7 +73,7 @@ def test_a_decode_step_has_no_prefill_work_and_shares_out_with_one_launch() -> N
 
 @pytest.mark.parametrize("attention", [Attention(14, 2, 64, scale=1.0), Attention(40, 1, 128, scale=1.0)])
 @pytest.mark.parametrize("seed", range(5))
-def test_there_is_room_for_the_items_of_any_chunks(attention: Attention, seed: int) -> None:
+def test_there_is_room_for_the_items_of_any_chunks(attention: Attention[DeviceArray], seed: int) -> None:
     group = attention.num_heads // attention.num_kv_heads
     prefill_rows = attention_shape(H100, attention.head_dim).prefill_rows
     rng = np.random.default_rng(seed)
@@ -92,7 +93,7 @@ def test_partial_results_take_no_more_memory_than_there_is_or_could_be_used(num_
     assert partial_bytes <= min(PARTIAL_BYTES, num_tokens * max_blocks * 64 * (64 + 2) * 4)
 
 
-def read_items(download: Any, array: Any, count: int) -> np.ndarray:
+def read_items(download: Download, array: DeviceArray, count: int) -> np.ndarray:
     fields = [field for field in Item.layout.fields if field.name != "unused"]
     dtype = np.dtype(
         {
@@ -119,7 +120,7 @@ def read_items(download: Any, array: Any, count: int) -> np.ndarray:
     ids=["decode", "one long", "mixed", "many"],
 )
 def test_every_row_meets_each_of_its_tiles_once(
-    context: Context, upload: Any, download: Any, chunks: list[tuple[int, int]], window: int
+    context: Context, upload: Upload, download: Download, chunks: list[tuple[int, int]], window: int
 ) -> None:
     attention = Attention(14, 2, 64, scale=1.0, window=window)
     group = attention.num_heads // attention.num_kv_heads
@@ -147,7 +148,7 @@ def test_every_row_meets_each_of_its_tiles_once(
         assert times.max() == 1
 
 
-def step_of(upload: Any, starts: np.ndarray, counts: np.ndarray) -> Step:
+def step_of(upload: Upload, starts: np.ndarray, counts: np.ndarray) -> Step[DeviceArray]:
     """A step of ``counts`` tokens of each sequence from position ``starts`` on; its tables are not read here."""
     num_tokens, num_sequences = int(counts.sum()), counts.size
     ints = {

@@ -7,11 +7,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import DTypeLike, NDArray
 
-from kernels.batch import SAMPLING_ROW, PreviousDraw, SamplingParams
+from kernels.batch import SAMPLING_ROW, Array, PreviousDraw, SamplingParams
 from kernels.decode_rows import DecodeRows, RowUpdates, allocate_rows, write_updates
 from kernels.ops import decode_step
 from kernels.reference import decode_step as reference
+from kernels.runtime.device_array import DeviceArray
+from kernels.runtime.launcher import Context
+from tests.kernels.conftest import Download, Upload
 
 pytestmark = pytest.mark.gpu
 
@@ -24,24 +28,24 @@ class _HostMemory:
     def __init__(self, generator: np.random.Generator) -> None:
         self._generator = generator
 
-    def allocate(self, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+    def allocate(self, shape: tuple[int, ...], dtype: DTypeLike) -> np.ndarray:
         if dtype == SAMPLING_ROW:
             return self._generator.integers(0, 100, shape[0] * SAMPLING_ROW.itemsize, np.uint8).view(dtype)
         return self._generator.integers(0, 100, shape).astype(dtype)
 
 
-def _arrays(rows: DecodeRows) -> dict[str, Any]:
+def _arrays(rows: DecodeRows[Array]) -> dict[str, Array]:
     arrays = {field.name: getattr(rows, field.name) for field in fields(rows) if field.name != "sampling"}
     return arrays | {field.name: getattr(rows.sampling, field.name) for field in fields(rows.sampling)}
 
 
-def _upload(rows: DecodeRows, upload: Any) -> DecodeRows:
+def _upload(rows: DecodeRows[NDArray[Any]], upload: Upload) -> DecodeRows[DeviceArray]:
     arrays = {name: upload(array) for name, array in _arrays(rows).items()}
     sampling = SamplingParams(**{field.name: arrays.pop(field.name) for field in fields(SamplingParams)})
     return DecodeRows(sampling=sampling, **arrays)
 
 
-def _random_rows(generator: np.random.Generator) -> DecodeRows:
+def _random_rows(generator: np.random.Generator) -> DecodeRows[NDArray[Any]]:
     rows = allocate_rows(_HostMemory(generator), NUM_ROWS, MAX_BLOCKS)
     rows.positions[:] = generator.integers(-1, MAX_BLOCKS * BLOCK_TOKENS - 8, NUM_ROWS)
     rows.positions[generator.random(NUM_ROWS) < 0.2] = -1
@@ -53,7 +57,9 @@ def _random_rows(generator: np.random.Generator) -> DecodeRows:
 @pytest.mark.sanitize("40-0")
 @pytest.mark.parametrize("seed", range(6))
 @pytest.mark.parametrize("num_updates", [0, 1, 40, NUM_ROWS])
-def test_rows_go_on_as_the_reference_says(context: Any, upload: Any, download: Any, seed: int, num_updates: int):
+def test_rows_go_on_as_the_reference_says(
+    context: Context, upload: Upload, download: Download, seed: int, num_updates: int
+):
     generator = np.random.default_rng(seed)
     expected = _random_rows(generator)
     updates = RowUpdates()
@@ -81,7 +87,7 @@ def test_rows_go_on_as_the_reference_says(context: Any, upload: Any, download: A
 
 @pytest.mark.sanitize("1023")
 @pytest.mark.parametrize("num_tokens", [1, 1023, 5000])
-def test_ids_still_on_the_device_are_resolved(context: Any, upload: Any, download: Any, num_tokens: int):
+def test_ids_still_on_the_device_are_resolved(context: Context, upload: Upload, download: Download, num_tokens: int):
     generator = np.random.default_rng(num_tokens)
     drawn = generator.integers(-1, 1000, 64).astype(np.int32)
     ids = generator.integers(-64, 1000, num_tokens).astype(np.int32)

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import pytest
 
+from kernels.devices.cuda import CudaDevice
 from kernels.ops.embedding import embed, embed_positions
 from kernels.weights.dequant import dequantise
 from kernels.weights.formats import FORMATS
 from kernels.weights.packed import PackedMatrix
 from kernels.weights.parameters import Weight
 from kernels.weights.weight_store import PackedWeightStore
+from tests.kernels.conftest import Download, Empty, Upload
 
 pytestmark = pytest.mark.gpu
 
@@ -25,7 +25,7 @@ def make_blocks(rng: np.random.Generator, name: str, num_rows: int, width: int) 
     return blocks
 
 
-def make_table(device: Any, name: str, blocks: np.ndarray) -> PackedMatrix:
+def make_table(device: CudaDevice, name: str, blocks: np.ndarray) -> PackedMatrix:
     """``blocks`` as a table on the device, finite or not."""
     store = PackedWeightStore(device.context, device.weights)
     table = store.table(Weight("table", FORMATS[name], blocks))
@@ -51,7 +51,7 @@ def assert_same_bits(actual: np.ndarray, expected: np.ndarray) -> None:
 @pytest.mark.parametrize("name", FORMATS)
 @pytest.mark.parametrize("num_ids", [0, 1, 7, 1000])
 def test_rows_are_expanded_exactly(
-    device: Any, upload: Any, download: Any, empty: Any, name: str, num_ids: int
+    device: CudaDevice, upload: Upload, download: Download, empty: Empty, name: str, num_ids: int
 ) -> None:
     rng = np.random.default_rng()
     narrowest = max(FORMATS[name].block_elements, 32)
@@ -64,7 +64,9 @@ def test_rows_are_expanded_exactly(
         assert_same_bits(download(out), expand(name, blocks[ids], width))
 
 
-def test_every_exponent_of_mxfp4_and_every_half(device: Any, upload: Any, download: Any, empty: Any) -> None:
+def test_every_exponent_of_mxfp4_and_every_half(
+    device: CudaDevice, upload: Upload, download: Download, empty: Empty
+) -> None:
     rng = np.random.default_rng()
     blocks = rng.integers(0, 256, (256, 17), dtype=np.uint8)
     blocks[:, 0] = np.arange(256)
@@ -78,7 +80,7 @@ def test_every_exponent_of_mxfp4_and_every_half(device: Any, upload: Any, downlo
 @pytest.mark.sanitize("Q8_0")
 @pytest.mark.parametrize("name", ["F32", "F16", "Q8_0", "Q4_K"])
 def test_positions_are_added_and_padding_stays_within_the_table(
-    device: Any, upload: Any, download: Any, empty: Any, name: str
+    device: CudaDevice, upload: Upload, download: Download, empty: Empty, name: str
 ) -> None:
     rng = np.random.default_rng()
     width = 768

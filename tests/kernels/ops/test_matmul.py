@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import TypeVar
 
 import numpy as np
 import pytest
 
+from kernels.devices.cuda import CudaDevice
 from kernels.ops.matmul import linear, linear_residual, norm_gelu, norm_head, norm_linear, norm_swiglu
 from kernels.runtime.compiler import Compiler
 from kernels.runtime.launcher import Context
@@ -16,14 +18,17 @@ from kernels.weights.formats import FORMATS
 from kernels.weights.packed import Projection
 from kernels.weights.parameters import LayerNorm, RmsNorm
 from kernels.weights.weight_store import PackedWeightStore
+from tests.kernels.conftest import Download, Empty, Upload
 from tests.kernels.ops.random_weights import random_weight, values_of
 
 pytestmark = pytest.mark.gpu
 
+Made = TypeVar("Made")
+
 TOKENS = (1, 3, 4, 5, 16, 33, 64, 100, 128, 300, 1000)  # every kernel and tile, partitions by one block and by several
 
 
-def load(device: Any, make: Any) -> Any:
+def load(device: CudaDevice, make: Callable[[PackedWeightStore], Made]) -> Made:
     """What ``make(store)`` lays out, on the device."""
     store = PackedWeightStore(device.context, device.weights)
     made = make(store)
@@ -39,7 +44,7 @@ def relative(found: np.ndarray, expected: np.ndarray) -> float:
 @pytest.mark.parametrize("name", FORMATS)
 @pytest.mark.parametrize("shape", [(64, 256), (1000, 768), (48, 4864 // 256 * 256)], ids=str)
 def test_every_format_multiplies_as_in_float64(
-    device: Any, upload: Any, empty: Any, download: Any, name: str, shape: Any
+    device: CudaDevice, upload: Upload, empty: Empty, download: Download, name: str, shape: tuple[int, int]
 ) -> None:
     rng = np.random.default_rng(1)
     weight = random_weight(name, shape, rng, bias=True)
@@ -58,7 +63,7 @@ def test_every_format_multiplies_as_in_float64(
 @pytest.mark.parametrize("name", ["Q4_0", "Q5_0", "Q8_0", "Q4_K", "Q6_K", "MXFP4", "F16"])
 @pytest.mark.parametrize("shape", [(896, 896), (9728, 256), (256, 4096)], ids=str)
 def test_a_row_has_the_same_bits_in_every_batch(
-    device: Any, upload: Any, empty: Any, download: Any, name: str, shape: Any
+    device: CudaDevice, upload: Upload, empty: Empty, download: Download, name: str, shape: tuple[int, int]
 ) -> None:
     if shape[1] % FORMATS[name].block_elements:
         pytest.skip("rows hold whole blocks")
@@ -78,7 +83,7 @@ def test_a_row_has_the_same_bits_in_every_batch(
 @pytest.mark.sanitize("5")
 @pytest.mark.parametrize("num_tokens", [1, 5, 40, 200])
 def test_neighbours_of_other_formats_and_widths_lie_side_by_side(
-    device: Any, upload: Any, empty: Any, download: Any, num_tokens: int
+    device: CudaDevice, upload: Upload, empty: Empty, download: Download, num_tokens: int
 ) -> None:
     rng = np.random.default_rng(3)
     weights = [random_weight("Q5_0", (96, 96), rng, bias=True), random_weight("Q5_0", (32, 96), rng),
@@ -99,7 +104,7 @@ def test_neighbours_of_other_formats_and_widths_lie_side_by_side(
 @pytest.mark.parametrize("num_tokens", [1, 4, 5, 70, 300])
 @pytest.mark.parametrize("kind", ["two", "fused", "mixed"])
 def test_swiglu_is_fused_where_formats_allow(
-    device: Any, upload: Any, empty: Any, download: Any, num_tokens: int, kind: str
+    device: CudaDevice, upload: Upload, empty: Empty, download: Download, num_tokens: int, kind: str
 ) -> None:
     rng = np.random.default_rng(4)
     num_gated, width = 256 + 8, 256
@@ -123,7 +128,7 @@ def test_swiglu_is_fused_where_formats_allow(
 @pytest.mark.sanitize("4")
 @pytest.mark.parametrize("num_tokens", [1, 4, 50])
 def test_gelu_layer_norm_residual_and_head(
-    device: Any, upload: Any, empty: Any, download: Any, num_tokens: int
+    device: CudaDevice, upload: Upload, empty: Empty, download: Download, num_tokens: int
 ) -> None:
     rng = np.random.default_rng(5)
     width = 192
@@ -152,7 +157,7 @@ def test_gelu_layer_norm_residual_and_head(
 
 @pytest.mark.parametrize("name", ["F16", "Q4_0", "Q8_0", "Q4_K", "Q6_K", "MXFP4"])
 def test_kernels_without_hoppers_instructions_give_the_same_bits(
-    device: Any, upload: Any, empty: Any, download: Any, name: str
+    device: CudaDevice, upload: Upload, empty: Empty, download: Download, name: str
 ) -> None:
     """Those of every other chip, compiled for this one."""
     gpu = device.gpu
@@ -176,7 +181,7 @@ def test_kernels_without_hoppers_instructions_give_the_same_bits(
         np.testing.assert_array_equal(*found, err_msg=f"{num_tokens} tokens")
 
 
-def test_no_tokens_launch_nothing(device: Any, upload: Any, empty: Any) -> None:
+def test_no_tokens_launch_nothing(device: CudaDevice, upload: Upload, empty: Empty) -> None:
     rng = np.random.default_rng(6)
     layers = load(device, lambda store: store.projection([random_weight("Q8_0", (64, 64), rng)]))
     before = device.context.num_launches

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -20,7 +19,7 @@ from kernels.weights.formats import FORMATS
 from kernels.weights.packed import PackedMatrix, Projection
 from kernels.weights.parameters import RmsNorm
 
-SMALL = replace(H100, num_processors=28)
+SMALL = replace(H100, num_sms=28)
 
 
 def matrix(name: str, num_rows: int, width: int) -> PackedMatrix:
@@ -33,10 +32,10 @@ def array(*shape: int) -> DeviceArray:
     return DeviceArray(0, shape, np.dtype(np.float16))
 
 
-@pytest.mark.parametrize("gpu", [H100, SMALL], ids=["132 processors", "28"])
+@pytest.mark.parametrize("gpu", [H100, SMALL], ids=["132 SMs", "28"])
 @pytest.mark.parametrize("name", FORMATS)
-def test_a_single_tokens_blocks_have_a_processor_each_and_whole_tiles(gpu: GpuSpec, name: str) -> None:
-    launches: list[tuple[Any, ...]] = []
+def test_a_single_tokens_blocks_have_an_sm_each_and_whole_tiles(gpu: GpuSpec, name: str) -> None:
+    launches: list[tuple] = []
     context = Context(gpu)
     context.launch = lambda *launch, **rest: launches.append((*launch, rest))  # type: ignore[method-assign]
     for num_rows in (1, 100, 896, 1152, 3072, 9728, 16384, 151936):
@@ -45,7 +44,7 @@ def test_a_single_tokens_blocks_have_a_processor_each_and_whole_tiles(gpu: GpuSp
             linear(context, array(1, width), Projection((weights,)), out=array(1, num_rows))
             _, kernel, grid, threads, _, rest = launches.pop()
             assert kernel == "matmul_gemv" and not launches
-            assert grid[0] <= gpu.num_processors
+            assert grid[0] <= gpu.num_sms
             assert threads // 32 <= MAX_BLOCK_WARPS
             assert threads // 32 % weights.num_partitions == 0
             assert rest["shared_bytes"] <= gpu.shared_bytes
@@ -69,8 +68,8 @@ def test_a_single_tokens_norm_is_made_apart_where_its_blocks_have_no_room_for_it
 
 @pytest.mark.parametrize("num_tokens", [9, 16, 33, 64, 128, 192, 512])
 @pytest.mark.parametrize("name", ["Q5_0", "Q6_K"])
-def test_no_processor_is_given_more_than_its_share_of_a_products_tiles(name: str, num_tokens: int) -> None:
-    launches: list[tuple[Any, ...]] = []
+def test_no_sm_is_given_more_than_its_share_of_a_products_tiles(name: str, num_tokens: int) -> None:
+    launches: list[tuple] = []
     context = Context(H100)
     context.launch = lambda *launch, **rest: launches.append((*launch, rest))  # type: ignore[method-assign]
     for num_rows in (896, 3072, 16384):
@@ -82,7 +81,7 @@ def test_no_processor_is_given_more_than_its_share_of_a_products_tiles(name: str
         )
         _, kernel, grid, _, _, rest = next(launch for launch in launches if launch[1].startswith("matmul_tiled"))
         launches.clear()
-        share = -(-math.prod(grid) // H100.num_processors)
+        share = -(-math.prod(grid) // H100.num_sms)
         reserved = 1024  # bytes of each block
         assert (share + 1) * (rest["shared_bytes"] + reserved) > H100.shared_bytes + reserved, (kernel, grid)
         residents = {"16": 3, "32": 3, "64": 2}.get(kernel.rpartition("_")[2], 1)
@@ -103,7 +102,7 @@ def test_tiles_are_given_the_shared_memory_that_their_kernels_count_on(arch: str
     pytest.importorskip("cuda.bindings.nvrtc", reason="the CUDA packages are not installed")
     gpu = replace(H100, arch=arch)
     sizes = (*SUMMING_SIZES, LARGEST_SIZE) if gpu.has_wgmma else SUMMING_SIZES
-    claims = [f"static_assert(Ring<{size}>::bytes == {ring_bytes(gpu, FORMATS[name], size)});" for size in sizes]
+    claims = [f"static_assert(Ring<{size}>::num_bytes == {ring_bytes(gpu, FORMATS[name], size)});" for size in sizes]
     (tmp_path / "claims.cu").write_text(
         "\n".join([f'#include "{SOURCE_DIRECTORY / "matmul" / "matmul_tiled.cu"}"', *claims])
     )

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import pytest
 
+from kernels.devices.cuda import CudaDevice
 from kernels.ops.moe import norm_moe_residual
 from kernels.weights.parameters import RmsNorm
+from tests.kernels.conftest import Download, Upload
 from tests.kernels.ops.random_weights import random_weight, values_of
 from tests.kernels.ops.test_matmul import load, relative
 
@@ -20,7 +20,7 @@ ALPHA, LIMIT = 1.702, 7.0
 @pytest.mark.sanitize("8-2-MXFP4")
 @pytest.mark.parametrize(("num_experts", "num_used", "name"), [(8, 2, "MXFP4"), (32, 4, "MXFP4"), (5, 5, "Q8_0")])
 def test_experts_are_chosen_and_summed_as_in_float64(
-    device: Any, upload: Any, download: Any, num_experts: int, num_used: int, name: str
+    device: CudaDevice, upload: Upload, download: Download, num_experts: int, num_used: int, name: str
 ) -> None:
     rng = np.random.default_rng(num_experts)
     width, inner = 192, 128

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from typing import Any
 
 import numpy as np
 import pytest
@@ -11,8 +10,9 @@ import pytest
 import kernels.reference.sampling as reference
 from kernels.batch import SAMPLING_ROW, Adjustments, SamplingParams
 from kernels.ops import sampling
-from kernels.runtime.compiler import SOURCE_DIRECTORY
+from kernels.runtime.compiler import SOURCE_DIRECTORY, read_source
 from kernels.runtime.launcher import Context
+from tests.kernels.conftest import Download, Empty, Upload
 
 FILTERS = ("temperature", "top_k", "top_p", "min_p")
 
@@ -58,7 +58,7 @@ def make_columns(rng: np.random.Generator, num_rows: int, vocab_size: int) -> di
     }
 
 
-def distance_to_top_p(logits: np.ndarray, temperature: float, top_k: int, top_p: float, **_: Any) -> float:
+def distance_to_top_p(logits: np.ndarray, temperature: float, top_k: int, top_p: float, **_: object) -> float:
     """How close, relatively, the mass of some number of values comes to what top-p wants."""
     with np.errstate(over="ignore"):
         scaled = np.sort((logits - logits.max()) / np.float32(temperature))[::-1]
@@ -77,7 +77,7 @@ def params_of(columns: dict[str, np.ndarray]) -> SamplingParams:
 class Sampler:
     """Samples on the device."""
 
-    def __init__(self, context: Context, upload: Any, download: Any, empty: Any) -> None:
+    def __init__(self, context: Context, upload: Upload, download: Download, empty: Empty) -> None:
         self.context, self.upload, self.download, self.empty = context, upload, download, empty
 
     def draw(self, logits: np.ndarray, columns: dict[str, np.ndarray]) -> np.ndarray:
@@ -90,7 +90,7 @@ class Sampler:
 
 
 @pytest.fixture
-def sampler(context: Context, upload: Any, download: Any, empty: Any) -> Sampler:
+def sampler(context: Context, upload: Upload, download: Download, empty: Empty) -> Sampler:
     return Sampler(context, upload, download, empty)
 
 
@@ -115,7 +115,7 @@ def tile(columns: dict[str, np.ndarray], which: np.ndarray) -> dict[str, np.ndar
 
 
 def test_sizes_are_those_of_the_kernels() -> None:
-    text = "".join((SOURCE_DIRECTORY / "sampling" / name).read_text() for name in ("sampling.cuh", "sampling_plan.cuh"))
+    text = read_source(SOURCE_DIRECTORY / "sampling" / "sampling_draw.cu")
     sizes = dict(re.findall(r"^constexpr int (\w+) = (\d+);", text, re.MULTILINE))
     for name in ("THREADS", "SLICE", "BINS", "CAPACITY"):
         assert int(sizes[name]) == getattr(sampling, name), name
@@ -174,7 +174,7 @@ def test_no_rows_draw_nothing(sampler: Sampler) -> None:
 @pytest.mark.gpu
 @pytest.mark.sanitize("500")
 @pytest.mark.parametrize("num_entries", [0, 1, 500, 3000])
-def test_adjustments_are_the_same_bits(context: Context, upload: Any, download: Any, num_entries: int) -> None:
+def test_adjustments_are_the_same_bits(context: Context, upload: Upload, download: Download, num_entries: int) -> None:
     rng = np.random.default_rng()
     num_rows, vocab_size = 7, 911
     logits = (rng.normal(size=(num_rows, vocab_size)) * 5).astype(np.float32)
@@ -212,7 +212,7 @@ def test_adjustments_are_the_same_bits(context: Context, upload: Any, download: 
 @pytest.mark.parametrize("num_top", [0, 1, 20])
 @pytest.mark.parametrize(("num_rows", "vocab_size"), [(1, 5), (5, 640), (3, 151936), (64, 50257), (2, 262144)])
 def test_log_probabilities(
-    context: Context, upload: Any, download: Any, empty: Any, num_rows: int, vocab_size: int, num_top: int
+    context: Context, upload: Upload, download: Download, empty: Empty, num_rows: int, vocab_size: int, num_top: int
 ) -> None:
     rng = np.random.default_rng()
     logits = make_rows(rng, num_rows, vocab_size)
@@ -223,7 +223,7 @@ def test_log_probabilities(
     ids[2::5] = -1
     shapes = {"out_logprobs": (num_rows,), "out_top_ids": (num_rows, num_top), "out_top_logprobs": (num_rows, num_top)}
     dtypes = {"out_logprobs": np.float32, "out_top_ids": np.int32, "out_top_logprobs": np.float32}
-    expected: dict[str, Any] = {name: np.empty(shape, dtypes[name]) for name, shape in shapes.items()}
+    expected = {name: np.empty(shape, dtypes[name]) for name, shape in shapes.items()}
     reference.top_log_probabilities(logits, ids, num_top, **expected)
 
     def compute(which: slice) -> dict[str, np.ndarray]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from kernels.reference.matmul import Linear
-from kernels.reference.moe import Expert, norm_moe_residual
-from kernels.weights.parameters import RmsNorm, Router
+from kernels.reference.moe import Expert, Router, norm_moe_residual
+from kernels.weights.parameters import RmsNorm
 from tests.kernels.reference.test_matmul import make_matrix
 
 HIDDEN, FFN, EXPERTS, USED = 32, 64, 6, 3

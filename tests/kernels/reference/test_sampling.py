@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import pytest
+from numpy.typing import ArrayLike
 
 from kernels.batch import SAMPLING_ROW, Adjustments, SamplingParams
 from kernels.reference.sampling import (
@@ -17,7 +16,7 @@ from kernels.reference.sampling import (
 )
 
 
-def draw(logits: np.ndarray, **params: Any) -> np.ndarray:
+def draw(logits: np.ndarray, **params: ArrayLike) -> np.ndarray:
     num_rows = logits.shape[0]
     positions = np.broadcast_to(np.asarray(params.pop("output_positions", 0), np.int64), num_rows)
     rows = np.zeros(num_rows, SAMPLING_ROW)

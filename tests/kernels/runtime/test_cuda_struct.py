@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from kernels import registry
 from kernels.errors import CompileFailed
-from kernels.ops import registry
 from kernels.runtime.compiler import SOURCE_DIRECTORY, Compiler
 from kernels.runtime.cuda_struct import CudaStruct, Float32, Int32, Int64, Pointer, checks
 

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import time
-from typing import Any
 
 import numpy as np
 import pytest
 
+from kernels.devices.cuda import CudaDevice
 from kernels.errors import CudaFailure
 from kernels.runtime.gpu_spec import H100
 from kernels.runtime.launcher import Context
 from kernels.runtime.memory import ALIGNMENT, Arena
+from tests.kernels.conftest import Download, Empty, Upload
 from tests.kernels.probe import AddParams, RotateParams, SpinParams, add
 
 
@@ -73,7 +74,9 @@ def test_released_scratch_is_used_again_and_the_most_that_was_used_is_remembered
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("size", [0, 1, 255, 256, 1_000_003])
-def test_launches_follow_each_other(size: int, device: Any, probes: Context, upload: Any, download: Any) -> None:
+def test_launches_follow_each_other(
+    size: int, device: CudaDevice, probes: Context, upload: Upload, download: Download
+) -> None:
     values = np.random.default_rng(size).random(size, np.float32)
     array = upload(values)
     expected = values
@@ -86,7 +89,9 @@ def test_launches_follow_each_other(size: int, device: Any, probes: Context, upl
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("shared_bytes", [4096, 48 * 1024, 96 * 1024])
-def test_shared_memory_beyond_48_kb_and_variants(shared_bytes: int, probes: Context, empty: Any, download: Any) -> None:
+def test_shared_memory_beyond_48_kb_and_variants(
+    shared_bytes: int, probes: Context, empty: Empty, download: Download
+) -> None:
     for shift in (1, 5):
         out = empty((1024,), np.int32)
         params = RotateParams(out=out.pointer, shared_words=shared_bytes // 4, pad=0)
@@ -95,7 +100,7 @@ def test_shared_memory_beyond_48_kb_and_variants(shared_bytes: int, probes: Cont
 
 
 @pytest.mark.gpu
-def test_wrong_launches_are_refused_by_name(probes: Context, empty: Any, download: Any) -> None:
+def test_wrong_launches_are_refused_by_name(probes: Context, empty: Empty, download: Download) -> None:
     out = empty((32,), np.int32)
     with pytest.raises(CudaFailure, match="probe_rotate: its parameters are 16 bytes, but 8 were given"):
         probes.launch("probe", "probe_rotate", 1, 32, SpinParams(nanoseconds=0), SHIFT=1)
@@ -112,7 +117,7 @@ def test_wrong_launches_are_refused_by_name(probes: Context, empty: Any, downloa
 
 
 @pytest.mark.gpu
-def test_a_launch_costs_little(device: Any, probes: Context, upload: Any) -> None:
+def test_a_launch_costs_little(device: CudaDevice, probes: Context, upload: Upload) -> None:
     array = upload(np.zeros(256, np.float32))
     params = AddParams(values=array.pointer, size=array.size, amount=1.0)
     best = 1e9

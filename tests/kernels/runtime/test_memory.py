@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import pytest
 
+from kernels.devices.cuda import CudaDevice
 from kernels.errors import OutOfDeviceMemory
 from kernels.runtime.memory import ALIGNMENT, PAGE_BYTES, Arena, DeviceMemory, MemoryPlan, verify_residency
 
@@ -45,7 +44,7 @@ def test_an_arena_hands_out_aligned_arrays_side_by_side() -> None:
 
 
 @pytest.mark.gpu
-def test_only_plain_device_memory_is_resident(device: Any) -> None:
+def test_only_plain_device_memory_is_resident(device: CudaDevice) -> None:
     from cupy.cuda import runtime
 
     assert device.verify_residency() == []
@@ -60,7 +59,7 @@ def test_only_plain_device_memory_is_resident(device: Any) -> None:
 
 
 @pytest.mark.gpu
-def test_memory_that_is_not_there_is_refused_and_memory_given_back_is_free(device: Any) -> None:
+def test_memory_that_is_not_there_is_refused_and_memory_given_back_is_free(device: CudaDevice) -> None:
     memory = DeviceMemory()
     with pytest.raises(OutOfDeviceMemory) as caught:
         memory.allocate("too much", device.total_bytes * 2)

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import pytest
 
+from kernels.devices.cuda import CudaDevice
 from kernels.runtime.cuda_struct import CudaStruct, Int32
 from kernels.runtime.device_array import DeviceArray
 from kernels.runtime.driver import MAP_ALIGNMENT, MAP_BYTES
 from kernels.runtime.tma import TensorMap, tensor_map
+from tests.kernels.conftest import Upload
 
 HALF = np.dtype(np.float16)
 
@@ -47,7 +47,7 @@ def test_a_map_lies_in_the_parameters_of_a_kernel_where_the_engine_can_read_it()
 
 
 @pytest.mark.gpu
-def test_maps_differ_by_the_address_the_shape_and_the_box(device: Any, upload: Any) -> None:
+def test_maps_differ_by_the_address_the_shape_and_the_box(device: CudaDevice, upload: Upload) -> None:
     if not device.gpu.has_wgmma:
         pytest.skip("only Hopper's kernels take maps")
     first, second = (upload(np.zeros((300, 128), np.float16)) for _ in range(2))

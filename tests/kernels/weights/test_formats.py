@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import gguf
+import pytest
 
-from kernels.weights.formats import BY_GGML_TYPE, FORMATS
+from kernels.weights.formats import BY_GGML_TYPE, FORMATS, WIDEST, Format, Scaling
 
+README = (Path(__file__).parents[3] / "README.md").read_text(encoding="utf-8")
 LOADED = """
 import sys
 import kernels.weights.formats
@@ -27,3 +31,35 @@ def test_the_table_agrees_with_the_gguf_library() -> None:
 def test_who_asks_for_formats_loads_no_ops_no_devices_and_no_cupy() -> None:
     done = subprocess.run([sys.executable, "-c", LOADED], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
+
+
+def test_the_readme_lists_the_formats() -> None:
+    [listed] = re.findall(r"^Tensor types: (.*?), in any mixture", README, re.MULTILINE)
+    assert listed.split(", ") == list(FORMATS)
+
+
+@pytest.mark.parametrize("format_", FORMATS.values(), ids=FORMATS)
+def test_a_block_holds_its_codes_and_scales_without_overlap_or_gap(format_: Format) -> None:
+    low_bits = 4 if format_.code_bits < 8 else format_.code_bits
+    fields = [(format_.codes_at, format_.block_elements * low_bits // 8)]
+    if format_.high_bytes:
+        fields.append((format_.high_at, format_.block_elements * (format_.code_bits - 4) // 8))
+    bytes_of_scales = {
+        Scaling.SCALE: 2, Scaling.SCALE_MIN: 4, Scaling.SUPER_SCALES: 16, Scaling.SUPER_MINS: 12, Scaling.EXPONENT: 1
+    }  # fmt: skip
+    if format_.is_scaled:
+        fields.append((format_.scales_at, bytes_of_scales[format_.scaling]))
+    if format_.scaling.super_bytes:
+        fields.append((format_.super_at, 2 if format_.scaling is Scaling.SUPER_SCALES else 4))
+    end = 0
+    for begin, num_bytes in sorted(fields):
+        assert begin == end
+        end += num_bytes
+    assert end == format_.block_bytes
+
+
+def test_the_formats_that_fit_the_widest_are_integers_with_one_scale_for_each_32() -> None:
+    assert WIDEST.fits_widest
+    for format_ in FORMATS.values():
+        if format_.fits_widest:
+            assert format_.scaling is WIDEST.scaling and format_.code_bits <= WIDEST.code_bits

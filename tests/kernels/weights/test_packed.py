@@ -40,15 +40,15 @@ def test_the_kernels_have_the_same_table_of_formats(tmp_path: Path) -> None:
             "block_bytes": format_.block_bytes,
             "code_bytes": format_.code_bytes,
             "high_bytes": format_.high_bytes,
-            "scale_bytes": format_.scale_bytes,
-            "super_bytes": format_.super_bytes,
+            "scale_bytes": format_.scaling.scale_bytes,
+            "super_bytes": format_.scaling.super_bytes,
             "has_row_base": int(format_.has_row_base),
             "chunks": format_.unit_chunks,
             "unit_bytes": format_.unit_bytes,
         }
         claims += [f"static_assert(Layout<{name}>::{member} == {value});" for member, value in members.items()]
         claims += [
-            f"static_assert(2 * UNITS_PER_COPY<{name}> == {format_.ring_units});",
+            f"static_assert(2 * Layout<{name}>::units_per_copy == {format_.ring_units});",
             f"static_assert(Staged<{name}>::bytes == 32 * {format_.lane_bytes});",
         ]
     compile_claims(tmp_path, "common/dequant.cuh", claims)

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
+from kernels.devices.cuda import CudaDevice
 from kernels.weights.formats import FORMATS
+from kernels.weights.packed import PackedMatrix
 from kernels.weights.parameters import Weight
 from kernels.weights.repack import unpack_rows
 from kernels.weights.weight_store import PackedWeightStore
+from tests.kernels.conftest import Download, Empty
 from tests.kernels.ops.random_weights import random_weight, values_of
 from tests.kernels.ops.test_matmul import load
 
@@ -20,7 +22,7 @@ pytestmark = pytest.mark.gpu
 KIT = Path(__file__).parents[3].parent / "shared" / "conformance" / "dequant" / "dequant.npz"
 
 
-def unpacked(device: Any, empty: Any, download: Any, matrix: Any) -> np.ndarray:
+def unpacked(device: CudaDevice, empty: Empty, download: Download, matrix: PackedMatrix) -> np.ndarray:
     out = empty((matrix.num_rows, matrix.width), np.float32)
     unpack_rows(device.context, matrix, None, out=out)
     return download(out)
@@ -29,13 +31,15 @@ def unpacked(device: Any, empty: Any, download: Any, matrix: Any) -> np.ndarray:
 @pytest.mark.sanitize("(17, 2816)-*")
 @pytest.mark.parametrize("name", FORMATS)
 @pytest.mark.parametrize("shape", [(64, 256), (100, 512), (17, 2816)], ids=str)
-def test_rows_come_back_as_they_were(device: Any, empty: Any, download: Any, name: str, shape: Any) -> None:
+def test_rows_come_back_as_they_were(
+    device: CudaDevice, empty: Empty, download: Download, name: str, shape: tuple[int, int]
+) -> None:
     weight = random_weight(name, shape, np.random.default_rng(0))
     (matrix,) = load(device, lambda store: store.projection([weight])).matrices
     np.testing.assert_array_equal(unpacked(device, empty, download, matrix), values_of(weight).astype(np.float32))
 
 
-def test_formats_that_fit_one_lose_nothing_in_it(device: Any, empty: Any, download: Any) -> None:
+def test_formats_that_fit_one_lose_nothing_in_it(device: CudaDevice, empty: Empty, download: Download) -> None:
     rng = np.random.default_rng(5)
     weights = [random_weight(name, (40, 96), rng) for name in ("Q4_0", "Q5_0", "Q8_0")]
     (matrix,) = load(device, lambda store: store.projection(weights)).matrices
@@ -44,14 +48,14 @@ def test_formats_that_fit_one_lose_nothing_in_it(device: Any, empty: Any, downlo
 
 
 @pytest.mark.sanitize
-def test_columns_need_not_fill_a_chunk(device: Any, empty: Any, download: Any) -> None:
+def test_columns_need_not_fill_a_chunk(device: CudaDevice, empty: Empty, download: Download) -> None:
     weight = random_weight("Q5_1", (33, 96), np.random.default_rng(1))
     (matrix,) = load(device, lambda store: store.projection([weight])).matrices
     np.testing.assert_array_equal(unpacked(device, empty, download, matrix), values_of(weight).astype(np.float32))
 
 
 @pytest.mark.sanitize
-def test_gate_and_up_alternate_in_eights(device: Any, empty: Any, download: Any) -> None:
+def test_gate_and_up_alternate_in_eights(device: CudaDevice, empty: Empty, download: Download) -> None:
     rng = np.random.default_rng(2)
     gate, up = random_weight("Q6_K", (24, 256), rng), random_weight("Q6_K", (24, 256), rng)
     fused = Weight("both", gate.format, np.concatenate([gate.data, up.data]))
@@ -61,7 +65,7 @@ def test_gate_and_up_alternate_in_eights(device: Any, empty: Any, download: Any)
         np.testing.assert_array_equal(unpacked(device, empty, download, matrix), expected.astype(np.float32))
 
 
-def test_tensors_with_nan_or_infinity_are_named(device: Any) -> None:
+def test_tensors_with_nan_or_infinity_are_named(device: CudaDevice) -> None:
     rng = np.random.default_rng(3)
     for name in FORMATS:
         weight = random_weight(name, (40, 256), rng)
@@ -83,7 +87,7 @@ def test_tensors_with_nan_or_infinity_are_named(device: Any) -> None:
 
 @pytest.mark.skipif(not KIT.exists(), reason="needs the conformance kit in ../shared")
 @pytest.mark.parametrize("name", [name for name in FORMATS if name != "F32"])
-def test_the_kits_blocks_come_back_bit_for_bit(device: Any, empty: Any, download: Any, name: str) -> None:
+def test_the_kits_blocks_come_back_bit_for_bit(device: CudaDevice, empty: Empty, download: Download, name: str) -> None:
     """Scales zero, negative, subnormal and largest; exponents 0, 1, 254, 255 (where ggml's reading is wanted)."""
     with np.load(KIT) as kit:
         raw, expected = kit[f"{name}_raw"], kit[f"{name}_f32"]

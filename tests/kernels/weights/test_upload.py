@@ -5,15 +5,16 @@ from __future__ import annotations
 import mmap
 import tempfile
 import time
-from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from kernels.devices.cuda import CudaDevice
 from kernels.runtime.device_array import DeviceArray
 from kernels.runtime.launcher import Context
 from kernels.weights.upload import PinnedBuffers, Transfer, Upload, cut
+from tests.kernels.conftest import Download
 from tests.kernels.probe import CopyParams
 
 VECTOR_BYTES = 16  # that probe_copy moves at a time
@@ -69,7 +70,9 @@ def transfer_to(context: Context, source: NDArray[np.uint8], granule: int, targe
 
 @pytest.mark.gpu
 @pytest.mark.parametrize(("num_buffers", "buffer_bytes"), [(1, 4096), (3, 65536), (8, 1 << 20)])
-def test_every_byte_arrives(num_buffers: int, buffer_bytes: int, device: Any, probes: Context, download: Any) -> None:
+def test_every_byte_arrives(
+    num_buffers: int, buffer_bytes: int, device: CudaDevice, probes: Context, download: Download
+) -> None:
     random = np.random.default_rng(num_buffers)
     sources = [random.integers(0, 256, size * 32, np.uint8) for size in (0, 1, 100, 4096, 12345, 99999)]
     targets = [device.weights.allocate(source.shape, np.uint8) for source in sources]
@@ -90,7 +93,7 @@ def test_every_byte_arrives(num_buffers: int, buffer_bytes: int, device: Any, pr
 
 
 @pytest.mark.gpu
-def test_whoever_waits_can_end_it(device: Any, probes: Context) -> None:
+def test_whoever_waits_can_end_it(device: CudaDevice, probes: Context) -> None:
     source = np.zeros(64 << 20, np.uint8)
     target = device.weights.allocate(source.shape, np.uint8)
 
@@ -104,14 +107,16 @@ def test_whoever_waits_can_end_it(device: Any, probes: Context) -> None:
 
 
 @pytest.mark.gpu
-def test_the_last_report_is_that_all_has_arrived(device: Any, probes: Context) -> None:
+def test_the_last_report_is_that_all_has_arrived(device: CudaDevice, probes: Context) -> None:
+    from cupy.cuda import runtime
+
     source = np.random.default_rng(2).integers(0, 256, 9 << 20, np.uint8)
     target = device.weights.allocate(source.shape, np.uint8)
     done = []
 
     def look(num_bytes: int, total: int) -> None:
         if num_bytes == total:
-            done.append(device.stream.done)
+            done.append(runtime.streamQuery(device.stream.handle) == 0)
 
     with Upload(probes) as upload:
         upload.run([transfer_to(probes, source, 4096, target)], look)
@@ -119,7 +124,7 @@ def test_the_last_report_is_that_all_has_arrived(device: Any, probes: Context) -
 
 
 @pytest.mark.gpu
-def test_a_mapped_file_is_uploaded_at_ten_gigabytes_a_second(device: Any, probes: Context) -> None:
+def test_a_mapped_file_is_uploaded_at_ten_gigabytes_a_second(device: CudaDevice, probes: Context) -> None:
     with tempfile.TemporaryFile() as file:
         slice_ = np.random.default_rng(1).integers(0, 256, 1 << 20, np.uint8)
         for _ in range(FILE_BYTES // slice_.size):

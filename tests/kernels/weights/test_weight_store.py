@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TypeVar
 
 import numpy as np
 import pytest
@@ -16,6 +16,8 @@ from kernels.weights.packed import packed_bytes
 from kernels.weights.parameters import Weight
 from kernels.weights.weight_store import PackedWeightStore
 
+Made = TypeVar("Made")
+
 
 def weight(name: str, *shape: int, format_: str, bias: bool = False) -> Weight:
     """A weight of zeros with ``shape`` outputs (of experts) and inputs."""
@@ -23,7 +25,7 @@ def weight(name: str, *shape: int, format_: str, bias: bool = False) -> Weight:
     return Weight(name, FORMATS[format_], data, np.zeros(shape[:-1], np.float32) if bias else None)
 
 
-def lay_out(make: Callable[[PackedWeightStore], Any]) -> tuple[Any, int]:
+def lay_out(make: Callable[[PackedWeightStore], Made]) -> tuple[Made, int]:
     """What ``make(store)`` gives, and the bytes of device memory that it takes."""
     device = DryRunDevice("cuda:0")
     before = device.weights.used_bytes
@@ -93,17 +95,17 @@ def test_a_table_is_packed_as_a_projection_is_and_a_router_is_float32() -> None:
 
 def test_the_matrix_of_a_tied_head_is_the_embedding_table_too() -> None:
     device = DryRunDevice("cuda:0")
-    head = device.store.projection([weight("token_embd.weight", 300, 64, format_="Q8_0")])
     before = device.weights.used_bytes
-    table = device.store.tied_table(head)
-    assert table is head.matrices[0] and device.weights.used_bytes == before
+    table, head = device.store.tied_head(weight("token_embd.weight", 300, 64, format_="Q8_0"))
+    assert table is head.matrices[0]
+    assert device.weights.used_bytes - before == padded(packed_bytes(FORMATS["Q8_0"], 300, 64))
     ids, out = device.empty((7,), np.int32), device.empty((7, 64), np.float32)
     device.ops.embed(ids, table, out=out)
     assert device.context.last_kernel == "unpack_rows"
 
 
 @pytest.mark.parametrize("make", [lambda s, w: s.projection([w]), lambda s, w: s.gate_up([w]), PackedWeightStore.table])
-def test_rows_that_cannot_be_read_16_bytes_at_a_time_are_refused_by_name(make: Callable[..., Any]) -> None:
+def test_rows_that_cannot_be_read_16_bytes_at_a_time_are_refused_by_name(make: Callable[..., object]) -> None:
     odd = weight("blk.0.attn_q.weight", 64, 40, format_="F16")
     with pytest.raises(UnsupportedWeight, match=r"tensor 'blk.0.attn_q.weight' has rows of 40; .* multiple of 32"):
         lay_out(lambda store: make(store, odd))

@@ -12,6 +12,7 @@ from tests.orcd.cli.command_line import one_error
 from tests.worker.model.tiny import write_tiny
 from worker import load as loading
 from worker.commands.main import run
+from worker.model.gguf import open_gguf
 
 USES = ("weights", "kv_cache", "scratch", "step_buffers", "graphs", "cuda_context")
 
@@ -56,6 +57,20 @@ def test_what_stands_in_the_way_is_said(tmp_path: Path, capsys: pytest.CaptureFi
     assert report["num_layers"] == 2
     assert run(["inspect", str(path)]) == 0
     assert "tensor 'blk.1.ffn_down.weight' is missing" in capsys.readouterr().out
+
+
+def test_a_chat_template_that_is_no_jinja_is_reported_and_the_model_still_runs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write_tiny("gpt-oss", tmp_path / "tiny.gguf")
+    template = open_gguf(path).metadata["tokenizer.chat_template"].encode()
+    path.write_bytes(path.read_bytes().replace(template, b"{% for".ljust(len(template))))
+    report = inspect(path, capsys)
+    assert report["supported"] and report["chat_template"]
+    assert "not a valid template" in report["chat_template_problem"]
+    assert "--chat-template FILE" in report["chat_template_problem"]
+    assert run(["inspect", str(path)]) == 0
+    assert "chat template   tokenizer.chat_template is not a valid template" in capsys.readouterr().out
 
 
 def test_what_is_no_model_file_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

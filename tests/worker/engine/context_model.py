@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, field
-from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 
@@ -18,6 +16,11 @@ UNWRITTEN = -1
 class Config:
     vocab_size: int = 32
     context_length: int = 64
+
+
+@dataclass(frozen=True)
+class Host:
+    name: str = "cpu"
 
 
 @dataclass
@@ -34,7 +37,7 @@ class ContextModel:
     poison_id: int | None = None
     crash_id: int | None = None
     crash: Exception = field(default_factory=lambda: ValueError("secret"))
-    device: Any = field(default_factory=lambda: SimpleNamespace(name="cpu"))
+    device: Host = field(default_factory=Host)
     sizes: list[tuple[int, ...]] = field(default_factory=list)  # tokens of each sequence, step by step
 
     def bytes_per_block(self, block_tokens: int) -> int:

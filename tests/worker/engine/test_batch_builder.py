@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from kernels.batch import SAMPLING_ROW, PreviousDraw, encode_token
-from orcd.sampling import PARAMETERS
+from orcd.sampling import PARAMETERS, SamplingFields
 from tests.worker.engine.context_model import check_shapes
 from tests.worker.engine.generation import sequence
 from worker.engine.batch_builder import build_sampling_params, build_step, draw_key
@@ -52,7 +52,7 @@ def test_what_a_row_holds_besides_its_key_are_the_parameters_that_act_when_a_tok
     assert SAMPLING_ROW.names[0] == "key"
     assert sorted(SAMPLING_ROW.names[1:]) == sorted(drawing)
     kinds = {name: {"f": float, "i": int}[SAMPLING_ROW[name].kind] for name in drawing}
-    assert kinds == {name: type(PARAMETERS[name].default) for name in drawing}
+    assert kinds == {name: type(getattr(SamplingFields(), name)) for name in drawing}
 
 
 def test_the_key_of_a_choice_wraps_around_at_64_bits():

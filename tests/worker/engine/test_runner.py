@@ -1,3 +1,5 @@
+from collections.abc import Sequence as Series
+
 import numpy as np
 import pytest
 
@@ -6,7 +8,7 @@ from kernels.reference.sampling import sample
 from orcd.errors import OrcdError
 from tests.worker.engine.context_model import ContextModel
 from tests.worker.engine.generation import sequence
-from worker.engine.runner import Draw, SynchronousRunner
+from worker.engine.runner import Draw, Result, SynchronousRunner
 from worker.engine.scheduler import Chunk
 from worker.engine.sequence import Sequence
 
@@ -22,17 +24,33 @@ class FixedLogits(ContextModel):
         return np.array([self.logits] * len(step.logit_rows), np.float32)
 
 
-def draw(logits: list[float], *sequences: Sequence) -> list[Draw]:
+def run(runner: SynchronousRunner, *chunks: Chunk) -> Series[Result]:
+    runner.launch(list(chunks))
+    return runner.collect()
+
+
+def draw(logits: list[float], *sequences: Sequence) -> Series[Result]:
     runner = SynchronousRunner(FixedLogits(logits), num_blocks=4, block_tokens=4)
-    return runner.collect(runner.launch([Chunk(each, each.num_pending, True) for each in sequences]))
+    return run(runner, *(Chunk(each, each.num_pending, True) for each in sequences))
 
 
 def test_only_chunks_that_reach_the_last_token_draw():
     runner = SynchronousRunner(ContextModel(), num_blocks=4, block_tokens=4)
     unfinished, finished = sequence([1, 2, 3, 4], [0]), sequence([1, 2, 3], [1])
-    first, second = runner.collect(runner.launch([Chunk(unfinished, 2, False), Chunk(finished, 3, True)]))
+    first, second = run(runner, Chunk(unfinished, 2, False), Chunk(finished, 3, True))
     assert first is None
     assert isinstance(second, Draw)
+
+
+def test_steps_are_collected_in_the_order_of_their_launch():
+    runner = SynchronousRunner(ContextModel(), num_blocks=4, block_tokens=4)
+    unfinished, finished = sequence([1, 2, 3, 4], [0]), sequence([1, 2, 3], [1])
+    runner.launch([Chunk(unfinished, 2, False)])
+    with pytest.raises(IndexError):
+        runner.launch([Chunk(sequence([1, 2, 3], []), 3, True)])  # without a block: it fails, and is no step
+    runner.launch([Chunk(finished, 3, True)])
+    assert runner.collect() == [None]
+    assert isinstance(runner.collect()[0], Draw)
 
 
 def test_penalties_look_at_the_right_tokens():
@@ -89,7 +107,7 @@ def test_the_draw_is_a_function_of_key_and_position_in_the_output():
 def test_non_finite_logits_are_an_error_of_their_row_alone():
     runner = SynchronousRunner(ContextModel(poison_id=7), num_blocks=4, block_tokens=4)
     healthy, poisoned = sequence([1, 2], [0], logprobs=1), sequence([1, 7], [1], logprobs=1)
-    first, second = runner.collect(runner.launch([Chunk(healthy, 2, True), Chunk(poisoned, 2, True)]))
+    first, second = run(runner, Chunk(healthy, 2, True), Chunk(poisoned, 2, True))
     assert isinstance(first, Draw)
     assert isinstance(second, OrcdError)
     assert "non-finite" in second.message

@@ -16,7 +16,7 @@ def add(**fields: object) -> Add:
 
 
 def test_a_request_with_every_option_at_its_bounds_passes():
-    check(add(prompt_ids=tuple(range(39)), sampling=Sampling(max_tokens=10**9, temperature=2.0, top_p=0.0, min_p=1.0,
+    check(add(prompt_ids=tuple(range(39)), sampling=Sampling(max_tokens=10**9, temperature=2.0, top_p=1.0, min_p=1.0,
           seed=2**64 - 1, logit_bias={99: -100.0}, stop_token_ids=(0, 99), logprobs=20)))  # fmt: skip
 
 
@@ -26,6 +26,7 @@ def test_a_request_with_every_option_at_its_bounds_passes():
         ("max_tokens", 0),
         ("temperature", -0.1),
         ("temperature", math.nan),
+        ("top_p", 0.0),
         ("top_p", 1.5),
         ("top_k", -1),
         ("min_p", math.nan),

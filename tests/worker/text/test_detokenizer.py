@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -33,6 +34,7 @@ class Stream:
     ids: list[int]
     stop: list[str]
     cuts: list[int]
+    min_tokens: int = 0
 
     def calls(self, start: int = 0) -> list[list[int]]:
         borders = [start, *(cut for cut in self.cuts if cut > start), len(self.ids)]
@@ -40,7 +42,7 @@ class Stream:
 
     def run(self, start: int = 0) -> list[TextDelta]:
         """All deltas of a detokenizer that goes on after the first ``start`` ids, up to the last."""
-        detokenizer = Detokenizer(self.tokenizer, self.stop)
+        detokenizer = Detokenizer(self.tokenizer, self.stop, min_tokens=self.min_tokens)
         detokenizer.restore(self.ids[:start])
         deltas = []
         for ids in self.calls(start):
@@ -50,9 +52,16 @@ class Stream:
         return [*deltas, detokenizer.finish()]
 
     def expected(self) -> tuple[str, bool]:
-        """By definition: the whole text, cut at the stop string that is complete first."""
+        """By definition: the text, cut at the stop string that is complete first behind ``min_tokens`` tokens."""
         text = self.tokenizer.decode(self.ids, skip_special=True)
-        found = [(start + len(stop), start) for stop in self.stop if (start := text.find(stop)) >= 0]
+        if self.min_tokens >= len(self.ids):
+            return text, False
+        data = self.tokenizer.shown_bytes(self.ids[: self.min_tokens])
+        if self.tokenizer.strips_leading_space and self.tokenizer.token_bytes(self.ids[0]).startswith(b" "):
+            data = data[1:]
+        held_open = len(codecs.getincrementaldecoder("utf-8")("replace").decode(data))
+        starts = [(stop, text.find(stop, max(0, held_open - len(stop) + 1))) for stop in self.stop]
+        found = [(start + len(stop), start) for stop, start in starts if start >= 0]
         return (text[: min(found)[1]], True) if found else (text, False)
 
 
@@ -61,7 +70,8 @@ def streams(draw: st.DrawFn) -> Stream:
     subject = decoder(*PIECES, hidden=1, strips_leading_space=draw(st.booleans()))
     ids = draw(st.lists(st.integers(0, len(PIECES)), max_size=12))
     cuts = draw(st.lists(st.integers(1, max(1, len(ids) - 1)), unique=True).map(sorted))
-    return Stream(subject, ids, draw(st.lists(STOP, max_size=3)), [cut for cut in cuts if cut < len(ids)])
+    stop, min_tokens = draw(st.lists(STOP, max_size=3)), draw(st.sampled_from([0, 0, 1, 2, 5]))
+    return Stream(subject, ids, stop, [cut for cut in cuts if cut < len(ids)], min_tokens)
 
 
 @settings(derandomize=True, max_examples=800, deadline=None)
@@ -73,7 +83,8 @@ def test_the_deltas_are_the_whole_text_cut_at_the_first_stop_string(stream: Stre
     assert deltas[-1].stopped == stopped
     num_ids = sum(delta.num_ids for delta in deltas)
     if stopped:  # the last id is the one that completes the stop string
-        assert not Detokenizer(stream.tokenizer, stream.stop).feed(stream.ids[: num_ids - 1]).stopped
+        before = Detokenizer(stream.tokenizer, stream.stop, min_tokens=stream.min_tokens)
+        assert not before.feed(stream.ids[: num_ids - 1]).stopped
     else:
         assert num_ids == len(stream.ids)
 
@@ -151,6 +162,27 @@ def test_ids_after_the_stop_string_are_ignored() -> None:
 def test_the_first_complete_stop_string_counts_then_the_longest() -> None:
     assert Detokenizer(decoder(b"xabcd"), ["abcd", "bc"]).feed([0]).text == "xa"
     assert Detokenizer(decoder(b"xabcd"), ["bc", "abc"]).feed([0]).text == "x"
+
+
+def test_a_stop_string_that_is_complete_before_min_tokens_ends_nothing() -> None:
+    detokenizer = Detokenizer(decoder(b"one ", b"END"), ["END"], min_tokens=2)
+    assert feed_each(detokenizer, 0, 1, 0, 1) == [
+        TextDelta("one ", 1),
+        TextDelta("END", 1),
+        TextDelta("one ", 1),
+        TextDelta("", 1, stopped=True),
+    ]
+
+
+def test_a_stop_string_that_begins_before_min_tokens_counts_where_it_is_complete() -> None:
+    detokenizer = Detokenizer(decoder(b"EN", b"D"), ["END"], min_tokens=1)
+    assert feed_each(detokenizer, 0, 1) == [TextDelta("", 0), TextDelta("", 2, stopped=True)]
+
+
+def test_tokens_of_an_earlier_owner_count_towards_min_tokens() -> None:
+    resumed = Detokenizer(decoder(b"one ", b"END"), ["END"], min_tokens=2)
+    resumed.restore([0, 1])
+    assert resumed.feed([1]) == TextDelta("", 1, stopped=True)
 
 
 def test_a_character_is_shown_when_its_last_byte_is_there() -> None:

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from kernels.batch import SAMPLING_ROW, Allocator, AnyArray, packed_bytes
+from kernels.batch import SAMPLING_ROW, Allocator, packed_bytes
 from kernels.decode_rows import DecodeRows, allocate_rows
+from kernels.runtime.device_array import DeviceArray
 from worker.engine.cuda.logit_processing import edit_bytes, report_bytes
 
 
@@ -38,13 +39,13 @@ class StepLimits:
 class StepBuffers:
     """Where steps are on the device."""
 
-    rows: DecodeRows
-    whole: AnyArray  # bytes: the arrays of a step that is sent whole
-    edits: AnyArray  # bytes: edits of logits, see `LogitProcessor`
-    reports: AnyArray  # bytes: log probabilities, see `LogprobReporter`
+    rows: DecodeRows[DeviceArray]
+    whole: DeviceArray  # bytes: the arrays of a step that is sent whole
+    edits: DeviceArray  # bytes: edits of logits, see `LogitProcessor`
+    reports: DeviceArray  # bytes: log probabilities, see `LogprobReporter`
 
     @classmethod
-    def allocate(cls, memory: Allocator, limits: StepLimits) -> StepBuffers:
+    def allocate(cls, memory: Allocator[DeviceArray], limits: StepLimits) -> StepBuffers:
         """Take them from ``memory``, the device's for step buffers."""
         return cls(
             rows=allocate_rows(memory, limits.max_sequences, limits.max_blocks),

@@ -7,8 +7,8 @@ from functools import partial
 
 from kernels.batch import first
 from kernels.decode_rows import DecodeRows, RowUpdates, write_updates
-from kernels.devices.protocol import GpuGraph, is_gpu
-from kernels.ops.registry import Ops
+from kernels.devices.protocol import AnyOps, GpuGraph, is_gpu
+from kernels.runtime.device_array import DeviceArray
 from worker.engine.cuda.pinned_ring import UploadRing
 from worker.model.kv_cache import KVCache
 from worker.model.registry import Model
@@ -17,7 +17,7 @@ BUCKETS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192)
 
 
 def make_buckets(most: int) -> tuple[int, ...]:
-    """Numbers of rows up to ``most``, spaced so that little is computed for nobody."""
+    """Numbers of rows up to ``most``, spaced so that few rows without a sequence are computed."""
     larger = range(256, most, 128)
     return (*(bucket for bucket in (*BUCKETS, *larger) if bucket < most), most)
 
@@ -25,7 +25,9 @@ def make_buckets(most: int) -> tuple[int, ...]:
 class DecodeGraphs:
     """Runs decode steps over `DecodeRows`: begin, forward, draw."""
 
-    def __init__(self, model: Model, cache: KVCache, rows: DecodeRows, block_tokens: int, *, capture: bool) -> None:
+    def __init__(
+        self, model: Model, cache: KVCache, rows: DecodeRows[DeviceArray], block_tokens: int, *, capture: bool
+    ) -> None:
         """``capture`` False launches kernel by kernel instead, with the same results."""
         self.buckets = make_buckets(rows.token_ids.shape[0])
         self._model = model
@@ -59,7 +61,7 @@ class DecodeGraphs:
         self._model.device.ops.sample(logits, rows.sampling.first(bucket), out_ids=first(rows.drawn, bucket))
 
 
-def empty_rows(ops: Ops, rows: DecodeRows, uploads: UploadRing, block_tokens: int) -> None:
+def empty_rows(ops: AnyOps, rows: DecodeRows[DeviceArray], uploads: UploadRing, block_tokens: int) -> None:
     """Make ``rows`` fit to be run: nobody's."""
     num_rows = rows.token_ids.shape[0]
     staging = uploads.take()

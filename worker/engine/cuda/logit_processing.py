@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence as Series
 from dataclasses import fields, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from kernels.batch import Adjustments, AnyArray, pack, packed_bytes, view
-from kernels.devices.protocol import GpuDevice
-from kernels.ops.registry import Ops
+from kernels.batch import Adjustments, AnyArray, Memory, pack, packed_bytes, view
+from kernels.devices.protocol import AnyOps, GpuDevice
+from kernels.runtime.device_array import DeviceArray
 from orcd.sampling import MAX_LOGPROBS
 from worker.contract import TokenLogprobs
 from worker.engine.cuda.pinned_ring import Download, DownloadRing, UploadRing
@@ -31,7 +32,7 @@ def edit_bytes(max_rows: int) -> int:
 class LogitProcessor:
     """Applies what requests ask to have changed in their logits."""
 
-    def __init__(self, device: GpuDevice, memory: AnyArray, timeout_s: float) -> None:
+    def __init__(self, device: GpuDevice, memory: DeviceArray, timeout_s: float) -> None:
         self._ops = device.ops
         self._edits = memory
         self._uploads = UploadRing(device, memory.shape[0], timeout_s)
@@ -45,7 +46,7 @@ class LogitProcessor:
             )
             self._ops.adjust_logits(logits, self._send(some), out=logits)
 
-    def _send(self, adjustments: Adjustments) -> Adjustments:
+    def _send(self, adjustments: Adjustments[NDArray[Any]]) -> Adjustments[DeviceArray]:
         arrays = {field.name: getattr(adjustments, field.name) for field in fields(adjustments)}
         num_bytes, offsets = pack(arrays, self._uploads.take())
         self._uploads.send(num_bytes, self._edits)
@@ -59,7 +60,7 @@ def report_bytes(num_rows: int) -> int:
     return num_rows * 4 * (1 + 2 * MAX_LOGPROBS)
 
 
-def report(ops: Ops, logits: AnyArray, ids: AnyArray, reports: AnyArray) -> None:
+def report(ops: AnyOps, logits: AnyArray, ids: DeviceArray, reports: DeviceArray) -> None:
     """Put the log probabilities of the rows of ``logits`` [R, vocab] into ``reports``; ``ids`` [R] were drawn."""
     logprobs, top_ids, top_logprobs = _split(reports, ids.shape[0])
     ops.top_log_probabilities(
@@ -70,12 +71,12 @@ def report(ops: Ops, logits: AnyArray, ids: AnyArray, reports: AnyArray) -> None
 class LogprobReporter:
     """Takes the log probabilities of drawn tokens and of the most probable ones to the host."""
 
-    def __init__(self, device: GpuDevice, memory: AnyArray) -> None:
+    def __init__(self, device: GpuDevice, memory: DeviceArray) -> None:
         self._ops = device.ops
         self._reports = memory
         self._downloads = DownloadRing(device, memory.shape[0])
 
-    def fetch(self, logits: AnyArray, ids: AnyArray) -> Download:
+    def fetch(self, logits: AnyArray, ids: DeviceArray) -> Download:
         """Enqueue the reports of the rows of ``logits`` [R, vocab], of which ``ids`` [R] were drawn."""
         report(self._ops, logits, ids, self._reports)
         return self._downloads.fetch(view(self._reports, 0, (report_bytes(ids.shape[0]),), np.uint8))
@@ -93,7 +94,7 @@ def read_reports(reports: Download, sequences: Series[Sequence], timeout_s: floa
     ]
 
 
-def _split(reports: AnyArray, num_rows: int) -> tuple[AnyArray, AnyArray, AnyArray]:
+def _split(reports: Memory, num_rows: int) -> tuple[Memory, Memory, Memory]:
     """Log probabilities [R] float32, the likeliest ids [R, MAX_LOGPROBS] int32 and theirs, in one buffer of bytes."""
     table = (num_rows, MAX_LOGPROBS)
     return (

@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from kernels.batch import AnyArray, first
+from kernels.batch import first
 from kernels.devices.protocol import GpuDevice, GpuEvent
+from kernels.runtime.device_array import DeviceArray
 
 NUM_BUFFERS = 3
 """As many as steps may be in flight: each has one, be it that it is still to be copied or to be read."""
@@ -44,7 +45,7 @@ class UploadRing(PinnedRing):
             self._copied[self._turn].synchronise(self._timeout_s)
         return self._buffers[self._turn]
 
-    def send(self, num_bytes: int, target: AnyArray) -> None:
+    def send(self, num_bytes: int, target: DeviceArray) -> None:
         """Enqueue the copy of what was written."""
         self._device.copy_to_device_async(first(target, num_bytes), self._buffers[self._turn][:num_bytes])
         self._in_use[self._turn] = True
@@ -54,7 +55,7 @@ class UploadRing(PinnedRing):
 class DownloadRing(PinnedRing):
     """Buffers into which what steps drew is copied from the device."""
 
-    def fetch(self, source: AnyArray) -> Download:
+    def fetch(self, source: DeviceArray) -> Download:
         """Enqueue a copy of bytes. It must be read before as many others are fetched as there are buffers."""
         buffer = self._buffers[self._turn][: source.shape[0]]
         event = self._copied[self._turn]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Iterator
 from collections.abc import Sequence as Series
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ from kernels.batch import SamplingParams, Step, first, pack, view
 from kernels.decode_rows import write_updates
 from kernels.devices.protocol import is_gpu
 from kernels.errors import CudaFailure
+from kernels.runtime.device_array import DeviceArray
 from orcd.errors import CudaError
 from worker.contract import TokenLogprobs
 from worker.engine.batch_builder import build_sampling_params, build_step
@@ -71,6 +73,7 @@ class CudaRunner:
         self._downloads = DownloadRing(device, limits.max_sequences * 4)
         self._cache = model.allocate_cache(num_blocks, limits.block_tokens)
         self._slots = SlotAllocator(limits.max_sequences, limits.max_blocks)
+        self._in_flight: deque[LaunchedStep] = deque()
         self._waited_s = 0.0  # for the last step that was collected
         with _named_errors():
             self._count_rows()
@@ -82,26 +85,28 @@ class CudaRunner:
         """Steps that may be in flight now."""
         return 2 if self._waited_s > LONG_WAIT_S else NUM_BUFFERS
 
-    def launch(self, chunks: list[Chunk]) -> LaunchedStep:
+    def launch(self, chunks: list[Chunk]) -> None:
         """Enqueue a step. Raises `CudaError`; whatever is raised, the next step sends everything anew."""
         with _named_errors():
             try:
-                return self._decode(chunks) if _only_decodes(chunks) else self._run_whole(chunks)
+                step = self._decode(chunks) if _only_decodes(chunks) else self._run_whole(chunks)
             except Exception:
                 # The device may or may not have got what it was told: tell it everything anew.
                 self._slots = SlotAllocator(self._limits.max_sequences, self._limits.max_blocks)
                 raise
+        self._in_flight.append(step)
 
-    def collect(self, ticket: LaunchedStep) -> Series[Result]:
+    def collect(self) -> Series[Result]:
         """Wait for the oldest step in flight; a result for each of its chunks. Raises `CudaError`."""
+        step = self._in_flight.popleft()
         with _named_errors():
             start = time.monotonic()
-            ids = ticket.ids.read(self._timeout_s).view(np.int32).tolist()
+            ids = step.ids.read(self._timeout_s).view(np.int32).tolist()
             self._waited_s = time.monotonic() - start
-            if ticket.reports is None:
-                return [None if row is None else _result(ids[row]) for row in ticket.rows]
-            logprobs = read_reports(ticket.reports, ticket.drawing, self._timeout_s)
-        return [None if row is None else _result(ids[row], logprobs[row]) for row in ticket.rows]
+            if step.reports is None:
+                return [None if row is None else _result(ids[row]) for row in step.rows]
+            logprobs = read_reports(step.reports, step.drawing, self._timeout_s)
+        return [None if row is None else _result(ids[row], logprobs[row]) for row in step.rows]
 
     def _decode(self, chunks: list[Chunk]) -> LaunchedStep:
         num_rows = self._graphs.bucket_for(len(chunks))
@@ -129,7 +134,9 @@ class CudaRunner:
         rows = [next(numbers) if chunk.draws else None for chunk in chunks]
         return LaunchedStep(rows, self._fetch(len(drawing)), reports, drawing)
 
-    def _send_whole(self, chunks: list[Chunk], drawing: list[Sequence]) -> tuple[Step, SamplingParams]:
+    def _send_whole(
+        self, chunks: list[Chunk], drawing: list[Sequence]
+    ) -> tuple[Step[DeviceArray], SamplingParams[DeviceArray]]:
         """A step's arrays, enqueued to be on the device."""
         step = build_step(chunks, self._limits.block_tokens, self._slots.previous_draw)
         params = build_sampling_params(drawing)

@@ -16,7 +16,7 @@ from worker.engine.sequence import Sequence
 
 
 class SlotAllocator:
-    """The host's picture of `kernels.decode_rows.DecodeRows`; a new one empties all rows first.
+    """The host's copy of what is in `kernels.decode_rows.DecodeRows`; a new one empties all rows first.
 
     A sequence keeps its row as long as it decodes in every step, and then nothing is sent for it but new blocks.
     """

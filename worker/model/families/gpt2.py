@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from kernels.batch import AnyArray, Step
-from kernels.devices.protocol import Device
-from kernels.weights.parameters import AnyProjection, Attention, LayerNorm
+from kernels.devices.protocol import AnyProjection, Device
+from kernels.weights.parameters import Attention, LayerNorm
 from worker.model.config import Architecture, ModelConfig
 from worker.model.kv_cache import KVCache
 from worker.model.step_activations import StepActivations
@@ -17,10 +17,10 @@ from worker.model.weights import TensorSpec, Weights
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Layer:
-    attention_norm: LayerNorm
+    attention_norm: LayerNorm[AnyArray]
     qkv: AnyProjection
     output: AnyProjection
-    ffn_norm: LayerNorm
+    ffn_norm: LayerNorm[AnyArray]
     up: AnyProjection
     down: AnyProjection
 
@@ -41,9 +41,9 @@ class GPT2:
         self._layers = [_load_layer(config, weights.layer(index)) for index in range(config.num_layers)]
         self._norm = weights.layer_norm("output_norm", config.hidden, config.norm_epsilon)
         heads = config.num_heads, config.num_kv_heads, config.head_dim
-        self._attention = Attention(*heads, scale=config.head_dim**-0.5)
+        self._attention: Attention[AnyArray] = Attention(*heads, scale=config.head_dim**-0.5)
 
-    def forward(self, step: Step, cache: KVCache) -> AnyArray:
+    def forward(self, step: Step[AnyArray], cache: KVCache) -> AnyArray:
         """Run one step; returns logits [R, vocab] float32 of ``step.logit_rows``."""
         ops, acts = self._device.ops, StepActivations.allocate(self._config, self._device, step)
         x = acts.residual

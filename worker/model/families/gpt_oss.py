@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from kernels.batch import AnyArray, Step
-from kernels.devices.protocol import Device
-from kernels.weights.parameters import AnyExperts, AnyProjection, Attention, RmsNorm, Router
+from kernels.devices.protocol import AnyExperts, AnyProjection, AnyRouter, Device
+from kernels.weights.parameters import Attention, RmsNorm
 from worker.model.config import Architecture, ModelConfig
 from worker.model.kv_cache import KVCache
 from worker.model.rope_scaling import plain_rope
@@ -26,12 +26,12 @@ SWIGLU_LIMIT = 7.0
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Layer:
-    attention_norm: RmsNorm
+    attention_norm: RmsNorm[AnyArray]
     qkv: AnyProjection
-    attention: Attention
+    attention: Attention[AnyArray]
     output: AnyProjection
-    ffn_norm: RmsNorm
-    router: Router
+    ffn_norm: RmsNorm[AnyArray]
+    router: AnyRouter
     experts: AnyExperts
 
 
@@ -50,7 +50,7 @@ class GptOss:
         # The published configuration says truncate=false; GGUF has no key for it.
         self._rope = weights.rope(plain_rope(config, "neox", None, truncate=False))
 
-    def forward(self, step: Step, cache: KVCache) -> AnyArray:
+    def forward(self, step: Step[AnyArray], cache: KVCache) -> AnyArray:
         """Run one step; returns logits [R, vocab] float32 of ``step.logit_rows``."""
         ops, acts = self._device.ops, StepActivations.allocate(self._config, self._device, step)
         x = acts.residual

@@ -12,9 +12,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
+import numpy as np
+from numpy.typing import NDArray
+
 from kernels.batch import AnyArray, Step
-from kernels.devices.protocol import Device
-from kernels.weights.parameters import AnyProjection, Attention, Pairing, RmsNorm, Rope
+from kernels.devices.protocol import AnyProjection, Device
+from kernels.weights.parameters import Attention, Pairing, RmsNorm, Rope
 from worker.model.config import Architecture, ModelConfig
 from worker.model.kv_cache import KVCache
 from worker.model.rope_scaling import long_rope, plain_rope
@@ -24,11 +27,11 @@ from worker.model.weights import TensorSpec, Weights
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Layer:
-    attention_norm: RmsNorm
+    attention_norm: RmsNorm[AnyArray]
     qkv: AnyProjection
-    attention: Attention
+    attention: Attention[AnyArray]
     output: AnyProjection
-    ffn_norm: RmsNorm
+    ffn_norm: RmsNorm[AnyArray]
     gate_up: AnyProjection
     down: AnyProjection
 
@@ -83,7 +86,7 @@ class Llama:
         self.recompute_at = rope.long_after
         self._rope = weights.rope(rope)
 
-    def forward(self, step: Step, cache: KVCache) -> AnyArray:
+    def forward(self, step: Step[AnyArray], cache: KVCache) -> AnyArray:
         """Run one step; returns logits [R, vocab] float32 of ``step.logit_rows``."""
         ops, acts = self._device.ops, StepActivations.allocate(self._config, self._device, step)
         x = acts.residual
@@ -111,7 +114,7 @@ def _load_layer(config: ModelConfig, architecture: LlamaArchitecture, weights: W
         widths = widths if len(names) > 1 else (sum(widths),)
         return [spec(name, width, needs_bias) for name, width in zip(names, widths, strict=True)]
 
-    def norm(name: str, width: int) -> RmsNorm:
+    def norm(name: str, width: int) -> RmsNorm[AnyArray]:
         return weights.rms_norm(name, width, config.norm_epsilon)
 
     widths = config.query_width, config.kv_width, config.kv_width
@@ -138,7 +141,7 @@ def _load_layer(config: ModelConfig, architecture: LlamaArchitecture, weights: W
     )
 
 
-def _load_rope(config: ModelConfig, architecture: LlamaArchitecture, weights: Weights) -> Rope:
+def _load_rope(config: ModelConfig, architecture: LlamaArchitecture, weights: Weights) -> Rope[NDArray[np.float32]]:
     """The rotary frequencies, in host memory."""
     names = [f"{name}.weight" for name in architecture.rope_factors]
     if names[-1] not in weights:

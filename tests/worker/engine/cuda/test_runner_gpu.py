@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from kernels.devices.cuda import CudaDevice
 from kernels.devices.dry_run import DryRunDevice
 from kernels.devices.open import open_device
 from tests.models.files import KIT, SMALL
@@ -40,7 +41,8 @@ pytestmark = pytest.mark.gpu
 def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """A model on a device of its own, which has memory for `SETTINGS` and `NUM_BLOCKS`."""
     path = MODELS[request.param] or write_tiny_model(tmp_path_factory.mktemp("model") / "tiny.gguf")
-    device: Any = open_device("cuda:0", vram_fraction=0.5)
+    device = open_device("cuda:0", vram_fraction=0.5)
+    assert isinstance(device, CudaDevice)
     gguf = open_gguf(path)
     planned = DryRunDevice("cuda:0")
     block_bytes = assemble_model(read_model_config(gguf), Weights(gguf, planned), planned).bytes_per_block(16)

@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
+from kernels.devices.cuda import CudaDevice
 from kernels.devices.open import open_device
 from tests.models.files import KIT, SMALL
 from tests.worker.model.families.test_conformance import prompts
@@ -36,8 +36,9 @@ pytestmark = [
 
 
 @contextmanager
-def opened() -> Iterator[Any]:
-    device: Any = open_device("cuda:0", vram_bytes=4 << 30)
+def opened() -> Iterator[CudaDevice]:
+    device = open_device("cuda:0", vram_bytes=4 << 30)
+    assert isinstance(device, CudaDevice)
     yield device
     device.close()
 

@@ -1,4 +1,4 @@
-"""kernels.ops.registry: one protocol, and both tables keep it."""
+"""kernels.registry: one protocol, and both tables keep it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from kernels.ops.registry import CudaOps, Ops, ReferenceOps, variants
+from kernels.registry import CudaOps, Ops, ReferenceOps, variants
 from kernels.runtime.device_array import DeviceArray
 from kernels.runtime.gpu_spec import H100
 from kernels.runtime.launcher import Context

@@ -1,6 +1,7 @@
 """Every op by name: what it takes, and the function that does it on CUDA and in NumPy.
 
-An op is one line of `CudaOps`, one of `ReferenceOps` and one method of `Ops`.
+An op is one line of `CudaOps`, one of `ReferenceOps` and one method of `Ops`. Both tables are held to the protocol by a
+type checker, where a device opens them.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import wraps
 from types import ModuleType
-from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
+from typing import Concatenate, ParamSpec, Protocol, TypeVar
 
 import kernels.reference.attention
 import kernels.reference.decode_step
@@ -35,7 +36,7 @@ from kernels.ops import (
 from kernels.runtime.compiler import Variant
 from kernels.runtime.launcher import Context
 from kernels.weights import repack
-from kernels.weights.parameters import AnyExperts, AnyMatrix, AnyProjection, Attention, Norm, Rope, Router
+from kernels.weights.parameters import Attention, Norm, Rope
 
 MODULES: tuple[ModuleType, ...] = (
     activation,
@@ -51,133 +52,135 @@ MODULES: tuple[ModuleType, ...] = (
 )
 """The modules that launch kernels of their own."""
 
-AnyRotation = Any
-"""What `Ops.rotation` gives."""
-AnyAttentionPlan = Any
-"""What `Ops.plan_attention` gives."""
+# What has another type on each device.
+Array = TypeVar("Array", bound=AnyArray, contravariant=True)
+Matrix = TypeVar("Matrix", contravariant=True)
+Projection = TypeVar("Projection", contravariant=True)
+Router = TypeVar("Router", contravariant=True)
+Experts = TypeVar("Experts", contravariant=True)
+Rotation = TypeVar("Rotation")  # what `Ops.rotation` gives
+AttentionPlan = TypeVar("AttentionPlan")  # what `Ops.plan_attention` gives
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
 
-class Ops(Protocol):
+class Ops(Protocol[Array, Matrix, Projection, Router, Experts, Rotation, AttentionPlan]):
     """What a model and an engine compute with; shapes and types are told where the functions are.
 
     Arrays and weights are those of one device. ``out`` arrays come last and by name, and a row's result never depends
     on the other rows of a call.
     """
 
-    def embed(self, token_ids: AnyArray, table: AnyMatrix, *, out: AnyArray) -> None:
+    def embed(self, token_ids: Array, table: Matrix, *, out: Array) -> None:
         """Rows of a table."""
 
     def embed_positions(
         self,
-        token_ids: AnyArray,
-        table: AnyMatrix,
-        positions: AnyArray,
-        position_table: AnyMatrix,
+        token_ids: Array,
+        table: Matrix,
+        positions: Array,
+        position_table: Matrix,
         *,
-        out: AnyArray,
+        out: Array,
     ) -> None:
         """`embed` plus a learned embedding of each token's position."""
 
-    def rotation(
-        self, positions: AnyArray, rope: Rope, sequence_lengths: AnyArray, sequence_rows: AnyArray
-    ) -> AnyRotation:
+    def rotation(self, positions: Array, rope: Rope[Array], sequence_lengths: Array, sequence_rows: Array) -> Rotation:
         """Cosines and sines of a step's tokens, for all layers."""
 
     def rope_write(
         self,
-        qkv: AnyArray,
-        slots: AnyArray,
-        by: AnyRotation | None,
-        attention: Attention,
+        qkv: Array,
+        slots: Array,
+        by: Rotation | None,
+        attention: Attention[Array],
         *,
-        out_cache: LayerCache,
+        out_cache: LayerCache[Array],
     ) -> None:
         """Rotate Q and K, and store K and V."""
 
-    def plan_attention(self, step: Step, attention: Attention) -> AnyAttentionPlan:
+    def plan_attention(self, step: Step[Array], attention: Attention[Array]) -> AttentionPlan:
         """Share a step's attention out, once for all layers of one window."""
 
     def paged_attention(
         self,
-        qkv: AnyArray,
-        cache: LayerCache,
-        attention: Attention,
-        step: Step,
-        plan: AnyAttentionPlan,
+        qkv: Array,
+        cache: LayerCache[Array],
+        attention: Attention[Array],
+        step: Step[Array],
+        plan: AttentionPlan,
         *,
-        out: AnyArray,
+        out: Array,
     ) -> None:
         """softmax(q k^T * scale) v for every token over its own sequence's cache."""
 
     def rope_attention(
         self,
-        qkv: AnyArray,
-        by: AnyRotation | None,
-        attention: Attention,
-        step: Step,
-        plan: AnyAttentionPlan,
+        qkv: Array,
+        by: Rotation | None,
+        attention: Attention[Array],
+        step: Step[Array],
+        plan: AttentionPlan,
         *,
-        out_cache: LayerCache,
-        out: AnyArray,
+        out_cache: LayerCache[Array],
+        out: Array,
     ) -> None:
         """`rope_write` of the step's tokens, then `paged_attention`."""
 
-    def linear(self, x: AnyArray, layers: AnyProjection, *, out: AnyArray) -> None:
+    def linear(self, x: Array, layers: Projection, *, out: Array) -> None:
         """Projections of ``x``, side by side."""
 
-    def linear_residual(self, x: AnyArray, layers: AnyProjection, *, out: AnyArray) -> None:
+    def linear_residual(self, x: Array, layers: Projection, *, out: Array) -> None:
         """Projections of ``x``, added to the residual stream."""
 
-    def norm_linear(self, x: AnyArray, norm: Norm, layers: AnyProjection, *, out: AnyArray) -> None:
+    def norm_linear(self, x: Array, norm: Norm[Array], layers: Projection, *, out: Array) -> None:
         """Norm, then projections side by side."""
 
-    def norm_swiglu(self, x: AnyArray, norm: Norm, gate_up: AnyProjection, *, out: AnyArray) -> None:
+    def norm_swiglu(self, x: Array, norm: Norm[Array], gate_up: Projection, *, out: Array) -> None:
         """Norm, gate and up projection, SwiGLU."""
 
-    def norm_gelu(self, x: AnyArray, norm: Norm, up: AnyProjection, *, out: AnyArray) -> None:
+    def norm_gelu(self, x: Array, norm: Norm[Array], up: Projection, *, out: Array) -> None:
         """Norm, up projection, GELU."""
 
     def norm_moe_residual(
         self,
-        x: AnyArray,
-        norm: Norm,
+        x: Array,
+        norm: Norm[Array],
         router: Router,
-        experts: AnyExperts,
+        experts: Experts,
         alpha: float,
         limit: float,
         *,
-        out: AnyArray,
+        out: Array,
     ) -> None:
         """Norm, router, and the sum of each token's best experts, added to the residual stream."""
 
-    def norm_head(self, x: AnyArray, rows: AnyArray, norm: Norm, head: AnyProjection, *, out: AnyArray) -> None:
+    def norm_head(self, x: Array, rows: Array, norm: Norm[Array], head: Projection, *, out: Array) -> None:
         """Norm and output head of some rows: their logits."""
 
-    def adjust_logits(self, logits: AnyArray, adjustments: Adjustments, *, out: AnyArray) -> None:
+    def adjust_logits(self, logits: Array, adjustments: Adjustments[Array], *, out: Array) -> None:
         """Biases, penalties and banned ids."""
 
-    def sample(self, logits: AnyArray, params: SamplingParams, *, out_ids: AnyArray) -> None:
+    def sample(self, logits: Array, params: SamplingParams[Array], *, out_ids: Array) -> None:
         """Draw one token id a row; -1 where the logits are not finite."""
 
     def top_log_probabilities(
         self,
-        logits: AnyArray,
-        ids: AnyArray,
+        logits: Array,
+        ids: Array,
         num_top: int,
         *,
-        out_logprobs: AnyArray,
-        out_top_ids: AnyArray,
-        out_top_logprobs: AnyArray,
+        out_logprobs: Array,
+        out_top_ids: Array,
+        out_top_logprobs: Array,
     ) -> None:
         """Log probabilities of ``ids`` and of the ``num_top`` most probable ones of each row."""
 
-    def begin_decode(self, rows: DecodeRows, num_rows: int, block_tokens: int) -> None:
+    def begin_decode(self, rows: DecodeRows[Array], num_rows: int, block_tokens: int) -> None:
         """Make the first ``num_rows`` rows the next decode step."""
 
-    def resolve_tokens(self, token_ids: AnyArray, drawn: AnyArray) -> None:
+    def resolve_tokens(self, token_ids: Array, drawn: Array) -> None:
         """Put the ids that the previous step drew where a step's ``token_ids`` refer to them."""
 
 

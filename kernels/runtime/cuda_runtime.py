@@ -1,0 +1,268 @@
+"""The one binding to CUDA's runtime, through CuPy: devices, memory, streams, events and graphs.
+
+That to the driver and to NVRTC is `driver`; no other module calls them. Failures become `CudaFailure`, which names the
+call or the kernel, or `OutOfDeviceMemory`. CuPy is imported by the first call, so that importing this module does not
+ask for it: dry runs and tests work without.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache, partial
+from types import ModuleType
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kernels.errors import CudaFailure, OutOfDeviceMemory
+
+SPINS = 200  # queries of an event before the host sleeps between them
+SLEEP_S = 50e-6
+
+_ALLOCATION_FAILED = 2  # cudaErrorMemoryAllocation
+_NOT_READY = 600  # cudaErrorNotReady
+
+
+@cache
+def _cuda() -> ModuleType:
+    from cupy import cuda
+
+    module: ModuleType = cuda
+    return module
+
+
+def import_library() -> None:
+    """Import CuPy now; raises `ImportError`, which names what is missing."""
+    _cuda()
+
+
+@contextmanager
+def _named(what: str) -> Iterator[ModuleType]:
+    """CuPy's runtime; its errors become `CudaFailure`, naming ``what``."""
+    runtime = _cuda().runtime
+    try:
+        yield runtime
+    except runtime.CUDARuntimeError as error:
+        raise CudaFailure(what, str(error)) from None
+
+
+# ---- devices
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceProperties:
+    """What a GPU is."""
+
+    name: str
+    capability: tuple[int, int]  # compute capability
+    num_sms: int  # streaming multiprocessors
+    shared_bytes: int  # most shared memory of a block, static and dynamic together
+
+
+def num_devices() -> int:
+    """How many GPUs there are; raises `CudaFailure` if there is none, or no driver."""
+    with _named("cudaGetDeviceCount") as runtime:
+        count: int = runtime.getDeviceCount()
+    return count
+
+
+def use_device(index: int) -> DeviceProperties:
+    """Make a GPU the one that this thread works with, and create its context."""
+    with _named("cudaSetDevice") as runtime:
+        runtime.setDevice(index)
+        runtime.free(0)  # creates the context
+        properties = runtime.getDeviceProperties(index)
+        shared_bytes = runtime.deviceGetAttribute(runtime.cudaDevAttrMaxSharedMemoryPerBlockOptin, index)
+    return DeviceProperties(
+        properties["name"].decode(),
+        (properties["major"], properties["minor"]),
+        properties["multiProcessorCount"],
+        shared_bytes,
+    )
+
+
+def device_of_this_thread() -> Callable[[], None]:
+    """What a thread must call to work with the device that this thread works with."""
+    use: Callable[[], None] = _cuda().Device().use
+    return use
+
+
+# ---- memory
+
+
+@dataclass(frozen=True, slots=True)
+class PointerAttributes:
+    """What memory an address belongs to."""
+
+    memory_type: int  # cudaMemoryType
+    device_index: int
+    host_pointer: int  # 0 if the host cannot reach it
+
+
+def memory_info() -> tuple[int, int]:
+    """Bytes of the device's memory: (those that are free, all)."""
+    with _named("cudaMemGetInfo") as runtime:
+        free_bytes, total_bytes = runtime.memGetInfo()
+    return free_bytes, total_bytes
+
+
+def allocate(num_bytes: int) -> int:
+    """The address of ``num_bytes`` of plain device memory; raises `OutOfDeviceMemory`."""
+    runtime = _cuda().runtime
+    try:
+        pointer: int = runtime.malloc(num_bytes)
+    except runtime.CUDARuntimeError as error:
+        if error.status != _ALLOCATION_FAILED:
+            raise CudaFailure("cudaMalloc", str(error)) from None
+        raise OutOfDeviceMemory(num_bytes, memory_info()[0]) from None
+    return pointer
+
+
+def free(pointer: int) -> None:
+    """Give back what `allocate` gave."""
+    with _named("cudaFree") as runtime:
+        runtime.free(pointer)
+
+
+def pinned_bytes(num_bytes: int) -> NDArray[np.uint8]:
+    """Page-locked host memory [num_bytes], at least one byte; it lives as long as the array or a view of it."""
+    with _named("cudaHostAlloc"):
+        memory = _cuda().PinnedMemoryPointer(_cuda().PinnedMemory(num_bytes), 0)
+    return np.frombuffer(memory, np.uint8, num_bytes)
+
+
+def pointer_attributes(pointer: int) -> PointerAttributes:
+    """What ``cudaPointerGetAttributes`` says of an address."""
+    with _named("cudaPointerGetAttributes") as runtime:
+        found = runtime.pointerGetAttributes(pointer)
+    return PointerAttributes(found.type, found.device, found.hostPointer)
+
+
+# ---- streams, events, graphs: what each step calls has no more Python around the call than it must
+
+
+class Stream:
+    """Work for a device, done in the order in which it was enqueued; it waits for no other stream.
+
+    Kernels fail late, so that the `CudaFailure` of any call names the ``suspect``: what was enqueued last, if known.
+    """
+
+    def __init__(self) -> None:
+        self.suspect = ""  # set by whoever enqueues a kernel
+        with _named("cudaStreamCreate") as self._runtime:
+            self._stream = _cuda().Stream(non_blocking=True)
+        self.handle: int = self._stream.ptr  # cudaStream_t
+
+    def copy_to_device(self, target: int, source: int, num_bytes: int) -> None:
+        """Enqueue a copy from host memory, which must stay as it is until the copy is done if it is pinned."""
+        runtime = self._runtime
+        if num_bytes:
+            try:
+                runtime.memcpyAsync(target, source, num_bytes, runtime.memcpyHostToDevice, self.handle)
+            except runtime.CUDARuntimeError as error:
+                raise CudaFailure(self.suspect or "cudaMemcpyAsync", str(error)) from None
+
+    def copy_to_host(self, target: int, source: int, num_bytes: int) -> None:
+        """Enqueue a copy to host memory; it is there after `synchronise`."""
+        if num_bytes:
+            with _named(self.suspect or "cudaMemcpyAsync") as runtime:
+                runtime.memcpyAsync(target, source, num_bytes, runtime.memcpyDeviceToHost, self.handle)
+
+    def fill(self, pointer: int, value: int, num_bytes: int) -> None:
+        """Enqueue that each of ``num_bytes`` of device memory becomes ``value``."""
+        with _named(self.suspect or "cudaMemsetAsync") as runtime:
+            runtime.memsetAsync(pointer, value, num_bytes, self.handle)
+
+    def wait_for(self, event: Event) -> None:
+        """Let what is enqueued from now on wait until ``event`` has happened; the host goes on."""
+        with _named(self.suspect or "cudaStreamWaitEvent") as runtime:
+            runtime.streamWaitEvent(self.handle, event.handle)
+
+    def synchronise(self) -> None:
+        """Wait for all that is enqueued; raises `CudaFailure` if something of it failed."""
+        with _named(self.suspect or "cudaStreamSynchronize") as runtime:
+            runtime.streamSynchronize(self.handle)
+
+    def capture(self, enqueue: Callable[[], None], name: str) -> Graph:
+        """What ``enqueue`` enqueues, as a graph; ``name`` tells which one failed. Its kernels must have run before."""
+        try:
+            self._stream.begin_capture()
+            try:
+                enqueue()
+            except BaseException:
+                self._abandon_capture()
+                raise
+            captured = self._stream.end_capture()
+        except self._runtime.CUDARuntimeError as error:
+            raise CudaFailure(self.suspect or "cudaStreamEndCapture", str(error)) from None
+        return Graph(self, partial(captured.launch, self._stream), name)
+
+    def _abandon_capture(self) -> None:
+        try:
+            self._stream.end_capture()
+        except self._runtime.CUDARuntimeError:
+            return  # what broke the capture is raised by the caller
+
+
+class Event:
+    """A point in a stream of work; with ``sleeps``, `wait` leaves the processor to others."""
+
+    def __init__(self, stream: Stream, *, sleeps: bool = False) -> None:
+        self._stream = stream
+        self._suspect = ""
+        with _named("cudaEventCreate") as self._runtime:
+            self._event = _cuda().Event(block=sleeps, disable_timing=True)
+        self.handle: int = self._event.ptr  # cudaEvent_t
+
+    def record(self) -> None:
+        """It happens when all that is enqueued so far is done."""
+        stream = self._stream
+        self._suspect = stream.suspect
+        try:
+            self._runtime.eventRecord(self.handle, stream.handle)
+        except self._runtime.CUDARuntimeError as error:
+            raise CudaFailure(self._suspect or "cudaEventRecord", str(error)) from None
+
+    def query(self) -> bool:
+        """Whether it has happened; raises `CudaFailure` if something before it failed."""
+        status: int = self._runtime.eventQuery(self.handle)
+        if status not in (0, _NOT_READY):
+            raise CudaFailure(self._suspect or "cudaEventQuery", str(self._runtime.CUDARuntimeError(status)))
+        return status == 0
+
+    def synchronise(self, timeout_s: float) -> None:
+        """Wait until it has happened; raises `CudaFailure`, also after ``timeout_s``."""
+        for _ in range(SPINS):
+            if self.query():
+                return
+        deadline = time.monotonic() + timeout_s
+        while not self.query():
+            if time.monotonic() > deadline:
+                raise CudaFailure(self._suspect, f"not done after {timeout_s:g} s")
+            time.sleep(SLEEP_S)
+
+    def wait(self) -> None:
+        """Wait until it has happened, however long that takes: other threads go on meanwhile."""
+        with _named(self._suspect or "cudaEventSynchronize") as runtime:
+            runtime.eventSynchronize(self.handle)
+
+
+class Graph:
+    """Captured launches, replayed at the price of one."""
+
+    def __init__(self, stream: Stream, launch: Callable[[], None], name: str) -> None:
+        self._stream = stream
+        self._launch = launch
+        self._name = name
+
+    def launch(self) -> None:
+        """Enqueue them again; raises `CudaFailure`."""
+        stream = self._stream
+        stream.suspect = self._name
+        try:
+            self._launch()
+        except stream._runtime.CUDARuntimeError as error:
+            raise CudaFailure(self._name, str(error)) from None

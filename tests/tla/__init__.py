@@ -1,0 +1,1 @@
+"""A model of the protocol in TLA+, and the command that checks it."""
