@@ -11,6 +11,7 @@ from kernels.devices.protocol import Allocate, AnyOps
 from kernels.ops.attention import cache_shape
 from kernels.ops.attention_plan import AttentionPlan
 from kernels.ops.rope import HEAD_DIMS, Rotation
+from kernels.ops.sampling import MAX_VOCAB
 from kernels.registry import CudaOps, Ops
 from kernels.runtime.device_array import DeviceArray
 from kernels.runtime.gpu_spec import GpuSpec
@@ -25,6 +26,7 @@ class ArenaDevice:
 
     activation_dtype = cache_dtype = np.dtype(np.float16)
     head_dims = HEAD_DIMS
+    max_vocab: int | None = MAX_VOCAB
     budget_bytes: int | None = None
 
     def __init__(self, name: str, gpu: GpuSpec, description: str) -> None:

@@ -26,6 +26,7 @@ class CpuDevice:
     name = description = "cpu"
     budget_bytes = None
     head_dims = ()
+    max_vocab = None
     activation_dtype = cache_dtype = np.dtype(np.float32)
 
     def __init__(self, dequant_cache_bytes: int) -> None:

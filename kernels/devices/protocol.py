@@ -96,6 +96,10 @@ class Device(Protocol):
         """Sizes of attention heads that its ops can compute with; empty: any."""
 
     @property
+    def max_vocab(self) -> int | None:
+        """Most tokens of a vocabulary that its ops can draw from; None: any number."""
+
+    @property
     def store(self) -> WeightStore:
         """Where a model's weights go."""
 

@@ -27,6 +27,8 @@ _MAX_GRID = (2**31 - 1, 65535, 65535)
 _MAX_BLOCK = (1024, 1024, 64)
 _MAX_THREADS = 1024
 _MAX_PARAMS_BYTES = 4096
+MAX_PREPARED = 4096
+"""Kinds of launch that are kept prepared. A model has some hundred; mixed steps have ever new grids."""
 
 
 class Context:
@@ -107,7 +109,10 @@ class Context:
         try:
             prepared = self._prepared[key]
         except KeyError:
-            prepared = self._prepared[key] = self._prepare(source, kernel, grid, block, params, shared_bytes, defines)
+            prepared = self._prepare(source, kernel, grid, block, params, shared_bytes, defines)
+            if len(self._prepared) >= MAX_PREPARED:
+                del self._prepared[next(iter(self._prepared))]  # the oldest; if it is used again, it is made again
+            self._prepared[key] = prepared
         if prepared is None:
             return
         self.num_launches += 1

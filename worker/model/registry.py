@@ -93,7 +93,7 @@ def assemble_model(config: ModelConfig, weights: Weights, device: Device) -> Mod
 
     Raises `ModelLoadFailed`, also for a tensor that the family does not know.
     """
-    weights.check_heads(config)
+    weights.check_limits(config)
     family = FAMILIES[config.architecture](config, weights, device)
     weights.check_all_used()
     # Damaged weights may overflow: no reason for a warning, as the sampler refuses what comes out.

@@ -118,8 +118,14 @@ class Weights:
             raise self._error(tensor.name, NOT_FINITE)
         return values
 
-    def check_heads(self, config: ModelConfig) -> None:
-        """Whether the device can compute attention with heads of the model's size."""
+    def check_limits(self, config: ModelConfig) -> None:
+        """Whether the device's ops can do heads and a vocabulary of the model's size."""
+        most = self._device.max_vocab
+        if most is not None and config.vocab_size > most:
+            raise ModelLoadFailed(
+                f"{self._gguf.path}: the vocabulary has {config.vocab_size:,} tokens, and a GPU can draw from at most "
+                f"{most:,}; run it with --device cpu"
+            )
         known = self._device.head_dims
         if known and config.head_dim not in known:
             raise ModelLoadFailed(

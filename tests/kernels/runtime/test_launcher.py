@@ -10,7 +10,7 @@ import pytest
 from kernels.devices.cuda import CudaDevice
 from kernels.errors import CudaFailure
 from kernels.runtime.gpu_spec import H100
-from kernels.runtime.launcher import Context
+from kernels.runtime.launcher import MAX_PREPARED, Context
 from kernels.runtime.memory import ALIGNMENT, Arena
 from tests.kernels.conftest import Download, Empty, Upload
 from tests.kernels.probe import AddParams, RotateParams, SpinParams, add
@@ -49,6 +49,15 @@ def test_a_launch_that_cannot_work_is_refused_with_the_kernels_name(
 ) -> None:
     with pytest.raises(CudaFailure, match=f"norm_rms: .*{problem}"):
         Context(H100).launch("norm", "norm_rms", grid, block, b"", shared_bytes=shared_bytes)
+
+
+def test_launches_of_ever_new_grids_take_no_ever_growing_memory() -> None:
+    context = Context(H100)
+    for grid in range(1, 3 * MAX_PREPARED):
+        context.launch("norm", "norm_rms", grid, 128, b"", WIDTH=64)
+        context.launch("norm", "norm_rms", 1, 128, b"", WIDTH=64)
+    assert context.num_launches == 2 * (3 * MAX_PREPARED - 1)
+    assert len(context._prepared) == MAX_PREPARED
 
 
 def test_scratch_is_measured_and_taken_back() -> None:
