@@ -5,18 +5,16 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
-from itertools import islice
 from types import TracebackType
 from typing import Any, Unpack
 
-import redis.asyncio
-from redis.asyncio.retry import Retry
+import redis
 
 from orcd.client import (
     RECONNECT_S,
     cancellation,
     check_one_choice,
-    next_page,
+    read_statuses,
     state_of,
     text_of,
     with_message,
@@ -25,12 +23,13 @@ from orcd.events import Event, state_after
 from orcd.request import RequestFields
 from orcd.result import Result, ResultBuilder
 from orcd.settings import ClientSettings, read_environment
-from orcd.status import FIELDS, Status, WorkerStatus
+from orcd.status import FIELDS, Look, Status, WorkerStatus
 from orcd.store import schema
 from orcd.store.enqueue import Publisher
-from orcd.store.event_stream import PAGE_ENTRIES, EventStream
-from orcd.store.redis_connection import ANSWER_TIMEOUT_S, NUM_RETRIES, RETRY_BACKOFF, connect, redis_errors
-from orcd.store.submission import Submission, check_job_id, created_messages, prepare_many
+from orcd.store.event_stream import PAGE_ENTRIES, TRANSIENT_ERRORS, EventStream
+from orcd.store.redis_connection import ANSWER_TIMEOUT_S, connect_async, redis_errors
+from orcd.store.submission import Lifetime, Submission, check_job_id, created_messages, prepare_many, raise_refusal
+from orcd.store.token_log import usable
 
 __all__ = ["AsyncClient"]
 
@@ -59,11 +58,13 @@ class AsyncClient:
         self, redis_url: str | None = None, *, job_ttl_s: int | None = None, reconnect_s: float = RECONNECT_S
     ) -> None:
         self._settings = read_environment(ClientSettings, redis_url=redis_url, job_ttl_s=job_ttl_s)
+        self._lifetime = Lifetime(self._settings.job_ttl_s, self._settings.queue_limit_s)
         self._reconnect_s = reconnect_s
-        retry = Retry(RETRY_BACKOFF, NUM_RETRIES)
-        self._redis = connect(redis.asyncio.Redis.from_url, self._settings, retry, answer_timeout_s=None)
-        self._submit_script = self._redis.register_script(schema.script("submit"))
-        self._cancel_script = self._redis.register_script(schema.script("cancel"))
+        self._redis: Any = connect_async(self._settings)
+        self._prefix = prefix = self._settings.key_prefix
+        self._submit_script = self._redis.register_script(schema.script("submit", prefix))
+        self._look_script = self._redis.register_script(schema.script("look", prefix))
+        self._cancel_script = self._redis.register_script(schema.script("cancel", prefix))
         self._publisher = Publisher(self._settings)
 
     async def __aenter__(self) -> AsyncClient:
@@ -81,14 +82,14 @@ class AsyncClient:
 
     async def submit(self, *, job_id: str | None = None, **fields: Unpack[RequestFields]) -> str:
         """See `Client.submit`."""
-        submission = Submission.prepare(fields, job_id, self._settings.job_ttl_s)
+        submission = Submission.prepare(fields, job_id, self._lifetime)
         return (await self._write([submission]))[0]
 
     async def submit_many(
         self, requests: Sequence[Mapping[str, Any]], job_ids: Sequence[str] | None = None
     ) -> list[str]:
         """See `Client.submit_many`."""
-        batches = prepare_many(requests, job_ids, self._settings.job_ttl_s)
+        batches = prepare_many(requests, job_ids, self._lifetime)
         return [job_id for batch in batches for job_id in await self._write(batch)]
 
     def events(self, job_id: str, from_token: int = 0, timeout: float | None = None) -> AsyncGenerator[Event, None]:
@@ -130,36 +131,37 @@ class AsyncClient:
         with redis_errors(self._settings):
             async with answer_in_time(), self._redis.pipeline(transaction=False) as pipeline:
                 for job_id in job_ids:
-                    pipeline.hmget(schema.job_key(check_job_id(job_id)), FIELDS)
-                    pipeline.zrank(schema.QUEUED, job_id)
-                    pipeline.xrevrange(schema.log_key(job_id), count=1)
-                answers = iter(await pipeline.execute())
-        return [Status.read(job_id, *islice(answers, 3)) for job_id in job_ids]
+                    await self._look_script([], [check_job_id(job_id)], client=pipeline)
+                    pipeline.hmget(schema.job_key(job_id, self._prefix), FIELDS)
+                    pipeline.xrevrange(schema.log_key(job_id, self._prefix), count=1)
+                answers = await pipeline.execute(raise_on_error=False)
+            return read_statuses(job_ids, answers)
 
     async def cancel(self, job_id: str) -> str:
         """See `Client.cancel`."""
-        keys, arguments = cancellation(check_job_id(job_id), self._settings.job_ttl_s)
+        arguments = cancellation(check_job_id(job_id))
         with redis_errors(self._settings):
             async with answer_in_time():
-                return state_of(job_id, await self._cancel_script(keys, arguments))
+                return state_of(job_id, await self._cancel_script([], arguments))
 
     async def workers(self) -> list[WorkerStatus]:
         """See `Client.workers`."""
         with redis_errors(self._settings):
             async with answer_in_time(), self._redis.pipeline(transaction=False) as pipeline:
-                seen = await self._redis.zrange(schema.WORKERS, 0, -1, withscores=True)
+                seen = await self._redis.zrange(self._prefix + schema.WORKERS, 0, -1, withscores=True)
                 for name, _ in seen:
-                    pipeline.hgetall(schema.worker_key(name.decode()))
+                    pipeline.hgetall(schema.worker_key(name.decode(), self._prefix))
                 return WorkerStatus.read_all(seen, await pipeline.execute())
 
     async def _write(self, batch: Sequence[Submission]) -> list[str]:
         with redis_errors(self._settings):
             async with answer_in_time(), self._redis.pipeline(transaction=False) as pipeline:
                 for submission in batch:
-                    await self._submit_script(submission.keys, submission.arguments, client=pipeline)
+                    await self._submit_script([], submission.arguments, client=pipeline)
                 answers = await pipeline.execute()
         # kombu has no asyncio producer
         await asyncio.to_thread(self._publisher.announce, created_messages(batch, answers))
+        raise_refusal(batch, answers)
         return [submission.message.job_id for submission in batch]
 
     async def _follow(self, stream: EventStream) -> AsyncGenerator[Event, None]:
@@ -171,13 +173,13 @@ class AsyncClient:
                     async with aclosing(self._subscribe(stream)) as events:
                         async for event in events:
                             yield event
-                except (redis.ConnectionError, redis.TimeoutError) as error:
+                except TRANSIENT_ERRORS as error:
                     await asyncio.sleep(stream.backoff_s(error))
 
     async def _subscribe(self, stream: EventStream) -> AsyncGenerator[Event, None]:
         async with self._redis.pubsub() as channel:
             async with answer_in_time():
-                await channel.subscribe(schema.events_channel(stream.job_id))
+                await channel.subscribe(schema.events_channel(stream.job_id, self._prefix))
             while not stream.ended:
                 events = stream.received(await channel.get_message(timeout=stream.patience_s()))
                 if events is None:
@@ -190,10 +192,9 @@ class AsyncClient:
         start = stream.log_start
         while start:
             async with answer_in_time(), self._redis.pipeline(transaction=False) as pipeline:
-                pipeline.hget(schema.job_key(stream.job_id), "state")
-                pipeline.zrank(schema.QUEUED, stream.job_id)
-                pipeline.xrange(schema.log_key(stream.job_id), min=start, count=PAGE_ENTRIES)
-                state, rank, entries = await pipeline.execute()
-            for event in stream.replayed(state, rank, entries):
+                await self._look_script([], [stream.job_id], client=pipeline)
+                pipeline.xrange(schema.log_key(stream.job_id, self._prefix), min=start, count=PAGE_ENTRIES)
+                look, entries = await pipeline.execute(raise_on_error=False)
+            events, start = stream.replayed(start, Look.read(stream.job_id, look), usable(entries))
+            for event in events:
                 yield event
-            start = next_page(entries)

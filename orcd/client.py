@@ -14,12 +14,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from itertools import islice
 from types import TracebackType
 from typing import Any, Unpack
-
-import redis
-from redis.retry import Retry
 
 from orcd import result as results
 from orcd.errors import Cancelled, InvalidRequest
@@ -27,12 +23,13 @@ from orcd.events import Error, Event, Token, encode_event, state_after
 from orcd.request import RequestFields
 from orcd.result import Result
 from orcd.settings import ClientSettings, read_environment
-from orcd.status import FIELDS, Status, WorkerStatus, unknown_job
+from orcd.status import FIELDS, Look, Status, WorkerStatus, check_state
 from orcd.store import schema
 from orcd.store.enqueue import Publisher
-from orcd.store.event_stream import PAGE_ENTRIES, EventStream
-from orcd.store.redis_connection import NUM_RETRIES, RETRY_BACKOFF, connect, redis_errors
-from orcd.store.submission import Submission, check_job_id, created_messages, prepare_many
+from orcd.store.event_stream import PAGE_ENTRIES, TRANSIENT_ERRORS, EventStream
+from orcd.store.redis_connection import connect, redis_errors
+from orcd.store.submission import Lifetime, Submission, check_job_id, created_messages, prepare_many, raise_refusal
+from orcd.store.token_log import usable
 
 __all__ = ["Client"]
 
@@ -46,20 +43,22 @@ class Client:
     Thread-safe. A process forked from the one that made it (Django, Celery's prefork pool) may go on using it: it
     opens connections of its own.
 
-    Every method raises `RedisUnavailable` when Redis cannot be reached, and `InvalidRequest` for a job id that is
-    malformed or unknown. ``job_ttl_s`` is how long a submitted job is kept; ``reconnect_s`` how long streams and waits
-    put up with a Redis that has gone away.
+    Every method raises `RedisUnavailable` when Redis cannot be reached, `InvalidRequest` for a job id that is malformed
+    or unknown, and `LogDamaged` for a job that cannot be read in Redis any more. ``job_ttl_s`` is how long a submitted
+    job is kept after its end; ``reconnect_s`` how long streams and waits put up with a Redis that has gone away.
     """
 
     def __init__(
         self, redis_url: str | None = None, *, job_ttl_s: int | None = None, reconnect_s: float = RECONNECT_S
     ) -> None:
         self._settings = read_environment(ClientSettings, redis_url=redis_url, job_ttl_s=job_ttl_s)
+        self._lifetime = Lifetime(self._settings.job_ttl_s, self._settings.queue_limit_s)
         self._reconnect_s = reconnect_s
-        retry = Retry(RETRY_BACKOFF, NUM_RETRIES)
-        self._redis = connect(redis.Redis.from_url, self._settings, retry)
-        self._submit_script = self._redis.register_script(schema.script("submit"))
-        self._cancel_script = self._redis.register_script(schema.script("cancel"))
+        self._redis: Any = connect(self._settings)
+        self._prefix = prefix = self._settings.key_prefix
+        self._submit_script = self._redis.register_script(schema.script("submit", prefix))
+        self._look_script = self._redis.register_script(schema.script("look", prefix))
+        self._cancel_script = self._redis.register_script(schema.script("cancel", prefix))
         self._publisher = Publisher(self._settings)
 
     def __enter__(self) -> Client:
@@ -78,18 +77,20 @@ class Client:
     def submit(self, *, job_id: str | None = None, **fields: Unpack[RequestFields]) -> str:
         """Queue one job and return its id; ``fields`` are those of `orcd.request.Request`.
 
-        An id that exists already is left alone, so a caller that chooses its ids may submit again. Once this returns
-        the job is safe: if its message could not be sent (a warning is logged), a worker's reaper sends it later.
+        A job that exists already is left alone, so a caller that chooses its ids may submit again; raises `Conflict` if
+        it is of another request. Once this returns the job is safe: if its message could not be sent (a warning is
+        logged), a worker's reaper sends it later.
         """
-        submission = Submission.prepare(fields, job_id, self._settings.job_ttl_s)
+        submission = Submission.prepare(fields, job_id, self._lifetime)
         return self._write([submission])[0]
 
     def submit_many(self, requests: Sequence[Mapping[str, Any]], job_ids: Sequence[str] | None = None) -> list[str]:
         """Queue many jobs; nothing is written unless all are valid.
 
-        If Redis goes away in between, some may have been written: give ``job_ids`` to be able to submit again.
+        If Redis goes away in between, some may have been written: give ``job_ids`` to be able to submit again. Raises
+        `Conflict` if one of these is another request's; the others are queued all the same, up to 256 at a time.
         """
-        batches = prepare_many(requests, job_ids, self._settings.job_ttl_s)
+        batches = prepare_many(requests, job_ids, self._lifetime)
         return [job_id for batch in batches for job_id in self._write(batch)]
 
     def events(self, job_id: str, from_token: int = 0, timeout: float | None = None) -> Generator[Event, None, None]:
@@ -125,31 +126,32 @@ class Client:
         """Where many jobs stand now, in their order; one round trip."""
         with redis_errors(self._settings), self._redis.pipeline(transaction=False) as pipeline:
             for job_id in job_ids:
-                pipeline.hmget(schema.job_key(check_job_id(job_id)), FIELDS)
-                pipeline.zrank(schema.QUEUED, job_id)
-                pipeline.xrevrange(schema.log_key(job_id), count=1)
-            answers = iter(pipeline.execute())
-            return [Status.read(job_id, *islice(answers, 3)) for job_id in job_ids]
+                self._look_script([], [check_job_id(job_id)], client=pipeline)
+                pipeline.hmget(schema.job_key(job_id, self._prefix), FIELDS)
+                pipeline.xrevrange(schema.log_key(job_id, self._prefix), count=1)
+            return read_statuses(job_ids, pipeline.execute(raise_on_error=False))
 
     def cancel(self, job_id: str) -> str:
         """Cancel a job and return its state: ``cancelled`` if it waited, ``running`` if its worker was told to stop."""
-        keys, arguments = cancellation(check_job_id(job_id), self._settings.job_ttl_s)
+        arguments = cancellation(check_job_id(job_id))
         with redis_errors(self._settings):
-            return state_of(job_id, self._cancel_script(keys, arguments))
+            return state_of(job_id, self._cancel_script([], arguments))
 
     def workers(self) -> list[WorkerStatus]:
         """The last heartbeats of the workers that are alive."""
         with redis_errors(self._settings), self._redis.pipeline(transaction=False) as pipeline:
-            seen = self._redis.zrange(schema.WORKERS, 0, -1, withscores=True)
+            seen = self._redis.zrange(self._prefix + schema.WORKERS, 0, -1, withscores=True)
             for name, _ in seen:
-                pipeline.hgetall(schema.worker_key(name.decode()))
+                pipeline.hgetall(schema.worker_key(name.decode(), self._prefix))
             return WorkerStatus.read_all(seen, pipeline.execute())
 
     def _write(self, batch: Sequence[Submission]) -> list[str]:
         with redis_errors(self._settings), self._redis.pipeline(transaction=False) as pipeline:
             for submission in batch:
-                self._submit_script(submission.keys, submission.arguments, client=pipeline)
-            self._publisher.announce(created_messages(batch, pipeline.execute()))
+                self._submit_script([], submission.arguments, client=pipeline)
+            answers = pipeline.execute()
+            self._publisher.announce(created_messages(batch, answers))
+        raise_refusal(batch, answers)
         return [submission.message.job_id for submission in batch]
 
     def _follow(self, stream: EventStream) -> Generator[Event, None, None]:
@@ -158,12 +160,12 @@ class Client:
             while not stream.ended:
                 try:
                     yield from self._subscribe(stream)
-                except (redis.ConnectionError, redis.TimeoutError) as error:
+                except TRANSIENT_ERRORS as error:
                     time.sleep(stream.backoff_s(error))
 
     def _subscribe(self, stream: EventStream) -> Generator[Event, None, None]:
         with self._redis.pubsub() as channel:
-            channel.subscribe(schema.events_channel(stream.job_id))
+            channel.subscribe(schema.events_channel(stream.job_id, self._prefix))
             while not stream.ended:
                 events = stream.received(channel.get_message(timeout=stream.patience_s()))
                 yield from self._replay(stream) if events is None else events
@@ -172,12 +174,11 @@ class Client:
         start = stream.log_start
         while start:
             with self._redis.pipeline(transaction=False) as pipeline:
-                pipeline.hget(schema.job_key(stream.job_id), "state")
-                pipeline.zrank(schema.QUEUED, stream.job_id)
-                pipeline.xrange(schema.log_key(stream.job_id), min=start, count=PAGE_ENTRIES)
-                state, rank, entries = pipeline.execute()
-            yield from stream.replayed(state, rank, entries)
-            start = next_page(entries)
+                self._look_script([], [stream.job_id], client=pipeline)
+                pipeline.xrange(schema.log_key(stream.job_id, self._prefix), min=start, count=PAGE_ENTRIES)
+                look, entries = pipeline.execute(raise_on_error=False)
+            events, start = stream.replayed(start, Look.read(stream.job_id, look), usable(entries))
+            yield from events
 
     def _text(self, job_id: str, *, cancels: bool) -> Generator[str, None, None]:
         ended = False
@@ -203,23 +204,24 @@ def check_one_choice(fields: Mapping[str, Any]) -> None:
         raise InvalidRequest("n: a text stream has one choice; submit the job and read its events for more")
 
 
-def cancellation(job_id: str, ttl_s: int) -> tuple[list[str], list[Any]]:
-    """Keys and arguments of the cancel script."""
+def cancellation(job_id: str) -> list[Any]:
+    """Arguments of the cancel script."""
     error = Error(Cancelled.code, "cancelled while it was queued", Cancelled.retriable)
-    keys = [schema.job_key(job_id), schema.log_key(job_id), schema.QUEUED]
-    return keys, [job_id, encode_event(error), ttl_s]
+    return [job_id, encode_event(error), state_after(error), 0]
 
 
 def state_of(job_id: str, answer: bytes) -> str:
-    """The cancel script's answer. Raises `InvalidRequest` if the job is unknown."""
-    if not answer:
-        raise unknown_job(job_id)
+    """The cancel script's answer. Raises `InvalidRequest` if the job is unknown, `LogDamaged`."""
+    check_state(job_id, answer)
     return answer.decode()
 
 
-def next_page(entries: Sequence[tuple[bytes, Any]]) -> str:
-    """Where the page of the log after ``entries`` starts; '' if they were the last."""
-    return "(" + entries[-1][0].decode() if len(entries) == PAGE_ENTRIES else ""
+def read_statuses(job_ids: Sequence[str], answers: Sequence[Any]) -> list[Status]:
+    """From what the look script, the record and the end of the log answered for each job, errors among it."""
+    return [
+        Status.read(job_id, Look.read(job_id, look), usable(values), usable(last_entries))
+        for job_id, look, values, last_entries in zip(job_ids, answers[::3], answers[1::3], answers[2::3], strict=True)
+    ]
 
 
 def text_of(event: Event) -> Iterator[str]:

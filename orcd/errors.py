@@ -11,8 +11,11 @@
     ├── CudaError                 CUDA_ERROR               (retriable)
     ├── InferenceTimeout          INFERENCE_TIMEOUT
     ├── Cancelled                 CANCELLED
+    ├── Conflict                  CONFLICT
     ├── Expired                   EXPIRED
     ├── EngineLost                ENGINE_LOST              (retriable)
+    ├── LogDamaged                LOG_DAMAGED
+    ├── ModelNotServed            MODEL_NOT_SERVED
     ├── Poisoned                  POISONED
     └── RedisUnavailable          REDIS_UNAVAILABLE        (retriable)
 
@@ -28,6 +31,7 @@ from pathlib import Path
 
 __all__ = [
     "Cancelled",
+    "Conflict",
     "ContextLengthExceeded",
     "CudaError",
     "EngineLost",
@@ -35,7 +39,9 @@ __all__ = [
     "InferenceTimeout",
     "InsufficientVram",
     "InvalidRequest",
+    "LogDamaged",
     "ModelLoadFailed",
+    "ModelNotServed",
     "OrcdError",
     "Poisoned",
     "RedisUnavailable",
@@ -106,8 +112,14 @@ class Cancelled(OrcdError):
     code = "CANCELLED"
 
 
+class Conflict(OrcdError):
+    """The job id belongs to another request already."""
+
+    code = "CONFLICT"
+
+
 class Expired(OrcdError):
-    """The job's ``deadline_s`` passed before it finished."""
+    """The job's ``deadline_s`` passed before it finished, or its limit in the queue before a worker took it."""
 
     code = "EXPIRED"
 
@@ -117,6 +129,18 @@ class EngineLost(OrcdError):
 
     code = "ENGINE_LOST"
     retriable = True
+
+
+class LogDamaged(OrcdError):
+    """What Redis holds of the job cannot be used: its token log has a hole, or its keys cannot be read."""
+
+    code = "LOG_DAMAGED"
+
+
+class ModelNotServed(OrcdError):
+    """The job waited as long as it may, and no worker serves its model."""
+
+    code = "MODEL_NOT_SERVED"
 
 
 class Poisoned(OrcdError):

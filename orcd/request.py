@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
-import secrets
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
@@ -27,8 +27,7 @@ class Request(SamplingFields, frozen=True, kw_only=True):
     from submission. ``on_disconnect`` "cancel" ends a job that has had no listener for a while.
 
     `orcd.sampling.SamplingFields` has the sampling parameters and what they mean. ``max_tokens`` None means what the
-    context leaves. ``seed`` None gets a random one on submission, so that whoever resumes the job draws the same
-    tokens.
+    context leaves. ``seed`` None gets one on submission, so that whoever resumes the job draws the same tokens.
     """
 
     prompt: Text | None = None
@@ -39,11 +38,15 @@ class Request(SamplingFields, frozen=True, kw_only=True):
     deadline_s: Annotated[float, Meta(gt=0, le=30 * 24 * 3600)] | None = None
     on_disconnect: Literal["continue", "cancel"] = "continue"
 
-    def with_seed(self) -> Request:
-        """The request with a seed of its own, if it has none."""
+    def with_seed(self, job_id: str) -> Request:
+        """The request with a seed, if it has none: one that the job's id gives, so that ids drawn at random differ.
+
+        A job that Redis has forgotten and that comes again under its id so draws the tokens that its readers have seen.
+        """
         if self.seed is not None:
             return self
-        return msgspec.structs.replace(self, seed=secrets.randbits(63))
+        digest = hashlib.sha256(job_id.encode()).digest()
+        return msgspec.structs.replace(self, seed=int.from_bytes(digest[:8], "little") >> 1)
 
 
 class RequestFields(SamplingKeywords, total=False):

@@ -32,7 +32,9 @@ class Result(msgspec.Struct, frozen=True):
     """A job's outcome; ``error`` is set unless it succeeded. Times in milliseconds, see `orcd.events.End`.
 
     ``tokens_in`` and the times are 0 unless the job succeeded; what a failed job had generated is in ``choices``.
-    ``model`` is the name of the model that answered, None if the job never ran.
+    ``model`` is the name of the model that answered, None if the job never ran. ``fingerprints`` names the model files
+    and kinds of devices that the tokens come from, in order: more than one means that the answer was begun under
+    another one than it was finished under.
     """
 
     job_id: str
@@ -45,6 +47,7 @@ class Result(msgspec.Struct, frozen=True):
     decode_ms: int = 0
     error: Error | None = None
     model: str | None = None
+    fingerprints: list[str] = []
 
     @property
     def text(self) -> str:
@@ -83,15 +86,18 @@ class ResultBuilder:
         self._end: End | None = None
         self._error: Error | None = None
         self._model: str | None = None
+        self._fingerprints: dict[str, None] = {}
 
     def add(self, event: Event) -> None:
         """Take the next event."""
         match event:
             case Queued():
                 self._state = "queued"
-            case Started(model=model):
+            case Started(model=model, fingerprint=fingerprint):
                 self._state = "running"
                 self._model = model
+                if fingerprint:
+                    self._fingerprints[fingerprint] = None
             case Token(choice=choice):
                 self._choices[choice].add(event)
             case End(finish_reason=finish_reason):
@@ -104,10 +110,16 @@ class ResultBuilder:
     def result(self) -> Result:
         """The result so far."""
         choices = [self._choices[index].choice() for index in sorted(self._choices)]
+        fingerprints = list(self._fingerprints)
         if self._end is None:
-            tokens_out = sum(len(choice.token_ids) for choice in choices)
             return Result(
-                self._job_id, self._state, choices, tokens_out=tokens_out, error=self._error, model=self._model
+                self._job_id,
+                self._state,
+                choices,
+                tokens_out=sum(len(choice.token_ids) for choice in choices),
+                error=self._error,
+                model=self._model,
+                fingerprints=fingerprints,
             )
         end = self._end
         return Result(
@@ -120,6 +132,7 @@ class ResultBuilder:
             ttft_ms=end.ttft_ms,
             decode_ms=end.decode_ms,
             model=self._model,
+            fingerprints=fingerprints,
         )
 
 

@@ -7,8 +7,9 @@ are the same setting. The README lists them; `worker.settings` extends `ClientSe
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, TypeVar, get_type_hints
 
 from orcd.errors import InvalidRequest
@@ -17,6 +18,7 @@ PREFIX = "ORCD_"
 
 NAMES = frozenset(
     {
+        "chat_template",
         "concurrency",
         "context_length",
         "dequant_cache_bytes",
@@ -25,6 +27,7 @@ NAMES = frozenset(
         "engine_step_timeout_s",
         "job_time_limit_s",
         "job_ttl_s",
+        "key_prefix",
         "kv_block_tokens",
         "kv_cache_bytes",
         "lease_ms",
@@ -35,6 +38,7 @@ NAMES = frozenset(
         "model",
         "name",
         "prefix_cache",
+        "queue_limit_s",
         "redis_url",
         "step_tokens",
         "tokenizer",
@@ -45,6 +49,17 @@ NAMES = frozenset(
 )
 """All settings: `ClientSettings` and `worker.settings.Settings`. A variable of another name is a misspelt one."""
 
+_SERVICE_LINK = re.compile(
+    r"_SERVICE_(HOST|PORT(_\w+)?)$"  # the host and the named ports of a service
+    r"|_PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?$"
+)
+_SERVICE_ADDRESS = re.compile(r"(tcp|udp|sctp)://")
+"""Kubernetes and Docker links describe a service called ``orcd`` or ``orcd-...`` in variables of every container beside
+it: ``ORCD_SERVICE_HOST=10.0.0.7``, ``ORCD_PORT=tcp://10.0.0.7:80``, ``ORCD_PORT_80_TCP_ADDR=10.0.0.7``."""
+
+_KEY_PREFIX = re.compile(r"([A-Za-z0-9:_.-]{0,63}[:_.-])?")
+"""The last character is one that Celery, too, takes for the end of a prefix."""
+
 _KINDS: dict[type, str] = {bool: "true or false", int: "a whole number", float: "a number"}
 
 
@@ -52,14 +67,20 @@ _KINDS: dict[type, str] = {bool: "true or false", int: "a whole number", float: 
 class ClientSettings:
     """What a client can be told. Times are in the unit that the name ends with."""
 
-    redis_url: str = "redis://127.0.0.1:6379/0"
-    """The Redis that clients and workers meet on: redis://[:PASSWORD@]HOST:PORT/DB."""
+    redis_url: str = field(default="redis://127.0.0.1:6379/0", repr=False)
+    """The Redis that clients and workers meet on: redis://[USER:PASSWORD@]HOST:PORT/DB, or others."""
+    key_prefix: str = ""
+    """What all keys and channels begin with, as ``staging:``: systems with other prefixes may share the database."""
     job_ttl_s: int = 24 * 3600
     """How long a finished job's record and token log are kept."""
+    queue_limit_s: int = 24 * 3600
+    """How long a job may wait in the queue, from its submission or from when it came back there."""
 
     def check(self) -> None:
         """Raises `InvalidRequest` naming the variable of a value that cannot be."""
-        check_least(self, {"job_ttl_s"})
+        check_least(self, {"job_ttl_s", "queue_limit_s"})
+        if not _KEY_PREFIX.fullmatch(self.key_prefix):
+            raise InvalidRequest(f"{PREFIX}KEY_PREFIX must be of A-Z a-z 0-9 : _ . - and end with one of the last four")
 
     def defaults(self) -> ClientSettings:
         """The settings that have these where nothing else is said."""
@@ -71,24 +92,24 @@ S = TypeVar("S", bound=ClientSettings)
 
 def check_least(settings: ClientSettings, positive: set[str]) -> None:
     """Raises `InvalidRequest` for a whole number below 1 among the ``positive`` fields, or below 0 among the others."""
-    for field in fields(settings):
-        value = getattr(settings, field.name)
-        least = 1 if field.name in positive else 0
+    for each in fields(settings):
+        value = getattr(settings, each.name)
+        least = 1 if each.name in positive else 0
         if isinstance(value, int) and value < least:
-            raise InvalidRequest(f"{PREFIX}{field.name.upper()} must be at least {least}")
+            raise InvalidRequest(f"{PREFIX}{each.name.upper()} must be at least {least}")
 
 
 def read_environment(kind: type[S], environment: Mapping[str, str] | None = None, **overrides: Any) -> S:
     """Settings of ``kind`` from ``ORCD_*`` in ``environment`` (default: the process's own) and ``overrides``.
 
     Overrides that are None count as not given. Raises `InvalidRequest` naming the variable. An unknown ``ORCD_``
-    variable is an error too: it is a misspelt one.
+    variable is an error too: it is a misspelt one. Those that describe a service called orcd are none of ours.
     """
     environment = os.environ if environment is None else environment
     types = get_type_hints(kind)
     values: dict[str, Any] = {}
     for variable, text in environment.items():
-        if variable.startswith(PREFIX) and text:
+        if variable.startswith(PREFIX) and text and not _is_service_link(variable, text):
             name = variable.removeprefix(PREFIX).lower()
             if name not in NAMES:
                 raise InvalidRequest(f"unknown environment variable {variable}; see the README's list")
@@ -105,6 +126,13 @@ def to_environment(settings: ClientSettings) -> dict[str, str]:
     defaults = asdict(settings.defaults())
     values = asdict(settings)
     return {PREFIX + name.upper(): str(value) for name, value in values.items() if value != defaults[name]}
+
+
+def _is_service_link(variable: str, text: str) -> bool:
+    """Whether a container platform, not a person, set the variable to say where a service is."""
+    if _SERVICE_LINK.search(variable):
+        return True
+    return variable.endswith("_PORT") and _SERVICE_ADDRESS.match(text) is not None
 
 
 def _parse(name: str, kind: type, text: str) -> Any:

@@ -6,19 +6,46 @@ from collections.abc import Sequence
 from typing import Any
 
 import msgspec
+import redis
 
 from orcd.errors import InvalidRequest
 from orcd.events import Position
+from orcd.store.token_log import damaged
 
 FIELDS = ("state", "owner", "model", "attempt", "priority", "cancel", "created_ms", "started_ms", "finished_ms")
 """Fields of the job record that `Status.read` wants, in this order."""
+
+
+class Look(msgspec.Struct, frozen=True):
+    """What the look script found: the job's state, its place in the queue (from 0), whether a worker serves that.
+
+    ``end`` is the JSON of the terminal event, b"" where the record has none.
+    """
+
+    state: str
+    rank: int | None
+    served: bool
+    end: bytes
+
+    @classmethod
+    def read(cls, job_id: str, answer: Any) -> Look:
+        """From the script's answer, which may be an error to raise.
+
+        Raises `InvalidRequest` if there is no such job that we can read, `LogDamaged` if its record cannot be used.
+        """
+        if isinstance(answer, redis.RedisError):
+            raise answer
+        state, rank, served, end = answer
+        check_state(job_id, state)
+        return cls(state.decode(), None if rank < 0 else rank, served == 1, end)
 
 
 class Status(msgspec.Struct, frozen=True):
     """A job's place in its life. Times are Unix milliseconds of the Redis clock, None for what has not happened.
 
     ``position`` counts from 1 while the job is queued and is approximate. ``attempt`` counts claims. ``cancelling``
-    says that somebody wants it cancelled. ``tokens_out`` counts the tokens in the log, over all choices.
+    says that somebody wants it cancelled. ``tokens_out`` counts the tokens in the log, over all choices. ``served`` is
+    false for a queued job while no worker serves the model that it asks for.
     """
 
     job_id: str
@@ -33,26 +60,40 @@ class Status(msgspec.Struct, frozen=True):
     created_ms: int
     started_ms: int | None
     finished_ms: int | None
+    served: bool = True
 
     @classmethod
     def read(
         cls,
         job_id: str,
-        values: Sequence[bytes | None],
-        rank: int | None,
-        last_entries: Sequence[tuple[bytes, Any]],
+        look: Look,
+        values: Sequence[bytes | None] | None,
+        last_entries: Sequence[tuple[bytes, Any]] | None,
     ) -> Status:
-        """From the values of `FIELDS`, the rank in ``orcd:queued`` and the last log entry, if there is one.
+        """From a look at the job, the values of `FIELDS` after it, and the last log entry, if there is one.
 
-        Raises `InvalidRequest` if there is no such job.
+        Raises `InvalidRequest` if there is no such job, `LogDamaged` if its record cannot be read. A log that cannot be
+        used (None) counts as empty.
         """
-        if values[0] is None:
-            raise unknown_job(job_id)
+        if values is None:
+            raise damaged(job_id)
         record = {name: value.decode() for name, value in zip(FIELDS, values, strict=True) if value is not None}
+        if "state" not in record:
+            raise unknown_job(job_id)
+        try:
+            return cls._read(job_id, look, record, last_entries)
+        except (KeyError, ValueError):
+            raise damaged(job_id) from None
+
+    @classmethod
+    def _read(
+        cls, job_id: str, look: Look, record: dict[str, str], last_entries: Sequence[tuple[bytes, Any]] | None
+    ) -> Status:
+        is_queued = record["state"] == "queued"
         return cls(
             job_id=job_id,
             state=record["state"],
-            position=rank + 1 if rank is not None and record["state"] == "queued" else None,
+            position=look.rank + 1 if look.rank is not None and is_queued else None,
             attempt=int(record["attempt"]),
             worker=record.get("owner") or None,
             model=record.get("model"),
@@ -62,6 +103,7 @@ class Status(msgspec.Struct, frozen=True):
             created_ms=int(record["created_ms"]),
             started_ms=int(record["started_ms"]) if "started_ms" in record else None,
             finished_ms=int(record["finished_ms"]) if "finished_ms" in record else None,
+            served=look.served or not is_queued,
         )
 
 
@@ -87,3 +129,13 @@ class WorkerStatus(msgspec.Struct, frozen=True):
 def unknown_job(job_id: str) -> InvalidRequest:
     """The error for an id that Redis holds no record of."""
     return InvalidRequest(f"job {job_id}: unknown; it was never submitted here or is no longer kept")
+
+
+def check_state(job_id: str, state: bytes) -> None:
+    """Raises the error of a job that a script found no state of: `InvalidRequest`, or `LogDamaged`."""
+    if not state:
+        raise unknown_job(job_id)
+    if state == b"newer":
+        raise InvalidRequest(f"job {job_id}: a newer version of orcd wrote it; upgrade this one to read it")
+    if state == b"damaged":
+        raise damaged(job_id)

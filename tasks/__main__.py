@@ -16,7 +16,6 @@ import click
 from orcd.cli.command_line import SETTINGS, run
 from orcd.cli.terminal import write_json
 from orcd.errors import InvalidRequest, ModelLoadFailed
-from orcd.settings import PREFIX, to_environment
 from worker.settings import Settings, from_environment
 
 
@@ -54,6 +53,7 @@ def demo(output: Path, redis_url: str | None) -> None:
 @cli.command()
 @click.option("--model", metavar="M.gguf", help="GGUF file to serve; default: $ORCD_MODEL.")
 @click.option("--tokenizer", metavar="FILE", help="A tokenizer.json to use instead of the GGUF's own vocabulary.")
+@click.option("--chat-template", metavar="FILE", help="A Jinja chat template to use instead of the GGUF's own.")
 @click.option("--device", metavar="DEVICE", help="cuda:0 (default), another GPU, or cpu.")
 @click.option("--redis", "redis_url", metavar="URL", help="Redis to take jobs from; default: $ORCD_REDIS_URL.")
 @click.option("--name", help="Model name that clients ask for; default: the file's name without .gguf.")
@@ -76,24 +76,18 @@ def worker(**flags: Any) -> int:
     settings = from_environment(**flags)
     if not settings.model:
         raise InvalidRequest("model: give --model M.gguf or set ORCD_MODEL")
-    for file in filter(None, (settings.model, settings.tokenizer)):
+    for file in filter(None, (settings.model, settings.tokenizer, settings.chat_template)):
         if not file.startswith("hf:") and not Path(file).is_file():
             raise ModelLoadFailed(f"{file}: is not a file")
-    _export(settings)
-    from tasks import celery  # reads the environment
+    from tasks.app import create_worker_app
 
     # Workers tell each other nothing that they need (mingle, gossip), and would wait a second for it at the start.
-    program = celery.Worker(hostname=f"orcd-{os.getpid()}@{gethostname()}", without_mingle=True, without_gossip=True)
+    program = create_worker_app(settings).Worker(
+        hostname=f"orcd-{os.getpid()}@{gethostname()}", without_mingle=True, without_gossip=True
+    )
     program.start()
     exit_code: int = program.exitcode or 0
     return exit_code
-
-
-def _export(settings: Settings) -> None:
-    """Make ``settings`` those that this process and its children read from the environment."""
-    for name in [name for name in os.environ if name.startswith(PREFIX)]:
-        del os.environ[name]
-    os.environ.update(to_environment(settings))
 
 
 @cli.command(context_settings={"ignore_unknown_options": True})

@@ -1,4 +1,4 @@
-"""The worker's Celery app, configured from the settings. What it shares with clients is in `orcd.store.enqueue`."""
+"""The worker's Celery app, configured from the settings. What it shares with clients is in `orcd.store.broker`."""
 
 from __future__ import annotations
 
@@ -8,21 +8,40 @@ import socket
 from functools import cache
 
 from celery import Celery
-from kombu import Queue
+from kombu import Exchange, Queue
 
-from orcd.store.enqueue import broker_configuration, queue_name
+from orcd.store.broker import broker_configuration
+from orcd.store.enqueue import queue_name
 from worker.settings import Settings, from_environment
+
+LINK_RETRY_POLICY = {"max_retries": 600, "interval_start": 0.1, "interval_step": 0.2, "interval_max": 1}
+"""How often and after how many seconds a linked task is sent again while Redis is away: else its job would fail."""
+BROKER_ANSWER_S = 5
+"""How long the worker's event loop waits for Redis, which it does nothing else meanwhile."""
+RECEIVER_MAINTENANCE_S = 0.5
+"""Time between two looks at the receivers of messages: whether a lease must be renewed, and whether one has run out."""
 
 
 def create_app(settings: Settings) -> Celery:
-    """A Celery app on ``settings.redis_url``; creating it opens no connection."""
+    """A Celery app on ``settings.redis_url``; creating it opens no connection.
+
+    Raises `InvalidRequest` on a malformed URL.
+    """
     app = Celery("orcd", set_as_current=False, amqp="tasks.celery_ext.transport:Amqp")
-    app.loader.override_backends = dict.fromkeys(("redis", "rediss"), "tasks.celery_ext.result_backend:ResultBackend")
     app.conf.update(
         broker_configuration(settings),
-        result_backend=settings.redis_url,
+        broker_transport_options={
+            **broker_configuration(settings)["broker_transport_options"],
+            "receiver_lease_ms": settings.lease_ms,
+            "socket_timeout": BROKER_ANSWER_S,
+            "health_check_interval": BROKER_ANSWER_S,
+            "unacked_restore_interval": RECEIVER_MAINTENANCE_S,
+        },
+        result_backend="tasks.celery_ext.result_backend:ResultBackend",
+        result_backend_transport_options={"global_keyprefix": settings.key_prefix},
         result_expires=settings.job_ttl_s,
         result_extended=False,  # it would store arguments, which an inline request has its prompt in
+        task_routes={"orcd.*": {"queue": queue_name(None)}},  # an application's own tasks go to Celery's own queue
         task_acks_late=True,
         task_reject_on_worker_lost=True,
         task_acks_on_failure_or_timeout=True,
@@ -46,17 +65,23 @@ def worker_id() -> str:
     return f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
 
 
-@cache
-def default_app() -> Celery:
-    """The app that ``celery -A tasks`` uses, configured from ``ORCD_*`` variables; a client needs no tasks in it."""
+def create_worker_app(settings: Settings) -> Celery:
+    """The app of a worker: with its tasks, its queues and its logging."""
     from tasks.celery_ext import logging
     from tasks.celery_ext.tasks import TASKS
 
-    settings = from_environment()
     logging.install(settings.log_format)
     app = create_app(settings)
+    app.conf.task_publish_retry_policy = LINK_RETRY_POLICY
     for task in TASKS:
         app.register_task(task())
     queues = {queue_name(None), queue_name(settings.model_name)}
-    app.conf.task_queues = [Queue(name) for name in sorted(queues)]
+    # Not of the exchange `celery`: what other applications send to that is theirs.
+    app.conf.task_queues = [Queue(name, Exchange(name), routing_key=name) for name in sorted(queues)]
     return app
+
+
+@cache
+def default_app() -> Celery:
+    """The worker's app that ``celery -A tasks`` uses, configured from ``ORCD_*`` variables."""
+    return create_worker_app(from_environment())

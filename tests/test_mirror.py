@@ -17,6 +17,7 @@ OUTSIDE = PurePath("tasks/demo/training")  # makes the model that ships, which t
 
 WITHOUT_TESTS = {
     "kernels/errors.py": "exception classes; what they say is tested where they are raised",
+    "kernels/ops/matmul_params.py": "structs, which compiling the kernels compares with CUDA's",
     "tasks/dispatch/delivery.py": "types without methods",
     "tasks/observe/observed_job.py": "a protocol, of which the tests of observers have an object",
     "worker/errors.py": "only raises; tests/tasks/test_init.py tests it with all that has moved",
@@ -25,9 +26,11 @@ WITHOUT_TESTS = {
 
 OF_MORE_THAN_A_MODULE = {
     "tests/tasks/demo/test_model.py": "the model file that ships",
-    "tests/tasks/test_device_trouble.py": "workers whose device fails",
+    "tests/tasks/test_device_faults.py": "workers whose device fails",
     "tests/tasks/test_families.py": "a model of every family through the whole system",
     "tests/tasks/test_privacy.py": "no prompt leaves the system by a log, a metric or an error",
+    "tests/tasks/test_redis_acl.py": "the whole system under a Redis user with the least rights",
+    "tests/tasks/test_redis_kinds.py": "the whole system on each kind of Redis",
     "tests/tasks/test_system.py": "the whole system",
     "tests/worker/commands/test_llama_cpp.py": "logits compared with llama.cpp's",
     "tests/worker/engine/test_equivalence.py": "what a request says does not depend on what runs with it",

@@ -22,6 +22,7 @@ import redis
 
 import orcd.settings
 import worker.settings
+from orcd.cli import queue_commands
 from orcd.cli.main import cli
 from orcd.client import Client
 from orcd.errors import BY_CODE
@@ -34,7 +35,7 @@ from worker.settings import Settings
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PAGES = {page.name: page.read_text(encoding="utf-8") for page in (*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"))}
-VERBS = {*cli.commands, "engine", "queue"}
+VERBS = {*cli.commands, "engine", "queue", *queue_commands.dead.commands}
 
 
 @cache

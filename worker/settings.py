@@ -86,6 +86,7 @@ class Settings(ClientSettings):
 
     def check(self) -> None:
         """Raises `InvalidRequest` naming the variable of a value that cannot be."""
+        ClientSettings.check(self)
         check_least(self, _POSITIVE)
         device, _, index = self.device.partition(":")
         if self.device != "cpu" and not (device == "cuda" and index.isdecimal()):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import islice
 from typing import Any, TypeVar
@@ -13,8 +13,9 @@ import msgspec
 from orcd.batch.batch_file import BatchFile, Line
 from orcd.batch.progress import Progress
 from orcd.client import Client
-from orcd.errors import RedisUnavailable
+from orcd.errors import OrcdError, RedisUnavailable
 from orcd.result import Choice, Result, exception
+from orcd.status import Status
 from orcd.store import schema
 from orcd.store.backoff import Backoff
 
@@ -50,27 +51,51 @@ class BatchRun:
             time.sleep(max(LEAST_PAUSE_S, 4 * (time.monotonic() - start)))  # most of Redis's time is the workers'
 
     def _submit(self, lines: list[Line]) -> None:
-        job_ids = [line.job_id for line in lines]
-        if lines:
-            _patiently(partial(self._client.submit_many, [line.fields for line in lines], job_ids))
-        self._in_flight.update(zip(job_ids, lines, strict=True))
+        def submit(lines: Sequence[Line]) -> list[str]:
+            return self._client.submit_many([line.fields for line in lines], [line.job_id for line in lines])
+
+        for line, job_id in self._ask(lines, submit):
+            self._in_flight[job_id] = line
 
     def _collect(self) -> None:
-        job_ids = list(self._in_flight)
+        def statuses(lines: Sequence[Line]) -> list[Status]:
+            return self._client.statuses([line.job_id for line in lines])
+
+        def results(lines: Sequence[Line]) -> list[Result]:
+            return [self._client.result(line.job_id) for line in lines]
+
         tokens_in_flight = 0
-        for status in _patiently(partial(self._client.statuses, job_ids)):
+        for line, status in self._ask(list(self._in_flight.values()), statuses):
             if status.state not in schema.TERMINAL_STATES:
                 tokens_in_flight += status.tokens_out
                 continue
-            line = self._in_flight[status.job_id]
-            result = _patiently(partial(self._client.result, line.job_id))
-            if result.error is None:
-                self._file.succeed(line, record(result))
-            else:
-                self._file.fail(line.number, exception(result.error), line)
-            self._tokens_out += result.tokens_out
-            del self._in_flight[line.job_id]
+            for _, result in self._ask([line], results):
+                self._tokens_out += result.tokens_out
+                if result.error is None:
+                    self._file.succeed(line, record(result))
+                    del self._in_flight[line.job_id]
+                else:
+                    self._fail(line, exception(result.error))
         self._report(tokens_in_flight)
+
+    def _ask(self, lines: Sequence[Line], call: Callable[[Sequence[Line]], list[Answer]]) -> list[tuple[Line, Answer]]:
+        """What ``call`` answers for each of the lines, once Redis is there.
+
+        An error that one job is to blame for is that line's, and the line is left out.
+        """
+        try:
+            return list(zip(lines, _patiently(partial(call, lines)) if lines else (), strict=True))
+        except RedisUnavailable:
+            raise
+        except OrcdError as error:
+            if len(lines) > 1:
+                return [answer for line in lines for answer in self._ask([line], call)]
+            self._fail(lines[0], error)
+            return []
+
+    def _fail(self, line: Line, error: OrcdError) -> None:
+        self._file.fail(line.number, error, line)
+        self._in_flight.pop(line.job_id, None)
 
     def _report(self, tokens_in_flight: int) -> None:
         self._progress.update(self._file.num_done, self._tokens_out + tokens_in_flight)

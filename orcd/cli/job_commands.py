@@ -30,7 +30,7 @@ redis_option = click.option("--redis", "redis_url", metavar="URL", help="Redis t
 @redis_option
 @click.option("--model", metavar="NAME", help="Name of the model to ask; default: any.")
 @click.option("--max-tokens", type=int, metavar="N", help="Longest answer; default: what the context leaves.")
-@click.option("--temperature", type=float, metavar="T", help="0 to 2; 0 takes the likeliest token. Default 1.")
+@click.option("--temperature", type=float, metavar="T", help="How random the draw is; 0 takes the likeliest token.")
 @click.option("--top-p", type=float, metavar="P", help="Draw from the likeliest tokens of this total probability.")
 @click.option("--top-k", type=int, metavar="K", help="Draw from the K likeliest tokens.")
 @click.option("--seed", type=int, metavar="S", help="The same seed gives the same answer.")

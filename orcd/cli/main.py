@@ -6,7 +6,7 @@ import sys
 
 import click
 
-from orcd.cli import job_commands, process_commands
+from orcd.cli import job_commands, process_commands, queue_commands
 from orcd.cli.command_line import SETTINGS, run
 
 
@@ -26,7 +26,7 @@ def cli() -> None:
     """
 
 
-for command in (*job_commands.COMMANDS, *process_commands.COMMANDS):
+for command in (*job_commands.COMMANDS, *queue_commands.COMMANDS, *process_commands.COMMANDS):
     cli.add_command(command)
 
 

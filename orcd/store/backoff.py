@@ -3,7 +3,17 @@
 from __future__ import annotations
 
 import math
+import threading
 import time
+from collections.abc import Callable
+from typing import TypeVar
+
+import redis
+
+FIRST_RETRY_S = 0.05
+MAX_RETRY_S = 2.0
+
+T = TypeVar("T")
 
 
 class Backoff:
@@ -36,3 +46,24 @@ class Backoff:
         """The next failure is the first again."""
         self._since = None
         self._next_s = self._initial_s
+
+
+def retry(
+    call: Callable[[], T],
+    stopping: threading.Event,
+    failed: Callable[[redis.RedisError], None],
+    longest_s: float = MAX_RETRY_S,
+) -> T | None:
+    """What ``call`` returns, called again after ever longer pauses for as long as Redis fails it.
+
+    ``failed`` is told each error; no pause is longer than ``longest_s``. Returns None once ``stopping`` is set, before
+    the next call.
+    """
+    backoff = Backoff(FIRST_RETRY_S, longest_s)
+    while not stopping.is_set():
+        try:
+            return call()
+        except redis.RedisError as error:
+            failed(error)
+            stopping.wait(min(longest_s, backoff.failed(error)))
+    return None

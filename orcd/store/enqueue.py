@@ -1,7 +1,6 @@
-"""Celery messages: their queues, the broker's options, and how they are sent.
+"""Celery messages: their queues, and how they are sent.
 
-A message only makes a worker look at a job; the job itself is in its record. Clients, workers and Flower must agree on
-the broker's options, so all of them take them from here. This is the one module of `orcd` that knows Celery.
+A message only makes a worker look at a job; the job itself is in its record.
 """
 
 from __future__ import annotations
@@ -9,123 +8,138 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import quote
 from weakref import WeakSet
 
-import celery.app.amqp
-import kombu
+import msgspec
 from celery import Celery
 from kombu.exceptions import OperationalError
 from kombu.pools import ProducerPool
-from kombu.transport import redis
 
 from orcd.settings import ClientSettings
+from orcd.store.broker import broker_configuration
 
 log = logging.getLogger(__name__)
 
-DEFAULT_PRIORITY = 5
-PRIORITIES = list(range(10))
+GENERATE = "orcd.generate"
+"""The task of one job."""
+RETRY_POLICY = {"max_retries": 2, "interval_start": 0.1, "interval_step": 0.4}
+"""How often and after how many seconds a message that could not be sent is sent again."""
 MAX_CONNECTIONS = 10
 """Threads of a publisher that can send at once; more wait for each other."""
 
 
+class RecordedMessage(msgspec.Struct, frozen=True):
+    """A Celery message as it is kept beside the record of its job, until it was answered.
+
+    ``kwargs`` name the job (``job_id``, or ``job_ids`` for a chunk) and never hold a prompt. ``headers`` are Celery's,
+    with all that canvas, limits and tracing need; ``embed`` has its links, chain and chord.
+    """
+
+    task_id: str
+    task: str
+    queue: str
+    priority: int
+    headers: dict[str, Any]
+    args: list[Any]
+    kwargs: dict[str, Any]
+    embed: dict[str, Any]
+
+    @classmethod
+    def read_all(cls, texts: Sequence[bytes]) -> list[RecordedMessage]:
+        """From the JSON that is kept. One that cannot be read is left out, so that others are not lost with it."""
+        recorded = []
+        for text in texts:
+            with suppress(ValueError):
+                recorded.append(msgspec.json.decode(text, type=cls))
+        return recorded
+
+    @property
+    def time_limit_s(self) -> float | None:
+        """The sooner of Celery's two limits, if the sender gave one."""
+        given = self.headers.get("timelimit")
+        limits = [limit for limit in given if isinstance(limit, int | float)] if isinstance(given, list) else []
+        return min(limits, default=None)
+
+
 @dataclass(frozen=True, slots=True)
 class Message:
-    """A Celery message to publish for a job that waits in the queue."""
+    """What to publish for a job: the messages recorded for it, and a plain one if none of them goes to ``queue``."""
 
     job_id: str
     queue: str
     priority: int
     lease_lost: bool = False
+    recorded: tuple[RecordedMessage, ...] = ()
+
+    @classmethod
+    def read_all(cls, replies: Sequence[Any]) -> list[Message]:
+        """From what scripts return for each job. What was recorded for many of them, a chunk's, comes once."""
+        messages: list[Message] = []
+        seen: set[str] = set()
+        for job_id, queue, priority, lease_lost, texts in replies:
+            recorded = RecordedMessage.read_all(texts)
+            new = tuple(each for each in recorded if each.task_id not in seen)
+            seen.update(each.task_id for each in new)
+            if new or not recorded:
+                messages.append(cls(job_id.decode(), queue.decode(), int(priority), lease_lost == 1, new))
+        return messages
 
 
 def queue_name(model: str | None) -> str:
-    """The Celery queue of a model's jobs; jobs for any model go to Celery's default queue."""
-    return f"orcd.{model}" if model else "celery"
+    """The queue of a model's jobs, or with None of those that any model may run.
 
-
-def broker_configuration(settings: ClientSettings) -> dict[str, Any]:
-    """What the Celery apps of clients, workers and Flower have in common."""
-    return {
-        "broker_url": settings.redis_url,
-        "task_serializer": "json",
-        "result_serializer": "json",
-        "accept_content": ["json"],
-        "task_default_priority": DEFAULT_PRIORITY,
-        "task_create_missing_queues": True,
-        "task_send_sent_event": False,
-        "broker_connection_retry_on_startup": True,
-        "broker_transport_options": {
-            "priority_steps": PRIORITIES,
-            "sep": ":",
-            "queue_order_strategy": "priority",
-            # A job's truth is its lease, so an early redelivery is a no-op; this only bounds how long a message of a
-            # dead worker keeps its place in Celery's own bookkeeping.
-            "visibility_timeout": 3600,
-        },
-    }
-
-
-class Channel(redis.Channel):  # type: ignore[misc]
-    """Keeps its client as long as its pool of connections; redis-py's clients are thread-safe.
-
-    kombu makes a client object anew for every command, which takes redis-py 70 us.
+    In a model's name all but ``A-Z a-z 0-9 _ . -`` is percent-encoded: kombu gives other characters a meaning.
     """
-
-    _kept_client: Any = None
-
-    def _create_client(self, asynchronous: bool = False) -> Any:
-        if asynchronous:  # one for the poller and one for broadcasts, which kombu keeps
-            return super()._create_client(asynchronous=True)
-        if self._kept_client is None or self._kept_client.connection_pool is not self.pool:
-            self._kept_client = super()._create_client()
-        return self._kept_client
-
-
-class Transport(redis.Transport):  # type: ignore[misc]
-    """Opens these channels."""
-
-    Channel = Channel
-
-
-class Connection(kombu.Connection):  # type: ignore[misc]
-    """A connection whose URL begins with redis:// or rediss://, as ``broker_transport`` would not leave it."""
-
-    def get_transport_cls(self) -> type[Transport]:
-        """The transport, whatever the URL's scheme."""
-        return Transport
-
-
-class Amqp(celery.app.amqp.AMQP):  # type: ignore[misc]
-    """What a publishing app's connections are made by."""
-
-    Connection = Connection
+    return f"orcd.{quote(model, safe='').replace('~', '%7E')}" if model else "orcd"
 
 
 class Publisher:
     """Sends the messages of jobs. Thread-safe; in a forked process it opens connections of that process's own."""
 
     def __init__(self, settings: ClientSettings) -> None:
-        self._app = Celery("orcd", set_as_current=False, amqp="orcd.store.enqueue:Amqp")
+        self._app = Celery("orcd", set_as_current=False, amqp="orcd.store.broker:Amqp")
         # Without a result backend: Celery's would subscribe to every job it sends.
         self._app.conf.update(broker_configuration(settings), result_backend="disabled")
         self._open()
         _publishers.add(self)
 
     def publish(self, message: Message) -> None:
-        """Send one message. Raises kombu's ``OperationalError`` when the broker cannot be reached."""
+        """Send the job's recorded messages as they were, and a plain one where none of them goes to its queue.
+
+        Raises kombu's ``OperationalError`` when the broker cannot be reached.
+        """
         with self._producers.acquire(block=True) as producer:
-            self._app.send_task(
-                "tasks.generate",
-                kwargs={"job_id": message.job_id},
-                task_id=message.job_id,
-                queue=message.queue,
-                priority=message.priority,
-                producer=producer,
-                retry=True,
-                retry_policy={"max_retries": 2, "interval_start": 0.1, "interval_step": 0.4},
-            )
+            for recorded in message.recorded:
+                self._publish_again(producer, recorded, message.priority)
+            if all(recorded.queue != message.queue for recorded in message.recorded):
+                self._app.send_task(
+                    GENERATE,
+                    kwargs={"job_id": message.job_id},
+                    task_id=message.job_id,
+                    queue=message.queue,
+                    priority=message.priority,
+                    producer=producer,
+                    retry=True,
+                    retry_policy=RETRY_POLICY,
+                )
+
+    @staticmethod
+    def _publish_again(producer: Any, message: RecordedMessage, priority: int) -> None:
+        # Celery would make headers of its own, for a new task.
+        producer.publish(
+            (message.args, message.kwargs, message.embed),
+            routing_key=message.queue,
+            serializer="json",
+            headers={**message.headers, "lang": "py", "task": message.task, "id": message.task_id},
+            priority=min(priority, message.priority),
+            correlation_id=message.task_id,
+            retry=True,
+            retry_policy=RETRY_POLICY,
+        )
 
     def announce(self, messages: Sequence[Message]) -> None:
         """Send the messages of jobs that are stored.

@@ -13,22 +13,26 @@ from typing import Any
 
 import msgspec
 import redis
+from redis.exceptions import NoScriptError
 
-from orcd.errors import InvalidRequest, OrcdError
-from orcd.events import Cursor, Event, Queued, Started, Token, decode_event
-from orcd.status import unknown_job
+from orcd.errors import InvalidRequest
+from orcd.events import Cursor, End, Event, Position, Queued, Started, Token, decode_event
+from orcd.status import Look
 from orcd.store import schema
 from orcd.store.backoff import Backoff
+from orcd.store.token_log import Entry, damaged, read_entry, terminal_error
 
 POLL_S = 2.0
 """Silence on the channel after which the record and the log are read again."""
 PAGE_ENTRIES = 1000
 """Log entries read in one go."""
+WHOLE_LOG = "0-0"
+"""Where a replay begins that reads all of the log."""
 FIRST_BACKOFF_S = 0.1
 LONGEST_BACKOFF_S = 1.0
 
-Entry = tuple[bytes, dict[bytes, bytes]]
-"""A log entry as redis-py gives it: id and fields."""
+TRANSIENT_ERRORS = (redis.ConnectionError, redis.TimeoutError, NoScriptError)
+"""After these a reader connects again and goes on. Somebody may flush the scripts while they are used."""
 
 
 class EventStream:
@@ -46,7 +50,8 @@ class EventStream:
         self._deadline = None if timeout is None else time.monotonic() + timeout
         self._backoff = Backoff(FIRST_BACKOFF_S, LONGEST_BACKOFF_S, reconnect_s)
         self._cursor = Cursor()
-        self._position: int | None = None
+        self._queued: Queued | None = None
+        self._replays_all = True
 
     @property
     def ended(self) -> bool:
@@ -71,43 +76,67 @@ class EventStream:
         if message is None or message["type"] != "message":
             return None
         try:
-            return self._take(decode_event(message["data"]))
+            event = decode_event(message["data"])
+            if isinstance(event, End) and event.tokens_out != self._cursor.num_tokens:
+                return None
+            return self._take(event)
         except ValueError:  # unreadable, or tokens before it are missing
             return None
 
-    def replayed(self, state: bytes | None, rank: int | None, entries: Sequence[Entry]) -> list[Event]:
-        """The new events on a page of the log, and the job's place if it is queued.
+    def replayed(self, start: str, look: Look, entries: Sequence[Entry] | None) -> tuple[list[Event], str]:
+        """The new events on the page of the log from ``start``, and where the next page starts ('' if there is none).
 
-        ``state`` is the record's, read before the page. Raises `InvalidRequest` if there is no such job, and
-        `OrcdError` if its log does not hold what the record promises.
+        ``look`` was made before the page was read; ``entries`` are None where the log cannot be used. Raises
+        `LogDamaged` if the log does not hold what the record promises, unless the record has the error that the job
+        ended with: that then stands for what is missing.
         """
         self._backoff.succeeded()
-        if state is None:
-            raise unknown_job(self.job_id)
+        if not start.startswith("("):
+            self._replays_all = start == WHOLE_LOG
         events: list[Event] = []
         try:
-            for _, fields in entries:
-                events += self._take(decode_event(fields[b"e"]))
-        except (ValueError, KeyError):
-            raise self._damaged() from None
-        if state == b"queued":
-            events += self._take(Queued(1 if rank is None else rank + 1))
-        elif state.decode() in schema.TERMINAL_STATES and not self.ended and len(entries) < PAGE_ENTRIES:
-            raise self._damaged()
-        return events
+            if entries is None:
+                raise ValueError("the log is none")
+            self._read_page(start, look, entries, events)
+        except ValueError:
+            # Redis may have forgotten what we have seen, and the log goes on in another way from before that.
+            if not self._replays_all:
+                return events, WHOLE_LOG
+            error = terminal_error(look.end)
+            if error is None:
+                raise damaged(self.job_id) from None
+            return events + self._take(error), ""
+        if look.state == "queued":
+            events += self._take(Queued(1 if look.rank is None else look.rank + 1, look.served))
+        return events, f"({entries[-1][0].decode()}" if len(entries) == PAGE_ENTRIES else ""
+
+    def _read_page(self, start: str, look: Look, entries: Sequence[Entry], events: list[Event]) -> None:
+        """Add the new events to ``events``. Raises ValueError where the log does not go on, or ends too soon."""
+        before = Position.parse(start[1:].encode()) if start.startswith("(") else None
+        if start == WHOLE_LOG:
+            before = Position()
+        for entry in entries:
+            logged = read_entry(entry, before)
+            before = logged.position
+            if isinstance(logged.event, End) and before.n != self._cursor.num_tokens:
+                raise ValueError("the end comes behind other tokens than were seen")
+            events += self._take(logged.event)
+        if look.state in schema.TERMINAL_STATES and not self.ended and len(entries) < PAGE_ENTRIES:
+            raise ValueError("the end is missing")
 
     def _take(self, event: Event) -> list[Event]:
-        if not self._cursor.is_new(event):
-            return []
-        match event:
-            case Queued(position=position):
-                known, self._position = self._position, position
-                return [] if position == known else [event]
+        new = self._cursor.new_part(event)
+        match new:
+            case None:
+                return []
+            case Queued():
+                known, self._queued = self._queued, new
+                return [] if new == known else [new]
             case Started():
-                self._position = None
+                self._queued = None
             case Token():
-                return self._without_first(event)
-        return [event]
+                return self._without_first(new)
+        return [new]
 
     def _without_first(self, event: Token) -> list[Event]:
         """The event less the tokens that were not asked for; its text cannot be cut at a token and comes whole."""
@@ -132,6 +161,3 @@ class EventStream:
         if left_s <= 0:
             raise TimeoutError(f"job {self.job_id}: did not end within {self._timeout} s")
         return left_s
-
-    def _damaged(self) -> OrcdError:
-        return OrcdError(f"job {self.job_id}: its token log is damaged or gone; submit it again under another id")

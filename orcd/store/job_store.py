@@ -1,12 +1,14 @@
 """The job record in Redis: claim, lease and fencing.
 
-A job belongs to the worker that claimed it last. The claim hands out an epoch; every later write names it, and is
-refused once somebody else has claimed the job. The scripts in ``orcd/store/lua`` do each of these steps atomically.
+A job belongs to the worker that claimed it last. The claim hands out a lease; every later write names it, and is
+refused once somebody else has claimed the job or Redis has forgotten the claim. The scripts in ``orcd/store/lua`` do
+each of these steps atomically; docs/protocol.md says what each compares and writes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import secrets
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -14,186 +16,234 @@ from typing import Any, Literal
 import msgspec
 import redis
 
-from orcd import request as requests
-from orcd.errors import Expired, InvalidRequest, OrcdError
-from orcd.events import Error, Event, Loading, Position, decode_event, encode_event
+from orcd.errors import InvalidRequest, LogDamaged, OrcdError
+from orcd.events import Error, Event, Loading, Position, encode_event, state_after
 from orcd.request import Request
 from orcd.store import schema
-from orcd.store.enqueue import Message
-from orcd.store.submission import REPUBLISH_AFTER_MS, Submission
+from orcd.store.claim import Claim, ClaimStatus, Lease
+from orcd.store.enqueue import Message, RecordedMessage, queue_name
+from orcd.store.submission import REPUBLISH_AFTER_MS, Lifetime, Submission
+from orcd.store.token_log import LoggedEvent, damaged, read_events, usable
 
-ClaimStatus = Literal["claimed", "unknown", "busy", "finished"]
+Renewal = Literal["lost", "renewed", "cancelled"]
 
-
-class LoggedEvent(msgspec.Struct, frozen=True):
-    """An event with its place in the token log."""
-
-    position: Position
-    event: Event
+QUEUE_LIMIT_S = 24 * 3600
+REPUBLISH_ANYWAY_MS = 600_000
+"""How long a job waits in a queue that is not empty before its message is first published again."""
+MAX_TOLD = 1000
+"""Queued jobs that are looked at when the progress of loading is announced."""
 
 
 @dataclass(frozen=True, slots=True)
-class Claim:
-    """A job as its new owner takes it over. Times are Unix milliseconds of the Redis clock.
-
-    ``request`` is an error where the record holds none that this version can read.
-    """
+class Arrival:
+    """What a Celery message brought for a job: its request, if that came inside, and itself, if it must be answered."""
 
     job_id: str
-    request: Request | InvalidRequest
-    epoch: int
-    attempt: int
-    created_ms: int
-    started_ms: int
-    first_token_ms: int | None
-    claimed_ms: int
-    deadline_ms: int
-    cancelled: bool
-    log: tuple[LoggedEvent, ...]
+    request: Request | None
+    message: RecordedMessage | None
 
 
 @dataclass(slots=True)
 class Append:
-    """Events to write to one job's log; ``final_state`` is set when the last of them ends the job."""
+    """Events to write to one job's log, behind the entry at ``after`` (`Position` () for an empty log).
+
+    ``final_state`` is set when the last of them ends the job.
+    """
 
     job_id: str
-    epoch: int
+    lease: Lease
+    after: Position
     events: list[LoggedEvent] = field(default_factory=list)
     final_state: str = ""
 
 
 class Appended(msgspec.Struct, frozen=True):
-    """What an append found: whether the job is still ours, whether it should be cancelled, who listens."""
+    """What became of an append, whether somebody wants the job cancelled, and how many listen.
 
-    owned: bool
+    Unless ``appended``, nothing was written. ``fenced``: the job is not ours any more. ``conflict``: the log ends
+    elsewhere (Redis forgot what we wrote): give the job back. ``damaged``: the job's keys cannot be used: end it.
+    """
+
+    status: Literal["appended", "fenced", "conflict", "damaged"]
     cancelled: bool
     num_listeners: int
 
 
 class JobStore:
-    """A worker's view of the jobs in Redis. Thread-safe. Every method may raise `redis.RedisError`."""
+    """A worker's view of the jobs in Redis. Thread-safe. Every method may raise `redis.RedisError`.
 
-    def __init__(self, connection: redis.Redis, *, owner: str, model: str, lease_ms: int, ttl_s: int) -> None:
+    What is wrong with one job's keys never fails a call about others.
+    """
+
+    def __init__(
+        self,
+        connection: redis.Redis,
+        *,
+        owner: str,
+        model: str,
+        lease_ms: int,
+        ttl_s: int,
+        queue_limit_s: int = QUEUE_LIMIT_S,
+        key_prefix: str = "",
+    ) -> None:
+        """``ttl_s`` and ``queue_limit_s`` are for jobs whose request comes inside a message."""
         self.redis = connection
+        self.key_prefix = key_prefix
         self._owner = owner
         self._model = model
         self._lease_ms = lease_ms
-        self._ttl_s = ttl_s
-        names = ("submit", "claim", "append", "renew", "release", "reap")
-        self._scripts = {name: connection.register_script(schema.script(name)) for name in names}
+        self._lifetime = Lifetime(ttl_s, queue_limit_s)
+        self._queues = (queue_name(None), queue_name(model))
+        names = ("arrive", "claim", "append", "renew", "release", "reap", "answered", "cancel", "end_damaged")
+        self._scripts = {name: connection.register_script(schema.script(name, key_prefix)) for name in names}
 
-    def submit(self, job_id: str, request: Request) -> bool:
-        """Write the record of a request that came inside a message; False if the job exists already."""
-        submission = Submission.of(job_id, request, self._ttl_s)
-        created: list[int] = self._scripts["submit"](submission.keys, submission.arguments)
-        return bool(created[0])
+    def arrive(self, arrivals: Sequence[Arrival]) -> list[OrcdError | None]:
+        """Write down what came with messages, before the jobs are claimed; an error for each that is refused.
 
-    def claim(self, job_ids: Sequence[str]) -> list[Claim | ClaimStatus | OrcdError]:
-        """Take the jobs in one call, or say why not. One that cannot be read any more is ended with the error."""
-        keys = [schema.QUEUED, schema.RUNNING]
-        for job_id in job_ids:
-            keys += [schema.job_key(job_id), schema.log_key(job_id)]
-        replies = self._scripts["claim"](keys, [self._owner, self._model, self._lease_ms, self._ttl_s, *job_ids])
+        A request whose job exists already is `Conflict` unless it is the same one.
+        """
+        answers: list[OrcdError | None] = []
+        written: list[tuple[int, Submission | None]] = []
+        arguments: list[Any] = [Submission.NUM_ARGUMENTS]
+        for index, arrival in enumerate(arrivals):
+            answers.append(None)
+            request, message = arrival.request, arrival.message
+            try:
+                submission = None if request is None else Submission.of(arrival.job_id, request, self._lifetime)
+                text = msgspec.json.encode(message) if message else b""
+            except OrcdError as error:
+                answers[index] = error
+                continue
+            except ValueError:
+                answers[index] = InvalidRequest("the message holds text that is no Unicode")
+                continue
+            written.append((index, submission))
+            arguments += [arrival.job_id, message.task_id if message else "", text, int(submission is not None)]
+            arguments += submission.arguments if submission else []
+        if written:
+            replies = self._scripts["arrive"]([], arguments)
+            for (index, submission), reply in zip(written, replies, strict=True):
+                job_id = arrivals[index].job_id
+                answers[index] = submission.refusal(reply) if submission else damaged(job_id) if reply < 0 else None
+        return answers
+
+    def claim(self, job_ids: Sequence[str], fingerprint: str = "") -> list[Claim | ClaimStatus | OrcdError]:
+        """Take the jobs in one call, or say why not. One that cannot be read any more is ended with the error.
+
+        ``fingerprint`` names the model file and the kind of device that the jobs will run on.
+        """
+        tokens = [secrets.token_hex(8) for _ in job_ids]
+        pairs = [word for pair in zip(job_ids, tokens, strict=True) for word in pair]
+        own_queue = queue_name(self._model)
+        replies = self._scripts["claim"]([], [self._owner, self._model, fingerprint, self._lease_ms, own_queue, *pairs])
         return [self._claimed(job_id, reply) for job_id, reply in zip(job_ids, replies, strict=True)]
 
     def _claimed(self, job_id: str, reply: list[Any]) -> Claim | ClaimStatus | OrcdError:
-        status: ClaimStatus = reply[0].decode()
+        status = reply[0].decode()
+        if status == "damaged":
+            return damaged(job_id)
         if status != "claimed":
-            return status
-        _, now, flat, entries = reply
+            return status  # type: ignore[no-any-return]  # one of ClaimStatus: the script's header lists them
+        _, now, fingerprint, flat, entries, messages = reply
         record = dict(zip(flat[::2], flat[1::2], strict=True))
         try:
-            return self._read_claim(job_id, int(now), record, entries)
-        except (ValueError, KeyError, msgspec.MsgspecError) as error:
-            damage = OrcdError(f"the record of job {job_id} cannot be read ({type(error).__name__}); submit it again")
-            last = Position.parse(entries[-1][0]) if entries else Position()
-            event = Error(damage.code, damage.message, damage.retriable)
-            failure = Append(job_id, int(record[b"epoch"]), [LoggedEvent(last.after(0), event)], "failed")
+            return Claim.read(
+                job_id, int(now), fingerprint.decode(), record, entries, RecordedMessage.read_all(messages)
+            )
+        except (ValueError, KeyError, TypeError, LogDamaged):
+            lease = Lease(int(record[b"epoch"]), record[b"token"].decode())
+            error = damaged(job_id)
             with suppress(redis.RedisError):  # then whoever claims it next does
-                self.append([failure])
-            return damage
-
-    def _read_claim(self, job_id: str, now: int, record: dict[bytes, bytes], entries: list[Any]) -> Claim:
-        return Claim(
-            job_id=job_id,
-            request=_stored(record[b"request"]),
-            epoch=int(record[b"epoch"]),
-            attempt=int(record[b"attempt"]),
-            created_ms=int(record[b"created_ms"]),
-            started_ms=int(record[b"started_ms"]),
-            first_token_ms=int(first) if (first := record.get(b"first_token_ms")) else None,
-            claimed_ms=now,
-            deadline_ms=int(record[b"deadline_ms"]),
-            cancelled=b"cancel" in record,
-            log=tuple(LoggedEvent(Position.parse(entry), decode_event(fields[1])) for entry, fields in entries),
-        )
+                self.end_damaged(job_id, lease, error)
+            return error
 
     def append(self, appends: Sequence[Append]) -> list[Appended]:
         """Write the events of many jobs in one call. Calling again after a lost answer is harmless."""
         if not appends:
             return []
-        keys = [schema.RUNNING]
-        arguments: list[Any] = [self._ttl_s]
+        arguments: list[Any] = [self._lease_ms]
         for job in appends:
-            keys += [schema.job_key(job.job_id), schema.log_key(job.job_id)]
-            arguments += [job.job_id, job.epoch, job.final_state, len(job.events)]
+            arguments += [job.job_id, job.lease.epoch, job.lease.token, job.after.text, job.final_state]
+            arguments.append(len(job.events))
             for logged in job.events:
-                arguments += [logged.position.n, logged.position.k, encode_event(logged.event)]
-        answers = self._scripts["append"](keys, arguments)
-        return [Appended(status == 1, cancel == 1, listeners) for status, cancel, listeners in answers]
+                arguments += [logged.position.text, encode_event(logged.event)]
+        answers = self._scripts["append"]([], arguments)
+        return [Appended(status.decode(), cancel == 1, listeners) for status, cancel, listeners in answers]
 
-    def renew(self, epochs: dict[str, int]) -> dict[str, Literal["lost", "renewed", "cancelled"]]:
-        """Renew the leases of jobs, given with their epochs; says which are lost and which should be cancelled."""
-        if not epochs:
-            return {}
-        answers = self._scripts["renew"](
-            [schema.RUNNING, *map(schema.job_key, epochs)],
-            [self._lease_ms, self._ttl_s, *(item for pair in epochs.items() for item in pair)],
-        )
-        names: tuple[Literal["lost", "renewed", "cancelled"], ...] = ("lost", "renewed", "cancelled")
-        return {job_id: names[answer] for job_id, answer in zip(epochs, answers, strict=True)}
+    def renew(self, leases: Mapping[str, Lease]) -> dict[str, Renewal]:
+        """Renew the leases of jobs; says which are lost and which should be cancelled.
 
-    def release(self, epochs: dict[str, int]) -> list[Message]:
+        Also notes that this worker serves its queues: call it as often when there are no jobs.
+        """
+        arguments = [self._lease_ms, len(self._queues), *self._queues, *_flat(leases)]
+        answers = self._scripts["renew"]([], arguments)
+        names: tuple[Renewal, ...] = ("lost", "renewed", "cancelled")
+        return {job_id: names[answer] for job_id, answer in zip(leases, answers, strict=True)}
+
+    def release(self, leases: Mapping[str, Lease]) -> list[Message]:
         """Give running jobs back to the queue; the caller publishes the returned messages."""
-        if not epochs:
+        if not leases:
             return []
-        answers = self._scripts["release"](
-            [schema.RUNNING, schema.QUEUED, *map(schema.job_key, epochs)],
-            [REPUBLISH_AFTER_MS, self._ttl_s, *(item for pair in epochs.items() for item in pair)],
-        )
-        return [
-            Message(job_id, answer[0].decode(), int(answer[1]))
-            for job_id, answer in zip(epochs, answers, strict=True)
-            if answer
-        ]
+        return Message.read_all(self._scripts["release"]([], [REPUBLISH_AFTER_MS, *_flat(leases)]))
 
     def reap(self, most: int = 100) -> list[Message]:
-        """Put jobs whose lease ran out back into the queue and find queued ones whose message may be lost.
+        """Put jobs whose lease ran out back into the queue, end those that are overdue, and find lost messages.
 
-        Ends queued jobs whose deadline has passed.
+        The caller publishes the returned messages: of those jobs, of queued ones whose message may be lost, and of
+        ended ones whose recorded messages nobody has answered.
         """
-        expired = Expired("the deadline passed while the job was queued")
-        event = encode_event(Error(expired.code, expired.message, expired.retriable))
-        found = self._scripts["reap"]([schema.RUNNING, schema.QUEUED], [most, REPUBLISH_AFTER_MS, self._ttl_s, event])
-        return [Message(job.decode(), queue.decode(), int(priority), lost == 1) for job, queue, priority, lost in found]
+        return Message.read_all(self._scripts["reap"]([], [most, REPUBLISH_AFTER_MS, REPUBLISH_ANYWAY_MS]))
+
+    def answered(self, job_ids: Collection[str], task_id: str) -> None:
+        """The message ``task_id``, recorded for these jobs, was answered: its result is stored, its links followed."""
+        if job_ids:
+            self._scripts["answered"]([], [task_id, *job_ids])
+
+    def cancel(self, job_id: str, error: OrcdError) -> str:
+        """End a job with ``error`` if it is queued; if it runs, have its owner cancel it.
+
+        Returns the state after that; "" if the job is unknown, "newer" or "damaged" if its record cannot be read.
+        """
+        event = _event(error)
+        arguments: list[Any] = [job_id, encode_event(event), state_after(event), self._lease_ms]
+        state: bytes = self._scripts["cancel"]([], arguments)
+        return state.decode()
+
+    def end_damaged(self, job_id: str, lease: Lease, error: OrcdError) -> bool:
+        """End a job of ours whose keys cannot be used, as far as they allow; False if it is not ours any more.
+
+        Whoever cannot read its log finds ``error`` in the record.
+        """
+        arguments: list[Any] = [job_id, lease.epoch, lease.token, encode_event(_event(error)), self._lease_ms]
+        return bool(self._scripts["end_damaged"]([], arguments))
 
     def events(self, job_id: str) -> list[Event]:
-        """The job's token log."""
-        entries: Any = self.redis.xrange(schema.log_key(job_id))
-        return [decode_event(fields[b"e"]) for _, fields in entries]
+        """The job's events so far. Raises `LogDamaged` if its log cannot be used and does not tell how it ended."""
+        pipeline: Any = self.redis.pipeline(transaction=False)
+        pipeline.hmget(schema.job_key(job_id, self.key_prefix), "state", "end")
+        pipeline.xrange(schema.log_key(job_id, self.key_prefix))
+        record, entries = map(usable, pipeline.execute(raise_on_error=False))
+        state, end = record or (None, None)
+        return read_events(job_id, state, end, entries)
 
     def announce_loading(self, percent: int, remaining_ms: int | None = None) -> None:
-        """Tell those who wait for the first queued jobs how far the model has loaded."""
+        """Tell those who wait for the first queued jobs of this worker's queues how far the model has loaded."""
         event = encode_event(Loading(percent, remaining_ms))
-        pipeline = self.redis.pipeline(transaction=False)
-        waiting: Any = self.redis.zrange(schema.QUEUED, 0, 99)
+        pipeline: Any = self.redis.pipeline(transaction=False)
+        waiting: Any = self.redis.zrange(self.key_prefix + schema.QUEUED, 0, MAX_TOLD - 1)
         for job_id in waiting:
-            pipeline.publish(schema.events_channel(job_id.decode()), event)
+            pipeline.hget(schema.job_key(job_id.decode(), self.key_prefix), "queue")
+        queues = pipeline.execute(raise_on_error=False)
+        served = {queue.encode() for queue in self._queues}
+        for job_id, queue in zip(waiting, queues, strict=True):
+            if queue in served:
+                pipeline.publish(schema.events_channel(job_id.decode(), self.key_prefix), event)
         pipeline.execute()
 
 
-def _stored(json: bytes) -> Request | InvalidRequest:
-    try:
-        return requests.decode(json)
-    except InvalidRequest as error:
-        return error
+def _event(error: OrcdError) -> Error:
+    return Error(error.code, error.message, error.retriable)
+
+
+def _flat(leases: Mapping[str, Lease]) -> list[Any]:
+    return [word for job_id, lease in leases.items() for word in (job_id, lease.epoch, lease.token)]

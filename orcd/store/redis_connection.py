@@ -1,68 +1,217 @@
-"""How clients reach Redis, and what they say when they cannot."""
+"""How clients and workers reach Redis, and what they say when they cannot."""
 
 from __future__ import annotations
 
 import re
+import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import redis
-from redis.backoff import ExponentialBackoff
+import redis.asyncio
+from redis.asyncio import connection as async_connection
+from redis.asyncio import sentinel as async_sentinel
+from redis.asyncio.retry import Retry as AsyncRetry
+from redis.backoff import ExponentialBackoff, NoBackoff
+from redis.maint_notifications import MaintNotificationsConfig
+from redis.retry import Retry
+from redis.sentinel import (
+    MasterNotFoundError,
+    Sentinel,
+    SentinelConnectionPool,
+    SentinelManagedConnection,
+    SentinelManagedSSLConnection,
+)
 
-from orcd.errors import InvalidRequest, RedisUnavailable
+from orcd.errors import RedisUnavailable
 from orcd.settings import ClientSettings
+from orcd.store.redis_address import RedisAddress
 
 CONNECT_TIMEOUT_S = 5
 ANSWER_TIMEOUT_S = 15
+SENTINEL_TIMEOUT_S = 1
+"""A sentinel that does not answer for so long is passed over."""
 NUM_RETRIES = 3
 RETRY_BACKOFF = ExponentialBackoff(cap=0.2, base=0.02)
 """How a client tries a command again, in redis-py's terms; what takes longer is for `orcd.store.backoff.Backoff`."""
 HEALTH_CHECK_S = 30
 """A connection that was idle for so long is tried before it is used; a subscription, while it is silent."""
+OLDEST_VERSION = (6, 2)
+"""Of Redis, and of servers that say they are compatible with it."""
 
 
-def connect(
-    from_url: Any, settings: ClientSettings, retry: Any, answer_timeout_s: float | None = ANSWER_TIMEOUT_S
-) -> Any:
-    """A sync or asyncio Redis client, made by ``from_url``; opens no connection yet.
+class UnsuitableRedisError(redis.RedisError):
+    """The server that answers is none that orcd can work with. The text is a sentence's end: what it is."""
 
-    With ``answer_timeout_s`` None the caller bounds the time that an answer may take. Raises `InvalidRequest` on a
-    malformed URL. The result is untyped: redis-py's stubs mix sync and async answers.
+
+def connect(settings: ClientSettings, retry: Retry | None = None) -> redis.Redis:
+    """A client, which opens no connection yet. Raises `InvalidRequest` on a malformed URL."""
+    retry = retry or Retry(RETRY_BACKOFF, NUM_RETRIES)
+    address = RedisAddress.parse(settings.redis_url)
+    return redis.Redis.from_pool(make_pool(address, retry=retry, socket_timeout=ANSWER_TIMEOUT_S))
+
+
+def connect_async(settings: ClientSettings) -> redis.asyncio.Redis:
+    """`connect` for asyncio. The caller bounds the time that an answer may take.
+
+    Raises `InvalidRequest` on a malformed URL.
     """
-    try:
-        return from_url(
-            settings.redis_url,
-            retry=retry,
-            socket_connect_timeout=CONNECT_TIMEOUT_S,
-            socket_timeout=answer_timeout_s,
-            health_check_interval=HEALTH_CHECK_S,
-            max_connections=2**31,  # every stream holds one
-        )
-    except ValueError:
-        raise InvalidRequest("redis_url: must look like redis://HOST:PORT/DB (see ORCD_REDIS_URL)") from None
+    address = RedisAddress.parse(settings.redis_url)
+    options = _options(address) | {
+        "retry": AsyncRetry(RETRY_BACKOFF, NUM_RETRIES),
+        "socket_timeout": None,
+        "redis_connect_func": _greet_async,
+    }
+    if address.master:
+        return redis.asyncio.Redis.from_pool(_AsyncSentinelPool(address, **options))
+    kind: type[Any] = async_connection.SSLConnection if address.uses_tls else async_connection.Connection
+    if address.path:
+        kind = async_connection.UnixDomainSocketConnection
+    return redis.asyncio.Redis.from_pool(async_connection.ConnectionPool(connection_class=kind, **options))
+
+
+def make_pool(address: RedisAddress, *, retry: Retry, socket_timeout: float, **options: Any) -> redis.ConnectionPool:
+    """A pool of connections with more of redis-py's ``options``, which opens none yet."""
+    options = {"connection_class": connection_class(address)} | _options(address) | options
+    options |= {"retry": retry, "socket_timeout": socket_timeout, "redis_connect_func": _greet}
+    if not address.master:
+        return redis.ConnectionPool(**options)
+    return _SentinelPool(address, **options)
+
+
+def connection_class(address: RedisAddress) -> type[Any]:
+    """What redis-py calls the kind of connection that the address needs."""
+    if address.master:
+        return SentinelManagedSSLConnection if address.uses_tls else SentinelManagedConnection
+    if address.path:
+        return redis.UnixDomainSocketConnection
+    return redis.SSLConnection if address.uses_tls else redis.Connection
+
+
+class _SentinelPool(SentinelConnectionPool):
+    """Closes the connections to the sentinels with those to the master."""
+
+    def __init__(self, address: RedisAddress, **options: Any) -> None:
+        once = _sentinel_options(address) | {"retry": Retry(NoBackoff(), 0)}
+        sentinels = Sentinel(address.hosts, sentinel_kwargs=once)  # type: ignore[no-untyped-call]
+        super().__init__(address.master, sentinels, **options)  # type: ignore[no-untyped-call]  # redis-py leaves it so
+
+    def disconnect(self, inuse_connections: bool = True) -> None:
+        super().disconnect(inuse_connections)
+        if inuse_connections:
+            self.sentinel_manager.close()
+
+
+class _AsyncSentinelPool(async_sentinel.SentinelConnectionPool):
+    """Closes the connections to the sentinels with those to the master."""
+
+    def __init__(self, address: RedisAddress, **options: Any) -> None:
+        once = _sentinel_options(address) | {"retry": AsyncRetry(NoBackoff(), 0)}
+        sentinels = async_sentinel.Sentinel(address.hosts, sentinel_kwargs=once)  # type: ignore[no-untyped-call]
+        options["ssl"] = address.uses_tls
+        super().__init__(address.master, sentinels, **options)  # type: ignore[no-untyped-call]  # redis-py leaves it so
+
+    async def disconnect(self, inuse_connections: bool = True) -> None:
+        await super().disconnect(inuse_connections)
+        if inuse_connections:
+            await self.sentinel_manager.aclose()
+
+
+def _options(address: RedisAddress) -> dict[str, Any]:
+    """What connections of all kinds have in common."""
+    place: dict[str, Any] = {"path": address.path} if address.path else {}
+    if not address.path and not address.master:
+        ((place["host"], place["port"]),) = address.hosts
+    return {
+        **place,
+        **address.login,
+        **address.tls,
+        "db": address.db,
+        "socket_connect_timeout": CONNECT_TIMEOUT_S,
+        "health_check_interval": HEALTH_CHECK_S,
+        "max_connections": 2**31,  # every stream holds one
+        "retry_on_error": [redis.ReadOnlyError],  # a master that became a replica: its name leads elsewhere by now
+        "maint_notifications_config": MaintNotificationsConfig(enabled=False),  # of Redis Cloud only
+        "driver_info": None,  # it costs two round trips to tell Redis the name of its library
+    }
+
+
+def _sentinel_options(address: RedisAddress) -> dict[str, Any]:
+    """How a sentinel is asked: once, as there are others."""
+    timeouts = {"socket_timeout": SENTINEL_TIMEOUT_S, "socket_connect_timeout": SENTINEL_TIMEOUT_S}
+    return {**timeouts, "ssl": address.uses_tls, **address.tls, **address.sentinel_login}
+
+
+def _greet(connection: Any) -> None:
+    """Log in, and look at what the server says of itself. redis-py would try out the new connection first."""
+    connection.on_connect_check_health(check_health=False)
+    _check(connection.handshake_metadata)
+
+
+async def _greet_async(connection: Any) -> None:
+    await connection.on_connect_check_health(check_health=False)
+    await connection.send_command("HELLO", check_health=False)  # redis-py does not keep the answer to its own
+    _check(await connection.read_response())
+
+
+def _check(handshake: Any) -> None:
+    """Raises `UnsuitableRedisError`. ``handshake`` is the answer to HELLO."""
+    mode = handshake.get(b"mode")
+    if mode == b"cluster":
+        raise UnsuitableRedisError("is a Redis Cluster, which orcd cannot use; use one server, or one with replicas")
+    if mode == b"sentinel":
+        raise UnsuitableRedisError("is a sentinel; use redis+sentinel://HOST:PORT/MASTER/DB")
+    version = re.match(rb"(\d+)\.(\d+)", handshake.get(b"version", b""))
+    if version is not None and (int(version[1]), int(version[2])) < OLDEST_VERSION:
+        oldest = ".".join(map(str, OLDEST_VERSION))
+        raise UnsuitableRedisError(f"is version {version[0].decode()}; orcd needs {oldest} or newer")
 
 
 @contextmanager
 def redis_errors(settings: ClientSettings) -> Iterator[None]:
     """Turn redis-py's errors into `RedisUnavailable`; their text may quote a command's arguments, so it is left out."""
-    url = safe_url(settings.redis_url)
     try:
         yield
-    except redis.AuthenticationError:
-        raise RedisUnavailable(f"Redis at {url} refuses the password; set ORCD_REDIS_URL") from None
-    except (redis.ConnectionError, redis.TimeoutError):
-        raise RedisUnavailable(f"cannot reach Redis at {url}; start it or set ORCD_REDIS_URL") from None
     except redis.RedisError as error:
-        # Inside a script an older Redis reports it as any other error of the script.
-        if isinstance(error, redis.OutOfMemoryError) or "OOM command not allowed" in str(error):
-            raise RedisUnavailable(f"Redis at {url} is full; raise its maxmemory") from None
-        raise RedisUnavailable(f"Redis at {url} refused a command: {type(error).__name__}") from None
+        raise explain(error, RedisAddress.parse(settings.redis_url)) from None
 
 
-def safe_url(redis_url: str) -> str:
-    """The URL without its password, for messages and logs.
+def is_refusal(error: redis.RedisError) -> bool:
+    """Whether waiting does not help: Redis was reached, and does not want us as we are, or we cannot work with it."""
+    is_away = isinstance(error, redis.ConnectionError | redis.TimeoutError)
+    return isinstance(error, redis.AuthenticationError) or _tls_error(error) is not None or not is_away
 
-    The password may hold any character: what is hidden ends at the last ``@``.
-    """
-    return re.sub(r"^(\w+://[^:/@]*):.*@", r"\1:**@", redis_url)
+
+def explain(error: redis.RedisError, address: RedisAddress) -> RedisUnavailable:
+    """What an error of Redis means to a user, in a line without secrets."""
+    # Inside a script an older Redis reports some of these as any other error of the script.
+    if isinstance(error, UnsuitableRedisError):
+        text = f"Redis at {address} {error}"
+    elif isinstance(error, redis.AuthenticationError):
+        text = f"Redis at {address} refuses the password; set ORCD_REDIS_URL"
+    elif tls_error := _tls_error(error):
+        text = (
+            f"no TLS connection with Redis at {address} ({tls_error}); docs/reliability.md has the options of rediss://"
+        )
+    elif isinstance(error, MasterNotFoundError | async_sentinel.MasterNotFoundError):
+        text = f"no sentinel of {address} answers and names a master that is up; start them or set ORCD_REDIS_URL"
+    elif isinstance(error, redis.ConnectionError | redis.TimeoutError):
+        text = f"cannot reach Redis at {address}; start it or set ORCD_REDIS_URL"
+    elif isinstance(error, redis.OutOfMemoryError) or "OOM command not allowed" in str(error):
+        text = f"Redis at {address} is full; raise its maxmemory"
+    elif "DB index is out of range" in str(error):
+        text = f"Redis at {address} has no database {address.db}; set ORCD_REDIS_URL"
+    else:
+        text = f"Redis at {address} refused a command: {type(error).__name__}"
+    return RedisUnavailable(text)
+
+
+def _tls_error(error: redis.RedisError) -> str | None:
+    """Why the two sides cannot agree on TLS, in OpenSSL's words; None if it was something else, or only a cut."""
+    cause = error.__context__
+    if isinstance(cause, ssl.SSLCertVerificationError):
+        return cause.verify_message
+    if isinstance(cause, ssl.SSLError) and not isinstance(cause, ssl.SSLEOFError) and cause.reason:
+        return cause.reason.replace("_", " ").lower()
+    return None

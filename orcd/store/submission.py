@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
+
+import msgspec
 
 from orcd import request as requests
-from orcd.errors import InvalidRequest
+from orcd.errors import Conflict, InvalidRequest, OrcdError
 from orcd.request import Request
-from orcd.store import schema
 from orcd.store.enqueue import Message, queue_name
+from orcd.store.token_log import damaged
 
 BATCH = 256
 """Records written in one pipeline."""
@@ -21,42 +24,57 @@ REPUBLISH_AFTER_MS = 15_000
 
 
 @dataclass(frozen=True, slots=True)
-class Submission:
-    """A checked job, ready to be written: the submit script's keys and arguments, and the message that follows."""
+class Lifetime:
+    """How long, in seconds, a job's keys are kept after its end, and how long it may wait in the queue."""
 
-    keys: list[str]
+    ttl_s: int
+    queue_limit_s: int
+
+
+@dataclass(frozen=True, slots=True)
+class Submission:
+    """A checked job, ready to be written: the submit script's arguments, and the message that follows."""
+
+    NUM_ARGUMENTS: ClassVar = 9
+
     arguments: list[Any]
     message: Message
 
     @classmethod
-    def prepare(cls, fields: Mapping[str, Any], job_id: str | None, ttl_s: int) -> Submission:
+    def prepare(cls, fields: Mapping[str, Any], job_id: str | None, lifetime: Lifetime) -> Submission:
         """Check a request and give it an id and a seed if it has none. Raises `InvalidRequest`."""
         checked = requests.parse(dict(fields) if isinstance(fields, Mapping) else fields)
-        return cls.of(uuid.uuid4().hex if job_id is None else job_id, checked, ttl_s)
+        return cls.of(uuid.uuid4().hex if job_id is None else job_id, checked, lifetime)
 
     @classmethod
-    def of(cls, job_id: str, request: Request, ttl_s: int) -> Submission:
+    def of(cls, job_id: str, request: Request, lifetime: Lifetime) -> Submission:
         """A request that has been checked. Raises `InvalidRequest` for an id or a text that cannot be stored."""
-        request = request.with_seed()
         queue = queue_name(request.model)
         deadline_ms = 0 if request.deadline_s is None else max(1, round(request.deadline_s * 1000))
         return cls(
-            keys=[schema.job_key(check_job_id(job_id)), schema.QUEUED],
             arguments=[
-                job_id,
-                requests.encode(request),
+                check_job_id(job_id),
+                requests.encode(request.with_seed(job_id)),
+                _digest(request),
                 queue,
                 request.priority,
                 deadline_ms,
-                max(ttl_s, deadline_ms // 1000 + 1),
+                lifetime.ttl_s,
+                lifetime.queue_limit_s,
                 REPUBLISH_AFTER_MS,
             ],
             message=Message(job_id, queue, request.priority),
         )
 
+    def refusal(self, answer: int) -> OrcdError | None:
+        """What the submit script's answer says is wrong, if anything is."""
+        if answer == -1:
+            return Conflict(f"job {self.message.job_id}: the id belongs to another request; choose another id")
+        return damaged(self.message.job_id) if answer < 0 else None
+
 
 def prepare_many(
-    fields_of_all: Sequence[Mapping[str, Any]], job_ids: Sequence[str] | None, ttl_s: int
+    fields_of_all: Sequence[Mapping[str, Any]], job_ids: Sequence[str] | None, lifetime: Lifetime
 ) -> list[list[Submission]]:
     """Check many requests before any is written, in batches. Raises `InvalidRequest` naming the index, from 0."""
     if job_ids is not None and len(job_ids) != len(fields_of_all):
@@ -66,15 +84,28 @@ def prepare_many(
     submissions = []
     for index, fields in enumerate(fields_of_all):
         try:
-            submissions.append(Submission.prepare(fields, job_ids[index] if job_ids else None, ttl_s))
+            submissions.append(Submission.prepare(fields, job_ids[index] if job_ids else None, lifetime))
         except InvalidRequest as error:
             raise InvalidRequest(f"request {index}: {error.message}") from None
     return [submissions[start : start + BATCH] for start in range(0, len(submissions), BATCH)]
 
 
-def created_messages(batch: Sequence[Submission], answers: Sequence[Sequence[int]]) -> list[Message]:
-    """The messages of the jobs that the submit script created; it answers (created, ...) for each."""
-    return [job.message for job, (created, *_) in zip(batch, answers, strict=True) if created]
+def created_messages(batch: Sequence[Submission], answers: Sequence[int]) -> list[Message]:
+    """The messages of the jobs that the submit script created, by its answer for each."""
+    return [job.message for job, created in zip(batch, answers, strict=True) if created == 1]
+
+
+def raise_refusal(batch: Sequence[Submission], answers: Sequence[int]) -> None:
+    """Raises the first refusal of the submit script, `Conflict` or `LogDamaged`, if there is one."""
+    for job, answer in zip(batch, answers, strict=True):
+        if refusal := job.refusal(answer):
+            raise refusal
+
+
+def _digest(request: Request) -> str:
+    """Tells requests apart. Taken before a seed is drawn, so the same fields have the same digest each time."""
+    plain = msgspec.to_builtins(request, str_keys=True)
+    return hashlib.sha256(msgspec.json.encode(plain, order="sorted")).hexdigest()[:32]
 
 
 def check_job_id(job_id: str) -> str:

@@ -1,13 +1,27 @@
-"""Celery's consumer, which takes messages and sends task events and acknowledgements in batches."""
+"""Celery's consumer, which takes messages, sends task events and acknowledgements in batches, and outlives Redis."""
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import celery.worker.consumer
+from celery.utils.log import get_logger
 from celery.worker import state
+from redis.exceptions import RedisError
+
+from tasks.celery_ext.message import Unreadable, read_task
 
 FLUSH_S = 0.1
+CLOSE_S = 5.0
+RECONNECT_S = (0.1, 1.0)
+"""Time between two attempts to reach Redis: at first, and at most."""
+STABLE_S = 5.0
+"""Who has consumed for so long begins with short pauses again."""
+
+logger = get_logger(__name__)
 
 
 class Consumer(celery.worker.consumer.Consumer):  # type: ignore[misc]
@@ -15,10 +29,19 @@ class Consumer(celery.worker.consumer.Consumer):  # type: ignore[misc]
 
     Celery does so in every turn of the event loop: at 150 jobs a second that was a tenth of its process's time.
     Acknowledgements that no message has taken along go then too.
+
+    While Redis is away or refuses commands it connects again and again, and says so once. Messages that nobody can
+    read go to the dead letters, where Celery drops them or ends.
     """
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+    connection: Any
+
+    def __init__(self, on_task_request: Callable[[Any], None], *args: Any, **kwargs: Any) -> None:
+        self._run_request = on_task_request
+        self._is_away = False
+        self._pause_s = RECONNECT_S[0]
+        self._ready_at = 0.0
+        super().__init__(self._start_request, *args, **kwargs)
         if self.hub:
             self.hub.call_repeatedly(FLUSH_S, self._flush)
 
@@ -29,6 +52,64 @@ class Consumer(celery.worker.consumer.Consumer):  # type: ignore[misc]
         """Consuming begins: say how many messages may be taken at once. Celery itself only asks whether one may."""
         super().on_ready()
         self.task_consumer.channel.qos.num_free = lambda: self.pool.num_processes - len(state.reserved_requests)
+        self._ready_at = time.monotonic()
+        if self._is_away:
+            self._is_away = False
+            logger.warning("Redis is back")
+
+    def ensure_connected(self, conn: Any) -> Any:
+        """Connect, however long it takes; raises ``WorkerShutdown`` when the worker is told to stop."""
+        first, most = RECONNECT_S
+        conn.ensure_connection(
+            lambda error, _interval: self._say_away(error),
+            interval_start=first,
+            interval_step=first,
+            interval_max=most,
+            callback=state.maybe_shutdown,
+        )
+        self.first_connection_attempt = False
+        return conn
+
+    def on_connection_error_after_connected(self, exc: Exception) -> None:
+        """Drop the connection and wait a moment. What this worker had taken is delivered again, to it or to others."""
+        self._say_away(exc)
+        connection, self.connection = self.connection, None
+        with suppress(Exception):  # there may be nobody to take leave of
+            connection.collect(socket_timeout=CLOSE_S)
+        first, most = RECONNECT_S
+        stable = time.monotonic() > self._ready_at + STABLE_S
+        self._pause_s = first if stable else min(self._pause_s * 2, most)
+        time.sleep(self._pause_s)
+
+    def create_task_handler(self, *args: Any, **kwargs: Any) -> Callable[[Any], None]:
+        """What takes messages: Celery gets those that it can read, and of tasks that it knows."""
+        handle = super().create_task_handler(*args, **kwargs)
+
+        def on_message(message: Any) -> None:
+            read_task(message, self.strategies)
+            handle(message)
+
+        return on_message
+
+    def on_invalid_task(self, body: Any, message: Any, exc: Exception) -> None:  # noqa: ARG002 - Celery's arguments
+        """Celery finds that a message is not what it sends for a task."""
+        raise Unreadable(f"Celery cannot take it: {type(exc).__name__}")
+
+    def _start_request(self, request: Any) -> None:
+        """Hand a task over to the pool, now or when its ``eta`` has come."""
+        try:
+            self._run_request(request)
+        except (RedisError, OSError):
+            raise
+        except Exception as error:
+            state.task_ready(request)
+            why = Unreadable(f"it cannot be run: {type(error).__name__}", request.id)
+            request.message.channel.dead_letter(request.message.delivery_tag, why)
+
+    def _say_away(self, error: Exception) -> None:
+        if not self._is_away:
+            self._is_away = True
+            logger.warning("Redis is away or refuses commands; waiting for it", exc_info=error)
 
     def _flush(self) -> None:
         self._flush_events()

@@ -1,13 +1,14 @@
 """Celery's own log records as log events.
 
-Only the first line of a record's template is written, without its arguments: those may hold a message's body, and an
-inline request has its prompt in it.
+Only the first line of a record's template is written, with ``...`` for its arguments: those may hold a message's body,
+and an inline request has its prompt in it; or the URL of Redis with its password.
 """
 
 from __future__ import annotations
 
 import logging
 import os
+import re
 import warnings
 from typing import Any
 
@@ -15,6 +16,8 @@ from celery import signals
 from celery.platforms import SecurityWarning
 
 from worker.log import EventLog
+
+_PLACEHOLDER = re.compile(r"%(\(\w+\))?[-#0+]*[\d.]*[diouxXeEfFgGcrsa]|\{\w*\}")
 
 
 class CeleryLogHandler(logging.Handler):
@@ -32,7 +35,7 @@ class CeleryLogHandler(logging.Handler):
             "celery",
             level=record.levelname.lower(),
             logger=record.name,
-            message=(template.strip().splitlines() or [""])[0],
+            message=_PLACEHOLDER.sub("...", (template.strip().splitlines() or [""])[0]),
             cause=error.__name__ if error else None,
         )
 

@@ -14,62 +14,41 @@ import gc
 import os
 import threading
 import time
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
-import redis
-from celery.concurrency.base import BasePool, apply_target
+from celery import states
+from celery.concurrency.base import BasePool
 from celery.exceptions import WorkerShutdown
 from celery.worker import state as celery_state
-from kombu.serialization import loads
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from orcd.errors import EngineLost, OrcdError
+from orcd.result import exception
 from orcd.store.enqueue import Publisher
 from orcd.store.job_store import JobStore
-from orcd.store.redis_connection import connect, redis_errors
+from orcd.store.redis_connection import connect
 from tasks.app import worker_id
-from tasks.dispatch.delivery import Delivery, Outcome
+from tasks.celery_ext.in_flight_message import InFlightMessage, trace
+from tasks.celery_ext.result_backend import NotStored
+from tasks.celery_ext.revocation import ERRORS, end_job, is_noted, revoke_tasks
+from tasks.celery_ext.startup_probe import wait_for_redis
+from tasks.celery_ext.tasks import JobTask
+from tasks.dispatch.delivery import Outcome
 from tasks.dispatch.dispatcher import Dispatcher
 from tasks.dispatch.prompt_encoder import PromptEncoder
+from tasks.finisher import Finisher
 from tasks.observe.health_server import HealthServer
 from tasks.observe.observer import Observer
 from worker.log import EventLog
 from worker.settings import Settings
 
-NUM_FINISHERS = 2
-"""No stream waits for what they do, and each takes its share of the interpreter from the threads that start jobs."""
 DRAIN_S = 5.0
+ANSWER_S = 5.0
+"""At the end: so long for the answers to messages whose jobs have ended."""
 POLL_S = 0.1
-
-
-@dataclass(slots=True, eq=False, weakref_slot=True)
-class _Message:
-    """One Celery message in flight; Celery keeps a weak reference to it for ``revoke(terminate=True)``.
-
-    ``target`` is Celery's tracer, ``header`` the first of its arguments, and ``embed`` what follows the task's own
-    arguments in the message's body: links, chain and chord.
-    """
-
-    task_id: str
-    target: Callable[..., Any]
-    header: tuple[Any, ...]
-    embed: dict[str, Any]
-    callbacks: list[Callable[[Any], None]]
-    cancel: Callable[[str], None]
-    outcomes: dict[str, Outcome] = field(default_factory=dict)
-    accepted_at: float = field(default_factory=time.monotonic)
-    num_waiting: int = 0
-    error: OrcdError | None = None
-
-    def terminate(self, _signal: int | None = None) -> None:
-        """End the jobs; the message is then finished like any other."""
-        for job_id in self.outcomes:
-            self.cancel(job_id)
 
 
 class Pool(BasePool):  # type: ignore[misc]
@@ -79,17 +58,22 @@ class Pool(BasePool):  # type: ignore[misc]
     signal_safe = False
     task_join_will_block = True
 
+    _store: JobStore
+    _publisher: Publisher
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         settings: Settings = self.app.settings
-        self._messages: dict[str, _Message] = {}
+        self._messages: dict[str, InFlightMessage] = {}
         self._lock = threading.Lock()
         self._settings = settings
         log = EventLog(settings.log_format, worker_id(), model=settings.model_name, device=settings.device)
         self._observer = Observer(log, worker_id(), settings.model_name)
         self._health_server: HealthServer | None = None
         self._dispatcher: Dispatcher | None = None
-        self._finishers = ThreadPoolExecutor(NUM_FINISHERS, thread_name_prefix="finisher")
+        self._finisher = Finisher(self._prepare_finisher, self._observer.log.retrying, self._thread_died)
+        self._is_leaving = False
+        self._is_closed = False
 
     def on_start(self) -> None:
         """Load the model; Celery starts to consume when this returns."""
@@ -97,10 +81,11 @@ class Pool(BasePool):  # type: ignore[misc]
         self._observer.log.startup(settings.device)
         try:
             if settings.metrics_port:
-                self._health_server = HealthServer(self._observer, settings.metrics_port)
+                self._health_server = HealthServer(self._observer, settings.metrics_port, self._thread_died)
             self._dispatcher = self._connect(settings)
             self._dispatcher.start()
             self._wait_until_loaded(self._dispatcher)
+            self._finisher.start()
             # Vocabulary and code stay. Under load the garbage collector would look through them about once a second:
             # 50 ms in which all threads stand still.
             gc.freeze()
@@ -122,24 +107,21 @@ class Pool(BasePool):  # type: ignore[misc]
         return limit if self._observer.is_ready else 0
 
     def _connect(self, settings: Settings) -> Dispatcher:
-        connection: Any = connect(redis.Redis.from_url, settings, Retry(NoBackoff(), 1))
-        with redis_errors(settings):
-            connection.ping()
-        store = JobStore(
+        connection = connect(settings, Retry(NoBackoff(), 1))
+        wait_for_redis(connection, settings, self._observer.log.error)
+        self._publisher = Publisher(settings)
+        self._store = JobStore(
             connection,
             owner=self._observer.worker_id,
             model=self._observer.model,
             lease_ms=settings.lease_ms,
             ttl_s=settings.job_ttl_s,
+            queue_limit_s=settings.queue_limit_s,
+            key_prefix=settings.key_prefix,
         )
-        return Dispatcher(
-            settings,
-            store,
-            PromptEncoder.load(settings),
-            self._observer,
-            Publisher(settings).publish,
-            self._engine_lost,
-        )
+        encoder = PromptEncoder.load(settings)
+        publish = self._publisher.publish
+        return Dispatcher(settings, self._store, encoder, self._observer, publish, self._leave_soon, self._thread_died)
 
     def _wait_until_loaded(self, dispatcher: Dispatcher) -> None:
         end = time.monotonic() + self._settings.engine_start_timeout_s
@@ -148,9 +130,16 @@ class Pool(BasePool):  # type: ignore[misc]
             if time.monotonic() > end:
                 raise EngineLost(f"the engine was not ready after {self._settings.engine_start_timeout_s} s")
 
-    def _engine_lost(self) -> None:
+    def _leave_soon(self) -> None:
         # Celery's event loop looks at this flag; its shutdown drains, so other workers take the jobs over.
         celery_state.should_stop = 1
+
+    def _thread_died(self, name: str, error: BaseException | None) -> None:
+        self._observer.thread_died(name, error)
+        self._leave_soon()
+
+    def _prepare_finisher(self) -> None:
+        self.app.backend.is_waiting = lambda: self._finisher.is_waiting
 
     def on_apply(
         self,
@@ -159,86 +148,143 @@ class Pool(BasePool):  # type: ignore[misc]
         _kwargs: dict[str, Any] | None = None,
         callback: Callable[[Any], None] | None = None,
         accept_callback: Callable[[int, float], None] | None = None,
-        **_: Any,
-    ) -> _Message | None:
+        **options: Any,
+    ) -> InFlightMessage | None:
         """Take one message over from Celery's event loop; never blocks."""
         assert callback is not None, "Celery always wants to know the outcome"
         if accept_callback is not None:
             accept_callback(os.getpid(), time.monotonic())
-        name, task_id, request, body, content_type, content_encoding = args
+        name, task_id, request, *body = args
         task = self.app.tasks[name]
-        if not hasattr(task, "deliveries"):
-            self._finishers.submit(apply_target, target, args, {}, callback)
+        if not isinstance(task, JobTask):
+            self._finisher.submit(lambda: callback(trace(target, args, time.monotonic(), self._observer.log.retrying)))
             return None
-        arguments, keywords, embed = loads(body, content_type, content_encoding) if content_type else body
+        message = InFlightMessage(task_id, task, target, request, [callback], self._terminate)
+        message.read(body, (options.get("timeout"), options.get("soft_timeout")))
         with self._lock:
-            message = self._messages.get(task_id)
-            if message is not None:  # delivered again while we work on it (the broker connection was cut): adopt it
-                message.callbacks.append(callback)
-                return message
-            message = _Message(task_id, target, (name, task_id, request), embed, [callback], self._cancel)
-            self._messages[task_id] = message
-        try:
-            deliveries = task.deliveries(task_id, arguments, keywords)
-        except OrcdError as error:
-            message.error = error
-            self._finishers.submit(self._finish, message)
-            return message
-        message.outcomes = dict.fromkeys(deliveries)
-        message.num_waiting = len(deliveries)
+            first = self._messages.setdefault(task_id, message)
+            if first is not message:  # delivered again while we work on it (the broker connection was cut): adopt it
+                first.adopt(message)
+        if first is not message:
+            if any(first.records.get(job_id) != record for job_id, record in message.records.items()):
+                self._finisher.submit(lambda: self._store.arrive(message.arrivals()))
+        elif message.error is not None:
+            self._finisher.submit(partial(self._finish, message))
+        elif message.is_doorbell and not message.ending:
+            self._deliver(message)
+        else:
+            self._finisher.submit(partial(self._admit, message))
+        return first
+
+    def _deliver(self, message: InFlightMessage) -> None:
+        """Have those jobs claimed that have no outcome yet."""
         assert self._dispatcher is not None, "Celery starts the pool before it consumes"
-        for job_id, inline in deliveries.items():
-            done = partial(self._done, message, job_id)
-            # A second message of the same id has nothing to add; one of another id is waited for by somebody.
-            self._dispatcher.accept(Delivery(job_id, inline, done, waits=job_id != task_id))
-        return message
+        deliveries = list(message.deliveries(self._done))
+        message.num_waiting = len(deliveries)
+        for delivery in deliveries:
+            self._dispatcher.accept(delivery)
 
-    def _cancel(self, job_id: str) -> None:
-        if self._dispatcher is not None:
-            self._dispatcher.cancel(job_id)
+    def _admit(self, message: InFlightMessage) -> None:
+        """End the jobs of a message that must not run, send those for another model on, have the others claimed."""
+        if not message.ending and is_noted(self.app.backend, message.task_id):
+            message.ending = "revoked"
+        misrouted = message.misrouted(self._settings.model_name)
+        if message.ending or misrouted:
+            self._store.arrive(message.arrivals())
+        if message.ending:
+            for job_id in message.jobs:
+                end_job(self._store, job_id, message.ending)
+        self._publisher.announce(misrouted)
+        self._deliver(message)
 
-    def _done(self, message: _Message, job_id: str, outcome: Outcome) -> None:
+    def revoke(self, task_ids: Iterable[str]) -> None:
+        """End the jobs of these ids that wait in the queue, whoever has their messages."""
+        self._finisher.submit(lambda: revoke_tasks(self._store, self.app.backend, task_ids))
+
+    def _terminate(self, message: InFlightMessage) -> None:
+        """End the message's jobs, here at once, and in their records: so they stay ended should this worker die."""
+
+        def end() -> None:
+            self._store.arrive(message.arrivals())
+            for job_id in message.jobs:
+                end_job(self._store, job_id, "terminated")
+
+        self._finisher.submit(end)
+        for job_id in message.jobs:
+            if self._dispatcher is not None:
+                self._dispatcher.cancel(job_id, ERRORS["terminated"])
+
+    def _done(self, message: InFlightMessage, job_id: str, outcome: Outcome) -> None:
         with self._lock:
             message.outcomes[job_id] = outcome
             message.num_waiting -= 1
             finished = message.num_waiting == 0
         if finished:
-            self._finishers.submit(self._finish, message)
+            self._finisher.submit(partial(self._finish, message))
 
-    def _finish(self, message: _Message) -> None:
-        # The body of a message that was decoded has no content type; in place of the task's arguments is the outcome.
-        body: Any = (message.error or message.outcomes,), {}, message.embed
-        try:
-            apply_target(message.target, (*message.header, body, None, None), {}, partial(self._answer, message))
-        except Exception as error:  # Redis went away while the result was stored: the message is delivered again
-            self._observer.log.trouble("finish", error)
-
-    def _answer(self, message: _Message, answer: Any) -> None:
+    def _finish(self, message: InFlightMessage) -> None:
+        """Answer a message whose jobs have ended. May be begun again where it stopped."""
+        is_lost = message.error is None and None in message.outcomes.values()
+        if is_lost and self._is_leaving:
+            return  # it stays unacknowledged, so whoever takes the jobs over gets it
         with self._lock:
+            goes_on = is_lost and message.was_repeated
+            message.was_repeated = False
+            if is_lost and not goes_on:
+                self._forget(message)
+        if goes_on:  # one of them was sent because a job was put back, to be claimed again
+            self._deliver(message)
+            return
+        if message.answer is None:
+            message.answer = message.trace(self._observer.log.retrying)
+        for job_id, found in message.results():
+            self._store_result(job_id, found)
+        with self._lock:
+            self._forget(message)
+        while message.callbacks:
+            message.callbacks[0](message.answer)
+            del message.callbacks[0]
+        if not is_lost:
+            for job_id, record in message.records.items():
+                self._store.answered([job_id], record.task_id)
+
+    def _forget(self, message: InFlightMessage) -> None:
+        """What comes under its id from now on is another message."""
+        if self._messages.get(message.task_id) is message:
             del self._messages[message.task_id]
-        if isinstance(answer, tuple):  # the tracer timed only how long the outcome took to pick up
-            failed, value, _ = answer
-            answer = (failed, value, time.monotonic() - message.accepted_at)
-        for callback in message.callbacks:
-            callback(answer)
+
+    def _store_result(self, job_id: str, found: Any) -> None:
+        error = found if isinstance(found, OrcdError) else exception(found.error) if found.error else None
+        try:
+            self.app.backend.store_result(job_id, error or found, states.FAILURE if error else states.SUCCESS)
+        except NotStored:
+            raise
+        except Exception as failure:  # the key is of a wrong type
+            self._observer.log.retrying("finish", failure)
 
     def terminate_job(self, pid: int, signal: int | None = None) -> None:
-        """Nothing: Celery also calls the message's own ``terminate``, which goes by job and not by process."""
+        """Nothing: a message ends its own jobs."""
 
     def on_stop(self) -> None:
         """Warm shutdown: finish what can be finished soon, hand the rest to other workers, stop the engine."""
-        if self._dispatcher is not None:
-            self._dispatcher.drain(DRAIN_S)
-        self._close()
+        if celery_state.should_terminate is None:  # otherwise Celery is in a signal handler; `on_terminate` follows
+            self._leave(DRAIN_S)
 
     def on_terminate(self) -> None:
         """Cold shutdown: hand everything to other workers at once."""
-        if self._dispatcher is not None:
-            self._dispatcher.drain(0.0)
+        self._leave(0.0)
+
+    def _leave(self, drain_s: float) -> None:
+        self._is_leaving = True
+        if self._dispatcher is not None and not self._is_closed:
+            self._dispatcher.drain(drain_s)
         self._close()
 
     def _close(self) -> None:
-        self._finishers.shutdown(wait=True)
+        if self._is_closed:
+            return
+        self._is_closed = True
+        self._finisher.stop(ANSWER_S)
         if self._dispatcher is not None:
             self._dispatcher.stop()
         if self._health_server is not None:
@@ -249,4 +295,5 @@ class Pool(BasePool):  # type: ignore[misc]
         info: dict[str, Any] = super()._get_info()
         dispatcher = self._dispatcher
         engine = {"pid": dispatcher.engine_pid, "jobs": dispatcher.num_jobs} if dispatcher else {}
-        return {**info, "max-concurrency": self.limit, "processes": [os.getpid()], "engine": engine}
+        model = {"model": self._settings.model_name}
+        return {**info, **model, "max-concurrency": self.limit, "processes": [os.getpid()], "engine": engine}

@@ -1,21 +1,119 @@
-"""Celery's Redis result backend, less some of its work for each result, as each job has one.
+"""Celery's Redis result backend, less some of its work for each result, as each job has one, and with more patience.
 
-It looks at the stored result before it writes one, which takes a second round trip, and encodes with Python's json.
+It looks at the stored result before it writes one, which takes a second round trip, and encodes with Python's json. And
+Celery's tracer takes a result that cannot be stored, as Redis is away, for a failure of its task: that is what it would
+store once Redis is back, and tell those who wait for the task.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import celery.backends.redis
 import msgspec
+import redis
 from celery import states
+from celery.exceptions import Reject
+from redis.backoff import ExponentialBackoff
+from redis.exceptions import MasterDownError, TryAgainError
+from redis.retry import Retry
 
 from orcd.store import schema
+from orcd.store.redis_address import RedisAddress
+from orcd.store.redis_connection import make_pool
+
+T = TypeVar("T")
+
+LONGEST_PAUSE_S = 1.0
+OUT_OF_ORDER = (redis.OutOfMemoryError, redis.ReadOnlyError, MasterDownError, TryAgainError)
+REFUSALS = ("BUSY", "MISCONF", "NOREPLICAS", "OOM", "READONLY", "UNBLOCKED")
+"""What a Redis that is there, but can do nothing at the moment, says in other answers."""
+
+
+class NotStored(Reject):  # type: ignore[misc]
+    """Redis is away, and the worker waits for it no longer. The tracer lets this kind of error pass."""
+
+
+def is_away(error: Exception) -> bool:
+    """Whether the command could succeed later: Redis is out of reach, or refuses all commands of this kind."""
+    if isinstance(error, redis.ResponseError) and not isinstance(error, OUT_OF_ORDER):
+        return any(word in str(error) for word in REFUSALS)
+    return isinstance(error, (redis.ConnectionError, redis.TimeoutError, OSError, *OUT_OF_ORDER))
+
+
+class Patience(Retry):
+    """Tries a command again for as long as Redis is away and ``is_waiting()``."""
+
+    def __init__(self, is_waiting: Callable[[], bool]) -> None:
+        super().__init__(ExponentialBackoff(cap=LONGEST_PAUSE_S, base=0.02), -1, (redis.RedisError, OSError))
+        self._is_waiting = is_waiting
+
+    def __deepcopy__(self, _: Any) -> Patience:  # redis-py makes a copy for each connection
+        return self
+
+    def call_with_retry(
+        self,
+        do: Callable[[], T],
+        fail: Callable[..., Any],
+        is_retryable: Callable[[Exception], bool] | None = None,
+        with_failure_count: bool = False,
+    ) -> T:
+        """The result of ``do``. Raises its error if that is another one or it is too late; see redis-py."""
+
+        def is_worth_waiting(error: Exception) -> bool:
+            return self._is_waiting() and is_away(error) and (is_retryable is None or is_retryable(error))
+
+        return super().call_with_retry(do, fail, is_worth_waiting, with_failure_count)
 
 
 class ResultBackend(celery.backends.redis.RedisBackend):  # type: ignore[misc]
-    """Stores what its base class stores; here Redis itself looks whether there is a success already."""
+    """Stores what its base class stores; here Redis itself looks whether there is a success already.
+
+    Each thread has a backend of its own. One that sets ``is_waiting`` waits in it for a Redis that is away.
+    """
+
+    is_waiting: Callable[[], bool] | None = None
+
+    def store_result(self, *args: Any, **kwargs: Any) -> Any:
+        """As the base class. Raises `NotStored` where it has waited in vain."""
+        return self._or_leave(super().store_result, *args, **kwargs)
+
+    def get_task_meta(self, *args: Any, **kwargs: Any) -> Any:
+        """As the base class. Raises `NotStored` where it has waited in vain."""
+        return self._or_leave(super().get_task_meta, *args, **kwargs)
+
+    def on_chord_part_return(self, *args: Any, **kwargs: Any) -> Any:
+        """As the base class. Raises `NotStored` where it has waited in vain."""
+        return self._or_leave(super().on_chord_part_return, *args, **kwargs)
+
+    def _or_leave(self, work: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        try:
+            return work(*args, **kwargs)
+        except (redis.RedisError, OSError) as error:
+            if self.is_waiting is None or not is_away(error):
+                raise
+            raise NotStored(type(error).__name__) from None
+
+    def as_uri(self, *_: Any, **__: Any) -> str:
+        """The address, without the password."""
+        return str(self._address)
+
+    @property
+    def _address(self) -> RedisAddress:
+        address: RedisAddress = self.app.conf.broker_transport_options["address"]
+        return address
+
+    def _get_pool(self, **params: Any) -> Any:
+        # The base class knows fewer kinds of addresses.
+        patience = Patience(lambda: self.is_waiting is not None and self.is_waiting())
+        return make_pool(self._address, retry=patience, socket_timeout=params["socket_timeout"])
+
+    def ensure(self, fun: Any, args: Any, **policy: Any) -> Any:
+        """As the base class, where the client itself does not wait."""
+        if self.is_waiting is not None:
+            return fun(*args)
+        return super().ensure(fun, args, **policy)
 
     def _store_result(
         self, task_id: str, result: Any, state: str, traceback: Any = None, request: Any = None, **_: Any

@@ -11,40 +11,67 @@ from orcd import request as requests
 from orcd.errors import InvalidRequest, OrcdError
 from orcd.events import Error
 from orcd.result import Result, exception
+from orcd.store.enqueue import GENERATE
 from orcd.store.submission import check_job_id
 from tasks.dispatch.delivery import Outcome, Repeated
 
 Outcomes = dict[str, Outcome] | OrcdError
 """Job id -> outcome of the jobs of one message, or what is wrong with the message."""
 
+GENERATE_CHUNK = "orcd.generate_chunk"
 
-class GenerateTask(Task):  # type: ignore[misc]
-    """``tasks.generate``: one job, by ``job_id`` or with a request's fields as keyword arguments.
+
+class JobTask(Task):  # type: ignore[misc]
+    """A task about jobs. ``current_name`` is its name in messages that are sent again.
+
+    Celery's ``time_limit`` and ``soft_time_limit`` are limits of each job, which ends as `InferenceTimeout` at the
+    sooner of the two, counted from its first start.
+    """
+
+    abstract = True
+    Request = "tasks.celery_ext.request:Request"
+    typing = False
+    throws = (OrcdError,)
+    current_name: str
+
+    def jobs(self, task_id: str, args: list[Any], kwargs: dict[str, Any]) -> dict[str, requests.Request | None]:
+        """The jobs that a message is about, with the requests that came inside it. Raises `InvalidRequest`."""
+        raise NotImplementedError
+
+    def reference(self, job_ids: list[str]) -> dict[str, Any]:
+        """The arguments of a message about jobs that have records."""
+        raise NotImplementedError
+
+
+class GenerateTask(JobTask):
+    """``orcd.generate``: one job, by ``job_id`` or with a request's fields as keyword arguments.
 
     An inline request's job has the task's id.
     """
 
-    name = "tasks.generate"
-    Request = "tasks.observe.flower:PrivateRequest"
-    typing = False
-    throws = (OrcdError,)
+    name = current_name = GENERATE
 
-    def deliveries(self, task_id: str, args: list[Any], kwargs: dict[str, Any]) -> dict[str, requests.Request | None]:
-        """The jobs that a message is about. Raises `InvalidRequest`."""
+    def jobs(self, task_id: str, args: list[Any], kwargs: dict[str, Any]) -> dict[str, requests.Request | None]:
+        """The job."""
         if args:
-            raise InvalidRequest("tasks.generate takes keyword arguments: job_id, or the fields of a request")
+            raise InvalidRequest(f"{self.name} takes keyword arguments: job_id, or the fields of a request")
         fields = dict(kwargs)
         job_id = fields.pop("job_id", task_id)
         check_job_id(job_id)
         return {job_id: requests.parse(fields) if fields else None}
 
+    def reference(self, job_ids: list[str]) -> dict[str, Any]:
+        """The job's id."""
+        (job_id,) = job_ids
+        return {"job_id": job_id}
+
     def run(self, outcomes: Outcomes) -> Result:
-        """The job's result. Raises its error, or Ignore when another worker has it."""
+        """The job's result. Raises its error, or Ignore when another worker has it or there is nothing left to do."""
         if isinstance(outcomes, OrcdError):
             raise outcomes
         (outcome,) = outcomes.values()
         if isinstance(outcome, Repeated):
-            if self.AsyncResult(self.request.id).ready():
+            if not self._is_canvas() and self.AsyncResult(self.request.id).ready():
                 raise Ignore
             outcome = outcome.result
         if outcome is None:
@@ -55,22 +82,24 @@ class GenerateTask(Task):  # type: ignore[misc]
             raise exception(outcome.error)
         return outcome
 
+    def _is_canvas(self) -> bool:
+        # Its result is stored before the last of what follows it is done: so it is no sign that nothing is left to do.
+        request = self.request
+        return any((request.callbacks, request.errbacks, request.chain, request.chord))
 
-class GenerateChunkTask(Task):  # type: ignore[misc]
-    """``tasks.generate_chunk``: many jobs in one message, by ``job_ids`` or as ``requests`` (lists).
+
+class GenerateChunkTask(JobTask):
+    """``orcd.generate_chunk``: many jobs in one message, by ``job_ids`` or as ``requests`` (lists).
 
     Its result is the list of the jobs' results in order; a failed job's holds its error.
     """
 
-    name = "tasks.generate_chunk"
-    Request = "tasks.observe.flower:PrivateRequest"
-    typing = False
-    throws = (OrcdError,)
+    name = current_name = GENERATE_CHUNK
 
-    def deliveries(self, task_id: str, args: list[Any], kwargs: dict[str, Any]) -> dict[str, requests.Request | None]:
-        """The jobs that a message is about. Raises `InvalidRequest`."""
+    def jobs(self, task_id: str, args: list[Any], kwargs: dict[str, Any]) -> dict[str, requests.Request | None]:
+        """The jobs, in order."""
         if args or kwargs.keys() not in ({"job_ids"}, {"requests"}):
-            raise InvalidRequest("tasks.generate_chunk takes one keyword argument: job_ids or requests")
+            raise InvalidRequest(f"{self.name} takes one keyword argument: job_ids or requests")
         ((name, items),) = kwargs.items()
         if not isinstance(items, list) or not items:
             raise InvalidRequest(f"{name}: must be a list of at least one")
@@ -79,6 +108,10 @@ class GenerateChunkTask(Task):  # type: ignore[misc]
         for job_id in items:
             check_job_id(job_id)
         return dict.fromkeys(items)
+
+    def reference(self, job_ids: list[str]) -> dict[str, Any]:
+        """The jobs' ids."""
+        return {"job_ids": job_ids}
 
     def run(self, outcomes: Outcomes) -> list[Result]:
         """The jobs' results. Raises Ignore when another worker has any of them."""
@@ -98,4 +131,16 @@ class GenerateChunkTask(Task):  # type: ignore[misc]
         return results
 
 
-TASKS = (GenerateTask, GenerateChunkTask)
+class OldGenerateTask(GenerateTask):
+    """What `GenerateTask` was called up to version 0.1."""
+
+    name = "tasks.generate"
+
+
+class OldGenerateChunkTask(GenerateChunkTask):
+    """What `GenerateChunkTask` was called up to version 0.1."""
+
+    name = "tasks.generate_chunk"
+
+
+TASKS = (GenerateTask, GenerateChunkTask, OldGenerateTask, OldGenerateChunkTask)

@@ -20,7 +20,7 @@ from orcd.client import Client
 from orcd.errors import EngineLost, InvalidRequest
 from orcd.events import Token
 from orcd.result import ResultBuilder, exception
-from orcd.store.redis_connection import safe_url
+from orcd.store.redis_address import RedisAddress
 from tasks.local.local_worker import LocalWorker
 from tasks.local.redis_server import RedisServer
 from worker.settings import Settings
@@ -46,7 +46,7 @@ class Demo:
             stack.enter_context(_interrupted_by_signals())
             results = stack.enter_context(_open(self._output))
             redis_url = self._redis_url or stack.enter_context(RedisServer()).url
-            say(f"Redis at {safe_url(redis_url)}")
+            say(f"Redis at {RedisAddress.parse(redis_url)}")
             say(f"starting a worker with {MODEL.name} on {DEVICE}")
             # A name of its own, so that no other worker on the same Redis takes the jobs.
             settings = Settings(model=str(MODEL), device=DEVICE, name=f"demo-{os.getpid()}", redis_url=redis_url)

@@ -14,11 +14,25 @@ from orcd.errors import BY_CODE, OrcdError
 from orcd.events import End, Error, Event, Position, Started, Token, TokenLogprob, state_after
 from orcd.request import Request
 from orcd.result import Result, ResultBuilder
-from orcd.store.job_store import Append, Claim, LoggedEvent
+from orcd.store.claim import Claim, Lease
+from orcd.store.job_store import Append
+from orcd.store.token_log import LoggedEvent
 from tasks.dispatch.delivery import Done
 from tasks.dispatch.prompt_encoder import Prompt
 from worker import contract
 from worker.text.detokenizer import Detokenizer, TextDelta
+
+
+@dataclass(frozen=True, slots=True)
+class Termination:
+    """An active job shall end with ``error``, or be dropped because it is somebody else's now.
+
+    With ``lease`` only the claim that holds it is meant: the job may have been claimed again meanwhile.
+    """
+
+    job_id: str
+    error: OrcdError | None
+    lease: Lease | None = None
 
 
 @dataclass(slots=True)
@@ -36,17 +50,25 @@ class _Choice:
 class ActiveJob:
     """The state of one claimed job, from its claim to its terminal event."""
 
-    def __init__(self, claim: Claim, prompt: Prompt | OrcdError, model: str, done: Done) -> None:
+    def __init__(
+        self,
+        claim: Claim,
+        prompt: Prompt | OrcdError,
+        engine: contract.Ready,
+        done: Done,
+        time_limit_s: float | None = None,
+    ) -> None:
         """``prompt`` is the request in token ids, or the error that ends the job before it has begun.
 
-        ``done`` is for the job's runner to call, once, with what became of the job.
+        ``done`` is for the job's runner to call, once, with what became of the job. ``time_limit_s`` is counted from
+        the job's first start.
         """
         self.claim = claim
         self.done = done
         self.job_id = claim.job_id
-        self.request_id = f"{claim.job_id}#{claim.epoch}"
+        self.request_id = f"{claim.job_id}#{claim.lease.token}"
+        self.time_limit_s = time_limit_s
         self.num_engine_losses = 0
-        self.last_listened = time.monotonic()
         self.ended = False
         self.text_sha256 = ""
         self._prompt = prompt
@@ -55,16 +77,16 @@ class ActiveJob:
         self._priority = readable.priority
         self._clock_offset_ms = claim.claimed_ms - time.monotonic() * 1000
         self._first_token_ms = claim.first_token_ms
-        self._position = Position()
+        self._position = claim.log[-1].position if claim.log else Position()
         self._result = ResultBuilder(claim.job_id)
-        self._append = Append(claim.job_id, claim.epoch)
+        self._append = Append(claim.job_id, claim.lease, self._position)
         # A request that cannot be read any more may have had more choices than the log shows by now.
         logged_choices = (logged.event.choice + 1 for logged in claim.log if isinstance(logged.event, Token))
         self._choices = [_Choice(index) for index in range(max(readable.n, *logged_choices, 0))]
         for logged in claim.log:
-            self._position = logged.position
             self._record(logged.event)
-        self._emit(Started(claim.job_id, model, claim.claimed_ms, claim.attempt), 0)
+        started = Started(claim.job_id, engine.model, claim.claimed_ms, claim.attempt, fingerprint=engine.fingerprint)
+        self._emit(started, 0)
         if isinstance(prompt, OrcdError):
             self.fail(prompt)
 
@@ -135,9 +157,14 @@ class ActiveJob:
         if not self.ended:
             self._emit(Error(error.code, error.message, error.retriable), 0)
 
+    def discard(self, error: OrcdError) -> None:
+        """End the job with ``error`` alone: its log cannot be written, so nothing else of it counts."""
+        self._result, self.ended = ResultBuilder(self.job_id), False
+        self.fail(error)
+
     def take_append(self) -> Append:
         """The events since the last call, for the token log."""
-        append, self._append = self._append, Append(self.job_id, self.claim.epoch)
+        append, self._append = self._append, Append(self.job_id, self.claim.lease, self._position)
         return append
 
     def now_ms(self) -> int:

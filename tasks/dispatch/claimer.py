@@ -6,119 +6,212 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from heapq import heappop, heappush
+from itertools import count
 from queue import Empty, SimpleQueue
-
-import redis
+from typing import TypeVar
 
 from orcd.errors import Cancelled, Expired, InvalidRequest, OrcdError, Poisoned
 from orcd.result import fold
-from orcd.store.job_store import Claim, ClaimStatus, JobStore
+from orcd.store.backoff import retry
+from orcd.store.claim import Claim, ClaimStatus
+from orcd.store.job_store import Arrival, JobStore
 from tasks.dispatch.active_job import ActiveJob
-from tasks.dispatch.delivery import Delivery, Repeated
+from tasks.dispatch.delivery import Delivery, Outcome, Repeated
+from tasks.dispatch.lease_keeper import LeaseKeeper
 from tasks.dispatch.prompt_encoder import Prompt, PromptEncoder
+from tasks.observe.observer import Observer
+from tasks.supervised_thread import OnDeath, SupervisedThread
 from worker import contract
 
-RETRY_S = 0.5
+FIRST_LOOK_S = 0.2
+MAX_LOOK_S = 2.0
+"""How soon a delivery that waits for somebody else's job looks at it again."""
 MAX_CLAIMS = 16
-"""Jobs claimed in one call. Nobody renews their leases while the prompts before theirs are encoded."""
+"""Jobs claimed in one call: so many prompts are encoded before the last of them begins."""
+
+T = TypeVar("T")
+
+
+@dataclass(slots=True, eq=False)
+class _Turn:
+    """A delivery that is to be claimed: at once, and where somebody else has its job ever less often after that."""
+
+    delivery: Delivery
+    pause_s: float = FIRST_LOOK_S
+    is_written: bool = False
 
 
 class Claimer:
-    """A thread that claims the jobs that were delivered and passes each that is ours to ``begin``, in order."""
+    """A thread that claims the jobs that were delivered and passes each that is ours to ``begin``, in order.
+
+    Every delivery's ``done`` is called once: by the claimer, or by whoever runs the job that began.
+    """
 
     def __init__(
         self,
         store: JobStore,
         encoder: PromptEncoder,
-        model: str,
         max_attempts: int,
+        observer: Observer,
+        leases: LeaseKeeper,
         begin: Callable[[ActiveJob], None],
+        on_death: OnDeath,
     ) -> None:
         self._store = store
         self._encoder = encoder
-        self._model = model
         self._max_attempts = max_attempts
+        self._observer = observer
+        self._leases = leases
         self._begin = begin
-        self._limits: contract.Ready | None = None
-        self._deliveries: SimpleQueue[Delivery | None] = SimpleQueue()
-        self._waiting: list[Delivery] = []
-        self._retry_waiting_at = 0.0
-        self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="claimer", daemon=True)
+        self._engine: contract.Ready | None = None
+        self._arriving: SimpleQueue[_Turn | None] = SimpleQueue()
+        self._waiting: list[tuple[float, int, _Turn]] = []  # a heap: when its turn comes, and what makes entries differ
+        self._counter = count()
+        self._lock = threading.Lock()
+        self._undecided: dict[str, OrcdError | None] = {}  # accepted jobs, with what they were cancelled by
+        self._thread = SupervisedThread("claimer", self._run, on_death)
 
-    def start(self, limits: contract.Ready) -> None:
-        """Begin to claim jobs for an engine with these limits."""
-        self._limits = limits
+    def start(self, engine: contract.Ready) -> None:
+        """Begin to claim jobs for this engine."""
+        self._engine = engine
         self._thread.start()
 
     def put(self, delivery: Delivery) -> None:
         """Hand in a delivery; its ``done`` is called once, unless the claimer is stopped before its turn."""
-        self._deliveries.put(delivery)
+        with self._lock:
+            self._undecided.setdefault(delivery.job_id)
+        self._arriving.put(_Turn(delivery))
+
+    def cancel(self, job_id: str, error: OrcdError) -> bool:
+        """End a job with ``error`` as soon as it is claimed; False if it is not one that waits for that here."""
+        with self._lock:
+            waits = job_id in self._undecided
+            if waits:
+                self._undecided[job_id] = error
+        return waits
 
     def stop(self) -> None:
         """Finish the deliveries that were begun and leave the others unclaimed: their messages are delivered again."""
-        self._stopping.set()
-        self._deliveries.put(None)
-        if self._thread.is_alive():
-            self._thread.join()
+        self._thread.stop()
+        self._arriving.put(None)
+        self._thread.join()
 
     def _run(self) -> None:
-        while not self._stopping.is_set():
-            deliveries = self._next()
-            while deliveries and not self._stopping.is_set() and not self._take(deliveries):
-                self._stopping.wait(RETRY_S)
+        while not self._thread.stopping.is_set():
+            self._take(self._next())
 
-    def _next(self) -> list[Delivery]:
-        """The next deliveries, waited for, and now and then those that wait for somebody else's job."""
-        deliveries: list[Delivery | None] = []
+    def _next(self) -> list[_Turn]:
+        """The next deliveries, waited for, and those that are to look again at somebody else's job."""
+        timeout_s = max(0.0, self._waiting[0][0] - time.monotonic()) if self._waiting else None
+        arrived: list[_Turn | None] = []
         with suppress(Empty):
-            deliveries.append(self._deliveries.get(timeout=RETRY_S if self._waiting else None))
-            while len(deliveries) < MAX_CLAIMS:
-                deliveries.append(self._deliveries.get_nowait())
-        if time.monotonic() >= self._retry_waiting_at:
-            deliveries += self._waiting
-            self._waiting.clear()
-            self._retry_waiting_at = time.monotonic() + RETRY_S
-        return [delivery for delivery in deliveries if delivery is not None]
+            arrived.append(self._arriving.get(timeout=timeout_s))
+            while len(arrived) < MAX_CLAIMS:
+                arrived.append(self._arriving.get_nowait())
+        turns = [turn for turn in arrived if turn is not None]
+        while self._waiting and self._waiting[0][0] <= time.monotonic() and len(turns) < 2 * MAX_CLAIMS:
+            turns.append(heappop(self._waiting)[2])
+        return turns
 
-    def _take(self, deliveries: Sequence[Delivery]) -> bool:
-        """Whether the deliveries are dealt with; False while Redis cannot be reached."""
-        try:
-            written = [delivery for delivery in deliveries if self._write_down(delivery)]
-            claims = self._store.claim([delivery.job_id for delivery in written])
-        except redis.RedisError:
-            return False
-        for delivery, claim in zip(written, claims, strict=True):
-            self._answer(delivery, claim)
-        return True
+    def _take(self, turns: Sequence[_Turn]) -> None:
+        """Write down what deliveries brought, claim their jobs, and decide on each of them."""
+        assert self._engine is not None, "start() comes before the thread"
+        turns = self._written(turns)
+        job_ids, fingerprint = [turn.delivery.job_id for turn in turns], self._engine.fingerprint
+        claims = self._retry("claim", lambda: self._store.claim(job_ids, fingerprint)) if turns else None
+        if claims is None:
+            return
+        for claim in claims:
+            if isinstance(claim, Claim):
+                self._leases.keep(claim.job_id, claim.lease)
+        for turn, claim in zip(turns, claims, strict=True):
+            self._decide(turn, claim)
 
-    def _write_down(self, delivery: Delivery) -> bool:
-        """Make the record of a request that came inside its message; False if it cannot have one."""
-        try:
-            if delivery.request is not None:
-                self._store.submit(delivery.job_id, delivery.request)
-        except OrcdError as error:
-            delivery.done(error)
-            return False
-        return True
+    def _written(self, turns: Sequence[_Turn]) -> list[_Turn]:
+        """Note in Redis what came with new messages; returns the turns that are to be claimed."""
+        new = [turn for turn in turns if not turn.is_written]
+        bringing = [turn for turn in new if turn.delivery.request is not None or turn.delivery.message is not None]
+        arrivals = [Arrival(turn.delivery.job_id, turn.delivery.request, turn.delivery.message) for turn in bringing]
+        answers = self._retry("arrive", lambda: self._store.arrive(arrivals)) if arrivals else []
+        if answers is None:
+            return []
+        for turn in new:
+            turn.is_written = True
+        refused = {turn: error for turn, error in zip(bringing, answers, strict=True) if error is not None}
+        for turn, error in refused.items():
+            self._answer(turn.delivery, error)
+        return [turn for turn in turns if turn not in refused]
 
-    def _answer(self, delivery: Delivery, claim: Claim | ClaimStatus | OrcdError) -> None:
+    def _decide(self, turn: _Turn, claim: Claim | ClaimStatus | OrcdError) -> None:
+        delivery = turn.delivery
+        job_id = delivery.job_id
         if isinstance(claim, Claim):
-            self._begin(ActiveJob(claim, self._prepare(claim), self._model, delivery.done))
+            self._begin_job(delivery, claim)
         elif isinstance(claim, OrcdError):
-            delivery.done(claim)
+            self._answer(delivery, claim)
+        elif claim == "unknown" and delivery.request is not None:  # Redis has forgotten what was just written
+            turn.is_written = False
+            self._look_again(turn)
         elif claim == "unknown":
-            delivery.done(InvalidRequest(f"job {delivery.job_id} is unknown or has expired; submit it again"))
+            self._answer(delivery, InvalidRequest(f"job {job_id} is unknown or has expired; submit it again"))
         elif claim == "finished":
-            # Its worker may have died between the job's last event and Celery's result.
-            delivery.done(Repeated(fold(delivery.job_id, self._store.events(delivery.job_id))))
-        elif delivery.waits:
-            self._waiting.append(delivery)
+            self._repeat(delivery)
         else:
-            delivery.done(None)
+            cancelled = self._undecided.get(job_id)
+            if cancelled is not None:
+                self._retry("cancel", lambda: self._store.cancel(job_id, cancelled))
+            if delivery.waits:
+                self._look_again(turn)
+            else:
+                self._answer(delivery, None)
 
-    def _prepare(self, claim: Claim) -> Prompt | OrcdError:
-        assert self._limits is not None, "start() comes before put()"
+    def _look_again(self, turn: _Turn) -> None:
+        """Claim the delivery's job again after a pause."""
+        heappush(self._waiting, (time.monotonic() + turn.pause_s, next(self._counter), turn))
+        turn.pause_s = min(2 * turn.pause_s, MAX_LOOK_S)
+
+    def _answer(self, delivery: Delivery, outcome: Outcome) -> None:
+        with self._lock:
+            self._undecided.pop(delivery.job_id, None)
+        delivery.done(outcome)
+
+    def _repeat(self, delivery: Delivery) -> None:
+        """Answer with what is there: a worker may have died between a job's terminal event and Celery's result."""
+        try:
+            events = self._retry("read", lambda: self._store.events(delivery.job_id))
+            outcome: Outcome = None if events is None else Repeated(fold(delivery.job_id, events))
+        except OrcdError as error:
+            outcome = error
+        if outcome is not None:  # else the claimer stops
+            self._answer(delivery, outcome)
+
+    def _begin_job(self, delivery: Delivery, claim: Claim) -> None:
+        assert self._engine is not None
+        message = delivery.message
+        if message is not None and message.task_id not in claim.recorded:  # Redis has forgotten it since it arrived
+            arrival = Arrival(claim.job_id, None, message)
+            self._retry("arrive", lambda: self._store.arrive([arrival]))
+        limits = [limit for limit in (claim.time_limit_s, delivery.time_limit_s) if limit]
+        try:
+            prompt = self._prepare(claim, self._engine)
+            job = ActiveJob(claim, prompt, self._engine, delivery.done, min(limits, default=None))
+        except Exception as error:  # a bug of ours must end this job, not the thread that serves all others
+            self._observer.log.crashed(error)
+            failure = OrcdError(f"the job could not be begun ({type(error).__name__})")
+            self._retry("end", lambda: self._store.end_damaged(claim.job_id, claim.lease, failure))
+            self._leases.drop(claim.job_id, claim.lease)
+            self._answer(delivery, failure)
+            return
+        with self._lock:  # whoever cancels it from now on finds it with the job runner
+            cancelled = self._undecided.pop(claim.job_id, None)
+            if cancelled is not None:
+                job.fail(cancelled)
+            self._begin(job)
+
+    def _prepare(self, claim: Claim, engine: contract.Ready) -> Prompt | OrcdError:
         if claim.attempt > self._max_attempts:
             return Poisoned(f"given up after {self._max_attempts} attempts that lost their worker")
         if claim.cancelled:
@@ -128,8 +221,12 @@ class Claimer:
         if isinstance(claim.request, InvalidRequest):
             return claim.request
         try:
-            return self._encoder.encode(claim.request, self._limits)
+            return self._encoder.encode(claim.request, engine)
         except OrcdError as error:
             return error
-        except Exception as error:  # a bug of ours must fail this job, not the thread that serves all others
+        except Exception as error:  # likewise
             return OrcdError(f"the prompt could not be encoded ({type(error).__name__})")
+
+    def _retry(self, doing: str, call: Callable[[], T]) -> T | None:
+        """What Redis answers, however long it is away; None if the claimer stops meanwhile."""
+        return retry(call, self._thread.stopping, partial(self._observer.log.retrying, doing))

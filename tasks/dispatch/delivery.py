@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from orcd.errors import OrcdError
 from orcd.request import Request
 from orcd.result import Result
+
+if TYPE_CHECKING:
+    from orcd.store.enqueue import RecordedMessage
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +29,11 @@ Done = Callable[[Outcome], None]
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
-    """A job to be claimed; ``request`` is set when it came inside the message.
+    """A job to be claimed.
+
+    ``request`` is set when it came inside the message, and ``message`` when the message carries what a plain one would
+    lose (a canvas, limits, an id of its own): both are written down by ``JobStore.arrive`` before anything else
+    happens. ``time_limit_s`` is the message's own limit for the job, counted from its first start.
 
     ``done`` is called once with the outcome. Where another worker or message has the job, the delivery is over, or, if
     it ``waits``, goes on when the job has ended or lost its worker.
@@ -35,3 +43,5 @@ class Delivery:
     request: Request | None
     done: Done
     waits: bool = False
+    message: RecordedMessage | None = None
+    time_limit_s: float | None = None

@@ -6,22 +6,28 @@ import threading
 import time
 from collections.abc import Callable
 
-from orcd.errors import Cancelled
+from orcd.errors import Cancelled, OrcdError
 from orcd.store.enqueue import Message
 from orcd.store.job_store import JobStore
+from tasks.dispatch.active_job import Termination
 from tasks.dispatch.claimer import Claimer
 from tasks.dispatch.delivery import Delivery
 from tasks.dispatch.job_runner import TICK_S, JobRunner, Release
-from tasks.dispatch.maintenance import Termination
+from tasks.dispatch.maintenance import Maintenance
 from tasks.dispatch.prompt_encoder import PromptEncoder
 from tasks.observe.observer import Observer
+from tasks.supervised_thread import OnDeath
 from worker.settings import Settings
 
 RELEASE_S = 5.0
 
 
 class Dispatcher:
-    """Claims jobs and runs them on one engine. For ``publish`` and ``on_lost`` see `JobRunner`."""
+    """Claims jobs and runs them on one engine.
+
+    ``publish`` sends the Celery message of a job that should be run by somebody. ``on_lost`` is called when the engine
+    cannot be brought back, ``on_death`` when one of the threads here has died: this worker can then run no more jobs.
+    """
 
     def __init__(
         self,
@@ -31,14 +37,20 @@ class Dispatcher:
         observer: Observer,
         publish: Callable[[Message], None],
         on_lost: Callable[[], None],
+        on_death: OnDeath,
     ) -> None:
-        self._runner = JobRunner(settings, store, observer, publish, on_lost)
-        self._claimer = Claimer(store, encoder, observer.model, settings.max_attempts, self._runner.put)
+        self._observer = observer
+        if encoder.template_problem is not None:
+            observer.log.no_chat_template(encoder.template_problem)
+        self._runner = JobRunner(settings, store, observer, publish, on_lost, on_death)
+        runner = self._runner
+        self._claimer = Claimer(store, encoder, settings.max_attempts, observer, runner.leases, runner.put, on_death)
+        self._maintenance = Maintenance(store, settings, observer, publish, runner, on_death)
 
     @property
     def num_jobs(self) -> int:
         """Jobs in flight."""
-        return self._runner.num_jobs
+        return len(self._runner.jobs())
 
     @property
     def engine_pid(self) -> int | None:
@@ -48,6 +60,7 @@ class Dispatcher:
     def start(self) -> None:
         """Start to load the model; jobs are taken once `wait_until_loaded` has said so."""
         self._runner.start()
+        self._maintenance.start()
 
     def wait_until_loaded(self, timeout_s: float) -> bool:
         """Whether the engine is ready. Raises the error that its first start ended with."""
@@ -64,21 +77,30 @@ class Dispatcher:
         """Take a job on; its ``done`` is called once with what became of it."""
         self._claimer.put(delivery)
 
-    def cancel(self, job_id: str) -> None:
-        """End a job that is in flight; others are ignored."""
-        self._runner.put(Termination(job_id, Cancelled("revoked")))
+    def cancel(self, job_id: str, error: OrcdError | None = None) -> None:
+        """End a job that was accepted, with ``error`` (default: that it was revoked); others are ignored."""
+        error = error or Cancelled("revoked")
+        if not self._claimer.cancel(job_id, error):
+            self._runner.put(Termination(job_id, error))
 
     def drain(self, timeout_s: float) -> None:
         """Take no more jobs, wait for those in flight, and give back what is not finished in time."""
         self._claimer.stop()
         end = time.monotonic() + timeout_s
-        while self._runner.num_jobs and self._runner.is_alive and time.monotonic() < end:
+        while self.num_jobs and self._is_whole() and time.monotonic() < end:
             time.sleep(TICK_S)
         if self._runner.is_alive:
             released = threading.Event()
             self._runner.put(Release(released))
             released.wait(RELEASE_S)
+        else:
+            self._runner.abandon()
 
     def stop(self) -> None:
-        """End the engine and the thread that runs the jobs."""
+        """End the engine and all threads."""
+        self._maintenance.stop()
         self._runner.stop()
+
+    def _is_whole(self) -> bool:
+        """Whether jobs in flight can go on here."""
+        return self._runner.is_alive and self._runner.engine.is_up and not self._observer.has_dead_thread

@@ -10,10 +10,12 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from queue import SimpleQueue
 
 import msgspec
 
 from orcd.settings import to_environment
+from tasks.supervised_thread import OnDeath, SupervisedThread
 from worker import contract
 from worker.contract import Event, Request
 from worker.settings import Settings
@@ -29,20 +31,27 @@ class EngineProcess:
 
     One thread starts every run and reads its frames: the kernel kills the child when the thread that started it ends
     (PR_SET_PDEATHSIG), so that thread lives as long as this object. It calls ``on_event`` for every frame and
-    ``on_exit`` with the exit code after the last one.
+    ``on_exit`` with the exit code after the last one. Another thread writes: whoever sends waits for nobody.
     """
 
-    def __init__(self, settings: Settings, on_event: Callable[[Event], None], on_exit: Callable[[int], None]) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        on_event: Callable[[Event], None],
+        on_exit: Callable[[int], None],
+        on_death: OnDeath,
+    ) -> None:
+        """``on_death`` is told of a thread that ends before `stop`."""
         self._settings = settings
         self._on_event = on_event
         self._on_exit = on_exit
+        self._on_death = on_death
         self._wanted = threading.Event()
-        self._stopping = False
-        self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
-        self._socket: socket.socket | None = None
-        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
-        self.last_heard = time.monotonic()
+        self._writer: _FrameWriter | None = None
+        self._reader = SupervisedThread("engine reader", self._run, on_death)
+        self.started_at = self.last_heard = time.monotonic()
+        """When the last run began and when it last said something, by the monotonic clock."""
 
     @property
     def pid(self) -> int | None:
@@ -53,24 +62,20 @@ class EngineProcess:
     def start(self) -> None:
         """Start the first run."""
         self._wanted.set()
-        self._thread.start()
+        self._reader.start()
 
     def restart(self) -> None:
         """Start the next run; call it once after each `on_exit`."""
         self._wanted.set()
 
     def send(self, request: Request) -> None:
-        """Send one frame. A dead engine takes it silently: its ``on_exit`` is on the way.
+        """Have one frame sent; never blocks. A dead engine takes it silently: its ``on_exit`` is on the way.
 
         An engine that reads nothing for ``engine_step_timeout_s`` is killed: it hangs.
         """
-        with self._lock:
-            if self._socket is None:
-                return
-            try:
-                self._socket.sendall(contract.encode(request))
-            except OSError:
-                self.kill()
+        writer = self._writer
+        if writer is not None:
+            writer.put(request)
 
     def kill(self) -> None:
         """End the current run at once; ``on_exit`` follows."""
@@ -80,15 +85,15 @@ class EngineProcess:
 
     def stop(self) -> None:
         """Ask the engine to leave, insist after a few seconds, and wait until it is gone for good."""
-        self._stopping = True
+        self._reader.stop()
         self._wanted.set()
         self.send(contract.Shutdown())
-        self._thread.join(STOP_AFTER_S)
+        self._reader.join(STOP_AFTER_S)
         self.kill()
-        self._thread.join()
+        self._reader.join()
 
     def _run(self) -> None:
-        while self._wanted.wait() and not self._stopping:
+        while self._wanted.wait() and not self._reader.stopping.is_set():
             self._wanted.clear()
             try:
                 code = self._run_once()
@@ -110,12 +115,13 @@ class EngineProcess:
                     pass_fds=[theirs.fileno()],
                     stdin=subprocess.DEVNULL,
                 )
-            self.last_heard = time.monotonic()
-            self._process, self._socket = process, ours
+            self.started_at = self.last_heard = time.monotonic()
+            writer = _FrameWriter(ours, process.kill, self._on_death)
+            self._process, self._writer = process, writer
             self._read(ours, process)
-            code = process.wait()
-            with self._lock:
-                self._process = self._socket = None
+            code = _wait(process)
+            self._process = self._writer = None
+            writer.close()
         return code
 
     def _read(self, connection: socket.socket, process: subprocess.Popen[bytes]) -> None:
@@ -127,3 +133,41 @@ class EngineProcess:
                     self._on_event(contract.decode_event(body))
         except (OSError, ValueError, msgspec.MsgspecError):
             process.kill()  # a connection that broke or spoke nonsense cannot be mended
+
+
+def _wait(process: subprocess.Popen[bytes]) -> int:
+    """The exit code of a process that has closed its connection; one that does not leave soon is killed."""
+    try:
+        return process.wait(STOP_AFTER_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        return process.wait()
+
+
+class _FrameWriter:
+    """A thread that sends frames to one run of the engine, in order, and calls ``kill`` if it takes none."""
+
+    def __init__(self, connection: socket.socket, kill: Callable[[], None], on_death: OnDeath) -> None:
+        self._connection = connection
+        self._kill = kill
+        self._requests: SimpleQueue[Request | None] = SimpleQueue()
+        self._thread = SupervisedThread("engine writer", self._run, on_death)
+        self._thread.start()
+
+    def put(self, request: Request) -> None:
+        """Queue a frame."""
+        self._requests.put(request)
+
+    def close(self) -> None:
+        """End the thread of a run that has ended: nothing that it still sends arrives anywhere."""
+        self._thread.stop()
+        self._requests.put(None)
+        self._thread.join()
+
+    def _run(self) -> None:
+        try:
+            while (request := self._requests.get()) is not None:
+                self._connection.sendall(contract.encode(request))
+        except OSError:  # it has ended, or hangs; half a frame cannot be mended
+            self._thread.stop()
+            self._kill()

@@ -7,14 +7,17 @@ import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
-from orcd.errors import BY_CODE, EngineLost, OrcdError, Poisoned
+from orcd.errors import BY_CODE, EngineLost, ModelLoadFailed, OrcdError, Poisoned
 from tasks.dispatch.active_job import ActiveJob
 from tasks.dispatch.engine_process import EngineProcess
 from tasks.observe.observer import Observer
+from tasks.supervised_thread import OnDeath
 from worker import contract
 from worker.settings import Settings
 
 MAX_FAILED_STARTS = 3
+IDLE_SILENCE_S = 15
+"""An idle engine sends its figures every five seconds; one that missed two of them hangs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +31,8 @@ class EngineSupervisor:
     """Keeps one engine process alive; ``put`` gets its frames and an `EngineExit` each time it has ended.
 
     ``loaded`` is set when the first start has ended. If it ended well, ``limits`` holds what the engine can do, if not,
-    ``fatal`` why. ``on_lost`` is called when the engine cannot be brought back.
+    ``fatal`` why. ``on_lost`` is called when the engine cannot be brought back, ``on_death`` when one of the threads
+    that speak to it has ended.
 
     What is public may be read from any thread; the methods that act on frames belong to the job runner's.
     """
@@ -39,10 +43,11 @@ class EngineSupervisor:
         observer: Observer,
         put: Callable[[contract.Event | EngineExit], None],
         on_lost: Callable[[], None],
+        on_death: OnDeath,
         stopping: threading.Event,
     ) -> None:
         """Once ``stopping`` is set an engine that ends is not restarted."""
-        self.process = EngineProcess(settings, put, lambda code: put(EngineExit(code)))
+        self.process = EngineProcess(settings, put, lambda code: put(EngineExit(code)), on_death)
         self.loaded = threading.Event()
         self.limits: contract.Ready | None = None
         self.fatal: OrcdError | None = None
@@ -52,9 +57,19 @@ class EngineSupervisor:
         self._on_lost = on_lost
         self._stopping = stopping
         self._failed_starts = 0
+        self._restart_at: float | None = None
+        self._is_killed = False
 
     def ready(self, ready: contract.Ready) -> None:
-        """The engine takes requests."""
+        """The engine takes requests.
+
+        One that came back with another fingerprint ends the worker: its jobs were begun, and its prompts are encoded,
+        by another model file.
+        """
+        if self.limits is not None and ready.fingerprint != self.limits.fingerprint:
+            self._observer.log.error(ModelLoadFailed(f"{self._settings.model}: has changed since the worker started"))
+            self._on_lost()
+            return
         self.is_up, self._failed_starts, self.limits = True, 0, ready
         self._observer.ready(ready)
         self.loaded.set()
@@ -70,7 +85,7 @@ class EngineSupervisor:
 
         Jobs that were there too often when it died are failed.
         """
-        self.is_up = False
+        was_up, self.is_up, self._is_killed = self.is_up, False, False
         if self._stopping.is_set():
             return
         if self.limits is None:
@@ -82,17 +97,31 @@ class EngineSupervisor:
         if self._failed_starts > MAX_FAILED_STARTS:
             self._on_lost()
             return
-        for job in jobs:
+        for job in jobs if was_up else ():  # no job is to blame for an engine that could not load
             job.num_engine_losses += 1
             if job.claim.attempt + job.num_engine_losses > self._settings.max_attempts:
                 job.fail(Poisoned("given up: the engine died too many times while it ran this job"))
-        if self._failed_starts > 1:
-            self._stopping.wait(2.0 ** (self._failed_starts - 2))
-        self.process.restart()
+        pause_s = 2.0 ** (self._failed_starts - 2) if self._failed_starts > 1 else 0.0
+        self._restart_at = time.monotonic() + pause_s
 
-    def kill_if_hung(self) -> None:
-        """End an engine that has work and has said nothing for too long; it is then restarted."""
-        silent_s = time.monotonic() - self.process.last_heard
-        if self.is_up and silent_s > self._settings.engine_step_timeout_s:
-            self._observer.log.engine_hung(silent_s)
+    def supervise(self, *, has_jobs: bool) -> None:
+        """Start the next run when its time has come, and end one that hangs; called a few times a second."""
+        now = time.monotonic()
+        if self._restart_at is not None:
+            if now >= self._restart_at:
+                self._restart_at = None
+                self.process.restart()
+        elif not self._is_killed and self._hangs(now, has_jobs):
+            self._is_killed = True
+            self._observer.log.engine_hung(now - self.process.last_heard)
             self.process.kill()
+
+    def _hangs(self, now: float, has_jobs: bool) -> bool:
+        if self.is_up:
+            step_s = self._settings.engine_step_timeout_s
+            return now - self.process.last_heard > (step_s if has_jobs else max(step_s, IDLE_SILENCE_S))
+        start_s = self._settings.engine_start_timeout_s
+        is_late = self.process.pid is not None and now - self.process.started_at > start_s
+        if is_late and self.limits is None:
+            self.fatal = EngineLost(f"the engine was not ready after {start_s} s")
+        return is_late

@@ -1,30 +1,32 @@
 """The one thread that owns all active jobs of a worker.
 
 It alone feeds engine outputs to jobs, writes their events to the token log and decides what happens when the engine, a
-lease or a client is lost. Whoever else has something to say (the claimer, the engine's reader, Celery) puts it into
-the event queue.
+lease or a client is lost. Whoever else has something to say (the claimer, the engine's reader, the lease keeper,
+maintenance, Celery) puts it into the event queue.
 """
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from queue import Empty, SimpleQueue
 
 import redis
 
-from orcd.errors import Cancelled, OrcdError
+from orcd.errors import Cancelled, LogDamaged, OrcdError
 from orcd.store.enqueue import Message
 from orcd.store.job_store import Appended, JobStore
-from tasks.dispatch.active_job import ActiveJob, job_id_of
+from tasks.dispatch.active_job import ActiveJob, Termination, job_id_of
 from tasks.dispatch.engine_supervisor import EngineExit, EngineSupervisor
+from tasks.dispatch.lease_keeper import LeaseKeeper
 from tasks.dispatch.log_writer import LogWriter
-from tasks.dispatch.maintenance import Maintenance, Termination
 from tasks.dispatch.output_batcher import OutputBatcher, throttle_interval_s
 from tasks.observe.observer import Observer
+from tasks.supervised_thread import OnDeath, SupervisedThread
 from worker import contract
 from worker.settings import Settings
 
@@ -46,7 +48,7 @@ class JobRunner:
     """Runs the jobs it is given on one engine process.
 
     ``publish`` sends the Celery message of a job that should be run by somebody; ``on_lost`` is called when this worker
-    can run no more jobs.
+    can run no more jobs, and ``on_death`` when one of the threads here has ended.
     """
 
     def __init__(
@@ -56,61 +58,64 @@ class JobRunner:
         observer: Observer,
         publish: Callable[[Message], None],
         on_lost: Callable[[], None],
+        on_death: OnDeath,
     ) -> None:
         self._store = store
         self._observer = observer
         self._publish = publish
-        self._on_lost = on_lost
-        self._stopping = threading.Event()
         self._events: SimpleQueue[RunnerEvent] = SimpleQueue()
         self._pending: RunnerEvent | None = None  # what ended a throttle interval
         self._jobs: dict[str, ActiveJob] = {}
         self._started: list[ActiveJob] = []
-        self.engine = EngineSupervisor(settings, observer, self.put, on_lost, self._stopping)
         self._batcher = OutputBatcher()
-        self._log_writer = LogWriter(store, observer, self._stopping)
-        self._maintenance = Maintenance(store, settings, observer.worker_id, publish)
-        self._thread = threading.Thread(target=self._run, name="job runner", daemon=True)
-
-    @property
-    def num_jobs(self) -> int:
-        """Jobs in flight."""
-        return len(self._jobs)
+        self._thread = SupervisedThread("job runner", self._run, on_death)
+        self._log_writer = LogWriter(store, observer, self._thread.stopping)
+        self.engine = EngineSupervisor(settings, observer, self.put, on_lost, on_death, self._thread.stopping)
+        self.leases = LeaseKeeper(store, settings.lease_ms, self.put, partial(observer.log.retrying, "renew"), on_death)
 
     @property
     def is_alive(self) -> bool:
         """Whether anybody reads the event queue."""
-        return self._thread.is_alive()
+        return self._thread.is_alive
+
+    def jobs(self) -> list[ActiveJob]:
+        """The jobs in flight at this moment; from any thread."""
+        return list(self._jobs.copy().values())
 
     def put(self, event: RunnerEvent) -> None:
         """Queue an event; from any thread."""
         self._events.put(event)
 
     def start(self) -> None:
-        """Start the engine and the thread."""
+        """Start the engine and the threads."""
         self.engine.process.start()
+        self.leases.start()
         self._thread.start()
 
     def stop(self) -> None:
-        """End both."""
-        self._stopping.set()
+        """End the engine and the threads."""
+        self._thread.stop()
         self.engine.process.stop()
         self._thread.join()
-        self._maintenance.close()
+        self.leases.stop()
+
+    def abandon(self) -> None:
+        """Give all jobs back in place of the thread, which has died."""
+        with suppress(Empty):
+            while True:
+                if isinstance(event := self._events.get_nowait(), ActiveJob):
+                    self._jobs[event.job_id] = event
+        self._give_back(self.jobs())
 
     # Everything below runs on the job runner's thread.
 
     def _run(self) -> None:
-        try:
-            while not self._stopping.is_set():
-                worked_s = time.thread_time()
-                self.run_batch()
-                self._run_maintenance()
-                worked_s = time.thread_time() - worked_s
-                self._throttle(throttle_interval_s(worked_s))
-        except Exception as error:  # a bug of ours: better another worker than one whose jobs stand still
-            self._observer.log.crashed(error)
-            self._on_lost()
+        while not self._thread.stopping.is_set():
+            worked_s = time.thread_time()
+            self.run_batch()
+            self.engine.supervise(has_jobs=bool(self._jobs))
+            worked_s = time.thread_time() - worked_s
+            self._throttle(throttle_interval_s(worked_s))
 
     def run_batch(self) -> None:
         """Act on the events that are there, waiting a little for the first, and write down what came of them."""
@@ -174,14 +179,15 @@ class JobRunner:
                 self.engine.exited(code, self._jobs.values())
                 return list(self._jobs.values())
             case contract.Load():
-                self._observer.log.load_progress(event)
-                self._announce_loading(event)
+                self._observer.loads(event)
             case contract.Fatal():
                 self.engine.failed(event)
             case contract.Stats():
                 self._observer.stats(event)
             case Release():
-                self._release(event)
+                self._write(self._jobs.values())
+                self._give_back(self.jobs())
+                event.released.set()
         return []
 
     def _process(self, outputs: Iterable[contract.TokenOutput]) -> list[ActiveJob]:
@@ -215,7 +221,7 @@ class JobRunner:
 
     def _terminate(self, termination: Termination) -> list[ActiveJob]:
         job = self._jobs.get(termination.job_id)
-        if job is None:
+        if job is None or termination.lease not in (None, job.claim.lease):
             return []
         if termination.error is None:
             self._drop(job)
@@ -236,18 +242,22 @@ class JobRunner:
     def _forget(self, job: ActiveJob) -> None:
         del self._jobs[job.job_id]
         self._batcher.forget(job.request_id)
+        self.leases.drop(job.job_id, job.claim.lease)
 
-    def _release(self, release: Release) -> None:
-        """Hand unfinished jobs to whoever claims them next; they go on from the last logged token."""
-        self._write(self._jobs.values())
+    def _give_back(self, jobs: Sequence[ActiveJob]) -> None:
+        """Put jobs back into the queue; whoever claims one next goes on from what its log then holds."""
+        messages: list[Message] = []
         try:
-            for message in self._store.release({job_id: job.claim.epoch for job_id, job in self._jobs.items()}):
-                self._publish(message)
-        except Exception as error:  # Redis or the broker is away: the leases run out and a reaper takes the jobs
-            self._observer.log.trouble("release", error)
-        for job in list(self._jobs.values()):
+            messages = self._store.release({job.job_id: job.claim.lease for job in jobs})
+        except redis.RedisError as error:  # the leases run out, and a reaper takes the jobs
+            self._observer.log.retrying("release", error)
+        for job in jobs:
             self._drop(job)
-        release.released.set()
+        try:
+            for message in messages:
+                self._publish(message)
+        except Exception as error:  # the broker is away: a reaper publishes what waits in the queue
+            self._observer.log.retrying("publish", error)
 
     def _write(self, jobs: Iterable[ActiveJob]) -> None:
         """Write what the jobs have to say, until none has anything left; those dropped meanwhile say nothing."""
@@ -256,30 +266,33 @@ class JobRunner:
 
     def _settle(self, job: ActiveJob, answer: Appended) -> bool:
         """Act on what an append found; True if the job has more to say."""
-        if not answer.owned:
-            self._drop(job)
-        elif job.ended:
-            self._forget(job)
-            self._observer.job_ended(job)
-            job.done(job.result)
-        elif answer.cancelled:
-            self._fail(job, Cancelled("cancelled"))
-            return True
+        match answer.status:
+            case "fenced":
+                self._drop(job)
+            case "conflict":  # Redis has forgotten, or kept, what we did not expect
+                self._give_back([job])
+            case "damaged":
+                self._end_damaged(job)
+            case "appended" if job.ended:
+                self._finish(job)
+            case "appended" if answer.cancelled:
+                self._fail(job, Cancelled("cancelled"))
+                return True
         return False
 
-    def _run_maintenance(self) -> None:
-        if self._jobs:
-            self.engine.kill_if_hung()
+    def _end_damaged(self, job: ActiveJob) -> None:
+        """End a job whose log cannot be written, as far as its record allows."""
+        error = LogDamaged(f"job {job.job_id}: its token log cannot be written; submit it again under another id")
         try:
-            terminations = self._maintenance.run(list(self._jobs.values()), self._observer.heartbeat(len(self._jobs)))
-        except Exception as error:  # Redis or the broker is away: the chores come up again
-            self._observer.log.trouble("upkeep", error)
-            return
-        for termination in terminations:
-            self._write(self._terminate(termination))
+            self._store.end_damaged(job.job_id, job.claim.lease, error)
+        except redis.RedisError as failure:  # its lease runs out, and whoever claims it next ends it
+            self._observer.log.retrying("end", failure)
+        self.engine.process.send(contract.Abort(job.request_id))
+        job.discard(error)
+        self._finish(job)
 
-    def _announce_loading(self, load: contract.Load) -> None:
-        try:
-            self._store.announce_loading(load.percent, load.remaining_ms)
-        except redis.RedisError as error:
-            self._observer.log.trouble("loading", error)
+    def _finish(self, job: ActiveJob) -> None:
+        """The job's terminal event is written."""
+        self._forget(job)
+        self._observer.job_ended(job)
+        job.done(job.result)

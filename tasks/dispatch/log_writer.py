@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Iterable
+from functools import partial
 
-import redis
-
-from orcd.store.backoff import Backoff
+from orcd.store.backoff import retry
 from orcd.store.job_store import Appended, JobStore
 from tasks.dispatch.active_job import ActiveJob
 from tasks.observe.observer import Observer
-
-FIRST_RETRY_S = 0.05
-MAX_RETRY_S = 2.0
 
 
 class LogWriter:
@@ -33,22 +28,10 @@ class LogWriter:
         stops meanwhile.
         """
         writing = [(job, append) for job in jobs if (append := job.take_append()).events]
-        backoff = Backoff(FIRST_RETRY_S, MAX_RETRY_S)
-        while not self._stopping.is_set():
-            try:
-                answers = self._store.append([append for _, append in writing])
-            except redis.RedisError as error:
-                self._observer.log.trouble("append", error)
-                self._stopping.wait(backoff.failed(error))
-            else:
-                written = [(job, answer) for (job, _), answer in zip(writing, answers, strict=True)]
-                self._note_listeners(written)
-                return written
-        return []
-
-    @staticmethod
-    def _note_listeners(written: Iterable[tuple[ActiveJob, Appended]]) -> None:
-        now = time.monotonic()
-        for job, answer in written:
-            if answer.num_listeners:
-                job.last_listened = now
+        appends = [append for _, append in writing]
+        answers = retry(
+            lambda: self._store.append(appends), self._stopping, partial(self._observer.log.retrying, "append")
+        )
+        if answers is None:
+            return []
+        return [(job, answer) for (job, _), answer in zip(writing, answers, strict=True)]

@@ -1,10 +1,10 @@
-"""What a worker does for its jobs by the clock: leases, cancellations, deadlines, lost listeners, lost jobs."""
+"""What a worker does for its jobs by the clock: cancellations, deadlines, lost listeners, lost jobs, its heartbeat."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
@@ -12,97 +12,210 @@ import redis
 
 from orcd.errors import Cancelled, Expired, InferenceTimeout, OrcdError
 from orcd.store import schema
+from orcd.store.backoff import FIRST_RETRY_S, MAX_RETRY_S, Backoff
 from orcd.store.enqueue import Message
 from orcd.store.job_store import JobStore
-from tasks.dispatch.active_job import ActiveJob
+from tasks.dispatch.active_job import ActiveJob, Termination
+from tasks.dispatch.job_runner import JobRunner
+from tasks.observe.observer import Observer
+from tasks.supervised_thread import OnDeath, SupervisedThread
+from worker import contract
 from worker.settings import Settings
 
+TICK_S = 0.1
 REAP_EVERY_S = 1.0
+LISTENERS_EVERY_S = 1.0
 HEARTBEAT_EVERY_S = 5.0
 HEARTBEAT_TTL_S = 60
 DISCONNECT_AFTER_S = 10.0
 
 
-@dataclass(frozen=True, slots=True)
-class Termination:
-    """What the clock or Redis says of a job: end it with ``error``, or drop it because it is somebody else's now."""
+class _Cancellation(msgspec.Struct):
+    """What is published on the control channel."""
 
-    job_id: str
-    error: OrcdError | None
+    cancel: str
+
+
+@dataclass(slots=True)
+class _PeriodicCall:
+    """Something that is done every so often; where it failed, again after a moment, and ever later."""
+
+    name: str
+    call: Callable[[], None]
+    every_s: float
+    due: float = 0.0
+    backoff: Backoff = field(default_factory=lambda: Backoff(FIRST_RETRY_S, MAX_RETRY_S))
+
+    def run_if_due(self, failed: Callable[[str, Exception], None]) -> None:
+        if time.monotonic() < self.due:
+            return
+        try:
+            self.call()
+        except Exception as error:  # Redis or the broker is away, or a bug of ours that must not stop the other calls
+            failed(self.name, error)
+            self.due = time.monotonic() + self.backoff.failed(error)
+        else:
+            self.backoff.succeeded()
+            self.due = time.monotonic() + self.every_s
 
 
 class Maintenance:
-    """Periodic work of one worker. Belongs to the job runner's thread; `run` is called a few times a second."""
+    """A thread with the periodic work of one worker. What it finds of a job it tells the job runner."""
 
-    def __init__(self, store: JobStore, settings: Settings, worker_id: str, publish: Callable[[Message], None]) -> None:
+    def __init__(
+        self,
+        store: JobStore,
+        settings: Settings,
+        observer: Observer,
+        publish: Callable[[Message], None],
+        runner: JobRunner,
+        on_death: OnDeath,
+    ) -> None:
         self._store = store
         self._settings = settings
-        self._worker_id = worker_id
+        self._observer = observer
         self._publish = publish
-        self._due: dict[str, float] = {}
+        self._runner = runner
+        self._thread = SupervisedThread("maintenance", self._run, on_death)
+        self._gauges: dict[str, Any] = {}
         self._control: Any = None
+        self._announced: contract.Load | None = None
+        self._unpublished: dict[str, Message] = {}
+        self._overdue: set[str] = set()
+        self._absent_s: dict[str, float] = {}
+        self._listened_at = 0.0
+        self._calls = (
+            _PeriodicCall("deadlines", self._end_overdue, TICK_S),
+            _PeriodicCall("cancellations", self._hear_cancellations, TICK_S),
+            _PeriodicCall("loading", self._announce_loading, 0.0),
+            _PeriodicCall("reap", self._reap, REAP_EVERY_S),
+            _PeriodicCall("listeners", self._look_for_listeners, LISTENERS_EVERY_S),
+            _PeriodicCall("heartbeat", self._beat, HEARTBEAT_EVERY_S),
+        )
 
-    def run(self, jobs: Collection[ActiveJob], gauges: dict[str, Any]) -> list[Termination]:
-        """Do what is due. ``gauges`` go into the heartbeat. Raises `redis.RedisError` when Redis is away."""
-        terminations = list(self._overdue(jobs))
-        known = {job.job_id for job in jobs}
-        terminations += [Termination(job_id, Cancelled("cancelled")) for job_id in self._cancelled() if job_id in known]
-        if self._is_due("renew", self._settings.lease_ms / 3000):
-            answers = self._store.renew({job.job_id: job.claim.epoch for job in jobs})
-            errors = {"lost": None, "cancelled": Cancelled("cancelled")}
-            terminations += [
-                Termination(job_id, errors[answer]) for job_id, answer in answers.items() if answer in errors
-            ]
-        if self._is_due("reap", REAP_EVERY_S):
-            for message in self._store.reap():
-                self._publish(message)
-        if self._is_due("heartbeat", HEARTBEAT_EVERY_S):
-            self._beat(gauges)
-        return terminations
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread.start()
 
-    def close(self) -> None:
-        """Stop listening; take the worker off the list."""
+    def stop(self) -> None:
+        """End it; take the worker off the list."""
+        self._thread.stop()
+        self._observer.load_changed.set()
+        self._thread.join()
         try:
-            if self._control is not None:
-                self._control.close()
-            self._store.redis.zrem(schema.WORKERS, self._worker_id)
-            self._store.redis.delete(schema.worker_key(self._worker_id))
+            self._stop_listening()
+            self._store.redis.zrem(self._store.key_prefix + schema.WORKERS, self._observer.worker_id)
+            self._store.redis.delete(schema.worker_key(self._observer.worker_id, self._store.key_prefix))
         except redis.RedisError:
             return  # the heartbeat runs out by itself
 
-    def _is_due(self, chore: str, every_s: float) -> bool:
-        now = time.monotonic()
-        if now < self._due.get(chore, 0.0):
-            return False
-        self._due[chore] = now + every_s
-        return True
+    def _run(self) -> None:
+        load_changed = self._observer.load_changed
+        while not self._thread.stopping.is_set():
+            self.run_due()
+            load_changed.wait(TICK_S)  # a small model is loaded within one tick
+            load_changed.clear()
 
-    def _overdue(self, jobs: Collection[ActiveJob]) -> Iterator[Termination]:
-        limit_s = self._settings.job_time_limit_s
+    def run_due(self) -> None:
+        """Make the calls that are due."""
+        self._gauges = self._observer.heartbeat(len(self._runner.jobs()))
+        for call in self._calls:
+            call.run_if_due(self._observer.log.retrying)
+
+    def _end_overdue(self) -> None:
+        jobs = self._runner.jobs()
+        self._overdue &= {job.request_id for job in jobs}
         for job in jobs:
-            now_ms = job.now_ms()
-            if job.claim.deadline_ms and now_ms > job.claim.deadline_ms:
-                yield Termination(job.job_id, Expired("the deadline passed before the job was finished"))
-            elif limit_s and now_ms - job.claim.started_ms > limit_s * 1000:
-                yield Termination(job.job_id, InferenceTimeout(f"the job ran longer than {limit_s} s"))
-            elif job.cancel_on_disconnect and time.monotonic() - job.last_listened > DISCONNECT_AFTER_S:
-                yield Termination(job.job_id, Cancelled("nobody listened any more"))
+            error = self._limit_passed(job)
+            if error is not None and job.request_id not in self._overdue:
+                self._overdue.add(job.request_id)
+                self._end(job, error)
 
-    def _cancelled(self) -> Iterator[str]:
-        if self._control is None:
-            connection: Any = self._store.redis  # redis-py does not type pubsub()
-            control = connection.pubsub(ignore_subscribe_messages=True)
-            control.subscribe(schema.CONTROL)
-            self._control = control  # kept only once it listens
-        while (message := self._control.get_message(timeout=0)) is not None:
-            yield msgspec.json.decode(message["data"])["cancel"]
+    def _limit_passed(self, job: ActiveJob) -> OrcdError | None:
+        now_ms = job.now_ms()
+        if job.claim.deadline_ms and now_ms > job.claim.deadline_ms:
+            return Expired("the deadline passed before the job was finished")
+        limit_s = min(filter(None, (self._settings.job_time_limit_s, job.time_limit_s)), default=None)
+        if limit_s is not None and now_ms - job.claim.started_ms > limit_s * 1000:
+            return InferenceTimeout(f"the job ran longer than {limit_s:g} s")
+        return None
 
-    def _beat(self, gauges: dict[str, Any]) -> None:
-        now_ms = time.time_ns() // 1_000_000
+    def _end(self, job: ActiveJob, error: OrcdError) -> None:
+        self._runner.put(Termination(job.job_id, error, job.claim.lease))
+
+    def _hear_cancellations(self) -> None:
+        try:
+            if self._control is None:
+                connection: Any = self._store.redis  # redis-py does not type pubsub()
+                control = connection.pubsub(ignore_subscribe_messages=True)
+                control.subscribe(self._store.key_prefix + schema.CONTROL)
+                self._control = control  # kept only once it listens
+            while (message := self._control.get_message(timeout=0)) is not None:
+                self._hear(message["data"])
+        except redis.RedisError:
+            self._stop_listening()
+            raise
+
+    def _hear(self, data: bytes) -> None:
+        try:
+            job_id = msgspec.json.decode(data, type=_Cancellation).cancel
+        except ValueError:  # not from us; a job's record has the wish too
+            return
+        for job in self._runner.jobs():
+            if job.job_id == job_id:
+                self._end(job, Cancelled("cancelled"))
+
+    def _stop_listening(self) -> None:
+        control, self._control = self._control, None
+        if control is not None:
+            control.close()
+
+    def _announce_loading(self) -> None:
+        load = self._observer.loading
+        if load is not None and load is not self._announced:
+            self._store.announce_loading(load.percent, load.remaining_ms)
+            self._announced = load
+
+    def _reap(self) -> None:
+        for message in self._store.reap():
+            self._unpublished[message.job_id] = message
+        while self._unpublished:
+            job_id, message = next(iter(self._unpublished.items()))
+            del self._unpublished[job_id]
+            try:
+                self._publish(message)
+            except Exception:
+                self._unpublished[job_id] = message  # behind the others
+                raise
+
+    def _look_for_listeners(self) -> None:
+        """Cancel jobs that want a listener and have had none for a while, as far as that was seen.
+
+        Time in which Redis did not answer is not counted: clients may have been there, or been cut off like us.
+        """
+        jobs = [job for job in self._runner.jobs() if job.cancel_on_disconnect]
+        now = time.monotonic()
+        passed_s, self._listened_at = min(now - self._listened_at, 2 * LISTENERS_EVERY_S), now
+        absent_s, self._absent_s = self._absent_s, {}
+        if not jobs:
+            return
+        found: Any = self._store.redis.pubsub_numsub(
+            *(schema.events_channel(job.job_id, self._store.key_prefix) for job in jobs)
+        )
+        for job, (_channel, num_listeners) in zip(jobs, found, strict=True):
+            if num_listeners:
+                continue
+            before_s = absent_s.get(job.request_id)
+            self._absent_s[job.request_id] = 0.0 if before_s is None else before_s + passed_s
+            if self._absent_s[job.request_id] > DISCONNECT_AFTER_S:
+                self._end(job, Cancelled("nobody listened any more"))
+
+    def _beat(self) -> None:
+        worker_id, now_ms = self._observer.worker_id, time.time_ns() // 1_000_000
         pipeline: Any = self._store.redis.pipeline(transaction=False)
-        pipeline.zremrangebyscore(schema.WORKERS, "-inf", now_ms - HEARTBEAT_TTL_S * 1000)
-        pipeline.zadd(schema.WORKERS, {self._worker_id: now_ms})
-        pipeline.expire(schema.WORKERS, HEARTBEAT_TTL_S)
-        pipeline.hset(schema.worker_key(self._worker_id), mapping=gauges)
-        pipeline.expire(schema.worker_key(self._worker_id), HEARTBEAT_TTL_S)
+        pipeline.zremrangebyscore(self._store.key_prefix + schema.WORKERS, "-inf", now_ms - HEARTBEAT_TTL_S * 1000)
+        pipeline.zadd(self._store.key_prefix + schema.WORKERS, {worker_id: now_ms})
+        pipeline.expire(self._store.key_prefix + schema.WORKERS, HEARTBEAT_TTL_S)
+        pipeline.hset(schema.worker_key(worker_id, self._store.key_prefix), mapping=self._gauges)
+        pipeline.expire(schema.worker_key(worker_id, self._store.key_prefix), HEARTBEAT_TTL_S)
         pipeline.execute()

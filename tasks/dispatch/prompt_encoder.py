@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from orcd.errors import ContextLengthExceeded, InvalidRequest, ModelLoadFailed
 from orcd.request import Request
@@ -28,13 +29,23 @@ class Prompt:
 class PromptEncoder:
     """Text <-> ids for one model. Thread-safe."""
 
-    def __init__(self, tokenizer: Tokenizer, template: ChatTemplate | None) -> None:
+    def __init__(self, tokenizer: Tokenizer, template: ChatTemplate | InvalidRequest) -> None:
+        """``template`` is the error that a request with messages gets where there is none that can be used."""
         self._tokenizer = tokenizer
         self._template = template
 
+    @property
+    def template_problem(self) -> str | None:
+        """Why requests with messages are refused; None where they are not."""
+        return self._template.message if isinstance(self._template, InvalidRequest) else None
+
     @classmethod
     def load(cls, settings: Settings) -> PromptEncoder:
-        """From the model's GGUF and, if the settings name one, a tokenizer.json. Raises `ModelLoadFailed`."""
+        """From the model's GGUF and, if the settings name them, a tokenizer.json and a chat template.
+
+        Raises `ModelLoadFailed`, but not for a template in the GGUF: a model whose template is broken still completes
+        prompts.
+        """
         if not settings.model:
             raise ModelLoadFailed("no model is given; name a GGUF file with --model or ORCD_MODEL")
         metadata = open_gguf(settings.model).metadata
@@ -42,7 +53,9 @@ class PromptEncoder:
             tokenizer = tokenizers.from_tokenizer_json(settings.tokenizer, metadata)
         else:
             tokenizer = tokenizers.from_metadata(metadata)
-        return cls(tokenizer, ChatTemplate.from_metadata(metadata, tokenizer))
+        if settings.chat_template:
+            return cls(tokenizer, ChatTemplate.from_file(settings.chat_template, tokenizer))
+        return cls(tokenizer, _template_in(metadata, tokenizer))
 
     def encode(self, request: Request, ready: contract.Ready) -> Prompt:
         """Raises `InvalidRequest` naming the field, or `ContextLengthExceeded` with both lengths."""
@@ -65,8 +78,8 @@ class PromptEncoder:
             return request.prompt_token_ids
         if request.prompt is not None:
             return self._tokenizer.encode(request.prompt, add_special=True, parse_special=True)
-        if self._template is None:
-            raise InvalidRequest("messages: the model has no chat template; send a prompt (orcd generate --raw)")
+        if isinstance(self._template, InvalidRequest):
+            raise InvalidRequest(self._template.message)
         # As in Hugging Face's apply_chat_template: the template itself writes BOS where the model wants one.
         text = self._template.render(request.messages or [])
         return self._tokenizer.encode(text, add_special=False, parse_special=True)
@@ -80,4 +93,14 @@ class PromptEncoder:
         return contract.Sampling(**told)
 
     def _detokenizer_of(self, request: Request, ids: list[int]) -> Callable[[], Detokenizer]:
-        return lambda: Detokenizer(self._tokenizer, request.stop, prompt_ids=ids)
+        return lambda: Detokenizer(self._tokenizer, request.stop, prompt_ids=ids, min_tokens=request.min_tokens)
+
+
+def _template_in(metadata: Mapping[str, Any], tokenizer: Tokenizer) -> ChatTemplate | InvalidRequest:
+    """The GGUF's own template, or what is to be said to those who would need it."""
+    advice = "send a prompt (orcd generate --raw), or start the worker with --chat-template FILE"
+    try:
+        template = ChatTemplate.from_metadata(metadata, tokenizer)
+    except ModelLoadFailed as error:
+        return InvalidRequest(f"messages: the model's {error.message}; {advice}")
+    return template or InvalidRequest(f"messages: the model has no chat template; {advice}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterable
 from socketserver import ThreadingMixIn
 from typing import Any
@@ -12,32 +11,33 @@ from prometheus_client import make_wsgi_app
 
 from orcd.errors import InvalidRequest
 from tasks.observe.observer import Observer
+from tasks.supervised_thread import OnDeath, SupervisedThread
 
 
 class _Server(ThreadingMixIn, WSGIServer):
-    """One thread a visitor, so that one who says nothing keeps nobody waiting."""
+    """One thread a client, so that one which sends nothing keeps no other waiting."""
 
     daemon_threads = True
     block_on_close = False
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A visitor went away; the standard library would write a traceback among the log events."""
+        """A client went away; the standard library would write a traceback among the log events."""
 
 
 class _QuietHandler(WSGIRequestHandler):
     timeout = 10
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Nothing: visits are no log events."""
+        """Nothing: requests of probes are no log events."""
 
 
 class HealthServer:
     """``/metrics`` for Prometheus, ``/healthz`` (alive and well), ``/readyz`` (takes jobs), on the loopback interface.
 
-    Raises `InvalidRequest` if the port cannot be had.
+    ``on_death`` is called if its thread dies. Raises `InvalidRequest` if the port cannot be had.
     """
 
-    def __init__(self, observer: Observer, port: int) -> None:
+    def __init__(self, observer: Observer, port: int, on_death: OnDeath) -> None:
         self._observer = observer
         self._metrics = make_wsgi_app(observer.metrics.registry)
         try:
@@ -45,11 +45,12 @@ class HealthServer:
         except OSError:
             raise InvalidRequest(f"metrics_port: cannot use port {port}; set ORCD_METRICS_PORT to a free one") from None
         self.port: int = self._server.server_port
-        self._thread = threading.Thread(target=self._server.serve_forever, name="health server", daemon=True)
+        self._thread = SupervisedThread("health server", self._server.serve_forever, on_death)
         self._thread.start()
 
     def close(self) -> None:
         """Stop serving."""
+        self._thread.stop()
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Protocol
 
 from orcd.result import Result
-from orcd.store.job_store import Claim
+from orcd.store.claim import Claim
 
 
 class ObservedJob(Protocol):

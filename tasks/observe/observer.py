@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 from tasks.observe.metrics import Metrics
 from tasks.observe.observed_job import ObservedJob
 from tasks.observe.worker_log import WorkerLog
@@ -12,7 +14,8 @@ from worker.log import EventLog
 class Observer:
     """The state of one worker's engine, with the log and the metrics that follow it.
 
-    Told by the job runner, read by the health server and the pool. What concerns the log alone is said to ``log``.
+    Told by the threads of the worker, read by the health server and the pool. What concerns the log alone is said to
+    ``log``.
     """
 
     def __init__(self, log: EventLog, worker_id: str, model: str) -> None:
@@ -20,18 +23,34 @@ class Observer:
         self.model = model
         self.log = WorkerLog(log)
         self.metrics = Metrics()
+        self.loading: contract.Load | None = None
+        """How far the engine had loaded its model when it last said so; ``load_changed`` is set each time."""
+        self.load_changed = threading.Event()
+        self.has_dead_thread = False
         self._is_loaded = False
         self._stats: contract.Stats | None = None
 
     @property
     def is_ready(self) -> bool:
-        """Whether the engine is loaded and does not say that it is unhealthy; while it is not, no job is taken."""
+        """Whether the engine is loaded and nothing is wrong; while it is not so, no job is taken."""
         return self._is_loaded and not self.is_unhealthy
 
     @property
     def is_unhealthy(self) -> bool:
-        """Whether the engine runs and says that something is wrong with it."""
-        return self._stats is not None and not self._stats.healthy
+        """Whether the engine says that something is wrong with it, or a thread of the worker has died."""
+        return self.has_dead_thread or (self._stats is not None and not self._stats.healthy)
+
+    def thread_died(self, name: str, error: BaseException | None) -> None:
+        """A thread has ended that must not: the worker takes no more jobs, and will leave."""
+        self.has_dead_thread = True
+        self.metrics.set_engine_healthy(False)
+        self.log.crashed(error, thread=name)
+
+    def loads(self, load: contract.Load) -> None:
+        """The engine has read some more of the model."""
+        self.loading = load
+        self.load_changed.set()
+        self.log.load_progress(load)
 
     def ready(self, ready: contract.Ready) -> None:
         """The engine takes requests."""

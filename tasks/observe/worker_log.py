@@ -10,7 +10,8 @@ from tasks.observe.observed_job import ObservedJob
 from worker import contract
 from worker.log import EventLog
 
-TROUBLE_EVERY_S = 5.0
+RETRY_EVERY_S = 5.0
+"""So often it is said that something is tried again and again."""
 LOAD_STEP_PERCENT = 5
 
 
@@ -20,12 +21,16 @@ class WorkerLog:
     def __init__(self, log: EventLog) -> None:
         self._log = log
         self._load_percent = -LOAD_STEP_PERCENT
-        self._last_trouble: dict[str, float] = {}
+        self._last_retry: dict[str, float] = {}
 
     def startup(self, device: str) -> None:
         """The worker begins."""
         self._log.event("startup", device=device)
         self._log.event("model_load_start", device=device)
+
+    def no_chat_template(self, problem: str) -> None:
+        """The model completes prompts, but requests with messages will be refused."""
+        self._log.event("no_chat_template", level="warning", message=problem)
 
     def load_progress(self, load: contract.Load) -> None:
         """The engine has read some more of the model; logged every few percent."""
@@ -98,15 +103,16 @@ class WorkerLog:
         """An error that concerns the whole worker."""
         self._log.event("error", level="error", code=error.code, message=error.message)
 
-    def crashed(self, error: Exception) -> None:
-        """A bug of ours; its text stays unsaid, as it may hold what users wrote."""
-        self._log.event("error", level="error", code="INTERNAL", cause=type(error).__name__, where=places(error))
+    def crashed(self, error: BaseException | None, thread: str | None = None) -> None:
+        """A bug of ours, which may have ended a thread; its text stays unsaid, as it may hold what users wrote."""
+        cause, where = (type(error).__name__, places(error)) if error is not None else (None, None)
+        self._log.event("error", level="error", code="INTERNAL", cause=cause, where=where, thread=thread)
 
-    def trouble(self, doing: str, error: Exception) -> None:
+    def retrying(self, doing: str, error: Exception) -> None:
         """Redis or the broker is away; said once in a while, as it is tried again all the time."""
         now = time.monotonic()
-        if now - self._last_trouble.get(doing, -TROUBLE_EVERY_S) >= TROUBLE_EVERY_S:
-            self._last_trouble[doing] = now
+        if now - self._last_retry.get(doing, -RETRY_EVERY_S) >= RETRY_EVERY_S:
+            self._last_retry[doing] = now
             self._log.event("error", level="warning", code="INTERNAL", doing=doing, cause=type(error).__name__)
 
     def shutdown(self) -> None:

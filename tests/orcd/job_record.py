@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import redis
 
-from orcd.events import Error, decode_event, encode_event
+from orcd.errors import Cancelled
+from orcd.events import decode_event
 from orcd.request import Request
 from orcd.store import schema
-from orcd.store.job_store import JobStore
+from orcd.store.enqueue import RecordedMessage
+from orcd.store.job_store import Arrival, JobStore
 
 J = "job-1"
 REQUEST = Request(prompt="Say something.", seed=7)
@@ -28,11 +30,23 @@ def logged(store: JobStore, job_id: str = J) -> list[tuple[str, object]]:
     return [(id.decode(), decode_event(fields[b"e"])) for id, fields in store.redis.xrange(schema.log_key(job_id))]
 
 
+def submit(store: JobStore, job_id: str = J, request: Request = REQUEST) -> None:
+    """Write its record, as for a request that came inside a message."""
+    (error,) = store.arrive([Arrival(job_id, request, None)])
+    if error is not None:
+        raise error
+
+
+def recorded(task_id: str, *job_ids: str, **headers: object) -> RecordedMessage:
+    """A message of that task about jobs (default: the one of its own id) that somebody must answer."""
+    embed = {"callbacks": None, "errbacks": None, "chain": [{"task": "next"}], "chord": None}
+    kwargs = {"job_ids": list(job_ids)} if len(job_ids) > 1 else {"job_id": job_ids[0] if job_ids else task_id}
+    return RecordedMessage(task_id, "orcd.generate", "orcd", 5, {"root_id": "root", **headers}, [], kwargs, embed)
+
+
 def cancel(store: JobStore, job_id: str = J) -> str:
-    """Cancel it as a client does; returns the state after that."""
-    keys = [schema.job_key(job_id), schema.log_key(job_id), schema.QUEUED]
-    script = store.redis.register_script(schema.script("cancel"))
-    return script(keys, [job_id, encode_event(Error("CANCELLED", "cancelled", False)), 600]).decode()
+    """Cancel it; returns the state after that."""
+    return store.cancel(job_id, Cancelled("cancelled"))
 
 
 def let_lease_run_out(store: JobStore, job_id: str = J) -> None:
@@ -41,6 +55,21 @@ def let_lease_run_out(store: JobStore, job_id: str = J) -> None:
 
 def let_patience_run_out(store: JobStore, job_id: str = J) -> None:
     store.redis.zadd(schema.QUEUED, {job_id: 1})
+
+
+class Snapshot:
+    """All that Redis holds now, so that it can come back to it as from an older snapshot of its own."""
+
+    def __init__(self, connection: redis.Redis) -> None:
+        self._redis = connection
+        self._keys = {key: (connection.dump(key), max(0, connection.pttl(key))) for key in connection.scan_iter()}
+
+    def restore(self) -> None:
+        with self._redis.pipeline() as pipeline:
+            pipeline.flushdb()
+            for key, (value, ttl_ms) in self._keys.items():
+                pipeline.restore(key, ttl_ms, value)
+            pipeline.execute()
 
 
 class Ears:

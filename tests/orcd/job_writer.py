@@ -10,7 +10,9 @@ import redis
 
 from orcd.client import Client
 from orcd.events import End, Error, Event, Position, Started, Token, state_after
-from orcd.store.job_store import Append, Claim, JobStore, LoggedEvent
+from orcd.store.claim import Claim
+from orcd.store.job_store import Append, JobStore
+from orcd.store.token_log import LoggedEvent
 
 MakeStore = Callable[..., JobStore]
 
@@ -26,24 +28,24 @@ class Writer:
         self.num_tokens = sum(len(event.ids) for event in tokens)
 
     def write(self, *events: Event) -> bool:
-        """Append the events in one call; False if the job is not ours any more."""
-        append = Append(self.claim.job_id, self.claim.epoch)
+        """Append the events in one call; False if they were not written."""
+        append = Append(self.claim.job_id, self.claim.lease, self.position)
         for event in events:
             self.position = self.position.after(len(event.ids) if isinstance(event, Token) else 0)
             append.events.append(LoggedEvent(self.position, event))
             append.final_state = state_after(event)
-        return self.store.append([append])[0].owned
+        return self.store.append([append])[0].status == "appended"
 
     def start(self) -> bool:
         claim = self.claim
         return self.write(Started(claim.job_id, "demo", claim.started_ms, claim.attempt))
 
-    def tokens(self, num_tokens: int) -> bool:
-        """One event of that many tokens: token number i has the id 100 + i and the text `` i``."""
+    def tokens(self, num_tokens: int, *, first_id: int = 100) -> bool:
+        """One event of that many tokens: token number i has the id ``first_id`` + i and the text `` i``."""
         first = self.num_tokens + 1
         numbers = range(first, first + num_tokens)
         self.num_tokens += num_tokens
-        return self.write(Token("".join(f" {i}" for i in numbers), first, [100 + i for i in numbers]))
+        return self.write(Token("".join(f" {i}" for i in numbers), first, [first_id + i for i in numbers]))
 
     def end(self) -> bool:
         return self.write(End("length", 3, self.num_tokens, 1, 2, 3, "0" * 64))
@@ -61,7 +63,7 @@ def claimed(store: JobStore, job_id: str) -> Writer:
 
 def messages(connection: redis.Redis) -> list[dict[str, Any]]:
     """The Celery messages that wait in the default queue, last sent first."""
-    return [json.loads(text) for text in connection.lrange("celery:5", 0, -1)]
+    return [json.loads(text) for text in connection.lrange("orcd:5", 0, -1)]
 
 
 def ended_job(client: Client, store: JobStore, num_tokens: int = 5) -> str:

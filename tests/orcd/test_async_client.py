@@ -60,13 +60,14 @@ def test_jobs_are_submitted_checked_and_counted(redis_url: str, connection: redi
         job_ids = await client.submit_many([{"prompt": "x"}] * 300)
         assert await client.submit(prompt="x", job_id=job_ids[0]) == job_ids[0]
         assert [status.job_id for status in await client.statuses(job_ids[:2])] == job_ids[:2]
-        assert connection.llen("celery:5") == connection.zcard(schema.QUEUED) == 300
+        assert connection.llen("orcd:5") == connection.zcard(schema.QUEUED) == 300
 
     run(redis_url, play)
 
 
 def test_a_stream_follows_a_job_from_the_queue_to_its_end(redis_url: str, make_store: MakeStore):
     store = make_store()
+    store.renew({})
 
     async def play(client: AsyncClient) -> None:
         job_id = await client.submit(prompt="x")

@@ -11,7 +11,7 @@ import pytest
 import redis
 
 from orcd.client import Client
-from orcd.errors import Cancelled, InvalidRequest
+from orcd.errors import Cancelled, Conflict, InvalidRequest
 from orcd.events import Error
 from orcd.status import WorkerStatus
 from orcd.store import schema
@@ -25,7 +25,7 @@ def test_a_submitted_job_has_a_record_and_a_message_without_its_prompt(client: C
     assert client.status(job_id).state == "queued"
     assert b"CANARY" in connection.hget(schema.job_key(job_id), "request")
     (message,) = messages(connection)
-    assert message["headers"]["task"] == "tasks.generate"
+    assert message["headers"]["task"] == "orcd.generate"
     assert message["headers"]["id"] == job_id
     for key in connection.scan_iter():
         if key != schema.job_key(job_id).encode():
@@ -40,8 +40,17 @@ def test_model_and_priority_choose_the_message_s_queue(client: Client, connectio
 
 
 def test_submitting_the_same_id_again_is_harmless(client: Client, connection: redis.Redis):
-    assert client.submit(prompt="first", job_id="line-1") == client.submit(prompt="second", job_id="line-1") == "line-1"
+    assert client.submit(prompt="first", job_id="line-1") == client.submit(prompt="first", job_id="line-1") == "line-1"
     assert len(messages(connection)) == 1
+
+
+def test_the_id_of_another_request_is_refused_and_the_job_left_alone(client: Client, connection: redis.Redis):
+    client.submit(prompt="first", job_id="line-1")
+    with pytest.raises(Conflict, match="job line-1: the id belongs to another request; choose another id"):
+        client.submit(prompt="second", job_id="line-1")
+    with pytest.raises(Conflict, match="job line-1: "):
+        client.submit_many([{"prompt": "other"}, {"prompt": "first", "seed": 3}], ["line-2", "line-1"])
+    assert sorted(message["headers"]["id"] for message in messages(connection)) == ["line-1", "line-2"]
     assert b"first" in connection.hget(schema.job_key("line-1"), "request")
 
 
@@ -117,9 +126,22 @@ def test_threads_may_share_a_client(client: Client, connection: redis.Redis):
     assert sorted(message["headers"]["id"] for message in messages(connection)) == sorted(job_ids)
 
 
-def test_records_are_kept_as_long_as_asked(redis_url: str, connection: redis.Redis):
+def test_records_are_kept_while_the_job_lives_and_then_as_long_as_asked(
+    redis_url: str, make_store: MakeStore, monkeypatch: pytest.MonkeyPatch
+):
+    """F11: a job that waits longer than the time to live does not vanish."""
+    monkeypatch.setenv("ORCD_QUEUE_LIMIT_S", "1000")
+    store = make_store(ttl_s=5)
     with Client(redis_url, job_ttl_s=77) as client:
-        assert 70 < connection.ttl(schema.job_key(client.submit(prompt="x"))) <= 77
+        job_id = client.submit(prompt="x")
+        assert 1070 < store.redis.ttl(schema.job_key(job_id)) <= 1077
+        writer = claimed(store, job_id)
+        writer.tokens(1)
+        for key in (schema.job_key(job_id), schema.log_key(job_id)):
+            assert 1070 < store.redis.ttl(key) <= 1077
+        writer.end()
+        for key in (schema.job_key(job_id), schema.log_key(job_id)):
+            assert 70 < store.redis.ttl(key) <= 77
 
 
 # -- results, status, cancellation -----------------------------------------------------------------------------------
@@ -161,7 +183,7 @@ def test_status_follows_the_job_through_its_life(client: Client, make_store: Mak
     assert (running.worker, running.model, running.tokens_out) == ("worker-1", "demo", 4)
     assert running.created_ms == queued.created_ms <= running.started_ms
 
-    store.release({job_id: writer.claim.epoch})
+    store.release({job_id: writer.claim.lease})
     waiting = client.status(job_id)
     assert (waiting.state, waiting.position, waiting.worker) == ("queued", 1, None)
 

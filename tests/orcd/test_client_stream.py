@@ -28,6 +28,7 @@ def test_an_ended_job_s_events_are_all_there(client: Client, make_store: MakeSto
 
 def test_a_stream_follows_a_job_from_the_queue_to_its_end(client: Client, make_store: MakeStore, background):
     store = make_store()
+    store.renew({})
     job_id = client.submit(prompt="x")
 
     def work() -> None:
@@ -46,7 +47,8 @@ def test_a_stream_follows_a_job_from_the_queue_to_its_end(client: Client, make_s
     assert indices(rest) == [1, 2, 3, 4, 5, 6, 7]
 
 
-def test_a_place_in_the_queue_is_counted_from_one(client: Client):
+def test_a_place_in_the_queue_is_counted_from_one(client: Client, make_store: MakeStore):
+    make_store().renew({})
     job_ids = [client.submit(prompt="x") for _ in range(3)]
     connection_order = [client.status(job_id).position for job_id in job_ids]
     assert sorted(connection_order) == [1, 2, 3]
@@ -93,6 +95,7 @@ def use(answer: object) -> None:
 
 def test_a_job_that_changes_hands_shows_each_token_once(client: Client, make_store: MakeStore, background):
     store, other = make_store(), make_store("worker-2")
+    store.renew({})
     job_id = client.submit(prompt="x")
 
     def work() -> None:

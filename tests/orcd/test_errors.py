@@ -5,6 +5,7 @@ from orcd.errors import BY_CODE, OrcdError
 
 CODES = [
     "CANCELLED",
+    "CONFLICT",
     "CONTEXT_LENGTH_EXCEEDED",
     "CUDA_ERROR",
     "ENGINE_LOST",
@@ -13,7 +14,9 @@ CODES = [
     "INSUFFICIENT_VRAM",
     "INTERNAL",
     "INVALID_REQUEST",
+    "LOG_DAMAGED",
     "MODEL_LOAD_FAILED",
+    "MODEL_NOT_SERVED",
     "POISONED",
     "REDIS_UNAVAILABLE",
     "VRAM_OOM",

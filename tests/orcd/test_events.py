@@ -27,8 +27,10 @@ from orcd.events import (
 END = End("stop", 3, 5, 1, 2, 3, "0" * 64)
 EVENTS = [
     Queued(3),
+    Queued(3, served=False),
     Loading(50),
     Started("job-1", "demo", 1_700_000_000_000, 2),
+    Started("job-1", "demo", 1_700_000_000_000, 2, "print"),
     Token("two words", 1, [5, 6]),
     Token("", 3, [7], choice=2, finish="stop", analysis="hm", commentary="call()"),
     Token('é\n"\u2028', 4, [8], logprobs=[TokenLogprob(8, -0.5, {8: -0.5, 9: -1.25})]),
@@ -47,6 +49,7 @@ def test_an_event_survives_the_way_through_json_as_one_line(event):
 
 def test_a_plain_token_is_written_short():
     assert encode_event(Token("a", 1, [5])) == b'{"type":"token","t":"a","i":1,"ids":[5]}'
+    assert encode_event(Queued(1)) == b'{"type":"queued","position":1}'
 
 
 def test_an_older_reader_skips_the_fields_of_a_newer_writer():
@@ -60,7 +63,7 @@ def test_what_is_no_event_is_a_value_error(line):
 
 
 def test_every_event_leads_to_the_right_state():
-    assert [state_after(event) for event in EVENTS[:6]] == [""] * 6
+    assert [state_after(event) for event in EVENTS[:8]] == [""] * 8
     assert state_after(END) == "succeeded"
     states = {code: state_after(Error(code, "", False)) for code in BY_CODE}
     assert states.pop("CANCELLED") == "cancelled"
@@ -85,35 +88,103 @@ def test_positions_follow_the_tokens_and_then_the_events_at_the_same_token():
 
 def test_a_cursor_says_which_tokens_are_missing():
     cursor = Cursor()
-    assert cursor.is_new(Token("a", 1, [5]))
+    assert cursor.new_part(Token("a", 1, [5]))
     with pytest.raises(ValueError, match="tokens 2 to 3 of choice 0 are missing"):
-        cursor.is_new(Token("d", 4, [8]))
+        cursor.new_part(Token("d", 4, [8]))
     with pytest.raises(ValueError, match="tokens 1 to 2 of choice 1 are missing"):
-        cursor.is_new(Token("c", 3, [7], choice=1))
-    assert cursor.is_new(Token("b", 2, [6]))
+        cursor.new_part(Token("c", 3, [7], choice=1))
+    assert cursor.new_part(Token("b", 2, [6]))
     assert cursor.num_tokens == 2
+
+
+def read(cursor: Cursor, *events: Token) -> None:
+    for event in events:
+        assert cursor.new_part(event) == event
+
+
+LOGPROBS = [TokenLogprob(number, -1.0) for number in (3, 4, 5)]
+
+
+def test_an_event_that_was_seen_in_part_is_cut_where_what_is_new_begins():
+    """F07: Redis forgot the log's end, and its owner wrote it again with other borders between events."""
+    cursor = Cursor()
+    read(cursor, Token("one ", 1, [1]), Token("two ", 2, [2], analysis="hm"), Token("three ", 3, [3]))
+    assert cursor.new_part(Token("three four five ", 3, [3, 4, 5], analysis="so", logprobs=LOGPROBS)) == Token(
+        "four five ", 4, [4, 5], analysis="so", logprobs=LOGPROBS[1:]
+    )
+    assert cursor.new_part(Token("two three four five six", 2, [2, 3, 4, 5, 6], analysis="hmso, yes")) == Token(
+        "six", 6, [6], analysis=", yes"
+    )
+    assert cursor.num_tokens == 6
+
+
+def test_events_that_were_seen_whole_show_where_others_may_be_cut():
+    """F07: the new borders lie within an event that was seen as one."""
+    cursor = Cursor()
+    read(cursor, Token("one two three ", 1, [1, 2, 3]))
+    with pytest.raises(ValueError, match="the text of token 2 of choice 0 cannot be told from the next ones"):
+        cursor.new_part(Token("two three four ", 2, [2, 3, 4]))
+    assert cursor.new_part(Token("one ", 1, [1])) is None
+    assert cursor.new_part(Token("two three four ", 2, [2, 3, 4])) == Token("four ", 4, [4])
+
+
+def test_tokens_that_are_others_than_before_are_never_joined_to_those():
+    """F07: another model file or device went on."""
+    cursor = Cursor()
+    read(cursor, Token("one ", 1, [1]), Token("two ", 2, [2]))
+    for other in (Token("zwei ", 2, [7]), Token("zwei drei ", 2, [7, 8]), Token("x", 1, [9])):
+        with pytest.raises(ValueError, match=f"tokens from {other.i} of choice 0 are others than before"):
+            cursor.new_part(other)
+    read(cursor, Token("three", 3, [3]))
+
+
+def test_of_a_long_answer_only_the_end_is_remembered():
+    """F07: what is further back is taken for seen, and never cut."""
+    cursor = Cursor()
+    for number in range(1, 20_001):
+        read(cursor, Token("ab", number, [number]))
+    assert cursor.new_part(Token("ab", 5, [5])) is None
+    assert cursor.new_part(Token("?", 5, [99])) is None
+    with pytest.raises(ValueError, match="cannot be told from the next ones"):
+        cursor.new_part(Token("ab" * 19_997, 5, list(range(5, 20_002))))
+    assert cursor.new_part(Token("abababcd", 19_998, list(range(19_998, 20_002)))) == Token("cd", 20_001, [20_001])
+    (choice,) = cursor._choices.values()
+    assert len(choice._ids) == len(choice._borders) - 1 < 2 * choice.MAX_TOKENS
+
+
+def test_a_choice_s_finish_is_new_though_the_tokens_that_come_with_it_are_not():
+    cursor = Cursor()
+    read(cursor, Token("one ", 1, [1]))
+    assert cursor.new_part(Token("one ", 1, [1], finish="stop")) == Token("", 2, [], finish="stop")
+    assert cursor.new_part(Token("one ", 1, [1], finish="stop")) is None
+
+
+def test_a_start_after_a_release_is_new_though_its_attempt_is_the_same():
+    cursor = Cursor()
+    starts = [Started("j", "m", started_at, 1, f"print-{started_at}") for started_at in (5, 6)]
+    assert [cursor.new_part(start) for start in (*starts, *starts)] == [*starts, None, None]
 
 
 def test_a_finish_that_comes_behind_the_last_token_is_seen_once():
     cursor = Cursor()
-    assert cursor.is_new(Token("a", 1, [5]))
-    assert cursor.is_new(Token("", 2, [], finish="stop"))
-    assert not cursor.is_new(Token("", 2, [], finish="stop"))
-    assert not cursor.is_new(Token("a", 1, [5]))
+    assert cursor.new_part(Token("a", 1, [5]))
+    assert cursor.new_part(Token("", 2, [], finish="stop"))
+    assert not cursor.new_part(Token("", 2, [], finish="stop"))
+    assert not cursor.new_part(Token("a", 1, [5]))
 
 
 def test_every_attempt_s_start_is_seen_once():
     cursor = Cursor()
     starts = [Started("j", "m", 1, attempt) for attempt in (1, 2, 1, 2, 3)]
-    assert [cursor.is_new(start) for start in starts] == [True, True, False, False, True]
+    assert [cursor.new_part(start) for start in starts] == [starts[0], starts[1], None, None, starts[4]]
 
 
 def test_nothing_is_new_after_the_end():
     cursor = Cursor()
-    assert cursor.is_new(END)
+    assert cursor.new_part(END)
     assert cursor.ended
     for event in (*EVENTS, Token("x", 1, [1])):
-        assert not cursor.is_new(event)
+        assert not cursor.new_part(event)
 
 
 @st.composite
@@ -144,7 +215,7 @@ def test_pieces_of_a_history_in_any_order_give_each_token_once(history, pieces):
     seen = []
 
     def hand_over(events: list) -> None:
-        seen.extend(event for event in events if cursor.is_new(event))
+        seen.extend(new for event in events if (new := cursor.new_part(event)))
 
     for start, end in pieces:
         try:

@@ -184,13 +184,14 @@ def test_no_refusal_quotes_a_value(field, value):
     assert "CANARY" not in refusal(fields | {"stop": "CANARY", "on_disconnect": "CANARY"})
 
 
-def test_a_seed_is_drawn_once_and_only_where_there_is_none():
-    assert request.parse({**PROMPT, "seed": 3}).with_seed().seed == 3
-    drawn = request.parse(PROMPT).with_seed()
-    assert drawn.seed is not None
-    assert drawn.with_seed() == drawn
-    assert request.parse(PROMPT).with_seed() != drawn
-    assert msgspec.structs.replace(drawn, seed=None) == request.parse(PROMPT)
+def test_a_request_without_a_seed_gets_one_of_its_job_and_the_same_each_time():
+    assert request.parse({**PROMPT, "seed": 3}).with_seed("a").seed == 3
+    seeded = request.parse(PROMPT).with_seed("a")
+    assert 0 <= seeded.seed < 2**63
+    assert seeded.with_seed("b") == seeded
+    assert request.parse(PROMPT).with_seed("a") == seeded
+    assert request.parse(PROMPT).with_seed("b") != seeded
+    assert msgspec.structs.replace(seeded, seed=None) == request.parse(PROMPT)
 
 
 def test_the_keyword_arguments_of_clients_are_the_fields_of_a_request():

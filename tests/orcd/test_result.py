@@ -43,6 +43,13 @@ def test_a_result_says_which_model_answered_and_why_it_stopped():
     assert (waiting.model, waiting.finish_reason) == (None, None)
 
 
+def test_a_result_names_the_fingerprints_that_its_tokens_come_from_in_order():
+    starts = [Started("j", "m", 1, attempt, name) for attempt, name in enumerate(("a", "b", "b", "", "a"), 1)]
+    assert fold("j", starts).fingerprints == ["a", "b"]
+    assert fold("j", [*starts[1:3], END]).fingerprints == ["b"]
+    assert fold("j", [STARTED, END]).fingerprints == []
+
+
 def test_a_result_raises_the_error_of_a_failed_job_and_else_gives_itself():
     result = fold("j", [STARTED, Token("a", 1, [2]), END])
     assert result.raise_for_error() is result

@@ -82,6 +82,30 @@ def test_a_wrong_variable_is_named(environment: dict[str, str], message: str) ->
         read_environment(SampleSettings, environment)
 
 
+KUBERNETES = {
+    "ORCD_SERVICE_HOST": "10.0.0.7",
+    "ORCD_SERVICE_PORT": "80",
+    "ORCD_SERVICE_PORT_HTTP": "80",
+    "ORCD_PORT": "tcp://10.0.0.7:80",
+    "ORCD_PORT_80_TCP": "tcp://10.0.0.7:80",
+    "ORCD_PORT_80_TCP_PROTO": "tcp",
+    "ORCD_PORT_80_TCP_PORT": "80",
+    "ORCD_PORT_80_TCP_ADDR": "10.0.0.7",
+}
+
+
+@pytest.mark.parametrize("service", ["ORCD", "ORCD_REDIS", "ORCD_STEP_TOKENS", "ORCD_METRICS"])
+def test_variables_that_kubernetes_sets_for_a_service_of_that_name_are_passed_over(service: str) -> None:
+    """F21. A service ``orcd-metrics`` even has ``ORCD_METRICS_PORT``, which is a setting, too."""
+    environment = {service + name.removeprefix("ORCD"): text for name, text in KUBERNETES.items()}
+    assert read_environment(SampleSettings, environment) == SampleSettings()
+
+
+def test_a_port_that_is_set_by_a_person_is_still_checked() -> None:
+    with pytest.raises(InvalidRequest, match="unknown environment variable ORCD_PORT"):
+        read_environment(SampleSettings, {"ORCD_PORT": "80"})
+
+
 def test_a_client_s_own_settings_are_checked() -> None:
     with pytest.raises(InvalidRequest, match="ORCD_JOB_TTL_S must be at least 1"):
         read_environment(ClientSettings, {"ORCD_JOB_TTL_S": "0"})
@@ -92,3 +116,18 @@ def test_what_is_handed_to_a_child_process_reads_back_as_the_same_settings() -> 
     environment = to_environment(settings)
     assert environment.keys() == {"ORCD_NAME", "ORCD_STEP_TOKENS", "ORCD_PREFIX_CACHE"}
     assert read_environment(SampleSettings, environment) == settings
+
+
+@pytest.mark.parametrize("prefix", ["", "staging:", "a.b-c_", ":"])
+def test_a_key_prefix_ends_with_a_separator(prefix: str):
+    assert read_environment(ClientSettings, {"ORCD_KEY_PREFIX": prefix}).key_prefix == prefix
+
+
+@pytest.mark.parametrize("prefix", ["staging", "{a}:", "a b:", "a':", "ä:", "a:\n", "x" * 64 + ":"])
+def test_another_key_prefix_is_refused(prefix: str):
+    with pytest.raises(InvalidRequest, match=r"ORCD_KEY_PREFIX must be of A-Z a-z 0-9 : _ . - and end with"):
+        read_environment(ClientSettings, {"ORCD_KEY_PREFIX": prefix})
+
+
+def test_settings_are_shown_without_the_password():
+    assert "secret" not in repr(ClientSettings(redis_url="redis://:secret@h"))

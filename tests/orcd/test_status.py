@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import pytest
 
-from orcd.errors import InvalidRequest
-from orcd.status import FIELDS, Status, WorkerStatus
+from orcd.errors import InvalidRequest, LogDamaged
+from orcd.status import FIELDS, Look, Status, WorkerStatus
 
 QUEUED = {"state": b"queued", "attempt": b"0", "priority": b"5", "created_ms": b"1000"}
 RUNNING = {**QUEUED, "state": b"running", "attempt": b"2", "owner": b"w", "model": b"m", "started_ms": b"1500"}
 
 
-def read(record: dict[str, bytes], rank: int | None = None, last_entry: bytes | None = None) -> Status:
-    return Status.read("j", [record.get(name) for name in FIELDS], rank, [(last_entry, {})] if last_entry else [])
+def read(record: dict[str, bytes], rank: int = -1, last_entry: bytes | None = None, *, served: int = 1) -> Status:
+    look = Look.read("j", [record.get("state", b""), rank, served, b""])
+    return Status.read("j", look, [record.get(name) for name in FIELDS], [(last_entry, {})] if last_entry else [])
 
 
 def test_a_queued_job_has_a_place_from_one():
@@ -40,6 +41,33 @@ def test_a_wish_to_cancel_shows():
 def test_no_record_is_an_unknown_job():
     with pytest.raises(InvalidRequest, match="job j: unknown"):
         read({})
+
+
+def test_a_queued_job_says_whether_a_worker_serves_its_model():
+    assert not read(QUEUED, rank=0, served=0).served
+    assert read(QUEUED, rank=0).served
+    assert read(RUNNING, served=0).served
+
+
+def test_a_record_of_a_newer_version_is_refused_in_words():
+    with pytest.raises(InvalidRequest, match="job j: a newer version of orcd wrote it; upgrade this one"):
+        Look.read("j", [b"newer", -1, 1, b""])
+
+
+@pytest.mark.parametrize("record", [{"state": b"queued"}, {**QUEUED, "attempt": b"many"}])
+def test_a_record_that_cannot_be_read_is_damaged(record: dict[str, bytes]):
+    """F14: one job's damage is that job's error."""
+    with pytest.raises(LogDamaged, match="job j: "):
+        read(record)
+    with pytest.raises(LogDamaged, match="job j: "):
+        Look.read("j", [b"damaged", -1, 1, b""])
+    with pytest.raises(LogDamaged, match="job j: "):
+        Status.read("j", Look("queued", 0, True, b""), None, None)
+
+
+def test_a_log_that_cannot_be_used_counts_as_empty():
+    values = [RUNNING.get(name) for name in FIELDS]
+    assert Status.read("j", Look("running", None, True, b""), values, None).tokens_out == 0
 
 
 def test_a_worker_without_a_heartbeat_is_left_out():

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from tasks.app import create_app, worker_id
+from tasks.app import create_app, create_worker_app, worker_id
 from worker.settings import Settings
 
 
 def test_an_app_is_made_without_a_connection() -> None:
     app = create_app(Settings(redis_url="redis://127.0.0.1:1/0"))
-    assert app.conf.broker_url == app.conf.result_backend == "redis://127.0.0.1:1/0"
+    assert app.connection().as_uri() == app.backend.as_uri() == "redis://127.0.0.1:1/0"
 
 
 def test_a_message_is_kept_until_its_job_is_done_and_no_prompt_is_stored_with_a_result() -> None:
@@ -29,3 +29,9 @@ def test_the_settings_travel_with_the_app() -> None:
 
 def test_a_worker_keeps_its_name() -> None:
     assert worker_id() == worker_id()
+
+
+def test_a_worker_takes_nothing_from_the_queue_or_the_exchange_of_other_applications() -> None:
+    queues = create_worker_app(Settings(name="qwen2.5:7b")).conf.task_queues
+    names = ["orcd", "orcd.qwen2.5%3A7b"]
+    assert [(queue.name, queue.exchange.name, queue.routing_key) for queue in queues] == [(n, n, n) for n in names]

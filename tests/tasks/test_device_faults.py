@@ -30,7 +30,7 @@ if "--fd" in sys.orig_argv:  # in the engine process
 
     def once():
         try:
-            os.unlink({trouble!r})
+            os.unlink({fault!r})
         except FileNotFoundError:
             return False
         return True
@@ -43,17 +43,17 @@ Play = Callable[..., dict[str, str]]
 
 
 @pytest.fixture
-def trouble(tmp_path: Path) -> Path:
-    """While this file exists, the device is in trouble."""
-    return tmp_path / "trouble"
+def fault(tmp_path: Path) -> Path:
+    """While this file exists, the device fails."""
+    return tmp_path / "fault"
 
 
 @pytest.fixture
-def play(tmp_path: Path, trouble: Path) -> Play:
+def play(tmp_path: Path, fault: Path) -> Play:
     """The variables of a worker whose engine runs ``step`` before each step, and finds ``residency``."""
 
     def play(*, step: str = "pass", residency: str = "[]") -> dict[str, str]:
-        body = PLAY_ILL.format(trouble=str(trouble), step=step, residency=residency.format(trouble=str(trouble)))
+        body = PLAY_ILL.format(fault=str(fault), step=step, residency=residency.format(fault=str(fault)))
         (tmp_path / "sitecustomize.py").write_text(body)
         return {"PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])}
 
@@ -61,10 +61,10 @@ def play(tmp_path: Path, trouble: Path) -> Play:
 
 
 def test_a_worker_whose_memory_is_not_where_it_must_be_takes_no_job_until_it_is(
-    redis_url: str, demo_model: Path, tmp_path: Path, trouble: Path, play: Play
+    redis_url: str, demo_model: Path, tmp_path: Path, fault: Path, play: Play
 ) -> None:
-    variables = play(residency="['kv cache is managed memory'] if os.path.exists({trouble!r}) else []")
-    trouble.touch()
+    variables = play(residency="['kv cache is managed memory'] if os.path.exists({fault!r}) else []")
+    fault.touch()
     worker = WorkerProcess(redis_url, demo_model, tmp_path, ORCD_VRAM_CHECK_S="1", **variables)
     with worker, Client(redis_url) as client:
         worker.wait_for("unhealthy")
@@ -73,9 +73,9 @@ def test_a_worker_whose_memory_is_not_where_it_must_be_takes_no_job_until_it_is(
         job_id = client.submit(**SHORT)
         time.sleep(2)
         assert client.status(job_id).state == "queued"
-        trouble.unlink()
+        fault.unlink()
         assert client.result(job_id, timeout=20).state == "succeeded"
-        trouble.touch()
+        fault.touch()
         worker.wait_for("unhealthy", 2)
 
 
@@ -88,7 +88,7 @@ def test_a_worker_whose_memory_is_not_where_it_must_be_takes_no_job_until_it_is(
     ids=["an error that sticks", "a step that hangs"],
 )
 def test_the_engine_is_replaced_and_its_jobs_end_as_if_nothing_had_been(
-    redis_url: str, demo_model: Path, tmp_path: Path, trouble: Path, play: Play, step: str, code: str, message: str
+    redis_url: str, demo_model: Path, tmp_path: Path, fault: Path, play: Play, step: str, code: str, message: str
 ) -> None:
     variables = play(step=step) | {"ORCD_ENGINE_STEP_TIMEOUT_S": "2"}
     with WorkerProcess(redis_url, demo_model, tmp_path, **variables) as worker, Client(redis_url) as client:
@@ -96,9 +96,9 @@ def test_the_engine_is_replaced_and_its_jobs_end_as_if_nothing_had_been(
         first_engine = worker.engine_pid
         job_id = client.submit(**LONG)
         wait_until_running(client, [job_id], 3)
-        trouble.touch()
+        fault.touch()
         assert client.result(job_id, timeout=30).choices == undisturbed.choices
-        assert not trouble.exists(), "the engine never met its trouble"
+        assert not fault.exists(), "the engine never met its fault"
         assert worker.engine_pid != first_engine
         first, *_, exited = worker.events("error")
         assert first["code"] == code

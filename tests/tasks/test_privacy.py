@@ -19,6 +19,8 @@ import redis
 
 from orcd.client import Client
 from orcd.errors import OrcdError
+from orcd.store import schema
+from orcd.store.dead_letters import DeadLetters
 from tasks.app import create_app
 from tests.tasks.worker_process import ROOT, WorkerProcess
 from worker.settings import Settings
@@ -98,12 +100,12 @@ def _run_canary_jobs(redis_url: str) -> tuple[list[str], list[str]]:
         submitted = client.submit(**request)
         chat = client.submit(messages=[{"role": "user", "content": CANARY}], max_tokens=40, ignore_eos=True)
         sent = [
-            app.send_task("tasks.generate", kwargs=request),
-            app.send_task("tasks.generate", kwargs=request | {"temperature": CANARY}),
-            app.send_task("tasks.generate", kwargs=request | {"on_disconnect": CANARY}),
-            app.send_task("tasks.generate", args=[CANARY]),
-            app.send_task("tasks.generate_chunk", kwargs={"requests": [request, request]}),
-            app.send_task("tasks.no_such_task", kwargs=request),
+            app.send_task("orcd.generate", kwargs=request),
+            app.send_task("orcd.generate", kwargs=request | {"temperature": CANARY}),
+            app.send_task("orcd.generate", kwargs=request | {"on_disconnect": CANARY}),
+            app.send_task("orcd.generate", args=[CANARY]),
+            app.send_task("orcd.generate_chunk", kwargs={"requests": [request, request]}),
+            app.send_task("tasks.no_such_task", kwargs=request, queue="orcd"),
         ]
         for result in sent[:-1]:
             try:
@@ -140,7 +142,7 @@ def test_prompts_and_answers_stay_in_the_jobs_own_keys(redis_url: str, demo_mode
             time.sleep(0.2)
             tasks = json.loads(flower.get("/api/tasks"))
         shown = tasks[task_ids[0]]
-        assert shown["name"] == "tasks.generate"
+        assert shown["name"] == "orcd.generate"
         with Client(redis_url) as client:
             result = client.result(task_ids[0], timeout=5)
         assert shown["runtime"] * 1000 > result.decode_ms
@@ -160,6 +162,11 @@ def _check_redis(redis_url: str, task_ids: list[str], secrets: list[str]) -> Non
     with redis.Redis.from_url(redis_url) as connection:
         for key in connection.scan_iter("*"):
             if any(task_id in key.decode() for task_id in task_ids):
+                continue
+            if key.decode() == schema.DEAD:  # the message of another application, which is kept whole
+                shown = [repr(letter) for letter in DeadLetters(connection)]
+                assert len(shown) == 1
+                assert CANARY not in shown[0]
                 continue
             dump = connection.dump(key) or b""
             kind = connection.type(key)

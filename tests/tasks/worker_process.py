@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -18,13 +19,16 @@ from orcd.client import Client
 from orcd.errors import InvalidRequest
 
 START_TIMEOUT_S = 60.0
+QUIET = ("--without-mingle", "--without-gossip")
 ROOT = Path(__file__).parents[2]
 
 
 class WorkerProcess:
     """``celery -A tasks worker`` on the CPU device; its log lines go to a file. Use it in a with block."""
 
-    def __init__(self, redis_url: str, model: Path, folder: Path, **variables: str) -> None:
+    def __init__(
+        self, redis_url: str, model: Path, folder: Path, *, flags: Sequence[str] = QUIET, **variables: str
+    ) -> None:
         self.redis_url = redis_url
         self.log_path = folder / f"worker-{time.monotonic_ns()}.log"
         inherited = {name: text for name, text in os.environ.items() if not name.startswith("ORCD_")}
@@ -36,10 +40,9 @@ class WorkerProcess:
             "ORCD_LEASE_MS": "2000",
         }
         hostname = f"w{time.monotonic_ns()}@localhost"
-        flags = ["--hostname", hostname, "--without-mingle", "--without-gossip"]
         with self.log_path.open("w") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "celery", "-A", "tasks", "worker", *flags],
+                [sys.executable, "-m", "celery", "-A", "tasks", "worker", "--hostname", hostname, *flags],
                 env=inherited | settings | variables,
                 cwd=ROOT,
                 stdout=subprocess.DEVNULL,

@@ -1,47 +1,55 @@
 -- Append the events of many jobs to their token logs and publish them; end jobs whose last event is among them.
--- KEYS: orcd:running, then for every job its record and its log
--- ARGV: ttl s, then for every job: job id, epoch, final state ('' while it goes on), number of events,
---       and for every event: n, k, JSON
--- Returns for every job {status, cancel, listeners}: status 1 is done, 0 fenced (another owner, or the record is
--- gone: nothing was written); cancel is 1 when somebody wants the job cancelled; listeners got the last event.
--- A repeated call is harmless: Redis refuses an entry id that is not above the last, such an event is not published
--- again, and nothing follows the terminal event.
+-- KEYS: none
+-- ARGV: ms until an ended job's messages must be answered, then for every job: job id, epoch, token, id of the entry that
+--       the events follow ('0-0': none), final state ('' while it goes on), number of events, and for every event: entry
+--       id, JSON
+-- Returns for every job {status, cancel, listeners}: status is appended, fenced (not ours any more), conflict (the log
+-- ends elsewhere) or damaged (its keys cannot be used); nothing was written unless it is appended. cancel is 1 when
+-- somebody wants the job cancelled; listeners got the last event.
+-- A repeated call is harmless: what it wrote the first time is found at the log's end and not written again.
+check_shared_keys()
+local answer_ms = tonumber(ARGV[1])
+local function append(id, epoch, token, after, final, count, first)
+    local job, log = key_of(id, 'job'), key_of(id, 'log')
+    local record = redis.call('HMGET', job, 'epoch', 'token', 'state', 'cancel')
+    if record[1] ~= epoch or record[2] ~= token or record[3] ~= 'running' then
+        local ours = final ~= '' and record[1] == epoch and record[2] == token
+        local ended = ours and redis.call('HGET', job, 'end') == ARGV[first + 2 * count - 1]
+        return {ended and 'appended' or 'fenced', 0, 0}
+    end
+    local last = redis.call('XREVRANGE', log, '+', '-', 'COUNT', 1)
+    local tail = last[1] and last[1][1] or '0-0'
+    local new = tail == after and 0
+    for event = 0, count - 1 do
+        if tail == ARGV[first + 2 * event] then
+            new = event + 1
+        end
+    end
+    if not new then
+        return {'conflict', 0, 0}
+    end
+    local listeners = 0
+    for event = new, count - 1 do
+        redis.call('XADD', log, ARGV[first + 2 * event], 'e', ARGV[first + 2 * event + 1])
+        listeners = publish(id, ARGV[first + 2 * event + 1])
+    end
+    if string.sub(after, 1, 2) == '0-' and count > 0 and string.sub(ARGV[first + 2 * count - 2], 1, 2) ~= '0-' then
+        redis.call('HSETNX', job, 'first_token_ms', now_ms())
+    end
+    if final ~= '' then
+        finish(id, final, ARGV[first + 2 * count - 1], answer_ms)
+    elseif tail == '0-0' then
+        local _, life = lifetimes(id)
+        redis.call('EXPIRE', log, life) -- from then on renewals keep it, with the record
+    end
+    return {'appended', tonumber(record[4] or 0), listeners}
+end
 local answers = {}
 local at = 2
-local ttl = ARGV[1]
-local now = now_ms()
-for key = 2, #KEYS, 2 do
-    local job, log = KEYS[key], KEYS[key + 1]
-    local id, epoch, final, count = ARGV[at], ARGV[at + 1], ARGV[at + 2], tonumber(ARGV[at + 3])
-    at = at + 4
-    local record = redis.call('HMGET', job, 'epoch', 'cancel', 'first_token_ms', 'state')
-    if record[1] ~= epoch then
-        answers[#answers + 1] = {0, 0, 0}
-    elseif record[4] ~= 'running' then
-        answers[#answers + 1] = {1, 0, 0}
-    else
-        local listeners = 0
-        for event = 0, count - 1 do
-            local n, k, json = ARGV[at + 3 * event], ARGV[at + 3 * event + 1], ARGV[at + 3 * event + 2]
-            local added = redis.pcall('XADD', log, n .. '-' .. k, 'e', json)
-            if type(added) == 'table' and added.err then
-                if not string.find(added.err, 'equal or smaller', 1, true) then
-                    return redis.error_reply(added.err)
-                end
-            else
-                listeners = publish(id, json)
-            end
-        end
-        redis.call('EXPIRE', log, ttl)
-        if not record[3] and count > 0 and ARGV[at + 3 * count - 3] ~= '0' then
-            redis.call('HSET', job, 'first_token_ms', now)
-        end
-        if final ~= '' then
-            finish(job, final, now, ttl)
-            redis.call('ZREM', KEYS[1], id)
-        end
-        answers[#answers + 1] = {1, tonumber(record[2] or 0), listeners}
-    end
-    at = at + 3 * count
+while at <= #ARGV do
+    local id, epoch, token, after, final, count = unpack(ARGV, at, at + 5)
+    answers[#answers + 1] = guarded(append, id, epoch, token, after, final, tonumber(count), at + 6)
+        or {'damaged', 0, 0}
+    at = at + 6 + 2 * count
 end
 return answers

@@ -1,16 +1,22 @@
 -- Cancel a job: at once while it is queued, else through its owner, who looks at the flag on every step.
--- KEYS: job record, token log, orcd:queued
--- ARGV: job id, JSON of the terminal event, ttl s
--- Returns the state after the call ('cancelled', 'running' with the wish noted, or a terminal one), or '' if unknown.
-local state = redis.call('HGET', KEYS[1], 'state')
-if not state then
-    return ''
+-- KEYS: none
+-- ARGV: job id, JSON of the terminal event, the state that it ends in, ms until the job's messages must be answered
+-- Returns the state after the call ('cancelled', 'running' with the wish noted, or a terminal one), '' if unknown, 'newer'
+-- if a newer version wrote the record, 'damaged' if the record cannot be used.
+check_shared_keys()
+local function cancel(id, event, final, answer_ms)
+    local state, schema = unpack(redis.call('HMGET', key_of(id, 'job'), 'state', 'schema'))
+    if not state then
+        return ''
+    elseif is_newer(schema) then
+        return 'newer'
+    elseif state == 'running' then
+        redis.call('HSET', key_of(id, 'job'), 'cancel', 1)
+        redis.call('PUBLISH', key('control'), cjson.encode({cancel = id}))
+    elseif state == 'queued' then
+        end_alone(id, final, event, tonumber(answer_ms))
+        return final
+    end
+    return state
 end
-if state == 'running' then
-    redis.call('HSET', KEYS[1], 'cancel', 1)
-    redis.call('PUBLISH', 'orcd:control', cjson.encode({cancel = ARGV[1]}))
-elseif state == 'queued' then
-    end_queued(KEYS[3], ARGV[1], 'cancelled', ARGV[2], now_ms(), ARGV[3])
-    return 'cancelled'
-end
-return state
+return guarded(cancel, unpack(ARGV)) or 'damaged'

@@ -1,36 +1,52 @@
--- Take queued jobs: a lease and a new epoch each. Whoever held one before can write nothing to it any more.
--- KEYS: orcd:queued, orcd:running, then for every job its record and its log
--- ARGV: owner, model, lease ms, ttl s, then every job's id
--- Returns for every job {status, now, record fields, log entries}: status is claimed, unknown (no record), busy (another
--- owner's lease runs) or finished; the record and the log come with claimed only.
-local owner, model, lease, ttl = ARGV[1], ARGV[2], tonumber(ARGV[3]), ARGV[4]
+-- Take queued jobs: a new epoch and the owner's token each, which all later writes name. Whoever held one before can
+-- write nothing to it any more.
+-- KEYS: none
+-- ARGV: owner, model, fingerprint, lease ms, the queue of the model's jobs, then for every job: id, token
+-- Returns for every job {status, now, fingerprint of the last owner, record fields, log entries or nil where they cannot
+-- be read, recorded messages}; all but the status come with claimed only. Status is claimed, unknown (no record), busy
+-- (another owner's lease runs, or it is for another model), finished, unreadable (of a newer version: left alone) or
+-- damaged (ended if possible).
+check_shared_keys()
+local owner, model, fingerprint, lease, own_queue = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4]), ARGV[5]
 local now = now_ms()
-local answers = {}
-for key = 3, #KEYS, 2 do
-    local job, log, id = KEYS[key], KEYS[key + 1], ARGV[(key + 7) / 2]
-    local state = redis.call('HGET', job, 'state')
-    local lease_end = state == 'running' and redis.call('ZSCORE', KEYS[2], id)
-    local status = 'claimed'
+local function claim(id, token)
+    local job = key_of(id, 'job')
+    local state, schema, before, queue = unpack(redis.call('HMGET', job, 'state', 'schema', 'fingerprint', 'queue'))
+    local lease_end = state == 'running' and redis.call('ZSCORE', key('running'), id)
     if not state then
-        status = 'unknown'
+        forget(id)
+        return {'unknown'}
+    elseif is_newer(schema) then
+        return {'unreadable'}
     elseif state ~= 'queued' and state ~= 'running' then
-        status = 'finished'
+        return {'finished'}
     elseif lease_end and tonumber(lease_end) > now then
-        status = 'busy'
+        return {'busy'}
     end
-    if status == 'claimed' then
-        redis.call('HSET', job, 'state', 'running', 'owner', owner, 'model', model)
-        redis.call('HINCRBY', job, 'epoch', 1)
-        redis.call('HINCRBY', job, 'attempt', 1)
-        redis.call('HSETNX', job, 'started_ms', now)
-        redis.call('ZREM', KEYS[1], id)
-        redis.call('ZADD', KEYS[2], now + lease, id)
-        redis.call('EXPIRE', job, ttl)
-        redis.call('EXPIRE', log, ttl)
-        answers[#answers + 1] = {status, now, redis.call('HGETALL', job), redis.call('XRANGE', log, '-', '+')}
-    else
-        answers[#answers + 1] = {status}
+    queue = queue_of(queue, schema)
+    if queue ~= 'orcd' and queue ~= own_queue then
+        return {'busy'} -- it came to the wrong queue
     end
+    redis.call('HINCRBY', job, 'attempt', 1)
+    redis.call('HINCRBY', job, 'epoch', 1)
+    redis.call('HSET', job, 'state', 'running', 'owner', owner, 'token', token, 'model', model,
+        'fingerprint', fingerprint)
+    redis.call('HSETNX', job, 'started_ms', now)
+    forget(id)
+    redis.call('ZADD', key('running'), now + lease, id)
+    local _, life = lifetimes(id)
+    extend_ttl('running', life)
+    expire(id, life)
+    local log = guarded(redis.call, 'XRANGE', key_of(id, 'log'), '-', '+') or false
+    local messages = guarded(redis.call, 'HVALS', key_of(id, 'messages')) or {}
+    return {'claimed', now, before or '', redis.call('HGETALL', job), log, messages}
 end
-extend_ttl(KEYS[2], ttl)
+local answers = {}
+for at = 6, #ARGV, 2 do
+    local answer = guarded(claim, ARGV[at], ARGV[at + 1])
+    if not answer then
+        give_up(ARGV[at])
+    end
+    answers[#answers + 1] = answer or {'damaged'}
+end
 return answers

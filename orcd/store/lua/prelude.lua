@@ -1,4 +1,15 @@
--- What the scripts of jobs have in common: `orcd.store.schema.script` puts this in front of each of them.
+-- What the scripts of jobs have in common: `orcd.store.schema.script` puts this in front of each of them, behind the
+-- definition of `prefix`, with which all keys and channels begin.
+
+-- One of our keys.
+local function key(name)
+    return prefix .. 'orcd:' .. name
+end
+
+-- A key of one job, or its channel.
+local function key_of(id, name)
+    return key('{' .. id .. '}:' .. name)
+end
 
 -- The time of the Redis clock in Unix milliseconds.
 local function now_ms()
@@ -6,53 +17,218 @@ local function now_ms()
     return time[1] * 1000 + math.floor(time[2] / 1000)
 end
 
-local function job_key(id)
-    return 'orcd:{' .. id .. '}:job'
+-- Raise an error of the whole script where a key that all jobs share cannot be used: no job is to blame for it.
+local function check_shared_keys()
+    redis.call('ZCARD', key('queued'))
+    redis.call('ZCARD', key('running'))
+    redis.call('ZCARD', key('unanswered'))
 end
 
-local function log_key(id)
-    return 'orcd:{' .. id .. '}:log'
+-- Run one job's step. Returns what it returned, or nil where this job's keys are of a wrong type or hold what cannot be
+-- used: that concerns no other job. What Redis refuses to everybody (full, read-only, too few replicas) is an error of
+-- the whole script; it then comes with the first write, so nothing is half done.
+local function guarded(step, ...)
+    local done, answer = pcall(step, ...)
+    if done then
+        return answer
+    end
+    local text = tostring(type(answer) == 'table' and answer.err or answer)
+    local faults = {'WRONGTYPE', 'not an integer', 'equal or smaller', 'must be', 'attempt to', 'bad argument'}
+    for _, fault in ipairs(faults) do
+        if string.find(text, fault, 1, true) then
+            return nil
+        end
+    end
+    error(answer, 0)
+end
+
+-- Whether a record was written by a version of orcd that is newer than this script: then it is left alone.
+local function is_newer(schema)
+    return tonumber(schema or 1) > 2
+end
+
+-- The queue of a job. Version 1 had jobs for any model in `celery`, which nobody serves any more, and names as they are.
+local function queue_of(queue, schema)
+    if schema then
+        return queue
+    end
+    return queue == 'celery' and 'orcd' or string.gsub(queue, '[^%w_.-]', function(character)
+        return string.format('%%%02X', string.byte(character))
+    end)
+end
+
+-- Whether a worker has said in the last minute that it serves a queue.
+local function is_served(queue, now)
+    local seen = redis.pcall('ZSCORE', key('served'), queue)
+    return type(seen) == 'table' or seen and tonumber(seen) > now - 60000
 end
 
 -- Send an event to those who follow a job; returns how many got it.
 local function publish(id, json)
-    return redis.call('PUBLISH', 'orcd:{' .. id .. '}:events', json)
+    return redis.call('PUBLISH', key_of(id, 'events'), json)
 end
 
-local function publish_queued(id, position)
-    publish(id, cjson.encode({type = 'queued', position = position}))
+local function publish_queued(id, queue, position, now)
+    local event = {type = 'queued', position = position}
+    if not is_served(queue, now) then
+        event.served = false
+    end
+    publish(id, cjson.encode(event))
 end
 
--- Keep orcd:queued or orcd:running for ``ttl`` s from now, or for longer where another job needs it.
-local function extend_ttl(key, ttl)
-    if redis.call('TTL', key) < tonumber(ttl) then
-        redis.call('EXPIRE', key, ttl)
+local function error_event(code, message)
+    return cjson.encode({type = 'error', code = code, message = message, retriable = false})
+end
+
+-- How long a job's keys are kept, in seconds: after its end, and while it waits or runs.
+local function lifetimes(id)
+    local record = redis.call('HMGET', key_of(id, 'job'), 'ttl_s', 'queue_limit_s')
+    local ttl = tonumber(record[1] or 86400)
+    return ttl, ttl + tonumber(record[2] or 86400)
+end
+
+-- Keep a key that jobs share for ``ttl`` s from now, or for longer where another job needs it.
+local function extend_ttl(name, ttl)
+    if redis.call('TTL', key(name)) < ttl then
+        redis.call('EXPIRE', key(name), ttl)
     end
 end
 
--- Have the reaper look at a queued job at the time ``again``, or at its deadline (0: none) if that is sooner.
-local function enqueue(queued, id, again, deadline)
-    redis.call('ZADD', queued, deadline > 0 and math.min(again, deadline) or again, id)
+-- Keep all keys of a job for ``ttl`` s from now.
+local function expire(id, ttl)
+    redis.call('EXPIRE', key_of(id, 'job'), ttl)
+    redis.call('EXPIRE', key_of(id, 'log'), ttl)
+    redis.call('EXPIRE', key_of(id, 'messages'), ttl)
 end
 
--- Put a job's record into a terminal state.
-local function finish(job, state, now, ttl)
-    redis.call('HSET', job, 'state', state, 'finished_ms', now)
-    redis.call('EXPIRE', job, ttl)
-end
-
--- End a job that is in the queue: ``event``, the JSON of its terminal event, goes behind the last one in its log.
-local function end_queued(queued, id, state, event, now, ttl)
-    local log = log_key(id)
-    local last = redis.call('XREVRANGE', log, '+', '-', 'COUNT', 1)
-    local n, k = 0, 0
-    if last[1] then
-        n, k = string.match(last[1][1], '(%d+)-(%d+)')
+-- Keep a job's keys while it waits or runs; to write no more than needed, only when a tenth of the time is over.
+local function keep(id)
+    local _, life = lifetimes(id)
+    if redis.call('TTL', key_of(id, 'job')) < 0.9 * life then
+        expire(id, life)
     end
-    redis.call('XADD', log, n .. '-' .. (k + 1), 'e', event)
-    finish(job_key(id), state, now, ttl)
-    redis.call('EXPIRE', log, ttl)
-    redis.call('ZREM', queued, id)
+end
+
+-- When a queued job's deadline and its limit in the queue are over (0: no deadline).
+local function due_times(id)
+    local record = redis.call('HMGET', key_of(id, 'job'), 'deadline_ms', 'queued_ms', 'created_ms', 'queue_limit_s')
+    local since = tonumber(record[2] or record[3])
+    return tonumber(record[1] or 0), since + 1000 * tonumber(record[4] or 86400)
+end
+
+-- Have the reaper look at a queued job at the time ``again``, or when it is overdue if that is sooner.
+local function enqueue(id, again)
+    local deadline, limit = due_times(id)
+    local look = math.min(again, limit)
+    local _, life = lifetimes(id)
+    redis.call('ZADD', key('queued'), deadline > 0 and math.min(look, deadline) or look, id)
+    extend_ttl('queued', life)
+end
+
+-- Write a new job's record. Returns 1, or if the id is taken 0 where the request is the same and -1 where it is not.
+local function create(id, request, digest, queue, priority, time_left, ttl, limit, patience)
+    local job, now = key_of(id, 'job'), now_ms()
+    if redis.call('EXISTS', job) == 1 then
+        local known = redis.call('HGET', job, 'digest')
+        return (not known or known == digest) and 0 or -1
+    end
+    local deadline = tonumber(time_left)
+    -- Epochs begin at the time: should Redis lose its data and the id come again, the old job's owner stays fenced.
+    redis.call('HSET', job, 'schema', 2, 'request', request, 'digest', digest, 'state', 'queued', 'queue', queue,
+        'priority', priority, 'created_ms', now, 'queued_ms', now, 'deadline_ms', deadline > 0 and now + deadline or 0,
+        'ttl_s', ttl, 'queue_limit_s', limit, 'epoch', now, 'attempt', 0, 'published', 0)
+    redis.call('DEL', key_of(id, 'log'), key_of(id, 'messages')) -- a job of this id may have left them
+    expire(id, ttl + limit)
+    enqueue(id, now + tonumber(patience))
+    publish_queued(id, queue, redis.call('ZCARD', key('queued')), now)
+    return 1
+end
+
+-- Take a job off the lists of those that wait and run.
+local function forget(id)
+    redis.call('ZREM', key('queued'), id)
+    redis.call('ZREM', key('running'), id)
+end
+
+-- Put a job into a terminal state; ``event`` is the JSON of its terminal event. Recorded messages that are not answered
+-- ``answer_ms`` from now are published again.
+local function finish(id, state, event, answer_ms)
+    local now = now_ms()
+    redis.call('HSET', key_of(id, 'job'), 'state', state, 'finished_ms', now, 'end', event, 'published', 0)
+    forget(id)
+    local ttl = lifetimes(id)
+    expire(id, ttl)
+    if redis.call('EXISTS', key_of(id, 'messages')) == 1 then
+        redis.call('ZADD', key('unanswered'), now + answer_ms, id)
+        extend_ttl('unanswered', ttl)
+    end
+end
+
+-- End a job in place of an owner: the event goes behind the last one in the log, at the same number of tokens. Without a
+-- usable log it is in the record and on the channel only.
+local function end_alone(id, state, event, answer_ms)
+    guarded(function()
+        local last = redis.call('XREVRANGE', key_of(id, 'log'), '+', '-', 'COUNT', 1)
+        local n, k = 0, 0
+        if last[1] then
+            n, k = string.match(last[1][1], '(%d+)-(%d+)')
+        end
+        redis.call('XADD', key_of(id, 'log'), n .. '-' .. (k + 1), 'e', event)
+    end)
+    finish(id, state, event, answer_ms)
     publish(id, event)
+    return true
 end
 
+-- End a job that cannot be used, as far as its keys allow.
+local function give_up(id)
+    local event = error_event('LOG_DAMAGED', 'the job cannot be read in Redis any more; submit it under another id')
+    guarded(end_alone, id, 'failed', event, 0)
+    forget(id)
+end
+
+-- End a job if it is overdue and nobody works on it. Returns whether it was.
+local function end_if_overdue(id, now)
+    local record = redis.call('HMGET', key_of(id, 'job'), 'state', 'queue', 'schema')
+    local deadline, limit = due_times(id)
+    local is_late = deadline > 0 and deadline <= now
+    if record[1] == 'queued' and is_late then
+        end_alone(id, 'expired', error_event('EXPIRED', 'the deadline passed while the job was queued'), 0)
+    elseif record[1] == 'queued' and limit <= now and is_served(queue_of(record[2], record[3]), now) then
+        end_alone(id, 'expired', error_event('EXPIRED', 'no worker took the job within its queue limit'), 0)
+    elseif record[1] == 'queued' and limit <= now then
+        local event = error_event('MODEL_NOT_SERVED', 'no worker served the model within the queue limit')
+        end_alone(id, 'failed', event, 0)
+    elseif record[1] == 'running' and is_late
+        and tonumber(redis.call('ZSCORE', key('running'), id) or 0) <= now then
+        end_alone(id, 'expired', error_event('EXPIRED', 'the deadline passed before the job was finished'), 0)
+    else
+        return false
+    end
+    return true
+end
+
+-- Whether a job runs and a lease, its epoch and token, is the one that it runs under.
+local function is_owned(id, epoch, token)
+    local record = redis.call('HMGET', key_of(id, 'job'), 'epoch', 'token', 'state')
+    return record[1] == epoch and record[2] == token and record[3] == 'running'
+end
+
+-- Put a running job back into the queue; its owner can write nothing any more.
+local function requeue(id, patience)
+    local job, now = key_of(id, 'job'), now_ms()
+    local record = redis.call('HMGET', job, 'queue', 'schema')
+    redis.call('HINCRBY', job, 'epoch', 1)
+    redis.call('HSET', job, 'state', 'queued', 'owner', '', 'token', '', 'queued_ms', now, 'published', 0)
+    redis.call('ZREM', key('running'), id)
+    enqueue(id, now + patience)
+    keep(id)
+    publish_queued(id, queue_of(record[1], record[2]), 1, now)
+end
+
+-- What the message of a job says: id, queue, priority, 1 if its lease had run out, recorded messages.
+local function message_of(id, urgency, lease_lost)
+    local record = redis.call('HMGET', key_of(id, 'job'), 'queue', 'schema', 'priority')
+    local recorded = guarded(redis.call, 'HVALS', key_of(id, 'messages')) or {}
+    return {id, queue_of(record[1], record[2]), math.max(0, record[3] - urgency), lease_lost, recorded}
+end

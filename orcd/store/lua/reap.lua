@@ -1,40 +1,83 @@
 -- Find jobs that nobody works on and say which messages to publish again.
--- Running jobs whose lease ran out go back to the queue. Queued jobs whose message may be lost, or stuck behind more
--- urgent ones, come up again, each time after twice as long and one priority more urgent: so nobody starves.
--- Publishing too often is harmless: a claim decides who runs a job. Queued jobs whose deadline has passed are ended.
--- KEYS: orcd:running, orcd:queued
--- ARGV: at most so many jobs of each kind, ms until the first re-publish, ttl s, JSON of the event of an expired job
--- Returns {job id, queue, priority, 1 if its lease had run out} for every job to publish.
+-- Running jobs whose lease ran out go back to the queue, or are ended if their deadline has passed. Queued jobs that are
+-- overdue are ended. The message of a queued job may be lost, or stuck behind more urgent ones: it is published again
+-- when its queue is empty, or after a long time, each time later and one priority more urgent, so nobody starves and
+-- a deep backlog is not doubled. Ended jobs whose messages nobody has answered come up too, each time later.
+-- Publishing too often is harmless: a claim decides who runs a job.
+-- KEYS: none
+-- ARGV: at most so many jobs of each kind, ms until the first re-publish, ms until one though the queue is not empty
+-- Returns {job id, queue, priority, 1 if its lease had run out, recorded messages} for every job to publish.
+check_shared_keys()
+local most, patience, long = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
 local now = now_ms()
-local most, patience, ttl = ARGV[1], tonumber(ARGV[2]), ARGV[3]
+local depths = {}
+-- The messages in a queue: kombu has a list for each priority.
+local function depth(queue)
+    if not depths[queue] then
+        depths[queue] = 0
+        for priority = 0, 9 do
+            local length = redis.pcall('LLEN', prefix .. (priority == 0 and queue or queue .. ':' .. priority))
+            depths[queue] = depths[queue] + (tonumber(length) or 0)
+        end
+    end
+    return depths[queue]
+end
+local function times_published(id)
+    return math.min(redis.call('HINCRBY', key_of(id, 'job'), 'published', 1), 10)
+end
+local function of_running(id)
+    local state, schema = unpack(redis.call('HMGET', key_of(id, 'job'), 'state', 'schema'))
+    if state ~= 'running' then
+        redis.call('ZREM', key('running'), id)
+    elseif is_newer(schema) then
+        redis.call('ZADD', key('running'), now + 1000, id) -- so that it does not stand before others
+    elseif not end_if_overdue(id, now) then
+        requeue(id, patience)
+        return message_of(id, 0, 1)
+    end
+    return false
+end
+local function of_queued(id)
+    local state, schema, queue, since, created, times =
+        unpack(redis.call('HMGET', key_of(id, 'job'), 'state', 'schema', 'queue', 'queued_ms', 'created_ms', 'published'))
+    if state ~= 'queued' then
+        redis.call('ZREM', key('queued'), id)
+    elseif is_newer(schema) then
+        redis.call('ZADD', key('queued'), now + patience, id)
+    elseif not end_if_overdue(id, now) then
+        local waited = now - (since or created)
+        if depth(queue_of(queue, schema)) > 0 and waited < long * 2 ^ math.min(times or 0, 10) then
+            enqueue(id, now + patience)
+        else
+            local published = times_published(id)
+            enqueue(id, now + patience * 2 ^ published)
+            return message_of(id, published, 0)
+        end
+    end
+    return false
+end
+local function of_unanswered(id)
+    if redis.call('HLEN', key_of(id, 'messages')) == 0 then
+        redis.call('ZREM', key('unanswered'), id)
+        return false
+    end
+    redis.call('ZADD', key('unanswered'), now + patience * 2 ^ times_published(id), id)
+    return message_of(id, 0, 0)
+end
 local found = {}
-for _, id in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', now, 'LIMIT', 0, most)) do
-    local job = job_key(id)
-    local record = redis.call('HMGET', job, 'state', 'queue', 'priority')
-    redis.call('ZREM', KEYS[1], id)
-    if record[1] == 'running' then
-        redis.call('HINCRBY', job, 'epoch', 1)
-        redis.call('HSET', job, 'state', 'queued', 'owner', '', 'published', 0)
-        enqueue(KEYS[2], id, now + patience, 0)
-        publish_queued(id, 1)
-        found[#found + 1] = {id, record[2], record[3], 1}
+local function look_at(list, step)
+    for _, id in ipairs(redis.call('ZRANGEBYSCORE', key(list), '-inf', now, 'LIMIT', 0, most)) do
+        local message = guarded(step, id)
+        if message == nil then
+            redis.call('ZREM', key(list), id)
+            if list ~= 'unanswered' then
+                give_up(id)
+            end
+        end
+        found[#found + 1] = message or nil
     end
 end
-for _, id in ipairs(redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', now, 'LIMIT', 0, most)) do
-    local job = job_key(id)
-    local record = redis.call('HMGET', job, 'state', 'queue', 'priority', 'deadline_ms')
-    local deadline = tonumber(record[4] or 0)
-    if record[1] == 'queued' and deadline > 0 and deadline <= now then
-        end_queued(KEYS[2], id, 'expired', ARGV[4], now, ttl)
-    elseif record[1] == 'queued' then
-        local times = math.min(redis.call('HINCRBY', job, 'published', 1), 10)
-        enqueue(KEYS[2], id, now + patience * 2 ^ times, deadline)
-        found[#found + 1] = {id, record[2], math.max(0, record[3] - times), 0}
-    else
-        redis.call('ZREM', KEYS[2], id)
-    end
-end
-if #found > 0 then
-    extend_ttl(KEYS[2], ttl)
-end
+look_at('running', of_running)
+look_at('queued', of_queued)
+look_at('unanswered', of_unanswered)
 return found

@@ -1,19 +1,26 @@
--- Renew the leases of a worker's jobs.
--- KEYS: orcd:running, then every job's record
--- ARGV: lease ms, ttl s, then for every job: job id, epoch
+-- Renew the leases of a worker's jobs, and note that it serves its queues.
+-- KEYS: none
+-- ARGV: lease ms, number of queues and their names, then for every job: job id, epoch, token
 -- Returns for every job 0 (lost: another owner, ended, or gone), 1 (renewed) or 2 (renewed; cancellation is wanted).
-local lease_end = now_ms() + tonumber(ARGV[1])
-local answers = {}
-for key = 2, #KEYS do
-    local id, epoch = ARGV[2 * key - 1], ARGV[2 * key]
-    local record = redis.call('HMGET', KEYS[key], 'epoch', 'state', 'cancel')
-    if record[1] ~= epoch or record[2] ~= 'running' then
-        answers[#answers + 1] = 0
-    else
-        redis.call('ZADD', KEYS[1], lease_end, id)
-        redis.call('EXPIRE', KEYS[key], ARGV[2])
-        answers[#answers + 1] = record[3] and 2 or 1
-    end
+check_shared_keys()
+local now, lease, num_queues = now_ms(), tonumber(ARGV[1]), tonumber(ARGV[2])
+for at = 3, num_queues + 2 do
+    redis.pcall('ZADD', key('served'), now, ARGV[at])
 end
-extend_ttl(KEYS[1], ARGV[2])
+redis.pcall('ZREMRANGEBYSCORE', key('served'), '-inf', now - 3600000)
+redis.pcall('EXPIRE', key('served'), 3600)
+local function renew(id, epoch, token)
+    if not is_owned(id, epoch, token) then
+        return 0
+    end
+    redis.call('ZADD', key('running'), now + lease, id)
+    local _, life = lifetimes(id)
+    extend_ttl('running', life)
+    keep(id)
+    return redis.call('HEXISTS', key_of(id, 'job'), 'cancel') == 1 and 2 or 1
+end
+local answers = {}
+for at = num_queues + 3, #ARGV, 3 do
+    answers[#answers + 1] = guarded(renew, ARGV[at], ARGV[at + 1], ARGV[at + 2]) or 0
+end
 return answers

@@ -1,38 +1,27 @@
--- Note that a message was taken from its queue and is not acknowledged yet, drop such notes of others, and take more
--- messages. Kombu's Redis transport does the same with a call or two for each message.
--- KEYS: kombu's unacked_index and unacked, then the queues, the most urgent first
--- ARGV: time s, at most so many more messages, the delivery tag and the note of the one that was taken, then the delivery
---       tags of those that were acknowledged
--- Returns {number of the queue from 0, message, its delivery tag} for every message taken here. The tag is '' and nothing
--- noted where there is none: kombu, too, sees only when it delivers a message whether it can be read.
-local function note(tag, text)
-    redis.call('ZADD', KEYS[1], ARGV[1], tag)
-    redis.call('HSET', KEYS[2], tag, text)
-end
-local function noted(text)
-    local read, message = pcall(cjson.decode, text)
-    local properties = read and type(message) == 'table' and message.properties
-    local info = type(properties) == 'table' and properties.delivery_info
-    if type(info) ~= 'table' or type(properties.delivery_tag) ~= 'string' then
-        return ''
-    end
-    local place = cjson.encode({info.exchange or '', info.routing_key or ''})
-    note(properties.delivery_tag, '[' .. text .. ',' .. string.sub(place, 2))
-    return properties.delivery_tag
-end
+-- Take messages and note that they are this receiver's and not acknowledged yet; drop its notes of acknowledged ones.
+-- A note is written before its message is taken, so that neither a full Redis nor a lost answer loses one.
+-- KEYS: orcd:receivers, orcd:unacked:{R}, then the queues' lists, the most urgent first
+-- ARGV: receiver, lease ms, at most so many messages, number of the first one taken, then the tags of acknowledged ones
+-- Returns {tag, message} for each. A tag is '<number> <list>', so that a note says where its message goes back to.
 for at = 5, #ARGV do
-    redis.call('ZREM', KEYS[1], ARGV[at])
     redis.call('HDEL', KEYS[2], ARGV[at])
 end
-note(ARGV[3], ARGV[4])
-local most, taken = tonumber(ARGV[2]), {}
+local most, taken = tonumber(ARGV[3]), {}
 for key = 3, #KEYS do
     while #taken < most do
-        local text = redis.call('RPOP', KEYS[key])
-        if not text then
+        local text = redis.pcall('LINDEX', KEYS[key], -1)
+        if type(text) ~= 'string' then -- it is empty, or its key has another type: the other lists go on
             break
         end
-        taken[#taken + 1] = {key - 3, text, noted(text)}
+        if #taken == 0 then
+            local time = redis.call('TIME')
+            local now = time[1] * 1000 + math.floor(time[2] / 1000)
+            redis.call('ZADD', KEYS[1], now + tonumber(ARGV[2]), ARGV[1])
+        end
+        local tag = string.format('%d %s', tonumber(ARGV[4]) + #taken, KEYS[key])
+        redis.call('HSET', KEYS[2], tag, text)
+        redis.call('RPOP', KEYS[key])
+        taken[#taken + 1] = {tag, text}
     end
 end
 return taken

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,9 @@ from orcd.client import Client
 from orcd.errors import RedisUnavailable
 from orcd.events import TokenLogprob
 from orcd.result import Choice, Result
+from orcd.status import Status
+from orcd.store import schema
+from tests.conftest import wait_until
 from tests.orcd.answering_worker import AnsweringWorker, FailingWorker
 
 
@@ -117,6 +120,60 @@ def test_a_failed_job_is_an_error_of_its_line_and_the_others_run_on(
         (number, "VRAM_OOM") for number in (1, 2, 3)
     ]
     assert told[-1] == (3, 9), "a failed line is done, and its tokens were generated"
+
+
+DAMAGES: dict[str, Callable[[redis.Redis, str], object]] = {
+    "a hole in its log": lambda connection, job_id: connection.xdel(schema.log_key(job_id), "3-0"),
+    "a log of another type": lambda connection, job_id: connection.set(schema.log_key(job_id), "x"),
+    "no log": lambda connection, job_id: connection.delete(schema.log_key(job_id)),
+    "a record of another type": lambda connection, job_id: connection.set(schema.job_key(job_id), "x"),
+    "no record": lambda connection, job_id: connection.delete(schema.job_key(job_id)),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_job_that_is_damaged_in_redis_is_an_error_of_its_line_and_the_others_run_on(
+    client: Client,
+    connection: redis.Redis,
+    worker: AnsweringWorker,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    damage: str,
+) -> None:
+    """F14: it ended the whole batch, and nothing was written for the other lines."""
+    batch = Batch(tmp_path, 3)
+    answer = Client.statuses
+    waiting = iter([True])
+
+    def damage_and_answer(self: Client, job_ids: Sequence[str]) -> list[Status]:
+        if next(waiting, False):
+            wait_until(lambda: all(status.state == "succeeded" for status in answer(self, job_ids)))
+            DAMAGES[damage](connection, job_ids[1])
+        return answer(self, job_ids)
+
+    monkeypatch.setattr(Client, "statuses", damage_and_answer)
+    told = batch.run(client).told
+    assert sorted(result["line"] for result in batch.results()) == [1, 3]
+    (failure,) = batch.failures()
+    assert (failure["line"], failure["code"]) == (2, "INVALID_REQUEST" if damage == "no record" else "LOG_DAMAGED")
+    assert told[-1][0] == 3, "the line is done"
+
+
+def test_a_job_whose_id_is_taken_by_another_request_is_an_error_of_its_line(
+    client: Client, worker: AnsweringWorker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batch = Batch(tmp_path, 3)
+    submit = Client.submit_many
+
+    def submit_another(self: Client, fields: Sequence[Mapping[str, Any]], job_ids: Sequence[str]) -> list[str]:
+        if len(job_ids) == 3:
+            submit(self, [{"prompt": "another"}], [job_ids[1]])
+        return submit(self, fields, job_ids)
+
+    monkeypatch.setattr(Client, "submit_many", submit_another)
+    batch.run(client)
+    assert sorted(result["line"] for result in batch.results()) == [1, 3]
+    assert [(failure["line"], failure["code"]) for failure in batch.failures()] == [(2, "CONFLICT")]
 
 
 @pytest.mark.parametrize("call", ["submit_many", "statuses", "result"])

@@ -161,6 +161,16 @@ def test_a_worker_that_cannot_start_exits_with_one(redis_url: str, tmp_path: Pat
     assert error["code"] == "MODEL_LOAD_FAILED"
 
 
+@pytest.mark.parametrize("url", ["http://canary", "redis://h:canary", "redis://:can/ary@h:70000", "canary"])
+@pytest.mark.parametrize("verb", ["worker", "flower"])
+def test_a_url_that_cannot_be_is_one_line_without_the_password(verb: str, url: str, demo_model: Path) -> None:
+    """F06: it was a traceback, or ``Unrecoverable error: %r``, with a piece of the password."""
+    done = orcd(verb, ORCD_REDIS_URL=url, ORCD_MODEL=str(demo_model), ORCD_DEVICE="cpu")
+    assert done.returncode == 2
+    only_error(done, "INVALID_REQUEST")
+    assert not any(piece in done.stderr for piece in ("canary", "can/", "ary@"))
+
+
 @pytest.mark.parametrize("verb", ["worker", "bench engine", "bench queue", "logits"])
 @pytest.mark.parametrize("lacks", ["a device", "CuPy"])
 def test_without_a_gpu_one_line_says_how_to_install_one_or_choose_the_cpu(

@@ -14,9 +14,20 @@ def test_a_person_sees_how_long_loading_will_take(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(terminal.sys.stderr, "isatty", lambda: True)
-    events = [Queued(1), Loading(0), Loading(40, 2001), Started("j", "m", 1, 1), Token("frog", 1, [1]), END]
+    events = [
+        Queued(1, served=False),
+        Queued(1),
+        Loading(0),
+        Loading(40, 2001),
+        Started("j", "m", 1, 1),
+        Token("frog", 1, [1]),
+        END,
+    ]
     assert terminal.show_text(events) is None
     out, err = capsys.readouterr()
     assert out == "frog\n"
     shown = [text.strip() for text in err.split("\r") if text.strip()]
-    assert shown == ["waiting, position 1", "loading the model, 0 %", "loading the model, 40 %, about 3 s left"]
+    assert shown == [
+        *("waiting; no worker serves this model", "waiting, position 1"),
+        *("loading the model, 0 %", "loading the model, 40 %, about 3 s left"),
+    ]

@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+import threading
 import time
 
 import pytest
+import redis
 
-from orcd.store.backoff import Backoff
+from orcd.store import backoff
+from orcd.store.backoff import Backoff, retry
 
 ERROR = ConnectionError("gone")
 
@@ -53,3 +56,54 @@ def test_without_a_limit_it_never_gives_up(now: list[float]):
     backoff.failed(ERROR)
     now[0] += 1e9
     assert backoff.failed(ERROR) == 0.1
+
+
+class Call:
+    """Fails with each of ``errors`` in turn, then returns its own number."""
+
+    def __init__(self, *errors: Exception) -> None:
+        self._errors = list(errors)
+        self.times: list[float] = []
+        self.told: list[Exception] = []
+
+    def __call__(self) -> int:
+        self.times.append(time.monotonic())
+        if self._errors:
+            raise self._errors.pop(0)
+        return len(self.times)
+
+
+def test_a_call_is_tried_again_until_redis_takes_it_with_ever_longer_pauses(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(backoff, "FIRST_RETRY_S", 0.02)
+    errors = [redis.ConnectionError("away"), redis.TimeoutError("slow"), redis.ReadOnlyError("replica")]
+    call = Call(*errors)
+    assert retry(call, threading.Event(), call.told.append) == 4
+    assert call.told == errors
+    pauses = [later - earlier for earlier, later in zip(call.times, call.times[1:], strict=False)]
+    assert [pause >= least for pause, least in zip(pauses, (0.02, 0.04, 0.08), strict=True)] == [True] * 3
+
+
+def test_no_pause_is_longer_than_the_caller_allows():
+    call = Call(*[redis.ConnectionError("away")] * 5)
+    start = time.monotonic()
+    assert retry(call, threading.Event(), call.told.append, longest_s=0.01) == 6
+    assert time.monotonic() - start < 1
+
+
+def test_an_error_that_is_not_redis_own_is_raised_at_once():
+    call = Call(KeyError("a bug"))
+    with pytest.raises(KeyError):
+        retry(call, threading.Event(), call.told.append)
+    assert (len(call.times), call.told) == (1, [])
+
+
+def test_whoever_stops_waits_for_no_redis_and_gets_nothing():
+    stopping = threading.Event()
+    call = Call(*[redis.ConnectionError("away")] * 100)
+    threading.Timer(0.1, stopping.set).start()
+    start = time.monotonic()
+    assert retry(call, stopping, call.told.append) is None
+    assert time.monotonic() - start < 1
+    num_calls = len(call.times)
+    assert retry(call, stopping, call.told.append) is None
+    assert len(call.times) == num_calls, "nothing is begun any more"

@@ -6,13 +6,14 @@ import time
 
 import pytest
 import redis
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
-from orcd.events import Error, Loading, Queued, Started, Token, decode_event
+from orcd.events import Error, Loading, Position, Queued, decode_event
 from orcd.request import Request, parse
 from orcd.store import schema
-from orcd.store.job_store import REPUBLISH_AFTER_MS, Append, Claim, JobStore, Message
+from orcd.store.claim import Lease
+from orcd.store.enqueue import Message
+from orcd.store.job_store import Append
+from orcd.store.submission import REPUBLISH_AFTER_MS
 from tests.orcd.job_record import (
     REQUEST,
     Ears,
@@ -23,18 +24,19 @@ from tests.orcd.job_record import (
     let_patience_run_out,
     logged,
     state,
+    submit,
 )
-from tests.orcd.job_writer import MakeStore, Writer, claimed
+from tests.orcd.job_writer import MakeStore, claimed
 
 # -- lease, reaper, release ------------------------------------------------------------------------------------------
 
 
 def test_renewing_moves_the_lease_s_end(make_store: MakeStore):
     store = make_store(lease_ms=60_000)
-    store.submit(J, REQUEST)
-    epoch = claimed(store, J).claim.epoch
+    submit(store, J, REQUEST)
+    lease = claimed(store, J).claim.lease
     let_lease_run_out(store)
-    assert store.renew({J: epoch}) == {J: "renewed"}
+    assert store.renew({J: lease}) == {J: "renewed"}
     assert store.redis.zscore(schema.RUNNING, J) > 60_000
     assert store.claim([J])[0] == "busy"
 
@@ -42,24 +44,25 @@ def test_renewing_moves_the_lease_s_end(make_store: MakeStore):
 def test_renewing_an_ended_or_foreign_job_says_lost_and_takes_no_lease(make_store: MakeStore):
     store = make_store()
     for job_id in ("ended", "foreign"):
-        store.submit(job_id, REQUEST)
+        submit(store, job_id, REQUEST)
     ended, foreign = claimed(store, "ended"), claimed(store, "foreign")
     ended.end()
     let_lease_run_out(store, "foreign")
     claimed(make_store("worker-2"), "foreign")
     lease_end = store.redis.zscore(schema.RUNNING, "foreign")
-    epochs = {"ended": ended.claim.epoch, "foreign": foreign.claim.epoch, "gone": 1}
-    assert store.renew(epochs) == {"ended": "lost", "foreign": "lost", "gone": "lost"}
+    leases = {"ended": ended.claim.lease, "foreign": foreign.claim.lease, "gone": Lease(1, "x")}
+    assert store.renew(leases) == {"ended": "lost", "foreign": "lost", "gone": "lost"}
     assert store.redis.zrange(schema.RUNNING, 0, -1, withscores=True) == [(b"foreign", lease_end)]
 
 
 def test_the_reaper_puts_a_job_without_a_lease_back_and_says_so(make_store: MakeStore, ears: Ears):
     store = make_store()
-    store.submit(J, Request(prompt="x", priority=2, model="demo"))
+    submit(store, J, Request(prompt="x", priority=2, model="demo"))
     claimed(store, J)
     assert store.reap() == []
     let_lease_run_out(store)
     ears.heard()
+    make_store("worker-2").renew({})
     assert make_store("worker-2").reap() == [Message(J, "orcd.demo", 2, lease_lost=True)]
     assert state(store) == "queued"
     assert [decode_event(event) for event in ears.heard()] == [Queued(1)]
@@ -69,49 +72,49 @@ def test_the_reaper_puts_a_job_without_a_lease_back_and_says_so(make_store: Make
 
 def test_every_lost_lease_counts_towards_poisoning_a_clean_release_does_not(make_store: MakeStore):
     store = make_store()
-    store.submit(J, REQUEST)
+    submit(store, J, REQUEST)
     epochs = []
     for attempt in (1, 2, 3):
         claim = claimed(store, J).claim
         assert claim.attempt == attempt
-        epochs.append(claim.epoch)
+        epochs.append(claim.lease.epoch)
         let_lease_run_out(store)
         store.reap()
     for _ in range(3):
         claim = claimed(store, J).claim
         assert claim.attempt == 4
-        epochs.append(claim.epoch)
-        assert store.release({J: claim.epoch}) == [Message(J, "celery", 5)]
+        epochs.append(claim.lease.epoch)
+        assert store.release({J: claim.lease}) == [Message(J, "orcd", 5)]
     assert epochs == sorted(set(epochs))
 
 
 def test_a_released_job_fences_the_worker_that_released_it(make_store: MakeStore):
     store = make_store()
-    store.submit(J, REQUEST)
+    submit(store, J, REQUEST)
     writer = claimed(store, J)
     writer.tokens(1)
-    store.release({J: writer.claim.epoch})
+    store.release({J: writer.claim.lease})
     assert not writer.tokens(1)
-    assert store.release({J: writer.claim.epoch}) == []
+    assert store.release({J: writer.claim.lease}) == []
     assert state(store) == "queued"
     assert len(claimed(make_store("worker-2"), J).claim.log) == 1
 
 
 def test_a_job_whose_message_was_lost_is_announced_again_each_time_later_and_more_urgent(make_store: MakeStore):
     store = make_store()
-    store.submit(J, REQUEST)
+    submit(store, J, REQUEST)
     assert store.reap() == []
     for times in (1, 2, 3):
         let_patience_run_out(store)
-        assert store.reap() == [Message(J, "celery", 5 - times)]
+        assert store.reap() == [Message(J, "orcd", 5 - times)]
         wait_ms = store.redis.zscore(schema.QUEUED, J) - time.time() * 1000
         assert wait_ms == pytest.approx(REPUBLISH_AFTER_MS * 2**times, abs=2_000)
 
 
 def test_a_queued_job_whose_deadline_passes_is_ended_at_once_though_no_worker_has_room(make_store: MakeStore):
     store = make_store()
-    store.submit(J, parse({"prompt": "x", "deadline_s": 0.05}))
-    store.submit("job-2", parse({"prompt": "x", "deadline_s": 60}))
+    submit(store, J, parse({"prompt": "x", "deadline_s": 0.05}))
+    submit(store, "job-2", parse({"prompt": "x", "deadline_s": 60}))
     assert store.reap() == []
     time.sleep(0.06)
     assert store.reap() == []
@@ -125,8 +128,8 @@ def test_a_queued_job_whose_deadline_passes_is_ended_at_once_though_no_worker_ha
 
 def test_the_reaper_forgets_jobs_that_are_gone(make_store: MakeStore):
     store = make_store()
-    store.submit(J, REQUEST)
-    store.submit("job-2", REQUEST)
+    submit(store, J, REQUEST)
+    submit(store, "job-2", REQUEST)
     claimed(store, "job-2")
     store.redis.delete(schema.job_key(J), schema.job_key("job-2"))
     let_patience_run_out(store)
@@ -138,7 +141,7 @@ def test_the_reaper_forgets_jobs_that_are_gone(make_store: MakeStore):
 def test_the_reaper_takes_so_many_at_a_time(make_store: MakeStore):
     store = make_store()
     for number in range(5):
-        store.submit(f"job-{number}", REQUEST)
+        submit(store, f"job-{number}", REQUEST)
         claimed(store, f"job-{number}")
         let_lease_run_out(store, f"job-{number}")
     assert [len(store.reap(2)) for _ in range(4)] == [2, 2, 1, 0]
@@ -149,7 +152,7 @@ def test_the_reaper_takes_so_many_at_a_time(make_store: MakeStore):
 
 def test_a_queued_job_is_cancelled_at_once_with_a_terminal_event(make_store: MakeStore, ears: Ears):
     store = make_store()
-    store.submit(J, REQUEST)
+    submit(store, J, REQUEST)
     ears.heard()
     assert cancel(store) == "cancelled"
     assert logged(store) == [("0-1", Error("CANCELLED", "cancelled", False))]
@@ -161,31 +164,31 @@ def test_a_queued_job_is_cancelled_at_once_with_a_terminal_event(make_store: Mak
 
 def test_a_job_that_waits_again_is_cancelled_behind_its_last_token(make_store: MakeStore):
     store = make_store()
-    store.submit(J, REQUEST)
+    submit(store, J, REQUEST)
     writer = claimed(store, J)
     writer.tokens(12)
-    store.release({J: writer.claim.epoch})
+    store.release({J: writer.claim.lease})
     assert cancel(store) == "cancelled"
     assert [entry for entry, _ in logged(store)] == ["12-0", "12-1"]
 
 
 def test_a_running_job_s_owner_learns_of_the_wish_in_every_way(make_store: MakeStore, connection: redis.Redis):
     store = make_store()
-    store.submit(J, REQUEST)
+    submit(store, J, REQUEST)
     writer = claimed(store, J)
     control = Ears(connection, schema.CONTROL)
     assert cancel(store) == "running"
     assert control.heard() == [b'{"cancel":"job-1"}']
     control.close()
-    assert store.renew({J: writer.claim.epoch}) == {J: "cancelled"}
-    assert store.append([Append(J, writer.claim.epoch)])[0].cancelled
+    assert store.renew({J: writer.claim.lease}) == {J: "cancelled"}
+    assert store.append([Append(J, writer.claim.lease, Position())])[0].cancelled
     let_lease_run_out(store)
     assert claimed(make_store("worker-2"), J).claim.cancelled
 
 
 def test_cancelling_an_ended_job_changes_nothing(make_store: MakeStore):
     store = make_store()
-    store.submit(J, REQUEST)
+    submit(store, J, REQUEST)
     writer = claimed(store, J)
     writer.end()
     before = store.redis.hgetall(schema.job_key(J)), logged(store)
@@ -204,7 +207,7 @@ def test_cancelling_an_unknown_job_writes_nothing(make_store: MakeStore):
 
 def test_load_progress_is_told_to_those_who_wait(make_store: MakeStore, ears: Ears):
     store = make_store()
-    store.submit(J, REQUEST)
+    submit(store, J, REQUEST)
     ears.heard()
     store.announce_loading(0)
     store.announce_loading(50, 1500)
@@ -213,82 +216,16 @@ def test_load_progress_is_told_to_those_who_wait(make_store: MakeStore, ears: Ea
 
 def test_a_short_time_to_live_of_one_job_does_not_cut_that_of_the_shared_keys(make_store: MakeStore):
     long, short = make_store(ttl_s=600), make_store("worker-2", ttl_s=5)
-    long.submit("a", REQUEST)
-    long.submit("b", REQUEST)
+    submit(long, "a", REQUEST)
+    submit(long, "b", REQUEST)
     writer = claimed(long, "a")
-    short.submit("c", REQUEST)
-    short.submit("d", REQUEST)
+    submit(short, "c", REQUEST)
+    submit(short, "d", REQUEST)
     other = claimed(short, "c")
-    short.renew({"c": other.claim.epoch})
-    short.release({"c": other.claim.epoch})
+    short.renew({"c": other.claim.lease})
+    short.release({"c": other.claim.lease})
     let_patience_run_out(short, "d")
     short.reap()
     assert long.redis.ttl(schema.QUEUED) > 500
     assert long.redis.ttl(schema.RUNNING) > 500
     assert writer.tokens(1)
-
-
-ACTIONS = st.lists(
-    st.tuples(
-        st.sampled_from(
-            ["claim", "tokens", "end", "renew", "release", "lose", "reap", "cancel", "republish", "submit"]
-        ),
-        st.sampled_from([0, 1]),
-    ),
-    max_size=25,
-)
-
-
-@settings(
-    derandomize=True, max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
-@given(ACTIONS)
-def test_any_history_leaves_every_key_with_a_time_to_live_one_end_and_tokens_in_order(make_store, actions):
-    stores = [make_store("worker-0"), make_store("worker-1")]
-    connection = stores[0].redis
-    connection.flushall()
-    writers: dict[int, Writer] = {}
-    for action, worker in [("submit", 0), ("claim", 0), *actions]:
-        play(action, worker, stores[worker], writers)
-        assert all(connection.ttl(key) > 0 for key in connection.scan_iter())
-        check_job(stores[0])
-
-
-def play(action: str, worker: int, store: JobStore, writers: dict[int, Writer]) -> None:
-    """One step of a worker, whether it still owns the job or only believes so."""
-    writer = writers.get(worker)
-    match action:
-        case "submit":
-            store.submit(J, REQUEST)
-        case "claim":
-            claim = store.claim([J])[0]
-            if isinstance(claim, Claim):
-                writers[worker] = Writer(store, claim)
-        case "tokens" if writer:
-            writer.tokens(2)
-        case "end" if writer:
-            writer.end()
-        case "renew" if writer:
-            store.renew({J: writer.claim.epoch})
-        case "release" if writer:
-            store.release({J: writer.claim.epoch})
-        case "lose" if store.redis.zscore(schema.RUNNING, J) is not None:
-            let_lease_run_out(store)
-        case "reap":
-            store.reap()
-        case "cancel":
-            cancel(store)
-        case "republish" if store.redis.zscore(schema.QUEUED, J) is not None:
-            let_patience_run_out(store)
-
-
-def check_job(store: JobStore) -> None:
-    events = [event for _, event in logged(store)]
-    ids = [token_id for event in events if isinstance(event, Token) for token_id in event.ids]
-    assert ids == [101 + index for index in range(len(ids))]
-    ends = [event for event in events if not isinstance(event, Token | Started)]
-    ended = state(store) in schema.TERMINAL_STATES
-    assert len(ends) == int(ended)
-    assert not ended or events[-1] is ends[0]
-    assert (store.redis.zscore(schema.RUNNING, J) is not None) == (state(store) == "running")
-    assert (store.redis.zscore(schema.QUEUED, J) is not None) == (state(store) == "queued")

@@ -1,13 +1,24 @@
-"""What clients say when Redis is not as it should be."""
+"""Clients reach a Redis of every kind, and say in one line what is wrong with one that is not as it should be."""
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+
 import pytest
 import redis
+from redis.sentinel import MasterNotFoundError
 
+from orcd.async_client import AsyncClient
+from orcd.client import Client
 from orcd.errors import InvalidRequest, RedisUnavailable
 from orcd.settings import ClientSettings
-from orcd.store.redis_connection import connect, redis_errors, safe_url
+from orcd.store import redis_connection
+from orcd.store.redis_connection import UnsuitableRedisError, connect, is_refusal, redis_errors
+from tasks.local import redis_server
+from tasks.local.redis_server import RedisServer
+from tests.orcd.redis_servers import MASTER, Certificates, ConfiguredServer, sentinels, tls_server
 
 SETTINGS = ClientSettings(redis_url="redis://:secret@redis:6379/0")
 
@@ -33,6 +44,16 @@ SETTINGS = ClientSettings(redis_url="redis://:secret@redis:6379/0")
             redis.ResponseError("-OOM command not allowed when used memory > 'maxmemory'."),
             "Redis at redis://:**@redis:6379/0 is full; raise its maxmemory",
         ),
+        (
+            redis.ResponseError("DB index is out of range"),
+            "Redis at redis://:**@redis:6379/0 has no database 0; set ORCD_REDIS_URL",
+        ),
+        (UnsuitableRedisError("is no Redis"), "Redis at redis://:**@redis:6379/0 is no Redis"),
+        (
+            MasterNotFoundError("secret"),
+            "no sentinel of redis://:**@redis:6379/0 answers and names a master that is up; "
+            "start them or set ORCD_REDIS_URL",
+        ),
     ],
     ids=lambda value: type(value).__name__,
 )
@@ -51,21 +72,132 @@ def test_it_is_retriable():
     assert RedisUnavailable.retriable
 
 
-@pytest.mark.parametrize("url", ["", "localhost", "http://redis", "redis://redis:port/0"])
-def test_a_url_that_is_none_is_refused(url: str):
-    with pytest.raises(InvalidRequest, match="redis_url: must look like redis://HOST:PORT/DB"):
-        connect(redis.Redis.from_url, ClientSettings(redis_url=url), None)
+def status_error(url: str) -> str:
+    """What a client says when it asks for a job; both kinds of clients say the same."""
+
+    async def ask() -> None:
+        async with AsyncClient(url) as client:
+            await client.status("a")
+
+    with pytest.raises(RedisUnavailable) as of_async:
+        asyncio.run(ask())
+    with Client(url) as client, pytest.raises(RedisUnavailable) as caught:
+        client.status("a")
+    assert of_async.value.message == caught.value.message
+    return caught.value.message
+
+
+def is_reached(url: str) -> bool:
+    """Whether both kinds of clients see what the other has submitted there."""
+
+    async def ask(job_id: str) -> str:
+        async with AsyncClient(url) as client:
+            await client.status(job_id)
+            return await client.submit(prompt="x")
+
+    with Client(url) as client:
+        return client.status(asyncio.run(ask(client.submit(prompt="x")))).state == "queued"
+
+
+@pytest.fixture(scope="module")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
+    return Certificates(tmp_path_factory.mktemp("certificates"))
+
+
+@pytest.fixture
+def tls_port(certificates: Certificates) -> Iterator[int]:
+    """Where a server speaks TLS and wants a certificate."""
+    port = redis_server._free_port()
+    with tls_server(certificates, port):
+        yield port
+
+
+def test_tls_with_certificates_on_both_sides(tls_port: int, certificates: Certificates):
+    certificate, key = certificates.client
+    own = f"ssl_certfile={certificate}&ssl_keyfile={key}"
+    authority = f"ssl_ca_certs={certificates.authority}"
+    assert is_reached(f"rediss://127.0.0.1:{tls_port}/3?{authority}&{own}")
+    assert is_reached(f"rediss://127.0.0.1:{tls_port}?ssl_cert_reqs=none&{own}")
+    assert is_reached(f"rediss://localhost:{tls_port}?{authority}&ssl_check_hostname=false&{own}")
+
+
+def test_what_is_wrong_with_tls_is_said(tls_port: int, certificates: Certificates):
+    certificate, key = certificates.client
+    own = f"ssl_certfile={certificate}&ssl_keyfile={key}"
+    authority = f"ssl_ca_certs={certificates.authority}"
+    for host, query, words in (
+        ("127.0.0.1", own, "self-signed certificate in certificate chain"),
+        ("localhost", f"{authority}&{own}", "Hostname mismatch"),
+    ):
+        error = status_error(f"rediss://:secret@{host}:{tls_port}/0?{query}")
+        assert error.startswith(f"no TLS connection with Redis at rediss://:**@{host}:{tls_port}/0 ({words}")
+    assert "cannot reach Redis" in status_error(f"redis://127.0.0.1:{tls_port}/0")
+    # The server may have left before the reason is read.
+    refusal = pytest.raises(RedisUnavailable, match=r"certificate required|cannot reach")
+    with Client(f"rediss://127.0.0.1:{tls_port}/0?{authority}") as client, refusal:
+        client.status("a")
+
+
+def test_a_socket_of_this_machine(tmp_path: Path):
+    with ConfiguredServer(unixsocket=f"{tmp_path}/s") as server:
+        assert is_reached(f"unix://{tmp_path}/s?db=2")
+        with redis.Redis(port=server.port, db=2) as connection:
+            assert connection.dbsize()
+    assert "cannot reach Redis at unix:///nowhere/s?db=0" in status_error("unix:///nowhere/s")
+
+
+def test_the_master_that_sentinels_name(tmp_path: Path):
+    with ConfiguredServer() as master, ConfiguredServer(replicaof=f"127.0.0.1 {master.port}") as replica:
+        with sentinels(master.port, tmp_path) as ports:
+            hosts = ",".join(f"127.0.0.1:{port}" for port in [1, *ports])  # one of them is away
+            assert is_reached(f"redis+sentinel://{hosts}/{MASTER}/2")
+            assert "answers and names a master that is up" in status_error(f"redis+sentinel://{hosts}/other")
+            assert "is a sentinel; use redis+sentinel://" in status_error(f"redis://127.0.0.1:{ports[0]}")
+            with Client(f"redis+sentinel://{hosts}/{MASTER}/2") as client:
+                client.submit(prompt="x")
+        with redis.Redis(port=replica.port, db=2) as connection:
+            assert connection.info("replication")["role"] == "slave"
+
+
+def test_closing_a_client_closes_its_connections_to_sentinels(tmp_path: Path):
+    with (
+        ConfiguredServer() as master,
+        ConfiguredServer(replicaof=f"127.0.0.1 {master.port}"),
+        sentinels(master.port, tmp_path) as (port, *_),
+        redis.Redis(port=port) as sentinel,
+    ):
+        assert is_reached(f"redis+sentinel://127.0.0.1:{port}/{MASTER}")
+        assert len([client for client in sentinel.client_list() if not client["name"]]) == 1  # the others are sentinels
+
+
+def test_a_cluster_is_refused_in_words():
+    with ConfiguredServer(cluster_enabled="yes") as server:
+        words = "is a Redis Cluster, which orcd cannot use; use one server, or one with replicas"
+        assert status_error(server.url) == f"Redis at {server.url} {words}"
+
+
+def test_a_redis_that_is_too_old_is_refused(redis_url: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(redis_connection, "OLDEST_VERSION", (99, 5))
+    assert "; orcd needs 99.5 or newer" in status_error(redis_url)
+
+
+def test_a_client_leaves_a_server_that_became_a_replica(redis_server: RedisServer):
+    """Its name leads to the new master by then."""
+    with connect(ClientSettings(redis_url=redis_server.url)) as client, redis.Redis.from_url(redis_server.url) as other:
+        before = client.client_id()
+        other.replicaof("127.0.0.1", 1)
+        with pytest.raises(redis.ReadOnlyError):
+            client.set("a", 1)
+        assert client.client_id() != before
+
+
+@pytest.mark.parametrize("error", [redis.ConnectionError(), redis.TimeoutError(), redis.BusyLoadingError()], ids=repr)
+def test_waiting_helps_where_redis_is_away(error: redis.RedisError):
+    assert not is_refusal(error)
 
 
 @pytest.mark.parametrize(
-    ("url", "shown"),
-    [
-        ("redis://redis:6379/1", "redis://redis:6379/1"),
-        ("redis://:secret@redis:6379/1", "redis://:**@redis:6379/1"),
-        ("redis://user:secret@redis:6379/1", "redis://user:**@redis:6379/1"),
-        ("rediss://user:sec/r@t:2@redis", "rediss://user:**@redis"),
-        ("redis://user@redis", "redis://user@redis"),
-    ],
+    "error", [redis.AuthenticationError(), UnsuitableRedisError(), redis.ResponseError()], ids=repr
 )
-def test_a_url_is_shown_without_its_password(url: str, shown: str):
-    assert safe_url(url) == shown
+def test_waiting_does_not_help_where_redis_has_said_no(error: redis.RedisError):
+    assert is_refusal(error)

@@ -1,4 +1,4 @@
-"""The schema's docstring is the truth: what it says is compared with what really happens in Redis."""
+"""docs/protocol.md is the truth: what it says is compared with what really happens in Redis."""
 
 from __future__ import annotations
 
@@ -7,21 +7,26 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import redis
 
 from orcd.client import Client
+from orcd.errors import OrcdError
 from orcd.store import schema
-from orcd.store.job_store import JobStore
+from orcd.store.job_store import Arrival, JobStore
 from tasks.dispatch.maintenance import Maintenance
+from tests.orcd.job_record import REQUEST, let_lease_run_out, let_patience_run_out, recorded
 from tests.orcd.job_writer import MakeStore, claimed
 from worker.settings import Settings
 
 TTL_S = 600
+PROTOCOL = (Path(__file__).parents[3] / "docs" / "protocol.md").read_text(encoding="utf-8")
 LUA = Path(schema.__file__).with_name("lua")
 SCRIPTS = sorted(path.stem for path in LUA.glob("*.lua") if path.stem != "prelude")
-CELERYS = {"take", "store_result"}
+OF_MESSAGES = {"take", "push", "restore", "dead_letter", "retry", "move", "store_result"}
+"""Scripts that write lists of messages and results, and nothing of a job."""
 
 
 @dataclass(frozen=True)
@@ -32,24 +37,23 @@ class Row:
     ttl: str
 
     def matches(self, key: str) -> bool:
-        pattern = re.escape(self.key).replace(re.escape("{J}"), r"\{[^{}]+\}").replace(re.escape("{NAME}"), r"\{.+\}")
+        pattern = re.escape(self.key).replace(re.escape("{J}"), r"\{[^{}]+\}").replace(re.escape("{W}"), r"\{.+\}")
         return re.fullmatch(pattern, key) is not None
 
 
+def section(title: str) -> str:
+    return PROTOCOL.partition(f"\n## {title}\n")[2].partition("\n## ")[0]
+
+
+def cells(title: str) -> list[list[str]]:
+    """The rows of a section's table."""
+    lines = [line for line in section(title).splitlines() if line.startswith("|")][2:]
+    return [[cell.strip().replace("`", "") for cell in line.strip("|").split("|")] for line in lines]
+
+
 def table() -> list[Row]:
-    """The rows of the docstring's table; a line without a key continues the row before."""
-    lines = schema.__doc__.splitlines()
-    rules = [index for index, line in enumerate(lines) if line.startswith("====")]
-    columns = [(match.start(), match.end()) for match in re.finditer("=+", lines[rules[0]])]
-    columns[-1] = (columns[-1][0], 200)
-    rows: list[list[str]] = []
-    for line in lines[rules[1] + 1 : rules[2]]:
-        cells = [line[start:end].strip() for start, end in columns]
-        if cells[0]:
-            rows.append(cells)
-        else:
-            rows[-1] = [f"{above} {cell}".strip() for above, cell in zip(rows[-1], cells, strict=True)]
-    return [Row(key, kind, set(re.findall(r"\w+", writers)), ttl) for key, kind, writers, _, ttl in rows]
+    """The keys of jobs and workers."""
+    return [Row(key, kind, set(re.findall(r"\w+", writers)), ttl) for key, kind, writers, _, ttl in cells("Keys")]
 
 
 def row_of(key: str) -> Row:
@@ -59,63 +63,132 @@ def row_of(key: str) -> Row:
 
 def play_everything(client: Client, store: JobStore, mark: Callable[[str], None] = lambda name: None) -> None:
     """Call every script so that it does all it can do; ``mark`` is told which one was just called."""
-    for job_id in ("a", "b", "c", "d"):
+    for job_id in ("a", "b", "c", "d", "e", "new"):
         client.submit(prompt="x", job_id=job_id)
-    client.submit(prompt="x", job_id="late", deadline_s=0.001)
+    for job_id in ("late", "later"):
+        client.submit(prompt="x", job_id=job_id, deadline_s=0.001)
     mark("submit")
-    first, second = claimed(store, "a"), claimed(store, "c")
+    store.arrive([Arrival("inline", REQUEST, recorded("inline")), Arrival("a", None, recorded("canvas"))])
+    mark("arrive")
+    first, second, third, _ = (claimed(store, job_id) for job_id in ("a", "c", "inline", "new"))
     mark("claim")
     first.start()
     first.tokens(2)
     mark("append")
-    store.renew({"a": first.claim.epoch})
+    store.renew({"a": first.claim.lease})
     mark("renew")
     client.cancel("a")
     client.cancel("b")
     mark("cancel")
+    store.arrive([Arrival("e", None, recorded("e"))])
+    mark("arrive")
+    client.cancel("e")
+    mark("cancel")
     first.end()
     mark("append")
-    store.release({"c": second.claim.epoch})
+    store.arrive([Arrival("a", None, recorded("again"))])
+    mark("arrive")
+    store.end_damaged("inline", third.claim.lease, OrcdError("it broke"))
+    mark("end_damaged")
+    store.release({"c": second.claim.lease})
     mark("release")
     claimed(store, "c")
     mark("claim")
-    store.redis.zadd(schema.RUNNING, {"c": 1})
-    store.redis.zadd(schema.QUEUED, {"d": 1})
+    let_lease_run_out(store, "c")
+    let_patience_run_out(store, "d")
     time.sleep(0.002)
+    client.status("later")
+    store.redis.zrem(schema.QUEUED, "d")
+    store.redis.zrem(schema.RUNNING, "c")
+    client.statuses(["c", "d"])
+    mark("look")
+    play_damage(client, store, mark)
+    store.redis.hset(schema.job_key("new"), "schema", 3)
+    let_lease_run_out(store, "new")
+    let_lease_run_out(store, "c")
+    let_patience_run_out(store, "d")
     store.reap()
     mark("reap")
     store.announce_loading(50)
-    Maintenance(store, Settings(), "worker-1", lambda message: None).run([], {"running": 0})
+    beat(store)
     mark("workers")
     claimed(store, "d")
     mark("claim")
 
 
-def test_the_table_names_every_script_and_only_scripts():
-    writers = set().union(*(row.writers for row in table()))
-    assert writers - {"workers"} == set(SCRIPTS) - CELERYS, "these write Celery's own keys"
-    assert CELERYS | {"prelude"} <= set(re.findall(r"``(\w+)``", schema.__doc__))
+def beat(store: JobStore) -> None:
+    """What a worker's own thread writes."""
+
+    def failed(name: str, error: Exception) -> None:
+        raise error
+
+    observer = SimpleNamespace(
+        worker_id="worker-1",
+        heartbeat=lambda num_jobs: {"running": num_jobs},
+        loading=None,
+        log=SimpleNamespace(retrying=failed),
+    )
+    runner = SimpleNamespace(jobs=list)
+    Maintenance(store, Settings(), observer, lambda message: None, runner, lambda: None).run_due()
 
 
-def test_every_key_is_in_the_table_with_its_type_and_time_to_live(redis_url, connection, make_store: MakeStore):
+def play_damage(client: Client, store: JobStore, mark: Callable[[str], None]) -> None:
+    """What becomes of jobs whose records cannot be used."""
+    client.submit(prompt="x", job_id="broken")
+    client.submit(prompt="x", job_id="broken-2")
+    client.submit(prompt="x", job_id="late-2", deadline_s=0.001)
+    mark("submit")
+    store.arrive([Arrival(job_id, None, recorded(job_id)) for job_id in ("broken", "broken-2", "late-2")])
+    mark("arrive")
+    for job_id in ("broken", "broken-2"):
+        store.redis.hset(schema.job_key(job_id), "attempt", "?")
+    store.claim(["broken"])
+    mark("claim")
+    let_patience_run_out(store, "broken-2")
+    time.sleep(0.002)
+    client.status("late-2")
+    mark("look")
+    store.answered(["broken"], "broken")
+    mark("answered")
+
+
+def test_the_tables_name_every_script_and_only_scripts():
+    assert {name for name, *_ in cells("Scripts")} == set(SCRIPTS) - OF_MESSAGES
+    assert set().union(*(row.writers for row in table())) - {"workers"} <= set(SCRIPTS) - OF_MESSAGES
+    assert {word for _, _, writers, _ in cells("Messages") for word in re.findall(r"\w+", writers)} == OF_MESSAGES
+
+
+def test_every_key_is_in_the_table_with_its_type_and_time_to_live(
+    redis_url, connection, make_store: MakeStore, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("ORCD_QUEUE_LIMIT_S", "1000")
     with Client(redis_url, job_ttl_s=TTL_S) as client:
         play_everything(client, make_store(ttl_s=TTL_S))
     seen = set()
     for name in connection.scan_iter("orcd:*"):
+        if connection.type(name) == b"list":
+            continue  # a queue
         row = row_of(name.decode())
         seen.add(row.key)
         assert connection.type(name).decode() == row.type
-        assert 0 < connection.ttl(name) <= (60 if row.ttl.startswith("60 s") else TTL_S)
-        if row.ttl.startswith("TTL"):
-            assert connection.ttl(name) > 60
+        assert connection.ttl(name) > 0
+        if row.ttl.startswith("60 s"):
+            assert connection.ttl(name) <= 60
+        elif row.ttl == "the job's":
+            ended = connection.hget(schema.job_key(id_of(name)), "finished_ms") is not None
+            assert 0.8 * TTL_S < connection.ttl(name) <= TTL_S or not ended
+            assert connection.ttl(name) > 0.8 * (TTL_S + 1000) or ended
     assert seen == {row.key for row in table() if row.type != "channel"}
 
 
-def test_every_field_of_a_record_is_in_the_docstring(redis_url, connection, make_store: MakeStore):
+def id_of(key: bytes) -> str:
+    return key.decode().partition("{")[2].partition("}")[0]
+
+
+def test_every_field_of_a_record_is_told(redis_url, connection, make_store: MakeStore):
     with Client(redis_url) as client:
         play_everything(client, make_store())
-    (paragraph,) = re.findall(r"Fields of ``orcd:{J}:job``:(.+?)\n\n", schema.__doc__, re.DOTALL)
-    told = set(re.findall(r"``(\w+)``", paragraph))
+    told = set(re.findall(r"`(\w+)`", section("Fields of a record").partition("\nStates:")[0]))
     keys = connection.scan_iter("orcd:*:job")
     assert {field.decode() for key in keys for field in connection.hkeys(key)} == told
 
@@ -132,7 +205,8 @@ def test_every_key_is_written_by_whom_the_table_says(redis_url, connection, make
             while (seen := monitor.next_command())["command"] != "ECHO mark":
                 command, key = [*seen["command"].split(" "), ""][:2]
                 by_script = seen["client_type"] == "lua"
-                if command in ADDS and key.startswith("orcd:") and by_script == (name != "workers"):
+                of_a_job = key.startswith("orcd:") and not key.startswith(("orcd:wake", "orcd:5"))
+                if command in ADDS and of_a_job and by_script == (name != "workers"):
                     writers[row_of(key).key].add(name)
 
         play_everything(client, make_store(), mark)
@@ -140,9 +214,9 @@ def test_every_key_is_written_by_whom_the_table_says(redis_url, connection, make
 
 
 def test_the_functions_build_the_keys_of_the_table():
-    keys = [schema.job_key("J"), schema.log_key("J"), schema.events_channel("J"), schema.worker_key("NAME")]
-    keys += [schema.QUEUED, schema.RUNNING, schema.CONTROL, schema.WORKERS]
-    assert sorted(keys) == sorted(row.key for row in table())
+    keys = [schema.job_key("J"), schema.log_key("J"), schema.messages_key("J"), schema.events_channel("J")]
+    keys += [schema.QUEUED, schema.RUNNING, schema.UNANSWERED, schema.SERVED, schema.CONTROL, schema.WORKERS]
+    assert sorted([*keys, schema.worker_key("W")]) == sorted(row.key for row in table())
 
 
 def test_terminal_states_are_states():
@@ -151,9 +225,9 @@ def test_terminal_states_are_states():
 
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_a_script_says_what_it_takes_and_gives(name: str):
-    header = [line for line in own_text(name).splitlines() if line.startswith("--")]
-    for word in ("-- KEYS: ", "-- ARGV: ", "-- Returns "):
-        assert any(line.startswith(word) for line in header), f"{name}.lua does not tell its {word.strip('-: ')}"
+    header = " ".join(line for line in own_text(name).splitlines() if line.startswith("--"))
+    for word in ("KEYS: ", "ARGV: "):
+        assert word in header, f"{name}.lua does not tell its {word.strip(': ')}"
 
 
 def own_text(name: str) -> str:
@@ -163,14 +237,14 @@ def own_text(name: str) -> str:
 
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_a_script_has_the_prelude_in_front(name: str):
-    assert schema.script(name) == own_text("prelude") + own_text(name)
+    assert schema.script(name, "a:") == "local prefix = 'a:'\n" + own_text("prelude") + own_text(name)
 
 
-@pytest.mark.parametrize("name", sorted(CELERYS))
-def test_a_script_of_celery_s_keys_is_sent_without_the_prelude_as_it_uses_nothing_of_it(name: str):
+@pytest.mark.parametrize("name", sorted(OF_MESSAGES))
+def test_a_script_about_messages_is_sent_without_the_prelude_as_it_uses_nothing_of_it(name: str):
     assert schema.celery_script(name) == own_text(name)
     for function in re.findall(r"^local function (\w+)", own_text("prelude"), re.MULTILINE):
-        assert not re.search(rf"\b{function}\(", own_text(name))
+        assert not re.search(rf"(?<!\w){function}\(", own_text(name))
 
 
 def test_the_prelude_only_defines_functions():
@@ -179,11 +253,11 @@ def test_the_prelude_only_defines_functions():
 
 
 def test_what_the_prelude_defines_is_written_nowhere_else_and_used():
-    scripts = {name: own_text(name) for name in SCRIPTS}
+    scripts = {name: own_text(name) for name in SCRIPTS if name not in OF_MESSAGES}
     for name, text in scripts.items():
-        for repeated in ("'TIME'", "'orcd:{'", ":events'", "'TTL'"):
+        for repeated in ("'TIME'", "orcd:", "'events'", "'TTL'"):
             assert repeated not in text, f"{name}.lua does by itself what the prelude has a function for"
     prelude = own_text("prelude")
     for function in re.findall(r"^local function (\w+)", prelude, re.MULTILINE):
-        uses = sum(len(re.findall(rf"\b{function}\(", text)) for text in (prelude, *scripts.values()))
+        uses = sum(len(re.findall(rf"\b{function}[(,]", text)) for text in (prelude, *scripts.values()))
         assert uses >= 3, f"{function} is used once only"

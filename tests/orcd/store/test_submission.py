@@ -6,24 +6,26 @@ import json
 
 import pytest
 
-from orcd.errors import InvalidRequest
+from orcd.errors import Conflict, InvalidRequest, LogDamaged
 from orcd.request import Request
-from orcd.store import schema
 from orcd.store.enqueue import Message
-from orcd.store.submission import BATCH, Submission, check_job_id, prepare_many
+from orcd.store.submission import BATCH, Lifetime, Submission, check_job_id, prepare_many, raise_refusal
+
+LIFETIME = Lifetime(60, 3600)
 
 
 def test_a_submission_has_an_id_a_seed_and_its_message():
-    submission = Submission.prepare({"prompt": "x", "model": "demo", "priority": 3}, None, 60)
+    submission = Submission.prepare({"prompt": "x", "model": "demo", "priority": 3}, None, LIFETIME)
     job_id = submission.message.job_id
     assert submission.message == Message(job_id, "orcd.demo", 3)
-    assert submission.keys[0] == schema.job_key(job_id)
+    assert submission.arguments[0] == job_id
+    assert len(submission.arguments) == Submission.NUM_ARGUMENTS
     assert json.loads(submission.arguments[1])["seed"] >= 0
-    assert Submission.prepare({"prompt": "x"}, None, 60).message.job_id != job_id
+    assert Submission.prepare({"prompt": "x"}, None, LIFETIME).message.job_id != job_id
 
 
 def test_many_are_prepared_in_batches_in_order():
-    batches = prepare_many([{"prompt": "x"}] * (BATCH + 1), [f"job-{number}" for number in range(BATCH + 1)], 60)
+    batches = prepare_many([{"prompt": "x"}] * (BATCH + 1), [f"job-{number}" for number in range(BATCH + 1)], LIFETIME)
     assert [len(batch) for batch in batches] == [BATCH, 1]
     assert [job.message.job_id for batch in batches for job in batch] == [
         f"job-{number}" for number in range(BATCH + 1)
@@ -32,7 +34,7 @@ def test_many_are_prepared_in_batches_in_order():
 
 def test_a_refusal_names_the_request_by_its_index():
     with pytest.raises(InvalidRequest, match=r"^request 1: nonsense: unknown field$"):
-        prepare_many([{"prompt": "x"}, {"prompt": "x", "nonsense": 1}], None, 60)
+        prepare_many([{"prompt": "x"}, {"prompt": "x", "nonsense": 1}], None, LIFETIME)
 
 
 def test_job_ids_may_be_uuids_and_names():
@@ -41,5 +43,24 @@ def test_job_ids_may_be_uuids_and_names():
 
 
 def test_the_queue_is_that_of_the_model():
-    assert Submission.of("job-1", Request(prompt="x"), 1).message.queue == "celery"
-    assert Submission.of("job-1", Request(prompt="x", model="demo"), 1).message.queue == "orcd.demo"
+    assert Submission.of("job-1", Request(prompt="x"), LIFETIME).message.queue == "orcd"
+    assert Submission.of("job-1", Request(prompt="x", model="demo"), LIFETIME).message.queue == "orcd.demo"
+
+
+def digest(**fields: object) -> str:
+    return str(Submission.prepare(fields, "job-1", LIFETIME).arguments[2])
+
+
+def test_the_same_fields_have_the_same_digest_whatever_seed_is_drawn():
+    assert digest(prompt="x", logit_bias={3: 1.0, 2: 2.0}) == digest(logit_bias={2: 2.0, 3: 1.0}, prompt="x", n=1)
+    for other in ({"prompt": "y"}, {"prompt": "x", "seed": 1}, {"prompt": "x", "priority": 1}):
+        assert digest(**other) != digest(prompt="x")
+
+
+def test_a_refusal_of_the_script_is_an_error_of_its_job():
+    (batch,) = prepare_many([{"prompt": "x"}] * 2, ["a", "b"], LIFETIME)
+    raise_refusal(batch, [1, 0])
+    with pytest.raises(Conflict, match="job b: the id belongs to another request"):
+        raise_refusal(batch, [1, -1])
+    with pytest.raises(LogDamaged, match="job a: "):
+        raise_refusal(batch, [-2, 1])

@@ -1,4 +1,4 @@
-"""What Flower hears of tasks comes in batches, and all of it comes."""
+"""What Flower hears of tasks comes in batches, and all of it comes; one that cannot be run goes to the dead letters."""
 
 from __future__ import annotations
 
@@ -6,11 +6,15 @@ import base64
 import json
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
+import pytest
 import redis
 
 from orcd.client import Client
+from tasks.celery_ext.consumer import Consumer
 from tests.tasks.worker_process import WorkerProcess
 
 NUM_JOBS = 30
@@ -36,3 +40,33 @@ def test_events_of_many_tasks_come_together_and_none_is_missing(
                     told[event["uuid"]].append(event["type"])
     assert all(types.count("task-received") == types.count("task-succeeded") == 1 for types in told.values())
     assert len(batches) < NUM_JOBS
+
+
+class Scene:
+    """A consumer whose pool fails with an error, and a request for it."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+        self.dead_letters: list[tuple[str, str]] = []
+        self.consumer = Consumer.__new__(Consumer)
+        self.consumer._run_request = self._fail
+        channel = SimpleNamespace(dead_letter=lambda tag, why: self.dead_letters.append((tag, why.reason)))
+        self.request = Mock(id="task-1", message=SimpleNamespace(channel=channel, delivery_tag="0 orcd"))
+
+    def _fail(self, _: Any) -> None:
+        raise self.error
+
+
+def test_a_task_that_the_pool_cannot_take_goes_to_the_dead_letters() -> None:
+    """Also when its time comes later, in the timer of the event loop."""
+    scene = Scene(KeyError("Kanarienvogel"))
+    scene.consumer._start_request(scene.request)
+    assert scene.dead_letters == [("0 orcd", "it cannot be run: KeyError")]
+
+
+@pytest.mark.parametrize("error", [redis.ConnectionError("away"), redis.ReadOnlyError("replica"), OSError("network")])
+def test_a_task_is_not_at_fault_when_redis_is_away(error: Exception) -> None:
+    scene = Scene(error)
+    with pytest.raises(type(error)):
+        scene.consumer._start_request(scene.request)
+    assert scene.dead_letters == []

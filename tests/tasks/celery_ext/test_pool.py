@@ -62,7 +62,7 @@ def _get(result: AsyncResult) -> Any:
 
 
 def test_a_foreign_producer_sends_the_request_in_the_message(app: Celery, client: Client) -> None:
-    result = app.send_task("tasks.generate", kwargs=SHORT)
+    result = app.send_task("orcd.generate", kwargs=SHORT)
     value = _get(result)
     assert value["state"] == "succeeded"
     assert len(value["choices"][0]["token_ids"]) == 8
@@ -76,16 +76,16 @@ def test_the_result_of_a_submitted_job_is_a_celery_result_too(app: Celery, clien
 
 def test_a_bad_inline_request_fails_with_its_code_and_field(app: Celery) -> None:
     with pytest.raises(InvalidRequest, match="temperature"):
-        _get(app.send_task("tasks.generate", kwargs=SHORT | {"temperature": 9}))
+        _get(app.send_task("orcd.generate", kwargs=SHORT | {"temperature": 9}))
     with pytest.raises(InvalidRequest, match="keyword"):
-        _get(app.send_task("tasks.generate", args=["old pond"]))
+        _get(app.send_task("orcd.generate", args=["old pond"]))
     with pytest.raises(InvalidRequest, match="unknown"):
-        _get(app.send_task("tasks.generate", kwargs={"job_id": "never-submitted"}))
+        _get(app.send_task("orcd.generate", kwargs={"job_id": "never-submitted"}))
 
 
 def test_chains_groups_and_chords_work(app: Celery) -> None:
-    generate = app.signature("tasks.generate", kwargs=SHORT, immutable=True)
-    chunk = app.signature("tasks.generate_chunk", kwargs={"requests": [SHORT]}, immutable=True)
+    generate = app.signature("orcd.generate", kwargs=SHORT, immutable=True)
+    chunk = app.signature("orcd.generate_chunk", kwargs={"requests": [SHORT]}, immutable=True)
     assert _get(chain(generate, generate, app=app).apply_async())["state"] == "succeeded"
     assert [value["tokens_out"] for value in _get(group([generate] * 3, app=app).apply_async())] == [8, 8, 8]
     assert _get(chord([generate] * 3, chunk, app=app).apply_async())[0]["state"] == "succeeded"
@@ -94,25 +94,25 @@ def test_chains_groups_and_chords_work(app: Celery) -> None:
 def test_a_chunk_runs_many_jobs_in_one_message_and_keeps_their_errors_apart(app: Celery, client: Client) -> None:
     requests = [SHORT, SHORT | {"prompt_token_ids": [10**6], "prompt": None}, SHORT]
     requests[1].pop("prompt")
-    values = _get(app.send_task("tasks.generate_chunk", kwargs={"requests": requests}))
+    values = _get(app.send_task("orcd.generate_chunk", kwargs={"requests": requests}))
     assert [value["state"] for value in values] == ["succeeded", "failed", "succeeded"]
     assert values[1]["error"]["code"] == "INVALID_REQUEST"
     job_ids = client.submit_many([SHORT, SHORT])
-    values = _get(app.send_task("tasks.generate_chunk", kwargs={"job_ids": job_ids}))
+    values = _get(app.send_task("orcd.generate_chunk", kwargs={"job_ids": job_ids}))
     assert [value["job_id"] for value in values] == job_ids
 
 
 def test_a_message_of_its_own_id_waits_for_a_job_that_another_message_runs(app: Celery, client: Client) -> None:
     job_id = client.submit(**(LONG | {"max_tokens": 150}))
     wait_until_running(client, [job_id], 3)
-    assert _get(app.send_task("tasks.generate", kwargs={"job_id": job_id}))["tokens_out"] == 150
+    assert _get(app.send_task("orcd.generate", kwargs={"job_id": job_id}))["tokens_out"] == 150
     assert client.status(job_id).attempt == 1
 
 
 @pytest.mark.parametrize("kwargs", [{}, {"job_ids": []}, {"job_ids": "abc"}, {"requests": [3]}, {"job_ids": ["a b"]}])
 def test_a_malformed_chunk_is_refused_by_name(app: Celery, kwargs: dict[str, Any]) -> None:
     with pytest.raises(InvalidRequest):
-        _get(app.send_task("tasks.generate_chunk", kwargs=kwargs))
+        _get(app.send_task("orcd.generate_chunk", kwargs=kwargs))
 
 
 def test_revoking_a_running_task_ends_its_job(app: Celery, client: Client) -> None:
@@ -148,11 +148,11 @@ def test_a_message_delivered_again_changes_nothing(
     """While the job runs the worker adopts the second delivery; after its end it is acknowledged as a no-op."""
     job_id = client.submit(**(LONG | {"max_tokens": 150}))
     wait_until_running(client, [job_id], 3)
-    publisher.publish(Message(job_id, "celery", 5))
+    publisher.publish(Message(job_id, "orcd", 5))
     result = client.result(job_id, timeout=30)
     assert _get(AsyncResult(job_id, app=app))["tokens_out"] == 150
-    publisher.publish(Message(job_id, "celery", 5))
-    assert _get(app.send_task("tasks.generate", kwargs=SHORT))["state"] == "succeeded"
+    publisher.publish(Message(job_id, "orcd", 5))
+    assert _get(app.send_task("orcd.generate", kwargs=SHORT))["state"] == "succeeded"
     assert client.result(job_id, timeout=5) == result
     assert client.status(job_id).attempt == 1
     assert len([event for event in worker.events("execute_start") if event["job_id"] == job_id]) == 1
@@ -165,7 +165,7 @@ def test_the_result_is_stored_even_if_the_worker_died_between_the_last_event_and
     text = client.result(job_id, timeout=30).text
     _get(AsyncResult(job_id, app=app))
     AsyncResult(job_id, app=app).forget()  # as if it had never been written
-    publisher.publish(Message(job_id, "celery", 5))
+    publisher.publish(Message(job_id, "orcd", 5))
     assert _get(AsyncResult(job_id, app=app))["choices"][0]["text"] == text
 
 
@@ -177,7 +177,7 @@ def test_the_prompt_may_not_fill_the_whole_context(client: Client) -> None:
 
 
 def test_inspect_shows_the_engine_and_no_arguments(app: Celery, client: Client, worker: WorkerProcess) -> None:
-    task_id = app.send_task("tasks.generate", kwargs=LONG).id
+    task_id = app.send_task("orcd.generate", kwargs=LONG).id
     wait_until_running(client, [task_id], 3)
     inspect = app.control.inspect(timeout=5, limit=1)
     (stats,) = inspect.stats().values()
@@ -190,11 +190,11 @@ def test_inspect_shows_the_engine_and_no_arguments(app: Celery, client: Client, 
 
 
 def test_a_task_of_another_kind_runs_as_in_any_pool(app: Celery) -> None:
-    backend_cleanup = app.send_task("celery.backend_cleanup")
+    backend_cleanup = app.send_task("celery.backend_cleanup", queue="orcd")
     assert _get(backend_cleanup) is None
 
 
-NO_MODEL, CUT_MODEL, NO_REDIS, PORT_TAKEN = "no model", "cut model", "redis://:secret@127.0.0.1:1/0", "port taken"
+NO_MODEL, CUT_MODEL, NO_DATABASE, PORT_TAKEN = "no model", "cut model", "no database", "port taken"
 has_gpu = find_spec("cupy") is not None and Path("/dev/nvidia0").exists()
 
 
@@ -211,9 +211,7 @@ has_gpu = find_spec("cupy") is not None and Path("/dev/nvidia0").exists()
             id="no GPU",
             marks=pytest.mark.skipif(has_gpu, reason="there is a GPU"),
         ),
-        pytest.param(
-            {"ORCD_REDIS_URL": NO_REDIS}, "REDIS_UNAVAILABLE", r"start it or set ORCD_REDIS_URL", id="no Redis"
-        ),
+        pytest.param({"ORCD_REDIS_URL": NO_DATABASE}, "REDIS_UNAVAILABLE", "no database 999", id="no such database"),
         pytest.param({"ORCD_METRICS_PORT": PORT_TAKEN}, "INVALID_REQUEST", r"ORCD_METRICS_PORT", id="port taken"),
     ],
 )
@@ -226,6 +224,7 @@ def test_a_worker_that_cannot_start_says_why_in_one_line_and_exits_with_one(
     cut.write_bytes(demo_model.read_bytes()[:-1000])
     with socket.create_server(("127.0.0.1", 0)) as taken:
         paths = {NO_MODEL: tmp_path / "gone.gguf", CUT_MODEL: cut, PORT_TAKEN: taken.getsockname()[1]}
+        paths |= {NO_DATABASE: shared_redis.url.replace("://", "://:secret@").replace("/0", "/999")}
         variables = {name: str(paths.get(value, value)) for name, value in mistake.items()}
         named = {} if not mistake else {"ORCD_MODEL": str(model)}
         worker = WorkerProcess(shared_redis.url, Path(), tmp_path, **({"ORCD_MODEL": ""} | named | variables))

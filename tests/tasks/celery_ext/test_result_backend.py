@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import redis
 from celery import Celery
+from celery.app.task import Context
 from celery.result import AsyncResult
 
 from orcd.errors import InvalidRequest
 from orcd.events import TokenLogprob
 from orcd.result import Choice, Result
 from tasks.app import create_app
-from tasks.celery_ext.result_backend import ResultBackend
+from tasks.celery_ext.result_backend import NotStored, ResultBackend
+from tasks.local.redis_server import RedisServer
 from worker.settings import Settings
 
 RESULT = Result("a", "succeeded", [Choice("über", [7], "length", logprobs=[TokenLogprob(7, -0.5, {7: -0.5})])], 3, 1)
@@ -49,6 +52,58 @@ def test_a_success_is_not_overwritten_and_a_failure_is(backend: Any) -> None:
     backend.store_result("a", InvalidRequest("no"), "FAILURE")
     meta = backend.get_task_meta("a", cache=False)
     assert (meta["status"], meta["result"]["tokens_out"]) == ("SUCCESS", 1)
+
+
+def test_what_was_revoked_stays_so_unless_it_succeeds(backend: Any) -> None:
+    """F10: a revoked job's end must not turn it into a failure."""
+    backend.mark_as_revoked("a", "revoked")
+    backend.store_result("a", InvalidRequest("no"), "FAILURE")
+    assert backend.get_task_meta("a", cache=False)["status"] == "REVOKED"
+    backend.store_result("a", RESULT, "SUCCESS")
+    assert backend.get_task_meta("a", cache=False)["status"] == "SUCCESS"
+
+
+def test_a_result_is_stored_when_redis_is_back(redis_server: RedisServer) -> None:
+    """F17: storing gave up, or made a failure of a task that had succeeded."""
+    with create_app(Settings(redis_url=redis_server.url)) as app:
+        redis_server.kill()
+
+        def store() -> None:
+            app.backend.is_waiting = lambda: True  # each thread has a backend of its own
+            app.backend.store_result("a", RESULT, "SUCCESS")
+
+        storing = threading.Thread(target=store)
+        storing.start()
+        storing.join(1)
+        assert storing.is_alive()
+        redis_server.start()
+        storing.join(10)
+        assert app.backend.get_task_meta("a", cache=False)["status"] == "SUCCESS"
+
+
+def test_it_is_left_when_there_is_no_time_to_wait(redis_server: RedisServer) -> None:
+    with create_app(Settings(redis_url=redis_server.url)) as app:
+        app.backend.is_waiting = lambda: False
+        redis_server.kill()
+        with pytest.raises(NotStored):
+            app.backend.store_result("a", RESULT, "SUCCESS")
+        with pytest.raises(NotStored):
+            app.backend.on_chord_part_return(Context(id="a", group="g", chord={"task": "x"}), "SUCCESS", RESULT)
+
+
+def test_a_full_redis_is_waited_for_and_a_key_of_another_type_is_not(backend: Any, connection: redis.Redis) -> None:
+    backend.is_waiting = lambda: True
+    connection.config_set("maxmemory", "1")
+    back = threading.Timer(0.5, lambda: connection.config_set("maxmemory", "0"))
+    back.start()
+    try:
+        backend.store_result("a", RESULT, "SUCCESS")
+    finally:
+        back.join()
+    assert backend.get_task_meta("a", cache=False)["status"] == "SUCCESS"
+    connection.lpush("celery-task-meta-b", "x")
+    with pytest.raises(redis.ResponseError):
+        backend.store_result("b", RESULT, "SUCCESS")
 
 
 def test_who_waits_hears_of_it(backend: Any) -> None:

@@ -35,33 +35,33 @@ def run(app: Celery, name: str, outcomes: Outcomes) -> Any:
 
 
 def test_a_message_is_about_a_job_by_its_id_or_brings_a_request_of_its_own_id(app: Celery) -> None:
-    generate = app.tasks["tasks.generate"]
-    assert generate.deliveries("t", [], {"job_id": "a"}) == {"a": None}
-    assert generate.deliveries("t", [], {"prompt": "x"}) == {"t": parse({"prompt": "x"})}
+    generate = app.tasks["orcd.generate"]
+    assert generate.jobs("t", [], {"job_id": "a"}) == {"a": None}
+    assert generate.jobs("t", [], {"prompt": "x"}) == {"t": parse({"prompt": "x"})}
     with pytest.raises(InvalidRequest, match="keyword"):
-        generate.deliveries("t", ["x"], {})
+        generate.jobs("t", ["x"], {})
     with pytest.raises(InvalidRequest, match="job_id"):
-        generate.deliveries("t", [], {"job_id": "a b"})
+        generate.jobs("t", [], {"job_id": "a b"})
 
 
 def test_a_chunk_is_about_many_jobs(app: Celery) -> None:
-    chunk = app.tasks["tasks.generate_chunk"]
-    assert chunk.deliveries("t", [], {"job_ids": ["a", "b"]}) == {"a": None, "b": None}
+    chunk = app.tasks["orcd.generate_chunk"]
+    assert chunk.jobs("t", [], {"job_ids": ["a", "b"]}) == {"a": None, "b": None}
     request = parse({"prompt": "x"})
-    assert chunk.deliveries("t", [], {"requests": [{"prompt": "x"}] * 2}) == {"t-0": request, "t-1": request}
+    assert chunk.jobs("t", [], {"requests": [{"prompt": "x"}] * 2}) == {"t-0": request, "t-1": request}
 
 
 def test_a_jobs_result_is_the_tasks_and_its_error_is_raised(app: Celery) -> None:
-    assert run(app, "tasks.generate", {"a": RESULT}) is RESULT
+    assert run(app, "orcd.generate", {"a": RESULT}) is RESULT
     with pytest.raises(Cancelled):
-        run(app, "tasks.generate", {"a": FAILED})
+        run(app, "orcd.generate", {"a": FAILED})
     with pytest.raises(InvalidRequest):
-        run(app, "tasks.generate", {"a": InvalidRequest("unknown")})
+        run(app, "orcd.generate", {"a": InvalidRequest("unknown")})
     with pytest.raises(InvalidRequest):
-        run(app, "tasks.generate", InvalidRequest("no such message"))
+        run(app, "orcd.generate", InvalidRequest("no such message"))
 
 
-@pytest.mark.parametrize("name", ["tasks.generate", "tasks.generate_chunk"])
+@pytest.mark.parametrize("name", ["orcd.generate", "orcd.generate_chunk"])
 def test_a_job_that_another_worker_has_leaves_the_task_without_a_result(app: Celery, name: str) -> None:
     with pytest.raises(Ignore):
         run(app, name, {"a": None})
@@ -70,4 +70,32 @@ def test_a_job_that_another_worker_has_leaves_the_task_without_a_result(app: Cel
 def test_a_chunks_result_keeps_each_jobs_error_apart(app: Celery) -> None:
     outcomes: Outcomes = {"a": RESULT, "b": Repeated(FAILED), "c": InvalidRequest("unknown")}
     refused = Result("c", "failed", error=Error("INVALID_REQUEST", "unknown", False))
-    assert run(app, "tasks.generate_chunk", outcomes) == [RESULT, FAILED, refused]
+    assert run(app, "orcd.generate_chunk", outcomes) == [RESULT, FAILED, refused]
+
+
+@pytest.mark.parametrize("name", ["generate", "generate_chunk"])
+def test_a_task_has_the_name_of_version_0_1_too_and_is_sent_again_under_the_new_one(app: Celery, name: str) -> None:
+    old, new = app.tasks[f"tasks.{name}"], app.tasks[f"orcd.{name}"]
+    assert type(old).run is type(new).run
+    assert old.current_name == new.name == f"orcd.{name}"
+
+
+def test_a_message_that_is_sent_again_names_jobs_and_holds_no_request(app: Celery) -> None:
+    assert app.tasks["orcd.generate"].reference(["a"]) == {"job_id": "a"}
+    assert app.tasks["orcd.generate_chunk"].reference(["a", "b"]) == {"job_ids": ["a", "b"]}
+
+
+def test_a_repeated_message_with_links_is_answered_though_its_result_is_stored(app: Celery) -> None:
+    """F08: its worker may have died between the two."""
+    task = app.tasks["orcd.generate"]
+    app.backend.store_result("t", "x", "SUCCESS")
+    for canvas, is_ignored in (({}, True), ({"chain": [{}]}, False), ({"chord": {"task": "body"}}, False)):
+        task.push_request(id="t", **canvas)
+        try:
+            if is_ignored:
+                with pytest.raises(Ignore):
+                    task.run({"a": Repeated(RESULT)})
+            else:
+                assert task.run({"a": Repeated(RESULT)}) is RESULT
+        finally:
+            task.pop_request()

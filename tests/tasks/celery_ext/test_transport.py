@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,11 +11,17 @@ from typing import Any
 
 import pytest
 import redis
+from kombu import Consumer, Queue
 from kombu.simple import SimpleQueue
 
 from orcd.client import Client
+from orcd.settings import ClientSettings
+from orcd.store import schema
+from orcd.store.enqueue import Message, Publisher
 from tasks.app import create_app
+from tasks.celery_ext import transport
 from tasks.celery_ext.transport import Transport
+from tasks.local.redis_server import RedisServer
 from tests.tasks.worker_process import WorkerProcess
 from worker.settings import Settings
 
@@ -60,24 +67,22 @@ def queue(channel: Any) -> Iterator[Any]:
         yield queue
 
 
-def unacked(connection: redis.Redis) -> int:
-    """Messages that Redis would deliver again; both of kombu's records say the same."""
-    noted, indexed = connection.pipeline().hlen("unacked").zcard("unacked_index").execute()  # at one time
-    assert noted == indexed
-    return int(noted)
+def unacked(connection: redis.Redis) -> dict[bytes, bytes]:
+    """What Redis would deliver again if its receiver died: tags and messages."""
+    notes = [connection.hgetall(key) for key in connection.scan_iter(schema.UNACKED + "*")]
+    return {tag: text for noted in notes for tag, text in noted.items()}
 
 
 def test_acknowledgements_go_with_the_next_message_or_when_they_are_flushed(
     queue: Any, connection: redis.Redis
 ) -> None:
     queue.get(timeout=5).ack()
-    assert unacked(connection) == 1
+    assert len(unacked(connection)) == 1
     second = queue.get(timeout=5)
-    assert unacked(connection) == 1
-    assert list(connection.hkeys("unacked")) == [second.delivery_tag.encode()]
+    assert list(unacked(connection)) == [second.delivery_tag.encode()]
     second.ack()
     queue.channel.qos.flush()
-    assert unacked(connection) == 0
+    assert unacked(connection) == {}
     assert queue.get(timeout=5).payload == 2
 
 
@@ -86,12 +91,12 @@ def test_what_waits_behind_a_message_is_taken_with_it_as_far_as_there_is_room(
 ) -> None:
     channel.qos.num_free = lambda: 2
     assert queue.get(timeout=5).payload == 0
-    assert (unacked(connection), connection.llen("some")) == (2, 1)
+    assert (len(unacked(connection)), connection.llen("some")) == (2, 1)
     second = queue.get(timeout=5)
     assert second.payload == 1
     second.ack()
     channel.qos.flush()
-    assert unacked(connection) == 1
+    assert len(unacked(connection)) == 1
 
 
 def test_messages_that_were_taken_together_are_all_given_back(
@@ -99,13 +104,11 @@ def test_messages_that_were_taken_together_are_all_given_back(
 ) -> None:
     channel.qos.num_free = lambda: 9
     assert queue.get(timeout=5).payload == 0
-    assert (unacked(connection), connection.llen("some")) == (3, 0)
-    before = connection.hgetall("unacked")
-    channel.do_restore = True
+    assert (len(unacked(connection)), connection.llen("some")) == (3, 0)
+    before = unacked(connection)
     channel.close()
-    assert unacked(connection) == 0
-    waiting = [json.loads(text) for text in connection.lrange("some", 0, -1)]
-    assert sorted(message["properties"]["delivery_tag"].encode() for message in waiting) == sorted(before)
+    assert unacked(connection) == {}
+    assert sorted(connection.lrange("some", 0, -1)) == sorted(before.values()), "byte for byte"
 
 
 def test_of_what_is_taken_together_the_most_urgent_comes_first(channel: Any, queue: Any) -> None:
@@ -120,10 +123,115 @@ def test_a_channel_that_closes_gives_back_what_was_not_acknowledged_and_nothing_
 ) -> None:
     queue.get(timeout=5).ack()
     assert queue.get(timeout=5).payload == 1
-    channel.do_restore = True
     channel.close()
-    assert unacked(connection) == 0
+    assert unacked(connection) == {}
     assert connection.llen("some") == 2
+
+
+def test_a_message_that_is_rejected_goes_back_if_it_is_wanted(queue: Any, connection: redis.Redis) -> None:
+    queue.get(timeout=5).reject()
+    queue.get(timeout=5).requeue()
+    queue.channel.qos.flush()
+    assert unacked(connection) == {}
+    assert connection.llen("some") == 2
+    assert queue.get(timeout=5).payload == 1, "it is the first again"
+
+
+def test_messages_with_one_delivery_tag_are_all_delivered_and_noted(
+    channel: Any, queue: Any, connection: redis.Redis
+) -> None:
+    queue.clear()
+    for number in range(3):
+        message = {"body": str(number), "content-type": "application/json", "content-encoding": "utf-8", "headers": {}}
+        connection.lpush("some", json.dumps(message | {"properties": {"delivery_tag": "1"}}))
+    channel.qos.num_free = lambda: 9
+    assert [queue.get(timeout=5).payload for _ in range(3)] == [0, 1, 2]
+    assert len(unacked(connection)) == 3
+
+
+def test_the_messages_of_a_sender_that_wakes_nobody_are_found_soon(
+    channel: Any, queue: Any, connection: redis.Redis
+) -> None:
+    (text,) = connection.lrange("some", 0, 0)
+    for _ in range(3):
+        queue.get(timeout=5).ack()
+    timer = threading.Timer(0.5, connection.lpush, ["some", text])
+    timer.start()
+    begun = time.monotonic()
+    queue.get(timeout=5)
+    assert time.monotonic() - begun < 1.5
+
+
+def test_a_sender_of_ours_wakes_who_waits(
+    channel: Any, queue: Any, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transport, "POLL_S", 10.0)
+    for _ in range(3):
+        queue.get(timeout=5).ack()
+    publisher = Publisher(ClientSettings(redis_url=redis_url))
+    timer = threading.Timer(0.5, publisher.publish, [Message("job-1", "some", 0)])
+    timer.start()
+    begun = time.monotonic()
+    assert queue.get(timeout=5).headers["id"] == "job-1"
+    assert time.monotonic() - begun < 3
+    timer.join()
+    publisher.close()
+
+
+def test_consuming_goes_on_after_redis_has_closed_a_connection_that_waited(
+    channel: Any, queue: Any, connection: redis.Redis
+) -> None:
+    queue.get(timeout=5).ack()
+    channel.qos.num_free = lambda: 0
+    with pytest.raises(queue.Empty):
+        queue.get(timeout=0.3)
+    connection.execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+    with pytest.raises(queue.Empty):
+        queue.get(timeout=0.3)
+    channel.qos.num_free = lambda: 1
+    assert [queue.get(timeout=5).payload for _ in range(2)] == [1, 2]
+
+
+def test_a_channel_that_has_lost_redis_can_be_closed_again_and_again(redis_server: RedisServer) -> None:
+    with create_app(Settings(redis_url=redis_server.url)).connection_for_write() as lost:
+        channel = lost.default_channel
+        with SimpleQueue(channel, "some") as queue:
+            queue.put("x")
+            queue.get(timeout=5)
+            redis_server.kill()
+            channel.close()
+            lost.collect()
+            channel.close()
+    redis_server.start()
+    with redis.Redis.from_url(redis_server.url) as connection:
+        assert len(unacked(connection)) == 1, "whoever looks later puts it back"
+
+
+def test_an_answer_that_does_not_come_is_an_error(
+    channel: Any, queue: Any, connection: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transport, "ANSWER_S", 0.3)
+    queue.get(timeout=5)
+    poller = channel.connection.cycle
+    connection.client_pause(1000)
+    poller.on_poll_start()
+    poller.maybe_check_brpop_health()
+    time.sleep(0.4)
+    with pytest.raises(redis.ConnectionError):
+        poller.maybe_check_brpop_health()
+
+
+def test_an_answer_to_a_remote_control_command_needs_no_acknowledgement(channel: Any, connection: redis.Redis) -> None:
+    consumer = Consumer(channel, [Queue("some")], no_ack=True, accept=["json"])
+    received: list[Any] = []
+    consumer.register_callback(lambda body, _: received.append(body))
+    with SimpleQueue(channel, "some") as sender, consumer:
+        sender.put(7)
+        while not received:
+            channel.connection.client.drain_events(timeout=5)
+        channel.qos.flush()
+    assert received == [7]
+    assert unacked(connection) == {}
 
 
 def test_an_idle_worker_has_acknowledged_everything(

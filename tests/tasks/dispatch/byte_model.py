@@ -27,4 +27,5 @@ READY = contract.Ready(
     load_ms=12,
     memory_bytes=4096,
     pid=4321,
+    fingerprint="0123456789abcdef-float32-cpu-1",
 )

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import io
+import json
 from queue import Empty, SimpleQueue
 from typing import Any
 
 from orcd.events import Error, Event, Started
 from orcd.request import Request, parse
+from orcd.store.enqueue import RecordedMessage
 from orcd.store.job_store import JobStore
 from tasks.dispatch.active_job import ActiveJob
 from tasks.dispatch.claimer import Claimer
 from tasks.dispatch.delivery import Delivery, Outcome
+from tasks.dispatch.lease_keeper import LeaseKeeper
 from tasks.dispatch.prompt_encoder import PromptEncoder
+from tasks.observe.observer import Observer
 from tests.tasks.dispatch.byte_model import ENCODER, READY
+from worker.log import EventLog
 
 REQUEST = parse({"prompt": "old pond", "seed": 1})
 
@@ -20,10 +26,19 @@ REQUEST = parse({"prompt": "old pond", "seed": 1})
 class ClaimerScene:
     """A claimer with what it passes on: jobs that begin, and what became of the deliveries that do not."""
 
-    def __init__(self, store: JobStore, encoder: PromptEncoder = ENCODER, max_attempts: int = 3) -> None:
+    def __init__(
+        self, store: JobStore, encoder: PromptEncoder = ENCODER, max_attempts: int = 3, lease_ms: int = 60_000
+    ) -> None:
         self._begun: SimpleQueue[ActiveJob] = SimpleQueue()
         self._outcomes: SimpleQueue[tuple[str, Outcome]] = SimpleQueue()
-        self.claimer = Claimer(store, encoder, "demo", max_attempts, self._begun.put)
+        self._log = io.StringIO()
+        self.deaths: list[tuple[str, BaseException | None]] = []
+        observer = Observer(EventLog("json", "w", self._log), "w", "demo")
+        self.leases = LeaseKeeper(store, lease_ms, lambda _: None, lambda _: None, self._died)
+        self.claimer = Claimer(store, encoder, max_attempts, observer, self.leases, self._begun.put, self._died)
+
+    def _died(self, name: str, error: BaseException | None) -> None:
+        self.deaths.append((name, error))
 
     def __enter__(self) -> ClaimerScene:
         self.claimer.start(READY)
@@ -32,9 +47,25 @@ class ClaimerScene:
     def __exit__(self, *_exception: object) -> None:
         self.claimer.stop()
         assert self.unexpected() == []
+        assert self.deaths == []
 
-    def put(self, job_id: str, request: Request | None = None) -> None:
-        self.claimer.put(Delivery(job_id, request, lambda outcome: self._outcomes.put((job_id, outcome))))
+    def put(
+        self,
+        job_id: str,
+        request: Request | None = None,
+        *,
+        waits: bool = False,
+        message: RecordedMessage | None = None,
+        time_limit_s: float | None = None,
+    ) -> None:
+        def done(outcome: Outcome) -> None:
+            self._outcomes.put((job_id, outcome))
+
+        self.claimer.put(Delivery(job_id, request, done, waits, message, time_limit_s))
+
+    def log_events(self) -> list[dict[str, Any]]:
+        """What was logged so far."""
+        return [json.loads(line) for line in self._log.getvalue().splitlines()]
 
     def begun(self) -> ActiveJob:
         """The next job that begins; its message is still open."""

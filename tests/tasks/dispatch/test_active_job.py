@@ -7,37 +7,24 @@ import hashlib
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orcd.errors import Poisoned
-from orcd.events import Cursor, End, Error, Started, Token
+from orcd.errors import LogDamaged, Poisoned
+from orcd.events import Cursor, End, Error, Position, Started, Token
 from orcd.request import Request, parse
 from orcd.result import fold
-from orcd.store.job_store import Claim, LoggedEvent
+from orcd.store.claim import Lease
+from orcd.store.token_log import LoggedEvent
 from tasks.dispatch.active_job import ActiveJob
 from tasks.dispatch.prompt_encoder import Prompt
+from tests.tasks.dispatch.byte_model import READY
+from tests.tasks.dispatch.claims import claim
 from tests.tasks.dispatch.small_tokenizer import END, PIECES, TOKENIZER
 from worker import contract
 from worker.text.detokenizer import Detokenizer
 
 
-def _claim(request: Request, log: tuple[LoggedEvent, ...] = (), attempt: int = 1) -> Claim:
-    return Claim(
-        job_id="j",
-        request=request,
-        epoch=attempt,
-        attempt=attempt,
-        created_ms=1000,
-        started_ms=1200,
-        first_token_ms=None,
-        claimed_ms=1200,
-        deadline_ms=0,
-        cancelled=False,
-        log=log,
-    )
-
-
 def _job(request: Request, log: tuple[LoggedEvent, ...] = (), attempt: int = 1) -> ActiveJob:
     prompt = Prompt([1, 2], contract.Sampling(max_tokens=100), lambda: Detokenizer(TOKENIZER, request.stop))
-    return ActiveJob(_claim(request, log, attempt), prompt, "model", lambda outcome: None)
+    return ActiveJob(claim(request, attempt, log=log), prompt, READY, lambda outcome: None)
 
 
 def _engine(add: contract.Add, script: dict[int, list[int]], chunks: list[int]) -> list[contract.TokenOutput]:
@@ -111,7 +98,7 @@ def test_a_stop_string_ends_the_choice_and_tells_the_engine() -> None:
     assert job.add() is not None
     assert job.process(contract.TokenOutput("j", 0, (1, 8), None)) is None
     abort = job.process(contract.TokenOutput("j", 0, (7, 2), None))
-    assert abort == contract.Abort("j#1", 0)
+    assert abort == contract.Abort("j#token-1", 0)
     append = job.take_append()
     assert append.final_state == "succeeded"
     assert job.result.text == "ast"
@@ -149,14 +136,44 @@ def test_two_choices_end_one_after_the_other_and_a_finished_one_is_not_generated
     assert [choice.text for choice in result.choices] == ["bb", "a"]
     assert [choice.finish_reason for choice in result.choices] == ["length", "stop"]
     cursor = Cursor()
-    assert all(cursor.is_new(event) for event in events)
+    assert all(cursor.new_part(event) == event for event in events)
+
+
+def test_appends_name_the_entry_that_they_follow_and_the_claim_that_writes_them() -> None:
+    job = _job(REQUEST)
+    job.add()
+    first = job.take_append()
+    job.process(contract.TokenOutput("j", 0, (1, 1), None))
+    second = job.take_append()
+    job.process(contract.TokenOutput("j", 0, (END,), "stop"))
+    third = job.take_append()
+    assert [append.after for append in (first, second, third)] == [Position(), Position(0, 1), Position(2, 0)]
+    assert [logged.position for logged in third.events] == [Position(3, 0), Position(3, 1)]
+    heir = _job(REQUEST, (*first.events, *second.events), attempt=2)
+    assert heir.take_append().after == Position(2, 0)
+    assert (first.lease, heir.take_append().lease) == (Lease(1, "token-1"), Lease(2, "token-2"))
+
+
+def test_a_start_names_the_model_and_what_else_the_tokens_depend_on() -> None:
+    (logged,) = _job(REQUEST).take_append().events
+    assert logged.event == Started("j", READY.model, 1200, 1, READY.fingerprint)
+
+
+def test_a_job_whose_log_cannot_be_written_ends_with_that_alone_even_behind_its_end() -> None:
+    job = _job(REQUEST)
+    job.add()
+    job.process(contract.TokenOutput("j", 0, (1, END), "stop"))
+    assert job.result.state == "succeeded"
+    job.discard(LogDamaged("gone"))
+    assert (job.ended, job.result.state, job.result.choices) == (True, "failed", [])
+    assert job.result.error == Error("LOG_DAMAGED", "gone", retriable=False)
 
 
 def test_an_error_of_the_engine_ends_the_job_with_its_code() -> None:
     job = _job(REQUEST)
     job.add()
     output = contract.TokenOutput("j", 0, (), "error", error_code="VRAM_OOM", error_message="can never fit")
-    assert job.process(output) == contract.Abort("j#1")
+    assert job.process(output) == contract.Abort("j#token-1")
     append = job.take_append()
     assert append.final_state == "failed"
     assert append.events[-1].event == Error("VRAM_OOM", "can never fit", retriable=True)
@@ -164,7 +181,7 @@ def test_an_error_of_the_engine_ends_the_job_with_its_code() -> None:
 
 
 def test_a_job_that_cannot_begin_says_started_and_then_why() -> None:
-    job = ActiveJob(_claim(REQUEST), Poisoned("given up"), "model", lambda outcome: None)
+    job = ActiveJob(claim(REQUEST), Poisoned("given up"), READY, lambda outcome: None)
     events = [logged.event for logged in job.take_append().events]
     assert isinstance(events[0], Started)
     assert events[1] == Error("POISONED", "given up", retriable=False)

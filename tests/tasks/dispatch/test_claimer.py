@@ -15,7 +15,9 @@ from orcd.result import fold
 from orcd.store import schema
 from orcd.store.job_store import JobStore
 from tasks.dispatch.delivery import Repeated
+from tests.orcd.job_record import submit
 from tests.orcd.job_writer import MakeStore, claimed
+from tests.tasks.dispatch.byte_model import READY
 from tests.tasks.dispatch.claimer_scene import REQUEST, ClaimerScene, error_of, events_of
 
 
@@ -33,12 +35,12 @@ def scene(store: JobStore) -> Iterator[ClaimerScene]:
 def test_a_queued_job_is_claimed_encoded_and_begun(
     scene: ClaimerScene, store: JobStore, connection: redis.Redis
 ) -> None:
-    store.submit("a", REQUEST)
+    submit(store, "a", REQUEST)
     scene.put("a")
     job = scene.begun()
     assert job.claim.attempt == 1
     (started,) = events_of(job)
-    assert started == Started("a", "demo", job.claim.claimed_ms, 1)
+    assert started == Started("a", READY.model, job.claim.claimed_ms, 1, READY.fingerprint)
     add = job.add()
     assert add is not None
     assert (add.request_id, add.prompt_ids, add.sampling.seed) == (job.request_id, tuple(b"old pond"), 1)
@@ -48,13 +50,13 @@ def test_a_queued_job_is_claimed_encoded_and_begun(
 def test_deliveries_are_taken_in_the_order_in_which_they_came(scene: ClaimerScene, store: JobStore) -> None:
     job_ids = [f"job-{i}" for i in range(20)]
     for job_id in job_ids:
-        store.submit(job_id, REQUEST)
+        submit(store, job_id, REQUEST)
         scene.put(job_id)
     assert [scene.begun().job_id for _ in job_ids] == job_ids
 
 
 def test_deliveries_that_come_before_the_engine_is_ready_wait(store: JobStore) -> None:
-    store.submit("early", REQUEST)
+    submit(store, "early", REQUEST)
     scene = ClaimerScene(store)
     scene.put("early")
     assert scene.unexpected() == []
@@ -92,7 +94,7 @@ def test_an_unknown_job_is_the_senders_mistake(scene: ClaimerScene) -> None:
 def test_a_job_in_another_workers_hands_is_left_alone(
     scene: ClaimerScene, store: JobStore, make_store: MakeStore
 ) -> None:
-    store.submit("a", REQUEST)
+    submit(store, "a", REQUEST)
     other = claimed(make_store("worker-2"), "a")
     scene.put("a")
     assert scene.outcome() == ("a", None)
@@ -102,7 +104,7 @@ def test_a_job_in_another_workers_hands_is_left_alone(
 def test_a_job_whose_owner_is_gone_goes_on_from_its_last_logged_token(
     scene: ClaimerScene, store: JobStore, make_store: MakeStore
 ) -> None:
-    store.submit("a", REQUEST)
+    submit(store, "a", REQUEST)
     dead = claimed(make_store("worker-2", lease_ms=1), "a")
     dead.start()
     dead.write(Token("fro", 1, list(b"fro")))
@@ -119,7 +121,7 @@ def test_a_job_whose_owner_is_gone_goes_on_from_its_last_logged_token(
 def test_a_finished_job_is_answered_with_its_result(
     scene: ClaimerScene, store: JobStore, make_store: MakeStore, fails: bool
 ) -> None:
-    store.submit("a", REQUEST)
+    submit(store, "a", REQUEST)
     writer = claimed(make_store("worker-2"), "a")
     writer.start()
     writer.tokens(3)
@@ -132,7 +134,7 @@ def test_a_finished_job_is_answered_with_its_result(
 
 
 def test_a_job_that_lost_too_many_workers_is_given_up(store: JobStore, make_store: MakeStore) -> None:
-    store.submit("a", REQUEST)
+    submit(store, "a", REQUEST)
     for _ in range(2):
         claimed(make_store("worker-2", lease_ms=1), "a")
         time.sleep(0.01)
@@ -142,7 +144,7 @@ def test_a_job_that_lost_too_many_workers_is_given_up(store: JobStore, make_stor
 
 
 def test_the_last_attempt_allowed_is_made(store: JobStore, make_store: MakeStore) -> None:
-    store.submit("a", REQUEST)
+    submit(store, "a", REQUEST)
     claimed(make_store("worker-2", lease_ms=1), "a")
     time.sleep(0.01)
     with ClaimerScene(store, max_attempts=2) as scene:
@@ -153,7 +155,7 @@ def test_the_last_attempt_allowed_is_made(store: JobStore, make_store: MakeStore
 def test_a_job_that_was_cancelled_while_its_owner_was_gone_ends_so(
     scene: ClaimerScene, store: JobStore, make_store: MakeStore, connection: redis.Redis
 ) -> None:
-    store.submit("a", REQUEST)
+    submit(store, "a", REQUEST)
     claimed(make_store("worker-2", lease_ms=1), "a")
     connection.hset(schema.job_key("a"), "cancel", 1)
     time.sleep(0.01)
@@ -162,8 +164,8 @@ def test_a_job_that_was_cancelled_while_its_owner_was_gone_ends_so(
 
 
 def test_a_deadline_that_passed_in_the_queue_ends_the_job(scene: ClaimerScene, store: JobStore) -> None:
-    store.submit("late", parse({"prompt": "old pond", "deadline_s": 0.001}))
-    store.submit("timely", parse({"prompt": "old pond", "deadline_s": 60}))
+    submit(store, "late", parse({"prompt": "old pond", "deadline_s": 0.001}))
+    submit(store, "timely", parse({"prompt": "old pond", "deadline_s": 60}))
     time.sleep(0.01)
     scene.put("late")
     scene.put("timely")

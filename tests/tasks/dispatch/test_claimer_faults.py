@@ -17,9 +17,11 @@ from orcd.store import schema
 from orcd.store.job_store import JobStore
 from tasks.dispatch.prompt_encoder import PromptEncoder
 from tasks.local.redis_server import RedisServer
+from tests.orcd.job_record import submit
 from tests.orcd.job_writer import MakeStore, claimed
-from tests.tasks.dispatch.byte_model import READY, TOKENIZER
+from tests.tasks.dispatch.byte_model import READY, TEMPLATE, TOKENIZER
 from tests.tasks.dispatch.claimer_scene import REQUEST, ClaimerScene, error_of
+from worker.text.chat_template import ChatTemplate
 
 
 @pytest.fixture
@@ -45,7 +47,7 @@ def scene(store: JobStore) -> Iterator[ClaimerScene]:
 def test_a_stored_request_that_cannot_be_read_fails_by_name(
     scene: ClaimerScene, store: JobStore, connection: redis.Redis, field: str, request_: bytes
 ) -> None:
-    store.submit("a", REQUEST)
+    submit(store, "a", REQUEST)
     connection.hset(schema.job_key("a"), "request", request_)
     scene.put("a")
     error = error_of(scene)
@@ -57,7 +59,7 @@ def test_a_request_that_cannot_be_read_any_more_keeps_the_answers_it_had(
     scene: ClaimerScene, store: JobStore, make_store: MakeStore, connection: redis.Redis
 ) -> None:
     """How many choices it wanted is no longer known, but its log has two."""
-    store.submit("a", parse({"prompt": "old pond", "n": 2}))
+    submit(store, "a", parse({"prompt": "old pond", "n": 2}))
     writer = claimed(make_store("worker-2", lease_ms=1), "a")
     writer.start()
     writer.write(Token("fr", 1, list(b"fr"), choice=1))
@@ -74,7 +76,7 @@ def test_a_record_that_is_damaged_fails_its_delivery_and_no_other(
     scene: ClaimerScene, store: JobStore, connection: redis.Redis, tamper: str
 ) -> None:
     for job_id in ("damaged", "sound"):
-        store.submit(job_id, REQUEST)
+        submit(store, job_id, REQUEST)
     if tamper == "log":
         connection.xadd(schema.log_key("damaged"), {"e": b"no event"})
     else:
@@ -84,7 +86,7 @@ def test_a_record_that_is_damaged_fails_its_delivery_and_no_other(
     job_id, outcome = scene.outcome()
     assert job_id == "damaged"
     assert isinstance(outcome, OrcdError)
-    assert outcome.code == "INTERNAL"
+    assert outcome.code == "LOG_DAMAGED"
     assert "damaged" in outcome.message
     assert store.claim(["damaged"])[0] == "finished", "it is ended, so that nobody claims it again and again"
     assert scene.begun().job_id == "sound"
@@ -104,7 +106,7 @@ def test_a_bug_in_the_encoder_fails_that_job_alone_and_quotes_nothing(store: Job
                 raise KeyError(request.prompt)
             return super().encode(request, ready)
 
-    with ClaimerScene(store, Broken(TOKENIZER, None)) as scene:
+    with ClaimerScene(store, Broken(TOKENIZER, ChatTemplate(TEMPLATE))) as scene:
         scene.put("bad", parse({"prompt": "secret"}))
         scene.put("good", REQUEST)
         error = error_of(scene)
@@ -117,10 +119,9 @@ def _store_on(server: RedisServer) -> JobStore:
     return JobStore(connection, owner="worker-1", model="demo", lease_ms=60_000, ttl_s=600)
 
 
-def test_while_redis_is_away_deliveries_wait(redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tasks.dispatch.claimer.RETRY_S", 0.02)
+def test_while_redis_is_away_deliveries_wait(redis_server: RedisServer) -> None:
     store = _store_on(redis_server)
-    store.submit("a", REQUEST)
+    submit(store, "a", REQUEST)
     with ClaimerScene(store) as scene:
         redis_server.kill()
         scene.put("a")
@@ -149,7 +150,7 @@ def test_stopping_leaves_the_deliveries_behind_those_that_were_begun_unclaimed(
 ) -> None:
     store = make_store()
     for job_id in ("a", "b"):
-        store.submit(job_id, REQUEST)
+        submit(store, job_id, REQUEST)
     begun, stopped = threading.Event(), threading.Event()
 
     class Slow(PromptEncoder):
@@ -158,7 +159,7 @@ def test_stopping_leaves_the_deliveries_behind_those_that_were_begun_unclaimed(
             assert stopped.wait(5)
             return super().encode(request, ready)
 
-    scene = ClaimerScene(store, Slow(TOKENIZER, None))
+    scene = ClaimerScene(store, Slow(TOKENIZER, ChatTemplate(TEMPLATE)))
     scene.claimer.start(READY)
     scene.put("a")
     assert begun.wait(5)

@@ -106,7 +106,7 @@ def test_a_worker_that_is_told_to_stop_hands_its_jobs_over(redis_url: str, demo_
         with WorkerProcess(redis_url, demo_model, tmp_path):
             leaver.process.terminate()
             assert _contents(streams.results()) == expected
-        with suppress(ProcessLookupError):  # on a slow machine the worker has lost its patience by now
+        with suppress(ProcessLookupError):  # on a slow machine the worker has killed it by now
             os.kill(leaver.engine_pid, signal.SIGCONT)
         assert leaver.process.wait(30) == 0
         assert client.status(streams.job_ids[0]).attempt == 1, "leaving in good order is no failed attempt"

@@ -15,6 +15,7 @@ import pytest
 
 from tasks.dispatch import engine_process
 from tasks.dispatch.engine_process import EngineProcess
+from tests.conftest import wait_until
 from tests.worker.tiny_model import VOCAB_SIZE, write_tiny_model
 from worker import contract
 from worker.contract import Add, Fatal, Load, Outputs, Ready, Sampling
@@ -26,7 +27,8 @@ class Line:
 
     def __init__(self, settings: Settings) -> None:
         self.heard: SimpleQueue[contract.Event | int] = SimpleQueue()
-        self.process = EngineProcess(settings, self.heard.put, self.heard.put)
+        self.deaths: list[str] = []
+        self.process = EngineProcess(settings, self.heard.put, self.heard.put, lambda name, _: self.deaths.append(name))
         self.process.start()
 
     def next(self) -> contract.Event | int:
@@ -120,7 +122,7 @@ def test_it_loads_serves_dies_starts_again_and_stops(start: Callable[..., Line])
     line.until(Outputs)
     os.kill(ready.pid, signal.SIGKILL)
     assert line.exit_code() == -signal.SIGKILL
-    assert line.heard.empty(), "the exit comes after the last event"
+    assert line.heard.empty(), "the exit comes after the last frame"
     assert line.process.pid is None
     line.process.send(add)  # into the void, without an error
 
@@ -213,15 +215,43 @@ def test_a_child_that_does_not_leave_when_asked_is_killed(
     assert line.exit_code() == -signal.SIGKILL
 
 
-def test_a_child_that_stops_reading_cannot_block_the_sender_for_ever(start_child: Callable[..., Line]) -> None:
+@pytest.mark.parametrize("stuck", ["time.sleep(60)", "os.kill(os.getpid(), signal.SIGSTOP)"])
+def test_a_child_that_stops_reading_blocks_nobody_and_is_killed(start_child: Callable[..., Line], stuck: str) -> None:
     load = contract.encode(Load(0, 0, 1))
-    settings = Settings(device="cpu", engine_step_timeout_s=1)
-    line = start_child(f"pipe.sendall({load!r})\ntime.sleep(60)", settings)
+    settings = Settings(device="cpu", engine_step_timeout_s=3)
+    line = start_child(f"pipe.sendall({load!r})\n{stuck}", settings)
     line.until(Load)
+    add = Add("a", tuple(range(10**6)), Sampling(max_tokens=1))
     start = time.monotonic()
-    line.process.send(Add("a", tuple(range(10**6)), Sampling(max_tokens=1)))
-    assert 0.5 < time.monotonic() - start < 5
+    for _ in range(3):
+        line.process.send(add)
+    assert time.monotonic() - start < 1.5, "F15: whoever sends waits for nobody"
     assert line.exit_code() == -signal.SIGKILL, "half a frame cannot be mended"
+    assert time.monotonic() - start > 2.5
+    assert line.deaths == []
+
+
+def test_a_child_that_hangs_when_it_should_leave_is_killed(
+    start_child: Callable[..., Line], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine_process, "STOP_AFTER_S", 0.1)
+    assert start_child("pipe.close()\ntime.sleep(60)").exit_code() == -signal.SIGKILL
+
+
+def test_a_thread_that_dies_takes_its_engine_along_and_is_told_of(settings: Settings) -> None:
+    deaths: SimpleQueue[tuple[str, BaseException | None]] = SimpleQueue()
+
+    def fail(_event: contract.Event) -> None:
+        raise KeyError("a bug")
+
+    process = EngineProcess(settings, fail, lambda _: None, lambda *death: deaths.put(death))
+    process.start()
+    name, error = deaths.get(timeout=20)
+    assert (name, type(error)) == ("engine reader", KeyError)
+    pid = process.pid
+    assert pid is not None
+    wait_until(lambda: psutil.Process(pid).status() == psutil.STATUS_ZOMBIE)
+    process.stop()
 
 
 def test_it_is_heard_of_whenever_it_says_something(start: Callable[..., Line]) -> None:

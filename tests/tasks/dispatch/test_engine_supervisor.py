@@ -5,17 +5,18 @@ from __future__ import annotations
 import io
 import json
 import threading
-import time
 from typing import Any
 
+import msgspec
 import pytest
 
 from orcd.request import parse
-from orcd.store.job_store import Claim
+from tasks.dispatch import engine_supervisor
 from tasks.dispatch.active_job import ActiveJob
 from tasks.dispatch.engine_supervisor import MAX_FAILED_STARTS, EngineSupervisor
 from tasks.observe.observer import Observer
 from tests.tasks.dispatch.byte_model import ENCODER, READY
+from tests.tasks.dispatch.claims import claim
 from worker.contract import Fatal
 from worker.log import EventLog
 from worker.settings import Settings
@@ -24,22 +25,41 @@ MAX_ATTEMPTS = 3
 
 
 class Scene:
-    """A supervisor, what it did to the process, and what it logged."""
+    """A supervisor on a clock of the test's, what it did to the process, and what it logged."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 1000.0
+        monkeypatch.setattr(engine_supervisor.time, "monotonic", lambda: self.now)
         self.done: list[str] = []
         self.stopping = threading.Event()
         self._log = io.StringIO()
         self.supervisor = EngineSupervisor(
-            Settings(device="cpu", max_attempts=MAX_ATTEMPTS, engine_step_timeout_s=5),
+            Settings(device="cpu", max_attempts=MAX_ATTEMPTS, engine_step_timeout_s=5, engine_start_timeout_s=60),
             Observer(EventLog("json", "w", self._log), "w", "m"),
             lambda event: None,
             lambda: self.done.append("lost"),
+            lambda name, error: None,
             self.stopping,
         )
-        for name in ("restart", "kill"):
-            monkeypatch.setattr(self.supervisor.process, name, lambda name=name: self.done.append(name))
-        monkeypatch.setattr(self.stopping, "wait", lambda seconds: self.done.append(f"wait {seconds}"))
+        self._pid: int | None = 4321
+        monkeypatch.setattr(type(self.supervisor.process), "pid", property(lambda _: self._pid))
+        monkeypatch.setattr(self.supervisor.process, "kill", lambda: self.done.append("kill"))
+        monkeypatch.setattr(self.supervisor.process, "restart", self._restart)
+
+    def _restart(self) -> None:
+        self._pid = 4321
+        self.done.append("restart")
+
+    def exit(self, code: int, *jobs: ActiveJob) -> None:
+        """The process ends."""
+        self._pid = None
+        self.supervisor.exited(code, jobs)
+        self.supervisor.supervise(has_jobs=bool(jobs))
+
+    def wait(self, seconds: float, *, has_jobs: bool = True) -> None:
+        """Time passes in which the engine says nothing."""
+        self.now += seconds
+        self.supervisor.supervise(has_jobs=has_jobs)
 
     def errors(self) -> list[dict[str, Any]]:
         """The errors logged so far."""
@@ -54,8 +74,7 @@ def scene(monkeypatch: pytest.MonkeyPatch) -> Scene:
 
 def job(attempt: int = 1) -> ActiveJob:
     request = parse({"prompt": "old pond"})
-    claim = Claim("j", request, attempt, attempt, 1000, 1200, None, 1200, 0, False, ())
-    return ActiveJob(claim, ENCODER.encode(request, READY), "m", lambda outcome: None)
+    return ActiveJob(claim(request, attempt), ENCODER.encode(request, READY), READY, lambda outcome: None)
 
 
 def test_a_first_start_that_ends_well_leaves_the_engines_limits(scene: Scene) -> None:
@@ -80,7 +99,7 @@ def test_a_first_start_that_fails_is_not_tried_again_and_leaves_its_error(
     engine = scene.supervisor
     if fatal is not None:
         engine.failed(fatal)
-    engine.exited(-9, [])
+    scene.exit(-9)
     assert engine.loaded.is_set()
     assert engine.limits is None
     assert engine.fatal is not None
@@ -92,7 +111,7 @@ def test_a_first_start_that_fails_is_not_tried_again_and_leaves_its_error(
 def test_an_engine_that_dies_later_is_restarted_and_its_error_logged(scene: Scene) -> None:
     scene.supervisor.ready(READY)
     scene.supervisor.failed(Fatal("CUDA_ERROR", "matmul"))
-    scene.supervisor.exited(1, [])
+    scene.exit(1)
     assert not scene.supervisor.is_up
     assert scene.done == ["restart"]
     assert [error["code"] for error in scene.errors()] == ["CUDA_ERROR", "ENGINE_LOST"]
@@ -100,22 +119,29 @@ def test_an_engine_that_dies_later_is_restarted_and_its_error_logged(scene: Scen
 
 def test_starts_that_fail_one_after_the_other_are_tried_ever_later_and_then_given_up(scene: Scene) -> None:
     scene.supervisor.ready(READY)
-    for _ in range(MAX_FAILED_STARTS + 1):
-        scene.supervisor.exited(1, [])
-    assert scene.done == ["restart", "wait 1.0", "restart", "wait 2.0", "restart", "lost"]
+    scene.exit(1)
+    for pause_s in (1.0, 2.0):
+        scene.exit(1)
+        scene.wait(pause_s - 0.1)
+        scene.done.append("waited")
+        scene.wait(0.1)
+    scene.exit(1)
+    assert scene.done == ["restart", "waited", "restart", "waited", "restart", "lost"]
+    scene.wait(1000)
+    assert scene.done[-1] == "lost"
 
 
 def test_a_start_that_ends_well_makes_earlier_failures_forgotten(scene: Scene) -> None:
     for _ in range(MAX_FAILED_STARTS + 1):
         scene.supervisor.ready(READY)
-        scene.supervisor.exited(1, [])
+        scene.exit(1)
     assert scene.done == ["restart"] * (MAX_FAILED_STARTS + 1)
 
 
 def test_an_engine_that_ends_because_the_worker_stops_is_left_at_that(scene: Scene) -> None:
     scene.supervisor.ready(READY)
     scene.stopping.set()
-    scene.supervisor.exited(0, [job()])
+    scene.exit(0, job())
     assert scene.done == []
     assert scene.errors() == []
 
@@ -123,28 +149,86 @@ def test_an_engine_that_ends_because_the_worker_stops_is_left_at_that(scene: Sce
 def test_a_job_that_was_there_too_often_when_the_engine_died_is_given_up(scene: Scene) -> None:
     early, late = job(attempt=1), job(attempt=MAX_ATTEMPTS)
     scene.supervisor.ready(READY)
-    scene.supervisor.exited(1, [early, late])
+    scene.exit(1, early, late)
     assert not early.ended
     assert late.result.error is not None
     assert late.result.error.code == "POISONED"
     for _ in range(MAX_ATTEMPTS - 1):
         assert not early.ended
         scene.supervisor.ready(READY)
-        scene.supervisor.exited(1, [early])
+        scene.exit(1, early)
     assert early.ended
 
 
-def test_an_engine_that_says_nothing_for_too_long_is_killed(scene: Scene) -> None:
+def test_jobs_are_not_to_blame_for_an_engine_that_cannot_load(scene: Scene) -> None:
+    late = job(attempt=MAX_ATTEMPTS - 1)
+    scene.supervisor.ready(READY)
+    for _ in range(MAX_FAILED_STARTS):
+        scene.exit(1, late)
+    assert not late.ended
+    assert late.num_engine_losses == 1
+
+
+def test_an_engine_that_works_and_says_nothing_for_too_long_is_killed_once(scene: Scene) -> None:
     engine = scene.supervisor
-    engine.process.last_heard = time.monotonic() - 6
-    engine.kill_if_hung()
-    assert scene.done == [], "one that loads a model may take its time"
+    engine.process.last_heard = scene.now
     engine.ready(READY)
-    engine.process.last_heard = time.monotonic() - 4
-    engine.kill_if_hung()
+    scene.wait(4)
     assert scene.done == []
-    engine.process.last_heard = time.monotonic() - 6
-    engine.kill_if_hung()
+    scene.wait(2)
+    scene.wait(1)
     assert scene.done == ["kill"]
     (error,) = scene.errors()
     assert (error["code"], error["silent_s"]) == ("ENGINE_LOST", 6.0)
+
+
+def test_an_idle_engine_may_be_silent_between_two_heartbeats_and_no_longer(scene: Scene) -> None:
+    scene.supervisor.process.last_heard = scene.now
+    scene.supervisor.ready(READY)
+    scene.wait(14, has_jobs=False)
+    assert scene.done == []
+    scene.wait(2, has_jobs=False)
+    assert scene.done == ["kill"]
+
+
+@pytest.mark.parametrize("says_something", [False, True])
+def test_an_engine_that_hangs_while_it_is_loaded_again_is_killed_and_given_up_in_the_end(
+    scene: Scene, says_something: bool
+) -> None:
+    """F17: it may say nothing, or repeat that it has read some percent."""
+    engine = scene.supervisor
+    engine.ready(READY)
+    scene.exit(1, job())
+    for _ in range(MAX_FAILED_STARTS):
+        assert scene.done.pop() == "restart"
+        engine.process.started_at = engine.process.last_heard = scene.now
+        scene.wait(59)
+        assert scene.done == []
+        if says_something:
+            engine.process.last_heard = scene.now
+        scene.wait(2)
+        assert scene.done == ["kill"]
+        scene.done.clear()
+        scene.exit(-9)
+        scene.wait(5)
+    assert scene.done == ["lost"]
+
+
+def test_an_engine_that_hangs_at_its_first_load_is_killed_and_leaves_its_error(scene: Scene) -> None:
+    engine = scene.supervisor
+    engine.process.started_at = scene.now
+    scene.wait(61, has_jobs=False)
+    assert scene.done == ["kill"]
+    scene.exit(-9)
+    assert engine.loaded.is_set()
+    assert engine.fatal is not None
+    assert (engine.fatal.code, engine.fatal.message) == ("ENGINE_LOST", "the engine was not ready after 60 s")
+
+
+def test_an_engine_that_comes_back_with_another_model_file_ends_the_worker(scene: Scene) -> None:
+    scene.supervisor.ready(READY)
+    scene.exit(1)
+    scene.supervisor.ready(msgspec.structs.replace(READY, fingerprint="another-float32-cpu-1"))
+    assert not scene.supervisor.is_up, "no job goes on under it"
+    assert scene.done == ["restart", "lost"]
+    assert scene.errors()[-1]["code"] == "MODEL_LOAD_FAILED"

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import io
-import json
 import threading
 import time
 from collections.abc import Iterator
@@ -15,62 +13,28 @@ from orcd.errors import Cancelled
 from orcd.events import End, Error, Started, Token
 from orcd.request import parse
 from orcd.result import Result
-from orcd.store.job_store import Claim, JobStore, Message
-from tasks.dispatch.active_job import ActiveJob
-from tasks.dispatch.delivery import Outcome
+from orcd.store.claim import Claim
+from tasks.dispatch.active_job import Termination
 from tasks.dispatch.engine_supervisor import EngineExit
-from tasks.dispatch.job_runner import JobRunner, Release
-from tasks.dispatch.maintenance import Termination
-from tasks.dispatch.prompt_encoder import Prompt
-from tasks.observe.observer import Observer
+from tasks.dispatch.job_runner import Release
+from tests.conftest import wait_until
+from tests.orcd.job_record import submit
 from tests.orcd.job_writer import MakeStore
-from tests.tasks.dispatch.small_tokenizer import END, TOKENIZER
+from tests.tasks.dispatch.runner_scene import READY, REQUEST, RunnerScene
+from tests.tasks.dispatch.small_tokenizer import END
 from worker import contract
-from worker.log import EventLog
-from worker.settings import Settings
-from worker.text.detokenizer import Detokenizer
-
-REQUEST = parse({"prompt": "x", "max_tokens": 9})
-READY = contract.Ready("m", "qwen2", "cpu", 9, 64, 64, 8, 1, 1, 1)
-
-
-class Scene:
-    """A job runner and what came out of it."""
-
-    def __init__(self, store: JobStore) -> None:
-        self.store = store
-        self.published: list[Message] = []
-        self.outcomes: list[tuple[str, Outcome]] = []
-        self.lost = threading.Event()
-        self.log = io.StringIO()
-        observer = Observer(EventLog("json", "w", self.log), "w", "m")
-        self.runner = JobRunner(Settings(device="cpu"), store, observer, self.published.append, self.lost.set)
-
-    def begin(self, job_id: str) -> ActiveJob:
-        """Claim a job and hand it to the job runner."""
-        claim = self.store.claim([job_id])[0]
-        assert isinstance(claim, Claim), claim
-        prompt = Prompt([1, 2], contract.Sampling(max_tokens=9), lambda: Detokenizer(TOKENIZER))
-        job = ActiveJob(claim, prompt, "m", lambda outcome: self.outcomes.append((job_id, outcome)))
-        self.runner.put(job)
-        return job
-
-    def say(self, job: ActiveJob, *ids: int, finish: contract.FinishReason | None = None) -> None:
-        """What the engine draws for the job."""
-        output = contract.TokenOutput(job.request_id, 0, ids, finish)
-        self.runner.put(contract.Outputs((output,)))
 
 
 @pytest.fixture
-def scene(make_store: MakeStore) -> Iterator[Scene]:
-    scene = Scene(make_store("w"))
-    scene.store.submit("a", REQUEST)
+def scene(make_store: MakeStore) -> Iterator[RunnerScene]:
+    scene = RunnerScene(make_store("w"))
+    submit(scene.store, "a", REQUEST)
     scene.runner.put(READY)
     scene.runner.run_batch()
     yield scene
 
 
-def test_a_job_runs_from_its_claim_to_its_result(scene: Scene) -> None:
+def test_a_job_runs_from_its_claim_to_its_result(scene: RunnerScene) -> None:
     job = scene.begin("a")
     scene.runner.run_batch()
     scene.say(job, 1)
@@ -80,11 +44,11 @@ def test_a_job_runs_from_its_claim_to_its_result(scene: Scene) -> None:
     assert job_id == "a"
     assert isinstance(result, Result)
     assert result.text == "ab"
-    assert scene.runner.num_jobs == 0
+    assert scene.runner.jobs() == []
     assert scene.store.claim(["a"])[0] == "finished"
 
 
-def test_what_several_steps_drew_is_one_event_of_each_job(scene: Scene) -> None:
+def test_what_several_steps_drew_is_one_event_of_each_job(scene: RunnerScene) -> None:
     job = scene.begin("a")
     scene.runner.run_batch()
     for token_id in (1, 2, 4):
@@ -96,10 +60,10 @@ def test_what_several_steps_drew_is_one_event_of_each_job(scene: Scene) -> None:
     assert tokens == [Token("ab ", 1, [1, 2, 4]), Token("a", 4, [1])]
 
 
-def test_a_job_that_comes_between_two_outputs_leaves_them_one_event(scene: Scene) -> None:
+def test_a_job_that_comes_between_two_outputs_leaves_them_one_event(scene: RunnerScene) -> None:
     job = scene.begin("a")
     scene.runner.run_batch()
-    scene.store.submit("b", REQUEST)
+    submit(scene.store, "b", REQUEST)
     scene.say(job, 1)
     scene.begin("b")
     scene.say(job, 2)
@@ -108,24 +72,24 @@ def test_a_job_that_comes_between_two_outputs_leaves_them_one_event(scene: Scene
     assert [type(event) for event in scene.store.events("b")] == [Started]
 
 
-def words(scene: Scene, job_id: str) -> list[Any]:
+def words(scene: RunnerScene, job_id: str) -> list[Any]:
     """The types of its logged events, of tokens the ids."""
     return [event.ids if isinstance(event, Token) else type(event) for event in scene.store.events(job_id)]
 
 
 def test_while_it_is_throttled_jobs_are_started_and_their_first_and_final_outputs_written(
-    scene: Scene, monkeypatch: pytest.MonkeyPatch
+    scene: RunnerScene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sent: list[contract.Request] = []
     monkeypatch.setattr(scene.runner.engine.process, "send", sent.append)
     first = scene.begin("a")
-    scene.store.submit("b", REQUEST)
+    submit(scene.store, "b", REQUEST)
     second = scene.begin("b")
     scene.say(first, 1)
     scene.say(second, 1)
     scene.runner.run_batch()
-    scene.store.submit("c", REQUEST)
-    scene.store.submit("d", REQUEST)
+    submit(scene.store, "c", REQUEST)
+    submit(scene.store, "d", REQUEST)
     scene.say(first, 2)
     scene.say(second, 2, END, finish="stop")
     third, fourth = scene.begin("c"), scene.begin("d")
@@ -145,7 +109,7 @@ def test_while_it_is_throttled_jobs_are_started_and_their_first_and_final_output
     assert words(scene, "d") == [Started]
 
 
-def test_a_job_that_starts_and_ends_while_it_is_throttled_says_all_of_it(scene: Scene) -> None:
+def test_a_job_that_starts_and_ends_while_it_is_throttled_says_all_of_it(scene: RunnerScene) -> None:
     job = scene.begin("a")
     scene.say(job, 1, END, finish="stop")
     scene.runner._throttle(0.05)
@@ -153,8 +117,9 @@ def test_a_job_that_starts_and_ends_while_it_is_throttled_says_all_of_it(scene: 
     assert [type(event) for event in scene.store.events("a")] == [Started, Token, End]
 
 
-def test_choices_that_end_together_while_it_is_throttled_end_their_job_once(scene: Scene) -> None:
-    scene.store.submit("b", parse({"prompt": "x", "n": 2, "max_tokens": 9}))
+def test_choices_that_end_together_while_it_is_throttled_end_their_job_once(scene: RunnerScene) -> None:
+    """F03: two outputs of one job in one frame ended the worker."""
+    submit(scene.store, "b", parse({"prompt": "x", "n": 2, "max_tokens": 9}))
     job = scene.begin("b")
     scene.runner.run_batch()
     outputs = [contract.TokenOutput(job.request_id, choice, (1, END), "stop") for choice in (0, 1)]
@@ -166,7 +131,7 @@ def test_choices_that_end_together_while_it_is_throttled_end_their_job_once(scen
     assert [choice.text for choice in result.choices] == ["a", "a"]
 
 
-def test_it_is_throttled_no_longer_when_something_rare_happens(scene: Scene) -> None:
+def test_it_is_throttled_no_longer_when_something_rare_happens(scene: RunnerScene) -> None:
     job = scene.begin("a")
     scene.runner.run_batch()
     scene.say(job, 1)
@@ -178,7 +143,7 @@ def test_it_is_throttled_no_longer_when_something_rare_happens(scene: Scene) -> 
     assert [type(event) for event in scene.store.events("a")] == [Started, Token, Error]
 
 
-def test_a_job_that_is_given_back_in_the_batch_of_its_last_output_is_forgotten_once(scene: Scene) -> None:
+def test_a_job_that_is_given_back_in_the_batch_of_its_last_output_is_forgotten_once(scene: RunnerScene) -> None:
     job = scene.begin("a")
     scene.runner.run_batch()
     released = threading.Event()
@@ -194,10 +159,10 @@ def test_a_job_that_is_given_back_in_the_batch_of_its_last_output_is_forgotten_o
     assert heir.log[-1].position.n == 1, "what was drawn before is kept"
 
 
-def test_an_output_of_an_earlier_claim_does_not_reach_a_later_one(scene: Scene) -> None:
+def test_an_output_of_an_earlier_claim_does_not_reach_a_later_one(scene: RunnerScene) -> None:
     earlier = scene.begin("a")
     scene.runner.run_batch()
-    scene.store.release({"a": earlier.claim.epoch})  # as the reaper does when the lease ran out
+    scene.store.release({"a": earlier.claim.lease})  # as the reaper does when the lease ran out
     later = scene.begin("a")
     scene.say(earlier, 1)
     scene.say(later, 2, END, finish="stop")
@@ -210,19 +175,19 @@ def test_an_output_of_an_earlier_claim_does_not_reach_a_later_one(scene: Scene) 
 
 
 def test_a_job_that_somebody_else_has_claimed_is_dropped_at_its_next_output(
-    scene: Scene, make_store: MakeStore
+    scene: RunnerScene, make_store: MakeStore
 ) -> None:
     job = scene.begin("a")
     scene.runner.run_batch()
-    scene.store.release({"a": job.claim.epoch})
+    scene.store.release({"a": job.claim.lease})
     assert isinstance(make_store("thief").claim(["a"])[0], Claim)
     scene.say(job, 1)
     scene.runner.run_batch()
     assert scene.outcomes == [("a", None)]
-    assert scene.runner.num_jobs == 0
+    assert scene.runner.jobs() == []
 
 
-def test_a_termination_ends_a_job_with_its_error(scene: Scene) -> None:
+def test_a_termination_ends_a_job_with_its_error(scene: RunnerScene) -> None:
     scene.begin("a")
     scene.runner.put(Termination("a", Cancelled("cancelled")))
     scene.runner.put(Termination("a", Cancelled("cancelled")))
@@ -234,7 +199,7 @@ def test_a_termination_ends_a_job_with_its_error(scene: Scene) -> None:
 
 
 def test_an_engine_that_ends_before_it_was_ready_is_not_started_again(make_store: MakeStore) -> None:
-    scene = Scene(make_store("w"))
+    scene = RunnerScene(make_store("w"))
     scene.runner.put(contract.Fatal("MODEL_LOAD_FAILED", "no such file"))
     scene.runner.put(EngineExit(1))
     scene.runner.run_batch()
@@ -244,14 +209,25 @@ def test_an_engine_that_ends_before_it_was_ready_is_not_started_again(make_store
     assert scene.runner.engine.fatal.code == "MODEL_LOAD_FAILED"
 
 
-def test_a_bug_in_the_job_runner_makes_the_worker_leave(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bug_in_the_job_runner_is_told_and_its_jobs_are_given_back(
+    scene: RunnerScene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    submit(scene.store, "b", REQUEST)
+    scene.begin("a")
+    scene.runner.run_batch()
+    scene.begin("b")  # which nobody looks at any more
+
     def fail() -> None:
         raise KeyError("Kanarienvogel")
 
     monkeypatch.setattr(scene.runner, "run_batch", fail)
     monkeypatch.setattr(scene.runner.engine.process, "start", lambda: None)
+    monkeypatch.setattr(scene.runner.engine.process, "stop", lambda: None)
     scene.runner.start()
-    assert scene.lost.wait(5)
-    last = json.loads(scene.log.getvalue().splitlines()[-1])
-    assert (last["event"], last["cause"]) == ("error", "KeyError")
-    assert "Kanarienvogel" not in scene.log.getvalue()
+    name, error = scene.deaths.get(timeout=5)
+    assert (name, type(error)) == ("job runner", KeyError)
+    wait_until(lambda: not scene.runner.is_alive)
+    scene.runner.abandon()
+    assert scene.outcomes == [("a", None), ("b", None)]
+    assert sorted(message.job_id for message in scene.published) == ["a", "b"]
+    scene.runner.stop()

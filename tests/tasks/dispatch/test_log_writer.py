@@ -12,12 +12,12 @@ import redis
 
 from orcd.events import Started, Token
 from orcd.request import parse
-from orcd.store import schema
-from orcd.store.job_store import Append, Appended, Claim, JobStore
+from orcd.store.claim import Claim
+from orcd.store.job_store import Append, Appended, JobStore
 from tasks.dispatch.active_job import ActiveJob
 from tasks.dispatch.log_writer import LogWriter
 from tasks.observe.observer import Observer
-from tests.orcd.job_record import Ears
+from tests.orcd.job_record import submit
 from tests.orcd.job_writer import MakeStore
 from tests.tasks.dispatch.byte_model import ENCODER, READY
 from worker import contract
@@ -28,10 +28,10 @@ REQUEST = parse({"prompt": "old pond"})
 
 def begin(store: JobStore, job_id: str) -> ActiveJob:
     """Submit and claim a job."""
-    store.submit(job_id, REQUEST)
+    submit(store, job_id, REQUEST)
     claim = store.claim([job_id])[0]
     assert isinstance(claim, Claim)
-    return ActiveJob(claim, ENCODER.encode(REQUEST, READY), "demo", lambda outcome: None)
+    return ActiveJob(claim, ENCODER.encode(REQUEST, READY), READY, lambda outcome: None)
 
 
 def draw(job: ActiveJob, text: bytes) -> None:
@@ -70,10 +70,10 @@ def test_all_jobs_are_written_in_one_call_and_those_with_nothing_to_say_are_left
 
     monkeypatch.setattr(store, "append", counted)
     jobs = [begin(store, job_id) for job_id in ("a", "b", "c")]
-    assert [(job.job_id, answer.owned) for job, answer in writer.append(jobs)] == [
-        ("a", True),
-        ("b", True),
-        ("c", True),
+    assert [(job.job_id, answer.status) for job, answer in writer.append(jobs)] == [
+        ("a", "appended"),
+        ("b", "appended"),
+        ("c", "appended"),
     ]
     for job in jobs:
         job.add()
@@ -100,10 +100,10 @@ def test_what_redis_does_not_take_is_kept_until_it_does(
 
     monkeypatch.setattr(store, "append", fails_twice)
     ((_, answer),) = writer.append([begin(store, "a")])
-    assert answer.owned
+    assert answer.status == "appended"
     assert [type(event) for event in store.events("a")] == [Started]
-    (trouble,) = map(json.loads, log.getvalue().splitlines())
-    assert (trouble["doing"], trouble["cause"]) == ("append", "ConnectionError")
+    (retrying,) = map(json.loads, log.getvalue().splitlines())
+    assert (retrying["doing"], retrying["cause"]) == ("append", "ConnectionError")
 
 
 def test_a_worker_that_stops_does_not_wait_for_redis(
@@ -118,13 +118,3 @@ def test_a_worker_that_stops_does_not_wait_for_redis(
     start = time.monotonic()
     assert writer.append([job]) == []
     assert time.monotonic() - start < 1
-
-
-def test_whoever_listens_is_noticed(store: JobStore, writer: LogWriter, connection: redis.Redis) -> None:
-    alone, heard = begin(store, "alone"), begin(store, "heard")
-    alone.last_listened = heard.last_listened = 0.0
-    ears = Ears(connection, schema.events_channel("heard"))
-    writer.append([alone, heard])
-    ears.close()
-    assert alone.last_listened == 0.0
-    assert heard.last_listened > 0.0

@@ -1,45 +1,28 @@
-"""What the clock and Redis say of a worker's jobs: leases, cancellations, deadlines, lost listeners, lost jobs."""
+"""What the clock and Redis say of a worker's jobs: cancellations, deadlines, lost jobs, heartbeats."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from queue import SimpleQueue
 from typing import Any
 
 import pytest
 import redis
 
 from orcd.client import Client
-from orcd.errors import OrcdError
 from orcd.request import parse
 from orcd.store import schema
-from orcd.store.job_store import Claim, JobStore, Message
+from orcd.store.enqueue import Message
+from orcd.store.job_store import JobStore
 from tasks.dispatch import maintenance as module
 from tasks.dispatch.active_job import ActiveJob
-from tasks.dispatch.maintenance import Maintenance, Termination
-from tasks.dispatch.prompt_encoder import Prompt
 from tasks.local.redis_server import RedisServer
+from tests.orcd.job_record import submit
 from tests.orcd.job_writer import MakeStore
-from tests.tasks.dispatch.byte_model import ENCODER, READY
-from worker.settings import Settings
+from tests.tasks.dispatch.maintenance_scene import MaintenanceScene, only
+from worker import contract
 
-GAUGES = {"model": "demo", "ready": 1, "jobs": 0}
 LEASE_MS = 60
-
-
-def _settings(**fields: Any) -> Settings:
-    return Settings(lease_ms=LEASE_MS, **fields)
-
-
-def _begin(store: JobStore, job_id: str = "a", **fields: Any) -> ActiveJob:
-    """Submit and claim a job."""
-    store.submit(job_id, parse({"prompt": "old pond", **fields}))
-    claim = store.claim([job_id])[0]
-    assert isinstance(claim, Claim)
-    request = claim.request
-    assert not isinstance(request, OrcdError)
-    prompt: Prompt = ENCODER.encode(request, READY)
-    return ActiveJob(claim, prompt, "demo", lambda outcome: None)
 
 
 @pytest.fixture
@@ -48,188 +31,212 @@ def store(make_store: MakeStore) -> JobStore:
 
 
 @pytest.fixture
-def published() -> list[Message]:
-    return []
+def scene(store: JobStore) -> MaintenanceScene:
+    return MaintenanceScene(store)
 
 
-@pytest.fixture
-def make_maintenance(store: JobStore, published: list[Message]) -> Iterator[Callable[..., Maintenance]]:
-    """Maintenance of the one worker, closed at the end."""
-    made: list[Maintenance] = []
-
-    def make(**fields: Any) -> Maintenance:
-        made.append(Maintenance(store, _settings(**fields), "worker-1", published.append))
-        return made[-1]
-
-    yield make
-    for each in made:
-        each.close()
-
-
-def _termination(terminations: list[Termination]) -> tuple[str, str]:
-    """Job and code of the only termination."""
-    (termination,) = terminations
-    assert termination.error is not None
-    return termination.job_id, termination.error.code
-
-
-def _wait_for_terminations(maintenance: Maintenance, *jobs: ActiveJob) -> list[Termination]:
-    """Run it as the job runner does until it says something."""
-    end = time.monotonic() + 5
-    while not (terminations := maintenance.run(jobs, GAUGES)):
-        assert time.monotonic() < end, "no termination"
-        time.sleep(0.01)
-    return terminations
-
-
-def test_a_job_outlives_its_lease_many_times_over(
-    store: JobStore, make_store: MakeStore, make_maintenance: Callable[..., Maintenance], published: list[Message]
-) -> None:
-    job, maintenance = _begin(store), make_maintenance()
-    end = time.monotonic() + 10 * LEASE_MS / 1000
-    while time.monotonic() < end:
-        assert maintenance.run([job], GAUGES) == []
-        assert make_store("worker-2").claim(["a"])[0] == "busy"
-        time.sleep(0.005)
-    assert published == []
-
-
-def test_a_job_that_somebody_else_has_taken_is_dropped_without_an_error(
-    store: JobStore, make_store: MakeStore, make_maintenance: Callable[..., Maintenance]
-) -> None:
-    job = _begin(store)
+def test_a_lost_job_goes_back_to_the_queue_and_is_published(make_store: MakeStore, connection: redis.Redis) -> None:
+    MaintenanceScene(make_store("worker-2", lease_ms=LEASE_MS)).begin("lost", priority=2, model="demo")
     time.sleep(2 * LEASE_MS / 1000)
-    assert isinstance(make_store("worker-2").claim(["a"])[0], Claim)
-    assert make_maintenance().run([job], GAUGES) == [Termination("a", None)]
-
-
-def test_a_lost_job_goes_back_to_the_queue_and_is_published(
-    store: JobStore, make_maintenance: Callable[..., Maintenance], published: list[Message], connection: redis.Redis
-) -> None:
-    _begin(store, "lost", priority=2, model="poet")
-    time.sleep(2 * LEASE_MS / 1000)
-    maintenance = make_maintenance()
-    assert maintenance.run([], GAUGES) == []
-    assert published == [Message("lost", "orcd.poet", 2, lease_lost=True)]
+    scene = MaintenanceScene(make_store())
+    assert scene.run() == []
+    assert scene.published == [Message("lost", "orcd.demo", 2, lease_lost=True)]
     assert connection.hget(schema.job_key("lost"), "state") == b"queued"
 
 
-def test_a_deadline_that_passes_while_the_job_runs_ends_it(
-    store: JobStore, make_maintenance: Callable[..., Maintenance]
-) -> None:
-    job, maintenance = _begin(store, deadline_s=0.05), make_maintenance()
-    assert maintenance.run([job], GAUGES) == []
-    assert _termination(_wait_for_terminations(maintenance, job)) == ("a", "EXPIRED")
+def test_a_deadline_that_passes_while_the_job_runs_ends_it_once(scene: MaintenanceScene) -> None:
+    scene.begin(deadline_s=0.05)
+    assert scene.run() == []
+    assert scene.wait_for_termination()[:2] == ("a", "EXPIRED")
+    time.sleep(2 * module.TICK_S)
+    assert scene.run() == [], "the job runner may be waiting for Redis; it need not hear it ten times a second"
 
 
-def test_a_time_limit_ends_a_job_and_names_the_limit(
-    store: JobStore, make_maintenance: Callable[..., Maintenance], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("setting_s", "message_s", "limit_s"), [(7, None, 7), (0, 5.0, 5), (7, 5.0, 5), (7, 30.0, 7), (0, 0.5, 0.5)]
+)
+def test_the_shortest_time_limit_ends_a_job_and_is_named(
+    store: JobStore, monkeypatch: pytest.MonkeyPatch, setting_s: int, message_s: float | None, limit_s: float
 ) -> None:
-    job, maintenance = _begin(store), make_maintenance(job_time_limit_s=7)
-    started_ms = job.claim.started_ms
-    monkeypatch.setattr(ActiveJob, "now_ms", lambda _: started_ms + 7000)
-    assert maintenance.run([job], GAUGES) == []
-    monkeypatch.setattr(ActiveJob, "now_ms", lambda _: started_ms + 7001)
-    (termination,) = maintenance.run([job], GAUGES)
-    assert termination.error is not None
-    assert (termination.error.code, termination.error.message) == ("INFERENCE_TIMEOUT", "the job ran longer than 7 s")
+    monkeypatch.setattr(module, "TICK_S", 0.0)
+    scene = MaintenanceScene(store, job_time_limit_s=setting_s)
+    started_ms = scene.begin(time_limit_s=message_s).claim.started_ms
+    monkeypatch.setattr(ActiveJob, "now_ms", lambda _: started_ms + round(limit_s * 1000))
+    assert scene.run() == []
+    monkeypatch.setattr(ActiveJob, "now_ms", lambda _: started_ms + round(limit_s * 1000) + 1)
+    assert only(scene.run()) == ("a", "INFERENCE_TIMEOUT", f"the job ran longer than {limit_s:g} s")
+
+
+def test_a_job_without_a_time_limit_has_none(scene: MaintenanceScene, monkeypatch: pytest.MonkeyPatch) -> None:
+    started_ms = scene.begin().claim.started_ms
+    monkeypatch.setattr(ActiveJob, "now_ms", lambda _: started_ms + 10**9)
+    assert scene.run() == []
 
 
 def test_a_cancellation_arrives_over_the_control_channel_for_jobs_that_are_here(
-    store: JobStore, make_maintenance: Callable[..., Maintenance], redis_url: str, monkeypatch: pytest.MonkeyPatch
+    scene: MaintenanceScene, redis_url: str
 ) -> None:
-    maintenance, jobs = make_maintenance(), [_begin(store, "a"), _begin(store, "b")]
-    assert maintenance.run(jobs, GAUGES) == []
-    monkeypatch.setattr(store, "renew", lambda _: {})  # which would see the flag
+    scene.begin("a")
+    lease = scene.begin("b").claim.lease
+    assert scene.run() == []
     with Client(redis_url) as client:
         client.cancel("b")
-    store.redis.publish(schema.CONTROL, '{"cancel": "elsewhere"}')
-    assert _termination(_wait_for_terminations(maintenance, *jobs)) == ("b", "CANCELLED")
-    assert maintenance.run(jobs, GAUGES) == []
-
-
-def test_a_cancellation_that_nobody_heard_is_found_by_its_flag(
-    store: JobStore, make_maintenance: Callable[..., Maintenance], redis_url: str
-) -> None:
-    job = _begin(store)
-    with Client(redis_url) as client:
-        client.cancel("a")  # before anybody listens
-    assert _termination(make_maintenance().run([job], GAUGES)) == ("a", "CANCELLED")
-
-
-def test_a_job_that_wants_a_listener_ends_when_it_has_had_none_for_a_while(
-    store: JobStore, make_maintenance: Callable[..., Maintenance], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(module, "DISCONNECT_AFTER_S", 0.05)
-    jobs = [_begin(store, "a", on_disconnect="cancel"), _begin(store, "b")]
-    watch = make_maintenance()
-    assert watch.run(jobs, GAUGES) == []
-    time.sleep(0.06)
-    jobs[0].last_listened = time.monotonic()
-    assert watch.run(jobs, GAUGES) == []
-    terminations = _wait_for_terminations(watch, *jobs)
-    assert _termination(terminations) == ("a", "CANCELLED")
-    assert terminations[0].error is not None
-    assert "nobody listened" in terminations[0].error.message
+    for said in ('{"cancel": "elsewhere"}', "no JSON", "[]", '{"cancel": 7}', "\xff"):
+        scene.store.redis.publish(schema.CONTROL, said)
+    scene.store.redis.publish(schema.CONTROL, '{"cancel": "a"}')
+    told = []
+    while len(told) < 2:
+        told += scene.run()
+        time.sleep(0.01)
+    assert [(each.job_id, each.error and each.error.code) for each in told] == [("b", "CANCELLED"), ("a", "CANCELLED")]
+    assert told[0].lease == lease
+    assert scene.log_events() == []
 
 
 def test_the_heartbeat_carries_the_gauges_and_goes_when_the_worker_does(
-    make_maintenance: Callable[..., Maintenance], connection: redis.Redis
+    scene: MaintenanceScene, connection: redis.Redis
 ) -> None:
-    watch = make_maintenance()
-    watch.run([], GAUGES | {"jobs": 3})
+    scene.begin()
+    scene.run()
     assert connection.zrange(schema.WORKERS, 0, -1) == [b"worker-1"]
-    assert connection.hgetall(schema.worker_key("worker-1")) == {b"model": b"demo", b"ready": b"1", b"jobs": b"3"}
-    watch.close()
+    said: Any = connection.hgetall(schema.worker_key("worker-1"))
+    assert (said[b"model"], said[b"ready"], said[b"jobs"]) == (b"demo", b"0", b"1")
+    scene.maintenance.stop()
     assert connection.keys("orcd:worker*") == []
 
 
 def test_a_heartbeat_takes_workers_off_the_list_that_have_long_been_silent(
-    make_maintenance: Callable[..., Maintenance], connection: redis.Redis
+    scene: MaintenanceScene, connection: redis.Redis
 ) -> None:
     now_ms = time.time_ns() // 1_000_000
     connection.zadd(schema.WORKERS, {"dead": now_ms - 61_000, "alive": now_ms - 30_000})
-    make_maintenance().run([], GAUGES)
+    scene.run()
     assert connection.zrange(schema.WORKERS, 0, -1) == [b"alive", b"worker-1"]
 
 
-def test_chores_wait_for_their_time(
-    store: JobStore, make_maintenance: Callable[..., Maintenance], monkeypatch: pytest.MonkeyPatch
+def test_periodic_calls_wait_for_their_time(
+    scene: MaintenanceScene, store: JobStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The job runner runs maintenance ten times a second; Redis is not asked as often."""
+    """The thread looks ten times a second; Redis is not asked as often."""
     reaped: list[bool] = []
     monkeypatch.setattr(store, "reap", lambda: reaped.append(True) or [])
-    watch = make_maintenance()
     for _ in range(20):
-        watch.run([], GAUGES)
+        scene.run()
     assert len(reaped) == 1
 
 
-def test_every_key_has_a_time_to_live(
-    store: JobStore, make_maintenance: Callable[..., Maintenance], connection: redis.Redis
-) -> None:
-    _begin(store, "lost")
-    job = _begin(store, "held")
-    watch = make_maintenance()
+def test_every_key_has_a_time_to_live(scene: MaintenanceScene, store: JobStore, connection: redis.Redis) -> None:
+    scene.begin("lost")
+    scene.begin("held")
     time.sleep(2 * LEASE_MS / 1000)
-    store.submit("waiting", parse({"prompt": "x"}))
-    watch.run([job], GAUGES)
+    store.renew({})
+    submit(store, "waiting", parse({"prompt": "x"}))
+    scene.run()
     keys: Any = connection.keys("*")
-    assert {b"orcd:{held}:job", b"orcd:running", b"orcd:queued", b"orcd:workers"} <= set(keys)
+    assert {b"orcd:{held}:job", b"orcd:queued", b"orcd:workers"} <= set(keys)
     assert [key for key in keys if connection.ttl(key) < 0] == []
+
+
+def test_how_far_the_model_has_loaded_is_announced_when_it_changes(
+    scene: MaintenanceScene, store: JobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    announced: list[tuple[int, int | None]] = []
+    monkeypatch.setattr(store, "announce_loading", lambda *load: announced.append(load))
+    scene.run()
+    for percent in (10, 10, 20):
+        scene.observer.loads(contract.Load(percent, percent, 100, 900))
+        scene.run()
+        scene.run()
+    assert announced == [(10, 900), (10, 900), (20, 900)]
+
+
+def test_a_model_that_loads_in_a_moment_is_announced_too(
+    scene: MaintenanceScene, store: JobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    announced: SimpleQueue[int] = SimpleQueue()
+    monkeypatch.setattr(store, "announce_loading", lambda percent, _: announced.put(percent))
+    monkeypatch.setattr(module, "TICK_S", 60.0)
+    scene.maintenance.start()
+    scene.observer.loads(contract.Load(7, 7, 100))
+    assert announced.get(timeout=5) == 7
+    scene.maintenance.stop()
+
+
+def test_a_call_that_failed_is_due_again_soon_and_keeps_no_other_from_its_turn(
+    store: JobStore, monkeypatch: pytest.MonkeyPatch, connection: redis.Redis
+) -> None:
+    """F15."""
+    tried: list[float] = []
+
+    def reap() -> list[Message]:
+        tried.append(time.monotonic())
+        raise redis.ResponseError("WRONGTYPE")
+
+    monkeypatch.setattr(store, "reap", reap)
+    scene = MaintenanceScene(store)
+    end = time.monotonic() + 0.5
+    while time.monotonic() < end:
+        scene.run()
+        time.sleep(0.005)
+    assert 3 <= len(tried) <= 6, "after 0.05, 0.1, 0.2 s ..."
+    assert connection.exists(schema.worker_key("worker-1"))
+    (said,) = scene.log_events()
+    assert (said["doing"], said["cause"]) == ("reap", "ResponseError")
+
+
+def test_a_message_that_cannot_be_published_is_kept_and_holds_up_no_other(
+    scene: MaintenanceScene, store: JobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    messages = [Message(job_id, "orcd", 5, lease_lost=True) for job_id in ("bad", "good", "better")]
+    found = iter([messages])
+    monkeypatch.setattr(store, "reap", lambda: next(found, []))
+    broken = {"bad"}
+
+    def publish(message: Message) -> None:
+        if message.job_id in broken:
+            raise OSError("the broker is away")
+        scene.published.append(message)
+
+    monkeypatch.setattr(scene, "publish", publish)
+    deadline = time.monotonic() + 5
+    while len(scene.published) < 3 and time.monotonic() < deadline:
+        scene.run()
+        if len(scene.published) == 2:
+            broken.clear()
+        time.sleep(0.01)
+    assert [message.job_id for message in scene.published] == ["good", "better", "bad"]
 
 
 def test_maintenance_that_began_without_redis_hears_cancellations_once_it_is_back(redis_server: RedisServer) -> None:
     with redis.Redis.from_url(redis_server.url, socket_timeout=1) as connection:
         store = JobStore(connection, owner="worker-1", model="demo", lease_ms=60_000, ttl_s=600)
-        job = _begin(store)
-        watch = Maintenance(store, Settings(), "worker-1", lambda _: None)
+        scene = MaintenanceScene(store)
+        scene.begin()
         redis_server.kill()
-        with pytest.raises(redis.RedisError):
-            watch.run([job], GAUGES)
+        assert scene.run() == []
+        assert {event["doing"] for event in scene.log_events()} >= {"cancellations", "reap", "heartbeat"}
         redis_server.start()
-        assert watch.run([job], GAUGES) == []
+        deadline = time.monotonic() + 5
+        while not connection.pubsub_numsub(schema.CONTROL)[0][1]:
+            assert scene.run() == []
+            assert time.monotonic() < deadline
         assert connection.publish(schema.CONTROL, '{"cancel": "a"}') == 1
-        assert _termination(_wait_for_terminations(watch, job)) == ("a", "CANCELLED")
+        assert scene.wait_for_termination()[:2] == ("a", "CANCELLED")
         redis_server.kill()
-        watch.close()  # is no reason to fail
+        scene.maintenance.stop()  # is no reason to fail
+
+
+def test_its_thread_goes_on_while_redis_is_away(redis_server: RedisServer) -> None:
+    with redis.Redis.from_url(redis_server.url, socket_timeout=1) as connection:
+        store = JobStore(connection, owner="worker-1", model="demo", lease_ms=60_000, ttl_s=600)
+        scene = MaintenanceScene(store)
+        redis_server.kill()
+        scene.maintenance.start()
+        time.sleep(0.3)
+        redis_server.start()
+        deadline = time.monotonic() + 10
+        while not connection.exists(schema.worker_key("worker-1")):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        scene.maintenance.stop()
+        assert connection.keys("orcd:worker*") == []

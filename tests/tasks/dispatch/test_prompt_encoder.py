@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,9 @@ def _request(**fields: Any) -> Request:
     return parse({"prompt": "pond", **fields})
 
 
+CHAT = parse({"messages": [{"role": "user", "content": "hi"}]})
+
+
 def _sampling(**fields: Any) -> contract.Sampling:
     return ENCODER.encode(_request(**fields), READY).sampling
 
@@ -44,8 +48,12 @@ def test_token_ids_are_used_untouched() -> None:
 
 
 def test_messages_for_a_model_without_a_template_say_to_send_a_prompt() -> None:
-    with pytest.raises(InvalidRequest, match=r"messages: .*no chat template; send a prompt"):
-        PromptEncoder(TOKENIZER, None).encode(parse({"messages": [{"role": "user", "content": "hi"}]}), READY)
+    refusal = InvalidRequest("messages: the model has no chat template")
+    encoder = PromptEncoder(TOKENIZER, refusal)
+    assert encoder.template_problem == refusal.message
+    with pytest.raises(InvalidRequest, match="messages: the model has no chat template"):
+        encoder.encode(CHAT, READY)
+    assert encoder.encode(_request(), READY).ids == [*b"pond"]
 
 
 def test_messages_that_the_template_refuses_are_the_callers_mistake() -> None:
@@ -124,6 +132,12 @@ def test_stop_strings_are_found_in_the_answer_and_never_in_the_prompt() -> None:
     assert prompt.detokenizer() is not detokenizer, "every choice has its own"
 
 
+def test_a_stop_string_within_min_tokens_ends_nothing() -> None:
+    detokenizer = ENCODER.encode(_request(prompt="x", stop=["end"], min_tokens=4), READY).detokenizer()
+    delta = detokenizer.feed(list(b"end end"))
+    assert (delta.text, delta.stopped) == ("end ", True)
+
+
 @settings(derandomize=True, max_examples=100, deadline=None)
 @given(text=st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=15))
 def test_any_text_comes_back_from_its_ids(text: str) -> None:
@@ -144,3 +158,40 @@ def test_a_model_without_a_vocabulary_says_what_to_give(tmp_path: Path) -> None:
 def test_a_tokenizer_json_that_is_not_there_is_named(demo_model: Path, tmp_path: Path) -> None:
     with pytest.raises(ModelLoadFailed, match=r"gone\.json"):
         PromptEncoder.load(Settings(model=str(demo_model), tokenizer=str(tmp_path / "gone.json")))
+
+
+def _with_template(model: Path, path: Path, template: bytes) -> Settings:
+    """Settings for a copy of a model whose chat template is another."""
+    own = open_gguf(model).metadata["tokenizer.chat_template"].encode()
+    path.write_bytes(model.read_bytes().replace(own, template.ljust(len(own))))
+    return Settings(model=str(path))
+
+
+def test_a_broken_template_in_the_model_file_leaves_prompts_working(demo_model: Path, tmp_path: Path) -> None:
+    encoder = PromptEncoder.load(_with_template(demo_model, tmp_path / "broken.gguf", b"{% for"))
+    ready = msgspec.structs.replace(READY, vocab_size=10**6)
+    assert encoder.encode(_request(), ready).ids
+    with pytest.raises(InvalidRequest, match=r"messages: .*not a valid template.*send a prompt.*--chat-template FILE"):
+        encoder.encode(CHAT, ready)
+
+
+def test_a_template_in_a_file_replaces_the_models_own(demo_model: Path, tmp_path: Path) -> None:
+    file = tmp_path / "template.jinja"
+    file.write_text("{% for m in messages %}old {{ m.content }}{% endfor %}")
+    settings = _with_template(demo_model, tmp_path / "broken.gguf", b"{% for")
+    encoder = PromptEncoder.load(replace(settings, chat_template=str(file)))
+    assert encoder.template_problem is None
+    ready = msgspec.structs.replace(READY, vocab_size=10**6)
+    ids = encoder.encode(parse({"messages": [{"role": "user", "content": "pond"}]}), ready).ids
+    assert tokenizers.from_metadata(open_gguf(demo_model).metadata).decode(ids) == "old pond"
+
+
+@pytest.mark.parametrize(("text", "said"), [(None, "cannot be read"), ("{% for", "not a valid template")])
+def test_a_template_file_that_cannot_be_used_stops_the_worker_by_name(
+    demo_model: Path, tmp_path: Path, text: str | None, said: str
+) -> None:
+    file = tmp_path / "template.jinja"
+    if text is not None:
+        file.write_text(text)
+    with pytest.raises(ModelLoadFailed, match=rf"template\.jinja.*{said}"):
+        PromptEncoder.load(Settings(model=str(demo_model), chat_template=str(file)))

@@ -6,6 +6,7 @@ import socket
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from queue import SimpleQueue
 
 import msgspec
 import pytest
@@ -18,7 +19,7 @@ from tests.tasks.observe.watched import CANARY, STATS, Watched, canary_job
 
 @pytest.fixture
 def server(watched: Watched) -> Iterator[HealthServer]:
-    server = HealthServer(watched.observer, 0)
+    server = HealthServer(watched.observer, 0, watched.observer.thread_died)
     yield server
     server.close()
 
@@ -49,7 +50,7 @@ def test_the_server_tells_metrics_life_and_readiness(watched: Watched, server: H
         assert _get(server, path) == (404, "404 Not Found\n")
 
 
-def test_a_visitor_that_says_nothing_keeps_nobody_waiting(
+def test_a_client_that_sends_nothing_keeps_nobody_waiting(
     server: HealthServer, capfd: pytest.CaptureFixture[str]
 ) -> None:
     with socket.create_connection(("127.0.0.1", server.port)):
@@ -58,6 +59,21 @@ def test_a_visitor_that_says_nothing_keeps_nobody_waiting(
     assert capfd.readouterr() == ("", ""), "standard error is for log events"
 
 
+def test_a_worker_that_has_lost_a_thread_is_neither_ready_nor_well(watched: Watched, server: HealthServer) -> None:
+    watched.observer.ready(READY)
+    watched.observer.thread_died("claimer", KeyError(CANARY))
+    for path in ("/healthz", "/readyz"):
+        assert _get(server, path) == (503, "503 Service Unavailable\n")
+    assert CANARY not in watched.text
+
+
+def test_the_end_of_its_own_thread_is_told(watched: Watched, monkeypatch: pytest.MonkeyPatch) -> None:
+    deaths: SimpleQueue[str] = SimpleQueue()
+    monkeypatch.setattr("socketserver.BaseServer.serve_forever", lambda _: None)
+    HealthServer(watched.observer, 0, lambda name, _: deaths.put(name))._server.server_close()
+    assert deaths.get(timeout=5) == "health server"
+
+
 def test_a_port_that_is_taken_is_named(watched: Watched, server: HealthServer) -> None:
     with pytest.raises(InvalidRequest, match=f"metrics_port: .*{server.port}.*ORCD_METRICS_PORT"):
-        HealthServer(watched.observer, server.port)
+        HealthServer(watched.observer, server.port, watched.observer.thread_died)

@@ -63,19 +63,19 @@ def test_an_error_of_the_worker_is_told_with_code_and_message(watched: Watched) 
     )
 
 
-def test_trouble_that_goes_on_is_told_once_and_without_the_errors_text(
+def test_what_is_tried_again_and_again_is_told_once_and_without_the_errors_text(
     watched: Watched, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for _ in range(100):
-        watched.observer.log.trouble("append", ConnectionError(CANARY))
-    watched.observer.log.trouble("upkeep", TimeoutError(CANARY))
+        watched.observer.log.retrying("append", ConnectionError(CANARY))
+    watched.observer.log.retrying("reap", TimeoutError(CANARY))
     assert CANARY not in watched.text
     events = watched.events()
     assert [(event["doing"], event["cause"]) for event in events] == [
         ("append", "ConnectionError"),
-        ("upkeep", "TimeoutError"),
+        ("reap", "TimeoutError"),
     ]
     assert {event["level"] for event in events} == {"warning"}
-    monkeypatch.setattr("tasks.observe.worker_log.TROUBLE_EVERY_S", 0.0)
-    watched.observer.log.trouble("append", ConnectionError())
+    monkeypatch.setattr("tasks.observe.worker_log.RETRY_EVERY_S", 0.0)
+    watched.observer.log.retrying("append", ConnectionError())
     assert len(watched.events()) == 1

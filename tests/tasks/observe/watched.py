@@ -8,11 +8,11 @@ from typing import Any
 
 from orcd.errors import OrcdError
 from orcd.request import parse
-from orcd.store.job_store import Claim
 from tasks.dispatch.active_job import ActiveJob
 from tasks.dispatch.prompt_encoder import Prompt
 from tasks.observe.observer import Observer
 from tests.tasks.dispatch.byte_model import ENCODER, READY
+from tests.tasks.dispatch.claims import claim
 from worker import contract
 from worker.log import EventLog
 
@@ -59,17 +59,5 @@ class Watched:
 def canary_job(prompt: Prompt | OrcdError | None = None) -> ActiveJob:
     """A claimed job with the canary in its prompt; with an error instead of a prompt it has ended."""
     request = parse({"prompt": CANARY})
-    claim = Claim(
-        job_id="j",
-        request=request,
-        epoch=1,
-        attempt=2,
-        created_ms=1000,
-        started_ms=1250,
-        first_token_ms=1300,
-        claimed_ms=1250,
-        deadline_ms=0,
-        cancelled=False,
-        log=(),
-    )
-    return ActiveJob(claim, prompt or ENCODER.encode(request, READY), "demo", lambda outcome: None)
+    found = claim(request, 2, started_ms=1250, first_token_ms=1300, claimed_ms=1250)
+    return ActiveJob(found, prompt or ENCODER.encode(request, READY), READY, lambda outcome: None)

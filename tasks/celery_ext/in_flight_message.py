@@ -1,0 +1,219 @@
+"""A Celery message between its delivery to the pool and its answer."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from billiard.einfo import ExceptionInfo
+from celery.concurrency.base import apply_target
+from celery.exceptions import TaskRevokedError
+from kombu.serialization import loads
+
+from orcd.errors import InvalidRequest, OrcdError
+from orcd.request import Request
+from orcd.result import Result
+from orcd.store.enqueue import GENERATE, Message, RecordedMessage, queue_name
+from orcd.store.job_store import Arrival
+from tasks.celery_ext.request import REVOKED
+from tasks.celery_ext.result_backend import NotStored
+from tasks.celery_ext.tasks import JobTask
+from tasks.dispatch.delivery import Delivery, Outcome, Repeated
+
+LINK_IDS = uuid.UUID("5f2b7f0e-6a57-5c0c-9a0e-0d4c0f6c1a11")
+"""What the ids of linked tasks are derived from."""
+CANVAS = ("callbacks", "errbacks", "chain", "chord")
+"""What follows a task's own arguments in a message's body: what is done when the task has ended."""
+NOT_KEPT = frozenset(
+    {"args", "argsrepr", "correlation_id", "delivery_info", "eta", "headers", "hostname", "id", "kwargs", "kwargsrepr"}
+    | {"lang", "loglevel", "properties", "reply_to", "task", "taskset", "utc", REVOKED, *CANVAS}
+)
+"""Entries of Celery's request dictionary that are kept elsewhere, hold arguments, or concern one delivery only."""
+PLAIN = frozenset({"origin", "root_id"})
+"""Headers that any message has, and that say nothing of which the job's record does not know."""
+
+OnTrouble = Callable[[str, Exception], None]
+Done = Callable[["InFlightMessage", str, Outcome], None]
+
+
+@dataclass(slots=True, eq=False, weakref_slot=True)
+class InFlightMessage:
+    """One Celery message in flight; Celery keeps a weak reference to it for ``revoke(terminate=True)``.
+
+    ``target`` is Celery's tracer, ``request`` its dictionary of headers, and ``embed`` what follows the task's own
+    arguments in the body. ``jobs`` has the request of each job that came inside the message and None for the others,
+    ``records`` what is to be kept of the message, by job. ``ending`` says why it must not run: ``revoked``,
+    ``expired`` or ``terminated``.
+    """
+
+    task_id: str
+    task: JobTask
+    target: Callable[..., Any]
+    request: dict[str, Any]
+    callbacks: list[Callable[[Any], None]]
+    on_terminate: Callable[[InFlightMessage], None]
+    embed: dict[str, Any] = field(default_factory=dict)
+    jobs: dict[str, Request | None] = field(default_factory=dict)
+    records: dict[str, RecordedMessage] = field(default_factory=dict)
+    time_limit_s: float | None = None
+    outcomes: dict[str, Outcome] = field(default_factory=dict)
+    num_waiting: int = 0
+    was_repeated: bool = False
+    error: OrcdError | None = None
+    answer: Any = None
+    ending: str | None = None
+    accepted_at: float = field(default_factory=time.monotonic)
+
+    @property
+    def is_doorbell(self) -> bool:
+        """Whether it only names a job of its own id, which has a record."""
+        return self.jobs == {self.task_id: None}
+
+    def terminate(self, _signal: int | None = None) -> None:
+        """End the jobs; the message is then answered like any other."""
+        self.ending = "terminated"
+        self.on_terminate(self)
+
+    def read(self, body: Sequence[Any], limits_s: Sequence[float | None]) -> None:
+        """Take in what the message says; what cannot be read is its error.
+
+        ``body`` is a body, its content type and its encoding. Linked tasks get ids, the same ones at every delivery.
+        """
+        self.ending = self.request.get(REVOKED)
+        encoded, content_type, content_encoding = body
+        try:
+            args, kwargs, embed = loads(encoded, content_type, content_encoding) if content_type else encoded
+            _set_link_ids(embed or {}, self.task_id)
+            self.embed = {kind: embed[kind] for kind in CANVAS if embed and embed.get(kind)}
+            self.time_limit_s = min((limit for limit in limits_s if limit), default=None)
+            self.jobs = self.task.jobs(self.task_id, args, kwargs)
+            self.records = self._records()
+        except OrcdError as error:
+            self.error = error
+        except Exception as error:  # bytes from outside: they concern this message only
+            self.error = InvalidRequest(f"the message cannot be read ({type(error).__name__})")
+        self.outcomes = dict.fromkeys(self.jobs)
+
+    def adopt(self, repetition: InFlightMessage) -> None:
+        """Answer another delivery of this message with it."""
+        self.callbacks += repetition.callbacks
+        self.was_repeated = True
+
+    def misrouted(self, model: str) -> list[Message]:
+        """What to publish for the jobs that came inside the message and ask for another model."""
+        found = []
+        for job_id, inline in self.jobs.items():
+            if inline is not None and inline.model not in (None, model):
+                own = tuple(record for record in (self.records.get(job_id),) if record and record.task_id == job_id)
+                found.append(Message(job_id, queue_name(inline.model), inline.priority, recorded=own))
+        return found
+
+    def arrivals(self) -> list[Arrival]:
+        """What is to be written down before anything else happens."""
+        return [Arrival(job_id, inline, self.records.get(job_id)) for job_id, inline in self.jobs.items()]
+
+    def deliveries(self, done: Done) -> Iterator[Delivery]:
+        """The jobs without an outcome, to be claimed.
+
+        A second message of a job's own id has nothing to add; one of another id is waited for by somebody.
+        """
+        for job_id in [job_id for job_id, outcome in self.outcomes.items() if outcome is None]:
+            yield Delivery(
+                job_id,
+                self.jobs[job_id],
+                lambda outcome, job_id=job_id: done(self, job_id, outcome),  # type: ignore[misc]
+                waits=job_id != self.task_id,
+                message=self.records.get(job_id),
+                time_limit_s=self.time_limit_s,
+            )
+
+    def trace(self, on_trouble: OnTrouble) -> Any:
+        """Run Celery's tracer on the outcomes, which stores the result and follows the links; returns its answer.
+
+        Raises `NotStored`.
+        """
+        if self._was_ended():
+            try:
+                raise TaskRevokedError(self.ending)
+            except TaskRevokedError:  # `Request.on_failure` knows it
+                return 1, ExceptionInfo(), time.monotonic() - self.accepted_at
+        # The body of a message that was decoded has no content type; in place of the task's arguments is the outcome.
+        body: Any = (self.error or self.outcomes,), {}, self.embed
+        args = (self.task.name, self.task_id, self.request, body, None, None)
+        return trace(self.target, args, self.accepted_at, on_trouble)
+
+    def results(self) -> Iterator[tuple[str, Result | OrcdError]]:
+        """What became of the jobs that have another id than the message: their results are stored beside its own."""
+        for job_id, outcome in self.outcomes.items():
+            found = outcome.result if isinstance(outcome, Repeated) else outcome
+            is_unknown = isinstance(found, InvalidRequest) and self.jobs[job_id] is None
+            if found is not None and job_id != self.task_id and not is_unknown:
+                yield job_id, found
+
+    def _was_ended(self) -> bool:
+        """Whether a job ended because the message was revoked or had expired."""
+        results = [outcome.result if isinstance(outcome, Repeated) else outcome for outcome in self.outcomes.values()]
+        errors = [result.error for result in results if isinstance(result, Result)]
+        return self.ending is not None and any(error and error.code in ("CANCELLED", "EXPIRED") for error in errors)
+
+    def _records(self) -> dict[str, RecordedMessage]:
+        """What is kept: the message with its last job, as those of a chunk begin in order; with the others its limits.
+
+        Nothing where the plain message of a job says as much.
+        """
+        headers = {name: value for name, value in self.request.items() if name not in NOT_KEPT and _says(value)}
+        job_ids = list(self.jobs)
+        says_more = headers.keys() - PLAIN or headers.get("root_id", self.task_id) != self.task_id
+        if job_ids == [self.task_id] and not self.embed and not says_more:
+            return {}
+        queue, priority = self._queue(), (self.request.get("delivery_info") or {}).get("priority") or 0
+        name, kwargs = self.task.current_name, self.task.reference(job_ids)
+        records = {job_ids[-1]: RecordedMessage(self.task_id, name, queue, priority, headers, [], kwargs, self.embed)}
+        if "timelimit" in headers:
+            limits = {"timelimit": headers["timelimit"]}
+            for job_id in job_ids[:-1]:
+                records[job_id] = RecordedMessage(job_id, GENERATE, queue, priority, limits, [], {"job_id": job_id}, {})
+        return records
+
+    def _queue(self) -> str:
+        """Where the message is to be sent again: for a request to its model's queue, else to where it came from."""
+        inline = self.jobs.get(self.task_id)
+        if inline is not None:
+            return queue_name(inline.model)
+        sent_to = (self.request.get("delivery_info") or {}).get("routing_key")
+        return str(sent_to) if sent_to in self.task.app.amqp.queues.consume_from else queue_name(None)
+
+
+def trace(target: Callable[..., Any], args: tuple[Any, ...], accepted_at: float, on_trouble: OnTrouble) -> Any:
+    """What Celery's tracer answers: whether the task failed, its result, and the seconds since ``accepted_at``.
+
+    Raises `NotStored`.
+    """
+    answers: list[Any] = []
+    try:
+        apply_target(target, args, {}, answers.append)
+    except NotStored:
+        raise
+    except Exception as error:  # not of the task, but of what is done with its result: trying again would not mend it
+        on_trouble("finish", error)
+        answers.append((1, ExceptionInfo(), 0.0))
+    if not isinstance(answers[0], tuple):
+        return answers[0]
+    failed, value, _ = answers[0]  # the tracer timed only how long an outcome took to pick up
+    return failed, value, time.monotonic() - accepted_at
+
+
+def _says(value: Any) -> bool:
+    """Whether a header says anything: Celery writes all of its own, most of them empty."""
+    return bool(value) and value not in ([None, None], (None, None))
+
+
+def _set_link_ids(embed: dict[str, Any], task_id: str) -> None:
+    for kind in ("callbacks", "errbacks"):
+        for number, signature in enumerate(embed.get(kind) or []):
+            if not signature.get("subtask_type"):
+                link_id = str(uuid.uuid5(LINK_IDS, f"{task_id}/{kind}/{number}"))
+                signature["options"] = {"task_id": link_id} | (signature.get("options") or {})

@@ -1,0 +1,109 @@
+"""A worker's messages between their queue and their acknowledgement, as Redis knows them.
+
+One script takes a message and notes that it is this receiver's, so there is no moment at which nobody has it. The notes
+belong to a receiver as jobs belong to a worker: as long as it renews its lease. Then any other puts them back.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from orcd.store import schema
+from orcd.store.dead_letters import DEAD_LETTER_BYTES, DEAD_LETTER_TTL_S, MAX_DEAD_LETTERS
+
+MAX_RESTORED = 1000
+"""Messages that one call of a script puts back."""
+MAINTENANCE_S = 1.0
+
+
+class Receiver:
+    """Takes messages under a name that nobody else has or had.
+
+    ``connect`` gives a client for the commands that are waited for; all of them raise redis-py's errors. Should an
+    answer to `take_command` be lost, the messages in it are this receiver's all the same: then `close` it.
+    """
+
+    def __init__(self, name: str, lease_ms: int, connect: Callable[[], Any], key_prefix: str = "") -> None:
+        self._name = name
+        self._lease_ms = lease_ms
+        self._connect = connect
+        self._receivers = key_prefix + schema.RECEIVERS
+        self._notes_prefix = key_prefix + schema.UNACKED
+        self._notes = schema.unacked_key(name, key_prefix)
+        self._dead = key_prefix + schema.DEAD
+        self._num_taken = 0
+        self._acked: deque[str] = deque()
+        self._acked_in_flight: list[str] = []
+        self._next_maintenance = 0.0
+
+    def take_command(self, lists: Sequence[str], most: int) -> list[Any]:
+        """The command that takes up to ``most`` messages, from the first list that has any on.
+
+        Acknowledgements go with it. Its answer is for `taken`, before the next one.
+        """
+        self._acked_in_flight += self._take_acked()
+        keys = [self._receivers, self._notes, *lists]
+        arguments = [self._name, self._lease_ms, most, self._num_taken, *self._acked_in_flight]
+        return ["EVAL", schema.celery_script("take"), len(keys), *keys, *arguments]
+
+    def taken(self, answer: Iterable[tuple[bytes, bytes]]) -> list[tuple[str, str, bytes]]:
+        """The messages that Redis answered with: delivery tag, list, text."""
+        self._acked_in_flight.clear()
+        messages = []
+        for tag, text in answer:
+            delivery_tag = tag.decode()
+            messages.append((delivery_tag, delivery_tag.partition(" ")[2], text))
+        self._num_taken += len(messages)
+        return messages
+
+    def ack(self, tag: str) -> None:
+        """The message need not be delivered again. Redis is told later; that may be lost, as a duplicate is harmless.
+
+        May be called by any thread.
+        """
+        self._acked.append(tag)
+
+    def flush(self) -> None:
+        """Tell Redis now what was acknowledged."""
+        if acked := self._take_acked():
+            self._connect().hdel(self._notes, *acked)
+
+    def restore(self, tags: Sequence[str]) -> None:
+        """Put these messages back at the head of their lists."""
+        for start in range(0, len(tags), MAX_RESTORED):
+            self._restore(self._lease_ms, tags[start : start + MAX_RESTORED])
+
+    def maintain(self) -> None:
+        """Renew the lease, and put back what others hold whose lease ran out; at most once a second."""
+        now = time.monotonic()
+        if now >= self._next_maintenance:
+            self._next_maintenance = now + min(MAINTENANCE_S, self._lease_ms / 4000)
+            while self._restore(self._lease_ms) == MAX_RESTORED:
+                pass
+
+    def dead_letter(self, tag: str, reason: str, message_id: str = "", *, whole: bool = False) -> bool:
+        """Move a message to the dead letters; False if it is not this receiver's any more.
+
+        ``reason`` holds nothing of its text. With ``whole`` all of it is kept, however long it is.
+        """
+        keys = [self._notes, self._dead]
+        arguments = [tag, reason, message_id, -1 if whole else DEAD_LETTER_BYTES, MAX_DEAD_LETTERS, DEAD_LETTER_TTL_S]
+        return bool(self._connect().eval(schema.celery_script("dead_letter"), len(keys), *keys, *arguments))
+
+    def close(self) -> None:
+        """Put everything back that was not acknowledged. The receiver takes nothing any more."""
+        if acked := self._acked_in_flight + self._take_acked():
+            self._connect().hdel(self._notes, *acked)
+        while self._restore(0) == MAX_RESTORED:
+            pass
+
+    def _restore(self, lease_ms: int, tags: Sequence[str] = ()) -> int:
+        arguments = [self._notes_prefix, self._name, lease_ms, MAX_RESTORED, *tags]
+        restored = self._connect().eval(schema.celery_script("restore"), 1, self._receivers, *arguments)
+        return int(restored)
+
+    def _take_acked(self) -> list[str]:
+        return [self._acked.popleft() for _ in range(len(self._acked))]

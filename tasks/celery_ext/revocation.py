@@ -1,0 +1,99 @@
+"""Celery's revocations: what was revoked, or expired in the queue, is ended in its record, so that nobody runs it.
+
+Celery remembers revocations in each worker's memory. Here any worker that hears of one ends the job at once, whoever
+has its message.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from celery import states
+from celery.utils.functional import maybe_list
+from celery.worker import state as celery_state
+from celery.worker.control import control_command, ok
+
+from orcd.errors import Cancelled, Expired, OrcdError
+from orcd.store import schema
+from orcd.store.job_store import JobStore
+from orcd.store.token_log import usable
+from tasks.celery_ext.result_backend import NotStored
+
+ERRORS: dict[str, OrcdError] = {
+    "revoked": Cancelled("revoked"),
+    "terminated": Cancelled("revoked"),
+    "expired": Expired("the message expired while the job was queued"),
+}
+"""Why a message must not run -> what its jobs end with."""
+
+
+def end_job(store: JobStore, job_id: str, reason: str) -> bool:
+    """End a job for a reason of `ERRORS`, and say whether it was: Celery's rules are for tasks that have not begun.
+
+    One that runs is ended only if it is ``terminated``, one that has begun and waits again unless it ``expired``.
+    Raises `redis.RedisError`.
+    """
+    if reason != "terminated":
+        state, started = _record(store, job_id)
+        if state != b"queued" or (reason == "expired" and started):
+            return False
+    return store.cancel(job_id, ERRORS[reason]) in ("cancelled", "expired")
+
+
+def revoke_tasks(store: JobStore, backend: Any, task_ids: Iterable[str]) -> None:
+    """End the jobs of these ids that wait, and note that their tasks are revoked.
+
+    So are tasks without a job: the record of an inline request is not written before its message arrives, which then
+    finds the note. Raises `redis.RedisError`.
+    """
+    for task_id in task_ids:
+        state, _ = _record(store, task_id)
+        is_revoked = end_job(store, task_id, "revoked") if state else True
+        if is_revoked and _task_state(backend, task_id) in states.UNREADY_STATES:
+            backend.mark_as_revoked(task_id, reason="revoked", store_result=True)
+
+
+def is_noted(backend: Any, task_id: str) -> bool:
+    """Whether it is noted that a task is revoked. Raises `NotStored`."""
+    return bool(_task_state(backend, task_id) == states.REVOKED)
+
+
+def _task_state(backend: Any, task_id: str) -> str:
+    try:
+        return str(backend.get_state(task_id))
+    except NotStored:
+        raise
+    except Exception:  # the key holds something else
+        return ""
+
+
+def _record(store: JobStore, job_id: str) -> tuple[bytes | None, bytes | None]:
+    """The job's state, and when it began; None where it has none or its key holds something else."""
+    pipeline: Any = store.redis.pipeline(transaction=False)
+    pipeline.hmget(schema.job_key(job_id, store.key_prefix), "state", "started_ms")
+    (record,) = pipeline.execute(raise_on_error=False)
+    state, started = usable(record) or (None, None)
+    return state, started
+
+
+# In place of Celery's own, which ask Redis from the event loop. Their names and arguments are Celery's.
+
+
+@control_command(variadic="task_id", signature="[id1 [id2 [... [idN]]]]")  # type: ignore[untyped-decorator]
+def revoke(state: Any, task_id: Any, terminate: bool = False, signal: Any = None, **_: Any) -> Any:
+    """Revoke tasks by id; with ``terminate`` also those that run."""
+    task_ids = set(maybe_list(task_id) or [])
+    celery_state.revoked.update(task_ids)
+    pool = state.consumer.pool
+    if terminate:
+        for request in [request for id_ in task_ids if (request := celery_state.requests.get(id_))]:
+            request.terminate(pool, signal=signal)
+    pool.revoke(task_ids)
+    return ok(f"tasks {', '.join(sorted(task_ids))} flagged as revoked")
+
+
+@control_command(variadic="task_id", args=[("signal", str)], signature="<signal> [id1 [... [idN]]]")  # type: ignore[untyped-decorator]
+def terminate(state: Any, signal: Any, task_id: Any, **_: Any) -> Any:
+    """Revoke tasks by id, also those that run."""
+    return revoke(state, task_id, terminate=True, signal=signal)

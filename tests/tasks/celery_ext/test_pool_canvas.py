@@ -1,0 +1,104 @@
+"""F08: chains, links, groups, chords and chunks go on when the worker that has begun them leaves."""
+
+from __future__ import annotations
+
+import gc
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+from celery import Celery, chain, chord, group
+from celery.result import AsyncResult
+
+from orcd.client import Client
+from orcd.errors import InferenceTimeout
+from tasks.app import create_app
+from tests.conftest import wait_until
+from tests.tasks.worker_process import WorkerProcess, wait_until_running
+from worker.settings import Settings
+
+SHORT = {"prompt": "old pond", "max_tokens": 8, "temperature": 0.0, "ignore_eos": True}
+LONG = {"prompt": "old pond", "max_tokens": 250, "seed": 1, "ignore_eos": True}
+ENDLESS = LONG | {"n": 8}
+
+
+@pytest.fixture
+def app(redis_url: str) -> Iterator[Celery]:
+    app = create_app(Settings(redis_url=redis_url))
+    yield app
+    gc.collect()  # an AsyncResult unsubscribes when it is collected, so it must go before its Redis does
+    app.close()
+
+
+class Canvas:
+    """One of each kind, all begun and none ended."""
+
+    def __init__(self, app: Celery, client: Client) -> None:
+        long = app.signature("orcd.generate", kwargs=LONG, immutable=True)
+        short = app.signature("orcd.generate", kwargs=SHORT, immutable=True)
+        chunk = app.signature("orcd.generate_chunk", kwargs={"requests": [SHORT, SHORT]}, immutable=True)
+        self.app = app
+        self.chain = chain(long, short, chunk, app=app).apply_async()
+        self.group = group([long, long, short], app=app).apply_async()
+        self.chord = chord([long, short], chunk, app=app).apply_async()
+        self.linked = long.apply_async(link=short.clone().set(task_id="link"))
+        self.limited = app.signature("orcd.generate", kwargs=ENDLESS, immutable=True).apply_async(
+            time_limit=2, link_error=short.clone().set(task_id="link-error")
+        )
+        self.chunk = app.send_task("orcd.generate_chunk", kwargs={"requests": [LONG, SHORT, LONG]})
+        self.job_id = client.submit(**LONG)
+        self.other = app.send_task("orcd.generate", kwargs={"job_id": self.job_id})
+        begun = [
+            self.chain.parent.parent,
+            self.group[0],
+            self.group[1],
+            self.chord.parent[0],
+            self.linked,
+            self.limited,
+        ]
+        self.begun = [*(result.id for result in begun), f"{self.chunk.id}-0", f"{self.chunk.id}-2", self.job_id]
+
+    def tokens(self, result: Any) -> Any:
+        value = result.get(timeout=60)
+        return [each["tokens_out"] for each in value] if isinstance(value, list) else value["tokens_out"]
+
+    def check(self) -> None:
+        """Every result is there, and is the right one."""
+        first, second, third = self.chain.parent.parent, self.chain.parent, self.chain
+        assert [self.tokens(result) for result in (first, second, third)] == [250, 8, [8, 8]]
+        assert [self.tokens(result) for result in self.group] == [250, 250, 8]
+        assert self.tokens(self.chord) == [8, 8]
+        assert [self.tokens(result) for result in self.chord.parent] == [250, 8]
+        assert [self.tokens(result) for result in (self.linked, AsyncResult("link", app=self.app))] == [250, 8]
+        with pytest.raises(InferenceTimeout):
+            self.limited.get(timeout=60)
+        assert self.tokens(AsyncResult("link-error", app=self.app)) == 8
+        assert self.tokens(self.chunk) == [250, 8, 250]
+        parts = [AsyncResult(f"{self.chunk.id}-{index}", app=self.app) for index in range(3)]
+        assert [self.tokens(part) for part in parts] == [250, 8, 250]
+        assert self.tokens(self.other) == self.tokens(AsyncResult(self.job_id, app=self.app)) == 250
+
+
+@pytest.mark.parametrize("leave", [signal.SIGTERM, signal.SIGQUIT, signal.SIGKILL], ids=lambda number: number.name)
+def test_every_result_is_right_when_its_worker_leaves_in_the_middle(
+    app: Celery, client: Client, connection: redis.Redis, redis_url: str, demo_model: Path, tmp_path: Path, leave: Any
+) -> None:
+    """F08, F10: by SIGQUIT, Celery's cold shutdown, all jobs were cancelled."""
+    with WorkerProcess(redis_url, demo_model, tmp_path) as first:
+        canvas = Canvas(app, client)
+        wait_until_running(client, canvas.begun, 3)
+        os.kill(first.engine_pid, signal.SIGSTOP)  # so none of them ends here
+        if leave == signal.SIGKILL:
+            first.kill()
+        else:
+            first.process.send_signal(leave)
+            first.process.wait(30)
+        assert len(first.events("execute_start")) - len(first.events("execute_end")) >= len(canvas.begun) - 1
+    with WorkerProcess(redis_url, demo_model, tmp_path) as second:
+        canvas.check()
+        assert second.events("execute_start")
+        wait_until(lambda: not connection.keys("orcd:*:messages"))

@@ -1,0 +1,71 @@
+"""A job runner on a real Redis, with the test in the place of its claimer, its engine and its publisher."""
+
+from __future__ import annotations
+
+import io
+import json
+import threading
+from queue import SimpleQueue
+from typing import Any
+
+from orcd.request import parse
+from orcd.store.claim import Claim
+from orcd.store.enqueue import Message
+from orcd.store.job_store import JobStore
+from tasks.dispatch.active_job import ActiveJob
+from tasks.dispatch.delivery import Outcome
+from tasks.dispatch.job_runner import JobRunner, Release
+from tasks.dispatch.prompt_encoder import Prompt
+from tasks.observe.observer import Observer
+from tests.tasks.dispatch.small_tokenizer import TOKENIZER
+from worker import contract
+from worker.log import EventLog
+from worker.settings import Settings
+from worker.text.detokenizer import Detokenizer
+
+REQUEST = parse({"prompt": "x", "max_tokens": 9})
+READY = contract.Ready("m", "qwen2", "cpu", 9, 64, 64, 8, 1, 1, 1, "f-float32-cpu-1")
+
+
+class RunnerScene:
+    """A job runner and what came out of it."""
+
+    def __init__(self, store: JobStore) -> None:
+        self.store = store
+        self.published: list[Message] = []
+        self.outcomes: list[tuple[str, Outcome]] = []
+        self.lost = threading.Event()
+        self.log = io.StringIO()
+        observer = Observer(EventLog("json", "w", self.log), "w", "m")
+        self.deaths: SimpleQueue[tuple[str, BaseException | None]] = SimpleQueue()
+        self.runner = JobRunner(
+            Settings(device="cpu"),
+            store,
+            observer,
+            self.published.append,
+            self.lost.set,
+            lambda *death: self.deaths.put(death),
+        )
+
+    def begin(self, job_id: str) -> ActiveJob:
+        """Claim a job and hand it to the job runner."""
+        claim = self.store.claim([job_id])[0]
+        assert isinstance(claim, Claim), claim
+        prompt = Prompt([1, 2], contract.Sampling(max_tokens=9), lambda: Detokenizer(TOKENIZER))
+        job = ActiveJob(claim, prompt, READY, lambda outcome: self.outcomes.append((job_id, outcome)))
+        self.runner.put(job)
+        return job
+
+    def say(self, job: ActiveJob, *ids: int, finish: contract.FinishReason | None = None) -> None:
+        """What the engine draws for the job."""
+        output = contract.TokenOutput(job.request_id, 0, ids, finish)
+        self.runner.put(contract.Outputs((output,)))
+
+    def release(self) -> None:
+        """Have all jobs given back, as at the end of a worker."""
+        self.runner.put(Release(threading.Event()))
+        self.runner.run_batch()
+
+    def log_events(self) -> list[dict[str, Any]]:
+        """What was logged so far."""
+        return [json.loads(line) for line in self.log.getvalue().splitlines()]

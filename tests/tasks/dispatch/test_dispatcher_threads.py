@@ -1,0 +1,124 @@
+"""A worker that loses one of its threads leaves in order, and its jobs go on elsewhere (F05); real workers."""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orcd.client import Client
+from tests.tasks.worker_process import WorkerProcess, wait_until_running
+
+LONG: dict[str, Any] = {"prompt_token_ids": [9, 8, 7], "max_tokens": 300, "seed": 4, "ignore_eos": True}
+SHORT: dict[str, Any] = {"prompt_token_ids": [5], "max_tokens": 2, "ignore_eos": True}
+
+ASSASSIN = """
+import ctypes, sys, threading, time
+from pathlib import Path
+
+def wait():
+    victim = Path({victim!r})
+    while not victim.exists():
+        time.sleep(0.02)
+    name = victim.read_text()
+    while True:  # an exception of this kind arrives when the thread next runs Python code
+        for thread in threading.enumerate():
+            if thread.name == name:
+                ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident), ctypes.py_object(KeyError))
+        time.sleep(0.2)
+
+if "--fd" not in sys.orig_argv:  # not in the engine process
+    threading.Thread(target=wait, daemon=True).start()
+"""
+
+Kill = Callable[[str], None]
+
+
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port: int = server.getsockname()[1]
+        return port
+
+
+@pytest.fixture
+def variables(tmp_path: Path) -> dict[str, str]:
+    """What makes a worker's threads mortal."""
+    folder = tmp_path / "assassin"
+    folder.mkdir()
+    (folder / "sitecustomize.py").write_text(ASSASSIN.format(victim=str(tmp_path / "victim")))
+    return {"PYTHONPATH": os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")])}
+
+
+@pytest.fixture
+def kill(tmp_path: Path) -> Kill:
+    """Let the thread of this name die."""
+
+    def kill(thread: str) -> None:
+        (tmp_path / "half").write_text(thread)
+        (tmp_path / "half").rename(tmp_path / "victim")
+
+    return kill
+
+
+def _readiness(port: int) -> Iterator[int]:
+    """What a probe is told, again and again; 0 once nobody answers."""
+    while True:
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=5) as response:
+                yield response.status
+        except urllib.error.HTTPError as error:
+            yield error.code
+        except OSError:
+            yield 0
+            return
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize(
+    "thread",
+    ["claimer", "job runner", "engine reader", "engine writer", "lease keeper", "maintenance", "health server"],
+)
+def test_a_worker_that_loses_a_thread_gives_its_jobs_back_and_leaves(
+    redis_url: str, demo_model: Path, tmp_path: Path, variables: dict[str, str], kill: Kill, thread: str
+) -> None:
+    port = _free_port()
+    with (
+        WorkerProcess(redis_url, demo_model, tmp_path, ORCD_METRICS_PORT=str(port), **variables) as worker,
+        Client(redis_url) as client,
+    ):
+        job_id = client.submit(**LONG | {"max_tokens": 900})
+        wait_until_running(client, [job_id], 5)
+        readiness = _readiness(port)
+        assert next(readiness) == 200
+        kill(thread)
+        for status in readiness:
+            if status != 200:
+                break
+            client.submit(**SHORT)  # a thread that waits for something wakes
+        assert worker.process.wait(20) == 1
+        died = [event for event in worker.events("error") if event.get("thread")]
+        assert (died[0]["thread"], died[0]["cause"], died[0]["code"]) == (thread, "KeyError", "INTERNAL")
+        status = client.status(job_id)
+        assert (status.state, status.attempt) == ("queued", 0), "given back, which is nobody's failure"
+
+
+def test_the_jobs_of_a_worker_that_lost_its_job_runner_go_on_elsewhere(
+    redis_url: str, demo_model: Path, tmp_path: Path, variables: dict[str, str], kill: Kill
+) -> None:
+    with Client(redis_url) as client, WorkerProcess(redis_url, demo_model, tmp_path, **variables) as loser:
+        expected = client.result(client.submit(**LONG), timeout=60)
+        job_id = client.submit(**LONG)
+        wait_until_running(client, [job_id], 20)
+        with WorkerProcess(redis_url, demo_model, tmp_path):
+            kill("job runner")
+            result = client.result(job_id, timeout=30)
+            assert (result.state, result.text) == ("succeeded", expected.text)
+            assert client.status(job_id).attempt == 1
+        assert loser.process.wait(20) == 1

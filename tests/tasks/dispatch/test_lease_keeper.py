@@ -1,0 +1,148 @@
+"""Leases are renewed on a thread of their own, which only its owner ends."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from queue import Empty, SimpleQueue
+from typing import Any
+
+import pytest
+import redis
+
+from orcd.client import Client
+from orcd.store import schema
+from orcd.store.claim import Claim, Lease
+from orcd.store.job_store import JobStore
+from tasks.dispatch.active_job import Termination
+from tasks.dispatch.lease_keeper import LeaseKeeper
+from tests.conftest import wait_until
+from tests.orcd.job_record import submit
+from tests.orcd.job_writer import MakeStore
+
+LEASE_MS = 90
+
+
+class Scene:
+    """A lease keeper with what it says."""
+
+    def __init__(self, store: JobStore) -> None:
+        self.store = store
+        self.told: SimpleQueue[Termination] = SimpleQueue()
+        self.failures: list[redis.RedisError] = []
+        self.deaths: list[Any] = []
+        self.keeper = LeaseKeeper(
+            store, LEASE_MS, self.told.put, self.failures.append, lambda *death: self.deaths.append(death)
+        )
+
+    def claim(self, job_id: str = "a") -> Lease:
+        """Submit, claim and keep a job."""
+        submit(self.store, job_id)
+        claim = self.store.claim([job_id])[0]
+        assert isinstance(claim, Claim)
+        self.keeper.keep(job_id, claim.lease)
+        return claim.lease
+
+
+@pytest.fixture
+def scene(make_store: MakeStore) -> Iterator[Scene]:
+    scene = Scene(make_store(lease_ms=LEASE_MS))
+    scene.keeper.start()
+    yield scene
+    scene.keeper.stop()
+    assert scene.deaths == []
+
+
+def test_a_job_outlives_its_lease_many_times_over(scene: Scene, make_store: MakeStore) -> None:
+    scene.claim()
+    other = make_store("worker-2")
+    end = time.monotonic() + 10 * LEASE_MS / 1000
+    while time.monotonic() < end:
+        assert other.claim(["a"])[0] == "busy"
+        time.sleep(0.005)
+    assert scene.told.empty()
+
+
+def test_a_lease_that_was_dropped_is_renewed_no_more(scene: Scene, make_store: MakeStore) -> None:
+    lease = scene.claim()
+    scene.keeper.drop("a", lease)
+    time.sleep(2 * LEASE_MS / 1000)
+    assert isinstance(make_store("worker-2").claim(["a"])[0], Claim)
+    assert scene.told.empty()
+
+
+def test_dropping_an_earlier_lease_leaves_the_later_one(scene: Scene, make_store: MakeStore) -> None:
+    earlier = scene.claim()
+    scene.store.release({"a": earlier})
+    later = scene.claim()
+    scene.keeper.drop("a", earlier)
+    time.sleep(2 * LEASE_MS / 1000)
+    assert make_store("worker-2").claim(["a"])[0] == "busy"
+    assert later != earlier
+
+
+def test_a_job_that_somebody_else_has_taken_is_to_be_dropped_without_an_error(
+    scene: Scene, make_store: MakeStore
+) -> None:
+    lease = scene.claim()
+    scene.store.release({"a": lease})
+    assert isinstance(make_store("worker-2").claim(["a"])[0], Claim)
+    assert scene.told.get(timeout=5) == Termination("a", None, lease)
+
+
+def test_a_cancellation_that_nobody_heard_is_found_by_its_flag(scene: Scene, redis_url: str) -> None:
+    lease = scene.claim()
+    with Client(redis_url) as client:
+        client.cancel("a")
+    told = scene.told.get(timeout=5)
+    assert (told.job_id, told.lease, told.error and told.error.code) == ("a", lease, "CANCELLED")
+
+
+def test_without_jobs_too_it_is_noted_that_the_worker_serves_its_queues(scene: Scene, connection: redis.Redis) -> None:
+    wait_until(lambda: connection.zscore("orcd:served", "orcd.demo"))
+
+
+def test_one_jobs_key_of_another_type_costs_no_other_its_lease(
+    scene: Scene, make_store: MakeStore, connection: redis.Redis
+) -> None:
+    """F15."""
+    scene.claim("bad")
+    scene.claim("good")
+    connection.delete(schema.job_key("bad"))
+    connection.rpush(schema.job_key("bad"), "no", "record")
+    assert scene.told.get(timeout=5).job_id == "bad"
+    time.sleep(2 * LEASE_MS / 1000)
+    assert make_store("worker-2").claim(["good"])[0] == "busy"
+
+
+def test_redis_errors_of_every_kind_are_told_and_tried_again_soon_enough_for_the_lease(
+    scene: Scene, make_store: MakeStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    renew = scene.store.renew
+    errors = [redis.ConnectionError("away"), redis.ReadOnlyError("replica"), redis.ResponseError("OOM")]
+    left = iter(errors)
+
+    def failing(leases: dict[str, Lease]) -> Any:
+        for error in left:
+            raise error
+        return renew(leases)
+
+    monkeypatch.setattr(scene.store, "renew", failing)
+    wait_until(lambda: len(scene.failures) == 3)
+    assert scene.failures == errors
+    scene.claim()
+    time.sleep(2 * LEASE_MS / 1000)
+    assert make_store("worker-2").claim(["a"])[0] == "busy"
+
+
+def test_it_stops_while_redis_is_away(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_leases: Any) -> Any:
+        raise redis.ConnectionError("away")
+
+    monkeypatch.setattr(scene.store, "renew", fail)
+    wait_until(lambda: scene.failures)
+    start = time.monotonic()
+    scene.keeper.stop()
+    assert time.monotonic() - start < 1
+    with pytest.raises(Empty):
+        scene.told.get_nowait()

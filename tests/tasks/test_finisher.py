@@ -1,0 +1,104 @@
+"""Work that waits for Redis is done when Redis is back, and no piece of it harms another."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+
+import pytest
+import redis
+
+from tasks.finisher import NUM_THREADS, Finisher
+from tests.conftest import wait_until
+
+
+class Scene:
+    """A finisher, and what it said."""
+
+    def __init__(self) -> None:
+        self.troubles: list[Exception] = []
+        self.deaths: list[str] = []
+        self.prepared: list[str] = []
+        self.finisher = Finisher(
+            lambda: self.prepared.append(threading.current_thread().name),
+            lambda _, error: self.troubles.append(error),
+            lambda name, _: self.deaths.append(name),
+        )
+        self.finisher.start()
+
+
+@pytest.fixture
+def scene() -> Iterator[Scene]:
+    scene = Scene()
+    yield scene
+    scene.finisher.stop(5)
+    assert scene.deaths == []
+
+
+def test_each_thread_is_prepared_once(scene: Scene) -> None:
+    wait_until(lambda: len(scene.prepared) == NUM_THREADS)
+    done: list[int] = []
+    for number in range(10):
+        scene.finisher.submit(lambda number=number: done.append(number))  # type: ignore[misc]
+    wait_until(lambda: len(done) == 10)
+    assert len(scene.prepared) == NUM_THREADS
+
+
+def test_what_fails_while_redis_is_away_is_done_when_it_is_back(scene: Scene) -> None:
+    """F17: a result that could not be stored was forgotten, and its message kept its place for ever."""
+    errors: list[Exception] = [redis.ConnectionError(), redis.ReadOnlyError(), redis.TimeoutError()]
+    done = threading.Event()
+
+    def work() -> None:
+        if errors:
+            raise errors.pop()
+        done.set()
+
+    scene.finisher.submit(work)
+    assert done.wait(10)
+    assert len(scene.troubles) == 3
+
+
+def test_what_fails_for_ever_stops_nothing_else(scene: Scene) -> None:
+    done: list[int] = []
+
+    def work() -> None:
+        raise redis.ResponseError("WRONGTYPE")
+
+    for number in range(NUM_THREADS):
+        scene.finisher.submit(work)
+        scene.finisher.submit(lambda number=number: done.append(number))  # type: ignore[misc]
+    wait_until(lambda: len(done) == NUM_THREADS)
+
+
+def test_any_other_failure_concerns_one_piece_of_work(scene: Scene) -> None:
+    done = threading.Event()
+
+    def work() -> None:
+        raise KeyError("x")
+
+    for _ in range(NUM_THREADS * 2):
+        scene.finisher.submit(work)
+    scene.finisher.submit(done.set)
+    assert done.wait(10)
+    assert [type(error) for error in scene.troubles] == [KeyError] * NUM_THREADS * 2
+
+
+def test_at_the_end_what_is_queued_is_done_and_what_waits_for_redis_is_left() -> None:
+    scene = Scene()
+    done: list[int] = []
+    tries: list[int] = []
+
+    def away() -> None:
+        tries.append(1)
+        raise redis.ConnectionError
+
+    scene.finisher.submit(away)
+    wait_until(lambda: tries)
+    for number in range(5):
+        scene.finisher.submit(lambda number=number: done.append(number))  # type: ignore[misc]
+    assert scene.finisher.is_waiting
+    scene.finisher.stop(0.5)
+    assert done == list(range(5))
+    assert not scene.finisher.is_waiting
+    assert scene.deaths == []

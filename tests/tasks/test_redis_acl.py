@@ -1,0 +1,154 @@
+"""The rights in docs/redis.acl are enough for workers, clients and Flower, and none of them is more than they use."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+from celery import Celery, chord, group
+
+from orcd.async_client import AsyncClient
+from orcd.client import Client
+from tasks.app import create_app
+from tests.conftest import wait_until
+from tests.orcd.redis_servers import ConfiguredServer
+from tests.tasks.worker_process import WorkerProcess, wait_until_running
+from worker.settings import Settings
+
+RIGHTS = Path(__file__).parents[2] / "docs" / "redis.acl"
+REQUEST: dict[str, Any] = {"prompt": "once", "max_tokens": 20, "temperature": 0, "ignore_eos": True}
+CONTAINERS = ("script", "pubsub", "client", "object")
+FREE = {"hello", "auth"}
+"""Commands that no right is needed for."""
+
+
+class Watch:
+    """Notes the commands that Redis runs, also those of scripts, until the block ends."""
+
+    def __init__(self, port: int) -> None:
+        self.commands: set[str] = set()
+        self._connection = redis.Redis(port=port)
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def _run(self) -> None:
+        with self._connection.monitor() as monitor:
+            self._started.set()
+            for entry in monitor.listen():
+                name, *arguments = entry["command"].lower().split(" ")
+                if name == "echo":
+                    return
+                self.commands.add(f"{name}|{arguments[0]}" if name in CONTAINERS else name)
+
+    def __enter__(self) -> Watch:
+        self._started = threading.Event()
+        self._thread.start()
+        self._started.wait()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._connection.echo("stop")
+        self._thread.join()
+        self._connection.close()
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[ConfiguredServer]:
+    rights = tmp_path / "redis.acl"
+    rights.write_text(RIGHTS.read_text().replace(">CHANGE-THIS", ">pass"))
+    with ConfiguredServer(aclfile=str(rights)) as server:
+        yield server
+
+
+def test_everything_works_with_the_rights_and_uses_them_all(
+    server: ConfiguredServer, demo_model: Path, tmp_path: Path
+) -> None:
+    url = f"redis://orcd:pass@127.0.0.1:{server.port}/0"
+    with Watch(server.port) as watch, WorkerProcess(url, demo_model, tmp_path) as worker, Client(url) as client:
+        _use_clients(client, url)
+        with create_app(Settings(redis_url=url)) as app:
+            _use_celery(app)
+        _use_command_line(url)
+        job_id = client.submit(**REQUEST | {"max_tokens": 400})
+        wait_until_running(client, [job_id])
+        worker.kill()
+        with WorkerProcess(url, demo_model, tmp_path):
+            assert client.result(job_id, timeout=60).finish_reason == "length"
+    with redis.Redis(port=server.port) as connection:
+        assert connection.acl_log() == []
+    granted = set(re.findall(r"\+(\S+)", RIGHTS.read_text()))
+    used = (watch.commands | _commands_of_scripts()) - FREE
+    assert granted == used & granted, f"docs/redis.acl grants what nobody uses: {sorted(granted - used)}"
+
+
+def _commands_of_scripts() -> set[str]:
+    texts = [path.read_text(encoding="utf-8") for path in files("orcd.store").joinpath("lua").iterdir()]
+    return {name.lower() for text in texts for name in re.findall(r"redis\.p?call(?:\(|, )'([A-Z]+)'", text)}
+
+
+def _use_clients(client: Client, url: str) -> None:
+    async def use() -> str:
+        async with AsyncClient(url) as other:
+            await other.workers()
+            return "".join([text async for text in other.stream(**REQUEST)])
+
+    assert "".join(client.stream(**REQUEST)) == asyncio.run(use())
+    assert "".join(client.stream(**REQUEST | {"max_tokens": 400, "on_disconnect": "cancel"}))
+    job_ids = client.submit_many([REQUEST | {"max_tokens": 400}, REQUEST])
+    wait_until_running(client, job_ids[:1])
+    assert client.cancel(job_ids[0]) == "running"
+    assert [client.result(job_id).finish_reason for job_id in job_ids] == [None, "length"]
+    assert len(client.workers()) == 1
+
+
+def _use_celery(app: Celery) -> None:
+    """Canvas, inline requests, revoking, what Flower asks, and a message that cannot be read."""
+
+    def signature(**fields: Any) -> Any:
+        return app.signature("orcd.generate", kwargs=REQUEST | fields, queue="orcd", immutable=True)
+
+    (signature() | signature()).delay().get(timeout=30)
+    group([signature(), signature()]).delay().get(timeout=30)
+    chord([signature(), signature()])(signature()).get(timeout=30)
+    signature().apply_async(countdown=0.2, link=signature()).get(timeout=30)
+    revoked = signature(max_tokens=400).delay()
+    time.sleep(0.3)
+    revoked.revoke(terminate=True)
+    with pytest.raises(Exception, match="terminated"):
+        revoked.get(timeout=30)
+    inspect = app.control.inspect(timeout=1)
+    assert inspect.stats() and inspect.active_queues()
+    events: list[Any] = []
+    deadline = time.monotonic() + 20
+    with app.connection() as connection:
+        receiver = app.events.Receiver(connection, handlers={"*": events.append})
+        while not events:
+            assert time.monotonic() < deadline, "no event of a worker was seen"
+            with suppress(TimeoutError):
+                receiver.capture(limit=1, timeout=3, wakeup=True)
+
+
+def _use_command_line(url: str) -> None:
+    with redis.Redis(port=int(url.rpartition(":")[2].partition("/")[0])) as connection:
+        connection.lpush("orcd", "unreadable")
+        wait_until(lambda: connection.exists("orcd:dead"))
+        (letter,) = (entry_id.decode() for entry_id, _ in connection.xrange("orcd:dead"))
+    for command in (["dead", "list"], ["dead", "show", letter], ["dead", "retry", letter], ["migrate"]):
+        _run_command(url, *command)
+    _run_command(url, "dead", "drop", "--all")
+
+
+def _run_command(url: str, *arguments: str) -> None:
+    command = [sys.executable, "-m", "orcd", *arguments, "--redis", url]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
