@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
+from itertools import chain, repeat
 from types import TracebackType
 from typing import Any, Unpack
 
@@ -165,12 +166,11 @@ class AsyncClient:
         return [submission.message.job_id for submission in batch]
 
     async def _follow(self, stream: EventStream) -> AsyncGenerator[Event, None]:
+        readings = chain([self._replay], repeat(self._subscribe))  # a job that has ended needs no subscription
         with redis_errors(self._settings):
-            async for event in self._replay(stream):  # first, so that an ended job needs no subscription
-                yield event
             while not stream.ended:
                 try:
-                    async with aclosing(self._subscribe(stream)) as events:
+                    async with aclosing(next(readings)(stream)) as events:
                         async for event in events:
                             yield event
                 except TRANSIENT_ERRORS as error:

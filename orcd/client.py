@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
+from itertools import chain, repeat
 from types import TracebackType
 from typing import Any, Unpack
 
@@ -155,11 +156,11 @@ class Client:
         return [submission.message.job_id for submission in batch]
 
     def _follow(self, stream: EventStream) -> Generator[Event, None, None]:
+        readings = chain([self._replay], repeat(self._subscribe))  # a job that has ended needs no subscription
         with redis_errors(self._settings):
-            yield from self._replay(stream)  # first, so that an ended job needs no subscription
             while not stream.ended:
                 try:
-                    yield from self._subscribe(stream)
+                    yield from next(readings)(stream)
                 except TRANSIENT_ERRORS as error:
                     time.sleep(stream.backoff_s(error))
 

@@ -20,6 +20,7 @@ from orcd.events import Cursor, End, Event, Position, Queued, Started, Token, de
 from orcd.status import Look
 from orcd.store import schema
 from orcd.store.backoff import Backoff
+from orcd.store.redis_connection import is_refusal
 from orcd.store.token_log import Entry, damaged, read_entry, terminal_error
 
 POLL_S = 2.0
@@ -68,7 +69,12 @@ class EventStream:
         return min(POLL_S, self._time_left_s())
 
     def backoff_s(self, error: redis.RedisError) -> float:
-        """How long to wait after ``error`` before connecting again. Raises it when Redis has been away too long."""
+        """How long to wait after ``error`` before connecting again.
+
+        Raises it when Redis has been away too long, and at once where it is there and refuses us.
+        """
+        if is_refusal(error) and not isinstance(error, NoScriptError):
+            raise error
         return min(self._backoff.failed(error), self._time_left_s())
 
     def received(self, message: dict[str, Any] | None) -> list[Event] | None:

@@ -13,6 +13,9 @@ UInt8 = NDArray[np.uint8]
 _UNIFORM_DEVIATION = {"Q4_0": 4.61, "Q5_0": 9.23, "Q8_0": 73.9, "Q4_K": 168.0, "Q5_K": 337.0, "Q6_K": 1366.0}
 _MEAN_QUANT = {"Q4_K": 7.5, "Q5_K": 15.5}
 
+MADE_DIRECTLY = ("F32", "MXFP4", *_UNIFORM_DEVIATION)
+"""The formats that `random_blocks` makes. Others are quantised by the gguf library, which cannot make K formats."""
+
 
 def random_blocks(format_: Format, shape: tuple[int, ...], deviation: float, rng: np.random.Generator) -> UInt8:
     """Blocks [..., row_bytes] of a tensor of ``shape`` whose numbers deviate by about ``deviation`` from 0."""
@@ -24,12 +27,12 @@ def random_blocks(format_: Format, shape: tuple[int, ...], deviation: float, rng
     blocks = np.frombuffer(bytearray(rng.bytes(num_blocks * format_.block_bytes)), np.uint8)
     blocks = blocks.reshape(num_blocks, format_.block_bytes)
     if format_.name == "MXFP4":
-        blocks[:, 0] = 128 + round(np.log2(deviation / 6.1))
+        blocks[:, format_.scales_at] = 128 + round(np.log2(deviation / 6.1))
     else:
         scale = deviation / _UNIFORM_DEVIATION[format_.name]
         signs = rng.choice([-1, 1], num_blocks)  # Q4_0 and Q5_0 hold one negative number more than positive ones
         scales = (scale * signs * rng.uniform(0.8, 1.2, num_blocks)).astype(np.float16)
-        at = 208 if format_.name == "Q6_K" else 0
+        at = format_.super_at if format_.scaling.super_bytes else format_.scales_at
         blocks[:, at : at + 2] = scales.view(np.uint8).reshape(-1, 2)
         if format_.name in _MEAN_QUANT:
             _centre(blocks, scales * np.float16(_MEAN_QUANT[format_.name]))

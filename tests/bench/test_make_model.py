@@ -11,7 +11,7 @@ import pytest
 from kernels.weights.dequant import dequantise
 from kernels.weights.formats import FORMATS
 from tests.bench.make_model import MODELS, main, write_model
-from tests.bench.random_blocks import random_blocks
+from tests.bench.random_blocks import MADE_DIRECTLY, random_blocks
 from tests.worker.model.tiny import FAMILIES
 from worker.model.gguf import open_gguf
 
@@ -37,7 +37,7 @@ def test_a_synthetic_model_is_as_large_as_the_published_one(name: str) -> None:
     assert len(set(vocabulary.tokens)) == len(vocabulary.tokens) == len(vocabulary.types)
 
 
-@pytest.mark.parametrize("name", ["F32", "Q4_0", "Q5_0", "Q8_0", "Q4_K", "Q5_K", "Q6_K", "MXFP4"])
+@pytest.mark.parametrize("name", MADE_DIRECTLY)
 def test_random_blocks_hold_numbers_of_the_wanted_spread(name: str) -> None:
     format_ = FORMATS[name]
     blocks = random_blocks(format_, (16, 4096), 0.02, np.random.default_rng(0))

@@ -20,11 +20,11 @@ from tasks.local.redis_server import RedisServer
 from tests.orcd.job_writer import MakeStore, Writer, claimed, indices, kinds
 
 
-def run(url: str, play: Callable[[AsyncClient], Awaitable[None]]) -> None:
+def run(url: str, play: Callable[[AsyncClient], Awaitable[None]], reconnect_s: float = 5) -> None:
     """Run ``play`` with a client, on an event loop of its own."""
 
     async def main() -> None:
-        async with AsyncClient(url, reconnect_s=5) as client:
+        async with AsyncClient(url, reconnect_s=reconnect_s) as client:
             await asyncio.wait_for(play(client), 20)
 
     asyncio.run(main())
@@ -150,13 +150,27 @@ def test_a_restart_of_redis_loses_nothing(redis_server: RedisServer):
     run(redis_server.url, play)
 
 
+def test_a_stream_that_begins_while_redis_is_away_waits_for_it(redis_server: RedisServer):
+    async def play(client: AsyncClient) -> None:
+        job_id = await client.submit(prompt="x")
+        await client.cancel(job_id)
+        redis_server.kill()
+        reading = asyncio.create_task(client.result(job_id))
+        await asyncio.sleep(1.5)
+        assert not reading.done()
+        redis_server.start()
+        assert (await reading).state == "cancelled"
+
+    run(redis_server.url, play)
+
+
 def test_redis_not_there_is_one_line_without_the_password():
     async def play(client: AsyncClient) -> None:
         for call in (client.submit(prompt="x"), client.cancel("a"), listed(client.events("a"))):
             with pytest.raises(RedisUnavailable, match=r"cannot reach Redis at redis://:\*\*@127.0.0.1:1/0; start it"):
                 await call
 
-    run("redis://:secret@127.0.0.1:1/0", play)
+    run("redis://:secret@127.0.0.1:1/0", play, reconnect_s=0.3)
 
 
 def test_a_job_that_vanishes_ends_the_stream(redis_url: str, connection: redis.Redis, monkeypatch: pytest.MonkeyPatch):

@@ -51,6 +51,18 @@ def test_a_restart_of_redis_loses_nothing(redis_server: RedisServer):
         assert indices(reading.result(timeout=20)) == [1, 2, 3, 4, 5]
 
 
+def test_a_stream_that_begins_while_redis_is_away_waits_for_it(redis_server: RedisServer):
+    with Client(redis_server.url) as client, ThreadPoolExecutor(1) as pool:
+        job_id = client.submit(prompt="x")
+        client.cancel(job_id)
+        redis_server.kill()
+        reading = pool.submit(lambda: client.result(job_id))
+        time.sleep(1.5)
+        assert not reading.done()
+        redis_server.start()
+        assert reading.result(timeout=20).state == "cancelled"
+
+
 def test_a_redis_that_stays_away_ends_the_stream_with_one_clear_error(redis_server: RedisServer):
     with Client(redis_server.url, reconnect_s=0.3) as client:
         events = client.events(client.submit(prompt="x"))
@@ -89,7 +101,7 @@ def test_what_was_logged_but_never_heard_is_found(client: Client, make_store: Ma
 
 
 def test_redis_not_there_is_one_line_without_the_password():
-    with Client("redis://:secret@127.0.0.1:1/0") as client:
+    with Client("redis://:secret@127.0.0.1:1/0", reconnect_s=0.3) as client:
         for call in (
             lambda: client.submit(prompt="x"),
             lambda: client.cancel("a"),

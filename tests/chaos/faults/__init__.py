@@ -1,0 +1,1 @@
+"""What may go wrong, a class a fault; `catalogue.FAULTS` lists them."""
