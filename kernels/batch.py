@@ -69,7 +69,7 @@ def encode_draw(draw: Number) -> Number:
     return -1 - draw
 
 
-decode_draw = encode_draw  # -1 - x is its own inverse; `resolved` of cuda/decode_step/decode_step.cu decodes the same
+decode_draw = encode_draw  # -1 - x is its own inverse; cuda/decode_step/decode_step.cu has it under the same name
 
 
 def encode_token(token: int | PreviousDraw) -> int:
@@ -84,13 +84,13 @@ class Step(Generic[Array]):
     ``T`` tokens of ``S`` sequences; sequence ``s`` owns tokens ``query_starts[s]:query_starts[s + 1]``, its last
     ones: after the step its cache holds ``context_lengths[s]`` tokens, in the blocks of ``block_tables[s]``. All int32.
 
-    A CUDA graph runs a step padded to its bucket, R = T = S: padded rows have token id 0, position -1, slot -1 and
+    A CUDA graph runs a step padded to its bucket, R = T = S: padded rows have token id 0, position -1, KV slot -1 and
     context and sequence length 0.
     """
 
     token_ids: Array  # [T]
     positions: Array  # [T] position in the sequence
-    slots: Array  # [T] where the token's K and V go: block_id * block_tokens + offset
+    slots: Array  # [T] KV slots, where the tokens' K and V go: block_id * block_tokens + offset
     sequence_rows: Array  # [T] which row of the arrays of sequences below is the token's
     query_starts: Array  # [S + 1]
     context_lengths: Array  # [S]

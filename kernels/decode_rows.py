@@ -63,7 +63,7 @@ class DecodeRows(Generic[Array]):
 
     token_ids: Array  # [N] int32, like all but `sampling` and `updates`
     positions: Array  # [N] of the tokens, or EMPTY_ROW
-    slots: Array  # [N]
+    slots: Array  # [N] KV slots
     context_lengths: Array  # [N]
     sequence_lengths: Array  # [N]
     block_tables: Array  # [N, max_blocks]

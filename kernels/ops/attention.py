@@ -71,7 +71,7 @@ class RopeAttentionParams(CudaStruct, source="attention/attention"):
 
     attention: AttentionParams
     rope: RopeParams
-    slots: Pointer  # [num_tokens] int32: block * block_tokens + row, -1: padding
+    slots: Pointer  # [num_tokens] int32 KV slots: block * block_tokens + row, -1: padding
     num_blocks: Int32  # of the cache
 
 
@@ -85,7 +85,7 @@ def variants() -> list[Variant]:
 def cache_shape(num_blocks: int, block_tokens: int, num_kv_heads: int, head_dim: int) -> tuple[int, int, int, int]:
     """Shape of the array of a layer's keys, or values: the tokens of a block lie together for each KV head.
 
-    What slot ``s`` holds for head ``h`` is ``cache[s // block_tokens, h, s % block_tokens]``.
+    What KV slot ``s`` holds for head ``h`` is ``cache[s // block_tokens, h, s % block_tokens]``.
     """
     if block_tokens % 16:
         raise ValueError(f"cache blocks of {block_tokens} tokens: attention on CUDA wants a multiple of 16")

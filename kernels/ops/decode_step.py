@@ -25,7 +25,7 @@ class BeginParams(CudaStruct, source=_SOURCE):
 
     token_ids: Pointer  # [capacity] int32, like all others but output_positions, sampling_rows and updates
     positions: Pointer  # [capacity]
-    slots: Pointer  # [capacity]
+    slots: Pointer  # [capacity] KV slots
     context_lengths: Pointer  # [capacity]
     sequence_lengths: Pointer  # [capacity]
     block_tables: Pointer  # [capacity, max_blocks]
@@ -64,7 +64,7 @@ def begin_decode(context: Context, rows: DecodeRows[DeviceArray], num_rows: int,
     """Make the first ``num_rows`` rows the next step.
 
     Rows that hold a sequence go on with the id they drew (an id of -1 counts as 0), then ``updates`` are applied, to
-    any row, and forgotten, then slots of ``block_tokens`` a block are found.
+    any row, and forgotten, then KV slots of ``block_tokens`` a block are found.
     """
     capacity, max_blocks = rows.block_tables.shape
     assert num_rows <= capacity

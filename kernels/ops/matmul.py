@@ -9,6 +9,14 @@ from typing import NamedTuple
 import numpy as np
 
 from kernels.ops.activation import swiglu_rows
+from kernels.ops.matmul_params import (
+    NO_ROUTING,
+    HopperTiledParams,
+    OutputParams,
+    RoutingParams,
+    SmallBatchParams,
+    TiledParams,
+)
 from kernels.ops.matmul_tuning import (
     BLOCK_OUTPUTS,
     SmallBatchShape,
@@ -18,15 +26,14 @@ from kernels.ops.matmul_tuning import (
     small_batch_shape,
     tile_shape,
 )
-from kernels.ops.norm import NO_NORM, DeviceNorm, NormParams, norm_params, norm_rows
+from kernels.ops.norm import NO_NORM, DeviceNorm, norm_params, norm_rows
 from kernels.runtime.compiler import Variant
 from kernels.runtime.cuda_constants import declare_enum
-from kernels.runtime.cuda_struct import CudaStruct, Float32, Int32, Pointer
 from kernels.runtime.device_array import DeviceArray, pointer_of
 from kernels.runtime.launcher import Context
-from kernels.runtime.tma import TensorMap, tensor_map
+from kernels.runtime.tma import tensor_map
 from kernels.weights.formats import CHUNK, FORMATS
-from kernels.weights.packed import MatrixParams, PackedMatrix, Projection
+from kernels.weights.packed import PackedMatrix, Projection
 
 
 class Epilogue(IntEnum):
@@ -40,62 +47,7 @@ class Epilogue(IntEnum):
     GELU = 5
 
 
-class OutputParams(CudaStruct, source="matmul/matmul"):
-    """Where a product goes, and what becomes of it first."""
-
-    out: Pointer  # [num_out_rows, stride] float16 or float32, as the epilogue says
-    stride: Int32
-    column: Int32
-    epilogue: Int32
-    alpha: Float32
-    limit: Float32
-
-
-class RoutingParams(CudaStruct, source="matmul/matmul"):
-    """Which experts a token goes through: those with the largest logits."""
-
-    router_logits: Pointer  # [num_tokens, num_experts] float32
-    num_experts: Int32
-    num_used: Int32
-    x_row_of_pair: Int32
-
-
-class SmallBatchParams(CudaStruct, source="matmul/matmul"):
-    """What matmul_gemv* and matmul_small_batch are given."""
-
-    matrix: MatrixParams
-    output: OutputParams
-    x: Pointer  # [num_x_rows, width] float16; matmul_gemv_normed: float32
-    x_rows: Pointer  # [num_tokens] int32: which row of x; null: in order
-    norm: NormParams  # matmul_gemv_normed
-    routing: RoutingParams  # matmul_gemv_routed
-    num_tokens: Int32
-    tiles_at_once: Int32  # of a block
-    ring_at: Int32  # where in shared memory weights are
-    overlaps_previous: Int32
-
-
-class TiledParams(CudaStruct, source="matmul/matmul"):
-    """What matmul_reduce is given, and matmul_tiled_N but for Hopper."""
-
-    matrix: MatrixParams
-    output: OutputParams
-    x: Pointer  # [num_x_rows, width] float16
-    num_tokens: Int32
-    partials: Pointer  # [num_partitions, num_tokens, num_rows] float32: partitions computed by several blocks
-    tiles: Pointer  # [num_tiles, 4] int32: (expert, first token, number of tokens, -); null: equal ones
-    num_tiles: Pointer  # [1] int32
-
-
-class HopperTiledParams(CudaStruct, source="matmul/matmul_tiled"):
-    """What matmul_tiled_N is given on Hopper."""
-
-    tiled: TiledParams
-    x_map: TensorMap  # of x, boxes of 64 columns by the tokens of a tile
-
-
-_NO_ROUTING = RoutingParams(router_logits=0, num_experts=0, num_used=0, x_row_of_pair=0)
-declare_enum("matmul/matmul_epilogue.cuh", "EpilogueKind", [kind.name for kind in Epilogue])
+declare_enum("matmul/matmul_epilogue.cuh", "EpilogueKind", [*(kind.name for kind in Epilogue), "NUM_EPILOGUES"])
 
 
 class Product(NamedTuple):
@@ -205,7 +157,7 @@ def multiply_small_batch(context: Context, product: Product) -> None:
     num_tokens, is_normed = product.out.shape[0], product.norm is not None
     shape = small_batch_shape(context.gpu, product.matrix, num_tokens, normed=is_normed)
     kernel = "matmul_small_batch" if num_tokens > 1 else "matmul_gemv_normed" if is_normed else "matmul_gemv"
-    _launch_small_batch(context, kernel, (shape.num_blocks, 1, 1), shape, product, _NO_ROUTING)
+    _launch_small_batch(context, kernel, (shape.num_blocks, 1, 1), shape, product, NO_ROUTING)
 
 
 def multiply_routed(context: Context, product: Product, router_logits: DeviceArray, num_used: int) -> None:
@@ -254,12 +206,14 @@ def multiply_tiled(context: Context, product: Product, tiles: ExpertTiles | None
     """Any number of tokens in tiles: in those given, or else in equal ones."""
     x, matrix, num_tokens = product.x, product.matrix, product.out.shape[0]
     if tiles:
-        size, num_tiles, splits = tiles.size, tiles.entries.shape[0], 1
+        size, num_tiles, grid_partitions = tiles.size, tiles.entries.shape[0], 1
     else:
-        size, splits = tile_shape(context.gpu, matrix.num_rows, matrix.num_chunks, matrix.num_partitions, num_tokens)
+        size, grid_partitions = tile_shape(
+            context.gpu, matrix.num_rows, matrix.num_chunks, matrix.num_partitions, num_tokens
+        )
         num_tiles = -(-num_tokens // size)
     shape = matrix.num_partitions, num_tokens, matrix.num_rows
-    partials = context.scratch(shape, np.float32) if splits > 1 else None
+    partials = context.scratch(shape, np.float32) if grid_partitions > 1 else None
     params = TiledParams(
         matrix=matrix.params,
         output=_output_params(product),
@@ -270,7 +224,7 @@ def multiply_tiled(context: Context, product: Product, tiles: ExpertTiles | None
         num_tiles=tiles.num_tiles.pointer if tiles else 0,
     )
     hopper = HopperTiledParams(tiled=params, x_map=tensor_map(x, (size, CHUNK))) if context.gpu.has_wgmma else None
-    grid = (-(-matrix.num_rows // BLOCK_OUTPUTS), num_tiles, splits)
+    grid = (-(-matrix.num_rows // BLOCK_OUTPUTS), num_tiles, grid_partitions)
     context.launch(
         "matmul/matmul_tiled",
         f"matmul_tiled_{size}",

@@ -26,8 +26,8 @@ _BARRIER_BYTES = 256  # of such a block, for its barriers
 _ALIGNMENT = 1024  # of x in it
 _PORTABLE_BYTES = 96 * 1024  # of shared memory, for a block on other GPUs
 _MAX_STAGES = 8  # of x in it: as many chunks
-_RESIDENTS = {16: 4, 32: 3, 64: 2}
-"""Blocks on an SM by the tokens of their tiles, one for other sizes: while one waits, others unpack weights."""
+_BLOCKS_PER_SM = {16: 4, 32: 3, 64: 2}
+"""Occupancy by the tokens of a block's tile, one block for other sizes: while one waits, others unpack weights."""
 
 SHAPES_APART = 64
 """Shapes are chosen at the tiles that are smaller and at multiples of so many tokens."""
@@ -111,24 +111,24 @@ _REDUCE_US, _REDUCED_BYTES_PER_US = 1.5, 4.4e6
 
 @lru_cache(4096)
 def tile_shape(gpu: GpuSpec, num_rows: int, num_chunks: int, num_partitions: int, num_tokens: int) -> tuple[int, int]:
-    """For ``num_rows`` outputs: tokens of a tile; the number of partitions if they are blocks of their own, else 1."""
+    """For ``num_rows`` outputs: (tokens of a tile, blocks that its partitions are computed by: 1, or one each)."""
     smaller = (size for size in SUMMING_SIZES if num_tokens <= size < SHAPES_APART)
     num_tokens = next(smaller, -(-num_tokens // SHAPES_APART) * SHAPES_APART)
 
-    def estimate(size: int, splits: int) -> float:
+    def estimate(size: int, grid_partitions: int) -> float:
         def round_us(blocks: int) -> float:
-            chunks_us = num_chunks / splits * _CHUNK_US[size] * (1 + _SHARED * (blocks - 1))
+            chunks_us = num_chunks / grid_partitions * _CHUNK_US[size] * (1 + _SHARED * (blocks - 1))
             return chunks_us + _START_US + blocks * size * _STORE_US
 
-        blocks = -(-num_rows // 128) * -(-num_tokens // size) * splits
-        residents = _RESIDENTS.get(size, 1)
-        rounds, more = divmod(-(-blocks // gpu.num_sms), residents)
-        us = rounds * round_us(residents) + (round_us(more) if more else 0)
-        if splits > 1:  # partial sums are written and read
-            us += _REDUCE_US + 4 * (splits + 1) * num_tokens * num_rows / _REDUCED_BYTES_PER_US
+        blocks = -(-num_rows // 128) * -(-num_tokens // size) * grid_partitions
+        blocks_per_sm = _BLOCKS_PER_SM.get(size, 1)
+        rounds, more = divmod(-(-blocks // gpu.num_sms), blocks_per_sm)
+        us = rounds * round_us(blocks_per_sm) + (round_us(more) if more else 0)
+        if grid_partitions > 1:  # partial sums are written and read
+            us += _REDUCE_US + 4 * (grid_partitions + 1) * num_tokens * num_rows / _REDUCED_BYTES_PER_US
         return us
 
-    shapes = [(size, splits) for size in SUMMING_SIZES for splits in {1, num_partitions}]
+    shapes = [(size, grid_partitions) for size in SUMMING_SIZES for grid_partitions in {1, num_partitions}]
     if gpu.has_wgmma:
         shapes.append((LARGEST_SIZE, num_partitions))
     return min(shapes, key=lambda shape: estimate(*shape))
@@ -137,7 +137,7 @@ def tile_shape(gpu: GpuSpec, num_rows: int, num_chunks: int, num_partitions: int
 class TileRing(NamedTuple):
     """What the shared memory of a block of matmul_tiled_N holds: see `Ring` of the two .cuh files."""
 
-    residents: int  # blocks on an SM that the kernel leaves registers for
+    blocks_per_sm: int  # occupancy: for so many blocks on an SM the kernel leaves registers
     group: int  # chunks between two barriers of the block
     weight_stages: int  # groups of weights, or units where these hold several
     stages: int  # groups of x
@@ -150,12 +150,12 @@ def _hopper_ring(format_: Format, size: int) -> TileRing:
     group = 1 if size > SUMMING_SIZES[-1] or not format_.is_scaled else 2
     rest = _ALIGNMENT + _BARRIER_BYTES + format_.ring_units * 2 * 4 * format_.unit_bytes
     # Blocks of a K format have more weights to unpack at once, and need more registers.
-    residents = fitting = 3 if is_k and size == 16 else _RESIDENTS.get(size, 1)
+    blocks_per_sm = fitting = 3 if is_k and size == 16 else _BLOCKS_PER_SM.get(size, 1)
     while fitting > 1 and rest + max(4, 3 * group) * x_bytes > _SM_BYTES // fitting:
         fitting -= 1
     stages = min(_MAX_STAGES, (_SM_BYTES // fitting - rest) // x_bytes) // group
     weight_stages = format_.ring_units // (1 if is_k else group)
-    return TileRing(residents, group, weight_stages, stages, rest + stages * group * x_bytes)
+    return TileRing(blocks_per_sm, group, weight_stages, stages, rest + stages * group * x_bytes)
 
 
 def _portable_ring(format_: Format, size: int) -> TileRing:

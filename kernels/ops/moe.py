@@ -34,7 +34,7 @@ class RouteParams(CudaStruct, source="moe/moe"):
     normed: Pointer  # [num_tokens, width] float16
     logits: Pointer  # [num_tokens, num_experts] float32; moe_logits
     experts: Pointer  # [num_tokens, num_used] int32 by rank; moe_route*
-    shares: Pointer  # [num_tokens, num_used] float32: softmax over the chosen; moe_route*
+    routing_weights: Pointer  # [num_tokens, num_used] float32: softmax over the chosen; moe_route*
     norm: NormParams
     num_tokens: Int32
     num_experts: Int32
@@ -69,7 +69,7 @@ class CombineParams(CudaStruct, source="moe/moe"):
 
     results: Pointer  # [num_tokens * num_used, width] float32 of the experts
     places: Pointer  # [num_tokens, num_used] int32: rows of `results`; null: in order
-    shares: Pointer  # [num_tokens, num_used] float32; null: as `logits` say
+    routing_weights: Pointer  # [num_tokens, num_used] float32; null: as `logits` say
     logits: Pointer  # [num_tokens, num_experts] float32
     out: Pointer  # [num_tokens, width] float32 residual stream, added to
     num_tokens: Int32
@@ -106,7 +106,7 @@ def norm_moe_residual(
     normed = context.scratch((num_tokens, width), np.float16)
     activated = context.scratch((num_pairs, experts.down.width), np.float16)
     results = context.scratch((num_pairs, width), np.float32)
-    logits, chosen, shares = _route(context, x, norm, router, normed)
+    logits, chosen, routing_weights = _route(context, x, norm, router, normed)
     inputs, places, tiles = normed, None, None
     if chosen is not None:
         rows, places, tiles = _plan(context, chosen, router.weight.shape[0], router.num_used)
@@ -119,7 +119,7 @@ def norm_moe_residual(
             multiply_routed(context, product, logits, router.num_used)
         else:
             multiply_tiled(context, product, tiles)
-    _combine(context, results, router, places, shares, logits, out)
+    _combine(context, results, router, places, routing_weights, logits, out)
 
 
 class _Routing(NamedTuple):
@@ -127,7 +127,7 @@ class _Routing(NamedTuple):
 
     logits: DeviceArray | None = None  # [T, experts] float32
     chosen: DeviceArray | None = None  # [T * num_used] int32
-    shares: DeviceArray | None = None  # [T * num_used] float32
+    routing_weights: DeviceArray | None = None  # [T * num_used] float32
 
 
 def _route(context: Context, x: DeviceArray, norm: DeviceNorm, router: Router, normed: DeviceArray) -> _Routing:
@@ -139,7 +139,7 @@ def _route(context: Context, x: DeviceArray, norm: DeviceNorm, router: Router, n
         routing = _Routing(logits=context.scratch((num_tokens, num_experts), np.float32))
     else:
         chosen = context.scratch((num_pairs,), np.int32)
-        routing = _Routing(chosen=chosen, shares=context.scratch((num_pairs,), np.float32))
+        routing = _Routing(chosen=chosen, routing_weights=context.scratch((num_pairs,), np.float32))
     params = RouteParams(
         x=x.pointer,
         weight=router.weight.pointer,
@@ -147,7 +147,7 @@ def _route(context: Context, x: DeviceArray, norm: DeviceNorm, router: Router, n
         normed=normed.pointer,
         logits=pointer_of(routing.logits),
         experts=pointer_of(routing.chosen),
-        shares=pointer_of(routing.shares),
+        routing_weights=pointer_of(routing.routing_weights),
         norm=norm_params(norm, width),
         num_tokens=num_tokens,
         num_experts=num_experts,
@@ -216,17 +216,20 @@ def _combine(
     results: DeviceArray,
     router: Router,
     places: DeviceArray | None,
-    shares: DeviceArray | None,
+    routing_weights: DeviceArray | None,
     logits: DeviceArray | None,
     out: DeviceArray,
 ) -> None:
-    """Add the sum of each token's ``results`` [pairs, H] to ``out``; up to four tokens' shares come from ``logits``."""
+    """Add the weighted sum of each token's ``results`` [pairs, H] to ``out``.
+
+    The routing weights of up to four tokens come from ``logits``.
+    """
     num_tokens, width = out.shape
     num_experts, num_used = router.weight.shape[0], router.num_used
     params = CombineParams(
         results=results.pointer,
         places=pointer_of(places),
-        shares=pointer_of(shares),
+        routing_weights=pointer_of(routing_weights),
         logits=pointer_of(logits),
         out=out.pointer,
         num_tokens=num_tokens,

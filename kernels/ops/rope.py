@@ -62,7 +62,7 @@ class RopeWriteParams(CudaStruct, source="rope/rope"):
     """What rope_write is given."""
 
     qkv: Pointer  # [num_tokens, (num_heads + 2 num_kv_heads) * head_dim] float16
-    slots: Pointer  # [num_tokens] int32: block * block_tokens + row, -1: padding
+    slots: Pointer  # [num_tokens] int32 KV slots: block * block_tokens + row, -1: padding
     cache: LayerCacheParams
     num_tokens: Int32
     num_heads: Int32
@@ -128,8 +128,8 @@ def rope_write(
 
     ``qkv`` [T, (num_heads + 2 * kv_heads) * D] float16: Q, K and V side by side. Q is rotated in place (``by`` None: a
     model without RoPE), after the norms of single heads if ``attention`` has such; K is left as it is and goes rotated,
-    with V, to row ``slots[t]`` of ``out_cache`` (`kernels.ops.attention.cache_shape`). Tokens with slot -1 are passed
-    over.
+    with V, to KV slot ``slots[t]`` of ``out_cache`` (`kernels.ops.attention.cache_shape`). Tokens whose slot is -1 are
+    passed over.
     """
     _, num_kv_heads, block_tokens, head_dim = out_cache.keys.shape
     num_heads = attention.num_heads

@@ -18,7 +18,7 @@ from kernels.runtime.launcher import Context
 THREADS = 256  # of a block of all kernels here
 SLICE = 4096  # logits that a block takes at a time: four float4 a thread
 MAX_VOCAB = 1 << 18  # sums of so many probabilities fit 64 bits; so many slices fit a merge
-MAX_TOP = 20  # log probabilities reported besides that of the drawn token
+MAX_TOP = 20  # the kernel's capacity: log probabilities of a row that it can report besides the drawn token's
 BINS = 2048  # of the distance below the largest logit, after temperature
 CAPACITY = 4096  # listed values of a row; rows with more are read again
 
@@ -60,8 +60,8 @@ class Plan(CudaStruct, source="sampling/sampling_draw"):
     last_bin: Int32
     k_bin: Int32
     num_listed: UInt32
-    rank_tickets: UInt32
-    draw_tickets: UInt32
+    rank_arrivals: UInt32
+    draw_arrivals: UInt32
 
 
 class SampleScratch(CudaStruct, source="sampling/sampling_draw"):
@@ -76,7 +76,7 @@ class SampleScratch(CudaStruct, source="sampling/sampling_draw"):
     score_ids: Pointer  # [num_rows, draw.chunks] int32
 
 
-class Split(CudaStruct, source="sampling/sampling_draw"):
+class LaunchSplit(CudaStruct, source="sampling/sampling_draw"):
     """How the blocks of a launch share out a row."""
 
     slices: Int32  # a block
@@ -94,9 +94,9 @@ class SampleParams(CudaStruct, source="sampling/sampling_draw"):
     num_rows: Int32
     vocab: Int32
     num_slices: Int32
-    scan: Split
-    rank: Split
-    draw: Split
+    scan: LaunchSplit
+    rank: LaunchSplit
+    draw: LaunchSplit
 
 
 class LogprobParams(CudaStruct, source="sampling/sampling_logprobs"):
@@ -152,9 +152,9 @@ def sample(context: Context, logits: DeviceArray, params: SamplingParams[DeviceA
         return
     assert vocab_size <= MAX_VOCAB and logits.dtype == np.float32
     num_slices = -(-vocab_size // SLICE)
-    scan_slices, scan_chunks = _split(num_slices, num_rows, SCAN_BLOCKS)
-    rank_slices, rank_chunks = _split(num_slices, num_rows, RANK_BLOCKS)
-    draw_slices, draw_chunks = _split(num_slices, num_rows, DRAW_BLOCKS)
+    scan_slices, scan_chunks = _launch_split(num_slices, num_rows, SCAN_BLOCKS)
+    rank_slices, rank_chunks = _launch_split(num_slices, num_rows, RANK_BLOCKS)
+    draw_slices, draw_chunks = _launch_split(num_slices, num_rows, DRAW_BLOCKS)
     scratch = SampleScratch(
         ranks=context.scratch((num_rows, scan_chunks), np.uint64).pointer,
         plans=context.scratch((num_rows, Plan.layout.num_bytes), np.uint8).pointer,
@@ -173,9 +173,9 @@ def sample(context: Context, logits: DeviceArray, params: SamplingParams[DeviceA
         num_rows=num_rows,
         vocab=vocab_size,
         num_slices=num_slices,
-        scan=Split(slices=scan_slices, chunks=scan_chunks),
-        rank=Split(slices=rank_slices, chunks=rank_chunks),
-        draw=Split(slices=draw_slices, chunks=draw_chunks),
+        scan=LaunchSplit(slices=scan_slices, chunks=scan_chunks),
+        rank=LaunchSplit(slices=rank_slices, chunks=rank_chunks),
+        draw=LaunchSplit(slices=draw_slices, chunks=draw_chunks),
     )
     context.launch("sampling/sampling", "sampling_scan", (scan_chunks, num_rows), THREADS, arguments)
     context.launch("sampling/sampling_draw", "sampling_rank", (rank_chunks, num_rows), THREADS, arguments)
@@ -221,7 +221,7 @@ def top_log_probabilities(
     context.launch(source, "sampling_logprobs_merge", num_rows, THREADS, params, **limits)
 
 
-def _split(num_slices: int, num_rows: int, num_blocks: int) -> tuple[int, int]:
+def _launch_split(num_slices: int, num_rows: int, num_blocks: int) -> tuple[int, int]:
     """(slices a block, blocks a row) of a launch of about ``num_blocks``. Results do not depend on it."""
     slices = -(-num_slices // min(num_slices, -(-num_blocks // num_rows)))
     return slices, -(-num_slices // slices)

@@ -17,7 +17,7 @@ def begin_decode(rows: DecodeRows[NDArray[Any]], num_rows: int, block_tokens: in
     """Make the first ``num_rows`` rows the next step.
 
     Rows that hold a sequence go on with the id they drew (an id of -1 counts as 0), then ``updates`` are applied, to
-    any row, and forgotten, then slots of ``block_tokens`` a block are found.
+    any row, and forgotten, then KV slots of ``block_tokens`` a block are found.
     """
     counts = rows.updates[: UPDATE_COUNTS.itemsize].view(UPDATE_COUNTS)[0]
     blocks_start = UPDATE_COUNTS.itemsize + counts["num_rows"] * ROW_UPDATE.itemsize

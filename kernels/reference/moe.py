@@ -54,15 +54,15 @@ def norm_moe_residual(
     logits = np.empty((x.shape[0], len(experts)), np.float32)
     linear(normed, (Linear(router.weight, router.bias),), out=logits)
     chosen = np.argsort(-logits, axis=1, kind="stable")[:, : router.num_used]
-    shares = np.take_along_axis(logits, chosen, axis=1)
-    shares = np.exp(shares - shares[:, :1])
-    shares /= shares.sum(axis=1, keepdims=True)
+    routing_weights = np.take_along_axis(logits, chosen, axis=1)
+    routing_weights = np.exp(routing_weights - routing_weights[:, :1])
+    routing_weights /= routing_weights.sum(axis=1, keepdims=True)
     results = np.empty((x.shape[0], router.num_used, x.shape[1]), np.float32)
     for index in np.unique(chosen):
         tokens, ranks = np.nonzero(chosen == index)
         results[tokens, ranks] = _feed_forward(normed[tokens], experts[index], alpha, limit)
     for rank in range(router.num_used):
-        out += shares[:, rank, None] * results[:, rank]
+        out += routing_weights[:, rank, None] * results[:, rank]
 
 
 def _feed_forward(x: Float32, expert: Expert, alpha: float, limit: float) -> Float32:

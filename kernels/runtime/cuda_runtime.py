@@ -147,11 +147,12 @@ def pointer_attributes(pointer: int) -> PointerAttributes:
 class Stream:
     """Work for a device, done in the order in which it was enqueued; it waits for no other stream.
 
-    Kernels fail late, so that the `CudaFailure` of any call names the ``suspect``: what was enqueued last, if known.
+    Kernels fail late, so that the `CudaFailure` of any call names ``last_enqueued``, if known: the kernel or graph that
+    most likely failed.
     """
 
     def __init__(self) -> None:
-        self.suspect = ""  # set by whoever enqueues a kernel
+        self.last_enqueued = ""  # the name of a kernel or graph, set by whoever enqueues it
         with _named("cudaStreamCreate") as self._runtime:
             self._stream = _cuda().Stream(non_blocking=True)
         self.handle: int = self._stream.ptr  # cudaStream_t
@@ -163,27 +164,27 @@ class Stream:
             try:
                 runtime.memcpyAsync(target, source, num_bytes, runtime.memcpyHostToDevice, self.handle)
             except runtime.CUDARuntimeError as error:
-                raise CudaFailure(self.suspect or "cudaMemcpyAsync", str(error)) from None
+                raise CudaFailure(self.last_enqueued or "cudaMemcpyAsync", str(error)) from None
 
     def copy_to_host(self, target: int, source: int, num_bytes: int) -> None:
         """Enqueue a copy to host memory; it is there after `synchronise`."""
         if num_bytes:
-            with _named(self.suspect or "cudaMemcpyAsync") as runtime:
+            with _named(self.last_enqueued or "cudaMemcpyAsync") as runtime:
                 runtime.memcpyAsync(target, source, num_bytes, runtime.memcpyDeviceToHost, self.handle)
 
     def fill(self, pointer: int, value: int, num_bytes: int) -> None:
         """Enqueue that each of ``num_bytes`` of device memory becomes ``value``."""
-        with _named(self.suspect or "cudaMemsetAsync") as runtime:
+        with _named(self.last_enqueued or "cudaMemsetAsync") as runtime:
             runtime.memsetAsync(pointer, value, num_bytes, self.handle)
 
     def wait_for(self, event: Event) -> None:
         """Let what is enqueued from now on wait until ``event`` has happened; the host goes on."""
-        with _named(self.suspect or "cudaStreamWaitEvent") as runtime:
+        with _named(self.last_enqueued or "cudaStreamWaitEvent") as runtime:
             runtime.streamWaitEvent(self.handle, event.handle)
 
     def synchronise(self) -> None:
         """Wait for all that is enqueued; raises `CudaFailure` if something of it failed."""
-        with _named(self.suspect or "cudaStreamSynchronize") as runtime:
+        with _named(self.last_enqueued or "cudaStreamSynchronize") as runtime:
             runtime.streamSynchronize(self.handle)
 
     def capture(self, enqueue: Callable[[], None], name: str) -> Graph:
@@ -197,7 +198,7 @@ class Stream:
                 raise
             captured = self._stream.end_capture()
         except self._runtime.CUDARuntimeError as error:
-            raise CudaFailure(self.suspect or "cudaStreamEndCapture", str(error)) from None
+            raise CudaFailure(self.last_enqueued or "cudaStreamEndCapture", str(error)) from None
         return Graph(self, partial(captured.launch, self._stream), name)
 
     def _abandon_capture(self) -> None:
@@ -212,7 +213,7 @@ class Event:
 
     def __init__(self, stream: Stream, *, sleeps: bool = False) -> None:
         self._stream = stream
-        self._suspect = ""
+        self._last_enqueued = ""
         with _named("cudaEventCreate") as self._runtime:
             self._event = _cuda().Event(block=sleeps, disable_timing=True)
         self.handle: int = self._event.ptr  # cudaEvent_t
@@ -220,17 +221,17 @@ class Event:
     def record(self) -> None:
         """It happens when all that is enqueued so far is done."""
         stream = self._stream
-        self._suspect = stream.suspect
+        self._last_enqueued = stream.last_enqueued
         try:
             self._runtime.eventRecord(self.handle, stream.handle)
         except self._runtime.CUDARuntimeError as error:
-            raise CudaFailure(self._suspect or "cudaEventRecord", str(error)) from None
+            raise CudaFailure(self._last_enqueued or "cudaEventRecord", str(error)) from None
 
     def query(self) -> bool:
         """Whether it has happened; raises `CudaFailure` if something before it failed."""
         status: int = self._runtime.eventQuery(self.handle)
         if status not in (0, _NOT_READY):
-            raise CudaFailure(self._suspect or "cudaEventQuery", str(self._runtime.CUDARuntimeError(status)))
+            raise CudaFailure(self._last_enqueued or "cudaEventQuery", str(self._runtime.CUDARuntimeError(status)))
         return status == 0
 
     def synchronise(self, timeout_s: float) -> None:
@@ -241,12 +242,12 @@ class Event:
         deadline = time.monotonic() + timeout_s
         while not self.query():
             if time.monotonic() > deadline:
-                raise CudaFailure(self._suspect, f"not done after {timeout_s:g} s")
+                raise CudaFailure(self._last_enqueued, f"not done after {timeout_s:g} s")
             time.sleep(SLEEP_S)
 
     def wait(self) -> None:
         """Wait until it has happened, however long that takes: other threads go on meanwhile."""
-        with _named(self._suspect or "cudaEventSynchronize") as runtime:
+        with _named(self._last_enqueued or "cudaEventSynchronize") as runtime:
             runtime.eventSynchronize(self.handle)
 
 
@@ -261,7 +262,7 @@ class Graph:
     def launch(self) -> None:
         """Enqueue them again; raises `CudaFailure`."""
         stream = self._stream
-        stream.suspect = self._name
+        stream.last_enqueued = self._name
         try:
             self._launch()
         except stream._runtime.CUDARuntimeError as error:

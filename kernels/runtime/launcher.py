@@ -49,7 +49,7 @@ class Context:
     ) -> None:
         self.gpu = gpu
         self.num_launches = 0
-        self.last_kernel = ""  # that was launched
+        self.last_enqueued = ""  # the name of a kernel, in a dry run too
         self.variants: dict[tuple[object, ...], Variant] = {}
         self._modules = modules
         self._arena = Arena(0, None) if arena is None else arena
@@ -116,10 +116,10 @@ class Context:
         if prepared is None:
             return
         self.num_launches += 1
-        self.last_kernel = kernel
+        self.last_enqueued = kernel
         if not prepared:
             return
-        self.stream.suspect = kernel
+        self.stream.last_enqueued = kernel
         config, handle = prepared
         ctypes.memmove(self._params_address, params, len(params))
         (error,) = self._launch(config, handle, self._params_array_address, 0)

@@ -91,8 +91,8 @@ class PinnedBuffers:
     def __len__(self) -> int:
         return len(self._made)
 
-    def __getitem__(self, slot: int) -> NDArray[np.uint8]:
-        return self._made[slot].result()
+    def __getitem__(self, index: int) -> NDArray[np.uint8]:
+        return self._made[index].result()
 
 
 class Upload:
@@ -129,44 +129,44 @@ class Upload:
 
         def send_oldest() -> None:
             nonlocal done_bytes
-            slot, slices, filled = filling.popleft()
+            index, slices, filled = filling.popleft()
             filled.result()
-            self._send(slot, slices)
+            self._send(index, slices)
             done_bytes += sum(slice_.num_bytes for slice_ in slices)
             if done_bytes == total_bytes:
                 self._context.stream.synchronise()
             progress(done_bytes, total_bytes)
 
         for number, slices in enumerate(cut(transfers, self._buffers.num_bytes)):
-            slot = number % len(self._buffers)
+            index = number % len(self._buffers)
             if len(filling) == len(self._buffers):
                 send_oldest()
-            filling.append((slot, slices, self._threads.submit(self._fill, slot, slices)))
+            filling.append((index, slices, self._threads.submit(self._fill, index, slices)))
         while filling:
             send_oldest()
 
-    def _fill(self, slot: int, slices: list[TransferSlice]) -> None:
-        """In a thread: bring the granules into the slot's buffer, once its last contents have left it."""
-        self._copied[slot].wait()
-        buffer = self._buffers[slot]
+    def _fill(self, index: int, slices: list[TransferSlice]) -> None:
+        """In a thread: bring the granules into the buffer, once its last contents have left it."""
+        self._copied[index].wait()
+        buffer = self._buffers[index]
         for transfer, start, count, offset in slices:
             num_bytes = count * transfer.granule
             first = start * transfer.granule
             np.copyto(buffer[offset : offset + num_bytes], transfer.source[first : first + num_bytes])
 
-    def _send(self, slot: int, slices: list[TransferSlice]) -> None:
+    def _send(self, index: int, slices: list[TransferSlice]) -> None:
         """Enqueue the copy to the device, and after it what consumes it there."""
-        staging, last = self._staging[slot], slices[-1]
-        self._copy_stream.wait_for(self._consumed[slot])
-        source, num_bytes = self._buffers[slot].ctypes.data, last.offset + last.num_bytes
+        staging, last = self._staging[index], slices[-1]
+        self._copy_stream.wait_for(self._consumed[index])
+        source, num_bytes = self._buffers[index].ctypes.data, last.offset + last.num_bytes
         self._copy_stream.copy_to_device(staging.pointer, source, num_bytes)
-        self._copied[slot].record()
-        self._context.stream.wait_for(self._copied[slot])
+        self._copied[index].record()
+        self._context.stream.wait_for(self._copied[index])
         for slice_ in slices:
             slice_.transfer.consume(
                 staging.rows(slice_.offset, slice_.offset + slice_.num_bytes), slice_.start, slice_.num_granules
             )
-        self._consumed[slot].record()
+        self._consumed[index].record()
 
     def close(self) -> None:
         """Wait for everything that is enqueued, then give the scratch memory back."""

@@ -1,7 +1,6 @@
-"""The small models: tensors, types and metadata as in published files of each family, with two layers 32 wide.
+"""The small models: tensors, types and metadata as in published files of each family.
 
-The random weights are drawn so large that logits deviate by about three, as those of trained models do: then the
-likeliest token differs from context to context and is seldom a near tie.
+`tests.models.layers` has what they are made of. Each model is a function here, and a row of `SPECS`.
 """
 
 from __future__ import annotations
@@ -12,11 +11,21 @@ from typing import Any
 from gguf.constants import LlamaFileType
 
 from tests.bench.model_specs import CHATML, HARMONY, PHI3_CHAT, ModelSpec, TensorSpec, norm
+from tests.models.layers import (
+    CONTEXT_LENGTH,
+    HEAD_DIM,
+    HIDDEN,
+    embedding_and_head,
+    gpt2_layer,
+    gpt_oss_layer,
+    layer_norm,
+    llama_layer,
+    phi3_layer,
+    rope_factors,
+    tied,
+)
 from tests.models.vocabularies import byte_level, sentencepiece
 
-HIDDEN = 32
-HEAD_DIM = 16
-CONTEXT_LENGTH = 256
 LLAMA2_CHAT = (
     "{% for message in messages %}{% if message.role == 'user' %}{{ bos_token }}[INST] {{ message.content }} [/INST]"
     "{% else %} {{ message.content }} {{ eos_token }}{% endif %}{% endfor %}"
@@ -27,103 +36,6 @@ LLAMA3_CHAT = (
     "{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}"
 )
 PHI4_CHAT = PHI3_CHAT.replace("\n", "")
-
-
-def matrix(name: str, format_: str, *shape: int, gain: float = 1.0) -> TensorSpec:
-    """A matrix, or the experts' matrices, that makes what goes through it ``gain`` times as large."""
-    return TensorSpec(f"{name}.weight", format_, shape, deviation=gain * shape[-1] ** -0.5)
-
-
-def biased(name: str, format_: str, *shape: int, gain: float = 1.0) -> tuple[TensorSpec, TensorSpec]:
-    """A `matrix` with a bias for each output."""
-    return matrix(name, format_, *shape, gain=gain), TensorSpec(f"{name}.bias", "F32", shape[:-1], deviation=0.3)
-
-
-def layer_norm(name: str) -> tuple[TensorSpec, TensorSpec]:
-    """A norm that adds a bias."""
-    return norm(name, HIDDEN), TensorSpec(f"{name}.bias", "F32", (HIDDEN,), deviation=0.1)
-
-
-def rope_factors(name: str, num_pairs: int, mean: float) -> TensorSpec:
-    """What rotary frequencies are divided by."""
-    return TensorSpec(f"{name}.weight", "F32", (num_pairs,), mean=mean, deviation=0.1 * mean)
-
-
-def embedding_and_head(vocab_size: int, embedding: str, head: str) -> list[TensorSpec]:
-    """Two matrices, in formats of their own."""
-    return [
-        matrix("token_embd", embedding, vocab_size, HIDDEN, gain=4),
-        matrix("output", head, vocab_size, HIDDEN, gain=3),
-    ]
-
-
-def tied(vocab_size: int, format_: str) -> list[TensorSpec]:
-    """One matrix that is the embedding and the head."""
-    return [matrix("token_embd", format_, vocab_size, HIDDEN, gain=3)]
-
-
-def llama_layer(
-    name: str, format_: str, down: str, ffn: int, *, heads: int = 2, bias: bool = False, head_norms: bool = False
-) -> list[TensorSpec]:
-    """A layer of the Llama kind; two heads share their keys and values, and ``down`` is the last matrix's format."""
-
-    def projection(part: str, num_outputs: int, gain: float = 1.0) -> tuple[TensorSpec, ...]:
-        both = biased(f"{name}.attn_{part}", format_, num_outputs, HIDDEN, gain=gain)
-        return both if bias else both[:1]
-
-    return [
-        norm(f"{name}.attn_norm", HIDDEN),
-        *projection("q", heads * HEAD_DIM, gain=3),
-        *projection("k", heads // 2 * HEAD_DIM, gain=3),
-        *projection("v", heads // 2 * HEAD_DIM),
-        *(TensorSpec(f"{name}.attn_{part}_norm.weight", "F32", (HEAD_DIM,), 2.0, 0.1) for part in "qk" if head_norms),
-        matrix(f"{name}.attn_output", format_, HIDDEN, heads * HEAD_DIM, gain=2),
-        norm(f"{name}.ffn_norm", HIDDEN),
-        matrix(f"{name}.ffn_gate", format_, ffn, HIDDEN, gain=2),
-        matrix(f"{name}.ffn_up", format_, ffn, HIDDEN),
-        matrix(f"{name}.ffn_down", down, HIDDEN, ffn, gain=2),
-    ]
-
-
-def phi3_layer(name: str, format_: str, down: str, ffn: int) -> list[TensorSpec]:
-    """A layer with Q, K and V in one matrix, and gate and up in one."""
-    return [
-        norm(f"{name}.attn_norm", HIDDEN),
-        matrix(f"{name}.attn_qkv", format_, 3 * HIDDEN, HIDDEN, gain=2.5),
-        matrix(f"{name}.attn_output", format_, HIDDEN, HIDDEN, gain=2),
-        norm(f"{name}.ffn_norm", HIDDEN),
-        matrix(f"{name}.ffn_up", format_, 2 * ffn, HIDDEN, gain=1.5),
-        matrix(f"{name}.ffn_down", down, HIDDEN, ffn, gain=2),
-    ]
-
-
-def gpt2_layer(name: str, format_: str) -> list[TensorSpec]:
-    """A layer with biases everywhere."""
-    return [
-        *layer_norm(f"{name}.attn_norm"),
-        *biased(f"{name}.attn_qkv", format_, 3 * HIDDEN, HIDDEN, gain=2.5),
-        *biased(f"{name}.attn_output", format_, HIDDEN, HIDDEN, gain=2),
-        *layer_norm(f"{name}.ffn_norm"),
-        *biased(f"{name}.ffn_up", format_, 4 * HIDDEN, HIDDEN, gain=2),
-        *biased(f"{name}.ffn_down", format_, HIDDEN, 4 * HIDDEN, gain=2),
-    ]
-
-
-def gpt_oss_layer(name: str, heads: int, ffn: int, experts: int) -> list[TensorSpec]:
-    """A layer with attention sinks and experts; the experts are MXFP4, what is dense Q8_0."""
-    return [
-        norm(f"{name}.attn_norm", HIDDEN),
-        *biased(f"{name}.attn_q", "Q8_0", heads * HEAD_DIM, HIDDEN, gain=3),
-        *biased(f"{name}.attn_k", "Q8_0", heads // 2 * HEAD_DIM, HIDDEN, gain=3),
-        *biased(f"{name}.attn_v", "Q8_0", heads // 2 * HEAD_DIM, HIDDEN),
-        *biased(f"{name}.attn_output", "Q8_0", HIDDEN, heads * HEAD_DIM, gain=2),
-        TensorSpec(f"{name}.attn_sinks.weight", "F32", (heads,), deviation=1.0),
-        norm(f"{name}.post_attention_norm", HIDDEN),
-        *biased(f"{name}.ffn_gate_inp", "F32", experts, HIDDEN, gain=2),
-        *biased(f"{name}.ffn_gate_exps", "MXFP4", experts, ffn, HIDDEN, gain=2),
-        *biased(f"{name}.ffn_up_exps", "MXFP4", experts, ffn, HIDDEN, gain=2),
-        *biased(f"{name}.ffn_down_exps", "MXFP4", experts, HIDDEN, ffn, gain=2),
-    ]
 
 
 def keys(ffn: int, heads: int, kv_heads: int, *, norm_epsilon: str = "layer_norm_rms_epsilon") -> dict[str, Any]:

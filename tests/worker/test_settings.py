@@ -82,3 +82,8 @@ def test_the_readme_lists_every_variable_and_no_other():
 )
 def test_a_model_is_called_by_its_name_or_its_file(settings: Settings, name: str) -> None:
     assert settings.model_name == name
+
+
+def test_what_a_client_s_settings_may_be_is_checked_for_a_worker_too() -> None:
+    with pytest.raises(InvalidRequest, match="ORCD_KEY_PREFIX must be"):
+        from_environment({"ORCD_KEY_PREFIX": "staging"})

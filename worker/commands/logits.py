@@ -66,7 +66,7 @@ def compute_logits(model: Model, token_ids: Sequence[int]) -> NDArray[np.float32
 
 
 def _build_step(token_ids: Sequence[int], start: int) -> Step[NDArray[np.int32]]:
-    """The chunk that begins at ``start``; block ids and slots are those of a cache that the sequence has for itself."""
+    """The chunk that begins at ``start``; block ids and KV slots are those of a cache for this sequence alone."""
     end = min(start + CHUNK_TOKENS, len(token_ids))
     positions = np.arange(start, end, dtype=np.int32)
     return Step(

@@ -8,8 +8,9 @@ from collections import OrderedDict
 class BlockPool:
     """Reference counts over a fixed number of blocks.
 
-    A block without references keeps its contents until it is handed out again: blocks whose contents may still be
-    useful (the prefix cache knows them) go last, least recently released first; all others go before them.
+    A block without references keeps its contents until `allocate` hands it out again, which evicts them. Eviction is
+    LRU: blocks without useful contents go first; those that the prefix cache knows go last, least recently used
+    (released) first.
     """
 
     def __init__(self, num_blocks: int) -> None:

@@ -48,8 +48,8 @@ class Sequence:
     most_tokens: int = field(init=False)
     """With so many it ends."""
     first_inflight_step: int | None = field(init=False)
-    """Number of tokens from which on the next token may be drawn while the last one is still in flight, its id unknown
-    to the host; None: never."""
+    """The first step that may be launched while the token before it is still in flight: drawn, but its id unknown to
+    the host. Told by the number of tokens, known or not, that the sequence has then; 0: any step, None: no step."""
 
     def __post_init__(self) -> None:
         self.num_tokens = len(self.token_ids)

@@ -111,17 +111,17 @@ class ChatTemplate:
         return _cut_at_tag(text, final_text) if continue_final_message else text
 
     def _write(self, names: Mapping[str, Any]) -> str:
-        parts: list[str] = []
+        texts: list[str] = []
         length = 0
         try:
             with _deadline(TIME_LIMIT_S):
-                for part in self._template.generate(names):
-                    parts.append(part)
-                    length += len(part)
+                for text in self._template.generate(names):
+                    texts.append(text)
+                    length += len(text)
                     _check_length(length)
         except Exception as error:  # a template can raise anything that Python code can
             raise InvalidRequest(f"messages: the model's chat template refuses them: {_reason(error)}") from None
-        return "".join(parts)
+        return "".join(texts)
 
 
 def _reason(error: Exception) -> str:

@@ -7,6 +7,9 @@ struct SwigluParams {
     int num_rows, width;
 };
 
+// SwiGLU of gates and up projections that are float16 already, for those of two formats; all others go through
+// `Epilogue::gated` of matmul_epilogue.cuh. The two are not one function, as their bits differ: this one divides
+// exactly, `gated` with the fast division. Which of them a model takes never depends on the batch.
 KERNEL __launch_bounds__(256) swiglu_rows(const __grid_constant__ SwigluParams p) {
     wait_for_previous();
     const i64 row = blockIdx.y;

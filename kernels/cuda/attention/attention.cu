@@ -18,7 +18,7 @@ struct OldRows {
     DEVICE static void complete(u8*, const Item&, const u8*) {}
 };
 
-// The copies of each warp's first tile, keys and then values, have begun.
+// Computes an item. The copies of each warp's first tile, keys and then values, have begun before.
 template <class Source>
 DEVICE void decode_item(const AttentionParams& p, const Item& item, i32 kv_head, const Source& source, u8* shared) {
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, row = slice_row();
@@ -142,25 +142,26 @@ KERNEL __launch_bounds__(DECODE_THREADS) attention_decode(const __grid_constant_
     clear_padding(p, token, position);
 }
 
-// Grid and shared memory as above, and NEW_ROWS_BYTES more.
+// The grid is that of attention_decode; the shared memory is larger by NEW_ROWS_BYTES.
 KERNEL __launch_bounds__(DECODE_THREADS) rope_attention_decode(const __grid_constant__ RopeAttentionParams params) {
     extern __shared__ __align__(16) u8 shared[];
     const AttentionParams& p = params.attention;
     const i32 index = blockIdx.x / p.num_kv_heads, kv_head = blockIdx.x - index * p.num_kv_heads;
-    const Item guess = guess_item(p, index);
+    const Item speculative = speculative_item(p, index);
     NewRows rows(params);
-    rows.begin(guess, kv_head, shared);
+    rows.begin(speculative, kv_head, shared);
     wait_for_previous();
     const Item item = p.work.items[index];
     const bool exists = index < p.work.counts->decode_items;
     const i32 token = blockIdx.x, position = token < p.num_tokens ? p.positions[token] : 0;
     u8* const place = new_rows_at(shared);
     if (rows.copied) {
-        rows.fetch(guess);
-        rows.turn_to(place, guess);
+        rows.fetch(speculative);
+        rows.rotate_into(place, speculative);
     }
-    const bool was_right = __syncthreads_and(rows.copied && same_start(guess, item));  // threads' guesses may differ
-    if (exists && !was_right) rows.begin_again(item, kv_head, shared, place);
+    // All threads are asked: each has read the plan for itself, and they may have read different ones.
+    const bool was_valid = __syncthreads_and(rows.copied && same_start(speculative, item));
+    if (exists && !was_valid) rows.begin_again(item, kv_head, shared, place);
     if (exists) decode_item(p, item, kv_head, rows, shared);
     clear_padding(p, token, position);
 }
@@ -169,7 +170,7 @@ KERNEL __launch_bounds__(DECODE_THREADS) rope_attention_decode(const __grid_cons
 
 constexpr int PREFILL_THREADS = PREFILL_WARPS * 32;
 constexpr int WARP_ROWS = 16 * PREFILL_ROW_TILES;
-// Blocks on an SM, as far as the registers go that the compiler needs; for Hopper it needs fewest.
+// So many blocks fit an SM with the registers that the compiler needs, which are fewest for Hopper.
 constexpr int PREFILL_BLOCKS =
     (HEAD_DIM == 64 && PREFILL_ROW_TILES == 1) || (HEAD_DIM == 96 && __CUDA_ARCH__ == 900) ? 3 : 2;
 

@@ -41,7 +41,7 @@ DEVICE float power_of_2(float x) {
 // ---- merging. A partial result over some keys: m = max of the scaled scores (-inf: no key seen), l = sum of
 // 2^(score - m), o = sum of 2^(score - m) * value. Merging nothing seen changes no bit.
 
-// Largest score of both; how each side's l and o must be weighted.
+// Returns the largest score of both sides, and gives how each side's l and o must be weighted.
 DEVICE float merge_weights(float m, float other_m, float& keep, float& add) {
     const float larger = fmaxf(m, other_m);
     const float reference = larger == NEGATIVE_INFINITY ? 0.0f : larger;
@@ -74,7 +74,7 @@ struct Rows {
     bool any;
 };
 
-// Of one tile.
+// The weights of one tile's keys.
 template <int ROW_TILES>
 struct Weights {
     u32 p[ROW_TILES][TILE_GROUPS][4];  // 2^(score - m), A operands
@@ -217,7 +217,7 @@ DEVICE void sum_weights(float (&sums)[4], const Weights<ROW_TILES>& weights, int
     for (int j = 0; j < TILE_GROUPS; j++) mma_16x8x16(sums, weights.p[row_tile][j], HALF2_ONES, HALF2_ONES);
 }
 
-// Columns 16d..16d + 15 of the weighted sum of a tile's values.
+// Adds columns 16d..16d + 15 of the weighted sum of a tile's values to `o`.
 template <int ROW_TILES>
 DEVICE void weigh_values(float (&o)[ROW_TILES][2][4], const Weights<ROW_TILES>& weights, u32 values, int d) {
     const int lane = threadIdx.x % 32;
@@ -234,7 +234,7 @@ DEVICE void weigh_values(float (&o)[ROW_TILES][2][4], const Weights<ROW_TILES>& 
     }
 }
 
-// A tile's partial result.
+// Makes a tile's partial result.
 DEVICE void weigh_tile(Partial<1>& partial, const Weights<1>& weights, u32 values) {
     float sums[4] = {};
     sum_weights(sums, weights, 0);
@@ -251,8 +251,8 @@ DEVICE void weigh_tile(Partial<1>& partial, const Weights<1>& weights, u32 value
     }
 }
 
-// The same, merged into what its warp has of the tiles before it. It pauses once, so that the compiler does not begin
-// more loads ahead than it has registers for.
+// Makes the same and merges it into what its warp has of the tiles before it. It pauses once, so that the compiler does
+// not begin more loads ahead than it has registers for.
 template <int ROW_TILES>
 DEVICE void merge_tile(Partial<ROW_TILES>& partial, const Weights<ROW_TILES>& weights, u32 values) {
     float keep[ROW_TILES][2], add[ROW_TILES][2];

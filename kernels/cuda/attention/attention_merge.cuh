@@ -36,7 +36,7 @@ DEVICE void merge(Slice& slice, const Slice& other) {
     }
 }
 
-// Other blocks wrote it: past the L1 cache.
+// Loads what other blocks wrote, past the L1 cache.
 DEVICE float4 load_shared_result(const float4* pointer) {
     float4 v;
     asm volatile("ld.global.cg.v4.f32 {%0,%1,%2,%3}, [%4];"
@@ -102,11 +102,12 @@ DEVICE void load(Slice& slice, const AttentionParams& p, i64 partial_row) {
                 load_shared_result((const float4*)(p.work.partial_outputs + partial_row * HEAD_DIM + slice_column(q)));
 }
 
-// Whether this block is the last of the items of these rows to arrive here. All threads call it, after a barrier.
+// Returns whether this block is the last of the items of these rows to arrive here. All threads call it, after a
+// barrier.
 DEVICE bool arrives_last(const AttentionParams& p, const Item& item, i32 kv_head) {
     __shared__ bool last;
     if (threadIdx.x == 0) {
-        // In both directions for the whole block, by the barriers around it. The last one sets it to 0 again.
+        // It acquires and releases for the whole block, by the barriers around it. The last block resets the counter.
         const u32 others = item.num_items - 1;
         u32 arrived;
         asm volatile("atom.acq_rel.gpu.global.inc.u32 %0, [%1], %2;"

@@ -97,7 +97,7 @@ DEVICE Item whole_item(const AttentionPlanParams& p, i32 sequence, const Demand&
     return item;
 }
 
-// One block, overlaps the previous kernel.
+// Runs as one block, and overlaps the previous kernel.
 KERNEL attention_plan(const __grid_constant__ AttentionPlanParams p) {
     extern __shared__ i32 shared[];
     i32* decode_starts = shared;                                 // [num_sequences + 1]

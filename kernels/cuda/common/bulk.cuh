@@ -6,7 +6,7 @@
 DEVICE void barrier_init(u32 barrier, int arrivals) {
     asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals) : "memory");
 }
-// After the `barrier_init`s, before the block's first `__syncthreads`.
+// To be called after the `barrier_init`s and before the block's first `__syncthreads`.
 DEVICE void publish_barriers() { asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory"); }
 
 DEVICE void barrier_arrive_expecting(u32 barrier, int num_bytes) {
@@ -25,14 +25,14 @@ DEVICE void barrier_wait(u32 barrier, int phase) {
     } while (!done);
 }
 
-// `num_bytes`, a multiple of 16.
+// Copies `num_bytes`, which must be a multiple of 16.
 DEVICE void copy_bulk(u32 shared, const void* global, int num_bytes, u32 barrier) {
     asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];"
                  :
                  : "r"(shared), "l"(global), "r"(num_bytes), "r"(barrier)
                  : "memory");
 }
-// The box of a tensor map that begins at (column, row); what lies outside of the array comes as zeros.
+// Copies the box of a tensor map that begins at (column, row); what lies outside of the array comes as zeros.
 DEVICE void copy_box(u32 shared, const void* tensor_map, int column, int row, u32 barrier) {
     asm volatile(
         "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3}], [%4];"

@@ -19,7 +19,7 @@ constexpr float NEGATIVE_INFINITY = __builtin_bit_cast(float, 0xFF800000u);
 
 // ---- float16
 
-// Round to nearest; what float16 cannot hold becomes its largest number, NaN stays NaN.
+// Rounds to nearest; what float16 cannot hold becomes its largest number, NaN stays NaN.
 DEVICE u32 pack_half2(float low, float high) {
     u32 packed;
     asm("cvt.rn.satfinite.f16x2.f32 %0, %1, %2;" : "=r"(packed) : "f"(high), "f"(low));
@@ -66,7 +66,8 @@ DEVICE float warp_sum(float value) {  // the same bits in every lane
     for (int distance = 16; distance; distance >>= 1) value += __shfl_xor_sync(ALL_LANES, value, distance);
     return value;
 }
-// Of COUNT (a power of 2) values at once: lane l gets the sum of values[l / (32 / COUNT)], in the order of `warp_sum`.
+// Sums COUNT (a power of 2) values at once: lane l gets the sum of values[l / (32 / COUNT)], in the order of
+// `warp_sum`.
 template <int COUNT>
 DEVICE float warp_sums(float (&values)[COUNT]) {
     int distance = 16;
@@ -101,7 +102,7 @@ DEVICE void mma_16x8x16(float (&d)[4], const u32 (&a)[4], u32 b0, u32 b1) {
 
 DEVICE u32 shared_address(const void* pointer) { return (u32)__cvta_generic_to_shared(pointer); }
 
-// Four 8 x 8 matrices of float16; lane l gives the address of row l % 8 of matrix l / 8.
+// Loads four 8 x 8 matrices of float16; lane l gives the address of row l % 8 of matrix l / 8.
 DEVICE void load_matrices(u32 (&r)[4], u32 address) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
                  : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])

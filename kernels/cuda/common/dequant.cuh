@@ -85,7 +85,7 @@ struct Raw {
         }
         if constexpr (L::super_bytes == 32) super[0] = *(const u32*)(unit + L::super_at + g * 4);
     }
-    // Of a unit in shared memory; `sub`: which of its chunks.
+    // Loads from a unit in shared memory; `sub`: which of its chunks.
     DEVICE void load_shared(u32 unit, int sub, int lane) {
         using L = Layout<F>;
         const int g = lane >> 2;
@@ -104,7 +104,7 @@ struct Raw {
 };
 
 // The same in another way through shared memory: each lane copies, ahead of time, what it will read itself, so that a
-// warp needs no barrier. A slot of `bytes` a warp holds a chunk: planes of the lanes' words, the widest first.
+// warp needs no barrier. A stage of `bytes` a warp holds a chunk: planes of the lanes' words, the widest first.
 template <int F>
 struct Staged {
     using L = Layout<F>;
@@ -113,24 +113,24 @@ struct Staged {
     static constexpr int scale_at = 32 * code, high_at = scale_at + 32 * scale, super_at = high_at + 32 * high,
                          bytes = super_at + 32 * super;
 
-    DEVICE static void copy(u32 slot, const u8* unit, int sub, int lane) {  // `sub`: which of the unit's chunks
+    DEVICE static void copy(u32 stage, const u8* unit, int sub, int lane) {  // `sub`: which of the unit's chunks
         const int g = lane >> 2;
 #pragma unroll
         for (int plane = 0; plane < code / 16; plane++)
-            copy_words<16>(slot + plane * 512 + lane * 16, unit + sub * L::code_bytes + plane * 512 + lane * 16);
+            copy_words<16>(stage + plane * 512 + lane * 16, unit + sub * L::code_bytes + plane * 512 + lane * 16);
         if constexpr (scale)
-            copy_words<scale>(slot + scale_at + lane * scale, unit + L::scale_at + sub * L::scale_bytes + g * scale);
+            copy_words<scale>(stage + scale_at + lane * scale, unit + L::scale_at + sub * L::scale_bytes + g * scale);
         if constexpr (high)
-            copy_words<high>(slot + high_at + lane * high, unit + L::high_at + sub * L::high_bytes + lane * high);
-        if constexpr (super) copy_words<super>(slot + super_at + lane * super, unit + L::super_at + g * super);
+            copy_words<high>(stage + high_at + lane * high, unit + L::high_at + sub * L::high_bytes + lane * high);
+        if constexpr (super) copy_words<super>(stage + super_at + lane * super, unit + L::super_at + g * super);
     }
-    DEVICE static void load(Raw<F>& raw, u32 slot, int lane) {
+    DEVICE static void load(Raw<F>& raw, u32 stage, int lane) {
 #pragma unroll
         for (int plane = 0; plane < code / 16; plane++)
-            load_words<4>(raw.code + 4 * plane, slot + plane * 512 + lane * 16);
-        if constexpr (scale) load_words<scale / 4>(raw.scale, slot + scale_at + lane * scale);
-        if constexpr (high) load_words<high / 4>(raw.high, slot + high_at + lane * high);
-        if constexpr (super) load_words<super / 4>(raw.super, slot + super_at + lane * super);
+            load_words<4>(raw.code + 4 * plane, stage + plane * 512 + lane * 16);
+        if constexpr (scale) load_words<scale / 4>(raw.scale, stage + scale_at + lane * scale);
+        if constexpr (high) load_words<high / 4>(raw.high, stage + high_at + lane * high);
+        if constexpr (super) load_words<super / 4>(raw.super, stage + super_at + lane * super);
     }
 };
 

@@ -13,7 +13,7 @@ struct RowUpdate {
     i64 output_position;
     i32 row;
     i32 token;     // an id, or what only the device knows, see `resolved`
-    i32 position;  // -1: the row is empty from now on
+    i32 position;  // EMPTY_ROW of kernels/decode_rows.py: the row is empty from now on
 };
 
 constexpr int ROW_UPDATE_WORDS = sizeof(RowUpdate) / sizeof(u64);
@@ -26,7 +26,7 @@ struct BlockUpdate {
 struct BeginParams {
     i32* token_ids;         // [capacity]
     i32* positions;         // [capacity]
-    i32* slots;             // [capacity]
+    i32* slots;             // [capacity] KV slots
     i32* context_lengths;   // [capacity]
     i32* sequence_lengths;  // [capacity]
     i32* block_tables;      // [capacity, max_blocks]
@@ -43,10 +43,14 @@ struct BeginParams {
 // An id as an input: one that could not be drawn becomes 0, and the host ends the sequence when it reads of it.
 DEVICE i32 usable(i32 id) { return max(id, 0); }
 
-// The id of a token: -1 - i stands for what draw i of the previous step gave.
-DEVICE i32 resolved(i32 token, const i32* drawn) { return token < 0 ? usable(drawn[-1 - token]) : token; }
+// A negative token stands for an id that a draw of the previous step gave: this is the number of that draw. See
+// `encode_draw` of kernels/batch.py.
+DEVICE i32 decode_draw(i32 token) { return -1 - token; }
 
-// Rows that hold a sequence go on with the token they drew; then row and block updates; then slots.
+// The id of a token, or of the draw that it stands for.
+DEVICE i32 resolved(i32 token, const i32* drawn) { return token < 0 ? usable(drawn[decode_draw(token)]) : token; }
+
+// Rows that hold a sequence go on with the token they drew; then row and block updates; then KV slots.
 KERNEL __launch_bounds__(THREADS) decode_step_begin(const __grid_constant__ BeginParams p) {
     wait_for_previous();
     const int thread = threadIdx.x;

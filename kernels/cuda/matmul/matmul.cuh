@@ -7,7 +7,7 @@
 #pragma once
 #include "matmul_epilogue.cuh"
 
-// Of matmul_tiled_N and matmul_reduce.
+// The parameters of matmul_tiled_N (on Hopper a part of them) and matmul_reduce.
 struct TiledParams {
     MatrixParams matrix;
     OutputParams output;

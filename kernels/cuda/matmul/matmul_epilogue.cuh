@@ -41,6 +41,9 @@ DEVICE float gelu(float y) {  // tanh form
     return 0.5f * y * (1.0f + tanhf(inner));
 }
 
+// This fails for a new kind, until `Epilogue` says what the kind does and the number here is raised.
+static_assert(NUM_EPILOGUES == 6, "Epilogue must say what a new kind does");
+
 // A functor; where `kind` is a constant, only what that kind asks for is compiled.
 struct Epilogue {
     const OutputParams* output;
@@ -48,8 +51,9 @@ struct Epilogue {
 
     DEVICE explicit Epilogue(const OutputParams& output) : Epilogue(output, output.epilogue) {}
     DEVICE Epilogue(const OutputParams& output, int kind) : output(&output), kind(kind) {}
+    DEVICE constexpr explicit Epilogue(int kind) : output(nullptr), kind(kind) {}  // only to ask about a kind
 
-    DEVICE bool is_gated() const { return kind == SWIGLU || kind == CLAMPED_SWIGLU; }
+    DEVICE constexpr bool is_gated() const { return kind == SWIGLU || kind == CLAMPED_SWIGLU; }
     DEVICE bool is_float() const { return kind == STORE_FLOAT || kind == ADD_RESIDUAL; }
     // Which element of `out` takes row `row` of the product, of gated activations that of the gate.
     DEVICE i64 index(i64 token, int row) const {
@@ -67,6 +71,8 @@ struct Epilogue {
     }
 
    private:
+    // SwiGLU, with the fast division, whose result may be off by two units in the last place. activation.cu has it with
+    // the exact one.
     DEVICE float gated(float gate, float up) const {
         float steepness = 1.0f;
         if (kind == CLAMPED_SWIGLU) {

@@ -16,7 +16,7 @@ struct GemvOutput {
     DEVICE void compute_now() {
         ::compute_now(destination.to), ::compute_now(destination.epilogue.kind), row.compute_now();
     }
-    // All lanes of a warp. With gated activations lane l < 8 has a gate, lane l + 8 its up projection.
+    // All lanes of a warp call it. With gated activations lane l < 8 has a gate, lane l + 8 its up projection.
     DEVICE void finish(float sum) const {
         const float y = row.of(sum), up = __shfl_down_sync(ALL_LANES, y, 8);
         destination.store(y, up);

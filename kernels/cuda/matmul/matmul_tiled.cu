@@ -26,8 +26,9 @@ struct Accumulators {
 struct Work {
     int first_partition, last_partition, first_chunk, last_chunk;
     int expert, first_token, num_tokens;
+    static constexpr int NO_PARTITION = -1;  // less than any
 
-    // False: nothing. Waits for the previous kernel where that decides it.
+    // Returns false if there is nothing to do. Waits for the previous kernel where that decides it.
     DEVICE bool find(const TiledParams& p, int tokens) {
         first_partition = blockIdx.z * p.matrix.num_partitions / gridDim.z;
         last_partition = (blockIdx.z + 1) * p.matrix.num_partitions / gridDim.z;
@@ -41,9 +42,11 @@ struct Work {
         expert = entry.x, first_token = entry.y, num_tokens = entry.z;
         return true;
     }
+    // The partition whose sums the block leaves to matmul_reduce, or NO_PARTITION: it has all and finishes their sum.
+    DEVICE int partition_to_leave() const { return gridDim.z > 1 ? first_partition : NO_PARTITION; }
 };
 
-// Outputs of one row, `sums` apart by `stride` for each token; `index`: of the first token's output.
+// Stores the outputs of one row, whose sums lie `stride` apart, token by token; `index` is the first token's output.
 template <int KIND>
 DEVICE void store_rows(const TiledParams& p, const Work& work, i64 index, const OutputRow& row, const float* sums,
                        int stride) {
@@ -54,7 +57,8 @@ DEVICE void store_rows(const TiledParams& p, const Work& work, i64 index, const 
                  NO_RESIDUAL);
 }
 
-// Added to what `out` holds. All loads of a batch come first: the compiler may not move a load before a store.
+// Adds the outputs of one row to what `out` holds. All loads of a batch come first: the compiler may not move a load
+// before a store.
 DEVICE void add_rows(const TiledParams& p, const Work& work, i64 index, const OutputRow& row, const float* sums,
                      int stride) {
     constexpr int BATCH = 16;
@@ -85,10 +89,26 @@ DEVICE void prefetch_rows(const TiledParams& p, const Work& work) {
     }
 }
 
-// Sums of a tile, as they lie in the warps' fragments, by way of shared memory -> the partial sums of `partition`, or
-// if that is -1 finished to `out`. In shared memory so that one short loop, in which neighbours store side by side,
-// does for all: spelled out for each register, it is more code than fits the instruction cache. All threads of the
-// block; `shared` [TOKENS][STRIDE] is free.
+// Stores outputs of one row as the epilogue's kind says: KIND, or one that comes after it. Gated kinds are left out, as
+// `store_tile` stores them itself.
+template <int KIND = 0>
+DEVICE void store_rows_of_kind(const TiledParams& p, const Work& work, int kind, i64 index, const OutputRow& row,
+                               const float* sums, int stride) {
+    if constexpr (!Epilogue(KIND).is_gated()) {
+        if (kind == KIND) {
+            if constexpr (KIND == ADD_RESIDUAL)
+                add_rows(p, work, index, row, sums, stride);
+            else
+                store_rows<KIND>(p, work, index, row, sums, stride);
+        }
+    }
+    if constexpr (KIND + 1 < NUM_EPILOGUES) store_rows_of_kind<KIND + 1>(p, work, kind, index, row, sums, stride);
+}
+
+// Stores the sums of a tile, which lie in the warps' fragments: as the partial sums of `partition`, or with
+// NO_PARTITION finished, to `out`. They go through shared memory so that one short loop, in which neighbours store side
+// by side, does for all: spelled out for each register, it is more code than fits the instruction cache. All threads of
+// the block call it; `shared` [TOKENS][STRIDE] is free.
 template <int TOKENS>
 DEVICE void store_tile(const TiledParams& p, const Work& work, int partition, float* shared,
                        const Accumulators<TOKENS>& sums) {
@@ -103,7 +123,7 @@ DEVICE void store_tile(const TiledParams& p, const Work& work, int partition, fl
     __syncthreads();
     const MatrixParams& matrix = p.matrix;
     const Epilogue epilogue(p.output);
-    if (partition < 0 && epilogue.is_gated()) {
+    if (partition <= Work::NO_PARTITION && epilogue.is_gated()) {
         __builtin_assume(!epilogue.is_float());
         const int local = threadIdx.x % 64 / 8 * 16 + threadIdx.x % 8, row = first_row + local;
         const OutputRow gate(matrix, work.expert, row), up(matrix, work.expert, row + 8);
@@ -117,7 +137,7 @@ DEVICE void store_tile(const TiledParams& p, const Work& work, int partition, fl
     }
     const int local = threadIdx.x % 128, row = first_row + local;
     if (row >= matrix.num_rows) return;
-    if (partition >= 0) {
+    if (partition > Work::NO_PARTITION) {
         float* partial = p.partials + ((i64)partition * p.num_tokens + work.first_token) * matrix.num_rows + row;
 #pragma unroll 4
         for (int token = threadIdx.x / 128; token < work.num_tokens; token += 2)
@@ -126,14 +146,10 @@ DEVICE void store_tile(const TiledParams& p, const Work& work, int partition, fl
     }
     const OutputRow output(matrix, work.expert, row);
     const i64 index = epilogue.index(work.first_token, row);
-    const float* sums_of_row = shared + local;
-    if (epilogue.kind == STORE_HALF) store_rows<STORE_HALF>(p, work, index, output, sums_of_row, STRIDE);
-    if (epilogue.kind == STORE_FLOAT) store_rows<STORE_FLOAT>(p, work, index, output, sums_of_row, STRIDE);
-    if (epilogue.kind == ADD_RESIDUAL) add_rows(p, work, index, output, sums_of_row, STRIDE);
-    if (epilogue.kind == GELU) store_rows<GELU>(p, work, index, output, sums_of_row, STRIDE);
+    store_rows_of_kind(p, work, epilogue.kind, index, output, shared + local, STRIDE);
 }
 
-// On Hopper.
+// The parameters of matmul_tiled_N on Hopper.
 struct HopperTiledParams {
     TiledParams tiled;
     alignas(64) u8 x_map[128];  // tensor map of x, float16 [rows, width], boxes of 64 columns x TOKENS

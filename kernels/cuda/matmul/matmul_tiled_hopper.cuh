@@ -141,7 +141,7 @@ DEVICE void matmul_tiled(const HopperTiledParams& t) {
         }
     }
     float* sums = (float*)(unaligned + (x_stages - shared_address(unaligned)));  // the rings are free again
-    const int partition = gridDim.z > 1 ? work.first_partition : -1;
+    const int partition = work.partition_to_leave();
     if constexpr (sums_partitions)
         store_tile(p, work, partition, sums, total);
     else
@@ -149,7 +149,7 @@ DEVICE void matmul_tiled(const HopperTiledParams& t) {
 }
 
 #define TILE_KERNEL(TOKENS)                                                  \
-    KERNEL __launch_bounds__(256, Ring<TOKENS>::residents)                   \
+    KERNEL __launch_bounds__(256, Ring<TOKENS>::blocks_per_sm)               \
         matmul_tiled_##TOKENS(const __grid_constant__ HopperTiledParams t) { \
         matmul_tiled<TOKENS>(t);                                             \
     }

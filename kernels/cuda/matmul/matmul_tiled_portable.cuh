@@ -101,7 +101,7 @@ DEVICE void matmul_tiled(const TiledParams& p) {
         }
     }
     float* sums = (float*)shared;  // the rings are free again
-    const int partition = gridDim.z > 1 ? work.first_partition : -1;
+    const int partition = work.partition_to_leave();
     if constexpr (sums_partitions)
         store_tile(p, work, partition, sums, total);
     else

@@ -14,7 +14,7 @@ struct RoutingParams {
     int x_row_of_pair;  // each (token, expert) has a row of x of its own, not each token
 };
 
-// Of matmul_gemv* and matmul_small_batch.
+// The parameters of matmul_gemv* and matmul_small_batch.
 struct SmallBatchParams {
     MatrixParams matrix;
     OutputParams output;
@@ -30,7 +30,7 @@ struct SmallBatchParams {
 
 extern __shared__ __align__(16) u8 shared[];
 
-// Until the previous kernel is done, if it writes x.
+// Waits until the previous kernel is done, if it writes x.
 DEVICE void wait_for_x(const SmallBatchParams& p) {
     if (p.overlaps_previous) {
         start_next();
@@ -56,7 +56,7 @@ struct Place {
     }
 };
 
-// Until the sums of all warps of a tile are in shared memory.
+// Waits until the sums of all warps of a tile are in shared memory.
 DEVICE void wait_for_partitions(const SmallBatchParams& p) {
     if (p.matrix.num_partitions > 1)
         __syncthreads();
@@ -93,11 +93,11 @@ class Weights {
     static constexpr int READY = GROUP * L::chunks < READY_CHUNKS ? GROUP * L::chunks : READY_CHUNKS;
     static constexpr int STAGES = 2;  // more in flight, on all SMs, was slower
 
-    const u8* ahead;  // this lane's first 16 bytes of the unit that is fetched next
-    int ahead_units;  // left in its tile
-    int ahead_tile, tile_step, num_tiles;
+    const u8* next_unit;  // this lane's first 16 bytes of the unit that is fetched next
+    int next_units;       // units left to fetch in its tile
+    int next_tile, tile_step, num_tiles;
     int first_unit, num_units;
-    u32 ring, slot;
+    u32 ring, stage;
     Fragments ready[READY];  // the first tile's first chunks: unpacked while the warp waits for x
     int num_ready = 0;
 
@@ -108,19 +108,19 @@ class Weights {
         for (int unit = 0; unit < GROUP; unit++)
 #pragma unroll
             for (int vector = 0; vector < VECTORS; vector += 32)
-                copy_if(unit < ahead_units && vector + lane < VECTORS, to + unit * L::unit_bytes + vector * 16,
-                        ahead + unit * 4 * L::unit_bytes + vector * 16);
-        ahead += GROUP * 4 * L::unit_bytes;
+                copy_if(unit < next_units && vector + lane < VECTORS, to + unit * L::unit_bytes + vector * 16,
+                        next_unit + unit * 4 * L::unit_bytes + vector * 16);
+        next_unit += GROUP * 4 * L::unit_bytes;
     }
     DEVICE void begin_tile(const MatrixParams& matrix, const u8* packed) {
-        ahead =
-            unit_address<FORMAT>(packed, ahead_tile, first_unit * L::chunks, matrix.num_units) + threadIdx.x % 32 * 16;
+        next_unit =
+            unit_address<FORMAT>(packed, next_tile, first_unit * L::chunks, matrix.num_units) + threadIdx.x % 32 * 16;
     }
     DEVICE void advance(const MatrixParams& matrix, const u8* packed, u32 to) {
-        if (ahead_tile < num_tiles) {
+        if (next_tile < num_tiles) {
             fetch(to);
-            if ((ahead_units -= GROUP) <= 0) {
-                ahead_tile += tile_step, ahead_units = num_units;
+            if ((next_units -= GROUP) <= 0) {
+                next_tile += tile_step, next_units = num_units;
                 begin_tile(matrix, packed);
             }
         }
@@ -130,24 +130,24 @@ class Weights {
         copy_wait<STAGES - 1>();
         __syncwarp();
     }
-    // All lanes have read what lies in the slot: what comes next may take its place.
+    // All lanes have read what lies in the stage: what comes next may take its place.
     DEVICE void release(const MatrixParams& matrix, const u8* packed) {
         __syncwarp();
-        advance(matrix, packed, slot);
-        if ((slot += STAGE_BYTES) == ring + STAGES * STAGE_BYTES) slot = ring;
+        advance(matrix, packed, stage);
+        if ((stage += STAGE_BYTES) == ring + STAGES * STAGE_BYTES) stage = ring;
     }
     DEVICE bool is_group_ready() const { return num_ready && num_ready == min(GROUP, num_units) * L::chunks; }
 
    public:
     DEVICE Weights(const MatrixParams& matrix, const u8* packed, u32 rings, int partition, int tile, int tile_step,
                    int num_tiles)
-        : ahead_tile(tile),
+        : next_tile(tile),
           tile_step(tile_step),
           num_tiles(num_tiles),
           first_unit(partition_start(partition, matrix)),
           num_units(partition_start(partition + 1, matrix) - first_unit) {
-        ring = slot = rings + threadIdx.x / 32 * (STAGES * STAGE_BYTES);
-        ahead_units = num_units;
+        ring = stage = rings + threadIdx.x / 32 * (STAGES * STAGE_BYTES);
+        next_units = num_units;
         begin_tile(matrix, packed);
 #pragma unroll 1
         for (u32 to = ring; to < ring + STAGES * STAGE_BYTES; to += STAGE_BYTES) advance(matrix, packed, to);
@@ -160,7 +160,7 @@ class Weights {
         num_ready = min(READY, num_units * L::chunks);
 #pragma unroll
         for (int i = 0; i < READY; i++)
-            if (i < num_ready) ready[i].load(slot + i / L::chunks * L::unit_bytes, i % L::chunks, base);
+            if (i < num_ready) ready[i].load(stage + i / L::chunks * L::unit_bytes, i % L::chunks, base);
     }
 
     // acc += the warp's partition of its next tile, or its last, times x, whose rows begin at `x`.
@@ -186,7 +186,7 @@ class Weights {
                     const int chunk = unit * L::chunks + sub;
                     if (chunk < READY && chunk < num_ready) continue;
                     Fragments fragments;
-                    fragments.load(slot + unit * L::unit_bytes, sub, base);
+                    fragments.load(stage + unit * L::unit_bytes, sub, base);
                     fragments.multiply(acc, x + chunk * 128);
                 }
             }

@@ -2,7 +2,7 @@
 #pragma once
 #include "../common/common.cuh"
 
-// Of `logits` [num_experts], the expert that comes at place `rank`. All lanes of a warp call it; all get the answer.
+// The expert that comes at place `rank` of `logits` [num_experts]. All lanes of a warp call it; all get the answer.
 // Where NaN leaves a place empty it is any expert: the sampler will see it.
 DEVICE int expert_of_rank(const float* logits, int num_experts, int rank) {
     const int lane = threadIdx.x % 32;
@@ -26,10 +26,10 @@ DEVICE int expert_of_rank(const float* logits, int num_experts, int rank) {
     return found;
 }
 
-// Softmax over the `num_used` experts with the largest logits: one lane calls store(rank, expert, share) for each of
-// them. All lanes of a warp call it.
+// Softmax over the `num_used` experts with the largest logits: one lane calls store(rank, expert, routing weight)
+// for each of them. All lanes of a warp call it.
 template <typename Store>
-DEVICE void share_out(const float* logits, int num_experts, int num_used, Store store) {
+DEVICE void weigh_experts(const float* logits, int num_experts, int num_used, Store store) {
     float first = 0.0f, total = 0.0f;
     for (int rank = 0; rank < num_used; rank++) {
         const float logit = logits[expert_of_rank(logits, num_experts, rank)];

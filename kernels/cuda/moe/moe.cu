@@ -5,13 +5,13 @@
 extern __shared__ __align__(16) float shared[];
 
 struct RouteParams {
-    const float* x;       // [num_tokens, width] residual stream
-    const float* weight;  // [num_experts, width] router
-    const float* bias;    // [num_experts]
-    u16* normed;          // [num_tokens, width]
-    float* logits;        // [num_tokens, num_experts] moe_logits
-    int* experts;         // [num_tokens, num_used] moe_route*: by rank
-    float* shares;        // [num_tokens, num_used] moe_route*: softmax over the chosen
+    const float* x;          // [num_tokens, width] residual stream
+    const float* weight;     // [num_experts, width] router
+    const float* bias;       // [num_experts]
+    u16* normed;             // [num_tokens, width]
+    float* logits;           // [num_tokens, num_experts] moe_logits
+    int* experts;            // [num_tokens, num_used] moe_route*: by rank
+    float* routing_weights;  // [num_tokens, num_used] moe_route*: softmax over the chosen
     NormParams norm;
     int num_tokens, num_experts, num_used;
 };
@@ -27,7 +27,7 @@ DEVICE void store_normed(const RouteParams& p, int token, int column, float4 n) 
 
 // A logit is the sum of NORM_PARTITIONS partitions, cut as a norm cuts its row.
 //
-// For up to four tokens: a block of NORM_PARTITIONS warps for each (expert, token), so that many SMs
+// This is for up to four tokens, with a block of NORM_PARTITIONS warps for each (expert, token), so that many SMs
 // read the router's weights. Who uses the logits chooses: `expert_of_rank`.
 KERNEL __launch_bounds__(32 * NORM_PARTITIONS) moe_logits(const __grid_constant__ RouteParams p) {
     const int expert = blockIdx.x, token = blockIdx.y, partition = threadIdx.x / 32;
@@ -56,10 +56,10 @@ DEVICE void for_columns(int partition, int width, Use use) {
     for (int column = (partition * 32 + threadIdx.x % 32) * 4; column < width; column += PARTITION_STEP) use(column);
 }
 
-// For more. Warps share a row's columns as a norm's partitions, and groups of NORM_PARTITIONS warps the experts. Rows
-// lie in shared memory, normed; of the router's weights a lane uses what it loads for all TOKENS of the block, and of a
-// row what it loads for EXPERTS experts. Dynamic shared memory: float [TOKENS][width + 2 NORM_PARTITIONS +
-// (NORM_PARTITIONS + 1) num_experts].
+// This is for more tokens. Warps share a row's columns as a norm's partitions, and groups of NORM_PARTITIONS warps the
+// experts. Rows lie in shared memory, normed; of the router's weights a lane uses what it loads for all TOKENS of the
+// block, and of a row what it loads for EXPERTS experts. Dynamic shared memory: float [TOKENS][width + 2
+// NORM_PARTITIONS + (NORM_PARTITIONS + 1) num_experts].
 template <int TOKENS, int EXPERTS>
 DEVICE void route(const RouteParams& p) {
     const int width = p.norm.width, first = blockIdx.x * TOKENS, num_tokens = min(TOKENS, p.num_tokens - first);
@@ -138,15 +138,16 @@ DEVICE void route(const RouteParams& p) {
         logits[i] = row_sum(partials + i * NORM_PARTITIONS) + p.bias[i % p.num_experts];
     __syncthreads();
     for (int t = warp; t < num_tokens; t += num_warps)
-        share_out(logits + t * p.num_experts, p.num_experts, p.num_used, [&](int rank, int expert, float share) {
-            p.experts[(first + t) * p.num_used + rank] = expert;
-            p.shares[(first + t) * p.num_used + rank] = share;
-        });
+        weigh_experts(logits + t * p.num_experts, p.num_experts, p.num_used,
+                      [&](int rank, int expert, float routing_weight) {
+                          p.experts[(first + t) * p.num_used + rank] = expert;
+                          p.routing_weights[(first + t) * p.num_used + rank] = routing_weight;
+                      });
 }
 
 KERNEL __launch_bounds__(1024) moe_route(const __grid_constant__ RouteParams p) { route<1, ROUTE_EXPERTS>(p); }
 
-// For many tokens.
+// This is for many tokens.
 KERNEL __launch_bounds__(32 * NORM_PARTITIONS, 2) moe_route_many(const __grid_constant__ RouteParams p) {
     route<ROUTE_TOKENS, 4>(p);
 }
@@ -183,7 +184,7 @@ DEVICE void for_share(const PlanParams& p, int* next_places, Use use) {
     }
 }
 
-// One block; a warp has a share of the pairs, in order.
+// Runs as one block, each warp of which has a share of the pairs, in order.
 // Dynamic shared memory: int [(PLAN_WARPS + 2) * (num_experts + 1)].
 KERNEL __launch_bounds__(32 * PLAN_WARPS) moe_plan(const __grid_constant__ PlanParams p) {
     wait_for_previous();
@@ -236,7 +237,7 @@ struct GatherParams {
     int width;          // a multiple of 8
 };
 
-// A block a pair.
+// Each block copies the row of one pair.
 KERNEL __launch_bounds__(128) moe_gather(const __grid_constant__ GatherParams p) {
     wait_for_previous();
     const uint4* from = (const uint4*)(p.normed + (i64)p.rows[blockIdx.x] * p.width);
@@ -245,11 +246,11 @@ KERNEL __launch_bounds__(128) moe_gather(const __grid_constant__ GatherParams p)
 }
 
 struct CombineParams {
-    const float* results;  // [num_tokens * num_used, width] of the experts
-    const int* places;     // [num_tokens, num_used] rows of `results`; null: in order
-    const float* shares;   // [num_tokens, num_used]; null: as `logits` say
-    const float* logits;   // [num_tokens, num_experts]
-    float* out;            // [num_tokens, width] residual stream, added to
+    const float* results;          // [num_tokens * num_used, width] of the experts
+    const int* places;             // [num_tokens, num_used] rows of `results`; null: in order
+    const float* routing_weights;  // [num_tokens, num_used]; null: as `logits` say
+    const float* logits;           // [num_tokens, num_experts]
+    float* out;                    // [num_tokens, width] residual stream, added to
     int num_tokens, num_experts, num_used, width;
 };
 
@@ -269,22 +270,22 @@ KERNEL __launch_bounds__(256) moe_combine(const __grid_constant__ CombineParams 
 #pragma unroll
     for (int rank = 0; rank < COMBINED_AHEAD; rank++)
         if (inside && rank < p.num_used) ahead[rank] = result(rank);
-    const float* shares = p.shares + token * p.num_used;
-    if (!p.shares) {
+    const float* routing_weights = p.routing_weights + token * p.num_used;
+    if (!p.routing_weights) {
         if (threadIdx.x < 32)
-            share_out(p.logits + (i64)token * p.num_experts, p.num_experts, p.num_used,
-                      [&](int rank, int, float share) { shared[rank] = share; });
+            weigh_experts(p.logits + (i64)token * p.num_experts, p.num_experts, p.num_used,
+                          [&](int rank, int, float routing_weight) { shared[rank] = routing_weight; });
         __syncthreads();
-        shares = shared;
+        routing_weights = shared;
     }
     if (!inside) return;
-    auto add = [&](float share, float4 v) {
-        sum.x = fmaf(share, v.x, sum.x), sum.y = fmaf(share, v.y, sum.y);
-        sum.z = fmaf(share, v.z, sum.z), sum.w = fmaf(share, v.w, sum.w);
+    auto add = [&](float routing_weight, float4 v) {
+        sum.x = fmaf(routing_weight, v.x, sum.x), sum.y = fmaf(routing_weight, v.y, sum.y);
+        sum.z = fmaf(routing_weight, v.z, sum.z), sum.w = fmaf(routing_weight, v.w, sum.w);
     };
 #pragma unroll
     for (int rank = 0; rank < COMBINED_AHEAD; rank++)
-        if (rank < p.num_used) add(shares[rank], ahead[rank]);
-    for (int rank = COMBINED_AHEAD; rank < p.num_used; rank++) add(shares[rank], result(rank));
+        if (rank < p.num_used) add(routing_weights[rank], ahead[rank]);
+    for (int rank = COMBINED_AHEAD; rank < p.num_used; rank++) add(routing_weights[rank], result(rank));
     *to = sum;
 }

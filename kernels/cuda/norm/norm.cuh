@@ -78,7 +78,7 @@ DEVICE void put_partition(float* sums, float sum) {
     __syncthreads();
 }
 
-// A block of NORM_PARTITIONS warps: gives store(column, four values) the normed `row` [width].
+// A block of NORM_PARTITIONS warps calls it: gives store(column, four values) the normed `row` [width].
 // `shared`: float [2][NORM_PARTITIONS].
 template <typename Store>
 DEVICE void normalise_row(const NormParams& p, const float* row, float* shared, Store store) {
@@ -118,8 +118,8 @@ class NormRow {
     }
 
    public:
-    // To `weights` [width] in shared memory: each thread copies what it needs itself, and commits and waits later. They
-    // are constant: this may come before `wait_for_previous`.
+    // Copies the norm's weights to `weights` [width] in shared memory: each thread copies what it needs itself, and
+    // commits and waits later. They are constant: this may come before `wait_for_previous`.
     DEVICE void copy_weights(const NormParams& p, float* weights) const {
         for_columns(p.width,
                     [&](int, int column) { copy_words<16>(shared_address(weights + column), p.weight + column); });
@@ -127,7 +127,8 @@ class NormRow {
     DEVICE void load(const NormParams& p, const float* row) {
         for_columns(p.width, [&](int quad, int column) { values[quad] = *(const float4*)(row + column); });
     }
-    // All threads of the block: gives store(column, four values) the normed row. `shared`: float [2][NORM_PARTITIONS].
+    // All threads of the block call it: gives store(column, four values) the normed row. `shared`: float
+    // [2][NORM_PARTITIONS].
     template <typename Store>
     DEVICE void normalise(const NormParams& p, const float* weights, float* shared, Store store) {
         float shift = 0.0f;

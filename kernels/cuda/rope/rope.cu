@@ -4,7 +4,7 @@
 
 struct RopeWriteParams {
     u16* qkv;          // [num_tokens, (num_heads + 2 * num_kv_heads) * HEAD_DIM]
-    const i32* slots;  // [num_tokens] block * block_tokens + row, -1: padding
+    const i32* slots;  // [num_tokens] KV slots: block * block_tokens + row, -1: padding
     LayerCacheParams cache;
     i32 num_tokens, num_heads, num_kv_heads, block_tokens;
     RopeParams rope;
@@ -25,7 +25,7 @@ KERNEL __launch_bounds__(WARPS * 32) rope_write(const __grid_constant__ RopeWrit
     wait_for_previous();
     if (token >= p.num_tokens) return;
     const i32 slot = p.slots[token];
-    const Turn turn = load_turn(p.rope, at, token);
+    const Rotation rotation = load_rotation(p.rope, at, token);
     u16* from = p.qkv + ((i64)token * (p.num_heads + 2 * p.num_kv_heads) + before + first) * HEAD_DIM;
     uint2 words[HEADS];
 #pragma unroll
@@ -38,6 +38,6 @@ KERNEL __launch_bounds__(WARPS * 32) rope_write(const __grid_constant__ RopeWrit
 #pragma unroll
     for (int i = 0; i < HEADS; i++) {
         if (i == num_heads) break;
-        store_head(to + i * step, at, is_value ? words[i] : turn_head(words[i], at, turn, norm));
+        store_head(to + i * step, at, is_value ? words[i] : rotate_head(words[i], at, rotation, norm));
     }
 }

@@ -5,7 +5,7 @@
 
 static_assert(HEAD_DIM % 8 == 0 && HEAD_DIM <= 128, "a lane has 4 elements of a head, or none");
 
-// Of one layer.
+// The KV cache of one layer.
 struct LayerCacheParams {
     u16* keys;    // [num_blocks, num_kv_heads, block_tokens, HEAD_DIM]
     u16* values;  // [num_blocks, num_kv_heads, block_tokens, HEAD_DIM]
@@ -47,12 +47,12 @@ DEVICE void store_head(u16* head, const HeadLane& at, uint2 words) {
     ((u32*)head)[at.second] = words.y;
 }
 
-// Of a lane's two pairs.
-struct Turn {
+// The cosines and sines by which a lane rotates its two pairs.
+struct Rotation {
     float2 cosine, sine;
 };
 
-DEVICE Turn load_turn(const RopeParams& p, const HeadLane& at, i32 token) {
+DEVICE Rotation load_rotation(const RopeParams& p, const HeadLane& at, i32 token) {
     if (!at.rotated) return {};
     const i64 index = (i64)token * (p.num_pairs / 2) + threadIdx.x % 32;
     return {((const float2*)p.cosine)[index], ((const float2*)p.sine)[index]};
@@ -76,8 +76,8 @@ DEVICE void rotate_pair(float& first, float& second, float cosine, float sine) {
     first = rotated;
 }
 
-// All lanes of a warp call it.
-DEVICE uint2 turn_head(uint2 words, const HeadLane& at, const Turn& turn, const HeadNorm& norm) {
+// A lane's elements of a head, normed and rotated. All lanes of a warp call it.
+DEVICE uint2 rotate_head(uint2 words, const HeadLane& at, const Rotation& rotation, const HeadNorm& norm) {
     float x[4] = {low_half(words.x), high_half(words.x), low_half(words.y), high_half(words.y)};
     if (norm.wanted) {
         float squares = __fmul_rn(x[0], x[0]);
@@ -92,8 +92,8 @@ DEVICE uint2 turn_head(uint2 words, const HeadLane& at, const Turn& turn, const 
     }
     // Without a branch: elements 0 and 2, 1 and 3 are pairs, or 0 and 1, 2 and 3.
     float first[2] = {x[0], at.apart ? x[1] : x[2]}, second[2] = {at.apart ? x[2] : x[1], x[3]};
-    rotate_pair(first[0], second[0], turn.cosine.x, turn.sine.x);
-    rotate_pair(first[1], second[1], turn.cosine.y, turn.sine.y);
+    rotate_pair(first[0], second[0], rotation.cosine.x, rotation.sine.x);
+    rotate_pair(first[1], second[1], rotation.cosine.y, rotation.sine.y);
     if (at.rotated) {
         x[0] = first[0], x[1] = at.apart ? first[1] : second[0];
         x[2] = at.apart ? second[0] : first[1], x[3] = second[1];
@@ -101,7 +101,8 @@ DEVICE uint2 turn_head(uint2 words, const HeadLane& at, const Turn& turn, const 
     return {pack_half2(x[0], x[1]), pack_half2(x[2], x[3])};
 }
 
-// Elements before row `slot` of one KV head, in a cache [num_blocks, num_kv_heads, block_tokens, HEAD_DIM].
+// The number of elements that lie before KV slot `slot` of one KV head, in a cache [num_blocks, num_kv_heads,
+// block_tokens, HEAD_DIM].
 DEVICE i64 cache_offset(i32 slot, i32 kv_head, i32 num_kv_heads, i32 block_tokens) {
     const i32 block = slot / block_tokens;
     return (((i64)block * num_kv_heads + kv_head) * block_tokens + slot - block * block_tokens) * HEAD_DIM;

@@ -19,7 +19,7 @@ struct AdjustParams {
     int vocab;
 };
 
-// One thread an entry. Frequency counts are doubles, as an int32 times a float32 is in NumPy.
+// Each thread has one entry. Frequency counts are doubles, as an int32 times a float32 is in NumPy.
 KERNEL __launch_bounds__(THREADS) sampling_adjust(const __grid_constant__ AdjustParams p) {
     wait_for_previous();
     const int entry = blockIdx.x * THREADS + threadIdx.x;
@@ -65,7 +65,7 @@ KERNEL __launch_bounds__(THREADS) sampling_scan(const __grid_constant__ SamplePa
     if (threadIdx.x == 0) p.scratch.ranks[(i64)row * p.scan.chunks + chunk] = rank;
     const SamplingRow& sampling = p.sampling_rows[row];
     if (!(sampling.temperature > 0.0f)) return;
-    if (chunk == 0 && threadIdx.x == 0) p.scratch.plans[row] = Plan{0, 0, 0, BINS, -1, -1, 0, 0, 0};
+    if (chunk == 0 && threadIdx.x == 0) p.scratch.plans[row] = Plan{};
     if (!ranks_values(sampling, p.vocab)) return;
     for (int bin = chunk * THREADS + threadIdx.x; bin < BINS; bin += p.scan.chunks * THREADS) {
         p.scratch.counts[(i64)row * BINS + bin] = 0;

@@ -141,7 +141,7 @@ DEVICE Place find_place(const u64 (&amounts)[COUNT], u64 before, double wanted, 
 
 // ---- a row's largest logit, from the ranks that its scan left
 
-// Of a row's `num_chunks` ranks; call with whole warps.
+// The largest of a row's `num_chunks` ranks. All lanes of a warp call it.
 DEVICE u64 row_largest(const u64* ranks, int num_chunks) {
     u64 rank = 0;
     for (int chunk = threadIdx.x % 32; chunk < num_chunks; chunk += 32)

@@ -12,7 +12,7 @@ constexpr int NO_ID = 0x7FFFFFFF;
 // ---- the histogram
 
 DEVICE void make_plan(const SampleParams& p, int row, BlockScratch& shared) {
-    Plan plan = {0, 0, 0, BINS, -1, -1, 0, 0, 0};
+    Plan plan;
     u64 counts[THREAD_BINS], masses[THREAD_BINS];
     load_bins(p.scratch.counts + (i64)row * BINS, counts);
     load_bins(p.scratch.masses + (i64)row * BINS, masses);
@@ -80,7 +80,7 @@ KERNEL __launch_bounds__(THREADS) sampling_rank(const __grid_constant__ SamplePa
         atomicAdd(&p.scratch.counts[(i64)row * BINS + bin], counts[bin]);
         if (weighs) atomicAdd(&p.scratch.masses[(i64)row * BINS + bin], masses[bin]);
     }
-    if (is_last_block(&p.scratch.plans[row].rank_tickets, p.rank.chunks)) make_plan(p, row, shared);
+    if (arrives_last(&p.scratch.plans[row].rank_arrivals, p.rank.chunks)) make_plan(p, row, shared);
 }
 
 // ---- noise
@@ -146,7 +146,7 @@ DEVICE float rough_score(u32 depth, u32 word) { return rough_gumbel(word) - __ui
 
 // ---- the ends of top-k and top-p
 
-// Whether a value of this bin is for the last block to decide on.
+// Returns whether values of this bin are left for the last block to decide on.
 DEVICE bool is_undecided(const Plan& plan, int bin) {
     return (bin >= plan.kept_bins && bin <= plan.last_bin) || bin == plan.k_bin;
 }
@@ -297,7 +297,7 @@ KERNEL __launch_bounds__(THREADS) sampling_draw(const __grid_constant__ SamplePa
     double* scores = p.scratch.scores + (i64)row * p.draw.chunks;
     int* score_ids = p.scratch.score_ids + (i64)row * p.draw.chunks;
     if (threadIdx.x == 0) scores[blockIdx.x] = best.score, score_ids[blockIdx.x] = best.id;
-    if (!is_last_block(&p.scratch.plans[row].draw_tickets, p.draw.chunks)) return;
+    if (!arrives_last(&p.scratch.plans[row].draw_arrivals, p.draw.chunks)) return;
 
     for (int chunk = threadIdx.x; chunk < p.draw.chunks; chunk += THREADS)
         best.take(read_once_more(scores + chunk), read_once_more(score_ids + chunk));

@@ -4,16 +4,17 @@
 
 constexpr float BINS_PER_UNIT = 64;  // the last bin takes all from 31.98 on: too improbable to count, or to be drawn
 
+// The default is that of a row without top-k and top-p, all bins of which are kept.
 struct Plan {
-    u64 mass;          // of the values of top-k; where top-k is on, of those in bins before `k_bin`
-    u64 count_before;  // values in bins before `k_bin`
-    u64 k;             // 0: top-k is off
-    int kept_bins;     // bins before this one are kept whole
-    int last_bin;      // from `kept_bins` to here: top-p ends in one of these
-    int k_bin;         // the bin in which top-k ends, -1: top-k is off
-    u32 num_listed;    // values in the bins that are not decided
-    u32 rank_tickets;  // blocks of the row that are done
-    u32 draw_tickets;
+    u64 mass = 0;           // of the values of top-k; where top-k is on, of those in bins before `k_bin`
+    u64 count_before = 0;   // values in bins before `k_bin`
+    u64 k = 0;              // 0: top-k is off
+    int kept_bins = BINS;   // bins before this one are kept whole
+    int last_bin = -1;      // from `kept_bins` to here: top-p ends in one of these
+    int k_bin = -1;         // the bin in which top-k ends, -1: top-k is off
+    u32 num_listed = 0;     // values in the bins that are not decided
+    u32 rank_arrivals = 0;  // blocks of sampling_rank that are done with the row
+    u32 draw_arrivals = 0;  // blocks of sampling_draw that are done with the row
 };
 
 // How a row's tokens are drawn.
@@ -36,7 +37,7 @@ struct SampleScratch {
 };
 
 // How the blocks of a launch share out a row.
-struct Split {
+struct LaunchSplit {
     int slices;  // a block
     int chunks;  // blocks a row
 };
@@ -50,7 +51,7 @@ struct SampleParams {
     int num_rows;
     int vocab;
     int num_slices;
-    Split scan, rank, draw;
+    LaunchSplit scan, rank, draw;
 };
 
 DEVICE bool has_top_k(const SamplingRow& sampling, int vocab) { return sampling.top_k > 0 && sampling.top_k < vocab; }
@@ -76,12 +77,12 @@ DEVICE int bin_of(u32 depth) { return (int)fminf(__uint_as_float(depth) * BINS_P
 
 DEVICE u64 mass_of(u32 depth) { return __double2ull_rn(exp(-(double)__uint_as_float(depth)) * 0x1p45); }
 
-// Whether this block is the last of `num_blocks` to get here; then it sees what the others wrote.
-DEVICE bool is_last_block(u32* tickets, u32 num_blocks) {
+// Returns whether this block is the last of `num_blocks` to arrive here; then it sees what the others wrote.
+DEVICE bool arrives_last(u32* arrivals, u32 num_blocks) {
     __shared__ bool last;
     __threadfence();
     __syncthreads();
-    if (threadIdx.x == 0) last = atomicAdd(tickets, 1u) == num_blocks - 1;
+    if (threadIdx.x == 0) last = atomicAdd(arrivals, 1u) == num_blocks - 1;
     __syncthreads();
     __threadfence();
     return last;

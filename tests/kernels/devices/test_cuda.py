@@ -46,7 +46,7 @@ def test_a_replayed_graph_does_what_the_launches_did(
     step(eager)
     graph.launch()
     np.testing.assert_array_equal(download(replayed), download(eager))
-    assert device.stream.suspect == "probe step"
+    assert device.stream.last_enqueued == "probe step"
 
 
 def test_a_failed_capture_leaves_the_stream_usable(

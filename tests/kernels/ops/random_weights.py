@@ -8,15 +8,13 @@ from numpy.typing import NDArray
 
 from kernels.weights.formats import FORMATS
 from kernels.weights.parameters import Weight
-from tests.bench.random_blocks import random_blocks
-
-QUANTISED_BY_GGUF = ("F16", "BF16", "Q4_1", "Q5_1")
+from tests.bench.random_blocks import MADE_DIRECTLY, random_blocks
 
 
 def random_weight(name: str, shape: tuple[int, ...], rng: np.random.Generator, *, bias: bool = False) -> Weight:
     """A weight of ``shape`` in format ``name`` whose products keep the size of what goes in."""
     deviation = shape[-1] ** -0.5
-    if name in QUANTISED_BY_GGUF:
+    if name not in MADE_DIRECTLY:
         values = rng.normal(0, deviation, shape).astype(np.float32)
         data = gguf.quants.quantize(values, gguf.GGMLQuantizationType[name]).view(np.uint8)
         data = data.reshape(*shape[:-1], FORMATS[name].row_bytes(shape[-1]))

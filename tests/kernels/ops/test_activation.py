@@ -20,7 +20,7 @@ def halves(*shape: int) -> DeviceArray:
 def test_gates_and_ups_of_another_width_than_the_output_are_refused() -> None:
     context = Context(H100)
     swiglu_rows(context, halves(3, 2 * 80), out=halves(3, 80))
-    assert context.last_kernel == "swiglu_rows"
+    assert context.last_enqueued == "swiglu_rows"
     for shape in ((3, 80), (2, 2 * 80)):
         with pytest.raises(AssertionError):
             swiglu_rows(context, halves(*shape), out=halves(3, 80))

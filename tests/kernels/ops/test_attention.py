@@ -237,4 +237,4 @@ def test_a_decode_step_takes_one_kernel(num_tokens: int, num_sequences: int, lau
     out = halves(num_tokens, 14 * 64)
     qkv = halves(num_tokens, 18 * 64)
     ops.rope_attention(qkv, None, attention, step, plan, out_cache=cache, out=out)
-    assert (context.num_launches - before, context.last_kernel) == (launches, last)
+    assert (context.num_launches - before, context.last_enqueued) == (launches, last)

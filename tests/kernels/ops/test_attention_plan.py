@@ -68,7 +68,7 @@ def test_a_decode_step_has_no_prefill_work_and_shares_out_with_one_launch() -> N
     context = Context(H100)
     plan = plan_attention(context, dry_step(64, 64, 64, 8), Attention(14, 2, 64, scale=1.0))
     assert plan.prefill_items.size == 0
-    assert (context.num_launches, context.last_kernel) == (1, "attention_plan")
+    assert (context.num_launches, context.last_enqueued) == (1, "attention_plan")
 
 
 @pytest.mark.parametrize("attention", [Attention(14, 2, 64, scale=1.0), Attention(40, 1, 128, scale=1.0)])

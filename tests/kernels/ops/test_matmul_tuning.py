@@ -84,8 +84,11 @@ def test_no_sm_is_given_more_than_its_share_of_a_products_tiles(name: str, num_t
         share = -(-math.prod(grid) // H100.num_sms)
         reserved = 1024  # bytes of each block
         assert (share + 1) * (rest["shared_bytes"] + reserved) > H100.shared_bytes + reserved, (kernel, grid)
-        residents = {"16": 3, "32": 3, "64": 2}.get(kernel.rpartition("_")[2], 1)
-        assert min(share, residents) * (rest["shared_bytes"] + reserved) <= H100.shared_bytes + reserved, (kernel, grid)
+        blocks_per_sm = {"16": 3, "32": 3, "64": 2}.get(kernel.rpartition("_")[2], 1)
+        assert min(share, blocks_per_sm) * (rest["shared_bytes"] + reserved) <= H100.shared_bytes + reserved, (
+            kernel,
+            grid,
+        )
 
 
 def test_the_shape_of_a_product_is_the_same_between_the_numbers_of_tokens_that_memory_is_planned_at() -> None:

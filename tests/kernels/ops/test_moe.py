@@ -35,16 +35,16 @@ def test_experts_are_chosen_and_summed_as_in_float64(
     normed = x / np.sqrt(np.mean(x.astype(np.float64) ** 2, axis=1, keepdims=True) + 1e-5) * norm_weight
     logits = normed @ values_of(router_weight).T + router_weight.bias
     chosen = np.argsort(-logits, axis=1, kind="stable")[:, :num_used]
-    shares = np.exp(np.take_along_axis(logits, chosen, axis=1))
-    shares /= shares.sum(axis=1, keepdims=True)
+    routing_weights = np.exp(np.take_along_axis(logits, chosen, axis=1))
+    routing_weights /= routing_weights.sum(axis=1, keepdims=True)
     gates, ups, downs = values_of(gate), values_of(up), values_of(down)
     expected = x[:300].astype(np.float64)
     for token in range(300):
-        for expert, share in zip(chosen[token], shares[token], strict=True):
+        for expert, routing_weight in zip(chosen[token], routing_weights[token], strict=True):
             g = np.minimum(gates[expert] @ normed[token] + gate.bias[expert], LIMIT)
             u = np.clip(ups[expert] @ normed[token] + up.bias[expert], -LIMIT, LIMIT)
             h = g / (1 + np.exp(-ALPHA * g)) * (u + 1)
-            expected[token] += share * (downs[expert] @ h + down.bias[expert])
+            expected[token] += routing_weight * (downs[expert] @ h + down.bias[expert])
 
     found = {}
     for num_tokens in (1, 2, 4, 5, 64, 300, 1100):

@@ -41,13 +41,13 @@ def test_a_token_gets_the_weighted_sum_of_its_best_experts() -> None:
         normed = row / np.sqrt((row.astype(np.float64) ** 2).mean() + 1e-5)
         logits = dense(ROUTER_LAYER, normed)
         best = np.argsort(-logits)[:USED]
-        shares = np.exp(logits[best]) / np.exp(logits[best]).sum()
+        routing_weights = np.exp(logits[best]) / np.exp(logits[best]).sum()
         expected = row.astype(np.float64)
-        for index, share in zip(best, shares, strict=True):
+        for index, routing_weight in zip(best, routing_weights, strict=True):
             expert = EXPERT_LIST[index]
             gate = np.minimum(dense(expert.gate, normed), 7)
             up = np.clip(dense(expert.up, normed), -7, 7)
-            expected = expected + share * dense(expert.down, gate / (1 + np.exp(-1.702 * gate)) * (up + 1))
+            expected = expected + routing_weight * dense(expert.down, gate / (1 + np.exp(-1.702 * gate)) * (up + 1))
         np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-3)
 
 

@@ -83,7 +83,7 @@ def test_a_failure_names_what_was_enqueued_last_or_else_the_call(
     runtime.status = ILLEGAL_ADDRESS
     with pytest.raises(CudaFailure, match=f"^{name}: error 700"):
         call(stream, event)
-    stream.suspect = "matmul_gemv"
+    stream.last_enqueued = "matmul_gemv"
     with pytest.raises(CudaFailure, match=r"^matmul_gemv: error 700"):
         call(stream, event)
 
@@ -91,9 +91,9 @@ def test_a_failure_names_what_was_enqueued_last_or_else_the_call(
 def test_an_event_names_what_was_enqueued_last_before_it(runtime: Runtime) -> None:
     stream = Stream()
     event = Event(stream)
-    stream.suspect = "norm_rms"
+    stream.last_enqueued = "norm_rms"
     event.record()
-    stream.suspect = "sampling_draw"
+    stream.last_enqueued = "sampling_draw"
     assert event.query()
     runtime.status = NOT_READY
     assert not event.query()
@@ -110,7 +110,7 @@ def test_a_graph_is_named_when_it_fails_and_when_something_fails_after_it(runtim
     graph = stream.capture(lambda: None, "decode step")
     graph.launch()
     assert runtime.calls == ["streamBeginCapture", "streamEndCapture", "graphLaunch"]
-    assert stream.suspect == "decode step"
+    assert stream.last_enqueued == "decode step"
     runtime.status = ILLEGAL_ADDRESS
     with pytest.raises(CudaFailure, match=r"^decode step: error 700"):
         graph.launch()
@@ -136,7 +136,7 @@ def test_failures_of_calls_become_errors_that_name_them(device: CudaDevice) -> N
 @pytest.mark.gpu
 def test_a_capture_that_waits_is_refused_and_leaves_the_stream_usable(device: CudaDevice) -> None:
     stream = Stream()
-    stream.suspect = "matmul_gemv"
+    stream.last_enqueued = "matmul_gemv"
     with pytest.raises(CudaFailure, match=r"^matmul_gemv: cudaErrorStreamCapture"):
         stream.capture(stream.synchronise, "waits")
     stream.synchronise()

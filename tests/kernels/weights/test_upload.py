@@ -80,7 +80,7 @@ def test_every_byte_arrives(
     transfers = [transfer_to(probes, *each) for each in zip(sources, granules, targets, strict=True)]
     reports: list[tuple[int, int]] = []
     buffers = PinnedBuffers(num_buffers, buffer_bytes)
-    assert {buffers[slot].nbytes for slot in range(len(buffers))} == {buffer_bytes}
+    assert {buffers[index].nbytes for index in range(len(buffers))} == {buffer_bytes}
     before = device.memory_bytes()
     with Upload(probes, buffers) as upload:
         upload.run(transfers, lambda *report: reports.append(report))

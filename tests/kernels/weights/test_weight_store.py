@@ -101,7 +101,7 @@ def test_the_matrix_of_a_tied_head_is_the_embedding_table_too() -> None:
     assert device.weights.used_bytes - before == padded(packed_bytes(FORMATS["Q8_0"], 300, 64))
     ids, out = device.empty((7,), np.int32), device.empty((7, 64), np.float32)
     device.ops.embed(ids, table, out=out)
-    assert device.context.last_kernel == "unpack_rows"
+    assert device.context.last_enqueued == "unpack_rows"
 
 
 @pytest.mark.parametrize("make", [lambda s, w: s.projection([w]), lambda s, w: s.gate_up([w]), PackedWeightStore.table])

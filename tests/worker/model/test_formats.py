@@ -15,6 +15,7 @@ from kernels.weights.dequant import dequantise
 from kernels.weights.formats import FORMATS
 from tests.bench.make_model import tensor_blocks, write_model
 from tests.bench.model_specs import ModelSpec, TensorSpec, gpt_oss, qwen2
+from tests.bench.random_blocks import MADE_DIRECTLY
 from tests.worker.model.stepping import logits_alone
 from worker.model.gguf import open_gguf
 from worker.model.registry import load_model
@@ -29,7 +30,7 @@ IDS = [5, 299, 17, 0, 44]
 def blocks_of(tensor: TensorSpec, format_: str) -> np.ndarray:
     """A tensor's contents in ``format_``, always the same."""
     rng = np.random.default_rng(list(tensor.name.encode()))
-    if format_ in ("F16", "BF16", "Q4_1", "Q5_1"):
+    if format_ not in MADE_DIRECTLY:
         values = rng.normal(scale=tensor.deviation, size=tensor.shape).astype(np.float32)
         return gguf.quants.quantize(values, gguf.GGMLQuantizationType[format_]).view(np.uint8)
     return tensor_blocks(replace(tensor, format=format_), rng)

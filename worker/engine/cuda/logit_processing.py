@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from kernels.batch import Adjustments, AnyArray, Memory, pack, packed_bytes, view
 from kernels.devices.protocol import AnyOps, GpuDevice
+from kernels.ops.sampling import MAX_TOP
 from kernels.runtime.device_array import DeviceArray
 from orcd.sampling import MAX_LOGPROBS
 from worker.contract import TokenLogprobs
@@ -20,6 +21,8 @@ from worker.engine.sequence import Sequence
 
 MAX_EDITS = 1 << 17
 """Edits of logits that go to the device at a time: with more, several times."""
+
+assert MAX_LOGPROBS <= MAX_TOP, "a request may ask for more log probabilities than the kernel can report"
 
 _PER_EDIT = ("rows", "token_ids", "bias", "seen", "output_counts", "banned")
 

@@ -72,7 +72,7 @@ class CudaRunner:
         self._uploads = UploadRing(device, upload_bytes, timeout_s)
         self._downloads = DownloadRing(device, limits.max_sequences * 4)
         self._cache = model.allocate_cache(num_blocks, limits.block_tokens)
-        self._slots = SlotAllocator(limits.max_sequences, limits.max_blocks)
+        self._batch_slots = SlotAllocator(limits.max_sequences, limits.max_blocks)
         self._in_flight: deque[LaunchedStep] = deque()
         self._waited_s = 0.0  # for the last step that was collected
         with _named_errors():
@@ -92,7 +92,7 @@ class CudaRunner:
                 step = self._decode(chunks) if _only_decodes(chunks) else self._run_whole(chunks)
             except Exception:
                 # The device may or may not have got what it was told: tell it everything anew.
-                self._slots = SlotAllocator(self._limits.max_sequences, self._limits.max_blocks)
+                self._batch_slots = SlotAllocator(self._limits.max_sequences, self._limits.max_blocks)
                 raise
         self._in_flight.append(step)
 
@@ -110,7 +110,7 @@ class CudaRunner:
 
     def _decode(self, chunks: list[Chunk]) -> LaunchedStep:
         num_rows = self._graphs.bucket_for(len(chunks))
-        rows, updates = self._slots.allocate(chunks, num_rows)
+        rows, updates = self._batch_slots.allocate(chunks, num_rows)
         if updates:
             num_bytes = write_updates(updates, self._uploads.take())
             self._uploads.send(num_bytes, self._rows.updates)
@@ -122,7 +122,7 @@ class CudaRunner:
         step, params = self._send_whole(chunks, drawing)
         self._ops.resolve_tokens(step.token_ids, self._rows.drawn)
         logits = self._model.forward(step, self._cache)
-        self._slots.interrupt({sequence: index for index, sequence in enumerate(drawing)})
+        self._batch_slots.interrupt({sequence: index for index, sequence in enumerate(drawing)})
         reports = None
         if drawing:
             self._logit_processor.apply(logits, drawing)
@@ -138,7 +138,7 @@ class CudaRunner:
         self, chunks: list[Chunk], drawing: list[Sequence]
     ) -> tuple[Step[DeviceArray], SamplingParams[DeviceArray]]:
         """A step's arrays, enqueued to be on the device."""
-        step = build_step(chunks, self._limits.block_tokens, self._slots.previous_draw)
+        step = build_step(chunks, self._limits.block_tokens, self._batch_slots.previous_draw)
         params = build_sampling_params(drawing)
         arrays = {name: getattr(step, name) for name in Step.__slots__}
         arrays |= {name: getattr(params, name) for name in SamplingParams.__slots__}

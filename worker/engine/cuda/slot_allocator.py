@@ -1,6 +1,7 @@
-"""Which sequence decodes in which slot on the device, and what the device must be told before the next decode step.
+"""Which sequence decodes in which batch slot, and what the device must be told before the next decode step.
 
-A slot is a row of `kernels.decode_rows.DecodeRows`.
+A batch slot is a row of the arrays of `kernels.decode_rows.DecodeRows`, and is called a row below. It has nothing to do
+with the KV slots in these arrays, which are places of tokens in the KV cache.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ class SlotAllocator:
         self._max_blocks = max_blocks
         self._rows: dict[Sequence, int] = {}
         self._free_rows = list(range(num_rows))  # a heap
-        # Of each row's sequence, which of its block tables was sent, None if none was, and how many blocks of it.
+        # For each row: which block table of its sequence was sent (None: none was), and how many blocks of it.
         self._table_versions: list[int | None] = [None] * num_rows
         self._num_sent = [0] * num_rows
         self._rows_emptied = False

@@ -1,7 +1,9 @@
+from importlib.util import find_spec, module_from_spec
+
 import numpy as np
 import pytest
 
-from kernels.ops.sampling import MAX_TOP
+from kernels.ops import sampling
 from kernels.reference.sampling import adjust_logits
 from orcd.sampling import MAX_LOGPROBS
 from tests.worker.engine.cuda.late_device import LateDevice
@@ -59,4 +61,12 @@ def test_a_vocabulary_smaller_than_what_was_asked_for_gives_all_it_has():
 
 
 def test_the_kernels_can_report_as_many_log_probabilities_as_requests_may_ask_for():
-    assert MAX_LOGPROBS <= MAX_TOP
+    assert MAX_LOGPROBS <= sampling.MAX_TOP
+
+
+def test_the_module_does_not_load_with_kernels_that_can_report_fewer(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(sampling, "MAX_TOP", MAX_LOGPROBS - 1)
+    spec = find_spec("worker.engine.cuda.logit_processing")
+    assert spec is not None and spec.loader is not None
+    with pytest.raises(AssertionError, match="more log probabilities than the kernel can report"):
+        spec.loader.exec_module(module_from_spec(spec))

@@ -155,7 +155,7 @@ def test_rows_move_when_others_leave_and_the_bucket_shrinks():
     options = {"max_sequences": 10, "cache_tokens": 800, "step_tokens": 100}
     machine = engine(LateModel(model), **options)
     assert generate(adds, machine) == generate(adds, engine(ContextModel(model.config), **options))
-    machine._runner._slots.check_invariants()
+    machine._runner._batch_slots.check_invariants()
 
 
 @settings(max_examples=60, derandomize=True, deadline=None)
