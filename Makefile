@@ -18,8 +18,8 @@ TOOLS := memcheck racecheck
 demo: $(VENV)/installed  ## run the whole system here, with the model that ships and no GPU
 	@$(BIN)/orcd demo
 
-test: $(VENV)/installed-dev  ## run all tests
-	@$(BIN)/python -m pytest
+test: $(VENV)/installed-dev  ## run all tests, some at a time; ARGS="-n0" for one after the other
+	@$(BIN)/python -m pytest -n 4 --dist loadfile $(ARGS)
 
 fuzz: $(VENV)/installed-dev  ## load damaged model files for ten minutes; only clear errors may come of it
 	@$(BIN)/python -m tests.worker.model.fuzz --minutes 10

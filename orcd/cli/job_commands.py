@@ -147,7 +147,9 @@ def follow(job: str, from_token: int, redis_url: str | None, as_json: bool) -> i
     Starts at the beginning, or after N tokens. Ctrl-C leaves the job running.
     """
     with Client(redis_url) as client:
-        return _show(client.events(job, from_token), as_json)
+        events = client.events(job, from_token)
+        client.status(job)  # says at once what events() would wait for: Redis is away
+        return _show(events, as_json)
 
 
 COMMANDS = (generate, batch, cancel, status, follow)

@@ -78,7 +78,6 @@ def test_wrong_usage_is_one_line_and_exit_code_2(line: str, capsys: pytest.Captu
 def test_without_redis_every_command_says_so(line: str, tmp_path: Path, capsys: pytest.CaptureFixture[str],
                                              monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
     monkeypatch.setattr(batch_run, "PATIENCE_S", 0.0)
-    monkeypatch.setattr("orcd.client.RECONNECT_S", 0.0)
     file = tmp_path / "in.jsonl"
     file.write_text('{"prompt": "a"}\n')
     assert run([*line.format(file=file).split(), "--redis", NOWHERE]) == 1
