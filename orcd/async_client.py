@@ -181,7 +181,7 @@ class AsyncClient:
             async with answer_in_time():
                 await channel.subscribe(schema.events_channel(stream.job_id, self._prefix))
             while not stream.ended:
-                events = stream.received(await channel.get_message(timeout=stream.patience_s()))
+                events = stream.received(await channel.get_message(timeout=stream.wait_s()))
                 if events is None:
                     async for event in self._replay(stream):
                         yield event

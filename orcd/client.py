@@ -168,7 +168,7 @@ class Client:
         with self._redis.pubsub() as channel:
             channel.subscribe(schema.events_channel(stream.job_id, self._prefix))
             while not stream.ended:
-                events = stream.received(channel.get_message(timeout=stream.patience_s()))
+                events = stream.received(channel.get_message(timeout=stream.wait_s()))
                 yield from self._replay(stream) if events is None else events
 
     def _replay(self, stream: EventStream) -> Generator[Event, None, None]:

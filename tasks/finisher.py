@@ -24,13 +24,13 @@ class Finisher:
     """Does each piece of work that it is given on one of a few threads, in order.
 
     What fails with an error of Redis is done again, behind what else there is, until it succeeds: so it must be such
-    that it can be begun again. Any other failure concerns that piece only. ``on_trouble`` is told of both. ``prepare``
+    that it can be begun again. Any other failure concerns that piece only. ``on_failure`` is told of both. ``prepare``
     is called once on each thread.
     """
 
-    def __init__(self, prepare: Work, on_trouble: Callable[[str, Exception], None], on_death: OnDeath) -> None:
+    def __init__(self, prepare: Work, on_failure: Callable[[str, Exception], None], on_death: OnDeath) -> None:
         self._prepare = prepare
-        self._on_trouble = partial(on_trouble, "finish")
+        self._on_failure = partial(on_failure, "finish")
         self._work: SimpleQueue[Work | None] = SimpleQueue()
         self._giving_up = threading.Event()
         self._threads = [SupervisedThread(f"finisher {n}", self._run, on_death) for n in range(NUM_THREADS)]
@@ -65,8 +65,8 @@ class Finisher:
             try:
                 work()
             except redis.RedisError as error:
-                self._on_trouble(error)
+                self._on_failure(error)
                 self._work.put(work)
                 self._giving_up.wait(PAUSE_S)
             except Exception as error:
-                self._on_trouble(error)
+                self._on_failure(error)

@@ -21,7 +21,7 @@ from orcd.store.backoff import Backoff
 
 MAX_IN_FLIGHT = 1024
 LEAST_PAUSE_S = 0.05
-PATIENCE_S = 60.0
+GIVE_UP_AFTER_S = 60.0
 """How long a Redis that went away is waited for."""
 RETRY_EVERY_S = 1.0
 
@@ -119,8 +119,8 @@ def record(result: Result) -> dict[str, Any]:
 
 
 def _patiently(call: Callable[[], Answer]) -> Answer:
-    """What ``call`` returns, once Redis is there. Raises `RedisUnavailable` after `PATIENCE_S` without it."""
-    backoff = Backoff(RETRY_EVERY_S, RETRY_EVERY_S, PATIENCE_S, since=time.monotonic())
+    """What ``call`` returns, once Redis is there. Raises `RedisUnavailable` after `GIVE_UP_AFTER_S` without it."""
+    backoff = Backoff(RETRY_EVERY_S, RETRY_EVERY_S, GIVE_UP_AFTER_S, since=time.monotonic())
     while True:
         try:
             return call()

@@ -64,7 +64,7 @@ class EventStream:
         """The first entry id that may hold something new."""
         return f"{self._cursor.num_tokens}-0"
 
-    def patience_s(self) -> float:
+    def wait_s(self) -> float:
         """How long to wait for the next message. Raises TimeoutError once the time is over."""
         return min(POLL_S, self._time_left_s())
 

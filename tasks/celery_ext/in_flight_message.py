@@ -35,7 +35,7 @@ NOT_KEPT = frozenset(
 PLAIN = frozenset({"origin", "root_id"})
 """Headers that any message has, and that say nothing of which the job's record does not know."""
 
-OnTrouble = Callable[[str, Exception], None]
+OnFailure = Callable[[str, Exception], None]
 Done = Callable[["InFlightMessage", str, Outcome], None]
 
 
@@ -130,7 +130,7 @@ class InFlightMessage:
                 time_limit_s=self.time_limit_s,
             )
 
-    def trace(self, on_trouble: OnTrouble) -> Any:
+    def trace(self, on_failure: OnFailure) -> Any:
         """Run Celery's tracer on the outcomes, which stores the result and follows the links; returns its answer.
 
         Raises `NotStored`.
@@ -143,7 +143,7 @@ class InFlightMessage:
         # The body of a message that was decoded has no content type; in place of the task's arguments is the outcome.
         body: Any = (self.error or self.outcomes,), {}, self.embed
         args = (self.task.name, self.task_id, self.request, body, None, None)
-        return trace(self.target, args, self.accepted_at, on_trouble)
+        return trace(self.target, args, self.accepted_at, on_failure)
 
     def results(self) -> Iterator[tuple[str, Result | OrcdError]]:
         """What became of the jobs that have another id than the message: their results are stored beside its own."""
@@ -187,7 +187,7 @@ class InFlightMessage:
         return str(sent_to) if sent_to in self.task.app.amqp.queues.consume_from else queue_name(None)
 
 
-def trace(target: Callable[..., Any], args: tuple[Any, ...], accepted_at: float, on_trouble: OnTrouble) -> Any:
+def trace(target: Callable[..., Any], args: tuple[Any, ...], accepted_at: float, on_failure: OnFailure) -> Any:
     """What Celery's tracer answers: whether the task failed, its result, and the seconds since ``accepted_at``.
 
     Raises `NotStored`.
@@ -198,7 +198,7 @@ def trace(target: Callable[..., Any], args: tuple[Any, ...], accepted_at: float,
     except NotStored:
         raise
     except Exception as error:  # not of the task, but of what is done with its result: trying again would not mend it
-        on_trouble("finish", error)
+        on_failure("finish", error)
         answers.append((1, ExceptionInfo(), 0.0))
     if not isinstance(answers[0], tuple):
         return answers[0]

@@ -42,14 +42,14 @@ def is_away(error: Exception) -> bool:
     return isinstance(error, (redis.ConnectionError, redis.TimeoutError, OSError, *OUT_OF_ORDER))
 
 
-class Patience(Retry):
+class RetryWhile(Retry):
     """Tries a command again for as long as Redis is away and ``is_waiting()``."""
 
     def __init__(self, is_waiting: Callable[[], bool]) -> None:
         super().__init__(ExponentialBackoff(cap=LONGEST_PAUSE_S, base=0.02), -1, (redis.RedisError, OSError))
         self._is_waiting = is_waiting
 
-    def __deepcopy__(self, _: Any) -> Patience:  # redis-py makes a copy for each connection
+    def __deepcopy__(self, _: Any) -> RetryWhile:  # redis-py makes a copy for each connection
         return self
 
     def call_with_retry(
@@ -106,8 +106,8 @@ class ResultBackend(celery.backends.redis.RedisBackend):  # type: ignore[misc]
 
     def _get_pool(self, **params: Any) -> Any:
         # The base class knows fewer kinds of addresses.
-        patience = Patience(lambda: self.is_waiting is not None and self.is_waiting())
-        return make_pool(self._address, retry=patience, socket_timeout=params["socket_timeout"])
+        retry = RetryWhile(lambda: self.is_waiting is not None and self.is_waiting())
+        return make_pool(self._address, retry=retry, socket_timeout=params["socket_timeout"])
 
     def ensure(self, fun: Any, args: Any, **policy: Any) -> Any:
         """As the base class, where the client itself does not wait."""

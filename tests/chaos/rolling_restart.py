@@ -31,7 +31,7 @@ from tests.chaos.table import table
 LEASE_MS = 10_000
 BEGIN_S = 5.0
 BETWEEN_S = 2.0
-PATIENCE_S = 150.0
+MAX_WAIT_S = 150.0
 ALLOWED_GAP_S = 1.0
 
 
@@ -91,7 +91,7 @@ def run(arguments: argparse.Namespace) -> tuple[list[Seen], list[tuple[float, fl
                 left.append(restart(fleet))
                 fleet.check()
                 time.sleep(BETWEEN_S)
-            seen = clients.stop(PATIENCE_S, lambda _: False)
+            seen = clients.stop(MAX_WAIT_S, lambda _: False)
         for worker in list(fleet.workers):
             fleet.leave(worker)
         return seen, left, fleet.check()

@@ -26,7 +26,7 @@ MODELS = (DEMO, DEMO, OTHER)
 LEASE_S = 3.0
 SETTLE_S = 1.5
 """Between a fault that is no kill and the next one."""
-PATIENCE_S = 150.0
+MAX_WAIT_S = 150.0
 """At the end, for the last clients to come back: that of a canvas waits for two minutes."""
 BEGIN_S = 4.0
 """For the clients to start."""
@@ -88,8 +88,8 @@ class Suite:
             for phase in self._phases:
                 self._stage_all(phase, scene)
             self._say("no more faults; waiting for the clients")
-            patience_s = PATIENCE_S if any(worker.is_alive for worker in fleet.workers) else 0.0
-            self._run.seen = clients.stop(patience_s, self._is_hopeless)
+            max_wait_s = MAX_WAIT_S if any(worker.is_alive for worker in fleet.workers) else 0.0
+            self._run.seen = clients.stop(max_wait_s, self._is_hopeless)
             self._end_workers(fleet)
         return self._run
 

@@ -53,7 +53,7 @@ def let_lease_run_out(store: JobStore, job_id: str = J) -> None:
     store.redis.zadd(schema.RUNNING, {job_id: 1})
 
 
-def let_patience_run_out(store: JobStore, job_id: str = J) -> None:
+def make_due_again(store: JobStore, job_id: str = J) -> None:
     store.redis.zadd(schema.QUEUED, {job_id: 1})
 
 

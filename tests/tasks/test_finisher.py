@@ -16,12 +16,12 @@ class Scene:
     """A finisher, and what it said."""
 
     def __init__(self) -> None:
-        self.troubles: list[Exception] = []
+        self.failures: list[Exception] = []
         self.deaths: list[str] = []
         self.prepared: list[str] = []
         self.finisher = Finisher(
             lambda: self.prepared.append(threading.current_thread().name),
-            lambda _, error: self.troubles.append(error),
+            lambda _, error: self.failures.append(error),
             lambda name, _: self.deaths.append(name),
         )
         self.finisher.start()
@@ -56,7 +56,7 @@ def test_what_fails_while_redis_is_away_is_done_when_it_is_back(scene: Scene) ->
 
     scene.finisher.submit(work)
     assert done.wait(10)
-    assert len(scene.troubles) == 3
+    assert len(scene.failures) == 3
 
 
 def test_what_fails_for_ever_stops_nothing_else(scene: Scene) -> None:
@@ -81,7 +81,7 @@ def test_any_other_failure_concerns_one_piece_of_work(scene: Scene) -> None:
         scene.finisher.submit(work)
     scene.finisher.submit(done.set)
     assert done.wait(10)
-    assert [type(error) for error in scene.troubles] == [KeyError] * NUM_THREADS * 2
+    assert [type(error) for error in scene.failures] == [KeyError] * NUM_THREADS * 2
 
 
 def test_at_the_end_what_is_queued_is_done_and_what_waits_for_redis_is_left() -> None:

@@ -126,7 +126,7 @@ local function enqueue(id, again)
 end
 
 -- Write a new job's record. Returns 1, or if the id is taken 0 where the request is the same and -1 where it is not.
-local function create(id, request, digest, queue, priority, time_left, ttl, limit, patience)
+local function create(id, request, digest, queue, priority, time_left, ttl, limit, republish_ms)
     local job, now = key_of(id, 'job'), now_ms()
     if redis.call('EXISTS', job) == 1 then
         local known = redis.call('HGET', job, 'digest')
@@ -139,7 +139,7 @@ local function create(id, request, digest, queue, priority, time_left, ttl, limi
         'ttl_s', ttl, 'queue_limit_s', limit, 'epoch', now, 'attempt', 0, 'published', 0)
     redis.call('DEL', key_of(id, 'log'), key_of(id, 'messages')) -- a job of this id may have left them
     expire(id, ttl + limit)
-    enqueue(id, now + tonumber(patience))
+    enqueue(id, now + tonumber(republish_ms))
     publish_queued(id, queue, redis.call('ZCARD', key('queued')), now)
     return 1
 end
@@ -215,13 +215,13 @@ local function is_owned(id, epoch, token)
 end
 
 -- Put a running job back into the queue; its owner can write nothing any more.
-local function requeue(id, patience)
+local function requeue(id, republish_ms)
     local job, now = key_of(id, 'job'), now_ms()
     local record = redis.call('HMGET', job, 'queue', 'schema')
     redis.call('HINCRBY', job, 'epoch', 1)
     redis.call('HSET', job, 'state', 'queued', 'owner', '', 'token', '', 'queued_ms', now, 'published', 0)
     redis.call('ZREM', key('running'), id)
-    enqueue(id, now + patience)
+    enqueue(id, now + republish_ms)
     keep(id)
     publish_queued(id, queue_of(record[1], record[2]), 1, now)
 end

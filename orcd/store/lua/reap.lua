@@ -8,7 +8,7 @@
 -- ARGV: at most so many jobs of each kind, ms until the first re-publish, ms until one though the queue is not empty
 -- Returns {job id, queue, priority, 1 if its lease had run out, recorded messages} for every job to publish.
 check_shared_keys()
-local most, patience, long = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
+local most, republish_ms, long = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
 local now = now_ms()
 local depths = {}
 -- The messages in a queue: kombu has a list for each priority.
@@ -32,7 +32,7 @@ local function of_running(id)
     elseif is_newer(schema) then
         redis.call('ZADD', key('running'), now + 1000, id) -- so that it does not stand before others
     elseif not end_if_overdue(id, now) then
-        requeue(id, patience)
+        requeue(id, republish_ms)
         return message_of(id, 0, 1)
     end
     return false
@@ -43,14 +43,14 @@ local function of_queued(id)
     if state ~= 'queued' then
         redis.call('ZREM', key('queued'), id)
     elseif is_newer(schema) then
-        redis.call('ZADD', key('queued'), now + patience, id)
+        redis.call('ZADD', key('queued'), now + republish_ms, id)
     elseif not end_if_overdue(id, now) then
         local waited = now - (since or created)
         if depth(queue_of(queue, schema)) > 0 and waited < long * 2 ^ math.min(times or 0, 10) then
-            enqueue(id, now + patience)
+            enqueue(id, now + republish_ms)
         else
             local published = times_published(id)
-            enqueue(id, now + patience * 2 ^ published)
+            enqueue(id, now + republish_ms * 2 ^ published)
             return message_of(id, published, 0)
         end
     end
@@ -61,7 +61,7 @@ local function of_unanswered(id)
         redis.call('ZREM', key('unanswered'), id)
         return false
     end
-    redis.call('ZADD', key('unanswered'), now + patience * 2 ^ times_published(id), id)
+    redis.call('ZADD', key('unanswered'), now + republish_ms * 2 ^ times_published(id), id)
     return message_of(id, 0, 0)
 end
 local found = {}

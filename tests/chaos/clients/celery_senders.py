@@ -26,7 +26,7 @@ from tests.chaos.clients.seen import Seen
 from tests.chaos.clients.sync_clients import AWAY_S, END_TIMEOUT_S
 
 POLL_S = 0.25
-TROUBLE = (redis.RedisError, BrokerUnavailable, KombuError, OSError, RuntimeError, AttributeError)
+FAILURES = (redis.RedisError, BrokerUnavailable, KombuError, OSError, RuntimeError, AttributeError)
 """What Celery and kombu let through while Redis is away; the last one is of a channel that is closed twice."""
 
 
@@ -102,7 +102,7 @@ class CelerySenders:
         seen.may_fail = ("REVOKED", "TaskRevokedError", "Cancelled")
         self._send(self._signature(cases[0], seen.job_id), seen)
         time.sleep(self._chance.choice([0.0, 0.3, 1.0]))
-        with suppress(*TROUBLE):
+        with suppress(*FAILURES):
             self._app.control.revoke(seen.job_id, terminate=self._chance.random() < 0.5)
         self._expect(seen.job_id, cases[0], seen)
 
@@ -137,7 +137,7 @@ class CelerySenders:
                 signature.apply_async()
                 seen.submitted_s = time.monotonic()
                 return
-            except TROUBLE:
+            except FAILURES:
                 if time.monotonic() > end:
                     raise
                 time.sleep(0.3)
@@ -162,7 +162,7 @@ class CelerySenders:
         end = seen.submitted_s + seen.num_jobs * END_TIMEOUT_S / 2 + END_TIMEOUT_S / 2
         state = "unknown"
         while time.monotonic() < end and not seen.problem:
-            with suppress(*TROUBLE):
+            with suppress(*FAILURES):
                 meta = self._app.backend.get_task_meta(task_id, cache=False)
                 state = meta["status"]
                 if state == "SUCCESS":

@@ -50,13 +50,13 @@ class ClientPool:
         with self._lock:
             return [seen for seen in self._open.values() if seen.kind in kinds]
 
-    def stop(self, patience_s: float, is_hopeless: Callable[[Seen], bool]) -> list[Seen]:
+    def stop(self, max_wait_s: float, is_hopeless: Callable[[Seen], bool]) -> list[Seen]:
         """No more jobs; wait for those that run, at most so long. Returns what was seen.
 
         A client that does not come back is hung; one that need not be waited for has lost its job.
         """
         self._stopping.set()
-        end = time.monotonic() + patience_s
+        end = time.monotonic() + max_wait_s
         for process in self._processes:
             while process.is_alive() and time.monotonic() < end and self._waits_for_somebody(is_hopeless):
                 process.join(0.5)

@@ -205,7 +205,7 @@ def test_a_redis_that_stays_away_ends_the_run_and_loses_nothing(
     monkeypatch.setattr(batch_run, "RETRY_EVERY_S", 0.01)
     with monkeypatch.context() as patch, pytest.raises(RedisUnavailable, match="away"):
         patch.setattr(Client, "statuses", away)
-        patch.setattr(batch_run, "PATIENCE_S", 0.05)
+        patch.setattr(batch_run, "GIVE_UP_AFTER_S", 0.05)
         batch.run(client)
     assert batch.results() == []
     batch.run(client)

@@ -77,7 +77,7 @@ def test_wrong_usage_is_one_line_and_exit_code_2(line: str, capsys: pytest.Captu
 @pytest.mark.parametrize("line", ["generate hi", "cancel job", "status job", "follow job", "batch {file} {file}.out"])
 def test_without_redis_every_command_says_so(line: str, tmp_path: Path, capsys: pytest.CaptureFixture[str],
                                              monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
-    monkeypatch.setattr(batch_run, "PATIENCE_S", 0.0)
+    monkeypatch.setattr(batch_run, "GIVE_UP_AFTER_S", 0.0)
     file = tmp_path / "in.jsonl"
     file.write_text('{"prompt": "a"}\n')
     assert run([*line.format(file=file).split(), "--redis", NOWHERE]) == 1

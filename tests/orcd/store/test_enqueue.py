@@ -164,7 +164,7 @@ def test_a_job_that_cannot_be_announced_is_left_to_the_reaper(
     assert caplog.messages == ["3 jobs are stored but were not announced; a worker will find them in a while"]
     assert store.redis.llen("orcd:5") == 0
     for job_id in job_ids:
-        store.redis.zadd(schema.QUEUED, {job_id: 1})  # as if the reaper's patience were over
+        store.redis.zadd(schema.QUEUED, {job_id: 1})  # as if its time to be published again had come
     assert sorted(message.job_id for message in store.reap()) == sorted(job_ids)
 
 

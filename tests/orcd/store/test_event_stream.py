@@ -154,11 +154,11 @@ def test_a_start_that_is_no_count_of_tokens_is_refused(from_token):
         reader(from_token)
 
 
-def test_patience_ends_with_the_timeout():
-    assert reader().patience_s() == POLL_S
-    assert reader(timeout=0.5).patience_s() <= 0.5
+def test_waiting_ends_with_the_timeout():
+    assert reader().wait_s() == POLL_S
+    assert reader(timeout=0.5).wait_s() <= 0.5
     with pytest.raises(TimeoutError, match="job job-1: did not end within 0 s"):
-        reader(timeout=0).patience_s()
+        reader(timeout=0).wait_s()
 
 
 def test_an_outage_is_put_up_with_for_a_while():

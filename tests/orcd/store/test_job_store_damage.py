@@ -17,7 +17,7 @@ from tests.orcd.job_record import (
     Ears,
     J,
     let_lease_run_out,
-    let_patience_run_out,
+    make_due_again,
     recorded,
     state,
     submit,
@@ -104,13 +104,13 @@ def test_a_record_whose_fields_cannot_be_read_is_ended(store: JobStore, field: s
 @pytest.mark.parametrize("name", ["record", "log", "messages"])
 @pytest.mark.parametrize("was_running", [False, True])
 def test_the_reaper_goes_on_with_the_other_jobs(store: JobStore, name: str, was_running: bool):
-    """F15: a chore that failed counted as done."""
+    """F15: what failed counted as done."""
     for job_id in (J, "whole"):
         if was_running:
             claimed(store, job_id)
             let_lease_run_out(store, job_id)
         else:
-            let_patience_run_out(store, job_id)
+            make_due_again(store, job_id)
     spoil(store.redis, name)
     found = {message.job_id for message in store.reap()}
     assert found == ({"whole"} if name == "record" else {J, "whole"})
@@ -121,7 +121,7 @@ def test_the_reaper_goes_on_with_the_other_jobs(store: JobStore, name: str, was_
 def test_the_reaper_ends_a_job_whose_fields_cannot_be_used(store: JobStore):
     store.redis.hset(schema.job_key(J), "created_ms", "?")
     store.redis.hset(schema.job_key(J), "queued_ms", "?")
-    let_patience_run_out(store)
+    make_due_again(store)
     assert store.reap() == []
     assert [event.code for event in store.events(J)] == ["LOG_DAMAGED"]
     assert store.redis.zscore(schema.QUEUED, J) is None
@@ -131,7 +131,7 @@ def test_an_overdue_job_is_ended_though_its_log_cannot_be_used(store: JobStore, 
     """F15: the record has the end, so that a reader still gets one."""
     connection.hset(schema.job_key(J), "deadline_ms", 1)
     spoil(connection, "log")
-    let_patience_run_out(store)
+    make_due_again(store)
     assert store.reap() == []
     assert state(store) == "expired"
     assert [event.code for event in store.events(J)] == ["EXPIRED"]

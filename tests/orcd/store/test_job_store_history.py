@@ -15,7 +15,7 @@ from tests.orcd.job_record import (
     Snapshot,
     cancel,
     let_lease_run_out,
-    let_patience_run_out,
+    make_due_again,
     state,
     submit,
 )
@@ -84,7 +84,7 @@ def play(action: str, worker: int, store: JobStore, writers: dict[int, Writer]) 
         case "cancel":
             cancel(store)
         case "republish" if store.redis.zscore(schema.QUEUED, J) is not None:
-            let_patience_run_out(store)
+            make_due_again(store)
 
 
 def check_job(store: JobStore) -> None:

@@ -20,7 +20,7 @@ from tests.orcd.job_record import (
     J,
     field,
     let_lease_run_out,
-    let_patience_run_out,
+    make_due_again,
     state,
     submit,
 )
@@ -34,7 +34,7 @@ def by_client(client: Client, store: JobStore) -> object:
 
 
 def by_reaper(client: Client, store: JobStore) -> object:
-    let_patience_run_out(store)
+    make_due_again(store)
     return store.reap()
 
 
@@ -219,13 +219,13 @@ def test_the_reaper_does_not_double_a_backlog(redis_url: str, connection: redis.
         submit(store, f"job-{number}")
         if number:  # the first one's was lost
             publisher.publish(Message(f"job-{number}", "orcd", number))
-        let_patience_run_out(store, f"job-{number}")
+        make_due_again(store, f"job-{number}")
     assert store.reap() == []
     assert connection.zcount(schema.QUEUED, "-inf", time.time() * 1000) == 0
     for priority in range(10):
         connection.delete(f"orcd:{priority}" if priority else "orcd")
     for number in range(5):
-        let_patience_run_out(store, f"job-{number}")
+        make_due_again(store, f"job-{number}")
     assert store.reap() == [Message(f"job-{number}", "orcd", 4) for number in range(5)]
     publisher.close()
 
@@ -234,14 +234,14 @@ def test_a_job_that_waits_very_long_in_a_full_queue_gets_a_more_urgent_message(r
     store, publisher = make_store(), Publisher(ClientSettings(redis_url=redis_url))
     publisher.publish(Message("other", "orcd", 0))
     submit(store)
-    let_patience_run_out(store)
+    make_due_again(store)
     assert store.reap() == []
     age(store, REPUBLISH_ANYWAY_MS // 1000 + 1)
-    let_patience_run_out(store)
+    make_due_again(store)
     assert store.reap() == [Message(J, "orcd", 4)]
-    let_patience_run_out(store)
+    make_due_again(store)
     assert store.reap() == [], "the next time after twice as long"
     age(store, REPUBLISH_ANYWAY_MS // 1000)
-    let_patience_run_out(store)
+    make_due_again(store)
     assert store.reap() == [Message(J, "orcd", 3)]
     publisher.close()

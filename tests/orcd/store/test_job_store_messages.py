@@ -17,7 +17,7 @@ from tests.orcd.job_record import (
     REQUEST,
     J,
     let_lease_run_out,
-    let_patience_run_out,
+    make_due_again,
     recorded,
     state,
     submit,
@@ -92,7 +92,7 @@ def test_a_job_that_is_given_back_is_announced_by_its_recorded_messages(store: J
     claimed(store, J)
     let_lease_run_out(store)
     assert store.reap() == [Message(J, "orcd", 5, lease_lost=True, recorded=(recorded("task", J),))]
-    let_patience_run_out(store)
+    make_due_again(store)
     assert store.reap() == [Message(J, "orcd", 4, recorded=(recorded("task", J),))]
 
 
@@ -159,7 +159,7 @@ def test_a_job_that_nobody_ran_has_its_messages_answered_too(store: JobStore, re
         script([], [J, b'{"type":"error","code":"CANCELLED","message":"x","retriable":false}', "cancelled", 0])
     elif way == "deadline":
         store.redis.hset(schema.job_key(J), "deadline_ms", 1)
-        let_patience_run_out(store)
+        make_due_again(store)
         store.reap()
         let_answer_fail(store)
     else:

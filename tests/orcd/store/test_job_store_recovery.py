@@ -21,8 +21,8 @@ from tests.orcd.job_record import (
     cancel,
     field,
     let_lease_run_out,
-    let_patience_run_out,
     logged,
+    make_due_again,
     state,
     submit,
 )
@@ -105,7 +105,7 @@ def test_a_job_whose_message_was_lost_is_announced_again_each_time_later_and_mor
     submit(store, J, REQUEST)
     assert store.reap() == []
     for times in (1, 2, 3):
-        let_patience_run_out(store)
+        make_due_again(store)
         assert store.reap() == [Message(J, "orcd", 5 - times)]
         wait_ms = store.redis.zscore(schema.QUEUED, J) - time.time() * 1000
         assert wait_ms == pytest.approx(REPUBLISH_AFTER_MS * 2**times, abs=2_000)
@@ -132,7 +132,7 @@ def test_the_reaper_forgets_jobs_that_are_gone(make_store: MakeStore):
     submit(store, "job-2", REQUEST)
     claimed(store, "job-2")
     store.redis.delete(schema.job_key(J), schema.job_key("job-2"))
-    let_patience_run_out(store)
+    make_due_again(store)
     let_lease_run_out(store, "job-2")
     assert store.reap() == []
     assert store.redis.zcard(schema.QUEUED) == store.redis.zcard(schema.RUNNING) == 0
@@ -224,7 +224,7 @@ def test_a_short_time_to_live_of_one_job_does_not_cut_that_of_the_shared_keys(ma
     other = claimed(short, "c")
     short.renew({"c": other.claim.lease})
     short.release({"c": other.claim.lease})
-    let_patience_run_out(short, "d")
+    make_due_again(short, "d")
     short.reap()
     assert long.redis.ttl(schema.QUEUED) > 500
     assert long.redis.ttl(schema.RUNNING) > 500

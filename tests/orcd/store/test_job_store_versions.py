@@ -16,7 +16,7 @@ from orcd.store import schema
 from orcd.store.claim import Claim
 from orcd.store.enqueue import Message
 from orcd.store.job_store import Append, Arrival, JobStore
-from tests.orcd.job_record import J, let_lease_run_out, let_patience_run_out, recorded, state
+from tests.orcd.job_record import J, let_lease_run_out, make_due_again, recorded, state
 from tests.orcd.job_writer import MakeStore, claimed
 
 V1_LOG = {
@@ -80,7 +80,7 @@ def test_a_job_of_an_old_client_is_announced_in_today_s_queue(
 ):
     store = JobStore(connection, owner="new", model=model, lease_ms=60_000, ttl_s=600)
     write_v1(store.redis, queue=queue)
-    let_patience_run_out(store)
+    make_due_again(store)
     assert store.reap() == [Message(J, now, 4)]
     writer = claimed(store, J)
     assert store.release({J: writer.claim.lease}) == [Message(J, now, 5)]
@@ -173,7 +173,7 @@ def test_a_job_of_a_newer_client_is_left_alone_by_an_old_worker(store: JobStore,
     write_v3(store, running=running)
     before = store.redis.hgetall(schema.job_key(J))
     assert store.claim([J]) == ["unreadable"]
-    let_patience_run_out(store) if not running else None
+    make_due_again(store) if not running else None
     assert store.reap() == []
     assert store.reap() == [], "and it does not stand before others"
     assert store.arrive([Arrival(J, None, recorded("task", J))]) == [None]

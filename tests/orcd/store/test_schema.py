@@ -17,7 +17,7 @@ from orcd.errors import OrcdError
 from orcd.store import schema
 from orcd.store.job_store import Arrival, JobStore
 from tasks.dispatch.maintenance import Maintenance
-from tests.orcd.job_record import REQUEST, let_lease_run_out, let_patience_run_out, recorded
+from tests.orcd.job_record import REQUEST, let_lease_run_out, make_due_again, recorded
 from tests.orcd.job_writer import MakeStore, claimed
 from worker.settings import Settings
 
@@ -95,7 +95,7 @@ def play_everything(client: Client, store: JobStore, mark: Callable[[str], None]
     claimed(store, "c")
     mark("claim")
     let_lease_run_out(store, "c")
-    let_patience_run_out(store, "d")
+    make_due_again(store, "d")
     time.sleep(0.002)
     client.status("later")
     store.redis.zrem(schema.QUEUED, "d")
@@ -106,7 +106,7 @@ def play_everything(client: Client, store: JobStore, mark: Callable[[str], None]
     store.redis.hset(schema.job_key("new"), "schema", 3)
     let_lease_run_out(store, "new")
     let_lease_run_out(store, "c")
-    let_patience_run_out(store, "d")
+    make_due_again(store, "d")
     store.reap()
     mark("reap")
     store.announce_loading(50)
@@ -144,7 +144,7 @@ def play_damage(client: Client, store: JobStore, mark: Callable[[str], None]) ->
         store.redis.hset(schema.job_key(job_id), "attempt", "?")
     store.claim(["broken"])
     mark("claim")
-    let_patience_run_out(store, "broken-2")
+    make_due_again(store, "broken-2")
     time.sleep(0.002)
     client.status("late-2")
     mark("look")
