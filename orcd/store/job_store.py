@@ -127,12 +127,16 @@ class JobStore:
                 answers[index] = submission.refusal(reply) if submission else damaged(job_id) if reply < 0 else None
         return answers
 
-    def claim(self, job_ids: Sequence[str], fingerprint: str = "") -> list[Claim | ClaimStatus | OrcdError]:
+    def claim(
+        self, job_ids: Sequence[str], fingerprint: str = "", tokens: Sequence[str] | None = None
+    ) -> list[Claim | ClaimStatus | OrcdError]:
         """Take the jobs in one call, or say why not. One that cannot be read any more is ended with the error.
 
-        ``fingerprint`` names the model file and the kind of device that the jobs will run on.
+        ``fingerprint`` names the model file and the kind of device that the jobs will run on. Who calls again after a
+        lost answer gives the same ``tokens``, of `new_token`, and gets what the first call took.
         """
-        tokens = [secrets.token_hex(8) for _ in job_ids]
+        if tokens is None:
+            tokens = [new_token() for _ in job_ids]
         pairs = [word for pair in zip(job_ids, tokens, strict=True) for word in pair]
         own_queue = queue_name(self._model)
         replies = self._scripts["claim"]([], [self._owner, self._model, fingerprint, self._lease_ms, own_queue, *pairs])
@@ -239,6 +243,11 @@ class JobStore:
             if queue in served:
                 pipeline.publish(schema.events_channel(job_id.decode(), self.key_prefix), event)
         pipeline.execute()
+
+
+def new_token() -> str:
+    """An owner token: nobody has had it before."""
+    return secrets.token_hex(8)
 
 
 def _event(error: OrcdError) -> Error:

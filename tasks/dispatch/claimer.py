@@ -17,7 +17,7 @@ from orcd.errors import Cancelled, Expired, InvalidRequest, OrcdError, Poisoned
 from orcd.result import fold
 from orcd.store.backoff import retry
 from orcd.store.claim import Claim, ClaimStatus
-from orcd.store.job_store import Arrival, JobStore
+from orcd.store.job_store import Arrival, JobStore, new_token
 from tasks.dispatch.active_job import ActiveJob
 from tasks.dispatch.delivery import Delivery, Outcome, Repeated
 from tasks.dispatch.lease_keeper import LeaseKeeper
@@ -121,7 +121,8 @@ class Claimer:
         assert self._engine is not None, "start() comes before the thread"
         turns = self._written(turns)
         job_ids, fingerprint = [turn.delivery.job_id for turn in turns], self._engine.fingerprint
-        claims = self._retry("claim", lambda: self._store.claim(job_ids, fingerprint)) if turns else None
+        tokens = [new_token() for _ in turns]
+        claims = self._retry("claim", lambda: self._store.claim(job_ids, fingerprint, tokens)) if turns else None
         if claims is None:
             return
         for claim in claims:

@@ -5,14 +5,16 @@
 -- Returns for every job {status, now, fingerprint of the last owner, record fields, log entries or nil where they cannot
 -- be read, recorded messages}; all but the status come with claimed only. Status is claimed, unknown (no record), busy
 -- (another owner's lease runs, or it is for another model), finished, unreadable (of a newer version: left alone) or
--- damaged (ended if possible).
+-- damaged (ended if possible). A repeated call with the same tokens, after a lost answer, finds the same as before.
 check_shared_keys()
 local owner, model, fingerprint, lease, own_queue = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4]), ARGV[5]
 local now = now_ms()
 local function claim(id, token)
     local job = key_of(id, 'job')
-    local state, schema, before, queue = unpack(redis.call('HMGET', job, 'state', 'schema', 'fingerprint', 'queue'))
+    local fields = redis.call('HMGET', job, 'state', 'schema', 'fingerprint', 'queue', 'token')
+    local state, schema, before, queue, known = unpack(fields)
     local lease_end = state == 'running' and redis.call('ZSCORE', key('running'), id)
+    local is_leased = lease_end and tonumber(lease_end) > now
     if not state then
         forget(id)
         return {'unknown'}
@@ -20,18 +22,20 @@ local function claim(id, token)
         return {'unreadable'}
     elseif state ~= 'queued' and state ~= 'running' then
         return {'finished'}
-    elseif lease_end and tonumber(lease_end) > now then
+    elseif is_leased and known ~= token then
         return {'busy'}
     end
     queue = queue_of(queue, schema)
     if queue ~= 'orcd' and queue ~= own_queue then
         return {'busy'} -- it came to the wrong queue
     end
-    redis.call('HINCRBY', job, 'attempt', 1)
-    redis.call('HINCRBY', job, 'epoch', 1)
-    redis.call('HSET', job, 'state', 'running', 'owner', owner, 'token', token, 'model', model,
-        'fingerprint', fingerprint)
-    redis.call('HSETNX', job, 'started_ms', now)
+    if not is_leased then
+        redis.call('HINCRBY', job, 'attempt', 1)
+        redis.call('HINCRBY', job, 'epoch', 1)
+        redis.call('HSET', job, 'state', 'running', 'owner', owner, 'token', token, 'model', model,
+            'fingerprint', fingerprint)
+        redis.call('HSETNX', job, 'started_ms', now)
+    end
     forget(id)
     redis.call('ZADD', key('running'), now + lease, id)
     local _, life = lifetimes(id)

@@ -10,7 +10,7 @@ import redis
 from orcd.events import Error, Loading, Position, Queued, decode_event
 from orcd.request import Request, parse
 from orcd.store import schema
-from orcd.store.claim import Lease
+from orcd.store.claim import Claim, Lease
 from orcd.store.enqueue import Message
 from orcd.store.job_store import Append
 from orcd.store.submission import REPUBLISH_AFTER_MS
@@ -39,6 +39,16 @@ def test_renewing_moves_the_lease_s_end(make_store: MakeStore):
     assert store.renew({J: lease}) == {J: "renewed"}
     assert store.redis.zscore(schema.RUNNING, J) > 60_000
     assert store.claim([J])[0] == "busy"
+
+
+def test_a_claim_whose_answer_was_lost_is_repeated_and_finds_the_same(make_store: MakeStore):
+    store = make_store()
+    submit(store, J, REQUEST)
+    (lost,) = store.claim([J], "print", ["token"])
+    (again,) = store.claim([J], "print", ["token"])
+    assert isinstance(lost, Claim) and isinstance(again, Claim)
+    assert (again.lease, again.attempt) == (lost.lease, 1)
+    assert store.claim([J], "print", ["other"]) == ["busy"]
 
 
 def test_renewing_an_ended_or_foreign_job_says_lost_and_takes_no_lease(make_store: MakeStore):

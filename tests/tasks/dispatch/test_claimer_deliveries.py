@@ -39,9 +39,9 @@ def test_a_message_is_recorded_with_its_request_before_the_job_is_claimed(
     claim = store.claim
     found: list[list[bytes]] = []
 
-    def look_first(job_ids: list[str], fingerprint: str) -> object:
+    def look_first(job_ids: list[str], fingerprint: str, tokens: list[str]) -> object:
         found.append(connection.hvals("orcd:{a}:messages"))
-        return claim(job_ids, fingerprint)
+        return claim(job_ids, fingerprint, tokens)
 
     monkeypatch.setattr(store, "claim", look_first)
     scene.put("a", REQUEST, message=CHUNK)
@@ -138,10 +138,10 @@ def test_what_redis_forgets_between_arriving_and_the_claim_is_written_again(
     claim = store.claim
     keys = [["orcd:{a}:job", "orcd:{a}:messages"], ["orcd:{a}:messages"]]
 
-    def forget_first(job_ids: list[str], fingerprint: str) -> object:
+    def forget_first(job_ids: list[str], fingerprint: str, tokens: list[str]) -> object:
         if keys:
             connection.delete(*keys.pop(0))
-        return claim(job_ids, fingerprint)
+        return claim(job_ids, fingerprint, tokens)
 
     monkeypatch.setattr(store, "claim", forget_first)
     scene.put("a", REQUEST, message=CHUNK)
