@@ -105,8 +105,14 @@ def encode_event(event: Event) -> bytes:
 
 
 def decode_event(json: bytes) -> Event:
-    """The inverse of `encode_event`; unknown fields are ignored, so that an older reader follows a newer writer."""
-    return _decoder.decode(json)
+    """The inverse of `encode_event`; unknown fields are ignored, so that an older reader follows a newer writer.
+
+    Raises ValueError for what is no event.
+    """
+    try:
+        return _decoder.decode(json)
+    except RecursionError:
+        raise ValueError("the event is nested too deeply") from None
 
 
 def state_after(event: Event) -> str:

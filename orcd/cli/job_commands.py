@@ -90,7 +90,7 @@ def batch(input: Path, output: Path, redis_url: str | None, errors: Path | None)
       echo '{"id": "a", "messages": [{"role": "user", "content": "Write a haiku about rain"}]}' > in.jsonl
       orcd batch in.jsonl out.jsonl
 
-    Exit code 1 if lines failed and none succeeded.
+    Exit code 1 if lines failed.
     """
     errors = errors or output.with_name(output.name + ".errors.jsonl")
     with Client(redis_url) as client, BatchFile(input, output, errors) as lines:
@@ -106,7 +106,7 @@ def batch(input: Path, output: Path, redis_url: str | None, errors: Path | None)
     num_results = lines.num_resumed + lines.num_succeeded
     failed = f"; {lines.num_failed} failed, see {errors}" if lines.num_failed else ""
     print(f"{num_results} of {lines.num_lines} lines have results in {output}{failed}", file=sys.stderr)
-    return 1 if lines.num_failed and not num_results else 0
+    return 1 if lines.num_failed else 0
 
 
 @click.command()

@@ -53,7 +53,7 @@ class RecordedMessage(msgspec.Struct, frozen=True):
         """From the JSON that is kept. One that cannot be read is left out, so that others are not lost with it."""
         recorded = []
         for text in texts:
-            with suppress(ValueError):
+            with suppress(ValueError, RecursionError):
                 recorded.append(msgspec.json.decode(text, type=cls))
         return recorded
 

@@ -14,6 +14,7 @@ from redis.asyncio import connection as async_connection
 from redis.asyncio import sentinel as async_sentinel
 from redis.asyncio.retry import Retry as AsyncRetry
 from redis.backoff import ExponentialBackoff, NoBackoff
+from redis.exceptions import MasterDownError, TryAgainError
 from redis.maint_notifications import MaintNotificationsConfig
 from redis.retry import Retry
 from redis.sentinel import (
@@ -35,6 +36,8 @@ SENTINEL_TIMEOUT_S = 1
 NUM_RETRIES = 3
 RETRY_BACKOFF = ExponentialBackoff(cap=0.2, base=0.02)
 """How a client tries a command again, in redis-py's terms; what takes longer is for `orcd.store.backoff.Backoff`."""
+OUT_OF_ORDER = ("BUSY", "MISCONF", "NOREPLICAS", "OOM", "READONLY", "UNBLOCKED")
+"""What a Redis that can do nothing at the moment says."""
 HEALTH_CHECK_S = 30
 """A connection that was idle for so long is tried before it is used; a subscription, while it is silent."""
 OLDEST_VERSION = (6, 2)
@@ -179,8 +182,17 @@ def redis_errors(settings: ClientSettings) -> Iterator[None]:
 
 def is_refusal(error: redis.RedisError) -> bool:
     """Whether waiting does not help: Redis was reached, and does not want us as we are, or we cannot work with it."""
-    is_away = isinstance(error, redis.ConnectionError | redis.TimeoutError)
-    return isinstance(error, redis.AuthenticationError) or _tls_error(error) is not None or not is_away
+    if isinstance(error, redis.AuthenticationError) or _tls_error(error) is not None:
+        return True
+    return not isinstance(error, redis.ConnectionError | redis.TimeoutError) and not is_out_of_order(error)
+
+
+def is_out_of_order(error: redis.RedisError) -> bool:
+    """Whether Redis is there, but can do nothing at the moment for anybody: it is full, read-only, cannot save ..."""
+    if isinstance(error, (redis.OutOfMemoryError, redis.ReadOnlyError, MasterDownError, TryAgainError)):
+        return True
+    # Some have no class of their own, and none has within a script.
+    return isinstance(error, redis.ResponseError) and any(word in str(error) for word in OUT_OF_ORDER)
 
 
 def explain(error: redis.RedisError, address: RedisAddress) -> RedisUnavailable:

@@ -16,19 +16,15 @@ import redis
 from celery import states
 from celery.exceptions import Reject
 from redis.backoff import ExponentialBackoff
-from redis.exceptions import MasterDownError, TryAgainError
 from redis.retry import Retry
 
 from orcd.store import schema
 from orcd.store.redis_address import RedisAddress
-from orcd.store.redis_connection import make_pool
+from orcd.store.redis_connection import is_out_of_order, make_pool
 
 T = TypeVar("T")
 
 LONGEST_PAUSE_S = 1.0
-OUT_OF_ORDER = (redis.OutOfMemoryError, redis.ReadOnlyError, MasterDownError, TryAgainError)
-REFUSALS = ("BUSY", "MISCONF", "NOREPLICAS", "OOM", "READONLY", "UNBLOCKED")
-"""What a Redis that is there, but can do nothing at the moment, says in other answers."""
 
 
 class NotStored(Reject):  # type: ignore[misc]
@@ -37,9 +33,9 @@ class NotStored(Reject):  # type: ignore[misc]
 
 def is_away(error: Exception) -> bool:
     """Whether the command could succeed later: Redis is out of reach, or refuses all commands of this kind."""
-    if isinstance(error, redis.ResponseError) and not isinstance(error, OUT_OF_ORDER):
-        return any(word in str(error) for word in REFUSALS)
-    return isinstance(error, (redis.ConnectionError, redis.TimeoutError, OSError, *OUT_OF_ORDER))
+    if isinstance(error, redis.ConnectionError | redis.TimeoutError | OSError):
+        return True
+    return isinstance(error, redis.RedisError) and is_out_of_order(error)
 
 
 class RetryWhile(Retry):

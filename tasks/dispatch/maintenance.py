@@ -159,7 +159,7 @@ class Maintenance:
     def _hear(self, data: bytes) -> None:
         try:
             job_id = msgspec.json.decode(data, type=_Cancellation).cancel
-        except ValueError:  # not from us; a job's record has the wish too
+        except (ValueError, RecursionError):  # not from us; a job's record has the wish too
             return
         for job in self._runner.jobs():
             if job.job_id == job_id:

@@ -7,6 +7,7 @@ Java it says that it was skipped.
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -37,7 +38,7 @@ def main() -> int:
     failed = False
     for configuration, expected in EXPECTED.items():
         with tempfile.TemporaryDirectory() as states:
-            command = [java, "-XX:+UseParallelGC", "-cp", str(jar), "tlc2.TLC", "-deadlock", "-workers", "auto"]
+            command = [java, "-XX:+UseParallelGC", "-cp", str(jar), "tlc2.TLC", "-deadlock", "-workers", str(os.cpu_count() or 1)]
             command += ["-metadir", states, "-config", f"{configuration}.cfg", "Job"]
             output = subprocess.run(command, cwd=FOLDER, capture_output=True, text=True, check=False).stdout
         is_right = expected in output

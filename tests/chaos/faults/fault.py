@@ -35,6 +35,10 @@ class Scene:
         return self.chance.choice(running) if running else None
 
 
+ANSWER_S = 0.5
+"""So much later than Redis took its job a client may note when it submitted it."""
+
+
 @dataclass(slots=True)
 class Staged:
     """A fault as it was staged, on the clock of `time.monotonic`.
@@ -67,11 +71,12 @@ class Staged:
     def forgot(self, submitted_s: float) -> bool:
         """Whether Redis has forgotten what was submitted at that time."""
         since = self.forgotten_since_s
-        return since is not None and since <= submitted_s <= self.forgetting_ended_s
+        return since is not None and since <= submitted_s <= self.forgetting_ended_s + ANSWER_S
 
     def concerns(self, begin_s: float, end_s: float) -> bool:
         """Whether a client that was there from ``begin_s`` to ``end_s`` met it."""
-        return begin_s <= self.end_s and end_s >= self.start_s
+        answer_s = ANSWER_S if self.forgets else 0.0
+        return begin_s <= self.end_s + answer_s and end_s >= self.start_s
 
 
 class Fault(ABC):

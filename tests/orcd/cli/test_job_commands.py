@@ -174,7 +174,7 @@ def test_batch_writes_results_and_errors(client: Client, worker: AnsweringWorker
                                          capsys: pytest.CaptureFixture[str]) -> None:  # fmt: skip
     source, output = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
     source.write_text('{"id": "a", "prompt": "one"}\nbroken\n{"prompt": "two"}\n')
-    assert run(["batch", str(source), str(output)]) == 0
+    assert run(["batch", str(source), str(output)]) == 1
     results = sorted((json.loads(line) for line in output.read_text().splitlines()), key=lambda result: result["line"])
     assert [(result["line"], result["id"], result["text"]) for result in results] == [
         (1, "a", " 1 2 3"),

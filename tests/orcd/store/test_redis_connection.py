@@ -191,8 +191,20 @@ def test_a_client_leaves_a_server_that_became_a_replica(redis_server: RedisServe
         assert client.client_id() != before
 
 
-@pytest.mark.parametrize("error", [redis.ConnectionError(), redis.TimeoutError(), redis.BusyLoadingError()], ids=repr)
-def test_waiting_helps_where_redis_is_away(error: redis.RedisError):
+@pytest.mark.parametrize(
+    "error",
+    [
+        redis.ConnectionError(),
+        redis.TimeoutError(),
+        redis.BusyLoadingError(),
+        redis.OutOfMemoryError(),
+        redis.ReadOnlyError(),
+        redis.ResponseError("MISCONF Redis is configured to save RDB snapshots, but it's currently unable to"),
+        redis.ResponseError("NOREPLICAS Not enough good replicas to write."),
+    ],
+    ids=repr,
+)
+def test_waiting_helps_where_redis_is_away_or_can_do_nothing_at_the_moment(error: redis.RedisError):
     assert not is_refusal(error)
 
 
