@@ -63,7 +63,7 @@ class Settings(ClientSettings):
     lease_ms: int = 10_000
     """How long a job belongs to a worker that has stopped renewing it."""
     max_attempts: int = 5
-    """Claims after which a job that keeps losing its worker is failed as POISONED."""
+    """Deaths of engine or worker, without a token in between, after which a job is failed as POISONED."""
     job_time_limit_s: int = 0
     """Running time after which a job fails with INFERENCE_TIMEOUT; 0: none."""
     engine_start_timeout_s: int = 600

@@ -6,20 +6,27 @@ Clients, workers and Flower must agree on the broker's options, so all of them t
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import celery.app.amqp
 import kombu
 import kombu.connection
-from kombu.transport import redis
+from kombu.transport import redis, virtual
 from kombu.utils.json import dumps
 from redis.backoff import NoBackoff
+from redis.exceptions import ResponseError
 from redis.retry import Retry
 
 from orcd.settings import ClientSettings
 from orcd.store import schema
 from orcd.store.redis_address import RedisAddress
 from orcd.store.redis_connection import ANSWER_TIMEOUT_S, HEALTH_CHECK_S, connection_class, make_pool
+
+log = logging.getLogger(__name__)
 
 DEFAULT_PRIORITY = 5
 PRIORITIES = list(range(10))
@@ -58,11 +65,25 @@ def broker_configuration(settings: ClientSettings) -> dict[str, Any]:
     }
 
 
+@cache
+def say_wrong_type(key: str, consequence: str) -> None:
+    """Log, once in this process, that a key has another type than its name says, and what comes of that."""
+    log.warning(f"The key {key} is of a wrong type; {consequence}")  # a worker's log leaves arguments out
+
+
+def has_wrong_type(error: object) -> bool:
+    """Whether Redis refused a command because of the type of a key."""
+    return isinstance(error, ResponseError) and "WRONGTYPE" in str(error)
+
+
 class Channel(redis.Channel):  # type: ignore[misc]
     """Connects to the address in its options, keeps its client as long as its pool of connections, and wakes workers.
 
     kombu knows fewer kinds of addresses, and makes a client object anew for every command, which takes redis-py 70 us;
     clients are thread-safe.
+
+    Where a key that all share has a wrong type, kombu could neither send nor start a worker. Here only what is in that
+    key is affected: messages go to another priority's list, and bindings are those of this process.
     """
 
     # kombu has one separator for lists and for bindings. Bindings are shared with all that use Celery on this Redis.
@@ -106,12 +127,60 @@ class Channel(redis.Channel):  # type: ignore[misc]
         step = self.priority(pri)
         return f"{queue}{PRIORITY_SEPARATOR}{step}" if step else queue
 
+    def _size(self, queue: str) -> int:
+        with self.conn_or_acquire() as client, client.pipeline() as pipe:
+            for step in self.priority_steps:
+                pipe.llen(self._q_for_pri(queue, step))
+            lengths = pipe.execute(raise_on_error=False)
+        for length in lengths:
+            if isinstance(length, Exception) and not has_wrong_type(length):
+                raise length
+        return sum(length for length in lengths if isinstance(length, int))
+
+    def _queue_bind(self, exchange: str, *binding: Any) -> None:
+        with self._without_wrong_types([exchange]):
+            super()._queue_bind(exchange, *binding)
+
+    def _delete(self, queue: str, exchange: str, *binding: Any, **options: Any) -> None:
+        with self._without_wrong_types([exchange]):
+            super()._delete(queue, exchange, *binding, **options)
+
+    def _refresh_bindings(self, queues: Iterable[str]) -> None:
+        with self._without_wrong_types(row[0] for queue in queues for row in self.state.queue_bindings(queue)):
+            super()._refresh_bindings(queues)
+
+    def sweep_bindings(self, limit: int = 100) -> int:
+        """Delete bindings that nobody has refreshed in time; returns of how many exchanges."""
+        with self._without_wrong_types([]):
+            return int(super().sweep_bindings(limit))
+        return 0
+
+    @contextmanager
+    def _without_wrong_types(self, exchanges: Iterable[str]) -> Iterator[None]:
+        """Go on where a command failed because of the type of a key that holds bindings of these exchanges."""
+        try:
+            yield
+        except ResponseError as error:
+            if not has_wrong_type(error):
+                raise
+            kinds = {self.keyprefix_binding_deadlines: b"zset"}
+            for exchange in exchanges:
+                kinds |= dict.fromkeys(
+                    (self.keyprefix_queue % exchange, self.keyprefix_binding_permanent % exchange), b"set"
+                )
+            with self.conn_or_acquire() as client:
+                for key, kind in kinds.items():
+                    if client.type(self.global_keyprefix + key) not in (kind, b"none"):
+                        say_wrong_type(self.global_keyprefix + key, "no bindings are read from it or written to it")
+
     def get_table(self, exchange: str) -> list[tuple[str, ...]]:
         """The bindings of an exchange, also those of senders that are told the separator of our lists."""
-        with self.conn_or_acquire() as client:
+        with self._without_wrong_types([exchange]), self.conn_or_acquire() as client:
             members = [member.decode() for member in client.smembers(self.keyprefix_queue % exchange)]
-        rows = (tuple(member.split(self.sep if self.sep in member else PRIORITY_SEPARATOR)) for member in members)
-        return [row for row in rows if len(row) == 3]
+            rows = (tuple(member.split(self.sep if self.sep in member else PRIORITY_SEPARATOR)) for member in members)
+            return [row for row in rows if len(row) == 3]
+        own: list[tuple[str, ...]] = virtual.Channel.get_table(self, exchange)
+        return own
 
     def _put(self, queue: str, message: Any, **options: Any) -> None:
         """Send a message. Workers do not block on the list, so they are told when it was empty before."""
@@ -119,10 +188,13 @@ class Channel(redis.Channel):  # type: ignore[misc]
         if queue in self._expires or options.get("_publish_batch") is not None:
             super()._put(queue, message, **options)
             return
-        waiting = self._q_for_pri(queue, self._get_message_priority(message, reverse=False))
-        key, wake = self.global_keyprefix + waiting, self.global_keyprefix + schema.WAKE
+        wanted = self.priority(self._get_message_priority(message, reverse=False))
+        # If its own list cannot be used, it goes to a more urgent one, if there is any: it must not wait longer.
+        steps = sorted(self.priority_steps, key=lambda step: (step > wanted, abs(step - wanted)))
+        keys = [self.global_keyprefix + self._q_for_pri(queue, step) for step in steps]
+        wake = self.global_keyprefix + schema.WAKE
         with self.conn_or_acquire() as client:
-            client.eval(schema.celery_script("push"), 1, key, dumps(message), wake)
+            client.eval(schema.celery_script("push"), len(keys), *keys, dumps(message), wake)
 
 
 class Transport(redis.Transport):  # type: ignore[misc]

@@ -32,14 +32,15 @@ class Claim:
     """A job as its new owner takes it over. Times are Unix milliseconds of the Redis clock.
 
     ``request`` is an error where the record holds none that this version can read. ``fingerprint`` is the last owner's,
-    "" if there was none. ``recorded`` are the task ids of the job's recorded messages, and ``time_limit_s`` is the
-    shortest limit among these.
+    "" if there was none, and ``losses`` counts those that died with the job since its last token. ``recorded`` are the
+    task ids of the job's recorded messages, and ``time_limit_s`` is the shortest limit among these.
     """
 
     job_id: str
     request: Request | InvalidRequest
     lease: Lease
     attempt: int
+    losses: int
     created_ms: int
     started_ms: int
     first_token_ms: int | None
@@ -68,6 +69,7 @@ class Claim:
             request=_stored(record[b"request"]),
             lease=Lease(int(record[b"epoch"]), record[b"token"].decode()),
             attempt=int(record[b"attempt"]),
+            losses=int(record.get(b"losses", 0)),
             created_ms=int(record[b"created_ms"]),
             started_ms=int(record[b"started_ms"]),
             first_token_ms=None if first_token is None else int(first_token),

@@ -92,10 +92,15 @@ class JobStore:
         self._owner = owner
         self._model = model
         self._lease_ms = lease_ms
+        self._token_prefix = secrets.token_hex(4)
         self._lifetime = Lifetime(ttl_s, queue_limit_s)
         self._queues = (queue_name(None), queue_name(model))
         names = ("arrive", "claim", "append", "renew", "release", "reap", "answered", "cancel", "end_damaged")
         self._scripts = {name: connection.register_script(schema.script(name, key_prefix)) for name in names}
+
+    def new_token(self) -> str:
+        """An owner token: nobody has had it before. All of one store's begin alike."""
+        return self._token_prefix + secrets.token_hex(8)
 
     def arrive(self, arrivals: Sequence[Arrival]) -> list[OrcdError | None]:
         """Write down what came with messages, before the jobs are claimed; an error for each that is refused.
@@ -136,7 +141,7 @@ class JobStore:
         lost answer gives the same ``tokens``, of `new_token`, and gets what the first call took.
         """
         if tokens is None:
-            tokens = [new_token() for _ in job_ids]
+            tokens = [self.new_token() for _ in job_ids]
         pairs = [word for pair in zip(job_ids, tokens, strict=True) for word in pair]
         own_queue = queue_name(self._model)
         replies = self._scripts["claim"]([], [self._owner, self._model, fingerprint, self._lease_ms, own_queue, *pairs])
@@ -196,7 +201,8 @@ class JobStore:
         The caller publishes the returned messages: of those jobs, of queued ones whose message may be lost, and of
         ended ones whose recorded messages nobody has answered.
         """
-        return Message.read_all(self._scripts["reap"]([], [most, REPUBLISH_AFTER_MS, REPUBLISH_ANYWAY_MS]))
+        arguments = [most, REPUBLISH_AFTER_MS, REPUBLISH_ANYWAY_MS, self._lease_ms]
+        return Message.read_all(self._scripts["reap"]([], arguments))
 
     def answered(self, job_ids: Collection[str], task_id: str) -> None:
         """The message ``task_id``, recorded for these jobs, was answered: its result is stored, its links followed."""
@@ -243,11 +249,6 @@ class JobStore:
             if queue in served:
                 pipeline.publish(schema.events_channel(job_id.decode(), self.key_prefix), event)
         pipeline.execute()
-
-
-def new_token() -> str:
-    """An owner token: nobody has had it before."""
-    return secrets.token_hex(8)
 
 
 def _event(error: OrcdError) -> Error:

@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from orcd.store import schema
+from orcd.store.broker import say_wrong_type
 from orcd.store.dead_letters import DEAD_LETTER_BYTES, DEAD_LETTER_TTL_S, MAX_DEAD_LETTERS
 
 MAX_RESTORED = 1000
 """Messages that one call of a script puts back."""
 MAINTENANCE_S = 1.0
+MAX_SEARCHED = 1000
+"""Keys that one call of a script looks at for forgotten notes."""
 
 
 class Receiver:
@@ -38,6 +41,8 @@ class Receiver:
         self._acked: deque[str] = deque()
         self._acked_in_flight: list[str] = []
         self._next_maintenance = 0.0
+        self._next_search = 0.0
+        self._search_cursor = b"0"
 
     def take_command(self, lists: Sequence[str], most: int) -> list[Any]:
         """The command that takes up to ``most`` messages, from the first list that has any on.
@@ -49,11 +54,14 @@ class Receiver:
         arguments = [self._name, self._lease_ms, most, self._num_taken, *self._acked_in_flight]
         return ["EVAL", schema.celery_script("take"), len(keys), *keys, *arguments]
 
-    def taken(self, answer: Iterable[tuple[bytes, bytes]]) -> list[tuple[str, str, bytes]]:
+    def taken(self, answer: Sequence[Any]) -> list[tuple[str, str, bytes]]:
         """The messages that Redis answered with: delivery tag, list, text."""
         self._acked_in_flight.clear()
         messages = []
-        for tag, text in answer:
+        taken, unusable = answer
+        for key in unusable:
+            say_wrong_type(key.decode(), "nothing is taken from it")
+        for tag, text in taken:
             delivery_tag = tag.decode()
             messages.append((delivery_tag, delivery_tag.partition(" ")[2], text))
         self._num_taken += len(messages)
@@ -77,12 +85,17 @@ class Receiver:
             self._restore(self._lease_ms, tags[start : start + MAX_RESTORED])
 
     def maintain(self) -> None:
-        """Renew the lease, and put back what others hold whose lease ran out; at most once a second."""
+        """Renew the lease, and put back what others hold whose lease ran out; at most once a second.
+
+        Once a lease, a search through all keys begins for what receivers hold that are not known any more.
+        """
         now = time.monotonic()
         if now >= self._next_maintenance:
             self._next_maintenance = now + min(MAINTENANCE_S, self._lease_ms / 4000)
             while self._restore(self._lease_ms) == MAX_RESTORED:
                 pass
+            if self._search_cursor != b"0" or now >= self._next_search:
+                self._search(now)
 
     def dead_letter(self, tag: str, reason: str, message_id: str = "", *, whole: bool = False) -> bool:
         """Move a message to the dead letters; False if it is not this receiver's any more.
@@ -102,8 +115,18 @@ class Receiver:
 
     def _restore(self, lease_ms: int, tags: Sequence[str] = ()) -> int:
         arguments = [self._notes_prefix, self._name, lease_ms, MAX_RESTORED, *tags]
-        restored = self._connect().eval(schema.celery_script("restore"), 1, self._receivers, *arguments)
-        return int(restored)
+        num_restored, num_deleted = self._connect().eval(
+            schema.celery_script("restore"), 1, self._receivers, *arguments
+        )
+        if num_deleted:
+            say_wrong_type(self._receivers, "it was deleted, and leases of receivers begin anew")
+        return int(num_restored)
+
+    def _search(self, now: float) -> None:
+        if self._search_cursor == b"0":
+            self._next_search = now + self._lease_ms / 1000
+        arguments = [self._notes_prefix, self._lease_ms, self._search_cursor, MAX_SEARCHED]
+        self._search_cursor = self._connect().eval(schema.celery_script("adopt"), 1, self._receivers, *arguments)
 
     def _take_acked(self) -> list[str]:
         return [self._acked.popleft() for _ in range(len(self._acked))]

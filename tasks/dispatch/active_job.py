@@ -61,14 +61,17 @@ class ActiveJob:
         """``prompt`` is the request in token ids, or the error that ends the job before it has begun.
 
         ``done`` is for the job's runner to call, once, with what became of the job. ``time_limit_s`` is counted from
-        the job's first start.
+        the job's first start. ``is_in_engine`` says that the engine that runs now has the job, and
+        ``num_engine_losses`` how many have died with it since its last token.
         """
         self.claim = claim
         self.done = done
         self.job_id = claim.job_id
         self.request_id = f"{claim.job_id}#{claim.lease.token}"
         self.time_limit_s = time_limit_s
+        self.is_in_engine = False
         self.num_engine_losses = 0
+        self._num_worker_losses = claim.losses
         self.ended = False
         self.text_sha256 = ""
         self._prompt = prompt
@@ -89,6 +92,11 @@ class ActiveJob:
         self._emit(started, 0)
         if isinstance(prompt, OrcdError):
             self.fail(prompt)
+
+    @property
+    def num_losses(self) -> int:
+        """Engines and workers that have died with the job since its last token."""
+        return self._num_worker_losses + self.num_engine_losses
 
     @property
     def num_tokens_in(self) -> int:
@@ -177,6 +185,7 @@ class ActiveJob:
         ids, choice.held = choice.held[: delta.num_ids], choice.held[delta.num_ids :]
         logprobs = choice.held_logprobs[: delta.num_ids]
         choice.held_logprobs = choice.held_logprobs[delta.num_ids :]
+        self._num_worker_losses = self.num_engine_losses = 0
         if self._first_token_ms is None:
             self._first_token_ms = self.now_ms()
         token = Token(

@@ -17,7 +17,7 @@ from orcd.errors import Cancelled, Expired, InvalidRequest, OrcdError, Poisoned
 from orcd.result import fold
 from orcd.store.backoff import retry
 from orcd.store.claim import Claim, ClaimStatus
-from orcd.store.job_store import Arrival, JobStore, new_token
+from orcd.store.job_store import Arrival, JobStore
 from tasks.dispatch.active_job import ActiveJob
 from tasks.dispatch.delivery import Delivery, Outcome, Repeated
 from tasks.dispatch.lease_keeper import LeaseKeeper
@@ -121,7 +121,7 @@ class Claimer:
         assert self._engine is not None, "start() comes before the thread"
         turns = self._written(turns)
         job_ids, fingerprint = [turn.delivery.job_id for turn in turns], self._engine.fingerprint
-        tokens = [new_token() for _ in turns]
+        tokens = [self._store.new_token() for _ in turns]
         claims = self._retry("claim", lambda: self._store.claim(job_ids, fingerprint, tokens)) if turns else None
         if claims is None:
             return
@@ -213,7 +213,7 @@ class Claimer:
             self._begin(job)
 
     def _prepare(self, claim: Claim, engine: contract.Ready) -> Prompt | OrcdError:
-        if claim.attempt > self._max_attempts:
+        if claim.losses >= self._max_attempts:
             return Poisoned(f"given up after {self._max_attempts} attempts that lost their worker")
         if claim.cancelled:
             return Cancelled("cancelled before it was started again")
@@ -224,7 +224,7 @@ class Claimer:
         try:
             return self._encoder.encode(claim.request, engine)
         except OrcdError as error:
-            return error
+            return error.with_traceback(None)  # its frames hold the prompt, and what became of it so far
         except Exception as error:  # likewise
             return OrcdError(f"the prompt could not be encoded ({type(error).__name__})")
 

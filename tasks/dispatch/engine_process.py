@@ -68,14 +68,16 @@ class EngineProcess:
         """Start the next run; call it once after each `on_exit`."""
         self._wanted.set()
 
-    def send(self, request: Request) -> None:
-        """Have one frame sent; never blocks. A dead engine takes it silently: its ``on_exit`` is on the way.
+    def send(self, request: Request) -> bool:
+        """Have one frame sent; never blocks. False if the engine is known to be gone: its ``on_exit`` is on the way.
 
         An engine that reads nothing for ``engine_step_timeout_s`` is killed: it hangs.
         """
         writer = self._writer
-        if writer is not None:
-            writer.put(request)
+        if writer is None:
+            return False
+        writer.put(request)
+        return True
 
     def kill(self) -> None:
         """End the current run at once; ``on_exit`` follows."""
@@ -119,8 +121,9 @@ class EngineProcess:
             writer = _FrameWriter(ours, process.kill, self._on_death)
             self._process, self._writer = process, writer
             self._read(ours, process)
+            self._writer = None
             code = _wait(process)
-            self._process = self._writer = None
+            self._process = None
             writer.close()
         return code
 

@@ -83,7 +83,7 @@ class EngineSupervisor:
     def exited(self, code: int, jobs: Collection[ActiveJob]) -> None:
         """The process has ended under these jobs: start the next, if that may help.
 
-        Jobs that were there too often when it died are failed.
+        Jobs that it had are charged with its death; those that were there too often since their last token are failed.
         """
         was_up, self.is_up, self._is_killed = self.is_up, False, False
         if self._stopping.is_set():
@@ -98,8 +98,11 @@ class EngineSupervisor:
             self._on_lost()
             return
         for job in jobs if was_up else ():  # no job is to blame for an engine that could not load
+            if not job.is_in_engine:
+                continue
+            job.is_in_engine = False
             job.num_engine_losses += 1
-            if job.claim.attempt + job.num_engine_losses > self._settings.max_attempts:
+            if job.num_losses >= self._settings.max_attempts:
                 job.fail(Poisoned("given up: the engine died too many times while it ran this job"))
         pause_s = 2.0 ** (self._failed_starts - 2) if self._failed_starts > 1 else 0.0
         self._restart_at = time.monotonic() + pause_s

@@ -217,7 +217,7 @@ class JobRunner:
         add = job.add()
         if add is not None:
             self._batcher.expect_first(add.request_id)
-            self.engine.process.send(add)
+            job.is_in_engine = self.engine.process.send(add)
 
     def _terminate(self, termination: Termination) -> list[ActiveJob]:
         job = self._jobs.get(termination.job_id)

@@ -58,8 +58,11 @@ class PromptEncoder:
         return cls(tokenizer, _template_in(metadata, tokenizer))
 
     def encode(self, request: Request, ready: contract.Ready) -> Prompt:
-        """Raises `InvalidRequest` naming the field, or `ContextLengthExceeded` with both lengths."""
-        ids = self._token_ids(request)
+        """Raises `InvalidRequest` naming the field, or `ContextLengthExceeded` with both lengths.
+
+        A prompt of megabytes takes seconds. Other threads run meanwhile.
+        """
+        ids = self._token_ids(request, ready.max_sequence_tokens)
         if not ids:
             raise InvalidRequest("prompt: has no tokens; give some text")
         if len(ids) + (request.max_tokens or 1) > ready.max_sequence_tokens:
@@ -73,16 +76,16 @@ class PromptEncoder:
                 raise InvalidRequest(f"{name}: ids must be below the model's vocabulary size {ready.vocab_size}")
         return Prompt(ids, self._sampling(request, ready), self._detokenizer_of(request, ids))
 
-    def _token_ids(self, request: Request) -> list[int]:
+    def _token_ids(self, request: Request, max_tokens: int) -> list[int]:
         if request.prompt_token_ids is not None:
             return request.prompt_token_ids
         if request.prompt is not None:
-            return self._tokenizer.encode(request.prompt, add_special=True, parse_special=True)
+            return self._tokenizer.encode(request.prompt, add_special=True, parse_special=True, max_tokens=max_tokens)
         if isinstance(self._template, InvalidRequest):
             raise InvalidRequest(self._template.message)
         # As in Hugging Face's apply_chat_template: the template itself writes BOS where the model wants one.
         text = self._template.render(request.messages or [])
-        return self._tokenizer.encode(text, add_special=False, parse_special=True)
+        return self._tokenizer.encode(text, add_special=False, parse_special=True, max_tokens=max_tokens)
 
     def _sampling(self, request: Request, ready: contract.Ready) -> contract.Sampling:
         ends = frozenset() if request.ignore_eos else self._tokenizer.end_ids

@@ -149,6 +149,8 @@ def test_worker_and_clients_follow_to_the_new_master(
             with redis.Redis.from_url(failover.url.partition(",")[0].replace("redis+sentinel", "redis")) as sentinel:
                 sentinel.sentinel_failover(MASTER)
         else:
+            with redis.Redis.from_url(failover.master.url) as master:
+                assert master.wait(1, 5000) == 1  # what the replica has not got by then may be lost
             failover.master.kill()
         seen += [event for event in events if isinstance(event, Token | End)]
         failover.wait_for_new_master()

@@ -38,8 +38,16 @@ def main() -> int:
     failed = False
     for configuration, expected in EXPECTED.items():
         with tempfile.TemporaryDirectory() as states:
-            command = [java, "-XX:+UseParallelGC", "-cp", str(jar), "tlc2.TLC", "-deadlock", "-workers", str(os.cpu_count() or 1)]
-            command += ["-metadir", states, "-config", f"{configuration}.cfg", "Job"]
+            command = [java, "-XX:+UseParallelGC", "-cp", str(jar), "tlc2.TLC", "-deadlock"]
+            command += [
+                "-workers",
+                str(os.cpu_count() or 1),
+                "-metadir",
+                states,
+                "-config",
+                f"{configuration}.cfg",
+                "Job",
+            ]
             output = subprocess.run(command, cwd=FOLDER, capture_output=True, text=True, check=False).stdout
         is_right = expected in output
         failed = failed or not is_right

@@ -7,13 +7,21 @@ known by their text.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
+from itertools import groupby, takewhile
+from operator import itemgetter
 
 from orcd.errors import ModelLoadFailed
 from worker.text.vocabulary import TokenType, Vocabulary
 
 MAX_SPECIAL_TOKENS = 1 << 16
 """Real vocabularies have a few hundred; finding them takes time that grows with their number."""
+
+_STRETCH = 1 << 16
+"""Characters searched in one call, which holds the interpreter."""
+
+_MAX_BRANCHINGS = 16
+"""How deep expressions nest. Beyond, texts are tried one by one."""
 
 _SPECIAL_TYPES = frozenset({TokenType.CONTROL, TokenType.UNKNOWN, TokenType.USER_DEFINED})
 
@@ -63,14 +71,15 @@ class SpecialTokens:
         self.hidden_ids = frozenset(hidden_ids)
         self.end_ids = frozenset(end_ids)
         self._strips_right = frozenset(strips_right)
-        self._parsed = _any_of(self.ids)
-        self._always = _any_of(always)
+        self._parsed = _any_of(self.ids.keys())
+        self._always = _any_of(always.keys())
+        self._longest = max(map(len, self.ids), default=0)
 
     def split(self, text: str, *, parse_special: bool) -> Iterator[str | int]:
         """Cut ``text`` into plain stretches and the ids of special tokens; leftmost first, then longest."""
         pattern = self._parsed if parse_special else self._always
         start = 0
-        while match := pattern.search(text, start):
+        while match := self._search(pattern, text, start):
             if match.start() > start:
                 yield text[start : match.start()]
             yield self.ids[match[0]]
@@ -80,10 +89,32 @@ class SpecialTokens:
         if start < len(text):
             yield text[start:]
 
+    def _search(self, pattern: re.Pattern[str], text: str, start: int) -> re.Match[str] | None:
+        """The first match from ``start`` on; each stretch is seen with as much of the next as a match can need."""
+        for begin in range(start, len(text), _STRETCH):
+            match = pattern.search(text, begin, begin + _STRETCH + self._longest)
+            if match and match.start() < begin + _STRETCH:
+                return match
+        return None
 
-def _any_of(texts: Iterable[str]) -> re.Pattern[str]:
-    longest_first = sorted(texts, key=len, reverse=True)
-    return re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
+
+def _any_of(texts: Set[str]) -> re.Pattern[str]:
+    return re.compile(_expression(sorted(filter(None, texts)), _MAX_BRANCHINGS) or r"(?!)")
+
+
+def _expression(texts: Sequence[str], branchings: int) -> str:
+    """Matches the longest of ``texts``, sorted and not empty; a beginning that several share is tried once."""
+    if not branchings:
+        return "|".join(re.escape(text) for text in sorted(texts, key=len, reverse=True))
+    choices = []
+    for _, group in groupby(texts, key=itemgetter(0)):
+        alike = list(group)
+        pairs = zip(alike[0], alike[-1], strict=False)  # sorted, so what these two share all share
+        start = "".join(one for one, _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+        ends = [text[len(start) :] for text in alike if text != start]
+        end = f"(?:{_expression(ends, branchings - 1)})" if ends else ""
+        choices.append(re.escape(start) + end + ("?" if ends and start in alike else ""))
+    return "|".join(choices)
 
 
 def from_vocabulary(vocabulary: Vocabulary) -> SpecialTokens:

@@ -11,12 +11,15 @@ from worker.text import special_tokens, vocabulary
 from worker.text.gguf_encoder import GgufEncoder
 from worker.text.json_encoder import JsonEncoder
 
+_STEP = 1 << 20
+"""Characters that are looked at in one call, which holds the interpreter."""
+
 
 class Encoder(Protocol):
     """The half of a tokenizer that depends on where the vocabulary came from."""
 
-    def encode(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
-        """``text`` is valid Unicode."""
+    def encode(self, text: str, *, add_special: bool, parse_special: bool, max_tokens: int | None) -> list[int]:
+        """``text`` is valid Unicode. Raises `ContextLengthExceeded`, and holds the interpreter for moments only."""
 
 
 class Tokenizer:
@@ -50,20 +53,24 @@ class Tokenizer:
         self._hidden_ids = frozenset(hidden_ids)
         self._shown = [b"" if token_id in self._hidden_ids else piece for token_id, piece in enumerate(pieces)]
 
-    def encode(self, text: str, *, add_special: bool = True, parse_special: bool = False) -> list[int]:
+    def encode(
+        self, text: str, *, add_special: bool = True, parse_special: bool = False, max_tokens: int | None = None
+    ) -> list[int]:
         """Token ids of ``text``.
 
         ``add_special`` adds BOS and EOS where the model wants them; a rendered chat template holds its own, so encode
         that with False. ``parse_special`` finds control tokens by their spelling; without it they are plain text.
-        Raises `InvalidRequest` for a lone surrogate.
+        Raises `InvalidRequest` for a lone surrogate, and `ContextLengthExceeded` where there would be more than
+        ``max_tokens``. Other threads run meanwhile, however long the text is.
         """
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            raise InvalidRequest(
-                f"text holds a lone surrogate at character {error.start}; send valid Unicode"
-            ) from None
-        return self._encoder.encode(text, add_special=add_special, parse_special=parse_special)
+        for start in range(0, len(text), _STEP):
+            try:
+                text[start : start + _STEP].encode()
+            except UnicodeEncodeError as error:
+                raise InvalidRequest(
+                    f"text holds a lone surrogate at character {start + error.start}; send valid Unicode"
+                ) from None
+        return self._encoder.encode(text, add_special=add_special, parse_special=parse_special, max_tokens=max_tokens)
 
     def decode(self, ids: Sequence[int], *, skip_special: bool = False) -> str:
         """The text of ``ids``; bytes that are not UTF-8 become U+FFFD. Control tokens are spelt out, or skipped.

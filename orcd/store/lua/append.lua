@@ -11,10 +11,11 @@ check_shared_keys()
 local answer_ms = tonumber(ARGV[1])
 local function append(id, epoch, token, after, final, count, first)
     local job, log = key_of(id, 'job'), key_of(id, 'log')
-    local record = redis.call('HMGET', job, 'epoch', 'token', 'state', 'cancel')
+    local record = redis.call('HMGET', job, 'epoch', 'token', 'state', 'cancel', 'losses')
     if record[1] ~= epoch or record[2] ~= token or record[3] ~= 'running' then
         local ours = final ~= '' and record[1] == epoch and record[2] == token
         local ended = ours and redis.call('HGET', job, 'end') == ARGV[first + 2 * count - 1]
+        forgive(id, token)
         return {ended and 'appended' or 'fenced', 0, 0}
     end
     local last = redis.call('XREVRANGE', log, '+', '-', 'COUNT', 1)
@@ -27,6 +28,10 @@ local function append(id, epoch, token, after, final, count, first)
     end
     if not new then
         return {'conflict', 0, 0}
+    end
+    if record[5] and record[5] ~= '0' and count > 0
+        and string.match(ARGV[first + 2 * count - 2], '%d+') ~= string.match(after, '%d+') then
+        redis.call('HSET', job, 'losses', 0, 'lost_token', '') -- a job that goes on kills nobody
     end
     local listeners = 0
     for event = new, count - 1 do

@@ -2,6 +2,7 @@
 -- write nothing to it any more.
 -- KEYS: none
 -- ARGV: owner, model, fingerprint, lease ms, the queue of the model's jobs, then for every job: id, token
+--       (of which the first 8 characters name the process)
 -- Returns for every job {status, now, fingerprint of the last owner, record fields, log entries or nil where they cannot
 -- be read, recorded messages}; all but the status come with claimed only. Status is claimed, unknown (no record), busy
 -- (another owner's lease runs, or it is for another model), finished, unreadable (of a newer version: left alone) or
@@ -9,6 +10,7 @@
 check_shared_keys()
 local owner, model, fingerprint, lease, own_queue = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4]), ARGV[5]
 local now = now_ms()
+note_contact(now, lease)
 local function claim(id, token)
     local job = key_of(id, 'job')
     local fields = redis.call('HMGET', job, 'state', 'schema', 'fingerprint', 'queue', 'token')
@@ -30,6 +32,13 @@ local function claim(id, token)
         return {'busy'} -- it came to the wrong queue
     end
     if not is_leased then
+        if state == 'running' then
+            count_loss(id)
+        end
+        local lost = redis.call('HGET', job, 'lost_token') or ''
+        if string.sub(lost, 1, 8) == string.sub(token, 1, 8) then
+            forgive(id, lost) -- the process that lost it claims it again
+        end
         redis.call('HINCRBY', job, 'attempt', 1)
         redis.call('HINCRBY', job, 'epoch', 1)
         redis.call('HSET', job, 'state', 'running', 'owner', owner, 'token', token, 'model', model,

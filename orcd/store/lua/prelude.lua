@@ -25,21 +25,29 @@ local function check_shared_keys()
 end
 
 -- Run one job's step. Returns what it returned, or nil where this job's keys are of a wrong type or hold what cannot be
--- used: that concerns no other job. What Redis refuses to everybody (full, read-only, too few replicas) is an error of
--- the whole script; it then comes with the first write, so nothing is half done.
+-- used: that concerns no other job. What Redis refuses to everybody (it is full, read-only, without its replicas, cannot
+-- save, loads its data, or does not allow its user to) is an error of the whole script; it comes with the first write, so
+-- nothing is half done.
 local function guarded(step, ...)
     local done, answer = pcall(step, ...)
     if done then
         return answer
     end
     local text = tostring(type(answer) == 'table' and answer.err or answer)
-    local faults = {'WRONGTYPE', 'not an integer', 'equal or smaller', 'must be', 'attempt to', 'bad argument'}
-    for _, fault in ipairs(faults) do
-        if string.find(text, fault, 1, true) then
-            return nil
+    local refusals = {'OOM ', 'READONLY', 'NOREPLICAS', 'MISCONF', 'LOADING', 'MASTERDOWN', 'NOPERM', "can't run this command",
+        "can't access at least one of the keys", 'read only replica'}
+    for _, refusal in ipairs(refusals) do
+        if string.find(text, refusal, 1, true) then
+            error(answer, 0)
         end
     end
-    error(answer, 0)
+    return nil
+end
+
+-- A number in a record, ``otherwise`` where there is none that can be one.
+local function number(text, otherwise)
+    local value = tonumber(text)
+    return value and value >= 0 and value < 2 ^ 53 and value or otherwise
 end
 
 -- Whether a record was written by a version of orcd that is newer than this script: then it is left alone.
@@ -48,13 +56,17 @@ local function is_newer(schema)
 end
 
 -- The queue of a job. Version 1 had jobs for any model in `celery`, which nobody serves any more, and names as they are.
+-- Raises an error for what is no queue of ours.
 local function queue_of(queue, schema)
-    if schema then
-        return queue
+    if not schema then
+        queue = queue == 'celery' and 'orcd' or string.gsub(queue, '[^%w_.-]', function(character)
+            return string.format('%%%02X', string.byte(character))
+        end)
     end
-    return queue == 'celery' and 'orcd' or string.gsub(queue, '[^%w_.-]', function(character)
-        return string.format('%%%02X', string.byte(character))
-    end)
+    if queue ~= 'orcd' and not string.match(queue, '^orcd%.[%w_.%%-]+$') then
+        error('no queue')
+    end
+    return queue
 end
 
 -- Whether a worker has said in the last minute that it serves a queue.
@@ -83,8 +95,8 @@ end
 -- How long a job's keys are kept, in seconds: after its end, and while it waits or runs.
 local function lifetimes(id)
     local record = redis.call('HMGET', key_of(id, 'job'), 'ttl_s', 'queue_limit_s')
-    local ttl = tonumber(record[1] or 86400)
-    return ttl, ttl + tonumber(record[2] or 86400)
+    local ttl = math.max(1, math.floor(math.min(number(record[1], 86400), 1e9)))
+    return ttl, ttl + math.floor(math.min(number(record[2], 86400), 1e9))
 end
 
 -- Keep a key that jobs share for ``ttl`` s from now, or for longer where another job needs it.
@@ -112,8 +124,12 @@ end
 -- When a queued job's deadline and its limit in the queue are over (0: no deadline).
 local function due_times(id)
     local record = redis.call('HMGET', key_of(id, 'job'), 'deadline_ms', 'queued_ms', 'created_ms', 'queue_limit_s')
-    local since = tonumber(record[2] or record[3])
-    return tonumber(record[1] or 0), since + 1000 * tonumber(record[4] or 86400)
+    local deadline, since = number(record[1] or 0), number(record[2] or record[3])
+    local limit_s = number(record[4] or 86400)
+    if not (deadline and since and limit_s) then
+        error('no time')
+    end
+    return deadline, since + 1000 * limit_s
 end
 
 -- Have the reaper look at a queued job at the time ``again``, or when it is overdue if that is sooner.
@@ -214,6 +230,35 @@ local function is_owned(id, epoch, token)
     return record[1] == epoch and record[2] == token and record[3] == 'running'
 end
 
+-- Note that a worker has reached Redis. If none had for half a lease, Redis was away: nobody could renew (a worker does
+-- three times a lease, also without jobs), so that each lease that had not run out before then begins anew.
+local function note_contact(now, lease)
+    local before = tonumber(redis.pcall('GET', key('contact')))
+    if not before or now - before > math.max(lease / 2, 100) then -- threads may stand still for a moment
+        local since = before and '(' .. before or '-inf'
+        for _, id in ipairs(redis.call('ZRANGEBYSCORE', key('running'), since, now + lease)) do
+            redis.call('ZADD', key('running'), now + lease, id)
+        end
+    end
+    redis.pcall('SET', key('contact'), now, 'EX', 3600)
+end
+
+-- A job's owner is taken for dead, and held against the job. Its token is kept, in case it is heard of again.
+local function count_loss(id)
+    local job = key_of(id, 'job')
+    redis.call('HINCRBY', job, 'losses', 1)
+    redis.call('HSET', job, 'lost_token', redis.call('HGET', job, 'token') or '')
+end
+
+-- A lease that is not the job's any more was named: if its loss was the last to be counted, its owner had not died.
+local function forgive(id, token)
+    local job = key_of(id, 'job')
+    if token ~= '' and redis.call('HGET', job, 'lost_token') == token then
+        redis.call('HINCRBY', job, 'losses', -1)
+        redis.call('HSET', job, 'lost_token', '')
+    end
+end
+
 -- Put a running job back into the queue; its owner can write nothing any more.
 local function requeue(id, republish_ms)
     local job, now = key_of(id, 'job'), now_ms()
@@ -230,5 +275,5 @@ end
 local function message_of(id, urgency, lease_lost)
     local record = redis.call('HMGET', key_of(id, 'job'), 'queue', 'schema', 'priority')
     local recorded = guarded(redis.call, 'HVALS', key_of(id, 'messages')) or {}
-    return {id, queue_of(record[1], record[2]), math.max(0, record[3] - urgency), lease_lost, recorded}
+    return {id, queue_of(record[1], record[2]), math.max(0, math.min(record[3], 9) - urgency), lease_lost, recorded}
 end

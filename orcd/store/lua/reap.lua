@@ -5,11 +5,13 @@
 -- a deep backlog is not doubled. Ended jobs whose messages nobody has answered come up too, each time later.
 -- Publishing too often is harmless: a claim decides who runs a job.
 -- KEYS: none
--- ARGV: at most so many jobs of each kind, ms until the first re-publish, ms until one though the queue is not empty
+-- ARGV: at most so many jobs of each kind, ms until the first re-publish, ms until one though the queue is not empty,
+--       lease ms
 -- Returns {job id, queue, priority, 1 if its lease had run out, recorded messages} for every job to publish.
 check_shared_keys()
 local most, republish_ms, long = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
 local now = now_ms()
+note_contact(now, tonumber(ARGV[4]))
 local depths = {}
 -- The messages in a queue: kombu has a list for each priority.
 local function depth(queue)
@@ -32,6 +34,7 @@ local function of_running(id)
     elseif is_newer(schema) then
         redis.call('ZADD', key('running'), now + 1000, id) -- so that it does not stand before others
     elseif not end_if_overdue(id, now) then
+        count_loss(id)
         requeue(id, republish_ms)
         return message_of(id, 0, 1)
     end
@@ -67,8 +70,11 @@ end
 local found = {}
 local function look_at(list, step)
     for _, id in ipairs(redis.call('ZRANGEBYSCORE', key(list), '-inf', now, 'LIMIT', 0, most)) do
-        local message = guarded(step, id)
-        if message == nil then
+        local is_id = string.match(id, '^[%w_.:-]+$')
+        local message = is_id and guarded(step, id)
+        if not is_id then
+            redis.call('ZREM', key(list), id)
+        elseif message == nil then
             redis.call('ZREM', key(list), id)
             if list ~= 'unanswered' then
                 give_up(id)

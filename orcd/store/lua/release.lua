@@ -9,6 +9,7 @@ local function release(id, epoch, token)
         requeue(id, tonumber(ARGV[1]))
         return message_of(id, 0, 0)
     end
+    forgive(id, token)
 end
 local messages = {}
 for at = 2, #ARGV, 3 do

@@ -4,6 +4,7 @@
 -- Returns for every job 0 (lost: another owner, ended, or gone), 1 (renewed) or 2 (renewed; cancellation is wanted).
 check_shared_keys()
 local now, lease, num_queues = now_ms(), tonumber(ARGV[1]), tonumber(ARGV[2])
+note_contact(now, lease)
 for at = 3, num_queues + 2 do
     redis.pcall('ZADD', key('served'), now, ARGV[at])
 end
@@ -11,6 +12,7 @@ redis.pcall('ZREMRANGEBYSCORE', key('served'), '-inf', now - 3600000)
 redis.pcall('EXPIRE', key('served'), 3600)
 local function renew(id, epoch, token)
     if not is_owned(id, epoch, token) then
+        forgive(id, token)
         return 0
     end
     redis.call('ZADD', key('running'), now + lease, id)

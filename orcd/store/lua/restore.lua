@@ -2,12 +2,12 @@
 -- their lists; with tags, only these of the receiver's own, whose lease stays as it is.
 -- KEYS: orcd:receivers. ARGV: what the keys of notes begin with, receiver, lease ms (0: it leaves, and all of its own go
 -- back), at most so many messages, then the tags
--- Returns how many went back.
+-- Returns how many went back, and whether orcd:receivers had another type and was deleted: leases begin anew then.
 local notes_prefix, own, lease, most = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
-local num_restored = 0
+local num_restored, num_deleted = 0, 0
 
 local function number_of(tag)
-    return tonumber(string.match(tag, '^%d+'))
+    return tonumber(string.match(tag, '^%d+') or -1)
 end
 
 -- The last one first: the next that is put at the head comes before it.
@@ -18,8 +18,9 @@ local function restore(receiver, tags)
         if num_restored == most then
             return
         end
-        local text = redis.call('HGET', notes, tag)
-        local pushed = text and redis.pcall('RPUSH', string.match(tag, '^%d+ (.*)$'), text)
+        local list = string.match(tag, '^%d+ (.*)$')
+        local text = list and redis.call('HGET', notes, tag)
+        local pushed = text and redis.pcall('RPUSH', list, text)
         if type(pushed) == 'number' then
             redis.call('HDEL', notes, tag)
             num_restored = num_restored + 1
@@ -41,7 +42,11 @@ end
 
 if #ARGV > 4 then
     restore(own, {unpack(ARGV, 5)})
-    return num_restored
+    return {num_restored, num_deleted}
+end
+local kind = redis.call('TYPE', KEYS[1]).ok
+if kind ~= 'zset' and kind ~= 'none' then
+    num_deleted = redis.call('DEL', KEYS[1])
 end
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
@@ -56,4 +61,4 @@ end
 for _, receiver in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', now)) do
     restore_all(receiver)
 end
-return num_restored
+return {num_restored, num_deleted}

@@ -25,7 +25,7 @@ TTL_S = 600
 PROTOCOL = (Path(__file__).parents[3] / "docs" / "protocol.md").read_text(encoding="utf-8")
 LUA = Path(schema.__file__).with_name("lua")
 SCRIPTS = sorted(path.stem for path in LUA.glob("*.lua") if path.stem != "prelude")
-OF_MESSAGES = {"take", "push", "restore", "dead_letter", "retry", "move", "store_result"}
+OF_MESSAGES = {"take", "push", "restore", "adopt", "dead_letter", "retry", "move", "store_result"}
 """Scripts that write lists of messages and results, and nothing of a job."""
 
 
@@ -193,7 +193,7 @@ def test_every_field_of_a_record_is_told(redis_url, connection, make_store: Make
     assert {field.decode() for key in keys for field in connection.hkeys(key)} == told
 
 
-ADDS = {"HSET", "HSETNX", "HINCRBY", "ZADD", "XADD", "PUBLISH"}
+ADDS = {"HSET", "HSETNX", "HINCRBY", "ZADD", "XADD", "PUBLISH", "SET"}
 
 
 def test_every_key_is_written_by_whom_the_table_says(redis_url, connection, make_store: MakeStore):
@@ -215,8 +215,8 @@ def test_every_key_is_written_by_whom_the_table_says(redis_url, connection, make
 
 def test_the_functions_build_the_keys_of_the_table():
     keys = [schema.job_key("J"), schema.log_key("J"), schema.messages_key("J"), schema.events_channel("J")]
-    keys += [schema.QUEUED, schema.RUNNING, schema.UNANSWERED, schema.SERVED, schema.CONTROL, schema.WORKERS]
-    assert sorted([*keys, schema.worker_key("W")]) == sorted(row.key for row in table())
+    keys += [schema.QUEUED, schema.RUNNING, schema.UNANSWERED, schema.SERVED, schema.CONTACT, schema.CONTROL]
+    assert sorted([*keys, schema.WORKERS, schema.worker_key("W")]) == sorted(row.key for row in table())
 
 
 def test_terminal_states_are_states():

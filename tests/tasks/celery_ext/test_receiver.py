@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -12,8 +12,7 @@ import redis
 from orcd.store import schema
 from tasks.celery_ext import receiver as receivers
 from tasks.celery_ext.receiver import Receiver
-
-MakeReceiver = Callable[..., Receiver]
+from tests.tasks.celery_ext.taken_messages import MakeReceiver, send, take, waiting
 
 
 @pytest.fixture
@@ -35,20 +34,6 @@ def full(connection: redis.Redis) -> Iterator[None]:
     connection.config_set("maxmemory", 1)
     yield
     connection.config_set("maxmemory", 0)
-
-
-def send(connection: redis.Redis, key: str, *messages: str) -> None:
-    connection.lpush(key, *messages)
-
-
-def waiting(connection: redis.Redis, key: str) -> list[str]:
-    """What waits in a list, the next one first."""
-    return [text.decode() for text in reversed(connection.lrange(key, 0, -1))]
-
-
-def take(connection: redis.Redis, receiver: Receiver, most: int = 9, keys: tuple[str, ...] = ("a", "b")) -> list[Any]:
-    messages = receiver.taken(connection.execute_command(*receiver.take_command(keys, most)))
-    return [(tag, key, text.decode()) for tag, key, text in messages]
 
 
 def noted(connection: redis.Redis, name: str = "r1") -> dict[bytes, bytes]:
@@ -98,14 +83,6 @@ def test_a_message_stays_in_its_list_when_it_cannot_be_noted(
         take(connection, receiver)
     assert waiting(connection, "a") == ["1", "2"]
     assert not noted(connection)
-
-
-def test_a_list_whose_key_has_another_type_does_not_keep_others_waiting(
-    connection: redis.Redis, receiver: Receiver
-) -> None:
-    connection.set("a", "no list")
-    send(connection, "b", "1")
-    assert [text for _, _, text in take(connection, receiver)] == ["1"]
 
 
 def test_a_receiver_that_closes_puts_the_rest_back_in_order(connection: redis.Redis, receiver: Receiver) -> None:
@@ -183,16 +160,6 @@ def test_an_acknowledgement_that_comes_after_the_lease_ran_out_does_no_harm(
     assert len(noted(connection, "other")) == 1
 
 
-def test_a_receiver_that_redis_has_forgotten_is_known_again_when_it_renews(
-    connection: redis.Redis, receiver: Receiver
-) -> None:
-    send(connection, "a", "1")
-    take(connection, receiver)
-    connection.delete(schema.RECEIVERS)
-    receiver.maintain()
-    assert connection.zrange(schema.RECEIVERS, 0, -1) == [b"r1"]
-
-
 def test_an_idle_receiver_writes_nothing(connection: redis.Redis, receiver: Receiver) -> None:
     before = connection.info("persistence")["rdb_changes_since_last_save"]
     for _ in range(3):
@@ -200,21 +167,6 @@ def test_an_idle_receiver_writes_nothing(connection: redis.Redis, receiver: Rece
         receiver._next_maintenance = 0.0
         receiver.maintain()
     assert connection.info("persistence")["rdb_changes_since_last_save"] == before
-
-
-def test_what_cannot_be_put_back_waits_until_it_can(connection: redis.Redis, make_receiver: MakeReceiver) -> None:
-    dead, living = make_receiver("dead", lease_ms=1), make_receiver("living")
-    send(connection, "a", "1")
-    send(connection, "b", "2")
-    take(connection, dead)
-    connection.set("a", "no list")
-    time.sleep(0.01)
-    living.maintain()
-    assert waiting(connection, "b") == ["2"]
-    connection.delete("a")
-    living._next_maintenance = 0.0
-    living.maintain()
-    assert waiting(connection, "a") == ["1"]
 
 
 def test_nothing_is_lost_when_redis_is_too_full_to_put_it_back(

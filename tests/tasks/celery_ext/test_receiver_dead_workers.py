@@ -83,6 +83,21 @@ def test_a_foreign_message_without_a_record_is_delivered_again(
     assert not connection.exists(schema.unacked_key("dead"))
 
 
+def test_a_message_of_a_killed_worker_that_redis_has_forgotten_is_delivered_again(
+    app: Celery, redis_url: str, connection: redis.Redis, demo_model: Path, tmp_path: Path
+) -> None:
+    """F09: it was lost for ever."""
+    with WorkerProcess(redis_url, demo_model, tmp_path) as victim:
+        task_id = _send(app, countdown=3)
+        while not _num_noted(connection):
+            time.sleep(0.02)
+        victim.process.send_signal(signal.SIGSTOP)
+        connection.delete(schema.RECEIVERS)
+        victim.kill()
+    with WorkerProcess(redis_url, demo_model, tmp_path):
+        _wait_until_done(connection, [task_id], time.monotonic() + 3 + 2 * LEASE_S + 2)
+
+
 def test_a_message_that_waits_for_its_time_in_a_killed_worker_is_run_in_time_by_another(
     app: Celery, redis_url: str, connection: redis.Redis, demo_model: Path, tmp_path: Path
 ) -> None:

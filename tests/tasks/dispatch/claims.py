@@ -13,6 +13,7 @@ CLAIM = Claim(
     request=Request(prompt="old pond"),
     lease=Lease(1, "token-1"),
     attempt=1,
+    losses=0,
     created_ms=1000,
     started_ms=1200,
     first_token_ms=None,
@@ -27,5 +28,6 @@ CLAIM = Claim(
 
 
 def claim(request: Request, attempt: int = 1, **fields: Any) -> Claim:
-    """The claim of a job that nobody has started yet, unless ``fields`` say otherwise."""
-    return replace(CLAIM, request=request, attempt=attempt, lease=Lease(attempt, f"token-{attempt}"), **fields)
+    """The claim of a job that nobody has started yet, unless ``fields`` say otherwise; earlier owners have died."""
+    lease = Lease(attempt, f"token-{attempt}")
+    return replace(CLAIM, **{"request": request, "attempt": attempt, "losses": attempt - 1, "lease": lease} | fields)

@@ -114,7 +114,7 @@ def test_it_loads_serves_dies_starts_again_and_stops(start: Callable[..., Line])
     assert ready.pid == line.process.pid
     assert ready.vocab_size == VOCAB_SIZE
     add = Add("a", (1, 2, 3), Sampling(max_tokens=8, temperature=0.0))
-    line.process.send(add)
+    assert line.process.send(add)
     ids = _tokens(line, "a")
     assert len(ids) == 8
 
@@ -124,7 +124,7 @@ def test_it_loads_serves_dies_starts_again_and_stops(start: Callable[..., Line])
     assert line.exit_code() == -signal.SIGKILL
     assert line.heard.empty(), "the exit comes after the last frame"
     assert line.process.pid is None
-    line.process.send(add)  # into the void, without an error
+    assert not line.process.send(add), "nobody has it"
 
     line.process.restart()
     again = line.until(Ready)[-1]

@@ -17,7 +17,7 @@ from tasks.dispatch.engine_supervisor import MAX_FAILED_STARTS, EngineSupervisor
 from tasks.observe.observer import Observer
 from tests.tasks.dispatch.byte_model import ENCODER, READY
 from tests.tasks.dispatch.claims import claim
-from worker.contract import Fatal
+from worker.contract import Fatal, TokenOutput
 from worker.log import EventLog
 from worker.settings import Settings
 
@@ -73,8 +73,11 @@ def scene(monkeypatch: pytest.MonkeyPatch) -> Scene:
 
 
 def job(attempt: int = 1) -> ActiveJob:
+    """One that the engine has; earlier attempts lost their worker."""
     request = parse({"prompt": "old pond"})
-    return ActiveJob(claim(request, attempt), ENCODER.encode(request, READY), READY, lambda outcome: None)
+    job = ActiveJob(claim(request, attempt), ENCODER.encode(request, READY), READY, lambda outcome: None)
+    job.is_in_engine = True
+    return job
 
 
 def test_a_first_start_that_ends_well_leaves_the_engines_limits(scene: Scene) -> None:
@@ -156,8 +159,33 @@ def test_a_job_that_was_there_too_often_when_the_engine_died_is_given_up(scene: 
     for _ in range(MAX_ATTEMPTS - 1):
         assert not early.ended
         scene.supervisor.ready(READY)
+        early.is_in_engine = True
         scene.exit(1, early)
     assert early.ended
+
+
+def test_a_job_that_the_engine_did_not_have_is_not_to_blame_for_its_death(scene: Scene) -> None:
+    """F13: a death was charged to every job of the worker."""
+    waiting = job(attempt=MAX_ATTEMPTS)
+    waiting.is_in_engine = False
+    scene.supervisor.ready(READY)
+    scene.exit(1, waiting)
+    assert not waiting.ended
+    assert waiting.num_engine_losses == 0
+
+
+def test_a_job_that_goes_on_after_each_death_of_the_engine_is_never_given_up(scene: Scene) -> None:
+    """F13: progress forgave nothing."""
+    steady = job(attempt=MAX_ATTEMPTS)
+    assert steady.add() is not None
+    for _ in range(3 * MAX_ATTEMPTS):
+        scene.supervisor.ready(READY)
+        steady.is_in_engine = True
+        steady.process(TokenOutput(steady.request_id, 0, (ord("a"),), None))
+        scene.exit(1, steady)
+        assert not steady.ended
+        assert not steady.is_in_engine, "the next engine has to be told of it"
+    assert steady.num_engine_losses == 1
 
 
 def test_jobs_are_not_to_blame_for_an_engine_that_cannot_load(scene: Scene) -> None:

@@ -209,6 +209,15 @@ def test_an_engine_that_ends_before_it_was_ready_is_not_started_again(make_store
     assert scene.runner.engine.fatal.code == "MODEL_LOAD_FAILED"
 
 
+def test_a_job_that_came_after_the_engine_had_died_is_not_charged_with_it(scene: RunnerScene) -> None:
+    """F13: the news of a death may wait behind a write to Redis, with jobs that came meanwhile."""
+    job = scene.begin("a")
+    scene.runner.put(EngineExit(-9))
+    scene.runner.run_batch()
+    assert not job.is_in_engine
+    assert job.num_engine_losses == 0
+
+
 def test_a_bug_in_the_job_runner_is_told_and_its_jobs_are_given_back(
     scene: RunnerScene, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -26,13 +26,13 @@ LEASE_MS = 90
 class Scene:
     """A lease keeper with what it says."""
 
-    def __init__(self, store: JobStore) -> None:
+    def __init__(self, store: JobStore, lease_ms: int = LEASE_MS) -> None:
         self.store = store
         self.told: SimpleQueue[Termination] = SimpleQueue()
         self.failures: list[redis.RedisError] = []
         self.deaths: list[Any] = []
         self.keeper = LeaseKeeper(
-            store, LEASE_MS, self.told.put, self.failures.append, lambda *death: self.deaths.append(death)
+            store, lease_ms, self.told.put, self.failures.append, lambda *death: self.deaths.append(death)
         )
 
     def claim(self, job_id: str = "a") -> Lease:
@@ -61,6 +61,25 @@ def test_a_job_outlives_its_lease_many_times_over(scene: Scene, make_store: Make
         assert other.claim(["a"])[0] == "busy"
         time.sleep(0.005)
     assert scene.told.empty()
+
+
+def test_no_pause_of_redis_costs_a_lease_though_another_worker_looks_all_the_time(make_store: MakeStore) -> None:
+    """F13: twelve pauses longer than the lease POISONED 5 of 6 jobs though nobody had died."""
+    lease_ms, job_ids = 400, [f"job-{number}" for number in range(6)]
+    scene, other = Scene(make_store(lease_ms=lease_ms), lease_ms), make_store("worker-2", lease_ms=lease_ms)
+    scene.keeper.start()
+    for job_id in job_ids:
+        scene.claim(job_id)
+    for _ in range(12):
+        scene.store.redis.client_pause(lease_ms + 100)
+        end = time.monotonic() + (lease_ms + 150) / 1000
+        while time.monotonic() < end:
+            assert other.reap() == []
+            assert other.claim(job_ids) == ["busy"] * 6
+            time.sleep(0.01)
+    scene.keeper.stop()
+    assert scene.told.empty()
+    assert {scene.store.redis.hget(schema.job_key(job_id), "attempt") for job_id in job_ids} == {b"1"}
 
 
 def test_a_lease_that_was_dropped_is_renewed_no_more(scene: Scene, make_store: MakeStore) -> None:

@@ -92,6 +92,15 @@ def test_an_answer_that_was_asked_for_must_fit_beside_the_prompt() -> None:
         ENCODER.encode(_request(prompt="x" * 60, max_tokens=5), READY)
 
 
+@pytest.mark.parametrize(
+    "request_", [_request(prompt="x" * 65), parse({"messages": [{"role": "user", "content": "x" * 47}]})]
+)
+def test_what_cannot_fit_is_refused_by_the_tokens_that_it_has_at_least(request_: Request) -> None:
+    """F16: before ids are made of it; what a chat template writes no less than a prompt."""
+    with pytest.raises(ContextLengthExceeded, match=r"at least 65 tokens, .* may have 64; shorten"):
+        ENCODER.encode(request_, READY)
+
+
 def test_without_max_tokens_the_context_is_the_limit() -> None:
     assert _sampling().max_tokens == READY.max_sequence_tokens
     assert _sampling(max_tokens=7).max_tokens == 7

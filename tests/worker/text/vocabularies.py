@@ -53,7 +53,7 @@ def spm_metadata(*scored: tuple[str, float], **keys: Any) -> dict[str, Any]:
 class NoEncoder:
     """For tests that begin with ids."""
 
-    def encode(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
+    def encode(self, text: str, *, add_special: bool, parse_special: bool, max_tokens: int | None) -> list[int]:
         raise AssertionError
 
 
