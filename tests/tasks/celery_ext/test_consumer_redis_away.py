@@ -96,6 +96,8 @@ def test_a_worker_can_be_stopped_while_redis_is_away(
     redis_server: RedisServer, demo_model: Path, tmp_path: Path
 ) -> None:
     with WorkerProcess(redis_server.url, demo_model, tmp_path) as worker:
+        with Client(redis_server.url) as client:  # it has begun to take messages when it has run a job
+            assert client.result(client.submit(prompt="old pond", max_tokens=1), timeout=60).state == "succeeded"
         redis_server.kill()
         worker.wait_for("celery")
         worker.process.terminate()
