@@ -39,6 +39,10 @@ class Backoff:
             self._since = now
         if now - self._since > self._give_up_after_s:
             raise error
+        return self.next_s()
+
+    def next_s(self) -> float:
+        """How many seconds to wait before the next try, whether or not one has failed; never gives up."""
         pause_s, self._next_s = self._next_s, min(2 * self._next_s, self._maximum_s)
         return pause_s
 

@@ -24,7 +24,7 @@ from redis.retry import Retry
 from orcd.settings import ClientSettings
 from orcd.store import schema
 from orcd.store.redis_address import RedisAddress
-from orcd.store.redis_connection import ANSWER_TIMEOUT_S, HEALTH_CHECK_S, connection_class, make_pool
+from orcd.store.redis_connection import ANSWER_TIMEOUT_S, HEALTH_CHECK_S, connection_class, has_wrong_type, make_pool
 
 log = logging.getLogger(__name__)
 
@@ -69,11 +69,6 @@ def broker_configuration(settings: ClientSettings) -> dict[str, Any]:
 def say_wrong_type(key: str, consequence: str) -> None:
     """Log, once in this process, that a key has another type than its name says, and what comes of that."""
     log.warning(f"The key {key} is of a wrong type; {consequence}")  # a worker's log leaves arguments out
-
-
-def has_wrong_type(error: object) -> bool:
-    """Whether Redis refused a command because of the type of a key."""
-    return isinstance(error, ResponseError) and "WRONGTYPE" in str(error)
 
 
 class Channel(redis.Channel):  # type: ignore[misc]

@@ -195,6 +195,11 @@ def is_out_of_order(error: redis.RedisError) -> bool:
     return isinstance(error, redis.ResponseError) and any(word in str(error) for word in OUT_OF_ORDER)
 
 
+def has_wrong_type(error: object) -> bool:
+    """Whether Redis refused a command because of the type of a key."""
+    return isinstance(error, redis.ResponseError) and "WRONGTYPE" in str(error)
+
+
 def explain(error: redis.RedisError, address: RedisAddress) -> RedisUnavailable:
     """What an error of Redis means to a user, in a line without secrets."""
     # Inside a script an older Redis reports some of these as any other error of the script.

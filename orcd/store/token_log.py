@@ -12,6 +12,7 @@ import redis
 from orcd.errors import LogDamaged
 from orcd.events import Error, Event, Position, Token, decode_event, state_after
 from orcd.store import schema
+from orcd.store.redis_connection import has_wrong_type
 
 Entry = tuple[bytes, dict[bytes, bytes]]
 """A log entry as redis-py gives it: id and fields."""
@@ -97,7 +98,7 @@ def damaged(job_id: str) -> LogDamaged:
 
 def usable(answer: Any) -> Any:
     """A command's answer, None where the key is of another type. Raises it if it is another error."""
-    if isinstance(answer, redis.ResponseError) and str(answer).startswith("WRONGTYPE"):
+    if has_wrong_type(answer):
         return None
     if isinstance(answer, redis.RedisError):
         raise answer

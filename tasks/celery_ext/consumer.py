@@ -12,6 +12,7 @@ from celery.utils.log import get_logger
 from celery.worker import state
 from redis.exceptions import RedisError
 
+from orcd.store.backoff import Backoff
 from tasks.celery_ext.message import Unreadable, read_task
 
 FLUSH_S = 0.1
@@ -39,7 +40,7 @@ class Consumer(celery.worker.consumer.Consumer):  # type: ignore[misc]
     def __init__(self, on_task_request: Callable[[Any], None], *args: Any, **kwargs: Any) -> None:
         self._run_request = on_task_request
         self._is_away = False
-        self._pause_s = RECONNECT_S[0]
+        self._backoff = Backoff(*RECONNECT_S)
         self._ready_at = 0.0
         super().__init__(self._start_request, *args, **kwargs)
         if self.hub:
@@ -76,10 +77,9 @@ class Consumer(celery.worker.consumer.Consumer):  # type: ignore[misc]
         connection, self.connection = self.connection, None
         with suppress(Exception):  # there may be nobody to take leave of
             connection.collect(socket_timeout=CLOSE_S)
-        first, most = RECONNECT_S
-        stable = time.monotonic() > self._ready_at + STABLE_S
-        self._pause_s = first if stable else min(self._pause_s * 2, most)
-        time.sleep(self._pause_s)
+        if time.monotonic() > self._ready_at + STABLE_S:
+            self._backoff.succeeded()
+        time.sleep(self._backoff.failed(exc))
 
     def create_task_handler(self, *args: Any, **kwargs: Any) -> Callable[[Any], None]:
         """What takes messages: Celery gets those that it can read, and of tasks that it knows."""

@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from heapq import heappop, heappush
 from itertools import count
@@ -15,7 +15,7 @@ from typing import TypeVar
 
 from orcd.errors import Cancelled, Expired, InvalidRequest, OrcdError, Poisoned
 from orcd.result import fold
-from orcd.store.backoff import retry
+from orcd.store.backoff import Backoff, retry
 from orcd.store.claim import Claim, ClaimStatus
 from orcd.store.job_store import Arrival, JobStore
 from tasks.dispatch.active_job import ActiveJob
@@ -40,7 +40,7 @@ class _Turn:
     """A delivery that is to be claimed: at once, and where somebody else has its job ever less often after that."""
 
     delivery: Delivery
-    pause_s: float = FIRST_LOOK_S
+    pauses: Backoff = field(default_factory=lambda: Backoff(FIRST_LOOK_S, MAX_LOOK_S))
     is_written: bool = False
 
 
@@ -171,8 +171,7 @@ class Claimer:
 
     def _look_again(self, turn: _Turn) -> None:
         """Claim the delivery's job again after a pause."""
-        heappush(self._waiting, (time.monotonic() + turn.pause_s, next(self._counter), turn))
-        turn.pause_s = min(2 * turn.pause_s, MAX_LOOK_S)
+        heappush(self._waiting, (time.monotonic() + turn.pauses.next_s(), next(self._counter), turn))
 
     def _answer(self, delivery: Delivery, outcome: Outcome) -> None:
         with self._lock:

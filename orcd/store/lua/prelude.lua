@@ -113,12 +113,14 @@ local function expire(id, ttl)
     redis.call('EXPIRE', key_of(id, 'messages'), ttl)
 end
 
--- Keep a job's keys while it waits or runs; to write no more than needed, only when a tenth of the time is over.
+-- Keep a job's keys while it waits or runs; to write no more than needed, only when a tenth of the time is over. Returns
+-- for how long they are kept.
 local function keep(id)
     local _, life = lifetimes(id)
     if redis.call('TTL', key_of(id, 'job')) < 0.9 * life then
         expire(id, life)
     end
+    return life
 end
 
 -- When a queued job's deadline and its limit in the queue are over (0: no deadline).

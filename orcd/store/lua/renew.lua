@@ -16,9 +16,7 @@ local function renew(id, epoch, token)
         return 0
     end
     redis.call('ZADD', key('running'), now + lease, id)
-    local _, life = lifetimes(id)
-    extend_ttl('running', life)
-    keep(id)
+    extend_ttl('running', keep(id))
     return redis.call('HEXISTS', key_of(id, 'job'), 'cancel') == 1 and 2 or 1
 end
 local answers = {}

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import signal
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,21 +15,11 @@ from celery.exceptions import TaskRevokedError
 from orcd.client import Client
 from orcd.errors import InferenceTimeout
 from orcd.events import Error
-from tasks.app import create_app
 from tests.conftest import wait_until
 from tests.tasks.worker_process import WorkerProcess, wait_until_running
-from worker.settings import Settings
 
 SHORT = {"prompt": "old pond", "max_tokens": 8, "temperature": 0.0, "ignore_eos": True}
 LONG = {"prompt": "old pond", "max_tokens": 450, "ignore_eos": True}
-
-
-@pytest.fixture
-def app(redis_url: str) -> Iterator[Celery]:
-    app = create_app(Settings(redis_url=redis_url))
-    yield app
-    gc.collect()  # an AsyncResult unsubscribes when it is collected, so it must go before its Redis does
-    app.close()
 
 
 def check_ended(app: Celery, client: Client, job_id: str, code: str) -> None:

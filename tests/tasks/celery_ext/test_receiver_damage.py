@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from typing import Any
 
 import pytest
 import redis
@@ -13,19 +12,6 @@ from orcd.store.broker import say_wrong_type
 from tasks.celery_ext import receiver as receivers
 from tasks.celery_ext.receiver import Receiver
 from tests.tasks.celery_ext.taken_messages import MakeReceiver, send, take, waiting
-
-
-@pytest.fixture
-def make_receiver(connection: redis.Redis) -> MakeReceiver:
-    def make(name: str = "r1", lease_ms: int = 60_000, **options: Any) -> Receiver:
-        return Receiver(name, lease_ms, lambda: connection, **options)
-
-    return make
-
-
-@pytest.fixture
-def receiver(make_receiver: MakeReceiver) -> Receiver:
-    return make_receiver()
 
 
 def test_a_list_whose_key_has_another_type_does_not_keep_others_waiting(

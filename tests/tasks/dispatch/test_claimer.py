@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 
 import pytest
 import redis
@@ -19,17 +18,6 @@ from tests.orcd.job_record import submit
 from tests.orcd.job_writer import MakeStore, claimed
 from tests.tasks.dispatch.byte_model import READY
 from tests.tasks.dispatch.claimer_scene import REQUEST, ClaimerScene, error_of, events_of
-
-
-@pytest.fixture
-def store(make_store: MakeStore) -> JobStore:
-    return make_store()
-
-
-@pytest.fixture
-def scene(store: JobStore) -> Iterator[ClaimerScene]:
-    with ClaimerScene(store) as scene:
-        yield scene
 
 
 def test_a_queued_job_is_claimed_encoded_and_begun(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 
 import msgspec
 import pytest
@@ -19,17 +18,6 @@ from tests.orcd.job_writer import MakeStore, claimed
 from tests.tasks.dispatch.claimer_scene import REQUEST, ClaimerScene, error_of
 
 CHUNK = RecordedMessage("chunk", "orcd.generate_chunk", "orcd", 5, {}, [], {"job_ids": ["a"]}, {})
-
-
-@pytest.fixture
-def store(make_store: MakeStore) -> JobStore:
-    return make_store()
-
-
-@pytest.fixture
-def scene(store: JobStore) -> Iterator[ClaimerScene]:
-    with ClaimerScene(store) as scene:
-        yield scene
 
 
 def test_a_message_is_recorded_with_its_request_before_the_job_is_claimed(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -22,17 +21,6 @@ from tests.orcd.job_writer import MakeStore, claimed
 from tests.tasks.dispatch.byte_model import READY, TEMPLATE, TOKENIZER
 from tests.tasks.dispatch.claimer_scene import REQUEST, ClaimerScene, error_of
 from worker.text.chat_template import ChatTemplate
-
-
-@pytest.fixture
-def store(make_store: MakeStore) -> JobStore:
-    return make_store()
-
-
-@pytest.fixture
-def scene(store: JobStore) -> Iterator[ClaimerScene]:
-    with ClaimerScene(store) as scene:
-        yield scene
 
 
 @pytest.mark.parametrize(

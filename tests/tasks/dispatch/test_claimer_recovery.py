@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -26,17 +25,6 @@ from tests.tasks.dispatch.claimer_scene import REQUEST, ClaimerScene
 from worker.text.chat_template import ChatTemplate
 
 ERRORS = [redis.ConnectionError("away"), redis.TimeoutError("slow"), redis.ReadOnlyError("replica")]
-
-
-@pytest.fixture
-def store(make_store: MakeStore) -> JobStore:
-    return make_store()
-
-
-@pytest.fixture
-def scene(store: JobStore) -> Iterator[ClaimerScene]:
-    with ClaimerScene(store) as scene:
-        yield scene
 
 
 def fail_at_first(monkeypatch: pytest.MonkeyPatch, store: JobStore, name: str, *errors: Exception) -> None:

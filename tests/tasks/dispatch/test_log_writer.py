@@ -18,7 +18,6 @@ from tasks.dispatch.active_job import ActiveJob
 from tasks.dispatch.log_writer import LogWriter
 from tasks.observe.observer import Observer
 from tests.orcd.job_record import submit
-from tests.orcd.job_writer import MakeStore
 from tests.tasks.dispatch.byte_model import ENCODER, READY
 from worker import contract
 from worker.log import EventLog
@@ -36,11 +35,6 @@ def begin(store: JobStore, job_id: str) -> ActiveJob:
 
 def draw(job: ActiveJob, text: bytes) -> None:
     job.process(contract.TokenOutput(job.request_id, 0, tuple(text)))
-
-
-@pytest.fixture
-def store(make_store: MakeStore) -> JobStore:
-    return make_store()
 
 
 @pytest.fixture

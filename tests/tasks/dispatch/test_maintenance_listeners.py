@@ -14,7 +14,6 @@ from orcd.store import schema
 from orcd.store.job_store import JobStore
 from tasks.dispatch import maintenance as module
 from tests.orcd.job_record import Ears
-from tests.orcd.job_writer import MakeStore
 from tests.tasks.dispatch.maintenance_scene import MaintenanceScene, only
 
 
@@ -33,11 +32,6 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
     monkeypatch.setattr(module.time, "monotonic", clock)
     return clock
-
-
-@pytest.fixture
-def store(make_store: MakeStore) -> JobStore:
-    return make_store()
 
 
 @pytest.fixture

@@ -1,0 +1,37 @@
+"""Receivers of messages, and the Celery app of somebody who sends them."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import redis
+from celery import Celery
+
+from tasks.app import create_app
+from tasks.celery_ext.receiver import Receiver
+from tests.tasks.celery_ext.taken_messages import MakeReceiver
+from worker.settings import Settings
+
+
+@pytest.fixture
+def make_receiver(connection: redis.Redis) -> MakeReceiver:
+    def make(name: str = "r1", lease_ms: int = 60_000, **options: Any) -> Receiver:
+        return Receiver(name, lease_ms, lambda: connection, **options)
+
+    return make
+
+
+@pytest.fixture
+def receiver(make_receiver: MakeReceiver) -> Receiver:
+    return make_receiver()
+
+
+@pytest.fixture
+def app(redis_url: str) -> Iterator[Celery]:
+    app = create_app(Settings(redis_url=redis_url))
+    yield app
+    gc.collect()  # an AsyncResult unsubscribes when it is collected, so it must go before its Redis does
+    app.close()
