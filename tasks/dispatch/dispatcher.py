@@ -5,10 +5,12 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 
 from orcd.errors import Cancelled, OrcdError
 from orcd.store.enqueue import Message
 from orcd.store.job_store import JobStore
+from tasks.control_listener import ControlListener
 from tasks.dispatch.active_job import Termination
 from tasks.dispatch.claimer import Claimer
 from tasks.dispatch.delivery import Delivery
@@ -46,6 +48,7 @@ class Dispatcher:
         runner = self._runner
         self._claimer = Claimer(store, encoder, settings.max_attempts, observer, runner.leases, runner.put, on_death)
         self._maintenance = Maintenance(store, settings, observer, publish, runner, on_death)
+        self._control = ControlListener(store, self._hear, partial(observer.log.retrying, "cancellations"), on_death)
 
     @property
     def num_jobs(self) -> int:
@@ -61,6 +64,7 @@ class Dispatcher:
         """Start to load the model; jobs are taken once `wait_until_loaded` has said so."""
         self._runner.start()
         self._maintenance.start()
+        self._control.start()
 
     def wait_until_loaded(self, timeout_s: float) -> bool:
         """Whether the engine is ready. Raises the error that its first start ended with."""
@@ -98,8 +102,15 @@ class Dispatcher:
 
     def stop(self) -> None:
         """End the engine and all threads."""
+        self._control.stop()
         self._maintenance.stop()
         self._runner.stop()
+
+    def _hear(self, job_id: str) -> None:
+        """A client wants a job to be cancelled. If it is claimed and has not begun, its first append finds the wish."""
+        for job in self._runner.jobs():
+            if job.job_id == job_id:
+                self._runner.put(Termination(job_id, Cancelled("cancelled"), job.claim.lease))
 
     def _is_whole(self) -> bool:
         """Whether jobs in flight can go on here."""

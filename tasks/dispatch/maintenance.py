@@ -1,4 +1,4 @@
-"""What a worker does for its jobs by the clock: cancellations, deadlines, lost listeners, lost jobs, its heartbeat."""
+"""What a worker does for its jobs by the clock: limits, lost listeners, lost jobs, its heartbeat."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-import msgspec
 import redis
 
 from orcd.errors import Cancelled, Expired, InferenceTimeout, OrcdError
@@ -28,12 +27,6 @@ LISTENERS_EVERY_S = 1.0
 HEARTBEAT_EVERY_S = 5.0
 HEARTBEAT_TTL_S = 60
 DISCONNECT_AFTER_S = 10.0
-
-
-class _Cancellation(msgspec.Struct):
-    """What is published on the control channel."""
-
-    cancel: str
 
 
 @dataclass(slots=True)
@@ -78,7 +71,6 @@ class Maintenance:
         self._runner = runner
         self._thread = SupervisedThread("maintenance", self._run, on_death)
         self._gauges: dict[str, Any] = {}
-        self._control: Any = None
         self._announced: contract.Load | None = None
         self._unpublished: dict[str, Message] = {}
         self._overdue: set[str] = set()
@@ -86,7 +78,6 @@ class Maintenance:
         self._listened_at = 0.0
         self._calls = (
             _PeriodicCall("deadlines", self._end_overdue, TICK_S),
-            _PeriodicCall("cancellations", self._hear_cancellations, TICK_S),
             _PeriodicCall("loading", self._announce_loading, 0.0),
             _PeriodicCall("reap", self._reap, REAP_EVERY_S),
             _PeriodicCall("listeners", self._look_for_listeners, LISTENERS_EVERY_S),
@@ -103,7 +94,6 @@ class Maintenance:
         self._observer.load_changed.set()
         self._thread.join()
         try:
-            self._stop_listening()
             self._store.redis.zrem(self._store.key_prefix + schema.WORKERS, self._observer.worker_id)
             self._store.redis.delete(schema.worker_key(self._observer.worker_id, self._store.key_prefix))
         except redis.RedisError:
@@ -142,33 +132,6 @@ class Maintenance:
 
     def _end(self, job: ActiveJob, error: OrcdError) -> None:
         self._runner.put(Termination(job.job_id, error, job.claim.lease))
-
-    def _hear_cancellations(self) -> None:
-        try:
-            if self._control is None:
-                connection: Any = self._store.redis  # redis-py does not type pubsub()
-                control = connection.pubsub(ignore_subscribe_messages=True)
-                control.subscribe(self._store.key_prefix + schema.CONTROL)
-                self._control = control  # kept only once it listens
-            while (message := self._control.get_message(timeout=0)) is not None:
-                self._hear(message["data"])
-        except redis.RedisError:
-            self._stop_listening()
-            raise
-
-    def _hear(self, data: bytes) -> None:
-        try:
-            job_id = msgspec.json.decode(data, type=_Cancellation).cancel
-        except (ValueError, RecursionError):  # not from us; a job's record has the wish too
-            return
-        for job in self._runner.jobs():
-            if job.job_id == job_id:
-                self._end(job, Cancelled("cancelled"))
-
-    def _stop_listening(self) -> None:
-        control, self._control = self._control, None
-        if control is not None:
-            control.close()
 
     def _announce_loading(self) -> None:
         load = self._observer.loading

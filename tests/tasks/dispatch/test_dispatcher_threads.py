@@ -83,7 +83,10 @@ def _readiness(port: int) -> Iterator[int]:
 
 @pytest.mark.parametrize(
     "thread",
-    ["claimer", "job runner", "engine reader", "engine writer", "lease keeper", "maintenance", "health server"],
+    [
+        *("claimer", "job runner", "engine reader", "engine writer", "lease keeper", "maintenance"),
+        *("control listener", "health server"),
+    ],
 )
 def test_a_worker_that_loses_a_thread_gives_its_jobs_back_and_leaves(
     redis_url: str, demo_model: Path, tmp_path: Path, variables: dict[str, str], kill: Kill, thread: str

@@ -1,4 +1,4 @@
-"""What the clock and Redis say of a worker's jobs: cancellations, deadlines, lost jobs, heartbeats."""
+"""What the clock and Redis say of a worker's jobs: limits, lost jobs, heartbeats."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import redis
 
-from orcd.client import Client
 from orcd.request import parse
 from orcd.store import schema
 from orcd.store.enqueue import Message
@@ -71,26 +70,6 @@ def test_a_job_without_a_time_limit_has_none(scene: MaintenanceScene, monkeypatc
     started_ms = scene.begin().claim.started_ms
     monkeypatch.setattr(ActiveJob, "now_ms", lambda _: started_ms + 10**9)
     assert scene.run() == []
-
-
-def test_a_cancellation_arrives_over_the_control_channel_for_jobs_that_are_here(
-    scene: MaintenanceScene, redis_url: str
-) -> None:
-    scene.begin("a")
-    lease = scene.begin("b").claim.lease
-    assert scene.run() == []
-    with Client(redis_url) as client:
-        client.cancel("b")
-    for said in ('{"cancel": "elsewhere"}', "no JSON", "[]", '{"cancel": 7}', "\xff"):
-        scene.store.redis.publish(schema.CONTROL, said)
-    scene.store.redis.publish(schema.CONTROL, '{"cancel": "a"}')
-    told = []
-    while len(told) < 2:
-        told += scene.run()
-        time.sleep(0.01)
-    assert [(each.job_id, each.error and each.error.code) for each in told] == [("b", "CANCELLED"), ("a", "CANCELLED")]
-    assert told[0].lease == lease
-    assert scene.log_events() == []
 
 
 def test_the_heartbeat_carries_the_gauges_and_goes_when_the_worker_does(
@@ -205,25 +184,6 @@ def test_a_message_that_cannot_be_published_is_kept_and_holds_up_no_other(
             broken.clear()
         time.sleep(0.01)
     assert [message.job_id for message in scene.published] == ["good", "better", "bad"]
-
-
-def test_maintenance_that_began_without_redis_hears_cancellations_once_it_is_back(redis_server: RedisServer) -> None:
-    with redis.Redis.from_url(redis_server.url, socket_timeout=1) as connection:
-        store = JobStore(connection, owner="worker-1", model="demo", lease_ms=60_000, ttl_s=600)
-        scene = MaintenanceScene(store)
-        scene.begin()
-        redis_server.kill()
-        assert scene.run() == []
-        assert {event["doing"] for event in scene.log_events()} >= {"cancellations", "reap", "heartbeat"}
-        redis_server.start()
-        deadline = time.monotonic() + 5
-        while not connection.pubsub_numsub(schema.CONTROL)[0][1]:
-            assert scene.run() == []
-            assert time.monotonic() < deadline
-        assert connection.publish(schema.CONTROL, '{"cancel": "a"}') == 1
-        assert scene.wait_for_termination()[:2] == ("a", "CANCELLED")
-        redis_server.kill()
-        scene.maintenance.stop()  # is no reason to fail
 
 
 def test_its_thread_goes_on_while_redis_is_away(redis_server: RedisServer) -> None:
