@@ -21,7 +21,6 @@ from orcd.client import (
     with_message,
 )
 from orcd.events import Event, state_after
-from orcd.request import RequestFields
 from orcd.result import Result, ResultBuilder
 from orcd.settings import ClientSettings, read_environment
 from orcd.status import FIELDS, Look, Status, WorkerStatus
@@ -29,7 +28,15 @@ from orcd.store import schema
 from orcd.store.enqueue import Publisher
 from orcd.store.event_stream import PAGE_ENTRIES, TRANSIENT_ERRORS, EventStream
 from orcd.store.redis_connection import ANSWER_TIMEOUT_S, connect_async, redis_errors
-from orcd.store.submission import Lifetime, Submission, check_job_id, created_messages, prepare_many, raise_refusal
+from orcd.store.submission import (
+    Lifetime,
+    Submission,
+    SubmissionFields,
+    check_job_id,
+    created_messages,
+    prepare_many,
+    raise_refusal,
+)
 from orcd.store.token_log import usable
 
 __all__ = ["AsyncClient"]
@@ -81,7 +88,7 @@ class AsyncClient:
         await self._redis.aclose()
         self._publisher.close()
 
-    async def submit(self, *, job_id: str | None = None, **fields: Unpack[RequestFields]) -> str:
+    async def submit(self, *, job_id: str | None = None, **fields: Unpack[SubmissionFields]) -> str:
         """See `Client.submit`."""
         submission = Submission.prepare(fields, job_id, self._lifetime)
         return (await self._write([submission]))[0]
@@ -97,7 +104,7 @@ class AsyncClient:
         """See `Client.events`."""
         return self._follow(EventStream(check_job_id(job_id), from_token, timeout, self._reconnect_s))
 
-    async def stream(self, **fields: Unpack[RequestFields]) -> AsyncGenerator[str, None]:
+    async def stream(self, **fields: Unpack[SubmissionFields]) -> AsyncGenerator[str, None]:
         """See `Client.stream`; the job is queued when its first text is asked for."""
         check_one_choice(fields)
         job_id = await self.submit(**fields)
@@ -112,7 +119,7 @@ class AsyncClient:
             if fields.get("on_disconnect") == "cancel" and not ended:
                 await self.cancel(job_id)
 
-    def chat(self, text: str, **fields: Unpack[RequestFields]) -> AsyncGenerator[str, None]:
+    def chat(self, text: str, **fields: Unpack[SubmissionFields]) -> AsyncGenerator[str, None]:
         """See `Client.chat`."""
         return self.stream(**with_message(text, fields))
 

@@ -21,7 +21,6 @@ from typing import Any, Unpack
 from orcd import result as results
 from orcd.errors import Cancelled, InvalidRequest
 from orcd.events import Error, Event, Token, encode_event, state_after
-from orcd.request import RequestFields
 from orcd.result import Result
 from orcd.settings import ClientSettings, read_environment
 from orcd.status import FIELDS, Look, Status, WorkerStatus, check_state
@@ -29,7 +28,15 @@ from orcd.store import schema
 from orcd.store.enqueue import Publisher
 from orcd.store.event_stream import PAGE_ENTRIES, TRANSIENT_ERRORS, EventStream
 from orcd.store.redis_connection import connect, redis_errors
-from orcd.store.submission import Lifetime, Submission, check_job_id, created_messages, prepare_many, raise_refusal
+from orcd.store.submission import (
+    Lifetime,
+    Submission,
+    SubmissionFields,
+    check_job_id,
+    created_messages,
+    prepare_many,
+    raise_refusal,
+)
 from orcd.store.token_log import usable
 
 __all__ = ["Client"]
@@ -75,12 +82,12 @@ class Client:
         self._redis.close()
         self._publisher.close()
 
-    def submit(self, *, job_id: str | None = None, **fields: Unpack[RequestFields]) -> str:
+    def submit(self, *, job_id: str | None = None, **fields: Unpack[SubmissionFields]) -> str:
         """Queue one job and return its id; ``fields`` are those of `orcd.request.Request`.
 
-        A job that exists already is left alone, so a caller that chooses its ids may submit again; raises `Conflict` if
-        it is of another request. Once this returns the job is safe: if its message could not be sent (a warning is
-        logged), a worker's reaper sends it later.
+        A job that exists already is left alone, so a caller that chooses its ids, or gives an ``idempotency_key``, may
+        submit again; raises `Conflict` if it is of another request. Once this returns the job is safe: if its message
+        could not be sent (a warning is logged), a worker's reaper sends it later.
         """
         submission = Submission.prepare(fields, job_id, self._lifetime)
         return self._write([submission])[0]
@@ -88,8 +95,9 @@ class Client:
     def submit_many(self, requests: Sequence[Mapping[str, Any]], job_ids: Sequence[str] | None = None) -> list[str]:
         """Queue many jobs; nothing is written unless all are valid.
 
-        If Redis goes away in between, some may have been written: give ``job_ids`` to be able to submit again. Raises
-        `Conflict` if one of these is another request's; the others are queued all the same, up to 256 at a time.
+        If Redis goes away in between, some may have been written: give ``job_ids``, or each request an
+        ``idempotency_key``, to be able to submit again. Raises `Conflict` if one of these is another request's; the
+        others are queued all the same, up to 256 at a time.
         """
         batches = prepare_many(requests, job_ids, self._lifetime)
         return [job_id for batch in batches for job_id in self._write(batch)]
@@ -102,7 +110,7 @@ class Client:
         """
         return self._follow(EventStream(check_job_id(job_id), from_token, timeout, self._reconnect_s))
 
-    def stream(self, **fields: Unpack[RequestFields]) -> Generator[str, None, None]:
+    def stream(self, **fields: Unpack[SubmissionFields]) -> Generator[str, None, None]:
         """Queue a job and yield its text as it is generated; raises the job's error as an exception.
 
         Closing the iterator early leaves the job running, unless ``on_disconnect="cancel"`` was given.
@@ -111,7 +119,7 @@ class Client:
         job_id = self.submit(**fields)
         return self._text(job_id, cancels=fields.get("on_disconnect") == "cancel")
 
-    def chat(self, text: str, **fields: Unpack[RequestFields]) -> Generator[str, None, None]:
+    def chat(self, text: str, **fields: Unpack[SubmissionFields]) -> Generator[str, None, None]:
         """`stream` with one message of a user: yield the answer to ``text`` as it is generated."""
         return self.stream(**with_message(text, fields))
 
@@ -192,7 +200,7 @@ class Client:
                 self.cancel(job_id)
 
 
-def with_message(text: str, fields: RequestFields) -> RequestFields:
+def with_message(text: str, fields: SubmissionFields) -> SubmissionFields:
     """The request's fields with ``text`` as the one message of a user. Raises `InvalidRequest` if they have others."""
     if fields.get("messages") is not None:
         raise InvalidRequest("messages: chat() makes them of its text; use stream(messages=...) for a conversation")

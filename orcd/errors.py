@@ -113,7 +113,7 @@ class Cancelled(OrcdError):
 
 
 class Conflict(OrcdError):
-    """The job id belongs to another request already."""
+    """The job id, or the idempotency key, belongs to another request already."""
 
     code = "CONFLICT"
 

@@ -10,7 +10,6 @@ from typing import Any
 import click
 import msgspec
 
-from orcd import request as requests
 from orcd.batch.batch_file import BatchFile
 from orcd.batch.batch_run import BatchRun
 from orcd.batch.progress import Bar
@@ -19,6 +18,7 @@ from orcd.cli.command_line import report
 from orcd.client import Client
 from orcd.errors import InvalidRequest, OrcdError
 from orcd.events import Event
+from orcd.store.submission import read_fields
 
 file = click.Path(path_type=Path)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, one object a line.")
@@ -35,6 +35,9 @@ redis_option = click.option("--redis", "redis_url", metavar="URL", help="Redis t
 @click.option("--top-k", type=int, metavar="K", help="Draw from the K likeliest tokens.")
 @click.option("--seed", type=int, metavar="S", help="The same seed gives the same answer.")
 @click.option("--stop", multiple=True, metavar="S", help="End the answer before this text; may be given again.")
+@click.option(
+    "--idempotency-key", metavar="KEY", help="The same key again shows the same job instead of running it twice."
+)
 @click.option("--raw", is_flag=True, help="Continue PROMPT as it stands instead of sending it as a chat message.")
 @json_option
 def generate(prompt: str, redis_url: str | None, raw: bool, as_json: bool, **options: Any) -> int:
@@ -54,7 +57,7 @@ def generate(prompt: str, redis_url: str | None, raw: bool, as_json: bool, **opt
         raise InvalidRequest("prompt: must not be empty")
     fields = {name: value for name, value in options.items() if value not in (None, ())}
     fields |= {"prompt": prompt} if raw else {"messages": [{"role": "user", "content": prompt}]}
-    requests.parse(fields)  # wrong usage is reported as such, whether Redis is there or not
+    read_fields(fields, None)  # wrong usage is reported as such, whether Redis is there or not
     with Client(redis_url) as client:
         job_id = client.submit(**fields)
         try:

@@ -13,7 +13,7 @@ import msgspec
 
 from orcd import request as requests
 from orcd.errors import Conflict, InvalidRequest, OrcdError
-from orcd.request import Request
+from orcd.request import Request, RequestFields
 from orcd.store.enqueue import Message, queue_name
 from orcd.store.token_log import damaged
 
@@ -21,6 +21,17 @@ BATCH = 256
 """Records written in one pipeline."""
 REPUBLISH_AFTER_MS = 15_000
 """How long a queued job waits for a claim before its message is first published again."""
+MAX_KEY_CHARACTERS = 256
+
+
+class SubmissionFields(RequestFields, total=False):
+    """The fields of a request as keyword arguments, and the name that its sender may give to it.
+
+    Whoever submits the same request again with the same ``idempotency_key`` gets the same job, for as long as that is
+    kept. The key with another request is refused (`Conflict`).
+    """
+
+    idempotency_key: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,8 +54,8 @@ class Submission:
     @classmethod
     def prepare(cls, fields: Mapping[str, Any], job_id: str | None, lifetime: Lifetime) -> Submission:
         """Check a request and give it an id and a seed if it has none. Raises `InvalidRequest`."""
-        checked = requests.parse(dict(fields) if isinstance(fields, Mapping) else fields)
-        return cls.of(uuid.uuid4().hex if job_id is None else job_id, checked, lifetime)
+        request, job_id = read_fields(fields, job_id)
+        return cls.of(uuid.uuid4().hex if job_id is None else job_id, request, lifetime)
 
     @classmethod
     def of(cls, job_id: str, request: Request, lifetime: Lifetime) -> Submission:
@@ -69,8 +80,21 @@ class Submission:
     def refusal(self, answer: int) -> OrcdError | None:
         """What the submit script's answer says is wrong, if anything is."""
         if answer == -1:
-            return Conflict(f"job {self.message.job_id}: the id belongs to another request; choose another id")
+            what = "the id belongs to another request; choose another id or idempotency_key"
+            return Conflict(f"job {self.message.job_id}: {what}")
         return damaged(self.message.job_id) if answer < 0 else None
+
+
+def read_fields(fields: Any, job_id: str | None) -> tuple[Request, str | None]:
+    """The request in `SubmissionFields`, and the job's id: ``job_id``, or else what its key gives, if it has one.
+
+    Raises `InvalidRequest`, also where both are given.
+    """
+    of_request = dict(fields) if isinstance(fields, Mapping) else fields
+    key = of_request.pop("idempotency_key", None) if isinstance(of_request, dict) else None
+    if key is not None and job_id is not None:
+        raise InvalidRequest("idempotency_key: it gives the job its id; leave it or the job_id out")
+    return requests.parse(of_request), job_id if key is None else _job_id_of_key(key)
 
 
 def prepare_many(
@@ -100,6 +124,16 @@ def raise_refusal(batch: Sequence[Submission], answers: Sequence[int]) -> None:
     for job, answer in zip(batch, answers, strict=True):
         if refusal := job.refusal(answer):
             raise refusal
+
+
+def _job_id_of_key(key: Any) -> str:
+    """A hash, as everybody may see a job's id, and the key is the caller's own. Raises `InvalidRequest`."""
+    if not isinstance(key, str) or not 1 <= len(key) <= MAX_KEY_CHARACTERS:
+        raise InvalidRequest(f"idempotency_key: must be a text of 1 to {MAX_KEY_CHARACTERS} characters")
+    try:
+        return "key-" + hashlib.sha256(b"orcd:idempotency_key:" + key.encode()).hexdigest()[:32]
+    except UnicodeEncodeError:
+        raise InvalidRequest("idempotency_key: holds a lone surrogate, which is not valid Unicode text") from None
 
 
 def _digest(request: Request) -> str:

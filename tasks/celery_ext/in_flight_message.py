@@ -13,7 +13,7 @@ from celery.concurrency.base import apply_target
 from celery.exceptions import TaskRevokedError
 from kombu.serialization import loads
 
-from orcd.errors import InvalidRequest, OrcdError
+from orcd.errors import Conflict, InvalidRequest, OrcdError
 from orcd.request import Request
 from orcd.result import Result
 from orcd.store.enqueue import GENERATE, Message, RecordedMessage, queue_name
@@ -150,7 +150,8 @@ class InFlightMessage:
         for job_id, outcome in self.outcomes.items():
             found = outcome.result if isinstance(outcome, Repeated) else outcome
             is_unknown = isinstance(found, InvalidRequest) and self.jobs[job_id] is None
-            if found is not None and job_id != self.task_id and not is_unknown:
+            is_of_another = isinstance(found, Conflict)
+            if found is not None and job_id != self.task_id and not (is_unknown or is_of_another):
                 yield job_id, found
 
     def _was_ended(self) -> bool:

@@ -12,7 +12,7 @@ from orcd.errors import InvalidRequest, OrcdError
 from orcd.events import Error
 from orcd.result import Result, exception
 from orcd.store.enqueue import GENERATE
-from orcd.store.submission import check_job_id
+from orcd.store.submission import check_job_id, read_fields
 from tasks.dispatch.delivery import Outcome, Repeated
 
 Outcomes = dict[str, Outcome] | OrcdError
@@ -46,7 +46,7 @@ class JobTask(Task):  # type: ignore[misc]
 class GenerateTask(JobTask):
     """``orcd.generate``: one job, by ``job_id`` or with a request's fields as keyword arguments.
 
-    An inline request's job has the task's id.
+    The job of an inline request has the id that its ``idempotency_key`` gives, without one the task's.
     """
 
     name = current_name = GENERATE
@@ -56,9 +56,10 @@ class GenerateTask(JobTask):
         if args:
             raise InvalidRequest(f"{self.name} takes keyword arguments: job_id, or the fields of a request")
         fields = dict(kwargs)
-        job_id = fields.pop("job_id", task_id)
-        check_job_id(job_id)
-        return {job_id: requests.parse(fields) if fields else None}
+        job_id, request = fields.pop("job_id", None), None
+        if fields:
+            request, job_id = read_fields(fields, job_id)
+        return {check_job_id(task_id if job_id is None else job_id): request}
 
     def reference(self, job_ids: list[str]) -> dict[str, Any]:
         """The job's id."""
@@ -104,7 +105,7 @@ class GenerateChunkTask(JobTask):
         if not isinstance(items, list) or not items:
             raise InvalidRequest(f"{name}: must be a list of at least one")
         if name == "requests":
-            return {f"{task_id}-{index}": requests.parse(fields) for index, fields in enumerate(items)}
+            return _inline_jobs(task_id, items)
         for job_id in items:
             check_job_id(job_id)
         return dict.fromkeys(items)
@@ -129,6 +130,17 @@ class GenerateChunkTask(JobTask):
                 case Result() as result:
                     results.append(result)
         return results
+
+
+def _inline_jobs(task_id: str, items: list[Any]) -> dict[str, requests.Request | None]:
+    """The jobs of a chunk's requests. Raises `InvalidRequest`."""
+    jobs: dict[str, requests.Request | None] = {}
+    for index, fields in enumerate(items):
+        request, job_id = read_fields(fields, None)
+        if job_id in jobs:
+            raise InvalidRequest("idempotency_key: two requests of the chunk have the same")
+        jobs[job_id or f"{task_id}-{index}"] = request
+    return jobs
 
 
 class OldGenerateTask(GenerateTask):

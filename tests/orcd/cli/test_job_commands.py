@@ -23,7 +23,17 @@ from tests.orcd.job_writer import MakeStore, claimed
 
 NOWHERE = "redis://127.0.0.1:1/0"
 COMMANDS = {
-    "generate": {"--redis", "--model", "--max-tokens", "--temperature", "--top-p", "--top-k", "--seed", "--stop"},
+    "generate": {
+        "--redis",
+        "--model",
+        "--max-tokens",
+        "--temperature",
+        "--top-p",
+        "--top-k",
+        "--seed",
+        "--stop",
+        "--idempotency-key",
+    },
     "batch": {"--redis", "--errors"},
     "cancel": set(),
     "status": set(),
@@ -60,6 +70,7 @@ WRONG_USAGE = [
     "generate hi --stop ''",
     "generate ''",
     "generate hi --redis nonsense",
+    "generate hi --idempotency-key ''",
     "status",
     "status 'no such id'",
     "follow job --from -1",
@@ -112,6 +123,14 @@ def test_generate_reads_standard_input(client: Client, worker: AnsweringWorker, 
     assert run(["generate", "-", "--raw"]) == 0
     [key] = connection.keys("orcd:*:job")
     assert json.loads(connection.hget(key, "request") or b"")["prompt"] == "größer"
+
+
+def test_generate_with_a_key_shows_the_answer_that_there_is(client: Client, worker: AnsweringWorker,
+                                                            connection: redis.Redis) -> None:  # fmt: skip
+    for _ in range(2):
+        assert run(["generate", "hi", "--idempotency-key", "k"]) == 0
+    assert len(connection.keys("orcd:*:job")) == 1
+    assert run(["generate", "hello", "--idempotency-key", "k"]) == 1
 
 
 def test_generate_as_json_prints_every_event(

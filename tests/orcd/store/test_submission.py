@@ -57,6 +57,22 @@ def test_the_same_fields_have_the_same_digest_whatever_seed_is_drawn():
         assert digest(**other) != digest(prompt="x")
 
 
+def test_a_key_gives_an_id_that_does_not_show_it():
+    def job_id(key: str) -> str:
+        return Submission.prepare({"prompt": "x", "idempotency_key": key}, None, LIFETIME).message.job_id
+
+    assert job_id("größer " * 8) == job_id("größer " * 8) == check_job_id(job_id("größer " * 8))
+    assert len({job_id("a"), job_id("A"), job_id("a "), job_id("k" * 256)}) == 4
+    assert digest(prompt="x", idempotency_key=None) == digest(prompt="x")
+
+
+@pytest.mark.parametrize("key", ["", "k" * 257, 7, b"k", ["k"], "\ud800"])
+def test_a_key_that_is_none_is_refused(key: object):
+    with pytest.raises(InvalidRequest, match=r"^idempotency_key: ") as refusal:
+        Submission.prepare({"prompt": "x", "idempotency_key": key}, None, LIFETIME)
+    assert refusal.value.message.isascii()
+
+
 def test_a_refusal_of_the_script_is_an_error_of_its_job():
     (batch,) = prepare_many([{"prompt": "x"}] * 2, ["a", "b"], LIFETIME)
     raise_refusal(batch, [1, 0])

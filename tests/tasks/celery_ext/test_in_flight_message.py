@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from celery import Celery
 
-from orcd.errors import InvalidRequest
+from orcd.errors import Conflict, InvalidRequest
 from orcd.events import Error
 from orcd.result import Result
 from tasks.celery_ext.in_flight_message import InFlightMessage
@@ -157,6 +157,12 @@ def test_results_are_those_of_jobs_with_ids_of_their_own(app: Celery) -> None:
     made.outcomes |= {"a": results["a"], "b": Repeated(results["b"]), "t": results["t"]}
     made.outcomes["unknown"] = InvalidRequest("unknown")
     assert dict(made.results()) == {"a": results["a"], "b": results["b"]}
+
+
+def test_a_request_that_is_refused_for_anothers_id_says_nothing_of_that_job(app: Celery) -> None:
+    made = message(app, INLINE | {"job_id": "a"})
+    made.outcomes["a"] = Conflict("job a: the id belongs to another request")
+    assert dict(made.results()) == {}
 
 
 def test_a_message_that_must_not_run_is_answered_as_revoked_if_its_job_ended_for_that(app: Celery) -> None:

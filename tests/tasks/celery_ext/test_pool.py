@@ -17,7 +17,7 @@ from celery import Celery, chain, chord, group
 from celery.result import AsyncResult
 
 from orcd.client import Client
-from orcd.errors import Cancelled, InvalidRequest
+from orcd.errors import Cancelled, Conflict, InvalidRequest
 from orcd.settings import ClientSettings
 from orcd.store.enqueue import Message, Publisher
 from tasks.app import create_app
@@ -100,6 +100,18 @@ def test_a_chunk_runs_many_jobs_in_one_message_and_keeps_their_errors_apart(app:
     job_ids = client.submit_many([SHORT, SHORT])
     values = _get(app.send_task("orcd.generate_chunk", kwargs={"job_ids": job_ids}))
     assert [value["job_id"] for value in values] == job_ids
+
+
+def test_messages_with_one_idempotency_key_are_answered_by_one_job(app: Celery, client: Client) -> None:
+    request = LONG | {"max_tokens": 150, "idempotency_key": "pond"}
+    first, second = (app.send_task("orcd.generate", kwargs=request) for _ in range(2))
+    job_id = client.submit(**request)
+    wait_until_running(client, [job_id], 3)
+    with pytest.raises(Conflict, match="choose another id or idempotency_key"):
+        _get(app.send_task("orcd.generate", kwargs=request | {"prompt": "frog"}))
+    value = _get(first)
+    assert value == _get(second) == _get(AsyncResult(job_id, app=app))
+    assert (value["job_id"], value["tokens_out"], client.status(job_id).attempt) == (job_id, 150, 1)
 
 
 def test_a_message_of_its_own_id_waits_for_a_job_that_another_message_runs(app: Celery, client: Client) -> None:

@@ -44,6 +44,21 @@ def test_a_message_is_about_a_job_by_its_id_or_brings_a_request_of_its_own_id(ap
         generate.jobs("t", [], {"job_id": "a b"})
 
 
+def test_an_idempotency_key_names_the_job_of_a_request(app: Celery) -> None:
+    generate, keyed = app.tasks["orcd.generate"], {"prompt": "x", "idempotency_key": "k"}
+    (job_id,) = generate.jobs("t", [], keyed)
+    assert job_id.startswith("key-")
+    assert generate.jobs("u", [], keyed) == {job_id: parse({"prompt": "x"})}
+    with pytest.raises(InvalidRequest, match="idempotency_key: it gives the job its id"):
+        generate.jobs("t", [], keyed | {"job_id": "a"})
+    with pytest.raises(InvalidRequest, match="give exactly one of prompt"):
+        generate.jobs("t", [], {"idempotency_key": "k"})
+    chunk = app.tasks["orcd.generate_chunk"]
+    assert list(chunk.jobs("t", [], {"requests": [{"prompt": "x"}, keyed]})) == ["t-0", job_id]
+    with pytest.raises(InvalidRequest, match="idempotency_key: two requests"):
+        chunk.jobs("t", [], {"requests": [keyed, keyed]})
+
+
 def test_a_chunk_is_about_many_jobs(app: Celery) -> None:
     chunk = app.tasks["orcd.generate_chunk"]
     assert chunk.jobs("t", [], {"job_ids": ["a", "b"]}) == {"a": None, "b": None}
