@@ -21,7 +21,7 @@ from orcd.errors import Cancelled, LogDamaged, OrcdError
 from orcd.store.enqueue import Message
 from orcd.store.job_store import Appended, JobStore
 from tasks.dispatch.active_job import ActiveJob, Termination, job_id_of
-from tasks.dispatch.engine_supervisor import EngineExit, EngineSupervisor
+from tasks.dispatch.engine.engine_supervisor import EngineExit, EngineSupervisor
 from tasks.dispatch.lease_keeper import LeaseKeeper
 from tasks.dispatch.log_writer import LogWriter
 from tasks.dispatch.output_batcher import OutputBatcher, throttle_interval_s

@@ -15,7 +15,7 @@ from orcd.request import parse
 from orcd.result import Result
 from orcd.store.claim import Claim
 from tasks.dispatch.active_job import Termination
-from tasks.dispatch.engine_supervisor import EngineExit
+from tasks.dispatch.engine.engine_supervisor import EngineExit
 from tasks.dispatch.job_runner import Release
 from tests.conftest import wait_until
 from tests.orcd.job_record import submit

@@ -13,8 +13,8 @@ from queue import SimpleQueue
 import psutil
 import pytest
 
-from tasks.dispatch import engine_process
-from tasks.dispatch.engine_process import EngineProcess
+from tasks.dispatch.engine import engine_process
+from tasks.dispatch.engine.engine_process import EngineProcess
 from tests.conftest import wait_until
 from tests.worker.tiny_model import VOCAB_SIZE, write_tiny_model
 from worker import contract

@@ -11,9 +11,9 @@ import msgspec
 import pytest
 
 from orcd.request import parse
-from tasks.dispatch import engine_supervisor
 from tasks.dispatch.active_job import ActiveJob
-from tasks.dispatch.engine_supervisor import MAX_FAILED_STARTS, EngineSupervisor
+from tasks.dispatch.engine import engine_supervisor
+from tasks.dispatch.engine.engine_supervisor import MAX_FAILED_STARTS, EngineSupervisor
 from tasks.observe.observer import Observer
 from tests.tasks.dispatch.byte_model import ENCODER, READY
 from tests.tasks.dispatch.claims import claim

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from orcd.errors import BY_CODE, EngineLost, ModelLoadFailed, OrcdError, Poisoned
 from tasks.dispatch.active_job import ActiveJob
-from tasks.dispatch.engine_process import EngineProcess
+from tasks.dispatch.engine.engine_process import EngineProcess
 from tasks.observe.observer import Observer
 from tasks.supervised_thread import OnDeath
 from worker import contract
