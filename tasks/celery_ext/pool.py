@@ -197,9 +197,9 @@ class Pool(BasePool):  # type: ignore[misc]
         self._publisher.announce(misrouted)
         self._deliver(message)
 
-    def revoke(self, task_ids: Iterable[str]) -> None:
-        """End the jobs of these ids that wait in the queue, whoever has their messages."""
-        self._finisher.submit(lambda: revoke_tasks(self._store, self.app.backend, task_ids))
+    def revoke(self, task_ids: Iterable[str], reason: str) -> None:
+        """End the jobs of these ids, those that run only if ``terminated``, whoever has them or their messages."""
+        self._finisher.submit(lambda: revoke_tasks(self._store, self.app.backend, task_ids, reason))
 
     def _terminate(self, message: InFlightMessage) -> None:
         """End the message's jobs, here at once, and in their records: so they stay ended should this worker die."""

@@ -41,15 +41,16 @@ def end_job(store: JobStore, job_id: str, reason: str) -> bool:
     return store.cancel(job_id, ERRORS[reason]) in ("cancelled", "expired")
 
 
-def revoke_tasks(store: JobStore, backend: Any, task_ids: Iterable[str]) -> None:
-    """End the jobs of these ids that wait, and note that their tasks are revoked.
+def revoke_tasks(store: JobStore, backend: Any, task_ids: Iterable[str], reason: str) -> None:
+    """End the jobs of these ids that wait, if ``terminated`` also those that run, and note that they are revoked.
 
-    So are tasks without a job: the record of an inline request is not written before its message arrives, which then
-    finds the note. Raises `redis.RedisError`.
+    What runs ends through its owner, whoever has its message, and its task is then answered. A task without a job is
+    noted too: the record of an inline request is not written before its message arrives, which then finds the note.
+    Raises `redis.RedisError`.
     """
     for task_id in task_ids:
         state, _ = _record(store, task_id)
-        is_revoked = end_job(store, task_id, "revoked") if state else True
+        is_revoked = end_job(store, task_id, reason) if state else True
         if is_revoked and _task_state(backend, task_id) in states.UNREADY_STATES:
             backend.mark_as_revoked(task_id, reason="revoked", store_result=True)
 
@@ -89,7 +90,7 @@ def revoke(state: Any, task_id: Any, terminate: bool = False, signal: Any = None
     if terminate:
         for request in [request for id_ in task_ids if (request := celery_state.requests.get(id_))]:
             request.terminate(pool, signal=signal)
-    pool.revoke(task_ids)
+    pool.revoke(task_ids, "terminated" if terminate else "revoked")
     return ok(f"tasks {', '.join(sorted(task_ids))} flagged as revoked")
 
 

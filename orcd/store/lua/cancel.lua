@@ -1,4 +1,4 @@
--- Cancel a job: at once while it is queued, else through its owner, who looks at the flag on every step.
+-- Cancel a job: through its owner, who looks at the wish with each append and renewal; at once if it has none.
 -- KEYS: none
 -- ARGV: job id, JSON of the terminal event, the state that it ends in, ms until the job's messages must be answered
 -- Returns the state after the call ('cancelled', 'running' with the wish noted, or a terminal one), '' if unknown, 'newer'
@@ -10,10 +10,10 @@ local function cancel(id, event, final, answer_ms)
         return ''
     elseif is_newer(schema) then
         return 'newer'
-    elseif state == 'running' then
+    elseif state == 'running' and has_owner(id, now_ms()) then
         redis.call('HSET', key_of(id, 'job'), 'cancel', 1)
         redis.call('PUBLISH', key('control'), cjson.encode({cancel = id}))
-    elseif state == 'queued' then
+    elseif state == 'running' or state == 'queued' then
         end_alone(id, final, event, tonumber(answer_ms))
         return final
     end

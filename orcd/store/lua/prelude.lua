@@ -205,21 +205,29 @@ local function give_up(id)
     forget(id)
 end
 
--- End a job if it is overdue and nobody works on it. Returns whether it was.
+-- Whether a running job has an owner whose lease has not run out.
+local function has_owner(id, now)
+    return tonumber(redis.call('ZSCORE', key('running'), id) or 0) > now
+end
+
+-- End a job that nobody works on if it is overdue: its time is over, or it is to be cancelled. Returns whether it was.
 local function end_if_overdue(id, now)
-    local record = redis.call('HMGET', key_of(id, 'job'), 'state', 'queue', 'schema')
+    local record = redis.call('HMGET', key_of(id, 'job'), 'state', 'queue', 'schema', 'cancel')
+    local is_queued = record[1] == 'queued'
+    if not is_queued and (record[1] ~= 'running' or has_owner(id, now)) then
+        return false
+    end
     local deadline, limit = due_times(id)
-    local is_late = deadline > 0 and deadline <= now
-    if record[1] == 'queued' and is_late then
-        end_alone(id, 'expired', error_event('EXPIRED', 'the deadline passed while the job was queued'), 0)
-    elseif record[1] == 'queued' and limit <= now and is_served(queue_of(record[2], record[3]), now) then
+    if record[4] then
+        end_alone(id, 'cancelled', error_event('CANCELLED', 'cancelled'), 0)
+    elseif deadline > 0 and deadline <= now then
+        local where = is_queued and 'while the job was queued' or 'before the job was finished'
+        end_alone(id, 'expired', error_event('EXPIRED', 'the deadline passed ' .. where), 0)
+    elseif is_queued and limit <= now and is_served(queue_of(record[2], record[3]), now) then
         end_alone(id, 'expired', error_event('EXPIRED', 'no worker took the job within its queue limit'), 0)
-    elseif record[1] == 'queued' and limit <= now then
+    elseif is_queued and limit <= now then
         local event = error_event('MODEL_NOT_SERVED', 'no worker served the model within the queue limit')
         end_alone(id, 'failed', event, 0)
-    elseif record[1] == 'running' and is_late
-        and tonumber(redis.call('ZSCORE', key('running'), id) or 0) <= now then
-        end_alone(id, 'expired', error_event('EXPIRED', 'the deadline passed before the job was finished'), 0)
     else
         return false
     end

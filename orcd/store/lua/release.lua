@@ -1,13 +1,14 @@
--- Give running jobs back to the queue at once: their worker shuts down, or their log is not as it left it.
+-- Give running jobs back to the queue at once: their worker shuts down, or their log is not as it left it. One that is
+-- overdue is ended.
 -- KEYS: none
 -- ARGV: ms until the first re-publish, then for every job: job id, epoch, token
--- Returns for every job that was ours its message: {job id, queue, priority, 0, recorded messages}; the caller publishes.
+-- Returns for every job that goes on its message: {job id, queue, priority, 0, recorded messages}; the caller publishes.
 check_shared_keys()
 local function release(id, epoch, token)
     if is_owned(id, epoch, token) then
         redis.call('HINCRBY', key_of(id, 'job'), 'attempt', -1) -- leaving in good order is nobody's failure
         requeue(id, tonumber(ARGV[1]))
-        return message_of(id, 0, 0)
+        return not end_if_overdue(id, now_ms()) and message_of(id, 0, 0) or nil
     end
     forgive(id, token)
 end

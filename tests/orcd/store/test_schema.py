@@ -63,14 +63,15 @@ def row_of(key: str) -> Row:
 
 def play_everything(client: Client, store: JobStore, mark: Callable[[str], None] = lambda name: None) -> None:
     """Call every script so that it does all it can do; ``mark`` is told which one was just called."""
-    for job_id in ("a", "b", "c", "d", "e", "new"):
+    for job_id in ("a", "b", "c", "d", "e", "gone", "new"):
         client.submit(prompt="x", job_id=job_id)
     for job_id in ("late", "later"):
         client.submit(prompt="x", job_id=job_id, deadline_s=0.001)
     mark("submit")
-    store.arrive([Arrival("inline", REQUEST, recorded("inline")), Arrival("a", None, recorded("canvas"))])
+    store.arrive([Arrival("inline", REQUEST, recorded("inline"))])
+    store.arrive([Arrival(job_id, None, recorded(f"canvas-{job_id}")) for job_id in ("a", "gone")])
     mark("arrive")
-    first, second, third, _ = (claimed(store, job_id) for job_id in ("a", "c", "inline", "new"))
+    first, second, third, fourth, _ = (claimed(store, job_id) for job_id in ("a", "c", "inline", "gone", "new"))
     mark("claim")
     first.start()
     first.tokens(2)
@@ -90,7 +91,9 @@ def play_everything(client: Client, store: JobStore, mark: Callable[[str], None]
     mark("arrive")
     store.end_damaged("inline", third.claim.lease, OrcdError("it broke"))
     mark("end_damaged")
-    store.release({"c": second.claim.lease})
+    client.cancel("gone")
+    mark("cancel")
+    store.release({"c": second.claim.lease, "gone": fourth.claim.lease})
     mark("release")
     claimed(store, "c")
     mark("claim")

@@ -189,7 +189,7 @@ def test_a_key_of_another_type_concerns_one_message_only(scene: Scene, key: str)
     scene.deliver(SHORT, revoked="expired")
     scene.dispatcher.answer(InvalidRequest("damaged"))
     assert scene.answered()
-    scene.pool.revoke(["t"])
+    scene.pool.revoke(["t"], "revoked")
     scene.pool._finisher.stop(5)
     assert scene.pool._messages == {}
 

@@ -19,6 +19,7 @@ from orcd.store.job_store import Arrival, JobStore
 from tasks.app import create_app
 from tasks.celery_ext import revocation
 from tasks.celery_ext.revocation import end_job, revoke_tasks
+from tests.orcd.job_record import let_lease_run_out
 from tests.orcd.job_writer import MakeStore, claimed
 from worker.settings import Settings
 
@@ -93,15 +94,40 @@ def test_what_waits_or_is_unknown_is_noted_as_revoked_and_what_runs_or_has_ended
     writer = claimed(store, ended)
     writer.start()
     writer.end()
-    revoke_tasks(store, app.backend, [waits, runs, ended, "unknown"])
+    revoke_tasks(store, app.backend, [waits, runs, ended, "unknown"], "revoked")
     states = [app.AsyncResult(task_id).state for task_id in (waits, runs, ended, "unknown")]
     assert states == ["REVOKED", "PENDING", "PENDING", "REVOKED"]
     assert [client.status(job_id).state for job_id in (waits, runs, ended)] == ["cancelled", "running", "succeeded"]
 
 
+def test_terminating_ends_a_job_that_runs_without_a_message_of_its_id(
+    app: Celery, client: Client, store: JobStore
+) -> None:
+    """It may be one of a chunk, or its message is lost; it ran to its end."""
+    waits, runs = client.submit(prompt="x"), client.submit(prompt="x")
+    writer = claimed(store, runs)
+    writer.tokens(2)
+    revoke_tasks(store, app.backend, [waits, runs, "unknown"], "terminated")
+    states = [app.AsyncResult(task_id).state for task_id in (waits, runs, "unknown")]
+    assert states == ["REVOKED", "PENDING", "REVOKED"]
+    assert store.renew({runs: writer.claim.lease}) == {runs: "cancelled"}
+
+
+def test_terminating_ends_a_job_whose_worker_is_dead_with_the_text_so_far(
+    app: Celery, client: Client, store: JobStore
+) -> None:
+    job_id = client.submit(prompt="x")
+    claimed(store, job_id).tokens(2)
+    let_lease_run_out(store, job_id)
+    revoke_tasks(store, app.backend, [job_id], "terminated")
+    result = client.result(job_id, timeout=5)
+    assert (result.state, result.text) == ("cancelled", " 1 2")
+    assert app.AsyncResult(job_id).state == "REVOKED"
+
+
 def test_a_stored_result_is_left_alone(app: Celery, store: JobStore) -> None:
     app.backend.store_result("a", "x", "SUCCESS")
-    revoke_tasks(store, app.backend, ["a"])
+    revoke_tasks(store, app.backend, ["a"], "revoked")
     assert app.AsyncResult("a").state == "SUCCESS"
 
 
@@ -119,4 +145,4 @@ def test_the_control_commands_are_ours_and_ask_redis_for_nothing(terminate: bool
         state.reset_state()
         state.revoked.clear()
     assert request.terminate.called == terminate
-    worker.consumer.pool.revoke.assert_called_once_with({"t", "u"})
+    worker.consumer.pool.revoke.assert_called_once_with({"t", "u"}, "terminated" if terminate else "revoked")
