@@ -101,7 +101,7 @@ class CudaError(OrcdError):
 
 
 class InferenceTimeout(OrcdError):
-    """The job ran longer than its time limit."""
+    """The job ran longer than its time limit, or got no token for longer than its worker's stall limit."""
 
     code = "INFERENCE_TIMEOUT"
 

@@ -40,6 +40,7 @@ NAMES = frozenset(
         "prefix_cache",
         "queue_limit_s",
         "redis_url",
+        "stall_limit_s",
         "step_tokens",
         "tokenizer",
         "vram_bytes",

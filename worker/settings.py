@@ -66,6 +66,8 @@ class Settings(ClientSettings):
     """Deaths of engine or worker, without a token in between, after which a job is failed as POISONED."""
     job_time_limit_s: int = 0
     """Running time after which a job fails with INFERENCE_TIMEOUT; 0: none."""
+    stall_limit_s: int = 0
+    """Time in which a working engine gave a job no token, after which it fails with INFERENCE_TIMEOUT; 0: none."""
     engine_start_timeout_s: int = 600
     """Time the engine has from start to Ready."""
     engine_step_timeout_s: int = 120

@@ -27,12 +27,18 @@ from worker.text.detokenizer import Detokenizer, TextDelta
 class Termination:
     """An active job shall end with ``error``, or be dropped because it is somebody else's now.
 
-    With ``lease`` only the claim that holds it is meant: the job may have been claimed again meanwhile.
+    With ``lease`` only the claim that holds it is meant: the job may have been claimed again meanwhile. With
+    ``num_drawn`` it is meant only if the engine has drawn no more tokens since.
     """
 
     job_id: str
     error: OrcdError | None
     lease: Lease | None = None
+    num_drawn: int | None = None
+
+    def concerns(self, job: ActiveJob) -> bool:
+        """Whether the job is still as it was when this was said."""
+        return self.lease in (None, job.claim.lease) and self.num_drawn in (None, job.num_drawn)
 
 
 @dataclass(slots=True)
@@ -61,8 +67,9 @@ class ActiveJob:
         """``prompt`` is the request in token ids, or the error that ends the job before it has begun.
 
         ``done`` is for the job's runner to call, once, with what became of the job. ``time_limit_s`` is counted from
-        the job's first start. ``is_in_engine`` says that the engine that runs now has the job, and
-        ``num_engine_losses`` how many have died with it since its last token.
+        the job's first start. ``is_in_engine`` says that the engine that runs now has the job,
+        ``num_engine_losses`` how many have died with it since its last token, and ``num_drawn`` how many tokens were
+        drawn here.
         """
         self.claim = claim
         self.done = done
@@ -71,6 +78,7 @@ class ActiveJob:
         self.time_limit_s = time_limit_s
         self.is_in_engine = False
         self.num_engine_losses = 0
+        self.num_drawn = 0
         self._num_worker_losses = claim.losses
         self.ended = False
         self.text_sha256 = ""
@@ -144,6 +152,7 @@ class ActiveJob:
             self.fail(error(output.error_message or "the engine gave no reason"))
             return contract.Abort(self.request_id)
         assert choice.detokenizer is not None, "add() comes before process()"
+        self.num_drawn += len(output.ids)
         choice.held += output.ids
         choice.held_logprobs += map(_logprob, output.ids, output.logprobs or ())
         delta = choice.detokenizer.feed(output.ids)

@@ -221,7 +221,7 @@ class JobRunner:
 
     def _terminate(self, termination: Termination) -> list[ActiveJob]:
         job = self._jobs.get(termination.job_id)
-        if job is None or termination.lease not in (None, job.claim.lease):
+        if job is None or not termination.concerns(job):
             return []
         if termination.error is None:
             self._drop(job)

@@ -74,10 +74,12 @@ class Maintenance:
         self._announced: contract.Load | None = None
         self._unpublished: dict[str, Message] = {}
         self._overdue: set[str] = set()
+        self._last_token: dict[str, tuple[int, float]] = {}
         self._absent_s: dict[str, float] = {}
         self._listened_at = 0.0
         self._calls = (
             _PeriodicCall("deadlines", self._end_overdue, TICK_S),
+            _PeriodicCall("stalls", self._end_stalled, TICK_S),
             _PeriodicCall("loading", self._announce_loading, 0.0),
             _PeriodicCall("reap", self._reap, REAP_EVERY_S),
             _PeriodicCall("listeners", self._look_for_listeners, LISTENERS_EVERY_S),
@@ -129,6 +131,28 @@ class Maintenance:
         if limit_s is not None and now_ms - job.claim.started_ms > limit_s * 1000:
             return InferenceTimeout(f"the job ran longer than {limit_s:g} s")
         return None
+
+    def _end_stalled(self) -> None:
+        """End jobs that the engine gives no token, though it speaks: one may wait there for its turn for ever.
+
+        An engine that is silent is in a long step, or hangs, which is not for this limit to judge.
+        """
+        limit_s = self._settings.stall_limit_s
+        if not limit_s:
+            return
+        last_heard = self._runner.engine.process.last_heard
+        before, self._last_token = self._last_token, {}
+        for job in self._runner.jobs():
+            if not job.is_in_engine:
+                continue
+            num_drawn, since = before.get(job.request_id, (-1, last_heard))
+            if num_drawn != job.num_drawn:
+                num_drawn, since = job.num_drawn, last_heard
+            elif last_heard - since > limit_s:
+                since = last_heard  # the job runner may wait for Redis, and need not hear it ten times a second
+                error = InferenceTimeout(f"the engine gave the job no token for {limit_s} s")
+                self._runner.put(Termination(job.job_id, error, job.claim.lease, num_drawn))
+            self._last_token[job.request_id] = num_drawn, since
 
     def _end(self, job: ActiveJob, error: OrcdError) -> None:
         self._runner.put(Termination(job.job_id, error, job.claim.lease))

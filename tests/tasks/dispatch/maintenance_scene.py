@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import time
+from types import SimpleNamespace
 from typing import Any
 
 from orcd.errors import OrcdError
@@ -27,6 +28,7 @@ class _Runner:
     def __init__(self) -> None:
         self.active: list[ActiveJob] = []
         self.told: list[Termination] = []
+        self.engine = SimpleNamespace(process=SimpleNamespace(last_heard=0.0))
 
     def jobs(self) -> list[ActiveJob]:
         return list(self.active)
@@ -42,6 +44,7 @@ class MaintenanceScene:
         self.store = store
         self.published: list[Message] = []
         self._runner = _Runner()
+        self.engine_process = self._runner.engine.process
         self._log = io.StringIO()
         self.observer = Observer(EventLog("json", "worker-1", self._log), "worker-1", "demo")
         self.maintenance = Maintenance(
