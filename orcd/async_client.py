@@ -32,10 +32,10 @@ from orcd.store.submission import (
     Lifetime,
     Submission,
     SubmissionFields,
+    add_stored,
     check_job_id,
     created_messages,
     prepare_many,
-    raise_refusal,
 )
 from orcd.store.token_log import usable
 
@@ -88,26 +88,35 @@ class AsyncClient:
         await self._redis.aclose()
         self._publisher.close()
 
-    async def submit(self, *, job_id: str | None = None, **fields: Unpack[SubmissionFields]) -> str:
+    async def submit(
+        self, *, job_id: str | None = None, fail_fast: bool = False, **fields: Unpack[SubmissionFields]
+    ) -> str:
         """See `Client.submit`."""
-        submission = Submission.prepare(fields, job_id, self._lifetime)
-        return (await self._write([submission]))[0]
+        stored: list[str] = []
+        await self._write([Submission.prepare(fields, job_id, self._lifetime, fail_fast=fail_fast)], stored)
+        return stored[0]
 
     async def submit_many(
-        self, requests: Sequence[Mapping[str, Any]], job_ids: Sequence[str] | None = None
+        self,
+        requests: Sequence[Mapping[str, Any]],
+        job_ids: Sequence[str] | None = None,
+        *,
+        fail_fast: bool = False,
     ) -> list[str]:
         """See `Client.submit_many`."""
-        batches = prepare_many(requests, job_ids, self._lifetime)
-        return [job_id for batch in batches for job_id in await self._write(batch)]
+        stored: list[str] = []
+        for batch in prepare_many(requests, job_ids, self._lifetime, fail_fast=fail_fast):
+            await self._write(batch, stored)
+        return stored
 
     def events(self, job_id: str, from_token: int = 0, timeout: float | None = None) -> AsyncGenerator[Event, None]:
         """See `Client.events`."""
         return self._follow(EventStream(check_job_id(job_id), from_token, timeout, self._reconnect_s))
 
-    async def stream(self, **fields: Unpack[SubmissionFields]) -> AsyncGenerator[str, None]:
+    async def stream(self, *, fail_fast: bool = False, **fields: Unpack[SubmissionFields]) -> AsyncGenerator[str, None]:
         """See `Client.stream`; the job is queued when its first text is asked for."""
         check_one_choice(fields)
-        job_id = await self.submit(**fields)
+        job_id = await self.submit(fail_fast=fail_fast, **fields)
         ended = False
         try:
             async with aclosing(self.events(job_id)) as events:
@@ -119,9 +128,11 @@ class AsyncClient:
             if fields.get("on_disconnect") == "cancel" and not ended:
                 await self.cancel(job_id)
 
-    def chat(self, text: str, **fields: Unpack[SubmissionFields]) -> AsyncGenerator[str, None]:
+    def chat(
+        self, text: str, *, fail_fast: bool = False, **fields: Unpack[SubmissionFields]
+    ) -> AsyncGenerator[str, None]:
         """See `Client.chat`."""
-        return self.stream(**with_message(text, fields))
+        return self.stream(fail_fast=fail_fast, **with_message(text, fields))
 
     async def result(self, job_id: str, timeout: float | None = None) -> Result:
         """See `Client.result`."""
@@ -161,7 +172,7 @@ class AsyncClient:
                     pipeline.hgetall(schema.worker_key(name.decode(), self._prefix))
                 return WorkerStatus.read_all(seen, await pipeline.execute())
 
-    async def _write(self, batch: Sequence[Submission]) -> list[str]:
+    async def _write(self, batch: Sequence[Submission], stored: list[str]) -> None:
         with redis_errors(self._settings):
             async with answer_in_time(), self._redis.pipeline(transaction=False) as pipeline:
                 for submission in batch:
@@ -169,8 +180,7 @@ class AsyncClient:
                 answers = await pipeline.execute()
         # kombu has no asyncio producer
         await asyncio.to_thread(self._publisher.announce, created_messages(batch, answers))
-        raise_refusal(batch, answers)
-        return [submission.message.job_id for submission in batch]
+        add_stored(stored, batch, answers)
 
     async def _follow(self, stream: EventStream) -> AsyncGenerator[Event, None]:
         readings = chain([self._replay], repeat(self._subscribe))  # a job that has ended needs no subscription

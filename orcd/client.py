@@ -32,10 +32,10 @@ from orcd.store.submission import (
     Lifetime,
     Submission,
     SubmissionFields,
+    add_stored,
     check_job_id,
     created_messages,
     prepare_many,
-    raise_refusal,
 )
 from orcd.store.token_log import usable
 
@@ -82,25 +82,38 @@ class Client:
         self._redis.close()
         self._publisher.close()
 
-    def submit(self, *, job_id: str | None = None, **fields: Unpack[SubmissionFields]) -> str:
+    def submit(self, *, job_id: str | None = None, fail_fast: bool = False, **fields: Unpack[SubmissionFields]) -> str:
         """Queue one job and return its id; ``fields`` are those of `orcd.request.Request`.
 
         A job that exists already is left alone, so a caller that chooses its ids, or gives an ``idempotency_key``, may
         submit again; raises `Conflict` if it is of another request. Once this returns the job is safe: if its message
         could not be sent (a warning is logged), a worker's reaper sends it later.
-        """
-        submission = Submission.prepare(fields, job_id, self._lifetime)
-        return self._write([submission])[0]
 
-    def submit_many(self, requests: Sequence[Mapping[str, Any]], job_ids: Sequence[str] | None = None) -> list[str]:
+        Raises `QueueFull` if too many jobs wait, and with ``fail_fast`` `ModelNotServed` if no worker serves the model:
+        then nothing was stored.
+        """
+        stored: list[str] = []
+        self._write([Submission.prepare(fields, job_id, self._lifetime, fail_fast=fail_fast)], stored)
+        return stored[0]
+
+    def submit_many(
+        self,
+        requests: Sequence[Mapping[str, Any]],
+        job_ids: Sequence[str] | None = None,
+        *,
+        fail_fast: bool = False,
+    ) -> list[str]:
         """Queue many jobs; nothing is written unless all are valid.
 
         If Redis goes away in between, some may have been written: give ``job_ids``, or each request an
-        ``idempotency_key``, to be able to submit again. Raises `Conflict` if one of these is another request's; the
-        others are queued all the same, up to 256 at a time.
+        ``idempotency_key``, to be able to submit again. Raises `Conflict` if one of these is another request's, and
+        with ``fail_fast`` `ModelNotServed` if no worker serves the model of one; the others are queued all the same, up
+        to 256 at a time. So it is with `QueueFull`, which says which jobs were stored.
         """
-        batches = prepare_many(requests, job_ids, self._lifetime)
-        return [job_id for batch in batches for job_id in self._write(batch)]
+        stored: list[str] = []
+        for batch in prepare_many(requests, job_ids, self._lifetime, fail_fast=fail_fast):
+            self._write(batch, stored)
+        return stored
 
     def events(self, job_id: str, from_token: int = 0, timeout: float | None = None) -> Generator[Event, None, None]:
         """Yield a job's events from the start, each once, up to and with the terminal one (`End` or `Error`).
@@ -110,18 +123,21 @@ class Client:
         """
         return self._follow(EventStream(check_job_id(job_id), from_token, timeout, self._reconnect_s))
 
-    def stream(self, **fields: Unpack[SubmissionFields]) -> Generator[str, None, None]:
+    def stream(self, *, fail_fast: bool = False, **fields: Unpack[SubmissionFields]) -> Generator[str, None, None]:
         """Queue a job and yield its text as it is generated; raises the job's error as an exception.
 
-        Closing the iterator early leaves the job running, unless ``on_disconnect="cancel"`` was given.
+        Closing the iterator early leaves the job running, unless ``on_disconnect="cancel"`` was given. ``fail_fast`` is
+        that of `submit`.
         """
         check_one_choice(fields)
-        job_id = self.submit(**fields)
+        job_id = self.submit(fail_fast=fail_fast, **fields)
         return self._text(job_id, cancels=fields.get("on_disconnect") == "cancel")
 
-    def chat(self, text: str, **fields: Unpack[SubmissionFields]) -> Generator[str, None, None]:
+    def chat(
+        self, text: str, *, fail_fast: bool = False, **fields: Unpack[SubmissionFields]
+    ) -> Generator[str, None, None]:
         """`stream` with one message of a user: yield the answer to ``text`` as it is generated."""
-        return self.stream(**with_message(text, fields))
+        return self.stream(fail_fast=fail_fast, **with_message(text, fields))
 
     def result(self, job_id: str, timeout: float | None = None) -> Result:
         """Wait for the job's end; a failed job's result has ``error``. Raises TimeoutError after that many seconds."""
@@ -154,14 +170,13 @@ class Client:
                 pipeline.hgetall(schema.worker_key(name.decode(), self._prefix))
             return WorkerStatus.read_all(seen, pipeline.execute())
 
-    def _write(self, batch: Sequence[Submission]) -> list[str]:
+    def _write(self, batch: Sequence[Submission], stored: list[str]) -> None:
         with redis_errors(self._settings), self._redis.pipeline(transaction=False) as pipeline:
             for submission in batch:
                 self._submit_script([], submission.arguments, client=pipeline)
             answers = pipeline.execute()
             self._publisher.announce(created_messages(batch, answers))
-        raise_refusal(batch, answers)
-        return [submission.message.job_id for submission in batch]
+        add_stored(stored, batch, answers)
 
     def _follow(self, stream: EventStream) -> Generator[Event, None, None]:
         readings = chain([self._replay], repeat(self._subscribe))  # a job that has ended needs no subscription

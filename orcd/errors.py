@@ -17,6 +17,7 @@
     ├── LogDamaged                LOG_DAMAGED
     ├── ModelNotServed            MODEL_NOT_SERVED
     ├── Poisoned                  POISONED
+    ├── QueueFull                 QUEUE_FULL               (retriable)
     └── RedisUnavailable          REDIS_UNAVAILABLE        (retriable)
 
 The codes are part of the wire format (job records, ``error`` events, exit messages): never rename one.
@@ -27,6 +28,7 @@ Messages are one line, say what to do, and hold no prompt, no answer and no secr
 from __future__ import annotations
 
 import traceback
+from collections.abc import Sequence
 from pathlib import Path
 
 __all__ = [
@@ -44,6 +46,7 @@ __all__ = [
     "ModelNotServed",
     "OrcdError",
     "Poisoned",
+    "QueueFull",
     "RedisUnavailable",
     "VramOom",
 ]
@@ -138,7 +141,7 @@ class LogDamaged(OrcdError):
 
 
 class ModelNotServed(OrcdError):
-    """The job waited as long as it may, and no worker serves its model."""
+    """No worker serves the job's model: it waited as long as it may, or was submitted with ``fail_fast``."""
 
     code = "MODEL_NOT_SERVED"
 
@@ -147,6 +150,21 @@ class Poisoned(OrcdError):
     """The job took down its engine or worker too many times and is not tried again."""
 
     code = "POISONED"
+
+
+class QueueFull(OrcdError):
+    """As many jobs wait as may; submit again after ``retry_after_s`` seconds.
+
+    ``stored`` are the ids of the jobs of the same call that were stored all the same.
+    """
+
+    code = "QUEUE_FULL"
+    retriable = True
+    retry_after_s = 5.0
+
+    def __init__(self, message: str, stored: Sequence[str] = ()) -> None:
+        super().__init__(message)
+        self.stored = tuple(stored)
 
 
 class RedisUnavailable(OrcdError):

@@ -16,11 +16,13 @@ import msgspec
 class Queued(msgspec.Struct, frozen=True, tag_field="type", tag="queued", omit_defaults=True):
     """The job waits, or waits again; ``position`` counts from 1 and is approximate.
 
-    ``served`` is false while no worker serves the model that the job asks for.
+    ``served`` is false while no worker serves the model that the job asks for. ``reason`` says for people why it waits:
+    for a worker that serves the model, for one that loads it, or for a free slot.
     """
 
     position: int
     served: bool = True
+    reason: str = ""
 
 
 class Loading(msgspec.Struct, frozen=True, tag_field="type", tag="loading", omit_defaults=True):

@@ -33,6 +33,7 @@ NAMES = frozenset(
         "lease_ms",
         "log_format",
         "max_attempts",
+        "max_queued",
         "max_sequences",
         "metrics_port",
         "model",

@@ -19,13 +19,14 @@ FIELDS = ("state", "owner", "model", "attempt", "priority", "cancel", "created_m
 class Look(msgspec.Struct, frozen=True):
     """What the look script found: the job's state, its place in the queue (from 0), whether a worker serves that.
 
-    ``end`` is the JSON of the terminal event, b"" where the record has none.
+    ``end`` is the JSON of the terminal event, b"" where the record has none; ``reason`` says why a queued job waits.
     """
 
     state: str
     rank: int | None
     served: bool
     end: bytes
+    reason: str = ""
 
     @classmethod
     def read(cls, job_id: str, answer: Any) -> Look:
@@ -35,9 +36,9 @@ class Look(msgspec.Struct, frozen=True):
         """
         if isinstance(answer, redis.RedisError):
             raise answer
-        state, rank, served, end = answer
+        state, rank, served, end, reason = answer
         check_state(job_id, state)
-        return cls(state.decode(), None if rank < 0 else rank, served == 1, end)
+        return cls(state.decode(), None if rank < 0 else rank, served == 1, end, reason.decode())
 
 
 class Status(msgspec.Struct, frozen=True):

@@ -60,6 +60,8 @@ class Settings(ClientSettings):
 
     concurrency: int = 256
     """Jobs that one worker holds at a time; beyond ``max_sequences`` they wait in the engine."""
+    max_queued: int = 0
+    """Jobs that may wait over all queues, else new ones are refused with QUEUE_FULL; 0: any number."""
     lease_ms: int = 10_000
     """How long a job belongs to a worker that has stopped renewing it."""
     max_attempts: int = 5

@@ -13,7 +13,7 @@ import msgspec
 from orcd.batch.batch_file import BatchFile, Line
 from orcd.batch.progress import Progress
 from orcd.client import Client
-from orcd.errors import OrcdError, RedisUnavailable
+from orcd.errors import OrcdError, QueueFull, RedisUnavailable
 from orcd.result import Choice, Result, exception
 from orcd.status import Status
 from orcd.store import schema
@@ -29,12 +29,19 @@ Answer = TypeVar("Answer")
 
 
 class BatchRun:
-    """Runs the lines of ``file`` that have no result yet. Stopping it at any point loses nothing."""
+    """Runs the lines of ``file`` that have no result yet. Stopping it at any point loses nothing.
 
-    def __init__(self, client: Client, file: BatchFile, progress: Progress) -> None:
+    Lines for which the queue is full are submitted later. With ``fail_fast`` a line fails if no worker serves its
+    model.
+    """
+
+    def __init__(self, client: Client, file: BatchFile, progress: Progress, *, fail_fast: bool = False) -> None:
         self._client = client
         self._file = file
         self._progress = progress
+        self._fail_fast = fail_fast
+        self._refused: list[Line] = []
+        self._submit_at = 0.0
         self._in_flight: dict[str, Line] = {}
         self._tokens_out = 0
 
@@ -42,8 +49,10 @@ class BatchRun:
         """Raises `RedisUnavailable` when Redis stays away, `InvalidRequest` when INPUT and OUTPUT do not fit."""
         pending = self._file.pending()
         while True:
-            self._submit(list(islice(pending, MAX_IN_FLIGHT - len(self._in_flight))))
-            if not self._in_flight:
+            if time.monotonic() >= self._submit_at:
+                lines, self._refused = self._refused, []
+                self._submit(lines + list(islice(pending, MAX_IN_FLIGHT - len(self._in_flight) - len(lines))))
+            if not self._in_flight and not self._refused:
                 self._report(0)
                 return
             start = time.monotonic()
@@ -51,11 +60,20 @@ class BatchRun:
             time.sleep(max(LEAST_PAUSE_S, 4 * (time.monotonic() - start)))  # most of Redis's time is the workers'
 
     def _submit(self, lines: list[Line]) -> None:
-        def submit(lines: Sequence[Line]) -> list[str]:
-            return self._client.submit_many([line.fields for line in lines], [line.job_id for line in lines])
+        def submit(lines: Sequence[Line]) -> list[bool]:
+            job_ids = [line.job_id for line in lines]
+            try:
+                self._client.submit_many([line.fields for line in lines], job_ids, fail_fast=self._fail_fast)
+            except QueueFull as full:
+                self._submit_at = time.monotonic() + full.retry_after_s
+                return [job_id in full.stored for job_id in job_ids]
+            return [True] * len(lines)
 
-        for line, job_id in self._ask(lines, submit):
-            self._in_flight[job_id] = line
+        for line, is_stored in self._ask(lines, submit):
+            if is_stored:
+                self._in_flight[line.job_id] = line
+            else:
+                self._refused.append(line)
 
     def _collect(self) -> None:
         def statuses(lines: Sequence[Line]) -> list[Status]:

@@ -22,6 +22,9 @@ from orcd.store.submission import read_fields
 
 file = click.Path(path_type=Path)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, one object a line.")
+fail_fast_option = click.option(
+    "--fail-fast", is_flag=True, help="Fail at once with MODEL_NOT_SERVED if no worker serves the model."
+)
 redis_option = click.option("--redis", "redis_url", metavar="URL", help="Redis to use; default: $ORCD_REDIS_URL.")
 
 
@@ -39,8 +42,9 @@ redis_option = click.option("--redis", "redis_url", metavar="URL", help="Redis t
     "--idempotency-key", metavar="KEY", help="The same key again shows the same job instead of running it twice."
 )
 @click.option("--raw", is_flag=True, help="Continue PROMPT as it stands instead of sending it as a chat message.")
+@fail_fast_option
 @json_option
-def generate(prompt: str, redis_url: str | None, raw: bool, as_json: bool, **options: Any) -> int:
+def generate(prompt: str, redis_url: str | None, raw: bool, fail_fast: bool, as_json: bool, **options: Any) -> int:
     """Ask a model and print the answer as it is generated. PROMPT - reads standard input. Ctrl-C cancels the job.
 
     \b
@@ -59,7 +63,7 @@ def generate(prompt: str, redis_url: str | None, raw: bool, as_json: bool, **opt
     fields |= {"prompt": prompt} if raw else {"messages": [{"role": "user", "content": prompt}]}
     read_fields(fields, None)  # wrong usage is reported as such, whether Redis is there or not
     with Client(redis_url) as client:
-        job_id = client.submit(**fields)
+        job_id = client.submit(fail_fast=fail_fast, **fields)
         try:
             return _show(client.events(job_id), as_json)
         except KeyboardInterrupt:
@@ -81,7 +85,8 @@ def _show(events: Iterable[Event], as_json: bool) -> int:
 @click.argument("output", type=file)
 @redis_option
 @click.option("--errors", type=file, metavar="FILE", help="Where failed lines go; default: OUTPUT.errors.jsonl.")
-def batch(input: Path, output: Path, redis_url: str | None, errors: Path | None) -> int:
+@fail_fast_option
+def batch(input: Path, output: Path, redis_url: str | None, errors: Path | None, fail_fast: bool) -> int:
     """Run a prompt file; go on where an earlier run stopped.
 
     OUTPUT gets one JSON object a line as jobs finish. A line of INPUT is a JSON object with the fields of a request and
@@ -99,7 +104,7 @@ def batch(input: Path, output: Path, redis_url: str | None, errors: Path | None)
     with Client(redis_url) as client, BatchFile(input, output, errors) as lines:
         bar = Bar(lines.num_lines, lines.num_done)
         try:
-            BatchRun(client, lines, bar).run()
+            BatchRun(client, lines, bar, fail_fast=fail_fast).run()
         except (KeyboardInterrupt, OrcdError):
             bar.close()
             num_left = lines.num_lines - lines.num_done

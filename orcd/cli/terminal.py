@@ -39,10 +39,8 @@ def show_text(events: Iterable[Event]) -> Error | None:
     last = None
     for last in events:
         match last:
-            case Queued(served=False):
-                status.show("waiting; no worker serves this model")
-            case Queued(position=position):
-                status.show(f"waiting, position {position}")
+            case Queued(position=position, reason=reason):
+                status.show(f"position {position}: {reason}")
             case Loading(percent=percent, remaining_ms=None):
                 status.show(f"loading the model, {percent} %")
             case Loading(percent=percent, remaining_ms=int(remaining_ms)):

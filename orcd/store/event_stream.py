@@ -113,7 +113,8 @@ class EventStream:
                 raise damaged(self.job_id) from None
             return events + self._take(error), ""
         if look.state == "queued":
-            events += self._take(Queued(1 if look.rank is None else look.rank + 1, look.served))
+            position = 1 if look.rank is None else look.rank + 1
+            events += self._take(Queued(position, look.served, look.reason))
         return events, f"({entries[-1][0].decode()}" if len(entries) == PAGE_ENTRIES else ""
 
     def _read_page(self, start: str, look: Look, entries: Sequence[Entry], events: list[Event]) -> None:

@@ -30,6 +30,8 @@ Renewal = Literal["lost", "renewed", "cancelled"]
 QUEUE_LIMIT_S = 24 * 3600
 REPUBLISH_ANYWAY_MS = 600_000
 """How long a job waits in a queue that is not empty before its message is first published again."""
+LIMIT_TTL_S = 7 * 24 * 3600
+"""How long a limit of the queue holds on after the last worker that has it."""
 MAX_TOLD = 1000
 """Queued jobs that are looked at when the progress of loading is announced."""
 
@@ -179,15 +181,28 @@ class JobStore:
         answers = self._scripts["append"]([], arguments)
         return [Appended(status.decode(), cancel == 1, listeners) for status, cancel, listeners in answers]
 
-    def renew(self, leases: Mapping[str, Lease]) -> dict[str, Renewal]:
+    def renew(self, leases: Mapping[str, Lease], *, is_ready: bool = True) -> dict[str, Renewal]:
         """Renew the leases of jobs; says which are lost and which should be cancelled.
 
-        Also notes that this worker serves its queues: call it as often when there are no jobs.
+        Also notes that this worker serves its queues, and with ``is_ready`` that it takes their jobs now: call it as
+        often when there are no jobs.
         """
-        arguments = [self._lease_ms, len(self._queues), *self._queues, *_flat(leases)]
+        arguments = [self._lease_ms, int(is_ready), len(self._queues), *self._queues, *_flat(leases)]
         answers = self._scripts["renew"]([], arguments)
         names: tuple[Renewal, ...] = ("lost", "renewed", "cancelled")
         return {job_id: names[answer] for job_id, answer in zip(leases, answers, strict=True)}
+
+    def limit_queue(self, max_queued: int, *, replaces: bool) -> None:
+        """Note for all clients that no more jobs may wait than ``max_queued`` (0: any number).
+
+        A limit that is there already is kept unless this one ``replaces`` it.
+        """
+        key = self.key_prefix + schema.MAX_QUEUED
+        if max_queued:
+            self.redis.set(key, max_queued, ex=LIMIT_TTL_S, nx=not replaces)
+            self.redis.expire(key, LIMIT_TTL_S)
+        elif replaces:
+            self.redis.delete(key)
 
     def release(self, leases: Mapping[str, Lease]) -> list[Message]:
         """Give running jobs back to the queue; the caller publishes the returned messages."""

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import msgspec
 
 from orcd import request as requests
-from orcd.errors import Conflict, InvalidRequest, OrcdError
+from orcd.errors import Conflict, InvalidRequest, ModelNotServed, OrcdError, QueueFull
 from orcd.request import Request, RequestFields
 from orcd.store.enqueue import Message, queue_name
 from orcd.store.token_log import damaged
@@ -46,20 +46,25 @@ class Lifetime:
 class Submission:
     """A checked job, ready to be written: the submit script's arguments, and the message that follows."""
 
-    NUM_ARGUMENTS: ClassVar = 9
+    NUM_ARGUMENTS: ClassVar = 10
 
     arguments: list[Any]
     message: Message
 
     @classmethod
-    def prepare(cls, fields: Mapping[str, Any], job_id: str | None, lifetime: Lifetime) -> Submission:
+    def prepare(
+        cls, fields: Mapping[str, Any], job_id: str | None, lifetime: Lifetime, *, fail_fast: bool = False
+    ) -> Submission:
         """Check a request and give it an id and a seed if it has none. Raises `InvalidRequest`."""
         request, job_id = read_fields(fields, job_id)
-        return cls.of(uuid.uuid4().hex if job_id is None else job_id, request, lifetime)
+        return cls.of(uuid.uuid4().hex if job_id is None else job_id, request, lifetime, fail_fast=fail_fast)
 
     @classmethod
-    def of(cls, job_id: str, request: Request, lifetime: Lifetime) -> Submission:
-        """A request that has been checked. Raises `InvalidRequest` for an id or a text that cannot be stored."""
+    def of(cls, job_id: str, request: Request, lifetime: Lifetime, *, fail_fast: bool = False) -> Submission:
+        """A request that has been checked. Raises `InvalidRequest` for an id or a text that cannot be stored.
+
+        With ``fail_fast`` it is refused if no worker serves its model.
+        """
         queue = queue_name(request.model)
         deadline_ms = 0 if request.deadline_s is None else max(1, round(request.deadline_s * 1000))
         return cls(
@@ -73,15 +78,21 @@ class Submission:
                 lifetime.ttl_s,
                 lifetime.queue_limit_s,
                 REPUBLISH_AFTER_MS,
+                int(fail_fast),
             ],
             message=Message(job_id, queue, request.priority),
         )
 
     def refusal(self, answer: int) -> OrcdError | None:
         """What the submit script's answer says is wrong, if anything is."""
-        if answer == -1:
-            what = "the id belongs to another request; choose another id or idempotency_key"
-            return Conflict(f"job {self.message.job_id}: {what}")
+        match answer:
+            case -1:
+                what = "the id belongs to another request; choose another id or idempotency_key"
+                return Conflict(f"job {self.message.job_id}: {what}")
+            case -3:
+                return QueueFull(f"too many jobs wait; submit again in {QueueFull.retry_after_s:g} s")
+            case -4:
+                return ModelNotServed("no worker serves the model now; start one, or submit without fail_fast")
         return damaged(self.message.job_id) if answer < 0 else None
 
 
@@ -98,7 +109,11 @@ def read_fields(fields: Any, job_id: str | None) -> tuple[Request, str | None]:
 
 
 def prepare_many(
-    fields_of_all: Sequence[Mapping[str, Any]], job_ids: Sequence[str] | None, lifetime: Lifetime
+    fields_of_all: Sequence[Mapping[str, Any]],
+    job_ids: Sequence[str] | None,
+    lifetime: Lifetime,
+    *,
+    fail_fast: bool = False,
 ) -> list[list[Submission]]:
     """Check many requests before any is written, in batches. Raises `InvalidRequest` naming the index, from 0."""
     if job_ids is not None and len(job_ids) != len(fields_of_all):
@@ -108,7 +123,8 @@ def prepare_many(
     submissions = []
     for index, fields in enumerate(fields_of_all):
         try:
-            submissions.append(Submission.prepare(fields, job_ids[index] if job_ids else None, lifetime))
+            job_id = job_ids[index] if job_ids else None
+            submissions.append(Submission.prepare(fields, job_id, lifetime, fail_fast=fail_fast))
         except InvalidRequest as error:
             raise InvalidRequest(f"request {index}: {error.message}") from None
     return [submissions[start : start + BATCH] for start in range(0, len(submissions), BATCH)]
@@ -119,11 +135,20 @@ def created_messages(batch: Sequence[Submission], answers: Sequence[int]) -> lis
     return [job.message for job, created in zip(batch, answers, strict=True) if created == 1]
 
 
-def raise_refusal(batch: Sequence[Submission], answers: Sequence[int]) -> None:
-    """Raises the first refusal of the submit script, `Conflict` or `LogDamaged`, if there is one."""
-    for job, answer in zip(batch, answers, strict=True):
-        if refusal := job.refusal(answer):
-            raise refusal
+def add_stored(stored: list[str], batch: Sequence[Submission], answers: Sequence[int]) -> None:
+    """Add the ids of the jobs that are stored, by the submit script's answer for each of a batch.
+
+    Raises `QueueFull` with all that are stored if a job was refused for that, as it may be submitted again; otherwise
+    the first refusal, if there is one: `Conflict`, `LogDamaged` or `ModelNotServed`.
+    """
+    stored += [job.message.job_id for job, answer in zip(batch, answers, strict=True) if answer >= 0]
+    refusals = [refusal for job, answer in zip(batch, answers, strict=True) if (refusal := job.refusal(answer))]
+    for refusal in refusals:
+        if isinstance(refusal, QueueFull):
+            several = f"{len(stored)} of the jobs were stored, the others not: " if stored else ""
+            raise QueueFull(several + refusal.message, stored)
+    if refusals:
+        raise refusals[0]
 
 
 def _job_id_of_key(key: Any) -> str:

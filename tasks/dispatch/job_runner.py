@@ -71,7 +71,8 @@ class JobRunner:
         self._thread = SupervisedThread("job runner", self._run, on_death)
         self._log_writer = LogWriter(store, observer, self._thread.stopping)
         self.engine = EngineSupervisor(settings, observer, self.put, on_lost, on_death, self._thread.stopping)
-        self.leases = LeaseKeeper(store, settings.lease_ms, self.put, partial(observer.log.retrying, "renew"), on_death)
+        failed = partial(observer.log.retrying, "renew")
+        self.leases = LeaseKeeper(store, settings.lease_ms, lambda: observer.is_ready, self.put, failed, on_death)
 
     @property
     def is_alive(self) -> bool:

@@ -19,19 +19,22 @@ class LeaseKeeper:
     """A thread that renews leases three times as often as needed, from a job's claim until it is dropped.
 
     It neither writes logs nor speaks to the engine, so that nothing that blocks there can cost a lease. What it learns
-    of a job goes to ``terminate``; ``failed`` is told when Redis does not answer.
+    of a job goes to ``terminate``; ``failed`` is told when Redis does not answer. ``is_ready`` says whether the worker
+    takes jobs now.
     """
 
     def __init__(
         self,
         store: JobStore,
         lease_ms: int,
+        is_ready: Callable[[], bool],
         terminate: Callable[[Termination], None],
         failed: Callable[[redis.RedisError], None],
         on_death: OnDeath,
     ) -> None:
         self._store = store
         self._every_s = lease_ms / 3000
+        self._is_ready = is_ready
         self._terminate = terminate
         self._failed = failed
         self._leases: dict[str, Lease] = {}
@@ -67,7 +70,7 @@ class LeaseKeeper:
         """One round. Also without jobs: the store notes with it that the worker serves its queues."""
         with self._lock:
             leases = dict(self._leases)
-        for job_id, found in self._store.renew(leases).items():
+        for job_id, found in self._store.renew(leases, is_ready=self._is_ready()).items():
             if found == "lost":
                 self._terminate(Termination(job_id, None, leases[job_id]))
             elif found == "cancelled":

@@ -77,6 +77,7 @@ class Maintenance:
         self._last_token: dict[str, tuple[int, float]] = {}
         self._absent_s: dict[str, float] = {}
         self._listened_at = 0.0
+        self._has_limited_queue = False
         self._calls = (
             _PeriodicCall("deadlines", self._end_overdue, TICK_S),
             _PeriodicCall("stalls", self._end_stalled, TICK_S),
@@ -198,6 +199,9 @@ class Maintenance:
                 self._end(job, Cancelled("nobody listened any more"))
 
     def _beat(self) -> None:
+        # When a worker starts, its own limit replaces that of workers which were started before.
+        self._store.limit_queue(self._settings.max_queued, replaces=not self._has_limited_queue)
+        self._has_limited_queue = True
         worker_id, now_ms = self._observer.worker_id, time.time_ns() // 1_000_000
         pipeline: Any = self._store.redis.pipeline(transaction=False)
         pipeline.zremrangebyscore(self._store.key_prefix + schema.WORKERS, "-inf", now_ms - HEARTBEAT_TTL_S * 1000)

@@ -72,7 +72,7 @@ def test_a_stream_follows_a_job_from_the_queue_to_its_end(redis_url: str, make_s
     async def play(client: AsyncClient) -> None:
         job_id = await client.submit(prompt="x")
         events = client.events(job_id)
-        assert await anext(events) == Queued(1)
+        assert await anext(events) == Queued(1, reason="waiting for a free slot")
         reading = asyncio.create_task(listed(events))
         await until_heard(store.redis, job_id)
         writer = claimed(store, job_id)

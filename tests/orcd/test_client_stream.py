@@ -17,6 +17,8 @@ from orcd.store.job_store import JobStore
 from tests.conftest import wait_until
 from tests.orcd.job_writer import MakeStore, Writer, claimed, ended_job, indices, kinds
 
+WAITING = "waiting for a free slot"
+
 # -- events ----------------------------------------------------------------------------------------------------------
 
 
@@ -40,7 +42,7 @@ def test_a_stream_follows_a_job_from_the_queue_to_its_end(client: Client, make_s
         writer.end()
 
     events = client.events(job_id)
-    assert next(events) == Queued(1)
+    assert next(events) == Queued(1, reason=WAITING)
     background(work)
     rest = list(events)
     assert kinds(rest) == [Started, Token, End]
@@ -52,7 +54,7 @@ def test_a_place_in_the_queue_is_counted_from_one(client: Client, make_store: Ma
     job_ids = [client.submit(prompt="x") for _ in range(3)]
     connection_order = [client.status(job_id).position for job_id in job_ids]
     assert sorted(connection_order) == [1, 2, 3]
-    assert next(client.events(job_ids[0])) == Queued(connection_order[0])
+    assert next(client.events(job_ids[0])) == Queued(connection_order[0], reason=WAITING)
 
 
 @pytest.mark.parametrize("from_token", [0, 1, 4, 5, 100])
@@ -117,7 +119,9 @@ def test_a_job_that_changes_hands_shows_each_token_once(client: Client, make_sto
     events = reading.result()
     assert indices(events) == [1, 2, 3, 4, 5]
     assert [event.attempt for event in events if isinstance(event, Started)] == [1, 2]
-    assert Queued(1) in events[events.index(next(event for event in events if isinstance(event, Token))) :]
+    assert (
+        Queued(1, reason=WAITING) in events[events.index(next(event for event in events if isinstance(event, Token))) :]
+    )
 
 
 def test_waiting_ends_with_the_timeout(client: Client):

@@ -18,6 +18,7 @@ CODES = [
     "MODEL_LOAD_FAILED",
     "MODEL_NOT_SERVED",
     "POISONED",
+    "QUEUE_FULL",
     "REDIS_UNAVAILABLE",
     "VRAM_OOM",
 ]
@@ -42,6 +43,7 @@ def test_what_a_caller_can_retry_unchanged_is_what_may_go_better_elsewhere_or_la
         "VRAM_OOM",
         "CUDA_ERROR",
         "ENGINE_LOST",
+        "QUEUE_FULL",
         "REDIS_UNAVAILABLE",
     }
 

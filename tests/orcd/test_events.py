@@ -28,6 +28,7 @@ END = End("stop", 3, 5, 1, 2, 3, "0" * 64)
 EVENTS = [
     Queued(3),
     Queued(3, served=False),
+    Queued(3, served=False, reason="no worker serves qwen"),
     Loading(50),
     Started("job-1", "demo", 1_700_000_000_000, 2),
     Started("job-1", "demo", 1_700_000_000_000, 2, "print"),

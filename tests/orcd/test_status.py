@@ -12,7 +12,7 @@ RUNNING = {**QUEUED, "state": b"running", "attempt": b"2", "owner": b"w", "model
 
 
 def read(record: dict[str, bytes], rank: int = -1, last_entry: bytes | None = None, *, served: int = 1) -> Status:
-    look = Look.read("j", [record.get("state", b""), rank, served, b""])
+    look = Look.read("j", [record.get("state", b""), rank, served, b"", b""])
     return Status.read("j", look, [record.get(name) for name in FIELDS], [(last_entry, {})] if last_entry else [])
 
 
@@ -51,7 +51,7 @@ def test_a_queued_job_says_whether_a_worker_serves_its_model():
 
 def test_a_record_of_a_newer_version_is_refused_in_words():
     with pytest.raises(InvalidRequest, match="job j: a newer version of orcd wrote it; upgrade this one"):
-        Look.read("j", [b"newer", -1, 1, b""])
+        Look.read("j", [b"newer", -1, 1, b"", b""])
 
 
 @pytest.mark.parametrize("record", [{"state": b"queued"}, {**QUEUED, "attempt": b"many"}])
@@ -60,7 +60,7 @@ def test_a_record_that_cannot_be_read_is_damaged(record: dict[str, bytes]):
     with pytest.raises(LogDamaged, match="job j: "):
         read(record)
     with pytest.raises(LogDamaged, match="job j: "):
-        Look.read("j", [b"damaged", -1, 1, b""])
+        Look.read("j", [b"damaged", -1, 1, b"", b""])
     with pytest.raises(LogDamaged, match="job j: "):
         Status.read("j", Look("queued", 0, True, b""), None, None)
 

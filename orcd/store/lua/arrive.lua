@@ -2,7 +2,8 @@
 -- KEYS: none
 -- ARGV: how many arguments follow for a request, then for every arrival: job id, task id of the message ('': none),
 --       JSON of the message, 1 if a request follows or 0, and that request as the submit script takes it
--- Returns for every arrival the submit script's answer; 0 for one without a request.
+-- Returns for every arrival the submit script's answer; 0 for one without a request. One that is refused because too many
+-- jobs wait gets an error event all the same, in its log and on its channel: its sender may know of no other way.
 check_shared_keys()
 local answers = {}
 local function record(id, task_id, message)
@@ -21,6 +22,14 @@ local function record(id, task_id, message)
     end
     return 0
 end
+local function refuse(id, ttl)
+    local log = key_of(id, 'log')
+    local event = error_event('QUEUE_FULL', 'too many jobs wait; send it again later', true)
+    redis.call('DEL', log)
+    redis.call('XADD', log, '0-1', 'e', event)
+    redis.call('EXPIRE', log, math.max(1, math.floor(math.min(number(ttl, 86400), 1e9))))
+    publish(id, event)
+end
 local at = 2
 while at <= #ARGV do
     local id, task_id, message, has_request = ARGV[at], ARGV[at + 1], ARGV[at + 2], ARGV[at + 3] == '1'
@@ -28,6 +37,9 @@ while at <= #ARGV do
     at = at + 4
     if has_request then
         answer = guarded(create, unpack(ARGV, at, at + ARGV[1] - 1)) or -2
+        if answer == -3 then
+            guarded(refuse, id, ARGV[at + 6])
+        end
         at = at + ARGV[1]
     end
     if answer >= 0 and task_id ~= '' and not guarded(record, id, task_id, message) then

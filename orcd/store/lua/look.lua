@@ -3,7 +3,8 @@
 -- KEYS: none
 -- ARGV: job id
 -- Returns {state, place in the queue from 0 (-1: not queued), 1 if somebody serves its queue or 0, JSON of the terminal
--- event or ''}; state is '' if unknown, 'newer' if a newer version wrote the record, 'damaged' if it cannot be used.
+-- event or '', why it waits or ''}; state is '' if unknown, 'newer' if a newer version wrote the record, 'damaged' if it
+-- cannot be used.
 check_shared_keys()
 local id, now = ARGV[1], now_ms()
 local function repair(state)
@@ -17,16 +18,19 @@ local function look()
     local job = key_of(id, 'job')
     local state, schema = unpack(redis.call('HMGET', job, 'state', 'schema'))
     if not state then
-        return {'', -1, 1, ''}
+        return {'', -1, 1, '', ''}
     elseif is_newer(schema) then
-        return {'newer', -1, 1, ''}
+        return {'newer', -1, 1, '', ''}
     end
     if state == 'queued' or state == 'running' then
         pcall(repair, state) -- a Redis that takes no writes can be read all the same
     end
     local record = redis.call('HMGET', job, 'state', 'queue', 'end')
     local is_queued = record[1] == 'queued'
-    local served = not is_queued or is_served(queue_of(record[2], schema), now)
-    return {record[1], is_queued and redis.call('ZRANK', key('queued'), id) or -1, served and 1 or 0, record[3] or ''}
+    if not is_queued then
+        return {record[1], -1, 1, record[3] or '', ''}
+    end
+    local queue, rank = queue_of(record[2], schema), redis.call('ZRANK', key('queued'), id) or -1
+    return {record[1], rank, is_served(queue, now) and 1 or 0, '', reason_to_wait(queue, now)}
 end
-return guarded(look) or {'damaged', -1, 1, ''}
+return guarded(look) or {'damaged', -1, 1, '', ''}

@@ -69,10 +69,23 @@ local function queue_of(queue, schema)
     return queue
 end
 
--- Whether a worker has said in the last minute that it serves a queue.
-local function is_served(queue, now)
-    local seen = redis.pcall('ZSCORE', key('served'), queue)
+-- Whether a worker has said in the last minute that it serves a queue (by default), or that it takes its jobs (`ready`).
+local function is_served(queue, now, name)
+    local seen = redis.pcall('ZSCORE', key(name or 'served'), queue)
     return type(seen) == 'table' or seen and tonumber(seen) > now - 60000
+end
+
+-- Why the jobs of a queue wait, for people.
+local function reason_to_wait(queue, now)
+    if is_served(queue, now) then
+        return is_served(queue, now, 'ready') and 'waiting for a free slot' or 'loading the model'
+    elseif queue == 'orcd' then
+        return 'no worker is running'
+    end
+    local model = string.gsub(string.sub(queue, 6), '%%(%x%x)', function(digits)
+        return string.char(tonumber(digits, 16))
+    end)
+    return 'no worker serves ' .. model
 end
 
 -- Send an event to those who follow a job; returns how many got it.
@@ -81,15 +94,15 @@ local function publish(id, json)
 end
 
 local function publish_queued(id, queue, position, now)
-    local event = {type = 'queued', position = position}
+    local event = {type = 'queued', position = position, reason = reason_to_wait(queue, now)}
     if not is_served(queue, now) then
         event.served = false
     end
     publish(id, cjson.encode(event))
 end
 
-local function error_event(code, message)
-    return cjson.encode({type = 'error', code = code, message = message, retriable = false})
+local function error_event(code, message, retriable)
+    return cjson.encode({type = 'error', code = code, message = message, retriable = retriable or false})
 end
 
 -- How long a job's keys are kept, in seconds: after its end, and while it waits or runs.
@@ -143,12 +156,19 @@ local function enqueue(id, again)
     extend_ttl('queued', life)
 end
 
--- Write a new job's record. Returns 1, or if the id is taken 0 where the request is the same and -1 where it is not.
-local function create(id, request, digest, queue, priority, time_left, ttl, limit, republish_ms)
+-- Write a new job's record. Returns 1, or if the id is taken 0 where the request is the same and -1 where it is not; -3 if
+-- too many jobs wait, and with ``fail_fast`` ('1') -4 if no worker serves the queue.
+local function create(id, request, digest, queue, priority, time_left, ttl, limit, republish_ms, fail_fast)
     local job, now = key_of(id, 'job'), now_ms()
     if redis.call('EXISTS', job) == 1 then
         local known = redis.call('HGET', job, 'digest')
         return (not known or known == digest) and 0 or -1
+    end
+    local most = tonumber(redis.pcall('GET', key('max_queued')))
+    if most and redis.call('ZCARD', key('queued')) >= most then
+        return -3
+    elseif fail_fast == '1' and not is_served(queue, now) then
+        return -4
     end
     local deadline = tonumber(time_left)
     -- Epochs begin at the time: should Redis lose its data and the id come again, the old job's owner stays fenced.

@@ -15,13 +15,14 @@ from orcd.batch import batch_run
 from orcd.batch.batch_file import BatchFile, Line
 from orcd.batch.batch_run import BatchRun, record
 from orcd.client import Client
-from orcd.errors import RedisUnavailable
+from orcd.errors import QueueFull, RedisUnavailable
 from orcd.events import TokenLogprob
 from orcd.result import Choice, Result
 from orcd.status import Status
 from orcd.store import schema
 from tests.conftest import wait_until
 from tests.orcd.answering_worker import AnsweringWorker, FailingWorker
+from tests.orcd.job_writer import MakeStore
 
 
 class Updates:
@@ -43,10 +44,10 @@ class Batch:
         self._errors = folder / "errors.jsonl"
         self._source.write_text("".join(f'{{"prompt": "{number}"}}\n' for number in range(num_lines)))
 
-    def run(self, client: Client) -> Updates:
+    def run(self, client: Client, *, fail_fast: bool = False) -> Updates:
         updates = Updates()
         with BatchFile(self._source, self._output, self._errors) as file:
-            BatchRun(client, file, updates).run()
+            BatchRun(client, file, updates, fail_fast=fail_fast).run()
         return updates
 
     def results(self) -> list[dict[str, Any]]:
@@ -165,10 +166,12 @@ def test_a_job_whose_id_is_taken_by_another_request_is_an_error_of_its_line(
     batch = Batch(tmp_path, 3)
     submit = Client.submit_many
 
-    def submit_another(self: Client, fields: Sequence[Mapping[str, Any]], job_ids: Sequence[str]) -> list[str]:
+    def submit_another(
+        self: Client, fields: Sequence[Mapping[str, Any]], job_ids: Sequence[str], **options: bool
+    ) -> list[str]:
         if len(job_ids) == 3:
             submit(self, [{"prompt": "another"}], [job_ids[1]])
-        return submit(self, fields, job_ids)
+        return submit(self, fields, job_ids, **options)
 
     monkeypatch.setattr(Client, "submit_many", submit_another)
     batch.run(client)
@@ -183,10 +186,10 @@ def test_a_redis_that_is_away_for_a_moment_is_waited_for(
     answer = getattr(Client, call)
     failures = iter([True, True])
 
-    def away_twice(self: Client, *arguments: Mapping[str, Any]) -> object:
+    def away_twice(self: Client, *arguments: Mapping[str, Any], **options: bool) -> object:
         if next(failures, False):
             raise RedisUnavailable("away")
-        return answer(self, *arguments)
+        return answer(self, *arguments, **options)
 
     monkeypatch.setattr(Client, call, away_twice)
     monkeypatch.setattr(batch_run, "RETRY_EVERY_S", 0.01)
@@ -210,6 +213,26 @@ def test_a_redis_that_stays_away_ends_the_run_and_loses_nothing(
     assert batch.results() == []
     batch.run(client)
     assert len(batch.results()) == 2
+
+
+def test_lines_for_which_the_queue_is_full_wait_and_are_submitted_later(
+    client: Client, worker: AnsweringWorker, make_store: MakeStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_store().limit_queue(2, replaces=True)
+    monkeypatch.setattr(QueueFull, "retry_after_s", 0.01)
+    batch = Batch(tmp_path, 9)
+    told = batch.run(client).told
+    assert sorted(result["line"] for result in batch.results()) == list(range(1, 10))
+    assert told[-1] == (9, 27)
+    assert len(told) > 2, "results are collected before all lines are submitted"
+
+
+def test_lines_whose_model_nobody_serves_fail_at_once_where_that_is_asked_for(client: Client, tmp_path: Path) -> None:
+    batch = Batch(tmp_path, 3)
+    batch.run(client, fail_fast=True)
+    assert [(failure["line"], failure["code"]) for failure in batch.failures()] == [
+        (number, "MODEL_NOT_SERVED") for number in (1, 2, 3)
+    ]
 
 
 def result_of(*choices: Choice) -> Result:

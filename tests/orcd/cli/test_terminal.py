@@ -15,8 +15,8 @@ def test_a_person_sees_how_long_loading_will_take(
 ) -> None:
     monkeypatch.setattr(terminal.sys.stderr, "isatty", lambda: True)
     events = [
-        Queued(1, served=False),
-        Queued(1),
+        Queued(1, served=False, reason="no worker serves qwen"),
+        Queued(1, reason="waiting for a free slot"),
         Loading(0),
         Loading(40, 2001),
         Started("j", "m", 1, 1),
@@ -28,6 +28,6 @@ def test_a_person_sees_how_long_loading_will_take(
     assert out == "frog\n"
     shown = [text.strip() for text in err.split("\r") if text.strip()]
     assert shown == [
-        *("waiting; no worker serves this model", "waiting, position 1"),
+        *("position 1: no worker serves qwen", "position 1: waiting for a free slot"),
         *("loading the model, 0 %", "loading the model, 40 %, about 3 s left"),
     ]

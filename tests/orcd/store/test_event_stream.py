@@ -95,7 +95,7 @@ def test_a_queued_job_s_place_is_told_when_it_changes():
 
 def test_an_unknown_job_is_an_error():
     with pytest.raises(InvalidRequest, match="job job-1: unknown"):
-        Look.read("job-1", [b"", -1, 1, b""])
+        Look.read("job-1", [b"", -1, 1, b"", b""])
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,7 @@ def test_submitting_writes_a_queued_record_and_says_so(make_store: MakeStore, ea
     assert state(store) == "queued"
     assert field(store, "attempt") == 0
     assert store.redis.zscore(schema.QUEUED, J) == pytest.approx(field(store, "created_ms") + REPUBLISH_AFTER_MS)
-    assert [decode_event(event) for event in ears.heard()] == [Queued(1)]
+    assert [decode_event(event) for event in ears.heard()] == [Queued(1, reason="waiting for a free slot")]
 
 
 def test_submitting_an_existing_id_changes_nothing(make_store: MakeStore, ears: Ears):

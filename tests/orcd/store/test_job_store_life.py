@@ -125,7 +125,7 @@ def test_a_running_job_without_a_lease_whose_deadline_passed_is_ended(
 def test_a_stream_of_a_job_that_no_worker_takes_ends_with_its_deadline(client: Client, short_poll: None):
     """F11: the whole of it, with no worker anywhere."""
     events = list(client.events(client.submit(prompt="x", deadline_s=0.05), timeout=5))
-    assert events[0] == Queued(1, served=False)
+    assert events[0] == Queued(1, served=False, reason="no worker is running")
     assert isinstance(events[-1], Error)
     assert events[-1].code == "EXPIRED"
 
@@ -181,7 +181,7 @@ def test_the_queued_event_says_whether_anybody_serves_the_model(make_store: Make
         more.close()
         assert isinstance(event, Queued)
         assert event.served == (model != "other")
-    assert [decode_event(event) for event in ears.heard()] == [Queued(1, served=False)]
+    assert [decode_event(event) for event in ears.heard()] == [Queued(1, served=False, reason="no worker is running")]
 
 
 def test_a_worker_that_was_not_seen_for_a_minute_serves_nothing(client: Client, make_store: MakeStore):
@@ -193,7 +193,7 @@ def test_a_worker_that_was_not_seen_for_a_minute_serves_nothing(client: Client, 
     assert [queue for queue, _ in seen] == [b"orcd", b"orcd.demo"]
     store.redis.zadd(schema.SERVED, {queue: score - 61_000 for queue, score in seen})
     assert not client.status(J).served
-    assert next(client.events(J)) == Queued(1, served=False)
+    assert next(client.events(J)) == Queued(1, served=False, reason="no worker is running")
 
 
 def test_progress_of_loading_is_told_to_jobs_of_the_worker_s_queues_only(make_store: MakeStore):

@@ -75,7 +75,7 @@ def test_the_reaper_puts_a_job_without_a_lease_back_and_says_so(make_store: Make
     make_store("worker-2").renew({})
     assert make_store("worker-2").reap() == [Message(J, "orcd.demo", 2, lease_lost=True)]
     assert state(store) == "queued"
-    assert [decode_event(event) for event in ears.heard()] == [Queued(1)]
+    assert [decode_event(event) for event in ears.heard()] == [Queued(1, reason="waiting for a free slot")]
     assert store.reap() == []
     assert claimed(store, J).claim.attempt == 2
 

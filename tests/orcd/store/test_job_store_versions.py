@@ -54,7 +54,7 @@ def store(make_store: MakeStore) -> JobStore:
 
 def test_a_job_of_an_old_client_runs_on_a_new_worker(store: JobStore, client: Client):
     write_v1(store.redis)
-    assert next(client.events(J)) == Queued(1)
+    assert next(client.events(J)) == Queued(1, reason="waiting for a free slot")
     writer = claimed(store, J)
     assert writer.claim.request == Request(prompt="Say something.", seed=7)
     assert (writer.claim.fingerprint, writer.claim.log) == ("", ())
@@ -138,7 +138,7 @@ def play_old_worker(connection: redis.Redis) -> None:
 def test_a_new_client_s_job_runs_on_an_old_worker(store: JobStore, client: Client):
     client.submit(prompt="Say something.", job_id=J)
     events = client.events(J)
-    assert next(events) == Queued(1)
+    assert next(events) == Queued(1, reason="waiting for a free slot")
     play_old_worker(store.redis)
     assert [event.t for event in events if isinstance(event, Token)] == [" 1 2"]
     assert client.result(J).text == " 1 2"

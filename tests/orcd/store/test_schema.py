@@ -132,7 +132,7 @@ def beat(store: JobStore) -> None:
         log=SimpleNamespace(retrying=failed),
     )
     runner = SimpleNamespace(jobs=list)
-    Maintenance(store, Settings(), observer, lambda message: None, runner, lambda: None).run_due()
+    Maintenance(store, Settings(max_queued=100), observer, lambda message: None, runner, lambda: None).run_due()
 
 
 def play_damage(client: Client, store: JobStore, mark: Callable[[str], None]) -> None:
@@ -218,7 +218,8 @@ def test_every_key_is_written_by_whom_the_table_says(redis_url, connection, make
 
 def test_the_functions_build_the_keys_of_the_table():
     keys = [schema.job_key("J"), schema.log_key("J"), schema.messages_key("J"), schema.events_channel("J")]
-    keys += [schema.QUEUED, schema.RUNNING, schema.UNANSWERED, schema.SERVED, schema.CONTACT, schema.CONTROL]
+    keys += [schema.QUEUED, schema.RUNNING, schema.UNANSWERED, schema.SERVED, schema.READY, schema.CONTACT]
+    keys += [schema.CONTROL, schema.MAX_QUEUED]
     assert sorted([*keys, schema.WORKERS, schema.worker_key("W")]) == sorted(row.key for row in table())
 
 

@@ -6,10 +6,10 @@ import json
 
 import pytest
 
-from orcd.errors import Conflict, InvalidRequest, LogDamaged
+from orcd.errors import Conflict, InvalidRequest, LogDamaged, ModelNotServed, QueueFull
 from orcd.request import Request
 from orcd.store.enqueue import Message
-from orcd.store.submission import BATCH, Lifetime, Submission, check_job_id, prepare_many, raise_refusal
+from orcd.store.submission import BATCH, Lifetime, Submission, add_stored, check_job_id, prepare_many
 
 LIFETIME = Lifetime(60, 3600)
 
@@ -75,8 +75,22 @@ def test_a_key_that_is_none_is_refused(key: object):
 
 def test_a_refusal_of_the_script_is_an_error_of_its_job():
     (batch,) = prepare_many([{"prompt": "x"}] * 2, ["a", "b"], LIFETIME)
-    raise_refusal(batch, [1, 0])
+    stored: list[str] = []
+    add_stored(stored, batch, [1, 0])
+    assert stored == ["a", "b"]
     with pytest.raises(Conflict, match="job b: the id belongs to another request"):
-        raise_refusal(batch, [1, -1])
+        add_stored([], batch, [1, -1])
     with pytest.raises(LogDamaged, match="job a: "):
-        raise_refusal(batch, [-2, 1])
+        add_stored([], batch, [-2, 1])
+    with pytest.raises(ModelNotServed, match="no worker serves the model now"):
+        add_stored([], batch, [1, -4])
+
+
+def test_a_full_queue_says_which_jobs_were_stored_whatever_else_was_refused():
+    (batch,) = prepare_many([{"prompt": "x"}] * 3, ["a", "b", "c"], LIFETIME)
+    with pytest.raises(QueueFull, match=r"^2 of the jobs were stored, the others not: .* again in 5 s") as refused:
+        add_stored(["earlier"], batch, [-1, -3, 1])
+    assert refused.value.stored == ("earlier", "c")
+    with pytest.raises(QueueFull, match=r"^too many jobs wait") as refused:
+        add_stored([], batch, [-3, -3, -3])
+    assert refused.value.stored == ()

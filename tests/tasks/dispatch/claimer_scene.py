@@ -34,7 +34,7 @@ class ClaimerScene:
         self._log = io.StringIO()
         self.deaths: list[tuple[str, BaseException | None]] = []
         observer = Observer(EventLog("json", "w", self._log), "w", "demo")
-        self.leases = LeaseKeeper(store, lease_ms, lambda _: None, lambda _: None, self._died)
+        self.leases = LeaseKeeper(store, lease_ms, lambda: True, lambda _: None, lambda _: None, self._died)
         self.claimer = Claimer(store, encoder, max_attempts, observer, self.leases, self._begun.put, self._died)
 
     def _died(self, name: str, error: BaseException | None) -> None:

@@ -28,11 +28,17 @@ class Scene:
 
     def __init__(self, store: JobStore, lease_ms: int = LEASE_MS) -> None:
         self.store = store
+        self.is_ready = True
         self.told: SimpleQueue[Termination] = SimpleQueue()
         self.failures: list[redis.RedisError] = []
         self.deaths: list[Any] = []
         self.keeper = LeaseKeeper(
-            store, lease_ms, self.told.put, self.failures.append, lambda *death: self.deaths.append(death)
+            store,
+            lease_ms,
+            lambda: self.is_ready,
+            self.told.put,
+            self.failures.append,
+            lambda *death: self.deaths.append(death),
         )
 
     def claim(self, job_id: str = "a") -> Lease:
@@ -141,10 +147,10 @@ def test_redis_errors_of_every_kind_are_told_and_tried_again_soon_enough_for_the
     errors = [redis.ConnectionError("away"), redis.ReadOnlyError("replica"), redis.ResponseError("OOM")]
     left = iter(errors)
 
-    def failing(leases: dict[str, Lease]) -> Any:
+    def failing(leases: dict[str, Lease], *, is_ready: bool) -> Any:
         for error in left:
             raise error
-        return renew(leases)
+        return renew(leases, is_ready=is_ready)
 
     monkeypatch.setattr(scene.store, "renew", failing)
     wait_until(lambda: len(scene.failures) == 3)
@@ -155,7 +161,7 @@ def test_redis_errors_of_every_kind_are_told_and_tried_again_soon_enough_for_the
 
 
 def test_it_stops_while_redis_is_away(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(_leases: Any) -> Any:
+    def fail(_leases: Any, **_options: Any) -> Any:
         raise redis.ConnectionError("away")
 
     monkeypatch.setattr(scene.store, "renew", fail)
@@ -165,3 +171,12 @@ def test_it_stops_while_redis_is_away(scene: Scene, monkeypatch: pytest.MonkeyPa
     assert time.monotonic() - start < 1
     with pytest.raises(Empty):
         scene.told.get_nowait()
+
+
+def test_it_notes_whether_the_worker_takes_jobs_now(scene: Scene) -> None:
+    wait_until(lambda: scene.store.redis.zcard(schema.READY) == 2)
+    scene.is_ready = False
+    time.sleep(LEASE_MS / 1000)  # a round that began before
+    scene.store.redis.delete(schema.READY, schema.SERVED)
+    wait_until(lambda: scene.store.redis.zcard(schema.SERVED) == 2)
+    assert scene.store.redis.zcard(schema.READY) == 0
