@@ -1,7 +1,8 @@
 """``python -m worker``: the engine process, and the commands about a model file.
 
-``--fd N`` serves the Celery process on an inherited socket, set up by ``ORCD_*`` variables. Anything else is a command
-line of `worker.commands.main`. Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted.
+``--fd N`` serves the Celery process on an inherited socket, set up by ``ORCD_*`` variables; ``--in-flight-fd M`` before
+it names an inherited file for `worker.in_flight_file`. Anything else is a command line of `worker.commands.main`. Exit
+codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import socket
 import sys
 from collections.abc import Sequence
 
+from worker.in_flight_file import InFlightFile
 from worker.settings import from_environment
 
 USAGE = "`orcd worker` starts the engine process; by hand: python -m worker {inspect|tokenize|render|logits|bench} ..."
@@ -19,8 +21,11 @@ USAGE = "`orcd worker` starts the engine process; by hand: python -m worker {ins
 def main(argv: Sequence[str]) -> int:
     """Serve or run a command; returns the exit code."""
     _leave_a_core_free()
-    if len(argv) == 2 and argv[0] == "--fd" and argv[1].isdecimal():
-        return _serve(int(argv[1]))
+    match argv:
+        case ["--fd", fd] if fd.isdecimal():
+            return _serve(int(fd))
+        case ["--in-flight-fd", file_fd, "--fd", fd] if file_fd.isdecimal() and fd.isdecimal():
+            return _serve(int(fd), int(file_fd))
     if not argv:
         print(f"orcd: {USAGE}", file=sys.stderr)
         return 2
@@ -38,7 +43,7 @@ def _leave_a_core_free() -> None:
     os.environ.setdefault("OPENBLAS_NUM_THREADS", str(max(1, (os.cpu_count() or 2) - 1)))
 
 
-def _serve(fd: int) -> int:
+def _serve(fd: int, in_flight_fd: int | None = None) -> int:
     from worker.service import serve  # not at the top: NumPy and the ops take a while to import
 
     try:
@@ -46,7 +51,7 @@ def _serve(fd: int) -> int:
     except OSError:
         print(f"orcd: --fd {fd} is not an open socket. {USAGE}", file=sys.stderr)
         return 2
-    return serve(connection, from_environment)
+    return serve(connection, from_environment, None if in_flight_fd is None else InFlightFile(in_flight_fd))
 
 
 if __name__ == "__main__":

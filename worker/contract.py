@@ -10,13 +10,17 @@ structs below. The Celery side sends `Request` frames, the engine answers with `
     Shutdown        -->                 drains nothing: the token log lets another engine go on
                     <-- Fatal(code)     load failed or the device is lost; the process then exits
 
+Beside the socket there is a file in memory, into which the engine writes which requests its steps are about
+(`encode_in_flight`). Nobody reads it until the engine has died.
+
 Token ids in, token ids out: no text crosses. One `Add` holds the prompt and, for every choice, the ids that are
 already in the job's token log, so a resumed job is the same message as a new one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import zlib
+from collections.abc import Collection, Iterator, Sequence
 from typing import Literal
 
 import msgspec
@@ -159,6 +163,7 @@ Event = Load | Ready | Outputs | Stats | Fatal
 _encoder = msgspec.msgpack.Encoder()
 _request_decoder: msgspec.msgpack.Decoder[Request] = msgspec.msgpack.Decoder(Request)
 _event_decoder: msgspec.msgpack.Decoder[Event] = msgspec.msgpack.Decoder(Event)
+_ids_decoder: msgspec.msgpack.Decoder[frozenset[str]] = msgspec.msgpack.Decoder(frozenset[str])
 
 
 def encode(frame: Request | Event) -> bytes:
@@ -186,6 +191,24 @@ def join_outputs(run: Sequence[TokenOutput]) -> TokenOutput:
     ids = tuple([token_id for output in run for token_id in output.ids])
     logprobs = tuple([each for output in run for each in output.logprobs or ()])
     return TokenOutput(last.request_id, last.choice, ids, last.finish_reason, logprobs or None)
+
+
+def encode_in_flight(request_ids: Collection[str]) -> bytes:
+    """What the engine's in-flight file begins with: length and CRC-32 (big-endian, 4 bytes each), then the ids."""
+    body = _encoder.encode(request_ids)
+    return len(body).to_bytes(4, "big") + zlib.crc32(body).to_bytes(4, "big") + body
+
+
+def decode_in_flight(content: bytes) -> frozenset[str]:
+    """The ids that `encode_in_flight` wrote; none if there are none, or if the engine died while it wrote them."""
+    length, checksum = int.from_bytes(content[:4], "big"), int.from_bytes(content[4:8], "big")
+    body = content[8 : 8 + length]
+    if zlib.crc32(body) != checksum:
+        return frozenset()
+    try:
+        return _ids_decoder.decode(body)
+    except msgspec.MsgspecError:
+        return frozenset()
 
 
 class FrameSplitter:

@@ -9,7 +9,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from kernels.errors import CudaFailure
@@ -19,6 +19,7 @@ from worker.contract import Add, Fatal, Load, Ready, Request, Shutdown
 from worker.engine.engine import Engine
 from worker.fingerprint import fingerprint
 from worker.health import Health
+from worker.in_flight_file import InFlightFile
 from worker.load import load_engine, open_configured_device
 from worker.log import EventLog
 from worker.model.gguf import open_gguf
@@ -44,8 +45,10 @@ class _Stopped(Exception):
 class Service:
     """One engine process from its start to its exit code."""
 
-    def __init__(self, channel: Channel) -> None:
+    def __init__(self, channel: Channel, in_flight_file: InFlightFile | None = None) -> None:
+        """``in_flight_file`` says at any time which requests the engine is at work on."""
         self._channel = channel
+        self._in_flight_file = in_flight_file
         self.device_is_lost = False
         """Whether a `CudaError` ended it: then nothing more can be asked of the device, not even to let go."""
 
@@ -76,8 +79,9 @@ class Service:
         progress = _LoadProgress(self._channel)
         config = read_model_config(gguf)
         engine = load_engine(gguf, device, settings, progress)
-        for request in progress.requests:
-            _apply(engine, request)
+        if self._in_flight_file is not None:
+            engine.note_in_flight(self._in_flight_file)
+        self._apply(engine, progress.requests)
         gc.freeze()  # all of this stays: the garbage collector need not look through it between two steps
         health = Health(engine, device, log, settings.vram_check_s)
         stats = health.beat()
@@ -111,8 +115,7 @@ class Service:
             if len(adds) < len(requests) or (adds and (not engine.has_work or time.monotonic() >= admit_at)):
                 if adds:
                     admit_at = time.monotonic() + ADMIT_EVERY_S
-                for request in requests:
-                    _apply(engine, request)
+                self._apply(engine, requests)
                 requests.clear()
             if self._channel.is_closed:
                 raise _Stopped
@@ -128,6 +131,18 @@ class Service:
                 stats = health.beat()
                 if not self._channel.is_congested:
                     self._channel.send(stats)
+
+    def _apply(self, engine: Engine, requests: Sequence[Request]) -> None:
+        adds = [request.request_id for request in requests if isinstance(request, Add)]
+        if adds and self._in_flight_file is not None:
+            self._in_flight_file.add(adds)
+        for request in requests:
+            if isinstance(request, Shutdown):
+                raise _Stopped
+            if isinstance(request, Add):
+                engine.add(request)
+            else:
+                engine.abort(request)
 
     def _report(self, error: Exception, log: EventLog) -> None:
         """The final frame: a `Fatal` to the Celery side, which logs it.
@@ -152,8 +167,10 @@ class _LoadProgress:
     rate since the first call, of 0 bytes.
     """
 
-    def __init__(self, channel: Channel) -> None:
+    def __init__(self, channel: Channel, in_flight_file: InFlightFile | None = None) -> None:
+        """``in_flight_file`` says at any time which requests the engine is at work on."""
         self._channel = channel
+        self._in_flight_file = in_flight_file
         self._percent = -1
         self._start = time.monotonic()
         self.requests: list[Request] = []
@@ -173,22 +190,15 @@ class _LoadProgress:
             raise _Stopped
 
 
-def _apply(engine: Engine, request: Request) -> None:
-    if isinstance(request, Shutdown):
-        raise _Stopped
-    if isinstance(request, Add):
-        engine.add(request)
-    else:
-        engine.abort(request)
-
-
-def serve(connection: socket.socket, read_settings: Callable[[], Settings]) -> int:
+def serve(
+    connection: socket.socket, read_settings: Callable[[], Settings], in_flight_file: InFlightFile | None = None
+) -> int:
     """Serve the Celery process at the other end of ``connection``; returns the exit code.
 
     SIGTERM finishes the current step; SIGINT is for the parent to judge, since Ctrl-C goes to the whole group.
     """
     die_with_parent()
-    service = Service(Channel(connection))
+    service = Service(Channel(connection), in_flight_file)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda _number, _frame: service.stop())
     exit_code = service.run(read_settings)

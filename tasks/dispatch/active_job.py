@@ -67,9 +67,8 @@ class ActiveJob:
         """``prompt`` is the request in token ids, or the error that ends the job before it has begun.
 
         ``done`` is for the job's runner to call, once, with what became of the job. ``time_limit_s`` is counted from
-        the job's first start. ``is_in_engine`` says that the engine that runs now has the job,
-        ``num_engine_losses`` how many have died with it since its last token, and ``num_drawn`` how many tokens were
-        drawn here.
+        the job's first start. ``is_in_engine`` says that the engine that runs now has the job, and ``num_drawn`` how
+        many tokens were drawn here.
         """
         self.claim = claim
         self.done = done
@@ -77,9 +76,8 @@ class ActiveJob:
         self.request_id = f"{claim.job_id}#{claim.lease.token}"
         self.time_limit_s = time_limit_s
         self.is_in_engine = False
-        self.num_engine_losses = 0
         self.num_drawn = 0
-        self._num_worker_losses = claim.losses
+        self._num_withdrawals = 0
         self.ended = False
         self.text_sha256 = ""
         self._prompt = prompt
@@ -102,11 +100,6 @@ class ActiveJob:
             self.fail(prompt)
 
     @property
-    def num_losses(self) -> int:
-        """Engines and workers that have died with the job since its last token."""
-        return self._num_worker_losses + self.num_engine_losses
-
-    @property
     def num_tokens_in(self) -> int:
         """Length of the prompt; 0 if it could not be read."""
         return 0 if isinstance(self._prompt, OrcdError) else len(self._prompt.ids)
@@ -115,6 +108,11 @@ class ActiveJob:
     def num_tokens_out(self) -> int:
         """Tokens handed out so far, over all choices and owners."""
         return self._position.n
+
+    @property
+    def place(self) -> dict[int, int]:
+        """How many tokens each choice that has not ended has, handed out or not, by the choice's index."""
+        return {choice.index: len(choice.ids) + len(choice.held) for choice in self._choices if choice.finish is None}
 
     @property
     def result(self) -> Result:
@@ -141,6 +139,14 @@ class ActiveJob:
             choices=tuple(contract.Choice(choice.index, tuple(choice.ids)) for choice in unfinished),
             priority=self._priority,
         )
+
+    def withdraw(self) -> contract.Abort:
+        """Take the job out of the engine: what comes of its request from now on is not of this job any more."""
+        abort = contract.Abort(self.request_id)
+        self._num_withdrawals += 1
+        self.request_id = f"{self.job_id}#{self.claim.lease.token}.{self._num_withdrawals}"
+        self.is_in_engine = False
+        return abort
 
     def process(self, output: contract.TokenOutput) -> contract.Abort | None:
         """Turn one engine output into events; returns what the engine should stop, if a stop string was found."""
@@ -194,7 +200,6 @@ class ActiveJob:
         ids, choice.held = choice.held[: delta.num_ids], choice.held[delta.num_ids :]
         logprobs = choice.held_logprobs[: delta.num_ids]
         choice.held_logprobs = choice.held_logprobs[delta.num_ids :]
-        self._num_worker_losses = self.num_engine_losses = 0
         if self._first_token_ms is None:
             self._first_token_ms = self.now_ms()
         token = Token(

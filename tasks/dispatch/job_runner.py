@@ -21,7 +21,9 @@ from orcd.errors import Cancelled, LogDamaged, OrcdError
 from orcd.store.enqueue import Message
 from orcd.store.job_store import Appended, JobStore
 from tasks.dispatch.active_job import ActiveJob, Termination, job_id_of
-from tasks.dispatch.engine.engine_supervisor import EngineExit, EngineSupervisor
+from tasks.dispatch.admission import Admission
+from tasks.dispatch.engine.engine_process import EngineExit
+from tasks.dispatch.engine.engine_supervisor import EngineSupervisor
 from tasks.dispatch.lease_keeper import LeaseKeeper
 from tasks.dispatch.log_writer import LogWriter
 from tasks.dispatch.output_batcher import OutputBatcher, throttle_interval_s
@@ -71,6 +73,7 @@ class JobRunner:
         self._thread = SupervisedThread("job runner", self._run, on_death)
         self._log_writer = LogWriter(store, observer, self._thread.stopping)
         self.engine = EngineSupervisor(settings, observer, self.put, on_lost, on_death, self._thread.stopping)
+        self._admission = Admission(self.engine, self._batcher, observer)
         failed = partial(observer.log.retrying, "renew")
         self.leases = LeaseKeeper(store, settings.lease_ms, lambda: observer.is_ready, self.put, failed, on_death)
 
@@ -131,7 +134,7 @@ class JobRunner:
             changed += self._handle(event)
         changed += self._process(self._batcher.take_all())
         self._write(self._started + changed)
-        self._started.clear()
+        self._started = self._admission.update(self._jobs.values())
 
     def _next_events(self) -> Iterable[RunnerEvent]:
         try:
@@ -174,10 +177,11 @@ class JobRunner:
             case contract.Ready():
                 self.engine.ready(event)
                 for job in self._jobs.values():
-                    self._submit(job)
+                    self._admission.submit(job)
                 return list(self._jobs.values())
-            case EngineExit(code=code):
-                self.engine.exited(code, self._jobs.values())
+            case EngineExit():
+                if self.engine.exited(event):
+                    self._admission.engine_died(event, self._jobs.values())
                 return list(self._jobs.values())
             case contract.Load():
                 self._observer.loads(event)
@@ -201,6 +205,7 @@ class JobRunner:
             abort = job.process(output)
             if abort is not None:
                 self.engine.process.send(abort)
+            self._admission.advanced(job)
             changed.append(job)
         return changed
 
@@ -210,15 +215,8 @@ class JobRunner:
             self._drop(earlier)
         self._jobs[job.job_id] = job
         self._observer.log.execute_start(job)
-        if self.engine.is_up:
-            self._submit(job)
+        self._admission.submit(job)
         return [job]
-
-    def _submit(self, job: ActiveJob) -> None:
-        add = job.add()
-        if add is not None:
-            self._batcher.expect_first(add.request_id)
-            job.is_in_engine = self.engine.process.send(add)
 
     def _terminate(self, termination: Termination) -> list[ActiveJob]:
         job = self._jobs.get(termination.job_id)
@@ -243,6 +241,7 @@ class JobRunner:
     def _forget(self, job: ActiveJob) -> None:
         del self._jobs[job.job_id]
         self._batcher.forget(job.request_id)
+        self._admission.left(job)
         self.leases.drop(job.job_id, job.claim.lease)
 
     def _give_back(self, jobs: Sequence[ActiveJob]) -> None:

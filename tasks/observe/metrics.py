@@ -23,6 +23,7 @@ class Metrics:
         self._ttft_s = self._histogram("orcd_first_token_seconds", "First claim to first token")
         self._decode_s = self._histogram("orcd_decode_seconds", "First token to last")
         self._jobs_in_flight = Gauge("orcd_jobs_in_hand", "Jobs this worker has claimed", registry=self.registry)
+        self._suspects = Gauge("orcd_suspects", "Jobs of which one has killed the engine", registry=self.registry)
         self._engine = {
             name: Gauge(f"orcd_engine_{name}", f"Engine: {name.replace('_', ' ')}", registry=self.registry)
             for name in contract.Stats.__struct_fields__
@@ -58,3 +59,7 @@ class Metrics:
     def set_jobs_in_flight(self, num_jobs: int) -> None:
         """How many jobs this worker has claimed and not ended."""
         self._jobs_in_flight.set(num_jobs)
+
+    def set_suspects(self, num_suspects: int) -> None:
+        """Of how many jobs one has killed the engine; 0: none is looked for."""
+        self._suspects.set(num_suspects)

@@ -71,6 +71,11 @@ class Observer:
         self.metrics.engine_exited()
         self.log.engine_exited(code)
 
+    def isolates(self, num_suspects: int, group_size: int) -> None:
+        """One of so many jobs has killed the engine, and so many of them run apart from all others; 0: no more."""
+        self.metrics.set_suspects(num_suspects)
+        self.log.isolates(num_suspects, group_size)
+
     def job_ended(self, job: ObservedJob) -> None:
         """A job reached its terminal event here."""
         result = job.result

@@ -95,6 +95,13 @@ class WorkerLog:
         """The engine process ended without being asked to."""
         self._log.event("error", level="error", code="ENGINE_LOST", exit_code=code)
 
+    def isolates(self, num_suspects: int, group_size: int) -> None:
+        """One of so many jobs has killed the engine, and so many of them run apart from all others; 0: no more."""
+        if num_suspects:
+            self._log.event("isolation", level="warning", suspects=num_suspects, group=group_size)
+        else:
+            self._log.event("isolation_end")
+
     def engine_hung(self, silent_s: float) -> None:
         """The engine has work and says nothing; it will be killed."""
         self._log.event("error", level="error", code="ENGINE_LOST", silent_s=round(silent_s, 1))

@@ -1,3 +1,5 @@
+import zlib
+
 import msgspec
 import pytest
 from hypothesis import given, settings
@@ -118,3 +120,21 @@ def test_outputs_of_several_steps_are_joined_with_their_logprobs_and_the_last_re
 def test_an_output_that_is_alone_is_left_as_it_is():
     error = TokenOutput("b", 0, (), "error", error_code="VRAM_OOM", error_message="full")
     assert join_outputs([error]) is error
+
+
+def test_the_requests_in_flight_survive_their_file_whatever_stands_behind_them():
+    content = contract.encode_in_flight(["a#1", "b#2"])
+    assert contract.decode_in_flight(content) == {"a#1", "b#2"}
+    assert contract.decode_in_flight(content + b"of a longer list") == {"a#1", "b#2"}
+    assert contract.decode_in_flight(contract.encode_in_flight([])) == frozenset()
+
+
+@pytest.mark.parametrize("content", [b"", b"\0" * 100, b"junk" * 9, contract.encode_in_flight(["a#1", "b#2"])[:-1]])
+def test_requests_in_flight_that_cannot_be_read_are_none(content: bytes):
+    assert contract.decode_in_flight(content) == frozenset()
+
+
+def test_requests_in_flight_of_another_shape_are_none():
+    body = msgspec.msgpack.encode({"a": 1})
+    content = len(body).to_bytes(4, "big") + zlib.crc32(body).to_bytes(4, "big") + body
+    assert contract.decode_in_flight(content) == frozenset()

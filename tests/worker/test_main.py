@@ -14,7 +14,10 @@ def test_without_arguments_it_says_in_one_line_how_it_is_meant_to_be_started(cap
     assert message.count("\n") == 1
 
 
-@pytest.mark.parametrize("arguments", [["--fd"], ["--fd", "x"], ["--fd", "-1"], ["sing"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [["--fd"], ["--fd", "x"], ["--fd", "-1"], ["--in-flight-fd", "3"], ["--in-flight-fd", "x", "--fd", "3"], ["sing"]],
+)
 def test_wrong_usage_is_exit_code_2(arguments: list[str], capsys: pytest.CaptureFixture[str]):
     assert main(arguments) == 2
     assert capsys.readouterr().err.count("\n") == 1

@@ -10,10 +10,12 @@ from orcd.errors import CudaError, InsufficientVram, InvalidRequest, OrcdError, 
 from worker.contract import Abort, Add, Choice, Stats, TokenOutput
 from worker.engine.cuda.buffers import StepLimits
 from worker.engine.cuda.runner import CudaRunner
+from worker.engine.noting_runner import NotingRunner
 from worker.engine.runner import Result, Runner, SynchronousRunner
 from worker.engine.scheduler import Chunk, Scheduler
 from worker.engine.sequence import Sequence
 from worker.engine.validation import validate_add
+from worker.in_flight_file import InFlightFile
 from worker.model.registry import Model
 from worker.settings import Settings
 
@@ -75,6 +77,10 @@ class Engine:
         )
         timeout_s = STEP_TIMEOUT_SHARE * settings.engine_step_timeout_s
         return CudaRunner(model, limits, num_blocks=num_blocks, timeout_s=timeout_s, capture=capture)
+
+    def note_in_flight(self, file: InFlightFile) -> None:
+        """From now on ``file`` says which requests the steps in flight are about."""
+        self._runner = NotingRunner(self._runner, file)
 
     @property
     def max_sequence_tokens(self) -> int:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import struct
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from queue import SimpleQueue
+from typing import IO
 
 import msgspec
 
@@ -25,20 +29,45 @@ STOP_AFTER_S = 5.0
 CANNOT_START = 127
 """The exit code of an engine whose program could not even be started, as a shell has it."""
 
+FAULTS = {
+    -signal.SIGSEGV,
+    -signal.SIGABRT,
+    -signal.SIGBUS,
+    -signal.SIGFPE,
+    -signal.SIGILL,
+    -signal.SIGSYS,
+    -signal.SIGTRAP,
+}
+"""Exit codes by signals that a process brings upon itself."""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineExit:
+    """The engine process has ended.
+
+    ``is_fault``: it failed, or hung so that we had to end it. If not, somebody else has ended it: by SIGKILL, as the
+    kernel does when memory runs out, or with any other signal. ``in_flight`` are the ids of the requests that it was at
+    work on, empty if it did not say.
+    """
+
+    code: int
+    is_fault: bool
+    in_flight: frozenset[str] = frozenset()
+
 
 class EngineProcess:
     """``python -m worker``, started again by `restart` each time it has ended.
 
     One thread starts every run and reads its frames: the kernel kills the child when the thread that started it ends
     (PR_SET_PDEATHSIG), so that thread lives as long as this object. It calls ``on_event`` for every frame and
-    ``on_exit`` with the exit code after the last one. Another thread writes: whoever sends waits for nobody.
+    ``on_exit`` after the last one. Another thread writes: whoever sends waits for nobody.
     """
 
     def __init__(
         self,
         settings: Settings,
         on_event: Callable[[Event], None],
-        on_exit: Callable[[int], None],
+        on_exit: Callable[[EngineExit], None],
         on_death: OnDeath,
     ) -> None:
         """``on_death`` is told of a thread that ends before `stop`."""
@@ -48,6 +77,7 @@ class EngineProcess:
         self._on_death = on_death
         self._wanted = threading.Event()
         self._process: subprocess.Popen[bytes] | None = None
+        self._hung: subprocess.Popen[bytes] | None = None
         self._writer: _FrameWriter | None = None
         self._reader = SupervisedThread("engine reader", self._run, on_death)
         self.started_at = self.last_heard = time.monotonic()
@@ -83,7 +113,7 @@ class EngineProcess:
         """End the current run at once; ``on_exit`` follows."""
         process = self._process
         if process is not None:
-            process.kill()
+            self._kill(process)
 
     def stop(self) -> None:
         """Ask the engine to leave, insist after a few seconds, and wait until it is gone for good."""
@@ -98,34 +128,37 @@ class EngineProcess:
         while self._wanted.wait() and not self._reader.stopping.is_set():
             self._wanted.clear()
             try:
-                code = self._run_once()
+                ended = self._run_once()
             except OSError:  # no program, no memory, no file descriptors
-                code = CANNOT_START
-            self._on_exit(code)
+                ended = EngineExit(CANNOT_START, is_fault=True)
+            self._on_exit(ended)
 
-    def _run_once(self) -> int:
+    def _run_once(self) -> EngineExit:
         ours, theirs = socket.socketpair()
         inherited = {name: text for name, text in os.environ.items() if not name.startswith("ORCD_")}
         send_timeout = struct.pack("ll", self._settings.engine_step_timeout_s, 0)  # a timeval: seconds, microseconds
-        with ours:
+        with ours, _memory_file() as in_flight:
             ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, send_timeout)
+            fds = [str(in_flight.fileno()), str(theirs.fileno())]
             with theirs:
                 process = subprocess.Popen(
                     # -P: a worker.py in the folder that we were started in must not pass for ours.
-                    [sys.executable, "-P", "-m", "worker", "--fd", str(theirs.fileno())],
+                    [sys.executable, "-P", "-m", "worker", "--in-flight-fd", fds[0], "--fd", fds[1]],
                     env=inherited | to_environment(self._settings),
-                    pass_fds=[theirs.fileno()],
+                    pass_fds=[in_flight.fileno(), theirs.fileno()],
                     stdin=subprocess.DEVNULL,
                 )
             self.started_at = self.last_heard = time.monotonic()
-            writer = _FrameWriter(ours, process.kill, self._on_death)
+            writer = _FrameWriter(ours, lambda: self._kill(process), self._on_death)
             self._process, self._writer = process, writer
             self._read(ours, process)
             self._writer = None
-            code = _wait(process)
+            code = self._wait(process)
             self._process = None
             writer.close()
-        return code
+            is_fault = self._hung is process or code > 0 or code in FAULTS
+            in_flight.seek(0)
+            return EngineExit(code, is_fault, contract.decode_in_flight(in_flight.read()))
 
     def _read(self, connection: socket.socket, process: subprocess.Popen[bytes]) -> None:
         splitter = contract.FrameSplitter()
@@ -134,17 +167,30 @@ class EngineProcess:
                 self.last_heard = time.monotonic()
                 for body in splitter.feed(chunk):
                     self._on_event(contract.decode_event(body))
-        except (OSError, ValueError, msgspec.MsgspecError):
-            process.kill()  # a connection that broke or spoke nonsense cannot be mended
+        except OSError:  # a connection that broke cannot be mended
+            process.kill()
+        except (ValueError, msgspec.MsgspecError):  # nor one that spoke nonsense
+            self._kill(process)
+
+    def _wait(self, process: subprocess.Popen[bytes]) -> int:
+        """The exit code of a process that has closed its connection; one that does not leave soon is killed."""
+        try:
+            return process.wait(STOP_AFTER_S)
+        except subprocess.TimeoutExpired:
+            self._kill(process)
+            return process.wait()
+
+    def _kill(self, process: subprocess.Popen[bytes]) -> None:
+        """End a run that is at fault; one that has ended already did so by itself."""
+        if process.poll() is None:
+            self._hung = process
+            process.kill()
 
 
-def _wait(process: subprocess.Popen[bytes]) -> int:
-    """The exit code of a process that has closed its connection; one that does not leave soon is killed."""
-    try:
-        return process.wait(STOP_AFTER_S)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        return process.wait()
+def _memory_file() -> IO[bytes]:
+    if sys.platform == "linux":
+        return os.fdopen(os.memfd_create("orcd-in-flight"), "r+b")
+    return tempfile.TemporaryFile()
 
 
 class _FrameWriter:
@@ -171,6 +217,8 @@ class _FrameWriter:
         try:
             while (request := self._requests.get()) is not None:
                 self._connection.sendall(contract.encode(request))
-        except OSError:  # it has ended, or hangs; half a frame cannot be mended
+        except ConnectionError:  # it has ended, or is about to
+            self._thread.stop()
+        except OSError:  # it has taken nothing for long: it hangs, and half a frame cannot be mended
             self._thread.stop()
             self._kill()

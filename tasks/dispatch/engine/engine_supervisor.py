@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from collections.abc import Callable
 
-from orcd.errors import BY_CODE, EngineLost, ModelLoadFailed, OrcdError, Poisoned
-from tasks.dispatch.active_job import ActiveJob
-from tasks.dispatch.engine.engine_process import EngineProcess
+from orcd.errors import BY_CODE, EngineLost, ModelLoadFailed, OrcdError
+from tasks.dispatch.engine.engine_process import EngineExit, EngineProcess
 from tasks.observe.observer import Observer
 from tasks.supervised_thread import OnDeath
 from worker import contract
@@ -18,13 +16,6 @@ from worker.settings import Settings
 MAX_FAILED_STARTS = 3
 IDLE_SILENCE_S = 15
 """An idle engine sends its figures every five seconds; one that missed two of them hangs."""
-
-
-@dataclass(frozen=True, slots=True)
-class EngineExit:
-    """The engine process has ended."""
-
-    code: int
 
 
 class EngineSupervisor:
@@ -47,7 +38,7 @@ class EngineSupervisor:
         stopping: threading.Event,
     ) -> None:
         """Once ``stopping`` is set an engine that ends is not restarted."""
-        self.process = EngineProcess(settings, put, lambda code: put(EngineExit(code)), on_death)
+        self.process = EngineProcess(settings, put, put, on_death)
         self.loaded = threading.Event()
         self.limits: contract.Ready | None = None
         self.fatal: OrcdError | None = None
@@ -80,32 +71,23 @@ class EngineSupervisor:
         if self.limits is not None:  # the first start's error is told by whoever waits for ``loaded``
             self._observer.log.error(self.fatal)
 
-    def exited(self, code: int, jobs: Collection[ActiveJob]) -> None:
-        """The process has ended under these jobs: start the next, if that may help.
-
-        Jobs that it had are charged with its death; those that were there too often since their last token are failed.
-        """
+    def exited(self, exit: EngineExit) -> bool:
+        """The process has ended: start the next, if that may help. True if it was at work, and not loading."""
         was_up, self.is_up, self._is_killed = self.is_up, False, False
         if self._stopping.is_set():
-            return
+            return False
         if self.limits is None:
-            self.fatal = self.fatal or EngineLost(f"the engine ended with {code} while it loaded the model")
+            self.fatal = self.fatal or EngineLost(f"the engine ended with {exit.code} while it loaded the model")
             self.loaded.set()
-            return
-        self._observer.engine_exited(code)
+            return False
+        self._observer.engine_exited(exit.code)
         self._failed_starts += 1
         if self._failed_starts > MAX_FAILED_STARTS:
             self._on_lost()
-            return
-        for job in jobs if was_up else ():  # no job is to blame for an engine that could not load
-            if not job.is_in_engine:
-                continue
-            job.is_in_engine = False
-            job.num_engine_losses += 1
-            if job.num_losses >= self._settings.max_attempts:
-                job.fail(Poisoned("given up: the engine died too many times while it ran this job"))
+            return False
         pause_s = 2.0 ** (self._failed_starts - 2) if self._failed_starts > 1 else 0.0
         self._restart_at = time.monotonic() + pause_s
+        return was_up
 
     def supervise(self, *, has_jobs: bool) -> None:
         """Start the next run when its time has come, and end one that hangs; called a few times a second."""

@@ -126,22 +126,6 @@ def test_a_redis_that_goes_away_for_a_while_costs_no_token(
         assert _contents(streams.results()) == expected
 
 
-def test_a_job_that_keeps_losing_its_engine_is_given_up(redis_url: str, demo_model: Path, tmp_path: Path) -> None:
-    with (
-        WorkerProcess(redis_url, demo_model, tmp_path, ORCD_MAX_ATTEMPTS="1") as worker,
-        Client(redis_url) as client,
-    ):
-        job_id = client.submit(prompt_token_ids=[5, 6, 7], max_tokens=900, ignore_eos=True)
-        wait_until_running(client, [job_id], 5)
-        worker.kill_engine()
-        result = client.result(job_id, timeout=30)
-        assert result.state == "failed"
-        assert result.error is not None
-        assert result.error.code == "POISONED"
-        worker.wait_for("ready", 2)
-        assert client.result(client.submit(prompt_token_ids=[5], max_tokens=3), timeout=30).state == "succeeded"
-
-
 def test_a_worker_whose_engine_cannot_be_brought_back_leaves_and_its_jobs_go_on_elsewhere(
     redis_url: str, demo_model: Path, tmp_path: Path
 ) -> None:

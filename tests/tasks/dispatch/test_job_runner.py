@@ -15,7 +15,7 @@ from orcd.request import parse
 from orcd.result import Result
 from orcd.store.claim import Claim
 from tasks.dispatch.active_job import Termination
-from tasks.dispatch.engine.engine_supervisor import EngineExit
+from tasks.dispatch.engine.engine_process import EngineExit
 from tasks.dispatch.job_runner import Release
 from tests.conftest import wait_until
 from tests.orcd.job_record import submit
@@ -201,21 +201,12 @@ def test_a_termination_ends_a_job_with_its_error(scene: RunnerScene) -> None:
 def test_an_engine_that_ends_before_it_was_ready_is_not_started_again(make_store: MakeStore) -> None:
     scene = RunnerScene(make_store("w"))
     scene.runner.put(contract.Fatal("MODEL_LOAD_FAILED", "no such file"))
-    scene.runner.put(EngineExit(1))
+    scene.runner.put(EngineExit(1, is_fault=True))
     scene.runner.run_batch()
     assert scene.runner.engine.loaded.is_set()
     assert scene.runner.engine.limits is None
     assert scene.runner.engine.fatal is not None
     assert scene.runner.engine.fatal.code == "MODEL_LOAD_FAILED"
-
-
-def test_a_job_that_came_after_the_engine_had_died_is_not_charged_with_it(scene: RunnerScene) -> None:
-    """F13: the news of a death may wait behind a write to Redis, with jobs that came meanwhile."""
-    job = scene.begin("a")
-    scene.runner.put(EngineExit(-9))
-    scene.runner.run_batch()
-    assert not job.is_in_engine
-    assert job.num_engine_losses == 0
 
 
 def test_a_bug_in_the_job_runner_is_told_and_its_jobs_are_given_back(

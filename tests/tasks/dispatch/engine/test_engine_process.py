@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from tasks.dispatch.engine import engine_process
-from tasks.dispatch.engine.engine_process import EngineProcess
+from tasks.dispatch.engine.engine_process import EngineExit, EngineProcess
 from tests.conftest import wait_until
 from tests.worker.tiny_model import VOCAB_SIZE, write_tiny_model
 from worker import contract
@@ -26,27 +26,31 @@ class Line:
     """An engine process with what it says: its events, then its exit code, run after run."""
 
     def __init__(self, settings: Settings) -> None:
-        self.heard: SimpleQueue[contract.Event | int] = SimpleQueue()
+        self.heard: SimpleQueue[contract.Event | EngineExit] = SimpleQueue()
         self.deaths: list[str] = []
         self.process = EngineProcess(settings, self.heard.put, self.heard.put, lambda name, _: self.deaths.append(name))
         self.process.start()
 
-    def next(self) -> contract.Event | int:
+    def next(self) -> contract.Event | EngineExit:
         return self.heard.get(timeout=20)
 
-    def until(self, kind: type) -> list[contract.Event | int]:
+    def until(self, kind: type) -> list[contract.Event | EngineExit]:
         """What is heard up to the first of ``kind``, which is the last of the list."""
         heard = [self.next()]
         while not isinstance(heard[-1], kind):
-            assert not isinstance(heard[-1], int), f"the engine left: {heard}"
+            assert not isinstance(heard[-1], EngineExit), f"the engine left: {heard}"
             heard.append(self.next())
         return heard
 
-    def exit_code(self) -> int:
-        """The next exit code, whatever is said before."""
-        while not isinstance(heard := self.next(), int):
+    def exit(self) -> EngineExit:
+        """The next exit, whatever is said before."""
+        while not isinstance(heard := self.next(), EngineExit):
             continue
         return heard
+
+    def exit_code(self) -> int:
+        """The code of the next exit."""
+        return self.exit().code
 
 
 @pytest.fixture(scope="module")
@@ -121,7 +125,7 @@ def test_it_loads_serves_dies_starts_again_and_stops(start: Callable[..., Line])
     line.process.send(Add("endless", (1,), Sampling(max_tokens=100)))
     line.until(Outputs)
     os.kill(ready.pid, signal.SIGKILL)
-    assert line.exit_code() == -signal.SIGKILL
+    assert line.exit() == EngineExit(-signal.SIGKILL, is_fault=False, in_flight=frozenset(["endless"]))
     assert line.heard.empty(), "the exit comes after the last frame"
     assert line.process.pid is None
     assert not line.process.send(add), "nobody has it"
@@ -138,12 +142,41 @@ def test_it_loads_serves_dies_starts_again_and_stops(start: Callable[..., Line])
     assert not psutil.pid_exists(again.pid)
 
 
-def test_killing_it_is_an_exit_like_any_other(start: Callable[..., Line]) -> None:
+def test_killing_it_is_a_fault_of_its_own(start: Callable[..., Line]) -> None:
+    """Whoever does so has found that it hangs."""
     line = start()
     line.until(Load)
     line.process.kill()
-    assert line.exit_code() == -signal.SIGKILL
+    assert line.exit() == EngineExit(-signal.SIGKILL, is_fault=True)
     line.process.kill()  # nothing is there to kill
+
+
+@pytest.mark.parametrize(
+    ("end", "is_fault"),
+    [
+        ("sys.exit(3)", True),
+        ("sys.exit(0)", False),
+        ("os.kill(os.getpid(), signal.SIGSEGV)", True),
+        ("os.abort()", True),
+        ("os.kill(os.getpid(), signal.SIGKILL)", False),
+        ("os.kill(os.getpid(), signal.SIGTERM)", False),
+        ("os.kill(os.getpid(), signal.SIGHUP)", False),
+    ],
+)
+def test_an_exit_says_whether_the_process_is_at_fault_or_somebody_from_outside(
+    start_child: Callable[..., Line], end: str, is_fault: bool
+) -> None:
+    body = f"import resource\nresource.setrlimit(resource.RLIMIT_CORE, (0, 0))\n{end}"
+    assert start_child(body).exit().is_fault is is_fault
+
+
+def test_each_run_says_only_what_it_was_at_work_on_itself(start_child: Callable[..., Line]) -> None:
+    content = contract.encode_in_flight(["a#1"])
+    body = f"os.fstat(int(sys.argv[-3])).st_size or os.pwrite(int(sys.argv[-3]), {content!r}, 0)"
+    line = start_child(body)
+    for _ in range(2):
+        assert line.exit() == EngineExit(0, is_fault=False, in_flight=frozenset(["a#1"]))
+        line.process.restart()
 
 
 def test_stopping_during_the_load_leaves_nothing_behind(start: Callable[..., Line]) -> None:
@@ -182,7 +215,7 @@ def test_only_our_own_settings_reach_the_engine(
 )
 def test_a_child_that_speaks_nonsense_is_killed(start_child: Callable[..., Line], words: bytes) -> None:
     line = start_child(f"pipe.sendall({words!r})\ntime.sleep(60)")
-    assert line.exit_code() == -signal.SIGKILL
+    assert line.exit() == EngineExit(-signal.SIGKILL, is_fault=True)
     assert line.heard.empty()
 
 
@@ -190,7 +223,7 @@ def test_a_child_that_speaks_nonsense_is_killed(start_child: Callable[..., Line]
 def test_a_child_that_dies_at_once_or_in_the_middle_of_a_frame_is_an_exit(
     start_child: Callable[..., Line], final_bytes: bytes
 ) -> None:
-    assert start_child(f"pipe.sendall({final_bytes!r})\nsys.exit(3)").next() == 3
+    assert start_child(f"pipe.sendall({final_bytes!r})\nsys.exit(3)").next() == EngineExit(3, is_fault=True)
 
 
 def test_a_program_that_cannot_be_started_is_an_exit(
@@ -226,7 +259,7 @@ def test_a_child_that_stops_reading_blocks_nobody_and_is_killed(start_child: Cal
     for _ in range(3):
         line.process.send(add)
     assert time.monotonic() - start < 1.5, "F15: whoever sends waits for nobody"
-    assert line.exit_code() == -signal.SIGKILL, "half a frame cannot be mended"
+    assert line.exit() == EngineExit(-signal.SIGKILL, is_fault=True), "half a frame cannot be mended"
     assert time.monotonic() - start > 2.5
     assert line.deaths == []
 

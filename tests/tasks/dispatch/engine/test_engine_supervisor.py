@@ -1,4 +1,4 @@
-"""What becomes of an engine that dies, hangs or cannot be started, and of its jobs; the process is played."""
+"""What becomes of an engine that dies, hangs or cannot be started; the process is played."""
 
 from __future__ import annotations
 
@@ -10,18 +10,14 @@ from typing import Any
 import msgspec
 import pytest
 
-from orcd.request import parse
-from tasks.dispatch.active_job import ActiveJob
 from tasks.dispatch.engine import engine_supervisor
+from tasks.dispatch.engine.engine_process import EngineExit
 from tasks.dispatch.engine.engine_supervisor import MAX_FAILED_STARTS, EngineSupervisor
 from tasks.observe.observer import Observer
-from tests.tasks.dispatch.byte_model import ENCODER, READY
-from tests.tasks.dispatch.claims import claim
-from worker.contract import Fatal, TokenOutput
+from tests.tasks.dispatch.byte_model import READY
+from worker.contract import Fatal
 from worker.log import EventLog
 from worker.settings import Settings
-
-MAX_ATTEMPTS = 3
 
 
 class Scene:
@@ -34,7 +30,7 @@ class Scene:
         self.stopping = threading.Event()
         self._log = io.StringIO()
         self.supervisor = EngineSupervisor(
-            Settings(device="cpu", max_attempts=MAX_ATTEMPTS, engine_step_timeout_s=5, engine_start_timeout_s=60),
+            Settings(device="cpu", engine_step_timeout_s=5, engine_start_timeout_s=60),
             Observer(EventLog("json", "w", self._log), "w", "m"),
             lambda event: None,
             lambda: self.done.append("lost"),
@@ -50,11 +46,12 @@ class Scene:
         self._pid = 4321
         self.done.append("restart")
 
-    def exit(self, code: int, *jobs: ActiveJob) -> None:
-        """The process ends."""
+    def exit(self, code: int) -> bool:
+        """The process ends; returns whether it was at work."""
         self._pid = None
-        self.supervisor.exited(code, jobs)
-        self.supervisor.supervise(has_jobs=bool(jobs))
+        was_at_work = self.supervisor.exited(EngineExit(code, is_fault=True))
+        self.supervisor.supervise(has_jobs=False)
+        return was_at_work
 
     def wait(self, seconds: float, *, has_jobs: bool = True) -> None:
         """Time passes in which the engine says nothing."""
@@ -70,14 +67,6 @@ class Scene:
 @pytest.fixture
 def scene(monkeypatch: pytest.MonkeyPatch) -> Scene:
     return Scene(monkeypatch)
-
-
-def job(attempt: int = 1) -> ActiveJob:
-    """One that the engine has; earlier attempts lost their worker."""
-    request = parse({"prompt": "old pond"})
-    job = ActiveJob(claim(request, attempt), ENCODER.encode(request, READY), READY, lambda outcome: None)
-    job.is_in_engine = True
-    return job
 
 
 def test_a_first_start_that_ends_well_leaves_the_engines_limits(scene: Scene) -> None:
@@ -144,57 +133,22 @@ def test_a_start_that_ends_well_makes_earlier_failures_forgotten(scene: Scene) -
 def test_an_engine_that_ends_because_the_worker_stops_is_left_at_that(scene: Scene) -> None:
     scene.supervisor.ready(READY)
     scene.stopping.set()
-    scene.exit(0, job())
+    scene.exit(0)
     assert scene.done == []
     assert scene.errors() == []
 
 
-def test_a_job_that_was_there_too_often_when_the_engine_died_is_given_up(scene: Scene) -> None:
-    early, late = job(attempt=1), job(attempt=MAX_ATTEMPTS)
+def test_only_an_engine_that_took_requests_died_at_work(scene: Scene) -> None:
+    """F13: deaths while loading were charged to jobs."""
     scene.supervisor.ready(READY)
-    scene.exit(1, early, late)
-    assert not early.ended
-    assert late.result.error is not None
-    assert late.result.error.code == "POISONED"
-    for _ in range(MAX_ATTEMPTS - 1):
-        assert not early.ended
-        scene.supervisor.ready(READY)
-        early.is_in_engine = True
-        scene.exit(1, early)
-    assert early.ended
-
-
-def test_a_job_that_the_engine_did_not_have_is_not_to_blame_for_its_death(scene: Scene) -> None:
-    """F13: a death was charged to every job of the worker."""
-    waiting = job(attempt=MAX_ATTEMPTS)
-    waiting.is_in_engine = False
+    assert scene.exit(1)
+    assert not scene.exit(1)
+    scene.wait(1)
     scene.supervisor.ready(READY)
-    scene.exit(1, waiting)
-    assert not waiting.ended
-    assert waiting.num_engine_losses == 0
-
-
-def test_a_job_that_goes_on_after_each_death_of_the_engine_is_never_given_up(scene: Scene) -> None:
-    """F13: progress forgave nothing."""
-    steady = job(attempt=MAX_ATTEMPTS)
-    assert steady.add() is not None
-    for _ in range(3 * MAX_ATTEMPTS):
-        scene.supervisor.ready(READY)
-        steady.is_in_engine = True
-        steady.process(TokenOutput(steady.request_id, 0, (ord("a"),), None))
-        scene.exit(1, steady)
-        assert not steady.ended
-        assert not steady.is_in_engine, "the next engine has to be told of it"
-    assert steady.num_engine_losses == 1
-
-
-def test_jobs_are_not_to_blame_for_an_engine_that_cannot_load(scene: Scene) -> None:
-    late = job(attempt=MAX_ATTEMPTS - 1)
+    assert scene.exit(-9)
     scene.supervisor.ready(READY)
-    for _ in range(MAX_FAILED_STARTS):
-        scene.exit(1, late)
-    assert not late.ended
-    assert late.num_engine_losses == 1
+    scene.stopping.set()
+    assert not scene.exit(1), "and none that was told to stop"
 
 
 def test_an_engine_that_works_and_says_nothing_for_too_long_is_killed_once(scene: Scene) -> None:
@@ -226,7 +180,7 @@ def test_an_engine_that_hangs_while_it_is_loaded_again_is_killed_and_given_up_in
     """F17: it may say nothing, or repeat that it has read some percent."""
     engine = scene.supervisor
     engine.ready(READY)
-    scene.exit(1, job())
+    scene.exit(1)
     for _ in range(MAX_FAILED_STARTS):
         assert scene.done.pop() == "restart"
         engine.process.started_at = engine.process.last_heard = scene.now

@@ -1,0 +1,56 @@
+"""A runner that notes which requests its steps are about, so that a death of the engine can be laid to them."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence as Series
+
+from worker.engine.runner import Result, Runner
+from worker.engine.scheduler import Chunk
+from worker.engine.sequence import Sequence
+from worker.in_flight_file import InFlightFile
+
+
+class NotingRunner:
+    """Another runner's steps; before each the file says whose sequences are in it and in the steps before it.
+
+    A step of the same sequences as those in flight, as most are, only costs a comparison of two lists.
+    """
+
+    def __init__(self, runner: Runner, file: InFlightFile) -> None:
+        self._runner = runner
+        self._file = file
+        self._in_flight: deque[list[Sequence]] = deque()
+        self._noted: tuple[list[Sequence], frozenset[str]] = [], frozenset()
+        """The sequences that all steps in flight had when the file was written last, and what was written."""
+
+    @property
+    def depth(self) -> int:
+        """As `Runner.depth`."""
+        return self._runner.depth
+
+    def launch(self, chunks: list[Chunk]) -> None:
+        """As `Runner.launch`."""
+        sequences = [sequence for sequence, _, _ in chunks]
+        self._in_flight.append(sequences)
+        self._note(sequences)
+        try:
+            self._runner.launch(chunks)
+        except BaseException:
+            self._in_flight.pop()
+            raise
+
+    def collect(self) -> Series[Result]:
+        """As `Runner.collect`."""
+        results = self._runner.collect()
+        self._in_flight.popleft()
+        return results
+
+    def _note(self, sequences: list[Sequence]) -> None:
+        is_uniform = all(step == sequences for step in self._in_flight)
+        noted, request_ids = self._noted
+        if is_uniform and sequences == noted and request_ids is self._file.request_ids:
+            return
+        request_ids = frozenset([sequence.request_id for step in self._in_flight for sequence in step])
+        self._file.write(request_ids)
+        self._noted = sequences if is_uniform else [], self._file.request_ids
