@@ -65,7 +65,7 @@ class Settings(ClientSettings):
     lease_ms: int = 10_000
     """How long a job belongs to a worker that has stopped renewing it."""
     max_attempts: int = 5
-    """Deaths of engine or worker, without a token in between, after which a job is failed as POISONED."""
+    """Deaths of whole workers, without a token in between, after which a job is failed as POISONED."""
     job_time_limit_s: int = 0
     """Running time after which a job fails with INFERENCE_TIMEOUT; 0: none."""
     stall_limit_s: int = 0
