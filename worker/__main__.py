@@ -1,8 +1,8 @@
 """``python -m worker``: the engine process, and the commands about a model file.
 
 ``--fd N`` serves the Celery process on an inherited socket, set up by ``ORCD_*`` variables; ``--in-flight-fd M`` before
-it names an inherited file for `worker.in_flight_file`. Anything else is a command line of `worker.commands.main`. Exit
-codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted.
+it names an inherited file for `worker.engine.in_flight_file`. Anything else is a command line of
+`worker.commands.main`. Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import socket
 import sys
 from collections.abc import Sequence
 
-from worker.in_flight_file import InFlightFile
+from worker.engine.in_flight_file import InFlightFile
 from worker.settings import from_environment
 
 USAGE = "`orcd worker` starts the engine process; by hand: python -m worker {inspect|tokenize|render|logits|bench} ..."

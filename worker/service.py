@@ -17,9 +17,9 @@ from orcd.errors import CudaError, ModelLoadFailed, OrcdError, places
 from worker.channel import Channel
 from worker.contract import Add, Fatal, Load, Ready, Request, Shutdown
 from worker.engine.engine import Engine
+from worker.engine.in_flight_file import InFlightFile
 from worker.fingerprint import fingerprint
 from worker.health import Health
-from worker.in_flight_file import InFlightFile
 from worker.load import load_engine, open_configured_device
 from worker.log import EventLog
 from worker.model.gguf import open_gguf

@@ -10,12 +10,12 @@ from orcd.errors import CudaError, InsufficientVram, InvalidRequest, OrcdError, 
 from worker.contract import Abort, Add, Choice, Stats, TokenOutput
 from worker.engine.cuda.buffers import StepLimits
 from worker.engine.cuda.runner import CudaRunner
+from worker.engine.in_flight_file import InFlightFile
 from worker.engine.noting_runner import NotingRunner
 from worker.engine.runner import Result, Runner, SynchronousRunner
 from worker.engine.scheduler import Chunk, Scheduler
 from worker.engine.sequence import Sequence
 from worker.engine.validation import validate_add
-from worker.in_flight_file import InFlightFile
 from worker.model.registry import Model
 from worker.settings import Settings
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence as Series
 
+from worker.engine.in_flight_file import InFlightFile
 from worker.engine.runner import Result, Runner
 from worker.engine.scheduler import Chunk
 from worker.engine.sequence import Sequence
-from worker.in_flight_file import InFlightFile
 
 
 class NotingRunner:

@@ -11,10 +11,10 @@ import pytest
 from tests.worker.engine.context_model import ContextModel
 from tests.worker.engine.generation import engine, finish, prompt, sequence, traffic
 from worker.contract import Abort, Add, Choice, Sampling
+from worker.engine.in_flight_file import InFlightFile
 from worker.engine.noting_runner import NotingRunner
 from worker.engine.runner import Result
 from worker.engine.scheduler import Chunk
-from worker.in_flight_file import InFlightFile
 
 
 class CountingFile(InFlightFile):
