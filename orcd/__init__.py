@@ -17,15 +17,17 @@ if TYPE_CHECKING:
     from orcd.client import Client
     from orcd.request import Request, RequestFields
     from orcd.result import Choice, Result
-    from orcd.status import Status, WorkerStatus
+    from orcd.status import QueueStatus, Status, WorkerStatus
 
-__all__ = ["AsyncClient", "Choice", "Client", "Request", "RequestFields", "Result", "Status", "WorkerStatus"]
+__all__ = ["AsyncClient", "Choice", "Client", "QueueStatus", "Request", "RequestFields", "Result", "Status"]
+__all__ += ["WorkerStatus"]
 __all__ += errors.__all__
 
 _MODULES = {
     "AsyncClient": "async_client",
     "Choice": "result",
     "Client": "client",
+    "QueueStatus": "status",
     "Request": "request",
     "RequestFields": "request",
     "Result": "result",

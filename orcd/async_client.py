@@ -21,9 +21,10 @@ from orcd.client import (
     with_message,
 )
 from orcd.events import Event, state_after
+from orcd.monitoring.queue_tally import QueueTally
 from orcd.result import Result, ResultBuilder
 from orcd.settings import ClientSettings, read_environment
-from orcd.status import FIELDS, Look, Status, WorkerStatus
+from orcd.status import FIELDS, Look, QueueStatus, Status, WorkerStatus
 from orcd.store import schema
 from orcd.store.enqueue import Publisher
 from orcd.store.event_stream import PAGE_ENTRIES, TRANSIENT_ERRORS, EventStream
@@ -73,6 +74,8 @@ class AsyncClient:
         self._submit_script = self._redis.register_script(schema.script("submit", prefix))
         self._look_script = self._redis.register_script(schema.script("look", prefix))
         self._cancel_script = self._redis.register_script(schema.script("cancel", prefix))
+        self._workers_script = self._redis.register_script(schema.script("workers", prefix))
+        self._queues_script = self._redis.register_script(schema.script("queues", prefix))
         self._publisher = Publisher(self._settings)
 
     async def __aenter__(self) -> AsyncClient:
@@ -166,11 +169,17 @@ class AsyncClient:
     async def workers(self) -> list[WorkerStatus]:
         """See `Client.workers`."""
         with redis_errors(self._settings):
-            async with answer_in_time(), self._redis.pipeline(transaction=False) as pipeline:
-                seen = await self._redis.zrange(self._prefix + schema.WORKERS, 0, -1, withscores=True)
-                for name, _ in seen:
-                    pipeline.hgetall(schema.worker_key(name.decode(), self._prefix))
-                return WorkerStatus.read_all(seen, await pipeline.execute())
+            async with answer_in_time():
+                return WorkerStatus.read_all(await self._workers_script([], []))
+
+    async def queues(self) -> list[QueueStatus]:
+        """See `Client.queues`."""
+        tally = QueueTally()
+        with redis_errors(self._settings):
+            while tally.arguments:
+                async with answer_in_time():
+                    tally.add(await self._queues_script([], tally.arguments))
+        return tally.queues(await self.workers())
 
     async def _write(self, batch: Sequence[Submission], stored: list[str]) -> None:
         with redis_errors(self._settings):

@@ -1,18 +1,20 @@
-"""What Redis knows of a job and of a worker right now."""
+"""What Redis knows of a job, of a worker and of a queue right now."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import msgspec
 import redis
 
 from orcd.errors import InvalidRequest
-from orcd.events import Position
+from orcd.events import Error, Position, decode_event
 from orcd.store.token_log import damaged
 
-FIELDS = ("state", "owner", "model", "attempt", "priority", "cancel", "created_ms", "started_ms", "finished_ms")
+FIELDS = ("state", "owner", "model", "attempt", "losses", "priority", "cancel", "created_ms", "started_ms",
+          "finished_ms")  # fmt: skip
 """Fields of the job record that `Status.read` wants, in this order."""
 
 
@@ -44,9 +46,11 @@ class Look(msgspec.Struct, frozen=True):
 class Status(msgspec.Struct, frozen=True):
     """A job's place in its life. Times are Unix milliseconds of the Redis clock, None for what has not happened.
 
-    ``position`` counts from 1 while the job is queued and is approximate. ``attempt`` counts claims. ``cancelling``
-    says that somebody wants it cancelled. ``tokens_out`` counts the tokens in the log, over all choices. ``served`` is
-    false for a queued job while no worker serves the model that it asks for.
+    ``position`` counts from 1 while the job is queued and is approximate. ``attempt`` counts claims that were not given
+    back in order, ``losses`` the owners that died with the job since its last token. ``worker`` runs the job, or ran it
+    to its end. ``cancelling`` says that somebody wants it cancelled. ``tokens_out`` counts the tokens in the log, over
+    all choices. ``served`` is false for a queued job while no worker serves the model that it asks for. ``error`` is
+    what an ended job failed with.
     """
 
     job_id: str
@@ -62,6 +66,8 @@ class Status(msgspec.Struct, frozen=True):
     started_ms: int | None
     finished_ms: int | None
     served: bool = True
+    losses: int = 0
+    error: Error | None = None
 
     @classmethod
     def read(
@@ -105,26 +111,77 @@ class Status(msgspec.Struct, frozen=True):
             started_ms=int(record["started_ms"]) if "started_ms" in record else None,
             finished_ms=int(record["finished_ms"]) if "finished_ms" in record else None,
             served=look.served or not is_queued,
+            losses=int(record.get("losses", 0)),
+            error=_error_in(look.end or (last_entries[0][1].get(b"e", b"") if last_entries else b"")),
         )
 
 
 class WorkerStatus(msgspec.Struct, frozen=True):
-    """A worker's last heartbeat: when (Unix milliseconds) and what it told of itself."""
+    """A worker, as it told of itself with its last heartbeat, ``silent_ms`` before it was asked for.
+
+    ``state`` is ``loading`` (also while a lost engine is started again), ``ready``, ``draining`` (it takes no more jobs
+    and will leave) or ``unhealthy`` (it takes no more jobs). ``jobs`` counts those it has claimed; in its engine
+    ``running`` of their answers are generated and ``waiting`` wait for their turn. ``output_tokens`` counts those since
+    the engine's start, ``tokens_per_s`` those of the last seconds. ``last_seen_ms`` is the Unix time in milliseconds by
+    the Redis clock. What an older worker does not tell is empty or 0.
+    """
 
     name: str
     last_seen_ms: int
-    details: dict[str, str]
+    silent_ms: int
+    state: str = ""
+    model: str = ""
+    device: str = ""
+    jobs: int = 0
+    running: int = 0
+    waiting: int = 0
+    output_tokens: int = 0
+    tokens_per_s: float = 0.0
+    uptime_s: int = 0
+    version: str = ""
+    host: str = ""
+    pid: int = 0
 
     @classmethod
-    def read_all(
-        cls, seen: Sequence[tuple[bytes, float]], heartbeats: Sequence[dict[bytes, bytes]]
-    ) -> list[WorkerStatus]:
-        """From ``orcd:workers`` and the heartbeats in its order; a worker whose heartbeat has expired is left out."""
-        return [
-            cls(name.decode(), int(seen_ms), {key.decode(): value.decode() for key, value in heartbeat.items()})
-            for (name, seen_ms), heartbeat in zip(seen, heartbeats, strict=True)
-            if heartbeat
-        ]
+    def read_all(cls, answer: Sequence[Any]) -> list[WorkerStatus]:
+        """From what the workers script answers, by name. A worker whose heartbeat cannot be read is left out."""
+        now_ms, *workers = answer
+        found = []
+        for name, seen_ms, fields in workers:
+            words = [word.decode(errors="replace") for word in (name, *fields)]
+            told: dict[str, Any] = dict(zip(words[1::2], words[2::2], strict=True))
+            last_seen_ms = round(float(seen_ms))
+            told |= {"name": words[0], "last_seen_ms": last_seen_ms, "silent_ms": max(0, now_ms - last_seen_ms)}
+            with suppress(msgspec.ValidationError):
+                found.append(msgspec.convert(told, cls, strict=False))
+        return sorted(found, key=lambda worker: worker.name)
+
+
+class QueueStatus(msgspec.Struct, frozen=True):
+    """A queue: that of a ``model``, or with None that of the jobs which any model may run.
+
+    ``workers`` counts those that take its jobs, now or once their model is loaded; with none, its jobs wait for one.
+    ``running`` jobs were claimed, ``waiting`` ones were not, by priority in ``priorities``; the oldest has waited for
+    ``oldest_ms``. ``messages`` are those in Celery's lists; a request that comes inside of one counts as a job once a
+    worker has taken it.
+    """
+
+    queue: str
+    model: str | None
+    workers: int
+    running: int
+    waiting: int
+    oldest_ms: int | None
+    priorities: dict[int, int]
+    messages: int
+
+
+def _error_in(event: bytes) -> Error | None:
+    """The error that an event is, if it is one."""
+    with suppress(ValueError):
+        found = decode_event(event)
+        return found if isinstance(found, Error) else None
+    return None
 
 
 def unknown_job(job_id: str) -> InvalidRequest:

@@ -1,4 +1,4 @@
-"""What clients tell all workers at once: which job is to be cancelled."""
+"""What clients tell all workers at once: which job is to be cancelled, and which worker is to leave."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 import redis
 
+from orcd.monitoring.worker_registry import Farewell
 from orcd.store import schema
 from orcd.store.backoff import FIRST_RETRY_S, MAX_RETRY_S, Backoff
 from orcd.store.job_store import JobStore
@@ -17,29 +18,35 @@ LISTEN_S = 0.1
 """So often it looks whether it is to stop."""
 
 
-class _Cancellation(msgspec.Struct):
-    """What is published on the control channel."""
+class _Control(msgspec.Struct):
+    """What is published on the control channel: the id of a job, or the name of a worker."""
 
-    cancel: str
+    cancel: str = ""
+    drain: str = ""
+    stop: str = ""
 
 
 class ControlListener:
     """A thread that listens on the control channel, and for nothing else: whoever cancels a job waits for its slot.
 
-    ``cancel`` is told the id of each job that shall end, whoever has it. A message that is missed does no harm: the
-    job's record has the wish too, and the next append or renewal finds it. ``failed`` is told when Redis does not
-    answer.
+    ``cancel`` is told the id of each job that shall end, whoever has it, and ``leave`` that the worker of this name
+    shall, and how. A message that is missed does no harm: a job's record has the wish too, and the next append or
+    renewal finds it; a worker is told until it has left. ``failed`` is told when Redis does not answer.
     """
 
     def __init__(
         self,
         store: JobStore,
+        worker_id: str,
         cancel: Callable[[str], None],
+        leave: Callable[[Farewell], None],
         failed: Callable[[redis.RedisError], None],
         on_death: OnDeath,
     ) -> None:
         self._store = store
+        self._worker_id = worker_id
         self._cancel = cancel
+        self._leave = leave
         self._failed = failed
         self._thread = SupervisedThread("control listener", self._run, on_death)
 
@@ -74,7 +81,10 @@ class ControlListener:
 
     def _hear(self, data: bytes) -> None:
         try:
-            job_id = msgspec.json.decode(data, type=_Cancellation).cancel
+            control = msgspec.json.decode(data, type=_Control)
         except (ValueError, RecursionError):  # not from us
             return
-        self._cancel(job_id)
+        if control.cancel:
+            self._cancel(control.cancel)
+        if self._worker_id in (control.drain, control.stop):
+            self._leave("stop" if control.stop else "drain")

@@ -153,7 +153,7 @@ def serving(shared_redis: RedisServer, users_folder: Path) -> Iterator[str]:
     with subprocess.Popen(command, cwd=users_folder, env=environment, stderr=subprocess.DEVNULL) as worker:
         with Client(shared_redis.url) as client:
             end = time.monotonic() + 60
-            while not any(status.details.get("ready") == "1" for status in client.workers()):
+            while not any(worker.state == "ready" for worker in client.workers()):
                 assert worker.poll() is None, "the worker ended"
                 assert time.monotonic() < end, "the worker is not ready"
                 time.sleep(0.1)

@@ -134,13 +134,17 @@ def cancel(job: str, redis_url: str | None) -> None:
 @redis_option
 @json_option
 def status(job: str, redis_url: str | None, as_json: bool) -> None:
-    """Print where a job stands: state, worker, tokens so far, times."""
+    """Print where a job stands.
+
+    Its state, who runs it, how often that has failed, tokens so far, times, and the error that it ended with.
+    """
     with Client(redis_url) as client:
         found = client.status(job)
     if as_json:
         terminal.write_json(found)
         return
-    for name, value in msgspec.structs.asdict(found).items():
+    error = f"{found.error.code}: {found.error.message}" if found.error else None
+    for name, value in (msgspec.structs.asdict(found) | {"error": error}).items():
         print(f"{name:<12} {'-' if value is None else value}")
 
 

@@ -6,7 +6,7 @@ import sys
 
 import click
 
-from orcd.cli import job_commands, process_commands, queue_commands
+from orcd.cli import job_commands, process_commands, queue_commands, worker_commands
 from orcd.cli.command_line import SETTINGS, run
 
 
@@ -20,14 +20,16 @@ def cli() -> None:
       orcd worker --model M.gguf --device cpu    serve a model
       orcd generate "Write a haiku about rain"   ask it something
       orcd batch prompts.jsonl results.jsonl     ask it many things
+      orcd workers; orcd queue                   see what serves and what waits
 
     Settings come from ORCD_ environment variables; flags win. `orcd COMMAND --help` explains a command.
     Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted.
     """
 
 
-for command in (*job_commands.COMMANDS, *queue_commands.COMMANDS, *process_commands.COMMANDS):
-    cli.add_command(command)
+for module in (job_commands, queue_commands, worker_commands, process_commands):
+    for command in module.COMMANDS:
+        cli.add_command(command)
 
 
 def main() -> None:

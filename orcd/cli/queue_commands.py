@@ -1,4 +1,4 @@
-"""The commands about what lies in the queues: dead, migrate."""
+"""The commands about what lies in the queues: queue, dead, migrate."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from orcd.cli import terminal
 from orcd.cli.command_line import SETTINGS
 from orcd.cli.job_commands import json_option, redis_option
 from orcd.cli.migration import Migration
+from orcd.client import Client
 from orcd.errors import InvalidRequest
 from orcd.settings import ClientSettings, read_environment
 from orcd.store.dead_letters import DeadLetter, DeadLetters
@@ -21,6 +22,40 @@ from orcd.store.redis_connection import connect, redis_errors
 
 letter_argument = click.argument("letter", metavar="ID", required=False)
 all_option = click.option("--all", "is_all", is_flag=True, help="All of them.")
+
+
+@click.command()
+@redis_option
+@json_option
+def queue(redis_url: str | None, as_json: bool) -> None:
+    """Print what waits and runs, and who serves it.
+
+    A line for each queue: how many workers serve it, or nobody; how many jobs run and wait, the oldest how long.
+    MESSAGES are those in Celery's lists; a request that comes inside of one counts as a job once a worker has taken it.
+    """
+    with Client(redis_url) as client:
+        found = client.queues()
+    if as_json:
+        for each in found:
+            terminal.write_json(each)
+        return
+    head = ("QUEUE", "MODEL", "WORKERS", "RUNNING", "WAITING", "OLDEST", "MESSAGES", "WAITING BY PRIORITY")
+    terminal.show_table(
+        head,
+        (
+            (
+                each.queue,
+                "any" if each.model is None else each.model,
+                each.workers or "nobody",
+                each.running,
+                each.waiting,
+                "" if each.oldest_ms is None else terminal.duration(each.oldest_ms),
+                each.messages,
+                " ".join(f"{priority}:{number}" for priority, number in each.priorities.items()),
+            )
+            for each in found
+        ),
+    )
 
 
 @contextmanager
@@ -152,4 +187,4 @@ def migrate(dry_run: bool, redis_url: str | None) -> None:
     print(f"{num_messages} messages {verb}")
 
 
-COMMANDS = (dead, migrate)
+COMMANDS = (queue, dead, migrate)

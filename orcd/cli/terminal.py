@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from orcd import jsonl
@@ -19,6 +19,23 @@ def write_line(line: bytes) -> None:
     """A line of `orcd.jsonl` on standard output, at once."""
     sys.stdout.buffer.write(line)
     sys.stdout.buffer.flush()
+
+
+def show_table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Lines of columns under a head; what is empty is a dash."""
+    lines = [head, *([str(cell) or "-" for cell in row] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for line in lines:
+        print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+
+
+def duration(milliseconds: int) -> str:
+    """A time for people, in its two largest units."""
+    seconds = milliseconds // 1000
+    for unit, unit_s, part, part_s in (("d", 86400, "h", 3600), ("h", 3600, "m", 60), ("m", 60, "s", 1)):
+        if seconds >= unit_s:
+            return f"{seconds // unit_s}{unit} {seconds % unit_s // part_s}{part}"
+    return f"{seconds}s"
 
 
 def show_events(events: Iterable[Event]) -> Error | None:

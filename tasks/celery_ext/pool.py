@@ -25,7 +25,8 @@ from celery.worker import state as celery_state
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from orcd.errors import EngineLost, OrcdError
+from orcd.errors import OrcdError
+from orcd.monitoring.worker_registry import Farewell
 from orcd.result import exception
 from orcd.store.enqueue import Publisher
 from orcd.store.job_store import JobStore
@@ -34,7 +35,7 @@ from tasks.app import worker_id
 from tasks.celery_ext.in_flight_message import InFlightMessage, trace
 from tasks.celery_ext.result_backend import NotStored
 from tasks.celery_ext.revocation import ERRORS, end_job, is_noted, revoke_tasks
-from tasks.celery_ext.startup_probe import wait_for_redis
+from tasks.celery_ext.startup_probe import wait_for_engine, wait_for_redis
 from tasks.celery_ext.tasks import JobTask
 from tasks.dispatch.delivery import Outcome
 from tasks.dispatch.dispatcher import Dispatcher
@@ -48,7 +49,6 @@ from worker.settings import Settings
 DRAIN_S = 5.0
 ANSWER_S = 5.0
 """At the end: so long for the answers to messages whose jobs have ended."""
-POLL_S = 0.1
 
 
 class Pool(BasePool):  # type: ignore[misc]
@@ -84,7 +84,7 @@ class Pool(BasePool):  # type: ignore[misc]
                 self._health_server = HealthServer(self._observer, settings.metrics_port, self._thread_died)
             self._dispatcher = self._connect(settings)
             self._dispatcher.start()
-            self._wait_until_loaded(self._dispatcher)
+            wait_for_engine(self._dispatcher.wait_until_loaded, settings.engine_start_timeout_s)
             self._finisher.start()
             # Vocabulary and code stay. Under load the garbage collector would look through them about once a second:
             # 50 ms in which all threads stand still.
@@ -93,7 +93,7 @@ class Pool(BasePool):  # type: ignore[misc]
             self._observer.log.error(error)
             self._close()
             raise WorkerShutdown(1) from None
-        except WorkerShutdown:
+        except SystemExit:  # Celery's WorkerShutdown or WorkerTerminate: it was told to leave
             self._close()
             raise
 
@@ -121,18 +121,18 @@ class Pool(BasePool):  # type: ignore[misc]
         )
         encoder = PromptEncoder.load(settings)
         publish = self._publisher.publish
-        return Dispatcher(settings, self._store, encoder, self._observer, publish, self._leave_soon, self._thread_died)
-
-    def _wait_until_loaded(self, dispatcher: Dispatcher) -> None:
-        end = time.monotonic() + self._settings.engine_start_timeout_s
-        while not dispatcher.wait_until_loaded(POLL_S):
-            celery_state.maybe_shutdown()
-            if time.monotonic() > end:
-                raise EngineLost(f"the engine was not ready after {self._settings.engine_start_timeout_s} s")
+        lost, leave, died = self._leave_soon, self._told_to_leave, self._thread_died
+        return Dispatcher(settings, self._store, encoder, self._observer, publish, lost, leave, died)
 
     def _leave_soon(self) -> None:
         # Celery's event loop looks at this flag; its shutdown drains, so other workers take the jobs over.
         celery_state.should_stop = 1
+
+    def _told_to_leave(self, farewell: Farewell) -> None:
+        if farewell == "stop":
+            celery_state.should_terminate = os.EX_OK
+        elif celery_state.should_stop is None:
+            celery_state.should_stop = os.EX_OK
 
     def _thread_died(self, name: str, error: BaseException | None) -> None:
         self._observer.thread_died(name, error)

@@ -1,4 +1,4 @@
-"""The wait for a Redis that is not there yet when the worker starts."""
+"""What a worker waits for when it starts: a Redis that is not there yet, and its engine."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ from typing import Any
 import redis
 from celery.worker.state import maybe_shutdown
 
-from orcd.errors import RedisUnavailable
+from orcd.errors import EngineLost, RedisUnavailable
 from orcd.store.redis_address import RedisAddress
 from orcd.store.redis_connection import explain, is_refusal
 from worker.settings import Settings
 
 RETRY_S = 0.2
+POLL_S = 0.1
 
 
 def wait_for_redis(connection: Any, settings: Settings, report: Callable[[RedisUnavailable], None]) -> None:
@@ -38,3 +39,16 @@ def wait_for_redis(connection: Any, settings: Settings, report: Callable[[RedisU
             report(RedisUnavailable(f"cannot reach Redis at {address} ({cause}); waiting for it"))
         maybe_shutdown()
         time.sleep(RETRY_S)
+
+
+def wait_for_engine(is_loaded: Callable[[float], bool], timeout_s: float) -> None:
+    """Return when ``is_loaded``, which waits so many seconds at most, says that the engine is ready.
+
+    Raises what that raises, `EngineLost` after ``timeout_s``, and Celery's ``WorkerShutdown`` or ``WorkerTerminate``
+    when the worker is told to leave.
+    """
+    end = time.monotonic() + timeout_s
+    while not is_loaded(POLL_S):
+        maybe_shutdown()
+        if time.monotonic() > end:
+            raise EngineLost(f"the engine was not ready after {timeout_s} s")

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from functools import partial
 
 from orcd.errors import Cancelled, OrcdError
+from orcd.monitoring.worker_registry import Farewell
 from orcd.store.enqueue import Message
 from orcd.store.job_store import JobStore
 from tasks.control_listener import ControlListener
@@ -29,6 +30,7 @@ class Dispatcher:
 
     ``publish`` sends the Celery message of a job that should be run by somebody. ``on_lost`` is called when the engine
     cannot be brought back, ``on_death`` when one of the threads here has died: this worker can then run no more jobs.
+    ``leave`` is called when somebody tells this worker to leave, perhaps more than once.
     """
 
     def __init__(
@@ -39,6 +41,7 @@ class Dispatcher:
         observer: Observer,
         publish: Callable[[Message], None],
         on_lost: Callable[[], None],
+        leave: Callable[[Farewell], None],
         on_death: OnDeath,
     ) -> None:
         self._observer = observer
@@ -48,7 +51,8 @@ class Dispatcher:
         runner = self._runner
         self._claimer = Claimer(store, encoder, settings.max_attempts, observer, runner.leases, runner.put, on_death)
         self._maintenance = Maintenance(store, settings, observer, publish, runner, on_death)
-        self._control = ControlListener(store, self._hear, partial(observer.log.retrying, "cancellations"), on_death)
+        failed = partial(observer.log.retrying, "control")
+        self._control = ControlListener(store, observer.worker_id, self._hear, leave, failed, on_death)
 
     @property
     def num_jobs(self) -> int:
@@ -89,6 +93,7 @@ class Dispatcher:
 
     def drain(self, timeout_s: float) -> None:
         """Take no more jobs, wait for those in flight, and give back what is not finished in time."""
+        self._observer.is_draining = True
         self._claimer.stop()
         end = time.monotonic() + timeout_s
         while self.num_jobs and self._is_whole() and time.monotonic() < end:
@@ -101,10 +106,10 @@ class Dispatcher:
             self._runner.abandon()
 
     def stop(self) -> None:
-        """End the engine and all threads."""
+        """End the engine and all threads. The worker is off the list once its engine's memory is free."""
         self._control.stop()
-        self._maintenance.stop()
         self._runner.stop()
+        self._maintenance.stop()
 
     def _hear(self, job_id: str) -> None:
         """A client wants a job to be cancelled. If it is claimed and has not begun, its first append finds the wish."""

@@ -5,11 +5,15 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from importlib.metadata import version
+from os import getpid
+from socket import gethostname
 from typing import Any
 
 import redis
 
 from orcd.errors import Cancelled, Expired, InferenceTimeout, OrcdError
+from orcd.monitoring.worker_registry import WorkerRegistry
 from orcd.store import schema
 from orcd.store.backoff import FIRST_RETRY_S, MAX_RETRY_S, Backoff
 from orcd.store.enqueue import Message
@@ -24,8 +28,7 @@ from worker.settings import Settings
 TICK_S = 0.1
 REAP_EVERY_S = 1.0
 LISTENERS_EVERY_S = 1.0
-HEARTBEAT_EVERY_S = 5.0
-HEARTBEAT_TTL_S = 60
+HEARTBEAT_EVERY_S = 2.0
 DISCONNECT_AFTER_S = 10.0
 
 
@@ -65,12 +68,22 @@ class Maintenance:
         on_death: OnDeath,
     ) -> None:
         self._store = store
+        self._registry = WorkerRegistry(store.redis, store.key_prefix)
         self._settings = settings
         self._observer = observer
         self._publish = publish
         self._runner = runner
         self._thread = SupervisedThread("maintenance", self._run, on_death)
-        self._gauges: dict[str, Any] = {}
+        self._started_at = time.monotonic()
+        self._identity: dict[str, int | float | str] = {
+            "device": settings.device,
+            "version": version("orcd"),
+            "host": gethostname(),
+            "pid": getpid(),
+        }
+        self._gauges: dict[str, int | float | str] = {}
+        self._told_state: object = None
+        self._heartbeat = _PeriodicCall("heartbeat", self._beat, HEARTBEAT_EVERY_S)
         self._announced: contract.Load | None = None
         self._unpublished: dict[str, Message] = {}
         self._overdue: set[str] = set()
@@ -84,7 +97,7 @@ class Maintenance:
             _PeriodicCall("loading", self._announce_loading, 0.0),
             _PeriodicCall("reap", self._reap, REAP_EVERY_S),
             _PeriodicCall("listeners", self._look_for_listeners, LISTENERS_EVERY_S),
-            _PeriodicCall("heartbeat", self._beat, HEARTBEAT_EVERY_S),
+            self._heartbeat,
         )
 
     def start(self) -> None:
@@ -97,8 +110,7 @@ class Maintenance:
         self._observer.load_changed.set()
         self._thread.join()
         try:
-            self._store.redis.zrem(self._store.key_prefix + schema.WORKERS, self._observer.worker_id)
-            self._store.redis.delete(schema.worker_key(self._observer.worker_id, self._store.key_prefix))
+            self._registry.remove(self._observer.worker_id)
         except redis.RedisError:
             return  # the heartbeat runs out by itself
 
@@ -112,6 +124,9 @@ class Maintenance:
     def run_due(self) -> None:
         """Make the calls that are due."""
         self._gauges = self._observer.heartbeat(len(self._runner.jobs()))
+        if self._gauges["state"] != self._told_state:  # whoever waits for it need not wait for the next heartbeat
+            self._told_state = self._gauges["state"]
+            self._heartbeat.due = 0.0
         for call in self._calls:
             call.run_if_due(self._observer.log.retrying)
 
@@ -202,11 +217,5 @@ class Maintenance:
         # When a worker starts, its own limit replaces that of workers which were started before.
         self._store.limit_queue(self._settings.max_queued, replaces=not self._has_limited_queue)
         self._has_limited_queue = True
-        worker_id, now_ms = self._observer.worker_id, time.time_ns() // 1_000_000
-        pipeline: Any = self._store.redis.pipeline(transaction=False)
-        pipeline.zremrangebyscore(self._store.key_prefix + schema.WORKERS, "-inf", now_ms - HEARTBEAT_TTL_S * 1000)
-        pipeline.zadd(self._store.key_prefix + schema.WORKERS, {worker_id: now_ms})
-        pipeline.expire(self._store.key_prefix + schema.WORKERS, HEARTBEAT_TTL_S)
-        pipeline.hset(schema.worker_key(worker_id, self._store.key_prefix), mapping=self._gauges)
-        pipeline.expire(schema.worker_key(worker_id, self._store.key_prefix), HEARTBEAT_TTL_S)
-        pipeline.execute()
+        uptime_s = int(time.monotonic() - self._started_at)
+        self._registry.beat(self._observer.worker_id, {**self._identity, **self._gauges, "uptime_s": uptime_s})

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import threading
+import time
+from typing import Literal
 
 from tasks.observe.metrics import Metrics
 from tasks.observe.observed_job import ObservedJob
@@ -27,8 +29,11 @@ class Observer:
         """How far the engine had loaded its model when it last said so; ``load_changed`` is set each time."""
         self.load_changed = threading.Event()
         self.has_dead_thread = False
+        self.is_draining = False
         self._is_loaded = False
         self._stats: contract.Stats | None = None
+        self._stats_at = 0.0
+        self._tokens_per_s = 0.0
 
     @property
     def is_ready(self) -> bool:
@@ -39,6 +44,15 @@ class Observer:
     def is_unhealthy(self) -> bool:
         """Whether the engine says that something is wrong with it, or a thread of the worker has died."""
         return self.has_dead_thread or (self._stats is not None and not self._stats.healthy)
+
+    @property
+    def state(self) -> Literal["loading", "ready", "draining", "unhealthy"]:
+        """The worker's state in one word, as `orcd.status.WorkerStatus` says."""
+        if self.is_draining:
+            return "draining"
+        if self.is_unhealthy:
+            return "unhealthy"
+        return "ready" if self._is_loaded else "loading"
 
     def thread_died(self, name: str, error: BaseException | None) -> None:
         """A thread has ended that must not: the worker takes no more jobs, and will leave."""
@@ -62,12 +76,15 @@ class Observer:
         """Figures of the engine, about once a second."""
         if not stats.healthy and not self.is_unhealthy:
             self.log.unhealthy()
-        self._stats = stats
+        now = time.monotonic()
+        if self._stats is not None:
+            self._tokens_per_s = (stats.output_tokens - self._stats.output_tokens) / max(now - self._stats_at, 1e-3)
+        self._stats, self._stats_at = stats, now
         self.metrics.set_engine_stats(stats)
 
     def engine_exited(self, code: int) -> None:
         """The engine process ended without being asked to."""
-        self._is_loaded, self._stats = False, None
+        self._is_loaded, self._stats, self._tokens_per_s = False, None, 0.0
         self.metrics.engine_exited()
         self.log.engine_exited(code)
 
@@ -82,15 +99,17 @@ class Observer:
         self.metrics.job_ended(job, result)
         self.log.execute_end(job, result)
 
-    def heartbeat(self, num_jobs: int) -> dict[str, int | str]:
+    def heartbeat(self, num_jobs: int) -> dict[str, int | float | str]:
         """What the worker's heartbeat says; ``num_jobs`` are in flight."""
         self.metrics.set_jobs_in_flight(num_jobs)
         stats = self._stats
         return {
             "model": self.model,
+            "state": self.state,
             "ready": int(self.is_ready),
             "jobs": num_jobs,
             "running": stats.running if stats else 0,
             "waiting": stats.waiting if stats else 0,
             "output_tokens": stats.output_tokens if stats else 0,
+            "tokens_per_s": round(self._tokens_per_s, 1),
         }

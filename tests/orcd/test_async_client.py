@@ -14,6 +14,7 @@ from orcd.async_client import AsyncClient
 from orcd.client import Client
 from orcd.errors import Cancelled, InvalidRequest, Poisoned, RedisUnavailable
 from orcd.events import End, Error, Queued, Started, Token
+from orcd.monitoring.worker_registry import WorkerRegistry
 from orcd.store import event_stream, schema
 from orcd.store.job_store import JobStore
 from tasks.local.redis_server import RedisServer
@@ -256,12 +257,14 @@ def test_cancelling_ends_a_queued_job_at_once(redis_url: str):
     run(redis_url, play)
 
 
-def test_workers_that_are_alive_are_listed(redis_url: str, connection: redis.Redis):
-    connection.zadd(schema.WORKERS, {"worker-1": 5})
-    connection.hset(schema.worker_key("worker-1"), mapping={"running": 3})
+def test_workers_and_queues_are_listed(redis_url: str, connection: redis.Redis):
+    WorkerRegistry(connection).beat("worker-1", {"model": "demo", "running": 3})
 
     async def play(client: AsyncClient) -> None:
-        assert [(worker.name, worker.details) for worker in await client.workers()] == [("worker-1", {"running": "3"})]
+        await client.submit_many([{"prompt": "x", "model": "other"}] * 300)
+        assert [(worker.name, worker.running) for worker in await client.workers()] == [("worker-1", 3)]
+        queues = [(queue.queue, queue.workers, queue.waiting) for queue in await client.queues()]
+        assert queues == [("orcd", 1, 0), ("orcd.demo", 1, 0), ("orcd.other", 0, 300)]
 
     run(redis_url, play)
 

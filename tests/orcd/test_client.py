@@ -13,7 +13,8 @@ import redis
 from orcd.client import Client
 from orcd.errors import Cancelled, Conflict, InvalidRequest
 from orcd.events import Error
-from orcd.status import WorkerStatus
+from orcd.monitoring.worker_registry import WorkerRegistry
+from orcd.status import QueueStatus
 from orcd.store import schema
 from tests.orcd.job_writer import MakeStore, claimed, messages
 
@@ -220,6 +221,22 @@ def test_cancelling_a_running_job_tells_its_worker(client: Client, make_store: M
 
 def test_workers_that_are_alive_are_listed(client: Client, connection: redis.Redis):
     assert client.workers() == []
-    connection.zadd(schema.WORKERS, {"worker-1": 1_700_000_000_000, "dead": 1})
-    connection.hset(schema.worker_key("worker-1"), mapping={"running": 3})
-    assert client.workers() == [WorkerStatus("worker-1", 1_700_000_000_000, {"running": "3"})]
+    WorkerRegistry(connection).beat("worker-1", {"state": "ready", "running": 3})
+    (worker,) = client.workers()
+    assert (worker.name, worker.state, worker.running) == ("worker-1", "ready", 3)
+
+
+def test_queues_are_counted_with_who_serves_them(client: Client, connection: redis.Redis, make_store: MakeStore):
+    assert client.queues() == []
+    WorkerRegistry(connection).beat("worker-1", {"state": "ready", "model": "demo"})
+    job_ids = client.submit_many([{"prompt": "x", "priority": 1}, {"prompt": "x", "priority": 9}, {"prompt": "x"}])
+    claimed(make_store(), job_ids[0])
+    client.submit(prompt="x", model="no:body")
+    any_model, demo, nobody = client.queues()
+    assert (any_model.queue, any_model.model, any_model.workers) == ("orcd", None, 1)
+    assert (any_model.running, any_model.waiting, any_model.priorities) == (1, 2, {5: 1, 9: 1})
+    assert any_model.messages == 3
+    assert any_model.oldest_ms is not None
+    assert 0 <= any_model.oldest_ms < 60_000
+    assert demo == QueueStatus("orcd.demo", "demo", 1, 0, 0, None, {}, 0)
+    assert (nobody.queue, nobody.model, nobody.workers, nobody.waiting) == ("orcd.no%3Abody", "no:body", 0, 1)

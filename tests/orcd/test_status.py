@@ -70,6 +70,35 @@ def test_a_log_that_cannot_be_used_counts_as_empty():
     assert Status.read("j", Look("running", None, True, b""), values, None).tokens_out == 0
 
 
-def test_a_worker_without_a_heartbeat_is_left_out():
-    seen = [(b"alive", 5.0), (b"dead", 1.0)]
-    assert WorkerStatus.read_all(seen, [{b"running": b"3"}, {}]) == [WorkerStatus("alive", 5, {"running": "3"})]
+ERROR = b'{"type":"error","code":"POISONED","message":"given up","retriable":false}'
+END = b'{"type":"end","finish_reason":"stop","tokens_in":1,"tokens_out":1,"queue_ms":0,"ttft_ms":0,"decode_ms":0}'
+
+
+def test_a_job_says_how_often_it_lost_its_owner():
+    assert (read(QUEUED).losses, read({**RUNNING, "losses": b"3"}).losses) == (0, 3)
+
+
+@pytest.mark.parametrize(
+    ("in_record", "in_log", "code"),
+    [(ERROR, b"", "POISONED"), (b"", ERROR, "POISONED"), (END, b"", None), (b"", END, None), (b"{", b"", None)],
+)
+def test_a_job_that_failed_says_why(in_record: bytes, in_log: bytes, code: str | None):
+    """Version 1 had the terminal event in the log only."""
+    record = {**RUNNING, "state": b"failed", "finished_ms": b"9"}
+    values = [record.get(name) for name in FIELDS]
+    status = Status.read("j", Look("failed", None, True, in_record), values, [(b"1-1", {b"e": in_log})])
+    assert (status.error and status.error.code) == code
+
+
+def test_workers_are_read_by_name_and_one_that_cannot_be_read_is_left_out():
+    heartbeat = [b"state", b"ready", b"running", b"3", b"tokens_per_s", b"9.5", b"of a newer version", b"x"]
+    answer = [
+        1500,
+        [b"b", b"1000", heartbeat],
+        [b"bad", b"1000", [b"pid", b"none"]],
+        [b"a", b"1600", [b"host", b"\xff"]],
+    ]
+    assert WorkerStatus.read_all(answer) == [
+        WorkerStatus("a", 1600, 0, host="\ufffd"),
+        WorkerStatus("b", 1000, 500, state="ready", running=3, tokens_per_s=9.5),
+    ]

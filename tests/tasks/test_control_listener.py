@@ -10,6 +10,7 @@ import pytest
 import redis
 
 from orcd.client import Client
+from orcd.monitoring.worker_registry import WorkerRegistry
 from orcd.store import schema
 from orcd.store.job_store import JobStore
 from tasks.control_listener import ControlListener
@@ -29,7 +30,12 @@ class Scene:
         self.deaths: list[str] = []
         self._channel = prefix + schema.CONTROL
         self.listener = ControlListener(
-            self.store, self.heard.put, self.errors.append, lambda name, _: self.deaths.append(name)
+            self.store,
+            "worker-1",
+            self.heard.put,
+            self.heard.put,
+            self.errors.append,
+            lambda name, _: self.deaths.append(name),
         )
 
     def wait_until_it_listens(self) -> None:
@@ -61,12 +67,33 @@ def test_a_client_that_cancels_a_job_that_runs_is_heard_and_other_messages_do_no
 ) -> None:
     job_id = client.submit(prompt="x")
     claimed(scene.store, job_id)
-    for said in ("no JSON", "[]", '{"cancel": 7}', "\xff", "[" * 100_000):
+    for said in (
+        "no JSON",
+        "[]",
+        '{"cancel": 7}',
+        "\xff",
+        "[" * 100_000,
+        "{}",
+        '{"drain": ""}',
+        '{"stop": "worker-2"}',
+    ):
         scene.say(said)
     assert client.cancel(job_id) == "running"
     assert scene.heard.get(timeout=5) == job_id
     assert scene.heard.empty()
     assert scene.errors == []
+
+
+def test_a_worker_hears_that_it_is_to_leave_and_how(scene: Scene) -> None:
+    registry = WorkerRegistry(scene.redis)
+    for name in ("worker-1", "worker-2"):
+        registry.beat(name, {"state": "ready"})
+    assert registry.tell("worker-2", "stop")
+    assert not registry.tell("worker-3", "stop")
+    assert registry.tell("worker-1", "drain")
+    assert registry.tell("worker-1", "stop")
+    assert [scene.heard.get(timeout=5) for _ in range(2)] == ["drain", "stop"]
+    assert scene.heard.empty()
 
 
 def test_it_hears_at_once(scene: Scene) -> None:

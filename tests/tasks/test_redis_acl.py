@@ -38,7 +38,7 @@ class Watch:
 
     def __init__(self, port: int) -> None:
         self.commands: set[str] = set()
-        self._connection = redis.Redis(port=port)
+        self._connection = redis.Redis(port=port, socket_timeout=None)  # nobody may say anything for a while
         self._thread = threading.Thread(target=self._run, daemon=True)
 
     def _run(self) -> None:
@@ -82,8 +82,10 @@ def test_everything_works_with_the_rights_and_uses_them_all(
         job_id = client.submit(**REQUEST | {"max_tokens": 400})
         wait_until_running(client, [job_id])
         worker.kill()
-        with WorkerProcess(url, demo_model, tmp_path):
+        with WorkerProcess(url, demo_model, tmp_path) as other:
             assert client.result(job_id, timeout=60).finish_reason == "length"
+            (name,) = [each.name for each in client.workers() if each.pid == other.process.pid]
+            _run_command(url, "drain", name)
     with redis.Redis(port=server.port) as connection:
         assert connection.acl_log() == []
     granted = set(re.findall(r"\+(\S+)", RIGHTS.read_text()))
@@ -143,8 +145,8 @@ def _use_command_line(url: str) -> None:
         connection.lpush("orcd", "unreadable")
         wait_until(lambda: connection.exists("orcd:dead"))
         (letter,) = (entry_id.decode() for entry_id, _ in connection.xrange("orcd:dead"))
-    for command in (["dead", "list"], ["dead", "show", letter], ["dead", "retry", letter], ["migrate"]):
-        _run_command(url, *command)
+    for command in ("workers", "queue", "dead list", f"dead show {letter}", f"dead retry {letter}", "migrate"):
+        _run_command(url, *command.split())
     _run_command(url, "dead", "drop", "--all")
 
 

@@ -184,6 +184,18 @@ def test_cancel_status_and_follow_tell_of_a_job(client: Client, make_store: Make
     one_error(capsys, "CANCELLED")
 
 
+def test_status_says_why_a_job_failed_and_who_ran_it(client: Client, make_store: MakeStore,
+                                                     capsys: pytest.CaptureFixture[str]) -> None:  # fmt: skip
+    client.submit(prompt="a", job_id="failed")
+    claimed(make_store(), "failed").fail("VRAM_OOM", "does not fit")
+    assert run(["status", "failed"]) == 0
+    said = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
+    assert (said["error"], said["worker"], said["losses"]) == ("VRAM_OOM: does not fit", "worker-1", "0")
+    assert run(["status", "failed", "--json"]) == 0
+    error = json.loads(capsys.readouterr().out)["error"]
+    assert (error["code"], error["message"]) == ("VRAM_OOM", "does not fit")
+
+
 @pytest.mark.parametrize("name", ["cancel", "status", "follow"])
 def test_an_unknown_job_is_named(name: str, client: Client, capsys: pytest.CaptureFixture[str]) -> None:
     assert run([name, "nobody"]) == 2

@@ -1,13 +1,16 @@
-"""``orcd dead`` and ``orcd migrate`` as a person runs them."""
+"""``orcd queue``, ``orcd dead`` and ``orcd migrate`` as a person runs them."""
 
 from __future__ import annotations
 
 import json
+import re
 import shlex
 
 import pytest
 import redis
 
+from orcd.client import Client
+from orcd.monitoring.worker_registry import WorkerRegistry
 from orcd.store import schema
 from tests.orcd.cli.command_line import one_error, run
 from tests.orcd.cli.test_migration import message
@@ -105,6 +108,7 @@ def test_an_entry_that_cannot_be_read_does_not_hide_the_others(
         "dead retry 1767225601000-0",
         "dead drop 5-5",
         "dead lsit",
+        "queue orcd",
         "dead",
         "migrate --redis nonsense",
         "migrate everything",
@@ -115,13 +119,43 @@ def test_wrong_usage_is_one_line_and_exit_code_2(line: str, capsys: pytest.Captu
     one_error(capsys, "INVALID_REQUEST")
 
 
-@pytest.mark.parametrize("line", ["dead list", f"dead show {LETTER}", "dead retry --all", "dead drop 5-5", "migrate"])
+def test_queue_prints_a_line_for_each_and_marks_those_that_nobody_serves(
+    client: Client, connection: redis.Redis, capsys: pytest.CaptureFixture[str]
+) -> None:
+    WorkerRegistry(connection).beat("w", {"state": "ready", "model": "demo"})
+    client.submit_many([{"prompt": "secret", "model": "a:b", "priority": priority} for priority in (9, 2, 9)])
+    assert run(["queue"]) == 0
+    output = capsys.readouterr().out
+    head, *lines = [line.split() for line in output.splitlines()]
+    assert " ".join(head) == "QUEUE MODEL WORKERS RUNNING WAITING OLDEST MESSAGES WAITING BY PRIORITY"
+    oldest = lines[1][5]
+    assert lines == [
+        ["orcd", "any", "1", "0", "0", "-", "0", "-"],
+        ["orcd.a%3Ab", "a:b", "nobody", "0", "3", oldest, "3", "2:1", "9:2"],
+        ["orcd.demo", "demo", "1", "0", "0", "-", "0", "-"],
+    ]
+    assert re.fullmatch(r"\d+s", oldest)
+    assert "secret" not in output
+
+
+def test_queue_as_json_prints_an_object_for_each(client: Client, capsys: pytest.CaptureFixture[str]) -> None:
+    client.submit(prompt="x", model="demo", priority=1)
+    assert run(["queue", "--json"]) == 0
+    queue = json.loads(capsys.readouterr().out)
+    assert queue.pop("oldest_ms") >= 0
+    assert queue == {"queue": "orcd.demo", "model": "demo", "workers": 0, "running": 0, "waiting": 1,
+                     "priorities": {"1": 1}, "messages": 1}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "line", ["queue", "dead list", f"dead show {LETTER}", "dead retry --all", "dead drop 5-5", "migrate"]
+)
 def test_without_redis_every_command_says_so(line: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run([*line.split(), "--redis", NOWHERE]) == 1
     assert one_error(capsys, "REDIS_UNAVAILABLE").startswith("cannot reach Redis at redis://127.0.0.1:1/0; ")
 
 
-@pytest.mark.parametrize("line", ["dead", "dead list", "dead show", "dead retry", "dead drop", "migrate"])
+@pytest.mark.parametrize("line", ["queue", "dead", "dead list", "dead show", "dead retry", "dead drop", "migrate"])
 def test_every_command_explains_itself(line: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run([*line.split(), "--help"]) == 0
     page = capsys.readouterr().out

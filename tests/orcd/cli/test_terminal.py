@@ -31,3 +31,16 @@ def test_a_person_sees_how_long_loading_will_take(
         *("position 1: no worker serves qwen", "position 1: waiting for a free slot"),
         *("loading the model, 0 %", "loading the model, 40 %, about 3 s left"),
     ]
+
+
+def test_a_table_has_columns_under_its_head(capsys: pytest.CaptureFixture[str]) -> None:
+    terminal.show_table(("NAME", "JOBS"), [("a-longer-name", 7), ("", 0)])
+    assert capsys.readouterr().out == "NAME           JOBS\na-longer-name  7\n-              0\n"
+
+
+@pytest.mark.parametrize(
+    ("milliseconds", "text"),
+    [(0, "0s"), (59_999, "59s"), (61_000, "1m 1s"), (3_661_000, "1h 1m"), (90_000_000, "1d 1h")],
+)
+def test_a_duration_has_its_two_largest_units(milliseconds: int, text: str) -> None:
+    assert terminal.duration(milliseconds) == text

@@ -7,19 +7,17 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import redis
 
 from orcd.client import Client
 from orcd.errors import OrcdError
+from orcd.monitoring.worker_registry import WorkerRegistry
 from orcd.store import schema
 from orcd.store.job_store import Arrival, JobStore
-from tasks.dispatch.maintenance import Maintenance
 from tests.orcd.job_record import REQUEST, let_lease_run_out, make_due_again, recorded
 from tests.orcd.job_writer import MakeStore, claimed
-from worker.settings import Settings
 
 TTL_S = 600
 PROTOCOL = (Path(__file__).parents[3] / "docs" / "protocol.md").read_text(encoding="utf-8")
@@ -105,6 +103,13 @@ def play_everything(client: Client, store: JobStore, mark: Callable[[str], None]
     store.redis.zrem(schema.RUNNING, "c")
     client.statuses(["c", "d"])
     mark("look")
+    registry = WorkerRegistry(store.redis)
+    registry.beat("worker-1", {"state": "ready"})
+    mark("heartbeat")
+    registry.tell("worker-1", "drain")
+    mark("tell_worker")
+    assert client.queues()
+    mark("queues")
     play_damage(client, store, mark)
     store.redis.hset(schema.job_key("new"), "schema", 3)
     let_lease_run_out(store, "new")
@@ -113,26 +118,10 @@ def play_everything(client: Client, store: JobStore, mark: Callable[[str], None]
     store.reap()
     mark("reap")
     store.announce_loading(50)
-    beat(store)
+    store.limit_queue(100, replaces=True)
     mark("workers")
     claimed(store, "d")
     mark("claim")
-
-
-def beat(store: JobStore) -> None:
-    """What a worker's own thread writes."""
-
-    def failed(name: str, error: Exception) -> None:
-        raise error
-
-    observer = SimpleNamespace(
-        worker_id="worker-1",
-        heartbeat=lambda num_jobs: {"running": num_jobs},
-        loading=None,
-        log=SimpleNamespace(retrying=failed),
-    )
-    runner = SimpleNamespace(jobs=list)
-    Maintenance(store, Settings(max_queued=100), observer, lambda message: None, runner, lambda: None).run_due()
 
 
 def play_damage(client: Client, store: JobStore, mark: Callable[[str], None]) -> None:

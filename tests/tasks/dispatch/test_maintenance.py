@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import time
+from importlib.metadata import version
+from os import getpid
 from queue import SimpleQueue
+from socket import gethostname
 from typing import Any
 
 import pytest
 import redis
 
+from orcd.monitoring.worker_registry import WorkerRegistry
 from orcd.request import parse
+from orcd.status import WorkerStatus
 from orcd.store import schema
 from orcd.store.enqueue import Message
 from orcd.store.job_store import JobStore
@@ -78,19 +83,25 @@ def test_the_heartbeat_carries_the_gauges_and_goes_when_the_worker_does(
     scene.begin()
     scene.run()
     assert connection.zrange(schema.WORKERS, 0, -1) == [b"worker-1"]
-    said: Any = connection.hgetall(schema.worker_key("worker-1"))
-    assert (said[b"model"], said[b"ready"], said[b"jobs"]) == (b"demo", b"0", b"1")
+    (said,) = WorkerRegistry(connection).workers()
+    assert (said.model, said.state, said.jobs, said.device) == ("demo", "loading", 1, "cpu")
+    assert (said.host, said.pid, said.version) == (gethostname(), getpid(), version("orcd"))
+    assert set(WorkerStatus.__struct_fields__) - {"name", "last_seen_ms", "silent_ms"} == {
+        name.decode() for name in connection.hkeys(schema.worker_key("worker-1"))
+    } - {"ready"}
     scene.maintenance.stop()
     assert connection.keys("orcd:worker*") == []
 
 
-def test_a_heartbeat_takes_workers_off_the_list_that_have_long_been_silent(
+def test_a_change_of_state_is_told_before_the_next_heartbeat_is_due(
     scene: MaintenanceScene, connection: redis.Redis
 ) -> None:
-    now_ms = time.time_ns() // 1_000_000
-    connection.zadd(schema.WORKERS, {"dead": now_ms - 61_000, "alive": now_ms - 30_000})
-    scene.run()
-    assert connection.zrange(schema.WORKERS, 0, -1) == [b"alive", b"worker-1"]
+    states = []
+    for is_draining in (False, False, True):
+        scene.observer.is_draining = is_draining
+        scene.run()
+        states.append(WorkerRegistry(connection).workers()[0].state)
+    assert states == ["loading", "loading", "draining"]
 
 
 def test_periodic_calls_wait_for_their_time(

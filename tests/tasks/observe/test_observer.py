@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import time
+
 import msgspec
+import pytest
 
 from orcd.errors import Poisoned
 from tests.tasks.dispatch.byte_model import END_ID, READY
@@ -81,15 +84,47 @@ def test_an_engine_that_is_lost_is_an_error_and_takes_the_readiness_with_it(watc
 
 def test_the_heartbeat_says_what_the_engine_does(watched: Watched) -> None:
     observer = watched.observer
-    idle = {"model": "demo", "ready": 0, "jobs": 0, "running": 0, "waiting": 0, "output_tokens": 0}
+    idle = {"model": "demo", "state": "loading", "ready": 0, "jobs": 0, "running": 0, "waiting": 0, "output_tokens": 0,
+            "tokens_per_s": 0.0}  # fmt: skip
     assert observer.heartbeat(0) == idle
     observer.ready(READY)
     observer.stats(STATS)
-    busy = {"model": "demo", "ready": 1, "jobs": 7, "running": 3, "waiting": 4, "output_tokens": 9}
+    busy = {"model": "demo", "state": "ready", "ready": 1, "jobs": 7, "running": 3, "waiting": 4, "output_tokens": 9,
+            "tokens_per_s": 0.0}  # fmt: skip
     assert observer.heartbeat(7) == busy
     assert watched.sample("orcd_jobs_in_hand") == 7
     observer.stats(msgspec.structs.replace(STATS, healthy=False))
     assert observer.heartbeat(7)["ready"] == 0
+
+
+def test_a_workers_state_is_one_word(watched: Watched) -> None:
+    observer, states = watched.observer, []
+    for change in (
+        lambda: None,
+        lambda: observer.ready(READY),
+        lambda: observer.stats(msgspec.structs.replace(STATS, healthy=False)),
+        lambda: observer.stats(STATS),
+        lambda: observer.engine_exited(-9),
+        lambda: setattr(observer, "is_draining", True),
+    ):
+        change()
+        states.append(observer.state)
+    assert states == ["loading", "ready", "unhealthy", "ready", "loading", "draining"]
+
+
+def test_the_tokens_per_second_are_those_between_two_figures_of_the_engine(
+    watched: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    rates = []
+    for at, output_tokens in ((100.0, 50), (101.0, 150), (103.0, 150), (104.0, 151)):
+        now[0] = at
+        watched.observer.stats(msgspec.structs.replace(STATS, output_tokens=output_tokens))
+        rates.append(watched.observer.heartbeat(0)["tokens_per_s"])
+    watched.observer.engine_exited(-9)
+    watched.observer.stats(STATS)
+    assert [*rates, watched.observer.heartbeat(0)["tokens_per_s"]] == [0, 100, 0, 1, 0]
 
 
 def test_an_engine_that_is_unhealthy_is_told_once_and_takes_the_readiness_with_it(watched: Watched) -> None:

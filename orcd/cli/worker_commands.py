@@ -1,0 +1,109 @@
+"""The commands about workers: workers, drain, stop."""
+
+from __future__ import annotations
+
+import sys
+import time
+
+import click
+
+from orcd.cli import terminal
+from orcd.cli.command_line import report
+from orcd.cli.job_commands import json_option, redis_option
+from orcd.client import Client
+from orcd.errors import InvalidRequest
+from orcd.monitoring.worker_registry import Farewell, WorkerRegistry
+from orcd.settings import ClientSettings, read_environment
+from orcd.store.redis_connection import connect, redis_errors
+
+POLL_S = 0.2
+
+worker_argument = click.argument("worker")
+timeout_option = click.option(
+    "--timeout", "timeout_s", type=click.FloatRange(min=0), default=60.0, show_default=True, metavar="S",
+    help="Seconds to wait until the worker has left; 0: tell it, and do not wait.",
+)  # fmt: skip
+
+
+@click.command()
+@redis_option
+@json_option
+def workers(redis_url: str | None, as_json: bool) -> None:
+    """Print the workers that are alive.
+
+    A worker is loading, ready, draining (it takes no more jobs and leaves) or unhealthy (it takes no more jobs). JOBS
+    are those that it has claimed, RUNNING the answers that it generates at this moment. SEEN is the time since its last
+    heartbeat, which comes every two seconds; one that died is listed for a minute.
+    """
+    with Client(redis_url) as client:
+        found = client.workers()
+    if as_json:
+        for worker in found:
+            terminal.write_json(worker)
+        return
+    head = ("WORKER", "STATE", "MODEL", "DEVICE", "JOBS", "RUNNING", "TOKENS/S", "UPTIME", "SEEN", "VERSION")
+    terminal.show_table(
+        head,
+        (
+            (
+                worker.name,
+                worker.state,
+                worker.model,
+                worker.device,
+                worker.jobs,
+                worker.running,
+                f"{worker.tokens_per_s:.0f}",
+                terminal.duration(1000 * worker.uptime_s),
+                terminal.duration(worker.silent_ms),
+                worker.version,
+            )
+            for worker in found
+        ),
+    )
+
+
+@click.command()
+@worker_argument
+@timeout_option
+@redis_option
+def drain(worker: str, timeout_s: float, redis_url: str | None) -> int:
+    """Have a worker finish its jobs and exit.
+
+    It takes no more jobs, finishes those that it can in its time to drain, gives the others back, and exits with 0, as
+    with SIGTERM. `orcd workers` lists the names.
+    """
+    return _send_away(worker, "drain", timeout_s, redis_url)
+
+
+@click.command()
+@worker_argument
+@timeout_option
+@redis_option
+def stop(worker: str, timeout_s: float, redis_url: str | None) -> int:
+    """Have a worker give all its jobs back at once and exit.
+
+    Other workers go on with them at the next token. It exits with 0. `orcd workers` lists the names.
+    """
+    return _send_away(worker, "stop", timeout_s, redis_url)
+
+
+def _send_away(worker: str, farewell: Farewell, timeout_s: float, redis_url: str | None) -> int:
+    """Tell a worker to leave and wait until it has. Returns the exit code."""
+    settings = read_environment(ClientSettings, redis_url=redis_url)
+    with redis_errors(settings), connect(settings) as connection:
+        registry = WorkerRegistry(connection, settings.key_prefix)
+        if not registry.tell(worker, farewell):
+            there_are = ", ".join(found.name for found in registry.workers()) or "none"
+            report(InvalidRequest.code, f"worker {worker}: unknown; the workers that are alive: {there_are}")
+            return 1
+        end = time.monotonic() + timeout_s
+        while timeout_s and registry.tell(worker, farewell):
+            if time.monotonic() > end:
+                print(f"{worker} has not left after {timeout_s:g} s; run the command again to wait on", file=sys.stderr)
+                return 1
+            time.sleep(POLL_S)
+    print(f"{worker} has left" if timeout_s else f"{worker} was told to {farewell}")
+    return 0
+
+
+COMMANDS = (workers, drain, stop)

@@ -1,0 +1,1 @@
+"""What operators look at and act on: the workers that are alive, and what is in the queues."""

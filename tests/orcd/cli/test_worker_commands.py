@@ -1,0 +1,119 @@
+"""``orcd workers``, ``drain`` and ``stop``, with workers played by the test."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Callable
+
+import pytest
+import redis
+
+from orcd.cli import worker_commands
+from orcd.monitoring.worker_registry import WorkerRegistry
+from orcd.store import schema
+from tests.orcd.cli.command_line import one_error, run
+
+NOWHERE = "redis://127.0.0.1:1/0"
+BUSY = {"state": "ready", "model": "demo", "device": "cpu", "jobs": 7, "running": 3, "tokens_per_s": 12.4,
+        "uptime_s": 3700, "version": "0.2.0", "host": "box", "pid": 42}  # fmt: skip
+
+
+@pytest.fixture
+def registry(redis_url: str, connection: redis.Redis, monkeypatch: pytest.MonkeyPatch) -> WorkerRegistry:
+    """A Redis with the workers busy and loading, which the commands of the test use too."""
+    monkeypatch.setenv("ORCD_REDIS_URL", redis_url)
+    registry = WorkerRegistry(connection)
+    registry.beat("busy", BUSY)
+    registry.beat("loading", {"state": "loading"})
+    return registry
+
+
+@pytest.fixture
+def while_waiting(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], None]], None]:
+    """Has something happen whenever the command waits."""
+    return lambda happens: monkeypatch.setattr(worker_commands.time, "sleep", lambda _: happens())
+
+
+def test_workers_prints_a_line_for_each(registry: WorkerRegistry, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["workers"]) == 0
+    head, busy, loading = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert head == ["WORKER", "STATE", "MODEL", "DEVICE", "JOBS", "RUNNING", "TOKENS/S", "UPTIME", "SEEN", "VERSION"]
+    assert busy[:9] == ["busy", "ready", "demo", "cpu", "7", "3", "12", "1h", "1m"]
+    assert busy[-1] == "0.2.0"
+    assert loading[:4] == ["loading", "loading", "-", "-"]
+
+
+def test_workers_as_json_prints_an_object_for_each(
+    registry: WorkerRegistry, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["workers", "--json"]) == 0
+    busy, loading = map(json.loads, capsys.readouterr().out.splitlines())
+    assert BUSY.items() <= busy.items()
+    assert busy["silent_ms"] < 60_000
+    assert (loading["name"], loading["state"], loading["jobs"]) == ("loading", "loading", 0)
+
+
+@pytest.mark.parametrize("name", ["drain", "stop"])
+def test_a_worker_is_told_until_it_has_left(
+    name: str, registry: WorkerRegistry, connection: redis.Redis, capsys: pytest.CaptureFixture[str],
+    while_waiting: Callable[[Callable[[], None]], None],
+) -> None:  # fmt: skip
+    heard: list[bytes] = []
+    with connection.pubsub(ignore_subscribe_messages=True) as channel:
+        channel.subscribe(schema.CONTROL)
+
+        def hear() -> None:
+            while (message := channel.get_message(timeout=0.1)) is not None:
+                heard.append(message["data"])
+            if len(heard) == 3:
+                registry.remove("busy")
+
+        while_waiting(hear)
+        assert run([name, "busy"]) == 0
+    assert capsys.readouterr().out == "busy has left\n"
+    assert [json.loads(text) for text in heard] == [{name: "busy"}] * 3
+
+
+def test_a_worker_that_does_not_leave_in_time_is_an_error(
+    registry: WorkerRegistry, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["drain", "busy", "--timeout", "0.01"]) == 1
+    assert capsys.readouterr().err == "busy has not left after 0.01 s; run the command again to wait on\n"
+
+
+def test_nobody_waits_who_says_so(registry: WorkerRegistry, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["stop", "busy", "--timeout", "0"]) == 0
+    assert capsys.readouterr().out == "busy was told to stop\n"
+
+
+@pytest.mark.parametrize("name", ["drain", "stop"])
+def test_an_unknown_worker_is_an_error_that_names_those_there_are(
+    name: str, registry: WorkerRegistry, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run([name, "demo"]) == 1
+    assert one_error(capsys, "INVALID_REQUEST") == "worker demo: unknown; the workers that are alive: busy, loading"
+    registry.remove("busy")
+    registry.remove("loading")
+    assert run([name, "busy"]) == 1
+    assert one_error(capsys, "INVALID_REQUEST").endswith("the workers that are alive: none")
+
+
+@pytest.mark.parametrize("line", ["drain", "stop", "drain a --timeout -1", "workers a", "workers --redis nonsense"])
+def test_wrong_usage_is_one_line_and_exit_code_2(line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(shlex.split(line)) == 2
+    one_error(capsys, "INVALID_REQUEST")
+
+
+@pytest.mark.parametrize("name", ["workers", "drain", "stop"])
+def test_every_command_explains_itself(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run([name, "--help"]) == 0
+    page = capsys.readouterr().out
+    assert page.startswith(f"Usage: orcd {name} ")
+    assert len(page) > 150
+
+
+@pytest.mark.parametrize("line", ["workers", "drain a", "stop a"])
+def test_without_redis_every_command_says_so(line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run([*line.split(), "--redis", NOWHERE]) == 1
+    assert one_error(capsys, "REDIS_UNAVAILABLE").startswith("cannot reach Redis at redis://127.0.0.1:1/0; ")
