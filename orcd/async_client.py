@@ -22,6 +22,7 @@ from orcd.client import (
 )
 from orcd.events import Event, state_after
 from orcd.monitoring.queue_tally import QueueTally
+from orcd.request import Request
 from orcd.result import Result, ResultBuilder
 from orcd.settings import ClientSettings, read_environment
 from orcd.status import FIELDS, Look, QueueStatus, Status, WorkerStatus
@@ -101,7 +102,7 @@ class AsyncClient:
 
     async def submit_many(
         self,
-        requests: Sequence[Mapping[str, Any]],
+        requests: Sequence[Mapping[str, Any] | Request],
         job_ids: Sequence[str] | None = None,
         *,
         fail_fast: bool = False,

@@ -22,6 +22,7 @@ from orcd import result as results
 from orcd.errors import Cancelled, InvalidRequest
 from orcd.events import Error, Event, Token, encode_event, state_after
 from orcd.monitoring.queue_tally import QueueTally
+from orcd.request import Request
 from orcd.result import Result
 from orcd.settings import ClientSettings, read_environment
 from orcd.status import FIELDS, Look, QueueStatus, Status, WorkerStatus, check_state
@@ -101,12 +102,12 @@ class Client:
 
     def submit_many(
         self,
-        requests: Sequence[Mapping[str, Any]],
+        requests: Sequence[Mapping[str, Any] | Request],
         job_ids: Sequence[str] | None = None,
         *,
         fail_fast: bool = False,
     ) -> list[str]:
-        """Queue many jobs; nothing is written unless all are valid.
+        """Queue many jobs, by their fields or as requests; nothing is written unless all are valid.
 
         If Redis goes away in between, some may have been written: give ``job_ids``, or each request an
         ``idempotency_key``, to be able to submit again. Raises `Conflict` if one of these is another request's, and

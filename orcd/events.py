@@ -46,11 +46,15 @@ class Started(msgspec.Struct, frozen=True, tag_field="type", tag="started", omit
 
 
 class TokenLogprob(msgspec.Struct, frozen=True):
-    """Natural-log probability of a token and of the most likely ones at its place."""
+    """Natural-log probability of a token and of the most likely ones at its place.
+
+    ``pieces`` are the bytes of all of these by token id, in JSON as base64: a token may be a part of a character.
+    """
 
     id: int
     logprob: float
     top: dict[int, float] = {}
+    pieces: dict[int, bytes] = {}
 
 
 class Token(msgspec.Struct, frozen=True, tag_field="type", tag="token", omit_defaults=True):

@@ -16,6 +16,26 @@ from orcd.sampling import SamplingFields, SamplingKeywords, TokenId, convert
 
 MAX_REQUEST_BYTES = 16 * 1024 * 1024
 
+TEXT_PARTS = {
+    "text": "text",
+    "input_text": "text",
+    "output_text": "text",
+    "refusal": "refusal",
+    "thinking": "thinking",
+}
+"""The kinds of parts that a message's content may have, and the key of each one's text."""
+
+_OTHER_NAMES = {
+    "input": "prompt",
+    "max_completion_tokens": "max_tokens",
+    "max_output_tokens": "max_tokens",
+    "n_predict": "max_tokens",
+    "reasoning_effort": "chat_template_kwargs",
+    "service_tier": "priority",
+    "top_logprobs": "logprobs",
+}
+"""Names that OpenAI's bodies have for fields of a request. `orcd.openai` reads those bodies."""
+
 Text = Annotated[str, Meta(max_length=4 * 1024 * 1024)]
 
 
@@ -26,6 +46,11 @@ class Request(SamplingFields, frozen=True, kw_only=True):
     used untouched. ``model`` None takes any worker. ``priority`` 0 is the most urgent of 0 to 9. ``deadline_s`` counts
     from submission. ``on_disconnect`` "cancel" ends a job that has had no listener for a while.
 
+    ``tools`` are functions as chat completions of OpenAI have them, for the chat template; ``chat_template_kwargs`` are
+    further variables of it. With ``add_generation_prompt`` the answer is a new message; with ``continue_final_message``
+    instead the last message goes on. ``special_tokens_in_content`` says what the spelling of a control token in the
+    text of a message is: "parse" takes it for the token, "escape" for the text that it is.
+
     `orcd.sampling.SamplingFields` has the sampling parameters and what they mean. ``max_tokens`` None means what the
     context leaves. ``seed`` None gets one on submission, so that whoever resumes the job draws the same tokens.
     """
@@ -33,6 +58,11 @@ class Request(SamplingFields, frozen=True, kw_only=True):
     prompt: Text | None = None
     messages: Annotated[list[dict[str, Any]], Meta(min_length=1, max_length=10_000)] | None = None
     prompt_token_ids: Annotated[list[TokenId], Meta(min_length=1, max_length=4 * 1024 * 1024)] | None = None
+    tools: Annotated[list[dict[str, Any]], Meta(min_length=1, max_length=1024)] | None = None
+    chat_template_kwargs: Annotated[dict[str, Any], Meta(max_length=256)] | None = None
+    add_generation_prompt: bool = True
+    continue_final_message: bool = False
+    special_tokens_in_content: Literal["parse", "escape"] = "parse"
     model: Annotated[str, Meta(min_length=1, max_length=200)] | None = None
     priority: Annotated[int, Meta(ge=0, le=9)] = 5
     deadline_s: Annotated[float, Meta(gt=0, le=30 * 24 * 3600)] | None = None
@@ -55,6 +85,11 @@ class RequestFields(SamplingKeywords, total=False):
     prompt: str | None
     messages: Sequence[Mapping[str, Any]] | None
     prompt_token_ids: list[int] | tuple[int, ...] | None
+    tools: Sequence[Mapping[str, Any]] | None
+    chat_template_kwargs: Mapping[str, Any] | None
+    add_generation_prompt: bool
+    continue_final_message: bool
+    special_tokens_in_content: Literal["parse", "escape"]
     model: str | None
     priority: int
     deadline_s: float | None
@@ -68,6 +103,9 @@ def parse(fields: Any) -> Request:
     """
     if not isinstance(fields, dict):
         raise InvalidRequest("a request must be an object of named fields")
+    for other, name in _OTHER_NAMES.items():
+        if other in fields:
+            raise InvalidRequest(f"{other}: unknown field; did you mean {name}?")
     if isinstance(fields.get("stop"), str):
         fields = {**fields, "stop": [fields["stop"]]}
     request = convert(fields, Request)
@@ -90,15 +128,22 @@ def decode(text: bytes) -> Request:
 def encode(request: Request) -> bytes:
     """The request as JSON, defaults left out. Raises `InvalidRequest` on text that UTF-8 cannot express."""
     try:
-        json.dumps(request.messages, allow_nan=False)  # msgspec would turn bytes and NaN into something else
+        for name in ("messages", "tools", "chat_template_kwargs"):
+            _check_json(name, getattr(request, name))
         encoded = msgspec.json.encode(request)
     except UnicodeEncodeError:
         raise InvalidRequest("the request holds a lone surrogate, which is not valid Unicode text") from None
-    except (TypeError, ValueError, RecursionError):
-        raise InvalidRequest("messages: values must be plain JSON") from None
     if len(encoded) > MAX_REQUEST_BYTES:
         raise InvalidRequest(f"the request has {len(encoded)} bytes; at most {MAX_REQUEST_BYTES} are allowed")
     return encoded
+
+
+def _check_json(name: str, value: Any) -> None:
+    """Raises `InvalidRequest` for what JSON has no form for: msgspec turns bytes and NaN into something else."""
+    try:
+        json.dumps(value, allow_nan=False)
+    except (TypeError, ValueError, RecursionError):
+        raise InvalidRequest(f"{name}: values must be plain JSON") from None
 
 
 def _check(request: Request) -> None:
@@ -112,6 +157,21 @@ def _check(request: Request) -> None:
         raise InvalidRequest("deadline_s: must be a finite number")
     if request.max_tokens is not None and request.min_tokens > request.max_tokens:
         raise InvalidRequest("min_tokens: must not exceed max_tokens")
+    if request.continue_final_message and request.add_generation_prompt:
+        raise InvalidRequest("continue_final_message: needs add_generation_prompt false")
     for index, message in enumerate(request.messages or ()):
         if not isinstance(message.get("role"), str):
             raise InvalidRequest(f"messages[{index}]: needs a role, such as user")
+        content = message.get("content")
+        for place, part in enumerate(content if isinstance(content, list) else ()):
+            if isinstance(part, dict):
+                _check_part(part, f"messages[{index}].content[{place}]")
+
+
+def _check_part(part: dict[str, Any], where: str) -> None:
+    kind = part.get("type")
+    if not isinstance(kind, str) or kind not in TEXT_PARTS:
+        named = f"{kind[:40]} parts are" if isinstance(kind, str) else "parts without a type are"
+        raise InvalidRequest(f"{where}: {named} not supported; a model here reads text only")
+    if not isinstance(part.get(TEXT_PARTS[kind]), str):
+        raise InvalidRequest(f"{where}.{TEXT_PARTS[kind]}: must be text")

@@ -8,8 +8,9 @@ each parameter, because type checkers and editors do not see fields that are mad
 
 from __future__ import annotations
 
+import difflib
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypedDict, TypeVar, get_args, get_origin, get_type_hints
 
@@ -53,6 +54,8 @@ class SamplingFields(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     stop: Annotated[list[StopString], _row("request", "strings that end an answer", max_length=16)] = []
     stop_token_ids: Annotated[list[TokenId], _row("engine", "token ids that end an answer", max_length=256)] = []
     ignore_eos: Annotated[bool, _row("request", "goes on after the model's own end tokens")] = False
+    include_stop_str_in_output: Annotated[bool, _row("request", "leaves the stop string in the answer")] = False
+    skip_special_tokens: Annotated[bool, _row("request", "leaves control tokens out of the answer's text")] = True
     n: Annotated[int, _row("request", "number of answers", ge=1, le=16)] = 1
     logprobs: Annotated[int, _row("engine", "alternatives a token; null: none", ge=0, le=MAX_LOGPROBS)] | None = None
 
@@ -74,6 +77,8 @@ class SamplingKeywords(TypedDict, total=False):
     stop: str | list[str] | tuple[str, ...]
     stop_token_ids: list[int] | tuple[int, ...]
     ignore_eos: bool
+    include_stop_str_in_output: bool
+    skip_special_tokens: bool
     n: int
     logprobs: int | None
 
@@ -107,7 +112,8 @@ def convert(fields: Any, kind: type[Fields]) -> Fields:
     try:
         converted = msgspec.convert(fields, kind, str_keys=True)
     except msgspec.ValidationError as error:
-        raise InvalidRequest(_explain(error)) from None
+        unknown = _unknown(error)
+        raise (unknown_field(unknown, kind.__struct_fields__) if unknown else InvalidRequest(_explain(error))) from None
     for name in _FLOATS:
         if not math.isfinite(getattr(converted, name)):  # NaN is within all limits
             raise InvalidRequest(f"{name}: must be a finite number")
@@ -116,11 +122,22 @@ def convert(fields: Any, kind: type[Fields]) -> Fields:
     return converted
 
 
+def unknown_field(name: Any, known: Iterable[str]) -> InvalidRequest:
+    """The error for a field that nobody knows, with the one of ``known`` that may be meant."""
+    shown = str(name)[:80]
+    similar = difflib.get_close_matches(shown, known, 1)
+    return InvalidRequest(f"{shown}: unknown field" + (f"; did you mean {similar[0]}?" if similar else ""))
+
+
+def _unknown(error: msgspec.ValidationError) -> str:
+    """The name of the unknown field that the error is about, empty if it is about something else."""
+    problem = str(error).partition(" - at `")[0]
+    return problem.partition("`")[2].rstrip("`") if problem.startswith("Object contains unknown field `") else ""
+
+
 def _explain(error: msgspec.ValidationError) -> str:
     """The message of msgspec with the field in front: it names types, bounds and fields, never a value."""
     problem, _, path = str(error).partition(" - at `")
-    if problem.startswith("Object contains unknown field `"):
-        return f"{problem.partition('`')[2].rstrip('`')[:80]}: unknown field"
     problem = problem.partition(" '")[0]
     problem = problem[:1].lower() + problem[1:]
     if path.startswith("key` in `"):

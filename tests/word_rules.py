@@ -163,7 +163,12 @@ RULES = (
         word("processor", "processors"),
         ("num_processors", "PROCESSOR_BYTES", "blocks on a processor"),
         ("a preprocessor definition",),
-        (r"^kernels/(cuda|ops|devices)/", r"^tests/kernels/(ops|devices)/", r"^kernels/runtime/gpu_spec", r"^docs/"),
+        (
+            r"^kernels/(cuda|ops|devices)/",
+            r"^tests/kernels/(ops|devices)/",
+            r"^kernels/runtime/gpu_spec",
+            r"^docs/(?!openai)",
+        ),
     ),
     Rule(
         "seam",

@@ -53,9 +53,9 @@ class Submission:
 
     @classmethod
     def prepare(
-        cls, fields: Mapping[str, Any], job_id: str | None, lifetime: Lifetime, *, fail_fast: bool = False
+        cls, fields: Mapping[str, Any] | Request, job_id: str | None, lifetime: Lifetime, *, fail_fast: bool = False
     ) -> Submission:
-        """Check a request and give it an id and a seed if it has none. Raises `InvalidRequest`."""
+        """Check a request, if it is not one already, and give it an id if it has none. Raises `InvalidRequest`."""
         request, job_id = read_fields(fields, job_id)
         return cls.of(uuid.uuid4().hex if job_id is None else job_id, request, lifetime, fail_fast=fail_fast)
 
@@ -101,6 +101,8 @@ def read_fields(fields: Any, job_id: str | None) -> tuple[Request, str | None]:
 
     Raises `InvalidRequest`, also where both are given.
     """
+    if isinstance(fields, Request):
+        return fields, job_id
     of_request = dict(fields) if isinstance(fields, Mapping) else fields
     key = of_request.pop("idempotency_key", None) if isinstance(of_request, dict) else None
     if key is not None and job_id is not None:
@@ -109,7 +111,7 @@ def read_fields(fields: Any, job_id: str | None) -> tuple[Request, str | None]:
 
 
 def prepare_many(
-    fields_of_all: Sequence[Mapping[str, Any]],
+    fields_of_all: Sequence[Mapping[str, Any] | Request],
     job_ids: Sequence[str] | None,
     lifetime: Lifetime,
     *,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from orcd.errors import BY_CODE, OrcdError
@@ -160,7 +161,10 @@ class ActiveJob:
         assert choice.detokenizer is not None, "add() comes before process()"
         self.num_drawn += len(output.ids)
         choice.held += output.ids
-        choice.held_logprobs += map(_logprob, output.ids, output.logprobs or ())
+        spell = choice.detokenizer.token_bytes
+        choice.held_logprobs += [
+            _logprob(*pair, spell) for pair in zip(output.ids, output.logprobs or (), strict=False)
+        ]
         delta = choice.detokenizer.feed(output.ids)
         self._release(choice, delta)
         if delta.stopped:
@@ -255,6 +259,6 @@ def job_id_of(request_id: str) -> str:
     return request_id.rpartition("#")[0]
 
 
-def _logprob(token_id: int, logprobs: contract.TokenLogprobs) -> TokenLogprob:
+def _logprob(token_id: int, logprobs: contract.TokenLogprobs, spell: Callable[[int], bytes]) -> TokenLogprob:
     top = dict(zip(logprobs.top_ids, logprobs.top_logprobs, strict=True))
-    return TokenLogprob(token_id, logprobs.logprob, top)
+    return TokenLogprob(token_id, logprobs.logprob, top, {each: spell(each) for each in (token_id, *top)})

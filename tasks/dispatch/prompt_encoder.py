@@ -96,7 +96,14 @@ class PromptEncoder:
         return contract.Sampling(**told)
 
     def _detokenizer_of(self, request: Request, ids: list[int]) -> Callable[[], Detokenizer]:
-        return lambda: Detokenizer(self._tokenizer, request.stop, prompt_ids=ids, min_tokens=request.min_tokens)
+        return lambda: Detokenizer(
+            self._tokenizer,
+            request.stop,
+            prompt_ids=ids,
+            min_tokens=request.min_tokens,
+            include_stop=request.include_stop_str_in_output,
+            skip_special=request.skip_special_tokens,
+        )
 
 
 def _template_in(metadata: Mapping[str, Any], tokenizer: Tokenizer) -> ChatTemplate | InvalidRequest:

@@ -128,11 +128,11 @@ def test_the_representation_shows_no_text():
 
 
 def test_celery_stores_plain_values():
-    logprobs = [TokenLogprob(1, -1.0, {1: -1.0})]
+    logprobs = [TokenLogprob(1, -1.0, {1: -1.0}, {1: b"a"})]
     stored = json.loads(dumps(fold("j", [Token("a", 1, [1], logprobs=logprobs), END])))
     assert (stored["job_id"], stored["state"], stored["error"]) == ("j", "succeeded", None)
     assert stored["choices"][0]["text"] == "a"
-    assert stored["choices"][0]["logprobs"] == [{"id": 1, "logprob": -1.0, "top": {"1": -1.0}}]
+    assert stored["choices"][0]["logprobs"] == [{"id": 1, "logprob": -1.0, "top": {"1": -1.0}, "pieces": {"1": "YQ=="}}]
     failed = json.loads(dumps(fold("j", [Error("EXPIRED", "too late", False)])))
     assert failed["error"]["code"] == "EXPIRED"
 

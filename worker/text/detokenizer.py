@@ -51,9 +51,20 @@ class Detokenizer:
     """
 
     def __init__(
-        self, tokenizer: Tokenizer, stop: Sequence[str] = (), *, prompt_ids: Sequence[int] = (), min_tokens: int = 0
+        self,
+        tokenizer: Tokenizer,
+        stop: Sequence[str] = (),
+        *,
+        prompt_ids: Sequence[int] = (),
+        min_tokens: int = 0,
+        include_stop: bool = False,
+        skip_special: bool = True,
     ) -> None:
-        """Raises `InvalidRequest` if a stop string is empty."""
+        """Raises `InvalidRequest` if a stop string is empty.
+
+        With ``include_stop`` the stop string that is found belongs to the answer. Without ``skip_special`` control
+        tokens are spelt out and there are no channels; tokens that end an answer are shown only with ``include_stop``.
+        """
         if not all(stop):
             raise InvalidRequest("stop must not hold an empty string")
         self._tokenizer = tokenizer
@@ -61,7 +72,9 @@ class Detokenizer:
         self._min_tokens = min_tokens
         self._num_ids = 0
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        self._channels = Channels.of(tokenizer)
+        self._include_stop = include_stop
+        self._skip_special = skip_special
+        self._channels = Channels.of(tokenizer) if skip_special else None
         if self._channels:
             for token_id in prompt_ids:
                 self._channels.advance(token_id)
@@ -71,13 +84,17 @@ class Detokenizer:
         self._window = ""  # the answer's text in ``_held``
         self._stopped = False
 
+    def token_bytes(self, token_id: int) -> bytes:
+        """The bytes of one token, whatever is shown of it; a control token's spelling."""
+        return self._tokenizer.token_bytes(token_id)
+
     def feed(self, token_ids: Sequence[int]) -> TextDelta:
         """Take the next ids; those after the one that completes a stop string are ignored."""
         assert not self._stopped, "nothing follows a stop string"
         released = _Released()
         position = 0
         while position < len(token_ids) and not self._stopped:
-            is_plain = not (self._held or self._stop or self._channels or self._strips_space)
+            is_plain = not (self._held or self._stop or self._channels or self._strips_space) and self._skip_special
             num_whole = self._add_whole(token_ids[position:], released) if is_plain else 0
             self._num_ids += num_whole or 1
             if not num_whole:
@@ -121,7 +138,7 @@ class Detokenizer:
             channel = self._channels.channel
             if self._channels.advance(token_id):
                 return _Token(channel or "final", self._decoder.decode(b"", True), ends_message=True)
-        if channel is None or self._tokenizer.is_special(token_id):
+        if channel is None or self._is_hidden(token_id):
             data = b""
         else:
             data = self._tokenizer.token_bytes(token_id)
@@ -130,6 +147,11 @@ class Detokenizer:
                 self._strips_space = False
         text = self._decoder.decode(data)
         return _Token(channel or "final", text, ends_character=not self._decoder.getstate()[0])
+
+    def _is_hidden(self, token_id: int) -> bool:
+        if self._skip_special or (token_id in self._tokenizer.end_ids and not self._include_stop):
+            return self._tokenizer.is_special(token_id)
+        return False
 
     def _add(self, token: _Token, released: _Released) -> None:
         """Hold ``token``, then release what need not be held any longer."""
@@ -156,7 +178,7 @@ class Detokenizer:
             after += len(token.text) if token.channel == "final" else 0
 
     def _find_stop(self, searched: int) -> int | None:
-        """Where in the window the stop string begins that is complete first behind ``window[:searched]``."""
+        """Where in the window the answer ends, if behind ``window[:searched]`` a stop string is complete."""
         if self._num_ids <= self._min_tokens:
             return None
         found = []
@@ -164,7 +186,10 @@ class Detokenizer:
             start = self._window.find(stop, max(0, searched - len(stop) + 1))
             if start >= 0:
                 found.append((start + len(stop), start))
-        return min(found)[1] if found else None
+        if not found:
+            return None
+        end, start = min(found)
+        return end if self._include_stop else start
 
     def _possible_stop(self) -> int:
         """Length of the longest end of the window with which a stop string begins."""

@@ -94,3 +94,9 @@ def test_a_full_queue_says_which_jobs_were_stored_whatever_else_was_refused():
     with pytest.raises(QueueFull, match=r"^too many jobs wait") as refused:
         add_stored([], batch, [-3, -3, -3])
     assert refused.value.stored == ()
+
+
+def test_a_request_that_was_read_elsewhere_is_prepared_as_it_is():
+    request = Request(prompt="x", seed=5)
+    [[submission]] = prepare_many([request], ["job-1"], LIFETIME)
+    assert submission == Submission.of("job-1", request, LIFETIME)

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orcd.errors import LogDamaged, Poisoned
-from orcd.events import Cursor, End, Error, Position, Started, Token
+from orcd.events import Cursor, End, Error, Position, Started, Token, TokenLogprob
 from orcd.request import Request, parse
 from orcd.result import fold
 from orcd.store.claim import Lease
@@ -186,3 +186,15 @@ def test_a_job_that_cannot_begin_says_started_and_then_why() -> None:
     assert isinstance(events[0], Started)
     assert events[1] == Error("POISONED", "given up", retriable=False)
     assert job.add() is None
+
+
+def test_log_probabilities_carry_the_bytes_of_every_token_that_they_name() -> None:
+    job = _job(parse({"prompt": "x", "logprobs": 1}))
+    job.add()
+    logprobs = (contract.TokenLogprobs(-0.5, (0, 1), (-0.5, -1.0)), contract.TokenLogprobs(-0.25))
+    job.process(contract.TokenOutput("j", 0, (0, END), "stop", logprobs))
+    [token] = [logged.event for logged in job.take_append().events if isinstance(logged.event, Token)]
+    assert token.logprobs == [
+        TokenLogprob(0, -0.5, {0: -0.5, 1: -1.0}, {0: PIECES[0], 1: PIECES[1]}),
+        TokenLogprob(END, -0.25, {}, {END: TOKENIZER.token_bytes(END)}),
+    ]

@@ -147,6 +147,12 @@ def test_a_stop_string_within_min_tokens_ends_nothing() -> None:
     assert (delta.text, delta.stopped) == ("end ", True)
 
 
+def test_the_text_of_an_answer_is_made_as_the_request_says() -> None:
+    fields: dict[str, Any] = {"stop": ["end"], "include_stop_str_in_output": True, "skip_special_tokens": False}
+    detokenizer = ENCODER.encode(_request(prompt="x", **fields), READY).detokenizer()
+    assert detokenizer.feed([START_ID, *b"an end here"]).text == "<|im_start|>an end"
+
+
 @settings(derandomize=True, max_examples=100, deadline=None)
 @given(text=st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=15))
 def test_any_text_comes_back_from_its_ids(text: str) -> None:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from orcd.errors import InvalidRequest
 from tests.worker.text.vocabularies import (
+    HARMONY,
     VECTORS,
     bpe_metadata,
     decoder,
@@ -214,3 +215,32 @@ def test_long_stop_strings_and_long_answers_take_time_in_proportion() -> None:
     detokenizer = Detokenizer(subject, ["a" * 100 + "b"])
     deltas = [detokenizer.feed([97]) for _ in range(3000)]
     assert sum(delta.num_ids for delta in deltas) == 3000 - 100
+
+
+@pytest.mark.parametrize("cuts", [[], [1], [2], [1, 2, 3]])
+def test_a_stop_string_can_be_left_in_the_answer(cuts: list[int]) -> None:
+    detokenizer = Detokenizer(decoder(b"a st", b"o", b"p it", b"!"), ["stop"], include_stop=True)
+    text = ""
+    for begin, end in pairwise([0, *cuts, 4]):
+        delta = detokenizer.feed([0, 1, 2, 3][begin:end])
+        text += delta.text
+        if delta.stopped:
+            break
+    assert (text, delta.stopped) == ("a stop", True)
+
+
+@pytest.mark.parametrize(("include_stop", "text"), [(False, "<|im_start|>a"), (True, "<|im_start|>a<|im_end|>")])
+def test_control_tokens_can_be_spelt_out_and_end_tokens_as_the_stop_strings_they_are(
+    include_stop: bool, text: str
+) -> None:
+    words = tokenizer.from_metadata(bpe_metadata("Q Q", control=("<|im_start|>", "<|im_end|>")))
+    ids = words.encode("<|im_start|>a<|im_end|>", parse_special=True)
+    detokenizer = Detokenizer(words, include_stop=include_stop, skip_special=False)
+    assert detokenizer.feed(ids).text + detokenizer.finish().text == text
+
+
+def test_channels_are_spelt_out_with_the_other_control_tokens() -> None:
+    words = tokenizer.from_metadata(bpe_metadata("Q Q", control=HARMONY))
+    text = "<|channel|>analysis<|message|>hm<|end|>"
+    delta = Detokenizer(words, skip_special=False).feed(words.encode(text, parse_special=True))
+    assert (delta.text, delta.analysis) == (text, "")

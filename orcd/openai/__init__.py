@@ -1,0 +1,1 @@
+"""OpenAI's bodies: read as requests, and written from results."""

@@ -1,0 +1,215 @@
+"""The table of the fields that bodies have at OpenAI, vLLM and llama.cpp: what becomes of each one here.
+
+`CHAT`, `COMPLETIONS` and `RESPONSES` are the tables of the three endpoints. A field that is in none is unknown. Where a
+request has a field of its own that they do not name (``deadline_s``, ``on_disconnect``), bodies may have it too.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from orcd.openai.body_fields import Combined, Ignored, Read, Treatment, Unsupported
+from orcd.request import Request
+
+_PRIORITIES = {"priority": 2, "fast": 2, "auto": None, "default": None, "scale": None, "flex": 8}
+_STRUCTURED = "structured output comes with a later version"
+_NOT_IN_ALL = (
+    *("prompt", "messages", "prompt_token_ids", "max_tokens", "logprobs"),
+    *("tools", "chat_template_kwargs", "add_generation_prompt", "continue_final_message"),
+)
+"""Fields of a request that bodies have under other names, or only some have."""
+
+
+def _none_if(*neutral: Any) -> Any:
+    """A conversion that leaves out values which say nothing."""
+
+    def convert(value: Any) -> Any:
+        return None if not isinstance(value, bool) and value in neutral else value
+
+    return convert
+
+
+def _priority(tier: Any) -> int | None:
+    if not isinstance(tier, str) or tier not in _PRIORITIES:
+        raise ValueError(f"must be one of {', '.join(_PRIORITIES)}")
+    return _PRIORITIES[tier]
+
+
+_SAMPLING: dict[str, Treatment] = {
+    "temperature": Read("temperature"),
+    "top_p": Read("top_p"),
+    "n": Read("n"),
+    "seed": Read("seed", _none_if(-1)),
+    "stop": Read("stop"),
+    "frequency_penalty": Read("frequency_penalty"),
+    "presence_penalty": Read("presence_penalty"),
+    "logit_bias": Read("logit_bias"),
+    # vLLM's and llama.cpp's
+    "top_k": Read("top_k", _none_if(-1)),
+    "min_p": Read("min_p"),
+    "repetition_penalty": Read("repetition_penalty"),
+    "repeat_penalty": Read("repetition_penalty"),
+    "min_tokens": Read("min_tokens"),
+    "ignore_eos": Read("ignore_eos"),
+    "stop_token_ids": Read("stop_token_ids"),
+    "include_stop_str_in_output": Read("include_stop_str_in_output"),
+    "skip_special_tokens": Read("skip_special_tokens"),
+}
+
+_UNSUPPORTED_SAMPLING: dict[str, Treatment] = {
+    "allowed_token_ids": Unsupported(),
+    "bad_words": Unsupported(off=([],)),
+    "length_penalty": Unsupported("there is no beam search", off=(1,)),
+    "logits_processors": Unsupported(),
+    "logprob_token_ids": Unsupported("logprobs gives the most probable tokens"),
+    "prompt_logprobs": Unsupported(),
+    "repetition_detection": Unsupported(),
+    "return_token_ids": Unsupported(off=(False,)),
+    "return_tokens_as_token_ids": Unsupported(off=(False,)),
+    "spaces_between_special_tokens": Unsupported(off=(True,)),
+    "thinking_token_budget": Unsupported(),
+    "truncate_prompt_tokens": Unsupported("shorten the prompt"),
+    "truncation_side": Unsupported("shorten the prompt"),
+    "use_beam_search": Unsupported(off=(False,)),
+    "watermarking": Unsupported(off=(False,)),
+    # llama.cpp's
+    "dry_multiplier": Unsupported(off=(0,)),
+    "dynatemp_range": Unsupported(off=(0,)),
+    "min_keep": Unsupported(off=(0,)),
+    "mirostat": Unsupported(off=(0,)),
+    "n_discard": Unsupported(off=(0,)),
+    "n_keep": Unsupported(off=(0,)),
+    "n_probs": Unsupported("use logprobs", off=(0,)),
+    "repeat_last_n": Unsupported("repetition_penalty is over all tokens", off=(-1,)),
+    "samplers": Unsupported("the order of the filters is fixed"),
+    "t_max_predict_ms": Unsupported("use deadline_s", off=(0,)),
+    "top_n_sigma": Unsupported(off=(-1, 0)),
+    "typical_p": Unsupported(off=(1,)),
+    "xtc_probability": Unsupported(off=(0,)),
+}
+
+_RESPONSE_FORMAT = Unsupported(_STRUCTURED, off=({"type": "text"},))
+_STRUCTURED_OUTPUT: dict[str, Treatment] = {
+    name: Unsupported(_STRUCTURED)
+    for name in (
+        *("structured_outputs", "guided_json", "guided_regex", "guided_choice", "guided_grammar"),
+        *("guided_decoding_backend", "guided_whitespace_pattern", "grammar", "json_schema"),
+    )
+}
+
+_COMMON: dict[str, Treatment] = {
+    "model": Read("model"),
+    "service_tier": Read("priority", _priority),
+    "priority": Read("priority"),
+    "stream": Ignored("how the answer is delivered; read by who delivers it"),
+    "stream_options": Ignored("how the answer is delivered; read by who delivers it"),
+    "user": Ignored("names the caller's user; the answer does not depend on it"),
+    "safety_identifier": Ignored("names the caller's user; the answer does not depend on it"),
+    "metadata": Ignored("the caller's notes; the answer does not depend on them"),
+    "store": Ignored("every answer is kept for the job's time to live"),
+    "prompt_cache_key": Ignored("a hint for caching; equal beginnings of prompts are always shared"),
+    "prompt_cache_retention": Ignored("a hint for caching; equal beginnings of prompts are always shared"),
+    "prompt_cache_options": Ignored("a hint for caching; equal beginnings of prompts are always shared"),
+    "cache_prompt": Ignored("a hint for caching; equal beginnings of prompts are always shared"),
+    "prediction": Ignored("a hint for speed; the answer does not depend on it"),
+    "request_id": Ignored("names the request at vLLM; a job has an id of its own"),
+    "session_id": Ignored("names the conversation; the answer does not depend on it"),
+    "id_slot": Ignored("a hint for caching; equal beginnings of prompts are always shared"),
+    "moderation": Unsupported(),
+    "cache_salt": Unsupported("equal beginnings of prompts are always shared"),
+    "kv_transfer_params": Unsupported(),
+    "vllm_xargs": Unsupported(),
+    "lora": Unsupported(off=([],)),
+    **_SAMPLING,
+    **_UNSUPPORTED_SAMPLING,
+    **_STRUCTURED_OUTPUT,
+}
+
+_CHAT_TEMPLATE: dict[str, Treatment] = {
+    "chat_template_kwargs": Read("chat_template_kwargs"),
+    "documents": Read("chat_template_kwargs.documents"),
+    "add_generation_prompt": Read("add_generation_prompt"),
+    "continue_final_message": Read("continue_final_message"),
+    "chat_template": Unsupported("the worker has one: orcd worker --chat-template FILE"),
+    "add_special_tokens": Unsupported("the chat template writes them", off=(False,)),
+    "mm_processor_kwargs": Unsupported("requests are text"),
+    "media_io_kwargs": Unsupported("requests are text"),
+    "include_reasoning": Unsupported(off=(True,)),
+    "reasoning_format": Unsupported(off=("auto",)),
+}
+
+_OWN: dict[str, Treatment] = {name: Read(name) for name in Request.__struct_fields__ if name not in _NOT_IN_ALL}
+
+_CHAT: dict[str, Treatment] = {
+    **_OWN,
+    **_COMMON,
+    **_CHAT_TEMPLATE,
+    "messages": Read("messages"),
+    "max_tokens": Read("max_tokens", _none_if(-1)),
+    "max_completion_tokens": Read("max_tokens"),
+    "n_predict": Read("max_tokens", _none_if(-1)),
+    "logprobs": Combined("true asks for log probabilities: of the drawn token and of top_logprobs others"),
+    "top_logprobs": Combined("how many alternatives a token; needs logprobs"),
+    "tools": Combined("go to the chat template, unless tool_choice is none"),
+    "tool_choice": Combined("auto and none; required and named tools are not supported"),
+    "parallel_tool_calls": Unsupported("leave it out", off=(True,)),
+    "response_format": _RESPONSE_FORMAT,
+    "reasoning_effort": Read("chat_template_kwargs.reasoning_effort"),
+    "echo": Unsupported("completions have it", off=(False,)),
+    "functions": Unsupported("use tools"),
+    "function_call": Unsupported("use tool_choice", off=("none",)),
+    "modalities": Unsupported("answers are text", off=(["text"],)),
+    "audio": Unsupported("answers are text"),
+    "verbosity": Unsupported("say it in a message", off=("medium",)),
+    "web_search_options": Unsupported(),
+}
+
+_COMPLETIONS: dict[str, Treatment] = {
+    **_OWN,
+    **_COMMON,
+    "prompt": Combined("text, or token ids; one prompt a request"),
+    "max_tokens": Read("max_tokens", _none_if(-1)),
+    "n_predict": Read("max_tokens", _none_if(-1)),
+    "logprobs": Read("logprobs"),
+    "echo": Combined("the answer begins with the prompt's text; not together with logprobs"),
+    "best_of": Unsupported("use n", off=(1,)),
+    "suffix": Unsupported("write the model's own fill-in-the-middle tokens into the prompt", off=("",)),
+    "add_special_tokens": Unsupported(off=(True,)),
+    "prompt_embeds": Unsupported(),
+    "response_format": _RESPONSE_FORMAT,
+}
+
+_RESPONSES: dict[str, Treatment] = {
+    **_OWN,
+    **_COMMON,
+    **_CHAT_TEMPLATE,
+    "input": Combined("text, or a list of items, which become messages"),
+    "instructions": Combined("become a system message in front"),
+    "max_output_tokens": Read("max_tokens"),
+    "include": Combined("message.output_text.logprobs asks for log probabilities"),
+    "top_logprobs": Combined("how many alternatives a token; needs include"),
+    "text": Combined("format must be text"),
+    "reasoning": Combined("its effort is a variable of the chat template"),
+    "tools": Combined("functions go to the chat template, unless tool_choice is none"),
+    "tool_choice": Combined("auto and none; required and named tools are not supported"),
+    "parallel_tool_calls": Unsupported("leave it out", off=(True,)),
+    "n": Unsupported("send the request several times", off=(1,)),
+    "background": Ignored("how the answer is delivered; read by who delivers it"),
+    "truncation": Unsupported("shorten the input", off=("disabled",)),
+    "previous_response_id": Unsupported("send the whole conversation as input"),
+    "conversation": Unsupported("send the whole conversation as input"),
+    "context_management": Unsupported(),
+    "max_tool_calls": Unsupported("no tools are called here"),
+    "prompt": Unsupported("write the prompt as input"),
+}
+
+
+def _with_others(own: dict[str, Treatment], **others: dict[str, Treatment]) -> dict[str, Treatment]:
+    """A table that also knows the fields which only other endpoints have."""
+    refused = {name: Unsupported(f"{endpoint} have it") for endpoint, table in others.items() for name in table}
+    return {**refused, **own}
+
+
+CHAT = _with_others(_CHAT, completions=_COMPLETIONS, responses=_RESPONSES)
+COMPLETIONS = _with_others(_COMPLETIONS, responses=_RESPONSES, chats=_CHAT)
+RESPONSES = _with_others(_RESPONSES, completions=_COMPLETIONS, chats=_CHAT)

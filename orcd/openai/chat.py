@@ -1,0 +1,76 @@
+"""Chat completions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from orcd.errors import InvalidRequest
+from orcd.openai import logprobs
+from orcd.openai.body_fields import BodyFields, unsupported
+from orcd.openai.body_table import CHAT
+from orcd.openai.usage import usage
+from orcd.request import Request
+from orcd.result import Choice, Result
+
+
+def parse(body: Any, defaults: Mapping[str, Any]) -> Request:
+    """The request of a body. Raises `InvalidRequest` naming the field."""
+    fields = BodyFields(body, CHAT)
+    fields.require("messages")
+    _read_logprobs(fields)
+    read_tools(fields)
+    return fields.to_request(defaults)
+
+
+def response(body: Mapping[str, Any], result: Result, created_s: int) -> dict[str, Any]:
+    """The ``chat.completion`` object of a job that succeeded."""
+    return {
+        "id": f"chatcmpl-{result.job_id}",
+        "object": "chat.completion",
+        "created": created_s,
+        "model": result.model or body.get("model"),
+        "choices": [_choice(index, choice) for index, choice in enumerate(result.choices)],
+        "usage": usage(result),
+        "system_fingerprint": result.fingerprints[-1] if result.fingerprints else None,
+    }
+
+
+def _choice(index: int, choice: Choice) -> dict[str, Any]:
+    message: dict[str, Any] = {"role": "assistant", "content": choice.text, "refusal": None}
+    if choice.reasoning is not None:
+        message["reasoning_content"] = choice.reasoning
+    return {
+        "index": index,
+        "message": message,
+        "logprobs": None if choice.logprobs is None else {"content": logprobs.listed(choice.logprobs), "refusal": None},
+        "finish_reason": choice.finish_reason,
+    }
+
+
+def _read_logprobs(fields: BodyFields) -> None:
+    wanted = fields.combined.get("logprobs", False)
+    top = fields.combined.get("top_logprobs")
+    if not isinstance(wanted, bool):
+        raise InvalidRequest("logprobs: must be true or false; top_logprobs says how many alternatives")
+    if wanted:
+        fields.put("logprobs", 0 if top is None else top, "logprobs" if top is None else "top_logprobs")
+    elif top:
+        raise InvalidRequest("top_logprobs: needs logprobs true")
+
+
+def read_tools(fields: BodyFields) -> None:
+    """The tools for the chat template, each as chat completions have it. Raises `InvalidRequest`."""
+    choice = fields.combined.get("tool_choice", "auto")
+    tools = fields.combined.get("tools", [])
+    if choice not in ("auto", "none"):
+        raise unsupported("tool_choice", "leave it out, or give auto or none")
+    if not isinstance(tools, list):
+        raise InvalidRequest("tools: must be a list")
+    for index, tool in enumerate(tools):
+        if not isinstance(tool, dict) or tool.get("type") != "function":
+            raise InvalidRequest(f"tools[{index}]: only tools of the type function are supported")
+        if not isinstance(tool.get("function"), dict) or not isinstance(tool["function"].get("name"), str):
+            raise InvalidRequest(f"tools[{index}].function: must be an object with a name")
+    if tools and choice == "auto":
+        fields.put("tools", tools, "tools")

@@ -1,0 +1,58 @@
+"""Log probabilities as responses have them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from orcd.events import TokenLogprob
+
+
+def listed(logprobs: Sequence[TokenLogprob]) -> list[dict[str, Any]]:
+    """As chat completions and responses have them: an entry a token, with its alternatives, the likeliest first."""
+    return [
+        {
+            **_entry(each, each.id, each.logprob),
+            "top_logprobs": [_entry(each, token_id, logprob) for token_id, logprob in _ranked(each)],
+        }
+        for each in logprobs
+    ]
+
+
+def columns(logprobs: Sequence[TokenLogprob], start: int) -> dict[str, Any]:
+    """As completions have them: parallel lists; ``start`` is where the answer begins in the choice's text."""
+    offsets, pieces = [], b""
+    for each in logprobs:
+        offsets.append(start + len(pieces.decode("utf-8", "ignore")))
+        pieces += each.pieces.get(each.id, b"")
+    return {
+        "tokens": [_text(each, each.id) for each in logprobs],
+        "token_logprobs": [each.logprob for each in logprobs],
+        "top_logprobs": [
+            {_text(each, token_id): logprob for token_id, logprob in _ranked(each)} or None for each in logprobs
+        ],
+        "text_offset": offsets,
+    }
+
+
+def _entry(logprobs: TokenLogprob, token_id: int, logprob: float) -> dict[str, Any]:
+    return {
+        "token": _text(logprobs, token_id),
+        "logprob": logprob,
+        "bytes": list(logprobs.pieces[token_id]) if token_id in logprobs.pieces else None,
+    }
+
+
+def _ranked(logprobs: TokenLogprob) -> list[tuple[int, float]]:
+    return sorted(logprobs.top.items(), key=lambda item: -item[1])
+
+
+def _text(logprobs: TokenLogprob, token_id: int) -> str:
+    """A token's text; a part of a character, or a token that an older worker has not spelt, is named as OpenAI does."""
+    spelling = logprobs.pieces.get(token_id)
+    if spelling is None:
+        return f"token_id:{token_id}"
+    try:
+        return spelling.decode()
+    except UnicodeDecodeError:
+        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in spelling)

@@ -1,0 +1,147 @@
+"""Responses."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from orcd.errors import InvalidRequest
+from orcd.openai import logprobs
+from orcd.openai.body_fields import BodyFields, unsupported
+from orcd.openai.body_table import RESPONSES
+from orcd.openai.chat import read_tools
+from orcd.openai.input_items import messages_of
+from orcd.request import Request
+from orcd.result import Choice, Result
+
+_LOGPROBS = "message.output_text.logprobs"
+_ECHOED: dict[str, Any] = {
+    "instructions": None,
+    "max_output_tokens": None,
+    "max_tool_calls": None,
+    "metadata": {},
+    "parallel_tool_calls": True,
+    "previous_response_id": None,
+    "prompt_cache_key": None,
+    "reasoning": {"effort": None, "summary": None},
+    "safety_identifier": None,
+    "service_tier": "default",
+    "store": True,
+    "temperature": 1.0,
+    "text": {"format": {"type": "text"}},
+    "tool_choice": "auto",
+    "tools": [],
+    "top_logprobs": 0,
+    "top_p": 1.0,
+    "truncation": "disabled",
+    "user": None,
+    "background": False,
+    "frequency_penalty": 0.0,
+    "presence_penalty": 0.0,
+}
+"""Fields of a body that its response repeats, and what it says where the body did not have them."""
+
+
+def parse(body: Any, defaults: Mapping[str, Any]) -> Request:
+    """The request of a body. Raises `InvalidRequest` naming the field."""
+    fields = BodyFields(body, RESPONSES)
+    _read_text(fields)
+    _read_reasoning(fields)
+    _read_logprobs(fields)
+    _nest_tools(fields)
+    read_tools(fields)
+    fields.put("messages", messages_of(fields.combined.get("instructions"), fields.combined.get("input")), "input")
+    return fields.to_request(defaults)
+
+
+def response(body: Mapping[str, Any], result: Result, created_s: int) -> dict[str, Any]:
+    """The ``response`` object of a job that succeeded."""
+    choice = result.choices[0] if result.choices else Choice()
+    is_whole = choice.finish_reason == "stop"
+    return {
+        "id": f"resp_{result.job_id}",
+        "object": "response",
+        "created_at": created_s,
+        "status": "completed" if is_whole else "incomplete",
+        "error": None,
+        "incomplete_details": None if is_whole else {"reason": "max_output_tokens"},
+        "model": result.model or body.get("model"),
+        "output": _output(result.job_id, choice, "completed" if is_whole else "incomplete"),
+        "usage": _usage(result),
+        **{name: default if body.get(name) is None else body[name] for name, default in _ECHOED.items()},
+    }
+
+
+def _output(job_id: str, choice: Choice, status: str) -> list[dict[str, Any]]:
+    """The items of the answer: what the model thought, if it did, and what it said."""
+    items: list[dict[str, Any]] = []
+    if choice.reasoning is not None:
+        content = [{"type": "reasoning_text", "text": choice.reasoning}]
+        items.append({"id": f"rs_{job_id}", "type": "reasoning", "summary": [], "content": content, "status": status})
+    text = {
+        "type": "output_text",
+        "text": choice.text,
+        "annotations": [],
+        "logprobs": logprobs.listed(choice.logprobs or ()),
+    }
+    items.append({"id": f"msg_{job_id}", "type": "message", "role": "assistant", "status": status, "content": [text]})
+    return items
+
+
+def _usage(result: Result) -> dict[str, Any]:
+    """Tokens from the cache and tokens of reasoning are not counted apart, and clients insist on a number."""
+    return {
+        "input_tokens": result.tokens_in,
+        "input_tokens_details": {"cached_tokens": 0, "cache_write_tokens": 0},
+        "output_tokens": result.tokens_out,
+        "output_tokens_details": {"reasoning_tokens": 0},
+        "total_tokens": result.tokens_in + result.tokens_out,
+    }
+
+
+def _read_text(fields: BodyFields) -> None:
+    text = fields.combined.get("text", {})
+    if not isinstance(text, dict):
+        raise InvalidRequest("text: must be an object")
+    if text.get("format") not in (None, {"type": "text"}):
+        raise unsupported("text.format", "structured output comes with a later version")
+    if text.get("verbosity") not in (None, "medium"):
+        raise unsupported("text.verbosity", "say it in a message")
+
+
+def _read_reasoning(fields: BodyFields) -> None:
+    reasoning = fields.combined.get("reasoning", {})
+    if not isinstance(reasoning, dict):
+        raise InvalidRequest("reasoning: must be an object")
+    for name, value in reasoning.items():
+        if name == "effort" and value is not None:
+            fields.put("chat_template_kwargs.reasoning_effort", value, "reasoning.effort")
+        elif name != "effort" and value is not None:
+            raise unsupported(f"reasoning.{name[:80]}", "the text of the reasoning is in the answer")
+
+
+def _read_logprobs(fields: BodyFields) -> None:
+    include = fields.combined.get("include", [])
+    top = fields.combined.get("top_logprobs")
+    if not isinstance(include, list):
+        raise InvalidRequest("include: must be a list")
+    for name in include:
+        if name not in (_LOGPROBS, "reasoning.encrypted_content"):
+            raise InvalidRequest(f"include: only {_LOGPROBS} is supported")
+    if _LOGPROBS in include:
+        fields.put("logprobs", top or 0, "top_logprobs")
+    elif top:
+        raise InvalidRequest(f"top_logprobs: needs {_LOGPROBS} in include")
+
+
+def _nest_tools(fields: BodyFields) -> None:
+    """Functions stand flat in these bodies; templates know those of chat completions."""
+    tools = fields.combined.get("tools")
+    if not isinstance(tools, list):
+        return
+    fields.combined["tools"] = [
+        {"type": "function", "function": {name: value for name, value in tool.items() if name != "type"}}
+        if isinstance(tool, dict) and tool.get("type") == "function" and "function" not in tool
+        else tool
+        for tool in tools
+    ]

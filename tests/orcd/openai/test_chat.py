@@ -1,0 +1,132 @@
+"""Chat completions: what a body asks for, and the object that answers it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from orcd.errors import InvalidRequest
+from orcd.openai import chat
+from orcd.result import Choice
+from tests.orcd.openai.results import LOGPROBS, result
+
+MESSAGES = [{"role": "user", "content": "hi"}]
+TOOL = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}
+
+
+def parse(**body: Any) -> Any:
+    return chat.parse({"messages": MESSAGES, **body}, {})
+
+
+def refusal(**body: Any) -> str:
+    with pytest.raises(InvalidRequest) as caught:
+        parse(**body)
+    return caught.value.message
+
+
+def test_messages_are_taken_as_they_are() -> None:
+    parts = [{"role": "user", "content": [{"type": "text", "text": "hi"}], "name": "Ada"}]
+    assert parse(messages=parts).messages == parts
+
+
+def test_a_body_without_messages_is_refused() -> None:
+    with pytest.raises(InvalidRequest, match=r"^messages: must be given$"):
+        chat.parse({"model": "m"}, {})
+
+
+@pytest.mark.parametrize("name", ["max_tokens", "max_completion_tokens", "n_predict"])
+def test_the_length_has_several_names(name: str) -> None:
+    assert parse(**{name: 7}).max_tokens == 7
+    assert parse(**{name: None}).max_tokens is None
+    assert refusal(**{name: 0}).startswith(f"{name}: ")
+
+
+def test_two_names_of_one_field_must_agree() -> None:
+    assert parse(max_tokens=7, max_completion_tokens=7).max_tokens == 7
+    assert "max_tokens says another value" in refusal(max_tokens=7, max_completion_tokens=8)
+
+
+@pytest.mark.parametrize(
+    ("body", "logprobs"),
+    [
+        ({}, None),
+        ({"logprobs": False}, None),
+        ({"logprobs": False, "top_logprobs": 0}, None),
+        ({"logprobs": True}, 0),
+        ({"logprobs": True, "top_logprobs": 3}, 3),
+    ],
+)
+def test_log_probabilities_are_asked_for_with_two_fields(body: dict[str, Any], logprobs: int | None) -> None:
+    assert parse(**body).logprobs == logprobs
+
+
+def test_fields_of_log_probabilities_that_do_not_go_together_are_refused() -> None:
+    assert refusal(logprobs=3).startswith("logprobs: must be true or false")
+    assert refusal(top_logprobs=3) == "top_logprobs: needs logprobs true"
+    assert refusal(logprobs=True, top_logprobs=21).startswith("top_logprobs: ")
+
+
+def test_tools_go_to_the_template_unless_none_may_be_called() -> None:
+    assert parse(tools=[TOOL]).tools == [TOOL]
+    assert parse(tools=[TOOL], tool_choice="auto", parallel_tool_calls=True).tools == [TOOL]
+    assert parse(tools=[TOOL], tool_choice="none").tools is None
+    assert parse(tools=[]).tools is None
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ({"tools": {}}, "tools: must be a list"),
+        ({"tools": [TOOL, {"type": "custom"}]}, "tools[1]: only tools of the type function"),
+        ({"tools": [{"type": "function"}]}, "tools[0].function: must be an object with a name"),
+        ({"tool_choice": "required"}, "tool_choice is not supported"),
+        ({"tool_choice": {"type": "function", "function": {"name": "weather"}}}, "tool_choice is not supported"),
+        ({"parallel_tool_calls": False}, "parallel_tool_calls is not supported"),
+    ],
+)
+def test_tools_that_cannot_be_had_are_named(body: dict[str, Any], said: str) -> None:
+    assert refusal(**body).startswith(said)
+
+
+def test_reasoning_effort_is_a_variable_of_the_template_beside_others() -> None:
+    request = parse(reasoning_effort="low", chat_template_kwargs={"enable_thinking": False}, documents=[{"text": "x"}])
+    assert request.chat_template_kwargs == {
+        "reasoning_effort": "low",
+        "enable_thinking": False,
+        "documents": [{"text": "x"}],
+    }
+    assert "another value" in refusal(reasoning_effort="low", chat_template_kwargs={"reasoning_effort": "high"})
+
+
+def test_an_answer_is_a_chat_completion() -> None:
+    body = {"messages": MESSAGES, "model": "asked"}
+    answer = chat.response(body, result(Choice("Rain", [1, 2, 3], "stop")), 1_700_000_000)
+    assert answer == {
+        "id": "chatcmpl-job1",
+        "object": "chat.completion",
+        "created": 1_700_000_000,
+        "model": "haiku",
+        "choices": [
+            {
+                "index": 0,
+                "message": {"role": "assistant", "content": "Rain", "refusal": None},
+                "logprobs": None,
+                "finish_reason": "stop",
+            }
+        ],
+        "usage": {"prompt_tokens": 9, "completion_tokens": 3, "total_tokens": 12},
+        "system_fingerprint": "new",
+    }
+
+
+def test_reasoning_is_told_apart_and_every_choice_is_there() -> None:
+    answer = chat.response({}, result(Choice("a", reasoning="hm"), Choice("b", finish_reason="length")), 0)
+    first, second = answer["choices"]
+    assert first["message"] == {"role": "assistant", "content": "a", "refusal": None, "reasoning_content": "hm"}
+    assert (second["index"], second["message"]["content"], second["finish_reason"]) == (1, "b", "length")
+
+
+def test_log_probabilities_stand_beside_the_message() -> None:
+    [choice] = chat.response({}, result(Choice("Theé", logprobs=LOGPROBS)), 0)["choices"]
+    assert [entry["token"] for entry in choice["logprobs"]["content"]] == ["The", "bytes:\\xc3", "bytes:\\xa9"]

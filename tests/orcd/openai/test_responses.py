@@ -1,0 +1,102 @@
+"""Responses: what a body asks for, and the object that answers it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from orcd.errors import InvalidRequest
+from orcd.openai import responses
+from orcd.result import Choice
+from tests.orcd.openai.results import LOGPROBS, result
+
+TOOL = {"type": "function", "name": "weather", "parameters": {"type": "object"}, "strict": True}
+
+
+def parse(**body: Any) -> Any:
+    return responses.parse({"input": "hi", **body}, {})
+
+
+def refusal(**body: Any) -> str:
+    with pytest.raises(InvalidRequest) as caught:
+        parse(**body)
+    return caught.value.message
+
+
+def test_text_is_a_users_message_after_the_instructions() -> None:
+    assert parse(instructions="be brief").messages == [
+        {"role": "system", "content": "be brief"},
+        {"role": "user", "content": "hi"},
+    ]
+
+
+def test_fields_have_the_endpoints_own_names() -> None:
+    request = parse(
+        max_output_tokens=9,
+        reasoning={"effort": "low", "summary": None},
+        text={"format": {"type": "text"}, "verbosity": "medium"},
+        include=["message.output_text.logprobs"],
+        top_logprobs=2,
+    )
+    assert (request.max_tokens, request.logprobs) == (9, 2)
+    assert request.chat_template_kwargs == {"reasoning_effort": "low"}
+    assert parse(include=["message.output_text.logprobs"]).logprobs == 0
+
+
+def test_functions_are_nested_as_templates_know_them() -> None:
+    nested = {"type": "function", "function": {key: value for key, value in TOOL.items() if key != "type"}}
+    assert parse(tools=[TOOL]).tools == [nested]
+    assert parse(tools=[TOOL], tool_choice="none").tools is None
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ({"max_output_tokens": 0}, "max_output_tokens: "),
+        ({"text": "x"}, "text: must be an object"),
+        ({"text": {"format": {"type": "json_object"}}}, "text.format is not supported"),
+        ({"text": {"verbosity": "low"}}, "text.verbosity is not supported"),
+        ({"reasoning": 5}, "reasoning: must be an object"),
+        ({"reasoning": {"summary": "auto"}}, "reasoning.summary is not supported"),
+        ({"include": "x"}, "include: must be a list"),
+        ({"include": ["file_search_call.results"]}, "include: only message.output_text.logprobs"),
+        ({"top_logprobs": 2}, "top_logprobs: needs message.output_text.logprobs"),
+        ({"tools": [{"type": "web_search"}]}, "tools[0]: only tools of the type function"),
+        ({"tools": 5}, "tools: must be a list"),
+        ({"truncation": "auto"}, "truncation is not supported"),
+        ({"previous_response_id": "resp_1"}, "previous_response_id is not supported"),
+        ({"n": 2}, "n is not supported"),
+    ],
+)
+def test_what_cannot_be_had_is_named(body: dict[str, Any], said: str) -> None:
+    assert refusal(**body).startswith(said)
+
+
+def test_an_answer_is_a_response_that_repeats_what_was_asked() -> None:
+    body = {"input": "hi", "temperature": 0.5, "metadata": {"a": "b"}, "instructions": None}
+    answer = responses.response(body, result(Choice("Rain", [1, 2, 3], "stop")), 5)
+    assert (answer["id"], answer["object"], answer["created_at"]) == ("resp_job1", "response", 5)
+    assert (answer["status"], answer["incomplete_details"], answer["error"]) == ("completed", None, None)
+    assert (answer["temperature"], answer["metadata"], answer["top_p"]) == (0.5, {"a": "b"}, 1.0)
+    text = {"type": "output_text", "text": "Rain", "annotations": [], "logprobs": []}
+    assert answer["output"] == [
+        {"id": "msg_job1", "type": "message", "role": "assistant", "status": "completed", "content": [text]}
+    ]
+    assert (answer["usage"]["input_tokens"], answer["usage"]["output_tokens"], answer["usage"]["total_tokens"]) == (
+        9,
+        3,
+        12,
+    )
+
+
+def test_an_answer_that_ran_out_of_tokens_is_incomplete() -> None:
+    answer = responses.response({}, result(Choice("Ra", finish_reason="length")), 0)
+    assert (answer["status"], answer["incomplete_details"]) == ("incomplete", {"reason": "max_output_tokens"})
+
+
+def test_reasoning_is_an_item_of_its_own_and_log_probabilities_are_with_the_text() -> None:
+    answer = responses.response({}, result(Choice("Theé", reasoning="hm", logprobs=LOGPROBS)), 0)
+    reasoning, message = answer["output"]
+    assert (reasoning["type"], reasoning["content"]) == ("reasoning", [{"type": "reasoning_text", "text": "hm"}])
+    assert len(message["content"][0]["logprobs"]) == 3
