@@ -21,8 +21,10 @@ class NotingRunner:
         self._runner = runner
         self._file = file
         self._in_flight: deque[list[Sequence]] = deque()
+        self._latest: list[Sequence] = []
+        """Those of the latest step; steps of equal sequences share the list."""
         self._noted: tuple[list[Sequence], frozenset[str]] = [], frozenset()
-        """The sequences that all steps in flight had when the file was written last, and what was written."""
+        """The list that all steps in flight shared when the file was written last, and what was written."""
 
     @property
     def depth(self) -> int:
@@ -32,6 +34,9 @@ class NotingRunner:
     def launch(self, chunks: list[Chunk]) -> None:
         """As `Runner.launch`."""
         sequences = [sequence for sequence, _, _ in chunks]
+        if sequences == self._latest:
+            sequences = self._latest
+        self._latest = sequences
         self._in_flight.append(sequences)
         self._note(sequences)
         try:
@@ -47,9 +52,9 @@ class NotingRunner:
         return results
 
     def _note(self, sequences: list[Sequence]) -> None:
-        is_uniform = all(step == sequences for step in self._in_flight)
+        is_uniform = all(step is sequences for step in self._in_flight)
         noted, request_ids = self._noted
-        if is_uniform and sequences == noted and request_ids is self._file.request_ids:
+        if is_uniform and sequences is noted and request_ids is self._file.request_ids:
             return
         request_ids = frozenset([sequence.request_id for step in self._in_flight for sequence in step])
         self._file.write(request_ids)
