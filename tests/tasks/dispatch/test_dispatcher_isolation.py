@@ -17,11 +17,11 @@ from tests.tasks.worker_process import WorkerProcess, wait_until_running
 NUM_JOBS = 64
 NUM_TOKENS = 30
 DEADLY_ID = 17
-"""A prompt that begins with this id has the engine of these tests die, with a signal of its own, at the token that the
-prompt's second id says."""
+"""A prompt that begins with this id has the engine of these tests die of a signal of its own, or hang, at the token
+that the prompt's second id says."""
 
 MORTAL_ENGINE = """
-import os, resource, signal, sys
+import os, resource, signal, sys, time
 
 if "--fd" in sys.orig_argv:  # in the engine process
     os.environ["OPENBLAS_NUM_THREADS"] = "1"
@@ -34,16 +34,16 @@ if "--fd" in sys.orig_argv:  # in the engine process
             deadly, at = sequence.token_ids[:2]
             if deadly == {deadly} and sequence.num_output >= at:
                 resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-                os.kill(os.getpid(), signal.SIGSEGV)
+                {end}
         launch(runner, chunks)
 
     SynchronousRunner.launch = launch_or_die
 """
 
 
-def mortal(folder: Path) -> dict[str, str]:
-    """The variables of a worker whose engine dies of some prompts."""
-    (folder / "sitecustomize.py").write_text(MORTAL_ENGINE.format(deadly=DEADLY_ID))
+def mortal(folder: Path, end: str = "os.kill(os.getpid(), signal.SIGSEGV)") -> dict[str, str]:
+    """The variables of a worker whose engine dies of some prompts, or does something else at its end."""
+    (folder / "sitecustomize.py").write_text(MORTAL_ENGINE.format(deadly=DEADLY_ID, end=end))
     return {"PYTHONPATH": os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")])}
 
 
@@ -92,6 +92,24 @@ def test_of_64_jobs_only_those_that_kill_the_engine_are_given_up(
         assert worker.events("isolation")
         worker.wait_for("isolation_end")
         assert {client.status(event["job_id"]).attempt for event in worker.events("execute_start")} == {1}
+
+
+def test_a_job_in_which_the_engine_hangs_is_found_as_one_that_kills_it(
+    redis_url: str, demo_model: Path, tmp_path: Path
+) -> None:
+    """It is the worker that sends SIGKILL then, and nobody from outside."""
+    variables = mortal(tmp_path, "time.sleep(600)") | {"ORCD_ENGINE_STEP_TIMEOUT_S": "3"}
+    with WorkerProcess(redis_url, demo_model, tmp_path, **variables) as worker, Client(redis_url) as client:
+        harmless, other = requests(2)
+        expected = results(client, [harmless])
+        found = results(client, [harmless, deadly(other, 5)])
+        assert [result.state for result in found] == ["succeeded", "failed"]
+        assert found[0].text == expected[0].text
+        assert found[1].error is not None
+        assert found[1].error.code == "POISONED"
+        deaths = [event["exit_code"] for event in worker.events("error") if "exit_code" in event]
+        assert set(deaths) == {-signal.SIGKILL}
+        assert len(deaths) <= math.log2(2) + 2
 
 
 def test_jobs_that_come_during_a_search_wait_and_all_are_handed_over_when_the_worker_leaves(
