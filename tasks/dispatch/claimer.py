@@ -13,7 +13,10 @@ from itertools import count
 from queue import Empty, SimpleQueue
 from typing import TypeVar
 
+import redis
+
 from orcd.errors import Cancelled, Expired, InvalidRequest, OrcdError, Poisoned
+from orcd.request import Request
 from orcd.result import fold
 from orcd.store.backoff import Backoff, retry
 from orcd.store.claim import Claim, ClaimStatus
@@ -21,7 +24,8 @@ from orcd.store.job_store import Arrival, JobStore
 from tasks.dispatch.active_job import ActiveJob
 from tasks.dispatch.delivery import Delivery, Outcome, Repeated
 from tasks.dispatch.lease_keeper import LeaseKeeper
-from tasks.dispatch.prompt_encoder import Prompt, PromptEncoder
+from tasks.dispatch.long_prompts import LongPrompt, LongPrompts
+from tasks.dispatch.prompt_encoder import Prompt, PromptEncoder, TakesLong
 from tasks.observe.observer import Observer
 from tasks.supervised_thread import OnDeath, SupervisedThread
 from worker import contract
@@ -30,7 +34,7 @@ FIRST_LOOK_S = 0.2
 MAX_LOOK_S = 2.0
 """How soon a delivery that waits for somebody else's job looks at it again."""
 MAX_CLAIMS = 16
-"""Jobs claimed in one call: so many prompts are encoded before the last of them begins."""
+"""Jobs claimed in one call: so many short prompts are encoded before the last of them begins."""
 
 T = TypeVar("T")
 
@@ -47,6 +51,7 @@ class _Turn:
 class Claimer:
     """A thread that claims the jobs that were delivered and passes each that is ours to ``begin``, in order.
 
+    Jobs with long prompts are encoded on another thread: they begin in order among themselves, later than shorter ones.
     Every delivery's ``done`` is called once: by the claimer, or by whoever runs the job that began.
     """
 
@@ -72,11 +77,13 @@ class Claimer:
         self._counter = count()
         self._lock = threading.Lock()
         self._undecided: dict[str, OrcdError | None] = {}  # accepted jobs, with what they were cancelled by
+        self._long_prompts = LongPrompts(self._begin_long, self._give_back, on_death)
         self._thread = SupervisedThread("claimer", self._run, on_death)
 
     def start(self, engine: contract.Ready) -> None:
         """Begin to claim jobs for this engine."""
         self._engine = engine
+        self._long_prompts.start()
         self._thread.start()
 
     def put(self, delivery: Delivery) -> None:
@@ -94,10 +101,16 @@ class Claimer:
         return waits
 
     def stop(self) -> None:
-        """Finish the deliveries that were begun and leave the others unclaimed: their messages are delivered again."""
+        """Finish the deliveries that were begun and leave the others unclaimed: their messages are delivered again.
+
+        Jobs with long prompts that are not encoded yet go back to the queue.
+        """
         self._thread.stop()
         self._arriving.put(None)
+        self._long_prompts.ask_to_stop()
         self._thread.join()
+        self._encoder.interrupt()
+        self._long_prompts.stop()
 
     def _run(self) -> None:
         while not self._thread.stopping.is_set():
@@ -189,14 +202,37 @@ class Claimer:
             self._answer(delivery, outcome)
 
     def _begin_job(self, delivery: Delivery, claim: Claim) -> None:
-        assert self._engine is not None
         message = delivery.message
         if message is not None and message.task_id not in claim.recorded:  # Redis has forgotten it since it arrived
             arrival = Arrival(claim.job_id, None, message)
             self._retry("arrive", lambda: self._store.arrive([arrival]))
+        try:
+            self._begin_with(delivery, claim, self._prepare(claim, self._encoder.encode))
+        except TakesLong:
+            self._long_prompts.put(LongPrompt(delivery, claim))
+
+    def _begin_long(self, long: LongPrompt) -> None:
+        """Encode a long prompt, on the thread for these; unless it was cancelled while it waited."""
+        prompt = self._undecided.get(long.claim.job_id) or self._prepare(long.claim, self._encoder.encode_long)
+        if self._long_prompts.is_stopping:
+            self._give_back(long)
+        else:
+            self._begin_with(long.delivery, long.claim, prompt)
+
+    def _give_back(self, long: LongPrompt) -> None:
+        """Put a job back into the queue: this worker leaves, and with it the job's message goes to another one."""
+        claim = long.claim
+        try:
+            self._store.release({claim.job_id: claim.lease})
+        except redis.RedisError as error:  # its lease runs out, and a reaper takes it
+            self._observer.log.retrying("release", error)
+        self._leases.drop(claim.job_id, claim.lease)
+        self._answer(long.delivery, None)
+
+    def _begin_with(self, delivery: Delivery, claim: Claim, prompt: Prompt | OrcdError) -> None:
+        assert self._engine is not None
         limits = [limit for limit in (claim.time_limit_s, delivery.time_limit_s) if limit]
         try:
-            prompt = self._prepare(claim, self._engine)
             job = ActiveJob(claim, prompt, self._engine, delivery.done, min(limits, default=None))
         except Exception as error:  # a bug of ours must end this job, not the thread that serves all others
             self._observer.log.crashed(error)
@@ -211,7 +247,9 @@ class Claimer:
                 job.fail(cancelled)
             self._begin(job)
 
-    def _prepare(self, claim: Claim, engine: contract.Ready) -> Prompt | OrcdError:
+    def _prepare(self, claim: Claim, encode: Callable[[Request, contract.Ready], Prompt]) -> Prompt | OrcdError:
+        """The prompt by ``encode``, or why the job ends before it has begun. Raises `TakesLong`."""
+        assert self._engine is not None
         if claim.losses >= self._max_attempts:
             return Poisoned(f"given up after {self._max_attempts} attempts that lost their worker")
         if claim.cancelled:
@@ -221,7 +259,9 @@ class Claimer:
         if isinstance(claim.request, InvalidRequest):
             return claim.request
         try:
-            return self._encoder.encode(claim.request, engine)
+            return encode(claim.request, self._engine)
+        except TakesLong:
+            raise
         except OrcdError as error:
             return error.with_traceback(None)  # its frames hold the prompt, and what became of it so far
         except Exception as error:  # likewise

@@ -45,6 +45,7 @@ class Dispatcher:
         on_death: OnDeath,
     ) -> None:
         self._observer = observer
+        self._encoder = encoder
         if encoder.template_problem is not None:
             observer.log.no_chat_template(encoder.template_problem)
         self._runner = JobRunner(settings, store, observer, publish, on_lost, on_death)
@@ -66,6 +67,7 @@ class Dispatcher:
 
     def start(self) -> None:
         """Start to load the model; jobs are taken once `wait_until_loaded` has said so."""
+        self._encoder.start()
         self._runner.start()
         self._maintenance.start()
         self._control.start()
@@ -106,9 +108,13 @@ class Dispatcher:
             self._runner.abandon()
 
     def stop(self) -> None:
-        """End the engine and all threads. The worker is off the list once its engine's memory is free."""
+        """End the engine, what encodes prompts and all threads.
+
+        The worker is off the list once its engine's memory is free.
+        """
         self._control.stop()
         self._runner.stop()
+        self._encoder.close()
         self._maintenance.stop()
 
     def _hear(self, job_id: str) -> None:

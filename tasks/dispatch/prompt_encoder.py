@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +15,17 @@ from worker.settings import Settings
 from worker.text import tokenizer as tokenizers
 from worker.text.chat_template import ChatTemplate
 from worker.text.detokenizer import Detokenizer
+from worker.text.process.text_process import LimitExceeded, TextProcess, VocabularyFiles
 from worker.text.tokenizer import Tokenizer
+
+SHORT_BYTES = 64 * 1024
+"""Longer texts are long: tokenising so much takes 20 to 50 ms."""
+SHORT_RENDER_S = 0.5
+"""Messages that the chat template takes longer for count as long."""
+
+
+class TakesLong(Exception):
+    """A prompt must be encoded by `PromptEncoder.encode_long`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,17 +38,26 @@ class Prompt:
 
 
 class PromptEncoder:
-    """Text <-> ids for one model. Thread-safe."""
+    """Text <-> ids for one model.
 
-    def __init__(self, tokenizer: Tokenizer, template: ChatTemplate | InvalidRequest) -> None:
-        """``template`` is the error that a request with messages gets where there is none that can be used."""
+    Chat templates are rendered, and long texts tokenised, in two child processes: one for short prompts, which `encode`
+    waits for only moments, and one for all that takes longer, which is started with the first such prompt. So one
+    thread may be in `encode` and one in `encode_long`. `close` ends the processes.
+    """
+
+    def __init__(
+        self, tokenizer: Tokenizer, template: ChatTemplate | InvalidRequest, files: VocabularyFiles | None = None
+    ) -> None:
+        """``template`` is the error that a request with messages gets where there is none that can be used.
+
+        ``files`` are those that ``tokenizer`` is from; without them no long texts can be encoded.
+        """
         self._tokenizer = tokenizer
-        self._template = template
-
-    @property
-    def template_problem(self) -> str | None:
+        self.template_problem = template.message if isinstance(template, InvalidRequest) else None
         """Why requests with messages are refused; None where they are not."""
-        return self._template.message if isinstance(self._template, InvalidRequest) else None
+        usable = None if isinstance(template, InvalidRequest) else template
+        self._short = TextProcess(usable, max_bytes=SHORT_BYTES, wall_limit_s=SHORT_RENDER_S)
+        self._long = TextProcess(usable, files)
 
     @classmethod
     def load(cls, settings: Settings) -> PromptEncoder:
@@ -48,21 +68,78 @@ class PromptEncoder:
         """
         if not settings.model:
             raise ModelLoadFailed("no model is given; name a GGUF file with --model or ORCD_MODEL")
-        metadata = open_gguf(settings.model).metadata
+        gguf = open_gguf(settings.model)
+        metadata, files = gguf.metadata, VocabularyFiles(str(gguf.path), settings.tokenizer)
         if settings.tokenizer:
             tokenizer = tokenizers.from_tokenizer_json(settings.tokenizer, metadata)
         else:
             tokenizer = tokenizers.from_metadata(metadata)
         if settings.chat_template:
-            return cls(tokenizer, ChatTemplate.from_file(settings.chat_template, tokenizer))
-        return cls(tokenizer, _template_in(metadata, tokenizer))
+            return cls(tokenizer, ChatTemplate.from_file(settings.chat_template, tokenizer), files)
+        return cls(tokenizer, _template_in(metadata, tokenizer), files)
+
+    def start(self) -> None:
+        """Start the process for short prompts, if it will be needed, without waiting for it."""
+        if self.template_problem is None:
+            with suppress(OSError):  # whoever needs it tries again, and says so
+                self._short.start()
 
     def encode(self, request: Request, ready: contract.Ready) -> Prompt:
-        """Raises `InvalidRequest` naming the field, or `ContextLengthExceeded` with both lengths.
+        """A short prompt, in less than a second. Raises `TakesLong`, or as `encode_long`."""
+        return self._prompt(request, ready, self._short_ids(request, ready.max_sequence_tokens))
 
-        A prompt of megabytes takes seconds. Other threads run meanwhile.
+    def encode_long(self, request: Request, ready: contract.Ready) -> Prompt:
+        """Any prompt; this may take many seconds, in which other threads run.
+
+        Raises `InvalidRequest` naming the field, `ContextLengthExceeded` with both lengths, or `OrcdError` after
+        `interrupt`.
         """
-        ids = self._token_ids(request, ready.max_sequence_tokens)
+        return self._prompt(request, ready, self._long_ids(request, ready.max_sequence_tokens))
+
+    def interrupt(self) -> None:
+        """Have an `encode_long` in progress end at once; from any thread."""
+        self._long.kill()
+
+    def close(self) -> None:
+        """End the processes."""
+        self._short.close()
+        self._long.close()
+
+    def _short_ids(self, request: Request, max_tokens: int) -> list[int]:
+        if request.prompt_token_ids is not None:
+            return request.prompt_token_ids
+        if request.prompt is not None:
+            text, is_rendered = request.prompt, False
+        else:
+            try:
+                text, is_rendered = self._rendered(request, self._short), True
+            except LimitExceeded:
+                self.start()
+                raise TakesLong from None
+        if len(text) > SHORT_BYTES:
+            raise TakesLong
+        return self._tokenized(self._tokenizer, text, is_rendered, max_tokens)
+
+    def _long_ids(self, request: Request, max_tokens: int) -> list[int]:
+        if request.prompt_token_ids is not None:
+            return request.prompt_token_ids
+        is_rendered = request.prompt is None
+        text = self._rendered(request, self._long) if request.prompt is None else request.prompt
+        tokenizer = self._long if len(text) > SHORT_BYTES else self._tokenizer
+        return self._tokenized(tokenizer, text, is_rendered, max_tokens)
+
+    def _rendered(self, request: Request, process: TextProcess) -> str:
+        if self.template_problem is not None:
+            raise InvalidRequest(self.template_problem)
+        return process.render(request.messages or [])
+
+    def _tokenized(
+        self, tokenizer: Tokenizer | TextProcess, text: str, is_rendered: bool, max_tokens: int
+    ) -> list[int]:
+        # As in Hugging Face's apply_chat_template: the template itself writes BOS where the model wants one.
+        return tokenizer.encode(text, add_special=not is_rendered, parse_special=True, max_tokens=max_tokens)
+
+    def _prompt(self, request: Request, ready: contract.Ready, ids: list[int]) -> Prompt:
         if not ids:
             raise InvalidRequest("prompt: has no tokens; give some text")
         if len(ids) + (request.max_tokens or 1) > ready.max_sequence_tokens:
@@ -75,17 +152,6 @@ class PromptEncoder:
             if max(given, default=0) >= ready.vocab_size:
                 raise InvalidRequest(f"{name}: ids must be below the model's vocabulary size {ready.vocab_size}")
         return Prompt(ids, self._sampling(request, ready), self._detokenizer_of(request, ids))
-
-    def _token_ids(self, request: Request, max_tokens: int) -> list[int]:
-        if request.prompt_token_ids is not None:
-            return request.prompt_token_ids
-        if request.prompt is not None:
-            return self._tokenizer.encode(request.prompt, add_special=True, parse_special=True, max_tokens=max_tokens)
-        if isinstance(self._template, InvalidRequest):
-            raise InvalidRequest(self._template.message)
-        # As in Hugging Face's apply_chat_template: the template itself writes BOS where the model wants one.
-        text = self._template.render(request.messages or [])
-        return self._tokenizer.encode(text, add_special=False, parse_special=True, max_tokens=max_tokens)
 
     def _sampling(self, request: Request, ready: contract.Ready) -> contract.Sampling:
         ends = frozenset() if request.ignore_eos else self._tokenizer.end_ids

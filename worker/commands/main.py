@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import BinaryIO
 
@@ -99,11 +100,11 @@ def render(template: Path, messages: BinaryIO | None, jsonl: bool) -> None:
     from worker.commands.jsonl_answers import answer_lines
     from worker.commands.render import RenderCommand, RenderRequest
 
-    command = RenderCommand(template)
-    if messages is None:
-        answer_lines(sys.stdin.buffer, RenderRequest, command.answer)
-    else:
-        sys.stdout.write(command.answer(RenderRequest.from_messages(messages.read()))["text"])
+    with closing(RenderCommand(template)) as command:
+        if messages is None:
+            answer_lines(sys.stdin.buffer, RenderRequest, command.answer)
+        else:
+            sys.stdout.write(command.answer(RenderRequest.from_messages(messages.read()))["text"])
 
 
 @cli.command()

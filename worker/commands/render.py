@@ -11,6 +11,7 @@ from orcd.errors import InvalidRequest
 from worker.model.gguf import open_gguf
 from worker.text import tokenizer as tokenizers
 from worker.text.chat_template import ChatTemplate
+from worker.text.process.text_process import TextProcess
 
 
 class RenderRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -33,15 +34,22 @@ class RenderRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class RenderCommand:
     """Answers requests with the chat template of a GGUF file, or with a file that is one.
 
-    Raises `ModelLoadFailed` or `InvalidRequest` where there is none.
+    As in a worker, what rendering may take is limited. Raises `ModelLoadFailed` or `InvalidRequest` where there is no
+    template. `close` it.
     """
 
     def __init__(self, template: Path) -> None:
-        self._template = _model_template(template) if template.suffix == ".gguf" else _file_template(template)
+        self._process = TextProcess(
+            _model_template(template) if template.suffix == ".gguf" else _file_template(template)
+        )
+
+    def close(self) -> None:
+        """End the process that renders."""
+        self._process.close()
 
     def answer(self, request: RenderRequest) -> dict[str, Any]:
         """The prompt that the messages become. Raises `InvalidRequest`."""
-        text = self._template.render(
+        text = self._process.render(
             request.messages,
             tools=request.tools,
             add_generation_prompt=request.add_generation_prompt,

@@ -5,12 +5,8 @@ from __future__ import annotations
 import copy
 import datetime
 import json
-import sys
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import jinja2
@@ -24,7 +20,6 @@ import jinja2.sandbox
 from orcd.errors import InvalidRequest, ModelLoadFailed
 from worker.text.tokenizer import Tokenizer
 
-TIME_LIMIT_S = 2.0
 MAX_CHARACTERS = 16 * 1024 * 1024
 """Most that a template may write, and the longest value that an operator may make in it. A filter or method that
 makes a long string of short ones is not seen before it is done."""
@@ -35,8 +30,8 @@ _CONTINUE_HERE = "CONTINUE_FINAL_MESSAGE_TAG "
 class ChatTemplate:
     """Compiled once; `render` may be called from several threads.
 
-    Raises `ModelLoadFailed` if ``source`` is not a template. What a template can reach is sandboxed; it can neither
-    run longer than `TIME_LIMIT_S` nor write more than `MAX_CHARACTERS`.
+    Raises `ModelLoadFailed` if ``source`` is not a template. What a template can reach is sandboxed, and it cannot
+    write more than `MAX_CHARACTERS`. How long it runs, and what it needs meanwhile, only a `TextProcess` limits.
     """
 
     def __init__(
@@ -47,7 +42,8 @@ class ChatTemplate:
         eos_token: str = "",
         now: Callable[[], datetime.datetime] = datetime.datetime.now,
     ) -> None:
-        self._special = {"bos_token": bos_token, "eos_token": eos_token}
+        self.source = source
+        self.special_tokens = {"bos_token": bos_token, "eos_token": eos_token}
         try:
             self._template = _Environment(now).from_string(source)
         except Exception as error:  # a broken template can also break the compiler of the Python code that it becomes
@@ -107,18 +103,17 @@ class ChatTemplate:
         fixed = {"messages": messages, "tools": tools, "add_generation_prompt": add_generation_prompt}
         if clash := fixed.keys() & (variables or {}).keys():
             raise InvalidRequest(f"variables must not hold {min(clash)!r}: it has a field of its own")
-        text = self._write({**self._special, "documents": None, **(variables or {}), **fixed})
+        text = self._write({**self.special_tokens, "documents": None, **(variables or {}), **fixed})
         return _cut_at_tag(text, final_text) if continue_final_message else text
 
     def _write(self, names: Mapping[str, Any]) -> str:
         texts: list[str] = []
         length = 0
         try:
-            with _deadline(TIME_LIMIT_S):
-                for text in self._template.generate(names):
-                    texts.append(text)
-                    length += len(text)
-                    _check_length(length)
+            for text in self._template.generate(names):
+                texts.append(text)
+                length += len(text)
+                _check_length(length)
         except Exception as error:  # a template can raise anything that Python code can
             raise InvalidRequest(f"messages: the model's chat template refuses them: {_reason(error)}") from None
         return "".join(texts)
@@ -126,6 +121,8 @@ class ChatTemplate:
 
 def _reason(error: Exception) -> str:
     """What the template itself says; of any other error only the kind, for its text may quote the messages."""
+    if isinstance(error, MemoryError):
+        return "it needs too much memory"
     return str(error)[:300] if isinstance(error, _Refusal) else type(error).__name__
 
 
@@ -157,6 +154,17 @@ def _cut_at_tag(text: str, final_text: str) -> str:
 
 
 class _CodeGenerator(jinja2.compiler.CodeGenerator):
+    def _output_child_to_const(
+        self,
+        node: jinja2.nodes.Expr,
+        frame: jinja2.compiler.Frame,
+        finalize: jinja2.compiler.CodeGenerator._FinalizeInfo,
+    ) -> str:
+        """Only the text between the tags: ``{{ '%999999999d' % 1 }}`` would be computed here, where no limit holds."""
+        if not isinstance(node, jinja2.nodes.TemplateData):
+            raise jinja2.nodes.Impossible
+        return super()._output_child_to_const(node, frame, finalize)
+
     def visit_Concat(self, node: jinja2.nodes.Concat, frame: jinja2.compiler.Frame) -> None:  # noqa: N802
         """``a ~ b``, with the environment's limit on length."""
         self.write("environment.concatenate((")
@@ -229,24 +237,3 @@ def _to_json(
 
 def _raise_exception(message: str) -> None:
     raise _Refusal(message)
-
-
-@contextmanager
-def _deadline(seconds: float) -> Iterator[None]:
-    """Raise an error in this thread's Python code, at the next line, once the time is up.
-
-    A trace function, unlike a signal, works in every thread, and stops loops and recursion alike.
-    """
-    end = time.monotonic() + seconds
-
-    def trace(_frame: FrameType, _event: str, _arg: Any) -> Any:
-        if time.monotonic() > end:
-            raise _Refusal(f"it takes longer than {seconds:g} s")
-        return trace
-
-    previous = sys.gettrace()
-    sys.settrace(trace)
-    try:
-        yield
-    finally:
-        sys.settrace(previous)

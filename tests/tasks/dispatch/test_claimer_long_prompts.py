@@ -1,36 +1,120 @@
-"""F16: prompts of megabytes cost nobody a lease, and their senders hear what is wrong; a real worker."""
+"""F16: jobs whose prompts take long to encode hold up nobody behind them, and are given back when the worker leaves."""
 
 from __future__ import annotations
 
-import time
-from pathlib import Path
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
-from orcd.client import Client
-from tests.tasks.worker_process import WorkerProcess, wait_until_running
+import pytest
+import redis
 
-NUM_CHARACTERS = 4 * 1024 * 1024
-LONG: dict[str, Any] = {"prompt_token_ids": [9, 8, 7], "max_tokens": 400, "seed": 4, "ignore_eos": True}
+from orcd.errors import Cancelled, ContextLengthExceeded, OrcdError
+from orcd.request import Request, parse
+from orcd.store import schema
+from orcd.store.job_store import JobStore
+from tasks.dispatch.prompt_encoder import PromptEncoder, TakesLong
+from tests.orcd.job_record import submit
+from tests.orcd.job_writer import MakeStore
+from tests.tasks.dispatch.byte_model import READY, TEMPLATE, TOKENIZER
+from tests.tasks.dispatch.claimer_scene import REQUEST, ClaimerScene, error_of
+from worker.text.chat_template import ChatTemplate
+
+LONG = parse({"prompt": "long", "seed": 1})
 
 
-def _prompts() -> list[dict[str, Any]]:
-    """Six requests of 4 MB each; texts of spaces are never refused by their length alone."""
-    texts = [(part * NUM_CHARACTERS)[:NUM_CHARACTERS] for part in ("a", "the old pond ", " ", " \n", "[<|im_")]
-    return [*({"prompt": text} for text in texts), {"messages": [{"role": "user", "content": texts[2]}]}]
+class Encoder(PromptEncoder):
+    """Takes long for prompts that begin with "long", until the test lets it go on."""
+
+    def __init__(self) -> None:
+        super().__init__(TOKENIZER, ChatTemplate(TEMPLATE))
+        self.began = threading.Semaphore(0)
+        self.going_on = threading.Semaphore(0)
+        self.was_interrupted = False
+
+    def encode(self, request: Request, ready: Any) -> Any:
+        if (request.prompt or "").startswith("long"):
+            raise TakesLong
+        return super().encode(request, ready)
+
+    def encode_long(self, request: Request, ready: Any) -> Any:
+        self.began.release()
+        assert self.going_on.acquire(timeout=5)
+        if self.was_interrupted:
+            raise OrcdError("interrupted")
+        if request.prompt == "long and too long":
+            raise ContextLengthExceeded("too long")
+        return super().encode(request, ready)
+
+    def interrupt(self) -> None:
+        self.was_interrupted = True
+        self.going_on.release()
 
 
-def test_six_prompts_of_four_megabytes_cost_no_lease(redis_url: str, demo_model: Path, tmp_path: Path) -> None:
-    """F16: each was encoded for seconds in which no other thread ran; leases ran out, and prompts ended POISONED."""
-    with WorkerProcess(redis_url, demo_model, tmp_path) as worker, Client(redis_url) as client:
-        running = client.submit_many([LONG] * 8)
-        wait_until_running(client, running, 5)
-        prompts = [client.submit(**fields) for fields in _prompts()]
-        start = time.monotonic()
-        later = client.submit(**LONG | {"max_tokens": 5})
-        results = [client.result(job_id, timeout=60) for job_id in prompts]
-        print(f"refused after {time.monotonic() - start:.1f} s")
-        assert [result.error.code for result in results if result.error] == ["CONTEXT_LENGTH_EXCEEDED"] * 6
-        assert {client.result(job_id, timeout=120).state for job_id in (*running, later)} == {"succeeded"}
-        attempts = [client.status(job_id).attempt for job_id in (*running, *prompts, later)]
-        assert attempts == [1] * len(attempts)
-        assert [event["code"] for event in worker.events("error")].count("POISONED") == 0
+@pytest.fixture
+def encoder() -> Encoder:
+    return Encoder()
+
+
+@pytest.fixture
+def scene(store: JobStore, encoder: Encoder) -> Iterator[ClaimerScene]:
+    with ClaimerScene(store, encoder) as scene:
+        yield scene
+
+
+def test_short_prompts_overtake_long_ones_which_keep_their_order(
+    scene: ClaimerScene, store: JobStore, encoder: Encoder
+) -> None:
+    for job_id in ("long-1", "long-2", "short-1", "short-2"):
+        scene.put(job_id, LONG if job_id.startswith("long") else REQUEST)
+    assert [scene.begun().job_id for _ in range(2)] == ["short-1", "short-2"]
+    encoder.going_on.release(2)
+    assert [scene.begun().job_id for _ in range(2)] == ["long-1", "long-2"]
+
+
+def test_what_is_wrong_with_a_long_prompt_ends_its_job(scene: ClaimerScene, encoder: Encoder) -> None:
+    encoder.going_on.release()
+    scene.put("a", parse({"prompt": "long and too long"}))
+    assert error_of(scene).code == "CONTEXT_LENGTH_EXCEEDED"
+
+
+def test_a_job_that_is_cancelled_while_it_waits_is_not_encoded(scene: ClaimerScene, encoder: Encoder) -> None:
+    scene.put("a", LONG)
+    scene.put("b", LONG)
+    assert encoder.began.acquire(timeout=5)
+    scene.put("c", REQUEST)
+    assert scene.begun().job_id == "c"  # so b has been claimed, too
+    assert scene.claimer.cancel("b", Cancelled("revoked"))
+    encoder.going_on.release()
+    assert scene.begun().job_id == "a"
+    assert error_of(scene).code == "CANCELLED"
+    assert not encoder.began.acquire(blocking=False)
+
+
+@contextmanager
+def _stopping(scene: ClaimerScene) -> Iterator[None]:
+    scene.claimer.start(READY)
+    yield
+    scene.claimer.stop()
+    assert scene.deaths == []
+
+
+def test_at_the_end_long_prompts_go_back_to_the_queue_at_once(
+    make_store: MakeStore, connection: redis.Redis, encoder: Encoder
+) -> None:
+    """The one that is being encoded, too. Nobody has lost an attempt, and somebody else may claim them."""
+    store = make_store()
+    for job_id in ("a", "b"):
+        submit(store, job_id, LONG)
+    scene = ClaimerScene(store, encoder)
+    with _stopping(scene):
+        scene.put("a")
+        scene.put("b")
+        assert encoder.began.acquire(timeout=5)
+        scene.put("c", REQUEST)
+        assert scene.begun().job_id == "c"
+    assert [scene.outcome(), scene.outcome()] == [("a", None), ("b", None)]
+    for job_id in ("a", "b"):
+        fields = connection.hmget(schema.job_key(job_id), "state", "attempt", "losses")
+        assert fields == [b"queued", b"0", None]

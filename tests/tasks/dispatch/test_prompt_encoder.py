@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,6 +32,23 @@ def _request(**fields: Any) -> Request:
 CHAT = parse({"messages": [{"role": "user", "content": "hi"}]})
 
 
+MakeEncoder = Callable[..., PromptEncoder]
+
+
+@pytest.fixture
+def make_encoder() -> Iterator[MakeEncoder]:
+    """Encoders of the byte model, with another template."""
+    made: list[PromptEncoder] = []
+
+    def make(template: ChatTemplate) -> PromptEncoder:
+        made.append(PromptEncoder(TOKENIZER, template))
+        return made[-1]
+
+    yield make
+    for encoder in made:
+        encoder.close()
+
+
 def _sampling(**fields: Any) -> contract.Sampling:
     return ENCODER.encode(_request(**fields), READY).sampling
 
@@ -56,15 +75,15 @@ def test_messages_for_a_model_without_a_template_say_to_send_a_prompt() -> None:
     assert encoder.encode(_request(), READY).ids == [*b"pond"]
 
 
-def test_messages_that_the_template_refuses_are_the_callers_mistake() -> None:
+def test_messages_that_the_template_refuses_are_the_callers_mistake(make_encoder: MakeEncoder) -> None:
     template = ChatTemplate("{{ raise_exception('no system role') }}")
     with pytest.raises(InvalidRequest, match=r"messages: .*no system role"):
-        PromptEncoder(TOKENIZER, template).encode(parse({"messages": [{"role": "system", "content": "hi"}]}), READY)
+        make_encoder(template).encode(parse({"messages": [{"role": "system", "content": "hi"}]}), READY)
 
 
-def test_messages_of_which_the_template_makes_nothing_are_refused() -> None:
+def test_messages_of_which_the_template_makes_nothing_are_refused(make_encoder: MakeEncoder) -> None:
     with pytest.raises(InvalidRequest, match="no tokens"):
-        PromptEncoder(TOKENIZER, ChatTemplate("")).encode(parse({"messages": [{"role": "user"}]}), READY)
+        make_encoder(ChatTemplate("")).encode(parse({"messages": [{"role": "user"}]}), READY)
 
 
 @pytest.mark.parametrize("field", ["prompt_token_ids", "logit_bias"])
@@ -194,10 +213,10 @@ def test_a_template_in_a_file_replaces_the_models_own(demo_model: Path, tmp_path
     file = tmp_path / "template.jinja"
     file.write_text("{% for m in messages %}old {{ m.content }}{% endfor %}")
     settings = _with_template(demo_model, tmp_path / "broken.gguf", b"{% for")
-    encoder = PromptEncoder.load(replace(settings, chat_template=str(file)))
-    assert encoder.template_problem is None
-    ready = msgspec.structs.replace(READY, vocab_size=10**6)
-    ids = encoder.encode(parse({"messages": [{"role": "user", "content": "pond"}]}), ready).ids
+    with closing(PromptEncoder.load(replace(settings, chat_template=str(file)))) as encoder:
+        assert encoder.template_problem is None
+        ready = msgspec.structs.replace(READY, vocab_size=10**6)
+        ids = encoder.encode(parse({"messages": [{"role": "user", "content": "pond"}]}), ready).ids
     assert tokenizers.from_metadata(open_gguf(demo_model).metadata).decode(ids) == "old pond"
 
 

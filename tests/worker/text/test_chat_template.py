@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import datetime
 import json
-import sys
-import threading
-import time
 from typing import Any
 
 import pytest
 
 from orcd.errors import InvalidRequest, ModelLoadFailed
 from tests.worker.text.vocabularies import KIT, bpe_metadata, needs_kit
-from worker.text import chat_template, tokenizer
+from worker.text import tokenizer
 from worker.text.chat_template import ChatTemplate
 
 HI = [{"role": "user", "content": "Hi"}]
@@ -161,34 +158,8 @@ def test_a_template_that_writes_without_end_is_stopped(source: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "source",
-    [
-        "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
-        "{% macro m(n) %}{% if n %}{{ m(n - 1) }}{{ m(n - 1) }}{% endif %}{% endmacro %}{{ m(60) }}",
-        "{{ lipsum(n=10**8) }}",
-    ],
+    "source", ["{{ '%09999999999d' % 1 }}", "{{ 'a'.rjust(10 ** 11) }}", "{{ 9 * [[9]] * 10**9 }}"]
 )
-def test_a_template_that_runs_without_end_is_stopped_in_any_thread(
-    source: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(chat_template, "TIME_LIMIT_S", 0.1)
-    errors: list[InvalidRequest] = []
-
-    def run() -> None:
-        try:
-            render(source)
-        except InvalidRequest as error:
-            errors.append(error)
-
-    thread = threading.Thread(target=run)
-    start = time.monotonic()
-    thread.start()
-    thread.join(timeout=10)
-    assert time.monotonic() - start < 5
-    assert "takes longer than 0.1 s" in str(errors[0])
-
-
-def test_tracing_is_as_before_after_rendering() -> None:
-    before = sys.gettrace()
-    render(CHAT)
-    assert sys.gettrace() is before
+def test_nothing_is_computed_before_there_are_messages(source: str) -> None:
+    """F16: a worker compiles the template in its own process, where nothing limits what that takes."""
+    ChatTemplate(source)
