@@ -50,7 +50,7 @@ class Status(msgspec.Struct, frozen=True):
     back in order, ``losses`` the owners that died with the job since its last token. ``worker`` runs the job, or ran it
     to its end. ``cancelling`` says that somebody wants it cancelled. ``tokens_out`` counts the tokens in the log, over
     all choices. ``served`` is false for a queued job while no worker serves the model that it asks for. ``error`` is
-    what an ended job failed with.
+    what an ended job failed with, ``reason`` why a queued one waits.
     """
 
     job_id: str
@@ -68,6 +68,7 @@ class Status(msgspec.Struct, frozen=True):
     served: bool = True
     losses: int = 0
     error: Error | None = None
+    reason: str = ""
 
     @classmethod
     def read(
@@ -112,6 +113,7 @@ class Status(msgspec.Struct, frozen=True):
             finished_ms=int(record["finished_ms"]) if "finished_ms" in record else None,
             served=look.served or not is_queued,
             losses=int(record.get("losses", 0)),
+            reason=look.reason if is_queued else "",
             error=_error_in(look.end or (last_entries[0][1].get(b"e", b"") if last_entries else b"")),
         )
 

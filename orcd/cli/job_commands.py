@@ -145,7 +145,7 @@ def status(job: str, redis_url: str | None, as_json: bool) -> None:
         return
     error = f"{found.error.code}: {found.error.message}" if found.error else None
     for name, value in (msgspec.structs.asdict(found) | {"error": error}).items():
-        print(f"{name:<12} {'-' if value is None else value}")
+        print(f"{name:<12} {'-' if value in (None, '') else value}")
 
 
 @click.command()

@@ -37,8 +37,8 @@ class Observer:
 
     @property
     def is_ready(self) -> bool:
-        """Whether the engine is loaded and nothing is wrong; while it is not so, no job is taken."""
-        return self._is_loaded and not self.is_unhealthy
+        """Whether the engine is loaded, nothing is wrong and the worker stays; while it is not so, no job is taken."""
+        return self.state == "ready"
 
     @property
     def is_unhealthy(self) -> bool:
@@ -69,7 +69,7 @@ class Observer:
     def ready(self, ready: contract.Ready) -> None:
         """The engine takes requests."""
         self._is_loaded = True
-        self.metrics.set_engine_healthy(self.is_ready)
+        self.metrics.set_engine_healthy(not self.is_unhealthy)
         self.log.ready(ready)
 
     def stats(self, stats: contract.Stats) -> None:

@@ -174,13 +174,14 @@ def test_status_follows_the_job_through_its_life(client: Client, make_store: Mak
     job_id = client.submit(prompt="x", priority=2)
     queued = client.status(job_id)
     assert (queued.state, queued.position, queued.attempt, queued.priority) == ("queued", 1, 0, 2)
+    assert queued.reason == "no worker is running"
     assert queued.worker is queued.model is queued.started_ms is queued.finished_ms is None
 
     writer = claimed(store, job_id)
     writer.start()
     writer.tokens(4)
     running = client.status(job_id)
-    assert (running.state, running.position, running.attempt) == ("running", None, 1)
+    assert (running.state, running.position, running.attempt, running.reason) == ("running", None, 1, "")
     assert (running.worker, running.model, running.tokens_out) == ("worker-1", "demo", 4)
     assert running.created_ms == queued.created_ms <= running.started_ms
 

@@ -109,6 +109,7 @@ def test_a_workers_state_is_one_word(watched: Watched) -> None:
     ):
         change()
         states.append(observer.state)
+        assert observer.is_ready == (observer.state == "ready"), "a worker that leaves is not ready for more"
     assert states == ["loading", "ready", "unhealthy", "ready", "loading", "draining"]
 
 
