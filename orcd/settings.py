@@ -18,6 +18,7 @@ PREFIX = "ORCD_"
 
 NAMES = frozenset(
     {
+        "ageing_s",
         "chat_template",
         "concurrency",
         "context_length",
@@ -42,6 +43,7 @@ NAMES = frozenset(
         "queue_limit_s",
         "redis_url",
         "stall_limit_s",
+        "spare_percent",
         "step_tokens",
         "tokenizer",
         "vram_bytes",

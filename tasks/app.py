@@ -33,6 +33,7 @@ def create_app(settings: Settings) -> Celery:
         broker_transport_options={
             **broker_configuration(settings)["broker_transport_options"],
             "receiver_lease_ms": settings.lease_ms,
+            "ageing_ms": settings.ageing_s * 1000,
             "socket_timeout": BROKER_ANSWER_S,
             "health_check_interval": BROKER_ANSWER_S,
             "unacked_restore_interval": RECEIVER_MAINTENANCE_S,

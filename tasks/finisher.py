@@ -36,6 +36,11 @@ class Finisher:
         self._threads = [SupervisedThread(f"finisher {n}", self._run, on_death) for n in range(NUM_THREADS)]
 
     @property
+    def num_waiting(self) -> int:
+        """Pieces of work that no thread has begun."""
+        return self._work.qsize()
+
+    @property
     def is_waiting(self) -> bool:
         """Whether there is still time to wait for a Redis that is away."""
         return not self._giving_up.is_set()

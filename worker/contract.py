@@ -148,6 +148,8 @@ class Stats(msgspec.Struct, frozen=True, array_like=True, tag="stats"):
     preemptions: int
     memory_bytes: int
     healthy: bool = True
+    lacks_blocks: bool = False
+    """Whether a sequence waits because there are too few KV blocks for it, and not for its turn."""
 
 
 class Fatal(msgspec.Struct, frozen=True, array_like=True, tag="fatal"):

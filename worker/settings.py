@@ -16,7 +16,7 @@ from orcd.settings import PREFIX, ClientSettings, check_least, read_environment
 
 _CPU_CHOICES = {"max_sequences": 64, "step_tokens": 512}
 _CUDA_CHOICES = {"max_sequences": 256, "step_tokens": 8192}
-_POSITIVE = {"job_ttl_s", "queue_limit_s", "kv_block_tokens", "concurrency", "lease_ms", "max_attempts",
+_POSITIVE = {"job_ttl_s", "ageing_s", "queue_limit_s", "kv_block_tokens", "lease_ms", "max_attempts",
              "engine_start_timeout_s", "engine_step_timeout_s"}  # fmt: skip
 
 
@@ -58,8 +58,12 @@ class Settings(ClientSettings):
     dequant_cache_bytes: int = 512 * 1024 * 1024
     """CPU device: most memory for dequantised weight tiles."""
 
-    concurrency: int = 256
-    """Jobs that one worker holds at a time; beyond ``max_sequences`` they wait in the engine."""
+    spare_percent: int = 25
+    """Sequences that a worker holds beyond those that its engine runs, in percent of these; others wait in Redis."""
+    concurrency: int = 0
+    """Messages that one worker holds at a time, also of jobs that just ended; 0: twice ``max_sequences``."""
+    ageing_s: int = 300
+    """Time in the queue after which messages get every second place, the oldest first, however urgent others are."""
     max_queued: int = 0
     """Jobs that may wait over all queues, else new ones are refused with QUEUE_FULL; 0: any number."""
     lease_ms: int = 10_000
@@ -82,6 +86,7 @@ class Settings(ClientSettings):
         chosen = _CPU_CHOICES if self.device == "cpu" else _CUDA_CHOICES
         for name, value in chosen.items():
             object.__setattr__(self, name, getattr(self, name) or value)
+        object.__setattr__(self, "concurrency", self.concurrency or 2 * self.max_sequences)
 
     @property
     def model_name(self) -> str:

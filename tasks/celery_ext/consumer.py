@@ -52,11 +52,14 @@ class Consumer(celery.worker.consumer.Consumer):  # type: ignore[misc]
     def on_ready(self) -> None:
         """Consuming begins: say how many messages may be taken at once. Celery itself only asks whether one may."""
         super().on_ready()
-        self.task_consumer.channel.qos.num_free = lambda: self.pool.num_processes - len(state.reserved_requests)
+        self.task_consumer.channel.qos.num_free = self._num_free
         self._ready_at = time.monotonic()
         if self._is_away:
             self._is_away = False
             logger.warning("Redis is back")
+
+    def _num_free(self) -> int:
+        return min(int(self.pool.num_processes) - len(state.reserved_requests), int(self.pool.num_free))
 
     def ensure_connected(self, conn: Any) -> Any:
         """Connect, however long it takes; raises ``WorkerShutdown`` when the worker is told to stop."""

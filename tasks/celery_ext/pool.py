@@ -99,12 +99,13 @@ class Pool(BasePool):  # type: ignore[misc]
 
     @property
     def num_processes(self) -> int:
-        """How many messages Celery may have in flight: none while the engine is away or unhealthy.
+        """How many messages Celery may have in flight; other workers get them while the engine is away or unhealthy."""
+        return int(self.limit) if self._observer.is_ready else 0
 
-        So other workers get them. Celery asks before every message (``worker_disable_prefetch``).
-        """
-        limit: int = self.limit
-        return limit if self._observer.is_ready else 0
+    @property
+    def num_free(self) -> int:
+        """How many more jobs may be taken: messages that wait for a finisher are not among those of the dispatcher."""
+        return self._dispatcher.num_free - self._finisher.num_waiting if self._dispatcher is not None else 0
 
     def _connect(self, settings: Settings) -> Dispatcher:
         connection = connect(settings, Retry(NoBackoff(), 1))
@@ -190,7 +191,8 @@ class Pool(BasePool):  # type: ignore[misc]
             message.ending = "revoked"
         misrouted = message.misrouted(self._settings.model_name)
         if message.ending or misrouted:
-            self._store.arrive(message.arrivals())
+            refusals = dict(zip(message.jobs, self._store.arrive(message.arrivals()), strict=True))
+            misrouted = [each for each in misrouted if refusals[each.job_id] is None]
         if message.ending:
             for job_id in message.jobs:
                 end_job(self._store, job_id, message.ending)
@@ -292,8 +294,7 @@ class Pool(BasePool):  # type: ignore[misc]
         self._observer.log.shutdown()
 
     def _get_info(self) -> dict[str, Any]:
-        info: dict[str, Any] = super()._get_info()
+        info: dict[str, Any] = {**super()._get_info(), "model": self._settings.model_name}
         dispatcher = self._dispatcher
         engine = {"pid": dispatcher.engine_pid, "jobs": dispatcher.num_jobs} if dispatcher else {}
-        model = {"model": self._settings.model_name}
-        return {**info, **model, "max-concurrency": self.limit, "processes": [os.getpid()], "engine": engine}
+        return {**info, "max-concurrency": self.limit, "processes": [os.getpid()], "engine": engine}

@@ -18,6 +18,9 @@ from orcd.store.dead_letters import DEAD_LETTER_BYTES, DEAD_LETTER_TTL_S, MAX_DE
 MAX_RESTORED = 1000
 """Messages that one call of a script puts back."""
 MAINTENANCE_S = 1.0
+AGE_SPANS = 8
+"""Messages of one list that came within a part of the ageing time have one age: into so many parts it is divided."""
+AGES_TTL_S = 7 * 24 * 3600
 MAX_SEARCHED = 1000
 """Keys that one call of a script looks at for forgotten notes."""
 
@@ -27,12 +30,19 @@ class Receiver:
 
     ``connect`` gives a client for the commands that are waited for; all of them raise redis-py's errors. Should an
     answer to `take_command` be lost, the messages in it are this receiver's all the same: then `close` it.
+
+    Lists are emptied in their order, but messages that have waited for ``ageing_ms`` get every second place.
     """
 
-    def __init__(self, name: str, lease_ms: int, connect: Callable[[], Any], key_prefix: str = "") -> None:
+    def __init__(
+        self, name: str, lease_ms: int, connect: Callable[[], Any], key_prefix: str = "", ageing_ms: int = 300_000
+    ) -> None:
         self._name = name
         self._lease_ms = lease_ms
         self._connect = connect
+        self._ageing_ms = ageing_ms
+        self._lists: Sequence[str] = ()
+        self._ages = key_prefix + schema.AGES
         self._receivers = key_prefix + schema.RECEIVERS
         self._notes_prefix = key_prefix + schema.UNACKED
         self._notes = schema.unacked_key(name, key_prefix)
@@ -50,8 +60,9 @@ class Receiver:
         Acknowledgements go with it. Its answer is for `taken`, before the next one.
         """
         self._acked_in_flight += self._take_acked()
-        keys = [self._receivers, self._notes, *lists]
-        arguments = [self._name, self._lease_ms, most, self._num_taken, *self._acked_in_flight]
+        self._lists = lists
+        keys = [self._receivers, self._notes, self._ages, *lists]
+        arguments = [self._name, self._lease_ms, most, self._num_taken, self._ageing_ms, *self._acked_in_flight]
         return ["EVAL", schema.celery_script("take"), len(keys), *keys, *arguments]
 
     def taken(self, answer: Sequence[Any]) -> list[tuple[str, str, bytes]]:
@@ -85,7 +96,7 @@ class Receiver:
             self._restore(self._lease_ms, tags[start : start + MAX_RESTORED])
 
     def maintain(self) -> None:
-        """Renew the lease, and put back what others hold whose lease ran out; at most once a second.
+        """Renew the lease, put back what others hold whose lease ran out, note ages; at most once a second.
 
         Once a lease, a search through all keys begins for what receivers hold that are not known any more.
         """
@@ -94,6 +105,10 @@ class Receiver:
             self._next_maintenance = now + min(MAINTENANCE_S, self._lease_ms / 4000)
             while self._restore(self._lease_ms) == MAX_RESTORED:
                 pass
+            if self._lists:
+                keys = [self._ages, *self._lists]
+                span_ms = self._ageing_ms // AGE_SPANS
+                self._connect().eval(schema.celery_script("age"), len(keys), *keys, span_ms, AGES_TTL_S)
             if self._search_cursor != b"0" or now >= self._next_search:
                 self._search(now)
 
@@ -116,7 +131,7 @@ class Receiver:
     def _restore(self, lease_ms: int, tags: Sequence[str] = ()) -> int:
         arguments = [self._notes_prefix, self._name, lease_ms, MAX_RESTORED, *tags]
         num_restored, num_deleted = self._connect().eval(
-            schema.celery_script("restore"), 1, self._receivers, *arguments
+            schema.celery_script("restore"), 2, self._receivers, self._ages, *arguments
         )
         if num_deleted:
             say_wrong_type(self._receivers, "it was deleted, and leases of receivers begin anew")

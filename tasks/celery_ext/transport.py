@@ -49,7 +49,8 @@ class QoS(virtual.QoS):  # type: ignore[misc]
         self._on_collect.cancel()  # what a process leaves behind at its end, others put back
         self.num_free: Callable[[], int] = lambda: 1
         name = f"{worker_id()}-{next(_numbers)}"
-        self.receiver = Receiver(name, channel.receiver_lease_ms, channel.plain_client, channel.global_keyprefix)
+        prefix, connect = channel.global_keyprefix, channel.plain_client
+        self.receiver = Receiver(name, channel.receiver_lease_ms, connect, prefix, channel.ageing_ms)
 
     def ack(self, delivery_tag: str) -> None:
         """The message need not be delivered again."""
@@ -98,7 +99,8 @@ class Channel(broker.Channel):
     QoS = QoS
     Message = Message
     receiver_lease_ms = 10_000
-    from_transport_options = (*broker.Channel.from_transport_options, "receiver_lease_ms")
+    ageing_ms = 300_000
+    from_transport_options = (*broker.Channel.from_transport_options, "receiver_lease_ms", "ageing_ms")
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._next_look = 0.0

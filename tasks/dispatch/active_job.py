@@ -64,12 +64,13 @@ class ActiveJob:
         engine: contract.Ready,
         done: Done,
         time_limit_s: float | None = None,
+        ageing_s: int = 300,
     ) -> None:
         """``prompt`` is the request in token ids, or the error that ends the job before it has begun.
 
         ``done`` is for the job's runner to call, once, with what became of the job. ``time_limit_s`` is counted from
-        the job's first start. ``is_in_engine`` says that the engine that runs now has the job, and ``num_drawn`` how
-        many tokens were drawn here.
+        the job's first start; after ``ageing_s`` in the queue it is as urgent as any. ``is_in_engine`` says that the
+        engine that runs now has the job, and ``num_drawn`` how many tokens were drawn here.
         """
         self.claim = claim
         self.done = done
@@ -84,7 +85,9 @@ class ActiveJob:
         self._prompt = prompt
         readable = claim.request if isinstance(claim.request, Request) else Request()
         self.cancel_on_disconnect = readable.on_disconnect == "cancel"
-        self._priority = readable.priority
+        # As its message does, a job becomes more urgent while it waits.
+        waited_ms = max(0, claim.claimed_ms - claim.created_ms)
+        self._priority = int(readable.priority * max(0.0, 1.0 - waited_ms / (1000 * ageing_s)))
         self._clock_offset_ms = claim.claimed_ms - time.monotonic() * 1000
         self._first_token_ms = claim.first_token_ms
         self._position = claim.log[-1].position if claim.log else Position()

@@ -60,6 +60,7 @@ class Claimer:
         store: JobStore,
         encoder: PromptEncoder,
         max_attempts: int,
+        ageing_s: int,
         observer: Observer,
         leases: LeaseKeeper,
         begin: Callable[[ActiveJob], None],
@@ -68,6 +69,7 @@ class Claimer:
         self._store = store
         self._encoder = encoder
         self._max_attempts = max_attempts
+        self._ageing_s = ageing_s
         self._observer = observer
         self._leases = leases
         self._begin = begin
@@ -77,8 +79,17 @@ class Claimer:
         self._counter = count()
         self._lock = threading.Lock()
         self._undecided: dict[str, OrcdError | None] = {}  # accepted jobs, with what they were cancelled by
+        self._num_held = 0
         self._long_prompts = LongPrompts(self._begin_long, self._give_back, on_death)
         self._thread = SupervisedThread("claimer", self._run, on_death)
+
+    @property
+    def num_held(self) -> int:
+        """Sequences of the jobs that were handed in and have not ended, but for those that somebody else runs.
+
+        A job counts as one until its request is known.
+        """
+        return self._num_held
 
     def start(self, engine: contract.Ready) -> None:
         """Begin to claim jobs for this engine."""
@@ -90,6 +101,7 @@ class Claimer:
         """Hand in a delivery; its ``done`` is called once, unless the claimer is stopped before its turn."""
         with self._lock:
             self._undecided.setdefault(delivery.job_id)
+            self._num_held += 1
         self._arriving.put(_Turn(delivery))
 
     def cancel(self, job_id: str, error: OrcdError) -> bool:
@@ -127,6 +139,7 @@ class Claimer:
         turns = [turn for turn in arrived if turn is not None]
         while self._waiting and self._waiting[0][0] <= time.monotonic() and len(turns) < 2 * MAX_CLAIMS:
             turns.append(heappop(self._waiting)[2])
+            self._hold(1)
         return turns
 
     def _take(self, turns: Sequence[_Turn]) -> None:
@@ -184,12 +197,18 @@ class Claimer:
 
     def _look_again(self, turn: _Turn) -> None:
         """Claim the delivery's job again after a pause."""
+        self._hold(-1)
         heappush(self._waiting, (time.monotonic() + turn.pauses.next_s(), next(self._counter), turn))
 
     def _answer(self, delivery: Delivery, outcome: Outcome) -> None:
         with self._lock:
             self._undecided.pop(delivery.job_id, None)
+            self._num_held -= 1
         delivery.done(outcome)
+
+    def _hold(self, num_sequences: int) -> None:
+        with self._lock:
+            self._num_held += num_sequences
 
     def _repeat(self, delivery: Delivery) -> None:
         """Answer with what is there: a worker may have died between a job's terminal event and Celery's result."""
@@ -232,8 +251,14 @@ class Claimer:
     def _begin_with(self, delivery: Delivery, claim: Claim, prompt: Prompt | OrcdError) -> None:
         assert self._engine is not None
         limits = [limit for limit in (claim.time_limit_s, delivery.time_limit_s) if limit]
+        num_sequences = claim.request.n if isinstance(claim.request, Request) else 1
+
+        def done(outcome: Outcome) -> None:
+            self._hold(-num_sequences)
+            delivery.done(outcome)
+
         try:
-            job = ActiveJob(claim, prompt, self._engine, delivery.done, min(limits, default=None))
+            job = ActiveJob(claim, prompt, self._engine, done, min(limits, default=None), self._ageing_s)
         except Exception as error:  # a bug of ours must end this job, not the thread that serves all others
             self._observer.log.crashed(error)
             failure = OrcdError(f"the job could not be begun ({type(error).__name__})")
@@ -245,6 +270,7 @@ class Claimer:
             cancelled = self._undecided.pop(claim.job_id, None)
             if cancelled is not None:
                 job.fail(cancelled)
+            self._num_held += num_sequences - 1
             self._begin(job)
 
     def _prepare(self, claim: Claim, encode: Callable[[Request, contract.Ready], Prompt]) -> Prompt | OrcdError:

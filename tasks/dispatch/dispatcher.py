@@ -46,11 +46,21 @@ class Dispatcher:
     ) -> None:
         self._observer = observer
         self._encoder = encoder
+        self._spare_percent = settings.spare_percent
         if encoder.template_problem is not None:
             observer.log.no_chat_template(encoder.template_problem)
         self._runner = JobRunner(settings, store, observer, publish, on_lost, on_death)
         runner = self._runner
-        self._claimer = Claimer(store, encoder, settings.max_attempts, observer, runner.leases, runner.put, on_death)
+        self._claimer = Claimer(
+            store,
+            encoder,
+            settings.max_attempts,
+            settings.ageing_s,
+            observer,
+            runner.leases,
+            runner.put,
+            on_death,
+        )
         self._maintenance = Maintenance(store, settings, observer, publish, runner, on_death)
         failed = partial(observer.log.retrying, "control")
         self._control = ControlListener(store, observer.worker_id, self._hear, leave, failed, on_death)
@@ -59,6 +69,15 @@ class Dispatcher:
     def num_jobs(self) -> int:
         """Jobs in flight."""
         return len(self._runner.jobs())
+
+    @property
+    def num_free(self) -> int:
+        """Sequences that may be taken on: the engine runs so many, a few more wait for their turn, and some are held.
+
+        What is beyond that waits in Redis, where any worker may take it. Negative while more are held.
+        """
+        most = -(-self._observer.num_runnable * (100 + self._spare_percent) // 100)
+        return most - self._claimer.num_held
 
     @property
     def engine_pid(self) -> int | None:

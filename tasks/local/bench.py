@@ -77,7 +77,7 @@ class QueueBench:
                 model=str(self._model),
                 redis_url=server.url,
                 max_sequences=most,
-                concurrency=max(most, defaults.concurrency),
+                concurrency=0,
                 step_tokens=max(most, defaults.step_tokens),
             )
             with LocalWorker(settings, lambda _percent: None) as worker:

@@ -31,6 +31,7 @@ class Observer:
         self.has_dead_thread = False
         self.is_draining = False
         self._is_loaded = False
+        self._max_sequences = 0
         self._stats: contract.Stats | None = None
         self._stats_at = 0.0
         self._tokens_per_s = 0.0
@@ -54,6 +55,13 @@ class Observer:
             return "unhealthy"
         return "ready" if self._is_loaded else "loading"
 
+    @property
+    def num_runnable(self) -> int:
+        """Sequences that the engine can run at a time now: fewer while there are too few KV blocks for more."""
+        if not self.is_ready:
+            return 0
+        return self._stats.running if self._stats is not None and self._stats.lacks_blocks else self._max_sequences
+
     def thread_died(self, name: str, error: BaseException | None) -> None:
         """A thread has ended that must not: the worker takes no more jobs, and will leave."""
         self.has_dead_thread = True
@@ -68,7 +76,7 @@ class Observer:
 
     def ready(self, ready: contract.Ready) -> None:
         """The engine takes requests."""
-        self._is_loaded = True
+        self._is_loaded, self._max_sequences = True, ready.max_sequences
         self.metrics.set_engine_healthy(not self.is_unhealthy)
         self.log.ready(ready)
 

@@ -87,3 +87,10 @@ def test_a_model_is_called_by_its_name_or_its_file(settings: Settings, name: str
 def test_what_a_client_s_settings_may_be_is_checked_for_a_worker_too() -> None:
     with pytest.raises(InvalidRequest, match="ORCD_KEY_PREFIX must be"):
         from_environment({"ORCD_KEY_PREFIX": "staging"})
+
+
+def test_a_worker_has_room_for_messages_of_jobs_that_just_ended_unless_a_number_is_said():
+    assert Settings(device="cuda:0").concurrency == 512
+    assert Settings(max_sequences=1).concurrency == 2
+    said = Settings(concurrency=7)
+    assert said.concurrency == from_environment(to_environment(said)).concurrency == 7

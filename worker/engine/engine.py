@@ -165,6 +165,7 @@ class Engine:
             prefix_hit_tokens=scheduler.num_prefix_hit_tokens,
             preemptions=scheduler.num_preemptions,
             memory_bytes=memory_bytes,
+            lacks_blocks=scheduler.lacks_blocks and bool(scheduler.waiting),
         )
 
     def check_invariants(self) -> None:

@@ -67,6 +67,8 @@ class Scheduler:
         self.running: list[Sequence] = []  # by rank
         self.num_steps = 0
         self.num_preemptions = 0
+        self.lacks_blocks = False
+        """Whether the first that waited found no blocks when it was last tried to admit it."""
         self.num_prefix_hit_tokens = 0
         self._num_added = 0
 
@@ -191,7 +193,8 @@ class Scheduler:
     def _admit(self) -> Iterator[Sequence]:
         """Start waiting sequences in the order of their rank until one does not fit."""
         for sequence in [sequence for sequence in self.waiting if not sequence.waits_for_leader]:
-            if len(self.running) == self.max_running or not self._start(sequence):
+            self.lacks_blocks = len(self.running) < self.max_running and not self._start(sequence)
+            if not sequence.is_running:
                 return
             yield sequence
 

@@ -1,6 +1,6 @@
 -- Renew the lease of a receiver that holds messages, and put those of receivers whose lease ran out back at the head of
 -- their lists; with tags, only these of the receiver's own, whose lease stays as it is.
--- KEYS: orcd:receivers. ARGV: what the keys of notes begin with, receiver, lease ms (0: it leaves, and all of its own go
+-- KEYS: orcd:receivers, orcd:ages. ARGV: what the keys of notes begin with, receiver, lease ms (0: it leaves, and all of its own go
 -- back), at most so many messages, then the tags
 -- Returns how many went back, and whether orcd:receivers had another type and was deleted: leases begin anew then.
 local notes_prefix, own, lease, most = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
@@ -24,6 +24,11 @@ local function restore(receiver, tags)
         if type(pushed) == 'number' then
             redis.call('HDEL', notes, tag)
             num_restored = num_restored + 1
+            local age = redis.pcall('HGET', KEYS[2], list)
+            if type(age) == 'string' then -- age.lua says what it is: one message less was taken
+                local num_taken, rest = string.match(age, '^(%-?%d+) (.*)$')
+                redis.call('HSET', KEYS[2], list, string.format('%d %s', (num_taken or 0) - 1, rest or ''))
+            end
         elseif text and string.sub(pushed.err, 1, 9) ~= 'WRONGTYPE' then -- a note waits until its list is one again
             error(pushed.err, 0)
         end

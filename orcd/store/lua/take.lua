@@ -1,35 +1,104 @@
 -- Take messages and note that they are this receiver's and not acknowledged yet; drop its notes of acknowledged ones.
 -- A note is written before its message is taken, so that neither a full Redis nor a lost answer loses one.
--- KEYS: orcd:receivers, orcd:unacked:{R}, then the queues' lists, the most urgent first
--- ARGV: receiver, lease ms, at most so many messages, number of the first one taken, then the tags of acknowledged ones
+-- Lists are emptied in their order, but every second message is the one that has waited longest if it has waited so long.
+-- KEYS: orcd:receivers, orcd:unacked:{R}, orcd:ages, then the queues' lists, the most urgent first
+-- ARGV: receiver, lease ms, at most so many messages, number of the first one taken, ms that one has to wait to go before
+--       more urgent ones, then the tags of acknowledged ones
 -- Returns {tag, message} for each, and the lists whose keys have another type. A tag is '<number> <list>', so that a note
 -- says where its message goes back to.
-for at = 5, #ARGV do
+for at = 6, #ARGV do
     redis.call('HDEL', KEYS[2], ARGV[at])
 end
-local most, taken, unusable = tonumber(ARGV[3]), {}, {}
-for key = 3, #KEYS do
-    while #taken < most do
-        local text = redis.pcall('LINDEX', KEYS[key], -1)
-        if type(text) ~= 'string' then -- it is empty, or its key has another type: the other lists go on
-            if type(text) == 'table' then
-                unusable[#unusable + 1] = KEYS[key]
-            end
-            break
+local most, first_number, ageing = tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5])
+local taken, unusable, lists = {}, {}, {}
+for key = 4, #KEYS do
+    local length = redis.pcall('LLEN', KEYS[key])
+    if type(length) == 'table' then
+        unusable[#unusable + 1] = KEYS[key]
+    elseif length > 0 then
+        lists[#lists + 1] = {key = KEYS[key], length = length}
+    end
+end
+if #lists == 0 or most < 1 then
+    return {taken, unusable}
+end
+local kind = redis.call('TYPE', KEYS[1]).ok
+if kind ~= 'zset' and kind ~= 'none' then -- restore replaces it; what is taken before has no lease
+    return {taken, unusable}
+end
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+redis.call('ZADD', KEYS[1], now + tonumber(ARGV[2]), ARGV[1])
+
+-- What age.lua has noted of a list.
+local function numbers_of(list)
+    if not list.numbers then
+        list.numbers = {}
+        local note = redis.pcall('HGET', KEYS[3], list.key)
+        for number in string.gmatch(type(note) == 'string' and note or '', '%-?%d+') do
+            list.numbers[#list.numbers + 1] = tonumber(number)
         end
-        if #taken == 0 then
-            local kind = redis.call('TYPE', KEYS[1]).ok
-            if kind ~= 'zset' and kind ~= 'none' then -- restore replaces it; what is taken before has no lease
-                return {taken, unusable}
-            end
-            local time = redis.call('TIME')
-            local now = time[1] * 1000 + math.floor(time[2] / 1000)
-            redis.call('ZADD', KEYS[1], now + tonumber(ARGV[2]), ARGV[1])
+    end
+    return list.numbers
+end
+
+-- When the next message of a list came, nil if that is not known.
+local function since(list)
+    local numbers = numbers_of(list)
+    for at = 3, #numbers - 1, 2 do
+        if numbers[at + 1] > numbers[1] then
+            return numbers[at]
         end
-        local tag = string.format('%d %s', tonumber(ARGV[4]) + #taken, KEYS[key])
-        redis.call('HSET', KEYS[2], tag, text)
-        redis.call('RPOP', KEYS[key])
-        taken[#taken + 1] = {tag, text}
+    end
+end
+
+-- The list of the message that has waited longest of those that have waited long, nil if there is none.
+local function aged()
+    local oldest, found = now - ageing
+    for _, list in ipairs(lists) do
+        local came = list.length > 0 and since(list)
+        if came and came <= oldest then
+            oldest, found = came, list
+        end
+    end
+    return found
+end
+
+local function next_list(number)
+    local list = #lists > 1 and number % 2 == 0 and aged()
+    if list then
+        return list
+    end
+    for _, urgent in ipairs(lists) do
+        if urgent.length > 0 then
+            return urgent
+        end
+    end
+end
+
+local num_left = 0
+for _, list in ipairs(lists) do
+    num_left = num_left + list.length
+end
+for number = first_number, first_number + math.min(most, num_left) - 1 do
+    local list = next_list(number)
+    local text = redis.call('LINDEX', list.key, -1)
+    local tag = string.format('%d %s', number, list.key)
+    redis.call('HSET', KEYS[2], tag, text)
+    redis.call('RPOP', list.key)
+    taken[#taken + 1] = {tag, text}
+    list.length = list.length - 1
+    list.num_taken = (list.num_taken or 0) + 1
+    local numbers = numbers_of(list)
+    numbers[1] = numbers[1] and numbers[1] + 1
+end
+for _, list in ipairs(lists) do
+    if list.num_taken and list.numbers[1] then
+        local words = {}
+        for at, value in ipairs(list.numbers) do
+            words[at] = string.format('%d', value)
+        end
+        redis.pcall('HSET', KEYS[3], list.key, table.concat(words, ' '))
     end
 end
 return {taken, unusable}

@@ -14,7 +14,7 @@ from celery.app.trace import trace_task_ret
 from celery.exceptions import Ignore, TaskRevokedError
 
 from orcd.client import Client
-from orcd.errors import InvalidRequest, OrcdError
+from orcd.errors import InvalidRequest, OrcdError, QueueFull
 from orcd.result import Result
 from orcd.settings import ClientSettings
 from orcd.store import schema
@@ -88,6 +88,8 @@ class Scene:
 
     def close(self) -> None:
         self.pool._finisher.stop(5)
+        self.pool._publisher.close()
+        self.store.redis.close()
         gc.collect()  # an AsyncResult unsubscribes when it is collected, so it must go before its Redis does
         self.app.close()
 
@@ -150,6 +152,19 @@ def test_a_request_for_another_model_is_sent_to_its_queue_with_its_links(scene: 
     assert scene.store.claim(["t"]) == ["busy"]
     scene.dispatcher.answer(None)
     assert isinstance(scene.answered(), Ignore)
+
+
+def test_a_request_for_another_model_that_the_full_queue_refuses_is_not_sent_on(
+    scene: Scene, client: Client, connection: redis.Redis
+) -> None:
+    scene.store.limit_queue(1, replaces=True)
+    client.submit(prompt="x")
+    scene.deliver(SHORT | {"model": "other"})
+    wait_until(lambda: scene.dispatcher.deliveries)
+    assert not connection.exists("orcd.other:5")
+    scene.dispatcher.answer(QueueFull("too many jobs wait"))
+    assert isinstance(scene.answered(), QueueFull)
+    assert scene.app.AsyncResult("t").state == "FAILURE"
 
 
 def test_what_another_worker_has_is_acknowledged_but_what_is_handed_over_is_not(scene: Scene) -> None:

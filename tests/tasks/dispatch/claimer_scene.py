@@ -35,7 +35,7 @@ class ClaimerScene:
         self.deaths: list[tuple[str, BaseException | None]] = []
         observer = Observer(EventLog("json", "w", self._log), "w", "demo")
         self.leases = LeaseKeeper(store, lease_ms, lambda: True, lambda _: None, lambda _: None, self._died)
-        self.claimer = Claimer(store, encoder, max_attempts, observer, self.leases, self._begun.put, self._died)
+        self.claimer = Claimer(store, encoder, max_attempts, 300, observer, self.leases, self._begun.put, self._died)
 
     def _died(self, name: str, error: BaseException | None) -> None:
         self.deaths.append((name, error))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -198,3 +199,13 @@ def test_log_probabilities_carry_the_bytes_of_every_token_that_they_name() -> No
         TokenLogprob(0, -0.5, {0: -0.5, 1: -1.0}, {0: PIECES[0], 1: PIECES[1]}),
         TokenLogprob(END, -0.25, {}, {END: TOKENIZER.token_bytes(END)}),
     ]
+
+
+@pytest.mark.parametrize(("waited_s", "priority"), [(0, 9), (10, 8), (50, 4), (100, 0), (1000, 0)])
+def test_a_job_is_the_more_urgent_in_the_engine_the_longer_it_has_waited(waited_s: int, priority: int) -> None:
+    waiting = claim(Request(prompt="x", priority=9), created_ms=1000, claimed_ms=1000 + 1000 * waited_s)
+    prompt = Prompt([1, 2], contract.Sampling(max_tokens=100), lambda: Detokenizer(TOKENIZER, ()))
+    job = ActiveJob(waiting, prompt, READY, lambda outcome: None, ageing_s=100)
+    add = job.add()
+    assert add is not None
+    assert add.priority == priority

@@ -14,6 +14,7 @@ from orcd.result import fold
 from orcd.store import schema
 from orcd.store.job_store import JobStore
 from tasks.dispatch.delivery import Repeated
+from tests.conftest import wait_until
 from tests.orcd.job_record import submit
 from tests.orcd.job_writer import MakeStore, claimed
 from tests.tasks.dispatch.byte_model import READY
@@ -159,3 +160,26 @@ def test_a_deadline_that_passed_in_the_queue_ends_the_job(scene: ClaimerScene, s
     scene.put("timely")
     assert error_of(scene).code == "EXPIRED"
     assert scene.begun().add() is not None
+
+
+def test_a_job_is_held_from_its_delivery_to_its_end_with_all_its_choices(
+    scene: ClaimerScene, store: JobStore, make_store: MakeStore
+) -> None:
+    submit(store, "one", REQUEST)
+    submit(store, "three", Request(prompt="old pond", seed=1, n=3))
+    submit(store, "elsewhere", REQUEST)
+    scene.put("one")
+    scene.put("three")
+    one, three = scene.begun(), scene.begun()
+    assert scene.claimer.num_held == 4
+    claimed(make_store("worker-2"), "elsewhere")
+    scene.put("elsewhere", waits=True)
+    wait_until(lambda: scene.claimer.num_held == 4)  # somebody else runs it
+    scene.put("nothing")
+    assert scene.outcome()[0] == "nothing"
+    one.done(None)
+    assert scene.outcome() == ("one", None)
+    assert scene.claimer.num_held == 3
+    three.done(None)
+    assert scene.outcome() == ("three", None)
+    assert scene.claimer.num_held == 0

@@ -145,3 +145,16 @@ def test_an_engine_that_is_unhealthy_is_told_once_and_takes_the_readiness_with_i
     observer.ready(READY)  # of a new process, of which nothing bad is known
     assert observer.is_ready
     assert watched.sample("orcd_engine_healthy") == 1
+
+
+def test_fewer_sequences_can_run_while_blocks_are_lacking_and_none_without_an_engine(watched: Watched) -> None:
+    observer = watched.observer
+    assert observer.num_runnable == 0
+    observer.ready(READY)
+    assert observer.num_runnable == READY.max_sequences
+    observer.stats(msgspec.structs.replace(STATS, running=3, waiting=5))
+    assert observer.num_runnable == READY.max_sequences
+    observer.stats(msgspec.structs.replace(STATS, running=3, waiting=5, lacks_blocks=True))
+    assert observer.num_runnable == 3
+    observer.engine_exited(1)
+    assert observer.num_runnable == 0

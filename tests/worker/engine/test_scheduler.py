@@ -218,3 +218,19 @@ class RandomTraffic(RuleBasedStateMachine):
 
 TestRandomTraffic = RandomTraffic.TestCase
 TestRandomTraffic.settings = settings(max_examples=80, stateful_step_count=40, derandomize=True, deadline=None)
+
+
+def test_it_tells_a_lack_of_blocks_from_waiting_for_a_turn():
+    machine = scheduler(num_blocks=4, max_sequences=2)
+    machine.add(sequence([1] * 8, name="a"))
+    machine.add(sequence([2] * 8, name="b"))
+    chunks = machine.plan()
+    assert list(sizes(chunks)) == ["a"]
+    assert machine.lacks_blocks
+    chunks[0].sequence.finish_reason = "abort"
+    machine.remove(chunks[0].sequence)
+    for name in ("c", "d"):
+        machine.add(sequence([3], name=name))
+    assert list(sizes(machine.plan())) == ["b", "c"]
+    machine.plan()
+    assert not machine.lacks_blocks, "d waits because two run"

@@ -1,0 +1,55 @@
+"""Which worker runs what, and when: real workers on one queue."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+from orcd.client import Client
+from tests.tasks.worker_process import WorkerProcess, wait_until_running
+
+
+def requests(num_jobs: int, num_tokens: int, **fields: Any) -> list[dict[str, Any]]:
+    """Jobs that run to their full length."""
+    common = {"max_tokens": num_tokens, "ignore_eos": True, **fields}
+    return [{"prompt_token_ids": [5 + number, 7], "seed": number, **common} for number in range(num_jobs)]
+
+
+def test_a_second_worker_gets_its_share_of_what_waits(redis_url: str, demo_model: Path, tmp_path: Path) -> None:
+    """F18: the first worker kept all 200 jobs while a second idled for 48 s."""
+    settings = {"ORCD_MAX_SEQUENCES": "4"}
+    with WorkerProcess(redis_url, demo_model, tmp_path, **settings), Client(redis_url) as client:
+        job_ids = client.submit_many(requests(48, 60))
+        wait_until_running(client, job_ids[:1])
+        assert sum(status.state == "running" for status in client.statuses(job_ids)) <= 5
+        with WorkerProcess(redis_url, demo_model, tmp_path, **settings) as second:
+            left = [status.job_id for status in client.statuses(job_ids) if status.state in ("queued", "running")]
+            assert {client.result(job_id, timeout=60).state for job_id in job_ids} == {"succeeded"}
+            num_second = sum(f"-{second.process.pid}-" in str(status.worker) for status in client.statuses(left))
+    print(f"the second worker ran {num_second} of the {len(left)} jobs that were left")
+    assert len(left) > 20
+    assert num_second >= 0.4 * len(left)
+
+
+def test_the_least_urgent_job_is_served_in_time_while_the_most_urgent_ones_never_end(
+    redis_url: str, demo_model: Path, tmp_path: Path
+) -> None:
+    """F18: priority 9 under constant load of priority 0 waited for 2.1 hours."""
+    settings = {"ORCD_MAX_SEQUENCES": "2", "ORCD_AGEING_S": "2"}
+    urgent = requests(12, 30, priority=0)
+    with WorkerProcess(redis_url, demo_model, tmp_path, **settings), Client(redis_url) as client:
+        waiting = client.submit_many(urgent)
+        late = client.submit(prompt_token_ids=[5], max_tokens=1, priority=9)
+        start = time.monotonic()
+        while client.status(late).state != "succeeded":
+            assert time.monotonic() < start + 20
+            waiting = [status.job_id for status in client.statuses(waiting) if status.state in ("queued", "running")]
+            waiting += client.submit_many(urgent[len(waiting) :])
+            time.sleep(0.02)
+        seconds = time.monotonic() - start
+        num_queued = sum(status.state == "queued" for status in client.statuses(waiting))
+        for job_id in waiting:
+            client.cancel(job_id)
+    print(f"priority 9 was served after {seconds:.1f} s, with {num_queued} jobs of priority 0 waiting")
+    assert num_queued > 5
