@@ -18,6 +18,8 @@ OUTSIDE = PurePath("tasks/demo/training")  # makes the model that ships, which t
 WITHOUT_TESTS = {
     "kernels/errors.py": "exception classes; what they say is tested where they are raised",
     "kernels/ops/matmul_params.py": "structs, which compiling the kernels compares with CUDA's",
+    "orcd/batch/line.py": "types without methods",
+    "orcd/batch/results/result_format.py": "a protocol, whose classes are tested",
     "tasks/dispatch/delivery.py": "types without methods",
     "tasks/observe/observed_job.py": "a protocol, of which the tests of observers have an object",
     "worker/errors.py": "only raises; tests/tasks/test_init.py tests it with all that has moved",

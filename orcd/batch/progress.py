@@ -8,12 +8,18 @@ from typing import Protocol
 
 from tqdm import tqdm
 
+_BAR = "{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} lines{postfix} [{elapsed}, {remaining} left]"
+
 
 class Progress(Protocol):
-    """Somebody who is told how far the batch is; ``num_tokens`` counts those of this run, unfinished jobs' too."""
+    """Somebody who is told how far the batch is."""
 
-    def update(self, num_done: int, num_tokens: int) -> None:
-        """Called several times a second."""
+    def update(self, num_done: int, num_failed: int, num_tokens: int) -> None:
+        """Called several times a second.
+
+        ``num_failed`` of the ``num_done`` lines have no result; ``num_tokens`` are those generated in this run, those
+        of unfinished jobs too.
+        """
 
 
 class Bar:
@@ -26,20 +32,26 @@ class Bar:
         self._num_lines = num_lines
         self._first_done = num_done
         is_terminal = sys.stderr.isatty()
-        self._bar = tqdm(total=num_lines, initial=num_done, unit="job", dynamic_ncols=True) if is_terminal else None
+        self._bar = (
+            tqdm(total=num_lines, initial=num_done, dynamic_ncols=True, bar_format=_BAR) if is_terminal else None
+        )
 
-    def update(self, num_done: int, num_tokens: int) -> None:
+    def update(self, num_done: int, num_failed: int, num_tokens: int) -> None:
         """See `Progress`."""
         now = time.monotonic()
-        rate = num_tokens / max(now - self._start, 1e-3)
+        rate = f"{max(0, num_tokens) / max(now - self._start, 1e-3):,.0f} tok/s"
         if self._bar is not None:
-            self._bar.set_postfix_str(f"{rate:,.0f} tok/s", refresh=False)
+            self._bar.set_postfix_str(f"{num_failed} failed, {rate}", refresh=False)
             self._bar.update(num_done - self._bar.n)
         elif now - self._last_line > self.LINE_EVERY_S:
             self._last_line = now
-            jobs_per_s = (num_done - self._first_done) / (now - self._start)
-            left = f"{(self._num_lines - num_done) / jobs_per_s:,.0f} s left" if jobs_per_s else "time left unknown"
-            print(f"{num_done} of {self._num_lines} jobs, {rate:,.0f} tok/s, {left}", file=sys.stderr, flush=True)
+            lines_per_s = (num_done - self._first_done) / (now - self._start)
+            left = f"{(self._num_lines - num_done) / lines_per_s:,.0f} s left" if lines_per_s else "time left unknown"
+            print(
+                f"{num_done} of {self._num_lines} lines done, {num_failed} failed, {rate}, {left}",
+                file=sys.stderr,
+                flush=True,
+            )
 
     def close(self) -> None:
         """Leave the bar as it is."""

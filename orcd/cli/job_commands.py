@@ -1,26 +1,22 @@
-"""The commands that talk to a queue: generate, batch, cancel, status, follow."""
+"""The commands about single jobs: generate, cancel, status, follow."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from functools import reduce
+from typing import Any, TypeVar
 
 import click
 import msgspec
 
-from orcd.batch.batch_file import BatchFile
-from orcd.batch.batch_run import BatchRun
-from orcd.batch.progress import Bar
 from orcd.cli import terminal
 from orcd.cli.command_line import report
 from orcd.client import Client
-from orcd.errors import InvalidRequest, OrcdError
+from orcd.errors import InvalidRequest
 from orcd.events import Event
 from orcd.store.submission import read_fields
 
-file = click.Path(path_type=Path)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, one object a line.")
 fail_fast_option = click.option(
     "--fail-fast", is_flag=True, help="Fail at once with MODEL_NOT_SERVED if no worker serves the model."
@@ -28,16 +24,32 @@ fail_fast_option = click.option(
 redis_option = click.option("--redis", "redis_url", metavar="URL", help="Redis to use; default: $ORCD_REDIS_URL.")
 
 
+_REQUEST_OPTIONS = (
+    click.option("--model", metavar="NAME", help="Name of the model to ask; default: any."),
+    click.option("--max-tokens", type=int, metavar="N", help="Longest answer; default: what the context leaves."),
+    click.option("--temperature", type=float, metavar="T", help="How random the draw is; 0 takes the likeliest token."),
+    click.option("--top-p", type=float, metavar="P", help="Draw from the likeliest tokens of this total probability."),
+    click.option("--top-k", type=int, metavar="K", help="Draw from the K likeliest tokens."),
+    click.option("--seed", type=int, metavar="S", help="The same seed gives the same answer."),
+    click.option("--stop", multiple=True, metavar="S", help="End the answer before this text; may be given again."),
+)
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def request_options(command: Function) -> Function:
+    """The options that are fields of a request, for a command."""
+    return reduce(lambda decorated, option: option(decorated), reversed(_REQUEST_OPTIONS), command)
+
+
+def given(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of a command's options that were given."""
+    return {name: value for name, value in options.items() if value not in (None, ())}
+
+
 @click.command()
 @click.argument("prompt")
 @redis_option
-@click.option("--model", metavar="NAME", help="Name of the model to ask; default: any.")
-@click.option("--max-tokens", type=int, metavar="N", help="Longest answer; default: what the context leaves.")
-@click.option("--temperature", type=float, metavar="T", help="How random the draw is; 0 takes the likeliest token.")
-@click.option("--top-p", type=float, metavar="P", help="Draw from the likeliest tokens of this total probability.")
-@click.option("--top-k", type=int, metavar="K", help="Draw from the K likeliest tokens.")
-@click.option("--seed", type=int, metavar="S", help="The same seed gives the same answer.")
-@click.option("--stop", multiple=True, metavar="S", help="End the answer before this text; may be given again.")
+@request_options
 @click.option(
     "--idempotency-key", metavar="KEY", help="The same key again shows the same job instead of running it twice."
 )
@@ -59,7 +71,7 @@ def generate(prompt: str, redis_url: str | None, raw: bool, fail_fast: bool, as_
             raise InvalidRequest("prompt: standard input is not valid UTF-8") from None
     if not prompt:
         raise InvalidRequest("prompt: must not be empty")
-    fields = {name: value for name, value in options.items() if value not in (None, ())}
+    fields = given(options)
     fields |= {"prompt": prompt} if raw else {"messages": [{"role": "user", "content": prompt}]}
     read_fields(fields, None)  # wrong usage is reported as such, whether Redis is there or not
     with Client(redis_url) as client:
@@ -78,43 +90,6 @@ def _show(events: Iterable[Event], as_json: bool) -> int:
         return 0
     report(error.code, error.message)
     return 1
-
-
-@click.command()
-@click.argument("input", type=file)
-@click.argument("output", type=file)
-@redis_option
-@click.option("--errors", type=file, metavar="FILE", help="Where failed lines go; default: OUTPUT.errors.jsonl.")
-@fail_fast_option
-def batch(input: Path, output: Path, redis_url: str | None, errors: Path | None, fail_fast: bool) -> int:
-    """Run a prompt file; go on where an earlier run stopped.
-
-    OUTPUT gets one JSON object a line as jobs finish. A line of INPUT is a JSON object with the fields of a request and
-    an optional id; or, if INPUT's name ends in .txt, a chat message. What is wrong with a broken line, or why its job
-    failed, goes to the error file under the line's number; the other lines run. After an interruption run the same
-    command again.
-
-    \b
-      echo '{"id": "a", "messages": [{"role": "user", "content": "Write a haiku about rain"}]}' > in.jsonl
-      orcd batch in.jsonl out.jsonl
-
-    Exit code 1 if lines failed.
-    """
-    errors = errors or output.with_name(output.name + ".errors.jsonl")
-    with Client(redis_url) as client, BatchFile(input, output, errors) as lines:
-        bar = Bar(lines.num_lines, lines.num_done)
-        try:
-            BatchRun(client, lines, bar, fail_fast=fail_fast).run()
-        except (KeyboardInterrupt, OrcdError):
-            bar.close()
-            num_left = lines.num_lines - lines.num_done
-            print(f"stopped with {num_left} lines left; run the same command again to go on", file=sys.stderr)
-            raise
-        bar.close()
-    num_results = lines.num_resumed + lines.num_succeeded
-    failed = f"; {lines.num_failed} failed, see {errors}" if lines.num_failed else ""
-    print(f"{num_results} of {lines.num_lines} lines have results in {output}{failed}", file=sys.stderr)
-    return 1 if lines.num_failed else 0
 
 
 @click.command()
@@ -164,4 +139,4 @@ def follow(job: str, from_token: int, redis_url: str | None, as_json: bool) -> i
         return _show(events, as_json)
 
 
-COMMANDS = (generate, batch, cancel, status, follow)
+COMMANDS = (generate, cancel, status, follow)

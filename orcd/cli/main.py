@@ -6,7 +6,7 @@ import sys
 
 import click
 
-from orcd.cli import job_commands, process_commands, queue_commands, worker_commands
+from orcd.cli import batch_commands, job_commands, process_commands, queue_commands, worker_commands
 from orcd.cli.command_line import SETTINGS, run
 
 

@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 import msgspec
 
 from orcd import jsonl
-from orcd.batch.batch_run import record
+from orcd.batch.results.orcd_results import record
 from orcd.client import Client
 from orcd.errors import EngineLost, InvalidRequest
 from orcd.events import Token

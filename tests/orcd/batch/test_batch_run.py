@@ -5,19 +5,20 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-import msgspec
 import pytest
 import redis
+from msgspec import structs
 
 from orcd.batch import batch_run
-from orcd.batch.batch_file import BatchFile, Line
-from orcd.batch.batch_run import BatchRun, record
+from orcd.batch.batch_file import BatchFile, BatchPaths
+from orcd.batch.batch_options import BatchOptions
+from orcd.batch.batch_run import BatchRun
+from orcd.batch.line import Line
 from orcd.client import Client
 from orcd.errors import QueueFull, RedisUnavailable
-from orcd.events import TokenLogprob
-from orcd.result import Choice, Result
+from orcd.result import Result
 from orcd.status import Status
 from orcd.store import schema
 from tests.conftest import wait_until
@@ -29,16 +30,17 @@ class Updates:
     """Keeps what a `Progress` is told."""
 
     def __init__(self) -> None:
-        self.told: list[tuple[int, int]] = []
+        self.told: list[tuple[int, int, int]] = []
 
-    def update(self, num_done: int, num_tokens: int) -> None:
-        self.told.append((num_done, num_tokens))
+    def update(self, num_done: int, num_failed: int, num_tokens: int) -> None:
+        self.told.append((num_done, num_failed, num_tokens))
 
 
 class Batch:
     """A prompt file of ``num_lines`` prompts, run from its start or where it stopped."""
 
-    def __init__(self, folder: Path, num_lines: int) -> None:
+    def __init__(self, folder: Path, num_lines: int, options: BatchOptions | None = None) -> None:
+        self._options = options or BatchOptions()
         self._source = folder / "in.jsonl"
         self._output = folder / "out.jsonl"
         self._errors = folder / "errors.jsonl"
@@ -46,7 +48,8 @@ class Batch:
 
     def run(self, client: Client, *, fail_fast: bool = False) -> Updates:
         updates = Updates()
-        with BatchFile(self._source, self._output, self._errors) as file:
+        paths = BatchPaths([str(self._source)], str(self._output), str(self._errors))
+        with BatchFile(paths, self._options) as file:
             BatchRun(client, file, updates, fail_fast=fail_fast).run()
         return updates
 
@@ -68,7 +71,7 @@ def test_an_interrupted_batch_goes_on_without_running_a_job_twice(
     monkeypatch.setattr(batch_run, "MAX_IN_FLIGHT", 4)
     write = BatchFile.succeed
 
-    def write_and_stop(file: BatchFile, line: Line, result: dict[str, object]) -> None:
+    def write_and_stop(file: BatchFile, line: Line, result: Result) -> None:
         write(file, line, result)
         if file.num_succeeded == 7:
             raise KeyboardInterrupt
@@ -106,7 +109,7 @@ def test_progress_counts_lines_and_tokens_and_ends_with_all_of_them(
 ) -> None:
     monkeypatch.setattr(batch_run, "MAX_IN_FLIGHT", 2)
     told = Batch(tmp_path, 6).run(client).told
-    assert told[-1] == (6, 18)
+    assert told[-1] == (6, 0, 18)
     assert told == sorted(told)
     assert len(set(told)) > 2, "it is told on the way, too"
 
@@ -120,7 +123,7 @@ def test_a_failed_job_is_an_error_of_its_line_and_the_others_run_on(
     assert sorted((error["line"], error["code"]) for error in batch.failures()) == [
         (number, "VRAM_OOM") for number in (1, 2, 3)
     ]
-    assert told[-1] == (3, 9), "a failed line is done, and its tokens were generated"
+    assert told[-1] == (3, 3, 9), "a failed line is done, and its tokens were generated"
 
 
 DAMAGES: dict[str, Callable[[redis.Redis, str], object]] = {
@@ -215,15 +218,94 @@ def test_a_redis_that_stays_away_ends_the_run_and_loses_nothing(
     assert len(batch.results()) == 2
 
 
+def test_results_can_be_had_in_the_order_of_the_lines(
+    client: Client, worker: AnsweringWorker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answer = Client.statuses
+    first_looks = iter(range(20))
+
+    def first_line_is_late(self: Client, job_ids: Sequence[str]) -> list[Status]:
+        found = answer(self, job_ids)
+        if next(first_looks, None) is not None:
+            found[0] = structs.replace(found[0], state="running")
+        return found
+
+    monkeypatch.setattr(Client, "statuses", first_line_is_late)
+    batch = Batch(tmp_path, 8, BatchOptions(order="input"))
+    told = batch.run(client).told
+    assert [result["line"] for result in batch.results()] == list(range(1, 9))
+    assert told[0][0] == 0
+
+
+def test_long_lines_make_the_window_smaller(
+    client: Client, worker: AnsweringWorker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batch_run, "MAX_BYTES_IN_FLIGHT", 30)
+    num_asked: list[int] = []
+    answer = Client.statuses
+
+    def statuses(self: Client, job_ids: Sequence[str]) -> object:
+        num_asked.append(len(job_ids))
+        return answer(self, job_ids)
+
+    monkeypatch.setattr(Client, "statuses", statuses)
+    batch = Batch(tmp_path, 6)
+    batch.run(client)
+    assert len(batch.results()) == 6
+    assert max(num_asked) == 2, "lines of 15 bytes"
+
+
+def test_tokens_of_an_earlier_run_are_not_of_this_ones_rate(
+    client: Client, worker: AnsweringWorker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batch = Batch(tmp_path, 3)
+    answer = Client.statuses
+
+    def finish_and_stop(self: Client, job_ids: Sequence[str]) -> list[Status]:
+        wait_until(lambda: all(status.state == "succeeded" for status in answer(self, job_ids)))
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Client, "statuses", finish_and_stop)
+        batch.run(client)
+    assert batch.run(client).told[-1] == (3, 0, 0)
+
+
+def test_what_is_in_flight_can_be_cancelled(
+    client: Client, connection: redis.Redis, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(self: Client, job_ids: Sequence[str]) -> list[Status]:
+        connection.delete(schema.job_key(job_ids[0]))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Client, "statuses", stop)
+    source = tmp_path / "in.txt"
+    source.write_text("one\ntwo\nthree\n")
+    with BatchFile(BatchPaths([str(source)], str(tmp_path / "out")), BatchOptions()) as file:
+        run = BatchRun(client, file, Updates())
+        with pytest.raises(KeyboardInterrupt):
+            run.run()
+        assert run.num_in_flight == 3
+        run.cancel()
+    assert [connection.hget(key, "state") for key in connection.keys("orcd:*:job")] == [b"cancelled"] * 2
+
+
+@pytest.mark.parametrize("order", ["completion", "input"])
 def test_lines_for_which_the_queue_is_full_wait_and_are_submitted_later(
-    client: Client, worker: AnsweringWorker, make_store: MakeStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    order: Literal["completion", "input"],
+    client: Client,
+    worker: AnsweringWorker,
+    make_store: MakeStore,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     make_store().limit_queue(2, replaces=True)
     monkeypatch.setattr(QueueFull, "retry_after_s", 0.01)
-    batch = Batch(tmp_path, 9)
+    batch = Batch(tmp_path, 9, BatchOptions(order=order))
     told = batch.run(client).told
-    assert sorted(result["line"] for result in batch.results()) == list(range(1, 10))
-    assert told[-1] == (9, 27)
+    lines = [result["line"] for result in batch.results()]
+    assert (lines if order == "input" else sorted(lines)) == list(range(1, 10))
+    assert told[-1] == (9, 0, 27)
     assert len(told) > 2, "results are collected before all lines are submitted"
 
 
@@ -233,34 +315,3 @@ def test_lines_whose_model_nobody_serves_fail_at_once_where_that_is_asked_for(cl
     assert [(failure["line"], failure["code"]) for failure in batch.failures()] == [
         (number, "MODEL_NOT_SERVED") for number in (1, 2, 3)
     ]
-
-
-def result_of(*choices: Choice) -> Result:
-    return Result("job-1", "succeeded", list(choices), 3, 2, 1, 2, 3)
-
-
-def test_a_result_of_one_choice_is_its_text() -> None:
-    assert record(result_of(Choice("frog", [1, 2], "stop"))) == {
-        "text": "frog",
-        "finish_reason": "stop",
-        "tokens_in": 3,
-        "tokens_out": 2,
-        "queue_ms": 1,
-        "ttft_ms": 2,
-        "decode_ms": 3,
-    }
-
-
-@pytest.mark.parametrize(
-    "choices",
-    [
-        [Choice("frog", [1], "stop"), Choice("pond", [2], "length")],
-        [Choice("frog", [1], "stop", reasoning="It wants a frog.")],
-        [Choice("frog", [1], "stop", logprobs=[TokenLogprob(1, -0.5)])],
-    ],
-    ids=["several choices", "reasoning", "log probabilities"],
-)
-def test_a_result_of_more_than_one_text_holds_all_choices_whole(choices: list[Choice]) -> None:
-    written = record(result_of(*choices))
-    assert (written["text"], written["finish_reason"]) == ("frog", "stop")
-    assert msgspec.convert(written["choices"], list[Choice], str_keys=True) == choices

@@ -33,13 +33,13 @@ def test_a_log_gets_a_line_now_and_then_with_the_rate_and_the_time_left(
     bar = Bar(num_lines=100, num_done=20)
     for _ in range(500):
         clock.now_s += 0.05
-        bar.update(30 if clock.now_s > 110 else 20, 1000)
+        bar.update(30 if clock.now_s > 110 else 20, 2, 1000)
     bar.close()
     first, second = capsys.readouterr().err.splitlines()
-    assert first.startswith("30 of 100 jobs, 100 tok/s, 70 s left"), (
+    assert first.startswith("30 of 100 lines done, 2 failed, 100 tok/s, 70 s left"), (
         "10 lines took 10 s: those of earlier runs do not count"
     )
-    assert second.startswith("30 of 100 jobs, 50 tok/s, 14")
+    assert second.startswith("30 of 100 lines done, 2 failed, 50 tok/s, 14")
 
 
 def test_before_the_first_job_ends_nobody_knows_how_long_it_takes(
@@ -47,12 +47,12 @@ def test_before_the_first_job_ends_nobody_knows_how_long_it_takes(
 ) -> None:
     bar = Bar(num_lines=2000, num_done=20)
     clock.now_s += 20
-    bar.update(20, 50_000)
-    assert capsys.readouterr().err == "20 of 2000 jobs, 2,500 tok/s, time left unknown\n"
+    bar.update(20, 0, 50_000)
+    assert capsys.readouterr().err == "20 of 2000 lines done, 0 failed, 2,500 tok/s, time left unknown\n"
 
 
 def test_an_update_at_once_does_not_divide_by_no_time(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
-    Bar(num_lines=1, num_done=0).update(0, 1)
+    Bar(num_lines=1, num_done=0).update(0, 0, 1)
     assert capsys.readouterr().err == ""
 
 
@@ -61,8 +61,8 @@ def test_a_terminal_gets_a_bar_that_starts_where_an_earlier_run_stopped(
 ) -> None:
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     bar = Bar(num_lines=100, num_done=20)
-    bar.update(60, 1000)
+    bar.update(60, 3, 1000)
     bar.close()
     shown = capsys.readouterr().err.split("\r")
     assert any("20/100" in text for text in shown)
-    assert "60/100" in shown[-1] and "tok/s" in shown[-1]
+    assert "60/100" in shown[-1] and "3 failed" in shown[-1] and "tok/s" in shown[-1]

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import pytest
+import redis
 
 from orcd.cli import command_line
 from orcd.cli.main import cli
@@ -23,3 +27,13 @@ def one_error(capsys: pytest.CaptureFixture[str], code: str) -> str:
     assert found, line
     assert found[1] == code
     return found[2]
+
+
+def records(path: Path) -> list[dict[str, Any]]:
+    """The lines of a file of JSON objects."""
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def requests_in(connection: redis.Redis) -> list[dict[str, Any]]:
+    """The requests of all jobs that there are."""
+    return [json.loads(connection.hget(key, "request") or b"") for key in connection.keys("orcd:*:job")]

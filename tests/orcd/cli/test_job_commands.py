@@ -6,14 +6,10 @@ import io
 import json
 import re
 import shlex
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 import redis
 
-from orcd.batch import batch_run
-from orcd.batch.batch_file import BatchFile, Line
 from orcd.cli import terminal
 from orcd.cli.main import cli
 from orcd.client import Client
@@ -35,19 +31,10 @@ COMMANDS = {
         "--idempotency-key",
         "--fail-fast",
     },
-    "batch": {"--redis", "--errors", "--fail-fast"},
     "cancel": set(),
     "status": set(),
     "follow": {"--from"},
 }
-
-
-@pytest.fixture
-def client(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Client]:
-    """A client of the Redis that the commands of the test use too."""
-    monkeypatch.setenv("ORCD_REDIS_URL", redis_url)
-    with Client(redis_url) as client:
-        yield client
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -75,8 +62,6 @@ WRONG_USAGE = [
     "status",
     "status 'no such id'",
     "follow job --from -1",
-    "batch missing.jsonl out.jsonl",
-    "batch same.jsonl same.jsonl",
 ]
 
 
@@ -86,13 +71,9 @@ def test_wrong_usage_is_one_line_and_exit_code_2(line: str, capsys: pytest.Captu
     one_error(capsys, "INVALID_REQUEST")
 
 
-@pytest.mark.parametrize("line", ["generate hi", "cancel job", "status job", "follow job", "batch {file} {file}.out"])
-def test_without_redis_every_command_says_so(line: str, tmp_path: Path, capsys: pytest.CaptureFixture[str],
-                                             monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
-    monkeypatch.setattr(batch_run, "GIVE_UP_AFTER_S", 0.0)
-    file = tmp_path / "in.jsonl"
-    file.write_text('{"prompt": "a"}\n')
-    assert run([*line.format(file=file).split(), "--redis", NOWHERE]) == 1
+@pytest.mark.parametrize("line", ["generate hi", "cancel job", "status job", "follow job"])
+def test_without_redis_every_command_says_so(line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run([*line.split(), "--redis", NOWHERE]) == 1
     errors = capsys.readouterr().err.splitlines()
     assert errors[-1].startswith("orcd: REDIS_UNAVAILABLE: cannot reach Redis at redis://127.0.0.1:1/0; ")
 
@@ -200,54 +181,3 @@ def test_status_says_why_a_job_failed_and_who_ran_it(client: Client, make_store:
 def test_an_unknown_job_is_named(name: str, client: Client, capsys: pytest.CaptureFixture[str]) -> None:
     assert run([name, "nobody"]) == 2
     assert "job nobody: unknown" in one_error(capsys, "INVALID_REQUEST")
-
-
-def test_batch_writes_results_and_errors(client: Client, worker: AnsweringWorker, tmp_path: Path,
-                                         capsys: pytest.CaptureFixture[str]) -> None:  # fmt: skip
-    source, output = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
-    source.write_text('{"id": "a", "prompt": "one"}\nbroken\n{"prompt": "two"}\n')
-    assert run(["batch", str(source), str(output)]) == 1
-    results = sorted((json.loads(line) for line in output.read_text().splitlines()), key=lambda result: result["line"])
-    assert [(result["line"], result["id"], result["text"]) for result in results] == [
-        (1, "a", " 1 2 3"),
-        (3, None, " 1 2 3"),
-    ]
-    assert results[0]["finish_reason"] == "length"
-    assert results[0]["tokens_out"] == 3
-    [error] = (tmp_path / "out.jsonl.errors.jsonl").read_text().splitlines()
-    assert json.loads(error)["line"] == 2
-    assert "2 of 3 lines have results" in capsys.readouterr().err
-
-
-def test_batch_fails_if_every_line_does(client: Client, failing_worker: FailingWorker, tmp_path: Path) -> None:
-    source, errors = tmp_path / "in.jsonl", tmp_path / "errors.jsonl"
-    source.write_text('{"id": "a", "prompt": "one"}\n')
-    assert run(["batch", str(source), str(tmp_path / "out.jsonl"), "--errors", str(errors)]) == 1
-    [error] = [json.loads(line) for line in errors.read_text().splitlines()]
-    assert {name: error[name] for name in ("line", "id", "code", "message")} == {
-        "line": 1,
-        "id": "a",
-        "code": "VRAM_OOM",
-        "message": "does not fit",
-    }
-
-
-def test_an_interrupted_batch_says_how_to_go_on_and_does(
-    client: Client, worker: AnsweringWorker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
-    source, output = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
-    source.write_text("".join(f'{{"prompt": "{number}"}}\n' for number in range(20)))
-    write = BatchFile.succeed
-
-    def write_and_stop(file: BatchFile, line: Line, result: dict[str, object]) -> None:
-        write(file, line, result)
-        if file.num_succeeded == 7:
-            raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(BatchFile, "succeed", write_and_stop)
-        assert run(["batch", str(source), str(output)]) == 130
-    assert "stopped with 13 lines left; run the same command again to go on" in capsys.readouterr().err
-    assert run(["batch", str(source), str(output)]) == 0
-    assert "20 of 20 lines have results" in capsys.readouterr().err

@@ -1,0 +1,1 @@
+"""How the results and errors of a batch are written."""

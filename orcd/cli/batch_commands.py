@@ -1,0 +1,141 @@
+"""The command about prompt files: batch."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from orcd import request as requests
+from orcd.batch.batch_file import BatchFile, BatchPaths
+from orcd.batch.batch_options import BatchOptions
+from orcd.batch.batch_run import BatchRun
+from orcd.batch.cancellation import cancel_batch
+from orcd.batch.formats.defaults import Defaults
+from orcd.batch.journal import Journal
+from orcd.batch.progress import Bar
+from orcd.cli.job_commands import fail_fast_option, given, redis_option, request_options
+from orcd.client import Client
+from orcd.errors import InvalidRequest, OrcdError
+
+
+@click.command()
+@click.argument("files", nargs=-1, metavar="INPUT... OUTPUT")
+@redis_option
+@click.option("--errors", metavar="FILE", help="Where failed lines go; default: OUTPUT.errors.jsonl.")
+@click.option(
+    "--format",
+    type=click.Choice(["auto", "orcd", "openai", "text", "csv"]),
+    help="What INPUT holds; default: auto, from its name and first lines.",
+)
+@click.option(
+    "--output-format",
+    type=click.Choice(["auto", "orcd", "openai"]),
+    help="What OUTPUT will hold; default: auto, openai for INPUTs that are, else orcd.",
+)
+@click.option(
+    "--order", type=click.Choice(["completion", "input"]), help="Order of OUTPUT; default: as jobs are completed."
+)
+@click.option("--prompt", metavar="TEXT", help='Prompt for each row of a CSV file, as "Summarise: {column}".')
+@click.option("--system", metavar="TEXT", help="System message of conversations that have none.")
+@request_options
+@fail_fast_option
+@click.option("--retry", metavar="OUTPUT", help="Run again what has no result in OUTPUT; INPUT need not be named.")
+@click.option("--cancel", metavar="OUTPUT", help="Cancel the jobs that a stopped run has left behind.")
+def batch(files: Sequence[str], redis_url: str | None, fail_fast: bool, **options: Any) -> int:
+    """Run prompt files; go on where an earlier run stopped.
+
+    INPUT is a file, gzip or not, or - for standard input. Its lines are requests: JSON objects with the fields of a
+    request and an optional id; the lines of OpenAI's Batch API; text, a message a line (.txt); or the rows of a table
+    (.csv) with a column named prompt, or with --prompt. --model, --max-tokens and so on are for lines that do not say
+    otherwise.
+
+    OUTPUT gets one JSON object a line as jobs are completed, and can be read at any time; - is standard output. What is
+    wrong with a broken line, or why its job failed, goes to the error file with the line's number and id; the other
+    lines run.
+
+    \b
+      orcd batch requests.jsonl results.jsonl
+      orcd batch questions.txt more.txt.gz results.jsonl --max-tokens 200 --system "Answer briefly."
+      orcd batch articles.csv results.jsonl --prompt "Summarise: {text}"
+      zcat requests.jsonl.gz | orcd batch - - > results.jsonl
+
+    After an interruption, or to run failed lines again, run the same command again: lines that have a result are left
+    alone, and jobs that go on are found. --retry OUTPUT does that without the command at hand.
+
+    Exit code 1 if lines failed.
+    """
+    other = given({name: value for name, value in options.items() if name not in ("retry", "cancel")})
+    if options["retry"] or options["cancel"]:
+        if files or other or fail_fast or (options["retry"] and options["cancel"]):
+            raise InvalidRequest("--retry and --cancel: give one of them with OUTPUT and nothing else but --redis")
+        return _retry(options["retry"], redis_url) if options["retry"] else _cancel(options["cancel"], redis_url)
+    if len(files) < 2:
+        raise InvalidRequest("give at least one INPUT, and OUTPUT (- is standard input and output)")
+    paths = BatchPaths(files[:-1], files[-1], other.pop("errors", None))
+    return _run(paths, batch_options(other, fail_fast=fail_fast), redis_url)
+
+
+def batch_options(options: dict[str, Any], *, fail_fast: bool = False) -> BatchOptions:
+    """From the options of the command line that were given. Raises `InvalidRequest` for one that no line could have."""
+    of_batch = {name: options.pop(name) for name in ("format", "output_format", "order", "prompt") if name in options}
+    system = options.pop("system", None)
+    requests.parse({"prompt": "a", **options})  # wrong usage is reported once, and not for each line
+    return BatchOptions(**of_batch, fail_fast=fail_fast, defaults=Defaults(options, system))
+
+
+def _retry(output: str, redis_url: str | None) -> int:
+    command = Journal.command(Path(output))
+    return _run(BatchPaths(command.inputs, output, command.errors), command.options, redis_url)
+
+
+def _cancel(output: str, redis_url: str | None) -> int:
+    with Client(redis_url) as client:
+        num_cancelled = cancel_batch(client, Path(output))
+    print(f"{num_cancelled} jobs cancelled; orcd batch --retry {output} runs what is left", file=sys.stderr)
+    return 0
+
+
+def _run(paths: BatchPaths, options: BatchOptions, redis_url: str | None) -> int:
+    with Client(redis_url) as client, BatchFile(paths, options) as file:
+        bar = Bar(file.num_lines, file.num_done)
+        run = BatchRun(client, file, bar, fail_fast=options.fail_fast)
+        try:
+            run.run()
+        except (KeyboardInterrupt, OrcdError, OSError):
+            bar.close()
+            if not file.can_go_on:
+                run.cancel()
+            print(_stopped(file, run.num_in_flight, paths.output), file=sys.stderr)
+            raise
+        bar.close()
+        print(_finished(file, paths), file=sys.stderr)
+        return 1 if file.num_failed else 0
+
+
+def _stopped(file: BatchFile, num_in_flight: int, output: str) -> str:
+    left = f"stopped with {file.num_lines - file.num_done} of {file.num_lines} lines left"
+    if not file.can_go_on:
+        return f"{left}; {num_in_flight} jobs cancelled, for there is no file to go on with"
+    if not num_in_flight:
+        return f"{left}; run the same command again to go on"
+    return (
+        f"{left}; {num_in_flight} jobs go on in the background: run the same command again to go on, "
+        f"or orcd batch --cancel {output} to cancel them"
+    )
+
+
+def _finished(file: BatchFile, paths: BatchPaths) -> str:
+    num_results = file.num_resumed + file.num_succeeded
+    found = f"{num_results} of {file.num_lines} lines have results in {paths.output}"
+    if not file.num_failed:
+        return found
+    where = paths.errors_name or "standard error"
+    again = f"; orcd batch --retry {paths.output} runs them again" if file.can_go_on else ""
+    return f"{found}; {file.num_failed} failed, see {where}{again}"
+
+
+COMMANDS = (batch,)
