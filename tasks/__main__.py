@@ -13,7 +13,9 @@ from typing import Any
 
 import click
 
+from orcd.cli.batch_commands import batch_options, input_options
 from orcd.cli.command_line import SETTINGS, run
+from orcd.cli.job_commands import given, json_option
 from orcd.cli.terminal import write_json
 from orcd.errors import InvalidRequest, ModelLoadFailed
 from worker.settings import Settings, from_environment
@@ -88,6 +90,36 @@ def worker(**flags: Any) -> int:
     program.start()
     exit_code: int = program.exitcode or 0
     return exit_code
+
+
+@cli.command()
+@click.argument("inputs", nargs=-1, required=True, metavar="INPUT...")
+@click.option("--model-file", metavar="M.gguf", help="The model whose tokens are counted; default: $ORCD_MODEL.")
+@click.option("--tokenizer", metavar="FILE", help="A tokenizer.json to use instead of the GGUF's own vocabulary.")
+@click.option("--chat-template", metavar="FILE", help="A Jinja chat template to use instead of the GGUF's own.")
+@click.option(
+    "--context-length", type=int, metavar="N", help="Tokens that the worker allows; default: what the model does."
+)
+@input_options
+@json_option
+def plan(inputs: tuple[str, ...], model_file: str | None, as_json: bool, **options: Any) -> int:
+    """Count the tokens of prompt files, and find the lines that would fail; no worker is needed.
+
+    INPUT and the options that say how it becomes requests are those of orcd batch. Prints the lines that would fail
+    (the first 20; with --json all), and then the sums. Exit code 1 if lines would fail.
+
+    \b
+      orcd plan requests.jsonl --model-file model.gguf
+      orcd plan articles.csv --prompt "Summarise: {text}" --max-tokens 200 --model-file model.gguf --json
+    """
+    from tasks.batch_plan import BatchPlan, show
+
+    files = {name: options.pop(name) for name in ("tokenizer", "chat_template", "context_length")}
+    settings = from_environment(model=model_file, **files)
+    if not settings.model:
+        raise InvalidRequest("model-file: give --model-file M.gguf or set ORCD_MODEL")
+    with BatchPlan(settings, batch_options(given(options))) as counted:
+        return show(counted, inputs, as_json=as_json)
 
 
 @cli.command(context_settings={"ignore_unknown_options": True})

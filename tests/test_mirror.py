@@ -27,6 +27,7 @@ WITHOUT_TESTS = {
 """Modules that have nothing to test by themselves, and why."""
 
 OF_MORE_THAN_A_MODULE = {
+    "tests/tasks/test_batch_files.py": "prompt files through the whole system",
     "tests/tasks/demo/test_model.py": "the model file that ships",
     "tests/tasks/test_device_faults.py": "workers whose device fails",
     "tests/tasks/test_families.py": "a model of every family through the whole system",

@@ -11,7 +11,6 @@ crash is cut off and fetched again. What is remembered of a line takes nine byte
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
@@ -26,7 +25,7 @@ from orcd.batch.journal import BatchCommand, Journal
 from orcd.batch.line import Line, LineName
 from orcd.batch.line_index import LineIndex
 from orcd.batch.place import digest_of, job_id
-from orcd.batch.results.result_file import ErrorFile, ResultFile, ResultSink, ResultStream, is_stream
+from orcd.batch.results.result_file import ErrorFile, ErrorStream, ResultFile, ResultSink, ResultStream, is_stream
 from orcd.errors import InvalidRequest, OrcdError
 from orcd.result import Result
 
@@ -205,5 +204,5 @@ class BatchFile:
 
 def _open_errors(name: str | None) -> ResultSink:
     if name is None:
-        return ResultStream(sys.stderr.buffer)
+        return ErrorStream()
     return ResultStream.open(name) if is_stream(name) else ErrorFile(Path(name))

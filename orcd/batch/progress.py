@@ -23,18 +23,19 @@ class Progress(Protocol):
 
 
 class Bar:
-    """Progress on standard error: a bar on a terminal, otherwise a line now and then."""
+    """Progress on standard error: a bar on a terminal, otherwise a line now and then.
+
+    With ``is_drawn`` False there is no bar on a terminal either, for one that results are printed on.
+    """
 
     LINE_EVERY_S = 10.0
 
-    def __init__(self, num_lines: int, num_done: int) -> None:
+    def __init__(self, num_lines: int, num_done: int, *, is_drawn: bool = True) -> None:
         self._start = self._last_line = time.monotonic()
         self._num_lines = num_lines
         self._first_done = num_done
-        is_terminal = sys.stderr.isatty()
-        self._bar = (
-            tqdm(total=num_lines, initial=num_done, dynamic_ncols=True, bar_format=_BAR) if is_terminal else None
-        )
+        is_drawn = is_drawn and sys.stderr.isatty()
+        self._bar = tqdm(total=num_lines, initial=num_done, dynamic_ncols=True, bar_format=_BAR) if is_drawn else None
 
     def update(self, num_done: int, num_failed: int, num_tokens: int) -> None:
         """See `Progress`."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -17,20 +18,30 @@ from orcd.batch.cancellation import cancel_batch
 from orcd.batch.formats.defaults import Defaults
 from orcd.batch.journal import Journal
 from orcd.batch.progress import Bar
-from orcd.cli.job_commands import fail_fast_option, given, redis_option, request_options
+from orcd.cli.job_commands import Function, fail_fast_option, given, redis_option, request_options
 from orcd.client import Client
 from orcd.errors import InvalidRequest, OrcdError
+
+_INPUT_OPTIONS = (
+    click.option(
+        "--format",
+        type=click.Choice(["auto", "orcd", "openai", "text", "csv"]),
+        help="What INPUT holds; default: auto, from its name and first lines.",
+    ),
+    click.option("--prompt", metavar="TEXT", help='Prompt for each row of a CSV file, as "Summarise: {column}".'),
+    click.option("--system", metavar="TEXT", help="System message of conversations that have none."),
+)
+
+
+def input_options(command: Function) -> Function:
+    """The options that say how INPUT becomes requests, for a command."""
+    return reduce(lambda decorated, option: option(decorated), reversed(_INPUT_OPTIONS), request_options(command))
 
 
 @click.command()
 @click.argument("files", nargs=-1, metavar="INPUT... OUTPUT")
 @redis_option
 @click.option("--errors", metavar="FILE", help="Where failed lines go; default: OUTPUT.errors.jsonl.")
-@click.option(
-    "--format",
-    type=click.Choice(["auto", "orcd", "openai", "text", "csv"]),
-    help="What INPUT holds; default: auto, from its name and first lines.",
-)
 @click.option(
     "--output-format",
     type=click.Choice(["auto", "orcd", "openai"]),
@@ -39,9 +50,7 @@ from orcd.errors import InvalidRequest, OrcdError
 @click.option(
     "--order", type=click.Choice(["completion", "input"]), help="Order of OUTPUT; default: as jobs are completed."
 )
-@click.option("--prompt", metavar="TEXT", help='Prompt for each row of a CSV file, as "Summarise: {column}".')
-@click.option("--system", metavar="TEXT", help="System message of conversations that have none.")
-@request_options
+@input_options
 @fail_fast_option
 @click.option("--retry", metavar="OUTPUT", help="Run again what has no result in OUTPUT; INPUT need not be named.")
 @click.option("--cancel", metavar="OUTPUT", help="Cancel the jobs that a stopped run has left behind.")
@@ -101,7 +110,8 @@ def _cancel(output: str, redis_url: str | None) -> int:
 
 def _run(paths: BatchPaths, options: BatchOptions, redis_url: str | None) -> int:
     with Client(redis_url) as client, BatchFile(paths, options) as file:
-        bar = Bar(file.num_lines, file.num_done)
+        prints_results = not file.can_go_on and sys.stdout.isatty()
+        bar = Bar(file.num_lines, file.num_done, is_drawn=not prints_results)
         run = BatchRun(client, file, bar, fail_fast=options.fail_fast)
         try:
             run.run()

@@ -27,7 +27,7 @@ def cli() -> None:
     """
 
 
-for module in (job_commands, queue_commands, worker_commands, process_commands):
+for module in (job_commands, batch_commands, queue_commands, worker_commands, process_commands):
     for command in module.COMMANDS:
         cli.add_command(command)
 

@@ -105,6 +105,7 @@ COMMANDS: tuple[click.Command, ...] = (
         extra="flower",
         packages=["flower"],
     ),
+    ProcessCommand("plan", "tasks", "Count the tokens of prompt files, find lines that would fail."),
     ProcessCommand("inspect", "worker", "Describe a model file: architecture, tensors, tokenizer, memory."),
     ProcessCommand("tokenize", "worker", "Turn text into token ids and back."),
     ProcessCommand("render", "worker", "Print the prompt that a chat template makes of messages."),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from orcd.errors import ContextLengthExceeded, InvalidRequest, ModelLoadFailed
 from orcd.request import Request
@@ -35,6 +35,18 @@ class Prompt:
     ids: list[int]
     sampling: contract.Sampling
     detokenizer: Callable[[], Detokenizer]
+
+
+class Limits(Protocol):
+    """What an engine allows; `worker.contract.Ready` says more."""
+
+    @property
+    def max_sequence_tokens(self) -> int:
+        """Of a prompt and one answer together."""
+
+    @property
+    def vocab_size(self) -> int:
+        """Token ids are below it."""
 
 
 class PromptEncoder:
@@ -84,11 +96,11 @@ class PromptEncoder:
             with suppress(OSError):  # whoever needs it tries again, and says so
                 self._short.start()
 
-    def encode(self, request: Request, ready: contract.Ready) -> Prompt:
+    def encode(self, request: Request, ready: Limits) -> Prompt:
         """A short prompt, in less than a second. Raises `TakesLong`, or as `encode_long`."""
         return self._prompt(request, ready, self._short_ids(request, ready.max_sequence_tokens))
 
-    def encode_long(self, request: Request, ready: contract.Ready) -> Prompt:
+    def encode_long(self, request: Request, ready: Limits) -> Prompt:
         """Any prompt; this may take many seconds, in which other threads run.
 
         Raises `InvalidRequest` naming the field, `ContextLengthExceeded` with both lengths, or `OrcdError` after
@@ -139,7 +151,7 @@ class PromptEncoder:
         # As in Hugging Face's apply_chat_template: the template itself writes BOS where the model wants one.
         return tokenizer.encode(text, add_special=not is_rendered, parse_special=True, max_tokens=max_tokens)
 
-    def _prompt(self, request: Request, ready: contract.Ready, ids: list[int]) -> Prompt:
+    def _prompt(self, request: Request, ready: Limits, ids: list[int]) -> Prompt:
         if not ids:
             raise InvalidRequest("prompt: has no tokens; give some text")
         if len(ids) + (request.max_tokens or 1) > ready.max_sequence_tokens:
@@ -153,7 +165,7 @@ class PromptEncoder:
                 raise InvalidRequest(f"{name}: ids must be below the model's vocabulary size {ready.vocab_size}")
         return Prompt(ids, self._sampling(request, ready), self._detokenizer_of(request, ids))
 
-    def _sampling(self, request: Request, ready: contract.Ready) -> contract.Sampling:
+    def _sampling(self, request: Request, ready: Limits) -> contract.Sampling:
         ends = frozenset() if request.ignore_eos else self._tokenizer.end_ids
         told = {name: getattr(request, name) for name in contract.Sampling.__struct_fields__}
         told["max_tokens"] = request.max_tokens or ready.max_sequence_tokens

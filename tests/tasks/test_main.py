@@ -17,6 +17,8 @@ COMMANDS = {
     "demo": {"--output", "--redis"},
     "worker": {"--model", "--tokenizer", "--device", "--redis", "--name", "--vram-fraction", "--vram-bytes",
                "--vram-check-s", "--metrics-port"},
+    "plan": {"--model-file", "--tokenizer", "--chat-template", "--context-length", "--format", "--prompt", "--system",
+             "--model", "--max-tokens", "--json"},
     "flower": set(),
     "bench queue": {"--device", "--prompt-tokens", "--output-tokens", "--concurrency", "--json"},
 }  # fmt: skip
@@ -51,6 +53,9 @@ def test_every_command_has_its_flags_and_explains_itself(name: str, capsys: pyte
         "nonsense",
         "worker",
         "worker --model m.gguf --device tpu",
+        "plan --model-file m.gguf",
+        "plan in.jsonl",
+        "plan in.jsonl --model-file m.gguf --max-tokens 0",
         "worker --model m.gguf --metrics-port -5",
         "bench queue m.gguf --prompt-tokens 0",
         "bench queue m.gguf --concurrency 1,,2",
@@ -62,7 +67,7 @@ def test_wrong_usage_is_one_line_and_exit_code_2(line: str, capsys: pytest.Captu
     one_error(capsys, "INVALID_REQUEST")
 
 
-@pytest.mark.parametrize("line", ["worker --model", "bench queue"])
+@pytest.mark.parametrize("line", ["worker --model", "bench queue", "plan in.jsonl --model-file"])
 def test_a_model_that_is_not_there_is_named(line: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = str(tmp_path / "missing.gguf")
     assert run(cli, [*line.split(), model]) == 1

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Protocol, cast
 
 import msgspec
+from tqdm import tqdm
 
 from orcd import jsonl
 from orcd.batch.place import Place, place_and_digest
@@ -102,7 +103,7 @@ class ErrorFile:
 
 
 class ResultStream:
-    """Standard output, standard error or another pipe: what went there is out of reach, so no batch goes on from it."""
+    """Standard output or another pipe: what went there is out of reach, so no batch goes on from it."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
@@ -122,6 +123,21 @@ class ResultStream:
     def close(self) -> None:
         """See `ResultSink`."""
         self._file.flush()
+
+
+class ErrorStream:
+    """Standard error, where a bar may be drawn, too."""
+
+    def write(self, record: dict[str, Any]) -> None:
+        """See `ResultSink`."""
+        tqdm.write(jsonl.encode(record).decode(), file=sys.stderr, end="")
+        sys.stderr.flush()
+
+    def sync(self) -> None:
+        """See `ResultSink`."""
+
+    def close(self) -> None:
+        """See `ResultSink`."""
 
 
 def is_stream(output: str) -> bool:

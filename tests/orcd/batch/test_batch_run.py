@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pytest
 import redis
-from msgspec import structs
 
 from orcd.batch import batch_run
 from orcd.batch.batch_file import BatchFile, BatchPaths
@@ -17,47 +15,13 @@ from orcd.batch.batch_options import BatchOptions
 from orcd.batch.batch_run import BatchRun
 from orcd.batch.line import Line
 from orcd.client import Client
-from orcd.errors import QueueFull, RedisUnavailable
+from orcd.errors import RedisUnavailable
 from orcd.result import Result
 from orcd.status import Status
 from orcd.store import schema
 from tests.conftest import wait_until
 from tests.orcd.answering_worker import AnsweringWorker, FailingWorker
-from tests.orcd.job_writer import MakeStore
-
-
-class Updates:
-    """Keeps what a `Progress` is told."""
-
-    def __init__(self) -> None:
-        self.told: list[tuple[int, int, int]] = []
-
-    def update(self, num_done: int, num_failed: int, num_tokens: int) -> None:
-        self.told.append((num_done, num_failed, num_tokens))
-
-
-class Batch:
-    """A prompt file of ``num_lines`` prompts, run from its start or where it stopped."""
-
-    def __init__(self, folder: Path, num_lines: int, options: BatchOptions | None = None) -> None:
-        self._options = options or BatchOptions()
-        self._source = folder / "in.jsonl"
-        self._output = folder / "out.jsonl"
-        self._errors = folder / "errors.jsonl"
-        self._source.write_text("".join(f'{{"prompt": "{number}"}}\n' for number in range(num_lines)))
-
-    def run(self, client: Client, *, fail_fast: bool = False) -> Updates:
-        updates = Updates()
-        paths = BatchPaths([str(self._source)], str(self._output), str(self._errors))
-        with BatchFile(paths, self._options) as file:
-            BatchRun(client, file, updates, fail_fast=fail_fast).run()
-        return updates
-
-    def results(self) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in self._output.read_text().splitlines()]
-
-    def failures(self) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in self._errors.read_text().splitlines()]
+from tests.orcd.batch.batch_scene import Batch, Updates
 
 
 def test_an_interrupted_batch_goes_on_without_running_a_job_twice(
@@ -84,24 +48,6 @@ def test_an_interrupted_batch_goes_on_without_running_a_job_twice(
     assert sorted(result["line"] for result in batch.results()) == list(range(1, 21))
     assert len(connection.keys("orcd:*:job")) == 20
     assert {connection.hget(key, "attempt") for key in connection.keys("orcd:*:job")} == {b"1"}
-
-
-def test_no_more_jobs_are_in_flight_than_the_window_holds(
-    client: Client, worker: AnsweringWorker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(batch_run, "MAX_IN_FLIGHT", 4)
-    num_asked: list[int] = []
-    answer = Client.statuses
-
-    def statuses(self: Client, job_ids: Sequence[str]) -> object:
-        num_asked.append(len(job_ids))
-        return answer(self, job_ids)
-
-    monkeypatch.setattr(Client, "statuses", statuses)
-    batch = Batch(tmp_path, 10)
-    batch.run(client)
-    assert len(batch.results()) == 10
-    assert max(num_asked) == 4
 
 
 def test_progress_counts_lines_and_tokens_and_ends_with_all_of_them(
@@ -218,43 +164,6 @@ def test_a_redis_that_stays_away_ends_the_run_and_loses_nothing(
     assert len(batch.results()) == 2
 
 
-def test_results_can_be_had_in_the_order_of_the_lines(
-    client: Client, worker: AnsweringWorker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    answer = Client.statuses
-    first_looks = iter(range(20))
-
-    def first_line_is_late(self: Client, job_ids: Sequence[str]) -> list[Status]:
-        found = answer(self, job_ids)
-        if next(first_looks, None) is not None:
-            found[0] = structs.replace(found[0], state="running")
-        return found
-
-    monkeypatch.setattr(Client, "statuses", first_line_is_late)
-    batch = Batch(tmp_path, 8, BatchOptions(order="input"))
-    told = batch.run(client).told
-    assert [result["line"] for result in batch.results()] == list(range(1, 9))
-    assert told[0][0] == 0
-
-
-def test_long_lines_make_the_window_smaller(
-    client: Client, worker: AnsweringWorker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(batch_run, "MAX_BYTES_IN_FLIGHT", 30)
-    num_asked: list[int] = []
-    answer = Client.statuses
-
-    def statuses(self: Client, job_ids: Sequence[str]) -> object:
-        num_asked.append(len(job_ids))
-        return answer(self, job_ids)
-
-    monkeypatch.setattr(Client, "statuses", statuses)
-    batch = Batch(tmp_path, 6)
-    batch.run(client)
-    assert len(batch.results()) == 6
-    assert max(num_asked) == 2, "lines of 15 bytes"
-
-
 def test_tokens_of_an_earlier_run_are_not_of_this_ones_rate(
     client: Client, worker: AnsweringWorker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -288,25 +197,6 @@ def test_what_is_in_flight_can_be_cancelled(
         assert run.num_in_flight == 3
         run.cancel()
     assert [connection.hget(key, "state") for key in connection.keys("orcd:*:job")] == [b"cancelled"] * 2
-
-
-@pytest.mark.parametrize("order", ["completion", "input"])
-def test_lines_for_which_the_queue_is_full_wait_and_are_submitted_later(
-    order: Literal["completion", "input"],
-    client: Client,
-    worker: AnsweringWorker,
-    make_store: MakeStore,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    make_store().limit_queue(2, replaces=True)
-    monkeypatch.setattr(QueueFull, "retry_after_s", 0.01)
-    batch = Batch(tmp_path, 9, BatchOptions(order=order))
-    told = batch.run(client).told
-    lines = [result["line"] for result in batch.results()]
-    assert (lines if order == "input" else sorted(lines)) == list(range(1, 10))
-    assert told[-1] == (9, 0, 27)
-    assert len(told) > 2, "results are collected before all lines are submitted"
 
 
 def test_lines_whose_model_nobody_serves_fail_at_once_where_that_is_asked_for(client: Client, tmp_path: Path) -> None:

@@ -66,3 +66,13 @@ def test_a_terminal_gets_a_bar_that_starts_where_an_earlier_run_stopped(
     shown = capsys.readouterr().err.split("\r")
     assert any("20/100" in text for text in shown)
     assert "60/100" in shown[-1] and "3 failed" in shown[-1] and "tok/s" in shown[-1]
+
+
+def test_a_terminal_that_results_are_printed_on_gets_no_bar(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    bar = Bar(num_lines=100, num_done=20, is_drawn=False)
+    bar.update(60, 3, 1000)
+    bar.close()
+    assert capsys.readouterr().err == ""

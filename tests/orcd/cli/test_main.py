@@ -9,8 +9,8 @@ import pytest
 
 from tests.orcd.cli.command_line import one_error, run
 
-COMMANDS = ("batch", "bench", "cancel", "demo", "drain", "flower", "follow", "generate", "inspect", "logits", "queue",
-            "render", "status", "stop", "tokenize", "worker", "workers")  # fmt: skip
+COMMANDS = ("batch", "bench", "cancel", "demo", "drain", "flower", "follow", "generate", "inspect", "logits", "plan",
+            "queue", "render", "status", "stop", "tokenize", "worker", "workers")  # fmt: skip
 
 
 def test_help_names_every_command_in_full_and_exits_with_0(capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,13 +3,16 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
+import sys
 from pathlib import Path
 
 import pytest
+from tqdm import tqdm
 
 from orcd.batch.place import Place
 from orcd.batch.results.orcd_results import OrcdResults
-from orcd.batch.results.result_file import ErrorFile, ResultFile, ResultStream, is_stream
+from orcd.batch.results.result_file import ErrorFile, ErrorStream, ResultFile, ResultStream, is_stream
 from orcd.errors import InvalidRequest
 
 LINE = b'{"line":3,"id":null,"job_id":"batch-1-3-00000000000f","text":"x"}\n'
@@ -66,3 +69,13 @@ def test_a_stream_is_written_line_by_line_and_never_removed(tmp_path: Path) -> N
     os.mkfifo(tmp_path / "pipe")
     assert is_stream("-") and is_stream("/dev/null") and is_stream(str(tmp_path / "pipe"))
     assert not is_stream(str(tmp_path)) and not is_stream(str(tmp_path / "new"))
+
+
+def test_failures_on_standard_error_do_not_break_into_a_bar(capsys: pytest.CaptureFixture[str]) -> None:
+    with tqdm(total=9, file=sys.stderr) as bar:
+        stream = ErrorStream()
+        stream.write({"line": 1})
+        bar.update(9)
+        stream.sync()
+        stream.close()
+    assert re.search(r"[\r\n] *\r?\{\"line\":1\}\n", capsys.readouterr().err)
