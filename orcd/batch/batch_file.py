@@ -169,7 +169,7 @@ class BatchFile:
                 ) from None
 
     def _open_journal(self, base: Path) -> None:
-        errors = self._paths.errors_name
+        errors = self._paths.errors
         self._journal = Journal(Journal.path_for(base))
         self._journal.read(self._index)
         self._journal.open(

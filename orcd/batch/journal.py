@@ -25,7 +25,8 @@ from orcd.errors import InvalidRequest
 class BatchCommand(msgspec.Struct, frozen=True, omit_defaults=True):
     """The command that made an OUTPUT, so that it can be run again. Paths are absolute; a pipe's is that of its copy.
 
-    ``formats`` are those of the inputs, and ``num_lines`` is how many lines each of them has.
+    ``formats`` are those of the inputs, and ``num_lines`` is how many lines each of them has. ``errors`` None is the
+    error file that an OUTPUT has where no other is named.
     """
 
     inputs: list[str]

@@ -35,7 +35,11 @@ class Bar:
         self._num_lines = num_lines
         self._first_done = num_done
         is_drawn = is_drawn and sys.stderr.isatty()
-        self._bar = tqdm(total=num_lines, initial=num_done, dynamic_ncols=True, bar_format=_BAR) if is_drawn else None
+        self._bar = (
+            tqdm(total=num_lines, initial=num_done, dynamic_ncols=True, smoothing=0.1, bar_format=_BAR)
+            if is_drawn
+            else None
+        )
 
     def update(self, num_done: int, num_failed: int, num_tokens: int) -> None:
         """See `Progress`."""

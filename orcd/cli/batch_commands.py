@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Sequence
 from functools import reduce
@@ -104,7 +105,9 @@ def _retry(output: str, redis_url: str | None) -> int:
 def _cancel(output: str, redis_url: str | None) -> int:
     with Client(redis_url) as client:
         num_cancelled = cancel_batch(client, Path(output))
-    print(f"{num_cancelled} jobs cancelled; orcd batch --retry {output} runs what is left", file=sys.stderr)
+    print(
+        f"{num_cancelled} jobs cancelled; orcd batch --retry {shlex.quote(output)} runs what is left", file=sys.stderr
+    )
     return 0
 
 
@@ -134,7 +137,7 @@ def _stopped(file: BatchFile, num_in_flight: int, output: str) -> str:
         return f"{left}; run the same command again to go on"
     return (
         f"{left}; {num_in_flight} jobs go on in the background: run the same command again to go on, "
-        f"or orcd batch --cancel {output} to cancel them"
+        f"or orcd batch --cancel {shlex.quote(output)} to cancel them"
     )
 
 
@@ -144,7 +147,7 @@ def _finished(file: BatchFile, paths: BatchPaths) -> str:
     if not file.num_failed:
         return found
     where = paths.errors_name or "standard error"
-    again = f"; orcd batch --retry {paths.output} runs them again" if file.can_go_on else ""
+    again = f"; orcd batch --retry {shlex.quote(paths.output)} runs them again" if file.can_go_on else ""
     return f"{found}; {file.num_failed} failed, see {where}{again}"
 
 

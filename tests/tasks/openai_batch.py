@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+_TEXT = {"type": "text", "text": "What is this?"}
 _IMAGE = {"type": "image_url", "image_url": {"url": "https://example.org/cat.png"}}
 
 
@@ -39,7 +40,7 @@ class OpenaiBatch:
             case 15:
                 return self._bad(number, self.good[-1], json.dumps(line | {"custom_id": self.good[-1]}).encode())
             case 25:
-                return self._bad(number, custom_id, json.dumps(line | _chat([_text("What is this?"), _IMAGE])).encode())
+                return self._bad(number, custom_id, json.dumps(line | _chat([_TEXT, _IMAGE])).encode())
             case 35:
                 line["body"]["temprature"] = 1
                 return self._bad(number, custom_id, json.dumps(line).encode())
@@ -68,7 +69,7 @@ def _good_line(number: int) -> dict[str, Any]:
         case 1:
             line |= {"url": "/v1/responses", "body": {"input": subject, "max_output_tokens": 4, "instructions": None}}
         case 2:
-            line |= _chat(subject if number % 2 else [_text(subject)])
+            line |= _chat(subject)
     line["body"] |= {"model": "haiku-q4_k_m", "temperature": 0}
     return line
 
@@ -76,10 +77,6 @@ def _good_line(number: int) -> dict[str, Any]:
 def _chat(content: Any) -> dict[str, Any]:
     body = {"messages": [{"role": "user", "content": content}], "max_completion_tokens": 4}
     return {"url": "/v1/chat/completions", "body": body | {"temperature": 0, "tools": None, "seed": None, "stop": None}}
-
-
-def _text(text: str) -> dict[str, Any]:
-    return {"type": "text", "text": text}
 
 
 def answers(output: Path) -> dict[str, Any]:

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import tracemalloc
 from pathlib import Path
 
 import pytest
 
 from orcd.batch.batch_inputs import BatchInputs
 from orcd.batch.batch_options import BatchOptions
+from orcd.batch.line_index import LineIndex
 from orcd.batch.place import Place
 from orcd.errors import InvalidRequest
 
@@ -55,3 +57,19 @@ def test_a_format_that_is_said_is_that_of_all_files(tmp_path: Path) -> None:
 def test_standard_input_can_be_read_once(tmp_path: Path) -> None:
     with pytest.raises(InvalidRequest, match=r"standard input \(-\) can be one INPUT only"):
         BatchInputs(["-", "-"], tmp_path / "out", BatchOptions())
+
+
+def test_memory_grows_by_few_bytes_a_line(tmp_path: Path) -> None:
+    line = '{"id": "%06d", "prompt": "' + "x" * 400 + '"}\n'
+    peaks = []
+    for num_lines in (1_000, 6_000):
+        (tmp_path / "in.jsonl").write_text("".join(line % number for number in range(num_lines)))
+        tracemalloc.start()
+        opened = BatchInputs([str(tmp_path / "in.jsonl")], tmp_path / "out", BatchOptions())
+        opened.open()
+        index = LineIndex(opened.last_numbers)
+        for entry in opened.entries():
+            index.finish(entry.place, 1)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert (peaks[1] - peaks[0]) / 5_000 < 40
