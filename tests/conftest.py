@@ -74,9 +74,9 @@ def demo_model() -> Path:
     return DEMO_MODEL
 
 
-def wait_until(condition: Callable[[], object]) -> None:
-    """Wait until the condition holds, at most ten seconds."""
-    deadline = time.monotonic() + 10
+def wait_until(condition: Callable[[], object], timeout_s: float = 10.0) -> None:
+    """Wait until the condition holds, at most so long."""
+    deadline = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < deadline, "waited in vain"
         time.sleep(0.005)

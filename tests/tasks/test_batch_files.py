@@ -32,7 +32,7 @@ class BatchProcess:
 
     def stop(self, sent: signal.Signals, output: Path, num_results: int) -> int:
         """Send a signal once so many results are there."""
-        wait_until(lambda: output.exists() and output.read_bytes().count(b"\n") >= num_results)
+        wait_until(lambda: output.exists() and output.read_bytes().count(b"\n") >= num_results, 60)
         self._process.send_signal(sent)
         return self.finish()[0]
 
@@ -54,7 +54,7 @@ def test_a_stopped_and_killed_batch_gives_what_an_undisturbed_one_does(
         assert BatchProcess(redis_url, str(source), str(output)).stop(signal.SIGKILL, output, 60) == -signal.SIGKILL
     with WorkerProcess(redis_url, demo_model, tmp_path) as worker:
         last = BatchProcess(redis_url, str(source), str(output))
-        wait_until(lambda: output.read_bytes().count(b"\n") >= 100)
+        wait_until(lambda: output.read_bytes().count(b"\n") >= 100, 60)
         worker.kill()
         with WorkerProcess(redis_url, demo_model, tmp_path):
             code, _, told = last.finish()

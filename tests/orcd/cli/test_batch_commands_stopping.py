@@ -117,7 +117,7 @@ def test_a_run_that_is_killed_goes_on_and_runs_every_line_once(
     source.write_text("".join(f"line {number}\n" for number in range(300)))
     command = [sys.executable, "-m", "orcd", "batch", str(source), str(output)]
     process = subprocess.Popen(command, stderr=subprocess.PIPE)
-    wait_until(lambda: output.exists() and output.read_bytes().count(b"\n") > 20)
+    wait_until(lambda: output.exists() and output.read_bytes().count(b"\n") > 20, 60)
     process.send_signal(sent)
     _, told = process.communicate(timeout=30)
     assert process.returncode == (130 if sent == signal.SIGINT else -signal.SIGKILL)
