@@ -115,7 +115,12 @@ class Assessment:
         if seen.error in seen.may_fail:
             return "ended"
         is_target = any(seen.job_id in staged.targets and seen.error in staged.target_errors for staged in self._staged)
-        if is_target or (seen.error in ("INVALID_REQUEST", "InvalidRequest") and self._is_forgotten(seen, met)):
+        is_refused = any(seen.error in staged.errors_of_all for staged in met)
+        if (
+            is_target
+            or is_refused
+            or (seen.error in ("INVALID_REQUEST", "InvalidRequest") and self._is_forgotten(seen, met))
+        ):
             return "honest"
         is_damaged = seen.error in ("LOG_DAMAGED", "LogDamaged")
         return "honest" if is_damaged and any(staged.forgets for staged in met) else "failed"

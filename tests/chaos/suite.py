@@ -19,6 +19,7 @@ from tests.chaos.clients.client_process import ClientPlan
 from tests.chaos.clients.seen import Seen
 from tests.chaos.faults.fault import Fault, Scene, Staged
 from tests.chaos.system.clock_shift import ClockShift
+from tests.chaos.system.mortal_engine import mortal_environment
 from tests.chaos.system.redis_service import RedisService
 from tests.chaos.system.worker_fleet import WorkerFleet
 
@@ -76,8 +77,9 @@ class Suite:
             clock = ClockShift(self._folder)
             server = stack.enter_context(RedisService(clock.environment("redis")))
             fleet = stack.enter_context(WorkerFleet(server.url, self._folder, round(1000 * LEASE_S)))
+            mortal = mortal_environment(self._folder)
             for model in MODELS:
-                fleet.start(model, **clock.environment("worker") if model == OTHER else {})
+                fleet.start(model, **mortal | (clock.environment("worker") if model == OTHER else {}))
             for worker in fleet.workers:
                 worker.wait_until_ready(1)
             plan = ClientPlan(server.url, self._seed, self._cases(server.url))

@@ -8,11 +8,10 @@ from collections.abc import Awaitable, Callable
 from contextlib import aclosing
 
 from orcd.async_client import AsyncClient
-from orcd.errors import RedisUnavailable
 from orcd.events import Event, Token, state_after
 from tests.chaos.clients.cases import Case
 from tests.chaos.clients.seen import Seen
-from tests.chaos.clients.sync_clients import AWAY_S, END_TIMEOUT_S
+from tests.chaos.clients.sync_clients import AWAY_S, END_TIMEOUT_S, TRANSIENT
 
 
 class AsyncClients:
@@ -48,7 +47,7 @@ class AsyncClients:
                         seen.arrivals.append(time.monotonic())
                         text.append(part)
                 return seen.compare_text("".join(text), case.answer)
-            except RedisUnavailable:
+            except TRANSIENT:
                 if text or time.monotonic() > end:
                     raise
                 await asyncio.sleep(0.2)
@@ -81,7 +80,7 @@ class AsyncClients:
                 await self._client.submit(job_id=seen.job_id, **case.fields)
                 seen.submitted_s = time.monotonic()
                 return
-            except RedisUnavailable:
+            except TRANSIENT:
                 if time.monotonic() > end:
                     raise
                 await asyncio.sleep(0.2)

@@ -145,6 +145,8 @@ class CelerySenders:
     def _expect_all(self, named: Sequence[tuple[str, Case]], seen: Seen) -> None:
         for job_id, case in named:
             self._expect(job_id, case, seen)
+            if seen.error:  # those behind it in a chain or chord have no result
+                return
 
     def _expect(self, task_id: str, case: Case, seen: Seen) -> None:
         result = self._wait(task_id, seen)

@@ -11,7 +11,7 @@ from typing import Any
 import redis
 
 from orcd.client import Client
-from orcd.errors import InvalidRequest, RedisUnavailable
+from orcd.errors import InvalidRequest, QueueFull, RedisUnavailable
 from orcd.events import Event, Position, Token, decode_event, state_after
 from orcd.store import schema
 from tests.chaos.clients.cases import Case
@@ -22,15 +22,17 @@ END_TIMEOUT_S = 60.0
 AWAY_S = 60.0
 """How long a client tries to submit."""
 POLL_S = 0.5
+TRANSIENT = (RedisUnavailable, QueueFull)
+"""After these a client tries again."""
 
 
 def patiently(call: Callable[[], Any]) -> Any:
-    """What ``call`` returns, once Redis is there. Raises `RedisUnavailable` if it stays away."""
+    """What ``call`` returns, once Redis is there and has room. Raises the error of one that stays away, or full."""
     end = time.monotonic() + AWAY_S
     while True:
         try:
             return call()
-        except RedisUnavailable:
+        except TRANSIENT:
             if time.monotonic() > end:
                 raise
             time.sleep(0.2)
@@ -55,6 +57,7 @@ class SyncClients:
             "cancel": (2, self.cancel),
             "listener": (1, self.listener),
             "leaver": (1, self.leaver),
+            "resubmit": (1, self.resubmit),
         }
 
     def events(self, case: Case, seen: Seen) -> None:
@@ -142,6 +145,20 @@ class SyncClients:
         self._follow(case, seen)
         seen.arrivals.clear()  # nobody was there to see the tokens come
 
+    def resubmit(self, case: Case, seen: Seen) -> None:
+        """The same request again and again under one key, also after its end, is one job."""
+        key = seen.job_id
+        for number in range(3):
+            job_id = patiently(lambda: self._client.submit(idempotency_key=key, **case.fields))
+            if number < 2:
+                seen.submitted_s = time.monotonic()
+            if number and job_id != seen.job_id:
+                seen.blame("doubled", f"the same request under one key is job {seen.job_id} and job {job_id}")
+            seen.job_id = job_id
+            if number == 1:
+                self._follow(case, seen)
+            time.sleep(self._chance.uniform(0, 1))
+
     def _submit(self, case: Case, seen: Seen, **more: Any) -> None:
         patiently(lambda: self._client.submit(job_id=seen.job_id, **case.fields, **more))
         seen.submitted_s = time.monotonic()
@@ -164,7 +181,7 @@ class SyncClients:
                     seen.arrivals.append(time.monotonic())
                     text.append(part)
                 break
-            except RedisUnavailable:
+            except TRANSIENT:
                 if text or time.monotonic() > end:
                     raise
                 time.sleep(0.2)

@@ -21,6 +21,7 @@ from tests.chaos.faults.process_faults import (
     WorkerKilled,
     WorkerLeaves,
     WorkerLeavesAtOnce,
+    WorkerSentAway,
     WorkerStartsWithoutRedis,
     WorkerStopped,
 )
@@ -40,6 +41,7 @@ from tests.chaos.faults.redis_faults import (
     Slow,
     WithoutReplicas,
 )
+from tests.chaos.faults.request_faults import CancelStorm, DeadlyRequest, HugePrompts, QueueIsFull
 
 FAULTS: tuple[type[Fault], ...] = (
     EngineKilled,
@@ -50,6 +52,7 @@ FAULTS: tuple[type[Fault], ...] = (
     EngineHangsLoading,
     WorkerLeaves,
     WorkerLeavesAtOnce,
+    WorkerSentAway,
     WorkerStartsWithoutRedis,
     RedisKilled,
     OlderSnapshot,
@@ -75,6 +78,10 @@ FAULTS: tuple[type[Fault], ...] = (
     Duplicates,
     Malformed,
     Revoked,
+    CancelStorm,
+    DeadlyRequest,
+    HugePrompts,
+    QueueIsFull,
 )
 
 SHORT: tuple[type[Fault], ...] = (

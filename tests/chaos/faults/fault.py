@@ -44,7 +44,8 @@ class Staged:
     """A fault as it was staged, on the clock of `time.monotonic`.
 
     ``back_s`` is when a model was served again that nobody served after it. ``targets`` are the ids of jobs that it
-    was aimed at, which may end with one of ``target_errors``. ``forgotten_since_s`` to ``forgetting_ended_s`` is the
+    was aimed at, which may end with one of ``target_errors``, and any stream that met it with one of ``errors_of_all``.
+    ``forgotten_since_s`` to ``forgetting_ended_s`` is the
     time of which Redis has forgotten what was written. ``num_kills`` are SIGKILLs.
     """
 
@@ -55,6 +56,7 @@ class Staged:
     back_s: dict[str, float] = field(default_factory=dict)
     targets: set[str] = field(default_factory=set)
     target_errors: tuple[str, ...] = ()
+    errors_of_all: tuple[str, ...] = ()
     forgotten_since_s: float | None = None
     forgetting_ended_s: float = 0.0
     num_kills: int = 0

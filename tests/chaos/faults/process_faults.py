@@ -138,6 +138,18 @@ class WorkerLeavesAtOnce(Fault):
             scene.fleet.leave(worker, signal.SIGQUIT)
 
 
+class WorkerSentAway(Fault):
+    """`orcd drain` or `orcd stop` by the worker's name, from anywhere: it hands its jobs over and exits with 0."""
+
+    name = "worker sent away by name"
+    ends_workers = True
+
+    def stage(self, scene: Scene, staged: Staged) -> None:
+        """Send one away."""
+        if worker := scene.worker():
+            scene.fleet.send_away(worker, scene.chance.choice(["drain", "stop"]))
+
+
 class WorkerStartsWithoutRedis(Fault):
     """A worker that is started while Redis is away waits for it; later it is told to leave."""
 

@@ -102,6 +102,10 @@ class Worker:
                 raise TimeoutError(f"worker {self.log_path.name} {why}:\n{self.last_lines()}")
             time.sleep(0.05)
 
+    def name(self) -> str:
+        """What it is called among workers, once it has begun to log."""
+        return str(json.loads(next(line for line in self.log_path.open() if '"worker_id"' in line))["worker_id"])
+
     def last_lines(self) -> str:
         """The end of its log."""
         return "\n".join(f"    {line[:400]}" for line in self.log_path.read_text(errors="replace").splitlines()[-8:])
@@ -163,6 +167,9 @@ class WorkerFleet:
         """Tell a worker to leave and wait until it has; not leaving in time is a problem of its own."""
         worker.expected_exit = 0
         worker.signal(number)
+        self._wait_until_gone(worker)
+
+    def _wait_until_gone(self, worker: Worker) -> None:
         try:
             worker.process.wait(LEAVE_TIMEOUT_S)
         except subprocess.TimeoutExpired:
@@ -170,6 +177,14 @@ class WorkerFleet:
             self._problems.append(
                 f"worker {worker.log_path.name} did not leave in {LEAVE_TIMEOUT_S:.0f} s; its log ends with what it did"
             )
+
+    def send_away(self, worker: Worker, command: str) -> None:
+        """`orcd drain` or `orcd stop` for a worker; raises AssertionError if the command says that it failed."""
+        worker.expected_exit = 0
+        arguments = [command, worker.name(), "--timeout", str(LEAVE_TIMEOUT_S), "--redis", self._redis_url]
+        ran = subprocess.run([sys.executable, "-P", "-c", _START, *arguments], capture_output=True, text=True)
+        self._wait_until_gone(worker)
+        assert ran.returncode == 0, f"orcd {command}: {ran.stderr.strip()[-300:]}"
 
     def __enter__(self) -> WorkerFleet:
         return self
