@@ -24,6 +24,7 @@ NAMES = frozenset(
         "context_length",
         "dequant_cache_bytes",
         "device",
+        "drain_timeout_s",
         "engine_start_timeout_s",
         "engine_step_timeout_s",
         "job_time_limit_s",

@@ -62,11 +62,15 @@ def demo(output: Path, redis_url: str | None) -> None:
 @click.option("--vram-fraction", type=float, metavar="F", help="Part of the GPU's free memory to use; default: 0.9.")
 @click.option("--vram-bytes", type=int, metavar="N", help="Most GPU memory to use, in bytes.")
 @click.option("--vram-check-s", type=int, metavar="N", help="Seconds between two checks of where that memory is.")
+@click.option(
+    "--drain-timeout", "drain_timeout_s", type=int, metavar="N", help="Seconds that jobs have when it is told to stop."
+)
 @click.option("--metrics-port", type=int, metavar="N", help="Serve metrics and health on this port of 127.0.0.1.")
 def worker(**flags: Any) -> int:
     """Serve one model on one device.
 
-    Takes jobs from Redis until it is told to stop (Ctrl-C or SIGTERM).
+    Takes jobs from Redis until it is told to stop (Ctrl-C or SIGTERM): it then finishes what it can and gives the rest
+    to other workers. A second Ctrl-C, or SIGQUIT, has it give all jobs back at once.
 
     \b
       orcd worker --model qwen2.5-0.5b-instruct-q4_k_m.gguf

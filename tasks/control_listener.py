@@ -54,10 +54,10 @@ class ControlListener:
         """Start the thread."""
         self._thread.start()
 
-    def stop(self) -> None:
-        """End it."""
+    def stop(self, timeout_s: float) -> None:
+        """End it. It is left where Redis does not answer in time."""
         self._thread.stop()
-        self._thread.join()
+        self._thread.join(timeout_s)
 
     def _run(self) -> None:
         stopping, backoff = self._thread.stopping, Backoff(FIRST_RETRY_S, MAX_RETRY_S)

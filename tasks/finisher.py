@@ -61,7 +61,7 @@ class Finisher:
             self._work.put(None)
         end = time.monotonic() + timeout_s
         for thread in self._threads:
-            thread.join(max(0.0, end - time.monotonic()))
+            thread.join(end - time.monotonic())
         self._giving_up.set()
 
     def _run(self) -> None:

@@ -38,7 +38,7 @@ class SupervisedThread:
     def join(self, timeout_s: float | None = None) -> None:
         """Wait until the thread has ended; does not wait for one that was never started, nor for itself."""
         if self.is_alive and self._thread is not threading.current_thread():
-            self._thread.join(timeout_s)
+            self._thread.join(None if timeout_s is None else min(max(0.0, timeout_s), threading.TIMEOUT_MAX))
 
     def _supervise(self) -> None:
         try:

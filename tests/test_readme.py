@@ -66,7 +66,8 @@ def variable_rows() -> Iterator[str]:
             meanings[node.target.id] = str(text.value) if isinstance(text, ast.Constant) else ""
     flags = flags_of(("worker",))
     for field in fields(Settings):
-        flag = {"redis_url": "--redis"}.get(field.name, "--" + field.name.replace("_", "-"))
+        shorter = {"redis_url": "--redis", "drain_timeout_s": "--drain-timeout"}
+        flag = shorter.get(field.name, "--" + field.name.replace("_", "-"))
         default = str(field.default).lower() if isinstance(field.default, bool) else field.default
         meaning = " ".join(meanings[field.name].replace("``", "`").split())
         yield "| {} | {} | {} | {} |".format(

@@ -70,6 +70,8 @@ class Settings(ClientSettings):
     """How long a job belongs to a worker that has stopped renewing it."""
     max_attempts: int = 5
     """Deaths of whole workers, without a token in between, after which a job is failed as POISONED."""
+    drain_timeout_s: int = 20
+    """How long jobs in flight may go on when the worker is told to stop; then other workers get them."""
     job_time_limit_s: int = 0
     """Running time after which a job fails with INFERENCE_TIMEOUT; 0: none."""
     stall_limit_s: int = 0

@@ -7,7 +7,7 @@ Clients, workers and Flower must agree on the broker's options, so all of them t
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from typing import Any
@@ -219,6 +219,21 @@ class Connection(kombu.Connection):  # type: ignore[misc]
     def get_transport_cls(self) -> type[Transport]:
         """The transport, whatever the URL's scheme."""
         return Transport
+
+    def ensure(
+        self,
+        obj: Any,
+        fun: Callable[..., Any],
+        errback: Callable[..., Any] | None = None,
+        max_retries: int | None = None,
+        **options: Any,
+    ) -> Callable[..., Any]:
+        """As kombu's, but what may be tried again without end is tried once.
+
+        Celery sends heartbeats, commands to workers and the answers to them in that way. While Redis is away a worker's
+        event loop would stand still there, and would not see that the worker is told to stop.
+        """
+        return fun if max_retries is None else super().ensure(obj, fun, errback, max_retries, **options)
 
     def as_uri(self, include_password: bool = False, *_: Any, **__: Any) -> str:
         """The address; with its password, as Flower can read it."""

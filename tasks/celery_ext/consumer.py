@@ -10,6 +10,7 @@ from typing import Any
 import celery.worker.consumer
 from celery.utils.log import get_logger
 from celery.worker import state
+from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
 
 from orcd.store.backoff import Backoff
@@ -43,6 +44,7 @@ class Consumer(celery.worker.consumer.Consumer):  # type: ignore[misc]
         self._backoff = Backoff(*RECONNECT_S)
         self._ready_at = 0.0
         super().__init__(self._start_request, *args, **kwargs)
+        self.connection_errors += (OperationalError,)  # kombu's word where it could not open a connection by itself
         if self.hub:
             self.hub.call_repeatedly(FLUSH_S, self._flush)
 

@@ -21,7 +21,7 @@ from typing import Any
 from celery import states
 from celery.concurrency.base import BasePool
 from celery.exceptions import WorkerShutdown
-from celery.worker import state as celery_state
+from celery.worker.state import maybe_shutdown
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
@@ -35,7 +35,7 @@ from tasks.app import worker_id
 from tasks.celery_ext.in_flight_message import InFlightMessage, trace
 from tasks.celery_ext.result_backend import NotStored
 from tasks.celery_ext.revocation import ERRORS, end_job, is_noted, revoke_tasks
-from tasks.celery_ext.startup_probe import wait_for_engine, wait_for_redis
+from tasks.celery_ext.shutdown import Shutdown
 from tasks.celery_ext.tasks import JobTask
 from tasks.dispatch.delivery import Outcome
 from tasks.dispatch.dispatcher import Dispatcher
@@ -43,12 +43,12 @@ from tasks.dispatch.prompt_encoder import PromptEncoder
 from tasks.finisher import Finisher
 from tasks.observe.health_server import HealthServer
 from tasks.observe.observer import Observer
+from tasks.startup_probe import wait_for_engine, wait_for_redis
 from worker.log import EventLog
 from worker.settings import Settings
 
-DRAIN_S = 5.0
-ANSWER_S = 5.0
-"""At the end: so long for the answers to messages whose jobs have ended."""
+HAND_BACK_S = 3.0
+"""At the end: so long to give jobs back, answer messages and end the engine."""
 
 
 class Pool(BasePool):  # type: ignore[misc]
@@ -72,20 +72,22 @@ class Pool(BasePool):  # type: ignore[misc]
         self._health_server: HealthServer | None = None
         self._dispatcher: Dispatcher | None = None
         self._finisher = Finisher(self._prepare_finisher, self._observer.log.retrying, self._thread_died)
+        self._shutdown = Shutdown(settings.drain_timeout_s, self._observer.drains, self._leave, self._thread_died)
         self._is_leaving = False
-        self._is_closed = False
 
     def on_start(self) -> None:
         """Load the model; Celery starts to consume when this returns."""
         settings = self._settings
         self._observer.log.startup(settings.device)
+        self._shutdown.watch_signals()
         try:
             if settings.metrics_port:
                 self._health_server = HealthServer(self._observer, settings.metrics_port, self._thread_died)
             self._dispatcher = self._connect(settings)
             self._dispatcher.start()
-            wait_for_engine(self._dispatcher.wait_until_loaded, settings.engine_start_timeout_s)
+            wait_for_engine(self._dispatcher.wait_until_loaded, settings.engine_start_timeout_s, maybe_shutdown)
             self._finisher.start()
+            self._shutdown.start()
             # Vocabulary and code stay. Under load the garbage collector would look through them about once a second:
             # 50 ms in which all threads stand still.
             gc.freeze()
@@ -109,7 +111,7 @@ class Pool(BasePool):  # type: ignore[misc]
 
     def _connect(self, settings: Settings) -> Dispatcher:
         connection = connect(settings, Retry(NoBackoff(), 1))
-        wait_for_redis(connection, settings, self._observer.log.error)
+        wait_for_redis(settings, self._observer.log.error, maybe_shutdown)
         self._publisher = Publisher(settings)
         self._store = JobStore(
             connection,
@@ -122,22 +124,15 @@ class Pool(BasePool):  # type: ignore[misc]
         )
         encoder = PromptEncoder.load(settings)
         publish = self._publisher.publish
-        lost, leave, died = self._leave_soon, self._told_to_leave, self._thread_died
+        lost, leave, died = partial(self._shutdown.begin, 1), self._told_to_leave, self._thread_died
         return Dispatcher(settings, self._store, encoder, self._observer, publish, lost, leave, died)
 
-    def _leave_soon(self) -> None:
-        # Celery's event loop looks at this flag; its shutdown drains, so other workers take the jobs over.
-        celery_state.should_stop = 1
-
     def _told_to_leave(self, farewell: Farewell) -> None:
-        if farewell == "stop":
-            celery_state.should_terminate = os.EX_OK
-        elif celery_state.should_stop is None:
-            celery_state.should_stop = os.EX_OK
+        self._shutdown.begin(cold=farewell == "stop")
 
     def _thread_died(self, name: str, error: BaseException | None) -> None:
         self._observer.thread_died(name, error)
-        self._leave_soon()
+        self._shutdown.begin(exit_code=1)
 
     def _prepare_finisher(self) -> None:
         self.app.backend.is_waiting = lambda: self._finisher.is_waiting
@@ -268,27 +263,31 @@ class Pool(BasePool):  # type: ignore[misc]
         """Nothing: a message ends its own jobs."""
 
     def on_stop(self) -> None:
-        """Warm shutdown: finish what can be finished soon, hand the rest to other workers, stop the engine."""
-        if celery_state.should_terminate is None:  # otherwise Celery is in a signal handler; `on_terminate` follows
-            self._leave(DRAIN_S)
+        """Warm shutdown: finish what can be finished in time, hand the rest to other workers, stop the engine."""
+        if not self._shutdown.is_cold:  # otherwise Celery is in a signal handler; `on_terminate` follows
+            self._shutdown.begin()  # where nobody has: Celery has failed, or got its own command to shut down
+            self._shutdown.wait()
 
     def on_terminate(self) -> None:
         """Cold shutdown: hand everything to other workers at once."""
-        self._leave(0.0)
+        self._shutdown.begin(cold=True)
+        self._shutdown.wait()
 
-    def _leave(self, drain_s: float) -> None:
+    def _leave(self) -> None:
+        assert self._dispatcher is not None, "who leaves while it starts closes"
         self._is_leaving = True
-        if self._dispatcher is not None and not self._is_closed:
-            self._dispatcher.drain(drain_s)
+        self._observer.log.draining(self._dispatcher.num_jobs, self._shutdown.drain_left_s())
+        self._dispatcher.drain(self._shutdown.drain_left_s)
         self._close()
 
     def _close(self) -> None:
-        if self._is_closed:
-            return
-        self._is_closed = True
-        self._finisher.stop(ANSWER_S)
+        end = time.monotonic() + HAND_BACK_S
         if self._dispatcher is not None:
-            self._dispatcher.stop()
+            self._dispatcher.give_back(end - time.monotonic())
+        self._finisher.stop(end - time.monotonic())
+        if self._dispatcher is not None:
+            left_s = end - time.monotonic()
+            self._dispatcher.stop(left_s, engine_timeout_s=0.0 if self._shutdown.is_cold else left_s)
         if self._health_server is not None:
             self._health_server.close()
         self._observer.log.shutdown()

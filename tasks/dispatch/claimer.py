@@ -112,17 +112,19 @@ class Claimer:
                 self._undecided[job_id] = error
         return waits
 
-    def stop(self) -> None:
-        """Finish the deliveries that were begun and leave the others unclaimed: their messages are delivered again.
-
-        Jobs with long prompts that are not encoded yet go back to the queue.
-        """
+    def ask_to_stop(self) -> None:
+        """Finish the deliveries that were begun and leave the others unclaimed: their messages are delivered again."""
         self._thread.stop()
         self._arriving.put(None)
         self._long_prompts.ask_to_stop()
-        self._thread.join()
+
+    def stop(self, timeout_s: float) -> None:
+        """Give back jobs with long prompts. What was begun and is not finished in time is left: its lease runs out."""
+        end = time.monotonic() + timeout_s
+        self.ask_to_stop()
+        self._thread.join(timeout_s)
         self._encoder.interrupt()
-        self._long_prompts.stop()
+        self._long_prompts.stop(end - time.monotonic())
 
     def _run(self) -> None:
         while not self._thread.stopping.is_set():

@@ -22,8 +22,6 @@ from tasks.observe.observer import Observer
 from tasks.supervised_thread import OnDeath
 from worker.settings import Settings
 
-RELEASE_S = 5.0
-
 
 class Dispatcher:
     """Claims jobs and runs them on one engine.
@@ -112,29 +110,33 @@ class Dispatcher:
         if not self._claimer.cancel(job_id, error):
             self._runner.put(Termination(job_id, error))
 
-    def drain(self, timeout_s: float) -> None:
-        """Take no more jobs, wait for those in flight, and give back what is not finished in time."""
-        self._observer.is_draining = True
-        self._claimer.stop()
-        end = time.monotonic() + timeout_s
-        while self.num_jobs and self._is_whole() and time.monotonic() < end:
+    def drain(self, left_s: Callable[[], float]) -> None:
+        """Take no more jobs, and wait for those in flight as long as ``left_s`` says that there is time."""
+        self._claimer.ask_to_stop()
+        while self.num_jobs and self._is_whole() and left_s() > 0:
             time.sleep(TICK_S)
+
+    def give_back(self, timeout_s: float) -> None:
+        """Take no more jobs, and give those in flight to other workers; where Redis is away, their leases run out."""
+        end = time.monotonic() + timeout_s
+        self._claimer.stop(timeout_s)
         if self._runner.is_alive:
             released = threading.Event()
             self._runner.put(Release(released))
-            released.wait(RELEASE_S)
+            released.wait(max(0.0, end - time.monotonic()))
         else:
             self._runner.abandon()
 
-    def stop(self) -> None:
-        """End the engine, what encodes prompts and all threads.
+    def stop(self, timeout_s: float, engine_timeout_s: float) -> None:
+        """End the engine, by killing it after ``engine_timeout_s``, and all threads but those that wait for Redis.
 
-        The worker is off the list once its engine's memory is free.
+        What encodes prompts ends, too. The worker is off the list once its engine's memory is free.
         """
-        self._control.stop()
-        self._runner.stop()
+        end = time.monotonic() + timeout_s
+        self._runner.stop(timeout_s, engine_timeout_s)
         self._encoder.close()
-        self._maintenance.stop()
+        self._control.stop(end - time.monotonic())
+        self._maintenance.stop(end - time.monotonic())
 
     def _hear(self, job_id: str) -> None:
         """A client wants a job to be cancelled. If it is claimed and has not begun, its first append finds the wish."""

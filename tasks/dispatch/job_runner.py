@@ -96,12 +96,13 @@ class JobRunner:
         self.leases.start()
         self._thread.start()
 
-    def stop(self) -> None:
-        """End the engine and the threads."""
+    def stop(self, timeout_s: float, engine_timeout_s: float) -> None:
+        """End the engine, by killing it after ``engine_timeout_s``, and the threads but those that wait for Redis."""
+        end = time.monotonic() + timeout_s
         self._thread.stop()
-        self.engine.process.stop()
-        self._thread.join()
-        self.leases.stop()
+        self.engine.process.stop(engine_timeout_s if self.engine.is_up else 0.0)
+        self._thread.join(end - time.monotonic())
+        self.leases.stop(end - time.monotonic())
 
     def abandon(self) -> None:
         """Give all jobs back in place of the thread, which has died."""

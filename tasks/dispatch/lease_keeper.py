@@ -45,10 +45,10 @@ class LeaseKeeper:
         """Start the thread."""
         self._thread.start()
 
-    def stop(self) -> None:
+    def stop(self, timeout_s: float) -> None:
         """End it; leases that were not given back run out."""
         self._thread.stop()
-        self._thread.join()
+        self._thread.join(timeout_s)
 
     def keep(self, job_id: str, lease: Lease) -> None:
         """Renew this lease from now on, instead of an earlier one of the job."""

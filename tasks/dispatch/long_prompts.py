@@ -60,10 +60,10 @@ class LongPrompts:
         with self._changed:
             self._changed.notify_all()
 
-    def stop(self) -> None:
+    def stop(self, timeout_s: float) -> None:
         """End the thread, and give back the jobs that wait. Nobody may call `put` any more."""
         self.ask_to_stop()
-        self._thread.join()
+        self._thread.join(timeout_s)
         while self._waiting:
             self._give_back(self._waiting.popleft())
 

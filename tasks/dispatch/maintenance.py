@@ -104,11 +104,13 @@ class Maintenance:
         """Start the thread."""
         self._thread.start()
 
-    def stop(self) -> None:
-        """End it; take the worker off the list."""
+    def stop(self, timeout_s: float) -> None:
+        """End it, which takes the worker off the list. It is left where Redis does not answer in time."""
         self._thread.stop()
         self._observer.load_changed.set()
-        self._thread.join()
+        self._thread.join(timeout_s)
+
+    def _leave(self) -> None:
         try:
             self._registry.remove(self._observer.worker_id)
         except redis.RedisError:
@@ -120,6 +122,7 @@ class Maintenance:
             self.run_due()
             load_changed.wait(TICK_S)  # a small model is loaded within one tick
             load_changed.clear()
+        self._leave()
 
     def run_due(self) -> None:
         """Make the calls that are due."""

@@ -62,6 +62,10 @@ class Observer:
             return 0
         return self._stats.running if self._stats is not None and self._stats.lacks_blocks else self._max_sequences
 
+    def drains(self) -> None:
+        """The worker is told to leave: it takes no more jobs. Only sets a flag, as signal handlers call it."""
+        self.is_draining = True
+
     def thread_died(self, name: str, error: BaseException | None) -> None:
         """A thread has ended that must not: the worker takes no more jobs, and will leave."""
         self.has_dead_thread = True
@@ -113,8 +117,8 @@ class Observer:
         stats = self._stats
         return {
             "model": self.model,
-            "state": self.state,
             "ready": int(self.is_ready),
+            "state": self.state,
             "jobs": num_jobs,
             "running": stats.running if stats else 0,
             "waiting": stats.waiting if stats else 0,

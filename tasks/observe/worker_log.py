@@ -122,6 +122,10 @@ class WorkerLog:
             self._last_retry[doing] = now
             self._log.event("error", level="warning", code="INTERNAL", doing=doing, cause=type(error).__name__)
 
+    def draining(self, num_jobs: int, timeout_s: float) -> None:
+        """The worker is told to leave: it takes no more jobs, and those in flight have so long to end."""
+        self._log.event("draining", jobs=num_jobs, timeout_s=round(max(0.0, timeout_s), 1))
+
     def shutdown(self) -> None:
         """The worker ends."""
         self._log.event("shutdown")

@@ -57,7 +57,7 @@ def scene(redis_url: str) -> Iterator[Scene]:
     scene.listener.start()
     scene.wait_until_it_listens()
     yield scene
-    scene.listener.stop()
+    scene.listener.stop(5)
     scene.redis.close()
     assert scene.deaths == []
 
@@ -114,7 +114,7 @@ def test_the_channel_has_the_prefix_of_all_keys(redis_url: str) -> None:
     scene.redis.publish(schema.CONTROL, '{"cancel": "elsewhere"}')
     scene.say('{"cancel": "here"}')
     assert scene.heard.get(timeout=5) == "here"
-    scene.listener.stop()
+    scene.listener.stop(5)
     scene.redis.close()
 
 
@@ -128,5 +128,5 @@ def test_one_that_began_without_redis_hears_once_it_is_back(redis_server: RedisS
     scene.say('{"cancel": "a"}')
     assert scene.heard.get(timeout=5) == "a"
     redis_server.kill()
-    scene.listener.stop()  # is no reason to fail
+    scene.listener.stop(5)  # is no reason to fail
     assert scene.deaths == []

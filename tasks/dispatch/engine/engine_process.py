@@ -115,14 +115,14 @@ class EngineProcess:
         if process is not None:
             self._kill(process)
 
-    def stop(self) -> None:
-        """Ask the engine to leave, insist after a few seconds, and wait until it is gone for good."""
+    def stop(self, timeout_s: float = STOP_AFTER_S) -> None:
+        """Ask the engine to leave, kill it after ``timeout_s``, and wait until it is gone for good."""
         self._reader.stop()
         self._wanted.set()
         self.send(contract.Shutdown())
-        self._reader.join(STOP_AFTER_S)
+        self._reader.join(timeout_s)
         self.kill()
-        self._reader.join()
+        self._reader.join(STOP_AFTER_S)
 
     def _run(self) -> None:
         while self._wanted.wait() and not self._reader.stopping.is_set():
@@ -147,6 +147,7 @@ class EngineProcess:
                     env=inherited | to_environment(self._settings),
                     pass_fds=[in_flight.fileno(), theirs.fileno()],
                     stdin=subprocess.DEVNULL,
+                    start_new_session=True,  # a signal to our process group is for us to judge
                 )
             self.started_at = self.last_heard = time.monotonic()
             writer = _FrameWriter(ours, lambda: self._kill(process), self._on_death)

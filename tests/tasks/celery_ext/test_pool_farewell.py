@@ -45,7 +45,8 @@ def leave(worker: WorkerProcess, registry: WorkerRegistry, farewell: Farewell) -
 def test_a_drained_worker_finishes_what_it_can_and_another_goes_on_with_the_rest(
     redis_url: str, demo_model: Path, tmp_path: Path, registry: WorkerRegistry
 ) -> None:
-    with WorkerProcess(redis_url, demo_model, tmp_path) as worker, Client(redis_url) as client:
+    leaver = WorkerProcess(redis_url, demo_model, tmp_path, ORCD_DRAIN_TIMEOUT_S="5")
+    with leaver as worker, Client(redis_url) as client:
         short, *others = client.submit_many([SHORT, *[LONG] * 6])
         wait_until_running(client, [short])
         assert leave(worker, registry, "drain") < DRAINED_S

@@ -45,7 +45,7 @@ class ClaimerScene:
         return self
 
     def __exit__(self, *_exception: object) -> None:
-        self.claimer.stop()
+        self.claimer.stop(5)
         assert self.unexpected() == []
         assert self.deaths == []
 

@@ -105,7 +105,7 @@ class ScriptedWorker:
         """It stops where it is: nothing is given back, and its leases run out."""
         if self.is_alive:
             self.is_alive = False
-            self.dispatcher._claimer.stop()
-            self.dispatcher.stop()
+            self.dispatcher._claimer.stop(5)
+            self.dispatcher.stop(5, 5)
             self._redis.close()
         assert self.deaths == []

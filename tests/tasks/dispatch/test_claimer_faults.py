@@ -128,7 +128,7 @@ def test_a_redis_that_stays_away_does_not_keep_the_claimer_from_stopping(redis_s
         scene.put("a", REQUEST)
         time.sleep(0.05)
         start = time.monotonic()
-        scene.claimer.stop()
+        scene.claimer.stop(5)
         assert time.monotonic() - start < 2
     store.redis.close()
 
@@ -152,7 +152,7 @@ def test_stopping_leaves_the_deliveries_behind_those_that_were_begun_unclaimed(
     scene.put("a")
     assert begun.wait(5)
     scene.put("b")
-    stopper = threading.Thread(target=scene.claimer.stop)
+    stopper = threading.Thread(target=scene.claimer.stop, args=(5,))
     stopper.start()
     time.sleep(0.05)
     stopped.set()
@@ -163,4 +163,4 @@ def test_stopping_leaves_the_deliveries_behind_those_that_were_begun_unclaimed(
 
 
 def test_a_claimer_that_never_began_can_be_stopped(store: JobStore) -> None:
-    ClaimerScene(store).claimer.stop()
+    ClaimerScene(store).claimer.stop(5)

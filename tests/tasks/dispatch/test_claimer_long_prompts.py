@@ -96,7 +96,7 @@ def test_a_job_that_is_cancelled_while_it_waits_is_not_encoded(scene: ClaimerSce
 def _stopping(scene: ClaimerScene) -> Iterator[None]:
     scene.claimer.start(READY)
     yield
-    scene.claimer.stop()
+    scene.claimer.stop(5)
     assert scene.deaths == []
 
 

@@ -97,7 +97,10 @@ def test_streams_go_on_when_the_celery_process_is_killed_and_another_worker_runs
 
 
 def test_a_worker_that_is_told_to_stop_hands_its_jobs_over(redis_url: str, demo_model: Path, tmp_path: Path) -> None:
-    with Client(redis_url) as client, WorkerProcess(redis_url, demo_model, tmp_path) as leaver:
+    with (
+        Client(redis_url) as client,
+        WorkerProcess(redis_url, demo_model, tmp_path, ORCD_DRAIN_TIMEOUT_S="2") as leaver,
+    ):
         request = {"prompt_token_ids": [9, 8, 7], "max_tokens": 300, "seed": 4, "ignore_eos": True}
         expected = _undisturbed(client, [request])
         streams = Streams(redis_url, client.submit_many([request]))

@@ -230,4 +230,4 @@ def test_a_bug_in_the_job_runner_is_told_and_its_jobs_are_given_back(
     scene.runner.abandon()
     assert scene.outcomes == [("a", None), ("b", None)]
     assert sorted(message.job_id for message in scene.published) == ["a", "b"]
-    scene.runner.stop()
+    scene.runner.stop(5, 5)

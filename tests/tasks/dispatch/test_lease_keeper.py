@@ -55,7 +55,7 @@ def scene(make_store: MakeStore) -> Iterator[Scene]:
     scene = Scene(make_store(lease_ms=LEASE_MS))
     scene.keeper.start()
     yield scene
-    scene.keeper.stop()
+    scene.keeper.stop(5)
     assert scene.deaths == []
 
 
@@ -83,7 +83,7 @@ def test_no_pause_of_redis_costs_a_lease_though_another_worker_looks_all_the_tim
             assert other.reap() == []
             assert other.claim(job_ids) == ["busy"] * 6
             time.sleep(0.01)
-    scene.keeper.stop()
+    scene.keeper.stop(5)
     assert scene.told.empty()
     assert {scene.store.redis.hget(schema.job_key(job_id), "attempt") for job_id in job_ids} == {b"1"}
 
@@ -167,7 +167,7 @@ def test_it_stops_while_redis_is_away(scene: Scene, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(scene.store, "renew", fail)
     wait_until(lambda: scene.failures)
     start = time.monotonic()
-    scene.keeper.stop()
+    scene.keeper.stop(5)
     assert time.monotonic() - start < 1
     with pytest.raises(Empty):
         scene.told.get_nowait()

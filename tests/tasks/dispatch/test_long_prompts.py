@@ -46,7 +46,7 @@ def test_prompts_have_their_turn_in_order(lane: Lane) -> None:
         lane.prompts.put(_prompt(number))
     lane.go_on(5)
     wait_until(lambda: lane.encoded == [0, 1, 2, 3, 4])
-    lane.prompts.stop()
+    lane.prompts.stop(5)
     assert lane.given_back == lane.deaths == []
 
 
@@ -66,7 +66,7 @@ def test_whoever_brings_too_many_waits_until_there_is_room(lane: Lane) -> None:
     bringing.join(5)
     assert not bringing.is_alive()
     wait_until(lambda: lane.encoded == list(range(num_prompts)))
-    lane.prompts.stop()
+    lane.prompts.stop(5)
 
 
 def test_at_the_end_what_waits_is_given_back_and_nobody_waits_any_more(lane: Lane) -> None:
@@ -79,7 +79,7 @@ def test_at_the_end_what_waits_is_given_back_and_nobody_waits_any_more(lane: Lan
     bringing.join(5)
     assert not bringing.is_alive()
     lane.go_on(1)
-    lane.prompts.stop()
+    lane.prompts.stop(5)
     assert lane.encoded in ([0], [])
     assert lane.encoded + lane.given_back == [*range(MAX_WAITING), 100, 101]
     assert lane.deaths == []
@@ -87,5 +87,5 @@ def test_at_the_end_what_waits_is_given_back_and_nobody_waits_any_more(lane: Lan
 
 def test_one_that_never_began_can_be_stopped(lane: Lane) -> None:
     lane.prompts.put(_prompt(1))
-    lane.prompts.stop()
+    lane.prompts.stop(5)
     assert lane.given_back == [1]

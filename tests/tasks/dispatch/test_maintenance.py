@@ -89,7 +89,7 @@ def test_the_heartbeat_carries_the_gauges_and_goes_when_the_worker_does(
     assert set(WorkerStatus.__struct_fields__) - {"name", "last_seen_ms", "silent_ms"} == {
         name.decode() for name in connection.hkeys(schema.worker_key("worker-1"))
     } - {"ready"}
-    scene.maintenance.stop()
+    scene.maintenance.stop(5)
     assert connection.keys("orcd:worker*") == []
 
 
@@ -149,7 +149,7 @@ def test_a_model_that_loads_in_a_moment_is_announced_too(
     scene.maintenance.start()
     scene.observer.loads(contract.Load(7, 7, 100))
     assert announced.get(timeout=5) == 7
-    scene.maintenance.stop()
+    scene.maintenance.stop(5)
 
 
 def test_a_call_that_failed_is_due_again_soon_and_keeps_no_other_from_its_turn(
@@ -209,5 +209,5 @@ def test_its_thread_goes_on_while_redis_is_away(redis_server: RedisServer) -> No
         while not connection.exists(schema.worker_key("worker-1")):
             assert time.monotonic() < deadline
             time.sleep(0.05)
-        scene.maintenance.stop()
+        scene.maintenance.stop(5)
         assert connection.keys("orcd:worker*") == []

@@ -7,24 +7,39 @@ from collections.abc import Callable
 from typing import Any
 
 import redis
-from celery.worker.state import maybe_shutdown
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 from orcd.errors import EngineLost, RedisUnavailable
 from orcd.store.redis_address import RedisAddress
-from orcd.store.redis_connection import explain, is_refusal
+from orcd.store.redis_connection import explain, is_refusal, make_pool
 from worker.settings import Settings
 
 RETRY_S = 0.2
 POLL_S = 0.1
+ANSWER_S = 2.0
+"""A Redis that has not answered for so long is asked again, so that a worker which is told to stop meanwhile does."""
 
 
-def wait_for_redis(connection: Any, settings: Settings, report: Callable[[RedisUnavailable], None]) -> None:
-    """Return when Redis answers on ``connection``; while it cannot be reached, ``report`` that once.
+def wait_for_redis(
+    settings: Settings, report: Callable[[RedisUnavailable], None], maybe_shutdown: Callable[[], None]
+) -> None:
+    """Return when Redis answers; while it cannot be reached, ``report`` that once.
 
-    Raises `RedisUnavailable` where waiting does not help (it refuses the password, or has no such database), and
-    Celery's ``WorkerShutdown`` when the worker is told to stop.
+    ``maybe_shutdown`` is called before each further try, and may end the waiting by an exception. Raises
+    `RedisUnavailable` where waiting does not help (Redis refuses the password, or has no such database).
     """
     address = RedisAddress.parse(settings.redis_url)
+    with redis.Redis.from_pool(make_pool(address, retry=Retry(NoBackoff(), 0), socket_timeout=ANSWER_S)) as connection:
+        _wait(connection, address, report, maybe_shutdown)
+
+
+def _wait(
+    connection: Any,
+    address: RedisAddress,
+    report: Callable[[RedisUnavailable], None],
+    maybe_shutdown: Callable[[], None],
+) -> None:
     is_reported = False
     while True:
         try:
@@ -41,11 +56,10 @@ def wait_for_redis(connection: Any, settings: Settings, report: Callable[[RedisU
         time.sleep(RETRY_S)
 
 
-def wait_for_engine(is_loaded: Callable[[float], bool], timeout_s: float) -> None:
+def wait_for_engine(is_loaded: Callable[[float], bool], timeout_s: float, maybe_shutdown: Callable[[], None]) -> None:
     """Return when ``is_loaded``, which waits so many seconds at most, says that the engine is ready.
 
-    Raises what that raises, `EngineLost` after ``timeout_s``, and Celery's ``WorkerShutdown`` or ``WorkerTerminate``
-    when the worker is told to leave.
+    Raises what that raises, what ``maybe_shutdown`` does, and `EngineLost` after ``timeout_s``.
     """
     end = time.monotonic() + timeout_s
     while not is_loaded(POLL_S):

@@ -15,8 +15,8 @@ import redis
 
 from orcd.client import Client
 from orcd.errors import RedisUnavailable
-from tasks.celery_ext.startup_probe import wait_for_redis
 from tasks.local.redis_server import RedisServer
+from tasks.startup_probe import wait_for_redis
 from tests.tasks.worker_process import ROOT, WorkerProcess
 from worker.settings import Settings
 
@@ -54,8 +54,7 @@ def test_a_worker_that_waits_for_redis_can_be_stopped(
 
 
 def test_a_redis_that_is_there_is_not_waited_for(redis_url: str) -> None:
-    with closing(redis.Redis.from_url(redis_url)) as connection:
-        wait_for_redis(connection, Settings(redis_url=redis_url), lambda error: pytest.fail(error.message))
+    wait_for_redis(Settings(redis_url=redis_url), lambda error: pytest.fail(error.message), lambda: None)
 
 
 @pytest.mark.parametrize(
@@ -68,8 +67,8 @@ def test_a_redis_that_is_there_is_not_waited_for(redis_url: str) -> None:
 )
 def test_waiting_does_not_help_where_redis_says_no(guarded: RedisServer, place: str, words: str) -> None:
     url = place.format(port=guarded.url.split(":")[-1].removesuffix("/0"))
-    with closing(redis.Redis.from_url(url)) as connection, pytest.raises(RedisUnavailable, match=words) as caught:
-        wait_for_redis(connection, Settings(redis_url=url), lambda error: pytest.fail(error.message))
+    with pytest.raises(RedisUnavailable, match=words) as caught:
+        wait_for_redis(Settings(redis_url=url), lambda error: pytest.fail(error.message), lambda: None)
     assert "wrong" not in caught.value.message
     assert "right" not in caught.value.message
 

@@ -1,0 +1,130 @@
+"""How a worker leaves: by which signal, in what time, with which exit code, and with nothing lost; real workers."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Sequence
+from contextlib import closing, suppress
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import redis
+
+from orcd.client import Client
+from tasks.local.redis_server import RedisServer
+from tests.conftest import wait_until
+from tests.tasks.dispatch.test_dispatcher import Streams
+from tests.tasks.dispatch.test_dispatcher_threads import _free_port
+from tests.tasks.worker_process import WorkerProcess, wait_until_running
+
+LONG: dict[str, Any] = {"prompt_token_ids": [9, 8, 7], "max_tokens": 120, "seed": 4, "ignore_eos": True}
+DRAIN_S, END_S = 2, 5
+"""The time that jobs have in these tests, and that all else may take."""
+
+
+class SlowWorker(WorkerProcess):
+    """A worker that has begun a job and is too slow to end it soon."""
+
+    def __init__(self, redis_url: str, model: Path, folder: Path, **variables: str) -> None:
+        super().__init__(redis_url, model, folder, ORCD_DRAIN_TIMEOUT_S=str(DRAIN_S), **variables)
+
+    def slow_down(self, client: Client, job_id: str) -> None:
+        wait_until_running(client, [job_id], 5)
+        os.kill(self.engine_pid, signal.SIGSTOP)
+
+    def leave(self, signals: Sequence[int]) -> float:
+        """Send these half a second apart; returns how long it took until the worker had left with 0."""
+        start = time.monotonic()
+        for number in signals:
+            self.process.send_signal(number)
+            with suppress(subprocess.TimeoutExpired):
+                self.process.wait(0.5)
+        assert self.process.wait(DRAIN_S + END_S) == 0
+        return time.monotonic() - start
+
+    def complaints(self) -> list[dict[str, Any]]:
+        return [event for event in self.events() if event["level"] != "info"]
+
+
+@pytest.mark.parametrize(
+    ("signals", "least_s", "most_s"),
+    [
+        ([signal.SIGTERM], DRAIN_S, DRAIN_S + END_S),
+        ([signal.SIGINT], DRAIN_S, DRAIN_S + END_S),
+        ([signal.SIGQUIT], 0, END_S),
+        ([signal.SIGINT] * 2, 0, END_S),
+    ],
+    ids=["SIGTERM", "Ctrl-C", "SIGQUIT", "Ctrl-C twice"],
+)
+def test_what_is_not_finished_in_time_goes_on_elsewhere(
+    redis_url: str, demo_model: Path, tmp_path: Path, signals: Sequence[int], least_s: float, most_s: float
+) -> None:
+    with Client(redis_url) as client, SlowWorker(redis_url, demo_model, tmp_path) as worker:
+        expected = client.result(client.submit(**LONG), timeout=60)
+        streams = Streams(redis_url, [client.submit(**LONG)])
+        worker.slow_down(client, streams.job_ids[0])
+        assert least_s <= worker.leave(signals) <= most_s
+        assert worker.complaints() == []
+        assert client.status(streams.job_ids[0]).state == "queued", "handed back"
+        with WorkerProcess(redis_url, demo_model, tmp_path):
+            (result,) = streams.results()
+        assert (result.state, result.text) == ("succeeded", expected.text)
+        assert client.status(streams.job_ids[0]).attempt == 1
+
+
+@pytest.mark.parametrize("fault", ["killed", "frozen"])
+def test_a_worker_leaves_in_time_also_with_redis_away_and_its_jobs_go_on(
+    redis_server: RedisServer, demo_model: Path, tmp_path: Path, fault: str
+) -> None:
+    with Client(redis_server.url) as client, SlowWorker(redis_server.url, demo_model, tmp_path) as worker:
+        expected = client.result(client.submit(**LONG), timeout=60)
+        job_id = client.submit(**LONG)
+        worker.slow_down(client, job_id)
+        with closing(redis.Redis.from_url(redis_server.url)) as connection:
+            server = psutil.Process(connection.info("server")["process_id"])
+        redis_server.kill() if fault == "killed" else server.suspend()
+        worker.leave([signal.SIGTERM])
+        assert [event for event in worker.complaints() if event["level"] == "error"] == []
+        redis_server.start() if fault == "killed" else server.resume()
+        with WorkerProcess(redis_server.url, demo_model, tmp_path):
+            streams = Streams(redis_server.url, [job_id])
+            (result,) = streams.results()
+        assert (result.state, result.text) == ("succeeded", expected.text)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGQUIT])
+def test_a_worker_that_loads_its_model_leaves_at_once(
+    redis_url: str, demo_model: Path, tmp_path: Path, number: int
+) -> None:
+    worker = WorkerProcess(redis_url, demo_model, tmp_path)
+    worker.wait_for("startup")
+    wait_until(lambda: psutil.Process(worker.process.pid).children())
+    psutil.Process(worker.process.pid).children()[0].suspend()  # it takes a while
+    worker.process.send_signal(number)
+    assert worker.process.wait(10) == 0
+    assert [event["event"] for event in worker.events()][-1] == "shutdown"
+
+
+def test_a_worker_that_was_told_to_leave_is_not_ready_and_says_so(
+    redis_url: str, demo_model: Path, tmp_path: Path
+) -> None:
+    port = _free_port()
+    slow = SlowWorker(redis_url, demo_model, tmp_path, ORCD_METRICS_PORT=str(port))
+    with Client(redis_url) as client, slow as worker:
+        worker.slow_down(client, client.submit(**LONG))
+        worker.process.terminate()
+        worker.wait_for("draining")
+        with pytest.raises(urllib.error.HTTPError, match="503"):
+            urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=5)
+        wait_until(lambda: [each.state for each in client.workers()] == ["draining"])
+        later = client.submit(**LONG)
+        assert worker.process.wait(DRAIN_S + END_S) == 0
+        assert client.status(later).state == "queued"
+        assert client.status(later).attempt == 0
