@@ -7,12 +7,17 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import msgspec
+
 from orcd.errors import ContextLengthExceeded, InvalidRequest, ModelLoadFailed
 from orcd.request import Request
 from worker import contract
 from worker.model.gguf import open_gguf
 from worker.settings import Settings
 from worker.text import tokenizer as tokenizers
+from worker.text.chat import chat_prompt
+from worker.text.chat.chat_prompt import Chat, ChatPrompt
+from worker.text.chat.content_escape import ContentEscape
 from worker.text.chat_template import ChatTemplate
 from worker.text.detokenizer import Detokenizer
 from worker.text.process.text_process import LimitExceeded, TextProcess, VocabularyFiles
@@ -68,6 +73,8 @@ class PromptEncoder:
         self.template_problem = template.message if isinstance(template, InvalidRequest) else None
         """Why requests with messages are refused; None where they are not."""
         usable = None if isinstance(template, InvalidRequest) else template
+        self._form = usable.form if usable else None
+        self._escape = ContentEscape(tokenizer.control_texts)
         self._short = TextProcess(usable, max_bytes=SHORT_BYTES, wall_limit_s=SHORT_RENDER_S)
         self._long = TextProcess(usable, files)
 
@@ -121,35 +128,51 @@ class PromptEncoder:
         if request.prompt_token_ids is not None:
             return request.prompt_token_ids
         if request.prompt is not None:
-            text, is_rendered = request.prompt, False
+            prompt = ChatPrompt(request.prompt, {})
+        elif _is_long(request.messages):
+            raise TakesLong
         else:
             try:
-                text, is_rendered = self._rendered(request, self._short), True
+                prompt = self._rendered(request, self._short)
             except LimitExceeded:
                 self.start()
                 raise TakesLong from None
-        if len(text) > SHORT_BYTES:
+        if len(prompt.text) > SHORT_BYTES:
             raise TakesLong
-        return self._tokenized(self._tokenizer, text, is_rendered, max_tokens)
+        return self._tokenized(self._tokenizer, request, prompt, max_tokens)
 
     def _long_ids(self, request: Request, max_tokens: int) -> list[int]:
         if request.prompt_token_ids is not None:
             return request.prompt_token_ids
-        is_rendered = request.prompt is None
-        text = self._rendered(request, self._long) if request.prompt is None else request.prompt
-        tokenizer = self._long if len(text) > SHORT_BYTES else self._tokenizer
-        return self._tokenized(tokenizer, text, is_rendered, max_tokens)
+        has_text = request.prompt is not None
+        prompt = ChatPrompt(request.prompt or "", {}) if has_text else self._rendered(request, self._long)
+        tokenizer = self._long if len(prompt.text) > SHORT_BYTES else self._tokenizer
+        return self._tokenized(tokenizer, request, prompt, max_tokens)
 
-    def _rendered(self, request: Request, process: TextProcess) -> str:
-        if self.template_problem is not None:
-            raise InvalidRequest(self.template_problem)
-        return process.render(request.messages or [])
+    def _rendered(self, request: Request, process: TextProcess) -> ChatPrompt:
+        if self._form is None:
+            raise InvalidRequest(self.template_problem or "")
+        chat = Chat(
+            request.messages or [],
+            tools=request.tools,
+            add_generation_prompt=request.add_generation_prompt,
+            continue_final_message=request.continue_final_message,
+            variables=request.chat_template_kwargs,
+        )
+        escape = self._escape if request.special_tokens_in_content == "escape" else None
+        return chat_prompt.render(chat, self._form, process, escape)
 
     def _tokenized(
-        self, tokenizer: Tokenizer | TextProcess, text: str, is_rendered: bool, max_tokens: int
+        self, tokenizer: Tokenizer | TextProcess, request: Request, prompt: ChatPrompt, max_tokens: int
     ) -> list[int]:
-        # As in Hugging Face's apply_chat_template: the template itself writes BOS where the model wants one.
-        return tokenizer.encode(text, add_special=not is_rendered, parse_special=True, max_tokens=max_tokens)
+        return tokenizer.encode(
+            prompt.text,
+            # As in Hugging Face's apply_chat_template: the template itself writes BOS where the model wants one.
+            add_special=request.prompt is not None,
+            parse_special=True,
+            max_tokens=max_tokens,
+            stand_ins=prompt.stand_ins or None,
+        )
 
     def _prompt(self, request: Request, ready: Limits, ids: list[int]) -> Prompt:
         if not ids:
@@ -182,6 +205,13 @@ class PromptEncoder:
             include_stop=request.include_stop_str_in_output,
             skip_special=request.skip_special_tokens,
         )
+
+
+def _is_long(messages: Any) -> bool:
+    try:
+        return len(msgspec.json.encode(messages)) > SHORT_BYTES
+    except (RecursionError, TypeError, ValueError):
+        return False  # whoever renders them says what is wrong
 
 
 def _template_in(metadata: Mapping[str, Any], tokenizer: Tokenizer) -> ChatTemplate | InvalidRequest:

@@ -18,6 +18,8 @@ import jinja2.runtime
 import jinja2.sandbox
 
 from orcd.errors import InvalidRequest, ModelLoadFailed
+from worker.text.chat import template_fault
+from worker.text.chat.content_form import ContentForm
 from worker.text.tokenizer import Tokenizer
 
 MAX_CHARACTERS = 16 * 1024 * 1024
@@ -45,7 +47,10 @@ class ChatTemplate:
         self.source = source
         self.special_tokens = {"bos_token": bos_token, "eos_token": eos_token}
         try:
-            self._template = _Environment(now).from_string(source)
+            environment = _Environment(now)
+            self._template = environment.from_string(source)
+            self.form = ContentForm.of(environment.parse(source))
+            """How it takes the content of messages. `render` takes them as they are."""
         except Exception as error:  # a broken template can also break the compiler of the Python code that it becomes
             raise ModelLoadFailed(f"tokenizer.chat_template is not a valid template: {str(error)[:300]}") from error
 
@@ -103,27 +108,45 @@ class ChatTemplate:
         fixed = {"messages": messages, "tools": tools, "add_generation_prompt": add_generation_prompt}
         if clash := fixed.keys() & (variables or {}).keys():
             raise InvalidRequest(f"variables must not hold {min(clash)!r}: it has a field of its own")
-        text = self._write({**self.special_tokens, "documents": None, **(variables or {}), **fixed})
+        names = {**self.special_tokens, "documents": None, **(variables or {}), **fixed}
+        try:
+            text = self._write(names)
+        except _Refusal as error:
+            raise InvalidRequest(f"messages: the model's chat template refuses them: {str(error)[:300]}") from None
+        except MemoryError:
+            raise InvalidRequest("messages: the model's chat template refuses them: it needs too much memory") from None
+        except Exception as error:  # a template can raise anything that Python code can; its text may quote messages
+            raise InvalidRequest(self._explain(names, error)) from None
         return _cut_at_tag(text, final_text) if continue_final_message else text
 
     def _write(self, names: Mapping[str, Any]) -> str:
         texts: list[str] = []
         length = 0
-        try:
-            for text in self._template.generate(names):
-                texts.append(text)
-                length += len(text)
-                _check_length(length)
-        except Exception as error:  # a template can raise anything that Python code can
-            raise InvalidRequest(f"messages: the model's chat template refuses them: {_reason(error)}") from None
+        for text in self._template.generate(names):
+            texts.append(text)
+            length += len(text)
+            _check_length(length)
         return "".join(texts)
 
+    def _explain(self, names: Mapping[str, Any], error: Exception) -> str:
+        """What is said of an error in the template's code: of the error itself only its kind."""
 
-def _reason(error: Exception) -> str:
-    """What the template itself says; of any other error only the kind, for its text may quote the messages."""
-    if isinstance(error, MemoryError):
-        return "it needs too much memory"
-    return str(error)[:300] if isinstance(error, _Refusal) else type(error).__name__
+        def fails(**others: Any) -> bool:
+            try:
+                self._write({**names, **others})
+            except _Refusal:
+                return False
+            except Exception as other:
+                return type(other) is type(error)
+            return False
+
+        kind = type(error).__name__
+        where = template_fault.locate(lambda messages: fails(messages=messages), names["messages"])
+        if where is not None:
+            return f"{where}: the model's chat template cannot use it ({kind})"
+        if names["tools"] is None and not fails(tools=[]):
+            return f"tools: the model's chat template needs them ({kind})"
+        return f"messages: the model's chat template fails whatever they are ({kind})"
 
 
 class _Refusal(jinja2.TemplateRuntimeError):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import reprlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from orcd.errors import ModelLoadFailed
 from worker.text import bpe, spm
@@ -33,17 +33,26 @@ class GgufEncoder:
             for token, token_type in zip(vocabulary.tokens, vocabulary.types, strict=True)
         ]
         self._specials = specials
+        self.control_texts = specials.control_texts
         self._bound = _bound(vocabulary, specials)
         self._before = _added("bos", vocabulary.bos_id, wanted=vocabulary.add_bos)
         self._after = _added("eos", vocabulary.eos_id, wanted=vocabulary.add_eos)
         self._space_prefix = vocabulary.add_space_prefix
 
-    def encode(self, text: str, *, add_special: bool, parse_special: bool, max_tokens: int | None) -> list[int]:
+    def encode(
+        self,
+        text: str,
+        *,
+        add_special: bool,
+        parse_special: bool,
+        max_tokens: int | None,
+        stand_ins: Mapping[int, str] | None = None,
+    ) -> list[int]:
         """With a space prefix, text at the start and after every special token begins with one more space."""
-        self._bound.check(text, max_tokens)
+        self._bound.check(text.translate(stand_ins) if stand_ins else text, max_tokens)
         ids = list(self._before) if add_special else []
         begins = True
-        for part in self._specials.split(text, parse_special=parse_special):
+        for part in self._specials.split(text, parse_special=parse_special, stand_ins=stand_ins):
             if isinstance(part, int):
                 ids.append(part)
             else:

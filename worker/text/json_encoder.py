@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import json
+import re
 import threading
 from collections.abc import Mapping
 from pathlib import Path
@@ -37,6 +39,9 @@ class JsonEncoder:
         added = self._tokenizer.get_added_tokens_decoder()
         self.special_ids = {token.content: token_id for token_id, token in added.items()}
         self.control_ids = {token_id for token_id, token in added.items() if token.special}
+        self.control_texts = frozenset(token.content for token in added.values() if token.special)
+        longest_first = sorted(filter(None, self.control_texts), key=len, reverse=True)
+        self._control = re.compile(f"({'|'.join(map(re.escape, longest_first)) or '(?!)'})")
         parts = json.loads(text)
         decoders = token_bound.steps(parts.get("decoder"), "decoders")
         kinds = {decoder["type"] for decoder in decoders}
@@ -64,16 +69,59 @@ class JsonEncoder:
         """A token as the file spells it."""
         return self._tokenizer.id_to_token(token_id)
 
-    def encode(self, text: str, *, add_special: bool, parse_special: bool, max_tokens: int | None) -> list[int]:
+    def encode(
+        self,
+        text: str,
+        *,
+        add_special: bool,
+        parse_special: bool,
+        max_tokens: int | None,
+        stand_ins: Mapping[int, str] | None = None,
+    ) -> list[int]:
         """``add_special`` runs the file's own post-processor."""
+        original = text.translate(stand_ins) if stand_ins else text
         if self._bound:
-            self._bound.check(text, max_tokens)
+            self._bound.check(original, max_tokens)
+        if original == text:
+            ids = self._encode(self._tokenizer, text, add_special=add_special, parse_special=parse_special)
+        else:
+            ids = self._encode_apart(text, stand_ins or {})
+        check_length(len(ids), max_tokens)
+        return ids
+
+    def _encode(
+        self, tokenizer: tokenizers.Tokenizer, text: str, *, add_special: bool, parse_special: bool
+    ) -> list[int]:
         with self._lock:
-            self._tokenizer.encode_special_tokens = not parse_special
+            tokenizer.encode_special_tokens = not parse_special
             # Unlike encode(), which is no faster, this lets other threads run.
-            (encoding,) = self._tokenizer.encode_batch_fast([text], add_special_tokens=add_special)
-        check_length(len(encoding), max_tokens)
+            (encoding,) = tokenizer.encode_batch_fast([text], add_special_tokens=add_special)
         return encoding.ids
+
+    def _encode_apart(self, text: str, stand_ins: Mapping[int, str]) -> list[int]:
+        """The ids of a rendered text with stand-ins: the texts between its control tokens are encoded one by one.
+
+        The library cannot be told where in a text control tokens may be.
+        """
+        ids: list[int] = []
+        for place, part in enumerate(self._control.split(text)):
+            if part in self.control_texts and place % 2:
+                ids.append(self.special_ids[part])
+            elif part:
+                plain = part.translate(stand_ins)
+                tokenizer = self._tokenizer if place == 0 else self._inner
+                ids += self._encode(tokenizer, plain, add_special=False, parse_special=False)
+        return ids
+
+    @functools.cached_property
+    def _inner(self) -> tokenizers.Tokenizer:
+        """For text behind a control token: without the space that some files put in front of the first text only."""
+        parts = json.loads(self._tokenizer.to_str())
+        changed = False
+        for step in token_bound.steps(parts.get("pre_tokenizer"), "pretokenizers"):
+            if step["type"] == "Metaspace" and step.get("prepend_scheme") == "first":
+                step["prepend_scheme"], changed = "never", True  # type: ignore[index]
+        return tokenizers.Tokenizer.from_str(json.dumps(parts)) if changed else self._tokenizer
 
 
 def _strips_leading_space(decoder: Mapping[str, Any]) -> bool:

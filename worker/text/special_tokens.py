@@ -55,7 +55,8 @@ class SpecialTokens:
     """``control`` texts are special only where the caller parses special tokens, ``always`` texts everywhere.
 
     Whitespace that follows a text of ``strips_right`` belongs to it and is dropped. Tokens of ``hidden_ids`` have no
-    text to show; those of ``end_ids``, a part of them, end an answer.
+    text to show; those of ``end_ids``, a part of them, end an answer. ``control_texts`` are all that text of a message
+    must not become: ``control``, and of ``always`` those that are hidden.
     """
 
     def __init__(
@@ -70,14 +71,29 @@ class SpecialTokens:
         self.ids: Mapping[str, int] = {**always, **control}
         self.hidden_ids = frozenset(hidden_ids)
         self.end_ids = frozenset(end_ids)
+        self.control_texts = frozenset(control) | {text for text, token in always.items() if token in hidden_ids}
         self._strips_right = frozenset(strips_right)
         self._parsed = _any_of(self.ids.keys())
         self._always = _any_of(always.keys())
+        self._never_control = _any_of(always.keys() - self.control_texts)
         self._longest = max(map(len, self.ids), default=0)
 
-    def split(self, text: str, *, parse_special: bool) -> Iterator[str | int]:
-        """Cut ``text`` into plain stretches and the ids of special tokens; leftmost first, then longest."""
-        pattern = self._parsed if parse_special else self._always
+    def split(
+        self, text: str, *, parse_special: bool, stand_ins: Mapping[int, str] | None = None
+    ) -> Iterator[str | int]:
+        """Cut ``text`` into plain stretches and the ids of special tokens; leftmost first, then longest.
+
+        With ``stand_ins`` (see `worker.text.chat.content_escape`) no control token begins at one of these characters;
+        what comes back has the characters that they stand for.
+        """
+        for part in self._split(text, self._parsed if parse_special else self._always):
+            plain = part if isinstance(part, int) or not stand_ins else part.translate(stand_ins)
+            if isinstance(plain, int) or plain == part:
+                yield plain
+            else:
+                yield from self._split(plain, self._never_control)
+
+    def _split(self, text: str, pattern: re.Pattern[str]) -> Iterator[str | int]:
         start = 0
         while match := self._search(pattern, text, start):
             if match.start() > start:

@@ -18,7 +18,19 @@ _STEP = 1 << 20
 class Encoder(Protocol):
     """The half of a tokenizer that depends on where the vocabulary came from."""
 
-    def encode(self, text: str, *, add_special: bool, parse_special: bool, max_tokens: int | None) -> list[int]:
+    @property
+    def control_texts(self) -> Set[str]:
+        """The spellings of the tokens that text of a message must not become."""
+
+    def encode(
+        self,
+        text: str,
+        *,
+        add_special: bool,
+        parse_special: bool,
+        max_tokens: int | None,
+        stand_ins: Mapping[int, str] | None = None,
+    ) -> list[int]:
         """``text`` is valid Unicode. Raises `ContextLengthExceeded`, and holds the interpreter for moments only."""
 
 
@@ -53,13 +65,25 @@ class Tokenizer:
         self._hidden_ids = frozenset(hidden_ids)
         self._shown = [b"" if token_id in self._hidden_ids else piece for token_id, piece in enumerate(pieces)]
 
+    @property
+    def control_texts(self) -> Set[str]:
+        """The spellings of the tokens that text of a message must not become: all special ones but user-defined."""
+        return self._encoder.control_texts
+
     def encode(
-        self, text: str, *, add_special: bool = True, parse_special: bool = False, max_tokens: int | None = None
+        self,
+        text: str,
+        *,
+        add_special: bool = True,
+        parse_special: bool = False,
+        max_tokens: int | None = None,
+        stand_ins: Mapping[int, str] | None = None,
     ) -> list[int]:
         """Token ids of ``text``.
 
         ``add_special`` adds BOS and EOS where the model wants them; a rendered chat template holds its own, so encode
         that with False. ``parse_special`` finds control tokens by their spelling; without it they are plain text.
+        ``stand_ins`` are characters of ``text`` at which none begins, with those that they stand for.
         Raises `InvalidRequest` for a lone surrogate, and `ContextLengthExceeded` where there would be more than
         ``max_tokens``. Other threads run meanwhile, however long the text is.
         """
@@ -70,7 +94,9 @@ class Tokenizer:
                 raise InvalidRequest(
                     f"text holds a lone surrogate at character {start + error.start}; send valid Unicode"
                 ) from None
-        return self._encoder.encode(text, add_special=add_special, parse_special=parse_special, max_tokens=max_tokens)
+        return self._encoder.encode(
+            text, add_special=add_special, parse_special=parse_special, max_tokens=max_tokens, stand_ins=stand_ins
+        )
 
     def decode(self, ids: Sequence[int], *, skip_special: bool = False) -> str:
         """The text of ``ids``; bytes that are not UTF-8 become U+FFFD. Control tokens are spelt out, or skipped.

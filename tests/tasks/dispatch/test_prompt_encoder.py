@@ -62,6 +62,35 @@ def test_messages_go_through_the_chat_template_and_leave_the_answer_open() -> No
     assert prompt.ids == [START_ID, *b"user:hi", END_ID, START_ID, *b"assistant:"]
 
 
+def test_content_in_parts_is_text_for_a_template_that_takes_text() -> None:
+    parts = [{"type": "text", "text": "h"}, {"type": "text", "text": "i"}]
+    prompt = ENCODER.encode(parse({"messages": [{"role": "user", "content": parts}]}), READY)
+    assert prompt.ids == [START_ID, *b"user:h\ni", END_ID, START_ID, *b"assistant:"]
+
+
+@pytest.mark.parametrize(("way", "ids"), [("escape", [*b"<|im_end|>"]), ("parse", [END_ID])])
+def test_a_control_token_spelt_in_a_message_is_text_where_that_is_asked_for(way: str, ids: list[int]) -> None:
+    fields = {"messages": [{"role": "user", "content": "<|im_end|>"}], "special_tokens_in_content": way}
+    prompt = ENCODER.encode(parse(fields), READY)
+    assert prompt.ids == [START_ID, *b"user:", *ids, END_ID, START_ID, *b"assistant:"]
+
+
+def test_a_message_can_be_gone_on_with() -> None:
+    fields = {"messages": [{"role": "assistant", "content": "hi"}], "add_generation_prompt": False}
+    assert ENCODER.encode(parse({**fields, "continue_final_message": True}), READY).ids == [
+        START_ID,
+        *b"assistant:hi",
+    ]
+
+
+def test_tools_and_variables_reach_the_template() -> None:
+    encoder = PromptEncoder(TOKENIZER, ChatTemplate("{{ tools[0].function.name }} {{ effort }}"))
+    function = {"type": "function", "function": {"name": "weather"}}
+    fields = {"messages": [{"role": "user"}], "tools": [function], "chat_template_kwargs": {"effort": "low"}}
+    assert encoder.encode(parse(fields), READY).ids == [*b"weather low"]
+    encoder.close()
+
+
 def test_token_ids_are_used_untouched() -> None:
     assert ENCODER.encode(parse({"prompt_token_ids": [1, 258, 0]}), READY).ids == [1, 258, 0]
 

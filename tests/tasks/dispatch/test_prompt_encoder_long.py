@@ -99,3 +99,13 @@ def test_a_process_that_was_started_early_is_the_one_that_is_used(encoder: Promp
     assert encoder._short.pid == pid
     os.kill(pid, signal.SIGKILL)
     assert encoder.encode(_chat("hi"), LARGE).ids
+
+
+def test_a_long_text_keeps_what_it_spells_too(encoder: PromptEncoder, demo_model: Path) -> None:
+    own = tokenizers.from_metadata(open_gguf(demo_model).metadata)
+    spelling = own.token_text(own.eos_id)
+    message = {"role": "user", "content": TEXT + spelling}
+    request = parse({"messages": [message], "special_tokens_in_content": "escape"})
+    expected = own.encode(TEXT + spelling, add_special=False, parse_special=False)
+    assert encoder.encode_long(request, LARGE).ids == expected
+    assert own.eos_id not in expected

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,17 @@ def spm_metadata(*scored: tuple[str, float], **keys: Any) -> dict[str, Any]:
 class NoEncoder:
     """For tests that begin with ids."""
 
-    def encode(self, text: str, *, add_special: bool, parse_special: bool, max_tokens: int | None) -> list[int]:
+    control_texts: frozenset[str] = frozenset()
+
+    def encode(
+        self,
+        text: str,
+        *,
+        add_special: bool,
+        parse_special: bool,
+        max_tokens: int | None,
+        stand_ins: Mapping[int, str] | None = None,
+    ) -> list[int]:
         raise AssertionError
 
 

@@ -51,6 +51,7 @@ class Encode(msgspec.Struct, frozen=True, tag="encode"):
     add_special: bool
     parse_special: bool
     max_tokens: int | None
+    stand_ins: Mapping[int, str] | None = None
 
 
 class Done(msgspec.Struct, frozen=True, tag="done"):

@@ -108,9 +108,17 @@ class TextProcess:
         assert isinstance(answer, frames.Text)
         return answer.text
 
-    def encode(self, text: str, *, add_special: bool, parse_special: bool, max_tokens: int | None) -> list[int]:
+    def encode(
+        self,
+        text: str,
+        *,
+        add_special: bool,
+        parse_special: bool,
+        max_tokens: int | None,
+        stand_ins: Mapping[int, str] | None = None,
+    ) -> list[int]:
         """`Tokenizer.encode`, in the child. Raises `InvalidRequest`, also `LimitExceeded`, or `OrcdError`."""
-        call = frames.Encode(text, add_special, parse_special, max_tokens)
+        call = frames.Encode(text, add_special, parse_special, max_tokens, stand_ins)
         answer = self._call(call, "the prompt: encoding it")
         assert isinstance(answer, frames.Ids)
         return answer.ids

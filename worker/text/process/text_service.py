@@ -90,7 +90,11 @@ class TextService:
     def _encode(self, call: frames.Encode) -> list[int]:
         assert self._tokenizer is not None, "the vocabulary is loaded before the first text comes"
         return self._tokenizer.encode(
-            call.text, add_special=call.add_special, parse_special=call.parse_special, max_tokens=call.max_tokens
+            call.text,
+            add_special=call.add_special,
+            parse_special=call.parse_special,
+            max_tokens=call.max_tokens,
+            stand_ins=call.stand_ins,
         )
 
 
