@@ -69,7 +69,7 @@ def _good_line(number: int) -> dict[str, Any]:
         case 1:
             line |= {"url": "/v1/responses", "body": {"input": subject, "max_output_tokens": 4, "instructions": None}}
         case 2:
-            line |= _chat(subject)
+            line |= _chat(subject if number % 4 else [_TEXT | {"text": subject}])
     line["body"] |= {"model": "haiku-q4_k_m", "temperature": 0}
     return line
 
