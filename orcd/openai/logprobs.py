@@ -28,9 +28,7 @@ def columns(logprobs: Sequence[TokenLogprob], start: int) -> dict[str, Any]:
     return {
         "tokens": [_text(each, each.id) for each in logprobs],
         "token_logprobs": [each.logprob for each in logprobs],
-        "top_logprobs": [
-            {_text(each, token_id): logprob for token_id, logprob in _ranked(each)} or None for each in logprobs
-        ],
+        "top_logprobs": [{_text(each, token_id): logprob for token_id, logprob in _ranked(each)} for each in logprobs],
         "text_offset": offsets,
     }
 
