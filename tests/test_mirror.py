@@ -20,6 +20,22 @@ WITHOUT_TESTS = {
     "kernels/ops/matmul_params.py": "structs, which compiling the kernels compares with CUDA's",
     "orcd/batch/line.py": "types without methods",
     "orcd/batch/results/result_format.py": "a protocol, whose classes are tested",
+    **{
+        f"orcd/gateway/{name}.py": f"tested through the API, by tests/orcd/gateway/{test}.py"
+        for name, test in {
+            "api_error": "test_app",
+            "endpoint": "test_app",
+            "models": "test_app",
+            "rate_limit": "test_app",
+            "answers/event_reader": "answers/test_generation",
+            "answers/sse": "answers/test_generation",
+            "batches/batch_runner": "batches/test_batches",
+            "batches/batch_store": "batches/test_batches",
+            "batches/batch_task": "batches/test_batches",
+            "batches/file_store": "batches/test_files",
+            "batches/pages": "batches/test_files",
+        }.items()
+    },
     "tasks/dispatch/delivery.py": "types without methods",
     "tasks/observe/observed_job.py": "a protocol, of which the tests of observers have an object",
     "worker/errors.py": "only raises; tests/tasks/test_init.py tests it with all that has moved",

@@ -16,17 +16,20 @@ from dataclasses import fields
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import redis
 
+import orcd.gateway.settings
 import orcd.settings
 import worker.settings
 from orcd.cli import queue_commands
 from orcd.cli.main import cli
 from orcd.client import Client
 from orcd.errors import BY_CODE
-from orcd.settings import NAMES, PREFIX
+from orcd.gateway.settings import GatewaySettings
+from orcd.settings import NAMES, PREFIX, ClientSettings
 from orcd.store.schema import job_key
 from tasks.local.redis_server import RedisServer
 from tests.conftest import DEMO_MODEL
@@ -50,22 +53,22 @@ def blocks(language: str, text: str = README) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
 
 
-def variable_rows() -> Iterator[str]:
-    """The README's table of variables as the docstrings of `Settings` have it."""
+def variable_rows(kind: type, module: ModuleType, verb: str) -> Iterator[str]:
+    """The table of variables as the docstrings of a kind of settings have it."""
     meanings: dict[str, str] = {}
     body = [
         node
-        for module in (orcd.settings, worker.settings)
-        for kind in ast.parse(Path(module.__file__).read_text(encoding="utf-8")).body
-        if isinstance(kind, ast.ClassDef)
-        for node in kind.body
+        for each in (orcd.settings, module)
+        for found in ast.parse(Path(str(each.__file__)).read_text(encoding="utf-8")).body
+        if isinstance(found, ast.ClassDef)
+        for node in found.body
     ]
     for node, following in pairwise(body):
         if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
             text = following.value if isinstance(following, ast.Expr) else None
             meanings[node.target.id] = str(text.value) if isinstance(text, ast.Constant) else ""
-    flags = flags_of(("worker",))
-    for field in fields(Settings):
+    flags = flags_of((verb,))
+    for field in fields(kind):
         shorter = {"redis_url": "--redis", "drain_timeout_s": "--drain-timeout"}
         flag = shorter.get(field.name, "--" + field.name.replace("_", "-"))
         default = str(field.default).lower() if isinstance(field.default, bool) else field.default
@@ -79,13 +82,21 @@ def variable_rows() -> Iterator[str]:
 
 
 def test_the_table_of_variables_is_that_of_the_settings() -> None:
-    rows = list(variable_rows())
+    rows = list(variable_rows(Settings, worker.settings, "worker"))
     table = [line for line in README.splitlines() if line.startswith(f"| `{PREFIX}")]
     assert table == rows, "the README should have:\n" + "\n".join(rows)
 
 
+def test_the_gateways_table_of_variables_has_its_own_settings() -> None:
+    everybodys = {f"`{PREFIX}{field.name.upper()}`" for field in fields(ClientSettings)}
+    all_rows = variable_rows(GatewaySettings, orcd.gateway.settings, "gateway")
+    rows = [row for row in all_rows if row.split(" | ")[0].removeprefix("| ") not in everybodys]
+    table = [line for line in PAGES["gateway.md"].splitlines() if line.startswith(f"| `{PREFIX}")]
+    assert table == rows, "docs/gateway.md should have:\n" + "\n".join(rows)
+
+
 def test_the_names_that_clients_know_are_those_of_all_settings() -> None:
-    assert {field.name for field in fields(Settings)} == NAMES
+    assert {field.name for kind in (Settings, GatewaySettings) for field in fields(kind)} == NAMES
 
 
 def test_the_codes_of_errors_are_those_there_are() -> None:

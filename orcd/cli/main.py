@@ -6,7 +6,14 @@ import sys
 
 import click
 
-from orcd.cli import batch_commands, job_commands, process_commands, queue_commands, worker_commands
+from orcd.cli import (
+    batch_commands,
+    gateway_command,
+    job_commands,
+    process_commands,
+    queue_commands,
+    worker_commands,
+)
 from orcd.cli.command_line import SETTINGS, run
 
 
@@ -27,7 +34,7 @@ def cli() -> None:
     """
 
 
-for module in (job_commands, batch_commands, queue_commands, worker_commands, process_commands):
+for module in (job_commands, batch_commands, queue_commands, worker_commands, gateway_command, process_commands):
     for command in module.COMMANDS:
         cli.add_command(command)
 

@@ -36,7 +36,7 @@ def response(body: Mapping[str, Any], result: Result, created_s: int) -> dict[st
         "created": created_s,
         "model": result.model or body.get("model"),
         "choices": [_choice(index, choice, echoed) for index, choice in enumerate(result.choices)],
-        "usage": usage(result),
+        "usage": usage(result.tokens_in, result.tokens_out),
         "system_fingerprint": result.fingerprints[-1] if result.fingerprints else None,
     }
 

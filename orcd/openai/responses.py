@@ -6,16 +6,18 @@ from collections.abc import Mapping
 from typing import Any
 
 from orcd.errors import InvalidRequest
+from orcd.events import Error
 from orcd.openai import logprobs
 from orcd.openai.body_fields import BodyFields, unsupported
 from orcd.openai.body_table import RESPONSES
 from orcd.openai.chat import read_tools
 from orcd.openai.input_items import messages_of
+from orcd.openai.usage import response_usage
 from orcd.request import Request
 from orcd.result import Choice, Result
 
 _LOGPROBS = "message.output_text.logprobs"
-_ECHOED: dict[str, Any] = {
+ECHOED: dict[str, Any] = {
     "instructions": None,
     "max_output_tokens": None,
     "max_tool_calls": None,
@@ -40,6 +42,8 @@ _ECHOED: dict[str, Any] = {
     "presence_penalty": 0.0,
 }
 """Fields of a body that its response repeats, and what it says where the body did not have them."""
+_ITEM = {"cancelled": "incomplete", "failed": "incomplete"}
+"""The status of the items of a response with this status, where it is another."""
 
 
 def parse(body: Any, defaults: Mapping[str, Any]) -> Request:
@@ -55,21 +59,30 @@ def parse(body: Any, defaults: Mapping[str, Any]) -> Request:
 
 
 def response(body: Mapping[str, Any], result: Result, created_s: int) -> dict[str, Any]:
-    """The ``response`` object of a job that succeeded."""
-    choice = result.choices[0] if result.choices else Choice()
-    is_whole = choice.finish_reason == "stop"
+    """The ``response`` object of a job, as far as it has come."""
+    status = _status(result)
     return {
         "id": f"resp_{result.job_id}",
         "object": "response",
         "created_at": created_s,
-        "status": "completed" if is_whole else "incomplete",
-        "error": None,
-        "incomplete_details": None if is_whole else {"reason": "max_output_tokens"},
+        "status": status,
+        "error": None if status != "failed" or result.error is None else _error(result.error),
+        "incomplete_details": {"reason": "max_output_tokens"} if status == "incomplete" else None,
         "model": result.model or body.get("model"),
-        "output": _output(result.job_id, choice, "completed" if is_whole else "incomplete"),
-        "usage": _usage(result),
-        **{name: default if body.get(name) is None else body[name] for name, default in _ECHOED.items()},
+        "output": [] if not result.choices else _output(result.job_id, result.choices[0], _ITEM.get(status, status)),
+        "usage": response_usage(result.tokens_in, result.tokens_out) if result.state == "succeeded" else None,
+        **{name: default if body.get(name) is None else body[name] for name, default in ECHOED.items()},
     }
+
+
+def _status(result: Result) -> str:
+    if result.state == "succeeded":
+        return "completed" if result.finish_reason == "stop" else "incomplete"
+    return {"queued": "queued", "running": "in_progress", "cancelled": "cancelled"}.get(result.state, "failed")
+
+
+def _error(error: Error) -> dict[str, Any]:
+    return {"code": error.code.lower(), "message": error.message}
 
 
 def _output(job_id: str, choice: Choice, status: str) -> list[dict[str, Any]]:
@@ -86,17 +99,6 @@ def _output(job_id: str, choice: Choice, status: str) -> list[dict[str, Any]]:
     }
     items.append({"id": f"msg_{job_id}", "type": "message", "role": "assistant", "status": status, "content": [text]})
     return items
-
-
-def _usage(result: Result) -> dict[str, Any]:
-    """Tokens from the cache and tokens of reasoning are not counted apart, and clients insist on a number."""
-    return {
-        "input_tokens": result.tokens_in,
-        "input_tokens_details": {"cached_tokens": 0, "cache_write_tokens": 0},
-        "output_tokens": result.tokens_out,
-        "output_tokens_details": {"reasoning_tokens": 0},
-        "total_tokens": result.tokens_in + result.tokens_out,
-    }
 
 
 def _read_text(fields: BodyFields) -> None:

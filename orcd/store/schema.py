@@ -26,6 +26,7 @@ AGES = "orcd:ages"
 UNACKED = "orcd:unacked:"
 """What `unacked_key` begins with."""
 DEAD = "orcd:dead"
+BATCHES = "orcd:batches"
 
 STATES = ("queued", "running", "succeeded", "failed", "cancelled", "expired")
 TERMINAL_STATES = frozenset(STATES[2:])
@@ -54,6 +55,21 @@ def events_channel(job_id: str, prefix: str = "") -> str:
 def worker_key(name: str, prefix: str = "") -> str:
     """A worker's last heartbeat."""
     return f"{prefix}orcd:worker:{{{name}}}"
+
+
+def rate_key(tag: str, window: int, prefix: str = "") -> str:
+    """How many requests an API key has made in one window of time."""
+    return f"{prefix}orcd:rate:{tag}:{window}"
+
+
+def batch_key(batch_id: str, prefix: str = "") -> str:
+    """A gateway's record of a batch."""
+    return f"{prefix}orcd:batch:{{{batch_id}}}"
+
+
+def batches_of_key(tag: str, prefix: str = "") -> str:
+    """The batches of one API key, by when they were made."""
+    return f"{prefix}orcd:batches:{tag}"
 
 
 def unacked_key(receiver: str, prefix: str = "") -> str:

@@ -1,0 +1,82 @@
+"""A job's token log as the chunks of a streamed completion (OpenAI's chat and legacy completions).
+
+Like `orcd.gateway.answers.response_events` a function of the log alone, so that a client can go on behind any chunk.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from orcd.events import End, Event, Started, Token
+from orcd.openai import logprobs
+from orcd.openai.usage import usage
+
+
+class Chunks:
+    """Makes the chunks of one answer; feed it each event of the job's log from the first on.
+
+    ``echo`` is the prompt where the answer begins with it. `num_tokens` counts those of the events so far, over all
+    choices.
+    """
+
+    def __init__(
+        self, job_id: str, model: str, *, is_chat: bool, include_usage: bool, num_choices: int, echo: str = ""
+    ) -> None:
+        self.num_tokens = 0
+        self._head: dict[str, Any] = {
+            "id": f"chatcmpl-{job_id}" if is_chat else f"cmpl-{job_id}",
+            "object": "chat.completion.chunk" if is_chat else "text_completion",
+            "created": 0,
+            "model": model,
+        }
+        self._is_chat = is_chat
+        self._include_usage = include_usage
+        self._num_choices = num_choices
+        self._echo = echo
+        self._lengths = [len(echo)] * num_choices
+
+    def feed(self, event: Event) -> list[dict[str, Any]]:
+        """What the next event of the log adds."""
+        match event:
+            case Started() if not self._head["created"]:
+                self._head |= {"created": event.started_at // 1000, "model": event.model}
+                return self._begin()
+            case Token():
+                self.num_tokens += len(event.ids)
+                return self._tokens(event)
+            case End():
+                return self._end(event)
+        return []
+
+    def _begin(self) -> list[dict[str, Any]]:
+        if self._is_chat:
+            return [self._chunk(choice, {"role": "assistant", "content": ""}) for choice in range(self._num_choices)]
+        return [self._chunk(choice, self._echo) for choice in range(self._num_choices)] if self._echo else []
+
+    def _tokens(self, event: Token) -> list[dict[str, Any]]:
+        start, self._lengths[event.choice] = self._lengths[event.choice], self._lengths[event.choice] + len(event.t)
+        said = None
+        if event.logprobs and self._is_chat:
+            said = {"content": logprobs.listed(event.logprobs), "refusal": None}
+        elif event.logprobs:
+            said = logprobs.columns(event.logprobs, start)
+        delta: Any = event.t
+        if self._is_chat:
+            texts = {"reasoning_content": event.analysis, "content": event.t}
+            delta = {name: text for name, text in texts.items() if text}
+        if not (delta or said or event.finish):
+            return []
+        return [self._chunk(event.choice, delta, event.finish, said)]
+
+    def _end(self, end: End) -> list[dict[str, Any]]:
+        chunks = []
+        if self._num_choices == 1:  # with more, each choice's last token event has said it
+            chunks.append(self._chunk(0, {} if self._is_chat else "", end.finish_reason))
+        if self._include_usage:
+            chunks.append({**self._head, "choices": [], "usage": usage(end.tokens_in, end.tokens_out)})
+        return chunks
+
+    def _chunk(self, choice: int, delta: Any, finish: str | None = None, said: Any = None) -> dict[str, Any]:
+        text = {"delta" if self._is_chat else "text": delta}
+        chosen = {"index": choice, **text, "logprobs": said, "finish_reason": finish}
+        return {**self._head, "choices": [chosen], **({"usage": None} if self._include_usage else {})}

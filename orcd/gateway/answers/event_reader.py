@@ -1,0 +1,66 @@
+"""A job's events as a response reads them: with a time limit on each wait, and no faster than its client reads."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import aclosing
+from types import TracebackType
+
+from orcd.async_client import AsyncClient
+from orcd.errors import OrcdError
+from orcd.events import End, Error, Event, Loading, Queued
+
+MAX_UNREAD = 64
+"""Events read ahead of a client. Redis ends the subscription of one that is much slower, who then reads the log."""
+
+
+class EventReader:
+    """Reads one job's events; use it in an async with block."""
+
+    def __init__(self, client: AsyncClient, job_id: str, from_token: int = 0) -> None:
+        self.job_id = job_id
+        self._client = client
+        self._from_token = from_token
+        self._read: asyncio.Queue[Event | OrcdError] = asyncio.Queue(MAX_UNREAD)
+        self._peeked: Event | None = None
+
+    async def __aenter__(self) -> EventReader:
+        self._task = asyncio.create_task(self._pump())
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
+
+    async def next(self, timeout_s: float | None = None) -> Event | None:
+        """The next event that is no news from the queue; None after so many seconds. Raises `OrcdError`."""
+        if self._peeked is not None:
+            event, self._peeked = self._peeked, None
+            return event
+        try:
+            async with asyncio.timeout(timeout_s):
+                while True:
+                    found = await self._read.get()
+                    if isinstance(found, OrcdError):
+                        raise found
+                    if not isinstance(found, Queued | Loading):
+                        return found
+        except TimeoutError:
+            return None
+
+    async def wait_for_start(self, timeout_s: float) -> Event | None:
+        """Wait until a worker has begun the job, or it has ended; `next` returns that event once more."""
+        self._peeked = await self.next(timeout_s)
+        return self._peeked
+
+    async def _pump(self) -> None:
+        try:
+            async with aclosing(self._client.events(self.job_id, self._from_token)) as events:
+                async for event in events:
+                    await self._read.put(event)
+                    if isinstance(event, End | Error):
+                        return
+        except OrcdError as error:
+            await self._read.put(error)

@@ -1,0 +1,89 @@
+"""Jobs of the gateway's callers: their ids say whose they are, so that nobody reads another's."""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from orcd.errors import InvalidRequest
+from orcd.gateway.api_error import ApiError
+from orcd.gateway.api_keys import ApiKey
+from orcd.gateway.endpoint import Call
+from orcd.request import Request
+from orcd.result import Result, fold
+from orcd.store import schema
+from orcd.store.token_log import read_events, usable
+
+ID_DIGITS = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """What is kept of a response: the fields of its body that it repeats, when it was created, and what came of it."""
+
+    body: Mapping[str, Any]
+    created_s: int
+    result: Result
+
+
+def new_job_id(key: ApiKey, idempotency_key: str | None = None) -> str:
+    """An id that only this API key may use: one that nobody can guess, or the same for the same ``idempotency_key``."""
+    if idempotency_key is None:
+        return key.tag + secrets.token_hex(ID_DIGITS // 2)
+    text = idempotency_key.encode("utf-8", "surrogateescape")
+    return key.tag + hashlib.sha256(key.digest + b" orcd:idempotency_key:" + text).hexdigest()[:ID_DIGITS]
+
+
+def check_owner(call: Call, job_id: str) -> None:
+    """Raises `ApiError` 404 if the job cannot be the caller's."""
+    if len(job_id) != len(call.key.tag) + ID_DIGITS or not job_id.startswith(call.key.tag):
+        raise not_found()
+
+
+def not_found() -> ApiError:
+    """The error for what is not there, or another caller's."""
+    return ApiError(404, "there is no such response, or it is no longer kept", code="not_found")
+
+
+async def submit(call: Call, request: Request) -> str:
+    """Queue a job of the caller; returns its id. With the header Idempotency-Key the same call makes the same job."""
+    job_id = new_job_id(call.key, call.request.headers.get("idempotency-key"))
+    return await call.gateway.client.submit(job_id=job_id, **msgspec.structs.asdict(request))
+
+
+async def keep(call: Call, job_id: str, body: Mapping[str, Any]) -> None:
+    """Keep these fields of a job's body with it."""
+    prefix = call.gateway.settings.key_prefix
+    script = call.gateway.redis.register_script(schema.script("annotate", prefix))
+    await script([], [job_id, msgspec.json.encode(body)])
+
+
+async def read_kept(call: Call, job_id: str) -> Kept:
+    """What is kept of the caller's job. Raises `ApiError` 404, or `LogDamaged`."""
+    check_owner(call, job_id)
+    prefix = call.gateway.settings.key_prefix
+    try:
+        status = await call.gateway.client.status(job_id)  # ends it if it is overdue
+    except InvalidRequest:
+        raise not_found() from None
+    async with call.gateway.redis.pipeline(transaction=False) as pipeline:
+        pipeline.hmget(schema.job_key(job_id, prefix), "state", "end", "note")
+        pipeline.xrange(schema.log_key(job_id, prefix))
+        record, entries = map(usable, await pipeline.execute(raise_on_error=False))
+    state, end, note = record or (None, None, None)
+    events = read_events(job_id, state, end, entries)
+    result = fold(job_id, events) if events else Result(job_id, status.state)
+    body = msgspec.json.decode(note) if note else {}
+    return Kept(body, status.created_ms // 1000, msgspec.structs.replace(result, state=status.state))
+
+
+async def delete(call: Call, job_id: str) -> bool:
+    """Delete a job of the caller; False if it is not there."""
+    check_owner(call, job_id)
+    script = call.gateway.redis.register_script(schema.script("delete", call.gateway.settings.key_prefix))
+    return bool(await script([], [job_id]))

@@ -1,0 +1,159 @@
+"""``/v1/responses``: a job under OpenAI's Responses API, whose stream can be read again from any place."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from typing import Any
+
+from starlette.requests import Request as HttpRequest
+from starlette.responses import Response
+from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
+
+from orcd.errors import InvalidRequest
+from orcd.events import End, Error
+from orcd.gateway.answers import jobs, sse
+from orcd.gateway.answers.event_reader import EventReader
+from orcd.gateway.answers.generation import HOLD_S, LOOK_S
+from orcd.gateway.answers.response_events import STEPS, ResponseEvents, num_tokens_seen
+from orcd.gateway.api_error import ApiError
+from orcd.gateway.endpoint import Call, endpoint, json_response
+from orcd.openai.endpoints import parse_body
+from orcd.openai.responses import ECHOED, response
+
+URL = "/v1/responses"
+NOTHING_SEEN = -1
+
+
+@endpoint
+async def create(call: Call) -> Response:
+    """Begin a response, and answer with its stream, its end, or in the background with the id to ask for it by."""
+    body = await call.json()
+    streams, background = _flag(body, "stream"), _flag(body, "background")
+    request = parse_body(URL, body, {"on_disconnect": "continue" if background else "cancel"})
+    call.check_model(request.model)
+    job_id = await jobs.submit(call, request)
+    await jobs.keep(call, job_id, {name: body[name] for name in ("model", *ECHOED) if body.get(name) is not None})
+    if streams:
+        return _Stream(call, job_id, NOTHING_SEEN)
+    return await _current(call, job_id) if background else _WholeResponse(call, job_id)
+
+
+@endpoint
+async def retrieve(call: Call) -> Response:
+    """A response as far as it has come; with ``stream=true`` its events behind ``starting_after``."""
+    job_id = _job_id(call)
+    query = call.request.query_params
+    if query.get("stream", "false") == "false":
+        return await _current(call, job_id)
+    text = query.get("starting_after", call.request.headers.get("last-event-id", str(NOTHING_SEEN)))
+    try:
+        return _Stream(call, job_id, max(NOTHING_SEEN, int(text)))
+    except ValueError:
+        raise ApiError(400, "starting_after: must be a sequence number", param="starting_after") from None
+
+
+@endpoint
+async def cancel(call: Call) -> Response:
+    """Cancel a response; one that has ended stays as it is."""
+    job_id = _job_id(call)
+    kept = await jobs.read_kept(call, job_id)
+    if kept.result.state in ("queued", "running"):
+        await call.gateway.client.cancel(job_id)
+    return await _current(call, job_id)
+
+
+@endpoint
+async def delete(call: Call) -> Response:
+    """Delete a response."""
+    if not await jobs.delete(call, _job_id(call)):
+        raise jobs.not_found()
+    return json_response({"id": call.request.path_params["id"], "object": "response", "deleted": True})
+
+
+ROUTES = (
+    Route(URL, create, methods=["POST"]),
+    Route(URL + "/{id}", retrieve, methods=["GET"]),
+    Route(URL + "/{id}", delete, methods=["DELETE"]),
+    Route(URL + "/{id}/cancel", cancel, methods=["POST"]),
+)
+
+
+def _flag(body: Mapping[str, Any], name: str) -> bool:
+    value = body.get(name) or False
+    if not isinstance(value, bool):
+        raise InvalidRequest(f"{name}: must be true or false")
+    return value
+
+
+def _job_id(call: Call) -> str:
+    job_id: str = call.request.path_params["id"].removeprefix("resp_")
+    jobs.check_owner(call, job_id)
+    return job_id
+
+
+async def _current(call: Call, job_id: str) -> Response:
+    kept = await jobs.read_kept(call, job_id)
+    return json_response(response(kept.body, kept.result, kept.created_s))
+
+
+class _WholeResponse(Response):
+    """Waits for the end. A job that failed is a response of the status failed, no error of the call."""
+
+    def __init__(self, call: Call, job_id: str) -> None:
+        super().__init__()
+        self._call = call
+        self._job_id = job_id
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        caller = HttpRequest(scope, receive)
+        async with EventReader(self._call.gateway.client, self._job_id) as reader:
+            while not isinstance(event := await reader.next(LOOK_S), End | Error):
+                if event is None and await caller.is_disconnected():
+                    return
+        if isinstance(event, Error) and event.code in ("INVALID_REQUEST", "CONTEXT_LENGTH_EXCEEDED"):
+            raise ApiError.of_event(event)
+        answer = await _current(self._call, self._job_id)
+        await answer(scope, receive, send)
+
+
+class _Stream(Response):
+    """The events of a response behind a sequence number."""
+
+    def __init__(self, call: Call, job_id: str, seen: int) -> None:
+        super().__init__()
+        self._call = call
+        self._job_id = job_id
+        self._seen = seen
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        kept = await jobs.read_kept(self._call, self._job_id)
+        events = ResponseEvents(self._job_id, kept.body, kept.created_s)
+        async with EventReader(self._call.gateway.client, self._job_id) as reader:
+            if self._seen == NOTHING_SEEN and not kept.body.get("background"):
+                first = await reader.wait_for_start(HOLD_S)
+                if isinstance(first, Error):
+                    raise ApiError.of_event(first)
+            await sse.response(self._frames(reader, events))(scope, receive, send)
+
+    async def _frames(self, reader: EventReader, events: ResponseEvents) -> AsyncIterator[bytes]:
+        num_seen = num_tokens_seen(self._seen)
+        for made in events.begin():
+            if made["sequence_number"] > self._seen:
+                yield _frame(made)
+        async for event in sse.paced(reader):
+            if event is None:
+                yield sse.PING
+                continue
+            before = events.num_tokens
+            for made in events.feed(event):
+                if before < num_seen < events.num_tokens:
+                    number = num_seen * STEPS + STEPS - 1
+                    yield _frame({"type": "error", "sequence_number": number, **sse.CANNOT_RESUME.body["error"]})
+                    return
+                if made["sequence_number"] > self._seen:
+                    yield _frame(made)
+
+
+def _frame(event: Mapping[str, Any]) -> bytes:
+    return sse.frame(event, event_id=str(event["sequence_number"]), event=event["type"])

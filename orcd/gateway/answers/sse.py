@@ -1,0 +1,46 @@
+"""Server-sent events (WHATWG HTML, section 9.2): how a response streams."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+import msgspec
+from starlette.responses import StreamingResponse
+
+from orcd.events import End, Error, Event
+from orcd.gateway.answers.event_reader import EventReader
+from orcd.gateway.api_error import ApiError
+
+CANNOT_RESUME = ApiError(
+    409, "Redis lost a part of this stream, which was generated again; read it from the start", code="log_rewritten"
+)
+"""Where a client goes on in the middle of an event that was cut in another way before."""
+DONE = b"data: [DONE]\n\n"
+PING = b": waiting\n\n"
+"""A comment, which keeps proxies from closing a connection on which nothing else happens."""
+PING_S = 10.0
+
+_encoder = msgspec.json.Encoder()
+
+
+def frame(data: Any, *, event_id: str = "", event: str = "") -> bytes:
+    """One event; ``event_id`` is what a client that connects again sends as Last-Event-ID."""
+    lines = [f"id: {event_id}\n".encode()] if event_id else []
+    lines += [f"event: {event}\n".encode()] if event else []
+    return b"".join([*lines, b"data: ", _encoder.encode(data), b"\n\n"])
+
+
+def response(frames: AsyncIterator[bytes]) -> StreamingResponse:
+    """The answer that streams these frames; no proxy should hold them back."""
+    headers = {"cache-control": "no-cache", "x-accel-buffering": "no"}
+    return StreamingResponse(frames, media_type="text/event-stream", headers=headers)
+
+
+async def paced(reader: EventReader) -> AsyncIterator[Event | None]:
+    """A job's events to the last; None where nothing happened for a while."""
+    while True:
+        event = await reader.next(PING_S)
+        yield event
+        if isinstance(event, End | Error):
+            return

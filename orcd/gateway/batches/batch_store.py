@@ -1,0 +1,154 @@
+"""Batches in Redis: a record each, and who runs it for as long as he renews his lease."""
+
+from __future__ import annotations
+
+import re
+import secrets
+from typing import Any
+
+import msgspec
+import redis.asyncio
+
+from orcd.gateway.api_error import ApiError
+from orcd.gateway.api_keys import ApiKey
+from orcd.store import schema
+
+LEASE_MS = 10_000
+_BATCH_ID = re.compile(r"batch_[0-9a-f]{0,8}[0-9a-f]{32}")
+
+
+class RequestCounts(msgspec.Struct, frozen=True):
+    """Lines of a batch."""
+
+    total: int = 0
+    completed: int = 0
+    failed: int = 0
+
+
+class BatchObject(msgspec.Struct, frozen=True, kw_only=True):
+    """A batch as OpenAI's API describes it; times are Unix seconds."""
+
+    id: str
+    object: str = "batch"
+    endpoint: str
+    errors: dict[str, Any] | None = None
+    input_file_id: str
+    completion_window: str = "24h"
+    status: str = "validating"
+    output_file_id: str | None = None
+    error_file_id: str | None = None
+    created_at: int
+    in_progress_at: int | None = None
+    expires_at: int
+    finalizing_at: int | None = None
+    completed_at: int | None = None
+    failed_at: int | None = None
+    expired_at: int | None = None
+    cancelling_at: int | None = None
+    cancelled_at: int | None = None
+    request_counts: RequestCounts = RequestCounts()
+    usage: dict[str, Any] | None = None
+    metadata: dict[str, str] | None = None
+
+
+class BatchRecord(msgspec.Struct, frozen=True):
+    """A batch with what its runner must know: the tag of the key that made it, and the models that this may use."""
+
+    batch: BatchObject
+    tag: str
+    models: list[str] | None
+    is_cancelled: bool = False
+
+
+class BatchStore:
+    """The batches of all gateways. Every method may raise `redis.RedisError`."""
+
+    def __init__(self, connection: redis.asyncio.Redis, prefix: str, ttl_s: int) -> None:
+        """``ttl_s`` is how long a batch is kept after its end."""
+        self._redis: Any = connection
+        self._prefix = prefix
+        self._ttl_s = ttl_s
+        names = ("batch_adopt", "batch_save", "batch_cancel")
+        self._scripts: dict[str, Any] = {
+            name: connection.register_script(schema.script(name, prefix)) for name in names
+        }
+
+    @staticmethod
+    def new_id(key: ApiKey) -> str:
+        """An id that only this key may use."""
+        return f"batch_{key.tag}{secrets.token_hex(16)}"
+
+    async def create(self, record: BatchRecord) -> None:
+        """Keep a new batch, for any gateway to run."""
+        fields = {
+            "batch": msgspec.json.encode(record.batch),
+            "tag": record.tag,
+            "models": msgspec.json.encode(record.models),
+        }
+        async with self._redis.pipeline(transaction=True) as pipeline:
+            pipeline.hset(self._key(record.batch.id), mapping=fields)
+            pipeline.zadd(self._prefix + schema.BATCHES, {record.batch.id: 0})
+            pipeline.zadd(self._listed(record.tag), {record.batch.id: record.batch.created_at})
+            await pipeline.execute()
+
+    async def find(self, key: ApiKey, batch_id: str) -> BatchObject:
+        """The caller's batch. Raises `ApiError` 404."""
+        if _BATCH_ID.fullmatch(batch_id) and batch_id.removeprefix("batch_").startswith(key.tag):
+            fields = await self._redis.hgetall(self._key(batch_id))
+            if b"batch" in fields:
+                return _record(fields).batch
+        raise ApiError(404, "there is no such batch", code="not_found", param="batch_id")
+
+    async def list_all(self, key: ApiKey) -> list[BatchObject]:
+        """The caller's batches, the newest first."""
+        listed = self._listed(key.tag)
+        ids = [batch_id.decode() for batch_id in await self._redis.zrevrange(listed, 0, -1)]
+        found = []
+        for batch_id in ids:
+            try:
+                found.append(await self.find(key, batch_id))
+            except ApiError:  # no longer kept
+                await self._redis.zrem(listed, batch_id)
+        return found
+
+    async def cancel(self, batch_id: str) -> bool:
+        """Ask for a batch's cancellation; False if it has ended."""
+        return bool(await self._scripts["batch_cancel"]([], [batch_id]))
+
+    async def waiting(self) -> list[str]:
+        """Ids of batches that nobody runs."""
+        return [batch_id.decode() for batch_id in await self._scripts["batch_adopt"]([], [LEASE_MS, "", ""])]
+
+    async def peek(self, batch_id: str) -> BatchRecord | None:
+        """A batch as it stands; None if it is gone."""
+        fields = await self._redis.hgetall(self._key(batch_id))
+        return _record(fields) if b"batch" in fields else None
+
+    async def adopt(self, batch_id: str, token: str) -> BatchRecord | None:
+        """Become a batch's owner; None if somebody else is."""
+        flat = await self._scripts["batch_adopt"]([], [LEASE_MS, token, batch_id])
+        return _record(dict(zip(flat[::2], flat[1::2], strict=True))) if flat else None
+
+    async def save(self, batch: BatchObject, token: str, *, ended: bool = False, returned: bool = False) -> int:
+        """Write down how far a batch of ours has come, and keep it ours unless it has ``ended`` or is ``returned``.
+
+        Returns 0 if it is not ours any more, 2 if it shall be cancelled, otherwise 1.
+        """
+        lease_ms = 0 if returned else LEASE_MS
+        arguments = [batch.id, token, msgspec.json.encode(batch), lease_ms, self._ttl_s if ended else 0]
+        return int(await self._scripts["batch_save"]([], arguments))
+
+    def _key(self, batch_id: str) -> str:
+        return schema.batch_key(batch_id, self._prefix)
+
+    def _listed(self, tag: str) -> str:
+        return schema.batches_of_key(tag, self._prefix)
+
+
+def _record(fields: dict[bytes, bytes]) -> BatchRecord:
+    return BatchRecord(
+        msgspec.json.decode(fields[b"batch"], type=BatchObject),
+        fields[b"tag"].decode(),
+        msgspec.json.decode(fields[b"models"], type=list[str] | None),
+        b"cancel" in fields,
+    )

@@ -1,0 +1,177 @@
+"""One batch on a thread of its own: its lines run, its files are written."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import msgspec
+
+from orcd.batch.batch_file import BatchFile, BatchPaths
+from orcd.batch.batch_options import BatchOptions
+from orcd.batch.batch_run import BatchRun
+from orcd.batch.formats.defaults import Defaults
+from orcd.client import Client
+from orcd.errors import InvalidRequest
+from orcd.gateway.batches.batch_store import BatchRecord, RequestCounts
+from orcd.gateway.batches.file_store import FileStore
+from orcd.gateway.settings import GatewaySettings
+from orcd.openai.usage import response_usage
+
+PRIORITY = 8
+"""Of the lines' jobs, where they say nothing else: whoever waits for one answer goes first."""
+MOST_ERRORS = 100
+"""Lines that a batch which failed names, at most."""
+
+
+class Stopped(Exception):
+    """The batch is given back before its end, for another gateway to go on."""
+
+
+class BatchTask:
+    """Runs a batch's lines from where an earlier run stopped. What is public may be used from other threads.
+
+    ``batch`` is how far it has come; a new value is put there, it is never changed.
+    """
+
+    def __init__(self, settings: GatewaySettings, files: FileStore, record: BatchRecord) -> None:
+        self.batch = record.batch
+        self._settings = settings
+        self._files = files
+        self._models = record.models
+        self._stopping = threading.Event()
+        self._is_cancelled = record.is_cancelled
+
+    def stop(self) -> None:
+        """Have `run` raise `Stopped` soon."""
+        self._stopping.set()
+
+    def cancel(self) -> None:
+        """Have the batch cancelled."""
+        if not self._is_cancelled:
+            self._is_cancelled = True
+            self._change(status="cancelling", cancelling_at=_now())
+
+    def run(self) -> None:
+        """Run the batch to its end; `batch` says which. Raises `Stopped`, `RedisUnavailable`, OSError."""
+        errors = list(self._refused_lines())
+        if errors:
+            self._fail(errors)
+            return
+        batch = self.batch
+        assert batch.output_file_id is not None
+        assert batch.error_file_id is not None
+        names = (batch.input_file_id, batch.output_file_id, batch.error_file_id)
+        source, output, failures = (str(self._files.path(name)) for name in names)
+        defaults = Defaults({"priority": PRIORITY})
+        options = BatchOptions(format="openai", defaults=defaults)
+        with Client(self._settings.redis_url, job_ttl_s=self._settings.job_ttl_s) as client:
+            try:
+                with BatchFile(BatchPaths([source], output, failures), options) as file:
+                    self._run(client, file)
+            except InvalidRequest as error:
+                self._fail([_error(None, error.message)])
+
+    def update(self, num_done: int, num_failed: int, num_tokens: int) -> None:  # noqa: ARG002 - `Progress` has it
+        """What `BatchRun` tells. Raises `Stopped` to have it stop."""
+        counts = msgspec.structs.replace(self.batch.request_counts, completed=num_done - num_failed, failed=num_failed)
+        self._change(request_counts=counts)
+        if self._stopping.is_set() or self._is_cancelled or self.batch.expires_at <= _now():
+            raise Stopped
+
+    def _run(self, client: Client, file: BatchFile) -> None:
+        for name, kind in ((self.batch.output_file_id, "output"), (self.batch.error_file_id, "error")):
+            assert name is not None
+            self._files.path(name).touch()
+            self._files.describe(name, filename=f"{self.batch.id}_{kind}.jsonl", purpose="batch_output")
+        total = RequestCounts(total=file.num_lines, completed=file.num_done)
+        self._change(request_counts=total, in_progress_at=self.batch.in_progress_at or _now())
+        if not self._is_cancelled:
+            self._change(status="in_progress")
+        run = BatchRun(client, file, self)
+        status = "completed"
+        try:
+            run.run()
+        except Stopped:
+            if self._stopping.is_set():
+                raise
+            run.cancel()
+            status = "cancelled" if self._is_cancelled else "expired"
+        self._change(status="finalizing", finalizing_at=_now())
+        self._change(status=status, usage=self._usage(), **{f"{status}_at": _now()})
+
+    def _refused_lines(self) -> Iterator[dict[str, Any]]:
+        """The lines that are for another endpoint, or for a model that the key of the batch may not use."""
+        num_errors = 0
+        with self._files.path(self.batch.input_file_id).open("rb") as lines:
+            for number, text in enumerate(lines, 1):
+                error = self._refusal(text)
+                if error is not None:
+                    yield _error(number, error)
+                    num_errors += 1
+                if num_errors == MOST_ERRORS:
+                    return
+
+    def _refusal(self, text: bytes) -> str | None:
+        try:
+            line = _line.decode(text.removeprefix(b"\xef\xbb\xbf"))
+        except (msgspec.MsgspecError, UnicodeDecodeError):  # that is the line's own error, later
+            return None
+        if line.url != self.batch.endpoint:
+            return f"url: must be the batch's endpoint, {self.batch.endpoint}"
+        if self._models is not None and line.body.model not in self._models:
+            return "body.model: this key may not use it"
+        return None
+
+    def _usage(self) -> dict[str, Any]:
+        """The tokens of all results."""
+        assert self.batch.output_file_id is not None
+        tokens_in = tokens_out = 0
+        with self._files.path(self.batch.output_file_id).open("rb") as lines:
+            for line in lines:
+                usage = _result.decode(line).response.body.usage
+                tokens_in += usage.get("prompt_tokens", usage.get("input_tokens", 0))
+                tokens_out += usage.get("completion_tokens", usage.get("output_tokens", 0))
+        return response_usage(tokens_in, tokens_out)
+
+    def _fail(self, errors: list[dict[str, Any]]) -> None:
+        self._change(status="failed", failed_at=_now(), errors={"object": "list", "data": errors})
+
+    def _change(self, **changes: Any) -> None:
+        self.batch = msgspec.structs.replace(self.batch, **changes)
+
+
+class _Body(msgspec.Struct):
+    model: str | None = None
+
+
+class _Line(msgspec.Struct):
+    url: str
+    body: _Body
+
+
+class _ResultBody(msgspec.Struct):
+    usage: dict[str, Any]
+
+
+class _Response(msgspec.Struct):
+    body: _ResultBody
+
+
+class _Result(msgspec.Struct):
+    response: _Response
+
+
+_line = msgspec.json.Decoder(_Line)
+_result = msgspec.json.Decoder(_Result)
+
+
+def _error(line: int | None, message: str) -> dict[str, Any]:
+    param = message.partition(":")[0] if ":" in message else None
+    return {"code": "invalid_request", "line": line, "message": message, "param": param}
+
+
+def _now() -> int:
+    return int(time.time())

@@ -1,0 +1,107 @@
+"""``/v1/batches``."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+from starlette.responses import Response
+from starlette.routing import Route
+
+from orcd.errors import InvalidRequest
+from orcd.gateway.batches.batch_store import BatchObject, BatchRecord, BatchStore
+from orcd.gateway.batches.files import file_store
+from orcd.gateway.batches.pages import page
+from orcd.gateway.endpoint import Call, endpoint, json_response
+from orcd.openai.endpoints import ENDPOINTS
+
+URL = "/v1/batches"
+WINDOW_S = 24 * 3600
+_FIELDS = ("input_file_id", "endpoint", "completion_window", "metadata", "output_expires_after")
+
+
+def batch_store(call: Call) -> BatchStore:
+    """The batches of all gateways."""
+    settings = call.gateway.settings
+    return BatchStore(call.gateway.redis, settings.key_prefix, settings.job_ttl_s)
+
+
+@endpoint
+async def create(call: Call) -> Response:
+    """Begin a batch."""
+    body = await call.json()
+    file = file_store(call).find(call.key, _text(body, "input_file_id"))
+    _check(body)
+    now = int(time.time())
+    batch = BatchObject(
+        id=BatchStore.new_id(call.key),
+        endpoint=body["endpoint"],
+        input_file_id=file.id,
+        created_at=now,
+        expires_at=now + WINDOW_S,
+        metadata=body.get("metadata"),
+    )
+    models = None if call.key.models is None else sorted(call.key.models)
+    await batch_store(call).create(BatchRecord(batch, call.key.tag, models))
+    return json_response(batch)
+
+
+@endpoint
+async def list_batches(call: Call) -> Response:
+    """The caller's batches."""
+    return json_response(page(call, await batch_store(call).list_all(call.key)))
+
+
+@endpoint
+async def retrieve(call: Call) -> Response:
+    """How far a batch has come."""
+    return json_response(await batch_store(call).find(call.key, call.request.path_params["id"]))
+
+
+@endpoint
+async def cancel(call: Call) -> Response:
+    """Cancel a batch; one that has ended stays as it is."""
+    store = batch_store(call)
+    batch = await store.find(call.key, call.request.path_params["id"])
+    if await store.cancel(batch.id):
+        cancelling_at = batch.cancelling_at or int(time.time())
+        return json_response(msgspec.structs.replace(batch, status="cancelling", cancelling_at=cancelling_at))
+    return json_response(await store.find(call.key, batch.id))
+
+
+ROUTES = (
+    Route(URL, create, methods=["POST"]),
+    Route(URL, list_batches, methods=["GET"]),
+    Route(URL + "/{id}", retrieve, methods=["GET"]),
+    Route(URL + "/{id}/cancel", cancel, methods=["POST"]),
+)
+
+
+def _text(body: Mapping[str, Any], name: str) -> str:
+    value = body.get(name)
+    if not isinstance(value, str):
+        raise InvalidRequest(f"{name}: must be text")
+    return value
+
+
+def _check(body: Mapping[str, Any]) -> None:
+    for name in body:
+        if name not in _FIELDS:
+            raise InvalidRequest(f"{name[:80]}: unknown field; known are {', '.join(_FIELDS)}")
+    if body.get("endpoint") not in ENDPOINTS:
+        raise InvalidRequest(f"endpoint: must be one of {', '.join(ENDPOINTS)}")
+    if body.get("completion_window") != "24h":
+        raise InvalidRequest("completion_window: must be 24h")
+    if body.get("output_expires_after") is not None:
+        raise InvalidRequest(
+            "output_expires_after is not supported: delete the files when they are not needed any more"
+        )
+    metadata = body.get("metadata")
+    if metadata is None:
+        return
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise InvalidRequest("metadata: must be an object of texts")
+    if len(metadata) > 16 or any(len(name) > 64 or len(value) > 512 for name, value in metadata.items()):
+        raise InvalidRequest("metadata: at most 16 entries, names up to 64 and values up to 512 characters")

@@ -1,0 +1,103 @@
+"""``/v1/files``."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+from starlette.datastructures import UploadFile
+from starlette.requests import Request
+from starlette.responses import FileResponse, Response
+from starlette.routing import Route
+from starlette.types import Message
+
+from orcd.gateway.api_error import ApiError
+from orcd.gateway.batches.file_store import PURPOSES, FileStore
+from orcd.gateway.batches.pages import page
+from orcd.gateway.endpoint import Call, endpoint, json_response
+
+URL = "/v1/files"
+CHUNK_BYTES = 1 << 20
+
+
+def file_store(call: Call) -> FileStore:
+    """The files of this gateway. Raises `ApiError` 501 if it has none."""
+    folder = call.gateway.settings.files_dir
+    if not folder:
+        raise ApiError(501, "this gateway keeps no files; start it with --files-dir", code="not_supported")
+    return FileStore(Path(folder))
+
+
+@endpoint
+async def create(call: Call) -> Response:
+    """Upload a file."""
+    store = file_store(call)
+    async with _limited(call).form(max_files=1, max_fields=16) as form:
+        file, purpose = form.get("file"), form.get("purpose")
+        if not isinstance(file, UploadFile):
+            raise ApiError(400, "file: must be a file of a multipart form", param="file")
+        if purpose not in PURPOSES:
+            raise ApiError(400, f"purpose: must be one of {', '.join(PURPOSES)}", param="purpose")
+        kept = await store.write(call.key, _chunks(file), filename=file.filename or "file", purpose=str(purpose))
+    return json_response(kept)
+
+
+@endpoint
+async def list_files(call: Call) -> Response:
+    """The caller's files."""
+    purpose = call.request.query_params.get("purpose")
+    files = [file for file in file_store(call).list_all(call.key) if purpose in (None, file.purpose)]
+    return json_response(page(call, files))
+
+
+@endpoint
+async def retrieve(call: Call) -> Response:
+    """What is known of a file."""
+    return json_response(file_store(call).find(call.key, call.request.path_params["id"]))
+
+
+@endpoint
+async def content(call: Call) -> Response:
+    """What is in a file."""
+    store = file_store(call)
+    found = store.find(call.key, call.request.path_params["id"])
+    return FileResponse(store.path(found.id), media_type="application/octet-stream")
+
+
+@endpoint
+async def delete(call: Call) -> Response:
+    """Delete a file."""
+    store = file_store(call)
+    found = store.find(call.key, call.request.path_params["id"])
+    store.delete(found.id)
+    return json_response({"id": found.id, "object": "file", "deleted": True})
+
+
+ROUTES = (
+    Route(URL, create, methods=["POST"]),
+    Route(URL, list_files, methods=["GET"]),
+    Route(URL + "/{id}", retrieve, methods=["GET"]),
+    Route(URL + "/{id}", delete, methods=["DELETE"]),
+    Route(URL + "/{id}/content", content, methods=["GET"]),
+)
+
+
+def _limited(call: Call) -> Request:
+    """The request, whose body ends in an error where it is longer than a file may be."""
+    most = call.gateway.settings.max_file_bytes
+    num_bytes = 0
+
+    async def receive() -> Message:
+        nonlocal num_bytes
+        message = await call.request.receive()
+        num_bytes += len(message.get("body", b""))
+        if num_bytes > most + CHUNK_BYTES:  # the form has a few lines of its own
+            raise ApiError(413, f"file: is longer than {most} bytes", code="file_too_large", param="file")
+        return message
+
+    return Request(call.request.scope, receive)
+
+
+async def _chunks(file: UploadFile) -> AsyncIterator[bytes]:
+    while chunk := await file.read(CHUNK_BYTES):
+        yield chunk

@@ -1,0 +1,33 @@
+"""Lists, a page at a time, as OpenAI's API has them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from orcd.gateway.api_error import ApiError
+from orcd.gateway.endpoint import Call
+
+MOST = 100
+
+
+def page(call: Call, items: Sequence[Any]) -> dict[str, Any]:
+    """The part of ``items``, which have ids, that the query's ``after`` and ``limit`` ask for. Raises `ApiError`."""
+    query = call.request.query_params
+    limit = query.get("limit", "20")
+    if not limit.isdecimal() or not 1 <= int(limit) <= MOST:
+        raise ApiError(400, f"limit: must be 1 to {MOST}", param="limit")
+    start = 0
+    if after := query.get("after"):
+        places = [place for place, item in enumerate(items) if item.id == after]
+        if not places:
+            raise ApiError(400, "after: must be the id of an item of this list", param="after")
+        start = places[0] + 1
+    data = items[start : start + int(limit)]
+    return {
+        "object": "list",
+        "data": data,
+        "first_id": data[0].id if data else None,
+        "last_id": data[-1].id if data else None,
+        "has_more": start + len(data) < len(items),
+    }

@@ -1,0 +1,87 @@
+"""What every endpoint of ``/v1`` begins with: who calls, whether he may, and the body of his request."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+import redis.asyncio
+from starlette.requests import Request
+from starlette.responses import Response
+
+from orcd.async_client import AsyncClient
+from orcd.gateway.api_error import ApiError
+from orcd.gateway.api_keys import ApiKey, ApiKeys
+from orcd.gateway.rate_limit import count_request
+from orcd.gateway.settings import GatewaySettings
+
+
+@dataclass(frozen=True, slots=True)
+class Gateway:
+    """What the endpoints of one process share."""
+
+    settings: GatewaySettings
+    keys: ApiKeys
+    client: AsyncClient
+    redis: redis.asyncio.Redis
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One request of one caller."""
+
+    gateway: Gateway
+    key: ApiKey
+    request: Request
+
+    async def body(self) -> bytes:
+        """The request's body. Raises `ApiError` 413 as soon as it is too long."""
+        most = self.gateway.settings.max_body_bytes
+        chunks: list[bytes] = []
+        length = 0
+        async for chunk in self.request.stream():
+            length += len(chunk)
+            if length > most:
+                raise ApiError(413, f"the body is longer than {most} bytes", code="body_too_large")
+            chunks.append(chunk)
+        return b"".join(chunks)
+
+    async def json(self) -> dict[str, Any]:
+        """The body as a JSON object. Raises `ApiError` 400 or 413."""
+        try:
+            fields = msgspec.json.decode(await self.body())
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            raise ApiError(400, "the body is not valid JSON in UTF-8", code="invalid_json") from None
+        except RecursionError:
+            raise ApiError(400, "the body is nested too deeply", code="invalid_json") from None
+        if not isinstance(fields, dict):
+            raise ApiError(400, "the body must be a JSON object", code="invalid_json")
+        return fields
+
+    def check_model(self, model: str | None) -> None:
+        """Raises `ApiError` 403 if the caller's key does not allow this model."""
+        if model is None and self.key.models is not None:
+            raise ApiError(400, "model: is needed with this key", param="model")
+        if model is not None and not self.key.may_use(model):
+            raise ApiError(403, "model: this key may not use it", code="model_not_allowed", param="model")
+
+
+def endpoint(handler: Callable[[Call], Awaitable[Response]]) -> Callable[[Request], Awaitable[Response]]:
+    """An endpoint for callers with a key, as often as it allows."""
+
+    async def answer(request: Request) -> Response:
+        gateway: Gateway = request.app.state.gateway
+        key = gateway.keys.find(request.headers.get("authorization"))
+        if key is None:
+            raise ApiError(401, "send a valid key as: Authorization: Bearer KEY", code="invalid_api_key")
+        await count_request(gateway.redis, gateway.settings.key_prefix, key)
+        return await handler(Call(gateway, key, request))
+
+    return answer
+
+
+def json_response(body: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    """A JSON answer."""
+    return Response(msgspec.json.encode(body), status, headers, media_type="application/json")

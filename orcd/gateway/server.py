@@ -1,0 +1,39 @@
+"""The gateway as a process."""
+
+from __future__ import annotations
+
+import signal
+import socket
+
+import uvicorn
+
+from orcd.errors import InvalidRequest
+from orcd.gateway.app import create_app
+from orcd.gateway.settings import GatewaySettings
+
+STOP_S = 30
+"""How long answers that are on their way may take after the gateway was told to stop. Streams go on at another."""
+BACKLOG = 2048
+
+
+def serve(settings: GatewaySettings) -> None:
+    """Answer until SIGTERM or SIGINT. Raises `InvalidRequest` if the address cannot be had."""
+    config = uvicorn.Config(
+        create_app(settings),
+        access_log=False,
+        log_level="warning",
+        server_header=False,
+        timeout_graceful_shutdown=STOP_S,
+    )
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    try:
+        listening = socket.create_server((settings.host, settings.port), family=family, backlog=BACKLOG)
+    except OSError as error:
+        raise InvalidRequest(
+            f"host, port: cannot listen on {settings.host} port {settings.port} ({error.strerror}); choose another"
+        ) from None
+    for number in (signal.SIGTERM, signal.SIGINT):  # uvicorn, once it has stopped in order, raises the signal again
+        signal.signal(number, lambda *_: None)
+    host = f"[{settings.host}]" if family == socket.AF_INET6 else settings.host
+    print(f"orcd gateway: http://{host}:{listening.getsockname()[1]}/v1", flush=True)
+    uvicorn.Server(config).run(sockets=[listening])

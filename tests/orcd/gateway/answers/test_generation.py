@@ -1,0 +1,125 @@
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import httpx
+import openai
+import pytest
+
+from orcd.gateway.answers import generation
+from tests.orcd.answering_worker import AnsweringWorker, FailingWorker
+from tests.orcd.gateway.conftest import OpenSdk
+
+CHAT: dict[str, Any] = {"model": "demo", "messages": [{"role": "user", "content": "count"}]}
+STREAM = {**CHAT, "stream": True}
+
+
+def frames_of(response: httpx.Response) -> list[dict[str, str]]:
+    """The server-sent events of a response, each as its fields."""
+    assert response.headers["content-type"].startswith("text/event-stream")
+    events = [event for event in response.text.split("\n\n") if event and not event.startswith(":")]
+    return [dict(line.split(": ", 1) for line in event.split("\n")) for event in events]
+
+
+def test_a_chat_is_answered_whole(sdk: openai.OpenAI) -> None:
+    answer = sdk.chat.completions.create(**CHAT)
+    assert answer.id.startswith("chatcmpl-")
+    assert answer.choices[0].message.content == " 1 2 3"
+    assert answer.choices[0].finish_reason == "length"
+    assert answer.usage is not None
+    assert answer.usage.completion_tokens == 3
+
+
+def test_a_stream_begins_with_the_role_and_ends_with_the_reason_and_usage(sdk: openai.OpenAI) -> None:
+    chunks = list(sdk.chat.completions.create(**STREAM, stream_options={"include_usage": True}))
+    assert chunks[0].choices[0].delta.role == "assistant"
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks[:-1]) == " 1 2 3"
+    assert chunks[-2].choices[0].finish_reason == "length"
+    assert chunks[-1].choices == []
+    assert chunks[-1].usage is not None
+    assert chunks[-1].usage.completion_tokens == 3
+    assert len({(chunk.id, chunk.created) for chunk in chunks}) == 1
+
+
+def test_completions_stream_and_echo(sdk: openai.OpenAI) -> None:
+    answer = sdk.completions.create(model="demo", prompt="0", echo=True)
+    assert answer.choices[0].text == "0 1 2 3"
+    chunks = list(sdk.completions.create(model="demo", prompt="0", echo=True, stream=True))
+    assert "".join(chunk.choices[0].text for chunk in chunks) == "0 1 2 3"
+
+
+def test_a_chat_goes_on_behind_the_last_event_that_arrived(http: httpx.Client, worker: AnsweringWorker) -> None:
+    whole = http.post("/chat/completions", json=STREAM)
+    frames = frames_of(whole)
+    assert frames[-1] == {"data": "[DONE]"}
+    assert len(frames) == 4, "role and tokens, in one event of the log each, the reason, the end"
+    for number, frame in enumerate(frames[:2]):
+        again = http.post("/chat/completions", json=STREAM, headers={"Last-Event-ID": frame["id"]})
+        assert frames_of(again) == frames[number + 1 :]
+
+
+@pytest.mark.parametrize("event_id", ["", "x", "1:2", f"{'0' * 32}:1"])
+def test_a_last_event_id_of_nobody_is_refused(http: httpx.Client, event_id: str) -> None:
+    response = http.post("/chat/completions", json=STREAM, headers={"Last-Event-ID": event_id})
+    assert response.status_code in (400, 404)
+
+
+def test_what_a_worker_finds_wrong_is_the_status_of_a_stream_too(
+    url: str, failing_worker: FailingWorker, open_sdk: OpenSdk
+) -> None:
+    sdk = open_sdk(url)
+    with pytest.raises(openai.InternalServerError) as caught:
+        sdk.chat.completions.create(**CHAT)
+    assert caught.value.status_code == 503
+    assert caught.value.code == "vram_oom"
+    with pytest.raises(openai.APIError, match="does not fit"):
+        list(sdk.chat.completions.create(**STREAM))
+
+
+@pytest.mark.parametrize(
+    ("body", "param", "complaint"),
+    [
+        ({**CHAT, "temprature": 1}, "temprature", "did you mean"),
+        ({**CHAT, "temperature": 9}, "temperature", ""),
+        ({**CHAT, "stream": 1}, "stream", "must be true or false"),
+        ({**CHAT, "stream_options": {}}, "stream_options", "needs stream"),
+        ({**STREAM, "stream_options": {"include_usage": 3}}, "stream_options", "must be an object"),
+        ({"model": "demo"}, "messages", "must be given"),
+    ],
+)
+def test_a_body_that_cannot_be_used_is_refused_by_its_field(
+    http: httpx.Client, body: dict[str, Any], param: str, complaint: str
+) -> None:
+    response = http.post("/chat/completions", json=body)
+    error = response.json()["error"]
+    assert response.status_code == 400
+    assert error["param"] == param
+    assert complaint in error["message"]
+    assert response.headers["x-should-retry"] == "false"
+
+
+def test_an_idempotency_key_makes_the_same_job_once(http: httpx.Client, worker: AnsweringWorker) -> None:
+    headers = {"Idempotency-Key": "one"}
+    first, second = (http.post("/chat/completions", json=CHAT, headers=headers).json() for _ in range(2))
+    assert first == second
+    conflict = http.post("/chat/completions", json={**CHAT, "seed": 1}, headers=headers)
+    assert conflict.status_code == 409
+    assert http.post("/chat/completions", json=CHAT).json()["id"] != first["id"]
+
+
+def test_a_stream_that_waits_keeps_its_connection_with_comments(
+    http: httpx.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(generation, "HOLD_S", 0.05)
+    monkeypatch.setattr("orcd.gateway.answers.sse.PING_S", 0.05)
+    with http.stream("POST", "/chat/completions", json=STREAM) as response:
+        lines = response.iter_lines()
+        assert next(lines).startswith(":")
+
+
+def test_a_chat_whose_caller_leaves_ends_when_nobody_listens(http: httpx.Client, connection: Any) -> None:
+    with pytest.raises(httpx.ReadTimeout):
+        http.post("/chat/completions", json=CHAT, timeout=0.2)
+    (job,) = connection.keys("orcd:{*}:job")
+    assert json.loads(connection.hget(job, "request"))["on_disconnect"] == "cancel"

@@ -1,0 +1,132 @@
+from __future__ import annotations
+
+from typing import Any
+
+import httpx
+import openai
+import pytest
+import redis
+
+from orcd.client import Client
+from orcd.store import schema
+from tests.orcd.answering_worker import AnsweringWorker
+from tests.orcd.gateway.conftest import StartGateway
+from tests.orcd.job_writer import MakeStore, claimed
+
+BODY: dict[str, Any] = {"model": "demo", "input": "count", "metadata": {"a": "b"}}
+
+
+def test_a_response_is_answered_whole_and_kept(sdk: openai.OpenAI) -> None:
+    answer = sdk.responses.create(**BODY)
+    assert answer.output_text == " 1 2 3"
+    assert answer.status == "incomplete"
+    assert answer.metadata == {"a": "b"}
+    assert sdk.responses.retrieve(answer.id) == answer
+    sdk.responses.delete(answer.id)
+    with pytest.raises(openai.NotFoundError):
+        sdk.responses.retrieve(answer.id)
+
+
+def test_a_response_in_the_background_is_queued_runs_and_ends(
+    http: httpx.Client, connection: redis.Redis, make_store: MakeStore
+) -> None:
+    created = http.post("/responses", json={**BODY, "background": True}).json()
+    path = f"/responses/{created['id']}"
+    assert (created["status"], created["background"], created["output"]) == ("queued", True, [])
+    writer = claimed(make_store(), created["id"].removeprefix("resp_"))
+    writer.start()
+    writer.tokens(2)
+    running = http.get(path).json()
+    assert (running["status"], running["output"][0]["content"][0]["text"]) == ("in_progress", " 1 2")
+    writer.end()
+    assert http.get(path).json()["status"] == "incomplete"
+
+
+def test_a_stream_that_was_cut_goes_on_byte_for_byte_at_another_gateway(
+    start_gateway: StartGateway, redis_url: str, make_store: MakeStore
+) -> None:
+    first, second = start_gateway(), start_gateway()
+    with httpx.Client(timeout=10) as http:
+        with http.stream("POST", f"{first}/responses", json={**BODY, "background": True, "stream": True}) as cut:
+            lines = cut.iter_lines()
+            head = [next(lines) for _ in range(8)]
+            job_id = head[2].split('"resp_')[1].split('"')[0]
+            writer = claimed(make_store(), job_id)
+            writer.start()
+            writer.tokens(1)
+            head += [next(lines) for _ in range(12)]
+        writer.tokens(2)
+        writer.end()
+        url = f"{second}/responses/resp_{job_id}?stream=true"
+        whole = http.get(url).text
+        assert whole.startswith("\n".join(head))
+        last_id = head[-4].removeprefix("id: ")
+        rest = http.get(f"{url}&starting_after={last_id}").text
+        assert "\n".join(head) + "\n" + rest == whole
+        assert http.get(url, headers={"Last-Event-ID": last_id}).text == rest
+        for event in whole.split("\n\n")[:-1]:
+            number = event.split("\n")[0].removeprefix("id: ")
+            later = http.get(f"{url}&starting_after={number}").text
+            assert whole.endswith(event + "\n\n" + later)
+
+
+def test_a_response_can_be_cancelled(http: httpx.Client, make_store: MakeStore, redis_url: str) -> None:
+    queued = http.post("/responses", json={**BODY, "background": True}).json()
+    assert http.post(f"/responses/{queued['id']}/cancel").json()["status"] == "cancelled"
+    assert http.post(f"/responses/{queued['id']}/cancel").json()["status"] == "cancelled"
+    running = http.post("/responses", json={**BODY, "background": True}).json()
+    job_id = running["id"].removeprefix("resp_")
+    writer = claimed(make_store(), job_id)
+    writer.start()
+    assert http.post(f"/responses/{running['id']}/cancel").json()["status"] == "in_progress"
+    with Client(redis_url) as client:
+        assert client.status(job_id).cancelling
+
+
+def test_a_running_response_that_is_deleted_is_dropped_by_its_worker(
+    http: httpx.Client, make_store: MakeStore, connection: redis.Redis
+) -> None:
+    created = http.post("/responses", json={**BODY, "background": True}).json()
+    writer = claimed(make_store(), created["id"].removeprefix("resp_"))
+    writer.start()
+    assert http.delete(f"/responses/{created['id']}").json()["deleted"]
+    assert not writer.tokens(1)
+    assert http.delete(f"/responses/{created['id']}").status_code == 404
+    assert connection.zcard(schema.RUNNING) == 0
+    assert not [key for key in connection.keys("*") if created["id"].removeprefix("resp_").encode() in key]
+
+
+def test_nobody_reads_or_ends_what_another_key_began(start_gateway: StartGateway) -> None:
+    url = start_gateway(api_keys="one,two")
+    one, two = ({"Authorization": f"Bearer {key}"} for key in ("one", "two"))
+    with httpx.Client(timeout=10, base_url=url) as http:
+        created = http.post("/responses", json={**BODY, "background": True}, headers=one).json()
+        path = f"/responses/{created['id']}"
+        assert http.get(path, headers=one).status_code == 200
+        for call in (
+            http.get(path, headers=two),
+            http.delete(path, headers=two),
+            http.post(f"{path}/cancel", headers=two),
+        ):
+            assert call.status_code == 404
+        assert http.get(path, headers=one).json()["status"] == "queued"
+
+
+@pytest.mark.parametrize("query", ["stream=true&starting_after=x", "stream=true&starting_after="])
+def test_a_place_that_is_none_is_refused(http: httpx.Client, query: str, worker: AnsweringWorker) -> None:
+    created = http.post("/responses", json=BODY).json()
+    response = http.get(f"/responses/{created['id']}?{query}")
+    assert response.status_code == 400
+    assert response.json()["error"]["param"] == "starting_after"
+
+
+def test_the_text_of_a_failed_response_is_kept(http: httpx.Client, make_store: MakeStore) -> None:
+    created = http.post("/responses", json={**BODY, "background": True}).json()
+    writer = claimed(make_store(), created["id"].removeprefix("resp_"))
+    writer.start()
+    writer.tokens(1)
+    writer.fail("POISONED", "given up")
+    failed = http.get(f"/responses/{created['id']}").json()
+    assert failed["status"] == "failed"
+    assert failed["error"] == {"code": "poisoned", "message": "given up"}
+    assert failed["output"][0]["content"][0]["text"] == " 1"

@@ -1,0 +1,181 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+import redis
+
+from orcd.gateway.batches import batch_runner, batch_store
+from orcd.gateway.settings import GatewaySettings
+from orcd.store import schema
+from tests.conftest import wait_until
+from tests.orcd.answering_worker import AnsweringWorker
+from tests.orcd.gateway.conftest import OpenSdk, StartGateway, running
+from tests.orcd.job_writer import MakeStore
+
+URL = "/v1/chat/completions"
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batch_runner, "LOOK_S", 0.1)
+    monkeypatch.setattr(batch_store, "LEASE_MS", 1500)
+
+
+def line(custom_id: str, url: str = URL, **body: Any) -> str:
+    body = {"model": "demo", "messages": [{"role": "user", "content": "count"}], **body}
+    return json.dumps({"custom_id": custom_id, "method": "POST", "url": url, "body": body})
+
+
+def begin(sdk: openai.OpenAI, *lines: str, endpoint: Any = URL) -> str:
+    file = sdk.files.create(file=("in.jsonl", "\n".join(lines).encode()), purpose="batch")
+    return sdk.batches.create(input_file_id=file.id, endpoint=endpoint, completion_window="24h").id
+
+
+def ended(sdk: openai.OpenAI, batch_id: str) -> Any:
+    wait_until(lambda: sdk.batches.retrieve(batch_id).status in ("completed", "failed", "cancelled", "expired"))
+    return sdk.batches.retrieve(batch_id)
+
+
+def lines_of(sdk: openai.OpenAI, file_id: str) -> list[dict[str, Any]]:
+    return [json.loads(text) for text in sdk.files.content(file_id).text.splitlines()]
+
+
+def test_a_batch_runs_to_its_end(
+    start_gateway: StartGateway, tmp_path: Path, worker: AnsweringWorker, open_sdk: OpenSdk
+) -> None:
+    sdk = open_sdk(start_gateway(files_dir=str(tmp_path)))
+    batch = ended(sdk, begin(sdk, line("a"), line("b", nonsense=1), line("c"), "{"))
+    assert batch.status == "completed"
+    assert (batch.request_counts.total, batch.request_counts.completed, batch.request_counts.failed) == (4, 2, 2)
+    assert batch.usage.output_tokens == 6
+    assert batch.in_progress_at <= batch.finalizing_at <= batch.completed_at
+    results = {each["custom_id"]: each for each in lines_of(sdk, batch.output_file_id)}
+    assert sorted(results) == ["a", "c"]
+    assert results["a"]["response"]["body"]["choices"][0]["message"]["content"] == " 1 2 3"
+    assert [each["custom_id"] for each in lines_of(sdk, batch.error_file_id)] == ["b", None]
+    assert [each.id for each in sdk.batches.list()] == [batch.id]
+    assert sdk.batches.cancel(batch.id).status == "completed"
+
+
+def test_a_batch_goes_on_at_another_gateway_and_no_line_runs_twice(
+    redis_url: str, tmp_path: Path, connection: redis.Redis, make_store: MakeStore, open_sdk: OpenSdk
+) -> None:
+    settings = GatewaySettings(redis_url=redis_url, files_dir=str(tmp_path))
+    with running(settings) as first:
+        batch_id = begin(open_sdk(first), *(line(str(number)) for number in range(20)))
+        wait_until(lambda: connection.zcard(schema.QUEUED) == 20)
+    jobs = set(connection.zrange(schema.QUEUED, 0, -1))
+    with running(settings) as second:
+        sdk = open_sdk(second)
+        wait_until(lambda: sdk.batches.retrieve(batch_id).request_counts.total == 20)
+        assert set(connection.zrange(schema.QUEUED, 0, -1)) == jobs
+        worker = AnsweringWorker(connection, make_store)
+        batch = ended(sdk, batch_id)
+        worker.stop()
+        assert batch.request_counts.completed == 20
+        assert sorted(int(each["custom_id"]) for each in lines_of(sdk, batch.output_file_id)) == list(range(20))
+    assert len(connection.keys("orcd:{*}:job")) == 20
+
+
+def test_a_batch_that_is_cancelled_cancels_its_jobs_and_keeps_its_results(
+    start_gateway: StartGateway, tmp_path: Path, connection: redis.Redis, open_sdk: OpenSdk
+) -> None:
+    sdk = open_sdk(start_gateway(files_dir=str(tmp_path)))
+    batch_id = begin(sdk, line("a"), line("b"))
+    wait_until(lambda: connection.zcard(schema.QUEUED) == 2)
+    assert sdk.batches.cancel(batch_id).status == "cancelling"
+    batch = ended(sdk, batch_id)
+    assert batch.status == "cancelled"
+    assert batch.cancelling_at <= batch.cancelled_at
+    assert connection.zcard(schema.QUEUED) == 0
+    assert connection.zcard(schema.BATCHES) == 0
+
+
+def test_a_batch_ends_when_its_window_is_over(
+    start_gateway: StartGateway,
+    tmp_path: Path,
+    connection: redis.Redis,
+    monkeypatch: pytest.MonkeyPatch,
+    open_sdk: OpenSdk,
+) -> None:
+    monkeypatch.setattr("orcd.gateway.batches.batches.WINDOW_S", 1)
+    sdk = open_sdk(start_gateway(files_dir=str(tmp_path)))
+    batch = ended(sdk, begin(sdk, line("a")))
+    assert batch.status == "expired"
+    assert connection.zcard(schema.QUEUED) == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [(line("a", url="/v1/completions"), "url: must be the batch's endpoint"), ("", "")],
+)
+def test_a_file_that_is_not_for_the_endpoint_fails_the_batch_by_its_line(
+    start_gateway: StartGateway, tmp_path: Path, text: str, complaint: str, open_sdk: OpenSdk
+) -> None:
+    sdk = open_sdk(start_gateway(files_dir=str(tmp_path)))
+    batch = ended(sdk, begin(sdk, *([line("ok"), text] if text else ["", ""])))
+    if not text:
+        assert (batch.status, batch.request_counts.total) == ("completed", 0)
+        return
+    assert batch.status == "failed"
+    (error,) = batch.errors.data
+    assert error.line == 2
+    assert complaint in error.message
+
+
+def test_the_lines_of_a_key_may_only_ask_its_models(
+    start_gateway: StartGateway, tmp_path: Path, open_sdk: OpenSdk
+) -> None:
+    keys = tmp_path / "keys.toml"
+    keys.write_text('[[keys]]\nname = "a"\nkey = "k"\nmodels = ["demo"]\n[[keys]]\nname = "b"\nkey = "l"')
+    url = start_gateway(files_dir=str(tmp_path), api_key_file=str(keys))
+    sdk = open_sdk(url, "k")
+    batch = ended(sdk, begin(sdk, line("a"), line("b", model="other")))
+    assert batch.status == "failed"
+    assert batch.errors.data[0].line == 2
+    with pytest.raises(openai.NotFoundError):
+        open_sdk(url, "l").batches.retrieve(batch.id)
+    assert list(open_sdk(url, "l").batches.list()) == []
+
+
+def test_a_gateway_that_cannot_read_the_input_leaves_the_batch_to_one_that_can(
+    redis_url: str, tmp_path: Path, caplog: pytest.LogCaptureFixture, worker: AnsweringWorker, open_sdk: OpenSdk
+) -> None:
+    here, elsewhere = (GatewaySettings(redis_url=redis_url, files_dir=str(tmp_path / name)) for name in ("a", "b"))
+    for settings in (here, elsewhere):
+        Path(settings.files_dir).mkdir()
+    with pytest.MonkeyPatch.context() as patched, running(here) as url:
+        patched.setattr(batch_runner, "MAX_BATCHES", 0)
+        batch_id = begin(open_sdk(url), line("a"))
+    with running(elsewhere) as url:
+        wait_until(lambda: "another has to run it" in caplog.text)
+        assert open_sdk(url).batches.retrieve(batch_id).status == "validating"
+        with running(here):
+            assert ended(open_sdk(url), batch_id).status == "completed"
+
+
+@pytest.mark.parametrize(
+    ("changes", "param"),
+    [
+        ({"endpoint": "/v1/embeddings"}, "endpoint"),
+        ({"completion_window": "1h"}, "completion_window"),
+        ({"metadata": {"a": 1}}, "metadata"),
+        ({"metadata": {str(number): "" for number in range(17)}}, "metadata"),
+        ({"nonsense": 1}, "nonsense"),
+        ({"input_file_id": None}, "input_file_id"),
+        ({"output_expires_after": {"anchor": "created_at", "seconds": 3600}}, "output_expires_after"),
+    ],
+)
+def test_a_batch_that_cannot_be_is_refused_by_its_field(
+    start_gateway: StartGateway, tmp_path: Path, changes: dict[str, Any], param: str, open_sdk: OpenSdk
+) -> None:
+    sdk = open_sdk(start_gateway(files_dir=str(tmp_path)))
+    file = sdk.files.create(file=("in.jsonl", b"x"), purpose="batch")
+    body = {"input_file_id": file.id, "endpoint": URL, "completion_window": "24h", **changes}
+    with pytest.raises(openai.BadRequestError) as caught:
+        sdk.post("/batches", body=body, cast_to=object)
+    assert caught.value.param == param

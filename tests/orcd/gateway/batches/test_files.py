@@ -1,0 +1,77 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import httpx
+import openai
+import pytest
+
+from tests.orcd.gateway.conftest import OpenSdk, StartGateway
+
+
+@pytest.fixture
+def sdk(start_gateway: StartGateway, tmp_path: Path, open_sdk: OpenSdk) -> openai.OpenAI:
+    return open_sdk(start_gateway(files_dir=str(tmp_path)))
+
+
+def test_a_file_is_kept_listed_read_and_deleted(sdk: openai.OpenAI, tmp_path: Path) -> None:
+    kept = sdk.files.create(file=("a.jsonl", b"one\ntwo\n"), purpose="batch")
+    assert (kept.filename, kept.bytes, kept.purpose, kept.object) == ("a.jsonl", 8, "batch", "file")
+    assert sdk.files.retrieve(kept.id) == kept
+    assert sdk.files.content(kept.id).content == b"one\ntwo\n"
+    assert [file.id for file in sdk.files.list()] == [kept.id]
+    assert [file.id for file in sdk.files.list(purpose="vision")] == []
+    assert sdk.files.delete(kept.id).deleted
+    with pytest.raises(openai.NotFoundError):
+        sdk.files.retrieve(kept.id)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_long_lists_come_a_page_at_a_time(sdk: openai.OpenAI) -> None:
+    ids = {sdk.files.create(file=(f"{number}", b"x"), purpose="batch").id for number in range(5)}
+    assert {file.id for file in sdk.files.list(limit=2)} == ids
+    with pytest.raises(openai.BadRequestError, match="after"):
+        sdk.files.list(after="file-0")
+    with pytest.raises(openai.BadRequestError, match="limit"):
+        sdk.files.list(limit=1000)
+
+
+@pytest.mark.parametrize("file_id", ["file-x", "../../etc/passwd", "file-" + "0" * 32, "%2e%2e%2fx"])
+def test_only_files_of_ours_are_found(sdk: openai.OpenAI, tmp_path: Path, file_id: str) -> None:
+    (tmp_path.parent / "x.json").write_text("{}")
+    with httpx.Client(base_url=str(sdk.base_url)) as http:
+        assert http.get(f"files/{file_id}").status_code == 404
+        assert http.get(f"files/{file_id}/content").status_code == 404
+        assert http.delete(f"files/{file_id}").status_code == 404
+
+
+def test_a_file_that_is_too_long_or_no_form_is_refused(start_gateway: StartGateway, tmp_path: Path) -> None:
+    url = start_gateway(files_dir=str(tmp_path), max_file_bytes=1000)
+    with httpx.Client(base_url=url) as http:
+        long = http.post("/files", files={"file": b"x" * 2_000_000}, data={"purpose": "batch"})
+        assert long.status_code == 413
+        assert long.json()["error"]["param"] == "file"
+        for response, param in (
+            (http.post("/files", data={"purpose": "batch"}), "file"),
+            (http.post("/files", files={"file": b"x"}), "purpose"),
+            (http.post("/files", files={"file": b"x"}, data={"purpose": "x"}), "purpose"),
+        ):
+            assert response.status_code == 400
+            assert response.json()["error"]["param"] == param
+        assert http.post("/files", content=b"--x", headers={"content-type": "multipart/form-data"}).status_code == 400
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_nobody_sees_the_files_of_another_key(start_gateway: StartGateway, tmp_path: Path, open_sdk: OpenSdk) -> None:
+    url = start_gateway(files_dir=str(tmp_path), api_keys="one,two")
+    one, two = (open_sdk(url, key) for key in ("one", "two"))
+    kept = one.files.create(file=("a", b"x"), purpose="batch")
+    assert list(two.files.list()) == []
+    with pytest.raises(openai.NotFoundError):
+        two.files.content(kept.id)
+
+
+def test_a_gateway_without_a_folder_says_so(http: httpx.Client) -> None:
+    response = http.get("/files")
+    assert response.status_code == 501
+    assert "--files-dir" in response.json()["error"]["message"]
