@@ -28,7 +28,7 @@ from orcd.settings import ClientSettings, read_environment
 from orcd.status import FIELDS, Look, QueueStatus, Status, WorkerStatus
 from orcd.store import schema
 from orcd.store.enqueue import Publisher
-from orcd.store.event_stream import PAGE_ENTRIES, TRANSIENT_ERRORS, EventStream
+from orcd.store.event_stream import PAGE_ENTRIES, EventStream
 from orcd.store.redis_connection import ANSWER_TIMEOUT_S, connect_async, redis_errors
 from orcd.store.submission import (
     Lifetime,
@@ -200,7 +200,7 @@ class AsyncClient:
                     async with aclosing(next(readings)(stream)) as events:
                         async for event in events:
                             yield event
-                except TRANSIENT_ERRORS as error:
+                except redis.RedisError as error:
                     await asyncio.sleep(stream.backoff_s(error))
 
     async def _subscribe(self, stream: EventStream) -> AsyncGenerator[Event, None]:

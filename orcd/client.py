@@ -18,6 +18,8 @@ from itertools import chain, repeat
 from types import TracebackType
 from typing import Any, Unpack
 
+import redis
+
 from orcd import result as results
 from orcd.errors import Cancelled, InvalidRequest
 from orcd.events import Error, Event, Token, encode_event, state_after
@@ -28,7 +30,7 @@ from orcd.settings import ClientSettings, read_environment
 from orcd.status import FIELDS, Look, QueueStatus, Status, WorkerStatus, check_state
 from orcd.store import schema
 from orcd.store.enqueue import Publisher
-from orcd.store.event_stream import PAGE_ENTRIES, TRANSIENT_ERRORS, EventStream
+from orcd.store.event_stream import PAGE_ENTRIES, EventStream
 from orcd.store.redis_connection import connect, redis_errors
 from orcd.store.submission import (
     Lifetime,
@@ -196,7 +198,7 @@ class Client:
             while not stream.ended:
                 try:
                     yield from next(readings)(stream)
-                except TRANSIENT_ERRORS as error:
+                except redis.RedisError as error:
                     time.sleep(stream.backoff_s(error))
 
     def _subscribe(self, stream: EventStream) -> Generator[Event, None, None]:

@@ -32,9 +32,6 @@ WHOLE_LOG = "0-0"
 FIRST_BACKOFF_S = 0.1
 LONGEST_BACKOFF_S = 1.0
 
-TRANSIENT_ERRORS = (redis.ConnectionError, redis.TimeoutError, NoScriptError)
-"""After these a reader connects again and goes on. Somebody may flush the scripts while they are used."""
-
 
 class EventStream:
     """Yields each event of a job once, from token index ``from_token`` + 1 of every choice.
@@ -71,7 +68,8 @@ class EventStream:
     def backoff_s(self, error: redis.RedisError) -> float:
         """How long to wait after ``error`` before connecting again.
 
-        Raises it when Redis has been away too long, and at once where it is there and refuses us.
+        Raises it when Redis has been away or out of order too long, and at once where it is there and refuses us. A
+        script may be flushed at any time: then it is loaded again.
         """
         if is_refusal(error) and not isinstance(error, NoScriptError):
             raise error

@@ -12,6 +12,10 @@ from tests.chaos.clients.seen import Seen
 from tests.chaos.faults.fault import Staged
 
 PROBLEMS = ("wrong", "lost", "doubled", "hung", "failed")
+TEXT_KINDS = ("stream", "chat", "async stream")
+"""Clients that submit and read in one call: they know when they began, and when the first text came."""
+CANVASES = ("Celery chain", "Celery chord")
+"""Clients whose later messages are sent by workers."""
 JUST_BEFORE_S = 0.5
 """A stream whose last token came so shortly after the end of a fault may still have been hit by it."""
 MOST_ALIKE = 3
@@ -126,9 +130,15 @@ class Assessment:
         return "honest" if is_damaged and any(staged.forgets for staged in met) else "failed"
 
     def _is_forgotten(self, seen: Seen, met: Sequence[Staged]) -> bool:
-        """Whether Redis has forgotten its submission. Nobody knows when a batch submitted which line."""
+        """Whether Redis has forgotten its submission.
+
+        Nobody knows when a batch submitted which line, or a worker the next message of a canvas.
+        """
+        latest_s = seen.ended_s if seen.kind in CANVASES else seen.submitted_s
+        if seen.kind in TEXT_KINDS:
+            latest_s = seen.arrivals[0] if seen.arrivals else seen.ended_s
         is_batch = seen.kind == "orcd batch"
-        return any(staged.forgot(seen.submitted_s) or (is_batch and staged.forgets) for staged in met)
+        return any(staged.forgot(seen.submitted_s, latest_s) or (is_batch and staged.forgets) for staged in met)
 
     def _fault_row(self, name: str) -> Row:
         row = Row(name, sum(staged.name == name for staged in self._staged))

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import redis
 
+from orcd.async_client import AsyncClient
 from orcd.client import Client
 from orcd.errors import InvalidRequest, OrcdError, RedisUnavailable
-from orcd.events import Error, Token
-from orcd.store import schema
+from orcd.events import Error, Event, Token
+from orcd.store import redis_connection, schema
 from orcd.store.job_store import JobStore
 from tasks.local.redis_server import RedisServer
+from tests.chaos.system.redis_service import RedisService
 from tests.conftest import wait_until
 from tests.orcd.job_writer import MakeStore, claimed, ended_job, indices
 
@@ -70,6 +73,27 @@ def test_a_redis_that_stays_away_ends_the_stream_with_one_clear_error(redis_serv
         redis_server.kill()
         with pytest.raises(RedisUnavailable, match=f"cannot reach Redis at {redis_server.url}; start it or set"):
             list(events)
+
+
+def test_a_stream_goes_on_after_a_redis_that_could_not_save(short_poll: None, monkeypatch: pytest.MonkeyPatch):
+    """Meanwhile it refuses writes, and even PING, by which a connection that was idle is tried."""
+    monkeypatch.setattr(redis_connection, "HEALTH_CHECK_S", 0.2)
+
+    async def follow(url: str, job_id: str) -> list[Event]:
+        async with AsyncClient(url) as client:
+            return [event async for event in client.events(job_id)]
+
+    with RedisService({}) as service, Client(service.url) as client, ThreadPoolExecutor(2) as pool:
+        job_id = client.submit(prompt="x")
+        readings = [
+            pool.submit(lambda: list(client.events(job_id))),
+            pool.submit(lambda: asyncio.run(follow(service.url, job_id))),
+        ]
+        with service.broken_snapshots():
+            time.sleep(2)
+        client.cancel(job_id)
+        for reading in readings:
+            assert isinstance(reading.result(timeout=20)[-1], Error)
 
 
 def test_a_job_that_vanishes_ends_the_stream(client: Client, connection: redis.Redis, short_poll: None):

@@ -28,7 +28,7 @@ class _DamagedJob(Fault):
         active = scene.clients.active(*TARGETS)
         with scene.redis.connection() as connection:
             for job_id in scene.chance.sample([seen.job_id for seen in active], len(active)):
-                if connection.hget(schema.job_key(job_id), "state") == b"running" and self.fits(connection, job_id):
+                if _is_running(connection, job_id) and self.fits(connection, job_id):
                     staged.targets.add(job_id)
                     self.damage(connection, job_id)
                     return
@@ -137,6 +137,12 @@ class ListsDeleted(Fault):
                         connection.hdel(key, tag)
                         for other in index:
                             connection.zrem(other, tag)
+
+
+def _is_running(connection: Any, job_id: str) -> bool:
+    """Whether a job runs; one whose record was damaged before does not count."""
+    key = schema.job_key(job_id)
+    return connection.type(key) == b"hash" and connection.hget(key, "state") == b"running"
 
 
 def queued_messages(connection: Any) -> Iterator[tuple[bytes, bytes]]:

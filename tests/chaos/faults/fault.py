@@ -70,10 +70,10 @@ class Staged:
         """Whether Redis has forgotten anything."""
         return self.forgotten_since_s is not None
 
-    def forgot(self, submitted_s: float) -> bool:
-        """Whether Redis has forgotten what was submitted at that time."""
+    def forgot(self, earliest_s: float, latest_s: float) -> bool:
+        """Whether Redis may have forgotten what was submitted between these times."""
         since = self.forgotten_since_s
-        return since is not None and since <= submitted_s <= self.forgetting_ended_s + ANSWER_S
+        return since is not None and since <= latest_s and earliest_s <= self.forgetting_ended_s + ANSWER_S
 
     def concerns(self, begin_s: float, end_s: float) -> bool:
         """Whether a client that was there from ``begin_s`` to ``end_s`` met it."""

@@ -81,7 +81,7 @@ class RedisService:
         with _connection(replica) as connection:
             connection.replicaof("127.0.0.1", _port(self._server))
             end = time.monotonic() + SYNC_TIMEOUT_S
-            while connection.info("replication").get("master_link_status") != "up":
+            while not _is_synchronised(connection):
                 assert time.monotonic() < end, "the replica does not catch up"
                 time.sleep(0.02)
         return replica
@@ -188,6 +188,14 @@ def _port(server: RedisServer) -> int:
 
 def _connection(server: RedisServer) -> Any:
     return redis.Redis.from_url(server.url, socket_timeout=30)
+
+
+def _is_synchronised(replica: Any) -> bool:
+    """Whether a replica has all of its master, in its append-only file too: until that is written anew, a SIGKILL would
+    lose all that came since."""
+    status = replica.info("persistence")
+    is_writing = status["aof_rewrite_in_progress"] or status["aof_rewrite_scheduled"]
+    return replica.info("replication").get("master_link_status") == "up" and not is_writing
 
 
 def _wait_for_offset(replica: Any, offset: int) -> None:

@@ -124,6 +124,25 @@ def test_what_is_noted_of_the_last_contact_may_be_of_any_type(owner: JobStore, o
     assert owner.redis.type(schema.CONTACT) == b"string"
 
 
+# -- clocks ----------------------------------------------------------------------------------------------------------
+
+
+def test_after_a_clock_that_was_ahead_nothing_waits_for_the_time_it_had(owner: JobStore, other: JobStore):
+    """The clock of Redis was two minutes ahead for a while: leases and looks were set by it, then it was put right."""
+    ahead_ms = 120_000
+    claimed(owner, J)
+    submit(owner, "waiting", REQUEST)
+    for key in (schema.RUNNING, schema.QUEUED):
+        for job_id, score in owner.redis.zrange(key, 0, -1, withscores=True):
+            owner.redis.zadd(key, {job_id: score + ahead_ms})
+    owner.redis.incrby(schema.CONTACT, ahead_ms)
+    assert other.reap() == [], "an owner that lives has a whole lease to be heard of"
+    now_ms = round(1000 * float("{}.{:06}".format(*owner.redis.time())))
+    assert owner.redis.zscore(schema.RUNNING, J) <= now_ms + LEASE_MS
+    assert owner.redis.zscore(schema.QUEUED, "waiting") <= now_ms + 15_000
+    assert LEASE_S - 0.2 < seconds_until_reaped(other, 10) < LEASE_S + 2
+
+
 # -- deaths ----------------------------------------------------------------------------------------------------------
 
 
