@@ -45,7 +45,11 @@ def test_the_rest_of_a_line_longer_than_any_request_is_left_out(
     assert records(file) == [(1, b"123456"), (2, b"1234"), (3, b"123456")]
 
 
-@pytest.mark.parametrize("text", [gzip.compress(b"one\n" * 9999)[:-20], gzip.compress(b"one\n")[:-3], b"\x1f\x8bnot"])
+@pytest.mark.parametrize(
+    "text",
+    [gzip.compress(b"one\n" * 9999)[:-20], gzip.compress(b"one\n")[:-3], b"\x1f\x8bnot"],
+    ids=["cut in its data", "cut in its checksum", "no gzip"],
+)
 def test_a_gzip_file_that_is_damaged_is_named(text: bytes, tmp_path: Path) -> None:
     file = write(tmp_path / "in.gz", text)
     with pytest.raises(InvalidRequest, match=r"in\.gz: .*the gzip file is damaged"):
