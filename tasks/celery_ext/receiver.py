@@ -11,9 +11,14 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from celery.utils.log import get_logger
+
 from orcd.store import schema
 from orcd.store.broker import say_wrong_type
 from orcd.store.dead_letters import DEAD_LETTER_BYTES, DEAD_LETTER_TTL_S, MAX_DEAD_LETTERS
+from tasks.celery_ext.message import MAX_MESSAGE_BYTES
+
+logger = get_logger(__name__)
 
 MAX_RESTORED = 1000
 """Messages that one call of a script puts back."""
@@ -61,15 +66,18 @@ class Receiver:
         """
         self._acked_in_flight += self._take_acked()
         self._lists = lists
-        keys = [self._receivers, self._notes, self._ages, *lists]
-        arguments = [self._name, self._lease_ms, most, self._num_taken, self._ageing_ms, *self._acked_in_flight]
+        keys = [self._receivers, self._notes, self._ages, self._dead, *lists]
+        arguments = [self._name, self._lease_ms, most, self._num_taken, self._ageing_ms, MAX_MESSAGE_BYTES]
+        arguments += [DEAD_LETTER_BYTES, MAX_DEAD_LETTERS, DEAD_LETTER_TTL_S, *self._acked_in_flight]
         return ["EVAL", schema.celery_script("take"), len(keys), *keys, *arguments]
 
     def taken(self, answer: Sequence[Any]) -> list[tuple[str, str, bytes]]:
         """The messages that Redis answered with: delivery tag, list, text."""
         self._acked_in_flight.clear()
         messages = []
-        taken, unusable = answer
+        taken, unusable, num_too_long = answer
+        if num_too_long:
+            logger.warning("A message that is too long was put with the dead letters: see orcd dead list")
         for key in unusable:
             say_wrong_type(key.decode(), "nothing is taken from it")
         for tag, text in taken:

@@ -1,17 +1,21 @@
 -- Take messages and note that they are this receiver's and not acknowledged yet; drop its notes of acknowledged ones.
 -- A note is written before its message is taken, so that neither a full Redis nor a lost answer loses one.
 -- Lists are emptied in their order, but every second message is the one that has waited longest if it has waited so long.
--- KEYS: orcd:receivers, orcd:unacked:{R}, orcd:ages, then the queues' lists, the most urgent first
+-- A message that is too long for any worker to read never leaves Redis: it goes to the dead letters, but for its beginning.
+-- KEYS: orcd:receivers, orcd:unacked:{R}, orcd:ages, orcd:dead, then the queues' lists, the most urgent first
 -- ARGV: receiver, lease ms, at most so many messages, number of the first one taken, ms that one has to wait to go before
---       more urgent ones, then the tags of acknowledged ones
--- Returns {tag, message} for each, and the lists whose keys have another type. A tag is '<number> <list>', so that a note
--- says where its message goes back to.
-for at = 6, #ARGV do
+--       more urgent ones, at most so many bytes of a message, at most so many of a dead letter, at most so many dead
+--       letters, their time to live in s, then the tags of acknowledged ones
+-- Returns {tag, message} for each, the lists whose keys have another type, and how many messages were too long. A tag is
+-- '<number> <list>', so that a note says where its message goes back to. When the messages together have more bytes than
+-- one may have, the rest is left for the next call.
+for at = 10, #ARGV do
     redis.call('HDEL', KEYS[2], ARGV[at])
 end
 local most, first_number, ageing = tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5])
-local taken, unusable, lists = {}, {}, {}
-for key = 4, #KEYS do
+local most_bytes, num_bytes = tonumber(ARGV[6]), 0
+local taken, unusable, lists, num_too_long = {}, {}, {}, 0
+for key = 5, #KEYS do
     local length = redis.pcall('LLEN', KEYS[key])
     if type(length) == 'table' then
         unusable[#unusable + 1] = KEYS[key]
@@ -20,11 +24,11 @@ for key = 4, #KEYS do
     end
 end
 if #lists == 0 or most < 1 then
-    return {taken, unusable}
+    return {taken, unusable, 0}
 end
 local kind = redis.call('TYPE', KEYS[1]).ok
 if kind ~= 'zset' and kind ~= 'none' then -- restore replaces it; what is taken before has no lease
-    return {taken, unusable}
+    return {taken, unusable, 0}
 end
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
@@ -76,17 +80,40 @@ local function next_list(number)
     end
 end
 
-local num_left = 0
-for _, list in ipairs(lists) do
-    num_left = num_left + list.length
-end
-for number = first_number, first_number + math.min(most, num_left) - 1 do
-    local list = next_list(number)
-    local text = redis.call('LINDEX', list.key, -1)
+local function take(list, number, text)
     local tag = string.format('%d %s', number, list.key)
     redis.call('HSET', KEYS[2], tag, text)
     redis.call('RPOP', list.key)
     taken[#taken + 1] = {tag, text}
+end
+
+local function dead_letter(list, text)
+    if redis.call('TYPE', KEYS[4]).ok ~= 'stream' then
+        redis.call('DEL', KEYS[4])
+    end
+    redis.call('XADD', KEYS[4], 'MAXLEN', ARGV[8], '*',
+        'reason', string.format('it has %d bytes; at most %d are read', #text, most_bytes),
+        'list', list.key, 'num_bytes', #text, 'text', string.sub(text, 1, tonumber(ARGV[7])))
+    redis.call('EXPIRE', KEYS[4], ARGV[9])
+    redis.call('LTRIM', list.key, 0, -2) -- RPOP would make another copy of it
+    num_too_long = num_too_long + 1
+end
+
+local num_left = 0
+for _, list in ipairs(lists) do
+    num_left = num_left + list.length
+end
+while #taken < most and num_left > 0 and num_bytes <= most_bytes do
+    local number = first_number + #taken
+    local list = next_list(number)
+    local text = redis.call('LINDEX', list.key, -1)
+    num_bytes = num_bytes + #text
+    if #text > most_bytes then
+        dead_letter(list, text)
+    else
+        take(list, number, text)
+    end
+    num_left = num_left - 1
     list.length = list.length - 1
     list.num_taken = (list.num_taken or 0) + 1
     local numbers = numbers_of(list)
@@ -101,4 +128,7 @@ for _, list in ipairs(lists) do
         redis.pcall('HSET', KEYS[3], list.key, table.concat(words, ' '))
     end
 end
-return {taken, unusable}
+if num_too_long > 0 then
+    collectgarbage() -- Lua would keep the long text until many more scripts have run
+end
+return {taken, unusable, num_too_long}
