@@ -7,7 +7,7 @@ import re
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeGuard
 
 import msgspec
 
@@ -169,8 +169,13 @@ def _digest(request: Request) -> str:
     return hashlib.sha256(msgspec.json.encode(plain, order="sorted")).hexdigest()[:32]
 
 
+def is_well_formed(job_id: object) -> TypeGuard[str]:
+    """Whether it is 1 to 128 of ``A-Z a-z 0-9 _ . : -``: then it may be shown to everybody who operates workers."""
+    return isinstance(job_id, str) and re.fullmatch(r"[A-Za-z0-9_.:-]{1,128}", job_id) is not None
+
+
 def check_job_id(job_id: str) -> str:
-    """The id itself. Raises `InvalidRequest` unless it is 1 to 128 of ``A-Z a-z 0-9 _ . : -``."""
-    if not isinstance(job_id, str) or not re.fullmatch(r"[A-Za-z0-9_.:-]{1,128}", job_id):
+    """The id itself. Raises `InvalidRequest` unless it is well formed."""
+    if not is_well_formed(job_id):
         raise InvalidRequest("job_id: must be 1 to 128 of the characters A-Z a-z 0-9 _ . : -")
     return job_id

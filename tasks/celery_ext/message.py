@@ -20,6 +20,8 @@ from kombu.transport import virtual
 from kombu.utils.json import dumps, loads
 from msgspec import Meta
 
+from orcd.store.submission import is_well_formed
+
 MAX_MESSAGE_BYTES = 32 * 1024 * 1024
 """A request has at most 16 MiB; base64 makes four bytes of three. Also the most that a body may be inflated to."""
 JSON = "application/json"
@@ -258,5 +260,4 @@ def _check_time(value: Any, name: str, message_id: str) -> None:
 def _id_of(headers: dict[str, Any]) -> str:
     """The id, where it can be told to people."""
     found = headers.get("id")
-    is_id = isinstance(found, str) and found.isascii() and found.isprintable() and len(found) <= 128
-    return str(found) if is_id else ""
+    return found if is_well_formed(found) else ""

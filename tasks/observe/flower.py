@@ -6,9 +6,14 @@ from typing import Any
 
 from celery.worker.request import Request
 
+from orcd.store.submission import is_well_formed
+
 
 class PrivateRequest(Request):  # type: ignore[misc]
-    """A message whose arguments are shown to nobody but for job ids: an inline request has its prompt in them."""
+    """A message of which nobody is shown more than its task, its well-formed ids, and what kind of error it ended with.
+
+    An inline request has its prompt in its arguments, and the text of an error may name what the sender wrote.
+    """
 
     @property
     def argsrepr(self) -> str:
@@ -22,8 +27,20 @@ class PrivateRequest(Request):  # type: ignore[misc]
 
     def info(self, safe: bool = False) -> dict[str, Any]:  # noqa: ARG002  (Celery's name)
         """What ``inspect active`` and its like answer."""
-        return {**super().info(safe=True), "args": [], "kwargs": self._public()}
+        shown = self.id if is_well_formed(self.id) else ""
+        return {**super().info(safe=True), "id": shown, "args": [], "kwargs": self._public()}
+
+    def send_event(self, type: str, **fields: Any) -> None:
+        """Tell Flower what has happened. The text of an error stays with the result, which is its sender's."""
+        if "exception" in fields:
+            fields |= {"exception": fields["exception"].partition("(")[0], "traceback": None}
+        super().send_event(type, **fields)
 
     def _public(self) -> dict[str, Any]:
         kwargs = self._kwargs if isinstance(self._kwargs, dict) else {}
-        return {name: kwargs[name] for name in ("job_id", "job_ids") if name in kwargs}
+        shown: dict[str, Any] = {}
+        if is_well_formed(job_id := kwargs.get("job_id")):
+            shown["job_id"] = job_id
+        if isinstance(job_ids := kwargs.get("job_ids"), list):
+            shown["job_ids"] = [job_id for job_id in job_ids if is_well_formed(job_id)]
+        return shown
