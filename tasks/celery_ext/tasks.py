@@ -32,6 +32,9 @@ class JobTask(Task):  # type: ignore[misc]
     Request = "tasks.celery_ext.request:Request"
     typing = False
     throws = (OrcdError,)
+    # Not left to an application's settings: Celery takes them over into the class for the first application only.
+    acks_late = True
+    acks_on_failure_or_timeout = True
     current_name: str
 
     def jobs(self, task_id: str, args: list[Any], kwargs: dict[str, Any]) -> dict[str, requests.Request | None]:

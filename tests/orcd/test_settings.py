@@ -102,8 +102,8 @@ def test_variables_that_kubernetes_sets_for_a_service_of_that_name_are_passed_ov
 
 
 def test_a_port_that_is_set_by_a_person_is_still_checked() -> None:
-    with pytest.raises(InvalidRequest, match="unknown environment variable ORCD_PORT"):
-        read_environment(SampleSettings, {"ORCD_PORT": "80"})
+    with pytest.raises(InvalidRequest, match="unknown environment variable ORCD_REDIS_PORT"):
+        read_environment(SampleSettings, {"ORCD_REDIS_PORT": "80"})
 
 
 def test_a_client_s_own_settings_are_checked() -> None:

@@ -260,22 +260,19 @@ local function is_owned(id, epoch, token)
     return record[1] == epoch and record[2] == token and record[3] == 'running'
 end
 
--- The clock was ahead and has been put back: what was to happen at a time it had not reached happens earlier by as much.
-local function undo_clock(ahead)
-    for _, name in ipairs({'queued', 'running', 'unanswered'}) do
-        local later = redis.call('ZRANGEBYSCORE', key(name), now_ms() + ahead, '+inf', 'WITHSCORES')
-        for at = 1, #later, 2 do
-            redis.call('ZADD', key(name), later[at + 1] - ahead, later[at])
-        end
-    end
-end
-
 -- Note that a worker has reached Redis. If none had for half a lease, Redis was away: nobody could renew (a worker does
--- three times a lease, also without jobs), so that each lease that had not run out before then begins anew.
+-- three times a lease, also without jobs), so that each lease that had not run out before then begins anew. So it does
+-- after a clock that was ahead was put back; then all that was to happen at a time it had not reached happens earlier by
+-- as much.
 local function note_contact(now, lease)
     local before = tonumber(redis.pcall('GET', key('contact')))
     if before and now < before - 1000 then
-        undo_clock(before - now)
+        for _, name in ipairs({'queued', 'running', 'unanswered'}) do
+            local later = redis.call('ZRANGEBYSCORE', key(name), before, '+inf', 'WITHSCORES')
+            for at = 1, #later, 2 do
+                redis.call('ZADD', key(name), later[at + 1] - before + now, later[at])
+            end
+        end
     end
     if not before or now < before or now - before > math.max(lease / 2, 100) then -- threads may stand still for a moment
         local since = before and '(' .. math.min(before, now) or '-inf'

@@ -44,7 +44,7 @@ class ScriptedEngine:
     def start(self) -> None:
         self._on_event(READY)
 
-    def stop(self) -> None:
+    def stop(self, timeout_s: float = 0.0) -> None:
         """Nothing is left to end."""
 
     def send(self, request: contract.Request) -> bool:
@@ -90,6 +90,7 @@ class ScriptedWorker:
                 observer,
                 publish,
                 lambda: self.deaths.append("lost"),
+                lambda farewell: self.deaths.append("told to leave"),
                 lambda thread, _: self.deaths.append(thread),
             )
         self.engine: Any = self.dispatcher._runner.engine.process

@@ -80,6 +80,7 @@ def revoke(scene: Scene) -> None:
 
 
 def let_queue_limit_pass(scene: Scene) -> None:
+    wait_until(lambda: scene.store.redis.zcard(schema.SERVED))  # by workers, when they first renew
     scene.store.redis.hset(schema.job_key(J), "queued_ms", 1)
     if state(scene.store) == "queued":
         make_due_again(scene.store, J)

@@ -222,7 +222,7 @@ def test_a_bug_in_the_job_runner_is_told_and_its_jobs_are_given_back(
 
     monkeypatch.setattr(scene.runner, "run_batch", fail)
     monkeypatch.setattr(scene.runner.engine.process, "start", lambda: None)
-    monkeypatch.setattr(scene.runner.engine.process, "stop", lambda: None)
+    monkeypatch.setattr(scene.runner.engine.process, "stop", lambda *_: None)
     scene.runner.start()
     name, error = scene.deaths.get(timeout=5)
     assert (name, type(error)) == ("job runner", KeyError)

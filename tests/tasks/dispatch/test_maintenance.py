@@ -89,6 +89,7 @@ def test_the_heartbeat_carries_the_gauges_and_goes_when_the_worker_does(
     assert set(WorkerStatus.__struct_fields__) - {"name", "last_seen_ms", "silent_ms"} == {
         name.decode() for name in connection.hkeys(schema.worker_key("worker-1"))
     } - {"ready"}
+    scene.maintenance.start()
     scene.maintenance.stop(5)
     assert connection.keys("orcd:worker*") == []
 

@@ -71,7 +71,7 @@ def start(settings: Settings) -> Iterator[Callable[..., Line]]:
     yield start
     for line in lines:
         line.process.stop()
-    left = [child for child in psutil.Process().children() if "worker" in child.cmdline() or "--fd" in child.cmdline()]
+    left = [child for child in psutil.Process().children() if "--in-flight-fd" in child.cmdline()]
     assert left == []
 
 
