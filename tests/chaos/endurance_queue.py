@@ -44,6 +44,7 @@ MOST_GROWTH_BYTES = 5e6
 SAMPLE_S = 5.0
 LEASE_MS = 10_000
 KEPT_BY_CELERY = ("_kombu.", "unacked")
+KEPT_FOR_AN_HOUR = (schema.CONTACT, schema.READY, schema.SERVED)
 FORGET_MARGIN_S = 15.0
 MEMORY_COLUMNS = ["process", "begin, MB", "half, MB", "end, MB", "most, MB", "growth in the last half, MB"]
 
@@ -231,7 +232,7 @@ class EnduranceQueue:
         """All but those that Celery keeps for ever, and what is known of the queues, which goes by itself."""
         keys = [key.decode() for key in self._connection.keys("*")]
         keys = [key for key in keys if not key.startswith(KEPT_BY_CELERY)]
-        return [key for key in keys if key != schema.SERVED or self._connection.ttl(key) < 0]
+        return [key for key in keys if key not in KEPT_FOR_AN_HOUR or self._connection.ttl(key) < 0]
 
 
 def main(argv: Sequence[str]) -> int:
