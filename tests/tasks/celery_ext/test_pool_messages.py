@@ -87,11 +87,16 @@ class Scene:
         return (self.store.redis.hget(schema.job_key(job_id), "state") or b"").decode()
 
     def close(self) -> None:
+        self.pool._finisher.submit(self._close_backend)  # each thread of Celery has a backend of its own
         self.pool._finisher.stop(5)
+        self._close_backend()
         self.pool._publisher.close()
         self.store.redis.close()
         gc.collect()  # an AsyncResult unsubscribes when it is collected, so it must go before its Redis does
         self.app.close()
+
+    def _close_backend(self) -> None:
+        self.app.backend.client.connection_pool.disconnect()
 
 
 @pytest.fixture

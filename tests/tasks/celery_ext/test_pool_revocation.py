@@ -35,6 +35,7 @@ def test_a_revoked_job_that_waits_ends_at_once_whoever_hears_of_it(
     app: Celery, client: Client, redis_url: str, demo_model: Path, tmp_path: Path
 ) -> None:
     with WorkerProcess(redis_url, demo_model, tmp_path) as worker:
+        wait_until(lambda: app.control.ping(timeout=0.5))  # who is ready may not hear broadcasts yet
         submitted = client.submit(**SHORT, model="nobody")
         inline = app.send_task("orcd.generate", kwargs=SHORT | {"model": "nobody"}, queue="orcd.nobody").id
         app.control.revoke([submitted, inline])
