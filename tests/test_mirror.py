@@ -29,6 +29,7 @@ WITHOUT_TESTS = {
             "rate_limit": "test_app",
             "answers/event_reader": "answers/test_generation",
             "answers/sse": "answers/test_generation",
+            "answers/whole_answer": "answers/test_generation",
             "batches/batch_runner": "batches/test_batches",
             "batches/batch_store": "batches/test_batches",
             "batches/batch_task": "batches/test_batches",

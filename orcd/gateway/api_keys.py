@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import re
+import secrets
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +15,8 @@ from typing import Any
 from orcd.errors import InvalidRequest
 from orcd.gateway.settings import GatewaySettings
 
+ID_DIGITS = 32
+"""Hex digits of what callers made, behind the tag of their key."""
 _FIELDS = {"name": str, "key": str, "sha256": str, "models": list, "requests_per_minute": int}
 
 
@@ -36,6 +40,16 @@ class ApiKey:
     def may_use(self, model: str) -> bool:
         """Whether the caller may ask this model."""
         return self.models is None or model in self.models
+
+
+def new_id(kind: str, tag: str) -> str:
+    """An id that nobody can guess for what a key with this tag makes; ``kind`` is what it begins with."""
+    return f"{kind}{tag}{secrets.token_hex(ID_DIGITS // 2)}"
+
+
+def is_made_by(key: ApiKey, made_id: str, kind: str) -> bool:
+    """Whether an id is of this kind and of this key."""
+    return re.fullmatch(f"{kind}{key.tag}[0-9a-f]{{{ID_DIGITS}}}", made_id) is not None
 
 
 ANYBODY = ApiKey("anybody", b"")

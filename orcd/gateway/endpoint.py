@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from orcd.async_client import AsyncClient
+from orcd.errors import InvalidRequest
 from orcd.gateway.api_error import ApiError
 from orcd.gateway.api_keys import ApiKey, ApiKeys
 from orcd.gateway.rate_limit import count_request
@@ -80,6 +81,14 @@ def endpoint(handler: Callable[[Call], Awaitable[Response]]) -> Callable[[Reques
         return await handler(Call(gateway, key, request))
 
     return answer
+
+
+def read_flag(body: Mapping[str, Any], name: str) -> bool:
+    """A field that is true, or false as by default. Raises `InvalidRequest`."""
+    value = body.get(name) or False
+    if not isinstance(value, bool):
+        raise InvalidRequest(f"{name}: must be true or false")
+    return value
 
 
 def json_response(body: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:

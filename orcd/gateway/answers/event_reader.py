@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
 from contextlib import aclosing
 from types import TracebackType
 
 from orcd.async_client import AsyncClient
 from orcd.errors import OrcdError
 from orcd.events import End, Error, Event, Loading, Queued
+from orcd.gateway.api_error import ApiError
 
+HOLD_S = 10.0
+"""How long the status of a stream waits for what only a worker knows, such as whether the prompt fits the model."""
 MAX_UNREAD = 64
 """Events read ahead of a client. Redis ends the subscription of one that is much slower, who then reads the log."""
 
@@ -17,10 +21,9 @@ MAX_UNREAD = 64
 class EventReader:
     """Reads one job's events; use it in an async with block."""
 
-    def __init__(self, client: AsyncClient, job_id: str, from_token: int = 0) -> None:
-        self.job_id = job_id
+    def __init__(self, client: AsyncClient, job_id: str) -> None:
         self._client = client
-        self._from_token = from_token
+        self._job_id = job_id
         self._read: asyncio.Queue[Event | OrcdError] = asyncio.Queue(MAX_UNREAD)
         self._peeked: Event | None = None
 
@@ -34,7 +37,15 @@ class EventReader:
         self._task.cancel()
         await asyncio.gather(self._task, return_exceptions=True)
 
-    async def next(self, timeout_s: float | None = None) -> Event | None:
+    async def events(self, longest_pause_s: float) -> AsyncIterator[Event | None]:
+        """The events to the last; None where nothing happened for so long. Raises `OrcdError`."""
+        while True:
+            event = await self.next(longest_pause_s)
+            yield event
+            if isinstance(event, End | Error):
+                return
+
+    async def next(self, timeout_s: float) -> Event | None:
         """The next event that is no news from the queue; None after so many seconds. Raises `OrcdError`."""
         if self._peeked is not None:
             event, self._peeked = self._peeked, None
@@ -50,14 +61,15 @@ class EventReader:
         except TimeoutError:
             return None
 
-    async def wait_for_start(self, timeout_s: float) -> Event | None:
-        """Wait until a worker has begun the job, or it has ended; `next` returns that event once more."""
-        self._peeked = await self.next(timeout_s)
-        return self._peeked
+    async def wait_for_start(self) -> None:
+        """Wait until a worker has begun the job, at most `HOLD_S`. Raises `ApiError` if it has failed instead."""
+        self._peeked = await self.next(HOLD_S)
+        if isinstance(self._peeked, Error):
+            raise ApiError.of_event(self._peeked)
 
     async def _pump(self) -> None:
         try:
-            async with aclosing(self._client.events(self.job_id, self._from_token)) as events:
+            async with aclosing(self._client.events(self._job_id)) as events:
                 async for event in events:
                     await self._read.put(event)
                     if isinstance(event, End | Error):

@@ -7,26 +7,21 @@ from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from orcd.errors import InvalidRequest
-from orcd.events import End, Error, Started
+from orcd.events import Error, Started
 from orcd.gateway.answers import sse
 from orcd.gateway.answers.chunks import Chunks
 from orcd.gateway.answers.event_reader import EventReader
 from orcd.gateway.answers.jobs import check_owner, submit
+from orcd.gateway.answers.whole_answer import WholeAnswer
 from orcd.gateway.api_error import ApiError
-from orcd.gateway.endpoint import Call, endpoint, json_response
-from orcd.openai.endpoints import parse_body, response_body
-from orcd.result import ResultBuilder
+from orcd.gateway.endpoint import Call, endpoint, read_flag
+from orcd.openai.endpoints import parse_body
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
-HOLD_S = 10.0
-"""How long an answer's status waits for what only a worker knows, such as whether the prompt fits the model."""
-LOOK_S = 1.0
-"""How often a caller who waits for a whole answer is looked for."""
 _EVENT_ID = re.compile(r"([A-Za-z0-9_.:-]{1,128}):(\d{1,18})")
 
 
@@ -40,9 +35,7 @@ class Delivery:
     @classmethod
     def read(cls, body: Mapping[str, Any]) -> Delivery:
         """From ``stream`` and ``stream_options``. Raises `InvalidRequest`."""
-        streams, options = body.get("stream") or False, body.get("stream_options")
-        if not isinstance(streams, bool):
-            raise InvalidRequest("stream: must be true or false")
+        streams, options = read_flag(body, "stream"), body.get("stream_options")
         if options is None:
             return cls(streams, False)
         if not streams:
@@ -76,7 +69,7 @@ async def _answer(call: Call, url: str) -> Response:
     else:
         job_id, num_seen = await submit(call, request), None
     if not delivery.streams:
-        return _WholeAnswer(call, url, body, job_id)
+        return WholeAnswer(call, url, body, job_id)
     chunks = Chunks(
         job_id,
         request.model or "",
@@ -97,37 +90,6 @@ def _resumed(call: Call, last_event_id: str) -> tuple[str, int]:
     return match[1], int(match[2])
 
 
-class _WholeAnswer(Response):
-    """Waits for a job's end."""
-
-    def __init__(self, call: Call, url: str, body: Mapping[str, Any], job_id: str) -> None:
-        super().__init__()
-        self._call = call
-        self._url = url
-        self._body = body
-        self._job_id = job_id
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        client = self._call.gateway.client
-        caller = HttpRequest(scope, receive)
-        builder = ResultBuilder(self._job_id)
-        async with EventReader(client, self._job_id) as reader:
-            while True:
-                event = await reader.next(LOOK_S)
-                if event is None:
-                    if await caller.is_disconnected():
-                        return  # a job without listeners ends by itself, unless it was to go on
-                    continue
-                builder.add(event)
-                if isinstance(event, Error):
-                    raise ApiError.of_event(event)
-                if isinstance(event, End):
-                    break
-        created_s = (await client.status(self._job_id)).created_ms // 1000
-        answer = response_body(self._url, self._body, builder.result(), created_s)
-        await json_response(answer)(scope, receive, send)
-
-
 class _StreamedAnswer(Response):
     """Follows a job, from behind the tokens that the client has."""
 
@@ -140,14 +102,12 @@ class _StreamedAnswer(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async with EventReader(self._call.gateway.client, self._job_id) as reader:
-            first = await reader.wait_for_start(HOLD_S)
-            if isinstance(first, Error):
-                raise ApiError.of_event(first)
+            await reader.wait_for_start()
             await sse.response(self._frames(reader))(scope, receive, send)
 
     async def _frames(self, reader: EventReader) -> AsyncIterator[bytes]:
         num_seen = self._num_seen or 0
-        async for event in sse.paced(reader):
+        async for event in reader.events(sse.PING_S):
             if event is None:
                 yield sse.PING
                 continue

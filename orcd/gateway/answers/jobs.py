@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -12,14 +11,12 @@ import msgspec
 
 from orcd.errors import InvalidRequest
 from orcd.gateway.api_error import ApiError
-from orcd.gateway.api_keys import ApiKey
+from orcd.gateway.api_keys import ID_DIGITS, ApiKey, is_made_by, new_id
 from orcd.gateway.endpoint import Call
 from orcd.request import Request
 from orcd.result import Result, fold
 from orcd.store import schema
 from orcd.store.token_log import read_events, usable
-
-ID_DIGITS = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,17 +28,17 @@ class Kept:
     result: Result
 
 
-def new_job_id(key: ApiKey, idempotency_key: str | None = None) -> str:
+def job_id_for(key: ApiKey, idempotency_key: str | None = None) -> str:
     """An id that only this API key may use: one that nobody can guess, or the same for the same ``idempotency_key``."""
     if idempotency_key is None:
-        return key.tag + secrets.token_hex(ID_DIGITS // 2)
+        return new_id("", key.tag)
     text = idempotency_key.encode("utf-8", "surrogateescape")
     return key.tag + hashlib.sha256(key.digest + b" orcd:idempotency_key:" + text).hexdigest()[:ID_DIGITS]
 
 
 def check_owner(call: Call, job_id: str) -> None:
     """Raises `ApiError` 404 if the job cannot be the caller's."""
-    if len(job_id) != len(call.key.tag) + ID_DIGITS or not job_id.startswith(call.key.tag):
+    if not is_made_by(call.key, job_id, ""):
         raise not_found()
 
 
@@ -52,7 +49,7 @@ def not_found() -> ApiError:
 
 async def submit(call: Call, request: Request) -> str:
     """Queue a job of the caller; returns its id. With the header Idempotency-Key the same call makes the same job."""
-    job_id = new_job_id(call.key, call.request.headers.get("idempotency-key"))
+    job_id = job_id_for(call.key, call.request.headers.get("idempotency-key"))
     return await call.gateway.client.submit(job_id=job_id, **msgspec.structs.asdict(request))
 
 
@@ -64,8 +61,7 @@ async def keep(call: Call, job_id: str, body: Mapping[str, Any]) -> None:
 
 
 async def read_kept(call: Call, job_id: str) -> Kept:
-    """What is kept of the caller's job. Raises `ApiError` 404, or `LogDamaged`."""
-    check_owner(call, job_id)
+    """What is kept of a job that is the caller's. Raises `ApiError` 404, or `LogDamaged`."""
     prefix = call.gateway.settings.key_prefix
     try:
         status = await call.gateway.client.status(job_id)  # ends it if it is overdue
@@ -83,7 +79,6 @@ async def read_kept(call: Call, job_id: str) -> Kept:
 
 
 async def delete(call: Call, job_id: str) -> bool:
-    """Delete a job of the caller; False if it is not there."""
-    check_owner(call, job_id)
+    """Delete a job that is the caller's; False if it is not there."""
     script = call.gateway.redis.register_script(schema.script("delete", call.gateway.settings.key_prefix))
     return bool(await script([], [job_id]))

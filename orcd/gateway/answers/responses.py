@@ -5,38 +5,39 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
-from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from orcd.errors import InvalidRequest
-from orcd.events import End, Error
 from orcd.gateway.answers import jobs, sse
 from orcd.gateway.answers.event_reader import EventReader
-from orcd.gateway.answers.generation import HOLD_S, LOOK_S
 from orcd.gateway.answers.response_events import STEPS, ResponseEvents, num_tokens_seen
+from orcd.gateway.answers.whole_answer import WholeAnswer
 from orcd.gateway.api_error import ApiError
-from orcd.gateway.endpoint import Call, endpoint, json_response
+from orcd.gateway.endpoint import Call, endpoint, json_response, read_flag
 from orcd.openai.endpoints import parse_body
 from orcd.openai.responses import ECHOED, response
 
 URL = "/v1/responses"
 NOTHING_SEEN = -1
+REFUSALS = ("INVALID_REQUEST", "CONTEXT_LENGTH_EXCEEDED")
+"""Errors that only a worker finds and that are the call's; any other leaves a response of the status failed."""
 
 
 @endpoint
 async def create(call: Call) -> Response:
     """Begin a response, and answer with its stream, its end, or in the background with the id to ask for it by."""
     body = await call.json()
-    streams, background = _flag(body, "stream"), _flag(body, "background")
+    streams, background = read_flag(body, "stream"), read_flag(body, "background")
     request = parse_body(URL, body, {"on_disconnect": "continue" if background else "cancel"})
     call.check_model(request.model)
     job_id = await jobs.submit(call, request)
     await jobs.keep(call, job_id, {name: body[name] for name in ("model", *ECHOED) if body.get(name) is not None})
     if streams:
         return _Stream(call, job_id, NOTHING_SEEN)
-    return await _current(call, job_id) if background else _WholeResponse(call, job_id)
+    if background:
+        return await _current(call, job_id)
+    return WholeAnswer(call, URL, body, job_id, REFUSALS)
 
 
 @endpoint
@@ -79,13 +80,6 @@ ROUTES = (
 )
 
 
-def _flag(body: Mapping[str, Any], name: str) -> bool:
-    value = body.get(name) or False
-    if not isinstance(value, bool):
-        raise InvalidRequest(f"{name}: must be true or false")
-    return value
-
-
 def _job_id(call: Call) -> str:
     job_id: str = call.request.path_params["id"].removeprefix("resp_")
     jobs.check_owner(call, job_id)
@@ -95,26 +89,6 @@ def _job_id(call: Call) -> str:
 async def _current(call: Call, job_id: str) -> Response:
     kept = await jobs.read_kept(call, job_id)
     return json_response(response(kept.body, kept.result, kept.created_s))
-
-
-class _WholeResponse(Response):
-    """Waits for the end. A job that failed is a response of the status failed, no error of the call."""
-
-    def __init__(self, call: Call, job_id: str) -> None:
-        super().__init__()
-        self._call = call
-        self._job_id = job_id
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        caller = HttpRequest(scope, receive)
-        async with EventReader(self._call.gateway.client, self._job_id) as reader:
-            while not isinstance(event := await reader.next(LOOK_S), End | Error):
-                if event is None and await caller.is_disconnected():
-                    return
-        if isinstance(event, Error) and event.code in ("INVALID_REQUEST", "CONTEXT_LENGTH_EXCEEDED"):
-            raise ApiError.of_event(event)
-        answer = await _current(self._call, self._job_id)
-        await answer(scope, receive, send)
 
 
 class _Stream(Response):
@@ -131,9 +105,7 @@ class _Stream(Response):
         events = ResponseEvents(self._job_id, kept.body, kept.created_s)
         async with EventReader(self._call.gateway.client, self._job_id) as reader:
             if self._seen == NOTHING_SEEN and not kept.body.get("background"):
-                first = await reader.wait_for_start(HOLD_S)
-                if isinstance(first, Error):
-                    raise ApiError.of_event(first)
+                await reader.wait_for_start()
             await sse.response(self._frames(reader, events))(scope, receive, send)
 
     async def _frames(self, reader: EventReader, events: ResponseEvents) -> AsyncIterator[bytes]:
@@ -141,7 +113,7 @@ class _Stream(Response):
         for made in events.begin():
             if made["sequence_number"] > self._seen:
                 yield _frame(made)
-        async for event in sse.paced(reader):
+        async for event in reader.events(sse.PING_S):
             if event is None:
                 yield sse.PING
                 continue

@@ -8,8 +8,6 @@ from typing import Any
 import msgspec
 from starlette.responses import StreamingResponse
 
-from orcd.events import End, Error, Event
-from orcd.gateway.answers.event_reader import EventReader
 from orcd.gateway.api_error import ApiError
 
 CANNOT_RESUME = ApiError(
@@ -35,12 +33,3 @@ def response(frames: AsyncIterator[bytes]) -> StreamingResponse:
     """The answer that streams these frames; no proxy should hold them back."""
     headers = {"cache-control": "no-cache", "x-accel-buffering": "no"}
     return StreamingResponse(frames, media_type="text/event-stream", headers=headers)
-
-
-async def paced(reader: EventReader) -> AsyncIterator[Event | None]:
-    """A job's events to the last; None where nothing happened for a while."""
-    while True:
-        event = await reader.next(PING_S)
-        yield event
-        if isinstance(event, End | Error):
-            return

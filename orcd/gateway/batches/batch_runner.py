@@ -17,6 +17,8 @@ import msgspec
 import redis
 
 from orcd.errors import RedisUnavailable, places
+from orcd.gateway.api_keys import new_id
+from orcd.gateway.batches import file_store
 from orcd.gateway.batches.batch_store import BatchObject, BatchRecord, BatchStore
 from orcd.gateway.batches.batch_task import BatchTask, Stopped
 from orcd.gateway.batches.file_store import FileStore
@@ -123,6 +125,6 @@ def _with_files(record: BatchRecord) -> BatchRecord:
     """The record with ids for the files that the batch will write."""
     if record.batch.output_file_id is not None:
         return record
-    output, errors = (f"file-{record.tag}{secrets.token_hex(16)}" for _ in range(2))
+    output, errors = (new_id(file_store.KIND, record.tag) for _ in range(2))
     batch = msgspec.structs.replace(record.batch, output_file_id=output, error_file_id=errors)
     return msgspec.structs.replace(record, batch=batch)

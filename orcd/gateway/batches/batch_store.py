@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import re
-import secrets
 from typing import Any
 
 import msgspec
 import redis.asyncio
 
 from orcd.gateway.api_error import ApiError
-from orcd.gateway.api_keys import ApiKey
+from orcd.gateway.api_keys import ApiKey, is_made_by
 from orcd.store import schema
 
 LEASE_MS = 10_000
-_BATCH_ID = re.compile(r"batch_[0-9a-f]{0,8}[0-9a-f]{32}")
+KIND = "batch_"
+"""What the ids of batches begin with."""
 
 
 class RequestCounts(msgspec.Struct, frozen=True):
@@ -73,11 +72,6 @@ class BatchStore:
             name: connection.register_script(schema.script(name, prefix)) for name in names
         }
 
-    @staticmethod
-    def new_id(key: ApiKey) -> str:
-        """An id that only this key may use."""
-        return f"batch_{key.tag}{secrets.token_hex(16)}"
-
     async def create(self, record: BatchRecord) -> None:
         """Keep a new batch, for any gateway to run."""
         fields = {
@@ -93,7 +87,7 @@ class BatchStore:
 
     async def find(self, key: ApiKey, batch_id: str) -> BatchObject:
         """The caller's batch. Raises `ApiError` 404."""
-        if _BATCH_ID.fullmatch(batch_id) and batch_id.removeprefix("batch_").startswith(key.tag):
+        if is_made_by(key, batch_id, KIND):
             fields = await self._redis.hgetall(self._key(batch_id))
             if b"batch" in fields:
                 return _record(fields).batch

@@ -11,7 +11,8 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from orcd.errors import InvalidRequest
-from orcd.gateway.batches.batch_store import BatchObject, BatchRecord, BatchStore
+from orcd.gateway.api_keys import new_id
+from orcd.gateway.batches.batch_store import KIND, BatchObject, BatchRecord, BatchStore
 from orcd.gateway.batches.files import file_store
 from orcd.gateway.batches.pages import page
 from orcd.gateway.endpoint import Call, endpoint, json_response
@@ -36,7 +37,7 @@ async def create(call: Call) -> Response:
     _check(body)
     now = int(time.time())
     batch = BatchObject(
-        id=BatchStore.new_id(call.key),
+        id=new_id(KIND, call.key.tag),
         endpoint=body["endpoint"],
         input_file_id=file.id,
         created_at=now,

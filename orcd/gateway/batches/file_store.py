@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
-import secrets
 import time
 from collections.abc import AsyncIterable
 from pathlib import Path
@@ -12,10 +10,11 @@ from pathlib import Path
 import msgspec
 
 from orcd.gateway.api_error import ApiError
-from orcd.gateway.api_keys import ApiKey
+from orcd.gateway.api_keys import ApiKey, is_made_by, new_id
 
 PURPOSES = ("batch", "batch_output", "user_data", "assistants", "fine-tune", "vision", "evals")
-_FILE_ID = re.compile(r"file-[0-9a-f]{0,8}[0-9a-f]{32}")
+KIND = "file-"
+"""What the ids of files begin with."""
 
 
 class FileObject(msgspec.Struct, frozen=True, kw_only=True):
@@ -40,18 +39,13 @@ class FileStore:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
-    @staticmethod
-    def new_id(key: ApiKey) -> str:
-        """An id that only this key may use."""
-        return f"file-{key.tag}{secrets.token_hex(16)}"
-
     def path(self, file_id: str) -> Path:
         """Where the contents are."""
         return self._folder / f"{file_id}.data"
 
     async def write(self, key: ApiKey, chunks: AsyncIterable[bytes], *, filename: str, purpose: str) -> FileObject:
         """Keep a new file. Raises OSError."""
-        file_id = self.new_id(key)
+        file_id = new_id(KIND, key.tag)
         num_bytes = 0
         try:
             with self.path(file_id).open("xb") as file:
@@ -81,7 +75,7 @@ class FileStore:
 
     def find(self, key: ApiKey, file_id: str) -> FileObject:
         """The caller's file. Raises `ApiError` 404."""
-        if _FILE_ID.fullmatch(file_id) and file_id.removeprefix("file-").startswith(key.tag):
+        if is_made_by(key, file_id, KIND):
             try:
                 described = msgspec.json.decode(self._description(file_id).read_bytes(), type=FileObject)
                 return msgspec.structs.replace(described, bytes=self.path(file_id).stat().st_size)
@@ -92,7 +86,7 @@ class FileStore:
     def list_all(self, key: ApiKey) -> list[FileObject]:
         """The caller's files, the newest first."""
         found = []
-        for path in self._folder.glob(f"file-{key.tag}*.json"):
+        for path in self._folder.glob(f"{KIND}{key.tag}*.json"):
             try:
                 found.append(self.find(key, path.stem))
             except ApiError:  # deleted meanwhile, or another's

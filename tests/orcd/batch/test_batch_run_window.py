@@ -19,18 +19,24 @@ from tests.orcd.batch.batch_scene import Batch
 from tests.orcd.job_writer import MakeStore
 
 
-def test_no_more_jobs_are_in_flight_than_the_window_holds(
-    client: Client, worker: AnsweringWorker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(batch_run, "MAX_IN_FLIGHT", 4)
-    num_asked: list[int] = []
+@pytest.fixture
+def num_asked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many jobs each look at the window was about."""
+    numbers: list[int] = []
     answer = Client.statuses
 
     def statuses(self: Client, job_ids: Sequence[str]) -> object:
-        num_asked.append(len(job_ids))
+        numbers.append(len(job_ids))
         return answer(self, job_ids)
 
     monkeypatch.setattr(Client, "statuses", statuses)
+    return numbers
+
+
+def test_no_more_jobs_are_in_flight_than_the_window_holds(
+    client: Client, worker: AnsweringWorker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, num_asked: list[int]
+) -> None:
+    monkeypatch.setattr(batch_run, "MAX_IN_FLIGHT", 4)
     batch = Batch(tmp_path, 10)
     batch.run(client)
     assert len(batch.results()) == 10
@@ -57,17 +63,9 @@ def test_results_can_be_had_in_the_order_of_the_lines(
 
 
 def test_long_lines_make_the_window_smaller(
-    client: Client, worker: AnsweringWorker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    client: Client, worker: AnsweringWorker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, num_asked: list[int]
 ) -> None:
     monkeypatch.setattr(batch_run, "MAX_BYTES_IN_FLIGHT", 30)
-    num_asked: list[int] = []
-    answer = Client.statuses
-
-    def statuses(self: Client, job_ids: Sequence[str]) -> object:
-        num_asked.append(len(job_ids))
-        return answer(self, job_ids)
-
-    monkeypatch.setattr(Client, "statuses", statuses)
     batch = Batch(tmp_path, 6)
     batch.run(client)
     assert len(batch.results()) == 6

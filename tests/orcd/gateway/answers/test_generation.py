@@ -7,7 +7,7 @@ import httpx
 import openai
 import pytest
 
-from orcd.gateway.answers import generation
+from orcd.gateway.answers import event_reader
 from tests.orcd.answering_worker import AnsweringWorker, FailingWorker
 from tests.orcd.gateway.conftest import OpenSdk
 
@@ -111,7 +111,7 @@ def test_an_idempotency_key_makes_the_same_job_once(http: httpx.Client, worker: 
 def test_a_stream_that_waits_keeps_its_connection_with_comments(
     http: httpx.Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(generation, "HOLD_S", 0.05)
+    monkeypatch.setattr(event_reader, "HOLD_S", 0.05)
     monkeypatch.setattr("orcd.gateway.answers.sse.PING_S", 0.05)
     with http.stream("POST", "/chat/completions", json=STREAM) as response:
         lines = response.iter_lines()
