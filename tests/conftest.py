@@ -31,12 +31,17 @@ def shared_redis() -> Iterator[RedisServer]:
 
 @pytest.fixture
 def redis_url(shared_redis: RedisServer) -> str:
-    """An empty Redis without other clients: those of the test before may still be leaving."""
-    with redis.Redis.from_url(shared_redis.url) as connection:
+    """An empty Redis."""
+    return emptied(shared_redis)
+
+
+def emptied(server: RedisServer) -> str:
+    """The URL of the server, emptied and without other clients: those of the test before may still be leaving."""
+    with redis.Redis.from_url(server.url) as connection:
         connection.client_kill_filter(_type="normal")
         connection.client_kill_filter(_type="pubsub")
         connection.flushall()
-    return shared_redis.url
+    return server.url
 
 
 @pytest.fixture

@@ -32,7 +32,7 @@ from orcd.gateway.settings import GatewaySettings
 from orcd.settings import NAMES, PREFIX, ClientSettings
 from orcd.store.schema import job_key
 from tasks.local.redis_server import RedisServer
-from tests.conftest import DEMO_MODEL
+from tests.conftest import DEMO_MODEL, emptied
 from worker.settings import Settings
 
 ROOT = Path(__file__).parents[1]
@@ -161,15 +161,16 @@ def users_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def serving(shared_redis: RedisServer, users_folder: Path) -> Iterator[str]:
     """The URL of a Redis with an ``orcd worker`` on it that was started in the user's folder."""
     command = [sys.executable, "-m", "orcd", "worker", "--model", str(DEMO_MODEL), "--device", "cpu"]
-    environment = os.environ | {"ORCD_REDIS_URL": shared_redis.url, "PYTHONPATH": str(users_folder)}
+    url = emptied(shared_redis)
+    environment = os.environ | {"ORCD_REDIS_URL": url, "PYTHONPATH": str(users_folder)}
     with subprocess.Popen(command, cwd=users_folder, env=environment, stderr=subprocess.DEVNULL) as worker:
-        with Client(shared_redis.url) as client:
+        with Client(url) as client:
             end = time.monotonic() + 60
             while not any(worker.state == "ready" for worker in client.workers()):
                 assert worker.poll() is None, "the worker ended"
                 assert time.monotonic() < end, "the worker is not ready"
                 time.sleep(0.1)
-        yield shared_redis.url
+        yield url
         worker.terminate()
         assert worker.wait(30) == 0
 

@@ -21,6 +21,7 @@ from orcd.errors import Cancelled, Conflict, InvalidRequest
 from orcd.settings import ClientSettings
 from orcd.store.enqueue import Message, Publisher
 from tasks.app import create_app
+from tests.conftest import emptied
 from tests.tasks.worker_process import WorkerProcess, wait_until_running
 from worker.settings import Settings
 
@@ -31,7 +32,7 @@ LONG = {"prompt": "old pond", "max_tokens": 450, "ignore_eos": True}
 @pytest.fixture(scope="module")
 def worker(shared_redis: Any, demo_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[WorkerProcess]:
     """One worker for all tests here: they use ids of their own and leave Redis alone."""
-    with WorkerProcess(shared_redis.url, demo_model, tmp_path_factory.mktemp("pool")) as process:
+    with WorkerProcess(emptied(shared_redis), demo_model, tmp_path_factory.mktemp("pool")) as process:
         yield process
 
 

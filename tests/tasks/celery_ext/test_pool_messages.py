@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import threading
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
@@ -24,6 +25,7 @@ from tasks.app import create_app
 from tasks.celery_ext.pool import Pool
 from tasks.celery_ext.tasks import TASKS
 from tasks.dispatch.delivery import Delivery, Outcome
+from tasks.finisher import NUM_THREADS
 from tasks.local.redis_server import RedisServer
 from tests.conftest import wait_until
 from worker.settings import Settings
@@ -87,7 +89,9 @@ class Scene:
         return (self.store.redis.hget(schema.job_key(job_id), "state") or b"").decode()
 
     def close(self) -> None:
-        self.pool._finisher.submit(self._close_backend)  # each thread of Celery has a backend of its own
+        each_thread = threading.Barrier(NUM_THREADS)  # each has a backend of its own
+        for _ in range(NUM_THREADS):
+            self.pool._finisher.submit(lambda: (each_thread.wait(5), self._close_backend()))
         self.pool._finisher.stop(5)
         self._close_backend()
         self.pool._publisher.close()
