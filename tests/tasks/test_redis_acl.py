@@ -77,7 +77,7 @@ def test_everything_works_with_the_rights_and_uses_them_all(
     with Watch(server.port) as watch, WorkerProcess(url, demo_model, tmp_path) as worker, Client(url) as client:
         _use_clients(client, url)
         with create_app(Settings(redis_url=url)) as app:
-            _use_celery(app)
+            _use_celery(app, client)
         _use_command_line(url)
         job_id = client.submit(**REQUEST | {"max_tokens": 400})
         wait_until_running(client, [job_id])
@@ -113,7 +113,7 @@ def _use_clients(client: Client, url: str) -> None:
     assert len(client.workers()) == 1
 
 
-def _use_celery(app: Celery) -> None:
+def _use_celery(app: Celery, client: Client) -> None:
     """Canvas, inline requests, revoking, what Flower asks, and a message that cannot be read."""
 
     def signature(**fields: Any) -> Any:
@@ -124,7 +124,7 @@ def _use_celery(app: Celery) -> None:
     chord([signature(), signature()])(signature()).get(timeout=30)
     signature().apply_async(countdown=0.2, link=signature()).get(timeout=30)
     revoked = signature(max_tokens=400).delay()
-    time.sleep(0.3)
+    wait_until_running(client, [revoked.id])
     revoked.revoke(terminate=True)
     with pytest.raises(Exception, match="terminated"):
         revoked.get(timeout=30)

@@ -21,6 +21,7 @@ from orcd.store import schema
 from orcd.store.broker import Connection, Transport, broker_configuration
 from orcd.store.enqueue import Message, Publisher, RecordedMessage, queue_name
 from orcd.store.submission import Lifetime, created_messages, prepare_many
+from tasks.local.redis_server import RedisServer
 from tests.conftest import wait_until
 from tests.orcd.job_writer import MakeStore
 
@@ -168,8 +169,8 @@ def test_a_job_that_cannot_be_announced_is_left_to_the_reaper(
     assert sorted(message.job_id for message in store.reap()) == sorted(job_ids)
 
 
-def test_a_client_listens_to_no_celery_result(redis_url: str, connection):
-    with Client(redis_url) as client:
+def test_a_client_listens_to_no_celery_result(redis_server: RedisServer):
+    with Client(redis_server.url) as client, redis.Redis.from_url(redis_server.url) as connection:
         client.submit_many([{"prompt": "x"}] * 5)
         assert connection.pubsub_channels() == []
 
@@ -180,11 +181,12 @@ def test_the_sending_app_keeps_no_results():
     publisher.close()
 
 
-def test_closing_gives_all_connections_back(redis_url: str, connection: redis.Redis):
-    before = len(connection.client_list())
-    publisher = Publisher(ClientSettings(redis_url=redis_url))
-    with ThreadPoolExecutor(8) as threads:
-        list(threads.map(lambda number: publisher.publish(Message(f"j{number}", "orcd", 5)), range(40)))
-    assert len(connection.client_list()) > before
-    publisher.close()
-    wait_until(lambda: len(connection.client_list()) == before)
+def test_closing_gives_all_connections_back(redis_server: RedisServer):
+    with redis.Redis.from_url(redis_server.url) as connection:
+        before = len(connection.client_list())
+        publisher = Publisher(ClientSettings(redis_url=redis_server.url))
+        with ThreadPoolExecutor(8) as threads:
+            list(threads.map(lambda number: publisher.publish(Message(f"j{number}", "orcd", 5)), range(40)))
+        assert len(connection.client_list()) > before
+        publisher.close()
+        wait_until(lambda: len(connection.client_list()) == before)

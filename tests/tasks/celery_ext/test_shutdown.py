@@ -99,14 +99,20 @@ def test_a_worker_leaves_in_time_also_with_redis_away_and_its_jobs_go_on(
         assert (result.state, result.text) == ("succeeded", expected.text)
 
 
+def engines_of(worker: WorkerProcess) -> list[psutil.Process]:
+    """The worker's engine process, as soon as there is one."""
+    children = psutil.Process(worker.process.pid).children()
+    return [child for child in children if "--in-flight-fd" in child.cmdline()]
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGQUIT])
 def test_a_worker_that_loads_its_model_leaves_at_once(
     redis_url: str, demo_model: Path, tmp_path: Path, number: int
 ) -> None:
     worker = WorkerProcess(redis_url, demo_model, tmp_path)
     worker.wait_for("startup")
-    wait_until(lambda: psutil.Process(worker.process.pid).children())
-    psutil.Process(worker.process.pid).children()[0].suspend()  # it takes a while
+    wait_until(lambda: engines_of(worker))
+    engines_of(worker)[0].suspend()  # it takes a while
     worker.process.send_signal(number)
     assert worker.process.wait(10) == 0
     assert [event["event"] for event in worker.events()][-1] == "shutdown"
