@@ -43,8 +43,9 @@ class Request(SamplingFields, frozen=True, kw_only=True):
     """One generation job. Exactly one of ``prompt``, ``messages`` and ``prompt_token_ids`` is given.
 
     ``prompt`` is completed as it stands; ``messages`` go through the model's chat template; ``prompt_token_ids`` are
-    used untouched. ``model`` None takes any worker. ``priority`` 0 is the most urgent of 0 to 9. ``deadline_s`` counts
-    from submission. ``on_disconnect`` "cancel" ends a job that has had no listener for a while.
+    used untouched. ``model`` None takes any worker. ``priority`` 0 is the most urgent of 0 to 9. Of the jobs of a
+    queue and priority that have a ``tenant``, each tenant's are started in turn. ``deadline_s`` counts from
+    submission. ``on_disconnect`` "cancel" ends a job that has had no listener for a while.
 
     ``tools`` are functions as chat completions of OpenAI have them, for the chat template; ``chat_template_kwargs`` are
     further variables of it. With ``add_generation_prompt`` the answer is a new message; with ``continue_final_message``
@@ -65,6 +66,7 @@ class Request(SamplingFields, frozen=True, kw_only=True):
     special_tokens_in_content: Literal["parse", "escape"] = "parse"
     model: Annotated[str, Meta(min_length=1, max_length=200)] | None = None
     priority: Annotated[int, Meta(ge=0, le=9)] = 5
+    tenant: Annotated[str, Meta(min_length=1, max_length=200)] | None = None
     deadline_s: Annotated[float, Meta(gt=0, le=30 * 24 * 3600)] | None = None
     on_disconnect: Literal["continue", "cancel"] = "continue"
 
@@ -92,6 +94,7 @@ class RequestFields(SamplingKeywords, total=False):
     special_tokens_in_content: Literal["parse", "escape"]
     model: str | None
     priority: int
+    tenant: str | None
     deadline_s: float | None
     on_disconnect: Literal["continue", "cancel"]
 

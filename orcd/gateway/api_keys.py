@@ -17,6 +17,8 @@ from orcd.gateway.settings import GatewaySettings
 
 ID_DIGITS = 32
 """Hex digits of what callers made, behind the tag of their key."""
+TENANT_IS_KEY = "tenant: the API key is the tenant; leave this field out"
+"""What is said to callers who name another."""
 _FIELDS = {"name": str, "key": str, "sha256": str, "models": list, "requests_per_minute": int}
 
 

@@ -7,6 +7,7 @@ Clients, workers and Flower must agree on the broker's options, so all of them t
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -32,6 +33,9 @@ DEFAULT_PRIORITY = 5
 PRIORITIES = list(range(10))
 PRIORITY_SEPARATOR = ":"
 """Between a queue and a priority, in a list's name. kombu's own cannot be typed."""
+
+TENANT_HEADER = "orcd_tenant"
+"""The header of a message that waits for its tenant's turn: `orcd.store.enqueue.tenant_digest`."""
 
 
 def broker_configuration(settings: ClientSettings) -> dict[str, Any]:
@@ -188,8 +192,11 @@ class Channel(redis.Channel):  # type: ignore[misc]
         steps = sorted(self.priority_steps, key=lambda step: (step > wanted, abs(step - wanted)))
         keys = [self.global_keyprefix + self._q_for_pri(queue, step) for step in steps]
         wake = self.global_keyprefix + schema.WAKE
+        tenant = message.get("headers", {}).get(TENANT_HEADER)
+        if not isinstance(tenant, str) or not re.fullmatch(r"[0-9a-f]{16}", tenant):
+            tenant = ""
         with self.conn_or_acquire() as client:
-            client.eval(schema.celery_script("push"), len(keys), *keys, dumps(message), wake)
+            client.eval(schema.celery_script("push"), len(keys), *keys, dumps(message), wake, tenant)
 
 
 class Transport(redis.Transport):  # type: ignore[misc]

@@ -5,6 +5,7 @@ A message only makes a worker look at a job; the job itself is in its record.
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 from collections.abc import Sequence
@@ -20,7 +21,7 @@ from kombu.exceptions import OperationalError
 from kombu.pools import ProducerPool
 
 from orcd.settings import ClientSettings
-from orcd.store.broker import broker_configuration
+from orcd.store.broker import TENANT_HEADER, broker_configuration
 
 log = logging.getLogger(__name__)
 
@@ -67,25 +68,30 @@ class RecordedMessage(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """What to publish for a job: the messages recorded for it, and a plain one if none of them goes to ``queue``."""
+    """What to publish for a job: the messages recorded for it, and a plain one if none of them goes to ``queue``.
+
+    ``tenant`` is a `tenant_digest`.
+    """
 
     job_id: str
     queue: str
     priority: int
     lease_lost: bool = False
     recorded: tuple[RecordedMessage, ...] = ()
+    tenant: str = ""
 
     @classmethod
     def read_all(cls, replies: Sequence[Any]) -> list[Message]:
         """From what scripts return for each job. What was recorded for many of them, a chunk's, comes once."""
         messages: list[Message] = []
         seen: set[str] = set()
-        for job_id, queue, priority, lease_lost, texts in replies:
+        for job_id, queue, priority, lease_lost, texts, tenant in replies:
             recorded = RecordedMessage.read_all(texts)
             new = tuple(each for each in recorded if each.task_id not in seen)
             seen.update(each.task_id for each in new)
             if new or not recorded:
-                messages.append(cls(job_id.decode(), queue.decode(), int(priority), lease_lost == 1, new))
+                name, lost = queue.decode(), lease_lost == 1
+                messages.append(cls(job_id.decode(), name, int(priority), lost, new, tenant.decode()))
         return messages
 
 
@@ -95,6 +101,11 @@ def queue_name(model: str | None) -> str:
     In a model's name all but ``A-Z a-z 0-9 _ . -`` is percent-encoded: kombu gives other characters a meaning.
     """
     return f"orcd.{quote(model, safe='').replace('~', '%7E')}" if model else "orcd"
+
+
+def tenant_digest(tenant: str | None) -> str:
+    """What keeps tenants apart in messages and names of keys, where others read: 16 hex digits; "" for none."""
+    return hashlib.sha256(b"orcd:tenant:" + tenant.encode()).hexdigest()[:16] if tenant else ""
 
 
 class Publisher:
@@ -122,6 +133,7 @@ class Publisher:
                     task_id=message.job_id,
                     queue=message.queue,
                     priority=message.priority,
+                    headers={TENANT_HEADER: message.tenant} if message.tenant else None,
                     producer=producer,
                     retry=True,
                     retry_policy=RETRY_POLICY,

@@ -14,7 +14,7 @@ import msgspec
 from orcd import request as requests
 from orcd.errors import Conflict, InvalidRequest, ModelNotServed, OrcdError, QueueFull
 from orcd.request import Request, RequestFields
-from orcd.store.enqueue import Message, queue_name
+from orcd.store.enqueue import Message, queue_name, tenant_digest
 from orcd.store.token_log import damaged
 
 BATCH = 256
@@ -46,7 +46,7 @@ class Lifetime:
 class Submission:
     """A checked job, ready to be written: the submit script's arguments, and the message that follows."""
 
-    NUM_ARGUMENTS: ClassVar = 10
+    NUM_ARGUMENTS: ClassVar = 11
 
     arguments: list[Any]
     message: Message
@@ -66,6 +66,7 @@ class Submission:
         With ``fail_fast`` it is refused if no worker serves its model.
         """
         queue = queue_name(request.model)
+        tenant = tenant_digest(request.tenant)
         deadline_ms = 0 if request.deadline_s is None else max(1, round(request.deadline_s * 1000))
         return cls(
             arguments=[
@@ -79,8 +80,9 @@ class Submission:
                 lifetime.queue_limit_s,
                 REPUBLISH_AFTER_MS,
                 int(fail_fast),
+                tenant,
             ],
-            message=Message(job_id, queue, request.priority),
+            message=Message(job_id, queue, request.priority, tenant=tenant),
         )
 
     def refusal(self, answer: int) -> OrcdError | None:

@@ -16,7 +16,7 @@ from kombu.serialization import loads
 from orcd.errors import Conflict, InvalidRequest, OrcdError
 from orcd.request import Request
 from orcd.result import Result
-from orcd.store.enqueue import GENERATE, Message, RecordedMessage, queue_name
+from orcd.store.enqueue import GENERATE, Message, RecordedMessage, queue_name, tenant_digest
 from orcd.store.job_store import Arrival
 from tasks.celery_ext.request import REVOKED
 from tasks.celery_ext.result_backend import NotStored
@@ -108,7 +108,8 @@ class InFlightMessage:
         for job_id, inline in self.jobs.items():
             if inline is not None and inline.model not in (None, model):
                 own = tuple(record for record in (self.records.get(job_id),) if record and record.task_id == job_id)
-                found.append(Message(job_id, queue_name(inline.model), inline.priority, recorded=own))
+                queue, tenant = queue_name(inline.model), tenant_digest(inline.tenant)
+                found.append(Message(job_id, queue, inline.priority, recorded=own, tenant=tenant))
         return found
 
     def arrivals(self) -> list[Arrival]:

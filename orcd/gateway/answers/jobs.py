@@ -11,7 +11,7 @@ import msgspec
 
 from orcd.errors import InvalidRequest
 from orcd.gateway.api_error import ApiError
-from orcd.gateway.api_keys import ID_DIGITS, ApiKey, is_made_by, new_id
+from orcd.gateway.api_keys import ID_DIGITS, TENANT_IS_KEY, ApiKey, is_made_by, new_id
 from orcd.gateway.endpoint import Call
 from orcd.request import Request
 from orcd.result import Result, fold
@@ -48,7 +48,14 @@ def not_found() -> ApiError:
 
 
 async def submit(call: Call, request: Request) -> str:
-    """Queue a job of the caller; returns its id. With the header Idempotency-Key the same call makes the same job."""
+    """Queue a job of the caller; returns its id. With the header Idempotency-Key the same call makes the same job.
+
+    Raises `InvalidRequest` if it names a tenant although it has a key, which is its tenant.
+    """
+    if call.key.tag:
+        if request.tenant is not None:
+            raise InvalidRequest(TENANT_IS_KEY)
+        request = msgspec.structs.replace(request, tenant=call.key.tag)
     job_id = job_id_for(call.key, call.request.headers.get("idempotency-key"))
     return await call.gateway.client.submit(job_id=job_id, **msgspec.structs.asdict(request))
 

@@ -15,6 +15,7 @@ from orcd.batch.batch_run import BatchRun
 from orcd.batch.formats.defaults import Defaults
 from orcd.client import Client
 from orcd.errors import InvalidRequest
+from orcd.gateway.api_keys import TENANT_IS_KEY
 from orcd.gateway.batches.batch_store import BatchRecord, RequestCounts
 from orcd.gateway.batches.file_store import FileStore
 from orcd.gateway.settings import GatewaySettings
@@ -40,6 +41,7 @@ class BatchTask:
         self.batch = record.batch
         self._settings = settings
         self._files = files
+        self._tag = record.tag
         self._models = record.models
         self._stopping = threading.Event()
         self._is_cancelled = record.is_cancelled
@@ -65,7 +67,7 @@ class BatchTask:
         assert batch.error_file_id is not None
         names = (batch.input_file_id, batch.output_file_id, batch.error_file_id)
         source, output, failures = (str(self._files.path(name)) for name in names)
-        defaults = Defaults({"priority": PRIORITY})
+        defaults = Defaults({"priority": PRIORITY, "tenant": self._tag or None})
         options = BatchOptions(format="openai", defaults=defaults)
         with Client(self._settings.redis_url, job_ttl_s=self._settings.job_ttl_s) as client:
             try:
@@ -103,7 +105,7 @@ class BatchTask:
         self._change(status=status, usage=self._usage(), **{f"{status}_at": _now()})
 
     def _refused_lines(self) -> Iterator[dict[str, Any]]:
-        """The lines that are for another endpoint, or for a model that the key of the batch may not use."""
+        """The lines that are for another endpoint, another tenant, or a model that the key of the batch may not use."""
         num_errors = 0
         with self._files.path(self.batch.input_file_id).open("rb") as lines:
             for number, text in enumerate(lines, 1):
@@ -123,6 +125,8 @@ class BatchTask:
             return f"url: must be the batch's endpoint, {self.batch.endpoint}"
         if self._models is not None and line.body.model not in self._models:
             return "body.model: this key may not use it"
+        if self._tag and line.body.tenant is not None:
+            return f"body.{TENANT_IS_KEY}"
         return None
 
     def _usage(self) -> dict[str, Any]:
@@ -145,6 +149,7 @@ class BatchTask:
 
 class _Body(msgspec.Struct):
     model: str | None = None
+    tenant: Any = None
 
 
 class _Line(msgspec.Struct):

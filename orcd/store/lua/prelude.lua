@@ -158,7 +158,7 @@ end
 
 -- Write a new job's record. Returns 1, or if the id is taken 0 where the request is the same and -1 where it is not; -3 if
 -- too many jobs wait, and with ``fail_fast`` ('1') -4 if no worker serves the queue.
-local function create(id, request, digest, queue, priority, time_left, ttl, limit, republish_ms, fail_fast)
+local function create(id, request, digest, queue, priority, time_left, ttl, limit, republish_ms, fail_fast, tenant)
     local job, now = key_of(id, 'job'), now_ms()
     if redis.call('EXISTS', job) == 1 then
         local known = redis.call('HGET', job, 'digest')
@@ -174,7 +174,7 @@ local function create(id, request, digest, queue, priority, time_left, ttl, limi
     -- Epochs begin at the time: should Redis lose its data and the id come again, the old job's owner stays fenced.
     redis.call('HSET', job, 'schema', 2, 'request', request, 'digest', digest, 'state', 'queued', 'queue', queue,
         'priority', priority, 'created_ms', now, 'queued_ms', now, 'deadline_ms', deadline > 0 and now + deadline or 0,
-        'ttl_s', ttl, 'queue_limit_s', limit, 'epoch', now, 'attempt', 0, 'published', 0)
+        'ttl_s', ttl, 'queue_limit_s', limit, 'epoch', now, 'attempt', 0, 'published', 0, 'tenant', tenant)
     redis.call('DEL', key_of(id, 'log'), key_of(id, 'messages')) -- a job of this id may have left them
     expire(id, ttl + limit)
     enqueue(id, now + tonumber(republish_ms))
@@ -311,9 +311,9 @@ local function requeue(id, republish_ms)
     publish_queued(id, queue_of(record[1], record[2]), 1, now)
 end
 
--- What the message of a job says: id, queue, priority, 1 if its lease had run out, recorded messages.
+-- What the message of a job says: id, queue, priority, 1 if its lease had run out, recorded messages, tenant ('': none).
 local function message_of(id, urgency, lease_lost)
-    local record = redis.call('HMGET', key_of(id, 'job'), 'queue', 'schema', 'priority')
+    local record = redis.call('HMGET', key_of(id, 'job'), 'queue', 'schema', 'priority', 'tenant')
     local recorded = guarded(redis.call, 'HVALS', key_of(id, 'messages')) or {}
-    return {id, queue_of(record[1], record[2]), math.max(0, math.min(record[3], 9) - urgency), lease_lost, recorded}
+    return {id, queue_of(record[1], record[2]), math.max(0, math.min(record[3], 9) - urgency), lease_lost, recorded, record[4] or ''}
 end

@@ -1,18 +1,49 @@
 -- Put a message into a queue, and tell the workers if they may not be looking: those that have room empty every list
 -- before they wait.
+-- Messages of a tenant wait in a list of its own, behind the turns of the tenants that wait, and a ticket for each stands in
+-- the queue's list: take.lua gives for a ticket the next message of the tenant whose turn it is.
 -- KEYS: the queue's lists: that of the message's priority, then those that it may go to if a key before has another type
--- ARGV: message, orcd:wake
+-- ARGV: message, orcd:wake, tenant ('': none)
 -- Returns nothing, or the error if none of the keys can be used.
-local pushed
+local message, tenant = ARGV[1], ARGV[3]
+
+local function delete_unless(key, kind)
+    if redis.call('TYPE', key).ok ~= kind then
+        redis.call('DEL', key)
+    end
+end
+
+local function put_in_tenants_list(list, num_tickets)
+    local turns, own = list .. ':tenants', list .. ':tenant:' .. tenant
+    delete_unless(turns, 'zset')
+    delete_unless(own, 'list')
+    if num_tickets == 0 then -- their tickets were deleted with the queue's list
+        for _, other in ipairs(redis.call('ZRANGE', turns, 0, -1)) do
+            redis.call('DEL', list .. ':tenant:' .. other)
+        end
+        redis.call('DEL', turns, own)
+    end
+    if not redis.call('ZSCORE', turns, tenant) then
+        local last = redis.call('ZRANGE', turns, -1, -1, 'WITHSCORES')[2]
+        redis.call('ZADD', turns, (last or 0) + 1, tenant)
+    end
+    redis.call('LPUSH', own, message)
+end
+
+local length
 for _, list in ipairs(KEYS) do
-    pushed = redis.pcall('LPUSH', list, ARGV[1])
-    if type(pushed) == 'number' then
-        if pushed == 1 then
+    length = redis.pcall('LLEN', list)
+    if type(length) == 'number' then
+        if tenant ~= '' then
+            put_in_tenants_list(list, length)
+        end
+        redis.call('LPUSH', list, tenant == '' and message or 'tenant')
+        if length == 0 then
             redis.call('PUBLISH', ARGV[2], list)
         end
         return
-    elseif string.sub(pushed.err, 1, 9) ~= 'WRONGTYPE' then
+    elseif string.sub(length.err, 1, 9) ~= 'WRONGTYPE' then
         break
     end
 end
-return pushed
+return length

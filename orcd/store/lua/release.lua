@@ -2,7 +2,7 @@
 -- overdue is ended.
 -- KEYS: none
 -- ARGV: ms until the first re-publish, then for every job: job id, epoch, token
--- Returns for every job that goes on its message: {job id, queue, priority, 0, recorded messages}; the caller publishes.
+-- Returns for every job that goes on its message: {job id, queue, priority, 0, recorded messages, tenant}; the caller publishes.
 check_shared_keys()
 local function release(id, epoch, token)
     if is_owned(id, epoch, token) then

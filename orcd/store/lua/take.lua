@@ -1,6 +1,7 @@
 -- Take messages and note that they are this receiver's and not acknowledged yet; drop its notes of acknowledged ones.
 -- A note is written before its message is taken, so that neither a full Redis nor a lost answer loses one.
 -- Lists are emptied in their order, but every second message is the one that has waited longest if it has waited so long.
+-- For a ticket in a list it takes the next message of the tenant whose turn it is (push.lua).
 -- A message that is too long for any worker to read never leaves Redis: it goes to the dead letters, but for its beginning.
 -- KEYS: orcd:receivers, orcd:unacked:{R}, orcd:ages, orcd:dead, then the queues' lists, the most urgent first
 -- ARGV: receiver, lease ms, at most so many messages, number of the first one taken, ms that one has to wait to go before
@@ -87,6 +88,31 @@ local function take(list, number, text)
     taken[#taken + 1] = {tag, text}
 end
 
+-- The tenant whose turn it is and its next message; nothing if none has one, whose ticket was left behind.
+local function of_tenants(list)
+    local turns = list.key .. ':tenants'
+    local tenant = redis.pcall('ZRANGE', turns, 0, 0)[1]
+    while tenant do
+        local text = redis.pcall('LINDEX', list.key .. ':tenant:' .. tenant, -1)
+        if type(text) == 'string' then
+            return text, tenant
+        end
+        redis.call('ZREM', turns, tenant)
+        tenant = redis.call('ZRANGE', turns, 0, 0)[1]
+    end
+end
+
+-- A tenant had its turn: it comes behind those that wait.
+local function end_turn(list, tenant)
+    local turns, own = list.key .. ':tenants', list.key .. ':tenant:' .. tenant
+    redis.call('LTRIM', own, 0, -2)
+    if redis.call('EXISTS', own) == 0 then
+        redis.call('ZREM', turns, tenant)
+    else
+        redis.call('ZADD', turns, redis.call('ZRANGE', turns, -1, -1, 'WITHSCORES')[2] + 1, tenant)
+    end
+end
+
 local function dead_letter(list, text)
     if redis.call('TYPE', KEYS[4]).ok ~= 'stream' then
         redis.call('DEL', KEYS[4])
@@ -106,12 +132,20 @@ end
 while #taken < most and num_left > 0 and num_bytes <= most_bytes do
     local number = first_number + #taken
     local list = next_list(number)
-    local text = redis.call('LINDEX', list.key, -1)
-    num_bytes = num_bytes + #text
-    if #text > most_bytes then
+    local text, tenant = redis.call('LINDEX', list.key, -1), nil
+    if text == 'tenant' then
+        text, tenant = of_tenants(list)
+    end
+    num_bytes = num_bytes + #(text or '')
+    if not text then
+        redis.call('RPOP', list.key)
+    elseif #text > most_bytes then
         dead_letter(list, text)
     else
         take(list, number, text)
+    end
+    if tenant then
+        end_turn(list, tenant)
     end
     num_left = num_left - 1
     list.length = list.length - 1

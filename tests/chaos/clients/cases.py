@@ -62,6 +62,7 @@ def _make_case(chance: random.Random, number: int, model: Path) -> Case:
         "top_p": chance.choice([1.0, 0.9]),
         "repetition_penalty": chance.choice([1.0, 1.0, 1.1]),
         "priority": chance.choice([0, 3, 5, 9]),
+        "tenant": chance.choice([None, "one", "other"]),
     }
     if chance.random() < 0.2:
         fields["logprobs"] = 2

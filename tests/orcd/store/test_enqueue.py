@@ -79,10 +79,14 @@ def test_a_plain_one_goes_along_where_no_recorded_message_goes_to_the_jobs_queue
 
 def test_recorded_messages_are_read_each_once_and_a_broken_one_stops_no_other():
     texts = [msgspec.json.encode(recorded("task-1")), b"no message", msgspec.json.encode(recorded("task-2"))]
-    replies = [[b"a", b"orcd", b"5", 0, texts], [b"b", b"orcd", b"5", 1, texts[:1]], [b"c", b"orcd", b"2", 0, [b"?"]]]
+    replies = [
+        [b"a", b"orcd", b"5", 0, texts, b""],
+        [b"b", b"orcd", b"5", 1, texts[:1], b""],
+        [b"c", b"orcd", b"2", 0, [b"?"], b"0123456789abcdef"],
+    ]
     assert Message.read_all(replies) == [
         Message("a", "orcd", 5, recorded=(recorded("task-1"), recorded("task-2"))),
-        Message("c", "orcd", 2),
+        Message("c", "orcd", 2, tenant="0123456789abcdef"),
     ]
     assert recorded().time_limit_s == 20
 

@@ -13,7 +13,7 @@ from orcd.events import Error, Loading, Queued, decode_event
 from orcd.request import Request, parse
 from orcd.settings import ClientSettings
 from orcd.store import schema
-from orcd.store.enqueue import Message, Publisher
+from orcd.store.enqueue import Message, Publisher, tenant_digest
 from orcd.store.job_store import REPUBLISH_ANYWAY_MS, JobStore
 from tests.orcd.job_record import (
     Ears,
@@ -228,6 +228,20 @@ def test_the_reaper_does_not_double_a_backlog(redis_url: str, connection: redis.
         make_due_again(store, f"job-{number}")
     assert store.reap() == [Message(f"job-{number}", "orcd", 4) for number in range(5)]
     publisher.close()
+
+
+def test_a_message_that_is_sent_again_waits_for_its_tenant_s_turn_as_the_first_one(
+    connection: redis.Redis, make_store: MakeStore
+) -> None:
+    store = make_store()
+    submit(store, request=Request(prompt="x", tenant="someone"))
+    make_due_again(store)
+    (again,) = store.reap()
+    assert again.tenant == tenant_digest("someone")
+    assert connection.hget(schema.job_key(J), "tenant").decode() == again.tenant
+    assert "someone" not in again.tenant
+    released = store.release({J: claimed(store, J).claim.lease})
+    assert [message.tenant for message in released] == [again.tenant]
 
 
 def test_a_job_that_waits_very_long_in_a_full_queue_gets_a_more_urgent_message(redis_url: str, make_store: MakeStore):

@@ -53,3 +53,19 @@ def test_the_least_urgent_job_is_served_in_time_while_the_most_urgent_ones_never
             client.cancel(job_id)
     print(f"priority 9 was served after {seconds:.1f} s, with {num_queued} jobs of priority 0 waiting")
     assert num_queued > 5
+
+
+def test_a_tenant_with_few_jobs_does_not_wait_for_one_with_many(
+    redis_url: str, demo_model: Path, tmp_path: Path
+) -> None:
+    settings = {"ORCD_MAX_SEQUENCES": "2"}
+    with WorkerProcess(redis_url, demo_model, tmp_path, **settings), Client(redis_url) as client:
+        many = client.submit_many(requests(60, 20, tenant="many"))
+        wait_until_running(client, many[:1])
+        few = client.submit_many(requests(3, 20, tenant="few"))
+        assert {client.result(job_id, timeout=60).state for job_id in few} == {"succeeded"}
+        num_left = sum(status.state == "queued" for status in client.statuses(many))
+        for job_id in many:
+            client.cancel(job_id)
+    print(f"3 jobs were done while {num_left} of the 60 that were sent before them waited")
+    assert num_left > 30

@@ -127,8 +127,8 @@ def test_a_file_that_is_not_for_the_endpoint_fails_the_batch_by_its_line(
     assert complaint in error.message
 
 
-def test_the_lines_of_a_key_may_only_ask_its_models(
-    start_gateway: StartGateway, tmp_path: Path, open_sdk: OpenSdk
+def test_the_lines_of_a_key_may_only_ask_its_models_as_its_tenant(
+    start_gateway: StartGateway, tmp_path: Path, open_sdk: OpenSdk, worker: AnsweringWorker, connection: redis.Redis
 ) -> None:
     keys = tmp_path / "keys.toml"
     keys.write_text('[[keys]]\nname = "a"\nkey = "k"\nmodels = ["demo"]\n[[keys]]\nname = "b"\nkey = "l"')
@@ -140,6 +140,12 @@ def test_the_lines_of_a_key_may_only_ask_its_models(
     with pytest.raises(openai.NotFoundError):
         open_sdk(url, "l").batches.retrieve(batch.id)
     assert list(open_sdk(url, "l").batches.list()) == []
+    batch = ended(sdk, begin(sdk, line("a"), line("b", tenant="other")))
+    assert batch.status == "failed"
+    assert batch.errors.data[0].message.startswith("body.tenant: ")
+    assert ended(sdk, begin(sdk, line("a"), line("b"))).status == "completed"
+    tenants = {connection.hget(job, "tenant") for job in connection.scan_iter(schema.job_key("*"))}
+    assert len(tenants - {b""}) == len(tenants) == 1
 
 
 def test_a_gateway_that_cannot_read_the_input_leaves_the_batch_to_one_that_can(
