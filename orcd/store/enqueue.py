@@ -19,9 +19,11 @@ import msgspec
 from celery import Celery
 from kombu.exceptions import OperationalError
 from kombu.pools import ProducerPool
+from redis.exceptions import NoPermissionError
 
 from orcd.settings import ClientSettings
 from orcd.store.broker import TENANT_HEADER, broker_configuration
+from orcd.store.redis_connection import has_wrong_type
 
 log = logging.getLogger(__name__)
 
@@ -108,6 +110,12 @@ def tenant_digest(tenant: str | None) -> str:
     return hashlib.sha256(b"orcd:tenant:" + tenant.encode()).hexdigest()[:16] if tenant else ""
 
 
+def is_about_queue(error: Exception) -> bool:
+    """Whether a message could not be sent because of its own queue: others' messages can be."""
+    cause = error.__cause__
+    return isinstance(cause, NoPermissionError) or has_wrong_type(cause)
+
+
 class Publisher:
     """Sends the messages of jobs. Thread-safe; in a forked process it opens connections of that process's own."""
 
@@ -156,16 +164,23 @@ class Publisher:
     def announce(self, messages: Sequence[Message]) -> None:
         """Send the messages of jobs that are stored.
 
-        A stored job is safe: where a message cannot be sent, this logs a warning and leaves the job to a worker's
-        reaper.
+        A stored job is safe: where messages cannot be sent, this logs one warning and leaves their jobs to a worker's
+        reaper. A queue that takes no message keeps back only its own; a Redis that is away is not asked again.
         """
-        for num_sent, message in enumerate(messages):
+        num_sent = 0
+        refused: set[str] = set()
+        for message in messages:
+            if message.queue in refused:
+                continue
             try:
                 self.publish(message)
-            except OperationalError:
-                num_left = len(messages) - num_sent
-                log.warning("%d jobs are stored but were not announced; a worker will find them in a while", num_left)
-                return
+                num_sent += 1
+            except OperationalError as error:
+                if not is_about_queue(error):
+                    break
+                refused.add(message.queue)
+        if num_left := len(messages) - num_sent:
+            log.warning("%d jobs are stored but were not announced; a worker will find them in a while", num_left)
 
     def close(self) -> None:
         """Give the connections back."""

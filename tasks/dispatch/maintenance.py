@@ -16,7 +16,7 @@ from orcd.errors import Cancelled, Expired, InferenceTimeout, OrcdError
 from orcd.monitoring.worker_registry import WorkerRegistry
 from orcd.store import schema
 from orcd.store.backoff import FIRST_RETRY_S, MAX_RETRY_S, Backoff
-from orcd.store.enqueue import Message
+from orcd.store.enqueue import Message, is_about_queue
 from orcd.store.job_store import JobStore
 from tasks.dispatch.active_job import ActiveJob, Termination
 from tasks.dispatch.job_runner import JobRunner
@@ -185,14 +185,20 @@ class Maintenance:
     def _reap(self) -> None:
         for message in self._store.reap():
             self._unpublished[message.job_id] = message
-        while self._unpublished:
-            job_id, message = next(iter(self._unpublished.items()))
+        refusals: dict[str, Exception] = {}
+        for job_id, message in list(self._unpublished.items()):
+            if message.queue in refusals:
+                continue
             del self._unpublished[job_id]
             try:
                 self._publish(message)
-            except Exception:
+            except Exception as error:
                 self._unpublished[job_id] = message  # behind the others
-                raise
+                if not is_about_queue(error):
+                    raise
+                refusals[message.queue] = error
+        for error in refusals.values():
+            raise error
 
     def _look_for_listeners(self) -> None:
         """Cancel jobs that want a listener and have had none for a while, as far as that was seen.

@@ -173,6 +173,23 @@ def test_a_job_that_cannot_be_announced_is_left_to_the_reaper(
     assert sorted(message.job_id for message in store.reap()) == sorted(job_ids)
 
 
+def test_a_queue_that_takes_no_message_keeps_no_other_from_being_announced(
+    redis_url: str, connection: redis.Redis, caplog: pytest.LogCaptureFixture
+):
+    for priority in range(10):
+        connection.set(f"orcd.broken:{priority}" if priority else "orcd.broken", "no list")
+    publisher = Publisher(ClientSettings(redis_url=redis_url))
+    names = ["orcd.broken", "orcd.demo", "orcd.broken", "orcd", "orcd.broken"]
+    begun = time.monotonic()
+    with caplog.at_level(logging.WARNING):
+        publisher.announce([Message(f"job-{number}", name, 5) for number, name in enumerate(names)])
+    assert time.monotonic() - begun < 3, "the broken queue may be tried for its first message only"
+    assert caplog.messages == ["3 jobs are stored but were not announced; a worker will find them in a while"]
+    ids = [json.loads(connection.lindex(f"{queue}:5", 0))["headers"]["id"] for queue in ("orcd.demo", "orcd")]
+    assert ids == ["job-1", "job-3"]
+    publisher.close()
+
+
 def test_a_client_listens_to_no_celery_result(redis_server: RedisServer):
     with Client(redis_server.url) as client, redis.Redis.from_url(redis_server.url) as connection:
         client.submit_many([{"prompt": "x"}] * 5)

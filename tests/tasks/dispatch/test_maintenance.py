@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import redis
+from kombu.exceptions import OperationalError
 
 from orcd.monitoring.worker_registry import WorkerRegistry
 from orcd.request import parse
@@ -196,6 +197,28 @@ def test_a_message_that_cannot_be_published_is_kept_and_holds_up_no_other(
             broken.clear()
         time.sleep(0.01)
     assert [message.job_id for message in scene.published] == ["good", "better", "bad"]
+
+
+def test_a_queue_that_takes_no_message_is_tried_once_a_time_and_holds_up_no_other_queue(
+    scene: MaintenanceScene, store: JobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    queues = ["orcd.broken"] * 3 + ["orcd"] + ["orcd.broken"] * 3 + ["orcd.demo"]
+    messages = [Message(f"job-{number}", queue, 5) for number, queue in enumerate(queues)]
+    monkeypatch.setattr(store, "reap", lambda: messages)
+    tried: list[str] = []
+
+    def publish(message: Message) -> None:
+        if message.queue == "orcd.broken":
+            tried.append(message.job_id)
+            raise OperationalError from redis.ResponseError("WRONGTYPE ...")
+        scene.published.append(message)
+
+    monkeypatch.setattr(scene, "publish", publish)
+    scene.run()
+    assert [message.queue for message in scene.published] == ["orcd", "orcd.demo"]
+    assert len(tried) == 1
+    (said,) = scene.log_events()
+    assert (said["doing"], said["cause"]) == ("reap", "OperationalError")
 
 
 def test_its_thread_goes_on_while_redis_is_away(redis_server: RedisServer) -> None:
