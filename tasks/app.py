@@ -27,7 +27,12 @@ def create_app(settings: Settings) -> Celery:
 
     Raises `InvalidRequest` on a malformed URL.
     """
-    app = Celery("orcd", set_as_current=False, amqp="tasks.celery_ext.transport:Amqp")
+    app = Celery(
+        "orcd",
+        set_as_current=False,
+        amqp="tasks.celery_ext.transport:Amqp",
+        events="tasks.observe.flower:PrivateEvents",
+    )
     app.conf.update(
         broker_configuration(settings),
         broker_transport_options={

@@ -17,6 +17,7 @@ from celery.worker.control import control_command, ok
 from orcd.errors import Cancelled, Expired, OrcdError
 from orcd.store import schema
 from orcd.store.job_store import JobStore
+from orcd.store.submission import is_well_formed
 from orcd.store.token_log import usable
 from tasks.celery_ext.result_backend import NotStored
 
@@ -85,7 +86,8 @@ def _record(store: JobStore, job_id: str) -> tuple[bytes | None, bytes | None]:
 def revoke(state: Any, task_id: Any, terminate: bool = False, signal: Any = None, **_: Any) -> Any:
     """Revoke tasks by id; with ``terminate`` also those that run."""
     task_ids = set(maybe_list(task_id) or [])
-    celery_state.revoked.update(task_ids)
+    # Everybody can list these. Of other ids only the note in the result's key is left, which the pool looks at.
+    celery_state.revoked.update(filter(is_well_formed, task_ids))
     pool = state.consumer.pool
     if terminate:
         for request in [request for id_ in task_ids if (request := celery_state.requests.get(id_))]:

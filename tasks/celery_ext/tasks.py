@@ -142,7 +142,7 @@ def _inline_jobs(task_id: str, items: list[Any]) -> dict[str, requests.Request |
         request, job_id = read_fields(fields, None)
         if job_id in jobs:
             raise InvalidRequest("idempotency_key: two requests of the chunk have the same")
-        jobs[job_id or f"{task_id}-{index}"] = request
+        jobs[job_id or check_job_id(f"{task_id}-{index}")] = request
     return jobs
 
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from celery.app.events import Events
+from celery.events.dispatcher import EventDispatcher
+from celery.worker import state
 from celery.worker.request import Request
 
 from orcd.store.submission import is_well_formed
@@ -14,6 +17,11 @@ class PrivateRequest(Request):  # type: ignore[misc]
 
     An inline request has its prompt in its arguments, and the text of an error may name what the sender wrote.
     """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if not is_well_formed(self.name):  # what its sender wants it to be called
+            self.name = self.type
 
     @property
     def argsrepr(self) -> str:
@@ -30,11 +38,12 @@ class PrivateRequest(Request):  # type: ignore[misc]
         shown = self.id if is_well_formed(self.id) else ""
         return {**super().info(safe=True), "id": shown, "args": [], "kwargs": self._public()}
 
-    def send_event(self, type: str, **fields: Any) -> None:
-        """Tell Flower what has happened. The text of an error stays with the result, which is its sender's."""
-        if "exception" in fields:
-            fields |= {"exception": fields["exception"].partition("(")[0], "traceback": None}
-        super().send_event(type, **fields)
+    def maybe_expire(self) -> bool:
+        """Whether it has expired. Celery keeps the ids of those, for ``inspect revoked``."""
+        has_expired = bool(super().maybe_expire())
+        if not is_well_formed(self.id):
+            state.revoked.discard(self.id)
+        return has_expired
 
     def _public(self) -> dict[str, Any]:
         kwargs = self._kwargs if isinstance(self._kwargs, dict) else {}
@@ -44,3 +53,27 @@ class PrivateRequest(Request):  # type: ignore[misc]
         if isinstance(job_ids := kwargs.get("job_ids"), list):
             shown["job_ids"] = [job_id for job_id in job_ids if is_well_formed(job_id)]
         return shown
+
+
+class PrivateDispatcher(EventDispatcher):  # type: ignore[misc]
+    """Tells Flower what happens to tasks, but nothing that their senders have made up.
+
+    Flower hears nothing of a task without a well-formed id, and no error's text, which is kept with the result.
+    """
+
+    def send(self, type: str, **fields: Any) -> Any:
+        """Send an event."""
+        if "uuid" in fields and not is_well_formed(fields["uuid"]):
+            return None
+        for name in ("root_id", "parent_id"):
+            if name in fields and not is_well_formed(fields[name]):
+                fields[name] = None
+        if "exception" in fields:
+            fields |= {"exception": fields["exception"].partition("(")[0], "traceback": None}
+        return super().send(type, **fields)
+
+
+class PrivateEvents(Events):  # type: ignore[misc]
+    """Celery's events, sent by this dispatcher."""
+
+    dispatcher_cls = "tasks.observe.flower:PrivateDispatcher"
