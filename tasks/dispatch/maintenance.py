@@ -197,8 +197,8 @@ class Maintenance:
                 if not is_about_queue(error):
                     raise
                 refusals[message.queue] = error
-        for error in refusals.values():
-            raise error
+        for refusal in refusals.values():
+            raise refusal
 
     def _look_for_listeners(self) -> None:
         """Cancel jobs that want a listener and have had none for a while, as far as that was seen.

@@ -18,6 +18,8 @@ class PrivateRequest(Request):  # type: ignore[misc]
     An inline request has its prompt in its arguments, and the text of an error may name what the sender wrote.
     """
 
+    name: str
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         if not is_well_formed(self.name):  # what its sender wants it to be called
