@@ -37,7 +37,12 @@ sys.meta_path.append(_MovedModules())
 def __getattr__(name: str) -> Celery:
     # Celery looks for `tasks.celery`. Built on first use: importing the package must not read the environment.
     if name == "celery":
+        from orcd.cli.command_line import report_error
+        from orcd.errors import OrcdError
         from tasks.app import default_app
 
-        return default_app()
+        try:
+            return default_app()
+        except OrcdError as error:  # Celery would print a traceback
+            sys.exit(report_error(error))
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

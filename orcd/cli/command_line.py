@@ -22,6 +22,12 @@ def report(code: str, message: str) -> None:
     print(f"orcd: {code}: {message}", file=sys.stderr)
 
 
+def report_error(error: OrcdError) -> int:
+    """Print that line; returns the exit code."""
+    report(error.code, error.message)
+    return 2 if isinstance(error, InvalidRequest) else 1
+
+
 def run(command: click.Command, arguments: Sequence[str]) -> int:
     """Run one command line and return its exit code.
 
@@ -35,8 +41,7 @@ def run(command: click.Command, arguments: Sequence[str]) -> int:
         report(InvalidRequest.code, error.format_message() + hint)
         return 2
     except OrcdError as error:
-        report(error.code, error.message)
-        return 2 if isinstance(error, InvalidRequest) else 1
+        return report_error(error)
     except OSError as error:  # a file or standard output that cannot be written
         report(InvalidRequest.code, f"{error.filename or 'output'}: {error.strerror}")
         return 1

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import re
+import subprocess
+import sys
 from importlib import import_module
 
 import pytest
 
 import tasks
 from tasks.app import default_app
+from tests.tasks.worker_process import ROOT
 
 
 @pytest.mark.parametrize(
@@ -53,3 +58,20 @@ def test_celery_finds_the_app_in_the_package(monkeypatch: pytest.MonkeyPatch) ->
             _ = tasks.rabbit
     finally:
         default_app.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "message"),
+    [
+        ("ORCD_REDIS_URL", "http://me:CANARY@127.0.0.1", "redis_url: must look like redis://HOST:PORT/DB"),
+        ("ORCD_LEASE_MS", "CANARY", "ORCD_LEASE_MS must be a whole number"),
+        ("ORCD_NO_SUCH", "CANARY", "unknown environment variable ORCD_NO_SUCH"),
+    ],
+)
+def test_celery_says_in_one_line_that_a_variable_is_malformed(variable: str, value: str, message: str) -> None:
+    inherited = {name: text for name, text in os.environ.items() if not name.startswith("ORCD_")}
+    command = [sys.executable, "-m", "celery", "-A", "tasks", "worker"]
+    ended = subprocess.run(command, env=inherited | {variable: value}, cwd=ROOT, capture_output=True, text=True)
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert re.fullmatch(f"orcd: INVALID_REQUEST: {re.escape(message)}.*\n", ended.stderr), ended.stderr
+    assert "CANARY" not in ended.stderr
