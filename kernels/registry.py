@@ -162,6 +162,9 @@ class Ops(Protocol[Array, Matrix, Projection, Router, Experts, Rotation, Attenti
     def adjust_logits(self, logits: Array, adjustments: Adjustments[Array], *, out: Array) -> None:
         """Biases, penalties and banned ids."""
 
+    def mask_logits(self, logits: Array, rows: Array, masks: Array, *, out: Array) -> None:
+        """Leave of some rows what their masks allow."""
+
     def sample(self, logits: Array, params: SamplingParams[Array], *, out_ids: Array) -> None:
         """Draw one token id a row; -1 where the logits are not finite."""
 
@@ -203,6 +206,7 @@ class CudaOps:
         self.norm_moe_residual = _bind(context, moe.norm_moe_residual)
         self.norm_head = _bind(context, matmul.norm_head)
         self.adjust_logits = _bind(context, sampling.adjust_logits)
+        self.mask_logits = _bind(context, sampling.mask_logits)
         self.sample = _bind(context, sampling.sample)
         self.top_log_probabilities = _bind(context, sampling.top_log_probabilities)
         self.begin_decode = _bind(context, decode_step.begin_decode)
@@ -228,6 +232,7 @@ class ReferenceOps:
         self.norm_moe_residual = kernels.reference.moe.norm_moe_residual
         self.norm_head = kernels.reference.norm.norm_head
         self.adjust_logits = kernels.reference.sampling.adjust_logits
+        self.mask_logits = kernels.reference.sampling.mask_logits
         self.sample = kernels.reference.sampling.sample
         self.top_log_probabilities = kernels.reference.sampling.top_log_probabilities
         self.begin_decode = kernels.reference.decode_step.begin_decode

@@ -1,4 +1,4 @@
-"""From logits to token ids: sparse edits, a seeded draw, log probabilities; see `kernels.reference.sampling`.
+"""From logits to token ids: sparse edits, masks, a seeded draw, log probabilities; see `kernels.reference.sampling`.
 
 The kernels give the reference's ids. Where top-p ends they may differ if the mass up to there equals what is wanted
 within about 1e-9, as they count it in units of 2**-45 of the largest probability.
@@ -48,6 +48,16 @@ class AdjustParams(CudaStruct, source="sampling/sampling"):
     num_entries: Int32
     num_rows: Int32
     vocab: Int32
+
+
+class MaskParams(CudaStruct, source="sampling/sampling"):
+    """What sampling_mask is given."""
+
+    logits: Pointer  # [num_rows, vocab] float32
+    rows: Pointer  # [num_masks] int32
+    masks: Pointer  # [num_masks, num_words] uint32
+    vocab: Int32
+    num_words: Int32
 
 
 class Plan(CudaStruct, source="sampling/sampling_draw"):
@@ -143,6 +153,25 @@ def adjust_logits(
         vocab=vocab_size,
     )
     context.launch("sampling/sampling", "sampling_adjust", -(-num_entries // THREADS), THREADS, params)
+
+
+def mask_logits(
+    context: Context, logits: DeviceArray, rows: DeviceArray, masks: DeviceArray, *, out: DeviceArray
+) -> None:
+    """Make some ``rows`` [K] int32 of ``logits`` [R, V] float32 -inf where the bit of ``masks`` [K, ceil(V / 32)] is 0.
+
+    In place: ``out`` must be ``logits``.
+    """
+    assert out == logits and logits.dtype == np.float32, "logits are masked where they are"
+    num_masks, num_words = masks.shape
+    vocab_size = logits.shape[1]
+    assert num_words == -(-vocab_size // 32) and masks.dtype == np.uint32 and rows.shape == (num_masks,)
+    if not num_masks:
+        return
+    params = MaskParams(
+        logits=logits.pointer, rows=rows.pointer, masks=masks.pointer, vocab=vocab_size, num_words=num_words
+    )
+    context.launch("sampling/sampling", "sampling_mask", (-(-num_words // THREADS), num_masks), THREADS, params)
 
 
 def sample(context: Context, logits: DeviceArray, params: SamplingParams[DeviceArray], *, out_ids: DeviceArray) -> None:

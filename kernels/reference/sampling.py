@@ -1,8 +1,8 @@
 """From logits to token ids: penalties and bias, filters, a seeded draw, log probabilities.
 
-Order: logit bias; repetition, presence and frequency penalty; banned ids (`adjust_logits`). Then temperature, top-k,
-top-p, min-p and the draw (`sample`). Log probabilities are taken between the two (`log_probabilities`,
-`top_log_probabilities`).
+Order: logit bias; repetition, presence and frequency penalty; banned ids (`adjust_logits`). Then what a grammar allows
+(`mask_logits`). Then temperature, top-k, top-p, min-p and the draw (`sample`). Log probabilities are those before
+temperature (`log_probabilities`, `top_log_probabilities`).
 
 A row's result depends on that row alone. The draw is Gumbel-max: the token with the largest ``logit / T + g`` is a
 sample of the softmax when every ``g`` is an independent Gumbel variable (Gumbel 1954; Maddison et al., "A* Sampling",
@@ -47,6 +47,20 @@ def adjust_logits(logits: Float32, adjustments: Adjustments[NDArray[Any]], *, ou
     counts = adjustments.output_counts
     values -= adjustments.presence_penalty[rows] * (counts > 0) + adjustments.frequency_penalty[rows] * counts
     out[rows, ids] = np.where(adjustments.banned, -np.inf, values)
+
+
+def mask_logits(logits: Float32, rows: Int32, masks: UInt32, *, out: Float32) -> None:
+    """Make some ``rows`` [K] of ``logits`` [R, V] -inf, each but where its mask has a 1; ``out`` may be ``logits``.
+
+    ``masks`` [K, ceil(V / 32)]: bit i of word w is that of id 32 * w + i. ``rows`` are different ones.
+    """
+    if out is not logits:
+        np.copyto(out, logits)
+    vocab_size = logits.shape[1]
+    assert masks.shape == (rows.size, -(-vocab_size // 32))
+    masks_bytes = np.ascontiguousarray(masks, "<u4").view(np.uint8)
+    allowed = np.unpackbits(masks_bytes, axis=1, count=vocab_size, bitorder="little").view(np.bool_)
+    out[rows] = np.where(allowed, out[rows], -np.inf)
 
 
 def sample(logits: Float32, params: SamplingParams[NDArray[Any]], *, out_ids: Int32) -> None:

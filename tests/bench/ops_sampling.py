@@ -14,7 +14,7 @@ import numpy as np
 from kernels.batch import SAMPLING_ROW, SamplingParams
 from kernels.devices.cuda import CudaDevice
 from kernels.devices.open import open_device
-from kernels.ops.sampling import sample, top_log_probabilities
+from kernels.ops.sampling import mask_logits, sample, top_log_probabilities
 from kernels.runtime.memory import MemoryPlan
 from tests.bench.ops_attention import _time_us
 
@@ -49,6 +49,9 @@ def measure(device: CudaDevice, num_rows: int, vocab_size: int, bandwidth: float
     for name, options in FILTERS.items():
         rows = np.array([(key, *options) for key in range(num_rows)], SAMPLING_ROW)
         show(name, partial(sample, context, logits, SamplingParams(upload(rows), positions), out_ids=ids))
+    masks = upload(rng.integers(0, 1 << 32, (num_rows, -(-vocab_size // 32)), dtype=np.uint32))
+    all_rows = upload(np.arange(num_rows, dtype=np.int32))
+    show("half of each masked", partial(mask_logits, context, logits, all_rows, masks, out=logits))
     top = {
         "out_logprobs": device.weights.allocate((num_rows,), np.float32),
         "out_top_ids": device.weights.allocate((num_rows, 20), np.int32),

@@ -1,4 +1,4 @@
-// From logits to token ids, first part: the largest of each row, sparse edits.
+// From logits to token ids, first part: the largest of each row, sparse edits, masks.
 // The largest is all that greedy rows cost; sampling_draw.cu goes on for the others.
 #include "sampling.cuh"
 #include "sampling_plan.cuh"
@@ -19,6 +19,14 @@ struct AdjustParams {
     int vocab;
 };
 
+struct MaskParams {
+    float* logits;     // [num_rows, vocab]
+    const int* rows;   // [num_masks]
+    const u32* masks;  // [num_masks, num_words], bit i of word w: whether id 32 * w + i may be drawn
+    int vocab;
+    int num_words;
+};
+
 // Each thread has one entry. Frequency counts are doubles, as an int32 times a float32 is in NumPy.
 KERNEL __launch_bounds__(THREADS) sampling_adjust(const __grid_constant__ AdjustParams p) {
     wait_for_previous();
@@ -37,6 +45,21 @@ KERNEL __launch_bounds__(THREADS) sampling_adjust(const __grid_constant__ Adjust
     const double frequency = __dmul_rn((double)p.frequency_penalty[row], (double)count);
     value = (float)__dsub_rn((double)value, __dadd_rn(presence, frequency));
     *logit = p.banned[entry] ? NEGATIVE_INFINITY : value;
+}
+
+// grid (chunks, masks): each thread reads one word, and a warp applies its 32 words one after the other, a lane a bit.
+// So words are read and logits written in whole lines wherever a row starts, and no logit is read.
+KERNEL __launch_bounds__(THREADS) sampling_mask(const __grid_constant__ MaskParams p) {
+    wait_for_previous();
+    const int mask = blockIdx.y, lane = threadIdx.x % 32, word = blockIdx.x * THREADS + threadIdx.x;
+    const u32 allowed = word < p.num_words ? p.masks[(i64)mask * p.num_words + word] : ~0u;
+    float* logits = p.logits + (i64)p.rows[mask] * p.vocab;
+    int id = (word - lane) * 32 + lane;
+#pragma unroll
+    for (int i = 0; i < 32; i++, id += 32) {
+        const u32 bits = __shfl_sync(ALL_LANES, allowed, i);
+        if (!(bits >> lane & 1) && id < p.vocab) logits[id] = NEGATIVE_INFINITY;
+    }
 }
 
 // grid (chunks, rows): the rank of each chunk's largest logit. Makes a sampled row's plan and histogram ready.

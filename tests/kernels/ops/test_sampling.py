@@ -208,6 +208,28 @@ def test_adjustments_are_the_same_bits(context: Context, upload: Upload, downloa
 
 
 @pytest.mark.gpu
+@pytest.mark.sanitize("3-997", "2-32")
+@pytest.mark.parametrize("vocab_size", [1, 31, 32, 33, 997, 8192, 8193, 32064, 151936, 201088, 262144])
+@pytest.mark.parametrize("num_masks", [0, 1, 2, 3, 64])
+def test_masks_leave_the_same_bits(
+    context: Context, upload: Upload, download: Download, num_masks: int, vocab_size: int
+) -> None:
+    rng = np.random.default_rng()
+    logits = make_rows(rng, num_masks + 2, vocab_size)
+    rows = rng.permutation(num_masks + 2)[:num_masks].astype(np.int32)
+    masks = rng.integers(0, 1 << 32, (num_masks, -(-vocab_size // 32)), dtype=np.uint32)
+    masks[::3] *= rng.integers(0, 2, masks[::3].shape, dtype=np.uint32)  # whole words of zeros
+    masks[1::3] |= np.uint32(0xFFFF00FF)
+    on_device = upload(logits)
+    sampling.mask_logits(context, on_device, upload(rows), upload(masks), out=on_device)
+    expected = logits.copy()
+    for row, mask in zip(rows, masks, strict=True):
+        ids = np.arange(vocab_size)
+        expected[row, (mask[ids // 32] >> (ids % 32).astype(np.uint32) & 1) == 0] = -np.inf
+    np.testing.assert_array_equal(download(on_device).view(np.uint32), expected.view(np.uint32))
+
+
+@pytest.mark.gpu
 @pytest.mark.sanitize("5-640-*")
 @pytest.mark.parametrize("num_top", [0, 1, 20])
 @pytest.mark.parametrize(("num_rows", "vocab_size"), [(1, 5), (5, 640), (3, 151936), (64, 50257), (2, 262144)])

@@ -10,6 +10,7 @@ from kernels.batch import SAMPLING_ROW, Adjustments, SamplingParams
 from kernels.reference.sampling import (
     adjust_logits,
     log_probabilities,
+    mask_logits,
     philox4x32,
     sample,
     top_log_probabilities,
@@ -155,6 +156,33 @@ def test_adjustments_apply_bias_then_penalties_then_bans() -> None:
     np.testing.assert_allclose(out, expected, atol=1e-6)
     adjust_logits(logits, adjustments, out=logits)
     np.testing.assert_array_equal(logits, out)
+
+
+@pytest.mark.parametrize("vocab_size", [1, 31, 32, 33, 64, 997])
+def test_a_mask_leaves_the_logits_of_its_ones_and_all_of_other_rows(vocab_size: int) -> None:
+    rng = np.random.default_rng(vocab_size)
+    logits = rng.normal(size=(5, vocab_size)).astype(np.float32)
+    logits[3, rng.integers(vocab_size)] = np.nan
+    allowed = {3: set(), 0: set(range(vocab_size)), 1: set(np.flatnonzero(rng.random(vocab_size) < 0.3).tolist())}
+    masks = np.full((len(allowed), -(-vocab_size // 32)), 0, np.uint32)
+    for mask, ids in zip(masks, allowed.values(), strict=True):
+        for token_id in ids:
+            mask[token_id // 32] |= np.uint32(1 << token_id % 32)
+    masks[0, -1] |= np.uint32((0xFFFFFFFF << (vocab_size - 1) % 32 + 1) & 0xFFFFFFFF)  # of no token
+    out = np.empty_like(logits)
+    mask_logits(logits, np.array(list(allowed), np.int32), masks, out=out)
+    for row in range(5):
+        ids = allowed.get(row, set(range(vocab_size)))
+        expected = [value if token_id in ids else -np.inf for token_id, value in enumerate(logits[row].tolist())]
+        np.testing.assert_array_equal(out[row], np.array(expected, np.float32))
+    mask_logits(logits, np.array(list(allowed), np.int32), masks, out=logits)
+    np.testing.assert_array_equal(logits, out)
+
+
+def test_no_masks_change_nothing() -> None:
+    logits = np.ones((2, 40), np.float32)
+    mask_logits(logits, np.empty(0, np.int32), np.empty((0, 2), np.uint32), out=logits)
+    assert (logits == 1).all()
 
 
 def test_log_probabilities_are_a_log_softmax() -> None:
