@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
 from orcd.errors import BY_CODE, OrcdError
 from orcd.events import Error
-from orcd.openai.error_body import error_body, status_code
-
-_KINDS = {
-    401: "authentication_error",
-    403: "permission_error",
-    404: "not_found_error",
-    429: "rate_limit_error",
-    501: "not_implemented_error",
-}
+from orcd.openai.error_body import error_body, error_type, status_code
 
 
 class ApiError(Exception):
@@ -28,13 +21,13 @@ class ApiError(Exception):
         *,
         code: str | None = None,
         param: str | None = None,
-        retry_after_s: int | None = None,
+        retry_after_s: float | None = None,
         retriable: bool = False,
     ) -> None:
         super().__init__(message)
         self.status = status
-        kind = _KINDS.get(status, "invalid_request_error" if status < 500 else "server_error")
-        self.body: dict[str, Any] = {"error": {"message": message, "type": kind, "param": param, "code": code}}
+        error = {"message": message, "type": error_type(status), "param": param, "code": code}
+        self.body: dict[str, Any] = {"error": error}
         self._retry_after_s = retry_after_s
         self._retriable = retriable or retry_after_s is not None
 
@@ -58,5 +51,10 @@ class ApiError(Exception):
         if self.status == 401:
             headers["www-authenticate"] = "Bearer"
         if self._retry_after_s is not None:
-            headers["retry-after"] = str(self._retry_after_s)
+            headers["retry-after"] = str(math.ceil(self._retry_after_s))
         return headers
+
+
+def model_not_served() -> ApiError:
+    """The error for a model that no worker serves."""
+    return ApiError(404, "model: no worker serves it", code="model_not_found", param="model")

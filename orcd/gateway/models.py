@@ -6,7 +6,7 @@ from typing import Any
 
 from starlette.responses import Response
 
-from orcd.gateway.api_error import ApiError
+from orcd.gateway.api_error import model_not_served
 from orcd.gateway.endpoint import Call, endpoint, json_response
 
 
@@ -23,7 +23,7 @@ async def retrieve_model(call: Call) -> Response:
     for model in await _models(call):
         if model["id"] == name:
             return json_response(model)
-    raise ApiError(404, "model: no worker serves it", code="model_not_found", param="model")
+    raise model_not_served()
 
 
 async def _models(call: Call) -> list[dict[str, Any]]:

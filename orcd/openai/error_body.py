@@ -12,6 +12,7 @@ _STATUS = {
     "CONTEXT_LENGTH_EXCEEDED": 400,
     "MODEL_NOT_SERVED": 404,
     "CONFLICT": 409,
+    "QUEUE_FULL": 429,
     "CANCELLED": 499,
     "REDIS_UNAVAILABLE": 503,
     "VRAM_OOM": 503,
@@ -32,14 +33,21 @@ def status_code(error: OrcdError) -> int:
     return _STATUS.get(error.code, 500)
 
 
+def error_type(status: int) -> str:
+    """The ``type`` of an error with this HTTP status, as OpenAI names it: ``requests`` is too many of them."""
+    if status == 429:
+        return "requests"
+    return "invalid_request_error" if status < 500 else "server_error"
+
+
 def error_body(error: OrcdError) -> dict[str, Any]:
     """The error as a response's body; ``param`` is the field that it names."""
-    is_callers = status_code(error) < 500
-    field = _FIELD.match(error.message) if is_callers else None
+    status = status_code(error)
+    field = _FIELD.match(error.message) if status < 500 else None
     return {
         "error": {
             "message": error.message,
-            "type": "invalid_request_error" if is_callers else "server_error",
+            "type": error_type(status),
             "param": field[1] if field else None,
             "code": _CODES.get(error.code, error.code.lower()),
         }

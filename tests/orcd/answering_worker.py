@@ -17,6 +17,7 @@ class AnsweringWorker:
     def __init__(self, connection: redis.Redis, make_store: MakeStore) -> None:
         self._redis = connection
         self._store = make_store()
+        self._store.renew({}, is_ready=True)  # says that it serves the model
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._work)
         self._thread.start()

@@ -9,8 +9,8 @@ from typing import Any
 
 import msgspec
 
-from orcd.errors import InvalidRequest
-from orcd.gateway.api_error import ApiError
+from orcd.errors import InvalidRequest, ModelNotServed
+from orcd.gateway.api_error import ApiError, model_not_served
 from orcd.gateway.api_keys import ID_DIGITS, TENANT_IS_KEY, ApiKey, is_made_by, new_id
 from orcd.gateway.endpoint import Call
 from orcd.request import Request
@@ -47,17 +47,22 @@ def not_found() -> ApiError:
     return ApiError(404, "there is no such response, or it is no longer kept", code="not_found")
 
 
-async def submit(call: Call, request: Request) -> str:
+async def submit(call: Call, request: Request, *, in_background: bool = False) -> str:
     """Queue a job of the caller; returns its id. With the header Idempotency-Key the same call makes the same job.
 
-    Raises `InvalidRequest` if it names a tenant although it has a key, which is its tenant.
+    Raises `InvalidRequest` if it names a tenant although it has a key, which is its tenant; and `ApiError` 404 if no
+    worker has served its model in the last minute: only what is ``in_background`` may wait for one.
     """
     if call.key.tag:
         if request.tenant is not None:
             raise InvalidRequest(TENANT_IS_KEY)
         request = msgspec.structs.replace(request, tenant=call.key.tag)
     job_id = job_id_for(call.key, call.request.headers.get("idempotency-key"))
-    return await call.gateway.client.submit(job_id=job_id, **msgspec.structs.asdict(request))
+    fields = msgspec.structs.asdict(request)
+    try:
+        return await call.gateway.client.submit(job_id=job_id, fail_fast=not in_background, **fields)
+    except ModelNotServed:
+        raise model_not_served() from None
 
 
 async def keep(call: Call, job_id: str, body: Mapping[str, Any]) -> None:

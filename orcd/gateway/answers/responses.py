@@ -31,7 +31,7 @@ async def create(call: Call) -> Response:
     streams, background = read_flag(body, "stream"), read_flag(body, "background")
     request = parse_body(URL, body, {"on_disconnect": "continue" if background else "cancel"})
     call.check_model(request.model)
-    job_id = await jobs.submit(call, request)
+    job_id = await jobs.submit(call, request, in_background=background)
     await jobs.keep(call, job_id, {name: body[name] for name in ("model", *ECHOED) if body.get(name) is not None})
     if streams:
         return _Stream(call, job_id, NOTHING_SEEN)

@@ -15,6 +15,7 @@ import uvicorn
 from orcd.gateway.app import create_app
 from orcd.gateway.settings import GatewaySettings
 from tests.orcd.answering_worker import AnsweringWorker
+from tests.orcd.job_writer import MakeStore
 
 StartGateway = Callable[..., str]
 OpenSdk = Callable[..., openai.OpenAI]
@@ -55,6 +56,13 @@ def url(start_gateway: StartGateway) -> str:
 def http(url: str) -> Iterator[httpx.Client]:
     with httpx.Client(base_url=url, timeout=10) as client:
         yield client
+
+
+@pytest.fixture
+def served_model(make_store: MakeStore) -> str:
+    """A model that a worker says it serves, though nobody runs its jobs."""
+    make_store().renew({}, is_ready=True)
+    return "demo"
 
 
 @pytest.fixture

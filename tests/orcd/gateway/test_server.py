@@ -4,9 +4,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 
 import httpx
 import pytest
@@ -14,46 +12,35 @@ import redis
 
 from orcd.store import schema
 from tests.conftest import wait_until
+from tests.orcd.gateway.gateway_process import GatewayProcess
 from tests.orcd.job_writer import MakeStore, claimed
 
 CHAT = {"model": "demo", "messages": [{"role": "user", "content": "x"}]}
 
 
-@contextmanager
-def gateway(*arguments: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    command = [sys.executable, "-m", "orcd", "gateway", "--port", "0", *arguments]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        try:
-            yield process, process.stdout.readline().split()[-1]
-        finally:
-            process.kill()
-
-
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_gateway_says_where_it_is_and_stops_in_order(redis_url: str, number: signal.Signals) -> None:
-    with gateway("--redis", redis_url) as (process, url):
-        assert httpx.get(f"{url}/models").status_code == 200
-        process.send_signal(number)
-        assert process.wait(10) == 0
-        assert process.stderr is not None
-        assert process.stderr.read() == ""
+    with GatewayProcess(redis_url) as gateway:
+        assert httpx.get(f"{gateway.url}/models").status_code == 200
+        gateway.process.send_signal(number)
+        assert gateway.process.wait(10) == 0
+        assert gateway.errors == ""
 
 
 def test_an_answer_on_its_way_is_finished_before_the_gateway_stops(
-    redis_url: str, connection: redis.Redis, make_store: MakeStore
+    redis_url: str, connection: redis.Redis, make_store: MakeStore, served_model: str
 ) -> None:
-    with gateway("--redis", redis_url) as (process, url), ThreadPoolExecutor(1) as threads:
-        answer = threads.submit(httpx.post, f"{url}/chat/completions", json=CHAT, timeout=20)
+    with GatewayProcess(redis_url) as gateway, ThreadPoolExecutor(1) as threads:
+        answer = threads.submit(httpx.post, f"{gateway.url}/chat/completions", json=CHAT, timeout=20)
         wait_until(lambda: connection.zcard(schema.QUEUED))
         (job_id,) = connection.zrange(schema.QUEUED, 0, -1)
-        process.terminate()
+        gateway.process.terminate()
         writer = claimed(make_store(), job_id.decode())
         writer.start()
         writer.tokens(3)
         writer.end()
         assert answer.result().json()["choices"][0]["message"]["content"] == " 1 2 3"
-        assert process.wait(10) == 0
+        assert gateway.process.wait(10) == 0
 
 
 def test_a_port_that_is_taken_is_wrong_usage() -> None:

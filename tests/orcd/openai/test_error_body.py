@@ -6,7 +6,7 @@ import pytest
 
 from orcd import errors
 from orcd.errors import InvalidRequest, ModelNotServed, OrcdError
-from orcd.openai.error_body import error_body, status_code
+from orcd.openai.error_body import error_body, error_type, status_code
 
 
 @pytest.mark.parametrize(
@@ -40,6 +40,27 @@ def test_a_fault_of_ours_names_no_field() -> None:
         "param": None,
         "code": "engine_lost",
     }
+
+
+def test_a_full_queue_is_a_rate_limit() -> None:
+    error = errors.QueueFull("too many jobs wait")
+    assert status_code(error) == 429
+    assert error_body(error)["error"]["type"] == "requests"
+
+
+@pytest.mark.parametrize(
+    ("status", "kind"),
+    [
+        (400, "invalid_request_error"),
+        (401, "invalid_request_error"),
+        (404, "invalid_request_error"),
+        (429, "requests"),
+        (500, "server_error"),
+        (503, "server_error"),
+    ],
+)
+def test_a_status_has_openais_type(status: int, kind: str) -> None:
+    assert error_type(status) == kind
 
 
 @pytest.mark.parametrize("kind", errors.BY_CODE.values())

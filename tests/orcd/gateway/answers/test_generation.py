@@ -6,8 +6,10 @@ from typing import Any
 import httpx
 import openai
 import pytest
+import redis
 
 from orcd.gateway.answers import event_reader
+from orcd.store import schema
 from tests.orcd.answering_worker import AnsweringWorker, FailingWorker
 from tests.orcd.gateway.conftest import OpenSdk
 
@@ -108,8 +110,26 @@ def test_an_idempotency_key_makes_the_same_job_once(http: httpx.Client, worker: 
     assert http.post("/chat/completions", json=CHAT).json()["id"] != first["id"]
 
 
+@pytest.mark.parametrize(
+    ("path", "asked"),
+    [
+        ("/chat/completions", {"messages": CHAT["messages"]}),
+        ("/completions", {"prompt": "x"}),
+        ("/responses", {"input": "x"}),
+    ],
+)
+@pytest.mark.parametrize("streams", [False, True])
+def test_a_model_that_nobody_serves_is_not_found_at_once(
+    http: httpx.Client, connection: redis.Redis, served_model: str, path: str, asked: dict[str, Any], streams: bool
+) -> None:
+    response = http.post(path, json={"model": "other", "stream": streams, **asked})
+    assert response.status_code == 404
+    assert (response.json()["error"]["code"], response.json()["error"]["param"]) == ("model_not_found", "model")
+    assert connection.zcard(schema.QUEUED) == 0
+
+
 def test_a_stream_that_waits_keeps_its_connection_with_comments(
-    http: httpx.Client, monkeypatch: pytest.MonkeyPatch
+    http: httpx.Client, served_model: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(event_reader, "HOLD_S", 0.05)
     monkeypatch.setattr("orcd.gateway.answers.sse.PING_S", 0.05)
@@ -118,7 +138,9 @@ def test_a_stream_that_waits_keeps_its_connection_with_comments(
         assert next(lines).startswith(":")
 
 
-def test_a_chat_whose_caller_leaves_ends_when_nobody_listens(http: httpx.Client, connection: Any) -> None:
+def test_a_chat_whose_caller_leaves_ends_when_nobody_listens(
+    http: httpx.Client, served_model: str, connection: Any
+) -> None:
     with pytest.raises(httpx.ReadTimeout):
         http.post("/chat/completions", json=CHAT, timeout=0.2)
     (job,) = connection.keys("orcd:{*}:job")
