@@ -1,7 +1,7 @@
 # `make help` lists what there is. Everything lives in .venv; PYTHON=/path/to/python3.12 picks the interpreter for it.
 # WHEELS=/path/to/folder installs from that folder alone, without network, and uses what PYTHON has installed already.
 .DEFAULT_GOAL := help
-.PHONY: demo test fuzz chaos chaos-short lint format compile bench gpu-test gpu-bench gpu-sanitize wheels clean help
+.PHONY: demo test fuzz api-fuzz chaos chaos-short lint format compile bench gpu-test gpu-bench gpu-sanitize wheels clean help
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -23,6 +23,9 @@ test: $(VENV)/installed-dev  ## run all tests, some at a time; ARGS="-n0" for on
 
 fuzz: $(VENV)/installed-dev  ## load damaged model files for ten minutes; only clear errors may come of it
 	@$(BIN)/python -m tests.worker.model.fuzz --minutes 10
+
+api-fuzz: $(VENV)/installed-dev  ## call the gateway with what its OpenAPI document allows and forbids, for a minute; SEED=2
+	@$(BIN)/python -m tests.orcd.gateway.api_fuzz --seed $(SEED)
 
 chaos: $(VENV)/installed-dev  ## kill, stop, cut and damage everything under load; MINUTES=90 is the full run, SEED=2 another
 	@$(BIN)/python -m tests.chaos --minutes $(MINUTES) --seed $(SEED)

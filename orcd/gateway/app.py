@@ -16,7 +16,7 @@ from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import PlainTextResponse, Response
-from starlette.routing import Route
+from starlette.routing import Match, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from orcd.async_client import AsyncClient
@@ -109,10 +109,19 @@ async def answer_error(request: Request, error: Exception) -> Response:
         error = explain(error, RedisAddress.parse(request.app.state.gateway.settings.redis_url))
     if isinstance(error, OrcdError):
         error = ApiError.of(error)
-    elif isinstance(error, HTTPException):
+    headers: dict[str, str] = {}
+    if isinstance(error, HTTPException):
+        if error.status_code == 405:
+            headers["allow"] = _methods(request)
         error = ApiError(error.status_code, f"{request.method} {request.url.path}: {error.detail.lower()}")
     assert isinstance(error, ApiError), "no other is registered"
-    return json_response(error.body, error.status, dict(error.headers))
+    return json_response(error.body, error.status, {**headers, **error.headers})
+
+
+def _methods(request: Request) -> str:
+    """The methods of all routes with the path of a request."""
+    routes = [route for route in request.app.routes if route.matches(request.scope)[0] is not Match.NONE]
+    return ", ".join(sorted({method for route in routes for method in route.methods}))
 
 
 class Outermost:

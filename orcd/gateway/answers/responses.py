@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
@@ -22,6 +23,7 @@ URL = "/v1/responses"
 NOTHING_SEEN = -1
 REFUSALS = ("INVALID_REQUEST", "CONTEXT_LENGTH_EXCEEDED")
 """Errors that only a worker finds and that are the call's; any other leaves a response of the status failed."""
+_SEQUENCE_NUMBER = re.compile(r"-?[0-9]{1,18}")
 
 
 @endpoint
@@ -45,13 +47,15 @@ async def retrieve(call: Call) -> Response:
     """A response as far as it has come; with ``stream=true`` its events behind ``starting_after``."""
     job_id = _job_id(call)
     query = call.request.query_params
-    if query.get("stream", "false") == "false":
-        return await _current(call, job_id)
+    streams = query.get("stream", "false")
+    if streams not in ("true", "false"):
+        raise ApiError(400, "stream: must be true or false", param="stream")
     text = query.get("starting_after", call.request.headers.get("last-event-id", str(NOTHING_SEEN)))
-    try:
-        return _Stream(call, job_id, max(NOTHING_SEEN, int(text)))
-    except ValueError:
-        raise ApiError(400, "starting_after: must be a sequence number", param="starting_after") from None
+    if _SEQUENCE_NUMBER.fullmatch(text) is None:
+        raise ApiError(400, "starting_after: must be a sequence number", param="starting_after")
+    if streams == "false":
+        return await _current(call, job_id)
+    return _Stream(call, job_id, max(NOTHING_SEEN, int(text)))
 
 
 @endpoint

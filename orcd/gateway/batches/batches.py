@@ -33,7 +33,7 @@ def batch_store(call: Call) -> BatchStore:
 async def create(call: Call) -> Response:
     """Begin a batch."""
     body = await call.json()
-    file = file_store(call).find(call.key, _text(body, "input_file_id"))
+    file = file_store(call).find(call.key, _text(body, "input_file_id"), "input_file_id")
     _check(body)
     now = int(time.time())
     batch = BatchObject(

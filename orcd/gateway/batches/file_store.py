@@ -73,15 +73,15 @@ class FileStore:
         temporary.replace(self._description(file_id))
         return described
 
-    def find(self, key: ApiKey, file_id: str) -> FileObject:
-        """The caller's file. Raises `ApiError` 404."""
+    def find(self, key: ApiKey, file_id: str, param: str = "file_id") -> FileObject:
+        """The caller's file. Raises `ApiError` 404, which names the field ``param``."""
         if is_made_by(key, file_id, KIND):
             try:
                 described = msgspec.json.decode(self._description(file_id).read_bytes(), type=FileObject)
                 return msgspec.structs.replace(described, bytes=self.path(file_id).stat().st_size)
             except (FileNotFoundError, msgspec.MsgspecError):
                 pass
-        raise ApiError(404, "there is no such file", code="not_found", param="file_id")
+        raise ApiError(404, "there is no such file", code="not_found", param=param)
 
     def list_all(self, key: ApiKey) -> list[FileObject]:
         """The caller's files, the newest first."""

@@ -36,8 +36,7 @@ async def create(call: Call) -> Response:
         file, purpose = form.get("file"), form.get("purpose")
         if not isinstance(file, UploadFile):
             raise ApiError(400, "file: must be a file of a multipart form", param="file")
-        if purpose not in PURPOSES:
-            raise ApiError(400, f"purpose: must be one of {', '.join(PURPOSES)}", param="purpose")
+        _check_purpose(purpose)
         kept = await store.write(call.key, _chunks(file), filename=file.filename or "file", purpose=str(purpose))
     return json_response(kept)
 
@@ -46,6 +45,8 @@ async def create(call: Call) -> Response:
 async def list_files(call: Call) -> Response:
     """The caller's files."""
     purpose = call.request.query_params.get("purpose")
+    if purpose is not None:
+        _check_purpose(purpose)
     files = [file for file in file_store(call).list_all(call.key) if purpose in (None, file.purpose)]
     return json_response(page(call, files))
 
@@ -80,6 +81,11 @@ ROUTES = (
     Route(URL + "/{id}", delete, methods=["DELETE"]),
     Route(URL + "/{id}/content", content, methods=["GET"]),
 )
+
+
+def _check_purpose(purpose: object) -> None:
+    if purpose not in PURPOSES:
+        raise ApiError(400, f"purpose: must be one of {', '.join(PURPOSES)}", param="purpose")
 
 
 def _limited(call: Call) -> Request:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,7 +16,7 @@ def page(call: Call, items: Sequence[Any]) -> dict[str, Any]:
     """The part of ``items``, which have ids, that the query's ``after`` and ``limit`` ask for. Raises `ApiError`."""
     query = call.request.query_params
     limit = query.get("limit", "20")
-    if not limit.isdecimal() or not 1 <= int(limit) <= MOST:
+    if re.fullmatch("[0-9]{1,9}", limit) is None or not 1 <= int(limit) <= MOST:
         raise ApiError(400, f"limit: must be 1 to {MOST}", param="limit")
     start = 0
     if after := query.get("after"):

@@ -63,6 +63,17 @@ def test_a_key_may_use_its_models_as_often_as_it_says(
     assert 0 < connection.ttl(connection.keys("orcd:rate:*")[0]) <= 120
 
 
+def test_a_full_queue_is_a_429_that_says_when_to_try_again(
+    http: httpx.Client, connection: redis.Redis, served_model: str
+) -> None:
+    connection.set(schema.MAX_QUEUED, 0)
+    response = http.post("/chat/completions", json=CHAT)
+    assert response.status_code == 429
+    assert response.json()["error"]["code"] == "queue_full"
+    assert response.headers["retry-after"] == "5"
+    assert response.headers["x-should-retry"] == "true"
+
+
 @pytest.mark.parametrize(
     ("method", "path", "status"),
     [
@@ -76,7 +87,13 @@ def test_what_is_not_there_is_refused_as_the_api_does(http: httpx.Client, method
     response = http.request(method, path)
     assert response.status_code == status
     assert response.json()["error"]["message"]
+    assert ("allow" in response.headers) == (status == 405)
     assert len(response.headers["x-request-id"]) == 32
+
+
+def test_a_method_that_is_not_there_is_told_all_that_are(http: httpx.Client) -> None:
+    assert http.put("/files/file-x").headers["allow"] == "DELETE, GET, HEAD"
+    assert http.put("/files").headers["allow"] == "GET, HEAD, POST"
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b"[]", b"\xff", b"[" * 100_000, b"null"])

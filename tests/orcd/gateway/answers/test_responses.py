@@ -112,12 +112,22 @@ def test_nobody_reads_or_ends_what_another_key_began(start_gateway: StartGateway
         assert http.get(path, headers=one).json()["status"] == "queued"
 
 
-@pytest.mark.parametrize("query", ["stream=true&starting_after=x", "stream=true&starting_after="])
-def test_a_place_that_is_none_is_refused(http: httpx.Client, query: str, worker: AnsweringWorker) -> None:
+@pytest.mark.parametrize(
+    ("query", "param"),
+    [
+        ("stream=true&starting_after=x", "starting_after"),
+        ("stream=true&starting_after=", "starting_after"),
+        ("stream=true&starting_after=1_0", "starting_after"),
+        ("starting_after=x", "starting_after"),
+        ("stream=yes", "stream"),
+        ("stream=", "stream"),
+    ],
+)
+def test_a_place_that_is_none_is_refused(http: httpx.Client, query: str, param: str, worker: AnsweringWorker) -> None:
     created = http.post("/responses", json=BODY).json()
     response = http.get(f"/responses/{created['id']}?{query}")
     assert response.status_code == 400
-    assert response.json()["error"]["param"] == "starting_after"
+    assert response.json()["error"]["param"] == param
 
 
 def test_the_text_of_a_failed_response_is_kept(http: httpx.Client, make_store: MakeStore) -> None:

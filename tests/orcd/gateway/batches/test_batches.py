@@ -164,6 +164,15 @@ def test_a_gateway_that_cannot_read_the_input_leaves_the_batch_to_one_that_can(
             assert ended(open_sdk(url), batch_id).status == "completed"
 
 
+def test_a_batch_of_a_file_that_is_not_there_is_refused_by_its_field(
+    start_gateway: StartGateway, tmp_path: Path, open_sdk: OpenSdk
+) -> None:
+    sdk = open_sdk(start_gateway(files_dir=str(tmp_path)))
+    with pytest.raises(openai.NotFoundError) as caught:
+        sdk.batches.create(input_file_id="file-x", endpoint=URL, completion_window="24h")
+    assert caught.value.param == "input_file_id"
+
+
 @pytest.mark.parametrize(
     ("changes", "param"),
     [

@@ -34,6 +34,8 @@ def test_long_lists_come_a_page_at_a_time(sdk: openai.OpenAI) -> None:
         sdk.files.list(after="file-0")
     with pytest.raises(openai.BadRequestError, match="limit"):
         sdk.files.list(limit=1000)
+    with pytest.raises(openai.BadRequestError, match="purpose"):
+        sdk.files.list(purpose="nonsense")
 
 
 @pytest.mark.parametrize("file_id", ["file-x", "../../etc/passwd", "file-" + "0" * 32, "%2e%2e%2fx"])
