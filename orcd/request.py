@@ -13,6 +13,7 @@ from msgspec import Meta
 
 from orcd.errors import InvalidRequest
 from orcd.sampling import SamplingFields, SamplingKeywords, TokenId, convert
+from orcd.structured_output import ResponseFormat, StructuredOutput, StructuredOutputs
 
 MAX_REQUEST_BYTES = 16 * 1024 * 1024
 
@@ -52,6 +53,8 @@ class Request(SamplingFields, frozen=True, kw_only=True):
     instead the last message goes on. ``special_tokens_in_content`` says what the spelling of a control token in the
     text of a message is: "parse" takes it for the token, "escape" for the text that it is.
 
+    ``response_format`` or ``structured_outputs`` say what form the answer must have (`orcd.structured_output`).
+
     `orcd.sampling.SamplingFields` has the sampling parameters and what they mean. ``max_tokens`` None means what the
     context leaves. ``seed`` None gets one on submission, so that whoever resumes the job draws the same tokens.
     """
@@ -64,6 +67,8 @@ class Request(SamplingFields, frozen=True, kw_only=True):
     add_generation_prompt: bool = True
     continue_final_message: bool = False
     special_tokens_in_content: Literal["parse", "escape"] = "parse"
+    response_format: ResponseFormat | None = None
+    structured_outputs: StructuredOutputs | None = None
     model: Annotated[str, Meta(min_length=1, max_length=200)] | None = None
     priority: Annotated[int, Meta(ge=0, le=9)] = 5
     tenant: Annotated[str, Meta(min_length=1, max_length=200)] | None = None
@@ -92,11 +97,29 @@ class RequestFields(SamplingKeywords, total=False):
     add_generation_prompt: bool
     continue_final_message: bool
     special_tokens_in_content: Literal["parse", "escape"]
+    response_format: Mapping[str, Any] | None
+    structured_outputs: Mapping[str, Any] | None
     model: str | None
     priority: int
     tenant: str | None
     deadline_s: float | None
     on_disconnect: Literal["continue", "cancel"]
+
+
+def structured_output(request: Request) -> StructuredOutput | None:
+    """The form that the answer must have, None if it may have any. Raises `InvalidRequest` naming the field."""
+    ways = [way.structured_output() for way in (request.response_format, request.structured_outputs) if way]
+    given = [way for way in ways if way is not None]
+    if len(given) > 1:
+        raise InvalidRequest("structured_outputs: response_format says what form the answer has; give one of the two")
+    return given[0] if given else None
+
+
+def with_defaults(fields: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a request, and of ``defaults`` what they say nothing about."""
+    ways = {"response_format", "structured_outputs"}  # to say one thing
+    left_out = ways if ways & fields.keys() else ()
+    return {**{name: value for name, value in defaults.items() if name not in left_out}, **fields}
 
 
 def parse(fields: Any) -> Request:
@@ -160,6 +183,8 @@ def _check(request: Request) -> None:
         raise InvalidRequest("deadline_s: must be a finite number")
     if request.max_tokens is not None and request.min_tokens > request.max_tokens:
         raise InvalidRequest("min_tokens: must not exceed max_tokens")
+    if structured_output(request) is not None and request.min_tokens:
+        raise InvalidRequest("min_tokens: must be 0 with structured output, as a document may end earlier")
     if request.continue_final_message and request.add_generation_prompt:
         raise InvalidRequest("continue_final_message: needs add_generation_prompt false")
     for index, message in enumerate(request.messages or ()):

@@ -112,8 +112,7 @@ def convert(fields: Any, kind: type[Fields]) -> Fields:
     try:
         converted = msgspec.convert(fields, kind, str_keys=True)
     except msgspec.ValidationError as error:
-        unknown = _unknown(error)
-        raise (unknown_field(unknown, kind.__struct_fields__) if unknown else InvalidRequest(_explain(error))) from None
+        raise _refusal(error, kind.__struct_fields__) from None
     for name in _FLOATS:
         if not math.isfinite(getattr(converted, name)):  # NaN is within all limits
             raise InvalidRequest(f"{name}: must be a finite number")
@@ -129,22 +128,17 @@ def unknown_field(name: Any, known: Iterable[str]) -> InvalidRequest:
     return InvalidRequest(f"{shown}: unknown field" + (f"; did you mean {similar[0]}?" if similar else ""))
 
 
-def _unknown(error: msgspec.ValidationError) -> str:
-    """The name of the unknown field that the error is about, empty if it is about something else."""
-    problem = str(error).partition(" - at `")[0]
-    return problem.partition("`")[2].rstrip("`") if problem.startswith("Object contains unknown field `") else ""
-
-
-def _explain(error: msgspec.ValidationError) -> str:
+def _refusal(error: msgspec.ValidationError, known: Iterable[str]) -> InvalidRequest:
     """The message of msgspec with the field in front: it names types, bounds and fields, never a value."""
     problem, _, path = str(error).partition(" - at `")
+    is_of_key = path.startswith("key` in `")
+    field = path.removeprefix("key` in `").rstrip("`").removeprefix("$").removeprefix(".")
+    if problem.startswith("Object contains unknown field `"):
+        unknown = problem.partition("`")[2].rstrip("`")
+        return unknown_field(f"{field}.{unknown}", ()) if field else unknown_field(unknown, known)
     problem = problem.partition(" '")[0]
     problem = problem[:1].lower() + problem[1:]
-    if path.startswith("key` in `"):
-        path = path.removeprefix("key` in `")
-        problem = f"a key: {problem}"
-    field = path.rstrip("`").removeprefix("$").removeprefix(".") or "request"
-    return f"{field}: {problem}"
+    return InvalidRequest(f"{field or 'request'}: {'a key: ' if is_of_key else ''}{problem}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("orcd", "tasks", "worker", "kernels")
 TASKS_MAY_TAKE = ("worker.contract", "worker.settings", "worker.log", "worker.text", "worker.model.gguf")
-WORKER_MAY_TAKE = ("orcd.errors", "orcd.settings", "orcd.sampling", "orcd.jsonl")
+WORKER_MAY_TAKE = ("orcd.errors", "orcd.settings", "orcd.sampling", "orcd.structured_output", "orcd.jsonl")
 MOST_LINES = 300
 MOST_FILES = 12
 

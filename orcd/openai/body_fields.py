@@ -113,9 +113,11 @@ class BodyFields:
         Raises `InvalidRequest` with the name that the field has in the body.
         """
         try:
-            return requests.parse({**defaults, **self.request})
+            return requests.parse(requests.with_defaults(self.request, defaults))
         except InvalidRequest as error:
             field = error.message.partition(":")[0].partition("[")[0]
+            while field not in self._names and "." in field:
+                field = field.rpartition(".")[0]
             name = self._names.get(field, field)
             raise InvalidRequest(name + error.message.removeprefix(field)) from None
 

@@ -12,10 +12,9 @@ from orcd.openai.body_fields import Combined, Ignored, Read, Treatment, Unsuppor
 from orcd.request import Request
 
 _PRIORITIES = {"priority": 2, "fast": 2, "auto": None, "default": None, "scale": None, "flex": 8}
-_STRUCTURED = "structured output comes with a later version"
 _NOT_IN_ALL = (
     *("prompt", "messages", "prompt_token_ids", "max_tokens", "logprobs"),
-    *("tools", "chat_template_kwargs", "add_generation_prompt", "continue_final_message"),
+    *("tools", "chat_template_kwargs", "add_generation_prompt", "continue_final_message", "response_format"),
 )
 """Fields of a request that bodies have under other names, or only some have."""
 
@@ -88,13 +87,17 @@ _UNSUPPORTED_SAMPLING: dict[str, Treatment] = {
     "xtc_probability": Unsupported(off=(0,)),
 }
 
-_RESPONSE_FORMAT = Unsupported(_STRUCTURED, off=({"type": "text"},))
 _STRUCTURED_OUTPUT: dict[str, Treatment] = {
-    name: Unsupported(_STRUCTURED)
-    for name in (
-        *("structured_outputs", "guided_json", "guided_regex", "guided_choice", "guided_grammar"),
-        *("guided_decoding_backend", "guided_whitespace_pattern", "grammar", "json_schema"),
-    )
+    "structured_outputs": Read("structured_outputs"),
+    "guided_json": Read("structured_outputs.json"),
+    "guided_regex": Read("structured_outputs.regex"),
+    "guided_choice": Read("structured_outputs.choice"),
+    "guided_grammar": Read("structured_outputs.grammar"),
+    "guided_whitespace_pattern": Read("structured_outputs.whitespace_pattern"),
+    "guided_decoding_backend": Ignored("names a library of vLLM's; the answer's form does not depend on it"),
+    # llama.cpp's
+    "json_schema": Read("structured_outputs.json"),
+    "grammar": Unsupported("this is GBNF; write it in Lark's notation as structured_outputs.grammar", off=("",)),
 }
 
 _COMMON: dict[str, Treatment] = {
@@ -153,7 +156,7 @@ _CHAT: dict[str, Treatment] = {
     "tools": Combined("go to the chat template, unless tool_choice is none"),
     "tool_choice": Combined("auto and none; required and named tools are not supported"),
     "parallel_tool_calls": Unsupported("leave it out", off=(True,)),
-    "response_format": _RESPONSE_FORMAT,
+    "response_format": Read("response_format"),
     "reasoning_effort": Read("chat_template_kwargs.reasoning_effort"),
     "echo": Unsupported("completions have it", off=(False,)),
     "functions": Unsupported("use tools"),
@@ -176,7 +179,7 @@ _COMPLETIONS: dict[str, Treatment] = {
     "suffix": Unsupported("write the model's own fill-in-the-middle tokens into the prompt", off=("",)),
     "add_special_tokens": Unsupported(off=(True,)),
     "prompt_embeds": Unsupported(),
-    "response_format": _RESPONSE_FORMAT,
+    "response_format": Read("response_format"),
 }
 
 _RESPONSES: dict[str, Treatment] = {
@@ -188,7 +191,7 @@ _RESPONSES: dict[str, Treatment] = {
     "max_output_tokens": Read("max_tokens"),
     "include": Combined("message.output_text.logprobs asks for log probabilities"),
     "top_logprobs": Combined("how many alternatives a token; needs include"),
-    "text": Combined("format must be text"),
+    "text": Combined("its format becomes `response_format`"),
     "reasoning": Combined("its effort is a variable of the chat template"),
     "tools": Combined("functions go to the chat template, unless tool_choice is none"),
     "tool_choice": Combined("auto and none; required and named tools are not supported"),

@@ -15,6 +15,7 @@ from orcd.openai.input_items import messages_of
 from orcd.openai.usage import response_usage
 from orcd.request import Request
 from orcd.result import Choice, Result
+from orcd.sampling import unknown_field
 
 _LOGPROBS = "message.output_text.logprobs"
 ECHOED: dict[str, Any] = {
@@ -105,10 +106,23 @@ def _read_text(fields: BodyFields) -> None:
     text = fields.combined.get("text", {})
     if not isinstance(text, dict):
         raise InvalidRequest("text: must be an object")
-    if text.get("format") not in (None, {"type": "text"}):
-        raise unsupported("text.format", "structured output comes with a later version")
+    for name in text:
+        if name not in ("format", "verbosity"):
+            raise unknown_field(f"text.{name}", ())
+    if text.get("format") is not None:
+        _read_format(fields, text["format"])
     if text.get("verbosity") not in (None, "medium"):
         raise unsupported("text.verbosity", "say it in a message")
+
+
+def _read_format(fields: BodyFields, given: Any) -> None:
+    """What chat completions have in ``json_schema`` stands beside the type here."""
+    if not isinstance(given, dict):
+        raise InvalidRequest("text.format: must be an object")
+    fields.put("response_format.type", given.get("type"), "text.format.type")
+    schema = {name: value for name, value in given.items() if name != "type" and value is not None}
+    if schema or given.get("type") == "json_schema":
+        fields.put("response_format.json_schema", schema, "text.format")
 
 
 def _read_reasoning(fields: BodyFields) -> None:

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import msgspec
 
 from orcd.errors import ContextLengthExceeded, InvalidRequest, ModelLoadFailed
-from orcd.request import Request
+from orcd.request import Request, structured_output
 from worker import contract
 from worker.model.gguf import open_gguf
 from worker.settings import Settings
@@ -175,6 +175,8 @@ class PromptEncoder:
         )
 
     def _prompt(self, request: Request, ready: Limits, ids: list[int]) -> Prompt:
+        if structured_output(request) is not None:
+            raise InvalidRequest("response_format, structured_outputs: this worker cannot give an answer a form")
         if not ids:
             raise InvalidRequest("prompt: has no tokens; give some text")
         if len(ids) + (request.max_tokens or 1) > ready.max_sequence_tokens:

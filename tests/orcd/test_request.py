@@ -42,6 +42,8 @@ def refusal(fields: object) -> str:
             "special_tokens_in_content": "escape",
         },
         {**PROMPT, "include_stop_str_in_output": True, "skip_special_tokens": False},
+        {**PROMPT, "response_format": {"type": "json_object"}},
+        {**PROMPT, "structured_outputs": {"choice": ["a", "b"]}, "response_format": {"type": "text"}},
     ],
 )
 def test_a_request_survives_the_way_through_redis(fields):
@@ -225,6 +227,14 @@ def test_a_request_without_a_seed_gets_one_of_its_job_and_the_same_each_time():
     assert request.parse(PROMPT).with_seed("a") == seeded
     assert request.parse(PROMPT).with_seed("b") != seeded
     assert msgspec.structs.replace(seeded, seed=None) == request.parse(PROMPT)
+
+
+def test_defaults_are_for_what_the_fields_say_nothing_about():
+    form = {"response_format": {"type": "json_object"}}
+    assert request.with_defaults(PROMPT, {"n": 2, **form}) == {**PROMPT, "n": 2, **form}
+    assert request.with_defaults({"n": 1}, {"n": 2}) == {"n": 1}
+    other = {"structured_outputs": {"regex": "a"}}
+    assert request.with_defaults(other, {"n": 2, **form}) == {"n": 2, **other}
 
 
 def test_the_keyword_arguments_of_clients_are_the_fields_of_a_request():

@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 
+from orcd import request as requests
 from orcd.errors import InvalidRequest
 
 
@@ -19,7 +20,7 @@ class Defaults(msgspec.Struct, frozen=True, omit_defaults=True):
     def apply(self, fields: Mapping[str, Any]) -> dict[str, Any]:
         """A request's fields with what they leave out. Raises `InvalidRequest` as `with_system` does."""
         given = {name: value for name, value in fields.items() if value is not None}
-        return self.with_system({**self.fields, **given})
+        return self.with_system(requests.with_defaults(given, self.fields))
 
     def with_system(self, fields: dict[str, Any]) -> dict[str, Any]:
         """The fields of a request, or the body of an OpenAI one, with the system message if it has none of its own.

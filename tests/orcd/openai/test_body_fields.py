@@ -22,6 +22,7 @@ TABLE: dict[str, Treatment] = {
     "words": Read("max_tokens"),
     "effort": Read("chat_template_kwargs.effort"),
     "variables": Read("chat_template_kwargs"),
+    "choices": Read("structured_outputs.choice"),
     "pair": Combined("read with others"),
     "user": Ignored("names somebody"),
     "beams": Unsupported("there are none", off=(1, "off")),
@@ -59,6 +60,8 @@ def test_a_value_that_says_nothing_is_as_absent() -> None:
         ({"variables": {"effort": 2}, "effort": 1}, "effort: variables says another value; give one of the two"),
         ({"text": "x", "words": "x"}, "words: expected `int | null`"),
         ({"text": 5}, "text: expected `str | null`"),
+        ({"text": "x", "choices": "y"}, "choices: expected `array | null`"),
+        ({"text": "x", "choices": ["y", 5]}, "choices[1]: expected `str`"),
     ],
 )
 def test_a_refusal_names_the_field_as_the_body_has_it(body: Any, said: str) -> None:

@@ -8,7 +8,9 @@ import pytest
 
 from orcd.errors import InvalidRequest
 from orcd.openai import chat
+from orcd.request import structured_output
 from orcd.result import Choice
+from orcd.structured_output import StructuredOutput
 from tests.orcd.openai.results import LOGPROBS, result
 
 MESSAGES = [{"role": "user", "content": "hi"}]
@@ -86,6 +88,49 @@ def test_tools_go_to_the_template_unless_none_may_be_called() -> None:
     ],
 )
 def test_tools_that_cannot_be_had_are_named(body: dict[str, Any], said: str) -> None:
+    assert refusal(**body).startswith(said)
+
+
+@pytest.mark.parametrize(
+    ("body", "output"),
+    [
+        ({"response_format": {"type": "text"}}, None),
+        ({"response_format": {"type": "json_object"}}, StructuredOutput("json_object")),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"name": "n", "schema": {}, "strict": False}}},
+            StructuredOutput("json_schema", {}),
+        ),
+        ({"structured_outputs": {"regex": "a"}}, StructuredOutput("regex", "a")),
+        ({"guided_json": {}, "guided_decoding_backend": "xgrammar"}, StructuredOutput("json_schema", {})),
+        ({"guided_json": "{}", "guided_whitespace_pattern": " "}, StructuredOutput("json_schema", {}, " ")),
+        ({"guided_regex": "a"}, StructuredOutput("regex", "a")),
+        ({"guided_choice": ["a", "b"]}, StructuredOutput("choice", ["a", "b"])),
+        ({"guided_grammar": "start: /a/"}, StructuredOutput("grammar", "start: /a/")),
+        ({"json_schema": {}, "grammar": ""}, StructuredOutput("json_schema", {})),
+    ],
+)
+def test_the_form_of_the_answer_may_be_said_in_many_ways(body: dict[str, Any], output: StructuredOutput | None) -> None:
+    assert structured_output(parse(**body)) == output
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ({"response_format": {"type": "json_schema"}}, "response_format.json_schema: goes with the type json_schema"),
+        ({"guided_json": 5}, "guided_json: expected `str | object | null`"),
+        ({"guided_json": "x"}, "guided_json: must be a JSON schema"),
+        ({"guided_choice": []}, "guided_choice: expected `array` of length >= 1"),
+        ({"guided_regex": "a", "structured_outputs": {"regex": "b"}}, "guided_regex: structured_outputs says another"),
+        ({"guided_regex": "a", "structured_outputs": {"json": "{}"}}, "structured_outputs: give exactly one of json"),
+        (
+            {"guided_regex": "a", "response_format": {"type": "json_object"}},
+            "guided_regex: response_format says what form",
+        ),
+        ({"grammar": 'root ::= "a"'}, "grammar is not supported: this is GBNF; write it in Lark's notation"),
+        ({"min_tokens": 1, "guided_regex": "a"}, "min_tokens: must be 0 with structured output"),
+    ],
+)
+def test_a_form_that_cannot_be_had_is_named(body: dict[str, Any], said: str) -> None:
     assert refusal(**body).startswith(said)
 
 

@@ -8,10 +8,14 @@ import pytest
 
 from orcd.errors import InvalidRequest
 from orcd.openai import responses
+from orcd.request import structured_output
 from orcd.result import Choice
+from orcd.structured_output import StructuredOutput
 from tests.orcd.openai.results import LOGPROBS, result
 
 TOOL = {"type": "function", "name": "weather", "parameters": {"type": "object"}, "strict": True}
+
+FORMAT = {"type": "json_schema", "name": "n", "schema": {"type": "object"}, "strict": False}
 
 
 def parse(**body: Any) -> Any:
@@ -44,6 +48,13 @@ def test_fields_have_the_endpoints_own_names() -> None:
     assert parse(include=["message.output_text.logprobs"]).logprobs == 0
 
 
+def test_the_form_of_the_answer_is_the_format_of_its_text() -> None:
+    request = parse(text={"format": {**FORMAT, "description": None}})
+    assert structured_output(request) == StructuredOutput("json_schema", {"type": "object"})
+    assert structured_output(parse(text={"format": {"type": "json_object"}})) == StructuredOutput("json_object")
+    assert structured_output(parse(text={"format": {"type": "text"}})) is None
+
+
 def test_functions_are_nested_as_templates_know_them() -> None:
     nested = {"type": "function", "function": {key: value for key, value in TOOL.items() if key != "type"}}
     assert parse(tools=[TOOL]).tools == [nested]
@@ -55,7 +66,17 @@ def test_functions_are_nested_as_templates_know_them() -> None:
     [
         ({"max_output_tokens": 0}, "max_output_tokens: "),
         ({"text": "x"}, "text: must be an object"),
-        ({"text": {"format": {"type": "json_object"}}}, "text.format is not supported"),
+        ({"text": {"format": "x"}}, "text.format: must be an object"),
+        ({"text": {"format": {}}}, "text.format.type: expected `str`"),
+        ({"text": {"format": {"type": "xml"}}}, "text.format.type: must be text, json_object or json_schema"),
+        (
+            {"text": {"format": {"type": "json_schema", "schema": {}}}},
+            "text.format: object missing required field `name`",
+        ),
+        ({"text": {"format": {**FORMAT, "schema": 5}}}, "text.format.schema: expected `object`"),
+        ({"text": {"format": {**FORMAT, "type": "text"}}}, "text.format: goes with the type json_schema"),
+        ({"text": {"formatt": FORMAT}}, "text.formatt: unknown field"),
+        ({"response_format": {"type": "text"}}, "response_format is not supported: chats have it"),
         ({"text": {"verbosity": "low"}}, "text.verbosity is not supported"),
         ({"reasoning": 5}, "reasoning: must be an object"),
         ({"reasoning": {"summary": "auto"}}, "reasoning.summary is not supported"),
