@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+import msgspec
 
 from orcd import request as requests
 from orcd.batch.batch_file import BatchFile, BatchPaths
@@ -31,6 +32,7 @@ _INPUT_OPTIONS = (
     ),
     click.option("--prompt", metavar="TEXT", help='Prompt for each row of a CSV file, as "Summarise: {column}".'),
     click.option("--system", metavar="TEXT", help="System message of conversations that have none."),
+    click.option("--response-format", metavar="FILE|JSON", help="Form of the answers, as OpenAI's response_format."),
 )
 
 
@@ -70,7 +72,7 @@ def batch(files: Sequence[str], redis_url: str | None, fail_fast: bool, **option
     \b
       orcd batch requests.jsonl results.jsonl
       orcd batch questions.txt more.txt.gz results.jsonl --max-tokens 200 --system "Answer briefly."
-      orcd batch articles.csv results.jsonl --prompt "Summarise: {text}"
+      orcd batch articles.csv results.jsonl --prompt "Summarise: {text}" --response-format summary.json
       zcat requests.jsonl.gz | orcd batch - - > results.jsonl
 
     After an interruption, or to run failed lines again, run the same command again: lines that have a result are left
@@ -93,8 +95,20 @@ def batch_options(options: dict[str, Any], *, fail_fast: bool = False) -> BatchO
     """From the options of the command line that were given. Raises `InvalidRequest` for one that no line could have."""
     of_batch = {name: options.pop(name) for name in ("format", "output_format", "order", "prompt") if name in options}
     system = options.pop("system", None)
+    if "response_format" in options:
+        options["response_format"] = _response_format(options["response_format"])
     requests.parse({"prompt": "a", **options})  # wrong usage is reported once, and not for each line
     return BatchOptions(**of_batch, fail_fast=fail_fast, defaults=Defaults(options, system))
+
+
+def _response_format(given: str) -> Any:
+    """What an option says that is JSON, or the name of a file with it. Raises `InvalidRequest`."""
+    try:
+        return msgspec.json.decode(given if given.lstrip().startswith("{") else Path(given).read_bytes())
+    except OSError as error:
+        raise InvalidRequest(f"--response-format: {given}: cannot be read ({error.strerror})") from None
+    except (msgspec.DecodeError, UnicodeError, RecursionError):
+        raise InvalidRequest("--response-format: must be JSON in UTF-8, or a file that holds it") from None
 
 
 def _retry(output: str, redis_url: str | None) -> int:

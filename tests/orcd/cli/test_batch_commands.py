@@ -21,6 +21,7 @@ NOWHERE = "redis://127.0.0.1:1/0"
 FLAGS = {
     "--redis", "--errors", "--format", "--output-format", "--order", "--prompt", "--system", "--model", "--max-tokens",
     "--fail-fast", "--temperature", "--top-p", "--top-k", "--seed", "--stop", "--retry", "--cancel",
+    "--response-format",
 }  # fmt: skip
 
 
@@ -36,6 +37,10 @@ WRONG_USAGE = [
     "batch - - out.jsonl",
     "batch {file} out.jsonl --max-tokens 0",
     "batch {file} out.jsonl --format xml",
+    "batch {file} out.jsonl --response-format missing.json",
+    "batch {file} out.jsonl --response-format {file}",
+    "batch {file} out.jsonl --response-format '{{\"type\": '",
+    'batch {file} out.jsonl --response-format \'{{"type": "xml"}}\'',
     "batch {file} out.jsonl --prompt 'Say {{text}}'",
     "batch {file} out.jsonl --retry out.jsonl",
     "batch --retry out.jsonl --max-tokens 5",
@@ -169,6 +174,41 @@ def test_a_line_wins_over_the_command_line(
     source.write_text('{"prompt": "a", "max_tokens": 3, "temperature": null, "seed": 2}\n')
     assert run(["batch", str(source), str(tmp_path / "out"), "--max-tokens", "9", "--temperature", "0.5"]) == 0
     assert requests_in(connection) == [{"prompt": "a", "max_tokens": 3, "temperature": 0.5, "seed": 2}]
+
+
+RESPONSE_FORMAT = {"type": "json_schema", "json_schema": {"name": "n", "schema": {"type": "object"}}}
+OPENAI_LINE = {"method": "POST", "url": "/v1/chat/completions"}
+
+
+@pytest.mark.parametrize("in_file", [False, True])
+def test_a_form_of_the_answers_is_for_all_lines_that_do_not_say_otherwise(
+    in_file: bool, client: Client, worker: AnsweringWorker, connection: redis.Redis, tmp_path: Path
+) -> None:
+    source, form = tmp_path / "in.jsonl", json.dumps(RESPONSE_FORMAT)
+    if in_file:
+        (tmp_path / "form.json").write_text(form)
+        form = str(tmp_path / "form.json")
+    own = {"response_format": {"type": "text"}}, {"structured_outputs": {"regex": "a"}}, {"response_format": None}, {}
+    source.write_text("".join(json.dumps({"prompt": "a", "seed": 1, **fields}) + "\n" for fields in own))
+    assert run(["batch", str(source), str(tmp_path / "out"), "--response-format", form]) == 0
+    expected = [{**own[0]}, {**own[1]}, {"response_format": RESPONSE_FORMAT}, {"response_format": RESPONSE_FORMAT}]
+    requests = [{"prompt": "a", "seed": 1, **fields} for fields in expected]
+    assert sorted(requests_in(connection), key=str) == sorted(requests, key=str)
+
+
+def test_a_form_of_the_answers_is_for_openais_lines_too(
+    client: Client, worker: AnsweringWorker, connection: redis.Redis, tmp_path: Path
+) -> None:
+    source = tmp_path / "in.jsonl"
+    own = {"response_format": {"type": "text"}}, {"guided_regex": "a"}, {}
+    bodies = [{"messages": [{"role": "user", "content": "a"}], **fields} for fields in own]
+    lines = [{"custom_id": str(number), **OPENAI_LINE, "body": body} for number, body in enumerate(bodies)]
+    responses = {"custom_id": "r", "method": "POST", "url": "/v1/responses", "body": {"input": "a"}}
+    source.write_text("".join(json.dumps(line) + "\n" for line in [*lines, responses]))
+    assert run(["batch", str(source), str(tmp_path / "out"), "--response-format", json.dumps(RESPONSE_FORMAT)]) == 0
+    said = [(request.get("response_format"), request.get("structured_outputs")) for request in requests_in(connection)]
+    expected = [({"type": "text"}, None), (None, {"regex": "a"}), (RESPONSE_FORMAT, None), (RESPONSE_FORMAT, None)]
+    assert sorted(said, key=str) == sorted(expected, key=str)
 
 
 def test_other_options_are_another_batch(
