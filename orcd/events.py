@@ -74,12 +74,13 @@ class Token(msgspec.Struct, frozen=True, tag_field="type", tag="token", omit_def
     logprobs: list[TokenLogprob] | None = None
 
 
-class End(msgspec.Struct, frozen=True, tag_field="type", tag="end"):
+class End(msgspec.Struct, frozen=True, tag_field="type", tag="end", omit_defaults=True):
     """The job succeeded. ``finish_reason`` is the first choice's: ``stop`` or ``length``.
 
     Times in milliseconds: ``queue_ms`` from submission to the first claim, ``ttft_ms`` from that claim to the first
     token, ``decode_ms`` from the first token to the last. ``text_sha256`` is over the UTF-8 of the choices' answers,
-    one after another.
+    one after another. ``schema_valid`` says whether every answer is a whole document of the form that the request asks
+    for (`orcd.structured_output`); it is None if that is none.
     """
 
     finish_reason: str
@@ -89,6 +90,7 @@ class End(msgspec.Struct, frozen=True, tag_field="type", tag="end"):
     ttft_ms: int
     decode_ms: int
     text_sha256: str
+    schema_valid: bool | None = None
 
 
 class Error(msgspec.Struct, frozen=True, tag_field="type", tag="error"):

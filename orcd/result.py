@@ -34,7 +34,7 @@ class Result(msgspec.Struct, frozen=True):
     ``tokens_in`` and the times are 0 unless the job succeeded; what a failed job had generated is in ``choices``.
     ``model`` is the name of the model that answered, None if the job never ran. ``fingerprints`` names the model files
     and kinds of devices that the tokens come from, in order: more than one means that the answer was begun under
-    another one than it was finished under.
+    another one than it was finished under. ``schema_valid`` is as in `orcd.events.End`, None unless the job succeeded.
     """
 
     job_id: str
@@ -48,6 +48,7 @@ class Result(msgspec.Struct, frozen=True):
     error: Error | None = None
     model: str | None = None
     fingerprints: list[str] = []
+    schema_valid: bool | None = None
 
     @property
     def text(self) -> str:
@@ -133,6 +134,7 @@ class ResultBuilder:
             decode_ms=end.decode_ms,
             model=self._model,
             fingerprints=fingerprints,
+            schema_valid=end.schema_valid,
         )
 
 

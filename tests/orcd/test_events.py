@@ -36,6 +36,7 @@ EVENTS = [
     Token("", 3, [7], choice=2, finish="stop", analysis="hm", commentary="call()"),
     Token('é\n"\u2028', 4, [8], logprobs=[TokenLogprob(8, -0.5, {8: -0.5, 9: -1.25})]),
     END,
+    End("length", 3, 5, 1, 2, 3, "0" * 64, schema_valid=False),
     Error("CANCELLED", "cancelled", False),
 ]
 

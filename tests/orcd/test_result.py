@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import msgspec
 import pytest
 from kombu.utils.json import dumps
 
@@ -28,6 +29,13 @@ def test_a_result_holds_what_the_events_said():
         decode_ms=33,
         model="m",
     )
+
+
+@pytest.mark.parametrize("schema_valid", [True, False, None])
+def test_a_result_says_whether_its_answers_have_their_form(schema_valid):
+    end = msgspec.structs.replace(END, schema_valid=schema_valid)
+    assert fold("j", [STARTED, Token("{}", 1, [5]), end]).schema_valid is schema_valid
+    assert fold("j", [STARTED, Token("{", 1, [5])]).schema_valid is None
 
 
 def test_the_text_is_the_first_choice_s():

@@ -43,6 +43,7 @@ def record(result: Result) -> dict[str, Any]:
         "queue_ms": result.queue_ms,
         "ttft_ms": result.ttft_ms,
         "decode_ms": result.decode_ms,
+        **({} if result.schema_valid is None else {"schema_valid": result.schema_valid}),
     }
 
 

@@ -34,6 +34,11 @@ def test_a_result_of_one_choice_is_its_text() -> None:
     }
 
 
+def test_a_result_with_structured_output_says_whether_it_has_its_form() -> None:
+    written = record(msgspec.structs.replace(result_of(Choice("{}", [1], "stop")), schema_valid=True))
+    assert (written["text"], written["schema_valid"]) == ("{}", True)
+
+
 @pytest.mark.parametrize(
     "choices",
     [
