@@ -93,7 +93,7 @@ def test_a_cold_shutdown_hands_jobs_over(
         for number in signals:
             worker.process.send_signal(number)
             time.sleep(0.5)
-        worker.process.wait(20)
+        assert worker.process.wait(20) == 0
     assert client.status(job_id).state == "queued"
     assert app.AsyncResult(job_id).state == "PENDING"
     assert app.backend.client.llen("orcd:5") > 0
