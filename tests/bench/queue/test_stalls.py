@@ -1,0 +1,34 @@
+"""A process whose interpreter is held is seen to stand still."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.bench.queue.stalls import StallTrace
+
+HELD_S = 0.3
+HOLDS = f"""
+import time
+end = time.monotonic() + {HELD_S}
+time.sleep(0.05)  # the watch has begun
+begin = time.monotonic()
+num_items = 1_000_000
+while time.monotonic() - begin < {HELD_S}:  # the last of these calls, each of which holds the interpreter, is long
+    num_items *= 2
+    begin = time.monotonic()
+    sum(range(num_items))
+time.sleep(0.05)
+"""
+
+
+def test_a_thread_that_holds_the_interpreter_is_a_stall_and_an_idle_process_has_none_of_it(tmp_path: Path) -> None:
+    trace = StallTrace(tmp_path)
+    with trace.beside_an_idle_process():
+        command = [sys.executable, "-c", HOLDS, "celery"]
+        subprocess.run(command, env=os.environ | trace.variables, check=True)
+    longest = max(trace.stalls(), key=lambda stall: stall.end - stall.begin)
+    assert longest.end - longest.begin >= HELD_S
+    assert all(not (stall.begin <= longest.begin and stall.end >= longest.end) for stall in trace.idle_stalls())
