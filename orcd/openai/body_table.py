@@ -12,6 +12,8 @@ from orcd.openai.body_fields import Combined, Ignored, Read, Treatment, Unsuppor
 from orcd.request import Request
 
 _PRIORITIES = {"priority": 2, "fast": 2, "auto": None, "default": None, "scale": None, "flex": 8}
+_VLLM_ONLY = {"disable_fallback", "disable_any_whitespace", "disable_additional_properties", "structural_tag"}
+"""Of the fields in ``structured_outputs``."""
 _NOT_IN_ALL = (
     *("prompt", "messages", "prompt_token_ids", "max_tokens", "logprobs"),
     *("tools", "chat_template_kwargs", "add_generation_prompt", "continue_final_message", "response_format"),
@@ -32,6 +34,16 @@ def _priority(tier: Any) -> int | None:
     if not isinstance(tier, str) or tier not in _PRIORITIES:
         raise ValueError(f"must be one of {', '.join(_PRIORITIES)}")
     return _PRIORITIES[tier]
+
+
+def _structured_outputs(value: Any) -> Any:
+    """Without what vLLM alone has there. Raises ValueError if that asks for something."""
+    if not isinstance(value, dict):
+        return value
+    for name in _VLLM_ONLY & value.keys():
+        if value[name]:
+            raise ValueError(f"{name} is not supported")
+    return {name: value[name] for name in value if name not in _VLLM_ONLY}
 
 
 _SAMPLING: dict[str, Treatment] = {
@@ -88,7 +100,7 @@ _UNSUPPORTED_SAMPLING: dict[str, Treatment] = {
 }
 
 _STRUCTURED_OUTPUT: dict[str, Treatment] = {
-    "structured_outputs": Read("structured_outputs"),
+    "structured_outputs": Read("structured_outputs", _structured_outputs),
     "guided_json": Read("structured_outputs.json"),
     "guided_regex": Read("structured_outputs.regex"),
     "guided_choice": Read("structured_outputs.choice"),

@@ -101,6 +101,10 @@ def test_tools_that_cannot_be_had_are_named(body: dict[str, Any], said: str) -> 
             StructuredOutput("json_schema", {}),
         ),
         ({"structured_outputs": {"regex": "a"}}, StructuredOutput("regex", "a")),
+        (
+            {"structured_outputs": {"regex": "a", "disable_any_whitespace": False, "structural_tag": None}},
+            StructuredOutput("regex", "a"),
+        ),
         ({"guided_json": {}, "guided_decoding_backend": "xgrammar"}, StructuredOutput("json_schema", {})),
         ({"guided_json": "{}", "guided_whitespace_pattern": " "}, StructuredOutput("json_schema", {}, " ")),
         ({"guided_regex": "a"}, StructuredOutput("regex", "a")),
@@ -117,6 +121,8 @@ def test_the_form_of_the_answer_may_be_said_in_many_ways(body: dict[str, Any], o
     ("body", "said"),
     [
         ({"response_format": {"type": "json_schema"}}, "response_format.json_schema: goes with the type json_schema"),
+        ({"structured_outputs": 5}, "structured_outputs: expected `object | null`"),
+        ({"structured_outputs": {"structural_tag": "x"}}, "structured_outputs: structural_tag is not supported"),
         ({"guided_json": 5}, "guided_json: expected `str | object | null`"),
         ({"guided_json": "x"}, "guided_json: must be a JSON schema"),
         ({"guided_choice": []}, "guided_choice: expected `array` of length >= 1"),
