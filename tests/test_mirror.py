@@ -39,6 +39,7 @@ WITHOUT_TESTS = {
     },
     "tasks/dispatch/delivery.py": "types without methods",
     "tasks/observe/observed_job.py": "a protocol, of which the tests of observers have an object",
+    "worker/engine/token_constraint.py": "a protocol, of which the tests of engines have an object",
     "worker/errors.py": "only raises; tests/tasks/test_init.py tests it with all that has moved",
 }
 """Modules that have nothing to test by themselves, and why."""

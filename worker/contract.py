@@ -60,6 +60,7 @@ class Add(msgspec.Struct, frozen=True, array_like=True, tag="add"):
     sampling: Sampling
     choices: tuple[Choice, ...] = (Choice(0),)
     priority: int = 0  # lower is more urgent, as in Celery's Redis transport
+    grammar: str = ""  # what every choice must be, in the language of `worker.text.grammar`; empty: anything
 
 
 class Abort(msgspec.Struct, frozen=True, array_like=True, tag="abort"):
@@ -74,7 +75,10 @@ class Shutdown(msgspec.Struct, frozen=True, array_like=True, tag="shutdown"):
 
 
 class TokenLogprobs(msgspec.Struct, frozen=True, array_like=True):
-    """Natural-log probabilities, before temperature and filters, after penalties and bias."""
+    """Natural-log probabilities, before temperature and filters, after penalties, bias and what a grammar allows.
+
+    Of fewer tokens than were asked for, where fewer can be drawn.
+    """
 
     logprob: float
     top_ids: tuple[int, ...] = ()

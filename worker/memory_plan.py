@@ -61,7 +61,9 @@ def plan_memory(gguf: GGUFFile, device: GpuDevice | DryRunDevice, settings: Sett
     model = assemble_model(read_model_config(gguf), Weights(gguf, dry), dry)
     context_length = min(settings.context_length or model.config.context_length, model.config.context_length)
     block_tokens, max_sequences = settings.kv_block_tokens, min(settings.max_sequences, settings.step_tokens)
-    _run_largest_steps(model, dry, StepLimits(block_tokens, settings.step_tokens, max_sequences, context_length))
+    vocab_size = model.config.vocab_size
+    limits = StepLimits(block_tokens, settings.step_tokens, max_sequences, context_length, vocab_size)
+    _run_largest_steps(model, dry, limits)
     without_cache = replace(_plan(dry, num_graphs=len(make_buckets(max_sequences))), kv_cache=0)
     block_bytes = model.bytes_per_block(block_tokens)
     padding_bytes = 2 * model.config.num_layers * ALIGNMENT  # K and V of each layer start aligned

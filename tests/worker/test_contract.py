@@ -29,7 +29,7 @@ EVERYTHING = Sampling(
 )  # fmt: skip
 REQUESTS = [
     Add("r", (1, 2), Sampling(max_tokens=1)),
-    Add("r", (1, 2), EVERYTHING, (Choice(0, (5,)), Choice(3)), priority=-2),
+    Add("r", (1, 2), EVERYTHING, (Choice(0, (5,)), Choice(3)), priority=-2, grammar="start: /[0-9]+/"),
     Abort("r"),
     Abort("r", 1),
     Shutdown(),
@@ -65,7 +65,7 @@ def test_the_bytes_on_the_wire_do_not_change():
     assert contract.encode(Abort("r", 1)).hex() == "0000000a93a561626f7274a17201"
     assert contract.encode(Shutdown()).hex() == "0000000a91a873687574646f776e"
     assert msgspec.msgpack.decode(body_of(contract.encode(REQUESTS[0]))) == [
-        "add", "r", [1, 2], [1, 1.0, 1.0, 0, 0.0, 1.0, 0.0, 0.0, {}, 0, [], 0, None], [[0, []]], 0,
+        "add", "r", [1, 2], [1, 1.0, 1.0, 0, 0.0, 1.0, 0.0, 0.0, {}, 0, [], 0, None], [[0, []]], 0, "",
     ]  # fmt: skip
 
 

@@ -67,6 +67,15 @@ def test_the_cache_is_no_larger_than_the_longest_sequences_can_fill(gguf: GGUFFi
     assert plan.cache_tokens == SETTINGS.max_sequences * 2048
 
 
+def test_masks_of_the_vocabulary_are_in_the_plan_for_every_sequence(gguf: GGUFFile) -> None:
+    vocab_size = read_model_config(gguf).vocab_size
+    few, many = (
+        plan_memory(gguf, PlannedGpu(0), replace(SETTINGS, max_sequences=count)).memory.step_buffers
+        for count in (8, 248)
+    )
+    assert many - few > 240 * vocab_size / 8
+
+
 @pytest.mark.usefixtures("without_staging")
 def test_larger_steps_need_more_scratch_and_more_sequences_more_buffers(gguf: GGUFFile) -> None:
     small, long, many = (

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterable
 
 from kernels.devices.protocol import is_gpu
 from kernels.errors import OutOfDeviceMemory
 from orcd.errors import CudaError, InsufficientVram, InvalidRequest, OrcdError, VramOom, places
-from worker.contract import Abort, Add, Choice, Stats, TokenOutput
+from worker.contract import Abort, Add, Stats, TokenLogprobs, TokenOutput
 from worker.engine.cuda.buffers import StepLimits
 from worker.engine.cuda.runner import CudaRunner
 from worker.engine.in_flight_file import InFlightFile
+from worker.engine.logits.token_masks import constraint_error
 from worker.engine.noting_runner import NotingRunner
-from worker.engine.runner import Result, Runner, SynchronousRunner
+from worker.engine.runner import Draw, Result, Runner, SynchronousRunner
 from worker.engine.scheduler import Chunk, Scheduler
 from worker.engine.sequence import Sequence
-from worker.engine.validation import validate_add
+from worker.engine.sequence_builder import SequenceBuilder
+from worker.engine.token_constraint import TokenConstraint
+from worker.engine.validation import error_output, refusal
 from worker.model.registry import Model
 from worker.settings import Settings
 
@@ -48,10 +52,14 @@ class Engine:
                 f"context_length is {self.context_length}, but the model's ends at {model.config.context_length}"
             )
         num_blocks = _num_blocks(model, settings, self.context_length)
-        self._vocab_size = model.config.vocab_size
-        self._prefix_cache = settings.prefix_cache
         self._recompute_at = model.recompute_at
-        self._cache_tokens = num_blocks * block_tokens
+        self._builder = SequenceBuilder(
+            vocab_size=model.config.vocab_size,
+            context_length=self.context_length,
+            cache_tokens=num_blocks * block_tokens,
+            recompute_at=model.recompute_at,
+            prefix_cache=settings.prefix_cache,
+        )
         self._scheduler = Scheduler(
             num_blocks=num_blocks,
             block_tokens=block_tokens,
@@ -74,6 +82,7 @@ class Engine:
             step_tokens=settings.step_tokens,
             max_sequences=self.max_sequences,
             max_sequence_tokens=self.max_sequence_tokens,
+            vocab_size=model.config.vocab_size,
         )
         timeout_s = STEP_TIMEOUT_SHARE * settings.engine_step_timeout_s
         return CudaRunner(model, limits, num_blocks=num_blocks, timeout_s=timeout_s, capture=capture)
@@ -85,7 +94,7 @@ class Engine:
     @property
     def max_sequence_tokens(self) -> int:
         """Most tokens that prompt and output of one choice can have together."""
-        return min(self.context_length, self._cache_tokens)
+        return self._builder.max_sequence_tokens
 
     @property
     def max_sequences(self) -> int:
@@ -97,27 +106,22 @@ class Engine:
         """Whether `step` has anything to do, if only to wait for what is still in flight."""
         return bool(self._requests or self._in_flight or self._answers)
 
-    def add(self, add: Add) -> None:
-        """Queue a request. One that cannot run is answered by error outputs of the next step, one for each choice."""
+    def add(self, add: Add, constraint: TokenConstraint | None = None) -> None:
+        """Queue a request. One that cannot run is answered by error outputs of the next step, one for each choice.
+
+        ``constraint`` is what its grammar was compiled to; each choice gets a copy.
+        """
         try:
-            validate_add(
-                add,
-                vocab_size=self._vocab_size,
-                context_length=self.context_length,
-                cache_tokens=self._cache_tokens,
-            )
+            sequences = self._builder.build(add, constraint)
             if add.request_id in self._requests:
                 raise InvalidRequest("request_id belongs to a request that is still running")
         except OrcdError as error:
-            for choice in add.choices or (Choice(0),):
-                self._answers.append(_error_output(add.request_id, choice.index, error))
+            self.answer(refusal(add, error))
             return
         live: list[Sequence] = []
-        for choice in add.choices:
-            sequence = self._sequence(add, choice)
-            sequence.update_finish_reason()
-            if sequence.finish_reason is not None:  # its earlier owner emitted everything but the end
-                self._answers.append(TokenOutput(add.request_id, choice.index, (), sequence.finish_reason))
+        for sequence in sequences:
+            if sequence.finish_reason is not None:
+                self._answers.append(_last_output(sequence))
                 continue
             sequence.leader = live[0] if live else None
             live.append(sequence)
@@ -126,13 +130,17 @@ class Engine:
             self._requests[add.request_id] = live
             self._num_prompt_tokens += len(add.prompt_ids)
 
+    def answer(self, outputs: Iterable[TokenOutput]) -> None:
+        """Have the next step return these, too: the last outputs of choices that nothing is computed for."""
+        self._answers += outputs
+
     def abort(self, abort: Abort) -> None:
         """End one choice of a request or all of them; unknown ones are ignored."""
         for sequence in list(self._requests.get(abort.request_id, ())):
             if abort.choice in (None, sequence.choice):
                 sequence.finish_reason = "abort"
                 self._forget(sequence)
-                self._answers.append(TokenOutput(sequence.request_id, sequence.choice, (), "abort"))
+                self._answers.append(_last_output(sequence))
 
     def step(self) -> list[TokenOutput]:
         """Launch what can be launched, wait for the oldest step in flight and return what it emitted.
@@ -178,28 +186,6 @@ class Engine:
         for sequence in self._scheduler.running + self._scheduler.waiting:
             assert sequence.num_unread == drawing.count(id(sequence)), "an unread token that nobody draws"
 
-    def _sequence(self, add: Add, choice: Choice) -> Sequence:
-        num_tokens = len(add.prompt_ids) + len(choice.output_ids)
-        return Sequence(
-            request_id=add.request_id,
-            choice=choice.index,
-            sampling=add.sampling,
-            priority=add.priority,
-            token_ids=[*add.prompt_ids, *choice.output_ids],
-            num_prompt=len(add.prompt_ids),
-            max_output=min(add.sampling.max_tokens, self.max_sequence_tokens - len(add.prompt_ids)),
-            hash_root=self._hash_root(add.request_id, num_tokens),
-        )
-
-    def _hash_root(self, request_id: str, num_tokens: int) -> bytes:
-        """Who shares blocks: all requests, or only the choices of one.
-
-        Sequences that the model treats as short never share with those it treats as long (`Model.recompute_at`).
-        """
-        length = "short" if self._recompute_at is None or num_tokens <= self._recompute_at else "long"
-        owner = "" if self._prefix_cache else request_id
-        return f"{length}:{owner}".encode()
-
     def _launch(self, chunks: list[Chunk], outputs: list[TokenOutput]) -> bool:
         """Launch a step; when that fails, run its chunks one by one, so that only those fail that must.
 
@@ -244,10 +230,12 @@ class Engine:
 
     def _commit(self, chunk: Chunk, result: Result, outputs: list[TokenOutput]) -> None:
         sequence = chunk.sequence
+        if isinstance(result, Draw) and sequence.constraint is not None:
+            result = _take(sequence.constraint, result, sequence)
         if isinstance(result, OrcdError):
             sequence.finish_reason = "error"
             self._forget(sequence)
-            outputs.append(_error_output(sequence.request_id, sequence.choice, result))
+            outputs.append(error_output(sequence.request_id, sequence.choice, result))
         elif result is not None:
             token_id, logprobs = result
             self._scheduler.append(sequence, token_id)
@@ -255,15 +243,10 @@ class Engine:
             if sequence.finish_reason is not None:
                 self._forget(sequence)
             elif sequence.num_computed == self._recompute_at and not sequence.num_unread:  # this token makes it longer
-                self._scheduler.restart(sequence, self._hash_root(sequence.request_id, sequence.num_tokens))
+                self._scheduler.restart(sequence, self._builder.hash_root(sequence.request_id, sequence.num_tokens))
+            reported = None if logprobs is None else (logprobs,)
             outputs.append(
-                TokenOutput(
-                    sequence.request_id,
-                    sequence.choice,
-                    (token_id,),
-                    sequence.finish_reason,
-                    None if logprobs is None else (logprobs,),
-                )
+                TokenOutput(sequence.request_id, sequence.choice, (token_id,), sequence.finish_reason, reported)
             )
 
     def _forget(self, sequence: Sequence) -> None:
@@ -287,8 +270,23 @@ def _num_blocks(model: Model, settings: Settings, context_length: int) -> int:
     return num_blocks
 
 
-def _error_output(request_id: str, choice: int, error: OrcdError) -> TokenOutput:
-    return TokenOutput(request_id, choice, (), "error", error_code=error.code, error_message=error.message)
+def _take(constraint: TokenConstraint, draw: Draw, sequence: Sequence) -> Draw | OrcdError:
+    """Let the sequence's constraint take what was drawn; returns what is appended, which it may have put in its place.
+
+    Nothing but that could have been appended: so its probability is 1.
+    """
+    try:
+        token_id = constraint.take(draw.token_id, sequence.num_left)
+    except Exception as error:
+        return constraint_error(error)
+    if token_id == draw.token_id:
+        return draw
+    num_top = sequence.sampling.logprobs
+    return Draw(token_id, None if num_top is None else TokenLogprobs(0.0, (token_id,)[:num_top], (0.0,)[:num_top]))
+
+
+def _last_output(sequence: Sequence) -> TokenOutput:
+    return TokenOutput(sequence.request_id, sequence.choice, (), sequence.finish_reason)
 
 
 def _step_error(error: Exception) -> OrcdError:

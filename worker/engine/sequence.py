@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from worker.contract import FinishReason, Sampling
+from worker.engine.token_constraint import TokenConstraint
 
 
 @dataclass(slots=True, eq=False)
@@ -27,6 +29,8 @@ class Sequence:
     hash_root: bytes = b""
     """Sequences share blocks with those of an equal root only."""
     leader: Sequence | None = None
+    constraint: TokenConstraint | None = None
+    """What its grammar allows; it has taken the ids of the output, and is nobody else's."""
 
     sampling_row: bytes | None = None
     """``sampling`` and the seed as the device takes them, once somebody needed that."""
@@ -58,7 +62,7 @@ class Sequence:
         self.first_inflight_step = 0
         if options.stop_token_ids and options.min_tokens:
             self.first_inflight_step = self.num_prompt + options.min_tokens
-        if self.adjusts:
+        if self.adjusts or self.constraint is not None:
             self.first_inflight_step = None
 
     @property
@@ -73,8 +77,18 @@ class Sequence:
 
     @property
     def draws_freely(self) -> bool:
-        """Whether the next draw looks at nothing but its logits: it needs neither edits nor log probabilities."""
+        """Whether the next draw looks at nothing but its logits: no edits, no constraint, no log probabilities."""
         return self.first_inflight_step is not None and self.num_tokens >= self.first_inflight_step
+
+    @property
+    def banned_ids(self) -> Collection[int]:
+        """Ids that cannot be drawn next: those that would end it before there are ``min_tokens``."""
+        return self.sampling.stop_token_ids if self.num_output < self.sampling.min_tokens else ()
+
+    @property
+    def num_left(self) -> int:
+        """Tokens that may still be appended."""
+        return self.most_tokens - len(self.token_ids)
 
     @property
     def num_output(self) -> int:
@@ -120,13 +134,12 @@ class Sequence:
         self.update_finish_reason()
 
     def update_finish_reason(self) -> None:
-        """End the sequence if its output says so: the last id is a stop id, or there are as many as were wanted."""
+        """End the sequence if its output says so: at a stop id, with a complete document, or at its longest."""
         num_output = len(self.token_ids) - self.num_prompt
-        if not num_output:
-            return
-        if self.token_ids[-1] in self.sampling.stop_token_ids and num_output > self.sampling.min_tokens:
+        is_stopped = num_output > self.sampling.min_tokens and self.token_ids[-1] in self.sampling.stop_token_ids
+        if is_stopped or (self.constraint is not None and self.constraint.is_complete):
             self.finish_reason = "stop"
-        elif len(self.token_ids) >= self.most_tokens:
+        elif not self.num_left:
             self.finish_reason = "length"
 
     def check_invariants(self) -> None:

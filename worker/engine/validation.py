@@ -1,12 +1,12 @@
-"""What the engine refuses: the checks an `Add` passes before it becomes sequences."""
+"""What the engine refuses: the checks an `Add` passes before it becomes sequences, and the answer if it does not."""
 
 from __future__ import annotations
 
 from collections.abc import Collection
 
-from orcd.errors import ContextLengthExceeded, InvalidRequest, VramOom
+from orcd.errors import ContextLengthExceeded, InvalidRequest, OrcdError, VramOom
 from orcd.sampling import SamplingFields, convert
-from worker.contract import Add, Sampling
+from worker.contract import Add, Choice, Sampling, TokenOutput
 
 _OWN_LIMITS = {"seed", "stop_token_ids"}
 """A seed may have all 64 bits here, and the model's own end tokens are among the ids."""
@@ -34,6 +34,16 @@ def validate_add(add: Add, *, vocab_size: int, context_length: int, cache_tokens
             f"the prompt has {num_prompt} tokens and this worker's KV cache holds {cache_tokens}; "
             "shorten it or give the worker more kv_cache_bytes"
         )
+
+
+def refusal(add: Add, error: OrcdError) -> list[TokenOutput]:
+    """The answer to a request that cannot run: an error output for each choice."""
+    return [error_output(add.request_id, choice.index, error) for choice in add.choices or (Choice(0),)]
+
+
+def error_output(request_id: str, choice: int, error: OrcdError) -> TokenOutput:
+    """The last output of a choice that ends with ``error``."""
+    return TokenOutput(request_id, choice, (), "error", error_code=error.code, error_message=error.message)
 
 
 def _check_ids(field: str, ids: Collection[int], vocab_size: int) -> None:

@@ -1,7 +1,15 @@
 import pytest
 
+from tests.worker.engine.bracket_constraint import BracketConstraint
 from worker.contract import Sampling
 from worker.engine.sequence import Sequence
+
+
+class FixedConstraint(BracketConstraint):
+    """Is complete, or not."""
+
+    def __init__(self, is_complete: bool) -> None:
+        super().__init__(0 if is_complete else 99)
 
 
 def sequence(output_ids: list[int], **sampling: object) -> Sequence:
@@ -76,6 +84,38 @@ def test_a_step_may_be_in_flight_while_the_next_one_needs_no_ids(
     fresh = sequence([], **sampling)
     assert fresh.first_inflight_step == first_inflight_step
     assert fresh.draws_freely == (first_inflight_step == 0)
+
+
+def test_with_a_constraint_each_draw_waits_for_the_id_before_it():
+    constrained = Sequence("r", 0, Sampling(max_tokens=4), 0, [1, 2], 2, 4, constraint=FixedConstraint(False))
+    assert constrained.first_inflight_step is None
+    assert not constrained.draws_freely
+
+
+@pytest.mark.parametrize(
+    ("output_ids", "is_complete", "reason"),
+    [
+        ([], False, None),
+        ([], True, "stop"),
+        ([7], True, "stop"),
+        ([7, 7, 7], False, None),
+        ([7, 7, 7, 7], False, "length"),
+        ([7, 7, 7, 7], True, "stop"),
+        ([9], False, "stop"),
+    ],
+)
+def test_it_ends_with_stop_where_its_constraint_is_complete(output_ids: list[int], is_complete: bool, reason: str):
+    sampling = Sampling(max_tokens=4, stop_token_ids=(9,))
+    constraint = FixedConstraint(is_complete)
+    constrained = Sequence("r", 0, sampling, 0, [1, 9, *output_ids], 2, 4, constraint=constraint)
+    constrained.update_finish_reason()
+    assert constrained.finish_reason == reason
+    assert constrained.num_left == 4 - len(output_ids)
+
+
+def test_ids_that_would_end_it_are_banned_until_there_are_min_tokens():
+    assert sequence([7], stop_token_ids=(9,), min_tokens=2).banned_ids == (9,)
+    assert sequence([7, 7], stop_token_ids=(9,), min_tokens=2).banned_ids == ()
 
 
 def test_a_new_block_table_has_a_new_version_and_a_longer_one_has_not():

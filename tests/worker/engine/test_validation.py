@@ -3,8 +3,8 @@ import math
 import pytest
 
 from orcd.errors import ContextLengthExceeded, InvalidRequest, VramOom
-from worker.contract import Add, Choice, Sampling
-from worker.engine.validation import validate_add
+from worker.contract import Add, Choice, Sampling, TokenOutput
+from worker.engine.validation import refusal, validate_add
 
 
 def check(add: Add) -> None:
@@ -76,3 +76,10 @@ def test_a_prompt_that_never_fits_the_cache_is_out_of_memory_and_may_be_tried_el
     with pytest.raises(VramOom, match="KV cache holds 40") as caught:
         check(add(prompt_ids=(1,) * 45))
     assert caught.value.retriable
+
+
+@pytest.mark.parametrize(("choices", "answered"), [((Choice(0), Choice(3)), (0, 3)), ((), (0,))])
+def test_each_choice_of_a_refused_request_has_its_answer(choices: tuple[Choice, ...], answered: tuple[int, ...]):
+    assert refusal(add(choices=choices), VramOom("no room")) == [
+        TokenOutput("r", choice, (), "error", error_code="VRAM_OOM", error_message="no room") for choice in answered
+    ]

@@ -9,7 +9,7 @@ import numpy as np
 from kernels.batch import SAMPLING_ROW, Allocator, packed_bytes
 from kernels.decode_rows import DecodeRows, allocate_rows
 from kernels.runtime.device_array import DeviceArray
-from worker.engine.cuda.logit_processing import edit_bytes, report_bytes
+from worker.engine.cuda.logit_processing import edit_bytes, mask_bytes, report_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +20,7 @@ class StepLimits:
     step_tokens: int
     max_sequences: int
     max_sequence_tokens: int
+    vocab_size: int
 
     @property
     def max_blocks(self) -> int:
@@ -42,6 +43,7 @@ class StepBuffers:
     rows: DecodeRows[DeviceArray]
     whole: DeviceArray  # bytes: the arrays of a step that is sent whole
     edits: DeviceArray  # bytes: edits of logits, see `LogitProcessor`
+    masks: DeviceArray  # bytes: masks of token ids, see `LogitMasker`
     reports: DeviceArray  # bytes: log probabilities, see `LogprobReporter`
 
     @classmethod
@@ -51,5 +53,6 @@ class StepBuffers:
             rows=allocate_rows(memory, limits.max_sequences, limits.max_blocks),
             whole=memory.allocate((limits.whole_step_bytes,), np.uint8),
             edits=memory.allocate((edit_bytes(limits.max_sequences),), np.uint8),
+            masks=memory.allocate((mask_bytes(limits.max_sequences, limits.vocab_size),), np.uint8),
             reports=memory.allocate((report_bytes(limits.max_sequences),), np.uint8),
         )

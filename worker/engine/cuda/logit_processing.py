@@ -1,4 +1,4 @@
-"""What is done to logits on the device besides the draw: penalties, biases and banned ids, and log probabilities."""
+"""What is done to logits on the device besides the draw: penalties, biases, banned ids, masks, log probabilities."""
 
 from __future__ import annotations
 
@@ -13,10 +13,12 @@ from kernels.batch import Adjustments, AnyArray, Memory, pack, packed_bytes, vie
 from kernels.devices.protocol import AnyOps, GpuDevice
 from kernels.ops.sampling import MAX_TOP
 from kernels.runtime.device_array import DeviceArray
+from orcd.errors import OrcdError
 from orcd.sampling import MAX_LOGPROBS
 from worker.contract import TokenLogprobs
 from worker.engine.cuda.pinned_ring import Download, DownloadRing, UploadRing
-from worker.engine.penalties import build_adjustments
+from worker.engine.logits.penalties import build_adjustments
+from worker.engine.logits.token_masks import TokenMasks, constrained_rows, num_mask_words
 from worker.engine.sequence import Sequence
 
 MAX_EDITS = 1 << 17
@@ -56,6 +58,39 @@ class LogitProcessor:
         return Adjustments(
             **{name: view(self._edits, offsets[name], array.shape, array.dtype) for name, array in arrays.items()}
         )
+
+
+def mask_bytes(max_rows: int, vocab_size: int) -> int:
+    """Bytes of the masks of ``max_rows``, and of the numbers of these rows."""
+    return max_rows * (num_mask_words(vocab_size) + 1) * 4
+
+
+class LogitMasker:
+    """Leaves of logits what the constraints of their sequences allow."""
+
+    def __init__(self, device: GpuDevice, memory: DeviceArray, timeout_s: float) -> None:
+        self._ops = device.ops
+        self._memory = memory
+        self._uploads = UploadRing(device, memory.shape[0], timeout_s)
+        self._token_masks = TokenMasks()
+
+    def apply(self, logits: AnyArray, sequences: Series[Sequence]) -> dict[int, OrcdError]:
+        """Mask ``logits`` [R, vocab] of the R ``sequences`` where they are; the errors of rows that can draw nothing.
+
+        The masks are written here, while the device is still at work on what was enqueued before.
+        """
+        rows = constrained_rows(sequences)
+        if not rows:
+            return {}
+        num_words = num_mask_words(logits.shape[1])
+        shape, rows_start = (len(rows), num_words), len(rows) * num_words * 4
+        staging = self._uploads.take()
+        errors = self._token_masks.write(sequences, rows, view(staging, 0, shape, np.uint32))
+        view(staging, rows_start, (len(rows),), np.int32)[:] = rows
+        self._uploads.send(rows_start + len(rows) * 4, self._memory)
+        on_device = view(self._memory, rows_start, (len(rows),), np.int32)
+        self._ops.mask_logits(logits, on_device, view(self._memory, 0, shape, np.uint32), out=logits)
+        return errors
 
 
 def report_bytes(num_rows: int) -> int:
@@ -108,5 +143,5 @@ def _split(reports: Memory, num_rows: int) -> tuple[Memory, Memory, Memory]:
 
 
 def _logprobs(logprob: float, top_ids: NDArray[np.int32], top_logprobs: NDArray[np.float32]) -> TokenLogprobs:
-    there = top_ids >= 0  # a vocabulary may be smaller than what was asked for
+    there = np.isfinite(top_logprobs)  # fewer may be drawn than were asked for, or be in the vocabulary
     return TokenLogprobs(logprob, tuple(top_ids[there].tolist()), tuple(top_logprobs[there].tolist()))

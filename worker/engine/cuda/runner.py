@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from collections.abc import Sequence as Series
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -16,12 +16,12 @@ from kernels.decode_rows import write_updates
 from kernels.devices.protocol import is_gpu
 from kernels.errors import CudaFailure
 from kernels.runtime.device_array import DeviceArray
-from orcd.errors import CudaError
+from orcd.errors import CudaError, OrcdError
 from worker.contract import TokenLogprobs
 from worker.engine.batch_builder import build_sampling_params, build_step
 from worker.engine.cuda.buffers import StepBuffers, StepLimits
 from worker.engine.cuda.decode_graphs import DecodeGraphs, empty_rows
-from worker.engine.cuda.logit_processing import LogitProcessor, LogprobReporter, read_reports
+from worker.engine.cuda.logit_processing import LogitMasker, LogitProcessor, LogprobReporter, read_reports
 from worker.engine.cuda.pinned_ring import NUM_BUFFERS, Download, DownloadRing, UploadRing
 from worker.engine.cuda.slot_allocator import SlotAllocator
 from worker.engine.runner import Draw, Result, non_finite
@@ -43,6 +43,7 @@ class LaunchedStep:
     ids: Download
     reports: Download | None = None
     drawing: Series[Sequence] = ()  # whom the reports are for
+    errors: Mapping[int, OrcdError] = field(default_factory=dict)  # of draws that are none
 
 
 class CudaRunner:
@@ -67,6 +68,7 @@ class CudaRunner:
         self._rows = buffers.rows
         self._whole = buffers.whole
         self._logit_processor = LogitProcessor(device, buffers.edits, timeout_s)
+        self._logit_masker = LogitMasker(device, buffers.masks, timeout_s)
         self._logprob_reporter = LogprobReporter(device, buffers.reports)
         upload_bytes = max(limits.whole_step_bytes, self._rows.updates.shape[0])
         self._uploads = UploadRing(device, upload_bytes, timeout_s)
@@ -103,10 +105,12 @@ class CudaRunner:
             start = time.monotonic()
             ids = step.ids.read(self._timeout_s).view(np.int32).tolist()
             self._waited_s = time.monotonic() - start
-            if step.reports is None:
+            if step.reports is None and not step.errors:
                 return [None if row is None else _result(ids[row]) for row in step.rows]
-            logprobs = read_reports(step.reports, step.drawing, self._timeout_s)
-        return [None if row is None else _result(ids[row], logprobs[row]) for row in step.rows]
+            logprobs: Series[TokenLogprobs | None] = [None] * len(step.drawing)
+            if step.reports is not None:
+                logprobs = read_reports(step.reports, step.drawing, self._timeout_s)
+        return [None if row is None else step.errors.get(row) or _result(ids[row], logprobs[row]) for row in step.rows]
 
     def _decode(self, chunks: list[Chunk]) -> LaunchedStep:
         num_rows = self._graphs.bucket_for(len(chunks))
@@ -123,16 +127,17 @@ class CudaRunner:
         self._ops.resolve_tokens(step.token_ids, self._rows.drawn)
         logits = self._model.forward(step, self._cache)
         self._batch_slots.interrupt({sequence: index for index, sequence in enumerate(drawing)})
-        reports = None
+        reports, errors = None, {}
         if drawing:
             self._logit_processor.apply(logits, drawing)
+            errors = self._logit_masker.apply(logits, drawing)
             ids = first(self._rows.drawn, len(drawing))
             self._ops.sample(logits, params, out_ids=ids)
             if any(sequence.sampling.logprobs is not None for sequence in drawing):
                 reports = self._logprob_reporter.fetch(logits, ids)
         numbers = iter(range(len(drawing)))
         rows = [next(numbers) if chunk.draws else None for chunk in chunks]
-        return LaunchedStep(rows, self._fetch(len(drawing)), reports, drawing)
+        return LaunchedStep(rows, self._fetch(len(drawing)), reports, drawing, errors)
 
     def _send_whole(
         self, chunks: list[Chunk], drawing: list[Sequence]

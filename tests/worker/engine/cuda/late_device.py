@@ -20,6 +20,7 @@ OPS = (
     step.resolve_tokens,
     sampling.sample,
     sampling.adjust_logits,
+    sampling.mask_logits,
     sampling.top_log_probabilities,
 )
 

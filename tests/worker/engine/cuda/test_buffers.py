@@ -9,7 +9,7 @@ from worker.engine.scheduler import Chunk
 
 
 def test_the_largest_step_fits_to_the_byte():
-    limits = StepLimits(block_tokens=4, step_tokens=24, max_sequences=2, max_sequence_tokens=14)
+    limits = StepLimits(block_tokens=4, step_tokens=24, max_sequences=2, max_sequence_tokens=14, vocab_size=32)
     assert limits.max_blocks == 4
     sequences = [sequence(list(range(12)), [0, 1, 2, 3]), sequence(list(range(12)), [4, 5, 6, 7])]
     step, params = build_step([Chunk(each, 12, True) for each in sequences], 4), build_sampling_params(sequences)
@@ -21,7 +21,8 @@ def test_the_largest_step_fits_to_the_byte():
 
 
 def test_buffers_are_taken_for_the_largest_step():
-    limits = StepLimits(block_tokens=4, step_tokens=24, max_sequences=2, max_sequence_tokens=14)
+    limits = StepLimits(block_tokens=4, step_tokens=24, max_sequences=2, max_sequence_tokens=14, vocab_size=32)
     buffers = StepBuffers.allocate(LateDevice().step_buffers, limits)
     assert buffers.whole.nbytes == limits.whole_step_bytes
     assert buffers.rows.block_tables.shape == (2, 4)
+    assert buffers.masks.nbytes == 2 * (4 + 4), "for each sequence a word of 32 ids, and the number of its row"

@@ -22,7 +22,7 @@ def test_buckets_end_with_the_largest_step(most: int, buckets: tuple[int, ...]):
 @pytest.mark.parametrize("capture", [True, False])
 def test_a_step_runs_in_the_smallest_bucket_that_holds_it(capture: bool):
     model = LateModel()
-    limits = StepLimits(block_tokens=4, step_tokens=16, max_sequences=6, max_sequence_tokens=32)
+    limits = StepLimits(block_tokens=4, step_tokens=16, max_sequences=6, max_sequence_tokens=32, vocab_size=32)
     rows = StepBuffers.allocate(model.device.step_buffers, limits).rows
     empty_rows(model.device.ops, rows, UploadRing(model.device, rows.updates.shape[0], 1), limits.block_tokens)
     graphs = DecodeGraphs(model, model.allocate_cache(8, 4), rows, limits.block_tokens, capture=capture)

@@ -4,13 +4,22 @@ import numpy as np
 import pytest
 
 from kernels.ops import sampling
-from kernels.reference.sampling import adjust_logits
+from kernels.reference.sampling import adjust_logits, mask_logits
 from orcd.sampling import MAX_LOGPROBS
+from tests.worker.engine.bracket_constraint import BracketConstraint, FailingConstraint
 from tests.worker.engine.cuda.late_device import LateDevice
 from tests.worker.engine.generation import sequence
 from worker.engine.cuda import logit_processing
-from worker.engine.cuda.logit_processing import LogitProcessor, LogprobReporter, edit_bytes, read_reports, report_bytes
-from worker.engine.penalties import build_adjustments
+from worker.engine.cuda.logit_processing import (
+    LogitMasker,
+    LogitProcessor,
+    LogprobReporter,
+    edit_bytes,
+    mask_bytes,
+    read_reports,
+    report_bytes,
+)
+from worker.engine.logits.penalties import build_adjustments
 
 SEQUENCES = [
     sequence([1, 2], [0], logit_bias={3: 5.0, 0: -2.0}),
@@ -34,6 +43,43 @@ def test_edits_change_what_the_reference_changes_however_many_go_up_at_a_time(
     device.run_until(len(device._queue))
     adjust_logits(expected, build_adjustments(SEQUENCES), out=expected)
     np.testing.assert_array_equal(logits, expected)
+
+
+@pytest.mark.parametrize("num_steps", [1, 5])
+def test_masks_leave_what_the_reference_leaves_of_constrained_rows_alone(num_steps: int):
+    device = LateDevice()
+    memory = np.full(mask_bytes(4, 40), 0xFF, np.uint8)
+    masker = LogitMasker(device, memory, timeout_s=1)
+    sequences = [sequence([1], [0]) for _ in range(4)]
+    sequences[1].constraint, sequences[3].constraint = BracketConstraint(9), BracketConstraint(9)
+    logits = np.random.default_rng(0).normal(size=(num_steps, 4, 40)).astype(np.float32)
+    expected = logits.copy()
+    for step in logits:
+        assert masker.apply(step, sequences) == {}
+    np.testing.assert_array_equal(logits[-1], expected[-1])  # the device has not come to it yet
+    device.run_until(len(device._queue))
+    for step in expected:
+        mask_logits(step, np.array([1, 3], np.int32), np.full((2, 2), 0x55555555, np.uint32), out=step)
+    np.testing.assert_array_equal(logits, expected)
+    assert np.isfinite(logits[:, [0, 2]]).all()
+
+
+def test_without_constraints_nothing_is_sent():
+    device = LateDevice()
+    masker = LogitMasker(device, np.zeros(mask_bytes(2, 8), np.uint8), timeout_s=1)
+    assert masker.apply(random_logits(), SEQUENCES) == {}
+    assert (device.num_uploads, len(device._queue)) == (0, 0)
+
+
+def test_rows_that_can_draw_nothing_are_told_by_their_number():
+    device = LateDevice()
+    masker = LogitMasker(device, np.zeros(mask_bytes(3, 8), np.uint8), timeout_s=1)
+    sequences = [sequence([1], [0]) for _ in range(3)]
+    sequences[1].constraint, sequences[2].constraint = BracketConstraint(9), FailingConstraint("write_mask")
+    logits = np.zeros((3, 8), np.float32)
+    assert list(masker.apply(logits, sequences)) == [2]
+    device.run_until(len(device._queue))
+    assert (logits[2] == -np.inf).all()
 
 
 def test_reports_hold_what_each_sequence_asked_for():

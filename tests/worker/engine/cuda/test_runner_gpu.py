@@ -14,6 +14,7 @@ from kernels.devices.cuda import CudaDevice
 from kernels.devices.dry_run import DryRunDevice
 from kernels.devices.open import open_device
 from tests.models.files import KIT, SMALL
+from tests.worker.engine.bracket_constraint import BracketConstraint
 from tests.worker.tiny_model import write_tiny_model
 from worker.contract import Abort, Add, Choice, Sampling, TokenOutput
 from worker.engine.engine import Engine
@@ -66,7 +67,7 @@ def engine(model: Any, *, num_blocks: int = NUM_BLOCKS, capture: bool = True, **
 
 
 def traffic(model: Any) -> list[Add]:
-    """Prompts of mixed lengths with a common beginning; greedy, sampled, and with all that needs the host."""
+    """Prompts of mixed lengths with a common beginning; greedy, sampled, constrained, with all that needs the host."""
     generator = np.random.default_rng(5)
     longest = min(model.config.context_length - 50, 150)
     common = generator.integers(0, model.config.vocab_size, longest).tolist()
@@ -82,13 +83,18 @@ def traffic(model: Any) -> list[Add]:
     for number, length in enumerate(np.linspace(1, longest, 14).astype(int)):
         own = generator.integers(0, model.config.vocab_size, 4).tolist()
         sampling = Sampling(max_tokens=20 + number, seed=number, **extras[number % len(extras)])
-        adds.append(Add(f"r{number}", (*common[:length], *own), sampling))
+        adds.append(Add(f"{'rrc'[number % 3]}{number}", (*common[:length], *own), sampling))
     return adds
+
+
+def constraint_of(add: Add) -> BracketConstraint | None:
+    """Of a request whose name begins with a "c": some are complete before their last token."""
+    return BracketConstraint(8 if add.sampling.seed % 2 else 100) if add.request_id.startswith("c") else None
 
 
 def generate(adds: list[Add], machine: Engine) -> dict[tuple[str, int], tuple[int, ...]]:
     for add in adds:
-        machine.add(add)
+        machine.add(add, constraint_of(add))
     ids: dict[tuple[str, int], tuple[int, ...]] = {}
     while machine.has_work:
         for output in machine.step():

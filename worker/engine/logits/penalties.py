@@ -42,7 +42,7 @@ def _row_adjustments(sequence: Sequence) -> list[tuple[int, float, bool, int, bo
     if options.presence_penalty or options.frequency_penalty:
         for token_id in sequence.token_ids[sequence.num_prompt :]:
             counts[token_id] = counts.get(token_id, 0) + 1
-    banned = set(options.stop_token_ids) if sequence.num_output < options.min_tokens else set()
+    banned = set(sequence.banned_ids)
     return [
         (token_id, options.logit_bias.get(token_id, 0.0), token_id in seen, counts.get(token_id, 0), token_id in banned)
         for token_id in sorted(seen | counts.keys() | options.logit_bias.keys() | banned)

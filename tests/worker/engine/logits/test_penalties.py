@@ -1,5 +1,5 @@
 from tests.worker.engine.generation import sequence
-from worker.engine.penalties import build_adjustments
+from worker.engine.logits.penalties import build_adjustments
 
 
 def test_a_sequence_without_wishes_has_no_entry():

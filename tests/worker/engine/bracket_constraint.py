@@ -1,0 +1,90 @@
+"""A constraint with a budget, for engines of any vocabulary."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+CLOSE = 1
+
+
+class BracketConstraint:
+    """Even ids, of which multiples of 8 open a bracket; `CLOSE` closes one. Complete with all closed and ids enough.
+
+    Only `take` sees that an opening one leaves too few tokens. It fails if a token is taken twice, or left out.
+    """
+
+    def __init__(self, num_ids: int) -> None:
+        self.num_ids = num_ids
+        self.token_ids: list[int] = []
+        self.depth = 0
+        self.num_left: int | None = None
+
+    def copy(self) -> BracketConstraint:
+        other = BracketConstraint(self.num_ids)
+        other.restore(self.token_ids)
+        return other
+
+    @property
+    def is_complete(self) -> bool:
+        return self.depth == 0 and len(self.token_ids) >= self.num_ids
+
+    def write_mask(self, mask: memoryview, num_left: int) -> None:
+        assert not any(mask)
+        assert num_left >= max(self.depth, 1)
+        assert self.num_left in (None, num_left + 1)
+        if self.depth < num_left:
+            for word in range(len(mask)):
+                mask[word] = 0x55555555
+        if self.depth:
+            mask[0] |= 1 << CLOSE
+
+    def take(self, token_id: int, num_left: int) -> int:
+        assert self.num_left in (None, num_left + 1), "a token was taken twice, or left out"
+        self.num_left = num_left
+        if opens(token_id) and self.depth + 1 > num_left - 1:
+            token_id = CLOSE if self.depth else 2
+        self._append(token_id)
+        return token_id
+
+    def restore(self, token_ids: Sequence[int]) -> None:
+        for token_id in token_ids:
+            self._append(token_id)
+
+    def _append(self, token_id: int) -> None:
+        assert token_id % 2 == 0 or (token_id == CLOSE and self.depth)
+        self.token_ids.append(token_id)
+        self.depth += opens(token_id) - (token_id == CLOSE)
+
+
+def opens(token_id: int) -> bool:
+    return token_id % 8 == 0
+
+
+class FailingConstraint(BracketConstraint):
+    """Raises at the ``fails_at``-th call of one of its methods, or allows nothing there."""
+
+    def __init__(self, method: str, fails_at: int = 1, error: Exception | None = None) -> None:
+        super().__init__(100)
+        self.method, self.calls_left, self.error = method, fails_at, error
+
+    def copy(self) -> FailingConstraint:
+        self._count("copy")
+        return FailingConstraint(self.method, self.calls_left, self.error)
+
+    def write_mask(self, mask: memoryview, num_left: int) -> None:
+        if not self._count("write_mask"):
+            super().write_mask(mask, num_left)
+
+    def take(self, token_id: int, num_left: int) -> int:
+        self._count("take")
+        return super().take(token_id, num_left)
+
+    def restore(self, token_ids: Sequence[int]) -> None:
+        self._count("restore")
+        super().restore(token_ids)
+
+    def _count(self, method: str) -> bool:
+        self.calls_left -= method == self.method
+        if method == self.method and not self.calls_left and self.error is not None:
+            raise self.error
+        return method == self.method and not self.calls_left

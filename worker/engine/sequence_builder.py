@@ -1,0 +1,81 @@
+"""Makes the sequences of a request: one for each of its choices."""
+
+from __future__ import annotations
+
+from worker.contract import Add, Choice
+from worker.engine.logits.token_masks import constraint_error
+from worker.engine.sequence import Sequence
+from worker.engine.token_constraint import TokenConstraint
+from worker.engine.validation import validate_add
+
+
+class SequenceBuilder:
+    """Knows an engine's limits, which a request must keep to."""
+
+    def __init__(
+        self,
+        *,
+        vocab_size: int,
+        context_length: int,
+        cache_tokens: int,
+        recompute_at: int | None,
+        prefix_cache: bool,
+    ) -> None:
+        """``recompute_at``: see `worker.model.registry.Model`. ``prefix_cache``: requests share equal prefixes."""
+        self._vocab_size = vocab_size
+        self._context_length = context_length
+        self._cache_tokens = cache_tokens
+        self._recompute_at = recompute_at
+        self._prefix_cache = prefix_cache
+
+    @property
+    def max_sequence_tokens(self) -> int:
+        """Most tokens that prompt and output of one choice can have together."""
+        return min(self._context_length, self._cache_tokens)
+
+    def build(self, add: Add, constraint: TokenConstraint | None) -> list[Sequence]:
+        """The sequences of a request; one has ended already if its earlier owner emitted everything but the end.
+
+        ``constraint`` is copied for each. Raises what `validate_add` does, and `OrcdError` if the constraint fails.
+        """
+        validate_add(
+            add, vocab_size=self._vocab_size, context_length=self._context_length, cache_tokens=self._cache_tokens
+        )
+        assert constraint is not None or not add.grammar, "a grammar that nobody has compiled"
+        return [self._sequence(add, choice, constraint) for choice in add.choices]
+
+    def hash_root(self, request_id: str, num_tokens: int) -> bytes:
+        """Who shares blocks: all requests, or only the choices of one.
+
+        Sequences that the model treats as short never share with those it treats as long (`Model.recompute_at`).
+        """
+        length = "short" if self._recompute_at is None or num_tokens <= self._recompute_at else "long"
+        owner = "" if self._prefix_cache else request_id
+        return f"{length}:{owner}".encode()
+
+    def _sequence(self, add: Add, choice: Choice, constraint: TokenConstraint | None) -> Sequence:
+        num_tokens = len(add.prompt_ids) + len(choice.output_ids)
+        sequence = Sequence(
+            request_id=add.request_id,
+            choice=choice.index,
+            sampling=add.sampling,
+            priority=add.priority,
+            token_ids=[*add.prompt_ids, *choice.output_ids],
+            num_prompt=len(add.prompt_ids),
+            max_output=min(add.sampling.max_tokens, self.max_sequence_tokens - len(add.prompt_ids)),
+            hash_root=self.hash_root(add.request_id, num_tokens),
+            constraint=None if constraint is None else _copy(constraint, choice),
+        )
+        sequence.update_finish_reason()
+        return sequence
+
+
+def _copy(constraint: TokenConstraint, choice: Choice) -> TokenConstraint:
+    """A constraint of the choice's own, which has taken its output."""
+    try:
+        own = constraint.copy()
+        if choice.output_ids:
+            own.restore(choice.output_ids)
+    except Exception as error:
+        raise constraint_error(error) from error
+    return own
