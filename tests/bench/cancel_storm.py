@@ -25,16 +25,15 @@ from typing import Any
 import numpy as np
 import redis
 
-import tasks.demo
 from orcd.client import Client
 from orcd.events import Started, decode_event, state_after
 from orcd.result import Result
 from orcd.store import schema
 from tasks.local.redis_server import RedisServer
 from tests.bench.engine_trace import EngineTrace
+from tests.conftest import DEMO_MODEL
 from tests.tasks.worker_process import WorkerProcess
 
-DEMO_MODEL = Path(tasks.demo.__file__).parent / "haiku-q4_k_m.gguf"
 MARGIN_S = 0.1
 """A slot is free within this time and the longest step."""
 MOST_CASES = 250

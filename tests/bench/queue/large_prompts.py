@@ -22,15 +22,14 @@ from typing import Any
 
 import numpy as np
 
-import tasks.demo
 from orcd.client import Client
 from orcd.status import Status
 from tasks.local.redis_server import RedisServer
 from tests.bench.queue.stalls import Stall, StallTrace
 from tests.bench.queue.token_times import TokenTimes
+from tests.conftest import DEMO_MODEL
 from tests.tasks.worker_process import WorkerProcess
 
-DEMO_MODEL = Path(tasks.demo.__file__).parent / "haiku-q4_k_m.gguf"
 NUM_CHARACTERS = 4 * 1024 * 1024
 PARTS = ("a", "the old pond ", " ", " \n", "[<|im_")
 """What such a text repeats; spaces are never refused by their length alone."""

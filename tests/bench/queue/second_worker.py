@@ -17,12 +17,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import tasks.demo
 from orcd.client import Client
 from tasks.local.redis_server import RedisServer
+from tests.conftest import DEMO_MODEL
 from tests.tasks.worker_process import WorkerProcess, wait_until_running
 
-DEMO_MODEL = Path(tasks.demo.__file__).parent / "haiku-q4_k_m.gguf"
 LEAST_SHARE = 0.4
 VARIABLES = {"ORCD_MAX_SEQUENCES": "8", "OPENBLAS_NUM_THREADS": "1"}
 

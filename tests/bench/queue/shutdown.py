@@ -22,14 +22,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import tasks.demo
 from orcd.client import Client
 from tasks.local.redis_server import RedisServer
 from tests.bench.queue.slow_engine import slow_environment
 from tests.bench.queue.token_times import TokenTimes
+from tests.conftest import DEMO_MODEL
 from tests.tasks.worker_process import WorkerProcess
 
-DEMO_MODEL = Path(tasks.demo.__file__).parent / "haiku-q4_k_m.gguf"
 WAYS = {"SIGTERM": [signal.SIGTERM], "SIGQUIT": [signal.SIGQUIT], "Ctrl-C twice": [signal.SIGINT] * 2}
 PAUSE_S = 0.5
 """Between two signals."""
