@@ -19,7 +19,7 @@ import click
 import orcd
 from orcd.errors import InvalidRequest
 
-WORKER_PACKAGES = ("gguf", "huggingface_hub", "jinja2", "numpy", "prometheus_client", "tokenizers")
+WORKER_PACKAGES = ("gguf", "huggingface_hub", "jinja2", "llguidance", "numpy", "prometheus_client", "tokenizers")
 """What the extra ``worker`` installs."""
 _OURS = Path(orcd.__file__).parents[1]
 _TOP_LEVEL = ("tasks", "worker", "kernels")

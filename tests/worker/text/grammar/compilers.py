@@ -1,0 +1,33 @@
+"""Compilers of grammars for the vocabularies that ship with the tests, each loaded once."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import numpy as np
+
+from tests.models.files import SMALL
+from worker.model.gguf import open_gguf
+from worker.text import tokenizer as tokenizers
+from worker.text.grammar.grammar_compiler import GrammarCompiler
+from worker.text.grammar.token_matcher import TokenMatcher
+from worker.text.tokenizer import Tokenizer
+
+BYTE_LEVEL, SENTENCE_PIECE = "qwen2-q4_k_m", "llama2-q4_0"
+
+
+@cache
+def tokenizer_of(name: str) -> Tokenizer:
+    return tokenizers.from_metadata(open_gguf(SMALL[name]).metadata)
+
+
+@cache
+def compiler_of(name: str) -> GrammarCompiler:
+    return GrammarCompiler(lambda: tokenizer_of(name))
+
+
+def allowed_ids(matcher: TokenMatcher, num_tokens: int, num_left: int = 1000) -> list[int]:
+    """The ids that may come next."""
+    mask = np.zeros(-(-num_tokens // 32), np.uint32)
+    matcher.write_mask(memoryview(mask).cast("B"), num_left)
+    return [int(token_id) for token_id in np.flatnonzero(np.unpackbits(mask.view(np.uint8), bitorder="little"))]

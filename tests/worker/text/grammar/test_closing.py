@@ -1,0 +1,61 @@
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import jsonschema
+import pytest
+from llguidance import LLMatcher
+
+from tests.worker.text.grammar.compilers import BYTE_LEVEL, compiler_of, tokenizer_of
+from worker.text.grammar.closing import Closing, required_names, single_byte_ids
+from worker.text.grammar.grammar_text import grammar_text
+
+TREE = {
+    "$ref": "#/$defs/node",
+    "$defs": {
+        "node": {
+            "type": "object",
+            "properties": {"child": {"$ref": "#/$defs/node"}, "value": {"type": "integer", "minimum": 100}},
+            "required": ["value"],
+            "additionalProperties": False,
+        }
+    },
+}
+
+
+@pytest.mark.parametrize(
+    ("schema", "begun", "most"),
+    [
+        ({"type": "object"}, "", 2),
+        ({"type": "object"}, '{"a": [[{"b": "text', 8),
+        (TREE, "", 12),
+        (TREE, '{"child": {"child": {"chi', 60),
+        ({"type": "array", "minItems": 5, "items": {"pattern": "^[a-z]{3}[0-9]{2}$", "type": "string"}}, "", 50),
+        ({"type": "array", "items": {"type": "integer", "multipleOf": 7, "minimum": 100}, "minItems": 1}, "", 30),
+        ({"enum": ["日本", 1]}, '"', 10),
+    ],
+)
+def test_a_document_that_has_begun_is_closed_with_few_tokens(schema: Any, begun: str, most: int) -> None:
+    compiler_of(BYTE_LEVEL).compile(grammar_text("json_object", None))
+    words = compiler_of(BYTE_LEVEL)._vocabulary
+    assert words is not None
+    tokenizer = tokenizer_of(BYTE_LEVEL)
+    matcher = LLMatcher(words.tokens, grammar_text("json_schema", schema))
+    assert matcher.consume_tokens(tokenizer.encode(begun, add_special=False))
+    before = matcher.compute_bitmask()
+    found = Closing(words.alphabet, tokenizer, required_names(schema)).search(matcher)
+    assert found is not None
+    assert len(found) <= most
+    assert matcher.compute_bitmask() == before, "the matcher is where it was"
+    jsonschema.validate(json.loads(begun + tokenizer.decode(found)), schema)
+
+
+def test_any_text_can_be_written_with_tokens_of_one_byte() -> None:
+    ids = single_byte_ids(tokenizer_of(BYTE_LEVEL))
+    assert {tokenizer_of(BYTE_LEVEL).token_bytes(token_id)[0] for token_id in ids} >= set(range(32, 127))
+
+
+def test_names_are_those_that_some_object_must_have() -> None:
+    schema = {"required": ["a"], "properties": {"b": {"anyOf": [{"required": ['c"', "d"]}]}}}
+    assert required_names(schema) == {b"a", b'c\\"', b"d"}

@@ -1,0 +1,83 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from orcd.errors import InvalidRequest, OrcdError
+from tests.worker.text.grammar.compilers import BYTE_LEVEL, allowed_ids, compiler_of, tokenizer_of
+from worker.text.grammar.grammar_compiler import GrammarCompiler
+from worker.text.grammar.grammar_text import Kind, grammar_text
+
+ENDLESS = {"type": "array", "items": {"$ref": "#/$defs/a"}, "minItems": 1}
+
+
+def deep_schema() -> Any:
+    schema: Any = {}
+    for _ in range(900):
+        schema = {"type": "array", "items": schema, "minItems": 1}
+    return schema
+
+
+def exponential_schema() -> Any:
+    """Each level holds the next one twice."""
+    levels = {f"a{level}": {"$ref": f"#/$defs/a{level + 1}"} for level in range(30)}
+    parts = {
+        name: {"type": "object", "properties": {"l": below, "r": below}, "required": ["l", "r"]}
+        for name, below in levels.items()
+    }
+    return {"$defs": {**parts, "a30": {"type": "null"}}, "$ref": "#/$defs/a0"}
+
+
+@pytest.mark.parametrize(
+    ("kind", "value", "complaint"),
+    [
+        ("json_schema", {"not": {"type": "string"}}, r"keywords that are not supported \(not\)"),
+        ("json_schema", {"type": "array", "uniqueItems": True}, r"not supported \(uniqueItems\)"),
+        ("json_schema", {"type": "integer", "minimum": 5, "maximum": 3}, "no document can fit"),
+        ("json_schema", {"enum": []}, "no document can fit"),
+        ("json_schema", {"type": "secret"}, "a type of the schema is unknown"),
+        ("json_schema", {"$ref": "http://secret.example/x"}, "refers to another document"),
+        ("json_schema", {"type": "string", "pattern": "(?<=secret)b"}, "regular expression"),
+        ("json_schema", {"$ref": "#/$defs/a", "$defs": {"a": ENDLESS}}, "no document was found"),
+        ("regex", "secret(", "regular expression"),
+        ("grammar", "secret: [", "not well-formed"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_with_a_grammar_is_said_without_what_its_writer_wrote(
+    kind: Kind, value: Any, complaint: str
+) -> None:
+    with pytest.raises(InvalidRequest, match=complaint) as refused:
+        compiler_of(BYTE_LEVEL).compile(grammar_text(kind, value))
+    assert "secret" not in refused.value.message
+
+
+@pytest.mark.parametrize(
+    ("schema", "complaint"),
+    [
+        (deep_schema(), "nested too deeply"),
+        (exponential_schema(), "no document was found"),
+        ({"type": "object", "properties": {f"p{number}": {} for number in range(2000)}}, "too complex"),
+        ({"type": "string", "minLength": 100_000}, "no document was found"),
+    ],
+)
+def test_schemas_that_grow_without_bounds_are_refused(schema: Any, complaint: str) -> None:
+    with pytest.raises(InvalidRequest, match=complaint):
+        compiler_of(BYTE_LEVEL).compile(grammar_text("json_schema", schema))
+
+
+def test_an_expression_that_grows_without_bounds_ends_its_answer_only() -> None:
+    matcher = compiler_of(BYTE_LEVEL).compile(grammar_text("regex", ".*" * 200))
+    with pytest.raises(OrcdError, match="too complex"):
+        for num_left in range(100, 0, -1):
+            matcher.take(allowed_ids(matcher, tokenizer_of(BYTE_LEVEL).vocab_size, num_left)[0], num_left)
+
+
+def test_the_vocabulary_is_loaded_with_the_first_grammar() -> None:
+    loaded = []
+    compiler = GrammarCompiler(lambda: loaded.append(1) or tokenizer_of(BYTE_LEVEL), 1000)  # type: ignore[func-returns-value]
+    assert not loaded
+    compiler.compile(grammar_text("choice", ["a"]))
+    matcher = compiler.compile(grammar_text("json_object", None))
+    assert len(loaded) == 1
+    assert max(allowed_ids(matcher, 1000)) < tokenizer_of(BYTE_LEVEL).vocab_size, "ids behind the vocabulary never come"

@@ -1,0 +1,126 @@
+"""Whatever is drawn among what a grammar allows, the document is whole when the tokens are used up."""
+
+from __future__ import annotations
+
+import json
+import random
+from typing import Any
+
+import jsonschema
+import pytest
+
+from orcd.errors import InvalidRequest, OrcdError
+from tests.worker.text.grammar.compilers import BYTE_LEVEL, SENTENCE_PIECE, allowed_ids, compiler_of, tokenizer_of
+from tests.worker.text.grammar.schemas import make_schemas
+from worker.text.grammar.grammar_text import grammar_text
+from worker.text.grammar.token_matcher import TokenMatcher
+
+RECORD = {
+    "type": "object",
+    "properties": {"name": {"type": "string"}, "age": {"type": "integer"}, "tags": {"items": {"type": "string"}}},
+    "required": ["name", "age"],
+    "additionalProperties": False,
+}
+
+
+def matcher_of(schema: Any, name: str = BYTE_LEVEL) -> TokenMatcher:
+    return compiler_of(name).compile(grammar_text("json_schema", schema))
+
+
+def drawn(matcher: TokenMatcher, chance: random.Random, num_left: int, name: str = BYTE_LEVEL) -> list[int]:
+    """The ids of an answer, each drawn from those that may come next."""
+    ids = []
+    while num_left and not matcher.is_complete:
+        allowed = allowed_ids(matcher, tokenizer_of(name).vocab_size, num_left)
+        ids.append(matcher.take(chance.choice(allowed), num_left))
+        num_left -= 1
+    return ids
+
+
+def text_of(ids: list[int], name: str = BYTE_LEVEL) -> str:
+    return tokenizer_of(name).decode(ids, skip_special=True)
+
+
+@pytest.mark.parametrize("name", [BYTE_LEVEL, SENTENCE_PIECE])
+def test_a_document_is_whole_and_valid_however_few_tokens_it_has(name: str) -> None:
+    num_refused = 0
+    for number, schema in enumerate(make_schemas(7, 16)):
+        try:
+            beginning = matcher_of(schema, name)
+        except InvalidRequest:
+            num_refused += 1
+            continue
+        least = beginning.min_tokens()
+        assert least is not None
+        for spare in (0, 1, 9, 60):
+            ids = drawn(beginning.copy(), random.Random(f"{number} {spare}"), least + spare, name)
+            assert len(ids) <= least + spare
+            jsonschema.validate(json.loads(text_of(ids, name)), schema)
+    assert num_refused <= 1
+
+
+def test_an_answer_that_another_process_goes_on_with_is_the_same_one() -> None:
+    for number, schema in enumerate(make_schemas(11, 3)):
+        beginning = matcher_of(schema)
+        num_left = (beginning.min_tokens() or 0) + 25
+        ids = drawn(beginning.copy(), random.Random(number), num_left)
+        for cut in (*range(0, len(ids), 5), len(ids)):
+            resumed = matcher_of(schema)
+            resumed.restore(ids[:cut], num_left)
+            whole = beginning.copy()
+            whole.restore(ids[:cut], num_left)
+            left = num_left - cut
+            assert resumed.is_complete == whole.is_complete
+            if left and not resumed.is_complete:
+                size = tokenizer_of(BYTE_LEVEL).vocab_size
+                assert allowed_ids(resumed, size, left) == allowed_ids(whole, size, left)
+                assert ids[cut] in allowed_ids(resumed, size, left)
+
+
+def test_a_copy_goes_its_own_way() -> None:
+    first = matcher_of(RECORD)
+    second = first.copy()
+    (brace,) = allowed_ids(first, tokenizer_of(BYTE_LEVEL).vocab_size)
+    first.take(brace, 100)
+    assert allowed_ids(second, tokenizer_of(BYTE_LEVEL).vocab_size) == [brace]
+    assert allowed_ids(first, tokenizer_of(BYTE_LEVEL).vocab_size) != [brace]
+
+
+def test_the_text_of_a_control_token_is_written_with_others_and_the_token_itself_never_comes() -> None:
+    tokenizer = tokenizer_of(BYTE_LEVEL)
+    control = next(token_id for token_id in tokenizer.special_ids.values() if tokenizer.is_special(token_id))
+    text = tokenizer.token_text(control)
+    matcher = compiler_of(BYTE_LEVEL).compile(grammar_text("choice", [text]))
+    ids = drawn(matcher, random.Random(1), 200)
+    assert text_of(ids) == text
+    assert control not in ids[:-1]
+
+
+def test_white_space_between_the_parts_of_a_document_is_bounded() -> None:
+    tokenizer = tokenizer_of(BYTE_LEVEL)
+    (newline,) = tokenizer.encode("\n", add_special=False)
+    matcher = matcher_of(RECORD)
+    matcher.take(allowed_ids(matcher, tokenizer.vocab_size)[0], 1000)
+    num_spaces = 0
+    while newline in allowed_ids(matcher, tokenizer.vocab_size):
+        matcher.take(newline, 1000)
+        num_spaces += 1
+    assert num_spaces == 8
+
+
+def test_an_answer_may_end_where_the_grammar_says_so_and_only_there() -> None:
+    tokenizer = tokenizer_of(BYTE_LEVEL)
+    matcher = compiler_of(BYTE_LEVEL).compile(grammar_text("regex", "a+b?"))
+    a, b = (tokenizer.encode(text, add_special=False)[0] for text in "ab")
+    assert not set(allowed_ids(matcher, tokenizer.vocab_size)) & tokenizer.end_ids
+    matcher.take(a, 10)
+    assert set(allowed_ids(matcher, tokenizer.vocab_size)) & tokenizer.end_ids
+    assert not matcher.is_complete
+    matcher.take(b, 9)
+    assert matcher.is_complete
+
+
+def test_a_token_that_the_grammar_does_not_allow_is_an_error() -> None:
+    matcher = matcher_of(RECORD)
+    with pytest.raises(OrcdError, match="does not allow"):
+        matcher.restore(tokenizer_of(BYTE_LEVEL).encode("no", add_special=False), 10)

@@ -1,0 +1,131 @@
+"""How a document that has begun is closed with few tokens.
+
+A search over llguidance's matcher: it follows what the grammar forces, and where there is a choice takes what ends
+strings, objects and arrays first. It finds a closing, not always the shortest one.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence, Set
+from typing import Any
+
+from llguidance import LLMatcher
+
+from worker.text.tokenizer import Tokenizer
+
+LIMITS = (24, 96, 384, 1536)
+"""A search looks for a closing of at most so many tokens, then for a longer one."""
+VISITS_PER_TOKEN = 2
+"""States of the grammar that it looks at for each of them; a state takes about 0.1 ms."""
+MAX_LOOKED_AHEAD = 64
+"""Where so many tokens of one byte or fewer may come next, this is no place in the text of a string."""
+_FIRST = b'}]":,0n'
+_SPACE = b" \t\n\r"
+
+
+class Closing:
+    """Searches closings for the grammars of one vocabulary and, of a JSON schema, the names of required properties.
+
+    What is chosen depends on the state of the matcher alone.
+    """
+
+    def __init__(self, alphabet: Sequence[int], tokenizer: Tokenizer, required: Set[bytes] = frozenset()) -> None:
+        """``alphabet`` is of `single_byte_ids`."""
+        self._alphabet = alphabet
+        self._tokenizer = tokenizer
+        self._required = required
+
+    def search(self, matcher: LLMatcher, most: int = LIMITS[-1]) -> list[int] | None:
+        """Tokens after which the document is whole, none if it is already; None where no closing is found.
+
+        One of more than ``most`` tokens is of no use; it may be found all the same.
+
+        The matcher is afterwards as it was.
+        """
+        for limit in LIMITS:
+            found = self._search(matcher, limit)
+            if found is not None or limit >= most:
+                return found
+        return None
+
+    def _search(self, matcher: LLMatcher, limit: int) -> list[int] | None:
+        path: list[int] = []
+        choices: list[tuple[Iterator[int], int]] = []  # what is left to try, and the length of the path before it
+        visits_left = VISITS_PER_TOKEN * limit
+        while True:
+            forced = matcher.compute_ff_tokens()
+            if forced:
+                matcher.consume_tokens(forced)
+                path += forced
+            if matcher.is_accepting() and len(path) <= limit:
+                matcher.rollback(len(path))
+                return path
+            if len(path) < limit:
+                choices.append((iter(self._ranked(matcher)), len(path)))
+            while True:
+                if not choices or not visits_left:
+                    matcher.rollback(len(path))
+                    return None
+                left, length = choices[-1]
+                token_id = next(left, None)
+                if token_id is not None:
+                    break
+                choices.pop()
+            matcher.rollback(len(path) - length)
+            del path[length:]
+            matcher.consume_token(token_id)
+            path.append(token_id)
+            visits_left -= 1
+
+    def _ranked(self, matcher: LLMatcher) -> list[int]:
+        """The tokens to try next, the best one first."""
+        mask = matcher.compute_bitmask()
+        allowed = [token_id for token_id in self._alphabet if mask[token_id >> 3] >> (token_id & 7) & 1]
+        if len(allowed) > MAX_LOOKED_AHEAD:  # in a string that may go on with anything: its end comes first
+            return sorted(allowed, key=lambda token_id: self._tokenizer.token_bytes(token_id) != b'"')
+        if not self._required or len(allowed) < 2 or self._tokenizer.token_bytes(allowed[0]) in (b"}", b"]", b'"'):
+            return allowed
+        return sorted(allowed, key=lambda token_id: self._rank(matcher, token_id))
+
+    def _rank(self, matcher: LLMatcher, token_id: int) -> int:
+        """0 for a token that leads to the name of a property that some object must have, 2 for another name."""
+        matcher.consume_token(token_id)
+        text = self._tokenizer.token_bytes(token_id) + matcher.compute_ff_bytes()
+        matcher.rollback(1)
+        name, end, _ = text.partition(b'"')
+        if not end:
+            return 1
+        return 0 if any(each.endswith(name) for each in self._required) else 2
+
+
+def single_byte_ids(tokenizer: Tokenizer) -> list[int]:
+    """The ids of the tokens of one byte, in the order in which a closing tries them.
+
+    With these any text can be written, but for vocabularies that lack some.
+    """
+    by_byte: dict[int, int] = {}
+    for token_id in range(tokenizer.vocab_size):
+        data = tokenizer.token_bytes(token_id)
+        if len(data) == 1 and not tokenizer.is_special(token_id):
+            by_byte.setdefault(data[0], token_id)
+    letters = [byte for byte in range(256) if byte not in _FIRST and byte not in _SPACE]
+    return [by_byte[byte] for byte in (*_FIRST, *letters, *_SPACE) if byte in by_byte]
+
+
+def required_names(schema: Any) -> Set[bytes]:
+    """The names of all properties that a JSON schema requires somewhere, as they are written in a document."""
+    names: set[bytes] = set()
+    left = [schema]
+    while left:
+        each = left.pop()
+        if isinstance(each, dict):
+            required = each.get("required")
+            if isinstance(required, list):
+                names |= {
+                    json.dumps(name, ensure_ascii=False)[1:-1].encode() for name in required if isinstance(name, str)
+                }
+            left += each.values()
+        elif isinstance(each, list):
+            left += each
+    return names

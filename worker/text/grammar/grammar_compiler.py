@@ -1,0 +1,149 @@
+"""Grammars of requests, compiled for one vocabulary."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Sequence
+
+from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
+
+from orcd.errors import InvalidRequest
+from worker.text.grammar.closing import Closing, required_names, single_byte_ids
+from worker.text.grammar.document_growth import growth
+from worker.text.grammar.grammar_text import json_schema_of
+from worker.text.grammar.token_matcher import ClosingRule, TokenMatcher
+from worker.text.tokenizer import Tokenizer
+
+MAX_GRAMMAR_SIZE = 100_000
+MAX_LEXER_STATES = 50_000
+"""Of a compiled grammar, and of what answers make of it; a state takes 1 to 2 kB."""
+MAX_BEGINNINGS = 255
+_MARK = "\x02"
+"""A character that no vocabulary joins with others: what is in front of it is put there by the tokenizer."""
+_BEGINS = re.compile(rb'[{\[,:"]')
+
+
+class GrammarCompiler:
+    """Makes matchers of grammars (`worker.text.grammar.grammar_text`), for a model with ``vocab_size`` logits.
+
+    The vocabulary is loaded with the first grammar, which takes up to seconds. For one thread at a time.
+    """
+
+    def __init__(self, load_tokenizer: Callable[[], Tokenizer], vocab_size: int | None = None) -> None:
+        """``vocab_size`` None: as many as the tokenizer has."""
+        self._load_tokenizer = load_tokenizer
+        self._vocab_size = vocab_size
+        self._vocabulary: _Vocabulary | None = None
+
+    def compile(self, grammar: str) -> TokenMatcher:
+        """A matcher before the first token. Raises `InvalidRequest` for a grammar that cannot be one."""
+        if self._vocabulary is None:
+            self._vocabulary = _Vocabulary(self._load_tokenizer(), self._vocab_size)
+        words = self._vocabulary
+        limits = LLParserLimits(
+            max_grammar_size=MAX_GRAMMAR_SIZE, max_lexer_states=MAX_LEXER_STATES, verbose_errors=False
+        )
+        matcher = LLMatcher(words.tokens, grammar, log_level=0, limits=limits)
+        if matcher.is_error():
+            raise InvalidRequest(f"the grammar of the answer cannot be used: {_problem(matcher.get_error())}")
+        schema = json_schema_of(grammar)
+        if schema is None:
+            return TokenMatcher(matcher)
+        bound = growth(schema)
+        closing = Closing(words.alphabet, words.tokenizer, required_names(schema))
+        rule = ClosingRule(closing, math.inf if bound is None else bound, words.num_beginnings, words.end_id)
+        found = TokenMatcher(matcher, rule)
+        if found.min_tokens() is None:
+            problem = (
+                _problem(matcher.get_error()) if matcher.is_error() else "no document was found that fits the schema"
+            )
+            raise InvalidRequest(f"the grammar of the answer cannot be used: {problem}")
+        return found
+
+
+class _Vocabulary:
+    """A tokenizer as llguidance takes it, and what a `ClosingRule` needs to know of it."""
+
+    def __init__(self, tokenizer: Tokenizer, vocab_size: int | None) -> None:
+        self.tokenizer = tokenizer
+        tokens = _Tokens(tokenizer, vocab_size or tokenizer.vocab_size)
+        self.tokens = LLTokenizer(TokenizerWrapper(tokens), eos_token=sorted(tokenizer.end_ids))
+        self.alphabet = single_byte_ids(tokenizer)
+        pieces = map(tokenizer.token_bytes, range(self.tokens.vocab_size))
+        self.num_beginnings = bytes(min(len(_BEGINS.findall(piece)), MAX_BEGINNINGS) for piece in pieces)
+        self.end_id: int = self.tokens.eos_token
+
+
+class _Tokens:
+    """What llguidance asks of a tokenizer; the names are its own."""
+
+    def __init__(self, tokenizer: Tokenizer, vocab_size: int) -> None:
+        self._tokenizer = tokenizer
+        self._mark_id = tokenizer.encode(_MARK, add_special=False)[-1]
+        if not tokenizer.end_ids:
+            raise InvalidRequest("the grammar of the answer cannot be used: the model has no token that ends an answer")
+        self.eos_token_id = min(tokenizer.end_ids)
+        self.bos_token_id = tokenizer.bos_id
+        self.special_token_ids = [token_id for token_id in range(vocab_size) if tokenizer.is_special(token_id)]
+        # A control token's text cannot be written with it: no grammar matches the first byte.
+        self.tokens = [
+            (b"\xff" if tokenizer.is_special(token_id) else b"") + tokenizer.token_bytes(token_id)
+            for token_id in range(vocab_size)
+        ]
+
+    def __call__(self, text: bytes) -> Sequence[int]:
+        """The ids of a text inside of an answer, in front of which no space is put."""
+        ids = self._tokenizer.encode(_MARK + text.decode("utf-8", "replace"), add_special=False)
+        return ids[ids.index(self._mark_id) + 1 :]
+
+
+def _problem(error: str) -> str:
+    """What llguidance says, in words that hold nothing of what the caller wrote but keywords of JSON schema."""
+    if _UNSUPPORTED in error:
+        named = sorted(set(re.findall(r"[$\w]+", error.partition(_UNSUPPORTED)[2])) & _KEYWORDS)
+        return "the schema has keywords that are not supported" + (f" ({', '.join(named)})" if named else "")
+    return next((problem for sign, problem in _PROBLEMS.items() if sign in error), "it is not well-formed")
+
+
+_UNSUPPORTED = "Unimplemented keys"
+_PROBLEMS = {
+    "Unsatisfiable schema": "no document can fit the schema",
+    "Invalid type": "a type of the schema is unknown",
+    "Resource": "the schema refers to another document",
+    "Pointer": "the schema refers to a place that it does not have",
+    "regex parse error": "a regular expression cannot be used",
+    "look-around": "a regular expression looks around, which is not supported",
+    "too large": "it is too large",
+    "too complex": "it is too complex",
+    "max is": "it is too complex",
+    "limit": "it is too complex",
+    "fuel": "it is too complex",
+}
+"""What is said, by a part of llguidance's text."""
+_KEYWORDS = frozenset(
+    [
+        "not",
+        "if",
+        "then",
+        "else",
+        "uniqueItems",
+        "contains",
+        "minContains",
+        "maxContains",
+        "dependentRequired",
+        "dependentSchemas",
+        "propertyNames",
+        "unevaluatedItems",
+        "unevaluatedProperties",
+        "$dynamicRef",
+        "contentEncoding",
+        "minProperties",
+        "maxProperties",
+        "patternProperties",
+        "multipleOf",
+        "format",
+        "oneOf",
+        "allOf",
+    ]
+)

@@ -1,0 +1,122 @@
+"""A grammar's state in one answer: which tokens may be next, so that the document is always closed in time."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from llguidance import LLMatcher
+
+from orcd.errors import OrcdError
+from worker.text.grammar.closing import Closing
+
+AMPLE_FACTOR, AMPLE_TOKENS = 2, 32
+"""Where so many times the bound of the shortest closing, and so many tokens, may still follow, none is looked for: the
+one that is found need not be the shortest."""
+
+
+@dataclass(frozen=True, slots=True)
+class ClosingRule:
+    """How a document is kept closable.
+
+    A token with which no more than one value begins lengthens the shortest closing by ``growth`` tokens at most; one of
+    whose bytes ``num_beginnings[id]`` may begin another, by so many times as much. ``end_id`` ends an answer.
+    """
+
+    closing: Closing
+    growth: float
+    num_beginnings: Sequence[int]
+    end_id: int
+
+
+class TokenMatcher:
+    """The grammar of one choice of a request (`worker.engine.token_constraint.TokenConstraint`).
+
+    What it says follows from the tokens taken so far, in their order, and from how many may follow; so an answer that
+    another process goes on with is the same one. With a `ClosingRule` there are always enough tokens left to close the
+    document, if there were in the beginning: when no more are left than a closing takes, that is all that may come, and
+    a token after which too few would be left is replaced.
+    """
+
+    def __init__(self, matcher: LLMatcher, rule: ClosingRule | None = None) -> None:
+        self._matcher = matcher
+        self._rule = rule
+        self._plan: tuple[int, ...] | None = None  # a closing from here, if one was looked for
+        self._bound = math.inf  # of the tokens that the shortest one takes
+
+    def copy(self) -> TokenMatcher:
+        """The same state, which then goes its own way."""
+        other = TokenMatcher(self._matcher.deep_copy(), self._rule)
+        other._plan, other._bound = self._plan, self._bound
+        return other
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether nothing may follow."""
+        return bool(self._matcher.is_stopped())
+
+    def min_tokens(self) -> int | None:
+        """With how many tokens the document can be closed from here; None where no closing was found, or is wanted."""
+        plan = self._rule.closing.search(self._matcher) if self._rule else None
+        return None if plan is None else len(plan)
+
+    def write_mask(self, mask: memoryview, num_left: int) -> None:
+        """Set the bits of the tokens that may come next, in uint32 words; ``num_left`` may be drawn, this one included.
+
+        Raises `OrcdError` where the grammar has become too complex.
+        """
+        bits = np.frombuffer(mask, np.uint8)
+        plan = self._closing(num_left)
+        if plan and len(plan) >= num_left:
+            bits[:] = 0
+            bits[plan[0] >> 3] = 1 << (plan[0] & 7)
+            return
+        self._matcher.unsafe_compute_mask_ptr(bits.ctypes.data, bits.size)
+        if self._matcher.is_error():
+            raise OrcdError("the grammar of this request became too complex for the answer")
+
+    def take(self, token_id: int, num_left: int) -> int:
+        """Take the next token, one of ``num_left`` that may be drawn. Returns it, or the one that was taken instead."""
+        before, bound = self._closing(num_left), self._bound
+        self._consume(token_id)
+        if before is None or self._has_room(num_left - 1):
+            return token_id
+        assert self._rule is not None
+        self._matcher.rollback(1)
+        self._plan, self._bound = before, bound
+        other_id = before[0] if before else self._rule.end_id
+        self._consume(other_id)
+        return other_id
+
+    def restore(self, token_ids: Sequence[int], num_left: int) -> None:
+        """Take tokens that an earlier owner of the answer took, the first one of ``num_left``."""
+        for index, token_id in enumerate(token_ids):
+            self.take(token_id, num_left - index)
+
+    def _has_room(self, num_left: int) -> bool:
+        plan = self._closing(num_left)
+        return len(plan) <= num_left if plan is not None else self._is_ample(num_left)
+
+    def _closing(self, num_left: int) -> tuple[int, ...] | None:
+        """A closing from here. None where there is room for any, or none was found."""
+        if self._rule is not None and self._plan is None and not self._is_ample(num_left):
+            found = self._rule.closing.search(self._matcher, num_left)
+            if found is not None:
+                self._plan, self._bound = tuple(found), len(found)
+        return self._plan
+
+    def _is_ample(self, num_left: int) -> bool:
+        return self._rule is None or AMPLE_FACTOR * self._bound + AMPLE_TOKENS <= num_left
+
+    def _consume(self, token_id: int) -> None:
+        if not self._matcher.consume_token(token_id):
+            raise OrcdError("an answer holds a token that the grammar of its request does not allow")
+        if self._rule is None:
+            return
+        if self._plan and self._plan[0] == token_id:
+            self._plan, self._bound = self._plan[1:], len(self._plan) - 1
+        else:
+            self._plan = None
+            self._bound += self._rule.growth * (1 + self._rule.num_beginnings[token_id])
