@@ -12,6 +12,9 @@ from collections import defaultdict
 
 import msgspec
 
+from orcd import tool_calls
+from orcd.tool_calls import ToolCallDelta
+
 
 class Queued(msgspec.Struct, frozen=True, tag_field="type", tag="queued", omit_defaults=True):
     """The job waits, or waits again; ``position`` counts from 1 and is approximate.
@@ -60,7 +63,8 @@ class TokenLogprob(msgspec.Struct, frozen=True):
 class Token(msgspec.Struct, frozen=True, tag_field="type", tag="token", omit_defaults=True):
     """New tokens of one choice: ``ids`` have the indices i, i + 1, ... (from 1), ``t`` is exactly their text.
 
-    Models that keep their reasoning apart have its text in ``analysis``, and text for tools in ``commentary``.
+    Reasoning has its text in ``analysis``, calls of tools are in ``tool_calls``, and ``commentary`` is what GPT-OSS
+    writes in its channel of that name and what calls no tool of the request.
     ``finish`` is the choice's finish reason, on its last event when the job has several choices.
     """
 
@@ -72,6 +76,7 @@ class Token(msgspec.Struct, frozen=True, tag_field="type", tag="token", omit_def
     analysis: str = ""
     commentary: str = ""
     logprobs: list[TokenLogprob] | None = None
+    tool_calls: list[ToolCallDelta] | None = None
 
 
 class End(msgspec.Struct, frozen=True, tag_field="type", tag="end", omit_defaults=True):
@@ -205,9 +210,9 @@ class _SeenChoice:
         self.num_tokens = 0
         self._finished = False
         self._ids = array("q")
-        # At the border behind so many tokens: the lengths of text, analysis and commentary up to there.
+        # At the border behind so many tokens: the lengths of text, analysis, commentary and calls up to there.
         self._borders = array("q", [0])
-        self._lengths = tuple(array("q", [0]) for _ in range(3))
+        self._lengths = tuple(array("q", [0]) for _ in range(4))
 
     def new_part(self, event: Token) -> Token | None:
         seen, last = self.num_tokens, event.i + len(event.ids) - 1
@@ -247,7 +252,7 @@ class _SeenChoice:
         start, end = self._lengths_at(event.i - 1), self._lengths_at(self.num_tokens)
         if start is None or end is None:
             raise ValueError(f"the text of token {event.i} of choice {event.choice} cannot be told from the next ones")
-        text, analysis, commentary = (after - before for before, after in zip(start, end, strict=True))
+        text, analysis, commentary, calls = (after - before for before, after in zip(start, end, strict=True))
         return msgspec.structs.replace(
             event,
             t=event.t[text:],
@@ -256,6 +261,7 @@ class _SeenChoice:
             analysis=event.analysis[analysis:],
             commentary=event.commentary[commentary:],
             logprobs=event.logprobs and event.logprobs[num_seen:],
+            tool_calls=tool_calls.behind(event.tool_calls or (), calls) or None,
         )
 
     def _note_border(self, event: Token, last: int) -> None:
@@ -264,9 +270,9 @@ class _SeenChoice:
             return
         place = bisect_left(self._borders, last)
         self._borders.insert(place, last)
-        texts = event.t, event.analysis, event.commentary
-        for lengths, before, text in zip(self._lengths, start, texts, strict=True):
-            lengths.insert(place, before + len(text))
+        added = len(event.t), len(event.analysis), len(event.commentary), tool_calls.length(event.tool_calls or ())
+        for lengths, before, length in zip(self._lengths, start, added, strict=True):
+            lengths.insert(place, before + length)
 
     def _lengths_at(self, border: int) -> tuple[int, ...] | None:
         place = bisect_left(self._borders, border)

@@ -10,13 +10,14 @@ import msgspec
 
 from orcd.errors import BY_CODE, OrcdError
 from orcd.events import End, Error, Event, Queued, Started, Token, TokenLogprob, state_after
+from orcd.tool_calls import ToolCall, ToolCallDelta, joined
 
 
 class Choice(msgspec.Struct, frozen=True):
     """One continuation.
 
-    ``reasoning`` is what the model thought before it answered and ``commentary`` what it wrote for tools; None if it
-    wrote none. ``finish_reason`` is None while the choice goes on, or when the job ended before it did. ``logprobs``
+    ``reasoning`` is what the model thought before it answered, ``tool_calls`` are the calls of tools that it wrote, and
+    ``commentary`` is what GPT-OSS wrote beside them; None if it wrote none. ``finish_reason`` is None while the choice goes on, or when the job ended before it did. ``logprobs``
     has one entry a token, or is None if the request asked for none.
     """
 
@@ -26,6 +27,7 @@ class Choice(msgspec.Struct, frozen=True):
     reasoning: str | None = None
     commentary: str | None = None
     logprobs: list[TokenLogprob] | None = None
+    tool_calls: list[ToolCall] | None = None
 
 
 class Result(msgspec.Struct, frozen=True):
@@ -145,6 +147,7 @@ class _ChoiceBuilder:
         self._commentary: list[str] = []
         self._token_ids: list[int] = []
         self._logprobs: list[TokenLogprob] = []
+        self._tool_calls: list[ToolCallDelta] = []
         self.finish_reason: str | None = None
 
     def add(self, event: Token) -> None:
@@ -153,6 +156,7 @@ class _ChoiceBuilder:
         self._commentary.append(event.commentary)
         self._token_ids += event.ids
         self._logprobs += event.logprobs or []
+        self._tool_calls += event.tool_calls or []
         self.finish_reason = event.finish or self.finish_reason
 
     def choice(self) -> Choice:
@@ -163,6 +167,7 @@ class _ChoiceBuilder:
             reasoning="".join(self._reasoning) or None,
             commentary="".join(self._commentary) or None,
             logprobs=self._logprobs.copy() or None,
+            tool_calls=joined(self._tool_calls) or None,
         )
 
 

@@ -37,15 +37,26 @@ def response(body: Mapping[str, Any], result: Result, created_s: int) -> dict[st
 
 
 def _choice(index: int, choice: Choice) -> dict[str, Any]:
-    message: dict[str, Any] = {"role": "assistant", "content": choice.text, "refusal": None}
+    content = None if choice.tool_calls and not choice.text else choice.text
+    message: dict[str, Any] = {"role": "assistant", "content": content, "refusal": None}
     if choice.reasoning is not None:
         message["reasoning_content"] = choice.reasoning
+    if choice.tool_calls:
+        message["tool_calls"] = [
+            {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+            for call in choice.tool_calls
+        ]
     return {
         "index": index,
         "message": message,
         "logprobs": None if choice.logprobs is None else {"content": logprobs.listed(choice.logprobs), "refusal": None},
-        "finish_reason": choice.finish_reason,
+        "finish_reason": finish_reason(choice.finish_reason, has_calls=bool(choice.tool_calls)),
     }
+
+
+def finish_reason(reason: str | None, *, has_calls: bool) -> str | None:
+    """``tool_calls`` where the model has stopped for the results of its calls."""
+    return "tool_calls" if has_calls and reason == "stop" else reason
 
 
 def _read_logprobs(fields: BodyFields) -> None:

@@ -87,7 +87,7 @@ def _error(error: Error) -> dict[str, Any]:
 
 
 def _output(job_id: str, choice: Choice, status: str) -> list[dict[str, Any]]:
-    """The items of the answer: what the model thought, if it did, and what it said."""
+    """The items of the answer: what the model thought, what it said, and the calls of tools that it wrote."""
     items: list[dict[str, Any]] = []
     if choice.reasoning is not None:
         content = [{"type": "reasoning_text", "text": choice.reasoning}]
@@ -98,7 +98,12 @@ def _output(job_id: str, choice: Choice, status: str) -> list[dict[str, Any]]:
         "annotations": [],
         "logprobs": logprobs.listed(choice.logprobs or ()),
     }
-    items.append({"id": f"msg_{job_id}", "type": "message", "role": "assistant", "status": status, "content": [text]})
+    if choice.text or not choice.tool_calls:
+        message = {"id": f"msg_{job_id}", "type": "message", "role": "assistant"}
+        items.append({**message, "status": status, "content": [text]})
+    for index, call in enumerate(choice.tool_calls or ()):
+        function = {"call_id": call.id, "name": call.name, "arguments": call.arguments}
+        items.append({"id": f"fc_{job_id}_{index}", "type": "function_call", "status": status, **function})
     return items
 
 

@@ -18,10 +18,12 @@ from orcd.result import Result, ResultBuilder
 from orcd.store.claim import Claim, Lease
 from orcd.store.job_store import Append
 from orcd.store.token_log import LoggedEvent
+from orcd.tool_calls import ToolCallDelta, tool_call_id
 from tasks.dispatch.delivery import Done
 from tasks.dispatch.prompt_encoder import Prompt
 from worker import contract
 from worker.text.detokenizer import Detokenizer, TextDelta
+from worker.text.tools.answer_parts import CallPiece
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,8 +219,13 @@ class ActiveJob:
             analysis=delta.analysis,
             commentary=delta.commentary,
             logprobs=logprobs or None,
+            tool_calls=[self._call(choice.index, piece) for piece in delta.calls] or None,
         )
         self._emit(token, len(ids))
+
+    def _call(self, choice: int, piece: CallPiece) -> ToolCallDelta:
+        call_id = tool_call_id(self.job_id, choice, piece.index) if piece.name else ""
+        return ToolCallDelta(piece.index, call_id, piece.name, piece.arguments)
 
     def _end_if_done(self) -> bool:
         if self.ended or any(choice.finish is None for choice in self._choices):

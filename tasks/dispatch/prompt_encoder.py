@@ -19,9 +19,10 @@ from worker.text.chat import chat_prompt
 from worker.text.chat.chat_prompt import Chat, ChatPrompt
 from worker.text.chat.content_escape import ContentEscape
 from worker.text.chat_template import ChatTemplate
-from worker.text.detokenizer import Detokenizer
+from worker.text.detokenizer import ALL_TEXT, Detokenizer
 from worker.text.process.text_process import LimitExceeded, TextProcess, VocabularyFiles
 from worker.text.tokenizer import Tokenizer
+from worker.text.tools.answer_form import AnswerForm
 
 SHORT_BYTES = 64 * 1024
 """Longer texts are long: tokenising so much takes 20 to 50 ms."""
@@ -74,6 +75,7 @@ class PromptEncoder:
         """Why requests with messages are refused; None where they are not."""
         usable = None if isinstance(template, InvalidRequest) else template
         self._form = usable.form if usable else None
+        self._answer_form = AnswerForm.of(usable.source) if usable else ALL_TEXT
         self._escape = ContentEscape(tokenizer.control_texts)
         self._short = TextProcess(usable, max_bytes=SHORT_BYTES, wall_limit_s=SHORT_RENDER_S)
         self._long = TextProcess(usable, files)
@@ -199,6 +201,7 @@ class PromptEncoder:
         return contract.Sampling(**told)
 
     def _detokenizer_of(self, request: Request, ids: list[int]) -> Callable[[], Detokenizer]:
+        form = self._answer_form.with_tools(request.tools or ()) if request.messages else ALL_TEXT
         return lambda: Detokenizer(
             self._tokenizer,
             request.stop,
@@ -206,6 +209,7 @@ class PromptEncoder:
             min_tokens=request.min_tokens,
             include_stop=request.include_stop_str_in_output,
             skip_special=request.skip_special_tokens,
+            form=form,
         )
 
 

@@ -1,23 +1,31 @@
-"""The text of one choice as its tokens come in: UTF-8 safe, cut at stop strings, resumable."""
+"""The text of one choice as its tokens come in: UTF-8 safe, told from reasoning and calls, cut at stop strings."""
 
 from __future__ import annotations
 
 import codecs
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import msgspec
 
 from orcd.errors import InvalidRequest
-from worker.text.harmony import Channel, Channels
+from worker.text.harmony import Channels
 from worker.text.tokenizer import Tokenizer
+from worker.text.tools.answer_form import AnswerForm
+from worker.text.tools.answer_parser import AnswerParser
+from worker.text.tools.answer_parts import AnswerParts, CallPiece, joined
+
+ALL_TEXT = AnswerForm()
+"""Of an answer in which neither calls nor reasoning are looked for."""
 
 
 class TextDelta(msgspec.Struct, frozen=True):
     """What may be shown now: the text of the next ``num_ids`` token ids that were not released before.
 
-    ``text`` belongs to the answer; ``analysis`` (reasoning) and ``commentary`` (tool calls) are empty but for models
-    with channels. ``stopped`` says that a stop string was found: this delta is the last.
+    ``text`` belongs to the answer, ``analysis`` is reasoning, ``calls`` has a piece for each call of a tool that begins
+    or goes on, and ``commentary`` is only there in GPT-OSS's channel. ``stopped`` says that a stop string was found:
+    this delta is the last.
     """
 
     text: str
@@ -25,12 +33,14 @@ class TextDelta(msgspec.Struct, frozen=True):
     stopped: bool = False
     analysis: str = ""
     commentary: str = ""
+    calls: tuple[CallPiece, ...] = ()
 
 
 class Detokenizer:
     """Turns ids into text that never has to be taken back.
 
-    **What is held back.** Bytes that may still become a character, and text that may still become a stop string: the
+    **What is held back.** Bytes that may still become a character, text that may still become a marker or a call (see
+    `worker.text.tools`), and text that may still become a stop string: the
     longest end of the text so far with which some stop string begins. An id is released when nothing held back belongs
     to it or to an id before it, so the text of a released id is final, and whole. A stop string that may begin in
     the middle of a token's text thus holds the token's earlier text too.
@@ -47,7 +57,8 @@ class Detokenizer:
     Control tokens have no text. All deltas' ``text`` together is ``tokenizer.decode(ids, skip_special=True)``, cut at
     the first stop string; only a space in front that stands in the middle of a sentence is kept: ``prompt_ids`` says
     what came before. For models with channels it also says in which channel the answer begins; there each message is
-    decoded for itself, and a stop string does not reach from one into the next.
+    decoded for itself, and a stop string does not reach from one into the next. Reasoning and calls are not in it, nor
+    what stands around them; a control token that would begin one and does not is spelt out.
     """
 
     def __init__(
@@ -59,11 +70,13 @@ class Detokenizer:
         min_tokens: int = 0,
         include_stop: bool = False,
         skip_special: bool = True,
+        form: AnswerForm = ALL_TEXT,
     ) -> None:
         """Raises `InvalidRequest` if a stop string is empty.
 
         With ``include_stop`` the stop string that is found belongs to the answer. Without ``skip_special`` control
-        tokens are spelt out and there are no channels; tokens that end an answer are shown only with ``include_stop``.
+        tokens are spelt out and all is text: tokens that end an answer are shown only with ``include_stop``. ``form``
+        says which calls and reasoning to look for.
         """
         if not all(stop):
             raise InvalidRequest("stop must not hold an empty string")
@@ -74,10 +87,10 @@ class Detokenizer:
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._include_stop = include_stop
         self._skip_special = skip_special
-        self._channels = Channels.of(tokenizer) if skip_special else None
-        if self._channels:
-            for token_id in prompt_ids:
-                self._channels.advance(token_id)
+        self._channels = self._parser = None
+        if skip_special:
+            self._channels = Channels.of(tokenizer, prompt_ids, takes_calls=bool(form.tool_names))
+            self._parser = None if self._channels else AnswerParser.of(form, tokenizer, prompt_ids)
         begins = not prompt_ids or tokenizer.is_special(prompt_ids[-1])
         self._strips_space = begins and tokenizer.strips_leading_space
         self._held: list[_Token] = []
@@ -106,8 +119,11 @@ class Detokenizer:
         """Release all that is held back: no more ids will come. Half a character becomes U+FFFD."""
         released = _Released()
         if self._held:
-            num_ids, channel = len(self._held), self._held[-1].channel
-            self._add(_Token(channel, self._decoder.decode(b"", True), ends_message=True), released)
+            num_ids, parts = len(self._held), AnswerParts()
+            self._append(self._decoder.decode(b"", True), parts)
+            if self._parser:
+                self._parser.finish(parts)
+            self._add(_Token(parts, ends_message=True), released)
             released.num_ids = num_ids
         return released.to_delta(stopped=self._stopped)
 
@@ -117,36 +133,57 @@ class Detokenizer:
         self._num_ids += len(logged_ids)
         for token_id in logged_ids:
             self._decode(token_id)
+        if self._parser:
+            self._parser.forget()
 
     def _add_whole(self, token_ids: Sequence[int], released: _Released) -> int:
         """Release as many ids from the beginning as need not be held, and return how many. Few are left.
 
         The short way, for most of what is generated: token by token takes several times as long.
         """
+        parser = self._parser
+        if parser and not parser.marker_ids.isdisjoint(token_ids):
+            return 0
         for end in range(len(token_ids), 0, -1):
             data = self._tokenizer.shown_bytes(token_ids[:end])
             text, num_decoded = codecs.utf_8_decode(data, "replace", False)
             if num_decoded == len(data):
-                released.add_whole(end, text)
-                return end
+                kind = parser.passes(text) if parser else "answer"
+                if kind is not None:
+                    released.add_whole(end, text, kind)
+                    return end
         return 0
 
     def _decode(self, token_id: int) -> _Token:
-        """The token with the characters that it completes."""
-        channel: Channel | None = "final"
+        """The token with what is known by it."""
+        parts = AnswerParts()
         if self._channels:
-            channel = self._channels.channel
-            if self._channels.advance(token_id):
-                return _Token(channel or "final", self._decoder.decode(b"", True), ends_message=True)
-        if channel is None or self._is_hidden(token_id):
+            is_border = self._channels.is_border(token_id)
+            if is_border:
+                self._channels.add(self._decoder.decode(b"", True), parts)
+            self._channels.advance(token_id, parts)
+            if is_border:
+                return _Token(parts, ends_message=True)
+        is_header = self._channels is not None and self._channels.channel is None
+        is_marker = self._parser is not None and token_id in self._parser.marker_ids
+        if is_header or (not is_marker and self._is_hidden(token_id)):
             data = b""
         else:
             data = self._tokenizer.token_bytes(token_id)
             if self._strips_space:
                 data = data.removeprefix(b" ")
                 self._strips_space = False
-        text = self._decoder.decode(data)
-        return _Token(channel or "final", text, ends_character=not self._decoder.getstate()[0])
+        self._append(self._decoder.decode(data), parts)
+        is_known = not self._decoder.getstate()[0] and not (self._parser and self._parser.holds_text)
+        return _Token(parts, is_known)
+
+    def _append(self, text: str, parts: AnswerParts) -> None:
+        if self._channels:
+            self._channels.add(text, parts)
+        elif self._parser:
+            self._parser.feed(text, parts)
+        else:
+            parts.answer = text
 
     def _is_hidden(self, token_id: int) -> bool:
         if self._skip_special or (token_id in self._tokenizer.end_ids and not self._include_stop):
@@ -156,26 +193,28 @@ class Detokenizer:
     def _add(self, token: _Token, released: _Released) -> None:
         """Hold ``token``, then release what need not be held any longer."""
         self._held.append(token)
-        if token.channel == "final" and token.text:
+        if token.parts.answer:
             searched = len(self._window)
-            self._window += token.text
+            self._window += token.parts.answer
             cut = self._find_stop(searched)
             if cut is not None:
                 self._stopped = True
                 released.add(self._held, answer=self._window[:cut])
                 self._held.clear()
                 return
+        if not token.is_known:
+            return
         possible = 0 if token.ends_message else self._possible_stop()
         after = 0  # characters of the window behind the border that is looked at
         for border in range(len(self._held), 0, -1):
             token = self._held[border - 1]
-            if token.ends_character and after >= possible:
+            if token.is_known and after >= possible:
                 end = len(self._window) - after
                 released.add(self._held[:border], answer=self._window[:end])
                 del self._held[:border]
                 self._window = self._window[end:]
                 return
-            after += len(token.text) if token.channel == "final" else 0
+            after += len(token.parts.answer)
 
     def _find_stop(self, searched: int) -> int | None:
         """Where in the window the answer ends, if behind ``window[:searched]`` a stop string is complete."""
@@ -204,11 +243,13 @@ class Detokenizer:
 
 @dataclass(frozen=True, slots=True)
 class _Token:
-    """One id: ``text`` is the characters that it completes, of which the first may have begun before it."""
+    """One id: ``parts`` is what is known by it, of which some may have begun before it.
 
-    channel: Channel
-    text: str
-    ends_character: bool = True
+    ``is_known`` says that behind it nothing is left that is half a character, or may become a marker or a call.
+    """
+
+    parts: AnswerParts
+    is_known: bool = True
     ends_message: bool = False
 
 
@@ -217,21 +258,25 @@ class _Released:
 
     def __init__(self) -> None:
         self.num_ids = 0
-        self._texts: dict[Channel, str] = {"final": "", "analysis": "", "commentary": ""}
+        self._parts = AnswerParts()
 
     def add(self, tokens: Sequence[_Token], answer: str) -> None:
-        """``answer`` stands for the text of those tokens that are in the answer's channel."""
+        """``answer`` stands for the answer's text in those tokens."""
         self.num_ids += len(tokens)
-        self._texts["final"] += answer
+        self._parts.answer += answer
         for token in tokens:
-            if token.channel != "final":
-                self._texts[token.channel] += token.text
+            self._parts.analysis += token.parts.analysis
+            self._parts.commentary += token.parts.commentary
+            self._parts.calls += token.parts.calls
 
-    def add_whole(self, num_ids: int, answer: str) -> None:
-        """Ids of which all text belongs to the answer."""
+    def add_whole(self, num_ids: int, text: str, kind: Literal["answer", "analysis"]) -> None:
+        """Ids of which all text is of one kind."""
         self.num_ids += num_ids
-        self._texts["final"] += answer
+        if kind == "answer":
+            self._parts.answer += text
+        else:
+            self._parts.analysis += text
 
     def to_delta(self, *, stopped: bool) -> TextDelta:
-        texts = self._texts
-        return TextDelta(texts["final"], self.num_ids, stopped, texts["analysis"], texts["commentary"])
+        parts = self._parts
+        return TextDelta(parts.answer, self.num_ids, stopped, parts.analysis, parts.commentary, joined(parts.calls))

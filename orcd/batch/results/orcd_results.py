@@ -33,7 +33,8 @@ def record(result: Result) -> dict[str, Any]:
     """A successful result as it is written: the first choice's text, and all choices where one text is not enough."""
     first = result.choices[0] if result.choices else Choice()
     choices = [msgspec.to_builtins(choice, str_keys=True) for choice in result.choices]
-    whole = len(choices) > 1 or first.logprobs is not None or first.reasoning is not None
+    parts = first.logprobs, first.reasoning, first.tool_calls
+    whole = len(choices) > 1 or any(part is not None for part in parts)
     return {
         "text": first.text,
         **({"choices": choices} if whole else {}),

@@ -1,0 +1,37 @@
+"""What an answer is made of: its text, its reasoning, and calls of tools."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from itertools import groupby
+
+import msgspec
+
+
+class CallPiece(msgspec.Struct, frozen=True):
+    """What comes next of the call ``index`` (from 0): its name, with which it begins, and text of its arguments."""
+
+    index: int
+    name: str = ""
+    arguments: str = ""
+
+
+@dataclass(slots=True)
+class AnswerParts:
+    """Stretches of an answer. ``commentary`` is what GPT-OSS writes in that channel beside calls."""
+
+    answer: str = ""
+    analysis: str = ""
+    commentary: str = ""
+    calls: list[CallPiece] = field(default_factory=list)
+
+
+def joined(pieces: Iterable[CallPiece]) -> tuple[CallPiece, ...]:
+    """One piece a call."""
+    calls = []
+    for index, group in groupby(pieces, key=lambda piece: piece.index):
+        parts = list(group)
+        name, arguments = ("".join(getattr(part, field) for part in parts) for field in ("name", "arguments"))
+        calls.append(CallPiece(index, name, arguments))
+    return tuple(calls)
