@@ -17,8 +17,9 @@ class Choice(msgspec.Struct, frozen=True):
     """One continuation.
 
     ``reasoning`` is what the model thought before it answered, ``tool_calls`` are the calls of tools that it wrote, and
-    ``commentary`` is what GPT-OSS wrote beside them; None if it wrote none. ``finish_reason`` is None while the choice goes on, or when the job ended before it did. ``logprobs``
-    has one entry a token, or is None if the request asked for none.
+    ``commentary`` is what GPT-OSS wrote beside them; None if it wrote none. ``finish_reason`` is None while the choice
+    goes on, or when the job ended before it did. ``logprobs`` has one entry a token, or is None if the request asked
+    for none.
     """
 
     text: str = ""

@@ -23,6 +23,7 @@ from orcd.events import (
     encode_event,
     state_after,
 )
+from orcd.tool_calls import ToolCallDelta
 
 END = End("stop", 3, 5, 1, 2, 3, "0" * 64)
 EVENTS = [
@@ -35,6 +36,7 @@ EVENTS = [
     Token("two words", 1, [5, 6]),
     Token("", 3, [7], choice=2, finish="stop", analysis="hm", commentary="call()"),
     Token('é\n"\u2028', 4, [8], logprobs=[TokenLogprob(8, -0.5, {8: -0.5, 9: -1.25})]),
+    Token("", 5, [9], tool_calls=[ToolCallDelta(0, "id", "f", "{"), ToolCallDelta(1, arguments="}")]),
     END,
     End("length", 3, 5, 1, 2, 3, "0" * 64, schema_valid=False),
     Error("CANCELLED", "cancelled", False),
@@ -118,6 +120,17 @@ def test_an_event_that_was_seen_in_part_is_cut_where_what_is_new_begins():
         "six", 6, [6], analysis=", yes"
     )
     assert cursor.num_tokens == 6
+
+
+def test_calls_of_tools_are_cut_where_what_is_new_begins():
+    cursor = Cursor()
+    read(cursor, Token("", 1, [1], tool_calls=[ToolCallDelta(0, "id0", "f", '{"a')]))
+    read(cursor, Token("", 2, [2], tool_calls=[ToolCallDelta(0, arguments='":')]))
+    again = [ToolCallDelta(0, "id0", "f", '{"a": 1}'), ToolCallDelta(1, "id1", "g", "{}")]
+    rest = [ToolCallDelta(0, arguments=" 1}"), ToolCallDelta(1, "id1", "g", "{}")]
+    assert cursor.new_part(Token("", 1, [1, 2, 3], tool_calls=again)) == Token("", 3, [3], tool_calls=rest)
+    read(cursor, Token("", 4, [4]))
+    assert cursor.new_part(Token("end", 4, [4, 5])) == Token("end", 5, [5])
 
 
 def test_events_that_were_seen_whole_show_where_others_may_be_cut():

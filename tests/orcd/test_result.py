@@ -11,6 +11,7 @@ from kombu.utils.json import dumps
 from orcd.errors import BY_CODE, OrcdError, Poisoned
 from orcd.events import End, Error, Loading, Queued, Started, Token, TokenLogprob
 from orcd.result import Choice, Result, ResultBuilder, exception, fold
+from orcd.tool_calls import ToolCall, ToolCallDelta
 
 END = End("stop", 3, 5, 11, 22, 33, "0" * 64)
 STARTED = Started("j", "m", 1, 1)
@@ -90,7 +91,18 @@ def test_reasoning_and_commentary_are_kept_apart_from_the_answer():
     choice = fold("j", events).choices[0]
     assert (choice.text, choice.reasoning, choice.commentary) == ("Answer", "hm, well.", "f()")
     plain = fold("j", [Token("x", 1, [1]), END]).choices[0]
-    assert plain.reasoning is plain.commentary is plain.logprobs is None
+    assert plain.reasoning is plain.commentary is plain.logprobs is plain.tool_calls is None
+
+
+def test_calls_of_tools_are_put_together():
+    events = [
+        Token("", 1, [1], tool_calls=[ToolCallDelta(0, "id0", "f", "{")]),
+        Token("so", 2, [2, 3], tool_calls=[ToolCallDelta(0, arguments="}"), ToolCallDelta(1, "id1", "g", "{}")]),
+        END,
+    ]
+    choice = fold("j", events).choices[0]
+    assert (choice.text, choice.finish_reason) == ("so", "stop")
+    assert choice.tool_calls == [ToolCall("id0", "f", "{}"), ToolCall("id1", "g", "{}")]
 
 
 def test_logprobs_line_up_with_the_tokens():

@@ -39,11 +39,11 @@ class TextDelta(msgspec.Struct, frozen=True):
 class Detokenizer:
     """Turns ids into text that never has to be taken back.
 
-    **What is held back.** Bytes that may still become a character, text that may still become a marker or a call (see
-    `worker.text.tools`), and text that may still become a stop string: the
-    longest end of the text so far with which some stop string begins. An id is released when nothing held back belongs
-    to it or to an id before it, so the text of a released id is final, and whole. A stop string that may begin in
-    the middle of a token's text thus holds the token's earlier text too.
+    **What is held back.** Bytes that may still become a character; text that may still become a marker or a call of a
+    tool (`worker.text.tools`); and text that may still become a stop string: the longest end of the text so far with
+    which some stop string begins. An id is released when nothing held back belongs to it or to an id before it, so the
+    text of a released id is final, and whole. A stop string that may begin in the middle of a token's text thus holds
+    the token's earlier text too.
 
     **Borders.** Nothing is held back at the end of a released id, and no stop string that is found later can begin
     before it. So a log of released (ids, text) may be cut after any delta: a new detokenizer that is told the logged

@@ -11,6 +11,7 @@ from orcd.openai import chat
 from orcd.request import structured_output
 from orcd.result import Choice
 from orcd.structured_output import StructuredOutput
+from orcd.tool_calls import ToolCall
 from tests.orcd.openai.results import LOGPROBS, result
 
 MESSAGES = [{"role": "user", "content": "hi"}]
@@ -176,6 +177,20 @@ def test_reasoning_is_told_apart_and_every_choice_is_there() -> None:
     first, second = answer["choices"]
     assert first["message"] == {"role": "assistant", "content": "a", "refusal": None, "reasoning_content": "hm"}
     assert (second["index"], second["message"]["content"], second["finish_reason"]) == (1, "b", "length")
+
+
+CALLS = [ToolCall("a1", "weather", '{"city": "Rom"}'), ToolCall("b2", "time", "{}")]
+
+
+def test_calls_of_tools_are_in_the_message_and_say_why_the_answer_ended() -> None:
+    choices = Choice("", finish_reason="stop", tool_calls=CALLS), Choice("So", [1], "length", tool_calls=CALLS[:1])
+    first, second = chat.response({}, result(*choices), 0)["choices"]
+    assert first["message"]["tool_calls"] == [
+        {"id": "a1", "type": "function", "function": {"name": "weather", "arguments": '{"city": "Rom"}'}},
+        {"id": "b2", "type": "function", "function": {"name": "time", "arguments": "{}"}},
+    ]
+    assert (first["message"]["content"], first["finish_reason"]) == (None, "tool_calls")
+    assert (second["message"]["content"], second["finish_reason"]) == ("So", "length")
 
 
 def test_log_probabilities_stand_beside_the_message() -> None:

@@ -11,6 +11,7 @@ from orcd.openai import responses
 from orcd.request import structured_output
 from orcd.result import Choice
 from orcd.structured_output import StructuredOutput
+from orcd.tool_calls import ToolCall
 from tests.orcd.openai.results import LOGPROBS, result
 
 TOOL = {"type": "function", "name": "weather", "parameters": {"type": "object"}, "strict": True}
@@ -114,6 +115,17 @@ def test_an_answer_is_a_response_that_repeats_what_was_asked() -> None:
 def test_an_answer_that_ran_out_of_tokens_is_incomplete() -> None:
     answer = responses.response({}, result(Choice("Ra", finish_reason="length")), 0)
     assert (answer["status"], answer["incomplete_details"]) == ("incomplete", {"reason": "max_output_tokens"})
+
+
+def test_calls_of_tools_are_items_and_an_answer_of_nothing_else_has_no_message() -> None:
+    calls = [ToolCall("a1", "weather", '{"city": "Rom"}'), ToolCall("b2", "time", "{}")]
+    answer = responses.response({}, result(Choice("", finish_reason="stop", tool_calls=calls)), 0)
+    assert answer["status"] == "completed"
+    call = {"type": "function_call", "status": "completed", "call_id": "a1", "name": "weather"}
+    assert answer["output"][0] == {"id": "fc_job1_0", "arguments": '{"city": "Rom"}', **call}
+    assert [item["id"] for item in answer["output"]] == ["fc_job1_0", "fc_job1_1"]
+    with_text = responses.response({}, result(Choice("So", tool_calls=calls)), 0)
+    assert [item["type"] for item in with_text["output"]] == ["message", "function_call", "function_call"]
 
 
 def test_reasoning_is_an_item_of_its_own_and_log_probabilities_are_with_the_text() -> None:

@@ -9,6 +9,7 @@ from orcd.events import End, Event, Position, Started, Token, encode_event
 from orcd.status import Look
 from orcd.store.event_stream import EventStream
 from orcd.store.token_log import Entry
+from orcd.tool_calls import ToolCallDelta, joined
 
 NUM_CHOICES = 2
 NUM_TOKENS = 12
@@ -23,7 +24,15 @@ def token(choice: int, first: int, num_tokens: int) -> Token:
         [1000 * choice + number for number in numbers],
         choice,
         analysis="".join("?" * (number % 3) for number in numbers),
+        tool_calls=[call_piece(number) for number in numbers],
     )
+
+
+def call_piece(number: int) -> ToolCallDelta:
+    """Every third token begins a call, and the others go on with its arguments."""
+    index, place = divmod(number, 3)
+    begun = {} if place else {"id": f"id{index}", "name": "f"}
+    return ToolCallDelta(index, arguments="x" * (number % 4), **begun)
 
 
 class Job:
@@ -91,6 +100,8 @@ class Reader:
             assert ids == whole.ids
             assert "".join(event.t for event in tokens) == whole.t
             assert "".join(event.analysis for event in tokens) == whole.analysis
+            pieces = [piece for event in tokens for piece in event.tool_calls or ()]
+            assert joined(pieces) == joined(whole.tool_calls or ())
             starts = [event.i for event in tokens]
             assert starts == [1 + sum(len(event.ids) for event in tokens[:index]) for index in range(len(tokens))]
 

@@ -14,13 +14,17 @@ from orcd.request import Request, parse
 from orcd.result import fold
 from orcd.store.claim import Lease
 from orcd.store.token_log import LoggedEvent
+from orcd.tool_calls import ToolCall, tool_call_id
 from tasks.dispatch.active_job import ActiveJob
 from tasks.dispatch.prompt_encoder import Prompt
 from tests.tasks.dispatch.byte_model import READY
+from tests.tasks.dispatch.byte_model import TOKENIZER as BYTES
 from tests.tasks.dispatch.claims import claim
 from tests.tasks.dispatch.small_tokenizer import END, PIECES, TOKENIZER
 from worker import contract
 from worker.text.detokenizer import Detokenizer
+from worker.text.tools.answer_form import AnswerForm
+from worker.text.tools.call_syntax import HERMES
 
 
 def _job(request: Request, log: tuple[LoggedEvent, ...] = (), attempt: int = 1) -> ActiveJob:
@@ -199,6 +203,30 @@ def test_log_probabilities_carry_the_bytes_of_every_token_that_they_name() -> No
         TokenLogprob(0, -0.5, {0: -0.5, 1: -1.0}, {0: PIECES[0], 1: PIECES[1]}),
         TokenLogprob(END, -0.25, {}, {END: TOKENIZER.token_bytes(END)}),
     ]
+
+
+CALLS_FORM = AnswerForm(HERMES).with_tools([{"function": {"name": "f"}}])
+WRITTEN = '<tool_call>{"name": "f", "arguments": {"a": "é"}}</tool_call> <tool_call>{"name": "g"}</tool_call> bye'
+
+
+def _caller(log: tuple[LoggedEvent, ...] = (), attempt: int = 1) -> ActiveJob:
+    prompt = Prompt([1], contract.Sampling(max_tokens=200), lambda: Detokenizer(BYTES, form=CALLS_FORM))
+    return ActiveJob(claim(Request(prompt="x"), attempt, log=log), prompt, READY, lambda outcome: None)
+
+
+@pytest.mark.parametrize("cut", range(0, 100, 9))
+def test_calls_of_tools_have_the_same_ids_whoever_goes_on_with_them(cut: int) -> None:
+    script = {0: [*WRITTEN.encode()]}
+    log = _flat(_play(_caller(), script, [1] * len(script[0]))[:cut])
+    events = [logged.event for logged in (*log, *_flat(_play(_caller(log, 2), script, [3] * len(script[0]))))]
+    [choice] = fold("j", events).choices
+    assert choice.tool_calls == [
+        ToolCall(tool_call_id("j", 0, 0), "f", '{"a": "é"}'),
+        ToolCall(tool_call_id("j", 0, 1), "g", "{}"),
+    ]
+    assert (choice.text, choice.finish_reason) == (" bye", "length")
+    begun = [call.name for event in events if isinstance(event, Token) for call in event.tool_calls or () if call.id]
+    assert begun == ["f", "g"], "the id and the name are in the first piece alone"
 
 
 @pytest.mark.parametrize(("waited_s", "priority"), [(0, 9), (10, 8), (50, 4), (100, 0), (1000, 0)])

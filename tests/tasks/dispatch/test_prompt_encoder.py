@@ -23,6 +23,8 @@ from worker.model.gguf import open_gguf
 from worker.settings import Settings
 from worker.text import tokenizer as tokenizers
 from worker.text.chat_template import ChatTemplate
+from worker.text.detokenizer import TextDelta
+from worker.text.tools.answer_parts import CallPiece
 
 
 def _request(**fields: Any) -> Request:
@@ -98,6 +100,23 @@ def test_tools_and_variables_reach_the_template() -> None:
     fields = {"messages": [{"role": "user"}], "tools": [function], "chat_template_kwargs": {"effort": "low"}}
     assert encoder.encode(parse(fields), READY).ids == [*b"weather low"]
     encoder.close()
+
+
+def test_calls_and_reasoning_are_looked_for_as_the_template_shows_and_the_request_has_tools(
+    make_encoder: MakeEncoder,
+) -> None:
+    source = """{{ '<think>' if x }}{{ '</think>' if x }}{{ '<tool_call>{"name": "' if x }}hi"""
+    encoder = make_encoder(ChatTemplate(source))
+    answer = [*b'<think>hm</think><tool_call>{"name": "f"}']
+    chat: dict[str, Any] = {"messages": [{"role": "user"}]}
+    function = {"type": "function", "function": {"name": "f"}}
+
+    def read(**fields: Any) -> TextDelta:
+        return encoder.encode(parse(fields), READY).detokenizer().feed(answer)
+
+    assert read(**chat, tools=[function]) == TextDelta("", len(answer), analysis="hm", calls=(CallPiece(0, "f", "{}"),))
+    assert read(**chat).text == '<tool_call>{"name": "f"}'
+    assert read(prompt="x", tools=[function]).text == bytes(answer).decode()
 
 
 def test_token_ids_are_used_untouched() -> None:

@@ -113,7 +113,7 @@ def test_only_the_answer_is_searched_for_stop_strings(cut: int | None) -> None:
     assert summed(deltas) == AnswerParts("\n\nThat is ", calls=list(CALLS))
 
 
-SUBJECT = tokenizer.from_metadata(bpe_metadata("< t", "c a", "{ \"", control=("<|im_end|>", "<tool_call>")))
+SUBJECT = tokenizer.from_metadata(bpe_metadata("< t", "c a", '{ "', control=("<|im_end|>", "<tool_call>")))
 PIECES = st.sampled_from(
     (
         "<tool_call>",
@@ -160,7 +160,7 @@ def test_a_log_that_ends_within_a_call_that_was_no_call_yet_goes_on_as_text() ->
 
 def test_very_long_arguments_and_a_long_wait_for_a_name_take_time_in_proportion() -> None:
     form = AnswerForm(HERMES).with_tools(TOOLS)
-    text = "[" * 20_000 + '"\\"' * 20_000
+    text = "[" * 8_000 + '"\\"' * 8_000
     for before, after in (('"name": "x", "arguments": {"a": ', ""), ('"arguments": {"a": ', "")):
         detokenizer = Detokenizer(SUBJECT, form=form)
         ids = SUBJECT.encode(f"<tool_call>{{{before}{text}{after}", parse_special=True)

@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 from tests.worker.text.vocabularies import HARMONY, bpe_metadata
 from worker.text import tokenizer
 from worker.text.detokenizer import Detokenizer, TextDelta
+from worker.text.tools.answer_form import AnswerForm
+from worker.text.tools.answer_parts import CallPiece
 
 SUBJECT = tokenizer.from_metadata(
     bpe_metadata("a n", "t h", control=(*HARMONY, "<|endoftext|>"), pre="gpt-4o", eos_token_id=263)
@@ -101,6 +103,46 @@ def test_channels_are_the_same_at_every_split_and_after_every_resume(
 def test_the_prompt_says_where_the_answer_begins(prompt: str, answer: str, text: str, analysis: str) -> None:
     delta = Detokenizer(SUBJECT, prompt_ids=ids_of(prompt)).feed(ids_of(answer))
     assert (delta.text, delta.analysis) == (text, analysis)
+
+
+TOOLS = AnswerForm().with_tools([{"function": {"name": "f"}}])
+
+
+def calls_of(answer: str, prompt: str = "<|start|>assistant") -> TextDelta:
+    return Detokenizer(SUBJECT, prompt_ids=ids_of(prompt), form=TOOLS).feed(ids_of(answer))
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        "<|channel|>commentary to=functions.f <|constrain|>json<|message|>",
+        "<|channel|>commentary to=functions.f<|constrain|>json<|message|>",
+        " to=functions.f<|channel|>commentary json<|message|>",
+        "<|channel|>analysis to=functions.f<|message|>",
+    ],
+)
+def test_a_message_to_a_function_is_a_call_wherever_the_header_names_it(header: str) -> None:
+    delta = calls_of(header + '{"x": "é"}<|call|>')
+    assert delta.calls == (CallPiece(0, "f", '{"x": "é"}'),)
+    assert (delta.text, delta.analysis, delta.commentary) == ("", "", "")
+
+
+def test_a_call_without_arguments_has_none() -> None:
+    assert calls_of("<|channel|>commentary to=functions.f<|message|><|call|>").calls == (CallPiece(0, "f", "{}"),)
+
+
+def test_messages_to_others_and_to_nobody_are_commentary() -> None:
+    delta = calls_of(
+        "<|channel|>commentary to=browser.search<|message|>a<|end|><|start|>assistant<|channel|>commentary<|message|>b"
+    )
+    assert (delta.commentary, delta.calls) == ("ab", ())
+
+
+def test_calls_of_the_prompt_are_not_counted_and_one_that_it_has_opened_is_not_the_answers() -> None:
+    earlier = '<|start|>assistant to=functions.g<|channel|>commentary json<|message|>{"a"'
+    assert calls_of(": 1}", earlier).commentary == ": 1}"
+    later = calls_of("<|channel|>commentary to=functions.f<|message|>{}", f"{earlier}: 1}}<|call|><|start|>assistant")
+    assert later.calls == (CallPiece(0, "f", "{}"),)
 
 
 def test_an_answer_ends_at_return_and_call_but_not_at_the_end_of_a_message() -> None:

@@ -1,1 +1,1 @@
-"""What the text of an answer is: reasoning, calls of tools in the form that the model's chat template asks for, text."""
+"""What of an answer is reasoning, and what are calls of tools, in the form that the model's chat template asks for."""

@@ -11,6 +11,7 @@ from orcd.errors import VramOom
 from orcd.events import TokenLogprob
 from orcd.request import Request
 from orcd.result import Choice, Result
+from orcd.tool_calls import ToolCall
 
 
 def line_of(file: str | None) -> Line:
@@ -45,8 +46,9 @@ def test_a_result_with_structured_output_says_whether_it_has_its_form() -> None:
         [Choice("frog", [1], "stop"), Choice("pond", [2], "length")],
         [Choice("frog", [1], "stop", reasoning="It wants a frog.")],
         [Choice("frog", [1], "stop", logprobs=[TokenLogprob(1, -0.5)])],
+        [Choice("frog", [1], "stop", tool_calls=[ToolCall("a1", "leap", "{}")])],
     ],
-    ids=["several choices", "reasoning", "log probabilities"],
+    ids=["several choices", "reasoning", "log probabilities", "calls"],
 )
 def test_a_result_of_more_than_one_text_holds_all_choices_whole(choices: list[Choice]) -> None:
     written = record(result_of(*choices))

@@ -50,23 +50,25 @@ class Answer:
 
 CALLS = (CallPiece(0, "weather", json.dumps(FIRST, ensure_ascii=False)), CallPiece(1, "add_2", json.dumps(SECOND)))
 _FIRST, _SECOND = (call.arguments for call in CALLS)
-_BYTES = tokenizer.from_metadata(bpe_metadata("< t", "t o", "c a", "a l", "{ \"", "n a"))
+_BYTES = tokenizer.from_metadata(bpe_metadata("< t", "t o", "c a", "a l", '{ "', "n a"))
 
 
 def _with_control(*markers: str) -> Tokenizer:
-    return tokenizer.from_metadata(bpe_metadata("{ \"", "n a", control=("<|im_end|>", *markers)))
+    return tokenizer.from_metadata(bpe_metadata('{ "', "n a", control=("<|im_end|>", *markers)))
 
 
 def _object(name: str, arguments: str, key: str = "arguments") -> str:
     return f'{{"name": "{name}", "{key}": {arguments}}}'
 
 
-_LIST = f'[{_object("weather", _FIRST)}, {_object("add_2", _SECOND)}]'
+_LIST = f"[{_object('weather', _FIRST)}, {_object('add_2', _SECOND)}]"
 _HERMES = "\n".join(
     f"<tool_call>\n{_object(name, text)}\n</tool_call>" for name, text in (("weather", _FIRST), ("add_2", _SECOND))
 )
-_SWAPPED = f'<tool_call>{{"arguments": {_FIRST}, "name": "weather"}}</tool_call><tool_call>{{"name": "add_2"}}</tool_call>'
-_LLAMA = f'{_object("weather", _FIRST, "parameters")}; {_object("add_2", _SECOND, "parameters")}'
+_SWAPPED = (
+    f'<tool_call>{{"arguments": {_FIRST}, "name": "weather"}}</tool_call><tool_call>{{"name": "add_2"}}</tool_call>'
+)
+_LLAMA = f"{_object('weather', _FIRST, 'parameters')}; {_object('add_2', _SECOND, 'parameters')}"
 _IDS = f'[{_object("weather", _FIRST)[:-1]}, "id": "a1B2c3D4e"}}, {_object("add_2", _SECOND)[:-1]}, "id": "f"}}]'
 _NAMED = f"[TOOL_CALLS]weather[CALL_ID]a1B2c3D4e[ARGS]{_FIRST}[TOOL_CALLS]add_2[ARGS]{_SECOND}"
 _HARMONY = (
@@ -108,7 +110,5 @@ ANSWERS = {
     ),
     "phi 4, spelt": Answer(f"<|tool_call|>{_LIST}<|/tool_call|>", PHI4, tokenizer_of("phi4-mini-f16")),
     "functools": Answer(f"func: functools{_LIST}", FUNCTOOLS, _BYTES, "func:"),
-    "harmony": Answer(
-        _HARMONY, None, tokenizer_of("gpt-oss-mxfp4_moe"), analysis="Hm.", prompt="<|start|>assistant"
-    ),
+    "harmony": Answer(_HARMONY, None, tokenizer_of("gpt-oss-mxfp4_moe"), analysis="Hm.", prompt="<|start|>assistant"),
 }
