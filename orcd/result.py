@@ -9,8 +9,15 @@ from typing import Any
 import msgspec
 
 from orcd.errors import BY_CODE, OrcdError
-from orcd.events import End, Error, Event, Queued, Started, Token, TokenLogprob, state_after
-from orcd.tool_calls import ToolCall, ToolCallDelta, joined
+from orcd.events import End, Error, Event, Queued, Started, Token, TokenLogprob, ToolCallDelta, state_after
+
+
+class ToolCall(msgspec.Struct, frozen=True):
+    """One call. ``arguments`` are JSON as the model wrote it, which may be invalid, or cut short with the answer."""
+
+    id: str
+    name: str
+    arguments: str
 
 
 class Choice(msgspec.Struct, frozen=True):
@@ -168,8 +175,18 @@ class _ChoiceBuilder:
             reasoning="".join(self._reasoning) or None,
             commentary="".join(self._commentary) or None,
             logprobs=self._logprobs.copy() or None,
-            tool_calls=joined(self._tool_calls) or None,
+            tool_calls=_joined(self._tool_calls) or None,
         )
+
+
+def _joined(deltas: Iterable[ToolCallDelta]) -> list[ToolCall]:
+    """The calls that all deltas of a choice add up to, by index."""
+    names: dict[int, tuple[str, str]] = {}
+    arguments: dict[int, list[str]] = {}
+    for delta in deltas:
+        names.setdefault(delta.index, (delta.id, delta.name))
+        arguments.setdefault(delta.index, []).append(delta.arguments)
+    return [ToolCall(*names[index], "".join(arguments[index])) for index in sorted(names)]
 
 
 def fold(job_id: str, events: Iterable[Event]) -> Result:

@@ -8,6 +8,9 @@ made necessary), when an event is missing, and after a while of silence.
 from __future__ import annotations
 
 import time
+from array import array
+from bisect import bisect_left
+from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,7 +19,7 @@ import redis
 from redis.exceptions import NoScriptError
 
 from orcd.errors import InvalidRequest
-from orcd.events import Cursor, End, Event, Position, Queued, Started, Token, decode_event
+from orcd.events import End, Error, Event, Position, Queued, Started, Token, calls_behind, decode_event, length_of_calls
 from orcd.status import Look
 from orcd.store import schema
 from orcd.store.backoff import Backoff
@@ -166,3 +169,127 @@ class EventStream:
         if left_s <= 0:
             raise TimeoutError(f"job {self.job_id}: did not end within {self._timeout} s")
         return left_s
+
+
+class Cursor:
+    """Says what of each event a reader has not seen: the same event may come from the log and from the channel.
+
+    Published events carry no entry id, so tokens are counted instead. When Redis has forgotten the end of a log, the
+    job's owner generates it again, and one of the new events may begin within what was seen: it is cut there.
+    """
+
+    def __init__(self) -> None:
+        self._choices: defaultdict[int, _SeenChoice] = defaultdict(_SeenChoice)
+        self._last_start = (0, 0)
+        self.ended = False
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens seen so far, over all choices: no event below the entry id ``<num_tokens>-0`` is new."""
+        return sum(choice.num_tokens for choice in self._choices.values())
+
+    def new_part(self, event: Event) -> Event | None:
+        """What of ``event`` is new, None if nothing is: each event is new once.
+
+        Raises ValueError when tokens before it are missing, or it cannot be told what of it is new.
+        """
+        if self.ended:
+            return None
+        match event:
+            case Token(choice=choice):
+                return self._choices[choice].new_part(event)
+            case Started(attempt=attempt, started_at=started_at):
+                if (attempt, started_at) <= self._last_start:
+                    return None
+                self._last_start = attempt, started_at
+            case End() | Error():
+                self.ended = True
+        return event
+
+
+class _SeenChoice:
+    """The last tokens of one choice, and where in its texts they begin and end as far as events have shown that."""
+
+    MAX_TOKENS = 4096
+
+    def __init__(self) -> None:
+        self.num_tokens = 0
+        self._finished = False
+        self._ids = array("q")
+        # At the border behind so many tokens: the lengths of text, analysis, commentary and calls up to there.
+        self._borders = array("q", [0])
+        self._lengths = tuple(array("q", [0]) for _ in range(4))
+
+    def new_part(self, event: Token) -> Token | None:
+        seen, last = self.num_tokens, event.i + len(event.ids) - 1
+        if event.i > seen + 1:
+            raise ValueError(f"tokens {seen + 1} to {event.i - 1} of choice {event.choice} are missing")
+        self._compare(event, min(seen, last))
+        if last <= seen:
+            self._note_border(event, last)
+            if event.finish is None or self._finished:
+                return None
+        new = self._without_seen(event, seen - event.i + 1)
+        self._finished |= event.finish is not None
+        if new.ids:
+            self._ids.extend(new.ids)
+            self.num_tokens = last
+            self._note_border(event, last)
+            self._forget()
+        return new
+
+    def _compare(self, event: Token, last_seen: int) -> None:
+        """Raises ValueError if tokens that were seen are others in ``event``."""
+        first_kept = self.num_tokens - len(self._ids) + 1
+        start = max(event.i, first_kept)
+        num_tokens = last_seen - start + 1
+        if num_tokens <= 0:
+            return
+        known = self._ids[start - first_kept :][:num_tokens].tolist()
+        if known != event.ids[start - event.i :][:num_tokens]:
+            raise ValueError(f"tokens from {start} of choice {event.choice} are others than before")
+
+    def _without_seen(self, event: Token, num_seen: int) -> Token:
+        """The event less its first tokens. Raises ValueError if it is not known which of its text is theirs."""
+        if not num_seen:
+            return event
+        if num_seen == len(event.ids):  # only that it is the choice's last event is new
+            return Token("", self.num_tokens + 1, [], event.choice, event.finish)
+        start, end = self._lengths_at(event.i - 1), self._lengths_at(self.num_tokens)
+        if start is None or end is None:
+            raise ValueError(f"the text of token {event.i} of choice {event.choice} cannot be told from the next ones")
+        text, analysis, commentary, calls = (after - before for before, after in zip(start, end, strict=True))
+        return msgspec.structs.replace(
+            event,
+            t=event.t[text:],
+            i=self.num_tokens + 1,
+            ids=event.ids[num_seen:],
+            analysis=event.analysis[analysis:],
+            commentary=event.commentary[commentary:],
+            logprobs=event.logprobs and event.logprobs[num_seen:],
+            tool_calls=calls_behind(event.tool_calls, calls),
+        )
+
+    def _note_border(self, event: Token, last: int) -> None:
+        start = self._lengths_at(event.i - 1)
+        if start is None or self._lengths_at(last) is not None:
+            return
+        place = bisect_left(self._borders, last)
+        self._borders.insert(place, last)
+        added = len(event.t), len(event.analysis), len(event.commentary), length_of_calls(event.tool_calls)
+        for lengths, before, length in zip(self._lengths, start, added, strict=True):
+            lengths.insert(place, before + length)
+
+    def _lengths_at(self, border: int) -> tuple[int, ...] | None:
+        place = bisect_left(self._borders, border)
+        if place == len(self._borders) or self._borders[place] != border:
+            return None
+        return tuple(lengths[place] for lengths in self._lengths)
+
+    def _forget(self) -> None:
+        if len(self._ids) < 2 * self.MAX_TOKENS:
+            return
+        del self._ids[: -self.MAX_TOKENS]
+        place = bisect_left(self._borders, self.num_tokens - self.MAX_TOKENS)
+        for kept in (self._borders, *self._lengths):
+            del kept[:place]

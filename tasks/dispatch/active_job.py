@@ -12,18 +12,28 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from orcd.errors import BY_CODE, OrcdError
-from orcd.events import End, Error, Event, Position, Started, Token, TokenLogprob, state_after
+from orcd.events import (
+    End,
+    Error,
+    Event,
+    Position,
+    Started,
+    Token,
+    TokenLogprob,
+    ToolCallDelta,
+    state_after,
+    tool_call_id,
+)
 from orcd.request import Request
 from orcd.result import Result, ResultBuilder
 from orcd.store.claim import Claim, Lease
 from orcd.store.job_store import Append
 from orcd.store.token_log import LoggedEvent
-from orcd.tool_calls import ToolCallDelta, tool_call_id
 from tasks.dispatch.delivery import Done
 from tasks.dispatch.prompt_encoder import Prompt
 from worker import contract
 from worker.text.detokenizer import Detokenizer, TextDelta
-from worker.text.tools.answer_parts import CallPiece
+from worker.text.tools.answer_parts import CallDelta
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,13 +229,13 @@ class ActiveJob:
             analysis=delta.analysis,
             commentary=delta.commentary,
             logprobs=logprobs or None,
-            tool_calls=[self._call(choice.index, piece) for piece in delta.calls] or None,
+            tool_calls=[self._call(choice.index, call) for call in delta.calls] or None,
         )
         self._emit(token, len(ids))
 
-    def _call(self, choice: int, piece: CallPiece) -> ToolCallDelta:
-        call_id = tool_call_id(self.job_id, choice, piece.index) if piece.name else ""
-        return ToolCallDelta(piece.index, call_id, piece.name, piece.arguments)
+    def _call(self, choice: int, call: CallDelta) -> ToolCallDelta:
+        call_id = tool_call_id(self.job_id, choice, call.index) if call.name else ""
+        return ToolCallDelta(call.index, call_id, call.name, call.arguments)
 
     def _end_if_done(self) -> bool:
         if self.ended or any(choice.finish is None for choice in self._choices):

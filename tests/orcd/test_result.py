@@ -9,9 +9,8 @@ import pytest
 from kombu.utils.json import dumps
 
 from orcd.errors import BY_CODE, OrcdError, Poisoned
-from orcd.events import End, Error, Loading, Queued, Started, Token, TokenLogprob
-from orcd.result import Choice, Result, ResultBuilder, exception, fold
-from orcd.tool_calls import ToolCall, ToolCallDelta
+from orcd.events import End, Error, Loading, Queued, Started, Token, TokenLogprob, ToolCallDelta
+from orcd.result import Choice, Result, ResultBuilder, ToolCall, exception, fold
 
 END = End("stop", 3, 5, 11, 22, 33, "0" * 64)
 STARTED = Started("j", "m", 1, 1)

@@ -14,7 +14,7 @@ from worker.text.harmony import Channels
 from worker.text.tokenizer import Tokenizer
 from worker.text.tools.answer_form import AnswerForm
 from worker.text.tools.answer_parser import AnswerParser
-from worker.text.tools.answer_parts import AnswerParts, CallPiece, joined
+from worker.text.tools.answer_parts import AnswerParts, CallDelta, joined
 
 ALL_TEXT = AnswerForm()
 """Of an answer in which neither calls nor reasoning are looked for."""
@@ -23,7 +23,7 @@ ALL_TEXT = AnswerForm()
 class TextDelta(msgspec.Struct, frozen=True):
     """What may be shown now: the text of the next ``num_ids`` token ids that were not released before.
 
-    ``text`` belongs to the answer, ``analysis`` is reasoning, ``calls`` has a piece for each call of a tool that begins
+    ``text`` belongs to the answer, ``analysis`` is reasoning, ``calls`` has a delta for each call of a tool that begins
     or goes on, and ``commentary`` is only there in GPT-OSS's channel. ``stopped`` says that a stop string was found:
     this delta is the last.
     """
@@ -33,7 +33,7 @@ class TextDelta(msgspec.Struct, frozen=True):
     stopped: bool = False
     analysis: str = ""
     commentary: str = ""
-    calls: tuple[CallPiece, ...] = ()
+    calls: tuple[CallDelta, ...] = ()
 
 
 class Detokenizer:
@@ -193,9 +193,9 @@ class Detokenizer:
     def _add(self, token: _Token, released: _Released) -> None:
         """Hold ``token``, then release what need not be held any longer."""
         self._held.append(token)
-        if token.parts.answer:
+        if token.content.answer:
             searched = len(self._window)
-            self._window += token.parts.answer
+            self._window += token.content.answer
             cut = self._find_stop(searched)
             if cut is not None:
                 self._stopped = True
@@ -214,7 +214,7 @@ class Detokenizer:
                 del self._held[:border]
                 self._window = self._window[end:]
                 return
-            after += len(token.parts.answer)
+            after += len(token.content.answer)
 
     def _find_stop(self, searched: int) -> int | None:
         """Where in the window the answer ends, if behind ``window[:searched]`` a stop string is complete."""
@@ -243,12 +243,12 @@ class Detokenizer:
 
 @dataclass(frozen=True, slots=True)
 class _Token:
-    """One id: ``parts`` is what is known by it, of which some may have begun before it.
+    """One id: ``content`` is what is known by it, of which some may have begun before it.
 
     ``is_known`` says that behind it nothing is left that is half a character, or may become a marker or a call.
     """
 
-    parts: AnswerParts
+    content: AnswerParts
     is_known: bool = True
     ends_message: bool = False
 
@@ -265,9 +265,9 @@ class _Released:
         self.num_ids += len(tokens)
         self._parts.answer += answer
         for token in tokens:
-            self._parts.analysis += token.parts.analysis
-            self._parts.commentary += token.parts.commentary
-            self._parts.calls += token.parts.calls
+            self._parts.analysis += token.content.analysis
+            self._parts.commentary += token.content.commentary
+            self._parts.calls += token.content.calls
 
     def add_whole(self, num_ids: int, text: str, kind: Literal["answer", "analysis"]) -> None:
         """Ids of which all text is of one kind."""

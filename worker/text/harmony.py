@@ -20,7 +20,7 @@ from typing import Literal
 
 from worker.text.special_tokens import harmony_texts
 from worker.text.tokenizer import Tokenizer
-from worker.text.tools.answer_parts import AnswerParts, CallPiece
+from worker.text.tools.answer_parts import AnswerParts, CallDelta
 
 Channel = Literal["final", "analysis", "commentary"]
 
@@ -85,7 +85,7 @@ class Channels:
             return
         if self._is_call:
             self._has_arguments = True
-            parts.calls.append(CallPiece(self._num_calls - 1, arguments=text))
+            parts.calls.append(CallDelta(self._num_calls - 1, arguments=text))
         elif self.channel == "analysis":
             parts.analysis += text
         elif self.channel == "commentary":
@@ -97,10 +97,10 @@ class Channels:
         recipient = _RECIPIENT.search(self._role + b" " + (self._name or b""))
         if self._takes_calls and recipient:
             self._is_call, self._has_arguments = True, False
-            parts.calls.append(CallPiece(self._num_calls, recipient[1].decode("utf-8", "replace")))
+            parts.calls.append(CallDelta(self._num_calls, recipient[1].decode("utf-8", "replace")))
             self._num_calls += 1
 
     def _end_call(self, parts: AnswerParts) -> None:
         if self._is_call and not self._has_arguments:
-            parts.calls.append(CallPiece(self._num_calls - 1, arguments="{}"))
+            parts.calls.append(CallDelta(self._num_calls - 1, arguments="{}"))
         self._is_call = False

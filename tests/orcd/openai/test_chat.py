@@ -9,9 +9,8 @@ import pytest
 from orcd.errors import InvalidRequest
 from orcd.openai import chat
 from orcd.request import structured_output
-from orcd.result import Choice
+from orcd.result import Choice, ToolCall
 from orcd.structured_output import StructuredOutput
-from orcd.tool_calls import ToolCall
 from tests.orcd.openai.results import LOGPROBS, result
 
 MESSAGES = [{"role": "user", "content": "hi"}]

@@ -5,11 +5,11 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orcd.events import End, Event, Position, Started, Token, encode_event
+from orcd.events import End, Event, Position, Started, Token, ToolCallDelta, encode_event
+from orcd.result import fold
 from orcd.status import Look
 from orcd.store.event_stream import EventStream
 from orcd.store.token_log import Entry
-from orcd.tool_calls import ToolCallDelta, joined
 
 NUM_CHOICES = 2
 NUM_TOKENS = 12
@@ -24,11 +24,11 @@ def token(choice: int, first: int, num_tokens: int) -> Token:
         [1000 * choice + number for number in numbers],
         choice,
         analysis="".join("?" * (number % 3) for number in numbers),
-        tool_calls=[call_piece(number) for number in numbers],
+        tool_calls=[call_delta(number) for number in numbers],
     )
 
 
-def call_piece(number: int) -> ToolCallDelta:
+def call_delta(number: int) -> ToolCallDelta:
     """Every third token begins a call, and the others go on with its arguments."""
     index, place = divmod(number, 3)
     begun = {} if place else {"id": f"id{index}", "name": "f"}
@@ -100,8 +100,7 @@ class Reader:
             assert ids == whole.ids
             assert "".join(event.t for event in tokens) == whole.t
             assert "".join(event.analysis for event in tokens) == whole.analysis
-            pieces = [piece for event in tokens for piece in event.tool_calls or ()]
-            assert joined(pieces) == joined(whole.tool_calls or ())
+            assert fold("j", tokens).choices[:1] == fold("j", [whole] if ids else []).choices[:1]
             starts = [event.i for event in tokens]
             assert starts == [1 + sum(len(event.ids) for event in tokens[:index]) for index in range(len(tokens))]
 

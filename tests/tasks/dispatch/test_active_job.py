@@ -9,12 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orcd.errors import LogDamaged, Poisoned
-from orcd.events import Cursor, End, Error, Position, Started, Token, TokenLogprob
+from orcd.events import End, Error, Position, Started, Token, TokenLogprob, tool_call_id
 from orcd.request import Request, parse
-from orcd.result import fold
+from orcd.result import ToolCall, fold
 from orcd.store.claim import Lease
+from orcd.store.event_stream import Cursor
 from orcd.store.token_log import LoggedEvent
-from orcd.tool_calls import ToolCall, tool_call_id
 from tasks.dispatch.active_job import ActiveJob
 from tasks.dispatch.prompt_encoder import Prompt
 from tests.tasks.dispatch.byte_model import READY

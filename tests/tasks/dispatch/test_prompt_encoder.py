@@ -24,7 +24,7 @@ from worker.settings import Settings
 from worker.text import tokenizer as tokenizers
 from worker.text.chat_template import ChatTemplate
 from worker.text.detokenizer import TextDelta
-from worker.text.tools.answer_parts import CallPiece
+from worker.text.tools.answer_parts import CallDelta
 
 
 def _request(**fields: Any) -> Request:
@@ -114,7 +114,7 @@ def test_calls_and_reasoning_are_looked_for_as_the_template_shows_and_the_reques
     def read(**fields: Any) -> TextDelta:
         return encoder.encode(parse(fields), READY).detokenizer().feed(answer)
 
-    assert read(**chat, tools=[function]) == TextDelta("", len(answer), analysis="hm", calls=(CallPiece(0, "f", "{}"),))
+    assert read(**chat, tools=[function]) == TextDelta("", len(answer), analysis="hm", calls=(CallDelta(0, "f", "{}"),))
     assert read(**chat).text == '<tool_call>{"name": "f"}'
     assert read(prompt="x", tools=[function]).text == bytes(answer).decode()
 

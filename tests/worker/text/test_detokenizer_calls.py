@@ -14,7 +14,7 @@ from tests.worker.text.vocabularies import bpe_metadata
 from worker.text import tokenizer
 from worker.text.detokenizer import Detokenizer, TextDelta
 from worker.text.tools.answer_form import AnswerForm
-from worker.text.tools.answer_parts import AnswerParts, CallPiece, joined
+from worker.text.tools.answer_parts import AnswerParts, CallDelta, joined
 from worker.text.tools.call_syntax import HERMES
 
 EVERY_ANSWER = pytest.mark.parametrize("answer", ANSWERS.values(), ids=ANSWERS.keys())
@@ -74,9 +74,9 @@ def test_an_answer_goes_on_behind_every_delta_as_if_nothing_had_happened(answer:
 @EVERY_ANSWER
 def test_arguments_are_given_as_they_come_in(answer: Answer) -> None:
     deltas = list(run(answer, answer.ids, range(len(answer.ids))))
-    names = [piece.name for delta in deltas for piece in delta.calls if piece.name]
+    names = [call.name for delta in deltas for call in delta.calls if call.name]
     assert names == ["weather", "add_2"], "a name is given once, and whole"
-    of_first = [piece for delta in deltas for piece in delta.calls if piece.index == 0]
+    of_first = [call for delta in deltas for call in delta.calls if call.index == 0]
     assert len(of_first) > 10 or answer is ANSWERS["hermes, arguments first"]
 
 
@@ -114,7 +114,7 @@ def test_only_the_answer_is_searched_for_stop_strings(cut: int | None) -> None:
 
 
 SUBJECT = tokenizer.from_metadata(bpe_metadata("< t", "c a", '{ "', control=("<|im_end|>", "<tool_call>")))
-PIECES = st.sampled_from(
+SNIPPETS = st.sampled_from(
     (
         "<tool_call>",
         "</tool_call>",
@@ -135,7 +135,7 @@ PIECES = st.sampled_from(
 
 
 @settings(derandomize=True, max_examples=300, deadline=None)
-@given(st.lists(PIECES, max_size=8).map("".join), st.data())
+@given(st.lists(SNIPPETS, max_size=8).map("".join), st.data())
 def test_whatever_is_written_comes_out_the_same_in_any_pieces(text: str, data: st.DataObject) -> None:
     ids = SUBJECT.encode(text, parse_special=data.draw(st.booleans()))
     answer = Answer(text, HERMES, SUBJECT)
@@ -171,4 +171,4 @@ def test_very_long_arguments_and_a_long_wait_for_a_name_take_time_in_proportion(
 def test_half_a_character_before_a_marker_is_shown_as_what_it_is() -> None:
     ids = [*b"\xf0\x9f", *SUBJECT.encode('<tool_call>{"name": "x"}', parse_special=True)]
     deltas = [Detokenizer(SUBJECT, form=AnswerForm(HERMES).with_tools(TOOLS)).feed(ids)]
-    assert summed(deltas) == AnswerParts("\ufffd", calls=[CallPiece(0, "x", "{}")])
+    assert summed(deltas) == AnswerParts("\ufffd", calls=[CallDelta(0, "x", "{}")])

@@ -12,7 +12,7 @@ from tests.worker.text.vocabularies import HARMONY, bpe_metadata
 from worker.text import tokenizer
 from worker.text.detokenizer import Detokenizer, TextDelta
 from worker.text.tools.answer_form import AnswerForm
-from worker.text.tools.answer_parts import CallPiece
+from worker.text.tools.answer_parts import CallDelta
 
 SUBJECT = tokenizer.from_metadata(
     bpe_metadata("a n", "t h", control=(*HARMONY, "<|endoftext|>"), pre="gpt-4o", eos_token_id=263)
@@ -123,12 +123,12 @@ def calls_of(answer: str, prompt: str = "<|start|>assistant") -> TextDelta:
 )
 def test_a_message_to_a_function_is_a_call_wherever_the_header_names_it(header: str) -> None:
     delta = calls_of(header + '{"x": "é"}<|call|>')
-    assert delta.calls == (CallPiece(0, "f", '{"x": "é"}'),)
+    assert delta.calls == (CallDelta(0, "f", '{"x": "é"}'),)
     assert (delta.text, delta.analysis, delta.commentary) == ("", "", "")
 
 
 def test_a_call_without_arguments_has_none() -> None:
-    assert calls_of("<|channel|>commentary to=functions.f<|message|><|call|>").calls == (CallPiece(0, "f", "{}"),)
+    assert calls_of("<|channel|>commentary to=functions.f<|message|><|call|>").calls == (CallDelta(0, "f", "{}"),)
 
 
 def test_messages_to_others_and_to_nobody_are_commentary() -> None:
@@ -142,7 +142,7 @@ def test_calls_of_the_prompt_are_not_counted_and_one_that_it_has_opened_is_not_t
     earlier = '<|start|>assistant to=functions.g<|channel|>commentary json<|message|>{"a"'
     assert calls_of(": 1}", earlier).commentary == ": 1}"
     later = calls_of("<|channel|>commentary to=functions.f<|message|>{}", f"{earlier}: 1}}<|call|><|start|>assistant")
-    assert later.calls == (CallPiece(0, "f", "{}"),)
+    assert later.calls == (CallDelta(0, "f", "{}"),)
 
 
 def test_an_answer_ends_at_return_and_call_but_not_at_the_end_of_a_message() -> None:

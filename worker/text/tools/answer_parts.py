@@ -9,7 +9,7 @@ from itertools import groupby
 import msgspec
 
 
-class CallPiece(msgspec.Struct, frozen=True):
+class CallDelta(msgspec.Struct, frozen=True):
     """What comes next of the call ``index`` (from 0): its name, with which it begins, and text of its arguments."""
 
     index: int
@@ -24,14 +24,14 @@ class AnswerParts:
     answer: str = ""
     analysis: str = ""
     commentary: str = ""
-    calls: list[CallPiece] = field(default_factory=list)
+    calls: list[CallDelta] = field(default_factory=list)
 
 
-def joined(pieces: Iterable[CallPiece]) -> tuple[CallPiece, ...]:
-    """One piece a call."""
+def joined(deltas: Iterable[CallDelta]) -> tuple[CallDelta, ...]:
+    """One delta a call."""
     calls = []
-    for index, group in groupby(pieces, key=lambda piece: piece.index):
+    for index, group in groupby(deltas, key=lambda delta: delta.index):
         parts = list(group)
         name, arguments = ("".join(getattr(part, field) for part in parts) for field in ("name", "arguments"))
-        calls.append(CallPiece(index, name, arguments))
+        calls.append(CallDelta(index, name, arguments))
     return tuple(calls)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection
 
-from worker.text.tools.answer_parts import AnswerParts, CallPiece
+from worker.text.tools.answer_parts import AnswerParts, CallDelta
 from worker.text.tools.call_reader import CallReader, NotACall, Reader
 from worker.text.tools.call_syntax import CallSyntax
 from worker.text.tools.json_value import JsonValue
@@ -80,12 +80,12 @@ class CallParser:
         """See `CallSink`."""
         self._held.clear()
         self._is_after_call = True
-        self._parts.calls.append(CallPiece(self._num_calls, name))
+        self._parts.calls.append(CallDelta(self._num_calls, name))
         self._num_calls += 1
 
     def add_arguments(self, text: str) -> None:
         """See `CallSink`."""
-        self._parts.calls.append(CallPiece(self._num_calls - 1, arguments=text))
+        self._parts.calls.append(CallDelta(self._num_calls - 1, arguments=text))
         value = JsonValue()
         if value.end(text) is None:
             self._value = value
@@ -160,7 +160,7 @@ class CallParser:
 
     def _read_arguments(self, value: JsonValue, text: str) -> str:
         end = value.end(text)
-        self._parts.calls.append(CallPiece(self._num_calls - 1, arguments=text[:end]))
+        self._parts.calls.append(CallDelta(self._num_calls - 1, arguments=text[:end]))
         if end is None:
             return ""
         self._value = None

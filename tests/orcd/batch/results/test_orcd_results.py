@@ -10,8 +10,7 @@ from orcd.batch.results.orcd_results import OrcdResults, record
 from orcd.errors import VramOom
 from orcd.events import TokenLogprob
 from orcd.request import Request
-from orcd.result import Choice, Result
-from orcd.tool_calls import ToolCall
+from orcd.result import Choice, Result, ToolCall
 
 
 def line_of(file: str | None) -> Line:

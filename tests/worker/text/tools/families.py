@@ -10,7 +10,7 @@ from tests.worker.text.vocabularies import bpe_metadata, tokenizer_of
 from worker.text import tokenizer
 from worker.text.tokenizer import Tokenizer
 from worker.text.tools.answer_form import AnswerForm
-from worker.text.tools.answer_parts import CallPiece
+from worker.text.tools.answer_parts import CallDelta
 from worker.text.tools.call_syntax import FUNCTOOLS, HERMES, LLAMA3, MISTRAL, PHI4, CallSyntax
 from worker.text.tools.reasoning import ReasoningTags
 
@@ -48,7 +48,7 @@ class Answer:
         return AnswerForm(self.syntax, self.reasoning).with_tools(TOOLS)
 
 
-CALLS = (CallPiece(0, "weather", json.dumps(FIRST, ensure_ascii=False)), CallPiece(1, "add_2", json.dumps(SECOND)))
+CALLS = (CallDelta(0, "weather", json.dumps(FIRST, ensure_ascii=False)), CallDelta(1, "add_2", json.dumps(SECOND)))
 _FIRST, _SECOND = (call.arguments for call in CALLS)
 _BYTES = tokenizer.from_metadata(bpe_metadata("< t", "t o", "c a", "a l", '{ "', "n a"))
 

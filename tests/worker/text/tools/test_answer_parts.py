@@ -1,11 +1,11 @@
-"""Pieces of calls are joined, one a call."""
+"""Deltas of calls are joined, one a call."""
 
 from __future__ import annotations
 
-from worker.text.tools.answer_parts import CallPiece, joined
+from worker.text.tools.answer_parts import CallDelta, joined
 
 
-def test_pieces_of_the_same_call_become_one() -> None:
-    pieces = [CallPiece(0, "f"), CallPiece(0, arguments="{"), CallPiece(0, arguments="}"), CallPiece(1, "g")]
-    assert joined(pieces) == (CallPiece(0, "f", "{}"), CallPiece(1, "g"))
+def test_deltas_of_the_same_call_become_one() -> None:
+    deltas = [CallDelta(0, "f"), CallDelta(0, arguments="{"), CallDelta(0, arguments="}"), CallDelta(1, "g")]
+    assert joined(deltas) == (CallDelta(0, "f", "{}"), CallDelta(1, "g"))
     assert joined([]) == ()

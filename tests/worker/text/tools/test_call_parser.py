@@ -70,8 +70,8 @@ def test_a_call_that_says_its_name_too_late_stays_text() -> None:
 def test_nothing_is_held_back_within_arguments_and_behind_a_call() -> None:
     parser, parts = CallParser(HERMES, {"f"}), AnswerParts()
     held = []
-    for piece in ("a", " <", "tool_call>", '{"name": "f", "arguments": {', '"a": ', "1}", "}", "</tool_call>", "b"):
-        parser.feed(piece, parts)
+    for text in ("a", " <", "tool_call>", '{"name": "f", "arguments": {', '"a": ', "1}", "}", "</tool_call>", "b"):
+        parser.feed(text, parts)
         held.append(parser.holds_text)
     assert held == [False, True, True, False, False, False, False, False, False]
 
