@@ -45,8 +45,9 @@ def create_app(settings: GatewaySettings) -> Starlette:
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         connection = connect_async(settings)
         async with connection, AsyncClient(settings.redis_url) as client:
-            app.state.gateway = Gateway(settings, keys, client, connection)
-            async with _running_batches(settings, connection):
+            store = BatchStore(connection, settings.key_prefix, settings.job_ttl_s)
+            app.state.gateway = Gateway(settings, keys, client, connection, store)
+            async with _running_batches(settings, store):
                 yield
 
     middleware = [Middleware(Outermost)]
@@ -78,12 +79,11 @@ def create_app(settings: GatewaySettings) -> Starlette:
 
 
 @asynccontextmanager
-async def _running_batches(settings: GatewaySettings, connection: redis.asyncio.Redis) -> AsyncIterator[None]:
+async def _running_batches(settings: GatewaySettings, store: BatchStore) -> AsyncIterator[None]:
     """Run batches meanwhile, if this gateway has a folder for their files."""
     if not settings.files_dir:
         yield
         return
-    store = BatchStore(connection, settings.key_prefix, settings.job_ttl_s)
     runner = asyncio.create_task(BatchRunner(settings, store).run())
     yield
     runner.cancel()

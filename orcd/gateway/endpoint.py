@@ -15,6 +15,7 @@ from orcd.async_client import AsyncClient
 from orcd.errors import InvalidRequest
 from orcd.gateway.api_error import ApiError
 from orcd.gateway.api_keys import ApiKey, ApiKeys
+from orcd.gateway.batches.batch_store import BatchStore
 from orcd.gateway.rate_limit import count_request
 from orcd.gateway.settings import GatewaySettings
 
@@ -27,6 +28,7 @@ class Gateway:
     keys: ApiKeys
     client: AsyncClient
     redis: redis.asyncio.Redis
+    batches: BatchStore
 
 
 @dataclass(frozen=True, slots=True)

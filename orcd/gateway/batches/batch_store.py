@@ -15,6 +15,8 @@ LEASE_MS = 10_000
 KIND = "batch_"
 """What the ids of batches begin with."""
 
+_encode = msgspec.json.encode
+
 
 class RequestCounts(msgspec.Struct, frozen=True):
     """Lines of a batch."""
@@ -67,23 +69,17 @@ class BatchStore:
         self._redis: Any = connection
         self._prefix = prefix
         self._ttl_s = ttl_s
-        names = ("batch_adopt", "batch_save", "batch_cancel")
+        names = ("batch_create", "batch_adopt", "batch_save", "batch_cancel")
         self._scripts: dict[str, Any] = {
             name: connection.register_script(schema.script(name, prefix)) for name in names
         }
 
     async def create(self, record: BatchRecord) -> None:
         """Keep a new batch, for any gateway to run."""
-        fields = {
-            "batch": msgspec.json.encode(record.batch),
-            "tag": record.tag,
-            "models": msgspec.json.encode(record.models),
-        }
-        async with self._redis.pipeline(transaction=True) as pipeline:
-            pipeline.hset(self._key(record.batch.id), mapping=fields)
-            pipeline.zadd(self._prefix + schema.BATCHES, {record.batch.id: 0})
-            pipeline.zadd(self._listed(record.tag), {record.batch.id: record.batch.created_at})
-            await pipeline.execute()
+        batch = record.batch
+        life_s = batch.expires_at - batch.created_at + self._ttl_s
+        arguments = [batch.id, _encode(batch), record.tag, _encode(record.models), batch.created_at, life_s]
+        await self._scripts["batch_create"]([], arguments)
 
     async def find(self, key: ApiKey, batch_id: str) -> BatchObject:
         """The caller's batch. Raises `ApiError` 404."""
@@ -95,15 +91,15 @@ class BatchStore:
 
     async def list_all(self, key: ApiKey) -> list[BatchObject]:
         """The caller's batches, the newest first."""
-        listed = self._listed(key.tag)
-        ids = [batch_id.decode() for batch_id in await self._redis.zrevrange(listed, 0, -1)]
-        found = []
-        for batch_id in ids:
-            try:
-                found.append(await self.find(key, batch_id))
-            except ApiError:  # no longer kept
-                await self._redis.zrem(listed, batch_id)
-        return found
+        listed = schema.batches_of_key(key.tag, self._prefix)
+        ids = [batch_id.decode() for batch_id in await self._redis.zrange(listed, 0, -1, desc=True)]
+        async with self._redis.pipeline(transaction=False) as pipeline:
+            for batch_id in ids:
+                pipeline.hget(self._key(batch_id), "batch")
+            texts = await pipeline.execute()
+        if gone := [batch_id for batch_id, text in zip(ids, texts, strict=True) if text is None]:
+            await self._redis.zrem(listed, *gone)
+        return [msgspec.json.decode(text, type=BatchObject) for text in texts if text is not None]
 
     async def cancel(self, batch_id: str) -> bool:
         """Ask for a batch's cancellation; False if it has ended."""
@@ -129,14 +125,11 @@ class BatchStore:
         Returns 0 if it is not ours any more, 2 if it shall be cancelled, otherwise 1.
         """
         lease_ms = 0 if returned else LEASE_MS
-        arguments = [batch.id, token, msgspec.json.encode(batch), lease_ms, self._ttl_s if ended else 0]
+        arguments = [batch.id, token, _encode(batch), lease_ms, self._ttl_s if ended else 0]
         return int(await self._scripts["batch_save"]([], arguments))
 
     def _key(self, batch_id: str) -> str:
         return schema.batch_key(batch_id, self._prefix)
-
-    def _listed(self, tag: str) -> str:
-        return schema.batches_of_key(tag, self._prefix)
 
 
 def _record(fields: dict[bytes, bytes]) -> BatchRecord:

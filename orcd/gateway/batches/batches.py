@@ -12,7 +12,7 @@ from starlette.routing import Route
 
 from orcd.errors import InvalidRequest
 from orcd.gateway.api_keys import new_id
-from orcd.gateway.batches.batch_store import KIND, BatchObject, BatchRecord, BatchStore
+from orcd.gateway.batches.batch_store import KIND, BatchObject, BatchRecord
 from orcd.gateway.batches.files import file_store
 from orcd.gateway.batches.pages import page
 from orcd.gateway.endpoint import Call, endpoint, json_response
@@ -21,12 +21,6 @@ from orcd.openai.endpoints import ENDPOINTS
 URL = "/v1/batches"
 WINDOW_S = 24 * 3600
 _FIELDS = ("input_file_id", "endpoint", "completion_window", "metadata", "output_expires_after")
-
-
-def batch_store(call: Call) -> BatchStore:
-    """The batches of all gateways."""
-    settings = call.gateway.settings
-    return BatchStore(call.gateway.redis, settings.key_prefix, settings.job_ttl_s)
 
 
 @endpoint
@@ -45,26 +39,26 @@ async def create(call: Call) -> Response:
         metadata=body.get("metadata"),
     )
     models = None if call.key.models is None else sorted(call.key.models)
-    await batch_store(call).create(BatchRecord(batch, call.key.tag, models))
+    await call.gateway.batches.create(BatchRecord(batch, call.key.tag, models))
     return json_response(batch)
 
 
 @endpoint
 async def list_batches(call: Call) -> Response:
     """The caller's batches."""
-    return json_response(page(call, await batch_store(call).list_all(call.key)))
+    return json_response(page(call, await call.gateway.batches.list_all(call.key)))
 
 
 @endpoint
 async def retrieve(call: Call) -> Response:
     """How far a batch has come."""
-    return json_response(await batch_store(call).find(call.key, call.request.path_params["id"]))
+    return json_response(await call.gateway.batches.find(call.key, call.request.path_params["id"]))
 
 
 @endpoint
 async def cancel(call: Call) -> Response:
     """Cancel a batch; one that has ended stays as it is."""
-    store = batch_store(call)
+    store = call.gateway.batches
     batch = await store.find(call.key, call.request.path_params["id"])
     if await store.cancel(batch.id):
         cancelling_at = batch.cancelling_at or int(time.time())

@@ -12,6 +12,7 @@ redis.call('HSET', record, 'batch', json)
 if ttl > 0 then
     redis.call('ZREM', key('batches'), id)
     redis.call('EXPIRE', record, ttl)
+    extend_ttl('batches:' .. redis.call('HGET', record, 'tag'), ttl)
 else
     redis.call('ZADD', key('batches'), now_ms() + lease, id)
 end

@@ -8,7 +8,7 @@ import openai
 import pytest
 import redis
 
-from orcd.gateway.batches import batch_runner, batch_store
+from orcd.gateway.batches import batch_runner, batch_store, batches
 from orcd.gateway.settings import GatewaySettings
 from orcd.store import schema
 from tests.conftest import wait_until
@@ -93,6 +93,21 @@ def test_a_batch_that_is_cancelled_cancels_its_jobs_and_keeps_its_results(
     assert batch.cancelling_at <= batch.cancelled_at
     assert connection.zcard(schema.QUEUED) == 0
     assert connection.zcard(schema.BATCHES) == 0
+
+
+def test_what_is_kept_of_batches_runs_out(
+    start_gateway: StartGateway, tmp_path: Path, connection: redis.Redis, worker: AnsweringWorker, open_sdk: OpenSdk
+) -> None:
+    sdk = open_sdk(start_gateway(files_dir=str(tmp_path), job_ttl_s=100))
+    batch_id = begin(sdk, line("a"))
+    kept = [key for key in connection.keys("orcd:batch*") if key != schema.batch_key(batch_id).encode()]
+    assert len(kept) == 2
+    assert all(batches.WINDOW_S < connection.ttl(key) <= batches.WINDOW_S + 100 for key in kept)
+    ended(sdk, batch_id)
+    wait_until(lambda: 0 < connection.ttl(schema.batch_key(batch_id)) <= 100)
+    connection.delete(schema.batch_key(batch_id))
+    assert list(sdk.batches.list()) == []
+    assert connection.keys("orcd:batch*") == []
 
 
 def test_a_batch_ends_when_its_window_is_over(
