@@ -1,4 +1,4 @@
-"""The rights in docs/redis.acl are enough for workers, clients and Flower, and none of them is more than they use."""
+"""The rights in docs/redis.acl are enough for workers, clients, gateways and Flower, and no more than these use."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+import openai
 import pytest
 import redis
 from celery import Celery, chord, group
@@ -22,6 +23,7 @@ from orcd.async_client import AsyncClient
 from orcd.client import Client
 from tasks.app import create_app
 from tests.conftest import wait_until
+from tests.orcd.gateway.gateway_process import GatewayProcess
 from tests.orcd.redis_servers import ConfiguredServer
 from tests.tasks.worker_process import WorkerProcess, wait_until_running
 from worker.settings import Settings
@@ -79,6 +81,7 @@ def test_everything_works_with_the_rights_and_uses_them_all(
         with create_app(Settings(redis_url=url)) as app:
             _use_celery(app, client)
         _use_command_line(url)
+        _use_gateway(url, tmp_path)
         job_id = client.submit(**REQUEST | {"max_tokens": 400})
         wait_until_running(client, [job_id])
         worker.kill()
@@ -148,6 +151,28 @@ def _use_command_line(url: str) -> None:
     for command in ("workers", "queue", "dead list", f"dead show {letter}", f"dead retry {letter}", "migrate"):
         _run_command(url, *command.split())
     _run_command(url, "dead", "drop", "--all")
+
+
+def _use_gateway(url: str, folder: Path) -> None:
+    keys = folder / "keys.toml"
+    keys.write_text('[[keys]]\nname = "a"\nkey = "k"\nrequests_per_minute = 1000')
+    with (
+        GatewayProcess(url, "--files-dir", str(folder), "--api-key-file", str(keys)) as gateway,
+        openai.OpenAI(base_url=gateway.url, api_key="k", max_retries=0) as sdk,
+    ):
+        assert sdk.models.list().data
+        answer = sdk.responses.create(input="once", max_output_tokens=4, background=True)
+        wait_until(lambda: sdk.responses.retrieve(answer.id).status == "incomplete")
+        sdk.responses.delete(answer.id)
+        body = '{"custom_id": "a", "method": "POST", "url": "/v1/completions", "body": {"prompt": "once"}}'
+        file = sdk.files.create(file=("in.jsonl", body.encode()), purpose="batch")
+        first, second = (
+            sdk.batches.create(input_file_id=file.id, endpoint="/v1/completions", completion_window="24h")
+            for _ in range(2)
+        )
+        sdk.batches.cancel(second.id)
+        wait_until(lambda: {batch.status for batch in sdk.batches.list()} <= {"completed", "cancelled"}, 30)
+        assert sdk.batches.retrieve(first.id).request_counts.completed == 1
 
 
 def _run_command(url: str, *arguments: str) -> None:

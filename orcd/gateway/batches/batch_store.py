@@ -92,7 +92,7 @@ class BatchStore:
     async def list_all(self, key: ApiKey) -> list[BatchObject]:
         """The caller's batches, the newest first."""
         listed = schema.batches_of_key(key.tag, self._prefix)
-        ids = [batch_id.decode() for batch_id in await self._redis.zrange(listed, 0, -1, desc=True)]
+        ids = [batch_id.decode() for batch_id in reversed(await self._redis.zrange(listed, 0, -1))]
         async with self._redis.pipeline(transaction=False) as pipeline:
             for batch_id in ids:
                 pipeline.hget(self._key(batch_id), "batch")
