@@ -56,11 +56,14 @@ class BatchPaths:
 class BatchFile:
     """Prompt files with their results and errors. Use as a context manager; holds a lock on OUTPUT meanwhile.
 
-    Raises `InvalidRequest` when an input cannot be read or OUTPUT is not a result file of the same inputs.
+    Whoever goes on with a batch runs lines again whose jobs have failed, unless ``retries_failures`` is false: then he
+    finds the same jobs. Raises `InvalidRequest` when an input cannot be read or OUTPUT is not a result file of the same
+    inputs.
     """
 
-    def __init__(self, paths: BatchPaths, options: BatchOptions) -> None:
+    def __init__(self, paths: BatchPaths, options: BatchOptions, *, retries_failures: bool = True) -> None:
         self._paths = paths
+        self._retries_failures = retries_failures
         self._options = options
         self._salt = options.salt
         self.can_go_on = not is_stream(paths.output)
@@ -153,8 +156,8 @@ class BatchFile:
         self.num_succeeded += 1
 
     def fail(self, name: LineName, error: OrcdError) -> None:
-        """Write why a line has no result; its next job, if it had one, is another one."""
-        if name.job_id is not None:
+        """Write why a line has no result; its next job, if it had one and is tried again, is another one."""
+        if name.job_id is not None and self._retries_failures:
             self._journal.fail(name.place)
         self._errors.write(self._result_format.failure(name, error))
         self.num_failed += 1

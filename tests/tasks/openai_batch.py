@@ -15,12 +15,14 @@ _IMAGE = {"type": "image_url", "image_url": {"url": "https://example.org/cat.png
 class OpenaiBatch:
     """A file of ``num_lines`` lines; of each ten one is broken in one way or another.
 
+    With ``only_chats`` all are for one endpoint, as those of a batch at OpenAI's API have to be.
     ``good`` are the custom_ids of the lines that become requests; ``bad`` those of the others by line number, None
     where the line has none.
     """
 
     num_lines: int
     long_line_bytes: int = 1 << 20
+    only_chats: bool = False
     good: list[str] = field(default_factory=list)
     bad: dict[int, str | None] = field(default_factory=dict)
 
@@ -32,7 +34,7 @@ class OpenaiBatch:
                 file.write(self._line(number) + (b"\r\n" if number % 3 else b"\n"))
 
     def _line(self, number: int) -> bytes:
-        line = _good_line(number)
+        line = _good_line(number, 2 if self.only_chats else number % 3)
         custom_id = f"request-{number}"
         match number % 50:
             case 5:
@@ -59,11 +61,11 @@ class OpenaiBatch:
         return text
 
 
-def _good_line(number: int) -> dict[str, Any]:
-    """One of all kinds of requests, with the nulls that clients write."""
+def _good_line(number: int, kind: int) -> dict[str, Any]:
+    """A request of one of three kinds, with the nulls that clients write."""
     subject = f"Write a haiku about number {number}"
     line: dict[str, Any] = {"custom_id": f"request-{number}", "method": "POST"}
-    match number % 3:
+    match kind:
         case 0:
             line |= {"url": "/v1/completions", "body": {"prompt": subject, "max_tokens": 4, "logprobs": None}}
         case 1:

@@ -71,7 +71,7 @@ class BatchTask:
         options = BatchOptions(format="openai", defaults=defaults)
         with Client(self._settings.redis_url, job_ttl_s=self._settings.job_ttl_s) as client:
             try:
-                with BatchFile(BatchPaths([source], output, failures), options) as file:
+                with BatchFile(BatchPaths([source], output, failures), options, retries_failures=False) as file:
                     self._run(client, file)
             except InvalidRequest as error:
                 self._fail([_error(None, error.message)])

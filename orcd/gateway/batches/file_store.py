@@ -94,9 +94,10 @@ class FileStore:
         return sorted(found, key=lambda file: (file.created_at, file.id), reverse=True)
 
     def delete(self, file_id: str) -> None:
-        """Forget a file that `find` has found."""
+        """Forget a file that `find` has found, and the journal of a batch that wrote it."""
         self._description(file_id).unlink(missing_ok=True)
-        self.path(file_id).unlink(missing_ok=True)
+        for path in self._folder.glob(f"{file_id}.*"):
+            path.unlink(missing_ok=True)
 
     def _description(self, file_id: str) -> Path:
         return self._folder / f"{file_id}.json"

@@ -14,7 +14,7 @@ from orcd.store import schema
 from tests.conftest import wait_until
 from tests.orcd.answering_worker import AnsweringWorker
 from tests.orcd.gateway.conftest import OpenSdk, StartGateway, running
-from tests.orcd.job_writer import MakeStore
+from tests.orcd.job_writer import MakeStore, claimed
 
 URL = "/v1/chat/completions"
 
@@ -57,6 +57,9 @@ def test_a_batch_runs_to_its_end(
     assert sorted(results) == ["a", "c"]
     assert results["a"]["response"]["body"]["choices"][0]["message"]["content"] == " 1 2 3"
     assert [each["custom_id"] for each in lines_of(sdk, batch.error_file_id)] == ["b", None]
+    for file_id in (batch.input_file_id, batch.output_file_id, batch.error_file_id):
+        sdk.files.delete(file_id)
+    assert list(tmp_path.iterdir()) == []
     assert [each.id for each in sdk.batches.list()] == [batch.id]
     assert sdk.batches.cancel(batch.id).status == "completed"
 
@@ -79,6 +82,29 @@ def test_a_batch_goes_on_at_another_gateway_and_no_line_runs_twice(
         assert batch.request_counts.completed == 20
         assert sorted(int(each["custom_id"]) for each in lines_of(sdk, batch.output_file_id)) == list(range(20))
     assert len(connection.keys("orcd:{*}:job")) == 20
+
+
+def test_a_line_that_failed_before_its_gateway_died_is_not_run_again(
+    redis_url: str, tmp_path: Path, connection: redis.Redis, make_store: MakeStore, open_sdk: OpenSdk
+) -> None:
+    settings = GatewaySettings(redis_url=redis_url, files_dir=str(tmp_path))
+    with running(settings) as first:
+        sdk = open_sdk(first)
+        batch_id = begin(sdk, line("a"), line("b"))
+        wait_until(lambda: connection.zcard(schema.QUEUED) == 2)
+        writers = [claimed(make_store(), job_id.decode()) for job_id in connection.zrange(schema.QUEUED, 0, -1)]
+        writers[0].fail("POISONED", "given up")
+        wait_until(lambda: sdk.batches.retrieve(batch_id).request_counts.failed == 1)
+    with running(settings) as second:
+        sdk = open_sdk(second)
+        writers[1].start()
+        writers[1].tokens(1)
+        writers[1].end()
+        batch = ended(sdk, batch_id)
+        assert (batch.request_counts.completed, batch.request_counts.failed) == (1, 1)
+        (failed,) = lines_of(sdk, batch.error_file_id)
+        assert failed["response"]["body"]["error"]["code"] == "poisoned"
+    assert len(connection.keys("orcd:{*}:job")) == 2
 
 
 def test_a_batch_that_is_cancelled_cancels_its_jobs_and_keeps_its_results(
