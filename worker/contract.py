@@ -13,8 +13,9 @@ structs below. The Celery side sends `Request` frames, the engine answers with `
 Beside the socket there is a file in memory, into which the engine writes which requests its steps are about
 (`encode_in_flight`). Nobody reads it until the engine has died.
 
-Token ids in, token ids out: no text crosses. One `Add` holds the prompt and, for every choice, the ids that are
-already in the job's token log, so a resumed job is the same message as a new one.
+Token ids in, token ids out: no text crosses but the grammar that an answer must keep to. One `Add` holds the prompt
+and, for every choice, the ids that are already in the job's token log, so a resumed job is the same message as a new
+one.
 """
 
 from __future__ import annotations

@@ -10,14 +10,19 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NoReturn
 
+import msgspec
+
 from kernels.errors import CudaFailure
-from orcd.errors import CudaError, ModelLoadFailed, OrcdError, places
+from orcd.errors import CudaError, InvalidRequest, ModelLoadFailed, OrcdError, places
 from worker.channel import Channel
-from worker.contract import Add, Fatal, Load, Ready, Request, Shutdown
+from worker.contract import Abort, Add, Fatal, Load, Ready, Request, Shutdown, TokenOutput
 from worker.engine.engine import Engine
 from worker.engine.in_flight_file import InFlightFile
+from worker.engine.token_constraint import TokenConstraint
+from worker.engine.validation import refusal
 from worker.fingerprint import fingerprint
 from worker.health import Health
 from worker.load import load_engine, open_configured_device
@@ -26,6 +31,9 @@ from worker.model.gguf import open_gguf
 from worker.model.registry import read_model_config
 from worker.output_buffer import OutputBuffer
 from worker.settings import Settings
+from worker.text.grammar.grammar_compiler import GrammarCompiler
+from worker.text.grammar.grammar_thread import GrammarThread
+from worker.text.tokenizer import of_model
 
 FLUSH_S = 2.0
 """How long a process that is about to end may take to send what is unsent."""
@@ -35,6 +43,8 @@ choice's last output is sent at once: somebody may wait for it with the next req
 ADMIT_EVERY_S = 0.02
 """Requests that follow each other faster start together. A step that starts any is no CUDA graph, and with a small
 model takes the host longer than the GPU; 256 streams would have one in most steps. Nothing else waits."""
+COMPILED_EVERY_S = 0.005
+"""How often an engine that has nothing else to do looks for a compiled grammar while it waits for one."""
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
@@ -51,6 +61,8 @@ class Service:
         self._in_flight_file = in_flight_file
         self.device_is_lost = False
         """Whether a `CudaError` ended it: then nothing more can be asked of the device, not even to let go."""
+        self.is_compiling = False
+        """Whether a grammar was being compiled when it ended: that ends with the process only."""
 
     def run(self, read_settings: Callable[[], Settings]) -> int:
         """Serve until stopped (0), or until something breaks that only a new process can fix (1, after a `Fatal`)."""
@@ -58,7 +70,11 @@ class Service:
         try:
             settings = read_settings()
             log = EventLog(settings.log_format, f"engine-{os.getpid()}")
-            self._serve(*self._load(settings, log))
+            engine, health, admission = self._load(settings, log)
+            try:
+                self._serve(engine, health, admission)
+            finally:
+                self.is_compiling = admission.is_compiling
         except _Stopped:
             self._channel.flush(FLUSH_S)
             return 0
@@ -70,7 +86,7 @@ class Service:
         """Finish the current step and leave; safe to call from a signal handler."""
         self._channel.stop_reading()
 
-    def _load(self, settings: Settings, log: EventLog) -> tuple[Engine, Health]:
+    def _load(self, settings: Settings, log: EventLog) -> tuple[Engine, Health, Admission]:
         start = time.monotonic()
         device = open_configured_device(settings)
         if not settings.model:
@@ -81,7 +97,6 @@ class Service:
         engine = load_engine(gguf, device, settings, progress)
         if self._in_flight_file is not None:
             engine.note_in_flight(self._in_flight_file)
-        self._apply(engine, progress.requests)
         gc.freeze()  # all of this stays: the garbage collector need not look through it between two steps
         health = Health(engine, device, log, settings.vram_check_s)
         stats = health.beat()
@@ -102,21 +117,27 @@ class Service:
                 fingerprint=fingerprint(gguf, device),
             )
         )
-        return engine, health
+        compiler = GrammarCompiler(partial(of_model, gguf.metadata, settings.tokenizer), config.vocab_size)
+        admission = Admission(engine, compiler.compile, self._in_flight_file)
+        admission.take(progress.requests)
+        return engine, health, admission
 
-    def _serve(self, engine: Engine, health: Health) -> NoReturn:
+    def _serve(self, engine: Engine, health: Health, admission: Admission) -> NoReturn:
         outputs = OutputBuffer()
         requests: list[Request] = []
         admit_at = send_at = 0.0
         while True:
             can_step = engine.has_work and not self._channel.is_congested
-            requests += self._channel.receive(0 if can_step else health.due_in_s())
+            wait_s = 0 if can_step else health.due_in_s()
+            requests += self._channel.receive(min(wait_s, COMPILED_EVERY_S) if admission.is_compiling else wait_s)
             adds = [request for request in requests if isinstance(request, Add)]
             if len(adds) < len(requests) or (adds and (not engine.has_work or time.monotonic() >= admit_at)):
                 if adds:
                     admit_at = time.monotonic() + ADMIT_EVERY_S
-                self._apply(engine, requests)
+                admission.take(requests)
                 requests.clear()
+            if admission.is_compiling:
+                admission.admit_compiled()
             if self._channel.is_closed:
                 raise _Stopped
             if engine.has_work and not self._channel.is_congested:
@@ -131,18 +152,6 @@ class Service:
                 stats = health.beat()
                 if not self._channel.is_congested:
                     self._channel.send(stats)
-
-    def _apply(self, engine: Engine, requests: Sequence[Request]) -> None:
-        adds = [request.request_id for request in requests if isinstance(request, Add)]
-        if adds and self._in_flight_file is not None:
-            self._in_flight_file.add(adds)
-        for request in requests:
-            if isinstance(request, Shutdown):
-                raise _Stopped
-            if isinstance(request, Add):
-                engine.add(request)
-            else:
-                engine.abort(request)
 
     def _report(self, error: Exception, log: EventLog) -> None:
         """The final frame: a `Fatal` to the Celery side, which logs it.
@@ -160,6 +169,81 @@ class Service:
         self._channel.flush(FLUSH_S)
 
 
+class Admission:
+    """Takes requests into the engine. One with a grammar waits here until that is compiled, and nobody else does."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        compile_grammar: Callable[[str], TokenConstraint],
+        in_flight_file: InFlightFile | None = None,
+    ) -> None:
+        """``compile_grammar`` is called on a thread of its own."""
+        self._engine = engine
+        self._grammars = GrammarThread(compile_grammar)
+        self._in_flight_file = in_flight_file
+        self._waiting: dict[str, list[Add]] = {}  # by the grammar that is being compiled for them
+
+    @property
+    def is_compiling(self) -> bool:
+        """Whether `admit_compiled` will have something to do."""
+        return bool(self._waiting)
+
+    def take(self, requests: Sequence[Request]) -> None:
+        """Do what the Celery side asks for, in order."""
+        adds = [request.request_id for request in requests if isinstance(request, Add)]
+        if adds and self._in_flight_file is not None:
+            self._in_flight_file.add(adds)
+        for request in requests:
+            if isinstance(request, Shutdown):
+                raise _Stopped
+            if isinstance(request, Add):
+                self._add(request)
+            else:
+                self._abort(request)
+        self._note_waiting()
+
+    def admit_compiled(self) -> None:
+        """Add the requests whose grammars are compiled now. Raises `OrcdError` if none will be any more."""
+        for grammar, outcome in self._grammars.take_done():
+            for add in self._waiting.pop(grammar):
+                if isinstance(outcome, OrcdError):
+                    self._engine.answer(refusal(add, outcome))
+                else:
+                    self._engine.add(add, outcome)
+        self._note_waiting()
+
+    def _add(self, add: Add) -> None:
+        if any(add.request_id == other.request_id for adds in self._waiting.values() for other in adds):
+            error = InvalidRequest("request_id belongs to a request whose grammar is still being compiled")
+            self._engine.answer(refusal(add, error))
+        elif not add.grammar:
+            self._engine.add(add)
+        elif (constraint := self._grammars.find(add.grammar)) is not None:
+            self._engine.add(add, constraint)
+        elif add.grammar in self._waiting:
+            self._waiting[add.grammar].append(add)
+        else:
+            self._waiting[add.grammar] = [add]
+            self._grammars.compile(add.grammar)
+
+    def _abort(self, abort: Abort) -> None:
+        self._engine.abort(abort)
+        for adds in self._waiting.values():
+            for index, add in enumerate(adds):
+                if add.request_id == abort.request_id:
+                    kept = tuple([choice for choice in add.choices if abort.choice not in (None, choice.index)])
+                    ended = [choice.index for choice in add.choices if choice not in kept]
+                    self._engine.answer([TokenOutput(add.request_id, choice, (), "abort") for choice in ended])
+                    adds[index : index + 1] = [msgspec.structs.replace(add, choices=kept)] if kept else []
+                    return
+
+    def _note_waiting(self) -> None:
+        if self._in_flight_file is not None:
+            waiting = [add.request_id for adds in self._waiting.values() for add in adds]
+            self._in_flight_file.set_compiling(frozenset(waiting))
+
+
 class _LoadProgress:
     """Sends a `Load` frame for each new percent (passed quarters too, however large a tensor is).
 
@@ -167,10 +251,8 @@ class _LoadProgress:
     rate since the first call, of 0 bytes.
     """
 
-    def __init__(self, channel: Channel, in_flight_file: InFlightFile | None = None) -> None:
-        """``in_flight_file`` says at any time which requests the engine is at work on."""
+    def __init__(self, channel: Channel) -> None:
         self._channel = channel
-        self._in_flight_file = in_flight_file
         self._percent = -1
         self._start = time.monotonic()
         self.requests: list[Request] = []
@@ -202,8 +284,9 @@ def serve(
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda _number, _frame: service.stop())
     exit_code = service.run(read_settings)
-    if service.device_is_lost:
-        os._exit(exit_code)  # an orderly end would free device memory, which waits for a kernel that may never end
+    if service.device_is_lost or service.is_compiling:
+        # An orderly end would free device memory, which waits for a kernel that may never end, and cut a thread short.
+        os._exit(exit_code)
     return exit_code
 
 

@@ -91,10 +91,7 @@ class PromptEncoder:
             raise ModelLoadFailed("no model is given; name a GGUF file with --model or ORCD_MODEL")
         gguf = open_gguf(settings.model)
         metadata, files = gguf.metadata, VocabularyFiles(str(gguf.path), settings.tokenizer)
-        if settings.tokenizer:
-            tokenizer = tokenizers.from_tokenizer_json(settings.tokenizer, metadata)
-        else:
-            tokenizer = tokenizers.from_metadata(metadata)
+        tokenizer = tokenizers.of_model(metadata, settings.tokenizer)
         if settings.chat_template:
             return cls(tokenizer, ChatTemplate.from_file(settings.chat_template, tokenizer), files)
         return cls(tokenizer, _template_in(metadata, tokenizer), files)

@@ -11,12 +11,13 @@ import pytest
 from kernels.devices.open import open_device
 from kernels.errors import CudaFailure
 from tests.conftest import wait_until
+from tests.worker.engine.bracket_constraint import BracketConstraint
 from worker import contract, service
 from worker.channel import MAX_UNSENT_BYTES, Channel
 from worker.contract import Abort, Add, Fatal, Outputs, Sampling, Stats, TokenOutput
 from worker.health import Health
 from worker.log import EventLog
-from worker.service import Service
+from worker.service import Admission, Service
 from worker.settings import Settings
 
 ENDLESS = Sampling(max_tokens=10_000, temperature=0.0)
@@ -51,8 +52,12 @@ class ServiceWithout(Service):
         super().__init__(channel)
         self._engine = engine
 
-    def _load(self, _settings: Settings, log: EventLog) -> tuple[FloodingEngine, Health]:
-        return self._engine, Health(self._engine, open_device("cpu"), log, 60)
+    def _load(self, _settings: Settings, log: EventLog) -> tuple[FloodingEngine, Health, Admission]:
+        return (
+            self._engine,
+            Health(self._engine, open_device("cpu"), log, 60),
+            Admission(self._engine, BracketConstraint),
+        )
 
 
 @contextmanager

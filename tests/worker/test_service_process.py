@@ -1,5 +1,6 @@
 """A real engine process at the other end of a socketpair."""
 
+import json
 import os
 import signal
 import socket
@@ -9,17 +10,34 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from kernels.devices.open import open_device
 from tests.worker.tiny_model import CONTEXT_LENGTH, VOCAB_SIZE, write_tiny_model
 from worker import contract
-from worker.contract import Abort, Add, Event, Fatal, Load, Outputs, Ready, Sampling, Shutdown, Stats, TokenOutput
+from worker.contract import (
+    Abort,
+    Add,
+    Choice,
+    Event,
+    Fatal,
+    Load,
+    Outputs,
+    Ready,
+    Sampling,
+    Shutdown,
+    Stats,
+    TokenOutput,
+)
 from worker.engine.engine import Engine
 from worker.model.gguf import open_gguf
 from worker.model.registry import load_model
 from worker.settings import Settings
+from worker.text.grammar.grammar_text import grammar_text
+from worker.text.tokenizer import from_metadata
 
+SHIPPED = Path(__file__).parents[2] / "tasks" / "demo" / "haiku-q4_k_m.gguf"
 ENDLESS = Sampling(max_tokens=10_000, temperature=0.0)
 
 
@@ -130,6 +148,38 @@ def test_requests_sent_while_the_model_loads_are_served_when_it_is_ready(tiny_mo
         child.send(Add("early", (1,), Sampling(max_tokens=2)))
         child.receive_until(Ready)
         assert sum(len(output.ids) for output in collect(child, 1)["early"]) == 2
+
+
+def ids_of(outputs: list[TokenOutput]) -> tuple[int, ...]:
+    return tuple(token_id for output in outputs for token_id in output.ids)
+
+
+def test_a_grammar_holds_alone_among_others_and_in_an_engine_that_goes_on():
+    tokenizer = from_metadata(open_gguf(SHIPPED).metadata)
+    schema = {
+        "type": "object",
+        "properties": {"a": {"type": "string"}, "b": {"type": "integer"}},
+        "required": ["a", "b"],
+    }
+    sampling = Sampling(max_tokens=40, seed=5, stop_token_ids=tuple(tokenizer.end_ids))
+    add = Add("r", tuple(tokenizer.encode("A frog")), sampling, grammar=grammar_text("json_schema", schema))
+    others = [Add(f"free{i}", (1, 2, 3 + i), Sampling(max_tokens=20, seed=i)) for i in range(3)]
+    with Child(SHIPPED) as child:
+        child.send(add)
+        alone = collect(child, 1)["r"]
+        bad = msgspec.structs.replace(add, request_id="bad", grammar="no grammar")
+        child.send(*others, add, bad)
+        outputs = collect(child, 5)
+    assert sorted(json.loads(tokenizer.decode(ids_of(alone), skip_special=True)).keys()) == ["a", "b"]
+    assert (ids_of(outputs["r"]), outputs["r"][-1].finish_reason) == (ids_of(alone), alone[-1].finish_reason)
+    assert outputs["bad"][-1].error_code == "INVALID_REQUEST"
+    cut = len(ids_of(alone)) // 2
+    with Child(SHIPPED) as child:
+        child.send(msgspec.structs.replace(add, choices=(Choice(0, ids_of(alone)[:cut]),)), *others)
+        resumed = collect(child, 4)
+    assert ids_of(resumed["r"]) == ids_of(alone)[cut:]
+    for other in others:
+        assert ids_of(resumed[other.request_id]) == ids_of(outputs[other.request_id])
 
 
 def test_an_abort_ends_a_request_in_the_middle(child: Child):

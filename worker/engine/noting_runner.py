@@ -23,8 +23,8 @@ class NotingRunner:
         self._in_flight: deque[list[Sequence]] = deque()
         self._latest: list[Sequence] = []
         """Those of the latest step; steps of equal sequences share the list."""
-        self._noted: tuple[list[Sequence], frozenset[str]] = [], frozenset()
-        """The list that all steps in flight shared when the file was written last, and what was written."""
+        self._noted: tuple[list[Sequence], int] = [], 0
+        """The list that all steps in flight shared when the file was written last, and its additions until then."""
 
     @property
     def depth(self) -> int:
@@ -53,9 +53,8 @@ class NotingRunner:
 
     def _note(self, sequences: list[Sequence]) -> None:
         is_uniform = all(step is sequences for step in self._in_flight)
-        noted, request_ids = self._noted
-        if is_uniform and sequences is noted and request_ids is self._file.request_ids:
+        noted, num_additions = self._noted
+        if is_uniform and sequences is noted and num_additions == self._file.num_additions:
             return
-        request_ids = frozenset([sequence.request_id for step in self._in_flight for sequence in step])
-        self._file.write(request_ids)
-        self._noted = sequences if is_uniform else [], self._file.request_ids
+        self._file.write(frozenset([sequence.request_id for step in self._in_flight for sequence in step]))
+        self._noted = sequences if is_uniform else [], self._file.num_additions

@@ -55,6 +55,7 @@ class SequenceBuilder:
 
     def _sequence(self, add: Add, choice: Choice, constraint: TokenConstraint | None) -> Sequence:
         num_tokens = len(add.prompt_ids) + len(choice.output_ids)
+        max_output = min(add.sampling.max_tokens, self.max_sequence_tokens - len(add.prompt_ids))
         sequence = Sequence(
             request_id=add.request_id,
             choice=choice.index,
@@ -62,20 +63,20 @@ class SequenceBuilder:
             priority=add.priority,
             token_ids=[*add.prompt_ids, *choice.output_ids],
             num_prompt=len(add.prompt_ids),
-            max_output=min(add.sampling.max_tokens, self.max_sequence_tokens - len(add.prompt_ids)),
+            max_output=max_output,
             hash_root=self.hash_root(add.request_id, num_tokens),
-            constraint=None if constraint is None else _copy(constraint, choice),
+            constraint=None if constraint is None else _copy(constraint, choice, max_output),
         )
         sequence.update_finish_reason()
         return sequence
 
 
-def _copy(constraint: TokenConstraint, choice: Choice) -> TokenConstraint:
+def _copy(constraint: TokenConstraint, choice: Choice, max_output: int) -> TokenConstraint:
     """A constraint of the choice's own, which has taken its output."""
     try:
         own = constraint.copy()
         if choice.output_ids:
-            own.restore(choice.output_ids)
+            own.restore(choice.output_ids, max_output)
     except Exception as error:
         raise constraint_error(error) from error
     return own

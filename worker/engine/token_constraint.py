@@ -7,7 +7,7 @@ from typing import Protocol
 
 
 class TokenConstraint(Protocol):
-    """Which tokens one choice may draw. What it says depends on the ids that it took, and on nothing else.
+    """Which tokens one choice may draw. What it says depends on the ids that it took and on how many may still follow.
 
     Whatever it raises is an error of its request.
     """
@@ -32,5 +32,5 @@ class TokenConstraint(Protocol):
         That is another one where the drawn one would leave too few tokens to close the document.
         """
 
-    def restore(self, token_ids: Sequence[int]) -> None:
-        """Take the ids that an earlier owner of the choice has appended."""
+    def restore(self, token_ids: Sequence[int], num_left: int) -> None:
+        """Take the ids that an earlier owner of the choice has appended, the first one of ``num_left``."""

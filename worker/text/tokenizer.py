@@ -128,6 +128,14 @@ class Tokenizer:
         return token_id in self._hidden_ids
 
 
+def of_model(metadata: Mapping[str, Any], tokenizer_json: str | Path) -> Tokenizer:
+    """The tokenizer of the file ``tokenizer_json``, or, if none is named, the one in a GGUF file's metadata.
+
+    Raises `ModelLoadFailed`.
+    """
+    return from_tokenizer_json(tokenizer_json, metadata) if tokenizer_json else from_metadata(metadata)
+
+
 def from_metadata(metadata: Mapping[str, Any]) -> Tokenizer:
     """The tokenizer in a GGUF file's metadata (key -> Python value).
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from worker.contract import Add
+
 CLOSE = 1
 
 
@@ -21,7 +23,8 @@ class BracketConstraint:
 
     def copy(self) -> BracketConstraint:
         other = BracketConstraint(self.num_ids)
-        other.restore(self.token_ids)
+        for token_id in self.token_ids:
+            other._append(token_id)
         return other
 
     @property
@@ -46,14 +49,20 @@ class BracketConstraint:
         self._append(token_id)
         return token_id
 
-    def restore(self, token_ids: Sequence[int]) -> None:
+    def restore(self, token_ids: Sequence[int], num_left: int) -> None:
         for token_id in token_ids:
             self._append(token_id)
+        self.num_left = num_left - len(token_ids) + 1
 
     def _append(self, token_id: int) -> None:
         assert token_id % 2 == 0 or (token_id == CLOSE and self.depth)
         self.token_ids.append(token_id)
         self.depth += opens(token_id) - (token_id == CLOSE)
+
+
+def constraint_of(add: Add) -> BracketConstraint | None:
+    """Of a request whose name is a "c" and a number; those of odd ones can be complete before their last token."""
+    return BracketConstraint(8 if int(add.request_id[1:]) % 2 else 100) if add.request_id.startswith("c") else None
 
 
 def opens(token_id: int) -> bool:
@@ -79,9 +88,9 @@ class FailingConstraint(BracketConstraint):
         self._count("take")
         return super().take(token_id, num_left)
 
-    def restore(self, token_ids: Sequence[int]) -> None:
+    def restore(self, token_ids: Sequence[int], num_left: int) -> None:
         self._count("restore")
-        super().restore(token_ids)
+        super().restore(token_ids, num_left)
 
     def _count(self, method: str) -> bool:
         self.calls_left -= method == self.method

@@ -7,6 +7,7 @@ import pytest
 
 from kernels.devices.open import open_device
 from tests.models.files import KIT, SMALL
+from tests.worker.engine.bracket_constraint import constraint_of
 from tests.worker.tiny_model import write_tiny_model
 from worker.contract import Add, Choice, Sampling
 from worker.engine.engine import Engine
@@ -37,15 +38,15 @@ def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 
 def traffic(model: Model) -> list[Add]:
-    """Prompts of mixed lengths with a common beginning, greedy and sampled."""
+    """Prompts of mixed lengths with a common beginning, greedy, sampled, and with a constraint."""
     generator = np.random.default_rng(5)
     longest = min(model.config.context_length - 30, 70)
     common = generator.integers(0, model.config.vocab_size, longest).tolist()
     adds = []
-    for number, length in enumerate(np.linspace(3, longest, 6).astype(int)):
+    for number, length in enumerate(np.linspace(3, longest, 8).astype(int)):
         own = generator.integers(0, model.config.vocab_size, 4).tolist()
         sampling = Sampling(max_tokens=12, temperature=0.7 * (number % 2), seed=number, top_p=0.95)
-        adds.append(Add(f"r{number}", (*common[:length], *own), sampling))
+        adds.append(Add(f"{'crr'[number % 3]}{number}", (*common[:length], *own), sampling))
     return adds
 
 
@@ -56,7 +57,7 @@ def engine(model: Model, *, num_blocks: int = 200, **options: object) -> Engine:
 
 def generate(adds: list[Add], machine: Engine) -> dict[tuple[str, int], tuple[int, ...]]:
     for add in adds:
-        machine.add(add)
+        machine.add(add, constraint_of(add))
     ids: dict[tuple[str, int], tuple[int, ...]] = {}
     while machine.has_work:
         for output in machine.step():

@@ -41,6 +41,21 @@ def test_it_says_what_is_being_added_beside_what_is_in_flight_until_the_next_ste
     assert content(file) == frozenset()
 
 
+def test_requests_whose_grammars_are_compiled_are_said_whatever_the_steps_are_about(file: IO[bytes]) -> None:
+    notes = InFlightFile(file.fileno())
+    notes.write(frozenset(["running"]))
+    notes.set_compiling(frozenset(["a", "b"]))
+    assert content(file) == {"running", "a", "b"}
+    notes.write(frozenset(["running"]))
+    notes.set_compiling(frozenset(["b"]))
+    assert content(file) == {"running", "a", "b"}, "a may be about to be added"
+    notes.write(frozenset(["running"]))
+    assert content(file) == {"running", "b"}
+    notes.set_compiling(frozenset())
+    notes.write(frozenset(["other"]))
+    assert content(file) == {"other"}
+
+
 def test_it_is_written_only_when_it_says_something_new(file: IO[bytes], monkeypatch: pytest.MonkeyPatch) -> None:
     notes = InFlightFile(file.fileno())
     notes.write(frozenset(["a"]))

@@ -76,6 +76,18 @@ def test_it_says_whose_sequences_are_in_any_step_in_flight(file: CountingFile) -
     assert file.request_ids == {"b", "c"}, "d has been added, and waits"
 
 
+def test_what_is_not_compiled_any_more_is_gone_with_the_next_step_of_the_same_sequences(file: CountingFile) -> None:
+    runner = NotingRunner(DeepRunner(), file)
+    file.set_compiling(frozenset("c"))
+    for _ in range(3):
+        runner.launch(chunks("a", "b"))
+        runner.collect()
+        assert file.request_ids == {"a", "b", "c"}
+    file.set_compiling(frozenset())
+    runner.launch(chunks("a", "b"))
+    assert file.request_ids == {"a", "b"}
+
+
 def test_a_step_that_could_not_be_launched_is_not_in_flight(file: CountingFile) -> None:
     deep = DeepRunner()
     runner = NotingRunner(deep, file)

@@ -70,10 +70,7 @@ class TextService:
     def _load(self, call: frames.LoadVocabulary) -> None:
         resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))  # it maps the file
         metadata = open_gguf(call.model).metadata
-        if call.tokenizer:
-            self._tokenizer = tokenizers.from_tokenizer_json(call.tokenizer, metadata)
-        else:
-            self._tokenizer = tokenizers.from_metadata(metadata)
+        self._tokenizer = tokenizers.of_model(metadata, call.tokenizer)
         del metadata
         _limit_memory()
 

@@ -14,7 +14,7 @@ from kernels.devices.cuda import CudaDevice
 from kernels.devices.dry_run import DryRunDevice
 from kernels.devices.open import open_device
 from tests.models.files import KIT, SMALL
-from tests.worker.engine.bracket_constraint import BracketConstraint
+from tests.worker.engine.bracket_constraint import constraint_of
 from tests.worker.tiny_model import write_tiny_model
 from worker.contract import Abort, Add, Choice, Sampling, TokenOutput
 from worker.engine.engine import Engine
@@ -85,11 +85,6 @@ def traffic(model: Any) -> list[Add]:
         sampling = Sampling(max_tokens=20 + number, seed=number, **extras[number % len(extras)])
         adds.append(Add(f"{'rrc'[number % 3]}{number}", (*common[:length], *own), sampling))
     return adds
-
-
-def constraint_of(add: Add) -> BracketConstraint | None:
-    """Of a request whose name begins with a "c": some are complete before their last token."""
-    return BracketConstraint(8 if add.sampling.seed % 2 else 100) if add.request_id.startswith("c") else None
 
 
 def generate(adds: list[Add], machine: Engine) -> dict[tuple[str, int], tuple[int, ...]]:

@@ -1,0 +1,95 @@
+import threading
+
+import pytest
+
+from orcd.errors import InvalidRequest, OrcdError
+from tests.conftest import wait_until
+from tests.worker.engine.bracket_constraint import BracketConstraint
+from worker.text.grammar import grammar_thread
+from worker.text.grammar.grammar_thread import GrammarThread
+
+
+class Compiler:
+    """Compiles a number to a constraint of so many ids, when it is let."""
+
+    def __init__(self) -> None:
+        self.compiled: list[str] = []
+        self.may_go_on = threading.Event()
+        self.may_go_on.set()
+
+    def __call__(self, grammar: str) -> BracketConstraint:
+        self.may_go_on.wait(20)
+        self.compiled.append(grammar)
+        match grammar:
+            case "refused":
+                raise InvalidRequest("no such rule")
+            case "broken":
+                raise ValueError("secret")
+            case "deadly":
+                raise SystemExit("secret")
+        return BracketConstraint(int(grammar))
+
+
+def wait_for(thread: GrammarThread, number: int) -> dict[str, object]:
+    done: dict[str, object] = {}
+    wait_until(lambda: done.update(thread.take_done()) or len(done) >= number)
+    return done
+
+
+def test_grammars_are_compiled_in_turn_and_kept():
+    compiler = Compiler()
+    thread = GrammarThread(compiler)
+    assert thread.find("3") is None
+    for grammar in ("3", "1", "2"):
+        thread.compile(grammar)
+    done = wait_for(thread, 3)
+    assert compiler.compiled == list(done) == ["3", "1", "2"]
+    assert done["3"].num_ids == 3
+    assert thread.find("3") is done["3"]
+
+
+def test_asking_what_is_done_does_not_wait():
+    compiler = Compiler()
+    compiler.may_go_on.clear()
+    thread = GrammarThread(compiler)
+    thread.compile("1")
+    assert thread.take_done() == []
+    compiler.may_go_on.set()
+    assert list(wait_for(thread, 1)) == ["1"]
+
+
+def test_those_used_last_are_kept(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(grammar_thread, "MAX_KEPT", 2)
+    thread = GrammarThread(Compiler())
+    for grammar in ("1", "2", "3"):
+        thread.compile(grammar)
+        wait_for(thread, 1)
+        thread.find("1")
+    assert [thread.find(grammar) is not None for grammar in ("1", "2", "3")] == [True, False, True]
+
+
+def test_a_grammar_that_cannot_be_compiled_is_an_error_of_its_own():
+    thread = GrammarThread(Compiler())
+    for grammar in ("refused", "broken", "4"):
+        thread.compile(grammar)
+    done = wait_for(thread, 3)
+    assert (done["refused"].code, done["refused"].message) == ("INVALID_REQUEST", "no such rule")
+    assert (done["broken"].code, "ValueError" in done["broken"].message) == ("INTERNAL", True)
+    assert "secret" not in done["broken"].message
+    assert thread.find("refused") is None
+    assert thread.find("4") is not None
+
+
+def test_the_death_of_the_thread_is_told_without_its_text():
+    thread = GrammarThread(Compiler())
+    thread.compile("deadly")
+    with pytest.raises(OrcdError, match=r"died of SystemExit at test_grammar_thread\.py:") as caught:
+        wait_until(thread.take_done)
+    assert "secret" not in caught.value.message
+
+
+def test_there_is_no_thread_before_the_first_grammar():
+    before = threading.active_count()
+    thread = GrammarThread(Compiler())
+    assert thread.take_done() == []
+    assert threading.active_count() == before
