@@ -54,6 +54,7 @@ OF_MORE_THAN_A_MODULE = {
     "tests/tasks/test_privacy.py": "no prompt leaves the system by a log, a metric or an error",
     "tests/tasks/test_redis_acl.py": "the whole system under a Redis user with the least rights",
     "tests/tasks/test_redis_kinds.py": "the whole system on each kind of Redis",
+    "tests/tasks/test_structured_output.py": "the whole system",
     "tests/tasks/test_system.py": "the whole system",
     "tests/worker/commands/test_llama_cpp.py": "logits compared with llama.cpp's",
     "tests/worker/engine/test_equivalence.py": "what a request says does not depend on what runs with it",

@@ -31,8 +31,7 @@ from worker.model.gguf import open_gguf
 from worker.model.registry import read_model_config
 from worker.output_buffer import OutputBuffer
 from worker.settings import Settings
-from worker.text.grammar.grammar_compiler import GrammarCompiler
-from worker.text.grammar.grammar_thread import GrammarThread
+from worker.text.grammar.grammar_thread import GrammarThread, late_compiler
 from worker.text.tokenizer import of_model
 
 FLUSH_S = 2.0
@@ -117,8 +116,8 @@ class Service:
                 fingerprint=fingerprint(gguf, device),
             )
         )
-        compiler = GrammarCompiler(partial(of_model, gguf.metadata, settings.tokenizer), config.vocab_size)
-        admission = Admission(engine, compiler.compile, self._in_flight_file)
+        compile_grammar = late_compiler(partial(of_model, gguf.metadata, settings.tokenizer), config.vocab_size)
+        admission = Admission(engine, compile_grammar, self._in_flight_file)
         admission.take(progress.requests)
         return engine, health, admission
 

@@ -24,7 +24,7 @@ from orcd.events import (
     state_after,
     tool_call_id,
 )
-from orcd.request import Request
+from orcd.request import Request, structured_output
 from orcd.result import Result, ResultBuilder
 from orcd.store.claim import Claim, Lease
 from orcd.store.job_store import Append
@@ -33,6 +33,7 @@ from tasks.dispatch.delivery import Done
 from tasks.dispatch.prompt_encoder import Prompt
 from worker import contract
 from worker.text.detokenizer import Detokenizer, TextDelta
+from worker.text.grammar.whole_document import is_whole
 from worker.text.tools.answer_parts import CallDelta
 
 
@@ -154,6 +155,7 @@ class ActiveJob:
             sampling=self._prompt.sampling,
             choices=tuple(contract.Choice(choice.index, tuple(choice.ids)) for choice in unfinished),
             priority=self._priority,
+            grammar=self._prompt.grammar,
         )
 
     def withdraw(self) -> contract.Abort:
@@ -253,10 +255,22 @@ class ActiveJob:
                 ttft_ms=max(0, first_ms - claim.started_ms),
                 decode_ms=max(0, self.now_ms() - first_ms),
                 text_sha256=self.text_sha256,
+                schema_valid=self._is_whole(),
             ),
             0,
         )
         return True
+
+    def _is_whole(self) -> bool | None:
+        """Whether every answer is a whole document of the form that was asked for; None if any answer would do."""
+        request = self.claim.request
+        output = structured_output(request) if isinstance(request, Request) else None
+        if output is None:
+            return None
+        stops = isinstance(request, Request) and bool(request.stop)
+        ends = [choice.finish == "stop" and not stops for choice in self._choices]
+        texts = [choice.text for choice in self.result.choices]
+        return all(is_whole(output.kind, text, ended=end) for text, end in zip(texts, ends, strict=True))
 
     def _emit(self, event: Event, num_tokens: int) -> None:
         self._position = self._position.after(num_tokens)

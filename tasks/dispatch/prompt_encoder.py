@@ -20,7 +20,10 @@ from worker.text.chat.chat_prompt import Chat, ChatPrompt
 from worker.text.chat.content_escape import ContentEscape
 from worker.text.chat_template import ChatTemplate
 from worker.text.detokenizer import ALL_TEXT, Detokenizer
+from worker.text.grammar.checked_grammars import CheckedGrammars
+from worker.text.grammar.grammar_text import grammar_text
 from worker.text.process.text_process import LimitExceeded, TextProcess, VocabularyFiles
+from worker.text.special_tokens import harmony_texts
 from worker.text.tokenizer import Tokenizer
 from worker.text.tools.answer_form import AnswerForm
 
@@ -36,11 +39,15 @@ class TakesLong(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """A request as the engine takes it, and the way back from its ids to text."""
+    """A request as the engine takes it, and the way back from its ids to text.
+
+    ``grammar`` is that of the answers, "" where they are free.
+    """
 
     ids: list[int]
     sampling: contract.Sampling
     detokenizer: Callable[[], Detokenizer]
+    grammar: str = ""
 
 
 class Limits(Protocol):
@@ -79,6 +86,7 @@ class PromptEncoder:
         self._escape = ContentEscape(tokenizer.control_texts)
         self._short = TextProcess(usable, max_bytes=SHORT_BYTES, wall_limit_s=SHORT_RENDER_S)
         self._long = TextProcess(usable, files)
+        self._grammars = CheckedGrammars(self._long)
 
     @classmethod
     def load(cls, settings: Settings) -> PromptEncoder:
@@ -104,7 +112,13 @@ class PromptEncoder:
 
     def encode(self, request: Request, ready: Limits) -> Prompt:
         """A short prompt, in less than a second. Raises `TakesLong`, or as `encode_long`."""
-        return self._prompt(request, ready, self._short_ids(request, ready.max_sequence_tokens))
+        grammar = self._grammar_of(request)
+        try:
+            min_tokens = self._grammars.known(grammar) if grammar else None
+        except KeyError:
+            raise TakesLong from None
+        ids = self._short_ids(request, ready.max_sequence_tokens)
+        return self._prompt(request, ready, ids, grammar, min_tokens)
 
     def encode_long(self, request: Request, ready: Limits) -> Prompt:
         """Any prompt; this may take many seconds, in which other threads run.
@@ -112,7 +126,10 @@ class PromptEncoder:
         Raises `InvalidRequest` naming the field, `ContextLengthExceeded` with both lengths, or `OrcdError` after
         `interrupt`.
         """
-        return self._prompt(request, ready, self._long_ids(request, ready.max_sequence_tokens))
+        grammar = self._grammar_of(request)
+        min_tokens = self._grammars.check(grammar) if grammar else None
+        ids = self._long_ids(request, ready.max_sequence_tokens)
+        return self._prompt(request, ready, ids, grammar, min_tokens)
 
     def interrupt(self) -> None:
         """Have an `encode_long` in progress end at once; from any thread."""
@@ -173,9 +190,18 @@ class PromptEncoder:
             stand_ins=prompt.stand_ins or None,
         )
 
-    def _prompt(self, request: Request, ready: Limits, ids: list[int]) -> Prompt:
-        if structured_output(request) is not None:
-            raise InvalidRequest("response_format, structured_outputs: this worker cannot give an answer a form")
+    def _grammar_of(self, request: Request) -> str:
+        output = structured_output(request)
+        if output is None:
+            return ""
+        if request.messages is not None and harmony_texts(self._tokenizer.special_ids.keys()):
+            raise InvalidRequest(
+                "response_format, structured_outputs: this model writes its answers in channels, for which that is not"
+                " supported; leave them out, or send a prompt"
+            )
+        return grammar_text(output.kind, output.value, output.whitespace_pattern)
+
+    def _prompt(self, request: Request, ready: Limits, ids: list[int], grammar: str, min_tokens: int | None) -> Prompt:
         if not ids:
             raise InvalidRequest("prompt: has no tokens; give some text")
         if len(ids) + (request.max_tokens or 1) > ready.max_sequence_tokens:
@@ -184,10 +210,15 @@ class PromptEncoder:
                 f"the prompt has {len(ids)} tokens{wanted}, but prompt and answer together may have "
                 f"{ready.max_sequence_tokens}; shorten the prompt{' or lower max_tokens' if wanted else ''}"
             )
+        most = min(request.max_tokens or ready.max_sequence_tokens, ready.max_sequence_tokens - len(ids))
+        if min_tokens is not None and min_tokens > most:
+            raise InvalidRequest(
+                f"max_tokens: {most} are too few for a document of the form asked for, which has at least {min_tokens}"
+            )
         for name, given in (("prompt_token_ids", ids), ("logit_bias", request.logit_bias)):
             if max(given, default=0) >= ready.vocab_size:
                 raise InvalidRequest(f"{name}: ids must be below the model's vocabulary size {ready.vocab_size}")
-        return Prompt(ids, self._sampling(request, ready), self._detokenizer_of(request, ids))
+        return Prompt(ids, self._sampling(request, ready), self._detokenizer_of(request, ids), grammar)
 
     def _sampling(self, request: Request, ready: Limits) -> contract.Sampling:
         ends = frozenset() if request.ignore_eos else self._tokenizer.end_ids

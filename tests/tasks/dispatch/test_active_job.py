@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -237,3 +238,28 @@ def test_a_job_is_the_more_urgent_in_the_engine_the_longer_it_has_waited(waited_
     add = job.add()
     assert add is not None
     assert add.priority == priority
+
+
+@pytest.mark.parametrize(
+    ("fields", "text", "ends", "is_whole"),
+    [
+        ({}, "ab", True, None),
+        ({"response_format": {"type": "json_object"}}, '{"a": 1}', True, True),
+        ({"response_format": {"type": "json_object"}}, '{"a": 1}', False, True),
+        ({"response_format": {"type": "json_object"}}, '{"a": ', False, False),
+        ({"structured_outputs": {"regex": "a*"}}, "aa", True, True),
+        ({"structured_outputs": {"regex": "a*"}}, "aa", False, False),
+        ({"structured_outputs": {"regex": "a*"}, "stop": ["b"]}, "aa", True, False),
+    ],
+)
+def test_a_result_says_whether_its_answer_is_a_whole_document_of_its_form(
+    fields: dict[str, Any], text: str, ends: bool, is_whole: bool | None
+) -> None:
+    request = parse({"prompt": "x", **fields})
+    prompt = Prompt([1], contract.Sampling(max_tokens=100), lambda: Detokenizer(BYTES, request.stop), "the grammar")
+    job = ActiveJob(claim(request), prompt, READY, lambda outcome: None)
+    add = job.add()
+    assert add is not None
+    assert add.grammar == "the grammar"
+    job.process(contract.TokenOutput("j", 0, tuple(text.encode()), "stop" if ends else "length"))
+    assert job.result.schema_valid is is_whole

@@ -59,15 +59,6 @@ def test_a_prompt_is_encoded_as_it_stands_with_its_control_tokens() -> None:
     assert ENCODER.encode(_request(prompt="<|im_start|>hi"), READY).ids == [START_ID, *b"hi"]
 
 
-@pytest.mark.parametrize(
-    "fields", [{"response_format": {"type": "json_object"}}, {"structured_outputs": {"regex": "a"}}]
-)
-def test_no_answer_without_its_form_is_begun(fields: dict[str, Any]) -> None:
-    with pytest.raises(InvalidRequest, match=r"^response_format, structured_outputs: "):
-        ENCODER.encode(_request(**fields), READY)
-    assert ENCODER.encode(_request(response_format={"type": "text"}), READY).ids == [*b"pond"]
-
-
 def test_messages_go_through_the_chat_template_and_leave_the_answer_open() -> None:
     prompt = ENCODER.encode(parse({"messages": [{"role": "user", "content": "hi"}]}), READY)
     assert prompt.ids == [START_ID, *b"user:hi", END_ID, START_ID, *b"assistant:"]

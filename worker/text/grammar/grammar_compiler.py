@@ -27,7 +27,8 @@ _BEGINS = re.compile(rb'[{\[,:"]')
 class GrammarCompiler:
     """Makes matchers of grammars (`worker.text.grammar.grammar_text`), for a model with ``vocab_size`` logits.
 
-    The vocabulary is loaded with the first grammar, which takes up to seconds. For one thread at a time.
+    What they need of the vocabulary is made by `prepare`, or with the first grammar; that takes up to seconds. For one
+    thread at a time.
     """
 
     def __init__(self, load_tokenizer: Callable[[], Tokenizer], vocab_size: int | None = None) -> None:
@@ -36,11 +37,15 @@ class GrammarCompiler:
         self._vocab_size = vocab_size
         self._vocabulary: _Vocabulary | None = None
 
-    def compile(self, grammar: str) -> TokenMatcher:
-        """A matcher before the first token. Raises `InvalidRequest` for a grammar that cannot be one."""
+    def prepare(self) -> _Vocabulary:
+        """Load the vocabulary, once. Raises `InvalidRequest` if it has no end token, or what loading it raises."""
         if self._vocabulary is None:
             self._vocabulary = _Vocabulary(self._load_tokenizer(), self._vocab_size)
-        words = self._vocabulary
+        return self._vocabulary
+
+    def compile(self, grammar: str) -> TokenMatcher:
+        """A matcher before the first token. Raises `InvalidRequest` for a grammar that cannot be one."""
+        words = self.prepare()
         limits = LLParserLimits(
             max_grammar_size=MAX_GRAMMAR_SIZE, max_lexer_states=MAX_LEXER_STATES, verbose_errors=False
         )
@@ -117,6 +122,7 @@ _PROBLEMS = {
     "too large": "it is too large",
     "too complex": "it is too complex",
     "max is": "it is too complex",
+    "recursion limit": "it is nested too deeply",
     "limit": "it is too complex",
     "fuel": "it is too complex",
 }

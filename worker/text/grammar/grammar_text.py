@@ -1,13 +1,16 @@
-"""Grammars as llguidance reads them: what crosses to the engine, and what equal requests have in common."""
+"""Grammars as llguidance reads them: what crosses to the engine, and what equal requests have in common.
+
+Its JSON is written here without it: who only sends grammars need not load it.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import msgspec
-from llguidance import LLMatcher
 
 from orcd.errors import InvalidRequest
 
@@ -31,11 +34,11 @@ def grammar_text(kind: Kind, value: Any, whitespace: str | None = None) -> str:
         case "json_object":
             return _of_schema({"type": "object"}, whitespace)
         case "regex":
-            return LLMatcher.grammar_from_regex(value)
+            return _of_lark(f"start: /{_SLASHES.sub(_escaped, value)}/")
         case "choice":
-            return LLMatcher.grammar_from_lark(_of_choices(value))
+            return _of_lark(_of_choices(value))
         case "grammar":
-            return LLMatcher.grammar_from_lark(value)
+            return _of_lark(value)
 
 
 def json_schema_of(grammar: str) -> Any:
@@ -57,13 +60,25 @@ class _Grammars(msgspec.Struct):
 _decoder = msgspec.json.Decoder(_Grammars)
 
 
-def _of_schema(schema: Mapping[str, Any] | bool, whitespace: str | None) -> str:
+_SLASHES = re.compile(r"\\.|[/\n]", re.DOTALL)
+"""What is escaped already, or must be between the slashes of an expression in Lark's notation."""
+
+
+def _of_schema(schema: dict[str, Any], whitespace: str | None) -> str:
+    options = {"whitespace_pattern": whitespace or WHITESPACE}
     try:
-        text = json.dumps(schema)
-        return LLMatcher.grammar_from_json_schema(text, overrides={"whitespace_pattern": whitespace or WHITESPACE})
+        return json.dumps({"grammars": [{"json_schema": {**schema, "x-guidance": options}}]})
     except (RecursionError, ValueError):
         raise InvalidRequest("the JSON schema of the answer is nested too deeply") from None
 
 
+def _of_lark(text: str) -> str:
+    return json.dumps({"grammars": [{"lark_grammar": text}]})
+
+
 def _of_choices(texts: Sequence[str]) -> str:
-    return "start: " + " | ".join(json.dumps(text) for text in texts)
+    return "start: " + " | ".join(json.dumps(text, ensure_ascii=False) for text in texts)
+
+
+def _escaped(match: re.Match[str]) -> str:
+    return {"/": r"\/", "\n": r"\n", "\\\n": r"\n"}.get(match[0], match[0])

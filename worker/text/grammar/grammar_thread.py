@@ -6,12 +6,34 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable
 from queue import Empty, SimpleQueue
+from typing import TYPE_CHECKING
 
 from orcd.errors import OrcdError, places
 from worker.engine.token_constraint import TokenConstraint
+from worker.text.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from worker.text.grammar.grammar_compiler import GrammarCompiler
 
 MAX_KEPT = 256
 """Compiled grammars that are kept for requests to come."""
+
+
+def late_compiler(load_tokenizer: Callable[[], Tokenizer], vocab_size: int) -> Callable[[str], TokenConstraint]:
+    """What compiles grammars for a model with ``vocab_size`` logits.
+
+    llguidance and the vocabulary are loaded with the first grammar: an engine does not need them to start.
+    """
+    compilers: list[GrammarCompiler] = []
+
+    def compile_grammar(grammar: str) -> TokenConstraint:
+        if not compilers:
+            from worker.text.grammar.grammar_compiler import GrammarCompiler
+
+            compilers.append(GrammarCompiler(load_tokenizer, vocab_size))
+        return compilers[0].compile(grammar)
+
+    return compile_grammar
 
 
 class GrammarThread:

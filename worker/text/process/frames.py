@@ -54,6 +54,16 @@ class Encode(msgspec.Struct, frozen=True, tag="encode"):
     stand_ins: Mapping[int, str] | None = None
 
 
+class PrepareGrammars(msgspec.Struct, frozen=True, tag="prepare_grammars"):
+    """Make of the vocabulary what grammars are compiled with."""
+
+
+class CheckGrammar(msgspec.Struct, frozen=True, tag="check_grammar"):
+    """A grammar of `worker.text.grammar.grammar_text`, to be compiled."""
+
+    grammar: str
+
+
 class Done(msgspec.Struct, frozen=True, tag="done"):
     """The call has no other answer."""
 
@@ -70,6 +80,12 @@ class Ids(msgspec.Struct, frozen=True, tag="ids"):
     ids: list[int]
 
 
+class GrammarChecked(msgspec.Struct, frozen=True, tag="grammar_checked"):
+    """With how many tokens a document can be written; None for a grammar whose answers may end unfinished."""
+
+    min_tokens: int | None
+
+
 class Refused(msgspec.Struct, frozen=True, tag="refused"):
     """The call has failed with an error of `orcd.errors`."""
 
@@ -77,10 +93,17 @@ class Refused(msgspec.Struct, frozen=True, tag="refused"):
     message: str
 
 
-Call = Start | LoadVocabulary | Render | Encode
-Answer = Done | Text | Ids | Refused
+Call = Start | LoadVocabulary | Render | Encode | PrepareGrammars | CheckGrammar
+Answer = Done | Text | Ids | GrammarChecked | Refused
 
-CPU_LIMIT_S: Mapping[type[Call], int] = {Start: 60, LoadVocabulary: 120, Render: 2, Encode: 60}
+CPU_LIMIT_S: Mapping[type[Call], int] = {
+    Start: 60,
+    LoadVocabulary: 120,
+    Render: 2,
+    Encode: 60,
+    PrepareGrammars: 60,
+    CheckGrammar: 4,
+}
 """Processor time that a call may take; the kernel counts whole seconds, so it may be one more."""
 WALL_FACTOR = 4
 """On a busy machine a call may take so many times its processor time."""

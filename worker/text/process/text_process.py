@@ -26,6 +26,9 @@ ENVIRONMENT = {"RAYON_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "MAL
 """One call at a time is answered, by one thread: threads and their heaps would only take address space."""
 
 
+_BoundedCall = frames.Render | frames.Encode | frames.CheckGrammar
+
+
 class LimitExceeded(InvalidRequest):
     """The call took more time, memory or bytes than it may."""
 
@@ -123,7 +126,16 @@ class TextProcess:
         assert isinstance(answer, frames.Ids)
         return answer.ids
 
-    def _call(self, call: frames.Render | frames.Encode, doing: str) -> frames.Answer:
+    def check_grammar(self, grammar: str) -> int | None:
+        """Compile a grammar in the child; returns what `GrammarChecked` says.
+
+        Raises `InvalidRequest`, also `LimitExceeded`, or `OrcdError`.
+        """
+        answer = self._call(frames.CheckGrammar(grammar), "the grammar of the answer: compiling it")
+        assert isinstance(answer, frames.GrammarChecked)
+        return answer.min_tokens
+
+    def _call(self, call: _BoundedCall, doing: str) -> frames.Answer:
         """The answer to a call; ``doing`` is what an error about limits begins with."""
         try:
             frame = frames.encode(call)
@@ -148,7 +160,7 @@ class TextProcess:
             raise BY_CODE.get(answer.code, OrcdError)(answer.message)
         return answer
 
-    def _answer(self, call: frames.Render | frames.Encode, frame: bytes) -> frames.Answer:
+    def _answer(self, call: _BoundedCall, frame: bytes) -> frames.Answer:
         """Raises TimeoutError or `_Ended`, and the child has then ended; OSError where there is none."""
         self.start()
         child = self._child
@@ -156,9 +168,9 @@ class TextProcess:
             raise _Ended(-signal.SIGKILL)
         try:
             child.wait_until_started()
-            if isinstance(call, frames.Encode) and not child.has_vocabulary:
+            if not isinstance(call, frames.Render):
                 assert self._files is not None, "whoever has no vocabulary encodes nothing"
-                refused = child.load_vocabulary(self._files)
+                refused = child.prepare(self._files, for_grammars=isinstance(call, frames.CheckGrammar))
                 if refused is not None:
                     return refused
             return child.answer(frame, self._seconds(call))
@@ -166,7 +178,7 @@ class TextProcess:
             self.close()
             raise
 
-    def _seconds(self, call: frames.Render | frames.Encode) -> float:
+    def _seconds(self, call: _BoundedCall) -> float:
         return self._wall_limit_s or WALL_FACTOR * CPU_LIMIT_S[type(call)]
 
 
@@ -214,7 +226,7 @@ class _Child:
         self._starting: frames.Start | None = frames.Start(None)
         if template is not None:
             self._starting = frames.Start(template.source, **template.special_tokens)
-        self.has_vocabulary = False
+        self._prepared: set[type[frames.Call]] = set()
 
     def wait_until_started(self) -> None:
         """Raises TimeoutError or `_Ended`."""
@@ -224,12 +236,18 @@ class _Child:
             if not isinstance(answer, frames.Done):
                 raise _Ended(None)
 
-    def load_vocabulary(self, files: VocabularyFiles) -> frames.Refused | None:
-        """Returns why that cannot be. Raises TimeoutError or `_Ended`."""
-        call = frames.LoadVocabulary(files.model, files.tokenizer)
-        answer = self.answer(frames.encode(call), WALL_FACTOR * CPU_LIMIT_S[frames.LoadVocabulary])
-        self.has_vocabulary = isinstance(answer, frames.Done)
-        return answer if isinstance(answer, frames.Refused) else None
+    def prepare(self, files: VocabularyFiles, *, for_grammars: bool) -> frames.Refused | None:
+        """Have it load the vocabulary, once. Returns why that cannot be. Raises TimeoutError or `_Ended`."""
+        calls: list[frames.Call] = [frames.LoadVocabulary(files.model, files.tokenizer)]
+        if for_grammars:
+            calls.append(frames.PrepareGrammars())
+        for call in calls:
+            if type(call) not in self._prepared:
+                answer = self.answer(frames.encode(call), WALL_FACTOR * CPU_LIMIT_S[type(call)])
+                if isinstance(answer, frames.Refused):
+                    return answer
+                self._prepared.add(type(call))
+        return None
 
     def answer(self, frame: bytes, limit_s: float) -> frames.Answer:
         """The child's answer to a call. Raises TimeoutError or `_Ended`."""

@@ -7,6 +7,7 @@ import resource
 import time
 from pathlib import Path
 from socket import socket
+from typing import TYPE_CHECKING
 
 from orcd.errors import InvalidRequest, OrcdError, places
 from worker.model.gguf import open_gguf
@@ -15,6 +16,9 @@ from worker.text.chat_template import ChatTemplate
 from worker.text.process import frames
 from worker.text.process.frames import CPU_LIMIT_S, MEMORY_BYTES
 from worker.text.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from worker.text.grammar.grammar_compiler import GrammarCompiler
 
 
 class TextService:
@@ -29,6 +33,7 @@ class TextService:
         self._connection = connection
         self._template: ChatTemplate | None = None
         self._tokenizer: Tokenizer | None = None
+        self._grammars: GrammarCompiler | None = None
 
     def run(self) -> None:
         """Answer calls until the other end is closed."""
@@ -59,6 +64,11 @@ class TextService:
                     return frames.Text(self._render(call))
                 case frames.Encode():
                     return frames.Ids(self._encode(call))
+                case frames.PrepareGrammars():
+                    self._prepare_grammars()
+                case frames.CheckGrammar():
+                    assert self._grammars is not None, "grammars are prepared before the first one comes"
+                    return frames.GrammarChecked(self._grammars.compile(call.grammar).min_tokens())
         except OrcdError as error:
             return frames.Refused(error.code, error.message)
         except MemoryError:
@@ -72,6 +82,17 @@ class TextService:
         metadata = open_gguf(call.model).metadata
         self._tokenizer = tokenizers.of_model(metadata, call.tokenizer)
         del metadata
+        _limit_memory()
+
+    def _prepare_grammars(self) -> None:
+        tokenizer = self._tokenizer
+        assert tokenizer is not None, "the vocabulary is loaded before"
+        # Most requests have no grammar: who only tokenises does without llguidance.
+        from worker.text.grammar.grammar_compiler import GrammarCompiler
+
+        resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+        self._grammars = GrammarCompiler(lambda: tokenizer)
+        self._grammars.prepare()
         _limit_memory()
 
     def _render(self, call: frames.Render) -> str:

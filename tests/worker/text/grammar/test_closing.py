@@ -37,14 +37,11 @@ TREE = {
     ],
 )
 def test_a_document_that_has_begun_is_closed_with_few_tokens(schema: Any, begun: str, most: int) -> None:
-    compiler_of(BYTE_LEVEL).compile(grammar_text("json_object", None))
-    words = compiler_of(BYTE_LEVEL)._vocabulary
-    assert words is not None
     tokenizer = tokenizer_of(BYTE_LEVEL)
-    matcher = LLMatcher(words.tokens, grammar_text("json_schema", schema))
+    matcher = LLMatcher(compiler_of(BYTE_LEVEL).prepare().tokens, grammar_text("json_schema", schema))
     assert matcher.consume_tokens(tokenizer.encode(begun, add_special=False))
     before = matcher.compute_bitmask()
-    found = Closing(words.alphabet, tokenizer, required_names(schema)).search(matcher)
+    found = Closing(single_byte_ids(tokenizer), tokenizer, required_names(schema)).search(matcher)
     assert found is not None
     assert len(found) <= most
     assert matcher.compute_bitmask() == before, "the matcher is where it was"

@@ -73,11 +73,16 @@ def test_an_expression_that_grows_without_bounds_ends_its_answer_only() -> None:
             matcher.take(allowed_ids(matcher, tokenizer_of(BYTE_LEVEL).vocab_size, num_left)[0], num_left)
 
 
-def test_the_vocabulary_is_loaded_with_the_first_grammar() -> None:
-    loaded = []
-    compiler = GrammarCompiler(lambda: loaded.append(1) or tokenizer_of(BYTE_LEVEL), 1000)  # type: ignore[func-returns-value]
-    assert not loaded
-    compiler.compile(grammar_text("choice", ["a"]))
-    matcher = compiler.compile(grammar_text("json_object", None))
-    assert len(loaded) == 1
-    assert max(allowed_ids(matcher, 1000)) < tokenizer_of(BYTE_LEVEL).vocab_size, "ids behind the vocabulary never come"
+def test_ids_behind_the_vocabulary_never_come() -> None:
+    """Models are padded."""
+    tokenizer = tokenizer_of(BYTE_LEVEL)
+    matcher = GrammarCompiler(lambda: tokenizer, tokenizer.vocab_size + 100).compile(grammar_text("regex", ".*"))
+    allowed = allowed_ids(matcher, tokenizer.vocab_size + 100)
+    assert len(allowed) > 100
+    assert max(allowed) < tokenizer.vocab_size
+
+
+def test_a_schema_does_not_change_how_it_is_read() -> None:
+    schema = {"type": "object", "uniqueItems": True, "items": {"uniqueItems": True}, "x-guidance": {"lenient": True}}
+    with pytest.raises(InvalidRequest, match="uniqueItems"):
+        compiler_of(BYTE_LEVEL).compile(grammar_text("json_schema", {"type": "array", **schema}))

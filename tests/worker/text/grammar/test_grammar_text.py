@@ -2,6 +2,9 @@ from __future__ import annotations
 
 import json
 
+import pytest
+
+from tests.worker.text.grammar.compilers import BYTE_LEVEL, allowed_ids, compiler_of, tokenizer_of
 from worker.text.grammar.grammar_text import WHITESPACE, grammar_text, json_schema_of
 
 
@@ -24,3 +27,22 @@ def test_white_space_is_what_the_caller_says() -> None:
 def test_equal_schemas_have_equal_texts() -> None:
     texts = {grammar_text("json_schema", json.loads('{"type": "string"}')) for _ in range(2)}
     assert len(texts) == 1
+
+
+@pytest.mark.parametrize(
+    ("expression", "text"), [("a/b", "a/b"), (r"a\/b", "a/b"), ("a\nb", "a\nb"), (r"\\/", "\\/"), ('"+', '""')]
+)
+def test_expressions_mean_what_they_say_whatever_must_be_escaped_in_them(expression: str, text: str) -> None:
+    ids = tokenizer_of(BYTE_LEVEL).encode(text, add_special=False)
+    matcher = compiler_of(BYTE_LEVEL).compile(grammar_text("regex", expression))
+    matcher.restore(ids, 100)
+    assert matcher.is_complete or set(allowed_ids(matcher, tokenizer_of(BYTE_LEVEL).vocab_size)) & {
+        *tokenizer_of(BYTE_LEVEL).end_ids
+    }
+
+
+def test_choices_may_hold_any_text() -> None:
+    for text in ('with "quotes"', "🙂", "back\\slash", "two\nlines"):
+        matcher = compiler_of(BYTE_LEVEL).compile(grammar_text("choice", ["other", text]))
+        matcher.restore(tokenizer_of(BYTE_LEVEL).encode(text, add_special=False), 100)
+        assert matcher.is_complete

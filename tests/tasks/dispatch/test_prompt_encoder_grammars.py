@@ -1,0 +1,81 @@
+"""Requests that ask for a form of answer: the grammar is checked before the job takes a place in the engine."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import msgspec
+import pytest
+
+from orcd.errors import InvalidRequest
+from orcd.request import Request, parse
+from tasks.dispatch.prompt_encoder import Prompt, PromptEncoder, TakesLong
+from tests.models.files import SMALL
+from tests.tasks.dispatch.byte_model import READY
+from worker.settings import Settings
+from worker.text.grammar.grammar_text import grammar_text
+
+SCHEMA = {"type": "object", "properties": {"name": {"type": "string"}}, "required": ["name"]}
+FORMAT = {"type": "json_schema", "json_schema": {"name": "person", "schema": SCHEMA}}
+LIMITS = msgspec.structs.replace(READY, vocab_size=100_000)
+
+
+@pytest.fixture(scope="module")
+def encoder() -> Iterator[PromptEncoder]:
+    encoder = PromptEncoder.load(Settings(model=str(SMALL["qwen2-q4_k_m"])))
+    yield encoder
+    encoder.close()
+
+
+def request(**fields: Any) -> Request:
+    return parse({"prompt": "hi", **fields})
+
+
+def encoded(encoder: PromptEncoder, request: Request) -> Prompt:
+    """As the worker does it: at once if that is possible, else in its thread for what takes long."""
+    try:
+        return encoder.encode(request, LIMITS)
+    except TakesLong:
+        return encoder.encode_long(request, LIMITS)
+
+
+def test_a_grammar_goes_to_the_engine_with_its_request(encoder: PromptEncoder) -> None:
+    assert encoded(encoder, request()).grammar == ""
+    assert encoded(encoder, request(response_format={"type": "text"})).grammar == ""
+    assert encoded(encoder, request(response_format=FORMAT)).grammar == grammar_text("json_schema", SCHEMA)
+    assert encoded(encoder, request(structured_outputs={"json": SCHEMA})).grammar == grammar_text("json_schema", SCHEMA)
+    assert encoded(encoder, request(structured_outputs={"choice": ["a"]})).grammar == grammar_text("choice", ["a"])
+
+
+def test_only_the_first_request_with_a_grammar_takes_long(encoder: PromptEncoder) -> None:
+    first = request(structured_outputs={"regex": "[ab]{3}"})
+    with pytest.raises(TakesLong):
+        encoder.encode(first, LIMITS)
+    prompt = encoder.encode_long(first, LIMITS)
+    assert replace(encoder.encode(first, LIMITS), detokenizer=prompt.detokenizer) == prompt
+
+
+def test_a_grammar_that_cannot_be_used_is_refused_each_time(encoder: PromptEncoder) -> None:
+    schema = {"type": "array", "uniqueItems": True}
+    for _ in range(2):
+        with pytest.raises(InvalidRequest, match=r"not supported \(uniqueItems\)"):
+            encoded(encoder, request(structured_outputs={"json": schema}))
+
+
+def test_too_few_tokens_for_any_document_are_refused_with_how_many_it_takes(encoder: PromptEncoder) -> None:
+    with pytest.raises(InvalidRequest, match=r"^max_tokens: 3 are too few .* at least \d+$") as refused:
+        encoded(encoder, request(response_format=FORMAT, max_tokens=3))
+    least = int(refused.value.message.rpartition(" ")[2])
+    assert encoded(encoder, request(response_format=FORMAT, max_tokens=least)).sampling.max_tokens == least
+    with pytest.raises(InvalidRequest):
+        encoded(encoder, request(response_format=FORMAT, max_tokens=least - 1))
+
+
+def test_a_process_that_was_killed_checks_the_next_grammar_all_the_same(encoder: PromptEncoder) -> None:
+    encoded(encoder, request(structured_outputs={"choice": ["before"]}))
+    child = encoder._long._child
+    assert child is not None
+    child.process.kill()
+    assert encoded(encoder, request(structured_outputs={"choice": ["after"]})).grammar

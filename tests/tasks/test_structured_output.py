@@ -1,0 +1,127 @@
+"""Structured output through the whole system: a real worker, the model that ships, real deaths."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+
+from orcd.client import Client
+from orcd.errors import InvalidRequest
+from orcd.events import Token
+from orcd.result import Result
+from tasks.local.redis_server import RedisServer
+from tests.tasks.worker_process import WorkerProcess, wait_until_running
+from tests.worker.text.grammar.schemas import make_schemas
+
+PERSON = {
+    "type": "object",
+    "properties": {"name": {"type": "string", "minLength": 40}, "age": {"type": "integer"}, "tags": {"type": "array"}},
+    "required": ["name", "age"],
+    "additionalProperties": False,
+}
+
+
+def asked(schema: Any, seed: int, **fields: Any) -> dict[str, Any]:
+    """A request for a document that fits the schema; drawn at temperature 1."""
+    form = {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema}}
+    return {"prompt": "old pond", "seed": seed, "response_format": form, **fields}
+
+
+@pytest.fixture(scope="module")
+def worker(demo_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[WorkerProcess]:
+    with (
+        RedisServer() as server,
+        WorkerProcess(server.url, demo_model, tmp_path_factory.mktemp("structured")) as worker,
+    ):
+        yield worker
+
+
+@pytest.fixture(scope="module")
+def client(worker: WorkerProcess) -> Iterator[Client]:
+    with Client(worker.redis_url) as client:
+        yield client
+
+
+def test_every_answer_parses_and_fits_its_schema_with_as_few_tokens_as_may_be(client: Client) -> None:
+    schemas = make_schemas(3, 12)
+    least: list[int] = []
+    for number, schema in enumerate(schemas):
+        with pytest.raises(InvalidRequest, match=r"^max_tokens: 1 are too few") as refused:
+            client.result(client.submit(**asked(schema, number, max_tokens=1)), timeout=60).raise_for_error()
+        least.append(int(refused.value.message.rpartition(" ")[2]))
+    job_ids = client.submit_many(
+        [
+            asked(schema, number, max_tokens=least[number] + spare)
+            for number, schema in enumerate(schemas)
+            for spare in (0, 40)
+        ]
+    )
+    for number, job_id in enumerate(job_ids):
+        result = client.result(job_id, timeout=60).raise_for_error()
+        jsonschema.validate(json.loads(result.text), schemas[number // 2])
+        assert result.schema_valid
+
+
+def test_an_answer_is_the_same_alone_in_company_and_after_a_death_in_the_middle_of_a_string(
+    client: Client, worker: WorkerProcess
+) -> None:
+    request = asked(PERSON, 7, max_tokens=120, n=2)
+    alone = client.result(client.submit(**request), timeout=60)
+    others = [asked(PERSON, seed, max_tokens=120) for seed in range(15)]
+    company = client.submit_many([*others[:7], request, *others[7:]])
+    assert client.result(company[7], timeout=60).choices == alone.choices
+    resumed = client.submit(**request)
+    wait_until_running(client, [resumed], 30)
+    worker.kill_engine()
+    result = client.result(resumed, timeout=60)
+    assert result.choices == alone.choices
+    assert client.status(resumed).attempt == 1
+    for job_id in company:
+        check(client.result(job_id, timeout=60))
+
+
+def check(result: Result) -> None:
+    for choice in result.raise_for_error().choices:
+        jsonschema.validate(json.loads(choice.text), PERSON)
+
+
+@pytest.mark.parametrize(
+    ("form", "allowed"),
+    [
+        ({"choice": ["spring", "autumn"]}, {"spring", "autumn"}),
+        ({"regex": "[ab]{3}"}, {a + b + c for a in "ab" for b in "ab" for c in "ab"}),
+        ({"grammar": 'start: "x" ("y" | "z")'}, {"xy", "xz"}),
+    ],
+)
+def test_other_forms_hold_too(client: Client, form: dict[str, Any], allowed: set[str]) -> None:
+    result = client.result(client.submit(prompt="old pond", seed=1, structured_outputs=form), timeout=60)
+    assert result.text in allowed
+    assert result.schema_valid
+
+
+def test_a_stream_of_a_document_says_how_it_ended(client: Client) -> None:
+    job_id = client.submit(**asked(PERSON, 1, max_tokens=200, logprobs=2))
+    text = "".join(event.t for event in client.events(job_id) if isinstance(event, Token))
+    jsonschema.validate(json.loads(text), PERSON)
+    result = client.result(job_id)
+    assert result.choices[0].finish_reason == "stop"
+    assert all(each.logprob <= 0 for each in result.choices[0].logprobs or ())
+
+
+def test_a_hostile_grammar_is_refused_in_bounded_time_and_nobody_else_waits(client: Client) -> None:
+    wide = {"type": "object", "properties": {f"p{number}": {"type": "string"} for number in range(2000)}}
+    other = client.submit(prompt="old pond", max_tokens=400, ignore_eos=True)
+    wait_until_running(client, [other], 1)
+    hostile = client.submit_many(
+        [asked(wide, 1), asked({"not": {}}, 1), {"prompt": "x", "structured_outputs": {"regex": "("}}]
+    )
+    for job_id in hostile:
+        result = client.result(job_id, timeout=60)
+        assert result.error is not None
+        assert result.error.code == "INVALID_REQUEST"
+    assert client.result(other, timeout=60).raise_for_error().tokens_out == 400

@@ -1,0 +1,49 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from orcd.errors import InvalidRequest
+from tests.models.files import SMALL
+from worker.text.grammar import checked_grammars
+from worker.text.grammar.checked_grammars import CheckedGrammars
+from worker.text.grammar.grammar_text import grammar_text
+from worker.text.process.text_process import TextProcess, VocabularyFiles
+
+
+@pytest.fixture(scope="module")
+def process() -> Iterator[TextProcess]:
+    with TextProcess(None, VocabularyFiles(str(SMALL["qwen2-q4_k_m"]))) as process:
+        yield process
+
+
+def test_what_was_said_of_a_grammar_is_known_from_then_on(process: TextProcess) -> None:
+    grammars = CheckedGrammars(process)
+    text = grammar_text("json_object", None)
+    with pytest.raises(KeyError):
+        grammars.known(text)
+    assert grammars.check(text) == grammars.known(text) == 2
+    assert grammars.check(grammar_text("regex", "a")) is None
+
+
+def test_a_grammar_that_was_refused_is_refused_again_with_the_same_words(process: TextProcess) -> None:
+    grammars = CheckedGrammars(process)
+    text = grammar_text("regex", "(")
+    messages = set()
+    for ask in (grammars.check, grammars.check, grammars.known):
+        with pytest.raises(InvalidRequest) as refused:
+            ask(text)
+        messages.add(refused.value.message)
+    assert len(messages) == 1
+
+
+def test_the_oldest_are_forgotten(process: TextProcess, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checked_grammars, "MAX_KNOWN", 2)
+    grammars = CheckedGrammars(process)
+    texts = [grammar_text("choice", [str(number)]) for number in range(3)]
+    for text in texts:
+        grammars.check(text)
+    with pytest.raises(KeyError):
+        grammars.known(texts[0])
+    assert grammars.known(texts[2]) is None
