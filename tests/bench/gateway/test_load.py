@@ -1,0 +1,13 @@
+import re
+
+import pytest
+
+from tests.bench.gateway.load import main
+
+
+def test_a_small_load_is_measured_and_no_stream_loses_anything(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--requests=3", "--seconds=1", "--streams=20"]) == 0
+    out = capsys.readouterr().out
+    assert "| streams open at once | 20 |" in out
+    assert "| whole | 20 |" in out
+    assert re.search(r"\| requests a second by the gateway, 16 callers \| [1-9]", out)
