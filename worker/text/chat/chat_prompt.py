@@ -5,29 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any
 
 from orcd.errors import InvalidRequest
 from worker.text.chat.content_escape import ContentEscape
 from worker.text.chat.content_form import ContentForm
 from worker.text.chat.conversation import conform, shows_parts
+from worker.text.chat.system_tools import Renderer, SystemTools
 
 _FIXED = ("messages", "tools", "add_generation_prompt")
-
-
-class Renderer(Protocol):
-    """Whoever runs the chat template."""
-
-    def render(
-        self,
-        messages: Sequence[Mapping[str, Any]],
-        *,
-        tools: Sequence[Mapping[str, Any]] | None = None,
-        add_generation_prompt: bool = True,
-        continue_final_message: bool = False,
-        variables: Mapping[str, Any] | None = None,
-    ) -> str:
-        """See `worker.text.chat_template.ChatTemplate.render`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +53,8 @@ def render(chat: Chat, form: ContentForm, renderer: Renderer, escape: ContentEsc
     for name in _FIXED:
         if name in (chat.variables or {}):
             raise InvalidRequest(f"chat_template_kwargs: must not hold {name}, which is a field of its own")
+    if form.has_system_tools:
+        renderer = SystemTools(renderer)
     conformed = replace(chat, messages=conform(chat.messages, form))
     prompt = _escaped(conformed, renderer, escape)
     if shows_parts(prompt.text.translate(prompt.stand_ins), conformed.messages):

@@ -1,19 +1,24 @@
-"""In which form a chat template takes the content of messages, seen from its source."""
+"""In which form a chat template takes messages, seen from its source."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from jinja2 import nodes
 
 
 @dataclass(frozen=True, slots=True)
 class ContentForm:
-    """``takes_parts``: the template has a loop over content. ``knows_developer``: it names that role."""
+    """``takes_parts``: the template has a loop over content. ``knows_developer``: it names that role.
+
+    ``has_system_tools``: it takes tools only in a message (see `worker.text.chat.system_tools`).
+    """
 
     takes_parts: bool
     knows_developer: bool
+    has_system_tools: bool = False
 
     @classmethod
     def of(cls, template: nodes.Template) -> ContentForm:
@@ -24,10 +29,13 @@ class ContentForm:
             for loop in template.find_all(nodes.For)
             if isinstance(loop.target, nodes.Name) and _name(_subject(loop.iter)) in messages
         }
+        fields = [node for node in template.find_all((nodes.Getitem, nodes.Getattr)) if _name(node.node) in variables]
         constants = (each.value for each in template.find_all(nodes.Const))
         return cls(
             takes_parts=any(_is_content(_subject(loop.iter), variables) for loop in template.find_all(nodes.For)),
             knows_developer="developer" in constants,
+            has_system_tools=any(_key(field) == "tools" for field in fields)
+            and all(name.name != "tools" for name in template.find_all(nodes.Name)),
         )
 
 
@@ -58,10 +66,14 @@ def _name(node: nodes.Node | None) -> str | None:
     return node.name if isinstance(node, nodes.Name) else None
 
 
-def _is_content(node: nodes.Node | None, variables: set[str]) -> bool:
+def _key(node: nodes.Node | None) -> Any:
+    """What an attribute or an item is called."""
     if isinstance(node, nodes.Getattr):
-        return node.attr == "content" and _name(node.node) in variables
-    if isinstance(node, nodes.Getitem):
-        is_named = isinstance(node.arg, nodes.Const) and node.arg.value == "content"
-        return is_named and _name(node.node) in variables
+        return node.attr
+    return node.arg.value if isinstance(node, nodes.Getitem) and isinstance(node.arg, nodes.Const) else None
+
+
+def _is_content(node: nodes.Node | None, variables: set[str]) -> bool:
+    if isinstance(node, nodes.Getattr | nodes.Getitem):
+        return _key(node) == "content" and _name(node.node) in variables
     return _name(node) == "content"

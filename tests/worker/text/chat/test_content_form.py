@@ -44,3 +44,17 @@ def test_any_other_template_takes_text(source: str) -> None:
 def test_whether_a_template_names_the_developer_is_seen() -> None:
     assert form("{% if messages[0].role == 'developer' %}{% endif %}").knows_developer
     assert not form("a developer {{ developer }}").knows_developer
+
+
+@pytest.mark.parametrize(
+    ("source", "has"),
+    [
+        ("{% for m in messages %}{% if 'tools' in m %}{{ m['tools'] }}{% endif %}{% endfor %}", True),
+        ("{% for m in messages %}{{ m.tools }}{% endfor %}", True),
+        ("{{ tools }}{% for m in messages %}{{ m.tools }}{% endfor %}", False),
+        ("{% for m in others %}{{ m.tools }}{% endfor %}", False),
+        ("{{ tools }}", False),
+    ],
+)
+def test_whether_tools_go_into_a_message_alone_is_seen(source: str, has: bool) -> None:
+    assert form(source).has_system_tools is has
