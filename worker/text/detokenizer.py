@@ -18,6 +18,10 @@ from worker.text.tools.answer_parts import AnswerParts, CallDelta, joined
 
 ALL_TEXT = AnswerForm()
 """Of an answer in which neither calls nor reasoning are looked for."""
+_MOST_PARSED = 64
+"""Ids that are looked at together where markers may be among them."""
+_MOST_TRIES = 4
+"""How often one less is looked at, as the last may be whitespace before a marker; then they are looked at singly."""
 
 
 class TextDelta(msgspec.Struct, frozen=True):
@@ -108,7 +112,7 @@ class Detokenizer:
         position = 0
         while position < len(token_ids) and not self._stopped:
             is_plain = not (self._held or self._stop or self._channels or self._strips_space) and self._skip_special
-            num_whole = self._add_whole(token_ids[position:], released) if is_plain else 0
+            num_whole = self._add_whole(token_ids, position, released) if is_plain else 0
             self._num_ids += num_whole or 1
             if not num_whole:
                 self._add(self._decode(token_ids[position]), released)
@@ -136,22 +140,25 @@ class Detokenizer:
         if self._parser:
             self._parser.forget()
 
-    def _add_whole(self, token_ids: Sequence[int], released: _Released) -> int:
-        """Release as many ids from the beginning as need not be held, and return how many. Few are left.
+    def _add_whole(self, token_ids: Sequence[int], start: int, released: _Released) -> int:
+        """Release as many ids from ``start`` on as need not be held, and return how many. Few are left.
 
         The short way, for most of what is generated: token by token takes several times as long.
         """
-        parser = self._parser
-        if parser and not parser.marker_ids.isdisjoint(token_ids):
-            return 0
-        for end in range(len(token_ids), 0, -1):
-            data = self._tokenizer.shown_bytes(token_ids[:end])
+        parser, least, most = self._parser, start, len(token_ids)
+        if parser:
+            most = min(most, start + _MOST_PARSED)
+            least = max(start, most - _MOST_TRIES)
+            if parser.passes("") is None or not parser.marker_ids.isdisjoint(token_ids[start:most]):
+                return 0
+        for end in range(most, least, -1):
+            data = self._tokenizer.shown_bytes(token_ids[start:end])
             text, num_decoded = codecs.utf_8_decode(data, "replace", False)
             if num_decoded == len(data):
                 kind = parser.passes(text) if parser else "answer"
                 if kind is not None:
-                    released.add_whole(end, text, kind)
-                    return end
+                    released.add_whole(end - start, text, kind)
+                    return end - start
         return 0
 
     def _decode(self, token_id: int) -> _Token:
@@ -258,25 +265,26 @@ class _Released:
 
     def __init__(self) -> None:
         self.num_ids = 0
-        self._parts = AnswerParts()
+        self._answer = self._analysis = self._commentary = ""
+        self._calls: list[CallDelta] = []
 
     def add(self, tokens: Sequence[_Token], answer: str) -> None:
         """``answer`` stands for the answer's text in those tokens."""
         self.num_ids += len(tokens)
-        self._parts.answer += answer
+        self._answer += answer
         for token in tokens:
-            self._parts.analysis += token.content.analysis
-            self._parts.commentary += token.content.commentary
-            self._parts.calls += token.content.calls
+            self._analysis += token.content.analysis
+            self._commentary += token.content.commentary
+            self._calls += token.content.calls
 
     def add_whole(self, num_ids: int, text: str, kind: Literal["answer", "analysis"]) -> None:
         """Ids of which all text is of one kind."""
         self.num_ids += num_ids
         if kind == "answer":
-            self._parts.answer += text
+            self._answer += text
         else:
-            self._parts.analysis += text
+            self._analysis += text
 
     def to_delta(self, *, stopped: bool) -> TextDelta:
-        parts = self._parts
-        return TextDelta(parts.answer, self.num_ids, stopped, parts.analysis, parts.commentary, joined(parts.calls))
+        calls = joined(self._calls) if self._calls else ()
+        return TextDelta(self._answer, self.num_ids, stopped, self._analysis, self._commentary, calls)
