@@ -229,7 +229,9 @@ class PromptEncoder:
         return contract.Sampling(**told)
 
     def _detokenizer_of(self, request: Request, ids: list[int]) -> Callable[[], Detokenizer]:
-        form = self._answer_form.with_tools(request.tools or ()) if request.messages else ALL_TEXT
+        # An answer that must have a form has it from its first token on, so it is all text.
+        is_chat = request.messages is not None and structured_output(request) is None
+        form = self._answer_form.with_tools(request.tools or ()) if is_chat else ALL_TEXT
         return lambda: Detokenizer(
             self._tokenizer,
             request.stop,
