@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 from jinja2 import nodes
 
@@ -29,12 +28,11 @@ class ContentForm:
             for loop in template.find_all(nodes.For)
             if isinstance(loop.target, nodes.Name) and _name(_subject(loop.iter)) in messages
         }
-        fields = [node for node in template.find_all((nodes.Getitem, nodes.Getattr)) if _name(node.node) in variables]
         constants = (each.value for each in template.find_all(nodes.Const))
         return cls(
             takes_parts=any(_is_content(_subject(loop.iter), variables) for loop in template.find_all(nodes.For)),
             knows_developer="developer" in constants,
-            has_system_tools=any(_key(field) == "tools" for field in fields)
+            has_system_tools=_reads_field(template, "tools", variables)
             and all(name.name != "tools" for name in template.find_all(nodes.Name)),
         )
 
@@ -66,14 +64,20 @@ def _name(node: nodes.Node | None) -> str | None:
     return node.name if isinstance(node, nodes.Name) else None
 
 
-def _key(node: nodes.Node | None) -> Any:
-    """What an attribute or an item is called."""
-    if isinstance(node, nodes.Getattr):
-        return node.attr
-    return node.arg.value if isinstance(node, nodes.Getitem) and isinstance(node.arg, nodes.Const) else None
+def _reads_field(template: nodes.Template, name: str, variables: set[str]) -> bool:
+    fields = (*template.find_all(nodes.Getitem), *template.find_all(nodes.Getattr))
+    return any(_is_field(field, name, variables) for field in fields)
 
 
 def _is_content(node: nodes.Node | None, variables: set[str]) -> bool:
-    if isinstance(node, nodes.Getattr | nodes.Getitem):
-        return _key(node) == "content" and _name(node.node) in variables
-    return _name(node) == "content"
+    return _name(node) == "content" or _is_field(node, "content", variables)
+
+
+def _is_field(node: nodes.Node | None, name: str, variables: set[str]) -> bool:
+    """Whether a node is the field of one of the variables."""
+    if isinstance(node, nodes.Getattr):
+        return node.attr == name and _name(node.node) in variables
+    if isinstance(node, nodes.Getitem):
+        is_named = isinstance(node.arg, nodes.Const) and node.arg.value == name
+        return is_named and _name(node.node) in variables
+    return False
