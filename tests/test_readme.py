@@ -188,7 +188,7 @@ def test_the_python_examples_run_beside_modules_named_like_ours(
     serving: str, users_folder: Path, on_path: bool
 ) -> None:
     examples = blocks("python")
-    assert len(examples) == 3
+    assert len(examples) == 4
     for example in examples:
         variables = {"PYTHONPATH": str(users_folder)} if on_path else {}
         assert run_example([sys.executable, "-W", "error", "-c", example], serving, users_folder, **variables).strip()

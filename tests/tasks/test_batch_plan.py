@@ -92,7 +92,7 @@ def test_the_command_line_is_that_of_a_batch(
     assert code == 0
     assert (totals["num_requests"], totals["max_tokens_out"], totals["context_length"]) == (2, 14, 200)
     assert plan([*arguments, "--system", "x " * 300], demo_model, capsys)[0] == 1
-    assert plan([*arguments, "--response-format", '{"type": "text"}'], demo_model, capsys)[0] == 0
+    assert plan([*arguments, "--response-format", '{"type": "json_object"}'], demo_model, capsys)[0] == 0
 
 
 def test_a_file_that_cannot_be_read_is_named(
