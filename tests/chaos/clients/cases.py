@@ -16,6 +16,20 @@ from tests.models.files import SMALL
 DEMO = Path(tasks.demo.__file__).parent / "haiku-q4_k_m.gguf"
 OTHER = SMALL["qwen2-q4_k_m"]
 ALONE_TIMEOUT_S = 60.0
+FORM = {
+    "type": "json_schema",
+    "json_schema": {
+        "name": "scene",
+        "schema": {
+            "type": "object",
+            "properties": {
+                "season": {"enum": ["spring", "autumn"]},
+                "words": {"type": "array", "items": {"type": "string"}},
+            },
+            "required": ["season"],
+        },
+    },
+}
 PROMPTS = ("old pond", "The autumn rain", "Snow on", "A heron", "Write of the sea", "moon ", "Under one umbrella")
 
 
@@ -66,6 +80,8 @@ def _make_case(chance: random.Random, number: int, model: Path) -> Case:
     }
     if chance.random() < 0.2:
         fields["logprobs"] = 2
+    if chance.random() < 0.15:
+        fields["response_format"] = FORM
     return Case(number, model.stem, fields, text=text if number % 3 == 2 else "")
 
 

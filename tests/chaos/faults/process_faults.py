@@ -63,6 +63,21 @@ class WorkerGroupKilled(Fault):
             staged.num_kills += 2
 
 
+class TextProcessKilled(Fault):
+    """SIGKILL for a process that renders and tokenises: its worker starts another, and no job notices."""
+
+    name = "text process SIGKILL"
+
+    def stage(self, scene: Scene, staged: Staged) -> None:
+        """Kill one."""
+        worker = scene.worker()
+        process = worker.text_process() if worker else None
+        if process is not None:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+                staged.num_kills += 1
+
+
 class WorkerStopped(Fault):
     """A worker that stands still for longer than its lease and then goes on as if nothing had been (a zombie)."""
 
@@ -162,12 +177,13 @@ class WorkerStartsWithoutRedis(Fault):
             return
         scene.redis.kill()
         staged.num_kills += 1
-        worker = scene.fleet.start(like.model)
+        worker = scene.fleet.start(like.model, **like.variables)
         scene.wait(2.5, 4.0)
         scene.redis.start()
         worker.wait_until_ready(1)
         scene.wait(0.5, 1.5)
         scene.fleet.leave(worker)
+        scene.fleet.check()  # it was one more: nobody comes in its place
 
 
 def _kill_group(worker: Worker) -> None:

@@ -14,7 +14,7 @@ DEADLY_AT = 3
 _SITECUSTOMIZE = f"""
 import os, resource, signal, sys
 
-if "--fd" in sys.orig_argv:  # the engine process, not the Celery process
+if "--in-flight-fd" in sys.orig_argv:  # the engine process, not the Celery process
     from worker.engine.runner import SynchronousRunner
 
     launch = SynchronousRunner.launch

@@ -64,9 +64,16 @@ class Worker:
 
     def engine(self) -> psutil.Process | None:
         """Its engine process, also while that loads."""
+        return self._child("--in-flight-fd")
+
+    def text_process(self) -> psutil.Process | None:
+        """One of the processes that render and tokenise for it."""
+        return self._child("worker.text.process")
+
+    def _child(self, argument: str) -> psutil.Process | None:
         try:
             children = psutil.Process(self.process.pid).children()
-            return next((child for child in children if "--fd" in child.cmdline()), None)
+            return next((child for child in children if argument in child.cmdline()), None)
         except psutil.Error:
             return None
 
