@@ -52,6 +52,16 @@ def test_a_core_is_left_free_before_numpy_is_imported():
     assert int(done.stderr) == max(1, (os.cpu_count() or 2) - 1)
 
 
+def test_an_engine_does_not_wait_long_for_the_thread_that_compiles_grammars():
+    code = (
+        "import socket, sys, worker.service; from worker.__main__ import main;"
+        "worker.service.serve = lambda *_: print(sys.getswitchinterval()) or 0;"
+        "main(['--fd', str(socket.socketpair()[0].detach())])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert float(done.stdout) <= 0.0005
+
+
 def test_starting_needs_neither_celery_nor_redis():
     code = "import sys, worker.__main__, worker.service; print({'celery', 'redis', 'cupy'} & set(sys.modules))"
     done = subprocess.run(
