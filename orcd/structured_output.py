@@ -16,6 +16,7 @@ MAX_CHOICES = 1000
 
 _KINDS = ("json", "regex", "choice", "grammar", "json_object")
 
+Kind = Literal["json_schema", "json_object", "regex", "choice", "grammar"]
 Text = Annotated[str, Meta(min_length=1)]
 
 
@@ -28,7 +29,7 @@ class StructuredOutput(msgspec.Struct, frozen=True):
     it to the worker.
     """
 
-    kind: Literal["json_schema", "json_object", "regex", "choice", "grammar"]
+    kind: Kind
     value: dict[str, Any] | list[str] | str | None = None
     whitespace_pattern: str | None = None
 

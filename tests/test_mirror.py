@@ -25,7 +25,6 @@ WITHOUT_TESTS = {
         for name, test in {
             "api_error": "test_app",
             "endpoint": "test_app",
-            "metrics": "test_app",
             "models": "test_app",
             "rate_limit": "test_app",
             "answers/sse": "answers/test_generation",

@@ -129,7 +129,7 @@ def _read_key(place: str, table: Any) -> ApiKey:
     if len(digest) != hashlib.sha256().digest_size:
         raise InvalidRequest(f"{place}.sha256: must be 64 hex digits")
     if not table.get("name"):
-        raise InvalidRequest(f"{place}.name: is needed; it says whose key this is")
+        raise InvalidRequest(f"{place}.name: is needed; metrics and limits are kept under it")
     models = table.get("models")
     if models is not None and not all(isinstance(model, str) for model in models):
         raise InvalidRequest(f"{place}.models: must be a list of names")

@@ -5,9 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any
 
 import redis
 import redis.asyncio
@@ -30,7 +29,6 @@ from orcd.gateway.batches import batches, files
 from orcd.gateway.batches.batch_runner import BatchRunner
 from orcd.gateway.batches.batch_store import BatchStore
 from orcd.gateway.endpoint import Call, Gateway, endpoint, json_response
-from orcd.gateway.metrics import CONTENT_TYPE, Metrics
 from orcd.gateway.openapi import openapi
 from orcd.gateway.settings import GatewaySettings
 from orcd.store.redis_address import RedisAddress
@@ -52,30 +50,23 @@ def create_app(settings: GatewaySettings) -> Starlette:
             async with _running_batches(settings, store):
                 yield
 
-    metrics = Metrics()
-
-    async def show_metrics(_request: Request) -> Response:
-        return Response(metrics.text(), media_type=CONTENT_TYPE)
-
-    routes = [
-        Route("/health", health),
-        Route("/metrics", show_metrics),
-        Route("/v1/openapi.json", openapi),
-        Route("/v1/models", models.list_models),
-        Route("/v1/models/{model:path}", models.retrieve_model),
-        Route("/v1/chat/completions", generation.chat, methods=["POST"]),
-        Route("/v1/completions", generation.completions, methods=["POST"]),
-        Route("/v1/embeddings", embeddings, methods=["POST"]),
-        *responses.ROUTES,
-        *files.ROUTES,
-        *batches.ROUTES,
-    ]
-    middleware = [Middleware(Outermost, metrics=metrics, paths={route.endpoint: route.path for route in routes})]
+    middleware = [Middleware(Outermost)]
     if settings.cors_origins:
         origins = [origin.strip() for origin in settings.cors_origins.split(",")]
         middleware.append(Middleware(CORSMiddleware, allow_origins=origins, allow_methods=["*"], allow_headers=["*"]))
     return Starlette(
-        routes=routes,
+        routes=[
+            Route("/health", health),
+            Route("/v1/openapi.json", openapi),
+            Route("/v1/models", models.list_models),
+            Route("/v1/models/{model:path}", models.retrieve_model),
+            Route("/v1/chat/completions", generation.chat, methods=["POST"]),
+            Route("/v1/completions", generation.completions, methods=["POST"]),
+            Route("/v1/embeddings", embeddings, methods=["POST"]),
+            *responses.ROUTES,
+            *files.ROUTES,
+            *batches.ROUTES,
+        ],
         middleware=middleware,
         exception_handlers={
             ApiError: answer_error,
@@ -134,15 +125,10 @@ def _methods(request: Request) -> str:
 
 
 class Outermost:
-    """Gives every answer an ``x-request-id``, measures it, and answers where the code around here has failed.
+    """Gives every answer an ``x-request-id``, and answers where the code around here has failed."""
 
-    ``paths`` are those of the routes by their endpoints.
-    """
-
-    def __init__(self, app: ASGIApp, metrics: Metrics, paths: Mapping[Any, str]) -> None:
+    def __init__(self, app: ASGIApp) -> None:
         self._app = app
-        self._metrics = metrics
-        self._paths = paths
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on."""
@@ -151,16 +137,12 @@ class Outermost:
             return
         request_id = secrets.token_hex(16)
         has_begun = False
-        timer = self._metrics.begin()
 
         async def send_with_id(message: Message) -> None:
             nonlocal has_begun
             if message["type"] == "http.response.start":
                 has_begun = True
-                timer.answered(message["status"])
                 message["headers"] = [*message.get("headers", []), (b"x-request-id", request_id.encode())]
-            elif message.get("body"):
-                timer.sent()
             await send(message)
 
         try:
@@ -172,5 +154,3 @@ class Outermost:
             if not has_begun:
                 failure = ApiError(500, "the gateway failed; its log has the place", code="internal")
                 await json_response(failure.body, 500, dict(failure.headers))(scope, receive, send_with_id)
-        finally:
-            timer.end(self._paths.get(scope.get("endpoint"), "none"))

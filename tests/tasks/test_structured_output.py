@@ -96,12 +96,15 @@ def check(result: Result) -> None:
         ({"choice": ["spring", "autumn"]}, {"spring", "autumn"}),
         ({"regex": "[ab]{3}"}, {a + b + c for a in "ab" for b in "ab" for c in "ab"}),
         ({"grammar": 'start: "x" ("y" | "z")'}, {"xy", "xz"}),
+        ({"regex": "a?"}, {"", "a"}),
     ],
 )
 def test_other_forms_hold_too(client: Client, form: dict[str, Any], allowed: set[str]) -> None:
-    result = client.result(client.submit(prompt="old pond", seed=1, structured_outputs=form), timeout=60)
-    assert result.text in allowed
-    assert result.schema_valid
+    for ignore_eos in (False, True):
+        fields = {"prompt": "old pond", "seed": 1, "max_tokens": 40, "ignore_eos": ignore_eos}
+        result = client.result(client.submit(**fields, structured_outputs=form), timeout=60)
+        assert result.text in allowed
+        assert result.schema_valid
 
 
 def test_a_stream_of_a_document_says_how_it_ended(client: Client) -> None:

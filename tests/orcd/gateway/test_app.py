@@ -9,7 +9,6 @@ import redis
 
 from orcd.gateway import endpoint
 from orcd.store import schema
-from tests.orcd.answering_worker import AnsweringWorker
 from tests.orcd.gateway.conftest import StartGateway
 
 CHAT: dict[str, Any] = {"model": "demo", "messages": [{"role": "user", "content": "CANARY"}]}
@@ -133,24 +132,6 @@ def test_a_fault_of_ours_is_answered_and_logged_without_its_text(
     assert response.headers["x-request-id"] in caplog.text
     assert "ValueError" in caplog.text
     assert "CANARY" not in caplog.text + response.text
-
-
-def test_metrics_count_requests_by_route_and_status_without_a_key(
-    start_gateway: StartGateway, worker: AnsweringWorker
-) -> None:
-    with httpx.Client(base_url=start_gateway(api_keys="k")) as http:
-        http.post("/completions", json={"prompt": "x", "stream": True}, headers={"Authorization": "Bearer k"})
-        for path in ("/responses/CANARY", "/CANARY"):
-            http.get(path, headers={"Authorization": "Bearer k"})
-        http.delete("/responses/CANARY")
-        figures = http.get("/../metrics").text.splitlines()
-    assert 'orcd_gateway_requests_total{path="/v1/completions",status="200"} 1.0' in figures
-    assert 'orcd_gateway_requests_total{path="/v1/responses/{id}",status="404"} 1.0' in figures
-    assert 'orcd_gateway_requests_total{path="/v1/responses/{id}",status="401"} 1.0' in figures
-    assert 'orcd_gateway_requests_total{path="none",status="404"} 1.0' in figures
-    assert 'orcd_gateway_first_byte_seconds_count{path="/v1/completions"} 1.0' in figures
-    assert "orcd_gateway_in_flight 1.0" in figures, "the one that asks for them"
-    assert "CANARY" not in "".join(figures)
 
 
 def test_a_redis_that_is_away_is_a_503(start_gateway: StartGateway, redis_url: str) -> None:

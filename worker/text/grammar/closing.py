@@ -10,6 +10,7 @@ import json
 from collections.abc import Iterator, Sequence, Set
 from typing import Any
 
+import numpy as np
 from llguidance import LLMatcher
 
 from worker.text.tokenizer import Tokenizer
@@ -32,7 +33,9 @@ class Closing:
 
     def __init__(self, alphabet: Sequence[int], tokenizer: Tokenizer, required: Set[bytes] = frozenset()) -> None:
         """``alphabet`` is of `single_byte_ids`."""
-        self._alphabet = alphabet
+        self._alphabet = np.array(alphabet, np.int32)
+        self._bytes, self._bits = self._alphabet >> 3, (self._alphabet & 7).astype(np.uint8)
+        self._quote_id = next((each for each in alphabet if tokenizer.token_bytes(each) == b'"'), -1)
         self._tokenizer = tokenizer
         self._required = required
 
@@ -80,10 +83,10 @@ class Closing:
 
     def _ranked(self, matcher: LLMatcher) -> list[int]:
         """The tokens to try next, the best one first."""
-        mask = matcher.compute_bitmask()
-        allowed = [token_id for token_id in self._alphabet if mask[token_id >> 3] >> (token_id & 7) & 1]
+        mask = np.frombuffer(matcher.compute_bitmask(), np.uint8)
+        allowed: list[int] = self._alphabet[(mask[self._bytes] >> self._bits & 1) != 0].tolist()
         if len(allowed) > MAX_LOOKED_AHEAD:  # in a string that may go on with anything: its end comes first
-            return sorted(allowed, key=lambda token_id: self._tokenizer.token_bytes(token_id) != b'"')
+            return [self._quote_id, *allowed] if self._quote_id in allowed[:4] else allowed
         if not self._required or len(allowed) < 2 or self._tokenizer.token_bytes(allowed[0]) in (b"}", b"]", b'"'):
             return allowed
         return sorted(allowed, key=lambda token_id: self._rank(matcher, token_id))

@@ -115,6 +115,10 @@ _UNSUPPORTED = "Unimplemented keys"
 _PROBLEMS = {
     "Unsatisfiable schema": "no document can fit the schema",
     "Invalid type": "a type of the schema is unknown",
+    "Unknown format": "a format of the schema is not supported",
+    "oneOf constraints": "oneOf is not supported; write anyOf",
+    "not disjoint": "patterns of patternProperties that overlap are not supported",
+    "Expected positive": "a keyword of the schema has a value of another type",
     "Resource": "the schema refers to another document",
     "Pointer": "the schema refers to a place that it does not have",
     "regex parse error": "a regular expression cannot be used",

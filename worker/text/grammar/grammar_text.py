@@ -8,13 +8,12 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 
 from orcd.errors import InvalidRequest
-
-Kind = Literal["json_schema", "json_object", "regex", "choice", "grammar"]
+from orcd.structured_output import Kind
 
 WHITESPACE = "[ \\n]{0,8}"
 """Between the parts of a JSON document. Models that may write any amount sometimes write nothing else."""

@@ -91,9 +91,10 @@ class TokenMatcher:
         return other_id
 
     def restore(self, token_ids: Sequence[int], num_left: int) -> None:
-        """Take tokens that an earlier owner of the answer took, the first one of ``num_left``."""
+        """Take tokens that an earlier owner of the answer took, the first one of ``num_left``: none is replaced now."""
         for index, token_id in enumerate(token_ids):
-            self.take(token_id, num_left - index)
+            self._closing(num_left - index)
+            self._consume(token_id)
 
     def _has_room(self, num_left: int) -> bool:
         plan = self._closing(num_left)

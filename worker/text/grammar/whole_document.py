@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from worker.text.grammar.grammar_text import Kind
+from orcd.structured_output import Kind
 
 
 def is_whole(kind: Kind, text: str, *, ended: bool) -> bool:

@@ -5,9 +5,10 @@ from typing import Any
 import pytest
 
 from orcd.errors import InvalidRequest, OrcdError
+from orcd.structured_output import Kind
 from tests.worker.text.grammar.compilers import BYTE_LEVEL, allowed_ids, compiler_of, tokenizer_of
 from worker.text.grammar.grammar_compiler import GrammarCompiler
-from worker.text.grammar.grammar_text import Kind, grammar_text
+from worker.text.grammar.grammar_text import grammar_text
 
 ENDLESS = {"type": "array", "items": {"$ref": "#/$defs/a"}, "minItems": 1}
 
@@ -36,6 +37,9 @@ def exponential_schema() -> Any:
         ("json_schema", {"type": "array", "uniqueItems": True}, r"not supported \(uniqueItems\)"),
         ("json_schema", {"type": "integer", "minimum": 5, "maximum": 3}, "no document can fit"),
         ("json_schema", {"enum": []}, "no document can fit"),
+        ("json_schema", {"type": "string", "format": "secret"}, "a format of the schema is not supported"),
+        ("json_schema", {"type": "string", "maxLength": "secret"}, "a value of another type"),
+        ("json_schema", {"oneOf": [{"minLength": 1}, {"maxLength": 9}]}, "write anyOf"),
         ("json_schema", {"type": "secret"}, "a type of the schema is unknown"),
         ("json_schema", {"$ref": "http://secret.example/x"}, "refers to another document"),
         ("json_schema", {"type": "string", "pattern": "(?<=secret)b"}, "regular expression"),

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from worker.text.grammar.grammar_text import Kind
+from orcd.structured_output import Kind
 from worker.text.grammar.whole_document import is_whole
 
 
