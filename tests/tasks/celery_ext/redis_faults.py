@@ -11,7 +11,11 @@ from dataclasses import dataclass
 import pytest
 import redis
 
+from orcd.client import Client
 from tasks.local.redis_server import RedisServer
+from tests.tasks.worker_process import WorkerProcess
+
+SHORT = {"prompt": "old pond", "max_tokens": 4, "ignore_eos": True, "temperature": 0.0}
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +97,15 @@ def staged(fault: Fault, connection: redis.Redis) -> Iterator[None]:
         yield
     finally:
         fault.end(connection)
+
+
+def assert_outlived(worker: WorkerProcess) -> None:
+    """The worker is there after the fault, and soon takes jobs again."""
+    assert worker.process.poll() is None, worker.events("celery")
+    back = time.monotonic()
+    with Client(worker.redis_url) as client:
+        assert client.result(client.submit(**SHORT), timeout=60).state == "succeeded"
+    assert time.monotonic() - back < 15
 
 
 class LoadingServer(RedisServer):

@@ -12,53 +12,23 @@ import redis
 
 from orcd.client import Client
 from orcd.errors import RedisUnavailable
-from orcd.result import Result
 from tasks.local.redis_server import RedisServer
-from tests.tasks.celery_ext.redis_faults import FAULTS, SECONDS, LoadingServer, staged
-from tests.tasks.worker_process import WorkerProcess, wait_until_running
-
-LONG = {"prompt": "old pond", "max_tokens": 450, "ignore_eos": True, "temperature": 0.0}
-SHORT = LONG | {"max_tokens": 4}
+from tests.tasks.celery_ext.redis_faults import FAULTS, SECONDS, SHORT, LoadingServer, assert_outlived, staged
+from tests.tasks.worker_process import WorkerProcess
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[RedisServer]:
-    """A server for all faults here."""
-    with RedisServer() as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
-def worker(server: RedisServer, demo_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[WorkerProcess]:
-    """One worker, which outlives all of them."""
-    with WorkerProcess(server.url, demo_model, tmp_path_factory.mktemp("faults")) as worker:
+def worker(demo_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[WorkerProcess]:
+    """One worker, which outlives all faults here, on a server of its own."""
+    with RedisServer() as server, WorkerProcess(server.url, demo_model, tmp_path_factory.mktemp("faults")) as worker:
         yield worker
 
 
-@pytest.fixture(scope="module")
-def undisturbed(worker: WorkerProcess) -> Result:
-    """What the long job gives when nothing happens to it."""
-    with Client(worker.redis_url) as client:
-        return client.result(client.submit(**LONG), timeout=60)
-
-
 @pytest.mark.parametrize("name", FAULTS)
-@pytest.mark.parametrize("is_busy", [True, False], ids=["busy", "idle"])
-def test_a_worker_outlives_what_redis_refuses(
-    server: RedisServer, worker: WorkerProcess, undisturbed: Result, name: str, is_busy: bool
-) -> None:
-    with Client(server.url) as client, closing(redis.Redis.from_url(server.url)) as connection:
-        job_ids = client.submit_many([LONG] * 2) if is_busy else []
-        wait_until_running(client, job_ids, 3)
-        with staged(FAULTS[name], connection):
-            time.sleep(SECONDS)
-        assert worker.process.poll() is None, worker.events("celery")
-        back = time.monotonic()
-        assert client.result(client.submit(**SHORT), timeout=60).state == "succeeded"
-        assert time.monotonic() - back < 15
-        for job_id in job_ids:
-            assert client.result(job_id, timeout=60).choices == undisturbed.choices
-        assert worker.process.poll() is None, worker.events("celery")
+def test_a_worker_without_jobs_outlives_what_redis_refuses(worker: WorkerProcess, name: str) -> None:
+    with closing(redis.Redis.from_url(worker.redis_url)) as connection, staged(FAULTS[name], connection):
+        time.sleep(SECONDS)
+    assert_outlived(worker)
 
 
 def test_a_worker_waits_for_a_redis_that_loads_its_data(demo_model: Path, tmp_path: Path) -> None:
