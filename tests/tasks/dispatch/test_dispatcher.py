@@ -15,6 +15,7 @@ from orcd.client import Client
 from orcd.events import Event, Token
 from orcd.result import Result, fold
 from tasks.local.redis_server import RedisServer
+from tests.tasks.slow_engine import slow_engine
 from tests.tasks.worker_process import WorkerProcess, wait_until_running
 
 NUM_STREAMS = 16
@@ -69,12 +70,13 @@ def _undisturbed(client: Client, requests: list[dict[str, Any]]) -> list[tuple[s
 
 
 def test_streams_go_on_when_the_engine_is_killed_under_them(redis_url: str, demo_model: Path, tmp_path: Path) -> None:
-    with WorkerProcess(redis_url, demo_model, tmp_path) as worker, Client(redis_url) as client:
-        requests = _requests(120)
+    variables = slow_engine(tmp_path)
+    with WorkerProcess(redis_url, demo_model, tmp_path, **variables) as worker, Client(redis_url) as client:
+        requests = _requests(40)
         expected = _undisturbed(client, requests)
         streams = Streams(redis_url, client.submit_many(requests))
         for losses in (1, 2):
-            wait_until_running(client, streams.job_ids, 30 * losses)
+            wait_until_running(client, streams.job_ids, 10 * losses)
             worker.kill_engine()
             worker.wait_for("ready", losses + 1)
         assert _contents(streams.results()) == expected
@@ -84,11 +86,12 @@ def test_streams_go_on_when_the_engine_is_killed_under_them(redis_url: str, demo
 def test_streams_go_on_when_the_celery_process_is_killed_and_another_worker_runs(
     redis_url: str, demo_model: Path, tmp_path: Path
 ) -> None:
-    with Client(redis_url) as client, WorkerProcess(redis_url, demo_model, tmp_path) as victim:
-        requests = _requests(100)
+    variables = slow_engine(tmp_path)
+    with Client(redis_url) as client, WorkerProcess(redis_url, demo_model, tmp_path, **variables) as victim:
+        requests = _requests(30)
         expected = _undisturbed(client, requests)
         streams = Streams(redis_url, client.submit_many(requests))
-        wait_until_running(client, streams.job_ids, 20)
+        wait_until_running(client, streams.job_ids, 5)
         os.kill(victim.engine_pid, signal.SIGSTOP)  # so that nothing ends before the other worker is there
         with WorkerProcess(redis_url, demo_model, tmp_path):
             victim.kill()
@@ -99,12 +102,12 @@ def test_streams_go_on_when_the_celery_process_is_killed_and_another_worker_runs
 def test_a_worker_that_is_told_to_stop_hands_its_jobs_over(redis_url: str, demo_model: Path, tmp_path: Path) -> None:
     with (
         Client(redis_url) as client,
-        WorkerProcess(redis_url, demo_model, tmp_path, ORCD_DRAIN_TIMEOUT_S="2") as leaver,
+        WorkerProcess(redis_url, demo_model, tmp_path, ORCD_DRAIN_TIMEOUT_S="2", **slow_engine(tmp_path)) as leaver,
     ):
-        request = {"prompt_token_ids": [9, 8, 7], "max_tokens": 300, "seed": 4, "ignore_eos": True}
+        request = {"prompt_token_ids": [9, 8, 7], "max_tokens": 40, "seed": 4, "ignore_eos": True}
         expected = _undisturbed(client, [request])
         streams = Streams(redis_url, client.submit_many([request]))
-        wait_until_running(client, streams.job_ids, 20)
+        wait_until_running(client, streams.job_ids, 5)
         os.kill(leaver.engine_pid, signal.SIGSTOP)  # too slow to finish in time
         with WorkerProcess(redis_url, demo_model, tmp_path):
             leaver.process.terminate()
@@ -118,11 +121,12 @@ def test_a_worker_that_is_told_to_stop_hands_its_jobs_over(redis_url: str, demo_
 def test_a_redis_that_goes_away_for_a_while_costs_no_token(
     redis_server: RedisServer, demo_model: Path, tmp_path: Path
 ) -> None:
-    with WorkerProcess(redis_server.url, demo_model, tmp_path), Client(redis_server.url) as client:
-        requests = _requests(100)
+    variables = slow_engine(tmp_path)
+    with WorkerProcess(redis_server.url, demo_model, tmp_path, **variables), Client(redis_server.url) as client:
+        requests = _requests(40)
         expected = _undisturbed(client, requests)
         streams = Streams(redis_server.url, client.submit_many(requests))
-        wait_until_running(client, streams.job_ids, 20)
+        wait_until_running(client, streams.job_ids, 5)
         redis_server.kill()
         time.sleep(0.5)
         redis_server.start()
@@ -133,11 +137,11 @@ def test_a_worker_whose_engine_cannot_be_brought_back_leaves_and_its_jobs_go_on_
     redis_url: str, demo_model: Path, tmp_path: Path
 ) -> None:
     model = Path(shutil.copy(demo_model, tmp_path / demo_model.name))
-    with Client(redis_url) as client, WorkerProcess(redis_url, model, tmp_path) as loser:
-        request = {"prompt_token_ids": [9, 8, 7], "max_tokens": 300, "seed": 4, "ignore_eos": True}
+    with Client(redis_url) as client, WorkerProcess(redis_url, model, tmp_path, **slow_engine(tmp_path)) as loser:
+        request = {"prompt_token_ids": [9, 8, 7], "max_tokens": 40, "seed": 4, "ignore_eos": True}
         expected = _undisturbed(client, [request])
         streams = Streams(redis_url, client.submit_many([request]))
-        wait_until_running(client, streams.job_ids, 20)
+        wait_until_running(client, streams.job_ids, 5)
         os.kill(loser.engine_pid, signal.SIGSTOP)
         with WorkerProcess(redis_url, demo_model, tmp_path):
             model.unlink()
@@ -149,13 +153,13 @@ def test_a_worker_whose_engine_cannot_be_brought_back_leaves_and_its_jobs_go_on_
 
 def test_a_worker_takes_no_more_jobs_than_it_may_hold(redis_url: str, demo_model: Path, tmp_path: Path) -> None:
     with (
-        WorkerProcess(redis_url, demo_model, tmp_path, ORCD_CONCURRENCY="2"),
+        WorkerProcess(redis_url, demo_model, tmp_path, ORCD_CONCURRENCY="2", **slow_engine(tmp_path)),
         Client(redis_url) as client,
     ):
         job_ids = client.submit_many(
-            [{"prompt_token_ids": [5], "max_tokens": 300, "ignore_eos": True, "seed": i} for i in range(5)]
+            [{"prompt_token_ids": [5], "max_tokens": 30, "ignore_eos": True, "seed": i} for i in range(5)]
         )
-        wait_until_running(client, job_ids[:1], 50)
+        wait_until_running(client, job_ids[:1], 5)
         states = [client.status(job_id).state for job_id in job_ids]
         assert 0 < states.count("running") <= 2
         assert states.count("queued") >= 3
