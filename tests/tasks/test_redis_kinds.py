@@ -26,6 +26,7 @@ from tasks.app import create_app
 from tasks.local import redis_server
 from tests.conftest import wait_until
 from tests.orcd.redis_servers import MASTER, Certificates, ConfiguredServer, sentinels, tls_server
+from tests.tasks.slow_engine import slow_engine
 from tests.tasks.worker_process import WorkerProcess
 from worker.settings import Settings
 
@@ -134,14 +135,15 @@ def failover(tmp_path: Path) -> Iterator[Failover]:
         yield Failover(master, replica, f"redis+sentinel://{hosts}/{MASTER}")
 
 
-LONG = {"prompt": "once", "max_tokens": 250, "temperature": 0, "ignore_eos": True}
+LONG = {"prompt": "once", "max_tokens": 60, "temperature": 0, "ignore_eos": True}
 
 
 @pytest.mark.parametrize("is_planned", [False, True], ids=["master killed", "master demoted"])
 def test_worker_and_clients_follow_to_the_new_master(
     failover: Failover, is_planned: bool, demo_model: Path, tmp_path: Path
 ) -> None:
-    with WorkerProcess(failover.url, demo_model, tmp_path) as worker, Client(failover.url) as client:
+    variables = slow_engine(tmp_path)
+    with WorkerProcess(failover.url, demo_model, tmp_path, **variables) as worker, Client(failover.url) as client:
         expected = client.result(client.submit(**LONG), timeout=60)
         events = client.events(client.submit(**LONG), timeout=90)
         seen = [next(event for event in events if isinstance(event, Token))]
