@@ -13,11 +13,11 @@ from orcd.client import Client
 from tests.tasks.worker_process import WorkerProcess, wait_until_running
 
 SHORT = {"prompt": "old pond", "max_tokens": 8, "temperature": 0.0, "ignore_eos": True}
-LONG = {"prompt": "old pond", "max_tokens": 300, "seed": 7, "ignore_eos": True}
+LONG = {"prompt": "old pond", "max_tokens": 60, "seed": 7, "ignore_eos": True}
 
 PLAY_ILL = """
 import os, sys, time
-if "--fd" in sys.orig_argv:  # in the engine process
+if "--in-flight-fd" in sys.orig_argv:  # in the engine process
     from kernels.devices.cpu import CpuDevice
     from kernels.errors import CudaFailure
     from worker.engine.engine import Engine
@@ -25,6 +25,7 @@ if "--fd" in sys.orig_argv:  # in the engine process
     well_step = Engine.step
 
     def step(engine):
+        time.sleep(0.02)  # so that jobs run for a while
         {step}
         return well_step(engine)
 
