@@ -9,14 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from orcd.client import Client
+from tests.tasks.slow_engine import SLOW_STEPS, STEP_S, slow_engine
 from tests.tasks.worker_process import WorkerProcess, wait_until_running
 
-LONG: dict[str, Any] = {"prompt_token_ids": [9, 8, 7], "max_tokens": 300, "seed": 4, "ignore_eos": True}
+LONG: dict[str, Any] = {"prompt_token_ids": [9, 8, 7], "max_tokens": 50, "seed": 4, "ignore_eos": True}
 
 HANG_AT_LOAD = """
 import os, sys, time
 
-if "--fd" in sys.orig_argv:  # in the engine process
+if "--in-flight-fd" in sys.orig_argv:  # in the engine process
     try:
         os.unlink({trap!r})
     except FileNotFoundError:
@@ -28,7 +29,8 @@ if "--fd" in sys.orig_argv:  # in the engine process
 
 def test_a_stuck_engine_costs_no_lease_and_blocks_nobody(redis_url: str, demo_model: Path, tmp_path: Path) -> None:
     """Jobs that come meanwhile are claimed, and cancellations are heard."""
-    with WorkerProcess(redis_url, demo_model, tmp_path) as worker, Client(redis_url) as client:
+    variables = slow_engine(tmp_path)
+    with WorkerProcess(redis_url, demo_model, tmp_path, **variables) as worker, Client(redis_url) as client:
         job_id = client.submit(**LONG)
         wait_until_running(client, [job_id], 5)
         os.kill(worker.engine_pid, signal.SIGSTOP)
@@ -48,7 +50,7 @@ def test_an_engine_that_hangs_while_it_is_loaded_again_is_killed_and_its_jobs_go
     redis_url: str, demo_model: Path, tmp_path: Path
 ) -> None:
     trap = tmp_path / "trap"
-    (tmp_path / "sitecustomize.py").write_text(HANG_AT_LOAD.format(trap=str(trap)))
+    (tmp_path / "sitecustomize.py").write_text(HANG_AT_LOAD.format(trap=str(trap)) + SLOW_STEPS.format(step_s=STEP_S))
     variables = {
         "PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]),
         "ORCD_ENGINE_START_TIMEOUT_S": "10",
@@ -56,7 +58,7 @@ def test_an_engine_that_hangs_while_it_is_loaded_again_is_killed_and_its_jobs_go
     with WorkerProcess(redis_url, demo_model, tmp_path, **variables) as worker, Client(redis_url) as client:
         expected = client.result(client.submit(**LONG), timeout=60)
         job_id = client.submit(**LONG)
-        wait_until_running(client, [job_id], 20)
+        wait_until_running(client, [job_id], 5)
         trap.touch()
         worker.kill_engine()
         result = client.result(job_id, timeout=60)
