@@ -14,9 +14,10 @@ from typing import Any
 import pytest
 
 from orcd.client import Client
+from tests.tasks.slow_engine import SLOW_STEPS, STEP_S
 from tests.tasks.worker_process import WorkerProcess, wait_until_running
 
-LONG: dict[str, Any] = {"prompt_token_ids": [9, 8, 7], "max_tokens": 300, "seed": 4, "ignore_eos": True}
+LONG: dict[str, Any] = {"prompt_token_ids": [9, 8, 7], "max_tokens": 50, "seed": 4, "ignore_eos": True}
 SHORT: dict[str, Any] = {"prompt_token_ids": [5], "max_tokens": 2, "ignore_eos": True}
 
 ASSASSIN = """
@@ -49,10 +50,11 @@ def _free_port() -> int:
 
 @pytest.fixture
 def variables(tmp_path: Path) -> dict[str, str]:
-    """What makes a worker's threads mortal."""
+    """What makes a worker's threads mortal, and its jobs take a while."""
     folder = tmp_path / "assassin"
     folder.mkdir()
-    (folder / "sitecustomize.py").write_text(ASSASSIN.format(victim=str(tmp_path / "victim")))
+    lines = ASSASSIN.format(victim=str(tmp_path / "victim")) + SLOW_STEPS.format(step_s=STEP_S)
+    (folder / "sitecustomize.py").write_text(lines)
     return {"PYTHONPATH": os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")])}
 
 
@@ -96,7 +98,7 @@ def test_a_worker_that_loses_a_thread_gives_its_jobs_back_and_leaves(
         WorkerProcess(redis_url, demo_model, tmp_path, ORCD_METRICS_PORT=str(port), **variables) as worker,
         Client(redis_url) as client,
     ):
-        job_id = client.submit(**LONG | {"max_tokens": 900})
+        job_id = client.submit(**LONG | {"max_tokens": 400})
         wait_until_running(client, [job_id], 5)
         readiness = _readiness(port)
         assert next(readiness) == 200
@@ -118,7 +120,7 @@ def test_the_jobs_of_a_worker_that_lost_its_job_runner_go_on_elsewhere(
     with Client(redis_url) as client, WorkerProcess(redis_url, demo_model, tmp_path, **variables) as loser:
         expected = client.result(client.submit(**LONG), timeout=60)
         job_id = client.submit(**LONG)
-        wait_until_running(client, [job_id], 20)
+        wait_until_running(client, [job_id], 5)
         with WorkerProcess(redis_url, demo_model, tmp_path):
             kill("job runner")
             result = client.result(job_id, timeout=30)
