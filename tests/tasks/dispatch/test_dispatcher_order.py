@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import time
 from pathlib import Path
 from typing import Any
 
 from orcd.client import Client
+from tests.tasks.slow_engine import slow_engine
 from tests.tasks.worker_process import WorkerProcess, wait_until_running
 
 
@@ -18,12 +21,14 @@ def requests(num_jobs: int, num_tokens: int, **fields: Any) -> list[dict[str, An
 
 def test_a_second_worker_gets_its_share_of_what_waits(redis_url: str, demo_model: Path, tmp_path: Path) -> None:
     """F18: the first worker kept all 200 jobs while a second idled for 48 s."""
-    settings = {"ORCD_MAX_SEQUENCES": "4"}
-    with WorkerProcess(redis_url, demo_model, tmp_path, **settings), Client(redis_url) as client:
-        job_ids = client.submit_many(requests(48, 60))
+    settings = {"ORCD_MAX_SEQUENCES": "4", **slow_engine(tmp_path)}
+    with WorkerProcess(redis_url, demo_model, tmp_path, **settings) as first, Client(redis_url) as client:
+        job_ids = client.submit_many(requests(48, 12))
         wait_until_running(client, job_ids[:1])
+        os.kill(first.engine_pid, signal.SIGSTOP)  # it has time enough until there is a second one
         assert sum(status.state == "running" for status in client.statuses(job_ids)) <= 5
         with WorkerProcess(redis_url, demo_model, tmp_path, **settings) as second:
+            os.kill(first.engine_pid, signal.SIGCONT)
             left = [status.job_id for status in client.statuses(job_ids) if status.state in ("queued", "running")]
             assert {client.result(job_id, timeout=60).state for job_id in job_ids} == {"succeeded"}
             num_second = sum(f"-{second.process.pid}-" in str(status.worker) for status in client.statuses(left))
