@@ -15,11 +15,13 @@ from celery.result import AsyncResult
 from orcd.client import Client
 from orcd.errors import InferenceTimeout
 from tests.conftest import wait_until
+from tests.tasks.slow_engine import slow_engine
 from tests.tasks.worker_process import WorkerProcess, wait_until_running
 
+NUM_LONG = 40
 SHORT = {"prompt": "old pond", "max_tokens": 8, "temperature": 0.0, "ignore_eos": True}
-LONG = {"prompt": "old pond", "max_tokens": 250, "seed": 1, "ignore_eos": True}
-ENDLESS = LONG | {"n": 8}
+LONG = {"prompt": "old pond", "max_tokens": NUM_LONG, "seed": 1, "ignore_eos": True}
+ENDLESS = LONG | {"max_tokens": 450, "n": 8}
 
 
 class Canvas:
@@ -57,18 +59,18 @@ class Canvas:
     def check(self) -> None:
         """Every result is there, and is the right one."""
         first, second, third = self.chain.parent.parent, self.chain.parent, self.chain
-        assert [self.tokens(result) for result in (first, second, third)] == [250, 8, [8, 8]]
-        assert [self.tokens(result) for result in self.group] == [250, 250, 8]
+        assert [self.tokens(result) for result in (first, second, third)] == [NUM_LONG, 8, [8, 8]]
+        assert [self.tokens(result) for result in self.group] == [NUM_LONG, NUM_LONG, 8]
         assert self.tokens(self.chord) == [8, 8]
-        assert [self.tokens(result) for result in self.chord.parent] == [250, 8]
-        assert [self.tokens(result) for result in (self.linked, AsyncResult("link", app=self.app))] == [250, 8]
+        assert [self.tokens(result) for result in self.chord.parent] == [NUM_LONG, 8]
+        assert [self.tokens(result) for result in (self.linked, AsyncResult("link", app=self.app))] == [NUM_LONG, 8]
         with pytest.raises(InferenceTimeout):
             self.limited.get(timeout=60)
         assert self.tokens(AsyncResult("link-error", app=self.app)) == 8
-        assert self.tokens(self.chunk) == [250, 8, 250]
+        assert self.tokens(self.chunk) == [NUM_LONG, 8, NUM_LONG]
         parts = [AsyncResult(f"{self.chunk.id}-{index}", app=self.app) for index in range(3)]
-        assert [self.tokens(part) for part in parts] == [250, 8, 250]
-        assert self.tokens(self.other) == self.tokens(AsyncResult(self.job_id, app=self.app)) == 250
+        assert [self.tokens(part) for part in parts] == [NUM_LONG, 8, NUM_LONG]
+        assert self.tokens(self.other) == self.tokens(AsyncResult(self.job_id, app=self.app)) == NUM_LONG
 
 
 @pytest.mark.parametrize("leave", [signal.SIGTERM, signal.SIGQUIT, signal.SIGKILL], ids=lambda number: number.name)
@@ -76,7 +78,8 @@ def test_every_result_is_right_when_its_worker_leaves_in_the_middle(
     app: Celery, client: Client, connection: redis.Redis, redis_url: str, demo_model: Path, tmp_path: Path, leave: Any
 ) -> None:
     """F08, F10: by SIGQUIT, Celery's cold shutdown, all jobs were cancelled."""
-    with WorkerProcess(redis_url, demo_model, tmp_path) as first:
+    variables = slow_engine(tmp_path) | {"ORCD_DRAIN_TIMEOUT_S": "2"}
+    with WorkerProcess(redis_url, demo_model, tmp_path, **variables) as first:
         canvas = Canvas(app, client)
         wait_until_running(client, canvas.begun, 3)
         os.kill(first.engine_pid, signal.SIGSTOP)  # so none of them ends here
