@@ -14,10 +14,11 @@ import redis
 from orcd.client import Client
 from orcd.monitoring.worker_registry import Farewell, WorkerRegistry
 from tests.conftest import wait_until
+from tests.tasks.slow_engine import slow_engine
 from tests.tasks.worker_process import WorkerProcess, wait_until_running
 
-LONG: dict[str, Any] = {"prompt_token_ids": [9, 8, 7], "max_tokens": 250, "seed": 4, "ignore_eos": True}
-SHORT: dict[str, Any] = LONG | {"max_tokens": 20}
+LONG: dict[str, Any] = {"prompt_token_ids": [9, 8, 7], "max_tokens": 60, "seed": 4, "ignore_eos": True}
+SHORT: dict[str, Any] = LONG | {"max_tokens": 10}
 DRAINED_S = 15.0
 STOPPED_S = 8.0
 """Times to leave on a loaded machine."""
@@ -45,7 +46,7 @@ def leave(worker: WorkerProcess, registry: WorkerRegistry, farewell: Farewell) -
 def test_a_drained_worker_finishes_what_it_can_and_another_goes_on_with_the_rest(
     redis_url: str, demo_model: Path, tmp_path: Path, registry: WorkerRegistry
 ) -> None:
-    leaver = WorkerProcess(redis_url, demo_model, tmp_path, ORCD_DRAIN_TIMEOUT_S="5")
+    leaver = WorkerProcess(redis_url, demo_model, tmp_path, ORCD_DRAIN_TIMEOUT_S="2", **slow_engine(tmp_path, 0.05))
     with leaver as worker, Client(redis_url) as client:
         short, *others = client.submit_many([SHORT, *[LONG] * 6])
         wait_until_running(client, [short])
