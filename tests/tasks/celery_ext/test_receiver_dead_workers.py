@@ -19,6 +19,7 @@ from orcd.store import schema
 from orcd.store.enqueue import queue_name
 from tasks.app import create_app
 from tasks.celery_ext.tasks import GenerateTask
+from tests.tasks.slow_engine import slow_engine
 from tests.tasks.worker_process import WorkerProcess
 from worker.settings import Settings
 
@@ -130,11 +131,11 @@ def test_a_worker_whose_event_loop_stood_still_goes_on_with_what_it_has(
     redis_url: str, connection: redis.Redis, demo_model: Path, tmp_path: Path
 ) -> None:
     with (
-        WorkerProcess(redis_url, demo_model, tmp_path) as slow,
-        WorkerProcess(redis_url, demo_model, tmp_path),
+        WorkerProcess(redis_url, demo_model, tmp_path, **slow_engine(tmp_path)) as slow,
+        WorkerProcess(redis_url, demo_model, tmp_path, **slow_engine(tmp_path)),
         Client(redis_url) as client,
     ):
-        job_ids = client.submit_many([FIELDS | {"max_tokens": 200}] * 12)
+        job_ids = client.submit_many([FIELDS | {"max_tokens": 60}] * 12)
         time.sleep(0.3)
         slow.process.send_signal(signal.SIGSTOP)
         time.sleep(LEASE_S + 2)
