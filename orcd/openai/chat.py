@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from orcd.errors import InvalidRequest
+from orcd.events import ToolCallDelta
 from orcd.openai import logprobs
 from orcd.openai.body_fields import BodyFields, unsupported
 from orcd.openai.body_table import CHAT
@@ -52,6 +53,14 @@ def _choice(index: int, choice: Choice) -> dict[str, Any]:
         "logprobs": None if choice.logprobs is None else {"content": logprobs.listed(choice.logprobs), "refusal": None},
         "finish_reason": finish_reason(choice.finish_reason, has_calls=bool(choice.tool_calls)),
     }
+
+
+def call_delta(delta: ToolCallDelta) -> dict[str, Any]:
+    """What comes next of a call, as the chunks of a stream have it."""
+    if not delta.id:
+        return {"index": delta.index, "function": {"arguments": delta.arguments}}
+    function = {"name": delta.name, "arguments": delta.arguments}
+    return {"index": delta.index, "id": delta.id, "type": "function", "function": function}
 
 
 def finish_reason(reason: str | None, *, has_calls: bool) -> str | None:

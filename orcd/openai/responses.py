@@ -14,7 +14,7 @@ from orcd.openai.chat import read_tools
 from orcd.openai.input_items import messages_of
 from orcd.openai.usage import response_usage
 from orcd.request import Request
-from orcd.result import Choice, Result
+from orcd.result import Choice, Result, ToolCall
 from orcd.sampling import unknown_field
 
 _LOGPROBS = "message.output_text.logprobs"
@@ -98,13 +98,16 @@ def _output(job_id: str, choice: Choice, status: str) -> list[dict[str, Any]]:
         "annotations": [],
         "logprobs": logprobs.listed(choice.logprobs or ()),
     }
-    if choice.text or not choice.tool_calls:
+    if choice.text or choice.logprobs or not choice.tool_calls:
         message = {"id": f"msg_{job_id}", "type": "message", "role": "assistant"}
         items.append({**message, "status": status, "content": [text]})
-    for index, call in enumerate(choice.tool_calls or ()):
-        function = {"call_id": call.id, "name": call.name, "arguments": call.arguments}
-        items.append({"id": f"fc_{job_id}_{index}", "type": "function_call", "status": status, **function})
-    return items
+    return items + [call_item(job_id, index, call, status) for index, call in enumerate(choice.tool_calls or ())]
+
+
+def call_item(job_id: str, index: int, call: ToolCall, status: str) -> dict[str, Any]:
+    """The item that a call of a tool is; ``index`` is its number in the answer."""
+    function = {"call_id": call.id, "name": call.name, "arguments": call.arguments}
+    return {"id": f"fc_{job_id}_{index}", "type": "function_call", "status": status, **function}
 
 
 def _read_text(fields: BodyFields) -> None:

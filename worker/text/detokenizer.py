@@ -5,7 +5,6 @@ from __future__ import annotations
 import codecs
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import msgspec
 
@@ -19,7 +18,7 @@ from worker.text.tools.answer_parts import AnswerParts, CallDelta, joined
 ALL_TEXT = AnswerForm()
 """Of an answer in which neither calls nor reasoning are looked for."""
 _MOST_PARSED = 64
-"""Ids that are looked at together where markers may be among them."""
+"""Ids that are looked at together where markers or borders of messages may be among them."""
 _MOST_TRIES = 4
 """How often one less is looked at, as the last may be whitespace before a marker; then they are looked at singly."""
 
@@ -111,7 +110,7 @@ class Detokenizer:
         released = _Released()
         position = 0
         while position < len(token_ids) and not self._stopped:
-            is_plain = not (self._held or self._stop or self._channels or self._strips_space) and self._skip_special
+            is_plain = not (self._held or self._stop or self._strips_space) and self._skip_special
             num_whole = self._add_whole(token_ids, position, released) if is_plain else 0
             self._num_ids += num_whole or 1
             if not num_whole:
@@ -145,27 +144,43 @@ class Detokenizer:
 
         The short way, for most of what is generated: token by token takes several times as long.
         """
-        parser, least, most = self._parser, start, len(token_ids)
-        if parser:
+        least, most = start, len(token_ids)
+        if self._channels or self._parser:
             most = min(most, start + _MOST_PARSED)
             least = max(start, most - _MOST_TRIES)
-            if parser.passes("") is None or not parser.marker_ids.isdisjoint(token_ids[start:most]):
+            if not self._has_text_only(token_ids[start:most]):
                 return 0
         for end in range(most, least, -1):
             data = self._tokenizer.shown_bytes(token_ids[start:end])
             text, num_decoded = codecs.utf_8_decode(data, "replace", False)
-            if num_decoded == len(data):
-                kind = parser.passes(text) if parser else "answer"
-                if kind is not None:
-                    released.add_whole(end - start, text, kind)
-                    return end - start
+            if num_decoded == len(data) and self._add_text(text, released):
+                released.num_ids += end - start
+                return end - start
         return 0
+
+    def _has_text_only(self, token_ids: Sequence[int]) -> bool:
+        """Whether text goes on, as far as can be told from the tokens alone."""
+        if self._channels:
+            return self._channels.channel is not None and self._channels.border_ids.isdisjoint(token_ids)
+        parser = self._parser
+        return parser is None or (parser.passes("") is not None and parser.marker_ids.isdisjoint(token_ids))
+
+    def _add_text(self, text: str, released: _Released) -> bool:
+        """Add the text if it is certain what it is."""
+        kind = self._parser.passes(text) if self._parser else "answer"
+        if self._channels:
+            self._channels.add(text, released)
+        elif kind == "answer":
+            released.answer += text
+        elif kind == "analysis":
+            released.analysis += text
+        return kind is not None
 
     def _decode(self, token_id: int) -> _Token:
         """The token with what is known by it."""
         parts = AnswerParts()
         if self._channels:
-            is_border = self._channels.is_border(token_id)
+            is_border = token_id in self._channels.border_ids
             if is_border:
                 self._channels.add(self._decoder.decode(b"", True), parts)
             self._channels.advance(token_id, parts)
@@ -260,31 +275,20 @@ class _Token:
     ends_message: bool = False
 
 
-class _Released:
+class _Released(AnswerParts):
     """A `TextDelta` that is being put together."""
 
-    def __init__(self) -> None:
-        self.num_ids = 0
-        self._answer = self._analysis = self._commentary = ""
-        self._calls: list[CallDelta] = []
+    num_ids: int = 0
 
     def add(self, tokens: Sequence[_Token], answer: str) -> None:
         """``answer`` stands for the answer's text in those tokens."""
         self.num_ids += len(tokens)
-        self._answer += answer
+        self.answer += answer
         for token in tokens:
-            self._analysis += token.content.analysis
-            self._commentary += token.content.commentary
-            self._calls += token.content.calls
-
-    def add_whole(self, num_ids: int, text: str, kind: Literal["answer", "analysis"]) -> None:
-        """Ids of which all text is of one kind."""
-        self.num_ids += num_ids
-        if kind == "answer":
-            self._answer += text
-        else:
-            self._analysis += text
+            self.analysis += token.content.analysis
+            self.commentary += token.content.commentary
+            self.calls += token.content.calls
 
     def to_delta(self, *, stopped: bool) -> TextDelta:
-        calls = joined(self._calls) if self._calls else ()
-        return TextDelta(self._answer, self.num_ids, stopped, self._analysis, self._commentary, calls)
+        calls = joined(self.calls) if self.calls else ()
+        return TextDelta(self.answer, self.num_ids, stopped, self.analysis, self.commentary, calls)

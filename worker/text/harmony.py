@@ -41,14 +41,17 @@ class Channels:
         self._tokenizer = tokenizer
         self._channel_id, self._message_id = ids["<|channel|>"], ids["<|message|>"]
         self._end_ids = {ids["<|start|>"], ids["<|end|>"], *tokenizer.end_ids}
+        self.border_ids = frozenset((*self._end_ids, self._channel_id, self._message_id))
+        """Tokens with which a message or a header ends."""
         self._role = bytearray()  # of a header that has not reached <|channel|>
         self._name: bytearray | None = None  # of a header that has
         self._num_calls = 0
         self._is_call = self._has_arguments = False
         self._takes_calls = False
         self.channel: Channel | None = "final"
+        of_prompt = AnswerParts()
         for token_id in prompt_ids:
-            self.advance(token_id, AnswerParts())
+            self.advance(token_id, of_prompt)
         self._takes_calls = takes_calls
 
     @classmethod
@@ -56,10 +59,6 @@ class Channels:
         """None for a model without channels."""
         is_harmony = harmony_texts(tokenizer.special_ids.keys())
         return cls(tokenizer, prompt_ids, takes_calls=takes_calls) if is_harmony else None
-
-    def is_border(self, token_id: int) -> bool:
-        """Whether a message or a header ends with this token."""
-        return token_id in self._end_ids or token_id in (self._channel_id, self._message_id)
 
     def advance(self, token_id: int, parts: AnswerParts) -> None:
         """Take the next token; a call that begins with it, or has ended without arguments, is added to ``parts``."""

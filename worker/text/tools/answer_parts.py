@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 from itertools import groupby
 
 import msgspec
@@ -17,14 +16,13 @@ class CallDelta(msgspec.Struct, frozen=True):
     arguments: str = ""
 
 
-@dataclass(slots=True)
-class AnswerParts:
+class AnswerParts(msgspec.Struct):
     """Stretches of an answer. ``commentary`` is what GPT-OSS writes in that channel beside calls."""
 
     answer: str = ""
     analysis: str = ""
     commentary: str = ""
-    calls: list[CallDelta] = field(default_factory=list)
+    calls: list[CallDelta] = []
 
 
 def joined(deltas: Iterable[CallDelta]) -> tuple[CallDelta, ...]:

@@ -137,9 +137,8 @@ class CallParser:
                 return self._reject() + text[position:]
             if self._value is not None:
                 return text[position:]
-        if len(self._held) > MAX_HELD:
-            self._held.append("")
-            return self._reject()
+            if len(self._held) > MAX_HELD:
+                return self._reject() + text[position:]
         return ""
 
     def _reject(self) -> str:

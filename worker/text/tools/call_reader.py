@@ -158,9 +158,11 @@ def _string() -> Reader[str]:
             break
         escaped = char == "\\" and not escaped
     try:
-        return str(json.loads(text))
+        text = str(json.loads(text))
+        text.encode()  # a lone surrogate is valid JSON, but no text
     except ValueError:
         raise NotACall from None
+    return text
 
 
 def _object() -> Reader[str]:

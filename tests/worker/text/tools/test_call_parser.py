@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from worker.text.tools.answer_parts import AnswerParts, joined
 from worker.text.tools.call_parser import MAX_HELD, CallParser
@@ -62,9 +64,40 @@ def test_calls_are_told_from_text_however_they_are_cut(
         assert parse(syntax, text, size) == (answer, calls)
 
 
+SNIPPETS = st.sampled_from(
+    [
+        *(
+            "<tool_call>",
+            "</tool_call>",
+            "<|python_tag|>",
+            "[TOOL_CALLS]",
+            "<|tool_call|>",
+            "<|/tool_call|>",
+            "functools",
+        ),
+        *(F, G, "[", "]", "{", "}", ", ", "; ", "\n", '"', "é", "é<", "f[ARGS]", '{"name": "é', '{"a": "é"}', "<"),
+        *('{"name": "f", ', '"arguments": {', '"parameters": {"é": ', '{"arguments": {"é": "}', '"name": "g"', "\\"),
+    ]
+)
+
+
+@settings(derandomize=True, max_examples=500, deadline=None)
+@given(
+    st.sampled_from([HERMES, LLAMA3, MISTRAL, PHI4, FUNCTOOLS]),
+    st.lists(SNIPPETS, max_size=10).map("".join),
+    st.integers(1, 9),
+)
+def test_no_text_is_lost_and_any_pieces_give_the_same(syntax: CallSyntax, text: str, size: int) -> None:
+    answer, calls = parse(syntax, text, 1)
+    assert parse(syntax, text, size) == parse(syntax, text, max(1, len(text))) == (answer, calls)
+    kept = answer + "".join(name + arguments for name, arguments in calls)
+    assert kept.count("é") == text.count("é"), "only what stands around calls is left out"
+
+
 def test_a_call_that_says_its_name_too_late_stays_text() -> None:
     text = '<tool_call>{"arguments": {"a": "' + "x" * MAX_HELD + '"}, "name": "f"}'
-    assert parse(HERMES, text, 1) == (text, [])
+    for size in (1, 1000, len(text)):
+        assert parse(HERMES, text, size) == (text, [])
 
 
 def test_nothing_is_held_back_within_arguments_and_behind_a_call() -> None:

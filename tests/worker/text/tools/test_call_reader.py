@@ -68,6 +68,7 @@ def test_arguments_behind_a_name_are_the_sinks() -> None:
         "{1",
         '{"name": 5',
         '{"name": ""',
+        '{"name": "\\ud800"',
         '{"name": "f" "',
         '{"name": "f", "name": "g"',
         '{"name": "f", }',
