@@ -134,8 +134,13 @@ class Detokenizer:
         """Go on, with a new detokenizer, after ids that another one has released."""
         assert not self._held
         self._num_ids += len(logged_ids)
-        for token_id in logged_ids:
-            self._decode(token_id)
+        shown, position, is_known = _Released(), 0, True
+        while position < len(logged_ids):
+            is_plain = is_known and self._skip_special and not self._strips_space
+            num_whole = self._add_whole(logged_ids, position, shown) if is_plain else 0
+            if not num_whole:
+                is_known = self._decode(logged_ids[position]).is_known
+            position += num_whole or 1
         if self._parser:
             self._parser.forget()
 
