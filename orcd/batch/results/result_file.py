@@ -32,10 +32,14 @@ class ResultSink(Protocol):
         """Nothing more comes."""
 
 
+class OutputInUse(InvalidRequest):
+    """Another process writes the OUTPUT."""
+
+
 class ResultFile:
     """An OUTPUT that a batch can go on with; locked while it is open.
 
-    Raises `InvalidRequest` if it cannot be written, or if somebody else writes it.
+    Raises `InvalidRequest` if it cannot be written, and `OutputInUse` if somebody else writes it.
     """
 
     def __init__(self, path: Path) -> None:
@@ -45,7 +49,7 @@ class ResultFile:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             self._file.close()
-            raise InvalidRequest(f"{path}: another batch is writing this file") from None
+            raise OutputInUse(f"{path}: another batch is writing this file") from None
 
     def read(self, format: ResultFormat) -> Iterator[tuple[Place, int]]:
         """Place and digest of the input line of every result so far; a torn last line is cut off.

@@ -13,6 +13,7 @@ from orcd.batch.batch_file import BatchFile, BatchPaths
 from orcd.batch.batch_options import BatchOptions
 from orcd.batch.batch_run import BatchRun
 from orcd.batch.formats.defaults import Defaults
+from orcd.batch.results.result_file import OutputInUse
 from orcd.client import Client
 from orcd.errors import InvalidRequest
 from orcd.gateway.api_keys import TENANT_IS_KEY
@@ -72,9 +73,13 @@ class BatchTask:
         with Client(self._settings.redis_url, job_ttl_s=self._settings.job_ttl_s) as client:
             try:
                 with BatchFile(BatchPaths([source], output, failures), options, retries_failures=False) as file:
-                    self._run(client, file)
+                    status = self._run(client, file)
+            except OutputInUse:  # whoever had the batch before has only been slow, and will hear that it is ours
+                raise Stopped from None
             except InvalidRequest as error:
                 self._fail([_error(None, error.message)])
+                return
+        self._finish(status)
 
     def update(self, num_done: int, num_failed: int, num_tokens: int) -> None:  # noqa: ARG002 - `Progress` has it
         """What `BatchRun` tells. Raises `Stopped` to have it stop."""
@@ -83,7 +88,8 @@ class BatchTask:
         if self._stopping.is_set() or self._is_cancelled or self.batch.expires_at <= _now():
             raise Stopped
 
-    def _run(self, client: Client, file: BatchFile) -> None:
+    def _run(self, client: Client, file: BatchFile) -> str:
+        """Run the lines to their end; gives the status that the batch then has. Raises as `run` does."""
         for name, kind in ((self.batch.output_file_id, "output"), (self.batch.error_file_id, "error")):
             assert name is not None
             self._files.path(name).touch()
@@ -102,7 +108,20 @@ class BatchTask:
             run.cancel()
             status = "cancelled" if self._is_cancelled else "expired"
         self._change(status="finalizing", finalizing_at=_now())
-        self._change(status=status, usage=self._usage(), **{f"{status}_at": _now()})
+        return status
+
+    def _finish(self, status: str) -> None:
+        usage = self._usage()
+        self._forget_empty_files()
+        self._change(status=status, usage=usage, **{f"{status}_at": _now()})
+
+    def _forget_empty_files(self) -> None:
+        """A batch that has ended names no file in which nothing is: a run removes an error file without errors."""
+        for name in ("output_file_id", "error_file_id"):
+            file_id = getattr(self.batch, name)
+            if not self._files.path(file_id).exists():
+                self._files.delete(file_id)
+                self._change(**{name: None})
 
     def _refused_lines(self) -> Iterator[dict[str, Any]]:
         """The lines that are for another endpoint, another tenant, or a model that the key of the batch may not use."""
@@ -141,6 +160,7 @@ class BatchTask:
         return response_usage(tokens_in, tokens_out)
 
     def _fail(self, errors: list[dict[str, Any]]) -> None:
+        self._forget_empty_files()
         self._change(status="failed", failed_at=_now(), errors={"object": "list", "data": errors})
 
     def _change(self, **changes: Any) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import openai
 import pytest
 import redis
 
+from orcd.batch.results.result_file import ResultFile
 from orcd.gateway.batches import batch_runner, batch_store, batches
 from orcd.gateway.settings import GatewaySettings
 from orcd.store import schema
@@ -80,6 +82,8 @@ def test_a_batch_goes_on_at_another_gateway_and_no_line_runs_twice(
         batch = ended(sdk, batch_id)
         worker.stop()
         assert batch.request_counts.completed == 20
+        assert batch.error_file_id is None
+        assert {file.id for file in sdk.files.list()} == {batch.input_file_id, batch.output_file_id}
         assert sorted(int(each["custom_id"]) for each in lines_of(sdk, batch.output_file_id)) == list(range(20))
     assert len(connection.keys("orcd:{*}:job")) == 20
 
@@ -105,6 +109,27 @@ def test_a_line_that_failed_before_its_gateway_died_is_not_run_again(
         (failed,) = lines_of(sdk, batch.error_file_id)
         assert failed["response"]["body"]["error"]["code"] == "poisoned"
     assert len(connection.keys("orcd:{*}:job")) == 2
+
+
+def test_a_batch_whose_files_a_stalled_gateway_still_writes_waits_for_them(
+    redis_url: str, tmp_path: Path, connection: redis.Redis, make_store: MakeStore, open_sdk: OpenSdk
+) -> None:
+    settings = GatewaySettings(redis_url=redis_url, files_dir=str(tmp_path))
+    with running(settings) as first:
+        sdk = open_sdk(first)
+        batch_id = begin(sdk, line("a"))
+        wait_until(lambda: sdk.batches.retrieve(batch_id).output_file_id)
+        output = tmp_path / f"{sdk.batches.retrieve(batch_id).output_file_id}.data"
+        wait_until(lambda: connection.zcard(schema.QUEUED) == 1)
+    stalled = ResultFile(output)
+    with running(settings) as second:
+        sdk = open_sdk(second)
+        time.sleep(1)
+        assert sdk.batches.retrieve(batch_id).status == "in_progress"
+        stalled.close()
+        worker = AnsweringWorker(connection, make_store)
+        assert ended(sdk, batch_id).status == "completed"
+        worker.stop()
 
 
 def test_a_batch_that_is_cancelled_cancels_its_jobs_and_keeps_its_results(
@@ -163,6 +188,7 @@ def test_a_file_that_is_not_for_the_endpoint_fails_the_batch_by_its_line(
         assert (batch.status, batch.request_counts.total) == ("completed", 0)
         return
     assert batch.status == "failed"
+    assert (batch.output_file_id, batch.error_file_id) == (None, None)
     (error,) = batch.errors.data
     assert error.line == 2
     assert complaint in error.message
