@@ -44,6 +44,7 @@ WITHOUT_TESTS = {
 """Modules that have nothing to test by themselves, and why."""
 
 OF_MORE_THAN_A_MODULE = {
+    "tests/orcd/gateway/test_openai.py": "clients of OpenAI's API against gateways and a worker",
     "tests/orcd/gateway/test_langchain.py": "LangChain's client against the gateway",
     "tests/orcd/gateway/test_litellm.py": "LiteLLM's client against the gateway",
     "tests/tasks/test_batch_files.py": "prompt files through the whole system",

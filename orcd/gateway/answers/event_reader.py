@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import time
+from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from types import TracebackType
 
 from orcd.async_client import AsyncClient
 from orcd.errors import OrcdError
-from orcd.events import End, Error, Event, Loading, Queued
+from orcd.events import End, Error, Event, Loading, Queued, Started
 from orcd.gateway.api_error import ApiError
 
 HOLD_S = 10.0
@@ -25,7 +27,7 @@ class EventReader:
         self._client = client
         self._job_id = job_id
         self._read: asyncio.Queue[Event | OrcdError] = asyncio.Queue(MAX_UNREAD)
-        self._peeked: Event | None = None
+        self._peeked: deque[Event] = deque()
 
     async def __aenter__(self) -> EventReader:
         self._task = asyncio.create_task(self._pump())
@@ -47,9 +49,22 @@ class EventReader:
 
     async def next(self, timeout_s: float) -> Event | None:
         """The next event that is no news from the queue; None after so many seconds. Raises `OrcdError`."""
-        if self._peeked is not None:
-            event, self._peeked = self._peeked, None
-            return event
+        return self._peeked.popleft() if self._peeked else await self._take(timeout_s)
+
+    async def wait_for_start(self) -> None:
+        """Wait until a worker has got to the first token, at most `HOLD_S`. Raises `ApiError` if it has failed instead.
+
+        That it has taken the job says little: only then it finds out whether the prompt fits.
+        """
+        end = time.monotonic() + HOLD_S
+        while (event := await self._take(max(0.0, end - time.monotonic()))) is not None:
+            if isinstance(event, Error):
+                raise ApiError.of_event(event)
+            self._peeked.append(event)
+            if not isinstance(event, Started):
+                return
+
+    async def _take(self, timeout_s: float) -> Event | None:
         try:
             async with asyncio.timeout(timeout_s):
                 while True:
@@ -60,12 +75,6 @@ class EventReader:
                         return found
         except TimeoutError:
             return None
-
-    async def wait_for_start(self) -> None:
-        """Wait until a worker has begun the job, at most `HOLD_S`. Raises `ApiError` if it has failed instead."""
-        self._peeked = await self.next(HOLD_S)
-        if isinstance(self._peeked, Error):
-            raise ApiError.of_event(self._peeked)
 
     async def _pump(self) -> None:
         try:

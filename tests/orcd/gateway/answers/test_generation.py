@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
@@ -10,8 +12,10 @@ import redis
 
 from orcd.gateway.answers import event_reader
 from orcd.store import schema
+from tests.conftest import wait_until
 from tests.orcd.answering_worker import AnsweringWorker, FailingWorker
 from tests.orcd.gateway.conftest import OpenSdk
+from tests.orcd.job_writer import MakeStore, claimed
 
 CHAT: dict[str, Any] = {"model": "demo", "messages": [{"role": "user", "content": "count"}]}
 STREAM = {**CHAT, "stream": True}
@@ -77,6 +81,27 @@ def test_what_a_worker_finds_wrong_is_the_status_of_a_stream_too(
     assert caught.value.code == "vram_oom"
     with pytest.raises(openai.APIError, match="does not fit"):
         list(sdk.chat.completions.create(**STREAM))
+
+
+@pytest.mark.parametrize(("path", "asked"), [("/completions", {"prompt": "x"}), ("/responses", {"input": "x"})])
+def test_what_a_worker_finds_wrong_after_it_has_begun_is_the_status_of_a_stream_too(
+    http: httpx.Client,
+    served_model: str,
+    connection: redis.Redis,
+    make_store: MakeStore,
+    path: str,
+    asked: dict[str, str],
+) -> None:
+    with ThreadPoolExecutor(1) as threads:
+        answer = threads.submit(http.post, path, json={"model": served_model, "stream": True, **asked})
+        wait_until(lambda: connection.zcard(schema.QUEUED))
+        (job_id,) = connection.zrange(schema.QUEUED, 0, -1)
+        writer = claimed(make_store(), job_id.decode())
+        writer.start()
+        time.sleep(0.1)
+        writer.fail("CONTEXT_LENGTH_EXCEEDED", "the prompt is too long")
+        assert answer.result().status_code == 400
+        assert answer.result().json()["error"]["code"] == "context_length_exceeded"
 
 
 @pytest.mark.parametrize(
