@@ -40,6 +40,12 @@ _OTHER_NAMES = {
 Text = Annotated[str, Meta(max_length=4 * 1024 * 1024)]
 
 
+class NamedTool(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The tool that must be called."""
+
+    name: str
+
+
 class Request(SamplingFields, frozen=True, kw_only=True):
     """One generation job. Exactly one of ``prompt``, ``messages`` and ``prompt_token_ids`` is given.
 
@@ -49,7 +55,8 @@ class Request(SamplingFields, frozen=True, kw_only=True):
     submission. ``on_disconnect`` "cancel" ends a job that has had no listener for a while.
 
     ``tools`` are functions as chat completions of OpenAI have them, for the chat template; ``chat_template_kwargs`` are
-    further variables of it. With ``add_generation_prompt`` the answer is a new message; with ``continue_final_message``
+    further variables of it. ``tool_choice`` "required", or a tool's name, has the answer be calls of tools, or of that
+    one, and nothing else. With ``add_generation_prompt`` the answer is a new message; with ``continue_final_message``
     instead the last message goes on. ``special_tokens_in_content`` says what the spelling of a control token in the
     text of a message is: "parse" takes it for the token, "escape" for the text that it is.
 
@@ -63,6 +70,7 @@ class Request(SamplingFields, frozen=True, kw_only=True):
     messages: Annotated[list[dict[str, Any]], Meta(min_length=1, max_length=10_000)] | None = None
     prompt_token_ids: Annotated[list[TokenId], Meta(min_length=1, max_length=4 * 1024 * 1024)] | None = None
     tools: Annotated[list[dict[str, Any]], Meta(min_length=1, max_length=1024)] | None = None
+    tool_choice: Literal["auto", "required"] | NamedTool = "auto"
     chat_template_kwargs: Annotated[dict[str, Any], Meta(max_length=256)] | None = None
     add_generation_prompt: bool = True
     continue_final_message: bool = False
@@ -93,6 +101,7 @@ class RequestFields(SamplingKeywords, total=False):
     messages: Sequence[Mapping[str, Any]] | None
     prompt_token_ids: list[int] | tuple[int, ...] | None
     tools: Sequence[Mapping[str, Any]] | None
+    tool_choice: Literal["auto", "required"] | Mapping[str, str]
     chat_template_kwargs: Mapping[str, Any] | None
     add_generation_prompt: bool
     continue_final_message: bool
@@ -185,6 +194,8 @@ def _check(request: Request) -> None:
         raise InvalidRequest("min_tokens: must not exceed max_tokens")
     if structured_output(request) is not None and request.min_tokens:
         raise InvalidRequest("min_tokens: must be 0 with structured output, as a document may end earlier")
+    if request.tool_choice != "auto":
+        _check_tool_choice(request)
     if request.continue_final_message and request.add_generation_prompt:
         raise InvalidRequest("continue_final_message: needs add_generation_prompt false")
     for index, message in enumerate(request.messages or ()):
@@ -194,6 +205,19 @@ def _check(request: Request) -> None:
         for place, part in enumerate(content if isinstance(content, list) else ()):
             if isinstance(part, dict):
                 _check_part(part, f"messages[{index}].content[{place}]")
+
+
+def _check_tool_choice(request: Request) -> None:
+    if request.messages is None or not request.tools:
+        raise InvalidRequest("tool_choice: needs messages and tools")
+    if structured_output(request) is not None or request.min_tokens:
+        raise InvalidRequest("tool_choice: required and named tools go without response_format and min_tokens")
+    named = [tool["function"].get("name") if isinstance(tool.get("function"), dict) else None for tool in request.tools]
+    for index, name in enumerate(named):
+        if not isinstance(name, str):
+            raise InvalidRequest(f"tools[{index}].function: must be an object with a name")
+    if isinstance(request.tool_choice, NamedTool) and request.tool_choice.name not in named:
+        raise InvalidRequest("tool_choice: names a tool that is not among the tools")
 
 
 def _check_part(part: dict[str, Any], where: str) -> None:

@@ -42,7 +42,7 @@ _BY_NAME: dict[str, dict[str, Any]] = {
         "type": "array",
         "items": {"type": "object", "required": ["type"], "properties": {"type": {"const": "function"}}},
     },
-    "tool_choice": {"enum": ["auto", "none"]},
+    "tool_choice": {"anyOf": [{"enum": ["auto", "none", "required"]}, {"type": "object", "required": ["type"]}]},
     "include": {"type": "array"},
     "text": {"type": "object"},
     "reasoning": {"type": "object"},

@@ -15,8 +15,8 @@ _PRIORITIES = {"priority": 2, "fast": 2, "auto": None, "default": None, "scale":
 _VLLM_ONLY = {"disable_fallback", "disable_any_whitespace", "disable_additional_properties", "structural_tag"}
 """Of the fields in ``structured_outputs``."""
 _NOT_IN_ALL = (
-    *("prompt", "messages", "prompt_token_ids", "max_tokens", "logprobs"),
-    *("tools", "chat_template_kwargs", "add_generation_prompt", "continue_final_message", "response_format"),
+    *("prompt", "messages", "prompt_token_ids", "max_tokens", "logprobs", "tools", "tool_choice", "response_format"),
+    *("chat_template_kwargs", "add_generation_prompt", "continue_final_message"),
 )
 """Fields of a request that bodies have under other names, or only some have."""
 
@@ -166,7 +166,7 @@ _CHAT: dict[str, Treatment] = {
     "logprobs": Combined("true asks for log probabilities: of the drawn token and of top_logprobs others"),
     "top_logprobs": Combined("how many alternatives a token; needs logprobs"),
     "tools": Combined("go to the chat template, unless tool_choice is none"),
-    "tool_choice": Combined("auto and none; required and named tools are not supported"),
+    "tool_choice": Combined("auto, none, required, or a function by its name"),
     "parallel_tool_calls": Unsupported("leave it out", off=(True,)),
     "response_format": Read("response_format"),
     "reasoning_effort": Read("chat_template_kwargs.reasoning_effort"),
@@ -206,7 +206,7 @@ _RESPONSES: dict[str, Treatment] = {
     "text": Combined("its format becomes `response_format`"),
     "reasoning": Combined("its effort is a variable of the chat template"),
     "tools": Combined("functions go to the chat template, unless tool_choice is none"),
-    "tool_choice": Combined("auto and none; required and named tools are not supported"),
+    "tool_choice": Combined("auto, none, required, or a function by its name"),
     "parallel_tool_calls": Unsupported("leave it out", off=(True,)),
     "n": Unsupported("send the request several times", off=(1,)),
     "background": Ignored("how the answer is delivered; read by who delivers it"),

@@ -83,8 +83,9 @@ def read_tools(fields: BodyFields) -> None:
     """The tools for the chat template, each as chat completions have it. Raises `InvalidRequest`."""
     choice = fields.combined.get("tool_choice", "auto")
     tools = fields.combined.get("tools", [])
-    if choice not in ("auto", "none"):
-        raise unsupported("tool_choice", "leave it out, or give auto or none")
+    named = _named_tool(choice)
+    if named is None and choice not in ("auto", "none", "required"):
+        raise unsupported("tool_choice", "give auto, none, required, or a tool of the type function by its name")
     if not isinstance(tools, list):
         raise InvalidRequest("tools: must be a list")
     for index, tool in enumerate(tools):
@@ -92,5 +93,16 @@ def read_tools(fields: BodyFields) -> None:
             raise InvalidRequest(f"tools[{index}]: only tools of the type function are supported")
         if not isinstance(tool.get("function"), dict) or not isinstance(tool["function"].get("name"), str):
             raise InvalidRequest(f"tools[{index}].function: must be an object with a name")
-    if tools and choice == "auto":
+    if tools and choice != "none":
         fields.put("tools", tools, "tools")
+    if choice == "required" or named is not None:
+        fields.put("tool_choice", "required" if named is None else {"name": named}, "tool_choice")
+
+
+def _named_tool(choice: Any) -> str | None:
+    """The name in ``{"type": "function", "function": {"name": ...}}``, or in that without the inner object."""
+    if not isinstance(choice, dict) or choice.get("type") != "function":
+        return None
+    function = choice.get("function", choice)
+    name = function.get("name") if isinstance(function, dict) else None
+    return name if isinstance(name, str) else None

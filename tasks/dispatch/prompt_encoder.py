@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import msgspec
 
 from orcd.errors import ContextLengthExceeded, InvalidRequest, ModelLoadFailed
-from orcd.request import Request, structured_output
+from orcd.request import NamedTool, Request, structured_output
 from worker import contract
 from worker.model.gguf import open_gguf
 from worker.settings import Settings
@@ -26,6 +26,7 @@ from worker.text.process.text_process import LimitExceeded, TextProcess, Vocabul
 from worker.text.special_tokens import harmony_texts
 from worker.text.tokenizer import Tokenizer
 from worker.text.tools.answer_form import AnswerForm
+from worker.text.tools.call_grammar import call_grammar
 
 SHORT_BYTES = 64 * 1024
 """Longer texts are long: tokenising so much takes 20 to 50 ms."""
@@ -112,12 +113,12 @@ class PromptEncoder:
 
     def encode(self, request: Request, ready: Limits) -> Prompt:
         """A short prompt, in less than a second. Raises `TakesLong`, or as `encode_long`."""
-        grammar = self._grammar_of(request)
+        ids = self._short_ids(request, ready.max_sequence_tokens)
+        grammar = self._grammar_of(request, ids)
         try:
             min_tokens = self._grammars.known(grammar) if grammar else None
         except KeyError:
             raise TakesLong from None
-        ids = self._short_ids(request, ready.max_sequence_tokens)
         return self._prompt(request, ready, ids, grammar, min_tokens)
 
     def encode_long(self, request: Request, ready: Limits) -> Prompt:
@@ -126,9 +127,9 @@ class PromptEncoder:
         Raises `InvalidRequest` naming the field, `ContextLengthExceeded` with both lengths, or `OrcdError` after
         `interrupt`.
         """
-        grammar = self._grammar_of(request)
-        min_tokens = self._grammars.check(grammar) if grammar else None
         ids = self._long_ids(request, ready.max_sequence_tokens)
+        grammar = self._grammar_of(request, ids)
+        min_tokens = self._grammars.check(grammar) if grammar else None
         return self._prompt(request, ready, ids, grammar, min_tokens)
 
     def interrupt(self) -> None:
@@ -190,16 +191,23 @@ class PromptEncoder:
             stand_ins=prompt.stand_ins or None,
         )
 
-    def _grammar_of(self, request: Request) -> str:
+    def _grammar_of(self, request: Request, ids: list[int]) -> str:
         output = structured_output(request)
         if output is None:
-            return ""
+            return self._call_grammar(request, ids) if request.tool_choice != "auto" else ""
         if request.messages is not None and harmony_texts(self._tokenizer.special_ids.keys()):
             raise InvalidRequest(
                 "response_format, structured_outputs: this model writes its answers in channels, for which that is not"
                 " supported; leave them out, or send a prompt"
             )
         return grammar_text(output.kind, output.value, output.whitespace_pattern)
+
+    def _call_grammar(self, request: Request, ids: list[int]) -> str:
+        named = request.tool_choice.name if isinstance(request.tool_choice, NamedTool) else None
+        tools = [tool for tool in request.tools or () if named in (None, tool["function"]["name"])]
+        reasoning = self._answer_form.reasoning
+        thinks = reasoning is not None and reasoning.is_open(self._tokenizer, ids)
+        return call_grammar(self._answer_form, tools, self._tokenizer, thinks=thinks)
 
     def _prompt(self, request: Request, ready: Limits, ids: list[int], grammar: str, min_tokens: int | None) -> Prompt:
         if not ids:

@@ -26,6 +26,20 @@ PERSON = {
 }
 
 
+PLACE = {
+    "type": "object",
+    "properties": {"city": {"type": "string", "maxLength": 12}},
+    "required": ["city"],
+    "additionalProperties": False,
+}
+TEMPLATE = """{% for message in messages %}<|im_start|>{{ message.role }}
+{{ message.content }}<|im_end|>
+{% endfor %}{% if tools %}Call as <tool_call>
+{"name": NAME, "arguments": ARGUMENTS}
+</tool_call>{% endif %}<|im_start|>assistant
+"""
+
+
 def asked(schema: Any, seed: int, **fields: Any) -> dict[str, Any]:
     """A request for a document that fits the schema; drawn at temperature 1."""
     form = {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema}}
@@ -34,10 +48,11 @@ def asked(schema: Any, seed: int, **fields: Any) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def worker(demo_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[WorkerProcess]:
-    with (
-        RedisServer() as server,
-        WorkerProcess(server.url, demo_model, tmp_path_factory.mktemp("structured")) as worker,
-    ):
+    folder = tmp_path_factory.mktemp("structured")
+    template = folder / "template.jinja"
+    template.write_text(TEMPLATE)
+    variables = {"ORCD_CHAT_TEMPLATE": str(template)}
+    with RedisServer() as server, WorkerProcess(server.url, demo_model, folder, **variables) as worker:
         yield worker
 
 
@@ -128,3 +143,19 @@ def test_a_hostile_grammar_is_refused_in_bounded_time_and_nobody_else_waits(clie
         assert result.error is not None
         assert result.error.code == "INVALID_REQUEST"
     assert client.result(other, timeout=60).raise_for_error().tokens_out == 400
+
+
+@pytest.mark.parametrize("tool_choice", ["required", {"name": "weather"}])
+def test_a_tool_that_must_be_called_is_called_with_arguments_that_fit(client: Client, tool_choice: Any) -> None:
+    schemas = {"weather": PLACE, "clock": {"type": "object", "properties": {}, "additionalProperties": False}}
+    tools = [{"type": "function", "function": {"name": name, "parameters": each}} for name, each in schemas.items()]
+    messages = [{"role": "user", "content": "old pond"}]
+    names = set()
+    for seed in range(4):
+        request = {"messages": messages, "tools": tools, "tool_choice": tool_choice, "seed": seed, "max_tokens": 90}
+        result = client.result(client.submit(**request), timeout=60).raise_for_error()
+        assert result.text == ""
+        call = (result.choices[0].tool_calls or [])[0]
+        jsonschema.validate(json.loads(call.arguments), schemas[call.name])
+        names.add(call.name)
+    assert tool_choice == "required" or names == {"weather"}

@@ -71,7 +71,14 @@ def test_what_is_read_is_a_field_of_a_request(table: dict[str, Treatment]) -> No
 
 @pytest.mark.parametrize("table", TABLES.values())
 def test_every_field_of_a_request_can_be_said(table: dict[str, Treatment]) -> None:
-    asked = {"prompt", "messages", "prompt_token_ids", "logprobs", "tools"}  # which endpoints read by themselves
+    asked = {
+        "prompt",
+        "messages",
+        "prompt_token_ids",
+        "logprobs",
+        "tools",
+        "tool_choice",
+    }  # which endpoints read by themselves
     templates = {"chat_template_kwargs", "add_generation_prompt", "continue_final_message"}  # only where messages are
     read = {treatment.to.partition(".")[0] for treatment in table.values() if isinstance(treatment, Read)}
     missing = set(Request.__struct_fields__) - read - asked - (templates if table is COMPLETIONS else set())

@@ -8,7 +8,7 @@ import pytest
 
 from orcd.errors import InvalidRequest
 from orcd.openai import chat
-from orcd.request import structured_output
+from orcd.request import NamedTool, structured_output
 from orcd.result import Choice, ToolCall
 from orcd.structured_output import StructuredOutput
 from tests.orcd.openai.results import LOGPROBS, result
@@ -76,14 +76,24 @@ def test_tools_go_to_the_template_unless_none_may_be_called() -> None:
     assert parse(tools=[]).tools is None
 
 
+def test_tools_may_be_asked_for_and_one_by_its_name() -> None:
+    name = TOOL["function"]["name"]
+    assert parse(tools=[TOOL]).tool_choice == "auto"
+    assert parse(tools=[TOOL], tool_choice="required").tool_choice == "required"
+    named = {"type": "function", "function": {"name": name}}
+    assert parse(tools=[TOOL], tool_choice=named).tool_choice == NamedTool(name)
+
+
 @pytest.mark.parametrize(
     ("body", "said"),
     [
         ({"tools": {}}, "tools: must be a list"),
         ({"tools": [TOOL, {"type": "custom"}]}, "tools[1]: only tools of the type function"),
         ({"tools": [{"type": "function"}]}, "tools[0].function: must be an object with a name"),
-        ({"tool_choice": "required"}, "tool_choice is not supported"),
-        ({"tool_choice": {"type": "function", "function": {"name": "weather"}}}, "tool_choice is not supported"),
+        ({"tool_choice": "required"}, "tool_choice: needs messages and tools"),
+        ({"tool_choice": "any"}, "tool_choice is not supported"),
+        ({"tool_choice": {"type": "custom", "name": "weather"}}, "tool_choice is not supported"),
+        ({"tools": [TOOL], "tool_choice": {"type": "function", "function": {"name": "other"}}}, "tool_choice: names a"),
         ({"parallel_tool_calls": False}, "parallel_tool_calls is not supported"),
     ],
 )

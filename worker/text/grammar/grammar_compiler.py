@@ -44,7 +44,10 @@ class GrammarCompiler:
         return self._vocabulary
 
     def compile(self, grammar: str) -> TokenMatcher:
-        """A matcher before the first token. Raises `InvalidRequest` for a grammar that cannot be one."""
+        """A matcher before the first token. Raises `InvalidRequest` for a grammar that cannot be one.
+
+        Its documents are always closed in time, unless it is no JSON schema and no document was found that is short.
+        """
         words = self.prepare()
         limits = LLParserLimits(
             max_grammar_size=MAX_GRAMMAR_SIZE, max_lexer_states=MAX_LEXER_STATES, verbose_errors=False
@@ -53,18 +56,17 @@ class GrammarCompiler:
         if matcher.is_error():
             raise InvalidRequest(f"the grammar of the answer cannot be used: {_problem(matcher.get_error())}")
         schema = json_schema_of(grammar)
-        if schema is None:
-            return TokenMatcher(matcher)
-        bound = growth(schema)
+        bound = growth(schema) if schema is not None else None
         closing = Closing(words.alphabet, words.tokenizer, required_names(schema))
         rule = ClosingRule(closing, math.inf if bound is None else bound, words.num_beginnings, words.end_id)
         found = TokenMatcher(matcher, rule)
-        if found.min_tokens() is None:
-            problem = (
-                _problem(matcher.get_error()) if matcher.is_error() else "no document was found that fits the schema"
-            )
-            raise InvalidRequest(f"the grammar of the answer cannot be used: {problem}")
-        return found
+        if found.min_tokens() is not None:
+            return found
+        if matcher.is_error():
+            raise InvalidRequest(f"the grammar of the answer cannot be used: {_problem(matcher.get_error())}")
+        if schema is not None:
+            raise InvalidRequest("the grammar of the answer cannot be used: no document was found that fits the schema")
+        return TokenMatcher(matcher)  # of another grammar there may be long documents only
 
 
 class _Vocabulary:

@@ -1,0 +1,104 @@
+"""Whatever is drawn by the grammar of calls is read as calls of the tools, in the form of each family."""
+
+from __future__ import annotations
+
+import json
+import random
+from typing import Any
+
+import jsonschema
+import pytest
+
+from orcd.errors import InvalidRequest
+from tests.worker.text.grammar.compilers import BYTE_LEVEL, allowed_ids, compiler_of, tokenizer_of
+from worker.text.tools.answer_form import AnswerForm
+from worker.text.tools.answer_parser import AnswerParser
+from worker.text.tools.answer_parts import AnswerParts
+from worker.text.tools.call_grammar import call_grammar
+from worker.text.tools.call_syntax import FUNCTOOLS, HERMES, LLAMA3, MISTRAL, PHI4, CallSyntax
+from worker.text.tools.reasoning import ReasoningTags
+
+WEATHER = {
+    "type": "object",
+    "properties": {"city": {"type": "string", "maxLength": 8}, "unit": {"$ref": "#/$defs/unit"}},
+    "required": ["city", "unit"],
+    "additionalProperties": False,
+    "$defs": {"unit": {"enum": ["°C", "°F"]}},
+}
+CLOCK = {"type": "object", "properties": {}, "additionalProperties": False}
+SCHEMAS = {"weather": WEATHER, "clock": CLOCK}
+TOOLS = [{"type": "function", "function": {"name": name, "parameters": schema}} for name, schema in SCHEMAS.items()]
+
+
+def drawn(grammar: str, seed: int, num_tokens: int = 400) -> str | None:
+    """A text of random tokens by the grammar; None if it does not end in time."""
+    tokenizer = tokenizer_of(BYTE_LEVEL)
+    matcher = compiler_of(BYTE_LEVEL).compile(grammar)
+    chance, ids = random.Random(seed), []
+    for num_left in range(num_tokens, 0, -1):
+        if matcher.is_complete:
+            break
+        allowed = allowed_ids(matcher, tokenizer.vocab_size, num_left)
+        ends = set(allowed) & tokenizer.end_ids
+        ids.append(matcher.take(ends.pop() if ends else chance.choice(allowed), num_left))
+    return tokenizer.decode(ids, skip_special=True) if matcher.is_complete else None
+
+
+def parts_of(text: str, form: AnswerForm, prompt_ids: list[int]) -> AnswerParts:
+    parts = AnswerParts()
+    parser = AnswerParser(form.with_tools(TOOLS), tokenizer_of(BYTE_LEVEL), prompt_ids)
+    parser.feed(text, parts)
+    parser.finish(parts)
+    return parts
+
+
+def calls_of(parts: AnswerParts) -> list[tuple[str, Any]]:
+    """The calls, each with its arguments."""
+    calls: dict[int, list[str]] = {}
+    for delta in parts.calls:
+        call = calls.setdefault(delta.index, ["", ""])
+        call[0] += delta.name or ""
+        call[1] += delta.arguments or ""
+    return [(name, json.loads(arguments)) for name, arguments in calls.values()]
+
+
+@pytest.mark.parametrize("syntax", [HERMES, LLAMA3, MISTRAL, PHI4, FUNCTOOLS])
+def test_what_is_drawn_is_calls_and_nothing_else(syntax: CallSyntax) -> None:
+    form = AnswerForm(syntax)
+    grammar = call_grammar(form, TOOLS, tokenizer_of(BYTE_LEVEL), thinks=False)
+    seen = set()
+    for seed in range(12):
+        text = drawn(grammar, seed)
+        if text is None:
+            continue
+        parts = parts_of(text, form, [])
+        assert parts.answer.strip() == "", text
+        calls = calls_of(parts)
+        assert calls
+        for name, arguments in calls:
+            jsonschema.validate(arguments, SCHEMAS[name])
+            seen.add(name)
+    assert seen == {"weather", "clock"}
+
+
+def test_only_the_tools_that_may_be_called_are() -> None:
+    grammar = call_grammar(AnswerForm(HERMES), TOOLS[1:], tokenizer_of(BYTE_LEVEL), thinks=False)
+    names = {
+        name for seed in range(6) for name, _ in calls_of(parts_of(drawn(grammar, seed) or "", AnswerForm(HERMES), []))
+    }
+    assert names == {"clock"}
+
+
+def test_a_model_that_thinks_may_do_so_before_it_calls() -> None:
+    form = AnswerForm(HERMES, ReasoningTags("<think>", "</think>"))
+    tokenizer = tokenizer_of(BYTE_LEVEL)
+    for thinks, text in ((False, "<think>\nhm\n</think>\n\n"), (True, "\nhm\n</think>\n\n"), (False, "")):
+        matcher = compiler_of(BYTE_LEVEL).compile(call_grammar(form, TOOLS, tokenizer, thinks=thinks))
+        call = '<tool_call>\n{"name": "clock", "arguments": {}}\n</tool_call>'
+        matcher.restore(tokenizer.encode(text + call, add_special=False), 1000)
+        assert set(allowed_ids(matcher, tokenizer.vocab_size)) & tokenizer.end_ids
+
+
+def test_without_a_form_of_calls_nothing_can_be_asked_for() -> None:
+    with pytest.raises(InvalidRequest, match=r"^tool_choice: the chat template"):
+        call_grammar(AnswerForm(), TOOLS, tokenizer_of(BYTE_LEVEL), thinks=False)

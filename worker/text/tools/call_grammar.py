@@ -1,0 +1,82 @@
+"""Answers that must be calls of tools, as a grammar."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from orcd.errors import InvalidRequest
+from worker.text.grammar.grammar_text import WHITESPACE, grammar_text
+from worker.text.tokenizer import Tokenizer
+from worker.text.tools.answer_form import AnswerForm
+from worker.text.tools.call_syntax import HERMES, LLAMA3, MISTRAL, CallSyntax
+
+ANY_ARGUMENTS = {"type": "object"}
+
+
+def call_grammar(form: AnswerForm, tools: Sequence[Mapping[str, Any]], tokenizer: Tokenizer, *, thinks: bool) -> str:
+    """The grammar of one call or several of the ``tools``, as the model writes them.
+
+    ``thinks`` says that the answer begins within reasoning; otherwise it may begin with some where the model does that.
+    Raises `InvalidRequest` if the model's chat template does not show how calls are written.
+    """
+    if form.syntax is None:
+        raise InvalidRequest("tool_choice: the chat template does not show how tools are called; give auto or none")
+    writer = _Writer(form.syntax, tokenizer)
+    rules = [writer.rule(index, tool["function"]) for index, tool in enumerate(tools)]
+    calls = writer.calls(" | ".join(f"tool{index}" for index in range(len(tools))))
+    start = ["start: calls"]
+    if form.reasoning is not None:
+        start = [f"start: {'thought' if thinks else f'({writer.text(form.reasoning.open)} thought)?'} calls"]
+        start += writer.up_to(form.reasoning.close)
+    return grammar_text("grammar", "\n".join([*start, *calls, *rules]))
+
+
+class _Writer:
+    """Writes the rules of one family's calls."""
+
+    def __init__(self, syntax: CallSyntax, tokenizer: Tokenizer) -> None:
+        self._syntax = syntax
+        self._tokenizer = tokenizer
+        self._is_named = syntax == MISTRAL and "[ARGS]" in tokenizer.special_ids
+
+    def text(self, text: str) -> str:
+        """A text in Lark's notation: the control token that is spelt so, if there is one."""
+        token_id = self._tokenizer.special_ids.get(text)
+        if token_id is not None and self._tokenizer.is_special(token_id):
+            return f"<[{token_id}]>"
+        return json.dumps(text, ensure_ascii=False)
+
+    def up_to(self, close: str) -> list[str]:
+        """The rules of ``thought``: any text up to this one, and the space behind it."""
+        written, space = self.text(close), r"SPACE: /\s{0,8}/"
+        if written.startswith("<["):
+            return [f"thought: TEXT {written} SPACE", r"TEXT: /(.|\n)*/", space]
+        return ["thought: text SPACE", rf"text[suffix={written}]: /(.|\n)*/", space]
+
+    def calls(self, tools: str) -> list[str]:
+        """The rules of all calls, of which one is any of ``tools``."""
+        syntax = self._syntax
+        opens, close = self.text(syntax.opens[0]), self.text(syntax.close) if syntax.close else ""
+        if syntax == HERMES:
+            return ['calls: call ("\\n" call)*', f'call: {opens} "\\n" one "\\n" {close}', f"one: {tools}"]
+        if syntax == LLAMA3:
+            return [f"calls: {tools}"]
+        if self._is_named:
+            return [f"calls: ({opens} one)+", f"one: {tools}"]
+        return [f'calls: {opens} "[" one (", " one)* "]" {close}', f"one: {tools}"]
+
+    def rule(self, index: int, function: Mapping[str, Any]) -> str:
+        """The rules of a call of one tool."""
+        name, schema = function["name"], function.get("parameters") or ANY_ARGUMENTS
+        try:
+            text = json.dumps({**schema, "x-guidance": {"whitespace_pattern": WHITESPACE}})
+        except (TypeError, ValueError, RecursionError):
+            raise InvalidRequest(f"tools[{index}].function.parameters: must be a JSON schema") from None
+        arguments = f"arguments{index}: %json {text}"
+        if self._is_named:
+            return f"tool{index}: {self.text(name)} {self.text('[ARGS]')} arguments{index}\n{arguments}"
+        key = "parameters" if self._syntax == LLAMA3 else "arguments"
+        before = json.dumps(f'{{"name": {json.dumps(name)}, "{key}": ', ensure_ascii=False)
+        return f'tool{index}: {before} arguments{index} "}}"\n{arguments}'
