@@ -31,6 +31,7 @@ from orcd.gateway.batches.batch_store import BatchStore
 from orcd.gateway.endpoint import Call, Gateway, endpoint, json_response
 from orcd.gateway.openapi import openapi
 from orcd.gateway.settings import GatewaySettings
+from orcd.store import schema
 from orcd.store.redis_address import RedisAddress
 from orcd.store.redis_connection import connect_async, explain
 
@@ -45,8 +46,10 @@ def create_app(settings: GatewaySettings) -> Starlette:
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         connection = connect_async(settings)
         async with connection, AsyncClient(settings.redis_url) as client:
-            store = BatchStore(connection, settings.key_prefix, settings.job_ttl_s)
-            app.state.gateway = Gateway(settings, keys, client, connection, store)
+            prefix = settings.key_prefix
+            store = BatchStore(connection, prefix, settings.job_ttl_s)
+            scripts = {name: connection.register_script(schema.script(name, prefix)) for name in ("annotate", "delete")}
+            app.state.gateway = Gateway(settings, keys, client, connection, scripts, store)
             async with _running_batches(settings, store):
                 yield
 

@@ -22,12 +22,13 @@ from orcd.gateway.settings import GatewaySettings
 
 @dataclass(frozen=True, slots=True)
 class Gateway:
-    """What the endpoints of one process share."""
+    """What the endpoints of one process share; ``scripts`` are those about jobs that only gateways run."""
 
     settings: GatewaySettings
     keys: ApiKeys
     client: AsyncClient
     redis: redis.asyncio.Redis
+    scripts: Mapping[str, Any]
     batches: BatchStore
 
 

@@ -67,9 +67,7 @@ async def submit(call: Call, request: Request, *, in_background: bool = False) -
 
 async def keep(call: Call, job_id: str, body: Mapping[str, Any]) -> None:
     """Keep these fields of a job's body with it."""
-    prefix = call.gateway.settings.key_prefix
-    script = call.gateway.redis.register_script(schema.script("annotate", prefix))
-    await script([], [job_id, msgspec.json.encode(body)])
+    await call.gateway.scripts["annotate"]([], [job_id, msgspec.json.encode(body)])
 
 
 async def read_kept(call: Call, job_id: str) -> Kept:
@@ -92,5 +90,4 @@ async def read_kept(call: Call, job_id: str) -> Kept:
 
 async def delete(call: Call, job_id: str) -> bool:
     """Delete a job that is the caller's; False if it is not there."""
-    script = call.gateway.redis.register_script(schema.script("delete", call.gateway.settings.key_prefix))
-    return bool(await script([], [job_id]))
+    return bool(await call.gateway.scripts["delete"]([], [job_id]))
