@@ -12,9 +12,13 @@ from orcd.request import Request
 
 _FLAG: dict[str, Any] = {"type": "boolean"}
 _TEXT_OR_LIST: dict[str, Any] = {"type": ["string", "array"], "minLength": 1, "minItems": 1}
+SCHEMA_PLACE = "#/components/schemas/{name}"
+"""Where the OpenAPI document has the schemas that others name."""
+_, COMPONENTS = msgspec.json.schema_components([Request], ref_template=SCHEMA_PLACE)
+"""The schemas that those of fields name."""
 _REQUEST: dict[str, dict[str, Any]] = {
     name: {key: value for key, value in schema.items() if key != "default"}
-    for name, schema in msgspec.json.schema(Request)["$defs"]["Request"]["properties"].items()
+    for name, schema in COMPONENTS.pop("Request")["properties"].items()
 }
 """The fields of requests, with their limits; their defaults are not always those of bodies."""
 

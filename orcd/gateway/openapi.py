@@ -11,7 +11,7 @@ from starlette.responses import Response
 from orcd.gateway.batches.batch_store import BatchObject
 from orcd.gateway.batches.file_store import PURPOSES, FileObject
 from orcd.gateway.batches.pages import MOST
-from orcd.gateway.body_schema import body_schema
+from orcd.gateway.body_schema import COMPONENTS, SCHEMA_PLACE, body_schema
 from orcd.gateway.endpoint import json_response
 from orcd.openai.body_table import CHAT, COMPLETIONS, RESPONSES
 from orcd.openai.endpoints import ENDPOINTS
@@ -86,9 +86,7 @@ _RESPONSE = _object(
     error={"type": ["object", "null"]},
     usage={"type": ["object", "null"]},
 )
-(_FILE, _BATCH), _COMPONENTS = msgspec.json.schema_components(
-    [FileObject, BatchObject], ref_template="#/components/schemas/{name}"
-)
+(_FILE, _BATCH), _OBJECTS = msgspec.json.schema_components([FileObject, BatchObject], ref_template=SCHEMA_PLACE)
 _NEW_FILE = {
     "type": "object",
     "required": ["file", "purpose"],
@@ -119,7 +117,7 @@ def _deleted(kind: str) -> dict[str, Any]:
 DOCUMENT: dict[str, Any] = {
     "openapi": "3.1.0",
     "info": {"title": "orcd gateway", "version": "1"},
-    "components": {"securitySchemes": {"key": {"type": "http", "scheme": "bearer"}}, "schemas": _COMPONENTS},
+    "components": {"securitySchemes": {"key": {"type": "http", "scheme": "bearer"}}, "schemas": COMPONENTS | _OBJECTS},
     "security": [{"key": []}, {}],
     "paths": {
         "/v1/models": {"get": _operation("List models.", _json(_list_of(_MODEL)))},

@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import AsyncIterable
 from pathlib import Path
+from typing import BinaryIO
 
 import msgspec
 
@@ -81,7 +82,14 @@ class FileStore:
                 return msgspec.structs.replace(described, bytes=self.path(file_id).stat().st_size)
             except (FileNotFoundError, msgspec.MsgspecError):
                 pass
-        raise ApiError(404, "there is no such file", code="not_found", param=param)
+        raise _not_found(param)
+
+    def open(self, file_id: str) -> BinaryIO:
+        """Read what a file holds that `find` has found. Raises `ApiError` 404 if it has been deleted since."""
+        try:
+            return self.path(file_id).open("rb")
+        except FileNotFoundError:
+            raise _not_found("file_id") from None
 
     def list_all(self, key: ApiKey) -> list[FileObject]:
         """The caller's files, the newest first."""
@@ -101,3 +109,7 @@ class FileStore:
 
     def _description(self, file_id: str) -> Path:
         return self._folder / f"{file_id}.json"
+
+
+def _not_found(param: str) -> ApiError:
+    return ApiError(404, "there is no such file", code="not_found", param=param)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import BinaryIO
 
 from starlette.datastructures import UploadFile
 from starlette.requests import Request
-from starlette.responses import FileResponse, Response
+from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
-from starlette.types import Message
+from starlette.types import Message, Receive, Scope, Send
 
 from orcd.gateway.api_error import ApiError
 from orcd.gateway.batches.file_store import PURPOSES, FileStore
@@ -62,7 +65,7 @@ async def content(call: Call) -> Response:
     """What is in a file."""
     store = file_store(call)
     found = store.find(call.key, call.request.path_params["id"])
-    return FileResponse(store.path(found.id), media_type="application/octet-stream")
+    return _Content(store, found.id)
 
 
 @endpoint
@@ -81,6 +84,25 @@ ROUTES = (
     Route(URL + "/{id}", delete, methods=["DELETE"]),
     Route(URL + "/{id}/content", content, methods=["GET"]),
 )
+
+
+class _Content(Response):
+    """What a file holds now; that of a batch may grow meanwhile."""
+
+    def __init__(self, store: FileStore, file_id: str) -> None:
+        super().__init__()
+        self._store = store
+        self._file_id = file_id
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        with self._store.open(self._file_id) as file:  # before the status is sent: it may have been deleted just now
+            num_bytes = os.fstat(file.fileno()).st_size
+            answer = StreamingResponse(
+                _parts(file, num_bytes),
+                media_type="application/octet-stream",
+                headers={"content-length": str(num_bytes)},
+            )
+            await answer(scope, receive, send)
 
 
 def _check_purpose(purpose: object) -> None:
@@ -102,6 +124,12 @@ def _limited(call: Call) -> Request:
         return message
 
     return Request(call.request.scope, receive)
+
+
+async def _parts(file: BinaryIO, num_bytes: int) -> AsyncIterator[bytes]:
+    while num_bytes and (part := await asyncio.to_thread(file.read, min(CHUNK_BYTES, num_bytes))):
+        num_bytes -= len(part)
+        yield part
 
 
 async def _chunks(file: UploadFile) -> AsyncIterator[bytes]:

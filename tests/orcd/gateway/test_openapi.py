@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import re
 
 from starlette.routing import Route
@@ -24,3 +25,9 @@ def test_each_parameter_of_a_path_is_described() -> None:
         for operation in operations.values():
             named = {parameter["name"] for parameter in operation["parameters"] if parameter["in"] == "path"}
             assert named == set(re.findall(r"\{(\w+)\}", path))
+
+
+def test_each_schema_that_is_named_is_there() -> None:
+    named = set(re.findall(r'"#/components/schemas/(\w+)"', json.dumps(DOCUMENT)))
+    assert named <= DOCUMENT["components"]["schemas"].keys()
+    assert '"#/$defs' not in json.dumps(DOCUMENT)

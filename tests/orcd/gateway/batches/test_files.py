@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import httpx
 import openai
 import pytest
 
+from orcd.gateway.batches.file_store import FileObject, FileStore
 from tests.orcd.gateway.conftest import OpenSdk, StartGateway
 
 
@@ -25,6 +27,28 @@ def test_a_file_is_kept_listed_read_and_deleted(sdk: openai.OpenAI, tmp_path: Pa
     with pytest.raises(openai.NotFoundError):
         sdk.files.retrieve(kept.id)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_that_is_deleted_while_it_is_asked_for_is_not_found(
+    sdk: openai.OpenAI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = sdk.files.create(file=("a", b"x"), purpose="batch")
+    find = FileStore.find
+
+    def find_and_delete(store: FileStore, *asked: Any) -> FileObject:
+        found = find(store, *asked)
+        store.delete(found.id)
+        return found
+
+    monkeypatch.setattr(FileStore, "find", find_and_delete)
+    with pytest.raises(openai.NotFoundError):
+        sdk.files.content(kept.id)
+
+
+def test_a_long_file_comes_whole(sdk: openai.OpenAI) -> None:
+    text = bytes(range(256)) * 10_000
+    kept = sdk.files.create(file=("a", text), purpose="batch")
+    assert sdk.files.content(kept.id).content == text
 
 
 def test_long_lists_come_a_page_at_a_time(sdk: openai.OpenAI) -> None:
