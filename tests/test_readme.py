@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import io
 import itertools
 import os
 import re
@@ -12,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import redirect_stdout
 from dataclasses import fields
 from functools import cache
 from itertools import pairwise
@@ -33,6 +35,7 @@ from orcd.settings import NAMES, PREFIX, ClientSettings
 from orcd.store.schema import job_key
 from tasks.local.redis_server import RedisServer
 from tests.conftest import DEMO_MODEL, emptied
+from tests.orcd.cli.command_line import run_with_program
 from worker.settings import Settings
 
 ROOT = Path(__file__).parents[1]
@@ -44,8 +47,9 @@ VERBS = {*cli.commands, "engine", "queue", *queue_commands.dead.commands}
 @cache
 def flags_of(verb: tuple[str, ...]) -> set[str]:
     """The flags that a command's help names."""
-    page = subprocess.run([sys.executable, "-m", "orcd", *verb, "--help"], capture_output=True, text=True, check=True)
-    return set(re.findall(r"--[a-z-]+", page.stdout))
+    with redirect_stdout(io.StringIO()) as page:
+        assert run_with_program([*verb, "--help"]) == 0
+    return set(re.findall(r"--[a-z-]+", page.getvalue()))
 
 
 def blocks(language: str, text: str = README) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +12,8 @@ from typing import Any
 import pytest
 import redis
 
+import tasks.__main__
+import worker.__main__
 from orcd.cli import command_line
 from orcd.cli.main import cli
 
@@ -18,6 +21,20 @@ from orcd.cli.main import cli
 def run(arguments: Sequence[str]) -> int:
     """Run one command line of ``orcd`` and return its exit code."""
     return command_line.run(cli, arguments)
+
+
+def run_with_program(arguments: Sequence[str]) -> int:
+    """The same; a command that becomes another program runs that program inside of the test too."""
+    commands: list[list[str]] = []
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(os, "execve", lambda _path, command, _environment: commands.append(command))
+        code = run(arguments)
+    match commands:
+        case [[_, "-P", "-m", "tasks", *rest]]:
+            return command_line.run(tasks.__main__.cli, rest)
+        case [[_, "-P", "-m", "worker", *rest]]:
+            return worker.__main__.main(rest)
+    return code
 
 
 def one_error(capsys: pytest.CaptureFixture[str], code: str) -> str:

@@ -16,7 +16,7 @@ import pytest
 
 from orcd.cli import process_commands
 from orcd.cli.process_commands import environment
-from tests.orcd.cli.command_line import one_error, run
+from tests.orcd.cli.command_line import one_error, run, run_with_program
 
 COMMANDS = {
     "demo": set(),
@@ -50,11 +50,13 @@ def only_error(done: subprocess.CompletedProcess[str], code: str) -> str:
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_every_command_explains_itself_and_has_the_flags_that_other_tools_rely_on(name: str) -> None:
-    done = orcd(*name.split(), "--help")
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith(f"Usage: orcd {name} ")
-    assert set(re.findall(r"--[a-z-]+", done.stdout)) >= COMMANDS[name]
+def test_every_command_explains_itself_and_has_the_flags_that_other_tools_rely_on(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_with_program([*name.split(), "--help"]) == 0
+    page = capsys.readouterr().out
+    assert page.startswith(f"Usage: orcd {name} ")
+    assert set(re.findall(r"--[a-z-]+", page)) >= COMMANDS[name]
 
 
 WRONG_USAGE = [
@@ -70,24 +72,30 @@ WRONG_USAGE = [
 
 
 @pytest.mark.parametrize("line", WRONG_USAGE)
-def test_wrong_usage_is_one_line_and_exit_code_2(line: str) -> None:
-    done = orcd(*shlex.split(line))
+def test_wrong_usage_is_one_line_and_exit_code_2(line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_with_program(shlex.split(line)) == 2
+    one_error(capsys, "INVALID_REQUEST")
+
+
+def test_the_exit_code_of_a_command_is_that_of_its_program() -> None:
+    done = orcd("worker", "--model", "m.gguf", "--device", "tpu")
     assert done.returncode == 2
     only_error(done, "INVALID_REQUEST")
 
 
-def test_an_unknown_variable_is_wrong_usage() -> None:
-    done = orcd("worker", "--model", "m.gguf", ORCD_DEVISE="cpu")
-    assert done.returncode == 2
-    assert "ORCD_DEVISE" in only_error(done, "INVALID_REQUEST")
+def test_an_unknown_variable_is_wrong_usage(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ORCD_DEVISE", "cpu")
+    assert run_with_program(["worker", "--model", "m.gguf"]) == 2
+    assert "ORCD_DEVISE" in one_error(capsys, "INVALID_REQUEST")
 
 
 @pytest.mark.parametrize("line", ["worker --model", "tokenize --jsonl", "bench queue"])
-def test_a_model_that_is_not_there_is_named(line: str, tmp_path: Path) -> None:
+def test_a_model_that_is_not_there_is_named(line: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = str(tmp_path / "missing.gguf")
-    done = orcd(*line.split(), model)
-    assert done.returncode == 1
-    assert only_error(done, "MODEL_LOAD_FAILED").startswith(f"{model}: ")
+    assert run_with_program([*line.split(), model]) == 1
+    assert one_error(capsys, "MODEL_LOAD_FAILED").startswith(f"{model}: ")
 
 
 @pytest.mark.parametrize("name", ["worker", "flower", "inspect", "bench queue"])
@@ -163,12 +171,15 @@ def test_a_worker_that_cannot_start_exits_with_one(redis_url: str, tmp_path: Pat
 
 @pytest.mark.parametrize("url", ["http://canary", "redis://h:canary", "redis://:can/ary@h:70000", "canary"])
 @pytest.mark.parametrize("verb", ["worker", "flower"])
-def test_a_url_that_cannot_be_is_one_line_without_the_password(verb: str, url: str, demo_model: Path) -> None:
+def test_a_url_that_cannot_be_is_one_line_without_the_password(
+    verb: str, url: str, demo_model: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """F06: it was a traceback, or ``Unrecoverable error: %r``, with a piece of the password."""
-    done = orcd(verb, ORCD_REDIS_URL=url, ORCD_MODEL=str(demo_model), ORCD_DEVICE="cpu")
-    assert done.returncode == 2
-    only_error(done, "INVALID_REQUEST")
-    assert not any(piece in done.stderr for piece in ("canary", "can/", "ary@"))
+    for name, text in {"ORCD_REDIS_URL": url, "ORCD_MODEL": str(demo_model), "ORCD_DEVICE": "cpu"}.items():
+        monkeypatch.setenv(name, text)
+    assert run_with_program([verb]) == 2
+    message = one_error(capsys, "INVALID_REQUEST")
+    assert not any(piece in message for piece in ("canary", "can/", "ary@"))
 
 
 @pytest.mark.parametrize("verb", ["worker", "bench engine", "bench queue", "logits"])
@@ -194,9 +205,9 @@ def test_without_a_gpu_one_line_says_how_to_install_one_or_choose_the_cpu(
         assert done.stderr.count("\n") == 1
 
 
-def test_a_wrong_file_of_ids_is_the_caller_s_mistake(tmp_path: Path) -> None:
+def test_a_wrong_file_of_ids_is_the_caller_s_mistake(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     started = time.monotonic()
-    done = orcd("logits", str(tmp_path / "m.gguf"), "--ids", "i.json", "--out", "o.npz", "--device", "cpu")
-    assert done.returncode == 2
-    only_error(done, "INVALID_REQUEST")
+    line = ["logits", str(tmp_path / "m.gguf"), "--ids", "i.json", "--out", "o.npz", "--device", "cpu"]
+    assert run_with_program(line) == 2
+    one_error(capsys, "INVALID_REQUEST")
     assert time.monotonic() - started < 20
