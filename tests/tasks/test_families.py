@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,27 +10,28 @@ import pytest
 
 from tests.models.files import SMALL
 from tests.models.make_references import PROMPT
-from tests.tasks.worker_process import ROOT, WorkerProcess
+from tests.orcd.cli.command_line import run
+from tests.tasks.worker_process import WorkerProcess
 
 
-def _generate(worker: WorkerProcess, *arguments: str) -> list[int]:
+def _generate(capsys: pytest.CaptureFixture[str], worker: WorkerProcess, *arguments: str) -> list[int]:
     """The ids that ``orcd generate`` shows for `PROMPT`, the likeliest at each step."""
     options = ["--max-tokens", "12", "--temperature", "0", "--json", "--redis", worker.redis_url, *arguments]
-    command = [sys.executable, "-P", "-m", "orcd", "generate", PROMPT, *options]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
-    assert done.returncode == 0, done.stderr
-    events = [json.loads(line) for line in done.stdout.splitlines()]
+    assert run(["generate", PROMPT, *options]) == 0
+    events = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert events[-1]["type"] == "end"
     return [token_id for event in events if event["type"] == "token" for token_id in event["ids"]]
 
 
 @pytest.mark.parametrize("name", SMALL)
-def test_a_model_of_the_family_answers_as_llama_cpp_does(name: str, redis_url: str, tmp_path: Path) -> None:
+def test_a_model_of_the_family_answers_as_llama_cpp_does(
+    name: str, redis_url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """The prompt as text and, where the model has a template for it, as a chat's first message."""
     with np.load(SMALL[name].with_suffix(".npz")) as reference:
         text, chat = (reference[f"p{number}_greedy"][:12].tolist() for number in (0, 1))
         has_template = "p2_ids" in reference
     with WorkerProcess(redis_url, SMALL[name], tmp_path) as worker:
-        assert _generate(worker, "--raw", "--model", name) == text
+        assert _generate(capsys, worker, "--raw", "--model", name) == text
         if has_template:
-            assert _generate(worker, "--model", name) == chat
+            assert _generate(capsys, worker, "--model", name) == chat
