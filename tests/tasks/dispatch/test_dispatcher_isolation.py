@@ -12,10 +12,12 @@ import pytest
 
 from orcd.client import Client
 from orcd.result import Result
+from tests.models.files import SMALL
 from tests.tasks.worker_process import WorkerProcess, wait_until_running
 
 NUM_JOBS = 64
 NUM_TOKENS = 30
+MODEL = SMALL["llama2-q4_0"]
 DEADLY_ID = 17
 """A prompt that begins with this id has the engine of these tests die of a signal of its own, or hang, at the token
 that the prompt's second id says."""
@@ -23,7 +25,7 @@ that the prompt's second id says."""
 MORTAL_ENGINE = """
 import os, resource, signal, sys, time
 
-if "--fd" in sys.orig_argv:  # in the engine process
+if "--in-flight-fd" in sys.orig_argv:  # in the engine process
     os.environ["OPENBLAS_NUM_THREADS"] = "1"
     from worker.engine.runner import SynchronousRunner
 
@@ -72,10 +74,10 @@ def results(client: Client, requests: list[dict[str, Any]]) -> list[Result]:
 
 @pytest.mark.parametrize("killers", [{0: 15}, {21: 0, 40: 20}], ids=["one", "two"])
 def test_of_64_jobs_only_those_that_kill_the_engine_are_given_up(
-    redis_url: str, demo_model: Path, tmp_path: Path, killers: dict[int, int]
+    redis_url: str, tmp_path: Path, killers: dict[int, int]
 ) -> None:
     """The others' texts are those of an undisturbed run, and the engine is started as often as promised."""
-    with WorkerProcess(redis_url, demo_model, tmp_path, **mortal(tmp_path)) as worker, Client(redis_url) as client:
+    with WorkerProcess(redis_url, MODEL, tmp_path, **mortal(tmp_path)) as worker, Client(redis_url) as client:
         harmless = requests()
         expected = results(client, harmless)
         assert {result.state for result in expected} == {"succeeded"}
@@ -94,12 +96,10 @@ def test_of_64_jobs_only_those_that_kill_the_engine_are_given_up(
         assert {client.status(event["job_id"]).attempt for event in worker.events("execute_start")} == {1}
 
 
-def test_a_job_in_which_the_engine_hangs_is_found_as_one_that_kills_it(
-    redis_url: str, demo_model: Path, tmp_path: Path
-) -> None:
+def test_a_job_in_which_the_engine_hangs_is_found_as_one_that_kills_it(redis_url: str, tmp_path: Path) -> None:
     """It is the worker that sends SIGKILL then, and nobody from outside."""
     variables = mortal(tmp_path, "time.sleep(600)") | {"ORCD_ENGINE_STEP_TIMEOUT_S": "3"}
-    with WorkerProcess(redis_url, demo_model, tmp_path, **variables) as worker, Client(redis_url) as client:
+    with WorkerProcess(redis_url, MODEL, tmp_path, **variables) as worker, Client(redis_url) as client:
         harmless, other = requests(2)
         expected = results(client, [harmless])
         found = results(client, [harmless, deadly(other, 5)])
@@ -113,9 +113,9 @@ def test_a_job_in_which_the_engine_hangs_is_found_as_one_that_kills_it(
 
 
 def test_jobs_that_come_during_a_search_wait_and_all_are_handed_over_when_the_worker_leaves(
-    redis_url: str, demo_model: Path, tmp_path: Path
+    redis_url: str, tmp_path: Path
 ) -> None:
-    with WorkerProcess(redis_url, demo_model, tmp_path, **mortal(tmp_path)) as leaver, Client(redis_url) as client:
+    with WorkerProcess(redis_url, MODEL, tmp_path, **mortal(tmp_path)) as leaver, Client(redis_url) as client:
         first, *rest = requests(8)
         expected = results(client, [first, *rest])
         job_ids = client.submit_many([deadly(first, 1), *rest[:3]])
@@ -123,7 +123,7 @@ def test_jobs_that_come_during_a_search_wait_and_all_are_handed_over_when_the_wo
         job_ids += client.submit_many(rest[3:])
         leaver.process.terminate()
         assert leaver.process.wait(30) == 0
-        with WorkerProcess(redis_url, demo_model, tmp_path, **mortal(tmp_path)):
+        with WorkerProcess(redis_url, MODEL, tmp_path, **mortal(tmp_path)):
             ended = [client.result(job_id, timeout=60) for job_id in job_ids]
         assert [result.state for result in ended] == ["failed", *["succeeded"] * 7]
         assert [result.text for result in ended[1:]] == [result.text for result in expected[1:]]
