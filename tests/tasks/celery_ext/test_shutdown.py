@@ -22,9 +22,10 @@ from tasks.local.redis_server import RedisServer
 from tests.conftest import wait_until
 from tests.tasks.dispatch.test_dispatcher import Streams
 from tests.tasks.dispatch.test_dispatcher_threads import _free_port
+from tests.tasks.slow_engine import slow_engine
 from tests.tasks.worker_process import WorkerProcess, wait_until_running
 
-LONG: dict[str, Any] = {"prompt_token_ids": [9, 8, 7], "max_tokens": 120, "seed": 4, "ignore_eos": True}
+LONG: dict[str, Any] = {"prompt_token_ids": [9, 8, 7], "max_tokens": 40, "seed": 4, "ignore_eos": True}
 DRAIN_S, END_S = 2, 5
 """The time that jobs have in these tests, and that all else may take."""
 
@@ -33,7 +34,8 @@ class SlowWorker(WorkerProcess):
     """A worker that has begun a job and is too slow to end it soon."""
 
     def __init__(self, redis_url: str, model: Path, folder: Path, **variables: str) -> None:
-        super().__init__(redis_url, model, folder, ORCD_DRAIN_TIMEOUT_S=str(DRAIN_S), **variables)
+        slow = slow_engine(folder) | {"ORCD_DRAIN_TIMEOUT_S": str(DRAIN_S)}
+        super().__init__(redis_url, model, folder, **slow | variables)
 
     def slow_down(self, client: Client, job_id: str) -> None:
         wait_until_running(client, [job_id], 5)

@@ -12,14 +12,14 @@ from orcd.client import Client
 from tests.conftest import wait_until
 from tests.tasks.celery_ext.test_shutdown import DRAIN_S, END_S, SlowWorker, engines_of
 from tests.tasks.dispatch.test_dispatcher import Streams
-from tests.tasks.dispatch.test_dispatcher_isolation import deadly, mortal, requests, results
+from tests.tasks.dispatch.test_dispatcher_isolation import MODEL, deadly, mortal, requests, results
 from tests.tasks.worker_process import WorkerProcess
 
 NUM_JOBS = 8
 
 
 STILL_ENGINE = """
-if "--fd" in sys.orig_argv and os.path.exists({died!r}):  # in an engine that is started after the first one
+if "--in-flight-fd" in sys.orig_argv and os.path.exists({died!r}):  # in an engine that is started after the first one
     if {loads}:
         os.kill(os.getpid(), signal.SIGSTOP)
 
@@ -61,13 +61,13 @@ def still_engine(worker: WorkerProcess) -> psutil.Process:
     ("remapped", "least_s", "most_s"), [("", DRAIN_S, DRAIN_S + END_S), ("SIGQUIT", 0, END_S)], ids=["drain", "cold"]
 )
 def test_a_worker_that_leaves_during_a_search_gives_back_suspects_and_all_that_wait(
-    redis_url: str, demo_model: Path, tmp_path: Path, remapped: str, least_s: float, most_s: float, loads: bool
+    redis_url: str, tmp_path: Path, remapped: str, least_s: float, most_s: float, loads: bool
 ) -> None:
     folders = [tmp_path / "leaver", tmp_path / "successor"]
     for folder in folders:
         folder.mkdir()
     variables = still_after_death(folders[0], loads=loads) | {"REMAP_SIGTERM": remapped}
-    with Client(redis_url) as client, SlowWorker(redis_url, demo_model, tmp_path, **variables) as worker:
+    with Client(redis_url) as client, SlowWorker(redis_url, MODEL, tmp_path, **variables) as worker:
         harmless = requests(NUM_JOBS)
         expected = results(client, harmless)
         streams = Streams(redis_url, client.submit_many([deadly(harmless[0], 9), *harmless[1:]]))
@@ -79,7 +79,7 @@ def test_a_worker_that_leaves_during_a_search_gives_back_suspects_and_all_that_w
         assert [event for event in worker.events()[num_before:] if event["level"] != "info"] == []
         statuses = client.statuses(streams.job_ids)
         assert {(status.state, status.losses) for status in statuses} == {("queued", 0)}
-        with WorkerProcess(redis_url, demo_model, tmp_path, **mortal(folders[1])):
+        with WorkerProcess(redis_url, MODEL, tmp_path, **mortal(folders[1])):
             ended = streams.results()
         assert [result.state for result in ended] == ["failed", *["succeeded"] * (NUM_JOBS - 1)]
         assert ended[0].error is not None
