@@ -22,17 +22,20 @@ from orcd.settings import ClientSettings
 from orcd.store.enqueue import Message, Publisher
 from tasks.app import create_app
 from tests.conftest import emptied
+from tests.tasks.slow_engine import slow_engine
 from tests.tasks.worker_process import WorkerProcess, wait_until_running
 from worker.settings import Settings
 
 SHORT = {"prompt": "old pond", "max_tokens": 8, "temperature": 0.0, "ignore_eos": True}
+NUM_LONG = 40
 LONG = {"prompt": "old pond", "max_tokens": 450, "ignore_eos": True}
 
 
 @pytest.fixture(scope="module")
 def worker(shared_redis: Any, demo_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[WorkerProcess]:
     """One worker for all tests here: they use ids of their own and leave Redis alone."""
-    with WorkerProcess(emptied(shared_redis), demo_model, tmp_path_factory.mktemp("pool")) as process:
+    folder = tmp_path_factory.mktemp("pool")
+    with WorkerProcess(emptied(shared_redis), demo_model, folder, **slow_engine(folder)) as process:
         yield process
 
 
@@ -104,7 +107,7 @@ def test_a_chunk_runs_many_jobs_in_one_message_and_keeps_their_errors_apart(app:
 
 
 def test_messages_with_one_idempotency_key_are_answered_by_one_job(app: Celery, client: Client) -> None:
-    request = LONG | {"max_tokens": 150, "idempotency_key": "pond"}
+    request = LONG | {"max_tokens": NUM_LONG, "idempotency_key": "pond"}
     first, second = (app.send_task("orcd.generate", kwargs=request) for _ in range(2))
     job_id = client.submit(**request)
     wait_until_running(client, [job_id], 3)
@@ -112,13 +115,13 @@ def test_messages_with_one_idempotency_key_are_answered_by_one_job(app: Celery, 
         _get(app.send_task("orcd.generate", kwargs=request | {"prompt": "frog"}))
     value = _get(first)
     assert value == _get(second) == _get(AsyncResult(job_id, app=app))
-    assert (value["job_id"], value["tokens_out"], client.status(job_id).attempt) == (job_id, 150, 1)
+    assert (value["job_id"], value["tokens_out"], client.status(job_id).attempt) == (job_id, NUM_LONG, 1)
 
 
 def test_a_message_of_its_own_id_waits_for_a_job_that_another_message_runs(app: Celery, client: Client) -> None:
-    job_id = client.submit(**(LONG | {"max_tokens": 150}))
+    job_id = client.submit(**(LONG | {"max_tokens": NUM_LONG}))
     wait_until_running(client, [job_id], 3)
-    assert _get(app.send_task("orcd.generate", kwargs={"job_id": job_id}))["tokens_out"] == 150
+    assert _get(app.send_task("orcd.generate", kwargs={"job_id": job_id}))["tokens_out"] == NUM_LONG
     assert client.status(job_id).attempt == 1
 
 
@@ -159,11 +162,11 @@ def test_a_message_delivered_again_changes_nothing(
     app: Celery, client: Client, publisher: Publisher, worker: WorkerProcess
 ) -> None:
     """While the job runs the worker adopts the second delivery; after its end it is acknowledged as a no-op."""
-    job_id = client.submit(**(LONG | {"max_tokens": 150}))
+    job_id = client.submit(**(LONG | {"max_tokens": NUM_LONG}))
     wait_until_running(client, [job_id], 3)
     publisher.publish(Message(job_id, "orcd", 5))
     result = client.result(job_id, timeout=30)
-    assert _get(AsyncResult(job_id, app=app))["tokens_out"] == 150
+    assert _get(AsyncResult(job_id, app=app))["tokens_out"] == NUM_LONG
     publisher.publish(Message(job_id, "orcd", 5))
     assert _get(app.send_task("orcd.generate", kwargs=SHORT))["state"] == "succeeded"
     assert client.result(job_id, timeout=5) == result
