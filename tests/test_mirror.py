@@ -56,6 +56,7 @@ OF_MORE_THAN_A_MODULE = {
     "tests/tasks/test_redis_kinds.py": "the whole system on each kind of Redis",
     "tests/tasks/test_structured_output.py": "the whole system",
     "tests/tasks/test_system.py": "the whole system",
+    "tests/tasks/test_tool_calls.py": "calls of tools through all but an engine",
     "tests/worker/commands/test_llama_cpp.py": "logits compared with llama.cpp's",
     "tests/worker/engine/test_equivalence.py": "what a request says does not depend on what runs with it",
     "tests/worker/model/families/test_conformance.py": "every family's references",

@@ -9,6 +9,7 @@ from typing import Any
 
 from orcd.events import End, Event, Started, Token
 from orcd.openai import logprobs
+from orcd.openai.chat import call_delta, finish_reason
 from orcd.openai.usage import usage
 
 
@@ -34,6 +35,7 @@ class Chunks:
         self._num_choices = num_choices
         self._echo = echo
         self._lengths = [len(echo)] * num_choices
+        self._has_calls = [False] * num_choices
 
     def feed(self, event: Event) -> list[dict[str, Any]]:
         """What the next event of the log adds."""
@@ -62,8 +64,10 @@ class Chunks:
             said = logprobs.columns(event.logprobs, start)
         delta: Any = event.t
         if self._is_chat:
-            texts = {"reasoning_content": event.analysis, "content": event.t}
-            delta = {name: text for name, text in texts.items() if text}
+            calls = [call_delta(call) for call in event.tool_calls or ()]
+            self._has_calls[event.choice] |= bool(calls)
+            parts = {"reasoning_content": event.analysis, "content": event.t, "tool_calls": calls}
+            delta = {name: part for name, part in parts.items() if part}
         if not (delta or said or event.finish):
             return []
         return [self._chunk(event.choice, delta, event.finish, said)]
@@ -78,5 +82,6 @@ class Chunks:
 
     def _chunk(self, choice: int, delta: Any, finish: str | None = None, said: Any = None) -> dict[str, Any]:
         text = {"delta" if self._is_chat else "text": delta}
-        chosen = {"index": choice, **text, "logprobs": said, "finish_reason": finish}
+        reason = finish_reason(finish, has_calls=self._has_calls[choice])
+        chosen = {"index": choice, **text, "logprobs": said, "finish_reason": reason}
         return {**self._head, "choices": [chosen], **({"usage": None} if self._include_usage else {})}

@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from orcd.events import End, Error, Event, Token, TokenLogprob
+from orcd.events import End, Error, Event, Token, TokenLogprob, ToolCallDelta
 from orcd.openai import logprobs
-from orcd.openai.responses import response
-from orcd.result import Result, ResultBuilder
+from orcd.openai.responses import call_item, response
+from orcd.result import Result, ResultBuilder, ToolCall
 
-STEPS = 16
+STEPS = 1024
 """Numbers that belong to one token of the log: the events of token n (from 1) have n * STEPS and up."""
 
 
@@ -37,6 +37,7 @@ class ResponseEvents:
         self._result = ResultBuilder(job_id)
         self._num_items = 0
         self._item: _Item | None = None
+        self._call: _Call | None = None
 
     def begin(self) -> list[dict[str, Any]]:
         """The events that need no log."""
@@ -51,6 +52,7 @@ class ResponseEvents:
             case Token():
                 self.num_tokens += len(event.ids)
                 made = self._grow("reasoning", event.analysis) + self._grow("message", event.t, event.logprobs or ())
+                made += self._grow_calls(event.tool_calls or ())
                 first_number = self.num_tokens * STEPS
             case End() | Error():
                 made = self._end(event)
@@ -65,9 +67,10 @@ class ResponseEvents:
         is_whole = isinstance(event, End) and event.finish_reason != "length"
         status = "completed" if is_whole else "incomplete"
         made = []
-        if isinstance(event, End) and (self._item is None or self._item.kind != "message"):
-            made += self._open("message")  # an answer without text is a message, too
-        made += self._close(status)
+        has_message = self._item is not None and self._item.kind == "message"
+        if isinstance(event, End) and not (has_message or self._call):
+            made += self._open("message")  # an answer without text or calls is a message, too
+        made += self._close(status) + self._close_call(status)
         kind = status if isinstance(event, End) else "failed"
         ended = response(self._body, self._result.result(), self._created_s)
         return [*made, {"type": f"response.{kind}", "response": ended}]
@@ -79,8 +82,29 @@ class ResponseEvents:
         assert self._item is not None
         return [*made, self._item.grow(text, likely)]
 
+    def _grow_calls(self, deltas: Sequence[ToolCallDelta]) -> list[dict[str, Any]]:
+        made = []
+        for delta in deltas:
+            if delta.id:
+                made += self._open_call(delta)
+            made += self._call.grow(delta.arguments) if self._call else []
+        return made
+
+    def _open_call(self, delta: ToolCallDelta) -> list[dict[str, Any]]:
+        """A message stays open beside calls: there may be more of its text behind them."""
+        made = self._close_call("completed")
+        if self._item is not None and self._item.kind == "reasoning":
+            made += self._close("completed")
+        self._call = _Call(self._job_id, delta, self._num_items)
+        self._num_items += 1
+        return made + self._call.opened()
+
+    def _close_call(self, status: str) -> list[dict[str, Any]]:
+        call, self._call = self._call, None
+        return [] if call is None else call.closed(status)
+
     def _open(self, kind: str) -> list[dict[str, Any]]:
-        made = self._close("completed")
+        made = self._close("completed") + self._close_call("completed")
         self._item = _Item(kind, self._job_id, self._num_items)
         self._num_items += 1
         return made + self._item.opened()
@@ -133,3 +157,36 @@ class _Item:
 
     def _likely(self, listed: list[dict[str, Any]]) -> dict[str, Any]:
         return {"logprobs": listed} if self.kind == "message" else {}
+
+
+class _Call:
+    """A call of a tool while its arguments grow."""
+
+    def __init__(self, job_id: str, delta: ToolCallDelta, index: int) -> None:
+        self._job_id = job_id
+        self._first = delta
+        self._index = index
+        self._arguments: list[str] = []
+
+    def opened(self) -> list[dict[str, Any]]:
+        return [self._changed("added", "in_progress")]
+
+    def grow(self, arguments: str) -> list[dict[str, Any]]:
+        self._arguments.append(arguments)
+        grown = {"type": "response.function_call_arguments.delta", **self._place(), "delta": arguments}
+        return [grown] if arguments else []
+
+    def closed(self, status: str) -> list[dict[str, Any]]:
+        whole = {"name": self._first.name, "arguments": "".join(self._arguments)}
+        done = {"type": "response.function_call_arguments.done", **self._place(), **whole}
+        return [done, self._changed("done", status)]
+
+    def _place(self) -> dict[str, Any]:
+        return {"item_id": self._item("")["id"], "output_index": self._index}
+
+    def _changed(self, change: str, status: str) -> dict[str, Any]:
+        return {"type": f"response.output_item.{change}", "output_index": self._index, "item": self._item(status)}
+
+    def _item(self, status: str) -> dict[str, Any]:
+        call = ToolCall(self._first.id, self._first.name, "".join(self._arguments))
+        return call_item(self._job_id, self._first.index, call, status)

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from orcd.events import End, Event, Started, Token, TokenLogprob
+from orcd.events import End, Event, Started, Token, TokenLogprob, ToolCallDelta
 from orcd.gateway.answers.chunks import Chunks
 
 STARTED = Started("j", "m", 5000, 1)
@@ -25,6 +25,34 @@ def test_a_chat_has_the_role_the_texts_and_the_reason() -> None:
     ]
     assert found[-1]["choices"][0]["finish_reason"] == "stop"
     assert {(chunk["id"], chunk["created"], chunk["model"]) for chunk in found} == {("chatcmpl-j", 5, "m")}
+
+
+CALLS: list[Event] = [
+    Token("So", 1, [1], tool_calls=[ToolCallDelta(0, "a1", "f", "{")]),
+    Token("", 2, [2], tool_calls=[ToolCallDelta(0, arguments="}"), ToolCallDelta(1, "b2", "g", "{}")]),
+]
+
+
+def test_calls_of_tools_are_deltas_and_the_reason() -> None:
+    found = made([STARTED, *CALLS, END])
+    assert [chunk["choices"][0]["delta"] for chunk in found[1:]] == [
+        {
+            "content": "So",
+            "tool_calls": [{"index": 0, "id": "a1", "type": "function", "function": {"name": "f", "arguments": "{"}}],
+        },
+        {
+            "tool_calls": [
+                {"index": 0, "function": {"arguments": "}"}},
+                {"index": 1, "id": "b2", "type": "function", "function": {"name": "g", "arguments": "{}"}},
+            ]
+        },
+        {},
+    ]
+    assert [chunk["choices"][0]["finish_reason"] for chunk in found] == [None, None, None, "tool_calls"]
+    others = [Token("", 3, [], finish="stop"), Token("a", 1, [1], choice=1), Token("", 2, [], choice=1, finish="stop")]
+    found = made([STARTED, *CALLS, *others], num_choices=2)
+    reasons = [chunk["choices"][0]["finish_reason"] for chunk in found]
+    assert [reason for reason in reasons if reason] == ["tool_calls", "stop"], "each choice has its own"
 
 
 def test_with_several_choices_each_says_its_own_reason() -> None:

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from orcd.events import End, Error, Event, Started, Token
+from orcd.events import End, Error, Event, Started, Token, ToolCallDelta
 from orcd.gateway.answers.response_events import ResponseEvents, num_tokens_seen
 
 LOG: list[Event] = [
@@ -53,6 +53,48 @@ def test_the_last_event_holds_the_whole_response() -> None:
     assert message["status"] == response["status"] == "completed"
     assert response["usage"]["total_tokens"] == 9
     assert response["metadata"] == {"a": "b"}
+
+
+CALLS: list[Event] = [
+    Token("", 1, [1], analysis="hm"),
+    Token("So", 2, [2]),
+    Token("", 3, [3], tool_calls=[ToolCallDelta(0, "a1", "f", "{")]),
+    Token("", 4, [4, 5], tool_calls=[ToolCallDelta(0, arguments="}"), ToolCallDelta(1, "b2", "g", "{}")]),
+    Token("!", 6, [6]),
+    End("stop", 5, 6, 0, 0, 0, ""),
+]
+
+
+def test_calls_of_tools_are_items_beside_the_message() -> None:
+    events = events_of(CALLS)
+    found = [
+        (event["type"].removeprefix("response."), event["output_index"]) for event in events if "output_index" in event
+    ]
+    calls = [
+        ("output_item.added", 2),
+        ("function_call_arguments.delta", 2),
+        ("function_call_arguments.delta", 2),
+        ("function_call_arguments.done", 2),
+        ("output_item.done", 2),
+        ("output_item.added", 3),
+        ("function_call_arguments.delta", 3),
+        ("output_text.delta", 1),
+    ]
+    start = found.index(("output_item.added", 2))
+    assert found[start : start + len(calls)] == calls
+    done = [event["item"] for event in events if event["type"] == "response.output_item.done"]
+    ended = events[-1]["response"]
+    assert sorted(done, key=lambda item: item["type"]) == sorted(ended["output"], key=lambda item: item["type"])
+    assert [item["type"] for item in ended["output"]] == ["reasoning", "message", "function_call", "function_call"]
+    assert ended["output"][2] | {"arguments": "{}", "call_id": "a1", "name": "f"} == ended["output"][2]
+    numbers = [event["sequence_number"] for event in events]
+    assert all(first < second for first, second in pairwise(numbers))
+
+
+def test_an_answer_of_calls_alone_has_no_message() -> None:
+    events = events_of([CALLS[2], End("length", 5, 1, 0, 0, 0, "")])
+    assert [item["status"] for item in events[-1]["response"]["output"]] == ["incomplete"]
+    assert events[-2]["item"] == events[-1]["response"]["output"][0]
 
 
 def test_sequence_numbers_rise_and_say_how_many_tokens_a_client_has() -> None:
