@@ -7,7 +7,6 @@ import gc
 import json
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,20 +18,19 @@ from flower.utils.broker import Broker
 from orcd.async_client import AsyncClient
 from orcd.client import Client
 from orcd.errors import InvalidRequest
-from orcd.events import End, Token
 from orcd.store import redis_connection
 from orcd.store.dead_letters import DeadLetters
 from tasks.app import create_app
 from tasks.local import redis_server
 from tests.conftest import wait_until
 from tests.orcd.redis_servers import MASTER, Certificates, ConfiguredServer, sentinels, tls_server
-from tests.tasks.slow_engine import slow_engine
 from tests.tasks.worker_process import WorkerProcess
 from worker.settings import Settings
 
 PASSWORD = "ca/na@ry#pass?wo:rd%"
 """Every character that means something in a URL."""
 REQUEST = {"prompt": "once", "max_tokens": 24, "temperature": 0, "ignore_eos": True}
+LONG = REQUEST | {"max_tokens": 250}
 
 
 def _with_password(server: ConfiguredServer) -> None:
@@ -82,7 +80,7 @@ def test_jobs_run_and_nobody_is_shown_the_password(url: str, demo_model: Path, t
     with WorkerProcess(url, demo_model, tmp_path) as worker, Client(url) as client:
         text = "".join(client.stream(**REQUEST))
         assert text
-        assert asyncio.run(_stream_async(url, REQUEST)) == text
+        assert asyncio.run(stream_async(url, REQUEST)) == text
         with create_app(Settings(redis_url=url)) as app:
             sent = app.send_task("orcd.generate", kwargs={**REQUEST}, queue="orcd")
             assert sent.get(timeout=30)["choices"][0]["text"] == text
@@ -94,7 +92,8 @@ def test_jobs_run_and_nobody_is_shown_the_password(url: str, demo_model: Path, t
         assert text != "null" and not any(part in text for part in ("ca/na", "ca%2Fna", "ry#pass", "pass?wo")), number
 
 
-async def _stream_async(url: str, request: dict[str, Any]) -> str:
+async def stream_async(url: str, request: dict[str, Any]) -> str:
+    """The text of a job, as an asynchronous client streams it."""
     async with AsyncClient(url) as client:
         return "".join([text async for text in client.stream(**request)])
 
@@ -109,58 +108,6 @@ def test_flower_which_connects_by_itself_shows_the_queues(url: str) -> None:
         broker = Broker(uri, broker_options=options, broker_use_ssl=app.conf.broker_use_ssl)
         assert asyncio.run(broker.queues(["orcd"])) == [{"name": "orcd", "messages": 1}]
     gc.collect()  # so that no other test hears of them
-
-
-@dataclass
-class Failover:
-    """A master and its replica, watched by sentinels."""
-
-    master: ConfiguredServer
-    replica: ConfiguredServer
-    url: str
-
-    def wait_for_new_master(self) -> None:
-        with redis.Redis(port=self.replica.port) as connection:
-            wait_until(lambda: connection.info("replication")["role"] == "master")
-
-
-@pytest.fixture
-def failover(tmp_path: Path) -> Iterator[Failover]:
-    with (
-        ConfiguredServer() as master,
-        ConfiguredServer(replicaof=f"127.0.0.1 {master.port}") as replica,
-        sentinels(master.port, tmp_path) as ports,
-    ):
-        hosts = ",".join(f"127.0.0.1:{port}" for port in ports)
-        yield Failover(master, replica, f"redis+sentinel://{hosts}/{MASTER}")
-
-
-LONG = {"prompt": "once", "max_tokens": 60, "temperature": 0, "ignore_eos": True}
-
-
-@pytest.mark.parametrize("is_planned", [False, True], ids=["master killed", "master demoted"])
-def test_worker_and_clients_follow_to_the_new_master(
-    failover: Failover, is_planned: bool, demo_model: Path, tmp_path: Path
-) -> None:
-    variables = slow_engine(tmp_path)
-    with WorkerProcess(failover.url, demo_model, tmp_path, **variables) as worker, Client(failover.url) as client:
-        expected = client.result(client.submit(**LONG), timeout=60)
-        events = client.events(client.submit(**LONG), timeout=90)
-        seen = [next(event for event in events if isinstance(event, Token))]
-        if is_planned:
-            with redis.Redis.from_url(failover.url.partition(",")[0].replace("redis+sentinel", "redis")) as sentinel:
-                sentinel.sentinel_failover(MASTER)
-        else:
-            with redis.Redis.from_url(failover.master.url) as master:
-                assert master.wait(1, 5000) == 1  # what the replica has not got by then may be lost
-            failover.master.kill()
-        seen += [event for event in events if isinstance(event, Token | End)]
-        failover.wait_for_new_master()
-        text = "".join(event.t for event in seen if isinstance(event, Token))
-        assert (text, seen[-1].finish_reason) == (expected.text, "length")
-        assert asyncio.run(_stream_async(failover.url, LONG)) == expected.text
-        assert client.result(client.submit(**LONG), timeout=60).text == expected.text
-        assert worker.process.poll() is None
 
 
 @pytest.mark.parametrize("what", ["a cluster", "a sentinel", "a wrong password", "an unknown certificate"])
@@ -227,7 +174,7 @@ def _submit_with_prefix(prefix: str, url: str, monkeypatch: pytest.MonkeyPatch) 
 def _use_one_of_the_systems(url: str, connection: redis.Redis, prefix: str) -> None:
     with Client(url) as client:
         text = "".join(client.stream(**REQUEST))
-        assert text == asyncio.run(_stream_async(url, REQUEST))
+        assert text == asyncio.run(stream_async(url, REQUEST))
         assert len(client.workers()) == 1
         cancelled = client.submit(**LONG)
         assert client.cancel(cancelled) in ("running", "cancelled")
