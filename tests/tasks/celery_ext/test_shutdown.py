@@ -9,16 +9,14 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Sequence
-from contextlib import closing, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
-import redis
 
 from orcd.client import Client
-from tasks.local.redis_server import RedisServer
 from tests.conftest import wait_until
 from tests.tasks.dispatch.test_dispatcher import Streams
 from tests.tasks.dispatch.test_dispatcher_threads import _free_port
@@ -79,26 +77,6 @@ def test_what_is_not_finished_in_time_goes_on_elsewhere(
             (result,) = streams.results()
         assert (result.state, result.text) == ("succeeded", expected.text)
         assert client.status(streams.job_ids[0]).attempt == 1
-
-
-@pytest.mark.parametrize("fault", ["killed", "frozen"])
-def test_a_worker_leaves_in_time_also_with_redis_away_and_its_jobs_go_on(
-    redis_server: RedisServer, demo_model: Path, tmp_path: Path, fault: str
-) -> None:
-    with Client(redis_server.url) as client, SlowWorker(redis_server.url, demo_model, tmp_path) as worker:
-        expected = client.result(client.submit(**LONG), timeout=60)
-        job_id = client.submit(**LONG)
-        worker.slow_down(client, job_id)
-        with closing(redis.Redis.from_url(redis_server.url)) as connection:
-            server = psutil.Process(connection.info("server")["process_id"])
-        redis_server.kill() if fault == "killed" else server.suspend()
-        worker.leave([signal.SIGTERM])
-        assert [event for event in worker.complaints() if event["level"] == "error"] == []
-        redis_server.start() if fault == "killed" else server.resume()
-        with WorkerProcess(redis_server.url, demo_model, tmp_path):
-            streams = Streams(redis_server.url, [job_id])
-            (result,) = streams.results()
-        assert (result.state, result.text) == ("succeeded", expected.text)
 
 
 def engines_of(worker: WorkerProcess) -> list[psutil.Process]:
