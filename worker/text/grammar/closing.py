@@ -1,12 +1,14 @@
 """How a document that has begun is closed with few tokens.
 
 A search over llguidance's matcher: it follows what the grammar forces, and where there is a choice takes what ends
-strings, objects and arrays first. It finds a closing, not always the shortest one.
+strings, objects and arrays first. Where that leads nowhere, as in a string that must have an @ somewhere, it tries
+characters that it has not used. It finds a closing, not always the shortest one.
 """
 
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Sequence, Set
 from typing import Any
 
@@ -23,6 +25,9 @@ MAX_LOOKED_AHEAD = 64
 """Where so many tokens of one byte or fewer may come next, this is no place in the text of a string."""
 _FIRST = b'}]":,0n'
 _SPACE = b" \t\n\r"
+_ENDS = frozenset(b'}]":,')
+_JOINTS = frozenset(b"@.-:/")
+"""What addresses, dates and the like have between their parts."""
 
 
 class Closing:
@@ -36,6 +41,9 @@ class Closing:
         self._alphabet = np.array(alphabet, np.int32)
         self._bytes, self._bits = self._alphabet >> 3, (self._alphabet & 7).astype(np.uint8)
         self._quote_id = next((each for each in alphabet if tokenizer.token_bytes(each) == b'"'), -1)
+        self._end_ids = {each for each in alphabet if tokenizer.token_bytes(each)[0] in _ENDS}
+        self._joint_ids = {each for each in alphabet if tokenizer.token_bytes(each)[0] in _JOINTS}
+        self._zero_id = next((each for each in alphabet if tokenizer.token_bytes(each) == b"0"), -1)
         self._tokenizer = tokenizer
         self._required = required
 
@@ -48,11 +56,13 @@ class Closing:
         """
         for limit in LIMITS:
             found = self._search(matcher, limit)
+            if found is None:
+                found = self._search(matcher, limit, varied=True)
             if found is not None or limit >= most:
                 return found
         return None
 
-    def _search(self, matcher: LLMatcher, limit: int) -> list[int] | None:
+    def _search(self, matcher: LLMatcher, limit: int, *, varied: bool = False) -> list[int] | None:
         path: list[int] = []
         choices: list[tuple[Iterator[int], int]] = []  # what is left to try, and the length of the path before it
         visits_left = VISITS_PER_TOKEN * limit
@@ -65,7 +75,8 @@ class Closing:
                 matcher.rollback(len(path))
                 return path
             if len(path) < limit:
-                choices.append((iter(self._ranked(matcher)), len(path)))
+                ranked = self._ranked(matcher, path[-1:])
+                choices.append((iter(self._varied(ranked, path) if varied else ranked), len(path)))
             while True:
                 if not choices or not visits_left:
                     matcher.rollback(len(path))
@@ -81,15 +92,24 @@ class Closing:
             path.append(token_id)
             visits_left -= 1
 
-    def _ranked(self, matcher: LLMatcher) -> list[int]:
-        """The tokens to try next, the best one first."""
+    def _ranked(self, matcher: LLMatcher, last: list[int]) -> list[int]:
+        """The tokens to try next, the best one first; ``last`` is the one before, if any."""
         mask = np.frombuffer(matcher.compute_bitmask(), np.uint8)
         allowed: list[int] = self._alphabet[(mask[self._bytes] >> self._bits & 1) != 0].tolist()
         if len(allowed) > MAX_LOOKED_AHEAD:  # in a string that may go on with anything: its end comes first
             return [self._quote_id, *allowed] if self._quote_id in allowed[:4] else allowed
+        if last == allowed[:1] == [self._zero_id]:  # a number that must be above 0 would never get there with zeros
+            allowed = [*allowed[1:], self._zero_id]
         if not self._required or len(allowed) < 2 or self._tokenizer.token_bytes(allowed[0]) in (b"}", b"]", b'"'):
             return allowed
         return sorted(allowed, key=lambda token_id: self._rank(matcher, token_id))
+
+    def _varied(self, ranked: list[int], path: list[int]) -> list[int]:
+        """What ends something first, then what the path has least often; joints are wanted more than once."""
+        ends = self._end_ids if len(ranked) <= MAX_LOOKED_AHEAD else {self._quote_id}
+        uses = Counter(path)
+        uses.subtract(dict.fromkeys(self._joint_ids, 2))
+        return sorted(ranked, key=lambda each: (each not in ends, uses[each]))
 
     def _rank(self, matcher: LLMatcher, token_id: int) -> int:
         """0 for a token that leads to the name of a property that some object must have, 2 for another name."""

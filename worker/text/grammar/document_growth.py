@@ -41,6 +41,8 @@ def growth(schema: Any) -> int | None:
         return UNFINISHED + max(bounds.all_parts())
     except _UntoldError:
         return None
+    except (AttributeError, TypeError, ValueError, RecursionError):
+        return None  # llguidance reads no definitions to which nothing refers: anything may be there
 
 
 class _UntoldError(Exception):

@@ -23,6 +23,13 @@ TREE = {
     },
 }
 
+POSITIVE = {
+    "type": "object",
+    "properties": {"share": {"type": "number", "exclusiveMinimum": 0, "maximum": 1}, "name": {"type": "string"}},
+    "required": ["share", "name"],
+    "additionalProperties": False,
+}
+
 
 @pytest.mark.parametrize(
     ("schema", "begun", "most"),
@@ -34,6 +41,13 @@ TREE = {
         ({"type": "array", "minItems": 5, "items": {"pattern": "^[a-z]{3}[0-9]{2}$", "type": "string"}}, "", 50),
         ({"type": "array", "items": {"type": "integer", "multipleOf": 7, "minimum": 100}, "minItems": 1}, "", 30),
         ({"enum": ["日本", 1]}, '"', 10),
+        (POSITIVE, "", 40),
+        (POSITIVE, '{"share": 0.00', 30),
+        ({"type": "string", "format": "email"}, "", 12),
+        ({"type": "string", "format": "email"}, '"somebody', 12),
+        ({"type": "string", "format": "duration"}, "", 24),
+        ({"type": "string", "pattern": r"^[\w.+-]+@[\w-]+\.[\w.-]+$"}, "", 12),
+        ({"type": "array", "items": {"type": "string", "pattern": "^[A-Z].{7,}[0-9]$"}, "minItems": 3}, "", 96),
     ],
 )
 def test_a_document_that_has_begun_is_closed_with_few_tokens(schema: Any, begun: str, most: int) -> None:

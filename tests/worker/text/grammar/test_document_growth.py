@@ -23,6 +23,8 @@ NAME = {"type": "string", "minLength": 3}
         {"type": "object", "properties": {"a": {"format": "date"}}},
         {"$ref": "#/$defs/a", "$defs": {"a": {"required": ["b"], "properties": {"b": {"$ref": "#/$defs/a"}}}}},
         {"$ref": "#/$defs/nowhere"},
+        {"type": "string", "$defs": 5},
+        {"type": "string", "$defs": {"a": {"minLength": "3"}, "b": {"enum": []}}},
     ],
 )
 def test_what_a_schema_does_not_tell_has_no_bound(schema: Any) -> None:
