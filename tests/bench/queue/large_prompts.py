@@ -38,28 +38,29 @@ MOST_S = 300.0
 
 @dataclass(frozen=True, slots=True)
 class Times:
-    """Of one span of time, in seconds: the gaps between tokens of a stream, and the longest stalls."""
+    """Of one span of time, in seconds: the gaps between tokens of a stream, and the Celery process's stalls.
+
+    ``stall_s`` is the longest one, and ``busy_s`` the most that it computed in any of them.
+    """
 
     gaps_s: list[float]
     stall_s: float
-    idle_stall_s: float
+    busy_s: float
 
     @classmethod
-    def between(cls, since: float, until: float, seen: TokenTimes, trace: StallTrace) -> Times:
+    def between(cls, since: float, until: float, seen: TokenTimes, stalls: Sequence[Stall]) -> Times:
         """From one moment to another."""
-
-        def longest_s(stalls: Sequence[Stall]) -> float:
-            found = [stall.end - stall.begin for stall in stalls if stall.end > since and stall.begin < until]
-            return max(found, default=0.0)
-
-        return cls(seen.gaps_s(since, until), longest_s(trace.stalls()), longest_s(trace.idle_stalls()))
+        found = [stall for stall in stalls if stall.end > since and stall.begin < until]
+        stall_s = max((stall.end - stall.begin for stall in found), default=0.0)
+        return cls(seen.gaps_s(since, until), stall_s, max((stall.busy_s for stall in found), default=0.0))
 
     def line(self, name: str) -> str:
         """What a person reads."""
         p50, p99, most = (1000 * np.quantile(self.gaps_s or [0.0], share) for share in (0.5, 0.99, 1.0))
+        stall, busy = 1000 * self.stall_s, 1000 * self.busy_s
         return (
             f"{name}: gaps between tokens p50 {p50:.0f} ms, p99 {p99:.0f} ms, most {most:.0f} ms; the Celery process "
-            f"stood still for at most {1000 * self.stall_s:.0f} ms, an idle process {1000 * self.idle_stall_s:.0f} ms"
+            f"stood still for at most {stall:.0f} ms, and computed for at most {busy:.0f} ms then"
         )
 
 
@@ -91,7 +92,6 @@ def measure(model: Path, num_streams: int, quiet_s: float) -> Outcome:
         trace = StallTrace(Path(name))
         variables = {"ORCD_MAX_SEQUENCES": str(num_streams + 8), "OPENBLAS_NUM_THREADS": "1", **trace.variables}
         with (
-            trace.beside_an_idle_process(),
             WorkerProcess(server.url, model, Path(name), **variables),
             TokenTimes(server.url, job_ids) as seen,
         ):
@@ -108,8 +108,9 @@ def measure(model: Path, num_streams: int, quiet_s: float) -> Outcome:
             problems += _problems(client.statuses(job_ids))
             for job_id in job_ids:
                 client.cancel(job_id)
-            alone = Times.between(begin, sent_at, seen, trace)
-            meanwhile = Times.between(sent_at, refused_at, seen, trace)
+            stalls = trace.read()
+            alone = Times.between(begin, sent_at, seen, stalls)
+            meanwhile = Times.between(sent_at, refused_at, seen, stalls)
             return Outcome(alone, meanwhile, refused_at - sent_at, problems)
 
 
