@@ -1,53 +1,42 @@
 from __future__ import annotations
 
+import importlib.util
+import json
 import os
+import subprocess
+import sys
 from typing import Any
 
 import pytest
 
 from tests.orcd.answering_worker import AnsweringWorker, FailingWorker
 
-os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"  # otherwise the import fetches a table of prices
-litellm = pytest.importorskip("litellm", reason="takes 230 MB and is the extra orcd[litellm]")
-
-pytestmark = pytest.mark.filterwarnings("ignore:.*:UserWarning", "ignore:.*:DeprecationWarning")  # of its own classes
-
-COUNT: dict[str, Any] = {"messages": [{"role": "user", "content": "count"}]}
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("litellm") is None, reason="LiteLLM takes 240 MB and is the extra orcd[litellm]"
+)
 
 
-def complete(url: str, model: str = "demo", **fields: Any) -> Any:
-    """A chat by LiteLLM, which tries nothing twice."""
-    asked = {"api_base": url, "api_key": "none", "max_retries": 0, "timeout": 10, **COUNT, **fields}
-    return litellm.completion(model=f"openai/{model}", **asked)
+def calls(url: str) -> dict[str, dict[str, Any]]:
+    """What comes of some calls by LiteLLM, in a process of its own."""
+    command = [sys.executable, "-m", "tests.orcd.gateway.litellm_calls", url, "demo"]
+    environment = os.environ | {"LITELLM_LOCAL_MODEL_COST_MAP": "True"}  # otherwise it fetches a table of prices
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, done.stderr
+    told: dict[str, dict[str, Any]] = json.loads(done.stdout.splitlines()[-1])
+    return told
 
 
-def test_a_chat_is_answered_with_its_usage(url: str, worker: AnsweringWorker) -> None:
-    answer = complete(url, temperature=0.5, seed=1, stop=["x"], max_tokens=3)
-    assert answer.choices[0].message.content == " 1 2 3"
-    assert answer.choices[0].finish_reason == "length"
-    assert answer.usage.completion_tokens == 3
+def test_chats_and_completions_are_answered_whole_and_streamed(url: str, worker: AnsweringWorker) -> None:
+    told = calls(url)
+    assert {told[name]["text"] for name in told if name.startswith(("chat", "completion"))} == {" 1 2 3"}
+    assert told["chat"]["tokens"] == told["chat, streamed"]["tokens"] == 3
+    assert told["unknown model"]["error"] == "NotFoundError"
+    assert "no worker serves it" in told["unknown model"]["text"]
+    assert told["wrong field"]["error"] == "BadRequestError"
+    assert "top_p" in told["wrong field"]["text"]
 
 
-def test_a_chat_streams_and_its_usage_comes_last(url: str, worker: AnsweringWorker) -> None:
-    chunks = list(complete(url, stream=True, stream_options={"include_usage": True}))
-    texts = [choice.delta.content or "" for chunk in chunks for choice in chunk.choices]
-    assert "".join(texts) == " 1 2 3"
-    assert chunks[-1].usage.completion_tokens == 3
-
-
-@pytest.mark.parametrize("streams", [False, True])
-def test_completions_are_answered(url: str, worker: AnsweringWorker, streams: bool) -> None:
-    answer = litellm.text_completion(
-        model="text-completion-openai/demo", prompt="0", api_base=url, api_key="none", max_retries=0, stream=streams
-    )
-    chunks = list(answer) if streams else [answer]
-    assert "".join(choice.text or "" for chunk in chunks for choice in chunk.choices) == " 1 2 3"
-
-
-def test_errors_are_those_of_their_status(url: str, failing_worker: FailingWorker) -> None:
-    with pytest.raises(litellm.NotFoundError, match="no worker serves it"):
-        complete(url, model="other")
-    with pytest.raises(litellm.BadRequestError, match="top_p"):
-        complete(url, top_p=5)
-    with pytest.raises(litellm.ServiceUnavailableError, match="does not fit"):
-        complete(url)
+def test_a_job_that_fails_has_the_error_of_its_status(url: str, failing_worker: FailingWorker) -> None:
+    told = calls(url)
+    assert told["chat"]["error"] == "ServiceUnavailableError"
+    assert "does not fit" in told["chat"]["text"]

@@ -146,14 +146,3 @@ def test_langchain_gives_the_same_answer(sdk: openai.OpenAI) -> None:
         )
         assert chat.invoke(MESSAGES).content == expected
         assert "".join(chunk.content for chunk in chat.stream(MESSAGES)) == expected
-
-
-@pytest.mark.filterwarnings("ignore:.*:UserWarning", "ignore:.*:DeprecationWarning")  # of its own classes
-def test_litellm_gives_the_same_answer(sdk: openai.OpenAI, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("LITELLM_LOCAL_MODEL_COST_MAP", "True")  # otherwise the import fetches a table of prices
-    litellm = pytest.importorskip("litellm", reason="takes 240 MB and is the extra orcd[litellm]")
-    expected = sdk.chat.completions.create(**CHAT).choices[0].message.content
-    asked = {**CHAT, "model": f"openai/{MODEL}", "api_base": str(sdk.base_url), "api_key": "none"}
-    assert litellm.completion(**asked).choices[0].message.content == expected
-    chunks = list(litellm.completion(**asked, stream=True))
-    assert "".join(choice.delta.content or "" for chunk in chunks for choice in chunk.choices) == expected
