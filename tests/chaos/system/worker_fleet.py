@@ -109,6 +109,14 @@ class Worker:
                 raise TimeoutError(f"worker {self.log_path.name} {why}:\n{self.last_lines()}")
             time.sleep(0.05)
 
+    def wait_until_begun(self) -> None:
+        """Wait until it has begun to log, or has ended."""
+        end = time.monotonic() + READY_TIMEOUT_S
+        while (
+            self.is_alive and time.monotonic() < end and '"worker_id"' not in self.log_path.read_text(errors="replace")
+        ):
+            time.sleep(0.02)
+
     def name(self) -> str:
         """What it is called among workers, once it has begun to log."""
         return str(json.loads(next(line for line in self.log_path.open() if '"worker_id"' in line))["worker_id"])
@@ -171,7 +179,11 @@ class WorkerFleet:
         return self._problems
 
     def leave(self, worker: Worker, number: int = signal.SIGTERM) -> None:
-        """Tell a worker to leave and wait until it has; not leaving in time is a problem of its own."""
+        """Tell a worker to leave and wait until it has; not leaving in time is a problem of its own.
+
+        One that was started a moment ago is given the time to see signals: before, they end any program.
+        """
+        worker.wait_until_begun()
         worker.expected_exit = 0
         worker.signal(number)
         self._wait_until_gone(worker)

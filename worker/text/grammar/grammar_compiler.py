@@ -18,6 +18,8 @@ from worker.text.tokenizer import Tokenizer
 MAX_GRAMMAR_SIZE = 100_000
 MAX_LEXER_STATES = 50_000
 """Of a compiled grammar, and of what answers make of it; a state takes 1 to 2 kB."""
+LEXER_FUEL = 200_000
+"""For the regular expressions of a grammar: about 0.1 s. Those that take more keep other grammars waiting."""
 MAX_BEGINNINGS = 255
 _MARK = "\x02"
 """A character that no vocabulary joins with others: what is in front of it is put there by the tokenizer."""
@@ -50,7 +52,10 @@ class GrammarCompiler:
         """
         words = self.prepare()
         limits = LLParserLimits(
-            max_grammar_size=MAX_GRAMMAR_SIZE, max_lexer_states=MAX_LEXER_STATES, verbose_errors=False
+            initial_lexer_fuel=LEXER_FUEL,
+            max_grammar_size=MAX_GRAMMAR_SIZE,
+            max_lexer_states=MAX_LEXER_STATES,
+            verbose_errors=False,
         )
         matcher = LLMatcher(words.tokens, grammar, log_level=0, limits=limits)
         if matcher.is_error():
@@ -128,6 +133,7 @@ _PROBLEMS = {
     "too large": "it is too large",
     "too complex": "it is too complex",
     "max is": "it is too complex",
+    "too many": "it is too complex",
     "recursion limit": "it is nested too deeply",
     "limit": "it is too complex",
     "fuel": "it is too complex",

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import pytest
@@ -68,6 +69,13 @@ def test_what_is_wrong_with_a_grammar_is_said_without_what_its_writer_wrote(
 def test_schemas_that_grow_without_bounds_are_refused(schema: Any, complaint: str) -> None:
     with pytest.raises(InvalidRequest, match=complaint):
         compiler_of(BYTE_LEVEL).compile(grammar_text("json_schema", schema))
+
+
+def test_an_expression_that_takes_long_is_refused_soon() -> None:
+    start = time.process_time()
+    with pytest.raises(InvalidRequest, match="too complex"):
+        compiler_of(BYTE_LEVEL).compile(grammar_text("regex", "a{1000}{1700}"))
+    assert time.process_time() - start < 0.5, "1.1 s with llguidance's own limit"
 
 
 def test_an_expression_that_grows_without_bounds_ends_its_answer_only() -> None:
