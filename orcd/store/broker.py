@@ -136,6 +136,16 @@ class Channel(redis.Channel):  # type: ignore[misc]
                 raise length
         return sum(length for length in lengths if isinstance(length, int))
 
+    def _purge(self, queue: str) -> int:
+        """Delete all messages of a queue, those that wait for their tenants' turns too."""
+        num_deleted: int = super()._purge(queue)
+        with self.conn_or_acquire() as client:
+            for step in self.priority_steps:
+                waiting = self._q_for_pri(queue, step)
+                tenants = client.zrange(f"{waiting}:tenants", 0, -1)
+                client.delete(f"{waiting}:tenants", *(f"{waiting}:tenant:{tenant.decode()}" for tenant in tenants))
+        return num_deleted
+
     def _queue_bind(self, exchange: str, *binding: Any) -> None:
         with self._without_wrong_types([exchange]):
             super()._queue_bind(exchange, *binding)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 import redis
+from celery import Celery
 
 from orcd.settings import ClientSettings
 from orcd.store.enqueue import Message, Publisher, tenant_digest
@@ -123,6 +124,19 @@ def test_messages_of_a_deleted_list_do_not_come_in_place_of_later_ones(
     publish("a", "a-0")
     assert jobs_of(take(connection, receiver, 9, KEYS)) == ["a-0"]
     assert not keys_of_tenants(connection)
+
+
+def test_a_purge_leaves_nothing_of_tenants(
+    connection: redis.Redis, receiver: Receiver, publish: Publish, app: Celery
+) -> None:
+    publish("a", "a-0", "a-1")
+    publish("b", "b-later", priority=5)
+    publish(None, "plain")
+    with app.connection_for_write() as broker:
+        assert broker.default_channel.queue_purge("orcd") == 4
+    assert not keys_of_tenants(connection)
+    publish(None, "next")
+    assert jobs_of(take(connection, receiver, 9, KEYS)) == ["next"]
 
 
 def test_a_message_stays_with_its_tenant_when_it_cannot_be_noted(

@@ -92,7 +92,7 @@ def test_prefix_hit_equals_miss(model: Model, undisturbed: dict):
 
 
 def test_preempted_equals_uninterrupted(model: Model, undisturbed: dict):
-    machine = engine(model, num_blocks=20)
+    machine = engine(model, num_blocks=11)  # those of the longest sequence
     assert generate(traffic(model), machine) == undisturbed
     assert machine.stats(memory_bytes=0).preemptions > 0
 
