@@ -63,8 +63,9 @@ class LeaseKeeper:
 
     def _run(self) -> None:
         stopping = self._thread.stopping
-        while not stopping.wait(self._every_s):
+        while not stopping.is_set():  # also at once: from then on others know that the worker serves its queues
             retry(self._renew, stopping, self._failed, longest_s=self._every_s / 4)
+            stopping.wait(self._every_s)
 
     def _renew(self) -> None:
         """One round. Also without jobs: the store notes with it that the worker serves its queues."""

@@ -180,3 +180,11 @@ def test_it_notes_whether_the_worker_takes_jobs_now(scene: Scene) -> None:
     scene.store.redis.delete(schema.READY, schema.SERVED)
     wait_until(lambda: scene.store.redis.zcard(schema.SERVED) == 2)
     assert scene.store.redis.zcard(schema.READY) == 0
+
+
+def test_a_worker_s_queues_are_served_from_its_start_on(make_store: MakeStore, connection: redis.Redis) -> None:
+    """Whoever asked within the first third of a lease was told that no worker served the model."""
+    scene = Scene(make_store(lease_ms=60_000), lease_ms=60_000)
+    scene.keeper.start()
+    wait_until(lambda: connection.zcard(schema.SERVED))
+    scene.keeper.stop(5)
