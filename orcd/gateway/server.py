@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 import socket
 
@@ -18,6 +19,8 @@ BACKLOG = 2048
 
 def serve(settings: GatewaySettings) -> None:
     """Answer until SIGTERM or SIGINT. Raises `InvalidRequest` if the address cannot be had."""
+    # What is wrong with a form is told to its sender; it is no event of the gateway's.
+    logging.getLogger("python_multipart").setLevel(logging.ERROR)
     config = uvicorn.Config(
         create_app(settings),
         access_log=False,
