@@ -226,7 +226,10 @@ class PromptEncoder:
         for name, given in (("prompt_token_ids", ids), ("logit_bias", request.logit_bias)):
             if max(given, default=0) >= ready.vocab_size:
                 raise InvalidRequest(f"{name}: ids must be below the model's vocabulary size {ready.vocab_size}")
-        return Prompt(ids, self._sampling(request, ready), self._detokenizer_of(request, ids), grammar)
+        # A document is one from its first token on, so it is all text.
+        looks_for_calls = request.messages is not None and (not grammar or request.tool_choice != "auto")
+        form = self._answer_form.with_tools(request.tools or ()) if looks_for_calls else ALL_TEXT
+        return Prompt(ids, self._sampling(request, ready), self._detokenizer_of(request, ids, form), grammar)
 
     def _sampling(self, request: Request, ready: Limits) -> contract.Sampling:
         ends = frozenset() if request.ignore_eos else self._tokenizer.end_ids
@@ -236,10 +239,7 @@ class PromptEncoder:
         told["stop_token_ids"] = tuple(sorted(ends.union(request.stop_token_ids)))
         return contract.Sampling(**told)
 
-    def _detokenizer_of(self, request: Request, ids: list[int]) -> Callable[[], Detokenizer]:
-        # An answer that must have a form has it from its first token on, so it is all text.
-        is_chat = request.messages is not None and structured_output(request) is None
-        form = self._answer_form.with_tools(request.tools or ()) if is_chat else ALL_TEXT
+    def _detokenizer_of(self, request: Request, ids: list[int], form: AnswerForm) -> Callable[[], Detokenizer]:
         return lambda: Detokenizer(
             self._tokenizer,
             request.stop,

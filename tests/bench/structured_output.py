@@ -98,7 +98,7 @@ def ask_all(client: Client, schemas: Sequence[Any], outcome: Outcome) -> None:
 def time_masks(model: Path, schemas: Sequence[Any], seed: int, outcome: Outcome) -> None:
     """Draw documents of random tokens, without a model."""
     tokenizer = tokenizers.from_metadata(open_gguf(model).metadata)
-    compiler = GrammarCompiler(lambda: tokenizer)
+    compiler = GrammarCompiler(tokenizer)
     mask = np.zeros(-(-tokenizer.vocab_size // 32), np.uint32)
     for number, schema in enumerate(schemas):
         try:

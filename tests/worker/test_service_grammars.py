@@ -12,10 +12,10 @@ from contextlib import contextmanager
 import pytest
 
 from kernels.devices.open import open_device
-from orcd.errors import InvalidRequest
 from tests.conftest import wait_until
 from tests.worker.engine.bracket_constraint import BracketConstraint
 from tests.worker.engine.generation import engine, finish, ids_of
+from tests.worker.engine.number_compiler import NumberCompiler
 from worker import contract
 from worker.channel import Channel
 from worker.contract import Abort, Add, Choice, Fatal, Outputs, Sampling, Shutdown, TokenOutput
@@ -25,26 +25,6 @@ from worker.health import Health
 from worker.log import EventLog
 from worker.service import Admission, Service
 from worker.settings import Settings
-
-
-class Compiler:
-    """Compiles a number to a constraint of so many ids, once it is let."""
-
-    def __init__(self, *, is_held: bool = False) -> None:
-        self.compiled: list[str] = []
-        self.may_go_on = threading.Event()
-        if not is_held:
-            self.may_go_on.set()
-
-    def __call__(self, grammar: str) -> BracketConstraint:
-        self.may_go_on.wait(20)
-        self.compiled.append(grammar)
-        match grammar:
-            case "refused":
-                raise InvalidRequest("no such rule")
-            case "deadly":
-                raise SystemExit("secret")
-        return BracketConstraint(int(grammar))
 
 
 def add(name: str, grammar: str = "", *choices: Choice, max_tokens: int = 8) -> Add:
@@ -61,7 +41,7 @@ def machine() -> Engine:
 
 
 def test_a_request_says_what_its_grammar_allows_and_one_without_does_not_wait_for_it(machine: Engine):
-    compiler = Compiler(is_held=True)
+    compiler = NumberCompiler(is_held=True)
     admission = Admission(machine, compiler)
     admission.take([add("bound", "4", Choice(0), Choice(1)), add("free")])
     assert list(finish(machine)) == [("free", 0)]
@@ -78,7 +58,7 @@ def test_a_request_says_what_its_grammar_allows_and_one_without_does_not_wait_fo
 
 
 def test_equal_grammars_are_compiled_once_be_it_at_the_same_time_or_later(machine: Engine):
-    compiler = Compiler(is_held=True)
+    compiler = NumberCompiler(is_held=True)
     admission = Admission(machine, compiler)
     admission.take([add("a", "4"), add("b", "4"), add("c", "5")])
     compiler.may_go_on.set()
@@ -92,7 +72,7 @@ def test_equal_grammars_are_compiled_once_be_it_at_the_same_time_or_later(machin
 
 
 def test_a_grammar_that_cannot_be_compiled_is_an_error_of_every_choice_of_its_requests_alone(machine: Engine):
-    admission = Admission(machine, Compiler())
+    admission = Admission(machine, NumberCompiler())
     admission.take([add("bad", "refused", Choice(0), Choice(2)), add("worse", "refused"), add("good", "4")])
     admit_all(admission)
     outputs = finish(machine)
@@ -103,7 +83,7 @@ def test_a_grammar_that_cannot_be_compiled_is_an_error_of_every_choice_of_its_re
 
 
 def test_an_abort_of_a_request_whose_grammar_is_compiled_is_answered_at_once(machine: Engine):
-    compiler = Compiler(is_held=True)
+    compiler = NumberCompiler(is_held=True)
     admission = Admission(machine, compiler)
     admission.take([add("a", "4", Choice(0), Choice(1)), add("b", "4"), Abort("a", 1), Abort("a", 7), Abort("c")])
     assert finish(machine) == {("a", 1): [TokenOutput("a", 1, (), "abort")]}
@@ -117,7 +97,7 @@ def test_an_abort_of_a_request_whose_grammar_is_compiled_is_answered_at_once(mac
 
 
 def test_a_second_request_of_an_id_whose_grammar_is_compiled_is_refused(machine: Engine):
-    compiler = Compiler(is_held=True)
+    compiler = NumberCompiler(is_held=True)
     admission = Admission(machine, compiler)
     admission.take([add("a", "4"), add("a"), add("a", "4")])
     assert [output.error_code for output in machine.step()] == ["INVALID_REQUEST"] * 2
@@ -130,7 +110,7 @@ def test_requests_whose_grammars_are_compiled_are_noted_until_they_run(machine: 
     with tempfile.TemporaryFile() as file:
         notes = InFlightFile(file.fileno())
         machine.note_in_flight(notes)
-        compiler = Compiler(is_held=True)
+        compiler = NumberCompiler(is_held=True)
         admission = Admission(machine, compiler, notes)
         admission.take([add("free", max_tokens=30)])
         machine.step()
@@ -151,7 +131,7 @@ def test_requests_whose_grammars_are_compiled_are_noted_until_they_run(machine: 
 class ServiceOf(Service):
     """A service whose model and compiler are already there."""
 
-    def __init__(self, channel: Channel, compiler: Compiler) -> None:
+    def __init__(self, channel: Channel, compiler: NumberCompiler) -> None:
         super().__init__(channel)
         self._compiler = compiler
 
@@ -161,7 +141,7 @@ class ServiceOf(Service):
 
 
 @contextmanager
-def serving(compiler: Compiler) -> Iterator[tuple[socket.socket, list[int], Service]]:
+def serving(compiler: NumberCompiler) -> Iterator[tuple[socket.socket, list[int], Service]]:
     """The Celery side's end of a pipe, the exit code to be, and the service."""
     ours, theirs = socket.socketpair()
     ours.settimeout(10)
@@ -187,7 +167,7 @@ def receive(ours: socket.socket, kind: type) -> contract.Event:
 
 
 def test_an_engine_with_nothing_else_to_do_starts_a_request_soon_after_its_grammar_is_compiled():
-    compiler = Compiler(is_held=True)
+    compiler = NumberCompiler(is_held=True)
     with serving(compiler) as (ours, _, _):
         ours.sendall(contract.encode(add("a", "4")))
         time.sleep(0.2)
@@ -198,7 +178,7 @@ def test_an_engine_with_nothing_else_to_do_starts_a_request_soon_after_its_gramm
 
 
 def test_a_thread_that_dies_is_fatal_for_the_process():
-    with serving(Compiler()) as (ours, exit_codes, _):
+    with serving(NumberCompiler()) as (ours, exit_codes, _):
         ours.sendall(contract.encode(add("a", "deadly")))
         fatal = receive(ours, Fatal)
         assert "the thread that compiles grammars died of SystemExit" in fatal.message
@@ -207,7 +187,7 @@ def test_a_thread_that_dies_is_fatal_for_the_process():
 
 
 def test_a_service_that_is_stopped_does_not_wait_for_what_is_compiled():
-    compiler = Compiler(is_held=True)
+    compiler = NumberCompiler(is_held=True)
     with serving(compiler) as (ours, exit_codes, service):
         ours.sendall(contract.encode(add("a", "4")))
         time.sleep(0.1)

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Iterator, Set
 from typing import Any
 
 import numpy as np
 from llguidance import LLMatcher
+from numpy.typing import NDArray
 
 from worker.text.tokenizer import Tokenizer
 
@@ -30,29 +31,49 @@ _JOINTS = frozenset(b"@.-:/")
 """What addresses, dates and the like have between their parts."""
 
 
+class Alphabet:
+    """The tokens of one byte of a vocabulary, in the order in which a closing tries them.
+
+    With these any text can be written, but for vocabularies that lack some.
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        by_byte: dict[int, int] = {}
+        for token_id in range(tokenizer.vocab_size):
+            data = tokenizer.token_bytes(token_id)
+            if len(data) == 1 and not tokenizer.is_special(token_id):
+                by_byte.setdefault(data[0], token_id)
+        letters = [byte for byte in range(256) if byte not in _FIRST and byte not in _SPACE]
+        ids = [by_byte[byte] for byte in (*_FIRST, *letters, *_SPACE) if byte in by_byte]
+        self.tokenizer = tokenizer
+        self.ids: NDArray[np.int32] = np.array(ids, np.int32)
+        self._bytes, self._bits = self.ids >> 3, (self.ids & 7).astype(np.uint8)
+        self.quote_id, self.zero_id = by_byte.get(ord('"'), -1), by_byte.get(ord("0"), -1)
+        self.end_ids = {by_byte[byte] for byte in _ENDS if byte in by_byte}
+        self.joint_ids = {by_byte[byte] for byte in _JOINTS if byte in by_byte}
+
+    def allowed(self, mask: bytes) -> list[int]:
+        """Those whose bits are set in a mask of token ids."""
+        bits = np.frombuffer(mask, np.uint8)
+        found: list[int] = self.ids[(bits[self._bytes] >> self._bits & 1) != 0].tolist()
+        return found
+
+
 class Closing:
     """Searches closings for the grammars of one vocabulary and, of a JSON schema, the names of required properties.
 
     What is chosen depends on the state of the matcher alone.
     """
 
-    def __init__(self, alphabet: Sequence[int], tokenizer: Tokenizer, required: Set[bytes] = frozenset()) -> None:
-        """``alphabet`` is of `single_byte_ids`."""
-        self._alphabet = np.array(alphabet, np.int32)
-        self._bytes, self._bits = self._alphabet >> 3, (self._alphabet & 7).astype(np.uint8)
-        self._quote_id = next((each for each in alphabet if tokenizer.token_bytes(each) == b'"'), -1)
-        self._end_ids = {each for each in alphabet if tokenizer.token_bytes(each)[0] in _ENDS}
-        self._joint_ids = {each for each in alphabet if tokenizer.token_bytes(each)[0] in _JOINTS}
-        self._zero_id = next((each for each in alphabet if tokenizer.token_bytes(each) == b"0"), -1)
-        self._tokenizer = tokenizer
+    def __init__(self, alphabet: Alphabet, required: Set[bytes] = frozenset()) -> None:
+        self._alphabet = alphabet
         self._required = required
 
     def search(self, matcher: LLMatcher, most: int = LIMITS[-1]) -> list[int] | None:
         """Tokens after which the document is whole, none if it is already; None where no closing is found.
 
-        One of more than ``most`` tokens is of no use; it may be found all the same.
-
-        The matcher is afterwards as it was.
+        One of more than ``most`` tokens is of no use; it may be found all the same. The matcher is as it was
+        afterwards.
         """
         for limit in LIMITS:
             found = self._search(matcher, limit)
@@ -94,46 +115,32 @@ class Closing:
 
     def _ranked(self, matcher: LLMatcher, last: list[int]) -> list[int]:
         """The tokens to try next, the best one first; ``last`` is the one before, if any."""
-        mask = np.frombuffer(matcher.compute_bitmask(), np.uint8)
-        allowed: list[int] = self._alphabet[(mask[self._bytes] >> self._bits & 1) != 0].tolist()
+        alphabet = self._alphabet
+        allowed = alphabet.allowed(matcher.compute_bitmask())
         if len(allowed) > MAX_LOOKED_AHEAD:  # in a string that may go on with anything: its end comes first
-            return [self._quote_id, *allowed] if self._quote_id in allowed[:4] else allowed
-        if last == allowed[:1] == [self._zero_id]:  # a number that must be above 0 would never get there with zeros
-            allowed = [*allowed[1:], self._zero_id]
-        if not self._required or len(allowed) < 2 or self._tokenizer.token_bytes(allowed[0]) in (b"}", b"]", b'"'):
+            return [alphabet.quote_id, *allowed] if alphabet.quote_id in allowed[:4] else allowed
+        if last == allowed[:1] == [alphabet.zero_id]:  # a number that must be above 0 would never get there with zeros
+            allowed = [*allowed[1:], alphabet.zero_id]
+        if not self._required or len(allowed) < 2 or alphabet.tokenizer.token_bytes(allowed[0]) in (b"}", b"]", b'"'):
             return allowed
         return sorted(allowed, key=lambda token_id: self._rank(matcher, token_id))
 
     def _varied(self, ranked: list[int], path: list[int]) -> list[int]:
         """What ends something first, then what the path has least often; joints are wanted more than once."""
-        ends = self._end_ids if len(ranked) <= MAX_LOOKED_AHEAD else {self._quote_id}
+        ends = self._alphabet.end_ids if len(ranked) <= MAX_LOOKED_AHEAD else {self._alphabet.quote_id}
         uses = Counter(path)
-        uses.subtract(dict.fromkeys(self._joint_ids, 2))
+        uses.subtract(dict.fromkeys(self._alphabet.joint_ids, 2))
         return sorted(ranked, key=lambda each: (each not in ends, uses[each]))
 
     def _rank(self, matcher: LLMatcher, token_id: int) -> int:
         """0 for a token that leads to the name of a property that some object must have, 2 for another name."""
         matcher.consume_token(token_id)
-        text = self._tokenizer.token_bytes(token_id) + matcher.compute_ff_bytes()
+        text = self._alphabet.tokenizer.token_bytes(token_id) + matcher.compute_ff_bytes()
         matcher.rollback(1)
         name, end, _ = text.partition(b'"')
         if not end:
             return 1
         return 0 if any(each.endswith(name) for each in self._required) else 2
-
-
-def single_byte_ids(tokenizer: Tokenizer) -> list[int]:
-    """The ids of the tokens of one byte, in the order in which a closing tries them.
-
-    With these any text can be written, but for vocabularies that lack some.
-    """
-    by_byte: dict[int, int] = {}
-    for token_id in range(tokenizer.vocab_size):
-        data = tokenizer.token_bytes(token_id)
-        if len(data) == 1 and not tokenizer.is_special(token_id):
-            by_byte.setdefault(data[0], token_id)
-    letters = [byte for byte in range(256) if byte not in _FIRST and byte not in _SPACE]
-    return [by_byte[byte] for byte in (*_FIRST, *letters, *_SPACE) if byte in by_byte]
 
 
 def required_names(schema: Any) -> Set[bytes]:

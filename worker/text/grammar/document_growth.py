@@ -37,11 +37,8 @@ def growth(schema: Any) -> int | None:
     A token that holds several beginnings may add several times as much. None if that cannot be told.
     """
     try:
-        bounds = _Bounds(schema)
-        return UNFINISHED + max(bounds.all_parts())
-    except _UntoldError:
-        return None
-    except (AttributeError, TypeError, ValueError, RecursionError):
+        return UNFINISHED + max(_Bounds(schema).all_parts())
+    except (_UntoldError, AttributeError, TypeError, ValueError, RecursionError):
         return None  # llguidance reads no definitions to which nothing refers: anything may be there
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
 
 from orcd.errors import InvalidRequest
-from worker.text.grammar.closing import Closing, required_names, single_byte_ids
+from worker.text.grammar.closing import Alphabet, Closing, required_names
 from worker.text.grammar.document_growth import growth
 from worker.text.grammar.grammar_text import json_schema_of
 from worker.text.grammar.token_matcher import ClosingRule, TokenMatcher
@@ -29,41 +29,36 @@ _BEGINS = re.compile(rb'[{\[,:"]')
 class GrammarCompiler:
     """Makes matchers of grammars (`worker.text.grammar.grammar_text`), for a model with ``vocab_size`` logits.
 
-    What they need of the vocabulary is made by `prepare`, or with the first grammar; that takes up to seconds. For one
-    thread at a time.
+    What they need of the vocabulary takes up to seconds to make. For one thread at a time.
     """
 
-    def __init__(self, load_tokenizer: Callable[[], Tokenizer], vocab_size: int | None = None) -> None:
-        """``vocab_size`` None: as many as the tokenizer has."""
-        self._load_tokenizer = load_tokenizer
-        self._vocab_size = vocab_size
-        self._vocabulary: _Vocabulary | None = None
-
-    def prepare(self) -> _Vocabulary:
-        """Load the vocabulary, once. Raises `InvalidRequest` if it has no end token, or what loading it raises."""
-        if self._vocabulary is None:
-            self._vocabulary = _Vocabulary(self._load_tokenizer(), self._vocab_size)
-        return self._vocabulary
+    def __init__(self, tokenizer: Tokenizer, vocab_size: int | None = None) -> None:
+        """``vocab_size`` None: as many as the tokenizer has. Raises `InvalidRequest` if that has no end token."""
+        tokens = _Tokens(tokenizer, vocab_size or tokenizer.vocab_size)
+        self._tokens = LLTokenizer(TokenizerWrapper(tokens), eos_token=sorted(tokenizer.end_ids))
+        self._alphabet = Alphabet(tokenizer)
+        pieces = map(tokenizer.token_bytes, range(self._tokens.vocab_size))
+        self._num_beginnings = bytes(min(len(_BEGINS.findall(piece)), MAX_BEGINNINGS) for piece in pieces)
 
     def compile(self, grammar: str) -> TokenMatcher:
         """A matcher before the first token. Raises `InvalidRequest` for a grammar that cannot be one.
 
         Its documents are always closed in time, unless it is no JSON schema and no document was found that is short.
         """
-        words = self.prepare()
         limits = LLParserLimits(
             initial_lexer_fuel=LEXER_FUEL,
             max_grammar_size=MAX_GRAMMAR_SIZE,
             max_lexer_states=MAX_LEXER_STATES,
             verbose_errors=False,
         )
-        matcher = LLMatcher(words.tokens, grammar, log_level=0, limits=limits)
+        matcher = LLMatcher(self._tokens, grammar, log_level=0, limits=limits)
         if matcher.is_error():
             raise InvalidRequest(f"the grammar of the answer cannot be used: {_problem(matcher.get_error())}")
         schema = json_schema_of(grammar)
         bound = growth(schema) if schema is not None else None
-        closing = Closing(words.alphabet, words.tokenizer, required_names(schema))
-        rule = ClosingRule(closing, math.inf if bound is None else bound, words.num_beginnings, words.end_id)
+        closing = Closing(self._alphabet, required_names(schema))
+        end_id: int = self._tokens.eos_token
+        rule = ClosingRule(closing, math.inf if bound is None else bound, self._num_beginnings, end_id)
         found = TokenMatcher(matcher, rule)
         if found.min_tokens() is not None:
             return found
@@ -72,19 +67,6 @@ class GrammarCompiler:
         if schema is not None:
             raise InvalidRequest("the grammar of the answer cannot be used: no document was found that fits the schema")
         return TokenMatcher(matcher)  # of another grammar there may be long documents only
-
-
-class _Vocabulary:
-    """A tokenizer as llguidance takes it, and what a `ClosingRule` needs to know of it."""
-
-    def __init__(self, tokenizer: Tokenizer, vocab_size: int | None) -> None:
-        self.tokenizer = tokenizer
-        tokens = _Tokens(tokenizer, vocab_size or tokenizer.vocab_size)
-        self.tokens = LLTokenizer(TokenizerWrapper(tokens), eos_token=sorted(tokenizer.end_ids))
-        self.alphabet = single_byte_ids(tokenizer)
-        pieces = map(tokenizer.token_bytes, range(self.tokens.vocab_size))
-        self.num_beginnings = bytes(min(len(_BEGINS.findall(piece)), MAX_BEGINNINGS) for piece in pieces)
-        self.end_id: int = self.tokens.eos_token
 
 
 class _Tokens:

@@ -30,7 +30,7 @@ def late_compiler(load_tokenizer: Callable[[], Tokenizer], vocab_size: int) -> C
         if not compilers:
             from worker.text.grammar.grammar_compiler import GrammarCompiler
 
-            compilers.append(GrammarCompiler(load_tokenizer, vocab_size))
+            compilers.append(GrammarCompiler(load_tokenizer(), vocab_size))
         return compilers[0].compile(grammar)
 
     return compile_grammar

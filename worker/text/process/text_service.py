@@ -85,14 +85,12 @@ class TextService:
         _limit_memory()
 
     def _prepare_grammars(self) -> None:
-        tokenizer = self._tokenizer
-        assert tokenizer is not None, "the vocabulary is loaded before"
+        assert self._tokenizer is not None, "the vocabulary is loaded before"
         # Most requests have no grammar: who only tokenises does without llguidance.
         from worker.text.grammar.grammar_compiler import GrammarCompiler
 
         resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-        self._grammars = GrammarCompiler(lambda: tokenizer)
-        self._grammars.prepare()
+        self._grammars = GrammarCompiler(self._tokenizer)
         _limit_memory()
 
     def _render(self, call: frames.Render) -> str:

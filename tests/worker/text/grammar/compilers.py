@@ -23,7 +23,7 @@ def tokenizer_of(name: str) -> Tokenizer:
 
 @cache
 def compiler_of(name: str) -> GrammarCompiler:
-    return GrammarCompiler(lambda: tokenizer_of(name))
+    return GrammarCompiler(tokenizer_of(name))
 
 
 def allowed_ids(matcher: TokenMatcher, num_tokens: int, num_left: int = 1000) -> list[int]:

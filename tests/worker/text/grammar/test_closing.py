@@ -8,7 +8,7 @@ import pytest
 from llguidance import LLMatcher
 
 from tests.worker.text.grammar.compilers import BYTE_LEVEL, compiler_of, tokenizer_of
-from worker.text.grammar.closing import Closing, required_names, single_byte_ids
+from worker.text.grammar.closing import Alphabet, Closing, required_names
 from worker.text.grammar.grammar_text import grammar_text
 
 TREE = {
@@ -52,10 +52,10 @@ POSITIVE = {
 )
 def test_a_document_that_has_begun_is_closed_with_few_tokens(schema: Any, begun: str, most: int) -> None:
     tokenizer = tokenizer_of(BYTE_LEVEL)
-    matcher = LLMatcher(compiler_of(BYTE_LEVEL).prepare().tokens, grammar_text("json_schema", schema))
+    matcher = LLMatcher(compiler_of(BYTE_LEVEL)._tokens, grammar_text("json_schema", schema))
     assert matcher.consume_tokens(tokenizer.encode(begun, add_special=False))
     before = matcher.compute_bitmask()
-    found = Closing(single_byte_ids(tokenizer), tokenizer, required_names(schema)).search(matcher)
+    found = Closing(Alphabet(tokenizer), required_names(schema)).search(matcher)
     assert found is not None
     assert len(found) <= most
     assert matcher.compute_bitmask() == before, "the matcher is where it was"
@@ -63,7 +63,7 @@ def test_a_document_that_has_begun_is_closed_with_few_tokens(schema: Any, begun:
 
 
 def test_any_text_can_be_written_with_tokens_of_one_byte() -> None:
-    ids = single_byte_ids(tokenizer_of(BYTE_LEVEL))
+    ids = Alphabet(tokenizer_of(BYTE_LEVEL)).ids.tolist()
     assert {tokenizer_of(BYTE_LEVEL).token_bytes(token_id)[0] for token_id in ids} >= set(range(32, 127))
 
 

@@ -88,7 +88,7 @@ def test_an_expression_that_grows_without_bounds_ends_its_answer_only() -> None:
 def test_ids_behind_the_vocabulary_never_come() -> None:
     """Models are padded."""
     tokenizer = tokenizer_of(BYTE_LEVEL)
-    matcher = GrammarCompiler(lambda: tokenizer, tokenizer.vocab_size + 100).compile(grammar_text("regex", ".*"))
+    matcher = GrammarCompiler(tokenizer, tokenizer.vocab_size + 100).compile(grammar_text("regex", ".*"))
     allowed = allowed_ids(matcher, tokenizer.vocab_size + 100)
     assert len(allowed) > 100
     assert max(allowed) < tokenizer.vocab_size

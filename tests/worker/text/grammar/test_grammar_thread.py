@@ -2,32 +2,11 @@ import threading
 
 import pytest
 
-from orcd.errors import InvalidRequest, OrcdError
+from orcd.errors import OrcdError
 from tests.conftest import wait_until
-from tests.worker.engine.bracket_constraint import BracketConstraint
+from tests.worker.engine.number_compiler import NumberCompiler
 from worker.text.grammar import grammar_thread
 from worker.text.grammar.grammar_thread import GrammarThread
-
-
-class Compiler:
-    """Compiles a number to a constraint of so many ids, when it is let."""
-
-    def __init__(self) -> None:
-        self.compiled: list[str] = []
-        self.may_go_on = threading.Event()
-        self.may_go_on.set()
-
-    def __call__(self, grammar: str) -> BracketConstraint:
-        self.may_go_on.wait(20)
-        self.compiled.append(grammar)
-        match grammar:
-            case "refused":
-                raise InvalidRequest("no such rule")
-            case "broken":
-                raise ValueError("secret")
-            case "deadly":
-                raise SystemExit("secret")
-        return BracketConstraint(int(grammar))
 
 
 def wait_for(thread: GrammarThread, number: int) -> dict[str, object]:
@@ -37,7 +16,7 @@ def wait_for(thread: GrammarThread, number: int) -> dict[str, object]:
 
 
 def test_grammars_are_compiled_in_turn_and_kept():
-    compiler = Compiler()
+    compiler = NumberCompiler()
     thread = GrammarThread(compiler)
     assert thread.find("3") is None
     for grammar in ("3", "1", "2"):
@@ -49,7 +28,7 @@ def test_grammars_are_compiled_in_turn_and_kept():
 
 
 def test_asking_what_is_done_does_not_wait():
-    compiler = Compiler()
+    compiler = NumberCompiler()
     compiler.may_go_on.clear()
     thread = GrammarThread(compiler)
     thread.compile("1")
@@ -60,7 +39,7 @@ def test_asking_what_is_done_does_not_wait():
 
 def test_those_used_last_are_kept(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(grammar_thread, "MAX_KEPT", 2)
-    thread = GrammarThread(Compiler())
+    thread = GrammarThread(NumberCompiler())
     for grammar in ("1", "2", "3"):
         thread.compile(grammar)
         wait_for(thread, 1)
@@ -69,7 +48,7 @@ def test_those_used_last_are_kept(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_a_grammar_that_cannot_be_compiled_is_an_error_of_its_own():
-    thread = GrammarThread(Compiler())
+    thread = GrammarThread(NumberCompiler())
     for grammar in ("refused", "broken", "4"):
         thread.compile(grammar)
     done = wait_for(thread, 3)
@@ -81,15 +60,15 @@ def test_a_grammar_that_cannot_be_compiled_is_an_error_of_its_own():
 
 
 def test_the_death_of_the_thread_is_told_without_its_text():
-    thread = GrammarThread(Compiler())
+    thread = GrammarThread(NumberCompiler())
     thread.compile("deadly")
-    with pytest.raises(OrcdError, match=r"died of SystemExit at test_grammar_thread\.py:") as caught:
+    with pytest.raises(OrcdError, match=r"died of SystemExit at number_compiler\.py:") as caught:
         wait_until(thread.take_done)
     assert "secret" not in caught.value.message
 
 
 def test_there_is_no_thread_before_the_first_grammar():
     before = threading.active_count()
-    thread = GrammarThread(Compiler())
+    thread = GrammarThread(NumberCompiler())
     assert thread.take_done() == []
     assert threading.active_count() == before
