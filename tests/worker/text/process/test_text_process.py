@@ -114,10 +114,15 @@ def test_processor_time_is_limited_by_the_kernel(make_process: MakeProcess) -> N
 @pytest.mark.parametrize(
     "source",
     [
-        "{{ ('a' * 10**7).replace('a', 'b' * 10**4) }}",
+        "{{ ('a' * 10**7).replace('a', 'b' * 300) }}",
         "{{ 'a'.rjust(10**10) }}",
         "{{ '%09999999999d' % 1 }}",
-        "{% set ns = namespace(l=[]) %}{% for i in range(999) %}{% set ns.l = ns.l + [[1] * 10**7] %}{% endfor %}",
+        "{{ (['a' * 10**7] * 300) | join }}",
+        # Together: each value would fit. Only the last is large, and it is refused before it is touched: the pages of
+        # 2 GB cost a slow machine more than the processor time that a call has.
+        "{% set ns = namespace(l=[]) %}{% for n in (10**8, 10**8, 2 * 10**9) %}"
+        "{% set ns.l = ns.l + ['a'.rjust(n)] %}{% endfor %}",
+        "{% set l = [[1] * 10**7, [2] * 10**7] %}{% set s = 'a'.center(2 * 10**9) %}{{ l | length }}",
     ],
 )
 def test_a_template_that_wants_all_memory_is_refused_and_the_process_lives_on(
