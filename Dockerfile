@@ -22,8 +22,9 @@ USER orcd
 WORKDIR /home/orcd
 
 # Of a worker; Flower has a check of its own in compose.yaml.
-ENV ORCD_METRICS_PORT=9090
+ENV ORCD_METRICS_HOST=0.0.0.0 \
+    ORCD_METRICS_PORT=9090
 HEALTHCHECK --interval=15s --timeout=5s --start-period=30s --retries=3 \
-    CMD ["python", "-c", "from urllib.request import urlopen; urlopen('http://127.0.0.1:9090/healthz', timeout=4)"]
+    CMD ["python", "-c", "from urllib.request import urlopen; urlopen('http://127.0.0.1:9090/health/live', timeout=4)"]
 
 CMD ["orcd", "worker"]

@@ -44,6 +44,8 @@ NAMES = frozenset(
         "max_file_bytes",
         "max_queued",
         "max_sequences",
+        "metrics_compat",
+        "metrics_host",
         "metrics_port",
         "model",
         "name",

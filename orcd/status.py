@@ -121,11 +121,13 @@ class Status(msgspec.Struct, frozen=True):
 class WorkerStatus(msgspec.Struct, frozen=True):
     """A worker, as it told of itself with its last heartbeat, ``silent_ms`` before it was asked for.
 
-    ``state`` is ``loading`` (also while a lost engine is started again), ``ready``, ``draining`` (it takes no more jobs
-    and will leave) or ``unhealthy`` (it takes no more jobs). ``jobs`` counts those it has claimed; in its engine
-    ``running`` of their answers are generated and ``waiting`` wait for their turn. ``output_tokens`` counts those since
-    the engine's start, ``tokens_per_s`` those of the last seconds. ``last_seen_ms`` is the Unix time in milliseconds by
-    the Redis clock. What an older worker does not tell is empty or 0.
+    ``state`` is ``loading`` (also while a lost engine is started again), ``ready``, ``draining`` (it takes no more
+    jobs and will leave) or ``unhealthy`` (it takes no more jobs). ``jobs`` counts those it has claimed; in its engine
+    ``running`` of their answers are generated and ``waiting`` wait for their turn. ``output_tokens`` counts those
+    since the engine's start, ``tokens_per_s`` those of the last seconds. ``jobs_per_s`` is how many jobs it ended in
+    a second, over about the last minute in which it had any; 0 while none has ended. ``kv_use`` is the share of its
+    KV blocks in use, from 0 to 1, and ``load_percent`` how far the model is loaded. ``last_seen_ms`` is the Unix time
+    in milliseconds by the Redis clock. What an older worker does not tell is empty or 0.
     """
 
     name: str
@@ -139,6 +141,9 @@ class WorkerStatus(msgspec.Struct, frozen=True):
     waiting: int = 0
     output_tokens: int = 0
     tokens_per_s: float = 0.0
+    jobs_per_s: float = 0.0
+    kv_use: float = 0.0
+    load_percent: int = 0
     uptime_s: int = 0
     version: str = ""
     host: str = ""

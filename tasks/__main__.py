@@ -65,7 +65,9 @@ def demo(output: Path, redis_url: str | None) -> None:
 @click.option(
     "--drain-timeout", "drain_timeout_s", type=int, metavar="N", help="Seconds that jobs have when it is told to stop."
 )
-@click.option("--metrics-port", type=int, metavar="N", help="Serve metrics and health on this port of 127.0.0.1.")
+@click.option("--metrics-host", metavar="H", help="Address that metrics and health are served on; default: 127.0.0.1.")
+@click.option("--metrics-port", type=int, metavar="N", help="Serve metrics and health on this port.")
+@click.option("--metrics-compat", metavar="KIND", help="none: no metrics under vLLM's names; default: vllm.")
 def worker(**flags: Any) -> int:
     """Serve one model on one device.
 

@@ -155,6 +155,10 @@ class Stats(msgspec.Struct, frozen=True, array_like=True, tag="stats"):
     healthy: bool = True
     lacks_blocks: bool = False
     """Whether a sequence waits because there are too few KV blocks for it, and not for its turn."""
+    step_s: float = 0.0
+    """Time in steps."""
+    host_s: float = 0.0
+    """Processor time of the thread that makes the steps, which on the CPU device includes most of them."""
 
 
 class Fatal(msgspec.Struct, frozen=True, array_like=True, tag="fatal"):

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 
 import msgspec
 
 from kernels.devices.protocol import Device
 from orcd.errors import CudaError
-from worker.contract import Stats
+from worker.contract import Stats, TokenOutput
 from worker.engine.engine import Engine
 from worker.log import EventLog
 
@@ -34,6 +35,15 @@ class Health:
         self._last_beat = time.monotonic()
         self._last_check = -math.inf
         self._problems: list[str] = []
+        self._step_s = 0.0
+        self._host_start_s = time.thread_time()
+
+    def timed(self, step: Callable[[], list[TokenOutput]]) -> list[TokenOutput]:
+        """What a step returns; its time is among the figures."""
+        start = time.monotonic()
+        outputs = step()
+        self._step_s += time.monotonic() - start
+        return outputs
 
     def due_in_s(self) -> float:
         """Seconds until the next `beat`; 0 or less when it is due."""
@@ -49,7 +59,8 @@ class Health:
             self._last_check = self._last_beat
             self._check_residency()
         stats = self._engine.stats(memory_bytes=self._device.memory_bytes())
-        return msgspec.structs.replace(stats, healthy=not self._problems)
+        host_s = time.thread_time() - self._host_start_s
+        return msgspec.structs.replace(stats, healthy=not self._problems, step_s=self._step_s, host_s=host_s)
 
     def _check_residency(self) -> None:
         problems = self._device.verify_residency()

@@ -140,7 +140,7 @@ class Service:
             if self._channel.is_closed:
                 raise _Stopped
             if engine.has_work and not self._channel.is_congested:
-                outputs.add(engine.step())
+                outputs.add(health.timed(engine.step))
                 if outputs and (not engine.has_work or time.monotonic() >= send_at):
                     self._channel.send(outputs.take_all())
                     # Whoever comes to an idle engine next does not wait for what was before.

@@ -34,8 +34,12 @@ class Settings(ClientSettings):
     """``cuda:N`` or ``cpu``; the CPU is used only when it is asked for by name."""
     name: str = ""
     """Model name shown to clients; empty: the file's name without its extension."""
+    metrics_host: str = "127.0.0.1"
+    """Address for Prometheus metrics and health; 0.0.0.0: all of this machine's."""
     metrics_port: int = 0
-    """Port for Prometheus metrics and health on 127.0.0.1; 0: none."""
+    """Port for Prometheus metrics and health; 0: none."""
+    metrics_compat: str = "vllm"
+    """``vllm``: metrics also under the names that vLLM gave them, where they mean the same; ``none``: without those."""
 
     context_length: int = 0
     """Longest prompt + output in tokens; 0: what the model allows, bounded by the KV cache."""
@@ -104,6 +108,8 @@ class Settings(ClientSettings):
             raise InvalidRequest(f"{PREFIX}DEVICE must be cpu or cuda:N")
         if not 0 < self.vram_fraction <= 1:
             raise InvalidRequest(f"{PREFIX}VRAM_FRACTION must be above 0 and at most 1")
+        if self.metrics_compat not in ("vllm", "none"):
+            raise InvalidRequest(f"{PREFIX}METRICS_COMPAT must be vllm or none")
         if self.log_format not in ("auto", "json", "text"):
             raise InvalidRequest(f"{PREFIX}LOG_FORMAT must be auto, json or text")
 

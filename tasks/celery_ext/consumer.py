@@ -117,6 +117,7 @@ class Consumer(celery.worker.consumer.Consumer):  # type: ignore[misc]
             logger.warning("Redis is away or refuses commands; waiting for it", exc_info=error)
 
     def _flush(self) -> None:
+        self.pool.observer.loop_turned()
         self._flush_events()
         if self.task_consumer is not None:
             self.task_consumer.channel.qos.flush()

@@ -41,7 +41,7 @@ from tasks.dispatch.delivery import Outcome
 from tasks.dispatch.dispatcher import Dispatcher
 from tasks.dispatch.prompt_encoder import PromptEncoder
 from tasks.finisher import Finisher
-from tasks.observe.health_server import HealthServer
+from tasks.observe.health.health_server import HealthServer
 from tasks.observe.observer import Observer
 from tasks.startup_probe import wait_for_engine, wait_for_redis
 from worker.log import EventLog
@@ -68,21 +68,21 @@ class Pool(BasePool):  # type: ignore[misc]
         self._lock = threading.Lock()
         self._settings = settings
         log = EventLog(settings.log_format, worker_id(), model=settings.model_name, device=settings.device)
-        self._observer = Observer(log, worker_id(), settings.model_name)
+        self.observer = Observer(log, worker_id(), settings)
         self._health_server: HealthServer | None = None
         self._dispatcher: Dispatcher | None = None
-        self._finisher = Finisher(self._prepare_finisher, self._observer.log.retrying, self._thread_died)
-        self._shutdown = Shutdown(settings.drain_timeout_s, self._observer.drains, self._leave, self._thread_died)
+        self._finisher = Finisher(self._prepare_finisher, self.observer.log.retrying, self._thread_died)
+        self._shutdown = Shutdown(settings.drain_timeout_s, self.observer.drains, self._leave, self._thread_died)
         self._is_leaving = False
 
     def on_start(self) -> None:
         """Load the model; Celery starts to consume when this returns."""
         settings = self._settings
-        self._observer.log.startup(settings.device)
+        self.observer.log.startup(settings.device)
         self._shutdown.watch_signals()
         try:
             if settings.metrics_port:
-                self._health_server = HealthServer(self._observer, settings.metrics_port, self._thread_died)
+                self._health_server = HealthServer(self.observer, settings, self._thread_died)
             self._dispatcher = self._connect(settings)
             self._dispatcher.start()
             wait_for_engine(self._dispatcher.wait_until_loaded, settings.engine_start_timeout_s, maybe_shutdown)
@@ -92,7 +92,7 @@ class Pool(BasePool):  # type: ignore[misc]
             # 50 ms in which all threads stand still.
             gc.freeze()
         except OrcdError as error:
-            self._observer.log.error(error)
+            self.observer.log.error(error)
             self._close()
             raise WorkerShutdown(1) from None
         except SystemExit:  # Celery's WorkerShutdown or WorkerTerminate: it was told to leave
@@ -102,7 +102,7 @@ class Pool(BasePool):  # type: ignore[misc]
     @property
     def num_processes(self) -> int:
         """How many messages Celery may have in flight; other workers get them while the engine is away or unhealthy."""
-        return int(self.limit) if self._observer.is_ready else 0
+        return int(self.limit) if self.observer.is_ready else 0
 
     @property
     def num_free(self) -> int:
@@ -111,12 +111,12 @@ class Pool(BasePool):  # type: ignore[misc]
 
     def _connect(self, settings: Settings) -> Dispatcher:
         connection = connect(settings, Retry(NoBackoff(), 1))
-        wait_for_redis(settings, self._observer.log.error, maybe_shutdown)
+        wait_for_redis(settings, self.observer.log.error, maybe_shutdown)
         self._publisher = Publisher(settings)
         self._store = JobStore(
             connection,
-            owner=self._observer.worker_id,
-            model=self._observer.model,
+            owner=self.observer.worker_id,
+            model=self.observer.model,
             lease_ms=settings.lease_ms,
             ttl_s=settings.job_ttl_s,
             queue_limit_s=settings.queue_limit_s,
@@ -125,13 +125,13 @@ class Pool(BasePool):  # type: ignore[misc]
         encoder = PromptEncoder.load(settings)
         publish = self._publisher.publish
         lost, leave, died = partial(self._shutdown.begin, 1), self._told_to_leave, self._thread_died
-        return Dispatcher(settings, self._store, encoder, self._observer, publish, lost, leave, died)
+        return Dispatcher(settings, self._store, encoder, self.observer, publish, lost, leave, died)
 
     def _told_to_leave(self, farewell: Farewell) -> None:
         self._shutdown.begin(cold=farewell == "stop")
 
     def _thread_died(self, name: str, error: BaseException | None) -> None:
-        self._observer.thread_died(name, error)
+        self.observer.thread_died(name, error)
         self._shutdown.begin(exit_code=1)
 
     def _prepare_finisher(self) -> None:
@@ -153,7 +153,7 @@ class Pool(BasePool):  # type: ignore[misc]
         name, task_id, request, *body = args
         task = self.app.tasks[name]
         if not isinstance(task, JobTask):
-            self._finisher.submit(lambda: callback(trace(target, args, time.monotonic(), self._observer.log.retrying)))
+            self._finisher.submit(lambda: callback(trace(target, args, time.monotonic(), self.observer.log.retrying)))
             return None
         message = InFlightMessage(task_id, task, target, request, [callback], self._terminate)
         message.read(body, (options.get("timeout"), options.get("soft_timeout")))
@@ -233,7 +233,7 @@ class Pool(BasePool):  # type: ignore[misc]
             self._deliver(message)
             return
         if message.answer is None:
-            message.answer = message.trace(self._observer.log.retrying)
+            message.answer = message.trace(self.observer.log.retrying)
         for job_id, found in message.results():
             self._store_result(job_id, found)
         with self._lock:
@@ -257,7 +257,7 @@ class Pool(BasePool):  # type: ignore[misc]
         except NotStored:
             raise
         except Exception as failure:  # the key is of a wrong type
-            self._observer.log.retrying("finish", failure)
+            self.observer.log.retrying("finish", failure)
 
     def terminate_job(self, pid: int, signal: int | None = None) -> None:
         """Nothing: a message ends its own jobs."""
@@ -276,7 +276,7 @@ class Pool(BasePool):  # type: ignore[misc]
     def _leave(self) -> None:
         assert self._dispatcher is not None, "who leaves while it starts closes"
         self._is_leaving = True
-        self._observer.log.draining(self._dispatcher.num_jobs, self._shutdown.drain_left_s())
+        self.observer.log.draining(self._dispatcher.num_jobs, self._shutdown.drain_left_s())
         self._dispatcher.drain(self._shutdown.drain_left_s)
         self._close()
 
@@ -290,7 +290,7 @@ class Pool(BasePool):  # type: ignore[misc]
             self._dispatcher.stop(left_s, engine_timeout_s=0.0 if self._shutdown.is_cold else left_s)
         if self._health_server is not None:
             self._health_server.close()
-        self._observer.log.shutdown()
+        self.observer.log.shutdown()
 
     def _get_info(self) -> dict[str, Any]:
         info: dict[str, Any] = {**super()._get_info(), "model": self._settings.model_name}

@@ -211,11 +211,10 @@ class JobRunner:
         return changed
 
     def _start_job(self, job: ActiveJob) -> list[ActiveJob]:
-        earlier = self._jobs.get(job.job_id)
-        if earlier is not None:  # its lease was lost, and the new claim is ours again
+        if (earlier := self._jobs.get(job.job_id)) is not None:  # its lease was lost, and the new claim is ours again
             self._drop(earlier)
         self._jobs[job.job_id] = job
-        self._observer.log.execute_start(job)
+        self._observer.job_started(job)
         self._admission.submit(job)
         return [job]
 
@@ -233,8 +232,10 @@ class JobRunner:
         self.engine.process.send(contract.Abort(job.request_id))
         job.fail(error)
 
-    def _drop(self, job: ActiveJob) -> None:
-        """The job is somebody else's now."""
+    def _drop(self, job: ActiveJob, *, is_lost: bool = True) -> None:
+        """The job is somebody else's now: its lease is lost, or it was given back."""
+        if is_lost:
+            self._observer.lease_lost()
         self.engine.process.send(contract.Abort(job.request_id))
         self._forget(job)
         job.done(None)
@@ -253,7 +254,7 @@ class JobRunner:
         except redis.RedisError as error:  # the leases run out, and a reaper takes the jobs
             self._observer.log.retrying("release", error)
         for job in jobs:
-            self._drop(job)
+            self._drop(job, is_lost=False)
         try:
             for message in messages:
                 self._publish(message)

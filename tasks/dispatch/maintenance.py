@@ -183,8 +183,13 @@ class Maintenance:
             self._announced = load
 
     def _reap(self) -> None:
-        for message in self._store.reap():
-            self._unpublished[message.job_id] = message
+        try:
+            messages = self._store.reap()
+        except (redis.RedisError, OSError):
+            self._observer.redis_failed()
+            raise
+        self._observer.redis_answered()
+        self._unpublished |= {message.job_id: message for message in messages}
         refusals: dict[str, Exception] = {}
         for job_id, message in list(self._unpublished.items()):
             if message.queue in refusals:

@@ -2,63 +2,107 @@
 
 from __future__ import annotations
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from importlib.metadata import version
 
 from orcd.result import Result
+from tasks.observe.engine_metrics import EngineMetrics
+from tasks.observe.finish_reason import REASONS, finish_reason
+from tasks.observe.labelled_metrics import LabelledMetrics
 from tasks.observe.observed_job import ObservedJob
+from tasks.observe.vllm_metrics import VllmMetrics
 from worker import contract
+from worker.settings import Settings
 
-SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
+SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 1800)
+STATES = ("succeeded", "failed", "cancelled", "expired")
 
 
 class Metrics:
-    """Counters, gauges and histograms of one worker, in a ``registry`` of its own. Their names are an interface."""
+    """Counters, gauges and histograms of one worker. Their names are an interface: docs/metrics.md lists them.
 
-    def __init__(self) -> None:
-        self.registry = CollectorRegistry()
-        self._jobs = Counter("orcd_jobs", "Jobs ended here", ["state"], registry=self.registry)
-        self._tokens = Counter("orcd_tokens", "Tokens of ended jobs", ["direction"], registry=self.registry)
-        self._engine_exits = Counter("orcd_engine_exits", "Times the engine process ended", registry=self.registry)
-        self._queue_s = self._histogram("orcd_queue_seconds", "Submission to first claim")
-        self._ttft_s = self._histogram("orcd_first_token_seconds", "First claim to first token")
-        self._decode_s = self._histogram("orcd_decode_seconds", "First token to last")
-        self._jobs_in_flight = Gauge("orcd_jobs_in_hand", "Jobs this worker has claimed", registry=self.registry)
-        self._suspects = Gauge("orcd_suspects", "Jobs of which one has killed the engine", registry=self.registry)
-        self._engine = {
-            name: Gauge(f"orcd_engine_{name}", f"Engine: {name.replace('_', ' ')}", registry=self.registry)
-            for name in contract.Stats.__struct_fields__
-        }
+    Each has the labels ``model``, ``device`` and ``version``. Those with vLLM's names are there unless the setting
+    ``metrics_compat`` is ``none``.
+    """
 
-    def _histogram(self, name: str, text: str) -> Histogram:
-        return Histogram(name, text, buckets=SECONDS, registry=self.registry)
+    def __init__(self, settings: Settings) -> None:
+        labels = {"model": settings.model_name, "device": settings.device, "version": version("orcd")}
+        self._metrics = metrics = LabelledMetrics(labels)
+        self.registry = metrics.registry
+        self._vllm = (
+            VllmMetrics(settings.model_name, has_prefix_cache=settings.prefix_cache)
+            if settings.metrics_compat == "vllm"
+            else None
+        )
+        self._engine = EngineMetrics(metrics)
+        self._ready = metrics.gauge("orcd_ready", "Whether the worker would run a job")
+        self._jobs = metrics.counter_by("state", "orcd_jobs", "Jobs ended here", STATES)
+        self._errors = metrics.counter_by("code", "orcd_job_errors", "Jobs that did not succeed, by their error")
+        self._tokens = metrics.counter_by("direction", "orcd_tokens", "Tokens of ended jobs", ("in", "out"))
+        self._answer_tokens = metrics.counter_by("reason", "orcd_answer_tokens", "Tokens of ended answers", REASONS)
+        self._resumes = metrics.counter("orcd_resumes", "Jobs taken over that had been begun before")
+        self._leases_lost = metrics.counter("orcd_leases_lost", "Jobs that became another worker's while they ran here")
+        self._engine_exits = metrics.counter("orcd_engine_exits", "Times the engine process ended")
+        self._queue_s = metrics.histogram("orcd_queue_seconds", "Submission to first claim", SECONDS)
+        self._ttft_s = metrics.histogram("orcd_first_token_seconds", "First claim to first token", SECONDS)
+        self._decode_s = metrics.histogram("orcd_decode_seconds", "First token to last", SECONDS)
+        self._jobs_in_flight = metrics.gauge("orcd_jobs_in_hand", "Jobs this worker has claimed")
+        self._suspects = metrics.gauge("orcd_suspects", "Jobs of which one has killed the engine")
+        self._jobs_per_s = metrics.gauge("orcd_jobs_per_second", "Jobs ended in a second of about the last busy minute")
+
+    def page(self) -> bytes:
+        """All of them in Prometheus's text format."""
+        return self._metrics.page() + (self._vllm.page() if self._vllm else b"")
+
+    def job_started(self, job: ObservedJob) -> None:
+        """A job was claimed here."""
+        if job.claim.attempt > 1 or job.claim.log:
+            self._resumes.inc()
 
     def job_ended(self, job: ObservedJob, result: Result) -> None:
         """A job reached its terminal event here."""
-        self._jobs.labels(result.state).inc()
-        self._tokens.labels("in").inc(job.num_tokens_in)
-        self._tokens.labels("out").inc(job.num_tokens_out)
+        self._jobs(result.state).inc()
+        self._tokens("in").inc(job.num_tokens_in)
+        self._tokens("out").inc(job.num_tokens_out)
+        for choice in result.choices:
+            self._answer_tokens(finish_reason(result, choice)).inc(len(choice.token_ids))
         if result.error is None:
             self._queue_s.observe(result.queue_ms / 1000)
             self._ttft_s.observe(result.ttft_ms / 1000)
             self._decode_s.observe(result.decode_ms / 1000)
+        else:
+            self._errors(result.error.code).inc()
+        if self._vllm:
+            self._vllm.job_ended(job, result)
+
+    def lease_lost(self) -> None:
+        """A job that ran here is another worker's now."""
+        self._leases_lost.inc()
 
     def engine_exited(self) -> None:
         """The engine process ended without being asked to."""
         self._engine_exits.inc()
-        self.set_engine_healthy(False)
+        self._engine.engine_exited()
+        if self._vllm:
+            self._vllm.engine_exited()
 
     def set_engine_healthy(self, healthy: bool) -> None:
         """Whether the engine takes requests."""
-        self._engine["healthy"].set(healthy)
+        self._engine.set_healthy(healthy)
 
     def set_engine_stats(self, stats: contract.Stats) -> None:
         """The engine's own figures."""
-        for name, gauge in self._engine.items():
-            gauge.set(getattr(stats, name))
+        growth = self._engine.update(stats)
+        if self._vllm:
+            self._vllm.engine_changed(stats, growth)
 
-    def set_jobs_in_flight(self, num_jobs: int) -> None:
-        """How many jobs this worker has claimed and not ended."""
+    def set_ready(self, ready: bool) -> None:
+        """Whether the worker would run a job."""
+        self._ready.set(ready)
+
+    def set_jobs(self, num_jobs: int, per_s: float) -> None:
+        """How many jobs this worker has claimed and not ended, and how many it ends in a second."""
         self._jobs_in_flight.set(num_jobs)
+        self._jobs_per_s.set(per_s)
 
     def set_suspects(self, num_suspects: int) -> None:
         """Of how many jobs one has killed the engine; 0: none is looked for."""

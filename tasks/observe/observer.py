@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from typing import Literal
 
+from tasks.observe.engine_metrics import kv_use
+from tasks.observe.health.health_snapshot import HealthSnapshot, Load
+from tasks.observe.job_rate import JobRate
 from tasks.observe.metrics import Metrics
 from tasks.observe.observed_job import ObservedJob
 from tasks.observe.worker_log import WorkerLog
 from worker import contract
 from worker.log import EventLog
+from worker.settings import Settings
+
+SILENT_S = 5.0
+"""Redis, or Celery's event loop, is away if nothing was heard of it for so long. The loop waits for Redis as long."""
 
 
 class Observer:
@@ -20,11 +28,11 @@ class Observer:
     ``log``.
     """
 
-    def __init__(self, log: EventLog, worker_id: str, model: str) -> None:
+    def __init__(self, log: EventLog, worker_id: str, settings: Settings) -> None:
         self.worker_id = worker_id
-        self.model = model
+        self.model = settings.model_name
         self.log = WorkerLog(log)
-        self.metrics = Metrics()
+        self.metrics = Metrics(settings)
         self.loading: contract.Load | None = None
         """How far the engine had loaded its model when it last said so; ``load_changed`` is set each time."""
         self.load_changed = threading.Event()
@@ -35,6 +43,10 @@ class Observer:
         self._stats: contract.Stats | None = None
         self._stats_at = 0.0
         self._tokens_per_s = 0.0
+        self._num_jobs = 0
+        self._job_rate = JobRate()
+        self._redis_seen_at: float | None = None
+        self._loop_seen_at: float | None = None
 
     @property
     def is_ready(self) -> bool:
@@ -61,6 +73,52 @@ class Observer:
         if not self.is_ready:
             return 0
         return self._stats.running if self._stats is not None and self._stats.lacks_blocks else self._max_sequences
+
+    @property
+    def problem(self) -> str:
+        """Why the worker would run no job now; empty if it would."""
+        if self.has_dead_thread:
+            return "a thread of the worker has died"
+        if self.is_unhealthy:
+            return "the engine is not healthy; the worker's log says why"
+        if self.is_draining:
+            return "the worker takes no more jobs and leaves"
+        if not self._is_loaded:
+            percent = self.loading.percent if self.loading else 0
+            return f"the model is being loaded, {percent} %" if percent < 100 else "the engine is being started"
+        if not _is_recent(self._redis_seen_at):
+            return "Redis is away or refuses commands"
+        return "" if _is_recent(self._loop_seen_at) else "Celery's event loop stands still"
+
+    def health(self, *, with_metrics: bool) -> HealthSnapshot:
+        """What probes are told, if it is wanted with the page for Prometheus."""
+        problem, stats = self.problem, self._stats
+        num_answers = stats.running + stats.waiting if stats else 0
+        load = Load(
+            jobs=self._num_jobs,
+            running=stats.running if stats else 0,
+            waiting=stats.waiting if stats else 0,
+            max_sequences=self._max_sequences,
+            load=round(num_answers / self._max_sequences, 3) if self._max_sequences else 0.0,
+            kv_use=round(kv_use(stats), 3) if stats else 0.0,
+            tokens_per_s=round(self._tokens_per_s, 1),
+            load_percent=self.loading.percent if self.loading else None,
+        )
+        self.metrics.set_ready(not problem)
+        page = self.metrics.page() if with_metrics else None
+        return HealthSnapshot(not self.is_unhealthy, self.state, problem, load, page)
+
+    def redis_answered(self) -> None:
+        """Redis has done what a worker needs of it."""
+        self._redis_seen_at = time.monotonic()
+
+    def redis_failed(self) -> None:
+        """Redis is away, or has refused to do that."""
+        self._redis_seen_at = -math.inf
+
+    def loop_turned(self) -> None:
+        """Celery's event loop, which takes messages, has made a turn."""
+        self._loop_seen_at = time.monotonic()
 
     def drains(self) -> None:
         """The worker is told to leave: it takes no more jobs. Only sets a flag, as signal handlers call it."""
@@ -105,15 +163,27 @@ class Observer:
         self.metrics.set_suspects(num_suspects)
         self.log.isolates(num_suspects, group_size)
 
+    def job_started(self, job: ObservedJob) -> None:
+        """A job was claimed here."""
+        self.metrics.job_started(job)
+        self.log.execute_start(job)
+
+    def lease_lost(self) -> None:
+        """A job that ran here is another worker's now."""
+        self.metrics.lease_lost()
+
     def job_ended(self, job: ObservedJob) -> None:
         """A job reached its terminal event here."""
         result = job.result
+        self._job_rate.ended()
         self.metrics.job_ended(job, result)
         self.log.execute_end(job, result)
 
     def heartbeat(self, num_jobs: int) -> dict[str, int | float | str]:
         """What the worker's heartbeat says; ``num_jobs`` are in flight."""
-        self.metrics.set_jobs_in_flight(num_jobs)
+        self._num_jobs = num_jobs
+        self._job_rate.tick(is_busy=num_jobs > 0)
+        self.metrics.set_jobs(num_jobs, self._job_rate.per_s)
         stats = self._stats
         return {
             "model": self.model,
@@ -124,4 +194,12 @@ class Observer:
             "waiting": stats.waiting if stats else 0,
             "output_tokens": stats.output_tokens if stats else 0,
             "tokens_per_s": round(self._tokens_per_s, 1),
+            "jobs_per_s": round(self._job_rate.per_s, 4),
+            "kv_use": round(kv_use(stats), 3) if stats else 0.0,
+            "load_percent": self.loading.percent if self.loading else 0,
         }
+
+
+def _is_recent(seen_at: float | None) -> bool:
+    """Whether something was seen a moment ago, or nobody has looked yet."""
+    return seen_at is None or time.monotonic() - seen_at < SILENT_S

@@ -19,6 +19,7 @@ from tasks.dispatch.prompt_encoder import PromptEncoder
 from tasks.observe.observer import Observer
 from tests.tasks.dispatch.byte_model import ENCODER, READY
 from worker.log import EventLog
+from worker.settings import Settings
 
 REQUEST = parse({"prompt": "old pond", "seed": 1})
 
@@ -33,7 +34,7 @@ class ClaimerScene:
         self._outcomes: SimpleQueue[tuple[str, Outcome]] = SimpleQueue()
         self._log = io.StringIO()
         self.deaths: list[tuple[str, BaseException | None]] = []
-        observer = Observer(EventLog("json", "w", self._log), "w", "demo")
+        observer = Observer(EventLog("json", "w", self._log), "w", Settings(name="demo", device="cpu"))
         self.leases = LeaseKeeper(store, lease_ms, lambda: True, lambda _: None, lambda _: None, self._died)
         self.claimer = Claimer(store, encoder, max_attempts, 300, observer, self.leases, self._begun.put, self._died)
 

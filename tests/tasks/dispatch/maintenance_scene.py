@@ -46,10 +46,11 @@ class MaintenanceScene:
         self._runner = _Runner()
         self.engine_process = self._runner.engine.process
         self._log = io.StringIO()
-        self.observer = Observer(EventLog("json", "worker-1", self._log), "worker-1", "demo")
+        worker = Settings(name="demo", device="cpu", **settings)
+        self.observer = Observer(EventLog("json", "worker-1", self._log), "worker-1", worker)
         self.maintenance = Maintenance(
             store,
-            Settings(device="cpu", **settings),
+            worker,
             self.observer,
             lambda message: self.publish(message),
             self._runner,  # type: ignore[arg-type]

@@ -36,7 +36,7 @@ class RunnerScene:
         self.outcomes: list[tuple[str, Outcome]] = []
         self.lost = threading.Event()
         self.log = io.StringIO()
-        observer = Observer(EventLog("json", "w", self.log), "w", "m")
+        observer = Observer(EventLog("json", "w", self.log), "w", Settings(name="m", device="cpu"))
         self.deaths: SimpleQueue[tuple[str, BaseException | None]] = SimpleQueue()
         self.runner = JobRunner(
             Settings(device="cpu"),

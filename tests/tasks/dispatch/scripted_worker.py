@@ -79,7 +79,7 @@ class ScriptedWorker:
         self.is_alive = True
         self._redis = redis.Redis.from_url(redis_url)
         self.store = JobStore(self._redis, owner=name, model=READY.model, lease_ms=LEASE_MS, ttl_s=600)
-        observer = Observer(EventLog("json", name, io.StringIO()), name, READY.model)
+        observer = Observer(EventLog("json", name, io.StringIO()), name, Settings(name=READY.model, device="cpu"))
         all_settings = Settings(device="cpu", lease_ms=LEASE_MS, **settings)
         with monkeypatch.context() as patch:
             patch.setattr(engine_supervisor, "EngineProcess", ScriptedEngine)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import threading
 from typing import Any
 
@@ -31,7 +32,7 @@ class Scene:
         self.now = 1000.0
         monkeypatch.setattr(admission.time, "monotonic", lambda: self.now)
         self._log = io.StringIO()
-        observer = Observer(EventLog("json", "w", self._log), "w", "m")
+        observer = Observer(EventLog("json", "w", self._log), "w", Settings(name="m", device="cpu"))
         self.engine = EngineSupervisor(
             Settings(device="cpu"),
             observer,
@@ -193,10 +194,10 @@ def test_nobody_is_sent_to_an_engine_that_is_not_up(scene: Scene) -> None:
 
 
 def test_how_many_are_suspected_is_a_metric(scene: Scene) -> None:
-    registry = scene.admission._observer.metrics.registry
+    metrics = scene.admission._observer.metrics
     scene.die(*scene.jobs[:4])
-    assert registry.get_sample_value("orcd_suspects") == 4
+    assert re.search(r"^orcd_suspects\{.*\} 4\.0$", metrics.page().decode(), re.MULTILINE)
     for job in scene.jobs[:4]:
         scene.admission.left(job)
     scene.admission.update(scene.jobs)
-    assert registry.get_sample_value("orcd_suspects") == 0
+    assert re.search(r"^orcd_suspects\{.*\} 0\.0$", metrics.page().decode(), re.MULTILINE)

@@ -21,6 +21,7 @@ from tests.orcd.job_record import submit
 from tests.tasks.dispatch.byte_model import ENCODER, READY
 from worker import contract
 from worker.log import EventLog
+from worker.settings import Settings
 
 REQUEST = parse({"prompt": "old pond"})
 
@@ -49,7 +50,7 @@ def stopping() -> threading.Event:
 
 @pytest.fixture
 def writer(store: JobStore, log: io.StringIO, stopping: threading.Event) -> LogWriter:
-    return LogWriter(store, Observer(EventLog("json", "w", log), "w", "demo"), stopping)
+    return LogWriter(store, Observer(EventLog("json", "w", log), "w", Settings(name="demo", device="cpu")), stopping)
 
 
 def test_all_jobs_are_written_in_one_call_and_those_with_nothing_to_say_are_left_out(

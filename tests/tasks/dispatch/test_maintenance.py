@@ -22,8 +22,10 @@ from orcd.store.job_store import JobStore
 from tasks.dispatch import maintenance as module
 from tasks.dispatch.active_job import ActiveJob
 from tasks.local.redis_server import RedisServer
+from tests.conftest import wait_until
 from tests.orcd.job_record import submit
 from tests.orcd.job_writer import MakeStore
+from tests.tasks.dispatch.byte_model import READY
 from tests.tasks.dispatch.maintenance_scene import MaintenanceScene, only
 from worker import contract
 
@@ -235,3 +237,18 @@ def test_its_thread_goes_on_while_redis_is_away(redis_server: RedisServer) -> No
             time.sleep(0.05)
         scene.maintenance.stop(5)
         assert connection.keys("orcd:worker*") == []
+
+
+def test_a_redis_that_fails_and_answers_again_is_told_to_the_observer(
+    scene: MaintenanceScene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scene.observer.ready(READY)
+    monkeypatch.setattr(scene.store, "reap", lambda: raise_(redis.ReadOnlyError("a replica")))
+    scene.run()
+    assert scene.observer.problem == "Redis is away or refuses commands"
+    monkeypatch.undo()
+    wait_until(lambda: scene.run() == [] and scene.observer.problem == "")
+
+
+def raise_(error: Exception) -> None:
+    raise error

@@ -8,6 +8,7 @@ import msgspec
 import pytest
 
 from orcd.errors import Poisoned
+from tasks.observe.observer import SILENT_S
 from tests.tasks.dispatch.byte_model import END_ID, READY
 from tests.tasks.observe.watched import CANARY, STATS, Watched, canary_job
 from worker import contract
@@ -15,7 +16,7 @@ from worker import contract
 
 def test_a_job_is_told_with_its_figures_and_no_text(watched: Watched) -> None:
     job = canary_job()
-    watched.observer.log.execute_start(job)
+    watched.observer.job_started(job)
     job.add()
     job.process(contract.TokenOutput("j", 0, (*b"frog", END_ID), "stop"))
     watched.observer.job_ended(job)
@@ -85,12 +86,12 @@ def test_an_engine_that_is_lost_is_an_error_and_takes_the_readiness_with_it(watc
 def test_the_heartbeat_says_what_the_engine_does(watched: Watched) -> None:
     observer = watched.observer
     idle = {"model": "demo", "state": "loading", "ready": 0, "jobs": 0, "running": 0, "waiting": 0, "output_tokens": 0,
-            "tokens_per_s": 0.0}  # fmt: skip
+            "tokens_per_s": 0.0, "jobs_per_s": 0.0, "kv_use": 0.0, "load_percent": 0}  # fmt: skip
     assert observer.heartbeat(0) == idle
     observer.ready(READY)
     observer.stats(STATS)
     busy = {"model": "demo", "state": "ready", "ready": 1, "jobs": 7, "running": 3, "waiting": 4, "output_tokens": 9,
-            "tokens_per_s": 0.0}  # fmt: skip
+            "tokens_per_s": 0.0, "jobs_per_s": 0.0, "kv_use": 0.833, "load_percent": 0}  # fmt: skip
     assert observer.heartbeat(7) == busy
     assert watched.sample("orcd_jobs_in_hand") == 7
     observer.stats(msgspec.structs.replace(STATS, healthy=False))
@@ -158,3 +159,50 @@ def test_fewer_sequences_can_run_while_blocks_are_lacking_and_none_without_an_en
     assert observer.num_runnable == 3
     observer.engine_exited(1)
     assert observer.num_runnable == 0
+
+
+def test_a_worker_says_why_it_would_run_no_job(watched: Watched, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    observer, problems = watched.observer, []
+
+    def time_passes() -> None:
+        now[0] += SILENT_S
+
+    for change in (
+        lambda: observer.loads(contract.Load(45, 45, 100)),
+        lambda: observer.loads(contract.Load(100, 100, 100)),
+        lambda: observer.ready(READY),
+        observer.redis_failed,
+        lambda: [observer.redis_answered(), observer.loop_turned()],
+        time_passes,
+        observer.redis_answered,
+        observer.loop_turned,
+        lambda: observer.stats(msgspec.structs.replace(STATS, running=4, waiting=9)),
+        lambda: observer.stats(msgspec.structs.replace(STATS, healthy=False)),
+        observer.drains,
+        lambda: observer.thread_died("claimer", None),
+    ):
+        change()
+        problems.append(observer.problem)
+        assert observer.health(with_metrics=False).is_ready == (not problems[-1])
+        assert watched.sample("orcd_ready") == float(not problems[-1])
+    away, unhealthy = "Redis is away or refuses commands", "the engine is not healthy; the worker's log says why"
+    assert problems == [
+        "the model is being loaded, 45 %", "the engine is being started", "", away, "", away,
+        "Celery's event loop stands still", "", "", unhealthy, unhealthy, "a thread of the worker has died",
+    ]  # fmt: skip
+
+
+def test_the_load_is_a_share_of_the_answers_that_an_engine_generates_at_a_time(watched: Watched) -> None:
+    observer = watched.observer
+    assert msgspec.structs.asdict(observer.health(with_metrics=False).load) == {
+        "jobs": 0, "running": 0, "waiting": 0, "max_sequences": 0, "load": 0.0, "kv_use": 0.0, "tokens_per_s": 0.0,
+        "load_percent": None,
+    }  # fmt: skip
+    observer.ready(READY)
+    observer.stats(STATS)
+    observer.heartbeat(7)
+    load = observer.health(with_metrics=False).load
+    assert (load.jobs, load.running, load.waiting, load.max_sequences, load.load) == (7, 3, 4, 4, 1.75)
+    assert load.kv_use == 0.833

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from importlib.metadata import version
 from typing import Any
 
 from orcd.errors import OrcdError
@@ -15,6 +16,7 @@ from tests.tasks.dispatch.byte_model import ENCODER, READY
 from tests.tasks.dispatch.claims import claim
 from worker import contract
 from worker.log import EventLog
+from worker.settings import Settings
 
 STATS = contract.Stats(
     running=3,
@@ -28,6 +30,8 @@ STATS = contract.Stats(
     preemptions=11,
     memory_bytes=12,
 )
+LABELS = {"model": "demo", "device": "cpu", "version": version("orcd")}
+"""What all metrics of this worker carry, but those with vLLM's names."""
 CANARY = "Kanarienvogel"
 
 
@@ -36,7 +40,9 @@ class Watched:
 
     def __init__(self) -> None:
         self._stream = io.StringIO()
-        self.observer = Observer(EventLog("json", "worker-1", self._stream), "worker-1", "demo")
+        self.observer = Observer(
+            EventLog("json", "worker-1", self._stream), "worker-1", Settings(name="demo", device="cpu")
+        )
 
     @property
     def text(self) -> str:
@@ -53,7 +59,8 @@ class Watched:
         return events
 
     def sample(self, name: str, **labels: str) -> float | None:
-        return self.observer.metrics.registry.get_sample_value(name, labels)
+        """The value of a metric of this worker."""
+        return self.observer.metrics.registry.get_sample_value(name, LABELS | labels)
 
 
 def canary_job(prompt: Prompt | OrcdError | None = None) -> ActiveJob:

@@ -31,7 +31,7 @@ class Scene:
         self._log = io.StringIO()
         self.supervisor = EngineSupervisor(
             Settings(device="cpu", engine_step_timeout_s=5, engine_start_timeout_s=60),
-            Observer(EventLog("json", "w", self._log), "w", "m"),
+            Observer(EventLog("json", "w", self._log), "w", Settings(name="m", device="cpu")),
             lambda event: None,
             lambda: self.done.append("lost"),
             lambda name, error: None,
