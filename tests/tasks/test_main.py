@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import click
@@ -79,3 +81,12 @@ def test_flower_gets_its_options_as_they_are(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(Celery, "start", lambda app, arguments: started.append(arguments))
     assert run(cli, ["flower", "--port=5556", "--basic-auth", "me:secret", "-x"]) == 0
     assert started == [["flower", "--port=5556", "--basic-auth", "me:secret", "-x"]]
+
+
+def test_a_worker_starts_without_what_only_others_need() -> None:
+    code = (
+        "import sys, tasks.__main__, tasks.app, tasks.celery_ext.pool, tasks.dispatch.dispatcher;"
+        "import worker.text.process.text_service;"
+        "print({'numpy', 'kernels.ops', 'cupy', 'flower', 'tornado'} & set(sys.modules))"
+    )
+    assert subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True).stdout == "set()\n"

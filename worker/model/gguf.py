@@ -10,6 +10,7 @@ Layout (ggml/docs/gguf.md): magic, version, tensor count, key count; key-value p
 
 from __future__ import annotations
 
+import math
 import mmap
 import re
 import stat
@@ -17,14 +18,15 @@ import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Any
 
 from kernels.weights.formats import BY_GGML_TYPE, Format
 from orcd.errors import ModelLoadFailed
 from worker.model.hub import local_path
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 VERSIONS = (2, 3)  # one layout; 1 had 32-bit counts and is extinct
 MAX_KEY_BYTES = 65_535  # the specification's limits
@@ -45,7 +47,7 @@ class Tensor:
     """One tensor, still in its blocks.
 
     ``shape`` is row-major as NumPy has it: a weight is (outputs, inputs), experts are (experts, outputs, inputs).
-    ``data`` is a read-only view of the mapped file, uint8 [..., row_bytes]; ``offset`` counts from the file's start.
+    ``content`` is ``num_bytes`` of the mapped file, from ``offset`` on.
     """
 
     name: str
@@ -53,7 +55,14 @@ class Tensor:
     shape: tuple[int, ...]
     offset: int
     num_bytes: int
-    data: NDArray[np.uint8]
+    content: memoryview
+
+    @property
+    def data(self) -> NDArray[np.uint8]:
+        """A read-only view of the content: uint8 [..., row_bytes]."""
+        import numpy as np  # whoever reads only metadata, as the Celery process does, goes without
+
+        return np.frombuffer(self.content, np.uint8).reshape(*self.shape[:-1], self.format.row_bytes(self.shape[-1]))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -84,9 +93,7 @@ def open_gguf(reference: str | Path) -> GGUFFile:
 def _join_parts(path: Path, metadata: dict[str, Any], tensors: dict[str, Tensor], num_parts: int) -> None:
     name = _SPLIT_NAME.fullmatch(path.name)
     if name is None or int(name["count"]) != num_parts:
-        raise ModelLoadFailed(
-            f"{path}: is part of a model split in {num_parts}, but not named -00001-of-{num_parts:05}"
-        )
+        raise ModelLoadFailed(f"{path}: is part of a model split in {num_parts}, not named -00001-of-{num_parts:05}")
     if metadata.get("split.no") != 0 or int(name["number"]) != 1:
         raise ModelLoadFailed(f"{path}: is not the first part of a split model; give the one named -00001-of-")
     for number in range(2, num_parts + 1):
@@ -210,8 +217,7 @@ class _Reader:
             raise _MalformedError(f"{what} has {length} elements; at most {MAX_ARRAY_LENGTH} are read")
         if kind == _STRING:
             return self._strings(length, what)
-        values: list[Any] = np.frombuffer(self._take(length * least_bytes, what), np.dtype(_SCALARS[kind])).tolist()
-        return values
+        return list(struct.unpack(f"<{length}{_SCALARS[kind][1]}", self._take(length * least_bytes, what)))
 
     def _strings(self, length: int, what: str) -> list[str]:
         """The loop of `_string` written out: vocabularies have hundreds of thousands."""
@@ -241,9 +247,7 @@ class _Reader:
         dimensions = [self._number("<Q", f"the shape of {what}") for _ in range(num_dimensions)]
         format_ = _format(self._number("<I", f"the type of {what}"), what)
         offset = self._number("<Q", f"the offset of {what}")
-        num_elements = 1
-        for size in dimensions:
-            num_elements *= size
+        num_elements = math.prod(dimensions)
         if not 0 < num_elements <= len(self._bytes) * format_.block_elements:
             raise _MalformedError(f"is damaged: {what} of shape {dimensions} cannot fit in the file")
         if dimensions[0] % format_.block_elements:
@@ -273,9 +277,8 @@ class _Reader:
                     f"and the file at {len(self._bytes)}"
                 )
             previous_end, previous_name = info.offset + info.num_bytes, info.name
-            row_bytes = info.format.row_bytes(info.shape[-1])
-            data = np.frombuffer(self._bytes, np.uint8, info.num_bytes, start).reshape(*info.shape[:-1], row_bytes)
-            tensors[info.name] = Tensor(info.name, info.format, info.shape, start, info.num_bytes, data)
+            content = self._bytes[start : start + info.num_bytes]
+            tensors[info.name] = Tensor(info.name, info.format, info.shape, start, info.num_bytes, content)
         return {info.name: tensors[info.name] for info in infos}
 
 
