@@ -12,6 +12,9 @@ MODEL := tasks/demo/haiku-q4_k_m.gguf
 MINUTES := 10
 SEED := 1
 
+# Whatever the environment says, compiled Python is kept: the tests start hundreds of processes.
+export PYTHONDONTWRITEBYTECODE :=
+
 # Of compute-sanitizer, one after the other.
 TOOLS := memcheck racecheck
 

@@ -71,7 +71,10 @@ def shop_worker(redis_url: str, folder: Path) -> Iterator[Path]:
 def test_neither_takes_the_messages_of_the_other(
     redis_url: str, connection: redis.Redis, client: Client, demo_model: Path, tmp_path: Path, shop: Celery
 ) -> None:
-    with WorkerProcess(redis_url, demo_model, tmp_path, flags=()) as worker, shop_worker(redis_url, tmp_path) as log:
+    with (
+        WorkerProcess(redis_url, demo_model, tmp_path, by_celery=True) as worker,
+        shop_worker(redis_url, tmp_path) as log,
+    ):
         payments, answers, job_ids = [], [], []
         for number in range(NUM_MESSAGES):
             payments.append(shop.send_task("shop.pay", args=[number]))

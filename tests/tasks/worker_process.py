@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -19,16 +18,16 @@ from orcd.client import Client
 from orcd.errors import InvalidRequest
 
 START_TIMEOUT_S = 60.0
-QUIET = ("--without-mingle", "--without-gossip")
 ROOT = Path(__file__).parents[2]
 
 
 class WorkerProcess:
-    """``celery -A tasks worker`` on the CPU device; its log lines go to a file. Use it in a with block."""
+    """``orcd worker`` on the CPU device; its log lines go to a file. Use it in a with block.
 
-    def __init__(
-        self, redis_url: str, model: Path, folder: Path, *, flags: Sequence[str] = QUIET, **variables: str
-    ) -> None:
+    ``by_celery`` starts ``celery -A tasks worker`` instead: a worker that asks others at its start and listens to them.
+    """
+
+    def __init__(self, redis_url: str, model: Path, folder: Path, *, by_celery: bool = False, **variables: str) -> None:
         self.redis_url = redis_url
         self.log_path = folder / f"worker-{time.monotonic_ns()}.log"
         inherited = {name: text for name, text in os.environ.items() if not name.startswith("ORCD_")}
@@ -40,9 +39,10 @@ class WorkerProcess:
             "ORCD_LEASE_MS": "2000",
         }
         hostname = f"w{time.monotonic_ns()}@localhost"
+        celery = ["-m", "celery", "-A", "tasks", "worker", "--hostname", hostname]
         with self.log_path.open("w") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "celery", "-A", "tasks", "worker", "--hostname", hostname, *flags],
+                [sys.executable, *(celery if by_celery else ["-P", "-m", "tasks", "worker"])],
                 env=inherited | settings | variables,
                 cwd=ROOT,
                 stdout=subprocess.DEVNULL,

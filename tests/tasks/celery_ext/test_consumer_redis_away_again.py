@@ -17,7 +17,7 @@ from tests.tasks.worker_process import WorkerProcess
 
 def test_redis_may_go_away_again_and_again(redis_server: RedisServer, demo_model: Path, tmp_path: Path) -> None:
     chance = random.Random(1)
-    with WorkerProcess(redis_server.url, demo_model, tmp_path, flags=()) as worker:  # with mingle and gossip
+    with WorkerProcess(redis_server.url, demo_model, tmp_path, by_celery=True) as worker:  # with mingle and gossip
         job_ids = []
         for _ in range(8):
             with Client(redis_server.url) as client:

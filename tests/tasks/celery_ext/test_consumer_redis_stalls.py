@@ -42,7 +42,7 @@ def proxy(redis_url: str) -> Iterator[TcpProxy]:
 def _start(proxy: TcpProxy, model: Path, folder: Path, moment: str, then: dict[str, Any]) -> WorkerProcess:
     """A worker for which Redis has just gone away, when it sent that."""
     proxy.tell(trigger=moment, then=then)
-    worker = WorkerProcess(f"redis://127.0.0.1:{proxy.port}/0", model, folder, flags=())
+    worker = WorkerProcess(f"redis://127.0.0.1:{proxy.port}/0", model, folder, by_celery=True)
     worker.wait_for("ready")
     wait_until(proxy.tell)
     return worker

@@ -62,7 +62,7 @@ def test_a_worker_that_asks_others_at_its_start_begins_without_their_answers(
 ) -> None:
     replies = "_kombu.binding.reply.celery.pidbox"
     _break(connection, [replies, "_kombu.binding.celeryev"])
-    with WorkerProcess(redis_url, demo_model, tmp_path, flags=()) as worker:
+    with WorkerProcess(redis_url, demo_model, tmp_path, by_celery=True) as worker:
         assert client.result(client.submit(**FIELDS), timeout=TIME_S).state == "succeeded"
         _wait_until_named(worker, replies)
         assert {event["level"] for event in worker.events("celery")} == {"warning"}

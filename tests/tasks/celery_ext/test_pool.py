@@ -243,7 +243,8 @@ def test_a_worker_that_cannot_start_says_why_in_one_line_and_exits_with_one(
         paths |= {NO_DATABASE: shared_redis.url.replace("://", "://:secret@").replace("/0", "/999")}
         variables = {name: str(paths.get(value, value)) for name, value in mistake.items()}
         named = {} if not mistake else {"ORCD_MODEL": str(model)}
-        worker = WorkerProcess(shared_redis.url, Path(), tmp_path, **({"ORCD_MODEL": ""} | named | variables))
+        variables = {"ORCD_MODEL": ""} | named | variables
+        worker = WorkerProcess(shared_redis.url, Path(), tmp_path, by_celery=True, **variables)
         assert worker.process.wait(20) == 1
     (error,) = worker.events("error")
     assert error["code"] == code
