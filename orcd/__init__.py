@@ -17,21 +17,23 @@ if TYPE_CHECKING:
     from orcd.client import Client
     from orcd.request import Request, RequestFields
     from orcd.result import Choice, Result
-    from orcd.status import QueueStatus, Status, WorkerStatus
+    from orcd.status import JobSummary, QueueStatus, Status, WaitEstimate, WorkerStatus
 
-__all__ = ["AsyncClient", "Choice", "Client", "QueueStatus", "Request", "RequestFields", "Result", "Status"]
-__all__ += ["WorkerStatus"]
+__all__ = ["AsyncClient", "Choice", "Client", "JobSummary", "QueueStatus", "Request", "RequestFields", "Result"]
+__all__ += ["Status", "WaitEstimate", "WorkerStatus"]
 __all__ += errors.__all__
 
 _MODULES = {
     "AsyncClient": "async_client",
     "Choice": "result",
     "Client": "client",
+    "JobSummary": "status",
     "QueueStatus": "status",
     "Request": "request",
     "RequestFields": "request",
     "Result": "result",
     "Status": "status",
+    "WaitEstimate": "status",
     "WorkerStatus": "status",
 }
 """Where a name is defined."""

@@ -13,6 +13,7 @@ import redis
 
 from orcd.client import (
     RECONNECT_S,
+    SCRIPTS,
     cancellation,
     check_one_choice,
     read_statuses,
@@ -21,11 +22,13 @@ from orcd.client import (
     with_message,
 )
 from orcd.events import Event, state_after
+from orcd.monitoring.job_list import JobList
 from orcd.monitoring.queue_tally import QueueTally
+from orcd.monitoring.wait_estimate import WaitCount
 from orcd.request import Request
 from orcd.result import Result, ResultBuilder
 from orcd.settings import ClientSettings, read_environment
-from orcd.status import FIELDS, Look, QueueStatus, Status, WorkerStatus
+from orcd.status import FIELDS, JobSummary, Look, QueueStatus, Status, WaitEstimate, WorkerStatus
 from orcd.store import schema
 from orcd.store.enqueue import Publisher
 from orcd.store.event_stream import PAGE_ENTRIES, EventStream
@@ -72,11 +75,7 @@ class AsyncClient:
         self._reconnect_s = reconnect_s
         self._redis: Any = connect_async(self._settings)
         self._prefix = prefix = self._settings.key_prefix
-        self._submit_script = self._redis.register_script(schema.script("submit", prefix))
-        self._look_script = self._redis.register_script(schema.script("look", prefix))
-        self._cancel_script = self._redis.register_script(schema.script("cancel", prefix))
-        self._workers_script = self._redis.register_script(schema.script("workers", prefix))
-        self._queues_script = self._redis.register_script(schema.script("queues", prefix))
+        self._scripts = {name: self._redis.register_script(schema.script(name, prefix)) for name in SCRIPTS}
         self._publisher = Publisher(self._settings)
 
     async def __aenter__(self) -> AsyncClient:
@@ -154,9 +153,10 @@ class AsyncClient:
         with redis_errors(self._settings):
             async with answer_in_time(), self._redis.pipeline(transaction=False) as pipeline:
                 for job_id in job_ids:
-                    await self._look_script([], [check_job_id(job_id)], client=pipeline)
+                    await self._scripts["look"]([], [check_job_id(job_id)], client=pipeline)
                     pipeline.hmget(schema.job_key(job_id, self._prefix), FIELDS)
                     pipeline.xrevrange(schema.log_key(job_id, self._prefix), count=1)
+                pipeline.time()
                 answers = await pipeline.execute(raise_on_error=False)
             return read_statuses(job_ids, answers)
 
@@ -165,13 +165,13 @@ class AsyncClient:
         arguments = cancellation(check_job_id(job_id))
         with redis_errors(self._settings):
             async with answer_in_time():
-                return state_of(job_id, await self._cancel_script([], arguments))
+                return state_of(job_id, await self._scripts["cancel"]([], arguments))
 
     async def workers(self) -> list[WorkerStatus]:
         """See `Client.workers`."""
         with redis_errors(self._settings):
             async with answer_in_time():
-                return WorkerStatus.read_all(await self._workers_script([], []))
+                return WorkerStatus.read_all(await self._scripts["workers"]([], []))
 
     async def queues(self) -> list[QueueStatus]:
         """See `Client.queues`."""
@@ -179,14 +179,32 @@ class AsyncClient:
         with redis_errors(self._settings):
             while tally.arguments:
                 async with answer_in_time():
-                    tally.add(await self._queues_script([], tally.arguments))
+                    tally.add(await self._scripts["queues"]([], tally.arguments))
         return tally.queues(await self.workers())
+
+    async def jobs(self, state: str | None = None, model: str | None = None, limit: int = 1000) -> list[JobSummary]:
+        """See `Client.jobs`."""
+        found = JobList(state, model, limit)
+        with redis_errors(self._settings):
+            while found.arguments:
+                async with answer_in_time():
+                    found.add(await self._scripts["jobs"]([], found.arguments))
+        return found.jobs()
+
+    async def wait_estimate(self, job_id: str) -> WaitEstimate:
+        """See `Client.wait_estimate`."""
+        status, count = await self.status(job_id), WaitCount(job_id)
+        with redis_errors(self._settings):
+            while count.arguments:
+                async with answer_in_time():
+                    count.add(await self._scripts["ahead"]([], count.arguments))
+        return count.estimate(status, await self.workers())
 
     async def _write(self, batch: Sequence[Submission], stored: list[str]) -> None:
         with redis_errors(self._settings):
             async with answer_in_time(), self._redis.pipeline(transaction=False) as pipeline:
                 for submission in batch:
-                    await self._submit_script([], submission.arguments, client=pipeline)
+                    await self._scripts["submit"]([], submission.arguments, client=pipeline)
                 answers = await pipeline.execute()
         # kombu has no asyncio producer
         await asyncio.to_thread(self._publisher.announce, created_messages(batch, answers))
@@ -219,7 +237,7 @@ class AsyncClient:
         start = stream.log_start
         while start:
             async with answer_in_time(), self._redis.pipeline(transaction=False) as pipeline:
-                await self._look_script([], [stream.job_id], client=pipeline)
+                await self._scripts["look"]([], [stream.job_id], client=pipeline)
                 pipeline.xrange(schema.log_key(stream.job_id, self._prefix), min=start, count=PAGE_ENTRIES)
                 look, entries = await pipeline.execute(raise_on_error=False)
             events, start = stream.replayed(start, Look.read(stream.job_id, look), usable(entries))

@@ -23,11 +23,13 @@ import redis
 from orcd import result as results
 from orcd.errors import Cancelled, InvalidRequest
 from orcd.events import Error, Event, Token, encode_event, state_after
+from orcd.monitoring.job_list import JobList
 from orcd.monitoring.queue_tally import QueueTally
+from orcd.monitoring.wait_estimate import WaitCount
 from orcd.request import Request
 from orcd.result import Result
 from orcd.settings import ClientSettings, read_environment
-from orcd.status import FIELDS, Look, QueueStatus, Status, WorkerStatus, check_state
+from orcd.status import FIELDS, JobSummary, Look, QueueStatus, Status, WaitEstimate, WorkerStatus, check_state
 from orcd.store import schema
 from orcd.store.enqueue import Publisher
 from orcd.store.event_stream import PAGE_ENTRIES, EventStream
@@ -45,6 +47,7 @@ from orcd.store.token_log import usable
 
 __all__ = ["Client"]
 
+SCRIPTS = ("submit", "look", "cancel", "workers", "queues", "jobs", "ahead")
 RECONNECT_S = 30.0
 """How long a stream waits for a Redis that went away."""
 
@@ -68,11 +71,7 @@ class Client:
         self._reconnect_s = reconnect_s
         self._redis: Any = connect(self._settings)
         self._prefix = prefix = self._settings.key_prefix
-        self._submit_script = self._redis.register_script(schema.script("submit", prefix))
-        self._look_script = self._redis.register_script(schema.script("look", prefix))
-        self._cancel_script = self._redis.register_script(schema.script("cancel", prefix))
-        self._workers_script = self._redis.register_script(schema.script("workers", prefix))
-        self._queues_script = self._redis.register_script(schema.script("queues", prefix))
+        self._scripts = {name: self._redis.register_script(schema.script(name, prefix)) for name in SCRIPTS}
         self._publisher = Publisher(self._settings)
 
     def __enter__(self) -> Client:
@@ -157,21 +156,22 @@ class Client:
         """Where many jobs stand now, in their order; one round trip."""
         with redis_errors(self._settings), self._redis.pipeline(transaction=False) as pipeline:
             for job_id in job_ids:
-                self._look_script([], [check_job_id(job_id)], client=pipeline)
+                self._scripts["look"]([], [check_job_id(job_id)], client=pipeline)
                 pipeline.hmget(schema.job_key(job_id, self._prefix), FIELDS)
                 pipeline.xrevrange(schema.log_key(job_id, self._prefix), count=1)
+            pipeline.time()
             return read_statuses(job_ids, pipeline.execute(raise_on_error=False))
 
     def cancel(self, job_id: str) -> str:
         """Cancel a job and return its state: ``cancelled`` if it waited, ``running`` if its worker was told to stop."""
         arguments = cancellation(check_job_id(job_id))
         with redis_errors(self._settings):
-            return state_of(job_id, self._cancel_script([], arguments))
+            return state_of(job_id, self._scripts["cancel"]([], arguments))
 
     def workers(self) -> list[WorkerStatus]:
         """The workers that are alive, by name. One that dies counts for another minute."""
         with redis_errors(self._settings):
-            return WorkerStatus.read_all(self._workers_script([], []))
+            return WorkerStatus.read_all(self._scripts["workers"]([], []))
 
     def queues(self) -> list[QueueStatus]:
         """The queues that hold something or that a worker serves, by name.
@@ -181,13 +181,33 @@ class Client:
         tally = QueueTally()
         with redis_errors(self._settings):
             while tally.arguments:
-                tally.add(self._queues_script([], tally.arguments))
+                tally.add(self._scripts["queues"]([], tally.arguments))
         return tally.queues(self.workers())
+
+    def jobs(self, state: str | None = None, model: str | None = None, limit: int = 1000) -> list[JobSummary]:
+        """Jobs in a ``state``, by default those that run and then those that wait, at most ``limit`` of each state.
+
+        Those that were submitted first come first, of ended ones those that ended last. With ``model`` only jobs that
+        ask for it or run on it. Ended jobs are found by looking at the names of all keys. Raises `InvalidRequest`.
+        """
+        found = JobList(state, model, limit)
+        with redis_errors(self._settings):
+            while found.arguments:
+                found.add(self._scripts["jobs"]([], found.arguments))
+        return found.jobs()
+
+    def wait_estimate(self, job_id: str) -> WaitEstimate:
+        """What a job waits for, and about how long. Looks at each job that waits, 200 in a call."""
+        status, count = self.status(job_id), WaitCount(job_id)
+        with redis_errors(self._settings):
+            while count.arguments:
+                count.add(self._scripts["ahead"]([], count.arguments))
+        return count.estimate(status, self.workers())
 
     def _write(self, batch: Sequence[Submission], stored: list[str]) -> None:
         with redis_errors(self._settings), self._redis.pipeline(transaction=False) as pipeline:
             for submission in batch:
-                self._submit_script([], submission.arguments, client=pipeline)
+                self._scripts["submit"]([], submission.arguments, client=pipeline)
             answers = pipeline.execute()
             self._publisher.announce(created_messages(batch, answers))
         add_stored(stored, batch, answers)
@@ -212,7 +232,7 @@ class Client:
         start = stream.log_start
         while start:
             with self._redis.pipeline(transaction=False) as pipeline:
-                self._look_script([], [stream.job_id], client=pipeline)
+                self._scripts["look"]([], [stream.job_id], client=pipeline)
                 pipeline.xrange(schema.log_key(stream.job_id, self._prefix), min=start, count=PAGE_ENTRIES)
                 look, entries = pipeline.execute(raise_on_error=False)
             events, start = stream.replayed(start, Look.read(stream.job_id, look), usable(entries))
@@ -255,10 +275,15 @@ def state_of(job_id: str, answer: bytes) -> str:
 
 
 def read_statuses(job_ids: Sequence[str], answers: Sequence[Any]) -> list[Status]:
-    """From what the look script, the record and the end of the log answered for each job, errors among it."""
+    """From what the look script, the record and the end of the log answered for each job, and the clock at last.
+
+    Errors may be among it.
+    """
+    *told, clock = answers
+    now_ms = 1000 * clock[0] + clock[1] // 1000 if isinstance(clock, tuple) else 0
     return [
-        Status.read(job_id, Look.read(job_id, look), usable(values), usable(last_entries))
-        for job_id, look, values, last_entries in zip(job_ids, answers[::3], answers[1::3], answers[2::3], strict=True)
+        Status.read(job_id, Look.read(job_id, look), usable(values), usable(last_entries), now_ms)
+        for job_id, look, values, last_entries in zip(job_ids, told[::3], told[1::3], told[2::3], strict=True)
     ]
 
 

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
+from urllib.parse import unquote
 
 import msgspec
 import redis
 
 from orcd.errors import InvalidRequest
-from orcd.events import Error, Position, decode_event
+from orcd.events import End, Error, Position, decode_event
 from orcd.store.token_log import damaged
 
 FIELDS = ("state", "owner", "model", "attempt", "losses", "priority", "cancel", "created_ms", "started_ms",
-          "finished_ms")  # fmt: skip
+          "first_token_ms", "finished_ms", "queue")  # fmt: skip
 """Fields of the job record that `Status.read` wants, in this order."""
 
 
@@ -46,11 +47,13 @@ class Look(msgspec.Struct, frozen=True):
 class Status(msgspec.Struct, frozen=True):
     """A job's place in its life. Times are Unix milliseconds of the Redis clock, None for what has not happened.
 
-    ``position`` counts from 1 while the job is queued and is approximate. ``attempt`` counts claims that were not given
-    back in order, ``losses`` the owners that died with the job since its last token. ``worker`` runs the job, or ran it
-    to its end. ``cancelling`` says that somebody wants it cancelled. ``tokens_out`` counts the tokens in the log, over
-    all choices. ``served`` is false for a queued job while no worker serves the model that it asks for. ``error`` is
-    what an ended job failed with, ``reason`` why a queued one waits.
+    ``position`` counts from 1 while the job is queued and is approximate. ``attempt`` counts claims that were not
+    given back in order, ``losses`` the owners that died with the job since its last token. ``worker`` runs the job,
+    or ran it to its end. ``cancelling`` says that somebody wants it cancelled. ``tokens_out`` counts the tokens in
+    the log, over all choices, and ``tokens_per_s`` those after the first in a second, up to ``as_of_ms`` while the
+    job runs; None while there are none. ``served`` is false for a queued job while no worker serves the model that it
+    asks for, which is ``asked_model``, None for any. ``error`` is what an ended job failed with, ``end`` what one
+    came to that succeeded, and ``reason`` why a queued one waits.
     """
 
     job_id: str
@@ -69,6 +72,11 @@ class Status(msgspec.Struct, frozen=True):
     losses: int = 0
     error: Error | None = None
     reason: str = ""
+    asked_model: str | None = None
+    first_token_ms: int | None = None
+    tokens_per_s: float | None = None
+    end: End | None = None
+    as_of_ms: int = 0
 
     @classmethod
     def read(
@@ -77,8 +85,9 @@ class Status(msgspec.Struct, frozen=True):
         look: Look,
         values: Sequence[bytes | None] | None,
         last_entries: Sequence[tuple[bytes, Any]] | None,
+        now_ms: int = 0,
     ) -> Status:
-        """From a look at the job, the values of `FIELDS` after it, and the last log entry, if there is one.
+        """From a look at the job, the values of `FIELDS` after it, the last log entry, if there is one, and the time.
 
         Raises `InvalidRequest` if there is no such job, `LogDamaged` if its record cannot be read. A log that cannot be
         used (None) counts as empty.
@@ -89,15 +98,23 @@ class Status(msgspec.Struct, frozen=True):
         if "state" not in record:
             raise unknown_job(job_id)
         try:
-            return cls._read(job_id, look, record, last_entries)
+            return cls._read(job_id, look, record, last_entries, now_ms)
         except (KeyError, ValueError):
             raise damaged(job_id) from None
 
     @classmethod
     def _read(
-        cls, job_id: str, look: Look, record: dict[str, str], last_entries: Sequence[tuple[bytes, Any]] | None
+        cls,
+        job_id: str,
+        look: Look,
+        record: dict[str, str],
+        last_entries: Sequence[tuple[bytes, Any]] | None,
+        now_ms: int,
     ) -> Status:
         is_queued = record["state"] == "queued"
+        last = _terminal(look.end or (last_entries[0][1].get(b"e", b"") if last_entries else b""))
+        tokens_out = Position.parse(last_entries[0][0]).n if last_entries else 0
+        first_token_ms, finished_ms = _time(record, "first_token_ms"), _time(record, "finished_ms")
         return cls(
             job_id=job_id,
             state=record["state"],
@@ -107,14 +124,19 @@ class Status(msgspec.Struct, frozen=True):
             model=record.get("model"),
             priority=int(record["priority"]),
             cancelling="cancel" in record,
-            tokens_out=Position.parse(last_entries[0][0]).n if last_entries else 0,
+            tokens_out=tokens_out,
             created_ms=int(record["created_ms"]),
-            started_ms=int(record["started_ms"]) if "started_ms" in record else None,
-            finished_ms=int(record["finished_ms"]) if "finished_ms" in record else None,
+            started_ms=_time(record, "started_ms"),
+            finished_ms=finished_ms,
             served=look.served or not is_queued,
             losses=int(record.get("losses", 0)),
             reason=look.reason if is_queued else "",
-            error=_error_in(look.end or (last_entries[0][1].get(b"e", b"") if last_entries else b"")),
+            error=last if isinstance(last, Error) else None,
+            asked_model=model_of(record.get("queue", "")),
+            first_token_ms=first_token_ms,
+            tokens_per_s=None if is_queued else _rate(tokens_out, first_token_ms, finished_ms or now_ms),
+            end=last if isinstance(last, End) else None,
+            as_of_ms=now_ms,
         )
 
 
@@ -170,7 +192,8 @@ class QueueStatus(msgspec.Struct, frozen=True):
     ``workers`` counts those that take its jobs, now or once their model is loaded; with none, its jobs wait for one.
     ``running`` jobs were claimed, ``waiting`` ones were not, by priority in ``priorities``; the oldest has waited for
     ``oldest_ms``. ``messages`` are those in Celery's lists; a request that comes inside of one counts as a job once a
-    worker has taken it.
+    worker has taken it. ``drain_ms`` is how long it takes until none waits if no more come, at the rate at which these
+    workers have ended jobs of late; None where that is unknown.
     """
 
     queue: str
@@ -181,13 +204,69 @@ class QueueStatus(msgspec.Struct, frozen=True):
     oldest_ms: int | None
     priorities: dict[int, int]
     messages: int
+    drain_ms: int | None = None
 
 
-def _error_in(event: bytes) -> Error | None:
-    """The error that an event is, if it is one."""
+class JobSummary(msgspec.Struct, frozen=True):
+    """A job in a list. Times are Unix milliseconds of the Redis clock, None for what has not happened.
+
+    ``model`` is the one that runs or ran it, else the one that it asks for, None for any. ``outcome`` is the code of an
+    ended job's error, or the finish reason of one that succeeded.
+    """
+
+    job_id: str
+    state: str
+    model: str | None
+    worker: str | None
+    priority: int
+    attempt: int
+    created_ms: int
+    started_ms: int | None
+    finished_ms: int | None
+    outcome: str
+
+
+class WaitEstimate(msgspec.Struct, frozen=True):
+    """What a job waits for. ``ahead`` jobs of its queue, or for any model, are more urgent, or as urgent and older.
+
+    At the rate of ``jobs_per_s``, at which the workers that take such jobs have ended them of late, it starts in about
+    ``starts_in_ms``; None where that is unknown: none was ended yet, or no worker is ready. ``served`` says whether one
+    takes such jobs, now or soon; ``models`` are those that there are workers for, and ``load_percent`` is how far the
+    model is loaded where the job waits for that.
+    """
+
+    job_id: str
+    state: str
+    ahead: int
+    starts_in_ms: int | None
+    jobs_per_s: float
+    reason: str
+    served: bool
+    models: list[str]
+    load_percent: int | None
+
+
+def model_of(queue: str) -> str | None:
+    """The model whose jobs are in a queue of this name; None if it is the one for any model."""
+    return unquote(queue.removeprefix("orcd.")) if queue.startswith("orcd.") else None
+
+
+def _time(record: Mapping[str, str], name: str) -> int | None:
+    return int(record[name]) if name in record else None
+
+
+def _rate(num_tokens: int, first_ms: int | None, last_ms: int) -> float | None:
+    """Tokens a second after the first one."""
+    if first_ms is None or num_tokens < 2 or last_ms <= first_ms:
+        return None
+    return round(1000 * (num_tokens - 1) / (last_ms - first_ms), 1)
+
+
+def _terminal(event: bytes) -> End | Error | None:
+    """The terminal event, if it is one."""
     with suppress(ValueError):
         found = decode_event(event)
-        return found if isinstance(found, Error) else None
+        return found if isinstance(found, End | Error) else None
     return None
 
 

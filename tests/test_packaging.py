@@ -37,7 +37,7 @@ def test_the_wheel_holds_every_file_of_the_packages_and_nothing_else(wheel: zipf
 def test_the_base_install_is_the_client_and_the_command_line(wheel: zipfile.ZipFile) -> None:
     requirements = re.findall(r"^Requires-Dist: (.*)$", metadata(wheel), re.MULTILINE)
     base = {re.split(r"[^\w-]", line)[0].lower() for line in requirements if "extra ==" not in line}
-    assert base == {"celery", "click", "hiredis", "msgspec", "redis", "tqdm"}
+    assert base == {"celery", "click", "hiredis", "msgspec", "redis", "rich", "tqdm"}
 
 
 def test_the_packages_that_commands_look_for_are_those_of_the_extra_worker(wheel: zipfile.ZipFile) -> None:

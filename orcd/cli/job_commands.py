@@ -12,6 +12,7 @@ import msgspec
 
 from orcd.cli import terminal
 from orcd.cli.command_line import report
+from orcd.cli.status_page import status_page
 from orcd.client import Client
 from orcd.errors import InvalidRequest
 from orcd.events import Event
@@ -111,16 +112,17 @@ def cancel(job: str, redis_url: str | None) -> None:
 def status(job: str, redis_url: str | None, as_json: bool) -> None:
     """Print where a job stands.
 
-    Its state, who runs it, how often that has failed, tokens so far, times, and the error that it ended with.
+    Its state, who runs it, how often that has failed, tokens so far, times, and the error that it ended with. Of a job
+    that waits: why, how many are ahead of it, and about when it starts.
     """
     with Client(redis_url) as client:
         found = client.status(job)
+        estimate = client.wait_estimate(job) if found.state == "queued" else None
     if as_json:
-        terminal.write_json(found)
+        terminal.write_json(msgspec.structs.asdict(found) | ({"wait": estimate} if estimate else {}))
         return
-    error = f"{found.error.code}: {found.error.message}" if found.error else None
-    for name, value in (msgspec.structs.asdict(found) | {"error": error}).items():
-        print(f"{name:<12} {'-' if value in (None, '') else value}")
+    for name, text in status_page(found, estimate):
+        print(f"{name:<12} {text}")
 
 
 @click.command()

@@ -12,6 +12,7 @@ from orcd.cli import (
     job_commands,
     process_commands,
     queue_commands,
+    top_command,
     worker_commands,
 )
 from orcd.cli.command_line import SETTINGS, run
@@ -27,14 +28,23 @@ def cli() -> None:
       orcd worker --model M.gguf --device cpu    serve a model
       orcd generate "Write a haiku about rain"   ask it something
       orcd batch prompts.jsonl results.jsonl     ask it many things
-      orcd workers; orcd queue                   see what serves and what waits
+      orcd workers; orcd queue; orcd top         see what serves and what waits
 
     Settings come from ORCD_ environment variables; flags win. `orcd COMMAND --help` explains a command.
     Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted.
     """
 
 
-for module in (job_commands, batch_commands, queue_commands, worker_commands, gateway_command, process_commands):
+MODULES = (
+    job_commands,
+    batch_commands,
+    queue_commands,
+    worker_commands,
+    top_command,
+    gateway_command,
+    process_commands,
+)
+for module in MODULES:
     for command in module.COMMANDS:
         cli.add_command(command)
 

@@ -1,9 +1,10 @@
-"""The commands about what lies in the queues: queue, dead, migrate."""
+"""The commands about what lies in the queues: queue, jobs, dead, migrate."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 
@@ -17,11 +18,42 @@ from orcd.cli.migration import Migration
 from orcd.client import Client
 from orcd.errors import InvalidRequest
 from orcd.settings import ClientSettings, read_environment
+from orcd.status import JobSummary, QueueStatus
 from orcd.store.dead_letters import DeadLetter, DeadLetters
 from orcd.store.redis_connection import connect, redis_errors
+from orcd.store.schema import STATES
 
 letter_argument = click.argument("letter", metavar="ID", required=False)
 all_option = click.option("--all", "is_all", is_flag=True, help="All of them.")
+
+
+QUEUE_HEAD = (
+    "QUEUE",
+    "MODEL",
+    "WORKERS",
+    "RUNNING",
+    "WAITING",
+    "OLDEST",
+    "DRAINS",
+    "MESSAGES",
+    "WAITING BY PRIORITY",
+)
+
+
+def queue_cells(queue: QueueStatus) -> Sequence[object]:
+    """What stands below each title of `QUEUE_HEAD`."""
+    drain = "unknown" if queue.workers else "never"
+    return (
+        queue.queue,
+        "any" if queue.model is None else queue.model,
+        queue.workers or "nobody",
+        queue.running,
+        queue.waiting,
+        "" if queue.oldest_ms is None else terminal.duration(queue.oldest_ms),
+        drain if queue.drain_ms is None else terminal.duration(queue.drain_ms),
+        queue.messages,
+        " ".join(f"{priority}:{number}" for priority, number in queue.priorities.items()),
+    )
 
 
 @click.command()
@@ -30,8 +62,9 @@ all_option = click.option("--all", "is_all", is_flag=True, help="All of them.")
 def queue(redis_url: str | None, as_json: bool) -> None:
     """Print what waits and runs, and who serves it.
 
-    A line for each queue: how many workers serve it, or nobody; how many jobs run and wait, the oldest how long.
-    MESSAGES are those in Celery's lists; a request that comes inside of one counts as a job once a worker has taken it.
+    A line for each queue: how many workers serve it, or nobody; how many jobs run and wait, the oldest how long, and in
+    about what time none would wait if no more came, at the rate at which the workers have ended jobs of late. MESSAGES
+    are those in Celery's lists; a request that comes inside of one counts as a job once a worker has taken it.
     """
     with Client(redis_url) as client:
         found = client.queues()
@@ -39,22 +72,52 @@ def queue(redis_url: str | None, as_json: bool) -> None:
         for each in found:
             terminal.write_json(each)
         return
-    head = ("QUEUE", "MODEL", "WORKERS", "RUNNING", "WAITING", "OLDEST", "MESSAGES", "WAITING BY PRIORITY")
-    terminal.show_table(
-        head,
-        (
-            (
-                each.queue,
-                "any" if each.model is None else each.model,
-                each.workers or "nobody",
-                each.running,
-                each.waiting,
-                "" if each.oldest_ms is None else terminal.duration(each.oldest_ms),
-                each.messages,
-                " ".join(f"{priority}:{number}" for priority, number in each.priorities.items()),
-            )
-            for each in found
-        ),
+    terminal.show_table(QUEUE_HEAD, map(queue_cells, found))
+
+
+@click.command()
+@click.option("--state", type=click.Choice(STATES), help="Only these; default: those that run, then those that wait.")
+@click.option("--model", metavar="NAME", help="Only those that ask for this model, or run on it.")
+@click.option(
+    "--limit", type=click.IntRange(min=1), default=100, show_default=True, metavar="N", help="At most N of each state."
+)
+@redis_option
+@json_option
+def jobs(state: str | None, model: str | None, limit: int, redis_url: str | None, as_json: bool) -> None:
+    """Print jobs, a line each.
+
+    Those that were submitted first come first, of ended ones those that ended last. AGE is the time since a job was
+    submitted, RAN that from its first start to its end, or up to now. OUTCOME is an error's code or a finish reason.
+
+    \b
+      orcd jobs --state failed --limit 20
+      orcd jobs --model qwen2.5-7b --json
+    """
+    with Client(redis_url) as client:
+        found = client.jobs(state, model, limit)
+    if as_json:
+        for each in found:
+            terminal.write_json(each)
+        return
+    now_ms = int(1000 * time.time())
+    terminal.show_table(JOB_HEAD, (_job_cells(each, now_ms) for each in found))
+
+
+JOB_HEAD = ("JOB", "STATE", "MODEL", "PRIORITY", "AGE", "RAN", "ATTEMPTS", "OUTCOME", "WORKER")
+
+
+def _job_cells(job: JobSummary, now_ms: int) -> Sequence[object]:
+    ran_ms = None if job.started_ms is None else (job.finished_ms or now_ms) - job.started_ms
+    return (
+        job.job_id,
+        job.state,
+        job.model or "any",
+        job.priority,
+        terminal.duration(max(0, now_ms - job.created_ms)),
+        "" if ran_ms is None else terminal.duration(max(0, ran_ms)),
+        job.attempt,
+        job.outcome,
+        job.worker or "",
     )
 
 
@@ -187,4 +250,4 @@ def migrate(dry_run: bool, redis_url: str | None) -> None:
     print(f"{num_messages} messages {verb}")
 
 
-COMMANDS = (queue, dead, migrate)
+COMMANDS = (queue, jobs, dead, migrate)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Sequence
 
 import click
 
@@ -14,6 +15,7 @@ from orcd.client import Client
 from orcd.errors import InvalidRequest
 from orcd.monitoring.worker_registry import Farewell, WorkerRegistry
 from orcd.settings import ClientSettings, read_environment
+from orcd.status import WorkerStatus
 from orcd.store.redis_connection import connect, redis_errors
 
 POLL_S = 0.2
@@ -25,15 +27,39 @@ timeout_option = click.option(
 )  # fmt: skip
 
 
+WORKER_HEAD = ("WORKER", "STATE", "MODEL", "DEVICE", "JOBS", "RUNNING", "WAITING", "TOKENS/S", "KV", "UPTIME", "SEEN",
+               "VERSION")  # fmt: skip
+
+
+def worker_cells(worker: WorkerStatus) -> Sequence[object]:
+    """What stands below each title of `WORKER_HEAD`."""
+    is_loading = worker.state == "loading"
+    return (
+        worker.name,
+        f"loading {worker.load_percent}%" if is_loading else worker.state,
+        worker.model,
+        worker.device,
+        worker.jobs,
+        worker.running,
+        worker.waiting,
+        f"{worker.tokens_per_s:.0f}",
+        f"{worker.kv_use:.0%}",
+        terminal.duration(1000 * worker.uptime_s),
+        terminal.duration(worker.silent_ms),
+        worker.version,
+    )
+
+
 @click.command()
 @redis_option
 @json_option
 def workers(redis_url: str | None, as_json: bool) -> None:
     """Print the workers that are alive.
 
-    A worker is loading, ready, draining (it takes no more jobs and leaves) or unhealthy (it takes no more jobs). JOBS
-    are those that it has claimed, RUNNING the answers that it generates at this moment. SEEN is the time since its last
-    heartbeat, which comes every two seconds; one that died is listed for a minute.
+    A worker is loading its model, ready, draining (it takes no more jobs and leaves) or unhealthy (it takes no more
+    jobs). JOBS are those that it has claimed, RUNNING the answers that it generates at this moment, WAITING those that
+    wait in its engine, and KV is how much of its KV cache is in use. SEEN is the time since its last heartbeat, which
+    comes every two seconds; one that died is listed for a minute.
     """
     with Client(redis_url) as client:
         found = client.workers()
@@ -41,25 +67,7 @@ def workers(redis_url: str | None, as_json: bool) -> None:
         for worker in found:
             terminal.write_json(worker)
         return
-    head = ("WORKER", "STATE", "MODEL", "DEVICE", "JOBS", "RUNNING", "TOKENS/S", "UPTIME", "SEEN", "VERSION")
-    terminal.show_table(
-        head,
-        (
-            (
-                worker.name,
-                worker.state,
-                worker.model,
-                worker.device,
-                worker.jobs,
-                worker.running,
-                f"{worker.tokens_per_s:.0f}",
-                terminal.duration(1000 * worker.uptime_s),
-                terminal.duration(worker.silent_ms),
-                worker.version,
-            )
-            for worker in found
-        ),
-    )
+    terminal.show_table(WORKER_HEAD, map(worker_cells, found))
 
 
 @click.command()

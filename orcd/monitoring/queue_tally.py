@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Sequence
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
 from typing import Any
-from urllib.parse import unquote
 
-from orcd.status import QueueStatus, WorkerStatus
+from orcd.status import QueueStatus, WorkerStatus, model_of
 from orcd.store.enqueue import queue_name
 
 ANY_MODEL = queue_name(None)
@@ -41,11 +40,17 @@ class QueueTally:
 
     def queues(self, workers: Sequence[WorkerStatus]) -> list[QueueStatus]:
         """The queues that hold something or that one of these workers serves, by name."""
-        models = Counter(queue_name(worker.model) for worker in workers if worker.state in TAKES_JOBS)
-        if models:
-            models[ANY_MODEL] = models.total()
-        names = {*models, *self._waiting, *self._running, *self._messages}
-        return [self._queue(name, models[name]) for name in sorted(names)]
+        serving: dict[str, list[WorkerStatus]] = defaultdict(list)
+        for worker in workers:
+            if worker.state in TAKES_JOBS:
+                serving[queue_name(worker.model)].append(worker)
+                serving[ANY_MODEL].append(worker)
+        names = {*serving, *self._waiting, *self._running, *self._messages}
+        rates = {name: sum(worker.jobs_per_s for worker in serving.get(name, ())) for name in names}
+        served = sum(self._num_waiting(name) for name in names if name in serving)
+        return [
+            self._queue(name, len(serving.get(name, ())), self._drain_ms(name, rates, served)) for name in sorted(names)
+        ]
 
     def _count(self, queue: str, priority: int, number: int, age_ms: int) -> None:
         match self._steps[0]:
@@ -57,15 +62,30 @@ class QueueTally:
             case _:
                 self._messages[queue] += number
 
-    def _queue(self, name: str, num_workers: int) -> QueueStatus:
+    def _num_waiting(self, name: str) -> int:
+        return self._waiting.get(name, Counter()).total()
+
+    def _drain_ms(self, name: str, rates: Mapping[str, float], num_served: int) -> int | None:
+        """A worker's time goes to its model's queue and to that for any model, to which all workers give theirs."""
+        num_waiting, rate = self._num_waiting(name), rates[name]
+        if not num_waiting:
+            return 0
+        if not rate:
+            return None
+        if name == ANY_MODEL:
+            return round(1000 * num_served / rate)
+        return round(1000 * (num_waiting / rate + self._num_waiting(ANY_MODEL) / rates[ANY_MODEL]))
+
+    def _queue(self, name: str, num_workers: int, drain_ms: int | None) -> QueueStatus:
         waiting = self._waiting.get(name, Counter())
         return QueueStatus(
             queue=name,
-            model=None if name == ANY_MODEL else unquote(name.removeprefix(f"{ANY_MODEL}.")),
+            model=model_of(name),
             workers=num_workers,
             running=self._running[name],
             waiting=waiting.total(),
             oldest_ms=self._oldest_ms.get(name),
             priorities=dict(sorted(waiting.items())),
             messages=self._messages[name],
+            drain_ms=drain_ms,
         )

@@ -62,6 +62,8 @@ def test_jobs_are_submitted_checked_and_counted(redis_url: str, connection: redi
         assert await client.submit(prompt="x", job_id=job_ids[0]) == job_ids[0]
         assert [status.job_id for status in await client.statuses(job_ids[:2])] == job_ids[:2]
         assert connection.llen("orcd:5") == connection.zcard(schema.QUEUED) == 300
+        assert sorted(job.job_id for job in await client.jobs("queued")) == sorted(job_ids)
+        assert not (await client.wait_estimate(job_ids[0])).served
 
     run(redis_url, play)
 

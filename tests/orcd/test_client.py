@@ -239,5 +239,5 @@ def test_queues_are_counted_with_who_serves_them(client: Client, connection: red
     assert any_model.messages == 3
     assert any_model.oldest_ms is not None
     assert 0 <= any_model.oldest_ms < 60_000
-    assert demo == QueueStatus("orcd.demo", "demo", 1, 0, 0, None, {}, 0)
+    assert demo == QueueStatus("orcd.demo", "demo", 1, 0, 0, None, {}, 0, 0)
     assert (nobody.queue, nobody.model, nobody.workers, nobody.waiting) == ("orcd.no%3Abody", "no:body", 0, 1)

@@ -5,19 +5,24 @@ from __future__ import annotations
 import pytest
 
 from orcd.errors import InvalidRequest, LogDamaged
+from orcd.events import End, encode_event
 from orcd.status import FIELDS, Look, Status, WorkerStatus
 
+NOW_MS = 10_000
 QUEUED = {"state": b"queued", "attempt": b"0", "priority": b"5", "created_ms": b"1000"}
 RUNNING = {**QUEUED, "state": b"running", "attempt": b"2", "owner": b"w", "model": b"m", "started_ms": b"1500"}
 
 
 def read(record: dict[str, bytes], rank: int = -1, last_entry: bytes | None = None, *, served: int = 1) -> Status:
     look = Look.read("j", [record.get("state", b""), rank, served, b"", b""])
-    return Status.read("j", look, [record.get(name) for name in FIELDS], [(last_entry, {})] if last_entry else [])
+    entries = [(last_entry, {})] if last_entry else []
+    return Status.read("j", look, [record.get(name) for name in FIELDS], entries, NOW_MS)
 
 
 def test_a_queued_job_has_a_place_from_one():
-    assert read(QUEUED, rank=4) == Status("j", "queued", 5, 0, None, None, 5, False, 0, 1000, None, None)
+    assert read(QUEUED, rank=4) == Status(
+        "j", "queued", 5, 0, None, None, 5, False, 0, 1000, None, None, as_of_ms=NOW_MS
+    )
 
 
 def test_a_place_left_over_from_before_the_claim_is_not_shown():
@@ -26,7 +31,7 @@ def test_a_place_left_over_from_before_the_claim_is_not_shown():
 
 def test_a_running_job_has_a_worker_and_tokens():
     assert read(RUNNING, last_entry=b"17-2") == Status(
-        "j", "running", None, 2, "w", "m", 5, False, 17, 1000, 1500, None
+        "j", "running", None, 2, "w", "m", 5, False, 17, 1000, 1500, None, as_of_ms=NOW_MS
     )
 
 
@@ -102,3 +107,24 @@ def test_workers_are_read_by_name_and_one_that_cannot_be_read_is_left_out():
         WorkerStatus("a", 1600, 0, host="\ufffd"),
         WorkerStatus("b", 1000, 500, state="ready", running=3, tokens_per_s=9.5),
     ]
+
+
+def test_the_rate_is_that_of_the_tokens_after_the_first_up_to_now_or_the_end():
+    begun = {**RUNNING, "first_token_ms": b"2000"}
+    assert read(begun, last_entry=b"17-0").tokens_per_s == 2.0
+    assert read({**begun, "state": b"succeeded", "finished_ms": b"4000"}, last_entry=b"17-0").tokens_per_s == 8.0
+    assert read(begun, last_entry=b"1-0").tokens_per_s is None
+    assert read({**begun, "state": b"queued"}, last_entry=b"17-0").tokens_per_s is None
+    assert read(begun, last_entry=b"17-0").first_token_ms == 2000
+
+
+@pytest.mark.parametrize(("queue", "model"), [(b"orcd", None), (b"orcd.a%3Ab", "a:b"), (b"celery", None)])
+def test_the_model_that_a_job_asks_for_is_told(queue: bytes, model: str | None):
+    assert read({**QUEUED, "queue": queue}).asked_model == model
+
+
+def test_what_a_job_came_to_is_told():
+    end = End("stop", 3, 4, 1, 2, 3, "0" * 64)
+    look = Look("succeeded", None, True, encode_event(end))
+    values = [{**RUNNING, "state": b"succeeded"}.get(name) for name in FIELDS]
+    assert Status.read("j", look, values, []).end == end

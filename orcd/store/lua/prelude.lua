@@ -75,17 +75,30 @@ local function is_served(queue, now, name)
     return type(seen) == 'table' or seen and tonumber(seen) > now - 60000
 end
 
--- Why the jobs of a queue wait, for people.
+-- The model whose jobs are in a queue.
+local function model_of(queue)
+    return (string.gsub(string.sub(queue, 6), '%%(%x%x)', function(digits)
+        return string.char(tonumber(digits, 16))
+    end))
+end
+
+-- Why the jobs of a queue wait, for people; where no worker serves it, which models there are workers for.
 local function reason_to_wait(queue, now)
     if is_served(queue, now) then
         return is_served(queue, now, 'ready') and 'waiting for a free slot' or 'loading the model'
     elseif queue == 'orcd' then
         return 'no worker is running'
     end
-    local model = string.gsub(string.sub(queue, 6), '%%(%x%x)', function(digits)
-        return string.char(tonumber(digits, 16))
-    end)
-    return 'no worker serves ' .. model
+    local served = redis.pcall('ZRANGEBYSCORE', key('served'), now - 60000, '+inf', 'LIMIT', 0, 21)
+    local models = {}
+    for _, name in ipairs(served.err and {} or served) do
+        if name ~= 'orcd' then
+            models[#models + 1] = model_of(name)
+        end
+    end
+    table.sort(models)
+    local others = #models > 0 and '; there are workers for ' .. table.concat(models, ', ') or ''
+    return 'no worker serves ' .. model_of(queue) .. others
 end
 
 -- Send an event to those who follow a job; returns how many got it.

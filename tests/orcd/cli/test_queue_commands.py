@@ -127,12 +127,12 @@ def test_queue_prints_a_line_for_each_and_marks_those_that_nobody_serves(
     assert run(["queue"]) == 0
     output = capsys.readouterr().out
     head, *lines = [line.split() for line in output.splitlines()]
-    assert " ".join(head) == "QUEUE MODEL WORKERS RUNNING WAITING OLDEST MESSAGES WAITING BY PRIORITY"
+    assert " ".join(head) == "QUEUE MODEL WORKERS RUNNING WAITING OLDEST DRAINS MESSAGES WAITING BY PRIORITY"
     oldest = lines[1][5]
     assert lines == [
-        ["orcd", "any", "1", "0", "0", "-", "0", "-"],
-        ["orcd.a%3Ab", "a:b", "nobody", "0", "3", oldest, "3", "2:1", "9:2"],
-        ["orcd.demo", "demo", "1", "0", "0", "-", "0", "-"],
+        ["orcd", "any", "1", "0", "0", "-", "0s", "0", "-"],
+        ["orcd.a%3Ab", "a:b", "nobody", "0", "3", oldest, "never", "3", "2:1", "9:2"],
+        ["orcd.demo", "demo", "1", "0", "0", "-", "0s", "0", "-"],
     ]
     assert re.fullmatch(r"\d+s", oldest)
     assert "secret" not in output
@@ -144,7 +144,7 @@ def test_queue_as_json_prints_an_object_for_each(client: Client, capsys: pytest.
     queue = json.loads(capsys.readouterr().out)
     assert queue.pop("oldest_ms") >= 0
     assert queue == {"queue": "orcd.demo", "model": "demo", "workers": 0, "running": 0, "waiting": 1,
-                     "priorities": {"1": 1}, "messages": 1}  # fmt: skip
+                     "priorities": {"1": 1}, "messages": 1, "drain_ms": None}  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -172,3 +172,21 @@ def test_migrate_says_what_it_moved(connection: redis.Redis, capsys: pytest.Capt
     assert run(["migrate"]) == 0
     assert capsys.readouterr().out == "0 messages moved\n"
     assert (connection.llen("celery:5"), connection.llen("orcd:5")) == (1, 2)
+
+
+def test_jobs_prints_a_line_for_each(client: Client, capsys: pytest.CaptureFixture[str]) -> None:
+    client.submit(prompt="x", job_id="waits", model="demo", priority=3)
+    client.submit(prompt="x", job_id="gone")
+    client.cancel("gone")
+    assert run(["jobs"]) == 0
+    head, waits = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert head == ["JOB", "STATE", "MODEL", "PRIORITY", "AGE", "RAN", "ATTEMPTS", "OUTCOME", "WORKER"]
+    assert waits == ["waits", "queued", "demo", "3", "0s", "-", "0", "-", "-"]
+    assert run(["jobs", "--state", "cancelled", "--json"]) == 0
+    gone = json.loads(capsys.readouterr().out)
+    assert (gone["job_id"], gone["outcome"], gone["model"]) == ("gone", "CANCELLED", None)
+
+
+def test_a_state_that_there_is_not_is_wrong_usage(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["jobs", "--state", "waiting"]) == 2
+    one_error(capsys, "INVALID_REQUEST")

@@ -15,7 +15,8 @@ from orcd.store import schema
 from tests.orcd.cli.command_line import one_error, run
 
 NOWHERE = "redis://127.0.0.1:1/0"
-BUSY = {"state": "ready", "model": "demo", "device": "cpu", "jobs": 7, "running": 3, "tokens_per_s": 12.4,
+BUSY = {"state": "ready", "model": "demo", "device": "cpu", "jobs": 7, "running": 3, "waiting": 2, "tokens_per_s": 12.4,
+        "kv_use": 0.25,
         "uptime_s": 3700, "version": "0.2.0", "host": "box", "pid": 42}  # fmt: skip
 
 
@@ -25,7 +26,7 @@ def registry(redis_url: str, connection: redis.Redis, monkeypatch: pytest.Monkey
     monkeypatch.setenv("ORCD_REDIS_URL", redis_url)
     registry = WorkerRegistry(connection)
     registry.beat("busy", BUSY)
-    registry.beat("loading", {"state": "loading"})
+    registry.beat("loading", {"state": "loading", "load_percent": 45})
     return registry
 
 
@@ -38,10 +39,11 @@ def while_waiting(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], Non
 def test_workers_prints_a_line_for_each(registry: WorkerRegistry, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["workers"]) == 0
     head, busy, loading = [line.split() for line in capsys.readouterr().out.splitlines()]
-    assert head == ["WORKER", "STATE", "MODEL", "DEVICE", "JOBS", "RUNNING", "TOKENS/S", "UPTIME", "SEEN", "VERSION"]
-    assert busy[:9] == ["busy", "ready", "demo", "cpu", "7", "3", "12", "1h", "1m"]
+    assert head == ["WORKER", "STATE", "MODEL", "DEVICE", "JOBS", "RUNNING", "WAITING", "TOKENS/S", "KV", "UPTIME",
+                    "SEEN", "VERSION"]  # fmt: skip
+    assert busy[:11] == ["busy", "ready", "demo", "cpu", "7", "3", "2", "12", "25%", "1h", "1m"]
     assert busy[-1] == "0.2.0"
-    assert loading[:4] == ["loading", "loading", "-", "-"]
+    assert loading[:5] == ["loading", "loading", "45%", "-", "-"]
 
 
 def test_workers_as_json_prints_an_object_for_each(

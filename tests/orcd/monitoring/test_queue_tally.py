@@ -24,8 +24,8 @@ def tally(connection: redis.Redis, *workers: WorkerStatus, prefix: str = "") -> 
     return {queue.queue: queue for queue in counted.queues(workers)}, num_calls
 
 
-def worker(model: str, state: str = "ready") -> WorkerStatus:
-    return WorkerStatus(f"{model}-{state}", 0, 0, state=state, model=model)
+def worker(model: str, state: str = "ready", jobs_per_s: float = 0.0) -> WorkerStatus:
+    return WorkerStatus(f"{model}-{state}", 0, 0, state=state, model=model, jobs_per_s=jobs_per_s)
 
 
 def test_a_deep_queue_is_counted_in_many_short_calls(client: Client, connection: redis.Redis) -> None:
@@ -62,6 +62,14 @@ def test_a_model_s_workers_serve_its_queue_and_that_of_any_model(client: Client,
     client.submit(prompt="x", model="c")
     queues, _ = tally(connection, worker("a"), worker("a"), worker("b"))
     assert {name: queue.workers for name, queue in queues.items()} == {"orcd": 3, "orcd.a": 2, "orcd.b": 1, "orcd.c": 0}
+
+
+def test_a_queue_drains_at_the_rate_of_its_workers(client: Client, connection: redis.Redis) -> None:
+    client.submit_many([{"prompt": "x", "model": "a"}] * 4 + [{"prompt": "x"}] * 6 + [{"prompt": "x", "model": "c"}])
+    queues, _ = tally(connection, worker("a", jobs_per_s=2), worker("b", jobs_per_s=1), worker("d"))
+    assert {name: queue.drain_ms for name, queue in queues.items()} == {
+        "orcd": 3333, "orcd.a": 4000, "orcd.b": 0, "orcd.c": None, "orcd.d": 0,
+    }  # fmt: skip
 
 
 def test_messages_in_a_queue_that_nobody_serves_are_seen_though_they_are_no_jobs_yet(connection: redis.Redis) -> None:

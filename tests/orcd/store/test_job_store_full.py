@@ -126,7 +126,8 @@ def test_a_job_that_must_not_wait_for_a_worker_is_refused_where_none_serves_its_
     ("model", "renewed_by", "served", "reason"),
     [
         (None, [], False, "no worker is running"),
-        ("qwen2.5:7b é", [True], False, "no worker serves qwen2.5:7b é"),
+        ("qwen2.5:7b é", [True], False, "no worker serves qwen2.5:7b é; there are workers for demo"),
+        ("qwen2.5:7b é", [], False, "no worker serves qwen2.5:7b é"),
         ("demo", [False], True, "loading the model"),
         ("demo", [False, True], True, "waiting for a free slot"),
         (None, [True, False], True, "waiting for a free slot"),

@@ -112,6 +112,11 @@ def play_everything(client: Client, store: JobStore, mark: Callable[[str], None]
     mark("tell_worker")
     assert client.queues()
     mark("queues")
+    assert client.jobs()
+    assert client.jobs("cancelled")
+    mark("jobs")
+    assert client.wait_estimate("d").ahead >= 0
+    mark("ahead")
     play_damage(client, store, mark)
     store.redis.hset(schema.job_key("new"), "schema", 3)
     let_lease_run_out(store, "new")

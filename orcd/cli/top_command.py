@@ -1,0 +1,85 @@
+"""The command ``top``: workers and queues on a live screen."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+import click
+
+from orcd.cli import terminal
+from orcd.cli.job_commands import json_option, redis_option
+from orcd.cli.queue_commands import QUEUE_HEAD, queue_cells
+from orcd.cli.worker_commands import WORKER_HEAD, worker_cells
+from orcd.client import Client
+from orcd.errors import RedisUnavailable
+from orcd.status import QueueStatus, WorkerStatus
+
+
+@click.command()
+@click.option(
+    "--interval", "interval_s", type=click.FloatRange(min=0.2), default=2.0, show_default=True, metavar="S",
+    help="Seconds between two looks.",
+)  # fmt: skip
+@click.option("--count", type=click.IntRange(min=1), metavar="N", help="Look so many times, and end.")
+@redis_option
+@json_option
+def top(interval_s: float, count: int | None, redis_url: str | None, as_json: bool) -> None:
+    """Show workers and queues on a live screen until Ctrl-C.
+
+    What the columns mean is told by `orcd workers --help` and `orcd queue --help`. With --json each look is an object
+    of workers and queues.
+    """
+    with Client(redis_url) as client:
+        if as_json:
+            for number in range(count or 10**9):
+                if number:
+                    time.sleep(interval_s)
+                terminal.write_json({"workers": client.workers(), "queues": client.queues()})
+            return
+        _show(client, interval_s, count)
+
+
+def _show(client: Client, interval_s: float, count: int | None) -> None:
+    from rich.console import Console, Group
+    from rich.live import Live
+    from rich.table import Table
+    from rich.text import Text
+
+    def table(title: str, head: Sequence[str], rows: Sequence[Sequence[object]]) -> Table:
+        made = Table(*head, title=title, title_justify="left", box=None, padding=(0, 2, 0, 0), expand=False)
+        for row in rows:
+            made.add_row(*(Text(str(cell) or "-") for cell in row))
+        return made
+
+    def screen(workers: Sequence[WorkerStatus], queues: Sequence[QueueStatus], problem: str) -> Group:
+        return Group(
+            Text(_summary(workers, queues), style="bold"),
+            Text(problem, style="red"),
+            table("workers", WORKER_HEAD, [worker_cells(each) for each in workers]),
+            Text(""),
+            table("queues", QUEUE_HEAD, [queue_cells(each) for each in queues]),
+        )
+
+    workers, queues = client.workers(), client.queues()
+    console = Console()
+    with Live(screen(workers, queues, ""), console=console, screen=console.is_terminal, auto_refresh=False) as live:
+        for number in range(count or 10**9):
+            problem = ""
+            if number:
+                time.sleep(interval_s)
+                try:
+                    workers, queues = client.workers(), client.queues()
+                except RedisUnavailable as error:  # it may come back
+                    problem = error.message
+            live.update(screen(workers, queues, problem), refresh=True)
+
+
+def _summary(workers: Sequence[WorkerStatus], queues: Sequence[QueueStatus]) -> str:
+    ready = sum(worker.state == "ready" for worker in workers)
+    rate = sum(worker.tokens_per_s for worker in workers)
+    waiting, running = sum(queue.waiting for queue in queues), sum(queue.running for queue in queues)
+    return f"{ready} of {len(workers)} workers ready, {rate:.0f} tokens/s, {running} jobs run, {waiting} wait"
+
+
+COMMANDS = (top,)
