@@ -13,6 +13,7 @@ from typing import Any
 import redis
 
 from orcd.errors import Cancelled, Expired, InferenceTimeout, OrcdError
+from orcd.monitoring.queue_watch import QueueWatch
 from orcd.monitoring.worker_registry import WorkerRegistry
 from orcd.store import schema
 from orcd.store.backoff import FIRST_RETRY_S, MAX_RETRY_S, Backoff
@@ -29,6 +30,7 @@ TICK_S = 0.1
 REAP_EVERY_S = 1.0
 LISTENERS_EVERY_S = 1.0
 HEARTBEAT_EVERY_S = 2.0
+QUEUES_EVERY_S = 2.0
 DISCONNECT_AFTER_S = 10.0
 
 
@@ -84,6 +86,8 @@ class Maintenance:
         self._gauges: dict[str, int | float | str] = {}
         self._told_state: object = None
         self._heartbeat = _PeriodicCall("heartbeat", self._beat, HEARTBEAT_EVERY_S)
+        self._queue_watch = QueueWatch(store.redis, observer.worker_id, store.key_prefix)
+        self._watching = _PeriodicCall("queues", self._watch_queues, QUEUES_EVERY_S)
         self._announced: contract.Load | None = None
         self._unpublished: dict[str, Message] = {}
         self._overdue: set[str] = set()
@@ -98,6 +102,7 @@ class Maintenance:
             _PeriodicCall("reap", self._reap, REAP_EVERY_S),
             _PeriodicCall("listeners", self._look_for_listeners, LISTENERS_EVERY_S),
             self._heartbeat,
+            *([self._watching] if settings.metrics_port else []),
         )
 
     def start(self) -> None:
@@ -226,6 +231,12 @@ class Maintenance:
             self._absent_s[job.request_id] = 0.0 if before_s is None else before_s + passed_s
             if self._absent_s[job.request_id] > DISCONNECT_AFTER_S:
                 self._end(job, Cancelled("nobody listened any more"))
+
+    def _watch_queues(self) -> None:
+        figures = self._queue_watch.look()
+        if figures is not None:
+            self._observer.metrics.set_queues(figures)
+        self._watching.every_s = TICK_S if self._queue_watch.is_counting else QUEUES_EVERY_S
 
     def _beat(self) -> None:
         # When a worker starts, its own limit replaces that of workers which were started before.

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from importlib.metadata import version
 
+from orcd.monitoring.queue_watch import QueueFigures
 from orcd.result import Result
 from tasks.observe.engine_metrics import EngineMetrics
 from tasks.observe.finish_reason import REASONS, finish_reason
 from tasks.observe.labelled_metrics import LabelledMetrics
 from tasks.observe.observed_job import ObservedJob
+from tasks.observe.queue_metrics import QueueMetrics
 from tasks.observe.vllm_metrics import VllmMetrics
 from worker import contract
 from worker.settings import Settings
@@ -20,8 +22,8 @@ STATES = ("succeeded", "failed", "cancelled", "expired")
 class Metrics:
     """Counters, gauges and histograms of one worker. Their names are an interface: docs/metrics.md lists them.
 
-    Each has the labels ``model``, ``device`` and ``version``. Those with vLLM's names are there unless the setting
-    ``metrics_compat`` is ``none``.
+    Each has the labels ``model``, ``device`` and ``version``, but for those of the queues. Those with vLLM's names
+    are there unless the setting ``metrics_compat`` is ``none``.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -34,6 +36,7 @@ class Metrics:
             else None
         )
         self._engine = EngineMetrics(metrics)
+        self._queues = QueueMetrics(metrics.registry)
         self._ready = metrics.gauge("orcd_ready", "Whether the worker would run a job")
         self._jobs = metrics.counter_by("state", "orcd_jobs", "Jobs ended here", STATES)
         self._errors = metrics.counter_by("code", "orcd_job_errors", "Jobs that did not succeed, by their error")
@@ -103,6 +106,10 @@ class Metrics:
         """How many jobs this worker has claimed and not ended, and how many it ends in a second."""
         self._jobs_in_flight.set(num_jobs)
         self._jobs_per_s.set(per_s)
+
+    def set_queues(self, figures: QueueFigures) -> None:
+        """What is in all queues."""
+        self._queues.update(figures)
 
     def set_suspects(self, num_suspects: int) -> None:
         """Of how many jobs one has killed the engine; 0: none is looked for."""

@@ -25,6 +25,7 @@ from tasks.app import create_app
 from tests.conftest import wait_until
 from tests.orcd.gateway.gateway_process import GatewayProcess
 from tests.orcd.redis_servers import ConfiguredServer
+from tests.tasks.dispatch.test_dispatcher_threads import _free_port
 from tests.tasks.worker_process import WorkerProcess, wait_until_running
 from worker.settings import Settings
 
@@ -76,7 +77,12 @@ def test_everything_works_with_the_rights_and_uses_them_all(
     server: ConfiguredServer, demo_model: Path, tmp_path: Path
 ) -> None:
     url = f"redis://orcd:pass@127.0.0.1:{server.port}/0"
-    with Watch(server.port) as watch, WorkerProcess(url, demo_model, tmp_path) as worker, Client(url) as client:
+    metrics = {"ORCD_METRICS_PORT": str(_free_port())}
+    with (
+        Watch(server.port) as watch,
+        WorkerProcess(url, demo_model, tmp_path, **metrics) as worker,
+        Client(url) as client,
+    ):
         _use_clients(client, url)
         with create_app(Settings(redis_url=url)) as app:
             _use_celery(app, client)

@@ -13,6 +13,7 @@ import redis
 
 from orcd.client import Client
 from orcd.errors import OrcdError
+from orcd.monitoring.queue_watch import QueueWatch
 from orcd.monitoring.worker_registry import WorkerRegistry
 from orcd.store import schema
 from orcd.store.job_store import Arrival, JobStore
@@ -126,6 +127,9 @@ def play_everything(client: Client, store: JobStore, mark: Callable[[str], None]
     mark("reap")
     store.announce_loading(50)
     store.limit_queue(100, replaces=True)
+    watch = QueueWatch(store.redis, "worker-1")
+    while watch.look() is None:
+        assert watch.is_counting
     mark("workers")
     claimed(store, "d")
     mark("claim")
@@ -216,7 +220,7 @@ def test_every_key_is_written_by_whom_the_table_says(redis_url, connection, make
 def test_the_functions_build_the_keys_of_the_table():
     keys = [schema.job_key("J"), schema.log_key("J"), schema.messages_key("J"), schema.events_channel("J")]
     keys += [schema.QUEUED, schema.RUNNING, schema.UNANSWERED, schema.SERVED, schema.READY, schema.CONTACT]
-    keys += [schema.CONTROL, schema.MAX_QUEUED]
+    keys += [schema.CONTROL, schema.MAX_QUEUED, schema.COUNTING, schema.QUEUE_FIGURES]
     assert sorted([*keys, schema.WORKERS, schema.worker_key("W")]) == sorted(row.key for row in table())
 
 

@@ -250,5 +250,17 @@ def test_a_redis_that_fails_and_answers_again_is_told_to_the_observer(
     wait_until(lambda: scene.run() == [] and scene.observer.problem == "")
 
 
+def test_what_is_in_the_queues_becomes_metrics_where_there_is_a_port_for_them(store: JobStore) -> None:
+    with_port, without = MaintenanceScene(store, metrics_port=9090), MaintenanceScene(store)
+    submit(store, "waits", parse({"prompt": "x", "model": "other"}))
+
+    def pages() -> list[str]:
+        with_port.run(), without.run()
+        return [scene.observer.metrics.page().decode() for scene in (with_port, without)]
+
+    wait_until(lambda: 'orcd_queue_waiting{queue="unserved"} 1.0' in pages()[0])
+    assert "orcd_queue_waiting{" not in pages()[1]
+
+
 def raise_(error: Exception) -> None:
     raise error
