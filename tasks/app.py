@@ -12,6 +12,7 @@ from kombu import Exchange, Queue
 
 from orcd.store.broker import broker_configuration
 from orcd.store.enqueue import queue_name
+from orcd.store.redis_address import RedisAddress
 from worker.settings import Settings, from_environment
 
 LINK_RETRY_POLICY = {"max_retries": 600, "interval_start": 0.1, "interval_step": 0.2, "interval_max": 1}
@@ -76,12 +77,13 @@ def create_worker_app(settings: Settings) -> Celery:
     from tasks.celery_ext import logging
     from tasks.celery_ext.tasks import TASKS
 
-    logging.install(settings.log_format)
+    queues = {queue_name(None), queue_name(settings.model_name)}
+    address = str(RedisAddress.parse(settings.redis_url))
+    logging.install(settings.log_format, {address, *queues, *(task.name for task in TASKS)})
     app = create_app(settings)
     app.conf.task_publish_retry_policy = LINK_RETRY_POLICY
     for task in TASKS:
         app.register_task(task())
-    queues = {queue_name(None), queue_name(settings.model_name)}
     # Not of the exchange `celery`: what other applications send to that is theirs.
     app.conf.task_queues = [Queue(name, Exchange(name), routing_key=name) for name in sorted(queues)]
     return app

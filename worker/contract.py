@@ -86,11 +86,25 @@ class TokenLogprobs(msgspec.Struct, frozen=True, array_like=True):
     top_logprobs: tuple[float, ...] = ()
 
 
+class Usage(msgspec.Struct, frozen=True, array_like=True):
+    """What answers cost the engine: tokens found in the prefix cache, and how often they gave their KV blocks back."""
+
+    prefix_hit_tokens: int = 0
+    preemptions: int = 0
+
+    def plus(self, other: Usage | None) -> Usage:
+        """Both together."""
+        if other is None:
+            return self
+        return Usage(self.prefix_hit_tokens + other.prefix_hit_tokens, self.preemptions + other.preemptions)
+
+
 class TokenOutput(msgspec.Struct, frozen=True, array_like=True):
     """What one step or several did for one choice: new ids and, at the end, why it ended.
 
     A token that ends the sequence (end-of-text, stop token) is the last of ``ids``: it counts as emitted.
-    ``finish_reason`` "error" comes with ``error_code`` and ``error_message`` and no ids.
+    ``finish_reason`` "error" comes with ``error_code`` and ``error_message`` and no ids. ``usage`` comes with the last
+    output of a choice that was in the engine.
     """
 
     request_id: str
@@ -100,6 +114,7 @@ class TokenOutput(msgspec.Struct, frozen=True, array_like=True):
     logprobs: tuple[TokenLogprobs, ...] | None = None
     error_code: str | None = None
     error_message: str | None = None
+    usage: Usage | None = None
 
 
 class Load(msgspec.Struct, frozen=True, array_like=True, tag="load"):
@@ -201,7 +216,7 @@ def join_outputs(run: Sequence[TokenOutput]) -> TokenOutput:
     last = run[-1]
     ids = tuple([token_id for output in run for token_id in output.ids])
     logprobs = tuple([each for output in run for each in output.logprobs or ()])
-    return TokenOutput(last.request_id, last.choice, ids, last.finish_reason, logprobs or None)
+    return TokenOutput(last.request_id, last.choice, ids, last.finish_reason, logprobs or None, usage=last.usage)
 
 
 def encode_in_flight(request_ids: Collection[str]) -> bytes:

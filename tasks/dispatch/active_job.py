@@ -92,6 +92,7 @@ class ActiveJob:
         self.time_limit_s = time_limit_s
         self.is_in_engine = False
         self.num_drawn = 0
+        self.usage = contract.Usage()
         self._num_withdrawals = 0
         self.ended = False
         self.text_sha256 = ""
@@ -177,6 +178,7 @@ class ActiveJob:
             return contract.Abort(self.request_id)
         assert choice.detokenizer is not None, "add() comes before process()"
         self.num_drawn += len(output.ids)
+        self.usage = self.usage.plus(output.usage)
         choice.held += output.ids
         spell = choice.detokenizer.token_bytes
         choice.held_logprobs += [

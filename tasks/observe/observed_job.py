@@ -6,6 +6,7 @@ from typing import Protocol
 
 from orcd.result import Result
 from orcd.store.claim import Claim
+from worker import contract
 
 
 class ObservedJob(Protocol):
@@ -26,6 +27,10 @@ class ObservedJob(Protocol):
     @property
     def num_tokens_out(self) -> int:
         """Tokens generated so far, over all choices."""
+
+    @property
+    def usage(self) -> contract.Usage:
+        """What its ended answers cost the engine here."""
 
     @property
     def text_sha256(self) -> str:

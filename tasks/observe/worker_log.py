@@ -12,7 +12,7 @@ from worker.log import EventLog
 
 RETRY_EVERY_S = 5.0
 """So often it is said that something is tried again and again."""
-LOAD_STEP_PERCENT = 5
+LOAD_STEP_PERCENT = 10
 
 
 class WorkerLog:
@@ -33,7 +33,7 @@ class WorkerLog:
         self._log.event("no_chat_template", level="warning", message=problem)
 
     def load_progress(self, load: contract.Load) -> None:
-        """The engine has read some more of the model; logged every few percent."""
+        """The engine has read some more of the model; logged every ten percent."""
         if load.percent < 100 and load.percent // LOAD_STEP_PERCENT == self._load_percent // LOAD_STEP_PERCENT:
             return
         self._load_percent = load.percent
@@ -76,9 +76,12 @@ class WorkerLog:
                 job_id=job.job_id,
                 state=result.state,
                 code=result.error.code,
+                attempt=job.claim.attempt,
+                tokens_in=job.num_tokens_in,
                 tokens_out=job.num_tokens_out,
             )
             return
+        per_s = (result.tokens_out - 1) * 1000 / result.decode_ms if result.decode_ms else None
         self._log.event(
             "execute_end",
             job_id=job.job_id,
@@ -88,6 +91,10 @@ class WorkerLog:
             queue_ms=result.queue_ms,
             ttft_ms=result.ttft_ms,
             decode_ms=result.decode_ms,
+            tokens_per_s=None if per_s is None else round(per_s, 1),
+            prefix_hit_tokens=job.usage.prefix_hit_tokens,
+            preemptions=job.usage.preemptions,
+            attempt=job.claim.attempt,
             text_sha256=job.text_sha256,
         )
 

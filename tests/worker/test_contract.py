@@ -20,6 +20,7 @@ from worker.contract import (
     Stats,
     TokenLogprobs,
     TokenOutput,
+    Usage,
     join_outputs,
 )
 
@@ -114,7 +115,14 @@ def test_outputs_of_several_steps_are_joined_with_their_logprobs_and_the_last_re
     first, second = (TokenLogprobs(-1.0 - number, (number,), (-1.0,)) for number in range(2))
     run = [TokenOutput("a", 0, (1,), None, (first,)), TokenOutput("a", 0, (2, 3), "length", (second,))]
     assert join_outputs(run) == TokenOutput("a", 0, (1, 2, 3), "length", (first, second))
-    assert join_outputs([TokenOutput("b", 0, (4,)), TokenOutput("b", 0, (5,))]) == TokenOutput("b", 0, (4, 5))
+    usage = Usage(3, 1)
+    run = [TokenOutput("b", 0, (4,)), TokenOutput("b", 0, (5,), "stop", usage=usage)]
+    assert join_outputs(run) == TokenOutput("b", 0, (4, 5), "stop", usage=usage)
+
+
+def test_what_answers_cost_adds_up():
+    assert Usage(3, 1).plus(Usage(2, 5)) == Usage(5, 6)
+    assert Usage(3, 1).plus(None) == Usage(3, 1)
 
 
 def test_an_output_that_is_alone_is_left_as_it_is():

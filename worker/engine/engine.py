@@ -245,8 +245,9 @@ class Engine:
             elif sequence.num_computed == self._recompute_at and not sequence.num_unread:  # this token makes it longer
                 self._scheduler.restart(sequence, self._builder.hash_root(sequence.request_id, sequence.num_tokens))
             reported = None if logprobs is None else (logprobs,)
+            reason, usage = sequence.finish_reason, sequence.usage
             outputs.append(
-                TokenOutput(sequence.request_id, sequence.choice, (token_id,), sequence.finish_reason, reported)
+                TokenOutput(sequence.request_id, sequence.choice, (token_id,), reason, reported, usage=usage)
             )
 
     def _forget(self, sequence: Sequence) -> None:
@@ -286,7 +287,7 @@ def _take(constraint: TokenConstraint, draw: Draw, sequence: Sequence) -> Draw |
 
 
 def _last_output(sequence: Sequence) -> TokenOutput:
-    return TokenOutput(sequence.request_id, sequence.choice, (), sequence.finish_reason)
+    return TokenOutput(sequence.request_id, sequence.choice, (), sequence.finish_reason, usage=sequence.usage)
 
 
 def _step_error(error: Exception) -> OrcdError:

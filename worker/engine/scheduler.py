@@ -181,6 +181,7 @@ class Scheduler:
             if ahead:
                 return False
             self.num_preemptions += 1
+            self.running[-1].num_preemptions += 1
             self._stop(self.running[-1])
         return False
 
@@ -219,6 +220,7 @@ class Scheduler:
         for _ in range(num_new):
             self._allocate_block(sequence)
         self.num_prefix_hit_tokens += sequence.num_computed
+        sequence.num_prefix_hits += sequence.num_computed
         self.waiting.remove(sequence)
         insort(self.running, sequence, key=lambda sequence: sequence.rank)
         return True

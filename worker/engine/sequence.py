@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass, field
 
-from worker.contract import FinishReason, Sampling
+from worker.contract import FinishReason, Sampling, Usage
 from worker.engine.token_constraint import TokenConstraint
 
 
@@ -48,6 +48,9 @@ class Sequence:
     num_tokens: int = field(init=False)
     """All of them, known or not; kept, as every plan looks at it."""
     finish_reason: FinishReason | None = None
+    num_prefix_hits: int = 0
+    """Tokens whose keys and values were found in the prefix cache, each time that it was admitted."""
+    num_preemptions: int = 0
 
     most_tokens: int = field(init=False)
     """With so many it ends."""
@@ -84,6 +87,11 @@ class Sequence:
     def banned_ids(self) -> Collection[int]:
         """Ids that cannot be drawn next: those that would end it before there are ``min_tokens``."""
         return self.sampling.stop_token_ids if self.num_output < self.sampling.min_tokens else ()
+
+    @property
+    def usage(self) -> Usage | None:
+        """What it has cost the engine, once it has ended."""
+        return None if self.finish_reason is None else Usage(self.num_prefix_hits, self.num_preemptions)
 
     @property
     def num_left(self) -> int:

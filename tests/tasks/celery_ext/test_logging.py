@@ -1,10 +1,11 @@
-"""Celery's records become log events that can hold no prompt: arguments and exception texts are left out."""
+"""Celery's records become log events that can hold no prompt: only arguments that are none are written."""
 
 from __future__ import annotations
 
 import io
 import json
 import logging
+import re
 import subprocess
 import sys
 from typing import Any
@@ -16,6 +17,7 @@ from tests.tasks.worker_process import ROOT
 from worker.log import EventLog
 
 CANARY = "Kanarienvogel"
+NAMES = {"orcd.generate", "orcd", "redis://user:**@box:6379/1"}
 
 
 @pytest.fixture
@@ -27,7 +29,7 @@ def stream() -> io.StringIO:
 def logger(stream: io.StringIO) -> logging.Logger:
     """A logger beside the tree of the process's own."""
     logger = logging.Logger("celery.worker")
-    logger.addHandler(CeleryLogHandler(EventLog("json", "celery-1", stream)))
+    logger.addHandler(CeleryLogHandler(EventLog("json", "celery-1", stream), NAMES))
     return logger
 
 
@@ -45,19 +47,49 @@ def test_a_record_is_its_template_without_the_arguments(logger: logging.Logger, 
         "event": "celery",
         "worker_id": "celery-1",
         "logger": "celery.worker",
-        "message": "Received unregistered task of type ....",
+        "message": "Received unregistered task of type 1.",
     }
     assert (second["level"], second["message"]) == ("error", "Task ... raised ...")
     assert CANARY not in stream.getvalue()
 
 
-def test_an_exception_is_named_by_its_type_alone(logger: logging.Logger, stream: io.StringIO) -> None:
+def test_arguments_that_can_hold_no_text_of_a_user_are_written(logger: logging.Logger, stream: io.StringIO) -> None:
+    logger.warning("%s of %r: %d after %.1f s, %s", "orcd.generate", "orcd", 3, 1.5, True)
+    logger.warning("Task %(name)s[%(id)s]: %(exc)s", {"name": "orcd.generate", "id": "job-1", "exc": CANARY})
+    logger.warning("Task %(name)s[%(id)s]", {"name": CANARY, "id": f"{CANARY} sings"})
+    logger.warning("%s, %s, %s", f"redis://user:{CANARY}@box:6379/1", f"amqp://{CANARY}@box", f"redis://{CANARY}")
+    logger.warning("no argument for %s, and a list: %s", [CANARY], {CANARY: 1})
+    assert [event["message"] for event in _events(stream)] == [
+        "orcd.generate of orcd: 3 after 1.5 s, True",
+        "Task orcd.generate[job-1]: ...",
+        "Task ...[...]",
+        "redis://user:**@box:6379/1, ..., ...",
+        "no argument for ..., and a list: ...",
+    ]
+    assert CANARY not in stream.getvalue()
+
+
+def test_an_exception_among_the_arguments_is_its_type_and_place(logger: logging.Logger, stream: io.StringIO) -> None:
+    try:
+        raise KeyError(CANARY)
+    except KeyError as error:
+        logger.error("it failed: %r, and %s", error, ValueError(CANARY))
+    (event,) = _events(stream)
+    assert re.fullmatch(r"it failed: KeyError at test_logging\.py:\d+, and ValueError", event["message"])
+
+
+def test_an_exception_is_named_by_its_type_and_places(logger: logging.Logger, stream: io.StringIO) -> None:
     try:
         raise ConnectionError(CANARY)
     except ConnectionError:
-        logger.exception("consumer: Cannot connect to %s", f"redis://:{CANARY}@localhost")
+        logger.exception("consumer: Cannot connect to %s", f"redis://user:{CANARY}@box:6379/1")
     (event,) = _events(stream)
-    assert (event["cause"], event["message"]) == ("ConnectionError", "consumer: Cannot connect to ...")
+    assert (event["cause"], event["message"]) == (
+        "ConnectionError",
+        "consumer: Cannot connect to redis://user:**@box:6379/1",
+    )
+    [place] = event["where"]
+    assert place.startswith("test_logging.py:")
     assert CANARY not in stream.getvalue()
 
 
@@ -88,7 +120,7 @@ def test_in_a_worker_it_takes_the_place_of_celerys_own_logging() -> None:
     """In a process of its own: the set-up is global."""
     program = (
         "import logging, sys, tasks.celery_ext.logging, celery\n"
-        "tasks.celery_ext.logging.install('json')\n"
+        "tasks.celery_ext.logging.install('json', ())\n"
         "celery.Celery('x', set_as_current=False).log.setup(logging.INFO)\n"
         f"logging.getLogger('celery.worker').error('went %s', '{CANARY}')\n"
         "logging.getLogger('kombu').info('ignored')\n"

@@ -14,11 +14,13 @@ from tests.tasks.observe.watched import CANARY, STATS, Watched, canary_job
 from worker import contract
 
 
-def test_a_job_is_told_with_its_figures_and_no_text(watched: Watched) -> None:
+def test_a_job_is_told_with_its_figures_and_no_text(watched: Watched, monkeypatch: pytest.MonkeyPatch) -> None:
     job = canary_job()
     watched.observer.job_started(job)
     job.add()
-    job.process(contract.TokenOutput("j", 0, (*b"frog", END_ID), "stop"))
+    monkeypatch.setattr(job, "now_ms", lambda: 1800)  # half a second after the first token
+    usage = contract.Usage(prefix_hit_tokens=8, preemptions=1)
+    job.process(contract.TokenOutput("j", 0, (*b"frog", END_ID), "stop", usage=usage))
     watched.observer.job_ended(job)
     assert CANARY not in watched.text
     assert "frog" not in watched.text
@@ -31,7 +33,6 @@ def test_a_job_is_told_with_its_figures_and_no_text(watched: Watched) -> None:
         "tokens_in": len(CANARY),
         "queue_ms": 250,
     }
-    assert end.pop("decode_ms") >= 0
     assert end == {
         "level": "info",
         "event": "execute_end",
@@ -41,6 +42,11 @@ def test_a_job_is_told_with_its_figures_and_no_text(watched: Watched) -> None:
         "tokens_out": 5,
         "queue_ms": 250,
         "ttft_ms": 50,
+        "decode_ms": 500,
+        "tokens_per_s": 8.0,
+        "prefix_hit_tokens": 8,
+        "preemptions": 1,
+        "attempt": 2,
         "text_sha256": job.text_sha256,
     }
     assert len(job.text_sha256) == 64
@@ -62,6 +68,8 @@ def test_a_failed_job_is_counted_by_its_state_and_told_with_its_code(watched: Wa
         "job_id": "j",
         "state": "failed",
         "code": "POISONED",
+        "attempt": 2,
+        "tokens_in": 0,
         "tokens_out": 0,
     }
     assert watched.sample("orcd_jobs_total", state="failed") == 1

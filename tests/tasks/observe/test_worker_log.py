@@ -43,14 +43,14 @@ def test_a_load_is_told_from_start_to_ready(watched: Watched) -> None:
 
 @hypothesis_settings(derandomize=True, max_examples=50)
 @given(percents=st.lists(st.integers(0, 99), max_size=100).map(sorted))
-def test_progress_is_logged_every_few_percent_and_always_at_the_end(percents: list[int]) -> None:
+def test_progress_is_logged_every_ten_percent_and_always_at_the_end(percents: list[int]) -> None:
     watched = Watched()
     for percent in [*percents, 100]:
         watched.observer.log.load_progress(contract.Load(percent, percent, 100))
     logged = [event["percent"] for event in watched.events()]
     assert logged[-1] == 100
-    assert len(logged) <= 21
-    assert {percent // 5 for percent in percents} <= {percent // 5 for percent in logged}
+    assert len(logged) <= 11
+    assert {percent // 10 for percent in percents} <= {percent // 10 for percent in logged}
 
 
 def test_an_error_of_the_worker_is_told_with_code_and_message(watched: Watched) -> None:

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from orcd.errors import CudaError, InsufficientVram, InvalidRequest
 from tests.worker.engine.context_model import Config, ContextModel
 from tests.worker.engine.generation import SAMPLINGS, RandomTraffic, engine, finish, generate, ids_of, prompt, traffic
-from worker.contract import Abort, Add, Choice, Sampling
+from worker.contract import Abort, Add, Choice, Sampling, Usage
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +44,21 @@ def test_preempted_equals_uninterrupted(undisturbed):
     machine = engine(cache_tokens=56)
     assert generate(traffic(), machine) == undisturbed
     assert machine.stats(memory_bytes=0).preemptions > 0
+
+
+def test_an_ended_answer_says_what_it_has_cost():
+    machine = engine(cache_tokens=56)
+    for _ in range(2):
+        for each in traffic():
+            machine.add(each)
+        outputs = [output for each in finish(machine).values() for output in each]
+        assert all((output.usage is None) == (output.finish_reason is None) for output in outputs)
+    total = Usage()
+    for output in outputs:
+        total = total.plus(output.usage)
+    stats = machine.stats(memory_bytes=0)
+    assert 0 < total.prefix_hit_tokens <= stats.prefix_hit_tokens
+    assert 0 < total.preemptions <= stats.preemptions
 
 
 def test_resumed_equals_uninterrupted(undisturbed):
