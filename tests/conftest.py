@@ -77,7 +77,7 @@ def demo_model() -> Path:
     return DEMO_MODEL
 
 
-def wait_until(condition: Callable[[], object], timeout_s: float = 10.0) -> None:
+def wait_until(condition: Callable[[], object], timeout_s: float = 30.0) -> None:
     """Wait until the condition holds, at most so long."""
     deadline = time.monotonic() + timeout_s
     while not condition():

@@ -50,7 +50,7 @@ def test_a_worker_that_waits_for_redis_can_be_stopped(
     worker = WorkerProcess(redis_server.url, demo_model, tmp_path)
     worker.wait_for("error")
     worker.process.terminate()
-    assert worker.process.wait(10) == 0
+    assert worker.process.wait(30) == 0
 
 
 def test_a_redis_that_is_there_is_not_waited_for(redis_url: str) -> None:
@@ -97,7 +97,7 @@ def test_a_wrong_url_or_password_gives_one_line_without_any_piece_of_it(
         env=variables | {"PYTHONPATH": str(ROOT), "ORCD_LOG_FORMAT": "text"},
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=60,
     )
     assert run.returncode in (1, 2), run
     errors = [line for line in run.stderr.splitlines() if " error " in line or line.startswith("orcd:")]

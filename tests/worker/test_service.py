@@ -177,7 +177,7 @@ def test_a_final_output_is_sent_at_once_and_without_those_of_other_requests(monk
 
 
 def test_requests_that_follow_each_other_soon_start_together_and_a_single_one_at_once(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("worker.service.ADMIT_EVERY_S", 0.5)
+    monkeypatch.setattr("worker.service.ADMIT_EVERY_S", 1.0)
     engine = CountingEngine()
 
     def wait_for(*request_ids: str) -> None:
@@ -192,11 +192,11 @@ def test_requests_that_follow_each_other_soon_start_together_and_a_single_one_at
         wait_for("a", "b", "c")
         started_at = [engine.started_at[request_id] for request_id in ("long", "a", "b", "c")]
         assert started_at[0] < started_at[1] == started_at[2] == started_at[3]
-        time.sleep(0.6)
+        time.sleep(1.1)
         sent = time.monotonic()
         ours.sendall(contract.encode(Add("single", (1,), ENDLESS)))
         wait_for("single")
-        assert time.monotonic() - sent < 0.4
+        assert time.monotonic() - sent < 0.8
 
 
 def test_an_abort_does_not_wait_for_the_next_start(monkeypatch: pytest.MonkeyPatch):

@@ -84,10 +84,10 @@ def test_a_call_is_tried_again_until_redis_takes_it_with_ever_longer_pauses(monk
 
 
 def test_no_pause_is_longer_than_the_caller_allows():
-    call = Call(*[redis.ConnectionError("away")] * 5)
+    call = Call(*[redis.ConnectionError("away")] * 12)
     start = time.monotonic()
-    assert retry(call, threading.Event(), call.told.append, longest_s=0.01) == 6
-    assert time.monotonic() - start < 1
+    assert retry(call, threading.Event(), call.told.append, longest_s=0.01) == 13
+    assert time.monotonic() - start < 10, "16 s without the limit"
 
 
 def test_an_error_that_is_not_redis_own_is_raised_at_once():
@@ -103,7 +103,7 @@ def test_whoever_stops_waits_for_no_redis_and_gets_nothing():
     threading.Timer(0.1, stopping.set).start()
     start = time.monotonic()
     assert retry(call, stopping, call.told.append) is None
-    assert time.monotonic() - start < 1
+    assert time.monotonic() - start < 10
     num_calls = len(call.times)
     assert retry(call, stopping, call.told.append) is None
     assert len(call.times) == num_calls, "nothing is begun any more"

@@ -109,7 +109,7 @@ def test_publishing_without_redis_fails_in_good_time():
     begun = time.monotonic()
     with pytest.raises(OperationalError):
         publisher.publish(Message("job-1", "orcd", 5))
-    assert time.monotonic() - begun < 5
+    assert time.monotonic() - begun < 20
     publisher.close()
 
 

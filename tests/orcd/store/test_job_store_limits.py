@@ -18,6 +18,8 @@ from tests.orcd.job_writer import MakeStore, Writer, claimed
 
 Look = Callable[[Client, JobStore], object]
 
+DEADLINE_S = 0.5
+
 LOOKS: dict[str, Look] = {
     "a client asks": lambda client, _: client.status(J),
     "a client follows": lambda client, _: client.result(J, timeout=5),
@@ -85,12 +87,12 @@ def test_a_job_that_was_to_be_cancelled_and_is_given_back_goes_to_nobody(client:
 @pytest.mark.parametrize("place", ["queued", "given back", "owner dead"])
 def test_a_deadline_ends_a_job_wherever_it_is(client: Client, store: JobStore, look: Look, place: str) -> None:
     if place == "queued":
-        submit(store, J, parse({"prompt": "x", "deadline_s": 0.05}))
+        submit(store, J, parse({"prompt": "x", "deadline_s": DEADLINE_S}))
     else:
-        writer = begun(store, deadline_s=0.1)
+        writer = begun(store, deadline_s=DEADLINE_S)
         if place == "given back":
             store.release({J: writer.claim.lease})
-    time.sleep(0.11)
+    time.sleep(DEADLINE_S + 0.01)
     if place == "owner dead":
         let_lease_run_out(store)
     look(client, store)
@@ -98,8 +100,8 @@ def test_a_deadline_ends_a_job_wherever_it_is(client: Client, store: JobStore, l
 
 
 def test_a_deadline_that_is_over_when_a_job_is_given_back_ends_it(client: Client, store: JobStore) -> None:
-    writer = begun(store, deadline_s=0.05)
-    time.sleep(0.06)
+    writer = begun(store, deadline_s=DEADLINE_S)
+    time.sleep(DEADLINE_S + 0.01)
     assert store.release({J: writer.claim.lease}) == []
     check_ended(client, store, "expired", "EXPIRED")
 
@@ -126,9 +128,9 @@ def test_the_queue_limit_counts_from_when_a_job_came_back(
 
 
 def test_what_an_owner_has_is_left_to_it(client: Client, store: JobStore, connection: redis.Redis) -> None:
-    writer = begun(store, deadline_s=0.05)
+    writer = begun(store, deadline_s=DEADLINE_S)
     cancel(store)
-    time.sleep(0.06)
+    time.sleep(DEADLINE_S + 0.01)
     ears = Ears(connection, schema.events_channel(J))
     client.status(J)
     store.reap()

@@ -123,10 +123,10 @@ def test_a_job_whose_message_was_lost_is_announced_again_each_time_later_and_mor
 
 def test_a_queued_job_whose_deadline_passes_is_ended_at_once_though_no_worker_has_room(make_store: MakeStore):
     store = make_store()
-    submit(store, J, parse({"prompt": "x", "deadline_s": 0.05}))
+    submit(store, J, parse({"prompt": "x", "deadline_s": 0.5}))
     submit(store, "job-2", parse({"prompt": "x", "deadline_s": 60}))
     assert store.reap() == []
-    time.sleep(0.06)
+    time.sleep(0.51)
     assert store.reap() == []
     assert store.claim([J])[0] == "finished"
     [event] = store.events(J)

@@ -105,7 +105,7 @@ def assert_outlived(worker: WorkerProcess) -> None:
     back = time.monotonic()
     with Client(worker.redis_url) as client:
         assert client.result(client.submit(**SHORT), timeout=60).state == "succeeded"
-    assert time.monotonic() - back < 15
+    assert time.monotonic() - back < 30
 
 
 class LoadingServer(RedisServer):

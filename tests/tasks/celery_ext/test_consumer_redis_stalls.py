@@ -55,7 +55,7 @@ def test_a_worker_can_be_stopped_whatever_it_waits_for(
     worker = _start(proxy, demo_model, tmp_path, moment, then)
     time.sleep(0.2)
     worker.process.terminate()
-    assert worker.process.wait(15) == 0
+    assert worker.process.wait(30) == 0
     assert [event for event in worker.events("error") if event["level"] == "error"] == []
 
 
@@ -66,4 +66,4 @@ def test_a_worker_takes_jobs_once_redis_is_back_whatever_it_waited_for(
     with _start(proxy, demo_model, tmp_path, moment, then), Client(redis_url) as client:
         time.sleep(0.5)
         proxy.tell(listen=True, freeze=False)
-        assert client.result(client.submit(prompt="x", max_tokens=2), timeout=20).state == "succeeded"
+        assert client.result(client.submit(prompt="x", max_tokens=2), timeout=60).state == "succeeded"

@@ -103,13 +103,13 @@ def test_one_message_can_be_put_back(connection: redis.Redis, receiver: Receiver
 def test_others_put_back_what_a_dead_receiver_had_when_its_lease_has_run_out(
     connection: redis.Redis, make_receiver: MakeReceiver, num_messages: int
 ) -> None:
-    dead, living = make_receiver("dead", lease_ms=300), make_receiver("living")
+    dead, living = make_receiver("dead", lease_ms=1000), make_receiver("living")
     send(connection, "a", *map(str, range(num_messages)))
     take(connection, dead, num_messages)
     send(connection, "a", "later")
     living.maintain()
     assert waiting(connection, "a") == ["later"]
-    time.sleep(0.35)
+    time.sleep(1.05)
     living._next_maintenance = 0.0
     living.maintain()
     assert waiting(connection, "a") == [*map(str, range(num_messages)), "later"]
@@ -120,10 +120,10 @@ def test_others_put_back_what_a_dead_receiver_had_when_its_lease_has_run_out(
 def test_a_receiver_that_renews_its_lease_keeps_its_messages(
     connection: redis.Redis, make_receiver: MakeReceiver
 ) -> None:
-    slow, other = make_receiver("slow", lease_ms=400), make_receiver("other", lease_ms=400)
+    slow, other = make_receiver("slow", lease_ms=1000), make_receiver("other", lease_ms=1000)
     send(connection, "a", "1")
     take(connection, slow)
-    end = time.monotonic() + 1.5
+    end = time.monotonic() + 2.5
     while time.monotonic() < end:
         slow.maintain()
         other.maintain()

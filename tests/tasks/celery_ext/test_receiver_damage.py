@@ -42,7 +42,7 @@ def test_messages_are_taken_and_put_back_after_the_receivers_had_another_type(
     connection: redis.Redis, make_receiver: MakeReceiver
 ) -> None:
     """F15: nothing was taken any more, by a worker that said that it was ready."""
-    holding, receiver = make_receiver("holding", lease_ms=300), make_receiver(lease_ms=300)
+    holding, receiver = make_receiver("holding", lease_ms=1000), make_receiver(lease_ms=1000)
     send(connection, "a", "1", "2")
     take(connection, holding, 1)
     connection.set(schema.RECEIVERS, "no zset")
@@ -50,7 +50,7 @@ def test_messages_are_taken_and_put_back_after_the_receivers_had_another_type(
     assert waiting(connection, "a") == ["2"]
     receiver.maintain()
     assert [text for _, _, text in take(connection, receiver)] == ["2"]
-    time.sleep(0.35)
+    time.sleep(1.05)
     receiver._next_maintenance = 0.0
     receiver.maintain()
     assert waiting(connection, "a") == ["1"]
@@ -80,7 +80,7 @@ def test_what_a_receiver_had_that_redis_has_forgotten_and_that_died_is_put_back(
     connection: redis.Redis, make_receiver: MakeReceiver, key_prefix: str
 ) -> None:
     """F09: its notes stayed for ever, as nobody knew of it."""
-    dead, living = (make_receiver(name, 300, key_prefix=key_prefix) for name in ("dead{}", "living"))
+    dead, living = (make_receiver(name, 1000, key_prefix=key_prefix) for name in ("dead{}", "living"))
     other = make_receiver("other", key_prefix="theirs:")
     send(connection, "a", "1", "2")
     take(connection, dead, 1)
@@ -88,7 +88,7 @@ def test_what_a_receiver_had_that_redis_has_forgotten_and_that_died_is_put_back(
     connection.delete(key_prefix + schema.RECEIVERS, "theirs:" + schema.RECEIVERS)
     living.maintain()
     assert waiting(connection, "a") == [], "it may live and renew"
-    time.sleep(0.35)
+    time.sleep(1.05)
     living._next_maintenance = 0.0
     living.maintain()
     assert waiting(connection, "a") == ["1"]

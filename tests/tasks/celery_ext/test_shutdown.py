@@ -103,7 +103,7 @@ def test_a_worker_that_loads_its_model_leaves_at_once(
     wait_until(lambda: engines_of(worker))
     engines_of(worker)[0].suspend()  # it takes a while
     worker.process.send_signal(number)
-    assert worker.process.wait(10) == 0
+    assert worker.process.wait(30) == 0
     assert [event["event"] for event in worker.events()][-1] == "shutdown"
 
 

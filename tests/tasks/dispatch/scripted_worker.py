@@ -21,7 +21,7 @@ from worker import contract
 from worker.log import EventLog
 from worker.settings import Settings
 
-LEASE_MS = 300
+LEASE_MS = 700
 
 
 class ScriptedEngine:

@@ -128,8 +128,8 @@ def test_a_redis_that_stays_away_does_not_keep_the_claimer_from_stopping(redis_s
         scene.put("a", REQUEST)
         time.sleep(0.05)
         start = time.monotonic()
-        scene.claimer.stop(5)
-        assert time.monotonic() - start < 2
+        scene.claimer.stop(20)
+        assert time.monotonic() - start < 10
     store.redis.close()
 
 

@@ -136,14 +136,14 @@ def test_a_bug_at_the_begin_of_a_job_ends_that_job_alone(
 
 
 def test_jobs_keep_their_leases_while_the_prompts_before_theirs_are_encoded(make_store: MakeStore) -> None:
-    store = make_store(lease_ms=90)
+    store = make_store(lease_ms=400)
 
     class Slow(PromptEncoder):
         def encode(self, request: Request, ready: Any) -> Any:
-            time.sleep(0.2)
+            time.sleep(0.5)
             return super().encode(request, ready)
 
-    scene = ClaimerScene(store, Slow(TOKENIZER, ChatTemplate(TEMPLATE)), lease_ms=90)
+    scene = ClaimerScene(store, Slow(TOKENIZER, ChatTemplate(TEMPLATE)), lease_ms=400)
     for job_id in ("a", "b", "c"):
         submit(store, job_id, REQUEST)
         scene.put(job_id)

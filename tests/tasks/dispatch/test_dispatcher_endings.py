@@ -20,7 +20,7 @@ from tests.conftest import wait_until
 from tests.orcd.job_record import Ears, J, logged, make_due_again, recorded, state
 from tests.tasks.dispatch.scripted_worker import ScriptedWorker
 
-LIMIT_S = 0.3
+LIMIT_S = 0.7
 TEXT = "ab"
 
 

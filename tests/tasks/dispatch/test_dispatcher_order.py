@@ -48,7 +48,7 @@ def test_the_least_urgent_job_is_served_in_time_while_the_most_urgent_ones_never
         late = client.submit(prompt_token_ids=[5], max_tokens=1, priority=9)
         start = time.monotonic()
         while client.status(late).state != "succeeded":
-            assert time.monotonic() < start + 20
+            assert time.monotonic() < start + 60
             waiting = [status.job_id for status in client.statuses(waiting) if status.state in ("queued", "running")]
             waiting += client.submit_many(urgent[len(waiting) :])
             time.sleep(0.02)

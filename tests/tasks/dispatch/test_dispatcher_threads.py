@@ -107,7 +107,7 @@ def test_a_worker_that_loses_a_thread_gives_its_jobs_back_and_leaves(
             if status != 200:
                 break
             client.submit(**SHORT)  # a thread that waits for something wakes
-        assert worker.process.wait(20) == 1
+        assert worker.process.wait(60) == 1
         died = [event for event in worker.events("error") if event.get("thread")]
         assert (died[0]["thread"], died[0]["cause"], died[0]["code"]) == (thread, "KeyError", "INTERNAL")
         status = client.status(job_id)
@@ -126,4 +126,4 @@ def test_the_jobs_of_a_worker_that_lost_its_job_runner_go_on_elsewhere(
             result = client.result(job_id, timeout=30)
             assert (result.state, result.text) == ("succeeded", expected.text)
             assert client.status(job_id).attempt == 1
-        assert loser.process.wait(20) == 1
+        assert loser.process.wait(60) == 1

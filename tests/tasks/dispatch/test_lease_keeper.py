@@ -20,7 +20,7 @@ from tests.conftest import wait_until
 from tests.orcd.job_record import submit
 from tests.orcd.job_writer import MakeStore
 
-LEASE_MS = 90
+LEASE_MS = 400
 
 
 class Scene:
@@ -65,7 +65,7 @@ def test_a_job_outlives_its_lease_many_times_over(scene: Scene, make_store: Make
     end = time.monotonic() + 10 * LEASE_MS / 1000
     while time.monotonic() < end:
         assert other.claim(["a"])[0] == "busy"
-        time.sleep(0.005)
+        time.sleep(0.02)
     assert scene.told.empty()
 
 
@@ -167,8 +167,8 @@ def test_it_stops_while_redis_is_away(scene: Scene, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(scene.store, "renew", fail)
     wait_until(lambda: scene.failures)
     start = time.monotonic()
-    scene.keeper.stop(5)
-    assert time.monotonic() - start < 1
+    scene.keeper.stop(20)
+    assert time.monotonic() - start < 10
     with pytest.raises(Empty):
         scene.told.get_nowait()
 

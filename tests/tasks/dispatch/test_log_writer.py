@@ -112,4 +112,4 @@ def test_a_worker_that_stops_does_not_wait_for_redis(
     threading.Timer(0.1, stopping.set).start()
     start = time.monotonic()
     assert writer.append([job]) == []
-    assert time.monotonic() - start < 1
+    assert time.monotonic() - start < 10
