@@ -94,7 +94,10 @@ def belongs_to(test: PurePath, module: PurePath) -> bool:
     return is_same_room and (test.stem == expected.stem or test.stem.startswith(f"{expected.stem}_"))
 
 
-@pytest.mark.parametrize("module", modules(), ids=str)
+MODULES = modules()
+
+
+@pytest.mark.parametrize("module", MODULES, ids=str)
 def test_a_module_has_its_test_file_or_a_reason_to_have_none(module: PurePath) -> None:
     has_test = (ROOT / expected_test(module)).exists()
     assert has_test != (module.as_posix() in WITHOUT_TESTS), f"expected {expected_test(module)} or a reason, not both"
@@ -102,7 +105,7 @@ def test_a_module_has_its_test_file_or_a_reason_to_have_none(module: PurePath) -
 
 @pytest.mark.parametrize("test", files_with_tests(), ids=str)
 def test_a_test_file_belongs_to_a_module_or_is_listed_as_one_of_many(test: PurePath) -> None:
-    owners = [module.as_posix() for module in modules() if belongs_to(test, module)]
+    owners = [module.as_posix() for module in MODULES if belongs_to(test, module)]
     is_listed = test.as_posix() in OF_MORE_THAN_A_MODULE
     assert bool(owners) != is_listed, (
         f"{test} belongs to {owners or 'no module'} and is {'' if is_listed else 'not '}listed"

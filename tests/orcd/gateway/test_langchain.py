@@ -10,14 +10,13 @@ import pytest
 
 from tests.orcd.answering_worker import AnsweringWorker, FailingWorker
 
-langchain_openai = pytest.importorskip("langchain_openai", reason="is among the dev dependencies only")
-
 OpenChat = Callable[..., Any]
 
 
 @pytest.fixture
 def open_chat(url: str) -> Iterator[OpenChat]:
     """LangChain's ChatOpenAI for the gateway; it tries nothing twice."""
+    langchain_openai = pytest.importorskip("langchain_openai", reason="is among the dev dependencies only")
     with ExitStack() as opened:
 
         def open_chat(**fields: Any) -> Any:

@@ -19,11 +19,14 @@ from orcd.store import schema
 from orcd.store.enqueue import queue_name
 from tasks.app import create_app
 from tasks.celery_ext.tasks import GenerateTask
+from tests.conftest import wait_until
 from tests.tasks.slow_engine import slow_engine
 from tests.tasks.worker_process import WorkerProcess
 from worker.settings import Settings
 
 LEASE_S = 2.0  # of a `WorkerProcess`
+SLACK_S = 10.0
+"""Two seconds are enough, but on a busy machine."""
 FIELDS = {"prompt": "old pond", "max_tokens": 4, "temperature": 0.0, "ignore_eos": True}
 
 
@@ -64,7 +67,7 @@ def test_foreign_messages_survive_the_workers_that_have_them(
             time.sleep(chance.uniform(0, 0.05))
             victim.kill()
             num_held += _num_noted(connection)
-            _wait_until_done(connection, task_ids, time.monotonic() + LEASE_S + 2 + 8)
+            _wait_until_done(connection, task_ids, time.monotonic() + LEASE_S + SLACK_S)
         assert num_held, "no worker had any"
         assert survivor.process.poll() is None
 
@@ -80,7 +83,7 @@ def test_a_foreign_message_without_a_record_is_delivered_again(
     connection.zadd(schema.RECEIVERS, {"dead": int((now_s + LEASE_S) * 1000)})
     begun = time.monotonic()
     with WorkerProcess(redis_url, demo_model, tmp_path):
-        _wait_until_done(connection, [task_id], max(begun + LEASE_S, time.monotonic()) + 2)
+        _wait_until_done(connection, [task_id], max(begun + LEASE_S, time.monotonic()) + SLACK_S)
     assert not connection.exists(schema.unacked_key("dead"))
 
 
@@ -90,30 +93,28 @@ def test_a_message_of_a_killed_worker_that_redis_has_forgotten_is_delivered_agai
     """F09: it was lost for ever."""
     with WorkerProcess(redis_url, demo_model, tmp_path) as victim:
         task_id = _send(app, countdown=3)
-        while not _num_noted(connection):
-            time.sleep(0.02)
+        wait_until(lambda: _num_noted(connection))
         victim.process.send_signal(signal.SIGSTOP)
         connection.delete(schema.RECEIVERS)
         victim.kill()
     with WorkerProcess(redis_url, demo_model, tmp_path):
-        _wait_until_done(connection, [task_id], time.monotonic() + 3 + 2 * LEASE_S + 2)
+        _wait_until_done(connection, [task_id], time.monotonic() + 3 + 2 * LEASE_S + SLACK_S)
 
 
 def test_a_message_that_waits_for_its_time_in_a_killed_worker_is_run_in_time_by_another(
     app: Celery, redis_url: str, connection: redis.Redis, demo_model: Path, tmp_path: Path
 ) -> None:
-    with WorkerProcess(redis_url, demo_model, tmp_path) as victim:
+    workers = [WorkerProcess(redis_url, demo_model, tmp_path) for _ in range(2)]
+    with workers[0], workers[1]:
         sent = time.monotonic()
         task_id = _send(app, countdown=6)
-        while not _num_noted(connection):
-            assert time.monotonic() < sent + 5
-            time.sleep(0.02)
-        with WorkerProcess(redis_url, demo_model, tmp_path):
-            victim.kill()
-            killed = time.monotonic()
-            assert connection.hget(schema.job_key(task_id), "state") != b"succeeded"
-            _wait_until_done(connection, [task_id], max(sent + 6, killed + LEASE_S) + 2)
-            assert time.monotonic() > sent + 5.5, "not before its time"
+        wait_until(lambda: _num_noted(connection))
+        (noted,) = connection.scan_iter(schema.UNACKED + "*")
+        (victim,) = [worker for worker in workers if f"-{worker.process.pid}-" in noted.decode()]
+        victim.kill()
+        assert connection.hget(schema.job_key(task_id), "state") != b"succeeded"
+        _wait_until_done(connection, [task_id], max(sent + 6, time.monotonic() + LEASE_S) + SLACK_S)
+        assert time.monotonic() > sent + 5.5, "not before its time"
 
 
 def test_a_worker_that_stops_in_order_puts_back_what_it_has_not_run(
@@ -121,8 +122,7 @@ def test_a_worker_that_stops_in_order_puts_back_what_it_has_not_run(
 ) -> None:
     with WorkerProcess(redis_url, demo_model, tmp_path):
         _send(app, countdown=3600)
-        while not _num_noted(connection):
-            time.sleep(0.02)
+        wait_until(lambda: _num_noted(connection))
     assert _num_noted(connection) == 0
     assert sum(connection.llen(key) for key in connection.scan_iter(queue_name(None) + "*", _type="list")) == 1
 
@@ -142,8 +142,5 @@ def test_a_worker_whose_event_loop_stood_still_goes_on_with_what_it_has(
         slow.process.send_signal(signal.SIGCONT)
         results = [client.result(job_id, timeout=60) for job_id in job_ids]
         assert len({tuple(result.choices[0].token_ids) for result in results}) == 1
-        end = time.monotonic() + 10
-        while _num_noted(connection):
-            assert time.monotonic() < end
-            time.sleep(0.05)
+        wait_until(lambda: not _num_noted(connection))
         assert slow.process.poll() is None

@@ -24,8 +24,10 @@ from tests.tasks.slow_engine import slow_engine
 from tests.tasks.worker_process import WorkerProcess, wait_until_running
 
 LONG: dict[str, Any] = {"prompt_token_ids": [9, 8, 7], "max_tokens": 40, "seed": 4, "ignore_eos": True}
-DRAIN_S, END_S = 2, 5
-"""The time that jobs have in these tests, and that all else may take."""
+DRAIN_S, END_S = 2, 15
+"""The time that jobs have in these tests, and what all else may take on a busy machine."""
+LONG_DRAIN_S = 60
+"""Where a worker is not to wait for its jobs."""
 
 
 class SlowWorker(WorkerProcess):
@@ -46,7 +48,7 @@ class SlowWorker(WorkerProcess):
             self.process.send_signal(number)
             with suppress(subprocess.TimeoutExpired):
                 self.process.wait(0.5)
-        assert self.process.wait(DRAIN_S + END_S) == 0
+        assert self.process.wait(2 * END_S) == 0
         return time.monotonic() - start
 
     def complaints(self) -> list[dict[str, Any]]:
@@ -63,23 +65,24 @@ def _status(url: str) -> int:
 
 
 @pytest.mark.parametrize(
-    ("signals", "least_s", "most_s"),
+    ("signals", "drain_s", "least_s"),
     [
-        ([signal.SIGTERM], DRAIN_S, DRAIN_S + END_S),
-        ([signal.SIGINT], DRAIN_S, DRAIN_S + END_S),
-        ([signal.SIGQUIT], 0, END_S),
-        ([signal.SIGINT] * 2, 0, END_S),
+        ([signal.SIGTERM], DRAIN_S, DRAIN_S),
+        ([signal.SIGINT], DRAIN_S, DRAIN_S),
+        ([signal.SIGQUIT], LONG_DRAIN_S, 0),
+        ([signal.SIGINT] * 2, LONG_DRAIN_S, 0),
     ],
     ids=["SIGTERM", "Ctrl-C", "SIGQUIT", "Ctrl-C twice"],
 )
 def test_what_is_not_finished_in_time_goes_on_elsewhere(
-    redis_url: str, demo_model: Path, tmp_path: Path, signals: Sequence[int], least_s: float, most_s: float
+    redis_url: str, demo_model: Path, tmp_path: Path, signals: Sequence[int], drain_s: int, least_s: float
 ) -> None:
-    with Client(redis_url) as client, SlowWorker(redis_url, demo_model, tmp_path) as worker:
+    slow = SlowWorker(redis_url, demo_model, tmp_path, ORCD_DRAIN_TIMEOUT_S=str(drain_s))
+    with Client(redis_url) as client, slow as worker:
         expected = client.result(client.submit(**LONG), timeout=60)
         streams = Streams(redis_url, [client.submit(**LONG)])
         worker.slow_down(client, streams.job_ids[0])
-        assert least_s <= worker.leave(signals) <= most_s
+        assert least_s <= worker.leave(signals) <= least_s + END_S
         assert worker.complaints() == []
         assert client.status(streams.job_ids[0]).state == "queued", "handed back"
         with WorkerProcess(redis_url, demo_model, tmp_path):
