@@ -31,8 +31,8 @@ _ALIGNMENT = 16
 class SamplingRow(CudaStruct, source="sampling/sampling_draw"):
     """How the tokens of one sequence are drawn, from its first to its last; see `kernels.reference.sampling.sample`.
 
-    All fields but ``key`` are parameters of requests and have their names. Only the op `sample` looks at them; all else
-    moves rows of `SAMPLING_ROW` by their size.
+    Fields that are parameters of requests have their names. Only the ops of sampling look at them; all else moves rows
+    of `SAMPLING_ROW` by their size.
     """
 
     key: UInt64  # (seed + choice) mod 2**64
@@ -40,6 +40,14 @@ class SamplingRow(CudaStruct, source="sampling/sampling_draw"):
     top_k: Int32
     top_p: Float32
     min_p: Float32
+    repetition_penalty: Float32
+    presence_penalty: Float32
+    frequency_penalty: Float32
+    min_tokens: Int32
+    logprobs: Int32  # -1: none are wanted
+    num_biases: Int32  # in the sequence's row of `LogitEdits`
+    num_banned: Int32  # tokens that cannot be drawn before there are `min_tokens`; they come behind the biases
+    edit_row: Int32  # the sequence's row of `LogitEdits`, -1: its logits are not edited
 
 
 def struct_dtype(struct: type[CudaStruct]) -> np.dtype[Any]:
@@ -56,6 +64,26 @@ def struct_dtype(struct: type[CudaStruct]) -> np.dtype[Any]:
 
 
 SAMPLING_ROW = struct_dtype(SamplingRow)
+
+GREEDY_ROW = SamplingRow(
+    key=0,
+    temperature=0.0,
+    top_k=0,
+    top_p=1.0,
+    min_p=0.0,
+    repetition_penalty=1.0,
+    presence_penalty=0.0,
+    frequency_penalty=0.0,
+    min_tokens=0,
+    logprobs=-1,
+    num_biases=0,
+    num_banned=0,
+    edit_row=-1,
+)
+"""Takes the most probable token; nothing is edited or reported."""
+
+IN_PROMPT = 1 << 15
+"""The bit of a count in `LogitEdits` that says that the token is in the prompt; the others count it in the output."""
 
 
 class PreviousDraw(NamedTuple):
@@ -100,35 +128,24 @@ class Step(Generic[Array]):
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class LogitEdits(Generic[Array]):
+    """What changes the logits of up to ``N`` sequences before a draw; see `kernels.logit_edits`."""
+
+    counts: Array  # [N, vocab, rounded up to a multiple of 8] uint16, by token id; see `IN_PROMPT`
+    biases: Array  # [N, max_biases] TOKEN_BIAS: biases, each token once, then tokens that are banned for a while
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class SamplingParams(Generic[Array]):
     """How R tokens are drawn; see `kernels.reference.sampling.sample`."""
 
     rows: Array  # [R] SAMPLING_ROW
     output_positions: Array  # [R] int64
+    edits: LogitEdits[Array] | None = None  # None: no row has an `edit_row`
 
     def first(self, count: int) -> SamplingParams[Array]:
         """The first ``count`` of them."""
-        return SamplingParams(first(self.rows, count), first(self.output_positions, count))
-
-
-@dataclass(frozen=True, slots=True)
-class Adjustments(Generic[Array]):
-    """Sparse edits of R rows of logits: ``N`` entries, at most one for a (row, token id) pair.
-
-    ``seen`` marks ids of the row's prompt or output (repetition penalty), ``output_counts`` says how often the id is
-    in its output (presence and frequency penalty), ``bias`` is added, ``banned`` ids cannot be drawn (stop ids before
-    ``min_tokens``). The penalties themselves are per row. Entries whose row is -1 are padding, on CUDA only.
-    """
-
-    rows: Array  # [N] int32
-    token_ids: Array  # [N] int32
-    bias: Array  # [N] float32
-    seen: Array  # [N] bool
-    output_counts: Array  # [N] int32
-    banned: Array  # [N] bool
-    repetition_penalty: Array  # [R] float32, 1 is off
-    presence_penalty: Array  # [R] float32, 0 is off
-    frequency_penalty: Array  # [R] float32, 0 is off
+        return SamplingParams(first(self.rows, count), first(self.output_positions, count), self.edits)
 
 
 class LayerCache(NamedTuple, Generic[Array]):

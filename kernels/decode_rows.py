@@ -13,9 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kernels.batch import (
+    GREEDY_ROW,
     SAMPLING_ROW,
     Allocator,
     Array,
+    LogitEdits,
     PreviousDraw,
     SamplingParams,
     Step,
@@ -87,7 +89,9 @@ class DecodeRows(Generic[Array]):
         )
 
 
-def allocate_rows(memory: Allocator[Array], num_rows: int, max_blocks: int) -> DecodeRows[Array]:
+def allocate_rows(
+    memory: Allocator[Array], num_rows: int, max_blocks: int, edits: LogitEdits[Array] | None = None
+) -> DecodeRows[Array]:
     """Rows for ``num_rows`` sequences of at most ``max_blocks`` blocks.
 
     Before use ``counting`` must be filled in, and every row be emptied (`RowUpdates.empty`).
@@ -109,12 +113,10 @@ def allocate_rows(memory: Allocator[Array], num_rows: int, max_blocks: int) -> D
         sampling=SamplingParams(
             rows=memory.allocate((num_rows,), SAMPLING_ROW),
             output_positions=memory.allocate((num_rows,), np.int64),
+            edits=edits,
         ),
         updates=memory.allocate((updates_bytes,), np.uint8),
     )
-
-
-_EMPTY_SAMPLING_ROW = bytes(SAMPLING_ROW.itemsize)  # of temperature 0: a row without a sequence costs least
 
 
 @dataclass(slots=True, eq=False)
@@ -137,7 +139,7 @@ class RowUpdates:
 
     def empty(self, row: int) -> None:
         """``row`` is nobody's from now on."""
-        self.put(row, 0, position=EMPTY_ROW, output_position=0, sampling_row=_EMPTY_SAMPLING_ROW)
+        self.put(row, 0, position=EMPTY_ROW, output_position=0, sampling_row=GREEDY_ROW)  # it costs least
 
 
 def write_updates(updates: RowUpdates, staging: NDArray[np.uint8]) -> int:

@@ -19,8 +19,9 @@ import kernels.reference.moe
 import kernels.reference.norm
 import kernels.reference.rope
 import kernels.reference.sampling
-from kernels.batch import Adjustments, AnyArray, LayerCache, SamplingParams, Step
+from kernels.batch import AnyArray, LayerCache, LogitEdits, SamplingParams, Step
 from kernels.decode_rows import DecodeRows
+from kernels.logit_edits import EditResets
 from kernels.ops import (
     activation,
     attention,
@@ -159,26 +160,26 @@ class Ops(Protocol[Array, Matrix, Projection, Router, Experts, Rotation, Attenti
     def norm_head(self, x: Array, rows: Array, norm: Norm[Array], head: Projection, *, out: Array) -> None:
         """Norm and output head of some rows: their logits."""
 
-    def adjust_logits(self, logits: Array, adjustments: Adjustments[Array], *, out: Array) -> None:
-        """Biases, penalties and banned ids."""
+    def reset_edits(self, edits: LogitEdits[Array], resets: EditResets[Array]) -> None:
+        """Begin rows of what changes logits before a draw."""
 
     def mask_logits(self, logits: Array, rows: Array, masks: Array, *, out: Array) -> None:
         """Leave of some rows what their masks allow."""
 
     def sample(self, logits: Array, params: SamplingParams[Array], *, out_ids: Array) -> None:
-        """Draw one token id a row; -1 where the logits are not finite."""
+        """Edit logits where they are, and draw one token id a row; -1 where they are not finite."""
 
     def top_log_probabilities(
         self,
         logits: Array,
         ids: Array,
-        num_top: int,
+        params: SamplingParams[Array],
         *,
         out_logprobs: Array,
         out_top_ids: Array,
         out_top_logprobs: Array,
     ) -> None:
-        """Log probabilities of ``ids`` and of the ``num_top`` most probable ones of each row."""
+        """Log probabilities of ``ids``, and of as many of the most probable ones of each row as ``params`` ask for."""
 
     def begin_decode(self, rows: DecodeRows[Array], num_rows: int, block_tokens: int) -> None:
         """Make the first ``num_rows`` rows the next decode step."""
@@ -205,7 +206,7 @@ class CudaOps:
         self.norm_gelu = _bind(context, matmul.norm_gelu)
         self.norm_moe_residual = _bind(context, moe.norm_moe_residual)
         self.norm_head = _bind(context, matmul.norm_head)
-        self.adjust_logits = _bind(context, sampling.adjust_logits)
+        self.reset_edits = _bind(context, sampling.reset_edits)
         self.mask_logits = _bind(context, sampling.mask_logits)
         self.sample = _bind(context, sampling.sample)
         self.top_log_probabilities = _bind(context, sampling.top_log_probabilities)
@@ -231,7 +232,7 @@ class ReferenceOps:
         self.norm_gelu = kernels.reference.norm.norm_gelu
         self.norm_moe_residual = kernels.reference.moe.norm_moe_residual
         self.norm_head = kernels.reference.norm.norm_head
-        self.adjust_logits = kernels.reference.sampling.adjust_logits
+        self.reset_edits = kernels.reference.sampling.reset_edits
         self.mask_logits = kernels.reference.sampling.mask_logits
         self.sample = kernels.reference.sampling.sample
         self.top_log_probabilities = kernels.reference.sampling.top_log_probabilities

@@ -21,7 +21,7 @@ from orcd.errors import InvalidRequest
 
 Where = Literal["request", "engine", "logits", "draw"]
 """Where a parameter acts: "request" before and after the engine, which is not told of it; "engine" on a sequence as a
-whole; "logits" on the logits, before a token is drawn; "draw" in the op that draws (`kernels.batch.SamplingRow`)."""
+whole; in the op that draws (`kernels.batch.SamplingRow`) "logits" on the logits and "draw" on the draw from them."""
 
 MAX_LOGPROBS = 20
 

@@ -23,6 +23,8 @@ from worker.settings import Settings
 
 GRAPH_BYTES = 512 << 10
 """Device memory of a captured graph."""
+GRAPHS_PER_BUCKET = 2
+"""A decode step in one graph and in two, of which that of the draw is small."""
 CUDA_CONTEXT_BYTES = 16 << 20
 """What the driver takes after the budget was decided: the kernels' code and their stacks."""
 LEAST_CACHE_TOKENS = 1024
@@ -64,7 +66,7 @@ def plan_memory(gguf: GGUFFile, device: GpuDevice | DryRunDevice, settings: Sett
     vocab_size = model.config.vocab_size
     limits = StepLimits(block_tokens, settings.step_tokens, max_sequences, context_length, vocab_size)
     _run_largest_steps(model, dry, limits)
-    without_cache = replace(_plan(dry, num_graphs=len(make_buckets(max_sequences))), kv_cache=0)
+    without_cache = replace(_plan(dry, num_graphs=GRAPHS_PER_BUCKET * len(make_buckets(max_sequences))), kv_cache=0)
     block_bytes = model.bytes_per_block(block_tokens)
     padding_bytes = 2 * model.config.num_layers * ALIGNMENT  # K and V of each layer start aligned
     if settings.kv_cache_bytes:
@@ -115,8 +117,9 @@ def _run_largest_steps(model: Model, dry: DryRunDevice, limits: StepLimits) -> N
     for num_tokens, num_sequences in sizes:
         logits = model.forward(dry_step(num_tokens, num_sequences, num_sequences, limits.max_blocks), cache)
         ids = first(buffers.rows.drawn, num_sequences)
-        dry.ops.sample(logits, buffers.rows.sampling.first(num_sequences), out_ids=ids)
-        report(dry.ops, logits, ids, buffers.reports)
+        params = buffers.rows.sampling.first(num_sequences)
+        dry.ops.sample(logits, params, out_ids=ids)
+        report(dry.ops, logits, ids, params, buffers.reports)
 
 
 def _variants(dry: DryRunDevice) -> tuple[Variant, ...]:

@@ -1,4 +1,4 @@
-"""From logits to token ids: sparse edits, masks, a seeded draw, log probabilities; see `kernels.reference.sampling`.
+"""From logits to token ids: edits, masks, a seeded draw, log probabilities; see `kernels.reference.sampling`.
 
 The kernels give the reference's ids. Where top-p ends they may differ if the mass up to there equals what is wanted
 within about 1e-9, as they count it in units of 2**-45 of the largest probability.
@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from kernels.batch import Adjustments, SamplingParams
+from kernels.batch import LogitEdits, SamplingParams
+from kernels.logit_edits import MAX_COUNT, EditResets
 from kernels.runtime.compiler import Variant
 from kernels.runtime.cuda_constants import declare_constants
 from kernels.runtime.cuda_struct import CudaStruct, Int32, Pointer, UInt32, UInt64
@@ -23,38 +24,39 @@ BINS = 2048  # of the distance below the largest logit, after temperature
 CAPACITY = 4096  # listed values of a row; rows with more are read again
 
 declare_constants("sampling/sampling.cuh", THREADS=THREADS, SLICE=SLICE)
-declare_constants("sampling/sampling_plan.cuh", BINS=BINS, CAPACITY=CAPACITY)
+declare_constants("sampling/sampling_plan.cuh", BINS=BINS, CAPACITY=CAPACITY, MAX_COUNT=MAX_COUNT)
 
 # Blocks of a launch: enough to fill a GPU several times over, or just once where each leaves a histogram.
 SCAN_BLOCKS = DRAW_BLOCKS = 4096
 RANK_BLOCKS = 1024
+FILL_BLOCKS = 4  # of a row of edits: a prompt has some hundred tokens
 
 _LOGPROB_LIMITS = {"MAX_TOP": MAX_TOP, "MAX_SLICES": MAX_VOCAB // SLICE}
 
 
-class AdjustParams(CudaStruct, source="sampling/sampling"):
-    """What sampling_adjust is given; shapes and types are those of `kernels.batch.Adjustments`."""
+class EditPointers(CudaStruct, source="sampling/sampling"):
+    """`kernels.batch.LogitEdits` as kernels see it."""
 
-    logits: Pointer  # [num_rows, vocab] float32
-    rows: Pointer
-    token_ids: Pointer
-    bias: Pointer
-    seen: Pointer
-    output_counts: Pointer
-    banned: Pointer
-    repetition_penalty: Pointer
-    presence_penalty: Pointer
-    frequency_penalty: Pointer
-    num_entries: Int32
-    num_rows: Int32
-    vocab: Int32
+    counts: Pointer  # [rows, counts_stride] uint16
+    biases: Pointer  # [rows, biases_stride] TOKEN_BIAS
+    counts_stride: Int32
+    biases_stride: Int32
+
+
+class ResetParams(CudaStruct, source="sampling/sampling"):
+    """What sampling_clear_edits and sampling_fill_edits are given."""
+
+    edits: EditPointers
+    resets: Pointer  # [R] EDIT_RESET
+    counts: Pointer  # [C] TOKEN_COUNT
+    biases: Pointer  # [B] TOKEN_BIAS
 
 
 class MaskParams(CudaStruct, source="sampling/sampling"):
     """What sampling_mask is given."""
 
     logits: Pointer  # [num_rows, vocab] float32
-    rows: Pointer  # [num_masks] int32
+    rows: Pointer  # [num_masks] int32, -1: the mask is nobody's
     masks: Pointer  # [num_masks, num_words] uint32
     vocab: Int32
     num_words: Int32
@@ -100,6 +102,7 @@ class SampleParams(CudaStruct, source="sampling/sampling_draw"):
     sampling_rows: Pointer  # [num_rows] SamplingRow
     output_positions: Pointer  # [num_rows] int64
     out_ids: Pointer  # [num_rows] int32
+    edits: EditPointers
     scratch: SampleScratch
     num_rows: Int32
     vocab: Int32
@@ -113,16 +116,17 @@ class LogprobParams(CudaStruct, source="sampling/sampling_logprobs"):
     """What sampling_logprobs_slice and sampling_logprobs_merge are given."""
 
     logits: Pointer  # [num_rows, vocab] float32
+    sampling_rows: Pointer  # [num_rows] SamplingRow
     ids: Pointer  # [num_rows] int32
     out_logprobs: Pointer  # [num_rows] float32
-    out_top_ids: Pointer  # [num_rows, num_top] int32
-    out_top_logprobs: Pointer  # [num_rows, num_top] float32
-    ranks: Pointer  # [num_rows, num_slices, max(num_top, 1)] uint64
+    out_top_ids: Pointer  # [num_rows, most_top] int32
+    out_top_logprobs: Pointer  # [num_rows, most_top] float32
+    ranks: Pointer  # [num_rows, num_slices, max(most_top, 1)] uint64
     sums: Pointer  # [num_rows, num_slices] float64
     num_rows: Int32
     vocab: Int32
     num_slices: Int32
-    num_top: Int32
+    most_top: Int32
 
 
 def variants() -> list[Variant]:
@@ -130,29 +134,30 @@ def variants() -> list[Variant]:
     return [("sampling/sampling", {}), ("sampling/sampling_draw", {}), ("sampling/sampling_logprobs", _LOGPROB_LIMITS)]
 
 
-def adjust_logits(
-    context: Context, logits: DeviceArray, adjustments: Adjustments[DeviceArray], *, out: DeviceArray
-) -> None:
-    """Apply ``adjustments`` to ``logits`` [R, V] float32 in place: ``out`` must be ``logits``."""
-    assert out == logits and logits.dtype == np.float32, "logits are adjusted where they are"
-    num_rows, vocab_size = logits.shape
-    num_entries = adjustments.rows.size
-    params = AdjustParams(
-        logits=logits.pointer,
-        rows=adjustments.rows.pointer,
-        token_ids=adjustments.token_ids.pointer,
-        bias=adjustments.bias.pointer,
-        seen=adjustments.seen.pointer,
-        output_counts=adjustments.output_counts.pointer,
-        banned=adjustments.banned.pointer,
-        repetition_penalty=adjustments.repetition_penalty.pointer,
-        presence_penalty=adjustments.presence_penalty.pointer,
-        frequency_penalty=adjustments.frequency_penalty.pointer,
-        num_entries=num_entries,
-        num_rows=num_rows,
-        vocab=vocab_size,
+def reset_edits(context: Context, edits: LogitEdits[DeviceArray], resets: EditResets[DeviceArray]) -> None:
+    """Begin rows of ``edits`` with what ``resets`` say; whatever they held is forgotten."""
+    num_resets = resets.resets.size
+    params = ResetParams(
+        edits=_pointers(edits),
+        resets=resets.resets.pointer,
+        counts=resets.counts.pointer,
+        biases=resets.biases.pointer,
     )
-    context.launch("sampling/sampling", "sampling_adjust", -(-num_entries // THREADS), THREADS, params)
+    num_clear_blocks = -(-edits.counts.shape[1] // (8 * THREADS))
+    context.launch("sampling/sampling", "sampling_clear_edits", (num_clear_blocks, num_resets), THREADS, params)
+    context.launch("sampling/sampling", "sampling_fill_edits", (FILL_BLOCKS, num_resets), THREADS, params)
+
+
+def _pointers(edits: LogitEdits[DeviceArray] | None) -> EditPointers:
+    if edits is None:
+        return EditPointers(counts=0, biases=0, counts_stride=0, biases_stride=0)
+    (_, counts_stride), (_, biases_stride) = edits.counts.shape, edits.biases.shape
+    return EditPointers(
+        counts=edits.counts.pointer,
+        biases=edits.biases.pointer,
+        counts_stride=counts_stride,
+        biases_stride=biases_stride,
+    )
 
 
 def mask_logits(
@@ -160,7 +165,7 @@ def mask_logits(
 ) -> None:
     """Make some ``rows`` [K] int32 of ``logits`` [R, V] float32 -inf where the bit of ``masks`` [K, ceil(V / 32)] is 0.
 
-    In place: ``out`` must be ``logits``.
+    Of a row of -1 the mask is nobody's. In place: ``out`` must be ``logits``.
     """
     assert out == logits and logits.dtype == np.float32, "logits are masked where they are"
     num_masks, num_words = masks.shape
@@ -175,7 +180,7 @@ def mask_logits(
 
 
 def sample(context: Context, logits: DeviceArray, params: SamplingParams[DeviceArray], *, out_ids: DeviceArray) -> None:
-    """Draw one token id a row of ``logits`` [R, V] float32 into ``out_ids`` [R] int32."""
+    """Edit ``logits`` [R, V] float32 where they are, and draw one token id a row into ``out_ids`` [R] int32."""
     num_rows, vocab_size = logits.shape
     if not num_rows:
         return
@@ -198,6 +203,7 @@ def sample(context: Context, logits: DeviceArray, params: SamplingParams[DeviceA
         sampling_rows=params.rows.pointer,
         output_positions=params.output_positions.pointer,
         out_ids=out_ids.pointer,
+        edits=_pointers(params.edits),
         scratch=scratch,
         num_rows=num_rows,
         vocab=vocab_size,
@@ -215,25 +221,27 @@ def top_log_probabilities(
     context: Context,
     logits: DeviceArray,
     ids: DeviceArray,
-    num_top: int,
+    params: SamplingParams[DeviceArray],
     *,
     out_logprobs: DeviceArray,
     out_top_ids: DeviceArray,
     out_top_logprobs: DeviceArray,
 ) -> None:
-    """Log-softmax of ``logits`` [R, V] float32 at ``ids`` [R] int32, and the ``num_top`` largest of each row.
+    """Log-softmax of ``logits`` [R, V] float32 at ``ids`` [R] int32, and as many of the largest as each row asks for.
 
-    ``out_logprobs`` [R] float32, ``out_top_ids`` [R, num_top] int32, ``out_top_logprobs`` [R, num_top] float32.
+    ``out_logprobs`` [R] float32, ``out_top_ids`` [R, most] int32, ``out_top_logprobs`` [R, most] float32.
     """
     num_rows, vocab_size = logits.shape
+    most_top = out_top_ids.shape[1]
     if not num_rows:
         return
-    assert vocab_size <= MAX_VOCAB and num_top <= MAX_TOP and logits.dtype == np.float32
+    assert vocab_size <= MAX_VOCAB and most_top <= MAX_TOP and logits.dtype == np.float32
     num_slices = -(-vocab_size // SLICE)
-    ranks = context.scratch((num_rows, num_slices, max(num_top, 1)), np.uint64)
+    ranks = context.scratch((num_rows, num_slices, max(most_top, 1)), np.uint64)
     sums = context.scratch((num_rows, num_slices), np.float64)
-    params = LogprobParams(
+    arguments = LogprobParams(
         logits=logits.pointer,
+        sampling_rows=params.rows.pointer,
         ids=ids.pointer,
         out_logprobs=out_logprobs.pointer,
         out_top_ids=out_top_ids.pointer,
@@ -243,11 +251,11 @@ def top_log_probabilities(
         num_rows=num_rows,
         vocab=vocab_size,
         num_slices=num_slices,
-        num_top=num_top,
+        most_top=most_top,
     )
     source, limits = "sampling/sampling_logprobs", _LOGPROB_LIMITS
-    context.launch(source, "sampling_logprobs_slice", (num_slices, num_rows), THREADS, params, **limits)
-    context.launch(source, "sampling_logprobs_merge", num_rows, THREADS, params, **limits)
+    context.launch(source, "sampling_logprobs_slice", (num_slices, num_rows), THREADS, arguments, **limits)
+    context.launch(source, "sampling_logprobs_merge", num_rows, THREADS, arguments, **limits)
 
 
 def _launch_split(num_slices: int, num_rows: int, num_blocks: int) -> tuple[int, int]:

@@ -1,8 +1,8 @@
 """From logits to token ids: penalties and bias, filters, a seeded draw, log probabilities.
 
-Order: logit bias; repetition, presence and frequency penalty; banned ids (`adjust_logits`). Then what a grammar allows
-(`mask_logits`). Then temperature, top-k, top-p, min-p and the draw (`sample`). Log probabilities are those before
-temperature (`log_probabilities`, `top_log_probabilities`).
+Order: what a grammar allows (`mask_logits`). Then logit bias; banned ids; repetition, presence and frequency penalty;
+temperature, top-k, top-p, min-p and the draw (`sample`). Log probabilities are those before temperature
+(`log_probabilities`, `top_log_probabilities`).
 
 A row's result depends on that row alone. The draw is Gumbel-max: the token with the largest ``logit / T + g`` is a
 sample of the softmax when every ``g`` is an independent Gumbel variable (Gumbel 1954; Maddison et al., "A* Sampling",
@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kernels.batch import Adjustments, SamplingParams
+from kernels.batch import LogitEdits, SamplingParams
+from kernels.logit_edits import MAX_COUNT, EditResets
 
 Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
@@ -32,32 +33,63 @@ MIN_GUMBEL = -2.9  # -log(-log(2**-25)) = -2.85
 CHUNK = 4096  # calls of the generator at a time: its temporaries stay in the cache
 
 
-def adjust_logits(logits: Float32, adjustments: Adjustments[NDArray[Any]], *, out: Float32) -> None:
-    """Apply ``adjustments`` to ``logits`` [R, V]; ``out`` [R, V] may be ``logits`` itself.
+def reset_edits(edits: LogitEdits[NDArray[Any]], resets: EditResets[NDArray[Any]]) -> None:
+    """Begin rows of ``edits`` with what ``resets`` say; whatever they held is forgotten."""
+    for reset in resets.resets:
+        row = reset["row"]
+        counts = resets.counts[reset["first_count"] :][: reset["num_counts"]]
+        biases = resets.biases[reset["first_bias"] :][: reset["num_biases"]]
+        edits.counts[row] = 0
+        edits.counts[row, counts["token_id"]] = counts["word"]
+        edits.biases[row, : biases.size] = biases
+
+
+def edit_logits(logits: Float32, params: SamplingParams[NDArray[Any]]) -> None:
+    """Add biases, apply penalties and ban ids in ``logits`` [R, V], where they are; -inf is what cannot be drawn.
 
     Repetition divides a positive logit and multiplies a negative one (Keskar et al., "CTRL", 2019; as Hugging Face
-    and llama.cpp do); presence and frequency subtract (OpenAI's API).
+    and llama.cpp do), if the token is in the prompt or in the output; presence and frequency subtract, by the output
+    alone (OpenAI's API).
     """
-    if out is not logits:
-        np.copyto(out, logits)
-    rows, ids = adjustments.rows, adjustments.token_ids
-    values = out[rows, ids] + adjustments.bias
-    penalty = adjustments.repetition_penalty[rows]
-    values = np.where(adjustments.seen, np.where(values > 0, values / penalty, values * penalty), values)
-    counts = adjustments.output_counts
-    values -= adjustments.presence_penalty[rows] * (counts > 0) + adjustments.frequency_penalty[rows] * counts
-    out[rows, ids] = np.where(adjustments.banned, -np.inf, values)
+    for logit_row, row, position in zip(logits, params.rows, params.output_positions, strict=True):
+        if row["edit_row"] < 0:
+            continue
+        assert params.edits is not None, "edits that are nowhere"
+        listed = params.edits.biases[row["edit_row"], : row["num_biases"] + row["num_banned"]]
+        biases, banned = listed[: row["num_biases"]], listed[row["num_biases"] :]
+        logit_row[biases["token_id"]] += biases["bias"]
+        if position < row["min_tokens"]:
+            logit_row[banned["token_id"]] = -np.inf
+        words = params.edits.counts[row["edit_row"], : logit_row.size]
+        ids = np.flatnonzero(words)
+        values, times = logit_row[ids], (words[ids] & MAX_COUNT).astype(np.int32)
+        penalty = row["repetition_penalty"]
+        values = np.where(values > 0, values / penalty, values * penalty)
+        values -= row["presence_penalty"] * (times > 0) + row["frequency_penalty"] * times
+        logit_row[ids] = values
+
+
+def count(ids: Int32, params: SamplingParams[NDArray[Any]]) -> None:
+    """Count the drawn ``ids`` [R] as tokens of the output, up to `MAX_COUNT`."""
+    rows = np.flatnonzero((ids >= 0) & (params.rows["edit_row"] >= 0))
+    if rows.size:
+        assert params.edits is not None, "edits that are nowhere"
+        words = params.edits.counts
+        places = params.rows["edit_row"][rows], ids[rows]
+        words[places] += (words[places] & MAX_COUNT) < MAX_COUNT
 
 
 def mask_logits(logits: Float32, rows: Int32, masks: UInt32, *, out: Float32) -> None:
     """Make some ``rows`` [K] of ``logits`` [R, V] -inf, each but where its mask has a 1; ``out`` may be ``logits``.
 
-    ``masks`` [K, ceil(V / 32)]: bit i of word w is that of id 32 * w + i. ``rows`` are different ones.
+    ``masks`` [K, ceil(V / 32)]: bit i of word w is that of id 32 * w + i. ``rows`` are different ones, or -1: then the
+    mask is nobody's.
     """
     if out is not logits:
         np.copyto(out, logits)
     vocab_size = logits.shape[1]
     assert masks.shape == (rows.size, -(-vocab_size // 32))
+    masks, rows = masks[rows >= 0], rows[rows >= 0]
     masks_bytes = np.ascontiguousarray(masks, "<u4").view(np.uint8)
     allowed = np.unpackbits(masks_bytes, axis=1, count=vocab_size, bitorder="little").view(np.bool_)
     out[rows] = np.where(allowed, out[rows], -np.inf)
@@ -66,23 +98,28 @@ def mask_logits(logits: Float32, rows: Int32, masks: UInt32, *, out: Float32) ->
 def sample(logits: Float32, params: SamplingParams[NDArray[Any]], *, out_ids: Int32) -> None:
     """Draw one token id a row.
 
-    ``logits`` [R, V] float32, -inf for what cannot be drawn. Of the R rows of ``params``, ``temperature`` 0 takes the
+    ``logits`` [R, V] float32, -inf for what cannot be drawn, are edited where they are (`edit_logits`), and what is
+    drawn counts for the draws after it. Of the R rows of ``params``, ``temperature`` 0 takes the
     largest logit (the lowest id of equals) and looks at no filter. ``top_k`` 0, ``top_p`` 1 and ``min_p`` 0 are off;
     tokens that tie with the last one kept are kept too. ``key`` is (seed + choice) mod 2**64, ``output_positions`` the
     index of the token within its choice's output. ``out_ids`` [R] int32 is -1 where a row holds NaN or +inf, or nothing
     but -inf: such logits are an error of the model, never a token.
     """
+    edit_logits(logits, params)
     largest = logits.max(axis=1)  # NaN if there is one
     drawable = np.isfinite(largest)
     out_ids[:] = np.where(drawable, logits.argmax(axis=1), -1)
     random = np.flatnonzero(drawable & (params.rows["temperature"] > 0))
-    if random.size == 0:
-        return
-    rows = params.rows[random]
+    if random.size:
+        out_ids[random] = _draw(logits[random], largest[random], params.rows[random], params.output_positions[random])
+    count(out_ids, params)
+
+
+def _draw(logits: Float32, largest: Float32, rows: NDArray[np.void], positions: Int64) -> Int64:
+    """Ids [R] drawn from ``logits`` [R, V], whose ``largest`` [R] are finite; ``rows`` [R] SAMPLING_ROW."""
     with np.errstate(over="ignore"):  # at a tiny temperature the others are infinitely far below the largest
-        scaled = (logits[random] - largest[random, None]) / rows["temperature"][:, None]
-    least = _least_kept(scaled, rows)
-    out_ids[random] = _gumbel_argmax(scaled, least, rows["key"], params.output_positions[random])
+        scaled = (logits - largest[:, None]) / rows["temperature"][:, None]
+    return _gumbel_argmax(scaled, _least_kept(scaled, rows), rows["key"], positions)
 
 
 def _gumbel_argmax(scaled: Float32, least: Float32, keys: UInt64, positions: Int64) -> Int64:
@@ -168,24 +205,26 @@ def log_probabilities(logits: Float32, *, out: Float32) -> None:
 def top_log_probabilities(
     logits: Float32,
     ids: Int32,
-    num_top: int,
+    params: SamplingParams[NDArray[Any]],
     *,
     out_logprobs: Float32,
     out_top_ids: Int32,
     out_top_logprobs: Float32,
 ) -> None:
-    """Log-softmax of ``logits`` [R, V] at ``ids`` [R], and the ``num_top`` largest of each row.
+    """Log-softmax of ``logits`` [R, V] at ``ids`` [R], and the largest of each row: as many as its ``logprobs`` says.
 
-    Fills ``out_logprobs`` [R], ``out_top_ids`` [R, num_top] (of equals the lowest id first) and ``out_top_logprobs``
-    [R, num_top]. Where the vocabulary has no more, or a row's id is -1, ids are -1 and log probabilities -inf.
+    Fills ``out_logprobs`` [R], ``out_top_ids`` [R, most] (of equals the lowest id first) and ``out_top_logprobs``
+    [R, most]. Where a row wants or the vocabulary has no more, or the row's id is -1, ids are -1 and log probabilities
+    -inf.
     """
     out_logprobs[:] = -np.inf
     out_top_logprobs[:] = -np.inf
     out_top_ids[:] = -1
-    for row in np.flatnonzero(ids >= 0):
+    num_top = np.minimum(params.rows["logprobs"], out_top_ids.shape[1])
+    for row in np.flatnonzero((ids >= 0) & (num_top >= 0)):
         shifted = logits[row].astype(np.float64) - logits[row].max()
         values = shifted - np.log(np.exp(shifted).sum())
-        top = np.argsort(-logits[row], kind="stable")[:num_top]
+        top = np.argsort(-logits[row], kind="stable")[: num_top[row]]
         out_logprobs[row] = values[ids[row]]
         out_top_ids[row, : top.size] = top
         out_top_logprobs[row, : top.size] = values[top]

@@ -7,14 +7,16 @@ logits once in that time; up to about 50 MB of logits they are in the cache.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import fields
 from functools import partial
 
 import numpy as np
 
-from kernels.batch import SAMPLING_ROW, SamplingParams
+from kernels.batch import GREEDY_ROW, SAMPLING_ROW, SamplingParams
 from kernels.devices.cuda import CudaDevice
 from kernels.devices.open import open_device
-from kernels.ops.sampling import mask_logits, sample, top_log_probabilities
+from kernels.logit_edits import EditResetList, EditResets, allocate_edits, count_tokens
+from kernels.ops.sampling import mask_logits, reset_edits, sample, top_log_probabilities
 from kernels.runtime.memory import MemoryPlan
 from tests.bench.ops_attention import _time_us
 
@@ -47,7 +49,10 @@ def measure(device: CudaDevice, num_rows: int, vocab_size: int, bandwidth: float
         print(f"{num_rows:5} {vocab_size:8} {name:20} {time_us:9.2f} us {share:7.1%}", flush=True)
 
     for name, options in FILTERS.items():
-        rows = np.array([(key, *options) for key in range(num_rows)], SAMPLING_ROW)
+        rows = np.frombuffer(GREEDY_ROW * num_rows, SAMPLING_ROW).copy()
+        rows["key"] = range(num_rows)
+        for field, value in zip(("temperature", "top_k", "top_p", "min_p"), options, strict=True):
+            rows[field] = value
         show(name, partial(sample, context, logits, SamplingParams(upload(rows), positions), out_ids=ids))
     masks = upload(rng.integers(0, 1 << 32, (num_rows, -(-vocab_size // 32)), dtype=np.uint32))
     all_rows = upload(np.arange(num_rows, dtype=np.int32))
@@ -57,7 +62,20 @@ def measure(device: CudaDevice, num_rows: int, vocab_size: int, bandwidth: float
         "out_top_ids": device.weights.allocate((num_rows, 20), np.int32),
         "out_top_logprobs": device.weights.allocate((num_rows, 20), np.float32),
     }
-    show("20 log probabilities", partial(top_log_probabilities, context, logits, ids, 20, **top))
+    for num_top in (0, 5, 20):
+        rows["logprobs"] = num_top
+        params = SamplingParams(upload(rows), positions)
+        show(f"{num_top} log probabilities", partial(top_log_probabilities, context, logits, ids, params, **top))
+    edits = allocate_edits(device.weights, num_rows, vocab_size, max_biases=8)
+    resets = EditResetList()
+    for row in range(num_rows):
+        resets.put(row, count_tokens(rng.integers(0, vocab_size, 400).tolist(), []), {}, ())
+    arrays = {field.name: upload(getattr(resets.arrays(), field.name)) for field in fields(EditResets)}
+    show("begin edits", partial(reset_edits, context, edits, EditResets(**arrays)))
+    rows = np.frombuffer(GREEDY_ROW * num_rows, SAMPLING_ROW).copy()
+    rows["edit_row"], rows["repetition_penalty"] = range(num_rows), 1.0
+    params = SamplingParams(upload(rows), positions, edits)
+    show("greedy, penalties", partial(sample, context, logits, params, out_ids=ids))
 
 
 def main() -> None:

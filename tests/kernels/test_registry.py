@@ -8,6 +8,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
+from kernels.batch import SAMPLING_ROW, SamplingParams
 from kernels.registry import CudaOps, Ops, ReferenceOps, variants
 from kernels.runtime.device_array import DeviceArray
 from kernels.runtime.gpu_spec import H100
@@ -47,7 +48,8 @@ def test_an_op_gives_its_scratch_memory_back_unless_it_returns_it() -> None:
     assert kept == 2 * 300 * 32 * 4  # cosines and sines
     logits = DeviceArray(0, (4, 50_000), np.dtype(np.float32))
     drawn, top = (DeviceArray(0, shape, np.dtype(np.int32)) for shape in ((4,), (4, 20)))
-    ops.top_log_probabilities(logits, drawn, 20, out_logprobs=drawn, out_top_ids=top, out_top_logprobs=top)
+    params = SamplingParams(DeviceArray(0, (4,), SAMPLING_ROW), DeviceArray(0, (4,), np.dtype(np.int64)))
+    ops.top_log_probabilities(logits, drawn, params, out_logprobs=drawn, out_top_ids=top, out_top_logprobs=top)
     assert context.mark() == kept < context.high_water_bytes
 
 

@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Callable
-from operator import attrgetter
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kernels.batch import SAMPLING_ROW, SamplingParams, SamplingRow, Step, encode_draw
+from worker.contract import Sampling
 from worker.engine.scheduler import Chunk
 from worker.engine.sequence import Sequence
 
 KEYS = (1 << 64) - 1  # all the bits of a key
 
-# What a row holds behind its key are parameters of requests, by their names; they are packed by their places.
-assert SamplingRow.layout.fields[0].name == "key"
-_parameters = attrgetter(*(field.name for field in SamplingRow.layout.fields[1:]))
-_pack_row = struct.Struct(SamplingRow.layout.format).pack
+# Fields that are parameters of requests as they are.
+_NUMBERS = [
+    field.name for field in SamplingRow.layout.fields if field.name in {*Sampling.__struct_fields__} - {"logprobs"}
+]
+
+_EDIT_ROW = SamplingRow.layout.fields[-1]
+assert _EDIT_ROW.name == "edit_row", "the one field that is not the same for every token comes last"
 
 
 def build_step(
@@ -63,21 +65,31 @@ def build_step(
     )
 
 
-def build_sampling_params(sequences: list[Sequence]) -> SamplingParams[NDArray[Any]]:
-    """How the next token of each is drawn."""
-    rows = b"".join([build_sampling_row(sequence) for sequence in sequences])
+def build_sampling_params(
+    sequences: list[Sequence], edit_row_of: Callable[[Sequence], int]
+) -> SamplingParams[NDArray[Any]]:
+    """How the next token of each is drawn; ``edit_row_of`` a sequence is its row of what edits logits, or -1."""
+    rows = b"".join([build_sampling_row(sequence, edit_row_of(sequence)) for sequence in sequences])
     return SamplingParams(
         rows=np.frombuffer(rows, SAMPLING_ROW),
         output_positions=np.array([sequence.num_output for sequence in sequences], np.int64),
     )
 
 
-def build_sampling_row(sequence: Sequence) -> bytes:
-    """The `SamplingRow` of a sequence; it keeps it, as it is the same for every token."""
+def build_sampling_row(sequence: Sequence, edit_row: int) -> bytes:
+    """The `SamplingRow` of a sequence; it keeps all but ``edit_row``, as that is the same for every token."""
     row = sequence.sampling_row
     if row is None:
-        row = sequence.sampling_row = _pack_row(draw_key(sequence), *_parameters(sequence.sampling))
-    return row
+        options = sequence.sampling
+        row = sequence.sampling_row = SamplingRow(
+            key=draw_key(sequence),
+            logprobs=-1 if options.logprobs is None else options.logprobs,
+            num_biases=len(options.logit_bias),
+            num_banned=len(options.stop_token_ids) if options.min_tokens else 0,
+            edit_row=-1,
+            **{name: getattr(options, name) for name in _NUMBERS},
+        )
+    return row if edit_row < 0 else row[: _EDIT_ROW.offset] + edit_row.to_bytes(4, "little")
 
 
 def draw_key(sequence: Sequence) -> int:

@@ -8,13 +8,12 @@ from collections.abc import Iterable
 from kernels.devices.protocol import is_gpu
 from kernels.errors import OutOfDeviceMemory
 from orcd.errors import CudaError, InsufficientVram, InvalidRequest, OrcdError, VramOom, places
-from worker.contract import Abort, Add, Stats, TokenLogprobs, TokenOutput
+from worker.contract import Abort, Add, Stats, TokenOutput
 from worker.engine.cuda.buffers import StepLimits
 from worker.engine.cuda.runner import CudaRunner
 from worker.engine.in_flight_file import InFlightFile
-from worker.engine.logits.token_masks import constraint_error
 from worker.engine.noting_runner import NotingRunner
-from worker.engine.runner import Draw, Result, Runner, SynchronousRunner
+from worker.engine.runner import Draw, Result, Runner, SynchronousRunner, take
 from worker.engine.scheduler import Chunk, Scheduler
 from worker.engine.sequence import Sequence
 from worker.engine.sequence_builder import SequenceBuilder
@@ -76,7 +75,12 @@ class Engine:
 
     def _make_runner(self, model: Model, settings: Settings, num_blocks: int, capture: bool) -> Runner:
         if not is_gpu(model.device):
-            return SynchronousRunner(model, num_blocks=num_blocks, block_tokens=settings.kv_block_tokens)
+            return SynchronousRunner(
+                model,
+                num_blocks=num_blocks,
+                block_tokens=settings.kv_block_tokens,
+                max_sequences=self.max_sequences,
+            )
         limits = StepLimits(
             block_tokens=settings.kv_block_tokens,
             step_tokens=settings.step_tokens,
@@ -231,7 +235,7 @@ class Engine:
     def _commit(self, chunk: Chunk, result: Result, outputs: list[TokenOutput]) -> None:
         sequence = chunk.sequence
         if isinstance(result, Draw) and sequence.constraint is not None:
-            result = _take(sequence.constraint, result, sequence)
+            result = take(sequence.constraint, result, sequence)
         if isinstance(result, OrcdError):
             sequence.finish_reason = "error"
             self._forget(sequence)
@@ -269,21 +273,6 @@ def _num_blocks(model: Model, settings: Settings, context_length: int) -> int:
             f"one block of the KV cache takes {block_bytes} bytes; set kv_cache_bytes to at least that"
         )
     return num_blocks
-
-
-def _take(constraint: TokenConstraint, draw: Draw, sequence: Sequence) -> Draw | OrcdError:
-    """Let the sequence's constraint take what was drawn; returns what is appended, which it may have put in its place.
-
-    Nothing but that could have been appended: so its probability is 1.
-    """
-    try:
-        token_id = constraint.take(draw.token_id, sequence.num_left)
-    except Exception as error:
-        return constraint_error(error)
-    if token_id == draw.token_id:
-        return draw
-    num_top = sequence.sampling.logprobs
-    return Draw(token_id, None if num_top is None else TokenLogprobs(0.0, (token_id,)[:num_top], (0.0,)[:num_top]))
 
 
 def _last_output(sequence: Sequence) -> TokenOutput:

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence as Series
-from typing import NamedTuple, Protocol
+from dataclasses import replace
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
-from kernels.reference.sampling import adjust_logits, log_probabilities, mask_logits, sample
+from kernels.logit_edits import allocate_edits
+from kernels.reference.sampling import log_probabilities, mask_logits, reset_edits, sample
 from orcd.errors import OrcdError
 from worker.contract import TokenLogprobs
 from worker.engine.batch_builder import build_sampling_params, build_step
-from worker.engine.logits.penalties import build_adjustments
-from worker.engine.logits.token_masks import TokenMasks, constrained_rows, num_mask_words
+from worker.engine.logits.edit_rows import MAX_BIASES, EditRows
+from worker.engine.logits.token_masks import TokenMasks, constrained_rows, constraint_error, num_mask_words
 from worker.engine.scheduler import Chunk
 from worker.engine.sequence import Sequence
+from worker.engine.token_constraint import TokenConstraint
 from worker.model.registry import Model
 
 
@@ -53,10 +56,13 @@ class SynchronousRunner:
 
     depth = 1
 
-    def __init__(self, model: Model, *, num_blocks: int, block_tokens: int) -> None:
+    def __init__(self, model: Model, *, num_blocks: int, block_tokens: int, max_sequences: int) -> None:
         self._model = model
         self._block_tokens = block_tokens
         self._cache = model.allocate_cache(num_blocks, block_tokens)
+        vocab_size = model.config.vocab_size
+        self._edits = allocate_edits(_HostMemory(), max_sequences, vocab_size, MAX_BIASES)
+        self._edit_rows = EditRows(max_sequences, vocab_size)
         self._token_masks = TokenMasks()
         self._results: deque[list[Result]] = deque()
 
@@ -75,10 +81,13 @@ class SynchronousRunner:
         """One token for each sequence from its row of ``logits`` [R, vocab], which is overwritten."""
         if not sequences:
             return []
-        adjust_logits(logits, build_adjustments(sequences), out=logits)
+        self._edit_rows.assign(sequences)
+        for resets in self._edit_rows.take_resets():
+            reset_edits(self._edits, resets.arrays())
         errors = self._mask(logits, sequences)
         ids = np.empty(len(sequences), np.int32)
-        sample(logits, build_sampling_params(sequences), out_ids=ids)
+        params = build_sampling_params(sequences, self._edit_rows.row_of)
+        sample(logits, replace(params, edits=self._edits), out_ids=ids)
         drawn = enumerate(zip(logits, ids.tolist(), sequences, strict=True))
         return [errors.get(row) or _result(*each) for row, each in drawn]
 
@@ -91,6 +100,30 @@ class SynchronousRunner:
         errors = self._token_masks.write(sequences, rows, masks)
         mask_logits(logits, np.array(rows, np.int32), masks, out=logits)
         return errors
+
+
+class _HostMemory:
+    """An `Allocator`; pages are there once something is written to them."""
+
+    def allocate(self, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
+        """An array of zeros."""
+        return np.zeros(shape, dtype)
+
+
+def take(constraint: TokenConstraint, draw: Draw, sequence: Sequence) -> Draw | OrcdError:
+    """Let the sequence's constraint take what was drawn; returns what is appended, which it may have put in its place.
+
+    Nothing but that could have been appended: so its probability is 1.
+    """
+    try:
+        token_id = constraint.take(draw.token_id, sequence.num_left)
+    except Exception as error:
+        return constraint_error(error)
+    if token_id == draw.token_id:
+        return draw
+    sequence.revision += 1
+    num_top = sequence.sampling.logprobs
+    return Draw(token_id, None if num_top is None else TokenLogprobs(0.0, (token_id,)[:num_top], (0.0,)[:num_top]))
 
 
 def non_finite() -> OrcdError:

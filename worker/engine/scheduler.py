@@ -11,11 +11,12 @@ again and is computed anew (from the prefix cache, as far as its blocks are stil
 way, and every request fits the pool on its own: so each step brings somebody closer to the end.
 
 The scheduler runs ahead of the draws: a step may be planned while another one runs whose tokens are still unknown,
-because what it needs to know of a token is that there will be one. Where it needs more, it waits: a sequence whose next
-draw depends on the ids before it, or that ends or must start anew with the token being drawn, is left out; a plan that
-would leave out the former a second time is put off until fewer steps are in flight, and one that would preempt until
-none is. Blocks of a sequence that leaves are free at once, although a step in flight may still write to them: steps run
-in the order of their launch, so whoever gets the blocks next writes later and reads only what it wrote.
+because what it needs to know of a token is that there will be one. Where it needs more, it waits: a sequence with a
+constraint, which must see each token before it allows the next, and one that ends or must start anew with the token
+being drawn, are left out; a plan that would leave out the former a second time is put off until fewer steps are in
+flight, and one that would preempt until none is. Blocks of a sequence that leaves are free at once, although a step in
+flight may still write to them: steps run in the order of their launch, so whoever gets the blocks next writes later and
+reads only what it wrote.
 
 Choices of one request: the first computes the prompt while the others wait; they then find its full blocks in the
 prefix cache, as any request with an equal prefix does.
@@ -106,7 +107,7 @@ class Scheduler:
         budget = self.step_tokens
         for sequence in tuple(self.running):
             if sequence.num_unread and self._awaits_draw(sequence):
-                if ahead > 1 and not sequence.draws_freely:
+                if ahead > 1 and sequence.constraint is not None:
                     return []
                 continue
             if sequence.num_pending > 1:
@@ -145,12 +146,8 @@ class Scheduler:
     def _awaits_draw(self, sequence: Sequence) -> bool:
         """Whether it cannot go on before its unread token is known."""
         num_tokens = sequence.num_tokens
-        first_inflight_step = sequence.first_inflight_step
         return (
-            first_inflight_step is None
-            or num_tokens < first_inflight_step
-            or num_tokens >= sequence.most_tokens
-            or num_tokens - 1 == self.recompute_at
+            sequence.constraint is not None or num_tokens >= sequence.most_tokens or num_tokens - 1 == self.recompute_at
         )
 
     def _add_prefill(self, chunks: list[Chunk], sequence: Sequence, budget: int) -> int:

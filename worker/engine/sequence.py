@@ -36,8 +36,9 @@ class Sequence:
     """``sampling`` and the seed as the device takes them, once somebody needed that."""
     rank: tuple[int, int] = (0, 0)
     block_ids: list[int] = field(default_factory=list)
-    block_table_version: int = 0
-    """Grows when ``block_ids`` becomes another table, not when blocks are added to it."""
+    revision: int = 0
+    """Grows when what a device was told no longer holds: ``block_ids`` became another table (not when blocks are added
+    to it), or a token is another one than was drawn."""
     block_hashes: list[bytes] = field(default_factory=list)
     num_computed: int = 0
     """Tokens whose keys and values are in the cache, once the steps that were launched have run."""
@@ -54,34 +55,25 @@ class Sequence:
 
     most_tokens: int = field(init=False)
     """With so many it ends."""
-    first_inflight_step: int | None = field(init=False)
-    """The first step that may be launched while the token before it is still in flight: drawn, but its id unknown to
-    the host. Told by the number of tokens, known or not, that the sequence has then; 0: any step, None: no step."""
+    is_edited: bool = field(init=False)
+    """Whether anything changes its logits before a draw: penalties, biases, or stop ids that `min_tokens` bans."""
+    draws_in_graph: bool = field(init=False)
+    """Whether a draw needs nothing of the host (no mask is written for it) and tells it nothing but the id."""
 
     def __post_init__(self) -> None:
         self.num_tokens = len(self.token_ids)
         self.most_tokens = self.num_prompt + self.max_output
         options = self.sampling
-        self.first_inflight_step = 0
-        if options.stop_token_ids and options.min_tokens:
-            self.first_inflight_step = self.num_prompt + options.min_tokens
-        if self.adjusts or self.constraint is not None:
-            self.first_inflight_step = None
-
-    @property
-    def adjusts(self) -> bool:
-        """Whether its logits are edited, or reported, on the way to the draw (`min_tokens` apart)."""
-        options = self.sampling
-        return (
-            options.repetition_penalty != 1
-            or bool(options.presence_penalty or options.frequency_penalty or options.logit_bias)
-            or options.logprobs is not None
+        self.is_edited = self.is_penalised or bool(
+            options.logit_bias or (options.stop_token_ids and options.min_tokens)
         )
+        self.draws_in_graph = self.constraint is None and options.logprobs is None
 
     @property
-    def draws_freely(self) -> bool:
-        """Whether the next draw looks at nothing but its logits: no edits, no constraint, no log probabilities."""
-        return self.first_inflight_step is not None and self.num_tokens >= self.first_inflight_step
+    def is_penalised(self) -> bool:
+        """Whether its draws depend on the tokens before them."""
+        options = self.sampling
+        return options.repetition_penalty != 1 or bool(options.presence_penalty or options.frequency_penalty)
 
     @property
     def banned_ids(self) -> Collection[int]:
@@ -122,7 +114,7 @@ class Sequence:
     def drop_blocks(self) -> None:
         """Hold no blocks: nothing of it is computed any more."""
         self.block_ids = []
-        self.block_table_version += 1
+        self.revision += 1
         self.num_published = 0
         self.num_computed = 0
 

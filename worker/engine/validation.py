@@ -7,6 +7,7 @@ from collections.abc import Collection
 from orcd.errors import ContextLengthExceeded, InvalidRequest, OrcdError, VramOom
 from orcd.sampling import SamplingFields, convert
 from worker.contract import Add, Choice, Sampling, TokenOutput
+from worker.engine.logits.edit_rows import MAX_BIASES
 
 _OWN_LIMITS = {"seed", "stop_token_ids"}
 """A seed may have all 64 bits here, and the model's own end tokens are among the ids."""
@@ -57,3 +58,5 @@ def _check_sampling(sampling: Sampling, vocab_size: int) -> None:
         raise InvalidRequest(f"seed must be from 0 to {2**64 - 1}")
     _check_ids("stop_token_ids", sampling.stop_token_ids, vocab_size)
     _check_ids("logit_bias", sampling.logit_bias, vocab_size)
+    if len(sampling.stop_token_ids) + len(sampling.logit_bias) > MAX_BIASES:
+        raise InvalidRequest(f"stop_token_ids and logit_bias together must be at most {MAX_BIASES}")

@@ -246,7 +246,7 @@ KERNEL __launch_bounds__(THREADS) sampling_draw(const __grid_constant__ SamplePa
     if (!draws && blockIdx.x > 0) return;
     const u64 rank = row_largest(p.scratch.ranks + (i64)row * p.scan.chunks, p.scan.chunks);
     if (!draws || greedy_id(rank) < 0) {
-        if (blockIdx.x == 0 && threadIdx.x == 0) p.out_ids[row] = greedy_id(rank);
+        if (blockIdx.x == 0 && threadIdx.x == 0) give_out(p, row, greedy_id(rank));
         return;
     }
     const Row values(p, row, from_ordered(rank_bits(rank)));
@@ -313,5 +313,5 @@ KERNEL __launch_bounds__(THREADS) sampling_draw(const __grid_constant__ SamplePa
         });
     }
     best.reduce(shared);
-    if (threadIdx.x == 0) p.out_ids[row] = best.id == NO_ID ? -1 : best.id;
+    if (threadIdx.x == 0) give_out(p, row, best.id == NO_ID ? -1 : best.id);
 }

@@ -1,20 +1,21 @@
 // Log probabilities of drawn ids and of the most probable ones. Slices are the same whatever the batch, and sums are
 // taken in a fixed order: a row's results depend on nothing but the row.
 // MAX_TOP and MAX_SLICES are given when it is compiled.
-#include "sampling.cuh"
+#include "sampling_plan.cuh"
 
 struct LogprobParams {
-    const float* logits;      // [num_rows, vocab]
-    const int* ids;           // [num_rows] drawn; -1: nothing is wanted of the row
-    float* out_logprobs;      // [num_rows]
-    int* out_top_ids;         // [num_rows, num_top]
-    float* out_top_logprobs;  // [num_rows, num_top]
-    u64* ranks;               // [num_rows, num_slices, max(num_top, 1)] the largest logits, in order; 0: no more
-    double* sums;             // [num_rows, num_slices] of exp(logit - the slice's largest)
+    const float* logits;               // [num_rows, vocab]
+    const SamplingRow* sampling_rows;  // [num_rows]
+    const int* ids;                    // [num_rows] drawn; -1: nothing is wanted of the row
+    float* out_logprobs;               // [num_rows]
+    int* out_top_ids;                  // [num_rows, most_top]
+    float* out_top_logprobs;           // [num_rows, most_top]
+    u64* ranks;    // [num_rows, num_slices, max(most_top, 1)] the largest logits, in order; 0: no more
+    double* sums;  // [num_rows, num_slices] of exp(logit - the slice's largest)
     int num_rows;
     int vocab;
     int num_slices;
-    int num_top;
+    int most_top;
 };
 
 // The sum of all threads' values, in a fixed order.
@@ -46,9 +47,10 @@ KERNEL __launch_bounds__(THREADS) sampling_logprobs_slice(const __grid_constant_
     wait_for_previous();
     __shared__ BlockScratch shared;
     const int row = blockIdx.y;
-    if (p.ids[row] < 0) return;
+    const int num_top = min(p.sampling_rows[row].logprobs, p.most_top);
+    if (p.ids[row] < 0 || num_top < 0) return;
     const i64 at = (i64)row * p.num_slices + blockIdx.x;
-    const int num_ranks = max(p.num_top, 1);
+    const int num_ranks = max(num_top, 1);
     const Slice loaded(p.logits + (i64)row * p.vocab, blockIdx.x, p.vocab);
     u64 ranks[4 * QUADS];
 #pragma unroll
@@ -64,7 +66,7 @@ KERNEL __launch_bounds__(THREADS) sampling_logprobs_slice(const __grid_constant_
     for (int i = 0; i < num_ranks; i++) {
         const u64 rank = take_largest(ranks, shared);
         if (i == 0) largest = from_ordered(rank_bits(rank));
-        if (threadIdx.x == 0) p.ranks[at * num_ranks + i] = rank;
+        if (threadIdx.x == 0) p.ranks[at * max(p.most_top, 1) + i] = rank;
     }
     double sum = 0;
     if (largest > NEGATIVE_INFINITY) {
@@ -84,32 +86,35 @@ KERNEL __launch_bounds__(THREADS) sampling_logprobs_merge(const __grid_constant_
     wait_for_previous();
     __shared__ BlockScratch shared;
     const int row = blockIdx.x, id = p.ids[row];
-    int* top_ids = p.out_top_ids + (i64)row * p.num_top;
-    float* top_logprobs = p.out_top_logprobs + (i64)row * p.num_top;
-    if (id < 0 || id >= p.vocab) {
-        for (int i = threadIdx.x; i < p.num_top; i += THREADS) top_ids[i] = -1, top_logprobs[i] = NEGATIVE_INFINITY;
+    const int num_top = min(p.sampling_rows[row].logprobs, p.most_top);
+    int* top_ids = p.out_top_ids + (i64)row * p.most_top;
+    float* top_logprobs = p.out_top_logprobs + (i64)row * p.most_top;
+    const bool wants_none = id < 0 || id >= p.vocab || num_top < 0;
+    for (int i = (wants_none ? 0 : num_top) + threadIdx.x; i < p.most_top; i += THREADS)
+        top_ids[i] = -1, top_logprobs[i] = NEGATIVE_INFINITY;
+    if (wants_none) {
         if (threadIdx.x == 0) p.out_logprobs[row] = NEGATIVE_INFINITY;
         return;
     }
-    const int num_ranks = max(p.num_top, 1), num_listed = p.num_slices * num_ranks;
-    const u64* listed = p.ranks + (i64)row * num_listed;
+    const int num_ranks = max(num_top, 1), num_listed = p.num_slices * num_ranks, stride = max(p.most_top, 1);
+    const u64* listed = p.ranks + (i64)row * p.num_slices * stride;
     u64 ranks[MAX_SLICES * MAX_TOP / THREADS];
 #pragma unroll
     for (int i = 0; i < MAX_SLICES * MAX_TOP / THREADS; i++) {
         const int at = i * THREADS + threadIdx.x;
-        ranks[i] = at < num_listed ? listed[at] : 0;
+        ranks[i] = at < num_listed ? listed[at / num_ranks * stride + at % num_ranks] : 0;
     }
     u64 rank = take_largest(ranks, shared);
     const double largest = from_ordered(rank_bits(rank));
     double sum = 0;
     if (threadIdx.x < p.num_slices) {
         const double slice_sum = p.sums[(i64)row * p.num_slices + threadIdx.x];
-        const float slice_largest = from_ordered(rank_bits(listed[threadIdx.x * num_ranks]));
+        const float slice_largest = from_ordered(rank_bits(listed[threadIdx.x * stride]));
         if (slice_sum > 0) sum = slice_sum * exp((double)slice_largest - largest);
     }
     const double log_sum = log(block_sum_exactly(sum, shared));
     if (threadIdx.x == 0) p.out_logprobs[row] = (float)((double)p.logits[(i64)row * p.vocab + id] - largest - log_sum);
-    for (int i = 0; i < p.num_top; i++) {
+    for (int i = 0; i < num_top; i++) {
         if (i > 0) rank = take_largest(ranks, shared);
         if (threadIdx.x > 0) continue;
         top_ids[i] = rank ? (int)rank_id(rank) : -1;

@@ -24,6 +24,31 @@ struct SamplingRow {
     int top_k;
     float top_p;
     float min_p;
+    float repetition_penalty;
+    float presence_penalty;
+    float frequency_penalty;
+    int min_tokens;
+    int logprobs;    // -1: none are wanted
+    int num_biases;  // of its row of edits
+    int num_banned;  // behind the biases: ids that cannot be drawn before there are `min_tokens`
+    int edit_row;    // -1: its logits are not edited
+};
+
+// What is added to the logit of a token.
+struct TokenBias {
+    int token_id;
+    float bias;
+};
+
+// What changes the logits of sequences before a draw, a row for each sequence; see kernels/logit_edits.py.
+struct EditPointers {
+    u16* counts;        // [rows, counts_stride] by token id: IN_PROMPT, and how often it is in the output
+    TokenBias* biases;  // [rows, biases_stride]
+    int counts_stride;  // a multiple of 8
+    int biases_stride;
+
+    DEVICE u16* counts_of(int row) const { return counts + (i64)row * counts_stride; }
+    DEVICE TokenBias* biases_of(int row) const { return biases + (i64)row * biases_stride; }
 };
 
 struct SampleScratch {
@@ -43,16 +68,26 @@ struct LaunchSplit {
 };
 
 struct SampleParams {
-    const float* logits;               // [num_rows, vocab]
+    float* logits;                     // [num_rows, vocab]
     const SamplingRow* sampling_rows;  // [num_rows]
     const i64* output_positions;       // [num_rows]
     int* out_ids;                      // [num_rows]
+    EditPointers edits;
     SampleScratch scratch;
     int num_rows;
     int vocab;
     int num_slices;
     LaunchSplit scan, rank, draw;
 };
+
+// Gives out the id that a row drew, and counts it as one of the output. One thread of the row calls it.
+DEVICE void give_out(const SampleParams& p, int row, int id) {
+    p.out_ids[row] = id;
+    const int edit_row = p.sampling_rows[row].edit_row;
+    if (edit_row < 0 || id < 0) return;
+    u16& count = p.edits.counts_of(edit_row)[id];
+    if ((count & MAX_COUNT) < MAX_COUNT) count++;
+}
 
 DEVICE bool has_top_k(const SamplingRow& sampling, int vocab) { return sampling.top_k > 0 && sampling.top_k < vocab; }
 DEVICE bool has_top_p(const SamplingRow& sampling) { return sampling.top_p < 1.0f; }

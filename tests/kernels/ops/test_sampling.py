@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 import kernels.reference.sampling as reference
-from kernels.batch import SAMPLING_ROW, Adjustments, SamplingParams
+from kernels.batch import GREEDY_ROW, SAMPLING_ROW, LogitEdits, SamplingParams
+from kernels.logit_edits import EditResetList, EditResets, allocate_edits, count_tokens
 from kernels.ops import sampling
 from kernels.runtime.compiler import SOURCE_DIRECTORY, read_source
 from kernels.runtime.launcher import Context
@@ -67,8 +70,12 @@ def distance_to_top_p(logits: np.ndarray, temperature: float, top_k: int, top_p:
     return float(np.abs(mass - wanted).min() / wanted)
 
 
+def greedy_rows(num_rows: int) -> np.ndarray:
+    return np.frombuffer(GREEDY_ROW * num_rows, SAMPLING_ROW).copy()
+
+
 def params_of(columns: dict[str, np.ndarray]) -> SamplingParams:
-    rows = np.zeros(columns["key"].size, SAMPLING_ROW)
+    rows = greedy_rows(columns["key"].size)
     for name in ("key", *FILTERS):
         rows[name] = columns[name]
     return SamplingParams(rows, columns["output_positions"])
@@ -171,40 +178,67 @@ def test_no_rows_draw_nothing(sampler: Sampler) -> None:
     assert sampler.draw(np.empty((0, 100), np.float32), make_columns(rng, 0, 100)).size == 0
 
 
+def random_edits(rng: np.random.Generator, rows: np.ndarray, vocab_size: int, num_tokens: int) -> EditResetList:
+    """Edits of three of four rows, each of another kind; what a row is to say of them is written to ``rows``."""
+    resets = EditResetList()
+    edit_rows = rng.permutation(rows.size)
+    for number, (row, edit_row) in enumerate(zip(rows, edit_rows, strict=True)):
+        if number % 4 == 3:
+            continue
+        prompt, output = (rng.integers(0, vocab_size, rng.integers(num_tokens + 1)).tolist() for _ in range(2))
+        output += output[:1] * 40
+        some = rng.permutation(vocab_size)[: min(vocab_size // 2, 300)].tolist() if number % 2 else []
+        biases = {token_id: float(np.float32(rng.normal() * 5)) for token_id in some}
+        banned = rng.permutation(vocab_size)[: min(vocab_size - 1, 5)].tolist() if number % 4 < 2 else []
+        resets.put(int(edit_row), count_tokens(prompt, output), biases, banned)
+        row["edit_row"], row["num_biases"], row["num_banned"] = edit_row, len(biases), len(banned)
+        row["min_tokens"] = rng.integers(0, 6)
+        row["repetition_penalty"] = rng.uniform(0.5, 2)
+        row["presence_penalty"], row["frequency_penalty"] = rng.uniform(-2, 2, 2)
+    return resets
+
+
 @pytest.mark.gpu
-@pytest.mark.sanitize("500")
-@pytest.mark.parametrize("num_entries", [0, 1, 500, 3000])
-def test_adjustments_are_the_same_bits(context: Context, upload: Upload, download: Download, num_entries: int) -> None:
+@pytest.mark.sanitize("5-911")
+@pytest.mark.parametrize("vocab_size", [2, 911, 4096, 32064, 50257, 151936])
+@pytest.mark.parametrize("num_rows", [1, 5, 33])
+def test_edits_leave_the_same_bits_and_draws_are_counted(
+    context: Context, upload: Upload, download: Download, empty: Empty, num_rows: int, vocab_size: int
+) -> None:
     rng = np.random.default_rng()
-    num_rows, vocab_size = 7, 911
-    logits = (rng.normal(size=(num_rows, vocab_size)) * 5).astype(np.float32)
-    logits[rng.random(logits.shape) < 0.02] = -np.inf
-    places = rng.choice(num_rows * vocab_size, num_entries, replace=False)
-    bias = rng.normal(size=num_entries).astype(np.float32) * rng.integers(0, 2, num_entries)
-    entries = {
-        "rows": (places // vocab_size).astype(np.int32),
-        "token_ids": (places % vocab_size).astype(np.int32),
-        "bias": bias.astype(np.float32),
-        "seen": rng.random(num_entries) < 0.5,
-        "output_counts": rng.choice([0, 1, 3, 1000], num_entries).astype(np.int32),
-        "banned": rng.random(num_entries) < 0.1,
-    }
-    penalties = {
-        "repetition_penalty": rng.uniform(0.5, 2, num_rows).astype(np.float32),
-        "presence_penalty": rng.uniform(-2, 2, num_rows).astype(np.float32),
-        "frequency_penalty": rng.uniform(-2, 2, num_rows).astype(np.float32),
-    }
-    expected = logits.copy()
-    reference.adjust_logits(expected, Adjustments(**entries, **penalties), out=expected)
-    padding = {"rows": -1}
-    padded = {
-        name: np.concatenate([values, np.full(13, padding.get(name, 0), values.dtype)])
-        for name, values in entries.items()
-    }
-    on_device = upload(logits)
-    columns = {name: upload(values) for name, values in (padded | penalties).items()}
-    sampling.adjust_logits(context, on_device, Adjustments(**columns), out=on_device)
-    np.testing.assert_array_equal(download(on_device).view(np.uint32), expected.view(np.uint32))
+    columns = make_columns(rng, num_rows, vocab_size)
+    columns["output_positions"] = rng.integers(0, 8, num_rows)
+    host = params_of(columns)
+    resets = random_edits(rng, host.rows, vocab_size, num_tokens=min(vocab_size, 700)).arrays()
+    memory = SimpleNamespace(allocate=lambda shape, dtype: np.full(shape, 9, dtype))
+    edits = allocate_edits(memory, num_rows, vocab_size, max_biases=400)
+    edits.biases["token_id"] = 0
+    on_device = LogitEdits(upload(edits.counts), upload(edits.biases))
+    reference.reset_edits(edits, resets)
+    names = ("resets", "counts", "biases")
+    sampling.reset_edits(context, on_device, EditResets(**{name: upload(getattr(resets, name)) for name in names}))
+    edited = host.rows["edit_row"][host.rows["edit_row"] >= 0]
+    for _ in range(3):
+        logits = (rng.normal(size=(num_rows, vocab_size)) * 5).astype(np.float32)
+        logits[rng.random(logits.shape) < 0.02] = -np.inf
+        logits_there, ids = upload(logits), empty((num_rows,), np.int32)
+        params = SamplingParams(upload(host.rows), upload(host.output_positions), on_device)
+        sampling.sample(context, logits_there, params, out_ids=ids)
+        drawn = download(ids)
+        reference.edit_logits(logits, replace(host, edits=edits))
+        np.testing.assert_array_equal(download(logits_there).view(np.uint32), logits.view(np.uint32))
+        expected = np.empty(num_rows, np.int32)
+        reference.sample(logits, host_without_edits(host), out_ids=expected)
+        assert_same_ids(drawn, expected, logits, columns)
+        reference.count(drawn, replace(host, edits=edits))
+        np.testing.assert_array_equal(download(on_device.counts)[edited], edits.counts[edited])
+        host.output_positions[:] += 1
+
+
+def host_without_edits(host: SamplingParams) -> SamplingParams:
+    rows = host.rows.copy()
+    rows["edit_row"] = -1
+    return SamplingParams(rows, host.output_positions)
 
 
 @pytest.mark.gpu
@@ -217,47 +251,14 @@ def test_masks_leave_the_same_bits(
     rng = np.random.default_rng()
     logits = make_rows(rng, num_masks + 2, vocab_size)
     rows = rng.permutation(num_masks + 2)[:num_masks].astype(np.int32)
+    rows[5::7] = -1
     masks = rng.integers(0, 1 << 32, (num_masks, -(-vocab_size // 32)), dtype=np.uint32)
     masks[::3] *= rng.integers(0, 2, masks[::3].shape, dtype=np.uint32)  # whole words of zeros
     masks[1::3] |= np.uint32(0xFFFF00FF)
     on_device = upload(logits)
     sampling.mask_logits(context, on_device, upload(rows), upload(masks), out=on_device)
     expected = logits.copy()
-    for row, mask in zip(rows, masks, strict=True):
+    for row, mask in zip(rows[rows >= 0], masks[rows >= 0], strict=True):
         ids = np.arange(vocab_size)
         expected[row, (mask[ids // 32] >> (ids % 32).astype(np.uint32) & 1) == 0] = -np.inf
     np.testing.assert_array_equal(download(on_device).view(np.uint32), expected.view(np.uint32))
-
-
-@pytest.mark.gpu
-@pytest.mark.sanitize("5-640-*")
-@pytest.mark.parametrize("num_top", [0, 1, 20])
-@pytest.mark.parametrize(("num_rows", "vocab_size"), [(1, 5), (5, 640), (3, 151936), (64, 50257), (2, 262144)])
-def test_log_probabilities(
-    context: Context, upload: Upload, download: Download, empty: Empty, num_rows: int, vocab_size: int, num_top: int
-) -> None:
-    rng = np.random.default_rng()
-    logits = make_rows(rng, num_rows, vocab_size)
-    logits[np.abs(logits) > 1e30] = -np.inf
-    logits = np.nan_to_num(logits, nan=0, posinf=3, neginf=-np.inf)
-    ids = rng.integers(0, vocab_size, num_rows).astype(np.int32)
-    ids[~np.isfinite(logits.max(axis=1))] = -1
-    ids[2::5] = -1
-    shapes = {"out_logprobs": (num_rows,), "out_top_ids": (num_rows, num_top), "out_top_logprobs": (num_rows, num_top)}
-    dtypes = {"out_logprobs": np.float32, "out_top_ids": np.int32, "out_top_logprobs": np.float32}
-    expected = {name: np.empty(shape, dtypes[name]) for name, shape in shapes.items()}
-    reference.top_log_probabilities(logits, ids, num_top, **expected)
-
-    def compute(which: slice) -> dict[str, np.ndarray]:
-        count = ids[which].size
-        out = {name: empty((count, *shape[1:]), dtypes[name]) for name, shape in shapes.items()}
-        sampling.top_log_probabilities(context, upload(logits[which]), upload(ids[which]), num_top, **out)
-        return {name: download(array) for name, array in out.items()}
-
-    results = compute(slice(None))
-    np.testing.assert_array_equal(results["out_top_ids"], expected["out_top_ids"])
-    for name in ("out_logprobs", "out_top_logprobs"):
-        np.testing.assert_allclose(results[name], expected[name], atol=2e-6, rtol=2e-7)
-    alone = compute(slice(0, 1))
-    for name, values in results.items():
-        assert alone[name].tobytes() == values[:1].tobytes()

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, DTypeLike
 
-from kernels.batch import SAMPLING_ROW, Adjustments, SamplingParams
+from kernels.batch import GREEDY_ROW, IN_PROMPT, SAMPLING_ROW, LogitEdits, SamplingParams
+from kernels.logit_edits import MAX_COUNT, EditResetList, allocate_edits, count_tokens
 from kernels.reference.sampling import (
-    adjust_logits,
+    edit_logits,
     log_probabilities,
     mask_logits,
     philox4x32,
+    reset_edits,
     sample,
     top_log_probabilities,
 )
@@ -20,8 +24,8 @@ from kernels.reference.sampling import (
 def draw(logits: np.ndarray, **params: ArrayLike) -> np.ndarray:
     num_rows = logits.shape[0]
     positions = np.broadcast_to(np.asarray(params.pop("output_positions", 0), np.int64), num_rows)
-    rows = np.zeros(num_rows, SAMPLING_ROW)
-    rows["temperature"] = rows["top_p"] = 1
+    rows = np.frombuffer(GREEDY_ROW * num_rows, SAMPLING_ROW).copy()
+    rows["temperature"] = 1
     for name, values in params.items():
         rows[name] = values
     out_ids = np.empty(num_rows, np.int32)
@@ -130,32 +134,72 @@ def test_noise_depends_on_every_bit_of_key_and_position() -> None:
     assert len(drawn) == 5
 
 
-def test_adjustments_apply_bias_then_penalties_then_bans() -> None:
-    logits = np.array([[1.0, -1.0, 2.0, 0.5], [1.0, -1.0, 2.0, 0.5]], np.float32)
-    entries = [  # row, id, bias, seen, count, banned
-        (0, 0, 1.0, True, 2, False),
-        (0, 1, 0.0, True, 0, False),
-        (0, 3, 5.0, True, 1, True),
-        (1, 2, -1.5, False, 3, False),
-    ]
-    rows, ids, bias, seen, counts, banned = zip(*entries, strict=True)
-    adjustments = Adjustments(
-        np.array(rows, np.int32),
-        np.array(ids, np.int32),
-        np.array(bias, np.float32),
-        np.array(seen),
-        np.array(counts, np.int32),
-        np.array(banned),
-        repetition_penalty=np.array([2.0, 9.0], np.float32),
-        presence_penalty=np.array([0.25, 0.5], np.float32),
-        frequency_penalty=np.array([0.1, 0.0], np.float32),
-    )
-    out = np.empty_like(logits)
-    adjust_logits(logits, adjustments, out=out)
-    expected = [[2 / 2 - 0.25 - 0.2, -2.0, 2.0, -np.inf], [1.0, -1.0, 0.0, 0.5]]
-    np.testing.assert_allclose(out, expected, atol=1e-6)
-    adjust_logits(logits, adjustments, out=logits)
-    np.testing.assert_array_equal(logits, out)
+def edits_of(num_rows: int, vocab_size: int) -> LogitEdits:
+    """Rows full of what earlier sequences left there."""
+
+    def garbage(shape: tuple[int, ...], dtype: DTypeLike) -> np.ndarray:
+        num_bytes = int(np.prod(shape)) * np.dtype(dtype).itemsize
+        return np.full(num_bytes, 7, np.uint8).view(dtype).reshape(shape)
+
+    memory = SimpleNamespace(allocate=garbage)
+    return allocate_edits(memory, num_rows, vocab_size, max_biases=4)
+
+
+def test_edits_apply_bias_then_bans_then_penalties() -> None:
+    edits = edits_of(3, 4)
+    resets = EditResetList()
+    resets.put(2, count_tokens([0, 1], [0, 0, 3]), {0: 1.0, 3: 5.0}, (3,))
+    resets.put(0, count_tokens([], [2, 2, 2]), {2: -1.5}, ())
+    reset_edits(edits, resets.arrays())
+    rows = np.frombuffer(GREEDY_ROW * 3, SAMPLING_ROW).copy()
+    for name, values in {
+        "edit_row": [2, 0, -1],
+        "num_biases": [2, 1, 0],
+        "num_banned": [1, 0, 0],
+        "min_tokens": [4, 0, 0],
+        "repetition_penalty": [2.0, 1.0, 9.0],
+        "presence_penalty": [0.25, 0.5, 9.0],
+        "frequency_penalty": [0.1, 0.0, 9.0],
+    }.items():
+        rows[name] = values
+    logits = np.array([[1.0, -1.0, 2.0, 0.5]] * 3, np.float32)
+    params = SamplingParams(rows, np.array([3, 0, 0]), edits)
+    edit_logits(logits, params)
+    expected = [[2 / 2 - 0.25 - 0.2, -2.0, 2.0, -np.inf], [1.0, -1.0, 0.0, 0.5], [1.0, -1.0, 2.0, 0.5]]
+    np.testing.assert_allclose(logits, expected, atol=1e-6)
+    again = np.array([[1.0, -1.0, 2.0, 0.5]] * 3, np.float32)
+    edit_logits(again, SamplingParams(rows, np.array([4, 0, 0]), edits))
+    assert np.isfinite(again[0, 3]), "there are as many tokens as min_tokens wants"
+
+
+def test_what_is_drawn_counts_for_the_next_draw() -> None:
+    edits = edits_of(1, 3)
+    resets = EditResetList()
+    resets.put(0, count_tokens([2], []), {}, ())
+    reset_edits(edits, resets.arrays())
+    rows = np.frombuffer(GREEDY_ROW, SAMPLING_ROW).copy()
+    rows["edit_row"], rows["frequency_penalty"] = 0, 0.5
+    out_ids, drawn = np.empty(1, np.int32), []
+    for position in range(6):
+        params = SamplingParams(rows, np.array([position]), edits)
+        sample(np.array([[1.2, 1.0, 0.3]], np.float32), params, out_ids=out_ids)
+        drawn.append(out_ids.item())
+    assert drawn == [0, 1, 0, 1, 2, 0]
+    assert edits.counts[0, :3].tolist() == [3, 2, IN_PROMPT + 1]
+
+
+def test_counts_end_where_their_bits_do_and_nothing_is_counted_that_was_not_drawn() -> None:
+    edits = edits_of(1, 3)
+    resets = EditResetList()
+    resets.put(0, count_tokens([1], [1] * (MAX_COUNT - 1)), {}, ())
+    reset_edits(edits, resets.arrays())
+    rows = np.frombuffer(GREEDY_ROW, SAMPLING_ROW).copy()
+    rows["edit_row"] = 0
+    params, out_ids = SamplingParams(rows, np.zeros(1, np.int64), edits), np.empty(1, np.int32)
+    for _ in range(3):
+        sample(np.array([[0.0, 1.0, 0.0]], np.float32), params, out_ids=out_ids)
+    sample(np.full((1, 3), np.nan, np.float32), params, out_ids=out_ids)
+    assert edits.counts[0, :3].tolist() == [0, IN_PROMPT + MAX_COUNT, 0]
 
 
 @pytest.mark.parametrize("vocab_size", [1, 31, 32, 33, 64, 997])
@@ -170,12 +214,14 @@ def test_a_mask_leaves_the_logits_of_its_ones_and_all_of_other_rows(vocab_size: 
             mask[token_id // 32] |= np.uint32(1 << token_id % 32)
     masks[0, -1] |= np.uint32((0xFFFFFFFF << (vocab_size - 1) % 32 + 1) & 0xFFFFFFFF)  # of no token
     out = np.empty_like(logits)
-    mask_logits(logits, np.array(list(allowed), np.int32), masks, out=out)
+    rows = np.array([*allowed, -1], np.int32)  # the last mask is nobody's
+    masks = np.append(masks, np.zeros((1, masks.shape[1]), np.uint32), axis=0)
+    mask_logits(logits, rows, masks, out=out)
     for row in range(5):
         ids = allowed.get(row, set(range(vocab_size)))
         expected = [value if token_id in ids else -np.inf for token_id, value in enumerate(logits[row].tolist())]
         np.testing.assert_array_equal(out[row], np.array(expected, np.float32))
-    mask_logits(logits, np.array(list(allowed), np.int32), masks, out=logits)
+    mask_logits(logits, rows, masks, out=logits)
     np.testing.assert_array_equal(logits, out)
 
 
@@ -194,12 +240,30 @@ def test_log_probabilities_are_a_log_softmax() -> None:
     assert out[0, 2] == -np.inf
 
 
+def asking(*logprobs: int) -> SamplingParams:
+    """Rows that ask for so many alternatives; -1: for nothing."""
+    rows = np.frombuffer(GREEDY_ROW * len(logprobs), SAMPLING_ROW).copy()
+    rows["logprobs"] = logprobs
+    return SamplingParams(rows, np.zeros(len(logprobs), np.int64))
+
+
+def test_a_row_reports_as_many_tokens_as_it_asks_for() -> None:
+    logits = np.array([[1.0, 3.0, 2.0, 0.0]] * 4, np.float32)
+    top_ids, top_logprobs = np.empty((4, 2), np.int32), np.empty((4, 2), np.float32)
+    logprobs = np.empty(4, np.float32)
+    out = {"out_logprobs": logprobs, "out_top_ids": top_ids, "out_top_logprobs": top_logprobs}
+    top_log_probabilities(logits, np.ones(4, np.int32), asking(-1, 0, 1, 20), **out)
+    np.testing.assert_array_equal(top_ids, [[-1, -1], [-1, -1], [1, -1], [1, 2]])
+    assert np.isfinite(logprobs).tolist() == [False, True, True, True]
+    np.testing.assert_array_equal(np.isfinite(top_logprobs), top_ids >= 0)
+
+
 def test_the_most_probable_tokens_come_in_order_and_end_where_the_vocabulary_does() -> None:
     logits = np.array([[1.0, 3.0, -np.inf, 3.0], [0.0, 0.0, 0.0, 0.0], [9.0, 8.0, 7.0, 6.0]], np.float32)
     logprobs, top_logprobs = np.empty(3, np.float32), np.empty((3, 5), np.float32)
     top_ids = np.empty((3, 5), np.int32)
-    drawn = np.array([0, 3, -1], np.int32)
-    top_log_probabilities(logits, drawn, 5, out_logprobs=logprobs, out_top_ids=top_ids, out_top_logprobs=top_logprobs)
+    out = {"out_logprobs": logprobs, "out_top_ids": top_ids, "out_top_logprobs": top_logprobs}
+    top_log_probabilities(logits, np.array([0, 3, -1], np.int32), asking(5, 5, 5), **out)
     np.testing.assert_array_equal(top_ids, [[1, 3, 0, 2, -1], [0, 1, 2, 3, -1], [-1] * 5])
     expected = np.empty_like(logits)
     log_probabilities(logits, out=expected)

@@ -5,7 +5,7 @@ from kernels.batch import SAMPLING_ROW, PreviousDraw, encode_token
 from orcd.sampling import PARAMETERS, SamplingFields
 from tests.worker.engine.context_model import check_shapes
 from tests.worker.engine.generation import sequence
-from worker.engine.batch_builder import build_sampling_params, build_step, draw_key
+from worker.engine.batch_builder import build_sampling_params, build_sampling_row, build_step, draw_key
 from worker.engine.scheduler import Chunk
 
 
@@ -38,19 +38,40 @@ def test_a_token_that_only_the_device_knows_is_named_by_its_draw():
 
 def test_sampling_params_are_the_options_of_each_sequence_and_its_place_in_the_output():
     first = sequence([1, 2, 3], [0], num_prompt=2, temperature=0.5, top_k=7, top_p=0.9, min_p=0.1, seed=40, choice=2)
-    params = build_sampling_params([first, sequence([1], [1])])
+    edited = sequence([1], [1], repetition_penalty=2.0, presence_penalty=0.5, frequency_penalty=0.25, logprobs=3)
+    params = build_sampling_params([first, edited], {first: -1, edited: 5}.__getitem__)
     assert params.rows["temperature"].tolist() == [0.5, 0.0]
     assert params.rows["top_k"].tolist() == [7, 0]
     np.testing.assert_allclose(params.rows["top_p"], [0.9, 1.0])
     np.testing.assert_allclose(params.rows["min_p"], [0.1, 0.0])
     assert params.rows["key"].tolist() == [42, 0]
+    assert params.rows["repetition_penalty"].tolist() == [1.0, 2.0]
+    assert params.rows["presence_penalty"].tolist() == [0.0, 0.5]
+    assert params.rows["frequency_penalty"].tolist() == [0.0, 0.25]
+    assert params.rows["logprobs"].tolist() == [-1, 3]
+    assert params.rows["edit_row"].tolist() == [-1, 5]
     assert params.output_positions.tolist() == [1, 0]
 
 
-def test_what_a_row_holds_besides_its_key_are_the_parameters_that_act_when_a_token_is_drawn():
+def test_a_row_tells_how_many_biases_there_are_and_how_many_ids_are_banned_at_first():
+    biased = sequence([1], [0], logit_bias={3: 1.0, 4: -1.0}, stop_token_ids=(7, 8, 9), min_tokens=2)
+    ending = sequence([1], [1], stop_token_ids=(7, 8, 9))
+    rows = build_sampling_params([biased, ending], lambda each: 0 if each.is_edited else -1).rows
+    assert rows["num_biases"].tolist() == [2, 0]
+    assert rows["num_banned"].tolist() == [3, 0]
+    assert rows["min_tokens"].tolist() == [2, 0]
+
+
+def test_the_same_sequence_has_the_same_row_but_for_where_its_edits_are():
+    edited = sequence([1], [1], repetition_penalty=2.0, seed=9)
+    rows = [np.frombuffer(build_sampling_row(edited, edit_row), SAMPLING_ROW)[0] for edit_row in (5, 6)]
+    assert [row["edit_row"] for row in rows] == [5, 6]
+    assert all(rows[0][name] == rows[1][name] for name in SAMPLING_ROW.names if name != "edit_row")
+
+
+def test_a_row_holds_every_parameter_that_acts_when_a_token_is_drawn():
     drawing = [parameter.name for parameter in PARAMETERS.values() if parameter.where == "draw"]
-    assert SAMPLING_ROW.names[0] == "key"
-    assert sorted(SAMPLING_ROW.names[1:]) == sorted(drawing)
+    assert set(drawing) < set(SAMPLING_ROW.names)
     kinds = {name: {"f": float, "i": int}[SAMPLING_ROW[name].kind] for name in drawing}
     assert kinds == {name: type(getattr(SamplingFields(), name)) for name in drawing}
 

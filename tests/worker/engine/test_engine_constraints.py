@@ -20,7 +20,8 @@ from worker.contract import Abort, Add, Choice, Sampling, TokenOutput
 from worker.engine.engine import Engine
 
 MACHINES: dict[str, Callable[[ContextModel], object]] = {"waiting": lambda model: model, "ahead": LateModel}
-CONSTRAINTS = {f"r{number}": BracketConstraint(num_ids) for number, num_ids in ((0, 30), (2, 6), (3, 1), (4, 40))}
+NUM_IDS = {0: 30, 2: 6, 3: 1, 4: 40, 7: 40}
+CONSTRAINTS = {f"r{number}": BracketConstraint(num_ids) for number, num_ids in NUM_IDS.items()}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -37,12 +38,12 @@ def make(request: pytest.FixtureRequest) -> Callable[..., Engine]:
 
 
 def traffic() -> list[Add]:
-    """Seven requests, of which `CONSTRAINTS` has four."""
+    """Eight requests, of which `CONSTRAINTS` has five."""
     samplings = [Sampling(max_tokens=12, seed=number, temperature=1.2) for number in range(3)]
     wishes = Sampling(max_tokens=14, seed=9, top_k=12, repetition_penalty=1.3, logprobs=3)
     return [
-        Add(f"r{number}", prompt(number, 3 + 5 * number), sampling, priority=number % 3)
-        for number, sampling in enumerate([*samplings, wishes, samplings[0], SAMPLINGS[1], SAMPLINGS[0]])
+        Add(f"r{number}", prompt(number, 3 + 5 * (number % 7)), sampling, priority=number % 3)
+        for number, sampling in enumerate([*samplings, wishes, samplings[0], SAMPLINGS[1], SAMPLINGS[0], wishes])
     ]
 
 
@@ -124,7 +125,7 @@ def test_a_sequence_that_outgrows_the_models_limit_is_computed_anew(make: Callab
     step_tokens=st.integers(1, 20),
     cache_tokens=st.integers(56, 120),
     max_sequences=st.integers(1, 8),
-    order=st.permutations(range(7)),
+    order=st.permutations(range(8)),
     late=st.booleans(),
 )
 def test_no_schedule_changes_what_a_request_says(undisturbed, step_tokens, cache_tokens, max_sequences, order, late):

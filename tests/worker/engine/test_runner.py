@@ -3,7 +3,7 @@ from collections.abc import Sequence as Series
 import numpy as np
 import pytest
 
-from kernels.batch import SAMPLING_ROW, SamplingParams
+from kernels.batch import GREEDY_ROW, SAMPLING_ROW, SamplingParams
 from kernels.reference.sampling import sample
 from orcd.errors import OrcdError
 from tests.worker.engine.context_model import ContextModel
@@ -30,12 +30,12 @@ def run(runner: SynchronousRunner, *chunks: Chunk) -> Series[Result]:
 
 
 def draw(logits: list[float], *sequences: Sequence) -> Series[Result]:
-    runner = SynchronousRunner(FixedLogits(logits), num_blocks=4, block_tokens=4)
+    runner = SynchronousRunner(FixedLogits(logits), num_blocks=4, block_tokens=4, max_sequences=8)
     return run(runner, *(Chunk(each, each.num_pending, True) for each in sequences))
 
 
 def test_only_chunks_that_reach_the_last_token_draw():
-    runner = SynchronousRunner(ContextModel(), num_blocks=4, block_tokens=4)
+    runner = SynchronousRunner(ContextModel(), num_blocks=4, block_tokens=4, max_sequences=8)
     unfinished, finished = sequence([1, 2, 3, 4], [0]), sequence([1, 2, 3], [1])
     first, second = run(runner, Chunk(unfinished, 2, False), Chunk(finished, 3, True))
     assert first is None
@@ -43,7 +43,7 @@ def test_only_chunks_that_reach_the_last_token_draw():
 
 
 def test_steps_are_collected_in_the_order_of_their_launch():
-    runner = SynchronousRunner(ContextModel(), num_blocks=4, block_tokens=4)
+    runner = SynchronousRunner(ContextModel(), num_blocks=4, block_tokens=4, max_sequences=8)
     unfinished, finished = sequence([1, 2, 3, 4], [0]), sequence([1, 2, 3], [1])
     runner.launch([Chunk(unfinished, 2, False)])
     with pytest.raises(IndexError):
@@ -93,8 +93,8 @@ def test_choices_draw_with_consecutive_seeds_that_wrap_around():
 
 def test_the_draw_is_a_function_of_key_and_position_in_the_output():
     logits = np.zeros((8, 32), np.float32)
-    rows = np.zeros(8, SAMPLING_ROW)
-    rows["key"], rows["temperature"], rows["top_p"] = 9, 1, 1
+    rows = np.frombuffer(GREEDY_ROW * 8, SAMPLING_ROW).copy()
+    rows["key"], rows["temperature"] = 9, 1
     expected = np.empty(8, np.int32)
     sample(logits, SamplingParams(rows, np.arange(8)), out_ids=expected)
     sequences = [
@@ -105,7 +105,7 @@ def test_the_draw_is_a_function_of_key_and_position_in_the_output():
 
 
 def test_non_finite_logits_are_an_error_of_their_row_alone():
-    runner = SynchronousRunner(ContextModel(poison_id=7), num_blocks=4, block_tokens=4)
+    runner = SynchronousRunner(ContextModel(poison_id=7), num_blocks=4, block_tokens=4, max_sequences=8)
     healthy, poisoned = sequence([1, 2], [0], logprobs=1), sequence([1, 7], [1], logprobs=1)
     first, second = run(runner, Chunk(healthy, 2, True), Chunk(poisoned, 2, True))
     assert isinstance(first, Draw)

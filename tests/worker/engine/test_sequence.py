@@ -68,28 +68,30 @@ def test_a_choice_waits_for_its_leader_until_the_prompt_is_computed_or_the_leade
 
 
 @pytest.mark.parametrize(
-    ("sampling", "first_inflight_step"),
+    ("sampling", "is_edited", "draws_in_graph"),
     [
-        ({}, 0),
-        ({"stop_token_ids": (9,)}, 0),
-        ({"stop_token_ids": (9,), "min_tokens": 2}, 5),
-        ({"logprobs": 0}, None),
-        ({"frequency_penalty": 0.5}, None),
-        ({"logit_bias": {1: 1.0}}, None),
+        ({}, False, True),
+        ({"temperature": 1.0, "top_k": 5}, False, True),
+        ({"stop_token_ids": (9,)}, False, True),
+        ({"min_tokens": 2}, False, True),
+        ({"stop_token_ids": (9,), "min_tokens": 2}, True, True),
+        ({"logprobs": 0}, False, False),
+        ({"repetition_penalty": 1.1}, True, True),
+        ({"presence_penalty": -0.5}, True, True),
+        ({"frequency_penalty": 0.5}, True, True),
+        ({"logit_bias": {1: 1.0}}, True, True),
     ],
 )
-def test_a_step_may_be_in_flight_while_the_next_one_needs_no_ids(
-    sampling: dict[str, object], first_inflight_step: int | None
+def test_it_knows_whether_its_logits_are_edited_and_whether_the_host_takes_part_in_its_draws(
+    sampling: dict[str, object], is_edited: bool, draws_in_graph: bool
 ):
     fresh = sequence([], **sampling)
-    assert fresh.first_inflight_step == first_inflight_step
-    assert fresh.draws_freely == (first_inflight_step == 0)
+    assert (fresh.is_edited, fresh.draws_in_graph) == (is_edited, draws_in_graph)
 
 
-def test_with_a_constraint_each_draw_waits_for_the_id_before_it():
+def test_with_a_constraint_the_host_takes_part_in_each_draw():
     constrained = Sequence("r", 0, Sampling(max_tokens=4), 0, [1, 2], 2, 4, constraint=FixedConstraint(False))
-    assert constrained.first_inflight_step is None
-    assert not constrained.draws_freely
+    assert not constrained.draws_in_graph
 
 
 @pytest.mark.parametrize(
@@ -118,11 +120,11 @@ def test_ids_that_would_end_it_are_banned_until_there_are_min_tokens():
     assert sequence([7, 7], stop_token_ids=(9,), min_tokens=2).banned_ids == ()
 
 
-def test_a_new_block_table_has_a_new_version_and_a_longer_one_has_not():
+def test_a_new_block_table_is_a_new_revision_and_a_longer_one_is_not():
     fresh = sequence([])
-    version = fresh.block_table_version
+    revision = fresh.revision
     fresh.block_ids.append(4)
-    assert fresh.block_table_version == version
+    assert fresh.revision == revision
     fresh.drop_blocks()
-    assert fresh.block_table_version != version
+    assert fresh.revision != revision
     assert not fresh.is_running

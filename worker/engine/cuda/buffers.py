@@ -8,8 +8,10 @@ import numpy as np
 
 from kernels.batch import SAMPLING_ROW, Allocator, packed_bytes
 from kernels.decode_rows import DecodeRows, allocate_rows
+from kernels.logit_edits import allocate_edits
 from kernels.runtime.device_array import DeviceArray
 from worker.engine.cuda.logit_processing import edit_bytes, mask_bytes, report_bytes
+from worker.engine.logits.edit_rows import MAX_BIASES
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,17 +44,18 @@ class StepBuffers:
 
     rows: DecodeRows[DeviceArray]
     whole: DeviceArray  # bytes: the arrays of a step that is sent whole
-    edits: DeviceArray  # bytes: edits of logits, see `LogitProcessor`
+    resets: DeviceArray  # bytes: what rows of edits begin with, see `EditSender`
     masks: DeviceArray  # bytes: masks of token ids, see `LogitMasker`
     reports: DeviceArray  # bytes: log probabilities, see `LogprobReporter`
 
     @classmethod
     def allocate(cls, memory: Allocator[DeviceArray], limits: StepLimits) -> StepBuffers:
         """Take them from ``memory``, the device's for step buffers."""
+        edits = allocate_edits(memory, limits.max_sequences, limits.vocab_size, MAX_BIASES)
         return cls(
-            rows=allocate_rows(memory, limits.max_sequences, limits.max_blocks),
+            rows=allocate_rows(memory, limits.max_sequences, limits.max_blocks, edits),
             whole=memory.allocate((limits.whole_step_bytes,), np.uint8),
-            edits=memory.allocate((edit_bytes(limits.max_sequences),), np.uint8),
+            resets=memory.allocate((edit_bytes(limits.max_sequences, limits.vocab_size),), np.uint8),
             masks=memory.allocate((mask_bytes(limits.max_sequences, limits.vocab_size),), np.uint8),
             reports=memory.allocate((report_bytes(limits.max_sequences),), np.uint8),
         )

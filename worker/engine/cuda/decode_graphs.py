@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 
-from kernels.batch import first
+from kernels.batch import AnyArray, SamplingParams, first
 from kernels.decode_rows import DecodeRows, RowUpdates, write_updates
 from kernels.devices.protocol import AnyOps, GpuGraph, is_gpu
 from kernels.runtime.device_array import DeviceArray
@@ -22,11 +24,34 @@ def make_buckets(most: int) -> tuple[int, ...]:
     return (*(bucket for bucket in (*BUCKETS, *larger) if bucket < most), most)
 
 
+Draw = Callable[[AnyArray, SamplingParams[DeviceArray]], None]
+"""What enqueues the draw from logits [R, vocab], with all that the host takes part in."""
+
+
+@dataclass(frozen=True, slots=True)
+class BucketGraphs:
+    """The graphs of steps of one number of rows: whole, or in two parts."""
+
+    step: GpuGraph
+    forward: GpuGraph
+    draw: GpuGraph
+
+
 class DecodeGraphs:
-    """Runs decode steps over `DecodeRows`: begin, forward, draw."""
+    """Runs decode steps over `DecodeRows`: begin, forward, draw.
+
+    A step is one graph, or two where the host takes part in the draw: it does so while the first one runs.
+    """
 
     def __init__(
-        self, model: Model, cache: KVCache, rows: DecodeRows[DeviceArray], block_tokens: int, *, capture: bool
+        self,
+        model: Model,
+        cache: KVCache,
+        rows: DecodeRows[DeviceArray],
+        block_tokens: int,
+        draw: Draw,
+        *,
+        capture: bool,
     ) -> None:
         """``capture`` False launches kernel by kernel instead, with the same results."""
         self.buckets = make_buckets(rows.token_ids.shape[0])
@@ -34,13 +59,12 @@ class DecodeGraphs:
         self._cache = cache
         self._rows = rows
         self._block_tokens = block_tokens
-        self._graphs: dict[int, GpuGraph] = {}
+        self._draw = draw
+        self._logits: AnyArray | None = None  # of the step whose draw is to be launched, where nothing was captured
+        self._graphs: dict[int, BucketGraphs] = {}
         if capture:
-            device = model.device
-            assert is_gpu(device)
             for bucket in reversed(self.buckets):
-                self._enqueue(bucket)  # the first time loads kernels, which a capture must not
-                self._graphs[bucket] = device.capture(partial(self._enqueue, bucket), f"decode step of {bucket} rows")
+                self._graphs[bucket] = self._capture(bucket)
 
     def bucket_for(self, num_sequences: int) -> int:
         """The number of rows that a step of this many sequences is run with."""
@@ -48,17 +72,47 @@ class DecodeGraphs:
 
     def launch(self, bucket: int) -> None:
         """Enqueue a step over the first ``bucket`` rows. The ids are then in ``rows.drawn``."""
-        graph = self._graphs.get(bucket)
-        if graph is None:
+        graphs = self._graphs.get(bucket)
+        if graphs is None:
             self._enqueue(bucket)
         else:
-            graph.launch()
+            graphs.step.launch()
+
+    def launch_forward(self, bucket: int) -> None:
+        """Enqueue a step up to its logits; `launch_draw` is to come next."""
+        graphs = self._graphs.get(bucket)
+        if graphs is None:
+            self._logits = self._forward(bucket)
+        else:
+            graphs.forward.launch()
+
+    def launch_draw(self, bucket: int) -> None:
+        """Enqueue the rest of the step."""
+        graphs = self._graphs.get(bucket)
+        if graphs is None:
+            assert self._logits is not None, "a draw without logits"
+            self._draw(self._logits, self._rows.sampling.first(bucket))
+        else:
+            graphs.draw.launch()
+
+    def _capture(self, bucket: int) -> BucketGraphs:
+        device = self._model.device
+        assert is_gpu(device)
+        params = self._rows.sampling.first(bucket)
+        logits = [self._forward(bucket)]
+        self._draw(logits[0], params)  # the first time loads kernels, which a capture must not
+        step = device.capture(partial(self._enqueue, bucket), f"decode step of {bucket} rows")
+        forward = device.capture(lambda: logits.append(self._forward(bucket)), f"forward pass of {bucket} rows")
+        draw = device.capture(partial(self._draw, logits[-1], params), f"draw of {bucket} rows")
+        return BucketGraphs(step, forward, draw)
 
     def _enqueue(self, bucket: int) -> None:
-        rows = self._rows
-        self._model.device.ops.begin_decode(rows, bucket, self._block_tokens)
-        logits = self._model.forward(rows.step(bucket), self._cache)
-        self._model.device.ops.sample(logits, rows.sampling.first(bucket), out_ids=first(rows.drawn, bucket))
+        params, ids = self._rows.sampling.first(bucket), first(self._rows.drawn, bucket)
+        self._model.device.ops.sample(self._forward(bucket), params, out_ids=ids)
+
+    def _forward(self, bucket: int) -> AnyArray:
+        self._model.device.ops.begin_decode(self._rows, bucket, self._block_tokens)
+        return self._model.forward(self._rows.step(bucket), self._cache)
 
 
 def empty_rows(ops: AnyOps, rows: DecodeRows[DeviceArray], uploads: UploadRing, block_tokens: int) -> None:

@@ -1,96 +1,94 @@
-"""What is done to logits on the device besides the draw: penalties, biases, banned ids, masks, log probabilities."""
+"""What is done to logits on the device besides the draw: edits, masks, log probabilities."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from collections.abc import Sequence as Series
-from dataclasses import fields, replace
-from typing import Any
+from dataclasses import fields
 
 import numpy as np
-from numpy.typing import NDArray
 
-from kernels.batch import Adjustments, AnyArray, Memory, pack, packed_bytes, view
+from kernels.batch import AnyArray, LogitEdits, Memory, SamplingParams, first, pack, view
 from kernels.devices.protocol import AnyOps, GpuDevice
+from kernels.logit_edits import EditResetList, EditResets, reset_bytes
 from kernels.ops.sampling import MAX_TOP
 from kernels.runtime.device_array import DeviceArray
 from orcd.errors import OrcdError
 from orcd.sampling import MAX_LOGPROBS
 from worker.contract import TokenLogprobs
 from worker.engine.cuda.pinned_ring import Download, DownloadRing, UploadRing
-from worker.engine.logits.penalties import build_adjustments
-from worker.engine.logits.token_masks import TokenMasks, constrained_rows, num_mask_words
+from worker.engine.logits.edit_rows import max_reset_entries
+from worker.engine.logits.token_masks import TokenMasks, num_mask_words
 from worker.engine.sequence import Sequence
-
-MAX_EDITS = 1 << 17
-"""Edits of logits that go to the device at a time: with more, several times."""
 
 assert MAX_LOGPROBS <= MAX_TOP, "a request may ask for more log probabilities than the kernel can report"
 
-_PER_EDIT = ("rows", "token_ids", "bias", "seen", "output_counts", "banned")
+
+def edit_bytes(max_rows: int, vocab_size: int) -> int:
+    """Bytes of what `EditRows` of ``max_rows`` has sent at a time."""
+    return reset_bytes(max_rows, max_reset_entries(vocab_size))
 
 
-def edit_bytes(max_rows: int) -> int:
-    """Bytes of `MAX_EDITS` edits of logits, and of the penalties of ``max_rows``."""
-    return packed_bytes([MAX_EDITS * size for size in (4, 4, 4, 1, 4, 1)] + [max_rows * 4] * 3)
+class EditSender:
+    """Tells the device what rows of edits begin with."""
 
-
-class LogitProcessor:
-    """Applies what requests ask to have changed in their logits."""
-
-    def __init__(self, device: GpuDevice, memory: DeviceArray, timeout_s: float) -> None:
+    def __init__(
+        self, device: GpuDevice, edits: LogitEdits[DeviceArray], memory: DeviceArray, timeout_s: float
+    ) -> None:
         self._ops = device.ops
-        self._edits = memory
+        self._edits = edits
+        self._memory = memory
         self._uploads = UploadRing(device, memory.shape[0], timeout_s)
 
-    def apply(self, logits: AnyArray, sequences: list[Sequence]) -> None:
-        """Edit ``logits`` [R, vocab] of the R ``sequences`` where they are."""
-        adjustments = build_adjustments(sequences)
-        for start in range(0, adjustments.rows.size, MAX_EDITS):
-            some = replace(
-                adjustments, **{name: getattr(adjustments, name)[start : start + MAX_EDITS] for name in _PER_EDIT}
-            )
-            self._ops.adjust_logits(logits, self._send(some), out=logits)
-
-    def _send(self, adjustments: Adjustments[NDArray[Any]]) -> Adjustments[DeviceArray]:
-        arrays = {field.name: getattr(adjustments, field.name) for field in fields(adjustments)}
+    def send(self, resets: EditResetList) -> None:
+        """Enqueue that rows begin anew."""
+        host = resets.arrays()
+        arrays = {field.name: getattr(host, field.name) for field in fields(host)}
         num_bytes, offsets = pack(arrays, self._uploads.take())
-        self._uploads.send(num_bytes, self._edits)
-        return Adjustments(
-            **{name: view(self._edits, offsets[name], array.shape, array.dtype) for name, array in arrays.items()}
-        )
+        self._uploads.send(num_bytes, self._memory)
+        views = {name: view(self._memory, offsets[name], array.shape, array.dtype) for name, array in arrays.items()}
+        self._ops.reset_edits(self._edits, EditResets(**views))
 
 
 def mask_bytes(max_rows: int, vocab_size: int) -> int:
-    """Bytes of the masks of ``max_rows``, and of the numbers of these rows."""
+    """Bytes of the numbers of ``max_rows``, and of a mask for each."""
     return max_rows * (num_mask_words(vocab_size) + 1) * 4
 
 
 class LogitMasker:
     """Leaves of logits what the constraints of their sequences allow."""
 
-    def __init__(self, device: GpuDevice, memory: DeviceArray, timeout_s: float) -> None:
+    def __init__(self, device: GpuDevice, memory: DeviceArray, *, max_rows: int, vocab_size: int, timeout_s: float):
         self._ops = device.ops
         self._memory = memory
         self._uploads = UploadRing(device, memory.shape[0], timeout_s)
+        self._rows = view(memory, 0, (max_rows,), np.int32)
+        self._masks = view(memory, max_rows * 4, (max_rows, num_mask_words(vocab_size)), np.uint32)
         self._token_masks = TokenMasks()
+        self._is_clear = False
 
-    def apply(self, logits: AnyArray, sequences: Series[Sequence]) -> dict[int, OrcdError]:
-        """Mask ``logits`` [R, vocab] of the R ``sequences`` where they are; the errors of rows that can draw nothing.
+    def send(self, sequences: Mapping[int, Sequence]) -> dict[int, OrcdError]:
+        """Write masks and enqueue that they are on the device; the errors of rows that can draw nothing.
 
-        The masks are written here, while the device is still at work on what was enqueued before.
+        ``sequences`` are those with a constraint, by their rows of logits. Masks are written here, while the device is
+        still at work on what was enqueued before.
         """
-        rows = constrained_rows(sequences)
-        if not rows:
+        if not sequences and self._is_clear:
             return {}
-        num_words = num_mask_words(logits.shape[1])
-        shape, rows_start = (len(rows), num_words), len(rows) * num_words * 4
+        rows, shape = list(sequences), (len(sequences), self._masks.shape[1])
         staging = self._uploads.take()
-        errors = self._token_masks.write(sequences, rows, view(staging, 0, shape, np.uint32))
-        view(staging, rows_start, (len(rows),), np.int32)[:] = rows
-        self._uploads.send(rows_start + len(rows) * 4, self._memory)
-        on_device = view(self._memory, rows_start, (len(rows),), np.int32)
-        self._ops.mask_logits(logits, on_device, view(self._memory, 0, shape, np.uint32), out=logits)
-        return errors
+        numbers = view(staging, 0, self._rows.shape, np.int32)
+        numbers[: len(rows)], numbers[len(rows) :] = rows, -1
+        masks = view(staging, numbers.nbytes, shape, np.uint32)
+        errors = self._token_masks.write(list(sequences.values()), range(len(rows)), masks)
+        self._uploads.send(numbers.nbytes + masks.nbytes, self._memory)
+        self._is_clear = not sequences
+        return {rows[index]: error for index, error in errors.items()}
+
+    def apply(self, logits: AnyArray) -> None:
+        """Enqueue that ``logits`` [R, vocab] are masked where they are, as was sent last."""
+        num_rows = logits.shape[0]
+        self._ops.mask_logits(logits, first(self._rows, num_rows), first(self._masks, num_rows), out=logits)
 
 
 def report_bytes(num_rows: int) -> int:
@@ -98,11 +96,13 @@ def report_bytes(num_rows: int) -> int:
     return num_rows * 4 * (1 + 2 * MAX_LOGPROBS)
 
 
-def report(ops: AnyOps, logits: AnyArray, ids: DeviceArray, reports: DeviceArray) -> None:
-    """Put the log probabilities of the rows of ``logits`` [R, vocab] into ``reports``; ``ids`` [R] were drawn."""
+def report(
+    ops: AnyOps, logits: AnyArray, ids: DeviceArray, params: SamplingParams[DeviceArray], reports: DeviceArray
+) -> None:
+    """Put what rows of ``logits`` [R, vocab] are to report into ``reports``; ``ids`` [R] were drawn with ``params``."""
     logprobs, top_ids, top_logprobs = _split(reports, ids.shape[0])
     ops.top_log_probabilities(
-        logits, ids, MAX_LOGPROBS, out_logprobs=logprobs, out_top_ids=top_ids, out_top_logprobs=top_logprobs
+        logits, ids, params, out_logprobs=logprobs, out_top_ids=top_ids, out_top_logprobs=top_logprobs
     )
 
 
@@ -114,21 +114,29 @@ class LogprobReporter:
         self._reports = memory
         self._downloads = DownloadRing(device, memory.shape[0])
 
-    def fetch(self, logits: AnyArray, ids: DeviceArray) -> Download:
-        """Enqueue the reports of the rows of ``logits`` [R, vocab], of which ``ids`` [R] were drawn."""
-        report(self._ops, logits, ids, self._reports)
-        return self._downloads.fetch(view(self._reports, 0, (report_bytes(ids.shape[0]),), np.uint8))
+    def report(self, logits: AnyArray, ids: DeviceArray, params: SamplingParams[DeviceArray]) -> None:
+        """Enqueue the reports of rows of ``logits`` [R, vocab], of which ``ids`` [R] were drawn with ``params``."""
+        report(self._ops, logits, ids, params, self._reports)
+
+    def fetch(self, num_rows: int) -> Download:
+        """Enqueue that the host gets what ``num_rows`` reported last."""
+        return self._downloads.fetch(view(self._reports, 0, (report_bytes(num_rows),), np.uint8))
 
 
-def read_reports(reports: Download, sequences: Series[Sequence], timeout_s: float) -> list[TokenLogprobs | None]:
-    """What each of the R sequences asked for; waits for it."""
-    logprobs, top_ids, top_logprobs = _split(reports.read(timeout_s), len(sequences))
-    wanted = [sequence.sampling.logprobs for sequence in sequences]
+def read_reports(
+    reports: Download, num_rows: int, wanted: Series[tuple[int, int | None]], timeout_s: float
+) -> list[TokenLogprobs | None]:
+    """What was asked for: for each (row, number of alternatives or None) the log probabilities; waits for them."""
+    most = max((num_top for _, num_top in wanted if num_top is not None), default=0)
+    logprobs, top_ids, top_logprobs = _split(reports.read(timeout_s), num_rows)
+    # Fewer than were asked for may be drawn, or be in the vocabulary. NumPy would take long for each row of its own.
+    counts = np.isfinite(top_logprobs[:, :most]).sum(axis=1).tolist()
+    chosen, ids, values = logprobs.tolist(), top_ids[:, :most].tolist(), top_logprobs[:, :most].tolist()
     return [
         None
         if num_top is None
-        else _logprobs(float(logprobs[row]), top_ids[row, :num_top], top_logprobs[row, :num_top])
-        for row, num_top in enumerate(wanted)
+        else TokenLogprobs(chosen[row], tuple(ids[row][: counts[row]]), tuple(values[row][: counts[row]]))
+        for row, num_top in wanted
     ]
 
 
@@ -140,8 +148,3 @@ def _split(reports: Memory, num_rows: int) -> tuple[Memory, Memory, Memory]:
         view(reports, num_rows * 4, table, np.int32),
         view(reports, num_rows * 4 * (1 + MAX_LOGPROBS), table, np.float32),
     )
-
-
-def _logprobs(logprob: float, top_ids: NDArray[np.int32], top_logprobs: NDArray[np.float32]) -> TokenLogprobs:
-    there = np.isfinite(top_logprobs)  # fewer may be drawn than were asked for, or be in the vocabulary
-    return TokenLogprobs(logprob, tuple(top_ids[there].tolist()), tuple(top_logprobs[there].tolist()))

@@ -8,10 +8,11 @@ from collections.abc import Iterator, Mapping
 from collections.abc import Sequence as Series
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import repeat
 
 import numpy as np
 
-from kernels.batch import SamplingParams, Step, first, pack, view
+from kernels.batch import AnyArray, SamplingParams, Step, first, pack, view
 from kernels.decode_rows import write_updates
 from kernels.devices.protocol import is_gpu
 from kernels.errors import CudaFailure
@@ -21,9 +22,10 @@ from worker.contract import TokenLogprobs
 from worker.engine.batch_builder import build_sampling_params, build_step
 from worker.engine.cuda.buffers import StepBuffers, StepLimits
 from worker.engine.cuda.decode_graphs import DecodeGraphs, empty_rows
-from worker.engine.cuda.logit_processing import LogitMasker, LogitProcessor, LogprobReporter, read_reports
+from worker.engine.cuda.logit_processing import EditSender, LogitMasker, LogprobReporter, read_reports
 from worker.engine.cuda.pinned_ring import NUM_BUFFERS, Download, DownloadRing, UploadRing
 from worker.engine.cuda.slot_allocator import SlotAllocator
+from worker.engine.logits.edit_rows import EditRows
 from worker.engine.runner import Draw, Result, non_finite
 from worker.engine.scheduler import Chunk
 from worker.engine.sequence import Sequence
@@ -41,17 +43,26 @@ class LaunchedStep:
 
     rows: Series[int | None]
     ids: Download
-    reports: Download | None = None
-    drawing: Series[Sequence] = ()  # whom the reports are for
-    errors: Mapping[int, OrcdError] = field(default_factory=dict)  # of draws that are none
+    reports: Reports | None = None
+    errors: Mapping[int, OrcdError] = field(default_factory=dict)  # of draws that are none, by rows
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Reports:
+    """Log probabilities on their way to the host: of how many rows, and what each draw of the step asked for."""
+
+    download: Download
+    num_rows: int
+    wanted: Series[tuple[int, int | None]]  # row, and number of alternatives or None
 
 
 class CudaRunner:
     """A model and its KV cache on a device that works by itself.
 
     A step of which every chunk only decodes is a graph: what it needs is on the device already, but for what changed
-    (`SlotAllocator`). Other steps are sent whole and launched kernel by kernel. Both leave the ids that they drew in
-    ``rows.drawn``, where the next step finds them.
+    (`SlotAllocator`). It is two graphs where the host writes masks of tokens for it, or reads log probabilities. Other
+    steps are sent whole and launched kernel by kernel. All leave the ids that they drew in ``rows.drawn``, where the
+    next step finds them, and count them for penalties.
     """
 
     def __init__(
@@ -67,20 +78,27 @@ class CudaRunner:
         buffers = StepBuffers.allocate(device.step_buffers, limits)
         self._rows = buffers.rows
         self._whole = buffers.whole
-        self._logit_processor = LogitProcessor(device, buffers.edits, timeout_s)
-        self._logit_masker = LogitMasker(device, buffers.masks, timeout_s)
+        self._edits = self._rows.sampling.edits
+        assert self._edits is not None, "rows without edits"
+        self._edit_sender = EditSender(device, self._edits, buffers.resets, timeout_s)
+        self._logit_masker = LogitMasker(
+            device, buffers.masks, max_rows=limits.max_sequences, vocab_size=limits.vocab_size, timeout_s=timeout_s
+        )
         self._logprob_reporter = LogprobReporter(device, buffers.reports)
         upload_bytes = max(limits.whole_step_bytes, self._rows.updates.shape[0])
         self._uploads = UploadRing(device, upload_bytes, timeout_s)
         self._downloads = DownloadRing(device, limits.max_sequences * 4)
         self._cache = model.allocate_cache(num_blocks, limits.block_tokens)
-        self._batch_slots = SlotAllocator(limits.max_sequences, limits.max_blocks)
+        self._forget_rows()
         self._in_flight: deque[LaunchedStep] = deque()
         self._waited_s = 0.0  # for the last step that was collected
         with _named_errors():
             self._count_rows()
             empty_rows(device.ops, self._rows, self._uploads, limits.block_tokens)
-            self._graphs = DecodeGraphs(model, self._cache, self._rows, limits.block_tokens, capture=capture)
+            self._logit_masker.send({})
+            self._graphs = DecodeGraphs(
+                model, self._cache, self._rows, limits.block_tokens, self._draw, capture=capture
+            )
 
     @property
     def depth(self) -> int:
@@ -94,7 +112,7 @@ class CudaRunner:
                 step = self._decode(chunks) if _only_decodes(chunks) else self._run_whole(chunks)
             except Exception:
                 # The device may or may not have got what it was told: tell it everything anew.
-                self._batch_slots = SlotAllocator(self._limits.max_sequences, self._limits.max_blocks)
+                self._forget_rows()
                 raise
         self._in_flight.append(step)
 
@@ -105,54 +123,91 @@ class CudaRunner:
             start = time.monotonic()
             ids = step.ids.read(self._timeout_s).view(np.int32).tolist()
             self._waited_s = time.monotonic() - start
-            if step.reports is None and not step.errors:
+            reports = step.reports
+            if reports is None and not step.errors:
                 return [None if row is None else _result(ids[row]) for row in step.rows]
-            logprobs: Series[TokenLogprobs | None] = [None] * len(step.drawing)
-            if step.reports is not None:
-                logprobs = read_reports(step.reports, step.drawing, self._timeout_s)
-        return [None if row is None else step.errors.get(row) or _result(ids[row], logprobs[row]) for row in step.rows]
+            logprobs: Iterator[TokenLogprobs | None] = repeat(None)
+            if reports is not None:
+                logprobs = iter(read_reports(reports.download, reports.num_rows, reports.wanted, self._timeout_s))
+        return [None if row is None else step.errors.get(row) or _result(ids[row], next(logprobs)) for row in step.rows]
 
     def _decode(self, chunks: list[Chunk]) -> LaunchedStep:
         num_rows = self._graphs.bucket_for(len(chunks))
         rows, updates = self._batch_slots.allocate(chunks, num_rows)
+        self._send_resets()
         if updates:
             num_bytes = write_updates(updates, self._uploads.take())
             self._uploads.send(num_bytes, self._rows.updates)
-        self._graphs.launch(num_rows)
-        return LaunchedStep(rows, self._fetch(num_rows))
+        if all(sequence.draws_in_graph for sequence, _, _ in chunks):
+            self._graphs.launch(num_rows)
+            return LaunchedStep(rows, self._fetch(num_rows))
+        self._graphs.launch_forward(num_rows)
+        drawing = {row: sequence for row, (sequence, _, _) in zip(rows, chunks, strict=True)}
+        errors = self._send_masks(drawing)
+        self._graphs.launch_draw(num_rows)
+        return LaunchedStep(rows, self._fetch(num_rows), self._fetch_reports(drawing, num_rows), errors)
 
     def _run_whole(self, chunks: list[Chunk]) -> LaunchedStep:
-        drawing = [chunk.sequence for chunk in chunks if chunk.draws]
-        step, params = self._send_whole(chunks, drawing)
+        drawing = dict(enumerate([chunk.sequence for chunk in chunks if chunk.draws]))
+        self._edit_rows.assign(drawing.values())
+        self._send_resets()
+        step, params = self._send_whole(chunks, list(drawing.values()))
         self._ops.resolve_tokens(step.token_ids, self._rows.drawn)
         logits = self._model.forward(step, self._cache)
-        self._batch_slots.interrupt({sequence: index for index, sequence in enumerate(drawing)})
-        reports, errors = None, {}
+        self._batch_slots.interrupt({sequence: row for row, sequence in drawing.items()})
+        reports: Reports | None = None
+        errors: Mapping[int, OrcdError] = {}
         if drawing:
-            self._logit_processor.apply(logits, drawing)
-            errors = self._logit_masker.apply(logits, drawing)
-            ids = first(self._rows.drawn, len(drawing))
-            self._ops.sample(logits, params, out_ids=ids)
-            if any(sequence.sampling.logprobs is not None for sequence in drawing):
-                reports = self._logprob_reporter.fetch(logits, ids)
-        numbers = iter(range(len(drawing)))
+            errors = self._send_masks(drawing)
+            self._draw(logits, params)
+            reports = self._fetch_reports(drawing, len(drawing))
+        numbers = iter(drawing)
         rows = [next(numbers) if chunk.draws else None for chunk in chunks]
-        return LaunchedStep(rows, self._fetch(len(drawing)), reports, drawing, errors)
+        return LaunchedStep(rows, self._fetch(len(drawing)), reports, errors)
+
+    def _draw(self, logits: AnyArray, params: SamplingParams[DeviceArray]) -> None:
+        """Enqueue the draw from ``logits`` [R, vocab], with the masks that were sent last, and its reports."""
+        ids = first(self._rows.drawn, logits.shape[0])
+        self._logit_masker.apply(logits)
+        self._ops.sample(logits, params, out_ids=ids)
+        self._logprob_reporter.report(logits, ids, params)
+
+    def _send_masks(self, drawing: Mapping[int, Sequence]) -> Mapping[int, OrcdError]:
+        """The errors of rows that can draw nothing."""
+        constrained = {row: sequence for row, sequence in drawing.items() if sequence.constraint is not None}
+        return self._logit_masker.send(constrained)
+
+    def _fetch_reports(self, drawing: Mapping[int, Sequence], num_rows: int) -> Reports | None:
+        """What the first ``num_rows`` rows report, if any of those who draw asked for it."""
+        wanted = [(row, sequence.sampling.logprobs) for row, sequence in drawing.items()]
+        if all(num_top is None for _, num_top in wanted):
+            return None
+        return Reports(self._logprob_reporter.fetch(num_rows), num_rows, wanted)
+
+    def _send_resets(self) -> None:
+        for resets in self._edit_rows.take_resets():
+            self._edit_sender.send(resets)
+
+    def _forget_rows(self) -> None:
+        """Whatever the device holds of rows, it will be told anew."""
+        limits = self._limits
+        self._edit_rows = EditRows(limits.max_sequences, limits.vocab_size)
+        self._batch_slots = SlotAllocator(limits.max_sequences, limits.max_blocks, self._edit_rows)
 
     def _send_whole(
         self, chunks: list[Chunk], drawing: list[Sequence]
     ) -> tuple[Step[DeviceArray], SamplingParams[DeviceArray]]:
         """A step's arrays, enqueued to be on the device."""
         step = build_step(chunks, self._limits.block_tokens, self._batch_slots.previous_draw)
-        params = build_sampling_params(drawing)
+        params = build_sampling_params(drawing, self._edit_rows.row_of)
         arrays = {name: getattr(step, name) for name in Step.__slots__}
-        arrays |= {name: getattr(params, name) for name in SamplingParams.__slots__}
+        arrays |= {"rows": params.rows, "output_positions": params.output_positions}
         num_bytes, offsets = pack(arrays, self._uploads.take())
         self._uploads.send(num_bytes, self._whole)
         views = {name: view(self._whole, offsets[name], array.shape, array.dtype) for name, array in arrays.items()}
         return (
             Step(**{name: views[name] for name in Step.__slots__}),
-            SamplingParams(**{name: views[name] for name in SamplingParams.__slots__}),
+            SamplingParams(views["rows"], views["output_positions"], self._edits),
         )
 
     def _fetch(self, num_ids: int) -> Download:
@@ -165,10 +220,7 @@ class CudaRunner:
 
 
 def _only_decodes(chunks: list[Chunk]) -> bool:
-    for sequence, num_tokens, draws in chunks:
-        if num_tokens != 1 or not draws or (sequence.first_inflight_step != 0 and not sequence.draws_freely):
-            return False
-    return True
+    return all(num_tokens == 1 and draws for _, num_tokens, draws in chunks)
 
 
 def _result(token_id: int, logprobs: TokenLogprobs | None = None) -> Result:

@@ -12,6 +12,7 @@ from heapq import heappop, heappush
 from kernels.batch import PreviousDraw
 from kernels.decode_rows import RowUpdates
 from worker.engine.batch_builder import build_sampling_row
+from worker.engine.logits.edit_rows import EditRows
 from worker.engine.scheduler import Chunk
 from worker.engine.sequence import Sequence
 
@@ -22,12 +23,14 @@ class SlotAllocator:
     A sequence keeps its row as long as it decodes in every step, and then nothing is sent for it but new blocks.
     """
 
-    def __init__(self, num_rows: int, max_blocks: int) -> None:
+    def __init__(self, num_rows: int, max_blocks: int, edit_rows: EditRows) -> None:
+        """``edit_rows`` is to be a new one, too: who gets a row here is given one there, if it needs one."""
         self._max_blocks = max_blocks
+        self._edit_rows = edit_rows
         self._rows: dict[Sequence, int] = {}
         self._free_rows = list(range(num_rows))  # a heap
-        # For each row: which block table of its sequence was sent (None: none was), and how many blocks of it.
-        self._table_versions: list[int | None] = [None] * num_rows
+        # For each row: which revision of its sequence was sent (None: none was), and how many of its blocks.
+        self._revisions: list[int | None] = [None] * num_rows
         self._num_sent = [0] * num_rows
         self._rows_emptied = False
         self._rows_current = False
@@ -51,12 +54,12 @@ class SlotAllocator:
             for free_row in self._free_rows:
                 updates.empty(free_row)
             self._rows_emptied = True
-        assigned, versions, num_sent, is_current = self._rows, self._table_versions, self._num_sent, self._rows_current
+        assigned, revisions, num_sent, is_current = self._rows, self._revisions, self._num_sent, self._rows_current
         rows: list[int] = []
         misplaced: list[Sequence] = []
         for sequence, _, _ in chunks:
             row = assigned.get(sequence)
-            if row is None or not is_current or row >= num_rows or versions[row] != sequence.block_table_version:
+            if row is None or not is_current or row >= num_rows or revisions[row] != sequence.revision:
                 misplaced.append(sequence)
                 continue
             rows.append(row)
@@ -71,6 +74,7 @@ class SlotAllocator:
     def _rearrange(self, present: set[Sequence], misplaced: list[Sequence], num_rows: int, updates: RowUpdates) -> None:
         """Free the rows of sequences that are not ``present``, and give those that are ``misplaced`` theirs."""
         tokens = [self._next_token(sequence) for sequence in misplaced]  # looks at the rows of the last step
+        self._edit_rows.assign(misplaced)
         for sequence in [sequence for sequence in self._rows if sequence not in present]:
             self._free(sequence, updates)
         for sequence in misplaced:
@@ -82,22 +86,22 @@ class SlotAllocator:
             if row is None:
                 row = self._rows[sequence] = heappop(self._free_rows)
                 assert row < num_rows, "fewer rows than sequences"
-            if self._table_versions[row] != sequence.block_table_version:
-                self._table_versions[row] = sequence.block_table_version
+            if self._revisions[row] != sequence.revision:
+                self._revisions[row] = sequence.revision
                 self._num_sent[row] = 0
             updates.put(
                 row,
                 token,
                 position=sequence.num_computed,
                 output_position=sequence.num_output,
-                sampling_row=build_sampling_row(sequence),
+                sampling_row=build_sampling_row(sequence, self._edit_rows.row_of(sequence)),
             )
             self._send_blocks(sequence, row, updates)
 
     def _free(self, sequence: Sequence, updates: RowUpdates) -> None:
         row = self._rows.pop(sequence)
         heappush(self._free_rows, row)
-        self._table_versions[row] = None
+        self._revisions[row] = None
         updates.empty(row)
 
     def _next_token(self, sequence: Sequence) -> int | PreviousDraw:

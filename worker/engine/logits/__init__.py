@@ -1,1 +1,1 @@
-"""What requests ask to have changed in their logits, as arrays that both runners take."""
+"""What requests ask to have changed in their logits, as both runners need it."""

@@ -19,7 +19,7 @@ OPS = (
     step.begin_decode,
     step.resolve_tokens,
     sampling.sample,
-    sampling.adjust_logits,
+    sampling.reset_edits,
     sampling.mask_logits,
     sampling.top_log_probabilities,
 )

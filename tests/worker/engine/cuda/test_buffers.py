@@ -1,10 +1,11 @@
 import numpy as np
 
-from kernels.batch import SamplingParams, Step, pack
+from kernels.batch import Step, pack
 from tests.worker.engine.cuda.late_device import LateDevice
 from tests.worker.engine.generation import sequence
 from worker.engine.batch_builder import build_sampling_params, build_step
 from worker.engine.cuda.buffers import StepBuffers, StepLimits
+from worker.engine.logits.edit_rows import MAX_BIASES
 from worker.engine.scheduler import Chunk
 
 
@@ -12,9 +13,10 @@ def test_the_largest_step_fits_to_the_byte():
     limits = StepLimits(block_tokens=4, step_tokens=24, max_sequences=2, max_sequence_tokens=14, vocab_size=32)
     assert limits.max_blocks == 4
     sequences = [sequence(list(range(12)), [0, 1, 2, 3]), sequence(list(range(12)), [4, 5, 6, 7])]
-    step, params = build_step([Chunk(each, 12, True) for each in sequences], 4), build_sampling_params(sequences)
+    step = build_step([Chunk(each, 12, True) for each in sequences], 4)
+    params = build_sampling_params(sequences, lambda _sequence: -1)
     arrays = {name: getattr(step, name) for name in Step.__slots__}
-    arrays |= {name: getattr(params, name) for name in SamplingParams.__slots__}
+    arrays |= {"rows": params.rows, "output_positions": params.output_positions}
     staging = np.empty(limits.whole_step_bytes, np.uint8)
     num_bytes, _ = pack(arrays, staging)
     assert num_bytes == limits.whole_step_bytes
@@ -25,4 +27,7 @@ def test_buffers_are_taken_for_the_largest_step():
     buffers = StepBuffers.allocate(LateDevice().step_buffers, limits)
     assert buffers.whole.nbytes == limits.whole_step_bytes
     assert buffers.rows.block_tables.shape == (2, 4)
+    edits = buffers.rows.sampling.edits
+    assert edits.counts.shape == (2, 32), "for each sequence a count of each id"
+    assert edits.biases.shape == (2, MAX_BIASES)
     assert buffers.masks.nbytes == 2 * (4 + 4), "for each sequence a word of 32 ids, and the number of its row"

@@ -1,5 +1,7 @@
+import numpy as np
 import pytest
 
+from kernels.batch import SamplingParams
 from tests.worker.engine.cuda.late_device import LateModel
 from worker.engine.cuda.buffers import StepBuffers, StepLimits
 from worker.engine.cuda.decode_graphs import DecodeGraphs, empty_rows, make_buckets
@@ -25,8 +27,22 @@ def test_a_step_runs_in_the_smallest_bucket_that_holds_it(capture: bool):
     limits = StepLimits(block_tokens=4, step_tokens=16, max_sequences=6, max_sequence_tokens=32, vocab_size=32)
     rows = StepBuffers.allocate(model.device.step_buffers, limits).rows
     empty_rows(model.device.ops, rows, UploadRing(model.device, rows.updates.shape[0], 1), limits.block_tokens)
-    graphs = DecodeGraphs(model, model.allocate_cache(8, 4), rows, limits.block_tokens, capture=capture)
+    drawn: list[int] = []
+
+    def draw(logits: np.ndarray, params: SamplingParams) -> None:
+        model.device.enqueue(lambda: drawn.append(logits.shape[0]))
+        assert params.rows.shape[0] == logits.shape[0]
+
+    graphs = DecodeGraphs(model, model.allocate_cache(8, 4), rows, limits.block_tokens, draw, capture=capture)
     assert [graphs.bucket_for(number) for number in range(1, 7)] == [1, 2, 4, 4, 6, 6]
+    model.device.run_until(len(model.device._queue))
+    drawn.clear()
     before = len(model.device._queue)
     graphs.launch(4)
-    assert len(model.device._queue) > before
+    whole = len(model.device._queue)
+    assert whole > before
+    graphs.launch_forward(4)
+    assert len(model.device._queue) == whole + (whole - before) - 1, "all but the op that draws"
+    graphs.launch_draw(4)
+    model.device.run_until(len(model.device._queue))
+    assert drawn == [4], "the host's part of the draw is in the second half of a step that is launched in two"

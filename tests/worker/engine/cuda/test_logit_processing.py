@@ -3,59 +3,51 @@ from importlib.util import find_spec, module_from_spec
 import numpy as np
 import pytest
 
+from kernels.batch import GREEDY_ROW, IN_PROMPT, SAMPLING_ROW, SamplingParams
+from kernels.logit_edits import EditResetList, allocate_edits, count_tokens, reset_bytes
 from kernels.ops import sampling
-from kernels.reference.sampling import adjust_logits, mask_logits
+from kernels.reference.sampling import mask_logits
 from orcd.sampling import MAX_LOGPROBS
 from tests.worker.engine.bracket_constraint import BracketConstraint, FailingConstraint
 from tests.worker.engine.cuda.late_device import LateDevice
 from tests.worker.engine.generation import sequence
-from worker.engine.cuda import logit_processing
+from worker.contract import TokenLogprobs
 from worker.engine.cuda.logit_processing import (
+    EditSender,
     LogitMasker,
-    LogitProcessor,
     LogprobReporter,
-    edit_bytes,
     mask_bytes,
     read_reports,
     report_bytes,
 )
-from worker.engine.logits.penalties import build_adjustments
-
-SEQUENCES = [
-    sequence([1, 2], [0], logit_bias={3: 5.0, 0: -2.0}),
-    sequence([2, 2, 1], [1], num_prompt=1, repetition_penalty=1.5, presence_penalty=0.5),
-]
 
 
-def random_logits() -> np.ndarray:
-    return np.random.default_rng(0).normal(size=(len(SEQUENCES), 8)).astype(np.float32)
-
-
-@pytest.mark.parametrize("max_edits", [1, 3, 100])
-def test_edits_change_what_the_reference_changes_however_many_go_up_at_a_time(
-    max_edits: int, monkeypatch: pytest.MonkeyPatch
-):
-    monkeypatch.setattr(logit_processing, "MAX_EDITS", max_edits)
+def test_rows_of_edits_begin_with_what_was_sent():
     device = LateDevice()
-    memory = np.zeros(edit_bytes(len(SEQUENCES)), np.uint8)
-    logits, expected = random_logits(), random_logits()
-    LogitProcessor(device, memory, timeout_s=1).apply(logits, SEQUENCES)
+    edits = allocate_edits(device.step_buffers, 3, 8, max_biases=4)
+    sender = EditSender(device, edits, np.zeros(reset_bytes(3, 16), np.uint8), timeout_s=1)
+    resets = EditResetList()
+    resets.put(2, count_tokens([1, 1, 5], [5, 5, 6]), {3: -1.5}, (7,))
+    resets.put(0, count_tokens([], []), {}, ())
+    sender.send(resets)
     device.run_until(len(device._queue))
-    adjust_logits(expected, build_adjustments(SEQUENCES), out=expected)
-    np.testing.assert_array_equal(logits, expected)
+    assert edits.counts[2].tolist() == [0, IN_PROMPT, 0, 0, 0, IN_PROMPT + 2, 1, 0]
+    assert edits.counts[0].tolist() == [0] * 8
+    assert edits.biases[2, :2].tolist() == [(3, -1.5), (7, 0.0)]
 
 
 @pytest.mark.parametrize("num_steps", [1, 5])
 def test_masks_leave_what_the_reference_leaves_of_constrained_rows_alone(num_steps: int):
     device = LateDevice()
-    memory = np.full(mask_bytes(4, 40), 0xFF, np.uint8)
-    masker = LogitMasker(device, memory, timeout_s=1)
-    sequences = [sequence([1], [0]) for _ in range(4)]
-    sequences[1].constraint, sequences[3].constraint = BracketConstraint(9), BracketConstraint(9)
+    masker = make_masker(device, max_rows=4, vocab_size=40)
+    sequences = {row: sequence([1], [0]) for row in (1, 3)}
+    for each in sequences.values():
+        each.constraint = BracketConstraint(9)
     logits = np.random.default_rng(0).normal(size=(num_steps, 4, 40)).astype(np.float32)
     expected = logits.copy()
     for step in logits:
-        assert masker.apply(step, sequences) == {}
+        assert masker.send(sequences) == {}
+        masker.apply(step)
     np.testing.assert_array_equal(logits[-1], expected[-1])  # the device has not come to it yet
     device.run_until(len(device._queue))
     for step in expected:
@@ -64,31 +56,55 @@ def test_masks_leave_what_the_reference_leaves_of_constrained_rows_alone(num_ste
     assert np.isfinite(logits[:, [0, 2]]).all()
 
 
-def test_without_constraints_nothing_is_sent():
+def make_masker(device: LateDevice, *, max_rows: int, vocab_size: int) -> LogitMasker:
+    memory = np.full(mask_bytes(max_rows, vocab_size), 0xFF, np.uint8)
+    return LogitMasker(device, memory, max_rows=max_rows, vocab_size=vocab_size, timeout_s=1)
+
+
+def test_that_there_are_no_masks_is_sent_once_until_there_were_some():
     device = LateDevice()
-    masker = LogitMasker(device, np.zeros(mask_bytes(2, 8), np.uint8), timeout_s=1)
-    assert masker.apply(random_logits(), SEQUENCES) == {}
-    assert (device.num_uploads, len(device._queue)) == (0, 0)
+    masker = make_masker(device, max_rows=2, vocab_size=8)
+    masker.send({})
+    masker.send({})
+    assert device.num_uploads == 1
+    constrained = sequence([1], [0])
+    constrained.constraint = BracketConstraint(9)
+    masker.send({1: constrained})
+    masker.send({})
+    assert device.num_uploads == 3
+    logits = np.ones((2, 8), np.float32)
+    masker.apply(logits)
+    device.run_until(len(device._queue))
+    assert (logits == 1).all()
 
 
 def test_rows_that_can_draw_nothing_are_told_by_their_number():
     device = LateDevice()
-    masker = LogitMasker(device, np.zeros(mask_bytes(3, 8), np.uint8), timeout_s=1)
-    sequences = [sequence([1], [0]) for _ in range(3)]
+    masker = make_masker(device, max_rows=3, vocab_size=8)
+    sequences = {1: sequence([1], [0]), 2: sequence([1], [0])}
     sequences[1].constraint, sequences[2].constraint = BracketConstraint(9), FailingConstraint("write_mask")
     logits = np.zeros((3, 8), np.float32)
-    assert list(masker.apply(logits, sequences)) == [2]
+    assert list(masker.send(sequences)) == [2]
+    masker.apply(logits)
     device.run_until(len(device._queue))
     assert (logits[2] == -np.inf).all()
 
 
-def test_reports_hold_what_each_sequence_asked_for():
+def report(logits: np.ndarray, ids: list[int], *num_tops: int | None) -> list[TokenLogprobs | None]:
+    """What rows that ask for so many alternatives are told."""
     device = LateDevice()
-    reporter = LogprobReporter(device, np.zeros(report_bytes(3), np.uint8))
+    num_rows = len(num_tops)
+    reporter = LogprobReporter(device, np.zeros(report_bytes(num_rows), np.uint8))
+    rows = np.frombuffer(GREEDY_ROW * num_rows, SAMPLING_ROW).copy()
+    rows["logprobs"] = [-1 if num_top is None else num_top for num_top in num_tops]
+    reporter.report(logits, np.array(ids, np.int32), SamplingParams(rows, np.zeros(num_rows, np.int64)))
+    return read_reports(reporter.fetch(num_rows), num_rows, list(enumerate(num_tops)), 1)
+
+
+def test_reports_hold_what_each_row_asked_for():
     logits = np.array([[1.0, 2.0, 0.5, 2.0]] * 3, np.float32)
     expected = np.log(np.exp(logits[0]) / np.exp(logits[0]).sum())
-    asking = [sequence([0], [0]), sequence([0], [1], logprobs=0), sequence([0], [2], logprobs=3)]
-    silent, chosen_only, top_three = read_reports(reporter.fetch(logits, np.array([0, 1, 2], np.int32)), asking, 1)
+    silent, chosen_only, top_three = report(logits, [0, 1, 2], None, 0, 3)
     assert silent is None
     assert chosen_only is not None and top_three is not None
     assert chosen_only.top_ids == ()
@@ -98,12 +114,9 @@ def test_reports_hold_what_each_sequence_asked_for():
 
 
 def test_a_vocabulary_smaller_than_what_was_asked_for_gives_all_it_has():
-    device = LateDevice()
-    reporter = LogprobReporter(device, np.zeros(report_bytes(1), np.uint8))
-    download = reporter.fetch(np.zeros((1, 3), np.float32), np.zeros(1, np.int32))
-    (report,) = read_reports(download, [sequence([0], [0], logprobs=20)], 1)
-    assert report is not None
-    assert report.top_ids == (0, 1, 2)
+    [told] = report(np.zeros((1, 3), np.float32), [0], 20)
+    assert told is not None
+    assert told.top_ids == (0, 1, 2)
 
 
 def test_the_kernels_can_report_as_many_log_probabilities_as_requests_may_ask_for():

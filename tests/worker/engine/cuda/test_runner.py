@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orcd.errors import CudaError
+from tests.worker.engine.bracket_constraint import BracketConstraint
 from tests.worker.engine.context_model import Config, ContextModel
 from tests.worker.engine.cuda.late_device import LateModel
 from tests.worker.engine.generation import SAMPLINGS, RandomTraffic, engine, finish, generate, ids_of, prompt, traffic
@@ -74,12 +75,38 @@ def test_the_next_steps_are_launched_before_the_last_one_is_known(monkeypatch, l
 def test_what_needs_the_host_between_tokens_waits_for_it_and_delays_nobody_else():
     machine = late_engine()
     machine.add(Add("free", (1, 2), Sampling(max_tokens=20, temperature=0.0)))
-    machine.add(Add("bound", (3, 4), Sampling(max_tokens=20, temperature=0.0, repetition_penalty=1.2)))
+    machine.add(Add("bound", (3, 4), Sampling(max_tokens=20, temperature=0.0)), BracketConstraint(30))
     counts: dict[str, int] = defaultdict(int)
     while machine.has_work and counts["free"] < 20:
         for output in machine.step():
             counts[output.request_id] += len(output.ids)
     assert 8 <= counts["bound"] <= 12
+
+
+@pytest.mark.parametrize(
+    "wishes",
+    [
+        {"repetition_penalty": 1.2},
+        {"presence_penalty": 0.5, "frequency_penalty": 0.1},
+        {"logit_bias": {3: 1.0}},
+        {"logprobs": 5},
+        {"stop_token_ids": (9,), "min_tokens": 20},
+    ],
+)
+def test_steps_run_ahead_whatever_is_done_to_logits_on_the_device(wishes: dict[str, object]):
+    machine = late_engine()
+    machine.add(Add("r", (1, 2), Sampling(**{"max_tokens": 20, "temperature": 0.0, **wishes})))
+    for _ in range(5):
+        machine.step()
+        assert len(machine._in_flight) == 2
+
+
+def test_penalties_of_a_sequence_that_other_steps_draw_for_meanwhile_count_each_token_once():
+    wishes = {"repetition_penalty": 1.6, "frequency_penalty": 0.7, "presence_penalty": -0.3}
+    adds = [Add(f"r{n}", prompt(n, 2 + 9 * n), Sampling(max_tokens=30, seed=n, **wishes)) for n in range(6)]
+    expected = generate(adds, engine(max_sequences=1))
+    for options in ({}, {"step_tokens": 5}, {"cache_tokens": 92}, {"max_sequences": 2}):
+        assert generate(adds, late_engine(**options)) == expected
 
 
 def test_a_step_that_hangs_is_an_error_of_its_kernel_before_the_engine_is_taken_for_hung():

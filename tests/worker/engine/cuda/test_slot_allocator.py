@@ -4,6 +4,7 @@ from kernels.decode_rows import RowUpdates
 from tests.worker.engine.generation import sequence
 from worker.engine.batch_builder import build_sampling_row
 from worker.engine.cuda.slot_allocator import SlotAllocator
+from worker.engine.logits.edit_rows import EditRows
 from worker.engine.scheduler import Chunk
 from worker.engine.sequence import Sequence
 
@@ -33,7 +34,7 @@ def launch(allocator: SlotAllocator, *sequences: Sequence, num_rows: int = NUM_R
 
 @pytest.fixture
 def allocator() -> SlotAllocator:
-    return SlotAllocator(NUM_ROWS, MAX_BLOCKS)
+    return SlotAllocator(NUM_ROWS, MAX_BLOCKS, EditRows(NUM_ROWS, 32))
 
 
 def test_the_first_step_empties_every_other_row(allocator: SlotAllocator):
@@ -41,8 +42,8 @@ def test_the_first_step_empties_every_other_row(allocator: SlotAllocator):
     rows, updates = allocator.allocate(chunks(first, second), NUM_ROWS)
     assert rows == [0, 1]
     expected = RowUpdates()
-    expected.put(0, 5, position=1, output_position=0, sampling_row=build_sampling_row(first))
-    expected.put(1, 6, position=1, output_position=0, sampling_row=build_sampling_row(second))
+    expected.put(0, 5, position=1, output_position=0, sampling_row=build_sampling_row(first, -1))
+    expected.put(1, 6, position=1, output_position=0, sampling_row=build_sampling_row(second, -1))
     expected.empty(2)
     expected.empty(3)
     assert updates.rows == expected.rows
@@ -107,3 +108,27 @@ def test_after_a_step_of_another_kind_every_row_is_sent_again_with_the_draw_that
     assert rows == [0, 1]
     assert updates.rows.keys() == {0, 1}
     assert (allocator.previous_draw(first), allocator.previous_draw(second)) == (0, 1)
+
+
+def test_who_gets_a_row_is_given_one_of_the_edits_too_and_keeps_it_in_another_row():
+    edit_rows = EditRows(NUM_ROWS, 32)
+    allocator = SlotAllocator(NUM_ROWS, MAX_BLOCKS, edit_rows)
+    plain, edited = decoding(5, [3]), decoding(6, [4], repetition_penalty=1.5)
+    launch(allocator, plain, edited)
+    row = edit_rows.row_of(edited)
+    assert [len(resets.resets) for resets in edit_rows.take_resets()] == [1]
+    assert launch(allocator, edited, num_rows=1)[0] == [0]
+    assert edit_rows.row_of(edited) == row
+    assert edit_rows.take_resets() == [], "the device counts what it draws"
+
+
+def test_a_sequence_is_sent_again_when_another_token_than_its_draw_was_appended(allocator: SlotAllocator):
+    only = decoding(5, [3])
+    launch(allocator, only)
+    assert launch(allocator, only) == ([0], set())
+    only.revision += 1
+    only.token_ids[-1] = 9
+    rows, updates = allocator.allocate(chunks(only), NUM_ROWS)
+    expected = RowUpdates()
+    expected.put(0, 9, position=3, output_position=2, sampling_row=build_sampling_row(only, -1))
+    assert (rows, updates.rows) == ([0], expected.rows)
