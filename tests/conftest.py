@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import redis
+from hypothesis import HealthCheck, settings
 
 import tasks.demo
 from orcd.client import Client
@@ -20,6 +21,10 @@ DEMO_MODEL = Path(tasks.demo.__file__).parent / "haiku-q4_k_m.gguf"
 
 # Before NumPy is imported: its threads spin, and beside the processes that tests start they made tests 10 times slower.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
+# How long examples take says something of the machine only.
+settings.register_profile("tests", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("tests")
 
 
 @pytest.fixture(scope="session")

@@ -36,7 +36,9 @@ ACTIONS = st.lists(
 
 
 @settings(
-    derandomize=True, max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    derandomize=True,
+    max_examples=150,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(ACTIONS)
 def test_any_history_leaves_every_key_with_a_time_to_live_one_end_and_tokens_in_order(make_store, actions):
