@@ -83,8 +83,20 @@ class Result(msgspec.Struct, frozen=True):
 
     def __repr__(self) -> str:
         # Celery sends the representation to Flower and to logs, where no answer may appear.
-        outcome = f"error={self.error.code}" if self.error else f"choices={len(self.choices)}"
-        return f"<Result {self.job_id} {self.state} {outcome} tokens_out={self.tokens_out}>"
+        if self.error is not None:
+            return f"<Result {self.job_id} {self.state} error={self.error.code} tokens_out={self.tokens_out}>"
+        figures = {
+            "model": self.model,
+            "finish_reason": self.finish_reason,
+            "tokens_in": self.tokens_in,
+            "tokens_out": self.tokens_out,
+            "tokens_per_s": round((self.tokens_out - 1) * 1000 / self.decode_ms, 1) if self.decode_ms else None,
+            "queue_ms": self.queue_ms,
+            "first_token_ms": self.ttft_ms,
+            "choices": len(self.choices),
+        }
+        shown = " ".join(f"{name}={value}" for name, value in figures.items() if value is not None)
+        return f"<Result {self.job_id} {self.state} {shown}>"
 
 
 class ResultBuilder:

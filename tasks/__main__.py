@@ -5,10 +5,8 @@ What a command needs is imported when it runs: NumPy and Celery take a while, an
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
-from socket import gethostname
 from typing import Any
 
 import click
@@ -88,11 +86,11 @@ def worker(**flags: Any) -> int:
         if not file.startswith("hf:") and not Path(file).is_file():
             raise ModelLoadFailed(f"{file}: is not a file")
     from tasks.app import create_worker_app
+    from tasks.observe.node_name import NodeName
 
+    node = NodeName(settings.model_name, settings.device)  # held until this process ends
     # Workers tell each other nothing that they need (mingle, gossip), and would wait a second for it at the start.
-    program = create_worker_app(settings).Worker(
-        hostname=f"orcd-{os.getpid()}@{gethostname()}", without_mingle=True, without_gossip=True
-    )
+    program = create_worker_app(settings).Worker(hostname=node.text, without_mingle=True, without_gossip=True)
     program.start()
     exit_code: int = program.exitcode or 0
     return exit_code
@@ -134,20 +132,15 @@ def flower(options: tuple[str, ...]) -> int:
     """Watch workers and jobs in a browser, with Flower.
 
     Reads the worker's ORCD_ variables, so it finds the same Redis; prompts and answers are not shown. All options are
-    Flower's own, also as FLOWER_ variables.
+    Flower's own, also as FLOWER_ variables. It asks for a password, which it makes up unless you give one, and changes
+    nothing unless you say --read-only=false: then its buttons revoke and terminate jobs.
 
     \b
       orcd flower --port=5555 --basic-auth=me:secret
     """
-    from tornado.options import Error
+    from tasks.flower_program import FlowerProgram
 
-    from tasks.app import create_app  # without the worker's tasks, which Flower has no use for
-
-    try:
-        exit_code: int = create_app(from_environment()).start(["flower", *options]) or 0
-    except (Error, OSError, ValueError) as error:  # a value of an option, or a port that is taken
-        raise InvalidRequest(f"flower: {error}") from None
-    return exit_code
+    return FlowerProgram(from_environment(), options).run()
 
 
 @cli.group(no_args_is_help=False)

@@ -15,8 +15,11 @@ from redis.exceptions import RedisError
 
 from orcd.store.backoff import Backoff
 from tasks.celery_ext.message import Unreadable, read_task
+from tasks.celery_ext.request import Request
 
 FLUSH_S = 0.1
+PROGRESS_S = 5.0
+"""So often Flower is told how far running tasks are."""
 CLOSE_S = 5.0
 RECONNECT_S = (0.1, 1.0)
 """Time between two attempts to reach Redis: at first, and at most."""
@@ -47,6 +50,7 @@ class Consumer(celery.worker.consumer.Consumer):  # type: ignore[misc]
         self.connection_errors += (OperationalError,)  # kombu's word where it could not open a connection by itself
         if self.hub:
             self.hub.call_repeatedly(FLUSH_S, self._flush)
+            self.hub.call_repeatedly(PROGRESS_S, self._tell_progress)
 
     def on_send_event_buffered(self) -> None:
         """Leave the event in the buffer, which is flushed when it is full or its time has come."""
@@ -115,6 +119,12 @@ class Consumer(celery.worker.consumer.Consumer):  # type: ignore[misc]
         if not self._is_away:
             self._is_away = True
             logger.warning("Redis is away or refuses commands; waiting for it", exc_info=error)
+
+    def _tell_progress(self) -> None:
+        running = self.pool.dispatcher.running_jobs()
+        for request in list(state.active_requests):
+            if isinstance(request, Request):
+                request.tell_progress(running)
 
     def _flush(self) -> None:
         self.pool.observer.loop_turned()

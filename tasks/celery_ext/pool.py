@@ -70,7 +70,7 @@ class Pool(BasePool):  # type: ignore[misc]
         log = EventLog(settings.log_format, worker_id(), model=settings.model_name, device=settings.device)
         self.observer = Observer(log, worker_id(), settings)
         self._health_server: HealthServer | None = None
-        self._dispatcher: Dispatcher | None = None
+        self.dispatcher: Dispatcher | None = None
         self._finisher = Finisher(self._prepare_finisher, self.observer.log.retrying, self._thread_died)
         self._shutdown = Shutdown(settings.drain_timeout_s, self.observer.drains, self._leave, self._thread_died)
         self._is_leaving = False
@@ -83,9 +83,9 @@ class Pool(BasePool):  # type: ignore[misc]
         try:
             if settings.metrics_port:
                 self._health_server = HealthServer(self.observer, settings, self._thread_died)
-            self._dispatcher = self._connect(settings)
-            self._dispatcher.start()
-            wait_for_engine(self._dispatcher.wait_until_loaded, settings.engine_start_timeout_s, maybe_shutdown)
+            self.dispatcher = self._connect(settings)
+            self.dispatcher.start()
+            wait_for_engine(self.dispatcher.wait_until_loaded, settings.engine_start_timeout_s, maybe_shutdown)
             self._finisher.start()
             self._shutdown.start()
             # Vocabulary and code stay. Under load the garbage collector would look through them about once a second:
@@ -107,7 +107,7 @@ class Pool(BasePool):  # type: ignore[misc]
     @property
     def num_free(self) -> int:
         """How many more jobs may be taken: messages that wait for a finisher are not among those of the dispatcher."""
-        return self._dispatcher.num_free - self._finisher.num_waiting if self._dispatcher is not None else 0
+        return self.dispatcher.num_free - self._finisher.num_waiting if self.dispatcher is not None else 0
 
     def _connect(self, settings: Settings) -> Dispatcher:
         connection = connect(settings, Retry(NoBackoff(), 1))
@@ -123,9 +123,8 @@ class Pool(BasePool):  # type: ignore[misc]
             key_prefix=settings.key_prefix,
         )
         encoder = PromptEncoder.load(settings)
-        publish = self._publisher.publish
         lost, leave, died = partial(self._shutdown.begin, 1), self._told_to_leave, self._thread_died
-        return Dispatcher(settings, self._store, encoder, self.observer, publish, lost, leave, died)
+        return Dispatcher(settings, self._store, encoder, self.observer, self._publisher.publish, lost, leave, died)
 
     def _told_to_leave(self, farewell: Farewell) -> None:
         self._shutdown.begin(cold=farewell == "stop")
@@ -174,11 +173,11 @@ class Pool(BasePool):  # type: ignore[misc]
 
     def _deliver(self, message: InFlightMessage) -> None:
         """Have those jobs claimed that have no outcome yet."""
-        assert self._dispatcher is not None, "Celery starts the pool before it consumes"
+        assert self.dispatcher is not None, "Celery starts the pool before it consumes"
         deliveries = list(message.deliveries(self._done))
         message.num_waiting = len(deliveries)
         for delivery in deliveries:
-            self._dispatcher.accept(delivery)
+            self.dispatcher.accept(delivery)
 
     def _admit(self, message: InFlightMessage) -> None:
         """End the jobs of a message that must not run, send those for another model on, have the others claimed."""
@@ -208,8 +207,8 @@ class Pool(BasePool):  # type: ignore[misc]
 
         self._finisher.submit(end)
         for job_id in message.jobs:
-            if self._dispatcher is not None:
-                self._dispatcher.cancel(job_id, ERRORS["terminated"])
+            if self.dispatcher is not None:
+                self.dispatcher.cancel(job_id, ERRORS["terminated"])
 
     def _done(self, message: InFlightMessage, job_id: str, outcome: Outcome) -> None:
         with self._lock:
@@ -274,26 +273,26 @@ class Pool(BasePool):  # type: ignore[misc]
         self._shutdown.wait()
 
     def _leave(self) -> None:
-        assert self._dispatcher is not None, "who leaves while it starts closes"
+        assert self.dispatcher is not None, "who leaves while it starts closes"
         self._is_leaving = True
-        self.observer.log.draining(self._dispatcher.num_jobs, self._shutdown.drain_left_s())
-        self._dispatcher.drain(self._shutdown.drain_left_s)
+        self.observer.log.draining(self.dispatcher.num_jobs, self._shutdown.drain_left_s())
+        self.dispatcher.drain(self._shutdown.drain_left_s)
         self._close()
 
     def _close(self) -> None:
         end = time.monotonic() + HAND_BACK_S
-        if self._dispatcher is not None:
-            self._dispatcher.give_back(end - time.monotonic())
+        if self.dispatcher is not None:
+            self.dispatcher.give_back(end - time.monotonic())
         self._finisher.stop(end - time.monotonic())
-        if self._dispatcher is not None:
+        if self.dispatcher is not None:
             left_s = end - time.monotonic()
-            self._dispatcher.stop(left_s, engine_timeout_s=0.0 if self._shutdown.is_cold else left_s)
+            self.dispatcher.stop(left_s, engine_timeout_s=0.0 if self._shutdown.is_cold else left_s)
         if self._health_server is not None:
             self._health_server.close()
         self.observer.log.shutdown()
 
     def _get_info(self) -> dict[str, Any]:
-        info: dict[str, Any] = {**super()._get_info(), "model": self._settings.model_name}
-        dispatcher = self._dispatcher
-        engine = {"pid": dispatcher.engine_pid, "jobs": dispatcher.num_jobs} if dispatcher else {}
-        return {**info, "max-concurrency": self.limit, "processes": [os.getpid()], "engine": engine}
+        served = {"model": self._settings.model_name, "device": self._settings.device}
+        engine = {"pid": self.dispatcher.engine_pid, "jobs": self.dispatcher.num_jobs} if self.dispatcher else {}
+        ours = {"max-concurrency": self.limit, "processes": [os.getpid()], "engine": engine}
+        return {**super()._get_info(), **served, **ours}

@@ -6,18 +6,40 @@ ended first, or it would run when its record is next looked at.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from celery.exceptions import TaskRevokedError
 
-from tasks.observe.flower import PrivateRequest
+from orcd.errors import Cancelled, Expired
+from tasks.observe.flower import EXPIRED_EVENT, PROGRESS_EVENT, PrivateRequest, progress
+from tasks.observe.observed_job import ObservedJob
 
 REVOKED = "revoked"
 """What the request dictionary, which the pool gets, says of a message that must not run: ``revoked`` or ``expired``."""
 
 
 class Request(PrivateRequest):
-    """A message of which the jobs are ended first where Celery says that it must not run."""
+    """A message of which the jobs are ended first where Celery says that it must not run.
+
+    Flower shows a cancelled job as REVOKED and an expired one as EXPIRED; Celery's result of both is their error.
+    """
+
+    _failure: Exception | None = None
+
+    def send_event(self, type: str, **fields: Any) -> None:
+        """Tell Flower what happens to the task."""
+        if type == "task-failed" and isinstance(self._failure, Cancelled | Expired):
+            type = "task-revoked"
+            fields = {"terminated": True, "signum": None, "expired": isinstance(self._failure, Expired)}
+        super().send_event(EXPIRED_EVENT if fields.get("expired") else type, **fields)
+
+    def tell_progress(self, running: Mapping[str, ObservedJob]) -> None:
+        """Tell Flower how far the message's jobs are; ``running`` are those that run here."""
+        message: Any = self._apply_result() if self._apply_result is not None else None
+        jobs = [running[job_id] for job_id in message.jobs if job_id in running] if message is not None else []
+        if jobs:
+            self.send_event(PROGRESS_EVENT, result=progress(jobs, len(message.jobs)), sent=None)
 
     def revoked(self) -> bool:
         """False: also one that was revoked or has expired goes to the pool, which answers `on_failure` with it."""
@@ -35,6 +57,7 @@ class Request(PrivateRequest):
             (reason,) = error.args
             super()._announce_revoked(reason, reason == "terminated", None, reason == "expired")
         else:
+            self._failure = error
             super().on_failure(exc_info, send_failed_event, return_ok)
 
     def terminate(self, pool: Any, signal: Any = None) -> None:  # noqa: ARG002  (Celery's names)

@@ -103,7 +103,7 @@ class ActiveJob:
         waited_ms = max(0, claim.claimed_ms - claim.created_ms)
         self._priority = int(readable.priority * max(0.0, 1.0 - waited_ms / (1000 * ageing_s)))
         self._clock_offset_ms = claim.claimed_ms - time.monotonic() * 1000
-        self._first_token_ms = claim.first_token_ms
+        self.first_token_ms = claim.first_token_ms
         self._position = claim.log[-1].position if claim.log else Position()
         self._result = ResultBuilder(claim.job_id)
         self._append = Append(claim.job_id, claim.lease, self._position)
@@ -223,8 +223,8 @@ class ActiveJob:
         ids, choice.held = choice.held[: delta.num_ids], choice.held[delta.num_ids :]
         logprobs = choice.held_logprobs[: delta.num_ids]
         choice.held_logprobs = choice.held_logprobs[delta.num_ids :]
-        if self._first_token_ms is None:
-            self._first_token_ms = self.now_ms()
+        if self.first_token_ms is None:
+            self.first_token_ms = self.now_ms()
         token = Token(
             t=delta.text,
             i=len(choice.ids) + 1,
@@ -245,7 +245,7 @@ class ActiveJob:
         if self.ended or any(choice.finish is None for choice in self._choices):
             return self.ended
         claim = self.claim
-        first_ms = self._first_token_ms or self.now_ms()
+        first_ms = self.first_token_ms or self.now_ms()
         answers = "".join(choice.text for choice in self.result.choices)
         self.text_sha256 = hashlib.sha256(answers.encode()).hexdigest()
         self._emit(

@@ -12,7 +12,7 @@ from orcd.monitoring.worker_registry import Farewell
 from orcd.store.enqueue import Message
 from orcd.store.job_store import JobStore
 from tasks.control_listener import ControlListener
-from tasks.dispatch.active_job import Termination
+from tasks.dispatch.active_job import ActiveJob, Termination
 from tasks.dispatch.claimer import Claimer
 from tasks.dispatch.delivery import Delivery
 from tasks.dispatch.job_runner import TICK_S, JobRunner, Release
@@ -67,6 +67,10 @@ class Dispatcher:
     def num_jobs(self) -> int:
         """Jobs in flight."""
         return len(self._runner.jobs())
+
+    def running_jobs(self) -> dict[str, ActiveJob]:
+        """Jobs in flight, by their ids."""
+        return {job.job_id: job for job in self._runner.jobs()}
 
     @property
     def num_free(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from celery.app.events import Events
@@ -10,6 +11,26 @@ from celery.worker import state
 from celery.worker.request import Request
 
 from orcd.store.submission import is_well_formed
+from tasks.observe.observed_job import ObservedJob
+
+PROGRESS_EVENT = "task-sent"
+"""Brings a running task's ``result`` up to date. Its state stays STARTED, as this is what a task is before that; so it
+still becomes REVOKED, which no task with a state of our own would."""
+EXPIRED_EVENT = "task-expired"
+"""Gives a task the state EXPIRED."""
+
+
+def progress(jobs: Sequence[ObservedJob], num_jobs: int) -> str:
+    """How far the running ones of a message's jobs are."""
+    num_tokens = sum(job.num_tokens_out for job in jobs)
+    rate = sum(_tokens_per_s(job) for job in jobs)
+    of_many = f"{len(jobs)} of {num_jobs} jobs run, " if num_jobs > 1 else ""
+    return f"{of_many}{num_tokens} tokens so far, {rate:.1f} a second"
+
+
+def _tokens_per_s(job: ObservedJob) -> float:
+    passed_ms = job.now_ms() - job.first_token_ms if job.first_token_ms else 0
+    return 1000 * (job.num_tokens_out - 1) / passed_ms if passed_ms > 0 else 0.0
 
 
 class PrivateRequest(Request):  # type: ignore[misc]

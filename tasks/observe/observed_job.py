@@ -29,6 +29,13 @@ class ObservedJob(Protocol):
         """Tokens generated so far, over all choices."""
 
     @property
+    def first_token_ms(self) -> int | None:
+        """When the first token came, by the Redis clock in Unix milliseconds."""
+
+    def now_ms(self) -> int:
+        """The time on the Redis clock, as far as it was known at the claim."""
+
+    @property
     def usage(self) -> contract.Usage:
         """What its ended answers cost the engine here."""
 

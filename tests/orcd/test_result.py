@@ -143,7 +143,10 @@ def test_a_result_taken_early_does_not_change_later():
 def test_the_representation_shows_no_text():
     events = [Token("CANARY", 1, [1], analysis="CANARY"), Error("INTERNAL", "CANARY", False)]
     assert repr(fold("j", events)) == str(fold("j", events)) == "<Result j failed error=INTERNAL tokens_out=1>"
-    assert repr(fold("j", [events[0], END])) == "<Result j succeeded choices=1 tokens_out=5>"
+    assert repr(fold("j", [events[0], END])) == (
+        "<Result j succeeded finish_reason=stop tokens_in=3 tokens_out=5 tokens_per_s=121.2 queue_ms=11 "
+        "first_token_ms=22 choices=1>"
+    )
 
 
 def test_celery_stores_plain_values():

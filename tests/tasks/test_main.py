@@ -76,11 +76,11 @@ def test_a_model_that_is_not_there_is_named(line: str, tmp_path: Path, capsys: p
     assert one_error(capsys, "MODEL_LOAD_FAILED").startswith(f"{model}: ")
 
 
-def test_flower_gets_its_options_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_flower_is_read_only_and_else_gets_its_options_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
     started: list[list[str]] = []
     monkeypatch.setattr(Celery, "start", lambda app, arguments: started.append(arguments))
     assert run(cli, ["flower", "--port=5556", "--basic-auth", "me:secret", "-x"]) == 0
-    assert started == [["flower", "--port=5556", "--basic-auth", "me:secret", "-x"]]
+    assert started == [["flower", "--read-only", "--port=5556", "--basic-auth", "me:secret", "-x"]]
 
 
 def test_a_worker_starts_without_what_only_others_need() -> None:

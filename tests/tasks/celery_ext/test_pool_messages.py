@@ -68,7 +68,7 @@ class Scene:
         self.store = JobStore(redis.Redis.from_url(url), owner="w", model="demo", lease_ms=60_000, ttl_s=60)
         self.pool._store = self.store
         self.pool._publisher = Publisher(ClientSettings(redis_url=url))
-        self.pool._dispatcher = self.dispatcher  # type: ignore[assignment]
+        self.pool.dispatcher = self.dispatcher  # type: ignore[assignment]
         self.pool._finisher.start()
         self.answers: list[Any] = []
 

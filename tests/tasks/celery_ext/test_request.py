@@ -15,6 +15,7 @@ from celery.worker import state
 from celery.worker.request import create_request_cls
 from kombu import Message
 
+from orcd.errors import Cancelled, Expired, VramOom
 from tasks.celery_ext.request import Request
 from tasks.celery_ext.tasks import GenerateTask
 
@@ -102,3 +103,53 @@ def test_a_cold_shutdown_ends_no_job(app: Celery) -> None:
     made.cancel(Mock(), emit_retry=False)
     message.terminate.assert_not_called()
     assert not made.acknowledged
+
+
+def failed(error: Exception) -> ExceptionInfo:
+    try:
+        raise error
+    except Exception:
+        return ExceptionInfo()
+
+
+@pytest.mark.parametrize(
+    ("error", "shown"),
+    [
+        (Cancelled("cancelled"), ("task-revoked", {"terminated": True, "signum": None, "expired": False})),
+        (Expired("too late"), ("task-expired", {"terminated": True, "signum": None, "expired": True})),
+    ],
+)
+def test_a_job_that_was_cancelled_or_has_expired_is_no_failure_in_flower(
+    app: Celery, error: Exception, shown: tuple[str, dict[str, Any]]
+) -> None:
+    made = request(app)
+    made._eventer = Mock(enabled=True)
+    made.on_failure(failed(error))
+    told = [(each.args[0], {**each.kwargs}) for each in made._eventer.send.call_args_list]
+    assert told == [(shown[0], {"uuid": "t-1", **shown[1]})]
+
+
+def test_another_error_is_one(app: Celery) -> None:
+    made = request(app)
+    made._eventer = Mock(enabled=True)
+    made.on_failure(failed(VramOom("does not fit")))
+    assert [each.args[0] for each in made._eventer.send.call_args_list] == ["task-failed"]
+
+
+def test_the_progress_of_a_messages_jobs_is_told_while_they_run(app: Celery) -> None:
+    made = request(app)
+    made._eventer = Mock(enabled=True)
+    job = Mock(num_tokens_out=17, first_token_ms=1000)
+    job.now_ms.return_value = 3000
+    made.tell_progress({"a": job})
+    assert made._eventer.send.call_args_list == [], "it has not come to the pool yet"
+    message = Mock(jobs={"a": None, "b": None})
+    made._apply_result = lambda: message
+    made.tell_progress({"other": job})
+    assert made._eventer.send.call_args_list == []
+    made.tell_progress({"a": job})
+    [told] = made._eventer.send.call_args_list
+    assert told.args == ("task-sent",)
+    assert told.kwargs == {
+        "uuid": "t-1", "result": "1 of 2 jobs run, 17 tokens so far, 8.0 a second", "sent": None,
+    }  # fmt: skip

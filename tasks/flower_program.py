@@ -1,0 +1,85 @@
+"""Flower as ``orcd flower`` starts it: with a password, read-only, and with the queues that nobody serves."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import sys
+from collections.abc import Mapping, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import redis
+from flower.options import DEFAULT_CONFIG_FILE
+from flower.views import BaseHandler
+from tornado.options import Error
+
+from orcd.errors import InvalidRequest
+from orcd.store.redis_connection import connect
+from tasks.app import create_app
+from worker.settings import Settings
+
+USER = "orcd"
+MOST_LISTS = 10_000
+_LOGINS = {"auth", "basic_auth", "auth_provider"}
+
+
+class FlowerProgram:
+    """Flower with a worker's settings. ``arguments`` are Flower's own, as are FLOWER_ variables and its options file.
+
+    Where these do not say who may see it, it makes up a password and tells that to the terminal.
+    """
+
+    def __init__(
+        self, settings: Settings, arguments: Sequence[str], environment: Mapping[str, str] = os.environ
+    ) -> None:
+        self._settings = settings
+        self._arguments = list(arguments)
+        self._given = {argument.lstrip("-").partition("=")[0].replace("-", "_") for argument in arguments}
+        self._given |= {name.removeprefix("FLOWER_").lower() for name in environment if name.startswith("FLOWER_")}
+
+    def run(self) -> int:
+        """Serve until it is told to stop; returns the exit code. Raises `InvalidRequest` for an option's value."""
+        app = create_app(self._settings)  # without the worker's tasks, which Flower has no use for
+        arguments = ["flower", *self._defaults(), *self._arguments]
+        with connect(self._settings) as connection:
+            show_all_queues(connection, self._settings.key_prefix)
+            try:
+                exit_code: int = app.start(arguments) or 0
+            except (Error, OSError, ValueError) as error:  # a value of an option, or a port that is taken
+                raise InvalidRequest(f"flower: {error}") from None
+            return exit_code
+
+    def _defaults(self) -> list[str]:
+        """Options for what nobody has said. A file of options is taken to say all."""
+        if "conf" in self._given or Path(DEFAULT_CONFIG_FILE).exists():
+            return []
+        read_only = [] if "read_only" in self._given else ["--read-only"]
+        if self._given & _LOGINS:
+            return read_only
+        if not sys.stderr.isatty():
+            raise InvalidRequest(
+                "flower: it needs a password: set FLOWER_BASIC_AUTH=USER:PASSWORD, or give --basic-auth"
+            )
+        password = secrets.token_urlsafe(12)
+        print(
+            f"Flower's user is {USER}, its password {password} (--basic-auth=USER:PASSWORD is another)", file=sys.stderr
+        )
+        return [*read_only, f"--basic-auth={USER}:{password}"]
+
+
+def show_all_queues(connection: Any, key_prefix: str) -> None:
+    """Have Flower list all our queues that hold messages. By itself it knows only those that some worker serves."""
+    of_workers = BaseHandler.get_active_queue_names
+
+    def of_all(handler: BaseHandler) -> list[str]:
+        try:
+            lists = connection.scan_iter(f"{key_prefix}orcd*", count=1000, _type="list")
+            names = [key.decode(errors="replace").removeprefix(key_prefix) for key in islice(lists, MOST_LISTS)]
+        except redis.RedisError:
+            names = []
+        ours = {name.partition(":")[0] for name in names}
+        return sorted({*of_workers(handler), *(name for name in ours if name == "orcd" or name.startswith("orcd."))})
+
+    BaseHandler.get_active_queue_names = of_all

@@ -1,0 +1,91 @@
+"""Flower's options, and the queues that it lists. Its pages are read by test_flower_program_pages.py."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+from unittest.mock import Mock
+
+import pytest
+import redis
+from celery import Celery
+from flower.views import BaseHandler
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from orcd.errors import InvalidRequest
+from tasks.flower_program import FlowerProgram, show_all_queues
+from worker.settings import Settings
+
+SETTINGS = Settings(device="cpu")
+
+
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[list[str]]:
+    """The command lines that Celery is started with."""
+    found: list[list[str]] = []
+    monkeypatch.setattr(Celery, "start", lambda app, arguments: found.append(arguments))
+    monkeypatch.setattr(BaseHandler, "get_active_queue_names", BaseHandler.get_active_queue_names)
+    monkeypatch.chdir(tmp_path)
+    return found
+
+
+def test_a_password_is_made_up_for_a_terminal(
+    started: list[list[str]], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    assert FlowerProgram(SETTINGS, ["--port=5556"], {}).run() == 0
+    [[flower, read_only, login, port]] = started
+    assert (flower, read_only, port) == ("flower", "--read-only", "--port=5556")
+    found = re.fullmatch(r"--basic-auth=orcd:(\S{16})", login)
+    assert found
+    assert found[1] in capsys.readouterr().err
+
+
+def test_elsewhere_it_asks_for_one_as_it_would_end_in_a_log(started: list[list[str]]) -> None:
+    with pytest.raises(InvalidRequest, match="FLOWER_BASIC_AUTH"):
+        FlowerProgram(SETTINGS, [], {}).run()
+    assert started == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environment", "expected"),
+    [
+        (["--basic-auth=a:b"], {}, ["--read-only"]),
+        (["--read-only=false", "--basic_auth=a:b"], {}, []),
+        ([], {"FLOWER_BASIC_AUTH": "a:b", "FLOWER_READ_ONLY": "false"}, []),
+        (["--auth=.*@example"], {}, ["--read-only"]),
+        (["--conf=mine.py"], {}, []),
+    ],
+)
+def test_what_was_said_is_left_as_it_is(
+    started: list[list[str]], arguments: list[str], environment: dict[str, str], expected: list[str]
+) -> None:
+    assert FlowerProgram(SETTINGS, arguments, environment).run() == 0
+    assert started == [["flower", *expected, *arguments]]
+
+
+def test_a_file_of_options_says_all(started: list[list[str]]) -> None:
+    Path("flowerconfig.py").write_text("basic_auth = ['a:b']")
+    assert FlowerProgram(SETTINGS, [], {}).run() == 0
+    assert started == [["flower"]]
+
+
+def test_queues_that_nobody_serves_are_among_the_names(
+    started: list[list[str]], connection: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(BaseHandler, "get_active_queue_names", lambda _: ["orcd", "orcd.demo"])
+    show_all_queues(connection, "")
+    for name in ("orcd.foreign:7", "orcd.foreign", "orcdish", "celery", "orcd:3"):
+        connection.lpush(name, "x")
+    connection.set("orcd.a-string", "x")
+    handler = Mock(spec=BaseHandler)
+    assert BaseHandler.get_active_queue_names(handler) == ["orcd", "orcd.demo", "orcd.foreign"]
+
+
+def test_without_redis_flower_lists_those_of_workers(started: list[list[str]], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(BaseHandler, "get_active_queue_names", lambda _: ["orcd"])
+    with redis.Redis(port=1, retry=Retry(NoBackoff(), 0)) as nobody:
+        show_all_queues(nobody, "")
+        assert BaseHandler.get_active_queue_names(Mock(spec=BaseHandler)) == ["orcd"]
