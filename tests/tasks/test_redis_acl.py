@@ -26,6 +26,7 @@ from tests.conftest import wait_until
 from tests.orcd.gateway.gateway_process import GatewayProcess
 from tests.orcd.redis_servers import ConfiguredServer
 from tests.tasks.dispatch.test_dispatcher_threads import _free_port
+from tests.tasks.slow_engine import slow_engine
 from tests.tasks.worker_process import WorkerProcess, wait_until_running
 from worker.settings import Settings
 
@@ -77,10 +78,10 @@ def test_everything_works_with_the_rights_and_uses_them_all(
     server: ConfiguredServer, demo_model: Path, tmp_path: Path
 ) -> None:
     url = f"redis://orcd:pass@127.0.0.1:{server.port}/0"
-    metrics = {"ORCD_METRICS_PORT": str(_free_port())}
+    variables = slow_engine(tmp_path) | {"ORCD_METRICS_PORT": str(_free_port())}  # slow: what is cancelled still runs
     with (
         Watch(server.port) as watch,
-        WorkerProcess(url, demo_model, tmp_path, **metrics) as worker,
+        WorkerProcess(url, demo_model, tmp_path, **variables) as worker,
         Client(url) as client,
     ):
         _use_clients(client, url)
@@ -114,7 +115,7 @@ def _use_clients(client: Client, url: str) -> None:
             return "".join([text async for text in other.stream(**REQUEST)])
 
     assert "".join(client.stream(**REQUEST)) == asyncio.run(use())
-    assert "".join(client.stream(**REQUEST | {"max_tokens": 400, "on_disconnect": "cancel"}))
+    assert "".join(client.stream(**REQUEST | {"max_tokens": 100, "on_disconnect": "cancel"}))
     job_ids = client.submit_many([REQUEST | {"max_tokens": 400}, REQUEST])
     wait_until_running(client, job_ids[:1])
     assert client.cancel(job_ids[0]) == "running"

@@ -16,6 +16,7 @@ from orcd.client import Client
 from orcd.errors import InferenceTimeout
 from orcd.events import Error
 from tests.conftest import wait_until
+from tests.tasks.slow_engine import slow_engine
 from tests.tasks.worker_process import WorkerProcess, wait_until_running
 
 SHORT = {"prompt": "old pond", "max_tokens": 8, "temperature": 0.0, "ignore_eos": True}
@@ -70,7 +71,7 @@ def test_a_message_that_expires_in_the_queue_ends_its_job(
 def test_a_terminated_job_is_cancelled_and_stays_revoked(
     app: Celery, client: Client, redis_url: str, demo_model: Path, tmp_path: Path
 ) -> None:
-    with WorkerProcess(redis_url, demo_model, tmp_path):
+    with WorkerProcess(redis_url, demo_model, tmp_path, **slow_engine(tmp_path)):
         job_id = app.send_task("orcd.generate", kwargs=LONG).id
         wait_until_running(client, [job_id], 3)
         app.control.terminate(job_id)
@@ -86,14 +87,15 @@ def test_a_cold_shutdown_hands_jobs_over(
     app: Celery, client: Client, redis_url: str, demo_model: Path, tmp_path: Path, signals: list[int], remapped: str
 ) -> None:
     """F10: it cancelled them."""
-    with WorkerProcess(redis_url, demo_model, tmp_path, REMAP_SIGTERM=remapped) as worker:
+    variables = slow_engine(tmp_path) | {"REMAP_SIGTERM": remapped}
+    with WorkerProcess(redis_url, demo_model, tmp_path, **variables) as worker:
         job_id = app.send_task("orcd.generate", kwargs=LONG).id
         wait_until_running(client, [job_id])
         os.kill(worker.engine_pid, signal.SIGSTOP)  # so it does not end here
         for number in signals:
             worker.process.send_signal(number)
             time.sleep(0.5)
-        assert worker.process.wait(20) == 0
+        assert worker.process.wait(60) == 0
     assert client.status(job_id).state == "queued"
     assert app.AsyncResult(job_id).state == "PENDING"
     assert app.backend.client.llen("orcd:5") > 0
@@ -102,17 +104,18 @@ def test_a_cold_shutdown_hands_jobs_over(
 def test_a_time_limit_of_any_kind_ends_a_job_also_with_the_worker_that_takes_it_over(
     app: Celery, client: Client, redis_url: str, demo_model: Path, tmp_path: Path
 ) -> None:
-    kinds: list[dict[str, Any]] = [{"time_limit": 1}, {"soft_time_limit": 1}, {"time_limit": 60, "soft_time_limit": 1}]
-    with WorkerProcess(redis_url, demo_model, tmp_path) as first:
+    kinds: list[dict[str, Any]] = [{"time_limit": 4}, {"soft_time_limit": 4}, {"time_limit": 60, "soft_time_limit": 4}]
+    variables = slow_engine(tmp_path)
+    with WorkerProcess(redis_url, demo_model, tmp_path, **variables) as first:
         results = [app.send_task("orcd.generate", kwargs=LONG, **limits) for limits in kinds]
         wait_until_running(client, [result.id for result in results])
         os.kill(first.engine_pid, signal.SIGSTOP)
         first.kill()
         assert first.events("execute_end") == []
-    with WorkerProcess(redis_url, demo_model, tmp_path):
+    with WorkerProcess(redis_url, demo_model, tmp_path, **variables):
         for result in results:
             with pytest.raises(InferenceTimeout):
-                result.get(timeout=20)
+                result.get(timeout=30)
             assert client.result(result.id, timeout=5).state == "failed"
 
 

@@ -23,7 +23,7 @@ from tests.tasks.dispatch.test_dispatcher_threads import _free_port
 from tests.tasks.slow_engine import slow_engine
 from tests.tasks.worker_process import WorkerProcess, wait_until_running
 
-LONG: dict[str, Any] = {"prompt_token_ids": [9, 8, 7], "max_tokens": 40, "seed": 4, "ignore_eos": True}
+LONG: dict[str, Any] = {"prompt_token_ids": [9, 8, 7], "max_tokens": 100, "seed": 4, "ignore_eos": True}
 DRAIN_S, END_S = 2, 15
 """The time that jobs have in these tests, and what all else may take on a busy machine."""
 LONG_DRAIN_S = 60

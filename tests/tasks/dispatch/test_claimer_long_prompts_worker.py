@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from orcd.client import Client
+from tests.tasks.slow_engine import slow_engine
 from tests.tasks.worker_process import WorkerProcess, wait_until_running
 
 NUM_CHARACTERS = 4 * 1024 * 1024
-LONG: dict[str, Any] = {"prompt_token_ids": [9, 8, 7], "max_tokens": 400, "seed": 4, "ignore_eos": True}
+LONG: dict[str, Any] = {"prompt_token_ids": [9, 8, 7], "max_tokens": 100, "seed": 4, "ignore_eos": True}
 
 
 def _prompts() -> list[dict[str, Any]]:
@@ -21,7 +22,8 @@ def _prompts() -> list[dict[str, Any]]:
 
 def test_six_prompts_of_four_megabytes_cost_no_lease(redis_url: str, demo_model: Path, tmp_path: Path) -> None:
     """F16: each was encoded for seconds in which no other thread ran; leases ran out, and prompts ended POISONED."""
-    with WorkerProcess(redis_url, demo_model, tmp_path) as worker, Client(redis_url) as client:
+    slow = slow_engine(tmp_path, 0.1)  # so that jobs run meanwhile
+    with WorkerProcess(redis_url, demo_model, tmp_path, **slow) as worker, Client(redis_url) as client:
         running = client.submit_many([LONG] * 8)
         wait_until_running(client, running, 5)
         prompts = [client.submit(**fields) for fields in _prompts()]

@@ -114,7 +114,7 @@ def test_a_worker_that_is_told_to_stop_hands_its_jobs_over(redis_url: str, demo_
             assert _contents(streams.results()) == expected
         with suppress(ProcessLookupError):  # on a slow machine the worker has killed it by now
             os.kill(leaver.engine_pid, signal.SIGCONT)
-        assert leaver.process.wait(30) == 0
+        assert leaver.process.wait(60) == 0
         assert client.status(streams.job_ids[0]).attempt == 1, "leaving in good order is no failed attempt"
 
 
@@ -146,7 +146,7 @@ def test_a_worker_whose_engine_cannot_be_brought_back_leaves_and_its_jobs_go_on_
         with WorkerProcess(redis_url, demo_model, tmp_path):
             model.unlink()
             loser.kill_engine()
-            assert loser.process.wait(30) == 1
+            assert loser.process.wait(60) == 1
             assert {event["code"] for event in loser.events("error")} == {"ENGINE_LOST", "MODEL_LOAD_FAILED"}
             assert _contents(streams.results()) == expected
 
@@ -157,7 +157,7 @@ def test_a_worker_takes_no_more_jobs_than_it_may_hold(redis_url: str, demo_model
         Client(redis_url) as client,
     ):
         job_ids = client.submit_many(
-            [{"prompt_token_ids": [5], "max_tokens": 30, "ignore_eos": True, "seed": i} for i in range(5)]
+            [{"prompt_token_ids": [5], "max_tokens": 100, "ignore_eos": True, "seed": i} for i in range(5)]
         )
         wait_until_running(client, job_ids[:1], 5)
         states = [client.status(job_id).state for job_id in job_ids]

@@ -13,6 +13,7 @@ import pytest
 from orcd.client import Client
 from orcd.result import Result
 from tests.models.files import SMALL
+from tests.tasks.slow_engine import slow_engine
 from tests.tasks.worker_process import WorkerProcess, wait_until_running
 
 NUM_JOBS = 64
@@ -122,7 +123,7 @@ def test_jobs_that_come_during_a_search_wait_and_all_are_handed_over_when_the_wo
         leaver.wait_for("isolation")
         job_ids += client.submit_many(rest[3:])
         leaver.process.terminate()
-        assert leaver.process.wait(30) == 0
+        assert leaver.process.wait(60) == 0
         with WorkerProcess(redis_url, MODEL, tmp_path, **mortal(tmp_path)):
             ended = [client.result(job_id, timeout=60) for job_id in job_ids]
         assert [result.state for result in ended] == ["failed", *["succeeded"] * 7]
@@ -132,14 +133,15 @@ def test_jobs_that_come_during_a_search_wait_and_all_are_handed_over_when_the_wo
 def test_a_lone_job_is_given_up_with_the_third_sigkill_from_outside(
     redis_url: str, demo_model: Path, tmp_path: Path
 ) -> None:
-    with WorkerProcess(redis_url, demo_model, tmp_path) as worker, Client(redis_url) as client:
+    variables = slow_engine(tmp_path)
+    with WorkerProcess(redis_url, demo_model, tmp_path, **variables) as worker, Client(redis_url) as client:
         job_id = client.submit(prompt_token_ids=[5, 6, 7], max_tokens=900, ignore_eos=True)
         wait_until_running(client, [job_id], 5)
         for deaths in (1, 2, 3):
             assert client.status(job_id).state == "running"
             os.kill(worker.engine_pid, signal.SIGKILL)
             worker.wait_for("ready", deaths + 1)
-        result = client.result(job_id, timeout=30)
+        result = client.result(job_id, timeout=60)
         assert result.error is not None
         assert (result.state, result.error.code) == ("failed", "POISONED")
-        assert client.result(client.submit(prompt_token_ids=[5], max_tokens=3), timeout=30).state == "succeeded"
+        assert client.result(client.submit(prompt_token_ids=[5], max_tokens=3), timeout=60).state == "succeeded"

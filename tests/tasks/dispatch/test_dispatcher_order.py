@@ -41,7 +41,7 @@ def test_the_least_urgent_job_is_served_in_time_while_the_most_urgent_ones_never
     redis_url: str, demo_model: Path, tmp_path: Path
 ) -> None:
     """F18: priority 9 under constant load of priority 0 waited for 2.1 hours."""
-    settings = {"ORCD_MAX_SEQUENCES": "2", "ORCD_AGEING_S": "2"}
+    settings = {"ORCD_MAX_SEQUENCES": "2", "ORCD_AGEING_S": "2", **slow_engine(tmp_path, 0.01)}
     urgent = requests(12, 30, priority=0)
     with WorkerProcess(redis_url, demo_model, tmp_path, **settings), Client(redis_url) as client:
         waiting = client.submit_many(urgent)
@@ -63,7 +63,7 @@ def test_the_least_urgent_job_is_served_in_time_while_the_most_urgent_ones_never
 def test_a_tenant_with_few_jobs_does_not_wait_for_one_with_many(
     redis_url: str, demo_model: Path, tmp_path: Path
 ) -> None:
-    settings = {"ORCD_MAX_SEQUENCES": "2"}
+    settings = {"ORCD_MAX_SEQUENCES": "2", **slow_engine(tmp_path)}
     with WorkerProcess(redis_url, demo_model, tmp_path, **settings), Client(redis_url) as client:
         many = client.submit_many(requests(60, 20, tenant="many"))
         wait_until_running(client, many[:1])
