@@ -6,6 +6,7 @@ are the same setting. The README lists them; `worker.settings` extends `ClientSe
 
 from __future__ import annotations
 
+import difflib
 import os
 import re
 from collections.abc import Mapping
@@ -127,7 +128,9 @@ def read_environment(kind: type[S], environment: Mapping[str, str] | None = None
         if variable.startswith(PREFIX) and text and not _is_service_link(variable, text):
             name = variable.removeprefix(PREFIX).lower()
             if name not in NAMES:
-                raise InvalidRequest(f"unknown environment variable {variable}; see the README's list")
+                similar = difflib.get_close_matches(name, NAMES, 1)
+                meant = f"did you mean {PREFIX}{similar[0].upper()}?" if similar else "see the README's list"
+                raise InvalidRequest(f"unknown environment variable {variable}; {meant}")
             if name in types:
                 values[name] = _parse(name, types[name], text)
     values.update({name: value for name, value in overrides.items() if value is not None})

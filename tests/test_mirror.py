@@ -19,6 +19,7 @@ WITHOUT_TESTS = {
     "kernels/errors.py": "exception classes; what they say is tested where they are raised",
     "kernels/ops/matmul_params.py": "structs, which compiling the kernels compares with CUDA's",
     "orcd/batch/line.py": "types without methods",
+    "orcd/monitoring/check.py": "types without methods",
     "orcd/batch/results/result_format.py": "a protocol, whose classes are tested",
     **{
         f"orcd/gateway/{name}.py": f"tested through the API, by tests/orcd/gateway/{test}.py"

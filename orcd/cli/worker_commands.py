@@ -1,18 +1,26 @@
-"""The commands about workers: workers, drain, stop."""
+"""The commands about workers: workers, drain, stop, doctor."""
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from importlib.util import find_spec
+from itertools import chain
 
 import click
+import msgspec
 
 from orcd.cli import terminal
 from orcd.cli.command_line import report
 from orcd.cli.job_commands import json_option, redis_option
+from orcd.cli.process_commands import WORKER_PACKAGES, environment
 from orcd.client import Client
 from orcd.errors import InvalidRequest
+from orcd.monitoring.check import Check
+from orcd.monitoring.redis_checks import RedisChecks
 from orcd.monitoring.worker_registry import Farewell, WorkerRegistry
 from orcd.settings import ClientSettings, read_environment
 from orcd.status import WorkerStatus
@@ -114,4 +122,50 @@ def _send_away(worker: str, farewell: Farewell, timeout_s: float, redis_url: str
     return 0
 
 
-COMMANDS = (workers, drain, stop)
+@click.command()
+@click.option("--model", metavar="M.gguf", help="Also check this model file; default: $ORCD_MODEL.")
+@click.option("--device", metavar="DEVICE", help="cuda:0 (default), another GPU, or cpu.")
+@redis_option
+@json_option
+def doctor(model: str | None, device: str | None, redis_url: str | None, as_json: bool) -> int:
+    """Check what a worker needs, and say what to do about what is missing.
+
+    The device with its driver and compiler, where compiled kernels are kept, the model file and its memory; Redis, its
+    version, whether it evicts or forgets, and what its user may do; whether any worker is alive. Exit code 1 if there
+    is a problem.
+    """
+    settings = read_environment(ClientSettings, redis_url=redis_url)
+    num_problems = 0
+    for check in chain(_machine_checks(model, device), RedisChecks(settings)):
+        num_problems += check.outcome == "problem"
+        if as_json:
+            terminal.write_json(check)
+            continue
+        print(f"{check.outcome:<8} {check.name:<18} {check.found}")
+        if check.outcome != "good":
+            print(f"{'':<8} {'':<18} -> {check.advice}")
+    return 1 if num_problems else 0
+
+
+def _machine_checks(model: str | None, device: str | None) -> Iterator[Check]:
+    """Those that need a worker's packages, made by a program of theirs."""
+    missing = [package for package in WORKER_PACKAGES if find_spec(package) is None]
+    if missing:
+        found = f"a worker's packages are not installed ({', '.join(missing)})"
+        yield Check("worker", "warning", found, "pip install 'orcd[worker]', if one shall run here")
+        return
+    given = {"--model": model, "--device": device}
+    flags = [word for name, value in given.items() if value is not None for word in (name, value)]
+    done = subprocess.run(
+        [sys.executable, "-P", "-m", "worker", "doctor", *flags],
+        env=environment(os.environ), capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    yield from (msgspec.json.decode(line, type=Check) for line in done.stdout.splitlines())
+    if done.returncode:
+        [*_, last] = ["it said nothing", *done.stderr.splitlines()]
+        yield Check(
+            "worker", "problem", f"its checks ended with {done.returncode}: {last}", "see python -m worker doctor"
+        )
+
+
+COMMANDS = (workers, drain, stop, doctor)

@@ -14,6 +14,7 @@ from kernels.devices.open import open_device
 from kernels.devices.protocol import GpuDevice, is_gpu
 from kernels.weights.formats import FORMATS
 from orcd.errors import ModelLoadFailed
+from worker.commands.ram_plan import RamPlan, plan_ram
 from worker.load import open_configured_device
 from worker.memory_plan import plan_memory
 from worker.model.config import ModelConfig
@@ -74,17 +75,20 @@ class Report(msgspec.Struct, frozen=True):
     supported: bool
     problems: list[str]
     vram_plan: Plan | None = None
+    ram_plan: RamPlan | None = None
 
 
 def inspect_model(model: Path, settings: Settings | None) -> Report:
-    """The report on a GGUF file; with ``settings`` of a GPU, also the plan of a worker's memory there.
+    """The report on a GGUF file; with ``settings`` also the plan of a worker's memory on their device.
 
     Raises `ModelLoadFailed` for what is no GGUF file at all.
     """
     gguf = open_gguf(model)
     report = inspect_gguf(gguf)
-    if settings is None or settings.device == "cpu" or not report.supported:
+    if settings is None or not report.supported:
         return report
+    if settings.device == "cpu":
+        return msgspec.structs.replace(report, ram_plan=plan_ram(gguf, settings))
     try:
         plan = plan_for(gguf, settings)
     except ModelLoadFailed as error:  # of what the CPU could run
@@ -220,6 +224,8 @@ def format_report(report: Report) -> str:
         lines.append(f"                  {_size(report.vram_kv_bytes_per_1k_tokens)} for KV per 1,024 tokens (float16)")
     if report.vram_plan is not None:
         lines += _plan_lines(report.vram_plan)
+    if report.ram_plan is not None:
+        lines += _ram_lines(report.ram_plan)
     lines.append(f"  supported       {'yes' if report.supported else 'no'}")
     lines += [f"    {problem}" for problem in report.problems]
     return "\n".join(lines)
@@ -242,6 +248,23 @@ def _plan_lines(plan: Plan) -> list[str]:
         fit = "it fits" if plan.fits else "INSUFFICIENT_VRAM"
         lines.append(f"    {plan.available_bytes / 2**20:10,.0f} MiB available: {fit}")
     return lines + ([f"    {plan.note}"] if plan.note else [])
+
+
+def _ram_lines(plan: RamPlan) -> list[str]:
+    """The plan, a line for each use."""
+    uses = {
+        "weights, mapped from the file": plan.weights_bytes,
+        f"KV cache of {plan.kv_cache_tokens:,} tokens": plan.kv_cache_bytes,
+        "expanded weights": plan.dequant_cache_bytes,
+        "activations, about": plan.activations_bytes,
+        "processes, about": plan.processes_bytes,
+        "in all, about": plan.total_bytes,
+    }
+    lines = ["  on cpu"] + [f"    {num_bytes / 2**20:10,.0f} MiB {use}" for use, num_bytes in uses.items()]
+    if plan.available_bytes is not None:
+        fit = "it fits" if plan.fits else "it does not fit: lower ORCD_MAX_SEQUENCES or ORCD_KV_CACHE_BYTES"
+        lines.append(f"    {plan.available_bytes / 2**20:10,.0f} MiB available: {fit}")
+    return lines
 
 
 def _size(num_bytes: int) -> str:

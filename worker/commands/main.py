@@ -39,9 +39,21 @@ def cli() -> None:
     """Work with a model file, or measure the engine, without a queue."""
 
 
+@cli.command(hidden=True)
+@click.option("--model", metavar="M.gguf")
+@_device_option
+def doctor(model: str | None, device: str | None) -> None:
+    """Check the device, the kernels' cache and the model: a JSON object a line, for orcd doctor."""
+    from worker.commands.doctor import checks
+    from worker.commands.jsonl_answers import write_json
+
+    for check in checks(from_environment(model=model, device=device)):
+        write_json(check)
+
+
 @cli.command()
 @_model_argument
-@click.option("--device", metavar="cuda:N", help="Also plan a worker's memory there, GPU or no GPU.")
+@click.option("--device", metavar="DEVICE", help="Also plan a worker's memory on cuda:N, GPU or no GPU, or on cpu.")
 @_json_option
 def inspect(model: Path, device: str | None, as_json: bool) -> None:
     """Describe a model file: architecture, tensors, tokenizer, memory."""

@@ -50,7 +50,7 @@ class Engine:
             raise InvalidRequest(
                 f"context_length is {self.context_length}, but the model's ends at {model.config.context_length}"
             )
-        num_blocks = _num_blocks(model, settings, self.context_length)
+        num_blocks = num_cache_blocks(model, settings, self.context_length)
         self._recompute_at = model.recompute_at
         self._builder = SequenceBuilder(
             vocab_size=model.config.vocab_size,
@@ -262,8 +262,11 @@ class Engine:
             del self._requests[sequence.request_id]
 
 
-def _num_blocks(model: Model, settings: Settings, context_length: int) -> int:
-    """Blocks of the KV cache; by default `DEFAULT_TOKENS_PER_SEQUENCE` for each sequence that may run."""
+def num_cache_blocks(model: Model, settings: Settings, context_length: int) -> int:
+    """Blocks of the KV cache; by default `DEFAULT_TOKENS_PER_SEQUENCE` for each sequence that may run.
+
+    Raises `InsufficientVram` where there is no room for one.
+    """
     block_bytes = model.bytes_per_block(settings.kv_block_tokens)
     blocks_per_sequence = -(-min(context_length, DEFAULT_TOKENS_PER_SEQUENCE) // settings.kv_block_tokens)
     default_bytes = min(settings.max_sequences * blocks_per_sequence * block_bytes, DEFAULT_CACHE_BYTES)

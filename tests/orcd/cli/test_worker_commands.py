@@ -12,6 +12,7 @@ import redis
 from orcd.cli import worker_commands
 from orcd.monitoring.worker_registry import WorkerRegistry
 from orcd.store import schema
+from tests.conftest import DEMO_MODEL
 from tests.orcd.cli.command_line import one_error, run
 
 NOWHERE = "redis://127.0.0.1:1/0"
@@ -119,3 +120,37 @@ def test_every_command_explains_itself(name: str, capsys: pytest.CaptureFixture[
 def test_without_redis_every_command_says_so(line: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run([*line.split(), "--redis", NOWHERE]) == 1
     assert one_error(capsys, "REDIS_UNAVAILABLE").startswith("cannot reach Redis at redis://127.0.0.1:1/0; ")
+
+
+def test_doctor_prints_what_it_finds_and_what_to_do(
+    registry: WorkerRegistry, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = str(DEMO_MODEL)
+    assert run(["doctor", "--device", "cpu", "--model", model]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[:2] for line in lines[:2]] == [["good", "device"], ["good", "model"]]
+    assert any(line.split() == ["->", "set", "appendonly", "yes"] for line in lines)
+    assert run(["doctor", "--device", "cpu", "--model", "missing.gguf", "--redis", NOWHERE, "--json"]) == 1
+    found = {check["name"]: check for check in map(json.loads, capsys.readouterr().out.splitlines())}
+    assert {name: check["outcome"] for name, check in found.items()} == {
+        "device": "good", "model": "problem", "redis": "problem",
+    }  # fmt: skip
+
+
+def test_doctor_says_what_is_wrong_with_settings_of_workers(
+    registry: WorkerRegistry, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ORCD_MAX_SEQUENCES", "many")
+    assert run(["doctor", "--device", "cpu", "--json"]) == 1
+    first = json.loads(capsys.readouterr().out.splitlines()[0])
+    assert (first["name"], first["outcome"]) == ("worker", "problem")
+    assert "ORCD_MAX_SEQUENCES must be a whole number" in first["found"]
+
+
+def test_doctor_leaves_the_machine_out_where_a_worker_is_not_installed(
+    registry: WorkerRegistry, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker_commands, "WORKER_PACKAGES", ("no_such_package",))
+    assert run(["doctor", "--json"]) == 0
+    first = json.loads(capsys.readouterr().out.splitlines()[0])
+    assert (first["outcome"], first["advice"]) == ("warning", "pip install 'orcd[worker]', if one shall run here")

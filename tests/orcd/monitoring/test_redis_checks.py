@@ -1,0 +1,68 @@
+"""What is said of a Redis, and what to do about it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import redis
+
+from orcd.monitoring.redis_checks import RedisChecks, server_checks
+from orcd.monitoring.worker_registry import WorkerRegistry
+from orcd.settings import ClientSettings
+
+INFO: dict[str, Any] = {
+    "redis_version": "7.4.1",
+    "maxmemory_policy": "noeviction",
+    "maxmemory": 1 << 30,
+    "aof_enabled": 1,
+    "role": "master",
+}
+
+
+def outcomes(url: str) -> dict[str, str]:
+    return {check.name: check.outcome for check in RedisChecks(ClientSettings(redis_url=url))}
+
+
+def test_a_redis_that_is_there_is_looked_at_in_every_way(redis_url: str, connection: redis.Redis) -> None:
+    found = {check.name: check for check in RedisChecks(ClientSettings(redis_url=redis_url))}
+    assert set(found) == {"redis", "redis version", "redis memory", "redis persistence", "redis rights", "workers"}
+    assert found["redis rights"].found == "scripts, writing, queues, streams, publishing, scanning"
+    assert found["workers"].outcome == "warning"
+    WorkerRegistry(connection).beat("w", {"state": "ready"})
+    assert outcomes(redis_url)["workers"] == "good"
+
+
+def test_a_redis_that_is_away_is_the_only_problem() -> None:
+    (check,) = RedisChecks(ClientSettings(redis_url="redis://:secret@127.0.0.1:1/0"))
+    assert (check.outcome, check.found) == ("problem", "cannot reach Redis at redis://:**@127.0.0.1:1/0")
+    assert check.advice == "start it or set ORCD_REDIS_URL"
+
+
+def test_rights_that_are_missing_are_named(redis_url: str, connection: redis.Redis) -> None:
+    connection.acl_setuser("poor", enabled=True, passwords=["+pass"], keys=["orcd*"], channels=["orcd:*"],
+                           commands=["+ping", "+set", "+llen", "+publish", "+zcard"])  # fmt: skip
+    try:
+        address = redis_url.replace("redis://", "redis://poor:pass@")
+        found = {check.name: check for check in RedisChecks(ClientSettings(redis_url=address))}
+    finally:
+        connection.acl_deluser("poor")
+    assert found["redis server"].outcome == "warning"
+    rights = found["redis rights"]
+    assert (rights.outcome, rights.found) == ("problem", "refused: scripts, streams, scanning")
+    assert "redis.acl" in rights.advice
+
+
+@pytest.mark.parametrize(
+    ("changed", "name", "outcome", "advice"),
+    [
+        ({"redis_version": "6.0.16"}, "redis version", "problem", "install Redis 6.2 or newer"),
+        ({"maxmemory_policy": "allkeys-lru"}, "redis memory", "problem", "set maxmemory-policy noeviction"),
+        ({"aof_enabled": 0}, "redis persistence", "warning", "set appendonly yes"),
+        ({"role": "slave"}, "redis role", "problem", "set ORCD_REDIS_URL to the master"),
+    ],
+)
+def test_a_server_that_may_lose_jobs_is_told_of(changed: dict[str, Any], name: str, outcome: str, advice: str) -> None:
+    assert {check.outcome for check in server_checks(INFO)} == {"good"}
+    [check] = [check for check in server_checks(INFO | changed) if check.name == name]
+    assert (check.outcome, check.advice) == (outcome, advice)

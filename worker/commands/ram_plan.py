@@ -1,0 +1,80 @@
+"""What a worker on the CPU device needs of a machine's memory, before anything of the model is loaded."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import msgspec
+
+from kernels.devices.open import open_device
+from worker.engine.engine import num_cache_blocks
+from worker.model.gguf import GGUFFile
+from worker.model.registry import assemble_model, read_model_config
+from worker.model.weights import Weights
+from worker.settings import Settings
+
+FLOAT_BYTES = 4
+PROCESS_BYTES = 256 << 20
+"""What Python and its libraries take in the worker's processes, with a vocabulary."""
+WIDTHS = 4
+"""Rows of a layer's widest array that a step holds at a time, and as many of its input's."""
+
+
+class RamPlan(msgspec.Struct, frozen=True):
+    """Bytes, and whether they fit; None where the system does not tell what is available.
+
+    ``weights_bytes`` are those of the file, which is mapped: the system may drop and read them again, slowly.
+    ``dequant_cache_bytes`` are weights that were expanded. ``activations_bytes`` is an estimate for the largest step.
+    """
+
+    weights_bytes: int
+    kv_cache_bytes: int
+    kv_cache_tokens: int
+    dequant_cache_bytes: int
+    activations_bytes: int
+    processes_bytes: int
+    total_bytes: int
+    available_bytes: int | None
+    fits: bool | None
+
+
+def plan_ram(gguf: GGUFFile, settings: Settings) -> RamPlan:
+    """The plan of a worker with ``settings``. Raises `ModelLoadFailed` for a model that cannot run.
+
+    Raises `InsufficientVram` if the settings leave no room for the KV cache.
+    """
+    device = open_device("cpu")
+    config = read_model_config(gguf)
+    model = assemble_model(config, Weights(gguf, device), device)
+    context_length = min(settings.context_length or config.context_length, config.context_length)
+    num_blocks = num_cache_blocks(model, settings, context_length)
+    tensors = gguf.tensors.values()
+    num_weights = sum(math.prod(tensor.shape) for tensor in tensors)
+    widest = max(config.intermediate, config.query_width + 2 * config.kv_width)
+    step_rows = settings.step_tokens * WIDTHS * (widest + config.hidden)
+    logits = 2 * min(settings.max_sequences, settings.step_tokens) * config.vocab_size
+    parts = {
+        "weights_bytes": sum(tensor.num_bytes for tensor in tensors),
+        "kv_cache_bytes": num_blocks * model.bytes_per_block(settings.kv_block_tokens),
+        "dequant_cache_bytes": min(settings.dequant_cache_bytes, FLOAT_BYTES * num_weights),
+        "activations_bytes": FLOAT_BYTES * (step_rows + logits),
+        "processes_bytes": PROCESS_BYTES,
+    }
+    total, available = sum(parts.values()), available_ram()
+    return RamPlan(
+        **parts,
+        kv_cache_tokens=num_blocks * settings.kv_block_tokens,
+        total_bytes=total,
+        available_bytes=available,
+        fits=None if available is None else total <= available,
+    )
+
+
+def available_ram() -> int | None:
+    """Bytes that a new process could have without others being driven out; None where the system does not tell."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), None)
