@@ -68,7 +68,7 @@ def flower(redis_url: str, log_path: Path) -> Iterator[Pages]:
         yield pages
     finally:
         process.terminate()
-        process.wait(20)
+        process.wait(60)
 
 
 @pytest.fixture(scope="module")

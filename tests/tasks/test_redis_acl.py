@@ -138,7 +138,7 @@ def _use_celery(app: Celery, client: Client) -> None:
     revoked.revoke(terminate=True)
     with pytest.raises(Exception, match=r"terminated|revoked"):  # by whom of two that hear of it
         revoked.get(timeout=30)
-    inspect = app.control.inspect(timeout=1)
+    inspect = app.control.inspect(timeout=20, limit=1)
     assert inspect.stats() and inspect.active_queues()
     events: list[Any] = []
     deadline = time.monotonic() + 20

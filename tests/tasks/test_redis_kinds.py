@@ -84,7 +84,7 @@ def test_jobs_run_and_nobody_is_shown_the_password(url: str, demo_model: Path, t
         with create_app(Settings(redis_url=url)) as app:
             sent = app.send_task("orcd.generate", kwargs={**REQUEST}, queue="orcd")
             assert sent.get(timeout=30)["choices"][0]["text"] == text
-            inspect = app.control.inspect(timeout=2)
+            inspect = app.control.inspect(timeout=20, limit=1)
             shown = [json.dumps(inspect.conf()), json.dumps(inspect.stats())]
             shown += [app.connection().as_uri(), app.backend.as_uri(), repr(app.connection()), repr(app.conf)]
         shown += [worker.log_path.read_text(), repr(Settings(redis_url=url))]
@@ -181,7 +181,7 @@ def _use_one_of_the_systems(url: str, connection: redis.Redis, prefix: str) -> N
         assert client.result(cancelled, timeout=30).error
     settings = Settings(redis_url=url, key_prefix=prefix)
     with create_app(settings) as app:
-        assert len(app.control.inspect(timeout=1).ping() or {}) == 1
+        assert len(app.control.inspect(timeout=4).ping() or {}) == 1
     broker = {"global_keyprefix": prefix}
     with Celery(
         broker=url,

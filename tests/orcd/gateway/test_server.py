@@ -23,7 +23,7 @@ def test_a_gateway_says_where_it_is_and_stops_in_order(redis_url: str, number: s
     with GatewayProcess(redis_url) as gateway:
         assert httpx.get(f"{gateway.url}/models").status_code == 200
         gateway.process.send_signal(number)
-        assert gateway.process.wait(10) == 0
+        assert gateway.process.wait(60) == 0
         assert gateway.errors == ""
 
 
@@ -40,7 +40,7 @@ def test_an_answer_on_its_way_is_finished_before_the_gateway_stops(
         writer.tokens(3)
         writer.end()
         assert answer.result().json()["choices"][0]["message"]["content"] == " 1 2 3"
-        assert gateway.process.wait(10) == 0
+        assert gateway.process.wait(60) == 0
 
 
 def test_a_port_that_is_taken_is_wrong_usage() -> None:

@@ -42,7 +42,7 @@ def test_a_worker_can_be_stopped_while_redis_is_away(
         redis_server.kill()
         worker.wait_for("celery")
         worker.process.terminate()
-        assert worker.process.wait(20) == 0
+        assert worker.process.wait(60) == 0
 
 
 def test_nothing_is_left_of_a_connection_that_was_lost(

@@ -44,7 +44,7 @@ def test_the_demo_streams_haiku_writes_results_and_leaves_nothing_running(tmp_pa
     assert len(children) >= 3  # Redis, the Celery process and the engine process
     shown, said = (text.decode() for text in process.communicate(timeout=60))
     assert process.returncode == 0
-    assert not psutil.wait_procs(children, timeout=5)[1]
+    assert not psutil.wait_procs(children, timeout=30)[1]
     results = [json.loads(line) for line in output.read_text().splitlines()]
     assert len(results) == 10
     for result in results:
@@ -65,7 +65,7 @@ def test_ctrl_c_stops_everything_in_order(tmp_path: Path) -> None:
     _, said = process.communicate(timeout=60)
     assert process.returncode == 130
     assert said.decode().splitlines()[-1] == "orcd: CANCELLED: interrupted"
-    assert not psutil.wait_procs(children, timeout=5)[1]
+    assert not psutil.wait_procs(children, timeout=30)[1]
 
 
 def test_a_worker_that_cannot_load_is_one_line(

@@ -110,11 +110,11 @@ def test_a_client_of_ours_that_waits_for_a_silent_job_is_seen(
     store: JobStore, redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "LISTENERS_EVERY_S", 0.02)
-    monkeypatch.setattr(module, "DISCONNECT_AFTER_S", 0.2)
+    monkeypatch.setattr(module, "DISCONNECT_AFTER_S", 1.0)
     scene = MaintenanceScene(store)
     scene.begin("a", on_disconnect="cancel")
     with Client(redis_url) as client:
-        events = client.events("a", timeout=2)
+        events = client.events("a", timeout=3)
         with pytest.raises(TimeoutError):
             next(iter(_until_told(events, scene)))
     time.sleep(0.05)

@@ -51,7 +51,7 @@ def test_a_worker_is_ready_only_while_it_would_run_a_job(
         wait_until(lambda: probe.statuses() == (200, 503))
         assert "Redis is away" in probe.get("/health/ready")[1]
         redis_server.start()
-        wait_until(lambda: probe.statuses() == (200, 200), timeout_s=20)
+        wait_until(lambda: probe.statuses() == (200, 200))
         os.kill(worker.process.pid, signal.SIGSTOP)
         wait_until(lambda: probe.statuses() == (200, 503))
         assert "silent" in probe.get("/health/ready")[1]
@@ -61,5 +61,5 @@ def test_a_worker_is_ready_only_while_it_would_run_a_job(
             child for child in psutil.Process(worker.process.pid).children() if "health" in " ".join(child.cmdline())
         ]
         worker.kill()
-        psutil.wait_procs(probes, timeout=5)
+        psutil.wait_procs(probes, timeout=30)
         assert [child for child in probes if child.is_running()] == []
