@@ -18,12 +18,13 @@ from kernels.runtime.launcher import Context
 
 THREADS = 256  # of a block of all kernels here
 SLICE = 4096  # logits that a block takes at a time: four float4 a thread
+GROUPS = THREADS // 32  # of a slice: what one warp takes of it
 MAX_VOCAB = 1 << 18  # sums of so many probabilities fit 64 bits; so many slices fit a merge
 MAX_TOP = 20  # the kernel's capacity: log probabilities of a row that it can report besides the drawn token's
 BINS = 2048  # of the distance below the largest logit, after temperature
 CAPACITY = 4096  # listed values of a row; rows with more are read again
 
-declare_constants("sampling/sampling.cuh", THREADS=THREADS, SLICE=SLICE)
+declare_constants("sampling/sampling.cuh", THREADS=THREADS, SLICE=SLICE, GROUPS=GROUPS)
 declare_constants("sampling/sampling_plan.cuh", BINS=BINS, CAPACITY=CAPACITY, MAX_COUNT=MAX_COUNT)
 
 # Blocks of a launch: enough to fill a GPU several times over, or just once where each leaves a histogram.
@@ -80,6 +81,7 @@ class SampleScratch(CudaStruct, source="sampling/sampling_draw"):
     """What kernels that draw leave for each other."""
 
     ranks: Pointer  # [num_rows, scan.chunks] uint64: the largest logit of each block
+    group_ranks: Pointer  # [num_rows, num_slices * GROUPS] uint64: the largest logit of each group
     plans: Pointer  # [num_rows] Plan
     counts: Pointer  # [num_rows, BINS] uint32
     masses: Pointer  # [num_rows, BINS] uint64
@@ -121,7 +123,7 @@ class LogprobParams(CudaStruct, source="sampling/sampling_logprobs"):
     out_logprobs: Pointer  # [num_rows] float32
     out_top_ids: Pointer  # [num_rows, most_top] int32
     out_top_logprobs: Pointer  # [num_rows, most_top] float32
-    ranks: Pointer  # [num_rows, num_slices, max(most_top, 1)] uint64
+    group_ranks: Pointer  # [num_rows, num_slices * GROUPS] uint64: the largest logit of each group
     sums: Pointer  # [num_rows, num_slices] float64
     num_rows: Int32
     vocab: Int32
@@ -191,6 +193,7 @@ def sample(context: Context, logits: DeviceArray, params: SamplingParams[DeviceA
     draw_slices, draw_chunks = _launch_split(num_slices, num_rows, DRAW_BLOCKS)
     scratch = SampleScratch(
         ranks=context.scratch((num_rows, scan_chunks), np.uint64).pointer,
+        group_ranks=context.scratch((num_rows, num_slices * GROUPS), np.uint64).pointer,
         plans=context.scratch((num_rows, Plan.layout.num_bytes), np.uint8).pointer,
         counts=context.scratch((num_rows, BINS), np.uint32).pointer,
         masses=context.scratch((num_rows, BINS), np.uint64).pointer,
@@ -237,7 +240,7 @@ def top_log_probabilities(
         return
     assert vocab_size <= MAX_VOCAB and most_top <= MAX_TOP and logits.dtype == np.float32
     num_slices = -(-vocab_size // SLICE)
-    ranks = context.scratch((num_rows, num_slices, max(most_top, 1)), np.uint64)
+    group_ranks = context.scratch((num_rows, num_slices * GROUPS), np.uint64)
     sums = context.scratch((num_rows, num_slices), np.float64)
     arguments = LogprobParams(
         logits=logits.pointer,
@@ -246,7 +249,7 @@ def top_log_probabilities(
         out_logprobs=out_logprobs.pointer,
         out_top_ids=out_top_ids.pointer,
         out_top_logprobs=out_top_logprobs.pointer,
-        ranks=ranks.pointer,
+        group_ranks=group_ranks.pointer,
         sums=sums.pointer,
         num_rows=num_rows,
         vocab=vocab_size,

@@ -127,12 +127,15 @@ KERNEL __launch_bounds__(THREADS) sampling_scan(const __grid_constant__ SamplePa
     const bool is_edited = sampling.edit_row >= 0;
     if (is_edited && sampling.num_biases + sampling.num_banned > 0)
         apply_biases(p, row, sampling, first * SLICE, end * SLICE);
-    float best = NEGATIVE_INFINITY;
-    int best_id = first * SLICE;
+    const bool is_drawn = sampling.temperature > 0.0f;
+    u64* group_ranks = p.scratch.group_ranks + (i64)row * p.num_slices * GROUPS;
+    u64 best_rank = 0;
     bool finite = true;
     for (int slice = first; slice < end; slice++) {
         Slice loaded(logits, slice, p.vocab);
         if (is_edited) apply_penalties(p, logits, loaded, sampling);
+        float best = NEGATIVE_INFINITY;
+        int best_id = loaded.id(0);
 #pragma unroll
         for (int i = 0; i < QUADS; i++) {
             const float value[4] = {loaded.quad[i].x, loaded.quad[i].y, loaded.quad[i].z, loaded.quad[i].w};
@@ -142,10 +145,16 @@ KERNEL __launch_bounds__(THREADS) sampling_scan(const __grid_constant__ SamplePa
                 if (value[j] > best) best = value[j], best_id = loaded.id(i) + j;
             }
         }
+        u64 rank = rank_of(ordered_bits(best), best_id);
+        if (is_drawn) {
+            rank = warp_largest(rank);
+            if (threadIdx.x % 32 == 0) group_ranks[slice * GROUPS + threadIdx.x / 32] = rank;
+        }
+        best_rank = rank > best_rank ? rank : best_rank;
     }
-    const u64 rank = block_largest(rank_of(finite ? ordered_bits(best) : NOT_FINITE, best_id), shared);
+    const u64 rank = block_largest(finite ? best_rank : rank_of(NOT_FINITE, 0), shared);
     if (threadIdx.x == 0) p.scratch.ranks[(i64)row * p.scan.chunks + chunk] = rank;
-    if (!(sampling.temperature > 0.0f)) return;
+    if (!is_drawn) return;
     if (chunk == 0 && threadIdx.x == 0) p.scratch.plans[row] = Plan{};
     if (!ranks_values(sampling, p.vocab)) return;
     for (int bin = chunk * THREADS + threadIdx.x; bin < BINS; bin += p.scan.chunks * THREADS) {

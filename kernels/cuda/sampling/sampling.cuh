@@ -139,6 +139,28 @@ DEVICE Place find_place(const u64 (&amounts)[COUNT], u64 before, double wanted, 
     return place;
 }
 
+// ---- the ranks of groups
+
+// The `wanted`-th largest (from 1 on) of the `num_groups` ranks of a row's groups, by counting how many are larger than
+// each: they all differ, but for those that are 0. `copies` then holds them all.
+DEVICE u64 wanted_rank(const u64* ranks, int num_groups, int wanted, u64* copies) {
+    __shared__ u64 found;
+    if (threadIdx.x == 0) found = 0;
+    for (int i = threadIdx.x; i < num_groups; i += THREADS) copies[i] = ranks[i];
+    __syncthreads();
+    for (int i = threadIdx.x; i < num_groups; i += THREADS) {
+        const u64 own = copies[i];
+        int num_larger = 0;
+#pragma unroll 8
+        for (int other = 0; other < num_groups; other++) num_larger += copies[other] > own;
+        if (num_larger == wanted - 1) found = own;
+    }
+    __syncthreads();
+    const u64 rank = found;
+    __syncthreads();
+    return rank;
+}
+
 // ---- a row's largest logit, from the ranks that its scan left
 
 // The largest of a row's `num_chunks` ranks. All lanes of a warp call it.

@@ -55,10 +55,17 @@ KERNEL __launch_bounds__(THREADS) sampling_rank(const __grid_constant__ SamplePa
     if (greedy_id(rank) < 0) return;
     const Row values(p, row, from_ordered(rank_bits(rank)));
     const bool weighs = has_top_p(sampling);
+    // At least top-k groups have a value down to here, so that what lies deeper is none of the top-k values.
+    const u64* group_ranks = p.scratch.group_ranks + (i64)row * p.num_slices * GROUPS;
+    const int num_groups = p.num_slices * GROUPS;
+    u32 deepest = 0xFFFFFFFFu;
+    if (has_top_k(sampling, p.vocab) && sampling.top_k <= num_groups)
+        deepest = values.depth_of_rank(wanted_rank(group_ranks, num_groups, sampling.top_k, masses));
     for (int bin = threadIdx.x; bin < BINS; bin += THREADS) counts[bin] = 0, masses[bin] = 0;
     __syncthreads();
     const int first = blockIdx.x * p.rank.slices, end = min(first + p.rank.slices, p.num_slices);
     for (int slice = first; slice < end; slice++) {
+        if (values.depth_of_rank(group_ranks[slice * GROUPS + threadIdx.x / 32]) > deepest) continue;
         const Slice loaded(values.logits, slice, p.vocab);
 #pragma unroll
         for (int i = 0; i < QUADS; i++) {
@@ -68,7 +75,7 @@ KERNEL __launch_bounds__(THREADS) sampling_rank(const __grid_constant__ SamplePa
                 if (loaded.id(i) + j >= p.vocab) continue;
                 const u32 depth = values.depth(logit[j]);
                 const int bin = bin_of(depth);
-                if (bin == BINS - 1) continue;  // what is not found before it ends there
+                if (bin == BINS - 1 || depth > deepest) continue;  // what is not found before it ends there
                 atomicAdd(&counts[bin], 1u);
                 if (weighs) atomicAdd(&masses[bin], mass_of(depth));
             }
@@ -232,6 +239,24 @@ DEVICE u32 deepest_kept(const SampleParams& p, int row, const Plan& plan, const 
 
 // ---- the draw
 
+// Returns whether noise can exceed `score`. Noise is -log(-log(u)) of a uniform u, and -log(u) >= 1 - u, so that
+// exceeding takes 1 - u < exp(-score). What is rough here errs towards true, a sum that is no number included.
+DEVICE bool may_exceed(float score, u32 word) {
+    constexpr float LOG2_E = 1.4426950408889634f, SLACK = 1e-3f;  // more than the depth and exp2f are off by
+    return !((float)(~word >> 8) * 0x1p-24f > exp2f((SLACK - score) * LOG2_E));
+}
+
+// The depth of the last bin that holds anything kept or undecided, and a little more than it is off by when it is
+// rough.
+DEVICE float rough_limit(const Plan& plan) {
+    const int last_bin = max(plan.kept_bins - 1, max(plan.last_bin, plan.k_bin));
+    return last_bin >= BINS - 1 ? POSITIVE_INFINITY : (float)(last_bin + 1) * (1.00001f / BINS_PER_UNIT) + 1e-5f;
+}
+
+DEVICE u32 word_of(const uint4& words, int id) {
+    return id % 4 == 0 ? words.x : id % 4 == 1 ? words.y : id % 4 == 2 ? words.z : words.w;
+}
+
 // The lowest value that min-p keeps and noise can lift above the largest, as a depth.
 DEVICE float deepest_drawn(float min_p) { return fminf(fabsf((float)log((double)min_p)), WIDEST_NOISE); }
 
@@ -253,10 +278,16 @@ KERNEL __launch_bounds__(THREADS) sampling_draw(const __grid_constant__ SamplePa
     Plan plan = p.scratch.plans[row];
     const u64 key = sampling.key, position = p.output_positions[row];
     const float deepest = deepest_drawn(sampling.min_p);
+    const bool is_ranked = ranks_values(sampling, p.vocab);
+    const float limit = is_ranked ? rough_limit(plan) : deepest + ROUGH_ERROR;
+    const float inverse = 1.0f / values.temperature;
     u64* listed = p.scratch.listed + (i64)row * CAPACITY;
     Best best;
+    best.bound = rough_gumbel(word_of(philox(rank_id(rank) / 4, position, key), rank_id(rank))) - ROUGH_ERROR;
     const int first = blockIdx.x * p.draw.slices, end = min(first + p.draw.slices, p.num_slices);
     for (int slice = first; slice < end; slice++) {
+        const u64 group_rank = p.scratch.group_ranks[((i64)row * p.num_slices + slice) * GROUPS + threadIdx.x / 32];
+        if ((values.largest - from_ordered(rank_bits(group_rank))) * inverse > limit) continue;
         const Slice loaded(values.logits, slice, p.vocab);
 #pragma unroll 1
         for (int i = 0; i < QUADS; i++) {
@@ -264,34 +295,34 @@ KERNEL __launch_bounds__(THREADS) sampling_draw(const __grid_constant__ SamplePa
                                 : i == 1 ? loaded.quad[1]
                                 : i == 2 ? loaded.quad[2]
                                          : loaded.quad[3];
+            const float logit[4] = {quad.x, quad.y, quad.z, quad.w};
             const int id = loaded.id(i);
-            const u32 depth[4] = {values.depth(quad.x), values.depth(quad.y), values.depth(quad.z),
-                                  values.depth(quad.w)};
-            bool kept[4];
+            float rough_depth[4];
+            bool may_win = false;
 #pragma unroll
             for (int j = 0; j < 4; j++) {
-                const int bin = bin_of(depth[j]);
-                kept[j] = bin < plan.kept_bins && __uint_as_float(depth[j]) <= deepest;
+                rough_depth[j] = (values.largest - logit[j]) * inverse;
+                may_win |= !(rough_depth[j] > limit);
+            }
+            if (!may_win) continue;
+            const uint4 noise = philox(id / 4, position, key);
+            const u32 word[4] = {noise.x, noise.y, noise.z, noise.w};
+#pragma unroll
+            for (int j = 0; j < 4; j++) {
+                if (rough_depth[j] > limit) continue;
+                const bool is_close = may_exceed(best.bound + rough_depth[j], word[j]);
+                if (!is_close && !is_ranked) continue;
+                const u32 depth = values.depth(logit[j]);
+                const int bin = bin_of(depth);
                 if (is_undecided(plan, bin) && id + j < p.vocab) {
                     const u32 at = atomicAdd(&p.scratch.plans[row].num_listed, 1u);
-                    if (at < CAPACITY) listed[at] = (u64)depth[j] << 32 | (u32)(id + j);
+                    if (at < CAPACITY) listed[at] = (u64)depth << 32 | (u32)(id + j);
                 }
+                if (is_close && bin < plan.kept_bins && __uint_as_float(depth) <= deepest)
+                    best.consider(rough_score(depth, word[j]), depth, word[j], id + j);
             }
-            if (kept[0] || kept[1] || kept[2] || kept[3]) {
-                const uint4 noise = philox(id / 4, position, key);
-                const u32 word[4] = {noise.x, noise.y, noise.z, noise.w};
-                float rough[4];
-#pragma unroll
-                for (int j = 0; j < 4; j++) {
-                    rough[j] = kept[j] ? rough_score(depth[j], word[j]) : NEGATIVE_INFINITY;
-                    best.bound = fmaxf(best.bound, rough[j] - ROUGH_ERROR);
-                }
-#pragma unroll
-                for (int j = 0; j < 4; j++)
-                    if (kept[j]) best.consider(rough[j], depth[j], word[j], id + j);
-            }
-            best.bound = warp_max(best.bound);
         }
+        best.bound = warp_max(best.bound);
     }
     best.reduce(shared);
     double* scores = p.scratch.scores + (i64)row * p.draw.chunks;
@@ -307,8 +338,7 @@ KERNEL __launch_bounds__(THREADS) sampling_draw(const __grid_constant__ SamplePa
         const u32 deepest_depth = min(deepest_kept(p, row, plan, undecided, digits, shared), __float_as_uint(deepest));
         undecided.each([&](u32 depth, int id) {
             if (depth > deepest_depth) return;
-            const uint4 noise = philox(id / 4, position, key);
-            const u32 word = id % 4 == 0 ? noise.x : id % 4 == 1 ? noise.y : id % 4 == 2 ? noise.z : noise.w;
+            const u32 word = word_of(philox(id / 4, position, key), id);
             best.consider(rough_score(depth, word), depth, word, id);
         });
     }

@@ -52,13 +52,14 @@ struct EditPointers {
 };
 
 struct SampleScratch {
-    u64* ranks;      // [num_rows, scan.chunks] of the largest logits
-    Plan* plans;     // [num_rows]
-    u32* counts;     // [num_rows, BINS] values
-    u64* masses;     // [num_rows, BINS] probabilities
-    u64* listed;     // [num_rows, CAPACITY] depth << 32 | id
-    double* scores;  // [num_rows, draw.chunks] the best of each chunk
-    int* score_ids;  // [num_rows, draw.chunks]
+    u64* ranks;        // [num_rows, scan.chunks] of the largest logits
+    u64* group_ranks;  // [num_rows, num_slices * GROUPS] the same of groups, of rows that are drawn at random
+    Plan* plans;       // [num_rows]
+    u32* counts;       // [num_rows, BINS] values
+    u64* masses;       // [num_rows, BINS] probabilities
+    u64* listed;       // [num_rows, CAPACITY] depth << 32 | id
+    double* scores;    // [num_rows, draw.chunks] the best of each chunk
+    int* score_ids;    // [num_rows, draw.chunks]
 };
 
 // How the blocks of a launch share out a row.
@@ -106,6 +107,7 @@ struct Row {
     DEVICE u32 depth(float logit) const {
         return __float_as_uint(__fdiv_rn(__fsub_rn(logit, largest), temperature)) & 0x7FFFFFFFu;
     }
+    DEVICE u32 depth_of_rank(u64 rank) const { return depth(from_ordered(rank_bits(rank))); }
 };
 
 DEVICE int bin_of(u32 depth) { return (int)fminf(__uint_as_float(depth) * BINS_PER_UNIT, BINS - 1.0f); }
