@@ -23,9 +23,12 @@ MAX_VOCAB = 1 << 18  # sums of so many probabilities fit 64 bits; so many slices
 MAX_TOP = 20  # the kernel's capacity: log probabilities of a row that it can report besides the drawn token's
 BINS = 2048  # of the distance below the largest logit, after temperature
 CAPACITY = 4096  # listed values of a row; rows with more are read again
+TOP_K_CAPACITY = 2048  # the same of a row with a small top-k
+MAX_GROUPS = MAX_VOCAB // SLICE * GROUPS
 
 declare_constants("sampling/sampling.cuh", THREADS=THREADS, SLICE=SLICE, GROUPS=GROUPS)
 declare_constants("sampling/sampling_plan.cuh", BINS=BINS, CAPACITY=CAPACITY, MAX_COUNT=MAX_COUNT)
+declare_constants("sampling/sampling_top_k.cuh", TOP_K_CAPACITY=TOP_K_CAPACITY, MAX_GROUPS=MAX_GROUPS)
 
 # Blocks of a launch: enough to fill a GPU several times over, or just once where each leaves a histogram.
 SCAN_BLOCKS = DRAW_BLOCKS = 4096

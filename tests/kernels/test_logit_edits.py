@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 
 from kernels.batch import IN_PROMPT, pack
-from kernels.logit_edits import MAX_COUNT, EditResetList, allocate_edits, count_tokens, reset_bytes
+from kernels.logit_edits import MAX_COUNT, SHORT_PROMPT, EditResetList, allocate_edits, count_tokens, reset_bytes
 
 
 def test_tokens_are_counted_in_the_output_and_marked_if_they_are_in_the_prompt() -> None:
@@ -15,6 +15,8 @@ def test_tokens_are_counted_in_the_output_and_marked_if_they_are_in_the_prompt()
     assert counts.tolist() == [(3, IN_PROMPT + 1), (5, IN_PROMPT), (9, 3)]
     assert count_tokens([], []).size == 0
     assert count_tokens([], [4] * (MAX_COUNT + 5)).tolist() == [(4, MAX_COUNT)]
+    assert count_tokens([5] * (SHORT_PROMPT + 1), []).tolist() == [(5, IN_PROMPT)]
+    assert set(count_tokens([5, 3, 5], []).tolist()) == {(3, IN_PROMPT), (5, IN_PROMPT)}
 
 
 def test_resets_tell_which_counts_and_biases_are_theirs() -> None:

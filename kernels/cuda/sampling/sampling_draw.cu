@@ -3,11 +3,8 @@
 // `sampling_rank` makes a histogram of how far values lie below the largest. It decides all bins but the few in which
 // top-k and top-p end. `sampling_draw` scores what is kept for certain and lists the values of the other bins; the
 // last block of a row finds the exact ends among these, and scores what remains.
-#include "sampling_plan.cuh"
-
-constexpr float WIDEST_NOISE = 20.3f;  // MAX_GUMBEL - MIN_GUMBEL of the reference: what lies deeper cannot win
-constexpr float ROUGH_ERROR = 1e-4f;   // more than `rough_gumbel` and a sum in float32 are off by
-constexpr int NO_ID = 0x7FFFFFFF;
+#include "sampling_descend.cuh"
+#include "sampling_top_k.cuh"
 
 // ---- the histogram
 
@@ -50,22 +47,15 @@ KERNEL __launch_bounds__(THREADS) sampling_rank(const __grid_constant__ SamplePa
     __shared__ u64 masses[BINS];
     const int row = blockIdx.y;
     const SamplingRow& sampling = p.sampling_rows[row];
-    if (!(sampling.temperature > 0.0f) || !ranks_values(sampling, p.vocab)) return;
+    if (!(sampling.temperature > 0.0f) || !ranks_values(sampling, p.vocab) || has_small_top_k(p, sampling)) return;
     const u64 rank = row_largest(p.scratch.ranks + (i64)row * p.scan.chunks, p.scan.chunks);
     if (greedy_id(rank) < 0) return;
     const Row values(p, row, from_ordered(rank_bits(rank)));
     const bool weighs = has_top_p(sampling);
-    // At least top-k groups have a value down to here, so that what lies deeper is none of the top-k values.
-    const u64* group_ranks = p.scratch.group_ranks + (i64)row * p.num_slices * GROUPS;
-    const int num_groups = p.num_slices * GROUPS;
-    u32 deepest = 0xFFFFFFFFu;
-    if (has_top_k(sampling, p.vocab) && sampling.top_k <= num_groups)
-        deepest = values.depth_of_rank(wanted_rank(group_ranks, num_groups, sampling.top_k, masses));
     for (int bin = threadIdx.x; bin < BINS; bin += THREADS) counts[bin] = 0, masses[bin] = 0;
     __syncthreads();
     const int first = blockIdx.x * p.rank.slices, end = min(first + p.rank.slices, p.num_slices);
     for (int slice = first; slice < end; slice++) {
-        if (values.depth_of_rank(group_ranks[slice * GROUPS + threadIdx.x / 32]) > deepest) continue;
         const Slice loaded(values.logits, slice, p.vocab);
 #pragma unroll
         for (int i = 0; i < QUADS; i++) {
@@ -75,7 +65,7 @@ KERNEL __launch_bounds__(THREADS) sampling_rank(const __grid_constant__ SamplePa
                 if (loaded.id(i) + j >= p.vocab) continue;
                 const u32 depth = values.depth(logit[j]);
                 const int bin = bin_of(depth);
-                if (bin == BINS - 1 || depth > deepest) continue;  // what is not found before it ends there
+                if (bin == BINS - 1) continue;  // what is not found before it ends there
                 atomicAdd(&counts[bin], 1u);
                 if (weighs) atomicAdd(&masses[bin], mass_of(depth));
             }
@@ -89,67 +79,6 @@ KERNEL __launch_bounds__(THREADS) sampling_rank(const __grid_constant__ SamplePa
     }
     if (arrives_last(&p.scratch.plans[row].rank_arrivals, p.rank.chunks)) make_plan(p, row, shared);
 }
-
-// ---- noise
-
-// Ten rounds of Philox-4x32 (Salmon et al., 2011) of the counter (block, position, 0).
-DEVICE uint4 philox(u32 block, u64 position, u64 key) {
-    u32 c0 = block, c1 = (u32)position, c2 = (u32)(position >> 32), c3 = 0;
-    u32 k0 = (u32)key, k1 = (u32)(key >> 32);
-#pragma unroll
-    for (int round = 0; round < 10; round++) {
-        const u64 p0 = (u64)c0 * 0xD2511F53u, p1 = (u64)c2 * 0xCD9E8D57u;
-        c0 = (u32)(p1 >> 32) ^ c1 ^ k0, c1 = (u32)p1;
-        c2 = (u32)(p0 >> 32) ^ c3 ^ k1, c3 = (u32)p0;
-        k0 += 0x9E3779B9u, k1 += 0xBB67AE85u;
-    }
-    return make_uint4(c0, c1, c2, c3);
-}
-
-// Standard Gumbel noise of a random word, as the reference has it.
-DEVICE double gumbel(u32 word) { return -log(-log(((double)(word >> 8) + 0.5) * 0x1p-24)); }
-
-// The same within ROUGH_ERROR; near 1 from the distance to 1, which float32 can hold.
-DEVICE float rough_gumbel(u32 word) {
-    const u32 number = word >> 8;
-    const float exponential = number < 1u << 23 ? -logf(((float)number + 0.5f) * 0x1p-24f)
-                                                : -log1pf(((float)number + (0.5f - 0x1p24f)) * 0x1p-24f);
-    return -logf(exponential);
-}
-
-// The best score so far; of equal ones the lowest id.
-struct Best {
-    double score = NEGATIVE_INFINITY;
-    int id = NO_ID;
-    float bound = NEGATIVE_INFINITY;  // a score that some thread of the warp has reached
-
-    DEVICE void take(double other_score, int other_id) {
-        if (other_score > score || (other_score == score && other_id < id)) score = other_score, id = other_id;
-    }
-    // `rough` is the score within ROUGH_ERROR. The exact one is worth its price only if it may be the best.
-    DEVICE void consider(float rough, u32 depth, u32 word, int candidate) {
-        if (rough + ROUGH_ERROR < bound) return;
-        bound = fmaxf(bound, rough - ROUGH_ERROR);
-        take(gumbel(word) - (double)__uint_as_float(depth), candidate);
-    }
-    DEVICE void reduce(BlockScratch& shared) {  // over the block, for thread 0
-        __shared__ int warp_ids[THREADS / 32];
-#pragma unroll
-        for (int distance = 16; distance; distance >>= 1) {
-            const double other_score = __shfl_xor_sync(ALL_LANES, score, distance);
-            take(other_score, __shfl_xor_sync(ALL_LANES, id, distance));
-        }
-        if (threadIdx.x % 32 == 0) {
-            shared.warp[threadIdx.x / 32] = __double_as_longlong(score);
-            warp_ids[threadIdx.x / 32] = id;
-        }
-        __syncthreads();
-        for (int warp = 0; warp < THREADS / 32; warp++) take(__longlong_as_double(shared.warp[warp]), warp_ids[warp]);
-        __syncthreads();
-    }
-};
-
-DEVICE float rough_score(u32 depth, u32 word) { return rough_gumbel(word) - __uint_as_float(depth); }
 
 // ---- the ends of top-k and top-p
 
@@ -183,32 +112,18 @@ struct Undecided {
     }
 };
 
-struct DepthEnd {
-    u32 depth;
-    u64 before;  // the sum over lesser depths
-};
+// Those of them that are in one bin.
+struct UndecidedOfBin {
+    const Undecided& undecided;
+    int bin;
 
-// The depth in `bin` with which the sum of `amount(depth)` over all up to it reaches `wanted`; `before` is the sum of
-// the bins before. Digit by digit of its bits, eight at a time.
-template <typename Amount>
-DEVICE DepthEnd descend(const Undecided& undecided, int bin, u64 before, double wanted, Amount amount, u64* digits,
-                        BlockScratch& shared) {
-    u64 prefix = 0;
-    for (int shift = 24; shift >= 0; shift -= 8) {
-        digits[threadIdx.x] = 0;
-        __syncthreads();
-        undecided.each([&](u32 depth, int) {
-            if (bin_of(depth) == bin && (u64)depth >> (shift + 8) == prefix)
-                atomicAdd(&digits[depth >> shift & 255], amount(depth));
+    template <typename Visit>
+    DEVICE void each(Visit visit) const {
+        undecided.each([&](u32 depth, int id) {
+            if (bin_of(depth) == bin) visit(depth, id);
         });
-        __syncthreads();
-        const u64 own[1] = {digits[threadIdx.x]};
-        const Place place = find_place(own, before, wanted, shared);
-        prefix = prefix << 8 | place.index;
-        before = place.before;
     }
-    return {(u32)prefix, before};
-}
+};
 
 // The largest depth that top-k and top-p keep.
 DEVICE u32 deepest_kept(const SampleParams& p, int row, const Plan& plan, const Undecided& undecided, u64* digits,
@@ -217,11 +132,12 @@ DEVICE u32 deepest_kept(const SampleParams& p, int row, const Plan& plan, const 
     u64 mass = plan.mass;
     if (plan.k_bin >= 0) {
         const auto one = [](u32) -> u64 { return 1; };
-        const DepthEnd end = descend(undecided, plan.k_bin, plan.count_before, (double)plan.k, one, digits, shared);
+        const UndecidedOfBin candidates = {undecided, plan.k_bin};
+        const DepthEnd end = descend(candidates, plan.count_before, (double)plan.k, one, digits, shared);
         deepest = end.depth;
         u64 own = 0;
-        undecided.each([&](u32 depth, int) {
-            if (bin_of(depth) == plan.k_bin && depth < end.depth) own += mass_of(depth);
+        candidates.each([&](u32 depth, int) {
+            if (depth < end.depth) own += mass_of(depth);
         });
         mass += block_sum(own, shared) + (plan.k - end.before) * mass_of(end.depth);
     }
@@ -231,7 +147,8 @@ DEVICE u32 deepest_kept(const SampleParams& p, int row, const Plan& plan, const 
         const double wanted = (double)p.sampling_rows[row].top_p * (double)mass;
         const Place place = find_place(masses, 0, wanted, shared);
         const auto mass_at = [](u32 depth) { return mass_of(depth); };
-        const DepthEnd end = descend(undecided, place.index, place.before, wanted, mass_at, digits, shared);
+        const UndecidedOfBin candidates = {undecided, place.index};
+        const DepthEnd end = descend(candidates, place.before, wanted, mass_at, digits, shared);
         deepest = min(deepest, end.depth);
     }
     return deepest;
@@ -239,26 +156,12 @@ DEVICE u32 deepest_kept(const SampleParams& p, int row, const Plan& plan, const 
 
 // ---- the draw
 
-// Returns whether noise can exceed `score`. Noise is -log(-log(u)) of a uniform u, and -log(u) >= 1 - u, so that
-// exceeding takes 1 - u < exp(-score). What is rough here errs towards true, a sum that is no number included.
-DEVICE bool may_exceed(float score, u32 word) {
-    constexpr float LOG2_E = 1.4426950408889634f, SLACK = 1e-3f;  // more than the depth and exp2f are off by
-    return !((float)(~word >> 8) * 0x1p-24f > exp2f((SLACK - score) * LOG2_E));
-}
-
 // The depth of the last bin that holds anything kept or undecided, and a little more than it is off by when it is
 // rough.
 DEVICE float rough_limit(const Plan& plan) {
     const int last_bin = max(plan.kept_bins - 1, max(plan.last_bin, plan.k_bin));
     return last_bin >= BINS - 1 ? POSITIVE_INFINITY : (float)(last_bin + 1) * (1.00001f / BINS_PER_UNIT) + 1e-5f;
 }
-
-DEVICE u32 word_of(const uint4& words, int id) {
-    return id % 4 == 0 ? words.x : id % 4 == 1 ? words.y : id % 4 == 2 ? words.z : words.w;
-}
-
-// The lowest value that min-p keeps and noise can lift above the largest, as a depth.
-DEVICE float deepest_drawn(float min_p) { return fminf(fabsf((float)log((double)min_p)), WIDEST_NOISE); }
 
 // grid (chunks, rows)
 KERNEL __launch_bounds__(THREADS) sampling_draw(const __grid_constant__ SampleParams p) {
@@ -268,13 +171,15 @@ KERNEL __launch_bounds__(THREADS) sampling_draw(const __grid_constant__ SamplePa
     const int row = blockIdx.y;
     const SamplingRow& sampling = p.sampling_rows[row];
     const bool draws = sampling.temperature > 0.0f;
-    if (!draws && blockIdx.x > 0) return;
+    const bool is_of_one_block = !draws || has_small_top_k(p, sampling);
+    if (is_of_one_block && blockIdx.x > 0) return;
     const u64 rank = row_largest(p.scratch.ranks + (i64)row * p.scan.chunks, p.scan.chunks);
     if (!draws || greedy_id(rank) < 0) {
         if (blockIdx.x == 0 && threadIdx.x == 0) give_out(p, row, greedy_id(rank));
         return;
     }
     const Row values(p, row, from_ordered(rank_bits(rank)));
+    if (is_of_one_block) return draw_of_small_top_k(p, row, values, rank, digits, shared);
     Plan plan = p.scratch.plans[row];
     const u64 key = sampling.key, position = p.output_positions[row];
     const float deepest = deepest_drawn(sampling.min_p);
@@ -283,7 +188,7 @@ KERNEL __launch_bounds__(THREADS) sampling_draw(const __grid_constant__ SamplePa
     const float inverse = 1.0f / values.temperature;
     u64* listed = p.scratch.listed + (i64)row * CAPACITY;
     Best best;
-    best.bound = rough_gumbel(word_of(philox(rank_id(rank) / 4, position, key), rank_id(rank))) - ROUGH_ERROR;
+    best.expect(rank_id(rank), position, key);
     const int first = blockIdx.x * p.draw.slices, end = min(first + p.draw.slices, p.num_slices);
     for (int slice = first; slice < end; slice++) {
         const u64 group_rank = p.scratch.group_ranks[((i64)row * p.num_slices + slice) * GROUPS + threadIdx.x / 32];

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from kernels.logit_edits import EditResetList, count_tokens
+from kernels.logit_edits import SHORT_PROMPT, EditResetList, count_tokens
 from worker.engine.sequence import Sequence
 
 MAX_BIASES = 5120
@@ -13,7 +13,7 @@ MAX_BIASES = 5120
 
 def max_reset_entries(vocab_size: int) -> int:
     """Counts and biases that go to the device at a time: those of any row, or of many short prompts."""
-    return vocab_size + MAX_BIASES
+    return max(vocab_size, SHORT_PROMPT) + MAX_BIASES
 
 
 class EditRows:

@@ -3,7 +3,7 @@ from typing import get_type_hints
 import pytest
 
 from kernels.batch import IN_PROMPT
-from kernels.logit_edits import TOKEN_BIAS, TOKEN_COUNT
+from kernels.logit_edits import SHORT_PROMPT, TOKEN_BIAS, TOKEN_COUNT
 from orcd.sampling import SamplingFields
 from tests.worker.engine.generation import sequence
 from worker.engine.logits.edit_rows import MAX_BIASES, EditRows, max_reset_entries
@@ -74,14 +74,15 @@ def test_a_token_that_only_the_device_knows_cannot_be_counted_here():
 
 
 def test_resets_go_in_as_many_lists_as_fit_the_device():
-    rows = EditRows(3, 1024)
-    assert max_reset_entries(1024) == 1024 + MAX_BIASES
-    for number in range(3):
+    rows = EditRows(9, 1024)
+    most = max_reset_entries(1024)
+    assert most == SHORT_PROMPT + MAX_BIASES
+    for number in range(9):
         biases = dict.fromkeys(range(1024), 1.0)
-        rows.assign([sequence(list(range(1000)), [number], num_prompt=1000, logit_bias=biases, repetition_penalty=2.0)])
-    rows = [resets.num_entries for resets in rows.take_resets()]
-    assert sum(rows) == 3 * 2024
-    assert all(number <= max_reset_entries(1024) for number in rows)
+        rows.assign([sequence(list(range(1000)), [number], logit_bias=biases, repetition_penalty=2.0)])
+    numbers = [resets.num_entries for resets in rows.take_resets()]
+    assert numbers == [4 * 2024, 4 * 2024, 2024]
+    assert 4 * 2024 <= most < 5 * 2024
 
 
 def test_every_request_that_the_table_of_parameters_allows_fits_a_row():
