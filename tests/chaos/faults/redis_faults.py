@@ -242,11 +242,11 @@ class ClockJumps(Fault):
 def forget(scene: Scene, staged: Staged) -> None:
     """Redis dies and comes back without what was written in the last moments."""
     staged.forgotten_since_s = time.monotonic()
-    size = scene.redis.log_size()
+    end = scene.redis.log_end()
     scene.wait(0.1, 2.5)
     scene.redis.kill()
     staged.num_kills += 1
-    scene.redis.cut_log(size)
+    scene.redis.cut_log(end)
     scene.wait(0.0, 1.0)
     scene.redis.start()
     staged.forgetting_ended_s = time.monotonic()

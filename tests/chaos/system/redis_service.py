@@ -8,6 +8,7 @@ import socket
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -18,6 +19,14 @@ from tasks.local.redis_server import RedisServer
 from tests.chaos.system.tcp_proxy import TcpProxy
 
 SYNC_TIMEOUT_S = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class LogEnd:
+    """A place in an append-only file, in bytes."""
+
+    path: Path
+    size: int
 
 
 class RedisService:
@@ -64,14 +73,16 @@ class RedisService:
         self._wait_until_loaded()
         self._keep_log()
 
-    def log_size(self) -> int:
-        """The size of the append-only file: all that was acknowledged is within."""
-        return self._log_file().stat().st_size
+    def log_end(self) -> LogEnd:
+        """Where the append-only file ends: all that was acknowledged is within."""
+        path = self._log_file()
+        return LogEnd(path, path.stat().st_size)
 
-    def cut_log(self, size: int) -> None:
-        """Of a killed server: forget all that was written after the file had that size, as a power loss would."""
-        with self._log_file().open("r+b") as file:
-            file.truncate(size)
+    def cut_log(self, end: LogEnd) -> None:
+        """Of a killed server: forget all that was written after the file had that end, as a power loss would."""
+        assert self._log_file() == end.path, "the append-only file was written anew; nobody knows what to cut"
+        with end.path.open("r+b") as file:
+            file.truncate(end.size)
 
     def start_replica(self) -> RedisServer:
         """A second server that holds what the first one holds."""
@@ -173,13 +184,13 @@ class RedisService:
         self.proxy.tell(upstream=_port(replica))
 
     def _keep_log(self) -> None:
-        """No rewriting of the append-only file: `log_size` must mean the same later."""
+        """No rewriting of the append-only file: `log_end` must mean the same later."""
         with self.connection() as connection:
             connection.config_set("auto-aof-rewrite-percentage", 0)
             self._folder = Path(connection.config_get("dir")["dir"])
 
     def _log_file(self) -> Path:
-        return max(self._folder.rglob("*.aof"), key=lambda path: (".incr." in path.name, path.name))
+        return max(self._folder.rglob("*.aof"), key=lambda path: (".incr." in path.name, len(path.name), path.name))
 
 
 def _port(server: RedisServer) -> int:
@@ -192,10 +203,10 @@ def _connection(server: RedisServer) -> Any:
 
 def _is_synchronised(replica: Any) -> bool:
     """Whether a replica has all of its master, in its append-only file too: until that is written anew, a SIGKILL would
-    lose all that came since."""
-    status = replica.info("persistence")
+    lose all that came since. One answer must say both: the file is begun at the moment when the link is up."""
+    status = replica.info()
     is_writing = status["aof_rewrite_in_progress"] or status["aof_rewrite_scheduled"]
-    return replica.info("replication").get("master_link_status") == "up" and not is_writing
+    return status.get("master_link_status") == "up" and not is_writing
 
 
 def _wait_for_offset(replica: Any, offset: int) -> None:
