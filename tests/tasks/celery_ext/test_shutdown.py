@@ -93,8 +93,12 @@ def test_what_is_not_finished_in_time_goes_on_elsewhere(
 
 def engines_of(worker: WorkerProcess) -> list[psutil.Process]:
     """The worker's engine process, as soon as there is one."""
-    children = psutil.Process(worker.process.pid).children()
-    return [child for child in children if "--in-flight-fd" in child.cmdline()]
+    found = []
+    for child in psutil.Process(worker.process.pid).children():
+        with suppress(psutil.Error):  # one that has just ended
+            if "--in-flight-fd" in child.cmdline():
+                found.append(child)
+    return found
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGQUIT])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -49,7 +50,8 @@ def still_engine(worker: WorkerProcess) -> psutil.Process:
     found: list[psutil.Process] = []
 
     def is_there() -> bool:
-        found[:] = [engine for engine in engines_of(worker) if engine.status() == psutil.STATUS_STOPPED]
+        with suppress(psutil.NoSuchProcess):  # one that has just ended
+            found[:] = [engine for engine in engines_of(worker) if engine.status() == psutil.STATUS_STOPPED]
         return bool(found)
 
     wait_until(is_there, 30)
