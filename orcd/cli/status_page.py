@@ -40,7 +40,7 @@ def status_page(status: Status, estimate: WaitEstimate | None) -> Iterator[tuple
 def wait_words(estimate: WaitEstimate) -> str:
     """When a job will start, as far as that can be said."""
     if not estimate.served:
-        return "never while that is so"
+        return "once a worker takes such jobs"
     if estimate.load_percent is not None:
         return f"once the model is loaded ({estimate.load_percent} %)"
     if estimate.starts_in_ms is None:
@@ -50,7 +50,8 @@ def wait_words(estimate: WaitEstimate) -> str:
 
 
 def _waiting(status: Status, estimate: WaitEstimate | None) -> Iterator[tuple[str, str]]:
-    yield "waits", status.reason or "for a worker"
+    is_unserved = estimate is not None and not estimate.served and status.served  # the last worker left a moment ago
+    yield "waits", "no worker takes such jobs now" if is_unserved else status.reason or "for a worker"
     if estimate is not None:
         yield "ahead", f"{estimate.ahead} jobs"
         yield "starts", wait_words(estimate)

@@ -15,6 +15,7 @@ import redis
 from orcd.errors import Cancelled, Expired, InferenceTimeout, OrcdError
 from orcd.monitoring.queue_watch import QueueWatch
 from orcd.monitoring.worker_registry import WorkerRegistry
+from orcd.request import Request
 from orcd.store import schema
 from orcd.store.backoff import FIRST_RETRY_S, MAX_RETRY_S, Backoff
 from orcd.store.enqueue import Message, is_about_queue
@@ -243,4 +244,14 @@ class Maintenance:
         self._store.limit_queue(self._settings.max_queued, replaces=not self._has_limited_queue)
         self._has_limited_queue = True
         uptime_s = int(time.monotonic() - self._started_at)
-        self._registry.beat(self._observer.worker_id, {**self._identity, **self._gauges, "uptime_s": uptime_s})
+        jobs_per_s = self._observer.jobs_per_s(sum(map(_part_done, self._runner.jobs())))
+        told = {**self._identity, **self._gauges, "uptime_s": uptime_s, "jobs_per_s": jobs_per_s}
+        self._registry.beat(self._observer.worker_id, told)
+
+
+def _part_done(job: ActiveJob) -> float:
+    """How much of a job was done here, from 0 to 1; 0 where its request does not bound it."""
+    request = job.claim.request
+    if not isinstance(request, Request) or not request.max_tokens:
+        return 0.0
+    return min(1.0, job.num_drawn / (request.n * request.max_tokens))

@@ -11,7 +11,8 @@ SPAN_S = 60.0
 class JobRate:
     """The ends of jobs over about the last minute in which there were any. Idle time counts for nothing.
 
-    `ended` may be called by another thread than the one that calls `tick`.
+    What is done of jobs that run counts as parts of ends: or a worker that has just begun with as many as it can would
+    seem to end none. `ended` may be called by another thread than the others.
     """
 
     def __init__(self) -> None:
@@ -20,10 +21,9 @@ class JobRate:
         self._num_new = 0
         self._last = time.monotonic()
 
-    @property
-    def per_s(self) -> float:
-        """Jobs a second; 0 while none has ended yet."""
-        return self._ended / self._busy_s if self._busy_s else 0.0
+    def per_s(self, num_done: float = 0.0) -> float:
+        """Jobs a second; 0 while nothing is done. ``num_done`` is the sum of the parts done of those that run."""
+        return (self._ended + num_done) / self._busy_s if self._busy_s else 0.0
 
     def ended(self) -> None:
         """A job has ended."""

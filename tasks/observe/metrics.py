@@ -102,9 +102,12 @@ class Metrics:
         """Whether the worker would run a job."""
         self._ready.set(ready)
 
-    def set_jobs(self, num_jobs: int, per_s: float) -> None:
-        """How many jobs this worker has claimed and not ended, and how many it ends in a second."""
+    def set_jobs(self, num_jobs: int) -> None:
+        """How many jobs this worker has claimed and not ended."""
         self._jobs_in_flight.set(num_jobs)
+
+    def set_jobs_per_s(self, per_s: float) -> None:
+        """How many jobs this worker ends in a second."""
         self._jobs_per_s.set(per_s)
 
     def set_queues(self, figures: QueueFigures) -> None:

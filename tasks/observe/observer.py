@@ -179,11 +179,17 @@ class Observer:
         self.metrics.job_ended(job, result)
         self.log.execute_end(job, result)
 
+    def jobs_per_s(self, num_done: float) -> float:
+        """How many jobs the worker ends in a second; ``num_done`` is the sum of the parts done of those that run."""
+        per_s = round(self._job_rate.per_s(num_done), 4)
+        self.metrics.set_jobs_per_s(per_s)
+        return per_s
+
     def heartbeat(self, num_jobs: int) -> dict[str, int | float | str]:
         """What the worker's heartbeat says; ``num_jobs`` are in flight."""
         self._num_jobs = num_jobs
         self._job_rate.tick(is_busy=num_jobs > 0)
-        self.metrics.set_jobs(num_jobs, self._job_rate.per_s)
+        self.metrics.set_jobs(num_jobs)
         stats = self._stats
         return {
             "model": self.model,
@@ -194,7 +200,6 @@ class Observer:
             "waiting": stats.waiting if stats else 0,
             "output_tokens": stats.output_tokens if stats else 0,
             "tokens_per_s": round(self._tokens_per_s, 1),
-            "jobs_per_s": round(self._job_rate.per_s, 4),
             "kv_use": round(kv_use(stats), 3) if stats else 0.0,
             "load_percent": self.loading.percent if self.loading else 0,
         }

@@ -67,7 +67,7 @@ def test_a_job_that_ended_says_how() -> None:
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
-        ({"served": False}, "never while that is so"),
+        ({"served": False}, "once a worker takes such jobs"),
         ({"load_percent": 45}, "once the model is loaded (45 %)"),
         ({"starts_in_ms": None}, "unknown: no worker has ended a job yet"),
         ({"ahead": 0, "starts_in_ms": 0}, "as soon as a slot is free"),
@@ -75,3 +75,10 @@ def test_a_job_that_ended_says_how() -> None:
 )
 def test_what_is_not_known_is_not_made_up(fields: dict[str, object], words: str) -> None:
     assert wait_words(msgspec.structs.replace(ESTIMATE, **fields)) == words
+
+
+def test_that_the_last_worker_has_just_left_is_said() -> None:
+    gone = msgspec.structs.replace(ESTIMATE, served=False)
+    assert page(WAITS, gone)["waits"] == "no worker takes such jobs now"
+    unserved = msgspec.structs.replace(WAITS, served=False, reason="no worker serves qwen")
+    assert page(unserved, gone)["waits"] == "no worker serves qwen"

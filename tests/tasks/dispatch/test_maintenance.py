@@ -14,6 +14,7 @@ import pytest
 import redis
 from kombu.exceptions import OperationalError
 
+from orcd.events import Token
 from orcd.monitoring.worker_registry import WorkerRegistry
 from orcd.request import parse
 from orcd.status import WorkerStatus
@@ -250,6 +251,23 @@ def test_a_redis_that_fails_and_answers_again_is_told_to_the_observer(
     assert scene.observer.problem == "Redis is away or refuses commands"
     monkeypatch.undo()
     wait_until(lambda: scene.run() == [] and scene.observer.problem == "")
+
+
+def test_what_is_done_of_running_jobs_counts_in_the_workers_rate(
+    scene: MaintenanceScene, connection: redis.Redis
+) -> None:
+    job, unbounded, resumed = scene.begin("a", max_tokens=4), scene.begin("b"), scene.begin("c", max_tokens=4)
+    resumed._record(Token("ab", 1, [97, 98]))  # by an earlier owner
+    for each in (job, unbounded):
+        each.add()
+        each.process(contract.TokenOutput(each.request_id, 0, tuple(b"frog"[:2])))
+    assert (job.num_tokens_out, unbounded.num_tokens_out) == (2, 2)
+    parts: list[float] = []
+    scene.observer.jobs_per_s = lambda num_done: parts.append(num_done) or 0.25  # type: ignore
+    scene.run()
+    assert parts == [0.5]
+    (said,) = WorkerRegistry(connection).workers()
+    assert said.jobs_per_s == 0.25
 
 
 def test_what_is_in_the_queues_becomes_metrics_where_there_is_a_port_for_them(store: JobStore) -> None:

@@ -94,12 +94,12 @@ def test_an_engine_that_is_lost_is_an_error_and_takes_the_readiness_with_it(watc
 def test_the_heartbeat_says_what_the_engine_does(watched: Watched) -> None:
     observer = watched.observer
     idle = {"model": "demo", "state": "loading", "ready": 0, "jobs": 0, "running": 0, "waiting": 0, "output_tokens": 0,
-            "tokens_per_s": 0.0, "jobs_per_s": 0.0, "kv_use": 0.0, "load_percent": 0}  # fmt: skip
+            "tokens_per_s": 0.0, "kv_use": 0.0, "load_percent": 0}  # fmt: skip
     assert observer.heartbeat(0) == idle
     observer.ready(READY)
     observer.stats(STATS)
     busy = {"model": "demo", "state": "ready", "ready": 1, "jobs": 7, "running": 3, "waiting": 4, "output_tokens": 9,
-            "tokens_per_s": 0.0, "jobs_per_s": 0.0, "kv_use": 0.833, "load_percent": 0}  # fmt: skip
+            "tokens_per_s": 0.0, "kv_use": 0.833, "load_percent": 0}  # fmt: skip
     assert observer.heartbeat(7) == busy
     assert watched.sample("orcd_jobs_in_hand") == 7
     observer.stats(msgspec.structs.replace(STATS, healthy=False))
