@@ -16,6 +16,7 @@ from kernels.weights.upload import STAGING_BYTES
 from worker.engine.cuda.buffers import StepBuffers, StepLimits
 from worker.engine.cuda.decode_graphs import make_buckets
 from worker.engine.cuda.logit_processing import report
+from worker.engine.cuda.whole_step_graphs import MOST_GRAPHS
 from worker.model.gguf import GGUFFile
 from worker.model.registry import Model, assemble_model, read_model_config
 from worker.model.weights import Weights
@@ -66,7 +67,9 @@ def plan_memory(gguf: GGUFFile, device: GpuDevice | DryRunDevice, settings: Sett
     vocab_size = model.config.vocab_size
     limits = StepLimits(block_tokens, settings.step_tokens, max_sequences, context_length, vocab_size)
     _run_largest_steps(model, dry, limits)
-    without_cache = replace(_plan(dry, num_graphs=GRAPHS_PER_BUCKET * len(make_buckets(max_sequences))), kv_cache=0)
+    without_cache = replace(
+        _plan(dry, num_graphs=MOST_GRAPHS + GRAPHS_PER_BUCKET * len(make_buckets(max_sequences))), kv_cache=0
+    )
     block_bytes = model.bytes_per_block(block_tokens)
     padding_bytes = 2 * model.config.num_layers * ALIGNMENT  # K and V of each layer start aligned
     if settings.kv_cache_bytes:

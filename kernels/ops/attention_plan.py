@@ -23,6 +23,9 @@ from kernels.weights.parameters import Attention
 TILE_KEYS = 64
 DECODE_ROWS = 16  # query rows of a decode item: one tensor core tile
 PREFILL_WARPS = 4
+SHORT_ROWS = 8 * DECODE_ROWS
+"""A sequence of no more query rows is decode work: as prefill work it would be a block for each KV head, which reads a
+long context alone. What comes after a cached prefix is such a sequence, and so is a short prompt."""
 
 declare_constants("attention/attention_plan.cuh", TILE_KEYS=TILE_KEYS, DECODE_ROWS=DECODE_ROWS)
 declare_constants("attention/attention.cu", PREFILL_WARPS=PREFILL_WARPS)
@@ -74,6 +77,7 @@ class AttentionPlanParams(CudaStruct, source="attention/attention_plan"):
     group: Int32  # query heads per KV head
     window: Int32
     prefill_rows: Int32  # query rows of a prefill item, 0: everything is a decode item
+    short_rows: Int32  # sequences of so many query rows are decode work too
     wanted_items: Int32  # into about so many items decode work is divided when there are few sequences
     partial_rows: Int32
     num_arrivals: Int32
@@ -144,7 +148,12 @@ def plan_attention(context: Context, step: Step[DeviceArray], attention: Attenti
     group = attention.num_heads // num_kv_heads
     prefill_rows = 0 if num_tokens == num_sequences else attention_shape(context.gpu, head_dim).prefill_rows
     token_row_tiles = -(-group // DECODE_ROWS)
-    max_row_tiles = (num_sequences if prefill_rows else num_tokens) * token_row_tiles
+    max_row_tiles = num_tokens * token_row_tiles
+    if prefill_rows:
+        short_row_tiles = max(SHORT_ROWS // DECODE_ROWS, token_row_tiles)
+        max_row_tiles = min(
+            num_sequences * short_row_tiles, max_row_tiles, num_tokens * group // DECODE_ROWS + num_sequences
+        )
     wanted_items = _wanted_items(context.gpu.num_sms, num_kv_heads, max_row_tiles)
     max_decode_items = max_row_tiles + wanted_items
     max_prefill_items = num_tokens * group // prefill_rows + num_sequences if prefill_rows else 0
@@ -171,6 +180,7 @@ def plan_attention(context: Context, step: Step[DeviceArray], attention: Attenti
         group=group,
         window=attention.window,
         prefill_rows=prefill_rows,
+        short_rows=SHORT_ROWS,
         wanted_items=wanted_items,
         partial_rows=partial_rows,
         num_arrivals=plan.arrivals.size,

@@ -21,10 +21,15 @@ class PrefixCache:
 
     def extend(self, hashes: list[bytes], root: bytes, token_ids: Series[int]) -> None:
         """Append to ``hashes`` what is missing, one per full block of ``token_ids``. Equal ``root``: shared blocks."""
-        for index in range(len(hashes), len(token_ids) // self.block_tokens):
-            block = array("q", token_ids[index * self.block_tokens : (index + 1) * self.block_tokens])
-            parent = hashes[-1] if hashes else root
-            hashes.append(hashlib.blake2b(parent + block.tobytes(), digest_size=16).digest())
+        start, end = len(hashes) * self.block_tokens, len(token_ids) // self.block_tokens * self.block_tokens
+        if start == end:
+            return
+        missing = array("q", token_ids[start:end]).tobytes()
+        block_bytes = len(missing) // (end - start) * self.block_tokens
+        parent = hashes[-1] if hashes else root
+        for offset in range(0, len(missing), block_bytes):
+            parent = hashlib.blake2b(parent + missing[offset : offset + block_bytes], digest_size=16).digest()
+            hashes.append(parent)
 
     def match(self, hashes: Series[bytes]) -> list[int]:
         """The blocks of the longest known prefix, in order."""

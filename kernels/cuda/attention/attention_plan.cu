@@ -13,6 +13,7 @@ struct AttentionPlanParams {
     i32 group;         // query heads per KV head
     i32 window;        // keys that a token sees, 0: all
     i32 prefill_rows;  // query rows of a prefill item, 0: everything is a decode item
+    i32 short_rows;    // sequences of so many query rows are decode work too: there is more to divide of it
     i32 wanted_items;  // into about so many items decode work is divided when there are few sequences
     i32 partial_rows;  // rows of the workspace for divided items
     i32 num_arrivals;
@@ -38,7 +39,7 @@ DEVICE Demand demand_of(const AttentionPlanParams& p, i32 sequence) {
     d.num_keys = p.context_lengths[sequence];
     if (d.num_tokens <= 0 || d.num_keys <= 0) return Demand{};
     d.num_rows = d.num_tokens * p.group;
-    d.decode = d.num_tokens == 1 || d.num_rows <= DECODE_ROWS || !p.prefill_rows;
+    d.decode = d.num_tokens == 1 || d.num_rows <= p.short_rows || !p.prefill_rows;
     d.row_tiles = divide_up(d.num_rows, d.decode ? DECODE_ROWS : p.prefill_rows);
     d.first_split = lowest_key(p, d.num_keys - d.num_tokens) / (TILE_KEYS * SPLIT_TILES);
     d.end_split = divide_up(d.num_keys, TILE_KEYS * SPLIT_TILES);

@@ -12,6 +12,7 @@ from kernels.ops import attention_plan
 from kernels.ops.attention_plan import (
     DECODE_ROWS,
     PARTIAL_BYTES,
+    SHORT_ROWS,
     TILE_KEYS,
     AttentionPlan,
     Item,
@@ -77,9 +78,9 @@ def test_there_is_room_for_the_items_of_any_chunks(attention: Attention[DeviceAr
     group = attention.num_heads // attention.num_kv_heads
     prefill_rows = attention_shape(H100, attention.head_dim).prefill_rows
     rng = np.random.default_rng(seed)
-    counts = rng.choice([1, 2, 5, 65, 700], rng.integers(1, 20)) + (rng.random() < 0.5)
+    counts = rng.choice([1, 2, 5, 16, 65, 700], rng.integers(1, 20)) + (rng.random() < 0.5)
     rows = counts * group
-    is_decode = (counts == 1) | (rows <= DECODE_ROWS) | (counts.sum() == counts.size)
+    is_decode = (counts == 1) | (rows <= SHORT_ROWS) | (counts.sum() == counts.size)
     plan = dry_plan(int(counts.sum()), counts.size, attention)
     assert (-(-rows[is_decode] // DECODE_ROWS)).sum() <= plan.decode_items.shape[0]
     assert (-(-rows[~is_decode] // prefill_rows)).sum() <= plan.prefill_items.shape[0]

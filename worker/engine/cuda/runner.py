@@ -9,8 +9,10 @@ from collections.abc import Sequence as Series
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import repeat
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from kernels.batch import AnyArray, SamplingParams, Step, first, pack, view
 from kernels.decode_rows import write_updates
@@ -25,6 +27,7 @@ from worker.engine.cuda.decode_graphs import DecodeGraphs, empty_rows
 from worker.engine.cuda.logit_processing import EditSender, LogitMasker, LogprobReporter, read_reports
 from worker.engine.cuda.pinned_ring import NUM_BUFFERS, Download, DownloadRing, UploadRing
 from worker.engine.cuda.slot_allocator import SlotAllocator
+from worker.engine.cuda.whole_step_graphs import WholeStepGraphs
 from worker.engine.logits.edit_rows import EditRows
 from worker.engine.runner import Draw, Result, non_finite
 from worker.engine.scheduler import Chunk
@@ -60,9 +63,9 @@ class CudaRunner:
     """A model and its KV cache on a device that works by itself.
 
     A step of which every chunk only decodes is a graph: what it needs is on the device already, but for what changed
-    (`SlotAllocator`). It is two graphs where the host writes masks of tokens for it, or reads log probabilities. Other
-    steps are sent whole and launched kernel by kernel. All leave the ids that they drew in ``rows.drawn``, where the
-    next step finds them, and count them for penalties.
+    (`SlotAllocator`). Other steps are sent whole; where they are not too large, each size is a graph too. A graph comes
+    in two parts where the host writes masks of tokens between them, or reads log probabilities. All steps leave the ids
+    that they drew in ``rows.drawn``, where the next step finds them, and count them for penalties.
     """
 
     def __init__(
@@ -99,6 +102,9 @@ class CudaRunner:
             self._graphs = DecodeGraphs(
                 model, self._cache, self._rows, limits.block_tokens, self._draw, capture=capture
             )
+        self._whole_graphs = None
+        if capture:
+            self._whole_graphs = WholeStepGraphs(model, self._cache, self._rows, self._whole, limits, self._draw)
 
     @property
     def depth(self) -> int:
@@ -138,32 +144,61 @@ class CudaRunner:
         if updates:
             num_bytes = write_updates(updates, self._uploads.take())
             self._uploads.send(num_bytes, self._rows.updates)
+        graph = self._graphs.graph(num_rows)
         if all(sequence.draws_in_graph for sequence, _, _ in chunks):
-            self._graphs.launch(num_rows)
+            graph.launch()
             return LaunchedStep(rows, self._fetch(num_rows))
-        self._graphs.launch_forward(num_rows)
+        graph.launch_forward()
         drawing = {row: sequence for row, (sequence, _, _) in zip(rows, chunks, strict=True)}
         errors = self._send_masks(drawing)
-        self._graphs.launch_draw(num_rows)
+        graph.launch_draw()
         return LaunchedStep(rows, self._fetch(num_rows), self._fetch_reports(drawing, num_rows), errors)
 
     def _run_whole(self, chunks: list[Chunk]) -> LaunchedStep:
         drawing = dict(enumerate([chunk.sequence for chunk in chunks if chunk.draws]))
         self._edit_rows.assign(drawing.values())
         self._send_resets()
-        step, params = self._send_whole(chunks, list(drawing.values()))
-        self._ops.resolve_tokens(step.token_ids, self._rows.drawn)
-        logits = self._model.forward(step, self._cache)
+        step = build_step(chunks, self._limits.block_tokens, self._batch_slots.previous_draw)
+        params = build_sampling_params(list(drawing.values()), self._edit_rows.row_of)
+        graph = None if self._whole_graphs is None else self._whole_graphs.graph_for(step)
         self._batch_slots.interrupt({sequence: row for row, sequence in drawing.items()})
-        reports: Reports | None = None
         errors: Mapping[int, OrcdError] = {}
-        if drawing:
-            errors = self._send_masks(drawing)
-            self._draw(logits, params)
-            reports = self._fetch_reports(drawing, len(drawing))
+        if graph is None:
+            num_rows = len(drawing)
+            errors = self._launch_whole(step, params, drawing)
+        else:
+            num_rows = graph.num_rows
+            graph.write(step, params, self._uploads.take())
+            self._uploads.send(graph.num_bytes, self._whole)
+            if all(sequence.draws_in_graph for sequence in drawing.values()):
+                graph.launch()
+            else:
+                graph.launch_forward()
+                errors = self._send_masks(drawing)
+                graph.launch_draw()
+        reports = self._fetch_reports(drawing, num_rows)
         numbers = iter(drawing)
         rows = [next(numbers) if chunk.draws else None for chunk in chunks]
         return LaunchedStep(rows, self._fetch(len(drawing)), reports, errors)
+
+    def _launch_whole(
+        self, step: Step[NDArray[Any]], params: SamplingParams[NDArray[Any]], drawing: Mapping[int, Sequence]
+    ) -> Mapping[int, OrcdError]:
+        """Send a step as it is, and launch it kernel by kernel; the errors of rows that can draw nothing."""
+        arrays = {name: getattr(step, name) for name in Step.__slots__}
+        arrays |= {"rows": params.rows, "output_positions": params.output_positions}
+        num_bytes, offsets = pack(arrays, self._uploads.take())
+        self._uploads.send(num_bytes, self._whole)
+        views = {name: view(self._whole, offsets[name], array.shape, array.dtype) for name, array in arrays.items()}
+        sent_params = SamplingParams(views.pop("rows"), views.pop("output_positions"), self._edits)
+        sent = Step(**views)
+        self._ops.resolve_tokens(sent.token_ids, self._rows.drawn)
+        logits = self._model.forward(sent, self._cache)
+        if not drawing:
+            return {}
+        errors = self._send_masks(drawing)
+        self._draw(logits, sent_params)
+        return errors
 
     def _draw(self, logits: AnyArray, params: SamplingParams[DeviceArray]) -> None:
         """Enqueue the draw from ``logits`` [R, vocab], with the masks that were sent last, and its reports."""
@@ -193,22 +228,6 @@ class CudaRunner:
         limits = self._limits
         self._edit_rows = EditRows(limits.max_sequences, limits.vocab_size)
         self._batch_slots = SlotAllocator(limits.max_sequences, limits.max_blocks, self._edit_rows)
-
-    def _send_whole(
-        self, chunks: list[Chunk], drawing: list[Sequence]
-    ) -> tuple[Step[DeviceArray], SamplingParams[DeviceArray]]:
-        """A step's arrays, enqueued to be on the device."""
-        step = build_step(chunks, self._limits.block_tokens, self._batch_slots.previous_draw)
-        params = build_sampling_params(drawing, self._edit_rows.row_of)
-        arrays = {name: getattr(step, name) for name in Step.__slots__}
-        arrays |= {"rows": params.rows, "output_positions": params.output_positions}
-        num_bytes, offsets = pack(arrays, self._uploads.take())
-        self._uploads.send(num_bytes, self._whole)
-        views = {name: view(self._whole, offsets[name], array.shape, array.dtype) for name, array in arrays.items()}
-        return (
-            Step(**{name: views[name] for name in Step.__slots__}),
-            SamplingParams(views["rows"], views["output_positions"], self._edits),
-        )
 
     def _fetch(self, num_ids: int) -> Download:
         return self._downloads.fetch(view(self._rows.drawn, 0, (num_ids * 4,), np.uint8))

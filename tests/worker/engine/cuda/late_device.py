@@ -112,8 +112,11 @@ class LateModel:
         return logits
 
     def _compute(self, step: Step, cache: np.ndarray, logits: np.ndarray) -> None:
-        """The rows that hold a sequence; a padded step has as many tokens as sequences."""
+        """Of a padded step the tokens and sequences that are there."""
         rows = np.flatnonzero(step.positions >= 0)
+        if step.positions.size != step.context_lengths.size:
+            logits[:] = self.model.forward(_without_padding(step), cache)
+            return
         assert (step.positions >= -1).all()
         if rows.size == step.positions.size:
             logits[:] = self.model.forward(step, cache)
@@ -132,3 +135,21 @@ class LateModel:
         )
         if rows.size:
             logits[rows] = self.model.forward(live, cache)
+
+
+def _without_padding(step: Step) -> Step:
+    """A step with more tokens than sequences, padded or not: padding comes last, and belongs to nobody."""
+    num_tokens, num_sequences = int((step.positions >= 0).sum()), int((step.context_lengths > 0).sum())
+    assert step.query_starts[-1] == step.query_starts[num_sequences] == num_tokens
+    assert (step.positions[:num_tokens] >= 0).all()
+    assert (step.slots[num_tokens:] == -1).all() and (step.context_lengths[num_sequences:] == 0).all()
+    assert (step.logit_rows < num_tokens).all()
+    tokens, sequences = slice(num_tokens), slice(num_sequences)
+    last_tokens = step.query_starts[1 : num_sequences + 1] - 1
+    return replace(
+        step,
+        **{name: getattr(step, name)[tokens] for name in ("token_ids", "positions", "slots", "sequence_rows")},
+        **{name: getattr(step, name)[sequences] for name in ("context_lengths", "sequence_lengths", "block_tables")},
+        query_starts=step.query_starts[: num_sequences + 1],
+        logit_rows=np.where(np.isin(step.logit_rows, last_tokens), step.logit_rows, last_tokens[0]),
+    )

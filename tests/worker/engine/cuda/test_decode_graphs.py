@@ -38,11 +38,11 @@ def test_a_step_runs_in_the_smallest_bucket_that_holds_it(capture: bool):
     model.device.run_until(len(model.device._queue))
     drawn.clear()
     before = len(model.device._queue)
-    graphs.launch(4)
+    graphs.graph(4).launch()
     whole = len(model.device._queue)
     assert whole > before
-    graphs.launch_forward(4)
+    graphs.graph(4).launch_forward()
     assert len(model.device._queue) == whole + (whole - before) - 1, "all but the op that draws"
-    graphs.launch_draw(4)
+    graphs.graph(4).launch_draw()
     model.device.run_until(len(model.device._queue))
     assert drawn == [4], "the host's part of the draw is in the second half of a step that is launched in two"

@@ -1,0 +1,88 @@
+"""Steps that are sent whole, padded to one of few sizes: for each there can be a CUDA graph."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kernels.batch import GREEDY_ROW, SAMPLING_ROW, LogitEdits, SamplingParams, Step, packed_bytes, view
+from kernels.runtime.device_array import DeviceArray
+from worker.engine.cuda.buffers import StepLimits
+
+MOST_TOKENS = 2048
+"""Steps of more take the device longer than the host takes to launch their kernels."""
+LEAST_TOKENS = 16
+SEQUENCES = (1, 4, 16, 64, 128)
+BLOCKS = (64, 256, 1024, 4096)
+
+_GREEDY = np.frombuffer(GREEDY_ROW, SAMPLING_ROW)[0]
+_INT32 = np.dtype(np.int32)
+
+
+class StepSize(NamedTuple):
+    """What a step is padded to. It has more tokens than sequences, which tells it from a decode step."""
+
+    num_tokens: int
+    num_sequences: int
+    max_blocks: int
+
+
+def size_for(step: Step[NDArray[Any]], limits: StepLimits) -> StepSize | None:
+    """The smallest size for ``step``, None if it is too large for one."""
+    num_sequences = _at_least(step.context_lengths.size, (*SEQUENCES, limits.max_sequences))
+    num_tokens = _round_tokens(max(step.token_ids.size, num_sequences + 1))
+    if num_tokens > min(MOST_TOKENS, limits.step_tokens) or num_sequences > limits.max_sequences:
+        return None
+    return StepSize(num_tokens, num_sequences, _at_least(step.block_tables.shape[1], (*BLOCKS, limits.max_blocks)))
+
+
+def _at_least(number: int, choices: tuple[int, ...]) -> int:
+    """The smallest of ``choices`` that is as large; the last one is never exceeded."""
+    return min(choices[bisect_left(choices, number)], choices[-1])
+
+
+def _round_tokens(number: int) -> int:
+    """So that at most a quarter of a step is padding, or less than `LEAST_TOKENS`."""
+    unit = max(LEAST_TOKENS, (1 << (number - 1).bit_length()) // 8)
+    return -(-number // unit) * unit
+
+
+class PaddedStep:
+    """Where the arrays of steps of one size are, in a buffer of bytes on the device and in what is copied to it."""
+
+    def __init__(self, size: StepSize, whole: DeviceArray, edits: LogitEdits[DeviceArray]) -> None:
+        tokens, sequences = (size.num_tokens,), (size.num_sequences,)
+        self._arrays: dict[str, tuple[int, tuple[int, ...], np.dtype[Any], Any]] = {}  # offset, shape, dtype, padding
+        self.num_bytes = 0
+        self._add("token_ids", tokens, _INT32, 0)
+        self._add("positions", tokens, _INT32, -1)
+        self._add("slots", tokens, _INT32, -1)
+        self._add("sequence_rows", tokens, _INT32, 0)
+        self._add("query_starts", (size.num_sequences + 1,), _INT32, None)
+        self._add("context_lengths", sequences, _INT32, 0)
+        self._add("sequence_lengths", sequences, _INT32, 0)
+        self._add("logit_rows", sequences, _INT32, 0)
+        self._add("rows", sequences, SAMPLING_ROW, _GREEDY)
+        self._add("output_positions", sequences, np.dtype(np.int64), 0)
+        self._add("block_tables", (size.num_sequences, size.max_blocks), _INT32, None)
+        views = {name: view(whole, offset, shape, dtype) for name, (offset, shape, dtype, _) in self._arrays.items()}
+        self.params = SamplingParams(views.pop("rows"), views.pop("output_positions"), edits)
+        self.step = Step(**views)
+
+    def _add(self, name: str, shape: tuple[int, ...], dtype: np.dtype[Any], padding: Any) -> None:
+        self._arrays[name] = self.num_bytes, shape, dtype, padding
+        self.num_bytes += packed_bytes([int(np.prod(shape)) * dtype.itemsize])
+
+    def write(self, step: Step[NDArray[Any]], params: SamplingParams[NDArray[Any]], staging: NDArray[np.uint8]) -> None:
+        """Write ``step`` and how its tokens are drawn into the first `num_bytes` of ``staging``."""
+        for name, (offset, shape, dtype, padding) in self._arrays.items():
+            source = getattr(params if name in ("rows", "output_positions") else step, name)
+            target = view(staging, offset, shape, dtype)
+            if name == "block_tables":
+                target[: source.shape[0], : source.shape[1]] = source  # what is not written is not read
+                continue
+            target[: source.size] = source
+            target[source.size :] = source[-1] if name == "query_starts" else padding

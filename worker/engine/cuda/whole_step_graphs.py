@@ -1,0 +1,118 @@
+"""Steps that are not decode steps as CUDA graphs: one for each size that steps are padded to."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kernels.batch import AnyArray, SamplingParams, Step, first
+from kernels.decode_rows import DecodeRows
+from kernels.devices.protocol import is_gpu
+from kernels.runtime.device_array import DeviceArray
+from worker.engine.cuda.buffers import StepLimits
+from worker.engine.cuda.decode_graphs import Draw
+from worker.engine.cuda.padded_step import PaddedStep, StepSize, size_for
+from worker.engine.cuda.step_graph import StepGraph, StepParts
+from worker.model.kv_cache import KVCache
+from worker.model.registry import Model
+
+MOST_GRAPHS = 64
+"""With more sizes, the one that was not used for longest is captured anew when it comes again."""
+
+
+class WholeStepGraphs:
+    """Steps from the buffer that they are sent to.
+
+    A size is launched kernel by kernel the first time, and captured the second: many come only once.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        cache: KVCache,
+        rows: DecodeRows[DeviceArray],
+        whole: DeviceArray,
+        limits: StepLimits,
+        draw: Draw,
+    ) -> None:
+        """``whole``: bytes, for all arrays of the largest step. Steps leave their ids in ``rows.drawn``."""
+        self._model = model
+        self._cache = cache
+        self._rows = rows
+        self._whole = whole
+        self._limits = limits
+        self._draw = draw
+        self._graphs: OrderedDict[StepSize, WholeStepGraph] = OrderedDict()
+
+    def graph_for(self, step: Step[NDArray[Any]]) -> WholeStepGraph | None:
+        """The graph for steps like this one; None if it is too large."""
+        size = size_for(step, self._limits)
+        if size is None:
+            return None
+        graph = self._graphs.get(size)
+        if graph is None:
+            if len(self._graphs) >= MOST_GRAPHS:
+                self._graphs.popitem(last=False)
+            graph = self._graphs[size] = self._make(size)
+        self._graphs.move_to_end(size)
+        return graph
+
+    def _make(self, size: StepSize) -> WholeStepGraph:
+        device, rows = self._model.device, self._rows
+        assert is_gpu(device) and rows.sampling.edits is not None
+        padded = PaddedStep(size, self._whole, rows.sampling.edits)
+        step, params, ids = padded.step, padded.params, first(rows.drawn, size.num_sequences)
+
+        def forward() -> AnyArray:
+            device.ops.resolve_tokens(step.token_ids, rows.drawn)
+            return self._model.forward(step, self._cache)
+
+        parts = StepParts(
+            forward,
+            sample=lambda logits: device.ops.sample(logits, params, out_ids=ids),
+            draw=lambda logits: self._draw(logits, params),
+        )
+        name = f"step of {size.num_tokens} tokens of {size.num_sequences} sequences"
+        return WholeStepGraph(StepGraph(device, parts, name), padded, size.num_sequences)
+
+
+class WholeStepGraph:
+    """Launches steps of one size."""
+
+    def __init__(self, graph: StepGraph, padded: PaddedStep, num_rows: int) -> None:
+        self.num_rows = num_rows
+        """Rows of logits, of which those of padding come last."""
+        self._graph = graph
+        self._padded = padded
+        self._num_launches = 0
+        self._num_forwards = 0
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes that are sent of a step."""
+        return self._padded.num_bytes
+
+    def write(self, step: Step[NDArray[Any]], params: SamplingParams[NDArray[Any]], staging: NDArray[np.uint8]) -> None:
+        """Write what is sent of ``step``, whose tokens are drawn with ``params``."""
+        self._padded.write(step, params, staging)
+
+    def launch(self) -> None:
+        """Enqueue the step that was sent."""
+        self._num_launches += 1
+        if self._num_launches == 2:
+            self._graph.capture_step()
+        self._graph.launch()
+
+    def launch_forward(self) -> None:
+        """Enqueue it up to its logits; `launch_draw` is to come next."""
+        self._num_forwards += 1
+        if self._num_forwards == 2:
+            self._graph.capture_parts()
+        self._graph.launch_forward()
+
+    def launch_draw(self) -> None:
+        """Enqueue the rest of it."""
+        self._graph.launch_draw()
