@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +19,7 @@ import msgspec
 from celery import Celery
 from kombu.exceptions import OperationalError
 from kombu.pools import ProducerPool
-from redis.exceptions import NoPermissionError
+from redis.exceptions import NoPermissionError, RedisError
 
 from orcd.settings import ClientSettings
 from orcd.store.broker import TENANT_HEADER, broker_configuration
@@ -110,7 +110,34 @@ def tenant_digest(tenant: str | None) -> str:
     return hashlib.sha256(b"orcd:tenant:" + tenant.encode()).hexdigest()[:16] if tenant else ""
 
 
-def is_about_queue(error: Exception) -> bool:
+def publish_all(
+    messages: Sequence[Message], publish: Callable[[Message], None]
+) -> tuple[list[Message], Exception | None]:
+    """Send messages, one after the other. Returns those that were not sent, and why the first of them was not.
+
+    A message that cannot be sent keeps back no other one, and a queue that takes none only its own. A Redis that is away
+    is not asked again. What was tried in vain comes last in the list.
+    """
+    left: list[Message] = []
+    refused: set[str] = set()
+    first_error: Exception | None = None
+    for number, message in enumerate(messages, 1):
+        if message.queue in refused:
+            left.append(message)
+            continue
+        try:
+            publish(message)
+        except Exception as error:
+            first_error = first_error or error
+            left.append(message)
+            if _is_about_queue(error):
+                refused.add(message.queue)
+            elif isinstance(error, OperationalError | RedisError | OSError):
+                return [*messages[number:], *left], first_error
+    return left, first_error
+
+
+def _is_about_queue(error: Exception) -> bool:
     """Whether a message could not be sent because of its own queue: others' messages can be."""
     cause = error.__cause__
     return isinstance(cause, NoPermissionError) or has_wrong_type(cause)
@@ -165,22 +192,11 @@ class Publisher:
         """Send the messages of jobs that are stored.
 
         A stored job is safe: where messages cannot be sent, this logs one warning and leaves their jobs to a worker's
-        reaper. A queue that takes no message keeps back only its own; a Redis that is away is not asked again.
+        reaper.
         """
-        num_sent = 0
-        refused: set[str] = set()
-        for message in messages:
-            if message.queue in refused:
-                continue
-            try:
-                self.publish(message)
-                num_sent += 1
-            except OperationalError as error:
-                if not is_about_queue(error):
-                    break
-                refused.add(message.queue)
-        if num_left := len(messages) - num_sent:
-            log.warning("%d jobs are stored but were not announced; a worker will find them in a while", num_left)
+        left, _ = publish_all(messages, self.publish)
+        if left:
+            log.warning("%d jobs are stored but were not announced; a worker will find them in a while", len(left))
 
     def close(self) -> None:
         """Give the connections back."""

@@ -18,7 +18,7 @@ from queue import Empty, SimpleQueue
 import redis
 
 from orcd.errors import Cancelled, LogDamaged, OrcdError
-from orcd.store.enqueue import Message
+from orcd.store.enqueue import Message, publish_all
 from orcd.store.job_store import Appended, JobStore
 from tasks.dispatch.active_job import ActiveJob, Termination, job_id_of
 from tasks.dispatch.admission import Admission
@@ -255,11 +255,9 @@ class JobRunner:
             self._observer.log.retrying("release", error)
         for job in jobs:
             self._drop(job, is_lost=False)
-        try:
-            for message in messages:
-                self._publish(message)
-        except Exception as error:  # the broker is away: a reaper publishes what waits in the queue
-            self._observer.log.retrying("publish", error)
+        left, refusal = publish_all(messages, self._publish)
+        if refusal is not None:  # a reaper publishes what waits in the queue
+            self._observer.log.unannounced(len(left), refusal)
 
     def _write(self, jobs: Iterable[ActiveJob]) -> None:
         """Write what the jobs have to say, until none has anything left; those dropped meanwhile say nothing."""

@@ -18,7 +18,7 @@ from orcd.monitoring.worker_registry import WorkerRegistry
 from orcd.request import Request
 from orcd.store import schema
 from orcd.store.backoff import FIRST_RETRY_S, MAX_RETRY_S, Backoff
-from orcd.store.enqueue import Message, is_about_queue
+from orcd.store.enqueue import Message, publish_all
 from orcd.store.job_store import JobStore
 from tasks.dispatch.active_job import ActiveJob, Termination
 from tasks.dispatch.job_runner import JobRunner
@@ -196,20 +196,10 @@ class Maintenance:
             raise
         self._observer.redis_answered()
         self._unpublished |= {message.job_id: message for message in messages}
-        refusals: dict[str, Exception] = {}
-        for job_id, message in list(self._unpublished.items()):
-            if message.queue in refusals:
-                continue
-            del self._unpublished[job_id]
-            try:
-                self._publish(message)
-            except Exception as error:
-                self._unpublished[job_id] = message  # behind the others
-                if not is_about_queue(error):
-                    raise
-                refusals[message.queue] = error
-        for refusal in refusals.values():
-            raise refusal
+        left, error = publish_all(list(self._unpublished.values()), self._publish)
+        self._unpublished = {message.job_id: message for message in left}
+        if error is not None:
+            raise error
 
     def _look_for_listeners(self) -> None:
         """Cancel jobs that want a listener and have had none for a while, as far as that was seen.

@@ -129,6 +129,11 @@ class WorkerLog:
             self._last_retry[doing] = now
             self._log.event("error", level="warning", code="INTERNAL", doing=doing, cause=type(error).__name__)
 
+    def unannounced(self, num_jobs: int, error: Exception) -> None:
+        """So many jobs were given back, but their messages could not be sent: they wait until a reaper sends them."""
+        cause = type(error).__name__
+        self._log.event("error", level="warning", code="INTERNAL", doing="publish", jobs=num_jobs, cause=cause)
+
     def draining(self, num_jobs: int, timeout_s: float) -> None:
         """The worker is told to leave: it takes no more jobs, and those in flight have so long to end."""
         self._log.event("draining", jobs=num_jobs, timeout_s=round(max(0.0, timeout_s), 1))

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import redis
+from kombu.exceptions import OperationalError
 
 from orcd.errors import Cancelled
 from orcd.events import End, Error, Started, Token
 from orcd.result import Result
 from orcd.store import schema
 from orcd.store.claim import Claim
+from orcd.store.enqueue import Message
 from tasks.dispatch.active_job import Termination
 from tests.orcd.job_record import submit
 from tests.orcd.job_writer import MakeStore
@@ -130,7 +133,10 @@ def test_redis_errors_while_a_job_is_given_back_or_ended_are_survived(
 def test_a_publisher_that_fails_keeps_no_job_from_being_given_back(
     scene: RunnerScene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(_message: Any) -> None:
+    tried: list[Message] = []
+
+    def fail(message: Message) -> None:
+        tried.append(message)
         raise OSError("the broker is away")
 
     for job_id in ("a", "b"):
@@ -138,8 +144,41 @@ def test_a_publisher_that_fails_keeps_no_job_from_being_given_back(
     scene.runner.run_batch()
     monkeypatch.setattr(scene.runner, "_publish", fail)
     scene.release()
+    assert len(tried) == 1, "it is not there for the others either, and a worker that leaves has little time"
+    (said,) = [event for event in scene.log_events() if event.get("doing") == "publish"]
+    assert said["jobs"] == 2
     assert scene.outcomes == [("a", None), ("b", None)]
     assert [scene.store.claim([job_id])[0] != "busy" for job_id in ("a", "b")] == [True, True]
+
+
+def test_a_job_whose_message_cannot_be_sent_keeps_no_other_waiting_when_all_are_given_back(
+    scene: RunnerScene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(5):
+        submit(scene.store, f"job-{number}", REQUEST)
+        scene.begin(f"job-{number}")
+    scene.runner.run_batch()
+    given_back = scene.store.release
+    messages: list[Message] = []
+
+    def release(leases: Any) -> list[Message]:
+        queues = ["orcd.refused", "orcd", "orcd.refused", "orcd", "orcd"]
+        messages.extend(replace(each, queue=queue) for each, queue in zip(given_back(leases), queues, strict=True))
+        return messages
+
+    def publish(message: Message) -> None:
+        if message.queue == "orcd.refused":
+            raise OperationalError from redis.exceptions.NoPermissionError("no permission")
+        if message is messages[1]:
+            raise ValueError("headers that cannot be sent")
+        scene.published.append(message)
+
+    monkeypatch.setattr(scene.store, "release", release)
+    monkeypatch.setattr(scene.runner, "_publish", publish)
+    scene.release()
+    assert scene.published == messages[3:]
+    (said,) = [event for event in scene.log_events() if event.get("doing") == "publish"]
+    assert (said["level"], said["cause"], said["jobs"]) == ("warning", "OperationalError", 3)
 
 
 def test_what_concerns_an_earlier_claim_leaves_a_later_one_alone(scene: RunnerScene) -> None:
