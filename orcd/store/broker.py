@@ -206,7 +206,8 @@ class Channel(redis.Channel):  # type: ignore[misc]
         if not isinstance(tenant, str) or not re.fullmatch(r"[0-9a-f]{16}", tenant):
             tenant = ""
         with self.conn_or_acquire() as client:
-            client.eval(schema.celery_script("push"), len(keys), *keys, dumps(message), wake, tenant)
+            for key in client.eval(schema.celery_script("push"), len(keys), *keys, dumps(message), wake, tenant):
+                say_wrong_type(key.decode(), "it was deleted; jobs whose messages were in it are found in a while")
 
 
 class Transport(redis.Transport):  # type: ignore[misc]

@@ -115,8 +115,8 @@ def publish_all(
 ) -> tuple[list[Message], Exception | None]:
     """Send messages, one after the other. Returns those that were not sent, and why the first of them was not.
 
-    A message that cannot be sent keeps back no other one, and a queue that takes none only its own. A Redis that is away
-    is not asked again. What was tried in vain comes last in the list.
+    A message that cannot be sent keeps back no other one, and a queue that takes none only its own. A Redis that is
+    away is not asked again. What was tried in vain comes last in the list.
     """
     left: list[Message] = []
     refused: set[str] = set()

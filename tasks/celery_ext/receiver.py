@@ -75,11 +75,12 @@ class Receiver:
         """The messages that Redis answered with: delivery tag, list, text."""
         self._acked_in_flight.clear()
         messages = []
-        taken, unusable, num_too_long = answer
+        taken, unusable, num_too_long, num_deleted = answer
         if num_too_long:
             logger.warning("A message that is too long was put with the dead letters: see orcd dead list")
         for key in unusable:
             say_wrong_type(key.decode(), "nothing is taken from it")
+        self._say_if_deleted(num_deleted, self._dead, "those before are lost")
         for tag, text in taken:
             delivery_tag = tag.decode()
             messages.append((delivery_tag, delivery_tag.partition(" ")[2], text))
@@ -116,7 +117,8 @@ class Receiver:
             if self._lists:
                 keys = [self._ages, *self._lists]
                 span_ms = self._ageing_ms // AGE_SPANS
-                self._connect().eval(schema.celery_script("age"), len(keys), *keys, span_ms, AGES_TTL_S)
+                num_deleted = self._connect().eval(schema.celery_script("age"), len(keys), *keys, span_ms, AGES_TTL_S)
+                self._say_if_deleted(num_deleted, self._ages, "messages count as new")
             if self._search_cursor != b"0" or now >= self._next_search:
                 self._search(now)
 
@@ -127,7 +129,9 @@ class Receiver:
         """
         keys = [self._notes, self._dead]
         arguments = [tag, reason, message_id, -1 if whole else DEAD_LETTER_BYTES, MAX_DEAD_LETTERS, DEAD_LETTER_TTL_S]
-        return bool(self._connect().eval(schema.celery_script("dead_letter"), len(keys), *keys, *arguments))
+        moved, num_deleted = self._connect().eval(schema.celery_script("dead_letter"), len(keys), *keys, *arguments)
+        self._say_if_deleted(num_deleted, self._dead, "those before are lost")
+        return bool(moved)
 
     def close(self) -> None:
         """Put everything back that was not acknowledged. The receiver takes nothing any more."""
@@ -141,9 +145,12 @@ class Receiver:
         num_restored, num_deleted = self._connect().eval(
             schema.celery_script("restore"), 2, self._receivers, self._ages, *arguments
         )
-        if num_deleted:
-            say_wrong_type(self._receivers, "it was deleted, and leases of receivers begin anew")
+        self._say_if_deleted(num_deleted, self._receivers, "leases of receivers begin anew")
         return int(num_restored)
+
+    def _say_if_deleted(self, num_deleted: int, key: str, consequence: str) -> None:
+        if num_deleted:
+            say_wrong_type(key, f"it was deleted, and {consequence}")
 
     def _search(self, now: float) -> None:
         if self._search_cursor == b"0":

@@ -4,13 +4,13 @@
 -- in the order of the list. Nobody else may take from it: what is deleted from it otherwise makes others look older.
 -- KEYS: orcd:ages, then the lists
 -- ARGV: messages that come within so many ms have one age, that of the oldest of them; time to live of the notes in s
--- Returns nothing.
+-- Returns whether orcd:ages had another type and was deleted.
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local span = tonumber(ARGV[1])
-local kind = redis.call('TYPE', KEYS[1]).ok
-if kind ~= 'hash' and kind ~= 'none' then
-    redis.call('DEL', KEYS[1])
+local num_deleted = 0
+if redis.call('TYPE', KEYS[1]).ok ~= 'hash' then
+    num_deleted = redis.call('DEL', KEYS[1])
 end
 for at = 2, #KEYS do
     local length = tonumber(redis.pcall('LLEN', KEYS[at])) or 0
@@ -48,3 +48,4 @@ for at = 2, #KEYS do
     end
 end
 redis.call('EXPIRE', KEYS[1], ARGV[2])
+return num_deleted

@@ -4,12 +4,12 @@
 -- the queue's list: take.lua gives for a ticket the next message of the tenant whose turn it is.
 -- KEYS: the queue's lists: that of the message's priority, then those that it may go to if a key before has another type
 -- ARGV: message, orcd:wake, tenant ('': none)
--- Returns nothing, or the error if none of the keys can be used.
-local message, tenant = ARGV[1], ARGV[3]
+-- Returns the keys of tenants that had another type and were deleted, or the error if none of the lists can be used.
+local message, tenant, deleted = ARGV[1], ARGV[3], {}
 
 local function delete_unless(key, kind)
-    if redis.call('TYPE', key).ok ~= kind then
-        redis.call('DEL', key)
+    if redis.call('TYPE', key).ok ~= kind and redis.call('DEL', key) == 1 then
+        deleted[#deleted + 1] = key
     end
 end
 
@@ -41,7 +41,7 @@ for _, list in ipairs(KEYS) do
         if length == 0 then
             redis.call('PUBLISH', ARGV[2], list)
         end
-        return
+        return deleted
     elseif string.sub(length.err, 1, 9) ~= 'WRONGTYPE' then
         break
     end

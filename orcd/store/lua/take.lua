@@ -7,29 +7,37 @@
 -- ARGV: receiver, lease ms, at most so many messages, number of the first one taken, ms that one has to wait to go before
 --       more urgent ones, at most so many bytes of a message, at most so many of a dead letter, at most so many dead
 --       letters, their time to live in s, then the tags of acknowledged ones
--- Returns {tag, message} for each, the lists whose keys have another type, and how many messages were too long. A tag is
--- '<number> <list>', so that a note says where its message goes back to. When the messages together have more bytes than
--- one may have, the rest is left for the next call.
+-- Returns {tag, message} for each, the keys of messages that have another type, how many messages were too long, and
+-- whether orcd:dead had another type and was deleted. A tag is '<number> <list>', so that a note says where its message
+-- goes back to. When the messages together have more bytes than one may have, the rest is left for the next call.
 for at = 10, #ARGV do
     redis.call('HDEL', KEYS[2], ARGV[at])
 end
 local most, first_number, ageing = tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5])
 local most_bytes, num_bytes = tonumber(ARGV[6]), 0
-local taken, unusable, lists, num_too_long = {}, {}, {}, 0
+local taken, unusable, lists, num_too_long, num_deleted = {}, {}, {}, 0, 0
+
+local function cannot_use(key)
+    if not unusable[key] then
+        unusable[key] = true
+        unusable[#unusable + 1] = key
+    end
+end
+
 for key = 5, #KEYS do
     local length = redis.pcall('LLEN', KEYS[key])
     if type(length) == 'table' then
-        unusable[#unusable + 1] = KEYS[key]
+        cannot_use(KEYS[key])
     elseif length > 0 then
         lists[#lists + 1] = {key = KEYS[key], length = length}
     end
 end
 if #lists == 0 or most < 1 then
-    return {taken, unusable, 0}
+    return {taken, unusable, 0, 0}
 end
 local kind = redis.call('TYPE', KEYS[1]).ok
 if kind ~= 'zset' and kind ~= 'none' then -- restore replaces it; what is taken before has no lease
-    return {taken, unusable, 0}
+    return {taken, unusable, 0, 0}
 end
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
@@ -91,11 +99,18 @@ end
 -- The tenant whose turn it is and its next message; nothing if none has one, whose ticket was left behind.
 local function of_tenants(list)
     local turns = list.key .. ':tenants'
-    local tenant = redis.pcall('ZRANGE', turns, 0, 0)[1]
+    local next_turn = redis.pcall('ZRANGE', turns, 0, 0)
+    if next_turn.err then
+        cannot_use(turns)
+    end
+    local tenant = next_turn[1]
     while tenant do
-        local text = redis.pcall('LINDEX', list.key .. ':tenant:' .. tenant, -1)
+        local own = list.key .. ':tenant:' .. tenant
+        local text = redis.pcall('LINDEX', own, -1)
         if type(text) == 'string' then
             return text, tenant
+        elseif type(text) == 'table' then
+            cannot_use(own)
         end
         redis.call('ZREM', turns, tenant)
         tenant = redis.call('ZRANGE', turns, 0, 0)[1]
@@ -115,7 +130,7 @@ end
 
 local function dead_letter(list, text)
     if redis.call('TYPE', KEYS[4]).ok ~= 'stream' then
-        redis.call('DEL', KEYS[4])
+        num_deleted = num_deleted + redis.call('DEL', KEYS[4])
     end
     redis.call('XADD', KEYS[4], 'MAXLEN', ARGV[8], '*',
         'reason', string.format('it has %d bytes; at most %d are read', #text, most_bytes),
@@ -165,4 +180,4 @@ end
 if num_too_long > 0 then
     collectgarbage() -- Lua would keep the long text until many more scripts have run
 end
-return {taken, unusable, num_too_long}
+return {taken, unusable, num_too_long, num_deleted}

@@ -22,20 +22,25 @@ def test_a_list_whose_key_has_another_type_does_not_keep_others_waiting(
     assert [text for _, _, text in take(connection, receiver)] == ["1"]
 
 
-def test_keys_of_another_type_are_named_once_in_the_log(
-    connection: redis.Redis, receiver: Receiver, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize("key", ["a", "a:tenants", "a:tenant:some", schema.RECEIVERS, schema.AGES, schema.DEAD])
+def test_a_key_of_another_type_is_named_once_in_the_log(
+    connection: redis.Redis, receiver: Receiver, caplog: pytest.LogCaptureFixture, key: str
 ) -> None:
     """F15: nobody was told why messages waited."""
     say_wrong_type.cache_clear()
-    connection.set("a", "no list")
-    connection.set(schema.RECEIVERS, "no zset")
     for _ in range(3):
-        take(connection, receiver)
+        connection.delete("a", "a:tenants")
+        send(connection, "a", "tenant")
+        connection.zadd("a:tenants", {"some": 1})
+        send(connection, "b", "no JSON")
+        connection.delete(key)
+        connection.set(key, "of another type")
+        for tag, _, _ in take(connection, receiver):
+            receiver.dead_letter(tag, "it is no JSON")
         receiver._next_maintenance = 0.0
         receiver.maintain()
-    first, second = [record.msg for record in caplog.records]
-    assert "key a " in first
-    assert schema.RECEIVERS in second
+    (said,) = [record.msg for record in caplog.records]
+    assert f"The key {key} is of a wrong type" in said
 
 
 def test_messages_are_taken_and_put_back_after_the_receivers_had_another_type(

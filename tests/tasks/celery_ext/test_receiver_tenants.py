@@ -9,6 +9,7 @@ import redis
 from celery import Celery
 
 from orcd.settings import ClientSettings
+from orcd.store.broker import say_wrong_type
 from orcd.store.enqueue import Message, Publisher, tenant_digest
 from tasks.celery_ext.message import read_envelope
 from tasks.celery_ext.receiver import Receiver
@@ -105,14 +106,18 @@ def test_messages_go_on_without_what_was_deleted_of_tenants(
 
 @pytest.mark.parametrize("key", ["orcd:tenants", f"orcd:tenant:{tenant_digest('a')}"])
 def test_a_key_of_a_wrong_type_loses_no_message_that_comes_later(
-    connection: redis.Redis, receiver: Receiver, publish: Publish, key: str
+    connection: redis.Redis, receiver: Receiver, publish: Publish, caplog: pytest.LogCaptureFixture, key: str
 ) -> None:
+    say_wrong_type.cache_clear()
     publish("a", "a-0")
     connection.delete(key)
     connection.set(key, "no list")
     assert take(connection, receiver, 9, KEYS) == []
     publish("a", "a-1")
     assert jobs_of(take(connection, receiver, 9, KEYS)) == ["a-1"]
+    assert [record.msg.partition("; ")[0] for record in caplog.records] == [f"The key {key} is of a wrong type"] * 2
+    assert "nothing is taken" in caplog.records[0].msg
+    assert "was deleted" in caplog.records[1].msg
 
 
 def test_messages_of_a_deleted_list_do_not_come_in_place_of_later_ones(
