@@ -13,6 +13,7 @@ from kombu import Exchange, Queue
 from orcd.store.broker import broker_configuration
 from orcd.store.enqueue import queue_name
 from orcd.store.redis_address import RedisAddress
+from tasks.observe.job_tracer import configured_tracer
 from worker.settings import Settings, from_environment
 
 LINK_RETRY_POLICY = {"max_retries": 600, "interval_start": 0.1, "interval_step": 0.2, "interval_max": 1}
@@ -63,6 +64,7 @@ def create_app(settings: Settings) -> Celery:
         worker_send_task_events=True,
     )
     app.settings = settings
+    app.tracer = None
     return app
 
 
@@ -81,6 +83,7 @@ def create_worker_app(settings: Settings) -> Celery:
     address = str(RedisAddress.parse(settings.redis_url))
     logging.install(settings.log_format, {address, *queues, *(task.name for task in TASKS)})
     app = create_app(settings)
+    app.tracer = configured_tracer()
     app.conf.task_publish_retry_policy = LINK_RETRY_POLICY
     for task in TASKS:
         app.register_task(task())

@@ -37,7 +37,7 @@ WITHOUT_TESTS = {
             "batches/pages": "batches/test_files",
         }.items()
     },
-    "tasks/dispatch/delivery.py": "types without methods",
+    "tasks/dispatch/delivery.py": "types, which the claimer's tests use",
     "tasks/observe/observed_job.py": "a protocol, of which the tests of observers have an object",
     "worker/engine/token_constraint.py": "a protocol, of which the tests of engines have an object",
     "worker/errors.py": "only raises; tests/tasks/test_init.py tests it with all that has moved",

@@ -10,6 +10,7 @@ from orcd import request as requests
 from orcd.errors import InvalidRequest
 from orcd.request import Request
 from orcd.store.enqueue import RecordedMessage
+from orcd.store.submission import trace_parent
 from orcd.store.token_log import LoggedEvent, read_log, script_entries
 
 ClaimStatus = Literal["claimed", "unknown", "busy", "finished", "unreadable"]
@@ -33,7 +34,8 @@ class Claim:
 
     ``request`` is an error where the record holds none that this version can read. ``fingerprint`` is the last owner's,
     "" if there was none, and ``losses`` counts those that died with the job since its last token. ``recorded`` are the
-    task ids of the job's recorded messages, and ``time_limit_s`` is the shortest limit among these.
+    task ids of the job's recorded messages, and ``time_limit_s`` is the shortest limit among these. ``trace`` is the
+    ``traceparent`` that its sender gave, "" for none.
     """
 
     job_id: str
@@ -51,6 +53,7 @@ class Claim:
     recorded: frozenset[str]
     time_limit_s: float | None
     log: tuple[LoggedEvent, ...]
+    trace: str = ""
 
     @classmethod
     def read(
@@ -80,6 +83,7 @@ class Claim:
             recorded=frozenset(message.task_id for message in messages),
             time_limit_s=min((limit for each in messages if (limit := each.time_limit_s)), default=None),
             log=read_log(job_id, script_entries(entries)),
+            trace=trace_parent(record.get(b"trace", b"").decode()),
         )
 
 

@@ -38,11 +38,15 @@ MAX_TOLD = 1000
 
 @dataclass(frozen=True, slots=True)
 class Arrival:
-    """What a Celery message brought for a job: its request, if that came inside, and itself, if it must be answered."""
+    """What a Celery message brought for a job: its request, if that came inside, and itself, if it must be answered.
+
+    ``trace`` is its trace context, of `orcd.store.submission.trace_parent`.
+    """
 
     job_id: str
     request: Request | None
     message: RecordedMessage | None
+    trace: str = ""
 
 
 @dataclass(slots=True)
@@ -116,7 +120,9 @@ class JobStore:
             answers.append(None)
             request, message = arrival.request, arrival.message
             try:
-                submission = None if request is None else Submission.of(arrival.job_id, request, self._lifetime)
+                submission = None
+                if request is not None:
+                    submission = Submission.of(arrival.job_id, request, self._lifetime, trace=arrival.trace)
                 text = msgspec.json.encode(message) if message else b""
             except OrcdError as error:
                 answers[index] = error

@@ -22,16 +22,19 @@ BATCH = 256
 REPUBLISH_AFTER_MS = 15_000
 """How long a queued job waits for a claim before its message is first published again."""
 MAX_KEY_CHARACTERS = 256
+_TRACE_PARENT = re.compile(r"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
 
 
 class SubmissionFields(RequestFields, total=False):
     """The fields of a request as keyword arguments, and the name that its sender may give to it.
 
     Whoever submits the same request again with the same ``idempotency_key`` gets the same job, for as long as that is
-    kept. The key with another request is refused (`Conflict`).
+    kept. The key with another request is refused (`Conflict`). ``traceparent`` names, as W3C's Trace Context does, the
+    span that the job's spans belong to.
     """
 
     idempotency_key: str | None
+    traceparent: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +49,7 @@ class Lifetime:
 class Submission:
     """A checked job, ready to be written: the submit script's arguments, and the message that follows."""
 
-    NUM_ARGUMENTS: ClassVar = 11
+    NUM_ARGUMENTS: ClassVar = 12
 
     arguments: list[Any]
     message: Message
@@ -56,14 +59,24 @@ class Submission:
         cls, fields: Mapping[str, Any] | Request, job_id: str | None, lifetime: Lifetime, *, fail_fast: bool = False
     ) -> Submission:
         """Check a request, if it is not one already, and give it an id if it has none. Raises `InvalidRequest`."""
+        trace = ""
+        if isinstance(fields, Mapping) and "traceparent" in fields:
+            fields = dict(fields)
+            given = fields.pop("traceparent")
+            trace = trace_parent(given)
+            if given is not None and not trace:
+                raise InvalidRequest("traceparent: must look like 00-TRACE-SPAN-FLAGS in hexadecimal digits")
         request, job_id = read_fields(fields, job_id)
-        return cls.of(uuid.uuid4().hex if job_id is None else job_id, request, lifetime, fail_fast=fail_fast)
+        job_id = uuid.uuid4().hex if job_id is None else job_id
+        return cls.of(job_id, request, lifetime, fail_fast=fail_fast, trace=trace)
 
     @classmethod
-    def of(cls, job_id: str, request: Request, lifetime: Lifetime, *, fail_fast: bool = False) -> Submission:
+    def of(
+        cls, job_id: str, request: Request, lifetime: Lifetime, *, fail_fast: bool = False, trace: str = ""
+    ) -> Submission:
         """A request that has been checked. Raises `InvalidRequest` for an id or a text that cannot be stored.
 
-        With ``fail_fast`` it is refused if no worker serves its model.
+        With ``fail_fast`` it is refused if no worker serves its model. ``trace`` is of `trace_parent`.
         """
         queue = queue_name(request.model)
         tenant = tenant_digest(request.tenant)
@@ -81,6 +94,7 @@ class Submission:
                 REPUBLISH_AFTER_MS,
                 int(fail_fast),
                 tenant,
+                trace,
             ],
             message=Message(job_id, queue, request.priority, tenant=tenant),
         )
@@ -110,6 +124,11 @@ def read_fields(fields: Any, job_id: str | None) -> tuple[Request, str | None]:
     if key is not None and job_id is not None:
         raise InvalidRequest("idempotency_key: it gives the job its id; leave it or the job_id out")
     return requests.parse(of_request), job_id if key is None else _job_id_of_key(key)
+
+
+def trace_parent(text: Any) -> str:
+    """A ``traceparent`` of W3C's Trace Context, as senders and headers give it; empty if it is none."""
+    return text if isinstance(text, str) and _TRACE_PARENT.fullmatch(text) else ""
 
 
 def prepare_many(

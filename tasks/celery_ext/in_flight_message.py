@@ -18,6 +18,7 @@ from orcd.request import Request
 from orcd.result import Result
 from orcd.store.enqueue import GENERATE, Message, RecordedMessage, queue_name, tenant_digest
 from orcd.store.job_store import Arrival
+from orcd.store.submission import trace_parent
 from tasks.celery_ext.request import REVOKED
 from tasks.celery_ext.result_backend import NotStored
 from tasks.celery_ext.tasks import JobTask
@@ -114,7 +115,8 @@ class InFlightMessage:
 
     def arrivals(self) -> list[Arrival]:
         """What is to be written down before anything else happens."""
-        return [Arrival(job_id, inline, self.records.get(job_id)) for job_id, inline in self.jobs.items()]
+        trace = trace_parent(self.request.get("traceparent"))
+        return [Arrival(job_id, inline, self.records.get(job_id), trace) for job_id, inline in self.jobs.items()]
 
     def deliveries(self, done: Done) -> Iterator[Delivery]:
         """The jobs without an outcome, to be claimed.
@@ -129,6 +131,7 @@ class InFlightMessage:
                 waits=job_id != self.task_id,
                 message=self.records.get(job_id),
                 time_limit_s=self.time_limit_s,
+                trace=trace_parent(self.request.get("traceparent")),
             )
 
     def trace(self, on_failure: OnFailure) -> Any:

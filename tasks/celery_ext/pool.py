@@ -68,7 +68,7 @@ class Pool(BasePool):  # type: ignore[misc]
         self._lock = threading.Lock()
         self._settings = settings
         log = EventLog(settings.log_format, worker_id(), model=settings.model_name, device=settings.device)
-        self.observer = Observer(log, worker_id(), settings)
+        self.observer = Observer(log, worker_id(), settings, self.app.tracer)
         self._health_server: HealthServer | None = None
         self.dispatcher: Dispatcher | None = None
         self._finisher = Finisher(self._prepare_finisher, self.observer.log.retrying, self._thread_died)
@@ -289,7 +289,7 @@ class Pool(BasePool):  # type: ignore[misc]
             self.dispatcher.stop(left_s, engine_timeout_s=0.0 if self._shutdown.is_cold else left_s)
         if self._health_server is not None:
             self._health_server.close()
-        self.observer.log.shutdown()
+        self.observer.close()
 
     def _get_info(self) -> dict[str, Any]:
         served = {"model": self._settings.model_name, "device": self._settings.device}

@@ -163,7 +163,7 @@ class Claimer:
         """Note in Redis what came with new messages; returns the turns that are to be claimed."""
         new = [turn for turn in turns if not turn.is_written]
         bringing = [turn for turn in new if turn.delivery.request is not None or turn.delivery.message is not None]
-        arrivals = [Arrival(turn.delivery.job_id, turn.delivery.request, turn.delivery.message) for turn in bringing]
+        arrivals = [turn.delivery.arrival for turn in bringing]
         answers = self._retry("arrive", lambda: self._store.arrive(arrivals)) if arrivals else []
         if answers is None:
             return []

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from orcd.errors import OrcdError
 from orcd.request import Request
 from orcd.result import Result
-
-if TYPE_CHECKING:
-    from orcd.store.enqueue import RecordedMessage
+from orcd.store.enqueue import RecordedMessage
+from orcd.store.job_store import Arrival
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +31,8 @@ class Delivery:
 
     ``request`` is set when it came inside the message, and ``message`` when the message carries what a plain one would
     lose (a canvas, limits, an id of its own): both are written down by ``JobStore.arrive`` before anything else
-    happens. ``time_limit_s`` is the message's own limit for the job, counted from its first start.
+    happens. ``time_limit_s`` is the message's own limit for the job, counted from its first start, ``trace`` its trace
+    context.
 
     ``done`` is called once with the outcome. Where another worker or message has the job, the delivery is over, or, if
     it ``waits``, goes on when the job has ended or lost its worker.
@@ -45,3 +44,9 @@ class Delivery:
     waits: bool = False
     message: RecordedMessage | None = None
     time_limit_s: float | None = None
+    trace: str = ""
+
+    @property
+    def arrival(self) -> Arrival:
+        """What is to be written down of it."""
+        return Arrival(self.job_id, self.request, self.message, self.trace)

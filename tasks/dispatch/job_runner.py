@@ -234,8 +234,7 @@ class JobRunner:
 
     def _drop(self, job: ActiveJob, *, is_lost: bool = True) -> None:
         """The job is somebody else's now: its lease is lost, or it was given back."""
-        if is_lost:
-            self._observer.lease_lost()
+        self._observer.job_dropped(job, is_lost=is_lost)
         self.engine.process.send(contract.Abort(job.request_id))
         self._forget(job)
         job.done(None)

@@ -7,10 +7,11 @@ import threading
 import time
 from typing import Literal
 
-from tasks.observe.engine_metrics import kv_use
 from tasks.observe.health.health_snapshot import HealthSnapshot, Load
 from tasks.observe.job_rate import JobRate
-from tasks.observe.metrics import Metrics
+from tasks.observe.job_tracer import JobTracer
+from tasks.observe.metrics.engine_metrics import kv_use
+from tasks.observe.metrics.metrics import Metrics
 from tasks.observe.observed_job import ObservedJob
 from tasks.observe.worker_log import WorkerLog
 from worker import contract
@@ -28,11 +29,12 @@ class Observer:
     ``log``.
     """
 
-    def __init__(self, log: EventLog, worker_id: str, settings: Settings) -> None:
+    def __init__(self, log: EventLog, worker_id: str, settings: Settings, tracer: JobTracer | None = None) -> None:
         self.worker_id = worker_id
         self.model = settings.model_name
         self.log = WorkerLog(log)
         self.metrics = Metrics(settings)
+        self._tracer = tracer
         self.loading: contract.Load | None = None
         """How far the engine had loaded its model when it last said so; ``load_changed`` is set each time."""
         self.load_changed = threading.Event()
@@ -116,6 +118,12 @@ class Observer:
         """Redis is away, or has refused to do that."""
         self._redis_seen_at = -math.inf
 
+    def close(self) -> None:
+        """The worker ends: what was not told yet is told now."""
+        if self._tracer is not None:
+            self._tracer.close()
+        self.log.shutdown()
+
     def loop_turned(self) -> None:
         """Celery's event loop, which takes messages, has made a turn."""
         self._loop_seen_at = time.monotonic()
@@ -168,15 +176,20 @@ class Observer:
         self.metrics.job_started(job)
         self.log.execute_start(job)
 
-    def lease_lost(self) -> None:
-        """A job that ran here is another worker's now."""
-        self.metrics.lease_lost()
+    def job_dropped(self, job: ObservedJob, *, is_lost: bool) -> None:
+        """A job that ran here is another worker's now, or was given back."""
+        if is_lost:
+            self.metrics.lease_lost()
+        if self._tracer is not None:
+            self._tracer.job_left(job, job.result, "lease_lost" if is_lost else "given_back")
 
     def job_ended(self, job: ObservedJob) -> None:
         """A job reached its terminal event here."""
         result = job.result
         self._job_rate.ended()
         self.metrics.job_ended(job, result)
+        if self._tracer is not None:
+            self._tracer.job_left(job, result)
         self.log.execute_end(job, result)
 
     def jobs_per_s(self, num_done: float) -> float:

@@ -16,6 +16,7 @@ from orcd.gateway.endpoint import Call
 from orcd.request import Request
 from orcd.result import Result, fold
 from orcd.store import schema
+from orcd.store.submission import trace_parent
 from orcd.store.token_log import read_events, usable
 
 
@@ -50,6 +51,8 @@ def not_found() -> ApiError:
 async def submit(call: Call, request: Request, *, in_background: bool = False) -> str:
     """Queue a job of the caller; returns its id. With the header Idempotency-Key the same call makes the same job.
 
+    With the header traceparent the job's spans belong to the caller's.
+
     Raises `InvalidRequest` if it names a tenant although it has a key, which is its tenant; and `ApiError` 404 if no
     worker has served its model in the last minute: only what is ``in_background`` may wait for one.
     """
@@ -58,7 +61,8 @@ async def submit(call: Call, request: Request, *, in_background: bool = False) -
             raise InvalidRequest(TENANT_IS_KEY)
         request = msgspec.structs.replace(request, tenant=call.key.tag)
     job_id = job_id_for(call.key, call.request.headers.get("idempotency-key"))
-    fields = msgspec.structs.asdict(request)
+    trace = trace_parent(call.request.headers.get("traceparent"))
+    fields = msgspec.structs.asdict(request) | ({"traceparent": trace} if trace else {})
     try:
         return await call.gateway.client.submit(job_id=job_id, fail_fast=not in_background, **fields)
     except ModelNotServed:

@@ -171,7 +171,7 @@ end
 
 -- Write a new job's record. Returns 1, or if the id is taken 0 where the request is the same and -1 where it is not; -3 if
 -- too many jobs wait, and with ``fail_fast`` ('1') -4 if no worker serves the queue.
-local function create(id, request, digest, queue, priority, time_left, ttl, limit, republish_ms, fail_fast, tenant)
+local function create(id, request, digest, queue, priority, time_left, ttl, limit, republish_ms, fail_fast, tenant, trace)
     local job, now = key_of(id, 'job'), now_ms()
     if redis.call('EXISTS', job) == 1 then
         local known = redis.call('HGET', job, 'digest')
@@ -187,7 +187,8 @@ local function create(id, request, digest, queue, priority, time_left, ttl, limi
     -- Epochs begin at the time: should Redis lose its data and the id come again, the old job's owner stays fenced.
     redis.call('HSET', job, 'schema', 2, 'request', request, 'digest', digest, 'state', 'queued', 'queue', queue,
         'priority', priority, 'created_ms', now, 'queued_ms', now, 'deadline_ms', deadline > 0 and now + deadline or 0,
-        'ttl_s', ttl, 'queue_limit_s', limit, 'epoch', now, 'attempt', 0, 'published', 0, 'tenant', tenant)
+        'ttl_s', ttl, 'queue_limit_s', limit, 'epoch', now, 'attempt', 0, 'published', 0, 'tenant', tenant,
+        'trace', trace)
     redis.call('DEL', key_of(id, 'log'), key_of(id, 'messages')) -- a job of this id may have left them
     expire(id, ttl + limit)
     enqueue(id, now + tonumber(republish_ms))

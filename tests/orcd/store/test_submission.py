@@ -9,7 +9,7 @@ import pytest
 from orcd.errors import Conflict, InvalidRequest, LogDamaged, ModelNotServed, QueueFull
 from orcd.request import Request
 from orcd.store.enqueue import Message
-from orcd.store.submission import BATCH, Lifetime, Submission, add_stored, check_job_id, prepare_many
+from orcd.store.submission import BATCH, Lifetime, Submission, add_stored, check_job_id, prepare_many, trace_parent
 
 LIFETIME = Lifetime(60, 3600)
 
@@ -100,3 +100,29 @@ def test_a_request_that_was_read_elsewhere_is_prepared_as_it_is():
     request = Request(prompt="x", seed=5)
     [[submission]] = prepare_many([request], ["job-1"], LIFETIME)
     assert submission == Submission.of("job-1", request, LIFETIME)
+
+
+@pytest.mark.parametrize(
+    ("text", "trace"),
+    [
+        (f"00-{'a' * 32}-{'b' * 16}-01", f"00-{'a' * 32}-{'b' * 16}-01"),
+        (f"00-{'A' * 32}-{'b' * 16}-01", ""),
+        (f"00-{'0' * 32}-{'b' * 16}-01", ""),
+        (f"00-{'a' * 32}-{'0' * 16}-01", ""),
+        (f"ff-{'a' * 32}-{'b' * 16}-01", ""),
+        ("nonsense", ""),
+        (7, ""),
+        (None, ""),
+    ],
+)
+def test_a_trace_parent_is_one_of_w3c_s_or_none(text: object, trace: str) -> None:
+    assert trace_parent(text) == trace
+
+
+def test_a_sender_s_trace_is_no_part_of_the_request() -> None:
+    trace = f"00-{'a' * 32}-{'b' * 16}-01"
+    with_trace = Submission.prepare({"prompt": "x", "traceparent": trace}, "job-1", LIFETIME)
+    without = Submission.prepare({"prompt": "x", "traceparent": None}, "job-1", LIFETIME)
+    assert with_trace.arguments == [*without.arguments[:-1], trace]
+    with pytest.raises(InvalidRequest, match="traceparent: must look like"):
+        Submission.prepare({"prompt": "x", "traceparent": "mine"}, "job-1", LIFETIME)

@@ -45,3 +45,14 @@ def test_each_key_is_a_tenant_and_names_no_other(
     names = {*(caller.tag for caller in callers if caller), "me"}
     jobs = connection.scan_iter(schema.job_key("*"))
     assert {connection.hget(job, "tenant").decode() for job in jobs} == {tenant_digest(name) for name in names}
+
+
+def test_a_caller_s_trace_is_kept_with_the_job_and_a_malformed_one_is_not(
+    start_gateway: StartGateway, worker: AnsweringWorker, open_sdk: OpenSdk, connection: redis.Redis
+) -> None:
+    trace, sdk = f"00-{'a' * 32}-{'b' * 16}-01", open_sdk(start_gateway())
+    body: dict[str, Any] = {"model": "demo", "messages": [{"role": "user", "content": "count"}]}
+    for header in (trace, "nonsense"):
+        sdk.chat.completions.create(**body, extra_headers={"traceparent": header})
+    kept = {connection.hget(job, "trace") for job in connection.scan_iter(schema.job_key("*"))}
+    assert kept == {trace.encode(), b""}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from tasks.observe.labelled_metrics import LabelledMetrics
+from tasks.observe.metrics.labelled_metrics import LabelledMetrics
 from worker import contract
 
 COUNTERS = {

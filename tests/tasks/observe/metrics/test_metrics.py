@@ -10,7 +10,7 @@ from orcd.events import Position, Token
 from orcd.request import parse
 from orcd.store.token_log import LoggedEvent
 from tasks.dispatch.active_job import ActiveJob
-from tasks.observe.metrics import Metrics
+from tasks.observe.metrics.metrics import Metrics
 from tests.tasks.dispatch.byte_model import ENCODER, READY
 from tests.tasks.dispatch.claims import claim
 from tests.tasks.observe.watched import STATS, Watched, canary_job
@@ -27,7 +27,8 @@ def test_jobs_that_go_on_are_told_from_new_ones(watched: Watched) -> None:
 
 def test_an_error_is_counted_by_its_code_and_a_lost_lease_by_itself(watched: Watched) -> None:
     watched.observer.job_ended(canary_job(Poisoned("given up")))
-    watched.observer.lease_lost()
+    watched.observer.job_dropped(canary_job(), is_lost=True)
+    watched.observer.job_dropped(canary_job(), is_lost=False)
     assert watched.sample("orcd_job_errors_total", code="POISONED") == 1
     assert watched.sample("orcd_leases_lost_total") == 1
     assert watched.sample("orcd_jobs_total", state="cancelled") == 0, "there from the start, for rates"
@@ -45,7 +46,7 @@ def test_a_page_has_both_names_of_a_figure_unless_vllms_are_turned_off() -> None
 
 
 def test_the_page_of_the_documentation_lists_all_that_there_are() -> None:
-    page = (Path(__file__).parents[3] / "docs" / "metrics.md").read_text()
+    page = (Path(__file__).parents[4] / "docs" / "metrics.md").read_text()
     missing = {"vllm:inter_token_latency_seconds", "vllm:iteration_tokens_total"}
     listed = set(re.findall(r"\b(?:orcd_|vllm:)[a-z0-9_]+", page)) - missing
     text = Metrics(Settings(name="demo", device="cpu")).page().decode()

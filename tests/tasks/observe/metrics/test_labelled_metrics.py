@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tasks.observe.labelled_metrics import LabelledMetrics
+from tasks.observe.metrics.labelled_metrics import LabelledMetrics
 
 
 def test_each_kind_of_metric_carries_the_labels() -> None:

@@ -10,9 +10,9 @@ from collections.abc import Mapping
 
 from orcd.request import Request
 from orcd.result import Result
-from tasks.observe.engine_metrics import kv_use
-from tasks.observe.finish_reason import REASONS, finish_reason
-from tasks.observe.labelled_metrics import LabelledMetrics
+from tasks.observe.metrics.engine_metrics import kv_use
+from tasks.observe.metrics.finish_reason import REASONS, finish_reason
+from tasks.observe.metrics.labelled_metrics import LabelledMetrics
 from tasks.observe.observed_job import ObservedJob
 from worker import contract
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from orcd.result import Choice, Result
-from tasks.observe.finish_reason import finish_reason
+from tasks.observe.metrics.finish_reason import finish_reason
 
 
 @pytest.mark.parametrize(

@@ -6,12 +6,12 @@ from importlib.metadata import version
 
 from orcd.monitoring.queue_watch import QueueFigures
 from orcd.result import Result
-from tasks.observe.engine_metrics import EngineMetrics
-from tasks.observe.finish_reason import REASONS, finish_reason
-from tasks.observe.labelled_metrics import LabelledMetrics
+from tasks.observe.metrics.engine_metrics import EngineMetrics
+from tasks.observe.metrics.finish_reason import REASONS, finish_reason
+from tasks.observe.metrics.labelled_metrics import LabelledMetrics
+from tasks.observe.metrics.queue_metrics import QueueMetrics
+from tasks.observe.metrics.vllm_metrics import VllmMetrics
 from tasks.observe.observed_job import ObservedJob
-from tasks.observe.queue_metrics import QueueMetrics
-from tasks.observe.vllm_metrics import VllmMetrics
 from worker import contract
 from worker.settings import Settings
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from tasks.observe.engine_metrics import COUNTERS
+from tasks.observe.metrics.engine_metrics import COUNTERS
 from tests.tasks.observe.watched import STATS, Watched
 from worker import contract
 

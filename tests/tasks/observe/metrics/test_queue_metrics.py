@@ -6,7 +6,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 
 from orcd.monitoring.queue_watch import QueueFigures
 from orcd.status import QueueStatus
-from tasks.observe.queue_metrics import QueueMetrics
+from tasks.observe.metrics.queue_metrics import QueueMetrics
 from tests.tasks.observe.watched import CANARY, Watched
 
 FIGURES = QueueFigures(

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from orcd.errors import Cancelled, Poisoned
-from tasks.observe.engine_metrics import COUNTERS
-from tasks.observe.vllm_metrics import VllmMetrics
+from tasks.observe.metrics.engine_metrics import COUNTERS
+from tasks.observe.metrics.vllm_metrics import VllmMetrics
 from tests.tasks.dispatch.byte_model import END_ID
 from tests.tasks.observe.watched import STATS, canary_job
 from worker import contract
