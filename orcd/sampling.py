@@ -29,6 +29,7 @@ _INT32_END = 2**31
 
 TokenId = Annotated[int, Meta(ge=0, lt=_INT32_END)]
 StopString = Annotated[str, Meta(min_length=1, max_length=1024)]
+BadWord = Annotated[str, Meta(min_length=1, max_length=256)]
 Bias = Annotated[float, Meta(ge=-100, le=100)]
 
 
@@ -58,6 +59,7 @@ class SamplingFields(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     skip_special_tokens: Annotated[bool, _row("request", "leaves control tokens out of the answer's text")] = True
     n: Annotated[int, _row("request", "number of answers", ge=1, le=16)] = 1
     logprobs: Annotated[int, _row("engine", "alternatives a token; null: none", ge=0, le=MAX_LOGPROBS)] | None = None
+    bad_words: Annotated[list[BadWord], _row("engine", "texts whose tokens are never drawn", max_length=128)] = []
 
 
 class SamplingKeywords(TypedDict, total=False):
@@ -81,6 +83,7 @@ class SamplingKeywords(TypedDict, total=False):
     skip_special_tokens: bool
     n: int
     logprobs: int | None
+    bad_words: list[str] | tuple[str, ...]
 
 
 class EngineSampling(msgspec.Struct, frozen=True):
@@ -99,6 +102,7 @@ class EngineSampling(msgspec.Struct, frozen=True):
     stop_token_ids: tuple[int, ...] = ()
     min_tokens: int = 0
     logprobs: int | None = None
+    bad_words: tuple[tuple[int, ...], ...] = ()
 
 
 Fields = TypeVar("Fields", bound=SamplingFields)

@@ -42,7 +42,7 @@ class Sampling(EngineSampling, frozen=True, array_like=True):
     ``stop_token_ids`` end the sequence: the model's own end tokens are among them unless the request ignores those,
     because only the Celery side knows the vocabulary. Before ``min_tokens`` were emitted they cannot be drawn.
     ``logprobs`` is the number of alternatives reported with each token; ``None`` reports none at all, 0 only the chosen
-    token's.
+    token's. ``bad_words`` are ids that the output never holds one after the other.
     """
 
 

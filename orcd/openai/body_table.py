@@ -63,13 +63,13 @@ _SAMPLING: dict[str, Treatment] = {
     "min_tokens": Read("min_tokens"),
     "ignore_eos": Read("ignore_eos"),
     "stop_token_ids": Read("stop_token_ids"),
+    "bad_words": Read("bad_words"),
     "include_stop_str_in_output": Read("include_stop_str_in_output"),
     "skip_special_tokens": Read("skip_special_tokens"),
 }
 
 _UNSUPPORTED_SAMPLING: dict[str, Treatment] = {
     "allowed_token_ids": Unsupported(),
-    "bad_words": Unsupported(off=([],)),
     "length_penalty": Unsupported("there is no beam search", off=(1,)),
     "logits_processors": Unsupported(),
     "logprob_token_ids": Unsupported("logprobs gives the most probable tokens"),

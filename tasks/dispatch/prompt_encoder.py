@@ -15,6 +15,7 @@ from worker import contract
 from worker.model.gguf import open_gguf
 from worker.settings import Settings
 from worker.text import tokenizer as tokenizers
+from worker.text.bad_word_ids import bad_word_ids
 from worker.text.chat import chat_prompt
 from worker.text.chat.chat_prompt import Chat, ChatPrompt
 from worker.text.chat.content_escape import ContentEscape
@@ -236,8 +237,15 @@ class PromptEncoder:
         told = {name: getattr(request, name) for name in contract.Sampling.__struct_fields__}
         told["max_tokens"] = request.max_tokens or ready.max_sequence_tokens
         told["seed"] = request.seed or 0
+        told["bad_words"] = self._bad_words(request, ready)
         told["stop_token_ids"] = tuple(sorted(ends.union(request.stop_token_ids)))
         return contract.Sampling(**told)
+
+    def _bad_words(self, request: Request, ready: Limits) -> tuple[tuple[int, ...], ...]:
+        words = bad_word_ids(request.bad_words, self._tokenizer)
+        if max(map(max, words), default=0) >= ready.vocab_size:
+            raise InvalidRequest(f"bad_words: ids must be below the model's vocabulary size {ready.vocab_size}")
+        return words
 
     def _detokenizer_of(self, request: Request, ids: list[int], form: AnswerForm) -> Callable[[], Detokenizer]:
         return lambda: Detokenizer(

@@ -24,7 +24,7 @@ from orcd.sampling import (
 )
 
 README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
-AS_KEYWORDS = {"messages", "prompt_token_ids", "logit_bias", "stop", "stop_token_ids"}  # any mapping or sequence
+AS_KEYWORDS = {"messages", "prompt_token_ids", "logit_bias", "stop", "stop_token_ids", "bad_words"}  # any sequence
 
 
 def test_a_row_says_everything_of_a_parameter() -> None:
@@ -43,6 +43,7 @@ def test_a_row_says_everything_of_a_parameter() -> None:
         ("ignore_eos", "true or false", "false"),
         ("stop", "at most 16: text of 1 to 1024 characters", "[]"),
         ("stop_token_ids", "at most 256: integer from 0 to 2147483647", "[]"),
+        ("bad_words", "at most 128: text of 1 to 256 characters", "[]"),
         ("logit_bias", "at most 4096: integer from 0 to 2147483647, each with a number from -100 to 100", "{}"),
     ],
 )
@@ -88,15 +89,16 @@ def test_keyword_arguments_are_the_fields_and_have_their_types() -> None:
 def test_the_engine_is_told_of_all_that_does_not_act_on_the_request_alone() -> None:
     told = {field.name: field for field in msgspec.structs.fields(EngineSampling)}
     assert told.keys() == {name for name, parameter in PARAMETERS.items() if parameter.where != "request"}
-    for name in told.keys() - {"max_tokens", "seed", "stop_token_ids"}:  # `PromptEncoder` fills these in
+    for name in told.keys() - {"max_tokens", "seed", "stop_token_ids", "bad_words"}:  # `PromptEncoder` fills these in
         default = told[name].default_factory() if told[name].default is msgspec.NODEFAULT else told[name].default
         assert default == getattr(SamplingFields(), name), name
 
 
 def test_the_order_on_the_wire_to_the_engine_only_grows() -> None:
-    assert EngineSampling.__struct_fields__[:13] == (
+    assert EngineSampling.__struct_fields__[:14] == (
         "max_tokens", "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty",
         "frequency_penalty", "logit_bias", "seed", "stop_token_ids", "min_tokens", "logprobs",
+        "bad_words",
     )  # fmt: skip
 
 

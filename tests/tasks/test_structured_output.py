@@ -1,4 +1,4 @@
-"""Structured output through the whole system: a real worker, the model that ships, real deaths."""
+"""Structured output and bad words through the whole system: a real worker, the model that ships, real deaths."""
 
 from __future__ import annotations
 
@@ -17,6 +17,9 @@ from orcd.result import Result
 from tasks.local.redis_server import RedisServer
 from tests.tasks.worker_process import WorkerProcess, wait_until_running
 from tests.worker.text.grammar.schemas import make_schemas
+from worker.model.gguf import open_gguf
+from worker.text.bad_word_ids import bad_word_ids
+from worker.text.tokenizer import from_metadata
 
 PERSON = {
     "type": "object",
@@ -129,6 +132,23 @@ def test_a_stream_of_a_document_says_how_it_ended(client: Client) -> None:
     result = client.result(job_id)
     assert result.choices[0].finish_reason == "stop"
     assert all(each.logprob <= 0 for each in result.choices[0].logprobs or ())
+
+
+def test_bad_words_are_in_no_answer_and_it_is_the_same_after_a_death(
+    client: Client, worker: WorkerProcess, demo_model: Path
+) -> None:
+    request: dict[str, Any] = {"prompt": "old pond", "seed": 3, "max_tokens": 200, "ignore_eos": True}
+    words = sorted(set(client.result(client.submit(**request), timeout=60).text.split()))[:100]
+    request["bad_words"] = words
+    alone = client.result(client.submit(**request), timeout=60).raise_for_error()
+    ids = alone.choices[0].token_ids
+    sequences = bad_word_ids(words, from_metadata(open_gguf(demo_model).metadata))
+    assert len({len(each) for each in sequences}) > 1, "words of one token, and of several"
+    assert not any(tuple(ids[at : at + len(each)]) == each for each in sequences for at in range(len(ids)))
+    resumed = client.submit(**request)
+    wait_until_running(client, [resumed], 30)
+    worker.kill_engine()
+    assert client.result(resumed, timeout=60).choices == alone.choices
 
 
 def test_a_hostile_grammar_is_refused_in_bounded_time_and_nobody_else_waits(client: Client) -> None:

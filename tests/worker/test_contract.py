@@ -27,6 +27,7 @@ from worker.contract import (
 EVERYTHING = Sampling(
     max_tokens=9, temperature=0.5, top_p=0.9, top_k=4, min_p=0.1, repetition_penalty=1.1, presence_penalty=0.2,
     frequency_penalty=-0.3, logit_bias={7: -1.5}, seed=2**64 - 1, stop_token_ids=(1, 2), min_tokens=3, logprobs=2,
+    bad_words=((4,), (5, 6)),
 )  # fmt: skip
 REQUESTS = [
     Add("r", (1, 2), Sampling(max_tokens=1)),
@@ -66,7 +67,7 @@ def test_the_bytes_on_the_wire_do_not_change():
     assert contract.encode(Abort("r", 1)).hex() == "0000000a93a561626f7274a17201"
     assert contract.encode(Shutdown()).hex() == "0000000a91a873687574646f776e"
     assert msgspec.msgpack.decode(body_of(contract.encode(REQUESTS[0]))) == [
-        "add", "r", [1, 2], [1, 1.0, 1.0, 0, 0.0, 1.0, 0.0, 0.0, {}, 0, [], 0, None], [[0, []]], 0, "",
+        "add", "r", [1, 2], [1, 1.0, 1.0, 0, 0.0, 1.0, 0.0, 0.0, {}, 0, [], 0, None, []], [[0, []]], 0, "",
     ]  # fmt: skip
 
 

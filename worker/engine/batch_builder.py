@@ -84,7 +84,7 @@ def build_sampling_row(sequence: Sequence, edit_row: int) -> bytes:
         row = sequence.sampling_row = SamplingRow(
             key=draw_key(sequence),
             logprobs=-1 if options.logprobs is None else options.logprobs,
-            num_biases=len(options.logit_bias),
+            num_biases=len(sequence.biases),
             num_banned=len(options.stop_token_ids) if options.min_tokens else 0,
             edit_row=-1,
             **{name: getattr(options, name) for name in _NUMBERS},

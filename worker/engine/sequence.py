@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import math
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 from worker.contract import FinishReason, Sampling, Usage
@@ -30,7 +31,7 @@ class Sequence:
     """Sequences share blocks with those of an equal root only."""
     leader: Sequence | None = None
     constraint: TokenConstraint | None = None
-    """What its grammar allows; it has taken the ids of the output, and is nobody else's."""
+    """What its grammar and its bad words allow; it has taken the ids of the output, and is nobody else's."""
 
     sampling_row: bytes | None = None
     """``sampling`` and the seed as the device takes them, once somebody needed that."""
@@ -64,9 +65,7 @@ class Sequence:
         self.num_tokens = len(self.token_ids)
         self.most_tokens = self.num_prompt + self.max_output
         options = self.sampling
-        self.is_edited = self.is_penalised or bool(
-            options.logit_bias or (options.stop_token_ids and options.min_tokens)
-        )
+        self.is_edited = self.is_penalised or bool(self.biases or (options.stop_token_ids and options.min_tokens))
         self.draws_in_graph = self.constraint is None and options.logprobs is None
 
     @property
@@ -74,6 +73,12 @@ class Sequence:
         """Whether its draws depend on the tokens before them."""
         options = self.sampling
         return options.repetition_penalty != 1 or bool(options.presence_penalty or options.frequency_penalty)
+
+    @property
+    def biases(self) -> Mapping[int, float]:
+        """What is added to logits, by token id: what the request says, and -inf for a bad word of one token."""
+        never = {word[0]: -math.inf for word in self.sampling.bad_words if len(word) == 1}
+        return {**self.sampling.logit_bias, **never}
 
     @property
     def banned_ids(self) -> Collection[int]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from worker.contract import Add, Choice
+from worker.contract import Add, Choice, Sampling
+from worker.engine.logits.bad_words import BadWords
 from worker.engine.logits.token_masks import constraint_error
 from worker.engine.sequence import Sequence
 from worker.engine.token_constraint import TokenConstraint
@@ -36,13 +37,15 @@ class SequenceBuilder:
     def build(self, add: Add, constraint: TokenConstraint | None) -> list[Sequence]:
         """The sequences of a request; one has ended already if its earlier owner emitted everything but the end.
 
-        ``constraint`` is copied for each. Raises what `validate_add` does, and `OrcdError` if the constraint fails.
+        ``constraint`` is the grammar's, of which each has a copy. Raises what `validate_add` does, and `OrcdError` if
+        the constraint fails.
         """
         validate_add(
             add, vocab_size=self._vocab_size, context_length=self._context_length, cache_tokens=self._cache_tokens
         )
         assert constraint is not None or not add.grammar, "a grammar that nobody has compiled"
-        return [self._sequence(add, choice, constraint) for choice in add.choices]
+        whole = self._with_bad_words(add.sampling, constraint)
+        return [self._sequence(add, choice, whole) for choice in add.choices]
 
     def hash_root(self, request_id: str, num_tokens: int) -> bytes:
         """Who shares blocks: all requests, or only the choices of one.
@@ -52,6 +55,13 @@ class SequenceBuilder:
         length = "short" if self._recompute_at is None or num_tokens <= self._recompute_at else "long"
         owner = "" if self._prefix_cache else request_id
         return f"{length}:{owner}".encode()
+
+    def _with_bad_words(self, sampling: Sampling, grammar: TokenConstraint | None) -> TokenConstraint | None:
+        """The constraint that a request has; without a grammar, words of one token need none: they are biases."""
+        words = sampling.bad_words
+        if words and (grammar is not None or max(map(len, words)) > 1):
+            return BadWords(words, grammar, vocab_size=self._vocab_size)
+        return grammar
 
     def _sequence(self, add: Add, choice: Choice, constraint: TokenConstraint | None) -> Sequence:
         num_tokens = len(add.prompt_ids) + len(choice.output_ids)

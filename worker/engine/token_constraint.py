@@ -1,4 +1,4 @@
-"""What a grammar says of one answer, token by token: the interface that the engine knows."""
+"""What a grammar or bad words say of one answer, token by token: the interface that the engine knows."""
 
 from __future__ import annotations
 

@@ -9,8 +9,8 @@ from orcd.sampling import SamplingFields, convert
 from worker.contract import Add, Choice, Sampling, TokenOutput
 from worker.engine.logits.edit_rows import MAX_BIASES
 
-_OWN_LIMITS = {"seed", "stop_token_ids"}
-"""A seed may have all 64 bits here, and the model's own end tokens are among the ids."""
+_OWN_LIMITS = {"seed", "stop_token_ids", "bad_words"}
+"""A seed may have all 64 bits here, the model's own end tokens are among the ids, and words are ids."""
 
 _TABLE_LIMITS = set(Sampling.__struct_fields__) - _OWN_LIMITS
 
@@ -58,5 +58,12 @@ def _check_sampling(sampling: Sampling, vocab_size: int) -> None:
         raise InvalidRequest(f"seed must be from 0 to {2**64 - 1}")
     _check_ids("stop_token_ids", sampling.stop_token_ids, vocab_size)
     _check_ids("logit_bias", sampling.logit_bias, vocab_size)
-    if len(sampling.stop_token_ids) + len(sampling.logit_bias) > MAX_BIASES:
-        raise InvalidRequest(f"stop_token_ids and logit_bias together must be at most {MAX_BIASES}")
+    if not all(sampling.bad_words):
+        raise InvalidRequest("bad_words: a word must be at least one token id")
+    for word in sampling.bad_words:
+        _check_ids("bad_words", word, vocab_size)
+    num_single = sum(len(word) == 1 for word in sampling.bad_words)
+    if len(sampling.stop_token_ids) + len(sampling.logit_bias) + num_single > MAX_BIASES:
+        raise InvalidRequest(f"stop_token_ids, logit_bias and bad_words together must be at most {MAX_BIASES}")
+    if len({word[0] for word in sampling.bad_words if len(word) == 1}) == vocab_size:
+        raise InvalidRequest("bad_words leave no token that could be drawn")

@@ -188,7 +188,7 @@ def random_edits(rng: np.random.Generator, rows: np.ndarray, vocab_size: int, nu
         prompt, output = (rng.integers(0, vocab_size, rng.integers(num_tokens + 1)).tolist() for _ in range(2))
         output += output[:1] * 40
         some = rng.permutation(vocab_size)[: min(vocab_size // 2, 300)].tolist() if number % 2 else []
-        biases = {token_id: float(np.float32(rng.normal() * 5)) for token_id in some}
+        biases = {each: -np.inf if rng.random() < 0.1 else float(np.float32(rng.normal() * 5)) for each in some}
         banned = rng.permutation(vocab_size)[: min(vocab_size - 1, 5)].tolist() if number % 4 < 2 else []
         resets.put(int(edit_row), count_tokens(prompt, output), biases, banned)
         row["edit_row"], row["num_biases"], row["num_banned"] = edit_row, len(biases), len(banned)

@@ -172,6 +172,20 @@ def test_edits_apply_bias_then_bans_then_penalties() -> None:
     assert np.isfinite(again[0, 3]), "there are as many tokens as min_tokens wants"
 
 
+def test_an_infinite_bias_bans_a_token_whatever_else_edits_its_logit() -> None:
+    edits = edits_of(1, 4)
+    resets = EditResetList()
+    resets.put(0, count_tokens([0, 1, 2], [0, 1]), {0: -np.inf, 1: -np.inf, 2: -np.inf}, (2,))
+    reset_edits(edits, resets.arrays())
+    rows = np.frombuffer(GREEDY_ROW, SAMPLING_ROW).copy()
+    rows["edit_row"], rows["num_biases"], rows["num_banned"], rows["min_tokens"] = 0, 3, 1, 4
+    rows["repetition_penalty"], rows["presence_penalty"], rows["frequency_penalty"] = 0.01, -2.0, -2.0
+    logits = np.array([[9.0, -np.inf, 9.0, -9.0]], np.float32)
+    out_ids = np.empty(1, np.int32)
+    sample(logits, SamplingParams(rows, np.array([2]), edits), out_ids=out_ids)
+    assert (out_ids.tolist(), logits.tolist()) == ([3], [[-np.inf, -np.inf, -np.inf, -9.0]])
+
+
 def test_what_is_drawn_counts_for_the_next_draw() -> None:
     edits = edits_of(1, 3)
     resets = EditResetList()

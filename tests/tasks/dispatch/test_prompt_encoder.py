@@ -194,10 +194,18 @@ def test_every_sampling_option_reaches_the_engine() -> None:
         "seed": 2**63 - 1,
         "stop_token_ids": [5],
         "logprobs": 0,
+        "bad_words": ["a"],
     }
     sampling = _sampling(**options)
-    expected = options | {"stop_token_ids": (5, END_ID)}
+    expected = options | {"stop_token_ids": (5, END_ID), "bad_words": ((*b"a",),)}
     assert {name: getattr(sampling, name) for name in contract.Sampling.__struct_fields__} == expected
+
+
+def test_a_bad_word_that_the_model_has_no_ids_for_is_refused_by_name() -> None:
+    request = _request(bad_words=["<|im_end|>"])
+    assert ENCODER.encode(request, READY).sampling.bad_words == ((END_ID,),)
+    with pytest.raises(InvalidRequest, match=r"bad_words: ids must be below .* 258"):
+        ENCODER.encode(request, msgspec.structs.replace(READY, vocab_size=258))
 
 
 def test_stop_strings_are_found_in_the_answer_and_never_in_the_prompt() -> None:

@@ -22,6 +22,11 @@ from worker.engine.engine import Engine
 MACHINES: dict[str, Callable[[ContextModel], object]] = {"waiting": lambda model: model, "ahead": LateModel}
 NUM_IDS = {0: 30, 2: 6, 3: 1, 4: 40, 7: 40}
 CONSTRAINTS = {f"r{number}": BracketConstraint(num_ids) for number, num_ids in NUM_IDS.items()}
+BAD_WORDS = (
+    (14,),
+    *((first, last) for first in range(32) for last in range(32) if (first + last) % 4 == 0 and last > 2),
+)
+"""Of requests with the constraint, and of one without: that has one for its words."""
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -38,8 +43,11 @@ def make(request: pytest.FixtureRequest) -> Callable[..., Engine]:
 
 
 def traffic() -> list[Add]:
-    """Eight requests, of which `CONSTRAINTS` has five."""
-    samplings = [Sampling(max_tokens=12, seed=number, temperature=1.2) for number in range(3)]
+    """Eight requests, of which `CONSTRAINTS` has five and three have bad words."""
+    samplings = [
+        Sampling(max_tokens=12, seed=number, temperature=1.2, bad_words=BAD_WORDS if number < 2 else ())
+        for number in range(3)
+    ]
     wishes = Sampling(max_tokens=14, seed=9, top_k=12, repetition_penalty=1.3, logprobs=3)
     return [
         Add(f"r{number}", prompt(number, 3 + 5 * (number % 7)), sampling, priority=number % 3)
@@ -83,6 +91,16 @@ def test_the_traffic_of_these_tests_ends_in_different_ways_and_always_with_all_b
     assert any(token_id % 2 and token_id != CLOSE for token_id in undisturbed["r6", 0][0])
 
 
+def test_bad_words_are_in_no_output_of_a_request_that_has_them_with_a_grammar_or_without(undisturbed: Results):
+    def holds_one(name: str) -> bool:
+        ids = undisturbed[name, 0][0]
+        return any(ids[at : at + len(word)] == word for word in BAD_WORDS for at in range(len(ids)))
+
+    without = [add.request_id for add in traffic() if not holds_one(add.request_id)]
+    assert without == ["r0", "r1", "r3", "r4"], "r3 has one token only"
+    assert [add.request_id for add in traffic() if add.sampling.bad_words] == ["r0", "r1", "r4"]
+
+
 @pytest.mark.parametrize(
     "options",
     [{}, {"step_tokens": 5}, {"cache_tokens": 56}, {"max_sequences": 3}, {"prefix_cache": False}],
@@ -98,7 +116,7 @@ def test_ids_are_those_of_each_request_alone(make: Callable[..., Engine], undist
 
 def test_resumed_equals_uninterrupted(make: Callable[..., Engine], undisturbed: Results):
     for add in traffic():
-        if add.request_id in CONSTRAINTS:
+        if add.request_id in CONSTRAINTS or add.sampling.bad_words:
             ids, reason = undisturbed[add.request_id, 0]
             for cut in range(len(ids) + 1):
                 resumed = Add(add.request_id, add.prompt_ids, add.sampling, (Choice(0, ids[:cut]),))
@@ -226,6 +244,14 @@ def test_log_probabilities_are_of_what_may_be_drawn(make: Callable[..., Engine])
         chosen = dict(zip(reported.top_ids, reported.top_logprobs, strict=True))[output.ids[0]]
         assert reported.logprob == pytest.approx(chosen, abs=1e-5)
     assert any(output.logprobs[0].top_ids == output.ids and output.logprobs[0].logprob == 0 for output in outputs)
+
+
+def test_a_grammar_that_allows_only_bad_words_is_an_error_that_says_so(make: Callable[..., Engine]):
+    machine = make()
+    sampling = Sampling(max_tokens=9, bad_words=tuple((token_id,) for token_id in range(0, 32, 2)))
+    machine.add(Add("r", (1, 2), sampling), BracketConstraint(3))
+    (output,) = finish(machine)["r", 0]
+    assert (output.error_code, "allows no token" in output.error_message) == ("INTERNAL", True)
 
 
 def test_a_grammar_that_could_only_end_before_min_tokens_is_an_error_that_says_so(make: Callable[..., Engine]):

@@ -80,6 +80,8 @@ def test_a_choice_waits_for_its_leader_until_the_prompt_is_computed_or_the_leade
         ({"presence_penalty": -0.5}, True, True),
         ({"frequency_penalty": 0.5}, True, True),
         ({"logit_bias": {1: 1.0}}, True, True),
+        ({"bad_words": ((1,), (2, 3))}, True, True),
+        ({"bad_words": ((2, 3),)}, False, True),
     ],
 )
 def test_it_knows_whether_its_logits_are_edited_and_whether_the_host_takes_part_in_its_draws(

@@ -17,7 +17,8 @@ def add(**fields: object) -> Add:
 
 def test_a_request_with_every_option_at_its_bounds_passes():
     check(add(prompt_ids=tuple(range(39)), sampling=Sampling(max_tokens=10**9, temperature=2.0, top_p=1.0, min_p=1.0,
-          seed=2**64 - 1, logit_bias={99: -100.0}, stop_token_ids=(0, 99), logprobs=20)))  # fmt: skip
+          seed=2**64 - 1, logit_bias={99: -100.0}, stop_token_ids=(0, 99), logprobs=20,
+          bad_words=((99,), (1, 1)))))  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -40,6 +41,9 @@ def test_a_request_with_every_option_at_its_bounds_passes():
         ("stop_token_ids", (-1,)),
         ("min_tokens", -1),
         ("logprobs", 21),
+        ("bad_words", ((),)),
+        ("bad_words", ((1, 100),)),
+        ("bad_words", tuple((token_id,) for token_id in range(100))),
     ],
 )
 def test_a_sampling_field_out_of_range_is_named(field: str, value: object):

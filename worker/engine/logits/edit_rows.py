@@ -8,7 +8,7 @@ from kernels.logit_edits import SHORT_PROMPT, EditResetList, count_tokens
 from worker.engine.sequence import Sequence
 
 MAX_BIASES = 5120
-"""Biases and stop ids of a request together."""
+"""Biases, bad words of one token and stop ids of a request together."""
 
 
 def max_reset_entries(vocab_size: int) -> int:
@@ -61,8 +61,8 @@ class EditRows:
         options = sequence.sampling
         token_ids = sequence.token_ids if sequence.is_penalised else []
         counts = count_tokens(token_ids[: sequence.num_prompt], token_ids[sequence.num_prompt :])
-        banned = options.stop_token_ids if options.min_tokens else ()
-        num_entries = counts.size + len(options.logit_bias) + len(banned)
+        biases, banned = sequence.biases, options.stop_token_ids if options.min_tokens else ()
+        num_entries = counts.size + len(biases) + len(banned)
         if not self._resets or self._resets[-1].num_entries + num_entries > self._max_entries:
             self._resets.append(EditResetList())
-        self._resets[-1].put(row, counts, options.logit_bias, banned)
+        self._resets[-1].put(row, counts, biases, banned)

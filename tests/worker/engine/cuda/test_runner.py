@@ -89,6 +89,7 @@ def test_what_needs_the_host_between_tokens_waits_for_it_and_delays_nobody_else(
         {"repetition_penalty": 1.2},
         {"presence_penalty": 0.5, "frequency_penalty": 0.1},
         {"logit_bias": {3: 1.0}},
+        {"bad_words": ((3,), (4,))},
         {"logprobs": 5},
         {"stop_token_ids": (9,), "min_tokens": 20},
     ],

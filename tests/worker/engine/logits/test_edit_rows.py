@@ -1,3 +1,4 @@
+import math
 from typing import get_type_hints
 
 import pytest
@@ -29,6 +30,15 @@ def test_a_row_begins_with_the_tokens_that_there_are_and_with_biases_before_bann
     assert arrays.counts.tolist() == [(4, IN_PROMPT + 1), (9, 1)]
     assert arrays.biases.tolist() == [(3, 1.5), (7, 0.0)]
     assert rows.take_resets() == []
+
+
+def test_a_bad_word_of_one_token_is_a_bias_whatever_the_request_says_of_the_token_besides():
+    rows = EditRows(1, 32)
+    words = ((3,), (3,), (5,), (6, 8))
+    rows.assign([sequence([4], [0], logit_bias={3: 100.0, 2: 1.0}, bad_words=words)])
+    [resets] = rows.take_resets()
+    assert resets.arrays().biases.tolist() == [(3, -math.inf), (2, 1.0), (5, -math.inf)]
+    assert resets.arrays().resets["num_biases"].tolist() == [3]
 
 
 def test_without_penalties_no_tokens_are_sent():
@@ -86,8 +96,8 @@ def test_resets_go_in_as_many_lists_as_fit_the_device():
 
 
 def test_every_request_that_the_table_of_parameters_allows_fits_a_row():
-    most = {field: _max_length(field) for field in ("logit_bias", "stop_token_ids")}
-    assert sum(most.values()) <= MAX_BIASES
+    most = {field: _max_length(field) for field in ("logit_bias", "stop_token_ids", "bad_words")}
+    assert sum(most.values()) + most["bad_words"] <= MAX_BIASES, "each word has two spellings"
     assert TOKEN_BIAS.itemsize == TOKEN_COUNT.itemsize
 
 
