@@ -198,6 +198,12 @@ def test_the_python_examples_run_beside_modules_named_like_ours(
         assert run_example([sys.executable, "-W", "error", "-c", example], serving, users_folder, **variables).strip()
 
 
+@pytest.mark.parametrize("page", ["index.md", "python.md"])
+def test_the_python_examples_of_the_documentation_run(serving: str, users_folder: Path, page: str) -> None:
+    for example in blocks("python", PAGES[page]):
+        assert run_example([sys.executable, "-W", "error", "-c", example], serving, users_folder).strip()
+
+
 @pytest.fixture
 def redis_cli(tmp_path: Path) -> str:
     """A PATH with a ``redis-cli``: the real one where there is one, else what the example needs of it."""
