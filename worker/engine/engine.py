@@ -65,6 +65,7 @@ class Engine:
             step_tokens=settings.step_tokens,
             max_sequences=settings.max_sequences,
             recompute_at=model.recompute_at,
+            rewrites_blocks=is_gpu(model.device),
         )
         self._runner: Runner = self._make_runner(model, settings, num_blocks, capture)
         self._in_flight: deque[list[Chunk]] = deque()

@@ -56,10 +56,16 @@ class Scheduler:
         step_tokens: int,
         max_sequences: int,
         recompute_at: int | None = None,
+        rewrites_blocks: bool = False,
     ) -> None:
-        """``recompute_at``: see `worker.model.registry.Model`."""
+        """``recompute_at``: see `worker.model.registry.Model`.
+
+        ``rewrites_blocks``: a token that is computed again, in whatever step, has the same keys and values bit for bit:
+        then it may be written again to a block that others read.
+        """
         self.block_tokens = block_tokens
         self.recompute_at = recompute_at
+        self._rewrites_blocks = rewrites_blocks
         self.step_tokens = step_tokens
         self.max_running = min(max_sequences, step_tokens)  # every running sequence gets a token in every step
         self.pool = BlockPool(num_blocks)
@@ -203,7 +209,7 @@ class Scheduler:
         """
         self.prefix_cache.extend(sequence.block_hashes, sequence.hash_root, sequence.token_ids)
         # The last token is always computed: it gives the logits.
-        num_matchable = (sequence.num_tokens - 1) // self.block_tokens
+        num_matchable = (sequence.num_tokens - (not self._rewrites_blocks)) // self.block_tokens
         known = self.prefix_cache.match(sequence.block_hashes[:num_matchable])
         num_new = self._num_blocks_for(sequence.num_tokens) - len(known)
         num_free = self.pool.num_free - sum(map(self.pool.is_free, known))
@@ -213,7 +219,7 @@ class Scheduler:
             self.pool.retain(block_id)
         sequence.block_ids = known
         sequence.num_published = len(known)
-        sequence.num_computed = len(known) * self.block_tokens
+        sequence.num_computed = min(len(known) * self.block_tokens, sequence.num_tokens - 1)
         for _ in range(num_new):
             self._allocate_block(sequence)
         self.num_prefix_hit_tokens += sequence.num_computed

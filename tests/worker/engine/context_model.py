@@ -51,7 +51,8 @@ class ContextModel:
         check_shapes(step)
         if self.crash_id in step.token_ids.tolist():
             raise self.crash
-        assert len(set(step.slots.tolist())) == len(step.slots), "two tokens of a step share a slot"
+        written = set(zip(step.slots.tolist(), step.token_ids.tolist(), step.positions.tolist(), strict=True))
+        assert len(set(step.slots.tolist())) == len(written), "two different tokens of a step share a slot"
         is_long = np.repeat(self.is_long(step), np.diff(step.query_starts))
         cache[step.slots] = np.stack([step.token_ids, step.positions, is_long], axis=1)
         self.sizes.append(tuple(np.diff(step.query_starts).tolist()))

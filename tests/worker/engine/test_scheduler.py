@@ -1,3 +1,4 @@
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
@@ -42,6 +43,23 @@ def test_a_long_prompt_is_cut_into_chunks_of_the_budget():
         planned.append(chunks[0].num_tokens)
         run(machine, chunks)
     assert planned == [16, 16, 8]
+
+
+@pytest.mark.parametrize(("rewrites_blocks", "num_tokens"), [(True, 1), (False, BLOCK_TOKENS)])
+def test_of_a_prompt_whose_blocks_are_all_known_the_last_token_or_the_last_block_is_computed(
+    rewrites_blocks: bool, num_tokens: int
+):
+    machine = scheduler(rewrites_blocks=rewrites_blocks)
+    first, second = sequence(list(range(12)), name="first"), sequence(list(range(12)), name="second")
+    machine.add(first)
+    run(machine, machine.plan())
+    machine.add(second)
+    chunks = machine.plan()
+    assert sizes(chunks) == {"first": 1, "second": num_tokens}
+    assert (second.block_ids == first.block_ids[:3]) == rewrites_blocks
+    run(machine, chunks)
+    assert second.num_output == 1
+    assert machine.num_prefix_hit_tokens == 12 - num_tokens
 
 
 def test_decodes_come_before_prefills_and_prefill_takes_the_rest_of_the_budget():
