@@ -1,11 +1,11 @@
 """Measure the engine on a GPU: synthetic models of real shape, one table with the floors they must reach.
 
-    python -m tests.bench.gpu [--models NAME,...] [--rows load,decode,prefill] [--folder DIR]
+    python -m tests.bench.gpu [--models NAME,...] [--rows load,decode,prefill,requests] [--folder DIR]
 
 The models (14.5 GB in all) are made first, each in a process of its own; those that are in the folder already are taken
 from there. ``load`` starts an engine process and waits until it is ready, twice: the first start brings the file into
 the page cache and compiles kernels, the second is measured. ``decode`` and ``prefill`` are runs of
-``orcd bench engine``.
+``orcd bench engine``, and ``requests`` is `tests.bench.request_mixes`, in a table of its own.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from tests.bench.make_model import MODELS
 from worker import contract
 from worker.contract import Fatal, Load, Ready
 
-ROWS = ("load", "decode", "prefill")
+ROWS = ("load", "decode", "prefill", "requests")
 PROMPT_TOKENS, OUTPUT_TOKENS = 128, 256
 PREFILL_STREAMS, PREFILL_TOKENS = 64, 2048
 
@@ -130,6 +130,18 @@ def measure(name: str, path: Path, arguments: argparse.Namespace) -> list[str]:
     return cells
 
 
+def measure_requests(paths: dict[str, Path], device: str) -> list[list[str]]:
+    """What `tests.bench.request_mixes` measures, a line a case and a column a model, under a heading."""
+    lines: dict[str, list[str]] = {}
+    for path in paths.values():
+        command = [sys.executable, "-m", "tests.bench.request_mixes", str(path), "--device", device, "--json"]
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+        for row in map(json.loads, done.stdout.splitlines()):
+            line = lines.setdefault(row["case"], [f"{row['case']}, {row['unit']}"])
+            line.append(_cell(row["value"], 0.0, 0 if row["unit"] == "tok/s" else 2))
+    return [["requests", *paths], *lines.values()]
+
+
 def heading(arguments: argparse.Namespace) -> list[str]:
     """The names of the columns."""
     cells = ["measured / floor"]
@@ -157,7 +169,7 @@ def read_arguments(argv: Sequence[str]) -> argparse.Namespace:
     """What is measured; exits with 2 for wrong usage."""
     parser = argparse.ArgumentParser(prog="python -m tests.bench.gpu", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--models", type=_names_of(MODELS), default=list(FLOORS), metavar="NAME,...")
-    parser.add_argument("--rows", type=_names_of(ROWS), default=list(ROWS), metavar="load,decode,prefill")
+    parser.add_argument("--rows", type=_names_of(ROWS), default=list(ROWS), metavar="load,decode,prefill,requests")
     parser.add_argument("--folder", type=Path, help="where the models are or are put; default: a temporary folder")
     parser.add_argument("--device", default="cuda:0")
     parser.add_argument("--concurrency", default="1,16,64,256", metavar="N,...", help="of the decode rows")
@@ -178,6 +190,9 @@ def main(argv: Sequence[str]) -> int:
         print(f"{_line(names)}\n{_line(['---'] * len(names))}", flush=True)
         for name, path in paths.items():
             print(_line(measure(name, path, arguments)), flush=True)
+        if "requests" in arguments.rows:
+            names, *lines = measure_requests(paths, arguments.device)
+            print("\n".join(["", _line(names), _line(["---"] * len(names)), *map(_line, lines)]))
     return 0
 
 

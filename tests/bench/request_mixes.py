@@ -1,6 +1,7 @@
 """What users send, on one engine.
 
     python -m tests.bench.request_mixes MODEL.gguf [--device cuda:0] [--streams 256] [--repeats 3] [--cases NAME,...]
+        [--json]
 
 One line a case: output tokens per second of many streams and of one, with several samplings; prompts of mixed lengths;
 milliseconds to the first token of an idle engine's only request, of a cold and of a cached prompt; and the prefill of
@@ -10,10 +11,12 @@ many prompts at once. Medians; prompts are random ids, and end tokens end nothin
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import count
 from pathlib import Path
 from statistics import median
@@ -55,50 +58,50 @@ class Bench:
         self._generator = default_rng(0)
         self._numbers = count()
 
-    def cases(self) -> Iterator[tuple[str, Callable[[], str]]]:
-        """Each case by its name."""
+    def cases(self) -> Iterator[tuple[str, Callable[[], float], str]]:
+        """Each case: its name, what measures it, and the unit of that."""
         for streams in (self._streams, 1):
             for name in SAMPLINGS:
-                yield f"{streams} x {name}", lambda streams=streams, name=name: self._sampled(streams, name)
-        yield "mixed", self._mixed
+                yield f"{streams} x {name}", partial(self._sampled, streams, name), "tok/s"
+        yield "mixed", self._mixed, "tok/s"
         for length in FIRST_TOKEN_LENGTHS:
-            yield f"first {length}", lambda length=length: self._first_token(length)
+            yield f"first {length}", partial(self._first_token, length), "ms"
         for length in FIRST_TOKEN_LENGTHS[1:]:
-            yield f"warm {length}", lambda length=length: self._warm_prefix(length)
+            yield f"warm {length}", partial(self._warm_prefix, length), "ms"
         for length in PREFILL_LENGTHS:
-            yield f"prefill {PREFILL_STREAMS} x {length}", lambda length=length: self._prefill(length)
+            yield f"prefill {PREFILL_STREAMS} x {length}", partial(self._prefill, length), "tok/s"
 
-    def _sampled(self, streams: int, name: str) -> str:
+    def _sampled(self, streams: int, name: str) -> float:
         rates = []
         for repeat in range(self._repeats + 1):
             output = OUTPUT_TOKENS if repeat else 8  # the first run warms up
             total_s, _ = self._run([self._prompt(PROMPT_TOKENS) for _ in range(streams)], output, **SAMPLINGS[name])
             rates.append(streams * output / total_s)
-        return f"{median(rates[1:]):,.0f} tok/s"
+        return median(rates[1:])
 
-    def _mixed(self) -> str:
+    def _mixed(self) -> float:
         rates = []
         for _ in range(self._repeats):
             lengths = self._generator.integers(*MIXED_LENGTHS, self._streams, endpoint=True).tolist()
             total_s, _ = self._run([self._prompt(length) for length in lengths], OUTPUT_TOKENS)
             rates.append(self._streams * OUTPUT_TOKENS / total_s)
-        return f"{median(rates):,.0f} tok/s"
+        return median(rates)
 
-    def _first_token(self, length: int) -> str:
+    def _first_token(self, length: int) -> float:
         times = [self._run([self._prompt(length)], 4)[1] for _ in range(3 * self._repeats + 2)]
-        return f"{median(times[2:]) * 1e3:.2f} ms"
+        return 1e3 * median(times[2:])
 
-    def _warm_prefix(self, length: int) -> str:
+    def _warm_prefix(self, length: int) -> float:
         prompt = self._prompt(length)
         times = [self._run([prompt], 4)[1] for _ in range(3 * self._repeats + 2)]
-        return f"{median(times[2:]) * 1e3:.2f} ms"
+        return 1e3 * median(times[2:])
 
-    def _prefill(self, length: int) -> str:
+    def _prefill(self, length: int) -> float:
         rates = []
         for _ in range(self._repeats + 1):
             total_s, _ = self._run([self._prompt(length) for _ in range(PREFILL_STREAMS)], 1)
             rates.append(PREFILL_STREAMS * length / total_s)
-        return f"{median(rates[1:]):,.0f} tok/s"
+        return median(rates[1:])
 
     def _prompt(self, length: int) -> tuple[int, ...]:
         return tuple(self._generator.integers(0, self._vocab_size, length).tolist())
@@ -125,6 +128,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--device", default="cuda:0")
     parser.add_argument("--streams", type=int, default=256)
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--json", action="store_true")
     parser.add_argument("--cases", type=lambda text: text.split(","), default=[""], metavar="NAME,...")
     arguments = parser.parse_args(argv)
     settings = replace(
@@ -136,11 +140,18 @@ def main(argv: Sequence[str]) -> int:
     device = open_configured_device(settings)
     start = time.perf_counter()
     engine = load_engine(gguf, device, settings, lambda _done, _total: None)
-    print(f"{arguments.model.name} on {device.description}, loaded in {time.perf_counter() - start:.2f} s", flush=True)
+    loaded_s = time.perf_counter() - start
+    if not arguments.json:
+        print(f"{arguments.model.name} on {device.description}, loaded in {loaded_s:.2f} s", flush=True)
     bench = Bench(engine, config.vocab_size, arguments.repeats, arguments.streams)
-    for name, measure in bench.cases():
-        if any(wanted in name for wanted in arguments.cases):
-            print(f"{name:28} {measure():>16}", flush=True)
+    for name, measure, unit in bench.cases():
+        if not any(wanted in name for wanted in arguments.cases):
+            continue
+        value = measure()
+        if arguments.json:
+            print(json.dumps({"case": name, "value": value, "unit": unit}), flush=True)
+        else:
+            print(f"{name:28} {value:12,.{0 if unit == 'tok/s' else 2}f} {unit}", flush=True)
     return 0
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import aclosing
 from dataclasses import dataclass, field
@@ -36,6 +36,7 @@ class Load:
     vocab_size: int
     prompt_tokens: int
     output_tokens: int
+    sampling: Mapping[str, float | int]  # by the names of `orcd.sampling.SamplingFields`
 
 
 @dataclass(slots=True)
@@ -128,8 +129,8 @@ async def _run_stream(client: AsyncClient, load: Load, number: int, seen: Seen) 
                 job_id=stream.job_id,
                 prompt_token_ids=generator.integers(0, load.vocab_size, load.prompt_tokens).tolist(),
                 max_tokens=load.output_tokens,
-                temperature=0.0,
                 ignore_eos=True,
+                **load.sampling,
             )
             await _follow(client, load, stream, seen.arrivals)
         except (OrcdError, TimeoutError) as error:

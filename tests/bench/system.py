@@ -1,10 +1,12 @@
 """The whole system under load: a real Redis, a Celery worker, its engine on the device, streaming clients.
 
     python -m tests.bench.system MODEL.gguf [--device cuda:0] [--streams 256] [--seconds 60] [--kill-after S]
+        [--sampling "all of it"]
 
 First `orcd bench engine` measures the engine alone with the same load (or ``--engine-rate`` says what it gave). Then
 each stream submits a job, follows it to its end and submits the next, until the time is over; the jobs are those of the
-engine's benchmark: random token ids, greedy, end tokens ignored. Every stream is checked: each token index once and in
+engine's benchmark: random token ids, greedy, end tokens ignored. ``--sampling`` is one of `tests.bench.request_mixes`,
+which then measures the engine. Every stream is checked: each token index once and in
 order, all of them there, one terminal event. ``--kill-after`` ends the engine process with SIGKILL that many seconds
 into the load. The token logs of the jobs that ran at that time, or when the time was over, are then checked too. Exit
 code 1 if a check failed.
@@ -13,7 +15,9 @@ code 1 if a check failed.
 from __future__ import annotations
 
 import argparse
+import json
 import multiprocessing
+import subprocess
 import sys
 import tempfile
 import time
@@ -28,6 +32,7 @@ import redis
 
 from tasks.local.redis_server import RedisServer
 from tests.bench.gpu import bench
+from tests.bench.request_mixes import SAMPLINGS
 from tests.bench.streams import STREAMS_PER_PROCESS, Load, Seen, check_logs, start_clients
 from tests.tasks.worker_process import WorkerProcess
 from worker.model.gguf import open_gguf
@@ -60,7 +65,15 @@ def measure(arguments: argparse.Namespace) -> tuple[Seen, list[str], Course]:
         WorkerProcess(server.url, arguments.model, Path(folder), **variables) as worker,
     ):
         begin = time.monotonic() + BEGIN_S
-        load = Load(server.url, begin, arguments.seconds, vocab_size, arguments.prompt_tokens, arguments.output_tokens)
+        load = Load(
+            server.url,
+            begin,
+            arguments.seconds,
+            vocab_size,
+            arguments.prompt_tokens,
+            arguments.output_tokens,
+            SAMPLINGS[arguments.sampling],
+        )
         num_clients = -(-arguments.streams // STREAMS_PER_PROCESS)
         with ProcessPoolExecutor(num_clients, multiprocessing.get_context("spawn")) as pool:
             parts = start_clients(pool, load, arguments.streams)
@@ -109,7 +122,8 @@ def table(arguments: argparse.Namespace, alone: dict[str, float], seen: Seen) ->
     p50, p99 = np.percentile(first_ms or [0.0], [50, 99])
     head = (
         f"{arguments.model.name} on {arguments.device}: {arguments.streams} streams, {arguments.prompt_tokens} tokens "
-        f"in, {arguments.output_tokens} out; the system from {start_s:.0f} s to {arguments.seconds:.0f} s"
+        f"in, {arguments.output_tokens} out, {arguments.sampling}; the system from {start_s:.0f} s to "
+        f"{arguments.seconds:.0f} s"
     )
     engine = ["orcd bench engine", f"{alone['rate']:,.0f}", "1", "-", "-", "-"]
     if "ttft_p50_ms" in alone:
@@ -131,10 +145,20 @@ def measure_alone(arguments: argparse.Namespace) -> dict[str, float]:
     """The engine's ``rate`` in tokens per second with the same load; its times too, unless the rate was given."""
     if arguments.engine_rate is not None:
         return {"rate": arguments.engine_rate}
+    if arguments.sampling != "greedy":
+        return {"rate": _measure_sampling(arguments)}
     (row,) = bench(
         arguments.model, arguments.device, arguments.prompt_tokens, arguments.output_tokens, str(arguments.streams)
     )
     return row | {"rate": row["output_tokens_per_s"]}
+
+
+def _measure_sampling(arguments: argparse.Namespace) -> float:
+    case = f"{arguments.streams} x {arguments.sampling}"
+    options = ["--device", arguments.device, "--streams", str(arguments.streams), "--cases", case, "--json"]
+    command = [sys.executable, "-m", "tests.bench.request_mixes", str(arguments.model), *options]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    return float(json.loads(done.stdout.splitlines()[-1])["value"])
 
 
 def read_arguments(argv: Sequence[str]) -> argparse.Namespace:
@@ -147,6 +171,7 @@ def read_arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=60.0)
     parser.add_argument("--prompt-tokens", type=int, default=128)
     parser.add_argument("--output-tokens", type=int, default=256)
+    parser.add_argument("--sampling", choices=SAMPLINGS, default="greedy")
     parser.add_argument("--kill-after", type=float, metavar="S", help="kill the engine so long after the load began")
     parser.add_argument("--engine-rate", type=float, metavar="X", help="what `orcd bench engine` gave, in tokens/s")
     return parser.parse_args(argv)
