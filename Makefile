@@ -15,6 +15,9 @@ SEED := 1
 # Whatever the environment says, compiled Python is kept: the tests start hundreds of processes.
 export PYTHONDONTWRITEBYTECODE :=
 
+# More than most machines have cores: many tests wait for other processes. In the order of the folders short tests come last.
+TEST_PROCESSES := 6
+
 # Of compute-sanitizer, one after the other.
 TOOLS := memcheck racecheck
 
@@ -22,7 +25,7 @@ demo: $(VENV)/installed  ## run the whole system here, with the model that ships
 	@$(BIN)/orcd demo
 
 test: $(VENV)/installed-dev  ## run all tests, some at a time; ARGS="-n0" for one after the other
-	@$(BIN)/python -m pytest -n 4 --dist loadfile $(ARGS)
+	@$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 fuzz: $(VENV)/installed-dev  ## load damaged model files for ten minutes; only clear errors may come of it
 	@$(BIN)/python -m tests.worker.model.fuzz --minutes 10

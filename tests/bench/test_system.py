@@ -13,7 +13,7 @@ MODEL = Path(tasks.demo.__file__).parent / "haiku-q4_k_m.gguf"
 def test_streams_survive_the_death_of_their_engine(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(system, "BEGIN_S", 2.0)
+    monkeypatch.setattr(system, "BEGIN_S", 6.0)
     load = ["--streams=3", "--seconds=2.5", "--prompt-tokens=8", "--output-tokens=300", "--engine-rate=1000"]
     assert main([str(MODEL), "--device=cpu", *load, "--kill-after=1.5"]) == 0
     out = capsys.readouterr().out
