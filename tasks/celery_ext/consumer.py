@@ -19,7 +19,9 @@ from tasks.celery_ext.request import Request
 
 FLUSH_S = 0.1
 PROGRESS_S = 5.0
-"""So often Flower is told how far running tasks are."""
+"""So often Flower is told how far a running task is."""
+PROGRESS_PARTS = 10
+"""In so many parts, so that the event loop of a worker with hundreds of tasks is not kept from its work."""
 CLOSE_S = 5.0
 RECONNECT_S = (0.1, 1.0)
 """Time between two attempts to reach Redis: at first, and at most."""
@@ -44,13 +46,14 @@ class Consumer(celery.worker.consumer.Consumer):  # type: ignore[misc]
     def __init__(self, on_task_request: Callable[[Any], None], *args: Any, **kwargs: Any) -> None:
         self._run_request = on_task_request
         self._is_away = False
+        self._progress_part = 0
         self._backoff = Backoff(*RECONNECT_S)
         self._ready_at = 0.0
         super().__init__(self._start_request, *args, **kwargs)
         self.connection_errors += (OperationalError,)  # kombu's word where it could not open a connection by itself
         if self.hub:
             self.hub.call_repeatedly(FLUSH_S, self._flush)
-            self.hub.call_repeatedly(PROGRESS_S, self._tell_progress)
+            self.hub.call_repeatedly(PROGRESS_S / PROGRESS_PARTS, self._tell_progress)
 
     def on_send_event_buffered(self) -> None:
         """Leave the event in the buffer, which is flushed when it is full or its time has come."""
@@ -121,9 +124,10 @@ class Consumer(celery.worker.consumer.Consumer):  # type: ignore[misc]
             logger.warning("Redis is away or refuses commands; waiting for it", exc_info=error)
 
     def _tell_progress(self) -> None:
+        self._progress_part = (self._progress_part + 1) % PROGRESS_PARTS
         running = self.pool.dispatcher.running_jobs()
         for request in list(state.active_requests):
-            if isinstance(request, Request):
+            if isinstance(request, Request) and hash(request.id) % PROGRESS_PARTS == self._progress_part:
                 request.tell_progress(running)
 
     def _flush(self) -> None:

@@ -12,9 +12,11 @@ from unittest.mock import Mock
 
 import pytest
 import redis
+from celery.worker import state
 
 from orcd.client import Client
-from tasks.celery_ext.consumer import Consumer
+from tasks.celery_ext.consumer import PROGRESS_PARTS, Consumer
+from tasks.celery_ext.request import Request
 from tests.tasks.worker_process import WorkerProcess
 
 NUM_JOBS = 30
@@ -70,3 +72,26 @@ def test_a_task_is_not_at_fault_when_redis_is_away(error: Exception) -> None:
     with pytest.raises(type(error)):
         scene.consumer._start_request(scene.request)
     assert scene.dead_letters == []
+
+
+def test_each_running_task_tells_its_progress_once_a_round(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
+
+    class Told(Request):
+        def __init__(self, id: str) -> None:
+            self.id = id
+
+        def tell_progress(self, running: Any) -> None:
+            assert running == {"job": "running"}
+            told.append(self.id)
+
+    consumer = Consumer.__new__(Consumer)
+    consumer._progress_part = 0
+    consumer.pool = Mock()
+    consumer.pool.dispatcher.running_jobs.return_value = {"job": "running"}
+    monkeypatch.setattr(state, "active_requests", [Told(f"task-{number}") for number in range(50)])
+    for _ in range(PROGRESS_PARTS):
+        before = len(told)
+        consumer._tell_progress()
+        assert len(told) - before < 25, "not all at once"
+    assert sorted(told) == sorted(f"task-{number}" for number in range(50))
