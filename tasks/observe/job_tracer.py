@@ -54,7 +54,7 @@ class JobTracer:
         from opentelemetry.sdk.trace.export import BatchSpanProcessor
         from opentelemetry.sdk.trace.id_generator import RandomIdGenerator
 
-        class Ids(RandomIdGenerator):
+        class Ids(RandomIdGenerator):  # type: ignore[misc]
             """Gives the ids that are wanted of a job's span, and others at random."""
 
             wanted: tuple[int, int] | None = None
