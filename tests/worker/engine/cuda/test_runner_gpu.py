@@ -78,7 +78,7 @@ def traffic(model: Any) -> list[Add]:
         {"temperature": 1.1, "min_p": 0.02},
         {"temperature": 0.0, "logprobs": 3, "frequency_penalty": 0.4},
         {"temperature": 1.0, "logit_bias": {5: 2.0, 7: -100.0}, "min_tokens": 6, "stop_token_ids": tuple(range(30))},
-        {"temperature": 0.9, "logit_bias": {3: 100.0}, "bad_words": ((3,), (5,), *((at, at) for at in range(99)))},
+        {"temperature": 0.9, "logit_bias": {3: 100.0}, "bad_words": ((3,), (5,), *((at, at) for at in range(90)))},
     ]
     adds = []
     for number, length in enumerate(np.linspace(1, longest, 14).astype(int)):
