@@ -24,8 +24,8 @@ from worker.settings import Settings
 
 GRAPH_BYTES = 512 << 10
 """Device memory of a captured graph."""
-GRAPHS_PER_BUCKET = 2
-"""A decode step in one graph and in two, of which that of the draw is small."""
+GRAPHS_PER_STEP = 2
+"""A step is captured as one graph and as two, of which that of the draw is small."""
 CUDA_CONTEXT_BYTES = 16 << 20
 """What the driver takes after the budget was decided: the kernels' code and their stacks."""
 LEAST_CACHE_TOKENS = 1024
@@ -67,9 +67,8 @@ def plan_memory(gguf: GGUFFile, device: GpuDevice | DryRunDevice, settings: Sett
     vocab_size = model.config.vocab_size
     limits = StepLimits(block_tokens, settings.step_tokens, max_sequences, context_length, vocab_size)
     _run_largest_steps(model, dry, limits)
-    without_cache = replace(
-        _plan(dry, num_graphs=MOST_GRAPHS + GRAPHS_PER_BUCKET * len(make_buckets(max_sequences))), kv_cache=0
-    )
+    num_graphs = GRAPHS_PER_STEP * (len(make_buckets(max_sequences)) + MOST_GRAPHS)
+    without_cache = replace(_plan(dry, num_graphs=num_graphs), kv_cache=0)
     block_bytes = model.bytes_per_block(block_tokens)
     padding_bytes = 2 * model.config.num_layers * ALIGNMENT  # K and V of each layer start aligned
     if settings.kv_cache_bytes:

@@ -260,3 +260,22 @@ def test_a_grammar_that_could_only_end_before_min_tokens_is_an_error_that_says_s
     machine.add(Add("r", (1, 2), sampling), BracketConstraint(3))
     (output,) = finish(machine)["r", 0]
     assert (output.error_code, "allows no token" in output.error_message) == ("INTERNAL", True)
+
+
+def test_a_draw_that_fails_takes_no_log_probabilities_from_the_others_of_its_step(make: Callable[..., Engine]):
+    asking = Sampling(max_tokens=6, temperature=0.0, logprobs=2)
+    adds = [Add(f"r{number}", prompt(number, 4), asking) for number in range(1, 4)]
+    expected = [[output.logprobs for output in finish_alone(make, add)] for add in adds]
+    machine = make()
+    machine.add(Add("bad", (3, 4), asking), FailingConstraint("write_mask", 3))
+    for add in adds:
+        machine.add(add)
+    outputs = finish(machine)
+    assert outputs["bad", 0][-1].finish_reason == "error"
+    assert [[output.logprobs for output in outputs[add.request_id, 0]] for add in adds] == expected
+
+
+def finish_alone(make: Callable[..., Engine], add: Add) -> list[TokenOutput]:
+    machine = make()
+    machine.add(add)
+    return finish(machine)[add.request_id, 0]

@@ -125,19 +125,19 @@ class LogprobReporter:
 
 def read_reports(
     reports: Download, num_rows: int, wanted: Series[tuple[int, int | None]], timeout_s: float
-) -> list[TokenLogprobs | None]:
-    """What was asked for: for each (row, number of alternatives or None) the log probabilities; waits for them."""
+) -> dict[int, TokenLogprobs | None]:
+    """The log probabilities by rows, where (row, number of alternatives or None) were asked for; waits for them."""
     most = max((num_top for _, num_top in wanted if num_top is not None), default=0)
     logprobs, top_ids, top_logprobs = _split(reports.read(timeout_s), num_rows)
     # Fewer than were asked for may be drawn, or be in the vocabulary. NumPy would take long for each row of its own.
     counts = np.isfinite(top_logprobs[:, :most]).sum(axis=1).tolist()
     chosen, ids, values = logprobs.tolist(), top_ids[:, :most].tolist(), top_logprobs[:, :most].tolist()
-    return [
-        None
+    return {
+        row: None
         if num_top is None
         else TokenLogprobs(chosen[row], tuple(ids[row][: counts[row]]), tuple(values[row][: counts[row]]))
         for row, num_top in wanted
-    ]
+    }
 
 
 def _split(reports: Memory, num_rows: int) -> tuple[Memory, Memory, Memory]:

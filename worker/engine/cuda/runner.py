@@ -8,7 +8,6 @@ from collections.abc import Iterator, Mapping
 from collections.abc import Sequence as Series
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from itertools import repeat
 from typing import Any
 
 import numpy as np
@@ -132,10 +131,12 @@ class CudaRunner:
             reports = step.reports
             if reports is None and not step.errors:
                 return [None if row is None else _result(ids[row]) for row in step.rows]
-            logprobs: Iterator[TokenLogprobs | None] = repeat(None)
+            logprobs: dict[int, TokenLogprobs | None] = {}
             if reports is not None:
-                logprobs = iter(read_reports(reports.download, reports.num_rows, reports.wanted, self._timeout_s))
-        return [None if row is None else step.errors.get(row) or _result(ids[row], next(logprobs)) for row in step.rows]
+                logprobs = read_reports(reports.download, reports.num_rows, reports.wanted, self._timeout_s)
+        return [
+            None if row is None else step.errors.get(row) or _result(ids[row], logprobs.get(row)) for row in step.rows
+        ]
 
     def _decode(self, chunks: list[Chunk]) -> LaunchedStep:
         num_rows = self._graphs.bucket_for(len(chunks))

@@ -98,7 +98,8 @@ def report(logits: np.ndarray, ids: list[int], *num_tops: int | None) -> list[To
     rows = np.frombuffer(GREEDY_ROW * num_rows, SAMPLING_ROW).copy()
     rows["logprobs"] = [-1 if num_top is None else num_top for num_top in num_tops]
     reporter.report(logits, np.array(ids, np.int32), SamplingParams(rows, np.zeros(num_rows, np.int64)))
-    return read_reports(reporter.fetch(num_rows), num_rows, list(enumerate(num_tops)), 1)
+    told = read_reports(reporter.fetch(num_rows), num_rows, list(enumerate(num_tops)), 1)
+    return [told[row] for row in range(num_rows)]
 
 
 def test_reports_hold_what_each_row_asked_for():
