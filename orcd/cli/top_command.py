@@ -15,6 +15,10 @@ from orcd.client import Client
 from orcd.errors import RedisUnavailable
 from orcd.status import QueueStatus, WorkerStatus
 
+WIDE = 120
+LEFT_OUT = {"DEVICE", "UPTIME", "SEEN", "VERSION", "QUEUE", "MESSAGES", "WAITING BY PRIORITY"}
+"""Columns that a screen narrower than `WIDE` characters has no room for; `orcd workers` and `orcd queue` have them."""
+
 
 @click.command()
 @click.option(
@@ -46,10 +50,15 @@ def _show(client: Client, interval_s: float, count: int | None) -> None:
     from rich.table import Table
     from rich.text import Text
 
+    console = Console()
+
     def table(title: str, head: Sequence[str], rows: Sequence[Sequence[object]]) -> Table:
-        made = Table(*head, title=title, title_justify="left", box=None, padding=(0, 2, 0, 0), expand=False)
+        shown = [index for index, name in enumerate(head) if console.width >= WIDE or name not in LEFT_OUT]
+        made = Table(title=title, title_justify="left", box=None, padding=(0, 2, 0, 0))
+        for index in shown:
+            made.add_column(head[index], no_wrap=True)
         for row in rows:
-            made.add_row(*(Text(str(cell) or "-") for cell in row))
+            made.add_row(*(Text(str(row[index]) or "-") for index in shown))
         return made
 
     def screen(workers: Sequence[WorkerStatus], queues: Sequence[QueueStatus], problem: str) -> Group:
@@ -62,7 +71,6 @@ def _show(client: Client, interval_s: float, count: int | None) -> None:
         )
 
     workers, queues = client.workers(), client.queues()
-    console = Console()
     with Live(screen(workers, queues, ""), console=console, screen=console.is_terminal, auto_refresh=False) as live:
         for number in range(count or 10**9):
             problem = ""

@@ -32,6 +32,15 @@ def test_it_shows_workers_and_queues(capsys: pytest.CaptureFixture[str]) -> None
     assert any(line.startswith("busy") for line in lines)
 
 
+def test_a_narrow_screen_has_fewer_columns(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    assert run(["top", "--count", "1"]) == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["WORKER", "STATE", "MODEL", "JOBS", "RUNNING", "WAITING", "TOKENS/S", "KV"] in lines
+    assert ["demo", "1", "0", "3", "0s", "6s"] in lines
+    assert all(len(" ".join(line)) <= 80 for line in lines)
+
+
 def test_as_json_each_look_is_an_object(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["top", "--count", "2", "--json"]) == 0
     for line in capsys.readouterr().out.splitlines():
