@@ -62,18 +62,46 @@ def parse(body: Any, defaults: Mapping[str, Any]) -> Request:
 def response(body: Mapping[str, Any], result: Result, created_s: int) -> dict[str, Any]:
     """The ``response`` object of a job, as far as it has come."""
     status = _status(result)
+    took_ms = result.queue_ms + result.ttft_ms + result.decode_ms
     return {
         "id": f"resp_{result.job_id}",
         "object": "response",
         "created_at": created_s,
+        "completed_at": created_s + took_ms // 1000 if status == "completed" else None,
         "status": status,
         "error": None if status != "failed" or result.error is None else _error(result.error),
         "incomplete_details": {"reason": "max_output_tokens"} if status == "incomplete" else None,
         "model": result.model or body.get("model"),
         "output": [] if not result.choices else _output(result.job_id, result.choices[0], _ITEM.get(status, status)),
         "usage": response_usage(result.tokens_in, result.tokens_out) if result.state == "succeeded" else None,
-        **{name: default if body.get(name) is None else body[name] for name, default in ECHOED.items()},
+        **_echoed(body),
     }
+
+
+def _echoed(body: Mapping[str, Any]) -> dict[str, Any]:
+    """What a response repeats of its body, with null for what the body left out: clients' types have these fields."""
+    echoed = {name: default if body.get(name) is None else body[name] for name, default in ECHOED.items()}
+    echoed["reasoning"] = ECHOED["reasoning"] | echoed["reasoning"]
+    echoed["text"] = ECHOED["text"] | _given(echoed["text"])
+    if echoed["text"]["format"]["type"] == "json_schema":
+        echoed["text"]["format"] = {"description": None, "strict": False} | _given(echoed["text"]["format"])
+    if isinstance(echoed["tool_choice"], dict):
+        echoed["tool_choice"] = _flat(echoed["tool_choice"])
+    left_out = dict.fromkeys(("description", "parameters", "strict"))
+    echoed["tools"] = [left_out | _flat(tool) for tool in echoed["tools"]]
+    return echoed
+
+
+def _flat(function: Mapping[str, Any]) -> dict[str, Any]:
+    """A function as responses have it: what chat completions have in an inner object stands beside the type."""
+    outer = {name: value for name, value in function.items() if name != "function"}
+    inner: dict[str, Any] = function.get("function", {})
+    return outer | inner
+
+
+def _given(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Without the fields that are null, as if they were not there."""
+    return {name: value for name, value in fields.items() if value is not None}
 
 
 def _status(result: Result) -> str:

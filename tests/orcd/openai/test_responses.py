@@ -9,7 +9,7 @@ import pytest
 from orcd.errors import InvalidRequest
 from orcd.openai import responses
 from orcd.request import structured_output
-from orcd.result import Choice, ToolCall
+from orcd.result import Choice, Result, ToolCall
 from orcd.structured_output import StructuredOutput
 from tests.orcd.openai.results import LOGPROBS, result
 
@@ -109,6 +109,34 @@ def test_an_answer_is_a_response_that_repeats_what_was_asked() -> None:
         3,
         12,
     )
+
+
+def test_a_whole_answer_says_when_it_ended_and_any_other_null() -> None:
+    ended = result(Choice("Rain", finish_reason="stop"), queue_ms=600, ttft_ms=500, decode_ms=1_000)
+    assert responses.response({}, ended, 5)["completed_at"] == 7
+    for other in (result(Choice("Ra", finish_reason="length"), decode_ms=9_000), Result("job1", "running")):
+        assert responses.response({}, other, 5)["completed_at"] is None
+
+
+def test_what_is_repeated_has_every_field_that_the_api_gives_it() -> None:
+    def repeated(**body: Any) -> dict[str, Any]:
+        return responses.response(body, result(Choice("Rain", finish_reason="stop")), 0)
+
+    bare = {"type": "function", "name": "time"}
+    flat = {"description": None, "parameters": None, "strict": None}
+    nested = {"type": "function", "function": {"name": "time", "description": "now"}}
+    assert repeated(tools=[TOOL, bare])["tools"] == [{**flat, **TOOL}, {**flat, **bare}]
+    assert repeated(tools=[nested])["tools"] == [{**flat, **bare, "description": "now"}]
+    nested_choice = {"type": "function", "function": {"name": "time"}}
+    assert repeated(tool_choice=nested_choice)["tool_choice"] == bare
+    assert repeated(reasoning={"effort": "low"})["reasoning"] == {"effort": "low", "summary": None}
+    assert repeated(text={"verbosity": "medium", "format": None})["text"] == {
+        "verbosity": "medium",
+        "format": {"type": "text"},
+    }
+    named = {"type": "json_schema", "name": "n", "schema": {"type": "object"}}
+    for given in (named, {**named, "strict": None}):
+        assert repeated(text={"format": given})["text"]["format"] == {**named, "description": None, "strict": False}
 
 
 def test_an_answer_that_ran_out_of_tokens_is_incomplete() -> None:
