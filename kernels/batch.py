@@ -191,6 +191,11 @@ def first(array: Rows, count: int) -> Rows:
     return cast(Rows, array[:count] if isinstance(array, np.ndarray) else array.first(count))
 
 
+def behind(array: Rows, count: int) -> Rows:
+    """All rows but the first ``count``."""
+    return cast(Rows, array[count:] if isinstance(array, np.ndarray) else array.rows(count, array.shape[0]))
+
+
 def dry_step(num_tokens: int, num_sequences: int, num_logits: int, max_blocks: int) -> Step[DeviceArray]:
     """A step of these sizes without memory: for running a model's `forward` on a dry context."""
 

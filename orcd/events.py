@@ -85,7 +85,8 @@ class Token(msgspec.Struct, frozen=True, tag_field="type", tag="token", omit_def
     """New tokens of one choice: ``ids`` have the indices i, i + 1, ... (from 1), ``t`` is exactly their text.
 
     Reasoning has its text in ``analysis``, calls of tools are in ``tool_calls``, and ``commentary`` is what GPT-OSS
-    writes in its channel of that name and what calls no tool of the request.
+    writes in its channel of that name and what calls no tool of the request. ``prompt_logprobs``, on the first event of
+    a job's first choice, has an entry for each token of the prompt, of which the first one is None.
     ``finish`` is the choice's finish reason, on its last event when the job has several choices.
     """
 
@@ -98,6 +99,7 @@ class Token(msgspec.Struct, frozen=True, tag_field="type", tag="token", omit_def
     commentary: str = ""
     logprobs: list[TokenLogprob] | None = None
     tool_calls: list[ToolCallDelta] | None = None
+    prompt_logprobs: list[TokenLogprob | None] | None = None
 
 
 class End(msgspec.Struct, frozen=True, tag_field="type", tag="end", omit_defaults=True):

@@ -45,6 +45,8 @@ class Result(msgspec.Struct, frozen=True):
     ``model`` is the name of the model that answered, None if the job never ran. ``fingerprints`` names the model files
     and kinds of devices that the tokens come from, in order: more than one means that the answer was begun under
     another one than it was finished under. ``schema_valid`` is as in `orcd.events.End`, None unless the job succeeded.
+    ``prompt_logprobs`` has an entry for each token of the prompt, None for the first one, which nothing comes before;
+    it is None if the request asked for none.
     """
 
     job_id: str
@@ -59,6 +61,7 @@ class Result(msgspec.Struct, frozen=True):
     model: str | None = None
     fingerprints: list[str] = []
     schema_valid: bool | None = None
+    prompt_logprobs: list[TokenLogprob | None] | None = None
 
     @property
     def text(self) -> str:
@@ -110,6 +113,7 @@ class ResultBuilder:
         self._error: Error | None = None
         self._model: str | None = None
         self._fingerprints: dict[str, None] = {}
+        self._prompt_logprobs: list[TokenLogprob | None] | None = None
 
     def add(self, event: Event) -> None:
         """Take the next event."""
@@ -123,6 +127,7 @@ class ResultBuilder:
                     self._fingerprints[fingerprint] = None
             case Token(choice=choice):
                 self._choices[choice].add(event)
+                self._prompt_logprobs = event.prompt_logprobs or self._prompt_logprobs
             case End(finish_reason=finish_reason):
                 self._end = event
                 self._choices[0].finish_reason = finish_reason
@@ -143,6 +148,7 @@ class ResultBuilder:
                 error=self._error,
                 model=self._model,
                 fingerprints=fingerprints,
+                prompt_logprobs=self._prompt_logprobs,
             )
         end = self._end
         return Result(
@@ -157,6 +163,7 @@ class ResultBuilder:
             model=self._model,
             fingerprints=fingerprints,
             schema_valid=end.schema_valid,
+            prompt_logprobs=self._prompt_logprobs,
         )
 
 

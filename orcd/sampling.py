@@ -24,6 +24,8 @@ Where = Literal["request", "engine", "logits", "draw"]
 whole; in the op that draws (`kernels.batch.SamplingRow`) "logits" on the logits and "draw" on the draw from them."""
 
 MAX_LOGPROBS = 20
+MAX_PROMPT_LOGPROBS = 65536
+"""Log probabilities of a prompt's tokens and of the alternatives to them, all together: a few MB of JSON."""
 
 _INT32_END = 2**31
 
@@ -60,6 +62,9 @@ class SamplingFields(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     n: Annotated[int, _row("request", "number of answers", ge=1, le=16)] = 1
     logprobs: Annotated[int, _row("engine", "alternatives a token; null: none", ge=0, le=MAX_LOGPROBS)] | None = None
     bad_words: Annotated[list[BadWord], _row("engine", "texts whose tokens are never drawn", max_length=128)] = []
+    prompt_logprobs: (
+        Annotated[int, _row("engine", "alternatives to a prompt's tokens; null: none", ge=0, le=MAX_LOGPROBS)] | None
+    ) = None
 
 
 class SamplingKeywords(TypedDict, total=False):
@@ -84,6 +89,7 @@ class SamplingKeywords(TypedDict, total=False):
     n: int
     logprobs: int | None
     bad_words: list[str] | tuple[str, ...]
+    prompt_logprobs: int | None
 
 
 class EngineSampling(msgspec.Struct, frozen=True):
@@ -103,6 +109,7 @@ class EngineSampling(msgspec.Struct, frozen=True):
     min_tokens: int = 0
     logprobs: int | None = None
     bad_words: tuple[tuple[int, ...], ...] = ()
+    prompt_logprobs: int | None = None
 
 
 Fields = TypeVar("Fields", bound=SamplingFields)

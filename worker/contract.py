@@ -43,6 +43,7 @@ class Sampling(EngineSampling, frozen=True, array_like=True):
     because only the Celery side knows the vocabulary. Before ``min_tokens`` were emitted they cannot be drawn.
     ``logprobs`` is the number of alternatives reported with each token; ``None`` reports none at all, 0 only the chosen
     token's. ``bad_words`` are ids that the output never holds one after the other.
+    ``prompt_logprobs`` is as ``logprobs``, for the tokens of the prompt.
     """
 
 
@@ -78,7 +79,7 @@ class Shutdown(msgspec.Struct, frozen=True, array_like=True, tag="shutdown"):
 class TokenLogprobs(msgspec.Struct, frozen=True, array_like=True):
     """Natural-log probabilities, before temperature and filters, after penalties, bias and what a grammar allows.
 
-    Of fewer tokens than were asked for, where fewer can be drawn.
+    Of fewer tokens than were asked for, where fewer can be drawn. Those of a prompt are the model's own.
     """
 
     logprob: float
@@ -104,7 +105,8 @@ class TokenOutput(msgspec.Struct, frozen=True, array_like=True):
 
     A token that ends the sequence (end-of-text, stop token) is the last of ``ids``: it counts as emitted.
     ``finish_reason`` "error" comes with ``error_code`` and ``error_message`` and no ids. ``usage`` comes with the last
-    output of a choice that was in the engine.
+    output of a choice that was in the engine. ``prompt_logprobs`` come once, with the first output of the request's
+    first choice in the engine: one for each token of the prompt but the first.
     """
 
     request_id: str
@@ -115,6 +117,7 @@ class TokenOutput(msgspec.Struct, frozen=True, array_like=True):
     error_code: str | None = None
     error_message: str | None = None
     usage: Usage | None = None
+    prompt_logprobs: tuple[TokenLogprobs, ...] | None = None
 
 
 class Load(msgspec.Struct, frozen=True, array_like=True, tag="load"):
@@ -216,7 +219,15 @@ def join_outputs(run: Sequence[TokenOutput]) -> TokenOutput:
     last = run[-1]
     ids = tuple([token_id for output in run for token_id in output.ids])
     logprobs = tuple([each for output in run for each in output.logprobs or ()])
-    return TokenOutput(last.request_id, last.choice, ids, last.finish_reason, logprobs or None, usage=last.usage)
+    return TokenOutput(
+        last.request_id,
+        last.choice,
+        ids,
+        last.finish_reason,
+        logprobs or None,
+        usage=last.usage,
+        prompt_logprobs=run[0].prompt_logprobs,
+    )
 
 
 def encode_in_flight(request_ids: Collection[str]) -> bytes:

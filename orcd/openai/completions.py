@@ -35,7 +35,10 @@ def response(body: Mapping[str, Any], result: Result, created_s: int) -> dict[st
         "object": "text_completion",
         "created": created_s,
         "model": result.model or body.get("model"),
-        "choices": [_choice(index, choice, echoed) for index, choice in enumerate(result.choices)],
+        "choices": [
+            {**_choice(index, choice, echoed), **logprobs.of_prompt(result)}
+            for index, choice in enumerate(result.choices)
+        ],
         "usage": usage(result.tokens_in, result.tokens_out),
         "system_fingerprint": result.fingerprints[-1] if result.fingerprints else None,
     }
@@ -70,4 +73,4 @@ def _check_echo(fields: BodyFields) -> None:
     if echo and "prompt_token_ids" in fields.request:
         raise InvalidRequest("echo: needs a prompt of text")
     if echo and "logprobs" in fields.request:
-        raise InvalidRequest("echo: log probabilities of a prompt are not supported; leave out logprobs")
+        raise InvalidRequest("echo: log probabilities of a prompt are not supported with it; ask for prompt_logprobs")

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from orcd.events import TokenLogprob
+from orcd.result import Result
 
 
 def listed(logprobs: Sequence[TokenLogprob]) -> list[dict[str, Any]]:
@@ -30,6 +31,24 @@ def columns(logprobs: Sequence[TokenLogprob], start: int) -> dict[str, Any]:
         "token_logprobs": [each.logprob for each in logprobs],
         "top_logprobs": [{_text(each, token_id): logprob for token_id, logprob in _ranked(each)} for each in logprobs],
         "text_offset": offsets,
+    }
+
+
+def of_prompt(result: Result) -> dict[str, Any]:
+    """The field ``prompt_logprobs`` as vLLM has it, if the request asked for it: of each token but the first an object.
+
+    That holds the token and its alternatives by their ids. ``rank`` is None for a token that is not among these.
+    """
+    if result.prompt_logprobs is None:
+        return {}
+    return {"prompt_logprobs": [None if each is None else _by_id(each) for each in result.prompt_logprobs]}
+
+
+def _by_id(logprobs: TokenLogprob) -> dict[str, Any]:
+    ranks = {token_id: rank for rank, (token_id, _) in enumerate(_ranked(logprobs), 1)}
+    return {
+        str(token_id): {"logprob": logprob, "rank": ranks.get(token_id), "decoded_token": _text(logprobs, token_id)}
+        for token_id, logprob in {logprobs.id: logprobs.logprob, **logprobs.top}.items()
     }
 
 

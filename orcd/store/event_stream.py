@@ -159,6 +159,7 @@ class EventStream:
                 i=event.i + num_skipped,
                 ids=event.ids[num_skipped:],
                 logprobs=event.logprobs and event.logprobs[num_skipped:],
+                prompt_logprobs=None,  # they came with the first of the tokens
             )
         ]
 
@@ -268,6 +269,7 @@ class _SeenChoice:
             commentary=event.commentary[commentary:],
             logprobs=event.logprobs and event.logprobs[num_seen:],
             tool_calls=calls_behind(event.tool_calls, calls),
+            prompt_logprobs=None,  # they came with the first of the tokens
         )
 
     def _note_border(self, event: Token, last: int) -> None:

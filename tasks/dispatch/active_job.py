@@ -8,28 +8,19 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
+import msgspec
+
 from orcd.errors import BY_CODE, OrcdError
-from orcd.events import (
-    End,
-    Error,
-    Event,
-    Position,
-    Started,
-    Token,
-    TokenLogprob,
-    ToolCallDelta,
-    state_after,
-    tool_call_id,
-)
+from orcd.events import End, Error, Event, Position, Started, Token, ToolCallDelta, state_after, tool_call_id
 from orcd.request import Request, structured_output
 from orcd.result import Result, ResultBuilder
 from orcd.store.claim import Claim, Lease
 from orcd.store.job_store import Append
 from orcd.store.token_log import LoggedEvent
 from tasks.dispatch.delivery import Done
+from tasks.dispatch.engine.held_logprobs import HeldLogprobs
 from tasks.dispatch.prompt_encoder import Prompt
 from worker import contract
 from worker.text.detokenizer import Detokenizer, TextDelta
@@ -63,7 +54,7 @@ class _Choice:
     detokenizer: Detokenizer | None = None
     ids: list[int] = field(default_factory=list)
     held: list[int] = field(default_factory=list)
-    held_logprobs: list[TokenLogprob] = field(default_factory=list)
+    held_logprobs: HeldLogprobs = field(default_factory=HeldLogprobs)
     finish: str | None = None
 
 
@@ -94,6 +85,7 @@ class ActiveJob:
         self.num_drawn = 0
         self.usage = contract.Usage()
         self._num_withdrawals = 0
+        self._has_prompt_logprobs = False
         self.ended = False
         self.text_sha256 = ""
         self._prompt = prompt
@@ -147,13 +139,16 @@ class ActiveJob:
         unfinished = [choice for choice in self._choices if choice.finish is None]
         for choice in unfinished:
             choice.held.clear()
-            choice.held_logprobs.clear()
+            choice.held_logprobs = HeldLogprobs(self._prompt.ids)
             choice.detokenizer = self._prompt.detokenizer()
             choice.detokenizer.restore(choice.ids)
+        sampling = self._prompt.sampling
+        if self._has_prompt_logprobs:  # the log has them
+            sampling = msgspec.structs.replace(sampling, prompt_logprobs=None)
         return contract.Add(
             request_id=self.request_id,
             prompt_ids=tuple(self._prompt.ids),
-            sampling=self._prompt.sampling,
+            sampling=sampling,
             choices=tuple(contract.Choice(choice.index, tuple(choice.ids)) for choice in unfinished),
             priority=self._priority,
             grammar=self._prompt.grammar,
@@ -180,10 +175,7 @@ class ActiveJob:
         self.num_drawn += len(output.ids)
         self.usage = self.usage.plus(output.usage)
         choice.held += output.ids
-        spell = choice.detokenizer.token_bytes
-        choice.held_logprobs += [
-            _logprob(*pair, spell) for pair in zip(output.ids, output.logprobs or (), strict=False)
-        ]
+        choice.held_logprobs.add(output, choice.detokenizer.token_bytes)
         delta = choice.detokenizer.feed(output.ids)
         self._release(choice, delta)
         if delta.stopped:
@@ -221,8 +213,7 @@ class ActiveJob:
         if not delta.num_ids:
             return
         ids, choice.held = choice.held[: delta.num_ids], choice.held[delta.num_ids :]
-        logprobs = choice.held_logprobs[: delta.num_ids]
-        choice.held_logprobs = choice.held_logprobs[delta.num_ids :]
+        logprobs, prompt_logprobs = choice.held_logprobs.take(delta.num_ids)
         if self.first_token_ms is None:
             self.first_token_ms = self.now_ms()
         token = Token(
@@ -232,8 +223,9 @@ class ActiveJob:
             choice=choice.index,
             analysis=delta.analysis,
             commentary=delta.commentary,
-            logprobs=logprobs or None,
+            logprobs=logprobs,
             tool_calls=[self._call(choice.index, call) for call in delta.calls] or None,
+            prompt_logprobs=prompt_logprobs,
         )
         self._emit(token, len(ids))
 
@@ -286,6 +278,7 @@ class ActiveJob:
             case Token(ids=ids, choice=index, finish=finish):
                 self._choices[index].ids += ids
                 self._choices[index].finish = finish
+                self._has_prompt_logprobs |= event.prompt_logprobs is not None
             case End() | Error():
                 self.ended = True
 
@@ -293,8 +286,3 @@ class ActiveJob:
 def job_id_of(request_id: str) -> str:
     """The job whose `ActiveJob.request_id` this is. It names the claim too: an engine may still speak of the last."""
     return request_id.rpartition("#")[0]
-
-
-def _logprob(token_id: int, logprobs: contract.TokenLogprobs, spell: Callable[[int], bytes]) -> TokenLogprob:
-    top = dict(zip(logprobs.top_ids, logprobs.top_logprobs, strict=True))
-    return TokenLogprob(token_id, logprobs.logprob, top, {each: spell(each) for each in (token_id, *top)})

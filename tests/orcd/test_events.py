@@ -35,6 +35,7 @@ EVENTS = [
     Token("two words", 1, [5, 6]),
     Token("", 3, [7], choice=2, finish="stop", analysis="hm", commentary="call()"),
     Token('é\n"\u2028', 4, [8], logprobs=[TokenLogprob(8, -0.5, {8: -0.5, 9: -1.25})]),
+    Token("a", 1, [8], prompt_logprobs=[None, TokenLogprob(8, -0.5, {}, {8: b"\xff"})]),
     Token("", 5, [9], tool_calls=[ToolCallDelta(0, "id", "f", "{"), ToolCallDelta(1, arguments="}")]),
     END,
     End("length", 3, 5, 1, 2, 3, "0" * 64, schema_valid=False),

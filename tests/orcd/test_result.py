@@ -113,6 +113,13 @@ def test_logprobs_line_up_with_the_tokens():
     assert [logprob.id for logprob in choice.logprobs] == choice.token_ids
 
 
+def test_log_probabilities_of_the_prompt_are_the_jobs_whoever_brought_them():
+    told = [None, TokenLogprob(1, -1.0)]
+    events = [Token("a", 1, [1], choice=1), Token("b", 1, [2], prompt_logprobs=told), Token("c", 2, [3])]
+    assert fold("j", events).prompt_logprobs == fold("j", [*events, END]).prompt_logprobs == told
+    assert fold("j", events[:1]).prompt_logprobs is None
+
+
 @pytest.mark.parametrize(
     ("code", "state"), [("CANCELLED", "cancelled"), ("EXPIRED", "expired"), ("CUDA_ERROR", "failed")]
 )
@@ -151,7 +158,9 @@ def test_the_representation_shows_no_text():
 
 def test_celery_stores_plain_values():
     logprobs = [TokenLogprob(1, -1.0, {1: -1.0}, {1: b"a"})]
-    stored = json.loads(dumps(fold("j", [Token("a", 1, [1], logprobs=logprobs), END])))
+    token = Token("a", 1, [1], logprobs=logprobs, prompt_logprobs=[None, *logprobs])
+    stored = json.loads(dumps(fold("j", [token, END])))
+    assert stored["prompt_logprobs"] == [None, *stored["choices"][0]["logprobs"]]
     assert (stored["job_id"], stored["state"], stored["error"]) == ("j", "succeeded", None)
     assert stored["choices"][0]["text"] == "a"
     assert stored["choices"][0]["logprobs"] == [{"id": 1, "logprob": -1.0, "top": {"1": -1.0}, "pieces": {"1": "YQ=="}}]

@@ -66,6 +66,7 @@ def test_a_row_tells_limits_and_default_in_words(name: str, values: str, default
         ("seed", 0, 2**63 - 1),
         ("n", 1, 16),
         ("logprobs", 0, MAX_LOGPROBS),
+        ("prompt_logprobs", 0, MAX_LOGPROBS),
     ],
 )
 def test_a_number_may_be_what_its_row_says_and_nothing_beyond(name: str, least: float, most: float) -> None:
@@ -95,10 +96,10 @@ def test_the_engine_is_told_of_all_that_does_not_act_on_the_request_alone() -> N
 
 
 def test_the_order_on_the_wire_to_the_engine_only_grows() -> None:
-    assert EngineSampling.__struct_fields__[:14] == (
+    assert EngineSampling.__struct_fields__[:15] == (
         "max_tokens", "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty",
         "frequency_penalty", "logit_bias", "seed", "stop_token_ids", "min_tokens", "logprobs",
-        "bad_words",
+        "bad_words", "prompt_logprobs",
     )  # fmt: skip
 
 

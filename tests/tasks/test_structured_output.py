@@ -1,4 +1,4 @@
-"""Structured output and bad words through the whole system: a real worker, the model that ships, real deaths."""
+"""What is done to draws and told of prompts through the whole system: a real worker and model, real deaths."""
 
 from __future__ import annotations
 
@@ -149,6 +149,29 @@ def test_bad_words_are_in_no_answer_and_it_is_the_same_after_a_death(
     wait_until_running(client, [resumed], 30)
     worker.kill_engine()
     assert client.result(resumed, timeout=60).choices == alone.choices
+
+
+def test_log_probabilities_of_a_prompt_are_the_same_each_time_and_in_the_log_once(
+    client: Client, worker: WorkerProcess, demo_model: Path
+) -> None:
+    prompt = "old pond, a frog leaps in: the sound of water"
+    request = {"prompt": prompt, "seed": 1, "max_tokens": 200, "ignore_eos": True, "prompt_logprobs": 2, "n": 2}
+    first = client.result(client.submit(**request), timeout=60).raise_for_error()
+    first_one, *told = first.prompt_logprobs or []
+    tokenizer = from_metadata(open_gguf(demo_model).metadata)
+    ids = tokenizer.encode(prompt, parse_special=True)
+    assert first_one is None
+    assert [(each.id, each.pieces[each.id]) for each in told if each] == [
+        (e, tokenizer.token_bytes(e)) for e in ids[1:]
+    ]
+    assert all(each and len(each.top) == 2 and each.logprob <= max(each.top.values()) < 0 for each in told)
+    resumed = client.submit(**request)
+    wait_until_running(client, [resumed], 30)
+    worker.kill_engine()
+    again = client.result(resumed, timeout=60)
+    assert (again.choices, again.prompt_logprobs) == (first.choices, first.prompt_logprobs)
+    logged = [event for event in client.events(resumed) if isinstance(event, Token) and event.prompt_logprobs]
+    assert [(event.choice, event.i) for event in logged] == [(0, 1)]
 
 
 def test_a_hostile_grammar_is_refused_in_bounded_time_and_nobody_else_waits(client: Client) -> None:

@@ -27,7 +27,7 @@ from worker.contract import (
 EVERYTHING = Sampling(
     max_tokens=9, temperature=0.5, top_p=0.9, top_k=4, min_p=0.1, repetition_penalty=1.1, presence_penalty=0.2,
     frequency_penalty=-0.3, logit_bias={7: -1.5}, seed=2**64 - 1, stop_token_ids=(1, 2), min_tokens=3, logprobs=2,
-    bad_words=((4,), (5, 6)),
+    bad_words=((4,), (5, 6)), prompt_logprobs=1,
 )  # fmt: skip
 REQUESTS = [
     Add("r", (1, 2), Sampling(max_tokens=1)),
@@ -42,6 +42,7 @@ EVENTS = [
     Ready("m", "qwen2", "cpu", 100, 64, 64, 8, 12, 1 << 40, 77, "f-float32-cpu-1"),
     Outputs(()),
     Outputs((TokenOutput("r", 0, (5,), "stop", (TokenLogprobs(-0.5, (5, 6), (-0.5, -1.5)),)),)),
+    Outputs((TokenOutput("r", 0, (5,), usage=Usage(1, 2), prompt_logprobs=(TokenLogprobs(-0.5, (5,), (-0.5,)),)),)),
     Outputs((TokenOutput("r", 1, (), "error", error_code="VRAM_OOM", error_message="no room"),)),
     Stats(1, 2, 3, 4, 5, 6, 7, 8, 9, 10, healthy=False),
     Fatal("INTERNAL", "why"),
@@ -67,7 +68,7 @@ def test_the_bytes_on_the_wire_do_not_change():
     assert contract.encode(Abort("r", 1)).hex() == "0000000a93a561626f7274a17201"
     assert contract.encode(Shutdown()).hex() == "0000000a91a873687574646f776e"
     assert msgspec.msgpack.decode(body_of(contract.encode(REQUESTS[0]))) == [
-        "add", "r", [1, 2], [1, 1.0, 1.0, 0, 0.0, 1.0, 0.0, 0.0, {}, 0, [], 0, None, []], [[0, []]], 0, "",
+        "add", "r", [1, 2], [1, 1.0, 1.0, 0, 0.0, 1.0, 0.0, 0.0, {}, 0, [], 0, None, [], None], [[0, []]], 0, "",
     ]  # fmt: skip
 
 
@@ -119,6 +120,8 @@ def test_outputs_of_several_steps_are_joined_with_their_logprobs_and_the_last_re
     usage = Usage(3, 1)
     run = [TokenOutput("b", 0, (4,)), TokenOutput("b", 0, (5,), "stop", usage=usage)]
     assert join_outputs(run) == TokenOutput("b", 0, (4, 5), "stop", usage=usage)
+    run = [TokenOutput("c", 0, (4,), prompt_logprobs=(first,)), TokenOutput("c", 0, (5,))]
+    assert join_outputs(run) == TokenOutput("c", 0, (4, 5), prompt_logprobs=(first,))
 
 
 def test_what_answers_cost_adds_up():

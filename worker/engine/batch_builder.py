@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from kernels.batch import SAMPLING_ROW, SamplingParams, SamplingRow, Step, encode_draw
+from kernels.batch import GREEDY_ROW, SAMPLING_ROW, SamplingParams, SamplingRow, Step, encode_draw
 from worker.contract import Sampling
 from worker.engine.scheduler import Chunk
 from worker.engine.sequence import Sequence
@@ -30,6 +30,7 @@ def build_step(
     """The step of ``chunks``, which have not been counted as launched.
 
     ``draw_of`` a sequence is the number of the draw of the previous step that gives the id that the host does not know.
+    Rows of logits to draw from come first, then those after which log probabilities of prompts are reported.
     """
     starts = np.array([sequence.num_computed for sequence, _, _ in chunks], np.int32)
     counts = np.array([num_tokens for _, num_tokens, _ in chunks], np.int32)
@@ -61,8 +62,43 @@ def build_step(
         context_lengths=starts + counts,
         sequence_lengths=np.array([sequence.num_tokens for sequence, _, _ in chunks], np.int32),
         block_tables=block_tables,
-        logit_rows=query_starts[1:][[draws for _, _, draws in chunks]] - 1,
+        logit_rows=np.concatenate(
+            [query_starts[1:][[draws for _, _, draws in chunks]] - 1, *_prompt_rows(chunks, query_starts)]
+        ),
     )
+
+
+def _prompt_rows(chunks: list[Chunk], query_starts: NDArray[np.int32]) -> Iterator[NDArray[np.int32]]:
+    """Tokens of the step after which log probabilities of a prompt are to be reported."""
+    for (sequence, num_tokens, _), start in zip(chunks, query_starts.tolist(), strict=False):
+        positions = sequence.unreported(num_tokens)
+        if positions:
+            yield np.array(positions, np.int32) + (start - sequence.num_computed)
+
+
+class PromptTokens(NamedTuple):
+    """Tokens of one chunk's prompt whose log probabilities are to be reported, each with ``num_top`` alternatives."""
+
+    token_ids: list[int]
+    num_top: int
+
+
+def prompt_tokens(chunks: list[Chunk]) -> list[PromptTokens]:
+    """What of each chunk's prompt is to be reported, of most chunks nothing; in the order of the rows of logits."""
+    return [_prompt_tokens(sequence, sequence.unreported(num_tokens)) for sequence, num_tokens, _ in chunks]
+
+
+def _prompt_tokens(sequence: Sequence, positions: range) -> PromptTokens:
+    token_ids = sequence.token_ids[positions.start + 1 : positions.stop + 1] if positions else []
+    return PromptTokens(token_ids, sequence.sampling.prompt_logprobs or 0)
+
+
+def build_report_params(prompts: list[PromptTokens]) -> SamplingParams[NDArray[Any]]:
+    """For rows of logits of which nothing is drawn: what of each is reported."""
+    num_tops = [prompt.num_top for prompt in prompts for _ in prompt.token_ids]
+    rows = np.frombuffer(GREEDY_ROW * len(num_tops), SAMPLING_ROW).copy()
+    rows["logprobs"] = num_tops
+    return SamplingParams(rows, np.zeros(len(num_tops), np.int64))
 
 
 def build_sampling_params(

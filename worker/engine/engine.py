@@ -13,7 +13,7 @@ from worker.engine.cuda.buffers import StepLimits
 from worker.engine.cuda.runner import CudaRunner
 from worker.engine.in_flight_file import InFlightFile
 from worker.engine.noting_runner import NotingRunner
-from worker.engine.runner import Draw, Result, Runner, SynchronousRunner, take
+from worker.engine.runner import Draw, PromptReport, Result, Runner, SynchronousRunner, take
 from worker.engine.scheduler import Chunk, Scheduler
 from worker.engine.sequence import Sequence
 from worker.engine.sequence_builder import SequenceBuilder
@@ -123,13 +123,9 @@ class Engine:
         except OrcdError as error:
             self.answer(refusal(add, error))
             return
-        live: list[Sequence] = []
-        for sequence in sequences:
-            if sequence.finish_reason is not None:
-                self._answers.append(_last_output(sequence))
-                continue
-            sequence.leader = live[0] if live else None
-            live.append(sequence)
+        self._answers += [_last_output(sequence) for sequence in sequences if sequence.finish_reason is not None]
+        live = [sequence for sequence in sequences if sequence.finish_reason is None]
+        for sequence in live:
             self._scheduler.add(sequence)
         if live:
             self._requests[add.request_id] = live
@@ -235,6 +231,10 @@ class Engine:
 
     def _commit(self, chunk: Chunk, result: Result, outputs: list[TokenOutput]) -> None:
         sequence = chunk.sequence
+        if isinstance(result, PromptReport):
+            assert sequence.prompt_logprobs is not None, "log probabilities that nobody wants"
+            sequence.prompt_logprobs += result.logprobs
+            result = result.rest
         if isinstance(result, Draw) and sequence.constraint is not None:
             result = take(sequence.constraint, result, sequence)
         if isinstance(result, OrcdError):
@@ -250,9 +250,16 @@ class Engine:
             elif sequence.num_computed == self._recompute_at and not sequence.num_unread:  # this token makes it longer
                 self._scheduler.restart(sequence, self._builder.hash_root(sequence.request_id, sequence.num_tokens))
             reported = None if logprobs is None else (logprobs,)
-            reason, usage = sequence.finish_reason, sequence.usage
             outputs.append(
-                TokenOutput(sequence.request_id, sequence.choice, (token_id,), reason, reported, usage=usage)
+                TokenOutput(
+                    sequence.request_id,
+                    sequence.choice,
+                    (token_id,),
+                    sequence.finish_reason,
+                    reported,
+                    usage=sequence.usage,
+                    prompt_logprobs=sequence.take_prompt_logprobs(),
+                )
             )
 
     def _forget(self, sequence: Sequence) -> None:

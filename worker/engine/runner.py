@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
+from collections.abc import Iterable
 from collections.abc import Sequence as Series
 from dataclasses import replace
 from typing import Any, NamedTuple, Protocol
@@ -14,7 +16,7 @@ from kernels.logit_edits import allocate_edits
 from kernels.reference.sampling import log_probabilities, mask_logits, reset_edits, sample
 from orcd.errors import OrcdError
 from worker.contract import TokenLogprobs
-from worker.engine.batch_builder import build_sampling_params, build_step
+from worker.engine.batch_builder import PromptTokens, build_sampling_params, build_step, prompt_tokens
 from worker.engine.logits.edit_rows import MAX_BIASES, EditRows
 from worker.engine.logits.token_masks import TokenMasks, constrained_rows, constraint_error, num_mask_words
 from worker.engine.scheduler import Chunk
@@ -30,7 +32,14 @@ class Draw(NamedTuple):
     logprobs: TokenLogprobs | None
 
 
-Result = Draw | OrcdError | None
+class PromptReport(NamedTuple):
+    """Log probabilities of a part of a sequence's prompt, and what the step did for the chunk besides."""
+
+    logprobs: list[TokenLogprobs]
+    rest: Draw | OrcdError | None
+
+
+Result = Draw | PromptReport | OrcdError | None
 """What a step did for a chunk: None where more of the prompt is to come, or what went wrong."""
 
 
@@ -70,8 +79,13 @@ class SynchronousRunner:
         """Run the step, and keep its results."""
         logits = self._model.forward(build_step(chunks, self._block_tokens), self._cache)
         assert isinstance(logits, np.ndarray)
-        draws = iter(self._draw(logits, [chunk.sequence for chunk in chunks if chunk.draws]))
-        self._results.append([next(draws) if chunk.draws else None for chunk in chunks])
+        drawing = [chunk.sequence for chunk in chunks if chunk.draws]
+        draws = iter(self._draw(logits[: len(drawing)], drawing))
+        results = [next(draws) if chunk.draws else None for chunk in chunks]
+        prompts = prompt_tokens(chunks)
+        tokens = [(token_id, each.num_top) for each in prompts for token_id in each.token_ids]
+        rows = zip(logits[len(drawing) :], tokens, strict=True)
+        self._results.append(add_prompts(results, prompts, [_logprobs(row, *token) for row, token in rows]))
 
     def collect(self) -> Series[Result]:
         """A result for each chunk of the oldest step that was not collected."""
@@ -126,6 +140,20 @@ def take(constraint: TokenConstraint, draw: Draw, sequence: Sequence) -> Draw | 
     return Draw(token_id, None if num_top is None else TokenLogprobs(0.0, (token_id,)[:num_top], (0.0,)[:num_top]))
 
 
+def add_prompts(
+    results: Series[Draw | OrcdError | None], prompts: Series[PromptTokens], logprobs: Iterable[TokenLogprobs]
+) -> list[Result]:
+    """The results of chunks with the ``logprobs`` of their ``prompts``, which come one after the other."""
+    left = iter(logprobs)
+    reported = [[next(left) for _ in prompt.token_ids] for prompt in prompts]
+    return [_with_prompt(*each) if each[1] else each[0] for each in zip(results, reported, strict=True)]
+
+
+def _with_prompt(result: Draw | OrcdError | None, logprobs: list[TokenLogprobs]) -> Result:
+    is_finite = all(math.isfinite(each.logprob) for each in logprobs)
+    return PromptReport(logprobs, result) if is_finite else non_finite()
+
+
 def non_finite() -> OrcdError:
     """What is wrong with a request whose logits hold NaN or infinity."""
     return OrcdError("the model gave non-finite logits for this request; its weights or this input are at fault")
@@ -133,12 +161,13 @@ def non_finite() -> OrcdError:
 
 def _result(logits: NDArray[np.float32], token_id: int, sequence: Sequence) -> Draw | OrcdError:
     """What was drawn from a row of ``logits`` [vocab]."""
-    return Draw(token_id, _logprobs(logits, token_id, sequence.sampling.logprobs)) if token_id >= 0 else non_finite()
+    num_top = sequence.sampling.logprobs
+    if token_id < 0:
+        return non_finite()
+    return Draw(token_id, None if num_top is None else _logprobs(logits, token_id, num_top))
 
 
-def _logprobs(logits: NDArray[np.float32], token_id: int, num_top: int | None) -> TokenLogprobs | None:
-    if num_top is None:
-        return None
+def _logprobs(logits: NDArray[np.float32], token_id: int, num_top: int) -> TokenLogprobs:
     values = np.empty_like(logits)
     log_probabilities(logits[None], out=values[None])
     top = np.argsort(-values, kind="stable")[:num_top]  # the lowest id of equals first

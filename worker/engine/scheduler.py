@@ -18,6 +18,10 @@ flight, and one that would preempt until none is. Blocks of a sequence that leav
 flight may still write to them: steps run in the order of their launch, so whoever gets the blocks next writes later and
 reads only what it wrote.
 
+A sequence that reports log probabilities of its prompt computes all of it, whatever the prefix cache holds: a cached
+block has no logits. A step has as many rows of logits as sequences may run. One is kept for each that runs, and of the
+others such a prompt gets half, so that some are left for who comes next.
+
 Choices of one request: the first computes the prompt while the others wait; they then find its full blocks in the
 prefix cache, as any request with an equal prefix does.
 """
@@ -43,6 +47,11 @@ class Chunk(NamedTuple):
     num_tokens: int
     draws: bool
     """Whether the chunk reaches the sequence's last token, so that the next one can be drawn."""
+
+    @property
+    def num_extra_rows(self) -> int:
+        """Rows of logits that it needs, as long as it has not been launched, besides one of its sequence."""
+        return max(0, len(self.sequence.unreported(self.num_tokens)) + self.draws - 1)
 
 
 class Scheduler:
@@ -125,13 +134,18 @@ class Scheduler:
                 continue  # it was preempted itself
             chunks.append(Chunk(sequence, 1, True))
         budget -= len(chunks)
+        spare_rows = self.max_running - len(self.running)
         for sequence in prefills:  # they got all their blocks when they were admitted
             if budget and sequence.is_running:
-                budget -= self._add_prefill(chunks, sequence, budget)
-        if budget and self.waiting and len(self.running) < self.max_running:
+                chunks.append(self._prefill(sequence, budget, spare_rows))
+                budget -= chunks[-1].num_tokens
+                spare_rows -= chunks[-1].num_extra_rows
+        if budget and self.waiting and spare_rows:
             for sequence in self._admit():
-                budget -= self._add_prefill(chunks, sequence, budget)
-                if not budget:
+                chunks.append(self._prefill(sequence, budget, spare_rows - 1))
+                budget -= chunks[-1].num_tokens
+                spare_rows -= 1 + chunks[-1].num_extra_rows
+                if not budget or not spare_rows:
                     break
         self.num_steps += bool(chunks)
         return chunks
@@ -156,11 +170,12 @@ class Scheduler:
             sequence.constraint is not None or num_tokens >= sequence.most_tokens or num_tokens - 1 == self.recompute_at
         )
 
-    def _add_prefill(self, chunks: list[Chunk], sequence: Sequence, budget: int) -> int:
-        num_pending = sequence.num_pending
-        num_tokens = min(num_pending, budget)
-        chunks.append(Chunk(sequence, num_tokens, num_tokens == num_pending))
-        return num_tokens
+    def _prefill(self, sequence: Sequence, budget: int, spare_rows: int) -> Chunk:
+        num_tokens = min(sequence.num_pending, budget)
+        unreported = sequence.unreported(num_tokens)
+        if unreported:  # each takes a row of logits
+            num_tokens = min(num_tokens, unreported.start - sequence.num_computed + 1 + spare_rows // 2)
+        return Chunk(sequence, num_tokens, num_tokens == sequence.num_pending)
 
     def _publish(self, sequence: Sequence) -> None:
         """Make full blocks of known tokens known to the prefix cache; steps launched from now on may share them."""
@@ -210,6 +225,8 @@ class Scheduler:
         self.prefix_cache.extend(sequence.block_hashes, sequence.hash_root, sequence.token_ids)
         # The last token is always computed: it gives the logits.
         num_matchable = (sequence.num_tokens - (not self._rewrites_blocks)) // self.block_tokens
+        if sequence.prompt_logprobs is not None:
+            num_matchable = min(num_matchable, sequence.num_reported // self.block_tokens)
         known = self.prefix_cache.match(sequence.block_hashes[:num_matchable])
         num_new = self._num_blocks_for(sequence.num_tokens) - len(known)
         num_free = self.pool.num_free - sum(map(self.pool.is_free, known))

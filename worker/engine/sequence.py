@@ -6,7 +6,7 @@ import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
-from worker.contract import FinishReason, Sampling, Usage
+from worker.contract import FinishReason, Sampling, TokenLogprobs, Usage
 from worker.engine.token_constraint import TokenConstraint
 
 
@@ -33,6 +33,10 @@ class Sequence:
     constraint: TokenConstraint | None = None
     """What its grammar and its bad words allow; it has taken the ids of the output, and is nobody else's."""
 
+    prompt_logprobs: list[TokenLogprobs] | None = None
+    """Of its prompt, as far as they are known; None if nobody wants them, or has them already."""
+    num_reported: int = 0
+    """Tokens of its prompt, from the first on, after which launched steps report the log probabilities of the next."""
     sampling_row: bytes | None = None
     """``sampling`` and the seed as the device takes them, once somebody needed that."""
     rank: tuple[int, int] = (0, 0)
@@ -116,6 +120,21 @@ class Sequence:
         leader = self.leader
         return leader is not None and leader.finish_reason is None and leader.num_computed < leader.num_prompt
 
+    def unreported(self, num_tokens: int) -> range:
+        """Positions among its next ``num_tokens`` after which log probabilities of the prompt are to be reported."""
+        if self.prompt_logprobs is None:
+            return range(0)
+        start, end = max(self.num_computed, self.num_reported), min(self.num_computed + num_tokens, self.num_prompt - 1)
+        return range(start, max(start, end))
+
+    def take_prompt_logprobs(self) -> tuple[TokenLogprobs, ...] | None:
+        """Hand them out, once: the whole prompt has been computed."""
+        if self.prompt_logprobs is None:
+            return None
+        assert len(self.prompt_logprobs) == self.num_prompt - 1, "log probabilities of the prompt are missing"
+        logprobs, self.prompt_logprobs = tuple(self.prompt_logprobs), None
+        return logprobs
+
     def drop_blocks(self) -> None:
         """Hold no blocks: nothing of it is computed any more."""
         self.block_ids = []
@@ -125,6 +144,7 @@ class Sequence:
 
     def launch(self, num_tokens: int, *, draws: bool) -> None:
         """A step computes its next ``num_tokens``, and draws another token if ``draws``."""
+        self.num_reported += len(self.unreported(num_tokens))
         self.num_computed += num_tokens
         if draws:
             assert self.num_pending == 0, "a token drawn before all others were computed"
@@ -153,5 +173,6 @@ class Sequence:
         assert 0 < self.num_prompt <= self.num_tokens
         assert 0 <= self.num_computed <= self.num_tokens
         assert self.num_tokens <= self.most_tokens or not self.num_unread, "drawn past the end"
+        assert self.prompt_logprobs is None or len(self.prompt_logprobs) <= self.num_reported < self.num_prompt
         assert self.num_published <= len(self.block_ids)
         assert len(set(self.block_ids)) == len(self.block_ids), "a block twice in one table"

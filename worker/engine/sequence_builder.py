@@ -45,7 +45,13 @@ class SequenceBuilder:
         )
         assert constraint is not None or not add.grammar, "a grammar that nobody has compiled"
         whole = self._with_bad_words(add.sampling, constraint)
-        return [self._sequence(add, choice, whole) for choice in add.choices]
+        sequences = [self._sequence(add, choice, whole) for choice in add.choices]
+        live = [sequence for sequence in sequences if sequence.finish_reason is None]
+        for sequence in live[1:]:
+            sequence.leader = live[0]
+        if live and add.sampling.prompt_logprobs is not None:
+            live[0].prompt_logprobs = []
+        return sequences
 
     def hash_root(self, request_id: str, num_tokens: int) -> bytes:
         """Who shares blocks: all requests, or only the choices of one.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from orcd.errors import ContextLengthExceeded, InvalidRequest, OrcdError, VramOom
-from orcd.sampling import SamplingFields, convert
+from orcd.sampling import MAX_PROMPT_LOGPROBS, SamplingFields, convert
 from worker.contract import Add, Choice, Sampling, TokenOutput
 from worker.engine.logits.edit_rows import MAX_BIASES
 
@@ -26,6 +26,12 @@ def validate_add(add: Add, *, vocab_size: int, context_length: int, cache_tokens
         _check_ids("output_ids", choice.output_ids, vocab_size)
     _check_sampling(add.sampling, vocab_size)
     num_prompt = len(add.prompt_ids)
+    num_reported = 0 if add.sampling.prompt_logprobs is None else num_prompt * (1 + add.sampling.prompt_logprobs)
+    if num_reported > MAX_PROMPT_LOGPROBS:
+        raise InvalidRequest(
+            f"prompt_logprobs: for the {num_prompt} tokens of this prompt and their alternatives {num_reported} log"
+            f" probabilities would be reported, at most {MAX_PROMPT_LOGPROBS} are; ask for fewer, or shorten the prompt"
+        )
     if num_prompt >= context_length:
         raise ContextLengthExceeded(
             f"the prompt has {num_prompt} tokens and the context {context_length}; at least one must be left for output"

@@ -35,6 +35,7 @@ def record(result: Result) -> dict[str, Any]:
     choices = [msgspec.to_builtins(choice, str_keys=True) for choice in result.choices]
     parts = first.logprobs, first.reasoning, first.tool_calls
     whole = len(choices) > 1 or any(part is not None for part in parts)
+    prompt = msgspec.to_builtins(result.prompt_logprobs, str_keys=True)
     return {
         "text": first.text,
         **({"choices": choices} if whole else {}),
@@ -45,6 +46,7 @@ def record(result: Result) -> dict[str, Any]:
         "ttft_ms": result.ttft_ms,
         "decode_ms": result.decode_ms,
         **({} if result.schema_valid is None else {"schema_valid": result.schema_valid}),
+        **({} if prompt is None else {"prompt_logprobs": prompt}),
     }
 
 

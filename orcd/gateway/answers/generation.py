@@ -62,6 +62,8 @@ async def _answer(call: Call, url: str) -> Response:
     body = await call.json()
     delivery = Delivery.read(body)
     request = parse_body(url, body, {"on_disconnect": "cancel"})
+    if delivery.streams and request.prompt_logprobs is not None:
+        raise InvalidRequest("prompt_logprobs: needs stream false, as chunks have no place for them")
     call.check_model(request.model)
     last_event_id = call.request.headers.get("last-event-id")
     if delivery.streams and last_event_id is not None:

@@ -205,3 +205,9 @@ def test_calls_of_tools_are_in_the_message_and_say_why_the_answer_ended() -> Non
 def test_log_probabilities_stand_beside_the_message() -> None:
     [choice] = chat.response({}, result(Choice("Theé", logprobs=LOGPROBS)), 0)["choices"]
     assert [entry["token"] for entry in choice["logprobs"]["content"]] == ["The", "bytes:\\xc3", "bytes:\\xa9"]
+
+
+def test_log_probabilities_of_the_prompt_stand_beside_the_choices() -> None:
+    assert parse(prompt_logprobs=2).prompt_logprobs == 2
+    answer = chat.response({}, result(Choice("a"), Choice("b"), prompt_logprobs=[None]), 0)
+    assert answer["prompt_logprobs"] == [None]

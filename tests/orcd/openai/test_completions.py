@@ -100,3 +100,9 @@ def test_echo_puts_the_prompt_in_front_of_every_choice(prompt: Any) -> None:
 def test_log_probabilities_are_columns() -> None:
     [choice] = completions.response({"prompt": "x"}, result(Choice("Theé", logprobs=LOGPROBS)), 0)["choices"]
     assert choice["logprobs"]["token_logprobs"] == [-0.25, -0.5, -0.75]
+
+
+def test_every_choice_has_the_log_probabilities_of_the_prompt() -> None:
+    assert parse(prompt="x", prompt_logprobs=0).prompt_logprobs == 0
+    answer = completions.response({"prompt": "x"}, result(Choice("a"), Choice("b"), prompt_logprobs=[None]), 0)
+    assert [choice["prompt_logprobs"] for choice in answer["choices"]] == [[None], [None]]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from orcd.events import TokenLogprob
 from orcd.openai import logprobs
-from tests.orcd.openai.results import LOGPROBS
+from tests.orcd.openai.results import LOGPROBS, result
 
 
 def test_a_list_has_an_entry_a_token_with_its_bytes() -> None:
@@ -28,6 +28,26 @@ def test_columns_say_where_each_token_begins() -> None:
     assert columns["token_logprobs"] == [-0.25, -0.5, -0.75]
     assert columns["top_logprobs"] == [{"The": -0.25, "é": -1.5}, {" rain": -0.125, "bytes:\\xc3": -0.5}, {}]
     assert columns["text_offset"] == [10, 13, 13]
+
+
+def test_those_of_a_prompt_are_by_token_id_as_vllm_has_them() -> None:
+    told = logprobs.of_prompt(result(prompt_logprobs=[None, *LOGPROBS]))
+    assert told == {
+        "prompt_logprobs": [
+            None,
+            {
+                "5": {"logprob": -0.25, "rank": 1, "decoded_token": "The"},
+                "9": {"logprob": -1.5, "rank": 2, "decoded_token": "é"},
+            },
+            {
+                "6": {"logprob": -0.5, "rank": 2, "decoded_token": "bytes:\\xc3"},
+                "7": {"logprob": -0.125, "rank": 1, "decoded_token": " rain"},
+            },
+            {"7": {"logprob": -0.75, "rank": None, "decoded_token": "bytes:\\xa9"}},
+        ]
+    }
+    assert list(told["prompt_logprobs"][2]) == ["6", "7"], "the prompt's token comes first"
+    assert logprobs.of_prompt(result()) == {}
 
 
 def test_a_token_that_was_not_spelt_is_named_by_its_id() -> None:

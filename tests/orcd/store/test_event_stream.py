@@ -139,6 +139,9 @@ def test_an_event_that_straddles_the_start_loses_its_first_tokens_but_not_its_te
     assert r.received(message(Token("bc", 2, [102, 103], logprobs=logprobs))) == [
         Token("bc", 3, [103], logprobs=logprobs[1:])
     ]
+    first = Token("abc", 1, [101, 102, 103], prompt_logprobs=[None])
+    assert reader(0).received(message(first)) == [first]
+    assert reader(2).received(message(first)) == [Token("abc", 3, [103])], "the prompt's came with the first token"
 
 
 def test_a_choice_s_finish_comes_even_if_all_its_tokens_are_left_out():

@@ -45,6 +45,13 @@ def test_an_event_that_was_seen_in_part_is_cut_where_what_is_new_begins():
     assert cursor.num_tokens == 6
 
 
+def test_log_probabilities_of_the_prompt_are_new_once() -> None:
+    cursor = Cursor()
+    read(cursor, Token("one ", 1, [1], prompt_logprobs=[None]))
+    again = Token("one two ", 1, [1, 2], prompt_logprobs=[None])
+    assert cursor.new_part(again) == Token("two ", 2, [2])
+
+
 def test_calls_of_tools_are_cut_where_what_is_new_begins():
     cursor = Cursor()
     read(cursor, Token("", 1, [1], tool_calls=[ToolCallDelta(0, "id0", "f", '{"a')]))

@@ -206,6 +206,30 @@ def test_log_probabilities_carry_the_bytes_of_every_token_that_they_name() -> No
     ]
 
 
+def test_log_probabilities_of_the_prompt_are_in_the_first_event_and_are_not_asked_for_again() -> None:
+    request = parse({"prompt": "x", "prompt_logprobs": 0, "stop": ["never"], "n": 2})
+    sampling = contract.Sampling(max_tokens=9, prompt_logprobs=0)
+
+    def heir(*log: LoggedEvent) -> ActiveJob:
+        prompt = Prompt([2, 1], sampling, lambda: Detokenizer(TOKENIZER, request.stop))
+        return ActiveJob(claim(request, 1 + bool(log), log=log), prompt, READY, lambda outcome: None)
+
+    job = heir()
+    add = job.add()
+    assert add is not None and add.sampling == sampling
+    job.process(contract.TokenOutput("j", 1, (0,)))
+    job.process(contract.TokenOutput("j", 0, (0,), prompt_logprobs=(contract.TokenLogprobs(-0.5),)))
+    job.process(contract.TokenOutput("j", 0, (0,)))
+    log = job.take_append().events
+    told = [logged.event.prompt_logprobs for logged in log if isinstance(logged.event, Token)]
+    expected = [None, TokenLogprob(1, -0.5, {}, {1: PIECES[1]})]
+    assert told == [None, expected, None]
+    assert job.result.prompt_logprobs == expected
+    before, behind = heir(*log[:2]).add(), heir(*log[:3]).add()
+    assert before is not None and before.sampling.prompt_logprobs == 0
+    assert behind is not None and behind.sampling.prompt_logprobs is None
+
+
 CALLS_FORM = AnswerForm(HERMES).with_tools([{"function": {"name": "f"}}])
 WRITTEN = '<tool_call>{"name": "f", "arguments": {"a": "é"}}</tool_call> <tool_call>{"name": "g"}</tool_call> bye'
 

@@ -195,6 +195,7 @@ def test_every_sampling_option_reaches_the_engine() -> None:
         "stop_token_ids": [5],
         "logprobs": 0,
         "bad_words": ["a"],
+        "prompt_logprobs": 3,
     }
     sampling = _sampling(**options)
     expected = options | {"stop_token_ids": (5, END_ID), "bad_words": ((*b"a",),)}

@@ -5,7 +5,15 @@ from kernels.batch import SAMPLING_ROW, PreviousDraw, encode_token
 from orcd.sampling import PARAMETERS, SamplingFields
 from tests.worker.engine.context_model import check_shapes
 from tests.worker.engine.generation import sequence
-from worker.engine.batch_builder import build_sampling_params, build_sampling_row, build_step, draw_key
+from worker.engine.batch_builder import (
+    PromptTokens,
+    build_report_params,
+    build_sampling_params,
+    build_sampling_row,
+    build_step,
+    draw_key,
+    prompt_tokens,
+)
 from worker.engine.scheduler import Chunk
 
 
@@ -51,6 +59,16 @@ def test_sampling_params_are_the_options_of_each_sequence_and_its_place_in_the_o
     assert params.rows["logprobs"].tolist() == [-1, 3]
     assert params.rows["edit_row"].tolist() == [-1, 5]
     assert params.output_positions.tolist() == [1, 0]
+
+
+def test_rows_of_prompts_come_behind_those_to_draw_from_with_the_tokens_that_follow():
+    asking = sequence([5, 6, 7, 8, 9], [3, 4], prompt_logprobs=2)
+    asking.prompt_logprobs, asking.num_computed, asking.num_reported = [], 1, 2
+    chunks = [Chunk(sequence([1, 2], [0]), 2, True), Chunk(asking, 3, False), Chunk(sequence([3], [1]), 1, True)]
+    assert build_step(chunks, 4).logit_rows.tolist() == [1, 5, 3, 4]
+    assert prompt_tokens(chunks) == [PromptTokens([], 0), PromptTokens([8, 9], 2), PromptTokens([], 0)]
+    rows = build_report_params(prompt_tokens(chunks)).rows
+    assert (rows["logprobs"].tolist(), rows["edit_row"].tolist()) == ([2, 2], [-1, -1])
 
 
 def test_a_row_tells_how_many_biases_there_are_and_how_many_ids_are_banned_at_first():

@@ -9,7 +9,8 @@ from kernels.devices.open import open_device
 from tests.models.files import KIT, SMALL
 from tests.worker.engine.bracket_constraint import constraint_of
 from tests.worker.tiny_model import write_tiny_model
-from worker.contract import Add, Choice, Sampling
+from worker.commands.logits import compute_logits
+from worker.contract import Add, Choice, Sampling, TokenLogprobs
 from worker.engine.engine import Engine
 from worker.model.gguf import open_gguf
 from worker.model.registry import Model, load_model
@@ -25,6 +26,7 @@ MODELS = {
     **{name: path for name, path in KIT.items() if name in ("qwen2-untied-q8_0", "phi3-longrope-f16")},
 }
 NEAR_TIE = 0.01  # the conformance kit's bound for float32 arithmetic
+MOST_OFF = 0.01  # of a logit of llama.cpp's, which has some functions in tables of float16
 
 
 def load(path: Path) -> Model:
@@ -112,6 +114,54 @@ def test_two_choices_equal_two_seeds(model: Model):
     for choice in (0, 1):
         alone = generate([Add("one", prompt, Sampling(max_tokens=16, seed=8 + choice))], engine(model))
         assert both["n", choice] == alone["one", 0]
+
+
+def prompt_logprobs(adds: list[Add], machine: Engine) -> dict[str, list[TokenLogprobs]]:
+    """Of the prompts of ``adds``."""
+    told: dict[str, list[TokenLogprobs]] = {}
+    for add in adds:
+        machine.add(add)
+    while machine.has_work:
+        for output in machine.step():
+            if output.prompt_logprobs is not None:
+                told[output.request_id] = list(output.prompt_logprobs)
+    return told
+
+
+@pytest.mark.parametrize("options", [{}, {"step_tokens": 11}, {"num_blocks": 14}], ids=["batched", "cut", "preempted"])
+def test_log_probabilities_of_a_prompt_are_those_of_the_models_logits(model: Model, options: dict):
+    asking = Sampling(max_tokens=3, prompt_logprobs=5)
+    adds = [Add(add.request_id, add.prompt_ids, asking) for add in traffic(model)]
+    machine = engine(model, **options)
+    once, again = prompt_logprobs(adds, machine), prompt_logprobs(adds, machine)
+    assert once == again, "what the prefix cache holds makes no difference"
+    for add in adds:
+        logits = compute_logits(model, list(add.prompt_ids)).astype(np.float64)
+        expected = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+        for row, token_id, told in zip(expected[:-1], add.prompt_ids[1:], once[add.request_id], strict=True):
+            assert told.logprob == pytest.approx(row[token_id], abs=1e-5)
+            assert told.top_logprobs == pytest.approx(np.sort(row)[::-1][:5], abs=1e-5)
+            assert told.top_logprobs == pytest.approx(row[list(told.top_ids)], abs=1e-5)
+
+
+@pytest.mark.parametrize("name", WITH_REFERENCE)
+def test_log_probabilities_of_a_prompt_are_those_of_the_reference(name: str):
+    reference = np.load(WITH_REFERENCE[name].with_suffix(".npz"))
+    names = [key.removesuffix("_ids") for key in reference.files if key.startswith("p") and key.endswith("_ids")]
+    asking = Sampling(max_tokens=1, prompt_logprobs=0)
+    adds = [Add(each, tuple(reference[f"{each}_ids"].tolist()), asking) for each in names]
+    told = prompt_logprobs(adds, engine(load(WITH_REFERENCE[name])))
+    num_compared = 0
+    for add in adds:
+        for position, logits in zip(
+            reference[f"{add.request_id}_positions"], reference[f"{add.request_id}_logits"], strict=True
+        ):
+            if position + 1 < len(add.prompt_ids):
+                row = logits.astype(np.float64)
+                expected = row[add.prompt_ids[position + 1]] - np.log(np.exp(row).sum())
+                assert told[add.request_id][position].logprob == pytest.approx(expected, abs=2 * MOST_OFF)
+                num_compared += 1
+    assert num_compared
 
 
 @pytest.mark.parametrize("name", WITH_REFERENCE)

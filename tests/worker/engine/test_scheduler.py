@@ -62,6 +62,33 @@ def test_of_a_prompt_whose_blocks_are_all_known_the_last_token_or_the_last_block
     assert machine.num_prefix_hit_tokens == 12 - num_tokens
 
 
+def test_a_prompt_that_is_reported_gets_half_of_the_rows_of_logits_that_nobody_runs_for():
+    machine = scheduler(max_sequences=8)
+    asking = sequence(list(range(20)))
+    asking.prompt_logprobs = []
+    for each in (asking, sequence([50, 51], name="other")):
+        machine.add(each)
+    chunks = machine.plan()
+    assert [(chunk.num_tokens, chunk.num_extra_rows) for chunk in chunks] == [(4, 3), (2, 0)]
+    run(machine, chunks)
+    assert sizes(machine.plan()) == {"other": 1, "r": 4}
+    assert asking.num_reported == 4
+
+
+def test_a_prompt_that_is_reported_takes_from_the_prefix_cache_what_was_reported_before():
+    machine = scheduler(max_sequences=8)
+    machine.add(sequence(list(range(13))))
+    run(machine, machine.plan())
+    for num_reported, num_found in ((0, 0), (7, 4), (12, 12)):
+        asking = sequence(list(range(13)), name="asking")
+        asking.prompt_logprobs, asking.num_reported = [], num_reported
+        machine.add(asking)
+        machine.plan()
+        assert asking.num_computed == num_found
+        asking.finish_reason = "abort"
+        machine.remove(asking)
+
+
 def test_decodes_come_before_prefills_and_prefill_takes_the_rest_of_the_budget():
     machine = scheduler()
     machine.add(sequence([1, 2, 3], name="decoding"))

@@ -23,6 +23,15 @@ def test_each_choice_is_a_sequence_that_goes_on_where_its_output_ends():
     assert (second.request_id, second.priority, second.constraint) == ("r", 3, None)
 
 
+def test_the_first_choice_that_goes_on_leads_the_others_and_reports_the_prompt():
+    choices = Choice(0, (1, 2, 3, 4, 5)), Choice(1), Choice(2)
+    sampling = Sampling(max_tokens=5, prompt_logprobs=0)
+    done, leader, other = builder().build(Add("r", (1, 2), sampling, choices), None)
+    assert (done.leader, leader.leader, other.leader) == (None, None, leader)
+    assert (done.prompt_logprobs, leader.prompt_logprobs, other.prompt_logprobs) == (None, [], None)
+    assert [each.prompt_logprobs for each in builder().build(add(), None)] == [None]
+
+
 def test_an_output_ends_where_the_context_or_the_cache_does():
     (sequence,) = builder().build(add(max_tokens=100), None)
     assert (builder().max_sequence_tokens, sequence.max_output) == (40, 38)

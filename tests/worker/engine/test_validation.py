@@ -3,6 +3,7 @@ import math
 import pytest
 
 from orcd.errors import ContextLengthExceeded, InvalidRequest, VramOom
+from orcd.sampling import MAX_PROMPT_LOGPROBS
 from worker.contract import Add, Choice, Sampling, TokenOutput
 from worker.engine.validation import refusal, validate_add
 
@@ -41,6 +42,7 @@ def test_a_request_with_every_option_at_its_bounds_passes():
         ("stop_token_ids", (-1,)),
         ("min_tokens", -1),
         ("logprobs", 21),
+        ("prompt_logprobs", 21),
         ("bad_words", ((),)),
         ("bad_words", ((1, 100),)),
         ("bad_words", tuple((token_id,) for token_id in range(100))),
@@ -64,6 +66,18 @@ def test_a_sampling_field_out_of_range_is_named(field: str, value: object):
 def test_a_broken_request_names_its_field(field: str, value: object):
     with pytest.raises(InvalidRequest, match=field):
         check(add(**{field: value}))
+
+
+def test_more_log_probabilities_of_a_prompt_than_are_reported_are_refused():
+    def check(num_tokens: int, num_top: int) -> None:
+        request = add(prompt_ids=(1,) * num_tokens, sampling=Sampling(max_tokens=5, prompt_logprobs=num_top))
+        validate_add(request, vocab_size=100, context_length=10**6, cache_tokens=10**6)
+
+    check(MAX_PROMPT_LOGPROBS // 2, 1)
+    check(MAX_PROMPT_LOGPROBS // 21, 20)
+    for num_tokens, num_top in ((MAX_PROMPT_LOGPROBS // 2 + 1, 1), (MAX_PROMPT_LOGPROBS + 1, 0)):
+        with pytest.raises(InvalidRequest, match=f"^prompt_logprobs: for the {num_tokens} tokens .* at most 65536"):
+            check(num_tokens, num_top)
 
 
 def test_output_ids_outside_the_vocabulary_are_refused():

@@ -35,7 +35,8 @@ class StepLimits:
         tokens, sequences = self.step_tokens * 4, self.max_sequences * 4
         per_sequence = [sequences + 4, sequences, sequences, sequences, sequences * self.max_blocks]
         sampling = [self.max_sequences * SAMPLING_ROW.itemsize, 2 * sequences]
-        return packed_bytes([tokens] * 4 + per_sequence + sampling)
+        prompt_ids = [sequences]  # of which log probabilities are reported, for each a row of logits
+        return packed_bytes([tokens] * 4 + per_sequence + sampling + prompt_ids)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

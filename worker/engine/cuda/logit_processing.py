@@ -8,7 +8,7 @@ from dataclasses import fields
 
 import numpy as np
 
-from kernels.batch import AnyArray, LogitEdits, Memory, SamplingParams, first, pack, view
+from kernels.batch import AnyArray, LogitEdits, Memory, SamplingParams, behind, first, pack, view
 from kernels.devices.protocol import AnyOps, GpuDevice
 from kernels.logit_edits import EditResetList, EditResets, reset_bytes
 from kernels.ops.sampling import MAX_TOP
@@ -118,17 +118,29 @@ class LogprobReporter:
         """Enqueue the reports of rows of ``logits`` [R, vocab], of which ``ids`` [R] were drawn with ``params``."""
         report(self._ops, logits, ids, params, self._reports)
 
+    def report_prompts(self, logits: AnyArray, ids: DeviceArray, params: SamplingParams[DeviceArray]) -> None:
+        """Enqueue the reports of the last R rows of ``logits`` [N, vocab], from which the ``ids`` [R] were not drawn.
+
+        ``params`` are of all N. The reports are put behind those of the rows before.
+        """
+        num_before = logits.shape[0] - ids.shape[0]
+        of_rows = SamplingParams(behind(params.rows, num_before), behind(params.output_positions, num_before))
+        report(self._ops, behind(logits, num_before), ids, of_rows, behind(self._reports, report_bytes(num_before)))
+
     def fetch(self, num_rows: int) -> Download:
         """Enqueue that the host gets what ``num_rows`` reported last."""
         return self._downloads.fetch(view(self._reports, 0, (report_bytes(num_rows),), np.uint8))
 
 
 def read_reports(
-    reports: Download, num_rows: int, wanted: Series[tuple[int, int | None]], timeout_s: float
+    reports: Download, num_rows: int, wanted: Series[tuple[int, int | None]], timeout_s: float, *, num_before: int = 0
 ) -> dict[int, TokenLogprobs | None]:
-    """The log probabilities by rows, where (row, number of alternatives or None) were asked for; waits for them."""
+    """The log probabilities by rows, where (row, number of alternatives or None) were asked for; waits for them.
+
+    Of the ``num_rows`` that were reported together, behind ``num_before`` others.
+    """
     most = max((num_top for _, num_top in wanted if num_top is not None), default=0)
-    logprobs, top_ids, top_logprobs = _split(reports.read(timeout_s), num_rows)
+    logprobs, top_ids, top_logprobs = _split(behind(reports.read(timeout_s), report_bytes(num_before)), num_rows)
     # Fewer than were asked for may be drawn, or be in the vocabulary. NumPy would take long for each row of its own.
     counts = np.isfinite(top_logprobs[:, :most]).sum(axis=1).tolist()
     chosen, ids, values = logprobs.tolist(), top_ids[:, :most].tolist(), top_logprobs[:, :most].tolist()

@@ -20,7 +20,13 @@ from kernels.errors import CudaFailure
 from kernels.runtime.device_array import DeviceArray
 from orcd.errors import CudaError, OrcdError
 from worker.contract import TokenLogprobs
-from worker.engine.batch_builder import build_sampling_params, build_step
+from worker.engine.batch_builder import (
+    PromptTokens,
+    build_report_params,
+    build_sampling_params,
+    build_step,
+    prompt_tokens,
+)
 from worker.engine.cuda.buffers import StepBuffers, StepLimits
 from worker.engine.cuda.decode_graphs import DecodeGraphs, empty_rows
 from worker.engine.cuda.logit_processing import EditSender, LogitMasker, LogprobReporter, read_reports
@@ -28,7 +34,7 @@ from worker.engine.cuda.pinned_ring import NUM_BUFFERS, Download, DownloadRing, 
 from worker.engine.cuda.slot_allocator import SlotAllocator
 from worker.engine.cuda.whole_step_graphs import WholeStepGraphs
 from worker.engine.logits.edit_rows import EditRows
-from worker.engine.runner import Draw, Result, non_finite
+from worker.engine.runner import Draw, Result, add_prompts, non_finite
 from worker.engine.scheduler import Chunk
 from worker.engine.sequence import Sequence
 from worker.model.registry import Model
@@ -46,12 +52,16 @@ class LaunchedStep:
     rows: Series[int | None]
     ids: Download
     reports: Reports | None = None
+    prompts: Series[PromptTokens] = ()  # what reports of the chunks' prompts are about, unless there are none
     errors: Mapping[int, OrcdError] = field(default_factory=dict)  # of draws that are none, by rows
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Reports:
-    """Log probabilities on their way to the host: of how many rows, and what each draw of the step asked for."""
+    """Log probabilities on their way to the host: of how many rows, and what each draw of the step asked for.
+
+    Behind these rows are those of tokens of prompts.
+    """
 
     download: Download
     num_rows: int
@@ -134,9 +144,10 @@ class CudaRunner:
             logprobs: dict[int, TokenLogprobs | None] = {}
             if reports is not None:
                 logprobs = read_reports(reports.download, reports.num_rows, reports.wanted, self._timeout_s)
-        return [
+        results = [
             None if row is None else step.errors.get(row) or _result(ids[row], logprobs.get(row)) for row in step.rows
         ]
+        return add_prompts(results, step.prompts, self._read_prompts(step)) if step.prompts else results
 
     def _decode(self, chunks: list[Chunk]) -> LaunchedStep:
         num_rows = self._graphs.bucket_for(len(chunks))
@@ -153,7 +164,7 @@ class CudaRunner:
         drawing = {row: sequence for row, (sequence, _, _) in zip(rows, chunks, strict=True)}
         errors = self._send_masks(drawing)
         graph.launch_draw()
-        return LaunchedStep(rows, self._fetch(num_rows), self._fetch_reports(drawing, num_rows), errors)
+        return LaunchedStep(rows, self._fetch(num_rows), self._fetch_reports(drawing, num_rows), errors=errors)
 
     def _run_whole(self, chunks: list[Chunk]) -> LaunchedStep:
         drawing = dict(enumerate([chunk.sequence for chunk in chunks if chunk.draws]))
@@ -161,12 +172,14 @@ class CudaRunner:
         self._send_resets()
         step = build_step(chunks, self._limits.block_tokens, self._batch_slots.previous_draw)
         params = build_sampling_params(list(drawing.values()), self._edit_rows.row_of)
-        graph = None if self._whole_graphs is None else self._whole_graphs.graph_for(step)
+        prompts = prompt_tokens(chunks)
+        reported = [prompt for prompt in prompts if prompt.token_ids]
+        graph = None if self._whole_graphs is None or reported else self._whole_graphs.graph_for(step)
         self._batch_slots.interrupt({sequence: row for row, sequence in drawing.items()})
         errors: Mapping[int, OrcdError] = {}
         if graph is None:
             num_rows = len(drawing)
-            errors = self._launch_whole(step, params, drawing)
+            errors = self._launch_whole(step, params, drawing, reported)
         else:
             num_rows = graph.num_rows
             graph.write(step, params, self._uploads.take())
@@ -177,28 +190,44 @@ class CudaRunner:
                 graph.launch_forward()
                 errors = self._send_masks(drawing)
                 graph.launch_draw()
-        reports = self._fetch_reports(drawing, num_rows)
+        reports = self._fetch_reports(drawing, num_rows, sum(len(prompt.token_ids) for prompt in reported))
         numbers = iter(drawing)
         rows = [next(numbers) if chunk.draws else None for chunk in chunks]
-        return LaunchedStep(rows, self._fetch(len(drawing)), reports, errors)
+        return LaunchedStep(rows, self._fetch(len(drawing)), reports, prompts if reported else (), errors)
 
     def _launch_whole(
-        self, step: Step[NDArray[Any]], params: SamplingParams[NDArray[Any]], drawing: Mapping[int, Sequence]
+        self,
+        step: Step[NDArray[Any]],
+        params: SamplingParams[NDArray[Any]],
+        drawing: Mapping[int, Sequence],
+        reported: list[PromptTokens],
     ) -> Mapping[int, OrcdError]:
-        """Send a step as it is, and launch it kernel by kernel; the errors of rows that can draw nothing."""
+        """Send a step as it is, and launch it kernel by kernel; the errors of rows that can draw nothing.
+
+        Behind the rows to draw from come those after which tokens of prompts are ``reported``.
+        """
         arrays = {name: getattr(step, name) for name in Step.__slots__}
-        arrays |= {"rows": params.rows, "output_positions": params.output_positions}
+        prompt_ids = [token_id for prompt in reported for token_id in prompt.token_ids]
+        prompt_params = build_report_params(reported)
+        arrays |= {
+            "rows": np.concatenate([params.rows, prompt_params.rows]),
+            "output_positions": np.concatenate([params.output_positions, prompt_params.output_positions]),
+            "prompt_ids": np.array(prompt_ids, np.int32),
+        }
         num_bytes, offsets = pack(arrays, self._uploads.take())
         self._uploads.send(num_bytes, self._whole)
         views = {name: view(self._whole, offsets[name], array.shape, array.dtype) for name, array in arrays.items()}
         sent_params = SamplingParams(views.pop("rows"), views.pop("output_positions"), self._edits)
+        sent_ids = views.pop("prompt_ids")
         sent = Step(**views)
         self._ops.resolve_tokens(sent.token_ids, self._rows.drawn)
         logits = self._model.forward(sent, self._cache)
+        if prompt_ids:
+            self._logprob_reporter.report_prompts(logits, sent_ids, sent_params)
         if not drawing:
             return {}
         errors = self._send_masks(drawing)
-        self._draw(logits, sent_params)
+        self._draw(first(logits, len(drawing)), sent_params.first(len(drawing)))
         return errors
 
     def _draw(self, logits: AnyArray, params: SamplingParams[DeviceArray]) -> None:
@@ -213,12 +242,24 @@ class CudaRunner:
         constrained = {row: sequence for row, sequence in drawing.items() if sequence.constraint is not None}
         return self._logit_masker.send(constrained)
 
-    def _fetch_reports(self, drawing: Mapping[int, Sequence], num_rows: int) -> Reports | None:
-        """What the first ``num_rows`` rows report, if any of those who draw asked for it."""
+    def _fetch_reports(
+        self, drawing: Mapping[int, Sequence], num_rows: int, num_prompt_rows: int = 0
+    ) -> Reports | None:
+        """What the first ``num_rows`` rows report, and those of prompts behind them, if anybody asked for it."""
         wanted = [(row, sequence.sampling.logprobs) for row, sequence in drawing.items()]
-        if all(num_top is None for _, num_top in wanted):
+        if not num_prompt_rows and all(num_top is None for _, num_top in wanted):
             return None
-        return Reports(self._logprob_reporter.fetch(num_rows), num_rows, wanted)
+        return Reports(self._logprob_reporter.fetch(num_rows + num_prompt_rows), num_rows, wanted)
+
+    def _read_prompts(self, step: LaunchedStep) -> Iterator[TokenLogprobs]:
+        """The log probabilities of tokens of prompts, one after the other."""
+        reports = step.reports
+        assert reports is not None, "a prompt whose log probabilities are not fetched"
+        num_tops = [prompt.num_top for prompt in step.prompts for _ in prompt.token_ids]
+        told = read_reports(
+            reports.download, len(num_tops), list(enumerate(num_tops)), self._timeout_s, num_before=reports.num_rows
+        )
+        return (each for each in told.values() if each is not None)
 
     def _send_resets(self) -> None:
         for resets in self._edit_rows.take_resets():
@@ -243,7 +284,7 @@ def _only_decodes(chunks: list[Chunk]) -> bool:
     return all(num_tokens == 1 and draws for _, num_tokens, draws in chunks)
 
 
-def _result(token_id: int, logprobs: TokenLogprobs | None = None) -> Result:
+def _result(token_id: int, logprobs: TokenLogprobs | None = None) -> Draw | OrcdError:
     return Draw(token_id, logprobs) if token_id >= 0 else non_finite()
 
 

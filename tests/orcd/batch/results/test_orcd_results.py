@@ -39,6 +39,13 @@ def test_a_result_with_structured_output_says_whether_it_has_its_form() -> None:
     assert (written["text"], written["schema_valid"]) == ("{}", True)
 
 
+def test_log_probabilities_of_the_prompt_are_written_if_there_are_any() -> None:
+    told = [None, TokenLogprob(1, -0.5, {2: -0.25}, {1: b"a", 2: b"b"})]
+    written = record(msgspec.structs.replace(result_of(Choice("frog", [1], "stop")), prompt_logprobs=told))
+    assert msgspec.convert(written["prompt_logprobs"], list[TokenLogprob | None], str_keys=True) == told
+    assert "choices" not in written
+
+
 @pytest.mark.parametrize(
     "choices",
     [

@@ -112,6 +112,7 @@ def test_what_a_worker_finds_wrong_after_it_has_begun_is_the_status_of_a_stream_
         ({**CHAT, "stream": 1}, "stream", "must be true or false"),
         ({**CHAT, "stream_options": {}}, "stream_options", "needs stream"),
         ({**STREAM, "stream_options": {"include_usage": 3}}, "stream_options", "must be an object"),
+        ({**STREAM, "prompt_logprobs": 0}, "prompt_logprobs", "needs stream false"),
         ({"model": "demo"}, "messages", "must be given"),
     ],
 )

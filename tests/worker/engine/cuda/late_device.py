@@ -145,11 +145,9 @@ def _without_padding(step: Step) -> Step:
     assert (step.slots[num_tokens:] == -1).all() and (step.context_lengths[num_sequences:] == 0).all()
     assert (step.logit_rows < num_tokens).all()
     tokens, sequences = slice(num_tokens), slice(num_sequences)
-    last_tokens = step.query_starts[1 : num_sequences + 1] - 1
     return replace(
         step,
         **{name: getattr(step, name)[tokens] for name in ("token_ids", "positions", "slots", "sequence_rows")},
         **{name: getattr(step, name)[sequences] for name in ("context_lengths", "sequence_lengths", "block_tables")},
         query_starts=step.query_starts[: num_sequences + 1],
-        logit_rows=np.where(np.isin(step.logit_rows, last_tokens), step.logit_rows, last_tokens[0]),
     )

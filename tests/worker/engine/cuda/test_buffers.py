@@ -17,6 +17,7 @@ def test_the_largest_step_fits_to_the_byte():
     params = build_sampling_params(sequences, lambda _sequence: -1)
     arrays = {name: getattr(step, name) for name in Step.__slots__}
     arrays |= {"rows": params.rows, "output_positions": params.output_positions}
+    arrays["prompt_ids"] = np.zeros(2, np.int32)  # of a step that draws nothing, and whose rows are all of prompts
     staging = np.empty(limits.whole_step_bytes, np.uint8)
     num_bytes, _ = pack(arrays, staging)
     assert num_bytes == limits.whole_step_bytes

@@ -114,6 +114,25 @@ def test_reports_hold_what_each_row_asked_for():
     assert top_three.top_logprobs == pytest.approx(expected[[1, 3, 0]], abs=1e-6)
 
 
+def test_reports_of_prompts_come_behind_those_of_draws():
+    device = LateDevice()
+    logits = np.array([[1.0, 2.0, 0.5, 2.0], [0.0, 3.0, 1.0, 1.0], [4.0, 0.0, 0.0, 1.0]], np.float32)
+    expected = np.log(np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True))
+    rows = np.frombuffer(GREEDY_ROW * 3, SAMPLING_ROW).copy()
+    rows["logprobs"] = [1, 0, 2]
+    params = SamplingParams(rows, np.zeros(3, np.int64))
+    reporter = LogprobReporter(device, np.zeros(report_bytes(5), np.uint8))
+    reporter.report_prompts(logits, np.array([2, 3], np.int32), params)
+    reporter.report(logits[:1], np.array([0], np.int32), params.first(1))
+    download = reporter.fetch(3)
+    [drawn] = read_reports(download, 1, [(0, 1)], 1).values()
+    first, second = read_reports(download, 2, [(0, 0), (1, 2)], 1, num_before=1).values()
+    assert drawn is not None and first is not None and second is not None
+    assert (drawn.top_ids, first.top_ids, second.top_ids) == ((1,), (), (0, 3))
+    found = [drawn.logprob, first.logprob, second.logprob]
+    assert found == pytest.approx([expected[0, 0], expected[1, 2], expected[2, 3]], abs=1e-6)
+
+
 def test_a_vocabulary_smaller_than_what_was_asked_for_gives_all_it_has():
     [told] = report(np.zeros((1, 3), np.float32), [0], 20)
     assert told is not None

@@ -172,6 +172,48 @@ def test_resumed_equals_uninterrupted(model: Any, undisturbed: dict, cut: int):
     assert_same(generate(adds, engine(model)), expected)
 
 
+def logprobs_of(adds: list[Add], machine: Engine) -> dict[str, tuple[tuple[int, ...], list[Any], list[Any] | None]]:
+    """The ids of each request, and the log probabilities of these and of its prompt."""
+    told: dict[str, tuple[tuple[int, ...], list[Any], list[Any] | None]] = {}
+    for add in adds:
+        machine.add(add)
+    while machine.has_work:
+        for output in machine.step():
+            assert output.finish_reason != "error", output.error_message
+            ids, drawn, prompt = told.get(output.request_id, ((), [], None))
+            prompt = prompt if output.prompt_logprobs is None else list(output.prompt_logprobs)
+            told[output.request_id] = (*ids, *output.ids), [*drawn, *(output.logprobs or ())], prompt
+    return told
+
+
+def test_log_probabilities_of_a_prompt_are_those_that_its_tokens_were_drawn_with(model: Any):
+    """One token at a time, in graphs, they are to the bit what parts of prompts have, in whatever company."""
+    if model.recompute_at is not None:
+        pytest.skip("a prompt beyond the longrope limit is computed in another way than what is drawn before it")
+    starts = [add.prompt_ids for add in traffic(model)]
+    drawing = [Add(f"r{n}", start, Sampling(max_tokens=25, seed=n, logprobs=3)) for n, start in enumerate(starts)]
+    drawn = logprobs_of(drawing, engine(model, prefix_cache=False))
+    asking = [
+        Add(f"r{n}", start + drawn[f"r{n}"][0], Sampling(max_tokens=2, prompt_logprobs=3))
+        for n, start in enumerate(starts)
+    ]
+    company = [add for pair in zip(asking, traffic(model), strict=True) for add in pair]
+    company = [
+        Add(f"other{n}" if n % 2 else add.request_id, add.prompt_ids, add.sampling) for n, add in enumerate(company)
+    ]
+    machine = engine(model)
+    for adds, other in (
+        (company, machine),
+        (company, machine),
+        (asking, engine(model, step_tokens=27, max_sequences=7)),
+    ):
+        told = logprobs_of(adds, other)
+        for add, start in zip(asking, starts, strict=True):
+            prompt = told[add.request_id][2]
+            assert prompt is not None and len(prompt) == len(add.prompt_ids) - 1
+            assert prompt[len(start) - 1 :] == drawn[add.request_id][1]
+
+
 def test_a_steady_batch_allocates_nothing_and_waits_for_nothing_but_its_events(
     model: Any, monkeypatch: pytest.MonkeyPatch
 ):

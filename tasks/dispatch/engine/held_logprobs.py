@@ -1,0 +1,39 @@
+"""Log probabilities that an engine has reported, until the events of their tokens are made."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+
+from orcd.events import TokenLogprob
+from worker import contract
+
+Spell = Callable[[int], bytes]
+
+
+class HeldLogprobs:
+    """Those of one choice, as events have them: with the spelling of each token."""
+
+    def __init__(self, prompt_ids: Sequence[int] = ()) -> None:
+        self._prompt_ids = prompt_ids
+        self._of_tokens: list[TokenLogprob] = []
+        self._of_prompt: list[TokenLogprob | None] | None = None
+
+    def add(self, output: contract.TokenOutput, spell: Spell) -> None:
+        """What came with ``output``, if the request asked for any."""
+        self._of_tokens += _spelt(output.ids, output.logprobs or (), spell)
+        if output.prompt_logprobs is not None:  # nothing comes before the first token, so that has none
+            self._of_prompt = [None, *_spelt(self._prompt_ids[1:], output.prompt_logprobs, spell)]
+
+    def take(self, num_tokens: int) -> tuple[list[TokenLogprob] | None, list[TokenLogprob | None] | None]:
+        """Those of the next ``num_tokens`` and, with the first of them, of the prompt; None instead of none."""
+        taken, self._of_tokens = self._of_tokens[:num_tokens], self._of_tokens[num_tokens:]
+        of_prompt, self._of_prompt = self._of_prompt, None
+        return taken or None, of_prompt
+
+
+def _spelt(
+    token_ids: Iterable[int], logprobs: Iterable[contract.TokenLogprobs], spell: Spell
+) -> Iterable[TokenLogprob]:
+    for token_id, each in zip(token_ids, logprobs, strict=False):
+        top = dict(zip(each.top_ids, each.top_logprobs, strict=True))
+        yield TokenLogprob(token_id, each.logprob, top, {known: spell(known) for known in (token_id, *top)})
