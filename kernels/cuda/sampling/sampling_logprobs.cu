@@ -92,8 +92,9 @@ DEVICE int list_largest(const LogprobParams& p, int row, int num_top, const u64*
     __shared__ int num_listed;
     const int num_groups = p.num_slices * GROUPS;
     if (threadIdx.x == 0) num_listed = 0;
-    // So many groups have a value that is as large: none of the others has one of the largest.
-    const u64 least = wanted_rank(group_ranks, num_groups, min(num_top, num_groups), copies);
+    // So many groups have a value that is as large: none of the others has one of the largest. With fewer groups than
+    // values it is 0, and all of them are looked at.
+    const u64 least = wanted_rank(group_ranks, num_groups, num_top, copies);
     for (int slice = 0; slice < p.num_slices; slice++) {
         if (copies[slice * GROUPS + threadIdx.x / 32] < least) continue;
         u64 ranks[4 * QUADS];
