@@ -144,7 +144,8 @@ class Sequence:
 
     def launch(self, num_tokens: int, *, draws: bool) -> None:
         """A step computes its next ``num_tokens``, and draws another token if ``draws``."""
-        self.num_reported += len(self.unreported(num_tokens))
+        if self.prompt_logprobs is not None:  # asked first, as this is called for every token
+            self.num_reported += len(self.unreported(num_tokens))
         self.num_computed += num_tokens
         if draws:
             assert self.num_pending == 0, "a token drawn before all others were computed"
