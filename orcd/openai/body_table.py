@@ -82,20 +82,46 @@ _UNSUPPORTED_SAMPLING: dict[str, Treatment] = {
     "truncation_side": Unsupported("shorten the prompt"),
     "use_beam_search": Unsupported(off=(False,)),
     "watermarking": Unsupported(off=(False,)),
-    # llama.cpp's
+}
+
+_OF_LLAMA_CPP: dict[str, Treatment] = {
+    "adaptive_target": Unsupported(off=(-1,)),
     "dry_multiplier": Unsupported(off=(0,)),
     "dynatemp_range": Unsupported(off=(0,)),
     "min_keep": Unsupported(off=(0,)),
     "mirostat": Unsupported(off=(0,)),
     "n_discard": Unsupported(off=(0,)),
+    "n_indent": Unsupported(off=(0,)),
     "n_keep": Unsupported(off=(0,)),
     "n_probs": Unsupported("use logprobs", off=(0,)),
+    "post_sampling_probs": Unsupported(off=(False,)),
+    "reasoning_budget_tokens": Unsupported(off=(-1,)),
+    "reasoning_control": Unsupported(off=(False,)),
     "repeat_last_n": Unsupported("repetition_penalty is over all tokens", off=(-1,)),
+    "response_fields": Unsupported(off=([],)),
+    "return_progress": Unsupported(off=(False,)),
+    "return_tokens": Unsupported(off=(False,)),
     "samplers": Unsupported("the order of the filters is fixed"),
-    "t_max_predict_ms": Unsupported("use deadline_s", off=(0,)),
+    "t_max_predict_ms": Unsupported("use deadline_s", off=(-1, 0)),
+    "thinking_budget_tokens": Unsupported(off=(-1,)),
+    "timings_per_token": Unsupported(off=(False,)),
     "top_n_sigma": Unsupported(off=(-1, 0)),
     "typical_p": Unsupported(off=(1,)),
+    "verbose": Unsupported(off=(False,)),
     "xtc_probability": Unsupported(off=(0,)),
+    "adaptive_decay": Ignored("goes with adaptive_target, which must be off"),
+    "dry_allowed_length": Ignored("goes with dry_multiplier, which must be off"),
+    "dry_base": Ignored("goes with dry_multiplier, which must be off"),
+    "dry_penalty_last_n": Ignored("goes with dry_multiplier, which must be off"),
+    "dry_sequence_breakers": Ignored("goes with dry_multiplier, which must be off"),
+    "dynatemp_exponent": Ignored("goes with dynatemp_range, which must be off"),
+    "mirostat_eta": Ignored("goes with mirostat, which must be off"),
+    "mirostat_tau": Ignored("goes with mirostat, which must be off"),
+    "reasoning_budget_message": Ignored("goes with reasoning_budget_tokens, which must be off"),
+    "xtc_threshold": Ignored("goes with xtc_probability, which must be off"),
+    "backend_sampling": Ignored("where tokens are drawn; the answer does not depend on it"),
+    "n_cache_reuse": Ignored("a hint for caching; equal beginnings of prompts are always shared"),
+    "sse_ping_interval": Ignored("how the answer is delivered; comments keep every stream open"),
 }
 
 _STRUCTURED_OUTPUT: dict[str, Treatment] = {
@@ -136,6 +162,7 @@ _COMMON: dict[str, Treatment] = {
     "lora": Unsupported(off=([],)),
     **_SAMPLING,
     **_UNSUPPORTED_SAMPLING,
+    **_OF_LLAMA_CPP,
     **_STRUCTURED_OUTPUT,
 }
 

@@ -34,6 +34,16 @@ OPENAI = {
 }
 """The fields that bodies have in the openai package, version 3.57."""
 
+LLAMA_CPP = """
+adaptive_decay adaptive_target backend_sampling cache_prompt dry_allowed_length dry_base dry_multiplier
+dry_penalty_last_n dry_sequence_breakers dynatemp_exponent dynatemp_range frequency_penalty grammar id_slot ignore_eos
+json_schema logit_bias lora min_keep min_p mirostat mirostat_eta mirostat_tau n n_cache_reuse n_discard n_indent n_keep
+n_predict n_probs post_sampling_probs presence_penalty reasoning_budget_message reasoning_budget_tokens
+reasoning_control repeat_last_n repeat_penalty response_fields return_progress return_tokens samplers seed
+sse_ping_interval stop stream stream_options t_max_predict_ms temperature thinking_budget_tokens timings_per_token top_k
+top_n_sigma top_p typical_p verbose xtc_probability xtc_threshold"""
+"""The fields that callers of llama.cpp's server may give in any body."""
+
 
 def _meaning(treatment: Treatment) -> str:
     match treatment:
@@ -61,6 +71,11 @@ def _rows() -> list[str]:
 @pytest.mark.parametrize("endpoint", TABLES)
 def test_every_field_of_openais_is_known(endpoint: str) -> None:
     assert set(OPENAI[endpoint].split()) <= TABLES[endpoint].keys()
+
+
+@pytest.mark.parametrize("endpoint", TABLES)
+def test_every_field_of_llama_cpps_is_known(endpoint: str) -> None:
+    assert set(LLAMA_CPP.split()) <= TABLES[endpoint].keys()
 
 
 @pytest.mark.parametrize("table", TABLES.values())
