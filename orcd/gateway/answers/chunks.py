@@ -29,6 +29,7 @@ class Chunks:
             "object": "chat.completion.chunk" if is_chat else "text_completion",
             "created": 0,
             "model": model,
+            "system_fingerprint": None,
         }
         self._is_chat = is_chat
         self._include_usage = include_usage
@@ -40,9 +41,11 @@ class Chunks:
     def feed(self, event: Event) -> list[dict[str, Any]]:
         """What the next event of the log adds."""
         match event:
-            case Started() if not self._head["created"]:
-                self._head |= {"created": event.started_at // 1000, "model": event.model}
-                return self._begin()
+            case Started():
+                self._head["system_fingerprint"] = event.fingerprint or self._head["system_fingerprint"]
+                if not self._head["created"]:
+                    self._head |= {"created": event.started_at // 1000, "model": event.model}
+                    return self._begin()
             case Token():
                 self.num_tokens += len(event.ids)
                 return self._tokens(event)

@@ -27,6 +27,16 @@ def test_a_chat_has_the_role_the_texts_and_the_reason() -> None:
     assert {(chunk["id"], chunk["created"], chunk["model"]) for chunk in found} == {("chatcmpl-j", 5, "m")}
 
 
+def test_every_chunk_names_what_its_tokens_come_from() -> None:
+    def started(epoch: int, fingerprint: str) -> Started:
+        return Started("j", "m", 5000, epoch, fingerprint=fingerprint)
+
+    log: list[Event] = [started(1, "old"), Token("a", 1, [1]), started(2, "new"), Token("b", 2, [2]), END]
+    found = [chunk["system_fingerprint"] for chunk in made(log, include_usage=True)]
+    assert found == ["old", "old", "new", "new", "new"]
+    assert [chunk["system_fingerprint"] for chunk in made([STARTED, END])] == [None, None], "as a whole answer has it"
+
+
 CALLS: list[Event] = [
     Token("So", 1, [1], tool_calls=[ToolCallDelta(0, "a1", "f", "{")]),
     Token("", 2, [2], tool_calls=[ToolCallDelta(0, arguments="}"), ToolCallDelta(1, "b2", "g", "{}")]),
