@@ -165,7 +165,7 @@ class Sequence:
         is_stopped = num_output > self.sampling.min_tokens and self.token_ids[-1] in self.sampling.stop_token_ids
         if is_stopped or (self.constraint is not None and self.constraint.is_complete):
             self.finish_reason = "stop"
-        elif not self.num_left:
+        elif self.num_left <= 0:  # less than 0 where an earlier owner allowed more
             self.finish_reason = "length"
 
     def check_invariants(self) -> None:

@@ -117,11 +117,13 @@ def test_a_resumed_choice_that_already_ended_finishes_without_a_token():
     by_length = Add("length", (1,), options, (Choice(0, (5, 6, 7)),))
     by_stop = Add("stop", (1,), options, (Choice(0, (9,)),))
     by_context = Add("context", prompt(0, 60), Sampling(max_tokens=100), (Choice(0, (1, 2, 3, 4)),))
-    results = generate([by_length, by_stop, by_context])
+    by_less = Add("less", prompt(0, 60), Sampling(max_tokens=100), (Choice(0, (1, 2, 3, 4, 5)),))
+    results = generate([by_length, by_stop, by_context, by_less])
     assert {key[0]: (ids, reason) for key, (ids, reason, _) in results.items()} == {
         "length": ((), "length"),
         "stop": ((), "stop"),
         "context": ((), "length"),
+        "less": ((), "length"),  # its earlier owner had a larger cache
     }
 
 
