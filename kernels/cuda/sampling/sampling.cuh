@@ -141,8 +141,8 @@ DEVICE Place find_place(const u64 (&amounts)[COUNT], u64 before, double wanted, 
 
 // ---- the ranks of groups
 
-// The `wanted`-th largest (from 1 on) of the `num_groups` ranks of a row's groups, 0 if there are fewer, by counting how
-// many are larger than each: they all differ, but for those that are 0. `copies` then holds them all.
+// The `wanted`-th largest (from 1 on) of the `num_groups` ranks of a row's groups, 0 if there are fewer, by counting
+// how many are larger than each: they all differ, but for those that are 0. `copies` then holds them all.
 DEVICE u64 wanted_rank(const u64* ranks, int num_groups, int wanted, u64* copies) {
     __shared__ u64 found;
     if (threadIdx.x == 0) found = 0;
