@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -34,14 +33,14 @@ def size_for(step: Step[NDArray[Any]], limits: StepLimits) -> StepSize | None:
     """The smallest size for ``step``, None if it is too large for one."""
     num_sequences = _at_least(step.context_lengths.size, (*SEQUENCES, limits.max_sequences))
     num_tokens = _round_tokens(max(step.token_ids.size, num_sequences + 1))
-    if num_tokens > min(MOST_TOKENS, limits.step_tokens) or num_sequences > limits.max_sequences:
+    if num_tokens > min(MOST_TOKENS, limits.step_tokens):
         return None
     return StepSize(num_tokens, num_sequences, _at_least(step.block_tables.shape[1], (*BLOCKS, limits.max_blocks)))
 
 
 def _at_least(number: int, choices: tuple[int, ...]) -> int:
-    """The smallest of ``choices`` that is as large; the last one is never exceeded."""
-    return min(choices[bisect_left(choices, number)], choices[-1])
+    """The smallest of ``choices``, in any order, that is as large; one of them must be."""
+    return min(choice for choice in choices if choice >= number)
 
 
 def _round_tokens(number: int) -> int:
