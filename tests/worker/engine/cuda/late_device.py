@@ -38,6 +38,7 @@ class LateDevice:
         self.ops = SimpleNamespace(**{op.__name__: self._later(op) for op in OPS})
         self.num_uploads = 0
         self.num_allocations = 0
+        self.uploads_left: int | None = None  # before one raises
         self.hangs = False
 
     def enqueue(self, work: Callable[[], object]) -> None:
@@ -55,6 +56,11 @@ class LateDevice:
     def copy_to_device_async(self, target: np.ndarray, source: np.ndarray) -> None:
         assert target.nbytes == source.nbytes
         self.num_uploads += 1
+        if self.uploads_left is not None:
+            self.uploads_left -= 1
+            if self.uploads_left < 0:
+                self.uploads_left = None
+                raise ValueError("secret")
         self.enqueue(lambda: np.copyto(target, source))
 
     def copy_to_host_async(self, target: np.ndarray, source: np.ndarray) -> None:

@@ -1,0 +1,154 @@
+"""Requests with every mixture of wishes, ahead of their draws: each says what it says alone to an engine that waits."""
+
+import math
+from collections import defaultdict
+
+import numpy as np
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
+
+from tests.worker.engine.bracket_constraint import BracketConstraint
+from tests.worker.engine.context_model import Config, ContextModel
+from tests.worker.engine.cuda.late_device import LateModel
+from tests.worker.engine.generation import engine, finish, ids_of, prompt
+from worker.contract import Abort, Add, Choice, Sampling, TokenLogprobs, TokenOutput
+
+CONFIG = Config(vocab_size=37, context_length=64)
+SMALL_LIMITS = {
+    "kernels.logit_edits.SHORT_PROMPT": 8,
+    "worker.engine.logits.edit_rows.SHORT_PROMPT": 8,
+    "worker.engine.logits.edit_rows.MAX_BIASES": 16,
+    "worker.engine.cuda.buffers.MAX_BIASES": 16,
+    "worker.engine.cuda.padded_step.LEAST_TOKENS": 4,
+    "worker.engine.cuda.whole_step_graphs.MOST_GRAPHS": 2,
+    "worker.engine.cuda.runner.LONG_WAIT_S": math.inf,
+}
+"""With which few graphs are kept, lists of counts and biases are full soon, and steps run as far ahead as ever."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small_limits():
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        for name, value in SMALL_LIMITS.items():
+            monkeypatch.setattr(name, value)
+        yield
+
+
+token_ids = st.integers(0, CONFIG.vocab_size - 1)
+some_ids = st.lists(token_ids, max_size=4, unique=True).map(tuple)
+samplings = st.builds(
+    Sampling,
+    max_tokens=st.integers(1, 16),
+    temperature=st.sampled_from([0.0, 1e-6, 0.8, 2.0]),
+    top_k=st.sampled_from([0, 0, 3]),
+    top_p=st.sampled_from([1.0, 1.0, 0.8]),
+    repetition_penalty=st.sampled_from([1.0, 1.0, 1.7]),
+    presence_penalty=st.sampled_from([0.0, 0.0, 0.6]),
+    frequency_penalty=st.sampled_from([0.0, 0.0, -0.4]),
+    logit_bias=st.dictionaries(token_ids, st.sampled_from([-100.0, 2.0]), max_size=4),
+    seed=st.integers(0, 2**64 - 1),
+    stop_token_ids=some_ids,
+    min_tokens=st.sampled_from([0, 0, 3, 9]),
+    logprobs=st.sampled_from([None, None, 0, 2, 20]),
+    bad_words=st.lists(some_ids.filter(bool), max_size=2).map(tuple),
+)
+outputs_so_far = st.sampled_from([(), (), (2,), (2, 4, 6), (2, 4, 6, 10, 12)])
+
+
+class MixedTraffic(RuleBasedStateMachine):
+    """Random adds, aborts, steps, and launches that fail halfway."""
+
+    @initialize(
+        step_tokens=st.sampled_from([2, 7, 24, 48]),
+        cache_tokens=st.integers(64, 120),
+        max_sequences=st.integers(1, 5),
+        prefix_cache=st.booleans(),
+        recompute_at=st.sampled_from([None, 20]),
+    )
+    def start(self, recompute_at: int | None, **options: object) -> None:
+        self.recompute_at = recompute_at
+        self.model = LateModel(ContextModel(CONFIG, recompute_at))
+        self.machine = engine(self.model, **options)
+        self.adds: dict[str, tuple[Add, BracketConstraint | None]] = {}
+        self.outputs: dict[tuple[str, int], list[TokenOutput]] = defaultdict(list)
+
+    @rule(
+        family=st.integers(0, 2),
+        length=st.sampled_from([1, 4, 8, 12, 19, 20, 21, 24, 40, 45]),
+        sampling=samplings,
+        outputs=st.lists(outputs_so_far, min_size=1, max_size=3),
+        priority=st.integers(0, 2),
+        num_bracket_ids=st.sampled_from([0, 0, 0, 8, 100]),
+    )
+    def add(
+        self,
+        family: int,
+        length: int,
+        sampling: Sampling,
+        outputs: list[tuple[int, ...]],
+        priority: int,
+        num_bracket_ids: int,
+    ) -> None:
+        name = f"r{len(self.adds)}"
+        choices = tuple(Choice(index, output) for index, output in enumerate(outputs))
+        add = Add(name, prompt(family, length), sampling, choices, priority)
+        constraint = BracketConstraint(num_bracket_ids) if num_bracket_ids else None
+        self.adds[name] = add, constraint
+        self.machine.add(add, constraint)
+
+    @rule(number=st.integers(0, 9), choice=st.sampled_from([None, 0, 1]))
+    def abort(self, number: int, choice: int | None) -> None:
+        self.machine.abort(Abort(f"r{number}", choice))
+
+    @rule(num_steps=st.integers(1, 6))
+    def step(self, num_steps: int) -> None:
+        for _ in range(num_steps):
+            for output in self.machine.step():
+                self.outputs[output.request_id, output.choice].append(output)
+            self.machine.check_invariants()
+
+    @rule(num_uploads=st.integers(0, 3))
+    def fail_soon(self, num_uploads: int) -> None:
+        """The upload that comes after so many others raises."""
+        self.model.device.uploads_left = num_uploads
+
+    def teardown(self) -> None:
+        self.model.device.uploads_left = None
+        for key, outputs in finish(self.machine).items():
+            self.outputs[key] += outputs
+        assert self.outputs.keys() == {
+            (name, each.index) for name, (add, _) in self.adds.items() for each in add.choices
+        }
+        for (name, index), outputs in self.outputs.items():
+            assert [output.finish_reason is None for output in outputs] == [True] * (len(outputs) - 1) + [False]
+            check_outputs(outputs, self._alone(name, index))
+        assert self.machine.stats(memory_bytes=0).kv_blocks_used == 0
+
+    def _alone(self, name: str, index: int) -> list[TokenOutput]:
+        add, constraint = self.adds[name]
+        machine = engine(ContextModel(CONFIG, self.recompute_at))
+        machine.add(Add("r", add.prompt_ids, add.sampling, (add.choices[index],)), constraint)
+        return finish(machine)["r", index]
+
+
+def check_outputs(outputs: list[TokenOutput], alone: list[TokenOutput]) -> None:
+    """All that was to come, or the beginning of it where the request was aborted or the launch failed."""
+    last, due = outputs[-1], alone[-1]
+    if last.finish_reason == "abort" or "ValueError" in (last.error_message or ""):
+        assert ids_of(alone)[: len(ids_of(outputs))] == ids_of(outputs)
+    else:
+        assert ids_of(outputs) == ids_of(alone)
+        assert (last.finish_reason, last.error_message) == (due.finish_reason, due.error_message)
+    for one, other in zip(logprobs_of(outputs), logprobs_of(alone), strict=False):
+        assert one.top_ids == other.top_ids
+        assert np.allclose((one.logprob, *one.top_logprobs), (other.logprob, *other.top_logprobs), atol=1e-3)
+
+
+def logprobs_of(outputs: list[TokenOutput]) -> list[TokenLogprobs]:
+    return [each for output in outputs for each in output.logprobs or ()]
+
+
+TestMixedTraffic = MixedTraffic.TestCase
+TestMixedTraffic.settings = settings(max_examples=30, stateful_step_count=25, derandomize=True, deadline=None)
