@@ -89,9 +89,11 @@ class Suite:
             time.sleep(BEGIN_S)
             for phase in self._phases:
                 self._stage_all(phase, scene)
+            self._run.problems += clients.check()
             self._say("no more faults; waiting for the clients")
             max_wait_s = MAX_WAIT_S if any(worker.is_alive for worker in fleet.workers) else 0.0
             self._run.seen = clients.stop(max_wait_s, self._is_hopeless)
+            self._run.problems += clients.check()
             self._end_workers(fleet)
         return self._run
 
@@ -110,6 +112,8 @@ class Suite:
         end = time.monotonic() + phase.seconds
         chosen = self._chosen(phase, scene)
         while time.monotonic() < end and any(worker.is_alive for worker in scene.fleet.workers):
+            if scene.clients.check():
+                return  # what is staged from here on would say little
             self._stage(next(chosen), scene, phase)
 
     def _chosen(self, phase: Phase, scene: Scene) -> Iterator[Fault]:

@@ -24,8 +24,8 @@ class ClientPool:
         self._reports = context.Queue()
         self._stopping = context.Event()
         self._processes = [
-            context.Process(target=run, args=(plan, self._reports, self._stopping), daemon=False)
-            for run in (run_threads, run_event_loop)
+            context.Process(target=run, args=(plan, self._reports, self._stopping), name=name, daemon=False)
+            for name, run in (("clients on threads", run_threads), ("clients on an event loop", run_event_loop))
         ]
         self._thread = threading.Thread(target=self._collect, name="collector", daemon=True)
 
@@ -49,6 +49,16 @@ class ClientPool:
         """The jobs of these kinds of client that are not over."""
         with self._lock:
             return [seen for seen in self._open.values() if seen.kind in kinds]
+
+    def check(self) -> list[str]:
+        """A line for each process that has ended otherwise than it was told to: its clients are seen no more."""
+        lines = []
+        for process in self._processes:
+            if not self._stopping.is_set() and process.exitcode is not None:
+                lines.append(f"the {process.name} ended with {process.exitcode} before they were told to")
+            elif process.exitcode:
+                lines.append(f"the {process.name} ended with {process.exitcode}")
+        return lines
 
     def stop(self, max_wait_s: float, is_hopeless: Callable[[Seen], bool]) -> list[Seen]:
         """No more jobs; wait for those that run, at most so long. Returns what was seen.
