@@ -12,7 +12,7 @@ import msgspec
 from msgspec import Meta
 
 from orcd.errors import InvalidRequest
-from orcd.sampling import SamplingFields, SamplingKeywords, TokenId, convert
+from orcd.sampling import SamplingFields, SamplingKeywords, TokenId, convert, prepared
 from orcd.structured_output import ResponseFormat, StructuredOutput, StructuredOutputs
 
 MAX_REQUEST_BYTES = 16 * 1024 * 1024
@@ -46,6 +46,7 @@ class NamedTool(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     name: str
 
 
+@prepared
 class Request(SamplingFields, frozen=True, kw_only=True):
     """One generation job. Exactly one of ``prompt``, ``messages`` and ``prompt_token_ids`` is given.
 

@@ -12,6 +12,7 @@ import redis
 
 from orcd.errors import InvalidRequest
 from orcd.events import End, Error, Position, decode_event
+from orcd.sampling import prepared
 from orcd.store.token_log import damaged
 
 FIELDS = ("state", "owner", "model", "attempt", "losses", "priority", "cancel", "created_ms", "started_ms",
@@ -140,6 +141,7 @@ class Status(msgspec.Struct, frozen=True):
         )
 
 
+@prepared
 class WorkerStatus(msgspec.Struct, frozen=True):
     """A worker, as it told of itself with its last heartbeat, ``silent_ms`` before it was asked for.
 

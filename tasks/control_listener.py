@@ -26,6 +26,9 @@ class _Control(msgspec.Struct):
     stop: str = ""
 
 
+_control = msgspec.json.Decoder(_Control)
+
+
 class ControlListener:
     """A thread that listens on the control channel, and for nothing else: whoever cancels a job waits for its slot.
 
@@ -81,7 +84,7 @@ class ControlListener:
 
     def _hear(self, data: bytes) -> None:
         try:
-            control = msgspec.json.decode(data, type=_Control)
+            control = _control.decode(data)
         except (ValueError, RecursionError):  # not from us
             return
         if control.cancel:

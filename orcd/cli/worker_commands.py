@@ -38,6 +38,8 @@ timeout_option = click.option(
 WORKER_HEAD = ("WORKER", "STATE", "MODEL", "DEVICE", "JOBS", "RUNNING", "WAITING", "TOKENS/S", "KV", "UPTIME", "SEEN",
                "VERSION")  # fmt: skip
 
+_check = msgspec.json.Decoder(Check)
+
 
 def worker_cells(worker: WorkerStatus) -> Sequence[object]:
     """What stands below each title of `WORKER_HEAD`."""
@@ -160,7 +162,7 @@ def _machine_checks(model: str | None, device: str | None) -> Iterator[Check]:
         [sys.executable, "-P", "-m", "worker", "doctor", *flags],
         env=environment(os.environ), capture_output=True, text=True, check=False,
     )  # fmt: skip
-    yield from (msgspec.json.decode(line, type=Check) for line in done.stdout.splitlines())
+    yield from (_check.decode(line) for line in done.stdout.splitlines())
     if done.returncode:
         [*_, last] = ["it said nothing", *done.stderr.splitlines()]
         yield Check(

@@ -24,6 +24,9 @@ class QueueFigures(msgspec.Struct, frozen=True):
     dead_letters: int = 0
 
 
+_figures = msgspec.json.Decoder(QueueFigures)
+
+
 class QueueWatch:
     """A worker's part in that. A queue of any depth takes Redis a millisecond a call; a deep one takes many calls.
 
@@ -72,6 +75,6 @@ class QueueWatch:
     def _read(self) -> QueueFigures | None:
         text = self._redis.get(self._prefix + schema.QUEUE_FIGURES)
         try:
-            return msgspec.json.decode(text or b"", type=QueueFigures)
+            return _figures.decode(text or b"")
         except msgspec.MsgspecError:  # none yet, or of another version
             return None

@@ -57,7 +57,7 @@ class RecordedMessage(msgspec.Struct, frozen=True):
         recorded = []
         for text in texts:
             with suppress(ValueError, RecursionError):
-                recorded.append(msgspec.json.decode(text, type=cls))
+                recorded.append(_recorded.decode(text))
         return recorded
 
     @property
@@ -66,6 +66,9 @@ class RecordedMessage(msgspec.Struct, frozen=True):
         given = self.headers.get("timelimit")
         limits = [limit for limit in given if isinstance(limit, int | float)] if isinstance(given, list) else []
         return min(limits, default=None)
+
+
+_recorded = msgspec.json.Decoder(RecordedMessage)
 
 
 @dataclass(frozen=True, slots=True)

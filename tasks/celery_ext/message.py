@@ -20,6 +20,7 @@ from kombu.transport import virtual
 from kombu.utils.json import dumps, loads
 from msgspec import Meta
 
+from orcd.sampling import prepared
 from orcd.store.submission import is_well_formed
 
 MAX_MESSAGE_BYTES = 32 * 1024 * 1024
@@ -51,6 +52,7 @@ class Unreadable(Exception):
         self.is_foreign = is_foreign
 
 
+@prepared
 class _Envelope(msgspec.Struct, rename={"content_type": "content-type", "content_encoding": "content-encoding"}):
     """What kombu puts into a list."""
 
@@ -61,6 +63,7 @@ class _Envelope(msgspec.Struct, rename={"content_type": "content-type", "content
     content_encoding: str | None = None
 
 
+@prepared
 class _Properties(msgspec.Struct, omit_defaults=True):
     body_encoding: str | None = None
     correlation_id: str | None = None
@@ -68,6 +71,7 @@ class _Properties(msgspec.Struct, omit_defaults=True):
     reply_to: str | None = None
 
 
+@prepared
 class _Headers(msgspec.Struct):
     """What Celery's worker reads of a task's headers, but for its times."""
 
@@ -108,7 +112,7 @@ class _Embed(msgspec.Struct):
     chord: _Signature | None = None
 
 
-_Body = tuple[list[Any], dict[str, Any], _Embed | None]
+_Body = prepared(tuple[list[Any], dict[str, Any], _Embed | None])
 
 
 class Message(virtual.Message):  # type: ignore[misc]

@@ -52,6 +52,9 @@ class BatchObject(msgspec.Struct, frozen=True, kw_only=True):
     metadata: dict[str, str] | None = None
 
 
+_batch = msgspec.json.Decoder(BatchObject)
+
+
 class BatchRecord(msgspec.Struct, frozen=True):
     """A batch with what its runner must know: the tag of the key that made it, and the models that this may use."""
 
@@ -99,7 +102,7 @@ class BatchStore:
             texts = await pipeline.execute()
         if gone := [batch_id for batch_id, text in zip(ids, texts, strict=True) if text is None]:
             await self._redis.zrem(listed, *gone)
-        return [msgspec.json.decode(text, type=BatchObject) for text in texts if text is not None]
+        return [_batch.decode(text) for text in texts if text is not None]
 
     async def cancel(self, batch_id: str) -> bool:
         """Ask for a batch's cancellation; False if it has ended."""
@@ -134,7 +137,7 @@ class BatchStore:
 
 def _record(fields: dict[bytes, bytes]) -> BatchRecord:
     return BatchRecord(
-        msgspec.json.decode(fields[b"batch"], type=BatchObject),
+        _batch.decode(fields[b"batch"]),
         fields[b"tag"].decode(),
         msgspec.json.decode(fields[b"models"], type=list[str] | None),
         b"cancel" in fields,

@@ -31,6 +31,9 @@ class FileObject(msgspec.Struct, frozen=True, kw_only=True):
     expires_at: int | None = None
 
 
+_file = msgspec.json.Decoder(FileObject)
+
+
 class FileStore:
     """Each file is ``ID.data`` beside its description ``ID.json``, which is written last: without it there is no file.
 
@@ -78,7 +81,7 @@ class FileStore:
         """The caller's file. Raises `ApiError` 404, which names the field ``param``."""
         if is_made_by(key, file_id, KIND):
             try:
-                described = msgspec.json.decode(self._description(file_id).read_bytes(), type=FileObject)
+                described = _file.decode(self._description(file_id).read_bytes())
                 return msgspec.structs.replace(described, bytes=self.path(file_id).stat().st_size)
             except (FileNotFoundError, msgspec.MsgspecError):
                 pass
