@@ -152,12 +152,12 @@ class Engine:
         outputs, self._answers = self._answers, []
         while len(self._in_flight) < self._runner.depth:
             chunks = self._scheduler.plan(ahead=len(self._in_flight))
+            can_go_on = chunks or self._in_flight or outputs or not self._requests
+            assert can_go_on, "there are live requests, but none of them can go on"
             if not chunks or not self._launch(chunks, outputs):
                 break
         if self._in_flight:
             self._collect(outputs)
-        else:
-            assert outputs or not self._requests, "there are live requests, but none of them can go on"
         return outputs
 
     def stats(self, *, memory_bytes: int) -> Stats:

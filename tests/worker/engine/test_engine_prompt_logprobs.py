@@ -224,3 +224,17 @@ def test_chunks_that_run_again_after_a_failed_step_are_reported_once(make: Calla
     model.forward = fail_sometimes
     check(generate(machine, traffic(all=1)), traffic(all=1))
     assert failed
+
+
+class CrowdedModel(ContextModel):
+    """Computes one sequence at a time, or fails."""
+
+    def forward(self, step: Step, cache: np.ndarray) -> np.ndarray:
+        if step.context_lengths.size > 1:
+            raise MemoryError
+        return super().forward(step, cache)
+
+
+def test_a_failed_step_that_tells_nothing_when_it_is_run_again_is_not_the_end():
+    adds = [Add(f"r{n}", prompt(n, 20), Sampling(max_tokens=2, seed=n, prompt_logprobs=1)) for n in range(2)]
+    check(generate(engine(CrowdedModel(), step_tokens=40), adds), adds)
