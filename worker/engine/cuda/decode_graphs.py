@@ -23,7 +23,7 @@ def make_buckets(most: int) -> tuple[int, ...]:
     return (*(bucket for bucket in (*BUCKETS, *larger) if bucket < most), most)
 
 
-Draw = Callable[[AnyArray, SamplingParams[DeviceArray]], None]
+EnqueueDraw = Callable[[AnyArray, SamplingParams[DeviceArray]], None]
 """What enqueues the draw from logits [R, vocab], with all that the host takes part in."""
 
 
@@ -36,7 +36,7 @@ class DecodeGraphs:
         cache: KVCache,
         rows: DecodeRows[DeviceArray],
         block_tokens: int,
-        draw: Draw,
+        draw: EnqueueDraw,
         *,
         capture: bool,
     ) -> None:

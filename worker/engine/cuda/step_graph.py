@@ -38,8 +38,9 @@ class StepGraph:
 
     def capture_parts(self) -> None:
         """Capture it as two graphs; the same holds."""
-        self._forward = self._device.capture(self._run_forward, f"{self._name}, forward pass")
-        self._draw = self._device.capture(self._run_draw, f"{self._name}, draw")
+        forward = self._device.capture(self._run_forward, f"{self._name}, forward pass")
+        draw = self._device.capture(self._run_draw, f"{self._name}, draw")
+        self._forward, self._draw = forward, draw  # both or none: a draw that is enqueued needs the pass before it, too
 
     def launch(self) -> None:
         """Enqueue the step."""

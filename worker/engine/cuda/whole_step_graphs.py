@@ -13,7 +13,7 @@ from kernels.decode_rows import DecodeRows
 from kernels.devices.protocol import is_gpu
 from kernels.runtime.device_array import DeviceArray
 from worker.engine.cuda.buffers import StepLimits
-from worker.engine.cuda.decode_graphs import Draw
+from worker.engine.cuda.decode_graphs import EnqueueDraw
 from worker.engine.cuda.padded_step import PaddedStep, StepSize, size_for
 from worker.engine.cuda.step_graph import StepGraph, StepParts
 from worker.model.kv_cache import KVCache
@@ -36,7 +36,7 @@ class WholeStepGraphs:
         rows: DecodeRows[DeviceArray],
         whole: DeviceArray,
         limits: StepLimits,
-        draw: Draw,
+        draw: EnqueueDraw,
     ) -> None:
         """``whole``: bytes, for all arrays of the largest step. Steps leave their ids in ``rows.drawn``."""
         self._model = model
