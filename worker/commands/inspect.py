@@ -243,10 +243,7 @@ def _plan_lines(plan: Plan) -> list[str]:
         "in all": plan.total_bytes,
     }
     lines = [f"  on {plan.device}".ljust(18) + plan.device_name]
-    lines += [f"    {num_bytes / 2**20:10,.0f} MiB {use}" for use, num_bytes in uses.items()]
-    if plan.available_bytes is not None:
-        fit = "it fits" if plan.fits else "INSUFFICIENT_VRAM"
-        lines.append(f"    {plan.available_bytes / 2**20:10,.0f} MiB available: {fit}")
+    lines += _use_lines(uses, plan.available_bytes, "it fits" if plan.fits else "INSUFFICIENT_VRAM")
     return lines + ([f"    {plan.note}"] if plan.note else [])
 
 
@@ -260,10 +257,15 @@ def _ram_lines(plan: RamPlan) -> list[str]:
         "processes, about": plan.processes_bytes,
         "in all, about": plan.total_bytes,
     }
-    lines = ["  on cpu"] + [f"    {num_bytes / 2**20:10,.0f} MiB {use}" for use, num_bytes in uses.items()]
-    if plan.available_bytes is not None:
-        fit = "it fits" if plan.fits else "it does not fit: lower ORCD_MAX_SEQUENCES or ORCD_KV_CACHE_BYTES"
-        lines.append(f"    {plan.available_bytes / 2**20:10,.0f} MiB available: {fit}")
+    too_large = "it does not fit: lower ORCD_MAX_SEQUENCES or ORCD_KV_CACHE_BYTES"
+    return ["  on cpu", *_use_lines(uses, plan.available_bytes, "it fits" if plan.fits else too_large)]
+
+
+def _use_lines(uses: dict[str, int], available_bytes: int | None, fit: str) -> list[str]:
+    """A line for each use of memory, and one that says of what there is whether the plan ``fit``s."""
+    lines = [f"    {num_bytes / 2**20:10,.0f} MiB {use}" for use, num_bytes in uses.items()]
+    if available_bytes is not None:
+        lines.append(f"    {available_bytes / 2**20:10,.0f} MiB available: {fit}")
     return lines
 
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable
 
-from kernels.batch import AnyArray, SamplingParams, first
+from kernels.batch import AnyArray, first
 from kernels.decode_rows import DecodeRows, RowUpdates, write_updates
 from kernels.devices.protocol import AnyOps, is_gpu
 from kernels.runtime.device_array import DeviceArray
 from worker.engine.cuda.pinned_ring import UploadRing
-from worker.engine.cuda.step_graph import StepGraph, StepParts
+from worker.engine.cuda.step_graph import EnqueueDraw, StepGraph, step_parts
 from worker.model.kv_cache import KVCache
 from worker.model.registry import Model
 
@@ -21,10 +20,6 @@ def make_buckets(most: int) -> tuple[int, ...]:
     """Numbers of rows up to ``most``, spaced so that few rows without a sequence are computed."""
     larger = range(256, most, 128)
     return (*(bucket for bucket in (*BUCKETS, *larger) if bucket < most), most)
-
-
-EnqueueDraw = Callable[[AnyArray, SamplingParams[DeviceArray]], None]
-"""What enqueues the draw from logits [R, vocab], with all that the host takes part in."""
 
 
 class DecodeGraphs:
@@ -64,21 +59,15 @@ class DecodeGraphs:
         return self._graphs[bucket]
 
     def _graph(self, bucket: int) -> StepGraph:
-        ops, rows = self._model.device.ops, self._rows
+        device, rows = self._model.device, self._rows
+        assert is_gpu(device)
         step, params, ids = rows.step(bucket), rows.sampling.first(bucket), first(rows.drawn, bucket)
 
         def forward() -> AnyArray:
-            ops.begin_decode(rows, bucket, self._block_tokens)
+            device.ops.begin_decode(rows, bucket, self._block_tokens)
             return self._model.forward(step, self._cache)
 
-        parts = StepParts(
-            forward,
-            sample=lambda logits: ops.sample(logits, params, out_ids=ids),
-            draw=lambda logits: self._draw(logits, params),
-        )
-        device = self._model.device
-        assert is_gpu(device)
-        return StepGraph(device, parts, f"decode step of {bucket} rows")
+        return StepGraph(device, step_parts(forward, self._draw, device, params, ids), f"decode step of {bucket} rows")
 
 
 def empty_rows(ops: AnyOps, rows: DecodeRows[DeviceArray], uploads: UploadRing, block_tokens: int) -> None:

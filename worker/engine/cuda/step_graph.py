@@ -5,8 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from kernels.batch import AnyArray
+from kernels.batch import AnyArray, SamplingParams
 from kernels.devices.protocol import GpuDevice, GpuGraph
+from kernels.runtime.device_array import DeviceArray
+
+EnqueueDraw = Callable[[AnyArray, SamplingParams[DeviceArray]], None]
+"""What enqueues the draw from logits [R, vocab], with all that the host takes part in."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -16,6 +20,24 @@ class StepParts:
     forward: Callable[[], AnyArray]  # gives the logits [R, vocab]
     sample: Callable[[AnyArray], None]  # the draw from them, where it needs nothing of the host
     draw: Callable[[AnyArray], None]  # the draw from them, with masks and reports
+
+
+def step_parts(
+    forward: Callable[[], AnyArray],
+    draw: EnqueueDraw,
+    device: GpuDevice,
+    params: SamplingParams[DeviceArray],
+    ids: DeviceArray,
+) -> StepParts:
+    """A step whose ``forward`` gives logits [R, vocab], from which ``ids`` [R] are drawn with ``params`` [R].
+
+    ``draw`` is what enqueues the draw where the host takes part in it.
+    """
+    return StepParts(
+        forward,
+        sample=lambda logits: device.ops.sample(logits, params, out_ids=ids),
+        draw=lambda logits: draw(logits, params),
+    )
 
 
 class StepGraph:

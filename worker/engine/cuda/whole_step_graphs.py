@@ -13,9 +13,8 @@ from kernels.decode_rows import DecodeRows
 from kernels.devices.protocol import is_gpu
 from kernels.runtime.device_array import DeviceArray
 from worker.engine.cuda.buffers import StepLimits
-from worker.engine.cuda.decode_graphs import EnqueueDraw
 from worker.engine.cuda.padded_step import PaddedStep, StepSize, size_for
-from worker.engine.cuda.step_graph import StepGraph, StepParts
+from worker.engine.cuda.step_graph import EnqueueDraw, StepGraph, step_parts
 from worker.model.kv_cache import KVCache
 from worker.model.registry import Model
 
@@ -70,11 +69,7 @@ class WholeStepGraphs:
             device.ops.resolve_tokens(step.token_ids, rows.drawn)
             return self._model.forward(step, self._cache)
 
-        parts = StepParts(
-            forward,
-            sample=lambda logits: device.ops.sample(logits, params, out_ids=ids),
-            draw=lambda logits: self._draw(logits, params),
-        )
+        parts = step_parts(forward, self._draw, device, params, ids)
         name = f"step of {size.num_tokens} tokens of {size.num_sequences} sequences"
         return WholeStepGraph(StepGraph(device, parts, name), padded, size.num_sequences)
 
