@@ -85,14 +85,32 @@ def sequence(
     return Sequence("r", choice, sampling, 0, token_ids, num_prompt, 8, block_ids=block_ids)
 
 
-class RandomTraffic(RuleBasedStateMachine):
+class EngineStateMachine(RuleBasedStateMachine):
+    """Aborts and steps of a ``machine``, whose requests others add; ``outputs`` are those of each choice."""
+
+    machine: Engine
+    outputs: dict[tuple[str, int], list[TokenOutput]]
+
+    @rule(number=st.integers(0, 9), choice=st.sampled_from([None, 0, 1]))
+    def abort(self, number: int, choice: int | None) -> None:
+        self.machine.abort(Abort(f"r{number}", choice))
+
+    @rule(num_steps=st.integers(1, 6))
+    def step(self, num_steps: int) -> None:
+        for _ in range(num_steps):
+            for output in self.machine.step():
+                self.outputs[output.request_id, output.choice].append(output)
+            self.machine.check_invariants()
+
+
+class RandomTraffic(EngineStateMachine):
     """Random adds, aborts and steps: every choice ends exactly once, with the ids of an undisturbed run."""
 
     def __init__(self) -> None:
         super().__init__()
         self.machine = engine(cache_tokens=40, step_tokens=9, max_sequences=3)
         self.adds: dict[str, Add] = {}
-        self.outputs: dict[tuple[str, int], list[TokenOutput]] = defaultdict(list)
+        self.outputs = defaultdict(list)
 
     @rule(
         prompt_ids=st.lists(st.integers(0, 1), min_size=1, max_size=20),
@@ -105,17 +123,6 @@ class RandomTraffic(RuleBasedStateMachine):
         choices = tuple(Choice(index) for index in range(num_choices))
         self.adds[name] = Add(name, tuple(prompt_ids), sampling, choices, priority)
         self.machine.add(self.adds[name])
-
-    @rule(number=st.integers(0, 9), choice=st.sampled_from([None, 0, 1]))
-    def abort(self, number: int, choice: int | None) -> None:
-        self.machine.abort(Abort(f"r{number}", choice))
-
-    @rule(num_steps=st.integers(1, 6))
-    def step(self, num_steps: int) -> None:
-        for _ in range(num_steps):
-            for output in self.machine.step():
-                self.outputs[output.request_id, output.choice].append(output)
-            self.machine.check_invariants()
 
     @invariant()
     def nothing_follows_an_end(self) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 from hypothesis import given, settings
@@ -19,7 +19,6 @@ from tests.worker.engine.generation import SAMPLINGS, engine, finish, ids_of, pr
 from worker.contract import Abort, Add, Choice, Sampling, TokenOutput
 from worker.engine.engine import Engine
 
-MACHINES: dict[str, Callable[[ContextModel], object]] = {"waiting": lambda model: model, "ahead": LateModel}
 NUM_IDS = {0: 30, 2: 6, 3: 1, 4: 40, 7: 40}
 CONSTRAINTS = {f"r{number}": BracketConstraint(num_ids) for number, num_ids in NUM_IDS.items()}
 BAD_WORDS = (
@@ -29,17 +28,7 @@ BAD_WORDS = (
 """Of requests with the constraint, and of one without: that has one for its words."""
 
 
-@pytest.fixture(scope="module", autouse=True)
-def no_wait_is_long() -> Iterator[None]:
-    """So that steps run as far ahead as ever they do, however long this machine takes for them."""
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setattr("worker.engine.cuda.runner.LONG_WAIT_S", math.inf)
-        yield
-
-
-@pytest.fixture(params=MACHINES.values(), ids=MACHINES)
-def make(request: pytest.FixtureRequest) -> Callable[..., Engine]:
-    return lambda model=None, **options: engine(request.param(model or ContextModel()), **options)
+pytestmark = pytest.mark.usefixtures("no_wait_is_long")
 
 
 def traffic() -> list[Add]:

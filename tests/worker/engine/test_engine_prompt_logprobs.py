@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -22,22 +21,11 @@ from worker.engine.batch_builder import build_step
 from worker.engine.engine import Engine
 from worker.engine.scheduler import Chunk
 
-MACHINES: dict[str, Callable[[ContextModel], object]] = {"waiting": lambda model: model, "ahead": LateModel}
 NUM_TOPS = {1: 0, 4: 3, 5: 20}
 """Alternatives to each token of a prompt, by the request's number."""
 
 
-@pytest.fixture(scope="module", autouse=True)
-def no_wait_is_long() -> Iterator[None]:
-    """So that steps run as far ahead as ever they do."""
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setattr("worker.engine.cuda.runner.LONG_WAIT_S", math.inf)
-        yield
-
-
-@pytest.fixture(params=MACHINES.values(), ids=MACHINES)
-def make(request: pytest.FixtureRequest) -> Callable[..., Engine]:
-    return lambda model=None, **options: engine(request.param(model or ContextModel()), **options)
+pytestmark = pytest.mark.usefixtures("no_wait_is_long")
 
 
 class CountingModel(ContextModel):

@@ -16,13 +16,7 @@ from tests.worker.engine.generation import SAMPLINGS, RandomTraffic, engine, fin
 from worker.contract import Abort, Add, Choice, Sampling, TokenOutput
 from worker.engine.engine import Engine
 
-
-@pytest.fixture(scope="module", autouse=True)
-def no_wait_is_long():
-    """So that steps run as far ahead as ever they do, however long this machine takes for them."""
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setattr("worker.engine.cuda.runner.LONG_WAIT_S", math.inf)
-        yield
+pytestmark = pytest.mark.usefixtures("no_wait_is_long")
 
 
 def late_engine(**options: object) -> Engine:

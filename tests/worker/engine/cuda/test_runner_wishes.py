@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
+from hypothesis.stateful import initialize, rule
 
 from tests.worker.engine.bracket_constraint import BracketConstraint
 from tests.worker.engine.context_model import Config, ContextModel
 from tests.worker.engine.cuda.late_device import LateModel
-from tests.worker.engine.generation import engine, finish, ids_of, prompt
-from worker.contract import Abort, Add, Choice, Sampling, TokenLogprobs, TokenOutput
+from tests.worker.engine.generation import EngineStateMachine, engine, finish, ids_of, prompt
+from worker.contract import Add, Choice, Sampling, TokenLogprobs, TokenOutput
 
 CONFIG = Config(vocab_size=37, context_length=64)
 SMALL_LIMITS = {
@@ -57,7 +57,7 @@ samplings = st.builds(
 outputs_so_far = st.sampled_from([(), (), (2,), (2, 4, 6), (2, 4, 6, 10, 12)])
 
 
-class MixedTraffic(RuleBasedStateMachine):
+class MixedTraffic(EngineStateMachine):
     """Random adds, aborts, steps, and launches that fail halfway."""
 
     @initialize(
@@ -72,7 +72,7 @@ class MixedTraffic(RuleBasedStateMachine):
         self.model = LateModel(ContextModel(CONFIG, recompute_at))
         self.machine = engine(self.model, **options)
         self.adds: dict[str, tuple[Add, BracketConstraint | None]] = {}
-        self.outputs: dict[tuple[str, int], list[TokenOutput]] = defaultdict(list)
+        self.outputs = defaultdict(list)
 
     @rule(
         family=st.integers(0, 2),
@@ -97,17 +97,6 @@ class MixedTraffic(RuleBasedStateMachine):
         constraint = BracketConstraint(num_bracket_ids) if num_bracket_ids else None
         self.adds[name] = add, constraint
         self.machine.add(add, constraint)
-
-    @rule(number=st.integers(0, 9), choice=st.sampled_from([None, 0, 1]))
-    def abort(self, number: int, choice: int | None) -> None:
-        self.machine.abort(Abort(f"r{number}", choice))
-
-    @rule(num_steps=st.integers(1, 6))
-    def step(self, num_steps: int) -> None:
-        for _ in range(num_steps):
-            for output in self.machine.step():
-                self.outputs[output.request_id, output.choice].append(output)
-            self.machine.check_invariants()
 
     @rule(num_uploads=st.integers(0, 3))
     def fail_soon(self, num_uploads: int) -> None:
