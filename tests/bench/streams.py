@@ -162,6 +162,12 @@ def check_logs(redis_url: str, streams: Sequence[Stream], num_tokens: int) -> li
     return problems
 
 
+def log_bytes(redis_url: str, streams: Sequence[Stream]) -> int:
+    """What the token logs of these jobs take of Redis's memory, as it says itself."""
+    with redis.Redis.from_url(redis_url) as connection:
+        return sum(connection.memory_usage(schema.log_key(stream.job_id), samples=0) or 0 for stream in streams)
+
+
 def start_clients(pool: ProcessPoolExecutor, load: Load, num_streams: int) -> list[Future[Seen]]:
     """Deal the streams out to client processes."""
     firsts = range(0, num_streams, STREAMS_PER_PROCESS)

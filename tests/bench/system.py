@@ -1,15 +1,16 @@
 """The whole system under load: a real Redis, a Celery worker, its engine on the device, streaming clients.
 
-    python -m tests.bench.system MODEL.gguf [--device cuda:0] [--streams 256] [--seconds 60] [--kill-after S]
-        [--sampling "all of it"]
+    python -m tests.bench.system MODEL.gguf [--device cuda:0[,cuda:1...]] [--streams 256] [--seconds 60]
+        [--kill-after S] [--sampling "all of it"]
 
 First `orcd bench engine` measures the engine alone with the same load (or ``--engine-rate`` says what it gave). Then
 each stream submits a job, follows it to its end and submits the next, until the time is over; the jobs are those of the
 engine's benchmark: random token ids, greedy, end tokens ignored. ``--sampling`` is one of `tests.bench.request_mixes`,
-which then measures the engine. Every stream is checked: each token index once and in
-order, all of them there, one terminal event. ``--kill-after`` ends the engine process with SIGKILL that many seconds
-into the load. The token logs of the jobs that ran at that time, or when the time was over, are then checked too. Exit
-code 1 if a check failed.
+which then measures the engine. With several devices there is a worker for each on the same Redis, ``--streams`` are
+those of each worker, and the engine alone counts as often as there are workers. Every stream is checked: each token
+index once and in order, all of them there, one terminal event. ``--kill-after`` ends the first worker's engine process
+with SIGKILL that many seconds into the load. The token logs of the jobs that ran at that time, or when the time was
+over, are then checked too. Exit code 1 if a check failed.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -33,7 +35,7 @@ import redis
 from tasks.local.redis_server import RedisServer
 from tests.bench.gpu import bench
 from tests.bench.request_mixes import SAMPLINGS
-from tests.bench.streams import STREAMS_PER_PROCESS, Load, Seen, check_logs, start_clients
+from tests.bench.streams import STREAMS_PER_PROCESS, Load, Seen, check_logs, log_bytes, start_clients
 from tests.tasks.worker_process import WorkerProcess
 from worker.model.gguf import open_gguf
 
@@ -45,25 +47,30 @@ RAMP_SHARE = 0.2
 
 @dataclass(slots=True)
 class Course:
-    """What happened beside the streams: how long the engine was ``away_s``, and how many processor cores each process
-    kept busy in the time that counts; not the engine if that was killed."""
+    """What happened beside the streams: how long the engine was ``away_s``, what the token logs took of Redis, and how
+    many processor cores each kind of process kept busy in the time that counts; not the engine if one was killed."""
 
     away_s: float = 0.0
+    log_bytes_per_token: float = 0.0
     cores: dict[str, float] = field(default_factory=dict)
 
 
 def measure(arguments: argparse.Namespace) -> tuple[Seen, list[str], Course]:
     """Put the system under load: what the streams saw, what is wrong, and what happened beside."""
-    most = str(arguments.streams)
-    # Jobs are in flight until Celery has stored their results: with no more places than streams, the next would wait.
-    places = str(2 * arguments.streams)
-    variables = {"ORCD_DEVICE": arguments.device, "ORCD_MAX_SEQUENCES": most, "ORCD_CONCURRENCY": places}
+    devices = arguments.device.split(",")
+    num_streams = arguments.streams * len(devices)
     vocab_size = open_gguf(arguments.model).tensors["token_embd.weight"].shape[0]
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        RedisServer() as server,
-        WorkerProcess(server.url, arguments.model, Path(folder), **variables) as worker,
-    ):
+    with ExitStack() as running:
+        folder = Path(running.enter_context(tempfile.TemporaryDirectory()))
+        server = running.enter_context(RedisServer())
+        workers = [
+            WorkerProcess(
+                server.url, arguments.model, folder, ORCD_DEVICE=device, ORCD_MAX_SEQUENCES=str(arguments.streams)
+            )
+            for device in devices
+        ]
+        for worker in workers:
+            running.enter_context(worker)
         begin = time.monotonic() + BEGIN_S
         load = Load(
             server.url,
@@ -74,44 +81,47 @@ def measure(arguments: argparse.Namespace) -> tuple[Seen, list[str], Course]:
             arguments.output_tokens,
             SAMPLINGS[arguments.sampling],
         )
-        num_clients = -(-arguments.streams // STREAMS_PER_PROCESS)
+        num_clients = -(-num_streams // STREAMS_PER_PROCESS)
         with ProcessPoolExecutor(num_clients, multiprocessing.get_context("spawn")) as pool:
-            parts = start_clients(pool, load, arguments.streams)
-            course = _watch(worker, server, load, arguments.kill_after)
+            parts = start_clients(pool, load, num_streams)
+            course = _watch(workers, server, load, arguments.kill_after)
             seen = Seen.of(part.result() for part in parts)
         looked_at_s = arguments.seconds if arguments.kill_after is None else arguments.kill_after
-        log_problems = check_logs(server.url, seen.running_at(looked_at_s), arguments.output_tokens)
+        logged = seen.running_at(looked_at_s)
+        log_problems = check_logs(server.url, logged, arguments.output_tokens)
+        course.log_bytes_per_token = log_bytes(server.url, logged) / max(1, len(logged) * arguments.output_tokens)
         return seen, seen.problems + log_problems, course
 
 
-def _watch(worker: WorkerProcess, server: RedisServer, load: Load, kill_after: float | None) -> Course:
-    """Until the time is over; ends the engine ``kill_after`` seconds into it."""
+def _watch(workers: Sequence[WorkerProcess], server: RedisServer, load: Load, kill_after: float | None) -> Course:
+    """Until the time is over; ends the first worker's engine ``kill_after`` seconds into it."""
 
     def wait_until(seconds: float) -> None:
         time.sleep(max(0.0, load.begin + seconds - time.monotonic()))
 
     with redis.Redis.from_url(server.url) as connection:
-        pids = {"Celery": worker.process.pid, "Redis": int(connection.info("server")["process_id"])}
+        pids = {"Redis": [int(connection.info("server")["process_id"])]}
+    pids["Celery"] = [worker.process.pid for worker in workers]
     if kill_after is None:
-        pids["engine"] = worker.engine_pid
+        pids["engine"] = [worker.engine_pid for worker in workers]
     course = Course()
     wait_until(min(RAMP_SHARE * load.seconds, load.seconds if kill_after is None else kill_after))
-    start, before = time.monotonic(), {name: _cpu_s(pid) for name, pid in pids.items()}
+    start, before = time.monotonic(), {name: _cpu_s(each) for name, each in pids.items()}
     if kill_after is not None:
         wait_until(kill_after)
-        worker.kill_engine()
+        workers[0].kill_engine()
         killed = time.monotonic()
-        worker.wait_for("ready", 2)
+        workers[0].wait_for("ready", 2)
         course.away_s = time.monotonic() - killed
     wait_until(load.seconds)
-    for name, pid in pids.items():
-        course.cores[name] = (_cpu_s(pid) - before[name]) / (time.monotonic() - start)
+    for name, each in pids.items():
+        course.cores[name] = (_cpu_s(each) - before[name]) / (time.monotonic() - start)
     return course
 
 
-def _cpu_s(pid: int) -> float:
-    times = psutil.Process(pid).cpu_times()
-    return float(times.user + times.system)
+def _cpu_s(pids: Sequence[int]) -> float:
+    times = [psutil.Process(pid).cpu_times() for pid in pids]
+    return float(sum(each.user + each.system for each in times))
 
 
 def table(arguments: argparse.Namespace, alone: dict[str, float], seen: Seen) -> list[str]:
@@ -121,11 +131,13 @@ def table(arguments: argparse.Namespace, alone: dict[str, float], seen: Seen) ->
     first_ms = [1000 * (stream.first_s - stream.submitted_s) for stream in seen.streams if stream.first_s]
     p50, p99 = np.percentile(first_ms or [0.0], [50, 99])
     head = (
-        f"{arguments.model.name} on {arguments.device}: {arguments.streams} streams, {arguments.prompt_tokens} tokens "
-        f"in, {arguments.output_tokens} out, {arguments.sampling}; the system from {start_s:.0f} s to "
-        f"{arguments.seconds:.0f} s"
+        f"{arguments.model.name} on {arguments.device}: {arguments.streams} streams a device, "
+        f"{arguments.prompt_tokens} tokens in, {arguments.output_tokens} out, {arguments.sampling}; "
+        f"the system from {start_s:.0f} s to {arguments.seconds:.0f} s"
     )
-    engine = ["orcd bench engine", f"{alone['rate']:,.0f}", "1", "-", "-", "-"]
+    num_workers = arguments.device.count(",") + 1
+    alone = alone | {"rate": num_workers * alone["rate"]}
+    engine = [f"{num_workers} x orcd bench engine", f"{alone['rate']:,.0f}", "1", "-", "-", "-"]
     if "ttft_p50_ms" in alone:
         engine[3:] = [str(arguments.streams), f"{alone['ttft_p50_ms']:.0f} / {alone['ttft_p99_ms']:.0f}", "0"]
     system = [
@@ -147,15 +159,15 @@ def measure_alone(arguments: argparse.Namespace) -> dict[str, float]:
         return {"rate": arguments.engine_rate}
     if arguments.sampling != "greedy":
         return {"rate": _measure_sampling(arguments)}
-    (row,) = bench(
-        arguments.model, arguments.device, arguments.prompt_tokens, arguments.output_tokens, str(arguments.streams)
-    )
+    device = arguments.device.partition(",")[0]
+    (row,) = bench(arguments.model, device, arguments.prompt_tokens, arguments.output_tokens, str(arguments.streams))
     return row | {"rate": row["output_tokens_per_s"]}
 
 
 def _measure_sampling(arguments: argparse.Namespace) -> float:
     case = f"{arguments.streams} x {arguments.sampling}"
-    options = ["--device", arguments.device, "--streams", str(arguments.streams), "--cases", case, "--json"]
+    device = arguments.device.partition(",")[0]
+    options = ["--device", device, "--streams", str(arguments.streams), "--cases", case, "--json"]
     command = [sys.executable, "-m", "tests.bench.request_mixes", str(arguments.model), *options]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     return float(json.loads(done.stdout.splitlines()[-1])["value"])
@@ -183,7 +195,7 @@ def main(argv: Sequence[str]) -> int:
     seen, problems, course = measure(arguments)
     print("\n".join(table(arguments, alone, seen)))
     cores = ", ".join(f"{name} {num_cores:.2f}" for name, num_cores in course.cores.items())
-    print(f"\nprocessor cores kept busy: {cores}")
+    print(f"\nprocessor cores kept busy: {cores}; a token took {course.log_bytes_per_token:.1f} bytes of Redis")
     if arguments.kill_after is not None:
         running = seen.running_at(arguments.kill_after)
         num_whole = sum(not stream.problem for stream in running)

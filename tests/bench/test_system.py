@@ -21,3 +21,14 @@ def test_streams_survive_the_death_of_their_engine(
     assert "| the whole system |" in out
     cores = dict(re.findall(r"(Celery|Redis) (\d\.\d\d)", out))
     assert 0 < float(cores["Celery"]) < 4 and float(cores["Redis"]) < 4
+
+
+def test_several_devices_have_a_worker_each_on_one_redis(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(system, "BEGIN_S", 3.0)
+    load = ["--streams=2", "--seconds=2", "--prompt-tokens=8", "--output-tokens=100", "--engine-rate=1000"]
+    assert main([str(MODEL), "--device=cpu,cpu", *load]) == 0
+    out = capsys.readouterr().out
+    assert "| 2 x orcd bench engine | 2,000 |" in out
+    assert float(re.findall(r"a token took (\d+\.\d) bytes of Redis", out)[0]) > 20
