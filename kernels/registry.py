@@ -37,7 +37,7 @@ from kernels.ops import (
 from kernels.runtime.compiler import Variant
 from kernels.runtime.launcher import Context
 from kernels.weights import repack
-from kernels.weights.parameters import Attention, Norm, Rope
+from kernels.weights.parameters import Attention, Clamp, Norm, Rope
 
 MODULES: tuple[ModuleType, ...] = (
     activation,
@@ -73,8 +73,8 @@ class Ops(Protocol[Array, Matrix, Projection, Router, Experts, Rotation, Attenti
     on the other rows of a call.
     """
 
-    def embed(self, token_ids: Array, table: Matrix, *, out: Array) -> None:
-        """Rows of a table."""
+    def embed(self, token_ids: Array, table: Matrix, *, scale: float = 1.0, out: Array) -> None:
+        """Rows of a table, scaled."""
 
     def embed_positions(
         self,
@@ -132,8 +132,11 @@ class Ops(Protocol[Array, Matrix, Projection, Router, Experts, Rotation, Attenti
     def linear(self, x: Array, layers: Projection, *, out: Array) -> None:
         """Projections of ``x``, side by side."""
 
-    def linear_residual(self, x: Array, layers: Projection, *, out: Array) -> None:
-        """Projections of ``x``, added to the residual stream."""
+    def linear_residual(self, x: Array, layers: Projection, *, scale: float = 1.0, out: Array) -> None:
+        """Projections of ``x``, scaled and added to the residual stream."""
+
+    def linear_norm_residual(self, x: Array, layers: Projection, norm: Norm[Array], *, out: Array) -> None:
+        """Projections of ``x``, normed and added to the residual stream."""
 
     def norm_linear(self, x: Array, norm: Norm[Array], layers: Projection, *, out: Array) -> None:
         """Norm, then projections side by side."""
@@ -150,8 +153,7 @@ class Ops(Protocol[Array, Matrix, Projection, Router, Experts, Rotation, Attenti
         norm: Norm[Array],
         router: Router,
         experts: Experts,
-        alpha: float,
-        limit: float,
+        clamp: Clamp | None,
         *,
         out: Array,
     ) -> None:
@@ -201,6 +203,7 @@ class CudaOps:
         self.rope_attention = _bind(context, attention.rope_attention)
         self.linear = _bind(context, matmul.linear)
         self.linear_residual = _bind(context, matmul.linear_residual)
+        self.linear_norm_residual = _bind(context, matmul.linear_norm_residual)
         self.norm_linear = _bind(context, matmul.norm_linear)
         self.norm_swiglu = _bind(context, matmul.norm_swiglu)
         self.norm_gelu = _bind(context, matmul.norm_gelu)
@@ -227,6 +230,7 @@ class ReferenceOps:
         self.rope_attention = kernels.reference.attention.rope_attention
         self.linear = kernels.reference.matmul.linear
         self.linear_residual = kernels.reference.matmul.linear_residual
+        self.linear_norm_residual = kernels.reference.norm.linear_norm_residual
         self.norm_linear = kernels.reference.norm.norm_linear
         self.norm_swiglu = kernels.reference.norm.norm_swiglu
         self.norm_gelu = kernels.reference.norm.norm_gelu

@@ -8,12 +8,14 @@ from kernels.weights.packed import PackedMatrix
 from kernels.weights.repack import unpack_rows
 
 
-def embed(context: Context, token_ids: DeviceArray, table: PackedMatrix, *, out: DeviceArray) -> None:
-    """Rows ``token_ids`` [T] int32 of ``table`` into ``out`` [T, H] float32.
+def embed(
+    context: Context, token_ids: DeviceArray, table: PackedMatrix, *, scale: float = 1.0, out: DeviceArray
+) -> None:
+    """Rows ``token_ids`` [T] int32 of ``table``, times ``scale``, into ``out`` [T, H] float32.
 
     An id that is none (-1 of a padded token, or where nothing could be drawn) gives some row.
     """
-    unpack_rows(context, table, token_ids, out=out)
+    unpack_rows(context, table, token_ids, scale=scale, out=out)
 
 
 def embed_positions(

@@ -26,7 +26,7 @@ from kernels.ops.matmul_tuning import (
     small_batch_shape,
     tile_shape,
 )
-from kernels.ops.norm import NO_NORM, DeviceNorm, norm_params, norm_rows
+from kernels.ops.norm import NO_NORM, DeviceNorm, norm_params, norm_residual, norm_rows
 from kernels.runtime.compiler import Variant
 from kernels.runtime.cuda_constants import declare_enum
 from kernels.runtime.device_array import DeviceArray, pointer_of
@@ -55,7 +55,8 @@ class Product(NamedTuple):
 
     ``x`` [T, K] is float16; with a ``norm`` it is float32 and normed first, with ``x_rows`` [T] those of its rows. In a
     mixture of experts a row of ``x`` may stand for several of ``out``. ``overlaps_previous``: the product neither reads
-    what the kernel launched before it writes, nor writes what that one touches. The clamped SwiGLU has the last two.
+    what the kernel launched before it writes, nor writes what that one touches. ``alpha`` and ``limit`` are those of
+    the clamped SwiGLU; what is stored or added as float32 is multiplied by ``alpha``.
     """
 
     x: DeviceArray
@@ -66,7 +67,7 @@ class Product(NamedTuple):
     norm: DeviceNorm | None = None
     x_rows: DeviceArray | None = None
     overlaps_previous: bool = False
-    alpha: float = 0.0
+    alpha: float = 1.0
     limit: float = 0.0
 
 
@@ -88,9 +89,20 @@ def linear(context: Context, x: DeviceArray, layers: Projection, *, out: DeviceA
     project(context, x, layers, out, _store(out))
 
 
-def linear_residual(context: Context, x: DeviceArray, layers: Projection, *, out: DeviceArray) -> None:
-    """Add ``layers`` of ``x`` [T, K] float16 to the residual stream ``out`` [T, H] float32."""
-    project(context, x, layers, out, Epilogue.ADD_RESIDUAL)
+def linear_residual(
+    context: Context, x: DeviceArray, layers: Projection, *, scale: float = 1.0, out: DeviceArray
+) -> None:
+    """Add ``scale`` times ``layers`` of ``x`` [T, K] float16 to the residual stream ``out`` [T, H] float32."""
+    project(context, x, layers, out, Epilogue.ADD_RESIDUAL, alpha=scale)
+
+
+def linear_norm_residual(
+    context: Context, x: DeviceArray, layers: Projection, norm: DeviceNorm, *, out: DeviceArray
+) -> None:
+    """Add ``layers`` of ``x`` [T, K] float16, normed, to the residual stream ``out`` [T, H] float32."""
+    branch = context.scratch(out.shape, np.float32)
+    project(context, x, layers, branch, Epilogue.STORE_FLOAT)
+    norm_residual(context, branch, norm, out=out)
 
 
 def norm_linear(context: Context, x: DeviceArray, norm: DeviceNorm, layers: Projection, *, out: DeviceArray) -> None:
@@ -136,6 +148,7 @@ def project(
     *,
     norm: DeviceNorm | None = None,
     x_rows: DeviceArray | None = None,
+    alpha: float = 1.0,
 ) -> None:
     """All matrices of ``layers``; with ``norm``, x is float32 and normed first, else float16."""
     num_tokens = out.shape[0]
@@ -148,7 +161,7 @@ def project(
         x, x_rows, norm = normed, None, None
     multiply, column = multiply_small_batch if small else multiply_tiled, 0
     for matrix in layers.matrices:
-        multiply(context, Product(x, matrix, out, epilogue, column, norm, x_rows, column > 0))
+        multiply(context, Product(x, matrix, out, epilogue, column, norm, x_rows, column > 0, alpha))
         column += matrix.num_rows
 
 

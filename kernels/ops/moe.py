@@ -15,6 +15,7 @@ from kernels.runtime.cuda_struct import CudaStruct, Int32, Pointer
 from kernels.runtime.device_array import DeviceArray, pointer_of
 from kernels.runtime.launcher import Context
 from kernels.weights.packed import Experts, Router
+from kernels.weights.parameters import Clamp
 
 _ROUTE_GROUPS = 4  # of warps in a block of moe_route
 _ROUTE_EXPERTS = 8  # that such a group has at once
@@ -89,15 +90,14 @@ def norm_moe_residual(
     norm: DeviceNorm,
     router: Router,
     experts: Experts,
-    alpha: float,
-    limit: float,
+    clamp: Clamp | None,
     *,
     out: DeviceArray,
 ) -> None:
     """Norm, router, the best experts of each token, and their weighted sum added to ``out`` [T, H] float32.
 
-    ``x`` [T, H] may be ``out``. ``alpha`` and ``limit`` are those of the clamped SwiGLU. A token's result is its own:
-    its experts are summed in the order of their rank.
+    ``x`` [T, H] may be ``out``. Experts have a SwiGLU, with a ``clamp`` a clamped one. A token's result is its own: its
+    experts are summed in the order of their rank.
     """
     num_tokens, width = x.shape
     if not num_tokens:
@@ -111,8 +111,11 @@ def norm_moe_residual(
     if chosen is not None:
         rows, places, tiles = _plan(context, chosen, router.weight.shape[0], router.num_used)
         inputs = _gather(context, normed, rows)
+    gating = Product(inputs, experts.gate_up, activated, Epilogue.SWIGLU)
+    if clamp is not None:
+        gating = gating._replace(epilogue=Epilogue.CLAMPED_SWIGLU, alpha=clamp.alpha, limit=clamp.limit)
     for product in (
-        Product(inputs, experts.gate_up, activated, Epilogue.CLAMPED_SWIGLU, alpha=alpha, limit=limit),
+        gating,
         Product(activated, experts.down, results, Epilogue.STORE_FLOAT),
     ):
         if logits is not None:

@@ -34,11 +34,11 @@ class NormParams(CudaStruct, source="norm/norm"):
 
 
 class NormRowsParams(CudaStruct, source="norm/norm"):
-    """What norm_rows and norm_short_rows are given."""
+    """What norm_rows, norm_short_rows and norm_residual are given."""
 
     x: Pointer  # [num_x_rows, width] float32
     rows: Pointer  # [num_rows] int32: which row of x; null: in order
-    out: Pointer  # [num_rows, width] float16
+    out: Pointer  # [num_rows, width] float16; norm_residual: float32, added to
     norm: NormParams
     num_rows: Int32
 
@@ -75,3 +75,12 @@ def norm_rows(
         context.launch("norm/norm", "norm_short_rows", -(-num_rows // _SHORT_WARPS), 32 * _SHORT_WARPS, params)
     else:
         context.launch("norm/norm", "norm_rows", num_rows, 32 * NORM_PARTITIONS, params)
+
+
+def norm_residual(context: Context, x: DeviceArray, norm: DeviceNorm, *, out: DeviceArray) -> None:
+    """Add the norm of ``x`` [T, H] float32 to the residual stream ``out`` [T, H] float32."""
+    num_rows, width = out.shape
+    if not num_rows:
+        return
+    params = NormRowsParams(x=x.pointer, rows=0, out=out.pointer, norm=norm_params(norm, width), num_rows=num_rows)
+    context.launch("norm/norm", "norm_residual", num_rows, 32 * NORM_PARTITIONS, params)

@@ -109,8 +109,9 @@ def linear(x: Float32, layers: Sequence[Linear], *, out: Float32) -> None:
         column += num_outputs
 
 
-def linear_residual(x: Float32, layers: Sequence[Linear], *, out: Float32) -> None:
-    """Add ``layers`` of ``x`` [T, K] to the residual stream ``out`` [T, H]."""
+def linear_residual(x: Float32, layers: Sequence[Linear], *, scale: float = 1.0, out: Float32) -> None:
+    """Add ``scale`` times ``layers`` of ``x`` [T, K] to the residual stream ``out`` [T, H]."""
     product = np.empty_like(out)
     linear(x, layers, out=product)
+    product *= np.float32(scale)
     out += product

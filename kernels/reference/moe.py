@@ -1,4 +1,4 @@
-"""Mixture of experts: router, chosen experts, weighted sum (gpt-oss)."""
+"""Mixture of experts: router, chosen experts, weighted sum."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from kernels.reference.activation import clamped_swiglu
+from kernels.reference.activation import clamped_swiglu, swiglu
 from kernels.reference.matmul import Linear, Matrix, linear
 from kernels.reference.norm import normalise
-from kernels.weights.parameters import Norm
+from kernels.weights.parameters import Clamp, Norm
 
 Float32 = NDArray[np.float32]
 
@@ -39,16 +39,15 @@ def norm_moe_residual(
     norm: Norm[Float32],
     router: Router,
     experts: Sequence[Expert],
-    alpha: float,
-    limit: float,
+    clamp: Clamp | None,
     *,
     out: Float32,
 ) -> None:
     """Norm, router, the best experts of each token, and their sum added to ``out`` [T, H].
 
     ``x`` [T, H] may be ``out``. Each token's experts weigh as the softmax of their router logits (equal logits: the
-    lower expert first) and are summed in the order of their rank, so a token's result is its own. ``alpha`` and
-    ``limit`` are those of the clamped SwiGLU.
+    lower expert first) and are summed in the order of their rank, so a token's result is its own. Experts have a
+    SwiGLU, with a ``clamp`` a clamped one.
     """
     normed = normalise(norm, x)
     logits = np.empty((x.shape[0], len(experts)), np.float32)
@@ -60,16 +59,19 @@ def norm_moe_residual(
     results = np.empty((x.shape[0], router.num_used, x.shape[1]), np.float32)
     for index in np.unique(chosen):
         tokens, ranks = np.nonzero(chosen == index)
-        results[tokens, ranks] = _feed_forward(normed[tokens], experts[index], alpha, limit)
+        results[tokens, ranks] = _feed_forward(normed[tokens], experts[index], clamp)
     for rank in range(router.num_used):
         out += routing_weights[:, rank, None] * results[:, rank]
 
 
-def _feed_forward(x: Float32, expert: Expert, alpha: float, limit: float) -> Float32:
+def _feed_forward(x: Float32, expert: Expert, clamp: Clamp | None) -> Float32:
     gate, up = (np.empty((x.shape[0], layer.matrix.shape[0]), np.float32) for layer in (expert.gate, expert.up))
     linear(x, (expert.gate,), out=gate)
     linear(x, (expert.up,), out=up)
-    clamped_swiglu(gate, up, alpha, limit, out=gate)
+    if clamp is None:
+        swiglu(gate, up, out=gate)
+    else:
+        clamped_swiglu(gate, up, clamp.alpha, clamp.limit, out=gate)
     result = np.empty_like(x)
     linear(gate, (expert.down,), out=result)
     return result

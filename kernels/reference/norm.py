@@ -26,6 +26,13 @@ def normalise(norm: Norm[Float32], x: Float32) -> Float32:
     return normed
 
 
+def linear_norm_residual(x: Float32, layers: Sequence[Linear], norm: Norm[Float32], *, out: Float32) -> None:
+    """Add ``layers`` of ``x`` [T, K], normed, to the residual stream ``out`` [T, H]."""
+    branch = np.empty_like(out)
+    linear(x, layers, out=branch)
+    out += normalise(norm, branch)
+
+
 def norm_linear(x: Float32, norm: Norm[Float32], layers: Sequence[Linear], *, out: Float32) -> None:
     """Norm and projections (QKV): ``x`` [T, H] -> ``out`` [T, sum of outputs], the layers' outputs side by side."""
     linear(normalise(norm, x), layers, out=out)

@@ -65,6 +65,14 @@ class LayerNorm(Generic[Array]):
 Norm = RmsNorm[Array] | LayerNorm[Array]
 
 
+@dataclass(frozen=True, slots=True)
+class Clamp:
+    """What makes a SwiGLU a clamped one (gpt-oss): min(gate, limit) * sigmoid(alpha * that) * (clip(up) + 1)."""
+
+    alpha: float
+    limit: float
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Rope(Generic[Array]):
     """How heads are rotated: pair ``i`` of a head by position * inverse_frequencies[set, i].

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from kernels.runtime.compiler import Variant
-from kernels.runtime.cuda_struct import CudaStruct, Int32, Int64, Pointer
+from kernels.runtime.cuda_struct import CudaStruct, Float32, Int32, Int64, Pointer
 from kernels.runtime.device_array import DeviceArray, pointer_of
 from kernels.runtime.launcher import Context
 from kernels.weights.formats import FORMATS, WIDEST, Format
@@ -48,6 +48,7 @@ class UnpackParams(CudaStruct, source="repack/repack"):
     width: Int32
     num_units: Int32
     adds: Int32
+    scale: Float32
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,11 +114,18 @@ def repack_rows(
 
 
 def unpack_rows(
-    context: Context, matrix: PackedMatrix, rows: DeviceArray | None, *, out: DeviceArray, adds: bool = False
+    context: Context,
+    matrix: PackedMatrix,
+    rows: DeviceArray | None,
+    *,
+    out: DeviceArray,
+    adds: bool = False,
+    scale: float = 1.0,
 ) -> None:
-    """``rows`` [T] int32 of ``matrix`` (None: its first ones) into ``out`` [T, K] float32, exact as in the file.
+    """``rows`` [T] int32 of ``matrix`` (None: its first ones), times ``scale``, into ``out`` [T, K] float32.
 
-    A number that is no row stands for the nearest one. ``adds`` to what ``out`` holds.
+    The numbers are exactly those of the file. A number that is no row stands for the nearest one. ``adds`` to what
+    ``out`` holds.
     """
     num_rows, width = out.shape
     assert width == matrix.width and out.dtype == np.float32 and (rows is None or rows.size == num_rows)
@@ -130,6 +138,7 @@ def unpack_rows(
         width=width,
         num_units=matrix.num_units,
         adds=adds,
+        scale=scale,
     )
     grid = -(-num_rows * matrix.num_chunks * 4 // _UNPACK_THREADS)
     context.launch("repack/repack", "unpack_rows", grid, _UNPACK_THREADS, params, FORMAT=matrix.format.name)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from orcd.errors import ModelLoadFailed
 from worker.model.gguf import GGUFFile
@@ -23,8 +23,23 @@ class Architecture:
 
     norm_epsilon: str = "attention.layer_norm_rms_epsilon"
     """Metadata key of the epsilon of the norms."""
-    has_experts: bool = False
+    experts: Literal["none", "required", "allowed"] = "none"
     """Whether the layers are mixtures of experts: the file must then say how many, and otherwise must not."""
+    has_scales: bool = False
+    """Whether the file has the numbers of `Scales`, or some of them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scales:
+    """What a model multiplies by on its way (granite)."""
+
+    embedding: float = 1.0
+    residual: float = 1.0
+    """Of what attention and feed-forward add to the residual stream."""
+    attention: float | None = None
+    """Of the products of queries and keys; None: 1 / sqrt(head_dim)."""
+    logits: float = 1.0
+    """What logits are divided by."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +74,7 @@ class ModelConfig:
     num_experts: int
     num_experts_used: int
     rope: RopeConfig
+    scales: Scales
 
     @property
     def query_width(self) -> int:
@@ -132,12 +148,11 @@ def read_config(gguf: GGUFFile, name: str, architectures: Mapping[str, Architect
     if num_heads % num_kv_heads:
         raise keys.error("attention.head_count_kv", f"is {num_kv_heads}, which does not divide {num_heads} heads")
     num_experts = keys.integer("expert_count", 0, MAX_EXPERTS, 0)
-    if bool(num_experts) != architecture.has_experts:
-        with_experts = sorted(known for known, declared in architectures.items() if declared.has_experts)
-        needs = "which needs them" if len(with_experts) == 1 else "which need them"
-        raise keys.error(
-            "expert_count", f"is {num_experts}: experts are supported for {', '.join(with_experts)} only, {needs}"
-        )
+    if architecture.experts == "required" and not num_experts:
+        raise keys.error("expert_count", f"is 0: models of the architecture {name} are mixtures of experts")
+    if architecture.experts == "none" and num_experts:
+        with_experts = sorted(known for known, declared in architectures.items() if declared.experts != "none")
+        raise keys.error("expert_count", f"is {num_experts}: experts are supported for {', '.join(with_experts)} only")
     head_dim = _head_dim(keys, hidden, num_heads)
     intermediate = keys.integer("feed_forward_length", 1, MAX_WIDTH)
     context_length = keys.integer("context_length", 1, MAX_CONTEXT)
@@ -158,6 +173,16 @@ def read_config(gguf: GGUFFile, name: str, architectures: Mapping[str, Architect
         num_experts=num_experts,
         num_experts_used=keys.integer("expert_used_count", 1, num_experts) if num_experts else 0,
         rope=_rope(keys, head_dim, context_length),
+        scales=_scales(keys) if architecture.has_scales else Scales(),
+    )
+
+
+def _scales(keys: _Keys) -> Scales:
+    return Scales(
+        embedding=keys.number("embedding_scale", 1e-6, 1e6, 1.0),
+        residual=keys.number("residual_scale", 1e-6, 1e6, 1.0),
+        attention=keys.number("attention.scale", 1e-6, 1e6) if keys.has("attention.scale") else None,
+        logits=keys.number("logit_scale", 1e-6, 1e6, 1.0),
     )
 
 

@@ -7,7 +7,7 @@ struct OutputParams {
     void* out;           // [num_out_rows, stride]: float32 with STORE_FLOAT and ADD_RESIDUAL, else float16
     int stride, column;  // of a row of `out`: its length, and where the product's first column goes
     int epilogue;        // `EpilogueKind`: `Epilogue` of kernels/ops/matmul.py
-    float alpha, limit;  // CLAMPED_SWIGLU
+    float alpha, limit;  // CLAMPED_SWIGLU; STORE_FLOAT and ADD_RESIDUAL: sums are multiplied by alpha
 };
 
 // With gated activations row g of a 16-row tile is a gate, row g + 8 its up projection, and the tile gives 8 outputs.
@@ -65,7 +65,7 @@ struct Epilogue {
     // else -0, which changes no bit of a sum.
     DEVICE void operator()(void* to, float y, float up, float residual) const {
         if (is_float())
-            *(float*)to = residual + y;
+            *(float*)to = fmaf(y, output->alpha, residual);
         else
             *(u16*)to = to_half(is_gated() ? gated(y, up) : kind == GELU ? gelu(y) : y);
     }

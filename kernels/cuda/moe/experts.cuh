@@ -2,28 +2,43 @@
 #pragma once
 #include "../common/common.cuh"
 
-// The expert that comes at place `rank` of `logits` [num_experts]. All lanes of a warp call it; all get the answer.
-// Where NaN leaves a place empty it is any expert: the sampler will see it.
-DEVICE int expert_of_rank(const float* logits, int num_experts, int rank) {
-    const int lane = threadIdx.x % 32;
-    auto logit = [&](int expert) { return expert < num_experts ? logits[expert] : NEGATIVE_INFINITY; };
-    int found = 0;
-    for (int first = 0; first < num_experts; first += 32) {
-        const int expert = first + lane;
-        const float own = logit(expert);
-        int ahead = 0;
-        for (int others = 0; others < num_experts; others += 32) {
-            const float other = logit(others + lane);
-#pragma unroll
-            for (int i = 0; i < 32; i++) {
-                const float value = __shfl_sync(ALL_LANES, other, i);
-                ahead += value > own || (value == own && others + i < expert);
-            }
+// A number whose order is that of the logits, with NaN in some place of its own; never 0.
+DEVICE u32 order_of(float logit) {
+    const u32 bits = __float_as_uint(__fadd_rn(logit, 0.0f));  // -0 is 0
+    return max(bits & 0x80000000u ? ~bits : bits | 0x80000000u, 1u);
+}
+
+// Goes through the experts of `logits` [num_experts] in the order of their rank. A warp's lanes share them: all of them
+// make the same calls, and all get the answers.
+class Ranking {
+    const float* logits;
+    int num_experts;
+    u32 order = 0;    // of the expert found last
+    int expert = -1;  // that one
+
+   public:
+    DEVICE Ranking(const float* logits, int num_experts) : logits(logits), num_experts(num_experts) {}
+
+    // The next expert: the one with the largest logit of those that come after the last one.
+    DEVICE int next() {
+        u32 best = 0;
+        int own = 0;
+        for (int other = threadIdx.x % 32; other < num_experts; other += 32) {
+            const u32 its = order_of(logits[other]);
+            const bool comes_after = expert < 0 || its < order || (its == order && other > expert);
+            if (comes_after && its > best) best = its, own = other;
         }
-        const u32 there = __ballot_sync(ALL_LANES, expert < num_experts && ahead == rank);
-        if (there) found = first + __ffs(there) - 1;
+        order = __reduce_max_sync(ALL_LANES, best);
+        expert = __reduce_min_sync(ALL_LANES, best == order ? own : num_experts);
+        return expert;
     }
-    return found;
+};
+
+// The expert that comes at place `rank` of `logits` [num_experts]. All lanes of a warp call it; all get the answer.
+DEVICE int expert_of_rank(const float* logits, int num_experts, int rank) {
+    Ranking ranking(logits, num_experts);
+    for (int before = 0; before < rank; before++) ranking.next();
+    return ranking.next();
 }
 
 // Softmax over the `num_used` experts with the largest logits: one lane calls store(rank, expert, routing weight)
@@ -31,13 +46,15 @@ DEVICE int expert_of_rank(const float* logits, int num_experts, int rank) {
 template <typename Store>
 DEVICE void weigh_experts(const float* logits, int num_experts, int num_used, Store store) {
     float first = 0.0f, total = 0.0f;
+    Ranking summed(logits, num_experts);
     for (int rank = 0; rank < num_used; rank++) {
-        const float logit = logits[expert_of_rank(logits, num_experts, rank)];
+        const float logit = logits[summed.next()];
         if (rank == 0) first = logit;
         total += expf(logit - first);
     }
+    Ranking stored(logits, num_experts);
     for (int rank = 0; rank < num_used; rank++) {
-        const int expert = expert_of_rank(logits, num_experts, rank);
+        const int expert = stored.next();
         if (threadIdx.x % 32 == 0) store(rank, expert, expf(logits[expert] - first) / total);
     }
 }

@@ -1,13 +1,14 @@
-// Rows of the residual stream -> normed float16 rows.
+// Rows of the residual stream -> normed float16 rows; or float32 rows -> normed and added to the residual stream.
 //   norm_rows        a block has a row, a warp a partition of it
 //   norm_short_rows  for many rows of up to PARTITION_STEP columns: a warp has a row, a lane four columns of each
 //   partition
+//   norm_residual    a block has a row, as in norm_rows
 #include "norm.cuh"
 
 struct NormRowsParams {
     const float* x;   // [num_x_rows, width]
     const int* rows;  // [num_rows] which row of x; null: in order
-    u16* out;         // [num_rows, width]
+    void* out;        // [num_rows, width] float16; norm_residual: float32, added to
     NormParams norm;
     int num_rows;
 };
@@ -15,7 +16,7 @@ struct NormRowsParams {
 DEVICE i64 source_row(const NormRowsParams& p, i64 row) { return p.rows ? p.rows[row] : row; }
 
 DEVICE void store_normed(const NormRowsParams& p, i64 row, int column, float4 n) {
-    *(uint2*)(p.out + row * p.norm.width + column) = pack_quad(n);
+    *(uint2*)((u16*)p.out + row * p.norm.width + column) = pack_quad(n);
 }
 
 KERNEL __launch_bounds__(32 * NORM_PARTITIONS, 6) norm_rows(const __grid_constant__ NormRowsParams p) {
@@ -24,6 +25,17 @@ KERNEL __launch_bounds__(32 * NORM_PARTITIONS, 6) norm_rows(const __grid_constan
     const i64 row = blockIdx.x, source = source_row(p, row);
     normalise_row(p.norm, p.x + source * p.norm.width, shared,
                   [&](int column, float4 n) { store_normed(p, row, column, n); });
+}
+
+KERNEL __launch_bounds__(32 * NORM_PARTITIONS, 6) norm_residual(const __grid_constant__ NormRowsParams p) {
+    wait_for_previous();
+    __shared__ float shared[2 * NORM_PARTITIONS];
+    const i64 row = blockIdx.x;
+    normalise_row(p.norm, p.x + row * p.norm.width, shared, [&](int column, float4 n) {
+        float4* to = (float4*)((float*)p.out + row * p.norm.width + column);
+        const float4 old = *to;
+        *to = float4{__fadd_rn(old.x, n.x), __fadd_rn(old.y, n.y), __fadd_rn(old.z, n.z), __fadd_rn(old.w, n.w)};
+    });
 }
 
 // Calls use(partition, column) for this lane's columns.

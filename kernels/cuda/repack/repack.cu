@@ -174,7 +174,8 @@ struct UnpackParams {
     const int* rows;  // [num_rows] rows of the matrix, clamped to those it has: -1 is padding; null: from 0 on
     float* out;       // [num_rows, width]
     int num_rows, matrix_rows, width, num_units;
-    int adds;  // to what `out` holds
+    int adds;     // to what `out` holds
+    float scale;  // of the numbers
 };
 
 // Rounded as ggml's dequantize_row_*: products and differences in float32, one after the other.
@@ -235,7 +236,8 @@ KERNEL __launch_bounds__(128) unpack_rows(const __grid_constant__ UnpackParams p
     for (int q = 0; q < 8; q++)
 #pragma unroll
         for (int e = 0; e < 2; e++)
-            number[q][e] = packed_element(p.packed, source, chunk * 64 + 8 * q + 2 * t + e, p.num_units);
+            number[q][e] =
+                __fmul_rn(packed_element(p.packed, source, chunk * 64 + 8 * q + 2 * t + e, p.num_units), p.scale);
 #pragma unroll
     for (int q = 0; q < 8; q++) {
         const int k = chunk * 64 + 8 * q + 2 * t;

@@ -62,6 +62,9 @@ def test_rows_are_expanded_exactly(
         out = empty((num_ids, width), np.float32)
         embed(device.context, upload(ids), table, out=out)
         assert_same_bits(download(out), expand(name, blocks[ids], width))
+        embed(device.context, upload(ids), table, scale=12.5, out=out)
+        with np.errstate(all="ignore"):
+            assert_same_bits(download(out), expand(name, blocks[ids], width) * np.float32(12.5))
 
 
 def test_every_exponent_of_mxfp4_and_every_half(

@@ -10,7 +10,15 @@ import numpy as np
 import pytest
 
 from kernels.devices.cuda import CudaDevice
-from kernels.ops.matmul import linear, linear_residual, norm_gelu, norm_head, norm_linear, norm_swiglu
+from kernels.ops.matmul import (
+    linear,
+    linear_norm_residual,
+    linear_residual,
+    norm_gelu,
+    norm_head,
+    norm_linear,
+    norm_swiglu,
+)
 from kernels.runtime.compiler import Compiler
 from kernels.runtime.launcher import Context
 from kernels.runtime.module_cache import ModuleCache
@@ -153,6 +161,32 @@ def test_gelu_layer_norm_residual_and_head(
     logits = empty((rows.size, 1001), np.float32)
     norm_head(device.context, upload(x), upload(rows), norm, layers[2], out=logits)
     assert relative(download(logits), normed[rows] @ values_of(head).T) < 8e-4
+
+
+@pytest.mark.parametrize("name", ["Q8_0", "Q4_K"])
+def test_a_branch_is_scaled_or_normed_before_it_is_added(
+    device: CudaDevice, upload: Upload, download: Download, name: str
+) -> None:
+    rng = np.random.default_rng(6)
+    width, most = 1280, 300
+    weight = random_weight(name, (width, 512), rng, bias=True)
+    layers = load(device, lambda store: store.projection([weight]))
+    x, before = rng.normal(size=(most, 512)).astype(np.float16), rng.normal(size=(most, width)).astype(np.float32)
+    norm_weight = rng.normal(1, 0.1, width).astype(np.float32)
+    norm = RmsNorm(upload(norm_weight), 1e-3)
+    branch = x.astype(np.float64) @ values_of(weight).T + weight.bias
+    normed = branch / np.sqrt((branch**2).mean(axis=1, keepdims=True) + 1e-3) * norm_weight
+    found: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+    for num_tokens in (1, 3, 17, most):
+        activated, scaled, added = upload(x[:num_tokens]), upload(before[:num_tokens]), upload(before[:num_tokens])
+        linear_residual(device.context, activated, layers, scale=0.22, out=scaled)
+        linear_norm_residual(device.context, activated, layers, norm, out=added)
+        found[num_tokens] = download(scaled), download(added)
+    assert relative(found[most][0] - before, 0.22 * branch) < 8e-4
+    assert relative(found[most][1] - before, normed) < 8e-4
+    for num_tokens, results in found.items():
+        for result, whole in zip(results, found[most], strict=True):
+            np.testing.assert_array_equal(result, whole[:num_tokens])
 
 
 @pytest.mark.parametrize("name", ["F16", "Q4_0", "Q8_0", "Q4_K", "Q6_K", "MXFP4"])

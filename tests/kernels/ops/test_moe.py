@@ -7,25 +7,41 @@ import pytest
 
 from kernels.devices.cuda import CudaDevice
 from kernels.ops.moe import norm_moe_residual
-from kernels.weights.parameters import RmsNorm
+from kernels.weights.parameters import Clamp, RmsNorm
 from tests.kernels.conftest import Download, Upload
 from tests.kernels.ops.random_weights import random_weight, values_of
 from tests.kernels.ops.test_matmul import load, relative
 
 pytestmark = pytest.mark.gpu
 
-ALPHA, LIMIT = 1.702, 7.0
+CLAMP = Clamp(1.702, 7.0)
 
 
-@pytest.mark.sanitize("8-2-MXFP4")
-@pytest.mark.parametrize(("num_experts", "num_used", "name"), [(8, 2, "MXFP4"), (32, 4, "MXFP4"), (5, 5, "Q8_0")])
+@pytest.mark.sanitize("8-2-*", "128-8-*")
+@pytest.mark.parametrize(
+    ("num_experts", "num_used", "name", "clamp"),
+    [
+        (8, 2, "MXFP4", CLAMP),
+        (32, 4, "MXFP4", CLAMP),
+        (5, 5, "Q8_0", CLAMP),
+        (128, 8, "Q4_K", None),
+        (60, 4, "Q6_K", None),
+        (160, 10, "Q4_0", None),
+    ],
+)
 def test_experts_are_chosen_and_summed_as_in_float64(
-    device: CudaDevice, upload: Upload, download: Download, num_experts: int, num_used: int, name: str
+    device: CudaDevice,
+    upload: Upload,
+    download: Download,
+    num_experts: int,
+    num_used: int,
+    name: str,
+    clamp: Clamp | None,
 ) -> None:
     rng = np.random.default_rng(num_experts)
-    width, inner = 192, 128
-    gate, up = (random_weight(name, (num_experts, inner, width), rng, bias=True) for _ in range(2))
-    down = random_weight(name, (num_experts, width, inner), rng, bias=True)
+    width, inner = (192, 128) if clamp else (512, 256)  # K formats have blocks of 256
+    gate, up = (random_weight(name, (num_experts, inner, width), rng, bias=bool(clamp)) for _ in range(2))
+    down = random_weight(name, (num_experts, width, inner), rng, bias=bool(clamp))
     router_weight = random_weight("F32", (num_experts, width), rng, bias=True)
     experts, router = load(device, lambda store: (store.experts(gate, up, down), store.router(router_weight, num_used)))
     x = rng.normal(size=(1100, width)).astype(np.float32)
@@ -41,15 +57,18 @@ def test_experts_are_chosen_and_summed_as_in_float64(
     expected = x[:300].astype(np.float64)
     for token in range(300):
         for expert, routing_weight in zip(chosen[token], routing_weights[token], strict=True):
-            g = np.minimum(gates[expert] @ normed[token] + gate.bias[expert], LIMIT)
-            u = np.clip(ups[expert] @ normed[token] + up.bias[expert], -LIMIT, LIMIT)
-            h = g / (1 + np.exp(-ALPHA * g)) * (u + 1)
-            expected[token] += routing_weight * (downs[expert] @ h + down.bias[expert])
+            g, u, steepness = gates[expert] @ normed[token], ups[expert] @ normed[token], 1.0
+            if clamp:
+                g = np.minimum(g + gate.bias[expert], clamp.limit)
+                u = np.clip(u + up.bias[expert], -clamp.limit, clamp.limit) + 1
+                steepness = clamp.alpha
+            result = downs[expert] @ (g / (1 + np.exp(-steepness * g)) * u)
+            expected[token] += routing_weight * (result + down.bias[expert] if clamp else result)
 
     found = {}
     for num_tokens in (1, 2, 4, 5, 64, 300, 1100):
         stream = upload(x[:num_tokens])
-        norm_moe_residual(device.context, stream, norm, router, experts, ALPHA, LIMIT, out=stream)
+        norm_moe_residual(device.context, stream, norm, router, experts, clamp, out=stream)
         found[num_tokens] = download(stream)
     assert relative(found[1100][:300] - x[:300], expected - x[:300]) < 3e-3
     assert [n for n in found if not np.array_equal(found[n], found[1100][:n])] == []

@@ -18,5 +18,7 @@ def test_rows_come_out_of_the_table_by_id_and_by_position(name: str) -> None:
     out = np.empty((3, 32), np.float32)
     embed(ids, table, out=out)
     np.testing.assert_array_equal(out, expanded[ids])
+    embed(ids, table, scale=12.5, out=out)
+    np.testing.assert_array_equal(out, expanded[ids] * np.float32(12.5))
     embed_positions(ids, table, places, positions, out=out)
     np.testing.assert_array_equal(out, expanded[ids] + positions.rows(places))

@@ -69,3 +69,5 @@ def test_the_residual_stream_is_added_to() -> None:
     stream = np.full((3, 2), 10, np.float32)
     linear_residual(np.ones((3, 32), np.float32), (layer,), out=stream)
     np.testing.assert_array_equal(stream, [[43, 44]] * 3)
+    linear_residual(np.ones((3, 32), np.float32), (layer,), scale=0.5, out=stream)
+    np.testing.assert_array_equal(stream, [[59.5, 61]] * 3)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
 from kernels.reference.matmul import Linear
 from kernels.reference.moe import Expert, Router, norm_moe_residual
-from kernels.weights.parameters import RmsNorm
+from kernels.weights.parameters import Clamp, RmsNorm
 from tests.kernels.reference.test_matmul import make_matrix
 
 HIDDEN, FFN, EXPERTS, USED = 32, 64, 6, 3
+CLAMP = Clamp(1.702, 7.0)
 RNG = np.random.default_rng(0)
 
 
@@ -25,9 +27,9 @@ EXPERT_LIST = [
 ]
 
 
-def run(x: np.ndarray, router: Router = ROUTER) -> np.ndarray:
+def run(x: np.ndarray, router: Router = ROUTER, clamp: Clamp | None = CLAMP) -> np.ndarray:
     out = x.copy()
-    norm_moe_residual(out, NORM, router, EXPERT_LIST, 1.702, 7.0, out=out)
+    norm_moe_residual(out, NORM, router, EXPERT_LIST, clamp, out=out)
     return out
 
 
@@ -35,9 +37,10 @@ def dense(layer: Linear, x: np.ndarray) -> np.ndarray:
     return layer.matrix.rows(slice(None)).astype(np.float64) @ x + layer.bias
 
 
-def test_a_token_gets_the_weighted_sum_of_its_best_experts() -> None:
+@pytest.mark.parametrize("clamp", [CLAMP, None], ids=["clamped", "plain"])
+def test_a_token_gets_the_weighted_sum_of_its_best_experts(clamp: Clamp | None) -> None:
     x = RNG.normal(size=(10, HIDDEN)).astype(np.float32)
-    for row, actual in zip(x, run(x), strict=True):
+    for row, actual in zip(x, run(x, clamp=clamp), strict=True):
         normed = row / np.sqrt((row.astype(np.float64) ** 2).mean() + 1e-5)
         logits = dense(ROUTER_LAYER, normed)
         best = np.argsort(-logits)[:USED]
@@ -45,9 +48,10 @@ def test_a_token_gets_the_weighted_sum_of_its_best_experts() -> None:
         expected = row.astype(np.float64)
         for index, routing_weight in zip(best, routing_weights, strict=True):
             expert = EXPERT_LIST[index]
-            gate = np.minimum(dense(expert.gate, normed), 7)
-            up = np.clip(dense(expert.up, normed), -7, 7)
-            expected = expected + routing_weight * dense(expert.down, gate / (1 + np.exp(-1.702 * gate)) * (up + 1))
+            gate, up, steepness = dense(expert.gate, normed), dense(expert.up, normed), 1.0
+            if clamp:
+                gate, up, steepness = np.minimum(gate, 7), np.clip(up, -7, 7) + 1, 1.702
+            expected = expected + routing_weight * dense(expert.down, gate / (1 + np.exp(-steepness * gate)) * up)
         np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-3)
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from kernels.reference.matmul import Linear
-from kernels.reference.norm import norm_gelu, norm_head, norm_linear, norm_swiglu, normalise
+from kernels.reference.norm import linear_norm_residual, norm_gelu, norm_head, norm_linear, norm_swiglu, normalise
 from kernels.weights.parameters import LayerNorm, Norm, RmsNorm
 from tests.kernels.reference.test_matmul import make_matrix
 
@@ -60,3 +60,12 @@ def test_the_head_sees_the_rows_that_are_asked_for() -> None:
     out = np.empty((3, 30), np.float32)
     norm_head(x, np.array([6, 0, 6], np.int32), RMS, (head,), out=out)
     np.testing.assert_allclose(out, exact(RMS, x[[6, 0, 6]]) @ head.matrix.rows(slice(None)).T, atol=1e-4)
+
+
+def test_a_branch_is_normed_before_it_is_added_to_the_residual_stream() -> None:
+    x, before = RNG.normal(size=(5, 24)).astype(np.float32), RNG.normal(size=(5, 64)).astype(np.float32)
+    matrix = make_matrix(RNG.normal(size=(64, 24)))
+    stream = before.copy()
+    linear_norm_residual(x, (Linear(matrix),), RMS, out=stream)
+    expected = before + exact(RMS, x @ matrix.rows(slice(None)).T)
+    np.testing.assert_allclose(stream, expected, rtol=1e-4, atol=1e-4)

@@ -44,8 +44,12 @@ def test_experts_and_yarn_are_described(tmp_path: Path) -> None:
 def test_whoever_declares_experts_is_named_where_they_are_refused(tmp_path: Path) -> None:
     spec = FAMILIES["qwen2"]()
     write_model(replace(spec, keys={**spec.keys, "expert_count": 8}), tmp_path / "model.gguf")
-    declared = {"qwen2": Architecture(), "one": Architecture(has_experts=True), "two": Architecture(has_experts=True)}
-    with pytest.raises(ModelLoadFailed, match="experts are supported for one, two only, which need them"):
+    declared = {
+        "qwen2": Architecture(),
+        "one": Architecture(experts="required"),
+        "two": Architecture(experts="allowed"),
+    }
+    with pytest.raises(ModelLoadFailed, match="is 8: experts are supported for one, two only"):
         read_config(open_gguf(tmp_path / "model.gguf"), "qwen2", declared)
 
 

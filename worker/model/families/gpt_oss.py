@@ -12,16 +12,15 @@ from typing import ClassVar
 
 from kernels.batch import AnyArray, Step
 from kernels.devices.protocol import AnyExperts, AnyProjection, AnyRouter, Device
-from kernels.weights.parameters import Attention, RmsNorm
+from kernels.weights.parameters import Attention, Clamp, RmsNorm
 from worker.model.config import Architecture, ModelConfig
 from worker.model.kv_cache import KVCache
 from worker.model.rope_scaling import plain_rope
 from worker.model.step_activations import StepActivations
 from worker.model.weights import TensorSpec, Weights
 
-# Constants of the architecture: the file has no keys for them.
-SWIGLU_ALPHA = 1.702
-SWIGLU_LIMIT = 7.0
+# Of the architecture: the file has no keys for it.
+CLAMP = Clamp(alpha=1.702, limit=7.0)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -38,7 +37,7 @@ class _Layer:
 class GptOss:
     """Architecture ``gpt-oss``."""
 
-    architectures: ClassVar[Mapping[str, Architecture]] = {"gpt-oss": Architecture(has_experts=True)}
+    architectures: ClassVar[Mapping[str, Architecture]] = {"gpt-oss": Architecture(experts="required")}
     recompute_at: int | None = None
 
     def __init__(self, config: ModelConfig, weights: Weights, device: Device) -> None:
@@ -63,7 +62,7 @@ class GptOss:
             ops.norm_linear(x, layer.attention_norm, layer.qkv, out=acts.qkv)
             ops.rope_attention(acts.qkv, rotation, attention, step, plan, out_cache=layer_cache, out=acts.attended)
             ops.linear_residual(acts.attended, layer.output, out=x)
-            ops.norm_moe_residual(x, layer.ffn_norm, layer.router, layer.experts, SWIGLU_ALPHA, SWIGLU_LIMIT, out=x)
+            ops.norm_moe_residual(x, layer.ffn_norm, layer.router, layer.experts, CLAMP, out=x)
         ops.norm_head(x, step.logit_rows, self._norm, self._head, out=acts.logits)
         return acts.logits
 
