@@ -86,6 +86,8 @@ def _add_metadata(writer: gguf.GGUFWriter, spec: ModelSpec) -> None:
             writer.add_string(full_key, value)
         elif isinstance(value, float):
             writer.add_float32(full_key, value)
+        elif isinstance(value, list):
+            writer.add_array(full_key, value)
         else:
             writer.add_uint32(full_key, value)
     vocabulary = spec.vocabulary

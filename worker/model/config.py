@@ -5,16 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from orcd.errors import ModelLoadFailed
 from worker.model.gguf import GGUFFile
+from worker.model.metadata_keys import MetadataKeys
 
 MAX_LAYERS = 4096
 MAX_WIDTH = 1 << 20
 MAX_HEADS = 1 << 16
 MAX_CONTEXT = 1 << 30
 MAX_EXPERTS = 4096
+SCALE_KEYS = frozenset(("embedding_scale", "residual_scale", "attention.scale", "logit_scale"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,6 +29,10 @@ class Architecture:
     """Whether the layers are mixtures of experts: the file must then say how many, and otherwise must not."""
     has_scales: bool = False
     """Whether the file has the numbers of `Scales`, or some of them."""
+    keys: frozenset[str] = frozenset()
+    """Metadata keys that change numbers and that the family reads, beside those of `worker.model.metadata_keys`."""
+    ignored_tensors: tuple[str, ...] = ()
+    """Expressions for the names of tensors that files may hold and that the forward pass has no use for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,17 +57,24 @@ class RopeConfig:
     scaling: str  # none, linear, yarn, longrope
     factor: float
     original_context_length: int
-    attention_factor: float | None  # None: what the scaling's formula gives
+    attention_factor: float | None  # None: what the scaling's formula gives; YaRN's is multiplied by it
     beta_fast: float
     beta_slow: float
+    yarn_attention_factor: float | None  # in place of what YaRN's formula gives
+    yarn_extrapolation: float  # share of YaRN's blending that takes place
+    yarn_log_multiplier: float  # of the logarithm that YaRN's attention factor is divided by; 0: it is not
 
 
 @dataclass(frozen=True, slots=True)
 class ModelConfig:
-    """Sizes in elements; ``sliding_window`` 0 is none, ``num_experts`` 0 a dense model."""
+    """Sizes in elements; ``sliding_window`` 0 is none, ``num_experts`` 0 a dense model.
+
+    ``num_mtp_layers`` blocks follow the last layer in the file: they predict further tokens, and are not run.
+    """
 
     architecture: str
     num_layers: int
+    num_mtp_layers: int
     hidden: int
     intermediate: int
     num_heads: int
@@ -87,61 +100,15 @@ class ModelConfig:
         return self.num_kv_heads * self.head_dim
 
 
-class _Keys:
-    """The metadata keys of one architecture, typed and range-checked; errors name file and key."""
-
-    def __init__(self, gguf: GGUFFile, architecture: str) -> None:
-        self._gguf = gguf
-        self._prefix = f"{architecture}."
-
-    def integer(self, key: str, least: int, most: int, default: int | None = None) -> int:
-        """A whole number; without a default the key must be there."""
-        value = self._value(key, default)
-        if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
-            raise self.error(key, f"is {shown(value)}; it must be a whole number from {least} to {most}")
-        return value
-
-    def number(self, key: str, least: float, most: float, default: float | None = None) -> float:
-        """A finite number."""
-        value = self._value(key, default)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most:
-            raise self.error(key, f"is {shown(value)}; it must be a number from {least:g} to {most:g}")
-        return float(value)
-
-    def text(self, key: str, choices: tuple[str, ...], default: str) -> str:
-        """One of ``choices``."""
-        value = self._value(key, default)
-        if value not in choices:
-            raise self.error(key, f"is {shown(value)}; known are {', '.join(choices)}")
-        return str(value)
-
-    def has(self, key: str) -> bool:
-        """Whether the file has the key."""
-        return self._prefix + key in self._gguf.metadata
-
-    def error(self, key: str, problem: str) -> ModelLoadFailed:
-        """The error that names the file and the key, to be raised."""
-        return ModelLoadFailed(f"{self._gguf.path}: metadata key {self._prefix}{key} {problem}")
-
-    def _value(self, key: str, default: Any) -> Any:
-        value = self._gguf.metadata.get(self._prefix + key, default)
-        if value is None:
-            raise self.error(key, "is missing")
-        return value
-
-
-def shown(value: Any) -> str:
-    """A value of the file for an error message, which stays short whatever the file holds."""
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:60]}..."
-
-
 def read_config(gguf: GGUFFile, name: str, architectures: Mapping[str, Architecture]) -> ModelConfig:
     """The configuration of a model whose ``general.architecture`` is ``name``, one of the known ``architectures``.
 
     Raises `ModelLoadFailed` naming the key that is missing, of a wrong type, out of range or contradictory.
     """
-    keys, architecture = _Keys(gguf, name), architectures[name]
+    keys, architecture = MetadataKeys(gguf, name), architectures[name]
+    keys.check_all_known(architecture.keys | SCALE_KEYS if architecture.has_scales else architecture.keys)
+    num_blocks = keys.integer("block_count", 1, MAX_LAYERS)
+    num_mtp_layers = keys.integer("nextn_predict_layers", 0, num_blocks - 1, 0)
     hidden = keys.integer("embedding_length", 1, MAX_WIDTH)
     num_heads = keys.integer("attention.head_count", 1, MAX_HEADS)
     num_kv_heads = keys.integer("attention.head_count_kv", 1, MAX_HEADS, num_heads)
@@ -158,7 +125,8 @@ def read_config(gguf: GGUFFile, name: str, architectures: Mapping[str, Architect
     context_length = keys.integer("context_length", 1, MAX_CONTEXT)
     return ModelConfig(
         architecture=name,
-        num_layers=keys.integer("block_count", 1, MAX_LAYERS),
+        num_layers=num_blocks - num_mtp_layers,
+        num_mtp_layers=num_mtp_layers,
         hidden=hidden,
         intermediate=keys.integer("expert_feed_forward_length", 1, MAX_WIDTH, intermediate)
         if num_experts
@@ -172,12 +140,12 @@ def read_config(gguf: GGUFFile, name: str, architectures: Mapping[str, Architect
         sliding_window=keys.integer("attention.sliding_window", 0, MAX_CONTEXT, 0),
         num_experts=num_experts,
         num_experts_used=keys.integer("expert_used_count", 1, num_experts) if num_experts else 0,
-        rope=_rope(keys, head_dim, context_length),
+        rope=_rope(gguf, keys, head_dim, context_length),
         scales=_scales(keys) if architecture.has_scales else Scales(),
     )
 
 
-def _scales(keys: _Keys) -> Scales:
+def _scales(keys: MetadataKeys) -> Scales:
     return Scales(
         embedding=keys.number("embedding_scale", 1e-6, 1e6, 1.0),
         residual=keys.number("residual_scale", 1e-6, 1e6, 1.0),
@@ -186,7 +154,7 @@ def _scales(keys: _Keys) -> Scales:
     )
 
 
-def _head_dim(keys: _Keys, hidden: int, num_heads: int) -> int:
+def _head_dim(keys: MetadataKeys, hidden: int, num_heads: int) -> int:
     if not keys.has("attention.key_length") and hidden % num_heads:
         raise keys.error("attention.head_count", f"is {num_heads}, which does not divide embedding_length {hidden}")
     head_dim = keys.integer("attention.key_length", 1, MAX_WIDTH, hidden // num_heads)
@@ -195,7 +163,7 @@ def _head_dim(keys: _Keys, hidden: int, num_heads: int) -> int:
     return head_dim
 
 
-def _vocab_size(gguf: GGUFFile, keys: _Keys) -> int:
+def _vocab_size(gguf: GGUFFile, keys: MetadataKeys) -> int:
     """Rows of the embedding; the vocabulary, if the file has one, must have as many tokens."""
     embedding = gguf.tensors.get("token_embd.weight")
     if embedding is None:
@@ -212,18 +180,43 @@ def _vocab_size(gguf: GGUFFile, keys: _Keys) -> int:
     return vocab_size
 
 
-def _rope(keys: _Keys, head_dim: int, context_length: int) -> RopeConfig:
+def _rope(gguf: GGUFFile, keys: MetadataKeys, head_dim: int, context_length: int) -> RopeConfig:
     num_dimensions = keys.integer("rope.dimension_count", 2, head_dim, head_dim)
     if num_dimensions % 2:
         raise keys.error("rope.dimension_count", f"is {num_dimensions}; rotated elements come in pairs")
-    attention_factor = keys.number("rope.scaling.attn_factor", 0, 1e3) if keys.has("rope.scaling.attn_factor") else None
+    factor = _factor(keys, "rope.scaling.factor") or _factor(keys, "rope.scale_linear") or 1.0
+    # As in llama.cpp, a factor without a type is linear.
+    default = "none" if factor == 1 else "linear"
+    scaling = keys.text("rope.scaling.type", ("none", "linear", "yarn", "longrope"), default)
+    has_long_factors = "rope_factors_long.weight" in gguf.tensors
+    if scaling == "longrope" and (factor != 1 or not has_long_factors):
+        raise keys.error("rope.scaling.type", "is longrope: its factors must be tensors, and rope.scaling.factor 1")
+    if scaling in ("linear", "yarn") and has_long_factors:
+        raise keys.error("rope.scaling.type", f"({scaling}) and tensor 'rope_factors_long.weight' exclude each other")
+    extrapolation = keys.number("rope.scaling.yarn_ext_factor", -1, 1, -1.0)  # negative: not set
+    if scaling != "yarn" and extrapolation > 0:
+        raise keys.error("rope.scaling.yarn_ext_factor", f"is {extrapolation:g}, but rope.scaling.type {scaling}")
     return RopeConfig(
         num_dimensions=num_dimensions,
         base=keys.number("rope.freq_base", math.ulp(1.0), 1e12, 10_000.0),
-        scaling=keys.text("rope.scaling.type", ("none", "linear", "yarn", "longrope"), "none"),
-        factor=keys.number("rope.scaling.factor", 1e-6, 1e6, 1.0),
-        original_context_length=keys.integer("rope.scaling.original_context_length", 1, MAX_CONTEXT, context_length),
-        attention_factor=attention_factor,
+        scaling=scaling,
+        factor=factor,
+        original_context_length=keys.integer("rope.scaling.original_context_length", 0, MAX_CONTEXT, 0)
+        or context_length,
+        attention_factor=_optional(keys, "rope.scaling.attn_factor"),
         beta_fast=keys.number("rope.scaling.yarn_beta_fast", 1e-6, 1e6, 32.0),
         beta_slow=keys.number("rope.scaling.yarn_beta_slow", 1e-6, 1e6, 1.0),
+        yarn_attention_factor=_optional(keys, "rope.scaling.yarn_attn_factor"),
+        yarn_extrapolation=1.0 if extrapolation < 0 else extrapolation,
+        yarn_log_multiplier=keys.number("rope.scaling.yarn_log_multiplier", 0, 1e3, 0.0),
     )
+
+
+def _factor(keys: MetadataKeys, key: str) -> float:
+    """By what a context is extended; 0, which some programs write, for none."""
+    factor = keys.number(key, 0, 1e6, 0.0)
+    return keys.number(key, 1e-6, 1e6) if factor else 0.0
+
+
+def _optional(keys: MetadataKeys, key: str) -> float | None:
+    return keys.number(key, 0, 1e3) if keys.has(key) else None

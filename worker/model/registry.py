@@ -11,12 +11,13 @@ import numpy as np
 from kernels.batch import AnyArray, Step
 from kernels.devices.protocol import Device
 from orcd.errors import ModelLoadFailed
-from worker.model.config import Architecture, ModelConfig, read_config, shown
+from worker.model.config import Architecture, ModelConfig, read_config
 from worker.model.families.gpt2 import GPT2
 from worker.model.families.gpt_oss import GptOss
 from worker.model.families.llama import Llama
 from worker.model.gguf import GGUFFile
 from worker.model.kv_cache import KVCache, allocate_cache, bytes_per_block
+from worker.model.metadata_keys import shown
 from worker.model.weights import Progress, Weights
 
 
@@ -62,6 +63,15 @@ FAMILIES = {name: family for family in _CLASSES for name in family.architectures
 """Architecture, as ``general.architecture`` names it -> family."""
 ARCHITECTURES = {name: family.architectures[name] for name, family in FAMILIES.items()}
 
+_MTP_TENSORS = r"blk\.\d+\.nextn\..*"
+"""What predicts further tokens, which a file may hold for programs that guess ahead."""
+_NO_MODELS = {
+    "mmproj": "is a vision projector (mmproj), which goes with a model; give the file of the model itself",
+    "adapter": "is an adapter (LoRA), which goes with a model; give a file of the model that has it merged",
+    "imatrix": "is an importance matrix, from which quantised files are made; give the file of a model",
+}
+"""``general.type`` of files that are no models -> what is said of them."""
+
 
 def read_model_config(gguf: GGUFFile) -> ModelConfig:
     """The configuration of the model in ``gguf``, read as its family declares it.
@@ -69,6 +79,9 @@ def read_model_config(gguf: GGUFFile) -> ModelConfig:
     Raises `ModelLoadFailed` for an architecture that no family has, and for a key that is wrong.
     """
     name = gguf.metadata.get("general.architecture")
+    kind = "mmproj" if name == "clip" else gguf.metadata.get("general.type")
+    if isinstance(kind, str) and kind in _NO_MODELS:
+        raise ModelLoadFailed(f"{gguf.path}: {_NO_MODELS[kind]}")
     if not isinstance(name, str) or name not in FAMILIES:
         raise ModelLoadFailed(
             f"{gguf.path}: the architecture (general.architecture) is {shown(name)}; "
@@ -95,6 +108,9 @@ def assemble_model(config: ModelConfig, weights: Weights, device: Device) -> Mod
     """
     weights.check_limits(config)
     family = FAMILIES[config.architecture](config, weights, device)
+    weights.ignore(_MTP_TENSORS, *ARCHITECTURES[config.architecture].ignored_tensors)
+    for index in range(config.num_layers, config.num_layers + config.num_mtp_layers):
+        weights.layer(index).ignore(r".*")
     weights.check_all_used()
     # Damaged weights may overflow: no reason for a warning, as the sampler refuses what comes out.
     forward = np.errstate(over="ignore", invalid="ignore")(family.forward)

@@ -29,11 +29,11 @@ def plain_rope(config: ModelConfig, pairing: Pairing, factors: Float32 | None, *
         frequencies = frequencies / rope.factor
     elif rope.scaling == "yarn":
         frequencies = _yarn(rope, frequencies, truncate)
-        attention_factor = 0.1 * math.log(rope.factor) + 1 if rope.factor > 1 else 1.0
+        attention_factor = _yarn_attention_factor(rope)
     if factors is not None:
         frequencies = frequencies / factors
     if rope.attention_factor is not None:
-        attention_factor = rope.attention_factor
+        attention_factor *= rope.attention_factor
     return Rope(frequencies.astype(np.float32)[None], pairing, attention_factor)
 
 
@@ -68,8 +68,16 @@ def _yarn(rope: RopeConfig, frequencies: NDArray[np.float64], truncate: bool) ->
         low, high = math.floor(low), math.ceil(high)
     low, high = max(low, 0), min(high, rope.num_dimensions - 1)
     span = max(high - low, 0.001)
-    interpolated_share = np.clip((np.arange(frequencies.size) - low) / span, 0, 1)
-    blended: NDArray[np.float64] = frequencies / rope.factor * interpolated_share + frequencies * (
-        1 - interpolated_share
-    )
+    kept_share = (1 - np.clip((np.arange(frequencies.size) - low) / span, 0, 1)) * rope.yarn_extrapolation
+    blended: NDArray[np.float64] = frequencies / rope.factor * (1 - kept_share) + frequencies * kept_share
     return blended
+
+
+def _yarn_attention_factor(rope: RopeConfig) -> float:
+    """The paper's 0.1 ln s + 1, for DeepSeek's and Mistral's models divided by the same with a multiplier of ln s."""
+    if rope.yarn_attention_factor is not None:
+        return rope.yarn_attention_factor
+    if rope.factor <= 1 or not rope.yarn_extrapolation:
+        return 1.0
+    logarithm = 0.1 * math.log(rope.factor)
+    return (logarithm + 1) / (rope.yarn_log_multiplier * logarithm + 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import copy
@@ -43,6 +44,7 @@ class Weights:
         self._device = device
         self._prefix = ""
         self._used: set[str] = set()
+        self._ignored: set[str] = set()
 
     def layer(self, index: int) -> Weights:
         """Those of one layer, which have names without ``blk.N.`` there."""
@@ -133,9 +135,14 @@ class Weights:
                 f"{config.head_dim} elements, and a GPU can do {', '.join(map(str, known))}; run it with --device cpu"
             )
 
+    def ignore(self, *expressions: str) -> None:
+        """Leave out the tensors that nobody asked for and whose names (of a layer, within it) match one whole."""
+        pattern = re.compile(re.escape(self._prefix) + f"(?:{'|'.join(expressions)})")
+        self._ignored |= {name for name in self._gguf.tensors.keys() - self._used if pattern.fullmatch(name)}
+
     def check_all_used(self) -> None:
         """A tensor that nobody asked for belongs to a variant of the model that we would compute wrongly."""
-        if unused := self._gguf.tensors.keys() - self._used:
+        if unused := self._gguf.tensors.keys() - self._used - self._ignored:
             raise ModelLoadFailed(
                 f"{self._gguf.path}: tensor {min(unused)!r} is not known for this architecture "
                 f"({len(unused)} such tensors): the file holds a variant that is not supported"
@@ -147,7 +154,7 @@ class Weights:
         ``progress`` is first called with 0 bytes done, when all that comes before is: then it can tell how long the
         rest takes.
         """
-        progress(0, sum(tensor.num_bytes for tensor in self._gguf.tensors.values()))
+        progress(0, sum(tensor.num_bytes for tensor in self._gguf.tensors.values() if tensor.name not in self._ignored))
         for name in self._device.store.load(progress):
             raise self._error(name, NOT_FINITE)
 

@@ -103,6 +103,39 @@ def test_a_tensor_that_no_family_knows_is_refused(tmp_path: Path) -> None:
         load(tmp_path / "tiny.gguf")
 
 
+def test_tensors_that_predict_further_tokens_are_left_out_by_name(tmp_path: Path) -> None:
+    spec = FAMILIES["qwen2"]()
+    plain = logits_alone(load(write_tiny("qwen2", tmp_path / "plain.gguf")), [1, 2, 3])
+    extra = [
+        TensorSpec("blk.1.nextn.eh_proj.weight", "Q8_0", (128, 256)),
+        *(replace(old, name=old.name.replace("blk.1", "blk.2")) for old in spec.tensors if "blk.1" in old.name),
+    ]
+    keys = {**spec.keys, "block_count": 3, "nextn_predict_layers": 1}
+    write_model(replace(spec, keys=keys, tensors=[*spec.tensors, *extra]), tmp_path / "mtp.gguf")
+    model = load(tmp_path / "mtp.gguf")
+    assert model.config.num_layers == 2
+    np.testing.assert_array_equal(logits_alone(model, [1, 2, 3]), plain)
+    without_key = replace(spec, tensors=[*spec.tensors, *extra[:2]])
+    write_model(without_key, tmp_path / "block.gguf")
+    with pytest.raises(ModelLoadFailed, match=r"tensor 'blk.2.attn_\w+.weight' is not known"):
+        load(tmp_path / "block.gguf")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "problem"),
+    [
+        ("general.architecture", "clip", r"a vision projector \(mmproj\), which goes with a model"),
+        ("general.type", "mmproj", r"a vision projector \(mmproj\)"),
+        ("general.type", "adapter", r"an adapter \(LoRA\)"),
+        ("general.type", "imatrix", "an importance matrix"),
+    ],
+)
+def test_a_file_that_goes_with_a_model_is_told_from_one(tmp_path: Path, key: str, value: str, problem: str) -> None:
+    gguf = open_gguf(write_tiny("qwen2", tmp_path / "model.gguf"))
+    with pytest.raises(ModelLoadFailed, match=f"model.gguf: is {problem}"):
+        read_model_config(replace(gguf, metadata={**gguf.metadata, key: value}))
+
+
 def test_heads_of_a_size_that_no_kernel_has_are_refused_on_a_gpu_and_computed_on_the_cpu(tmp_path: Path) -> None:
     path = tmp_path / "model.gguf"
     write_model(phi3(2, hidden=768, ffn=256, heads=16, num_regular=300, window=16, q4_0=False), path)

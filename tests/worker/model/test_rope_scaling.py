@@ -24,6 +24,9 @@ PLAIN = RopeConfig(
     attention_factor=None,
     beta_fast=32.0,
     beta_slow=1.0,
+    yarn_attention_factor=None,
+    yarn_extrapolation=1.0,
+    yarn_log_multiplier=0.0,
 )
 
 
@@ -54,6 +57,40 @@ def test_yarn_interpolates_slow_dimensions_and_leaves_fast_ones(config: ModelCon
         share = np.clip((np.arange(32) - low) / (high - low), 0, 1)
         np.testing.assert_allclose(rope.inverse_frequencies[0], unscaled * (1 - share + share / 32), rtol=1e-4)
         assert rope.attention_factor == pytest.approx(1.3465735)
+
+
+def test_yarn_blends_as_much_as_the_file_says(config: ModelConfig) -> None:
+    linear = plain_rope(replace(config, rope=replace(PLAIN, scaling="linear")), "neox", None, truncate=True)
+    whole = plain_rope(replace(config, rope=replace(PLAIN, scaling="yarn")), "neox", None, truncate=True)
+    half = plain_rope(
+        replace(config, rope=replace(PLAIN, scaling="yarn", yarn_extrapolation=0.5)), "neox", None, truncate=True
+    )
+    none = plain_rope(
+        replace(config, rope=replace(PLAIN, scaling="yarn", yarn_extrapolation=0.0)), "neox", None, truncate=True
+    )
+    np.testing.assert_array_equal(none.inverse_frequencies, linear.inverse_frequencies)
+    assert none.attention_factor == 1.0 and half.attention_factor == whole.attention_factor
+    mean = (linear.inverse_frequencies + whole.inverse_frequencies) / 2
+    np.testing.assert_allclose(half.inverse_frequencies, mean, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, 0.1 * math.log(32) + 1),
+        ({"yarn_log_multiplier": 1.0}, 1.0),
+        ({"yarn_log_multiplier": 0.5}, (0.1 * math.log(32) + 1) / (0.05 * math.log(32) + 1)),
+        ({"yarn_attention_factor": 1.25, "yarn_log_multiplier": 1.0}, 1.25),
+        ({"attention_factor": 1.0}, 0.1 * math.log(32) + 1),
+        ({"attention_factor": 1.5, "yarn_attention_factor": 2.0}, 3.0),
+        ({"factor": 0.5}, 1.0),
+    ],
+)
+def test_yarns_attention_factor_is_what_the_keys_make_of_it(
+    config: ModelConfig, changes: dict[str, float], expected: float
+) -> None:
+    yarn = replace(config, rope=replace(PLAIN, scaling="yarn", **changes))
+    assert plain_rope(yarn, "neox", None, truncate=True).attention_factor == pytest.approx(expected)
 
 
 def test_longrope_has_two_sets_and_its_own_attention_factor(config: ModelConfig) -> None:

@@ -58,7 +58,7 @@ class LlamaArchitecture(Architecture):
 
 ARCHITECTURES: Mapping[str, LlamaArchitecture] = {
     # Llama's converter permutes the rows of Q and K so that a pair's elements are neighbours.
-    "llama": LlamaArchitecture(pairing="normal"),
+    "llama": LlamaArchitecture(pairing="normal", ignored_tensors=(r"blk\.\d+\.attn_rot_embd\.weight",)),
     "phi3": LlamaArchitecture(
         qkv=("attn_qkv",),
         gate_up=("ffn_up",),
