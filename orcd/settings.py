@@ -1,7 +1,7 @@
 """Settings: the table of all ``ORCD_`` variables, how they are read, and those that clients have.
 
 A flag ``--some-name`` of the command line, the variable ``ORCD_SOME_NAME`` and the field ``some_name`` of the settings
-are the same setting. The README lists them; `worker.settings` extends `ClientSettings` by all that a worker has.
+are the same setting. docs/settings.md lists them; `worker.settings` extends `ClientSettings` by all that a worker has.
 """
 
 from __future__ import annotations
@@ -129,7 +129,7 @@ def read_environment(kind: type[S], environment: Mapping[str, str] | None = None
             name = variable.removeprefix(PREFIX).lower()
             if name not in NAMES:
                 similar = difflib.get_close_matches(name, NAMES, 1)
-                meant = f"did you mean {PREFIX}{similar[0].upper()}?" if similar else "see the README's list"
+                meant = f"did you mean {PREFIX}{similar[0].upper()}?" if similar else "docs/settings.md lists all"
                 raise InvalidRequest(f"unknown environment variable {variable}; {meant}")
             if name in types:
                 values[name] = _parse(name, types[name], text)

@@ -76,8 +76,8 @@ def worker(**flags: Any) -> int:
       orcd worker --model qwen2.5-0.5b-instruct-q4_k_m.gguf
       orcd worker --model tiny.gguf --device cpu --redis redis://:password@queue.example:6379/0
 
-    Everything else is set by ORCD_ variables (see the README). `celery -A tasks worker` with the same variables runs
-    the same worker.
+    Everything else is set by ORCD_ variables (docs/settings.md lists them). `celery -A tasks worker` with the same
+    variables runs the same worker.
     """
     settings = from_environment(**flags)
     if not settings.model:

@@ -1,4 +1,4 @@
-"""compose.yaml, Dockerfile and .env.example are valid and say what the README promises."""
+"""compose.yaml, Dockerfile and .env.example are valid and say what docs/deployment.md promises."""
 
 from __future__ import annotations
 

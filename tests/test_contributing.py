@@ -21,7 +21,7 @@ RECIPES = {
     "A metric": 2,
     "An error code": 3,
 }
-"""Most files of each; the README among them, tests not."""
+"""Most files of each; a page of the documentation among them, tests not."""
 
 
 def quoted() -> list[str]:

@@ -1,6 +1,6 @@
 """All that a worker can be told: the settings of clients and its own, read once at the start.
 
-The README lists them; `tests/test_readme.py` keeps that list complete.
+docs/settings.md lists them; `tests/test_docs.py` keeps that list complete.
 """
 
 from __future__ import annotations

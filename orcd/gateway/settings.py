@@ -1,4 +1,4 @@
-"""Settings of a gateway; the README lists them."""
+"""Settings of a gateway; docs/gateway.md lists them."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ from orcd.sampling import (
     convert,
 )
 
-README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+DOCS = Path(__file__).parents[2] / "docs"
 AS_KEYWORDS = {"messages", "prompt_token_ids", "logit_bias", "stop", "stop_token_ids", "bad_words"}  # any sequence
 
 
@@ -103,12 +103,15 @@ def test_the_order_on_the_wire_to_the_engine_only_grows() -> None:
     )  # fmt: skip
 
 
-def test_the_readme_has_the_table_and_names_every_field_of_a_request() -> None:
+def test_the_documentation_has_the_table_and_names_every_field_of_a_request() -> None:
     rows = [
         f"| `{name}` | {row.values} | `{row.default}` | {row.where} | {row.meaning} |"
         for name, row in PARAMETERS.items()
     ]
-    [text] = re.findall(r"^A request has one of `prompt`.*?^From Python", README, re.MULTILINE | re.DOTALL)
-    paragraph, *_ = text.split("\n\n")
-    assert [line for line in text.splitlines() if line.startswith("| `")] == rows, "it should be:\n" + "\n".join(rows)
+    reference = (DOCS / "reference.md").read_text(encoding="utf-8")
+    assert [line for line in reference.splitlines() if line.startswith("| `")] == rows, "\n".join(
+        ["it should be:", *rows]
+    )
+    paragraphs = (DOCS / "enqueue.md").read_text(encoding="utf-8").split("\n\n")
+    [paragraph] = [text for text in paragraphs if text.startswith("A request has one of `prompt`")]
     assert set(re.findall(r"`([a-z_]+)`", paragraph)) | PARAMETERS.keys() == set(Request.__struct_fields__)

@@ -72,7 +72,7 @@ def test_a_client_passes_over_the_variables_of_a_worker_on_the_same_machine() ->
             {"ORCD_REDIS": "redis://127.0.0.1"},
             r"unknown environment variable ORCD_REDIS; did you mean ORCD_REDIS_URL\?",
         ),
-        ({"ORCD_XYZZY": "1"}, "unknown environment variable ORCD_XYZZY; see the README's list"),
+        ({"ORCD_XYZZY": "1"}, "unknown environment variable ORCD_XYZZY; docs/settings.md lists all"),
         ({"ORCD_STEP_TOKENS": "seven"}, "ORCD_STEP_TOKENS must be a whole number"),
         ({"ORCD_STEP_TOKENS": "8e9"}, "ORCD_STEP_TOKENS must be a whole number"),
         ({"ORCD_STEP_TOKENS": "-1"}, "ORCD_STEP_TOKENS must be at least 0"),

@@ -12,7 +12,7 @@ from orcd.errors import InvalidRequest
 from orcd.settings import PREFIX, to_environment
 from worker.settings import Settings, from_environment
 
-README = Path(__file__).parents[2] / "README.md"
+PAGE = Path(__file__).parents[2] / "docs" / "settings.md"
 
 
 def test_nothing_set_gives_the_defaults():
@@ -65,8 +65,8 @@ def test_a_child_process_gets_the_same_settings():
     assert from_environment(environment) == settings
 
 
-def test_the_readme_lists_every_variable_and_no_other():
-    listed = set(re.findall(rf"`({PREFIX}[A-Z_]+)`", README.read_text("utf-8")))
+def test_the_documentation_lists_every_variable_and_no_other():
+    listed = set(re.findall(rf"`({PREFIX}[A-Z_]+)`", PAGE.read_text("utf-8")))
     assert listed == {PREFIX + field.name.upper() for field in fields(Settings)}
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from kernels.weights.formats import BY_GGML_TYPE, FORMATS, WIDEST, Format, Scaling
 
-README = (Path(__file__).parents[3] / "README.md").read_text(encoding="utf-8")
+PAGE = (Path(__file__).parents[3] / "docs" / "models.md").read_text(encoding="utf-8")
 LOADED = """
 import sys
 import kernels.weights.formats
@@ -33,8 +33,8 @@ def test_who_asks_for_formats_loads_no_ops_no_devices_and_no_cupy() -> None:
     assert done.stdout == "[]\n"
 
 
-def test_the_readme_lists_the_formats() -> None:
-    [listed] = re.findall(r"^Tensor types: (.*?), in any mixture", README, re.MULTILINE)
+def test_the_documentation_lists_the_formats() -> None:
+    [listed] = re.findall(r"^Tensor types: (.*?), in any mixture", PAGE, re.MULTILINE)
     assert listed.split(", ") == list(FORMATS)
 
 

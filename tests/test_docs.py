@@ -1,4 +1,4 @@
-"""What the README says exists, and its examples run."""
+"""What the README and the documentation say exists, and their examples in Python run."""
 
 from __future__ import annotations
 
@@ -29,7 +29,6 @@ import worker.settings
 from orcd.cli import queue_commands
 from orcd.cli.main import cli
 from orcd.client import Client
-from orcd.errors import BY_CODE
 from orcd.gateway.settings import GatewaySettings
 from orcd.settings import NAMES, PREFIX, ClientSettings
 from orcd.store.schema import job_key
@@ -52,7 +51,7 @@ def flags_of(verb: tuple[str, ...]) -> set[str]:
     return set(re.findall(r"--[a-z-]+", page.getvalue()))
 
 
-def blocks(language: str, text: str = README) -> list[str]:
+def blocks(language: str, text: str) -> list[str]:
     """The code blocks of a language."""
     return re.findall(rf"^```{language}\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
 
@@ -87,8 +86,8 @@ def variable_rows(kind: type, module: ModuleType, verb: str) -> Iterator[str]:
 
 def test_the_table_of_variables_is_that_of_the_settings() -> None:
     rows = list(variable_rows(Settings, worker.settings, "worker"))
-    table = [line for line in README.splitlines() if line.startswith(f"| `{PREFIX}")]
-    assert table == rows, "the README should have:\n" + "\n".join(rows)
+    table = [line for line in PAGES["settings.md"].splitlines() if line.startswith(f"| `{PREFIX}")]
+    assert table == rows, "docs/settings.md should have:\n" + "\n".join(rows)
 
 
 def test_the_gateways_table_of_variables_has_its_own_settings() -> None:
@@ -101,11 +100,6 @@ def test_the_gateways_table_of_variables_has_its_own_settings() -> None:
 
 def test_the_names_that_clients_know_are_those_of_all_settings() -> None:
     assert {field.name for kind in (Settings, GatewaySettings) for field in fields(kind)} == NAMES
-
-
-def test_the_codes_of_errors_are_those_there_are() -> None:
-    [paragraph] = [text for text in README.split("\n\n") if "The codes:" in text]
-    assert set(re.findall(r"`([A-Z_]+)`", paragraph.partition("The codes:")[2])) == BY_CODE.keys()
 
 
 def command_lines(text: str) -> Iterator[list[str]]:
@@ -191,14 +185,16 @@ def run_example(command: list[str], redis_url: str, folder: Path, **variables: s
 def test_the_python_examples_run_beside_modules_named_like_ours(
     serving: str, users_folder: Path, on_path: bool
 ) -> None:
-    examples = blocks("python")
+    examples = blocks("python", PAGES["enqueue.md"])
     assert len(examples) == 4
     for example in examples:
         variables = {"PYTHONPATH": str(users_folder)} if on_path else {}
         assert run_example([sys.executable, "-W", "error", "-c", example], serving, users_folder, **variables).strip()
 
 
-@pytest.mark.parametrize("page", ["index.md", "python.md"])
+@pytest.mark.parametrize(
+    "page", [name for name, text in PAGES.items() if name != "enqueue.md" and blocks("python", text)]
+)
 def test_the_python_examples_of_the_documentation_run(serving: str, users_folder: Path, page: str) -> None:
     for example in blocks("python", PAGES[page]):
         assert run_example([sys.executable, "-W", "error", "-c", example], serving, users_folder).strip()
@@ -216,7 +212,7 @@ def redis_cli(tmp_path: Path) -> str:
 
 
 def test_the_example_without_python_enqueues_a_job_that_runs(serving: str, users_folder: Path, redis_cli: str) -> None:
-    [example] = [block for block in blocks("sh") if "LPUSH" in block]
+    [example] = [block for block in blocks("sh", PAGES["enqueue.md"]) if "LPUSH" in block]
     output = run_example(["bash", "-euc", example + '\necho "id=$id"'], serving, users_folder, PATH=redis_cli)
     job_id = output.rpartition("id=")[2].strip()
     with Client(serving) as client, redis.Redis.from_url(serving) as connection:
