@@ -11,13 +11,15 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from kernels.weights.formats import Codes, Format, Scaling
+from kernels.weights import grid_dequant
+from kernels.weights.formats import IQ4_NUMBERS, Codes, Format, Scaling
 
 Float32 = NDArray[np.float32]
 UInt8 = NDArray[np.uint8]
 
 # E2M1 values, doubled so that they are integers; the scale below is halved to match.
 MXFP4_VALUES = np.array([0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12], np.float32)
+IQ4_VALUES = np.array(IQ4_NUMBERS, np.float32)
 
 
 def dequantise(format_: Format, blocks: UInt8, *, out: Float32) -> None:
@@ -43,9 +45,9 @@ def is_finite(format_: Format, blocks: UInt8) -> bool:
             return _are_finite_halves(scales[:, :2])
         case Scaling.SCALE_MIN:
             return _are_finite_halves(scales[:, :4])
-        case Scaling.SUPER_SCALES:
+        case Scaling.SUPER_SCALES | Scaling.SUPER_SCALES_32 | Scaling.ODD_SCALES:
             return _are_finite_halves(supers[:, :2])
-        case Scaling.SUPER_MINS:
+        case Scaling.SUPER_MINS | Scaling.SUPER_MINS_16:
             return _are_finite_halves(supers[:, :4])
         case Scaling.EXPONENT:
             return bool((scales[:, 0] < 253).all())  # 12 * 2**125 is beyond float32
@@ -123,6 +125,34 @@ def _k_nibbles(packed: UInt8, out: Float32) -> None:
     out[:, :, 1] = packed >> 4
 
 
+def _two_bits(packed: UInt8, out: Float32) -> None:
+    """64 bytes -> [N, 2, 4, 32]: of every 32 bytes first their lowest two bits."""
+    shifts = np.arange(0, 8, 2, dtype=np.uint8)[:, None]
+    out[:] = packed.reshape(-1, 2, 1, 32) >> shifts & 3
+
+
+def _q2_k(blocks: UInt8, out: Float32) -> None:
+    scales, mins = blocks[:, :16] & 15, blocks[:, :16] >> 4
+    _two_bits(blocks[:, 16:80], out.reshape(-1, 2, 4, 32))
+    groups = out.reshape(-1, 16, 16)
+    groups *= (_half(blocks[:, 80:82]) * scales)[:, :, None]
+    groups -= (_half(blocks[:, 82:]) * mins)[:, :, None]
+
+
+def _q3_k(blocks: UInt8, out: Float32) -> None:
+    _two_bits(blocks[:, 32:96], out.reshape(-1, 2, 4, 32))
+    bit = np.arange(8, dtype=np.uint8)[:, None]
+    groups = out.reshape(-1, 8, 32)
+    groups += (blocks[:, None, :32] >> bit & 1) << 2
+    out -= 4
+    packed = blocks[:, 96:108].reshape(-1, 3, 4)  # 16 scales: low nibbles of eight, of the other eight; upper bits
+    low = np.concatenate([packed[:, :2] & 15, packed[:, :2] >> 4], axis=1)
+    high = packed[:, 2:] >> np.arange(0, 8, 2, dtype=np.uint8)[:, None] & 3
+    scales = (low | high << 4).reshape(-1, 16).astype(np.float32) - 32
+    groups = out.reshape(-1, 16, 16)
+    groups *= (_half(blocks[:, 108:]) * scales)[:, :, None]
+
+
 def _q4_k(blocks: UInt8, out: Float32) -> None:
     scales, mins = _k_scales(blocks)
     _k_nibbles(blocks[:, 16:], out.reshape(-1, 4, 2, 32))
@@ -153,6 +183,23 @@ def _q6_k(blocks: UInt8, out: Float32) -> None:
     groups *= (_half(blocks[:, 208:]) * blocks[:, 192:208].view(np.int8))[:, :, None]
 
 
+def _iq4_nl(blocks: UInt8, out: Float32) -> None:
+    packed = blocks[:, 2:]
+    out[:, :16] = IQ4_VALUES[packed & 15]
+    out[:, 16:] = IQ4_VALUES[packed >> 4]
+    out *= _half(blocks[:, :2])
+
+
+def _iq4_xs(blocks: UInt8, out: Float32) -> None:
+    packed = blocks[:, 8:].reshape(-1, 8, 16)
+    groups = out.reshape(-1, 8, 32)
+    groups[:, :, :16] = IQ4_VALUES[packed & 15]
+    groups[:, :, 16:] = IQ4_VALUES[packed >> 4]
+    low = np.stack([blocks[:, 4:8] & 15, blocks[:, 4:8] >> 4], axis=-1).reshape(-1, 8)
+    high = np.ascontiguousarray(blocks[:, 2:4]).view("<u2") >> np.arange(0, 16, 2, dtype=np.uint16) & 3
+    groups *= (_half(blocks[:, :2]) * ((low | high << 4).astype(np.float32) - 32))[:, :, None]
+
+
 def _mxfp4(blocks: UInt8, out: Float32) -> None:
     exponent = blocks[:, :1].astype(np.uint32)
     scale_bits = np.where(exponent < 2, np.uint32(0x00200000) << exponent, exponent - 1 << 23)  # 2**(e - 128)
@@ -171,9 +218,18 @@ _EXPAND: dict[str, Callable[[UInt8, Float32], None]] = {
     "Q5_0": _q5_0,
     "Q5_1": _q5_1,
     "Q8_0": _q8_0,
+    "Q2_K": _q2_k,
+    "Q3_K": _q3_k,
     "Q4_K": _q4_k,
     "Q5_K": _q5_k,
     "Q6_K": _q6_k,
+    "IQ2_XXS": grid_dequant.iq2_xxs,
+    "IQ2_XS": grid_dequant.iq2_xs,
+    "IQ2_S": grid_dequant.iq2_s,
+    "IQ3_XXS": grid_dequant.iq3_xxs,
+    "IQ3_S": grid_dequant.iq3_s,
+    "IQ4_NL": _iq4_nl,
+    "IQ4_XS": _iq4_xs,
     "MXFP4": _mxfp4,
 }
 

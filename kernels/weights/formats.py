@@ -36,7 +36,10 @@ class Scaling(Enum):
     SCALE = ("float16 of 32 columns", 64, 0)
     SCALE_MIN = ("float16 scale and minimum of 32 columns", 128, 0)
     SUPER_SCALES = ("int8 of 16 columns, times float16 of 256", 64, 32)
+    SUPER_SCALES_32 = ("int8 of 32 columns, times float16 of 256", 32, 32)
     SUPER_MINS = ("6-bit scale and minimum of 32 columns, times float16 scale and minimum of 256", 64, 64)
+    SUPER_MINS_16 = ("4-bit scale and minimum of 16 columns, times float16 scale and minimum of 256", 64, 64)
+    ODD_SCALES = ("odd number below 32 of 16 columns, times float16 of 256", 32, 32)
     EXPONENT = ("power of two of 32 columns, relative to the largest of the row: `RowBase` of dequant.cuh", 32, 0)
 
     def __init__(self, meaning: str, scale_bytes: int, super_bytes: int) -> None:
@@ -116,6 +119,9 @@ class Format:
         return (self.code_bytes + self.high_bytes) // 32 + (self.scaling.scale_bytes + self.scaling.super_bytes) // 8
 
 
+IQ4_NUMBERS = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
+"""What the codes of IQ4_NL and IQ4_XS stand for."""
+
 FORMATS: dict[str, Format] = {
     format_.name: format_
     for format_ in (
@@ -148,7 +154,27 @@ FORMATS: dict[str, Format] = {
 }  # fmt: skip
 """Name -> format, of every type that the kernels read."""
 
-BY_GGML_TYPE: dict[int, Format] = {format_.ggml_type: format_ for format_ in FORMATS.values()}
+READABLE: dict[str, Format] = FORMATS | {
+    format_.name: format_
+    for format_ in (
+        # 16 4-bit scales and mins, 64 code quads, f16 d, f16 dmin
+        Format("Q2_K", 10, 256, 84, scaling=Scaling.SUPER_MINS_16, super_at=80),
+        # 256 high bits, 64 low code quads, 16 6-bit scales, f16 d
+        Format("Q3_K", 11, 256, 110, scaling=Scaling.SUPER_SCALES, super_at=108),
+        Format("IQ2_XXS", 16, 256, 66, scaling=Scaling.ODD_SCALES),
+        Format("IQ2_XS", 17, 256, 74, scaling=Scaling.ODD_SCALES),
+        Format("IQ2_S", 22, 256, 82, scaling=Scaling.ODD_SCALES),
+        Format("IQ3_XXS", 18, 256, 98, scaling=Scaling.ODD_SCALES),
+        Format("IQ3_S", 21, 256, 110, scaling=Scaling.ODD_SCALES),
+        # f16 d, 16 nibble pairs
+        Format("IQ4_NL", 20, 32, 18, scaling=Scaling.SCALE),
+        # f16 d, 8 6-bit scales, 128 nibble pairs
+        Format("IQ4_XS", 23, 256, 136, scaling=Scaling.SUPER_SCALES_32),
+    )
+}
+"""Name -> format, of every type that the CPU device can run."""
+
+BY_GGML_TYPE: dict[int, Format] = {format_.ggml_type: format_ for format_ in READABLE.values()}
 
 WIDEST = FORMATS["Q8_0"]
 """What tensors of several formats are packed in, if all of them fit it."""

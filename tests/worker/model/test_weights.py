@@ -44,8 +44,8 @@ def test_a_type_that_has_no_kernels_is_named(tmp_path: Path) -> None:
     path = write_tiny("qwen2", tmp_path / "model.gguf")
     data = path.read_bytes()
     at = data.index(b"blk.1.ffn_up.weight") + len(b"blk.1.ffn_up.weight") + 4 + 16
-    path.write_bytes(data[:at] + (20).to_bytes(4, "little") + data[at + 4 :])  # IQ4_NL: 18 bytes for 32, fits in Q5_0
-    with pytest.raises(ModelLoadFailed, match=r"'blk.1.ffn_up.weight' has type IQ4_NL; supported are F32, F16"):
+    path.write_bytes(data[:at] + (40).to_bytes(4, "little") + data[at + 4 :])  # NVFP4: 36 bytes for 64, fits in Q5_0
+    with pytest.raises(ModelLoadFailed, match=r"'blk.1.ffn_up.weight' has type NVFP4; supported are F32, F16"):
         load(path)
 
 
