@@ -109,9 +109,8 @@ def test_the_documentation_has_the_table_and_names_every_field_of_a_request() ->
         for name, row in PARAMETERS.items()
     ]
     reference = (DOCS / "reference.md").read_text(encoding="utf-8")
-    assert [line for line in reference.splitlines() if line.startswith("| `")] == rows, "\n".join(
-        ["it should be:", *rows]
-    )
+    table = [line for line in reference.splitlines() if line.startswith("| `")]
+    assert table == rows, "it should be:\n" + "\n".join(rows)
     paragraphs = (DOCS / "enqueue.md").read_text(encoding="utf-8").split("\n\n")
     [paragraph] = [text for text in paragraphs if text.startswith("A request has one of `prompt`")]
     assert set(re.findall(r"`([a-z_]+)`", paragraph)) | PARAMETERS.keys() == set(Request.__struct_fields__)
