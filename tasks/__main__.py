@@ -6,6 +6,7 @@ What a command needs is imported when it runs: NumPy and Celery take a while, an
 from __future__ import annotations
 
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -85,12 +86,20 @@ def worker(**flags: Any) -> int:
     for file in filter(None, (settings.model, settings.tokenizer, settings.chat_template)):
         if not file.startswith("hf:") and not Path(file).is_file():
             raise ModelLoadFailed(f"{file}: is not a file")
+    from tasks.dispatch.engine.engine_run import EngineRun, start_engine
+
+    engine_run: EngineRun | None = None
+    with suppress(OSError):  # whoever starts the next one reports it
+        engine_run = start_engine(settings)  # loads the model while Celery is imported
+
     from tasks.app import create_worker_app
     from tasks.observe.node_name import NodeName
 
     node = NodeName(settings.model_name, settings.device)  # held until this process ends
     # Workers tell each other nothing that they need (mingle, gossip), and would wait a second for it at the start.
-    program = create_worker_app(settings).Worker(hostname=node.text, without_mingle=True, without_gossip=True)
+    program = create_worker_app(settings, engine_run).Worker(
+        hostname=node.text, without_mingle=True, without_gossip=True
+    )
     program.start()
     exit_code: int = program.exitcode or 0
     return exit_code

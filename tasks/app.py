@@ -13,6 +13,7 @@ from kombu import Exchange, Queue
 from orcd.store.broker import broker_configuration
 from orcd.store.enqueue import queue_name
 from orcd.store.redis_address import RedisAddress
+from tasks.dispatch.engine.engine_run import EngineRun
 from tasks.observe.job_tracer import configured_tracer
 from worker.settings import Settings, from_environment
 
@@ -64,6 +65,7 @@ def create_app(settings: Settings) -> Celery:
         worker_send_task_events=True,
     )
     app.settings = settings
+    app.engine_run = None
     app.tracer = None
     return app
 
@@ -74,8 +76,8 @@ def worker_id() -> str:
     return f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
 
 
-def create_worker_app(settings: Settings) -> Celery:
-    """The app of a worker: with its tasks, its queues and its logging."""
+def create_worker_app(settings: Settings, engine_run: EngineRun | None = None) -> Celery:
+    """The app of a worker: with its tasks, its queues and its logging, and an engine if one was started already."""
     from tasks.celery_ext import logging
     from tasks.celery_ext.tasks import TASKS
 
@@ -83,6 +85,7 @@ def create_worker_app(settings: Settings) -> Celery:
     address = str(RedisAddress.parse(settings.redis_url))
     logging.install(settings.log_format, {address, *queues, *(task.name for task in TASKS)})
     app = create_app(settings)
+    app.engine_run = engine_run
     app.tracer = configured_tracer()
     app.conf.task_publish_retry_policy = LINK_RETRY_POLICY
     for task in TASKS:

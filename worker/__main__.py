@@ -11,7 +11,11 @@ import os
 import socket
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
+from functools import cache
 
+from kernels.devices.early_context import begin_context
+from orcd.errors import OrcdError
 from worker.engine.in_flight_file import InFlightFile
 from worker.settings import from_environment
 
@@ -49,6 +53,9 @@ def _leave_a_core_free() -> None:
 
 
 def _serve(fd: int, in_flight_fd: int | None = None) -> int:
+    read_settings = cache(from_environment)
+    with suppress(OrcdError):  # the service reports it
+        begin_context(read_settings().device)
     from worker.service import serve  # not at the top: NumPy and the ops take a while to import
 
     try:
@@ -57,7 +64,7 @@ def _serve(fd: int, in_flight_fd: int | None = None) -> int:
         print(f"orcd: --fd {fd} is not an open socket. {USAGE}", file=sys.stderr)
         return 2
     sys.setswitchinterval(SWITCH_INTERVAL_S)
-    return serve(connection, from_environment, None if in_flight_fd is None else InFlightFile(in_flight_fd))
+    return serve(connection, read_settings, None if in_flight_fd is None else InFlightFile(in_flight_fd))
 
 
 if __name__ == "__main__":

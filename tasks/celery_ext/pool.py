@@ -84,7 +84,7 @@ class Pool(BasePool):  # type: ignore[misc]
             if settings.metrics_port:
                 self._health_server = HealthServer(self.observer, settings, self._thread_died)
             self.dispatcher = self._connect(settings)
-            self.dispatcher.start()
+            self.dispatcher.start(self.app.engine_run)
             wait_for_engine(self.dispatcher.wait_until_loaded, settings.engine_start_timeout_s, maybe_shutdown)
             self._finisher.start()
             self._shutdown.start()

@@ -15,6 +15,7 @@ from tasks.control_listener import ControlListener
 from tasks.dispatch.active_job import ActiveJob, Termination
 from tasks.dispatch.claimer import Claimer
 from tasks.dispatch.delivery import Delivery
+from tasks.dispatch.engine.engine_run import EngineRun
 from tasks.dispatch.job_runner import TICK_S, JobRunner, Release
 from tasks.dispatch.maintenance import Maintenance
 from tasks.dispatch.prompt_encoder import PromptEncoder
@@ -86,10 +87,13 @@ class Dispatcher:
         """Process id of the engine, None while there is none."""
         return self._runner.engine.process.pid
 
-    def start(self) -> None:
-        """Start to load the model; jobs are taken once `wait_until_loaded` has said so."""
+    def start(self, engine_run: EngineRun | None = None) -> None:
+        """Start to load the model, unless ``engine_run`` does so already.
+
+        Jobs are taken once `wait_until_loaded` has said so.
+        """
         self._encoder.start()
-        self._runner.start()
+        self._runner.start(engine_run)
         self._maintenance.start()
         self._control.start()
 

@@ -23,6 +23,7 @@ from orcd.store.job_store import Appended, JobStore
 from tasks.dispatch.active_job import ActiveJob, Termination, job_id_of
 from tasks.dispatch.admission import Admission
 from tasks.dispatch.engine.engine_process import EngineExit
+from tasks.dispatch.engine.engine_run import EngineRun
 from tasks.dispatch.engine.engine_supervisor import EngineSupervisor
 from tasks.dispatch.lease_keeper import LeaseKeeper
 from tasks.dispatch.log_writer import LogWriter
@@ -90,9 +91,9 @@ class JobRunner:
         """Queue an event; from any thread."""
         self._events.put(event)
 
-    def start(self) -> None:
-        """Start the engine and the threads."""
-        self.engine.process.start()
+    def start(self, engine_run: EngineRun | None = None) -> None:
+        """Start the engine, unless ``engine_run`` is there already, and the threads."""
+        self.engine.process.start(engine_run)
         self.leases.start()
         self._thread.start()
 

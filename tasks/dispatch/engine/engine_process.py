@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import socket
-import struct
 import subprocess
-import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from queue import SimpleQueue
-from typing import IO
 
 import msgspec
 
-from orcd.settings import to_environment
+from tasks.dispatch.engine.engine_run import EngineRun, start_engine
 from tasks.supervised_thread import OnDeath, SupervisedThread
 from worker import contract
 from worker.contract import Event, Request
@@ -58,7 +53,7 @@ class EngineExit:
 class EngineProcess:
     """``python -m worker``, started again by `restart` each time it has ended.
 
-    One thread starts every run and reads its frames: the kernel kills the child when the thread that started it ends
+    One thread starts the runs and reads their frames: the kernel kills the child when the thread that started it ends
     (PR_SET_PDEATHSIG), so that thread lives as long as this object. It calls ``on_event`` for every frame and
     ``on_exit`` after the last one. Another thread writes: whoever sends waits for nobody.
     """
@@ -76,6 +71,7 @@ class EngineProcess:
         self._on_exit = on_exit
         self._on_death = on_death
         self._wanted = threading.Event()
+        self._first_run: EngineRun | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._hung: subprocess.Popen[bytes] | None = None
         self._writer: _FrameWriter | None = None
@@ -89,8 +85,9 @@ class EngineProcess:
         process = self._process
         return process.pid if process else None
 
-    def start(self) -> None:
-        """Start the first run."""
+    def start(self, first_run: EngineRun | None = None) -> None:
+        """Begin with ``first_run``, or with one that is started now."""
+        self._first_run = first_run
         self._wanted.set()
         self._reader.start()
 
@@ -134,32 +131,20 @@ class EngineProcess:
             self._on_exit(ended)
 
     def _run_once(self) -> EngineExit:
-        ours, theirs = socket.socketpair()
-        inherited = {name: text for name, text in os.environ.items() if not name.startswith("ORCD_")}
-        send_timeout = struct.pack("ll", self._settings.engine_step_timeout_s, 0)  # a timeval: seconds, microseconds
-        with ours, _memory_file() as in_flight:
-            ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, send_timeout)
-            fds = [str(in_flight.fileno()), str(theirs.fileno())]
-            with theirs:
-                process = subprocess.Popen(
-                    # -P: a worker.py in the folder that we were started in must not pass for ours.
-                    [sys.executable, "-P", "-m", "worker", "--in-flight-fd", fds[0], "--fd", fds[1]],
-                    env=inherited | to_environment(self._settings),
-                    pass_fds=[in_flight.fileno(), theirs.fileno()],
-                    stdin=subprocess.DEVNULL,
-                    start_new_session=True,  # a signal to our process group is for us to judge
-                )
+        run, self._first_run = self._first_run or start_engine(self._settings), None
+        process = run.process
+        with run.connection, run.in_flight:
             self.started_at = self.last_heard = time.monotonic()
-            writer = _FrameWriter(ours, lambda: self._kill(process), self._on_death)
+            writer = _FrameWriter(run.connection, lambda: self._kill(process), self._on_death)
             self._process, self._writer = process, writer
-            self._read(ours, process)
+            self._read(run.connection, process)
             self._writer = None
             code = self._wait(process)
             self._process = None
             writer.close()
             is_fault = self._hung is process or code > 0 or code in FAULTS
-            in_flight.seek(0)
-            return EngineExit(code, is_fault, contract.decode_in_flight(in_flight.read()))
+            run.in_flight.seek(0)
+            return EngineExit(code, is_fault, contract.decode_in_flight(run.in_flight.read()))
 
     def _read(self, connection: socket.socket, process: subprocess.Popen[bytes]) -> None:
         splitter = contract.FrameSplitter()
@@ -186,12 +171,6 @@ class EngineProcess:
         if process.poll() is None:
             self._hung = process
             process.kill()
-
-
-def _memory_file() -> IO[bytes]:
-    if sys.platform == "linux":
-        return os.fdopen(os.memfd_create("orcd-in-flight"), "r+b")
-    return tempfile.TemporaryFile()
 
 
 class _FrameWriter:

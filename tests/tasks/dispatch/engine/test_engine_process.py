@@ -13,7 +13,7 @@ from queue import SimpleQueue
 import psutil
 import pytest
 
-from tasks.dispatch.engine import engine_process
+from tasks.dispatch.engine import engine_process, engine_run
 from tasks.dispatch.engine.engine_process import EngineExit, EngineProcess
 from tests.conftest import wait_until
 from tests.worker.tiny_model import VOCAB_SIZE, write_tiny_model
@@ -84,7 +84,7 @@ def start_child(start: Callable[..., Line], tmp_path: Path, monkeypatch: pytest.
         opening = "import os, signal, socket, sys, time\npipe = socket.socket(fileno=int(sys.argv[-1]))\n"
         script.write_text(f"#!{sys.executable}\n{opening}{body}\n")
         script.chmod(0o700)
-        monkeypatch.setattr(engine_process.sys, "executable", str(script))
+        monkeypatch.setattr(engine_run.sys, "executable", str(script))
         return start(settings) if settings else start()
 
     return start_child
@@ -229,7 +229,7 @@ def test_a_child_that_dies_at_once_or_in_the_middle_of_a_frame_is_an_exit(
 def test_a_program_that_cannot_be_started_is_an_exit(
     start: Callable[..., Line], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(engine_process.sys, "executable", "/nowhere/python")
+    monkeypatch.setattr(engine_run.sys, "executable", "/nowhere/python")
     line = start()
     assert line.exit_code() == engine_process.CANNOT_START
     monkeypatch.undo()
