@@ -12,6 +12,7 @@ from worker.text.chat.content_escape import ContentEscape
 from worker.text.chat.content_form import ContentForm
 from worker.text.chat.conversation import conform, shows_parts
 from worker.text.chat.system_tools import Renderer, SystemTools
+from worker.text.process.text_process import LimitExceeded
 
 _FIXED = ("messages", "tools", "add_generation_prompt")
 
@@ -53,14 +54,23 @@ def render(chat: Chat, form: ContentForm, renderer: Renderer, escape: ContentEsc
     for name in _FIXED:
         if name in (chat.variables or {}):
             raise InvalidRequest(f"chat_template_kwargs: must not hold {name}, which is a field of its own")
+    as_text = replace(chat, messages=conform(chat.messages, replace(form, takes_parts=False)))
     if form.has_system_tools:
-        renderer = SystemTools(renderer)
-    conformed = replace(chat, messages=conform(chat.messages, form))
-    prompt = _escaped(conformed, renderer, escape)
-    if shows_parts(prompt.text.translate(prompt.stand_ins), conformed.messages):
-        as_text = replace(form, takes_parts=False)
-        prompt = _escaped(replace(chat, messages=conform(chat.messages, as_text)), renderer, escape)
-    return prompt
+        return _escaped(as_text, SystemTools(renderer), escape)
+    if not form.takes_parts:
+        return _escaped(as_text, renderer, escape)
+    as_parts = replace(chat, messages=conform(chat.messages, form))
+    try:
+        prompt = _escaped(as_parts, renderer, escape)
+    except LimitExceeded:
+        raise
+    except InvalidRequest as error:  # some templates take parts of some roles only
+        try:
+            return _escaped(as_text, renderer, escape)
+        except InvalidRequest:
+            raise error from None
+    is_shown = shows_parts(prompt.text.translate(prompt.stand_ins), as_parts.messages)
+    return _escaped(as_text, renderer, escape) if is_shown else prompt
 
 
 def _escaped(chat: Chat, renderer: Renderer, escape: ContentEscape | None) -> ChatPrompt:

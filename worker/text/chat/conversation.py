@@ -3,8 +3,7 @@
 Clients send content as text or as parts, and the arguments of tool calls as JSON in a text. Templates are written for
 one of the forms, and put a Python list or a text in quotes into the prompt when they get the other.
 
-Prompts come out as with vLLM's normalisation. That makes parts of every text where a template takes parts; text stays
-text here, which templates of both kinds take.
+Prompts come out as with vLLM's normalisation, which makes a list of parts of every text where a template takes parts.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ def shows_parts(text: str, messages: Sequence[Mapping[str, Any]]) -> bool:
     texts = [
         part["text"] for message in messages if isinstance(message["content"], list) for part in message["content"]
     ]
-    return bool(texts) and _SHOWN in text and not any(_SHOWN in each for each in texts)
+    return bool(texts) and text.count(_SHOWN) > sum(each.count(_SHOWN) for each in texts)
 
 
 def _message(message: Mapping[str, Any], form: ContentForm, where: str) -> dict[str, Any]:
@@ -58,12 +57,16 @@ def _message(message: Mapping[str, Any], form: ContentForm, where: str) -> dict[
 
 
 def _content(content: Any, where: str, *, takes_parts: bool) -> str | list[dict[str, str]]:
-    if content is None or isinstance(content, str):
-        return content or ""
-    if not isinstance(content, list):
+    if isinstance(content, str):
+        content = [content]
+    if not isinstance(content, list | None):
         raise InvalidRequest(f"{where}: must be text or a list of parts")
-    texts = [_text(part, f"{where}[{at}]") for at, part in enumerate(content)]
-    return [{"type": "text", "text": text} for text in texts] if takes_parts else "\n".join(filter(None, texts))
+    texts = [_text(part, f"{where}[{at}]") for at, part in enumerate(content or ())]
+    return _parts(*texts) if takes_parts else "\n".join(filter(None, texts))
+
+
+def _parts(*texts: str) -> list[dict[str, str]]:
+    return [{"type": "text", "text": text} for text in texts]
 
 
 def _text(part: Any, where: str) -> str:
@@ -104,5 +107,6 @@ def _with_one_system(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]
             content if isinstance(content, str) else "\n".join(part["text"] for part in content)
             for content in (message["content"] for message in of_system)
         ]
-        first["content"] = "\n\n".join(filter(None, texts))
+        text = "\n\n".join(filter(None, texts))
+        first["content"] = text if isinstance(first["content"], str) else _parts(text)
     return [first, *others]

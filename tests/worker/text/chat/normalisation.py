@@ -11,11 +11,9 @@ def normalised(messages: list[dict[str, Any]], *, parts: bool) -> list[dict[str,
     done = []
     for message in messages:
         content = message.get("content")
-        if not content:  # vLLM makes a part of an empty text, which some templates take for an answer
-            content = []
-        elif isinstance(content, str):
+        if isinstance(content, str):  # an empty text, too, is a part; only null is none
             content = [{"type": "text", "text": content}]
-        texts = [part if isinstance(part, str) else part["text"] for part in content]
+        texts = [part if isinstance(part, str) else part["text"] for part in content or []]
         new: dict[str, Any] = {"role": message["role"]}
         if parts and message["role"] != "tool":
             new["content"] = [{"type": "text", "text": text} for text in texts]

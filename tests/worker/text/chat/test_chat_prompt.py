@@ -11,6 +11,7 @@ from worker.text.chat import chat_prompt
 from worker.text.chat.chat_prompt import Chat
 from worker.text.chat.content_escape import ContentEscape
 from worker.text.chat_template import ChatTemplate
+from worker.text.process.text_process import LimitExceeded
 
 PARTS: list[dict[str, Any]] = [{"role": "user", "content": [{"type": "text", "text": t} for t in ("a<e>", "b")]}]
 LOOP = "{% for m in messages %}{% for c in m.content %}{{ c.text }}{% endfor %}{% endfor %}"
@@ -27,6 +28,35 @@ def test_a_template_gets_parts_or_text_and_text_where_it_writes_the_list(escape:
     assert render(LOOP, Chat(PARTS), escape) == "a<e>b"
     assert render("{{ messages[0].content }}", Chat(PARTS), escape) == "a<e>\nb"
     assert render("{{ messages[0].content }}{% if false %}" + LOOP + "{% endif %}", Chat(PARTS), escape) == "a<e>\nb"
+
+
+def test_a_template_that_takes_only_parts_gets_them_of_a_text() -> None:
+    said = [{"role": "user", "content": text} for text in ("a", "", "b", None)]
+    assert render(
+        "{% for m in messages %}<{% for c in m.content %}{{ c.text }}.{% endfor %}{% endfor %}", Chat(said)
+    ) == ("<a.<.<b.<")
+
+
+def test_a_template_that_fails_at_parts_gets_text_and_one_that_fails_at_both_is_told_of_parts() -> None:
+    source = "{{ messages[0].content + '' }}{% if false %}" + LOOP + "{% endif %}"
+    assert render(source, Chat(PARTS)) == "a<e>\nb"
+    source = "{{ raise_exception('text' if messages[0].content is string else 'parts') }}" + LOOP
+    with pytest.raises(InvalidRequest, match=r"refuses them: parts$"):
+        render(source, Chat(PARTS))
+
+
+def test_a_limit_that_parts_exceed_is_not_tried_again_with_text() -> None:
+    class Slow(ChatTemplate):
+        num_calls = 0
+
+        def render(self, *_args: Any, **_options: Any) -> str:
+            self.num_calls += 1
+            raise LimitExceeded("too slow")
+
+    slow = Slow(LOOP)
+    with pytest.raises(LimitExceeded):
+        chat_prompt.render(Chat(PARTS), slow.form, slow, None)
+    assert slow.num_calls == 1
 
 
 def test_every_argument_reaches_the_template() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import re
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,9 @@ OWN = {
     "text": "{% for m in messages %}<{{ m.role }}>{{ m.content }}" + _CALLS + "{% endfor %}",
     "parts": "{% for m in messages %}<{{ m.role }}>{% if m.content is string %}{{ m.content }}{% else %}"
     "{% for c in m.content %}{{ c.text }}{% endfor %}{% endif %}" + _CALLS + "{% endfor %}",
+    "only parts": "{% for m in messages %}{% for c in m.content %}{{ c.text }}{% endfor %}" + _CALLS + "{% endfor %}",
+    "not of all": "{% for m in messages %}{% if m.content is string %}{{ m.content }}{% elif m.role == 'system' %}"
+    "{{ m.content + '' }}{% else %}{% for c in m.content %}{{ c.text }}{% endfor %}{% endif %}{% endfor %}",
     "items": "{% for m in messages %}{{ m.content | trim }}{% for c in m.tool_calls or [] %}"
     "{% for k, v in c.function.arguments.items() %}{{ k }}={{ v }};{% endfor %}{% endfor %}{% endfor %}",
 }
@@ -52,6 +56,8 @@ def _jinja(source: str, **names: Any) -> str:
     environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[jinja2.ext.loopcontrols]
     )
+    # Transformers has a tag for what an assistant wrote, which only training looks at: a block with a scope of its own.
+    source = re.sub(r"({%-?\s*)(end)?generation(\s*-?%})", r"\1\2with\3", source)
 
     def refuse(message: str) -> None:
         raise jinja2.TemplateError(message)
@@ -140,9 +146,13 @@ def test_a_developer_is_the_system_where_a_template_knows_none() -> None:
     assert [message["role"] for message in conform(messages, TEXT)] == ["user", "developer", "system"]
     for takes_parts in (False, True):
         assert conform(messages, ContentForm(takes_parts, False)) == [
-            {"role": "system", "content": "be brief\n\nbe kind"},
-            {"role": "user", "content": "hi"},
+            {"role": "system", "content": _in_form("be brief\n\nbe kind", takes_parts)},
+            {"role": "user", "content": _in_form("hi", takes_parts)},
         ]
+
+
+def _in_form(text: str, takes_parts: bool) -> Any:
+    return [{"type": "text", "text": text}] if takes_parts else text
 
 
 CALL: dict[str, Any] = {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
@@ -185,4 +195,7 @@ def test_a_list_of_parts_in_a_prompt_is_seen_and_text_about_one_is_not() -> None
     parts = [{"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]}]
     assert shows_parts(f"<user>{parts[0]['content']}", parts)
     assert not shows_parts("<user>ab", parts)
+    quoted = [{"role": "user", "content": [{"type": "text", "text": str(parts[0]["content"])}]}]
+    assert not shows_parts(f"<user>{parts[0]['content']}", quoted)
+    assert shows_parts(f"<user>{quoted[0]['content']}", quoted)
     assert not shows_parts("[{'type': 'text', 'text': 'a'}]", [{"role": "user", "content": "x"}])
