@@ -157,6 +157,18 @@ class Outputs(msgspec.Struct, frozen=True, array_like=True, tag="outputs"):
     outputs: tuple[TokenOutput, ...]
 
 
+STEP_TOKENS = (1, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
+"""Sizes that steps are counted by, in tokens: a step counts for the first that it does not exceed."""
+
+
+class StepSizes(msgspec.Struct, frozen=True, array_like=True):
+    """Steps by the number of tokens that they computed: how many for each of `STEP_TOKENS`, and of more tokens yet."""
+
+    counts: tuple[int, ...] = (0,) * (len(STEP_TOKENS) + 1)
+    tokens: int = 0
+    """Of all these steps."""
+
+
 class Stats(msgspec.Struct, frozen=True, array_like=True, tag="stats"):
     """Counters and gauges, sent about once a second while there is work and with every heartbeat when idle."""
 
@@ -177,6 +189,7 @@ class Stats(msgspec.Struct, frozen=True, array_like=True, tag="stats"):
     """Time in steps."""
     host_s: float = 0.0
     """Processor time of the thread that makes the steps, which on the CPU device includes most of them."""
+    step_tokens: StepSizes = StepSizes()
 
 
 class Fatal(msgspec.Struct, frozen=True, array_like=True, tag="fatal"):

@@ -45,6 +45,7 @@ EVENTS = [
     Outputs((TokenOutput("r", 0, (5,), usage=Usage(1, 2), prompt_logprobs=(TokenLogprobs(-0.5, (5,), (-0.5,)),)),)),
     Outputs((TokenOutput("r", 1, (), "error", error_code="VRAM_OOM", error_message="no room"),)),
     Stats(1, 2, 3, 4, 5, 6, 7, 8, 9, 10, healthy=False),
+    Stats(1, 2, 3, 4, 5, 6, 7, 8, 9, 10, step_tokens=contract.StepSizes((1, *[0] * 13), 1)),
     Fatal("INTERNAL", "why"),
 ]
 

@@ -175,6 +175,7 @@ class Engine:
             preemptions=scheduler.num_preemptions,
             memory_bytes=memory_bytes,
             lacks_blocks=scheduler.lacks_blocks and bool(scheduler.waiting),
+            step_tokens=scheduler.step_sizes,
         )
 
     def check_invariants(self) -> None:

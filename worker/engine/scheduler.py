@@ -28,10 +28,11 @@ prefix cache, as any request with an equal prefix does.
 
 from __future__ import annotations
 
-from bisect import insort
+from bisect import bisect_left, insort
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from worker.contract import STEP_TOKENS, StepSizes
 from worker.engine.block_pool import BlockPool
 from worker.engine.prefix_cache import PrefixCache
 from worker.engine.sequence import Sequence
@@ -86,7 +87,14 @@ class Scheduler:
         self.lacks_blocks = False
         """Whether the first that waited found no blocks when it was last tried to admit it."""
         self.num_prefix_hit_tokens = 0
+        self._num_step_tokens = 0
+        self._num_steps_of_size = [0] * (len(STEP_TOKENS) + 1)
         self._num_added = 0
+
+    @property
+    def step_sizes(self) -> StepSizes:
+        """How many tokens the steps so far had."""
+        return StepSizes(tuple(self._num_steps_of_size), self._num_step_tokens)
 
     def add(self, sequence: Sequence) -> None:
         """Queue a sequence; its longest form must fit the pool."""
@@ -147,7 +155,10 @@ class Scheduler:
                 spare_rows -= 1 + chunks[-1].num_extra_rows
                 if not budget or not spare_rows:
                     break
-        self.num_steps += bool(chunks)
+        if chunks:
+            self.num_steps += 1
+            self._num_step_tokens += self.step_tokens - budget
+            self._num_steps_of_size[bisect_left(STEP_TOKENS, self.step_tokens - budget)] += 1
         return chunks
 
     def launch(self, chunks: list[Chunk]) -> None:

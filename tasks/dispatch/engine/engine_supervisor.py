@@ -38,18 +38,25 @@ class EngineSupervisor:
         stopping: threading.Event,
     ) -> None:
         """Once ``stopping`` is set an engine that ends is not restarted."""
-        self.process = EngineProcess(settings, put, put, on_death)
+        self.process = EngineProcess(settings, self._hear, put, on_death)
         self.loaded = threading.Event()
         self.limits: contract.Ready | None = None
         self.fatal: OrcdError | None = None
         self.is_up = False
         self._settings = settings
         self._observer = observer
+        self._put = put
         self._on_lost = on_lost
         self._stopping = stopping
         self._failed_starts = 0
         self._restart_at: float | None = None
         self._is_killed = False
+
+    def _hear(self, event: contract.Event) -> None:
+        """Pass a frame on; on the reader's thread, as soon as it has come."""
+        if isinstance(event, contract.Outputs):
+            self._observer.metrics.tokens_came(event.outputs, time.monotonic())
+        self._put(event)
 
     def ready(self, ready: contract.Ready) -> None:
         """The engine takes requests.

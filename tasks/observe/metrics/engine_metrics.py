@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from tasks.observe.metrics.bucket_counts import BucketCounts
 from tasks.observe.metrics.labelled_metrics import LabelledMetrics
 from worker import contract
 
@@ -17,10 +18,15 @@ COUNTERS = {
     "host_s": "host_seconds",
 }
 """Fields of `contract.Stats` that only grow while an engine lives -> what their metrics are called."""
+STEP_SIZES = "step_tokens"
+"""The field that is a histogram, which only grows too."""
 
 
 class EngineMetrics:
-    """A counter ``orcd_engine_NAME_total`` for each field that counts, and a gauge for each other one."""
+    """A counter ``orcd_engine_NAME_total`` for each field that counts, and a gauge for each other one.
+
+    The sizes of steps are a histogram, which is shown under vLLM's name too.
+    """
 
     def __init__(self, metrics: LabelledMetrics) -> None:
         self._counters = {
@@ -30,10 +36,13 @@ class EngineMetrics:
         self._gauges = {
             field: metrics.gauge(f"orcd_engine_{field}", f"Engine: {field.replace('_', ' ')}")
             for field in contract.Stats.__struct_fields__
-            if field not in COUNTERS
+            if field not in COUNTERS and field != STEP_SIZES
         }
+        self.step_sizes = BucketCounts(contract.STEP_TOKENS)
+        metrics.buckets(f"orcd_engine_{STEP_SIZES}", "Engine: tokens that a step computes", self.step_sizes)
         self._kv_use = metrics.gauge("orcd_engine_kv_use", "Engine: share of the KV blocks that are in use, 0 to 1")
         self._before: dict[str, float] = dict.fromkeys(COUNTERS, 0)
+        self._sizes_before = contract.StepSizes()
 
     def update(self, stats: contract.Stats) -> Mapping[str, float]:
         """Take new figures; returns how much each counter has grown."""
@@ -45,11 +54,16 @@ class EngineMetrics:
         for field, amount in growth.items():
             self._counters[field].inc(amount)
         self._before = counts
+        sizes, before = stats.step_tokens, self._sizes_before
+        grown = [max(0, count - old) for count, old in zip(sizes.counts, before.counts, strict=True)]
+        self.step_sizes.grow(grown, max(0, sizes.tokens - before.tokens))
+        self._sizes_before = sizes
         return growth
 
     def engine_exited(self) -> None:
         """The next figures are those of another process. What this one did since its last figures is not counted."""
         self._before = dict.fromkeys(COUNTERS, 0)
+        self._sizes_before = contract.StepSizes()
         for field in ("running", "waiting", "kv_blocks_used"):
             self._gauges[field].set(0)
         self._kv_use.set(0)

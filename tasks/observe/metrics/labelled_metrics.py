@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, generate_latest
 
+from tasks.observe.metrics.bucket_counts import BucketCollector, BucketCounts
+
 disable_created_metrics()  # type: ignore[no-untyped-call]  # a time beside each counter, which nobody reads
 
 
@@ -28,6 +30,10 @@ class LabelledMetrics:
         """A histogram with these upper bounds."""
         family = Histogram(name, text, [*self._labels], registry=self.registry, buckets=buckets)
         return family.labels(**self._labels)
+
+    def buckets(self, name: str, text: str, counts: BucketCounts) -> None:
+        """A histogram of what is counted in ``counts``."""
+        self.registry.register(BucketCollector(name, text, self._labels, counts))
 
     def counter_by(self, label: str, name: str, text: str, values: Sequence[str] = ()) -> Callable[[str], Counter]:
         """Counters by the value of ``label``; those of ``values`` are there from the start, at 0."""

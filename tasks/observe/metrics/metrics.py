@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from importlib.metadata import version
 
 from orcd.monitoring.queue_watch import QueueFigures
@@ -10,6 +11,7 @@ from tasks.observe.metrics.engine_metrics import EngineMetrics
 from tasks.observe.metrics.finish_reason import REASONS, finish_reason
 from tasks.observe.metrics.labelled_metrics import LabelledMetrics
 from tasks.observe.metrics.queue_metrics import QueueMetrics
+from tasks.observe.metrics.token_gaps import TokenGaps
 from tasks.observe.metrics.vllm_metrics import VllmMetrics
 from tasks.observe.observed_job import ObservedJob
 from worker import contract
@@ -30,12 +32,19 @@ class Metrics:
         labels = {"model": settings.model_name, "device": settings.device, "version": version("orcd")}
         self._metrics = metrics = LabelledMetrics(labels)
         self.registry = metrics.registry
+        self._engine = EngineMetrics(metrics)
+        self._token_gaps = TokenGaps()
+        metrics.buckets("orcd_token_gap_seconds", "From a token to the next one of its answer", self._token_gaps.counts)
         self._vllm = (
-            VllmMetrics(settings.model_name, has_prefix_cache=settings.prefix_cache)
+            VllmMetrics(
+                settings.model_name,
+                has_prefix_cache=settings.prefix_cache,
+                token_gaps=self._token_gaps.counts,
+                step_sizes=self._engine.step_sizes,
+            )
             if settings.metrics_compat == "vllm"
             else None
         )
-        self._engine = EngineMetrics(metrics)
         self._queues = QueueMetrics(metrics.registry)
         self._ready = metrics.gauge("orcd_ready", "Whether the worker would run a job")
         self._jobs = metrics.counter_by("state", "orcd_jobs", "Jobs ended here", STATES)
@@ -61,6 +70,10 @@ class Metrics:
         if job.claim.attempt > 1 or job.claim.log:
             self._resumes.inc()
 
+    def tokens_came(self, outputs: Iterable[contract.TokenOutput], now: float) -> None:
+        """Outputs of the engine came ``now``, by the monotonic clock."""
+        self._token_gaps.add(outputs, now)
+
     def job_ended(self, job: ObservedJob, result: Result) -> None:
         """A job reached its terminal event here."""
         self._jobs(result.state).inc()
@@ -85,6 +98,7 @@ class Metrics:
         """The engine process ended without being asked to."""
         self._engine_exits.inc()
         self._engine.engine_exited()
+        self._token_gaps.clear()
         if self._vllm:
             self._vllm.engine_exited()
 

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 
 from orcd.request import Request
 from orcd.result import Result
+from tasks.observe.metrics.bucket_counts import BucketCounts
 from tasks.observe.metrics.engine_metrics import kv_use
 from tasks.observe.metrics.finish_reason import REASONS, finish_reason
 from tasks.observe.metrics.labelled_metrics import LabelledMetrics
@@ -18,7 +19,6 @@ from worker import contract
 
 FIRST_TOKEN_S = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40, 80, 160,
                  640, 2560)  # fmt: skip
-OUTPUT_TOKEN_S = (0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40, 80)
 REQUEST_S = (0.3, 0.5, 0.8, 1, 1.5, 2, 2.5, 5, 10, 15, 20, 30, 40, 50, 60, 120, 240, 480, 960, 1920, 7680)
 TOKENS = tuple(step * 10**power for power in range(6) for step in (1, 2, 5))
 CHOICES = (1, 2, 5, 10, 20)
@@ -27,7 +27,10 @@ CHOICES = (1, 2, 5, 10, 20)
 class VllmMetrics:
     """The part of vLLM's metrics that a worker can fill, with its labels ``model_name`` and ``engine``."""
 
-    def __init__(self, model: str, *, has_prefix_cache: bool) -> None:
+    def __init__(
+        self, model: str, *, has_prefix_cache: bool, token_gaps: BucketCounts, step_sizes: BucketCounts
+    ) -> None:
+        """``token_gaps`` and ``step_sizes`` are counted elsewhere, under our own names."""
         self._has_prefix_cache = has_prefix_cache
         self._metrics = metrics = LabelledMetrics({"model_name": model, "engine": "0"})
         self._running = metrics.gauge("vllm:num_requests_running", "Answers that are being generated")
@@ -42,7 +45,7 @@ class VllmMetrics:
         names = {
             "first_token": ("vllm:time_to_first_token_seconds", "Submission to first token", FIRST_TOKEN_S),
             "token": ("vllm:request_time_per_output_token_seconds", "Mean time of a token after the first",
-                      OUTPUT_TOKEN_S),
+                      token_gaps.bounds),
             "whole": ("vllm:e2e_request_latency_seconds", "Submission to end", REQUEST_S),
             "queue": ("vllm:request_queue_time_seconds", "Submission to first claim", REQUEST_S),
             "inference": ("vllm:request_inference_time_seconds", "First claim to end", REQUEST_S),
@@ -54,6 +57,8 @@ class VllmMetrics:
             "max_tokens": ("vllm:request_params_max_tokens", "max_tokens of a request that has it", TOKENS),
         }  # fmt: skip
         self._histograms = {key: metrics.histogram(*each) for key, each in names.items()}
+        metrics.buckets("vllm:inter_token_latency_seconds", "From a token to the next one of its answer", token_gaps)
+        metrics.buckets("vllm:iteration_tokens_total", "Tokens that a step computes", step_sizes)
 
     def page(self) -> bytes:
         """All of them in Prometheus's text format."""

@@ -29,6 +29,7 @@ STATS = contract.Stats(
     prefix_hit_tokens=10,
     preemptions=11,
     memory_bytes=12,
+    step_tokens=contract.StepSizes((1, 0, 2, *[0] * 10, 4), 68_000),
 )
 LABELS = {"model": "demo", "device": "cpu", "version": version("orcd")}
 """What all metrics of this worker carry, but those with vLLM's names."""

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from orcd.errors import CudaError, InsufficientVram, InvalidRequest
 from tests.worker.engine.context_model import Config, ContextModel
 from tests.worker.engine.generation import SAMPLINGS, RandomTraffic, engine, finish, generate, ids_of, prompt, traffic
-from worker.contract import Abort, Add, Choice, Sampling, Usage
+from worker.contract import Abort, Add, Choice, Sampling, StepSizes, Usage
 
 
 @pytest.fixture(scope="module")
@@ -236,6 +236,7 @@ def test_stats_count_what_happened():
     stats = machine.stats(memory_bytes=7)
     assert (stats.steps, stats.prompt_tokens, stats.output_tokens, stats.memory_bytes) == (6, 20, 5, 7)
     assert (stats.running, stats.waiting, stats.kv_blocks_used, stats.kv_blocks_total) == (0, 0, 0, 64)
+    assert stats.step_tokens == StepSizes((4, 1, 1, *[0] * 11), 24)  # 16 and 4 of the prompt, then one at a time
 
 
 @settings(max_examples=30, derandomize=True, deadline=None)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 
 from orcd.errors import Cancelled, Poisoned
+from tasks.observe.metrics.bucket_counts import BucketCounts
 from tasks.observe.metrics.engine_metrics import COUNTERS
+from tasks.observe.metrics.token_gaps import SECONDS
 from tasks.observe.metrics.vllm_metrics import VllmMetrics
 from tests.tasks.dispatch.byte_model import END_ID
 from tests.tasks.observe.watched import STATS, canary_job
@@ -18,9 +20,16 @@ def value(metrics: VllmMetrics, name: str, **labels: str) -> float | None:
     return metrics._metrics.registry.get_sample_value(f"vllm:{name}", {"model_name": "demo", "engine": "0", **labels})
 
 
+def made(*, has_prefix_cache: bool) -> VllmMetrics:
+    gaps, sizes = BucketCounts(SECONDS), BucketCounts(contract.STEP_TOKENS)
+    gaps.add(0.02, 3)
+    sizes.grow([2, 1, *[0] * 12], 9)
+    return VllmMetrics("demo", has_prefix_cache=has_prefix_cache, token_gaps=gaps, step_sizes=sizes)
+
+
 @pytest.fixture
 def metrics() -> VllmMetrics:
-    return VllmMetrics("demo", has_prefix_cache=True)
+    return made(has_prefix_cache=True)
 
 
 def test_the_engines_figures_have_these_names(metrics: VllmMetrics) -> None:
@@ -42,9 +51,18 @@ def test_the_engines_figures_have_these_names(metrics: VllmMetrics) -> None:
 
 
 def test_without_a_prefix_cache_nothing_is_looked_up_in_it() -> None:
-    metrics = VllmMetrics("demo", has_prefix_cache=False)
+    metrics = made(has_prefix_cache=False)
     metrics.engine_changed(STATS, GROWTH)
     assert value(metrics, "prefix_cache_queries_total") == 0
+
+
+def test_what_is_counted_of_tokens_and_steps_is_shown_under_these_names_too(metrics: VllmMetrics) -> None:
+    gaps = [value(metrics, "inter_token_latency_seconds_bucket", le=bound) for bound in ("0.01", "0.025", "+Inf")]
+    assert gaps == [0, 3, 3]
+    assert value(metrics, "inter_token_latency_seconds_sum") == pytest.approx(0.06)
+    sizes = [value(metrics, "iteration_tokens_total_bucket", le=bound) for bound in ("1.0", "8.0", "16384.0")]
+    assert sizes == [2, 3, 3]
+    assert value(metrics, "iteration_tokens_total_sum") == 9
 
 
 def test_a_jobs_times_add_up(metrics: VllmMetrics) -> None:
