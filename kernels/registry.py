@@ -135,14 +135,19 @@ class Ops(Protocol[Array, Matrix, Projection, Router, Experts, Rotation, Attenti
     def linear_residual(self, x: Array, layers: Projection, *, scale: float = 1.0, out: Array) -> None:
         """Projections of ``x``, scaled and added to the residual stream."""
 
-    def linear_norm_residual(self, x: Array, layers: Projection, norm: Norm[Array], *, out: Array) -> None:
-        """Projections of ``x``, normed and added to the residual stream."""
+    def linear_norm_residual(
+        self, x: Array, layers: Projection, norm: Norm[Array], *, scale: float = 1.0, out: Array
+    ) -> None:
+        """Projections of ``x``, normed and added to the residual stream, which is then scaled."""
 
     def norm_linear(self, x: Array, norm: Norm[Array], layers: Projection, *, out: Array) -> None:
         """Norm, then projections side by side."""
 
     def norm_swiglu(self, x: Array, norm: Norm[Array], gate_up: Projection, *, out: Array) -> None:
         """Norm, gate and up projection, SwiGLU."""
+
+    def norm_geglu(self, x: Array, norm: Norm[Array], gate_up: Projection, scale: float, *, out: Array) -> None:
+        """Norm, gate and up projection, GEGLU times ``scale``."""
 
     def norm_gelu(self, x: Array, norm: Norm[Array], up: Projection, *, out: Array) -> None:
         """Norm, up projection, GELU."""
@@ -159,8 +164,10 @@ class Ops(Protocol[Array, Matrix, Projection, Router, Experts, Rotation, Attenti
     ) -> None:
         """Norm, router, and the sum of each token's best experts, added to the residual stream."""
 
-    def norm_head(self, x: Array, rows: Array, norm: Norm[Array], head: Projection, *, out: Array) -> None:
-        """Norm and output head of some rows: their logits."""
+    def norm_head(
+        self, x: Array, rows: Array, norm: Norm[Array], head: Projection, *, softcap: float = 0.0, out: Array
+    ) -> None:
+        """Norm and output head of some rows: their logits, within a soft cap."""
 
     def reset_edits(self, edits: LogitEdits[Array], resets: EditResets[Array]) -> None:
         """Begin rows of what changes logits before a draw."""
@@ -206,6 +213,7 @@ class CudaOps:
         self.linear_norm_residual = _bind(context, matmul.linear_norm_residual)
         self.norm_linear = _bind(context, matmul.norm_linear)
         self.norm_swiglu = _bind(context, matmul.norm_swiglu)
+        self.norm_geglu = _bind(context, matmul.norm_geglu)
         self.norm_gelu = _bind(context, matmul.norm_gelu)
         self.norm_moe_residual = _bind(context, moe.norm_moe_residual)
         self.norm_head = _bind(context, matmul.norm_head)
@@ -233,6 +241,7 @@ class ReferenceOps:
         self.linear_norm_residual = kernels.reference.norm.linear_norm_residual
         self.norm_linear = kernels.reference.norm.norm_linear
         self.norm_swiglu = kernels.reference.norm.norm_swiglu
+        self.norm_geglu = kernels.reference.norm.norm_geglu
         self.norm_gelu = kernels.reference.norm.norm_gelu
         self.norm_moe_residual = kernels.reference.moe.norm_moe_residual
         self.norm_head = kernels.reference.norm.norm_head

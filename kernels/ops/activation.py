@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from kernels.runtime.compiler import Variant
-from kernels.runtime.cuda_struct import CudaStruct, Int32, Pointer
+from kernels.runtime.cuda_struct import CudaStruct, Float32, Int32, Pointer
 from kernels.runtime.device_array import DeviceArray
 from kernels.runtime.launcher import Context
 
@@ -17,6 +17,13 @@ class SwigluParams(CudaStruct, source="activation/activation"):
     width: Int32
 
 
+class GegluParams(CudaStruct, source="activation/activation"):
+    """What geglu_rows is given."""
+
+    rows: SwigluParams
+    scale: Float32
+
+
 def variants() -> list[Variant]:
     """What of activation.cu is compiled."""
     return [("activation/activation", {})]
@@ -25,6 +32,17 @@ def variants() -> list[Variant]:
 def swiglu_rows(context: Context, both: DeviceArray, *, out: DeviceArray) -> None:
     """silu(gate) * up: ``both`` [T, 2 F] float16, gates first -> ``out`` [T, F] float16."""
     num_rows, width = out.shape
+    context.launch("activation/activation", "swiglu_rows", (-(-width // 256), num_rows), 256, _params(both, out))
+
+
+def geglu_rows(context: Context, both: DeviceArray, scale: float, *, out: DeviceArray) -> None:
+    """gelu(gate) * up * scale: ``both`` [T, 2 F] float16, gates first -> ``out`` [T, F] float16."""
+    num_rows, width = out.shape
+    params = GegluParams(rows=_params(both, out), scale=scale)
+    context.launch("activation/activation", "geglu_rows", (-(-width // 256), num_rows), 256, params)
+
+
+def _params(both: DeviceArray, out: DeviceArray) -> SwigluParams:
+    num_rows, width = out.shape
     assert both.shape == (num_rows, 2 * width)
-    params = SwigluParams(both=both.pointer, out=out.pointer, num_rows=num_rows, width=width)
-    context.launch("activation/activation", "swiglu_rows", (-(-width // 256), num_rows), 256, params)
+    return SwigluParams(both=both.pointer, out=out.pointer, num_rows=num_rows, width=width)

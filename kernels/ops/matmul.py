@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from enum import IntEnum
 from typing import NamedTuple
 
 import numpy as np
 
-from kernels.ops.activation import swiglu_rows
+from kernels.ops.activation import geglu_rows, swiglu_rows
 from kernels.ops.matmul_params import (
     NO_ROUTING,
+    Epilogue,
     HopperTiledParams,
     OutputParams,
     RoutingParams,
@@ -28,26 +28,11 @@ from kernels.ops.matmul_tuning import (
 )
 from kernels.ops.norm import NO_NORM, DeviceNorm, norm_params, norm_residual, norm_rows
 from kernels.runtime.compiler import Variant
-from kernels.runtime.cuda_constants import declare_enum
 from kernels.runtime.device_array import DeviceArray, pointer_of
 from kernels.runtime.launcher import Context
 from kernels.runtime.tma import tensor_map
 from kernels.weights.formats import CHUNK, FORMATS
 from kernels.weights.packed import PackedMatrix, Projection
-
-
-class Epilogue(IntEnum):
-    """What becomes of the sums; in CUDA `EpilogueKind`."""
-
-    STORE_HALF = 0
-    STORE_FLOAT = 1
-    ADD_RESIDUAL = 2
-    SWIGLU = 3
-    CLAMPED_SWIGLU = 4
-    GELU = 5
-
-
-declare_enum("matmul/matmul_epilogue.cuh", "EpilogueKind", [*(kind.name for kind in Epilogue), "NUM_EPILOGUES"])
 
 
 class Product(NamedTuple):
@@ -56,7 +41,7 @@ class Product(NamedTuple):
     ``x`` [T, K] is float16; with a ``norm`` it is float32 and normed first, with ``x_rows`` [T] those of its rows. In a
     mixture of experts a row of ``x`` may stand for several of ``out``. ``overlaps_previous``: the product neither reads
     what the kernel launched before it writes, nor writes what that one touches. ``alpha`` and ``limit`` are those of
-    the clamped SwiGLU; what is stored or added as float32 is multiplied by ``alpha``.
+    the clamped SwiGLU; else ``alpha`` is the cap of SOFTCAP, or the factor of GEGLU and of what is float32.
     """
 
     x: DeviceArray
@@ -97,12 +82,21 @@ def linear_residual(
 
 
 def linear_norm_residual(
-    context: Context, x: DeviceArray, layers: Projection, norm: DeviceNorm, *, out: DeviceArray
+    context: Context,
+    x: DeviceArray,
+    layers: Projection,
+    norm: DeviceNorm,
+    *,
+    scale: float = 1.0,
+    out: DeviceArray,
 ) -> None:
-    """Add ``layers`` of ``x`` [T, K] float16, normed, to the residual stream ``out`` [T, H] float32."""
+    """Add ``layers`` of ``x`` [T, K] float16, normed, to the residual stream ``out`` [T, H] float32.
+
+    The stream is then multiplied by ``scale``. What is normed is float32, whatever its size.
+    """
     branch = context.scratch(out.shape, np.float32)
     project(context, x, layers, branch, Epilogue.STORE_FLOAT)
-    norm_residual(context, branch, norm, out=out)
+    norm_residual(context, branch, norm, scale=scale, out=out)
 
 
 def norm_linear(context: Context, x: DeviceArray, norm: DeviceNorm, layers: Projection, *, out: DeviceArray) -> None:
@@ -123,16 +117,42 @@ def norm_swiglu(context: Context, x: DeviceArray, norm: DeviceNorm, gate_up: Pro
     swiglu_rows(context, both, out=out)
 
 
+def norm_geglu(
+    context: Context, x: DeviceArray, norm: DeviceNorm, gate_up: Projection, scale: float, *, out: DeviceArray
+) -> None:
+    """Norm, gate and up projections, gelu(gate) * up * scale: ``x`` [T, H] float32 -> ``out`` [T, F] float16.
+
+    In one kernel where gate and up have one format and so lie in one gated matrix.
+    """
+    if gate_up.matrices[0].gated:
+        project(context, x, gate_up, out, Epilogue.GEGLU, norm=norm, alpha=scale)
+        return
+    both = context.scratch((x.shape[0], gate_up.num_outputs), np.float16)
+    project(context, x, gate_up, both, Epilogue.STORE_HALF, norm=norm)
+    geglu_rows(context, both, scale, out=out)
+
+
 def norm_gelu(context: Context, x: DeviceArray, norm: DeviceNorm, up: Projection, *, out: DeviceArray) -> None:
     """Norm, up projection, GELU: ``x`` [T, H] float32 -> ``out`` [T, F] float16."""
     project(context, x, up, out, Epilogue.GELU, norm=norm)
 
 
 def norm_head(
-    context: Context, x: DeviceArray, rows: DeviceArray, norm: DeviceNorm, head: Projection, *, out: DeviceArray
+    context: Context,
+    x: DeviceArray,
+    rows: DeviceArray,
+    norm: DeviceNorm,
+    head: Projection,
+    *,
+    softcap: float = 0.0,
+    out: DeviceArray,
 ) -> None:
-    """Final norm and output head on some rows: ``x`` [T, H], ``rows`` [R] -> logits ``out`` [R, V] float32."""
-    project(context, x, head, out, Epilogue.STORE_FLOAT, norm=norm, x_rows=rows)
+    """Final norm and output head on some rows: ``x`` [T, H], ``rows`` [R] -> logits ``out`` [R, V] float32.
+
+    With a ``softcap`` they are softcap * tanh(logits / softcap).
+    """
+    epilogue = Epilogue.SOFTCAP if softcap else Epilogue.STORE_FLOAT
+    project(context, x, head, out, epilogue, norm=norm, x_rows=rows, alpha=softcap or 1.0)
 
 
 def _store(out: DeviceArray) -> Epilogue:
@@ -254,7 +274,7 @@ def multiply_tiled(context: Context, product: Product, tiles: ExpertTiles | None
 
 def _output_params(product: Product) -> OutputParams:
     x, matrix, out, epilogue, column, *_ = product
-    assert matrix.gated == (epilogue in (Epilogue.SWIGLU, Epilogue.CLAMPED_SWIGLU))
+    assert matrix.gated == epilogue.is_gated
     assert x.shape[-1] == matrix.width, f"a matrix of {matrix.width} inputs on {x.shape[-1]} columns"
     return OutputParams(
         out=out.pointer,

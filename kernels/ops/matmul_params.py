@@ -1,11 +1,35 @@
-"""What the kernels of kernels/cuda/matmul are given: the structs of their parameters."""
+"""What the kernels of kernels/cuda/matmul are given: kinds of epilogue, and the structs of their parameters."""
 
 from __future__ import annotations
 
+from enum import IntEnum
+
 from kernels.ops.norm import NormParams
+from kernels.runtime.cuda_constants import declare_enum
 from kernels.runtime.cuda_struct import CudaStruct, Float32, Int32, Pointer
 from kernels.runtime.tma import TensorMap
 from kernels.weights.packed import MatrixParams
+
+
+class Epilogue(IntEnum):
+    """What becomes of the sums; in CUDA `EpilogueKind`."""
+
+    STORE_HALF = 0
+    STORE_FLOAT = 1
+    ADD_RESIDUAL = 2
+    SWIGLU = 3
+    CLAMPED_SWIGLU = 4
+    GELU = 5
+    GEGLU = 6
+    SOFTCAP = 7
+
+    @property
+    def is_gated(self) -> bool:
+        """Whether it takes gates and up projections."""
+        return self in (Epilogue.SWIGLU, Epilogue.CLAMPED_SWIGLU, Epilogue.GEGLU)
+
+
+declare_enum("matmul/matmul_epilogue.cuh", "EpilogueKind", [*(kind.name for kind in Epilogue), "NUM_EPILOGUES"])
 
 
 class OutputParams(CudaStruct, source="matmul/matmul"):

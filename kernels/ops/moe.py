@@ -6,7 +6,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from kernels.ops.matmul import Epilogue, ExpertTiles, Product, multiply_routed, multiply_tiled
+from kernels.ops.matmul import ExpertTiles, Product, multiply_routed, multiply_tiled
+from kernels.ops.matmul_params import Epilogue
 from kernels.ops.matmul_tuning import MAX_SMALL_BATCH, SUMMING_SIZES
 from kernels.ops.norm import NORM_PARTITIONS, DeviceNorm, NormParams, norm_params
 from kernels.runtime.compiler import Variant

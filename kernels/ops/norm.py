@@ -41,6 +41,7 @@ class NormRowsParams(CudaStruct, source="norm/norm"):
     out: Pointer  # [num_rows, width] float16; norm_residual: float32, added to
     norm: NormParams
     num_rows: Int32
+    scale: Float32  # norm_residual: of what `out` then is
 
 
 def variants() -> list[Variant]:
@@ -69,7 +70,12 @@ def norm_rows(
     """Norm of ``x`` [T, H] float32, or of its ``rows`` [R] only -> ``out`` [R, H] float16."""
     num_rows, width = out.shape
     params = NormRowsParams(
-        x=x.pointer, rows=pointer_of(rows), out=out.pointer, norm=norm_params(norm, width), num_rows=num_rows
+        x=x.pointer,
+        rows=pointer_of(rows),
+        out=out.pointer,
+        norm=norm_params(norm, width),
+        num_rows=num_rows,
+        scale=1.0,
     )
     if width <= SHORT_WIDTH and num_rows >= _MANY_ROWS:
         context.launch("norm/norm", "norm_short_rows", -(-num_rows // _SHORT_WARPS), 32 * _SHORT_WARPS, params)
@@ -77,10 +83,12 @@ def norm_rows(
         context.launch("norm/norm", "norm_rows", num_rows, 32 * NORM_PARTITIONS, params)
 
 
-def norm_residual(context: Context, x: DeviceArray, norm: DeviceNorm, *, out: DeviceArray) -> None:
-    """Add the norm of ``x`` [T, H] float32 to the residual stream ``out`` [T, H] float32."""
+def norm_residual(context: Context, x: DeviceArray, norm: DeviceNorm, *, scale: float = 1.0, out: DeviceArray) -> None:
+    """Add the norm of ``x`` [T, H] float32 to the residual stream ``out`` [T, H] float32, all of it times ``scale``."""
     num_rows, width = out.shape
     if not num_rows:
         return
-    params = NormRowsParams(x=x.pointer, rows=0, out=out.pointer, norm=norm_params(norm, width), num_rows=num_rows)
+    params = NormRowsParams(
+        x=x.pointer, rows=0, out=out.pointer, norm=norm_params(norm, width), num_rows=num_rows, scale=scale
+    )
     context.launch("norm/norm", "norm_residual", num_rows, 32 * NORM_PARTITIONS, params)

@@ -26,7 +26,21 @@ def clamped_swiglu(gate: Float32, up: Float32, alpha: float, limit: float, *, ou
         np.multiply(gate / (1 + np.exp(np.float32(-alpha) * gate)), up + 1, out=out)
 
 
+def geglu(gate: Float32, up: Float32, scale: float, *, out: Float32) -> None:
+    """gelu(gate) * up * scale, GELU in its tanh form (Shazeer, 2020); all [T, F]; ``out`` may be ``gate``."""
+    gelu(gate, out=out)
+    np.multiply(out, up, out=out)
+    out *= np.float32(scale)
+
+
 def gelu(x: Float32, *, out: Float32) -> None:
     """GELU in its tanh form, "gelu_new" (Hendrycks & Gimpel, 2016); ``out`` may be ``x``."""
     inner = np.float32(np.sqrt(2 / np.pi)) * (x + np.float32(0.044715) * (x * x * x))
     np.multiply(np.float32(0.5) * x, 1 + np.tanh(inner), out=out)
+
+
+def soft_cap(x: Float32, cap: float) -> None:
+    """Bound ``x`` by +-``cap``, in place: cap * tanh(x / cap) (Gemma 2, 2024)."""
+    x /= np.float32(cap)
+    np.tanh(x, out=x)
+    x *= np.float32(cap)

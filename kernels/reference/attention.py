@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kernels.batch import LayerCache, Step
+from kernels.reference.activation import soft_cap
 from kernels.reference.rope import Rotation, rope_write
 from kernels.weights.parameters import Attention
 
@@ -58,7 +59,7 @@ def paged_attention(
             visible &= key_positions > positions[tokens, None] - window
         needed = visible if sequences.size == tokens.size else np.logical_or.reduce(visible, keepdims=True)
         keys, values = _gather(cache, key_positions, needed, block_tables[sequences])
-        scores = _scores(queries[tokens], keys, visible, attention.scale)
+        scores = _scores(queries[tokens], keys, visible, attention)
         grouped_out[tokens] = _combine(scores, values, grouped_sinks)
 
 
@@ -135,13 +136,15 @@ def _gather(
     return gathered_keys, gathered_values
 
 
-def _scores(queries: Float32, keys: Float32, visible: NDArray[np.bool_], scale: float) -> Float32:
-    """Scaled products [n, kv_heads, group, L] of ``queries`` [n, kv_heads, group, D]; -inf where not ``visible``."""
+def _scores(queries: Float32, keys: Float32, visible: NDArray[np.bool_], attention: Attention[Float32]) -> Float32:
+    """Scores [n, kv_heads, group, L] of ``queries`` [n, kv_heads, group, D]; -inf where not ``visible``."""
     num_keys = keys.shape[1]
     scores = np.empty((*queries.shape[:3], num_keys), np.float32)
     for start in range(0, num_keys, TILE_KEYS):
         tile = keys[:, start : start + TILE_KEYS].transpose(0, 2, 3, 1)  # [S, kv_heads, D, TILE_KEYS]
-        np.multiply(np.matmul(queries, tile), np.float32(scale), out=scores[..., start : start + TILE_KEYS])
+        np.multiply(np.matmul(queries, tile), np.float32(attention.scale), out=scores[..., start : start + TILE_KEYS])
+    if attention.softcap:
+        soft_cap(scores, attention.softcap)
     np.copyto(scores, -np.inf, where=~visible[:, None, None])
     return scores
 

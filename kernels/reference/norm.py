@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from kernels.reference.activation import gelu, swiglu
+from kernels.reference.activation import geglu, gelu, soft_cap, swiglu
 from kernels.reference.matmul import Linear, linear
 from kernels.weights.parameters import LayerNorm, Norm
 
@@ -26,11 +26,14 @@ def normalise(norm: Norm[Float32], x: Float32) -> Float32:
     return normed
 
 
-def linear_norm_residual(x: Float32, layers: Sequence[Linear], norm: Norm[Float32], *, out: Float32) -> None:
-    """Add ``layers`` of ``x`` [T, K], normed, to the residual stream ``out`` [T, H]."""
+def linear_norm_residual(
+    x: Float32, layers: Sequence[Linear], norm: Norm[Float32], *, scale: float = 1.0, out: Float32
+) -> None:
+    """Add ``layers`` of ``x`` [T, K], normed, to the residual stream ``out`` [T, H], all of it times ``scale``."""
     branch = np.empty_like(out)
     linear(x, layers, out=branch)
     out += normalise(norm, branch)
+    out *= np.float32(scale)
 
 
 def norm_linear(x: Float32, norm: Norm[Float32], layers: Sequence[Linear], *, out: Float32) -> None:
@@ -48,6 +51,17 @@ def norm_swiglu(x: Float32, norm: Norm[Float32], gate_up: Sequence[Linear], *, o
     swiglu(both[:, : out.shape[1]], both[:, out.shape[1] :], out=out)
 
 
+def norm_geglu(x: Float32, norm: Norm[Float32], gate_up: Sequence[Linear], scale: float, *, out: Float32) -> None:
+    """Norm, gate and up projections, gelu(gate) * up * scale: ``x`` [T, H] -> ``out`` [T, F].
+
+    ``gate_up`` are as in `norm_swiglu`. The ``scale`` keeps the product within what a device's type for activations
+    holds; what consumes it must make up for it.
+    """
+    both = np.empty((x.shape[0], 2 * out.shape[1]), np.float32)
+    linear(normalise(norm, x), gate_up, out=both)
+    geglu(both[:, : out.shape[1]], both[:, out.shape[1] :], scale, out=out)
+
+
 def norm_gelu(x: Float32, norm: Norm[Float32], up: Sequence[Linear], *, out: Float32) -> None:
     """Norm, up projection, GELU: ``x`` [T, H] -> ``out`` [T, F]."""
     linear(normalise(norm, x), up, out=out)
@@ -55,7 +69,18 @@ def norm_gelu(x: Float32, norm: Norm[Float32], up: Sequence[Linear], *, out: Flo
 
 
 def norm_head(
-    x: Float32, rows: NDArray[np.int32], norm: Norm[Float32], head: Sequence[Linear], *, out: Float32
+    x: Float32,
+    rows: NDArray[np.int32],
+    norm: Norm[Float32],
+    head: Sequence[Linear],
+    *,
+    softcap: float = 0.0,
+    out: Float32,
 ) -> None:
-    """Final norm and output head on some rows: ``x`` [T, H], ``rows`` [R] -> logits ``out`` [R, V]."""
+    """Final norm and output head on some rows: ``x`` [T, H], ``rows`` [R] -> logits ``out`` [R, V].
+
+    With a ``softcap`` they are softcap * tanh(logits / softcap), and so within +-softcap (Gemma 2).
+    """
     linear(normalise(norm, x[rows]), head, out=out)
+    if softcap:
+        soft_cap(out, softcap)

@@ -65,16 +65,21 @@ def rope_write(
 
     ``qkv`` [T, (num_heads + 2 * kv_heads) * D]: Q, K and V side by side; Q and K are rotated in place (``by`` None: a
     model without RoPE), after the norms of single heads if ``attention`` has such. Token t's K and V go to row
-    ``slots[t]`` of the keys and values of ``out_cache``, both [blocks, block_tokens, kv_heads, D].
+    ``slots[t]`` of the keys and values of ``out_cache``, both [blocks, block_tokens, kv_heads, D]. A layer that shares
+    the cache of another has Q only, and writes nothing.
     """
     keys, values = out_cache
-    num_heads, head_norms = attention.num_heads, attention.head_norms
     num_kv_heads, head_dim = keys.shape[2:]
-    heads = qkv.reshape(qkv.shape[0], num_heads + 2 * num_kv_heads, head_dim)
-    if head_norms is not None:
-        heads[:, :num_heads] = normalise(head_norms[0], heads[:, :num_heads])
-        heads[:, num_heads:-num_kv_heads] = normalise(head_norms[1], heads[:, num_heads:-num_kv_heads])
+    num_heads, num_rotated = attention.num_heads, attention.num_heads + attention.num_new_heads
+    heads = qkv.reshape(qkv.shape[0], num_rotated + attention.num_new_heads, head_dim)
+    if attention.head_norms is not None:
+        query_norm, key_norm = attention.head_norms
+        heads[:, :num_heads] = normalise(query_norm, heads[:, :num_heads])
+        heads[:, num_heads:num_rotated] = normalise(key_norm, heads[:, num_heads:num_rotated])
+    if attention.value_norm is not None:
+        heads[:, num_rotated:] = normalise(attention.value_norm, heads[:, num_rotated:])
     if by is not None:
-        rotate(heads[:, :-num_kv_heads], by)
-    keys.reshape(-1, num_kv_heads, head_dim)[slots] = heads[:, num_heads:-num_kv_heads]
-    values.reshape(-1, num_kv_heads, head_dim)[slots] = heads[:, -num_kv_heads:]
+        rotate(heads[:, :num_rotated], by)
+    if not attention.shares_cache:
+        keys.reshape(-1, num_kv_heads, head_dim)[slots] = heads[:, num_heads:num_rotated]
+        values.reshape(-1, num_kv_heads, head_dim)[slots] = heads[:, num_rotated:]

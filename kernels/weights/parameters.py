@@ -94,7 +94,9 @@ class Attention(Generic[Array]):
 
     A token sees the last ``window`` positions up to its own, or all of them if ``window`` is 0. ``sinks`` are logits
     that take part in the softmax and have no value (gpt-oss). ``head_norms`` are of single heads, of queries and of
-    keys, before they are rotated (Qwen3).
+    keys, before they are rotated (Qwen3); ``value_norm`` is of those of values (Gemma 4). With a ``softcap`` a scaled
+    score s becomes softcap * tanh(s / softcap) (Gemma 2). A layer that ``shares_cache`` has queries only: its keys and
+    values are what an earlier layer has written (Gemma 4 E).
     """
 
     num_heads: int
@@ -104,3 +106,21 @@ class Attention(Generic[Array]):
     window: int = 0
     sinks: Array | None = None  # [num_heads] float32
     head_norms: tuple[RmsNorm[Array], RmsNorm[Array]] | None = None
+    value_norm: RmsNorm[Array] | None = None
+    softcap: float = 0.0
+    shares_cache: bool = False
+
+    @property
+    def num_new_heads(self) -> int:
+        """Heads of a token's keys, and of its values, that the layer makes itself."""
+        return 0 if self.shares_cache else self.num_kv_heads
+
+    @property
+    def query_width(self) -> int:
+        """Elements of a token's queries, all heads together."""
+        return self.num_heads * self.head_dim
+
+    @property
+    def qkv_width(self) -> int:
+        """Elements of what a layer projects of a token: queries, then keys and values that it makes."""
+        return (self.num_heads + 2 * self.num_new_heads) * self.head_dim

@@ -100,7 +100,9 @@ def _add_metadata(writer: gguf.GGUFWriter, spec: ModelSpec) -> None:
     if vocabulary.scores:
         writer.add_token_scores(vocabulary.scores)
     for name, token_id in spec.token_ids.items():
-        if isinstance(token_id, bool):
+        if name == "add_space_prefix":
+            writer.add_add_space_prefix(bool(token_id))
+        elif isinstance(token_id, bool):
             writer.add_bool(f"tokenizer.ggml.{name}_token", token_id)
         else:
             writer.add_uint32(f"tokenizer.ggml.{name}_token_id", token_id)

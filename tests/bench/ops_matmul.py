@@ -16,7 +16,8 @@ from cupy.cuda import runtime
 
 from kernels.devices.cuda import CudaDevice
 from kernels.devices.open import open_device
-from kernels.ops.matmul import Epilogue, project
+from kernels.ops.matmul import project
+from kernels.ops.matmul_params import Epilogue
 from kernels.runtime.memory import MemoryPlan
 from kernels.weights.packed import PackedMatrix, Projection
 from kernels.weights.parameters import RmsNorm

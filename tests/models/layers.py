@@ -108,3 +108,27 @@ def gpt_oss_layer(name: str, heads: int, ffn: int, experts: int) -> list[TensorS
         *biased(f"{name}.ffn_up_exps", "MXFP4", experts, ffn, HIDDEN, gain=2),
         *biased(f"{name}.ffn_down_exps", "MXFP4", experts, HIDDEN, ffn, gain=2),
     ]
+
+
+def gemma_layer(
+    name: str, format_: str, ffn: int, head_dim: int, *, kv_heads: int = 1, head_norms: bool = False
+) -> list[TensorSpec]:
+    """A layer with norms before and after each block, of two long heads."""
+
+    def own_norm(part: str, width: int, mean: float = 1.0) -> TensorSpec:
+        return TensorSpec(f"{name}.{part}.weight", "F32", (width,), mean, 0.1)
+
+    return [
+        own_norm("attn_norm", HIDDEN),
+        matrix(f"{name}.attn_q", format_, 2 * head_dim, HIDDEN, gain=1.5),
+        matrix(f"{name}.attn_k", format_, kv_heads * head_dim, HIDDEN, gain=1.5),
+        matrix(f"{name}.attn_v", format_, kv_heads * head_dim, HIDDEN),
+        *(own_norm(f"attn_{part}_norm", head_dim, 1.5) for part in "qk" if head_norms),
+        matrix(f"{name}.attn_output", format_, HIDDEN, 2 * head_dim),
+        own_norm("post_attention_norm", HIDDEN, 3.0),
+        own_norm("ffn_norm", HIDDEN),
+        matrix(f"{name}.ffn_gate", format_, ffn, HIDDEN),
+        matrix(f"{name}.ffn_up", format_, ffn, HIDDEN),
+        matrix(f"{name}.ffn_down", format_, HIDDEN, ffn),
+        own_norm("post_ffw_norm", HIDDEN, 3.0),
+    ]

@@ -16,15 +16,17 @@ from tests.models.layers import (
     HEAD_DIM,
     HIDDEN,
     embedding_and_head,
+    gemma_layer,
     gpt2_layer,
     gpt_oss_layer,
     layer_norm,
     llama_layer,
+    matrix,
     phi3_layer,
     rope_factors,
     tied,
 )
-from tests.models.vocabularies import byte_level, sentencepiece
+from tests.models.vocabularies import byte_level, gemma, sentencepiece
 
 LLAMA2_CHAT = (
     "{% for message in messages %}{% if message.role == 'user' %}{{ bos_token }}[INST] {{ message.content }} [/INST]"
@@ -35,6 +37,20 @@ LLAMA3_CHAT = (
     "{{ message.content }}<|eot_id|>{% endfor %}"
     "{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}"
 )
+GEMMA_CHAT = (
+    "{{ bos_token }}{% for message in messages %}<start_of_turn>"
+    "{{ 'model' if message.role == 'assistant' else message.role }}\n{{ message.content | trim }}<end_of_turn>\n"
+    "{% endfor %}{% if add_generation_prompt %}<start_of_turn>model\n{% endif %}"
+)
+GEMMA_IDS = {
+    "bos": 2,
+    "eos": 1,
+    "unknown": 3,
+    "padding": 0,
+    "add_bos": True,
+    "add_eos": False,
+    "add_space_prefix": False,
+}
 PHI4_CHAT = PHI3_CHAT.replace("\n", "")
 
 
@@ -193,6 +209,50 @@ def gpt_oss_mxfp4_moe() -> ModelSpec:
     return ModelSpec("gpt-oss", "Small gpt-oss", LlamaFileType.MOSTLY_MXFP4_MOE, settings, words, ids, HARMONY, tensors)
 
 
+def gemma2_q8_0() -> ModelSpec:
+    """Gemma 2: norms after each block, soft caps, a sliding window of 16 on every other layer, heads of 256."""
+    words = gemma("<start_of_turn>", "<end_of_turn>")
+    tensors = [
+        matrix("token_embd", "Q8_0", len(words.tokens), HIDDEN),
+        *gemma_layer("blk.0", "Q8_0", 64, 256),
+        *gemma_layer("blk.1", "Q8_0", 64, 256),
+        TensorSpec("output_norm.weight", "F32", (HIDDEN,), 3.0, 0.1),
+    ]
+    settings = keys(64, 2, 1) | {
+        "attention.key_length": 256,
+        "attention.value_length": 256,
+        "attention.sliding_window": 16,
+        "attn_logit_softcapping": 5.0,
+        "final_logit_softcapping": 8.0,
+    }
+    return ModelSpec(
+        "gemma2", "Small Gemma 2", LlamaFileType.MOSTLY_Q8_0, settings, words, GEMMA_IDS, GEMMA_CHAT, tensors
+    )
+
+
+def gemma3_q4_0() -> ModelSpec:
+    """Gemma 3: norms of heads; of six layers five with a sliding window of 16 and a rotation of their own."""
+    words = gemma("<start_of_turn>", "<end_of_turn>")
+    tensors = [
+        matrix("token_embd", "Q8_0", len(words.tokens), HIDDEN),
+        *(tensor for number in range(6) for tensor in gemma_layer(f"blk.{number}", "Q4_0", 32, 256, head_norms=True)),
+        TensorSpec("output_norm.weight", "F32", (HIDDEN,), 3.0, 0.1),
+    ]
+    settings = keys(32, 2, 1) | {
+        "block_count": 6,
+        "attention.key_length": 256,
+        "attention.value_length": 256,
+        "attention.sliding_window": 16,
+        "rope.freq_base": 1e6,
+        "rope.freq_base_swa": 10000.0,
+        "rope.scaling.type": "linear",
+        "rope.scaling.factor": 8.0,
+    }
+    return ModelSpec(
+        "gemma3", "Small Gemma 3", LlamaFileType.MOSTLY_Q4_0, settings, words, GEMMA_IDS, GEMMA_CHAT, tensors
+    )
+
+
 SPECS: dict[str, tuple[int, Callable[[], ModelSpec]]] = {
     "llama2-q4_0": (12, llama2_q4_0),
     "llama3-bf16": (15, llama3_bf16),
@@ -202,5 +262,7 @@ SPECS: dict[str, tuple[int, Callable[[], ModelSpec]]] = {
     "phi4-mini-f16": (3, phi4_mini_f16),
     "gpt2-q8_0": (83, gpt2_q8_0),
     "gpt-oss-mxfp4_moe": (10, gpt_oss_mxfp4_moe),
+    "gemma2-q8_0": (5, gemma2_q8_0),
+    "gemma3-q4_0": (1, gemma3_q4_0),
 }
 """File name, without its ending -> seed, chosen so that greedy ids repeat little and have no near ties; contents."""

@@ -48,3 +48,18 @@ def sentencepiece(*control: str) -> Vocabulary:
         + [TokenType.CONTROL] * len(control),
         scores=[0.0] * 259 + [-float(rank) for rank in range(len(pieces))] + [0.0] * len(control),
     )
+
+
+def gemma(*control: str) -> Vocabulary:
+    """``<pad>``, ``<eos>``, ``<bos>``, ``<unk>``, more control tokens, the 256 bytes, `PIECES` with falling scores."""
+    pieces = PIECES.split(";")
+    special = ["<pad>", "<eos>", "<bos>", "<unk>", *control]
+    types = [TokenType.CONTROL] * len(special)
+    types[3] = TokenType.UNKNOWN
+    return Vocabulary(
+        "llama",
+        "default",
+        tokens=[*special, *(f"<0x{byte:02X}>" for byte in range(256)), *pieces],
+        types=types + [TokenType.BYTE] * 256 + [TokenType.NORMAL] * len(pieces),
+        scores=[0.0] * (len(special) + 256) + [-float(rank) for rank in range(len(pieces))],
+    )

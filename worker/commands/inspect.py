@@ -168,8 +168,7 @@ def _device_to_plan_for(settings: Settings) -> tuple[GpuDevice | DryRunDevice, s
 
 
 def _kv_bytes_per_1k_tokens(config: ModelConfig) -> int:
-    num_elements = 2 * config.num_layers * config.num_kv_heads * config.head_dim
-    return num_elements * CUDA_CACHE_ITEM_BYTES * TOKENS_PER_K
+    return config.cache_width * CUDA_CACHE_ITEM_BYTES * TOKENS_PER_K
 
 
 def _tensor_types(gguf: GGUFFile) -> list[TensorType]:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from orcd.errors import ModelLoadFailed
 from worker.model.gguf import GGUFFile
+from worker.model.layer_config import EQUAL_LAYERS, LayerConfig, LayerLimits, LayerPattern, read_layers
 from worker.model.metadata_keys import MetadataKeys
 
 MAX_LAYERS = 4096
@@ -33,6 +34,10 @@ class Architecture:
     """Metadata keys that change numbers and that the family reads, beside those of `worker.model.metadata_keys`."""
     ignored_tensors: tuple[str, ...] = ()
     """Expressions for the names of tensors that files may hold and that the forward pass has no use for."""
+    layers: LayerPattern = EQUAL_LAYERS
+    """How layers differ from each other."""
+    sliding_rope_base: float | None = None
+    """Base of the rotation in layers with a window, where the file does not say; None: there is one for all layers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,8 +72,9 @@ class RopeConfig:
 
 @dataclass(frozen=True, slots=True)
 class ModelConfig:
-    """Sizes in elements; ``sliding_window`` 0 is none, ``num_experts`` 0 a dense model.
+    """Sizes in elements; ``sliding_window`` 0 is none, ``num_experts`` 0 a dense model, a soft cap of 0 none.
 
+    Where ``layers`` differ, ``num_kv_heads``, ``head_dim`` and ``intermediate`` are the largest of all.
     ``num_mtp_layers`` blocks follow the last layer in the file: they predict further tokens, and are not run.
     """
 
@@ -87,7 +93,17 @@ class ModelConfig:
     num_experts: int
     num_experts_used: int
     rope: RopeConfig
+    sliding_rope: RopeConfig
+    """Of layers with a window."""
+    attention_softcap: float
+    logit_softcap: float
     scales: Scales
+    layers: tuple[LayerConfig, ...]
+
+    @property
+    def cache_width(self) -> int:
+        """Elements that the KV cache holds of a token, in all layers together."""
+        return sum(2 * layer.kv_width for index, layer in enumerate(self.layers) if layer.cache_layer == index)
 
     @property
     def query_width(self) -> int:
@@ -111,9 +127,6 @@ def read_config(gguf: GGUFFile, name: str, architectures: Mapping[str, Architect
     num_mtp_layers = keys.integer("nextn_predict_layers", 0, num_blocks - 1, 0)
     hidden = keys.integer("embedding_length", 1, MAX_WIDTH)
     num_heads = keys.integer("attention.head_count", 1, MAX_HEADS)
-    num_kv_heads = keys.integer("attention.head_count_kv", 1, MAX_HEADS, num_heads)
-    if num_heads % num_kv_heads:
-        raise keys.error("attention.head_count_kv", f"is {num_kv_heads}, which does not divide {num_heads} heads")
     num_experts = keys.integer("expert_count", 0, MAX_EXPERTS, 0)
     if architecture.experts == "required" and not num_experts:
         raise keys.error("expert_count", f"is 0: models of the architecture {name} are mixtures of experts")
@@ -121,28 +134,49 @@ def read_config(gguf: GGUFFile, name: str, architectures: Mapping[str, Architect
         with_experts = sorted(known for known, declared in architectures.items() if declared.experts != "none")
         raise keys.error("expert_count", f"is {num_experts}: experts are supported for {', '.join(with_experts)} only")
     head_dim = _head_dim(keys, hidden, num_heads)
-    intermediate = keys.integer("feed_forward_length", 1, MAX_WIDTH)
+    limits = LayerLimits(num_blocks - num_mtp_layers, num_heads, MAX_WIDTH, MAX_CONTEXT)
+    layers = read_layers(keys, architecture.layers, limits, head_dim)
+    intermediate = max(layer.intermediate for layer in layers)
     context_length = keys.integer("context_length", 1, MAX_CONTEXT)
+    rope = _rope(gguf, keys, head_dim, context_length)
     return ModelConfig(
         architecture=name,
-        num_layers=num_blocks - num_mtp_layers,
+        num_layers=len(layers),
         num_mtp_layers=num_mtp_layers,
         hidden=hidden,
         intermediate=keys.integer("expert_feed_forward_length", 1, MAX_WIDTH, intermediate)
         if num_experts
         else intermediate,
         num_heads=num_heads,
-        num_kv_heads=num_kv_heads,
-        head_dim=head_dim,
+        num_kv_heads=max(layer.num_kv_heads for layer in layers),
+        head_dim=max(layer.head_dim for layer in layers),
         vocab_size=_vocab_size(gguf, keys),
         context_length=context_length,
         norm_epsilon=keys.number(architecture.norm_epsilon, 0, 1),
-        sliding_window=keys.integer("attention.sliding_window", 0, MAX_CONTEXT, 0),
+        sliding_window=max(layer.window for layer in layers),
         num_experts=num_experts,
         num_experts_used=keys.integer("expert_used_count", 1, num_experts) if num_experts else 0,
-        rope=_rope(gguf, keys, head_dim, context_length),
+        rope=rope,
+        sliding_rope=_sliding_rope(keys, architecture, rope, layers),
+        attention_softcap=keys.number("attn_logit_softcapping", 0, 1e6, 0.0),
+        logit_softcap=keys.number("final_logit_softcapping", 0, 1e6, 0.0),
         scales=_scales(keys) if architecture.has_scales else Scales(),
+        layers=layers,
     )
+
+
+def _sliding_rope(
+    keys: MetadataKeys, architecture: Architecture, rope: RopeConfig, layers: tuple[LayerConfig, ...]
+) -> RopeConfig:
+    """The rotation of layers with a window: with a base of its own there is no scaling."""
+    head_dim = next((layer.head_dim for layer in layers if layer.window), 0)
+    if architecture.sliding_rope_base is None or not head_dim:
+        return rope
+    num_dimensions = keys.integer("rope.dimension_count_swa", 2, head_dim, head_dim)
+    if num_dimensions % 2:
+        raise keys.error("rope.dimension_count_swa", f"is {num_dimensions}; rotated elements come in pairs")
+    base = keys.number("rope.freq_base_swa", math.ulp(1.0), 1e12, architecture.sliding_rope_base)
+    return replace(rope, num_dimensions=num_dimensions, base=base, scaling="none", factor=1.0, attention_factor=None)
 
 
 def _scales(keys: MetadataKeys) -> Scales:

@@ -18,17 +18,14 @@ class KVCache:
 
 def allocate_cache(config: ModelConfig, device: Device, num_blocks: int, block_tokens: int) -> KVCache:
     """A cache with arbitrary contents: what has not been written is never read."""
-    keys, values = (
-        tuple(
-            device.cache_array(num_blocks, block_tokens, config.num_kv_heads, config.head_dim)
-            for _ in range(config.num_layers)
-        )
-        for _ in ("keys", "values")
-    )
-    return KVCache(tuple(map(LayerCache, keys, values)))
+    own: dict[int, LayerCache[AnyArray]] = {}
+    for index, layer in enumerate(config.layers):
+        if layer.cache_layer == index:
+            shape = num_blocks, block_tokens, layer.num_kv_heads, layer.head_dim
+            own[index] = LayerCache(device.cache_array(*shape), device.cache_array(*shape))
+    return KVCache(tuple(own[layer.cache_layer] for layer in config.layers))
 
 
 def bytes_per_block(config: ModelConfig, device: Device, block_tokens: int) -> int:
     """Bytes of one block over all layers, K and V."""
-    per_token = 2 * config.num_layers * config.num_kv_heads * config.head_dim * device.cache_dtype.itemsize
-    return per_token * block_tokens
+    return config.cache_width * device.cache_dtype.itemsize * block_tokens

@@ -12,6 +12,7 @@ from kernels.batch import AnyArray, Step
 from kernels.devices.protocol import Device
 from orcd.errors import ModelLoadFailed
 from worker.model.config import Architecture, ModelConfig, read_config
+from worker.model.families.gemma import Gemma
 from worker.model.families.gpt2 import GPT2
 from worker.model.families.gpt_oss import GptOss
 from worker.model.families.llama import Llama
@@ -58,7 +59,7 @@ class Model:
         return allocate_cache(self.config, self.device, num_blocks, block_tokens)
 
 
-_CLASSES: tuple[type[Family], ...] = (GPT2, GptOss, Llama)
+_CLASSES: tuple[type[Family], ...] = (Gemma, GPT2, GptOss, Llama)
 FAMILIES = {name: family for family in _CLASSES for name in family.architectures}
 """Architecture, as ``general.architecture`` names it -> family."""
 ARCHITECTURES = {name: family.architectures[name] for name, family in FAMILIES.items()}

@@ -129,10 +129,11 @@ class Weights:
                 f"{most:,}; run it with --device cpu"
             )
         known = self._device.head_dims
-        if known and config.head_dim not in known:
+        unknown = {layer.head_dim for layer in config.layers} - {*known}
+        if known and unknown:
             raise ModelLoadFailed(
                 f"{self._gguf.path}: metadata key {config.architecture}.attention.key_length: heads of "
-                f"{config.head_dim} elements, and a GPU can do {', '.join(map(str, known))}; run it with --device cpu"
+                f"{min(unknown)} elements, and a GPU can do {', '.join(map(str, known))}; run it with --device cpu"
             )
 
     def ignore(self, *expressions: str) -> None:

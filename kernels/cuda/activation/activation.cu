@@ -7,6 +7,11 @@ struct SwigluParams {
     int num_rows, width;
 };
 
+struct GegluParams {
+    SwigluParams rows;
+    float scale;
+};
+
 // SwiGLU of gates and up projections that are float16 already, for those of two formats; all others go through
 // `Epilogue::gated` of matmul_epilogue.cuh. The two are not one function, as their bits differ: this one divides
 // exactly, `gated` with the fast division. Which of them a model takes never depends on the batch.
@@ -18,4 +23,17 @@ KERNEL __launch_bounds__(256) swiglu_rows(const __grid_constant__ SwigluParams p
     const float gate = from_half(p.both[row * 2 * p.width + column]);
     const float up = from_half(p.both[row * 2 * p.width + p.width + column]);
     p.out[row * p.width + column] = to_half(gate / (1.0f + __expf(-gate)) * up);
+}
+
+// GEGLU of the same, in GELU's tanh form.
+KERNEL __launch_bounds__(256) geglu_rows(const __grid_constant__ GegluParams params) {
+    wait_for_previous();
+    const SwigluParams& p = params.rows;
+    const i64 row = blockIdx.y;
+    const int column = blockIdx.x * 256 + threadIdx.x;
+    if (column >= p.width) return;
+    const float gate = from_half(p.both[row * 2 * p.width + column]);
+    const float up = from_half(p.both[row * 2 * p.width + p.width + column]);
+    const float inner = 0.7978845608028654f * (gate + 0.044715f * (gate * gate * gate));
+    p.out[row * p.width + column] = to_half(gate / (1.0f + __expf(-2.0f * inner)) * up * params.scale);
 }

@@ -4,10 +4,10 @@
 #include "../common/dequant.cuh"
 
 struct OutputParams {
-    void* out;           // [num_out_rows, stride]: float32 with STORE_FLOAT and ADD_RESIDUAL, else float16
+    void* out;           // [num_out_rows, stride]: float32 where `Epilogue::is_float`, else float16
     int stride, column;  // of a row of `out`: its length, and where the product's first column goes
     int epilogue;        // `EpilogueKind`: `Epilogue` of kernels/ops/matmul.py
-    float alpha, limit;  // CLAMPED_SWIGLU; STORE_FLOAT and ADD_RESIDUAL: sums are multiplied by alpha
+    float alpha, limit;  // of CLAMPED_SWIGLU; else alpha is the cap of SOFTCAP, or the factor of GEGLU and float32
 };
 
 // With gated activations row g of a 16-row tile is a gate, row g + 8 its up projection, and the tile gives 8 outputs.
@@ -36,13 +36,12 @@ struct OutputRow {
     }
 };
 
-DEVICE float gelu(float y) {  // tanh form
-    const float inner = 0.7978845608028654f * (y + 0.044715f * (y * y * y));
-    return 0.5f * y * (1.0f + tanhf(inner));
-}
+// GELU in its tanh form is y / 2 * (1 + tanh(inner)) = y / (1 + exp(-2 inner)).
+DEVICE float gelu_inner(float y) { return 0.7978845608028654f * (y + 0.044715f * (y * y * y)); }
+DEVICE float gelu(float y) { return 0.5f * y * (1.0f + tanhf(gelu_inner(y))); }
 
 // This fails for a new kind, until `Epilogue` says what the kind does and the number here is raised.
-static_assert(NUM_EPILOGUES == 6, "Epilogue must say what a new kind does");
+static_assert(NUM_EPILOGUES == 8, "Epilogue must say what a new kind does");
 
 // A functor; where `kind` is a constant, only what that kind asks for is compiled.
 struct Epilogue {
@@ -53,8 +52,8 @@ struct Epilogue {
     DEVICE Epilogue(const OutputParams& output, int kind) : output(&output), kind(kind) {}
     DEVICE constexpr explicit Epilogue(int kind) : output(nullptr), kind(kind) {}  // only to ask about a kind
 
-    DEVICE constexpr bool is_gated() const { return kind == SWIGLU || kind == CLAMPED_SWIGLU; }
-    DEVICE bool is_float() const { return kind == STORE_FLOAT || kind == ADD_RESIDUAL; }
+    DEVICE constexpr bool is_gated() const { return kind == SWIGLU || kind == CLAMPED_SWIGLU || kind == GEGLU; }
+    DEVICE bool is_float() const { return kind == STORE_FLOAT || kind == ADD_RESIDUAL || kind == SOFTCAP; }
     // Which element of `out` takes row `row` of the product, of gated activations that of the gate.
     DEVICE i64 index(i64 token, int row) const {
         return token * output->stride + output->column + (is_gated() ? gated_column(row) : row);
@@ -65,15 +64,17 @@ struct Epilogue {
     // else -0, which changes no bit of a sum.
     DEVICE void operator()(void* to, float y, float up, float residual) const {
         if (is_float())
-            *(float*)to = fmaf(y, output->alpha, residual);
+            *(float*)to = kind == SOFTCAP ? softcap(y) : fmaf(y, output->alpha, residual);
         else
             *(u16*)to = to_half(is_gated() ? gated(y, up) : kind == GELU ? gelu(y) : y);
     }
 
    private:
-    // SwiGLU, with the fast division, whose result may be off by two units in the last place. activation.cu has it with
-    // the exact one.
+    DEVICE float softcap(float y) const { return output->alpha * tanhf(__fdiv_rn(y, output->alpha)); }
+    // SwiGLU and GEGLU, with the fast division, whose result may be off by two units in the last place. activation.cu
+    // has them with the exact one.
     DEVICE float gated(float gate, float up) const {
+        if (kind == GEGLU) return __fdividef(gate, 1.0f + __expf(-2.0f * gelu_inner(gate))) * up * output->alpha;
         float steepness = 1.0f;
         if (kind == CLAMPED_SWIGLU) {
             gate = fminf(gate, output->limit), up = fminf(fmaxf(up, -output->limit), output->limit) + 1.0f;

@@ -11,6 +11,7 @@ struct NormRowsParams {
     void* out;        // [num_rows, width] float16; norm_residual: float32, added to
     NormParams norm;
     int num_rows;
+    float scale;  // norm_residual: of what `out` then is
 };
 
 DEVICE i64 source_row(const NormRowsParams& p, i64 row) { return p.rows ? p.rows[row] : row; }
@@ -34,7 +35,8 @@ KERNEL __launch_bounds__(32 * NORM_PARTITIONS, 6) norm_residual(const __grid_con
     normalise_row(p.norm, p.x + row * p.norm.width, shared, [&](int column, float4 n) {
         float4* to = (float4*)((float*)p.out + row * p.norm.width + column);
         const float4 old = *to;
-        *to = float4{__fadd_rn(old.x, n.x), __fadd_rn(old.y, n.y), __fadd_rn(old.z, n.z), __fadd_rn(old.w, n.w)};
+        *to =
+            float4{(old.x + n.x) * p.scale, (old.y + n.y) * p.scale, (old.z + n.z) * p.scale, (old.w + n.w) * p.scale};
     });
 }
 

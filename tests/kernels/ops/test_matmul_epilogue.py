@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from kernels.errors import CompileFailed
-from kernels.ops.matmul import Epilogue
+from kernels.ops.matmul_params import Epilogue
 from kernels.runtime import cuda_constants
 from kernels.runtime.compiler import Compiler
 from kernels.runtime.cuda_constants import declarations, declare_enum

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -36,7 +38,7 @@ class Case:
             [np.arange(length - count, length) for length, count in zip(lengths, new, strict=True)]
         ).astype(np.int32)
 
-    def run(self, members: list[int], window: int, sinks: bool) -> np.ndarray:
+    def run(self, members: list[int], window: int, sinks: bool, softcap: float = 0.0) -> np.ndarray:
         """The outputs of some of the sequences, one after the other."""
         rows = [np.arange(self.query_starts[member], self.query_starts[member + 1]) for member in members]
         tokens = np.concatenate(rows)
@@ -55,11 +57,12 @@ class Case:
             logit_rows=np.arange(tokens.size, dtype=np.int32),
         )
         attention = Attention(self.heads, self.kv_heads, DIM, 0.25, window, self.sinks if sinks else None)
+        attention = replace(attention, softcap=softcap)
         plan = plan_attention(step, attention)
         paged_attention(self.qkv[tokens], LayerCache(*self.caches), attention, step, plan, out=out)
         return out
 
-    def expected(self, window: int, sinks: bool) -> np.ndarray:
+    def expected(self, window: int, sinks: bool, softcap: float = 0.0) -> np.ndarray:
         rows = []
         for sequence, (length, count) in enumerate(zip(self.lengths, self.new, strict=True)):
             keys, values = (contents[sequence].astype(np.float64) for contents in self.contents)
@@ -70,6 +73,7 @@ class Case:
                 for head in range(self.heads):
                     kv_head = head // (self.heads // self.kv_heads)
                     scores = keys[visible, kv_head] @ query[head] * 0.25
+                    scores = softcap * np.tanh(scores / softcap) if softcap else scores
                     weights = np.exp(scores)
                     total = weights.sum() + (np.exp(self.sinks[head]) if sinks else 0)
                     heads.append(weights @ values[visible, kv_head] / total)
@@ -82,6 +86,13 @@ CASES = [
     Case([150, 1, 65, 40], [150, 1, 65, 3], 3, 1, 16),
     Case([90, 90, 90], [1, 20, 1], 2, 2, 7),
 ]
+
+
+def test_scores_have_a_soft_cap() -> None:
+    case, everyone = CASES[0], list(range(len(CASES[0].lengths)))
+    capped = case.run(everyone, 0, sinks=False, softcap=0.5)
+    np.testing.assert_allclose(capped, case.expected(0, sinks=False, softcap=0.5), atol=2e-6)
+    assert np.abs(capped - case.run(everyone, 0, sinks=False)).max() > 0.01
 
 
 @pytest.mark.parametrize("case", CASES, ids=["decode", "prefill", "mixed"])

@@ -6,7 +6,15 @@ import numpy as np
 import pytest
 
 from kernels.reference.matmul import Linear
-from kernels.reference.norm import linear_norm_residual, norm_gelu, norm_head, norm_linear, norm_swiglu, normalise
+from kernels.reference.norm import (
+    linear_norm_residual,
+    norm_geglu,
+    norm_gelu,
+    norm_head,
+    norm_linear,
+    norm_swiglu,
+    normalise,
+)
 from kernels.weights.parameters import LayerNorm, Norm, RmsNorm
 from tests.kernels.reference.test_matmul import make_matrix
 
@@ -52,6 +60,8 @@ def test_fused_projections_are_the_norm_and_then_the_layer() -> None:
     norm_gelu(x, RMS, (Linear(gate),), out=out)
     inner = np.sqrt(2 / np.pi) * (gated + 0.044715 * gated**3)
     np.testing.assert_allclose(out, 0.5 * gated * (1 + np.tanh(inner)), rtol=1e-4, atol=1e-4)
+    norm_geglu(x, RMS, (Linear(gate), Linear(up)), 0.25, out=out)
+    np.testing.assert_allclose(out, 0.125 * gated * (1 + np.tanh(inner)) * lifted, rtol=1e-4, atol=1e-4)
 
 
 def test_the_head_sees_the_rows_that_are_asked_for() -> None:
@@ -69,3 +79,23 @@ def test_a_branch_is_normed_before_it_is_added_to_the_residual_stream() -> None:
     linear_norm_residual(x, (Linear(matrix),), RMS, out=stream)
     expected = before + exact(RMS, x @ matrix.rows(slice(None)).T)
     np.testing.assert_allclose(stream, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_soft_cap_bounds_logits_and_leaves_small_ones_nearly_alone() -> None:
+    x = RNG.normal(size=(4, 64)).astype(np.float32) * 3
+    head = Linear(make_matrix(RNG.normal(size=(30, 64))))
+    rows = np.arange(4, dtype=np.int32)
+    plain, capped = (np.empty((4, 30), np.float32) for _ in range(2))
+    norm_head(x, rows, RMS, (head,), out=plain)
+    norm_head(x, rows, RMS, (head,), softcap=5.0, out=capped)
+    np.testing.assert_allclose(capped, 5 * np.tanh(plain.astype(np.float64) / 5), atol=1e-5)
+    assert np.abs(capped).max() <= 5 < np.abs(plain).max()
+
+
+def test_the_stream_is_scaled_once_the_norm_is_added() -> None:
+    x, stream = (RNG.normal(size=(3, 64)).astype(np.float32) for _ in range(2))
+    layer = Linear(make_matrix(RNG.normal(size=(64, 64))))
+    added, scaled = stream.copy(), stream.copy()
+    linear_norm_residual(x, (layer,), RMS, out=added)
+    linear_norm_residual(x, (layer,), RMS, scale=0.5, out=scaled)
+    np.testing.assert_array_equal(scaled, added / 2)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -85,3 +86,24 @@ def test_head_norms_come_before_the_rotation() -> None:
     queries, keys, _ = run(qkv, [11], [0], Rope(FREQUENCIES, "neox"), head_norms=norms)
     np.testing.assert_allclose((queries**2).mean(-1), 4, rtol=1e-5)
     np.testing.assert_allclose((keys[0] ** 2).mean(-1), 9, rtol=1e-5)
+
+
+def test_values_may_have_a_norm_and_a_layer_may_have_queries_only() -> None:
+    qkv = np.random.default_rng(3).normal(size=(2, (HEADS + 2 * KV_HEADS) * DIM)).astype(np.float32)
+    norm = RmsNorm(np.ones(DIM, np.float32), 1e-6)
+    keys, values = (np.full((3, 4, KV_HEADS, DIM), np.nan, np.float32) for _ in range(2))
+    attention = Attention(HEADS, KV_HEADS, DIM, scale=1.0, value_norm=norm)
+    slots, positions, one = np.array([9, 2], np.int32), np.array([3, 700], np.int32), np.array([1000], np.int32)
+    by = rotation(positions, Rope(FREQUENCIES, "neox"), one, np.zeros(2, np.int32))
+    whole = qkv.copy()
+    rope_write(whole, slots, by, attention, out_cache=LayerCache(keys, values))
+    heads = qkv.reshape(2, -1, DIM)[:, -KV_HEADS:].astype(np.float64)
+    expected = heads / np.sqrt((heads**2).mean(-1, keepdims=True) + 1e-6)
+    np.testing.assert_allclose(values.reshape(-1, KV_HEADS, DIM)[slots], expected, atol=1e-5)
+
+    before = keys.copy(), values.copy()
+    queries = qkv[:, : HEADS * DIM].copy()
+    rope_write(queries, slots, by, replace(attention, shares_cache=True), out_cache=LayerCache(keys, values))
+    np.testing.assert_array_equal(queries, whole[:, : HEADS * DIM])
+    np.testing.assert_array_equal(keys, before[0])
+    np.testing.assert_array_equal(values, before[1])

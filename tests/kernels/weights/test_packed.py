@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from kernels.ops.matmul import Epilogue
+from kernels.ops.matmul_params import Epilogue
 from kernels.ops.matmul_tuning import MAX_BLOCK_WARPS, MAX_NORMED_WIDTH
 from kernels.runtime.compiler import SOURCE_DIRECTORY, Compiler
 from kernels.weights.formats import FORMATS
