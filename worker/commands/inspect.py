@@ -23,7 +23,8 @@ from worker.model.registry import assemble_model, read_model_config
 from worker.model.weights import Weights
 from worker.settings import Settings
 from worker.text.chat_template import ChatTemplate
-from worker.text.tokenizer import Tokenizer, from_metadata
+from worker.text.tokenizer import Tokenizer, of_model
+from worker.text.vocabulary import warnings
 
 CUDA_CACHE_ITEM_BYTES = 2  # float16
 TOKENS_PER_K = 1024
@@ -74,17 +75,19 @@ class Report(msgspec.Struct, frozen=True):
     vram_kv_bytes_per_1k_tokens: int | None
     supported: bool
     problems: list[str]
+    warnings: list[str]
     vram_plan: Plan | None = None
     ram_plan: RamPlan | None = None
 
 
-def inspect_model(model: Path, settings: Settings | None) -> Report:
+def inspect_model(model: Path, settings: Settings | None, tokenizer_json: str = "") -> Report:
     """The report on a GGUF file; with ``settings`` also the plan of a worker's memory on their device.
 
+    ``tokenizer_json`` is the path of the tokenizer that a worker would have in place of the file's own.
     Raises `ModelLoadFailed` for what is no GGUF file at all.
     """
     gguf = open_gguf(model)
-    report = inspect_gguf(gguf)
+    report = inspect_gguf(gguf, tokenizer_json)
     if settings is None or not report.supported:
         return report
     if settings.device == "cpu":
@@ -97,7 +100,7 @@ def inspect_model(model: Path, settings: Settings | None) -> Report:
     return msgspec.structs.replace(report, vram_plan=plan)
 
 
-def inspect_gguf(gguf: GGUFFile) -> Report:
+def inspect_gguf(gguf: GGUFFile, tokenizer_json: str = "") -> Report:
     """Reads the header and small tensors only; what stands in the way of running the model is in ``problems``."""
     config = None
     problems = []
@@ -109,7 +112,7 @@ def inspect_gguf(gguf: GGUFFile) -> Report:
         problems.append(error.message.removeprefix(f"{gguf.path}: "))
     template_problem = None
     try:
-        tokenizer = from_metadata(gguf.metadata)
+        tokenizer = of_model(gguf.metadata, tokenizer_json)
     except ModelLoadFailed as error:
         problems.append(error.message)
     else:
@@ -124,13 +127,14 @@ def inspect_gguf(gguf: GGUFFile) -> Report:
         num_layers=config.num_layers if config else None,
         context_length=config.context_length if config else None,
         vocab_size=config.vocab_size if config else None,
-        tokenizer=_tokenizer(gguf),
+        tokenizer=tokenizer_json or _tokenizer(gguf),
         chat_template="tokenizer.chat_template" in gguf.metadata,
         chat_template_problem=template_problem,
         vram_weights_bytes=sum(tensor.num_bytes for tensor in tensors),
         vram_kv_bytes_per_1k_tokens=_kv_bytes_per_1k_tokens(config) if config else None,
         supported=not problems,
         problems=problems,
+        warnings=[] if tokenizer_json else warnings(gguf.metadata),
     )
 
 
@@ -227,6 +231,7 @@ def format_report(report: Report) -> str:
         lines += _ram_lines(report.ram_plan)
     lines.append(f"  supported       {'yes' if report.supported else 'no'}")
     lines += [f"    {problem}" for problem in report.problems]
+    lines += [f"  warning         {warning}" for warning in report.warnings]
     return "\n".join(lines)
 
 

@@ -54,14 +54,15 @@ def doctor(model: str | None, device: str | None) -> None:
 @cli.command()
 @_model_argument
 @click.option("--device", metavar="DEVICE", help="Also plan a worker's memory on cuda:N, GPU or no GPU, or on cpu.")
+@click.option("--tokenizer", metavar="FILE", default="", help="The tokenizer.json that a worker would be given.")
 @_json_option
-def inspect(model: Path, device: str | None, as_json: bool) -> None:
+def inspect(model: Path, device: str | None, tokenizer: str, as_json: bool) -> None:
     """Describe a model file: architecture, tensors, tokenizer, memory."""
     from worker.commands.inspect import format_report, inspect_model
     from worker.commands.jsonl_answers import write_json
 
     settings = None if device is None else from_environment(model=str(model), device=device)
-    report = inspect_model(model, settings)
+    report = inspect_model(model, settings, tokenizer)
     if as_json:
         write_json(report)
     else:

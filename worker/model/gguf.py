@@ -1,8 +1,8 @@
 """GGUF files, memory-mapped and checked byte by byte before anything in them is believed.
 
 Why not ``gguf.GGUFReader``: on a vocabulary file of 151,936 tokens and as many merges it takes 11 s and 530 MB (this
-reader: 0.2 s and 60 MB), and it trusts counts, offsets and dimensions. The library stays the oracle in the tests, and
-gives the block sizes of the types that we cannot run, so that they can be named.
+reader: 0.2 s and 60 MB), and it trusts counts, offsets and dimensions. The library stays the tests' oracle, and names
+types that we cannot run.
 
 Layout (ggml/docs/gguf.md): magic, version, tensor count, key count; key-value pairs; tensor infos; padding to
 ``general.alignment``; tensor data. All little-endian. A model may be split over files named ``-00001-of-0000N``.
@@ -39,6 +39,7 @@ _SCALARS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<
 _STRING, _ARRAY = 8, 9
 _MIN_PAIR_BYTES = 8 + 1 + 4 + 1
 _MIN_INFO_BYTES = 8 + 1 + 4 + 8 + 4 + 8
+_READ_EXACTLY = ("tokenizer.ggml.", "tokenizer.chat_template")  # other strings are compared or shown: U+FFFD does
 _SPLIT_NAME = re.compile(r"(?P<stem>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")
 
 
@@ -144,8 +145,8 @@ class _Reader:
     """A cursor over the mapped file. Every read checks that its bytes exist before it allocates anything."""
 
     def __init__(self, mapped: memoryview) -> None:
-        self._bytes = mapped
-        self._position = 0
+        self._bytes, self._position = mapped, 0
+        self._errors = "strict"  # what becomes of bytes that are not UTF-8
 
     def read(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         if bytes(self._take(4, "the magic")) != b"GGUF":
@@ -161,6 +162,7 @@ class _Reader:
             key = self._string("a metadata key", MAX_KEY_BYTES)
             if key in metadata:
                 raise _MalformedError(f"has the metadata key {_shown(key)} twice")
+            self._errors = "strict" if key.startswith(_READ_EXACTLY) else "replace"
             metadata[key] = self._value(f"metadata key {_shown(key)}")
         infos = [self._tensor_info() for _ in range(num_tensors)]
         alignment = metadata.get("general.alignment", 32)
@@ -193,7 +195,7 @@ class _Reader:
         if max_bytes is not None and length > max_bytes:
             raise _MalformedError(f"is damaged: {what} has a length of {length} bytes (at most {max_bytes})")
         try:
-            return str(self._take(length, what), "utf-8")
+            return str(self._take(length, what), "utf-8", "strict" if max_bytes else self._errors)
         except UnicodeDecodeError:
             raise _MalformedError(f"is damaged: {what} is not valid UTF-8") from None
 
@@ -222,7 +224,7 @@ class _Reader:
     def _strings(self, length: int, what: str) -> list[str]:
         """The loop of `_string` written out: vocabularies have hundreds of thousands."""
         data, position, size = self._bytes, self._position, len(self._bytes)
-        unpack = struct.Struct("<Q").unpack_from
+        unpack, errors = struct.Struct("<Q").unpack_from, self._errors
         strings = []
         try:
             for _ in range(length):
@@ -230,7 +232,7 @@ class _Reader:
                 position = start + unpack(data, position)[0]
                 if position > size:
                     raise _MalformedError(f"is truncated or damaged: {what} runs past the end of the file")
-                strings.append(str(data[start:position], "utf-8"))
+                strings.append(str(data[start:position], "utf-8", errors))
         except struct.error:
             raise _MalformedError(f"is truncated or damaged: {what} runs past the end of the file") from None
         except UnicodeDecodeError:
@@ -247,15 +249,13 @@ class _Reader:
         dimensions = [self._number("<Q", f"the shape of {what}") for _ in range(num_dimensions)]
         format_ = _format(self._number("<I", f"the type of {what}"), what)
         offset = self._number("<Q", f"the offset of {what}")
-        num_elements = math.prod(dimensions)
-        if not 0 < num_elements <= len(self._bytes) * format_.block_elements:
+        num_elements, block = math.prod(dimensions), format_.block_elements
+        if not 0 < num_elements <= len(self._bytes) * block:
             raise _MalformedError(f"is damaged: {what} of shape {dimensions} cannot fit in the file")
-        if dimensions[0] % format_.block_elements:
-            raise _MalformedError(
-                f"is damaged: rows of {what} have {dimensions[0]} elements, no multiple of {format_.name}'s "
-                f"{format_.block_elements}"
-            )
-        num_bytes = num_elements // format_.block_elements * format_.block_bytes
+        if dimensions[0] % block:
+            rows = f"rows of {what} have {dimensions[0]} elements"
+            raise _MalformedError(f"is damaged: {rows}, no multiple of {format_.name}'s {block}")
+        num_bytes = num_elements // block * format_.block_bytes
         return _TensorInfo(name, format_, tuple(reversed(dimensions)), offset, num_bytes)
 
     def _tensors(self, infos: list[_TensorInfo], alignment: int) -> dict[str, Tensor]:

@@ -25,14 +25,25 @@ _MAX_BRANCHINGS = 16
 
 _SPECIAL_TYPES = frozenset({TokenType.CONTROL, TokenType.UNKNOWN, TokenType.USER_DEFINED})
 
-END_TEXTS = frozenset(
+TURN_END_TEXTS = frozenset(
     (
-        *("<|im_end|>", "<|endoftext|>", "<|end|>", "<|return|>", "<|call|>"),
-        *("<|eot_id|>", "<|eom_id|>", "<|end_of_text|>", "</s>", "<eos>", "<end_of_turn>", "<EOT>"),
-        *("<|fim_pad|>", "<|repo_name|>", "<|file_sep|>"),
+        *("<|im_end|>", "<|endoftext|>", "<|end|>", "<|return|>", "<|call|>", "<|eot_id|>", "<|eom_id|>"),
+        *("<|end_of_text|>", "<end_of_turn>", "<turn|>", "<|tool_response>", "<end_of_utterance>"),
+        *("<\uff5cend\u2581of\u2581sentence\uff5c>", "<|END_OF_TURN_TOKEN|>"),
+    )
+)
+"""Tokens that end an answer whatever their type: nobody writes these texts for anything else."""
+
+END_TEXTS = TURN_END_TEXTS | frozenset(
+    (
+        *("</s>", "<eos>", "<EOT>", "_<EOT>", "[EOT]", "[EOS]"),
+        *("<|fim_pad|>", "<fim_pad>", "<fim-pad>", "<|repo_name|>", "<reponame>", "<|file_sep|>"),
     )
 )
 """Tokens that end an answer wherever they are special."""
+
+_GLM_TURNS = frozenset(("<|user|>", "<|observation|>"))
+"""Who speaks after the assistant in GLM: it begins the turn of the other, and that ends its own."""
 
 _HARMONY_MESSAGE = frozenset(("<|start|>", "<|channel|>", "<|message|>", "<|constrain|>", "<|end|>"))
 _HARMONY_ENDS = frozenset(("<|return|>", "<|call|>"))
@@ -43,9 +54,17 @@ def harmony_texts(special_texts: Set[str]) -> frozenset[str]:
     return _HARMONY_MESSAGE if special_texts >= _HARMONY_MESSAGE | _HARMONY_ENDS else frozenset()
 
 
-def end_texts(special_texts: Set[str]) -> frozenset[str]:
-    """Those of ``special_texts`` that end an answer; in GPT-OSS ``<|end|>`` ends one message of several."""
-    return END_TEXTS.intersection(special_texts) - harmony_texts(special_texts)
+def end_texts(special_texts: Set[str], texts: Set[str]) -> frozenset[str]:
+    """Those of a vocabulary's ``texts`` that end an answer, of which ``special_texts`` are special.
+
+    In GPT-OSS ``<|end|>`` ends one message of several. Gemma 4 has ``</s>`` for text.
+    """
+    ends = END_TEXTS.intersection(special_texts) | TURN_END_TEXTS.intersection(texts)
+    if special_texts >= _GLM_TURNS:
+        ends |= _GLM_TURNS
+    if "<|tool_response>" in ends:
+        ends -= {"</s>"}
+    return ends - harmony_texts(special_texts)
 
 
 _SPACES = re.compile(r"[ \t\n\v\f\r]*")
@@ -136,16 +155,18 @@ def _expression(texts: Sequence[str], branchings: int) -> str:
 def from_vocabulary(vocabulary: Vocabulary) -> SpecialTokens:
     """Sort a GGUF's tokens by type, with the corrections that llama.cpp makes by text and by model name.
 
-    An ordinary token that is spelt like an end token is found in prompts, as llama.cpp does, but unlike there it stays
-    text in answers: Qwen's ``</s>`` is HTML.
+    An ordinary token that is spelt like an end token is found in prompts, as llama.cpp does. One that is spelt like no
+    end of a turn stays text in answers, unlike there: Qwen's ``</s>`` is HTML.
     """
-    rows = list(enumerate(zip(vocabulary.tokens, vocabulary.types, strict=True)))
-    typed = {text: (token_id, kind) for token_id, (text, kind) in rows if kind in _SPECIAL_TYPES}
+    ids = vocabulary.ids()
+    kinds = {text: vocabulary.types[token_id] for text, token_id in ids.items()}
+    typed = {text: (ids[text], kind) for text, kind in kinds.items() if kind in _SPECIAL_TYPES}
+    typed |= {text: (ids[text], TokenType.CONTROL) for text in TURN_END_TEXTS & ids.keys() - typed.keys()}
     if len(typed) > MAX_SPECIAL_TOKENS:
         raise ModelLoadFailed(
             f"tokenizer.ggml.token_type has {len(typed)} special tokens; at most {MAX_SPECIAL_TOKENS}"
         )
-    ends = end_texts(typed.keys())
+    ends = end_texts(typed.keys(), ids.keys())
     harmony = harmony_texts(typed.keys())
     control, always = {}, {}
     for text, (token_id, kind) in typed.items():
@@ -153,14 +174,15 @@ def from_vocabulary(vocabulary: Vocabulary) -> SpecialTokens:
             control[text] = token_id
         else:
             always[text] = token_id
-    ordinary_ends = END_TEXTS - typed.keys()
-    spelt_like_ends = {text: token_id for token_id, (text, _) in rows if text in ordinary_ends}
+    spelt_like_ends = {text: ids[text] for text in END_TEXTS & ids.keys() - typed.keys()}
     named = {token_id for token_id in (vocabulary.eos_id, vocabulary.eot_id, vocabulary.eom_id) if token_id is not None}
+    hidden = control.keys() | harmony
     is_phi3 = any(name in vocabulary.model_name.lower() for name in ("phi-3", "phi3"))
     return SpecialTokens(
         control | spelt_like_ends,
         always,
         strips_right=typed.keys() - {"<unk>", "<s>", "<|endoftext|>"} if is_phi3 else frozenset(),
-        hidden_ids={*control.values(), *named, *(always[text] for text in harmony)},
-        end_ids={*named, *(control[text] for text in ends)},
+        # A text may have several ids, of which a prompt gets the lowest and an answer may have any.
+        hidden_ids=named | {token_id for token_id, text in enumerate(vocabulary.tokens) if text in hidden},
+        end_ids=named | {token_id for token_id, text in enumerate(vocabulary.tokens) if text in ends},
     )

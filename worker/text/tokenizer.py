@@ -8,8 +8,8 @@ from typing import Any, Protocol
 
 from orcd.errors import InvalidRequest, ModelLoadFailed
 from worker.text import special_tokens, vocabulary
-from worker.text.gguf_encoder import GgufEncoder
-from worker.text.json_encoder import JsonEncoder
+from worker.text.encoders.gguf_encoder import GgufEncoder
+from worker.text.encoders.json_encoder import JsonEncoder
 
 _STEP = 1 << 20
 """Characters that are looked at in one call, which holds the interpreter."""
@@ -164,7 +164,7 @@ def from_tokenizer_json(path: str | Path, metadata: Mapping[str, Any] | None = N
     encoder = JsonEncoder(Path(path))
     named = {name: _named_id(name, encoder, metadata or {}) for name in ("bos", "eos", "eot", "eom")}
     control = {text for text, token_id in encoder.special_ids.items() if token_id in encoder.control_ids}
-    end_ids = {encoder.special_ids[text] for text in special_tokens.end_texts(control)}
+    end_ids = {encoder.special_ids[text] for text in special_tokens.end_texts(control, encoder.special_ids.keys())}
     end_ids |= {token_id for name, token_id in named.items() if token_id is not None and name != "bos"}
     return Tokenizer(
         encoder,
@@ -180,9 +180,14 @@ def from_tokenizer_json(path: str | Path, metadata: Mapping[str, Any] | None = N
 
 def _named_id(name: str, encoder: JsonEncoder, metadata: Mapping[str, Any]) -> int | None:
     """The model's BOS, EOS, ... token, which must be the same one in both vocabularies."""
-    token_id = vocabulary.token_id(metadata, f"{name}_token_id", len(encoder.pieces))
-    tokens = metadata.get("tokenizer.ggml.tokens")
-    if token_id is not None and tokens and tokens[token_id : token_id + 1] != [encoder.token(token_id)]:
+    key, tokens = f"{name}_token_id", metadata.get("tokenizer.ggml.tokens")
+    if not isinstance(tokens, list) or not tokens:
+        token_id = vocabulary.token_id(metadata, key, len(encoder.pieces))
+        if token_id is None and f"tokenizer.ggml.{key}" in metadata:
+            raise ModelLoadFailed(f"tokenizer: tokenizer.ggml.{key} is no id of its {len(encoder.pieces)} tokens")
+        return token_id
+    token_id = vocabulary.token_id(metadata, key, len(tokens))
+    if token_id is not None and tokens[token_id] != encoder.token(token_id):
         raise ModelLoadFailed(
             f"tokenizer: token {token_id}, the model's {name.upper()}, is {encoder.token(token_id)!r} there but not in"
             " the model file; give the tokenizer.json that belongs to the model"

@@ -6,9 +6,10 @@ import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Any
+from typing import Any, TypeGuard
 
 from orcd.errors import ModelLoadFailed
+from worker.text.encoders.pre_tokenizers import PRE_TOKENIZERS
 
 MAX_TOKEN_CHARACTERS = 1024
 """Real tokens are far shorter; the work to build a tokenizer grows with the square of this."""
@@ -32,8 +33,7 @@ class Vocabulary:
     """Token texts as the file spells them (byte-level letters or ``▁``), with what the file says about each.
 
     ``types`` and, for SentencePiece-style files, ``scores`` are as long as ``tokens``. Where the file is silent, ids
-    and switches have llama.cpp's defaults. ``ignore_merges``: a word that the vocabulary holds is one token, whatever
-    the merges say.
+    and switches have llama.cpp's defaults.
     """
 
     model: str
@@ -50,8 +50,14 @@ class Vocabulary:
     add_bos: bool
     add_eos: bool
     add_space_prefix: bool
-    ignore_merges: bool
     model_name: str
+
+    def ids(self) -> dict[str, int]:
+        """Token -> id, the lowest where several have one text; in the order of ids."""
+        ids: dict[str, int] = {}
+        for token_id, token in enumerate(self.tokens):
+            ids.setdefault(token, token_id)
+        return ids
 
 
 def from_metadata(metadata: Mapping[str, Any]) -> Vocabulary:
@@ -59,13 +65,11 @@ def from_metadata(metadata: Mapping[str, Any]) -> Vocabulary:
     model = _string(metadata, "model")
     pre_tokenizer = _string(metadata, "pre", default="default")
     tokens = _list(metadata, "tokens", str, required=True)
-    if len(set(tokens)) != len(tokens):
-        raise ModelLoadFailed(f"{_PREFIX}tokens holds the same token twice; convert the model again")
     if max(map(len, tokens)) > MAX_TOKEN_CHARACTERS:
         raise ModelLoadFailed(f"{_PREFIX}tokens holds a token longer than {MAX_TOKEN_CHARACTERS} characters")
     count = len(tokens)
     is_spm = model == "llama"
-    llama3 = pre_tokenizer in ("llama-bpe", "llama3", "llama-v3", "tekken")
+    known = PRE_TOKENIZERS.get(pre_tokenizer)
     return Vocabulary(
         model=model,
         pre_tokenizer=pre_tokenizer,
@@ -78,12 +82,31 @@ def from_metadata(metadata: Mapping[str, Any]) -> Vocabulary:
         eot_id=token_id(metadata, "eot_token_id", count),
         eom_id=token_id(metadata, "eom_token_id", count),
         unknown_id=token_id(metadata, "unknown_token_id", count, default=0 if is_spm else None),
-        add_bos=_flag(metadata, "add_bos_token", default=is_spm or llama3),
+        # The converter of Gemma 4 first wrote false.
+        add_bos=model == "gemma4" or _flag(metadata, "add_bos_token", default=is_spm or bool(known and known.adds_bos)),
         add_eos=_flag(metadata, "add_eos_token", default=False),
         add_space_prefix=_flag(metadata, "add_space_prefix", default=is_spm),
-        ignore_merges=llama3,
         model_name=str(metadata.get("general.name", "")),
     )
+
+
+def warnings(metadata: Mapping[str, Any]) -> list[str]:
+    """What is wrong with a vocabulary that can be used all the same."""
+    tokens = metadata.get(f"{_PREFIX}tokens")
+    if not isinstance(tokens, list):
+        return []
+    count, found = len(tokens), []
+    for name in ("bos", "eos", "eot", "eom", "unknown"):
+        value = metadata.get(f"{_PREFIX}{name}_token_id")
+        if _is_integer(value) and not 0 <= value < count:
+            found.append(f"{_PREFIX}{name}_token_id is {value}, which is no id of {count} tokens; the default is used")
+    if num_twice := count - len(set(map(str, tokens))):
+        found.append(f"{_PREFIX}tokens holds {num_twice} tokens spelt like others; text becomes the first of them")
+    return found
+
+
+def _is_integer(value: Any) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _string(metadata: Mapping[str, Any], name: str, default: str | None = None) -> str:
@@ -103,11 +126,13 @@ def _list(
         return []
     if not isinstance(value, list) or not value:
         raise ModelLoadFailed(f"{_PREFIX}{name} must be a list of {kind.__name__} that is not empty")
+    if kind is float and set(map(type, value)) == {int}:
+        value = list(map(float, value))
     if set(map(type, value)) != {kind}:
         raise ModelLoadFailed(f"{_PREFIX}{name} must hold only {kind.__name__} values")
-    if length is not None and len(value) != length:
+    if length is not None and len(value) < length:
         raise ModelLoadFailed(f"{_PREFIX}{name} has {len(value)} entries for {length} tokens")
-    return value
+    return value[:length]
 
 
 def _flag(metadata: Mapping[str, Any], name: str, *, default: bool) -> bool:
@@ -118,9 +143,13 @@ def _flag(metadata: Mapping[str, Any], name: str, *, default: bool) -> bool:
 
 
 def token_id(metadata: Mapping[str, Any], name: str, count: int, default: int | None = None) -> int | None:
-    """The id in ``tokenizer.ggml.NAME``; raises `ModelLoadFailed` if it is not one of ``count`` tokens."""
+    """The id in ``tokenizer.ggml.NAME``; ``default`` if it is not one of ``count`` tokens, of which `warnings` tells.
+
+    Raises `ModelLoadFailed` if it is no number.
+    """
     value = metadata.get(_PREFIX + name)
-    value = default if value is None else value
-    if value is not None and (not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < count):
-        raise ModelLoadFailed(f"{_PREFIX}{name} is {reprlib.repr(value)}, which is not the id of one of {count} tokens")
-    return value
+    if value is not None and not _is_integer(value):
+        raise ModelLoadFailed(f"{_PREFIX}{name} is {reprlib.repr(value)}; it must be the id of a token")
+    if value is not None and 0 <= value < count:
+        return value
+    return default if default is not None and default < count else None

@@ -6,13 +6,17 @@ import json
 from pathlib import Path
 
 import pytest
+from tokenizers import decoders
 
 from kernels.errors import DeviceUnavailable
 from tests.orcd.cli.command_line import one_error
 from tests.worker.model.tiny import write_tiny
+from tests.worker.text.vocabularies import bpe_metadata
 from worker import load as loading
 from worker.commands.main import run
 from worker.model.gguf import open_gguf
+from worker.text import vocabulary
+from worker.text.encoders import bpe
 
 USES = ("weights", "kv_cache", "scratch", "step_buffers", "graphs", "cuda_context")
 
@@ -57,6 +61,37 @@ def test_what_stands_in_the_way_is_said(tmp_path: Path, capsys: pytest.CaptureFi
     assert report["num_layers"] == 2
     assert run(["inspect", str(path)]) == 0
     assert "tensor 'blk.1.ffn_down.weight' is missing" in capsys.readouterr().out
+
+
+def test_a_tokenizer_that_a_worker_is_given_takes_the_place_of_the_files_own(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write_tiny("qwen2", tmp_path / "tiny.gguf")
+    library = bpe.build(vocabulary.from_metadata(bpe_metadata("a b")))
+    library.decoder = decoders.ByteLevel()
+    library.save(str(tmp_path / "tokenizer.json"))
+    pre = b"tokenizer.ggml.pre" + b"\x08\0\0\0" + b"\x05" + bytes(7)
+    path.write_bytes(path.read_bytes().replace(pre + b"qwen2", pre + b"quasi"))
+    assert "tokenizer.ggml.pre 'quasi' is not supported" in inspect(path, capsys)["problems"][0]
+    assert run(["inspect", str(path), "--json", "--tokenizer", str(tmp_path / "tokenizer.json")]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["tokenizer"] == str(tmp_path / "tokenizer.json")
+    (problem,) = report["problems"]
+    assert "give the tokenizer.json that belongs to the model" in problem
+
+
+def test_what_is_odd_in_a_vocabulary_is_a_warning(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write_tiny("qwen2", tmp_path / "tiny.gguf")
+    key = b"tokenizer.ggml.eos_token_id" + b"\x04\0\0\0"
+    before, after = path.read_bytes().split(key)
+    path.write_bytes(before + key + b"\xff\xff\xff\xff" + after[4:])
+    report = inspect(path, capsys)
+    assert report["supported"]
+    assert report["warnings"] == [
+        "tokenizer.ggml.eos_token_id is 4294967295, which is no id of 593 tokens; the default is used"
+    ]
+    assert run(["inspect", str(path)]) == 0
+    assert "  warning         tokenizer.ggml.eos_token_id is" in capsys.readouterr().out
 
 
 def test_a_chat_template_that_is_no_jinja_is_reported_and_the_model_still_runs(

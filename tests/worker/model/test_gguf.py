@@ -157,6 +157,7 @@ def info(name: bytes, dims: list[int], ggml_type: int = 0, offset: int = 0) -> b
     return string(name) + struct.pack(f"<I{len(dims)}QIQ", len(dims), *dims, ggml_type, offset)
 
 
+MODEL, TOKENS = b"tokenizer.ggml.model", b"tokenizer.ggml.tokens"
 KEY = string(b"k") + struct.pack("<I", 4) + struct.pack("<I", 7)
 
 
@@ -167,12 +168,12 @@ KEY = string(b"k") + struct.pack("<I", 4) + struct.pack("<I", 7)
         (header(version=0x03000000), "big-endian"),
         (header(version=1), "version 1"),
         (header(string(b"\xff") + struct.pack("<II", 4, 7)), "not valid UTF-8"),
-        (header(string(b"k") + struct.pack("<I", 8) + string(b"\xff\xfe")), "key 'k' is not valid UTF-8"),
+        (header(string(MODEL) + struct.pack("<I", 8) + string(b"\xff\xfe")), "ggml.model' is not valid UTF-8"),
         (header(string(b"k") + struct.pack("<I", 13)), "unknown type 13"),
         (header(string(b"k") + struct.pack("<IIQ", 9, 9, 0)), "array of the unsupported type 9"),
         (header(string(b"k") + struct.pack("<IIQ", 9, 0, 2**61)), "more than the file can hold"),
         (header(string(b"k") + struct.pack("<IIQ", 9, 8, 2) + string(b"a") + struct.pack("<Q", 2**63)), "past the end"),
-        (header(string(b"k") + struct.pack("<IIQ", 9, 8, 1) + string(b"\xff")), "element 0 of .* not valid UTF-8"),
+        (header(string(TOKENS) + struct.pack("<IIQ", 9, 8, 1) + string(b"\xff")), "element 0 of .* not valid UTF-8"),
         (header(num_tensors=1, infos=info(b"t" * 65, [4])), "length of 65"),
         (header(num_tensors=1, infos=info(b"t", [])), "0 dimensions"),
         (header(num_tensors=1, infos=info(b"t", [1] * 5)), "5 dimensions"),
@@ -193,6 +194,14 @@ def test_damage_is_named(tmp_path: Path, data: bytes, problem: str) -> None:
     with pytest.raises(ModelLoadFailed, match=problem) as caught:
         open_gguf(path)
     assert str(path) in caught.value.message
+
+
+def test_strings_that_nobody_needs_may_hold_any_bytes(tmp_path: Path) -> None:
+    path = tmp_path / "latin.gguf"
+    text = string(b"general.author") + struct.pack("<I", 8) + string(b"Andr\xe9")
+    texts = string(b"general.tags") + struct.pack("<IIQ", 9, 8, 2) + string(b"\xff") + string("é".encode())
+    path.write_bytes(header(text, texts))
+    assert open_gguf(path).metadata == {"general.author": "Andr\ufffd", "general.tags": ["\ufffd", "é"]}
 
 
 @pytest.mark.parametrize("alignment", [0, 3, 48, 2**21, "32"])

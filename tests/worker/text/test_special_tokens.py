@@ -60,6 +60,27 @@ def test_an_ordinary_token_spelt_like_an_end_is_parsed_but_is_text_in_an_answer(
     assert not subject.hidden_ids
 
 
+@pytest.mark.parametrize("text", ["<|eot_id|>", "<|im_end|>", "<end_of_turn>", "<turn|>"])
+@pytest.mark.parametrize("kind", [TokenType.NORMAL, TokenType.USER_DEFINED, TokenType.UNUSED])
+def test_the_end_of_a_turn_is_known_by_its_text_whatever_its_type(text: str, kind: TokenType) -> None:
+    subject = specials(bpe_metadata("a b", control=(text,)), types={text: kind})
+    assert subject.end_ids == subject.hidden_ids == {257}
+    assert split(subject, f"a{text}") == ["a", 257]
+    assert split(subject, f"a{text}", parse_special=False) == [f"a{text}"]
+    assert subject.control_texts == {text}
+
+
+def test_who_speaks_next_ends_an_answer_of_glm_and_of_no_other() -> None:
+    glm = specials(bpe_metadata("a b", control=("<|user|>", "<|assistant|>", "<|observation|>")))
+    assert glm.end_ids == {257, 259}
+    assert not specials(bpe_metadata("a b", control=("<|user|>", "<|assistant|>"))).end_ids
+
+
+def test_gemma_4_has_html_for_text() -> None:
+    subject = specials(bpe_metadata("a b", control=("</s>", "<turn|>", "<|tool_response>")))
+    assert subject.end_ids == {258, 259}
+
+
 def test_a_user_defined_end_token_is_a_control_token() -> None:
     subject = specials(bpe_metadata("a b", control=("</s>",)), types={"</s>": TokenType.USER_DEFINED})
     assert split(subject, "</s>", parse_special=False) == ["</s>"]

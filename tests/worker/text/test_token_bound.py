@@ -16,7 +16,8 @@ from tokenizers.models import WordLevel
 from orcd.errors import ContextLengthExceeded
 from tests.worker.text.vocabularies import VECTORS, bpe_metadata, spm_metadata, tokenizer_of
 from worker.model.gguf import open_gguf
-from worker.text import bpe, tokenizer, vocabulary
+from worker.text import tokenizer, vocabulary
+from worker.text.encoders import bpe
 from worker.text.tokenizer import Tokenizer
 
 ODD = " \t\n\x00\x85\u00a0\u3000▁e\u0301é😀ﬁ가0-=<>|[]"

@@ -12,12 +12,15 @@ import pytest
 
 from tests.models.files import SMALL
 from worker.model.gguf import open_gguf
-from worker.text import bpe, tokenizer
+from worker.text import tokenizer
+from worker.text.encoders import bpe
 from worker.text.tokenizer import Tokenizer
 
 KIT = Path(__file__).parents[4] / "shared" / "conformance"
 needs_kit = pytest.mark.skipif(not KIT.exists(), reason="the conformance kit ../shared/conformance is not here")
-VECTORS = [*SMALL, *(path.stem for path in sorted((KIT / "tokenizer").glob("*.json")))]
+_OFFICIAL = "qwen35-official"  # has no vocabulary of its own
+_OF_KIT = {path.stem: path for folder in (KIT, KIT / "2026") for path in sorted((folder / "tokenizer").glob("*.json"))}
+VECTORS = [*SMALL, *(name for name in _OF_KIT if name != _OFFICIAL)]
 """Names of vocabularies for which there is what llama.cpp makes of some texts."""
 
 HARMONY = ("<|start|>", "<|end|>", "<|message|>", "<|channel|>", "<|constrain|>", "<|return|>", "<|call|>")
@@ -89,7 +92,7 @@ def vectors_of(name: str) -> dict[str, Any]:
     if name in SMALL:
         vectors = json.loads(SMALL[name].with_name("tokens.json").read_text())[name]
     else:
-        vectors = json.loads((KIT / "tokenizer" / f"{name}.json").read_text())
+        vectors = json.loads(_OF_KIT[name].read_text())
     assert isinstance(vectors, dict)
     return vectors
 
@@ -99,6 +102,10 @@ def tokenizer_of(name: str) -> Tokenizer:
     """The tokenizer that belongs to `vectors_of`."""
     if name in SMALL:
         return tokenizer.from_metadata(open_gguf(SMALL[name]).metadata)
+    kit = _OF_KIT[name].parents[1]
+    if name == _OFFICIAL:
+        metadata = open_gguf(KIT / "tokenizer" / "ggml-vocab-qwen2.gguf").metadata
+        return tokenizer.from_metadata({**metadata, "tokenizer.ggml.pre": "qwen35"})
     file = vectors_of(name)["vocab_file"]
     folder = "tokenizer" if file.startswith("ggml-vocab") else "models"
-    return tokenizer.from_metadata(open_gguf(KIT / folder / file).metadata)
+    return tokenizer.from_metadata(open_gguf(kit / folder / file).metadata)

@@ -6,12 +6,12 @@ import reprlib
 from collections.abc import Callable, Mapping
 
 from orcd.errors import ModelLoadFailed
-from worker.text import bpe, spm
+from worker.text.encoders import bpe, character_bpe, spm
 from worker.text.special_tokens import SpecialTokens
 from worker.text.token_bound import TokenBound, check_length
 from worker.text.vocabulary import TokenType, Vocabulary
 
-_KINDS = {"gpt2": bpe, "llama": spm}
+_KINDS = {"gpt2": bpe, "llama": spm, "gemma4": character_bpe}
 
 
 class GgufEncoder:

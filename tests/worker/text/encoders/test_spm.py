@@ -8,7 +8,8 @@ import pytest
 
 from orcd.errors import ModelLoadFailed
 from tests.worker.text.vocabularies import spm_metadata
-from worker.text import spm, tokenizer
+from worker.text import tokenizer
+from worker.text.encoders import spm
 
 LETTERS = (("▁", -9.0), ("a", -9.0), ("b", -9.0), ("c", -9.0))  # ids 259 to 262
 

@@ -6,7 +6,8 @@ import pytest
 
 from orcd.errors import ModelLoadFailed
 from tests.worker.text.vocabularies import bpe_metadata
-from worker.text import bpe, tokenizer, vocabulary
+from worker.text import tokenizer, vocabulary
+from worker.text.encoders import bpe
 
 
 def words(pre: str, text: str) -> list[str]:

@@ -13,7 +13,8 @@ from typing import Any
 import tokenizers
 
 from orcd.errors import ModelLoadFailed
-from worker.text import bpe, spm, token_bound
+from worker.text import token_bound
+from worker.text.encoders import bpe, spm
 from worker.text.token_bound import check_length
 
 MAX_TOKENS = 1 << 22

@@ -13,8 +13,9 @@ from tokenizers.models import BPE
 
 from orcd.errors import ModelLoadFailed
 from tests.worker.text.vocabularies import bpe_metadata, spm_metadata
-from worker.text import bpe, tokenizer, vocabulary
+from worker.text import tokenizer, vocabulary
 from worker.text.detokenizer import Detokenizer
+from worker.text.encoders import bpe
 
 CONTROL = ("<|im_start|>", "<|im_end|>")
 

@@ -30,17 +30,16 @@ def build(vocabulary: Vocabulary) -> tokenizers.Tokenizer:
     if any(map(math.isnan, vocabulary.scores)):
         raise ModelLoadFailed("tokenizer.ggml.scores holds a value that is not a number")
     assert vocabulary.unknown_id is not None
-    ids = {token: token_id for token_id, token in enumerate(vocabulary.tokens)}
     unknown = vocabulary.tokens[vocabulary.unknown_id]
-    tokenizer = tokenizers.Tokenizer(BPE(ids, _merges(vocabulary), byte_fallback=True, unk_token=unknown))
+    tokenizer = tokenizers.Tokenizer(BPE(vocabulary.ids(), _merges(vocabulary), byte_fallback=True, unk_token=unknown))
     tokenizer.normalizer = normalizers.Replace(" ", SPACE)
     return tokenizer
 
 
 def _merges(vocabulary: Vocabulary) -> list[tuple[str, str]]:
     """Every way to make a token of two others, best score first."""
-    rows = zip(vocabulary.tokens, vocabulary.types, vocabulary.scores, strict=True)
-    scores = {token: score for token, token_type, score in rows if token_type in _MERGEABLE}
+    types, all_scores = vocabulary.types, vocabulary.scores
+    scores = {token: all_scores[at] for token, at in vocabulary.ids().items() if types[at] in _MERGEABLE}
     return [
         (token[:cut], token[cut:])
         for token in sorted(scores, key=scores.__getitem__, reverse=True)
