@@ -193,18 +193,23 @@ def multiply_small_batch(context: Context, product: Product) -> None:
     _launch_small_batch(context, kernel, (shape.num_blocks, 1, 1), shape, product, NO_ROUTING)
 
 
-def multiply_routed(context: Context, product: Product, router_logits: DeviceArray, num_used: int) -> None:
-    """One to four tokens, each through the ``num_used`` experts that ``router_logits`` [T, experts] prefer.
+def multiply_routed(
+    context: Context, product: Product, router_logits: DeviceArray, experts: DeviceArray, *, chooses: bool
+) -> None:
+    """One to four tokens, each through its ``experts`` [T, num_used] int32.
 
+    If it ``chooses``, they are those that ``router_logits`` [T, experts] prefer, and are written; else they are read.
     The product's ``out`` is [T * num_used, outputs] by rank; its ``x`` has a row for each token or for each of those.
     """
-    num_tokens, num_experts = router_logits.shape
+    (num_tokens, num_experts), num_used = router_logits.shape, experts.shape[1]
     shape = small_batch_shape(context.gpu, product.matrix, 1, num_products=num_tokens * num_used)
     routing = RoutingParams(
         router_logits=router_logits.pointer,
+        experts=experts.pointer,
         num_experts=num_experts,
         num_used=num_used,
         x_row_of_pair=product.x.shape[0] == product.out.shape[0],
+        chooses=chooses,
     )
     grid = shape.num_blocks, num_used, num_tokens
     _launch_small_batch(context, "matmul_gemv_routed", grid, shape, product, routing)

@@ -73,6 +73,7 @@ class CombineParams(CudaStruct, source="moe/moe"):
     places: Pointer  # [num_tokens, num_used] int32: rows of `results`; null: in order
     routing_weights: Pointer  # [num_tokens, num_used] float32; null: as `logits` say
     logits: Pointer  # [num_tokens, num_experts] float32
+    experts: Pointer  # [num_tokens, num_used] int32 by rank
     out: Pointer  # [num_tokens, width] float32 residual stream, added to
     num_tokens: Int32
     num_experts: Int32
@@ -107,10 +108,10 @@ def norm_moe_residual(
     normed = context.scratch((num_tokens, width), np.float16)
     activated = context.scratch((num_pairs, experts.down.width), np.float16)
     results = context.scratch((num_pairs, width), np.float32)
-    logits, chosen, routing_weights = _route(context, x, norm, router, normed)
+    routing = _route(context, x, norm, router, normed)
     inputs, places, tiles = normed, None, None
-    if chosen is not None:
-        rows, places, tiles = _plan(context, chosen, router.weight.shape[0], router.num_used)
+    if routing.logits is None:
+        rows, places, tiles = _plan(context, routing.experts, router.weight.shape[0])
         inputs = _gather(context, normed, rows)
     gating = Product(inputs, experts.gate_up, activated, Epilogue.SWIGLU)
     if clamp is not None:
@@ -119,38 +120,37 @@ def norm_moe_residual(
         gating,
         Product(activated, experts.down, results, Epilogue.STORE_FLOAT),
     ):
-        if logits is not None:
-            multiply_routed(context, product, logits, router.num_used)
+        if routing.logits is not None:
+            multiply_routed(context, product, routing.logits, routing.experts, chooses=product is gating)
         else:
             multiply_tiled(context, product, tiles)
-    _combine(context, results, router, places, routing_weights, logits, out)
+    _combine(context, results, routing, places, out)
 
 
 class _Routing(NamedTuple):
-    """Logits, where the kernels that come after choose by them; else what is chosen."""
+    """The experts of each token, with their weights; or, where the first product is to choose, logits to do it by."""
 
+    experts: DeviceArray  # [T, num_used] int32
     logits: DeviceArray | None = None  # [T, experts] float32
-    chosen: DeviceArray | None = None  # [T * num_used] int32
-    routing_weights: DeviceArray | None = None  # [T * num_used] float32
+    routing_weights: DeviceArray | None = None  # [T, num_used] float32
 
 
 def _route(context: Context, x: DeviceArray, norm: DeviceNorm, router: Router, normed: DeviceArray) -> _Routing:
     """``x`` [T, H] normed to ``normed``, and the router on it."""
     num_tokens, width = x.shape
     num_experts, num_used = router.weight.shape[0], router.num_used
-    num_pairs = num_tokens * num_used
+    routing = _Routing(context.scratch((num_tokens, num_used), np.int32))
     if num_tokens <= MAX_SMALL_BATCH:
-        routing = _Routing(logits=context.scratch((num_tokens, num_experts), np.float32))
+        routing = routing._replace(logits=context.scratch((num_tokens, num_experts), np.float32))
     else:
-        chosen = context.scratch((num_pairs,), np.int32)
-        routing = _Routing(chosen=chosen, routing_weights=context.scratch((num_pairs,), np.float32))
+        routing = routing._replace(routing_weights=context.scratch((num_tokens, num_used), np.float32))
     params = RouteParams(
         x=x.pointer,
         weight=router.weight.pointer,
         bias=router.bias.pointer,
         normed=normed.pointer,
         logits=pointer_of(routing.logits),
-        experts=pointer_of(routing.chosen),
+        experts=routing.experts.pointer,
         routing_weights=pointer_of(routing.routing_weights),
         norm=norm_params(norm, width),
         num_tokens=num_tokens,
@@ -179,11 +179,10 @@ def _launch_route(context: Context, params: RouteParams, num_tokens: int, num_ex
     )
 
 
-def _plan(
-    context: Context, chosen: DeviceArray, num_experts: int, num_used: int
-) -> tuple[DeviceArray, DeviceArray, ExpertTiles]:
+def _plan(context: Context, chosen: DeviceArray, num_experts: int) -> tuple[DeviceArray, DeviceArray, ExpertTiles]:
     """Pairs sorted by expert: (token of each, place of each unsorted pair, tiles of one expert each)."""
-    num_pairs = chosen.shape[0]
+    num_tokens, num_used = chosen.shape
+    num_pairs = num_tokens * num_used
     size = next((size for size in SUMMING_SIZES if num_pairs <= size * num_experts), SUMMING_SIZES[-1])
     max_tiles = min(num_experts, num_pairs) + num_pairs // size
     rows = context.scratch((num_pairs,), np.int32)
@@ -218,29 +217,27 @@ def _gather(context: Context, normed: DeviceArray, rows: DeviceArray) -> DeviceA
 def _combine(
     context: Context,
     results: DeviceArray,
-    router: Router,
+    routing: _Routing,
     places: DeviceArray | None,
-    routing_weights: DeviceArray | None,
-    logits: DeviceArray | None,
     out: DeviceArray,
 ) -> None:
     """Add the weighted sum of each token's ``results`` [pairs, H] to ``out``.
 
-    The routing weights of up to four tokens come from ``logits``.
+    The routing weights of up to four tokens come from the logits.
     """
-    num_tokens, width = out.shape
-    num_experts, num_used = router.weight.shape[0], router.num_used
+    (num_tokens, width), num_used, logits = out.shape, routing.experts.shape[1], routing.logits
     params = CombineParams(
         results=results.pointer,
         places=pointer_of(places),
-        routing_weights=pointer_of(routing_weights),
+        routing_weights=pointer_of(routing.routing_weights),
         logits=pointer_of(logits),
+        experts=routing.experts.pointer,
         out=out.pointer,
         num_tokens=num_tokens,
-        num_experts=num_experts,
+        num_experts=logits.shape[1] if logits is not None else 0,
         num_used=num_used,
         width=width,
     )
-    threads = 64 if logits else 256
+    threads = 256 if logits is None else 64
     grid = (-(-width // (4 * threads)), num_tokens)
     context.launch("moe/moe", "moe_combine", grid, threads, params, shared_bytes=4 * num_used)

@@ -10,7 +10,7 @@ from kernels.batch import LayerCache
 from kernels.runtime.compiler import Variant
 from kernels.runtime.cuda_constants import declare_constants
 from kernels.runtime.cuda_struct import CudaStruct, Float32, Int32, Pointer
-from kernels.runtime.device_array import DeviceArray
+from kernels.runtime.device_array import DeviceArray, pointer_of
 from kernels.runtime.launcher import Context
 from kernels.weights.parameters import Attention, Pairing, RmsNorm, Rope
 
@@ -32,10 +32,13 @@ class RotationParams(CudaStruct, source="rope/rope_rotation"):
     sequence_rows: Pointer  # [num_tokens] int32
     cosine: Pointer  # [num_tokens, num_pairs] float32
     sine: Pointer  # [num_tokens, num_pairs] float32
+    query_factors: Pointer  # [num_tokens] float32; null: queries do not grow
     num_tokens: Int32
     num_pairs: Int32
     long_after: Int32  # sequences of more tokens take the second set of frequencies; -1: there is one set
     attention_factor: Float32
+    query_growth_rate: Float32
+    query_growth_interval: Int32
 
 
 class RopeParams(CudaStruct, source="rope/rope"):
@@ -43,6 +46,7 @@ class RopeParams(CudaStruct, source="rope/rope"):
 
     cosine: Pointer  # [num_tokens, num_pairs] float32
     sine: Pointer  # [num_tokens, num_pairs] float32
+    query_factors: Pointer  # [num_tokens] float32, by which rotated queries are multiplied; null: by 1
     query_norm: Pointer  # [head_dim] float32 or null: no norms
     key_norm: Pointer  # [head_dim] float32
     num_pairs: Int32  # even; 0: no rotation
@@ -78,6 +82,7 @@ class Rotation:
     cosine: DeviceArray  # [T, P] float32
     sine: DeviceArray  # [T, P] float32
     pairing: Pairing
+    query_factors: DeviceArray | None  # [T] float32
 
 
 def variants() -> list[Variant]:
@@ -99,6 +104,8 @@ def rotation(
     """
     num_tokens, num_pairs = positions.size, rope.inverse_frequencies.shape[1]
     cosine, sine = (context.scratch((num_tokens, num_pairs), np.float32) for _ in range(2))
+    growth = rope.query_growth
+    query_factors = context.scratch((num_tokens,), np.float32) if growth else None
     params = RotationParams(
         inverse_frequencies=rope.inverse_frequencies.pointer,
         positions=positions.pointer,
@@ -106,13 +113,16 @@ def rotation(
         sequence_rows=sequence_rows.pointer,
         cosine=cosine.pointer,
         sine=sine.pointer,
+        query_factors=pointer_of(query_factors),
         num_tokens=num_tokens,
         num_pairs=num_pairs,
         long_after=-1 if rope.long_after is None else rope.long_after,
         attention_factor=rope.attention_factor,
+        query_growth_rate=growth.rate if growth else 0.0,
+        query_growth_interval=growth.interval if growth else 1,
     )
     context.launch("rope/rope_rotation", "rope_rotation", -(-num_tokens * num_pairs // _THREADS), _THREADS, params)
-    return Rotation(cosine, sine, rope.pairing)
+    return Rotation(cosine, sine, rope.pairing, query_factors)
 
 
 def rope_write(
@@ -166,6 +176,7 @@ def rope_params(
     return RopeParams(
         cosine=by.cosine.pointer if by else 0,
         sine=by.sine.pointer if by else 0,
+        query_factors=pointer_of(by.query_factors) if by else 0,
         query_norm=query_norm.weight.pointer if query_norm else 0,
         key_norm=key_norm.weight.pointer if key_norm else 0,
         num_pairs=num_pairs,

@@ -22,6 +22,7 @@ class Rotation:
     cosine: Float32  # [T, 1, P]
     sine: Float32  # [T, 1, P]
     pairing: Pairing
+    query_factors: Float32 | None  # [T, 1, 1]
 
 
 def rotation(positions: Int32, rope: Rope[Float32], sequence_lengths: Int32, sequence_rows: Int32) -> Rotation:
@@ -34,9 +35,15 @@ def rotation(positions: Int32, rope: Rope[Float32], sequence_lengths: Int32, seq
     # The angle is rounded to float32 as in the reference implementations; its cosine is then exact to float32.
     angles = positions[:, None].astype(np.float32) * frequencies
     angles = angles.astype(np.float64)[:, None]
-    factor = rope.attention_factor
+    factor, growth, query_factors = rope.attention_factor, rope.query_growth, None
+    if growth is not None:
+        steps = np.maximum(positions, 0) // growth.interval
+        query_factors = (1 + growth.rate * np.log1p(steps)).astype(np.float32)[:, None, None]
     return Rotation(
-        (np.cos(angles) * factor).astype(np.float32), (np.sin(angles) * factor).astype(np.float32), rope.pairing
+        (np.cos(angles) * factor).astype(np.float32),
+        (np.sin(angles) * factor).astype(np.float32),
+        rope.pairing,
+        query_factors,
     )
 
 
@@ -80,6 +87,8 @@ def rope_write(
         heads[:, num_rotated:] = normalise(attention.value_norm, heads[:, num_rotated:])
     if by is not None:
         rotate(heads[:, :num_rotated], by)
+        if by.query_factors is not None:
+            heads[:, :num_heads] *= by.query_factors
     if not attention.shares_cache:
         keys.reshape(-1, num_kv_heads, head_dim)[slots] = heads[:, num_heads:num_rotated]
         values.reshape(-1, num_kv_heads, head_dim)[slots] = heads[:, num_rotated:]

@@ -73,19 +73,29 @@ class Clamp:
     limit: float
 
 
+@dataclass(frozen=True, slots=True)
+class QueryGrowth:
+    """Queries at position p are multiplied by 1 + rate * ln(1 + floor(p / interval)) (Mistral 3, Llama 4)."""
+
+    rate: float
+    interval: int
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Rope(Generic[Array]):
     """How heads are rotated: pair ``i`` of a head by position * inverse_frequencies[set, i].
 
     ``pairing`` "neox" takes elements i and i + P as a pair, "normal" elements 2i and 2i + 1; elements from 2P on are
     left alone. Cosine and sine are multiplied by ``attention_factor``. A model may have two sets of frequencies
-    (longrope): the second is for sequences of more than ``long_after`` tokens.
+    (longrope): the second is for sequences of more than ``long_after`` tokens. With a ``query_growth`` whole heads are
+    rotated.
     """
 
     inverse_frequencies: Array  # [sets, P]
     pairing: Pairing
     attention_factor: float = 1.0
     long_after: int | None = None
+    query_growth: QueryGrowth | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)

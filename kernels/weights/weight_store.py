@@ -25,6 +25,7 @@ from kernels.weights.repack import Placement, repack_rows, variant_for
 from kernels.weights.upload import PinnedBuffers, Transfer, Upload
 
 MAX_TENSORS = 1 << 16
+MAX_EXPERTS_USED = 32  # by a token: a lane of a warp has each
 COLUMN_GRANULE = 32  # columns of a matrix come in multiples of this: rows of activations are read 16 bytes at a time
 
 
@@ -85,7 +86,14 @@ class PackedWeightStore:
         return Experts(self._gated([gate, up], num_gated, num_experts), matrix)
 
     def router(self, weight: Weight, num_used: int) -> Router:
-        """A router, small enough to be kept in float32 whatever its format is."""
+        """A router, small enough to be kept in float32 whatever its format is.
+
+        Raises `UnsupportedWeight` if it chooses more than `MAX_EXPERTS_USED`.
+        """
+        if num_used > MAX_EXPERTS_USED:
+            raise UnsupportedWeight(
+                weight.name, f"chooses {num_used} experts a token; on a CUDA device it can be {MAX_EXPERTS_USED}"
+            )
         values = np.empty((weight.num_outputs, weight.num_inputs), np.float32)
         dequantise(weight.format, np.ascontiguousarray(weight.data), out=values)
         bias = np.zeros(weight.num_outputs, np.float32) if weight.bias is None else weight.bias

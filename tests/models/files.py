@@ -5,7 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 _FOLDER = Path(__file__).parent
-_KITS = [root / "shared" / "conformance" / "models" for root in (_FOLDER.parents[1], _FOLDER.parents[2])]
+_ROOTS = _FOLDER.parents[1], _FOLDER.parents[2]
+_KITS = [root / "shared" / "conformance" / part / "models" for root in _ROOTS for part in ("", "2026")]
+_NOT_RUN = ("gemma4-e", "gemma4-moe", "lfm2", "muse-glimmer", "qwen35")
 
 SMALL = {path.stem: path for path in sorted(_FOLDER.glob("*.gguf"))}
-KIT = {path.stem: path for folder in _KITS for path in sorted(folder.glob("*.gguf"))}
+KIT = {
+    path.stem: path for folder in _KITS for path in sorted(folder.glob("*.gguf")) if not path.stem.startswith(_NOT_RUN)
+}

@@ -6,11 +6,26 @@ likeliest token differs from context to context and is seldom a near tie.
 
 from __future__ import annotations
 
+from typing import Any
+
 from tests.bench.model_specs import TensorSpec, norm
 
 HIDDEN = 32
 HEAD_DIM = 16
 CONTEXT_LENGTH = 256
+
+
+def keys(ffn: int, heads: int, kv_heads: int, *, norm_epsilon: str = "layer_norm_rms_epsilon") -> dict[str, Any]:
+    """The metadata keys of every family."""
+    return {
+        "block_count": 2,
+        "context_length": CONTEXT_LENGTH,
+        "embedding_length": HIDDEN,
+        "feed_forward_length": ffn,
+        "attention.head_count": heads,
+        "attention.head_count_kv": kv_heads,
+        f"attention.{norm_epsilon}": 1e-5,
+    }
 
 
 def matrix(name: str, format_: str, *shape: int, gain: float = 1.0) -> TensorSpec:
@@ -46,10 +61,10 @@ def tied(vocab_size: int, format_: str) -> list[TensorSpec]:
     return [matrix("token_embd", format_, vocab_size, HIDDEN, gain=3)]
 
 
-def llama_layer(
-    name: str, format_: str, down: str, ffn: int, *, heads: int = 2, bias: bool = False, head_norms: bool = False
+def attention(
+    name: str, format_: str, *, heads: int = 2, bias: bool = False, head_norms: bool = False
 ) -> list[TensorSpec]:
-    """A layer of the Llama kind; two heads share their keys and values, and ``down`` is the last matrix's format."""
+    """The attention of a layer of the Llama kind; two heads share their keys and values."""
 
     def projection(part: str, num_outputs: int, gain: float = 1.0) -> tuple[TensorSpec, ...]:
         both = biased(f"{name}.attn_{part}", format_, num_outputs, HIDDEN, gain=gain)
@@ -62,10 +77,42 @@ def llama_layer(
         *projection("v", heads // 2 * HEAD_DIM),
         *(TensorSpec(f"{name}.attn_{part}_norm.weight", "F32", (HEAD_DIM,), 2.0, 0.1) for part in "qk" if head_norms),
         matrix(f"{name}.attn_output", format_, HIDDEN, heads * HEAD_DIM, gain=2),
+    ]
+
+
+def llama_layer(
+    name: str, format_: str, down: str, ffn: int, *, heads: int = 2, bias: bool = False, head_norms: bool = False
+) -> list[TensorSpec]:
+    """A layer of the Llama kind; ``down`` is the last matrix's format."""
+    return [
+        *attention(name, format_, heads=heads, bias=bias, head_norms=head_norms),
         norm(f"{name}.ffn_norm", HIDDEN),
         matrix(f"{name}.ffn_gate", format_, ffn, HIDDEN, gain=2),
         matrix(f"{name}.ffn_up", format_, ffn, HIDDEN),
         matrix(f"{name}.ffn_down", down, HIDDEN, ffn, gain=2),
+    ]
+
+
+def mixture(name: str, format_: str, down: str, ffn: int, experts: int) -> list[TensorSpec]:
+    """A feed-forward of experts, without biases."""
+    return [
+        norm(f"{name}.ffn_norm", HIDDEN),
+        matrix(f"{name}.ffn_gate_inp", "F32", experts, HIDDEN, gain=2),
+        matrix(f"{name}.ffn_gate_exps", format_, experts, ffn, HIDDEN, gain=2),
+        matrix(f"{name}.ffn_up_exps", format_, experts, ffn, HIDDEN, gain=2),
+        matrix(f"{name}.ffn_down_exps", down, experts, HIDDEN, ffn, gain=2),
+    ]
+
+
+def glm4_layer(name: str, format_: str, ffn: int) -> list[TensorSpec]:
+    """A layer with norms after attention and feed-forward; gate and up are one matrix."""
+    return [
+        *attention(name, format_, bias=True),
+        norm(f"{name}.post_attention_norm", HIDDEN),
+        norm(f"{name}.ffn_norm", HIDDEN),
+        matrix(f"{name}.ffn_up", format_, 2 * ffn, HIDDEN, gain=1.5),
+        matrix(f"{name}.ffn_down", format_, HIDDEN, ffn, gain=2),
+        norm(f"{name}.post_ffw_norm", HIDDEN),
     ]
 
 

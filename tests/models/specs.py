@@ -1,12 +1,12 @@
 """The small models: tensors, types and metadata as in published files of each family.
 
-`tests.models.layers` has what they are made of. Each model is a function here, and a row of `SPECS`.
+`tests.models.layers` has what they are made of. Each model is a function here or, of Llama's later kin, in
+`tests.models.llama_specs`, and a row of `SPECS`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 from gguf.constants import LlamaFileType
 
@@ -19,6 +19,7 @@ from tests.models.layers import (
     gemma_layer,
     gpt2_layer,
     gpt_oss_layer,
+    keys,
     layer_norm,
     llama_layer,
     matrix,
@@ -26,12 +27,17 @@ from tests.models.layers import (
     rope_factors,
     tied,
 )
+from tests.models.llama_specs import (
+    LLAMA2_CHAT,
+    glm4_f16,
+    granite_q4_1,
+    mistral3_q8_0,
+    mixtral_q5_0,
+    qwen3moe_q4_0,
+    smollm3_q5_1,
+)
 from tests.models.vocabularies import byte_level, gemma, sentencepiece
 
-LLAMA2_CHAT = (
-    "{% for message in messages %}{% if message.role == 'user' %}{{ bos_token }}[INST] {{ message.content }} [/INST]"
-    "{% else %} {{ message.content }} {{ eos_token }}{% endif %}{% endfor %}"
-)
 LLAMA3_CHAT = (
     "{{ bos_token }}{% for message in messages %}<|start_header_id|>{{ message.role }}<|end_header_id|>\n\n"
     "{{ message.content }}<|eot_id|>{% endfor %}"
@@ -52,19 +58,6 @@ GEMMA_IDS = {
     "add_space_prefix": False,
 }
 PHI4_CHAT = PHI3_CHAT.replace("\n", "")
-
-
-def keys(ffn: int, heads: int, kv_heads: int, *, norm_epsilon: str = "layer_norm_rms_epsilon") -> dict[str, Any]:
-    """The metadata keys of every family."""
-    return {
-        "block_count": 2,
-        "context_length": CONTEXT_LENGTH,
-        "embedding_length": HIDDEN,
-        "feed_forward_length": ffn,
-        "attention.head_count": heads,
-        "attention.head_count_kv": kv_heads,
-        f"attention.{norm_epsilon}": 1e-5,
-    }
 
 
 def llama2_q4_0() -> ModelSpec:
@@ -264,5 +257,11 @@ SPECS: dict[str, tuple[int, Callable[[], ModelSpec]]] = {
     "gpt-oss-mxfp4_moe": (10, gpt_oss_mxfp4_moe),
     "gemma2-q8_0": (5, gemma2_q8_0),
     "gemma3-q4_0": (1, gemma3_q4_0),
+    "qwen3moe-q4_0": (17, qwen3moe_q4_0),
+    "mixtral-q5_0": (17, mixtral_q5_0),
+    "mistral3-q8_0": (9, mistral3_q8_0),
+    "granite-q4_1": (20, granite_q4_1),
+    "smollm3-q5_1": (9, smollm3_q5_1),
+    "glm4-f16": (9, glm4_f16),
 }
 """File name, without its ending -> seed, chosen so that greedy ids repeat little and have no near ties; contents."""

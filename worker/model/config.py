@@ -17,7 +17,6 @@ MAX_WIDTH = 1 << 20
 MAX_HEADS = 1 << 16
 MAX_CONTEXT = 1 << 30
 MAX_EXPERTS = 4096
-SCALE_KEYS = frozenset(("embedding_scale", "residual_scale", "attention.scale", "logit_scale"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,8 +27,6 @@ class Architecture:
     """Metadata key of the epsilon of the norms."""
     experts: Literal["none", "required", "allowed"] = "none"
     """Whether the layers are mixtures of experts: the file must then say how many, and otherwise must not."""
-    has_scales: bool = False
-    """Whether the file has the numbers of `Scales`, or some of them."""
     keys: frozenset[str] = frozenset()
     """Metadata keys that change numbers and that the family reads, beside those of `worker.model.metadata_keys`."""
     ignored_tensors: tuple[str, ...] = ()
@@ -42,7 +39,7 @@ class Architecture:
 
 @dataclass(frozen=True, slots=True)
 class Scales:
-    """What a model multiplies by on its way (granite)."""
+    """What a model multiplies by on its way; an architecture declares the keys of those that it has (granite)."""
 
     embedding: float = 1.0
     residual: float = 1.0
@@ -51,6 +48,8 @@ class Scales:
     """Of the products of queries and keys; None: 1 / sqrt(head_dim)."""
     logits: float = 1.0
     """What logits are divided by."""
+    temperature: float = 0.0
+    """How queries grow with their position: `kernels.weights.parameters.QueryGrowth.rate` (mistral3)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +121,7 @@ def read_config(gguf: GGUFFile, name: str, architectures: Mapping[str, Architect
     Raises `ModelLoadFailed` naming the key that is missing, of a wrong type, out of range or contradictory.
     """
     keys, architecture = MetadataKeys(gguf, name), architectures[name]
-    keys.check_all_known(architecture.keys | SCALE_KEYS if architecture.has_scales else architecture.keys)
+    keys.check_all_known(architecture.keys)
     num_blocks = keys.integer("block_count", 1, MAX_LAYERS)
     num_mtp_layers = keys.integer("nextn_predict_layers", 0, num_blocks - 1, 0)
     hidden = keys.integer("embedding_length", 1, MAX_WIDTH)
@@ -160,7 +159,7 @@ def read_config(gguf: GGUFFile, name: str, architectures: Mapping[str, Architect
         sliding_rope=_sliding_rope(keys, architecture, rope, layers),
         attention_softcap=keys.number("attn_logit_softcapping", 0, 1e6, 0.0),
         logit_softcap=keys.number("final_logit_softcapping", 0, 1e6, 0.0),
-        scales=_scales(keys) if architecture.has_scales else Scales(),
+        scales=_scales(keys, architecture.keys),
         layers=layers,
     )
 
@@ -179,12 +178,17 @@ def _sliding_rope(
     return replace(rope, num_dimensions=num_dimensions, base=base, scaling="none", factor=1.0, attention_factor=None)
 
 
-def _scales(keys: MetadataKeys) -> Scales:
+def _scales(keys: MetadataKeys, declared: frozenset[str]) -> Scales:
+    def scale(key: str) -> float:
+        """0, which some programs write, where there is none."""
+        return keys.number(key, 0, 1e6, 0.0) if key in declared else 0.0
+
     return Scales(
-        embedding=keys.number("embedding_scale", 1e-6, 1e6, 1.0),
-        residual=keys.number("residual_scale", 1e-6, 1e6, 1.0),
-        attention=keys.number("attention.scale", 1e-6, 1e6) if keys.has("attention.scale") else None,
-        logits=keys.number("logit_scale", 1e-6, 1e6, 1.0),
+        embedding=scale("embedding_scale") or 1.0,
+        residual=scale("residual_scale") or 1.0,
+        attention=scale("attention.scale") or None,
+        logits=scale("logit_scale") or 1.0,
+        temperature=scale("attention.temperature_scale"),
     )
 
 

@@ -98,9 +98,10 @@ class Weights:
         """A small tensor (norm, sinks) as float32."""
         return self._device.store.vector(self.host_vector(name, *shape))
 
-    def rms_norm(self, name: str, width: int, epsilon: float) -> RmsNorm[AnyArray]:
-        """The norm ``name``.weight."""
-        return RmsNorm(self.vector(f"{name}.weight", width), epsilon)
+    def rms_norm(self, name: str, width: int, epsilon: float, *, divisor: float = 1.0) -> RmsNorm[AnyArray]:
+        """The norm ``name``.weight, and what comes out of it divided by ``divisor``."""
+        weight = self.host_vector(f"{name}.weight", width) / np.float32(divisor)
+        return RmsNorm(self._device.store.vector(weight), epsilon)
 
     def layer_norm(self, name: str, width: int, epsilon: float) -> LayerNorm[AnyArray]:
         """The norm ``name``.weight, with ``name``.bias."""
@@ -109,7 +110,7 @@ class Weights:
     def rope(self, rope: Rope[NDArray[np.float32]]) -> Rope[AnyArray]:
         """``rope`` with its frequencies on the device."""
         frequencies = self._device.store.vector(rope.inverse_frequencies)
-        return Rope(frequencies, rope.pairing, rope.attention_factor, rope.long_after)
+        return Rope(frequencies, rope.pairing, rope.attention_factor, rope.long_after, rope.query_growth)
 
     def host_vector(self, name: str, *shape: int) -> NDArray[np.float32]:
         """The same in host memory; `ModelLoadFailed` if it is not finite."""

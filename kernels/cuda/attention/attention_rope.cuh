@@ -79,6 +79,7 @@ struct NewRows {
     uint2 new_kv;                       // of the new token: K in warp 0, V in warp 1
     uint2 cached_kv;                    // `new_kv` as it goes to the cache: K is normed and rotated
     Rotation rotation;
+    float query_factor;
     i32 slot, speculative_slot;  // KV slots of the new token
     i64 speculative_offset;      // `cache_offset` of `speculative_slot`
 
@@ -133,16 +134,18 @@ struct NewRows {
                 queries[i] = load_head(queries_at + i * DECODE_WARPS * HEAD_DIM, at);
         if (threadIdx.x < 64) new_kv = load_head(new_kv_at, at);
         rotation = load_rotation(params.rope, at, item.first_token);
+        query_factor = load_query_factor(params.rope, item.first_token);
         slot = params.slots[item.first_token];
     }
     // Stores them, normed and rotated, in shared memory at `place` [NEW_ROWS_BYTES].
     DEVICE void rotate_into(u8* place, const Item& item) {
         const int warp = threadIdx.x / 32;
+        const Rotation of_queries = times(rotation, query_factor);
 #pragma unroll
         for (int i = 0; i < WARP_QUERIES; i++) {
             const int row = i * DECODE_WARPS + warp;
             if (row < item.num_rows)  // what rows hold that nobody asks for is of no importance
-                store_head((u16*)(place + row * ROW_BYTES), at, rotate_head(queries[i], at, rotation, query_norm));
+                store_head((u16*)(place + row * ROW_BYTES), at, rotate_head(queries[i], at, of_queries, query_norm));
         }
         if (warp < 2) {
             cached_kv = warp == 0 ? rotate_head(new_kv, at, rotation, key_norm) : new_kv;

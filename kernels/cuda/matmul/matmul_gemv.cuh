@@ -67,8 +67,13 @@ DEVICE void matmul_gemv(const SmallBatchParams& p) {
         x += (i64)(p.routing.x_row_of_pair ? pair : blockIdx.z) * x_bytes;
         wait_for_previous();
         if (at < x_bytes) vector = *(const uint4*)(x + at);
-        expert = expert_of_rank(p.routing.router_logits + (i64)blockIdx.z * p.routing.num_experts,
-                                p.routing.num_experts, blockIdx.y);
+        if (p.routing.chooses) {
+            expert = expert_of_rank(p.routing.router_logits + (i64)blockIdx.z * p.routing.num_experts,
+                                    p.routing.num_experts, blockIdx.y);
+            if (blockIdx.x == 0 && threadIdx.x == 0) p.routing.experts[pair] = expert;
+        } else {
+            expert = p.routing.experts[pair];
+        }
         packed += expert * matrix.expert_bytes;
     }
     if constexpr (INPUT == GEMV_NORMED) row.copy_weights(p.norm, norm_weights);  // in the first group of copies

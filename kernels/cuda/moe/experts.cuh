@@ -41,20 +41,11 @@ DEVICE int expert_of_rank(const float* logits, int num_experts, int rank) {
     return ranking.next();
 }
 
-// Softmax over the `num_used` experts with the largest logits: one lane calls store(rank, expert, routing weight)
-// for each of them. All lanes of a warp call it.
-template <typename Store>
-DEVICE void weigh_experts(const float* logits, int num_experts, int num_used, Store store) {
-    float first = 0.0f, total = 0.0f;
-    Ranking summed(logits, num_experts);
-    for (int rank = 0; rank < num_used; rank++) {
-        const float logit = logits[summed.next()];
-        if (rank == 0) first = logit;
-        total += expf(logit - first);
-    }
-    Ranking stored(logits, num_experts);
-    for (int rank = 0; rank < num_used; rank++) {
-        const int expert = stored.next();
-        if (threadIdx.x % 32 == 0) store(rank, expert, expf(logits[expert] - first) / total);
-    }
+// The weight of the expert at place `lane` of a token: the softmax over the `num_used` chosen ones, of whose `logit`
+// each lane has that of its place. All lanes of a warp call it.
+DEVICE float routing_weight(float logit, int num_used) {
+    const float own = expf(logit - __shfl_sync(ALL_LANES, logit, 0));
+    float total = 0.0f;
+    for (int rank = 0; rank < num_used; rank++) total += __shfl_sync(ALL_LANES, own, rank);
+    return own / total;
 }

@@ -28,7 +28,7 @@ DEVICE void store_normed(const RouteParams& p, int token, int column, float4 n) 
 // A logit is the sum of NORM_PARTITIONS partitions, cut as a norm cuts its row.
 //
 // This is for up to four tokens, with a block of NORM_PARTITIONS warps for each (expert, token), so that many SMs
-// read the router's weights. Who uses the logits chooses: `expert_of_rank`.
+// read the router's weights. The products that use the logits choose: `expert_of_rank`.
 KERNEL __launch_bounds__(32 * NORM_PARTITIONS) moe_logits(const __grid_constant__ RouteParams p) {
     const int expert = blockIdx.x, token = blockIdx.y, partition = threadIdx.x / 32;
     const float* weight = p.weight + (i64)expert * p.norm.width;
@@ -137,12 +137,19 @@ DEVICE void route(const RouteParams& p) {
     for (int i = threadIdx.x; i < TOKENS * p.num_experts; i += blockDim.x)
         logits[i] = row_sum(partials + i * NORM_PARTITIONS) + p.bias[i % p.num_experts];
     __syncthreads();
-    for (int t = warp; t < num_tokens; t += num_warps)
-        weigh_experts(logits + t * p.num_experts, p.num_experts, p.num_used,
-                      [&](int rank, int expert, float routing_weight) {
-                          p.experts[(first + t) * p.num_used + rank] = expert;
-                          p.routing_weights[(first + t) * p.num_used + rank] = routing_weight;
-                      });
+    for (int t = warp; t < num_tokens; t += num_warps) {
+        const float* own_logits = logits + t * p.num_experts;
+        Ranking ranking(own_logits, p.num_experts);
+        int expert = 0;
+        for (int rank = 0; rank < p.num_used; rank++) {
+            const int found = ranking.next();
+            if (lane == rank) expert = found;
+        }
+        const float weight = routing_weight(own_logits[expert], p.num_used);
+        if (lane >= p.num_used) continue;
+        p.experts[(first + t) * p.num_used + lane] = expert;
+        p.routing_weights[(first + t) * p.num_used + lane] = weight;
+    }
 }
 
 KERNEL __launch_bounds__(1024) moe_route(const __grid_constant__ RouteParams p) { route<1, ROUTE_EXPERTS>(p); }
@@ -250,6 +257,7 @@ struct CombineParams {
     const int* places;             // [num_tokens, num_used] rows of `results`; null: in order
     const float* routing_weights;  // [num_tokens, num_used]; null: as `logits` say
     const float* logits;           // [num_tokens, num_experts]
+    const int* experts;            // [num_tokens, num_used] by rank
     float* out;                    // [num_tokens, width] residual stream, added to
     int num_tokens, num_experts, num_used, width;
 };
@@ -272,9 +280,12 @@ KERNEL __launch_bounds__(256) moe_combine(const __grid_constant__ CombineParams 
         if (inside && rank < p.num_used) ahead[rank] = result(rank);
     const float* routing_weights = p.routing_weights + token * p.num_used;
     if (!p.routing_weights) {
-        if (threadIdx.x < 32)
-            weigh_experts(p.logits + (i64)token * p.num_experts, p.num_experts, p.num_used,
-                          [&](int rank, int, float routing_weight) { shared[rank] = routing_weight; });
+        if (threadIdx.x < 32) {
+            const bool is_used = threadIdx.x < p.num_used;
+            const int expert = is_used ? p.experts[token * p.num_used + threadIdx.x] : 0;
+            const float weight = routing_weight(p.logits[(i64)token * p.num_experts + expert], p.num_used);
+            if (is_used) shared[threadIdx.x] = weight;
+        }
         __syncthreads();
         routing_weights = shared;
     }

@@ -25,7 +25,8 @@ KERNEL __launch_bounds__(WARPS * 32) rope_write(const __grid_constant__ RopeWrit
     wait_for_previous();
     if (token >= p.num_tokens) return;
     const i32 slot = p.slots[token];
-    const Rotation rotation = load_rotation(p.rope, at, token);
+    const Rotation rotation =
+        times(load_rotation(p.rope, at, token), is_query ? load_query_factor(p.rope, token) : 1.0f);
     u16* from = p.qkv + ((i64)token * (p.num_heads + 2 * p.num_kv_heads) + before + first) * HEAD_DIM;
     uint2 words[HEADS];
 #pragma unroll

@@ -12,11 +12,12 @@ struct LayerCacheParams {
 };
 
 struct RopeParams {
-    const float* cosine;      // [num_tokens, num_pairs]
-    const float* sine;        // [num_tokens, num_pairs]
-    const float* query_norm;  // [HEAD_DIM] or null: no norms
-    const float* key_norm;    // [HEAD_DIM]
-    i32 num_pairs;            // even; 0: no rotation
+    const float* cosine;         // [num_tokens, num_pairs]
+    const float* sine;           // [num_tokens, num_pairs]
+    const float* query_factors;  // [num_tokens] by which rotated queries are multiplied; null: by 1
+    const float* query_norm;     // [HEAD_DIM] or null: no norms
+    const float* key_norm;       // [HEAD_DIM]
+    i32 num_pairs;               // even; 0: no rotation
     i32 neox;
     float query_epsilon, key_epsilon;
 };
@@ -56,6 +57,16 @@ DEVICE Rotation load_rotation(const RopeParams& p, const HeadLane& at, i32 token
     if (!at.rotated) return {};
     const i64 index = (i64)token * (p.num_pairs / 2) + threadIdx.x % 32;
     return {((const float2*)p.cosine)[index], ((const float2*)p.sine)[index]};
+}
+
+DEVICE float load_query_factor(const RopeParams& p, i32 token) {
+    return p.query_factors ? p.query_factors[token] : 1.0f;
+}
+
+// What rotates, and then multiplies by `factor`.
+DEVICE Rotation times(const Rotation& rotation, float factor) {
+    return {{__fmul_rn(rotation.cosine.x, factor), __fmul_rn(rotation.cosine.y, factor)},
+            {__fmul_rn(rotation.sine.x, factor), __fmul_rn(rotation.sine.y, factor)}};
 }
 
 // A head norm, and what a lane needs of it. Its weights are constant: they may be loaded before `wait_for_previous`.

@@ -8,9 +8,12 @@ struct RotationParams {
     const i32* sequence_rows;          // [num_tokens]
     float* cosine;                     // [num_tokens, num_pairs]
     float* sine;                       // [num_tokens, num_pairs]
+    float* query_factors;              // [num_tokens]; null: queries do not grow
     i32 num_tokens, num_pairs;
     i32 long_after;  // sequences of more tokens take the second set of frequencies; -1: there is one set
     float attention_factor;
+    float query_growth_rate;
+    i32 query_growth_interval;
 };
 
 // Overlaps the previous kernel.
@@ -28,6 +31,10 @@ KERNEL rope_rotation(const __grid_constant__ RotationParams p) {
         sincosf(angle, &sine, &cosine);
         p.cosine[index] = cosine * p.attention_factor;
         p.sine[index] = sine * p.attention_factor;
+        if (p.query_factors && pair == 0) {
+            const i32 steps = max(p.positions[token], 0) / p.query_growth_interval;
+            p.query_factors[token] = fmaf(p.query_growth_rate, log1pf((float)steps), 1.0f);
+        }
     }
     wait_for_previous();
 }

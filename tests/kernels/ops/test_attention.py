@@ -11,7 +11,7 @@ from kernels.registry import CudaOps
 from kernels.runtime.device_array import DeviceArray
 from kernels.runtime.gpu_spec import H100
 from kernels.runtime.launcher import Context
-from kernels.weights.parameters import Attention, Pairing, RmsNorm, Rope
+from kernels.weights.parameters import Attention, Pairing, QueryGrowth, RmsNorm, Rope
 from tests.kernels.conftest import Download, Upload
 from tests.kernels.ops.attention_case import Case, Chunk, Heads, Runner
 
@@ -172,7 +172,7 @@ def assert_fused_is_the_same(
 
 @pytest.mark.gpu
 @pytest.mark.sanitize("14/2x64-*")
-@pytest.mark.parametrize("rope", ["neox", "normal", "partial", "long", None])
+@pytest.mark.parametrize("rope", ["neox", "normal", "partial", "long", "growing", None])
 @pytest.mark.parametrize(("window", "norms"), [(0, False), (100, True)])
 def test_a_decode_step_rotates_and_writes_on_its_way_with_the_same_bits(
     context: Context, upload: Upload, download: Download, heads: Heads, rope: str | None, window: int, norms: bool
@@ -184,6 +184,8 @@ def test_a_decode_step_rotates_and_writes_on_its_way_with_the_same_bits(
     pairing: Pairing = "normal" if rope == "normal" else "neox"
     if rope == "long":
         by = Rope(upload(frequencies), pairing, attention_factor=1.2, long_after=100)
+    elif rope == "growing":
+        by = Rope(upload(frequencies[:1]), pairing, query_growth=QueryGrowth(0.3, 16))
     else:
         by = Rope(upload(frequencies[:1]), pairing)
     weights = np.random.default_rng(0).normal(size=(2, heads.head_dim)).astype(np.float32)

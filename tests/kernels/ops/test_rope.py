@@ -9,7 +9,7 @@ from kernels.batch import LayerCache
 from kernels.ops.attention import cache_shape
 from kernels.ops.rope import HEAD_DIMS, Rotation, rope_write, rotation
 from kernels.runtime.launcher import Context
-from kernels.weights.parameters import Attention, Pairing, RmsNorm, Rope
+from kernels.weights.parameters import Attention, Pairing, QueryGrowth, RmsNorm, Rope
 from tests.kernels.conftest import Download, Upload
 
 pytestmark = pytest.mark.gpu
@@ -35,6 +35,17 @@ def test_angles_are_exact_to_float32(
     angles = (positions[:, None].astype(np.float32) * chosen).astype(np.float64)
     np.testing.assert_allclose(download(by.cosine), np.cos(angles) * 1.25, atol=3e-7)
     np.testing.assert_allclose(download(by.sine), np.sin(angles) * 1.25, atol=3e-7)
+    assert by.query_factors is None
+
+
+def test_queries_grow_with_every_interval(context: Context, upload: Upload, download: Download) -> None:
+    positions = np.array([-1, 0, 15, 16, 31, 32, 1_000_000], np.int32)
+    rope = Rope(upload(np.ones((1, 8), np.float32)), "normal", query_growth=QueryGrowth(0.1, 16))
+    zeros = upload(np.zeros(7, np.int32))
+    by = rotation(context, upload(positions), rope, zeros, zeros)
+    assert by.query_factors is not None
+    expected = 1 + 0.1 * np.log1p(positions.clip(0) // 16)
+    np.testing.assert_allclose(download(by.query_factors), expected, rtol=3e-7)
 
 
 def test_padded_tokens_get_finite_angles(context: Context, upload: Upload, download: Download) -> None:
@@ -80,7 +91,9 @@ def test_heads_are_rotated_and_stored(
         slots[::7] = -1
         angles = rng.uniform(0, 6, (num_tokens, num_pairs))
         cosine, sine = np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
-        by = Rotation(upload(cosine), upload(sine), pairing) if pairing else None
+        factors = rng.uniform(1, 2, num_tokens).astype(np.float32) if 2 * num_pairs == head_dim else None
+        device_factors = None if factors is None else upload(factors)
+        by = Rotation(upload(cosine), upload(sine), pairing, device_factors) if pairing else None
         weights = rng.normal(size=(2, head_dim)).astype(np.float32)
         head_norms = (RmsNorm(upload(weights[0]), EPSILON), RmsNorm(upload(weights[1]), 2 * EPSILON))
         shape = cache_shape(num_blocks, block_tokens, num_kv_heads, head_dim)
@@ -99,6 +112,8 @@ def test_heads_are_rotated_and_stored(
             if norms:
                 heads = heads / np.sqrt((heads**2).mean(-1, keepdims=True) + epsilon) * weight
             expected[:, part] = rotated(heads, cosine, sine, pairing) if pairing else heads
+        if pairing and factors is not None:
+            expected[:, :num_heads] *= factors[:, None, None]
         written = slots >= 0
         blocks, rows = slots[written] // block_tokens, slots[written] % block_tokens
         queries = download(device_qkv).reshape(qkv.shape)[:, :num_heads]

@@ -10,7 +10,7 @@ import pytest
 
 from kernels.batch import LayerCache
 from kernels.reference.rope import rope_write, rotation
-from kernels.weights.parameters import Attention, Pairing, RmsNorm, Rope
+from kernels.weights.parameters import Attention, Pairing, QueryGrowth, RmsNorm, Rope
 
 HEADS, KV_HEADS, DIM = 4, 2, 8
 FREQUENCIES = np.array([[1.0, 0.1, 0.01, 0.001]], np.float32)
@@ -107,3 +107,14 @@ def test_values_may_have_a_norm_and_a_layer_may_have_queries_only() -> None:
     np.testing.assert_array_equal(queries, whole[:, : HEADS * DIM])
     np.testing.assert_array_equal(keys, before[0])
     np.testing.assert_array_equal(values, before[1])
+
+
+def test_queries_grow_with_every_interval_and_keys_do_not() -> None:
+    positions = [3, 15, 16, 700]
+    qkv = np.random.default_rng(2).normal(size=(4, (HEADS + 2 * KV_HEADS) * DIM)).astype(np.float32)
+    growth = QueryGrowth(0.1, 16)
+    plain, keys, _ = run(qkv, positions, [9, 2, 0, 1], Rope(FREQUENCIES, "normal"))
+    grown, same_keys, _ = run(qkv, positions, [9, 2, 0, 1], Rope(FREQUENCIES, "normal", query_growth=growth))
+    factors = 1 + 0.1 * np.log(1 + np.array([0, 0, 1, 43]))
+    np.testing.assert_allclose(grown, plain * factors[:, None, None], rtol=1e-6)
+    np.testing.assert_array_equal(same_keys, keys)

@@ -111,6 +111,13 @@ def test_rows_that_cannot_be_read_16_bytes_at_a_time_are_refused_by_name(make: C
         lay_out(lambda store: make(store, odd))
 
 
+def test_a_router_of_more_experts_than_a_warp_has_lanes_is_refused_by_name() -> None:
+    router = weight("blk.1.ffn_gate_inp.weight", 64, 64, format_="F32")
+    lay_out(lambda store: store.router(router, 32))
+    with pytest.raises(UnsupportedWeight, match=r"ffn_gate_inp.weight. chooses 33 experts a token; .* 32"):
+        lay_out(lambda store: store.router(router, 33))
+
+
 @pytest.mark.parametrize(("up_format", "inner"), [("Q4_0", 64), ("Q8_0", 36)], ids=["formats", "outputs"])
 def test_experts_whose_gate_and_up_cannot_be_one_matrix_are_refused_by_name(up_format: str, inner: int) -> None:
     gate = weight("blk.1.ffn_gate_exps.weight", 4, inner, 64, format_="Q8_0")

@@ -11,7 +11,7 @@ import pytest
 from orcd.errors import ModelLoadFailed
 from tests.bench.make_model import write_model
 from tests.worker.model.tiny import FAMILIES
-from worker.model.config import Architecture, ModelConfig, read_config
+from worker.model.config import Architecture, ModelConfig, Scales, read_config
 from worker.model.gguf import open_gguf
 from worker.model.registry import read_model_config
 
@@ -81,6 +81,15 @@ def test_blocks_that_predict_further_tokens_are_no_layers(tmp_path: Path) -> Non
 def test_an_array_with_one_value_for_all_layers_is_that_value(tmp_path: Path) -> None:
     config = config_with(tmp_path, attention__head_count=[2, 2], feed_forward_length=[256, 256])
     assert (config.num_heads, config.intermediate) == (2, 256)
+
+
+def test_scales_are_read_where_they_are_declared_and_0_is_none(tmp_path: Path) -> None:
+    spec, path = FAMILIES["qwen2"](), tmp_path / "model.gguf"
+    scales = {"embedding_scale": 12.0, "attention.scale": 0.5, "logit_scale": 0.0}
+    write_model(replace(spec, keys={**spec.keys, **scales}), path)
+    declared = {"qwen2": Architecture(keys=frozenset({*scales, "residual_scale"}))}
+    assert read_config(open_gguf(path), "qwen2", declared).scales == Scales(embedding=12.0, attention=0.5)
+    assert config_with(tmp_path).scales == Scales()
 
 
 def test_whoever_declares_experts_is_named_where_they_are_refused(tmp_path: Path) -> None:

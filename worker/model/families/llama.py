@@ -1,23 +1,26 @@
-"""Llama, Mistral, Qwen2, Qwen3 and Phi-3: one forward pass, and tensors that differ in names and number.
+"""Llama, Mistral, Qwen, Phi, Granite, SmolLM and GLM: one forward pass, and tensors that differ in names and number.
 
-RMSNorm, RoPE, grouped-query attention, SwiGLU (Touvron et al., 2023). Mistral's files call themselves ``llama``. Phi-3
-(Abdin et al., 2024) fuses Q, K and V, and gate and up projection; its long-context variants have longrope: two sets of
-rotary frequencies, for sequences within the original context length and for longer ones. A sequence that grows beyond
-it is computed anew with the other set (`Llama.recompute_at`), as the Hugging Face implementation has it.
+RMSNorm, RoPE, grouped-query attention, SwiGLU (Touvron et al., 2023). In Mixtral (Jiang et al., 2024) and Qwen3-MoE it
+is that of each token's best experts. Mistral's and Mixtral's files call themselves ``llama``, the later Mistrals'
+``mistral3``: their queries grow with the position. Phi-3 and Phi-4 (Abdin et al., 2024) fuse Q, K and V, and gate and
+up projection; long-context variants have longrope: two sets of rotary frequencies, for sequences within the original
+context length and for longer ones. A sequence that grows beyond it is computed anew with the other set
+(`Llama.recompute_at`), as the Hugging Face implementation has it. Granite multiplies by numbers of the file, SmolLM3
+leaves every fourth layer without rotation, and GLM-4 norms what is added to the residual stream.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kernels.batch import AnyArray, Step
-from kernels.devices.protocol import AnyProjection, Device
-from kernels.weights.parameters import Attention, Pairing, RmsNorm, Rope
+from kernels.devices.protocol import AnyExperts, AnyProjection, AnyRouter, Device
+from kernels.weights.parameters import Attention, Pairing, QueryGrowth, RmsNorm, Rope
 from worker.model.config import Architecture, ModelConfig
 from worker.model.kv_cache import KVCache
 from worker.model.rope_scaling import long_rope, plain_rope
@@ -26,14 +29,34 @@ from worker.model.weights import TensorSpec, Weights
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class _Output:
+    """The end of a branch, which is added to the residual stream."""
+
+    projection: AnyProjection
+    norm: RmsNorm[AnyArray] | None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _FeedForward:
+    gate_up: AnyProjection
+    down: _Output
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Mixture:
+    router: AnyRouter
+    experts: AnyExperts
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class _Layer:
     attention_norm: RmsNorm[AnyArray]
     qkv: AnyProjection
     attention: Attention[AnyArray]
-    output: AnyProjection
+    rotated: bool
+    output: _Output
     ffn_norm: RmsNorm[AnyArray]
-    gate_up: AnyProjection
-    down: AnyProjection
+    feed_forward: _FeedForward | _Mixture
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,13 +75,26 @@ class LlamaArchitecture(Architecture):
     """Whether a projection has a bias if the file holds one (Llama's ``attention_bias`` and ``mlp_bias``)."""
     pairing: Pairing = "neox"
     """Which elements of a head are rotated together."""
+    unrotated_interval: int = 0
+    """How many layers there are to one in which Q and K are not rotated, the last of them; 0: all are rotated."""
+    post_norms: tuple[str, str] | None = None
+    """Norms of what attention and feed-forward add to the residual stream."""
     rope_factors: tuple[str, ...] = ("rope_freqs",)
     """Tensors that divide the rotary frequencies, where the file has them; two: short and long ones of longrope."""
 
 
 ARCHITECTURES: Mapping[str, LlamaArchitecture] = {
+    "glm4": LlamaArchitecture(
+        gate_up=("ffn_up",), pairing="normal", post_norms=("post_attention_norm", "post_ffw_norm")
+    ),
+    "granite": LlamaArchitecture(
+        pairing="normal", keys=frozenset({"attention.scale", "embedding_scale", "residual_scale", "logit_scale"})
+    ),
     # Llama's converter permutes the rows of Q and K so that a pair's elements are neighbours.
-    "llama": LlamaArchitecture(pairing="normal", ignored_tensors=(r"blk\.\d+\.attn_rot_embd\.weight",)),
+    "llama": LlamaArchitecture(
+        pairing="normal", experts="allowed", ignored_tensors=(r"blk\.\d+\.attn_rot_embd\.weight",)
+    ),
+    "mistral3": LlamaArchitecture(pairing="normal", keys=frozenset({"attention.temperature_scale"})),
     "phi3": LlamaArchitecture(
         qkv=("attn_qkv",),
         gate_up=("ffn_up",),
@@ -67,11 +103,13 @@ ARCHITECTURES: Mapping[str, LlamaArchitecture] = {
     ),
     "qwen2": LlamaArchitecture(needs_qkv_bias=True),
     "qwen3": LlamaArchitecture(head_norms=("attn_q_norm", "attn_k_norm")),
+    "qwen3moe": LlamaArchitecture(head_norms=("attn_q_norm", "attn_k_norm"), experts="required"),
+    "smollm3": LlamaArchitecture(pairing="normal", unrotated_interval=4),
 }
 
 
 class Llama:
-    """Architectures ``llama``, ``phi3``, ``qwen2``, ``qwen3``."""
+    """The architectures of `ARCHITECTURES`."""
 
     architectures: ClassVar[Mapping[str, Architecture]] = ARCHITECTURES
 
@@ -80,8 +118,10 @@ class Llama:
         self._device = device
         architecture = ARCHITECTURES[config.architecture]
         self._embedding, self._head = weights.head("token_embd.weight", config.vocab_size, config.hidden)
-        self._layers = [_load_layer(config, architecture, weights.layer(index)) for index in range(config.num_layers)]
-        self._norm = weights.rms_norm("output_norm", config.hidden, config.norm_epsilon)
+        self._layers = [
+            _load_layer(config, architecture, weights.layer(index), index) for index in range(config.num_layers)
+        ]
+        self._norm = weights.rms_norm("output_norm", config.hidden, config.norm_epsilon, divisor=config.scales.logits)
         rope = _load_rope(config, architecture, weights)
         self.recompute_at = rope.long_after
         self._rope = weights.rope(rope)
@@ -90,21 +130,32 @@ class Llama:
         """Run one step; returns logits [R, vocab] float32 of ``step.logit_rows``."""
         ops, acts = self._device.ops, StepActivations.allocate(self._config, self._device, step)
         x = acts.residual
-        ops.embed(step.token_ids, self._embedding, out=x)
+        ops.embed(step.token_ids, self._embedding, scale=self._config.scales.embedding, out=x)
         rotation = ops.rotation(step.positions, self._rope, step.sequence_lengths, step.sequence_rows)
         plan = ops.plan_attention(step, self._layers[0].attention)
         for layer, layer_cache in zip(self._layers, cache.layers, strict=True):
             attention = layer.attention
             ops.norm_linear(x, layer.attention_norm, layer.qkv, out=acts.qkv)
-            ops.rope_attention(acts.qkv, rotation, attention, step, plan, out_cache=layer_cache, out=acts.attended)
-            ops.linear_residual(acts.attended, layer.output, out=x)
-            ops.norm_swiglu(x, layer.ffn_norm, layer.gate_up, out=acts.activated)
-            ops.linear_residual(acts.activated, layer.down, out=x)
+            by = rotation if layer.rotated else None
+            ops.rope_attention(acts.qkv, by, attention, step, plan, out_cache=layer_cache, out=acts.attended)
+            self._add(acts.attended, layer.output, out=x)
+            match layer.feed_forward:
+                case _FeedForward(gate_up, down):
+                    ops.norm_swiglu(x, layer.ffn_norm, gate_up, out=acts.activated)
+                    self._add(acts.activated, down, out=x)
+                case _Mixture(router, experts):
+                    ops.norm_moe_residual(x, layer.ffn_norm, router, experts, None, out=x)
         ops.norm_head(x, step.logit_rows, self._norm, self._head, out=acts.logits)
         return acts.logits
 
+    def _add(self, x: AnyArray, output: _Output, *, out: AnyArray) -> None:
+        if output.norm is None:
+            self._device.ops.linear_residual(x, output.projection, scale=self._config.scales.residual, out=out)
+        else:
+            self._device.ops.linear_norm_residual(x, output.projection, output.norm, out=out)
 
-def _load_layer(config: ModelConfig, architecture: LlamaArchitecture, weights: Weights) -> _Layer:
+
+def _load_layer(config: ModelConfig, architecture: LlamaArchitecture, weights: Weights, index: int) -> _Layer:
     def spec(name: str, num_outputs: int, needs_bias: bool = False) -> TensorSpec:
         has_bias = architecture.may_have_biases and f"{name}.bias" in weights
         return TensorSpec(name, num_outputs, bias=needs_bias or has_bias)
@@ -117,8 +168,22 @@ def _load_layer(config: ModelConfig, architecture: LlamaArchitecture, weights: W
     def norm(name: str, width: int) -> RmsNorm[AnyArray]:
         return weights.rms_norm(name, width, config.norm_epsilon)
 
+    def output(name: str, num_inputs: int, branch: int) -> _Output:
+        post_norms = architecture.post_norms
+        return _Output(
+            weights.projection(spec(name, config.hidden), num_inputs=num_inputs),
+            norm(post_norms[branch], config.hidden) if post_norms else None,
+        )
+
+    def feed_forward() -> _FeedForward | _Mixture:
+        if config.num_experts:
+            return _load_mixture(config, weights)
+        both = specs(architecture.gate_up, config.intermediate, config.intermediate)
+        gate_up = weights.gate_up(*both, num_inputs=config.hidden)
+        return _FeedForward(gate_up, output("ffn_down", config.intermediate, 1))
+
     widths = config.query_width, config.kv_width, config.kv_width
-    norms = architecture.head_norms
+    norms, interval, scale = architecture.head_norms, architecture.unrotated_interval, config.scales.attention
     return _Layer(
         attention_norm=norm("attn_norm", config.hidden),
         qkv=weights.projection(
@@ -128,16 +193,32 @@ def _load_layer(config: ModelConfig, architecture: LlamaArchitecture, weights: W
             config.num_heads,
             config.num_kv_heads,
             config.head_dim,
-            scale=config.head_dim**-0.5,
+            scale=config.head_dim**-0.5 if scale is None else scale,
             window=config.sliding_window,
             head_norms=(norm(norms[0], config.head_dim), norm(norms[1], config.head_dim)) if norms else None,
         ),
-        output=weights.projection(spec("attn_output", config.hidden), num_inputs=config.query_width),
+        rotated=not interval or (index + 1) % interval > 0,
+        output=output("attn_output", config.query_width, 0),
         ffn_norm=norm("ffn_norm", config.hidden),
-        gate_up=weights.gate_up(
-            *specs(architecture.gate_up, config.intermediate, config.intermediate), num_inputs=config.hidden
+        feed_forward=feed_forward(),
+    )
+
+
+def _load_mixture(config: ModelConfig, weights: Weights) -> _Mixture:
+    def spec(name: str, num_outputs: int) -> TensorSpec:
+        return TensorSpec(name, num_outputs, bias=False)
+
+    return _Mixture(
+        router=weights.router(
+            spec("ffn_gate_inp", config.num_experts), num_inputs=config.hidden, num_used=config.num_experts_used
         ),
-        down=weights.projection(spec("ffn_down", config.hidden), num_inputs=config.intermediate),
+        experts=weights.experts(
+            spec("ffn_gate_exps", config.intermediate),
+            spec("ffn_up_exps", config.intermediate),
+            spec("ffn_down_exps", config.hidden),
+            num_experts=config.num_experts,
+            num_inputs=config.hidden,
+        ),
     )
 
 
@@ -145,7 +226,9 @@ def _load_rope(config: ModelConfig, architecture: LlamaArchitecture, weights: We
     """The rotary frequencies, in host memory."""
     names = [f"{name}.weight" for name in architecture.rope_factors]
     if names[-1] not in weights:
-        return plain_rope(config, architecture.pairing, None, truncate=True)
+        rope = plain_rope(config, architecture.pairing, None, truncate=True)
+        rate = config.scales.temperature
+        return replace(rope, query_growth=QueryGrowth(rate, config.rope.original_context_length)) if rate else rope
     factors = [weights.host_vector(name, config.rope.num_dimensions // 2) for name in names]
     if len(factors) > 1:
         return long_rope(config, *factors)

@@ -26,6 +26,7 @@ from worker.model.registry import load_model
 from worker.settings import Settings
 
 FILES = [*SMALL.values(), *KIT.values()]
+EXPERTS = "gpt-oss", "mixtral", "qwen3moe"
 LONGROPE = "phi3-longrope", "phi4-mini"
 SETTINGS = Settings(device="cuda:0", max_sequences=8, step_tokens=512, kv_block_tokens=16, kv_cache_bytes=1 << 28)
 
@@ -57,8 +58,11 @@ def test_logits_are_within_the_tolerance_of_float16(path: Path, capsys: pytest.C
     mean = float(np.mean([difference.mean() for difference in differences]))
     with capsys.disabled():
         print(f"\n{path.stem}: max {worst.max():.4f}, mean {mean:.5f}, median of maxima {np.median(worst):.4f}")
-    if path.stem.startswith("gpt-oss"):  # a near tie in the router may move a position
-        assert mean < 0.05 and np.median(worst) < 0.1 and np.mean(worst < 0.25) >= 0.95
+    if path.stem.startswith(EXPERTS):  # a near tie in the router may move a position
+        share = 0.95 if path.stem.startswith("gpt-oss") else 0.85
+        assert mean < 0.05 and np.median(worst) < 0.1 and np.mean(worst < 0.25) >= share
+    elif path.stem.startswith("mistral3"):
+        assert mean < 0.04 and np.mean(worst < 0.5) >= 0.95
     elif path.stem.startswith(LONGROPE):
         assert mean < 0.03 and worst.max() < 0.4
     else:
@@ -66,7 +70,7 @@ def test_logits_are_within_the_tolerance_of_float16(path: Path, capsys: pytest.C
 
 
 def test_greedy_continuations_are_those_of_the_reference(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    near_tie = 0.5 if path.stem.startswith(("gpt-oss", *LONGROPE)) else 0.3
+    near_tie = 0.5 if path.stem.startswith((*EXPERTS, *LONGROPE)) else 0.3
     ids: dict[str, list[int]] = {}
     with opened() as device:
         engine = load_engine(open_gguf(path), device, SETTINGS, lambda _done, _total: None)

@@ -25,9 +25,18 @@ def load(path: Path) -> Model:
     return load_model(open_gguf(path), open_device("cpu"), lambda _done, _total: None)
 
 
-def load_changed(tmp_path: Path, name: str, *, add: dict[str, int] | None = None, without: str = "") -> Model:
-    """A small model with vectors of these lengths added, or a tensor left out."""
+def load_changed(
+    tmp_path: Path,
+    name: str,
+    *,
+    add: dict[str, int] | None = None,
+    without: str = "",
+    keys: dict[str, float | None] | None = None,
+) -> Model:
+    """A small model with vectors of these lengths added, a tensor left out, or other keys (None: left out)."""
     spec = SPECS[name][1]()
+    changed = {key: value for key, value in {**spec.keys, **(keys or {})}.items() if value is not None}
+    spec = replace(spec, keys=changed)
     kept = [tensor for tensor in spec.tensors if tensor.name != without]
     added = [TensorSpec(tensor, "F32", (length,)) for tensor, length in (add or {}).items()]
     write_model(replace(spec, tensors=kept + added), tmp_path / "model.gguf", make_blocks=blocks)
@@ -51,14 +60,63 @@ def test_a_sequence_beyond_the_original_context_uses_the_long_factors_from_its_f
     np.testing.assert_array_equal(np.concatenate(chunks), beyond)
 
 
-@pytest.mark.parametrize("name", ["llama3-bf16", "phi3-q5_k_m", "qwen2-q4_k_m", "qwen3-q4_1"])
+@pytest.mark.parametrize("name", ["llama3-bf16", "phi3-q5_k_m", "qwen2-q4_k_m", "qwen3-q4_1", "mistral3-q8_0"])
 def test_without_longrope_a_sequence_is_never_computed_anew(name: str) -> None:
     assert load(SMALL[name]).recompute_at is None
 
 
-def test_only_llama_rotates_neighbouring_elements() -> None:
-    pairings = {name: architecture.pairing for name, architecture in ARCHITECTURES.items()}
-    assert pairings == {"llama": "normal", "phi3": "neox", "qwen2": "neox", "qwen3": "neox"}
+def test_llama_and_those_converted_as_it_rotate_neighbouring_elements() -> None:
+    neighbours = {name for name, architecture in ARCHITECTURES.items() if architecture.pairing == "normal"}
+    assert neighbours == {"llama", "mistral3", "granite", "smollm3", "glm4"}
+    assert ARCHITECTURES.keys() - neighbours == {"phi3", "qwen2", "qwen3", "qwen3moe"}
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "value"),
+    [
+        ("granite-q4_1", "embedding_scale", 1.0),
+        ("granite-q4_1", "residual_scale", 0.0),
+        ("granite-q4_1", "attention.scale", 0.25),
+        ("granite-q4_1", "logit_scale", 1.0),
+        ("mistral3-q8_0", "attention.temperature_scale", 0.0),
+    ],
+)
+def test_a_scale_of_the_file_counts_and_without_it_nothing_is_scaled(
+    name: str, key: str, value: float, tmp_path: Path
+) -> None:
+    """``value``: with which the file means the same as without the key."""
+    prompt = list(range(40, 90))
+    scaled, plain, unscaled = (
+        logits_alone(load_changed(tmp_path, name, keys={key: changed} if number else {}), prompt)
+        for number, changed in enumerate((None, None, value))
+    )
+    assert np.abs(scaled - plain).max() > 0.01
+    np.testing.assert_array_equal(plain, unscaled)
+
+
+@pytest.mark.parametrize(("num_layers", "is_same"), [(3, True), (4, False)])
+def test_until_its_fourth_layer_which_is_not_rotated_smollm3_is_a_llama(
+    num_layers: int, is_same: bool, tmp_path: Path
+) -> None:
+    spec = SPECS["smollm3-q5_1"][1]()
+    spec = replace(
+        spec,
+        keys=spec.keys | {"block_count": num_layers},
+        tensors=[tensor for tensor in spec.tensors if num_layers == 4 or not tensor.name.startswith("blk.3.")],
+    )
+    logits = []
+    for architecture in ("smollm3", "llama"):
+        write_model(replace(spec, architecture=architecture), tmp_path / f"{architecture}.gguf", make_blocks=blocks)
+        logits.append(logits_alone(load(tmp_path / f"{architecture}.gguf"), list(range(40, 70))))
+    assert np.array_equal(*logits) == is_same
+
+
+def test_files_of_llama_may_hold_experts_and_qwen3moe_must(tmp_path: Path) -> None:
+    assert load(SMALL["mixtral-q5_0"]).config.num_experts == 4
+    assert load(SMALL["mixtral-q5_0"]).config.intermediate == 32  # which feed_forward_length says
+    assert load(SMALL["llama2-q4_0"]).config.num_experts == 0
+    with pytest.raises(ModelLoadFailed, match=r"qwen3moe.expert_count is 0: models of .* qwen3moe are mixtures"):
+        load_changed(tmp_path, "qwen3moe-q4_0", keys={"expert_count": 0})
 
 
 @pytest.mark.parametrize(
@@ -69,6 +127,9 @@ def test_only_llama_rotates_neighbouring_elements() -> None:
         ("phi3-q5_k_m", "blk.1.attn_qkv.weight"),
         ("phi4-mini-f16", "rope_factors_short.weight"),
         ("llama3-bf16", "blk.0.ffn_gate.weight"),
+        ("glm4-f16", "blk.1.post_ffw_norm.weight"),
+        ("mixtral-q5_0", "blk.0.ffn_gate_inp.weight"),
+        ("qwen3moe-q4_0", "blk.1.ffn_down_exps.weight"),
     ],
 )
 def test_a_tensor_that_the_architecture_needs_is_missed(name: str, tensor: str, tmp_path: Path) -> None:
@@ -85,6 +146,8 @@ def test_a_tensor_that_the_architecture_needs_is_missed(name: str, tensor: str, 
         ("phi3-q5_k_m", "rope_freqs.weight"),
         ("phi3-q5_k_m", "rope_factors_short.weight"),
         ("qwen2-q4_k_m", "blk.0.attn_q_norm.weight"),
+        ("granite-q4_1", "blk.0.post_attention_norm.weight"),
+        ("mixtral-q5_0", "blk.0.ffn_gate_inp.bias"),
     ],
 )
 def test_a_tensor_of_another_architecture_is_refused(name: str, tensor: str, tmp_path: Path) -> None:
