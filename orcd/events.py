@@ -48,10 +48,11 @@ class Started(msgspec.Struct, frozen=True, tag_field="type", tag="started", omit
     fingerprint: str = ""
 
 
-class TokenLogprob(msgspec.Struct, frozen=True):
+class TokenLogprob(msgspec.Struct, frozen=True, gc=False):
     """Natural-log probability of a token and of the most likely ones at its place.
 
     ``pieces`` are the bytes of all of these by token id, in JSON as base64: a token may be a part of a character.
+    Python's garbage collector skips these, as there are very many and nothing in them refers to anything.
     """
 
     id: int

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import gc
 import os
 import signal
 import socket
@@ -96,7 +95,6 @@ class Service:
         engine = load_engine(gguf, device, settings, progress)
         if self._in_flight_file is not None:
             engine.note_in_flight(self._in_flight_file)
-        gc.freeze()  # all of this stays: the garbage collector need not look through it between two steps
         health = Health(engine, device, log, settings.vram_check_s)
         stats = health.beat()
         if not stats.healthy:

@@ -175,7 +175,7 @@ class ActiveJob:
         self.num_drawn += len(output.ids)
         self.usage = self.usage.plus(output.usage)
         choice.held += output.ids
-        choice.held_logprobs.add(output, choice.detokenizer.token_bytes)
+        choice.held_logprobs.add(output, choice.detokenizer.pieces)
         delta = choice.detokenizer.feed(output.ids)
         self._release(choice, delta)
         if delta.stopped:

@@ -100,9 +100,10 @@ class Detokenizer:
         self._window = ""  # the answer's text in ``_held``
         self._stopped = False
 
-    def token_bytes(self, token_id: int) -> bytes:
-        """The bytes of one token, whatever is shown of it; a control token's spelling."""
-        return self._tokenizer.token_bytes(token_id)
+    @property
+    def pieces(self) -> Sequence[bytes]:
+        """The bytes of each token by its id, whatever is shown of it; of a control token its spelling."""
+        return self._tokenizer.pieces
 
     def feed(self, token_ids: Sequence[int]) -> TextDelta:
         """Take the next ids; those after the one that completes a stop string are ignored."""

@@ -61,7 +61,8 @@ class Tokenizer:
         self.special_ids = special_ids
         self.strips_leading_space = strips_leading_space
         self._encoder = encoder
-        self._pieces = pieces
+        self.pieces = pieces
+        """The bytes of each token by its id."""
         self._hidden_ids = frozenset(hidden_ids)
         self._shown = [b"" if token_id in self._hidden_ids else piece for token_id, piece in enumerate(pieces)]
 
@@ -112,7 +113,7 @@ class Tokenizer:
 
     def token_bytes(self, token_id: int) -> bytes:
         """The raw bytes of one token, a special one's text; none for an id beyond the vocabulary (padded models)."""
-        return self._pieces[token_id] if 0 <= token_id < self.vocab_size else b""
+        return self.pieces[token_id] if 0 <= token_id < self.vocab_size else b""
 
     def shown_bytes(self, token_ids: Iterable[int]) -> bytes:
         """`token_bytes` of all ids that are not special, joined."""
