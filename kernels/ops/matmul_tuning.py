@@ -61,17 +61,22 @@ def small_batch_shape(
             columns = num_tokens + num_tokens % 2
             ring_at = num_tokens * (matrix.num_chunks * 128 + 16) + 2 * num_warps * UNIT_ROWS * columns * 4
         shared_bytes = ring_at + num_warps * matrix.format.ring_units * matrix.format.unit_bytes
-        if shared_bytes <= gpu.shared_bytes:
+        if shared_bytes <= _room_bytes(gpu, matrix):
             break
     num_blocks = min(-(-matrix.num_tiles // at_once), sms)
     return SmallBatchShape(num_blocks, at_once, num_warps, ring_at, gpu.spread(shared_bytes, num_blocks))
+
+
+def _room_bytes(gpu: GpuSpec, matrix: PackedMatrix) -> int:
+    """Shared memory of a block beside the points of its weights' grid."""
+    return gpu.shared_bytes - matrix.format.grid_bytes
 
 
 def can_norm(gpu: GpuSpec, layers: Projection) -> bool:
     """Whether the blocks of `multiply_small_batch` can each make the norm of a single token."""
     return all(
         matrix.width <= MAX_NORMED_WIDTH
-        and small_batch_shape(gpu, matrix, 1, normed=True).shared_bytes <= gpu.shared_bytes
+        and small_batch_shape(gpu, matrix, 1, normed=True).shared_bytes <= _room_bytes(gpu, matrix)
         for matrix in layers.matrices
     )
 
@@ -88,7 +93,7 @@ def _have_room(gpu: GpuSpec, matrix: PackedMatrix, num_tokens: int) -> bool:
     x_bytes = num_tokens * matrix.num_chunks * 128
     if num_tokens > 1 and x_bytes > gpu.shared_bytes // 2:
         return False
-    return small_batch_shape(gpu, matrix, num_tokens).shared_bytes <= gpu.shared_bytes
+    return small_batch_shape(gpu, matrix, num_tokens).shared_bytes <= _room_bytes(gpu, matrix)
 
 
 def tokens_of_shapes(most: int) -> set[int]:
@@ -151,9 +156,13 @@ def _hopper_ring(format_: Format, size: int) -> TileRing:
     rest = _ALIGNMENT + _BARRIER_BYTES + format_.ring_units * 2 * 4 * format_.unit_bytes
     # Blocks of a K format have more weights to unpack at once, and need more registers.
     blocks_per_sm = fitting = 3 if is_k and size == 16 else _BLOCKS_PER_SM.get(size, 1)
-    while fitting > 1 and rest + max(4, 3 * group) * x_bytes > _SM_BYTES // fitting:
+
+    def room_bytes() -> int:  # for stages of x
+        return _SM_BYTES // fitting - format_.grid_bytes - rest
+
+    while fitting > 1 and max(4, 3 * group) * x_bytes > room_bytes():
         fitting -= 1
-    stages = min(_MAX_STAGES, (_SM_BYTES // fitting - rest) // x_bytes) // group
+    stages = min(_MAX_STAGES, room_bytes() // x_bytes) // group
     weight_stages = format_.ring_units // (1 if is_k else group)
     return TileRing(blocks_per_sm, group, weight_stages, stages, rest + stages * group * x_bytes)
 
@@ -161,13 +170,13 @@ def _hopper_ring(format_: Format, size: int) -> TileRing:
 def _portable_ring(format_: Format, size: int) -> TileRing:
     """As many stages as fit, of x and weights together; of weights that are not quantised x alone."""
     stage_bytes = size * 128 + (8 * 32 * format_.lane_bytes if format_.is_scaled else 0)
-    stages = min(_MAX_STAGES, _PORTABLE_BYTES // stage_bytes)
+    stages = min(_MAX_STAGES, (_PORTABLE_BYTES - format_.grid_bytes) // stage_bytes)
     return TileRing(1, 1, stages if format_.is_scaled else 0, stages, stage_bytes * stages)
 
 
 @lru_cache
 def ring_bytes(gpu: GpuSpec, format_: Format, size: int) -> int:
-    """Shared memory of a block of `matmul_tiled_{size}`."""
+    """Shared memory of a block of `matmul_tiled_{size}`, beside the points of a grid."""
     return (_hopper_ring if gpu.has_wgmma else _portable_ring)(format_, size).num_bytes
 
 

@@ -9,7 +9,7 @@ constants are ordinary C++ names there; a file whose declarations were not impor
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from enum import Enum
 
 _DECLARED: dict[str, list[str]] = {}
@@ -36,6 +36,12 @@ def declare_traits(file: str, name: str, rows: Mapping[tuple[int | str, ...], Ma
         constants = "".join(f" {_constant(field, value)};" for field, value in row.items())
         lines.append(f"template <> struct {name}<{', '.join(map(str, arguments))}> {{{constants} }};")
     _declare(file, lines)
+
+
+def declare_table(file: str, name: str, values: Sequence[int]) -> None:
+    """An array in the device's memory, of ``short`` or, if none is negative, ``unsigned short``."""
+    kind = "short" if min(values) < 0 else "unsigned short"
+    _declare(file, [f"static __device__ constexpr {kind} {name}[{len(values)}] = {{{','.join(map(str, values))}}};"])
 
 
 def declarations(file: str) -> list[str]:

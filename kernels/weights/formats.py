@@ -12,7 +12,9 @@ from dataclasses import dataclass
 from enum import Enum
 from functools import cached_property
 
-from kernels.runtime.cuda_constants import declare_enum, declare_traits
+from kernels.runtime.cuda_constants import declare_enum, declare_table, declare_traits
+from kernels.weights import grids
+from kernels.weights.grids import Grid
 
 UNIT_ROWS = 16
 CHUNK = 64  # columns
@@ -26,6 +28,8 @@ class Codes(Enum):
     FLOAT16 = "a float16"
     BFLOAT16 = "the upper half of a float"
     INTEGERS = "the code less `zero`"
+    NON_LINEAR = "one of 16 integers, `IQ4_NUMBERS`"
+    GRID = "a point of a grid, the magnitudes of several numbers; their signs lie apart"
     E2M1 = "a float of 4 bits"
 
 
@@ -57,14 +61,16 @@ class Format:
     block_elements: int
     block_bytes: int
     codes: Codes = Codes.UNKNOWN
-    code_bits: int = 0  # 4 to 6, 8, 16 or 32
+    code_bits: int = 0  # 2 to 6, 8, 16 or 32
     scaling: Scaling = Scaling.UNSCALED
     zero: int = 0  # INTEGERS: the code that stands for 0
     # Where a block has what, in bytes from its beginning:
-    codes_at: int = 0  # codes, or their low 4 bits
-    high_at: int = 0  # the fifth and sixth bits
+    codes_at: int = 0  # codes, their low 4 bits, or if they have 2 or 3 bits the low 2; of points the low 8
+    high_at: int = 0  # the bits above those
+    signs_at: int = 0  # GRID
     scales_at: int = 0
     super_at: int = 0  # super-scales
+    grid: Grid | None = None
     fits_widest: bool = False  # integers times a scale for each 32: its numbers are `WIDEST`'s too, bit for bit
 
     def row_bytes(self, num_elements: int) -> int:
@@ -83,14 +89,26 @@ class Format:
         return self.scaling is Scaling.EXPONENT
 
     @cached_property
+    def low_bits(self) -> int:
+        """Bits of a code that lie together with others': the low ones, if it has no whole bytes."""
+        return self.code_bits if self.code_bits >= 8 else 4 if self.code_bits >= 4 else 2
+
+    @cached_property
     def code_bytes(self) -> int:
-        """Packed, of 16 rows by 64 columns: codes, or their low 4 bits."""
-        return 128 * (4 if self.code_bits < 8 else self.code_bits)
+        """Packed, of 16 rows by 64 columns: low bits of codes; of points 8 bits of an index, then what it has more."""
+        if self.grid is None:
+            return 128 * self.low_bits
+        return UNIT_ROWS * CHUNK // self.grid.num_coordinates + (32 if self.grid.index_bits > 8 else 0)
 
     @cached_property
     def high_bytes(self) -> int:
-        """Packed, of 16 rows by 64 columns: bits beyond the low 4 of codes of 5 and 6."""
-        return 128 * (self.code_bits - 4) if self.code_bits < 8 else 0
+        """Packed, of 16 rows by 64 columns: bits of codes beyond the low ones; signs of points."""
+        return 128 if self.grid else 128 * (self.code_bits - self.low_bits)
+
+    @cached_property
+    def grid_bytes(self) -> int:
+        """Shared memory of a block for the points."""
+        return len(self.grid.points) * self.grid.num_coordinates if self.grid else 0
 
     @cached_property
     def unit_chunks(self) -> int:
@@ -115,8 +133,9 @@ class Format:
 
     @cached_property
     def lane_bytes(self) -> int:
-        """Bytes that a lane of a warp takes in shared memory for a chunk of 16 rows: each holds its scales itself."""
-        return (self.code_bytes + self.high_bytes) // 32 + (self.scaling.scale_bytes + self.scaling.super_bytes) // 8
+        """Bytes of shared memory for a lane of a warp and a chunk of 16 rows: each has scales and points of its own."""
+        of_rows = self.scaling.scale_bytes + self.scaling.super_bytes + (self.code_bytes if self.grid else 0)
+        return (self.high_bytes + (0 if self.grid else self.code_bytes)) // 32 + of_rows // 8
 
 
 IQ4_NUMBERS = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
@@ -139,6 +158,13 @@ FORMATS: dict[str, Format] = {
         Format("Q5_1", 7, 32, 24, Codes.INTEGERS, 5, Scaling.SCALE_MIN, high_at=4, codes_at=8),
         # f16 d, 32 int8, packed with 128 added
         Format("Q8_0", 8, 32, 34, Codes.INTEGERS, 8, Scaling.SCALE, zero=128, codes_at=2, fits_widest=True),
+        # 16 4-bit scales and mins, 64 code quads, f16 d, f16 dmin
+        Format("Q2_K", 10, 256, 84, Codes.INTEGERS, 2, Scaling.SUPER_MINS_16, codes_at=16, super_at=80),
+        # 256 high bits, 64 low code quads, 16 6-bit scales, f16 d
+        Format(
+            "Q3_K", 11, 256, 110, Codes.INTEGERS, 3, Scaling.SUPER_SCALES,
+            zero=4, codes_at=32, scales_at=96, super_at=108,
+        ),
         # f16 d, f16 dmin, 8 6-bit scales and mins, 128 nibble pairs
         Format("Q4_K", 12, 256, 144, Codes.INTEGERS, 4, Scaling.SUPER_MINS, scales_at=4, codes_at=16),
         # the same and 256 high bits before the nibbles
@@ -148,33 +174,33 @@ FORMATS: dict[str, Format] = {
             "Q6_K", 14, 256, 210, Codes.INTEGERS, 6, Scaling.SUPER_SCALES,
             zero=32, high_at=128, scales_at=192, super_at=208,
         ),
+        # f16 d, of every 32 numbers 4 indices, 4 times 7 signs, a 4-bit scale
+        Format("IQ2_XXS", 16, 256, 66, Codes.GRID, 8, Scaling.ODD_SCALES, codes_at=2, grid=grids.IQ2_XXS),
+        # f16 d, 32 9-bit indices with 7 signs, 16 4-bit scales
+        Format("IQ2_XS", 17, 256, 74, Codes.GRID, 9, Scaling.ODD_SCALES, codes_at=2, scales_at=66, grid=grids.IQ2_XS),
+        # f16 d, 32 low bytes of indices, 256 signs, 32 2-bit high parts, 16 4-bit scales
+        Format(
+            "IQ2_S", 22, 256, 82, Codes.GRID, 10, Scaling.ODD_SCALES,
+            codes_at=2, signs_at=34, high_at=66, scales_at=74, grid=grids.IQ2_S,
+        ),
+        # f16 d, 64 indices, of every 32 numbers 4 times 7 signs, a 4-bit scale
+        Format("IQ3_XXS", 18, 256, 98, Codes.GRID, 8, Scaling.ODD_SCALES, codes_at=2, signs_at=66, grid=grids.IQ3_XXS),
+        # f16 d, 64 low bytes of indices, 64 ninth bits, 256 signs, 8 4-bit scales
+        Format(
+            "IQ3_S", 21, 256, 110, Codes.GRID, 9, Scaling.ODD_SCALES,
+            codes_at=2, high_at=66, signs_at=74, scales_at=106, grid=grids.IQ3_S,
+        ),
+        # f16 d, 16 nibble pairs
+        Format("IQ4_NL", 20, 32, 18, Codes.NON_LINEAR, 4, Scaling.SCALE, codes_at=2),
+        # f16 d, 8 6-bit scales, 128 nibble pairs
+        Format("IQ4_XS", 23, 256, 136, Codes.NON_LINEAR, 4, Scaling.SUPER_SCALES_32, scales_at=2, codes_at=8),
         # E8M0 exponent, 16 pairs of E2M1
         Format("MXFP4", 39, 32, 17, Codes.E2M1, 4, Scaling.EXPONENT, codes_at=1),
     )
 }  # fmt: skip
 """Name -> format, of every type that the kernels read."""
 
-READABLE: dict[str, Format] = FORMATS | {
-    format_.name: format_
-    for format_ in (
-        # 16 4-bit scales and mins, 64 code quads, f16 d, f16 dmin
-        Format("Q2_K", 10, 256, 84, scaling=Scaling.SUPER_MINS_16, super_at=80),
-        # 256 high bits, 64 low code quads, 16 6-bit scales, f16 d
-        Format("Q3_K", 11, 256, 110, scaling=Scaling.SUPER_SCALES, super_at=108),
-        Format("IQ2_XXS", 16, 256, 66, scaling=Scaling.ODD_SCALES),
-        Format("IQ2_XS", 17, 256, 74, scaling=Scaling.ODD_SCALES),
-        Format("IQ2_S", 22, 256, 82, scaling=Scaling.ODD_SCALES),
-        Format("IQ3_XXS", 18, 256, 98, scaling=Scaling.ODD_SCALES),
-        Format("IQ3_S", 21, 256, 110, scaling=Scaling.ODD_SCALES),
-        # f16 d, 16 nibble pairs
-        Format("IQ4_NL", 20, 32, 18, scaling=Scaling.SCALE),
-        # f16 d, 8 6-bit scales, 128 nibble pairs
-        Format("IQ4_XS", 23, 256, 136, scaling=Scaling.SUPER_SCALES_32),
-    )
-}
-"""Name -> format, of every type that the CPU device can run."""
-
-BY_GGML_TYPE: dict[int, Format] = {format_.ggml_type: format_ for format_ in READABLE.values()}
+BY_GGML_TYPE: dict[int, Format] = {format_.ggml_type: format_ for format_ in FORMATS.values()}
 
 WIDEST = FORMATS["Q8_0"]
 """What tensors of several formats are packed in, if all of them fit it."""
@@ -186,10 +212,12 @@ def _traits(format_: Format) -> dict[str, int | Enum]:
         "block_bytes": format_.block_bytes,
         "block_codes_at": format_.codes_at,
         "block_high_at": format_.high_at,
+        "block_signs_at": format_.signs_at,
         "block_scales_at": format_.scales_at,
         "block_super_at": format_.super_at,
         "codes": format_.codes,
         "code_bits": format_.code_bits,
+        "low_bits": format_.low_bits,
         "zero": format_.zero,
         "scaling": format_.scaling,
         "has_row_base": format_.has_row_base,
@@ -203,8 +231,24 @@ def _traits(format_: Format) -> dict[str, int | Enum]:
     }
 
 
+def _grid_traits(grid: Grid) -> dict[str, int]:
+    magnitudes = bytes(grid.magnitudes).ljust(8, b"\0")
+    return {
+        "num_points": len(grid.points),
+        "num_coordinates": grid.num_coordinates,
+        "unit": grid.unit,
+        "first_magnitudes": int.from_bytes(magnitudes[:4], "little"),
+        "last_magnitudes": int.from_bytes(magnitudes[4:], "little"),
+    }
+
+
 _HEADER = "common/dequant.cuh"
 declare_enum(_HEADER, "Format", FORMATS)
 declare_enum(_HEADER, "Codes", [codes.name for codes in Codes])
 declare_enum(_HEADER, "Scaling", [scaling.name for scaling in Scaling])
 declare_traits(_HEADER, "FormatTraits", {(name,): _traits(format_) for name, format_ in FORMATS.items()})
+declare_table(_HEADER, "IQ4_NUMBERS", IQ4_NUMBERS)
+_GRIDS = {name: format_.grid for name, format_ in FORMATS.items() if format_.grid}
+declare_traits("common/grid.cuh", "GridTraits", {(name,): _grid_traits(grid) for name, grid in _GRIDS.items()})
+for _name, _grid in _GRIDS.items():
+    declare_table("common/grid.cuh", f"{_name}_POINTS", _grid.points)

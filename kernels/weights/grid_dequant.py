@@ -75,7 +75,8 @@ def _with_upper_bits(low: UInt8, packed: UInt8, num_bits: int) -> Integers:
 @cache
 def _points(grid: Grid) -> Float32:
     """[points, num_coordinates], as numbers of the format."""
-    return np.array(grid.points, np.float32) / np.float32(grid.unit)
+    points = [grid.coordinates(point) for point in grid.points]
+    return np.array(points, np.float32) / np.float32(grid.unit)
 
 
 def _expand(grid: Grid, points: Integers, signs: UInt8, d: UInt8, scales: Integers, out: Float32) -> None:

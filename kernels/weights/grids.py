@@ -25,19 +25,21 @@ class Grid:
     gaps: str = field(repr=False)  # between points of 16 bits: uint16, deflated, in base 85
 
     @cached_property
-    def points(self) -> tuple[tuple[int, ...], ...]:
-        """The magnitudes of every point."""
+    def points(self) -> tuple[int, ...]:
+        """Every point as 16 bits."""
         data = zlib.decompress(base64.b85decode(self.gaps))
-        shifts = range(0, 16, 16 // self.num_coordinates)
-        return tuple(
-            tuple(self.magnitudes[point >> shift & (3 if self.num_coordinates == 8 else 7)] for shift in shifts)
-            for point in accumulate(struct.unpack(f"<{len(data) // 2}H", data))
-        )
+        return tuple(accumulate(struct.unpack(f"<{len(data) // 2}H", data)))
 
     @cached_property
     def index_bits(self) -> int:
         """Bits of a point's index."""
         return (len(self.points) - 1).bit_length()
+
+    def coordinates(self, point: int) -> tuple[int, ...]:
+        """The magnitudes that a point stands for."""
+        digit_bits = 16 // self.num_coordinates
+        mask = (1 << digit_bits) - 1
+        return tuple(self.magnitudes[point >> shift & mask] for shift in range(0, 16, digit_bits))
 
 
 IQ2_XXS = Grid(

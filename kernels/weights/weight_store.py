@@ -18,7 +18,7 @@ from kernels.runtime.device_array import DeviceArray
 from kernels.runtime.launcher import Context
 from kernels.runtime.memory import Arena
 from kernels.weights.dequant import dequantise
-from kernels.weights.formats import FORMATS, WIDEST
+from kernels.weights.formats import WIDEST
 from kernels.weights.packed import Experts, PackedMatrix, Projection, Router, packed_bytes
 from kernels.weights.parameters import Weight
 from kernels.weights.repack import Placement, repack_rows, variant_for
@@ -166,8 +166,6 @@ class PackedWeightStore:
                 weights[0].name, f"has rows of {width}; on a CUDA device they must be a multiple of {COLUMN_GRANULE}"
             )
         for weight in weights:
-            if weight.format.name not in FORMATS:
-                raise UnsupportedWeight(weight.name, f"has type {weight.format.name}, which runs on the CPU only")
             self._context.note_variant(*variant_for(weight.format, format_))
         packed = self._arena.allocate((num_experts, packed_bytes(format_, num_rows, width)), np.uint8)
         base = self._arena.allocate((num_experts, num_rows), np.int32) if format_.has_row_base else None

@@ -52,6 +52,12 @@ SHAPES = [
     Shape("Phi-3 gate_up", "Q4_0", 16384, 3072, is_gated=True, has_norm=True),
     Shape("Phi-3 down", "Q4_K", 3072, 8192),
     Shape("Phi-3 down", "Q6_K", 3072, 8192),
+    Shape("Llama down", "Q4_K", 4096, 14336),
+    Shape("Llama down", "IQ4_XS", 4096, 14336),
+    Shape("Llama down", "Q3_K", 4096, 14336),
+    Shape("Llama down", "Q2_K", 4096, 14336),
+    Shape("Llama down", "IQ3_S", 4096, 14336),
+    Shape("Llama down", "IQ2_XXS", 4096, 14336),
     Shape("gpt-oss qkv", "Q8_0", 5120, 2880, has_norm=True),
     Shape("gpt-oss o", "Q8_0", 2880, 4096),
 ]
@@ -114,7 +120,7 @@ def main() -> None:
         MemoryPlan(weights=4 * GIB, kv_cache=0, scratch=4 * GIB, step_buffers=0, graphs=GIB // 4, cuda_context=GIB // 4)
     )
     print(f"{device.description}: us, and GB/s of weights or TFLOP/s")
-    print(f"{'matrix':14} {'type':5} {'rows':>6} {'width':>5} " + " ".join(f"{n:>16}" for n in tokens))
+    print(f"{'matrix':14} {'type':7} {'rows':>6} {'width':>5} " + " ".join(f"{n:>16}" for n in tokens))
     for shape in SHAPES:
         rng = np.random.default_rng(0)
         device.weights.reset()
@@ -130,7 +136,7 @@ def main() -> None:
                 rate = f"{2 * num_tokens * shape.rows * shape.width / us / 1e6:.0f} TF"
             cells.append(f"{us:.1f} {rate}")
         print(
-            f"{shape.name:14} {shape.format:5} {shape.rows:6} {shape.width:5} " + " ".join(f"{c:>16}" for c in cells),
+            f"{shape.name:14} {shape.format:7} {shape.rows:6} {shape.width:5} " + " ".join(f"{c:>16}" for c in cells),
             flush=True,
         )
 

@@ -10,11 +10,17 @@ from kernels.weights.formats import Format
 UInt8 = NDArray[np.uint8]
 
 # Deviation of the stored integers times their inner scales, where the block's float16 scale is 1.
-_UNIFORM_DEVIATION = {"Q4_0": 4.61, "Q5_0": 9.23, "Q8_0": 73.9, "Q4_K": 168.0, "Q5_K": 337.0, "Q6_K": 1366.0}
-_MEAN_QUANT = {"Q4_K": 7.5, "Q5_K": 15.5}
+_UNIFORM_DEVIATION = {
+    "Q4_0": 4.61, "Q5_0": 9.23, "Q8_0": 73.9,
+    "Q2_K": 9.84, "Q3_K": 43.3, "Q4_K": 168.0, "Q5_K": 337.0, "Q6_K": 1366.0,
+    "IQ2_XXS": 53.4, "IQ2_XS": 55.9, "IQ2_S": 56.4, "IQ3_XXS": 142.4, "IQ3_S": 140.2, "IQ4_NL": 67.4, "IQ4_XS": 1245.0,
+}  # fmt: skip
+_MEAN_QUANT = {"Q2_K": 1.5, "Q4_K": 7.5, "Q5_K": 15.5}
 
 MADE_DIRECTLY = ("F32", "MXFP4", *_UNIFORM_DEVIATION)
-"""The formats that `random_blocks` makes. Others are quantised by the gguf library, which cannot make K formats."""
+"""The formats that `random_blocks` makes. Others are quantised by the gguf library."""
+UNQUANTISABLE = tuple(name for name in _UNIFORM_DEVIATION if name.endswith("_K") or name.startswith("IQ"))
+"""Those that the gguf library cannot quantise, but only read."""
 
 
 def random_blocks(format_: Format, shape: tuple[int, ...], deviation: float, rng: np.random.Generator) -> UInt8:
@@ -35,12 +41,16 @@ def random_blocks(format_: Format, shape: tuple[int, ...], deviation: float, rng
         at = format_.super_at if format_.scaling.super_bytes else format_.scales_at
         blocks[:, at : at + 2] = scales.view(np.uint8).reshape(-1, 2)
         if format_.name in _MEAN_QUANT:
-            _centre(blocks, scales * np.float16(_MEAN_QUANT[format_.name]))
+            _centre(format_, blocks, scales * np.float16(_MEAN_QUANT[format_.name]))
     return blocks.reshape(*shape[:-1], row_bytes)
 
 
-def _centre(blocks: UInt8, minimum_scales: NDArray[np.float16]) -> None:
-    """Make the 6-bit minimum of each group of a K-quant equal to its scale, so that the group's mean is 0."""
-    blocks[:, 2:4] = minimum_scales.view(np.uint8).reshape(-1, 2)
+def _centre(format_: Format, blocks: UInt8, minimum_scales: NDArray[np.float16]) -> None:
+    """Make the minimum of each group of a K-quant equal to its scale, so that the group's mean is 0."""
+    at = format_.super_at + 2
+    blocks[:, at : at + 2] = minimum_scales.view(np.uint8).reshape(-1, 2)
+    if format_.name == "Q2_K":  # 4 bits each
+        blocks[:, :16] = (blocks[:, :16] & 15) * 17
+        return
     blocks[:, 8:12] = blocks[:, 4:8]
     blocks[:, 12:16] = (blocks[:, 12:16] & 15) * 17

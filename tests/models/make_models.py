@@ -17,13 +17,13 @@ import numpy as np
 from kernels.weights.formats import FORMATS
 from tests.bench.make_model import write_model
 from tests.bench.model_specs import TensorSpec
-from tests.bench.random_blocks import random_blocks
+from tests.bench.random_blocks import UNQUANTISABLE, random_blocks
 from tests.models.specs import SPECS
 
 
 def blocks(tensor: TensorSpec, rng: np.random.Generator) -> np.ndarray:
-    """Random contents of a tensor, quantised by the gguf library where it can, which it cannot to K-quants."""
-    if tensor.format.endswith("_K"):
+    """Random contents of a tensor, quantised by the gguf library where it can."""
+    if tensor.format in UNQUANTISABLE:
         return random_blocks(FORMATS[tensor.format], tensor.shape, tensor.deviation, rng)
     values = rng.normal(tensor.mean, tensor.deviation, tensor.shape).astype(np.float32)
     return gguf.quants.quantize(values, gguf.GGMLQuantizationType[tensor.format])

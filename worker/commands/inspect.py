@@ -12,7 +12,7 @@ import msgspec
 from kernels.devices.dry_run import DryRunDevice
 from kernels.devices.open import open_device
 from kernels.devices.protocol import GpuDevice, is_gpu
-from kernels.weights.formats import READABLE
+from kernels.weights.formats import FORMATS
 from orcd.errors import ModelLoadFailed
 from worker.commands.ram_plan import RamPlan, plan_ram
 from worker.load import open_configured_device
@@ -219,7 +219,7 @@ def format_report(report: Report) -> str:
         "  tensor types",
     ]
     for type_ in report.tensor_types:
-        unsupported = "" if type_.type in READABLE else "  (not supported)"
+        unsupported = "" if type_.type in FORMATS else "  (not supported)"
         lines.append(f"    {type_.type:<6} {type_.count:>5} with {_size(type_.bytes)}{unsupported}")
         lines += [f"           {name}{f' x {count}' if count > 1 else ''}" for name, count in type_.tensors.items()]
     lines.append(f"  VRAM            {_size(report.vram_weights_bytes)} for weights")

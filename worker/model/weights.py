@@ -15,7 +15,7 @@ from kernels.batch import AnyArray
 from kernels.devices.protocol import AnyExperts, AnyMatrix, AnyProjection, AnyRouter, Device
 from kernels.errors import UnsupportedWeight
 from kernels.weights.dequant import dequantise
-from kernels.weights.formats import READABLE
+from kernels.weights.formats import FORMATS
 from kernels.weights.parameters import LayerNorm, RmsNorm, Rope, Weight
 from orcd.errors import ModelLoadFailed
 from worker.model.config import ModelConfig
@@ -184,8 +184,8 @@ class Weights:
         tensor = self._gguf.tensors.get(name)
         if tensor is None:
             raise self._error(name, "is missing")
-        if tensor.format.name not in READABLE:
-            raise self._error(name, f"has type {tensor.format.name}; supported are {', '.join(READABLE)}")
+        if tensor.format.name not in FORMATS:
+            raise self._error(name, f"has type {tensor.format.name}; supported are {', '.join(FORMATS)}")
         if tensor.shape != shape:
             raise self._error(name, f"has shape {list(tensor.shape)}, but the metadata asks for {list(shape)}")
         self._used.add(name)

@@ -49,6 +49,15 @@ DEVICE u32 half2_fma(u32 a, u32 b, u32 c) {
 }
 DEVICE u32 half2_both(u16 value) { return value | (u32)value << 16; }
 
+// ---- bytes
+
+// Four of the bytes of `low` and `high`: those that the low three bits of the nibbles of `selector` name.
+DEVICE u32 select_bytes(u32 low, u32 high, u32 selector) {
+    u32 r;
+    asm("prmt.b32 %0, %1, %2, %3;" : "=r"(r) : "r"(low), "r"(high), "r"(selector));  // bit 3 of nibbles is to be 0
+    return r;
+}
+
 // ---- order: a value that is to be ready before what follows, not put off to where it is used
 
 template <typename T>

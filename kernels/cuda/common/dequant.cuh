@@ -4,19 +4,27 @@
 // that wide), in the order [64-row block][unit of k][4 units of 16 rows]. A unit holds exactly the numbers of the file,
 // in planes aligned to 16 bytes. Lane 4g + t of a warp owns rows g and g + 8 of a unit and, in step s of 16 columns of
 // a 64-column chunk, the columns 16s + 8j + 2t + e (j, e in 0, 1): the places of a 16 x 16 fragment. Its codes lie so
-// that one mask yields two of them 16 bits apart: pair q = 2s + j of a row, e the half.
+// that one mask yields two of them 16 bits apart: pair q = 2s + j of a row, e the half. Indices of points are shared by
+// the four lanes of a row, and so are scales.
 //
 // `FormatTraits` and its enumerations are made of the table in `kernels/weights/formats.py`. Here is how bits become
 // numbers.
 #pragma once
 #include "common.cuh"
+#include "grid.cuh"
 
 // Where a unit has what, and how it is to be read.
 template <int F>
 struct Layout : FormatTraits<F> {
     using T = FormatTraits<F>;
-    static constexpr bool has_nibbles = T::code_bits < 8;  // low bits of codes
-    static constexpr bool is_k = T::chunks > 1;            // 64-column chunks of a unit
+    static constexpr bool has_grid = T::codes == GRID;
+    static constexpr u32 low_mask = (1ull << T::low_bits) - 1;
+    static constexpr bool is_k = T::chunks > 1;  // 64-column chunks of a unit
+    // Codes of a chunk lie in planes of 16 bytes for each lane (each row pair g, of points) and one of `rest_words`.
+    static constexpr int code_owners = has_grid ? 8 : 32, code_words = T::code_bytes / 4 / code_owners;
+    static constexpr int code_planes = code_words / 4, rest_words = code_words % 4;
+    static constexpr int rest_at = code_planes * code_owners * 16;
+    DEVICE static int code_owner(int lane) { return has_grid ? lane >> 2 : lane; }
     static constexpr int high_at = T::chunks * T::code_bytes;
     static constexpr int scale_at = high_at + T::chunks * T::high_bytes;
     static constexpr int super_at = scale_at + T::chunks * T::scale_bytes;
@@ -48,50 +56,29 @@ DEVICE const u8* unit_address(const u8* matrix, int tile, int chunk, int num_uni
 // What a lane needs of one chunk, as loaded: two rows x 16 columns.
 template <int F>
 struct Raw {
-    static constexpr int num_words = Layout<F>::code_bytes / 128;
-    u32 code[num_words];
+    using L = Layout<F>;
+    u32 code[L::code_words];
     u32 high[2];
     u32 scale[4];
     u32 super[2];
 
-    DEVICE void load(const u8* unit, int chunk, int lane) {
-        using L = Layout<F>;
-        const int sub = chunk % L::chunks;
-        const u8* codes = unit + sub * L::code_bytes;
+    // Numbers that are not scaled, from global memory.
+    DEVICE void load(const u8* unit, int lane) {
 #pragma unroll
-        for (int plane = 0; plane < num_words / 4; plane++) {
-            uint4 v = load_streaming((const uint4*)(codes + plane * 512 + lane * 16));
+        for (int plane = 0; plane < L::code_planes; plane++) {
+            uint4 v = load_streaming((const uint4*)(unit + plane * 512 + lane * 16));
             code[4 * plane] = v.x, code[4 * plane + 1] = v.y, code[4 * plane + 2] = v.z, code[4 * plane + 3] = v.w;
         }
-        if constexpr (L::high_bytes == 128) high[0] = *(const u32*)(unit + L::high_at + sub * 128 + lane * 4);
-        if constexpr (L::high_bytes == 256) {
-            uint2 v = *(const uint2*)(unit + L::high_at + sub * 256 + lane * 8);
-            high[0] = v.x, high[1] = v.y;
-        }
-        const u8* scales = unit + L::scale_at + sub * L::scale_bytes;
-        const int g = lane >> 2;
-        if constexpr (L::scale_bytes == 32) scale[0] = *(const u32*)(scales + g * 4);
-        if constexpr (L::scale_bytes == 64) {
-            uint2 v = *(const uint2*)(scales + g * 8);
-            scale[0] = v.x, scale[1] = v.y;
-        }
-        if constexpr (L::scale_bytes == 128) {
-            uint4 v = *(const uint4*)(scales + g * 16);
-            scale[0] = v.x, scale[1] = v.y, scale[2] = v.z, scale[3] = v.w;
-        }
-        if constexpr (L::super_bytes == 64) {
-            uint2 v = *(const uint2*)(unit + L::super_at + g * 8);
-            super[0] = v.x, super[1] = v.y;
-        }
-        if constexpr (L::super_bytes == 32) super[0] = *(const u32*)(unit + L::super_at + g * 4);
     }
     // Loads from a unit in shared memory; `sub`: which of its chunks.
     DEVICE void load_shared(u32 unit, int sub, int lane) {
-        using L = Layout<F>;
-        const int g = lane >> 2;
+        const int g = lane >> 2, owner = L::code_owner(lane);
+        const u32 codes = unit + sub * L::code_bytes;
 #pragma unroll
-        for (int plane = 0; plane < num_words / 4; plane++)
-            load_words<4>(code + 4 * plane, unit + sub * L::code_bytes + plane * 512 + lane * 16);
+        for (int plane = 0; plane < L::code_planes; plane++)
+            load_words<4>(code + 4 * plane, codes + (plane * L::code_owners + owner) * 16);
+        if constexpr (L::rest_words)
+            load_words<L::rest_words>(code + 4 * L::code_planes, codes + L::rest_at + owner * (4 * L::rest_words));
         if constexpr (L::high_bytes)
             load_words<L::high_bytes / 128>(high,
                                             unit + L::high_at + sub * L::high_bytes + lane * (L::high_bytes / 32));
@@ -108,16 +95,18 @@ struct Raw {
 template <int F>
 struct Staged {
     using L = Layout<F>;
-    static constexpr int code = L::code_bytes / 32, scale = L::scale_bytes / 8, high = L::high_bytes / 32,
+    static constexpr int rest = 4 * L::rest_words, scale = L::scale_bytes / 8, high = L::high_bytes / 32,
                          super = L::super_bytes / 8;  // bytes of a lane
-    static constexpr int scale_at = 32 * code, high_at = scale_at + 32 * scale, super_at = high_at + 32 * high,
-                         bytes = super_at + 32 * super;
+    static constexpr int rest_at = 512 * L::code_planes, scale_at = rest_at + 32 * rest,
+                         high_at = scale_at + 32 * scale, super_at = high_at + 32 * high, bytes = super_at + 32 * super;
 
     DEVICE static void copy(u32 stage, const u8* unit, int sub, int lane) {  // `sub`: which of the unit's chunks
-        const int g = lane >> 2;
+        const int g = lane >> 2, owner = L::code_owner(lane);
+        const u8* codes = unit + sub * L::code_bytes;
 #pragma unroll
-        for (int plane = 0; plane < code / 16; plane++)
-            copy_words<16>(stage + plane * 512 + lane * 16, unit + sub * L::code_bytes + plane * 512 + lane * 16);
+        for (int plane = 0; plane < L::code_planes; plane++)
+            copy_words<16>(stage + plane * 512 + lane * 16, codes + (plane * L::code_owners + owner) * 16);
+        if constexpr (rest) copy_words<rest>(stage + rest_at + lane * rest, codes + L::rest_at + owner * rest);
         if constexpr (scale)
             copy_words<scale>(stage + scale_at + lane * scale, unit + L::scale_at + sub * L::scale_bytes + g * scale);
         if constexpr (high)
@@ -126,8 +115,9 @@ struct Staged {
     }
     DEVICE static void load(Raw<F>& raw, u32 stage, int lane) {
 #pragma unroll
-        for (int plane = 0; plane < code / 16; plane++)
+        for (int plane = 0; plane < L::code_planes; plane++)
             load_words<4>(raw.code + 4 * plane, stage + plane * 512 + lane * 16);
+        if constexpr (rest) load_words<rest / 4>(raw.code + 4 * L::code_planes, stage + rest_at + lane * rest);
         if constexpr (scale) load_words<scale / 4>(raw.scale, stage + scale_at + lane * scale);
         if constexpr (high) load_words<high / 4>(raw.high, stage + high_at + lane * high);
         if constexpr (super) load_words<super / 4>(raw.super, stage + super_at + lane * super);
@@ -146,17 +136,45 @@ DEVICE u16 relative_scale(u32 exponent, int base) {  // 2^(exponent - base + 14)
 }
 
 constexpr u32 HALF2_1024 = 0x64006400u;  // float16 with 1024 in front: its low 10 bits are an integer
-constexpr u32 HALF2_SIXTEENTH = 0x2C002C00u;
 
 DEVICE u32 half2_subtract(u32 a, u32 b) { return half2_fma(b, 0xBC00BC00u, a); }  // exact where the result is
 
-// Scales of a chunk, ready to multiply: of each row (0, 1) and group of 32 columns (16 with SUPER_SCALES), in both
-// halves.
+// Twice the float16 of an integer below 2048, and of 2^-n.
+DEVICE constexpr u32 half2_of(u32 integer) {
+    u32 exponent = 0;
+    while (integer >> (exponent + 1)) exponent++;
+    return 0x00010001u * ((exponent + 15) << 10 | (integer << (10 - exponent) & 0x3FF));
+}
+DEVICE constexpr u32 half2_power(int n) { return 0x00010001u * (15 - n << 10); }
+constexpr u32 HALF2_MINUS = 0x80008000u;
+
+// (1024 + integer * 2^AT) of both halves -> the integers less `OFFSET`, exactly.
+template <int AT, int OFFSET = 0>
+DEVICE u32 integers_of(u32 value) {
+    if constexpr (AT == 0) return half2_subtract(value, HALF2_1024 + 0x00010001u * OFFSET);
+    constexpr u32 minus = half2_of((1024 >> AT) + OFFSET) ^ HALF2_MINUS;
+    return half2_fma(value, half2_power(AT), minus);
+}
+
+// (a & b) | c in one instruction: with two constants the compiler would take two.
+DEVICE u32 and_or(u32 a, u32 b, u32 c) {
+    u32 r;
+    asm("lop3.b32 %0, %1, %2, %3, 0xEA;" : "=r"(r) : "r"(a), "r"(b), "r"(c));
+    return r;
+}
+
+// Nibble `j` (0..3) of both halves of a word, with 1024 in front; it comes out times 2^`nibble_at(j)`.
+DEVICE constexpr int nibble_at(int j) { return 4 * (j & 1); }
+DEVICE u32 nibble_of(u32 word, int j) {
+    return and_or(j & 2 ? word >> 8 : word, 0x000F000Fu << nibble_at(j), HALF2_1024);
+}
+
+// Scales of a chunk, ready to multiply: of each row (0, 1) and group of 32 or 16 columns, in both halves.
 template <int F>
 struct Scales {
     static constexpr Scaling scaling = Layout<F>::scaling;
-    static constexpr bool has_min = scaling == SCALE_MIN || scaling == SUPER_MINS;
-    static constexpr int groups = scaling == SUPER_SCALES ? 4 : 2;
+    static constexpr bool has_min = scaling == SCALE_MIN || scaling == SUPER_MINS || scaling == SUPER_MINS_16;
+    static constexpr int groups = scaling == SUPER_SCALES || scaling == SUPER_MINS_16 || scaling == ODD_SCALES ? 4 : 2;
     u32 scale[2][groups];
     u32 low[2][groups];  // has_min: what is added after scaling
 
@@ -177,10 +195,26 @@ struct Scales {
                     scale[row][group] = __byte_perm(pair, 0, 0x1010);
                     low[row][group] = __byte_perm(pair, 0, 0x3232);
                 }
-                if constexpr (scaling == SUPER_SCALES) {
-                    if (row) continue;  // both rows at once; scales are stored with 128 added
-                    u32 pair = __byte_perm(raw.scale[group >> 1], 0x64646464u, group & 1 ? 0x4342 : 0x4140);
-                    pair = half2_multiply(half2_subtract(pair, 0x64806480u), raw.super[0]);
+                if constexpr (scaling == SUPER_MINS_16) {  // the same of 4 bits
+                    u32 pair = nibble_of(raw.scale[row], group);
+                    pair = group & 1 ? integers_of<4>(pair) : integers_of<0>(pair);
+                    pair = half2_multiply(pair, raw.super[row]);
+                    scale[row][group] = __byte_perm(pair, 0, 0x1010);
+                    low[row][group] = __byte_perm(pair, 0, 0x3232);
+                }
+                if constexpr (scaling == SUPER_SCALES || scaling == SUPER_SCALES_32 || scaling == ODD_SCALES) {
+                    if (row) continue;  // both rows at once
+                    u32 pair;
+                    if constexpr (scaling == ODD_SCALES) {  // twice the nibble, and one
+                        pair = nibble_of(raw.scale[0], group);
+                        pair = group & 1 ? half2_fma(pair, half2_power(3), half2_of(127) ^ HALF2_MINUS)
+                                         : half2_fma(pair, half2_of(2), half2_of(2047) ^ HALF2_MINUS);
+                    } else {  // stored with 128 added
+                        const u32 word = raw.scale[scaling == SUPER_SCALES ? group >> 1 : 0];
+                        pair = __byte_perm(word, 0x64646464u, group & 1 ? 0x4342 : 0x4140);
+                        pair = half2_subtract(pair, 0x64806480u);
+                    }
+                    pair = half2_multiply(pair, raw.super[0]);
                     scale[0][group] = __byte_perm(pair, 0, 0x1010);
                     scale[1][group] = __byte_perm(pair, 0, 0x3232);
                 }
@@ -192,27 +226,37 @@ struct Scales {
     }
 };
 
-// (a & b) | c in one instruction: with two constants the compiler would take two.
-DEVICE u32 and_or(u32 a, u32 b, u32 c) {
-    u32 r;
-    asm("lop3.b32 %0, %1, %2, %3, 0xEA;" : "=r"(r) : "r"(a), "r"(b), "r"(c));
-    return r;
-}
-
 // Where in a half the sign and the magnitude of an E2M1 lie, of pair q: so that `pair_of` has few bits to move.
 DEVICE constexpr int e2m1_sign(int q) { return 0xDECF >> 4 * (q & 3) & 15; }
 DEVICE constexpr int e2m1_magnitude(int q) { return 9 - 3 * (q & 3); }
 
-// The low bits of a code of pair q -> their place in a half of a word, which four pairs share; and back.
+// Where in a word the low bits of code e of pair q lie: the word has those of 4 pairs, or of 8 if they are 2 bits. The
+// nibbles of NON_LINEAR select bytes: two pairs are in each half.
 template <int F>
-DEVICE u32 place_nibble(u32 code, int q) {
-    if constexpr (Layout<F>::codes == E2M1) return code >> 3 << e2m1_sign(q) | (code & 7) << e2m1_magnitude(q);
-    return (code & 15) << 4 * (q & 3);
+DEVICE constexpr int low_place(int q, int e) {
+    using L = Layout<F>;
+    if (L::codes == NON_LINEAR) return 16 * (q >> 1 & 1) + 8 * (q & 1) + 4 * e;
+    return 16 * e + (L::low_bits == 2 ? 2 * q : 4 * (q & 3));
 }
 template <int F>
-DEVICE u32 nibble_at(u32 half, int q) {
-    if constexpr (Layout<F>::codes == E2M1) return (half >> e2m1_sign(q) & 1) << 3 | (half >> e2m1_magnitude(q) & 7);
-    return half >> 4 * (q & 3) & 15;
+DEVICE constexpr int low_word(int q) {  // of a row
+    return Layout<F>::low_bits == 2 ? 0 : q >> 2;
+}
+
+// The low bits of a code -> their place in a word; and back.
+template <int F>
+DEVICE u32 place_low(u32 code, int q, int e) {
+    if constexpr (Layout<F>::codes == E2M1)
+        return (code >> 3 << e2m1_sign(q) | (code & 7) << e2m1_magnitude(q)) << 16 * e;
+    return (code & Layout<F>::low_mask) << low_place<F>(q, e);
+}
+template <int F>
+DEVICE u32 low_of(u32 word, int q, int e) {
+    if constexpr (Layout<F>::codes == E2M1) {
+        const u32 half = word >> 16 * e;
+        return (half >> e2m1_sign(q) & 1) << 3 | (half >> e2m1_magnitude(q) & 7);
+    }
+    return word >> low_place<F>(q, e) & Layout<F>::low_mask;
 }
 
 // What a code of up to 8 bits stands for, before its scale; E2M1: doubled.
@@ -222,13 +266,53 @@ DEVICE int number_of(u32 code) {
         const int magnitude = 0xC8643210u >> (code & 7) * 4 & 15;
         return code >> 3 ? -magnitude : magnitude;
     }
+    if constexpr (Layout<F>::codes == NON_LINEAR) return IQ4_NUMBERS[code];
     return (int)code - Layout<F>::zero;
 }
 
-// Where in each half the fifth bit of pair q lies, and the fifth and sixth bits: those of pair q + 1, which go four
-// bits higher, lie four bits higher, so that one shift serves both.
-DEVICE constexpr int high_bit(int q) { return q / 2 + 4 * (q & 1); }
-DEVICE constexpr int high_bits(int q) { return q / 4 * 8 + (q / 2 & 1) * 2 + 4 * (q & 1); }
+// Where in a row's byte of each half (of codes of 6 bits: where in the half) the bits above the low ones lie, of pair
+// q. Those of pairs whose low bits are taken from other places of a word lie so that one shift serves them all.
+template <int F>
+DEVICE constexpr int high_place(int q) {
+    using L = Layout<F>;
+    if (L::has_grid) return q;                                                // signs
+    if (L::low_bits == 2) return 2 * (q & 3) + q / 4;                         // one bit
+    if (L::code_bits == 6) return q / 4 * 8 + (q / 2 & 1) * 2 + 4 * (q & 1);  // two
+    return q / 2 + 4 * (q & 1);                                               // one
+}
+
+// IQ4_NL, IQ4_XS: the numbers of four codes, the nibbles of the low half of `word`, as bytes with 128 added.
+DEVICE constexpr u32 four_iq4_numbers(int first) {
+    u32 word = 0;
+    for (int i = 0; i < 4; i++) word |= (u32)(IQ4_NUMBERS[first + i] + 128) << 8 * i;
+    return word;
+}
+DEVICE u32 iq4_numbers_of(u32 word) {
+    constexpr u32 numbers[4] = {four_iq4_numbers(0), four_iq4_numbers(4), four_iq4_numbers(8), four_iq4_numbers(12)};
+    const u32 lower = select_bytes(numbers[0], numbers[1], word & 0x7777);
+    const u32 upper = select_bytes(numbers[2], numbers[3], word & 0x7777);
+    return select_bytes(lower, upper, and_or(word >> 1, 0x4444, 0x3210));
+}
+
+// The two magnitudes that a point gives to pair q of a row, as bytes.
+template <int F>
+DEVICE u32 magnitudes_of(const Raw<F>& raw, int row, int q) {
+    using G = Grid<F>;
+    const int t = threadIdx.x & 3;
+    constexpr int row_words = G::index_bytes / 4, upper_bits = G::index_bits - 8;
+    constexpr int size_log2 = G::point_bytes == 8 ? 3 : 2;
+    // Four lanes share a point of 8 coordinates, two one of 4.
+    const int own = G::point_bytes == 8 ? 0 : t >> 1, first = G::point_bytes == 8 ? q : 2 * q;
+    const u32 low = raw.code[row * row_words + first / 4] >> 8 * own;
+    const int from = 8 * (first & 3);
+    u32 offset = (from ? low >> (from - size_log2) : low << size_log2) & 255u << size_log2;
+    if constexpr (upper_bits > 0) {
+        const u32 upper = raw.code[2 * row_words] >> own;
+        const int from = 16 * row + upper_bits * first, to = 8 + size_log2;
+        offset |= (from > to ? upper >> (from - to) : upper << (to - from)) & ((1u << upper_bits) - 1) << to;
+    }
+    return *(const u16*)(G::in_shared() + offset + (2 * t & (G::point_bytes - 1)));
+}
 
 // Pair q (0..7) of one row: the columns 16 (q / 2) + 8 (q % 2) + 2t + (0, 1), dequantised.
 template <int F>
@@ -244,10 +328,23 @@ DEVICE u32 pair_of(const Raw<F>& raw, const Scales<F>& scales, int row, int q) {
         u32 v = raw.code[8 * row + q];
         return pack_half2(__uint_as_float(v << 16), __uint_as_float(v & 0xFFFF0000u));
     }
-    const u32 scale = scales.scale[row][L::scaling == SUPER_SCALES ? q >> 1 : q >> 2];
+    const u32 scale = scales.scale[row][Scales<F>::groups == 4 ? q >> 1 : q >> 2];
     if constexpr (L::codes == INTEGERS && L::code_bits == 8) {  // stored with 128 added
         u32 biased = __byte_perm(raw.code[4 * row + (q >> 1)], 0x64646464u, q & 1 ? 0x4342 : 0x4140);
         return half2_multiply(half2_subtract(biased, 0x64806480u), scale);
+    }
+    if constexpr (L::codes == NON_LINEAR) {
+        const u32 word = raw.code[2 * row + (q >> 2)];
+        const u32 four = iq4_numbers_of(q & 2 ? word >> 16 : word);
+        const u32 biased = __byte_perm(four, 0x64646464u, q & 1 ? 0x4342 : 0x4140);
+        return half2_multiply(half2_subtract(biased, 0x64806480u), scale);
+    }
+    if constexpr (L::codes == GRID) {
+        constexpr int unit = Grid<F>::unit, unit_log2 = unit == 8 ? 3 : unit == 4 ? 2 : 0;
+        u32 value = __byte_perm(magnitudes_of<F>(raw, row, q), 0x64646464u, 0x4140);
+        value = half2_fma(value, half2_power(unit_log2), half2_of(1024 / unit) ^ HALF2_MINUS);
+        const u32 signs = __byte_perm(raw.high[0], 0, row ? 0x4342 : 0x4140);
+        return half2_multiply(value ^ (signs << (15 - high_place<F>(q)) & 0x80008000u), scale);
     }
     if constexpr (L::codes == E2M1) {
         u32 word = raw.code[2 * row + (q >> 2)];  // see `e2m1_sign`
@@ -258,32 +355,27 @@ DEVICE u32 pair_of(const Raw<F>& raw, const Scales<F>& scales, int row, int q) {
         if ((q & 3) == 3) value = (word << 2 & 0x80008000u) | (word << 9 & 0x0E000E00u);
         return half2_multiply(value, scale);
     }
-    // Integers of 4 to 6 bits: the nibble at bit 0 or 4 of a half, high bits put above it, 1024 in front.
-    u32 word = raw.code[2 * row + (q >> 2)];
-    if (q & 2) word >>= 8;
-    const bool upper = q & 1;  // nibble at bit 4: the integer comes out times 16
-    u32 integer = and_or(word, upper ? 0x00F000F0u : 0x000F000Fu, HALF2_1024);
-    constexpr int offset = L::zero;
-    if constexpr (L::code_bits == 5) {
-        u32 bits = __byte_perm(raw.high[0], 0, row ? 0x4342 : 0x4140);
-        integer |= (bits << (4 - high_bit(q & 6))) & (0x00010001u << (upper ? 8 : 4));
-    }
-    if constexpr (L::code_bits == 6) {
-        const int at = high_bits(q & 6);
-        integer |= (at <= 4 ? raw.high[row] << (4 - at) : raw.high[row] >> (at - 4)) & (0x00030003u << (upper ? 8 : 4));
+    // Integers of 2 to 6 bits: the low ones within the low byte of a half, high ones put above them, 1024 in front.
+    constexpr int places = 8 / L::low_bits;   // of a byte
+    const int at = q % places * L::low_bits;  // the integer comes out times 2^at
+    u32 word = raw.code[L::low_bits == 2 ? row : 2 * row + (q >> 2)];
+    if (q & places) word >>= 8;
+    u32 integer = and_or(word, 0x00010001u * L::low_mask << at, HALF2_1024);
+    constexpr int high_bits = L::code_bits - L::low_bits;
+    if constexpr (high_bits > 0) {
+        // Of the first pair whose low bits lie in this byte; the others' are moved as far.
+        const int from = high_place<F>(q / places * places);
+        u32 bits = high_bits == 2 ? raw.high[row] : __byte_perm(raw.high[0], 0, row ? 0x4342 : 0x4140);
+        bits = from <= L::low_bits ? bits << (L::low_bits - from) : bits >> (from - L::low_bits);
+        integer |= bits & 0x00010001u * ((1 << high_bits) - 1) << (at + L::low_bits);
     }
     u32 value;
-    if (upper) {
-        constexpr float minus = -(64.0f + offset);  // 1024 / 16 and the format's own offset
-        constexpr u32 half_minus = offset == 0 ? 0xD400 : offset == 8 ? 0xD480 : offset == 16 ? 0xD500 : 0xD600;
-        static_assert(minus == -64.0f || offset, "the constant above is this number in float16");
-        value = half2_fma(integer, HALF2_SIXTEENTH, half_minus * 0x00010001u);
-    } else {
-        constexpr u32 front = HALF2_1024 + offset * 0x00010001u;
-        value = half2_subtract(integer, front);
-    }
+    if (at == 0) value = integers_of<0, L::zero>(integer);
+    if (at == 2) value = integers_of<2, L::zero>(integer);
+    if (at == 4) value = integers_of<4, L::zero>(integer);
+    if (at == 6) value = integers_of<6, L::zero>(integer);
     if constexpr (Scales<F>::has_min)
-        return half2_fma(value, scale, scales.low[row][q >> 2]);
+        return half2_fma(value, scale, scales.low[row][Scales<F>::groups == 4 ? q >> 1 : q >> 2]);
     else
         return half2_multiply(value, scale);
 }

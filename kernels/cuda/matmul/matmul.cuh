@@ -40,6 +40,12 @@ DEVICE float sum_of_partitions(int num_partitions, const float* from, Stride str
     return sum;
 }
 
+// What a format with a grid needs in shared memory before its weights are unpacked. All threads of a block call it.
+template <int F = FORMAT>
+DEVICE void load_grid() {
+    if constexpr (Layout<F>::has_grid) Grid<F>::load();
+}
+
 DEVICE RowBase row_base(const MatrixParams& matrix, int expert, int tile, int lane) {
     RowBase result = {{0, 0}};
     if constexpr (Layout<FORMAT>::has_row_base) {

@@ -52,6 +52,7 @@ DEVICE void matmul_gemv(const SmallBatchParams& p) {
     const MatrixParams& matrix = p.matrix;
     const int lane = threadIdx.x % 32, at = threadIdx.x * 16, x_bytes = matrix.width * 2;
     const Place place(p);
+    load_grid();
     float* const norm_sums = (float*)(shared + matrix.num_chunks * 128);
     float* const norm_weights = norm_sums + 2 * NORM_PARTITIONS;
     // [2][tiles_at_once][16 rows][partition_stride]

@@ -7,6 +7,7 @@ KERNEL __launch_bounds__(32 * MAX_BLOCK_WARPS) matmul_small_batch(const __grid_c
     const MatrixParams& matrix = p.matrix;
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     const Place place(p);
+    load_grid();
     const int stride = matrix.num_chunks * 128 + 16;  // of rows of x: so that ldmatrix has no bank conflicts
     int tile = place.tile;
     Weights weights(matrix, matrix.packed, shared_address(shared) + p.ring_at, place.partition, tile, place.tile_step,

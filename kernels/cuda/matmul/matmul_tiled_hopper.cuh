@@ -38,6 +38,7 @@ DEVICE void matmul_tiled(const HopperTiledParams& t) {
     const MatrixParams& matrix = p.matrix;
     Work work;
     if (!work.find(p, TOKENS)) return;
+    load_grid();
     extern __shared__ u8 unaligned[];
     const u32 x_stages = (shared_address(unaligned) + 1023) & ~1023u;
     const u32 weight_stages = x_stages + R::stages * R::x_bytes;

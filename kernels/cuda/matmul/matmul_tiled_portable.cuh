@@ -35,6 +35,7 @@ DEVICE void matmul_tiled(const TiledParams& p) {
     constexpr bool sums_partitions = TOKENS <= SUMMING_TOKENS;
     Work work;
     if (!work.find(p, TOKENS)) return;
+    load_grid();
     extern __shared__ __align__(128) u8 shared[];
     const u32 x_stages = shared_address(shared), weight_stages = x_stages + R::stages * R::x_bytes;
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
@@ -81,10 +82,10 @@ DEVICE void matmul_tiled(const TiledParams& p) {
             copy(chunk + R::stages - 1, filling);
             if (++filling == R::stages) filling = 0;
             Raw<FORMAT> raw;
-            if (R::staged)
+            if constexpr (R::staged)
                 Staged<FORMAT>::load(raw, weight_stages + stage * R::weight_bytes + warp * Staged<FORMAT>::bytes, lane);
             else
-                raw.load(unit_address<FORMAT>(weights, read_tile, chunk, matrix.num_units), chunk, lane);
+                raw.load(unit_address<FORMAT>(weights, read_tile, chunk, matrix.num_units), lane);
             const Scales<FORMAT> scales(raw, base);
 #pragma unroll
             for (int half = 0; half < 2; half++) {

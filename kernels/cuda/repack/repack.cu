@@ -1,7 +1,7 @@
 // Rows of GGUF blocks, as in the file, -> the packed layout of dequant.cuh, losslessly; and single numbers back.
 //   repack_rows   one SOURCE format to one FORMAT; a thread moves the 16 numbers of a row that a fragment's lane holds
 //   unpack_rows   rows of a packed matrix in float32: embeddings, and tests
-#include "../common/dequant.cuh"
+#include "grid_blocks.cuh"
 
 #ifndef SOURCE
 #define SOURCE FORMAT  // of the file's blocks; Q4_0 and Q5_0 also fit Q8_0
@@ -25,8 +25,6 @@ struct RepackParams {
     PlacementParams placement;
 };
 
-DEVICE u32 half_at(const u8* p) { return p[0] | (u32)p[1] << 8; }
-DEVICE u32 word_at(const u8* p) { return half_at(p) | half_at(p + 2) << 16; }
 DEVICE bool is_finite_half(u32 bits) { return (bits & 0x7C00) != 0x7C00; }
 
 using File = Layout<SOURCE>;
@@ -36,18 +34,23 @@ DEVICE u32 code_of(const u8* block, int i) {
     if constexpr (File::code_bits == 32) return word_at(block);
     if constexpr (File::code_bits == 16) return half_at(block);
     if constexpr (File::code_bits == 8) return block[File::block_codes_at + i] ^ 0x80;
+    if constexpr (File::low_bits == 2) {
+        u32 code = block[File::block_codes_at + i / 128 * 32 + i % 32] >> (2 * (i % 128 / 32)) & 3;
+        if constexpr (File::code_bits == 3) code |= (block[File::block_high_at + i % 32] >> (i / 32) & 1) << 2;
+        return code;
+    }
     if constexpr (File::scaling == SUPER_MINS) {
         const int group = i / 32, lane = i % 32;
         u32 code = block[File::block_codes_at + group / 2 * 32 + lane] >> (4 * (group & 1)) & 15;
         if constexpr (File::code_bits == 5) code |= (block[File::block_high_at + lane] >> group & 1) << 4;
         return code;
     }
-    if constexpr (File::scaling == SUPER_SCALES) {
+    if constexpr (File::code_bits == 6) {
         const int half = i / 128, quad = i % 128 / 32, lane = i % 32;
         u32 low = block[File::block_codes_at + half * 64 + (quad & 1) * 32 + lane] >> (4 * (quad >> 1)) & 15;
         return low | (block[File::block_high_at + half * 32 + lane] >> (2 * quad) & 3) << 4;
     }
-    u32 code = block[File::block_codes_at + i % 16] >> (i < 16 ? 0 : 4) & 15;
+    u32 code = block[File::block_codes_at + i / 32 * 16 + i % 16] >> (i % 32 < 16 ? 0 : 4) & 15;
     if constexpr (File::code_bits == 5) code |= (word_at(block + File::block_high_at) >> i & 1) << 4;
     if constexpr (SOURCE != FORMAT) code = number_of<SOURCE>(code) + Layout<FORMAT>::zero;
     return code;
@@ -60,9 +63,50 @@ DEVICE u32 k_scales(const u8* packed, int j) {
     return scale | least << 8;
 }
 
+// Scale j of those that a block of Q3_K, IQ4_XS or Q6_K has for each 16 or 32 numbers, with 128 added.
+DEVICE u32 biased_scale(const u8* scales, int j) {
+    if constexpr (SOURCE == Q3_K)  // 6 bits: low nibbles of eight, then of the other eight; four times four upper bits
+        return ((scales[j % 8] >> (j < 8 ? 0 : 4) & 15) | (scales[8 + j % 4] >> 2 * (j / 4) & 3) << 4) + 96;
+    if constexpr (SOURCE == IQ4_XS)  // 6 bits: upper bits of all, then low nibbles
+        return ((scales[2 + j / 2] >> 4 * (j % 2) & 15) | (half_at(scales) >> 2 * j & 3) << 4) + 96;
+    return scales[j] ^ 0x80;
+}
+
+// The indices of a row's points and the signs of the numbers that lane 4g + t holds, `half` 0 for rows g, 1 for g + 8.
+// `block` is the file's, `first` the first of its numbers that are in the chunk.
+template <int F>
+DEVICE void store_points(u8* codes, u8* signs, int lane, int half, const u8* block, int first) {
+    using G = Grid<F>;
+    const int g = lane >> 2, t = lane & 3;
+    constexpr int own = G::index_bytes / 4, upper_bits = G::index_bits - 8;
+    u32 upper = 0, bits = 0;
+#pragma unroll
+    for (int i = 0; i < G::index_bytes; i++) {
+        const u32 index = point_index<F>(block, first / G::point_bytes + i);
+        const int at = half * G::index_bytes + i;
+        if (i / own == t) codes[at / 16 * 128 + g * 16 + at % 16] = (u8)index;
+        upper |= (index >> 8) << upper_bits * i;
+    }
+    if (upper_bits && t == 0) *(u16*)(codes + Layout<F>::rest_at + g * 4 + half * 2) = (u16)upper;
+#pragma unroll
+    for (int q = 0; q < 8; q++)
+#pragma unroll
+        for (int e = 0; e < 2; e++)
+            bits |= (signs_of<F>(block, first / 8 + q) >> (2 * t + e) & 1) << (high_place<F>(q) + 8 * e);
+    *(u16*)(signs + lane * 4 + half * 2) = (u16)bits;
+}
+
+// Where word `word` of a lane's codes is in those of a chunk.
+template <int F>
+DEVICE int code_word_at(int word, int lane) {
+    constexpr int words = Layout<F>::code_words < 4 ? Layout<F>::code_words : 4;  // that lie together
+    return word / 4 * 512 + lane * (4 * words) + word % 4 * 4;
+}
+
 // The 16 codes of a row that lane 4g + t holds, `half` 0 for rows g, 1 for g + 8.
+template <int F>
 DEVICE void store_codes(u8* codes, u8* high, int lane, int half, const u32 (&code)[8][2]) {
-    using L = Layout<FORMAT>;
+    using L = Layout<F>;
     u32 words[16] = {0};
     u32 bits = 0;
 #pragma unroll
@@ -73,18 +117,18 @@ DEVICE void store_codes(u8* codes, u8* high, int lane, int half, const u32 (&cod
             if constexpr (L::code_bits == 32) words[2 * q + e] = c;
             if constexpr (L::code_bits == 16) words[q] |= c << (16 * e);
             if constexpr (L::code_bits == 8) words[q >> 1] |= c << (16 * (q & 1) + 8 * e);
-            if constexpr (L::has_nibbles) words[q >> 2] |= place_nibble<FORMAT>(c, q) << (16 * e);
-            if constexpr (Layout<FORMAT>::high_bytes == 128) bits |= (c >> 4) << (high_bit(q) + 8 * e);
-            if constexpr (Layout<FORMAT>::high_bytes == 256) bits |= (c >> 4) << (high_bits(q) + 16 * e);
+            if constexpr (L::code_bits < 8) words[low_word<F>(q)] |= place_low<F>(c, q, e);
+            if constexpr (L::high_bytes == 128) bits |= (c >> L::low_bits) << (high_place<F>(q) + 8 * e);
+            if constexpr (L::high_bytes == 256) bits |= (c >> L::low_bits) << (high_place<F>(q) + 16 * e);
         }
-    constexpr int num_words = Raw<FORMAT>::num_words / 2;  // of one row
+    constexpr int num_words = L::code_words / 2;  // of one row
 #pragma unroll
     for (int w = 0; w < num_words; w++) {
         const int at = half * num_words + w;
-        *(u32*)(codes + at / 4 * 512 + lane * 16 + at % 4 * 4) = words[w];
+        *(u32*)(codes + code_word_at<F>(at, lane)) = words[w];
     }
-    if constexpr (Layout<FORMAT>::high_bytes == 128) *(u16*)(high + lane * 4 + half * 2) = (u16)bits;
-    if constexpr (Layout<FORMAT>::high_bytes == 256) *(u32*)(high + lane * 8 + half * 4) = bits;
+    if constexpr (L::high_bytes == 128) *(u16*)(high + lane * 4 + half * 2) = (u16)bits;
+    if constexpr (L::high_bytes == 256) *(u32*)(high + lane * 8 + half * 4) = bits;
 }
 
 KERNEL __launch_bounds__(256) repack_rows(const __grid_constant__ RepackParams p) {
@@ -112,19 +156,24 @@ KERNEL __launch_bounds__(256) repack_rows(const __grid_constant__ RepackParams p
     auto block_of = [&](int k) { return blocks + (i64)(k / File::block_elements) * File::block_bytes; };
 
     bool finite = true;
-    u32 code[8][2];
+    if constexpr (L::has_grid) {
+        store_points<FORMAT>(unit + sub * L::code_bytes, unit + L::high_at + sub * L::high_bytes, lane, half,
+                             block_of(chunk * 64), chunk % 4 * 64);
+    } else {
+        u32 code[8][2];
 #pragma unroll
-    for (int q = 0; q < 8; q++)
+        for (int q = 0; q < 8; q++)
 #pragma unroll
-        for (int e = 0; e < 2; e++) {
-            const int k = chunk * 64 + 8 * q + 2 * t + e;
-            const u32 c = k < matrix.width ? code_of(block_of(k), k % File::block_elements) : 0;
-            if constexpr (L::codes == FLOAT32) finite &= (c & 0x7F800000) != 0x7F800000;
-            if constexpr (L::codes == FLOAT16) finite &= is_finite_half(c);
-            if constexpr (L::codes == BFLOAT16) finite &= (c & 0x7F80) != 0x7F80;
-            code[q][e] = c;
-        }
-    store_codes(unit + sub * L::code_bytes, unit + L::high_at + sub * L::high_bytes, lane, half, code);
+            for (int e = 0; e < 2; e++) {
+                const int k = chunk * 64 + 8 * q + 2 * t + e;
+                const u32 c = k < matrix.width ? code_of(block_of(k), k % File::block_elements) : 0;
+                if constexpr (L::codes == FLOAT32) finite &= (c & 0x7F800000) != 0x7F800000;
+                if constexpr (L::codes == FLOAT16) finite &= is_finite_half(c);
+                if constexpr (L::codes == BFLOAT16) finite &= (c & 0x7F80) != 0x7F80;
+                code[q][e] = c;
+            }
+        store_codes<FORMAT>(unit + sub * L::code_bytes, unit + L::high_at + sub * L::high_bytes, lane, half, code);
+    }
     if constexpr (L::scale_bytes) {
         if (t == 0) {
             u8* scales = unit + L::scale_at + sub * L::scale_bytes;
@@ -143,11 +192,20 @@ KERNEL __launch_bounds__(256) repack_rows(const __grid_constant__ RepackParams p
                     finite &= is_finite_half(half_at(from)) && is_finite_half(half_at(from + 2));
                 }
                 if constexpr (L::scaling == SUPER_MINS) ((u16*)scales)[g * 4 + at] = k_scales(from, k % 256 / 32);
-                if constexpr (L::scaling == SUPER_SCALES) {
-                    const u8* sixteenths = from + k % 256 / 16;
-                    scales[g * 8 + 4 * group + half] = sixteenths[0] ^ 0x80;
-                    scales[g * 8 + 4 * group + 2 + half] = sixteenths[1] ^ 0x80;
+                const int sixteenth = k % 256 / 16;           // the first of two
+                if constexpr (L::scaling == SUPER_MINS_16) {  // of each row four scales, then four minima
+                    const u32 pair = from[sixteenth] | (u32)from[sixteenth + 1] << 8;
+                    u8* nibbles = scales + g * 8 + 4 * half + group;
+                    nibbles[0] = (pair & 15) | (pair >> 8 & 15) << 4, nibbles[2] = (pair >> 4 & 15) | (pair >> 12) << 4;
                 }
+                if constexpr (L::scaling == SUPER_SCALES) {
+                    scales[g * 8 + 4 * group + half] = biased_scale(from, sixteenth);
+                    scales[g * 8 + 4 * group + 2 + half] = biased_scale(from, sixteenth + 1);
+                }
+                if constexpr (L::scaling == SUPER_SCALES_32) scales[g * 4 + at] = biased_scale(from, sixteenth / 2);
+                if constexpr (L::scaling == ODD_SCALES)
+                    scales[g * 4 + 2 * half + group] = nibble_scale<SOURCE>(block_of(k), sixteenth) |
+                                                       nibble_scale<SOURCE>(block_of(k), sixteenth + 1) << 4;
                 if constexpr (L::scaling == EXPONENT) {
                     scales[g * 4 + at] = from[0];
                     atomicMax(matrix.base + (i64)expert * matrix.num_rows + to, (int)from[0]);
@@ -156,7 +214,7 @@ KERNEL __launch_bounds__(256) repack_rows(const __grid_constant__ RepackParams p
             }
             if (L::is_k && sub == 0) {
                 const u8* from = block_of(chunk * 64) + File::block_super_at;
-                if constexpr (L::scaling == SUPER_SCALES) {
+                if constexpr (L::super_bytes == 32) {
                     ((u16*)(unit + L::super_at))[g * 2 + half] = half_at(from);
                     finite &= is_finite_half(half_at(from));
                 } else {
@@ -178,48 +236,82 @@ struct UnpackParams {
     float scale;  // of the numbers
 };
 
+// Number (q, e) of a lane from the point that it has a coordinate of.
+template <int F>
+DEVICE float grid_element(const u8* unit, int sub, int lane, int half, int q, int e) {
+    using L = Layout<F>;
+    using G = Grid<F>;
+    const int g = lane >> 2, column = 8 * q + 2 * (lane & 3) + e, i = column / G::point_bytes;
+    const int at = half * G::index_bytes + i;
+    constexpr int upper_bits = G::index_bits - 8;
+    const u8* codes = unit + sub * L::code_bytes;
+    u32 index = codes[at / 16 * 128 + g * 16 + at % 16];
+    if constexpr (upper_bits > 0) {
+        const u32 upper = *(const u16*)(codes + L::rest_at + g * 4 + half * 2);
+        index |= (upper >> upper_bits * i & ((1 << upper_bits) - 1)) << 8;
+    }
+    const u32 signs = *(const u16*)(unit + L::high_at + sub * L::high_bytes + lane * 4 + half * 2);
+    const u8* scales = unit + L::scale_at + sub * L::scale_bytes + g * 4 + half * 2;
+    const u32 nibble = scales[q >> 2] >> 4 * (q >> 1 & 1) & 15;
+    const float d = from_half(((const u16*)(unit + L::super_at))[g * 2 + half]);
+    const float number = G::magnitude(index, column % G::point_bytes) * (1.0f / G::unit) * (d * (2 * nibble + 1));
+    return signs >> (high_place<F>(q) + 8 * e) & 1 ? -number : number;
+}
+
 // Rounded as ggml's dequantize_row_*: products and differences in float32, one after the other.
+template <int F>
 DEVICE float packed_element(const u8* matrix, int row, int k, int num_units) {
-    using L = Layout<FORMAT>;
+    using L = Layout<F>;
     const int half = row % 16 / 8, g = row % 8, lane = 4 * g + k % 8 / 2, e = k % 2;
     const int chunk = k / 64, sub = chunk % L::chunks, q = k % 64 / 8;
-    const u8* unit = unit_address<FORMAT>(matrix, row / 16, chunk, num_units);
-    auto word = [&](int at) {
-        return *(const u32*)(unit + sub * L::code_bytes + at / 4 * 512 + lane * 16 + at % 4 * 4);
-    };
+    const u8* unit = unit_address<F>(matrix, row / 16, chunk, num_units);
+    if constexpr (L::has_grid) return grid_element<F>(unit, sub, lane, half, q, e);
+    const u8* codes = unit + sub * L::code_bytes;
+    auto word = [&](int at) { return *(const u32*)(codes + code_word_at<F>(at, lane)); };
     if constexpr (L::codes == FLOAT32) return __uint_as_float(word(16 * half + 2 * q + e));
     if constexpr (L::codes == FLOAT16) return from_half((u16)(word(8 * half + q) >> (16 * e)));
     if constexpr (L::codes == BFLOAT16) return __uint_as_float(word(8 * half + q) >> (16 * e) << 16);
     const u8* scales = unit + L::scale_at + sub * L::scale_bytes;
+    const u8* supers = unit + L::super_at;
     const int group = q >> 2, at = 2 * group + half;
     u32 code;
     if constexpr (L::code_bits == 8)
         code = word(4 * half + (q >> 1)) >> (16 * (q & 1) + 8 * e) & 255;
     else
-        code = nibble_at<FORMAT>(word(2 * half + (q >> 2)) >> (16 * e), q);
+        code = low_of<F>(word(L::code_words / 2 * half + low_word<F>(q)), q, e);
     if constexpr (L::high_bytes == 128)
-        code |= (*(const u16*)(unit + L::high_at + sub * 128 + lane * 4 + half * 2) >> (high_bit(q) + 8 * e) & 1) << 4;
+        code |= (*(const u16*)(unit + L::high_at + sub * 128 + lane * 4 + half * 2) >> (high_place<F>(q) + 8 * e) & 1)
+                << L::low_bits;
     if constexpr (L::high_bytes == 256) {
         const u32 high = *(const u32*)(unit + L::high_at + sub * 256 + lane * 8 + half * 4);
-        code |= (high >> (high_bits(q) + 16 * e) & 3) << 4;
+        code |= (high >> (high_place<F>(q) + 16 * e) & 3) << 4;
     }
-    const float number = number_of<FORMAT>(code);
+    const float number = number_of<F>(code);
     if constexpr (L::scaling == SCALE) return number * from_half(((const u16*)scales)[g * 4 + at]);
     if constexpr (L::scaling == SCALE_MIN) {
         const u32 pair = ((const u32*)scales)[g * 4 + at];
         return __fadd_rn(__fmul_rn(number, low_half(pair)), high_half(pair));
     }
     if constexpr (L::scaling == SUPER_MINS) {
-        const u32 pair = ((const u16*)scales)[g * 4 + at], d = ((const u32*)(unit + L::super_at))[g * 2 + half];
+        const u32 pair = ((const u16*)scales)[g * 4 + at], d = ((const u32*)supers)[g * 2 + half];
         const float scale = low_half(d) * (float)(pair & 255), least = high_half(d) * (float)(pair >> 8);
+        return __fadd_rn(__fmul_rn(number, scale), least);
+    }
+    if constexpr (L::scaling == SUPER_MINS_16) {
+        const u32 d = ((const u32*)supers)[g * 2 + half];
+        auto nibble = [&](int first) {
+            return (float)(scales[g * 8 + 4 * half + first + group] >> 4 * (q >> 1 & 1) & 15);
+        };
+        const float scale = low_half(d) * nibble(0), least = high_half(d) * nibble(2);
         return __fadd_rn(__fmul_rn(number, scale), least);
     }
     if constexpr (L::scaling == EXPONENT) {
         const u32 exponent = scales[g * 4 + at];  // of doubled numbers, hence one less
         return number * __uint_as_float(exponent < 2 ? 0x00200000u << exponent : exponent - 1 << 23);
     }
-    const float d = from_half(((const u16*)(unit + L::super_at))[g * 2 + half]);  // SUPER_SCALES
-    return number * (d * (float)((int)scales[g * 8 + 2 * (q >> 1) + half] - 128));
+    const float d = from_half(((const u16*)supers)[g * 2 + half]);
+    const int scale = scales[L::scaling == SUPER_SCALES ? g * 8 + 2 * (q >> 1) + half : g * 4 + at];
+    return number * (d * (float)(scale - 128));
 }
 
 // A thread for the 16 numbers of a row and a chunk that one lane holds: its words are read once, and four threads fill
@@ -236,8 +328,8 @@ KERNEL __launch_bounds__(128) unpack_rows(const __grid_constant__ UnpackParams p
     for (int q = 0; q < 8; q++)
 #pragma unroll
         for (int e = 0; e < 2; e++)
-            number[q][e] =
-                __fmul_rn(packed_element(p.packed, source, chunk * 64 + 8 * q + 2 * t + e, p.num_units), p.scale);
+            number[q][e] = __fmul_rn(
+                packed_element<FORMAT>(p.packed, source, chunk * 64 + 8 * q + 2 * t + e, p.num_units), p.scale);
 #pragma unroll
     for (int q = 0; q < 8; q++) {
         const int k = chunk * 64 + 8 * q + 2 * t;

@@ -68,7 +68,9 @@ def test_every_format_multiplies_as_in_float64(
 
 
 @pytest.mark.sanitize("(896, 896)-Q4_K")
-@pytest.mark.parametrize("name", ["Q4_0", "Q5_0", "Q8_0", "Q4_K", "Q6_K", "MXFP4", "F16"])
+@pytest.mark.parametrize(
+    "name", ["Q4_0", "Q5_0", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q6_K", "IQ2_S", "IQ3_S", "IQ4_XS", "MXFP4", "F16"]
+)
 @pytest.mark.parametrize("shape", [(896, 896), (9728, 256), (256, 4096)], ids=str)
 def test_a_row_has_the_same_bits_in_every_batch(
     device: CudaDevice, upload: Upload, empty: Empty, download: Download, name: str, shape: tuple[int, int]
@@ -189,7 +191,9 @@ def test_a_branch_is_scaled_or_normed_before_it_is_added(
             np.testing.assert_array_equal(result, whole[:num_tokens])
 
 
-@pytest.mark.parametrize("name", ["F16", "Q4_0", "Q8_0", "Q4_K", "Q6_K", "MXFP4"])
+@pytest.mark.parametrize(
+    "name", ["F16", "Q4_0", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q6_K", "IQ2_XS", "IQ3_S", "IQ4_XS", "MXFP4"]
+)
 def test_kernels_without_hoppers_instructions_give_the_same_bits(
     device: CudaDevice, upload: Upload, empty: Empty, download: Download, name: str
 ) -> None:

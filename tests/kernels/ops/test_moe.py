@@ -27,6 +27,12 @@ CLAMP = Clamp(1.702, 7.0)
         (128, 8, "Q4_K", None),
         (60, 4, "Q6_K", None),
         (160, 10, "Q4_0", None),
+        (16, 4, "Q2_K", None),
+        (16, 4, "Q3_K", None),
+        (16, 4, "IQ4_XS", None),
+        (16, 4, "IQ4_NL", None),
+        (16, 4, "IQ2_XXS", None),
+        (16, 4, "IQ3_S", None),
     ],
 )
 def test_experts_are_chosen_and_summed_as_in_float64(

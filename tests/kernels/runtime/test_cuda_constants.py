@@ -11,7 +11,7 @@ import pytest
 from kernels.errors import CompileFailed
 from kernels.runtime import cuda_constants
 from kernels.runtime.compiler import SOURCE_DIRECTORY, Compiler, read_source
-from kernels.runtime.cuda_constants import declarations, declare_constants, declare_enum, declare_traits
+from kernels.runtime.cuda_constants import declarations, declare_constants, declare_enum, declare_table, declare_traits
 
 FILE = "common/bulk.cuh"  # nothing is declared for it
 
@@ -38,6 +38,12 @@ def declare_all() -> None:
             ("SQUARE", 16): {"corners": 4, "shape": Shape.SQUARE},
         },
     )
+
+
+def test_cuda_sees_a_table(tmp_path: Path) -> None:
+    declare_table(FILE, "SQUARES", [0, 1, 4, 40000])
+    declare_table(FILE, "SIGNED", [-3, 5])
+    compile_claim(tmp_path, "SQUARES[3] == 40000 && SIGNED[0] == -3 && sizeof(SQUARES) == 8")
 
 
 def compile_claim(folder: Path, claim: str) -> None:

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kernels.weights.dequant import dequantise, is_finite
-from kernels.weights.formats import READABLE, Format
+from kernels.weights.formats import FORMATS, Format
 
 CONFORMANCE = Path(__file__).parents[3].parent / "shared" / "conformance"
 KITS = [CONFORMANCE / "dequant" / "dequant.npz", CONFORMANCE / "2026" / "dequant" / "dequant.npz"]
@@ -30,22 +30,22 @@ def assert_same_bits(actual: np.ndarray, expected: np.ndarray) -> None:
 
 
 @pytest.mark.skipif(not all(kit.exists() for kit in KITS), reason="needs the conformance kit in ../shared")
-@pytest.mark.parametrize("name", [name for name in READABLE if name != "F32"])
+@pytest.mark.parametrize("name", [name for name in FORMATS if name != "F32"])
 def test_every_format_expands_the_conformance_blocks_exactly(name: str) -> None:
     found = 0
     for path in KITS:
         with np.load(path) as kit:
             if f"{name}_raw" in kit:
-                assert_same_bits(expand(READABLE[name], kit[f"{name}_raw"]), kit[f"{name}_f32"])
+                assert_same_bits(expand(FORMATS[name], kit[f"{name}_raw"]), kit[f"{name}_f32"])
                 found += 1
     assert found == 1
 
 
-@pytest.mark.parametrize("name", READABLE)
+@pytest.mark.parametrize("name", FORMATS)
 @settings(derandomize=True, max_examples=15, deadline=None)
 @given(seed=st.integers(0, 2**32 - 1), extreme=st.booleans())
 def test_every_format_expands_any_bytes_as_the_gguf_library_does(name: str, seed: int, extreme: bool) -> None:
-    format_ = READABLE[name]
+    format_ = FORMATS[name]
     rng = np.random.default_rng(seed)
     blocks = rng.integers(0, 256, (7, 3 * format_.block_bytes), dtype=np.uint8)
     if extreme:
@@ -55,12 +55,12 @@ def test_every_format_expands_any_bytes_as_the_gguf_library_does(name: str, seed
     assert_same_bits(expand(format_, blocks), expected)
 
 
-@pytest.mark.parametrize("name", READABLE)
+@pytest.mark.parametrize("name", FORMATS)
 @settings(derandomize=True, max_examples=40, deadline=None)
 @given(seed=st.integers(0, 2**32 - 1))
 def test_blocks_called_finite_expand_to_finite_numbers(name: str, seed: int) -> None:
     rng = np.random.default_rng(seed)
-    blocks = rng.integers(0, 256, (int(rng.integers(1, 4)), READABLE[name].block_bytes), dtype=np.uint8)
-    finite = is_finite(READABLE[name], blocks)
-    all_finite = bool(np.isfinite(expand(READABLE[name], blocks)).all())
+    blocks = rng.integers(0, 256, (int(rng.integers(1, 4)), FORMATS[name].block_bytes), dtype=np.uint8)
+    finite = is_finite(FORMATS[name], blocks)
+    all_finite = bool(np.isfinite(expand(FORMATS[name], blocks)).all())
     assert all_finite if finite else name == "MXFP4" or not all_finite

@@ -15,12 +15,13 @@ GRIDS = {"IQ2_XXS": grids.IQ2_XXS, "IQ2_XS": grids.IQ2_XS, "IQ2_S": grids.IQ2_S,
 
 @pytest.mark.parametrize("name", GRIDS)
 def test_the_points_are_those_of_the_gguf_library(name: str) -> None:
-    library = getattr(gguf.quants, name)
+    library, grid = getattr(gguf.quants, name), GRIDS[name]
     library.init_grid()
-    np.testing.assert_array_equal(GRIDS[name].points, library.grid.reshape(library.grid_shape))
+    points = [grid.coordinates(point) for point in grid.points]
+    np.testing.assert_array_equal(points, library.grid.reshape(library.grid_shape))
 
 
 @pytest.mark.parametrize("grid", GRIDS.values(), ids=GRIDS)
-def test_an_index_has_no_more_bits_than_the_points_need(grid: Grid) -> None:
+def test_the_points_ascend_and_every_index_of_so_many_bits_is_one(grid: Grid) -> None:
+    assert list(grid.points) == sorted(set(grid.points))
     assert len(grid.points) == 1 << grid.index_bits
-    assert {len(point) for point in grid.points} == {grid.num_coordinates}

@@ -12,12 +12,15 @@ from kernels.runtime.compiler import SOURCE_DIRECTORY, Compiler
 from kernels.weights.formats import FORMATS
 from kernels.weights.packed import BLOCK_ROWS, MAX_PARTITIONS, READY_CHUNKS, RECIPROCAL_BITS, packed_bytes
 
+# Of a super-block, what scales that the file has in 4 or 6 bits and signs that it has in 7 of 8 take beyond that.
+MORE_BYTES = {"Q4_K": 4, "Q5_K": 4, "Q3_K": 4, "IQ4_XS": 2, "IQ2_XXS": 8, "IQ2_XS": 8, "IQ3_XXS": 8, "IQ3_S": 4}
+
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_a_packed_matrix_takes_what_it_takes_in_the_file_but_for_6_bit_scales(name: str) -> None:
+def test_a_packed_matrix_takes_what_it_takes_in_the_file_but_for_scales_and_signs_of_few_bits(name: str) -> None:
     num_rows, width = 2 * BLOCK_ROWS, 3 * 256
-    scale_bytes = num_rows * 3 * 4 if name in ("Q4_K", "Q5_K") else 0  # of 16 scales a super-block: 16 bytes for 12
-    assert packed_bytes(FORMATS[name], num_rows, width) == num_rows * FORMATS[name].row_bytes(width) + scale_bytes
+    more_bytes = num_rows * 3 * MORE_BYTES.get(name, 0)
+    assert packed_bytes(FORMATS[name], num_rows, width) == num_rows * FORMATS[name].row_bytes(width) + more_bytes
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -51,6 +54,10 @@ def test_the_kernels_have_the_same_table_of_formats(tmp_path: Path) -> None:
             f"static_assert(2 * Layout<{name}>::units_per_copy == {format_.ring_units});",
             f"static_assert(Staged<{name}>::bytes == 32 * {format_.lane_bytes});",
         ]
+        if format_.grid:
+            claims.append(
+                f"static_assert(Grid<{name}>::num_points * Grid<{name}>::point_bytes == {format_.grid_bytes});"
+            )
     compile_claims(tmp_path, "common/dequant.cuh", claims)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,15 @@ from tests.kernels.ops.test_matmul import load
 
 pytestmark = pytest.mark.gpu
 
-KIT = Path(__file__).parents[3].parent / "shared" / "conformance" / "dequant" / "dequant.npz"
+CONFORMANCE = Path(__file__).parents[3].parent / "shared" / "conformance"
+KITS = [CONFORMANCE / "dequant" / "dequant.npz", CONFORMANCE / "2026" / "dequant" / "dequant.npz"]
+
+
+def kit_blocks(name: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    for path in KITS:
+        with np.load(path) as kit:
+            if f"{name}_raw" in kit:
+                yield kit[f"{name}_raw"], kit[f"{name}_f32"]
 
 
 def unpacked(device: CudaDevice, empty: Empty, download: Download, matrix: PackedMatrix) -> np.ndarray:
@@ -70,27 +79,27 @@ def test_tensors_with_nan_or_infinity_are_named(device: CudaDevice) -> None:
     for name in FORMATS:
         weight = random_weight(name, (40, 256), rng)
         row = weight.data.copy()
-        if name == "MXFP4":
-            row[39, -17] = 254
-        elif name in ("F32", "BF16"):
-            row[39, -1] = 0x7F
-            row[39, -2] = 0xC0
-        else:
-            at = -2 if name == "Q6_K" else -FORMATS[name].block_bytes
-            row[39, at + 1 if at + 2 else -1] = 0x7C
-            row[39, at] = 0
+        format_ = weight.format
+        at = (
+            row.shape[1]
+            - format_.block_bytes
+            + (format_.super_at if format_.scaling.super_bytes else format_.scales_at)
+        )
+        bad = {"F32": np.float32(np.nan), "BF16": np.uint16(0x7FC0), "MXFP4": np.uint8(254)}.get(
+            name, np.float16(np.inf)
+        )
+        row[39, at : at + bad.nbytes] = np.frombuffer(bad.tobytes(), np.uint8)
         store = PackedWeightStore(device.context, device.weights)
         store.projection([random_weight("Q8_0", (8, 64), rng)])
         store.projection([Weight("broken", weight.format, row)])
         assert store.load(lambda _done, _total: None) == ["broken"], name
 
 
-@pytest.mark.skipif(not KIT.exists(), reason="needs the conformance kit in ../shared")
+@pytest.mark.skipif(not all(kit.exists() for kit in KITS), reason="needs the conformance kit in ../shared")
 @pytest.mark.parametrize("name", [name for name in FORMATS if name != "F32"])
 def test_the_kits_blocks_come_back_bit_for_bit(device: CudaDevice, empty: Empty, download: Download, name: str) -> None:
     """Scales zero, negative, subnormal and largest; exponents 0, 1, 254, 255 (where ggml's reading is wanted)."""
-    with np.load(KIT) as kit:
-        raw, expected = kit[f"{name}_raw"], kit[f"{name}_f32"]
+    raw, expected = next(kit_blocks(name))
     format_ = FORMATS[name]
     per_row = max(1, 256 // format_.block_elements)
     if format_.block_elements == 1:

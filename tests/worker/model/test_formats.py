@@ -22,7 +22,7 @@ from worker.model.registry import load_model
 
 SPECS = {
     "qwen2": qwen2(3, hidden=256, ffn=256, heads=4, kv_heads=2, num_regular=300),
-    "gpt-oss": gpt_oss(2, hidden=256, ffn=256, heads=4, kv_heads=2, experts=3, used=2, num_regular=300),
+    "gpt-oss": gpt_oss(3, hidden=256, ffn=256, heads=4, kv_heads=2, experts=3, used=2, num_regular=300),
 }
 IDS = [5, 299, 17, 0, 44]
 
