@@ -1,7 +1,8 @@
 """Write a GGUF with the tensor names, types, shapes and metadata of a published model, and seeded random weights.
 
-    python -m tests.bench.make_model qwen2.5-0.5b|phi-3-mini-q4_k_m|phi-3-mini-q4_0|gpt-oss-20b OUT.gguf [--layers N]
+    python -m tests.bench.make_model NAME OUT.gguf [--layers N]
 
+The names are those of `MODELS`: qwen2.5-0.5b, phi-3-mini-q4_k_m, phi-3-mini-q4_0, gpt-oss-20b, llama-3.1-8b ...
 For measuring speed and load time where no real weights can be had. What such a model writes means nothing.
 """
 
@@ -17,6 +18,7 @@ import numpy as np
 from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 
 from kernels.weights.formats import FORMATS
+from tests.bench.llama_specs import llama3, qwen3moe
 from tests.bench.model_specs import ModelSpec, TensorSpec, gpt_oss, phi3, qwen2
 from tests.bench.random_blocks import random_blocks
 
@@ -37,6 +39,16 @@ MODELS: dict[str, tuple[int, Callable[[int], ModelSpec]]] = {  # name -> layers 
         24,
         lambda layers: gpt_oss(
             layers, hidden=2880, ffn=2880, heads=64, kv_heads=8, experts=32, used=4, num_regular=199998
+        ),
+    ),
+    "llama-3.1-8b": (
+        32,
+        lambda layers: llama3(layers, hidden=4096, ffn=14336, heads=32, kv_heads=8, num_regular=128000),
+    ),
+    "qwen3-30b-a3b": (
+        48,
+        lambda layers: qwen3moe(
+            layers, hidden=2048, ffn=768, heads=32, kv_heads=4, experts=128, used=8, num_regular=151643
         ),
     ),
 }
