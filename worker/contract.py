@@ -190,6 +190,8 @@ class Stats(msgspec.Struct, frozen=True, array_like=True, tag="stats"):
     host_s: float = 0.0
     """Processor time of the thread that makes the steps, which on the CPU device includes most of them."""
     step_tokens: StepSizes = StepSizes()
+    forced_tokens: int = 0
+    """Of ``output_tokens``: those that grammars left no choice about, which were not drawn."""
 
 
 class Fatal(msgspec.Struct, frozen=True, array_like=True, tag="fatal"):

@@ -1,11 +1,13 @@
-"""Structured output: whether every answer fits its schema, and what a mask costs.
+"""Structured output: whether every answer fits its schema, what a mask costs, and how fast an engine is with them.
 
     python -m tests.bench.structured_output [--model MODEL.gguf] [--device cpu] [--schemas 200] [--seed 19]
+        [--streams 256]
 
 A real Redis and a worker. ``--schemas`` are drawn by ``--seed``; of each a document is asked for at temperature 1, once
 with as few tokens as the worker says it takes, once with 40 more and once with 200. Then documents of random tokens are
-drawn from the masks alone, which are timed. Exit code 1 if an answer does not parse, does not fit its schema, or if
-more than 15 of 100 schemas are refused.
+drawn from the masks alone, which are timed. At last an engine alone has ``--streams``, of which none, one in twenty and
+all must fit the schema of `tests.bench.structured_rates`. With 0 schemas or streams that part is left out. Exit code 1
+if an answer does not parse, does not fit its schema, or if more than 15 of 100 schemas are refused.
 """
 
 from __future__ import annotations
@@ -29,6 +31,7 @@ import numpy as np
 from orcd.client import Client
 from orcd.errors import InvalidRequest
 from tasks.local.redis_server import RedisServer
+from tests.bench.structured_rates import measure_rates, rate_lines
 from tests.conftest import DEMO_MODEL
 from tests.tasks.worker_process import WorkerProcess
 from tests.worker.text.grammar.schemas import make_schemas
@@ -122,6 +125,8 @@ def measure(model: Path, device: str, num_schemas: int, seed: int) -> Outcome:
     """All of it, on a worker of its own."""
     schemas = make_schemas(seed, num_schemas)
     outcome = Outcome(num_schemas)
+    if not schemas:
+        return outcome
     with tempfile.TemporaryDirectory() as folder, RedisServer() as server:
         variables = {"ORCD_DEVICE": device}
         with WorkerProcess(server.url, model, Path(folder), **variables), Client(server.url) as client:
@@ -139,9 +144,13 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--schemas", type=int, default=200)
     parser.add_argument("--seed", type=int, default=19)
+    parser.add_argument("--streams", type=int, default=256)
     arguments = parser.parse_args(argv)
     outcome = measure(arguments.model, arguments.device, arguments.schemas, arguments.seed)
-    print("\n".join(outcome.lines()))
+    print("\n".join(outcome.lines()), flush=True)
+    if arguments.streams:
+        rates = measure_rates(arguments.model, arguments.device, arguments.streams)
+        print("\n".join(rate_lines(rates, arguments.streams)))
     return outcome.exit_code
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import msgspec
 
 from kernels.devices.open import open_device
-from worker.engine.engine import num_cache_blocks
 from worker.model.gguf import GGUFFile
+from worker.model.kv_cache import num_cache_blocks
 from worker.model.registry import assemble_model, read_model_config
 from worker.model.weights import Weights
 from worker.settings import Settings
@@ -48,7 +48,8 @@ def plan_ram(gguf: GGUFFile, settings: Settings) -> RamPlan:
     config = read_model_config(gguf)
     model = assemble_model(config, Weights(gguf, device), device)
     context_length = min(settings.context_length or config.context_length, config.context_length)
-    num_blocks = num_cache_blocks(model, settings, context_length)
+    block_bytes = model.bytes_per_block(settings.kv_block_tokens)
+    num_blocks = num_cache_blocks(block_bytes, settings, context_length)
     tensors = gguf.tensors.values()
     num_weights = sum(math.prod(tensor.shape) for tensor in tensors)
     widest = max(config.intermediate, config.query_width + 2 * config.kv_width)
@@ -56,7 +57,7 @@ def plan_ram(gguf: GGUFFile, settings: Settings) -> RamPlan:
     logits = 2 * min(settings.max_sequences, settings.step_tokens) * config.vocab_size
     parts = {
         "weights_bytes": sum(tensor.num_bytes for tensor in tensors),
-        "kv_cache_bytes": num_blocks * model.bytes_per_block(settings.kv_block_tokens),
+        "kv_cache_bytes": num_blocks * block_bytes,
         "dequant_cache_bytes": min(settings.dequant_cache_bytes, FLOAT_BYTES * num_weights),
         "activations_bytes": FLOAT_BYTES * (step_rows + logits),
         "processes_bytes": PROCESS_BYTES,

@@ -7,11 +7,12 @@ from collections.abc import Iterable
 
 from kernels.devices.protocol import is_gpu
 from kernels.errors import OutOfDeviceMemory
-from orcd.errors import CudaError, InsufficientVram, InvalidRequest, OrcdError, VramOom, places
+from orcd.errors import CudaError, InvalidRequest, OrcdError, VramOom, places
 from worker.contract import Abort, Add, Stats, TokenOutput
 from worker.engine.cuda.buffers import StepLimits
 from worker.engine.cuda.runner import CudaRunner
 from worker.engine.in_flight_file import InFlightFile
+from worker.engine.logits.forced_tokens import append_forced
 from worker.engine.noting_runner import NotingRunner
 from worker.engine.runner import Draw, PromptReport, Result, Runner, SynchronousRunner, take
 from worker.engine.scheduler import Chunk, Scheduler
@@ -19,11 +20,10 @@ from worker.engine.sequence import Sequence
 from worker.engine.sequence_builder import SequenceBuilder
 from worker.engine.token_constraint import TokenConstraint
 from worker.engine.validation import error_output, refusal
+from worker.model.kv_cache import num_cache_blocks
 from worker.model.registry import Model
 from worker.settings import Settings
 
-DEFAULT_TOKENS_PER_SEQUENCE = 1024
-DEFAULT_CACHE_BYTES = 1 << 30
 STEP_TIMEOUT_SHARE = 0.8
 """Part of ``engine_step_timeout_s`` that a device has for a step: its error names the kernel that hangs, and is to be
 reported before the engine is killed because it sends nothing."""
@@ -50,7 +50,7 @@ class Engine:
             raise InvalidRequest(
                 f"context_length is {self.context_length}, but the model's ends at {model.config.context_length}"
             )
-        num_blocks = num_cache_blocks(model, settings, self.context_length)
+        num_blocks = num_cache_blocks(model.bytes_per_block(block_tokens), settings, self.context_length)
         self._recompute_at = model.recompute_at
         self._builder = SequenceBuilder(
             vocab_size=model.config.vocab_size,
@@ -71,8 +71,7 @@ class Engine:
         self._in_flight: deque[list[Chunk]] = deque()
         self._requests: dict[str, list[Sequence]] = {}  # the live sequences of each request
         self._answers: list[TokenOutput] = []  # what the next step returns without computing anything
-        self._num_prompt_tokens = 0
-        self._num_output_tokens = 0
+        self._num_prompt_tokens = self._num_output_tokens = self._num_forced_tokens = 0
 
     def _make_runner(self, model: Model, settings: Settings, num_blocks: int, capture: bool) -> Runner:
         if not is_gpu(model.device):
@@ -174,6 +173,7 @@ class Engine:
             prefix_hit_tokens=scheduler.num_prefix_hit_tokens,
             preemptions=scheduler.num_preemptions,
             memory_bytes=memory_bytes,
+            forced_tokens=self._num_forced_tokens,
             lacks_blocks=scheduler.lacks_blocks and bool(scheduler.waiting),
             step_tokens=scheduler.step_sizes,
         )
@@ -239,29 +239,44 @@ class Engine:
         if isinstance(result, Draw) and sequence.constraint is not None:
             result = take(sequence.constraint, result, sequence)
         if isinstance(result, OrcdError):
-            sequence.finish_reason = "error"
-            self._forget(sequence)
-            outputs.append(error_output(sequence.request_id, sequence.choice, result))
+            self._fail(sequence, result, outputs)
         elif result is not None:
-            token_id, logprobs = result
-            self._scheduler.append(sequence, token_id)
-            self._num_output_tokens += 1
-            if sequence.finish_reason is not None:
-                self._forget(sequence)
-            elif sequence.num_computed == self._recompute_at and not sequence.num_unread:  # this token makes it longer
-                self._scheduler.restart(sequence, self._builder.hash_root(sequence.request_id, sequence.num_tokens))
-            reported = None if logprobs is None else (logprobs,)
-            outputs.append(
-                TokenOutput(
-                    sequence.request_id,
-                    sequence.choice,
-                    (token_id,),
-                    sequence.finish_reason,
-                    reported,
-                    usage=sequence.usage,
-                    prompt_logprobs=sequence.take_prompt_logprobs(),
-                )
+            self._append(sequence, result, outputs)
+
+    def _append(self, sequence: Sequence, draw: Draw, outputs: list[TokenOutput]) -> None:
+        """Add to a sequence what was drawn, and what must follow that."""
+        token_id, logprobs = draw
+        self._scheduler.append(sequence, token_id)
+        forced_ids, error = append_forced(sequence)
+        self._num_output_tokens += 1 + len(forced_ids)
+        self._num_forced_tokens += len(forced_ids)
+        if sequence.finish_reason is not None:
+            self._forget(sequence)
+        elif self._outgrows(sequence):
+            self._scheduler.restart(sequence, self._builder.hash_root(sequence.request_id, sequence.num_tokens))
+        outputs.append(
+            TokenOutput(
+                sequence.request_id,
+                sequence.choice,
+                (token_id, *forced_ids),
+                sequence.finish_reason,
+                None if logprobs is None else (logprobs,),
+                usage=sequence.usage,
+                prompt_logprobs=sequence.take_prompt_logprobs(),
             )
+        )
+        if error is not None:
+            self._fail(sequence, error, outputs)
+
+    def _outgrows(self, sequence: Sequence) -> bool:
+        """Whether tokens that were appended now make it longer than the model has computed it for."""
+        limit = self._recompute_at
+        return limit is not None and not sequence.num_unread and sequence.num_computed <= limit < sequence.num_tokens
+
+    def _fail(self, sequence: Sequence, error: OrcdError, outputs: list[TokenOutput]) -> None:
+        sequence.finish_reason = "error"
+        self._forget(sequence)
+        outputs.append(error_output(sequence.request_id, sequence.choice, error))
 
     def _forget(self, sequence: Sequence) -> None:
         self._scheduler.remove(sequence)
@@ -269,22 +284,6 @@ class Engine:
         live.remove(sequence)
         if not live:
             del self._requests[sequence.request_id]
-
-
-def num_cache_blocks(model: Model, settings: Settings, context_length: int) -> int:
-    """Blocks of the KV cache; by default `DEFAULT_TOKENS_PER_SEQUENCE` for each sequence that may run.
-
-    Raises `InsufficientVram` where there is no room for one.
-    """
-    block_bytes = model.bytes_per_block(settings.kv_block_tokens)
-    blocks_per_sequence = -(-min(context_length, DEFAULT_TOKENS_PER_SEQUENCE) // settings.kv_block_tokens)
-    default_bytes = min(settings.max_sequences * blocks_per_sequence * block_bytes, DEFAULT_CACHE_BYTES)
-    num_blocks = (settings.kv_cache_bytes or default_bytes) // block_bytes
-    if not num_blocks:
-        raise InsufficientVram(
-            f"one block of the KV cache takes {block_bytes} bytes; set kv_cache_bytes to at least that"
-        )
-    return num_blocks
 
 
 def _last_output(sequence: Sequence) -> TokenOutput:

@@ -2,7 +2,8 @@
 
 A step is a plan {sequence: number of tokens} (the idea is vLLM's): a prefill chunk and a decode differ in the number
 only. Decodes come first, one token each; what is left of the step's token budget goes to prefills, so that a long
-prompt delays nobody's next token by more than a step.
+prompt delays nobody's next token by more than a step. Where a constraint leaves no choice, an answer goes on with
+several tokens at once, which are a small prefill: these come before those of prompts.
 
 Sequences are ranked by ``arrival step + AGEING_STEPS * priority`` and then by arrival. The rank never changes, and
 whoever arrives late enough ranks behind, however urgent: so nobody starves. A sequence is admitted when the pool has
@@ -133,17 +134,18 @@ class Scheduler:
                 if ahead > 1 and sequence.constraint is not None:
                     return []
                 continue
-            if sequence.num_pending > 1:
-                prefills.append(sequence)
-                continue
-            if len(sequence.block_ids) * self.block_tokens <= sequence.num_computed and not self._grow(sequence, ahead):
+            if len(sequence.block_ids) * self.block_tokens < sequence.num_tokens and not self._grow(sequence, ahead):
                 if ahead:
                     return []
                 continue  # it was preempted itself
-            chunks.append(Chunk(sequence, 1, True))
+            if sequence.num_pending > 1:
+                prefills.append(sequence)
+            else:
+                chunks.append(Chunk(sequence, 1, True))
         budget -= len(chunks)
         spare_rows = self.max_running - len(self.running)
-        for sequence in prefills:  # they got all their blocks when they were admitted
+        prefills.sort(key=lambda sequence: sequence.num_computed < sequence.num_prompt)
+        for sequence in prefills:
             if budget and sequence.is_running:
                 chunks.append(self._prefill(sequence, budget, spare_rows))
                 budget -= chunks[-1].num_tokens
@@ -202,17 +204,21 @@ class Scheduler:
         insort(self.waiting, sequence, key=lambda sequence: sequence.rank)
 
     def _grow(self, sequence: Sequence, ahead: int) -> bool:
-        """Get a running sequence its next block; False when it was preempted itself, or, ``ahead``, another one."""
-        while sequence.is_running:
+        """Get a running sequence blocks for all its tokens.
+
+        False when it was preempted itself or, ``ahead`` of draws, if anybody had to be.
+        """
+        num_blocks = self._num_blocks_for(sequence.num_tokens)
+        while sequence.is_running and len(sequence.block_ids) < num_blocks:
             if self.pool.num_free:
                 self._allocate_block(sequence)
-                return True
+                continue
             if ahead:
                 return False
             self.num_preemptions += 1
             self.running[-1].num_preemptions += 1
             self._stop(self.running[-1])
-        return False
+        return sequence.is_running
 
     def _stop(self, sequence: Sequence) -> None:
         assert not sequence.num_unread, "a sequence stopped before its draws were known"

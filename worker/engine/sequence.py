@@ -64,6 +64,8 @@ class Sequence:
     """Whether anything changes its logits before a draw: penalties, biases, or stop ids that `min_tokens` bans."""
     draws_in_graph: bool = field(init=False)
     """Whether a draw needs nothing of the host (no mask is written for it) and tells it nothing but the id."""
+    takes_forced: bool = field(init=False)
+    """Whether a token without alternatives needs no draw: nobody asks for log probabilities, and no edits count it."""
 
     def __post_init__(self) -> None:
         self.num_tokens = len(self.token_ids)
@@ -71,6 +73,7 @@ class Sequence:
         options = self.sampling
         self.is_edited = self.is_penalised or bool(self.biases or (options.stop_token_ids and options.min_tokens))
         self.draws_in_graph = self.constraint is None and options.logprobs is None
+        self.takes_forced = self.constraint is not None and options.logprobs is None and not self.is_edited
 
     @property
     def is_penalised(self) -> bool:
@@ -156,6 +159,13 @@ class Sequence:
         """Take the first of the tokens that were drawn."""
         assert self.num_unread, "a token that nobody drew"
         self.num_unread -= 1
+        self.token_ids.append(token_id)
+        self.update_finish_reason()
+
+    def append_forced(self, token_id: int) -> None:
+        """Take a token that was not drawn, as no other could have been."""
+        assert not self.num_unread, "a token put before those that are being drawn"
+        self.num_tokens += 1
         self.token_ids.append(token_id)
         self.update_finish_reason()
 

@@ -26,6 +26,12 @@ class TokenConstraint(Protocol):
         any thread, but on one at a time.
         """
 
+    def forced_id(self, num_left: int) -> int | None:
+        """The only id that `write_mask` would allow; None where there are several, or where only the mask tells.
+
+        It takes far less time than a mask, and is no error where that would be one.
+        """
+
     def take(self, token_id: int, num_left: int) -> int:
         """Take the token that was drawn, of ``num_left`` that might be; returns the id that is appended.
 

@@ -6,7 +6,12 @@ from dataclasses import dataclass
 
 from kernels.batch import AnyArray, LayerCache
 from kernels.devices.protocol import Device
+from orcd.errors import InsufficientVram
 from worker.model.config import ModelConfig
+from worker.settings import Settings
+
+DEFAULT_TOKENS_PER_SEQUENCE = 1024
+DEFAULT_CACHE_BYTES = 1 << 30
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -29,3 +34,18 @@ def allocate_cache(config: ModelConfig, device: Device, num_blocks: int, block_t
 def bytes_per_block(config: ModelConfig, device: Device, block_tokens: int) -> int:
     """Bytes of one block over all layers, K and V."""
     return config.cache_width * device.cache_dtype.itemsize * block_tokens
+
+
+def num_cache_blocks(block_bytes: int, settings: Settings, context_length: int) -> int:
+    """How many blocks; by default of `DEFAULT_TOKENS_PER_SEQUENCE` tokens for each sequence that may run.
+
+    Raises `InsufficientVram` where there is no room for one.
+    """
+    blocks_per_sequence = -(-min(context_length, DEFAULT_TOKENS_PER_SEQUENCE) // settings.kv_block_tokens)
+    default_bytes = min(settings.max_sequences * blocks_per_sequence * block_bytes, DEFAULT_CACHE_BYTES)
+    num_blocks = (settings.kv_cache_bytes or default_bytes) // block_bytes
+    if not num_blocks:
+        raise InsufficientVram(
+            f"one block of the KV cache takes {block_bytes} bytes; set kv_cache_bytes to at least that"
+        )
+    return num_blocks

@@ -12,6 +12,7 @@ COUNTERS = {
     "steps": "steps",
     "prompt_tokens": "prompt_tokens",
     "output_tokens": "output_tokens",
+    "forced_tokens": "forced_tokens",
     "prefix_hit_tokens": "prefix_hit_tokens",
     "preemptions": "preemptions",
     "step_s": "step_seconds",

@@ -41,6 +41,10 @@ class BracketConstraint:
         if self.depth:
             mask[0] |= 1 << CLOSE
 
+    def forced_id(self, num_left: int) -> int | None:
+        assert self.num_left in (None, num_left + 1)
+        return CLOSE if self.depth >= num_left else None
+
     def take(self, token_id: int, num_left: int) -> int:
         assert self.num_left in (None, num_left + 1), "a token was taken twice, or left out"
         self.num_left = num_left
@@ -69,6 +73,41 @@ def opens(token_id: int) -> bool:
     return token_id % 8 == 0
 
 
+class RunConstraint(BracketConstraint):
+    """Has 2, 4, 6, ... follow behind an opening bracket, ``length`` ids; `forced_id` tells so if ``is_told``."""
+
+    def __init__(self, num_ids: int, length: int, *, is_told: bool) -> None:
+        super().__init__(num_ids)
+        self.length, self.is_told = length, is_told
+
+    def copy(self) -> RunConstraint:
+        other = RunConstraint(self.num_ids, self.length, is_told=self.is_told)
+        for token_id in self.token_ids:
+            other._append(token_id)
+        return other
+
+    @property
+    def is_complete(self) -> bool:
+        return super().is_complete and self._next_id() is None
+
+    def write_mask(self, mask: memoryview, num_left: int) -> None:
+        forced = super().forced_id(num_left) or self._next_id()
+        super().write_mask(mask, num_left)
+        if forced is not None:
+            for word in range(len(mask)):
+                mask[word] = 0
+            mask[0] = 1 << forced
+
+    def forced_id(self, num_left: int) -> int | None:
+        return (super().forced_id(num_left) or self._next_id()) if self.is_told else None
+
+    def _next_id(self) -> int | None:
+        for behind, token_id in enumerate(reversed(self.token_ids[-self.length :])):
+            if opens(token_id):
+                return 2 * (behind % 3 + 1)
+        return None
+
+
 class FailingConstraint(BracketConstraint):
     """Raises at the ``fails_at``-th call of one of its methods, or allows nothing there."""
 
@@ -83,6 +122,10 @@ class FailingConstraint(BracketConstraint):
     def write_mask(self, mask: memoryview, num_left: int) -> None:
         if not self._count("write_mask"):
             super().write_mask(mask, num_left)
+
+    def forced_id(self, num_left: int) -> int | None:
+        self._count("forced_id")
+        return super().forced_id(num_left)
 
     def take(self, token_id: int, num_left: int) -> int:
         self._count("take")

@@ -47,6 +47,11 @@ class BadWords:
         for token_id in self._banned_ids():
             mask[token_id // 32] &= ~(1 << token_id % 32)
 
+    def forced_id(self, num_left: int) -> int | None:
+        """What the grammar forces, unless it would end a word."""
+        token_id = None if self._grammar is None else self._grammar.forced_id(num_left)
+        return None if token_id in self._banned_ids() else token_id
+
     def take(self, token_id: int, num_left: int) -> int:
         """Take a token; the grammar may put another in its place. Raises `OrcdError` where that would end a word."""
         taken_id = token_id

@@ -77,6 +77,14 @@ class TokenMatcher:
         if self._matcher.is_error():
             raise OrcdError("the grammar of this request became too complex for the answer")
 
+    def forced_id(self, num_left: int) -> int | None:
+        """The only token that may come next, if there is no choice."""
+        plan = self._closing(num_left)
+        if plan and len(plan) >= num_left:
+            return plan[0]
+        forced = self._matcher.compute_ff_tokens()
+        return forced[0] if forced else None
+
     def take(self, token_id: int, num_left: int) -> int:
         """Take the next token, one of ``num_left`` that may be drawn. Returns it, or the one that was taken instead."""
         before, bound = self._closing(num_left), self._bound

@@ -77,6 +77,31 @@ def test_an_answer_that_another_process_goes_on_with_is_the_same_one() -> None:
                 assert ids[cut] in allowed_ids(resumed, size, left)
 
 
+@pytest.mark.parametrize("name", [BYTE_LEVEL, SENTENCE_PIECE])
+def test_a_token_is_forced_where_the_mask_allows_one_and_it_is_that_one(name: str) -> None:
+    size = tokenizer_of(name).vocab_size
+    num_forced = num_single = 0
+    for number, schema in enumerate(make_schemas(17, 8)):
+        beginning = matcher_of(schema, name)
+        for spare in (2, 80):
+            matcher, chance = beginning.copy(), random.Random(f"{number} {spare}")
+            num_left = (beginning.min_tokens() or 0) + spare
+            while num_left and not matcher.is_complete:
+                asked_first = matcher.copy()
+                forced, allowed = asked_first.forced_id(num_left), allowed_ids(matcher, size, num_left)
+                assert allowed_ids(asked_first, size, num_left) == allowed
+                assert forced is None or allowed == [forced]
+                num_forced, num_single = num_forced + (forced is not None), num_single + (len(allowed) == 1)
+                taken = asked_first.take(allowed[0] if forced is None else forced, num_left)
+                if forced is None:
+                    taken = matcher.take(chance.choice(allowed), num_left)
+                else:
+                    assert matcher.take(forced, num_left) == taken
+                num_left -= 1
+    assert num_single * 0.95 < num_forced <= num_single
+    assert num_forced > 100
+
+
 def test_a_copy_goes_its_own_way() -> None:
     first = matcher_of(RECORD)
     second = first.copy()
