@@ -10,7 +10,7 @@ from numpy.typing import DTypeLike
 from kernels.devices.protocol import Allocate, AnyOps
 from kernels.ops.attention import cache_shape
 from kernels.ops.attention_plan import AttentionPlan
-from kernels.ops.rope import HEAD_DIMS, Rotation
+from kernels.ops.rope import HEAD_DIMS, WIDE_HEAD_DIMS, Rotation
 from kernels.ops.sampling import MAX_VOCAB
 from kernels.registry import CudaOps, Ops
 from kernels.runtime.device_array import DeviceArray
@@ -25,7 +25,7 @@ class ArenaDevice:
     """The CUDA ops over one arena for each use of memory. Until `use` its context is dry and its arenas are endless."""
 
     activation_dtype = cache_dtype = np.dtype(np.float16)
-    head_dims = HEAD_DIMS
+    head_dims = HEAD_DIMS + WIDE_HEAD_DIMS
     max_vocab: int | None = MAX_VOCAB
     budget_bytes: int | None = None
 

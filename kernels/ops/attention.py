@@ -18,13 +18,17 @@ from kernels.ops.attention_plan import (
     AttentionShape,
     attention_shape,
     row_bytes,
+    wide_shape,
+    wide_warps,
 )
 from kernels.ops.rope import (
     HEAD_DIMS,
+    WIDE_HEAD_DIMS,
     LayerCacheParams,
     RopeParams,
     Rotation,
     cache_params,
+    has_short_heads,
     rope_params,
     rope_write,
 )
@@ -46,6 +50,14 @@ class AttentionWork(CudaStruct, source="attention/attention"):
     partial_sums: Pointer  # [partial_rows, num_kv_heads, 2] float32
 
 
+class ScoreParams(CudaStruct, source="attention/attention"):
+    """What is done to products of queries and keys."""
+
+    scale_log2: Float32  # scale * log2(e): softmax in powers of 2
+    softcap: Float32  # of what is not scaled, where SOFTCAP is defined
+    inverse_softcap: Float32
+
+
 class AttentionParams(CudaStruct, source="attention/attention"):
     """What attention_decode and attention_prefill are given."""
 
@@ -63,7 +75,7 @@ class AttentionParams(CudaStruct, source="attention/attention"):
     block_tokens: Int32
     max_blocks: Int32
     window: Int32
-    scale_log2: Float32  # scale * log2(e): softmax in powers of 2
+    scores: ScoreParams
 
 
 class RopeAttentionParams(CudaStruct, source="attention/attention"):
@@ -75,11 +87,21 @@ class RopeAttentionParams(CudaStruct, source="attention/attention"):
     num_blocks: Int32  # of the cache
 
 
+_WIDE = "attention/attention_wide"
+_SOFTCAP = {"SOFTCAP": 1}
+
+
 def variants() -> list[Variant]:
-    """What of attention.cu is compiled."""
+    """What of attention.cu and attention_wide.cu is compiled; with soft caps what published models have."""
     cases = itertools.product(HEAD_DIMS, (H100, A100), (False, True))
-    shapes = {(head_dim, attention_shape(gpu, head_dim, spread=spread)) for head_dim, gpu, spread in cases}
-    return [("attention/attention", {"HEAD_DIM": head_dim, **shape.defines}) for head_dim, shape in sorted(shapes)]
+    shapes = sorted({(head_dim, attention_shape(gpu, head_dim, spread=spread)) for head_dim, gpu, spread in cases})
+    narrow = [("attention/attention", {"HEAD_DIM": head_dim, **shape.defines}) for head_dim, shape in shapes]
+    wide_shapes = sorted(
+        {(size, wide_shape(gpu, size)) for size, gpu in itertools.product(WIDE_HEAD_DIMS, (H100, A100))}
+    )
+    wide = [(_WIDE, {"HEAD_DIM": head_dim, **shape.defines}) for head_dim, shape in wide_shapes]
+    capped = [(source, defines | _SOFTCAP) for source, defines in narrow + wide if defines["HEAD_DIM"] in (128, 256)]
+    return [*narrow, *wide, *capped]
 
 
 def cache_shape(num_blocks: int, block_tokens: int, num_kv_heads: int, head_dim: int) -> tuple[int, int, int, int]:
@@ -109,7 +131,11 @@ def paged_attention(
     for such heads and this window. ``out`` [T, heads * D] float16; rows of tokens with position -1 become zero.
     """
     num_kv_heads, head_dim = attention.num_kv_heads, attention.head_dim
+    if head_dim in WIDE_HEAD_DIMS:
+        _wide_attention(context, qkv, cache, attention, step, plan, out)
+        return
     shape = attention_shape(context.gpu, head_dim)
+    defines = {"HEAD_DIM": head_dim, **shape.defines, **_softcap_defines(attention)}
     tile_bytes = TILE_KEYS * row_bytes(head_dim)
     if plan.prefill_items.size:
         context.launch(
@@ -119,8 +145,7 @@ def paged_attention(
             PREFILL_WARPS * 32,
             _params(qkv, cache, attention, step, plan, plan.prefill_items, out),
             shared_bytes=2 * tile_bytes + shape.prefill_rows * head_dim * 4,
-            HEAD_DIM=head_dim,
-            **shape.defines,
+            **defines,
         )
     context.launch(
         "attention/attention",
@@ -129,9 +154,47 @@ def paged_attention(
         shape.decode_warps * 32,
         _params(qkv, cache, attention, step, plan, plan.decode_items, out),
         shared_bytes=shape.decode_bytes(head_dim),
-        HEAD_DIM=head_dim,
-        **shape.defines,
+        **defines,
     )
+
+
+def _wide_attention(
+    context: Context,
+    qkv: DeviceArray,
+    cache: LayerCache[DeviceArray],
+    attention: Attention[DeviceArray],
+    step: Step[DeviceArray],
+    plan: AttentionPlan,
+    out: DeviceArray,
+) -> None:
+    """`paged_attention` for heads that no warp can hold."""
+    num_kv_heads, head_dim = attention.num_kv_heads, attention.head_dim
+    shape = wide_shape(context.gpu, head_dim)
+    work = (
+        ("attention_wide_prefill", plan.prefill_items, shape.prefill_row_tiles),
+        (
+            "attention_wide_decode",
+            plan.decode_items,
+            1,
+        ),
+    )
+    for kernel, items, row_tiles in work:
+        if items.size:
+            context.launch(
+                _WIDE,
+                kernel,
+                items.shape[0] * num_kv_heads,
+                wide_warps(head_dim) * 32,
+                _params(qkv, cache, attention, step, plan, items, out),
+                shared_bytes=shape.shared_bytes(head_dim, row_tiles),
+                HEAD_DIM=head_dim,
+                **shape.defines,
+                **_softcap_defines(attention),
+            )
+
+
+def _softcap_defines(attention: Attention[DeviceArray]) -> dict[str, int]:
+    return _SOFTCAP if attention.softcap else {}
 
 
 def rope_attention(
@@ -149,9 +212,9 @@ def rope_attention(
 
     ``qkv`` [T, (num_heads + 2 * kv_heads) * D] float16 comes as it is projected; what it holds afterwards is of no use.
     A step with as many tokens as sequences must have one of each, or none where the context length is 0: it takes one
-    kernel.
+    kernel, if that knows all that the layer asks for.
     """
-    if step.token_ids.size != step.context_lengths.size:
+    if step.token_ids.size != step.context_lengths.size or not has_short_heads(attention):
         rope_write(context, qkv, step.slots, by, attention, out_cache=out_cache)
         paged_attention(context, qkv, out_cache, attention, step, plan, out=out)
         return
@@ -176,6 +239,7 @@ def rope_attention(
         shared_bytes=context.gpu.spread(shared_bytes, 1) if num_tokens == 1 else shared_bytes,
         HEAD_DIM=head_dim,
         **shape.defines,
+        **_softcap_defines(attention),
     )
 
 
@@ -203,7 +267,7 @@ def _params(
     _, num_kv_heads, block_tokens, head_dim = cache.keys.shape
     same_heads = (num_kv_heads, head_dim) == (attention.num_kv_heads, attention.head_dim)
     assert same_heads, f"{cache.keys.shape} is another layer's"
-    assert head_dim in HEAD_DIMS, f"heads of {head_dim}: compiled are {HEAD_DIMS}"
+    assert head_dim in HEAD_DIMS + WIDE_HEAD_DIMS, f"heads of {head_dim}: there are kernels for others only"
     num_tokens, qkv_width = qkv.shape
     work = AttentionWork(
         counts=plan.counts.pointer,
@@ -227,5 +291,9 @@ def _params(
         block_tokens=block_tokens,
         max_blocks=step.block_tables.shape[1],
         window=attention.window,
-        scale_log2=attention.scale * math.log2(math.e),
+        scores=ScoreParams(
+            scale_log2=attention.scale * math.log2(math.e),
+            softcap=attention.softcap / attention.scale,
+            inverse_softcap=attention.scale / attention.softcap if attention.softcap else 0.0,
+        ),
     )

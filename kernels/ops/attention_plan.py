@@ -12,6 +12,7 @@ from typing import Annotated, NamedTuple
 import numpy as np
 
 from kernels.batch import Step
+from kernels.ops.rope import WIDE_HEAD_DIMS
 from kernels.runtime.compiler import Variant
 from kernels.runtime.cuda_constants import declare_constants
 from kernels.runtime.cuda_struct import CudaStruct, FieldType, Int32, Pointer
@@ -105,6 +106,41 @@ class AttentionShape(NamedTuple):
         return self.decode_warps * (2 * tile_bytes + DECODE_ROWS * (head_dim + 8 + 2) * 4)
 
 
+class WideShape(NamedTuple):
+    """How the kernels for heads of `kernels.ops.rope.WIDE_HEAD_DIMS` are cut, whose warps share query rows."""
+
+    prefill_row_tiles: int  # of 16 rows a block
+    kv_buffers: int  # 2: keys and values have a place in shared memory each
+
+    @property
+    def defines(self) -> dict[str, int]:
+        """What the kernels are compiled with, in addition to the head size."""
+        return {"PREFILL_ROW_TILES": self.prefill_row_tiles, "KV_BUFFERS": self.kv_buffers}
+
+    @property
+    def prefill_rows(self) -> int:
+        """Rows of queries of a block of prefill work."""
+        return 16 * self.prefill_row_tiles
+
+    def shared_bytes(self, head_dim: int, row_tiles: int) -> int:
+        """Shared memory of a block: queries, tiles of K and V, weights, and each warp's largest scores."""
+        rows = 16 * row_tiles
+        tiles = self.kv_buffers * TILE_KEYS * row_bytes(head_dim)
+        return rows * row_bytes(head_dim) + tiles + rows * (TILE_KEYS * 2 + 16) + wide_warps(head_dim) * rows * 4
+
+
+def wide_warps(head_dim: int) -> int:
+    """Warps of a block whose warps share query rows: each has 64 columns of the output."""
+    return head_dim // 64
+
+
+def wide_shape(gpu: GpuSpec, head_dim: int) -> WideShape:
+    """The shape of these kernels; where a GPU has no room for keys beside values, they take turns."""
+    if head_dim == 256:
+        return WideShape(prefill_row_tiles=2, kv_buffers=2)
+    return WideShape(2, 2) if gpu.has_wgmma else WideShape(1, 1)
+
+
 def row_bytes(head_dim: int) -> int:
     """Bytes of a row of a tile in shared memory: ROW_BYTES of cuda/attention/attention.cuh."""
     return head_dim * 2 + 16
@@ -146,7 +182,8 @@ def plan_attention(context: Context, step: Step[DeviceArray], attention: Attenti
     num_kv_heads, head_dim = attention.num_kv_heads, attention.head_dim
     num_tokens, num_sequences = step.token_ids.size, step.context_lengths.size
     group = attention.num_heads // num_kv_heads
-    prefill_rows = 0 if num_tokens == num_sequences else attention_shape(context.gpu, head_dim).prefill_rows
+    shape = wide_shape(context.gpu, head_dim) if head_dim in WIDE_HEAD_DIMS else attention_shape(context.gpu, head_dim)
+    prefill_rows = 0 if num_tokens == num_sequences else shape.prefill_rows
     token_row_tiles = -(-group // DECODE_ROWS)
     max_row_tiles = num_tokens * token_row_tiles
     if prefill_rows:

@@ -15,6 +15,7 @@ from kernels.runtime.launcher import Context
 from kernels.weights.parameters import Attention, Pairing, RmsNorm, Rope
 
 HEAD_DIMS = (16, 32, 64, 80, 96, 128)
+WIDE_HEAD_DIMS = (256, 512)
 
 _THREADS = 256
 _WARPS = _THREADS // 32
@@ -75,6 +76,22 @@ class RopeWriteParams(CudaStruct, source="rope/rope"):
     rope: RopeParams
 
 
+class RopeHeadsParams(CudaStruct, source="rope/rope_heads"):
+    """What rope_heads is given."""
+
+    qkv: Pointer  # [num_tokens, (num_heads + 2 num_kv_heads) * head_dim] float16
+    slots: Pointer  # [num_tokens] int32 KV slots: block * block_tokens + row, -1: padding
+    cache: LayerCacheParams
+    num_tokens: Int32
+    num_heads: Int32
+    num_kv_heads: Int32  # 0: the layer has queries only
+    block_tokens: Int32
+    head_dim: Int32
+    rope: RopeParams
+    value_norm: Pointer  # [head_dim] float32 or null: no norm
+    value_epsilon: Float32
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Rotation:
     """Cosines and sines of a step's tokens, shared by all layers."""
@@ -86,8 +103,9 @@ class Rotation:
 
 
 def variants() -> list[Variant]:
-    """What of rope_rotation.cu and rope.cu is compiled."""
-    return [("rope/rope_rotation", {}), *(("rope/rope", {"HEAD_DIM": head_dim}) for head_dim in HEAD_DIMS)]
+    """What of rope_rotation.cu, rope_heads.cu and rope.cu is compiled."""
+    own: list[Variant] = [("rope/rope_rotation", {}), ("rope/rope_heads", {})]
+    return [*own, *(("rope/rope", {"HEAD_DIM": head_dim}) for head_dim in HEAD_DIMS)]
 
 
 def rotation(
@@ -139,12 +157,15 @@ def rope_write(
     ``qkv`` [T, (num_heads + 2 * kv_heads) * D] float16: Q, K and V side by side. Q is rotated in place (``by`` None: a
     model without RoPE), after the norms of single heads if ``attention`` has such; K is left as it is and goes rotated,
     with V, to KV slot ``slots[t]`` of ``out_cache`` (`kernels.ops.attention.cache_shape`). Tokens whose slot is -1 are
-    passed over.
+    passed over. A layer that shares the cache of another has Q only, and writes nothing.
     """
     _, num_kv_heads, block_tokens, head_dim = out_cache.keys.shape
     num_heads = attention.num_heads
-    num_tokens, row_heads = qkv.shape[0], num_heads + 2 * num_kv_heads
-    assert qkv.shape[1] == row_heads * head_dim, f"{qkv.shape} is not {row_heads} heads of {head_dim}"
+    num_tokens, width = qkv.shape
+    assert width == attention.qkv_width, f"rows of {width} are not {attention.qkv_width} long"
+    if not has_short_heads(attention):
+        _rope_heads(context, qkv, slots, by, attention, out_cache)
+        return
     params = RopeWriteParams(
         qkv=qkv.pointer,
         slots=slots.pointer,
@@ -159,6 +180,39 @@ def rope_write(
     context.launch(
         "rope/rope", "rope_write", -(-num_tokens * token_warps // _WARPS), _THREADS, params, HEAD_DIM=head_dim
     )
+
+
+def has_short_heads(attention: Attention[DeviceArray]) -> bool:
+    """Whether a warp holds a head at once, and the layer makes Q, K and V of which Q and K may have norms."""
+    return attention.head_dim in HEAD_DIMS and attention.value_norm is None and not attention.shares_cache
+
+
+def _rope_heads(
+    context: Context,
+    qkv: DeviceArray,
+    slots: DeviceArray,
+    by: Rotation | None,
+    attention: Attention[DeviceArray],
+    out_cache: LayerCache[DeviceArray],
+) -> None:
+    """`rope_write` for what rope.cu does not know."""
+    _, _, block_tokens, head_dim = out_cache.keys.shape
+    num_tokens, value_norm = qkv.shape[0], attention.value_norm
+    params = RopeHeadsParams(
+        qkv=qkv.pointer,
+        slots=slots.pointer,
+        cache=cache_params(out_cache),
+        num_tokens=num_tokens,
+        num_heads=attention.num_heads,
+        num_kv_heads=attention.num_new_heads,
+        block_tokens=block_tokens,
+        head_dim=head_dim,
+        rope=rope_params(by, attention.head_norms),
+        value_norm=value_norm.weight.pointer if value_norm else 0,
+        value_epsilon=value_norm.epsilon if value_norm else 0.0,
+    )
+    num_blocks = -(-num_tokens * attention.qkv_width // (head_dim * _WARPS))
+    context.launch("rope/rope_heads", "rope_heads", num_blocks, _THREADS, params)
 
 
 def cache_params(cache: LayerCache[DeviceArray]) -> LayerCacheParams:

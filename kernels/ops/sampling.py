@@ -19,7 +19,7 @@ from kernels.runtime.launcher import Context
 THREADS = 256  # of a block of all kernels here
 SLICE = 4096  # logits that a block takes at a time: four float4 a thread
 GROUPS = THREADS // 32  # of a slice: what one warp takes of it
-MAX_VOCAB = 1 << 18  # sums of so many probabilities fit 64 bits; so many slices fit a merge
+MAX_VOCAB = (1 << 19) - SLICE  # sums of so many probabilities of at most 2**45 fit 64 bits; the slices fit a merge
 MAX_TOP = 20  # the kernel's capacity: log probabilities of a row that it can report besides the drawn token's
 BINS = 2048  # of the distance below the largest logit, after temperature
 CAPACITY = 4096  # listed values of a row; rows with more are read again

@@ -54,7 +54,7 @@ DEVICE void decode_item(const AttentionParams& p, const Item& item, i32 kv_head,
             if (Source::ARE_NEW && tile == newest_tile)
                 Source::complete(key_tile, item, new_rows + NEW_KEY * ROW_BYTES);
             __syncwarp();
-            score_tile(weights, rows, keys, tile * TILE_KEYS, p.scale_log2, halves);
+            score_tile(weights, rows, keys, tile * TILE_KEYS, p, halves);
             __syncwarp();
             copy_tile(keys, p.cache.keys, offset, next, item.end_tile, num_cached);
             copy_wait<1>();
@@ -105,23 +105,6 @@ DEVICE void decode_item(const AttentionParams& p, const Item& item, i32 kv_head,
         if (slice_column(q) < HEAD_DIM)
             *(uint2*)(out + slice_column(q)) = {pack_half2(whole.o[q].x * factor, whole.o[q].y * factor),
                                                 pack_half2(whole.o[q].z * factor, whole.o[q].w * factor)};
-}
-
-DEVICE void clear_row(const AttentionParams& p, i32 token) {
-    const i32 row_words = p.num_kv_heads * p.group * (HEAD_DIM / 8);
-    for (i32 i = threadIdx.x; i < row_words; i += DECODE_THREADS)
-        ((uint4*)p.out)[(i64)token * row_words + i] = {0, 0, 0, 0};
-}
-
-// Tokens that only fill the step up get zeros. `token` is blockIdx.x, `position` its position, if it has one. In steps
-// with prefill a block has many tokens: a warp looks at 32 of them at once.
-DEVICE void clear_padding(const AttentionParams& p, i32 token, i32 position) {
-    if (position < 0) clear_row(p, token);
-    for (i32 first = token + gridDim.x; first < p.num_tokens; first += 32 * gridDim.x) {
-        const i32 mine = first + threadIdx.x % 32 * gridDim.x;
-        u32 padded = __ballot_sync(ALL_LANES, mine < p.num_tokens && p.positions[mine] < 0);
-        for (; padded; padded &= padded - 1) clear_row(p, first + (__ffs(padded) - 1) * gridDim.x);
-    }
 }
 
 // Grid: at least decode items * KV heads; dynamic shared memory: 2 * DECODE_WARPS * TILE_BYTES + sizeof(Exchange).
@@ -283,7 +266,7 @@ DEVICE void prefill_item(const AttentionParams& p, const Item& item, i32 kv_head
         __syncthreads();  // the keys are there, and nobody reads values any more
         copy_group(values, p.cache.values, offset, tile, warp, item.num_keys);
         copy_commit();
-        if (seen) score_tile(weights, rows, keys, tile * TILE_KEYS, p.scale_log2, 2);
+        if (seen) score_tile(weights, rows, keys, tile * TILE_KEYS, p, 2);
         copy_wait<0>();
         __syncthreads();  // the values are there, and nobody reads keys any more
         if (more) {

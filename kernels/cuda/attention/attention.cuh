@@ -2,67 +2,11 @@
 // Everything that decides a result's bits is here, once, for decode and prefill alike.
 #pragma once
 #include "../rope/rope.cuh"
-#include "attention_plan.cuh"
+#include "attention_params.cuh"
 
 constexpr int ROW_BYTES = HEAD_DIM * 2 + 16;  // of a tile in shared memory: an odd number of 16-byte chunks, so that
 constexpr int TILE_BYTES = TILE_KEYS * ROW_BYTES;  // ldmatrix has no bank conflicts
 constexpr int CHUNKS = HEAD_DIM / 16;
-constexpr int KEY_GROUP = 16;  // consecutive keys of a group lie in one cache block
-constexpr int TILE_GROUPS = TILE_KEYS / KEY_GROUP;
-constexpr u32 HALF2_ONES = 0x3C003C00u;
-
-// What a launch has to do, and where items of the same rows leave their partial results.
-struct AttentionWork {
-    const PlanCounts* counts;  // [1]
-    const Item* items;         // [counts]
-    i32* arrivals;             // [decode items, num_kv_heads], 0 before and after
-    float* partial_outputs;    // [partial_rows, num_kv_heads, HEAD_DIM]
-    float2* partial_sums;      // [partial_rows, num_kv_heads]: (m, l)
-};
-
-struct AttentionParams {
-    const u16* qkv;  // [num_tokens, qkv_width], rotated queries first
-    LayerCacheParams cache;
-    const i32* block_tables;  // [num_sequences, max_blocks]
-    const i32* positions;     // [num_tokens], -1: padding
-    AttentionWork work;
-    const float* sinks;  // [num_heads] or null
-    u16* out;            // [num_tokens, num_heads * HEAD_DIM]
-    i32 num_tokens, num_kv_heads, group, qkv_width, block_tokens, max_blocks, window;
-    float scale_log2;  // scale * log2(e): softmax in powers of 2
-};
-
-DEVICE float power_of_2(float x) {
-    float y;
-    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-    return y;
-}
-
-// ---- merging. A partial result over some keys: m = max of the scaled scores (-inf: no key seen), l = sum of
-// 2^(score - m), o = sum of 2^(score - m) * value. Merging nothing seen changes no bit.
-
-// Returns the largest score of both sides, and gives how each side's l and o must be weighted.
-DEVICE float merge_weights(float m, float other_m, float& keep, float& add) {
-    const float larger = fmaxf(m, other_m);
-    const float reference = larger == NEGATIVE_INFINITY ? 0.0f : larger;
-    keep = power_of_2(__fsub_rn(m, reference));
-    add = power_of_2(__fsub_rn(other_m, reference));
-    return larger;
-}
-DEVICE float merged(float x, float keep, float other, float add) { return __fmaf_rn(other, add, __fmul_rn(x, keep)); }
-
-// What o is to be multiplied with in the end. A head's sink is a logit without a value, and comes last.
-DEVICE float load_sink(const AttentionParams& p, i32 head) { return p.sinks ? p.sinks[head] : 0.0f; }
-
-DEVICE float final_factor(const AttentionParams& p, float m, float l, float sink) {
-    float keep = 1.0f, add = 0.0f;
-    if (p.sinks) {
-        merge_weights(m, __fmul_rn(sink, 1.4426950408889634f), keep, add);
-        l = merged(l, keep, 1.0f, add);
-    }
-    return __fdiv_rn(keep, l);
-}
-
 // ---- a warp's rows. Lane 4g + t has rows g and g + 8 of each row tile, and of them columns 2t and 2t + 1 of every 8.
 
 template <int ROW_TILES>
@@ -102,17 +46,6 @@ DEVICE void clear(Partial<ROW_TILES>& partial) {
     }
 }
 
-DEVICE i32 lowest_key(const AttentionParams& p, i32 position) {
-    return p.window && position >= p.window ? position - p.window + 1 : 0;
-}
-
-// Where row `row` of an item is: its token and query head.
-DEVICE void locate(const AttentionParams& p, const Item& item, i32 kv_head, i32 row, i32& token, i32& head) {
-    const i32 pair = item.first_row + row;
-    token = pair / p.group;
-    head = kv_head * p.group + pair - token * p.group;
-}
-
 // Rows first..first + 16 * ROW_TILES - 1 of the item; those that it does not have see nothing.
 template <int ROW_TILES>
 DEVICE void load_rows(Rows<ROW_TILES>& rows, const AttentionParams& p, const Item& item, i32 kv_head, i32 first) {
@@ -146,7 +79,8 @@ DEVICE void load_rows(Rows<ROW_TILES>& rows, const AttentionParams& p, const Ite
 // row tile are not wanted.
 template <int ROW_TILES>
 DEVICE void score_tile(Weights<ROW_TILES>& weights, const Rows<ROW_TILES>& rows, u32 keys, i32 first_key,
-                       float scale_log2, int halves) {
+                       const AttentionParams& p, int halves) {
+    const float scale_log2 = p.scores.scale_log2;
     const int lane = threadIdx.x % 32;
     const u32 address = keys + ((lane & 7) + (lane >> 4 << 3)) * ROW_BYTES + (lane >> 3 & 1) * 16;
     float s[ROW_TILES][TILE_KEYS / 8][4];
@@ -168,6 +102,14 @@ DEVICE void score_tile(Weights<ROW_TILES>& weights, const Rows<ROW_TILES>& rows,
                 mma_16x8x16(s[row_tile][2 * n + 1], rows.queries[row_tile][k], b[2], b[3]);
             }
         }
+#ifdef SOFTCAP
+#pragma unroll
+    for (int row_tile = 0; row_tile < ROW_TILES; row_tile++)
+#pragma unroll
+        for (int n = 0; n < TILE_KEYS / 8; n++)
+#pragma unroll
+            for (int c = 0; c < 4; c++) s[row_tile][n][c] = soft_capped(p, s[row_tile][n][c]);
+#endif
     if (first_key < rows.all_lowest || first_key + TILE_KEYS - 1 > rows.all_highest) {
         const i32 column = first_key + 2 * (lane & 3);
 #pragma unroll
@@ -286,15 +228,6 @@ DEVICE void merge_tile(Partial<ROW_TILES>& partial, const Weights<ROW_TILES>& we
 }
 
 // ---- from the cache to shared memory
-
-// Elements before the keys of group `group` of a tile, for one KV head; anything where the sequence has no such keys.
-DEVICE i64 group_offset(const AttentionParams& p, const Item& item, i32 kv_head, i32 tile, i32 group) {
-    const i32 key = tile * TILE_KEYS + group * KEY_GROUP;
-    if (key >= item.num_keys) return 0;
-    const i32 index = key / p.block_tokens;
-    const i64 block = p.block_tables[(i64)item.sequence * p.max_blocks + index];
-    return ((block * p.num_kv_heads + kv_head) * p.block_tokens + key - index * p.block_tokens) * HEAD_DIM;
-}
 
 // A warp copies the 16 keys (or values) that begin at element `offset`. Rows past the `num_keys` become zeros:
 // what lies there may belong to another sequence, or be NaN.

@@ -36,20 +36,6 @@ DEVICE void merge(Slice& slice, const Slice& other) {
     }
 }
 
-// Loads what other blocks wrote, past the L1 cache.
-DEVICE float4 load_shared_result(const float4* pointer) {
-    float4 v;
-    asm volatile("ld.global.cg.v4.f32 {%0,%1,%2,%3}, [%4];"
-                 : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w)
-                 : "l"(pointer));
-    return v;
-}
-DEVICE float2 load_shared_result(const float2* pointer) {
-    float2 v;
-    asm volatile("ld.global.cg.v2.f32 {%0,%1}, [%2];" : "=f"(v.x), "=f"(v.y) : "l"(pointer));
-    return v;
-}
-
 // Shared memory of a decode block.
 struct Exchange {
     float o[DECODE_WARPS][DECODE_ROWS][EXCHANGE_ROW];
@@ -100,22 +86,4 @@ DEVICE void load(Slice& slice, const AttentionParams& p, i64 partial_row) {
         if (slice_column(q) < HEAD_DIM)
             slice.o[q] =
                 load_shared_result((const float4*)(p.work.partial_outputs + partial_row * HEAD_DIM + slice_column(q)));
-}
-
-// Returns whether this block is the last of the items of these rows to arrive here. All threads call it, after a
-// barrier.
-DEVICE bool arrives_last(const AttentionParams& p, const Item& item, i32 kv_head) {
-    __shared__ bool last;
-    if (threadIdx.x == 0) {
-        // It acquires and releases for the whole block, by the barriers around it. The last block resets the counter.
-        const u32 others = item.num_items - 1;
-        u32 arrived;
-        asm volatile("atom.acq_rel.gpu.global.inc.u32 %0, [%1], %2;"
-                     : "=r"(arrived)
-                     : "l"(p.work.arrivals + item.arrivals * p.num_kv_heads + kv_head), "r"(others)
-                     : "memory");
-        last = arrived == others;
-    }
-    __syncthreads();
-    return last;
 }

@@ -28,7 +28,7 @@ KERNEL __launch_bounds__(32 * NORM_PARTITIONS, 6) norm_rows(const __grid_constan
                   [&](int column, float4 n) { store_normed(p, row, column, n); });
 }
 
-KERNEL __launch_bounds__(32 * NORM_PARTITIONS, 6) norm_residual(const __grid_constant__ NormRowsParams p) {
+KERNEL __launch_bounds__(32 * NORM_PARTITIONS, 5) norm_residual(const __grid_constant__ NormRowsParams p) {
     wait_for_previous();
     __shared__ float shared[2 * NORM_PARTITIONS];
     const i64 row = blockIdx.x;

@@ -1,26 +1,9 @@
 // Norm and rotation of one head of one token by one warp: for the kernel that does only this, and for attention, which
 // does it in the same kernel. Everything that decides the bits is here, once.
 #pragma once
-#include "../common/common.cuh"
+#include "rope_params.cuh"
 
 static_assert(HEAD_DIM % 8 == 0 && HEAD_DIM <= 128, "a lane has 4 elements of a head, or none");
-
-// The KV cache of one layer.
-struct LayerCacheParams {
-    u16* keys;    // [num_blocks, num_kv_heads, block_tokens, HEAD_DIM]
-    u16* values;  // [num_blocks, num_kv_heads, block_tokens, HEAD_DIM]
-};
-
-struct RopeParams {
-    const float* cosine;         // [num_tokens, num_pairs]
-    const float* sine;           // [num_tokens, num_pairs]
-    const float* query_factors;  // [num_tokens] by which rotated queries are multiplied; null: by 1
-    const float* query_norm;     // [HEAD_DIM] or null: no norms
-    const float* key_norm;       // [HEAD_DIM]
-    i32 num_pairs;               // even; 0: no rotation
-    i32 neox;
-    float query_epsilon, key_epsilon;
-};
 
 // A lane's 4 elements: words `first` and `second` of the head, of two neighbours each.
 struct HeadLane {

@@ -62,7 +62,9 @@ class Case:
             caches[1][blocks, :, rows] = qkv[:context, -heads.num_kv_heads :]
         return caches
 
-    def expected(self, chunks: list[Chunk], scale: float, window: int, sinks: bool) -> NDArray[np.float64]:
+    def expected(
+        self, chunks: list[Chunk], scale: float, window: int, sinks: bool, softcap: float
+    ) -> NDArray[np.float64]:
         """[tokens, heads, D] by the formula, in float64."""
         heads, rows = self.heads, []
         for sequence, start, count in chunks:
@@ -72,6 +74,7 @@ class Case:
             queries = qkv[start:, : heads.num_heads].reshape(count, heads.num_kv_heads, heads.group, -1)
             keys, values = qkv[:, heads.num_heads : -heads.num_kv_heads], qkv[:, -heads.num_kv_heads :]
             scores = np.einsum("thgd,khd->thgk", queries, keys, optimize=True) * scale
+            scores = softcap * np.tanh(scores / softcap) if softcap else scores
             distance = np.arange(start, start + count)[:, None] - np.arange(start + count)
             visible = (distance >= 0) & (distance < window if window else True)
             scores = np.where(visible[:, None, None], scores, -np.inf)
@@ -86,7 +89,10 @@ class Case:
 class Runner:
     """Steps of a case on the device."""
 
-    def __init__(self, context: Context, upload: Upload, download: Download, case: Case) -> None:
+    def __init__(
+        self, context: Context, upload: Upload, download: Download, case: Case, *, softcap: float = 0.0
+    ) -> None:
+        self.softcap = softcap
         self.context, self.upload, self.download, self.case = context, upload, download, case
         self.caches: list[DeviceArray] = []
 
@@ -149,6 +155,7 @@ class Runner:
             window=window,
             sinks=self.upload(self.case.sinks) if sinks else None,
             head_norms=head_norms,
+            softcap=self.softcap,
         )
 
     def decode(

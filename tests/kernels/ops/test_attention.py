@@ -24,6 +24,9 @@ GROUPS = [
     Heads(20, 1, 32),
     Heads(2, 2, 80),
     Heads(4, 2, 16),
+    Heads(4, 2, 256),
+    Heads(3, 3, 256),
+    Heads(20, 1, 512),
 ]
 CONTEXTS = [1, 63, 64, 65, 127, 128, 129, 256, 257, 1000, 4096]
 MIXED: list[Chunk] = [(0, 0, 70), (1, 299, 1), (2, 100, 200), (3, 511, 1), (4, 0, 1), (5, 260, 3), (6, 0, 513)]
@@ -51,7 +54,7 @@ def check(actual: np.ndarray, expected: np.ndarray) -> None:
 
 def run_and_check(runner: Runner, chunks: list[Chunk], window: int, sinks: bool, padding: int = 0) -> None:
     actual = runner.run(chunks, window=window, sinks=sinks, padding=padding, poison=True)
-    expected = runner.case.expected(chunks, runner.case.heads.head_dim**-0.5, window, sinks)
+    expected = runner.case.expected(chunks, runner.case.heads.head_dim**-0.5, window, sinks, runner.softcap)
     check(actual[: expected.shape[0]], expected)
     np.testing.assert_array_equal(actual[expected.shape[0] :], 0)
 
@@ -101,6 +104,15 @@ def test_a_step_of_as_many_sequences_as_tokens_may_hold_several_tokens_of_one(
     """By its array shapes it looks like a decode step: all of it is decode work, done right."""
     runner = Runner(context, upload, download, Case(Heads(14, 2, 64), [40, 700]))
     run_and_check(runner, [(0, 0, 40), (1, 690, 10), *[(0, 0, 0)] * 48], 0, False)
+
+
+@pytest.mark.gpu
+@pytest.mark.sanitize("4/2x256")
+@pytest.mark.parametrize("heads", [Heads(16, 2, 128), Heads(4, 2, 256)], ids=str)
+def test_scores_have_a_soft_cap(context: Context, upload: Upload, download: Download, heads: Heads) -> None:
+    runner = Runner(context, upload, download, Case(heads, MIXED_LENGTHS), softcap=1.5)
+    run_and_check(runner, MIXED, 0, False)
+    run_and_check(runner, [(sequence, length - 1, 1) for sequence, length in enumerate(MIXED_LENGTHS)], 100, False)
 
 
 def same(a: np.ndarray, b: np.ndarray, what: str) -> None:

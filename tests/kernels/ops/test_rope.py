@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from kernels.batch import LayerCache
 from kernels.ops.attention import cache_shape
-from kernels.ops.rope import HEAD_DIMS, Rotation, rope_write, rotation
+from kernels.ops.rope import HEAD_DIMS, WIDE_HEAD_DIMS, Rotation, rope_write, rotation
 from kernels.runtime.launcher import Context
 from kernels.weights.parameters import Attention, Pairing, QueryGrowth, RmsNorm, Rope
 from tests.kernels.conftest import Download, Upload
@@ -68,7 +70,7 @@ def rotated(heads: np.ndarray, cosine: np.ndarray, sine: np.ndarray, pairing: Pa
 
 
 @pytest.mark.sanitize("14-2-True-neox-*")
-@pytest.mark.parametrize("head_dim", HEAD_DIMS)
+@pytest.mark.parametrize("head_dim", HEAD_DIMS + WIDE_HEAD_DIMS)
 @pytest.mark.parametrize("pairing", ["neox", "normal", None])
 @pytest.mark.parametrize("norms", [False, True])
 @pytest.mark.parametrize(("num_heads", "num_kv_heads"), [(14, 2), (3, 3)])
@@ -149,3 +151,32 @@ def test_a_token_gets_the_same_bits_alone(
     together = run(slice(None))
     for token in (0, num_tokens // 2, num_tokens - 1):
         np.testing.assert_array_equal(run(slice(token, token + 1))[0], together[token])
+
+
+@pytest.mark.sanitize("256")
+@pytest.mark.parametrize("head_dim", [64, 128, 256, 512])
+def test_values_may_have_a_norm_and_a_layer_queries_only(
+    context: Context, upload: Upload, download: Download, head_dim: int
+) -> None:
+    rng = np.random.default_rng(head_dim)
+    num_tokens = 37
+    qkv = rng.normal(0, 3, (num_tokens, 6, head_dim)).astype(np.float16)  # 4 heads, one KV head
+    slots = upload(rng.permutation(64)[:num_tokens].astype(np.int32))
+    angles = rng.uniform(0, 6, (num_tokens, head_dim // 2))
+    by = Rotation(upload(np.cos(angles).astype(np.float32)), upload(np.sin(angles).astype(np.float32)), "neox")
+    norm = RmsNorm(upload(np.ones(head_dim, np.float32)), EPSILON)
+    attention = Attention(4, 1, head_dim, scale=1.0, head_norms=(norm, norm), value_norm=norm)
+    out = LayerCache(*(upload(np.zeros(cache_shape(4, 16, 1, head_dim), np.float16)) for _ in "kv"))
+    whole = upload(qkv.reshape(num_tokens, -1))
+    rope_write(context, whole, slots, by, attention, out_cache=out)
+    where = download(slots)
+    stored = download(out.values)[where // 16, 0, where % 16].astype(np.float64)
+    values = qkv[:, 5].astype(np.float64)
+    expected = values / np.sqrt((values**2).mean(-1, keepdims=True) + EPSILON)
+    np.testing.assert_allclose(stored, expected, rtol=2e-3, atol=2e-3)
+    before = [download(array) for array in out]
+    queries = upload(np.ascontiguousarray(qkv[:, :4]).reshape(num_tokens, -1))
+    rope_write(context, queries, slots, by, replace(attention, shares_cache=True), out_cache=out)
+    np.testing.assert_array_equal(download(queries), download(whole)[:, : 4 * head_dim])
+    for array, kept in zip(out, before, strict=True):
+        np.testing.assert_array_equal(download(array), kept)

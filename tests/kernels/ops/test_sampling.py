@@ -130,7 +130,7 @@ def test_sizes_are_those_of_the_kernels() -> None:
 
 @pytest.mark.gpu
 @pytest.mark.sanitize("3-4099")
-@pytest.mark.parametrize("vocab_size", [1, 5, 640, 4096, 4099, 32064, 50257, 151936, 201088])
+@pytest.mark.parametrize("vocab_size", [1, 5, 640, 4096, 4099, 32064, 50257, 151936, 201088, 262208])
 @pytest.mark.parametrize("num_rows", [1, 3, 64, 256])
 def test_rows_draw_what_the_reference_draws(sampler: Sampler, num_rows: int, vocab_size: int) -> None:
     rng = np.random.default_rng()

@@ -17,7 +17,8 @@ from tests.kernels.ops.test_sampling import greedy_rows, make_rows
 @pytest.mark.sanitize("5-640-*")
 @pytest.mark.parametrize("num_top", [0, 1, 20])
 @pytest.mark.parametrize(
-    ("num_rows", "vocab_size"), [(1, 5), (5, 640), (4, 4096), (4, 8191), (3, 151936), (64, 50257), (2, 262144)]
+    ("num_rows", "vocab_size"),
+    [(1, 5), (5, 640), (4, 4096), (4, 8191), (3, 151936), (64, 50257), (2, 262144), (2, 262208), (1, 520192)],
 )
 def test_log_probabilities(
     context: Context, upload: Upload, download: Download, empty: Empty, num_rows: int, vocab_size: int, num_top: int

@@ -149,7 +149,7 @@ def test_heads_of_a_size_that_no_kernel_has_are_refused_on_a_gpu_and_computed_on
 
 def test_a_vocabulary_beyond_the_sampler_is_refused_on_a_gpu_when_it_is_loaded(tmp_path: Path) -> None:
     gguf = open_gguf(write_tiny("qwen2", tmp_path / "model.gguf"))
-    config = replace(read_model_config(gguf), vocab_size=(1 << 18) + 64)
+    config = replace(read_model_config(gguf), vocab_size=1 << 19)
     device = DryRunDevice("cuda:0")
-    with pytest.raises(ModelLoadFailed, match=r"model.gguf: the vocabulary has 262,208 tokens, .* 262,144; .*cpu"):
+    with pytest.raises(ModelLoadFailed, match=r"model.gguf: the vocabulary has 524,288 tokens, .* 520,192; .*cpu"):
         assemble_model(config, Weights(gguf, device), device)

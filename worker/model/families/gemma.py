@@ -19,9 +19,8 @@ from typing import ClassVar
 import numpy as np
 
 from kernels.batch import AnyArray, Step
-from kernels.devices.protocol import AnyProjection, Device, is_gpu
+from kernels.devices.protocol import AnyProjection, Device
 from kernels.weights.parameters import Attention, RmsNorm, Rope
-from orcd.errors import ModelLoadFailed
 from worker.model.config import Architecture, ModelConfig
 from worker.model.kv_cache import KVCache
 from worker.model.layer_config import LayerPattern
@@ -93,8 +92,6 @@ class Gemma:
     recompute_at: int | None = None
 
     def __init__(self, config: ModelConfig, weights: Weights, device: Device) -> None:
-        if is_gpu(device):
-            raise ModelLoadFailed(f"{config.architecture} runs on the CPU only: run it with --device cpu")
         self._config = config
         self._device = device
         self._embedding, self._head = weights.head("token_embd.weight", config.vocab_size, config.hidden)

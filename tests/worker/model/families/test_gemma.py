@@ -10,6 +10,7 @@ import pytest
 from kernels.devices.open import open_device
 from tests.models.files import SMALL
 from worker.commands.logits import compute_logits
+from worker.model.families.gemma import GEGLU_SCALE
 from worker.model.gguf import open_gguf
 from worker.model.registry import Model, assemble_model, read_model_config
 from worker.model.weights import Weights
@@ -38,3 +39,22 @@ def test_layers_with_a_window_have_a_rotation_of_their_own() -> None:
     assert (config.sliding_rope.base, config.sliding_rope.scaling) == (10_000.0, "none")
     same = compute_logits(load("gemma3-q4_0", sliding_rope=config.rope), PROMPT)
     assert np.abs(same - compute_logits(load("gemma3-q4_0"), PROMPT)).max() > 0.05
+
+
+def test_the_scale_of_geglu_keeps_what_real_files_have_within_float16() -> None:
+    """Outputs up to 800,000, beside many small ones; what comes out of the norm after the next product."""
+    rng = np.random.default_rng(0)
+    outputs = rng.normal(size=(4, 2048)) * np.exp(rng.normal(0, 3, (4, 2048)))
+    outputs *= 8e5 / np.abs(outputs).max()
+    down = rng.normal(size=(2048, 64)) / 45
+    exact = outputs @ down
+
+    def normed(product: np.ndarray) -> np.ndarray:
+        result: np.ndarray = product / np.sqrt((product**2).mean(axis=-1, keepdims=True))
+        return result
+
+    def error(scale: float) -> float:
+        held = np.clip(outputs * scale, -65504, 65504).astype(np.float16).astype(np.float64)
+        return float(np.abs(normed(held @ down) - normed(exact)).max())
+
+    assert error(GEGLU_SCALE) < 1e-3 < 0.1 < error(1.0)

@@ -1,0 +1,390 @@
+// Attention over the paged KV cache for heads of 256 and 512, whose rows no warp can hold. The warps of a block share
+// query rows and tiles of keys and values in shared memory: each scores some keys of a tile, and has WARP_COLUMNS
+// columns of the output. Softmax is that of attention.cuh; decode and prefill differ in the number of rows only, so
+// that a row's bits are the same in both.
+#include "attention_params.cuh"
+
+constexpr int WARP_COLUMNS = 64;
+constexpr int WARPS = HEAD_DIM / WARP_COLUMNS;
+constexpr int THREADS = WARPS * 32;
+constexpr int WARP_KEYS = TILE_KEYS / WARPS;
+constexpr int CHUNKS = HEAD_DIM / 16;
+constexpr int ROW_BYTES = HEAD_DIM * 2 + 16;  // an odd number of 16-byte chunks: ldmatrix has no bank conflicts
+constexpr int TILE_BYTES = TILE_KEYS * ROW_BYTES;
+constexpr int WEIGHT_BYTES = TILE_KEYS * 2 + 16;  // of a row of weights
+constexpr int COLUMN_TILES = WARP_COLUMNS / 8;    // of a warp
+static_assert(WARP_KEYS == 16 || WARP_KEYS == 8, "a warp has one or two tiles of 8 keys");
+static_assert(KV_BUFFERS == 1 || KV_BUFFERS == 2, "values share the place of keys, or have one of their own");
+
+// Shared memory: queries, tiles, weights, and the largest score of each row and warp.
+template <int ROW_TILES>
+struct Place {
+    static constexpr int ROWS = 16 * ROW_TILES;
+    u8* shared;
+
+    DEVICE u32 queries() const { return shared_address(shared); }
+    DEVICE u32 keys() const { return queries() + ROWS * ROW_BYTES; }
+    DEVICE u32 values() const { return keys() + (KV_BUFFERS - 1) * TILE_BYTES; }
+    DEVICE u8* weights() const { return shared + ROWS * ROW_BYTES + KV_BUFFERS * TILE_BYTES; }
+    DEVICE float* maxima() const { return (float*)(weights() + ROWS * WEIGHT_BYTES); }  // [WARPS][ROWS]
+};
+
+// What a warp has of its rows: lane 4g + t rows g and g + 8 of each row tile, columns 2t and 2t + 1 of every 8.
+template <int ROW_TILES>
+struct Partial {
+    float m[ROW_TILES][2], l[ROW_TILES][2];
+    float o[ROW_TILES][COLUMN_TILES][4];
+
+    DEVICE void clear() {
+#pragma unroll
+        for (int r = 0; r < ROW_TILES; r++) {
+            m[r][0] = m[r][1] = NEGATIVE_INFINITY, l[r][0] = l[r][1] = 0.0f;
+#pragma unroll
+            for (int n = 0; n < COLUMN_TILES; n++) o[r][n][0] = o[r][n][1] = o[r][n][2] = o[r][n][3] = 0.0f;
+        }
+    }
+    // Merges another partial result of one row, whose output is `other(n)` for column tile n.
+    template <typename Other>
+    DEVICE void merge_row(int r, int half, float other_m, float other_l, Other other) {
+        float keep, add;
+        m[r][half] = merge_weights(m[r][half], other_m, keep, add);
+        l[r][half] = merged(l[r][half], keep, other_l, add);
+#pragma unroll
+        for (int n = 0; n < COLUMN_TILES; n++) {
+            const float2 x = other(n);
+            o[r][n][2 * half] = merged(o[r][n][2 * half], keep, x.x, add);
+            o[r][n][2 * half + 1] = merged(o[r][n][2 * half + 1], keep, x.y, add);
+        }
+    }
+    DEVICE void merge(const Partial& other) {
+#pragma unroll
+        for (int r = 0; r < ROW_TILES; r++)
+#pragma unroll
+            for (int half = 0; half < 2; half++)
+                merge_row(r, half, other.m[r][half], other.l[r][half],
+                          [&](int n) { return float2{other.o[r][n][2 * half], other.o[r][n][2 * half + 1]}; });
+    }
+};
+
+DEVICE int lane_row(int row_tile, int half) { return 16 * row_tile + 8 * half + threadIdx.x % 32 / 4; }
+DEVICE int lane_column(int n) { return threadIdx.x / 32 * WARP_COLUMNS + 8 * n + 2 * (threadIdx.x % 4); }
+
+// ---- copies to shared memory by all threads
+
+constexpr int ROW_CHUNKS = HEAD_DIM / 8;
+constexpr int ROWS_AT_ONCE = THREADS / ROW_CHUNKS;
+static_assert(KEY_GROUP % ROWS_AT_ONCE == 0, "a group is copied in whole passes");
+
+// Rows past the sequence's keys become zeros: what lies there may belong to another sequence, or be NaN.
+DEVICE void copy_tile(u32 place, const u16* cache, const AttentionParams& p, const Item& item, i32 kv_head, i32 tile) {
+    const int row = threadIdx.x / ROW_CHUNKS, chunk = threadIdx.x % ROW_CHUNKS;
+    if (tile < item.end_tile)
+#pragma unroll
+        for (int group = 0; group < TILE_GROUPS; group++) {
+            const u16* from = cache + group_offset(p, item, kv_head, tile, group) + row * HEAD_DIM + chunk * 8;
+#pragma unroll
+            for (int first = 0; first < KEY_GROUP; first += ROWS_AT_ONCE) {
+                const int key = group * KEY_GROUP + first + row;
+                copy_async(place + key * ROW_BYTES + chunk * 16, from + first * HEAD_DIM,
+                           tile * TILE_KEYS + key < item.num_keys);
+            }
+        }
+    copy_commit();
+}
+
+template <int ROWS>
+DEVICE void copy_queries(u32 place, const AttentionParams& p, const Item& item, i32 kv_head) {
+    const int chunk = threadIdx.x % ROW_CHUNKS;
+#pragma unroll 4
+    for (int row = threadIdx.x / ROW_CHUNKS; row < ROWS; row += ROWS_AT_ONCE) {
+        const bool valid = row < item.num_rows;
+        i32 token, head;
+        locate(p, item, kv_head, valid ? row : 0, token, head);
+        const u16* from = p.qkv + (i64)(item.first_token + token) * p.qkv_width + head * HEAD_DIM + chunk * 8;
+        copy_async(place + row * ROW_BYTES + chunk * 16, from, valid);
+    }
+}
+
+// ---- one tile
+
+// Which keys a lane's rows see.
+template <int ROW_TILES>
+struct Seen {
+    i32 lowest[ROW_TILES][2], highest[ROW_TILES][2];
+
+    DEVICE Seen(const AttentionParams& p, const Item& item, i32 kv_head) {
+#pragma unroll
+        for (int r = 0; r < ROW_TILES; r++)
+#pragma unroll
+            for (int half = 0; half < 2; half++) {
+                const int row = lane_row(r, half);
+                const bool valid = row < item.num_rows;
+                i32 token, head;
+                locate(p, item, kv_head, valid ? row : 0, token, head);
+                lowest[r][half] = valid ? lowest_key(p, item.first_position + token) : 0;
+                highest[r][half] = valid ? item.first_position + token : -1;
+            }
+    }
+};
+
+template <int ROW_TILES>
+using Scores = float[ROW_TILES][WARP_KEYS / 8][4];
+
+// Address of a lane's row of an A operand in rows `row_bytes` apart.
+DEVICE u32 operand_address(u32 rows, int row_bytes) {
+    const int lane = threadIdx.x % 32;
+    return rows + ((lane & 7) + (lane >> 3 & 1) * 8) * row_bytes + (lane >> 4) * 16;
+}
+
+// Products of all rows with this warp's keys, within the soft cap, -inf where a row does not see a key.
+template <int ROW_TILES>
+DEVICE void score_keys(Scores<ROW_TILES>& s, const Place<ROW_TILES>& place, const AttentionParams& p,
+                       const Seen<ROW_TILES>& seen, i32 first_key) {
+    const int lane = threadIdx.x % 32, first = threadIdx.x / 32 * WARP_KEYS;
+    const u32 queries = operand_address(place.queries(), ROW_BYTES);
+    const u32 keys =
+        place.keys() + (WARP_KEYS == 16 ? (first + (lane & 7) + (lane >> 4 << 3)) * ROW_BYTES + (lane >> 3 & 1) * 16
+                                        : (first + (lane & 7)) * ROW_BYTES + (lane >> 3) * 16);
+#pragma unroll
+    for (int r = 0; r < ROW_TILES; r++)
+#pragma unroll
+        for (int n = 0; n < WARP_KEYS / 8; n++) s[r][n][0] = s[r][n][1] = s[r][n][2] = s[r][n][3] = 0.0f;
+#pragma unroll 2
+    for (int k = 0; k < CHUNKS; k += 16 / WARP_KEYS) {
+        u32 b[4];
+        load_matrices(b, keys + k * 32);
+#pragma unroll
+        for (int r = 0; r < ROW_TILES; r++) {
+            u32 a[4];
+            load_matrices(a, queries + r * 16 * ROW_BYTES + k * 32);
+            mma_16x8x16(s[r][0], a, b[0], b[1]);
+            if constexpr (WARP_KEYS == 16)
+                mma_16x8x16(s[r][1], a, b[2], b[3]);
+            else {
+                load_matrices(a, queries + r * 16 * ROW_BYTES + (k + 1) * 32);
+                mma_16x8x16(s[r][0], a, b[2], b[3]);
+            }
+        }
+    }
+#pragma unroll
+    for (int r = 0; r < ROW_TILES; r++)
+#pragma unroll
+        for (int n = 0; n < WARP_KEYS / 8; n++)
+#pragma unroll
+            for (int c = 0; c < 4; c++) {
+#ifdef SOFTCAP
+                s[r][n][c] = soft_capped(p, s[r][n][c]);
+#endif
+                const i32 key = first_key + first + 8 * n + 2 * (lane & 3) + (c & 1);
+                if (key < seen.lowest[r][c >> 1] || key > seen.highest[r][c >> 1]) s[r][n][c] = NEGATIVE_INFINITY;
+            }
+}
+
+// Leaves the largest score of this warp's keys where all warps see it.
+template <int ROW_TILES>
+DEVICE void put_maxima(const Scores<ROW_TILES>& s, const Place<ROW_TILES>& place) {
+#pragma unroll
+    for (int r = 0; r < ROW_TILES; r++)
+#pragma unroll
+        for (int half = 0; half < 2; half++) {
+            float largest = NEGATIVE_INFINITY;
+#pragma unroll
+            for (int n = 0; n < WARP_KEYS / 8; n++)
+                largest = fmaxf(largest, fmaxf(s[r][n][2 * half], s[r][n][2 * half + 1]));
+            largest = fmaxf(largest, __shfl_xor_sync(ALL_LANES, largest, 1));
+            largest = fmaxf(largest, __shfl_xor_sync(ALL_LANES, largest, 2));
+            if (threadIdx.x % 4 == 0)
+                place.maxima()[threadIdx.x / 32 * Place<ROW_TILES>::ROWS + lane_row(r, half)] = largest;
+        }
+}
+
+// Makes weights of the scores, relative to the largest of the tile, which goes to `m`.
+template <int ROW_TILES>
+DEVICE void put_weights(float (&m)[ROW_TILES][2], const Scores<ROW_TILES>& s, const Place<ROW_TILES>& place,
+                        float scale_log2) {
+    const int first = threadIdx.x / 32 * WARP_KEYS + 2 * (threadIdx.x % 4);
+#pragma unroll
+    for (int r = 0; r < ROW_TILES; r++)
+#pragma unroll
+        for (int half = 0; half < 2; half++) {
+            const int row = lane_row(r, half);
+            float largest = NEGATIVE_INFINITY;
+#pragma unroll
+            for (int w = 0; w < WARPS; w++) largest = fmaxf(largest, place.maxima()[w * Place<ROW_TILES>::ROWS + row]);
+            m[r][half] = __fmul_rn(largest, scale_log2);
+            const float reference = largest == NEGATIVE_INFINITY ? 0.0f : m[r][half];
+#pragma unroll
+            for (int n = 0; n < WARP_KEYS / 8; n++)
+                *(u32*)(place.weights() + row * WEIGHT_BYTES + (first + 8 * n) * 2) =
+                    pack_half2(power_of_2(__fmaf_rn(s[r][n][2 * half], scale_log2, -reference)),
+                               power_of_2(__fmaf_rn(s[r][n][2 * half + 1], scale_log2, -reference)));
+        }
+}
+
+// Merges the weighted sum of a tile's values, this warp's columns of it, into `split`.
+template <int ROW_TILES>
+DEVICE void merge_tile(Partial<ROW_TILES>& split, const float (&m)[ROW_TILES][2], const Place<ROW_TILES>& place) {
+    const int lane = threadIdx.x % 32;
+    const u32 values = place.values() + ((lane & 7) + (lane >> 3 & 1) * 8) * ROW_BYTES + (lane >> 4) * 16 +
+                       threadIdx.x / 32 * WARP_COLUMNS * 2;
+    u32 weights[ROW_TILES][TILE_GROUPS][4];
+    float keep[ROW_TILES][2], add[ROW_TILES][2];
+#pragma unroll
+    for (int r = 0; r < ROW_TILES; r++) {
+        float sums[4] = {};
+#pragma unroll
+        for (int j = 0; j < TILE_GROUPS; j++) {
+            load_matrices(weights[r][j], operand_address(shared_address(place.weights()), WEIGHT_BYTES) +
+                                             r * 16 * WEIGHT_BYTES + j * 32);
+            mma_16x8x16(sums, weights[r][j], HALF2_ONES, HALF2_ONES);
+        }
+#pragma unroll
+        for (int half = 0; half < 2; half++) {
+            split.m[r][half] = merge_weights(split.m[r][half], m[r][half], keep[r][half], add[r][half]);
+            split.l[r][half] = merged(split.l[r][half], keep[r][half], sums[2 * half], add[r][half]);
+        }
+    }
+#pragma unroll
+    for (int d = 0; d < WARP_COLUMNS / 16; d++) {
+        float o[ROW_TILES][2][4] = {};
+#pragma unroll
+        for (int j = 0; j < TILE_GROUPS; j++) {
+            u32 b[4];
+            load_matrices_transposed(b, values + j * KEY_GROUP * ROW_BYTES + d * 32);
+#pragma unroll
+            for (int r = 0; r < ROW_TILES; r++) {
+                mma_16x8x16(o[r][0], weights[r][j], b[0], b[1]);
+                mma_16x8x16(o[r][1], weights[r][j], b[2], b[3]);
+            }
+        }
+#pragma unroll
+        for (int r = 0; r < ROW_TILES; r++)
+#pragma unroll
+            for (int n = 0; n < 2; n++)
+#pragma unroll
+                for (int c = 0; c < 4; c++)
+                    split.o[r][2 * d + n][c] =
+                        merged(split.o[r][2 * d + n][c], keep[r][c >> 1], o[r][n][c], add[r][c >> 1]);
+    }
+}
+
+// ---- an item
+
+// Calls use(row tile, half, row) for the rows that this lane has of the item.
+template <int ROW_TILES, typename Use>
+DEVICE void for_rows(const Item& item, Use use) {
+#pragma unroll
+    for (int r = 0; r < ROW_TILES; r++)
+#pragma unroll
+        for (int half = 0; half < 2; half++)
+            if (lane_row(r, half) < item.num_rows) use(r, half, lane_row(r, half));
+}
+
+DEVICE i64 partial_row(const AttentionParams& p, const Item& item, i32 kv_head, i32 split, int row) {
+    return (i64)(item.partial_row + split * item.num_rows + row) * p.num_kv_heads + kv_head;
+}
+
+template <int ROW_TILES>
+DEVICE void store_split(const AttentionParams& p, const Item& item, i32 kv_head, i32 split,
+                        const Partial<ROW_TILES>& partial) {
+    for_rows<ROW_TILES>(item, [&](int r, int half, int row) {
+        const i64 at = partial_row(p, item, kv_head, split, row);
+        if (threadIdx.x / 32 == 0 && threadIdx.x % 4 == 0)
+            p.work.partial_sums[at] = {partial.m[r][half], partial.l[r][half]};
+#pragma unroll
+        for (int n = 0; n < COLUMN_TILES; n++)
+            *(float2*)(p.work.partial_outputs + at * HEAD_DIM + lane_column(n)) = {partial.o[r][n][2 * half],
+                                                                                   partial.o[r][n][2 * half + 1]};
+    });
+}
+
+template <int ROW_TILES>
+DEVICE void merge_stored(const AttentionParams& p, const Item& item, i32 kv_head, Partial<ROW_TILES>& whole) {
+    for (i32 split = item.first_split; split < item.end_split; split++)
+        for_rows<ROW_TILES>(item, [&](int r, int half, int row) {
+            const i64 at = partial_row(p, item, kv_head, split, row);
+            const float2 sums = load_shared_result(p.work.partial_sums + at);
+            whole.merge_row(r, half, sums.x, sums.y, [&](int n) {
+                return load_shared_result((const float2*)(p.work.partial_outputs + at * HEAD_DIM + lane_column(n)));
+            });
+        });
+}
+
+template <int ROW_TILES>
+DEVICE void write_rows(const AttentionParams& p, const Item& item, i32 kv_head, const Partial<ROW_TILES>& whole) {
+    for_rows<ROW_TILES>(item, [&](int r, int half, int row) {
+        i32 token, head;
+        locate(p, item, kv_head, row, token, head);
+        const float factor = final_factor(p, whole.m[r][half], whole.l[r][half], load_sink(p, head));
+        u16* out = p.out + ((i64)(item.first_token + token) * p.num_kv_heads * p.group + head) * HEAD_DIM;
+#pragma unroll
+        for (int n = 0; n < COLUMN_TILES; n++)
+            *(u32*)(out + lane_column(n)) =
+                pack_half2(whole.o[r][n][2 * half] * factor, whole.o[r][n][2 * half + 1] * factor);
+    });
+}
+
+template <int ROW_TILES>
+DEVICE void compute_item(const AttentionParams& p, const Item& item, i32 kv_head, u8* shared) {
+    const Place<ROW_TILES> place{shared};
+    copy_queries<Place<ROW_TILES>::ROWS>(place.queries(), p, item, kv_head);
+    copy_tile(place.keys(), p.cache.keys, p, item, kv_head, item.first_tile);
+    const Seen<ROW_TILES> seen(p, item, kv_head);
+    Partial<ROW_TILES> split, whole;
+    split.clear();
+    whole.clear();
+    for (i32 tile = item.first_tile; tile < item.end_tile; tile++) {
+        Scores<ROW_TILES> s;
+        float m[ROW_TILES][2];
+        copy_wait<0>();
+        __syncthreads();  // the keys are there, and nobody reads values or weights any more
+        if (KV_BUFFERS == 2) copy_tile(place.values(), p.cache.values, p, item, kv_head, tile);
+        score_keys<ROW_TILES>(s, place, p, seen, tile * TILE_KEYS);
+        put_maxima<ROW_TILES>(s, place);
+        __syncthreads();  // nobody reads keys any more
+        if (KV_BUFFERS == 2)
+            copy_tile(place.keys(), p.cache.keys, p, item, kv_head, tile + 1);
+        else
+            copy_tile(place.values(), p.cache.values, p, item, kv_head, tile);
+        put_weights<ROW_TILES>(m, s, place, p.scores.scale_log2);
+        copy_wait<KV_BUFFERS - 1>();
+        __syncthreads();  // values and weights are there
+        merge_tile<ROW_TILES>(split, m, place);
+        if (KV_BUFFERS == 1) {
+            __syncthreads();
+            copy_tile(place.keys(), p.cache.keys, p, item, kv_head, tile + 1);
+        }
+        if ((tile + 1) % SPLIT_TILES == 0 || tile + 1 == item.end_tile) {
+            if (item.num_items == 1)
+                whole.merge(split);
+            else
+                store_split<ROW_TILES>(p, item, kv_head, tile / SPLIT_TILES, split);
+            split.clear();
+        }
+    }
+    if (item.num_items > 1) {
+        __syncthreads();
+        if (!arrives_last(p, item, kv_head)) return;
+        merge_stored<ROW_TILES>(p, item, kv_head, whole);
+    }
+    write_rows<ROW_TILES>(p, item, kv_head, whole);
+}
+
+// Grid: at least decode items * KV heads. Dynamic shared memory of both: `WideShape.shared_bytes`.
+KERNEL __launch_bounds__(THREADS) attention_wide_decode(const __grid_constant__ AttentionParams p) {
+    extern __shared__ __align__(16) u8 shared[];
+    wait_for_previous();
+    const i32 index = blockIdx.x / p.num_kv_heads, kv_head = blockIdx.x - index * p.num_kv_heads;
+    const i32 token = blockIdx.x, position = token < p.num_tokens ? p.positions[token] : 0;
+    if (index < p.work.counts->decode_items) compute_item<1>(p, p.work.items[index], kv_head, shared);
+    clear_padding(p, token, position);
+}
+
+// Grid: at least prefill items * KV heads.
+KERNEL __launch_bounds__(THREADS) attention_wide_prefill(const __grid_constant__ AttentionParams p) {
+    extern __shared__ __align__(16) u8 shared[];
+    wait_for_previous();
+    const i32 index = blockIdx.x / p.num_kv_heads;
+    if (index >= p.work.counts->prefill_items) return;
+    compute_item<PREFILL_ROW_TILES>(p, p.work.items[index], blockIdx.x - index * p.num_kv_heads, shared);
+}
