@@ -46,7 +46,7 @@ class Result(msgspec.Struct, frozen=True):
     and kinds of devices that the tokens come from, in order: more than one means that the answer was begun under
     another one than it was finished under. ``schema_valid`` is as in `orcd.events.End`, None unless the job succeeded.
     ``prompt_logprobs`` has an entry for each token of the prompt, None for the first one, which nothing comes before;
-    it is None if the request asked for none.
+    it is None if the request asked for none. ``cached_tokens`` is how many of ``tokens_in`` were in the prefix cache.
     """
 
     job_id: str
@@ -62,6 +62,7 @@ class Result(msgspec.Struct, frozen=True):
     fingerprints: list[str] = []
     schema_valid: bool | None = None
     prompt_logprobs: list[TokenLogprob | None] | None = None
+    cached_tokens: int = 0
 
     @property
     def text(self) -> str:
@@ -164,6 +165,7 @@ class ResultBuilder:
             fingerprints=fingerprints,
             schema_valid=end.schema_valid,
             prompt_logprobs=self._prompt_logprobs,
+            cached_tokens=end.cached_tokens,
         )
 
 

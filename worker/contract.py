@@ -106,7 +106,8 @@ class TokenOutput(msgspec.Struct, frozen=True, array_like=True):
     A token that ends the sequence (end-of-text, stop token) is the last of ``ids``: it counts as emitted.
     ``finish_reason`` "error" comes with ``error_code`` and ``error_message`` and no ids. ``usage`` comes with the last
     output of a choice that was in the engine. ``prompt_logprobs`` come once, with the first output of the request's
-    first choice in the engine: one for each token of the prompt but the first.
+    first choice in the engine: one for each token of the prompt but the first. ``cached_tokens`` says, with every
+    token, how many of the prompt's were in the prefix cache when the choice was started in this engine.
     """
 
     request_id: str
@@ -118,6 +119,7 @@ class TokenOutput(msgspec.Struct, frozen=True, array_like=True):
     error_message: str | None = None
     usage: Usage | None = None
     prompt_logprobs: tuple[TokenLogprobs, ...] | None = None
+    cached_tokens: int = 0
 
 
 class Load(msgspec.Struct, frozen=True, array_like=True, tag="load"):
@@ -242,6 +244,7 @@ def join_outputs(run: Sequence[TokenOutput]) -> TokenOutput:
         logprobs or None,
         usage=last.usage,
         prompt_logprobs=run[0].prompt_logprobs,
+        cached_tokens=run[0].cached_tokens,
     )
 
 

@@ -32,7 +32,7 @@ def response(body: Mapping[str, Any], result: Result, created_s: int) -> dict[st
         "created": created_s,
         "model": result.model or body.get("model"),
         "choices": [_choice(index, choice) for index, choice in enumerate(result.choices)],
-        "usage": usage(result.tokens_in, result.tokens_out),
+        "usage": usage(result),
         "system_fingerprint": result.fingerprints[-1] if result.fingerprints else None,
         **logprobs.of_prompt(result),
     }

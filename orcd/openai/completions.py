@@ -39,7 +39,7 @@ def response(body: Mapping[str, Any], result: Result, created_s: int) -> dict[st
             {**_choice(index, choice, echoed), **logprobs.of_prompt(result)}
             for index, choice in enumerate(result.choices)
         ],
-        "usage": usage(result.tokens_in, result.tokens_out),
+        "usage": usage(result),
         "system_fingerprint": result.fingerprints[-1] if result.fingerprints else None,
     }
 

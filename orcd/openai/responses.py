@@ -62,6 +62,8 @@ def parse(body: Any, defaults: Mapping[str, Any]) -> Request:
 def response(body: Mapping[str, Any], result: Result, created_s: int) -> dict[str, Any]:
     """The ``response`` object of a job, as far as it has come."""
     status = _status(result)
+    has_succeeded = result.state == "succeeded"
+    counted = response_usage(result.tokens_in, result.tokens_out, result.cached_tokens) if has_succeeded else None
     took_ms = result.queue_ms + result.ttft_ms + result.decode_ms
     return {
         "id": f"resp_{result.job_id}",
@@ -73,7 +75,7 @@ def response(body: Mapping[str, Any], result: Result, created_s: int) -> dict[st
         "incomplete_details": {"reason": "max_output_tokens"} if status == "incomplete" else None,
         "model": result.model or body.get("model"),
         "output": [] if not result.choices else _output(result.job_id, result.choices[0], _ITEM.get(status, status)),
-        "usage": response_usage(result.tokens_in, result.tokens_out) if result.state == "succeeded" else None,
+        "usage": counted,
         **_echoed(body),
     }
 

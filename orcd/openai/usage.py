@@ -4,20 +4,28 @@ from __future__ import annotations
 
 from typing import Any
 
+from orcd.events import End
+from orcd.result import Result
 
-def usage(tokens_in: int, tokens_out: int) -> dict[str, int]:
+
+def usage(ended: Result | End) -> dict[str, Any]:
     """As chat completions and completions have it."""
-    return {"prompt_tokens": tokens_in, "completion_tokens": tokens_out, "total_tokens": tokens_in + tokens_out}
+    return {
+        "prompt_tokens": ended.tokens_in,
+        "completion_tokens": ended.tokens_out,
+        "total_tokens": ended.tokens_in + ended.tokens_out,
+        "prompt_tokens_details": {"cached_tokens": ended.cached_tokens},
+    }
 
 
-def response_usage(tokens_in: int, tokens_out: int) -> dict[str, Any]:
+def response_usage(tokens_in: int, tokens_out: int, cached_tokens: int) -> dict[str, Any]:
     """As responses and batches have it.
 
-    Tokens from the cache and tokens of reasoning are not counted apart, and clients insist on a number.
+    Tokens written to the cache, and tokens of reasoning, are not counted apart, and clients insist on a number.
     """
     return {
         "input_tokens": tokens_in,
-        "input_tokens_details": {"cached_tokens": 0, "cache_write_tokens": 0},
+        "input_tokens_details": {"cached_tokens": cached_tokens, "cache_write_tokens": 0},
         "output_tokens": tokens_out,
         "output_tokens_details": {"reasoning_tokens": 0},
         "total_tokens": tokens_in + tokens_out,

@@ -85,6 +85,7 @@ class ActiveJob:
         self.num_drawn = 0
         self.usage = contract.Usage()
         self._num_withdrawals = 0
+        self._cached_tokens: int | None = None  # as the engine said with the first token since the last `add`
         self._has_prompt_logprobs = False
         self.ended = False
         self.text_sha256 = ""
@@ -134,6 +135,7 @@ class ActiveJob:
 
         Forgets what was drawn and not handed out: the engine draws it again.
         """
+        self._cached_tokens = None
         if isinstance(self._prompt, OrcdError) or self._end_if_done():
             return None
         unfinished = [choice for choice in self._choices if choice.finish is None]
@@ -174,6 +176,8 @@ class ActiveJob:
         assert choice.detokenizer is not None, "add() comes before process()"
         self.num_drawn += len(output.ids)
         self.usage = self.usage.plus(output.usage)
+        if output.ids and self._cached_tokens is None:
+            self._cached_tokens = output.cached_tokens
         choice.held += output.ids
         choice.held_logprobs.add(output, choice.detokenizer.pieces)
         delta = choice.detokenizer.feed(output.ids)
@@ -250,6 +254,7 @@ class ActiveJob:
                 decode_ms=max(0, self.now_ms() - first_ms),
                 text_sha256=self.text_sha256,
                 schema_valid=self._is_whole(),
+                cached_tokens=self._cached_tokens or 0,
             ),
             0,
         )

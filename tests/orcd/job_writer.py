@@ -48,7 +48,7 @@ class Writer:
         return self.write(Token("".join(f" {i}" for i in numbers), first, [first_id + i for i in numbers]))
 
     def end(self) -> bool:
-        return self.write(End("length", 3, self.num_tokens, 1, 2, 3, "0" * 64))
+        return self.write(End("length", 3, self.num_tokens, 1, 2, 3, "0" * 64, cached_tokens=2))
 
     def fail(self, code: str = "INTERNAL", message: str = "it broke") -> bool:
         return self.write(Error(code, message, False))

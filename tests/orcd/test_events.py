@@ -38,7 +38,7 @@ EVENTS = [
     Token("a", 1, [8], prompt_logprobs=[None, TokenLogprob(8, -0.5, {}, {8: b"\xff"})]),
     Token("", 5, [9], tool_calls=[ToolCallDelta(0, "id", "f", "{"), ToolCallDelta(1, arguments="}")]),
     END,
-    End("length", 3, 5, 1, 2, 3, "0" * 64, schema_valid=False),
+    End("length", 3, 5, 1, 2, 3, "0" * 64, schema_valid=False, cached_tokens=2),
     Error("CANCELLED", "cancelled", False),
 ]
 

@@ -38,6 +38,11 @@ def test_a_result_says_whether_its_answers_have_their_form(schema_valid):
     assert fold("j", [STARTED, Token("{", 1, [5])]).schema_valid is None
 
 
+def test_a_result_says_how_much_of_the_prompt_was_cached():
+    assert fold("j", [STARTED, msgspec.structs.replace(END, cached_tokens=2)]).cached_tokens == 2
+    assert fold("j", [STARTED, END]).cached_tokens == fold("j", [STARTED]).cached_tokens == 0
+
+
 def test_the_text_is_the_first_choice_s():
     assert fold("j", [Token("b", 1, [1], choice=1), Token("a", 1, [2]), END]).text == "a"
     assert fold("j", [Token("b", 1, [1], choice=1), Token("a", 1, [2]), END]).choices[1].text == "b"

@@ -82,7 +82,7 @@ def _chat(content: Any) -> dict[str, Any]:
 
 
 def answers(output: Path) -> dict[str, Any]:
-    """The bodies in an OUTPUT by custom_id, without ids and times. No custom_id may come twice."""
+    """The bodies in an OUTPUT by custom_id, without ids, times, and what was cached. No custom_id may come twice."""
     found: dict[str, Any] = {}
     for line in output.read_text().splitlines():
         record = json.loads(line)
@@ -103,9 +103,10 @@ def failures(errors: Path) -> dict[int, str | None]:
     return found
 
 
+_OF_ONE_RUN = ("id", "created", "created_at", "cached_tokens")
+
+
 def _without_ids(value: Any) -> Any:
     if isinstance(value, dict):
-        return {
-            name: _without_ids(inner) for name, inner in value.items() if name not in ("id", "created", "created_at")
-        }
+        return {name: _without_ids(inner) for name, inner in value.items() if name not in _OF_ONE_RUN}
     return [_without_ids(inner) for inner in value] if isinstance(value, list) else value

@@ -43,6 +43,7 @@ EVENTS = [
     Outputs(()),
     Outputs((TokenOutput("r", 0, (5,), "stop", (TokenLogprobs(-0.5, (5, 6), (-0.5, -1.5)),)),)),
     Outputs((TokenOutput("r", 0, (5,), usage=Usage(1, 2), prompt_logprobs=(TokenLogprobs(-0.5, (5,), (-0.5,)),)),)),
+    Outputs((TokenOutput("r", 0, (5,), cached_tokens=16),)),
     Outputs((TokenOutput("r", 1, (), "error", error_code="VRAM_OOM", error_message="no room"),)),
     Stats(1, 2, 3, 4, 5, 6, 7, 8, 9, 10, healthy=False),
     Stats(1, 2, 3, 4, 5, 6, 7, 8, 9, 10, step_tokens=contract.StepSizes((1, *[0] * 13), 1)),
@@ -123,6 +124,8 @@ def test_outputs_of_several_steps_are_joined_with_their_logprobs_and_the_last_re
     assert join_outputs(run) == TokenOutput("b", 0, (4, 5), "stop", usage=usage)
     run = [TokenOutput("c", 0, (4,), prompt_logprobs=(first,)), TokenOutput("c", 0, (5,))]
     assert join_outputs(run) == TokenOutput("c", 0, (4, 5), prompt_logprobs=(first,))
+    run = [TokenOutput("d", 0, (token_id,), cached_tokens=16) for token_id in (4, 5)]
+    assert join_outputs(run) == TokenOutput("d", 0, (4, 5), cached_tokens=16)
 
 
 def test_what_answers_cost_adds_up():

@@ -263,6 +263,7 @@ class Engine:
                 None if logprobs is None else (logprobs,),
                 usage=sequence.usage,
                 prompt_logprobs=sequence.take_prompt_logprobs(),
+                cached_tokens=sequence.num_cached or 0,
             )
         )
         if error is not None:

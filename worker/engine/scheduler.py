@@ -257,7 +257,7 @@ class Scheduler:
         for _ in range(num_new):
             self._allocate_block(sequence)
         self.num_prefix_hit_tokens += sequence.num_computed
-        sequence.num_prefix_hits += sequence.num_computed
+        sequence.count_prefix_hits()
         self.waiting.remove(sequence)
         insort(self.running, sequence, key=lambda sequence: sequence.rank)
         return True

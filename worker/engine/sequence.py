@@ -54,6 +54,8 @@ class Sequence:
     num_tokens: int = field(init=False)
     """All of them, known or not; kept, as every plan looks at it."""
     finish_reason: FinishReason | None = None
+    num_cached: int | None = None
+    """Tokens of its prompt that were found in the prefix cache when it was first admitted; None before."""
     num_prefix_hits: int = 0
     """Tokens whose keys and values were found in the prefix cache, each time that it was admitted."""
     num_preemptions: int = 0
@@ -137,6 +139,12 @@ class Sequence:
         assert len(self.prompt_logprobs) == self.num_prompt - 1, "log probabilities of the prompt are missing"
         logprobs, self.prompt_logprobs = tuple(self.prompt_logprobs), None
         return logprobs
+
+    def count_prefix_hits(self) -> None:
+        """It was admitted, and all that is computed of it was found in the prefix cache."""
+        self.num_prefix_hits += self.num_computed
+        if self.num_cached is None:
+            self.num_cached = min(self.num_computed, self.num_prompt)
 
     def drop_blocks(self) -> None:
         """Hold no blocks: nothing of it is computed any more."""

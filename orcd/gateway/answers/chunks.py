@@ -80,7 +80,7 @@ class Chunks:
         if self._num_choices == 1:  # with more, each choice's last token event has said it
             chunks.append(self._chunk(0, {} if self._is_chat else "", end.finish_reason))
         if self._include_usage:
-            chunks.append({**self._head, "choices": [], "usage": usage(end.tokens_in, end.tokens_out)})
+            chunks.append({**self._head, "choices": [], "usage": usage(end)})
         return chunks
 
     def _chunk(self, choice: int, delta: Any, finish: str | None = None, said: Any = None) -> dict[str, Any]:

@@ -151,13 +151,15 @@ class BatchTask:
     def _usage(self) -> dict[str, Any]:
         """The tokens of all results."""
         assert self.batch.output_file_id is not None
-        tokens_in = tokens_out = 0
+        tokens_in = tokens_out = cached_tokens = 0
         with self._files.path(self.batch.output_file_id).open("rb") as lines:
             for line in lines:
                 usage = _result.decode(line).response.body.usage
                 tokens_in += usage.get("prompt_tokens", usage.get("input_tokens", 0))
                 tokens_out += usage.get("completion_tokens", usage.get("output_tokens", 0))
-        return response_usage(tokens_in, tokens_out)
+                details = usage.get("prompt_tokens_details", usage.get("input_tokens_details", {}))
+                cached_tokens += details.get("cached_tokens", 0)
+        return response_usage(tokens_in, tokens_out, cached_tokens)
 
     def _fail(self, errors: list[dict[str, Any]]) -> None:
         self._forget_empty_files()

@@ -50,8 +50,18 @@ def test_a_stream_has_the_text_and_usage_of_the_whole_answer(sdk: openai.OpenAI)
     texts = [choice.delta.content or "" for chunk in chunks for choice in chunk.choices]
     assert "".join(texts) == answer.choices[0].message.content != ""
     assert sum(bool(text) for text in texts) > 1
-    assert chunks[-1].usage == answer.usage
-    assert answer.usage is not None and answer.usage.completion_tokens > 4
+    usage = chunks[-1].usage
+    assert answer.usage is not None and usage is not None and answer.usage.completion_tokens > 4
+    assert usage.model_copy(update={"prompt_tokens_details": answer.usage.prompt_tokens_details}) == answer.usage
+
+
+def test_an_answer_says_how_much_of_its_prompt_was_cached(sdk: openai.OpenAI) -> None:
+    asked: dict[str, Any] = {**CHAT, "messages": [{"role": "user", "content": "A haiku about frogs and rain " * 5}]}
+    before, after = (sdk.chat.completions.create(**asked).usage for _ in range(2))
+    assert before is not None and before.prompt_tokens_details is not None
+    assert after is not None and after.prompt_tokens_details is not None
+    assert (before.prompt_tokens_details.cached_tokens or 0) < (after.prompt_tokens_details.cached_tokens or 0)
+    assert after.prompt_tokens - 17 < (after.prompt_tokens_details.cached_tokens or 0) < after.prompt_tokens
 
 
 def test_choices_differ_and_a_seed_gives_them_again(sdk: openai.OpenAI) -> None:

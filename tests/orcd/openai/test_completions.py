@@ -86,7 +86,12 @@ def test_an_answer_is_a_text_completion() -> None:
         "created": 5,
         "model": "haiku",
         "choices": [{"index": 0, "text": " rain", "logprobs": None, "finish_reason": "length"}],
-        "usage": {"prompt_tokens": 9, "completion_tokens": 3, "total_tokens": 12},
+        "usage": {
+            "prompt_tokens": 9,
+            "completion_tokens": 3,
+            "total_tokens": 12,
+            "prompt_tokens_details": {"cached_tokens": 0},
+        },
         "system_fingerprint": "new",
     }
 

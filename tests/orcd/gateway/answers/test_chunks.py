@@ -6,7 +6,7 @@ from orcd.events import End, Event, Started, Token, TokenLogprob, ToolCallDelta
 from orcd.gateway.answers.chunks import Chunks
 
 STARTED = Started("j", "m", 5000, 1)
-END = End("stop", 4, 3, 0, 0, 0, "")
+END = End("stop", 4, 3, 0, 0, 0, "", cached_tokens=2)
 
 
 def made(events: list[Event], **options: Any) -> list[dict[str, Any]]:
@@ -76,6 +76,7 @@ def test_with_several_choices_each_says_its_own_reason() -> None:
 def test_usage_comes_last_and_is_null_before() -> None:
     *others, last = made([STARTED, Token("a", 1, [1]), END], include_usage=True)
     assert (last["choices"], last["usage"]["total_tokens"]) == ([], 7)
+    assert last["usage"]["prompt_tokens_details"] == {"cached_tokens": 2}
     assert all(chunk["usage"] is None for chunk in others)
 
 

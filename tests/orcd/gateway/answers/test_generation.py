@@ -35,6 +35,8 @@ def test_a_chat_is_answered_whole(sdk: openai.OpenAI) -> None:
     assert answer.choices[0].finish_reason == "length"
     assert answer.usage is not None
     assert answer.usage.completion_tokens == 3
+    assert answer.usage.prompt_tokens_details is not None
+    assert answer.usage.prompt_tokens_details.cached_tokens == 2
 
 
 def test_a_stream_begins_with_the_role_and_ends_with_the_reason_and_usage(sdk: openai.OpenAI) -> None:

@@ -14,7 +14,7 @@ LOG: list[Event] = [
     Token("Hel", 2, [8, 9], analysis=" see."),
     Started("resp_1", "m", 2, 2),
     Token("lo", 4, [10]),
-    End("stop", 5, 4, 0, 0, 0, ""),
+    End("stop", 5, 4, 0, 0, 0, "", cached_tokens=3),
 ]
 
 
@@ -52,6 +52,7 @@ def test_the_last_event_holds_the_whole_response() -> None:
     assert message["content"][0]["text"] == "Hello"
     assert message["status"] == response["status"] == "completed"
     assert response["usage"]["total_tokens"] == 9
+    assert response["usage"]["input_tokens_details"]["cached_tokens"] == 3
     assert response["metadata"] == {"a": "b"}
 
 

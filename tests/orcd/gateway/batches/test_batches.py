@@ -53,7 +53,7 @@ def test_a_batch_runs_to_its_end(
     batch = ended(sdk, begin(sdk, line("a"), line("b", nonsense=1), line("c"), "{"))
     assert batch.status == "completed"
     assert (batch.request_counts.total, batch.request_counts.completed, batch.request_counts.failed) == (4, 2, 2)
-    assert batch.usage.output_tokens == 6
+    assert (batch.usage.output_tokens, batch.usage.input_tokens_details.cached_tokens) == (6, 4)
     assert batch.in_progress_at <= batch.finalizing_at <= batch.completed_at
     results = {each["custom_id"]: each for each in lines_of(sdk, batch.output_file_id)}
     assert sorted(results) == ["a", "c"]
