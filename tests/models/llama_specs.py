@@ -6,6 +6,7 @@ from gguf.constants import LlamaFileType
 
 from tests.bench.model_specs import CHATML, ModelSpec, norm
 from tests.models.layers import (
+    CONTEXT_LENGTH,
     HEAD_DIM,
     HIDDEN,
     attention,
@@ -15,6 +16,7 @@ from tests.models.layers import (
     llama_layer,
     matrix,
     mixture,
+    phi3_layer,
     tied,
 )
 from tests.models.vocabularies import byte_level, sentencepiece
@@ -35,6 +37,10 @@ GRANITE_CHAT = (
 GLM4_CHAT = (
     "[gMASK]<sop>{% for message in messages %}<|{{ message.role }}|>\n{{ message.content }}{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+PHI4_CHAT = (
+    "{% for message in messages %}<|im_start|>{{ message.role }}<|im_sep|>{{ message.content }}<|im_end|>{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant<|im_sep|>{% endif %}"
 )
 LENGTHS = {"attention.key_length": HEAD_DIM, "attention.value_length": HEAD_DIM}
 
@@ -104,7 +110,7 @@ def mistral3_q8_0() -> ModelSpec:
 
 def granite_q4_1() -> ModelSpec:
     """Granite: numbers that embeddings, attention, branches and logits are multiplied or divided by."""
-    words = byte_level("gpt-2", "<|end_of_text|>", "<|start_of_role|>", "<|end_of_role|>")
+    words = byte_level("refact", "<|end_of_text|>", "<|start_of_role|>", "<|end_of_role|>")
     vocab_size = len(words.tokens)
     tensors = [
         matrix("token_embd", "Q4_1", vocab_size, HIDDEN),
@@ -136,7 +142,7 @@ def smollm3_q5_1() -> ModelSpec:
 def glm4_f16() -> ModelSpec:
     """GLM-4: norms after each branch, half of each head rotated, gate and up in one matrix."""
     special = "<|endoftext|>", "[gMASK]", "<sop>", "<|system|>", "<|user|>", "<|assistant|>"
-    words = byte_level("llama-bpe", *special)
+    words = byte_level("glm4", *special)
     vocab_size = len(words.tokens)
     tensors = [
         *embedding_and_head(vocab_size, "F16", "F16"),
@@ -145,11 +151,23 @@ def glm4_f16() -> ModelSpec:
         norm("output_norm", HIDDEN),
     ]
     settings = keys(32, 2, 1) | LENGTHS | {"rope.dimension_count": HEAD_DIM // 2, "rope.freq_base": 10000.0}
-    ids = {
-        "bos": vocab_size - 6,
-        "eos": vocab_size - 6,
-        "eot": vocab_size - 2,
-        "padding": vocab_size - 6,
-        "add_bos": False,
-    }
+    ids = {"bos": vocab_size - 6, "eos": vocab_size - 6, "eot": vocab_size - 2, "padding": vocab_size - 6}
     return ModelSpec("glm4", "Small GLM-4", LlamaFileType.MOSTLY_F16, settings, words, ids, GLM4_CHAT, tensors)
+
+
+def phi4_q5_0() -> ModelSpec:
+    """Phi-4: as Phi-3, without a window, and with byte-level BPE."""
+    special = "<|endoftext|>", "<|im_start|>", "<|im_sep|>", "<|im_end|>"
+    words = byte_level("dbrx", *special)
+    vocab_size = len(words.tokens)
+    tensors = [
+        *embedding_and_head(vocab_size, "Q5_0", "Q8_0"),
+        *phi3_layer("blk.0", "Q5_0", "Q5_0", 64),
+        *phi3_layer("blk.1", "Q5_0", "Q5_0", 64),
+        norm("output_norm", HIDDEN),
+    ]
+    rope = {"rope.dimension_count": HEAD_DIM, "rope.freq_base": 250000.0, "attention.sliding_window": 0}
+    original = {"rope.scaling.original_context_length": CONTEXT_LENGTH}
+    settings = keys(64, 2, 2) | rope | original
+    ids = {"bos": vocab_size - 4, "eos": vocab_size - 1, "padding": vocab_size - 4, "add_bos": False}
+    return ModelSpec("phi3", "Small Phi-4", LlamaFileType.MOSTLY_Q5_0, settings, words, ids, PHI4_CHAT, tensors)

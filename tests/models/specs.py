@@ -33,6 +33,7 @@ from tests.models.llama_specs import (
     granite_q4_1,
     mistral3_q8_0,
     mixtral_q5_0,
+    phi4_q5_0,
     qwen3moe_q4_0,
     smollm3_q5_1,
 )
@@ -283,5 +284,6 @@ SPECS: dict[str, tuple[int, Callable[[], ModelSpec]]] = {
     "granite-q4_1": (20, granite_q4_1),
     "smollm3-q5_1": (9, smollm3_q5_1),
     "glm4-f16": (9, glm4_f16),
+    "phi4-q5_0": (15, phi4_q5_0),
 }
 """File name, without its ending -> seed, chosen so that greedy ids repeat little and have no near ties; contents."""

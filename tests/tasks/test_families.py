@@ -8,10 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from orcd.client import Client
 from tests.models.files import SMALL
 from tests.models.make_references import PROMPT
 from tests.orcd.cli.command_line import run
-from tests.tasks.worker_process import WorkerProcess
+from tests.tasks.slow_engine import slow_engine
+from tests.tasks.worker_process import WorkerProcess, wait_until_running
 
 
 def _generate(capsys: pytest.CaptureFixture[str], worker: WorkerProcess, *arguments: str) -> list[int]:
@@ -24,14 +26,25 @@ def _generate(capsys: pytest.CaptureFixture[str], worker: WorkerProcess, *argume
 
 
 @pytest.mark.parametrize("name", SMALL)
-def test_a_model_of_the_family_answers_as_llama_cpp_does(
+def test_a_model_of_the_family_answers_as_llama_cpp_does_and_goes_on_after_its_engine_was_killed(
     name: str, redis_url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The prompt as text and, where the model has a template for it, as a chat's first message."""
+    """The prompt as text and, where the model has a template, as a chat's first message; then a longer answer."""
     with np.load(SMALL[name].with_suffix(".npz")) as reference:
         text, chat = (reference[f"p{number}_greedy"][:12].tolist() for number in (0, 1))
         has_template = "p2_ids" in reference
-    with WorkerProcess(redis_url, SMALL[name], tmp_path) as worker:
+        prompt = reference["p0_ids"].tolist()
+    with WorkerProcess(redis_url, SMALL[name], tmp_path, **slow_engine(tmp_path)) as worker:
         assert _generate(capsys, worker, "--raw", "--model", name) == text
         if has_template:
             assert _generate(capsys, worker, "--model", name) == chat
+        request = {"prompt_token_ids": prompt, "max_tokens": 40, "seed": 1, "ignore_eos": True}
+        with Client(redis_url) as client:
+            undisturbed = client.result(client.submit(**request), timeout=60)
+            job_id = client.submit(**request)
+            wait_until_running(client, [job_id], 10)
+            worker.kill_engine()
+            resumed = client.result(job_id, timeout=60)
+        assert worker.events("ready")[1:], "the engine was killed too late"
+        assert resumed.choices[0].token_ids == undisturbed.choices[0].token_ids
+        assert len(resumed.choices[0].token_ids) == 40
