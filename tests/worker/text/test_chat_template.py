@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,9 +23,11 @@ def render(source: str, messages: list[Any] = HI, **arguments: Any) -> str:
 
 
 @needs_kit
-@pytest.mark.parametrize("name", ["gpt-oss", "phi-3.5", "qwen2.5", "qwq-32b"])
-def test_every_case_of_the_kit_is_met(name: str) -> None:
-    kit = json.loads((KIT / "chat_templates" / f"{name}.json").read_text())
+@pytest.mark.parametrize(
+    "path", [*KIT.glob("chat_templates/*.json"), *KIT.glob("2026/chat_templates/*.json")], ids=lambda path: path.stem
+)
+def test_every_case_of_the_kit_is_met(path: Path) -> None:
+    kit = json.loads(path.read_text())
     clock = datetime.datetime(2025, 1, 2, 3, 4, 5)
     template = ChatTemplate(kit["template"], **kit["special_tokens"], now=lambda: clock)
     for case in kit["cases"]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from worker.text.tools.call_syntax import CallSyntax, syntax_of
@@ -12,11 +12,19 @@ from worker.text.tools.reasoning import ReasoningTags, tags_of
 
 @dataclass(frozen=True, slots=True)
 class AnswerForm:
-    """What to look for in an answer: calls of ``tool_names`` and reasoning. By default it is all text."""
+    """What to look for in an answer: calls of ``tools`` and reasoning. By default it is all text.
+
+    ``tools`` has the JSON schemas of the parameters by the name of the tool.
+    """
 
     syntax: CallSyntax | None = None
     reasoning: ReasoningTags | None = None
-    tool_names: Collection[str] = frozenset()
+    tools: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    @property
+    def tool_names(self) -> Collection[str]:
+        """Calls of which are looked for."""
+        return self.tools.keys()
 
     @classmethod
     def of(cls, template: str) -> AnswerForm:
@@ -25,10 +33,9 @@ class AnswerForm:
 
     def with_tools(self, tools: Iterable[Mapping[str, Any]]) -> AnswerForm:
         """The form of the answer to a request that has these tools, as chat completions of OpenAI have them."""
-        functions = (tool.get("function") for tool in tools)
-        names = frozenset(
-            function["name"]
-            for function in functions
-            if isinstance(function, Mapping) and isinstance(function.get("name"), str)
+        functions = [tool.get("function") for tool in tools]
+        named = [each for each in functions if isinstance(each, Mapping) and isinstance(each.get("name"), str)]
+        schemas = {each["name"]: each.get("parameters") for each in named}
+        return replace(
+            self, tools={name: schema if isinstance(schema, Mapping) else {} for name, schema in schemas.items()}
         )
-        return replace(self, tool_names=names)

@@ -36,13 +36,13 @@ class AnswerParser:
         """``prompt_ids`` say whether the answer begins within reasoning."""
         syntax = form.syntax if form.tool_names else None
         self._tags = form.reasoning or ReasoningTags("", "")
-        self._calls = CallParser(syntax, form.tool_names) if syntax else None
+        self._calls = CallParser(syntax, form.tools) if syntax else None
         self._state = _State.ANSWER
         if form.reasoning:
             self._search = MarkerSearch([form.reasoning.close])
             self._state = _State.OPENED if form.reasoning.is_open(tokenizer, prompt_ids) else _State.BEFORE
         self._pending = ""
-        markers = (*(syntax.markers if syntax else ()), self._tags.open, self._tags.close)
+        markers = (*(syntax.markers if syntax else ()), *self._tags.markers)
         ids = {tokenizer.special_ids[marker] for marker in markers if marker in tokenizer.special_ids}
         self.marker_ids = frozenset(token_id for token_id in ids if tokenizer.is_special(token_id))
 

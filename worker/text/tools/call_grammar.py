@@ -23,6 +23,8 @@ def call_grammar(form: AnswerForm, tools: Sequence[Mapping[str, Any]], tokenizer
     """
     if form.syntax is None:
         raise InvalidRequest("tool_choice: the chat template does not show how tools are called; give auto or none")
+    if form.syntax.written != "json":
+        raise InvalidRequest("tool_choice: calls cannot be required of a model that does not write JSON; give auto")
     writer = _Writer(form.syntax, tokenizer)
     rules = [writer.rule(index, tool["function"]) for index, tool in enumerate(tools)]
     calls = writer.calls(" | ".join(f"tool{index}" for index in range(len(tools))))

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
+from typing import Any
 
 from worker.text.tools.answer_parts import AnswerParts, CallDelta
 from worker.text.tools.call_reader import CallReader, NotACall, Reader
 from worker.text.tools.call_syntax import CallSyntax
 from worker.text.tools.json_value import JsonValue
 from worker.text.tools.marker_search import MAX_SPACE, MarkerSearch
+from worker.text.tools.tagged_call import GemmaCall, TaggedCall
 
-MAX_HELD = 64 * 1024
-"""Characters of a call whose arguments stand before its name; a longer one stays text."""
+MAX_HELD = 256 * 1024
+"""Characters of a call whose arguments stand before its name, or are no JSON; a longer one stays text."""
 
 _BARE = re.compile(rf"[\s;]{{0,{MAX_SPACE}}}{{")
 _MAYBE_BARE = re.compile(rf"[\s;]{{0,{MAX_SPACE}}}")
@@ -28,9 +30,10 @@ class CallParser:
     What belongs to neither is left out: markers, and whitespace before and between calls.
     """
 
-    def __init__(self, syntax: CallSyntax, tool_names: Collection[str]) -> None:
+    def __init__(self, syntax: CallSyntax, tools: Mapping[str, Mapping[str, Any]]) -> None:
+        """``tools`` are the schemas of the parameters by the name of the tool."""
         self._syntax = syntax
-        self._tool_names = tool_names
+        self._tools = tools
         self._search = MarkerSearch(filter(None, [*syntax.opens, syntax.close]))
         self._parts = AnswerParts()
         self._num_calls = 0
@@ -97,7 +100,7 @@ class CallParser:
     def _read_text(self, text: str) -> str:
         if self._may_be_bare:
             if match := _BARE.match(text):
-                self._open(text[: match.end() - 1], self._tool_names)
+                self._open(text[: match.end() - 1], self._tools)
                 return text[match.end() - 1 :]
             if _MAYBE_BARE.fullmatch(text):
                 self._pending = text
@@ -121,7 +124,13 @@ class CallParser:
     def _open(self, marker: str, tool_names: Collection[str] | None) -> None:
         self._held.append(marker)
         self._is_after_call = False
-        self._reader = CallReader(self._syntax, self, tool_names).calls()
+        match self._syntax.written:
+            case "json":
+                self._reader = CallReader(self._syntax, self, tool_names).calls()
+            case "tags":
+                self._reader = TaggedCall(self, self._tools).calls()
+            case "gemma":
+                self._reader = GemmaCall(self).calls()
         next(self._reader)
 
     def _read(self, reader: Reader[None], text: str) -> str:

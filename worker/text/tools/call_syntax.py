@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import Literal
 
 
 @dataclass(frozen=True, slots=True)
@@ -13,19 +14,26 @@ class CallSyntax:
     ``close`` ends the calls, but may be missing. With ``takes_name`` a call may also be ``NAME[ARGS]{...}``, with
     ``[CALL_ID]ID`` behind its name or not. With ``is_bare`` calls need no text before them where an answer begins or
     another call ends; only those that name a tool of the request are calls then.
+
+    Calls that are no JSON are ``written`` in tags, ``<function=NAME><parameter=KEY>VALUE</parameter></function>``, or
+    as Gemma writes them: ``call:NAME{KEY:VALUE}``, where texts stand between `GEMMA_QUOTE`.
     """
 
     opens: tuple[str, ...]
     close: str = ""
     takes_name: bool = False
     is_bare: bool = False
+    written: Literal["json", "tags", "gemma"] = "json"
 
     @property
     def markers(self) -> tuple[str, ...]:
         """All texts that stand for themselves; in some vocabularies they are control tokens."""
         of_names = ("[ARGS]", "[CALL_ID]") if self.takes_name else ()
-        return (*self.opens, *filter(None, [self.close]), *of_names)
+        quotes = (GEMMA_QUOTE,) if self.written == "gemma" else ()
+        return (*self.opens, *filter(None, [self.close]), *of_names, *quotes)
 
+
+GEMMA_QUOTE = '<|"|>'
 
 HERMES = CallSyntax(("<tool_call>",), "</tool_call>")
 """Hermes, Qwen2.5, Qwen3, Granite 4."""
@@ -34,6 +42,9 @@ LLAMA3 = CallSyntax(("<|python_tag|>",), is_bare=True)
 MISTRAL = CallSyntax(("[TOOL_CALLS]",), takes_name=True)
 PHI4 = CallSyntax(("<|tool_call|>",), "<|/tool_call|>")
 """Phi-4-mini; Granite 3 without the closing text."""
+QWEN_CODER = CallSyntax(("<tool_call>",), "</tool_call>", written="tags")
+"""Qwen3-Coder, Qwen3.5 and later ones."""
+GEMMA4 = CallSyntax(("<|tool_call>",), "<tool_call|>", written="gemma")
 FUNCTOOLS = CallSyntax(("functools",))
 """Firefunction, and what some templates ask Phi-4-mini for."""
 
@@ -41,6 +52,8 @@ _ROWS = (
     (MISTRAL, re.compile(r"\[TOOL_CALLS\]")),
     # Others write XML between these tags. In a template's source the JSON may be cut into several literals.
     (HERMES, re.compile(r"""<tool_call>(?:\\n|[\s"'{}\[~+\\-])*name\b""")),
+    (QWEN_CODER, re.compile(r"<tool_call>(?:\\n|[\s\"'{}\[~+\\-])*<function=")),
+    (GEMMA4, re.compile(r"<\|tool_call>call:")),
     (FUNCTOOLS, re.compile(r"functools\[")),
     (PHI4, re.compile(r"<\|tool_call\|>|<\|/tool\|>")),
     (LLAMA3, re.compile(r'\{"name": function name, "parameters": dictionary')),

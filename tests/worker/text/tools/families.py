@@ -11,13 +11,15 @@ from worker.text import tokenizer
 from worker.text.tokenizer import Tokenizer
 from worker.text.tools.answer_form import AnswerForm
 from worker.text.tools.answer_parts import CallDelta
-from worker.text.tools.call_syntax import FUNCTOOLS, HERMES, LLAMA3, MISTRAL, PHI4, CallSyntax
+from worker.text.tools.call_syntax import FUNCTOOLS, GEMMA4, HERMES, LLAMA3, MISTRAL, PHI4, QWEN_CODER, CallSyntax
 from worker.text.tools.reasoning import ReasoningTags
 
-TOOLS = [{"type": "function", "function": {"name": name}} for name in ("weather", "add_2")]
+PARAMETERS = {"type": "object", "properties": {"city": {"type": "string"}, "days": {"type": "array"}}}
+TOOLS = [{"type": "function", "function": {"name": name, "parameters": PARAMETERS}} for name in ("weather", "add_2")]
 FIRST: dict[str, Any] = {"city": 'Zürich "☔" 😀\\', "days": [1, {"}": "</tool_call>]"}]}
 SECOND: dict[str, Any] = {}
 THINK = ReasoningTags("<think>", "</think>")
+CHANNEL = ReasoningTags("<|channel>thought", "<channel|>", label="thought")
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,16 @@ _HERMES = "\n".join(
 _SWAPPED = (
     f'<tool_call>{{"arguments": {_FIRST}, "name": "weather"}}</tool_call><tool_call>{{"name": "add_2"}}</tool_call>'
 )
+_TAGS = (
+    f"<tool_call>\n<function=weather>\n<parameter=city>\n{FIRST['city']}\n</parameter>\n<parameter=days>\n"
+    f"{json.dumps(FIRST['days'])}\n</parameter>\n</function>\n</tool_call>\n"
+    "<tool_call>\n<function=add_2>\n</function>\n</tool_call>"
+)
+_GEMMA = (
+    f'<|tool_call>call:weather{{city:<|"|>{FIRST["city"]}<|"|>,days:[1,{{<|"|>}}<|"|>:<|"|></tool_call>]<|"|>}}]}}'
+    "<tool_call|><|tool_call>call:add_2{}<tool_call|>"
+)
+_GEMMA_TOKENS = ("<|channel>", "<channel|>", "<|tool_call>", "<tool_call|>", '<|"|>', "<turn|>", "<|turn>")
 _LLAMA = f"{_object('weather', _FIRST, 'parameters')}; {_object('add_2', _SECOND, 'parameters')}"
 _IDS = f'[{_object("weather", _FIRST)[:-1]}, "id": "a1B2c3D4e"}}, {_object("add_2", _SECOND)[:-1]}, "id": "f"}}]'
 _NAMED = f"[TOOL_CALLS]weather[CALL_ID]a1B2c3D4e[ARGS]{_FIRST}[TOOL_CALLS]add_2[ARGS]{_SECOND}"
@@ -98,6 +110,25 @@ ANSWERS = {
         reasoning=THINK,
         prompt="<|im_start|>assistant\n<think>\n",
     ),
+    "qwen 3 coder": Answer(f"Let me see.\n\n{_TAGS}", QWEN_CODER, _BYTES, "Let me see."),
+    "qwen 3 coder, control tokens": Answer(_TAGS, QWEN_CODER, _with_control("<tool_call>", "</tool_call>")),
+    "gemma 4": Answer(
+        f"<|channel>thought\nRain?<channel|>{_GEMMA}",
+        GEMMA4,
+        _with_control(*_GEMMA_TOKENS),
+        analysis="Rain?",
+        reasoning=CHANNEL,
+        prompt="<|turn>model\n",
+    ),
+    "gemma 4, reasoning that the prompt has closed": Answer(
+        f"Well {_GEMMA}",
+        GEMMA4,
+        _with_control(*_GEMMA_TOKENS),
+        "Well",
+        reasoning=CHANNEL,
+        prompt="<|turn>model\n<|channel>thought\n<channel|>",
+    ),
+    "gemma 4, spelt": Answer(_GEMMA, GEMMA4, _BYTES),
     "llama 3": Answer(_LLAMA, LLAMA3, tokenizer_of("llama3-bf16")),
     "llama 3, python tag": Answer(f"Well <|python_tag|>{_LLAMA}", LLAMA3, _with_control("<|python_tag|>"), "Well"),
     "mistral": Answer(f"[TOOL_CALLS]{_IDS}", MISTRAL, _with_control("[TOOL_CALLS]")),

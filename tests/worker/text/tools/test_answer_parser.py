@@ -49,7 +49,7 @@ def test_reasoning_is_told_apart_however_it_is_cut(
 
 
 def test_a_call_within_reasoning_is_reasoning_and_one_behind_it_a_call() -> None:
-    parser, parts = AnswerParser(AnswerForm(HERMES, THINK, {"f"}), OPENED, [0]), AnswerParts()
+    parser, parts = AnswerParser(AnswerForm(HERMES, THINK, {"f": {}}), OPENED, [0]), AnswerParts()
     parser.feed('<tool_call>{"name": "f"}</think>\n<tool_call>{"name": "f"}', parts)
     parser.finish(parts)
     assert (parts.analysis, parts.answer, len(parts.calls)) == ('<tool_call>{"name": "f"}', "", 2)
@@ -72,6 +72,6 @@ def test_there_is_no_parser_where_nothing_is_looked_for() -> None:
 
 def test_markers_that_are_control_tokens_are_named() -> None:
     subject = tokenizer.from_metadata(bpe_metadata("a b", control=("<|im_end|>", "<tool_call>", "</think>")))
-    parser = AnswerParser(AnswerForm(HERMES, THINK, {"f"}), subject, [])
+    parser = AnswerParser(AnswerForm(HERMES, THINK, {"f": {}}), subject, [])
     assert parser.marker_ids == {subject.special_ids["<tool_call>"], subject.special_ids["</think>"]}
     assert AnswerParser(AnswerForm(HERMES, THINK), subject, []).marker_ids == {subject.special_ids["</think>"]}

@@ -7,13 +7,24 @@ import json
 import pytest
 
 from tests.worker.text.vocabularies import KIT, needs_kit
-from worker.text.tools.call_syntax import FUNCTOOLS, HERMES, LLAMA3, MISTRAL, PHI4, CallSyntax, syntax_of
+from worker.text.tools.call_syntax import (
+    FUNCTOOLS,
+    GEMMA4,
+    HERMES,
+    LLAMA3,
+    MISTRAL,
+    PHI4,
+    QWEN_CODER,
+    CallSyntax,
+    syntax_of,
+)
 
 LINES: list[tuple[str, CallSyntax | None]] = [
     (r"""{{- "within <tool_call></tool_call> XML tags:\n<tool_call>\n{\"name\": <function-name>, \"arg""", HERMES),
     ("""{{- '\\n<tool_call>\\n{"name": "' }}{{- tool_call.name }}""", HERMES),
     ("""{{- "<tool_call>\n" }}\n{{- '{"name": <function-name>, "arguments": <args-dict>}""", HERMES),
-    ("""{{- '<tool_call>\\n<function=' + tool_call.name + '>\\n' }}""", None),
+    ("""{{- '<tool_call>\\n<function=' + tool_call.name + '>\\n' }}""", QWEN_CODER),
+    ("""format:\\n\\n<tool_call>\\n<function=example_function_name>\\n<parameter=example_parameter_1>""", QWEN_CODER),
     ("""{{ '\\n<tool_call>' + tc.name }}""", None),
     ("""{{- 'Respond in the format {"name": function name, "parameters": dictionary of argument name""", LLAMA3),
     ("""{{- "[TOOL_CALLS][" }}""", MISTRAL),
@@ -24,7 +35,7 @@ LINES: list[tuple[str, CallSyntax | None]] = [
         """formatted as functools[{"name": [function name], "arguments": [function arguments as JSON]}, ...]""",
         FUNCTOOLS,
     ),
-    ("""{{ '<|tool_call>call:' + name }}""", None),
+    ("""{{ '<|tool_call>call:' + name }}""", GEMMA4),
     ("""{{ '<|im_start|>' + message.role }}""", None),
 ]
 
@@ -45,9 +56,9 @@ def test_a_line_shows_the_form(line: str, syntax: CallSyntax | None) -> None:
         ("2026/chat_templates/llama-3.2", LLAMA3),
         ("2026/chat_templates/mistral-small-3.2", MISTRAL),
         ("2026/chat_templates/granite-3.3", PHI4),
-        ("2026/chat_templates/qwen3.5", None),
+        ("2026/chat_templates/qwen3.5", QWEN_CODER),
         ("2026/chat_templates/glm-4.6", None),
-        ("2026/chat_templates/gemma-4", None),
+        ("2026/chat_templates/gemma-4", GEMMA4),
         ("2026/chat_templates/smollm3", None),
     ],
 )
@@ -57,4 +68,5 @@ def test_published_templates_are_told_apart(name: str, syntax: CallSyntax | None
 
 def test_markers_are_all_texts_that_may_be_control_tokens() -> None:
     assert HERMES.markers == ("<tool_call>", "</tool_call>")
+    assert GEMMA4.markers == ("<|tool_call>", "<tool_call|>", '<|"|>')
     assert MISTRAL.markers == ("[TOOL_CALLS]", "[ARGS]", "[CALL_ID]")

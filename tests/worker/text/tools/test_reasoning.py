@@ -9,6 +9,7 @@ from worker.text import tokenizer
 from worker.text.tools.reasoning import ReasoningTags, tags_of
 
 THINK = ReasoningTags("<think>", "</think>")
+CHANNEL = ReasoningTags("<|channel>thought", "<channel|>", label="thought")
 
 
 @pytest.mark.parametrize(
@@ -17,6 +18,7 @@ THINK = ReasoningTags("<think>", "</think>")
         ("{{ '<think>\\n' + reasoning + '\\n</think>' }}", THINK),
         ("{% set content = content.split('</think>')[-1] %}", THINK),
         ("{{ '[THINK]' + block.thinking + '[/THINK]' }}", ReasoningTags("[THINK]", "[/THINK]")),
+        ("{{ '<|channel>thought\\n' + thinking + '\\n<channel|>' }}", CHANNEL),
         ("{{ message.content }}", None),
     ],
 )
@@ -41,3 +43,17 @@ def test_the_end_of_a_prompt_says_whether_it_has_opened_reasoning(prompt: str, i
     )
     for subject in (in_words, as_control):
         assert THINK.is_open(subject, subject.encode(prompt, parse_special=True)) is is_open
+
+
+@pytest.mark.parametrize(
+    ("prompt", "is_open"),
+    [
+        ("<|turn>model\n<|channel>thought\n", True),
+        ("<|turn>model\n<|channel>thought\n<channel|>", False),
+        ("<|turn>model\n", False),
+    ],
+)
+def test_a_channel_is_opened_by_a_token_and_its_name(prompt: str, is_open: bool) -> None:
+    for control in (("<|turn>",), ("<|turn>", "<|channel>", "<channel|>")):
+        subject = tokenizer.from_metadata(bpe_metadata("a b", control=control))
+        assert CHANNEL.is_open(subject, subject.encode(prompt, parse_special=True)) is is_open
