@@ -6,6 +6,7 @@ from kernels.runtime.compiler import Variant
 from kernels.runtime.cuda_struct import CudaStruct, Float32, Int32, Pointer
 from kernels.runtime.device_array import DeviceArray
 from kernels.runtime.launcher import Context
+from kernels.weights.parameters import Clamp
 
 
 class SwigluParams(CudaStruct, source="activation/activation"):
@@ -15,6 +16,8 @@ class SwigluParams(CudaStruct, source="activation/activation"):
     out: Pointer  # [num_rows, width] float16
     num_rows: Int32
     width: Int32
+    alpha: Float32
+    limit: Float32
 
 
 class GegluParams(CudaStruct, source="activation/activation"):
@@ -29,20 +32,31 @@ def variants() -> list[Variant]:
     return [("activation/activation", {})]
 
 
-def swiglu_rows(context: Context, both: DeviceArray, *, out: DeviceArray) -> None:
-    """silu(gate) * up: ``both`` [T, 2 F] float16, gates first -> ``out`` [T, F] float16."""
+def swiglu_rows(context: Context, both: DeviceArray, clamp: Clamp | None = None, *, out: DeviceArray) -> None:
+    """silu(gate) * up, or with a ``clamp`` the clamped SwiGLU.
+
+    ``both`` [T, 2 F] float16, gates first -> ``out`` [T, F] float16.
+    """
     num_rows, width = out.shape
-    context.launch("activation/activation", "swiglu_rows", (-(-width // 256), num_rows), 256, _params(both, out))
+    params = _params(both, out, clamp)
+    context.launch("activation/activation", "swiglu_rows", (num_rows, -(-width // 256)), 256, params)
 
 
 def geglu_rows(context: Context, both: DeviceArray, scale: float, *, out: DeviceArray) -> None:
     """gelu(gate) * up * scale: ``both`` [T, 2 F] float16, gates first -> ``out`` [T, F] float16."""
     num_rows, width = out.shape
     params = GegluParams(rows=_params(both, out), scale=scale)
-    context.launch("activation/activation", "geglu_rows", (-(-width // 256), num_rows), 256, params)
+    context.launch("activation/activation", "geglu_rows", (num_rows, -(-width // 256)), 256, params)
 
 
-def _params(both: DeviceArray, out: DeviceArray) -> SwigluParams:
+def _params(both: DeviceArray, out: DeviceArray, clamp: Clamp | None = None) -> SwigluParams:
     num_rows, width = out.shape
     assert both.shape == (num_rows, 2 * width)
-    return SwigluParams(both=both.pointer, out=out.pointer, num_rows=num_rows, width=width)
+    return SwigluParams(
+        both=both.pointer,
+        out=out.pointer,
+        num_rows=num_rows,
+        width=width,
+        alpha=clamp.alpha if clamp else 1.0,
+        limit=clamp.limit if clamp else 0.0,
+    )

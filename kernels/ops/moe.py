@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from kernels.ops.activation import swiglu_rows
 from kernels.ops.matmul import ExpertTiles, Product, multiply_routed, multiply_tiled
 from kernels.ops.matmul_params import Epilogue
 from kernels.ops.matmul_tuning import MAX_SMALL_BATCH, SUMMING_SIZES
@@ -113,17 +114,25 @@ def norm_moe_residual(
     if routing.logits is None:
         rows, places, tiles = _plan(context, routing.experts, router.weight.shape[0])
         inputs = _gather(context, normed, rows)
-    gating = Product(inputs, experts.gate_up, activated, Epilogue.SWIGLU)
-    if clamp is not None:
-        gating = gating._replace(epilogue=Epilogue.CLAMPED_SWIGLU, alpha=clamp.alpha, limit=clamp.limit)
-    for product in (
-        gating,
-        Product(activated, experts.down, results, Epilogue.STORE_FLOAT),
-    ):
+
+    def multiply(product: Product, *, chooses: bool = False) -> None:
         if routing.logits is not None:
-            multiply_routed(context, product, routing.logits, routing.experts, chooses=product is gating)
+            multiply_routed(context, product, routing.logits, routing.experts, chooses=chooses)
         else:
             multiply_tiled(context, product, tiles)
+
+    if experts.gate_up[0].gated:
+        product = Product(inputs, experts.gate_up[0], activated, Epilogue.SWIGLU)
+        if clamp is not None:
+            product = product._replace(epilogue=Epilogue.CLAMPED_SWIGLU, alpha=clamp.alpha, limit=clamp.limit)
+        multiply(product, chooses=True)
+    else:
+        gate, up = experts.gate_up
+        both = context.scratch((num_pairs, 2 * experts.down.width), np.float16)
+        multiply(Product(inputs, gate, both, Epilogue.STORE_HALF), chooses=True)
+        multiply(Product(inputs, up, both, Epilogue.STORE_HALF, column=gate.num_rows))
+        swiglu_rows(context, both, clamp, out=activated)
+    multiply(Product(activated, experts.down, results, Epilogue.STORE_FLOAT))
     _combine(context, results, routing, places, out)
 
 

@@ -128,9 +128,12 @@ class Projection:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Experts:
-    """The feed-forward networks of a mixture, stacked."""
+    """The feed-forward networks of a mixture, stacked.
 
-    gate_up: PackedMatrix
+    ``gate_up`` is one gated matrix or, where gates and up projections have two formats, one of each.
+    """
+
+    gate_up: tuple[PackedMatrix, ...]
     down: PackedMatrix
 
 

@@ -75,15 +75,13 @@ class PackedWeightStore:
         return Projection((self._gated(weights, num_gated, num_experts=1),))
 
     def experts(self, gate: Weight, up: Weight, down: Weight) -> Experts:
-        """The stacked experts of a layer; raises `UnsupportedWeight` where gate and up cannot share a matrix."""
+        """The stacked experts of a layer."""
         num_experts, num_gated = gate.data.shape[:2]
-        if gate.format is not up.format or num_gated % 8:
-            raise UnsupportedWeight(
-                up.name, "and its gate must have one type and a multiple of 8 outputs to run on a CUDA device"
-            )
-        matrix = self._matrix([down], down.num_outputs, num_experts, gated=False)
-        self._place(down, matrix, Placement(down.num_outputs))
-        return Experts(self._gated([gate, up], num_gated, num_experts), matrix)
+        if gate.format is up.format and num_gated % 8 == 0:
+            gate_up: tuple[PackedMatrix, ...] = (self._gated([gate, up], num_gated, num_experts),)
+        else:
+            gate_up = self._expert_matrix(gate), self._expert_matrix(up)
+        return Experts(gate_up, self._expert_matrix(down))
 
     def router(self, weight: Weight, num_used: int) -> Router:
         """A router, small enough to be kept in float32 whatever its format is.
@@ -149,6 +147,11 @@ class PackedWeightStore:
         for weight in weights:
             self._place(weight, matrix, Placement(weight.num_outputs, row_offset=row))
             row += weight.num_outputs
+        return matrix
+
+    def _expert_matrix(self, weight: Weight) -> PackedMatrix:
+        matrix = self._matrix([weight], weight.num_outputs, weight.data.shape[0], gated=False)
+        self._place(weight, matrix, Placement(weight.num_outputs))
         return matrix
 
     def _gated(self, weights: Sequence[Weight], num_gated: int, num_experts: int) -> PackedMatrix:

@@ -5,6 +5,7 @@ struct SwigluParams {
     const u16* both;  // [num_rows, 2 * width] gates, then up projections
     u16* out;         // [num_rows, width]
     int num_rows, width;
+    float alpha, limit;  // of the clamped SwiGLU; limit 0: it is a plain one
 };
 
 struct GegluParams {
@@ -17,20 +18,24 @@ struct GegluParams {
 // exactly, `gated` with the fast division. Which of them a model takes never depends on the batch.
 KERNEL __launch_bounds__(256) swiglu_rows(const __grid_constant__ SwigluParams p) {
     wait_for_previous();
-    const i64 row = blockIdx.y;
-    const int column = blockIdx.x * 256 + threadIdx.x;
+    const i64 row = blockIdx.x;
+    const int column = blockIdx.y * 256 + threadIdx.x;
     if (column >= p.width) return;
-    const float gate = from_half(p.both[row * 2 * p.width + column]);
-    const float up = from_half(p.both[row * 2 * p.width + p.width + column]);
-    p.out[row * p.width + column] = to_half(gate / (1.0f + __expf(-gate)) * up);
+    float gate = from_half(p.both[row * 2 * p.width + column]), steepness = 1.0f;
+    float up = from_half(p.both[row * 2 * p.width + p.width + column]);
+    if (p.limit) {
+        gate = fminf(gate, p.limit), up = fminf(fmaxf(up, -p.limit), p.limit) + 1.0f;
+        steepness = p.alpha;
+    }
+    p.out[row * p.width + column] = to_half(gate / (1.0f + __expf(-steepness * gate)) * up);
 }
 
 // GEGLU of the same, in GELU's tanh form.
 KERNEL __launch_bounds__(256) geglu_rows(const __grid_constant__ GegluParams params) {
     wait_for_previous();
     const SwigluParams& p = params.rows;
-    const i64 row = blockIdx.y;
-    const int column = blockIdx.x * 256 + threadIdx.x;
+    const i64 row = blockIdx.x;
+    const int column = blockIdx.y * 256 + threadIdx.x;
     if (column >= p.width) return;
     const float gate = from_half(p.both[row * 2 * p.width + column]);
     const float up = from_half(p.both[row * 2 * p.width + p.width + column]);

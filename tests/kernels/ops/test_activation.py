@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 
 from kernels.ops.activation import swiglu_rows
-from kernels.reference.activation import swiglu
+from kernels.reference.activation import clamped_swiglu, swiglu
 from kernels.runtime.device_array import DeviceArray
 from kernels.runtime.gpu_spec import H100
 from kernels.runtime.launcher import Context
+from kernels.weights.parameters import Clamp
 from tests.kernels.conftest import Download, Empty, Upload
 
 
@@ -27,17 +28,22 @@ def test_gates_and_ups_of_another_width_than_the_output_are_refused() -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.sanitize("300-3")
+@pytest.mark.sanitize("*-300-3")
 @pytest.mark.parametrize("num_rows", [1, 3, 1100])
 @pytest.mark.parametrize("width", [8, 256, 300])
+@pytest.mark.parametrize("clamp", [None, Clamp(1.702, 7.0)], ids=["plain", "clamped"])
 def test_rows_are_the_reference_s_rounded_to_float16(
-    context: Context, upload: Upload, empty: Empty, download: Download, num_rows: int, width: int
+    context: Context, upload: Upload, empty: Empty, download: Download, num_rows: int, width: int, clamp: Clamp | None
 ) -> None:
     both = np.random.default_rng(width).normal(0, 4, (num_rows, 2 * width)).astype(np.float16)
     both[0, :4] = [-60000, -20, 20, 60000]
     both[0, width : width + 4] = 1
     out = empty((num_rows, width), np.float16)
-    swiglu_rows(context, upload(both), out=out)
+    swiglu_rows(context, upload(both), clamp, out=out)
     expected = np.empty((num_rows, width), np.float32)
-    swiglu(both[:, :width].astype(np.float32), both[:, width:].astype(np.float32), out=expected)
+    gate, up = both[:, :width].astype(np.float32), both[:, width:].astype(np.float32)
+    if clamp:
+        clamped_swiglu(gate, up, clamp.alpha, clamp.limit, out=expected)
+    else:
+        swiglu(gate, up, out=expected)
     np.testing.assert_allclose(download(out), expected, rtol=2e-3, atol=1e-6)

@@ -27,6 +27,8 @@ CLAMP = Clamp(1.702, 7.0)
         (128, 8, "Q4_K", None),
         (60, 4, "Q6_K", None),
         (160, 10, "Q4_0", None),
+        (16, 4, "Q4_K/Q5_K", None),
+        (8, 2, "MXFP4/Q8_0", CLAMP),
         (16, 4, "Q2_K", None),
         (16, 4, "Q3_K", None),
         (16, 4, "IQ4_XS", None),
@@ -46,8 +48,9 @@ def test_experts_are_chosen_and_summed_as_in_float64(
 ) -> None:
     rng = np.random.default_rng(num_experts)
     width, inner = (192, 128) if clamp else (512, 256)  # K formats have blocks of 256
-    gate, up = (random_weight(name, (num_experts, inner, width), rng, bias=bool(clamp)) for _ in range(2))
-    down = random_weight(name, (num_experts, width, inner), rng, bias=bool(clamp))
+    names = name.split("/")  # of gates and of up projections, where they differ
+    gate, up = (random_weight(each, (num_experts, inner, width), rng, bias=bool(clamp)) for each in (names * 2)[:2])
+    down = random_weight(names[0], (num_experts, width, inner), rng, bias=bool(clamp))
     router_weight = random_weight("F32", (num_experts, width), rng, bias=True)
     experts, router = load(device, lambda store: (store.experts(gate, up, down), store.router(router_weight, num_used)))
     x = rng.normal(size=(1100, width)).astype(np.float32)

@@ -78,8 +78,9 @@ def test_experts_lie_one_after_the_other_with_the_largest_exponent_of_each_row()
     down = weight("down.weight", 5, 64, 32, format_="Q8_0")
     experts, num_bytes = lay_out(lambda store: store.experts(gate, up, down))
     gate_up_bytes, down_bytes = packed_bytes(FORMATS["MXFP4"], 80, 64), packed_bytes(FORMATS["Q8_0"], 64, 32)
-    assert experts.gate_up.gated and experts.gate_up.packed.shape == (5, gate_up_bytes)
-    assert experts.gate_up.base.shape == (5, 80) and experts.gate_up.bias.size == 5 * 80
+    [gate_up] = experts.gate_up
+    assert gate_up.gated and gate_up.packed.shape == (5, gate_up_bytes)
+    assert gate_up.base.shape == (5, 80) and gate_up.bias.size == 5 * 80
     assert not experts.down.gated and experts.down.packed.shape == (5, down_bytes) and experts.down.base is None
     assert num_bytes == sum(map(padded, [5 * gate_up_bytes, 5 * 80 * 4, 5 * 80 * 4, 5 * down_bytes]))
 
@@ -119,9 +120,10 @@ def test_a_router_of_more_experts_than_a_warp_has_lanes_is_refused_by_name() -> 
 
 
 @pytest.mark.parametrize(("up_format", "inner"), [("Q4_0", 64), ("Q8_0", 36)], ids=["formats", "outputs"])
-def test_experts_whose_gate_and_up_cannot_be_one_matrix_are_refused_by_name(up_format: str, inner: int) -> None:
+def test_experts_whose_gate_and_up_cannot_be_one_matrix_have_one_each(up_format: str, inner: int) -> None:
     gate = weight("blk.1.ffn_gate_exps.weight", 4, inner, 64, format_="Q8_0")
     up = weight("blk.1.ffn_up_exps.weight", 4, inner, 64, format_=up_format)
     down = weight("blk.1.ffn_down_exps.weight", 4, 64, 64, format_="Q8_0")
-    with pytest.raises(UnsupportedWeight, match=r"tensor 'blk.1.ffn_up_exps.weight' and its gate must have one type"):
-        lay_out(lambda store: store.experts(gate, up, down))
+    experts, _ = lay_out(lambda store: store.experts(gate, up, down))
+    matrices = [(matrix.format.name, matrix.num_rows, matrix.num_experts, matrix.gated) for matrix in experts.gate_up]
+    assert matrices == [("Q8_0", inner, 4, False), (up_format, inner, 4, False)]
