@@ -2,7 +2,7 @@
 
     python -m tests.bench.gpu [--models NAME,...] [--rows load,decode,prefill,requests] [--folder DIR]
 
-The models (38 GB in all) are made first, each in a process of its own; those that are in the folder already are taken
+The models (45 GB in all) are made first, each in a process of its own; those that are in the folder already are taken
 from there. ``load`` starts an engine process and waits until it is ready, twice: the first start brings the file into
 the page cache and compiles kernels, the second is measured. ``decode`` and ``prefill`` are runs of
 ``orcd bench engine``, and ``requests`` is `tests.bench.request_mixes`, in a table of its own.
@@ -49,6 +49,7 @@ FLOORS = {
     "phi-3-mini-q4_k_m": Floors(decode=600, streams=10_000, prefill=50_000),
     "gpt-oss-20b": Floors(decode=500, streams=12_000, prefill=25_000, ready_s=8),
     "llama-3.1-8b": Floors(decode=330),
+    "gemma-3-12b": Floors(decode=215),
     "qwen3-30b-a3b": Floors(decode=830),
 }
 

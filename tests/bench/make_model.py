@@ -18,6 +18,7 @@ import numpy as np
 from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 
 from kernels.weights.formats import FORMATS
+from tests.bench.gemma_specs import gemma3
 from tests.bench.llama_specs import llama3, qwen3moe
 from tests.bench.model_specs import ModelSpec, TensorSpec, gpt_oss, phi3, qwen2
 from tests.bench.random_blocks import random_blocks
@@ -44,6 +45,10 @@ MODELS: dict[str, tuple[int, Callable[[int], ModelSpec]]] = {  # name -> layers 
     "llama-3.1-8b": (
         32,
         lambda layers: llama3(layers, hidden=4096, ffn=14336, heads=32, kv_heads=8, num_regular=128000),
+    ),
+    "gemma-3-12b": (
+        48,
+        lambda layers: gemma3(layers, hidden=3840, ffn=15360, heads=16, kv_heads=8, num_regular=262144),
     ),
     "qwen3-30b-a3b": (
         48,

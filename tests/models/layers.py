@@ -158,9 +158,9 @@ def gpt_oss_layer(name: str, heads: int, ffn: int, experts: int) -> list[TensorS
 
 
 def gemma_layer(
-    name: str, format_: str, ffn: int, head_dim: int, *, kv_heads: int = 1, head_norms: bool = False
+    name: str, format_: str, ffn: int, head_dim: int, *, head_norms: bool = False, values: bool = True
 ) -> list[TensorSpec]:
-    """A layer with norms before and after each block, of two long heads."""
+    """A layer with norms before and after each block, of two long heads; without ``values`` keys are values, too."""
 
     def own_norm(part: str, width: int, mean: float = 1.0) -> TensorSpec:
         return TensorSpec(f"{name}.{part}.weight", "F32", (width,), mean, 0.1)
@@ -168,8 +168,8 @@ def gemma_layer(
     return [
         own_norm("attn_norm", HIDDEN),
         matrix(f"{name}.attn_q", format_, 2 * head_dim, HIDDEN, gain=1.5),
-        matrix(f"{name}.attn_k", format_, kv_heads * head_dim, HIDDEN, gain=1.5),
-        matrix(f"{name}.attn_v", format_, kv_heads * head_dim, HIDDEN),
+        matrix(f"{name}.attn_k", format_, head_dim, HIDDEN, gain=1.5),
+        *([matrix(f"{name}.attn_v", format_, head_dim, HIDDEN)] if values else []),
         *(own_norm(f"attn_{part}_norm", head_dim, 1.5) for part in "qk" if head_norms),
         matrix(f"{name}.attn_output", format_, HIDDEN, 2 * head_dim),
         own_norm("post_attention_norm", HIDDEN, 3.0),

@@ -11,18 +11,17 @@ from collections.abc import Callable
 from gguf.constants import LlamaFileType
 
 from tests.bench.model_specs import CHATML, HARMONY, PHI3_CHAT, ModelSpec, TensorSpec, norm
+from tests.models.gemma_specs import gemma2_q8_0, gemma3_q4_0, gemma4_q4_0
 from tests.models.layers import (
     CONTEXT_LENGTH,
     HEAD_DIM,
     HIDDEN,
     embedding_and_head,
-    gemma_layer,
     gpt2_layer,
     gpt_oss_layer,
     keys,
     layer_norm,
     llama_layer,
-    matrix,
     phi3_layer,
     rope_factors,
     tied,
@@ -37,27 +36,13 @@ from tests.models.llama_specs import (
     qwen3moe_q4_0,
     smollm3_q5_1,
 )
-from tests.models.vocabularies import byte_level, gemma, sentencepiece
+from tests.models.vocabularies import byte_level, sentencepiece
 
 LLAMA3_CHAT = (
     "{{ bos_token }}{% for message in messages %}<|start_header_id|>{{ message.role }}<|end_header_id|>\n\n"
     "{{ message.content }}<|eot_id|>{% endfor %}"
     "{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}"
 )
-GEMMA_CHAT = (
-    "{{ bos_token }}{% for message in messages %}<start_of_turn>"
-    "{{ 'model' if message.role == 'assistant' else message.role }}\n{{ message.content | trim }}<end_of_turn>\n"
-    "{% endfor %}{% if add_generation_prompt %}<start_of_turn>model\n{% endif %}"
-)
-GEMMA_IDS = {
-    "bos": 2,
-    "eos": 1,
-    "unknown": 3,
-    "padding": 0,
-    "add_bos": True,
-    "add_eos": False,
-    "add_space_prefix": False,
-}
 PHI4_CHAT = PHI3_CHAT.replace("\n", "")
 
 
@@ -222,50 +207,6 @@ def gpt_oss_mxfp4_moe() -> ModelSpec:
     return ModelSpec("gpt-oss", "Small gpt-oss", LlamaFileType.MOSTLY_MXFP4_MOE, settings, words, ids, HARMONY, tensors)
 
 
-def gemma2_q8_0() -> ModelSpec:
-    """Gemma 2: norms after each block, soft caps, a sliding window of 16 on every other layer, heads of 256."""
-    words = gemma("<start_of_turn>", "<end_of_turn>")
-    tensors = [
-        matrix("token_embd", "Q8_0", len(words.tokens), HIDDEN),
-        *gemma_layer("blk.0", "Q8_0", 64, 256),
-        *gemma_layer("blk.1", "Q8_0", 64, 256),
-        TensorSpec("output_norm.weight", "F32", (HIDDEN,), 3.0, 0.1),
-    ]
-    settings = keys(64, 2, 1) | {
-        "attention.key_length": 256,
-        "attention.value_length": 256,
-        "attention.sliding_window": 16,
-        "attn_logit_softcapping": 5.0,
-        "final_logit_softcapping": 8.0,
-    }
-    return ModelSpec(
-        "gemma2", "Small Gemma 2", LlamaFileType.MOSTLY_Q8_0, settings, words, GEMMA_IDS, GEMMA_CHAT, tensors
-    )
-
-
-def gemma3_q4_0() -> ModelSpec:
-    """Gemma 3: norms of heads; of six layers five with a sliding window of 16 and a rotation of their own."""
-    words = gemma("<start_of_turn>", "<end_of_turn>")
-    tensors = [
-        matrix("token_embd", "Q8_0", len(words.tokens), HIDDEN),
-        *(tensor for number in range(6) for tensor in gemma_layer(f"blk.{number}", "Q4_0", 32, 256, head_norms=True)),
-        TensorSpec("output_norm.weight", "F32", (HIDDEN,), 3.0, 0.1),
-    ]
-    settings = keys(32, 2, 1) | {
-        "block_count": 6,
-        "attention.key_length": 256,
-        "attention.value_length": 256,
-        "attention.sliding_window": 16,
-        "rope.freq_base": 1e6,
-        "rope.freq_base_swa": 10000.0,
-        "rope.scaling.type": "linear",
-        "rope.scaling.factor": 8.0,
-    }
-    return ModelSpec(
-        "gemma3", "Small Gemma 3", LlamaFileType.MOSTLY_Q4_0, settings, words, GEMMA_IDS, GEMMA_CHAT, tensors
-    )
-
-
 SPECS: dict[str, tuple[int, Callable[[], ModelSpec]]] = {
     "llama2-q4_0": (12, llama2_q4_0),
     "llama3-bf16": (15, llama3_bf16),
@@ -278,6 +219,7 @@ SPECS: dict[str, tuple[int, Callable[[], ModelSpec]]] = {
     "gpt-oss-mxfp4_moe": (10, gpt_oss_mxfp4_moe),
     "gemma2-q8_0": (5, gemma2_q8_0),
     "gemma3-q4_0": (1, gemma3_q4_0),
+    "gemma4-q4_0": (8, gemma4_q4_0),
     "qwen3moe-q4_0": (17, qwen3moe_q4_0),
     "mixtral-q5_0": (17, mixtral_q5_0),
     "mistral3-q8_0": (9, mistral3_q8_0),

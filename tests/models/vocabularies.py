@@ -63,3 +63,20 @@ def gemma(*control: str) -> Vocabulary:
         types=types + [TokenType.BYTE] * 256 + [TokenType.NORMAL] * len(pieces),
         scores=[0.0] * (len(special) + 256) + [-float(rank) for rank in range(len(pieces))],
     )
+
+
+def character_level(control: tuple[str, ...], defined: tuple[str, ...]) -> Vocabulary:
+    """Control tokens, the 256 bytes, characters, a token for each of `MERGES` with ``▁`` for a space, user's tokens."""
+    merges = MERGES.replace("Ġ", "▁").split(";")
+    characters = sorted({character for piece in (*merges, PIECES) for character in piece} - {" ", ";"})
+    regular = [*characters, *(merge.replace(" ", "") for merge in merges)]
+    return Vocabulary(
+        "gemma4",
+        "gemma4",
+        tokens=[*control, *(f"<0x{byte:02X}>" for byte in range(256)), *regular, *defined],
+        types=[TokenType.CONTROL] * len(control)
+        + [TokenType.BYTE] * 256
+        + [TokenType.NORMAL] * len(regular)
+        + [TokenType.USER_DEFINED] * len(defined),
+        merges=merges,
+    )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from tests.bench.gemma_specs import gemma3
 from tests.bench.llama_specs import llama3, qwen3moe
 from tests.bench.make_model import write_model
 from tests.bench.model_specs import ModelSpec, gpt_oss, phi3, qwen2
@@ -14,6 +15,7 @@ FAMILIES: dict[str, Callable[[], ModelSpec]] = {
     "phi3": lambda: phi3(2, hidden=256, ffn=256, heads=4, num_regular=300, window=16, q4_0=False),
     "llama": lambda: llama3(2, hidden=256, ffn=256, heads=2, kv_heads=1, num_regular=300),
     "qwen3moe": lambda: qwen3moe(2, hidden=256, ffn=256, heads=2, kv_heads=1, experts=6, used=3, num_regular=300),
+    "gemma3": lambda: gemma3(6, hidden=256, ffn=256, heads=2, kv_heads=1, num_regular=300),
     "gpt-oss": lambda: gpt_oss(2, hidden=64, ffn=32, heads=2, kv_heads=1, experts=4, used=2, num_regular=300),
 }
 

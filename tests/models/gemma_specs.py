@@ -1,0 +1,95 @@
+"""The small models of Gemma's generations; see `tests.models.specs`."""
+
+from __future__ import annotations
+
+from gguf.constants import LlamaFileType
+
+from tests.bench.gemma_specs import GEMMA_CHAT
+from tests.bench.model_specs import ModelSpec, TensorSpec
+from tests.models.layers import HIDDEN, gemma_layer, keys, matrix
+from tests.models.vocabularies import character_level, gemma
+
+GEMMA4_CHAT = GEMMA_CHAT.replace("<start_of_turn>", "<|turn>").replace("<end_of_turn>", "<turn|>")
+GEMMA_IDS = {
+    "bos": 2,
+    "eos": 1,
+    "unknown": 3,
+    "padding": 0,
+    "add_bos": True,
+    "add_eos": False,
+    "add_space_prefix": False,
+}
+
+
+def gemma2_q8_0() -> ModelSpec:
+    """Gemma 2: norms after each block, soft caps, a sliding window of 16 on every other layer, heads of 256."""
+    words = gemma("<start_of_turn>", "<end_of_turn>")
+    tensors = [
+        matrix("token_embd", "Q8_0", len(words.tokens), HIDDEN),
+        *gemma_layer("blk.0", "Q8_0", 64, 256),
+        *gemma_layer("blk.1", "Q8_0", 64, 256),
+        TensorSpec("output_norm.weight", "F32", (HIDDEN,), 3.0, 0.1),
+    ]
+    settings = keys(64, 2, 1) | {
+        "attention.key_length": 256,
+        "attention.value_length": 256,
+        "attention.sliding_window": 16,
+        "attn_logit_softcapping": 5.0,
+        "final_logit_softcapping": 8.0,
+    }
+    return ModelSpec(
+        "gemma2", "Small Gemma 2", LlamaFileType.MOSTLY_Q8_0, settings, words, GEMMA_IDS, GEMMA_CHAT, tensors
+    )
+
+
+def gemma3_q4_0() -> ModelSpec:
+    """Gemma 3: norms of heads; of six layers five with a sliding window of 16 and a rotation of their own."""
+    words = gemma("<start_of_turn>", "<end_of_turn>")
+    tensors = [
+        matrix("token_embd", "Q8_0", len(words.tokens), HIDDEN),
+        *(tensor for number in range(6) for tensor in gemma_layer(f"blk.{number}", "Q4_0", 32, 256, head_norms=True)),
+        TensorSpec("output_norm.weight", "F32", (HIDDEN,), 3.0, 0.1),
+    ]
+    settings = keys(32, 2, 1) | {
+        "block_count": 6,
+        "attention.key_length": 256,
+        "attention.value_length": 256,
+        "attention.sliding_window": 16,
+        "rope.freq_base": 1e6,
+        "rope.freq_base_swa": 10000.0,
+        "rope.scaling.type": "linear",
+        "rope.scaling.factor": 8.0,
+    }
+    return ModelSpec(
+        "gemma3", "Small Gemma 3", LlamaFileType.MOSTLY_Q4_0, settings, words, GEMMA_IDS, GEMMA_CHAT, tensors
+    )
+
+
+def gemma4_q4_0() -> ModelSpec:
+    """Gemma 4: a layer with heads of 256 and a window of 16, and one with heads of 512 whose keys are values, too."""
+    words = character_level(("<pad>", "<eos>", "<bos>", "<unk>", "<mask>"), ("<|turn>", "<turn|>"))
+    tensors = [
+        matrix("token_embd", "Q8_0", len(words.tokens), HIDDEN),
+        TensorSpec("rope_freqs.weight", "F32", (256,), mean=1.0, deviation=0.1),
+        *gemma_layer("blk.0", "Q4_0", 64, 256, head_norms=True),
+        *gemma_layer("blk.1", "Q4_0", 64, 512, head_norms=True, values=False),
+        *(TensorSpec(f"blk.{number}.layer_output_scale.weight", "F32", (1,), mean=0.7) for number in range(2)),
+        TensorSpec("output_norm.weight", "F32", (HIDDEN,), 3.0, 0.1),
+    ]
+    settings = keys(64, 2, 1) | {
+        "attention.key_length": 512,
+        "attention.value_length": 512,
+        "attention.key_length_swa": 256,
+        "attention.value_length_swa": 256,
+        "attention.sliding_window": 16,
+        "attention.sliding_window_pattern": [True, False],
+        "attention.shared_kv_layers": 0,
+        "embedding_length_per_layer_input": 0,
+        "rope.freq_base": 1e6,
+        "rope.freq_base_swa": 10000.0,
+        "rope.dimension_count": 512,
+        "rope.dimension_count_swa": 256,
+        "final_logit_softcapping": 9.0,
+    }
+    ids = GEMMA_IDS | {"mask": 4}
+    return ModelSpec("gemma4", "Small Gemma 4", LlamaFileType.MOSTLY_Q4_0, settings, words, ids, GEMMA4_CHAT, tensors)
