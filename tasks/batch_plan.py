@@ -118,8 +118,8 @@ class BatchPlan:
     def _num_tokens(self, request: Request) -> int:
         try:
             return len(self._encoder.encode(request, self._limits).ids)
-        except TakesLong:
-            return len(self._encoder.encode_long(request, self._limits).ids)
+        except TakesLong as long:
+            return len(self._encoder.encode_long(request, self._limits, long.lane).ids)
 
 
 def show(plan: BatchPlan, names: Sequence[str], *, as_json: bool) -> int:

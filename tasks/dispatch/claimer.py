@@ -51,7 +51,7 @@ class _Turn:
 class Claimer:
     """A thread that claims the jobs that were delivered and passes each that is ours to ``begin``, in order.
 
-    Jobs with long prompts are encoded on another thread: they begin in order among themselves, later than shorter ones.
+    Jobs that take long to encode have other threads: they begin in order among themselves, later than shorter ones.
     Every delivery's ``done`` is called once: by the claimer, or by whoever runs the job that began.
     """
 
@@ -175,8 +175,7 @@ class Claimer:
         return [turn for turn in turns if turn not in refused]
 
     def _decide(self, turn: _Turn, claim: Claim | ClaimStatus | OrcdError) -> None:
-        delivery = turn.delivery
-        job_id = delivery.job_id
+        delivery, job_id = turn.delivery, turn.delivery.job_id
         if isinstance(claim, Claim):
             self._begin_job(delivery, claim)
         elif isinstance(claim, OrcdError):
@@ -229,12 +228,13 @@ class Claimer:
             self._retry("arrive", lambda: self._store.arrive([arrival]))
         try:
             self._begin_with(delivery, claim, self._prepare(claim, self._encoder.encode))
-        except TakesLong:
-            self._long_prompts.put(LongPrompt(delivery, claim))
+        except TakesLong as long:
+            self._long_prompts.put(LongPrompt(delivery, claim, long.lane))
 
     def _begin_long(self, long: LongPrompt) -> None:
-        """Encode a long prompt, on the thread for these; unless it was cancelled while it waited."""
-        prompt = self._undecided.get(long.claim.job_id) or self._prepare(long.claim, self._encoder.encode_long)
+        """Encode a long prompt, on the thread of its lane; unless it was cancelled while it waited."""
+        encode = partial(self._encoder.encode_long, lane=long.lane)
+        prompt = self._undecided.get(long.claim.job_id) or self._prepare(long.claim, encode)
         if self._long_prompts.is_stopping:
             self._give_back(long)
         else:

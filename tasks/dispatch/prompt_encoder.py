@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol, get_args
 
 import msgspec
 
@@ -35,8 +35,16 @@ SHORT_RENDER_S = 0.5
 """Messages that the chat template takes longer for count as long."""
 
 
+Lane = Literal["prompts", "grammars"]
+"""What takes long: a text that is to be rendered or tokenised, or a grammar that is to be checked."""
+
+
 class TakesLong(Exception):
-    """A prompt must be encoded by `PromptEncoder.encode_long`."""
+    """A request must be encoded by `PromptEncoder.encode_long`, in this lane."""
+
+    def __init__(self, lane: Lane = "prompts") -> None:
+        super().__init__(lane)
+        self.lane: Lane = lane
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,9 +75,9 @@ class Limits(Protocol):
 class PromptEncoder:
     """Text <-> ids for one model.
 
-    Chat templates are rendered, and long texts tokenised, in two child processes: one for short prompts, which `encode`
-    waits for only moments, and one for all that takes longer, which is started with the first such prompt. So one
-    thread may be in `encode` and one in `encode_long`. `close` ends the processes.
+    Chat templates are rendered, long texts tokenised and grammars checked in child processes: one for short prompts,
+    which `encode` waits for only moments, and one for each `Lane`, which is started with the first request that needs
+    it. So one thread may be in `encode` and one for each lane in `encode_long`. `close` ends the processes.
     """
 
     def __init__(
@@ -87,8 +95,8 @@ class PromptEncoder:
         self._answer_form = AnswerForm.of(usable.source) if usable else ALL_TEXT
         self._escape = ContentEscape(tokenizer.control_texts)
         self._short = TextProcess(usable, max_bytes=SHORT_BYTES, wall_limit_s=SHORT_RENDER_S)
-        self._long = TextProcess(usable, files)
-        self._grammars = CheckedGrammars(self._long)
+        self._slow: dict[Lane, TextProcess] = {lane: TextProcess(usable, files) for lane in get_args(Lane)}
+        self._grammars = CheckedGrammars()
 
     @classmethod
     def load(cls, settings: Settings) -> PromptEncoder:
@@ -119,28 +127,30 @@ class PromptEncoder:
         try:
             min_tokens = self._grammars.known(grammar) if grammar else None
         except KeyError:
-            raise TakesLong from None
+            raise TakesLong("grammars") from None
         return self._prompt(request, ready, ids, grammar, min_tokens)
 
-    def encode_long(self, request: Request, ready: Limits) -> Prompt:
-        """Any prompt; this may take many seconds, in which other threads run.
+    def encode_long(self, request: Request, ready: Limits, lane: Lane = "prompts") -> Prompt:
+        """Any prompt, whatever the lane; this may take many seconds, in which other threads run.
 
         Raises `InvalidRequest` naming the field, `ContextLengthExceeded` with both lengths, or `OrcdError` after
         `interrupt`.
         """
-        ids = self._long_ids(request, ready.max_sequence_tokens)
+        process = self._slow[lane]
+        ids = self._long_ids(request, ready.max_sequence_tokens, process)
         grammar = self._grammar_of(request, ids)
-        min_tokens = self._grammars.check(grammar) if grammar else None
+        min_tokens = self._grammars.check(grammar, process) if grammar else None
         return self._prompt(request, ready, ids, grammar, min_tokens)
 
     def interrupt(self) -> None:
         """Have an `encode_long` in progress end at once; from any thread."""
-        self._long.kill()
+        for process in self._slow.values():
+            process.kill()
 
     def close(self) -> None:
         """End the processes."""
-        self._short.close()
-        self._long.close()
+        for process in (self._short, *self._slow.values()):
+            process.close()
 
     def _short_ids(self, request: Request, max_tokens: int) -> list[int]:
         if request.prompt_token_ids is not None:
@@ -159,12 +169,12 @@ class PromptEncoder:
             raise TakesLong
         return self._tokenized(self._tokenizer, request, prompt, max_tokens)
 
-    def _long_ids(self, request: Request, max_tokens: int) -> list[int]:
+    def _long_ids(self, request: Request, max_tokens: int, process: TextProcess) -> list[int]:
         if request.prompt_token_ids is not None:
             return request.prompt_token_ids
         has_text = request.prompt is not None
-        prompt = ChatPrompt(request.prompt or "", {}) if has_text else self._rendered(request, self._long)
-        tokenizer = self._long if len(prompt.text) > SHORT_BYTES else self._tokenizer
+        prompt = ChatPrompt(request.prompt or "", {}) if has_text else self._rendered(request, process)
+        tokenizer = process if len(prompt.text) > SHORT_BYTES else self._tokenizer
         return self._tokenized(tokenizer, request, prompt, max_tokens)
 
     def _rendered(self, request: Request, process: TextProcess) -> ChatPrompt:

@@ -14,7 +14,8 @@ from orcd.errors import Cancelled, ContextLengthExceeded, OrcdError
 from orcd.request import Request, parse
 from orcd.store import schema
 from orcd.store.job_store import JobStore
-from tasks.dispatch.prompt_encoder import PromptEncoder, TakesLong
+from tasks.dispatch.long_prompts import MAX_WAITING
+from tasks.dispatch.prompt_encoder import Lane, PromptEncoder, TakesLong
 from tests.orcd.job_record import submit
 from tests.orcd.job_writer import MakeStore
 from tests.tasks.dispatch.byte_model import READY, TEMPLATE, TOKENIZER
@@ -25,22 +26,25 @@ LONG = parse({"prompt": "long", "seed": 1})
 
 
 class Encoder(PromptEncoder):
-    """Takes long for prompts that begin with "long", until the test lets it go on."""
+    """Takes long for prompts that begin with "long" or "grammar", until the test lets each kind go on."""
 
     def __init__(self) -> None:
         super().__init__(TOKENIZER, ChatTemplate(TEMPLATE))
         self.began = threading.Semaphore(0)
         self.going_on = threading.Semaphore(0)
+        self.checking = threading.Semaphore(0)
         self.was_interrupted = False
 
     def encode(self, request: Request, ready: Any) -> Any:
         if (request.prompt or "").startswith("long"):
             raise TakesLong
+        if request.prompt == "grammar":
+            raise TakesLong("grammars")
         return super().encode(request, ready)
 
-    def encode_long(self, request: Request, ready: Any) -> Any:
+    def encode_long(self, request: Request, ready: Any, lane: Lane = "prompts") -> Any:
         self.began.release()
-        assert self.going_on.acquire(timeout=5)
+        assert (self.going_on if lane == "prompts" else self.checking).acquire(timeout=5)
         if self.was_interrupted:
             raise OrcdError("interrupted")
         if request.prompt == "long and too long":
@@ -50,6 +54,7 @@ class Encoder(PromptEncoder):
     def interrupt(self) -> None:
         self.was_interrupted = True
         self.going_on.release()
+        self.checking.release()
 
 
 @pytest.fixture
@@ -71,6 +76,21 @@ def test_short_prompts_overtake_long_ones_which_keep_their_order(
     assert [scene.begun().job_id for _ in range(2)] == ["short-1", "short-2"]
     encoder.going_on.release(2)
     assert [scene.begun().job_id for _ in range(2)] == ["long-1", "long-2"]
+
+
+def test_new_grammars_hold_up_neither_short_prompts_nor_long_ones(scene: ClaimerScene, encoder: Encoder) -> None:
+    num_grammars = MAX_WAITING + 4
+    for number in range(num_grammars):
+        scene.put(f"grammar-{number}", parse({"prompt": "grammar"}))
+    scene.put("short", REQUEST)
+    scene.put("long", LONG)
+    assert scene.begun().job_id == "short"
+    encoder.going_on.release()
+    assert scene.begun().job_id == "long"
+    encoder.checking.release(num_grammars)
+    assert [scene.begun().job_id for _ in range(num_grammars)] == [
+        f"grammar-{number}" for number in range(num_grammars)
+    ]
 
 
 def test_what_is_wrong_with_a_long_prompt_ends_its_job(scene: ClaimerScene, encoder: Encoder) -> None:

@@ -37,8 +37,8 @@ def encoded(encoder: PromptEncoder, request: Request) -> Prompt:
     """As the worker does it: at once if that is possible, else in its thread for what takes long."""
     try:
         return encoder.encode(request, LIMITS)
-    except TakesLong:
-        return encoder.encode_long(request, LIMITS)
+    except TakesLong as long:
+        return encoder.encode_long(request, LIMITS, long.lane)
 
 
 def test_a_grammar_goes_to_the_engine_with_its_request(encoder: PromptEncoder) -> None:
@@ -51,9 +51,10 @@ def test_a_grammar_goes_to_the_engine_with_its_request(encoder: PromptEncoder) -
 
 def test_only_the_first_request_with_a_grammar_takes_long(encoder: PromptEncoder) -> None:
     first = request(structured_outputs={"regex": "[ab]{3}"})
-    with pytest.raises(TakesLong):
+    with pytest.raises(TakesLong) as taken:
         encoder.encode(first, LIMITS)
-    prompt = encoder.encode_long(first, LIMITS)
+    assert taken.value.lane == "grammars"
+    prompt = encoder.encode_long(first, LIMITS, "grammars")
     assert replace(encoder.encode(first, LIMITS), detokenizer=prompt.detokenizer) == prompt
 
 
@@ -75,7 +76,7 @@ def test_too_few_tokens_for_any_document_are_refused_with_how_many_it_takes(enco
 
 def test_a_process_that_was_killed_checks_the_next_grammar_all_the_same(encoder: PromptEncoder) -> None:
     encoded(encoder, request(structured_outputs={"choice": ["before"]}))
-    child = encoder._long._child
+    child = encoder._slow["grammars"]._child
     assert child is not None
     child.process.kill()
     assert encoded(encoder, request(structured_outputs={"choice": ["after"]})).grammar
