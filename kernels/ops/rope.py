@@ -99,7 +99,7 @@ class Rotation:
     cosine: DeviceArray  # [T, P] float32
     sine: DeviceArray  # [T, P] float32
     pairing: Pairing
-    query_factors: DeviceArray | None  # [T] float32
+    query_factors: DeviceArray | None = None  # [T] float32
 
 
 def variants() -> list[Variant]:

@@ -22,7 +22,7 @@ class Rotation:
     cosine: Float32  # [T, 1, P]
     sine: Float32  # [T, 1, P]
     pairing: Pairing
-    query_factors: Float32 | None  # [T, 1, 1]
+    query_factors: Float32 | None = None  # [T, 1, 1]
 
 
 def rotation(positions: Int32, rope: Rope[Float32], sequence_lengths: Int32, sequence_rows: Int32) -> Rotation:

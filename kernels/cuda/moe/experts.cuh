@@ -11,25 +11,41 @@ DEVICE u32 order_of(float logit) {
 // Goes through the experts of `logits` [num_experts] in the order of their rank. A warp's lanes share them: all of them
 // make the same calls, and all get the answers.
 class Ranking {
+    static constexpr int HELD = 4;  // experts of a lane that it has in registers: with 128 all of them
+
     const float* logits;
     int num_experts;
-    u32 order = 0;    // of the expert found last
-    int expert = -1;  // that one
+    u32 orders[HELD];  // 0: there is none, or it was found
+    u32 order = 0;     // of the expert found last
+    int expert = -1;   // that one
 
    public:
-    DEVICE Ranking(const float* logits, int num_experts) : logits(logits), num_experts(num_experts) {}
+    DEVICE Ranking(const float* logits, int num_experts) : logits(logits), num_experts(num_experts) {
+#pragma unroll
+        for (int i = 0; i < HELD; i++) {
+            const int own = threadIdx.x % 32 + 32 * i;
+            orders[i] = own < num_experts ? order_of(logits[own]) : 0;
+        }
+    }
 
     // The next expert: the one with the largest logit of those that come after the last one.
     DEVICE int next() {
+        const int lane = threadIdx.x % 32;
         u32 best = 0;
         int own = 0;
-        for (int other = threadIdx.x % 32; other < num_experts; other += 32) {
+#pragma unroll
+        for (int i = 0; i < HELD; i++)
+            if (orders[i] > best) best = orders[i], own = lane + 32 * i;
+        for (int other = lane + 32 * HELD; other < num_experts; other += 32) {
             const u32 its = order_of(logits[other]);
             const bool comes_after = expert < 0 || its < order || (its == order && other > expert);
             if (comes_after && its > best) best = its, own = other;
         }
         order = __reduce_max_sync(ALL_LANES, best);
         expert = __reduce_min_sync(ALL_LANES, best == order ? own : num_experts);
+#pragma unroll
+        for (int i = 0; i < HELD; i++)
+            if (expert == lane + 32 * i) orders[i] = 0;
         return expert;
     }
 };

@@ -191,6 +191,16 @@ DEVICE void for_share(const PlanParams& p, int* next_places, Use use) {
     }
 }
 
+// The sum of `value` over the lanes up to this one.
+DEVICE int sum_up_to_lane(int value) {
+#pragma unroll
+    for (int distance = 1; distance < 32; distance *= 2) {
+        const int before = __shfl_up_sync(ALL_LANES, value, distance);
+        if (threadIdx.x % 32 >= distance) value += before;
+    }
+    return value;
+}
+
 // Runs as one block, each warp of which has a share of the pairs, in order.
 // Dynamic shared memory: int [(PLAN_WARPS + 2) * (num_experts + 1)].
 KERNEL __launch_bounds__(32 * PLAN_WARPS) moe_plan(const __grid_constant__ PlanParams p) {
@@ -213,15 +223,16 @@ KERNEL __launch_bounds__(32 * PLAN_WARPS) moe_plan(const __grid_constant__ PlanP
         starts[expert] = sum;
     }
     __syncthreads();
-    if (threadIdx.x == 0) {
-        int pairs = 0, tiles = 0;
-        for (int expert = 0; expert < p.num_experts; expert++) {
-            const int count = starts[expert];
-            starts[expert] = pairs, first_tile[expert] = tiles;
-            pairs += count, tiles += (count + p.tile_pairs - 1) / p.tile_pairs;
+    if (threadIdx.x < 32) {
+        int pairs = 0, tiles = 0;  // of the experts before
+        for (int first = 0; first <= p.num_experts; first += 32) {
+            const int expert = first + threadIdx.x, count = expert < p.num_experts ? starts[expert] : 0;
+            const int own_tiles = (count + p.tile_pairs - 1) / p.tile_pairs;
+            const int end = pairs + sum_up_to_lane(count), end_tile = tiles + sum_up_to_lane(own_tiles);
+            if (expert <= p.num_experts) starts[expert] = end - count, first_tile[expert] = end_tile - own_tiles;
+            pairs = __shfl_sync(ALL_LANES, end, 31), tiles = __shfl_sync(ALL_LANES, end_tile, 31);
         }
-        starts[p.num_experts] = pairs, first_tile[p.num_experts] = tiles;
-        *p.num_tiles = tiles;
+        if (threadIdx.x == 0) *p.num_tiles = tiles;
     }
     __syncthreads();
     for_share(p, own_counts, [&](int pair, int expert, int place) {

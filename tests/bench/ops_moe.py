@@ -1,0 +1,166 @@
+"""Time of a mixture of experts, by layers of real models: ``python -m tests.bench.ops_moe [TOKENS,...]``.
+
+Prints microseconds of one layer in a replayed graph of dependent ones, over copies of the weights that no cache holds,
+then those of its parts alone; and the bytes of the weights of all experts that are used per second.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from kernels.devices.cuda import CudaDevice
+from kernels.devices.open import open_device
+from kernels.ops.matmul import Product, multiply_routed
+from kernels.ops.matmul_params import Epilogue
+from kernels.ops.moe import _combine, _plan, _route, norm_moe_residual
+from kernels.ops.norm import norm_rows
+from kernels.runtime.device_array import DeviceArray
+from kernels.runtime.memory import MemoryPlan
+from kernels.weights.packed import Experts, Router
+from kernels.weights.parameters import Clamp, RmsNorm
+from kernels.weights.weight_store import PackedWeightStore
+from tests.kernels.ops.random_weights import random_weight
+
+GIB = 1 << 30
+LAUNCHES = 16
+COPIES = 4
+
+
+@dataclass(frozen=True)
+class Shape:
+    name: str
+    gate_up: str
+    down: str
+    hidden: int
+    inner: int
+    experts: int
+    used: int
+    clamp: Clamp | None = None
+
+
+SHAPES = [
+    Shape("Qwen3-30B-A3B", "Q4_K", "Q4_K", 2048, 768, 128, 8),
+    Shape("Qwen3-30B-A3B", "Q4_K", "Q6_K", 2048, 768, 128, 8),
+    Shape("gpt-oss-20b", "MXFP4", "MXFP4", 2880, 2880, 32, 4, Clamp(1.702, 7.0)),
+]
+TOKENS = (1, 4, 8, 64, 256, 2048)
+
+
+class Layers:
+    """Copies of a layer's weights on the device."""
+
+    def __init__(self, device: CudaDevice, shape: Shape) -> None:
+        rng = np.random.default_rng(0)
+        store = PackedWeightStore(device.context, device.weights)
+        outer, inner = (shape.experts, shape.inner, shape.hidden), (shape.experts, shape.hidden, shape.inner)
+        gate, up, down = (
+            random_weight(format_, size, rng)
+            for format_, size in ((shape.gate_up, outer), (shape.gate_up, outer), (shape.down, inner))
+        )
+        self.experts: list[Experts] = [store.experts(gate, up, down) for _ in range(COPIES)]
+        routers = (random_weight("F32", (shape.experts, shape.hidden), rng) for _ in range(COPIES))
+        self.routers: list[Router] = [store.router(weight, shape.used) for weight in routers]
+        store.load(lambda _done, _total: None)
+        norm_weight = np.full(shape.hidden, 2, np.float32)
+        self.norm = RmsNorm(device.upload(device.weights, norm_weight), 1e-6)
+
+    def expert_bytes(self) -> int:
+        """Of the weights of one expert."""
+        experts = self.experts[0]
+        return sum(matrix.expert_bytes for matrix in (*experts.gate_up, experts.down))
+
+
+def time_us(device: CudaDevice, enqueue: Callable[[int], None]) -> float:
+    """Median time of ``enqueue(number)``, of `LAUNCHES` in a graph."""
+    context = device.context
+
+    def enqueue_all() -> None:
+        for number in range(LAUNCHES):
+            mark = context.mark()
+            enqueue(number % COPIES)
+            context.release(mark)
+
+    enqueue_all()
+    graph = device.capture(enqueue_all, "bench")
+    graph.launch()
+    device.synchronise()
+    times = []
+    for _ in range(3):
+        start = time.perf_counter()
+        for _ in range(3):
+            graph.launch()
+        device.synchronise()
+        times.append((time.perf_counter() - start) / 3 / LAUNCHES * 1e6)
+    return float(np.median(times))
+
+
+def time_parts(device: CudaDevice, shape: Shape, layers: Layers, x: DeviceArray) -> dict[str, float]:
+    """The whole, and of few tokens its parts."""
+    context, norm = device.context, layers.norm
+
+    def whole(number: int) -> None:
+        experts, router = layers.experts[number], layers.routers[number]
+        norm_moe_residual(context, x, norm, router, experts, shape.clamp, out=x)
+
+    num_tokens, hidden = x.shape
+    num_pairs = num_tokens * shape.used
+    normed = context.scratch((num_tokens, hidden), np.float16)
+    times = {"all": time_us(device, whole)}
+    times["route"] = time_us(device, lambda number: void(_route(context, x, norm, layers.routers[number], normed)))
+    norm_rows(context, x, norm, rows=None, out=normed)
+    routings = [_route(context, x, norm, router, normed) for router in layers.routers]
+    if routings[0].logits is None:
+        times["plan"] = time_us(device, lambda number: void(_plan(context, routings[number].experts, shape.experts)))
+        return times
+    activated = context.scratch((num_pairs, shape.inner), np.float16)
+    results = context.scratch((num_pairs, hidden), np.float32)
+    epilogue = Epilogue.CLAMPED_SWIGLU if shape.clamp else Epilogue.SWIGLU
+
+    def product(number: int, *, first: bool) -> None:
+        experts, routing = layers.experts[number], routings[number]
+        assert routing.logits is not None
+        if first:
+            both = Product(normed, experts.gate_up[0], activated, epilogue, alpha=1.702, limit=7.0)
+            multiply_routed(context, both, routing.logits, routing.experts, chooses=True)
+        else:
+            down = Product(activated, experts.down, results, Epilogue.STORE_FLOAT)
+            multiply_routed(context, down, routing.logits, routing.experts, chooses=False)
+
+    times["gate_up"] = time_us(device, lambda number: product(number, first=True))
+    times["down"] = time_us(device, lambda number: product(number, first=False))
+    times["sum"] = time_us(device, lambda number: _combine(context, results, routings[number], None, x))
+    return times
+
+
+def void(_result: object) -> None:
+    """Of what is only enqueued."""
+
+
+def main() -> None:
+    tokens = [int(text) for text in sys.argv[1].split(",")] if len(sys.argv) > 1 else TOKENS
+    device = open_device("cuda:0")
+    assert isinstance(device, CudaDevice)
+    device.allocate(
+        MemoryPlan(weights=6 * GIB, kv_cache=0, scratch=4 * GIB, step_buffers=0, graphs=GIB // 4, cuda_context=GIB // 4)
+    )
+    print(f"{device.description}: us")
+    for shape in SHAPES:
+        device.weights.reset()
+        layers = Layers(device, shape)
+        for num_tokens in tokens:
+            device.context.begin_step()
+            x = np.random.default_rng(1).standard_normal((num_tokens, shape.hidden), np.float32)
+            times = time_parts(device, shape, layers, device.upload(device.context._arena, x))
+            num_experts = shape.experts * (1 - (1 - shape.used / shape.experts) ** num_tokens)
+            rate = num_experts * layers.expert_bytes() / times["all"] / 1e3
+            cells = ", ".join(f"{name} {us:.1f}" for name, us in times.items())
+            print(f"{shape.name:14} {shape.gate_up}/{shape.down} {num_tokens:5}: {cells}; {rate:.0f} GB/s", flush=True)
+
+
+if __name__ == "__main__":
+    main()
