@@ -231,16 +231,18 @@ def _rope(gguf: GGUFFile, keys: MetadataKeys, head_dim: int, context_length: int
         raise keys.error("rope.scaling.type", "is longrope: its factors must be tensors, and rope.scaling.factor 1")
     if scaling in ("linear", "yarn") and has_long_factors:
         raise keys.error("rope.scaling.type", f"({scaling}) and tensor 'rope_factors_long.weight' exclude each other")
+    original = keys.integer("rope.scaling.original_context_length", 0, MAX_CONTEXT, 0) or context_length
+    if has_long_factors and original < 2:
+        raise keys.error("rope.scaling.original_context_length", f"is {original}; longrope needs at least 2")
     extrapolation = keys.number("rope.scaling.yarn_ext_factor", -1, 1, -1.0)  # negative: not set
     if scaling != "yarn" and extrapolation > 0:
         raise keys.error("rope.scaling.yarn_ext_factor", f"is {extrapolation:g}, but rope.scaling.type {scaling}")
     return RopeConfig(
         num_dimensions=num_dimensions,
-        base=keys.number("rope.freq_base", math.ulp(1.0), 1e12, 10_000.0),
+        base=keys.number("rope.freq_base", 1 + 1e-6, 1e12, 10_000.0),
         scaling=scaling,
         factor=factor,
-        original_context_length=keys.integer("rope.scaling.original_context_length", 0, MAX_CONTEXT, 0)
-        or context_length,
+        original_context_length=original,
         attention_factor=_optional(keys, "rope.scaling.attn_factor"),
         beta_fast=keys.number("rope.scaling.yarn_beta_fast", 1e-6, 1e6, 32.0),
         beta_slow=keys.number("rope.scaling.yarn_beta_slow", 1e-6, 1e6, 1.0),

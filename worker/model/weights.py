@@ -22,6 +22,7 @@ from worker.model.config import ModelConfig
 from worker.model.gguf import GGUFFile, Tensor
 
 NOT_FINITE = "holds NaN or infinity: the file is damaged or was badly converted"
+LEAST_ROPE_FACTOR = 1e-6
 
 Progress = Callable[[int, int], None]
 """Called with bytes of weights done and in all."""
@@ -120,6 +121,13 @@ class Weights:
         if not np.isfinite(values).all():
             raise self._error(tensor.name, NOT_FINITE)
         return values
+
+    def rope_factors(self, name: str, num_pairs: int) -> NDArray[np.float32]:
+        """What rotary frequencies are divided by, in host memory; `ModelLoadFailed` if it is not positive."""
+        factors = self.host_vector(name, num_pairs)
+        if factors.min() < LEAST_ROPE_FACTOR:
+            raise self._error(self._prefix + name, f"holds a factor below {LEAST_ROPE_FACTOR:g}")
+        return factors
 
     def check_limits(self, config: ModelConfig) -> None:
         """Whether the device's ops can do heads and a vocabulary of the model's size."""

@@ -2,26 +2,29 @@
 
     python -m tests.worker.model.fuzz [--minutes N] [--seed S]
 
-A file is inspected, and loaded as the engine and the Celery side load it: header, configuration, weights, tokenizer,
-one step. The only outcomes allowed are success and `ModelLoadFailed`, within `MAX_SECONDS` and `MAX_MEMORY_BYTES`.
+Bytes are changed, and values of metadata: of keys that the file has, or could have. A file is inspected, and loaded as
+the engine and the Celery side load it: header, configuration, weights, tokenizer, one step. All that is allowed is
+success and `ModelLoadFailed`, within `MAX_SECONDS` and `MAX_MEMORY_BYTES`.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import resource
 import struct
 import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from kernels.devices.open import open_device
 from orcd.errors import ModelLoadFailed
+from tests.models.files import SMALL
 from tests.worker.model.stepping import logits_alone
 from tests.worker.model.tiny import FAMILIES, write_tiny
 from worker.commands.inspect import format_report, inspect_gguf
@@ -35,8 +38,34 @@ NUMBERS = [0, 1, 2, 3, 7, 8, 9, 12, 13, 31, 32, 39, 64, 255, 2**15, 2**16, 2**31
            2**63 - 1, 2**63, 2**64 - 1]  # fmt: skip
 
 
+KEYS = (
+    *("nextn_predict_layers", "rope.freq_base_swa", "rope.scale_linear", "rope.dimension_sections"),
+    *(f"rope.scaling.{name}" for name in ("type", "factor", "original_context_length", "attn_factor", "finetuned")),
+    *(
+        f"rope.scaling.yarn_{name}"
+        for name in ("attn_factor", "ext_factor", "log_multiplier", "beta_fast", "beta_slow")
+    ),
+    *(f"attention.{name}" for name in ("key_length", "sliding_window", "sliding_window_pattern", "scale", "causal")),
+    *(f"attention.{name}" for name in ("key_length_swa", "shared_kv_layers", "temperature_scale")),
+    *("expert_count", "expert_used_count", "expert_weights_scale", "logit_scale", "final_logit_softcapping"),
+)
+"""Keys that files of today have, without their architecture."""
+SCALARS: list[tuple[int, bytes]] = [
+    *((4, struct.pack("<I", number % 2**32)) for number in (0, 1, 2, 3, 4, 64, 2**16, 2**31, 2**32 - 1)),
+    *((5, struct.pack("<i", number)) for number in (-1, -(2**31))),
+    *((6, struct.pack("<f", number)) for number in (0, -0.0, 1, 0.5, -1, 1e-45, 1e30, math.inf, -math.inf, math.nan)),
+    *((7, bytes([flag])) for flag in (0, 1, 2)),
+    *((12, struct.pack("<d", number)) for number in (1e300, 5e-324)),
+]
+TEXTS = [b"", b"none", b"linear", b"yarn", b"longrope", b"gemma4", b"llama", b"gpt2", b"qwen35", b"deepseek-llm",
+         b"mmproj", b"\xff", b"x" * 4096]  # fmt: skip
+
+
 class Seed:
-    """A good file, cut where its tensor data begins: damage goes to what comes before."""
+    """A good file in parts: ``pairs`` of encoded keys and values, what describes its tensors, and their data.
+
+    Bytes are damaged before the tensors' data.
+    """
 
     def __init__(self, path: Path) -> None:
         self.data = path.read_bytes()
@@ -44,6 +73,73 @@ class Seed:
         self.header_bytes = min(tensor.offset for tensor in tensors)
         # Arrays of the vocabulary are most of the header; the rest is where the numbers are that matter.
         self.infos_start = self.data.index(next(iter(tensors)).name.encode()) - 8
+        self.pairs: dict[bytes, bytes] = {}
+        at = 24
+        while at < self.infos_start:
+            key, at = self._string(at)
+            end = self._value_end(at)
+            self.pairs[key], at = self.data[at:end], end
+        assert at == self.infos_start
+
+    def with_values(self, values: Mapping[bytes, bytes]) -> bytes:
+        """The file with other values of some keys."""
+        pairs = {**self.pairs, **values}
+        infos = self.data[self.infos_start : self.header_bytes].rstrip(b"\0")
+        header = self.data[:16] + struct.pack("<Q", len(pairs)) + b"".join(_text(k) + v for k, v in pairs.items())
+        # The zeros that end the last offset may be padding too, so all there can have been are kept.
+        header += infos + bytes(max(0, self.header_bytes - self.infos_start - len(infos)))
+        return header + bytes(-len(header) % 32) + self.data[self.header_bytes :]
+
+    def _string(self, at: int) -> tuple[bytes, int]:
+        end = at + 8 + struct.unpack_from("<Q", self.data, at)[0]
+        return self.data[at + 8 : end], end
+
+    def _value_end(self, at: int) -> int:
+        (kind,) = struct.unpack_from("<I", self.data, at)
+        if kind == 8:
+            return self._string(at + 4)[1]
+        if kind != 9:
+            return at + 4 + SIZES[kind]
+        kind, count = struct.unpack_from("<IQ", self.data, at + 4)
+        at += 16
+        if kind != 8:
+            return at + int(count) * SIZES[kind]
+        for _ in range(count):
+            _, at = self._string(at)
+        return at
+
+
+SIZES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
+
+
+def _text(text: bytes) -> bytes:
+    return struct.pack("<Q", len(text)) + text
+
+
+def change(seed: Seed, rng: np.random.Generator) -> bytes:
+    """The file with other values of one to four keys."""
+    architecture = seed.pairs[b"general.architecture"][12:]
+    new = [architecture + b"." + key.encode() for key in KEYS]
+    known = list(seed.pairs)
+    places = [new if rng.random() < 0.6 else known for _ in range(rng.integers(1, 5))]
+    return seed.with_values({keys[rng.integers(len(keys))]: _any_value(rng) for keys in places})
+
+
+def _any_value(rng: np.random.Generator) -> bytes:
+    """The type and the bytes of some value."""
+    kind, value = SCALARS[rng.integers(len(SCALARS))]
+    match rng.choice(4, p=[0.6, 0.2, 0.05, 0.15]):
+        case 0:
+            return struct.pack("<I", kind) + value
+        case 1:
+            return struct.pack("<I", 8) + _text(TEXTS[rng.integers(len(TEXTS))])
+        case 2:
+            texts = [_text(TEXTS[at]) for at in rng.integers(len(TEXTS), size=rng.integers(8))]
+            return struct.pack("<IIQ", 9, 8, len(texts)) + b"".join(texts)
+        case _:
+            alike = [each[1] for each in SCALARS if each[0] == kind]
+            values = [alike[at] for at in rng.integers(len(alike), size=rng.integers(8))]
+            return struct.pack("<IIQ", 9, kind, len(values)) + b"".join(values)
 
 
 def damage(seed: Seed, rng: np.random.Generator) -> bytes:
@@ -102,12 +198,14 @@ def run(directory: Path, *, seed: int, until: float, max_files: int) -> Counter[
     The file that caused it stays in ``directory``.
     """
     seeds = [Seed(write_tiny(family, directory / f"{family}.gguf")) for family in FAMILIES]
+    seeds += map(Seed, SMALL.values())
     outcomes: Counter[str] = Counter()
     before_bytes = memory_bytes()
     path = directory / "damaged.gguf"
     while time.monotonic() < until and outcomes.total() < max_files:
         rng = np.random.default_rng([seed, outcomes.total()])
-        path.write_bytes(damage(seeds[rng.integers(len(seeds))], rng))
+        how = damage if rng.random() < 0.5 else change
+        path.write_bytes(how(seeds[rng.integers(len(seeds))], rng))
         started = time.process_time()
         outcomes[attempt(path)] += 1
         seconds = time.process_time() - started

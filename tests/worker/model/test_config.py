@@ -122,6 +122,7 @@ def test_whoever_declares_experts_is_named_where_they_are_refused(tmp_path: Path
         ("qwen2", {"expert_count": 8}, "expert_count is 8"),
         ("qwen2", {"attention__layer_norm_rms_epsilon": float("nan")}, "epsilon is nan"),
         ("qwen2", {"rope__freq_base": 0.0}, "freq_base"),
+        ("qwen2", {"rope__freq_base": 1.0}, "freq_base is 1.0"),
         ("qwen2", {"rope__freq_base": float("inf")}, "freq_base is inf"),
         ("qwen2", {"rope__scaling__type": "spiral"}, "rope.scaling.type is 'spiral'; known are"),
         ("phi3", {"rope__dimension_count": 7}, "come in pairs"),

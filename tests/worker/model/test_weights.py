@@ -40,6 +40,15 @@ def test_a_missing_or_misshapen_tensor_is_named(tmp_path: Path) -> None:
         load(changed(tmp_path, name, TensorSpec(name, "Q8_0", (64, 256))))
 
 
+@pytest.mark.parametrize("factor", [0.0, -1.0, 1e-30])
+def test_a_factor_that_no_frequency_can_be_divided_by_is_refused(tmp_path: Path, factor: float) -> None:
+    spec = FAMILIES["qwen2"]()
+    factors = TensorSpec("rope_freqs.weight", "F32", (32,), mean=factor, deviation=0.0)
+    write_model(replace(spec, tensors=[*spec.tensors, factors]), tmp_path / "model.gguf")
+    with pytest.raises(ModelLoadFailed, match=r"model.gguf: tensor 'rope_freqs.weight' holds a factor below 1e-06"):
+        load(tmp_path / "model.gguf")
+
+
 def test_a_type_that_has_no_kernels_is_named(tmp_path: Path) -> None:
     path = write_tiny("qwen2", tmp_path / "model.gguf")
     data = path.read_bytes()

@@ -144,7 +144,7 @@ def _load_ropes(config: ModelConfig, weights: Weights) -> tuple[Rope[AnyArray], 
     """The rotations of layers without and with a window."""
     factors = None
     if "rope_freqs.weight" in weights:
-        factors = weights.host_vector("rope_freqs.weight", config.rope.num_dimensions // 2)
+        factors = weights.rope_factors("rope_freqs.weight", config.rope.num_dimensions // 2)
     sliding = replace(config, rope=config.sliding_rope)
     return (
         weights.rope(plain_rope(config, "neox", factors, truncate=True)),

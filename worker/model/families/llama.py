@@ -229,7 +229,7 @@ def _load_rope(config: ModelConfig, architecture: LlamaArchitecture, weights: We
         rope = plain_rope(config, architecture.pairing, None, truncate=True)
         rate = config.scales.temperature
         return replace(rope, query_growth=QueryGrowth(rate, config.rope.original_context_length)) if rate else rope
-    factors = [weights.host_vector(name, config.rope.num_dimensions // 2) for name in names]
+    factors = [weights.rope_factors(name, config.rope.num_dimensions // 2) for name in names]
     if len(factors) > 1:
         return long_rope(config, *factors)
     return plain_rope(config, architecture.pairing, *factors, truncate=True)
