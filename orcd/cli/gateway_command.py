@@ -16,7 +16,7 @@ from orcd.settings import read_environment
 @click.option("--port", type=int, metavar="N", help="Port to listen on; default: 8000.")
 @click.option("--redis", "redis_url", metavar="URL", help="Redis to use; default: $ORCD_REDIS_URL.")
 @click.option("--api-key-file", metavar="F", help="TOML file of the keys that callers need; default: anybody may call.")
-@click.option("--files-dir", metavar="DIR", help="Folder for files and batches, which all gateways share.")
+@click.option("--files-dir", metavar="DIR", help="Folder, or URL for fsspec, of files, which all gateways share.")
 def gateway(**options: Any) -> None:
     """Answer OpenAI's API over the queue: chat, completions, responses.
 

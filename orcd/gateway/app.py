@@ -25,9 +25,11 @@ from orcd.gateway import models
 from orcd.gateway.answers import generation, responses
 from orcd.gateway.api_error import ApiError
 from orcd.gateway.api_keys import ApiKeys
-from orcd.gateway.batches import batches, files
+from orcd.gateway.batches import batches
+from orcd.gateway.batches import files as file_endpoints
 from orcd.gateway.batches.batch_runner import BatchRunner
 from orcd.gateway.batches.batch_store import BatchStore
+from orcd.gateway.batches.file_store import FileStore
 from orcd.gateway.endpoint import Call, Gateway, endpoint, json_response
 from orcd.gateway.openapi import openapi
 from orcd.gateway.settings import GatewaySettings
@@ -39,8 +41,12 @@ log = logging.getLogger("orcd.gateway")
 
 
 def create_app(settings: GatewaySettings) -> Starlette:
-    """The gateway as an application for an ASGI server. Raises `InvalidRequest` for a key file that cannot be used."""
+    """The gateway as an application for an ASGI server.
+
+    Raises `InvalidRequest` for a key file, or a URL of files, that cannot be used.
+    """
     keys = ApiKeys.load(settings)
+    files = FileStore.at(settings.files_dir) if settings.files_dir else None
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
@@ -49,8 +55,8 @@ def create_app(settings: GatewaySettings) -> Starlette:
             prefix = settings.key_prefix
             store = BatchStore(connection, prefix, settings.job_ttl_s)
             scripts = {name: connection.register_script(schema.script(name, prefix)) for name in ("annotate", "delete")}
-            app.state.gateway = Gateway(settings, keys, client, connection, scripts, store)
-            async with _running_batches(settings, store):
+            app.state.gateway = Gateway(settings, keys, client, connection, scripts, store, files)
+            async with _running_batches(settings, store, files):
                 yield
 
     middleware = [Middleware(Outermost)]
@@ -67,7 +73,7 @@ def create_app(settings: GatewaySettings) -> Starlette:
             Route("/v1/completions", generation.completions, methods=["POST"]),
             Route("/v1/embeddings", embeddings, methods=["POST"]),
             *responses.ROUTES,
-            *files.ROUTES,
+            *file_endpoints.ROUTES,
             *batches.ROUTES,
         ],
         middleware=middleware,
@@ -82,12 +88,14 @@ def create_app(settings: GatewaySettings) -> Starlette:
 
 
 @asynccontextmanager
-async def _running_batches(settings: GatewaySettings, store: BatchStore) -> AsyncIterator[None]:
-    """Run batches meanwhile, if this gateway has a folder for their files."""
-    if not settings.files_dir:
+async def _running_batches(
+    settings: GatewaySettings, store: BatchStore, files: FileStore | None
+) -> AsyncIterator[None]:
+    """Run batches meanwhile, if this gateway has a place for their files."""
+    if files is None:
         yield
         return
-    runner = asyncio.create_task(BatchRunner(settings, store).run())
+    runner = asyncio.create_task(BatchRunner(settings, store, files).run())
     yield
     runner.cancel()
     await asyncio.gather(runner, return_exceptions=True)

@@ -16,6 +16,7 @@ from orcd.errors import InvalidRequest
 from orcd.gateway.api_error import ApiError
 from orcd.gateway.api_keys import ApiKey, ApiKeys
 from orcd.gateway.batches.batch_store import BatchStore
+from orcd.gateway.batches.file_store import FileStore
 from orcd.gateway.rate_limit import count_request
 from orcd.gateway.settings import GatewaySettings
 
@@ -30,6 +31,7 @@ class Gateway:
     redis: redis.asyncio.Redis
     scripts: Mapping[str, Any]
     batches: BatchStore
+    files: FileStore | None
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,7 +27,7 @@ class GatewaySettings(ClientSettings):
     max_file_bytes: int = 200 * 1024 * 1024
     """Longest file that may be uploaded."""
     files_dir: str = ""
-    """Folder of uploaded and output files, which all gateways share; empty: no files and batches here."""
+    """Folder of uploaded and output files, or fsspec URL, that all gateways share; empty: no files and batches here."""
 
     def check(self) -> None:
         """Raises `InvalidRequest` naming the variable of a value that cannot be."""

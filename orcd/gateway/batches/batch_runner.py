@@ -11,7 +11,6 @@ import logging
 import secrets
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 
 import msgspec
 import redis
@@ -43,12 +42,12 @@ class _Running:
 
 
 class BatchRunner:
-    """Runs batches until it is stopped; ``files_dir`` of the settings has their files."""
+    """Runs batches until it is stopped; ``files`` has their files."""
 
-    def __init__(self, settings: GatewaySettings, store: BatchStore) -> None:
+    def __init__(self, settings: GatewaySettings, store: BatchStore, files: FileStore) -> None:
         self._settings = settings
         self._store = store
-        self._files = FileStore(Path(settings.files_dir))
+        self._files = files
         self._running: dict[str, _Running] = {}
         self._unreadable: set[str] = set()
 
@@ -68,7 +67,7 @@ class BatchRunner:
             if len(self._running) >= MAX_BATCHES:
                 return
             waiting = await self._store.peek(batch_id)
-            if waiting is None or batch_id in self._running or not self._is_readable(waiting.batch):
+            if waiting is None or batch_id in self._running or not await self._is_readable(waiting.batch):
                 continue
             token = secrets.token_hex(16)
             record = await self._store.adopt(batch_id, token)
@@ -110,13 +109,13 @@ class BatchRunner:
             with suppress(redis.RedisError):
                 await self._keep()
 
-    def _is_readable(self, batch: BatchObject) -> bool:
-        if self._files.path(batch.input_file_id).is_file():
+    async def _is_readable(self, batch: BatchObject) -> bool:
+        if await asyncio.to_thread(self._files.is_readable, batch.input_file_id):
             return True
         if batch.id not in self._unreadable:
             self._unreadable.add(batch.id)
             log.warning(
-                "batch %s: its input file is not in this gateway's --files-dir; another has to run it", batch.id
+                "batch %s: its input file cannot be read in this gateway's --files-dir; another has to run it", batch.id
             )
         return False
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -27,7 +28,8 @@ _FIELDS = ("input_file_id", "endpoint", "completion_window", "metadata", "output
 async def create(call: Call) -> Response:
     """Begin a batch."""
     body = await call.json()
-    file = file_store(call).find(call.key, _text(body, "input_file_id"), "input_file_id")
+    file_id = _text(body, "input_file_id")
+    file = await asyncio.to_thread(file_store(call).find, call.key, file_id, "input_file_id")
     _check(body)
     now = int(time.time())
     batch = BatchObject(

@@ -1,10 +1,12 @@
-"""Uploaded and output files in a folder that all gateways share."""
+"""Uploaded and output files, in a folder or at a URL that all gateways share."""
 
 from __future__ import annotations
 
+import asyncio
 import os
 import time
 from collections.abc import AsyncIterable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import BinaryIO
 
@@ -12,6 +14,8 @@ import msgspec
 
 from orcd.gateway.api_error import ApiError
 from orcd.gateway.api_keys import ApiKey, is_made_by, new_id
+from orcd.gateway.batches.shared_folder import LocalFolder, SharedFolder, Workplace
+from orcd.gateway.batches.url_folder import UrlFolder
 
 PURPOSES = ("batch", "batch_output", "user_data", "assistants", "fine-tune", "vision", "evals")
 KIND = "file-"
@@ -37,52 +41,67 @@ _file = msgspec.json.Decoder(FileObject)
 class FileStore:
     """Each file is ``ID.data`` beside its description ``ID.json``, which is written last: without it there is no file.
 
-    An output file grows while its batch runs; its size is what it has by then.
+    An output file grows while its batch runs; its size is what it has by then. Methods raise OSError, or `ApiError` 503
+    where the files are at a URL that cannot be reached.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: SharedFolder) -> None:
         self._folder = folder
 
-    def path(self, file_id: str) -> Path:
-        """Where the contents are."""
-        return self._folder / f"{file_id}.data"
+    @classmethod
+    def at(cls, place: str) -> FileStore:
+        """In a folder of this machine, or at a URL. Raises `InvalidRequest` if that cannot be used."""
+        return cls(UrlFolder(place) if "://" in place else LocalFolder(Path(place)))
+
+    def workplace(self) -> AbstractContextManager[Workplace]:
+        """Where a batch writes its files."""
+        return self._folder.workplace()
+
+    def is_readable(self, file_id: str) -> bool:
+        """Whether this gateway can read the file now."""
+        try:
+            return self._folder.size(data_name(file_id)) >= 0
+        except (OSError, ApiError):
+            return False
 
     async def write(self, key: ApiKey, chunks: AsyncIterable[bytes], *, filename: str, purpose: str) -> FileObject:
-        """Keep a new file. Raises OSError."""
+        """Keep a new file."""
         file_id = new_id(KIND, key.tag)
-        num_bytes = 0
-        try:
-            with self.path(file_id).open("xb") as file:
-                async for chunk in chunks:
-                    file.write(chunk)
-                    num_bytes += len(chunk)
-                file.flush()
-                os.fsync(file.fileno())
-            return self.describe(file_id, filename=filename, purpose=purpose)
-        except BaseException:
-            self.path(file_id).unlink(missing_ok=True)
-            raise
+        data = data_name(file_id)
+        with self.workplace() as place:
+            try:
+                with place.path(data).open("xb") as file:
+                    async for chunk in chunks:
+                        file.write(chunk)
+                    file.flush()
+                    os.fsync(file.fileno())
+                await asyncio.to_thread(place.keep, data)
+                return await asyncio.to_thread(self.describe, place, file_id, filename=filename, purpose=purpose)
+            except BaseException:
+                place.path(data).unlink(missing_ok=True)
+                raise
 
-    def describe(self, file_id: str, *, filename: str, purpose: str) -> FileObject:
-        """Make the contents that are there a file."""
+    def describe(self, place: Workplace, file_id: str, *, filename: str, purpose: str) -> FileObject:
+        """Make a file of the contents that are in ``place``, and kept."""
         described = FileObject(
             id=file_id,
-            bytes=self.path(file_id).stat().st_size,
+            bytes=place.path(data_name(file_id)).stat().st_size,
             created_at=int(time.time()),
             filename=filename[:200],
             purpose=purpose,
         )
-        temporary = self._folder / f"{file_id}.new"
+        temporary = place.path(f"{file_id}.new")
         temporary.write_bytes(msgspec.json.encode(described))
-        temporary.replace(self._description(file_id))
+        temporary.replace(place.path(_description(file_id)))
+        place.keep(_description(file_id))
         return described
 
     def find(self, key: ApiKey, file_id: str, param: str = "file_id") -> FileObject:
         """The caller's file. Raises `ApiError` 404, which names the field ``param``."""
         if is_made_by(key, file_id, KIND):
             try:
-                described = _file.decode(self._description(file_id).read_bytes())
-                return msgspec.structs.replace(described, bytes=self.path(file_id).stat().st_size)
+                described = _file.decode(self._folder.read(_description(file_id)))
+                return msgspec.structs.replace(described, bytes=self._folder.size(data_name(file_id)))
             except (FileNotFoundError, msgspec.MsgspecError):
                 pass
         raise _not_found(param)
@@ -90,28 +109,37 @@ class FileStore:
     def open(self, file_id: str) -> BinaryIO:
         """Read what a file holds that `find` has found. Raises `ApiError` 404 if it has been deleted since."""
         try:
-            return self.path(file_id).open("rb")
+            return self._folder.open(data_name(file_id))
         except FileNotFoundError:
             raise _not_found("file_id") from None
 
     def list_all(self, key: ApiKey) -> list[FileObject]:
         """The caller's files, the newest first."""
         found = []
-        for path in self._folder.glob(f"{KIND}{key.tag}*.json"):
-            try:
-                found.append(self.find(key, path.stem))
-            except ApiError:  # deleted meanwhile, or another's
+        for name in self._folder.names(f"{KIND}{key.tag}"):
+            if not name.endswith(".json"):
                 continue
+            try:
+                found.append(self.find(key, name.removesuffix(".json")))
+            except ApiError as error:
+                if error.status != 404:  # deleted meanwhile, or another's
+                    raise
         return sorted(found, key=lambda file: (file.created_at, file.id), reverse=True)
 
     def delete(self, file_id: str) -> None:
         """Forget a file that `find` has found, and the journal of a batch that wrote it."""
-        self._description(file_id).unlink(missing_ok=True)
-        for path in self._folder.glob(f"{file_id}.*"):
-            path.unlink(missing_ok=True)
+        self._folder.delete(_description(file_id))
+        for name in self._folder.names(f"{file_id}."):
+            self._folder.delete(name)
 
-    def _description(self, file_id: str) -> Path:
-        return self._folder / f"{file_id}.json"
+
+def data_name(file_id: str) -> str:
+    """What has the contents of a file."""
+    return f"{file_id}.data"
+
+
+def _description(file_id: str) -> str:
+    return f"{file_id}.json"
 
 
 def _not_found(param: str) -> ApiError:

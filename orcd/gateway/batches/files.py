@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import BinaryIO
 
 from starlette.datastructures import UploadFile
@@ -15,7 +13,7 @@ from starlette.routing import Route
 from starlette.types import Message, Receive, Scope, Send
 
 from orcd.gateway.api_error import ApiError
-from orcd.gateway.batches.file_store import PURPOSES, FileStore
+from orcd.gateway.batches.file_store import PURPOSES, FileObject, FileStore
 from orcd.gateway.batches.pages import page
 from orcd.gateway.endpoint import Call, endpoint, json_response
 
@@ -25,10 +23,10 @@ CHUNK_BYTES = 1 << 20
 
 def file_store(call: Call) -> FileStore:
     """The files of this gateway. Raises `ApiError` 501 if it has none."""
-    folder = call.gateway.settings.files_dir
-    if not folder:
+    store = call.gateway.files
+    if store is None:
         raise ApiError(501, "this gateway keeps no files; start it with --files-dir", code="not_supported")
-    return FileStore(Path(folder))
+    return store
 
 
 @endpoint
@@ -50,30 +48,28 @@ async def list_files(call: Call) -> Response:
     purpose = call.request.query_params.get("purpose")
     if purpose is not None:
         _check_purpose(purpose)
-    files = [file for file in file_store(call).list_all(call.key) if purpose in (None, file.purpose)]
+    kept = await asyncio.to_thread(file_store(call).list_all, call.key)
+    files = [file for file in kept if purpose in (None, file.purpose)]
     return json_response(page(call, files))
 
 
 @endpoint
 async def retrieve(call: Call) -> Response:
     """What is known of a file."""
-    return json_response(file_store(call).find(call.key, call.request.path_params["id"]))
+    return json_response(await _found(call))
 
 
 @endpoint
 async def content(call: Call) -> Response:
     """What is in a file."""
-    store = file_store(call)
-    found = store.find(call.key, call.request.path_params["id"])
-    return _Content(store, found.id)
+    return _Content(file_store(call), await _found(call))
 
 
 @endpoint
 async def delete(call: Call) -> Response:
     """Delete a file."""
-    store = file_store(call)
-    found = store.find(call.key, call.request.path_params["id"])
-    store.delete(found.id)
+    found = await _found(call)
+    await asyncio.to_thread(file_store(call).delete, found.id)
     return json_response({"id": found.id, "object": "file", "deleted": True})
 
 
@@ -89,20 +85,25 @@ ROUTES = (
 class _Content(Response):
     """What a file holds now; that of a batch may grow meanwhile."""
 
-    def __init__(self, store: FileStore, file_id: str) -> None:
+    def __init__(self, store: FileStore, found: FileObject) -> None:
         super().__init__()
         self._store = store
-        self._file_id = file_id
+        self._found = found
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        with self._store.open(self._file_id) as file:  # before the status is sent: it may have been deleted just now
-            num_bytes = os.fstat(file.fileno()).st_size
+        num_bytes = self._found.bytes
+        # Before the status is sent: it may have been deleted just now.
+        with await asyncio.to_thread(self._store.open, self._found.id) as file:
             answer = StreamingResponse(
                 _parts(file, num_bytes),
                 media_type="application/octet-stream",
                 headers={"content-length": str(num_bytes)},
             )
             await answer(scope, receive, send)
+
+
+async def _found(call: Call) -> FileObject:
+    return await asyncio.to_thread(file_store(call).find, call.key, call.request.path_params["id"])
 
 
 def _check_purpose(purpose: object) -> None:

@@ -1,0 +1,91 @@
+"""Where all gateways have their files: a folder that each of them mounts. `UrlFolder` is the other kind."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import BinaryIO, Protocol
+
+
+class Workplace(Protocol):
+    """A folder of this machine in which files are written, and from which they get to the other gateways."""
+
+    def path(self, name: str) -> Path:
+        """Where the file is on this machine."""
+
+    def fetch(self, name: str) -> None:
+        """Bring here what the others have of the file, if they have it."""
+
+    def keep_part(self, name: str) -> None:
+        """Give the others what there is of a file by now, unless they have it whole."""
+
+    def keep(self, name: str) -> None:
+        """Give the others the whole file."""
+
+
+class SharedFolder(Protocol):
+    """Files by name. Raises OSError, and FileNotFoundError for one that is not there, or `ApiError` 503."""
+
+    def read(self, name: str) -> bytes:
+        """What is in a file."""
+
+    def size(self, name: str) -> int:
+        """How many bytes it has by now."""
+
+    def open(self, name: str) -> BinaryIO:
+        """Read it bit by bit."""
+
+    def names(self, prefix: str) -> list[str]:
+        """The files whose names begin so."""
+
+    def delete(self, name: str) -> None:
+        """Forget it, if it is there."""
+
+    def workplace(self) -> AbstractContextManager[Workplace]:
+        """A place to write files in. What was not kept is gone at its end."""
+
+
+class LocalFolder:
+    """A folder of this machine, in which files are written in place: others see them grow."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def read(self, name: str) -> bytes:
+        """See `SharedFolder`."""
+        return self.path(name).read_bytes()
+
+    def size(self, name: str) -> int:
+        """See `SharedFolder`."""
+        return self.path(name).stat().st_size
+
+    def open(self, name: str) -> BinaryIO:
+        """See `SharedFolder`."""
+        return self.path(name).open("rb")
+
+    def names(self, prefix: str) -> list[str]:
+        """See `SharedFolder`."""
+        return [path.name for path in self._folder.glob(f"{prefix}*")]
+
+    def delete(self, name: str) -> None:
+        """See `SharedFolder`."""
+        self.path(name).unlink(missing_ok=True)
+
+    @contextmanager
+    def workplace(self) -> Iterator[Workplace]:
+        """See `SharedFolder`."""
+        yield self
+
+    def path(self, name: str) -> Path:
+        """See `Workplace`."""
+        return self._folder / name
+
+    def fetch(self, name: str) -> None:
+        """See `Workplace`."""
+
+    def keep_part(self, name: str) -> None:
+        """See `Workplace`."""
+
+    def keep(self, name: str) -> None:
+        """See `Workplace`."""

@@ -1,0 +1,133 @@
+"""Files at a URL that fsspec reads and writes, as ``s3://bucket/folder``.
+
+What is kept there can only be written whole. So files are written on this machine and copied: a file that still grows
+as ``NAME.part``, which counts until ``NAME`` is there. A gateway that was given up, and goes on with a batch that
+another one has ended since, can only write parts, or the same file once more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, BinaryIO, cast
+
+from orcd.errors import InvalidRequest
+from orcd.gateway.api_error import ApiError
+from orcd.gateway.batches.shared_folder import Workplace
+
+_PART = ".part"
+
+
+class UrlFolder:
+    """See `SharedFolder`. Raises `InvalidRequest` if the URL is no use; it may hold a password, and is in no error."""
+
+    def __init__(self, url: str) -> None:
+        try:
+            from fsspec.core import url_to_fs  # of an extra of its own
+        except ImportError:
+            raise InvalidRequest("files_dir: a URL needs fsspec; run: pip install 'orcd[files]'") from None
+        kind = url.partition("://")[0]
+        try:
+            self._system, self._root = cast(tuple[Any, str], url_to_fs(url))
+            self._system.makedirs(self._root, exist_ok=True)
+        except ImportError as error:
+            raise InvalidRequest(f"files_dir: URLs of the kind {kind} need a package: {error}") from None
+        except Exception as error:  # every kind of store has its own
+            raise InvalidRequest(
+                f"files_dir: the folder at {kind}:// cannot be used ({type(error).__name__}); check the URL, and the "
+                f"credentials where its package of fsspec looks for them"
+            ) from None
+
+    def read(self, name: str) -> bytes:
+        """See `SharedFolder`."""
+        with _reaching():
+            return bytes(self._system.cat_file(self._at(name)))
+
+    def size(self, name: str) -> int:
+        """See `SharedFolder`."""
+        with _reaching():
+            return int(self._system.info(self._newest(name))["size"])
+
+    def open(self, name: str) -> BinaryIO:
+        """See `SharedFolder`."""
+        with _reaching():
+            return cast(BinaryIO, self._system.open(self._newest(name), "rb"))
+
+    def names(self, prefix: str) -> list[str]:
+        """See `SharedFolder`."""
+        with _reaching():
+            self._system.invalidate_cache()
+            paths = self._system.ls(self._root, detail=False)
+        return [name for path in paths if (name := path.rpartition("/")[2]).startswith(prefix)]
+
+    def delete(self, name: str) -> None:
+        """See `SharedFolder`."""
+        with _reaching(), suppress(FileNotFoundError):
+            self._system.rm_file(self._at(name))
+
+    @contextmanager
+    def workplace(self) -> Iterator[Workplace]:
+        """See `SharedFolder`."""
+        with TemporaryDirectory(prefix="orcd-gateway-") as folder:
+            yield _UrlWorkplace(self, Path(folder))
+
+    def download(self, name: str, path: Path) -> None:
+        """Copy a file to ``path``."""
+        with _reaching(), path.open("wb") as copy, self._system.open(self._newest(name), "rb") as file:
+            while chunk := file.read(1 << 20):
+                copy.write(chunk)
+
+    def upload(self, path: Path, name: str) -> None:
+        """Copy the file at ``path``."""
+        with _reaching():
+            self._system.put_file(str(path), self._at(name))
+
+    def upload_part(self, path: Path, name: str) -> None:
+        """Copy the file at ``path``, from which there is more to come."""
+        self.upload(path, name + _PART)
+
+    def _at(self, name: str) -> str:
+        return f"{self._root.rstrip('/')}/{name}"
+
+    def _newest(self, name: str) -> str:
+        """Where the file is, or as much of it as there is."""
+        self._system.invalidate_cache()
+        whole = self._at(name)
+        return whole if self._system.exists(whole) else whole + _PART
+
+
+class _UrlWorkplace:
+    def __init__(self, folder: UrlFolder, place: Path) -> None:
+        self._folder = folder
+        self._place = place
+
+    def path(self, name: str) -> Path:
+        return self._place / name
+
+    def fetch(self, name: str) -> None:
+        try:
+            self._folder.download(name, self.path(name))
+        except FileNotFoundError:
+            self.path(name).unlink()
+
+    def keep_part(self, name: str) -> None:
+        self._folder.upload_part(self.path(name), name)
+
+    def keep(self, name: str) -> None:
+        self._folder.upload(self.path(name), name)
+        self._folder.delete(name + _PART)
+
+
+@contextmanager
+def _reaching() -> Iterator[None]:
+    """Raises FileNotFoundError, and for all other errors, of which every kind of store has its own, `ApiError` 503."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise
+    except Exception as error:
+        raise ApiError(
+            503, f"the gateway's files cannot be reached ({type(error).__name__}); try again", code="files_unavailable"
+        ) from None
