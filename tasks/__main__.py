@@ -17,6 +17,7 @@ from orcd.cli.command_line import SETTINGS, run
 from orcd.cli.job_commands import given, json_option
 from orcd.cli.terminal import write_json
 from orcd.errors import InvalidRequest, ModelLoadFailed
+from orcd.store.redis_address import RedisAddress
 from worker.settings import Settings, from_environment
 
 
@@ -86,6 +87,7 @@ def worker(**flags: Any) -> int:
     for file in filter(None, (settings.model, settings.tokenizer, settings.chat_template)):
         if not file.startswith("hf:") and not Path(file).is_file():
             raise ModelLoadFailed(f"{file}: is not a file")
+    RedisAddress.parse(settings.redis_url)  # what is wrong is told before an engine runs
     from tasks.dispatch.engine.engine_run import EngineRun, start_engine
 
     engine_run: EngineRun | None = None
