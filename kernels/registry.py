@@ -11,6 +11,7 @@ from functools import wraps
 from types import ModuleType
 from typing import Concatenate, ParamSpec, Protocol, TypeVar
 
+import kernels.reference.activation
 import kernels.reference.attention
 import kernels.reference.decode_step
 import kernels.reference.embedding
@@ -149,6 +150,14 @@ class Ops(Protocol[Array, Matrix, Projection, Router, Experts, Rotation, Attenti
     def norm_geglu(self, x: Array, norm: Norm[Array], gate_up: Projection, scale: float, *, out: Array) -> None:
         """Norm, gate and up projection, GEGLU times ``scale``."""
 
+    def geglu_columns(
+        self, gates: Array, inputs: Array, column: int, gate_scale: float, scale: float, *, out: Array
+    ) -> None:
+        """GEGLU of gates and some columns of what they let through."""
+
+    def narrow(self, x: Array, scale: float, *, out: Array) -> None:
+        """``x``, scaled, in the type of activations."""
+
     def norm_gelu(self, x: Array, norm: Norm[Array], up: Projection, *, out: Array) -> None:
         """Norm, up projection, GELU."""
 
@@ -214,6 +223,8 @@ class CudaOps:
         self.norm_linear = _bind(context, matmul.norm_linear)
         self.norm_swiglu = _bind(context, matmul.norm_swiglu)
         self.norm_geglu = _bind(context, matmul.norm_geglu)
+        self.geglu_columns = _bind(context, activation.geglu_columns)
+        self.narrow = _bind(context, activation.narrow)
         self.norm_gelu = _bind(context, matmul.norm_gelu)
         self.norm_moe_residual = _bind(context, moe.norm_moe_residual)
         self.norm_head = _bind(context, matmul.norm_head)
@@ -242,6 +253,8 @@ class ReferenceOps:
         self.norm_linear = kernels.reference.norm.norm_linear
         self.norm_swiglu = kernels.reference.norm.norm_swiglu
         self.norm_geglu = kernels.reference.norm.norm_geglu
+        self.geglu_columns = kernels.reference.activation.geglu_columns
+        self.narrow = kernels.reference.activation.narrow
         self.norm_gelu = kernels.reference.norm.norm_gelu
         self.norm_moe_residual = kernels.reference.moe.norm_moe_residual
         self.norm_head = kernels.reference.norm.norm_head

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from kernels.runtime.compiler import Variant
 from kernels.runtime.cuda_struct import CudaStruct, Float32, Int32, Pointer
 from kernels.runtime.device_array import DeviceArray
@@ -27,6 +29,28 @@ class GegluParams(CudaStruct, source="activation/activation"):
     scale: Float32
 
 
+class GegluColumnsParams(CudaStruct, source="activation/activation"):
+    """What geglu_columns is given."""
+
+    gates: Pointer  # [num_rows, width] float32
+    inputs: Pointer  # [num_rows, stride] float32
+    out: Pointer  # [num_rows, width] float16
+    width: Int32
+    stride: Int32
+    column: Int32
+    gate_scale: Float32
+    scale: Float32
+
+
+class NarrowParams(CudaStruct, source="activation/activation"):
+    """What narrow is given."""
+
+    x: Pointer  # [num_rows, width] float32
+    out: Pointer  # [num_rows, width] float16
+    width: Int32
+    scale: Float32
+
+
 def variants() -> list[Variant]:
     """What of activation.cu is compiled."""
     return [("activation/activation", {})]
@@ -47,6 +71,47 @@ def geglu_rows(context: Context, both: DeviceArray, scale: float, *, out: Device
     num_rows, width = out.shape
     params = GegluParams(rows=_params(both, out), scale=scale)
     context.launch("activation/activation", "geglu_rows", (num_rows, -(-width // 256)), 256, params)
+
+
+def geglu_columns(
+    context: Context,
+    gates: DeviceArray,
+    inputs: DeviceArray,
+    column: int,
+    gate_scale: float,
+    scale: float,
+    *,
+    out: DeviceArray,
+) -> None:
+    """gelu(``gates`` * gate_scale) * ``inputs`` from ``column`` on * scale.
+
+    ``gates`` [T, P] and ``inputs`` [T, ...] float32 -> ``out`` [T, P] float16.
+    """
+    num_rows, width = out.shape
+    assert gates.shape == out.shape and gates.dtype == inputs.dtype == np.float32
+    if not num_rows:
+        return
+    params = GegluColumnsParams(
+        gates=gates.pointer,
+        inputs=inputs.pointer,
+        out=out.pointer,
+        width=width,
+        stride=inputs.shape[1],
+        column=column,
+        gate_scale=gate_scale,
+        scale=scale,
+    )
+    context.launch("activation/activation", "geglu_columns", (num_rows, -(-width // 256)), 256, params)
+
+
+def narrow(context: Context, x: DeviceArray, scale: float, *, out: DeviceArray) -> None:
+    """``x`` [T, H] float32 times ``scale`` as float16: what that cannot hold becomes its largest number."""
+    num_rows, width = out.shape
+    assert x.shape == out.shape and x.dtype == np.float32
+    if not num_rows:
+        return
+    params = NarrowParams(x=x.pointer, out=out.pointer, width=width, scale=scale)
+    context.launch("activation/activation", "narrow", (num_rows, -(-width // 256)), 256, params)
 
 
 def _params(both: DeviceArray, out: DeviceArray, clamp: Clamp | None = None) -> SwigluParams:

@@ -92,11 +92,12 @@ def linear_norm_residual(
 ) -> None:
     """Add ``layers`` of ``x`` [T, K] float16, normed, to the residual stream ``out`` [T, H] float32.
 
-    The stream is then multiplied by ``scale``. What is normed is float32, whatever its size.
+    The stream is then multiplied by ``scale``. What is normed is float32, whatever its size. A norm that is narrower
+    than H is one of each group of so many columns.
     """
-    branch = context.scratch(out.shape, np.float32)
+    branch, width = context.scratch(out.shape, np.float32), norm.weight.size
     project(context, x, layers, branch, Epilogue.STORE_FLOAT)
-    norm_residual(context, branch, norm, scale=scale, out=out)
+    norm_residual(context, branch.reshape(-1, width), norm, scale=scale, out=out.reshape(-1, width))
 
 
 def norm_linear(context: Context, x: DeviceArray, norm: DeviceNorm, layers: Projection, *, out: DeviceArray) -> None:

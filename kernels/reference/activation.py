@@ -33,6 +33,21 @@ def geglu(gate: Float32, up: Float32, scale: float, *, out: Float32) -> None:
     out *= np.float32(scale)
 
 
+def geglu_columns(
+    gates: Float32, inputs: Float32, column: int, gate_scale: float, scale: float, *, out: Float32
+) -> None:
+    """GEGLU of ``gates`` [T, P] times ``gate_scale`` and of ``inputs`` [T, ...] from ``column`` on -> ``out`` [T, P].
+
+    The result is multiplied by ``scale``.
+    """
+    geglu(gates * np.float32(gate_scale), inputs[:, column : column + out.shape[1]], scale, out=out)
+
+
+def narrow(x: Float32, scale: float, *, out: Float32) -> None:
+    """``x`` times ``scale`` in the type of activations, ``out``: on other devices it may hold less than ``x``."""
+    np.multiply(x, np.float32(scale), out=out)
+
+
 def gelu(x: Float32, *, out: Float32) -> None:
     """GELU in its tanh form, "gelu_new" (Hendrycks & Gimpel, 2016); ``out`` may be ``x``."""
     inner = np.float32(np.sqrt(2 / np.pi)) * (x + np.float32(0.044715) * (x * x * x))

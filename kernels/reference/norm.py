@@ -29,10 +29,14 @@ def normalise(norm: Norm[Float32], x: Float32) -> Float32:
 def linear_norm_residual(
     x: Float32, layers: Sequence[Linear], norm: Norm[Float32], *, scale: float = 1.0, out: Float32
 ) -> None:
-    """Add ``layers`` of ``x`` [T, K], normed, to the residual stream ``out`` [T, H], all of it times ``scale``."""
+    """Add ``layers`` of ``x`` [T, K], normed, to the residual stream ``out`` [T, H], all of it times ``scale``.
+
+    A norm that is narrower than H is one of each group of so many columns.
+    """
     branch = np.empty_like(out)
     linear(x, layers, out=branch)
-    out += normalise(norm, branch)
+    groups = branch.reshape(-1, norm.weight.shape[0])
+    out += normalise(norm, groups).reshape(out.shape)
     out *= np.float32(scale)
 
 

@@ -93,3 +93,47 @@ def gemma4_q4_0() -> ModelSpec:
     }
     ids = GEMMA_IDS | {"mask": 4}
     return ModelSpec("gemma4", "Small Gemma 4", LlamaFileType.MOSTLY_Q4_0, settings, words, ids, GEMMA4_CHAT, tensors)
+
+
+def gemma4_e_q8_0() -> ModelSpec:
+    """Gemma 4 E: embeddings of each layer; of four layers the last two use the keys and values of the first two."""
+    words = character_level(("<pad>", "<eos>", "<bos>", "<unk>", "<mask>"), ("<|turn>", "<turn|>"))
+    vocab_size = len(words.tokens)
+    tensors = [
+        matrix("token_embd", "Q8_0", vocab_size, HIDDEN),
+        TensorSpec("rope_freqs.weight", "F32", (64,), mean=1.0, deviation=0.1),
+        TensorSpec("per_layer_token_embd.weight", "Q8_0", (vocab_size, 4 * HIDDEN), deviation=0.2),
+        matrix("per_layer_model_proj", "F16", 4 * HIDDEN, HIDDEN),
+        TensorSpec("per_layer_proj_norm.weight", "F32", (HIDDEN,), 1.0, 0.1),
+        *(tensor for number in range(4) for tensor in _e_layer(f"blk.{number}", number)),
+        TensorSpec("output_norm.weight", "F32", (HIDDEN,), 3.0, 0.1),
+    ]
+    settings = keys(64, 2, 1) | {
+        "block_count": 4,
+        "feed_forward_length": [32, 32, 64, 64],
+        "attention.key_length": 128,
+        "attention.value_length": 128,
+        "attention.key_length_swa": 64,
+        "attention.value_length_swa": 64,
+        "attention.sliding_window": 16,
+        "attention.sliding_window_pattern": [True, False, True, False],
+        "attention.shared_kv_layers": 2,
+        "embedding_length_per_layer_input": HIDDEN,
+        "rope.freq_base": 1e6,
+        "rope.freq_base_swa": 10000.0,
+        "rope.dimension_count": 128,
+        "rope.dimension_count_swa": 64,
+        "final_logit_softcapping": 9.0,
+    }
+    ids = GEMMA_IDS | {"mask": 4}
+    return ModelSpec("gemma4", "Small Gemma 4 E", LlamaFileType.MOSTLY_Q8_0, settings, words, ids, GEMMA4_CHAT, tensors)
+
+
+def _e_layer(name: str, number: int) -> list[TensorSpec]:
+    return [
+        *gemma_layer(name, "Q8_0", 32 if number < 2 else 64, 128 if number % 2 else 64, head_norms=True),
+        matrix(f"{name}.inp_gate", "Q8_0", HIDDEN, HIDDEN),
+        matrix(f"{name}.proj", "Q8_0", HIDDEN, HIDDEN),
+        TensorSpec(f"{name}.post_norm.weight", "F32", (HIDDEN,), 2.0, 0.1),
+        TensorSpec(f"{name}.layer_output_scale.weight", "F32", (1,), mean=0.7),
+    ]

@@ -97,6 +97,8 @@ class ModelConfig:
     attention_softcap: float
     logit_softcap: float
     scales: Scales
+    layer_embedding: int
+    """Width of the embedding that each layer has of its own; 0: none."""
     layers: tuple[LayerConfig, ...]
 
     @property
@@ -160,6 +162,7 @@ def read_config(gguf: GGUFFile, name: str, architectures: Mapping[str, Architect
         attention_softcap=keys.number("attn_logit_softcapping", 0, 1e6, 0.0),
         logit_softcap=keys.number("final_logit_softcapping", 0, 1e6, 0.0),
         scales=_scales(keys, architecture.keys),
+        layer_embedding=keys.integer("embedding_length_per_layer_input", 0, MAX_WIDTH, 0),
         layers=layers,
     )
 

@@ -30,7 +30,13 @@ KERNEL __launch_bounds__(256) swiglu_rows(const __grid_constant__ SwigluParams p
     p.out[row * p.width + column] = to_half(gate / (1.0f + __expf(-steepness * gate)) * up);
 }
 
-// GEGLU of the same, in GELU's tanh form.
+// GELU in its tanh form: y / 2 * (1 + tanh(inner)) = y / (1 + exp(-2 inner)).
+DEVICE float gelu(float y) {
+    const float inner = 0.7978845608028654f * (y + 0.044715f * (y * y * y));
+    return y / (1.0f + __expf(-2.0f * inner));
+}
+
+// GEGLU of the same.
 KERNEL __launch_bounds__(256) geglu_rows(const __grid_constant__ GegluParams params) {
     wait_for_previous();
     const SwigluParams& p = params.rows;
@@ -39,6 +45,37 @@ KERNEL __launch_bounds__(256) geglu_rows(const __grid_constant__ GegluParams par
     if (column >= p.width) return;
     const float gate = from_half(p.both[row * 2 * p.width + column]);
     const float up = from_half(p.both[row * 2 * p.width + p.width + column]);
-    const float inner = 0.7978845608028654f * (gate + 0.044715f * (gate * gate * gate));
-    p.out[row * p.width + column] = to_half(gate / (1.0f + __expf(-2.0f * inner)) * up * params.scale);
+    p.out[row * p.width + column] = to_half(gelu(gate) * up * params.scale);
+}
+
+struct GegluColumnsParams {
+    const float* gates;   // [num_rows, width]
+    const float* inputs;  // [num_rows, stride]
+    u16* out;             // [num_rows, width]
+    int width, stride, column;
+    float gate_scale, scale;
+};
+
+// GEGLU of float32 gates and of some columns of what they let through.
+KERNEL __launch_bounds__(256) geglu_columns(const __grid_constant__ GegluColumnsParams p) {
+    wait_for_previous();
+    const i64 row = blockIdx.x;
+    const int column = blockIdx.y * 256 + threadIdx.x;
+    if (column >= p.width) return;
+    const float input = p.inputs[row * p.stride + p.column + column];
+    p.out[row * p.width + column] = to_half(gelu(p.gates[row * p.width + column] * p.gate_scale) * input * p.scale);
+}
+
+struct NarrowParams {
+    const float* x;  // [num_rows, width]
+    u16* out;        // [num_rows, width]
+    int width;
+    float scale;
+};
+
+KERNEL __launch_bounds__(256) narrow(const __grid_constant__ NarrowParams p) {
+    wait_for_previous();
+    const int column = blockIdx.y * 256 + threadIdx.x;
+    const i64 index = (i64)blockIdx.x * p.width + column;
+    if (column < p.width) p.out[index] = to_half(p.x[index] * p.scale);
 }

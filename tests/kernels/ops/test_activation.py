@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from kernels.ops.activation import swiglu_rows
-from kernels.reference.activation import clamped_swiglu, swiglu
+from kernels.ops.activation import geglu_columns, narrow, swiglu_rows
+from kernels.reference.activation import clamped_swiglu, gelu, swiglu
 from kernels.runtime.device_array import DeviceArray
 from kernels.runtime.gpu_spec import H100
 from kernels.runtime.launcher import Context
@@ -47,3 +47,24 @@ def test_rows_are_the_reference_s_rounded_to_float16(
     else:
         swiglu(gate, up, out=expected)
     np.testing.assert_allclose(download(out), expected, rtol=2e-3, atol=1e-6)
+
+
+@pytest.mark.gpu
+@pytest.mark.sanitize("300-3")
+@pytest.mark.parametrize("num_rows", [1, 3, 1100])
+@pytest.mark.parametrize("width", [8, 256, 300])
+def test_gated_columns_and_narrowed_rows_are_the_reference_s(
+    context: Context, upload: Upload, empty: Empty, download: Download, num_rows: int, width: int
+) -> None:
+    rng = np.random.default_rng(width)
+    gates = rng.normal(0, 1, (num_rows, width)).astype(np.float32)
+    inputs = rng.normal(0, 4, (num_rows, 3 * width)).astype(np.float32)
+    out, expected = empty((num_rows, width), np.float16), np.empty((num_rows, width), np.float32)
+    geglu_columns(context, upload(gates), upload(inputs), width, 16.0, 0.0625, out=out)
+    gelu(gates * 16, out=expected)
+    expected *= inputs[:, width : 2 * width] / 16
+    np.testing.assert_allclose(download(out), expected, rtol=2e-3, atol=1e-6)
+    x = rng.normal(0, 1e5, (num_rows, width)).astype(np.float32)
+    x[0, :2] = 1e6, 2e6
+    narrow(context, upload(x), 0.0625, out=out)
+    np.testing.assert_allclose(download(out), np.minimum(x / 16, 65504), rtol=1e-3, atol=1e-6)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from kernels.reference.matmul import Linear
+from kernels.reference.matmul import Linear, linear
 from kernels.reference.norm import (
     linear_norm_residual,
     norm_geglu,
@@ -99,3 +99,12 @@ def test_the_stream_is_scaled_once_the_norm_is_added() -> None:
     linear_norm_residual(x, (layer,), RMS, out=added)
     linear_norm_residual(x, (layer,), RMS, scale=0.5, out=scaled)
     np.testing.assert_array_equal(scaled, added / 2)
+
+
+def test_a_narrow_norm_is_one_of_each_group_of_columns() -> None:
+    x = RNG.normal(size=(3, 64)).astype(np.float32)
+    layer, norm = Linear(make_matrix(RNG.normal(size=(64, 64)))), RmsNorm(WEIGHT[:16], 1e-5)
+    out, branch = np.zeros((3, 64), np.float32), np.empty((3, 64), np.float32)
+    linear_norm_residual(x, (layer,), norm, out=out)
+    linear(x, (layer,), out=branch)
+    np.testing.assert_array_equal(out, normalise(norm, branch.reshape(12, 16)).reshape(3, 64))

@@ -6,8 +6,9 @@ of keys there, and a scale of each layer's output. Formulas as in Hugging Face's
 ``modeling_gemma3`` and ``modeling_gemma4``.
 
 In real models the residual stream and what is added to it before its norm exceed what float16 can hold: both are
-float32 on every device. What a GPU keeps in float16 without a norm before it is the output of GeGLU. It is scaled by
-`GEGLU_SCALE`, which the norm after the next product takes back.
+float32 on every device. What a GPU keeps in float16 without a norm before it is the output of GeGLU and, where layers
+have embeddings of their own, the residual stream that gates those. Both are scaled by `HALF_SCALE`, which the norm
+after the next product, or the next op, takes back.
 """
 
 from __future__ import annotations
@@ -22,13 +23,14 @@ from kernels.batch import AnyArray, Step
 from kernels.devices.protocol import AnyProjection, Device
 from kernels.weights.parameters import Attention, RmsNorm, Rope
 from worker.model.config import Architecture, ModelConfig
+from worker.model.families.layer_embeddings import LayerEmbedding, LayerEmbeddings
 from worker.model.kv_cache import KVCache
 from worker.model.layer_config import LayerPattern
 from worker.model.rope_scaling import plain_rope
 from worker.model.weights import TensorSpec, Weights
 
-GEGLU_SCALE = 2.0**-4
-"""Float16 then holds outputs of GeGLU up to a million; those below 0.001 it rounds to multiples of a millionth."""
+HALF_SCALE = 2.0**-4
+"""Float16 then holds values up to a million; those below 0.001 it rounds to multiples of a millionth."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,6 +63,7 @@ ARCHITECTURES: Mapping[str, GemmaArchitecture] = {
             {
                 *("attention.key_length_swa", "attention.value_length_swa", "attention.sliding_window_pattern"),
                 *("rope.freq_base_swa", "rope.dimension_count_swa", "final_logit_softcapping"),
+                *("attention.shared_kv_layers", "embedding_length_per_layer_input"),
             }
         ),
         layers=LayerPattern(full_interval=6, differs=True),
@@ -82,6 +85,7 @@ class _Layer:
     down: AnyProjection
     post_ffn_norm: RmsNorm[AnyArray]
     intermediate: int
+    embedding: LayerEmbedding | None
     scale: float
 
 
@@ -95,7 +99,10 @@ class Gemma:
         self._config = config
         self._device = device
         self._embedding, self._head = weights.head("token_embd.weight", config.vocab_size, config.hidden)
-        loader = _LayerLoader(config, weights, device)
+        self._layer_embeddings = None
+        if config.layer_embedding:
+            self._layer_embeddings = LayerEmbeddings(config, weights, device, HALF_SCALE)
+        loader = _LayerLoader(config, weights, device, self._layer_embeddings)
         self._layers = [loader.load(index) for index in range(config.num_layers)]
         self._norm = weights.rms_norm("output_norm", config.hidden, config.norm_epsilon)
         self._rope, self._sliding_rope = _load_ropes(config, weights)
@@ -121,6 +128,7 @@ class Gemma:
         )
         kinds = {_kind(layer.attention): layer.attention for layer in self._layers}
         plans = {kind: ops.plan_attention(step, kinds[kind]) for kind in sorted(kinds)}
+        embeddings = self._layer_embeddings.embed(step.token_ids, x, empty) if self._layer_embeddings else None
         for layer, layer_cache in zip(self._layers, cache.layers, strict=True):
             attention = layer.attention
             by, plan = sliding_rotation if attention.window else rotation, plans[_kind(attention)]
@@ -129,8 +137,11 @@ class Gemma:
             ops.norm_linear(x, layer.attention_norm, layer.qkv, out=projected)
             ops.rope_attention(projected, by, attention, step, plan, out_cache=layer_cache, out=heads)
             ops.linear_norm_residual(heads, layer.output, layer.post_attention_norm, out=x)
-            ops.norm_geglu(x, layer.ffn_norm, layer.gate_up, GEGLU_SCALE, out=gated)
-            ops.linear_norm_residual(gated, layer.down, layer.post_ffn_norm, scale=layer.scale, out=x)
+            ops.norm_geglu(x, layer.ffn_norm, layer.gate_up, HALF_SCALE, out=gated)
+            own = layer.embedding
+            ops.linear_norm_residual(gated, layer.down, layer.post_ffn_norm, scale=1.0 if own else layer.scale, out=x)
+            if self._layer_embeddings and embeddings and own:
+                self._layer_embeddings.add(own, embeddings, layer.scale, out=x)
         ops.norm_head(x, step.logit_rows, self._norm, self._head, softcap=self._config.logit_softcap, out=logits)
         return logits
 
@@ -155,8 +166,11 @@ def _load_ropes(config: ModelConfig, weights: Weights) -> tuple[Rope[AnyArray], 
 class _LayerLoader:
     """Asks for the tensors of layers."""
 
-    def __init__(self, config: ModelConfig, weights: Weights, device: Device) -> None:
+    def __init__(
+        self, config: ModelConfig, weights: Weights, device: Device, embeddings: LayerEmbeddings | None
+    ) -> None:
         self._config = config
+        self._embeddings = embeddings
         self._architecture = ARCHITECTURES[config.architecture]
         self._weights = weights
         self._device = device
@@ -165,15 +179,9 @@ class _LayerLoader:
         """Those of layer ``index``; raises `ModelLoadFailed`."""
         config, shape, weights = self._config, self._config.layers[index], self._weights.layer(index)
         attention = self._attention(weights, index)
-        values = "attn_v" if "attn_v.weight" in weights else "attn_k"
         return _Layer(
             attention_norm=self._norm(weights, "attn_norm"),
-            qkv=weights.projection(
-                TensorSpec("attn_q", attention.query_width, bias=False),
-                TensorSpec("attn_k", shape.kv_width, bias=False),
-                TensorSpec(values, shape.kv_width, bias=False),
-                num_inputs=config.hidden,
-            ),
+            qkv=self._qkv(weights, attention),
             attention=attention,
             output=weights.projection(
                 TensorSpec("attn_output", config.hidden, bias=False), num_inputs=attention.query_width
@@ -186,19 +194,32 @@ class _LayerLoader:
                 num_inputs=config.hidden,
             ),
             down=weights.projection(TensorSpec("ffn_down", config.hidden, bias=False), num_inputs=shape.intermediate),
-            post_ffn_norm=self._norm(weights, "post_ffw_norm", input_scale=GEGLU_SCALE),
+            post_ffn_norm=self._norm(weights, "post_ffw_norm", input_scale=HALF_SCALE),
             intermediate=shape.intermediate,
+            embedding=self._embeddings.load(index, weights, config.norm_epsilon) if self._embeddings else None,
             scale=float(weights.host_vector("layer_output_scale.weight", 1)[0])
             if "layer_output_scale.weight" in weights
             else 1.0,
         )
 
+    def _qkv(self, weights: Weights, attention: Attention[AnyArray]) -> AnyProjection:
+        queries = TensorSpec("attn_q", attention.query_width, bias=False)
+        if attention.shares_cache:
+            weights.ignore(r"attn_[kv]\.weight", r"attn_k_norm\.weight")
+            return weights.projection(queries, num_inputs=self._config.hidden)
+        values = "attn_v" if "attn_v.weight" in weights else "attn_k"
+        kv_width = attention.num_kv_heads * attention.head_dim
+        keys_and_values = (TensorSpec(name, kv_width, bias=False) for name in ("attn_k", values))
+        return weights.projection(queries, *keys_and_values, num_inputs=self._config.hidden)
+
     def _attention(self, weights: Weights, index: int) -> Attention[AnyArray]:
         config, architecture, shape = self._config, self._architecture, self._config.layers[index]
         head_norms = value_norm = None
+        shares_cache = shape.cache_layer != index
         if architecture.has_head_norms:
             query_norm, key_norm = (
-                weights.rms_norm(name, shape.head_dim, config.norm_epsilon) for name in ("attn_q_norm", "attn_k_norm")
+                weights.rms_norm(name, shape.head_dim, config.norm_epsilon)
+                for name in ("attn_q_norm", "attn_q_norm" if shares_cache else "attn_k_norm")
             )
             head_norms = query_norm, key_norm
         if architecture.has_value_norms:
@@ -214,6 +235,7 @@ class _LayerLoader:
             head_norms=head_norms,
             value_norm=value_norm,
             softcap=config.attention_softcap,
+            shares_cache=shares_cache,
         )
 
     def _norm(self, weights: Weights, name: str, *, input_scale: float = 1.0) -> RmsNorm[AnyArray]:

@@ -10,7 +10,7 @@ import pytest
 from kernels.devices.open import open_device
 from tests.models.files import SMALL
 from worker.commands.logits import compute_logits
-from worker.model.families.gemma import GEGLU_SCALE
+from worker.model.families.gemma import HALF_SCALE
 from worker.model.gguf import open_gguf
 from worker.model.registry import Model, assemble_model, read_model_config
 from worker.model.weights import Weights
@@ -57,4 +57,4 @@ def test_the_scale_of_geglu_keeps_what_real_files_have_within_float16() -> None:
         held = np.clip(outputs * scale, -65504, 65504).astype(np.float16).astype(np.float64)
         return float(np.abs(normed(held @ down) - normed(exact)).max())
 
-    assert error(GEGLU_SCALE) < 1e-3 < 0.1 < error(1.0)
+    assert error(HALF_SCALE) < 1e-3 < 0.1 < error(1.0)
