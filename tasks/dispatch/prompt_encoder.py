@@ -28,6 +28,7 @@ from worker.text.special_tokens import harmony_texts
 from worker.text.tokenizer import Tokenizer
 from worker.text.tools.answer_form import AnswerForm
 from worker.text.tools.call_grammar import call_grammar
+from worker.text.tools.harmony_grammar import harmony_answer, harmony_calls
 
 SHORT_BYTES = 64 * 1024
 """Longer texts are long: tokenising so much takes 20 to 50 ms."""
@@ -93,6 +94,7 @@ class PromptEncoder:
         usable = None if isinstance(template, InvalidRequest) else template
         self._form = usable.form if usable else None
         self._answer_form = AnswerForm.of(usable.source) if usable else ALL_TEXT
+        self._is_harmony = bool(harmony_texts(tokenizer.special_ids.keys()))
         self._escape = ContentEscape(tokenizer.control_texts)
         self._short = TextProcess(usable, max_bytes=SHORT_BYTES, wall_limit_s=SHORT_RENDER_S)
         self._slow: dict[Lane, TextProcess] = {lane: TextProcess(usable, files) for lane in get_args(Lane)}
@@ -206,16 +208,15 @@ class PromptEncoder:
         output = structured_output(request)
         if output is None:
             return self._call_grammar(request, ids) if request.tool_choice != "auto" else ""
-        if request.messages is not None and harmony_texts(self._tokenizer.special_ids.keys()):
-            raise InvalidRequest(
-                "response_format, structured_outputs: this model writes its answers in channels, for which that is not"
-                " supported; leave them out, or send a prompt"
-            )
-        return grammar_text(output.kind, output.value, output.whitespace_pattern)
+        answer = grammar_text(output.kind, output.value, output.whitespace_pattern)
+        has_channels = request.messages is not None and self._is_harmony
+        return harmony_answer(answer, self._tokenizer, ids) if has_channels else answer
 
     def _call_grammar(self, request: Request, ids: list[int]) -> str:
         named = request.tool_choice.name if isinstance(request.tool_choice, NamedTool) else None
         tools = [tool for tool in request.tools or () if named in (None, tool["function"]["name"])]
+        if self._is_harmony:
+            return harmony_calls(tools, self._tokenizer, ids)
         reasoning = self._answer_form.reasoning
         thinks = reasoning is not None and reasoning.is_open(self._tokenizer, ids)
         return call_grammar(self._answer_form, tools, self._tokenizer, thinks=thinks)

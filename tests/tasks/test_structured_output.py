@@ -16,6 +16,7 @@ from orcd.errors import InvalidRequest
 from orcd.events import Token
 from orcd.result import Result
 from tasks.local.redis_server import RedisServer
+from tests.models.files import SMALL
 from tests.orcd.gateway.gateway_process import GatewayProcess
 from tests.tasks.worker_process import WorkerProcess, wait_until_running
 from tests.worker.text.grammar.schemas import make_schemas
@@ -43,6 +44,11 @@ TEMPLATE = """{% for message in messages %}<|im_start|>{{ message.role }}
 {"name": NAME, "arguments": ARGUMENTS}
 </tool_call>{% endif %}<|im_start|>assistant
 """
+CHANNELS = (
+    "{% for message in messages %}<|start|>{{ message.role }}<|message|>{{ message.content }}<|end|>{% endfor %}"
+    "<|start|>assistant"
+)
+"""Without the tools: the small model's context is short."""
 
 
 def asked(schema: Any, seed: int, **fields: Any) -> dict[str, Any]:
@@ -216,15 +222,56 @@ def test_a_hostile_grammar_is_refused_in_bounded_time_and_nobody_else_waits(clie
 
 @pytest.mark.parametrize("tool_choice", ["required", {"name": "weather"}])
 def test_a_tool_that_must_be_called_is_called_with_arguments_that_fit(client: Client, tool_choice: Any) -> None:
+    names = forced_calls(client, tool_choice, max_tokens=90)
+    assert tool_choice == "required" or names == {"weather"}
+
+
+def forced_calls(client: Client, tool_choice: Any, max_tokens: int) -> set[str]:
+    """The names of the tools that some answers call, which are nothing but calls whose arguments fit."""
     schemas = {"weather": PLACE, "clock": {"type": "object", "properties": {}, "additionalProperties": False}}
     tools = [{"type": "function", "function": {"name": name, "parameters": each}} for name, each in schemas.items()]
     messages = [{"role": "user", "content": "old pond"}]
     names = set()
     for seed in range(4):
-        request = {"messages": messages, "tools": tools, "tool_choice": tool_choice, "seed": seed, "max_tokens": 90}
-        result = client.result(client.submit(**request), timeout=60).raise_for_error()
+        request = {"messages": messages, "tools": tools, "tool_choice": tool_choice, "seed": seed}
+        result = client.result(client.submit(**request, max_tokens=max_tokens), timeout=60).raise_for_error()
         assert result.text == ""
         call = (result.choices[0].tool_calls or [])[0]
         jsonschema.validate(json.loads(call.arguments), schemas[call.name])
         names.add(call.name)
+    return names
+
+
+@pytest.fixture(scope="module")
+def harmony_client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
+    """Of a worker whose model answers in channels."""
+    folder = tmp_path_factory.mktemp("harmony")
+    template = folder / "template.jinja"
+    template.write_text(CHANNELS)
+    variables = {"ORCD_CHAT_TEMPLATE": str(template)}
+    with (
+        RedisServer() as server,
+        WorkerProcess(server.url, SMALL["gpt-oss-mxfp4_moe"], folder, **variables),
+        Client(server.url) as client,
+    ):
+        yield client
+
+
+def test_a_document_is_the_final_message_of_a_model_with_channels(harmony_client: Client) -> None:
+    request = {name: each for name, each in asked(PERSON, 0).items() if name != "prompt"}
+    request |= {"messages": [{"role": "user", "content": "old pond"}], "max_tokens": 180}
+    analyses = []
+    for seed in range(4):
+        result = harmony_client.result(harmony_client.submit(**request | {"seed": seed}), timeout=60)
+        check(result)
+        assert result.schema_valid
+        analyses.append(result.choices[0].reasoning)
+    assert any(analyses)
+
+
+@pytest.mark.parametrize("tool_choice", ["required", {"name": "weather"}])
+def test_a_tool_that_must_be_called_is_called_by_a_model_with_channels(
+    harmony_client: Client, tool_choice: Any
+) -> None:
+    names = forced_calls(harmony_client, tool_choice, max_tokens=150)
     assert tool_choice == "required" or names == {"weather"}

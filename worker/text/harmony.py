@@ -60,6 +60,11 @@ class Channels:
         is_harmony = harmony_texts(tokenizer.special_ids.keys())
         return cls(tokenizer, prompt_ids, takes_calls=takes_calls) if is_harmony else None
 
+    @property
+    def awaits_channel(self) -> bool:
+        """Whether a header has begun that has named no channel yet."""
+        return self.channel is None and self._name is None
+
     def advance(self, token_id: int, parts: AnswerParts) -> None:
         """Take the next token; a call that begins with it, or has ended without arguments, is added to ``parts``."""
         if token_id in self._end_ids:

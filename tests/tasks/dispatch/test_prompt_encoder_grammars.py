@@ -59,10 +59,14 @@ def test_only_the_first_request_with_a_grammar_takes_long(encoder: PromptEncoder
 
 
 def test_a_grammar_that_cannot_be_used_is_refused_each_time(encoder: PromptEncoder) -> None:
-    schema = {"type": "array", "uniqueItems": True}
+    schemas = {
+        "uniqueItems": {"type": "array", "uniqueItems": True},
+        "propertyNames": {"propertyNames": {"minLength": 2}},
+    }
     for _ in range(2):
-        with pytest.raises(InvalidRequest, match=r"not supported \(uniqueItems\)"):
-            encoded(encoder, request(structured_outputs={"json": schema}))
+        for keyword, schema in schemas.items():
+            with pytest.raises(InvalidRequest, match=rf"not supported \({keyword}\)"):
+                encoded(encoder, request(structured_outputs={"json": schema}))
 
 
 def test_too_few_tokens_for_any_document_are_refused_with_how_many_it_takes(encoder: PromptEncoder) -> None:

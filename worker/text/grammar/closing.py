@@ -32,24 +32,30 @@ _JOINTS = frozenset(b"@.-:/")
 
 
 class Alphabet:
-    """The tokens of one byte of a vocabulary, in the order in which a closing tries them.
+    """The control tokens and the tokens of one byte of a vocabulary, in the order in which a closing tries them.
 
-    With these any text can be written, but for vocabularies that lack some.
+    With these any text can be written, but for vocabularies that lack some. A control token, where one may come, ends a
+    stretch of text.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         by_byte: dict[int, int] = {}
+        control: list[int] = []
         for token_id in range(tokenizer.vocab_size):
             data = tokenizer.token_bytes(token_id)
-            if len(data) == 1 and not tokenizer.is_special(token_id):
+            if tokenizer.is_special(token_id):
+                control.append(token_id)
+            elif len(data) == 1:
                 by_byte.setdefault(data[0], token_id)
+        control = [token_id for token_id in control if token_id not in tokenizer.end_ids]
         letters = [byte for byte in range(256) if byte not in _FIRST and byte not in _SPACE]
         ids = [by_byte[byte] for byte in (*_FIRST, *letters, *_SPACE) if byte in by_byte]
         self.tokenizer = tokenizer
-        self.ids: NDArray[np.int32] = np.array(ids, np.int32)
+        self.ids: NDArray[np.int32] = np.array([*control, *ids], np.int32)
         self._bytes, self._bits = self.ids >> 3, (self.ids & 7).astype(np.uint8)
         self.quote_id, self.zero_id = by_byte.get(ord('"'), -1), by_byte.get(ord("0"), -1)
-        self.end_ids = {by_byte[byte] for byte in _ENDS if byte in by_byte}
+        self.control_ids = frozenset(control)
+        self.end_ids = self.control_ids.union(by_byte[byte] for byte in _ENDS if byte in by_byte)
         self.joint_ids = {by_byte[byte] for byte in _JOINTS if byte in by_byte}
 
     def allowed(self, mask: bytes) -> list[int]:
@@ -123,11 +129,15 @@ class Closing:
             allowed = [*allowed[1:], alphabet.zero_id]
         if not self._required or len(allowed) < 2 or alphabet.tokenizer.token_bytes(allowed[0]) in (b"}", b"]", b'"'):
             return allowed
+        if allowed[0] in alphabet.control_ids:
+            return allowed
         return sorted(allowed, key=lambda token_id: self._rank(matcher, token_id))
 
     def _varied(self, ranked: list[int], path: list[int]) -> list[int]:
         """What ends something first, then what the path has least often; joints are wanted more than once."""
-        ends = self._alphabet.end_ids if len(ranked) <= MAX_LOOKED_AHEAD else {self._alphabet.quote_id}
+        alphabet = self._alphabet
+        is_in_text = len(ranked) > MAX_LOOKED_AHEAD
+        ends = alphabet.control_ids | {alphabet.quote_id} if is_in_text else alphabet.end_ids
         uses = Counter(path)
         uses.subtract(dict.fromkeys(self._alphabet.joint_ids, 2))
         return sorted(ranked, key=lambda each: (each not in ends, uses[each]))

@@ -11,7 +11,7 @@ from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
 from orcd.errors import InvalidRequest
 from worker.text.grammar.closing import Alphabet, Closing, required_names
 from worker.text.grammar.document_growth import growth
-from worker.text.grammar.grammar_text import json_schema_of
+from worker.text.grammar.grammar_text import Schemas, schemas_of
 from worker.text.grammar.token_matcher import ClosingRule, TokenMatcher
 from worker.text.tokenizer import Tokenizer
 
@@ -43,7 +43,7 @@ class GrammarCompiler:
     def compile(self, grammar: str) -> TokenMatcher:
         """A matcher before the first token. Raises `InvalidRequest` for a grammar that cannot be one.
 
-        Its documents are always closed in time, unless it is no JSON schema and no document was found that is short.
+        Its documents are always closed in time, unless it is no JSON schema and no text was found that is short.
         """
         limits = LLParserLimits(
             initial_lexer_fuel=LEXER_FUEL,
@@ -54,19 +54,25 @@ class GrammarCompiler:
         matcher = LLMatcher(self._tokens, grammar, log_level=0, limits=limits)
         if matcher.is_error():
             raise InvalidRequest(f"the grammar of the answer cannot be used: {_problem(matcher.get_error())}")
-        schema = json_schema_of(grammar)
-        bound = growth(schema) if schema is not None else None
-        closing = Closing(self._alphabet, required_names(schema))
+        parts = schemas_of(grammar)
+        closing = Closing(self._alphabet, required_names(parts.schemas if parts else []))
         end_id: int = self._tokens.eos_token
-        rule = ClosingRule(closing, math.inf if bound is None else bound, self._num_beginnings, end_id)
+        rule = ClosingRule(closing, _growth(parts), self._num_beginnings, end_id)
         found = TokenMatcher(matcher, rule)
         if found.min_tokens() is not None:
             return found
         if matcher.is_error():
             raise InvalidRequest(f"the grammar of the answer cannot be used: {_problem(matcher.get_error())}")
-        if schema is not None:
+        if parts is not None and not parts.frame_bytes:
             raise InvalidRequest("the grammar of the answer cannot be used: no document was found that fits the schema")
         return TokenMatcher(matcher)  # of another grammar there may be long documents only
+
+
+def _growth(parts: Schemas | None) -> float:
+    """By how many tokens the shortest closing grows at most, where one value begins."""
+    bounds = [growth(schema) for schema in parts.schemas] if parts else [None]
+    known = [bound for bound in bounds if bound is not None]
+    return max(known) + parts.frame_bytes if parts and len(known) == len(bounds) else math.inf
 
 
 class _Tokens:

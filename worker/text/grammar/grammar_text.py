@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -40,16 +40,36 @@ def grammar_text(kind: Kind, value: Any, whitespace: str | None = None) -> str:
             return _of_lark(value)
 
 
-def json_schema_of(grammar: str) -> Any:
-    """The JSON schema that a grammar is of; None for another grammar."""
+def framed(frame: str, parts: Mapping[str, str]) -> str:
+    """The grammar of a text with documents in it.
+
+    ``frame`` is in Lark's notation and names each part as ``@NAME``; ``parts`` are what `grammar_text` returns. A text
+    can be written without a rule of the frame twice.
+    """
+    named = [{"name": name, **json.loads(part)["grammars"][0]} for name, part in parts.items()]
+    return json.dumps({"grammars": [{"lark_grammar": frame}, *named]})
+
+
+class Schemas(NamedTuple):
+    """The JSON schemas of the documents in an answer, and how many bytes may stand around these."""
+
+    schemas: Sequence[Any]
+    frame_bytes: int
+
+
+def schemas_of(grammar: str) -> Schemas | None:
+    """What a grammar is made of; None where it is not made of JSON schemas, and a frame, alone."""
     try:
-        return _decoder.decode(grammar).grammars[0].json_schema
-    except (msgspec.MsgspecError, IndexError):
+        first, *others = _decoder.decode(grammar).grammars
+    except (msgspec.MsgspecError, ValueError):
         return None
+    schemas = [each.json_schema for each in others] if first.json_schema is None else [first.json_schema]
+    return None if not schemas or None in schemas else Schemas(schemas, len(first.lark_grammar.encode()))
 
 
 class _Grammar(msgspec.Struct):
     json_schema: Any = None
+    lark_grammar: str = ""
 
 
 class _Grammars(msgspec.Struct):

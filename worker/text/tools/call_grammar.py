@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from orcd.errors import InvalidRequest
-from worker.text.grammar.grammar_text import WHITESPACE, grammar_text
+from worker.text.grammar.grammar_text import framed, grammar_text
 from worker.text.tokenizer import Tokenizer
 from worker.text.tools.answer_form import AnswerForm
 from worker.text.tools.call_syntax import HERMES, LLAMA3, MISTRAL, CallSyntax
@@ -26,13 +26,33 @@ def call_grammar(form: AnswerForm, tools: Sequence[Mapping[str, Any]], tokenizer
     if form.syntax.written != "json":
         raise InvalidRequest("tool_choice: calls cannot be required of a model that does not write JSON; give auto")
     writer = _Writer(form.syntax, tokenizer)
-    rules = [writer.rule(index, tool["function"]) for index, tool in enumerate(tools)]
+    functions = [tool["function"] for tool in tools]
+    rules = [writer.rule(index, function) for index, function in enumerate(functions)]
     calls = writer.calls(" | ".join(f"tool{index}" for index in range(len(tools))))
     start = ["start: calls"]
     if form.reasoning is not None:
         start = [f"start: {'thought' if thinks else f'({writer.text(form.reasoning.open)} thought)?'} calls"]
         start += writer.up_to(form.reasoning.close)
-    return grammar_text("grammar", "\n".join([*start, *calls, *rules]))
+    return framed("\n".join([*start, *calls, *rules]), arguments_of(functions))
+
+
+def arguments_of(functions: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """The grammars of the arguments of each: ``arguments0``, ``arguments1`` and so on."""
+    grammars = {}
+    for index, function in enumerate(functions):
+        try:
+            grammars[f"arguments{index}"] = grammar_text("json_schema", function.get("parameters") or ANY_ARGUMENTS)
+        except (TypeError, InvalidRequest):
+            raise InvalidRequest(f"tools[{index}].function.parameters: must be a JSON schema") from None
+    return grammars
+
+
+def control_text(tokenizer: Tokenizer, text: str) -> str:
+    """A text in Lark's notation: the control token that is spelt so, if there is one."""
+    token_id = tokenizer.special_ids.get(text)
+    if token_id is not None and tokenizer.is_special(token_id):
+        return f"<[{token_id}]>"
+    return json.dumps(text, ensure_ascii=False)
 
 
 class _Writer:
@@ -44,11 +64,7 @@ class _Writer:
         self._is_named = syntax == MISTRAL and "[ARGS]" in tokenizer.special_ids
 
     def text(self, text: str) -> str:
-        """A text in Lark's notation: the control token that is spelt so, if there is one."""
-        token_id = self._tokenizer.special_ids.get(text)
-        if token_id is not None and self._tokenizer.is_special(token_id):
-            return f"<[{token_id}]>"
-        return json.dumps(text, ensure_ascii=False)
+        return control_text(self._tokenizer, text)
 
     def up_to(self, close: str) -> list[str]:
         """The rules of ``thought``: any text up to this one, and the space behind it."""
@@ -70,15 +86,10 @@ class _Writer:
         return [f'calls: {opens} "[" one (", " one)* "]" {close}', f"one: {tools}"]
 
     def rule(self, index: int, function: Mapping[str, Any]) -> str:
-        """The rules of a call of one tool."""
-        name, schema = function["name"], function.get("parameters") or ANY_ARGUMENTS
-        try:
-            text = json.dumps({**schema, "x-guidance": {"whitespace_pattern": WHITESPACE}})
-        except (TypeError, ValueError, RecursionError):
-            raise InvalidRequest(f"tools[{index}].function.parameters: must be a JSON schema") from None
-        arguments = f"arguments{index}: %json {text}"
+        """The rule of a call of one tool."""
+        name = function["name"]
         if self._is_named:
-            return f"tool{index}: {self.text(name)} {self.text('[ARGS]')} arguments{index}\n{arguments}"
+            return f"tool{index}: {self.text(name)} {self.text('[ARGS]')} @arguments{index}"
         key = "parameters" if self._syntax == LLAMA3 else "arguments"
         before = json.dumps(f'{{"name": {json.dumps(name)}, "{key}": ', ensure_ascii=False)
-        return f'tool{index}: {before} arguments{index} "}}"\n{arguments}'
+        return f'tool{index}: {before} @arguments{index} "}}"'

@@ -1,27 +1,48 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 
 from tests.worker.text.grammar.compilers import BYTE_LEVEL, allowed_ids, compiler_of, tokenizer_of
-from worker.text.grammar.grammar_text import WHITESPACE, grammar_text, json_schema_of
+from worker.text.grammar.grammar_text import WHITESPACE, framed, grammar_text, schemas_of
+
+
+def schema_of(text: str) -> Any:
+    parts = schemas_of(text)
+    assert parts is not None
+    (schema,) = parts.schemas
+    return schema
 
 
 def test_the_schema_of_a_document_can_be_read_from_its_grammar() -> None:
-    schema = json_schema_of(grammar_text("json_schema", {"type": "object", "properties": {"größe": {"type": "null"}}}))
+    schema = schema_of(grammar_text("json_schema", {"type": "object", "properties": {"größe": {"type": "null"}}}))
     assert schema["properties"] == {"größe": {"type": "null"}}
     assert schema["x-guidance"]["whitespace_pattern"] == WHITESPACE
-    assert json_schema_of(grammar_text("json_object", None))["type"] == "object"
+    assert schema_of(grammar_text("json_object", None))["type"] == "object"
 
 
 def test_other_grammars_have_no_schema() -> None:
     for text in (grammar_text("regex", "a"), grammar_text("choice", ["a"]), grammar_text("grammar", 'start: "a"')):
-        assert json_schema_of(text) is None
+        assert schemas_of(text) is None
+
+
+def test_documents_in_a_frame_have_their_schemas_and_what_stands_around_them_a_length() -> None:
+    frame = 'start: "é" (@a | @b)'
+    parts = {name: grammar_text("json_schema", {"const": name}) for name in "ab"}
+    found = schemas_of(framed(frame, parts))
+    assert found is not None
+    assert [schema["const"] for schema in found.schemas] == ["a", "b"]
+    assert found.frame_bytes == len(frame.encode())
+    assert schemas_of(framed(frame, {**parts, "b": grammar_text("regex", "b")})) is None
+    matcher = compiler_of(BYTE_LEVEL).compile(framed(frame, parts))
+    matcher.restore(tokenizer_of(BYTE_LEVEL).encode('é"b"', add_special=False), 100)
+    assert matcher.is_complete
 
 
 def test_white_space_is_what_the_caller_says() -> None:
-    assert json_schema_of(grammar_text("json_object", None, " ?"))["x-guidance"]["whitespace_pattern"] == " ?"
+    assert schema_of(grammar_text("json_object", None, " ?"))["x-guidance"]["whitespace_pattern"] == " ?"
 
 
 def test_equal_schemas_have_equal_texts() -> None:

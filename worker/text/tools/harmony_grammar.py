@@ -1,0 +1,66 @@
+"""Answers in GPT-OSS's channels that must have a form, as a grammar: see `worker.text.harmony`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from orcd.errors import InvalidRequest
+from worker.text.grammar.grammar_text import framed
+from worker.text.harmony import Channels
+from worker.text.tokenizer import Tokenizer
+from worker.text.tools.call_grammar import arguments_of, control_text
+
+
+def harmony_answer(answer: str, tokenizer: Tokenizer, prompt_ids: Sequence[int]) -> str:
+    """The grammar of an answer whose final message is of the grammar ``answer``; the model may think before.
+
+    Raises `InvalidRequest` if the prompt ends where no answer begins.
+    """
+    frame = _Frame(tokenizer, prompt_ids)
+    if frame.channel == "final":  # the prompt has begun the message
+        return answer
+    message = frame.message("final", "@answer")
+    return framed(frame.behind_thought(message, "response_format, structured_outputs"), {"answer": answer})
+
+
+def harmony_calls(tools: Sequence[Mapping[str, Any]], tokenizer: Tokenizer, prompt_ids: Sequence[int]) -> str:
+    """The grammar of a call of one of the ``tools``; the model may think before.
+
+    Raises `InvalidRequest` if the prompt ends where no call can begin.
+    """
+    frame = _Frame(tokenizer, prompt_ids)
+    functions = [tool["function"] for tool in tools]
+    constrain = control_text(tokenizer, "<|constrain|>")
+    calls = [
+        frame.message(f"commentary to=functions.{function['name']} ", f"@arguments{index}", f'{constrain} "json"')
+        for index, function in enumerate(functions)
+    ]
+    return framed(frame.behind_thought(f"({' | '.join(calls)})", "tool_choice"), arguments_of(functions))
+
+
+class _Frame:
+    """What stands around documents, in Lark's notation."""
+
+    def __init__(self, tokenizer: Tokenizer, prompt_ids: Sequence[int]) -> None:
+        channels = Channels.of(tokenizer, prompt_ids, takes_calls=False)
+        assert channels is not None, "a model without channels"
+        self.channel = "" if channels.awaits_channel else channels.channel
+        self._tokenizer = tokenizer
+
+    def message(self, header: str, text: str, content_type: str = "") -> str:
+        """A message from the token that begins with its channel on."""
+        opened, begun = (control_text(self._tokenizer, each) for each in ("<|channel|>", "<|message|>"))
+        return " ".join(filter(None, [opened, json.dumps(header, ensure_ascii=False), content_type, begun, text]))
+
+    def behind_thought(self, message: str, field: str) -> str:
+        """A grammar of thoughts, if the model has any or the prompt has begun some, and then this message."""
+        end, start = (control_text(self._tokenizer, each) for each in ("<|end|>", "<|start|>"))
+        thought = [f'thought: TEXT {end} {start} "assistant"', r"TEXT: /(.|\n)*/"]
+        if self.channel == "analysis":
+            return "\n".join([f"start: thought {message}", *thought])
+        if self.channel != "":
+            raise InvalidRequest(f"{field}: the prompt must end where an answer begins, as with add_generation_prompt")
+        opened = self.message("analysis", "thought")
+        return "\n".join([f"start: ({opened})? {message}", *thought])
