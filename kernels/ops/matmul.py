@@ -195,11 +195,12 @@ def multiply_small_batch(context: Context, product: Product) -> None:
 
 
 def multiply_routed(
-    context: Context, product: Product, router_logits: DeviceArray, experts: DeviceArray, *, chooses: bool
+    context: Context, product: Product, router_logits: DeviceArray, experts: DeviceArray, *, is_first: bool
 ) -> None:
-    """One to four tokens, each through its ``experts`` [T, num_used] int32.
+    """One to four tokens, each through the experts that ``router_logits`` [T, experts] prefer.
 
-    If it ``chooses``, they are those that ``router_logits`` [T, experts] prefer, and are written; else they are read.
+    The kernel launched before writes the logits or, if the product is not the first one, nothing but ``x``. The first
+    one writes to ``experts`` [T, num_used] int32 which they are.
     The product's ``out`` is [T * num_used, outputs] by rank; its ``x`` has a row for each token or for each of those.
     """
     (num_tokens, num_experts), num_used = router_logits.shape, experts.shape[1]
@@ -210,7 +211,7 @@ def multiply_routed(
         num_experts=num_experts,
         num_used=num_used,
         x_row_of_pair=product.x.shape[0] == product.out.shape[0],
-        chooses=chooses,
+        is_first=is_first,
     )
     grid = shape.num_blocks, num_used, num_tokens
     _launch_small_batch(context, "matmul_gemv_routed", grid, shape, product, routing)

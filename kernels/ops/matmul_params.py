@@ -46,12 +46,12 @@ class OutputParams(CudaStruct, source="matmul/matmul"):
 class RoutingParams(CudaStruct, source="matmul/matmul"):
     """Which experts a token goes through: those with the largest logits."""
 
-    router_logits: Pointer  # [num_tokens, num_experts] float32; where it `chooses`
-    experts: Pointer  # [num_tokens, num_used] int32 by rank; written where it `chooses`, else read
+    router_logits: Pointer  # [num_tokens, num_experts] float32
+    experts: Pointer  # [num_tokens, num_used] int32 by rank; written by the first product
     num_experts: Int32
     num_used: Int32
     x_row_of_pair: Int32
-    chooses: Int32
+    is_first: Int32
 
 
 class SmallBatchParams(CudaStruct, source="matmul/matmul"):
@@ -88,5 +88,5 @@ class HopperTiledParams(CudaStruct, source="matmul/matmul_tiled"):
     x_map: TensorMap  # of x, boxes of 64 columns by the tokens of a tile
 
 
-NO_ROUTING = RoutingParams(router_logits=0, experts=0, num_experts=0, num_used=0, x_row_of_pair=0, chooses=0)
+NO_ROUTING = RoutingParams(router_logits=0, experts=0, num_experts=0, num_used=0, x_row_of_pair=0, is_first=0)
 """For products in which every token goes through the same matrix."""

@@ -115,9 +115,9 @@ def norm_moe_residual(
         rows, places, tiles = _plan(context, routing.experts, router.weight.shape[0])
         inputs = _gather(context, normed, rows)
 
-    def multiply(product: Product, *, chooses: bool = False) -> None:
+    def multiply(product: Product, *, is_first: bool = False) -> None:
         if routing.logits is not None:
-            multiply_routed(context, product, routing.logits, routing.experts, chooses=chooses)
+            multiply_routed(context, product, routing.logits, routing.experts, is_first=is_first)
         else:
             multiply_tiled(context, product, tiles)
 
@@ -125,11 +125,11 @@ def norm_moe_residual(
         product = Product(inputs, experts.gate_up[0], activated, Epilogue.SWIGLU)
         if clamp is not None:
             product = product._replace(epilogue=Epilogue.CLAMPED_SWIGLU, alpha=clamp.alpha, limit=clamp.limit)
-        multiply(product, chooses=True)
+        multiply(product, is_first=True)
     else:
         gate, up = experts.gate_up
         both = context.scratch((num_pairs, 2 * experts.down.width), np.float16)
-        multiply(Product(inputs, gate, both, Epilogue.STORE_HALF), chooses=True)
+        multiply(Product(inputs, gate, both, Epilogue.STORE_HALF), is_first=True)
         multiply(Product(inputs, up, both, Epilogue.STORE_HALF, column=gate.num_rows))
         swiglu_rows(context, both, clamp, out=activated)
     multiply(Product(activated, experts.down, results, Epilogue.STORE_FLOAT))

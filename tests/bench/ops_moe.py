@@ -126,10 +126,10 @@ def time_parts(device: CudaDevice, shape: Shape, layers: Layers, x: DeviceArray)
         assert routing.logits is not None
         if first:
             both = Product(normed, experts.gate_up[0], activated, epilogue, alpha=1.702, limit=7.0)
-            multiply_routed(context, both, routing.logits, routing.experts, chooses=True)
+            multiply_routed(context, both, routing.logits, routing.experts, is_first=True)
         else:
             down = Product(activated, experts.down, results, Epilogue.STORE_FLOAT)
-            multiply_routed(context, down, routing.logits, routing.experts, chooses=False)
+            multiply_routed(context, down, routing.logits, routing.experts, is_first=False)
 
     times["gate_up"] = time_us(device, lambda number: product(number, first=True))
     times["down"] = time_us(device, lambda number: product(number, first=False))

@@ -66,16 +66,16 @@ DEVICE void matmul_gemv(const SmallBatchParams& p) {
     if constexpr (INPUT == GEMV_ROUTED) {
         pair = blockIdx.z * p.routing.num_used + blockIdx.y;
         x += (i64)(p.routing.x_row_of_pair ? pair : blockIdx.z) * x_bytes;
-        wait_for_previous();
-        if (at < x_bytes) vector = *(const uint4*)(x + at);
-        if (p.routing.chooses) {
-            expert = expert_of_rank(p.routing.router_logits + (i64)blockIdx.z * p.routing.num_experts,
-                                    p.routing.num_experts, blockIdx.y);
-            if (blockIdx.x == 0 && threadIdx.x == 0) p.routing.experts[pair] = expert;
-        } else {
-            expert = p.routing.experts[pair];
-        }
+        // The router's logits are what the previous kernel writes, or were there before that one began.
+        if (p.routing.is_first)
+            wait_for_previous();
+        else
+            acquire();
+        expert = expert_of_rank(p.routing.router_logits + (i64)blockIdx.z * p.routing.num_experts,
+                                p.routing.num_experts, blockIdx.y);
+        if (p.routing.is_first && blockIdx.x == 0 && threadIdx.x == 0) p.routing.experts[pair] = expert;
         packed += expert * matrix.expert_bytes;
+        if (p.routing.is_first && at < x_bytes) vector = *(const uint4*)(x + at);
     }
     if constexpr (INPUT == GEMV_NORMED) row.copy_weights(p.norm, norm_weights);  // in the first group of copies
     Weights weights(matrix, packed, shared_address(shared) + p.ring_at, place.partition, tile, place.tile_step,
@@ -86,7 +86,12 @@ DEVICE void matmul_gemv(const SmallBatchParams& p) {
     for (int i = threadIdx.x; i < 2 * buffer_floats; i += blockDim.x) sums[i] = -0.0f;
     float* own = sums + (place.local_tile * 16 + (lane >> 2)) * stride + place.partition;
     const float* sum_row = sums + (place.local_tile * 16 + lane % 16) * stride;
-    if constexpr (INPUT != GEMV_ROUTED) {
+    if constexpr (INPUT == GEMV_ROUTED) {
+        if (!p.routing.is_first) {
+            wait_for_previous();
+            if (at < x_bytes) vector = *(const uint4*)(x + at);
+        }
+    } else {
         weights.make_ready(base, tile < place.num_tiles);
         output.compute_now();
         wait_for_x(p);

@@ -9,11 +9,11 @@ static_assert(ROW_QUADS * PARTITION_STEP == MAX_NORMED_WIDTH, "what a block of m
 
 // Which experts a token goes through: those with the largest logits.
 struct RoutingParams {
-    const float* router_logits;  // [num_tokens, num_experts]; where it `chooses`
-    int* experts;                // [num_tokens, num_used] by rank; written where it `chooses`, else read
+    const float* router_logits;  // [num_tokens, num_experts]
+    int* experts;                // [num_tokens, num_used] by rank; written by the first product
     int num_experts, num_used;
     int x_row_of_pair;  // each (token, expert) has a row of x of its own, not each token
-    int chooses;
+    int is_first;       // the product comes after the router; else after another product
 };
 
 // The parameters of matmul_gemv* and matmul_small_batch.

@@ -273,22 +273,16 @@ struct CombineParams {
     int num_tokens, num_experts, num_used, width;
 };
 
-constexpr int COMBINED_AHEAD = 4;  // experts whose results are fetched before the first is used
+constexpr int COMBINED_AHEAD = 8;  // experts whose results are fetched before the first is used
 
 // Dynamic shared memory: float [num_used].
 KERNEL __launch_bounds__(256) moe_combine(const __grid_constant__ CombineParams p) {
-    wait_for_previous();
     const int quads = p.width / 4, token = blockIdx.y, i = blockIdx.x * blockDim.x + threadIdx.x;
     const bool inside = i < quads;
+    // All but the results was there before the previous kernel began.
+    acquire();
     float4* to = (float4*)(p.out + (i64)token * p.width) + i;
     float4 sum = inside ? *to : float4{}, ahead[COMBINED_AHEAD];
-    auto result = [&](int rank) {
-        const int pair = token * p.num_used + rank, row = p.places ? p.places[pair] : pair;
-        return ((const float4*)(p.results + (i64)row * p.width))[i];
-    };
-#pragma unroll
-    for (int rank = 0; rank < COMBINED_AHEAD; rank++)
-        if (inside && rank < p.num_used) ahead[rank] = result(rank);
     const float* routing_weights = p.routing_weights + token * p.num_used;
     if (!p.routing_weights) {
         if (threadIdx.x < 32) {
@@ -300,7 +294,15 @@ KERNEL __launch_bounds__(256) moe_combine(const __grid_constant__ CombineParams 
         __syncthreads();
         routing_weights = shared;
     }
+    wait_for_previous();
     if (!inside) return;
+    auto result = [&](int rank) {
+        const int pair = token * p.num_used + rank, row = p.places ? p.places[pair] : pair;
+        return ((const float4*)(p.results + (i64)row * p.width))[i];
+    };
+#pragma unroll
+    for (int rank = 0; rank < COMBINED_AHEAD; rank++)
+        if (rank < p.num_used) ahead[rank] = result(rank);
     auto add = [&](float routing_weight, float4 v) {
         sum.x = fmaf(routing_weight, v.x, sum.x), sum.y = fmaf(routing_weight, v.y, sum.y);
         sum.z = fmaf(routing_weight, v.z, sum.z), sum.w = fmaf(routing_weight, v.w, sum.w);
