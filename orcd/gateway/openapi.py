@@ -41,11 +41,20 @@ def _json(schema: Any) -> dict[str, Any]:
 
 
 def _operation(
-    summary: str, answer: Any, *, body: Any = None, form: Any = None, parameters: tuple[Any, ...] = ()
+    summary: str,
+    answer: Any,
+    *,
+    body: Any = None,
+    form: Any = None,
+    parameters: tuple[Any, ...] = (),
+    links: Any = None,
 ) -> dict[str, Any]:
-    """One operation; ``answer`` are the contents of its answer by type, ``body`` and ``form`` what it is sent."""
+    """One operation; ``answer`` are the contents of its answer by type, ``body`` and ``form`` what it is sent.
+
+    ``links`` are operations for which the answer has what they need.
+    """
     answers = {
-        "200": {"description": "The answer.", "content": answer},
+        "200": {"description": "The answer.", "content": answer, **({"links": links} if links else {})},
         "default": {"description": "An error.", "content": _json(_ERROR)},
     }
     sent = _json(body) if body else {"multipart/form-data": {"schema": form}}
@@ -108,6 +117,14 @@ _NEW_BATCH = {
     },
     "additionalProperties": False,
 }
+_BATCH_OF_FILE = {
+    "operationRef": "#/paths/~1v1~1batches/post",
+    "requestBody": {
+        "input_file_id": "$response.body#/id",
+        "endpoint": next(iter(ENDPOINTS)),
+        "completion_window": "24h",
+    },
+}
 
 
 def _deleted(kind: str) -> dict[str, Any]:
@@ -145,7 +162,7 @@ DOCUMENT: dict[str, Any] = {
                 _json(_page_of(_FILE)),
                 parameters=(*_PAGE, {"name": "purpose", "in": "query", "schema": _PURPOSE}),
             ),
-            "post": _operation("Upload a file.", _json(_FILE), form=_NEW_FILE),
+            "post": _operation("Upload a file.", _json(_FILE), form=_NEW_FILE, links={"batch": _BATCH_OF_FILE}),
         },
         "/v1/files/{id}": {
             "get": _operation("Retrieve a file.", _json(_FILE), parameters=(_ID,)),

@@ -25,8 +25,13 @@ from tests.tasks.worker_process import WorkerProcess
 CONFIG = Path(__file__).with_name("schemathesis.toml")
 CONTEXT_LENGTH = "64"
 """So that answers without a limit are short."""
+ROUNDS = ("--phases", "fuzzing,stateful", "--max-examples", "5")
+"""A few calls of every operation, then chains of operations, again and again until the time is over. The phase that
+goes through the bounds of every field would spend all of it on the first operations."""
 NO_HTTP = "WARNING:  Invalid HTTP request received."
 """What uvicorn says of the NULL bytes that schemathesis sends to see whether servers take them."""
+NO_FILE = "another has to run it"
+"""The end of what the gateway says of a batch whose input file was deleted before it began."""
 
 
 def read_arguments(argv: Sequence[str]) -> argparse.Namespace:
@@ -45,10 +50,10 @@ def main(argv: Sequence[str]) -> int:
         server = stack.enter_context(RedisServer())
         stack.enter_context(WorkerProcess(server.url, DEMO_MODEL, folder, ORCD_CONTEXT_LENGTH=CONTEXT_LENGTH))
         gateway = stack.enter_context(GatewayProcess(server.url, "--files-dir", str(folder)))
-        limits = ("--max-time", str(arguments.seconds), "--seed", str(arguments.seed))
+        limits = (*ROUNDS, "--max-time", str(arguments.seconds), "--seed", str(arguments.seed))
         command = [sys.executable, "-m", "schemathesis.cli", "--config-file", str(CONFIG), "run", *limits]
         done = subprocess.run([*command, f"{gateway.url}/openapi.json"], cwd=folder)
-        errors = [line for line in gateway.errors.splitlines() if line != NO_HTTP]
+        errors = [line for line in gateway.errors.splitlines() if line != NO_HTTP and not line.endswith(NO_FILE)]
     print("\n".join(errors))
     return done.returncode or int(bool(errors))
 
