@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import os
 import signal
 import socket
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import httpx
 import pytest
@@ -15,6 +17,13 @@ from tests.conftest import wait_until
 from tests.orcd.gateway.gateway_process import GatewayProcess
 from tests.orcd.job_writer import MakeStore, claimed
 
+SIGNALLED_EARLY = """
+import os, time, uvicorn
+from orcd.cli.main import main
+
+uvicorn.Server.run = lambda server, sockets: (os.kill(os.getpid(), int(os.environ["NUMBER"])), time.sleep(1000))
+main()
+"""
 CHAT = {"model": "demo", "messages": [{"role": "user", "content": "x"}]}
 
 
@@ -25,6 +34,13 @@ def test_a_gateway_says_where_it_is_and_stops_in_order(redis_url: str, number: s
         gateway.process.send_signal(number)
         assert gateway.process.wait(60) == 0
         assert gateway.errors == ""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_gateway_that_is_told_to_stop_before_uvicorn_listens_leaves(number: signal.Signals) -> None:
+    command = [sys.executable, "-c", SIGNALLED_EARLY, "gateway", "--port", "0"]
+    done = subprocess.run(command, env=os.environ | {"NUMBER": str(int(number))}, capture_output=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, b"")
 
 
 def test_an_answer_on_its_way_is_finished_before_the_gateway_stops(
@@ -50,3 +66,18 @@ def test_a_port_that_is_taken_is_wrong_usage() -> None:
     assert done.returncode == 2
     assert done.stderr.startswith("orcd: INVALID_REQUEST: host, port: cannot listen on 127.0.0.1 port ")
     assert done.stderr.count("\n") == 1
+
+
+def test_a_folder_of_files_that_cannot_be_made_is_wrong_usage(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    command = [sys.executable, "-m", "orcd", "gateway", "--port", "0", "--files-dir", str(tmp_path / "file" / "folder")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert done.stderr.startswith("orcd: INVALID_REQUEST: files_dir: no file can be kept in ")
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_folder_of_files_that_is_not_there_is_made(redis_url: str, tmp_path: Path) -> None:
+    with GatewayProcess(redis_url, "--files-dir", str(tmp_path / "new" / "files")) as gateway:
+        assert httpx.get(f"{gateway.url}/files").json()["data"] == []
+    assert (tmp_path / "new" / "files").is_dir()
