@@ -53,6 +53,7 @@ OF_MORE_THAN_A_MODULE = {
     "tests/tasks/test_device_faults.py": "workers whose device fails",
     "tests/tasks/test_families.py": "a model of every family through the whole system",
     "tests/tasks/test_privacy.py": "no prompt leaves the system by a log, a metric or an error",
+    "tests/tasks/test_privacy_day.py": "no prompt and no key leaves the system in a day of mixed work",
     "tests/tasks/test_redis_acl.py": "the whole system under a Redis user with the least rights",
     "tests/tasks/test_redis_failover.py": "the whole system on a Redis that has a new master",
     "tests/tasks/test_redis_kinds.py": "the whole system on each kind of Redis",
