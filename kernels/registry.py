@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import wraps
-from types import ModuleType
 from typing import Concatenate, ParamSpec, Protocol, TypeVar
 
 import kernels.reference.activation
@@ -23,35 +22,13 @@ import kernels.reference.sampling
 from kernels.batch import AnyArray, LayerCache, LogitEdits, SamplingParams, Step
 from kernels.decode_rows import DecodeRows
 from kernels.logit_edits import EditResets
-from kernels.ops import (
-    activation,
-    attention,
-    attention_plan,
-    decode_step,
-    embedding,
-    matmul,
-    moe,
-    norm,
-    rope,
-    sampling,
-)
+from kernels.ops import activation, attention, attention_plan, decode_step, embedding, matmul, moe, norm, rope, sampling
 from kernels.runtime.compiler import Variant
 from kernels.runtime.launcher import Context
 from kernels.weights import repack
-from kernels.weights.parameters import Attention, Clamp, Norm, Rope
+from kernels.weights.parameters import Attention, Clamp, Geglu, Norm, Rope
 
-MODULES: tuple[ModuleType, ...] = (
-    activation,
-    attention,
-    attention_plan,
-    decode_step,
-    matmul,
-    moe,
-    norm,
-    repack,
-    rope,
-    sampling,
-)
+MODULES = (activation, attention, attention_plan, decode_step, matmul, moe, norm, repack, rope, sampling)
 """The modules that launch kernels of their own."""
 
 # What has another type on each device.
@@ -141,6 +118,19 @@ class Ops(Protocol[Array, Matrix, Projection, Router, Experts, Rotation, Attenti
     ) -> None:
         """Projections of ``x``, normed and added to the residual stream, which is then scaled."""
 
+    def norm_branches(
+        self,
+        a: Array,
+        norm_a: Norm[Array],
+        b: Array,
+        norm_b: Norm[Array],
+        norm: Norm[Array],
+        *,
+        scale: float = 1.0,
+        out: Array,
+    ) -> None:
+        """Norm of the sum of two normed branches, added to the residual stream, which is then scaled."""
+
     def norm_linear(self, x: Array, norm: Norm[Array], layers: Projection, *, out: Array) -> None:
         """Norm, then projections side by side."""
 
@@ -167,11 +157,12 @@ class Ops(Protocol[Array, Matrix, Projection, Router, Experts, Rotation, Attenti
         norm: Norm[Array],
         router: Router,
         experts: Experts,
-        clamp: Clamp | None,
+        gating: Clamp | Geglu | None,
         *,
+        adds: bool = True,
         out: Array,
     ) -> None:
-        """Norm, router, and the sum of each token's best experts, added to the residual stream."""
+        """Norm, router, and the sum of each token's best experts, added to the residual stream or stored."""
 
     def norm_head(
         self, x: Array, rows: Array, norm: Norm[Array], head: Projection, *, softcap: float = 0.0, out: Array
@@ -220,6 +211,7 @@ class CudaOps:
         self.linear = _bind(context, matmul.linear)
         self.linear_residual = _bind(context, matmul.linear_residual)
         self.linear_norm_residual = _bind(context, matmul.linear_norm_residual)
+        self.norm_branches = _bind(context, norm.norm_branches)
         self.norm_linear = _bind(context, matmul.norm_linear)
         self.norm_swiglu = _bind(context, matmul.norm_swiglu)
         self.norm_geglu = _bind(context, matmul.norm_geglu)
@@ -250,6 +242,7 @@ class ReferenceOps:
         self.linear = kernels.reference.matmul.linear
         self.linear_residual = kernels.reference.matmul.linear_residual
         self.linear_norm_residual = kernels.reference.norm.linear_norm_residual
+        self.norm_branches = kernels.reference.norm.norm_branches
         self.norm_linear = kernels.reference.norm.norm_linear
         self.norm_swiglu = kernels.reference.norm.norm_swiglu
         self.norm_geglu = kernels.reference.norm.norm_geglu

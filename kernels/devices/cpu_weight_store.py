@@ -46,8 +46,19 @@ class CpuWeightStore:
         """Gate and up projection, two tensors or a fused one (gate first)."""
         return self.projection(weights)
 
-    def experts(self, gate: Weight, up: Weight, down: Weight) -> tuple[Expert, ...]:
-        """The stacked experts of a layer."""
+    def experts(self, gate: Weight, up: Weight | None, down: Weight) -> tuple[Expert, ...]:
+        """The stacked experts of a layer; without ``up`` each expert's gate and up projection are one matrix."""
+        if up is None:
+            self._weights += (gate, down)
+            half = gate.num_outputs // 2
+            return tuple(
+                Expert(
+                    Linear(self._matrix(gate, both[:half])),
+                    Linear(self._matrix(gate, both[half:])),
+                    Linear(self._matrix(down, last)),
+                )
+                for both, last in zip(gate.data, down.data, strict=True)
+            )
         self._weights += (gate, up, down)
         layers = [
             [
@@ -58,10 +69,16 @@ class CpuWeightStore:
         ]
         return tuple(Expert(*each) for each in zip(*layers, strict=True))
 
-    def router(self, weight: Weight, num_used: int) -> Router:
+    def router(
+        self,
+        weight: Weight,
+        num_used: int,
+        input_weight: NDArray[np.float32] | None = None,
+        output_scales: NDArray[np.float32] | None = None,
+    ) -> Router:
         """A router of ``num_used`` experts."""
         self._weights.append(weight)
-        return Router(self._matrix(weight, weight.data), weight.bias, num_used)
+        return Router(self._matrix(weight, weight.data), weight.bias, num_used, input_weight, output_scales)
 
     def vector(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
         """A small float32 array."""

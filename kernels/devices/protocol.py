@@ -56,11 +56,11 @@ class WeightStore(Protocol):
     def gate_up(self, weights: Sequence[Weight]) -> AnyProjection:
         """Gate and up projection, two tensors or a fused one (gate first)."""
 
-    def experts(self, gate: Weight, up: Weight, down: Weight) -> AnyExperts:
-        """The stacked experts of a layer."""
+    def experts(self, gate: Weight, up: Weight | None, down: Weight) -> AnyExperts:
+        """The stacked experts of a layer; without ``up`` each expert's gate and up projection are one matrix."""
 
-    def router(self, weight: Weight, num_used: int) -> AnyRouter:
-        """A router that chooses ``num_used`` experts."""
+    def router(self, weight: Weight, num_used: int, input_weight: Any = None, output_scales: Any = None) -> AnyRouter:
+        """A router that chooses ``num_used`` experts; the last two are what `vector` gave."""
 
     def vector(self, values: NDArray[np.float32]) -> AnyArray:
         """A small float32 array (norm, bias, sinks)."""

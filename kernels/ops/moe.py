@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from kernels.ops.activation import swiglu_rows
+from kernels.ops.activation import geglu_rows, swiglu_rows
 from kernels.ops.matmul import ExpertTiles, Product, multiply_routed, multiply_tiled
 from kernels.ops.matmul_params import Epilogue
 from kernels.ops.matmul_tuning import MAX_SMALL_BATCH, SUMMING_SIZES
@@ -17,7 +17,7 @@ from kernels.runtime.cuda_struct import CudaStruct, Int32, Pointer
 from kernels.runtime.device_array import DeviceArray, pointer_of
 from kernels.runtime.launcher import Context
 from kernels.weights.packed import Experts, Router
-from kernels.weights.parameters import Clamp
+from kernels.weights.parameters import Clamp, Geglu
 
 _ROUTE_GROUPS = 4  # of warps in a block of moe_route
 _ROUTE_EXPERTS = 8  # that such a group has at once
@@ -34,6 +34,7 @@ class RouteParams(CudaStruct, source="moe/moe"):
     x: Pointer  # [num_tokens, width] float32 residual stream
     weight: Pointer  # [num_experts, width] float32 router
     bias: Pointer  # [num_experts] float32
+    input_weight: Pointer  # [width] float32, or null: by what `normed` differs from what the router is given
     normed: Pointer  # [num_tokens, width] float16
     logits: Pointer  # [num_tokens, num_experts] float32; moe_logits
     experts: Pointer  # [num_tokens, num_used] int32 by rank; moe_route*
@@ -75,11 +76,13 @@ class CombineParams(CudaStruct, source="moe/moe"):
     routing_weights: Pointer  # [num_tokens, num_used] float32; null: as `logits` say
     logits: Pointer  # [num_tokens, num_experts] float32
     experts: Pointer  # [num_tokens, num_used] int32 by rank
-    out: Pointer  # [num_tokens, width] float32 residual stream, added to
+    output_scales: Pointer  # [num_experts] float32 of the experts' results; null: 1
+    out: Pointer  # [num_tokens, width] float32 residual stream, added to or stored
     num_tokens: Int32
     num_experts: Int32
     num_used: Int32
     width: Int32
+    adds: Int32
 
 
 def variants() -> list[Variant]:
@@ -93,14 +96,15 @@ def norm_moe_residual(
     norm: DeviceNorm,
     router: Router,
     experts: Experts,
-    clamp: Clamp | None,
+    gating: Clamp | Geglu | None,
     *,
+    adds: bool = True,
     out: DeviceArray,
 ) -> None:
-    """Norm, router, the best experts of each token, and their weighted sum added to ``out`` [T, H] float32.
+    """Norm, router, the best experts of each token, and their weighted sum added to ``out`` [T, H] float32, or stored.
 
-    ``x`` [T, H] may be ``out``. Experts have a SwiGLU, with a ``clamp`` a clamped one. A token's result is its own: its
-    experts are summed in the order of their rank.
+    ``x`` [T, H] may be ``out``. Experts have a SwiGLU, unless ``gating`` says otherwise. A token's result is its own:
+    its experts are summed in the order of their rank.
     """
     num_tokens, width = x.shape
     if not num_tokens:
@@ -123,17 +127,22 @@ def norm_moe_residual(
 
     if experts.gate_up[0].gated:
         product = Product(inputs, experts.gate_up[0], activated, Epilogue.SWIGLU)
-        if clamp is not None:
-            product = product._replace(epilogue=Epilogue.CLAMPED_SWIGLU, alpha=clamp.alpha, limit=clamp.limit)
+        if isinstance(gating, Clamp):
+            product = product._replace(epilogue=Epilogue.CLAMPED_SWIGLU, alpha=gating.alpha, limit=gating.limit)
+        elif gating is not None:
+            product = product._replace(epilogue=Epilogue.GEGLU, alpha=gating.scale)
         multiply(product, is_first=True)
     else:
         gate, up = experts.gate_up
         both = context.scratch((num_pairs, 2 * experts.down.width), np.float16)
         multiply(Product(inputs, gate, both, Epilogue.STORE_HALF), is_first=True)
         multiply(Product(inputs, up, both, Epilogue.STORE_HALF, column=gate.num_rows))
-        swiglu_rows(context, both, clamp, out=activated)
+        if isinstance(gating, Geglu):
+            geglu_rows(context, both, gating.scale, out=activated)
+        else:
+            swiglu_rows(context, both, gating, out=activated)
     multiply(Product(activated, experts.down, results, Epilogue.STORE_FLOAT))
-    _combine(context, results, routing, places, out)
+    _combine(context, results, routing, places, router.output_scales, adds, out)
 
 
 class _Routing(NamedTuple):
@@ -157,6 +166,7 @@ def _route(context: Context, x: DeviceArray, norm: DeviceNorm, router: Router, n
         x=x.pointer,
         weight=router.weight.pointer,
         bias=router.bias.pointer,
+        input_weight=pointer_of(router.input_weight),
         normed=normed.pointer,
         logits=pointer_of(routing.logits),
         experts=routing.experts.pointer,
@@ -228,9 +238,11 @@ def _combine(
     results: DeviceArray,
     routing: _Routing,
     places: DeviceArray | None,
+    output_scales: DeviceArray | None,
+    adds: bool,
     out: DeviceArray,
 ) -> None:
-    """Add the weighted sum of each token's ``results`` [pairs, H] to ``out``.
+    """Add the weighted sum of each token's ``results`` [pairs, H] to ``out``, or store it there.
 
     The routing weights of up to four tokens come from the logits.
     """
@@ -241,11 +253,13 @@ def _combine(
         routing_weights=pointer_of(routing.routing_weights),
         logits=pointer_of(logits),
         experts=routing.experts.pointer,
+        output_scales=pointer_of(output_scales),
         out=out.pointer,
         num_tokens=num_tokens,
         num_experts=logits.shape[1] if logits is not None else 0,
         num_used=num_used,
         width=width,
+        adds=adds,
     )
     threads = 256 if logits is None else 64
     grid = (-(-width // (4 * threads)), num_tokens)

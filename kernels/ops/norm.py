@@ -44,6 +44,18 @@ class NormRowsParams(CudaStruct, source="norm/norm"):
     scale: Float32  # norm_residual: of what `out` then is
 
 
+class NormBranchesParams(CudaStruct, source="norm/norm"):
+    """What norm_branches is given."""
+
+    a: Pointer  # [num_rows, width] float32
+    b: Pointer  # [num_rows, width] float32
+    out: Pointer  # [num_rows, width] float32 residual stream, added to
+    norm_a: NormParams
+    norm_b: NormParams
+    norm: NormParams
+    scale: Float32
+
+
 def variants() -> list[Variant]:
     """What of norm.cu is compiled."""
     return [("norm/norm", {})]
@@ -92,3 +104,33 @@ def norm_residual(context: Context, x: DeviceArray, norm: DeviceNorm, *, scale: 
         x=x.pointer, rows=0, out=out.pointer, norm=norm_params(norm, width), num_rows=num_rows, scale=scale
     )
     context.launch("norm/norm", "norm_residual", num_rows, 32 * NORM_PARTITIONS, params)
+
+
+def norm_branches(
+    context: Context,
+    a: DeviceArray,
+    norm_a: DeviceNorm,
+    b: DeviceArray,
+    norm_b: DeviceNorm,
+    norm: DeviceNorm,
+    *,
+    scale: float = 1.0,
+    out: DeviceArray,
+) -> None:
+    """Add the norm of the sum of two normed branches ``a`` and ``b`` [T, H] float32 to ``out`` [T, H] float32.
+
+    All norms are RMS norms. The stream ``out`` is then multiplied by ``scale``.
+    """
+    num_rows, width = out.shape
+    if not num_rows:
+        return
+    params = NormBranchesParams(
+        a=a.pointer,
+        b=b.pointer,
+        out=out.pointer,
+        norm_a=norm_params(norm_a, width),
+        norm_b=norm_params(norm_b, width),
+        norm=norm_params(norm, width),
+        scale=scale,
+    )
+    context.launch("norm/norm", "norm_branches", num_rows, 32 * NORM_PARTITIONS, params)

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from kernels.reference.activation import clamped_swiglu, swiglu
+from kernels.reference.activation import clamped_swiglu, geglu, swiglu
 from kernels.reference.matmul import Linear, Matrix, linear
 from kernels.reference.norm import normalise
-from kernels.weights.parameters import Clamp, Norm
+from kernels.weights.parameters import Clamp, Geglu, Norm
 
 Float32 = NDArray[np.float32]
 
@@ -27,11 +27,16 @@ class Expert:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Router:
-    """Chooses experts: the ``num_used`` largest of weight x + bias."""
+    """Chooses experts: the ``num_used`` largest of weight x + bias.
+
+    Experts are given x times ``input_weight``, and what they make is multiplied by their ``output_scales``.
+    """
 
     weight: Matrix  # [experts, H]
     bias: Float32 | None  # [experts]
     num_used: int
+    input_weight: Float32 | None = None  # [H]
+    output_scales: Float32 | None = None  # [experts]
 
 
 def norm_moe_residual(
@@ -39,15 +44,16 @@ def norm_moe_residual(
     norm: Norm[Float32],
     router: Router,
     experts: Sequence[Expert],
-    clamp: Clamp | None,
+    gating: Clamp | Geglu | None,
     *,
+    adds: bool = True,
     out: Float32,
 ) -> None:
-    """Norm, router, the best experts of each token, and their sum added to ``out`` [T, H].
+    """Norm, router, the best experts of each token, and their sum added to ``out`` [T, H], or stored there.
 
     ``x`` [T, H] may be ``out``. Each token's experts weigh as the softmax of their router logits (equal logits: the
     lower expert first) and are summed in the order of their rank, so a token's result is its own. Experts have a
-    SwiGLU, with a ``clamp`` a clamped one.
+    SwiGLU, unless ``gating`` says otherwise.
     """
     normed = normalise(norm, x)
     logits = np.empty((x.shape[0], len(experts)), np.float32)
@@ -56,22 +62,29 @@ def norm_moe_residual(
     routing_weights = np.take_along_axis(logits, chosen, axis=1)
     routing_weights = np.exp(routing_weights - routing_weights[:, :1])
     routing_weights /= routing_weights.sum(axis=1, keepdims=True)
+    if router.output_scales is not None:
+        routing_weights *= router.output_scales[chosen]
+    inputs = normed if router.input_weight is None else normed * router.input_weight
     results = np.empty((x.shape[0], router.num_used, x.shape[1]), np.float32)
     for index in np.unique(chosen):
         tokens, ranks = np.nonzero(chosen == index)
-        results[tokens, ranks] = _feed_forward(normed[tokens], experts[index], clamp)
+        results[tokens, ranks] = _feed_forward(inputs[tokens], experts[index], gating)
+    if not adds:
+        out[:] = 0
     for rank in range(router.num_used):
         out += routing_weights[:, rank, None] * results[:, rank]
 
 
-def _feed_forward(x: Float32, expert: Expert, clamp: Clamp | None) -> Float32:
+def _feed_forward(x: Float32, expert: Expert, gating: Clamp | Geglu | None) -> Float32:
     gate, up = (np.empty((x.shape[0], layer.matrix.shape[0]), np.float32) for layer in (expert.gate, expert.up))
     linear(x, (expert.gate,), out=gate)
     linear(x, (expert.up,), out=up)
-    if clamp is None:
+    if gating is None:
         swiglu(gate, up, out=gate)
+    elif isinstance(gating, Geglu):
+        geglu(gate, up, gating.scale, out=gate)
     else:
-        clamped_swiglu(gate, up, clamp.alpha, clamp.limit, out=gate)
+        clamped_swiglu(gate, up, gating.alpha, gating.limit, out=gate)
     result = np.empty_like(x)
     linear(gate, (expert.down,), out=result)
     return result

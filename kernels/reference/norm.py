@@ -40,6 +40,24 @@ def linear_norm_residual(
     out *= np.float32(scale)
 
 
+def norm_branches(
+    a: Float32,
+    norm_a: Norm[Float32],
+    b: Float32,
+    norm_b: Norm[Float32],
+    norm: Norm[Float32],
+    *,
+    scale: float = 1.0,
+    out: Float32,
+) -> None:
+    """Add the norm of the sum of two normed branches ``a`` and ``b`` [T, H] to the residual stream ``out`` [T, H].
+
+    All of the stream is then multiplied by ``scale``.
+    """
+    out += normalise(norm, normalise(norm_a, a) + normalise(norm_b, b))
+    out *= np.float32(scale)
+
+
 def norm_linear(x: Float32, norm: Norm[Float32], layers: Sequence[Linear], *, out: Float32) -> None:
     """Norm and projections (QKV): ``x`` [T, H] -> ``out`` [T, sum of outputs], the layers' outputs side by side."""
     linear(normalise(norm, x), layers, out=out)

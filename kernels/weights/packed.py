@@ -139,8 +139,13 @@ class Experts:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Router:
-    """Chooses experts: the ``num_used`` largest of weight x + bias."""
+    """Chooses experts: the ``num_used`` largest of weight x + bias.
+
+    Experts are given x times ``input_weight``, and what they make is multiplied by their ``output_scales``.
+    """
 
     weight: DeviceArray  # [experts, H] float32
     bias: DeviceArray  # [experts] float32
     num_used: int
+    input_weight: DeviceArray | None = None  # [H] float32
+    output_scales: DeviceArray | None = None  # [experts] float32

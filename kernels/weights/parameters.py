@@ -81,6 +81,13 @@ class QueryGrowth:
     interval: int
 
 
+@dataclass(frozen=True, slots=True)
+class Geglu:
+    """What makes experts' networks GEGLUs: gelu(gate) * up * scale (Gemma 4)."""
+
+    scale: float
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Rope(Generic[Array]):
     """How heads are rotated: pair ``i`` of a head by position * inverse_frequencies[set, i].

@@ -74,16 +74,29 @@ class PackedWeightStore:
             return self._neighbours(weights)
         return Projection((self._gated(weights, num_gated, num_experts=1),))
 
-    def experts(self, gate: Weight, up: Weight, down: Weight) -> Experts:
-        """The stacked experts of a layer."""
+    def experts(self, gate: Weight, up: Weight | None, down: Weight) -> Experts:
+        """The stacked experts of a layer; without ``up`` each expert's gate and up projection are one matrix.
+
+        Raises `UnsupportedWeight` for such a matrix that cannot be cut in eights.
+        """
         num_experts, num_gated = gate.data.shape[:2]
+        if up is None:
+            if num_gated % 16:
+                raise UnsupportedWeight(gate.name, f"has {num_gated} outputs; on a CUDA device they come in 16s")
+            return Experts((self._gated([gate], num_gated // 2, num_experts),), self._expert_matrix(down))
         if gate.format is up.format and num_gated % 8 == 0:
             gate_up: tuple[PackedMatrix, ...] = (self._gated([gate, up], num_gated, num_experts),)
         else:
             gate_up = self._expert_matrix(gate), self._expert_matrix(up)
         return Experts(gate_up, self._expert_matrix(down))
 
-    def router(self, weight: Weight, num_used: int) -> Router:
+    def router(
+        self,
+        weight: Weight,
+        num_used: int,
+        input_weight: DeviceArray | None = None,
+        output_scales: DeviceArray | None = None,
+    ) -> Router:
         """A router, small enough to be kept in float32 whatever its format is.
 
         Raises `UnsupportedWeight` if it chooses more than `MAX_EXPERTS_USED`.
@@ -95,7 +108,7 @@ class PackedWeightStore:
         values = np.empty((weight.num_outputs, weight.num_inputs), np.float32)
         dequantise(weight.format, np.ascontiguousarray(weight.data), out=values)
         bias = np.zeros(weight.num_outputs, np.float32) if weight.bias is None else weight.bias
-        return Router(self.vector(values), self.vector(bias), num_used)
+        return Router(self.vector(values), self.vector(bias), num_used, input_weight, output_scales)
 
     def vector(self, values: NDArray[np.float32]) -> DeviceArray:
         """A small float32 array."""

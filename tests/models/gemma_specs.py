@@ -137,3 +137,55 @@ def _e_layer(name: str, number: int) -> list[TensorSpec]:
         TensorSpec(f"{name}.post_norm.weight", "F32", (HIDDEN,), 2.0, 0.1),
         TensorSpec(f"{name}.layer_output_scale.weight", "F32", (1,), mean=0.7),
     ]
+
+
+def gemma4_moe_q4_0() -> ModelSpec:
+    """Gemma 4 with experts beside the dense block."""
+    words = character_level(("<pad>", "<eos>", "<bos>", "<unk>", "<mask>"), ("<|turn>", "<turn|>"))
+    tensors = [
+        matrix("token_embd", "Q8_0", len(words.tokens), HIDDEN),
+        TensorSpec("rope_freqs.weight", "F32", (64,), mean=1.0, deviation=0.1),
+        *_mixture_layer("blk.0", 64, values=True),
+        *_mixture_layer("blk.1", 128, values=False),
+        TensorSpec("output_norm.weight", "F32", (HIDDEN,), 3.0, 0.1),
+    ]
+    settings = keys(64, 2, 1) | {
+        "expert_count": 6,
+        "expert_used_count": 2,
+        "expert_feed_forward_length": 32,
+        "attention.key_length": 128,
+        "attention.value_length": 128,
+        "attention.key_length_swa": 64,
+        "attention.value_length_swa": 64,
+        "attention.sliding_window": 16,
+        "attention.sliding_window_pattern": [True, False],
+        "attention.shared_kv_layers": 0,
+        "embedding_length_per_layer_input": 0,
+        "rope.freq_base": 1e6,
+        "rope.freq_base_swa": 10000.0,
+        "rope.dimension_count": 128,
+        "rope.dimension_count_swa": 64,
+        "final_logit_softcapping": 9.0,
+    }
+    ids = GEMMA_IDS | {"mask": 4}
+    return ModelSpec(
+        "gemma4", "Small Gemma 4 MoE", LlamaFileType.MOSTLY_Q4_0, settings, words, ids, GEMMA4_CHAT, tensors
+    )
+
+
+def _mixture_layer(name: str, head_dim: int, *, values: bool) -> list[TensorSpec]:
+    def own(part: str, *shape: int, mean: float = 1.0) -> TensorSpec:
+        return TensorSpec(f"{name}.{part}", "F32", shape, mean, 0.1)
+
+    return [
+        *gemma_layer(name, "Q4_0", 64, head_dim, head_norms=True, values=values),
+        own("post_ffw_norm_1.weight", HIDDEN),
+        own("pre_ffw_norm_2.weight", HIDDEN),
+        own("post_ffw_norm_2.weight", HIDDEN),
+        own("layer_output_scale.weight", 1, mean=0.7),
+        matrix(f"{name}.ffn_gate_inp", "F32", 6, HIDDEN, gain=10),
+        own("ffn_gate_inp.scale", HIDDEN, mean=1.5),
+        matrix(f"{name}.ffn_gate_up_exps", "Q4_0", 6, 64, HIDDEN),
+        matrix(f"{name}.ffn_down_exps", "Q4_0", 6, HIDDEN, 32),
+        own("ffn_down_exps.scale", 6),
+    ]

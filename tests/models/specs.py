@@ -11,7 +11,7 @@ from collections.abc import Callable
 from gguf.constants import LlamaFileType
 
 from tests.bench.model_specs import CHATML, HARMONY, PHI3_CHAT, ModelSpec, TensorSpec, norm
-from tests.models.gemma_specs import gemma2_q8_0, gemma3_q4_0, gemma4_e_q8_0, gemma4_q4_0
+from tests.models.gemma_specs import gemma2_q8_0, gemma3_q4_0, gemma4_e_q8_0, gemma4_moe_q4_0, gemma4_q4_0
 from tests.models.layers import (
     CONTEXT_LENGTH,
     HEAD_DIM,
@@ -221,6 +221,7 @@ SPECS: dict[str, tuple[int, Callable[[], ModelSpec]]] = {
     "gemma3-q4_0": (1, gemma3_q4_0),
     "gemma4-q4_0": (8, gemma4_q4_0),
     "gemma4-e-q8_0": (5, gemma4_e_q8_0),
+    "gemma4-moe-q4_0": (8, gemma4_moe_q4_0),
     "qwen3moe-q4_0": (17, qwen3moe_q4_0),
     "mixtral-q5_0": (17, mixtral_q5_0),
     "mistral3-q8_0": (9, mistral3_q8_0),

@@ -72,20 +72,39 @@ class Weights:
             return self._device.store.gate_up([self._of(spec, num_inputs) for spec in specs])
 
     def experts(
-        self, gate: TensorSpec, up: TensorSpec, down: TensorSpec, *, num_experts: int, num_inputs: int
+        self, gate: TensorSpec, up: TensorSpec | None, down: TensorSpec, *, num_experts: int, num_inputs: int
     ) -> AnyExperts:
-        """The experts' weights in stacked tensors, ``num_outputs`` of a spec being an expert's."""
+        """The experts' weights in stacked tensors, ``num_outputs`` of a spec being an expert's.
+
+        Without ``up``, ``gate`` is a fused tensor: gate, then up projection.
+        """
+        inner = gate.num_outputs if up else gate.num_outputs // 2
         with self._named():
             return self._device.store.experts(
                 self._of(gate, num_inputs, num_experts),
-                self._of(up, num_inputs, num_experts),
-                self._of(down, gate.num_outputs, num_experts),
+                self._of(up, num_inputs, num_experts) if up else None,
+                self._of(down, inner, num_experts),
             )
 
-    def router(self, spec: TensorSpec, *, num_inputs: int, num_used: int) -> AnyRouter:
-        """The matrix that chooses experts."""
+    def router(
+        self,
+        spec: TensorSpec,
+        *,
+        num_inputs: int,
+        num_used: int,
+        column_scales: NDArray[np.float32] | None = None,
+        input_weight: AnyArray | None = None,
+        output_scales: AnyArray | None = None,
+    ) -> AnyRouter:
+        """The matrix that chooses experts, its columns times ``column_scales``; the last two are a `Router`'s."""
+        weight = self._of(spec, num_inputs)
+        if column_scales is not None:
+            values = np.empty((spec.num_outputs, num_inputs), np.float32)
+            dequantise(weight.format, np.ascontiguousarray(weight.data), out=values)
+            values *= column_scales
+            weight = replace(weight, format=FORMATS["F32"], data=values.view(np.uint8))
         with self._named():
-            return self._device.store.router(self._of(spec, num_inputs), num_used)
+            return self._device.store.router(weight, num_used, input_weight, output_scales)
 
     def head(self, embedding: str, num_outputs: int, num_inputs: int) -> tuple[AnyMatrix, AnyProjection]:
         """The embedding table and the output head, which are one matrix where the file has no ``output.weight``."""

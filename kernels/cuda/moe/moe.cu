@@ -5,13 +5,14 @@
 extern __shared__ __align__(16) float shared[];
 
 struct RouteParams {
-    const float* x;          // [num_tokens, width] residual stream
-    const float* weight;     // [num_experts, width] router
-    const float* bias;       // [num_experts]
-    u16* normed;             // [num_tokens, width]
-    float* logits;           // [num_tokens, num_experts] moe_logits
-    int* experts;            // [num_tokens, num_used] moe_route*: by rank
-    float* routing_weights;  // [num_tokens, num_used] moe_route*: softmax over the chosen
+    const float* x;             // [num_tokens, width] residual stream
+    const float* weight;        // [num_experts, width] router
+    const float* bias;          // [num_experts]
+    const float* input_weight;  // [width], or null: by what `normed` differs from what the router is given
+    u16* normed;                // [num_tokens, width]
+    float* logits;              // [num_tokens, num_experts] moe_logits
+    int* experts;               // [num_tokens, num_used] moe_route*: by rank
+    float* routing_weights;     // [num_tokens, num_used] moe_route*: softmax over the chosen
     NormParams norm;
     int num_tokens, num_experts, num_used;
 };
@@ -22,6 +23,10 @@ DEVICE float add_products(float sum, float4 w, float4 v) {
 }
 
 DEVICE void store_normed(const RouteParams& p, int token, int column, float4 n) {
+    if (p.input_weight) {
+        const float4 w = *(const float4*)(p.input_weight + column);
+        n = float4{n.x * w.x, n.y * w.y, n.z * w.z, n.w * w.w};
+    }
     *(uint2*)(p.normed + (i64)token * p.norm.width + column) = pack_quad(n);
 }
 
@@ -269,8 +274,10 @@ struct CombineParams {
     const float* routing_weights;  // [num_tokens, num_used]; null: as `logits` say
     const float* logits;           // [num_tokens, num_experts]
     const int* experts;            // [num_tokens, num_used] by rank
-    float* out;                    // [num_tokens, width] residual stream, added to
+    const float* output_scales;    // [num_experts] of the experts' results; null: 1
+    float* out;                    // [num_tokens, width] residual stream, added to or stored
     int num_tokens, num_experts, num_used, width;
+    int adds;
 };
 
 constexpr int COMBINED_AHEAD = 8;  // experts whose results are fetched before the first is used
@@ -282,7 +289,7 @@ KERNEL __launch_bounds__(256) moe_combine(const __grid_constant__ CombineParams 
     // All but the results was there before the previous kernel began.
     acquire();
     float4* to = (float4*)(p.out + (i64)token * p.width) + i;
-    float4 sum = inside ? *to : float4{}, ahead[COMBINED_AHEAD];
+    float4 sum = inside && p.adds ? *to : float4{}, ahead[COMBINED_AHEAD];
     const float* routing_weights = p.routing_weights + token * p.num_used;
     if (!p.routing_weights) {
         if (threadIdx.x < 32) {
@@ -303,13 +310,15 @@ KERNEL __launch_bounds__(256) moe_combine(const __grid_constant__ CombineParams 
 #pragma unroll
     for (int rank = 0; rank < COMBINED_AHEAD; rank++)
         if (rank < p.num_used) ahead[rank] = result(rank);
-    auto add = [&](float routing_weight, float4 v) {
+    auto add = [&](int rank, float4 v) {
+        float routing_weight = routing_weights[rank];
+        if (p.output_scales) routing_weight *= p.output_scales[p.experts[token * p.num_used + rank]];
         sum.x = fmaf(routing_weight, v.x, sum.x), sum.y = fmaf(routing_weight, v.y, sum.y);
         sum.z = fmaf(routing_weight, v.z, sum.z), sum.w = fmaf(routing_weight, v.w, sum.w);
     };
 #pragma unroll
     for (int rank = 0; rank < COMBINED_AHEAD; rank++)
-        if (rank < p.num_used) add(routing_weights[rank], ahead[rank]);
-    for (int rank = COMBINED_AHEAD; rank < p.num_used; rank++) add(routing_weights[rank], result(rank));
+        if (rank < p.num_used) add(rank, ahead[rank]);
+    for (int rank = COMBINED_AHEAD; rank < p.num_used; rank++) add(rank, result(rank));
     *to = sum;
 }

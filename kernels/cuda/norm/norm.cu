@@ -3,6 +3,7 @@
 //   norm_short_rows  for many rows of up to PARTITION_STEP columns: a warp has a row, a lane four columns of each
 //   partition
 //   norm_residual    a block has a row, as in norm_rows
+//   norm_branches    the same for the sum of two rows that have norms of their own
 #include "norm.cuh"
 
 struct NormRowsParams {
@@ -82,4 +83,45 @@ KERNEL __launch_bounds__(SHORT_WARPS * 32) norm_short_rows(const __grid_constant
         store_normed(p, row, column,
                      scale_quad(p.norm, *(const float4*)(p.norm.weight + column), column, v[partition], factor));
     });
+}
+
+struct NormBranchesParams {
+    const float* a;  // [num_rows, width]
+    const float* b;  // [num_rows, width]
+    float* out;      // [num_rows, width] residual stream, added to
+    NormParams norm_a, norm_b, norm;
+    float scale;  // of what `out` then is
+};
+
+// The factor of the RMS norm of a row, whose values in four columns are `values(column)`. All threads call it.
+template <typename Values>
+DEVICE float rms_factor(const NormParams& norm, float* sums, Values values) {
+    float squares = 0.0f;
+    for (int column = threadIdx.x * 4; column < norm.width; column += PARTITION_STEP)
+        squares = add_squares(squares, values(column));
+    put_partition(sums, squares);
+    return norm_factor(norm, row_sum(sums));
+}
+
+KERNEL __launch_bounds__(32 * NORM_PARTITIONS) norm_branches(const __grid_constant__ NormBranchesParams p) {
+    wait_for_previous();
+    __shared__ float sums[3][NORM_PARTITIONS];
+    const i64 row = (i64)blockIdx.x * p.norm.width;
+    auto load = [&](const float* rows, int column) { return *(const float4*)(rows + row + column); };
+    const float factor_a = rms_factor(p.norm_a, sums[0], [&](int column) { return load(p.a, column); });
+    const float factor_b = rms_factor(p.norm_b, sums[1], [&](int column) { return load(p.b, column); });
+    auto sum = [&](int column) {
+        const float4 wa = *(const float4*)(p.norm_a.weight + column), wb = *(const float4*)(p.norm_b.weight + column);
+        const float4 a = scale_quad(p.norm_a, wa, column, load(p.a, column), factor_a);
+        const float4 b = scale_quad(p.norm_b, wb, column, load(p.b, column), factor_b);
+        return float4{__fadd_rn(a.x, b.x), __fadd_rn(a.y, b.y), __fadd_rn(a.z, b.z), __fadd_rn(a.w, b.w)};
+    };
+    const float factor = rms_factor(p.norm, sums[2], sum);
+    for (int column = threadIdx.x * 4; column < p.norm.width; column += PARTITION_STEP) {
+        float4* to = (float4*)(p.out + row + column);
+        const float4 old = *to, w = *(const float4*)(p.norm.weight + column);
+        const float4 n = scale_quad(p.norm, w, column, sum(column), factor);
+        *to =
+            float4{(old.x + n.x) * p.scale, (old.y + n.y) * p.scale, (old.z + n.z) * p.scale, (old.w + n.w) * p.scale};
+    }
 }

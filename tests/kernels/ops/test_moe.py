@@ -7,7 +7,7 @@ import pytest
 
 from kernels.devices.cuda import CudaDevice
 from kernels.ops.moe import norm_moe_residual
-from kernels.weights.parameters import Clamp, RmsNorm
+from kernels.weights.parameters import Clamp, Geglu, RmsNorm
 from tests.kernels.conftest import Download, Upload
 from tests.kernels.ops.random_weights import random_weight, values_of
 from tests.kernels.ops.test_matmul import load, relative
@@ -81,3 +81,48 @@ def test_experts_are_chosen_and_summed_as_in_float64(
         found[num_tokens] = download(stream)
     assert relative(found[1100][:300] - x[:300], expected - x[:300]) < 3e-3
     assert [n for n in found if not np.array_equal(found[n], found[1100][:n])] == []
+
+
+@pytest.mark.sanitize("Q8_0")
+@pytest.mark.parametrize("name", ["Q8_0", "Q4_0"])
+def test_experts_beside_a_dense_block_are_as_in_float64(
+    device: CudaDevice, upload: Upload, download: Download, name: str
+) -> None:
+    """A fused matrix of gates and ups, a norm of their own, scales of results; the sum is stored."""
+    rng = np.random.default_rng(3)
+    num_experts, num_used, width, inner = 16, 3, 192, 96
+    both = random_weight(name, (num_experts, 2 * inner, width), rng)
+    down = random_weight(name, (num_experts, width, inner), rng)
+    router_weight = random_weight("F32", (num_experts, width), rng)
+    input_weight, scales = rng.normal(1, 0.3, width).astype(np.float32), rng.normal(1, 0.3, num_experts).astype("f4")
+    experts, router = load(
+        device,
+        lambda store: (
+            store.experts(both, None, down),
+            store.router(router_weight, num_used, store.vector(input_weight), store.vector(scales)),
+        ),
+    )
+    x = rng.normal(size=(300, width)).astype(np.float32)
+    norm = RmsNorm(upload(np.full(width, 3, np.float32)), 1e-5)
+    normed = 3 * x / np.sqrt(np.mean(x.astype(np.float64) ** 2, axis=1, keepdims=True) + 1e-5)
+    logits = normed @ values_of(router_weight).T
+    chosen = np.argsort(-logits, axis=1, kind="stable")[:, :num_used]
+    routing_weights = np.exp(np.take_along_axis(logits, chosen, axis=1))
+    routing_weights *= scales[chosen] / routing_weights.sum(axis=1, keepdims=True)
+    gates_ups, downs = values_of(both), values_of(down)
+    expected = np.zeros((300, width))
+    for token in range(300):
+        for expert, routing_weight in zip(chosen[token], routing_weights[token], strict=True):
+            projected = gates_ups[expert] @ (normed[token] * input_weight)
+            g, u = projected[:inner], projected[inner:]
+            gated = 0.5 * g * (1 + np.tanh(np.sqrt(2 / np.pi) * (g + 0.044715 * g**3))) * u / 16
+            expected[token] += routing_weight * (downs[expert] @ gated)
+    found = {}
+    for num_tokens in (1, 2, 4, 5, 64, 300):
+        out = upload(np.full((num_tokens, width), np.nan, np.float32))
+        norm_moe_residual(
+            device.context, upload(x[:num_tokens]), norm, router, experts, Geglu(0.0625), adds=False, out=out
+        )
+        found[num_tokens] = download(out)
+    assert relative(found[300], expected) < 4e-3
+    assert [n for n in found if not np.array_equal(found[n], found[300][:n])] == []

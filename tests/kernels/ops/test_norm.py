@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from kernels.ops.norm import norm_rows
+from kernels.ops.norm import norm_branches, norm_rows
 from kernels.runtime.launcher import Context
 from kernels.weights.parameters import LayerNorm, RmsNorm
 from tests.kernels.conftest import Download, Empty, Upload
@@ -43,3 +43,28 @@ def test_rows_are_normed_with_the_same_bits_among_many_and_few(
     in_order = download(out)
     inside = order < MANY
     np.testing.assert_array_equal(in_order[order[inside]], found[MANY][inside])
+
+
+@pytest.mark.sanitize("896")
+@pytest.mark.parametrize("width", [64, 896, 2816, 5376])
+def test_two_branches_are_normed_each_and_together(
+    context: Context, upload: Upload, download: Download, width: int
+) -> None:
+    rng = np.random.default_rng(width)
+    a, b, stream = (rng.normal(0, size, (40, width)).astype(np.float32) for size in (1e4, 0.1, 1))
+    weights = rng.normal(size=(3, width)).astype(np.float32)
+    norms = [RmsNorm(upload(weight), EPSILON) for weight in weights]
+    found = {}
+    for num_rows in (1, 40):
+        out = upload(stream[:num_rows])
+        pair = upload(a[:num_rows]), norms[0], upload(b[:num_rows]), norms[1]
+        norm_branches(context, *pair, norms[2], scale=0.5, out=out)
+        found[num_rows] = download(out)
+    np.testing.assert_array_equal(found[1], found[40][:1])
+
+    def normed(x: np.ndarray, weight: np.ndarray) -> np.ndarray:
+        result: np.ndarray = x / np.sqrt((x.astype(np.float64) ** 2).mean(axis=1, keepdims=True) + EPSILON) * weight
+        return result
+
+    expected = (stream + normed(normed(a, weights[0]) + normed(b, weights[1]), weights[2])) / 2
+    np.testing.assert_allclose(found[40], expected, rtol=1e-4, atol=1e-4)

@@ -7,7 +7,7 @@ import pytest
 
 from kernels.reference.matmul import Linear
 from kernels.reference.moe import Expert, Router, norm_moe_residual
-from kernels.weights.parameters import Clamp, RmsNorm
+from kernels.weights.parameters import Clamp, Geglu, RmsNorm
 from tests.kernels.reference.test_matmul import make_matrix
 
 HIDDEN, FFN, EXPERTS, USED = 32, 64, 6, 3
@@ -65,3 +65,23 @@ def test_of_equal_experts_the_lower_ones_are_chosen() -> None:
     zeros = make_matrix(np.zeros((EXPERTS, HIDDEN)))
     low = np.array([0] * USED + [-99] * (EXPERTS - USED), np.float32)
     np.testing.assert_array_equal(run(x, Router(zeros, None, USED)), run(x, Router(zeros, low, USED)))
+
+
+def test_experts_may_see_another_norm_have_scales_and_be_geglus_whose_sum_is_stored() -> None:
+    x = RNG.normal(size=(4, HIDDEN)).astype(np.float32)
+    input_weight, scales = RNG.normal(size=HIDDEN).astype(np.float32), RNG.normal(size=EXPERTS).astype(np.float32)
+    router = Router(ROUTER_LAYER.matrix, ROUTER_LAYER.bias, USED, input_weight, scales)
+    out = np.full_like(x, np.nan)
+    norm_moe_residual(x, NORM, router, EXPERT_LIST, Geglu(0.25), adds=False, out=out)
+    for row, actual in zip(x, out, strict=True):
+        normed = row / np.sqrt((row.astype(np.float64) ** 2).mean() + 1e-5)
+        logits = dense(ROUTER_LAYER, normed)
+        best = np.argsort(-logits)[:USED]
+        routing_weights = np.exp(logits[best]) / np.exp(logits[best]).sum() * scales[best]
+        expected = np.zeros(HIDDEN)
+        for index, routing_weight in zip(best, routing_weights, strict=True):
+            expert = EXPERT_LIST[index]
+            gate, up = (dense(layer, normed * input_weight) for layer in (expert.gate, expert.up))
+            gated = 0.125 * gate * (1 + np.tanh(np.sqrt(2 / np.pi) * (gate + 0.044715 * gate**3))) * up
+            expected += routing_weight * dense(expert.down, gated)
+        np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-3)

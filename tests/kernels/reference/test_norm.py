@@ -8,6 +8,7 @@ import pytest
 from kernels.reference.matmul import Linear, linear
 from kernels.reference.norm import (
     linear_norm_residual,
+    norm_branches,
     norm_geglu,
     norm_gelu,
     norm_head,
@@ -108,3 +109,11 @@ def test_a_narrow_norm_is_one_of_each_group_of_columns() -> None:
     linear_norm_residual(x, (layer,), norm, out=out)
     linear(x, (layer,), out=branch)
     np.testing.assert_array_equal(out, normalise(norm, branch.reshape(12, 16)).reshape(3, 64))
+
+
+def test_two_branches_are_normed_each_and_together() -> None:
+    a, b, stream = (RNG.normal(size=(5, 64)).astype(np.float32) * size for size in (3, 0.1, 1))
+    out = stream.copy()
+    norm_branches(a, RMS, b, RmsNorm(BIAS, 1e-3), RMS, scale=0.5, out=out)
+    second = b / np.sqrt((b.astype(np.float64) ** 2).mean(-1, keepdims=True) + 1e-3) * BIAS
+    np.testing.assert_allclose(out, 0.5 * (stream + exact(RMS, exact(RMS, a) + second)), rtol=1e-4, atol=1e-5)

@@ -19,9 +19,9 @@ from typing import ClassVar
 
 import numpy as np
 
-from kernels.batch import AnyArray, Step
-from kernels.devices.protocol import AnyProjection, Device
-from kernels.weights.parameters import Attention, RmsNorm, Rope
+from kernels.batch import AnyArray, Step, behind, first
+from kernels.devices.protocol import AnyExperts, AnyProjection, AnyRouter, Device
+from kernels.weights.parameters import Attention, Geglu, RmsNorm, Rope
 from worker.model.config import Architecture, ModelConfig
 from worker.model.families.layer_embeddings import LayerEmbedding, LayerEmbeddings
 from worker.model.kv_cache import KVCache
@@ -66,11 +66,23 @@ ARCHITECTURES: Mapping[str, GemmaArchitecture] = {
                 *("attention.shared_kv_layers", "embedding_length_per_layer_input"),
             }
         ),
+        experts="allowed",
         layers=LayerPattern(full_interval=6, differs=True),
         sliding_rope_base=10_000.0,
         has_value_norms=True,
     ),
 }
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Experts:
+    """A mixture beside the dense block; either's output has a norm of its own before they are added."""
+
+    norm: RmsNorm[AnyArray]
+    router: AnyRouter
+    experts: AnyExperts
+    post_norm: RmsNorm[AnyArray]
+    dense_post_norm: RmsNorm[AnyArray]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -84,6 +96,7 @@ class _Layer:
     gate_up: AnyProjection
     down: AnyProjection
     post_ffn_norm: RmsNorm[AnyArray]
+    experts: _Experts | None
     intermediate: int
     embedding: LayerEmbedding | None
     scale: float
@@ -128,6 +141,7 @@ class Gemma:
         )
         kinds = {_kind(layer.attention): layer.attention for layer in self._layers}
         plans = {kind: ops.plan_attention(step, kinds[kind]) for kind in sorted(kinds)}
+        branches = empty((2 * num_tokens if self._config.num_experts else 0, self._config.hidden), np.float32)
         embeddings = self._layer_embeddings.embed(step.token_ids, x, empty) if self._layer_embeddings else None
         for layer, layer_cache in zip(self._layers, cache.layers, strict=True):
             attention = layer.attention
@@ -139,11 +153,26 @@ class Gemma:
             ops.linear_norm_residual(heads, layer.output, layer.post_attention_norm, out=x)
             ops.norm_geglu(x, layer.ffn_norm, layer.gate_up, HALF_SCALE, out=gated)
             own = layer.embedding
-            ops.linear_norm_residual(gated, layer.down, layer.post_ffn_norm, scale=1.0 if own else layer.scale, out=x)
+            scale = 1.0 if own else layer.scale
+            if layer.experts:
+                self._add_experts(layer, layer.experts, gated, branches, scale, x)
+            else:
+                ops.linear_norm_residual(gated, layer.down, layer.post_ffn_norm, scale=scale, out=x)
             if self._layer_embeddings and embeddings and own:
                 self._layer_embeddings.add(own, embeddings, layer.scale, out=x)
         ops.norm_head(x, step.logit_rows, self._norm, self._head, softcap=self._config.logit_softcap, out=logits)
         return logits
+
+    def _add_experts(
+        self, layer: _Layer, experts: _Experts, gated: AnyArray, branches: AnyArray, scale: float, x: AnyArray
+    ) -> None:
+        """Add the dense block, of which ``gated`` is known, and the mixture beside it to the residual stream ``x``."""
+        ops, num_tokens = self._device.ops, x.shape[0]
+        dense, mixture = first(branches, num_tokens), behind(branches, num_tokens)
+        norms, gating = (experts.dense_post_norm, experts.post_norm), Geglu(HALF_SCALE)
+        ops.linear(gated, layer.down, out=dense)
+        ops.norm_moe_residual(x, experts.norm, experts.router, experts.experts, gating, adds=False, out=mixture)
+        ops.norm_branches(dense, norms[0], mixture, norms[1], layer.post_ffn_norm, scale=scale, out=x)
 
 
 def _kind(attention: Attention[AnyArray]) -> tuple[int, int, int]:
@@ -179,6 +208,7 @@ class _LayerLoader:
         """Those of layer ``index``; raises `ModelLoadFailed`."""
         config, shape, weights = self._config, self._config.layers[index], self._weights.layer(index)
         attention = self._attention(weights, index)
+        experts = self._experts(weights) if config.num_experts else None
         return _Layer(
             attention_norm=self._norm(weights, "attn_norm"),
             qkv=self._qkv(weights, attention),
@@ -194,12 +224,39 @@ class _LayerLoader:
                 num_inputs=config.hidden,
             ),
             down=weights.projection(TensorSpec("ffn_down", config.hidden, bias=False), num_inputs=shape.intermediate),
-            post_ffn_norm=self._norm(weights, "post_ffw_norm", input_scale=HALF_SCALE),
+            post_ffn_norm=self._norm(weights, "post_ffw_norm", input_scale=1.0 if experts else HALF_SCALE),
+            experts=experts,
             intermediate=shape.intermediate,
             embedding=self._embeddings.load(index, weights, config.norm_epsilon) if self._embeddings else None,
             scale=float(weights.host_vector("layer_output_scale.weight", 1)[0])
             if "layer_output_scale.weight" in weights
             else 1.0,
+        )
+
+    def _experts(self, weights: Weights) -> _Experts:
+        """The router and the experts are given the stream normed without a weight, but for one of their own each."""
+        config, store = self._config, self._device.store
+        num_experts, hidden = config.num_experts, config.hidden
+        scales = weights.host_vector("ffn_gate_inp.scale", hidden) * np.float32(hidden**-0.5)
+        return _Experts(
+            norm=RmsNorm(store.vector(np.ones(hidden, np.float32)), config.norm_epsilon),
+            router=weights.router(
+                TensorSpec("ffn_gate_inp", num_experts, bias=False),
+                num_inputs=hidden,
+                num_used=config.num_experts_used,
+                column_scales=scales,
+                input_weight=weights.vector("pre_ffw_norm_2.weight", hidden),
+                output_scales=weights.vector("ffn_down_exps.scale", num_experts),
+            ),
+            experts=weights.experts(
+                TensorSpec("ffn_gate_up_exps", 2 * config.intermediate, bias=False),
+                None,
+                TensorSpec("ffn_down_exps", hidden, bias=False),
+                num_experts=num_experts,
+                num_inputs=hidden,
+            ),
+            post_norm=self._norm(weights, "post_ffw_norm_2", input_scale=HALF_SCALE),
+            dense_post_norm=self._norm(weights, "post_ffw_norm_1", input_scale=HALF_SCALE),
         )
 
     def _qkv(self, weights: Weights, attention: Attention[AnyArray]) -> AnyProjection:

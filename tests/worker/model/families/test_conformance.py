@@ -20,7 +20,7 @@ from worker.model.gguf import open_gguf
 from worker.model.registry import Model, load_model
 
 FILES = [*SMALL.values(), *KIT.values()]
-WITH_GELU = ("gpt2-q8_0", "gemma2-q8_0", "gemma3-q4_0", "gemma4-q4_0", "gemma4-e-q8_0")
+WITH_GELU = ("gpt2-q8_0", "gemma2-q8_0", "gemma3-q4_0", "gemma4-q4_0", "gemma4-e-q8_0", "gemma4-moe-q4_0")
 NEAR_TIE = 0.01  # margin below which a float32 program may choose the other token
 
 
