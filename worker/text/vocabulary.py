@@ -85,7 +85,7 @@ def from_metadata(metadata: Mapping[str, Any]) -> Vocabulary:
         # The converter of Gemma 4 first wrote false.
         add_bos=model == "gemma4" or _flag(metadata, "add_bos_token", default=is_spm or bool(known and known.adds_bos)),
         add_eos=_flag(metadata, "add_eos_token", default=False),
-        add_space_prefix=_flag(metadata, "add_space_prefix", default=is_spm),
+        add_space_prefix=_flag(metadata, "add_space_prefix", default=is_spm) and is_spm,
         model_name=str(metadata.get("general.name", "")),
     )
 

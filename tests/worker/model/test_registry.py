@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 
 from kernels.devices.dry_run import DryRunDevice
 from kernels.devices.open import open_device
+from kernels.weights.formats import FORMATS
 from orcd.errors import ModelLoadFailed
 from tests.bench.make_model import write_model
 from tests.bench.model_specs import TensorSpec, phi3
@@ -20,6 +22,7 @@ from tests.worker.model.tiny import FAMILIES, write_tiny
 from worker.model.gguf import open_gguf
 from worker.model.registry import ARCHITECTURES, Model, assemble_model, load_model, read_model_config
 from worker.model.weights import Weights
+from worker.text.encoders.pre_tokenizers import PRE_TOKENIZERS
 
 OF_THE_KIT = ("gpt-oss-mxfp4", "gpt2-q4_0", "llama-q4_k_m", "phi3-longrope-f16", "phi3-swa-q4_k_m", "qwen2-tied-q4_k_m")
 MODELS = SMALL | {name: path for name, path in KIT.items() if name in OF_THE_KIT}
@@ -153,3 +156,28 @@ def test_a_vocabulary_beyond_the_sampler_is_refused_on_a_gpu_when_it_is_loaded(t
     device = DryRunDevice("cuda:0")
     with pytest.raises(ModelLoadFailed, match=r"model.gguf: the vocabulary has 524,288 tokens, .* 520,192; .*cpu"):
         assemble_model(config, Weights(gguf, device), device)
+
+
+MIXES = {
+    "Q8_0": ("Q8_0",),
+    "Q4_0": ("Q4_0", "Q6_K", "F16"),
+    "Q4_K_M": ("Q4_K", "Q6_K", "Q5_0", "Q8_0"),
+    "Q3_K_M": ("Q3_K", "Q4_K", "Q5_K", "Q6_K", "Q4_0"),
+    "UD-Q4_K_XL": ("Q4_K", "Q5_K", "Q6_K", "Q8_0", "IQ4_XS"),
+    "UD-Q2_K_XL": ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"),
+    "IQ4_XS": ("IQ4_XS", "Q5_K", "Q6_K", "IQ4_NL"),
+    "IQ3_M": ("IQ3_S", "Q4_K", "Q6_K", "IQ4_NL"),
+    "IQ2_M": ("IQ2_S", "IQ3_S", "Q4_K", "Q5_K", "IQ4_NL"),
+    "MXFP4": ("MXFP4", "Q8_0", "BF16"),
+}
+"""What is in files that are named so, beside F32."""
+
+
+def test_the_table_of_files_says_what_is_known_of_architectures_types_and_tokenizers() -> None:
+    page = (Path(__file__).parents[3] / "docs" / "models.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (\S+) (\S+) \| `(\S+)` \| `(\S+)` \| (yes|no)(: .+)? \|$", page, re.MULTILINE)
+    assert len(rows) == 40
+    for name, mix, architecture, words, runs, reason in rows:
+        assert set(MIXES[mix]) <= set(FORMATS), name
+        is_known = architecture in ARCHITECTURES and words in {*PRE_TOKENIZERS, "llama", "gemma4"}
+        assert is_known if runs == "yes" else reason, name

@@ -49,7 +49,7 @@ def merges_of(vocabulary: Vocabulary) -> list[tuple[str, str]]:
     merges = [(left, right) for left, _, right in (merge.partition(" ") for merge in vocabulary.merges)]
     if not merges or not all(left and right and " " not in right for left, right in merges):
         raise ModelLoadFailed("tokenizer.ggml.merges must be a list of pairs of tokens, each separated by one space")
-    return merges
+    return list(dict.fromkeys(merges))  # the library would take the last of equal ones
 
 
 def misfit(error: Exception) -> ModelLoadFailed:

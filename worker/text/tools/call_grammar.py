@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from orcd.errors import InvalidRequest
 from worker.text.grammar.grammar_text import framed, grammar_text
 from worker.text.tokenizer import Tokenizer
 from worker.text.tools.answer_form import AnswerForm
-from worker.text.tools.call_syntax import HERMES, LLAMA3, MISTRAL, CallSyntax
+from worker.text.tools.call_syntax import HERMES, LLAMA3, MISTRAL, QWEN_CODER, CallSyntax
+from worker.text.tools.tagged_call import is_text
 
 ANY_ARGUMENTS = {"type": "object"}
+
+_MAX_COUNTED = 4096
+"""Characters of a parameter in tags that are counted; a grammar that counts has a size that grows with them."""
 
 
 def call_grammar(form: AnswerForm, tools: Sequence[Mapping[str, Any]], tokenizer: Tokenizer, *, thinks: bool) -> str:
@@ -23,8 +27,8 @@ def call_grammar(form: AnswerForm, tools: Sequence[Mapping[str, Any]], tokenizer
     """
     if form.syntax is None:
         raise InvalidRequest("tool_choice: the chat template does not show how tools are called; give auto or none")
-    if form.syntax.written != "json":
-        raise InvalidRequest("tool_choice: calls cannot be required of a model that does not write JSON; give auto")
+    if form.syntax.written == "gemma":
+        raise InvalidRequest("tool_choice: calls cannot be required in the form in which this model writes; give auto")
     writer = _Writer(form.syntax, tokenizer)
     functions = [tool["function"] for tool in tools]
     rules = [writer.rule(index, function) for index, function in enumerate(functions)]
@@ -33,7 +37,9 @@ def call_grammar(form: AnswerForm, tools: Sequence[Mapping[str, Any]], tokenizer
     if form.reasoning is not None:
         start = [f"start: {'thought' if thinks else f'({writer.text(form.reasoning.open)} thought)?'} calls"]
         start += writer.up_to(form.reasoning.close)
-    return framed("\n".join([*start, *calls, *rules]), arguments_of(functions))
+    # Calls in tags are no documents with a text around them: any text may stand in them.
+    parts = {} if form.syntax == QWEN_CODER else arguments_of(functions)
+    return framed("\n".join([*start, *calls, *rules]), parts)
 
 
 def arguments_of(functions: Sequence[Mapping[str, Any]]) -> dict[str, str]:
@@ -43,7 +49,7 @@ def arguments_of(functions: Sequence[Mapping[str, Any]]) -> dict[str, str]:
         try:
             grammars[f"arguments{index}"] = grammar_text("json_schema", function.get("parameters") or ANY_ARGUMENTS)
         except (TypeError, InvalidRequest):
-            raise InvalidRequest(f"tools[{index}].function.parameters: must be a JSON schema") from None
+            raise _misfit(index) from None
     return grammars
 
 
@@ -77,7 +83,7 @@ class _Writer:
         """The rules of all calls, of which one is any of ``tools``."""
         syntax = self._syntax
         opens, close = self.text(syntax.opens[0]), self.text(syntax.close) if syntax.close else ""
-        if syntax == HERMES:
+        if syntax in (HERMES, QWEN_CODER):
             return ['calls: call ("\\n" call)*', f'call: {opens} "\\n" one "\\n" {close}', f"one: {tools}"]
         if syntax == LLAMA3:
             return [f"calls: {tools}"]
@@ -86,10 +92,42 @@ class _Writer:
         return [f'calls: {opens} "[" one (", " one)* "]" {close}', f"one: {tools}"]
 
     def rule(self, index: int, function: Mapping[str, Any]) -> str:
-        """The rule of a call of one tool."""
+        """The rule of a call of one tool, or its rules."""
         name = function["name"]
+        if self._syntax == QWEN_CODER:
+            try:
+                return "\n".join(_tagged(f"tool{index}", name, function.get("parameters") or ANY_ARGUMENTS))
+            except (AttributeError, TypeError, InvalidRequest):
+                raise _misfit(index) from None
         if self._is_named:
             return f"tool{index}: {self.text(name)} {self.text('[ARGS]')} @arguments{index}"
         key = "parameters" if self._syntax == LLAMA3 else "arguments"
         before = json.dumps(f'{{"name": {json.dumps(name)}, "{key}": ', ensure_ascii=False)
         return f'tool{index}: {before} @arguments{index} "}}"'
+
+
+def _misfit(index: int) -> InvalidRequest:
+    return InvalidRequest(f"tools[{index}].function.parameters: must be a JSON schema")
+
+
+def _tagged(rule: str, name: str, schema: Mapping[str, Any]) -> Iterator[str]:
+    """The rules of a call in tags: the parameters in the schema's order, of which those not required may be missing."""
+    required, places = schema.get("required", ()), []
+    definitions = {key: schema[key] for key in ("$defs", "definitions") if key in schema}
+    for place, (key, value) in enumerate((schema.get("properties") or {}).items()):
+        places.append(f"{rule}_{place}" if key in required else f"{rule}_{place}?")
+        before = json.dumps(f"<parameter={key}>\n", ensure_ascii=False)
+        if is_text(value) and "enum" not in value:
+            yield f'{rule}_{place}: {before} {rule}_{place}_text "\\n"'
+            most = value.get("maxLength")
+            length = f"{{0,{most}}}" if type(most) is int and 0 <= most <= _MAX_COUNTED else "*"
+            yield f'{rule}_{place}_text[suffix="</parameter>"]: /(.|\\n){length}/'
+        elif is_text(value):
+            choices = " | ".join(json.dumps(str(choice), ensure_ascii=False) for choice in value["enum"])
+            yield f'{rule}_{place}: {before} ({choices}) "\\n</parameter>\\n"'
+        else:
+            document = json.loads(grammar_text("json_schema", {**value, **definitions}))["grammars"][0]["json_schema"]
+            yield f'{rule}_{place}: {before} {rule}_{place}_json "\\n</parameter>\\n"'
+            yield f"{rule}_{place}_json: %json {json.dumps(document)}"
+    begin = json.dumps(f"<function={name}>\n", ensure_ascii=False)
+    yield f'{rule}: {begin} {" ".join(places)} "</function>"'

@@ -32,7 +32,9 @@ class TaggedCall:
             tag = yield from _any_tag()
             if tag == "/function":
                 break
-            key = _behind(tag, "parameter=")
+            key = tag.removeprefix("parameter=")
+            if key in ("", tag):
+                raise NotACall
             text = yield from _until("</parameter>")
             arguments[key] = _value(text.removeprefix("\n").removesuffix("\n"), self._schema(name, key))
         self._sink.begin(name)
@@ -124,8 +126,13 @@ def _plain(word: str) -> Any:
 
 def _value(text: str, schema: Mapping[str, Any] | None) -> Any:
     """The value of a parameter: JSON where the schema wants no text, and the text itself where it is no JSON."""
-    kinds = (schema or {"type": "string"}).get("type", [])
-    return text if "string" in ([kinds] if isinstance(kinds, str) else kinds) else _json(text)
+    return text if schema is None or is_text(schema) else _json(text)
+
+
+def is_text(schema: Mapping[str, Any]) -> bool:
+    """Whether a parameter may be a text, and is then written without quotes."""
+    kinds = schema.get("type", ())
+    return kinds == "string" or (isinstance(kinds, list) and "string" in kinds)
 
 
 def _json(text: str) -> Any:

@@ -47,6 +47,16 @@ def test_a_word_in_the_vocabulary_is_one_token_where_merges_are_ignored() -> Non
     assert tokenizer.from_metadata(llama).encode("abcd") == [259]
 
 
+def test_a_merge_that_is_listed_twice_has_its_first_rank() -> None:
+    metadata = bpe_metadata("a b", "b c")
+    metadata["tokenizer.ggml.merges"].append("a b")
+    assert tokenizer.from_metadata(metadata).encode("abc") == [256, ord("c")]
+
+
+def test_no_space_is_put_in_front_whatever_the_file_says() -> None:
+    assert tokenizer.from_metadata(bpe_metadata("a b", add_space_prefix=True)).encode("ab") == [256]
+
+
 def test_every_byte_has_its_letter() -> None:
     assert sorted(bpe.BYTE_OF_LETTER.values()) == list(range(256))
     assert bpe.piece("ĠÃ©Ċ") == " é\n".encode()

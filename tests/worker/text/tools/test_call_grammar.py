@@ -15,7 +15,7 @@ from worker.text.tools.answer_form import AnswerForm
 from worker.text.tools.answer_parser import AnswerParser
 from worker.text.tools.answer_parts import AnswerParts
 from worker.text.tools.call_grammar import call_grammar
-from worker.text.tools.call_syntax import FUNCTOOLS, HERMES, LLAMA3, MISTRAL, PHI4, CallSyntax
+from worker.text.tools.call_syntax import FUNCTOOLS, GEMMA4, HERMES, LLAMA3, MISTRAL, PHI4, QWEN_CODER, CallSyntax
 from worker.text.tools.reasoning import ReasoningTags
 
 WEATHER = {
@@ -62,7 +62,7 @@ def calls_of(parts: AnswerParts) -> list[tuple[str, Any]]:
     return [(name, json.loads(arguments)) for name, arguments in calls.values()]
 
 
-@pytest.mark.parametrize("syntax", [HERMES, LLAMA3, MISTRAL, PHI4, FUNCTOOLS])
+@pytest.mark.parametrize("syntax", [HERMES, LLAMA3, MISTRAL, PHI4, FUNCTOOLS, QWEN_CODER])
 def test_what_is_drawn_is_calls_and_nothing_else(syntax: CallSyntax) -> None:
     form = AnswerForm(syntax)
     grammar = call_grammar(form, TOOLS, tokenizer_of(BYTE_LEVEL), thinks=False)
@@ -102,3 +102,38 @@ def test_a_model_that_thinks_may_do_so_before_it_calls() -> None:
 def test_without_a_form_of_calls_nothing_can_be_asked_for() -> None:
     with pytest.raises(InvalidRequest, match=r"^tool_choice: the chat template"):
         call_grammar(AnswerForm(), TOOLS, tokenizer_of(BYTE_LEVEL), thinks=False)
+
+
+def test_calls_of_gemma_cannot_be_asked_for() -> None:
+    with pytest.raises(InvalidRequest, match=r"^tool_choice: calls cannot be required"):
+        call_grammar(AnswerForm(GEMMA4), TOOLS, tokenizer_of(BYTE_LEVEL), thinks=False)
+
+
+def test_parameters_in_tags_come_in_order_and_may_be_missing_where_they_are_not_required() -> None:
+    schema = {
+        "properties": {
+            "kind": {"type": "string", "enum": ["a", "b c"]},
+            "text": {"type": "string"},
+            "count": {"type": "integer"},
+        },
+        "required": ["kind"],
+    }
+    tools = [{"type": "function", "function": {"name": "f", "parameters": schema}}]
+    grammar = call_grammar(AnswerForm(QWEN_CODER), tools, tokenizer_of(BYTE_LEVEL), thinks=False)
+    tokenizer = tokenizer_of(BYTE_LEVEL)
+    kind, text, count = (
+        f"<parameter={key}>\n{value}\n</parameter>\n"
+        for key, value in (("kind", "b c"), ("text", "two\n\nlines"), ("count", "5"))
+    )
+    for parameters in (kind, kind + count, kind + text + count):
+        matcher = compiler_of(BYTE_LEVEL).compile(grammar)
+        call = f"<tool_call>\n<function=f>\n{parameters}</function>\n</tool_call>"
+        matcher.restore(tokenizer.encode(call, add_special=False), 1000)
+        assert set(allowed_ids(matcher, tokenizer.vocab_size)) & tokenizer.end_ids
+
+
+@pytest.mark.parametrize("parameters", [{"properties": 5}, {"properties": {"a": 5}}])
+def test_what_is_no_schema_is_named(parameters: dict[str, Any]) -> None:
+    tools = [{"type": "function", "function": {"name": "f", "parameters": parameters}}]
+    with pytest.raises(InvalidRequest, match=r"^tools\[0\].function.parameters: must be a JSON schema"):
+        call_grammar(AnswerForm(QWEN_CODER), tools, tokenizer_of(BYTE_LEVEL), thinks=False)

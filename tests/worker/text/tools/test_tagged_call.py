@@ -87,6 +87,7 @@ def test_the_schema_says_whether_a_parameter_is_text_or_json(key: str, text: str
 def test_tags_may_stand_close_together_and_tools_be_unknown() -> None:
     assert read("<function=g><parameter=a>1</parameter></function>", tagged) == ("g", {"a": "1"})
     assert read("<function=f></function>", tagged) == ("f", {})
+    assert read("<function=g><parameter=$a b>1</parameter></function>", tagged) == ("g", {"$a b": "1"})
 
 
 @pytest.mark.parametrize(
