@@ -39,9 +39,13 @@ def declare_traits(file: str, name: str, rows: Mapping[tuple[int | str, ...], Ma
 
 
 def declare_table(file: str, name: str, values: Sequence[int]) -> None:
-    """An array in the device's memory, of ``short`` or, if none is negative, ``unsigned short``."""
+    """An array ``NAME<>`` in the device's memory, of ``short`` or, if none is negative, ``unsigned short``.
+
+    It is a template, so that kernels that do not use it have none.
+    """
     kind = "short" if min(values) < 0 else "unsigned short"
-    _declare(file, [f"static __device__ constexpr {kind} {name}[{len(values)}] = {{{','.join(map(str, values))}}};"])
+    numbers = ",".join(map(str, values))
+    _declare(file, [f"template <int = 0> __device__ constexpr {kind} {name}[{len(values)}] = {{{numbers}}};"])
 
 
 def declarations(file: str) -> list[str]:

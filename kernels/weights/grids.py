@@ -7,9 +7,9 @@ here as the gaps between them.
 
 from __future__ import annotations
 
-import base64
 import struct
 import zlib
+from binascii import a2b_base64
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import accumulate
@@ -22,12 +22,12 @@ class Grid:
     magnitudes: tuple[int, ...]  # what a coordinate's digit stands for
     unit: int  # a power of two
     num_coordinates: int  # of a point: 4 or 8
-    gaps: str = field(repr=False)  # between points of 16 bits: uint16, deflated, in base 85
+    gaps: str = field(repr=False)  # between points of 16 bits: uint16, deflated, in base 64
 
     @cached_property
     def points(self) -> tuple[int, ...]:
         """Every point as 16 bits."""
-        data = zlib.decompress(base64.b85decode(self.gaps))
+        data = zlib.decompress(a2b_base64(self.gaps))
         return tuple(accumulate(struct.unpack(f"<{len(data) // 2}H", data)))
 
     @cached_property
@@ -47,11 +47,11 @@ IQ2_XXS = Grid(
     unit=8,
     num_coordinates=8,
     gaps=(
-        "c-l>o%_~G<6vlt=9q$<5%`|34k?SKV7I(u;lA4l4*+^L^!%A!<ikg~|KVnKTNhv9mg%S%=w)R%GQp&<c@!UIC>2}Y#=bYy}=Q-zsLqv~5t!$%w"
-        "RBt-?j!`Gyt~f@9#UN)HV4Nf?%DNON89y5jaZ%yA0$h@XFz%yAd~vol!Belxg0Uf{Eu1+_kx}kR@NTPoox=47^VWjt9`#~67W<9yW2<VGGE*Fo"
-        ";w@0&k*B1}K9`(ZU-bwbVsbc<y_Ww8aVbuP?P1Vtn+%&=nA_I>8^>tYyy_<FQj%A{mBtowsw5}}8Vb_Cqv!?WRCz5o%!{Lo2c}uKK3`0G7i5c!"
-        "vCO+PIJ(6bvz(c@^3&>n;@kTD{n}_wy^~aQqXr>2xO48({w`Um*wxMYdFI3X{R@{06U?xsy33JqOq2Pv{%zY?Qg)R`U96jKnv54Y<TX0O5PO=R"
-        "adI_R`~ssbK5z"
+        "eNpNkc0rRGEUxn/vHe8Y3800ZkaR6yMpFnfDTJKakkTZSFkow0psJIqampI/YkoxSSkplIUSC1K29la2UsrCRvHcO1fpds+555znPOc554JD"
+        "RI9DrWyjfFRvOviOUSffrjhGhsUgZxlgnCQryroUKBk/Gw9xUeG6AlyShTDuo0d8cbY1wVOvy4KxIaYtnDlMkVHuSfBuq3ydwvUG89aC6R71"
+        "YjoW+43xY6tqljJTHJDiLVDhkaekyj6XnFtf9QgdYnI4kb2W/wlxKU6F7WHQbJsMm1yY29b/G8do1rzqJutSkle/lcYWcqokKAcaCtK/o+gF"
+        "41R5LTfMi6OLB6ZZtz5fTHsXZIuMscy7NDi6xReznJm48tPqf+Lb+v392mhOvZNUdKMGITe4c+7S/i5ZqdjVzfp55sP8/QuXChPMsKW6y5Fx"
+        "TJP5tP5t21lSdpVHXaybbpqMFznkNTrDEHuan3FyNVf8AqMtPnA="
     ),
 )
 IQ2_XS = Grid(
@@ -59,12 +59,13 @@ IQ2_XS = Grid(
     unit=8,
     num_coordinates=8,
     gaps=(
-        "c-noE!An$O6vcnv8=k#nm>L<!j4_`kgAv8U!9{H(6H+7>fsG^TI4-n^Bnq5}S>(QT5JHG8T86tI2v@CI)SuwmUCVIc`M!BmGsBDw@6EmU-Fxo2"
-        "=U(tg=;v|4y%YMcM+V#ci+XZRwy!UhwwyXjb5@eTAtiay5*=}GpPTejHRpHolrz#5Bh4_o&dPFC->0dWW;V7<E@m=LD6FFMBJL?tRU}|r(TaaQ"
-        "i==V}y0VDKDEcgB8wqvav}akxGQ!-AD~{w%^3_<+<F>pB-YBcW2}>0H)+ri&LZ`a50*2UQlr_y&awvmhc%-?~Jm87EcPyJg2wC+hNSz<be9aX$"
-        "=ux!V-+khC?K;owi$R$>{{h?EwBE;mZJs;JPQT2i6uK+#&@@mkk>aCR7u*bcocf(ED2kP{SL5-W86g!-;|4-?3&keTgaIF<z#Yma!!4oDsWPvc"
-        "`=;hM7^N8Fx^7|2<e6pLWclm3lv(wj@{MB_EUW%b7Z3@{;uZhxJFT9d)qh?7HQA+js|j%pxuH9o(cWJ1i1)_sZPL}}wY!{IQ+|p*N-?*rZlR{V"
-        "PV+~KRE^J+Q{gvTs`<iYZ;?;@WS)KL)Z_Ns%MORic_@8tY?R0D1{e8d3cS>GHfohw;jQcgJzLWC49CYy3j"
+        "eNp9ksFLVGEUxX/fG569ZJgaGceMMZ8mgxHFw8FFbSQTUiQXgY0j6jgutIgkCpyIWeS+dRBCiC1ahrsgCFetWtSf4Npdy3Dh+b55UzPDjAzv"
+        "zb333Xvuuede8Ejo53HBvRP6r0cG2/yLenJNtq8vlbacOkpzVpLAISV50RIdcW+fm/RSNed38pQz0hUjzTC7zspyVd+nqZlmNrZLLmYyTiis"
+        "ovMi7ilSVSRgW9GKfz6LpHIGurKIyCj6LGYbCXXftGdZxTLC3I0rjuRN8tVYz+O2vAneKKvCCUsU/dYpGn1Cp7q1AobYY5Q1zVVyKINieKS5"
+        "0jzgibx3LJtACFn1KUidH8p8zRU26FG02t994nbtOs/si0GZOv8B29u03sd/bZ47y06/zKYUuivv0DRQLpHio1gX3Ax7nPqdLiiKlbNX4/Gd"
+        "GSEVTeMGQnULxSbQhAEfpMAdyibDLaHPqTKvmvum5jcYpRjjum5hzOSZZdtk+eu4lFn1nvKNYxYsq/5OFxAJy+IV/+07rZ6f1X9d/jXZpXir"
+        "CXENuaE7m9HeXvGI98bubdLV57W7nFlTfoo+SjG3rG6hpr1O80eKVI3PlFPhN1uq+cJlb5FP/GSefenU4/bbyw6HynkofW1slMfuBhf5ZQq8"
+        "1HQ2apVZ4a3sAz1b0vUMx8dLCw=="
     ),
 )
 IQ2_S = Grid(
@@ -72,13 +73,13 @@ IQ2_S = Grid(
     unit=8,
     num_coordinates=8,
     gaps=(
-        "c-oy+&ubGw6#k}V8Z!(H9=dj8Nc>SnDurM{s)z><Lhx3Qv{G30AQf%NMGB>t2>u7sTh9e=dh;OUPxH&nY%;UEv&OQ_%+A|4-@Ny|9}6sDna>g$"
-        "W?trMC23*bbo(3LUPJO3R%mt#ryA6=nA+?$$3cLkh&<PQXpj|Fk%@Xcik5eR8=KxezNU<L*a>WUSFk9T-!}6|lzo(*7e1;)3yEP$&*Z%Tv4s(?"
-        "^L-U7)VPlU4rP_+?Gm$oyi~2%@yPmqA8|<Ijdr$A*R80}|HouZ!*N<-xsOc@MHtgw>Eu}jR*ENhZx9mvkg-_Vc(iDZ;^W6iyL)tCpTfF{P@B6Q"
-        "u3hYlV#Y1zSwf7l^D)Jx@OgfUTh5Yi_`(}sV1t+^YaxqyY}+-ppi3FijMPhA?DDMDCLaRk#Z~ick*rWIMxzQw`?!Y#VRJQhej|D|!6)}Nk#!YS"
-        "Unf_~>6BiL#iFOHtRK%ZXd=qr75hh?Srgv&8F#TSZGQ;6(!Y61$&=;l6??IaSkfnQmz8>q?>G`u$!l!mkdk$gAzPax+s@J{bwcfRo@z$69Ct%g"
-        "yN#LTXNk$)!aORR%px)gDsUGW*JsSJKX}Zu4_J|z^zGBpXwOj;F5OKZ@J7_<;U2$acu5{FL>}Fb^mah`b1{<nAMu*2iCw;()4mI?wkPeG*><EU"
-        ";s7^U^(l75Z_&jme&G?mQX}D5!CTzHUl`O*2m"
+        "eNqdVc9rE0EU/qZlGjMMDR66dmNI/FFFKoVgQaqIBw9C8FaQtFJY9SAVbclFCqWXCP4H0lvPBW968yDkT/PLzGwys7uzxrLMzM7bN9+8970f"
+        "Cyxhmc8SGmZe5molaWHfdPsb3l5D8hlWaHYKpxrUs5ja7DXHQYCkiDzXfWiQFVaRiXo7ipZ3ghub3j2+pox42AlselewKJffNvNIlH2Unhc+"
+        "qkQLiWFKz+S9ALGFEa7zfRUr1LiPAQ5lleftErN+vFSt1/HI+n4fcUjjjXa2T9etqM//x2RMw3FaYrmPTQxFGNNe6eRZBVaKJ3hvEBL8kLFY"
+        "2Xi0aI3i48dIu3t0YJ/CuolQm7sdrl3si2LGLeZZQoyx8zHFpfB5fopbzpJv+MIbX2CDmCdrIYt5bNs1taBLGdGM1Etd7PKs1SYfAubFVfNs"
+        "kaxQLkajCkb7uIcDYXM1dn4jejbBJ/c2kXUVVV8nV8vplF6NxaKnq6wfzzJoIsrfFftHnlkT3vYZd7EvbX8Iu9K/eUrJk+XrFXuxjFjSJ3KX"
+        "lXqM7zgSU8lrbOOQknWRIVubI9vO0il1Qu11nmpGthx3Q1O7jZnkZ4nJ3sI8KpzMIjIJKnAXGddnzLE/eMyzD1iRmfTt09Foz1EULt1NH/BG"
+        "1OfhHr9keEkeL0Qe3Y/0dkD5czGS+R/xmquJXb6d074LrrYn7ZnZdqQp4gA3WfUpdsRv0cUpfuERvlIj4VjBW9zBXxjUTgg="
     ),
 )
 IQ3_XXS = Grid(
@@ -86,10 +87,10 @@ IQ3_XXS = Grid(
     unit=4,
     num_coordinates=4,
     gaps=(
-        "c-lpfKTE?<6va<M2?;TV5`s`_48=`C5O)#R;^6K_(vm?Z2NfNQbaK&Bvpa}%7xi-p{_g7^3Gdza&O7Jab0hhD39F-sJylox)bk~pg2%3A>Z@6@"
-        "Q-_$Qr$7blz^OA0b+26*#`Yb)r&2$vHHPi0f_)pVycgAUktPl?>~q~a)v-pL3R30xT;nm+JNp3NOKp3FUc-MU%i7h<dB#hJ12<XYZi|#Tdrlsk"
-        "?TpppKOuDw?uBP*YQ2Q387sKSIz>i(cHMGbO5Kp;S6ieR;oiq#22zo+(nFY`@j*Kz9m9%H1iI59tP{MfbEPXUcJAL{P3HziNu7ZlaXZx%rp?`e"
-        "?s#*@ES+Ks;|ZrXG@D+_>5I<xZhs&mNvSz=eUK~BBblvV3u^yppbhU2zeqQ5"
+        "eNpFkD9Lw1AUxU9CCQkxhhKCUGoMxU1CEHcR1+Lg7kfSkkEnBxUdi3Ry0VKzO4h0F/VzCP7u6x8J7933zjvn3HMj+XwJq6OIPVVX+9TzJZqC"
+        "x65m6qtZslOHmKanQAXswKkzDXWvXRjG9h2+p1I/qjWG7auCfRuuvBfVdJEmDjHsc9071bFGnApS5fhc4zHUO/sA30tte4Vew38ny9rVzHnG"
+        "S4cDN1njbouUOXtOHpvtjNXiPyF1D+6FZ2lqvYSrGSu4yTpFRn123XJeSt2Q5FdbpBnh3sdhBlKRsdJDmKHxQTskHcOKUAS60yGsE7ysc6Ur"
+        "L3bu32FN5wZGSZ2BHHE71RSmzd2A7nhzxyydYgrjCac3NJtey+mLzvZufyAiSak5c32QK9Ejma1fC2r/aKAN7w+/SDdw"
     ),
 )
 IQ3_S = Grid(
@@ -97,11 +98,12 @@ IQ3_S = Grid(
     unit=1,
     num_coordinates=4,
     gaps=(
-        "c-l>q&2G~`6ooGnC$-yntT-;Hp^h821<^|E5E48d1=<L@L!e5)uKbiOEV?fef_Gqv`U-sacv7m7Gk5OKIp^M)nB8CvELb5cu-4f#i&kO}bPlpB"
-        "P6K<I^2W;Az>|@Y5pDS`?NENl^Xv`fINA!S#aeQ9zhgQ_1TEO6aGu#zi0+O0?d&DdZ9d13LhrC%31MyvPDfI{%5f#9`G1{3t4KX~O`vunt<Jx$"
-        "s!D8?;v+k-I?W|ZN@{9qn7pq-xg$kO6hzeYQ)<Q1&*bAZ%+7w|87ThkYN8GLyn2~mR~e+wdnwY4`tzoE12YOz)X#sMIKD{POxSDi*TiRdo~y?("
-        "{jOM}-L%)J-@;!hw$JYo(TO;ws9cgcr2YZX_k4akQ!>8h)s@2DD$@*W??av{O=3qH4iu?%KWCavnR=UOkIdU&#1NKB)5z?Nu$`}Fwf4?-?L19)"
-        "Y8QEbCz)PY#oFPG4E4S$A@$KysdL<#{T8{=j>TT4Te@Js17g7hj<IL<1dR*3%QS~}n@F^?JSLSrUxWQ3bzafKW8Tq33?uY?rmldi<?NY<)NB)N"
-        "><8a2RhQ~yZkPG$&EB&UI#{zu_6apnefumM_Rjv0+u2)i_R;mh9@;Nz{^qV`3#*}TXF5U6l+0k?b*CfEW<fuDoabQo|LQ&a4coch=SBVlcc4Ex"
+        "eNpNk81u00AUhS8TJ7XbeKw4Lqihjhu2BdFK7BASPB4F2gi6Q6BKwK78lC0sui8SgndgifoKfPd4UqqRM3fuzznn3pmY3WANLFghK7DW2TOL"
+        "VmIPdA6yK04De5ryxsrawJORkRFt+S3tUH7H8+wN5TjaCqnFWnJ2v2M6RwQt2KZwntlUiO6N+u3sJdFtPsePQu+wXglhbgtOR1K+ynElp/l/"
+        "nUGrSD14TaB2Iq3Ov66qSmyV4iM7sDrNJUtKampqmLyvQrkjRUsURNT0U2rF0s/k4zXMzn7iGSj+7WqiDfq8eplfVxmkz3sp0oz686Z4AzMK"
+        "UtTPf5w4vkjZTNhr8NfEZ3ieq8cx/a5Yo92016jfwl8pts/vEdGJOKaoXJI5pP4B0fd8fjtTMr7m1ZXC3irTDGvvQ54qTWJHGg4UqXU/Z5pN"
+        "mXqbaI/M21/EEJZK08jsjbCdr2a19s527TxNd2oXeX8nmV5YxdrhjQz1vioh9dFTqXPcmv0WudGOxV6mW7pgvwNiwQSOsWf2BI0Lu8s0h3ab"
+        "SLSzPCaVPV+D/SJ1XtHDY97RRAwj9H2mroCr5eyZh9RsE23sB98uVZfqZG6X+erN3rMTOlizR/YJNVF9+ywb9s7+kNvZW3D20fXBHtovav7m"
+        "rmYLq6FvZzpBzZTMYN91pyPNZkE/e5znYPf/6j37Ddu53edF/gN3oD85"
     ),
 )

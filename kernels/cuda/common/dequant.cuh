@@ -266,7 +266,7 @@ DEVICE int number_of(u32 code) {
         const int magnitude = 0xC8643210u >> (code & 7) * 4 & 15;
         return code >> 3 ? -magnitude : magnitude;
     }
-    if constexpr (Layout<F>::codes == NON_LINEAR) return IQ4_NUMBERS[code];
+    if constexpr (Layout<F>::codes == NON_LINEAR) return IQ4_NUMBERS<>[code];
     return (int)code - Layout<F>::zero;
 }
 
@@ -284,7 +284,7 @@ DEVICE constexpr int high_place(int q) {
 // IQ4_NL, IQ4_XS: the numbers of four codes, the nibbles of the low half of `word`, as bytes with 128 added.
 DEVICE constexpr u32 four_iq4_numbers(int first) {
     u32 word = 0;
-    for (int i = 0; i < 4; i++) word |= (u32)(IQ4_NUMBERS[first + i] + 128) << 8 * i;
+    for (int i = 0; i < 4; i++) word |= (u32)(IQ4_NUMBERS<>[first + i] + 128) << 8 * i;
     return word;
 }
 DEVICE u32 iq4_numbers_of(u32 word) {

@@ -5,11 +5,11 @@
 
 template <int F>
 DEVICE const u16* points_of() {
-    if constexpr (F == IQ2_XXS) return IQ2_XXS_POINTS;
-    if constexpr (F == IQ2_XS) return IQ2_XS_POINTS;
-    if constexpr (F == IQ2_S) return IQ2_S_POINTS;
-    if constexpr (F == IQ3_XXS) return IQ3_XXS_POINTS;
-    if constexpr (F == IQ3_S) return IQ3_S_POINTS;
+    if constexpr (F == IQ2_XXS) return IQ2_XXS_POINTS<>;
+    if constexpr (F == IQ2_XS) return IQ2_XS_POINTS<>;
+    if constexpr (F == IQ2_S) return IQ2_S_POINTS<>;
+    if constexpr (F == IQ3_XXS) return IQ3_XXS_POINTS<>;
+    if constexpr (F == IQ3_S) return IQ3_S_POINTS<>;
 }
 
 template <int F>

@@ -43,7 +43,7 @@ def declare_all() -> None:
 def test_cuda_sees_a_table(tmp_path: Path) -> None:
     declare_table(FILE, "SQUARES", [0, 1, 4, 40000])
     declare_table(FILE, "SIGNED", [-3, 5])
-    compile_claim(tmp_path, "SQUARES[3] == 40000 && SIGNED[0] == -3 && sizeof(SQUARES) == 8")
+    compile_claim(tmp_path, "SQUARES<>[3] == 40000 && SIGNED<>[0] == -3 && sizeof(SQUARES<>) == 8")
 
 
 def compile_claim(folder: Path, claim: str) -> None:
