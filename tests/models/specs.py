@@ -92,25 +92,6 @@ def qwen2_q4_k_m() -> ModelSpec:
     return ModelSpec("qwen2", "Small Qwen2", LlamaFileType.MOSTLY_Q4_K_M, settings, words, ids, CHATML, tensors)
 
 
-def qwen2_iq3_m() -> ModelSpec:
-    """Qwen2 in the types of ladders of quantisations and of mixes that follow each tensor's importance."""
-    words = byte_level("qwen2", "<|endoftext|>", "<|im_start|>", "<|im_end|>")
-    vocab_size = len(words.tokens)
-    of_256 = "Q2_K", "Q3_K", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S", "IQ4_XS"
-    tensors = [
-        *embedding_and_head(vocab_size, "IQ4_NL", "Q8_0"),
-        *(
-            tensor
-            for i, down in enumerate(of_256)
-            for tensor in llama_layer(f"blk.{i}", "IQ4_NL", down, 256, bias=True)
-        ),
-        norm("output_norm", HIDDEN),
-    ]
-    settings = keys(256, 2, 1) | {"block_count": len(of_256), "rope.freq_base": 1e6}
-    ids = {"bos": vocab_size - 3, "eos": vocab_size - 1, "padding": vocab_size - 3, "add_bos": False}
-    return ModelSpec("qwen2", "Small Qwen2 mix", LlamaFileType.MOSTLY_IQ3_M, settings, words, ids, CHATML, tensors)
-
-
 def qwen3_q4_1() -> ModelSpec:
     """Qwen3: norms of query and key heads, which are longer in all than the model is wide; user-defined tokens."""
     words = byte_level("qwen2", "<|endoftext|>", "<|im_start|>", "<|im_end|>", defined=("<think>", "</think>"))
@@ -125,6 +106,35 @@ def qwen3_q4_1() -> ModelSpec:
     settings = keys(96, 4, 2) | lengths | {"rope.freq_base": 1e6}
     ids = {"bos": vocab_size - 5, "eos": vocab_size - 3, "padding": vocab_size - 5, "add_bos": False}
     return ModelSpec("qwen3", "Small Qwen3", LlamaFileType.MOSTLY_Q4_1, settings, words, ids, CHATML, tensors)
+
+
+def qwen3_q2_k() -> ModelSpec:
+    """Qwen3 in the types of Q2_K, Q3_K and IQ4_XS files; heads longer in all than the model is wide, for rows of 256."""
+    return _qwen3_mix("Small Qwen3 Q2_K", LlamaFileType.MOSTLY_Q2_K, "Q2_K", "Q3_K", "IQ4_XS", "IQ3_S")
+
+
+def qwen3_iq2_m() -> ModelSpec:
+    """The same in the types of IQ2 and IQ3 files."""
+    return _qwen3_mix("Small Qwen3 IQ2_M", LlamaFileType.MOSTLY_IQ2_M, "IQ2_S", "IQ2_XS", "IQ2_XXS", "IQ3_XXS")
+
+
+def _qwen3_mix(name: str, file_type: LlamaFileType, *formats: str) -> ModelSpec:
+    """Two layers, whose attention and FFN end in the four ``formats``; where rows are shorter, IQ4_NL."""
+    words = byte_level("qwen2", "<|endoftext|>", "<|im_start|>", "<|im_end|>")
+    vocab_size = len(words.tokens)
+    layers = (
+        llama_layer(f"blk.{layer}", "IQ4_NL", down, 256, heads=16, head_norms=True, output=output)
+        for layer, (output, down) in enumerate([formats[:2], formats[2:]])
+    )
+    tensors = [
+        *embedding_and_head(vocab_size, "IQ4_NL", "Q8_0"),
+        *(tensor for layer in layers for tensor in layer),
+        norm("output_norm", HIDDEN),
+    ]
+    lengths = {"attention.key_length": HEAD_DIM, "attention.value_length": HEAD_DIM}
+    settings = keys(256, 16, 8) | lengths | {"rope.freq_base": 1e6}
+    ids = {"bos": vocab_size - 3, "eos": vocab_size - 1, "padding": vocab_size - 3, "add_bos": False}
+    return ModelSpec("qwen3", name, file_type, settings, words, ids, CHATML, tensors)
 
 
 def phi3_q5_k_m() -> ModelSpec:
@@ -211,8 +221,9 @@ SPECS: dict[str, tuple[int, Callable[[], ModelSpec]]] = {
     "llama2-q4_0": (12, llama2_q4_0),
     "llama3-bf16": (15, llama3_bf16),
     "qwen2-q4_k_m": (37, qwen2_q4_k_m),
-    "qwen2-iq3_m": (6, qwen2_iq3_m),
     "qwen3-q4_1": (36, qwen3_q4_1),
+    "qwen3-q2_k": (1, qwen3_q2_k),
+    "qwen3-iq2_m": (1, qwen3_iq2_m),
     "phi3-q5_k_m": (30, phi3_q5_k_m),
     "phi4-mini-f16": (3, phi4_mini_f16),
     "gpt2-q8_0": (83, gpt2_q8_0),

@@ -47,6 +47,17 @@ DEVICE u32 half2_fma(u32 a, u32 b, u32 c) {
     asm("fma.rn.f16x2 %0, %1, %2, %3;" : "=r"(r) : "r"(a), "r"(b), "r"(c));
     return r;
 }
+// One of two in both halves. Not by a byte permute: this way the instruction that uses it takes the half itself.
+DEVICE u32 half2_low(u32 pair) {
+    u32 r;
+    asm("{.reg .b16 low, high; mov.b32 {low, high}, %1; mov.b32 %0, {low, low};}" : "=r"(r) : "r"(pair));
+    return r;
+}
+DEVICE u32 half2_high(u32 pair) {
+    u32 r;
+    asm("{.reg .b16 low, high; mov.b32 {low, high}, %1; mov.b32 %0, {high, high};}" : "=r"(r) : "r"(pair));
+    return r;
+}
 DEVICE u32 half2_both(u16 value) { return value | (u32)value << 16; }
 
 // ---- bytes

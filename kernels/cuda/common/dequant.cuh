@@ -184,23 +184,23 @@ struct Scales {
 #pragma unroll
             for (int group = 0; group < groups; group++) {
                 if constexpr (scaling == SCALE)
-                    scale[row][group] = __byte_perm(raw.scale[group], 0, row ? 0x3232 : 0x1010);
+                    scale[row][group] = row ? half2_high(raw.scale[group]) : half2_low(raw.scale[group]);
                 if constexpr (scaling == SCALE_MIN) {
-                    scale[row][group] = __byte_perm(raw.scale[2 * group + row], 0, 0x1010);
-                    low[row][group] = __byte_perm(raw.scale[2 * group + row], 0, 0x3232);
+                    scale[row][group] = half2_low(raw.scale[2 * group + row]);
+                    low[row][group] = half2_high(raw.scale[2 * group + row]);
                 }
                 if constexpr (scaling == SUPER_MINS) {  // 6-bit scale and minimum times those of the super-block
                     u32 pair = __byte_perm(raw.scale[group], 0x64646464u, row ? 0x4342 : 0x4140);
                     pair = half2_multiply(half2_subtract(pair, HALF2_1024), raw.super[row]);
-                    scale[row][group] = __byte_perm(pair, 0, 0x1010);
-                    low[row][group] = __byte_perm(pair, 0, 0x3232);
+                    scale[row][group] = half2_low(pair);
+                    low[row][group] = half2_high(pair);
                 }
                 if constexpr (scaling == SUPER_MINS_16) {  // the same of 4 bits
                     u32 pair = nibble_of(raw.scale[row], group);
                     pair = group & 1 ? integers_of<4>(pair) : integers_of<0>(pair);
                     pair = half2_multiply(pair, raw.super[row]);
-                    scale[row][group] = __byte_perm(pair, 0, 0x1010);
-                    low[row][group] = __byte_perm(pair, 0, 0x3232);
+                    scale[row][group] = half2_low(pair);
+                    low[row][group] = half2_high(pair);
                 }
                 if constexpr (scaling == SUPER_SCALES || scaling == SUPER_SCALES_32 || scaling == ODD_SCALES) {
                     if (row) continue;  // both rows at once
@@ -215,8 +215,8 @@ struct Scales {
                         pair = half2_subtract(pair, 0x64806480u);
                     }
                     pair = half2_multiply(pair, raw.super[0]);
-                    scale[0][group] = __byte_perm(pair, 0, 0x1010);
-                    scale[1][group] = __byte_perm(pair, 0, 0x3232);
+                    scale[0][group] = half2_low(pair);
+                    scale[1][group] = half2_high(pair);
                 }
                 if constexpr (scaling == EXPONENT) {
                     u32 exponent = raw.scale[0] >> (16 * group + 8 * row) & 255;
