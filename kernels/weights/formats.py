@@ -89,6 +89,11 @@ class Format:
         return self.scaling is Scaling.EXPONENT
 
     @cached_property
+    def takes_many_instructions(self) -> bool:
+        """Whether unpacking, not memory, bounds how fast a warp goes on."""
+        return self.codes in (Codes.NON_LINEAR, Codes.GRID) or (self.codes is Codes.INTEGERS and self.code_bits < 4)
+
+    @cached_property
     def low_bits(self) -> int:
         """Bits of a code that lie together with others': the low ones, if it has no whole bytes."""
         return self.code_bits if self.code_bits >= 8 else 4 if self.code_bits >= 4 else 2

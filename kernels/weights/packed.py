@@ -1,8 +1,8 @@
 """Matrices in device memory, in the layout that the kernels read (`kernels/cuda/common/dequant.cuh` describes it).
 
 Still quantised, and lossless: the same numbers as in the file in another order. Codes take what they take in the file;
-scales of 4 or 6 bits may take up to 8, 7 stored signs take 8 bits, rows are padded to multiples of 64 and columns to whole
-units.
+scales of 4 or 6 bits may take up to 8, 7 stored signs take 8 bits, rows are padded to multiples of 64 and columns to
+whole units.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ RECIPROCAL_BITS = 20
 
 MAX_PARTITIONS = 20
 WARPS_WANTED = 2000  # so many have a partition of a tile each when a GPU has one token: what it can keep busy
+MORE_WARPS_WANTED = 2640  # of a format whose numbers take many instructions: what it has room for
 READY_CHUNKS = 2  # that a warp unpacks while it waits for x
 EXPERTS_AT_ONCE = 4  # as many share those
 
@@ -100,7 +101,8 @@ class PackedMatrix:
         GPU.
         """
         tiles = self.num_tiles * (1 if self.num_experts == 1 else EXPERTS_AT_ONCE)
-        most = max(1, min(MAX_PARTITIONS, WARPS_WANTED // tiles, self.num_units, self.num_chunks // READY_CHUNKS))
+        warps_wanted = MORE_WARPS_WANTED if self.format.takes_many_instructions else WARPS_WANTED
+        most = max(1, min(MAX_PARTITIONS, warps_wanted // tiles, self.num_units, self.num_chunks // READY_CHUNKS))
         return -(-self.num_units // -(-self.num_units // most))  # no more than the longest of them asks for
 
     @cached_property

@@ -62,9 +62,9 @@ def tied(vocab_size: int, format_: str) -> list[TensorSpec]:
 
 
 def attention(
-    name: str, format_: str, *, heads: int = 2, bias: bool = False, head_norms: bool = False
+    name: str, format_: str, *, heads: int = 2, bias: bool = False, head_norms: bool = False, output: str | None = None
 ) -> list[TensorSpec]:
-    """The attention of a layer of the Llama kind; two heads share their keys and values."""
+    """The attention of a layer of the Llama kind; two heads share their keys and values. ``output``: another format."""
 
     def projection(part: str, num_outputs: int, gain: float = 1.0) -> tuple[TensorSpec, ...]:
         both = biased(f"{name}.attn_{part}", format_, num_outputs, HIDDEN, gain=gain)
@@ -76,16 +76,24 @@ def attention(
         *projection("k", heads // 2 * HEAD_DIM, gain=3),
         *projection("v", heads // 2 * HEAD_DIM),
         *(TensorSpec(f"{name}.attn_{part}_norm.weight", "F32", (HEAD_DIM,), 2.0, 0.1) for part in "qk" if head_norms),
-        matrix(f"{name}.attn_output", format_, HIDDEN, heads * HEAD_DIM, gain=2),
+        matrix(f"{name}.attn_output", output or format_, HIDDEN, heads * HEAD_DIM, gain=2),
     ]
 
 
 def llama_layer(
-    name: str, format_: str, down: str, ffn: int, *, heads: int = 2, bias: bool = False, head_norms: bool = False
+    name: str,
+    format_: str,
+    down: str,
+    ffn: int,
+    *,
+    heads: int = 2,
+    bias: bool = False,
+    head_norms: bool = False,
+    output: str | None = None,
 ) -> list[TensorSpec]:
-    """A layer of the Llama kind; ``down`` is the last matrix's format."""
+    """A layer of the Llama kind; ``down`` is the last matrix's format, ``output`` that of attention's."""
     return [
-        *attention(name, format_, heads=heads, bias=bias, head_norms=head_norms),
+        *attention(name, format_, heads=heads, bias=bias, head_norms=head_norms, output=output),
         norm(f"{name}.ffn_norm", HIDDEN),
         matrix(f"{name}.ffn_gate", format_, ffn, HIDDEN, gain=2),
         matrix(f"{name}.ffn_up", format_, ffn, HIDDEN),

@@ -109,7 +109,7 @@ def qwen3_q4_1() -> ModelSpec:
 
 
 def qwen3_q2_k() -> ModelSpec:
-    """Qwen3 in the types of Q2_K, Q3_K and IQ4_XS files; heads longer in all than the model is wide, for rows of 256."""
+    """Qwen3 in the types of Q2_K, Q3_K and IQ4_XS files; heads are longer in all than the model is wide: 256."""
     return _qwen3_mix("Small Qwen3 Q2_K", LlamaFileType.MOSTLY_Q2_K, "Q2_K", "Q3_K", "IQ4_XS", "IQ3_S")
 
 
@@ -222,8 +222,8 @@ SPECS: dict[str, tuple[int, Callable[[], ModelSpec]]] = {
     "llama3-bf16": (15, llama3_bf16),
     "qwen2-q4_k_m": (37, qwen2_q4_k_m),
     "qwen3-q4_1": (36, qwen3_q4_1),
-    "qwen3-q2_k": (1, qwen3_q2_k),
-    "qwen3-iq2_m": (1, qwen3_iq2_m),
+    "qwen3-q2_k": (2, qwen3_q2_k),
+    "qwen3-iq2_m": (6, qwen3_iq2_m),
     "phi3-q5_k_m": (30, phi3_q5_k_m),
     "phi4-mini-f16": (3, phi4_mini_f16),
     "gpt2-q8_0": (83, gpt2_q8_0),
