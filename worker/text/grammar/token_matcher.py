@@ -44,12 +44,13 @@ class TokenMatcher:
         self._matcher = matcher
         self._rule = rule
         self._plan: tuple[int, ...] | None = None  # a closing from here, if one was looked for
+        self._earlier: tuple[int, ...] = ()  # the last one that there was, from where the answer was then
         self._bound = math.inf  # of the tokens that the shortest one takes
 
     def copy(self) -> TokenMatcher:
         """The same state, which then goes its own way."""
         other = TokenMatcher(self._matcher.deep_copy(), self._rule)
-        other._plan, other._bound = self._plan, self._bound
+        other._plan, other._earlier, other._bound = self._plan, self._earlier, self._bound
         return other
 
     @property
@@ -111,7 +112,11 @@ class TokenMatcher:
     def _closing(self, num_left: int) -> tuple[int, ...] | None:
         """A closing from here. None where there is room for any, or none was found."""
         if self._rule is not None and self._plan is None and not self._is_ample(num_left):
-            found = self._rule.closing.search(self._matcher, num_left)
+            closing = self._rule.closing
+            found = closing.rest(self._matcher, self._earlier)
+            if found is None or len(found) >= num_left:  # a new one may be shorter
+                other = closing.search(self._matcher, num_left)
+                found = found if other is None else other
             if found is not None:
                 self._plan, self._bound = tuple(found), len(found)
         return self._plan
@@ -127,5 +132,6 @@ class TokenMatcher:
         if self._plan and self._plan[0] == token_id:
             self._plan, self._bound = self._plan[1:], len(self._plan) - 1
         else:
+            self._earlier = self._plan or self._earlier
             self._plan = None
             self._bound += self._rule.growth * (1 + self._rule.num_beginnings[token_id])

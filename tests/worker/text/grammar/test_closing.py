@@ -70,3 +70,30 @@ def test_any_text_can_be_written_with_tokens_of_one_byte() -> None:
 def test_names_are_those_that_some_object_must_have() -> None:
     schema = {"required": ["a"], "properties": {"b": {"anyOf": [{"required": ['c"', "d"]}]}}}
     assert required_names(schema) == {b"a", b'c\\"', b"d"}
+
+
+@pytest.mark.parametrize(
+    ("begun", "then", "left"),
+    [
+        ('{"a": "te', "xt", '"}'),
+        ('{"a": "te', 'xt"', "}"),
+        ('{"a": "te', 'xt", "b": ', None),
+        ('{"a": "te', 'xt"}', ""),
+        ('{"a": ', "[", None),
+        ('{"a": [[1, 2', "3", "]]}"),
+        ('{"a": [[1, 2', "]", "]}"),
+    ],
+)
+def test_an_earlier_closing_is_used_as_far_as_it_still_closes(begun: str, then: str, left: str | None) -> None:
+    tokenizer = tokenizer_of(BYTE_LEVEL)
+    matcher = LLMatcher(compiler_of(BYTE_LEVEL)._tokens, grammar_text("json_schema", {"type": "object"}))
+    closing = Closing(Alphabet(tokenizer))
+    assert matcher.consume_tokens(tokenizer.encode(begun, add_special=False))
+    earlier = closing.search(matcher)
+    assert earlier
+    assert matcher.consume_tokens(tokenizer.encode(then, add_special=False))
+    before = matcher.compute_bitmask()
+    rest = closing.rest(matcher, earlier)
+    assert (None if rest is None else tokenizer.decode(rest)) == left
+    assert matcher.compute_bitmask() == before
+    assert closing.rest(matcher, []) == ([] if left == "" else None)
