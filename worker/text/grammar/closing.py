@@ -26,6 +26,8 @@ MAX_LOOKED_AHEAD = 64
 """Where so many tokens of one byte or fewer may come next, this is no place in the text of a string."""
 MOST_PASSED = 4
 """Tokens of an earlier closing that may have been written since, in other tokens."""
+MOST_ENDED = 3
+"""Steps from a state of the grammar to one in which an earlier closing is tried."""
 _FIRST = b'}]":,0n'
 _SPACE = b" \t\n\r"
 _ENDS = frozenset(b'}]":,')
@@ -91,21 +93,35 @@ class Closing:
                 return found
         return None
 
-    def rest(self, matcher: LLMatcher, earlier: Sequence[int]) -> list[int] | None:
-        """What is left of a closing that was found some tokens ago, if that closes the document still.
+    def renewed(self, matcher: LLMatcher, earlier: Sequence[int]) -> list[int] | None:
+        """A closing made of one that was found some tokens ago, None if that cannot be told in a moment.
 
-        It takes far less time than a search. The matcher is as it was afterwards.
+        What has begun since is ended first: half a character, an escape, a name. The matcher is as it was afterwards.
         """
+        path: list[int] = []
+        found = None
+        for _ in range(MOST_ENDED + 1):
+            found = self._end_of(matcher, earlier)
+            if found is not None:
+                break
+            step = matcher.compute_ff_tokens() or self._ranked(matcher, path[-1:])[:1]
+            matcher.consume_tokens(step)
+            path += step
+        matcher.rollback(len(path))
+        return None if found is None else path + found
+
+    def _end_of(self, matcher: LLMatcher, closing: Sequence[int]) -> list[int] | None:
+        """The shortest end of a closing with which the document is whole from here."""
         if matcher.is_accepting():
             return []
-        for start in range(min(MOST_PASSED, len(earlier) - 1), -1, -1):
-            rest = list(earlier[start:])
-            if matcher.validate_tokens(rest) == len(rest):
-                matcher.consume_tokens(rest)
+        for start in range(min(MOST_PASSED, len(closing) - 1), -1, -1):
+            end = list(closing[start:])
+            if matcher.validate_tokens(end) == len(end):
+                matcher.consume_tokens(end)
                 is_whole = matcher.is_accepting()
-                matcher.rollback(len(rest))
+                matcher.rollback(len(end))
                 if is_whole:
-                    return rest
+                    return end
         return None
 
     def _search(self, matcher: LLMatcher, limit: int, *, varied: bool = False) -> list[int] | None:

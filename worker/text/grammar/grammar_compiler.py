@@ -22,7 +22,7 @@ LEXER_FUEL = 200_000
 """For the regular expressions of a grammar: about 0.1 s. Those that take more keep other grammars waiting."""
 MAX_BEGINNINGS = 255
 _MARK = "\x02"
-"""A character that no vocabulary joins with others: what is in front of it is put there by the tokenizer."""
+"""A character that vocabularies join with no others: what is in front of it is put there by the tokenizer."""
 _BEGINS = re.compile(rb'[{\[,:"]')
 
 
@@ -94,8 +94,11 @@ class _Tokens:
 
     def __call__(self, text: bytes) -> Sequence[int]:
         """The ids of a text inside of an answer, in front of which no space is put."""
-        ids = self._tokenizer.encode(_MARK + text.decode("utf-8", "replace"), add_special=False)
-        return ids[ids.index(self._mark_id) + 1 :]
+        decoded = text.decode("utf-8", "replace")
+        ids = self._tokenizer.encode(_MARK + decoded, add_special=False)
+        if self._mark_id in ids:
+            return ids[ids.index(self._mark_id) + 1 :]
+        return self._tokenizer.encode(decoded, add_special=False)  # a vocabulary that joins it all the same
 
 
 def _problem(error: str) -> str:

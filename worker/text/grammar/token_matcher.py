@@ -113,7 +113,7 @@ class TokenMatcher:
         """A closing from here. None where there is room for any, or none was found."""
         if self._rule is not None and self._plan is None and not self._is_ample(num_left):
             closing = self._rule.closing
-            found = closing.rest(self._matcher, self._earlier)
+            found = closing.renewed(self._matcher, self._earlier)
             if found is None or len(found) >= num_left:  # a new one may be shorter
                 other = closing.search(self._matcher, num_left)
                 found = found if other is None else other

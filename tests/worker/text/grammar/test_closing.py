@@ -72,28 +72,42 @@ def test_names_are_those_that_some_object_must_have() -> None:
     assert required_names(schema) == {b"a", b'c\\"', b"d"}
 
 
+PAIRS = {
+    "type": "array",
+    "items": {
+        "type": "object",
+        "properties": {"a": {"type": "integer"}, "b": {"type": "integer"}},
+        "required": ["a", "b"],
+        "additionalProperties": False,
+    },
+}
+
+
 @pytest.mark.parametrize(
-    ("begun", "then", "left"),
+    ("schema", "begun", "then", "left"),
     [
-        ('{"a": "te', "xt", '"}'),
-        ('{"a": "te', 'xt"', "}"),
-        ('{"a": "te', 'xt", "b": ', None),
-        ('{"a": "te', 'xt"}', ""),
-        ('{"a": ', "[", None),
-        ('{"a": [[1, 2', "3", "]]}"),
-        ('{"a": [[1, 2', "]", "]}"),
+        ({"type": "object"}, '{"a": "te', "xt", '"}'),
+        ({"type": "object"}, '{"a": "te', 'xt"', "}"),
+        ({"type": "object"}, '{"a": "te', 'xt"}', ""),
+        ({"type": "object"}, '{"a": "te', "xt\\", '""}'),
+        ({"type": "object"}, '{"a": [[1, 2', "3", "]]}"),
+        ({"type": "object"}, '{"a": [[1, 2', "]", "]}"),
+        ({"type": "object"}, '{"a": 1', ".", "0}"),
+        ({"type": "object"}, '{"a": ', "[", "]}"),
+        (PAIRS, '[{"a": 1, "b": 2}', ", ", None),
     ],
 )
-def test_an_earlier_closing_is_used_as_far_as_it_still_closes(begun: str, then: str, left: str | None) -> None:
+def test_an_earlier_closing_is_renewed_where_that_is_told_in_a_moment(
+    schema: Any, begun: str, then: str, left: str | None
+) -> None:
     tokenizer = tokenizer_of(BYTE_LEVEL)
-    matcher = LLMatcher(compiler_of(BYTE_LEVEL)._tokens, grammar_text("json_schema", {"type": "object"}))
-    closing = Closing(Alphabet(tokenizer))
+    matcher = LLMatcher(compiler_of(BYTE_LEVEL)._tokens, grammar_text("json_schema", schema))
+    closing = Closing(Alphabet(tokenizer), required_names(schema))
     assert matcher.consume_tokens(tokenizer.encode(begun, add_special=False))
     earlier = closing.search(matcher)
     assert earlier
     assert matcher.consume_tokens(tokenizer.encode(then, add_special=False))
     before = matcher.compute_bitmask()
-    rest = closing.rest(matcher, earlier)
-    assert (None if rest is None else tokenizer.decode(rest)) == left
+    renewed = closing.renewed(matcher, earlier)
+    assert (None if renewed is None else tokenizer.decode(renewed)) == left
     assert matcher.compute_bitmask() == before
-    assert closing.rest(matcher, []) == ([] if left == "" else None)

@@ -8,6 +8,8 @@ import pytest
 from orcd.errors import InvalidRequest, OrcdError
 from orcd.structured_output import Kind
 from tests.worker.text.grammar.compilers import BYTE_LEVEL, allowed_ids, compiler_of, tokenizer_of
+from tests.worker.text.vocabularies import bpe_metadata
+from worker.text import tokenizer
 from worker.text.grammar.grammar_compiler import GrammarCompiler
 from worker.text.grammar.grammar_text import grammar_text
 
@@ -98,3 +100,11 @@ def test_a_schema_does_not_change_how_it_is_read() -> None:
     schema = {"type": "object", "uniqueItems": True, "items": {"uniqueItems": True}, "x-guidance": {"lenient": True}}
     with pytest.raises(InvalidRequest, match="uniqueItems"):
         compiler_of(BYTE_LEVEL).compile(grammar_text("json_schema", {"type": "array", **schema}))
+
+
+def test_a_vocabulary_that_joins_every_character_with_others_has_grammars_too() -> None:
+    merges = [f"{first} {second}" for first in "ĂĀ" for second in '{"a']
+    compiler = GrammarCompiler(tokenizer.from_metadata(bpe_metadata(*merges)))
+    matcher = compiler.compile(grammar_text("json_schema", {"const": {"a": "aaa"}}))
+    assert matcher.min_tokens() is not None
+    assert matcher.forced_id(1000) == ord("{")
