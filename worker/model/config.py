@@ -159,8 +159,8 @@ def read_config(gguf: GGUFFile, name: str, architectures: Mapping[str, Architect
         num_experts_used=keys.integer("expert_used_count", 1, num_experts) if num_experts else 0,
         rope=rope,
         sliding_rope=_sliding_rope(keys, architecture, rope, layers),
-        attention_softcap=keys.number("attn_logit_softcapping", 0, 1e6, 0.0),
-        logit_softcap=keys.number("final_logit_softcapping", 0, 1e6, 0.0),
+        attention_softcap=_factor(keys, "attn_logit_softcapping"),
+        logit_softcap=_factor(keys, "final_logit_softcapping"),
         scales=_scales(keys, architecture.keys),
         layer_embedding=keys.integer("embedding_length_per_layer_input", 0, MAX_WIDTH, 0),
         layers=layers,
@@ -256,7 +256,7 @@ def _rope(gguf: GGUFFile, keys: MetadataKeys, head_dim: int, context_length: int
 
 
 def _factor(keys: MetadataKeys, key: str) -> float:
-    """By what a context is extended; 0, which some programs write, for none."""
+    """By what a context is extended, or a soft cap; 0, which some programs write, for none."""
     factor = keys.number(key, 0, 1e6, 0.0)
     return keys.number(key, 1e-6, 1e6) if factor else 0.0
 

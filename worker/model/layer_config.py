@@ -71,6 +71,12 @@ def read_layers(
         if keys.integer("attention.value_length_swa", 1, limits.max_width, sliding_head_dim) != sliding_head_dim:
             raise keys.error("attention.value_length_swa", f"is not {sliding_head_dim}, the length of keys")
         num_shared = keys.integer("attention.shared_kv_layers", 0, num_layers - 1, 0)
+    sources = [_cache_layer(keys, slides, num_layers - num_shared, index) for index in range(num_layers)]
+    for index, source in enumerate(sources):
+        if kv_heads[index] != kv_heads[source]:
+            raise keys.error(
+                "attention.head_count_kv", f"differs between layers {source} and {index}, which share a cache"
+            )
     widths = _per_layer(keys, pattern, "feed_forward_length", limits, None)
     return tuple(
         LayerConfig(
@@ -78,7 +84,7 @@ def read_layers(
             head_dim=sliding_head_dim if slides[index] else head_dim,
             intermediate=widths[index],
             window=window if slides[index] else 0,
-            cache_layer=_cache_layer(keys, slides, num_layers - num_shared, index),
+            cache_layer=sources[index],
         )
         for index in range(num_layers)
     )

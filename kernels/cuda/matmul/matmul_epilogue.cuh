@@ -6,7 +6,7 @@
 struct OutputParams {
     void* out;           // [num_out_rows, stride]: float32 where `Epilogue::is_float`, else float16
     int stride, column;  // of a row of `out`: its length, and where the product's first column goes
-    int epilogue;        // `EpilogueKind`: `Epilogue` of kernels/ops/matmul.py
+    int epilogue;        // `EpilogueKind`: `Epilogue` of kernels/ops/matmul_params.py
     float alpha, limit;  // of CLAMPED_SWIGLU; else alpha is the cap of SOFTCAP, or the factor of GEGLU and float32
 };
 

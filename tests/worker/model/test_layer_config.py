@@ -61,6 +61,7 @@ def test_equal_layers_need_no_window_and_have_as_many_kv_heads_as_heads(tmp_path
     ("changes", "problem"),
     [
         ({"attention.head_count_kv": [2, 2, 3, 2, 2, 1]}, "attention.head_count_kv is 3"),
+        ({"attention.head_count_kv": [2, 2, 1, 2, 4, 1]}, "attention.head_count_kv differs between layers 1 and 4"),
         ({"attention.value_length_swa": 16}, "attention.value_length_swa is not 32"),
         ({"attention.shared_kv_layers": 4}, "attention.shared_kv_layers leaves layer 2"),
         ({"attention.sliding_window_pattern": [True]}, "attention.sliding_window_pattern has 1 values"),
