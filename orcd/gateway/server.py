@@ -5,8 +5,6 @@ from __future__ import annotations
 import logging
 import signal
 import socket
-from pathlib import Path
-from tempfile import TemporaryFile
 from typing import NoReturn
 
 import uvicorn
@@ -22,8 +20,6 @@ BACKLOG = 2048
 
 def serve(settings: GatewaySettings) -> None:
     """Answer until SIGTERM or SIGINT. Raises `InvalidRequest` if the address or the folder of files cannot be had."""
-    if settings.files_dir:
-        _open_folder(Path(settings.files_dir))
     # What is wrong with a form is told to its sender; it is no event of the gateway's.
     logging.getLogger("python_multipart").setLevel(logging.ERROR)
     config = uvicorn.Config(
@@ -33,6 +29,16 @@ def serve(settings: GatewaySettings) -> None:
         server_header=False,
         timeout_graceful_shutdown=STOP_S,
     )
+    listening = listen(settings)
+    for number in (signal.SIGTERM, signal.SIGINT):  # until uvicorn listens; once it has stopped it raises them again
+        signal.signal(number, _leave)
+    host = f"[{settings.host}]" if listening.family == socket.AF_INET6 else settings.host
+    print(f"orcd gateway: http://{host}:{listening.getsockname()[1]}/v1", flush=True)
+    uvicorn.Server(config).run(sockets=[listening])
+
+
+def listen(settings: GatewaySettings) -> socket.socket:
+    """The socket that callers connect to. Raises `InvalidRequest` if the address cannot be had."""
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     try:
         listening = socket.create_server((settings.host, settings.port), family=family, backlog=BACKLOG)
@@ -40,24 +46,11 @@ def serve(settings: GatewaySettings) -> None:
         raise InvalidRequest(
             f"host, port: cannot listen on {settings.host} port {settings.port} ({error.strerror}); choose another"
         ) from None
-    for number in (signal.SIGTERM, signal.SIGINT):  # until uvicorn listens; once it has stopped it raises them again
-        signal.signal(number, _leave)
-    host = f"[{settings.host}]" if family == socket.AF_INET6 else settings.host
-    print(f"orcd gateway: http://{host}:{listening.getsockname()[1]}/v1", flush=True)
-    uvicorn.Server(config).run(sockets=[listening])
+    # Connections inherit it. asyncio does not set it for them, and each event would wait until the caller's machine has
+    # acknowledged the one before, which may take 40 ms.
+    listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return listening
 
 
 def _leave(*_: object) -> NoReturn:
     raise SystemExit(0)
-
-
-def _open_folder(folder: Path) -> None:
-    """Make the folder of files if it is not there, and write to it."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise InvalidRequest(
-            f"files_dir: no file can be kept in {folder} ({error.strerror}); name a folder that may be written to"
-        ) from None

@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import BinaryIO, Protocol
+
+from orcd.errors import InvalidRequest
 
 
 class Workplace(Protocol):
@@ -50,7 +53,16 @@ class LocalFolder:
     """A folder of this machine, in which files are written in place: others see them grow."""
 
     def __init__(self, folder: Path) -> None:
+        """Make the folder if it is not there, and write to it. Raises `InvalidRequest` if that cannot be."""
         self._folder = folder
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with TemporaryFile(dir=folder):
+                pass
+        except OSError as error:
+            raise InvalidRequest(
+                f"files_dir: no file can be kept in {folder} ({error.strerror}); name a folder that may be written to"
+            ) from None
 
     def read(self, name: str) -> bytes:
         """See `SharedFolder`."""

@@ -43,6 +43,11 @@ class HttpConnection:
     async def stream(self, path: str, body: Any) -> AsyncIterator[str]:
         """Send JSON; gives the data of each server-sent event of the answer, but for the last."""
         await self.post(path, body)
+        async for data in self.events():
+            yield data
+
+    async def events(self) -> AsyncIterator[str]:
+        """What `stream` gives, of a request that was sent by `post`."""
         events = ""
         while size := int(await self._reader.readline(), 16):
             events += (await self._reader.readexactly(size + 2))[:-2].decode()

@@ -6,7 +6,8 @@ Everything runs on this machine: Redis, a worker with the model that ships on th
 callers in one process. First ``--requests`` streams one at a time, by the client and by the gateway in turn: how long
 until the first token. Then as many requests of one token as 16 callers get answered in ``--seconds``, by each. Last,
 ``--streams`` streams at once, whose tokens are written by a worker that is played here, one a second for each: how long
-from the log in Redis to the caller. Exit code 1 if a stream lost a token or its end.
+from the log in Redis to the caller. The same of a tenth of them, alone, and beside callers who read nothing of 16 MB
+each until the others have ended. Exit code 1 if a stream lost a token or its end.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import tempfile
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import ExitStack, aclosing
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +41,7 @@ CALLERS = 16
 REQUEST: dict[str, Any] = {"prompt": "Write a haiku about rain", "temperature": 0, "ignore_eos": True}
 NUM_EVENTS = 10
 CONNECT_AT_ONCE = 50
+NUM_SLOW, SLOW_EVENTS, SLOW_BYTES = 5, 1000, 16_000
 PATH = "/completions"
 
 
@@ -112,10 +115,19 @@ async def _answered(callers: Sequence[Callable[[], Awaitable[Any]]], seconds: fl
     return num_answered
 
 
-async def hold(redis_url: str, url: str, gateway: psutil.Process, num_streams: int) -> tuple[list[str], list[str]]:
-    """Many streams at once: rows about them, and what was wrong."""
-    delays: list[float] = []
-    problems: list[str] = []
+@dataclass
+class Held:
+    """Streams that were held: how long each token took, how much memory the gateway had, and what was wrong."""
+
+    delays: list[float] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+    num_open: int = 0
+    mib: float = 0.0
+
+
+async def hold(redis_url: str, url: str, gateway: psutil.Process, num_streams: int) -> Held:
+    """Many streams at once."""
+    held = Held()
     gate = asyncio.Semaphore(CONNECT_AT_ONCE)
     worker = PlayedWorker(redis_url, NUM_EVENTS)
 
@@ -125,30 +137,63 @@ async def hold(redis_url: str, url: str, gateway: psutil.Process, num_streams: i
         numbers = []
         async for data in connection.stream(PATH, {**REQUEST, "model": worker.model, "stream": True}):
             for written_s, event_number in worker.read(data):
-                delays.append(time.time() - written_s)
+                held.delays.append(time.time() - written_s)
                 numbers.append(event_number)
         if numbers != list(range(1, NUM_EVENTS + 1)):
-            problems.append(f"stream {number}: events {numbers}")
+            held.problems.append(f"stream {number}: events {numbers}")
         await connection.close()
 
-    before_mib, before_s = _mib(gateway), _cpu_s(gateway)
     following = [asyncio.create_task(follow(number)) for number in range(num_streams)]
     await asyncio.to_thread(worker.claim, num_streams)
-    num_open = sum(not task.done() for task in following)
+    held.num_open = sum(not task.done() for task in following)
     playing = asyncio.create_task(asyncio.to_thread(worker.play))
     await asyncio.sleep(NUM_EVENTS / 2)
-    mib = _mib(gateway)
+    held.mib = _mib(gateway)
     await playing
     await asyncio.gather(*following)
+    return held
+
+
+async def many(redis_url: str, url: str, gateway: psutil.Process, num_streams: int) -> tuple[list[str], list[str]]:
+    """Rows about streams that were held, and what was wrong."""
+    before_mib, before_s = _mib(gateway), _cpu_s(gateway)
+    held = await hold(redis_url, url, gateway, num_streams)
     cpu_ms = 1000 * (_cpu_s(gateway) - before_s) / (num_streams * NUM_EVENTS)
     rows = [
-        f"| streams open at once | {num_open:,} |",
-        f"| whole | {num_streams - len(problems):,} |",
-        f"| from the log to the caller, p50 / p99 ms | {percentiles(delays)} |",
+        f"| streams open at once | {held.num_open:,} |",
+        f"| whole | {num_streams - len(held.problems):,} |",
+        f"| from the log to the caller, p50 / p99 ms | {percentiles(held.delays)} |",
         f"| CPU time of the gateway a token, ms | {cpu_ms:.2f} |",
-        f"| memory of the gateway, before and meanwhile, MiB | {before_mib:.0f}, {mib:.0f} |",
+        f"| memory of the gateway, before and meanwhile, MiB | {before_mib:.0f}, {held.mib:.0f} |",
     ]
-    return rows, problems
+    return rows, held.problems
+
+
+async def beside_slow(
+    redis_url: str, url: str, gateway: psutil.Process, num_streams: int
+) -> tuple[list[str], list[str]]:
+    """Rows about streams beside callers who read nothing, and what was wrong."""
+    alone = await hold(redis_url, url, gateway, num_streams)
+    worker = PlayedWorker(redis_url, SLOW_EVENTS, 0.0, model="slow", num_spaces=SLOW_BYTES)
+    connections = [await HttpConnection.open(url) for _ in range(NUM_SLOW)]
+    body = {**REQUEST, "model": worker.model, "stream": True}
+    begun = [asyncio.create_task(connection.post(PATH, body)) for connection in connections]
+    await asyncio.to_thread(worker.claim, NUM_SLOW)
+    await asyncio.to_thread(worker.play)
+    await asyncio.gather(*begun)
+    beside = await hold(redis_url, url, gateway, num_streams)
+    problems = [*alone.problems, *beside.problems]
+    for connection in connections:
+        numbers = [number async for data in connection.events() for _, number in worker.read(data)]
+        if numbers != list(range(1, SLOW_EVENTS + 1)):
+            problems.append(f"a slow caller: {len(numbers)} events")
+        await connection.close()
+    unread = f"{NUM_SLOW} callers who read nothing of {SLOW_EVENTS * SLOW_BYTES / 1e6:.0f} MB each"
+    return [
+        f"| the same of {num_streams} streams, p50 / p99 ms | {percentiles(alone.delays)} |",
+        f"| beside {unread}, p50 / p99 ms | {percentiles(beside.delays)} |",
+        f"| memory of the gateway then, MiB | {beside.mib:.0f} |",
+    ], problems
 
 
 def _cpu_s(process: psutil.Process) -> float:
@@ -172,8 +217,9 @@ def measure(arguments: argparse.Namespace) -> tuple[list[str], list[str]]:
         with WorkerProcess(server.url, DEMO_MODEL, folder):
             rows = asyncio.run(first_tokens(server.url, gateway.url, arguments.requests))
             rows += asyncio.run(rates(server.url, gateway.url, process, arguments.seconds))
-        more, problems = asyncio.run(hold(server.url, gateway.url, process, arguments.streams))
-    return rows + more, problems
+        held = asyncio.run(many(server.url, gateway.url, process, arguments.streams))
+        beside = asyncio.run(beside_slow(server.url, gateway.url, process, arguments.streams // 10))
+    return rows + held[0] + beside[0], held[1] + beside[1]
 
 
 def read_arguments(argv: Sequence[str]) -> argparse.Namespace:

@@ -21,15 +21,20 @@ TTL_S = 600
 
 
 class PlayedWorker:
-    """Serves ``model``: claims jobs, and then writes ``num_events`` tokens of each, one every ``pause_s``."""
+    """Serves ``model``: claims jobs, and then writes ``num_events`` tokens of each, one every ``pause_s``.
 
-    model = "played"
+    So many spaces are in the text of each, beside what the others read.
+    """
 
-    def __init__(self, redis_url: str, num_events: int, pause_s: float = 1.0) -> None:
+    def __init__(
+        self, redis_url: str, num_events: int, pause_s: float = 1.0, *, model: str = "played", num_spaces: int = 1
+    ) -> None:
+        self.model = model
         self._redis = redis.Redis.from_url(redis_url)
-        self._store = JobStore(self._redis, owner="played", model=self.model, lease_ms=LEASE_MS, ttl_s=TTL_S)
+        self._store = JobStore(self._redis, owner=model, model=model, lease_ms=LEASE_MS, ttl_s=TTL_S)
         self._num_events = num_events
         self._pause_s = pause_s
+        self._space = " " * num_spaces
         self._claims: list[Claim] = []
         self._store.renew({}, is_ready=True)  # says that it serves the model
 
@@ -57,14 +62,14 @@ class PlayedWorker:
         """When the tokens of a chunk of a completion were written, in Unix seconds, and their numbers from 1."""
         for choice in json.loads(data)["choices"]:
             for written in filter(None, choice["text"].split(";")):
-                time_s, number = written.split(" ")
+                time_s, number = written.split()
                 yield float(time_s), int(number)
 
     def _write(self, before: Position, position: Position, event: Event) -> None:
         """The same event for all jobs; a token's text is when it was written and its number."""
         for start in range(0, len(self._claims), AT_ONCE):
             if isinstance(event, Token):
-                event = Token(f"{time.time():.6f} {event.i};", event.i, event.ids)
+                event = Token(f"{time.time():.6f}{self._space}{event.i};", event.i, event.ids)
             state = "succeeded" if isinstance(event, End) else ""
             answers = self._store.append(
                 [

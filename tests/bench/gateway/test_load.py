@@ -10,4 +10,5 @@ def test_a_small_load_is_measured_and_no_stream_loses_anything(capsys: pytest.Ca
     out = capsys.readouterr().out
     assert "| streams open at once | 20 |" in out
     assert "| whole | 20 |" in out
+    assert re.search(r"\| beside 5 callers who read nothing of 16 MB each, p50 / p99 ms \| \d", out)
     assert re.search(r"\| requests a second by the gateway, 16 callers \| [1-9]", out)

@@ -12,6 +12,8 @@ import httpx
 import pytest
 import redis
 
+from orcd.gateway.server import listen
+from orcd.gateway.settings import GatewaySettings
 from orcd.store import schema
 from tests.conftest import wait_until
 from tests.orcd.gateway.gateway_process import GatewayProcess
@@ -57,6 +59,16 @@ def test_an_answer_on_its_way_is_finished_before_the_gateway_stops(
         writer.end()
         assert answer.result().json()["choices"][0]["message"]["content"] == " 1 2 3"
         assert gateway.process.wait(60) == 0
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+def test_no_event_waits_until_the_one_before_is_acknowledged(host: str) -> None:
+    with (
+        listen(GatewaySettings(host=host, port=0)) as listening,
+        socket.create_connection(listening.getsockname()[:2]),
+        listening.accept()[0] as accepted,
+    ):
+        assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
 def test_a_port_that_is_taken_is_wrong_usage() -> None:
