@@ -52,7 +52,9 @@ def plan_ram(gguf: GGUFFile, settings: Settings) -> RamPlan:
     num_blocks = num_cache_blocks(block_bytes, settings, context_length)
     tensors = gguf.tensors.values()
     num_weights = sum(math.prod(tensor.shape) for tensor in tensors)
-    widest = max(config.intermediate, config.query_width + 2 * config.kv_width)
+    feed_forward = max(config.intermediate, *(layer.intermediate for layer in config.layers))
+    layer_embeddings = config.num_layers * config.layer_embedding
+    widest = max(feed_forward, config.query_width + 2 * config.kv_width, layer_embeddings)
     step_rows = settings.step_tokens * WIDTHS * (widest + config.hidden)
     logits = 2 * min(settings.max_sequences, settings.step_tokens) * config.vocab_size
     parts = {

@@ -61,7 +61,7 @@ def run_and_check(runner: Runner, chunks: list[Chunk], window: int, sinks: bool,
 
 
 @pytest.mark.gpu
-@pytest.mark.sanitize("14/2x64-*")
+@pytest.mark.sanitize("14/2x64-*", "4/2x256-False-100", "20/1x512-True-100")
 @pytest.mark.parametrize("window", [0, 1, 100, 128])
 @pytest.mark.parametrize("sinks", [False, True])
 def test_decode_attends_to_the_whole_context(
@@ -80,7 +80,7 @@ def test_one_stream_decodes_at_any_context(context: Context, upload: Upload, dow
 
 
 @pytest.mark.gpu
-@pytest.mark.sanitize("14/2x64-*")
+@pytest.mark.sanitize("14/2x64-*", "4/2x256-False-100", "20/1x512-True-100")
 @pytest.mark.parametrize("window", [0, 1, 100, 128])
 @pytest.mark.parametrize("sinks", [False, True])
 def test_prefill_chunks_and_decode_share_a_step(
