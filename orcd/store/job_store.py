@@ -225,10 +225,13 @@ class JobStore:
         arguments = [most, REPUBLISH_AFTER_MS, REPUBLISH_ANYWAY_MS, self._lease_ms]
         return Message.read_all(self._scripts["reap"]([], arguments))
 
-    def answered(self, job_ids: Collection[str], task_id: str) -> None:
-        """The message ``task_id``, recorded for these jobs, was answered: its result is stored, its links followed."""
+    def answered(self, job_ids: Collection[str], message: RecordedMessage) -> None:
+        """``message``, recorded for these jobs, was answered: its result is stored, its links followed.
+
+        Another one that has come under its task id since stays recorded.
+        """
         if job_ids:
-            self._scripts["answered"]([], [task_id, *job_ids])
+            self._scripts["answered"]([], [message.task_id, msgspec.json.encode(message), *job_ids])
 
     def cancel(self, job_id: str, error: OrcdError) -> str:
         """End a job with ``error`` if it is queued; if it runs, have its owner cancel it.

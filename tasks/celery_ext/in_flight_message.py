@@ -22,7 +22,7 @@ from orcd.store.submission import trace_parent
 from tasks.celery_ext.request import REVOKED
 from tasks.celery_ext.result_backend import NotStored
 from tasks.celery_ext.tasks import JobTask
-from tasks.dispatch.delivery import Delivery, Outcome, Repeated
+from tasks.dispatch.delivery import Delivery, Fenced, Outcome, Repeated
 
 LINK_IDS = uuid.UUID("5f2b7f0e-6a57-5c0c-9a0e-0d4c0f6c1a11")
 """What the ids of linked tasks are derived from."""
@@ -37,7 +37,7 @@ PLAIN = frozenset({"origin", "root_id"})
 """Headers that any message has, and that say nothing of which the job's record does not know."""
 
 OnFailure = Callable[[str, Exception], None]
-Done = Callable[["InFlightMessage", str, Outcome], None]
+Done = Callable[["InFlightMessage", str, Outcome | Fenced], None]
 
 
 @dataclass(slots=True, eq=False, weakref_slot=True)
@@ -62,7 +62,8 @@ class InFlightMessage:
     time_limit_s: float | None = None
     outcomes: dict[str, Outcome] = field(default_factory=dict)
     num_waiting: int = 0
-    was_repeated: bool = False
+    looks_again: bool = False
+    fenced: set[str] = field(default_factory=set)
     error: OrcdError | None = None
     answer: Any = None
     ending: str | None = None
@@ -101,7 +102,22 @@ class InFlightMessage:
     def adopt(self, repetition: InFlightMessage) -> None:
         """Answer another delivery of this message with it."""
         self.callbacks += repetition.callbacks
-        self.was_repeated = True
+        self.looks_again = True
+
+    def has_outcome(self, job_id: str, outcome: Outcome | Fenced) -> bool:
+        """Note what became of a job; True if that was the last one that was waited for.
+
+        One that is fenced is to be claimed again: Redis may have come back from an older snapshot, with the job in the
+        queue or without it, and this message may be all that is left to tell of it.
+        """
+        if isinstance(outcome, Fenced):
+            self.fenced.add(job_id)
+            outcome, self.looks_again = None, True
+        elif job_id in self.fenced and self.jobs[job_id] is None and isinstance(outcome, InvalidRequest):
+            outcome = None  # there is no such job any more, also if it was deleted: nobody waits for a result
+        self.outcomes[job_id] = outcome
+        self.num_waiting -= 1
+        return self.num_waiting == 0
 
     def misrouted(self, model: str) -> list[Message]:
         """What to publish for the jobs that came inside the message and ask for another model."""

@@ -37,7 +37,7 @@ from tasks.celery_ext.result_backend import NotStored
 from tasks.celery_ext.revocation import ERRORS, end_job, is_noted, revoke_tasks
 from tasks.celery_ext.shutdown import Shutdown
 from tasks.celery_ext.tasks import JobTask
-from tasks.dispatch.delivery import Outcome
+from tasks.dispatch.delivery import Fenced, Outcome
 from tasks.dispatch.dispatcher import Dispatcher
 from tasks.dispatch.prompt_encoder import PromptEncoder
 from tasks.finisher import Finisher
@@ -210,11 +210,9 @@ class Pool(BasePool):  # type: ignore[misc]
             if self.dispatcher is not None:
                 self.dispatcher.cancel(job_id, ERRORS["terminated"])
 
-    def _done(self, message: InFlightMessage, job_id: str, outcome: Outcome) -> None:
+    def _done(self, message: InFlightMessage, job_id: str, outcome: Outcome | Fenced) -> None:
         with self._lock:
-            message.outcomes[job_id] = outcome
-            message.num_waiting -= 1
-            finished = message.num_waiting == 0
+            finished = message.has_outcome(job_id, outcome)
         if finished:
             self._finisher.submit(partial(self._finish, message))
 
@@ -224,11 +222,11 @@ class Pool(BasePool):  # type: ignore[misc]
         if is_lost and self._is_leaving:
             return  # it stays unacknowledged, so whoever takes the jobs over gets it
         with self._lock:
-            goes_on = is_lost and message.was_repeated
-            message.was_repeated = False
+            goes_on = is_lost and message.looks_again
+            message.looks_again = False
             if is_lost and not goes_on:
                 self._forget(message)
-        if goes_on:  # one of them was sent because a job was put back, to be claimed again
+        if goes_on:  # a job was put back, or forgotten: it is to be claimed again
             self._deliver(message)
             return
         if message.answer is None:
@@ -242,7 +240,7 @@ class Pool(BasePool):  # type: ignore[misc]
             del message.callbacks[0]
         if not is_lost:
             for job_id, record in message.records.items():
-                self._store.answered([job_id], record.task_id)
+                self._store.answered([job_id], record)
 
     def _forget(self, message: InFlightMessage) -> None:
         """What comes under its id from now on is another message."""

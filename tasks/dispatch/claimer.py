@@ -22,7 +22,7 @@ from orcd.store.backoff import Backoff, retry
 from orcd.store.claim import Claim, ClaimStatus
 from orcd.store.job_store import Arrival, JobStore
 from tasks.dispatch.active_job import ActiveJob
-from tasks.dispatch.delivery import Delivery, Outcome, Repeated
+from tasks.dispatch.delivery import Delivery, Fenced, Outcome, Repeated
 from tasks.dispatch.lease_keeper import LeaseKeeper
 from tasks.dispatch.long_prompts import LongPrompt, LongPrompts
 from tasks.dispatch.prompt_encoder import Prompt, PromptEncoder, TakesLong
@@ -255,7 +255,7 @@ class Claimer:
         limits = [limit for limit in (claim.time_limit_s, delivery.time_limit_s) if limit]
         num_sequences = claim.request.n if isinstance(claim.request, Request) else 1
 
-        def done(outcome: Outcome) -> None:
+        def done(outcome: Outcome | Fenced) -> None:
             self._hold(-num_sequences)
             delivery.done(outcome)
 

@@ -19,10 +19,15 @@ class Repeated:
     result: Result
 
 
+@dataclass(frozen=True, slots=True)
+class Fenced:
+    """The job's lease was lost while it ran. Another worker may have the job, or Redis may have forgotten it."""
+
+
 Outcome = Result | Repeated | OrcdError | None
 """What became of a job here: its result, its error, or None where another worker has it."""
 
-Done = Callable[[Outcome], None]
+Done = Callable[[Outcome | Fenced], None]
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,6 +22,7 @@ from orcd.store.enqueue import Message, publish_all
 from orcd.store.job_store import Appended, JobStore
 from tasks.dispatch.active_job import ActiveJob, Termination, job_id_of
 from tasks.dispatch.admission import Admission
+from tasks.dispatch.delivery import Fenced
 from tasks.dispatch.engine.engine_process import EngineExit
 from tasks.dispatch.engine.engine_run import EngineRun
 from tasks.dispatch.engine.engine_supervisor import EngineSupervisor
@@ -238,7 +239,7 @@ class JobRunner:
         self._observer.job_dropped(job, is_lost=is_lost)
         self.engine.process.send(contract.Abort(job.request_id))
         self._forget(job)
-        job.done(None)
+        job.done(Fenced() if is_lost else None)
 
     def _forget(self, job: ActiveJob) -> None:
         del self._jobs[job.job_id]

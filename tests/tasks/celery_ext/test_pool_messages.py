@@ -25,7 +25,7 @@ from orcd.store.job_store import JobStore
 from tasks.app import create_app
 from tasks.celery_ext.pool import Pool
 from tasks.celery_ext.tasks import TASKS
-from tasks.dispatch.delivery import Delivery, Outcome
+from tasks.dispatch.delivery import Delivery, Fenced, Outcome
 from tasks.finisher import NUM_THREADS
 from tasks.local.redis_server import RedisServer
 from tests.conftest import wait_until
@@ -49,7 +49,7 @@ class Dispatcher:
     def cancel(self, job_id: str, _: OrcdError) -> None:
         self.cancelled.append(job_id)
 
-    def answer(self, *outcomes: Outcome) -> None:
+    def answer(self, *outcomes: Outcome | Fenced) -> None:
         """What becomes of the last deliveries, in order."""
         wait_until(lambda: len(self.deliveries) >= len(outcomes))
         for delivery, outcome in zip(self.deliveries[-len(outcomes) :], outcomes, strict=True):
@@ -85,6 +85,13 @@ class Scene:
         wait_until(lambda: self.answers)
         ((failed, value, _),) = self.answers
         return getattr(value.exception, "exc", value.exception) if failed else value
+
+    def settle(self) -> None:
+        """Wait until the finishers have done what they were given."""
+        each_thread = threading.Barrier(NUM_THREADS + 1)
+        for _ in range(NUM_THREADS):
+            self.pool._finisher.submit(lambda: each_thread.wait(30))
+        each_thread.wait(30)
 
     def state(self, job_id: str) -> str:
         return (self.store.redis.hget(schema.job_key(job_id), "state") or b"").decode()
@@ -198,6 +205,38 @@ def test_a_job_that_came_back_while_its_message_was_here_is_claimed_again(scene:
     assert scene.answers == []
     scene.dispatcher.answer(Result("t", "succeeded"))
     wait_until(lambda: len(scene.answers) == 2)
+
+
+@pytest.mark.parametrize("kwargs", [SHORT, {"job_id": "t"}])
+def test_a_job_that_was_fenced_is_claimed_again(scene: Scene, kwargs: dict[str, Any]) -> None:
+    """Redis came back from an older snapshot: the message, once acknowledged, was the last to tell of the job."""
+    scene.deliver(kwargs)
+    scene.dispatcher.answer(Fenced())
+    wait_until(lambda: len(scene.dispatcher.deliveries) == 2)
+    assert scene.answers == []
+    scene.dispatcher.answer(None)  # it was not forgotten: another worker has it
+    assert isinstance(scene.answered(), Ignore)
+    assert len(scene.dispatcher.deliveries) == 2
+
+
+def test_a_job_that_was_deleted_while_it_ran_leaves_no_result(scene: Scene) -> None:
+    scene.deliver({"job_id": "t"})
+    scene.dispatcher.answer(Fenced())
+    wait_until(lambda: len(scene.dispatcher.deliveries) == 2)
+    scene.dispatcher.answer(InvalidRequest("unknown"))
+    assert isinstance(scene.answered(), Ignore)
+    assert scene.app.AsyncResult("t").state == "PENDING"
+
+
+def test_a_chord_that_is_sent_again_while_its_task_is_here_is_counted_for_too(scene: Scene) -> None:
+    """Its sender was told of an error in the middle: the task's second message was acknowledged with the first."""
+    scene.deliver(SHORT, embed={"chord": {"task": "first"}}, group="first")
+    scene.deliver(SHORT, embed={"chord": {"task": "second"}}, group="second")
+    wait_until(lambda: b"second" in (scene.store.redis.hget(schema.messages_key("t"), "t") or b""))
+    scene.dispatcher.answer(InvalidRequest("an outcome"))
+    wait_until(lambda: len(scene.answers) == 2)
+    scene.settle()
+    assert b"second" in scene.store.redis.hget(schema.messages_key("t"), "t")
 
 
 def test_the_links_of_a_message_that_comes_while_a_plain_one_is_here_are_kept(scene: Scene, client: Client) -> None:

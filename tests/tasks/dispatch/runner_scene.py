@@ -13,7 +13,7 @@ from orcd.store.claim import Claim
 from orcd.store.enqueue import Message
 from orcd.store.job_store import JobStore
 from tasks.dispatch.active_job import ActiveJob
-from tasks.dispatch.delivery import Outcome
+from tasks.dispatch.delivery import Fenced, Outcome
 from tasks.dispatch.job_runner import JobRunner, Release
 from tasks.dispatch.prompt_encoder import Prompt
 from tasks.observe.observer import Observer
@@ -33,7 +33,7 @@ class RunnerScene:
     def __init__(self, store: JobStore) -> None:
         self.store = store
         self.published: list[Message] = []
-        self.outcomes: list[tuple[str, Outcome]] = []
+        self.outcomes: list[tuple[str, Outcome | Fenced]] = []
         self.lost = threading.Event()
         self.log = io.StringIO()
         observer = Observer(EventLog("json", "w", self.log), "w", Settings(name="m", device="cpu"))

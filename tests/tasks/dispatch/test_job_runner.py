@@ -15,6 +15,7 @@ from orcd.request import parse
 from orcd.result import Result
 from orcd.store.claim import Claim
 from tasks.dispatch.active_job import Termination
+from tasks.dispatch.delivery import Fenced
 from tasks.dispatch.engine.engine_process import EngineExit
 from tasks.dispatch.job_runner import Release
 from tests.conftest import wait_until
@@ -168,7 +169,7 @@ def test_an_output_of_an_earlier_claim_does_not_reach_a_later_one(scene: RunnerS
     scene.say(later, 2, END, finish="stop")
     scene.runner.run_batch()
     assert [job_id for job_id, _ in scene.outcomes] == ["a", "a"]
-    assert scene.outcomes[0][1] is None, "the earlier claim's message is done with"
+    assert isinstance(scene.outcomes[0][1], Fenced)
     result = scene.outcomes[1][1]
     assert isinstance(result, Result)
     assert result.text == "b"
@@ -183,7 +184,7 @@ def test_a_job_that_somebody_else_has_claimed_is_dropped_at_its_next_output(
     assert isinstance(make_store("thief").claim(["a"])[0], Claim)
     scene.say(job, 1)
     scene.runner.run_batch()
-    assert scene.outcomes == [("a", None)]
+    assert scene.outcomes == [("a", Fenced())]
     assert scene.runner.jobs() == []
 
 
@@ -221,7 +222,7 @@ def test_a_bug_in_the_job_runner_is_told_and_its_jobs_are_given_back(
         raise KeyError("Kanarienvogel")
 
     monkeypatch.setattr(scene.runner, "run_batch", fail)
-    monkeypatch.setattr(scene.runner.engine.process, "start", lambda: None)
+    monkeypatch.setattr(scene.runner.engine.process, "start", lambda _: None)
     monkeypatch.setattr(scene.runner.engine.process, "stop", lambda *_: None)
     scene.runner.start()
     name, error = scene.deaths.get(timeout=5)

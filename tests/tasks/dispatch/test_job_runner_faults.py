@@ -17,6 +17,7 @@ from orcd.store import schema
 from orcd.store.claim import Claim
 from orcd.store.enqueue import Message
 from tasks.dispatch.active_job import Termination
+from tasks.dispatch.delivery import Fenced
 from tests.orcd.job_record import submit
 from tests.orcd.job_writer import MakeStore
 from tests.tasks.dispatch.runner_scene import READY, REQUEST, RunnerScene
@@ -79,7 +80,7 @@ def test_an_owner_that_redis_has_forgotten_drops_the_job(
     assert other.lease.epoch == job.claim.lease.epoch
     scene.say(job, 1)
     scene.runner.run_batch()
-    assert scene.outcomes == [("a", None)]
+    assert scene.outcomes == [("a", Fenced())]
     assert [type(event) for event in scene.store.events("a")] == [Started], "nothing of it was written"
 
 
