@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
 
 import numpy as np
 
@@ -11,8 +10,10 @@ from kernels.ops.activation import geglu_rows, swiglu_rows
 from kernels.ops.matmul_params import (
     NO_ROUTING,
     Epilogue,
+    ExpertTiles,
     HopperTiledParams,
     OutputParams,
+    Product,
     RoutingParams,
     SmallBatchParams,
     TiledParams,
@@ -32,36 +33,7 @@ from kernels.runtime.device_array import DeviceArray, pointer_of
 from kernels.runtime.launcher import Context
 from kernels.runtime.tma import tensor_map
 from kernels.weights.formats import CHUNK, FORMATS
-from kernels.weights.packed import PackedMatrix, Projection
-
-
-class Product(NamedTuple):
-    """Columns of ``out`` [T, ...] from ``column`` on: the ``epilogue`` of ``x`` times ``matrix``.
-
-    ``x`` [T, K] is float16; with a ``norm`` it is float32 and normed first, with ``x_rows`` [T] those of its rows. In a
-    mixture of experts a row of ``x`` may stand for several of ``out``. ``overlaps_previous``: the product neither reads
-    what the kernel launched before it writes, nor writes what that one touches. ``alpha`` and ``limit`` are those of
-    the clamped SwiGLU; else ``alpha`` is the cap of SOFTCAP, or the factor of GEGLU and of what is float32.
-    """
-
-    x: DeviceArray
-    matrix: PackedMatrix
-    out: DeviceArray
-    epilogue: Epilogue
-    column: int = 0
-    norm: DeviceNorm | None = None
-    x_rows: DeviceArray | None = None
-    overlaps_previous: bool = False
-    alpha: float = 1.0
-    limit: float = 0.0
-
-
-class ExpertTiles(NamedTuple):
-    """Tiles of ``size`` rows of one expert each, built on the device."""
-
-    entries: DeviceArray  # [max_tiles, 4] int32
-    num_tiles: DeviceArray  # [1] int32
-    size: int
+from kernels.weights.packed import Projection
 
 
 def variants() -> list[Variant]:
@@ -215,6 +187,25 @@ def multiply_routed(
     )
     grid = shape.num_blocks, num_used, num_tokens
     _launch_small_batch(context, "matmul_gemv_routed", grid, shape, product, routing)
+
+
+def multiply_summed(
+    context: Context, product: Product, router_logits: DeviceArray, num_used: int, shape: SmallBatchShape
+) -> None:
+    """The last product of one token's experts, their sum weighted as ``router_logits`` [1, experts] say.
+
+    It is added to the product's ``out`` [1, outputs] float32; its ``x`` has a row for each expert, by rank. The kernel
+    launched before writes ``x`` only.
+    """
+    routing = RoutingParams(
+        router_logits=router_logits.pointer,
+        experts=0,
+        num_experts=router_logits.shape[1],
+        num_used=num_used,
+        x_row_of_pair=True,
+        is_first=False,
+    )
+    _launch_small_batch(context, "matmul_gemv_summed", (shape.num_blocks, 1, 1), shape, product, routing)
 
 
 def _launch_small_batch(

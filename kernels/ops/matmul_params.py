@@ -1,14 +1,16 @@
-"""What the kernels of kernels/cuda/matmul are given: kinds of epilogue, and the structs of their parameters."""
+"""Products on packed weights: what one is, kinds of epilogue, and the structs that kernels/cuda/matmul are given."""
 
 from __future__ import annotations
 
 from enum import IntEnum
+from typing import NamedTuple
 
-from kernels.ops.norm import NormParams
+from kernels.ops.norm import DeviceNorm, NormParams
 from kernels.runtime.cuda_constants import declare_enum
 from kernels.runtime.cuda_struct import CudaStruct, Float32, Int32, Pointer
+from kernels.runtime.device_array import DeviceArray
 from kernels.runtime.tma import TensorMap
-from kernels.weights.packed import MatrixParams
+from kernels.weights.packed import MatrixParams, PackedMatrix
 
 
 class Epilogue(IntEnum):
@@ -30,6 +32,35 @@ class Epilogue(IntEnum):
 
 
 declare_enum("matmul/matmul_epilogue.cuh", "EpilogueKind", [*(kind.name for kind in Epilogue), "NUM_EPILOGUES"])
+
+
+class Product(NamedTuple):
+    """Columns of ``out`` [T, ...] from ``column`` on: the ``epilogue`` of ``x`` times ``matrix``.
+
+    ``x`` [T, K] is float16; with a ``norm`` it is float32 and normed first, with ``x_rows`` [T] those of its rows. In a
+    mixture of experts a row of ``x`` may stand for several of ``out``. ``overlaps_previous``: the product neither reads
+    what the kernel launched before it writes, nor writes what that one touches. ``alpha`` and ``limit`` are those of
+    the clamped SwiGLU; else ``alpha`` is the cap of SOFTCAP, or the factor of GEGLU and of what is float32.
+    """
+
+    x: DeviceArray
+    matrix: PackedMatrix
+    out: DeviceArray
+    epilogue: Epilogue
+    column: int = 0
+    norm: DeviceNorm | None = None
+    x_rows: DeviceArray | None = None
+    overlaps_previous: bool = False
+    alpha: float = 1.0
+    limit: float = 0.0
+
+
+class ExpertTiles(NamedTuple):
+    """Tiles of ``size`` rows of one expert each, built on the device."""
+
+    entries: DeviceArray  # [max_tiles, 4] int32
+    num_tiles: DeviceArray  # [1] int32
+    size: int
 
 
 class OutputParams(CudaStruct, source="matmul/matmul"):

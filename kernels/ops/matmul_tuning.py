@@ -13,6 +13,7 @@ from kernels.weights.packed import PackedMatrix, Projection
 
 MAX_SMALL_BATCH = 4  # tokens up to which x is kept in shared memory whole: more take less time in tiles
 MAX_BLOCK_WARPS = 20  # of a block of matmul_gemv* or matmul_small_batch
+MAX_SUMMED_WARPS = 24  # of a block of matmul_gemv_summed
 MAX_NORMED_WIDTH = 4096  # of a row that every block of matmul_gemv_normed norms for itself
 BLOCK_OUTPUTS = 128  # of a block of matmul_tiled_N
 
@@ -67,6 +68,18 @@ def small_batch_shape(
     return SmallBatchShape(num_blocks, at_once, num_warps, ring_at, gpu.spread(shared_bytes, num_blocks))
 
 
+def summed_shape(gpu: GpuSpec, matrix: PackedMatrix, num_used: int) -> SmallBatchShape | None:
+    """Of `matmul_gemv_summed`; None where it would take more than a tile for each SM, or a block more than there is."""
+    num_warps = num_used * matrix.num_partitions
+    sums_bytes = num_used * UNIT_ROWS * ((-(-matrix.num_partitions // 4) | 1) * 4 + 1) * 4 + num_used * 4
+    ring_at = -(-(num_used * matrix.num_chunks * 128 + sums_bytes) // 16) * 16
+    shared_bytes = ring_at + num_warps * matrix.format.ring_units * matrix.format.unit_bytes
+    fits = num_warps <= MAX_SUMMED_WARPS and shared_bytes <= _room_bytes(gpu, matrix)
+    if not fits or matrix.num_tiles > gpu.num_sms:
+        return None
+    return SmallBatchShape(matrix.num_tiles, 1, num_warps, ring_at, shared_bytes)
+
+
 def _room_bytes(gpu: GpuSpec, matrix: PackedMatrix) -> int:
     """Shared memory of a block beside the points of its weights' grid."""
     return gpu.shared_bytes - matrix.format.grid_bytes
@@ -117,8 +130,7 @@ _REDUCE_US, _REDUCED_BYTES_PER_US = 1.5, 4.4e6
 @lru_cache(4096)
 def tile_shape(gpu: GpuSpec, num_rows: int, num_chunks: int, num_partitions: int, num_tokens: int) -> tuple[int, int]:
     """For ``num_rows`` outputs: (tokens of a tile, blocks that its partitions are computed by: 1, or one each)."""
-    smaller = (size for size in SUMMING_SIZES if num_tokens <= size < SHAPES_APART)
-    num_tokens = next(smaller, -(-num_tokens // SHAPES_APART) * SHAPES_APART)
+    num_tokens = _shaped_as(num_tokens)
 
     def estimate(size: int, grid_partitions: int) -> float:
         def round_us(blocks: int) -> float:
@@ -137,6 +149,27 @@ def tile_shape(gpu: GpuSpec, num_rows: int, num_chunks: int, num_partitions: int
     if gpu.has_wgmma:
         shapes.append((LARGEST_SIZE, num_partitions))
     return min(shapes, key=lambda shape: estimate(*shape))
+
+
+@lru_cache(4096)
+def routed_tile_size(num_tokens: int, num_used: int, num_experts: int) -> int:
+    """Tokens of the tiles in which the experts of ``num_tokens`` tokens are multiplied.
+
+    About every second expert has a tile that is not full, beside those that are.
+    """
+    expert_tokens = _shaped_as(num_tokens) * num_used / num_experts
+
+    def estimate(size: int) -> float:
+        blocks = _BLOCKS_PER_SM.get(size, 1)
+        return max(1.0, expert_tokens / size + 0.5) * _CHUNK_US[size] * (1 + _SHARED * (blocks - 1)) / blocks
+
+    return min(SUMMING_SIZES, key=estimate)
+
+
+def _shaped_as(num_tokens: int) -> int:
+    """The number of tokens that has the shapes of ``num_tokens``: see `tokens_of_shapes`."""
+    smaller = (size for size in SUMMING_SIZES if num_tokens <= size < SHAPES_APART)
+    return next(smaller, -(-num_tokens // SHAPES_APART) * SHAPES_APART)
 
 
 class TileRing(NamedTuple):
@@ -181,6 +214,7 @@ def ring_bytes(gpu: GpuSpec, format_: Format, size: int) -> int:
 
 
 declare_constants("matmul/matmul_weights.cuh", MAX_BLOCK_WARPS=MAX_BLOCK_WARPS, MAX_NORMED_WIDTH=MAX_NORMED_WIDTH)
+declare_constants("matmul/matmul_gemv_summed.cuh", MAX_SUMMED_WARPS=MAX_SUMMED_WARPS)
 declare_constants("matmul/matmul_tiled.cu", SUMMING_TOKENS=SUMMING_SIZES[-1])
 declare_traits(
     "matmul/matmul_tiled_hopper.cuh",

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
 from kernels.ops.activation import geglu_rows, swiglu_rows
-from kernels.ops.matmul import ExpertTiles, Product, multiply_routed, multiply_tiled
-from kernels.ops.matmul_params import Epilogue
-from kernels.ops.matmul_tuning import MAX_SMALL_BATCH, SUMMING_SIZES
+from kernels.ops.matmul import multiply_routed, multiply_summed, multiply_tiled
+from kernels.ops.matmul_params import Epilogue, ExpertTiles, Product
+from kernels.ops.matmul_tuning import MAX_SMALL_BATCH, routed_tile_size, summed_shape
 from kernels.ops.norm import NORM_PARTITIONS, DeviceNorm, NormParams, norm_params
 from kernels.runtime.compiler import Variant
 from kernels.runtime.cuda_constants import declare_constants
@@ -19,30 +19,28 @@ from kernels.runtime.launcher import Context
 from kernels.weights.packed import Experts, Router
 from kernels.weights.parameters import Clamp, Geglu
 
-_ROUTE_GROUPS = 4  # of warps in a block of moe_route
-_ROUTE_EXPERTS = 8  # that such a group has at once
-_ROUTE_TOKENS = 8  # of a block of moe_route_many
-_MANY_TOKENS = 1024  # from which on that takes less time
-_PLAN_WARPS = 32  # of the block of moe_plan
+_MANY_TOKENS = 8  # of a block of moe_logits_many
+_EXPERTS_AT_ONCE = 8  # of a block of moe_logits_*, or half of it
 
-declare_constants("moe/moe.cu", ROUTE_EXPERTS=_ROUTE_EXPERTS, ROUTE_TOKENS=_ROUTE_TOKENS, PLAN_WARPS=_PLAN_WARPS)
+declare_constants("moe/moe.cu", MANY_TOKENS=_MANY_TOKENS)
 
 
 class RouteParams(CudaStruct, source="moe/moe"):
-    """What moe_logits and moe_route* are given."""
+    """What moe_logits, moe_logits_* and moe_choose are given."""
 
     x: Pointer  # [num_tokens, width] float32 residual stream
     weight: Pointer  # [num_experts, width] float32 router
     bias: Pointer  # [num_experts] float32
     input_weight: Pointer  # [width] float32, or null: by what `normed` differs from what the router is given
     normed: Pointer  # [num_tokens, width] float16
-    logits: Pointer  # [num_tokens, num_experts] float32; moe_logits
-    experts: Pointer  # [num_tokens, num_used] int32 by rank; moe_route*
-    routing_weights: Pointer  # [num_tokens, num_used] float32: softmax over the chosen; moe_route*
+    logits: Pointer  # [num_tokens, num_experts] float32
+    experts: Pointer  # [num_tokens, num_used] int32 by rank; moe_choose
+    routing_weights: Pointer  # [num_tokens, num_used] float32: softmax over the chosen; moe_choose
     norm: NormParams
     num_tokens: Int32
     num_experts: Int32
     num_used: Int32
+    block_experts: Int32  # moe_logits_*
 
 
 class PlanParams(CudaStruct, source="moe/moe"):
@@ -112,97 +110,126 @@ def norm_moe_residual(
     num_pairs = num_tokens * router.num_used
     normed = context.scratch((num_tokens, width), np.float16)
     activated = context.scratch((num_pairs, experts.down.width), np.float16)
-    results = context.scratch((num_pairs, width), np.float32)
     routing = _route(context, x, norm, router, normed)
     inputs, places, tiles = normed, None, None
-    if routing.logits is None:
+    if not routing.is_small:
         rows, places, tiles = _plan(context, routing.experts, router.weight.shape[0])
         inputs = _gather(context, normed, rows)
 
     def multiply(product: Product, *, is_first: bool = False) -> None:
-        if routing.logits is not None:
+        if routing.is_small:
             multiply_routed(context, product, routing.logits, routing.experts, is_first=is_first)
         else:
             multiply_tiled(context, product, tiles)
 
+    _activate(context, inputs, experts, gating, multiply, activated)
+    shape = summed_shape(context.gpu, experts.down, router.num_used)
+    if num_tokens == 1 and adds and router.output_scales is None and shape is not None:
+        product = Product(activated, experts.down, out, Epilogue.ADD_RESIDUAL)
+        multiply_summed(context, product, routing.logits, router.num_used, shape)
+        return
+    results = context.scratch((num_pairs, width), np.float32)
+    multiply(Product(activated, experts.down, results, Epilogue.STORE_FLOAT))
+    _combine(context, results, routing, places, router.output_scales, adds, out)
+
+
+class _Multiply(Protocol):
+    """How a product of experts is launched."""
+
+    def __call__(self, product: Product, *, is_first: bool = False) -> None:
+        """``is_first``: of those after the router."""
+
+
+def _activate(
+    context: Context,
+    inputs: DeviceArray,
+    experts: Experts,
+    gating: Clamp | Geglu | None,
+    multiply: _Multiply,
+    out: DeviceArray,
+) -> None:
+    """Gates and up projections of ``inputs``, and what activates them, to ``out`` [pairs, F] float16."""
     if experts.gate_up[0].gated:
-        product = Product(inputs, experts.gate_up[0], activated, Epilogue.SWIGLU)
+        product = Product(inputs, experts.gate_up[0], out, Epilogue.SWIGLU)
         if isinstance(gating, Clamp):
             product = product._replace(epilogue=Epilogue.CLAMPED_SWIGLU, alpha=gating.alpha, limit=gating.limit)
         elif gating is not None:
             product = product._replace(epilogue=Epilogue.GEGLU, alpha=gating.scale)
         multiply(product, is_first=True)
+        return
+    gate, up = experts.gate_up
+    both = context.scratch((out.shape[0], 2 * out.shape[1]), np.float16)
+    multiply(Product(inputs, gate, both, Epilogue.STORE_HALF), is_first=True)
+    multiply(Product(inputs, up, both, Epilogue.STORE_HALF, column=gate.num_rows))
+    if isinstance(gating, Geglu):
+        geglu_rows(context, both, gating.scale, out=out)
     else:
-        gate, up = experts.gate_up
-        both = context.scratch((num_pairs, 2 * experts.down.width), np.float16)
-        multiply(Product(inputs, gate, both, Epilogue.STORE_HALF), is_first=True)
-        multiply(Product(inputs, up, both, Epilogue.STORE_HALF, column=gate.num_rows))
-        if isinstance(gating, Geglu):
-            geglu_rows(context, both, gating.scale, out=activated)
-        else:
-            swiglu_rows(context, both, gating, out=activated)
-    multiply(Product(activated, experts.down, results, Epilogue.STORE_FLOAT))
-    _combine(context, results, routing, places, router.output_scales, adds, out)
+        swiglu_rows(context, both, gating, out=out)
 
 
 class _Routing(NamedTuple):
-    """The experts of each token, with their weights; or, where the first product is to choose, logits to do it by."""
+    """The experts of each token, with their weights; or, of few tokens, only the logits to choose them by."""
 
+    logits: DeviceArray  # [T, experts] float32
     experts: DeviceArray  # [T, num_used] int32
-    logits: DeviceArray | None = None  # [T, experts] float32
-    routing_weights: DeviceArray | None = None  # [T, num_used] float32
+    routing_weights: DeviceArray | None  # [T, num_used] float32; None: of few tokens
+
+    @property
+    def is_small(self) -> bool:
+        """Whether the first product chooses the experts."""
+        return self.routing_weights is None
 
 
 def _route(context: Context, x: DeviceArray, norm: DeviceNorm, router: Router, normed: DeviceArray) -> _Routing:
     """``x`` [T, H] normed to ``normed``, and the router on it."""
     num_tokens, width = x.shape
     num_experts, num_used = router.weight.shape[0], router.num_used
-    routing = _Routing(context.scratch((num_tokens, num_used), np.int32))
-    if num_tokens <= MAX_SMALL_BATCH:
-        routing = routing._replace(logits=context.scratch((num_tokens, num_experts), np.float32))
-    else:
-        routing = routing._replace(routing_weights=context.scratch((num_tokens, num_used), np.float32))
+    is_small = num_tokens <= MAX_SMALL_BATCH
+    routing = _Routing(
+        context.scratch((num_tokens, num_experts), np.float32),
+        context.scratch((num_tokens, num_used), np.int32),
+        None if is_small else context.scratch((num_tokens, num_used), np.float32),
+    )
+    blocks = max(1, context.gpu.num_sms // -(-num_tokens // _MANY_TOKENS))  # for the same tokens
+    block_experts = -(-num_experts // blocks // _EXPERTS_AT_ONCE) * _EXPERTS_AT_ONCE
     params = RouteParams(
         x=x.pointer,
         weight=router.weight.pointer,
         bias=router.bias.pointer,
         input_weight=pointer_of(router.input_weight),
         normed=normed.pointer,
-        logits=pointer_of(routing.logits),
+        logits=routing.logits.pointer,
         experts=routing.experts.pointer,
         routing_weights=pointer_of(routing.routing_weights),
         norm=norm_params(norm, width),
         num_tokens=num_tokens,
         num_experts=num_experts,
         num_used=num_used,
+        block_experts=block_experts,
     )
-    if routing.logits is not None:
+    if is_small:
         context.launch("moe/moe", "moe_logits", (num_experts, num_tokens), 32 * NORM_PARTITIONS, params)
     else:
-        _launch_route(context, params, num_tokens, num_experts, width)
+        _launch_many(context, params, routing, width, block_experts)
     return routing
 
 
-def _launch_route(context: Context, params: RouteParams, num_tokens: int, num_experts: int, width: int) -> None:
-    token_bytes = (width + 2 * NORM_PARTITIONS + (NORM_PARTITIONS + 1) * num_experts) * 4
-    kernel, tokens, groups = "moe_route", 1, min(_ROUTE_GROUPS, -(-num_experts // _ROUTE_EXPERTS))
-    if num_tokens >= _MANY_TOKENS and _ROUTE_TOKENS * token_bytes <= context.gpu.shared_bytes:
-        kernel, tokens, groups = "moe_route_many", _ROUTE_TOKENS, 1
-    context.launch(
-        "moe/moe",
-        kernel,
-        -(-num_tokens // tokens),
-        32 * NORM_PARTITIONS * groups,
-        params,
-        shared_bytes=tokens * token_bytes,
-    )
+def _launch_many(context: Context, params: RouteParams, routing: _Routing, width: int, block_experts: int) -> None:
+    num_tokens, num_experts = routing.logits.shape
+    token_bytes = (width + NORM_PARTITIONS * (2 + block_experts)) * 4
+    kernel, tokens = "moe_logits_many", _MANY_TOKENS
+    if tokens * token_bytes > context.gpu.shared_bytes:
+        kernel, tokens = "moe_logits_pairs", 2
+    grid = -(-num_tokens // tokens), -(-num_experts // block_experts)
+    context.launch("moe/moe", kernel, grid, 32 * NORM_PARTITIONS, params, shared_bytes=tokens * token_bytes)
+    context.launch("moe/moe", "moe_choose", -(-num_tokens // 8), 256, params)
 
 
 def _plan(context: Context, chosen: DeviceArray, num_experts: int) -> tuple[DeviceArray, DeviceArray, ExpertTiles]:
     """Pairs sorted by expert: (token of each, place of each unsorted pair, tiles of one expert each)."""
     num_tokens, num_used = chosen.shape
     num_pairs = num_tokens * num_used
-    size = next((size for size in SUMMING_SIZES if num_pairs <= size * num_experts), SUMMING_SIZES[-1])
+    size = routed_tile_size(num_tokens, num_used, num_experts)
     max_tiles = min(num_experts, num_pairs) + num_pairs // size
     rows = context.scratch((num_pairs,), np.int32)
     places = context.scratch((num_pairs,), np.int32)
@@ -219,8 +246,7 @@ def _plan(context: Context, chosen: DeviceArray, num_experts: int) -> tuple[Devi
         num_used=num_used,
         tile_pairs=size,
     )
-    shared_bytes = (_PLAN_WARPS + 2) * (num_experts + 1) * 4
-    context.launch("moe/moe", "moe_plan", 1, 32 * _PLAN_WARPS, params, shared_bytes=shared_bytes)
+    context.launch("moe/moe", "moe_plan", 1, 1024, params, shared_bytes=3 * (num_experts + 1) * 4)
     return rows, places, ExpertTiles(entries, num_tiles, size)
 
 
@@ -246,21 +272,21 @@ def _combine(
 
     The routing weights of up to four tokens come from the logits.
     """
-    (num_tokens, width), num_used, logits = out.shape, routing.experts.shape[1], routing.logits
+    (num_tokens, width), num_used = out.shape, routing.experts.shape[1]
     params = CombineParams(
         results=results.pointer,
         places=pointer_of(places),
         routing_weights=pointer_of(routing.routing_weights),
-        logits=pointer_of(logits),
+        logits=routing.logits.pointer,
         experts=routing.experts.pointer,
         output_scales=pointer_of(output_scales),
         out=out.pointer,
         num_tokens=num_tokens,
-        num_experts=logits.shape[1] if logits is not None else 0,
+        num_experts=routing.logits.shape[1],
         num_used=num_used,
         width=width,
         adds=adds,
     )
-    threads = 256 if logits is None else 64
+    threads = 64 if routing.is_small else 256
     grid = (-(-width // (4 * threads)), num_tokens)
     context.launch("moe/moe", "moe_combine", grid, threads, params, shared_bytes=4 * num_used)

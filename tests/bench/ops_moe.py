@@ -15,8 +15,8 @@ import numpy as np
 
 from kernels.devices.cuda import CudaDevice
 from kernels.devices.open import open_device
-from kernels.ops.matmul import Product, multiply_routed
-from kernels.ops.matmul_params import Epilogue
+from kernels.ops.matmul import multiply_routed
+from kernels.ops.matmul_params import Epilogue, Product
 from kernels.ops.moe import _combine, _plan, _route, norm_moe_residual
 from kernels.ops.norm import norm_rows
 from kernels.runtime.device_array import DeviceArray
@@ -114,7 +114,7 @@ def time_parts(device: CudaDevice, shape: Shape, layers: Layers, x: DeviceArray)
     times["route"] = time_us(device, lambda number: void(_route(context, x, norm, layers.routers[number], normed)))
     norm_rows(context, x, norm, rows=None, out=normed)
     routings = [_route(context, x, norm, router, normed) for router in layers.routers]
-    if routings[0].logits is None:
+    if not routings[0].is_small:
         times["plan"] = time_us(device, lambda number: void(_plan(context, routings[number].experts, shape.experts)))
         return times
     activated = context.scratch((num_pairs, shape.inner), np.float16)
@@ -123,7 +123,6 @@ def time_parts(device: CudaDevice, shape: Shape, layers: Layers, x: DeviceArray)
 
     def product(number: int, *, first: bool) -> None:
         experts, routing = layers.experts[number], routings[number]
-        assert routing.logits is not None
         if first:
             both = Product(normed, experts.gate_up[0], activated, epilogue, alpha=1.702, limit=7.0)
             multiply_routed(context, both, routing.logits, routing.experts, is_first=True)
@@ -133,7 +132,7 @@ def time_parts(device: CudaDevice, shape: Shape, layers: Layers, x: DeviceArray)
 
     times["gate_up"] = time_us(device, lambda number: product(number, first=True))
     times["down"] = time_us(device, lambda number: product(number, first=False))
-    times["sum"] = time_us(device, lambda number: _combine(context, results, routings[number], None, x))
+    times["sum"] = time_us(device, lambda number: _combine(context, results, routings[number], None, None, True, x))
     return times
 
 

@@ -2,9 +2,10 @@
 //   matmul_gemv         one token: x lies in shared memory, a warp has a tile of 16 outputs or a partition of one
 //   matmul_gemv_normed  the same, and the norm before it
 //   matmul_gemv_routed  the same for each token's experts that a router has chosen
+//   matmul_gemv_summed  the same of one token, and the weighted sum of what its experts give
 //   matmul_small_batch  two to four tokens
 //   matmul_reduce       adds the partitions that several blocks of matmul_tiled_N have left
-#include "matmul_gemv.cuh"
+#include "matmul_gemv_summed.cuh"
 #include "matmul_small_batch.cuh"
 
 KERNEL __launch_bounds__(32 * MAX_BLOCK_WARPS) matmul_gemv(const __grid_constant__ SmallBatchParams p) {

@@ -10,11 +10,12 @@ struct RouteParams {
     const float* bias;          // [num_experts]
     const float* input_weight;  // [width], or null: by what `normed` differs from what the router is given
     u16* normed;                // [num_tokens, width]
-    float* logits;              // [num_tokens, num_experts] moe_logits
-    int* experts;               // [num_tokens, num_used] moe_route*: by rank
-    float* routing_weights;     // [num_tokens, num_used] moe_route*: softmax over the chosen
+    float* logits;              // [num_tokens, num_experts]
+    int* experts;               // [num_tokens, num_used] moe_choose: by rank
+    float* routing_weights;     // [num_tokens, num_used] moe_choose: softmax over the chosen
     NormParams norm;
     int num_tokens, num_experts, num_used;
+    int block_experts;  // moe_logits_*: a multiple of 4
 };
 
 DEVICE float add_products(float sum, float4 w, float4 v) {
@@ -61,18 +62,17 @@ DEVICE void for_columns(int partition, int width, Use use) {
     for (int column = (partition * 32 + threadIdx.x % 32) * 4; column < width; column += PARTITION_STEP) use(column);
 }
 
-// This is for more tokens. Warps share a row's columns as a norm's partitions, and groups of NORM_PARTITIONS warps the
-// experts. Rows lie in shared memory, normed; of the router's weights a lane uses what it loads for all TOKENS of the
-// block, and of a row what it loads for EXPERTS experts. Dynamic shared memory: float [TOKENS][width + 2
-// NORM_PARTITIONS + (NORM_PARTITIONS + 1) num_experts].
+// This is for more tokens: TOKENS of them and `block_experts` experts a block, whose warps share a row's columns as a
+// norm's partitions. Rows lie in shared memory, normed; of the router's weights a lane uses what it loads for all
+// TOKENS, and of a row what it loads for EXPERTS experts. Dynamic shared memory: float [TOKENS][width + 2
+// NORM_PARTITIONS + NORM_PARTITIONS block_experts].
 template <int TOKENS, int EXPERTS>
-DEVICE void route(const RouteParams& p) {
+DEVICE void logits_of_many(const RouteParams& p) {
     const int width = p.norm.width, first = blockIdx.x * TOKENS, num_tokens = min(TOKENS, p.num_tokens - first);
-    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, num_warps = blockDim.x / 32;
-    const int partition = warp % NORM_PARTITIONS, group = warp / NORM_PARTITIONS;
+    const int partition = threadIdx.x / 32, lane = threadIdx.x % 32;
+    const int first_expert = blockIdx.y * p.block_experts, num_own = min(p.block_experts, p.num_experts - first_expert);
     float *rows = shared, *norm_sums = rows + TOKENS * width;    // [TOKENS][width], [2][TOKENS][NORM_PARTITIONS]
-    float* partials = norm_sums + 2 * TOKENS * NORM_PARTITIONS;  // [TOKENS][num_experts][NORM_PARTITIONS]
-    float* logits = partials + TOKENS * p.num_experts * NORM_PARTITIONS;  // [TOKENS][num_experts]
+    float* partials = norm_sums + 2 * TOKENS * NORM_PARTITIONS;  // [TOKENS][block_experts][NORM_PARTITIONS]
     auto load = [&](int token, int column) {  // where there are fewer tokens, the last one is done again
         return *(const float4*)(p.x + (i64)(first + min(token, num_tokens - 1)) * width + column);
     };
@@ -92,7 +92,7 @@ DEVICE void route(const RouteParams& p) {
                 sums[t] += (v.x + v.y) + (v.z + v.w);
             }
         });
-        if (group == 0) put_partitions(norm_sums + TOKENS * NORM_PARTITIONS, NORM_PARTITIONS, sums);
+        put_partitions(norm_sums + TOKENS * NORM_PARTITIONS, NORM_PARTITIONS, sums);
         __syncthreads();
 #pragma unroll
         for (int t = 0; t < TOKENS; t++)
@@ -103,29 +103,28 @@ DEVICE void route(const RouteParams& p) {
 #pragma unroll
         for (int t = 0; t < TOKENS; t++) squares[t] = add_squares(squares[t], sum_of(load(t, column), shifts[t]));
     });
-    if (group == 0) put_partitions(norm_sums, NORM_PARTITIONS, squares);
+    put_partitions(norm_sums, NORM_PARTITIONS, squares);
     __syncthreads();
 #pragma unroll
     for (int t = 0; t < TOKENS; t++) factors[t] = norm_factor(p.norm, row_sum(norm_sums + t * NORM_PARTITIONS));
-    if (group == 0)
-        for_columns(partition, width, [&](int column) {
-            const float4 weight = *(const float4*)(p.norm.weight + column);
+    for_columns(partition, width, [&](int column) {
+        const float4 weight = *(const float4*)(p.norm.weight + column);
 #pragma unroll
-            for (int t = 0; t < TOKENS; t++) {
-                const float4 n = scale_quad(p.norm, weight, column, sum_of(load(t, column), shifts[t]), factors[t]);
-                *(float4*)(rows + t * width + column) = n;
-                if (t < num_tokens) store_normed(p, first + t, column, n);
-            }
-        });
-    __syncthreads();
+        for (int t = 0; t < TOKENS; t++) {
+            const float4 n = scale_quad(p.norm, weight, column, sum_of(load(t, column), shifts[t]), factors[t]);
+            *(float4*)(rows + t * width + column) = n;  // read by this lane only
+            if (t < num_tokens && blockIdx.y == 0) store_normed(p, first + t, column, n);
+        }
+    });
 
-    for (int expert = group * EXPERTS; expert < p.num_experts; expert += num_warps / NORM_PARTITIONS * EXPERTS) {
+    for (int own = 0; own < num_own; own += EXPERTS) {
         float sums[EXPERTS][TOKENS] = {};
-        for_columns<TOKENS == 1 ? 1 : 3>(partition, width, [&](int column) {
+        for_columns<3>(partition, width, [&](int column) {
             float4 weights[EXPERTS];
 #pragma unroll
             for (int i = 0; i < EXPERTS; i++)
-                weights[i] = *(const float4*)(p.weight + (i64)min(expert + i, p.num_experts - 1) * width + column);
+                weights[i] =
+                    *(const float4*)(p.weight + (i64)(first_expert + min(own + i, num_own - 1)) * width + column);
 #pragma unroll
             for (int t = 0; t < TOKENS; t++) {
                 const float4 v = *(const float4*)(rows + t * width + column);
@@ -135,33 +134,42 @@ DEVICE void route(const RouteParams& p) {
         });
 #pragma unroll
         for (int i = 0; i < EXPERTS; i++)
-            if (expert + i < p.num_experts)
-                put_partitions(partials + (expert + i) * NORM_PARTITIONS, p.num_experts * NORM_PARTITIONS, sums[i]);
+            if (own + i < num_own)
+                put_partitions(partials + (own + i) * NORM_PARTITIONS, p.block_experts * NORM_PARTITIONS, sums[i]);
     }
     __syncthreads();
-    for (int i = threadIdx.x; i < TOKENS * p.num_experts; i += blockDim.x)
-        logits[i] = row_sum(partials + i * NORM_PARTITIONS) + p.bias[i % p.num_experts];
-    __syncthreads();
-    for (int t = warp; t < num_tokens; t += num_warps) {
-        const float* own_logits = logits + t * p.num_experts;
-        Ranking ranking(own_logits, p.num_experts);
-        int expert = 0;
-        for (int rank = 0; rank < p.num_used; rank++) {
-            const int found = ranking.next();
-            if (lane == rank) expert = found;
-        }
-        const float weight = routing_weight(own_logits[expert], p.num_used);
-        if (lane >= p.num_used) continue;
-        p.experts[(first + t) * p.num_used + lane] = expert;
-        p.routing_weights[(first + t) * p.num_used + lane] = weight;
+    for (int i = threadIdx.x; i < num_tokens * num_own; i += blockDim.x) {
+        const int t = i / num_own, own = i - t * num_own, expert = first_expert + own;
+        p.logits[(i64)(first + t) * p.num_experts + expert] =
+            row_sum(partials + (t * p.block_experts + own) * NORM_PARTITIONS) + p.bias[expert];
     }
 }
 
-KERNEL __launch_bounds__(1024) moe_route(const __grid_constant__ RouteParams p) { route<1, ROUTE_EXPERTS>(p); }
+KERNEL __launch_bounds__(32 * NORM_PARTITIONS, 2) moe_logits_many(const __grid_constant__ RouteParams p) {
+    logits_of_many<MANY_TOKENS, 4>(p);
+}
 
-// This is for many tokens.
-KERNEL __launch_bounds__(32 * NORM_PARTITIONS, 2) moe_route_many(const __grid_constant__ RouteParams p) {
-    route<ROUTE_TOKENS, 4>(p);
+// This is for rows of which shared memory does not hold as many.
+KERNEL __launch_bounds__(32 * NORM_PARTITIONS, 2) moe_logits_pairs(const __grid_constant__ RouteParams p) {
+    logits_of_many<2, 8>(p);
+}
+
+// After moe_logits_many: a warp has a token.
+KERNEL __launch_bounds__(256) moe_choose(const __grid_constant__ RouteParams p) {
+    wait_for_previous();
+    const int token = blockIdx.x * 8 + threadIdx.x / 32, lane = threadIdx.x % 32;
+    if (token >= p.num_tokens) return;
+    const float* logits = p.logits + (i64)token * p.num_experts;
+    Ranking ranking(logits, p.num_experts);
+    int expert = 0;
+    for (int rank = 0; rank < p.num_used; rank++) {
+        const int found = ranking.next();
+        if (lane == rank) expert = found;
+    }
+    const float weight = routing_weight(logits[expert], p.num_used);
+    if (lane >= p.num_used) return;
+    p.experts[(i64)token * p.num_used + lane] = expert;
+    p.routing_weights[(i64)token * p.num_used + lane] = weight;
 }
 
 struct PlanParams {
@@ -173,29 +181,6 @@ struct PlanParams {
     int num_pairs, num_experts, num_used, tile_pairs;
 };
 
-// Calls use(pair, expert, place) for the pairs of this warp's share; places count on from `next_places` [num_experts],
-// which are the warp's own.
-template <typename Use>
-DEVICE void for_share(const PlanParams& p, int* next_places, Use use) {
-    const int share = (p.num_pairs + PLAN_WARPS * 32 - 1) / (PLAN_WARPS * 32) * 32, lane = threadIdx.x % 32;
-    const int first = threadIdx.x / 32 * share, end = min(first + share, p.num_pairs);
-    int next = first + lane < end ? p.experts[first + lane] : -1;  // fetched a round ahead
-    for (int pair = first + lane; pair - lane < end; pair += 32) {
-        const int expert = next;
-        next = pair + 32 < end ? p.experts[pair + 32] : -1;
-        const u32 members = __match_any_sync(ALL_LANES, expert);
-        const int leader = __ffs(members) - 1;
-        int place = 0;
-        if (lane == leader && expert >= 0) {
-            place = next_places[expert];
-            next_places[expert] = place + __popc(members);
-        }
-        place = __shfl_sync(ALL_LANES, place, leader) + __popc(members & ((1u << lane) - 1));
-        if (expert >= 0) use(pair, expert, place);
-        __syncwarp();
-    }
-}
-
 // The sum of `value` over the lanes up to this one.
 DEVICE int sum_up_to_lane(int value) {
 #pragma unroll
@@ -206,46 +191,36 @@ DEVICE int sum_up_to_lane(int value) {
     return value;
 }
 
-// Runs as one block, each warp of which has a share of the pairs, in order.
-// Dynamic shared memory: int [(PLAN_WARPS + 2) * (num_experts + 1)].
-KERNEL __launch_bounds__(32 * PLAN_WARPS) moe_plan(const __grid_constant__ PlanParams p) {
+// Runs as one block. Which of an expert's pairs comes first may differ each time: that changes the place of a pair's
+// row, and no bit of it. Dynamic shared memory: int [3 * (num_experts + 1)].
+KERNEL __launch_bounds__(1024) moe_plan(const __grid_constant__ PlanParams p) {
     wait_for_previous();
     extern __shared__ int starts[];                // [num_experts + 1]
     int* first_tile = starts + p.num_experts + 1;  // [num_experts + 1]
-    int* counts = first_tile + p.num_experts + 1;  // [PLAN_WARPS, num_experts] pairs; then, of the warps before
-    int* own_counts = counts + threadIdx.x / 32 * p.num_experts;
-    for (int i = threadIdx.x; i < PLAN_WARPS * p.num_experts; i += blockDim.x) counts[i] = 0;
+    int* next = first_tile + p.num_experts + 1;    // [num_experts] counts of pairs; then, where the next one goes
+    for (int expert = threadIdx.x; expert < p.num_experts; expert += blockDim.x) next[expert] = 0;
     __syncthreads();
-    for_share(p, own_counts, [](int, int, int) {});
-    __syncthreads();
-    for (int expert = threadIdx.x; expert < p.num_experts; expert += blockDim.x) {
-        int sum = 0;
-        for (int warp = 0; warp < PLAN_WARPS; warp++) {
-            int& count = counts[warp * p.num_experts + expert];
-            const int before = sum;
-            sum += count, count = before;
-        }
-        starts[expert] = sum;
-    }
+    for (int pair = threadIdx.x; pair < p.num_pairs; pair += blockDim.x) atomicAdd(next + p.experts[pair], 1);
     __syncthreads();
     if (threadIdx.x < 32) {
         int pairs = 0, tiles = 0;  // of the experts before
         for (int first = 0; first <= p.num_experts; first += 32) {
-            const int expert = first + threadIdx.x, count = expert < p.num_experts ? starts[expert] : 0;
+            const int expert = first + threadIdx.x, count = expert < p.num_experts ? next[expert] : 0;
             const int own_tiles = (count + p.tile_pairs - 1) / p.tile_pairs;
             const int end = pairs + sum_up_to_lane(count), end_tile = tiles + sum_up_to_lane(own_tiles);
             if (expert <= p.num_experts) starts[expert] = end - count, first_tile[expert] = end_tile - own_tiles;
+            if (expert < p.num_experts) next[expert] = end - count;
             pairs = __shfl_sync(ALL_LANES, end, 31), tiles = __shfl_sync(ALL_LANES, end_tile, 31);
         }
         if (threadIdx.x == 0) *p.num_tiles = tiles;
     }
     __syncthreads();
-    for_share(p, own_counts, [&](int pair, int expert, int place) {
-        place += starts[expert];
+    for (int pair = threadIdx.x; pair < p.num_pairs; pair += blockDim.x) {
+        const int place = atomicAdd(next + p.experts[pair], 1);
         p.rows[place] = pair / p.num_used;
         p.places[pair] = place;
-    });
-    for (int expert = threadIdx.x / 32; expert < p.num_experts; expert += PLAN_WARPS)
+    }
+    for (int expert = threadIdx.x / 32; expert < p.num_experts; expert += blockDim.x / 32)
         for (int i = threadIdx.x % 32; i < first_tile[expert + 1] - first_tile[expert]; i += 32) {
             const int first = starts[expert] + i * p.tile_pairs;
             p.tiles[first_tile[expert] + i] =

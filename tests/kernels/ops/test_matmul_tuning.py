@@ -10,7 +10,16 @@ import numpy as np
 import pytest
 
 from kernels.ops.matmul import linear, norm_linear
-from kernels.ops.matmul_tuning import LARGEST_SIZE, MAX_BLOCK_WARPS, SHAPES_APART, SUMMING_SIZES, ring_bytes, tile_shape
+from kernels.ops.matmul_tuning import (
+    LARGEST_SIZE,
+    MAX_BLOCK_WARPS,
+    SHAPES_APART,
+    SUMMING_SIZES,
+    ring_bytes,
+    routed_tile_size,
+    summed_shape,
+    tile_shape,
+)
 from kernels.runtime import driver
 from kernels.runtime.compiler import SOURCE_DIRECTORY, read_source
 from kernels.runtime.device_array import DeviceArray
@@ -121,3 +130,22 @@ def test_partitions_are_whole_units_and_none_is_empty() -> None:
             for num_experts in (1, 32):
                 weights = replace(matrix(name, num_rows, width), num_experts=num_experts)
                 assert 1 <= weights.num_partitions <= min(MAX_BLOCK_WARPS, weights.num_units)
+
+
+def test_the_tiles_of_experts_hold_what_most_of_them_have() -> None:
+    sizes = {tokens: routed_tile_size(tokens, 8, 128) for tokens in (5, 64, 256, 512, 2048, 8192)}
+    assert sizes == {5: 16, 64: 16, 256: 32, 512: 64, 2048: 128, 8192: 128}
+
+
+def test_the_tiles_of_experts_change_their_size_only_where_memory_is_planned() -> None:
+    changes = [n for n in range(6, 3000) if routed_tile_size(n, 8, 128) != routed_tile_size(n - 1, 8, 128)]
+    assert changes and all((n - 1) % SHAPES_APART == 0 for n in changes)
+
+
+def test_experts_are_summed_in_one_kernel_where_every_tile_has_an_sm() -> None:
+    down = replace(matrix("Q6_K", 2048, 768), num_experts=128)
+    shape = summed_shape(H100, down, 8)
+    assert shape is not None and (shape.num_blocks, shape.num_warps) == (128, 8 * down.num_partitions)
+    assert shape.ring_at % 16 == 0 and shape.shared_bytes <= H100.shared_bytes
+    assert summed_shape(SMALL, down, 8) is None  # more tiles than SMs
+    assert summed_shape(H100, down, 30) is None  # more warps than a block may have
