@@ -33,6 +33,8 @@ class Architecture:
     """Expressions for the names of tensors that files may hold and that the forward pass has no use for."""
     layers: LayerPattern = EQUAL_LAYERS
     """How layers differ from each other."""
+    softcaps: tuple[float, float] = (0.0, 0.0)
+    """Soft caps of scores and of logits, where the file does not say."""
     sliding_rope_base: float | None = None
     """Base of the rotation in layers with a window, where the file does not say; None: there is one for all layers."""
 
@@ -159,8 +161,8 @@ def read_config(gguf: GGUFFile, name: str, architectures: Mapping[str, Architect
         num_experts_used=keys.integer("expert_used_count", 1, num_experts) if num_experts else 0,
         rope=rope,
         sliding_rope=_sliding_rope(keys, architecture, rope, layers),
-        attention_softcap=_factor(keys, "attn_logit_softcapping"),
-        logit_softcap=_factor(keys, "final_logit_softcapping"),
+        attention_softcap=_factor(keys, "attn_logit_softcapping", architecture.softcaps[0]),
+        logit_softcap=_factor(keys, "final_logit_softcapping", architecture.softcaps[1]),
         scales=_scales(keys, architecture.keys),
         layer_embedding=keys.integer("embedding_length_per_layer_input", 0, MAX_WIDTH, 0),
         layers=layers,
@@ -255,10 +257,10 @@ def _rope(gguf: GGUFFile, keys: MetadataKeys, head_dim: int, context_length: int
     )
 
 
-def _factor(keys: MetadataKeys, key: str) -> float:
+def _factor(keys: MetadataKeys, key: str, default: float = 0.0) -> float:
     """By what a context is extended, or a soft cap; 0, which some programs write, for none."""
-    factor = keys.number(key, 0, 1e6, 0.0)
-    return keys.number(key, 1e-6, 1e6) if factor else 0.0
+    factor = keys.number(key, 0, 1e6, default)
+    return keys.number(key, 1e-6, 1e6, default) if factor else 0.0
 
 
 def _optional(keys: MetadataKeys, key: str) -> float | None:

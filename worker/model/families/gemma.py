@@ -2,8 +2,7 @@
 
 The embedding is scaled by sqrt(hidden) and is also the output head. Gemma 2 has soft caps on scores and logits, Gemma 3
 norms of heads and two rotations; Gemma 4 also has norms of values, longer heads in layers without a window, values made
-of keys there, and a scale of each layer's output. Formulas as in Hugging Face's ``modeling_gemma2``,
-``modeling_gemma3`` and ``modeling_gemma4``.
+of keys there, and a scale of each layer's output. Formulas as in Hugging Face's ``modeling_gemma2`` to ``_gemma4``.
 
 In real models the residual stream and what is added to it before its norm exceed what float16 can hold: both are
 float32 on every device. What a GPU keeps in float16 without a norm before it is the output of GeGLU and, where layers
@@ -48,7 +47,8 @@ class GemmaArchitecture(Architecture):
 ARCHITECTURES: Mapping[str, GemmaArchitecture] = {
     "gemma2": GemmaArchitecture(
         keys=frozenset({"attn_logit_softcapping", "final_logit_softcapping"}),
-        layers=LayerPattern(full_interval=2, default_window=4096),
+        layers=LayerPattern(full_interval=2, default_window=4096),  # as the first files had no keys for these
+        softcaps=(50.0, 30.0),
         has_head_norms=False,
         wide_scale_layers=46,
     ),

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from kernels.devices.open import open_device
+from tests.bench.make_model import write_model
 from tests.models.files import SMALL
+from tests.models.gemma_specs import gemma2_q8_0
+from tests.models.make_models import blocks
 from worker.commands.logits import compute_logits
 from worker.model.families.gemma import HALF_SCALE
 from worker.model.gguf import open_gguf
@@ -58,3 +62,13 @@ def test_the_scale_of_geglu_keeps_what_real_files_have_within_float16() -> None:
         return float(np.abs(normed(held @ down) - normed(exact)).max())
 
     assert error(HALF_SCALE) < 1e-3 < 0.1 < error(1.0)
+
+
+def test_the_first_files_of_gemma2_have_no_keys_for_window_and_soft_caps(tmp_path: Path) -> None:
+    spec = gemma2_q8_0()
+    left_out = ("attention.sliding_window", "attn_logit_softcapping", "final_logit_softcapping")
+    keys = {key: value for key, value in spec.keys.items() if key not in left_out}
+    write_model(replace(spec, keys=keys), tmp_path / "model.gguf", make_blocks=blocks)
+    config = read_model_config(open_gguf(tmp_path / "model.gguf"))
+    assert (config.attention_softcap, config.logit_softcap) == (50.0, 30.0)
+    assert [layer.window for layer in config.layers] == [4096, 0]
