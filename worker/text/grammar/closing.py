@@ -31,6 +31,7 @@ MOST_ENDED = 3
 _FIRST = b'}]":,0n'
 _SPACE = b" \t\n\r"
 _ENDS = frozenset(b'}]":,')
+_OPENS = frozenset([b"{", b"[", b'"'])
 _JOINTS = frozenset(b"@.-:/")
 """What addresses, dates and the like have between their parts."""
 
@@ -59,6 +60,7 @@ class Alphabet:
         self._bytes, self._bits = self.ids >> 3, (self.ids & 7).astype(np.uint8)
         self.quote_id, self.zero_id = by_byte.get(ord('"'), -1), by_byte.get(ord("0"), -1)
         self.control_ids = frozenset(control)
+        self.end_id = min(tokenizer.end_ids)
         self.end_ids = self.control_ids.union(by_byte[byte] for byte in _ENDS if byte in by_byte)
         self.joint_ids = {by_byte[byte] for byte in _JOINTS if byte in by_byte}
 
@@ -93,15 +95,27 @@ class Closing:
                 return found
         return None
 
-    def renewed(self, matcher: LLMatcher, earlier: Sequence[int]) -> list[int] | None:
+    def renewed(self, matcher: LLMatcher, earlier: tuple[int, ...], whole: tuple[int, ...] = ()) -> list[int] | None:
         """A closing made of one that was found some tokens ago, None if that cannot be told in a moment.
 
-        What has begun since is ended first: half a character, an escape, a name. The matcher is as it was afterwards.
+        Or of a ``whole`` document, where a value has begun that is in it, too. What has begun since is ended first:
+        half a character, an escape, a name. The matcher is as it was afterwards.
         """
+        alphabet = self._alphabet
+        passed = range(min(MOST_PASSED, len(earlier) - 1), -1, -1)
+        in_string = earlier[:1] == (alphabet.quote_id,)  # where all of it is tried first
+        found = self._ended(matcher, earlier, (0, *passed) if in_string else passed)
+        if found is None and whole:
+            opens = [at for at, token_id in enumerate(whole) if alphabet.tokenizer.token_bytes(token_id)[:1] in _OPENS]
+            found = self._ended(matcher, whole, opens[::-1])
+        return found
+
+    def _ended(self, matcher: LLMatcher, closing: tuple[int, ...], starts: Sequence[int]) -> list[int] | None:
+        """What ends what has begun, and then a closing from one of ``starts`` on; the first one that is found."""
         path: list[int] = []
         found = None
         for _ in range(MOST_ENDED + 1):
-            found = self._end_of(matcher, earlier)
+            found = [] if matcher.is_accepting() else self._end_of(matcher, closing, starts)
             if found is not None:
                 break
             step = matcher.compute_ff_tokens() or self._ranked(matcher, path[-1:])[:1]
@@ -110,18 +124,14 @@ class Closing:
         matcher.rollback(len(path))
         return None if found is None else path + found
 
-    def _end_of(self, matcher: LLMatcher, closing: Sequence[int]) -> list[int] | None:
-        """The shortest end of a closing with which the document is whole from here."""
-        if matcher.is_accepting():
-            return []
-        for start in range(min(MOST_PASSED, len(closing) - 1), -1, -1):
-            end = list(closing[start:])
+    def _end_of(self, matcher: LLMatcher, closing: tuple[int, ...], starts: Sequence[int]) -> list[int] | None:
+        for start in starts:
+            end = [
+                *closing[start:],
+                self._alphabet.end_id,
+            ]  # which may come where the document is whole, and only there
             if matcher.validate_tokens(end) == len(end):
-                matcher.consume_tokens(end)
-                is_whole = matcher.is_accepting()
-                matcher.rollback(len(end))
-                if is_whole:
-                    return end
+                return end[:-1]
         return None
 
     def _search(self, matcher: LLMatcher, limit: int, *, varied: bool = False) -> list[int] | None:

@@ -44,6 +44,7 @@ class TokenMatcher:
         self._matcher = matcher
         self._rule = rule
         self._plan: tuple[int, ...] | None = None  # a closing from here, if one was looked for
+        self._shortest: tuple[int, ...] = ()  # a whole document
         self._earlier: tuple[int, ...] = ()  # the last one that there was, from where the answer was then
         self._bound = math.inf  # of the tokens that the shortest one takes
 
@@ -51,6 +52,7 @@ class TokenMatcher:
         """The same state, which then goes its own way."""
         other = TokenMatcher(self._matcher.deep_copy(), self._rule)
         other._plan, other._earlier, other._bound = self._plan, self._earlier, self._bound
+        other._shortest = self._shortest
         return other
 
     @property
@@ -59,9 +61,15 @@ class TokenMatcher:
         return bool(self._matcher.is_stopped())
 
     def min_tokens(self) -> int | None:
-        """With how many tokens the document can be closed from here; None where no closing was found, or is wanted."""
-        plan = self._rule.closing.search(self._matcher) if self._rule else None
-        return None if plan is None else len(plan)
+        """With how many tokens the document can be closed from here; None where no closing was found, or is wanted.
+
+        A compiler asks before the first token: parts of that document then close others that have begun alike.
+        """
+        found = self._rule.closing.search(self._matcher) if self._rule else None
+        if found is None:
+            return None
+        self._shortest = tuple(found)
+        return len(found)
 
     def write_mask(self, mask: memoryview, num_left: int) -> None:
         """Set the bits of the tokens that may come next, in uint32 words; ``num_left`` may be drawn, this one included.
@@ -113,7 +121,7 @@ class TokenMatcher:
         """A closing from here. None where there is room for any, or none was found."""
         if self._rule is not None and self._plan is None and not self._is_ample(num_left):
             closing = self._rule.closing
-            found = closing.renewed(self._matcher, self._earlier)
+            found = closing.renewed(self._matcher, self._earlier, self._shortest)
             if found is None or len(found) >= num_left:  # a new one may be shorter
                 other = closing.search(self._matcher, num_left)
                 found = found if other is None else other

@@ -108,6 +108,18 @@ def test_an_earlier_closing_is_renewed_where_that_is_told_in_a_moment(
     assert earlier
     assert matcher.consume_tokens(tokenizer.encode(then, add_special=False))
     before = matcher.compute_bitmask()
-    renewed = closing.renewed(matcher, earlier)
+    renewed = closing.renewed(matcher, tuple(earlier))
     assert (None if renewed is None else tokenizer.decode(renewed)) == left
     assert matcher.compute_bitmask() == before
+
+
+def test_a_value_that_is_in_a_whole_document_closes_one_that_begins_anew() -> None:
+    tokenizer = tokenizer_of(BYTE_LEVEL)
+    grammar = grammar_text("json_schema", {**PAIRS, "minItems": 2})
+    matcher = LLMatcher(compiler_of(BYTE_LEVEL)._tokens, grammar)
+    closing = Closing(Alphabet(tokenizer), required_names(PAIRS))
+    whole = tuple(closing.search(matcher) or ())
+    assert tokenizer.decode(whole) == '[{"a":0,"b":0},{"a":0,"b":0}]'
+    assert matcher.consume_tokens(tokenizer.encode('[{"a": 1, "b": 2}, {"a": 3, "b": 4}, ', add_special=False))
+    assert closing.renewed(matcher, ()) is None
+    assert tokenizer.decode(closing.renewed(matcher, (), whole) or ()) == '{"a":0,"b":0}]'
