@@ -3,7 +3,7 @@
 A tensor's rows are cut into blocks of `block_elements` numbers, each stored in `block_bytes` bytes; a row always holds
 whole blocks. Names, numbers and layouts are ggml's (``ggml.h``: ``enum ggml_type``, ``ggml-common.h``: ``block_*``).
 In device memory a matrix is cut into units of 16 rows by one or four chunks of 64 columns, whose numbers lie in planes
-that `kernels/cuda/common/dequant.cuh` describes. There a row of the table is ``FormatTraits<NAME>``.
+that `kernels/cuda/common/layout.cuh` describes. There a row of the table is ``FormatTraits<NAME>``.
 """
 
 from __future__ import annotations
@@ -247,7 +247,7 @@ def _grid_traits(grid: Grid) -> dict[str, int]:
     }
 
 
-_HEADER = "common/dequant.cuh"
+_HEADER = "common/layout.cuh"
 declare_enum(_HEADER, "Format", FORMATS)
 declare_enum(_HEADER, "Codes", [codes.name for codes in Codes])
 declare_enum(_HEADER, "Scaling", [scaling.name for scaling in Scaling])

@@ -1,4 +1,4 @@
-"""Matrices in device memory, in the layout that the kernels read (`kernels/cuda/common/dequant.cuh` describes it).
+"""Matrices in device memory, in the layout that the kernels read (`kernels/cuda/common/layout.cuh` describes it).
 
 Still quantised, and lossless: the same numbers as in the file in another order. Codes take what they take in the file;
 scales of 4 or 6 bits may take up to 8, 7 stored signs take 8 bits, rows are padded to multiples of 64 and columns to

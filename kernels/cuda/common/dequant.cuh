@@ -1,128 +1,7 @@
-// Weights in their packed layout -> float16 fragments of the tensor core's A operand.
-//
-// A matrix [rows, k] is cut into units of 16 rows x UNIT_K columns (64; 256 for the K formats, whose super-blocks are
-// that wide), in the order [64-row block][unit of k][4 units of 16 rows]. A unit holds exactly the numbers of the file,
-// in planes aligned to 16 bytes. Lane 4g + t of a warp owns rows g and g + 8 of a unit and, in step s of 16 columns of
-// a 64-column chunk, the columns 16s + 8j + 2t + e (j, e in 0, 1): the places of a 16 x 16 fragment. Its codes lie so
-// that one mask yields two of them 16 bits apart: pair q = 2s + j of a row, e the half. Indices of points are shared by
-// the four lanes of a row, and so are scales.
-//
-// `FormatTraits` and its enumerations are made of the table in `kernels/weights/formats.py`. Here is how bits become
-// numbers.
+// Weights in their packed layout -> float16 fragments of the tensor core's A operand: how bits become numbers.
 #pragma once
-#include "common.cuh"
+#include "layout.cuh"
 #include "grid.cuh"
-
-// Where a unit has what, and how it is to be read.
-template <int F>
-struct Layout : FormatTraits<F> {
-    using T = FormatTraits<F>;
-    static constexpr bool has_grid = T::codes == GRID;
-    static constexpr u32 low_mask = (1ull << T::low_bits) - 1;
-    static constexpr bool is_k = T::chunks > 1;  // 64-column chunks of a unit
-    // Codes of a chunk lie in planes of 16 bytes for each lane (each row pair g, of points) and one of `rest_words`.
-    static constexpr int code_owners = has_grid ? 8 : 32, code_words = T::code_bytes / 4 / code_owners;
-    static constexpr int code_planes = code_words / 4, rest_words = code_words % 4;
-    static constexpr int rest_at = code_planes * code_owners * 16;
-    DEVICE static int code_owner(int lane) { return has_grid ? lane >> 2 : lane; }
-    static constexpr int high_at = T::chunks * T::code_bytes;
-    static constexpr int scale_at = high_at + T::chunks * T::high_bytes;
-    static constexpr int super_at = scale_at + T::chunks * T::scale_bytes;
-    static_assert(T::unit_bytes == super_at + T::super_bytes, "planes: codes, high bits, scales; super-scales");
-};
-
-// One matrix [num_rows, width], or as many as there are experts, and how a product on it is cut. The order of the
-// fields is one with which matmul_gemv_normed needs few registers.
-struct MatrixParams {
-    int num_partitions;
-    u32 partition_reciprocal;  // ceil(2^RECIPROCAL_BITS / num_partitions): dividing takes many instructions
-    int num_rows;              // outputs
-    int width;                 // inputs
-    int num_chunks;            // of 64 columns, the last one padded with zeros
-    int num_units;             // of k
-    i64 expert_bytes;
-    u8* packed;         // [num_experts, expert_bytes]
-    int* base;          // [num_experts, num_rows] EXPONENT: largest exponent of each row
-    const float* bias;  // [num_experts, num_rows], in the order of the packed rows; may be null
-};
-
-// Where chunk `chunk` of the 16-row tile `tile` begins: its unit, for a matrix of `num_units` units of k in a row.
-template <int F>
-DEVICE const u8* unit_address(const u8* matrix, int tile, int chunk, int num_units) {
-    i64 unit = ((i64)(tile >> 2) * num_units + chunk / Layout<F>::chunks) * 4 + (tile & 3);
-    return matrix + unit * Layout<F>::unit_bytes;
-}
-
-// What a lane needs of one chunk, as loaded: two rows x 16 columns.
-template <int F>
-struct Raw {
-    using L = Layout<F>;
-    u32 code[L::code_words];
-    u32 high[2];
-    u32 scale[4];
-    u32 super[2];
-
-    // Numbers that are not scaled, from global memory.
-    DEVICE void load(const u8* unit, int lane) {
-#pragma unroll
-        for (int plane = 0; plane < L::code_planes; plane++) {
-            uint4 v = load_streaming((const uint4*)(unit + plane * 512 + lane * 16));
-            code[4 * plane] = v.x, code[4 * plane + 1] = v.y, code[4 * plane + 2] = v.z, code[4 * plane + 3] = v.w;
-        }
-    }
-    // Loads from a unit in shared memory; `sub`: which of its chunks.
-    DEVICE void load_shared(u32 unit, int sub, int lane) {
-        const int g = lane >> 2, owner = L::code_owner(lane);
-        const u32 codes = unit + sub * L::code_bytes;
-#pragma unroll
-        for (int plane = 0; plane < L::code_planes; plane++)
-            load_words<4>(code + 4 * plane, codes + (plane * L::code_owners + owner) * 16);
-        if constexpr (L::rest_words)
-            load_words<L::rest_words>(code + 4 * L::code_planes, codes + L::rest_at + owner * (4 * L::rest_words));
-        if constexpr (L::high_bytes)
-            load_words<L::high_bytes / 128>(high,
-                                            unit + L::high_at + sub * L::high_bytes + lane * (L::high_bytes / 32));
-        if constexpr (L::scale_bytes)
-            load_words<L::scale_bytes / 32>(scale,
-                                            unit + L::scale_at + sub * L::scale_bytes + g * (L::scale_bytes / 8));
-        if constexpr (L::super_bytes)
-            load_words<L::super_bytes / 32>(super, unit + L::super_at + g * (L::super_bytes / 8));
-    }
-};
-
-// The same in another way through shared memory: each lane copies, ahead of time, what it will read itself, so that a
-// warp needs no barrier. A stage of `bytes` a warp holds a chunk: planes of the lanes' words, the widest first.
-template <int F>
-struct Staged {
-    using L = Layout<F>;
-    static constexpr int rest = 4 * L::rest_words, scale = L::scale_bytes / 8, high = L::high_bytes / 32,
-                         super = L::super_bytes / 8;  // bytes of a lane
-    static constexpr int rest_at = 512 * L::code_planes, scale_at = rest_at + 32 * rest,
-                         high_at = scale_at + 32 * scale, super_at = high_at + 32 * high, bytes = super_at + 32 * super;
-
-    DEVICE static void copy(u32 stage, const u8* unit, int sub, int lane) {  // `sub`: which of the unit's chunks
-        const int g = lane >> 2, owner = L::code_owner(lane);
-        const u8* codes = unit + sub * L::code_bytes;
-#pragma unroll
-        for (int plane = 0; plane < L::code_planes; plane++)
-            copy_words<16>(stage + plane * 512 + lane * 16, codes + (plane * L::code_owners + owner) * 16);
-        if constexpr (rest) copy_words<rest>(stage + rest_at + lane * rest, codes + L::rest_at + owner * rest);
-        if constexpr (scale)
-            copy_words<scale>(stage + scale_at + lane * scale, unit + L::scale_at + sub * L::scale_bytes + g * scale);
-        if constexpr (high)
-            copy_words<high>(stage + high_at + lane * high, unit + L::high_at + sub * L::high_bytes + lane * high);
-        if constexpr (super) copy_words<super>(stage + super_at + lane * super, unit + L::super_at + g * super);
-    }
-    DEVICE static void load(Raw<F>& raw, u32 stage, int lane) {
-#pragma unroll
-        for (int plane = 0; plane < L::code_planes; plane++)
-            load_words<4>(raw.code + 4 * plane, stage + plane * 512 + lane * 16);
-        if constexpr (rest) load_words<rest / 4>(raw.code + 4 * L::code_planes, stage + rest_at + lane * rest);
-        if constexpr (scale) load_words<scale / 4>(raw.scale, stage + scale_at + lane * scale);
-        if constexpr (high) load_words<high / 4>(raw.high, stage + high_at + lane * high);
-        if constexpr (super) load_words<super / 4>(raw.super, stage + super_at + lane * super);
-    }
-};
 
 // MXFP4's powers of two have a wider range than float16: a row is computed relative to its largest exponent, and its
 // results are multiplied by 2^(exponent - 127) in the end. `base` are the largest exponents of the lane's two rows.
@@ -259,6 +138,22 @@ DEVICE u32 low_of(u32 word, int q, int e) {
     return word >> low_place<F>(q, e) & Layout<F>::low_mask;
 }
 
+// Codes of 3 bits: those of five pairs lie whole in the halves of the row's word, the others in the bytes of its high
+// bits, but for the last one's top bit: that is bit 15 of the half.
+DEVICE constexpr int three_bits_at(int q) { return 3 * (q % 5); }
+DEVICE void place_three_bits(u32& word, u32& bytes, u32 code, int q, int e) {
+    if (q < 5)
+        word |= code << (three_bits_at(q) + 16 * e);
+    else
+        bytes |= (code & (q < 7 ? 7 : 3)) << (three_bits_at(q) + 8 * e);
+    if (q == 7) word |= code >> 2 << (15 + 16 * e);
+}
+DEVICE u32 three_bits_of(u32 word, u32 bytes, int q, int e) {
+    if (q < 5) return word >> (three_bits_at(q) + 16 * e) & 7;
+    if (q < 7) return bytes >> (three_bits_at(q) + 8 * e) & 7;
+    return (bytes >> (three_bits_at(q) + 8 * e) & 3) | (word >> (15 + 16 * e) & 1) << 2;
+}
+
 // What a code of up to 8 bits stands for, before its scale; E2M1: doubled.
 template <int F>
 DEVICE int number_of(u32 code) {
@@ -276,7 +171,6 @@ template <int F>
 DEVICE constexpr int high_place(int q) {
     using L = Layout<F>;
     if (L::has_grid) return q;                                                // signs
-    if (L::low_bits == 2) return 2 * (q & 3) + q / 4;                         // one bit
     if (L::code_bits == 6) return q / 4 * 8 + (q / 2 & 1) * 2 + 4 * (q & 1);  // two
     return q / 2 + 4 * (q & 1);                                               // one
 }
@@ -355,7 +249,21 @@ DEVICE u32 pair_of(const Raw<F>& raw, const Scales<F>& scales, int row, int q) {
         if ((q & 3) == 3) value = (word << 2 & 0x80008000u) | (word << 9 & 0x0E000E00u);
         return half2_multiply(value, scale);
     }
-    // Integers of 2 to 6 bits: the low ones within the low byte of a half, high ones put above them, 1024 in front.
+    if constexpr (L::code_bits == 3) {  // see `three_bits_at`
+        const u32 word = raw.code[row], bytes = __byte_perm(raw.high[0], 0, row ? 0x4342 : 0x4140);
+        const int at = q < 3 ? 3 * q : q < 5 ? 3 * q - 9 : 3 * q - 15;
+        u32 integer = and_or(q < 3   ? word
+                             : q < 5 ? word >> 9
+                                     : bytes,
+                             (q == 7 ? 0x00030003u : 0x00070007u) << at, HALF2_1024);
+        if (q == 7) integer |= word >> 7 & 0x01000100u;
+        const u32 value = at == 0   ? integers_of<0, L::zero>(integer)
+                          : at == 3 ? integers_of<3, L::zero>(integer)
+                                    : integers_of<6, L::zero>(integer);
+        return half2_multiply(value, scale);
+    }
+    // Integers of 2 and of 4 to 6 bits: the low ones within the low byte of a half, high ones put above them, 1024 in
+    // front.
     constexpr int places = 8 / L::low_bits;   // of a byte
     const int at = q % places * L::low_bits;  // the integer comes out times 2^at
     u32 word = raw.code[L::low_bits == 2 ? row : 2 * row + (q >> 2)];

@@ -1,4 +1,4 @@
-// Rows of GGUF blocks, as in the file, -> the packed layout of dequant.cuh, losslessly; and single numbers back.
+// Rows of GGUF blocks, as in the file, -> the packed layout (layout.cuh), losslessly; and single numbers back.
 //   repack_rows   one SOURCE format to one FORMAT; a thread moves the 16 numbers of a row that a fragment's lane holds
 //   unpack_rows   rows of a packed matrix in float32: embeddings, and tests
 #include "grid_blocks.cuh"
@@ -117,6 +117,10 @@ DEVICE void store_codes(u8* codes, u8* high, int lane, int half, const u32 (&cod
             if constexpr (L::code_bits == 32) words[2 * q + e] = c;
             if constexpr (L::code_bits == 16) words[q] |= c << (16 * e);
             if constexpr (L::code_bits == 8) words[q >> 1] |= c << (16 * (q & 1) + 8 * e);
+            if constexpr (L::code_bits == 3) {
+                place_three_bits(words[0], bits, c, q, e);
+                continue;
+            }
             if constexpr (L::code_bits < 8) words[low_word<F>(q)] |= place_low<F>(c, q, e);
             if constexpr (L::high_bytes == 128) bits |= (c >> L::low_bits) << (high_place<F>(q) + 8 * e);
             if constexpr (L::high_bytes == 256) bits |= (c >> L::low_bits) << (high_place<F>(q) + 16 * e);
@@ -275,17 +279,17 @@ DEVICE float packed_element(const u8* matrix, int row, int k, int num_units) {
     const u8* supers = unit + L::super_at;
     const int group = q >> 2, at = 2 * group + half;
     u32 code;
-    if constexpr (L::code_bits == 8)
+    const u8* highs = unit + L::high_at + sub * L::high_bytes;
+    if constexpr (L::code_bits == 3)
+        code = three_bits_of(word(half), *(const u16*)(highs + lane * 4 + half * 2), q, e);
+    else if constexpr (L::code_bits == 8)
         code = word(4 * half + (q >> 1)) >> (16 * (q & 1) + 8 * e) & 255;
     else
         code = low_of<F>(word(L::code_words / 2 * half + low_word<F>(q)), q, e);
-    if constexpr (L::high_bytes == 128)
-        code |= (*(const u16*)(unit + L::high_at + sub * 128 + lane * 4 + half * 2) >> (high_place<F>(q) + 8 * e) & 1)
-                << L::low_bits;
-    if constexpr (L::high_bytes == 256) {
-        const u32 high = *(const u32*)(unit + L::high_at + sub * 256 + lane * 8 + half * 4);
-        code |= (high >> (high_place<F>(q) + 16 * e) & 3) << 4;
-    }
+    if constexpr (L::code_bits == 5)
+        code |= (*(const u16*)(highs + lane * 4 + half * 2) >> (high_place<F>(q) + 8 * e) & 1) << 4;
+    if constexpr (L::code_bits == 6)
+        code |= (*(const u32*)(highs + lane * 8 + half * 4) >> (high_place<F>(q) + 16 * e) & 3) << 4;
     const float number = number_of<F>(code);
     if constexpr (L::scaling == SCALE) return number * from_half(((const u16*)scales)[g * 4 + at]);
     if constexpr (L::scaling == SCALE_MIN) {
