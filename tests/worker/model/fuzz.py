@@ -146,7 +146,7 @@ def damage(seed: Seed, rng: np.random.Generator) -> bytes:
     """The file with one to three random changes."""
     data = bytearray(seed.data)
     for _ in range(rng.integers(1, 4)):
-        at = _place(seed, rng)
+        at = min(_place(seed, rng), len(data) - 1)
         match rng.integers(6):
             case 0:
                 data[at] = rng.integers(256)
