@@ -118,7 +118,7 @@ def prometheus(shared_redis: RedisServer, tmp_path_factory: pytest.TempPathFacto
     metrics_port, port = _free_port(), _free_port()
     config = yaml.safe_load((DEPLOY / "prometheus" / "prometheus.yml").read_text())
     config["global"] = {"scrape_interval": "1s", "evaluation_interval": "1s"}
-    del config["rule_files"], config["scrape_configs"][0]["dns_sd_configs"]
+    del config["rule_files"], config["scrape_configs"][1:], config["scrape_configs"][0]["dns_sd_configs"]
     config["scrape_configs"][0]["static_configs"] = [{"targets": [f"127.0.0.2:{metrics_port}"]}]
     (folder / "prometheus.yml").write_text(yaml.safe_dump(config))
     variables = {"ORCD_METRICS_PORT": str(metrics_port), "ORCD_METRICS_HOST": "0.0.0.0"}  # noqa: S104

@@ -29,7 +29,7 @@ def gateway(**options: Any) -> None:
 
     Docs: docs/gateway.md.
     """
-    missing = [package for package in ("starlette", "uvicorn") if find_spec(package) is None]
+    missing = [package for package in ("prometheus_client", "starlette", "uvicorn") if find_spec(package) is None]
     if missing:
         raise InvalidRequest(f"orcd gateway needs {', '.join(missing)}; run: pip install 'orcd[gateway]'")
     from orcd.gateway.server import serve

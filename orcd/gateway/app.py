@@ -31,6 +31,7 @@ from orcd.gateway.batches.batch_runner import BatchRunner
 from orcd.gateway.batches.batch_store import BatchStore
 from orcd.gateway.batches.file_store import FileStore
 from orcd.gateway.endpoint import Call, Gateway, endpoint, json_response
+from orcd.gateway.metrics import Metrics
 from orcd.gateway.openapi import openapi
 from orcd.gateway.settings import GatewaySettings
 from orcd.store import schema
@@ -59,23 +60,25 @@ def create_app(settings: GatewaySettings) -> Starlette:
             async with _running_batches(settings, store, files):
                 yield
 
-    middleware = [Middleware(Outermost)]
+    routes = [
+        Route("/health", health),
+        Route("/v1/openapi.json", openapi),
+        Route("/v1/models", models.list_models),
+        Route("/v1/models/{model:path}", models.retrieve_model),
+        Route("/v1/chat/completions", generation.chat, methods=["POST"]),
+        Route("/v1/completions", generation.completions, methods=["POST"]),
+        Route("/v1/embeddings", embeddings, methods=["POST"]),
+        *responses.ROUTES,
+        *file_endpoints.ROUTES,
+        *batches.ROUTES,
+    ]
+    metrics = Metrics(routes)
+    middleware = [Middleware(Outermost, metrics)]
     if settings.cors_origins:
         origins = [origin.strip() for origin in settings.cors_origins.split(",")]
         middleware.append(Middleware(CORSMiddleware, allow_origins=origins, allow_methods=["*"], allow_headers=["*"]))
     return Starlette(
-        routes=[
-            Route("/health", health),
-            Route("/v1/openapi.json", openapi),
-            Route("/v1/models", models.list_models),
-            Route("/v1/models/{model:path}", models.retrieve_model),
-            Route("/v1/chat/completions", generation.chat, methods=["POST"]),
-            Route("/v1/completions", generation.completions, methods=["POST"]),
-            Route("/v1/embeddings", embeddings, methods=["POST"]),
-            *responses.ROUTES,
-            *file_endpoints.ROUTES,
-            *batches.ROUTES,
-        ],
+        routes=[*routes, Route("/metrics", metrics.show)],
         middleware=middleware,
         exception_handlers={
             ApiError: answer_error,
@@ -136,16 +139,20 @@ def _methods(request: Request) -> str:
 
 
 class Outermost:
-    """Gives every answer an ``x-request-id``, and answers where the code around here has failed."""
+    """Counts requests, gives every answer an ``x-request-id``, and answers where the code around here has failed."""
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
         self._app = app
+        self._metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        await self._metrics(self._answer, scope, receive, send)
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         request_id = secrets.token_hex(16)
         has_begun = False
 
