@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 import secrets
+import signal
 import sys
 from collections.abc import Mapping, Sequence
 from itertools import islice
@@ -13,7 +15,7 @@ from typing import Any
 import redis
 from flower.options import DEFAULT_CONFIG_FILE
 from flower.views import BaseHandler
-from tornado.options import Error
+from tornado.options import Error, options
 
 from orcd.errors import InvalidRequest
 from orcd.store.redis_connection import connect
@@ -40,7 +42,8 @@ class FlowerProgram:
         self._given |= {name.removeprefix("FLOWER_").lower() for name in environment if name.startswith("FLOWER_")}
 
     def run(self) -> int:
-        """Serve until it is told to stop; returns the exit code. Raises `InvalidRequest` for an option's value."""
+        """Serve until it is told to stop; returns the exit code. Raises `InvalidRequest` for an option or its value."""
+        self._check()
         app = create_app(self._settings)  # without the worker's tasks, which Flower has no use for
         arguments = ["flower", *self._defaults(), *self._arguments]
         with connect(self._settings) as connection:
@@ -49,7 +52,20 @@ class FlowerProgram:
                 exit_code: int = app.start(arguments) or 0
             except (Error, OSError, ValueError) as error:  # a value of an option, or a port that is taken
                 raise InvalidRequest(f"flower: {error}") from None
+            finally:
+                signal.signal(signal.SIGTERM, signal.SIG_DFL)  # Flower's handler raises, also while it leaves
             return exit_code
+
+    def _check(self) -> None:
+        """Raises `InvalidRequest` for an option that Flower does not know: it passes over that."""
+        for argument in self._arguments:
+            name = argument.lstrip("-").partition("=")[0]
+            if not argument.startswith("-"):
+                raise InvalidRequest(f"flower: {argument} is no option; they are written --NAME=VALUE")
+            if name not in options:
+                similar = difflib.get_close_matches(name, options, 1)
+                meant = f"did you mean --{similar[0]}?" if similar else "docs/flower.md says where they are listed"
+                raise InvalidRequest(f"flower: there is no option --{name}; {meant}")
 
     def _defaults(self) -> list[str]:
         """Options for what nobody has said. A file of options is taken to say all."""

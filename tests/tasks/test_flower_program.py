@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import signal
 import sys
 from pathlib import Path
 from unittest.mock import Mock
@@ -64,6 +65,30 @@ def test_what_was_said_is_left_as_it_is(
 ) -> None:
     assert FlowerProgram(SETTINGS, arguments, environment).run() == 0
     assert started == [["flower", *expected, *arguments]]
+
+
+@pytest.mark.parametrize(
+    ("argument", "complaint"),
+    [
+        ("--prot=5556", r"there is no option --prot; did you mean --port\?"),
+        ("--xyzzy", "there is no option --xyzzy; docs/flower.md says where they are listed"),
+        ("5556", "5556 is no option; they are written --NAME=VALUE"),
+    ],
+)
+def test_an_option_that_flower_does_not_know_is_told(started: list[list[str]], argument: str, complaint: str) -> None:
+    """Flower itself passes over it."""
+    with pytest.raises(InvalidRequest, match=complaint):
+        FlowerProgram(SETTINGS, ["--basic-auth=a:b", argument], {}).run()
+    assert started == []
+
+
+def test_a_second_sigterm_ends_it_at_once(started: list[list[str]]) -> None:
+    before = signal.signal(signal.SIGTERM, lambda *_: None)  # Flower has a handler, which exits
+    try:
+        FlowerProgram(SETTINGS, ["--basic-auth=a:b"], {}).run()
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def test_a_file_of_options_says_all(started: list[list[str]]) -> None:
