@@ -178,11 +178,11 @@ def use_gateway(day: Day) -> None:
 def break_things(day: Day) -> None:
     """Redis cuts every connection, and the engine is killed, while jobs run."""
     with Client(day.url) as client, redis.Redis.from_url(day.url) as connection:
-        job_ids = [client.submit(**LONG) for _ in range(3)]
+        job_ids = [client.submit(**REQUEST | {"max_tokens": 200}) for _ in range(3)]
         wait_until_running(client, job_ids)
         connection.client_kill_filter(skipme=True)
         day.worker.kill_engine()
-        day.answers += [client.result(job_id, timeout=120).text for job_id in job_ids]
+        day.answers += [client.result(job_id, timeout=200).text for job_id in job_ids]
 
 
 def look(day: Day) -> None:
