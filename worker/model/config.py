@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -179,14 +178,13 @@ def _sliding_rope(
     num_dimensions = keys.integer("rope.dimension_count_swa", 2, head_dim, head_dim)
     if num_dimensions % 2:
         raise keys.error("rope.dimension_count_swa", f"is {num_dimensions}; rotated elements come in pairs")
-    base = keys.number("rope.freq_base_swa", math.ulp(1.0), 1e12, architecture.sliding_rope_base)
+    base = keys.number("rope.freq_base_swa", 1 + 1e-6, 1e12, architecture.sliding_rope_base)
     return replace(rope, num_dimensions=num_dimensions, base=base, scaling="none", factor=1.0, attention_factor=None)
 
 
 def _scales(keys: MetadataKeys, declared: frozenset[str]) -> Scales:
     def scale(key: str) -> float:
-        """0, which some programs write, where there is none."""
-        return keys.number(key, 0, 1e6, 0.0) if key in declared else 0.0
+        return _factor(keys, key) if key in declared else 0.0
 
     return Scales(
         embedding=scale("embedding_scale") or 1.0,
@@ -258,7 +256,7 @@ def _rope(gguf: GGUFFile, keys: MetadataKeys, head_dim: int, context_length: int
 
 
 def _factor(keys: MetadataKeys, key: str, default: float = 0.0) -> float:
-    """By what a context is extended, or a soft cap; 0, which some programs write, for none."""
+    """By what something is extended or scaled, or a soft cap; 0, which some programs write, for none."""
     factor = keys.number(key, 0, 1e6, default)
     return keys.number(key, 1e-6, 1e6, default) if factor else 0.0
 

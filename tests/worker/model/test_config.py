@@ -90,6 +90,9 @@ def test_scales_are_read_where_they_are_declared_and_0_is_none(tmp_path: Path) -
     declared = {"qwen2": Architecture(keys=frozenset({*scales, "residual_scale"}))}
     assert read_config(open_gguf(path), "qwen2", declared).scales == Scales(embedding=12.0, attention=0.5)
     assert config_with(tmp_path).scales == Scales()
+    write_model(replace(spec, keys={**spec.keys, "logit_scale": 1e-40}), path)
+    with pytest.raises(ModelLoadFailed, match=r"logit_scale is .*e-41; it must be a number from 1e-06 to 1e\+06"):
+        read_config(open_gguf(path), "qwen2", declared)
 
 
 def test_whoever_declares_experts_is_named_where_they_are_refused(tmp_path: Path) -> None:
