@@ -6,6 +6,7 @@ grid, its scale are 4 bits of 16 or 32 numbers. Each product is exact in float32
 
 from __future__ import annotations
 
+import math
 from functools import cache
 from typing import Any
 
@@ -62,7 +63,7 @@ def _four_signs(words: Integers) -> UInt8:
 
 def _nibbles(packed: UInt8) -> UInt8:
     """[N, n] -> [N, 2n], the low nibble of each byte before its high one."""
-    return np.stack([packed & 15, packed >> 4], axis=-1).reshape(packed.shape[0], -1)
+    return np.stack([packed & 15, packed >> 4], axis=-1).reshape(packed.shape[0], 2 * packed.shape[1])
 
 
 def _with_upper_bits(low: UInt8, packed: UInt8, num_bits: int) -> Integers:
@@ -81,9 +82,10 @@ def _points(grid: Grid) -> Float32:
 
 def _expand(grid: Grid, points: Integers, signs: UInt8, d: UInt8, scales: Integers, out: Float32) -> None:
     """``points`` and ``signs`` (bytes of 8) of N blocks, their ``d`` [N, 2] and ``scales`` [N, ...]."""
-    num_blocks = out.shape[0]
-    out[:] = _points(grid)[points].reshape(num_blocks, -1)
-    np.negative(out, out=out, where=np.unpackbits(signs.reshape(num_blocks, -1), axis=1, bitorder="little") == 1)
-    factors = d.view("<f2").astype(np.float32) * (2 * scales.reshape(num_blocks, -1).astype(np.float32) + 1)
-    groups = out.reshape(num_blocks, factors.shape[1], -1)
+    out[:] = _points(grid)[points].reshape(out.shape)
+    is_negative = np.unpackbits(signs.reshape(out.shape[0], out.shape[1] // 8), axis=1, bitorder="little") == 1
+    np.negative(out, out=out, where=is_negative)
+    num_groups = math.prod(scales.shape[1:])
+    factors = d.view("<f2").astype(np.float32) * (2 * scales.reshape(out.shape[0], num_groups).astype(np.float32) + 1)
+    groups = out.reshape(out.shape[0], num_groups, out.shape[1] // num_groups)
     groups *= factors[:, :, None]

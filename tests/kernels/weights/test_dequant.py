@@ -56,6 +56,12 @@ def test_every_format_expands_any_bytes_as_the_gguf_library_does(name: str, seed
 
 
 @pytest.mark.parametrize("name", FORMATS)
+def test_no_blocks_expand_to_no_numbers(name: str) -> None:
+    format_ = FORMATS[name]
+    assert expand(format_, np.empty((0, format_.block_bytes), np.uint8)).shape == (0, format_.block_elements)
+
+
+@pytest.mark.parametrize("name", FORMATS)
 @settings(derandomize=True, max_examples=40, deadline=None)
 @given(seed=st.integers(0, 2**32 - 1))
 def test_blocks_called_finite_expand_to_finite_numbers(name: str, seed: int) -> None:
