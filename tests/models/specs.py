@@ -230,7 +230,7 @@ SPECS: dict[str, tuple[int, Callable[[], ModelSpec]]] = {
     "gpt-oss-mxfp4_moe": (10, gpt_oss_mxfp4_moe),
     "gemma2-q8_0": (5, gemma2_q8_0),
     "gemma3-q4_0": (1, gemma3_q4_0),
-    "gemma4-q4_0": (8, gemma4_q4_0),
+    "gemma4-q4_0": (6, gemma4_q4_0),
     "gemma4-e-q8_0": (5, gemma4_e_q8_0),
     "gemma4-moe-q4_0": (8, gemma4_moe_q4_0),
     "qwen3moe-q4_0": (17, qwen3moe_q4_0),
