@@ -31,6 +31,8 @@ MOST_ENDED = 3
 _FIRST = b'}]":,0n'
 _SPACE = b" \t\n\r"
 _ENDS = frozenset(b'}]":,')
+_ENDING = b'}]"0\x80\x90\xa0'
+"""What may end half of an array, an escape, a number or a character."""
 _OPENS = frozenset([b"{", b"[", b'"'])
 _JOINTS = frozenset(b"@.-:/")
 """What addresses, dates and the like have between their parts."""
@@ -58,6 +60,7 @@ class Alphabet:
         self.tokenizer = tokenizer
         self.ids: NDArray[np.int32] = np.array([*control, *ids], np.int32)
         self._bytes, self._bits = self.ids >> 3, (self.ids & 7).astype(np.uint8)
+        self.ending_ids = [by_byte[byte] for byte in _ENDING if byte in by_byte]
         self.quote_id, self.zero_id = by_byte.get(ord('"'), -1), by_byte.get(ord("0"), -1)
         self.control_ids = frozenset(control)
         self.end_id = min(tokenizer.end_ids)
@@ -118,7 +121,10 @@ class Closing:
             found = [] if matcher.is_accepting() else self._end_of(matcher, closing, starts)
             if found is not None:
                 break
-            step = matcher.compute_ff_tokens() or self._ranked(matcher, path[-1:])[:1]
+            step = matcher.compute_ff_tokens()
+            if not step:  # a mask would say what may come, but takes longer than to try these
+                step = [each for each in self._alphabet.ending_ids if matcher.validate_tokens([each])][:1]
+            step = step or self._ranked(matcher, path[-1:])[:1]
             matcher.consume_tokens(step)
             path += step
         matcher.rollback(len(path))
