@@ -228,10 +228,10 @@ def test_a_job_that_was_deleted_while_it_ran_leaves_no_result(scene: Scene) -> N
     assert scene.app.AsyncResult("t").state == "PENDING"
 
 
-def test_a_chord_that_is_sent_again_while_its_task_is_here_is_counted_for_too(scene: Scene) -> None:
-    """Its sender was told of an error in the middle: the task's second message was acknowledged with the first."""
-    scene.deliver(SHORT, embed={"chord": {"task": "first"}}, group="first")
-    scene.deliver(SHORT, embed={"chord": {"task": "second"}}, group="second")
+def test_a_canvas_that_is_sent_again_while_its_task_is_here_goes_on_too(scene: Scene) -> None:
+    """Its sender was told of an error in the middle: the task's second message was forgotten with the first."""
+    scene.deliver(SHORT, embed={"chain": [{"task": "first"}]})
+    scene.deliver(SHORT, embed={"chain": [{"task": "second"}]})
     wait_until(lambda: b"second" in (scene.store.redis.hget(schema.messages_key("t"), "t") or b""))
     scene.dispatcher.answer(InvalidRequest("an outcome"))
     wait_until(lambda: len(scene.answers) == 2)
