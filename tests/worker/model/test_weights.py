@@ -10,6 +10,7 @@ import pytest
 
 from kernels.devices.dry_run import DryRunDevice
 from kernels.devices.open import open_device
+from kernels.weights import weight_store
 from orcd.errors import ModelLoadFailed
 from tests.bench.make_model import write_model
 from tests.bench.model_specs import TensorSpec
@@ -58,13 +59,12 @@ def test_a_type_that_has_no_kernels_is_named(tmp_path: Path) -> None:
         load(path)
 
 
-def test_what_the_cuda_kernels_cannot_work_on_is_named_before_anything_is_read(tmp_path: Path) -> None:
-    name, path = "blk.0.ffn_up_exps.weight", tmp_path / "model.gguf"
-    spec = FAMILIES["gpt-oss"]()
-    tensors = [replace(old, format="Q8_0") if old.name == name else old for old in spec.tensors]
-    write_model(replace(spec, tensors=tensors), path)
-    device, gguf = DryRunDevice("cuda:0"), open_gguf(path)
-    with pytest.raises(ModelLoadFailed, match=rf"model.gguf: tensor '{name}' and its gate must have one type"):
+def test_what_the_cuda_kernels_cannot_work_on_is_named_before_anything_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(weight_store, "MAX_EXPERTS_USED", 1)
+    device, gguf = DryRunDevice("cuda:0"), open_gguf(write_tiny("gpt-oss", tmp_path / "model.gguf"))
+    with pytest.raises(ModelLoadFailed, match=r"model.gguf: tensor 'blk.0.ffn_gate_inp.weight' chooses \d+ experts"):
         assemble_model(read_model_config(gguf), Weights(gguf, device), device)
 
 
