@@ -58,10 +58,11 @@ class FlowerProgram:
 
     def _check(self) -> None:
         """Raises `InvalidRequest` for an option that Flower does not know: it passes over that."""
-        for argument in self._arguments:
+        for number, argument in enumerate(self._arguments, 1):
             name = argument.lstrip("-").partition("=")[0]
             if not argument.startswith("-"):
-                raise InvalidRequest(f"flower: {argument} is no option; they are written --NAME=VALUE")
+                # Only its number is told: it may be the password behind an option that was written with a space.
+                raise InvalidRequest(f"flower: argument {number} is no option; they are written --NAME=VALUE")
             if name not in options:
                 similar = difflib.get_close_matches(name, options, 1)
                 meant = f"did you mean --{similar[0]}?" if similar else "docs/flower.md says where they are listed"

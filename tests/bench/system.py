@@ -87,9 +87,9 @@ def measure(arguments: argparse.Namespace) -> tuple[Seen, list[str], Course]:
             course = _watch(workers, server, load, arguments.kill_after)
             seen = Seen.of(part.result() for part in parts)
         looked_at_s = arguments.seconds if arguments.kill_after is None else arguments.kill_after
-        logged = seen.running_at(looked_at_s)
-        log_problems = check_logs(server.url, logged, arguments.output_tokens)
-        course.log_bytes_per_token = log_bytes(server.url, logged) / max(1, len(logged) * arguments.output_tokens)
+        log_problems = check_logs(server.url, seen.running_at(looked_at_s), arguments.output_tokens)
+        whole = [stream for stream in seen.streams if not stream.problem][-num_streams:]
+        course.log_bytes_per_token = log_bytes(server.url, whole) / max(1, len(whole) * arguments.output_tokens)
         return seen, seen.problems + log_problems, course
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import os
 import subprocess
@@ -19,6 +20,7 @@ from typing import Any
 import openai
 import pytest
 import redis
+from celery import Celery
 
 from orcd.async_client import AsyncClient
 from orcd.client import Client
@@ -106,22 +108,30 @@ def use_clients(day: Day) -> None:
 def use_celery(day: Day) -> None:
     """Any Celery sender: tasks, a chunk, a wrong one, a revoked one; and messages that nobody can read."""
     with create_app(Settings(redis_url=day.url)) as app:
-        app.send_task("orcd.generate", kwargs=REQUEST).get(timeout=60)
-        app.send_task("orcd.generate_chunk", kwargs={"requests": [REQUEST, REQUEST]}).get(timeout=60)
-        wrong: list[dict[str, Any]] = [{"kwargs": REQUEST | {"seed": PROMPT}}, {"args": [PROMPT]}]
-        for number, arguments in enumerate(wrong):
-            with pytest.raises(OrcdError) as caught:
-                app.send_task("orcd.generate", **arguments).get(timeout=60)
-            day.failed(f"of wrong task {number}", caught.value)
-        revoked = app.send_task("orcd.generate", kwargs=LONG)
-        with Client(day.url) as client:
-            wait_until_running(client, [revoked.id])
-            app.control.revoke(revoked.id, terminate=True)
-            assert client.result(revoked.id, timeout=60).state == "cancelled"
-        app.send_task("elsewhere.task", kwargs=REQUEST, queue="orcd")
+        send_tasks(day, app)
+        gc.collect()  # a result unsubscribes when it is collected, which must be before its connections are closed
+        app.backend.result_consumer.stop()
+        app.backend.client.connection_pool.disconnect()
     with redis.Redis.from_url(day.url) as connection:
         connection.lpush("orcd", PROMPT, json.dumps({"body": PROMPT, "headers": {"task": PROMPT}}))
         wait_until(lambda: len(list(DeadLetters(connection))) >= 3)
+
+
+def send_tasks(day: Day, app: Celery) -> None:
+    """Those that succeed, fail and are revoked, and one of another application."""
+    app.send_task("orcd.generate", kwargs=REQUEST).get(timeout=60)
+    app.send_task("orcd.generate_chunk", kwargs={"requests": [REQUEST, REQUEST]}).get(timeout=60)
+    wrong: list[dict[str, Any]] = [{"kwargs": REQUEST | {"seed": PROMPT}}, {"args": [PROMPT]}]
+    for number, arguments in enumerate(wrong):
+        with pytest.raises(OrcdError) as caught:
+            app.send_task("orcd.generate", **arguments).get(timeout=60)
+        day.failed(f"of wrong task {number}", caught.value)
+    revoked = app.send_task("orcd.generate", kwargs=LONG)
+    with Client(day.url) as client:
+        wait_until_running(client, [revoked.id])
+        app.control.revoke(revoked.id, terminate=True)
+        assert client.result(revoked.id, timeout=60).state == "cancelled"
+    app.send_task("elsewhere.task", kwargs=REQUEST, queue="orcd")
 
 
 def use_command_line(day: Day) -> None:

@@ -41,7 +41,7 @@ class ScriptedEngine:
         """It speaks all the time."""
         return time.monotonic()
 
-    def start(self) -> None:
+    def start(self, _engine_run: object = None) -> None:
         self._on_event(READY)
 
     def stop(self, timeout_s: float = 0.0) -> None:
