@@ -72,7 +72,7 @@ def test_what_was_said_is_left_as_it_is(
     [
         ("--prot=5556", r"there is no option --prot; did you mean --port\?"),
         ("--xyzzy", "there is no option --xyzzy; docs/flower.md says where they are listed"),
-        ("5556", "argument 1 is no option; they are written --NAME=VALUE"),
+        ("5556", "argument 2 is no option; they are written --NAME=VALUE"),
     ],
 )
 def test_an_option_that_flower_does_not_know_is_told(started: list[list[str]], argument: str, complaint: str) -> None:
