@@ -192,7 +192,7 @@ def test_what_another_worker_has_is_acknowledged_but_what_is_handed_over_is_not(
     scene.deliver({"job_id": "t"})
     scene.pool._is_leaving = True
     scene.dispatcher.answer(None)
-    scene.pool._finisher.stop(5)
+    scene.settle()
     assert scene.answers == []
 
 
@@ -254,7 +254,7 @@ def test_a_key_of_another_type_concerns_one_message_only(scene: Scene, key: str)
     scene.dispatcher.answer(InvalidRequest("damaged"))
     assert scene.answered()
     scene.pool.revoke(["t"], "revoked")
-    scene.pool._finisher.stop(5)
+    scene.settle()
     assert scene.pool._messages == {}
 
 
