@@ -8,7 +8,6 @@ operations per second, whichever it is closer to being bound by.
 from __future__ import annotations
 
 import sys
-import time
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -22,11 +21,11 @@ from kernels.runtime.memory import MemoryPlan
 from kernels.weights.packed import PackedMatrix, Projection
 from kernels.weights.parameters import RmsNorm
 from kernels.weights.weight_store import PackedWeightStore
+from tests.bench.graph_time import LAUNCHES, time_us
 from tests.kernels.ops.random_weights import random_weight
 
 GIB = 1 << 30
 ROTATED_BYTES = 256 << 20  # five times the cache
-LAUNCHES = 16
 
 
 @dataclass(frozen=True)
@@ -80,7 +79,7 @@ def copies_of(device: CudaDevice, shape: Shape, rng: np.random.Generator) -> lis
     return matrices
 
 
-def time_us(
+def time_product(
     device: CudaDevice, shape: Shape, matrices: list[PackedMatrix], num_tokens: int, rng: np.random.Generator
 ) -> float:
     """Median time of one launch."""
@@ -92,24 +91,10 @@ def time_us(
     out = context.scratch((num_tokens, shape.rows // (2 if shape.is_gated else 1)), np.float16)
     epilogue = Epilogue.SWIGLU if shape.is_gated else Epilogue.STORE_HALF
 
-    def enqueue() -> None:
-        for number in range(LAUNCHES):
-            mark = context.mark()
-            project(context, x, Projection((matrices[number % len(matrices)],)), out, epilogue, norm=norm)
-            context.release(mark)
+    def enqueue(copy: int) -> None:
+        project(context, x, Projection((matrices[copy],)), out, epilogue, norm=norm)
 
-    enqueue()
-    graph = device.capture(enqueue, "bench")
-    graph.launch()
-    device.synchronise()
-    times = []
-    for _ in range(3):
-        start = time.perf_counter()
-        for _ in range(3):
-            graph.launch()
-        device.synchronise()
-        times.append((time.perf_counter() - start) / 3 / LAUNCHES * 1e6)
-    return float(np.median(times))
+    return time_us(device, enqueue, len(matrices))
 
 
 def main() -> None:
@@ -130,7 +115,7 @@ def main() -> None:
             if num_tokens > 256 and shape.rows > 100_000:
                 cells.append("-")  # the head is for last tokens only
                 continue
-            us = time_us(device, shape, matrices, num_tokens, rng)
+            us = time_product(device, shape, matrices, num_tokens, rng)
             rate = f"{matrices[0].packed.nbytes / us / 1e3:.0f} GB/s"
             if num_tokens > 64:
                 rate = f"{2 * num_tokens * shape.rows * shape.width / us / 1e6:.0f} TF"

@@ -7,9 +7,8 @@ then those of its parts alone; and the bytes of the weights of all experts that 
 from __future__ import annotations
 
 import sys
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -24,10 +23,10 @@ from kernels.runtime.memory import MemoryPlan
 from kernels.weights.packed import Experts, Router
 from kernels.weights.parameters import Clamp, RmsNorm
 from kernels.weights.weight_store import PackedWeightStore
+from tests.bench.graph_time import time_us
 from tests.kernels.ops.random_weights import random_weight
 
 GIB = 1 << 30
-LAUNCHES = 16
 COPIES = 4
 
 
@@ -75,33 +74,10 @@ class Layers:
         return sum(matrix.expert_bytes for matrix in (*experts.gate_up, experts.down))
 
 
-def time_us(device: CudaDevice, enqueue: Callable[[int], None]) -> float:
-    """Median time of ``enqueue(number)``, of `LAUNCHES` in a graph."""
-    context = device.context
-
-    def enqueue_all() -> None:
-        for number in range(LAUNCHES):
-            mark = context.mark()
-            enqueue(number % COPIES)
-            context.release(mark)
-
-    enqueue_all()
-    graph = device.capture(enqueue_all, "bench")
-    graph.launch()
-    device.synchronise()
-    times = []
-    for _ in range(3):
-        start = time.perf_counter()
-        for _ in range(3):
-            graph.launch()
-        device.synchronise()
-        times.append((time.perf_counter() - start) / 3 / LAUNCHES * 1e6)
-    return float(np.median(times))
-
-
 def time_parts(device: CudaDevice, shape: Shape, layers: Layers, x: DeviceArray) -> dict[str, float]:
     """The whole, and of few tokens its parts."""
     context, norm = device.context, layers.norm
+    timed = partial(time_us, device, num_copies=COPIES)
 
     def whole(number: int) -> None:
         experts, router = layers.experts[number], layers.routers[number]
@@ -110,12 +86,12 @@ def time_parts(device: CudaDevice, shape: Shape, layers: Layers, x: DeviceArray)
     num_tokens, hidden = x.shape
     num_pairs = num_tokens * shape.used
     normed = context.scratch((num_tokens, hidden), np.float16)
-    times = {"all": time_us(device, whole)}
-    times["route"] = time_us(device, lambda number: void(_route(context, x, norm, layers.routers[number], normed)))
+    times = {"all": timed(whole)}
+    times["route"] = timed(lambda number: void(_route(context, x, norm, layers.routers[number], normed)))
     norm_rows(context, x, norm, rows=None, out=normed)
     routings = [_route(context, x, norm, router, normed) for router in layers.routers]
     if not routings[0].is_small:
-        times["plan"] = time_us(device, lambda number: void(_plan(context, routings[number].experts, shape.experts)))
+        times["plan"] = timed(lambda number: void(_plan(context, routings[number].experts, shape.experts)))
         return times
     activated = context.scratch((num_pairs, shape.inner), np.float16)
     results = context.scratch((num_pairs, hidden), np.float32)
@@ -130,9 +106,9 @@ def time_parts(device: CudaDevice, shape: Shape, layers: Layers, x: DeviceArray)
             down = Product(activated, experts.down, results, Epilogue.STORE_FLOAT)
             multiply_routed(context, down, routing.logits, routing.experts, is_first=False)
 
-    times["gate_up"] = time_us(device, lambda number: product(number, first=True))
-    times["down"] = time_us(device, lambda number: product(number, first=False))
-    times["sum"] = time_us(device, lambda number: _combine(context, results, routings[number], None, None, True, x))
+    times["gate_up"] = timed(lambda number: product(number, first=True))
+    times["down"] = timed(lambda number: product(number, first=False))
+    times["sum"] = timed(lambda number: _combine(context, results, routings[number], None, None, True, x))
     return times
 
 

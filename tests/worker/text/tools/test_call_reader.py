@@ -6,29 +6,14 @@ from collections.abc import Collection
 
 import pytest
 
+from tests.worker.text.tools.noting_sink import NotingSink
 from worker.text.tools.call_reader import MAX_WORD, CallReader, NotACall
 from worker.text.tools.call_syntax import HERMES, MISTRAL, CallSyntax
 
 
-class Sink:
-    """Notes what it is told."""
-
-    def __init__(self) -> None:
-        self.told: list[str] = []
-
-    def begin(self, name: str) -> None:
-        self.told.append(name)
-
-    def add_arguments(self, text: str) -> None:
-        self.told.append(text)
-
-    def accept(self) -> None:
-        self.told.append("accepted")
-
-
 def read(text: str, syntax: CallSyntax = HERMES, names: Collection[str] | None = None) -> tuple[list[str], int | None]:
     """What a reader says, and how many characters it has read when the calls end; None if they go on."""
-    sink = Sink()
+    sink = NotingSink()
     reader = CallReader(syntax, sink, names).calls()
     next(reader)
     for position, char in enumerate(text, start=1):

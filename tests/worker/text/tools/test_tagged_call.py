@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from tests.worker.text.tools.noting_sink import NotingSink
 from worker.text.tools.call_reader import CallSink, NotACall, Reader
 from worker.text.tools.tagged_call import MAX_DEPTH, GemmaCall, TaggedCall
 
@@ -22,25 +23,9 @@ SCHEMA = {
 }
 
 
-class Sink:
-    """Notes what it is told."""
-
-    def __init__(self) -> None:
-        self.told: list[str] = []
-
-    def begin(self, name: str) -> None:
-        self.told.append(name)
-
-    def add_arguments(self, text: str) -> None:
-        self.told.append(text)
-
-    def accept(self) -> None:
-        self.told.append("accepted")
-
-
 def read(text: str, make: Any) -> tuple[str, Any]:
     """The name and the arguments of a call that ends with the ``text``."""
-    sink: Any = Sink()
+    sink: Any = NotingSink()
     reader: Reader[None] = make(sink).calls()
     next(reader)
     for char in text[:-1]:
@@ -129,7 +114,7 @@ def test_gemmas_arguments_become_json(text: str, value: dict[str, Any]) -> None:
     ],
 )
 def test_what_goes_on_as_no_call_does_is_told_at_once(text: str, make: Any) -> None:
-    sink: Any = Sink()
+    sink: Any = NotingSink()
     reader = make(sink).calls()
     next(reader)
     with pytest.raises(NotACall):
