@@ -106,6 +106,18 @@ def encode_token(token: int | PreviousDraw) -> int:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class StateRows(Generic[Array]):
+    """Where the states of a step's S sequences are, in a model with recurrent layers.
+
+    A state slot holds the state of one sequence after some token, of all these layers. A source may be the slot of
+    another sequence of the step, and several may have the same one, but no slot is written that another sequence reads.
+    """
+
+    slots: Array  # [S] int32, where each sequence's state after the step goes
+    sources: Array  # [S] int32, where its state before the step is: its own slot or another one; -1: it has none yet
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Step(Generic[Array]):
     """The tokens of one step, sequence after sequence; prefill chunk and decode differ only in their count.
 
@@ -125,6 +137,11 @@ class Step(Generic[Array]):
     sequence_lengths: Array  # [S] tokens that are known of the sequence: those computed and those still to come
     block_tables: Array  # [S, max_blocks], unused entries are not read
     logit_rows: Array  # [R] tokens whose next-token logits are wanted
+    states: StateRows[Array] | None = None  # None: the model has no recurrent layers
+
+    def arrays(self) -> dict[str, Array]:
+        """All arrays but those of `states`, by name."""
+        return {name: getattr(self, name) for name in self.__slots__ if name != "states"}
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from kernels.batch import (
@@ -9,6 +11,8 @@ from kernels.batch import (
     PreviousDraw,
     SamplingParams,
     SamplingRow,
+    StateRows,
+    Step,
     decode_draw,
     encode_draw,
     encode_token,
@@ -42,3 +46,11 @@ def test_sampling_params_are_cut_and_packed_like_other_arrays() -> None:
     assert num_bytes == staging.nbytes
     assert view(staging, offsets["rows"], (3,), SAMPLING_ROW)["top_k"].tolist() == [0, 1, 2]
     assert view(staging, offsets["output_positions"], (3,), np.int64).tolist() == [0, 1, 2]
+
+
+def test_the_arrays_of_a_step_are_all_that_it_has_but_for_its_states() -> None:
+    rows = np.zeros(1, np.int32)
+    step = Step(*(np.full(1, number, np.int32) for number in range(9)), states=StateRows(rows, rows))
+    arrays = step.arrays()
+    assert [int(array[0]) for array in arrays.values()] == list(range(9))
+    assert replace(step, states=None).arrays() == Step(**arrays).arrays() == arrays

@@ -89,7 +89,8 @@ def _num_blocks(num_tokens: int) -> int:
 def _upload(device: GpuDevice, step: Step[NDArray[np.int32]]) -> Step[DeviceArray]:
     """The step's arrays on the device, where those of the one before were."""
     device.step_buffers.reset()
-    return Step(**{name: device.upload(device.step_buffers, getattr(step, name)) for name in Step.__slots__})
+    arrays = {name: device.upload(device.step_buffers, array) for name, array in step.arrays().items()}
+    return Step(**arrays, states=None)
 
 
 def run_dry(model: Model, lengths: Collection[int]) -> None:
@@ -102,8 +103,8 @@ def run_dry(model: Model, lengths: Collection[int]) -> None:
     for chunk in chunks - {0}:
         step = dry_step(chunk, 1, chunk, num_blocks)
         device.step_buffers.reset()
-        for name in Step.__slots__:
-            device.empty(getattr(step, name).shape, np.int32)
+        for array in step.arrays().values():
+            device.empty(array.shape, np.int32)
         model.forward(step, cache)
 
 

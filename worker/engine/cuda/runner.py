@@ -206,7 +206,7 @@ class CudaRunner:
 
         Behind the rows to draw from come those after which tokens of prompts are ``reported``.
         """
-        arrays = {name: getattr(step, name) for name in Step.__slots__}
+        arrays = step.arrays()
         prompt_ids = [token_id for prompt in reported for token_id in prompt.token_ids]
         prompt_params = build_report_params(reported)
         arrays |= {
@@ -219,7 +219,7 @@ class CudaRunner:
         views = {name: view(self._whole, offsets[name], array.shape, array.dtype) for name, array in arrays.items()}
         sent_params = SamplingParams(views.pop("rows"), views.pop("output_positions"), self._edits)
         sent_ids = views.pop("prompt_ids")
-        sent = Step(**views)
+        sent = Step(**views, states=None)
         self._ops.resolve_tokens(sent.token_ids, self._rows.drawn)
         logits = self._model.forward(sent, self._cache)
         if prompt_ids:

@@ -1,6 +1,6 @@
 import numpy as np
 
-from kernels.batch import Step, pack
+from kernels.batch import pack
 from tests.worker.engine.cuda.late_device import LateDevice
 from tests.worker.engine.generation import sequence
 from worker.engine.batch_builder import build_sampling_params, build_step
@@ -15,7 +15,7 @@ def test_the_largest_step_fits_to_the_byte():
     sequences = [sequence(list(range(12)), [0, 1, 2, 3]), sequence(list(range(12)), [4, 5, 6, 7])]
     step = build_step([Chunk(each, 12, True) for each in sequences], 4)
     params = build_sampling_params(sequences, lambda _sequence: -1)
-    arrays = {name: getattr(step, name) for name in Step.__slots__}
+    arrays = step.arrays()
     arrays |= {"rows": params.rows, "output_positions": params.output_positions}
     arrays["prompt_ids"] = np.zeros(2, np.int32)  # of a step that draws nothing, and whose rows are all of prompts
     staging = np.empty(limits.whole_step_bytes, np.uint8)
