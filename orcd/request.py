@@ -203,6 +203,8 @@ def _check(request: Request) -> None:
         if not isinstance(message.get("role"), str):
             raise InvalidRequest(f"messages[{index}]: needs a role, such as user")
         content = message.get("content")
+        if not isinstance(content, str | list | None):
+            raise InvalidRequest(f"messages[{index}].content: must be text or a list of parts")
         for place, part in enumerate(content if isinstance(content, list) else ()):
             if isinstance(part, dict):
                 _check_part(part, f"messages[{index}].content[{place}]")

@@ -28,6 +28,7 @@ WITHOUT_TESTS = {
             "endpoint": "test_app",
             "models": "test_app",
             "rate_limit": "test_app",
+            "answers/delivery": "answers/test_generation",
             "answers/sse": "answers/test_generation",
             "answers/whole_answer": "answers/test_generation",
             "batches/batch_runner": "batches/test_batches",

@@ -11,7 +11,7 @@ from orcd.openai.body_fields import Combined, Ignored, Read, Treatment, Unsuppor
 from orcd.request import Request
 
 _FLAG: dict[str, Any] = {"type": "boolean"}
-_TEXT_OR_LIST: dict[str, Any] = {"type": ["string", "array"], "minLength": 1, "minItems": 1}
+_TEXT_OR_LIST: dict[str, Any] = {"type": ["string", "array"], "minItems": 1}
 SCHEMA_PLACE = "#/components/schemas/{name}"
 """Where the OpenAPI document has the schemas that others name."""
 _, COMPONENTS = msgspec.json.schema_components([Request], ref_template=SCHEMA_PLACE)
@@ -32,7 +32,7 @@ _BY_NAME: dict[str, dict[str, Any]] = {
             "properties": {"role": {"type": "string"}, "content": {"type": ["string", "array", "null"]}},
         },
     },
-    "prompt": _TEXT_OR_LIST,
+    "prompt": {**_TEXT_OR_LIST, "minLength": 1},
     "input": _TEXT_OR_LIST,
     "instructions": {"type": "string"},
     "stream": _FLAG,

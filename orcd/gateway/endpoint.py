@@ -90,10 +90,10 @@ def endpoint(handler: Callable[[Call], Awaitable[Response]]) -> Callable[[Reques
 
 def read_flag(body: Mapping[str, Any], name: str) -> bool:
     """A field that is true, or false as by default. Raises `InvalidRequest`."""
-    value = body.get(name) or False
-    if not isinstance(value, bool):
+    value = body.get(name)
+    if not isinstance(value, bool | None):
         raise InvalidRequest(f"{name}: must be true or false")
-    return value
+    return bool(value)
 
 
 def json_response(body: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:

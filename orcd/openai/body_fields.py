@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -82,9 +82,7 @@ class BodyFields:
             case Combined():
                 self.combined[name] = value
             case Unsupported(advice=advice, off=off):
-                if not any(
-                    value == neutral and isinstance(value, bool) == isinstance(neutral, bool) for neutral in off
-                ):
+                if not is_one_of(value, off):
                     raise unsupported(name, advice)
 
     def put(self, to: str, value: Any, name: str) -> None:
@@ -125,6 +123,11 @@ class BodyFields:
 def _is_inner(treatment: Treatment) -> bool:
     """Whether the field becomes a key of another, which has to be read before it."""
     return isinstance(treatment, Read) and "." in treatment.to
+
+
+def is_one_of(value: Any, known: Iterable[Any]) -> bool:
+    """Whether a value is one of those, as JSON has them: there true is not 1, and false not 0."""
+    return any(value == other and isinstance(value, bool) == isinstance(other, bool) for other in known)
 
 
 def unsupported(name: str, advice: str = "") -> InvalidRequest:

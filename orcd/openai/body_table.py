@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from orcd.openai.body_fields import Combined, Ignored, Read, Treatment, Unsupported
+from orcd.openai.body_fields import Combined, Ignored, Read, Treatment, Unsupported, is_one_of
 from orcd.request import Request
 
 _PRIORITIES = {"priority": 2, "fast": 2, "auto": None, "default": None, "scale": None, "flex": 8}
@@ -25,7 +25,7 @@ def _none_if(*neutral: Any) -> Any:
     """A conversion that leaves out values which say nothing."""
 
     def convert(value: Any) -> Any:
-        return None if not isinstance(value, bool) and value in neutral else value
+        return None if is_one_of(value, neutral) else value
 
     return convert
 

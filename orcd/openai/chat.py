@@ -8,7 +8,7 @@ from typing import Any
 from orcd.errors import InvalidRequest
 from orcd.events import ToolCallDelta
 from orcd.openai import logprobs
-from orcd.openai.body_fields import BodyFields, unsupported
+from orcd.openai.body_fields import BodyFields, is_one_of, unsupported
 from orcd.openai.body_table import CHAT
 from orcd.openai.usage import usage
 from orcd.request import Request
@@ -76,7 +76,7 @@ def _read_logprobs(fields: BodyFields) -> None:
         raise InvalidRequest("logprobs: must be true or false; top_logprobs says how many alternatives")
     if wanted:
         fields.put("logprobs", 0 if top is None else top, "logprobs" if top is None else "top_logprobs")
-    elif top:
+    elif not is_one_of(top, (None, 0)):
         raise InvalidRequest("top_logprobs: needs logprobs true")
 
 

@@ -65,8 +65,10 @@ def _append(messages: list[dict[str, Any]], message: dict[str, Any]) -> None:
 
 def _content(content: Any, where: str) -> Any:
     """Text or parts, whose types are those of chat completions."""
-    if not isinstance(content, list):
+    if isinstance(content, str | None):
         return content
+    if not isinstance(content, list):
+        raise InvalidRequest(f"{where}: must be text or a list of parts")
     parts = []
     for index, part in enumerate(content):
         kind = part.get("type") if isinstance(part, dict) else None

@@ -8,7 +8,7 @@ from typing import Any
 from orcd.errors import InvalidRequest
 from orcd.events import Error
 from orcd.openai import logprobs
-from orcd.openai.body_fields import BodyFields, unsupported
+from orcd.openai.body_fields import BodyFields, is_one_of, unsupported
 from orcd.openai.body_table import RESPONSES
 from orcd.openai.chat import read_tools
 from orcd.openai.input_items import messages_of
@@ -183,8 +183,8 @@ def _read_logprobs(fields: BodyFields) -> None:
         if name not in (_LOGPROBS, "reasoning.encrypted_content"):
             raise InvalidRequest(f"include: only {_LOGPROBS} is supported")
     if _LOGPROBS in include:
-        fields.put("logprobs", top or 0, "top_logprobs")
-    elif top:
+        fields.put("logprobs", 0 if top is None else top, "top_logprobs")
+    elif not is_one_of(top, (None, 0)):
         raise InvalidRequest(f"top_logprobs: needs {_LOGPROBS} in include")
 
 

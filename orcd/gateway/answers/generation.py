@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator, Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import AsyncIterator
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
@@ -14,36 +12,16 @@ from orcd.errors import InvalidRequest
 from orcd.events import Error, Started
 from orcd.gateway.answers import sse
 from orcd.gateway.answers.chunks import Chunks
+from orcd.gateway.answers.delivery import Delivery
 from orcd.gateway.answers.event_reader import EventReader
 from orcd.gateway.answers.jobs import check_owner, submit
 from orcd.gateway.answers.whole_answer import WholeAnswer
 from orcd.gateway.api_error import ApiError
-from orcd.gateway.endpoint import Call, endpoint, read_flag
+from orcd.gateway.endpoint import Call, endpoint
 from orcd.openai.endpoints import parse_body
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 _EVENT_ID = re.compile(r"([A-Za-z0-9_.:-]{1,128}):(\d{1,18})")
-
-
-@dataclass(frozen=True, slots=True)
-class Delivery:
-    """How the answer to a body is delivered."""
-
-    streams: bool
-    include_usage: bool
-
-    @classmethod
-    def read(cls, body: Mapping[str, Any]) -> Delivery:
-        """From ``stream`` and ``stream_options``. Raises `InvalidRequest`."""
-        streams, options = read_flag(body, "stream"), body.get("stream_options")
-        if options is None:
-            return cls(streams, False)
-        if not streams:
-            raise InvalidRequest("stream_options: needs stream true")
-        include_usage = options.get("include_usage") or False if isinstance(options, dict) else None
-        if not isinstance(include_usage, bool):
-            raise InvalidRequest("stream_options: must be an object with include_usage true or false")
-        return cls(streams, include_usage)
 
 
 @endpoint

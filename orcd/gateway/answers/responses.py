@@ -11,6 +11,7 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from orcd.gateway.answers import jobs, sse
+from orcd.gateway.answers.delivery import Delivery
 from orcd.gateway.answers.event_reader import EventReader
 from orcd.gateway.answers.response_events import STEPS, ResponseEvents, num_tokens_seen
 from orcd.gateway.answers.whole_answer import WholeAnswer
@@ -30,7 +31,7 @@ _SEQUENCE_NUMBER = re.compile(r"-?[0-9]{1,18}")
 async def create(call: Call) -> Response:
     """Begin a response, and answer with its stream, its end, or in the background with the id to ask for it by."""
     body = await call.json()
-    streams, background = read_flag(body, "stream"), read_flag(body, "background")
+    streams, background = Delivery.read(body).streams, read_flag(body, "background")
     request = parse_body(URL, body, {"on_disconnect": "continue" if background else "cancel"})
     call.check_model(request.model)
     job_id = await jobs.submit(call, request, in_background=background)
@@ -45,7 +46,6 @@ async def create(call: Call) -> Response:
 @endpoint
 async def retrieve(call: Call) -> Response:
     """A response as far as it has come; with ``stream=true`` its events behind ``starting_after``."""
-    job_id = _job_id(call)
     query = call.request.query_params
     streams = query.get("stream", "false")
     if streams not in ("true", "false"):
@@ -53,6 +53,7 @@ async def retrieve(call: Call) -> Response:
     text = query.get("starting_after", call.request.headers.get("last-event-id", str(NOTHING_SEEN)))
     if _SEQUENCE_NUMBER.fullmatch(text) is None:
         raise ApiError(400, "starting_after: must be a sequence number", param="starting_after")
+    job_id = _job_id(call)
     if streams == "false":
         return await _current(call, job_id)
     return _Stream(call, job_id, max(NOTHING_SEEN, int(text)))

@@ -28,9 +28,8 @@ _FIELDS = ("input_file_id", "endpoint", "completion_window", "metadata", "output
 async def create(call: Call) -> Response:
     """Begin a batch."""
     body = await call.json()
-    file_id = _text(body, "input_file_id")
-    file = await asyncio.to_thread(file_store(call).find, call.key, file_id, "input_file_id")
     _check(body)
+    file = await asyncio.to_thread(file_store(call).find, call.key, body["input_file_id"], "input_file_id")
     now = int(time.time())
     batch = BatchObject(
         id=new_id(KIND, call.key.tag),
@@ -76,18 +75,13 @@ ROUTES = (
 )
 
 
-def _text(body: Mapping[str, Any], name: str) -> str:
-    value = body.get(name)
-    if not isinstance(value, str):
-        raise InvalidRequest(f"{name}: must be text")
-    return value
-
-
 def _check(body: Mapping[str, Any]) -> None:
     for name in body:
         if name not in _FIELDS:
             raise InvalidRequest(f"{name[:80]}: unknown field; known are {', '.join(_FIELDS)}")
-    if body.get("endpoint") not in ENDPOINTS:
+    if not isinstance(body.get("input_file_id"), str):
+        raise InvalidRequest("input_file_id: must be text")
+    if body.get("endpoint") not in tuple(ENDPOINTS):
         raise InvalidRequest(f"endpoint: must be one of {', '.join(ENDPOINTS)}")
     if body.get("completion_window") != "24h":
         raise InvalidRequest("completion_window: must be 24h")

@@ -65,7 +65,7 @@ def test_log_probabilities_are_asked_for_with_two_fields(body: dict[str, Any], l
 
 def test_fields_of_log_probabilities_that_do_not_go_together_are_refused() -> None:
     assert refusal(logprobs=3).startswith("logprobs: must be true or false")
-    assert refusal(top_logprobs=3) == "top_logprobs: needs logprobs true"
+    assert refusal(top_logprobs=3) == refusal(top_logprobs=False) == "top_logprobs: needs logprobs true"
     assert refusal(logprobs=True, top_logprobs=21).startswith("top_logprobs: ")
 
 

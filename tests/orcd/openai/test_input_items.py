@@ -44,6 +44,10 @@ def test_reasoning_belongs_to_the_message_after_it() -> None:
     assert message["tool_calls"][0]["function"]["name"] == "weather"
 
 
+def test_an_empty_text_is_a_message_as_it_is_in_chats() -> None:
+    assert messages_of(None, "") == [{"role": "user", "content": ""}]
+
+
 @pytest.mark.parametrize(
     ("given", "said"),
     [
@@ -53,6 +57,8 @@ def test_reasoning_belongs_to_the_message_after_it() -> None:
         ([{"content": "x"}], "input[0]: needs a role"),
         ([{"type": "item_reference", "id": "x"}], "input[0].type: only message"),
         ([{"type": ["x"]}], "input[0].type: only message"),
+        ([{"role": "user", "content": 5}], "input[0].content: must be text or a list of parts"),
+        ([{**CALL, "type": "function_call_output", "output": {}}], "input[0].output: must be text or a list of parts"),
         ([{"role": "user", "content": [{"type": "input_image"}]}], "input[0].content[0]: only parts of text"),
         ([{"role": "user", "content": [{"type": ["text"]}]}], "input[0].content[0]: only parts of text"),
         ([{"role": "user", "content": [{"type": "text"}]}], "input[0].content[0].text: must be text"),

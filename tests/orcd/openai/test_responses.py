@@ -83,6 +83,8 @@ def test_functions_are_nested_as_templates_know_them() -> None:
         ({"include": "x"}, "include: must be a list"),
         ({"include": ["file_search_call.results"]}, "include: only message.output_text.logprobs"),
         ({"top_logprobs": 2}, "top_logprobs: needs message.output_text.logprobs"),
+        ({"top_logprobs": ""}, "top_logprobs: needs message.output_text.logprobs"),
+        ({"include": ["message.output_text.logprobs"], "top_logprobs": False}, "top_logprobs: expected `int"),
         ({"tools": [{"type": "web_search"}]}, "tools[0]: only tools of the type function"),
         ({"tools": 5}, "tools: must be a list"),
         ({"truncation": "auto"}, "truncation is not supported"),

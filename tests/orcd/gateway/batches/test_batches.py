@@ -244,6 +244,7 @@ def test_a_batch_of_a_file_that_is_not_there_is_refused_by_its_field(
     ("changes", "param"),
     [
         ({"endpoint": "/v1/embeddings"}, "endpoint"),
+        ({"endpoint": []}, "endpoint"),
         ({"completion_window": "1h"}, "completion_window"),
         ({"metadata": {"a": 1}}, "metadata"),
         ({"metadata": {str(number): "" for number in range(17)}}, "metadata"),
