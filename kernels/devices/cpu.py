@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from kernels.devices.cpu_weight_store import CpuWeightStore
 from kernels.devices.protocol import Allocate, AnyOps
 from kernels.reference.matmul import Linear, Matrix, TileBudget
-from kernels.reference.moe import Expert, Router
+from kernels.reference.moe import Experts, Router
 from kernels.reference.rope import Rotation
 from kernels.registry import Ops, ReferenceOps
 
@@ -30,7 +30,7 @@ class CpuDevice:
     activation_dtype = cache_dtype = np.dtype(np.float32)
 
     def __init__(self, dequant_cache_bytes: int) -> None:
-        ops: Ops[NDArray[Any], Matrix, Sequence[Linear], Router, Sequence[Expert], Rotation, None] = ReferenceOps()
+        ops: Ops[NDArray[Any], Matrix, Sequence[Linear], Router, Experts, Rotation, None] = ReferenceOps()
         self.ops = cast(AnyOps, ops)
         self.store = CpuWeightStore(TileBudget(dequant_cache_bytes))
 

@@ -8,9 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kernels.reference.matmul import Linear, Matrix, TileBudget
-from kernels.reference.moe import Expert, Router
+from kernels.reference.moe import Expert, Experts, Router, SharedExpert
 from kernels.weights.dequant import is_finite
-from kernels.weights.parameters import Weight
+from kernels.weights.parameters import SharedWeights, Weight
 
 CHECKED_BYTES = 1 << 24  # of a tensor at a time
 
@@ -46,8 +46,11 @@ class CpuWeightStore:
         """Gate and up projection, two tensors or a fused one (gate first)."""
         return self.projection(weights)
 
-    def experts(self, gate: Weight, up: Weight | None, down: Weight) -> tuple[Expert, ...]:
+    def experts(self, gate: Weight, up: Weight | None, down: Weight, shared: SharedWeights | None = None) -> Experts:
         """The stacked experts of a layer; without ``up`` each expert's gate and up projection are one matrix."""
+        return Experts(self._routed(gate, up, down), self._shared(shared) if shared else None)
+
+    def _routed(self, gate: Weight, up: Weight | None, down: Weight) -> tuple[Expert, ...]:
         if up is None:
             self._weights += (gate, down)
             half = gate.num_outputs // 2
@@ -69,16 +72,23 @@ class CpuWeightStore:
         ]
         return tuple(Expert(*each) for each in zip(*layers, strict=True))
 
+    def _shared(self, shared: SharedWeights) -> SharedExpert:
+        [gate], [up], [down] = (self.projection([weight]) for weight in (shared.gate, shared.up, shared.down))
+        return SharedExpert(Expert(gate, up, down), shared.output_gate)
+
     def router(
         self,
         weight: Weight,
         num_used: int,
         input_weight: NDArray[np.float32] | None = None,
         output_scales: NDArray[np.float32] | None = None,
+        *,
+        renormalises: bool = True,
     ) -> Router:
         """A router of ``num_used`` experts."""
         self._weights.append(weight)
-        return Router(self._matrix(weight, weight.data), weight.bias, num_used, input_weight, output_scales)
+        matrix = self._matrix(weight, weight.data)
+        return Router(matrix, weight.bias, num_used, input_weight, output_scales, renormalises)
 
     def vector(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
         """A small float32 array."""

@@ -15,20 +15,19 @@ import kernels.weights.packed
 from kernels.batch import AnyArray, Array
 from kernels.ops.attention_plan import AttentionPlan
 from kernels.reference.matmul import Linear, Matrix
-from kernels.reference.moe import Expert
 from kernels.registry import Ops
 from kernels.runtime.compiler import Variant
 from kernels.runtime.device_array import DeviceArray
 from kernels.runtime.gpu_spec import GpuSpec
 from kernels.runtime.memory import Arena, MemoryPlan
 from kernels.weights.packed import Experts, PackedMatrix, Projection
-from kernels.weights.parameters import Weight
+from kernels.weights.parameters import SharedWeights, Weight
 
 # What a model is given by its device and hands on to its ops, of whatever device.
 AnyMatrix: TypeAlias = PackedMatrix | Matrix
 AnyProjection: TypeAlias = Projection | Sequence[Linear]
 AnyRouter: TypeAlias = kernels.weights.packed.Router | kernels.reference.moe.Router
-AnyExperts: TypeAlias = Experts | Sequence[Expert]
+AnyExperts: TypeAlias = Experts | kernels.reference.moe.Experts
 AnyRotation: TypeAlias = kernels.ops.rope.Rotation | kernels.reference.rope.Rotation
 AnyAttentionPlan: TypeAlias = AttentionPlan | None
 AnyOps: TypeAlias = Ops[AnyArray, AnyMatrix, AnyProjection, AnyRouter, AnyExperts, AnyRotation, AnyAttentionPlan]
@@ -56,11 +55,19 @@ class WeightStore(Protocol):
     def gate_up(self, weights: Sequence[Weight]) -> AnyProjection:
         """Gate and up projection, two tensors or a fused one (gate first)."""
 
-    def experts(self, gate: Weight, up: Weight | None, down: Weight) -> AnyExperts:
+    def experts(self, gate: Weight, up: Weight | None, down: Weight, shared: SharedWeights | None = None) -> AnyExperts:
         """The stacked experts of a layer; without ``up`` each expert's gate and up projection are one matrix."""
 
-    def router(self, weight: Weight, num_used: int, input_weight: Any = None, output_scales: Any = None) -> AnyRouter:
-        """A router that chooses ``num_used`` experts; the last two are what `vector` gave."""
+    def router(
+        self,
+        weight: Weight,
+        num_used: int,
+        input_weight: Any = None,
+        output_scales: Any = None,
+        *,
+        renormalises: bool = True,
+    ) -> AnyRouter:
+        """A router that chooses ``num_used`` experts; ``input_weight`` and ``output_scales`` are what `vector` gave."""
 
     def vector(self, values: NDArray[np.float32]) -> AnyArray:
         """A small float32 array (norm, bias, sinks)."""

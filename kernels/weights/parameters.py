@@ -46,6 +46,19 @@ class Weight:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class SharedWeights:
+    """The feed-forward network beside a mixture's experts that every token goes through.
+
+    What it makes of x is multiplied by sigmoid(``output_gate`` x) (Qwen2-MoE, 2024).
+    """
+
+    gate: Weight
+    up: Weight
+    down: Weight
+    output_gate: NDArray[np.float32]  # [H]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class RmsNorm(Generic[Array]):
     """x / sqrt(mean(x^2) + epsilon) * weight (Zhang & Sennrich, 2019)."""
 

@@ -20,7 +20,7 @@ from kernels.runtime.memory import Arena
 from kernels.weights.dequant import dequantise
 from kernels.weights.formats import WIDEST
 from kernels.weights.packed import Experts, PackedMatrix, Projection, Router, packed_bytes
-from kernels.weights.parameters import Weight
+from kernels.weights.parameters import SharedWeights, Weight
 from kernels.weights.repack import Placement, repack_rows, variant_for
 from kernels.weights.upload import PinnedBuffers, Transfer, Upload
 
@@ -74,11 +74,15 @@ class PackedWeightStore:
             return self._neighbours(weights)
         return Projection((self._gated(weights, num_gated, num_experts=1),))
 
-    def experts(self, gate: Weight, up: Weight | None, down: Weight) -> Experts:
+    def experts(self, gate: Weight, up: Weight | None, down: Weight, shared: SharedWeights | None = None) -> Experts:
         """The stacked experts of a layer; without ``up`` each expert's gate and up projection are one matrix.
 
-        Raises `UnsupportedWeight` for such a matrix that cannot be cut in eights.
+        Raises `UnsupportedWeight` for such a matrix that cannot be cut in eights, and for a ``shared`` expert.
         """
+        if shared is not None:
+            raise UnsupportedWeight(
+                shared.gate.name, "is of a shared expert, which a GPU cannot run; run it with --device cpu"
+            )
         num_experts, num_gated = gate.data.shape[:2]
         if up is None:
             if num_gated % 16:
@@ -96,11 +100,18 @@ class PackedWeightStore:
         num_used: int,
         input_weight: DeviceArray | None = None,
         output_scales: DeviceArray | None = None,
+        *,
+        renormalises: bool = True,
     ) -> Router:
         """A router, small enough to be kept in float32 whatever its format is.
 
-        Raises `UnsupportedWeight` if it chooses more than `MAX_EXPERTS_USED`.
+        Raises `UnsupportedWeight` if it chooses more than `MAX_EXPERTS_USED`, and if it does not renormalise.
         """
+        if not renormalises:
+            raise UnsupportedWeight(
+                weight.name,
+                "weighs the chosen experts by a softmax over all, which a GPU cannot; run it with --device cpu",
+            )
         if num_used > MAX_EXPERTS_USED:
             raise UnsupportedWeight(
                 weight.name, f"chooses {num_used} experts a token; on a CUDA device it can be {MAX_EXPERTS_USED}"

@@ -105,6 +105,8 @@ def _add_metadata(writer: gguf.GGUFWriter, spec: ModelSpec) -> None:
             writer.add_float32(full_key, value)
         elif isinstance(value, list):
             writer.add_array(full_key, value)
+        elif isinstance(value, bool):
+            writer.add_bool(full_key, value)
         else:
             writer.add_uint32(full_key, value)
     vocabulary = spec.vocabulary

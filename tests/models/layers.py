@@ -112,6 +112,16 @@ def mixture(name: str, format_: str, down: str, ffn: int, experts: int) -> list[
     ]
 
 
+def shared_expert(name: str, format_: str, down: str, ffn: int) -> list[TensorSpec]:
+    """The network beside a mixture that every token goes through, and the vector that gates its output."""
+    return [
+        TensorSpec(f"{name}.ffn_gate_inp_shexp.weight", "F32", (HIDDEN,), deviation=2 * HIDDEN**-0.5),
+        matrix(f"{name}.ffn_gate_shexp", format_, ffn, HIDDEN, gain=2),
+        matrix(f"{name}.ffn_up_shexp", format_, ffn, HIDDEN, gain=2),
+        matrix(f"{name}.ffn_down_shexp", down, HIDDEN, ffn, gain=2),
+    ]
+
+
 def glm4_layer(name: str, format_: str, ffn: int) -> list[TensorSpec]:
     """A layer with norms after attention and feed-forward; gate and up are one matrix."""
     return [

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from gguf.constants import LlamaFileType
 
-from tests.bench.model_specs import CHATML, ModelSpec, norm
+from tests.bench.model_specs import CHATML, ModelSpec, TensorSpec, norm
 from tests.models.layers import (
     CONTEXT_LENGTH,
     HEAD_DIM,
@@ -17,6 +17,7 @@ from tests.models.layers import (
     matrix,
     mixture,
     phi3_layer,
+    shared_expert,
     tied,
 )
 from tests.models.vocabularies import byte_level, sentencepiece
@@ -61,6 +62,30 @@ def qwen3moe_q4_0() -> ModelSpec:
     settings = keys(96, 4, 2) | LENGTHS | experts | {"rope.freq_base": 1e6}
     ids = {"bos": vocab_size - 5, "eos": vocab_size - 3, "padding": vocab_size - 5, "add_bos": False}
     return ModelSpec("qwen3moe", "Small Qwen3-MoE", LlamaFileType.MOSTLY_Q4_0, settings, words, ids, CHATML, tensors)
+
+
+def qwen2moe_q5_1() -> ModelSpec:
+    """Qwen1.5-MoE: four experts, two used as a softmax over all weighs them, and a shared one that is gated."""
+    words = byte_level("qwen2", "<|endoftext|>", "<|im_start|>", "<|im_end|>")
+    vocab_size = len(words.tokens)
+
+    def layer(name: str) -> list[TensorSpec]:
+        return [
+            *attention(name, "Q5_1", bias=True),
+            *mixture(name, "Q5_1", "Q8_0", 32, 4),
+            *shared_expert(name, "Q5_1", "Q8_0", 96),
+        ]
+
+    tensors = [
+        *embedding_and_head(vocab_size, "Q5_1", "Q8_0"),
+        *layer("blk.0"),
+        *layer("blk.1"),
+        norm("output_norm", HIDDEN),
+    ]
+    experts = {"expert_count": 4, "expert_used_count": 2, "expert_feed_forward_length": 32}
+    settings = keys(96, 2, 1) | experts | {"expert_shared_feed_forward_length": 96, "rope.freq_base": 1e6}
+    ids = {"bos": vocab_size - 3, "eos": vocab_size - 1, "padding": vocab_size - 3, "add_bos": False}
+    return ModelSpec("qwen2moe", "Small Qwen2-MoE", LlamaFileType.MOSTLY_Q5_1, settings, words, ids, CHATML, tensors)
 
 
 def mixtral_q5_0() -> ModelSpec:

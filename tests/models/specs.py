@@ -33,6 +33,7 @@ from tests.models.llama_specs import (
     mistral3_q8_0,
     mixtral_q5_0,
     phi4_q5_0,
+    qwen2moe_q5_1,
     qwen3moe_q4_0,
     smollm3_q5_1,
 )
@@ -234,6 +235,7 @@ SPECS: dict[str, tuple[int, Callable[[], ModelSpec]]] = {
     "gemma4-e-q8_0": (5, gemma4_e_q8_0),
     "gemma4-moe-q4_0": (8, gemma4_moe_q4_0),
     "qwen3moe-q4_0": (17, qwen3moe_q4_0),
+    "qwen2moe-q5_1": (41, qwen2moe_q5_1),
     "mixtral-q5_0": (17, mixtral_q5_0),
     "mistral3-q8_0": (9, mistral3_q8_0),
     "granite-q4_1": (20, granite_q4_1),

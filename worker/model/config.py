@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from orcd.errors import ModelLoadFailed
 from worker.model.gguf import GGUFFile
@@ -26,6 +26,10 @@ class Architecture:
     """Metadata key of the epsilon of the norms."""
     experts: Literal["none", "required", "allowed"] = "none"
     """Whether the layers are mixtures of experts: the file must then say how many, and otherwise must not."""
+    has_shared_expert: bool = False
+    """Whether every token goes through one more expert, which has a width of its own."""
+    renormalises_experts: bool = True
+    """Whether the routing weights of the chosen experts add up to one, where ``expert_weights_norm`` does not say."""
     keys: frozenset[str] = frozenset()
     """Metadata keys that change numbers and that the family reads, beside those of `worker.model.metadata_keys`."""
     ignored_tensors: tuple[str, ...] = ()
@@ -74,7 +78,8 @@ class RopeConfig:
 class ModelConfig:
     """Sizes in elements; ``sliding_window`` 0 is none, ``num_experts`` 0 a dense model, a soft cap of 0 none.
 
-    Where ``layers`` differ, ``num_kv_heads``, ``head_dim`` and ``intermediate`` are the largest of all.
+    Where ``layers`` differ, ``num_kv_heads``, ``head_dim`` and ``intermediate`` are the largest of all. In a mixture of
+    experts ``intermediate`` is an expert's and ``shared_intermediate`` that of the shared one, 0 without one.
     ``num_mtp_layers`` blocks follow the last layer in the file: they predict further tokens, and are not run.
     """
 
@@ -92,6 +97,8 @@ class ModelConfig:
     sliding_window: int
     num_experts: int
     num_experts_used: int
+    renormalises_experts: bool
+    shared_intermediate: int
     rope: RopeConfig
     sliding_rope: RopeConfig
     """Of layers with a window."""
@@ -129,16 +136,10 @@ def read_config(gguf: GGUFFile, name: str, architectures: Mapping[str, Architect
     num_mtp_layers = keys.integer("nextn_predict_layers", 0, num_blocks - 1, 0)
     hidden = keys.integer("embedding_length", 1, MAX_WIDTH)
     num_heads = keys.integer("attention.head_count", 1, MAX_HEADS)
-    num_experts = keys.integer("expert_count", 0, MAX_EXPERTS, 0)
-    if architecture.experts == "required" and not num_experts:
-        raise keys.error("expert_count", f"is 0: models of the architecture {name} are mixtures of experts")
-    if architecture.experts == "none" and num_experts:
-        with_experts = sorted(known for known, declared in architectures.items() if declared.experts != "none")
-        raise keys.error("expert_count", f"is {num_experts}: experts are supported for {', '.join(with_experts)} only")
     head_dim = _head_dim(keys, hidden, num_heads)
     limits = LayerLimits(num_blocks - num_mtp_layers, num_heads, MAX_WIDTH, MAX_CONTEXT)
     layers = read_layers(keys, architecture.layers, limits, head_dim)
-    intermediate = max(layer.intermediate for layer in layers)
+    experts = _experts(keys, name, architectures, max(layer.intermediate for layer in layers))
     context_length = keys.integer("context_length", 1, MAX_CONTEXT)
     rope = _rope(gguf, keys, head_dim, context_length)
     return ModelConfig(
@@ -146,9 +147,7 @@ def read_config(gguf: GGUFFile, name: str, architectures: Mapping[str, Architect
         num_layers=len(layers),
         num_mtp_layers=num_mtp_layers,
         hidden=hidden,
-        intermediate=keys.integer("expert_feed_forward_length", 1, MAX_WIDTH, intermediate)
-        if num_experts
-        else intermediate,
+        intermediate=experts.intermediate,
         num_heads=num_heads,
         num_kv_heads=max(layer.num_kv_heads for layer in layers),
         head_dim=max(layer.head_dim for layer in layers),
@@ -156,8 +155,10 @@ def read_config(gguf: GGUFFile, name: str, architectures: Mapping[str, Architect
         context_length=context_length,
         norm_epsilon=keys.number(architecture.norm_epsilon, 0, 1),
         sliding_window=max(layer.window for layer in layers),
-        num_experts=num_experts,
-        num_experts_used=keys.integer("expert_used_count", 1, num_experts) if num_experts else 0,
+        num_experts=experts.num_experts,
+        num_experts_used=experts.num_used,
+        renormalises_experts=experts.renormalises,
+        shared_intermediate=experts.shared_intermediate,
         rope=rope,
         sliding_rope=_sliding_rope(keys, architecture, rope, layers),
         attention_softcap=_factor(keys, "attn_logit_softcapping", architecture.softcaps[0]),
@@ -166,6 +167,40 @@ def read_config(gguf: GGUFFile, name: str, architectures: Mapping[str, Architect
         layer_embedding=keys.integer("embedding_length_per_layer_input", 0, MAX_WIDTH, 0),
         layers=layers,
     )
+
+
+class _Experts(NamedTuple):
+    """What the file says of experts; ``num_experts`` 0: there are none, and ``intermediate`` is that of the layers."""
+
+    num_experts: int
+    num_used: int
+    renormalises: bool
+    intermediate: int
+    shared_intermediate: int
+
+
+def _experts(
+    keys: MetadataKeys, name: str, architectures: Mapping[str, Architecture], feed_forward_length: int
+) -> _Experts:
+    """Those of an architecture; ``feed_forward_length`` is the file's, from which older files' widths follow."""
+    architecture, count = architectures[name], keys.integer("expert_count", 0, MAX_EXPERTS, 0)
+    if architecture.experts == "required" and not count:
+        raise keys.error("expert_count", f"is 0: models of the architecture {name} are mixtures of experts")
+    if architecture.experts == "none" and count:
+        with_experts = sorted(known for known, declared in architectures.items() if declared.experts != "none")
+        raise keys.error("expert_count", f"is {count}: experts are supported for {', '.join(with_experts)} only")
+    if not count:
+        return _Experts(0, 0, True, feed_forward_length, 0)
+    num_used = keys.integer("expert_used_count", 1, count)
+    renormalises = architecture.renormalises_experts
+    if "expert_weights_norm" in architecture.keys:
+        renormalises = keys.flag("expert_weights_norm", renormalises)
+    width, shared = feed_forward_length, 0
+    if architecture.has_shared_expert:
+        width = max(1, feed_forward_length // num_used)
+        shared = keys.integer("expert_shared_feed_forward_length", 1, MAX_WIDTH, feed_forward_length)
+    width = keys.integer("expert_feed_forward_length", 1, MAX_WIDTH, width)
+    return _Experts(count, num_used, renormalises, width, shared)
 
 
 def _sliding_rope(

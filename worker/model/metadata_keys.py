@@ -93,6 +93,13 @@ class MetadataKeys:
             raise self.error(key, f"is {shown(values)}; it must be an array of true and false")
         return tuple(values[:num_layers])
 
+    def flag(self, key: str, default: bool) -> bool:
+        """True or false."""
+        value = self._value(key, default)
+        if not isinstance(value, bool):
+            raise self.error(key, f"is {shown(value)}; it must be true or false")
+        return value
+
     def number(self, key: str, least: float, most: float, default: float | None = None) -> float:
         """A finite number."""
         value = self._one(key, default)

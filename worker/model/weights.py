@@ -16,7 +16,7 @@ from kernels.devices.protocol import AnyExperts, AnyMatrix, AnyProjection, AnyRo
 from kernels.errors import UnsupportedWeight
 from kernels.weights.dequant import dequantise
 from kernels.weights.formats import FORMATS
-from kernels.weights.parameters import LayerNorm, RmsNorm, Rope, Weight
+from kernels.weights.parameters import LayerNorm, RmsNorm, Rope, SharedWeights, Weight
 from orcd.errors import ModelLoadFailed
 from worker.model.config import ModelConfig
 from worker.model.gguf import GGUFFile, Tensor
@@ -72,11 +72,18 @@ class Weights:
             return self._device.store.gate_up([self._of(spec, num_inputs) for spec in specs])
 
     def experts(
-        self, gate: TensorSpec, up: TensorSpec | None, down: TensorSpec, *, num_experts: int, num_inputs: int
+        self,
+        gate: TensorSpec,
+        up: TensorSpec | None,
+        down: TensorSpec,
+        *,
+        num_experts: int,
+        num_inputs: int,
+        shared: SharedWeights | None = None,
     ) -> AnyExperts:
         """The experts' weights in stacked tensors, ``num_outputs`` of a spec being an expert's.
 
-        Without ``up``, ``gate`` is a fused tensor: gate, then up projection.
+        Without ``up``, ``gate`` is a fused tensor: gate, then up projection. ``shared`` is the expert beside them.
         """
         inner = gate.num_outputs if up else gate.num_outputs // 2
         with self._named():
@@ -84,7 +91,19 @@ class Weights:
                 self._of(gate, num_inputs, num_experts),
                 self._of(up, num_inputs, num_experts) if up else None,
                 self._of(down, inner, num_experts),
+                shared,
             )
+
+    def shared_expert(
+        self, gate: TensorSpec, up: TensorSpec, down: TensorSpec, output_gate: str, *, num_inputs: int
+    ) -> SharedWeights:
+        """The expert that every token goes through; ``output_gate`` is the vector that its output is gated by."""
+        return SharedWeights(
+            self._of(gate, num_inputs),
+            self._of(up, num_inputs),
+            self._of(down, gate.num_outputs),
+            self.host_vector(output_gate, num_inputs),
+        )
 
     def router(
         self,
@@ -95,8 +114,9 @@ class Weights:
         column_scales: NDArray[np.float32] | None = None,
         input_weight: AnyArray | None = None,
         output_scales: AnyArray | None = None,
+        renormalises: bool = True,
     ) -> AnyRouter:
-        """The matrix that chooses experts, its columns times ``column_scales``; the last two are a `Router`'s."""
+        """The matrix that chooses experts, its columns times ``column_scales``; the last three are a `Router`'s."""
         weight = self._of(spec, num_inputs)
         if column_scales is not None:
             values = np.empty((spec.num_outputs, num_inputs), np.float32)
@@ -104,7 +124,7 @@ class Weights:
             values *= column_scales
             weight = replace(weight, format=FORMATS["F32"], data=values.view(np.uint8))
         with self._named():
-            return self._device.store.router(weight, num_used, input_weight, output_scales)
+            return self._device.store.router(weight, num_used, input_weight, output_scales, renormalises=renormalises)
 
     def head(self, embedding: str, num_outputs: int, num_inputs: int) -> tuple[AnyMatrix, AnyProjection]:
         """The embedding table and the output head, which are one matrix where the file has no ``output.weight``."""
@@ -134,9 +154,9 @@ class Weights:
 
     def host_vector(self, name: str, *shape: int) -> NDArray[np.float32]:
         """The same in host memory; `ModelLoadFailed` if it is not finite."""
-        tensor = self._tensor(name, shape)
+        tensor = self._tensor(name, shape, (1, *shape))  # some programs write a vector as a matrix of one row
         values = np.empty(shape, np.float32)
-        dequantise(tensor.format, np.ascontiguousarray(tensor.data), out=values)
+        dequantise(tensor.format, np.ascontiguousarray(tensor.data), out=values.reshape(tensor.shape))
         if not np.isfinite(values).all():
             raise self._error(tensor.name, NOT_FINITE)
         return values
@@ -206,15 +226,16 @@ class Weights:
         except UnsupportedWeight as error:
             raise self._error(error.name, error.problem) from None
 
-    def _tensor(self, name: str, shape: tuple[int, ...]) -> Tensor:
+    def _tensor(self, name: str, *shapes: tuple[int, ...]) -> Tensor:
+        """The tensor ``name``, which must have one of ``shapes``."""
         name = self._prefix + name
         tensor = self._gguf.tensors.get(name)
         if tensor is None:
             raise self._error(name, "is missing")
         if tensor.format.name not in FORMATS:
             raise self._error(name, f"has type {tensor.format.name}; supported are {', '.join(FORMATS)}")
-        if tensor.shape != shape:
-            raise self._error(name, f"has shape {list(tensor.shape)}, but the metadata asks for {list(shape)}")
+        if tensor.shape not in shapes:
+            raise self._error(name, f"has shape {list(tensor.shape)}, but the metadata asks for {list(shapes[0])}")
         self._used.add(name)
         return tensor
 

@@ -11,7 +11,7 @@ from kernels.devices import cpu_weight_store
 from kernels.devices.cpu_weight_store import CpuWeightStore
 from kernels.reference.matmul import TileBudget, linear
 from kernels.weights.formats import FORMATS
-from kernels.weights.parameters import Weight
+from kernels.weights.parameters import SharedWeights, Weight
 
 
 @pytest.fixture
@@ -37,7 +37,9 @@ def test_no_weight_is_copied(store: CpuWeightStore) -> None:
     assert np.shares_memory(store.table(table).data, table.data)
     [projected] = store.projection([output])
     assert np.shares_memory(projected.matrix.data, output.data)
-    assert all(np.shares_memory(expert.gate.matrix.data, gate.data) for expert in store.experts(gate, gate, gate))
+    assert all(
+        np.shares_memory(expert.gate.matrix.data, gate.data) for expert in store.experts(gate, gate, gate).routed
+    )
     tied, [head] = store.tied_head(table)
     assert tied is head.matrix and np.shares_memory(tied.data, table.data)
 
@@ -52,7 +54,7 @@ def test_matrices_on_one_input_stay_apart_with_their_own_biases(store: CpuWeight
 
 def test_an_expert_is_its_slice_of_every_stacked_tensor(store: CpuWeightStore) -> None:
     gate, up, down = weight("g", 3, 4, 8, bias=True), weight("u", 3, 4, 8), weight("d", 3, 8, 4, bias=True)
-    experts = store.experts(gate, up, down)
+    experts = store.experts(gate, up, down).routed
     assert len(experts) == 3
     x, out = np.ones((1, 8), np.float32), np.empty((1, 4), np.float32)
     linear(x, (experts[2].gate,), out=out)
@@ -109,6 +111,15 @@ def test_a_tensor_with_a_number_that_is_none_is_named_whatever_it_is_for(
 ) -> None:
     make(store, broken("blk.0.bad.weight", 4, 64, at=100, value=value))
     assert load(store)[0] == ["blk.0.bad.weight"]
+
+
+def test_a_shared_expert_is_beside_the_stacked_ones_and_is_read_to_its_end(store: CpuWeightStore) -> None:
+    gate, up, bad = weight("g", 6, 8), weight("u", 6, 8), broken("d", 8, 6, at=47, value=np.nan)
+    shared = SharedWeights(gate, up, bad, np.ones(8, np.float32))
+    experts = store.experts(weight("gate", 3, 4, 8), weight("up", 3, 4, 8), weight("down", 3, 8, 4), shared)
+    assert experts.shared is not None and len(experts.routed) == 3
+    assert experts.shared.network.gate.matrix.shape == (6, 8) and experts.shared.output_gate is shared.output_gate
+    assert load(store)[0] == ["d"]
 
 
 def test_of_stacked_experts_the_tensor_is_named_and_read_to_its_end(store: CpuWeightStore) -> None:

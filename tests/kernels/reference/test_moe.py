@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from kernels.reference.matmul import Linear
-from kernels.reference.moe import Expert, Router, norm_moe_residual
+from kernels.reference.moe import Expert, Experts, Router, SharedExpert, norm_moe_residual
 from kernels.weights.parameters import Clamp, Geglu, RmsNorm
 from tests.kernels.reference.test_matmul import make_matrix
 
@@ -27,9 +27,17 @@ EXPERT_LIST = [
 ]
 
 
-def run(x: np.ndarray, router: Router = ROUTER, clamp: Clamp | None = CLAMP) -> np.ndarray:
+SHARED = SharedExpert(
+    Expert(random_linear(2 * FFN, HIDDEN), random_linear(2 * FFN, HIDDEN), random_linear(HIDDEN, 2 * FFN)),
+    RNG.normal(size=HIDDEN).astype(np.float32),
+)
+
+
+def run(
+    x: np.ndarray, router: Router = ROUTER, clamp: Clamp | None = CLAMP, shared: SharedExpert | None = None
+) -> np.ndarray:
     out = x.copy()
-    norm_moe_residual(out, NORM, router, EXPERT_LIST, clamp, out=out)
+    norm_moe_residual(out, NORM, router, Experts(EXPERT_LIST, shared), clamp, out=out)
     return out
 
 
@@ -55,9 +63,33 @@ def test_a_token_gets_the_weighted_sum_of_its_best_experts(clamp: Clamp | None) 
         np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-3)
 
 
-def test_a_token_has_the_same_bits_alone_and_among_others() -> None:
+@pytest.mark.parametrize("shared", [None, SHARED], ids=["chosen", "and shared"])
+def test_a_token_has_the_same_bits_alone_and_among_others(shared: SharedExpert | None) -> None:
     x = RNG.normal(size=(40, HIDDEN)).astype(np.float32)
-    np.testing.assert_array_equal(run(x), np.concatenate([run(row[None]) for row in x]))
+    together = run(x, shared=shared)
+    np.testing.assert_array_equal(together, np.concatenate([run(row[None], shared=shared) for row in x]))
+
+
+def test_a_shared_expert_is_gated_and_the_chosen_ones_may_weigh_as_among_all() -> None:
+    x = RNG.normal(size=(10, HIDDEN)).astype(np.float32)
+    weights = RNG.normal(size=(EXPERTS, HIDDEN)) / HIDDEN
+    router = Router(make_matrix(weights), None, USED, renormalises=False)
+    for row, actual in zip(x, run(x, router, None, SHARED), strict=True):
+        normed = row / np.sqrt((row.astype(np.float64) ** 2).mean() + 1e-5)
+        logits = weights @ normed
+        shares = [(EXPERT_LIST[index], np.exp(logits[index]) / np.exp(logits).sum()) for index in range(EXPERTS)]
+        chosen = sorted(shares, key=lambda share: -share[1])[:USED]
+        expected = row.astype(np.float64)
+        for expert, share in [*chosen, (SHARED.network, 1 / (1 + np.exp(-normed @ SHARED.output_gate)))]:
+            gate = dense(expert.gate, normed)
+            expected += share * dense(expert.down, gate / (1 + np.exp(-gate)) * dense(expert.up, normed))
+        np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-3)
+
+
+def test_a_gate_that_is_far_below_0_shuts_the_shared_expert_off_without_a_warning() -> None:
+    x = RNG.normal(size=(1, HIDDEN)).astype(np.float32)
+    shut = SharedExpert(SHARED.network, -1000 * x[0])
+    np.testing.assert_array_equal(run(x, shared=shut), run(x))
 
 
 def test_of_equal_experts_the_lower_ones_are_chosen() -> None:
@@ -72,7 +104,7 @@ def test_experts_may_see_another_norm_have_scales_and_be_geglus_whose_sum_is_sto
     input_weight, scales = RNG.normal(size=HIDDEN).astype(np.float32), RNG.normal(size=EXPERTS).astype(np.float32)
     router = Router(ROUTER_LAYER.matrix, ROUTER_LAYER.bias, USED, input_weight, scales)
     out = np.full_like(x, np.nan)
-    norm_moe_residual(x, NORM, router, EXPERT_LIST, Geglu(0.25), adds=False, out=out)
+    norm_moe_residual(x, NORM, router, Experts(EXPERT_LIST), Geglu(0.25), adds=False, out=out)
     for row, actual in zip(x, out, strict=True):
         normed = row / np.sqrt((row.astype(np.float64) ** 2).mean() + 1e-5)
         logits = dense(ROUTER_LAYER, normed)

@@ -13,7 +13,7 @@ from kernels.errors import UnsupportedWeight
 from kernels.runtime.memory import padded
 from kernels.weights.formats import FORMATS
 from kernels.weights.packed import packed_bytes
-from kernels.weights.parameters import Weight
+from kernels.weights.parameters import SharedWeights, Weight
 from kernels.weights.weight_store import PackedWeightStore
 
 Made = TypeVar("Made")
@@ -117,6 +117,17 @@ def test_a_router_of_more_experts_than_a_warp_has_lanes_is_refused_by_name() -> 
     lay_out(lambda store: store.router(router, 32))
     with pytest.raises(UnsupportedWeight, match=r"ffn_gate_inp.weight. chooses 33 experts a token; .* 32"):
         lay_out(lambda store: store.router(router, 33))
+
+
+def test_a_router_that_does_not_renormalise_and_a_shared_expert_are_refused_by_name() -> None:
+    router = weight("blk.1.ffn_gate_inp.weight", 64, 64, format_="F32")
+    with pytest.raises(UnsupportedWeight, match=r"ffn_gate_inp.weight. weighs the chosen .* --device cpu"):
+        lay_out(lambda store: store.router(router, 4, renormalises=False))
+    experts = weight("experts", 2, 64, 64, format_="Q8_0")
+    single = weight("blk.1.ffn_gate_shexp.weight", 64, 64, format_="Q8_0")
+    shared = SharedWeights(single, single, single, np.ones(64, np.float32))
+    with pytest.raises(UnsupportedWeight, match=r"ffn_gate_shexp.weight. is of a shared expert, .* --device cpu"):
+        lay_out(lambda store: store.experts(experts, experts, experts, shared))
 
 
 @pytest.mark.parametrize(("up_format", "inner"), [("Q4_0", 64), ("Q8_0", 36)], ids=["formats", "outputs"])

@@ -48,6 +48,12 @@ def test_a_wrong_array_is_named(values: dict[str, Any], problem: str) -> None:
         keys(**values).integers("heads", 3, 0, 8)
 
 
+def test_a_flag_is_true_or_false_and_nothing_else() -> None:
+    assert keys(norm=False).flag("norm", True) is False and keys().flag("norm", True) is True
+    with pytest.raises(ModelLoadFailed, match=r"metadata key a.norm is 1; it must be true or false"):
+        keys(norm=1).flag("norm", True)
+
+
 @pytest.mark.parametrize("value", [True, [True, 1, True], "yes", [True, False]])
 def test_flags_are_an_array_of_true_and_false(value: Any) -> None:
     with pytest.raises(ModelLoadFailed, match=r"a\.slides (is .*; it must be an array|has 2 values)"):

@@ -1,10 +1,10 @@
 """Llama, Mistral, Qwen, Phi, Granite, SmolLM and GLM: one forward pass, and tensors that differ in names and number.
 
-RMSNorm, RoPE, grouped-query attention, SwiGLU (Touvron et al., 2023). In Mixtral (Jiang et al., 2024) and Qwen3-MoE it
-is that of each token's best experts. Mistral's and Mixtral's files call themselves ``llama``, the later Mistrals'
-``mistral3``: their queries grow with the position. Phi-3 and Phi-4 (Abdin et al., 2024) fuse Q, K and V, and gate and
-up projection; long-context variants have longrope: two sets of rotary frequencies, for sequences within the original
-context length and for longer ones. A sequence that grows beyond it is computed anew with the other set
+RMSNorm, RoPE, grouped-query attention, SwiGLU (Touvron et al., 2023). In Mixtral (Jiang et al., 2024) and in Qwen's
+mixtures it is that of each token's best experts. Mistral's and Mixtral's files call themselves ``llama``, the later
+Mistrals' ``mistral3``: their queries grow with the position. Phi-3 and Phi-4 (Abdin et al., 2024) fuse Q, K and V, and
+gate and up projection; long-context variants have longrope: two sets of rotary frequencies, for sequences within the
+original context length and for longer ones. A sequence that grows beyond it is computed anew with the other set
 (`Llama.recompute_at`), as the Hugging Face implementation has it. Granite multiplies by numbers of the file, SmolLM3
 leaves every fourth layer without rotation, and GLM-4 norms what is added to the residual stream.
 """
@@ -19,9 +19,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kernels.batch import AnyArray, Step
-from kernels.devices.protocol import AnyExperts, AnyProjection, AnyRouter, Device
+from kernels.devices.protocol import AnyProjection, Device
 from kernels.weights.parameters import Attention, Pairing, QueryGrowth, RmsNorm, Rope
 from worker.model.config import Architecture, ModelConfig
+from worker.model.families.mixture import Mixture, load_mixture
 from worker.model.kv_cache import KVCache
 from worker.model.rope_scaling import long_rope, plain_rope
 from worker.model.step_activations import StepActivations
@@ -43,12 +44,6 @@ class _FeedForward:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Mixture:
-    router: AnyRouter
-    experts: AnyExperts
-
-
-@dataclass(frozen=True, slots=True, eq=False)
 class _Layer:
     attention_norm: RmsNorm[AnyArray]
     qkv: AnyProjection
@@ -56,7 +51,7 @@ class _Layer:
     rotated: bool
     output: _Output
     ffn_norm: RmsNorm[AnyArray]
-    feed_forward: _FeedForward | _Mixture
+    feed_forward: _FeedForward | Mixture
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,8 +97,17 @@ ARCHITECTURES: Mapping[str, LlamaArchitecture] = {
         rope_factors=("rope_factors_short", "rope_factors_long"),
     ),
     "qwen2": LlamaArchitecture(needs_qkv_bias=True),
+    "qwen2moe": LlamaArchitecture(
+        needs_qkv_bias=True,
+        experts="required",
+        has_shared_expert=True,
+        renormalises_experts=False,
+        keys=frozenset({"expert_shared_feed_forward_length", "expert_weights_norm"}),
+    ),
     "qwen3": LlamaArchitecture(head_norms=("attn_q_norm", "attn_k_norm")),
-    "qwen3moe": LlamaArchitecture(head_norms=("attn_q_norm", "attn_k_norm"), experts="required"),
+    "qwen3moe": LlamaArchitecture(
+        head_norms=("attn_q_norm", "attn_k_norm"), experts="required", keys=frozenset({"expert_weights_norm"})
+    ),
     "smollm3": LlamaArchitecture(pairing="normal", unrotated_interval=4),
 }
 
@@ -143,7 +147,7 @@ class Llama:
                 case _FeedForward(gate_up, down):
                     ops.norm_swiglu(x, layer.ffn_norm, gate_up, out=acts.activated)
                     self._add(acts.activated, down, out=x)
-                case _Mixture(router, experts):
+                case Mixture(router, experts):
                     ops.norm_moe_residual(x, layer.ffn_norm, router, experts, None, out=x)
         ops.norm_head(x, step.logit_rows, self._norm, self._head, out=acts.logits)
         return acts.logits
@@ -175,9 +179,9 @@ def _load_layer(config: ModelConfig, architecture: LlamaArchitecture, weights: W
             norm(post_norms[branch], config.hidden) if post_norms else None,
         )
 
-    def feed_forward() -> _FeedForward | _Mixture:
+    def feed_forward() -> _FeedForward | Mixture:
         if config.num_experts:
-            return _load_mixture(config, weights)
+            return load_mixture(config, weights)
         both = specs(architecture.gate_up, config.intermediate, config.intermediate)
         gate_up = weights.gate_up(*both, num_inputs=config.hidden)
         return _FeedForward(gate_up, output("ffn_down", config.intermediate, 1))
@@ -201,24 +205,6 @@ def _load_layer(config: ModelConfig, architecture: LlamaArchitecture, weights: W
         output=output("attn_output", config.query_width, 0),
         ffn_norm=norm("ffn_norm", config.hidden),
         feed_forward=feed_forward(),
-    )
-
-
-def _load_mixture(config: ModelConfig, weights: Weights) -> _Mixture:
-    def spec(name: str, num_outputs: int) -> TensorSpec:
-        return TensorSpec(name, num_outputs, bias=False)
-
-    return _Mixture(
-        router=weights.router(
-            spec("ffn_gate_inp", config.num_experts), num_inputs=config.hidden, num_used=config.num_experts_used
-        ),
-        experts=weights.experts(
-            spec("ffn_gate_exps", config.intermediate),
-            spec("ffn_up_exps", config.intermediate),
-            spec("ffn_down_exps", config.hidden),
-            num_experts=config.num_experts,
-            num_inputs=config.hidden,
-        ),
     )
 
 

@@ -13,7 +13,7 @@ import pytest
 from kernels.devices.cuda import CudaDevice
 from kernels.devices.dry_run import DryRunDevice
 from kernels.devices.open import open_device
-from tests.models.files import KIT, SMALL
+from tests.models.files import KIT, NOT_ON_GPU, SMALL
 from tests.worker.engine.bracket_constraint import constraint_of
 from tests.worker.tiny_model import write_tiny_model
 from worker.contract import Abort, Add, Choice, Sampling, TokenOutput
@@ -29,7 +29,7 @@ OF_THE_KIT = ("qwen2-untied-q8_0", "llama-q4_k_m", "phi3-longrope-f16", "gpt2-q4
 MODELS = {
     "tiny": None,
     "haiku": ROOT / "tasks" / "demo" / "haiku-q4_k_m.gguf",
-    **SMALL,
+    **{name: path for name, path in SMALL.items() if not name.startswith(NOT_ON_GPU)},
     **{name: path for name, path in KIT.items() if name in OF_THE_KIT},
 }
 NUM_BLOCKS = 400

@@ -15,7 +15,7 @@ import pytest
 
 from kernels.devices.cuda import CudaDevice
 from kernels.devices.open import open_device
-from tests.models.files import KIT, SMALL
+from tests.models.files import KIT, NOT_ON_GPU, SMALL
 from tests.worker.model.families.test_conformance import prompts
 from worker.commands.logits import compute_logits, run_dry
 from worker.contract import Add, Sampling
@@ -25,7 +25,7 @@ from worker.model.gguf import open_gguf
 from worker.model.registry import load_model
 from worker.settings import Settings
 
-FILES = [*SMALL.values(), *KIT.values()]
+FILES = [path for name, path in (SMALL | KIT).items() if not name.startswith(NOT_ON_GPU)]
 EXPERTS = "gemma4-moe", "gpt-oss", "mixtral", "qwen3moe"
 LONGROPE = "phi3-longrope", "phi4-mini"
 SETTINGS = Settings(device="cuda:0", max_sequences=8, step_tokens=512, kv_block_tokens=16, kv_cache_bytes=1 << 28)
