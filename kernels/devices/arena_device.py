@@ -7,7 +7,7 @@ from typing import cast
 import numpy as np
 from numpy.typing import DTypeLike
 
-from kernels.devices.protocol import Allocate, AnyOps
+from kernels.devices.protocol import Allocate, AnyCpuOps, AnyOps
 from kernels.ops.attention import cache_shape
 from kernels.ops.attention_plan import AttentionPlan
 from kernels.ops.rope import HEAD_DIMS, WIDE_HEAD_DIMS, Rotation
@@ -28,6 +28,7 @@ class ArenaDevice:
     head_dims = HEAD_DIMS + WIDE_HEAD_DIMS
     max_vocab: int | None = MAX_VOCAB
     budget_bytes: int | None = None
+    cpu_ops: AnyCpuOps | None = None
 
     def __init__(self, name: str, gpu: GpuSpec, description: str) -> None:
         self.name = name
@@ -51,6 +52,10 @@ class ArenaDevice:
     def cache_array(self, num_blocks: int, block_tokens: int, num_kv_heads: int, head_dim: int) -> DeviceArray:
         """K or V of a layer: float16 in the shape that `cache_shape` tells, with arbitrary contents."""
         return self.kv_cache.allocate(cache_shape(num_blocks, block_tokens, num_kv_heads, head_dim), self.cache_dtype)
+
+    def state_array(self, *shape: int) -> DeviceArray:
+        """States of a recurrent layer, of each slot first: float32 beside the KV cache, with arbitrary contents."""
+        return self.kv_cache.allocate(shape, np.float32)
 
     def empty(self, shape: tuple[int, ...], dtype: DTypeLike) -> DeviceArray:
         """An array that stays: a step's inputs and what it draws."""

@@ -9,8 +9,9 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from kernels.cpu_ops import CpuOps, ReferenceCpuOps
 from kernels.devices.cpu_weight_store import CpuWeightStore
-from kernels.devices.protocol import Allocate, AnyOps
+from kernels.devices.protocol import Allocate, AnyCpuOps, AnyOps
 from kernels.reference.matmul import Linear, Matrix, TileBudget
 from kernels.reference.moe import Experts, Router
 from kernels.reference.rope import Rotation
@@ -31,7 +32,9 @@ class CpuDevice:
 
     def __init__(self, dequant_cache_bytes: int) -> None:
         ops: Ops[NDArray[Any], Matrix, Sequence[Linear], Router, Experts, Rotation, None] = ReferenceOps()
+        cpu_ops: CpuOps[NDArray[Any]] = ReferenceCpuOps()
         self.ops = cast(AnyOps, ops)
+        self.cpu_ops: AnyCpuOps | None = cast(AnyCpuOps, cpu_ops)
         self.store = CpuWeightStore(TileBudget(dequant_cache_bytes))
 
     def begin_step(self) -> Allocate[NDArray[Any]]:
@@ -41,6 +44,10 @@ class CpuDevice:
     def cache_array(self, num_blocks: int, block_tokens: int, num_kv_heads: int, head_dim: int) -> NDArray[np.float32]:
         """K or V of a layer: [num_blocks, block_tokens, num_kv_heads, head_dim] with arbitrary contents."""
         return np.empty((num_blocks, block_tokens, num_kv_heads, head_dim), np.float32)
+
+    def state_array(self, *shape: int) -> NDArray[np.float32]:
+        """States of a recurrent layer, of each slot first: arbitrary contents."""
+        return np.empty(shape, np.float32)
 
     def memory_bytes(self) -> int:
         """Resident memory of the process; 0 where the system does not tell (no /proc)."""

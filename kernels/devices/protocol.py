@@ -13,6 +13,7 @@ import kernels.reference.moe
 import kernels.reference.rope
 import kernels.weights.packed
 from kernels.batch import AnyArray, Array
+from kernels.cpu_ops import CpuOps
 from kernels.ops.attention_plan import AttentionPlan
 from kernels.reference.matmul import Linear, Matrix
 from kernels.registry import Ops
@@ -35,6 +36,7 @@ AnyOps: TypeAlias = Ops[AnyArray, AnyMatrix, AnyProjection, AnyRouter, AnyExpert
 
 A device casts its own ops to this: that they are only given what the same device made, types cannot say.
 """
+AnyCpuOps: TypeAlias = CpuOps[AnyArray]
 
 Allocate = Callable[[tuple[int, ...], DTypeLike], Array]
 """Gives an array of a shape and a type, with arbitrary contents."""
@@ -99,6 +101,10 @@ class Device(Protocol):
         """The ops that work on this device's arrays."""
 
     @property
+    def cpu_ops(self) -> AnyCpuOps | None:
+        """Those that only the CPU device has so far; None on all others."""
+
+    @property
     def head_dims(self) -> tuple[int, ...]:
         """Sizes of attention heads that its ops can compute with; empty: any."""
 
@@ -123,6 +129,9 @@ class Device(Protocol):
 
     def cache_array(self, num_blocks: int, block_tokens: int, num_kv_heads: int, head_dim: int) -> AnyArray:
         """K or V of a layer, in the layout of the device's attention; arbitrary contents, never given back."""
+
+    def state_array(self, *shape: int) -> AnyArray:
+        """States of a recurrent layer, of each slot first: float32, arbitrary contents, never given back."""
 
     def memory_bytes(self) -> int:
         """Device memory that this process uses now."""

@@ -10,8 +10,14 @@ Float32 = NDArray[np.float32]
 
 def swiglu(gate: Float32, up: Float32, *, out: Float32) -> None:
     """silu(gate) * up (Shazeer, "GLU variants improve transformer", 2020); all [T, F]."""
+    np.multiply(silu(gate), up, out=out)
+
+
+def silu(x: Float32) -> Float32:
+    """The sigmoid linear unit, x * sigmoid(x) (Hendrycks & Gimpel, 2016)."""
     with np.errstate(over="ignore"):  # exp of a large number is inf, and its reciprocal the right zero
-        np.multiply(gate / (1 + np.exp(-gate)), up, out=out)
+        result: Float32 = x / (1 + np.exp(-x))
+    return result
 
 
 def clamped_swiglu(gate: Float32, up: Float32, alpha: float, limit: float, *, out: Float32) -> None:
@@ -52,6 +58,21 @@ def gelu(x: Float32, *, out: Float32) -> None:
     """GELU in its tanh form, "gelu_new" (Hendrycks & Gimpel, 2016); ``out`` may be ``x``."""
     inner = np.float32(np.sqrt(2 / np.pi)) * (x + np.float32(0.044715) * (x * x * x))
     np.multiply(np.float32(0.5) * x, 1 + np.tanh(inner), out=out)
+
+
+def gate(x: Float32, gates: Float32, *, out: Float32) -> None:
+    """``x`` times sigmoid(``gates``), both [T, W]; ``out`` may be ``x``.
+
+    What attention found goes through such a gate in Qwen3-Next and its kin (Qiu et al., "Gated attention", 2025).
+    """
+    np.multiply(x, sigmoid(gates), out=out)
+
+
+def sigmoid(x: Float32) -> Float32:
+    """1 / (1 + exp(-x))."""
+    with np.errstate(over="ignore"):
+        result: Float32 = np.reciprocal(1 + np.exp(-x))
+    return result
 
 
 def soft_cap(x: Float32, cap: float) -> None:

@@ -26,6 +26,11 @@ def normalise(norm: Norm[Float32], x: Float32) -> Float32:
     return normed
 
 
+def norm_rows(x: Float32, norm: Norm[Float32], *, out: Float32) -> None:
+    """The norm of each row of ``x`` [T, H]; ``out`` may be ``x``."""
+    out[:] = normalise(norm, x)
+
+
 def linear_norm_residual(
     x: Float32, layers: Sequence[Linear], norm: Norm[Float32], *, scale: float = 1.0, out: Float32
 ) -> None:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from kernels.weights.formats import Format
 
 Pairing = Literal["neox", "normal"]
+HeadOrder = Literal["tiled", "grouped"]
 
 Array = TypeVar("Array", covariant=True)
 
@@ -154,3 +155,45 @@ class Attention(Generic[Array]):
     def qkv_width(self) -> int:
         """Elements of what a layer projects of a token: queries, then keys and values that it makes."""
         return (self.num_heads + 2 * self.num_new_heads) * self.head_dim
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class DeltaNet(Generic[Array]):
+    """A gated delta net (Yang et al., 2024): ``num_value_heads``, each with a state of [key_dim, value_dim].
+
+    Each head of queries and keys serves as many value heads: if these are "tiled" the head j serves j, j +
+    num_key_heads ..., if they are "grouped" neighbours. What goes into the convolution are queries, keys and values;
+    ``taps`` are its weights, the last those of the current token.
+    """
+
+    num_key_heads: int
+    num_value_heads: int
+    key_dim: int
+    value_dim: int
+    head_order: HeadOrder
+    taps: Array  # [channels, taps]
+    decay: Array  # [num_value_heads], negative
+    time_bias: Array  # [num_value_heads]
+    norm: RmsNorm[Array]  # of a head's value_dim elements
+
+    @property
+    def key_heads(self) -> list[int]:
+        """Which head of queries and keys each value head takes."""
+        group = self.num_value_heads // self.num_key_heads
+        tiled = self.head_order == "tiled"
+        return [head % self.num_key_heads if tiled else head // group for head in range(self.num_value_heads)]
+
+    @property
+    def value_width(self) -> int:
+        """Elements of a token's values, all heads together."""
+        return self.num_value_heads * self.value_dim
+
+    @property
+    def channels(self) -> int:
+        """Elements of a token's queries, keys and values: what is convolved."""
+        return 2 * self.num_key_heads * self.key_dim + self.value_width
+
+    @property
+    def projected_width(self) -> int:
+        """Elements of what a layer projects of a token: what is convolved, a gate, and two numbers a value head."""
+        return self.channels + self.value_width + 2 * self.num_value_heads

@@ -62,6 +62,14 @@ def test_a_layer_s_cache_is_float16_in_the_layout_of_attention(device: ArenaDevi
         device.cache_array(10, 20, 2, 64)
 
 
+def test_a_layer_s_states_are_float32_beside_its_cache(device: ArenaDevice) -> None:
+    device.cache_array(10, 32, 2, 64)
+    states = device.state_array(3, 4, 128, 128)
+    assert (states.shape, states.dtype) == ((3, 4, 128, 128), np.dtype(np.float32))
+    assert states.pointer == KV_CACHE + 10 * 32 * 2 * 64 * 2
+    assert device.cpu_ops is None
+
+
 def test_what_does_not_fit_is_refused_with_its_size(device: ArenaDevice) -> None:
     with pytest.raises(OutOfDeviceMemory) as caught:
         device.cache_array(1000, 16, 8, 128)

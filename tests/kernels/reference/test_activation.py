@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from kernels.reference.activation import clamped_swiglu, geglu_columns, gelu, narrow, soft_cap, swiglu
+from kernels.reference.activation import clamped_swiglu, gate, geglu_columns, gelu, narrow, soft_cap, swiglu
 
 
 def test_activations_have_the_right_limits() -> None:
@@ -43,3 +43,9 @@ def test_narrowing_scales_and_a_soft_cap_bounds() -> None:
     np.testing.assert_array_equal(out, x / 16)
     soft_cap(x, 4.0)
     np.testing.assert_allclose(x, [[-4, 4 * np.tanh(-0.25), 0, 4 * np.tanh(0.125), 4]], rtol=1e-6)
+
+
+def test_a_gate_lets_through_between_nothing_and_all() -> None:
+    x = np.array([[2.0, 2.0, 2.0, -3.0]], np.float32)
+    gate(x, np.array([[-1e30, 0.0, 1e30, 1.0]], np.float32), out=x)
+    np.testing.assert_allclose(x, [[0, 1, 2, -3 / (1 + np.exp(-1))]], rtol=1e-6)
