@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from orcd.errors import ModelLoadFailed
 from worker.model.gguf import GGUFFile
 from worker.model.layer_config import EQUAL_LAYERS, LayerConfig, LayerLimits, LayerPattern, read_layers
 from worker.model.metadata_keys import MetadataKeys
+from worker.model.rope_config import MAX_CONTEXT, RopeConfig, read_rope, read_sliding_rope
 
 MAX_LAYERS = 4096
 MAX_WIDTH = 1 << 20
 MAX_HEADS = 1 << 16
-MAX_CONTEXT = 1 << 30
 MAX_EXPERTS = 4096
 
 
@@ -55,23 +55,6 @@ class Scales:
     """What logits are divided by."""
     temperature: float = 0.0
     """How queries grow with their position: `kernels.weights.parameters.QueryGrowth.rate` (mistral3)."""
-
-
-@dataclass(frozen=True, slots=True)
-class RopeConfig:
-    """Rotary embedding: base and scaling; see `worker.model.rope_scaling` for what the types mean."""
-
-    num_dimensions: int
-    base: float
-    scaling: str  # none, linear, yarn, longrope
-    factor: float
-    original_context_length: int
-    attention_factor: float | None  # None: what the scaling's formula gives; YaRN's is multiplied by it
-    beta_fast: float
-    beta_slow: float
-    yarn_attention_factor: float | None  # in place of what YaRN's formula gives
-    yarn_extrapolation: float  # share of YaRN's blending that takes place
-    yarn_log_multiplier: float  # of the logarithm that YaRN's attention factor is divided by; 0: it is not
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +124,8 @@ def read_config(gguf: GGUFFile, name: str, architectures: Mapping[str, Architect
     layers = read_layers(keys, architecture.layers, limits, head_dim)
     experts = _experts(keys, name, architectures, max(layer.intermediate for layer in layers))
     context_length = keys.integer("context_length", 1, MAX_CONTEXT)
-    rope = _rope(gguf, keys, head_dim, context_length)
+    rope = read_rope(gguf, keys, head_dim, context_length)
+    sliding_head_dim = next((layer.head_dim for layer in layers if layer.window), None)
     return ModelConfig(
         architecture=name,
         num_layers=len(layers),
@@ -160,9 +144,9 @@ def read_config(gguf: GGUFFile, name: str, architectures: Mapping[str, Architect
         renormalises_experts=experts.renormalises,
         shared_intermediate=experts.shared_intermediate,
         rope=rope,
-        sliding_rope=_sliding_rope(keys, architecture, rope, layers),
-        attention_softcap=_factor(keys, "attn_logit_softcapping", architecture.softcaps[0]),
-        logit_softcap=_factor(keys, "final_logit_softcapping", architecture.softcaps[1]),
+        sliding_rope=read_sliding_rope(keys, rope, architecture.sliding_rope_base, sliding_head_dim),
+        attention_softcap=keys.factor("attn_logit_softcapping", architecture.softcaps[0]),
+        logit_softcap=keys.factor("final_logit_softcapping", architecture.softcaps[1]),
         scales=_scales(keys, architecture.keys),
         layer_embedding=keys.integer("embedding_length_per_layer_input", 0, MAX_WIDTH, 0),
         layers=layers,
@@ -203,23 +187,9 @@ def _experts(
     return _Experts(count, num_used, renormalises, width, shared)
 
 
-def _sliding_rope(
-    keys: MetadataKeys, architecture: Architecture, rope: RopeConfig, layers: tuple[LayerConfig, ...]
-) -> RopeConfig:
-    """The rotation of layers with a window: with a base of its own there is no scaling."""
-    head_dim = next((layer.head_dim for layer in layers if layer.window), 0)
-    if architecture.sliding_rope_base is None or not head_dim:
-        return rope
-    num_dimensions = keys.integer("rope.dimension_count_swa", 2, head_dim, head_dim)
-    if num_dimensions % 2:
-        raise keys.error("rope.dimension_count_swa", f"is {num_dimensions}; rotated elements come in pairs")
-    base = keys.number("rope.freq_base_swa", 1 + 1e-6, 1e12, architecture.sliding_rope_base)
-    return replace(rope, num_dimensions=num_dimensions, base=base, scaling="none", factor=1.0, attention_factor=None)
-
-
 def _scales(keys: MetadataKeys, declared: frozenset[str]) -> Scales:
     def scale(key: str) -> float:
-        return _factor(keys, key) if key in declared else 0.0
+        return keys.factor(key) if key in declared else 0.0
 
     return Scales(
         embedding=scale("embedding_scale") or 1.0,
@@ -254,47 +224,3 @@ def _vocab_size(gguf: GGUFFile, keys: MetadataKeys) -> int:
     if keys.integer("vocab_size", 1, MAX_CONTEXT, vocab_size) != vocab_size:
         raise keys.error("vocab_size", f"is not {vocab_size}, the rows of tensor 'token_embd.weight'")
     return vocab_size
-
-
-def _rope(gguf: GGUFFile, keys: MetadataKeys, head_dim: int, context_length: int) -> RopeConfig:
-    num_dimensions = keys.integer("rope.dimension_count", 2, head_dim, head_dim)
-    if num_dimensions % 2:
-        raise keys.error("rope.dimension_count", f"is {num_dimensions}; rotated elements come in pairs")
-    factor = _factor(keys, "rope.scaling.factor") or _factor(keys, "rope.scale_linear") or 1.0
-    # As in llama.cpp, a factor without a type is linear.
-    default = "none" if factor == 1 else "linear"
-    scaling = keys.text("rope.scaling.type", ("none", "linear", "yarn", "longrope"), default)
-    has_long_factors = "rope_factors_long.weight" in gguf.tensors
-    if scaling == "longrope" and (factor != 1 or not has_long_factors):
-        raise keys.error("rope.scaling.type", "is longrope: its factors must be tensors, and rope.scaling.factor 1")
-    if scaling in ("linear", "yarn") and has_long_factors:
-        raise keys.error("rope.scaling.type", f"({scaling}) and tensor 'rope_factors_long.weight' exclude each other")
-    original = keys.integer("rope.scaling.original_context_length", 0, MAX_CONTEXT, 0) or context_length
-    if has_long_factors and original < 2:
-        raise keys.error("rope.scaling.original_context_length", f"is {original}; longrope needs at least 2")
-    extrapolation = keys.number("rope.scaling.yarn_ext_factor", -1, 1, -1.0)  # negative: not set
-    if scaling != "yarn" and extrapolation > 0:
-        raise keys.error("rope.scaling.yarn_ext_factor", f"is {extrapolation:g}, but rope.scaling.type {scaling}")
-    return RopeConfig(
-        num_dimensions=num_dimensions,
-        base=keys.number("rope.freq_base", 1 + 1e-6, 1e12, 10_000.0),
-        scaling=scaling,
-        factor=factor,
-        original_context_length=original,
-        attention_factor=_optional(keys, "rope.scaling.attn_factor"),
-        beta_fast=keys.number("rope.scaling.yarn_beta_fast", 1e-6, 1e6, 32.0),
-        beta_slow=keys.number("rope.scaling.yarn_beta_slow", 1e-6, 1e6, 1.0),
-        yarn_attention_factor=_optional(keys, "rope.scaling.yarn_attn_factor"),
-        yarn_extrapolation=1.0 if extrapolation < 0 else extrapolation,
-        yarn_log_multiplier=keys.number("rope.scaling.yarn_log_multiplier", 0, 1e3, 0.0),
-    )
-
-
-def _factor(keys: MetadataKeys, key: str, default: float = 0.0) -> float:
-    """By what something is extended or scaled, or a soft cap; 0, which some programs write, for none."""
-    factor = keys.number(key, 0, 1e6, default)
-    return keys.number(key, 1e-6, 1e6, default) if factor else 0.0
-
-
-def _optional(keys: MetadataKeys, key: str) -> float | None:
-    return keys.number(key, 0, 1e3) if keys.has(key) else None

@@ -107,6 +107,11 @@ class MetadataKeys:
             raise self.error(key, f"is {shown(value)}; it must be a number from {least:g} to {most:g}")
         return float(value)
 
+    def factor(self, key: str, default: float = 0.0) -> float:
+        """By what something is extended or scaled, or a soft cap; 0, which some programs write, for none."""
+        factor = self.number(key, 0, 1e6, default)
+        return self.number(key, 1e-6, 1e6, default) if factor else 0.0
+
     def text(self, key: str, choices: tuple[str, ...], default: str) -> str:
         """One of ``choices``."""
         value = self._value(key, default)

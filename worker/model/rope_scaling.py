@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kernels.weights.parameters import Pairing, Rope
-from worker.model.config import ModelConfig, RopeConfig
+from worker.model.config import ModelConfig
+from worker.model.rope_config import RopeConfig
 
 Float32 = NDArray[np.float32]
 

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 from tests.worker.model.tiny import write_tiny
-from worker.model.config import ModelConfig, RopeConfig
+from worker.model.config import ModelConfig
 from worker.model.gguf import open_gguf
 from worker.model.registry import read_model_config
+from worker.model.rope_config import RopeConfig
 from worker.model.rope_scaling import long_rope, plain_rope
 
 PLAIN = RopeConfig(
