@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import Counter, OrderedDict
+from collections.abc import Iterable
 
 
 class BlockPool:
@@ -48,13 +49,15 @@ class BlockPool:
             self._free[block_id] = None
             self._free.move_to_end(block_id, last=useful)
 
-    def num_references(self, block_id: int) -> int:
-        """How many hold the block."""
-        return self._num_references[block_id]
-
     def check_invariants(self) -> None:
         """Every block is either free or held, never both."""
         assert len(self._num_references) == self.num_blocks
         for block_id, num_references in enumerate(self._num_references):
             assert num_references >= 0
             assert (num_references == 0) == (block_id in self._free), f"block {block_id}: {num_references} references"
+
+    def check_tables(self, tables: Iterable[Iterable[int]]) -> None:
+        """Every block's references are the tables it is in."""
+        counts = Counter(block_id for table in tables for block_id in table)
+        for block_id, num_references in enumerate(self._num_references):
+            assert num_references == counts[block_id], f"block {block_id} is in {counts[block_id]} tables"

@@ -14,10 +14,13 @@ way, and every request fits the pool on its own: so each step brings somebody cl
 The scheduler runs ahead of the draws: a step may be planned while another one runs whose tokens are still unknown,
 because what it needs to know of a token is that there will be one. Where it needs more, it waits: a sequence with a
 constraint, which must see each token before it allows the next, and one that ends or must start anew with the token
-being drawn, are left out; a plan that would leave out the former a second time is put off until fewer steps are in
-flight, and one that would preempt until none is. Blocks of a sequence that leaves are free at once, although a step in
-flight may still write to them: steps run in the order of their launch, so whoever gets the blocks next writes later and
-reads only what it wrote.
+being drawn, are left out; a plan that would preempt is put off until no step is in flight. Blocks of a sequence that
+leaves are free at once, although a step in flight may still write to them: steps run in the order of their launch, so
+whoever gets the blocks next writes later and reads only what it wrote.
+
+Steps with constraints cost more: masks are written, and forced tokens make chunks. While fewer than half of those that
+run have one, these go on together in every second or third step, when their tokens are known, and the others run ahead
+as if alone. Otherwise a plan that would leave one out a second time is put off, so that each is in every second step.
 
 A sequence that reports log probabilities of its prompt computes all of it, whatever the prefix cache holds: a cached
 block has no logits. A step has as many rows of logits as sequences may run. One is kept for each that runs, and of the
@@ -31,6 +34,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, insort
 from collections.abc import Iterator
+from itertools import count
 from typing import NamedTuple
 
 from worker.contract import STEP_TOKENS, StepSizes
@@ -83,14 +87,13 @@ class Scheduler:
         self.prefix_cache = PrefixCache(block_tokens)
         self.waiting: list[Sequence] = []  # by rank
         self.running: list[Sequence] = []  # by rank
-        self.num_steps = 0
-        self.num_preemptions = 0
+        self.num_steps = self.num_preemptions = 0
         self.lacks_blocks = False
         """Whether the first that waited found no blocks when it was last tried to admit it."""
         self.num_prefix_hit_tokens = 0
         self._num_step_tokens = 0
         self._num_steps_of_size = [0] * (len(STEP_TOKENS) + 1)
-        self._num_added = 0
+        self._numbers = count()
 
     @property
     def step_sizes(self) -> StepSizes:
@@ -99,8 +102,7 @@ class Scheduler:
 
     def add(self, sequence: Sequence) -> None:
         """Queue a sequence; its longest form must fit the pool."""
-        sequence.rank = (self.num_steps + AGEING_STEPS * sequence.priority, self._num_added)
-        self._num_added += 1
+        sequence.rank = (self.num_steps + AGEING_STEPS * sequence.priority, next(self._numbers))
         self._wait(sequence)
 
     def remove(self, sequence: Sequence) -> None:
@@ -128,10 +130,13 @@ class Scheduler:
         """
         chunks: list[Chunk] = []
         prefills: list[Sequence] = []
-        budget = self.step_tokens
+        is_minority = 2 * sum(sequence.constraint is not None for sequence in self.running) < len(self.running)
+        is_their_turn = not is_minority or self.num_steps % (ahead + 1) == 0
         for sequence in tuple(self.running):
+            if not is_their_turn and sequence.constraint is not None and sequence.num_output:
+                continue
             if sequence.num_unread and self._awaits_draw(sequence):
-                if ahead > 1 and sequence.constraint is not None:
+                if ahead > 1 and sequence.constraint is not None and not is_minority:
                     return []
                 continue
             if len(sequence.block_ids) * self.block_tokens < sequence.num_tokens and not self._grow(sequence, ahead):
@@ -142,7 +147,7 @@ class Scheduler:
                 prefills.append(sequence)
             else:
                 chunks.append(Chunk(sequence, 1, True))
-        budget -= len(chunks)
+        budget = self.step_tokens - len(chunks)
         spare_rows = self.max_running - len(self.running)
         prefills.sort(key=lambda sequence: sequence.num_computed < sequence.num_prompt)
         for sequence in prefills:
@@ -280,21 +285,16 @@ class Scheduler:
         self.pool.check_invariants()
         self.prefix_cache.check_invariants()
         assert len(self.running) <= self.max_running
-        num_tables = [0] * self.pool.num_blocks
+        self.pool.check_tables([sequence.block_ids for sequence in self.running])
         for sequence in self.running:
-            sequence.check_invariants()
             assert sequence.is_running
             assert sequence.num_computed <= len(sequence.block_ids) * self.block_tokens
             assert len(sequence.block_ids) <= self._num_blocks_for(sequence.num_tokens)
-            for block_id in sequence.block_ids:
-                num_tables[block_id] += 1
         for sequence in self.waiting:
-            sequence.check_invariants()
-            assert not sequence.is_running, "a waiting sequence holds blocks"
-            assert sequence.num_computed == 0
-        for block_id, num in enumerate(num_tables):
-            assert num == self.pool.num_references(block_id), f"block {block_id} is in {num} tables"
+            assert not sequence.is_running and not sequence.num_computed, "a waiting sequence holds blocks"
         for queue in (self.waiting, self.running):
             ranks = [sequence.rank for sequence in queue]
             assert ranks == sorted(ranks)
-            assert all(sequence.finish_reason is None for sequence in queue), "a finished sequence is still queued"
+            for sequence in queue:
+                sequence.check_invariants()
+                assert sequence.finish_reason is None, "a finished sequence is still queued"

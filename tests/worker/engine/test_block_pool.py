@@ -70,7 +70,7 @@ class PoolAgainstCounts(RuleBasedStateMachine):
     @invariant()
     def counts_agree(self) -> None:
         self.pool.check_invariants()
-        assert {block_id: self.pool.num_references(block_id) for block_id in self.counts} == self.counts
+        self.pool.check_tables([[block_id] * count for block_id, count in self.counts.items()])
         assert self.pool.num_free == sum(not count for count in self.counts.values())
 
 
