@@ -84,7 +84,9 @@ def test_a_library_is_named_only_where_it_belongs(names: set[str], homes: tuple[
 
 
 LEAVES = {f"orcd.{name}": {"msgspec", "orcd"} for name in ("errors", "settings", "sampling", "jsonl")}
-PURE = {f"worker.engine.{name}": {"worker"} for name in ("scheduler", "block_pool", "prefix_cache", "sequence")}
+ENGINE = ROOT / "worker" / "engine"
+BOOKKEEPING = (ENGINE / "scheduler.py", ENGINE / "sequence.py", *sources("worker/engine/cache"))
+PURE = {module_name(path): {"worker"} for path in BOOKKEEPING if path.name != "__init__.py"}
 
 
 @pytest.mark.parametrize(("module", "allowed"), (LEAVES | PURE).items())

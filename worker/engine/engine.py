@@ -165,8 +165,8 @@ class Engine:
         return Stats(
             running=len(scheduler.running),
             waiting=len(scheduler.waiting),
-            kv_blocks_used=scheduler.pool.num_blocks - scheduler.pool.num_free,
-            kv_blocks_total=scheduler.pool.num_blocks,
+            kv_blocks_used=scheduler.block_tables.pool.num_used,
+            kv_blocks_total=scheduler.block_tables.pool.num_blocks,
             steps=scheduler.num_steps,
             prompt_tokens=self._num_prompt_tokens,
             output_tokens=self._num_output_tokens,

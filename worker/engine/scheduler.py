@@ -38,8 +38,7 @@ from itertools import count
 from typing import NamedTuple
 
 from worker.contract import STEP_TOKENS, StepSizes
-from worker.engine.block_pool import BlockPool
-from worker.engine.prefix_cache import PrefixCache
+from worker.engine.cache.block_tables import BlockTables
 from worker.engine.sequence import Sequence
 
 AGEING_STEPS = 256
@@ -61,7 +60,7 @@ class Chunk(NamedTuple):
 
 
 class Scheduler:
-    """Owns the waiting and the running sequences and the blocks they hold."""
+    """Owns the waiting and the running sequences, and the tables of the blocks that these hold."""
 
     def __init__(
         self,
@@ -80,11 +79,11 @@ class Scheduler:
         """
         self.block_tokens = block_tokens
         self.recompute_at = recompute_at
-        self._rewrites_blocks = rewrites_blocks
         self.step_tokens = step_tokens
         self.max_running = min(max_sequences, step_tokens)  # every running sequence gets a token in every step
-        self.pool = BlockPool(num_blocks)
-        self.prefix_cache = PrefixCache(block_tokens)
+        self.block_tables = BlockTables(
+            num_blocks=num_blocks, block_tokens=block_tokens, rewrites_blocks=rewrites_blocks
+        )
         self.waiting: list[Sequence] = []  # by rank
         self.running: list[Sequence] = []  # by rank
         self.num_steps = self.num_preemptions = 0
@@ -109,11 +108,10 @@ class Scheduler:
         """Forget a sequence that ended, whatever it was doing."""
         assert sequence.finish_reason is not None, "only a finished sequence leaves"
         if sequence.finish_reason == "error":  # nobody else shall read what it computed
-            for block_id in sequence.block_ids:
-                self.prefix_cache.forget(block_id)
+            self.block_tables.forget(sequence)
         if sequence.is_running:
             self.running.remove(sequence)
-            self._release_blocks(sequence)
+            self.block_tables.release(sequence)
         else:
             self.waiting.remove(sequence)
 
@@ -173,13 +171,13 @@ class Scheduler:
         for sequence, num_tokens, draws in chunks:
             sequence.launch(num_tokens, draws=draws)
             if sequence.num_computed >= (sequence.num_published + 1) * self.block_tokens:
-                self._publish(sequence)
+                self.block_tables.publish(sequence)
 
     def append(self, sequence: Sequence, token_id: int) -> None:
         """A token that a launched step drew is known now."""
         sequence.append(token_id)
         if len(sequence.token_ids) >= (sequence.num_published + 1) * self.block_tokens:
-            self._publish(sequence)
+            self.block_tables.publish(sequence)
 
     def _awaits_draw(self, sequence: Sequence) -> bool:
         """Whether it cannot go on before its unread token is known."""
@@ -195,16 +193,6 @@ class Scheduler:
             num_tokens = min(num_tokens, unreported.start - sequence.num_computed + 1 + spare_rows // 2)
         return Chunk(sequence, num_tokens, num_tokens == sequence.num_pending)
 
-    def _publish(self, sequence: Sequence) -> None:
-        """Make full blocks of known tokens known to the prefix cache; steps launched from now on may share them."""
-        num_full = min(sequence.num_computed, len(sequence.token_ids)) // self.block_tokens
-        if num_full <= sequence.num_published:
-            return
-        self.prefix_cache.extend(sequence.block_hashes, sequence.hash_root, sequence.token_ids)
-        for index in range(sequence.num_published, num_full):
-            self.prefix_cache.insert(sequence.block_hashes[index], sequence.block_ids[index])
-        sequence.num_published = num_full
-
     def _wait(self, sequence: Sequence) -> None:
         insort(self.waiting, sequence, key=lambda sequence: sequence.rank)
 
@@ -213,11 +201,7 @@ class Scheduler:
 
         False when it was preempted itself or, ``ahead`` of draws, if anybody had to be.
         """
-        num_blocks = self._num_blocks_for(sequence.num_tokens)
-        while sequence.is_running and len(sequence.block_ids) < num_blocks:
-            if self.pool.num_free:
-                self._allocate_block(sequence)
-                continue
+        while sequence.is_running and not self.block_tables.grow(sequence):
             if ahead:
                 return False
             self.num_preemptions += 1
@@ -228,7 +212,7 @@ class Scheduler:
     def _stop(self, sequence: Sequence) -> None:
         assert not sequence.num_unread, "a sequence stopped before its draws were known"
         self.running.remove(sequence)
-        self._release_blocks(sequence)
+        self.block_tables.release(sequence)
         self._wait(sequence)
 
     def _admit(self) -> Iterator[Sequence]:
@@ -240,56 +224,25 @@ class Scheduler:
             yield sequence
 
     def _start(self, sequence: Sequence) -> bool:
-        """Give a waiting sequence all blocks that its tokens need, known prefixes first; False if it does not fit.
+        """Give a waiting sequence all blocks that its tokens need; False if it does not fit.
 
         One block for each running sequence stays in reserve: nobody is preempted within the next block's tokens.
         """
-        self.prefix_cache.extend(sequence.block_hashes, sequence.hash_root, sequence.token_ids)
-        # The last token is always computed: it gives the logits.
-        num_matchable = (sequence.num_tokens - (not self._rewrites_blocks)) // self.block_tokens
-        if sequence.prompt_logprobs is not None:
-            num_matchable = min(num_matchable, sequence.num_reported // self.block_tokens)
-        known = self.prefix_cache.match(sequence.block_hashes[:num_matchable])
-        num_new = self._num_blocks_for(sequence.num_tokens) - len(known)
-        num_free = self.pool.num_free - sum(map(self.pool.is_free, known))
-        if num_new + len(self.running) > num_free:
+        known = self.block_tables.match(sequence)
+        if not self.block_tables.start(sequence, known, reserve=len(self.running)):
             return False
-        for block_id in known:
-            self.pool.retain(block_id)
-        sequence.block_ids = known
-        sequence.num_published = len(known)
-        sequence.num_computed = min(len(known) * self.block_tokens, sequence.num_tokens - 1)
-        for _ in range(num_new):
-            self._allocate_block(sequence)
         self.num_prefix_hit_tokens += sequence.num_computed
         sequence.count_prefix_hits()
         self.waiting.remove(sequence)
         insort(self.running, sequence, key=lambda sequence: sequence.rank)
         return True
 
-    def _num_blocks_for(self, num_tokens: int) -> int:
-        return -(-num_tokens // self.block_tokens)
-
-    def _allocate_block(self, sequence: Sequence) -> None:
-        block_id = self.pool.allocate()
-        self.prefix_cache.forget(block_id)
-        sequence.block_ids.append(block_id)
-
-    def _release_blocks(self, sequence: Sequence) -> None:
-        for block_id in reversed(sequence.block_ids):  # the end of a prefix is of less use than its beginning
-            self.pool.release(block_id, useful=block_id in self.prefix_cache)
-        sequence.drop_blocks()
-
     def check_invariants(self) -> None:
-        """Every block's references are the tables it is in; every queue is in order and within its bounds."""
-        self.pool.check_invariants()
-        self.prefix_cache.check_invariants()
+        """Only running sequences hold blocks; every queue is in order and within its bounds."""
+        self.block_tables.check_invariants(self.running)
         assert len(self.running) <= self.max_running
-        self.pool.check_tables([sequence.block_ids for sequence in self.running])
         for sequence in self.running:
             assert sequence.is_running
-            assert sequence.num_computed <= len(sequence.block_ids) * self.block_tokens
-            assert len(sequence.block_ids) <= self._num_blocks_for(sequence.num_tokens)
         for sequence in self.waiting:
             assert not sequence.is_running and not sequence.num_computed, "a waiting sequence holds blocks"
         for queue in (self.waiting, self.running):

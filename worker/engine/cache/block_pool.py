@@ -24,6 +24,11 @@ class BlockPool:
         """Blocks that `allocate` can hand out."""
         return len(self._free)
 
+    @property
+    def num_used(self) -> int:
+        """Blocks that somebody holds."""
+        return self.num_blocks - len(self._free)
+
     def is_free(self, block_id: int) -> bool:
         """Whether nobody holds the block."""
         return block_id in self._free

@@ -1,7 +1,7 @@
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from worker.engine.prefix_cache import PrefixCache
+from worker.engine.cache.prefix_cache import PrefixCache
 
 
 def hashes_of(cache: PrefixCache, token_ids: list[int], root: bytes = b"") -> list[bytes]:

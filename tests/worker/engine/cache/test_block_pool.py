@@ -3,7 +3,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from worker.engine.block_pool import BlockPool
+from worker.engine.cache.block_pool import BlockPool
 
 
 def test_a_new_pool_hands_out_every_block_once():
@@ -72,6 +72,7 @@ class PoolAgainstCounts(RuleBasedStateMachine):
         self.pool.check_invariants()
         self.pool.check_tables([[block_id] * count for block_id, count in self.counts.items()])
         assert self.pool.num_free == sum(not count for count in self.counts.values())
+        assert self.pool.num_used == sum(map(bool, self.counts.values()))
 
 
 TestPoolAgainstCounts = PoolAgainstCounts.TestCase

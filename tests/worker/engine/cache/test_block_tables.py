@@ -1,0 +1,97 @@
+from worker.contract import Sampling
+from worker.engine.cache.block_tables import BlockTables
+from worker.engine.sequence import Sequence
+
+BLOCK_TOKENS = 4
+
+
+def block_tables(*, num_blocks: int = 8, rewrites_blocks: bool = False) -> BlockTables:
+    return BlockTables(num_blocks=num_blocks, block_tokens=BLOCK_TOKENS, rewrites_blocks=rewrites_blocks)
+
+
+def sequence(num_tokens: int) -> Sequence:
+    return Sequence("r", 0, Sampling(max_tokens=9), 0, list(range(num_tokens)), num_tokens, 9)
+
+
+def start(tables: BlockTables, each: Sequence, *, reserve: int = 0) -> bool:
+    return tables.start(each, tables.match(each), reserve=reserve)
+
+
+def started(tables: BlockTables, num_tokens: int, *, num_computed: int = 0) -> Sequence:
+    each = sequence(num_tokens)
+    assert start(tables, each)
+    each.num_computed = max(num_computed, each.num_computed)
+    tables.publish(each)
+    return each
+
+
+def test_a_sequence_that_starts_has_blocks_for_all_its_tokens():
+    tables = block_tables()
+    each = started(tables, 9)
+    assert len(each.block_ids) == 3
+    assert tables.pool.num_free == 5
+    tables.check_invariants([each])
+
+
+def test_one_that_leaves_too_few_blocks_for_others_does_not_start_and_holds_none():
+    tables = block_tables(num_blocks=4)
+    each = sequence(9)
+    assert not start(tables, each, reserve=2)
+    tables.check_invariants([])
+    assert start(tables, each, reserve=1)
+
+
+def test_only_full_blocks_of_computed_tokens_are_shared():
+    tables = block_tables()
+    first = started(tables, 11, num_computed=6)
+    second = started(tables, 11)
+    assert second.block_ids[:1] == first.block_ids[:1]
+    assert not set(second.block_ids[1:]) & set(first.block_ids)
+    assert second.num_computed == second.num_published * BLOCK_TOKENS == 4
+    tables.check_invariants([first, second])
+
+
+def test_known_blocks_that_nobody_holds_are_not_counted_as_free_for_the_rest():
+    tables = block_tables(num_blocks=3)
+    tables.release(started(tables, 8, num_computed=8))
+    assert tables.pool.num_free == 3
+    assert not start(tables, sequence(13))
+    assert started(tables, 12).num_computed == 8
+
+
+def test_the_last_token_is_computed_again_where_blocks_may_be_rewritten_else_the_last_block():
+    for rewrites_blocks, num_computed in ((True, 7), (False, 4)):
+        tables = block_tables(rewrites_blocks=rewrites_blocks)
+        started(tables, 8, num_computed=8)
+        assert started(tables, 8).num_computed == num_computed
+
+
+def test_a_sequence_grows_as_far_as_there_are_blocks():
+    tables = block_tables(num_blocks=3)
+    each = started(tables, 4)
+    each.num_tokens = 12
+    assert tables.grow(each)
+    assert len(each.block_ids) == 3
+    each.num_tokens = 13
+    assert not tables.grow(each)
+    tables.check_invariants([each])
+
+
+def test_what_is_given_back_stays_known_until_its_blocks_are_handed_out_its_end_first():
+    tables = block_tables(num_blocks=3)
+    first = started(tables, 12, num_computed=12)
+    tables.release(first)
+    assert (first.block_ids, first.num_computed, first.num_published) == ([], 0, 0)
+    other = sequence(1)
+    other.token_ids = [99]
+    assert start(tables, other)
+    again = sequence(13)
+    assert len(tables.match(again)) == 2
+    tables.check_invariants([other])
+
+
+def test_what_is_to_be_forgotten_is_found_by_nobody():
+    tables = block_tables()
+    faulty = started(tables, 12, num_computed=12)
+    tables.forget(faulty)
+    assert started(tables, 12).num_computed == 0

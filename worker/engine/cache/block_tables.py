@@ -1,0 +1,98 @@
+"""Which blocks of the KV cache each sequence holds."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from worker.engine.cache.block_pool import BlockPool
+from worker.engine.cache.prefix_cache import PrefixCache
+from worker.engine.sequence import Sequence
+
+
+class BlockTables:
+    """Gives running sequences the blocks of their tokens; those with equal beginnings get the same ones.
+
+    The table of a sequence is its `block_ids`. A block that is given back stays known by the prefix that it holds until
+    the pool hands it out again.
+    """
+
+    def __init__(self, *, num_blocks: int, block_tokens: int, rewrites_blocks: bool) -> None:
+        """``rewrites_blocks``: see `worker.engine.scheduler.Scheduler`."""
+        self.block_tokens = block_tokens
+        self.pool = BlockPool(num_blocks)
+        self._prefix_cache = PrefixCache(block_tokens)
+        self._rewrites_blocks = rewrites_blocks
+
+    def match(self, sequence: Sequence) -> list[int]:
+        """The blocks that hold the longest known prefix of a waiting sequence."""
+        self._prefix_cache.extend(sequence.block_hashes, sequence.hash_root, sequence.token_ids)
+        # The last token is always computed: it gives the logits.
+        num_matchable = (sequence.num_tokens - (not self._rewrites_blocks)) // self.block_tokens
+        if sequence.prompt_logprobs is not None:
+            num_matchable = min(num_matchable, sequence.num_reported // self.block_tokens)
+        return self._prefix_cache.match(sequence.block_hashes[:num_matchable])
+
+    def start(self, sequence: Sequence, known: list[int], *, reserve: int) -> bool:
+        """Give a waiting sequence all blocks that its tokens need, the ``known`` ones of its prefix first.
+
+        False, and it has none, if fewer than ``reserve`` blocks would stay free.
+        """
+        num_new = self._num_blocks_for(sequence.num_tokens) - len(known)
+        num_free = self.pool.num_free - sum(map(self.pool.is_free, known))
+        if num_new + reserve > num_free:
+            return False
+        for block_id in known:
+            self.pool.retain(block_id)
+        sequence.block_ids = known
+        sequence.num_published = len(known)
+        sequence.num_computed = min(len(known) * self.block_tokens, sequence.num_tokens - 1)
+        for _ in range(num_new):
+            self._allocate(sequence)
+        return True
+
+    def grow(self, sequence: Sequence) -> bool:
+        """Give a running sequence blocks for all its tokens; False if there are too few, of which it then has all."""
+        num_blocks = self._num_blocks_for(sequence.num_tokens)
+        while len(sequence.block_ids) < num_blocks:
+            if not self.pool.num_free:
+                return False
+            self._allocate(sequence)
+        return True
+
+    def publish(self, sequence: Sequence) -> None:
+        """Make full blocks of known tokens known to the prefix cache; steps launched from now on may share them."""
+        num_full = min(sequence.num_computed, len(sequence.token_ids)) // self.block_tokens
+        if num_full <= sequence.num_published:
+            return
+        self._prefix_cache.extend(sequence.block_hashes, sequence.hash_root, sequence.token_ids)
+        for index in range(sequence.num_published, num_full):
+            self._prefix_cache.insert(sequence.block_hashes[index], sequence.block_ids[index])
+        sequence.num_published = num_full
+
+    def forget(self, sequence: Sequence) -> None:
+        """Nobody else shall read what a sequence computed."""
+        for block_id in sequence.block_ids:
+            self._prefix_cache.forget(block_id)
+
+    def release(self, sequence: Sequence) -> None:
+        """Take a sequence's blocks back: nothing of it is computed any more."""
+        for block_id in reversed(sequence.block_ids):  # the end of a prefix is of less use than its beginning
+            self.pool.release(block_id, useful=block_id in self._prefix_cache)
+        sequence.drop_blocks()
+
+    def _num_blocks_for(self, num_tokens: int) -> int:
+        return -(-num_tokens // self.block_tokens)
+
+    def _allocate(self, sequence: Sequence) -> None:
+        block_id = self.pool.allocate()
+        self._prefix_cache.forget(block_id)
+        sequence.block_ids.append(block_id)
+
+    def check_invariants(self, running: Collection[Sequence]) -> None:
+        """Every block's references are the tables of the ``running`` sequences that it is in, which fit these."""
+        self.pool.check_invariants()
+        self._prefix_cache.check_invariants()
+        for sequence in running:
+            assert sequence.num_computed <= len(sequence.block_ids) * self.block_tokens
+            assert len(sequence.block_ids) <= self._num_blocks_for(sequence.num_tokens)
+        self.pool.check_tables([sequence.block_ids for sequence in running])
