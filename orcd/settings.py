@@ -56,6 +56,7 @@ NAMES = frozenset(
         "redis_url",
         "spare_percent",
         "stall_limit_s",
+        "state_cache_bytes",
         "step_tokens",
         "tokenizer",
         "vram_bytes",

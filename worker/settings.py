@@ -51,6 +51,8 @@ class Settings(ClientSettings):
     """Tokens per KV cache block."""
     kv_cache_bytes: int = 0
     """Size of the KV cache; 0: CPU: ``max_sequences`` of 1024 tokens, at most 1 GiB; CUDA: what the budget leaves."""
+    state_cache_bytes: int = 1024 * 1024 * 1024
+    """Models with recurrent layers: memory for states of known prefixes, beside those of running sequences."""
     vram_fraction: float = 0.9
     """CUDA device: the part of the memory that is free at the start that may be used."""
     vram_bytes: int = 0

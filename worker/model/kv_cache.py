@@ -49,3 +49,15 @@ def num_cache_blocks(block_bytes: int, settings: Settings, context_length: int) 
             f"one block of the KV cache takes {block_bytes} bytes; set kv_cache_bytes to at least that"
         )
     return num_blocks
+
+
+def num_state_slots(state_bytes: int, settings: Settings, num_blocks: int) -> int:
+    """How many states are kept: of each sequence that may run, and of known prefixes.
+
+    A prefix ends with one of ``num_blocks`` blocks, so there are never more. 0 without recurrent layers, whose
+    ``state_bytes`` are 0.
+    """
+    if not state_bytes:
+        return 0
+    num_snapshots = min(settings.state_cache_bytes // state_bytes, num_blocks)
+    return min(settings.max_sequences, settings.step_tokens) + num_snapshots

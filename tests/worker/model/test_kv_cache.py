@@ -15,8 +15,9 @@ from kernels.ops.attention import cache_shape
 from tests.worker.model.tiny import FAMILIES, write_tiny
 from worker.model.config import ModelConfig
 from worker.model.gguf import open_gguf
-from worker.model.kv_cache import allocate_cache, bytes_per_block
+from worker.model.kv_cache import allocate_cache, bytes_per_block, num_state_slots
 from worker.model.registry import read_model_config
+from worker.settings import Settings
 
 DEVICES: dict[str, Callable[[], Device]] = {"cpu": lambda: open_device("cpu"), "cuda": lambda: DryRunDevice("cuda:0")}
 
@@ -52,3 +53,20 @@ def test_on_a_gpu_a_cache_is_laid_out_as_its_attention_reads_it(config: ModelCon
     expected = cache_shape(3, 16, config.num_kv_heads, config.head_dim)
     assert {array.shape for layer in cache.layers for array in layer} == {expected}
     assert {array.dtype for layer in cache.layers for array in layer} == {np.dtype(np.float16)}
+
+
+@pytest.mark.parametrize(
+    ("options", "state_bytes", "num_blocks", "num_slots"),
+    [
+        ({}, 0, 100, 0),  # no recurrent layers
+        ({}, 1 << 28, 100, 8 + 4),
+        ({}, 1 << 10, 100, 8 + 100),
+        ({"state_cache_bytes": 1023}, 1 << 10, 100, 8),
+        ({"step_tokens": 4, "state_cache_bytes": 1 << 10}, 1 << 10, 100, 4 + 1),
+    ],
+)
+def test_there_is_a_state_slot_for_each_sequence_and_for_the_snapshots_that_fit(
+    options: dict[str, int], state_bytes: int, num_blocks: int, num_slots: int
+) -> None:
+    settings = Settings(device="cpu", max_sequences=8, **options)
+    assert num_state_slots(state_bytes, settings, num_blocks) == num_slots
