@@ -47,7 +47,8 @@ KEYS = (
     ),
     *(f"attention.{name}" for name in ("key_length", "sliding_window", "sliding_window_pattern", "scale", "causal")),
     *(f"attention.{name}" for name in ("key_length_swa", "shared_kv_layers", "temperature_scale")),
-    *("expert_count", "expert_used_count", "expert_weights_scale", "logit_scale", "final_logit_softcapping"),
+    *(f"expert_{name}" for name in ("count", "used_count", "feed_forward_length", "shared_feed_forward_length")),
+    *("expert_weights_scale", "expert_weights_norm", "logit_scale", "final_logit_softcapping"),
 )
 """Keys that files of today have, without their architecture."""
 SCALARS: list[tuple[int, bytes]] = [
