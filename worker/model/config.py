@@ -17,6 +17,9 @@ MAX_WIDTH = 1 << 20
 MAX_HEADS = 1 << 16
 MAX_EXPERTS = 4096
 
+_ROTATES = "rope.scaling.finetuned"
+"""Granite's converter says by this key whether heads are rotated. Elsewhere it only tells of a model's training."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Architecture:
@@ -32,6 +35,8 @@ class Architecture:
     """Whether the routing weights of the chosen experts add up to one, where ``expert_weights_norm`` does not say."""
     keys: frozenset[str] = frozenset()
     """Metadata keys that change numbers and that the family reads, beside those of `worker.model.metadata_keys`."""
+    idle_keys: frozenset[str] = frozenset()
+    """Metadata keys that would change numbers elsewhere, and that files of the architecture hold without a meaning."""
     ignored_tensors: tuple[str, ...] = ()
     """Expressions for the names of tensors that files may hold and that the forward pass has no use for."""
     layers: LayerPattern = EQUAL_LAYERS
@@ -82,6 +87,8 @@ class ModelConfig:
     num_experts_used: int
     renormalises_experts: bool
     shared_intermediate: int
+    rotates: bool
+    """Whether heads are rotated at all."""
     rope: RopeConfig
     sliding_rope: RopeConfig
     """Of layers with a window."""
@@ -114,7 +121,7 @@ def read_config(gguf: GGUFFile, name: str, architectures: Mapping[str, Architect
     Raises `ModelLoadFailed` naming the key that is missing, of a wrong type, out of range or contradictory.
     """
     keys, architecture = MetadataKeys(gguf, name), architectures[name]
-    keys.check_all_known(architecture.keys)
+    keys.check_all_known(architecture.keys | architecture.idle_keys)
     num_blocks = keys.integer("block_count", 1, MAX_LAYERS)
     num_mtp_layers = keys.integer("nextn_predict_layers", 0, num_blocks - 1, 0)
     hidden = keys.integer("embedding_length", 1, MAX_WIDTH)
@@ -143,6 +150,7 @@ def read_config(gguf: GGUFFile, name: str, architectures: Mapping[str, Architect
         num_experts_used=experts.num_used,
         renormalises_experts=experts.renormalises,
         shared_intermediate=experts.shared_intermediate,
+        rotates=keys.flag(_ROTATES, True) if _ROTATES in architecture.keys else True,
         rope=rope,
         sliding_rope=read_sliding_rope(keys, rope, architecture.sliding_rope_base, sliding_head_dim),
         attention_softcap=keys.factor("attn_logit_softcapping", architecture.softcaps[0]),

@@ -22,7 +22,7 @@ class RopeConfig:
     attention_factor: float | None  # None: what the scaling's formula gives; YaRN's is multiplied by it
     beta_fast: float
     beta_slow: float
-    yarn_attention_factor: float | None  # in place of what YaRN's formula gives
+    yarn_attention_factor: float | None  # from 1 on: in place of what YaRN's formula gives
     yarn_extrapolation: float  # share of YaRN's blending that takes place
     yarn_log_multiplier: float  # of the logarithm that YaRN's attention factor is divided by; 0: it is not
 

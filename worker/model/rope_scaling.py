@@ -75,8 +75,13 @@ def _yarn(rope: RopeConfig, frequencies: NDArray[np.float64], truncate: bool) ->
 
 
 def _yarn_attention_factor(rope: RopeConfig) -> float:
-    """The paper's 0.1 ln s + 1, for DeepSeek's and Mistral's models divided by the same with a multiplier of ln s."""
-    if rope.yarn_attention_factor is not None:
+    """The paper's 0.1 ln s + 1, for DeepSeek's and Mistral's models divided by the same with a multiplier of ln s.
+
+    The converter writes two keys of a ``config.json`` under one name: ``attention_factor``, which is used in place of
+    the formula and like that is 1 or more, and ``attn_factor``, which Hugging Face and llama.cpp leave out: it is below
+    1 in DeepSeek-R1-0528-Qwen3-8B.
+    """
+    if rope.yarn_attention_factor is not None and rope.yarn_attention_factor >= 1:
         return rope.yarn_attention_factor
     if rope.factor <= 1 or not rope.yarn_extrapolation:
         return 1.0

@@ -82,6 +82,8 @@ def test_yarn_blends_as_much_as_the_file_says(config: ModelConfig) -> None:
         ({"yarn_log_multiplier": 1.0}, 1.0),
         ({"yarn_log_multiplier": 0.5}, (0.1 * math.log(32) + 1) / (0.05 * math.log(32) + 1)),
         ({"yarn_attention_factor": 1.25, "yarn_log_multiplier": 1.0}, 1.25),
+        ({"yarn_attention_factor": 1.0}, 1.0),
+        ({"yarn_attention_factor": 0.878}, 0.1 * math.log(32) + 1),
         ({"attention_factor": 1.0}, 0.1 * math.log(32) + 1),
         ({"attention_factor": 1.5, "yarn_attention_factor": 2.0}, 3.0),
         ({"factor": 0.5}, 1.0),

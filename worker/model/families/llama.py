@@ -82,8 +82,19 @@ ARCHITECTURES: Mapping[str, LlamaArchitecture] = {
     "glm4": LlamaArchitecture(
         gate_up=("ffn_up",), pairing="normal", post_norms=("post_attention_norm", "post_ffw_norm")
     ),
+    # Granite 4's models without Mamba layers and experts are of this architecture, too, and have keys of the others.
     "granite": LlamaArchitecture(
-        pairing="normal", keys=frozenset({"attention.scale", "embedding_scale", "residual_scale", "logit_scale"})
+        pairing="normal",
+        keys=frozenset(
+            {"attention.scale", "embedding_scale", "residual_scale", "logit_scale", "rope.scaling.finetuned"}
+        ),
+        idle_keys=frozenset(
+            (
+                "expert_shared_feed_forward_length",
+                *(f"ssm.{name}" for name in ("conv_kernel", "state_size", "group_count", "inner_size")),
+                "ssm.time_step_rank",
+            )
+        ),
     ),
     # Llama's converter permutes the rows of Q and K so that a pair's elements are neighbours.
     "llama": LlamaArchitecture(
@@ -201,7 +212,7 @@ def _load_layer(config: ModelConfig, architecture: LlamaArchitecture, weights: W
             window=config.sliding_window,
             head_norms=(norm(norms[0], config.head_dim), norm(norms[1], config.head_dim)) if norms else None,
         ),
-        rotated=not interval or (index + 1) % interval > 0,
+        rotated=config.rotates and (not interval or (index + 1) % interval > 0),
         output=output("attn_output", config.query_width, 0),
         ffn_norm=norm("ffn_norm", config.hidden),
         feed_forward=feed_forward(),

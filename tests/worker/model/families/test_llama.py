@@ -94,6 +94,29 @@ def test_a_scale_of_the_file_counts_and_without_it_nothing_is_scaled(
     np.testing.assert_array_equal(plain, unscaled)
 
 
+def test_granite_4_without_mamba_layers_is_a_granite_whatever_keys_of_the_others_it_has(tmp_path: Path) -> None:
+    sizes = {"conv_kernel": 4, "state_size": 128, "group_count": 1, "inner_size": 4096, "time_step_rank": 64}
+    keys: dict[str, float | None] = {"expert_shared_feed_forward_length": 96, "rope.scaling.finetuned": True}
+    keys |= {f"ssm.{name}": size for name, size in sizes.items()}
+    plain = logits_alone(load_changed(tmp_path, "granite-q4_1"), [1, 2, 3])
+    np.testing.assert_array_equal(plain, logits_alone(load_changed(tmp_path, "granite-q4_1", keys=keys), [1, 2, 3]))
+    with pytest.raises(ModelLoadFailed, match=r"llama\.ssm\.state_size \(128\) is not known for this architecture"):
+        load_changed(tmp_path, "llama2-q4_0", keys={"ssm.state_size": 128})
+
+
+def test_of_a_granite_that_is_not_rotated_one_layer_does_not_tell_the_order_of_earlier_tokens(tmp_path: Path) -> None:
+    spec = SPECS["granite-q4_1"][1]()
+    tensors = [tensor for tensor in spec.tensors if not tensor.name.startswith("blk.1.")]
+    last = {}
+    for rotates in (True, False):
+        keys = spec.keys | {"block_count": 1, "rope.scaling.finetuned": rotates}
+        write_model(replace(spec, keys=keys, tensors=tensors), tmp_path / "model.gguf", make_blocks=blocks)
+        model = load(tmp_path / "model.gguf")
+        last[rotates] = [logits_alone(model, prompt)[-1] for prompt in ([40, 50, 60, 70], [60, 40, 50, 70])]
+    np.testing.assert_allclose(*last[False], atol=1e-4)
+    assert np.abs(last[True][0] - last[True][1]).max() > 0.01
+
+
 @pytest.mark.parametrize(("num_layers", "is_same"), [(3, True), (4, False)])
 def test_until_its_fourth_layer_which_is_not_rotated_smollm3_is_a_llama(
     num_layers: int, is_same: bool, tmp_path: Path
