@@ -121,7 +121,8 @@ class Weights:
         if column_scales is not None:
             values = np.empty((spec.num_outputs, num_inputs), np.float32)
             dequantise(weight.format, np.ascontiguousarray(weight.data), out=values)
-            values *= column_scales
+            with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is refused when it is loaded
+                values *= column_scales
             weight = replace(weight, format=FORMATS["F32"], data=values.view(np.uint8))
         with self._named():
             return self._device.store.router(weight, num_used, input_weight, output_scales, renormalises=renormalises)

@@ -174,16 +174,17 @@ def _place(seed: Seed, rng: np.random.Generator) -> int:
 def attempt(path: Path) -> str:
     """Load and run the file; returns what happened. Raises whatever else than `ModelLoadFailed` comes up."""
     try:
-        gguf = open_gguf(path)
-        format_report(inspect_gguf(gguf))
-        model = load_model(gguf, open_device("cpu"), lambda _done, _total: None)
-        tokenizer = from_metadata(gguf.metadata)
+        with np.errstate(all="raise", under="ignore"):  # a warning would show up in a user's terminal
+            gguf = open_gguf(path)
+            format_report(inspect_gguf(gguf))
+            model = load_model(gguf, open_device("cpu"), lambda _done, _total: None)
+            tokenizer = from_metadata(gguf.metadata)
     except ModelLoadFailed as error:
         assert "\n" not in error.message and len(error.message) < 1000
         return "refused"
     ids = tokenizer.encode("a b", add_special=True)[:8] or [0]
     tokenizer.decode(ids)
-    with np.errstate(all="raise", under="ignore"):  # a warning would show up in a user's terminal
+    with np.errstate(all="raise", under="ignore"):
         logits = logits_alone(model, [token_id % model.config.vocab_size for token_id in ids])
     return "ran" if np.isfinite(logits).all() else "ran to non-finite logits"
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from kernels.devices.open import open_device
+from orcd.errors import ModelLoadFailed
 from tests.bench.make_model import write_model
 from tests.models.files import SMALL
 from tests.models.gemma_specs import gemma2_q8_0
@@ -16,7 +17,7 @@ from tests.models.make_models import blocks
 from worker.commands.logits import compute_logits
 from worker.model.families.gemma import HALF_SCALE
 from worker.model.gguf import open_gguf
-from worker.model.registry import Model, assemble_model, read_model_config
+from worker.model.registry import Model, assemble_model, load_model, read_model_config
 from worker.model.weights import Weights
 
 PROMPT = list(range(40))
@@ -72,3 +73,14 @@ def test_the_first_files_of_gemma2_have_no_keys_for_window_and_soft_caps(tmp_pat
     config = read_model_config(open_gguf(tmp_path / "model.gguf"))
     assert (config.attention_softcap, config.logit_softcap) == (50.0, 30.0)
     assert [layer.window for layer in config.layers] == [4096, 0]
+
+
+def test_a_router_that_its_scales_make_too_large_is_refused_by_name_and_without_a_warning(tmp_path: Path) -> None:
+    path = tmp_path / "model.gguf"
+    data = bytearray(SMALL["gemma4-moe-q4_0"].read_bytes())
+    for name, value in (("blk.0.ffn_gate_inp.weight", 3e38), ("blk.0.ffn_gate_inp.scale", 100.0)):
+        tensor = open_gguf(SMALL["gemma4-moe-q4_0"]).tensors[name]
+        data[tensor.offset : tensor.offset + tensor.num_bytes] = np.float32(value).tobytes() * (tensor.num_bytes // 4)
+    path.write_bytes(data)
+    with pytest.raises(ModelLoadFailed, match=r"model.gguf: tensor 'blk.0.ffn_gate_inp.weight' holds NaN or infinity"):
+        load_model(open_gguf(path), open_device("cpu"), lambda _done, _total: None)
