@@ -24,7 +24,7 @@ def test_a_fingerprint_names_file_cache_device_and_numerics(tmp_path: Path) -> N
     file, cache, device, version = fingerprint(gguf, open_device("cpu")).split("-")
     assert len(file) == 16 and int(file, 16) >= 0
     assert (cache, device, version) == ("float32", "cpu", "2")
-    assert fingerprint(gguf, _gpu("sm_90a")) == f"{file}-float16-sm_90a-2"
+    assert fingerprint(gguf, _gpu("sm_90a")) == f"{file}-float16-sm_90a-3"
 
 
 def test_the_same_file_elsewhere_has_the_same_and_another_model_has_not(demo_model: Path, tmp_path: Path) -> None:
