@@ -6,8 +6,7 @@ from collections import deque
 from collections.abc import Iterable
 
 from kernels.devices.protocol import is_gpu
-from kernels.errors import OutOfDeviceMemory
-from orcd.errors import CudaError, InvalidRequest, OrcdError, VramOom, places
+from orcd.errors import CudaError, InvalidRequest, OrcdError
 from worker.contract import Abort, Add, Stats, TokenOutput
 from worker.engine.cuda.buffers import StepLimits
 from worker.engine.cuda.runner import CudaRunner
@@ -18,6 +17,7 @@ from worker.engine.runner import Draw, PromptReport, Result, Runner, Synchronous
 from worker.engine.scheduler import Chunk, Scheduler
 from worker.engine.sequence import Sequence
 from worker.engine.sequence_builder import SequenceBuilder
+from worker.engine.step_error import step_error
 from worker.engine.token_constraint import TokenConstraint
 from worker.engine.validation import error_output, refusal
 from worker.model.kv_cache import num_cache_blocks
@@ -166,7 +166,7 @@ class Engine:
             running=len(scheduler.running),
             waiting=len(scheduler.waiting),
             kv_blocks_used=scheduler.block_tables.pool.num_used,
-            kv_blocks_total=scheduler.block_tables.pool.num_blocks,
+            kv_blocks_total=scheduler.block_tables.pool.num_entries,
             steps=scheduler.num_steps,
             prompt_tokens=self._num_prompt_tokens,
             output_tokens=self._num_output_tokens,
@@ -202,7 +202,7 @@ class Engine:
             while self._in_flight:
                 self._collect(outputs)
             alone = [chunk for chunk in chunks if chunk.sequence.finish_reason is None]
-            results = [self._run_alone(chunk) for chunk in alone] if len(chunks) > 1 else [_step_error(error)]
+            results = [self._run_alone(chunk) for chunk in alone] if len(chunks) > 1 else [step_error(error)]
             if len(alone) > 1 and all(isinstance(result, OrcdError) for result in results):
                 raise
             for chunk, result in zip(alone, results, strict=False):
@@ -221,7 +221,7 @@ class Engine:
         except CudaError:
             raise
         except Exception as error:
-            return _step_error(error)
+            return step_error(error)
 
     def _collect(self, outputs: list[TokenOutput]) -> None:
         """Wait for the oldest step in flight and do what its results ask for."""
@@ -289,12 +289,3 @@ class Engine:
 
 def _last_output(sequence: Sequence) -> TokenOutput:
     return TokenOutput(sequence.request_id, sequence.choice, (), sequence.finish_reason, usage=sequence.usage)
-
-
-def _step_error(error: Exception) -> OrcdError:
-    """An exception of the model as an error of the request; other exceptions' texts may hold what users wrote."""
-    if isinstance(error, OrcdError):
-        return error
-    if isinstance(error, MemoryError | OutOfDeviceMemory):
-        return VramOom("the device ran out of memory on this request; shorten it or lower step_tokens")
-    return OrcdError(f"the model failed on this request: {type(error).__name__} at {places(error)[-1]}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from worker.engine.cache.block_pool import BlockPool
+from worker.engine.cache.cache_pool import CachePool
 from worker.engine.cache.prefix_cache import PrefixCache
 from worker.engine.sequence import Sequence
 
@@ -19,7 +19,7 @@ class BlockTables:
     def __init__(self, *, num_blocks: int, block_tokens: int, rewrites_blocks: bool) -> None:
         """``rewrites_blocks``: see `worker.engine.scheduler.Scheduler`."""
         self.block_tokens = block_tokens
-        self.pool = BlockPool(num_blocks)
+        self.pool = CachePool(num_blocks)
         self._prefix_cache = PrefixCache(block_tokens)
         self._rewrites_blocks = rewrites_blocks
 
@@ -95,4 +95,4 @@ class BlockTables:
         for sequence in running:
             assert sequence.num_computed <= len(sequence.block_ids) * self.block_tokens
             assert len(sequence.block_ids) <= self._num_blocks_for(sequence.num_tokens)
-        self.pool.check_tables([sequence.block_ids for sequence in running])
+        self.pool.check_holders([sequence.block_ids for sequence in running])

@@ -1,4 +1,4 @@
-"""Which blocks of the KV cache hold the tokens of which prefix."""
+"""Which entries of a cache, blocks or state slots, belong to which prefix."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from collections.abc import Sequence as Series
 
 
 class PrefixCache:
-    """Full blocks by chained hash: a block's hash covers its own tokens and, through its parent's, all before them.
+    """Entries by the chained hash of a full block, which covers its own tokens and, through its parent's, all before.
 
     The hash is 128 bits of BLAKE2b, so that nobody can build a prompt that collides with another one's. The cache
-    holds no references: a block stays known until the pool hands it out again (`forget`).
+    holds no references: an entry stays known until the pool hands it out again (`forget`).
     """
 
     def __init__(self, block_tokens: int) -> None:
         self.block_tokens = block_tokens
-        self._block_ids: dict[bytes, int] = {}
+        self._entries: dict[bytes, int] = {}
         self._hashes: dict[int, bytes] = {}
 
     def extend(self, hashes: list[bytes], root: bytes, token_ids: Series[int]) -> None:
@@ -32,35 +32,39 @@ class PrefixCache:
             hashes.append(parent)
 
     def match(self, hashes: Series[bytes]) -> list[int]:
-        """The blocks of the longest known prefix, in order."""
-        block_ids = []
+        """The entries of the longest prefix of which all blocks are known, in order."""
+        entries = []
         for block_hash in hashes:
-            block_id = self._block_ids.get(block_hash)
-            if block_id is None:
+            entry = self._entries.get(block_hash)
+            if entry is None:
                 break
-            block_ids.append(block_id)
-        return block_ids
+            entries.append(entry)
+        return entries
 
-    def insert(self, block_hash: bytes, block_id: int) -> None:
-        """Make a computed block known; where two hold the same prefix, the first one stays."""
-        if block_hash not in self._block_ids and block_id not in self._hashes:
-            self._block_ids[block_hash] = block_id
-            self._hashes[block_id] = block_hash
+    def find(self, block_hash: bytes) -> int | None:
+        """The entry of one block, None if it is not known."""
+        return self._entries.get(block_hash)
 
-    def forget(self, block_id: int) -> None:
-        """The block is about to be overwritten."""
-        block_hash = self._hashes.pop(block_id, None)
+    def insert(self, block_hash: bytes, entry: int) -> None:
+        """Make a computed entry known; where two belong to the same prefix, the first one stays."""
+        if block_hash not in self._entries and entry not in self._hashes:
+            self._entries[block_hash] = entry
+            self._hashes[entry] = block_hash
+
+    def forget(self, entry: int) -> None:
+        """The entry is about to be overwritten."""
+        block_hash = self._hashes.pop(entry, None)
         if block_hash is not None:
-            del self._block_ids[block_hash]
+            del self._entries[block_hash]
 
-    def __contains__(self, block_id: int) -> bool:
-        return block_id in self._hashes
+    def __contains__(self, entry: int) -> bool:
+        return entry in self._hashes
 
     def __len__(self) -> int:
         return len(self._hashes)
 
     def check_invariants(self) -> None:
         """The two maps are each other's inverse."""
-        assert len(self._block_ids) == len(self._hashes)
-        for block_hash, block_id in self._block_ids.items():
-            assert self._hashes[block_id] == block_hash
+        assert len(self._entries) == len(self._hashes)
+        for block_hash, entry in self._entries.items():
+            assert self._hashes[entry] == block_hash

@@ -1,0 +1,74 @@
+"""Who holds which entry of a cache: a block of the KV cache, or a state slot."""
+
+from __future__ import annotations
+
+from collections import Counter, OrderedDict
+from collections.abc import Iterable
+
+
+class CachePool:
+    """Reference counts over a fixed number of entries.
+
+    An entry without references keeps its contents until `allocate` hands it out again, which evicts them. Eviction is
+    LRU: entries without useful contents go first; those that the prefix cache knows go last, least recently used
+    (released) first.
+    """
+
+    def __init__(self, num_entries: int) -> None:
+        self.num_entries = num_entries
+        self._num_references = [0] * num_entries
+        self._free: OrderedDict[int, None] = OrderedDict.fromkeys(range(num_entries))
+
+    @property
+    def num_free(self) -> int:
+        """Entries that `allocate` can hand out."""
+        return len(self._free)
+
+    @property
+    def num_used(self) -> int:
+        """Entries that somebody holds."""
+        return self.num_entries - len(self._free)
+
+    def is_free(self, entry: int) -> bool:
+        """Whether nobody holds the entry."""
+        return entry in self._free
+
+    def allocate(self) -> int:
+        """Take a free entry; the caller holds its first reference. Somebody must have looked at `num_free`."""
+        assert self._free, "no free entry: the scheduler promised more than there is"
+        entry, _ = self._free.popitem(last=False)
+        self._num_references[entry] = 1
+        return entry
+
+    def retain(self, entry: int) -> None:
+        """Take one more reference, or the first one to a free entry whose contents are still good."""
+        if not self._num_references[entry]:
+            del self._free[entry]
+        self._num_references[entry] += 1
+
+    def release(self, entry: int, *, useful: bool) -> None:
+        """Give one reference back; ``useful``: the contents are worth keeping as long as other entries last."""
+        assert self._num_references[entry] > 0, f"entry {entry} released more often than retained"
+        self._num_references[entry] -= 1
+        if not self._num_references[entry]:
+            self._free[entry] = None
+            self._free.move_to_end(entry, last=useful)
+
+    def num_references(self, entry: int) -> int:
+        """How many hold the entry."""
+        return self._num_references[entry]
+
+    def check_invariants(self) -> None:
+        """Every entry is either free or held, never both."""
+        assert len(self._num_references) == self.num_entries
+        for entry, num_references in enumerate(self._num_references):
+            assert num_references >= 0
+            assert (num_references == 0) == (entry in self._free), f"entry {entry}: {num_references} references"
+
+    def check_holders(self, holders: Iterable[Iterable[int]]) -> None:
+        """Every entry's references are the ``holders`` that list it."""
+        counts = Counter(entry for entries in holders for entry in entries)
+        for entry, num_references in enumerate(self._num_references):
+            assert num_references == counts[entry], (
+                f"entry {entry}: {num_references} references, {counts[entry]} hold it"
+            )
