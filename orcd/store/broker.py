@@ -34,6 +34,7 @@ PRIORITIES = list(range(10))
 PRIORITY_SEPARATOR = ":"
 """Between a queue and a priority, in a list's name. kombu's own cannot be typed."""
 
+EMPTIED_TTL_S = 24 * 3600
 TENANT_HEADER = "orcd_tenant"
 """The header of a message that waits for its tenant's turn: `orcd.store.enqueue.tenant_digest`."""
 
@@ -201,12 +202,13 @@ class Channel(redis.Channel):  # type: ignore[misc]
         # If its own list cannot be used, it goes to a more urgent one, if there is any: it must not wait longer.
         steps = sorted(self.priority_steps, key=lambda step: (step > wanted, abs(step - wanted)))
         keys = [self.global_keyprefix + self._q_for_pri(queue, step) for step in steps]
-        wake = self.global_keyprefix + schema.WAKE
+        shared = [self.global_keyprefix + name for name in (schema.WAKE, schema.EMPTIED)]
         tenant = message.get("headers", {}).get(TENANT_HEADER)
         if not isinstance(tenant, str) or not re.fullmatch(r"[0-9a-f]{16}", tenant):
             tenant = ""
         with self.conn_or_acquire() as client:
-            for key in client.eval(schema.celery_script("push"), len(keys), *keys, dumps(message), wake, tenant):
+            arguments = [dumps(message), *shared, EMPTIED_TTL_S, tenant]
+            for key in client.eval(schema.celery_script("push"), len(keys), *keys, *arguments):
                 say_wrong_type(key.decode(), "it was deleted; jobs whose messages were in it are found in a while")
 
 

@@ -1,16 +1,24 @@
--- Put a message into a queue, and tell the workers if they may not be looking: those that have room empty every list
--- before they wait.
+-- Put a message into a queue. Where its list was empty, note that, so that reap.lua sees whose messages are missing, and
+-- tell the workers, who may not be looking: those that have room empty every list before they wait.
 -- Messages of a tenant wait in a list of its own, behind the turns of the tenants that wait, and a ticket for each stands in
 -- the queue's list: take.lua gives for a ticket the next message of the tenant whose turn it is.
 -- KEYS: the queue's lists: that of the message's priority, then those that it may go to if a key before has another type
--- ARGV: message, orcd:wake, tenant ('': none)
--- Returns the keys of tenants that had another type and were deleted, or the error if none of the lists can be used.
-local message, tenant, deleted = ARGV[1], ARGV[3], {}
+-- ARGV: message, orcd:wake, orcd:emptied, time to live of its notes in s, tenant ('': none)
+-- Returns the keys that had another type and were deleted, or the error if none of the lists can be used.
+local message, wake, emptied, notes_ttl, tenant = unpack(ARGV)
+local deleted = {}
 
 local function delete_unless(key, kind)
     if redis.call('TYPE', key).ok ~= kind and redis.call('DEL', key) == 1 then
         deleted[#deleted + 1] = key
     end
+end
+
+local function note_empty(list)
+    local time = redis.call('TIME')
+    delete_unless(emptied, 'hash')
+    redis.call('HSET', emptied, list, time[1] * 1000 + math.floor(time[2] / 1000))
+    redis.call('EXPIRE', emptied, notes_ttl)
 end
 
 local function put_in_tenants_list(list, num_tickets)
@@ -39,7 +47,8 @@ for _, list in ipairs(KEYS) do
         end
         redis.call('LPUSH', list, tenant == '' and message or 'tenant')
         if length == 0 then
-            redis.call('PUBLISH', ARGV[2], list)
+            note_empty(list)
+            redis.call('PUBLISH', wake, list)
         end
         return deleted
     elseif string.sub(length.err, 1, 9) ~= 'WRONGTYPE' then

@@ -1,28 +1,23 @@
 -- Find jobs that nobody works on and say which messages to publish again.
 -- Running jobs whose lease ran out go back to the queue, or are ended if their deadline has passed. Queued jobs that are
--- overdue are ended. The message of a queued job may be lost, or stuck behind more urgent ones: it is published again
--- when its queue is empty, or after a long time, each time later and one priority more urgent, so nobody starves and
--- a deep backlog is not doubled. Ended jobs whose messages nobody has answered come up too, each time later.
+-- overdue are ended. The message of a queued job may be lost, or stuck behind others: it is published again when its list
+-- is empty or was so after it had been sent, or after a long time, each time later and one priority more urgent, so nobody
+-- starves and a deep backlog is not doubled. Ended jobs whose messages nobody has answered come up too, each time later.
 -- Publishing too often is harmless: a claim decides who runs a job.
 -- KEYS: none
--- ARGV: at most so many jobs of each kind, ms until the first re-publish, ms until one though the queue is not empty,
+-- ARGV: at most so many jobs of each kind, ms until the first re-publish, ms until one though the list was not empty,
 --       lease ms
 -- Returns {job id, queue, priority, 1 if its lease had run out, recorded messages, tenant} for every job to publish.
 check_shared_keys()
 local most, republish_ms, long = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
 local now = now_ms()
 note_contact(now, tonumber(ARGV[4]))
-local depths = {}
--- The messages in a queue: kombu has a list for each priority.
-local function depth(queue)
-    if not depths[queue] then
-        depths[queue] = 0
-        for priority = 0, 9 do
-            local length = redis.pcall('LLEN', prefix .. (priority == 0 and queue or queue .. ':' .. priority))
-            depths[queue] = depths[queue] + (tonumber(length) or 0)
-        end
-    end
-    return depths[queue]
+local sending_ms = 1000 -- at most so long after its job was stored a message is sent
+-- Whether the list of a priority holds no message that was sent by the time ``sent``; push.lua notes when it was empty.
+local function holds_none(queue, priority, sent)
+    local list = prefix .. (priority == 0 and queue or queue .. ':' .. priority)
+    local length, emptied = redis.pcall('LLEN', list), redis.pcall('HGET', key('emptied'), list)
+    return length == 0 or type(length) == 'table' or (tonumber(emptied) or 0) > sent + sending_ms
 end
 local function times_published(id)
     return math.min(redis.call('HINCRBY', key_of(id, 'job'), 'published', 1), 10)
@@ -41,15 +36,19 @@ local function of_running(id)
     return false
 end
 local function of_queued(id)
-    local state, schema, queue, since, created, times =
-        unpack(redis.call('HMGET', key_of(id, 'job'), 'state', 'schema', 'queue', 'queued_ms', 'created_ms', 'published'))
+    local state, schema, queue, since, created, times, priority = unpack(redis.call('HMGET', key_of(id, 'job'), 'state',
+        'schema', 'queue', 'queued_ms', 'created_ms', 'published', 'priority'))
     if state ~= 'queued' then
         redis.call('ZREM', key('queued'), id)
     elseif is_newer(schema) then
         redis.call('ZADD', key('queued'), now + republish_ms, id)
     elseif not end_if_overdue(id, now) then
         local waited = now - (since or created)
-        if depth(queue_of(queue, schema)) > 0 and waited < long * 2 ^ math.min(times or 0, 10) then
+        -- The last look, and what was sent at it, was so long ago or longer.
+        local sent = math.max(since or created, redis.call('ZSCORE', key('queued'), id) - republish_ms)
+        times = math.min(times or 0, 10)
+        local list = math.max(0, math.min(priority, 9) - times)
+        if not holds_none(queue_of(queue, schema), list, sent) and waited < long * 2 ^ times then
             enqueue(id, now + republish_ms)
         else
             local published = times_published(id)

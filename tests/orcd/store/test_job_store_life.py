@@ -6,18 +6,16 @@ import time
 from collections.abc import Callable
 
 import pytest
-import redis
 
 from orcd.client import Client
 from orcd.events import Error, Loading, Queued, decode_event
 from orcd.request import Request, parse
-from orcd.settings import ClientSettings
 from orcd.store import schema
-from orcd.store.enqueue import Message, Publisher, tenant_digest
-from orcd.store.job_store import REPUBLISH_ANYWAY_MS, JobStore
+from orcd.store.job_store import JobStore
 from tests.orcd.job_record import (
     Ears,
     J,
+    age,
     field,
     let_lease_run_out,
     make_due_again,
@@ -39,12 +37,6 @@ def by_reaper(client: Client, store: JobStore) -> object:
 
 
 LOOKERS = pytest.mark.parametrize("look", [by_client, by_reaper])
-
-
-def age(store: JobStore, seconds: int) -> None:
-    """As if the job had come into the queue so many seconds sooner."""
-    for name in ("created_ms", "queued_ms"):
-        store.redis.hincrby(schema.job_key(J), name, -1000 * seconds)
 
 
 def wait_long(store: JobStore) -> None:
@@ -207,55 +199,3 @@ def test_progress_of_loading_is_told_to_jobs_of_the_worker_s_queues_only(make_st
     for ears in heard.values():
         ears.close()
     assert told == {"any": [Loading(50)], "ours": [Loading(50)], "other": []}
-
-
-# -- messages that may be lost ---------------------------------------------------------------------------------------
-
-
-def test_the_reaper_does_not_double_a_backlog(redis_url: str, connection: redis.Redis, make_store: MakeStore):
-    """Each waiting job got another message after 15 s, 45 s, 105 s ... however many waited before it."""
-    store, publisher = make_store(), Publisher(ClientSettings(redis_url=redis_url))
-    for number in range(5):
-        submit(store, f"job-{number}")
-        if number:  # the first one's was lost
-            publisher.publish(Message(f"job-{number}", "orcd", number))
-        make_due_again(store, f"job-{number}")
-    assert store.reap() == []
-    assert connection.zcount(schema.QUEUED, "-inf", time.time() * 1000) == 0
-    for priority in range(10):
-        connection.delete(f"orcd:{priority}" if priority else "orcd")
-    for number in range(5):
-        make_due_again(store, f"job-{number}")
-    assert store.reap() == [Message(f"job-{number}", "orcd", 4) for number in range(5)]
-    publisher.close()
-
-
-def test_a_message_that_is_sent_again_waits_for_its_tenant_s_turn_as_the_first_one(
-    connection: redis.Redis, make_store: MakeStore
-) -> None:
-    store = make_store()
-    submit(store, request=Request(prompt="x", tenant="someone"))
-    make_due_again(store)
-    (again,) = store.reap()
-    assert again.tenant == tenant_digest("someone")
-    assert connection.hget(schema.job_key(J), "tenant").decode() == again.tenant
-    assert "someone" not in again.tenant
-    released = store.release({J: claimed(store, J).claim.lease})
-    assert [message.tenant for message in released] == [again.tenant]
-
-
-def test_a_job_that_waits_very_long_in_a_full_queue_gets_a_more_urgent_message(redis_url: str, make_store: MakeStore):
-    store, publisher = make_store(), Publisher(ClientSettings(redis_url=redis_url))
-    publisher.publish(Message("other", "orcd", 0))
-    submit(store)
-    make_due_again(store)
-    assert store.reap() == []
-    age(store, REPUBLISH_ANYWAY_MS // 1000 + 1)
-    make_due_again(store)
-    assert store.reap() == [Message(J, "orcd", 4)]
-    make_due_again(store)
-    assert store.reap() == [], "the next time after twice as long"
-    age(store, REPUBLISH_ANYWAY_MS // 1000)
-    make_due_again(store)
-    assert store.reap() == [Message(J, "orcd", 3)]
-    publisher.close()

@@ -76,7 +76,7 @@ def test_a_foreign_message_without_a_record_is_delivered_again(
     app: Celery, redis_url: str, connection: redis.Redis, demo_model: Path, tmp_path: Path
 ) -> None:
     task_id = _send(app)
-    (key,) = connection.scan_iter(queue_name(None) + "*")
+    (key,) = connection.scan_iter(queue_name(None) + "*", _type="list")
     text = connection.rpop(key)
     connection.hset(schema.unacked_key("dead"), f"0 {key.decode()}", text)  # as a worker leaves it that was killed
     now_s, _ = connection.time()
