@@ -19,6 +19,7 @@ from worker.model.families.llama import Llama
 from worker.model.gguf import GGUFFile
 from worker.model.kv_cache import KVCache, allocate_cache, bytes_per_block
 from worker.model.metadata_keys import shown
+from worker.model.other_architectures import NEEDS
 from worker.model.weights import Progress, Weights
 
 
@@ -84,9 +85,10 @@ def read_model_config(gguf: GGUFFile) -> ModelConfig:
     if isinstance(kind, str) and kind in _NO_MODELS:
         raise ModelLoadFailed(f"{gguf.path}: {_NO_MODELS[kind]}")
     if not isinstance(name, str) or name not in FAMILIES:
+        need = f", which {NEEDS[name]}" if isinstance(name, str) and name in NEEDS else ""
         raise ModelLoadFailed(
-            f"{gguf.path}: the architecture (general.architecture) is {shown(name)}; "
-            f"known are {', '.join(sorted(FAMILIES))}"
+            f"{gguf.path}: the architecture (general.architecture) is {shown(name)}{need}; "
+            f"orcd runs {', '.join(sorted(FAMILIES))}"
         )
     return read_config(gguf, name, ARCHITECTURES)
 

@@ -94,7 +94,7 @@ def test_weights_that_overflow_give_non_finite_logits_without_a_warning(tmp_path
 def test_an_unknown_architecture_lists_the_known_ones(tmp_path: Path) -> None:
     spec = FAMILIES["qwen2"]()
     write_model(replace(spec, architecture="quasar"), tmp_path / "model.gguf")
-    with pytest.raises(ModelLoadFailed, match=f"'quasar'; known are {', '.join(sorted(ARCHITECTURES))}"):
+    with pytest.raises(ModelLoadFailed, match=f"'quasar'; orcd runs {', '.join(sorted(ARCHITECTURES))}"):
         read_model_config(open_gguf(tmp_path / "model.gguf"))
 
 
