@@ -12,6 +12,7 @@ from gguf.constants import LlamaFileType
 
 from tests.bench.model_specs import CHATML, HARMONY, PHI3_CHAT, ModelSpec, TensorSpec, norm
 from tests.models.gemma_specs import gemma2_q8_0, gemma3_q4_0, gemma4_e_q8_0, gemma4_moe_q4_0, gemma4_q4_0
+from tests.models.hybrid_specs import qwen3next_q8_0, qwen35_q4_k_m, qwen35moe_q4_0
 from tests.models.layers import (
     CONTEXT_LENGTH,
     HEAD_DIM,
@@ -242,5 +243,8 @@ SPECS: dict[str, tuple[int, Callable[[], ModelSpec]]] = {
     "smollm3-q5_1": (9, smollm3_q5_1),
     "glm4-f16": (9, glm4_f16),
     "phi4-q5_0": (15, phi4_q5_0),
+    "qwen35-q4_k_m": (13, qwen35_q4_k_m),
+    "qwen35moe-q4_0": (3, qwen35moe_q4_0),
+    "qwen3next-q8_0": (24, qwen3next_q8_0),
 }
 """File name, without its ending -> seed, chosen so that greedy ids repeat little and have no near ties; contents."""

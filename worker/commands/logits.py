@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from kernels.batch import Step, dry_step
+from kernels.batch import StateRows, Step, dry_step
 from kernels.devices.dry_run import DryRunDevice
 from kernels.devices.protocol import GpuDevice, is_gpu
 from kernels.runtime.device_array import DeviceArray
@@ -49,10 +49,11 @@ def compute_logits(model: Model, token_ids: Sequence[int]) -> NDArray[np.float32
     device = model.device
     if is_gpu(device):
         device.kv_cache.reset()
-    cache = model.allocate_cache(_num_blocks(len(token_ids)), BLOCK_TOKENS)
+    has_states = model.bytes_per_state > 0
+    cache = model.allocate_cache(_num_blocks(len(token_ids)), BLOCK_TOKENS, num_states=int(has_states))
     logits = np.empty((len(token_ids), model.config.vocab_size), np.float32)
     for start in range(0, len(token_ids), CHUNK_TOKENS):
-        step = _build_step(token_ids, start)
+        step = _build_step(token_ids, start, has_states)
         rows = logits[start : start + step.token_ids.size]
         if is_gpu(device):
             on_device = model.forward(_upload(device, step), cache)
@@ -65,8 +66,9 @@ def compute_logits(model: Model, token_ids: Sequence[int]) -> NDArray[np.float32
     return logits
 
 
-def _build_step(token_ids: Sequence[int], start: int) -> Step[NDArray[np.int32]]:
-    """The chunk that begins at ``start``; block ids and KV slots are those of a cache for this sequence alone."""
+def _build_step(token_ids: Sequence[int], start: int, has_states: bool) -> Step[NDArray[np.int32]]:
+    """The chunk that begins at ``start``; block ids, KV slots and state slot are of a cache for this sequence alone."""
+    state = np.zeros(1, np.int32)
     end = min(start + CHUNK_TOKENS, len(token_ids))
     positions = np.arange(start, end, dtype=np.int32)
     return Step(
@@ -79,6 +81,7 @@ def _build_step(token_ids: Sequence[int], start: int) -> Step[NDArray[np.int32]]
         sequence_lengths=np.array([len(token_ids)], np.int32),
         block_tables=np.arange(_num_blocks(len(token_ids)), dtype=np.int32)[None],
         logit_rows=positions - start,
+        states=StateRows(state, state if start else state - 1) if has_states else None,
     )
 
 

@@ -8,7 +8,17 @@ from typing import Literal, NamedTuple
 
 from orcd.errors import ModelLoadFailed
 from worker.model.gguf import GGUFFile
-from worker.model.layer_config import EQUAL_LAYERS, LayerConfig, LayerLimits, LayerPattern, read_layers
+from worker.model.layer_config import (
+    EQUAL_LAYERS,
+    LayerConfig,
+    LayerLimits,
+    LayerPattern,
+    Recurrence,
+    RecurrentKind,
+    read_layers,
+    read_recurrence,
+    recurrent_layers,
+)
 from worker.model.metadata_keys import MetadataKeys
 from worker.model.rope_config import MAX_CONTEXT, RopeConfig, read_rope, read_sliding_rope
 
@@ -41,6 +51,10 @@ class Architecture:
     """Expressions for the names of tensors that files may hold and that the forward pass has no use for."""
     layers: LayerPattern = EQUAL_LAYERS
     """How layers differ from each other."""
+    recurrence: RecurrentKind | None = None
+    """What some layers are instead of attention."""
+    needs_cpu: bool = False
+    """Whether it needs ops that only the CPU device has (`kernels.cpu_ops`)."""
     softcaps: tuple[float, float] = (0.0, 0.0)
     """Soft caps of scores and of logits, where the file does not say."""
     sliding_rope_base: float | None = None
@@ -98,11 +112,18 @@ class ModelConfig:
     layer_embedding: int
     """Width of the embedding that each layer has of its own; 0: none."""
     layers: tuple[LayerConfig, ...]
+    recurrence: Recurrence | None
+    """What recurrent layers keep, if there are any."""
 
     @property
     def cache_width(self) -> int:
         """Elements that the KV cache holds of a token, in all layers together."""
         return sum(2 * layer.kv_width for index, layer in enumerate(self.layers) if layer.cache_layer == index)
+
+    @property
+    def num_recurrent_layers(self) -> int:
+        """Layers that keep a state instead of keys and values."""
+        return sum(layer.recurrent for layer in self.layers)
 
     @property
     def query_width(self) -> int:
@@ -127,8 +148,10 @@ def read_config(gguf: GGUFFile, name: str, architectures: Mapping[str, Architect
     hidden = keys.integer("embedding_length", 1, MAX_WIDTH)
     num_heads = keys.integer("attention.head_count", 1, MAX_HEADS)
     head_dim = _head_dim(keys, hidden, num_heads)
-    limits = LayerLimits(num_blocks - num_mtp_layers, num_heads, MAX_WIDTH, MAX_CONTEXT)
-    layers = read_layers(keys, architecture.layers, limits, head_dim)
+    num_layers, kind = num_blocks - num_mtp_layers, architecture.recurrence
+    recurrent = recurrent_layers(keys, kind, num_layers, MAX_WIDTH) if kind else (False,) * num_layers
+    limits = LayerLimits(num_layers, num_heads, MAX_WIDTH, MAX_CONTEXT)
+    layers = read_layers(keys, architecture.layers, limits, head_dim, recurrent)
     experts = _experts(keys, name, architectures, max(layer.intermediate for layer in layers))
     context_length = keys.integer("context_length", 1, MAX_CONTEXT)
     rope = read_rope(gguf, keys, head_dim, context_length)
@@ -158,6 +181,7 @@ def read_config(gguf: GGUFFile, name: str, architectures: Mapping[str, Architect
         scales=_scales(keys, architecture.keys),
         layer_embedding=keys.integer("embedding_length_per_layer_input", 0, MAX_WIDTH, 0),
         layers=layers,
+        recurrence=read_recurrence(keys, kind, hidden, MAX_WIDTH) if kind else None,
     )
 
 

@@ -1,10 +1,10 @@
-"""The paged KV cache: one pool of blocks, the same block ids in every layer."""
+"""The paged KV cache, one pool of blocks with the same block ids in every layer, and the states of recurrent layers."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from kernels.batch import AnyArray, LayerCache
+from kernels.batch import AnyArray, LayerCache, LayerState
 from kernels.devices.protocol import Device
 from orcd.errors import InsufficientVram
 from worker.model.config import ModelConfig
@@ -12,28 +12,51 @@ from worker.settings import Settings
 
 DEFAULT_TOKENS_PER_SEQUENCE = 1024
 DEFAULT_CACHE_BYTES = 1 << 30
+STATE_ITEM_BYTES = 4  # float32 on every device
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class KVCache:
-    """K and V of every layer, each of num_blocks x block_tokens tokens in the layout of the device's attention."""
+    """What is kept of sequences: keys and values of layers with attention, states of recurrent ones.
 
-    layers: tuple[LayerCache[AnyArray], ...]
+    Keys and values are of num_blocks x block_tokens tokens each, in the layout of the device's attention.
+    """
+
+    layers: tuple[LayerCache[AnyArray], ...]  # of those with attention, in their order
+    states: tuple[LayerState[AnyArray], ...] = ()  # of the recurrent ones
 
 
-def allocate_cache(config: ModelConfig, device: Device, num_blocks: int, block_tokens: int) -> KVCache:
+def allocate_cache(
+    config: ModelConfig, device: Device, num_blocks: int, block_tokens: int, num_states: int = 0
+) -> KVCache:
     """A cache with arbitrary contents: what has not been written is never read."""
     own: dict[int, LayerCache[AnyArray]] = {}
-    for index, layer in enumerate(config.layers):
+    attending = [(index, layer) for index, layer in enumerate(config.layers) if not layer.recurrent]
+    for index, layer in attending:
         if layer.cache_layer == index:
             shape = num_blocks, block_tokens, layer.num_kv_heads, layer.head_dim
             own[index] = LayerCache(device.cache_array(*shape), device.cache_array(*shape))
-    return KVCache(tuple(own[layer.cache_layer] for layer in config.layers))
+    kept = config.recurrence
+    states = [
+        LayerState(
+            device.state_array(num_states, kept.num_taps - 1, kept.channels),
+            device.state_array(num_states, kept.num_value_heads, kept.key_dim, kept.value_dim),
+        )
+        for layer in config.layers
+        if kept and layer.recurrent
+    ]
+    return KVCache(tuple(own[layer.cache_layer] for _, layer in attending), tuple(states))
 
 
 def bytes_per_block(config: ModelConfig, device: Device, block_tokens: int) -> int:
     """Bytes of one block over all layers, K and V."""
     return config.cache_width * device.cache_dtype.itemsize * block_tokens
+
+
+def bytes_per_state(config: ModelConfig) -> int:
+    """Bytes that the recurrent layers keep of one sequence; 0 without such layers."""
+    kept = config.recurrence
+    return kept.state_size * config.num_recurrent_layers * STATE_ITEM_BYTES if kept else 0
 
 
 def num_cache_blocks(block_bytes: int, settings: Settings, context_length: int) -> int:

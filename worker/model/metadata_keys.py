@@ -11,7 +11,7 @@ from worker.model.gguf import GGUFFile
 
 _CHANGES_NUMBERS = re.compile(
     r"(rope|attention|ssm|shortconv)\..*|expert_.*|.*_(scale|softcapping)"
-    r"|leading_dense_block_count|interleave_moe_layer_step|embedding_length_per_layer_input|use_parallel_residual"
+    r"|leading_dense_block_count|interleave_moe_layer_step|full_attention_interval|embedding_length_per_layer_input|use_parallel_residual"
 )
 """A key of these that nobody reads is a variant that would be computed wrongly. Other keys only tell."""
 
@@ -122,6 +122,10 @@ class MetadataKeys:
     def has(self, key: str) -> bool:
         """Whether the file has the key."""
         return self._prefix + key in self._gguf.metadata
+
+    def has_array(self, key: str) -> bool:
+        """Whether the file has the key, with an array."""
+        return isinstance(self._gguf.metadata.get(self._prefix + key), list)
 
     def check_all_known(self, more: Set[str]) -> None:
         """Whether every key that changes numbers is known to all architectures, or is one of the ``more`` of this one.

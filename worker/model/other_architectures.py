@@ -9,9 +9,7 @@ _NAMES: Mapping[str, str] = {
     "needs Mamba layers, whose state is no KV cache": (
         "falcon-h1 granitehybrid jamba mamba mamba2 nemotron_h nemotron_h_moe plamo2"
     ),
-    "needs linear attention, whose state is no KV cache": (
-        "arwkv7 kimi-linear qwen35 qwen35moe qwen3next rwkv6 rwkv6qwen2 rwkv7"
-    ),
+    "needs linear attention of another form": "arwkv7 kimi-linear rwkv6 rwkv6qwen2 rwkv7",
     "needs short convolutions, whose state is no KV cache": "lfm2 lfm2moe",
     "needs experts that are chosen or placed by other rules": (
         "afmoe arctic bailingmoe bailingmoe2 dbrx deepseek dots1 ernie4_5-moe exaone-moe glm4moe granitemoe grok"

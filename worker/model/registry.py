@@ -16,8 +16,9 @@ from worker.model.families.gemma import Gemma
 from worker.model.families.gpt2 import GPT2
 from worker.model.families.gpt_oss import GptOss
 from worker.model.families.llama import Llama
+from worker.model.families.qwen35 import Qwen35
 from worker.model.gguf import GGUFFile
-from worker.model.kv_cache import KVCache, allocate_cache, bytes_per_block
+from worker.model.kv_cache import KVCache, allocate_cache, bytes_per_block, bytes_per_state
 from worker.model.metadata_keys import shown
 from worker.model.other_architectures import NEEDS
 from worker.model.weights import Progress, Weights
@@ -55,12 +56,17 @@ class Model:
         """Bytes of one block of the KV cache, all layers together."""
         return bytes_per_block(self.config, self.device, block_tokens)
 
-    def allocate_cache(self, num_blocks: int, block_tokens: int) -> KVCache:
-        """A KV cache on the model's device."""
-        return allocate_cache(self.config, self.device, num_blocks, block_tokens)
+    @property
+    def bytes_per_state(self) -> int:
+        """Bytes of one state slot, all recurrent layers together; 0: the model has none."""
+        return bytes_per_state(self.config)
+
+    def allocate_cache(self, num_blocks: int, block_tokens: int, num_states: int = 0) -> KVCache:
+        """A KV cache on the model's device, and ``num_states`` state slots for a model with recurrent layers."""
+        return allocate_cache(self.config, self.device, num_blocks, block_tokens, num_states)
 
 
-_CLASSES: tuple[type[Family], ...] = (Gemma, GPT2, GptOss, Llama)
+_CLASSES: tuple[type[Family], ...] = (Gemma, GPT2, GptOss, Llama, Qwen35)
 FAMILIES = {name: family for family in _CLASSES for name in family.architectures}
 """Architecture, as ``general.architecture`` names it -> family."""
 ARCHITECTURES = {name: family.architectures[name] for name, family in FAMILIES.items()}
@@ -109,7 +115,7 @@ def assemble_model(config: ModelConfig, weights: Weights, device: Device) -> Mod
 
     Raises `ModelLoadFailed`, also for a tensor that the family does not know.
     """
-    weights.check_limits(config)
+    weights.check_limits(config, ARCHITECTURES[config.architecture])
     family = FAMILIES[config.architecture](config, weights, device)
     weights.ignore(_MTP_TENSORS, *ARCHITECTURES[config.architecture].ignored_tensors)
     for index in range(config.num_layers, config.num_layers + config.num_mtp_layers):

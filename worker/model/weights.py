@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import copy
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +19,7 @@ from kernels.weights.dequant import dequantise
 from kernels.weights.formats import FORMATS
 from kernels.weights.parameters import LayerNorm, RmsNorm, Rope, SharedWeights, Weight
 from orcd.errors import ModelLoadFailed
-from worker.model.config import ModelConfig
+from worker.model.config import Architecture, ModelConfig
 from worker.model.gguf import GGUFFile, Tensor
 
 NOT_FINITE = "holds NaN or infinity: the file is damaged or was badly converted"
@@ -29,12 +30,34 @@ Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, slots=True)
+class RowPart:
+    """Of every ``period`` rows of a tensor those from ``start`` to before ``stop``."""
+
+    start: int
+    stop: int
+    period: int
+
+    def num_rows(self, num_outputs: int) -> int:
+        """How many rows a tensor has, of which ``num_outputs`` are in this part."""
+        return num_outputs // (self.stop - self.start) * self.period
+
+    def of(self, rows: NDArray[Any]) -> NDArray[Any]:
+        """A copy of the part of ``rows`` [rows, ...]."""
+        shape = rows.shape[1:]
+        return rows.reshape(-1, self.period, *shape)[:, self.start : self.stop].reshape(-1, *shape)
+
+
+@dataclass(frozen=True, slots=True)
 class TensorSpec:
-    """A tensor ``name``.weight of ``num_outputs`` rows and, if it has one, its ``name``.bias."""
+    """A tensor ``name``.weight of ``num_outputs`` rows and, if it has one, its ``name``.bias.
+
+    With a ``part`` these are some of the rows of a larger tensor.
+    """
 
     name: str
     num_outputs: int
     bias: bool
+    part: RowPart | None = None
 
 
 class Weights:
@@ -169,8 +192,13 @@ class Weights:
             raise self._error(self._prefix + name, f"holds a factor below {LEAST_ROPE_FACTOR:g}")
         return factors
 
-    def check_limits(self, config: ModelConfig) -> None:
-        """Whether the device's ops can do heads and a vocabulary of the model's size."""
+    def check_limits(self, config: ModelConfig, architecture: Architecture) -> None:
+        """Whether the device has the ops of the architecture, and they can do heads and a vocabulary of this size."""
+        if architecture.needs_cpu and self._device.cpu_ops is None:
+            raise ModelLoadFailed(
+                f"{self._gguf.path}: the architecture {config.architecture} cannot run on a GPU yet; run it with "
+                "--device cpu"
+            )
         most = self._device.max_vocab
         if most is not None and config.vocab_size > most:
             raise ModelLoadFailed(
@@ -210,6 +238,9 @@ class Weights:
 
     def _of(self, spec: TensorSpec, num_inputs: int, num_experts: int | None = None) -> Weight:
         stack = () if num_experts is None else (num_experts,)
+        if spec.part is not None:
+            weight = self._weight(f"{spec.name}.weight", spec.part.num_rows(spec.num_outputs), num_inputs)
+            return replace(weight, data=spec.part.of(weight.data))
         weight = self._weight(f"{spec.name}.weight", *stack, spec.num_outputs, num_inputs)
         if not spec.bias:
             return weight

@@ -8,8 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.models.files import SMALL
 from tests.orcd.cli.command_line import one_error
 from tests.worker.model.tiny import write_tiny
+from worker.commands import logits
 from worker.commands.logits import CHUNK_TOKENS
 from worker.commands.main import run
 
@@ -41,6 +43,13 @@ def test_each_list_of_ids_gives_an_array_of_logits(model: Path, tmp_path: Path) 
         "logits_2": ((1, 593), np.float32),
     }
     np.testing.assert_array_equal(logits_of(model, [long[:3]], tmp_path)["logits_0"], arrays["logits_1"][:3])
+
+
+def test_states_go_from_chunk_to_chunk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ids = [number % 250 for number in range(40)]
+    whole = logits_of(SMALL["qwen35-q4_k_m"], [ids], tmp_path)["logits_0"]
+    monkeypatch.setattr(logits, "CHUNK_TOKENS", 7)
+    np.testing.assert_array_equal(logits_of(SMALL["qwen35-q4_k_m"], [ids], tmp_path)["logits_0"], whole)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Feeds sequences to a model step by step, as the engine does, over a cache poisoned with NaN."""
+"""Feeds sequences to a model step by step, as the engine does, over a cache and states poisoned with NaN."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from kernels.batch import Step
+from kernels.batch import StateRows, Step
 from worker.model.registry import Model
 
 
 class Stepper:
-    """Some sequences of known tokens, each in blocks scattered over the pool."""
+    """Some sequences of known tokens, each in blocks scattered over the pool; states go from slot to slot."""
 
     def __init__(
         self, model: Model, prompts: Sequence[Sequence[int]], *, block_tokens: int = 16, seed: int = 0
@@ -23,10 +23,13 @@ class Stepper:
         max_blocks = -(-model.config.context_length // block_tokens)
         self._max_blocks = min(max_blocks, -(-(max(map(len, prompts)) + 64) // block_tokens))
         num_blocks = self._max_blocks * len(prompts) + 3
-        self._cache = model.allocate_cache(num_blocks, block_tokens)
-        for layer in self._cache.layers:
-            layer.keys.fill(np.nan)
-            layer.values.fill(np.nan)
+        num_states = 2 * len(prompts) if model.bytes_per_state else 0
+        self._cache = model.allocate_cache(num_blocks, block_tokens, num_states)
+        for layer in (*self._cache.layers, *self._cache.states):
+            for array in layer:
+                array.fill(np.nan)
+        self._state_slots = [-1] * len(prompts)
+        self._free_slots = list(range(num_states))
         order = np.random.default_rng(seed).permutation(num_blocks).astype(np.int32)
         self._tables = order[: self._max_blocks * len(prompts)].reshape(len(prompts), self._max_blocks)
 
@@ -54,11 +57,21 @@ class Stepper:
             sequence_lengths=np.array([len(self._tokens[member]) for member in members], np.int32),
             block_tables=self._tables[members],
             logit_rows=np.arange(positions.size, dtype=np.int32),
+            states=self._next_states(members) if self._model.bytes_per_state else None,
         )
         logits = self._model.forward(step, self._cache)
         for member, end in zip(members, ends, strict=True):
             self._num_computed[member] = end
         return {member: logits[query_starts[index] : query_starts[index + 1]] for index, member in enumerate(members)}
+
+    def _next_states(self, members: list[int]) -> StateRows[np.ndarray]:
+        """A slot for the state of each after the step; those of the states before are free when it is done."""
+        sources = [self._state_slots[member] for member in members]
+        slots = [self._free_slots.pop() for _ in members]
+        for member, slot in zip(members, slots, strict=True):
+            self._state_slots[member] = slot
+        self._free_slots += [source for source in sources if source >= 0]
+        return StateRows(np.array(slots, np.int32), np.array(sources, np.int32))
 
 
 def logits_alone(model: Model, prompt: Sequence[int]) -> np.ndarray:

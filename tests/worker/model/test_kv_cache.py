@@ -12,10 +12,11 @@ from kernels.devices.dry_run import DryRunDevice
 from kernels.devices.open import open_device
 from kernels.devices.protocol import Device
 from kernels.ops.attention import cache_shape
+from tests.models.files import SMALL
 from tests.worker.model.tiny import FAMILIES, write_tiny
 from worker.model.config import ModelConfig
 from worker.model.gguf import open_gguf
-from worker.model.kv_cache import allocate_cache, bytes_per_block, num_state_slots
+from worker.model.kv_cache import allocate_cache, bytes_per_block, bytes_per_state, num_state_slots
 from worker.model.registry import read_model_config
 from worker.settings import Settings
 
@@ -70,3 +71,21 @@ def test_there_is_a_state_slot_for_each_sequence_and_for_the_snapshots_that_fit(
 ) -> None:
     settings = Settings(device="cpu", max_sequences=8, **options)
     assert num_state_slots(state_bytes, settings, num_blocks) == num_slots
+
+
+@pytest.mark.parametrize("make_device", DEVICES.values(), ids=DEVICES)
+@pytest.mark.parametrize(("name", "attending", "recurrent"), [("qwen35-q4_k_m", 1, 1), ("qwen35moe-q4_0", 1, 2)])
+def test_recurrent_layers_have_states_and_no_keys(
+    name: str, attending: int, recurrent: int, make_device: Callable[[], Device]
+) -> None:
+    config, device = read_model_config(open_gguf(SMALL[name])), make_device()
+    cache = allocate_cache(config, device, 7, 16, num_states=5)
+    assert (len(cache.layers), len(cache.states)) == (attending, recurrent)
+    assert sum(array.nbytes for layer in cache.layers for array in layer) == 7 * bytes_per_block(config, device, 16)
+    assert sum(array.nbytes for state in cache.states for array in state) == 5 * bytes_per_state(config)
+    assert {array.shape[0] for state in cache.states for array in state} == {5}
+
+
+def test_without_recurrent_layers_there_are_no_states(config: ModelConfig) -> None:
+    assert bytes_per_state(config) == 0
+    assert allocate_cache(config, open_device("cpu"), 3, 16).states == ()

@@ -75,6 +75,8 @@ def test_flags_are_an_array_of_true_and_false(value: Any) -> None:
         ("attn_logit_softcapping", 50.0),
         ("logit_scale", 16.0),
         ("ssm__state_size", 128),
+        ("shortconv__l_cache", 3),
+        ("full_attention_interval", 4),
         ("attention__scale", "0"),
     ],
 )
@@ -99,6 +101,18 @@ def test_a_key_that_changes_numbers_and_that_nobody_reads_is_named(key: str, val
 )
 def test_a_key_that_leaves_numbers_as_they_are_is_passed_over(key: str, value: Any) -> None:
     keys(**{key: value}).check_all_known(frozenset())
+
+
+def test_a_factor_of_0_is_none() -> None:
+    assert keys(scale=0.0).factor("scale", 2.0) == 0
+    assert keys().factor("scale", 2.0) == 2
+    with pytest.raises(ModelLoadFailed, match=r"a\.scale is 1e-09; it must be a number from 1e-06"):
+        keys(scale=1e-9).factor("scale")
+
+
+def test_whether_a_key_has_an_array_is_told() -> None:
+    subject = keys(heads=[1, 2, 3], other=4)
+    assert [subject.has_array(key) for key in ("heads", "other", "absent")] == [True, False, False]
 
 
 def test_keys_of_others_are_not_looked_at() -> None:

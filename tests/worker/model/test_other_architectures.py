@@ -27,7 +27,7 @@ def test_every_architecture_of_the_gguf_library_runs_or_is_told_of() -> None:
     [
         ("deepseek2", "which needs attention on compressed keys and values; orcd runs gemma2, "),
         ("llama4", "which needs experts that are chosen or placed by other rules; "),
-        ("qwen3next", "which needs linear attention, whose state is no KV cache; "),
+        ("kimi-linear", "which needs linear attention of another form; "),
         ("mamba", "which needs Mamba layers, whose state is no KV cache; "),
         ("bert", "which makes embeddings, where orcd writes text; "),
     ],

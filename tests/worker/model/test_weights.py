@@ -15,9 +15,10 @@ from orcd.errors import ModelLoadFailed
 from tests.bench.make_model import write_model
 from tests.bench.model_specs import TensorSpec
 from tests.worker.model.tiny import FAMILIES, write_tiny
+from worker.model import weights as module
 from worker.model.gguf import open_gguf
 from worker.model.registry import assemble_model, load_model, read_model_config
-from worker.model.weights import Weights
+from worker.model.weights import RowPart, Weights
 
 
 def load(path: Path) -> None:
@@ -80,3 +81,20 @@ def test_a_scale_that_is_not_finite_is_found_in_every_format(family: str, tmp_pa
         path.write_bytes(whole[:at] + bad + whole[at + len(bad) :])
         with pytest.raises(ModelLoadFailed, match=f"tensor '{tensor.name}' holds NaN or infinity"):
             load(path)
+
+
+def test_a_part_of_the_rows_of_a_tensor_is_a_projection_of_its_own(tmp_path: Path) -> None:
+    gguf, device = open_gguf(write_tiny("qwen2", tmp_path / "model.gguf")), open_device("cpu")
+    tensor = gguf.tensors["blk.0.ffn_up.weight"]  # 256 rows
+    parts = RowPart(0, 3, 8), RowPart(3, 8, 8)
+    specs = [
+        module.TensorSpec("ffn_up", rows, bias=False, part=part) for rows, part in zip((96, 160), parts, strict=True)
+    ]
+    first, second = Weights(gguf, device).layer(0).projection(*specs, num_inputs=128)
+    row = np.arange(256).reshape(-1, 8)
+    np.testing.assert_array_equal(first.matrix.data, tensor.data[row[:, :3].ravel()])
+    np.testing.assert_array_equal(second.matrix.data, tensor.data[row[:, 3:].ravel()])
+    with pytest.raises(ModelLoadFailed, match=r"has shape \[256, 128\], but the metadata asks for \[248, 128\]"):
+        Weights(gguf, device).layer(0).projection(
+            module.TensorSpec("ffn_up", 93, bias=False, part=parts[0]), num_inputs=128
+        )

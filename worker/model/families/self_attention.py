@@ -1,0 +1,47 @@
+"""The attention of newer models: norms of single heads, and layers that differ in their window or have none of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from kernels.batch import AnyArray
+from kernels.devices.protocol import AnyProjection
+from kernels.weights.parameters import Attention
+from worker.model.config import ModelConfig
+from worker.model.layer_config import LayerConfig
+from worker.model.weights import RowPart, TensorSpec, Weights
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SelfAttention:
+    """What a layer projects of a token, queries, keys and values, and how it attends with them."""
+
+    qkv: AnyProjection
+    attention: Attention[AnyArray]
+
+
+def load_attention(
+    config: ModelConfig, layer: LayerConfig, weights: Weights, query_rows: RowPart | None = None
+) -> SelfAttention:
+    """That of a ``layer`` whose ``weights`` are given, without biases; ``query_rows`` are those of ``attn_q`` to take.
+
+    Raises `ModelLoadFailed`.
+    """
+    query_norm, key_norm = (
+        weights.rms_norm(name, layer.head_dim, config.norm_epsilon) for name in ("attn_q_norm", "attn_k_norm")
+    )
+    attention = Attention(
+        config.num_heads,
+        layer.num_kv_heads,
+        layer.head_dim,
+        scale=layer.head_dim**-0.5,
+        window=layer.window,
+        head_norms=(query_norm, key_norm),
+    )
+    qkv = weights.projection(
+        TensorSpec("attn_q", attention.query_width, bias=False, part=query_rows),
+        TensorSpec("attn_k", layer.kv_width, bias=False),
+        TensorSpec("attn_v", layer.kv_width, bias=False),
+        num_inputs=config.hidden,
+    )
+    return SelfAttention(qkv, attention)
