@@ -33,7 +33,8 @@ class Vocabulary:
     """Token texts as the file spells them (byte-level letters or ``▁``), with what the file says about each.
 
     ``types`` and, for SentencePiece-style files, ``scores`` are as long as ``tokens``. Where the file is silent, ids
-    and switches have llama.cpp's defaults.
+    and switches have llama.cpp's defaults, but for BOS and EOS of byte-level files: there they are token 11, whatever
+    that is, and here none (Falcon 3).
     """
 
     model: str
@@ -70,6 +71,8 @@ def from_metadata(metadata: Mapping[str, Any]) -> Vocabulary:
     count = len(tokens)
     is_spm = model == "llama"
     known = PRE_TOKENIZERS.get(pre_tokenizer)
+    bos_id = token_id(metadata, "bos_token_id", count, default=1 if is_spm else None)
+    begins = is_spm or (known is not None and known.adds_bos and bos_id is not None)
     return Vocabulary(
         model=model,
         pre_tokenizer=pre_tokenizer,
@@ -77,13 +80,13 @@ def from_metadata(metadata: Mapping[str, Any]) -> Vocabulary:
         types=_list(metadata, "token_type", int, length=count) or [TokenType.NORMAL] * count,
         scores=_list(metadata, "scores", float, length=count),
         merges=_list(metadata, "merges", str),
-        bos_id=token_id(metadata, "bos_token_id", count, default=1 if is_spm else None),
+        bos_id=bos_id,
         eos_id=token_id(metadata, "eos_token_id", count, default=2 if is_spm else None),
         eot_id=token_id(metadata, "eot_token_id", count),
         eom_id=token_id(metadata, "eom_token_id", count),
         unknown_id=token_id(metadata, "unknown_token_id", count, default=0 if is_spm else None),
         # The converter of Gemma 4 first wrote false.
-        add_bos=model == "gemma4" or _flag(metadata, "add_bos_token", default=is_spm or bool(known and known.adds_bos)),
+        add_bos=model == "gemma4" or _flag(metadata, "add_bos_token", default=begins),
         add_eos=_flag(metadata, "add_eos_token", default=False),
         add_space_prefix=_flag(metadata, "add_space_prefix", default=is_spm) and is_spm,
         model_name=str(metadata.get("general.name", "")),

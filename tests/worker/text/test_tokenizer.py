@@ -18,7 +18,7 @@ from tests.worker.text.vocabularies import (
 )
 from worker.text import tokenizer
 
-SPELLS_SPACES = ("gemma4", "small-gemma3")
+SPELLS_SPACES = ("gemma", "small-gemma")
 EVERYTHING = st.text(
     st.one_of(
         st.characters(codec="utf-8"),
@@ -58,7 +58,7 @@ def test_the_vectors_of_qwen35_are_met_by_qwen2s_vocabulary() -> None:
 def test_what_was_encoded_decodes_to_itself(name: str, text: str) -> None:
     subject = tokenizer_of(name)
     # SentencePiece spells a space "▁": there the two come back as the same.
-    expected = text.replace("▁", " ") if name in SPELLS_SPACES or subject.strips_leading_space else text
+    expected = text.replace("▁", " ") if name.startswith(SPELLS_SPACES) or subject.strips_leading_space else text
     assert subject.decode(subject.encode(text, add_special=False)) == expected
 
 

@@ -85,6 +85,12 @@ def test_a_silent_file_has_the_defaults_of_its_kind() -> None:
     bpe = vocabulary.from_metadata(bpe_metadata("a b"))
     assert (bpe.bos_id, bpe.eos_id, bpe.unknown_id) == (None, None, None)
     assert (bpe.add_bos, bpe.add_eos, bpe.add_space_prefix) == (False, False, False)
-    assert vocabulary.from_metadata(bpe_metadata("a b", pre="llama-bpe")).add_bos
+    assert vocabulary.from_metadata(bpe_metadata("a b", pre="llama-bpe", bos_token_id=256)).add_bos
     untyped = {key: value for key, value in GOOD.items() if key != "tokenizer.ggml.token_type"}
     assert set(vocabulary.from_metadata(untyped).types) == {vocabulary.TokenType.NORMAL}
+
+
+def test_where_neither_a_bos_is_named_nor_one_asked_for_texts_begin_with_none() -> None:
+    assert tokenizer.from_metadata(bpe_metadata("a b", pre="falcon3")).encode("ab") == [256]
+    with pytest.raises(ModelLoadFailed, match=r"add_bos_token is set but tokenizer\.ggml\.bos_token_id is missing"):
+        tokenizer.from_metadata(bpe_metadata("a b", pre="falcon3", add_bos_token=True))
