@@ -12,9 +12,7 @@ from typing import Any
 
 import click
 
-from orcd.cli.batch_commands import batch_options, input_options
-from orcd.cli.command_line import SETTINGS, run
-from orcd.cli.job_commands import given, json_option
+from orcd.cli.command_line import SETTINGS, given, input_options, json_option, run
 from orcd.cli.terminal import write_json
 from orcd.errors import InvalidRequest, ModelLoadFailed
 from orcd.store.redis_address import RedisAddress
@@ -127,6 +125,7 @@ def plan(inputs: tuple[str, ...], model_file: str | None, as_json: bool, **optio
       orcd plan requests.jsonl --model-file model.gguf
       orcd plan articles.csv --prompt "Summarise: {text}" --max-tokens 200 --model-file model.gguf --json
     """
+    from orcd.cli.batch_commands import batch_options
     from tasks.batch_plan import BatchPlan, show
 
     files = {name: options.pop(name) for name in ("tokenizer", "chat_template", "context_length")}

@@ -27,7 +27,7 @@ import orcd.gateway.settings
 import orcd.settings
 import worker.settings
 from orcd.cli import queue_commands
-from orcd.cli.main import cli
+from orcd.cli.main import MODULES
 from orcd.client import Client
 from orcd.gateway.settings import GatewaySettings
 from orcd.settings import NAMES, PREFIX, ClientSettings
@@ -41,7 +41,7 @@ from worker.settings import Settings
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PAGES = {page.name: page.read_text(encoding="utf-8") for page in (*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"))}
-VERBS = {*cli.commands, "engine", "queue", *queue_commands.dead.commands}
+VERBS = {*itertools.chain(*MODULES.values()), "engine", "queue", *queue_commands.dead.commands}
 
 
 @cache

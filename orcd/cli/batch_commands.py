@@ -5,7 +5,6 @@ from __future__ import annotations
 import shlex
 import sys
 from collections.abc import Sequence
-from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -20,25 +19,9 @@ from orcd.batch.cancellation import cancel_batch
 from orcd.batch.formats.defaults import Defaults
 from orcd.batch.journal import Journal
 from orcd.batch.progress import Bar
-from orcd.cli.job_commands import Function, fail_fast_option, given, redis_option, request_options
+from orcd.cli.command_line import fail_fast_option, given, input_options, redis_option
 from orcd.client import Client
 from orcd.errors import InvalidRequest, OrcdError
-
-_INPUT_OPTIONS = (
-    click.option(
-        "--format",
-        type=click.Choice(["auto", "orcd", "openai", "text", "csv"]),
-        help="What INPUT holds; default: auto, from its name and first lines.",
-    ),
-    click.option("--prompt", metavar="TEXT", help='Prompt for each row of a CSV file, as "Summarise: {column}".'),
-    click.option("--system", metavar="TEXT", help="System message of conversations that have none."),
-    click.option("--response-format", metavar="FILE|JSON", help="Form of the answers, as OpenAI's response_format."),
-)
-
-
-def input_options(command: Function) -> Function:
-    """The options that say how INPUT becomes requests, for a command."""
-    return reduce(lambda decorated, option: option(decorated), reversed(_INPUT_OPTIONS), request_options(command))
 
 
 @click.command()

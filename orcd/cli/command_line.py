@@ -1,12 +1,15 @@
 """How a command line of ours runs and fails: one line on standard error, ``orcd: CODE: what to do``, and an exit code.
 
-Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted. The codes in the line are those of `orcd.errors`.
+Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted. The codes in the line are those of `orcd.errors`. And the
+options that several commands have: here, because nothing else that takes long to import comes with them.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import reduce
+from typing import Any, TypeVar
 
 import click
 
@@ -15,6 +18,48 @@ from orcd.errors import Cancelled, InvalidRequest, OrcdError
 INTERRUPTED = 130
 SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 """click's context settings of every group."""
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, one object a line.")
+fail_fast_option = click.option(
+    "--fail-fast", is_flag=True, help="Fail at once with MODEL_NOT_SERVED if no worker serves the model."
+)
+redis_option = click.option("--redis", "redis_url", metavar="URL", help="Redis to use; default: $ORCD_REDIS_URL.")
+
+_REQUEST_OPTIONS = (
+    click.option("--model", metavar="NAME", help="Name of the model to ask; default: any."),
+    click.option("--max-tokens", type=int, metavar="N", help="Longest answer; default: what the context leaves."),
+    click.option("--temperature", type=float, metavar="T", help="How random the draw is; 0 takes the likeliest token."),
+    click.option("--top-p", type=float, metavar="P", help="Draw from the likeliest tokens of this total probability."),
+    click.option("--top-k", type=int, metavar="K", help="Draw from the K likeliest tokens."),
+    click.option("--seed", type=int, metavar="S", help="The same seed gives the same answer."),
+    click.option("--stop", multiple=True, metavar="S", help="End the answer before this text; may be given again."),
+)
+_INPUT_OPTIONS = (
+    click.option(
+        "--format",
+        type=click.Choice(["auto", "orcd", "openai", "text", "csv"]),
+        help="What INPUT holds; default: auto, from its name and first lines.",
+    ),
+    click.option("--prompt", metavar="TEXT", help='Prompt for each row of a CSV file, as "Summarise: {column}".'),
+    click.option("--system", metavar="TEXT", help="System message of conversations that have none."),
+    click.option("--response-format", metavar="FILE|JSON", help="Form of the answers, as OpenAI's response_format."),
+)
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def request_options(command: Function) -> Function:
+    """The options that are fields of a request, for a command."""
+    return reduce(lambda decorated, option: option(decorated), reversed(_REQUEST_OPTIONS), command)
+
+
+def input_options(command: Function) -> Function:
+    """The options that say how INPUT becomes requests, for a command."""
+    return reduce(lambda decorated, option: option(decorated), reversed(_INPUT_OPTIONS), request_options(command))
+
+
+def given(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of a command's options that were given."""
+    return {name: value for name, value in options.items() if value not in (None, ())}
 
 
 def report(code: str, message: str) -> None:

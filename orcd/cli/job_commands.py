@@ -3,48 +3,19 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Mapping
-from functools import reduce
-from typing import Any, TypeVar
+from collections.abc import Iterable
+from typing import Any
 
 import click
 import msgspec
 
 from orcd.cli import terminal
-from orcd.cli.command_line import report
+from orcd.cli.command_line import fail_fast_option, given, json_option, redis_option, report, request_options
 from orcd.cli.status_page import status_page
 from orcd.client import Client
 from orcd.errors import InvalidRequest
 from orcd.events import Event
 from orcd.store.submission import read_fields
-
-json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, one object a line.")
-fail_fast_option = click.option(
-    "--fail-fast", is_flag=True, help="Fail at once with MODEL_NOT_SERVED if no worker serves the model."
-)
-redis_option = click.option("--redis", "redis_url", metavar="URL", help="Redis to use; default: $ORCD_REDIS_URL.")
-
-
-_REQUEST_OPTIONS = (
-    click.option("--model", metavar="NAME", help="Name of the model to ask; default: any."),
-    click.option("--max-tokens", type=int, metavar="N", help="Longest answer; default: what the context leaves."),
-    click.option("--temperature", type=float, metavar="T", help="How random the draw is; 0 takes the likeliest token."),
-    click.option("--top-p", type=float, metavar="P", help="Draw from the likeliest tokens of this total probability."),
-    click.option("--top-k", type=int, metavar="K", help="Draw from the K likeliest tokens."),
-    click.option("--seed", type=int, metavar="S", help="The same seed gives the same answer."),
-    click.option("--stop", multiple=True, metavar="S", help="End the answer before this text; may be given again."),
-)
-Function = TypeVar("Function", bound=Callable[..., Any])
-
-
-def request_options(command: Function) -> Function:
-    """The options that are fields of a request, for a command."""
-    return reduce(lambda decorated, option: option(decorated), reversed(_REQUEST_OPTIONS), command)
-
-
-def given(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of a command's options that were given."""
-    return {name: value for name, value in options.items() if value not in (None, ())}
 
 
 @click.command()

@@ -3,22 +3,45 @@
 from __future__ import annotations
 
 import sys
+from importlib import import_module
 
 import click
 
-from orcd.cli import (
-    batch_commands,
-    gateway_command,
-    job_commands,
-    process_commands,
-    queue_commands,
-    top_command,
-    worker_commands,
-)
 from orcd.cli.command_line import SETTINGS, run
 
+MODULES = {
+    "job_commands": ("generate", "cancel", "status", "follow"),
+    "batch_commands": ("batch",),
+    "queue_commands": ("queue", "jobs", "dead", "migrate"),
+    "worker_commands": ("workers", "drain", "stop", "doctor"),
+    "top_command": ("top",),
+    "gateway_command": ("gateway",),
+    "process_commands": ("demo", "worker", "flower", "plan", "inspect", "tokenize", "render", "logits", "bench"),
+}
+"""The modules of this package that define commands, with the commands of each, its ``COMMANDS``."""
 
-@click.group(no_args_is_help=False, context_settings=SETTINGS)
+
+class CommandGroup(click.Group):
+    """The commands of `MODULES`; a module is imported when one of its commands is asked for.
+
+    Clients of Redis and Celery take longer to import than most commands run, and those that become another program
+    need none.
+    """
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click gives it
+        """The names of all commands."""
+        return sorted(name for names in MODULES.values() for name in names)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002 - click gives it
+        """The command of that name, or None."""
+        module = next((module for module, names in MODULES.items() if cmd_name in names), None)
+        if module is None:
+            return None
+        commands: tuple[click.Command, ...] = import_module(f"orcd.cli.{module}").COMMANDS
+        return next(command for command in commands if command.name == cmd_name)
+
+
+@click.group(cls=CommandGroup, no_args_is_help=False, context_settings=SETTINGS)
 @click.version_option(package_name="orcd")
 def cli() -> None:
     """A message-queue batch worker for large language models.
@@ -33,20 +56,6 @@ def cli() -> None:
     Settings come from ORCD_ environment variables; flags win. `orcd COMMAND --help` explains a command.
     Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted.
     """
-
-
-MODULES = (
-    job_commands,
-    batch_commands,
-    queue_commands,
-    worker_commands,
-    top_command,
-    gateway_command,
-    process_commands,
-)
-for module in MODULES:
-    for command in module.COMMANDS:
-        cli.add_command(command)
 
 
 def main() -> None:

@@ -12,8 +12,7 @@ import click
 import msgspec
 
 from orcd.cli import terminal
-from orcd.cli.command_line import SETTINGS
-from orcd.cli.job_commands import json_option, redis_option
+from orcd.cli.command_line import SETTINGS, json_option, redis_option
 from orcd.cli.migration import Migration
 from orcd.client import Client
 from orcd.errors import InvalidRequest

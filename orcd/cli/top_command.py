@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import click
 
 from orcd.cli import terminal
-from orcd.cli.job_commands import json_option, redis_option
+from orcd.cli.command_line import json_option, redis_option
 from orcd.cli.queue_commands import QUEUE_HEAD, queue_cells
 from orcd.cli.worker_commands import WORKER_HEAD, worker_cells
 from orcd.client import Client

@@ -14,8 +14,7 @@ import click
 import msgspec
 
 from orcd.cli import terminal
-from orcd.cli.command_line import report
-from orcd.cli.job_commands import json_option, redis_option
+from orcd.cli.command_line import json_option, redis_option, report
 from orcd.cli.process_commands import WORKER_PACKAGES, environment
 from orcd.client import Client
 from orcd.errors import InvalidRequest

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 import redis
 
@@ -21,6 +22,13 @@ from orcd.cli.main import cli
 def run(arguments: Sequence[str]) -> int:
     """Run one command line of ``orcd`` and return its exit code."""
     return command_line.run(cli, arguments)
+
+
+def flags(name: str) -> set[str]:
+    """All options of a command of ``orcd``."""
+    command = cli.get_command(click.Context(cli), name)
+    assert command is not None
+    return {option for parameter in command.params for option in parameter.opts}
 
 
 def run_with_program(arguments: Sequence[str]) -> int:

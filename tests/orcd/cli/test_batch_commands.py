@@ -11,10 +11,9 @@ import pytest
 import redis
 
 from orcd.batch import batch_run
-from orcd.cli.main import cli
 from orcd.client import Client
 from tests.orcd.answering_worker import AnsweringWorker, FailingWorker
-from tests.orcd.cli.command_line import one_error, records, requests_in, run
+from tests.orcd.cli.command_line import flags, one_error, records, requests_in, run
 from tests.orcd.cli.conftest import StandardInput
 
 NOWHERE = "redis://127.0.0.1:1/0"
@@ -26,7 +25,7 @@ FLAGS = {
 
 
 def test_the_command_has_the_flags_that_other_tools_rely_on() -> None:
-    assert {option for parameter in cli.commands["batch"].params for option in parameter.opts} >= FLAGS
+    assert flags("batch") >= FLAGS
 
 
 WRONG_USAGE = [

@@ -11,10 +11,9 @@ import pytest
 import redis
 
 from orcd.cli import terminal
-from orcd.cli.main import cli
 from orcd.client import Client
 from tests.orcd.answering_worker import AnsweringWorker, FailingWorker
-from tests.orcd.cli.command_line import one_error, run
+from tests.orcd.cli.command_line import flags, one_error, run
 from tests.orcd.job_writer import MakeStore, claimed
 
 NOWHERE = "redis://127.0.0.1:1/0"
@@ -39,7 +38,7 @@ COMMANDS = {
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_has_the_flags_that_other_tools_rely_on(name: str) -> None:
-    assert COMMANDS[name] <= {option for parameter in cli.commands[name].params for option in parameter.opts}
+    assert COMMANDS[name] <= flags(name)
 
 
 @pytest.mark.parametrize("name", COMMANDS)

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import re
 import shlex
+import subprocess
+import sys
+from importlib import import_module
 
 import pytest
 
+from orcd.cli.main import MODULES
 from tests.orcd.cli.command_line import one_error, run
 
 COMMANDS = ("batch", "bench", "cancel", "demo", "drain", "flower", "follow", "generate", "inspect", "logits", "plan",
@@ -30,3 +34,24 @@ def test_the_lines_that_show_usage_stay_lines(capsys: pytest.CaptureFixture[str]
 def test_wrong_usage_is_one_line_and_exit_code_2(line: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(shlex.split(line)) == 2
     one_error(capsys, "INVALID_REQUEST")
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_the_commands_of_a_module_are_those_that_it_defines(module: str) -> None:
+    assert MODULES[module] == tuple(command.name for command in import_module(f"orcd.cli.{module}").COMMANDS)
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        "import click; from orcd.cli.main import cli; cli.get_command(click.Context(cli), 'worker')",
+        "import tasks.__main__",
+    ],
+    ids=["orcd worker", "tasks"],
+)
+def test_before_the_engine_is_started_nothing_is_imported_that_takes_long(lines: str) -> None:
+    heavy = "sorted({'redis', 'celery', 'numpy', 'tqdm'} & {*sys.modules})"
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", f"{lines}; import sys; print({heavy})"], capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "[]\n"
