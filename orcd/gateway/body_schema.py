@@ -35,6 +35,7 @@ _BY_NAME: dict[str, dict[str, Any]] = {
     "prompt": {**_TEXT_OR_LIST, "minLength": 1},
     "input": _TEXT_OR_LIST,
     "instructions": {"type": "string"},
+    "previous_response_id": {"type": "string"},
     "stream": _FLAG,
     "stream_options": {"type": "object", "properties": {"include_usage": {"type": ["boolean", "null"]}}},
     "background": _FLAG,

@@ -238,7 +238,7 @@ _RESPONSES: dict[str, Treatment] = {
     "prompt_logprobs": Unsupported("chats and completions have it"),
     "background": Ignored("how the answer is delivered; read by who delivers it"),
     "truncation": Unsupported("shorten the input", off=("disabled",)),
-    "previous_response_id": Unsupported("send the whole conversation as input"),
+    "previous_response_id": Combined("at a gateway, which keeps responses: the one that this one goes on from"),
     "conversation": Unsupported("send the whole conversation as input"),
     "context_management": Unsupported(),
     "max_tool_calls": Unsupported("no tools are called here"),

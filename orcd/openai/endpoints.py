@@ -27,8 +27,10 @@ ENDPOINTS = {
 }
 """By the path of the endpoint's URL."""
 
-_DEFAULTS = {"special_tokens_in_content": "escape"}
-"""Text in these bodies comes from anybody, and at OpenAI no text becomes a control token."""
+DEFAULTS = {"special_tokens_in_content": "escape"}
+"""Fields of a request for what no body says.
+
+Text in these bodies comes from anybody, and at OpenAI no text becomes a control token."""
 
 
 def parse_body(url: Any, body: Any, defaults: Mapping[str, Any] | None = None) -> Request:
@@ -37,7 +39,7 @@ def parse_body(url: Any, body: Any, defaults: Mapping[str, Any] | None = None) -
     ``url`` is a path of `ENDPOINTS`; ``defaults`` are fields of a request for what the body does not say. Raises
     `InvalidRequest` naming the field as the body has it.
     """
-    return _endpoint(url).parse(body, {**_DEFAULTS, **(defaults or {})})
+    return _endpoint(url).parse(body, {**DEFAULTS, **(defaults or {})})
 
 
 def response_body(url: str, body: Mapping[str, Any], result: Result, created_s: int) -> dict[str, Any]:

@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from orcd.errors import InvalidRequest
 from orcd.request import TEXT_PARTS
 
 
-def messages_of(instructions: Any, given: Any) -> list[dict[str, Any]]:
-    """``instructions`` and ``input`` of a body as messages. Raises `InvalidRequest` naming the item."""
-    messages: list[dict[str, Any]] = []
-    if instructions is not None:
-        if not isinstance(instructions, str):
-            raise InvalidRequest("instructions: must be text")
-        messages.append({"role": "system", "content": instructions})
+def messages_of(instructions: Any, given: Any, before: Sequence[dict[str, Any]] = ()) -> list[dict[str, Any]]:
+    """``instructions`` and ``input`` of a body as messages, with those of a conversation ``before`` between them.
+
+    Raises `InvalidRequest` naming the item.
+    """
+    if instructions is None:
+        return [*before, *_messages(given)]
+    if not isinstance(instructions, str):
+        raise InvalidRequest("instructions: must be text")
+    return [{"role": "system", "content": instructions}, *before, *_messages(given)]
+
+
+def _messages(given: Any) -> list[dict[str, Any]]:
     if isinstance(given, str):
-        return [*messages, {"role": "user", "content": given}]
+        return [{"role": "user", "content": given}]
     if not isinstance(given, list) or not given:
         raise InvalidRequest("input: must be text or a list of items")
+    messages: list[dict[str, Any]] = []
     reasoning: list[str] = []
     for index, item in enumerate(given):
         where = f"input[{index}]"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from orcd.errors import InvalidRequest
@@ -47,16 +47,34 @@ _ITEM = {"cancelled": "incomplete", "failed": "incomplete"}
 """The status of the items of a response with this status, where it is another."""
 
 
-def parse(body: Any, defaults: Mapping[str, Any]) -> Request:
-    """The request of a body. Raises `InvalidRequest` naming the field."""
+def parse(body: Any, defaults: Mapping[str, Any], before: Sequence[dict[str, Any]] | None = None) -> Request:
+    """The request of a body. Raises `InvalidRequest` naming the field.
+
+    ``before`` is the `conversation` of the response that the body names as its previous one.
+    """
     fields = BodyFields(body, RESPONSES)
+    if before is None and "previous_response_id" in fields.combined:
+        raise unsupported("previous_response_id", "send the whole conversation as input")
     _read_text(fields)
     _read_reasoning(fields)
     _read_logprobs(fields)
     _nest_tools(fields)
     read_tools(fields)
-    fields.put("messages", messages_of(fields.combined.get("instructions"), fields.combined.get("input")), "input")
+    instructions, given = (fields.combined.get(name) for name in ("instructions", "input"))
+    fields.put("messages", messages_of(instructions, given, before or ()), "input")
     return fields.to_request(defaults)
+
+
+def conversation(body: Mapping[str, Any], request: Request, result: Result) -> list[dict[str, Any]]:
+    """The messages of a response and of those that it goes on from: what another one may go on from.
+
+    ``body`` and ``request`` are what was asked for, ``result`` is the answer, of a job that succeeded. Instructions are
+    for one response only, as at OpenAI.
+    """
+    asked = request.messages or []
+    if body.get("instructions") is not None:
+        asked = asked[1:]
+    return asked + messages_of(None, _output(result.job_id, result.choices[0], "completed"))
 
 
 def response(body: Mapping[str, Any], result: Result, created_s: int) -> dict[str, Any]:

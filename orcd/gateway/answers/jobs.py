@@ -13,7 +13,7 @@ from orcd.errors import InvalidRequest, ModelNotServed
 from orcd.gateway.api_error import ApiError, model_not_served
 from orcd.gateway.api_keys import ID_DIGITS, TENANT_IS_KEY, ApiKey, is_made_by, new_id
 from orcd.gateway.endpoint import Call
-from orcd.request import Request
+from orcd.request import Request, decode
 from orcd.result import Result, fold
 from orcd.store import schema
 from orcd.store.submission import trace_parent
@@ -90,6 +90,16 @@ async def read_kept(call: Call, job_id: str) -> Kept:
     result = fold(job_id, events) if events else Result(job_id, status.state)
     body = msgspec.json.decode(note) if note else {}
     return Kept(body, status.created_ms // 1000, msgspec.structs.replace(result, state=status.state))
+
+
+async def read_request(call: Call, job_id: str) -> Request | None:
+    """What a job that is the caller's was asked for; None if that is not there, or damaged."""
+    key = schema.job_key(job_id, call.gateway.settings.key_prefix)
+    text = await call.gateway.redis.hget(key, "request")
+    try:
+        return decode(text) if isinstance(text, bytes) else None
+    except InvalidRequest:
+        return None
 
 
 async def delete(call: Call, job_id: str) -> bool:

@@ -10,6 +10,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
+from orcd.errors import InvalidRequest
 from orcd.gateway.answers import jobs, sse
 from orcd.gateway.answers.delivery import Delivery
 from orcd.gateway.answers.event_reader import EventReader
@@ -17,8 +18,8 @@ from orcd.gateway.answers.response_events import STEPS, ResponseEvents, num_toke
 from orcd.gateway.answers.whole_answer import WholeAnswer
 from orcd.gateway.api_error import ApiError
 from orcd.gateway.endpoint import Call, endpoint, json_response, read_flag
-from orcd.openai.endpoints import parse_body
-from orcd.openai.responses import ECHOED, response
+from orcd.openai.endpoints import DEFAULTS
+from orcd.openai.responses import ECHOED, conversation, parse, response
 
 URL = "/v1/responses"
 NOTHING_SEEN = -1
@@ -32,7 +33,8 @@ async def create(call: Call) -> Response:
     """Begin a response, and answer with its stream, its end, or in the background with the id to ask for it by."""
     body = await call.json()
     streams, background = Delivery.read(body).streams, read_flag(body, "background")
-    request = parse_body(URL, body, {"on_disconnect": "continue" if background else "cancel"})
+    before = await _conversation_before(call, body.get("previous_response_id"))
+    request = parse(body, {**DEFAULTS, "on_disconnect": "continue" if background else "cancel"}, before)
     call.check_model(request.model)
     job_id = await jobs.submit(call, request, in_background=background)
     await jobs.keep(call, job_id, {name: body[name] for name in ("model", *ECHOED) if body.get(name) is not None})
@@ -89,6 +91,31 @@ def _job_id(call: Call) -> str:
     job_id: str = call.request.path_params["id"].removeprefix("resp_")
     jobs.check_owner(call, job_id)
     return job_id
+
+
+async def _conversation_before(call: Call, previous_id: Any) -> list[dict[str, Any]] | None:
+    """The messages of the response that a new one names as its previous one. Raises `ApiError` 400."""
+    if previous_id is None:
+        return None
+    if not isinstance(previous_id, str):
+        raise InvalidRequest("previous_response_id: must be text")
+    job_id = previous_id.removeprefix("resp_")
+    try:
+        jobs.check_owner(call, job_id)
+        kept = await jobs.read_kept(call, job_id)
+    except ApiError:
+        raise _no_previous("there is no such response, or it is no longer kept") from None
+    if kept.result.state != "succeeded":
+        raise _no_previous(f"the response has no answer, as it is {kept.result.state}")
+    request = await jobs.read_request(call, job_id)
+    if request is None or request.messages is None:
+        raise _no_previous("what it answers is no conversation")
+    return conversation(kept.body, request, kept.result)
+
+
+def _no_previous(problem: str) -> ApiError:
+    name = "previous_response_id"
+    return ApiError(400, f"{name}: {problem}", code="previous_response_not_found", param=name)
 
 
 async def _current(call: Call, job_id: str) -> Response:

@@ -44,6 +44,12 @@ def test_reasoning_belongs_to_the_message_after_it() -> None:
     assert message["tool_calls"][0]["function"]["name"] == "weather"
 
 
+def test_what_was_said_before_stands_between_the_instructions_and_the_input() -> None:
+    before = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    instructions = {"role": "system", "content": "be brief"}
+    assert messages_of("be brief", "c", before) == [instructions, *before, {"role": "user", "content": "c"}]
+
+
 def test_an_empty_text_is_a_message_as_it_is_in_chats() -> None:
     assert messages_of(None, "") == [{"role": "user", "content": ""}]
 

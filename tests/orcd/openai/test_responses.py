@@ -96,6 +96,33 @@ def test_what_cannot_be_had_is_named(body: dict[str, Any], said: str) -> None:
     assert refusal(**body).startswith(said)
 
 
+def test_a_conversation_is_what_was_asked_and_answered_without_the_instructions() -> None:
+    body = {"instructions": "be brief", "input": "hi"}
+    calls = (ToolCall("call_1", "weather", "{}"),)
+    answer = Choice("let me see", [1, 2, 3], "stop", reasoning="hm", tool_calls=calls)
+    assert responses.conversation(body, parse(**body), result(answer)) == [
+        {"role": "user", "content": "hi"},
+        {
+            "role": "assistant",
+            "content": [{"type": "text", "text": "let me see"}],
+            "reasoning_content": "hm",
+            "tool_calls": [
+                {"id": "call_1", "type": "function", "function": {"name": "weather", "arguments": "{}"}},
+            ],
+        },
+    ]
+
+
+def test_a_response_goes_on_from_a_conversation() -> None:
+    before = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]
+    body = {"instructions": "be long", "input": "who?", "previous_response_id": "resp_1"}
+    assert responses.parse(body, {}, before).messages == [
+        {"role": "system", "content": "be long"},
+        *before,
+        {"role": "user", "content": "who?"},
+    ]
+
+
 def test_an_answer_is_a_response_that_repeats_what_was_asked() -> None:
     body = {"input": "hi", "temperature": 0.5, "metadata": {"a": "b"}, "instructions": None}
     answer = responses.response(body, result(Choice("Rain", [1, 2, 3], "stop")), 5)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import httpx
@@ -110,6 +111,51 @@ def test_nobody_reads_or_ends_what_another_key_began(start_gateway: StartGateway
         ):
             assert call.status_code == 404
         assert http.get(path, headers=one).json()["status"] == "queued"
+
+
+def test_a_response_goes_on_from_another_and_that_from_a_third(
+    sdk: openai.OpenAI, connection: redis.Redis, worker: AnsweringWorker
+) -> None:
+    first = sdk.responses.create(model="demo", input="count", instructions="be brief")
+    second = sdk.responses.create(model="demo", input="more", previous_response_id=first.id)
+    sdk.responses.delete(first.id)
+    third = sdk.responses.create(model="demo", input="enough", instructions="be polite", previous_response_id=second.id)
+    assert (second.previous_response_id, third.previous_response_id) == (first.id, second.id)
+    request = connection.hget(schema.job_key(third.id.removeprefix("resp_")), "request")
+    answer = ("assistant", [{"type": "text", "text": " 1 2 3"}])
+    assert [(message["role"], message["content"]) for message in json.loads(request)["messages"]] == [
+        ("system", "be polite"),
+        ("user", "count"),
+        answer,
+        ("user", "more"),
+        answer,
+        ("user", "enough"),
+    ]
+
+
+def test_a_response_goes_on_only_from_one_of_the_caller_s_that_has_been_answered(
+    start_gateway: StartGateway, served_model: str, make_store: MakeStore
+) -> None:
+    url = start_gateway(api_keys="one,two")
+    one, two = ({"Authorization": f"Bearer {key}"} for key in ("one", "two"))
+    with httpx.Client(timeout=10, base_url=url) as http:
+        created = http.post("/responses", json={**BODY, "background": True}, headers=one).json()["id"]
+
+        def go_on(previous: Any, caller: dict[str, str]) -> Any:
+            body = {**BODY, "background": True, "previous_response_id": previous}
+            answer = http.post("/responses", json=body, headers=caller)
+            return answer.json()["error"] | {"status": answer.status_code}
+
+        unknown = [go_on(created, two), go_on("resp_x", one), go_on("", one)]
+        waiting = go_on(created, one)
+        writer = claimed(make_store(), created.removeprefix("resp_"))
+        writer.start()
+        writer.fail()
+        failed = go_on(created, one)
+        assert {error["code"] for error in unknown} == {"previous_response_not_found"}
+        for error, said in ((unknown[0], "no such response"), (waiting, "queued"), (failed, "failed")):
+            assert (error["status"], error["param"]) == (400, "previous_response_id")
+            assert said in error["message"]
 
 
 @pytest.mark.parametrize(
