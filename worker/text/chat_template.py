@@ -56,13 +56,13 @@ class ChatTemplate:
 
     @classmethod
     def from_metadata(cls, metadata: Mapping[str, Any], tokenizer: Tokenizer) -> ChatTemplate | None:
-        """The GGUF's own template, None if it has none."""
-        source = metadata.get("tokenizer.chat_template")
+        """The GGUF's own template, None if it has none; one of its own for requests with tools is part of it."""
+        source, with_tools = (metadata.get(f"tokenizer.chat_template{name}") for name in ("", ".tool_use"))
         if source is None:
             return None
-        if not isinstance(source, str):
+        if not isinstance(source, str) or not isinstance(with_tools, str | None):
             raise ModelLoadFailed("tokenizer.chat_template must be a string")
-        return cls.for_tokenizer(source, tokenizer)
+        return cls.for_tokenizer(source if with_tools is None else _either(with_tools, source), tokenizer)
 
     @classmethod
     def from_file(cls, path: str, tokenizer: Tokenizer) -> ChatTemplate:
@@ -151,6 +151,15 @@ class ChatTemplate:
 
 class _Refusal(jinja2.TemplateRuntimeError):
     """Raised by the template on purpose, or by a limit."""
+
+
+def _either(with_tools: str, without: str) -> str:
+    """One template of two, by whether there are tools, as transformers chooses (Hermes 2 and 3, Command R).
+
+    A newline behind a tag is dropped, as is one at a template's end; ``+`` keeps spaces before a tag.
+    """
+    first, second = (source.removesuffix("\n") for source in (with_tools, without))
+    return f"{{% if tools is not none %}}\n{first}{{%+ else %}}\n{second}{{%+ endif %}}"
 
 
 def _tag_final_message(messages: Sequence[Mapping[str, Any]]) -> tuple[list[dict[str, Any]], str]:

@@ -56,6 +56,23 @@ def test_a_template_comes_from_the_models_metadata() -> None:
         ChatTemplate.from_metadata({"tokenizer.chat_template": 5}, words)
 
 
+@pytest.mark.parametrize("end", ["", "\n", "  ", "\n  ", "{% if true %}x{% endif %}\n"])
+@pytest.mark.parametrize("start", ["", "\n", "  ", "{% set name = 'n' %}\n"])
+def test_a_file_may_have_a_template_of_its_own_for_requests_with_tools(start: str, end: str) -> None:
+    plain, with_tools = f"{start}plain {{{{ name }}}}{end}", f"{start}{{{{ tools }}}}{end}"
+    both = {"tokenizer.chat_template": plain, "tokenizer.chat_template.tool_use": with_tools}
+    metadata = bpe_metadata("a b") | both
+    template = ChatTemplate.from_metadata(metadata, tokenizer.from_metadata(metadata))
+    assert template is not None
+    tools = [{"type": "function"}]
+    assert template.render([]) == ChatTemplate(plain).render([])
+    assert template.render([], tools=tools) == ChatTemplate(with_tools).render([], tools=tools)
+    with pytest.raises(ModelLoadFailed, match="must be a string"):
+        ChatTemplate.from_metadata(
+            metadata | {"tokenizer.chat_template.tool_use": 1}, tokenizer.from_metadata(metadata)
+        )
+
+
 @pytest.mark.parametrize("source", ["{% if %}", "{{ 1 + }}", "{% for m in messages %}", "{% unknown %}"])
 def test_what_is_no_template_is_found_when_the_model_loads(source: str) -> None:
     with pytest.raises(ModelLoadFailed, match=r"tokenizer\.chat_template"):
