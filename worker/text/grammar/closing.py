@@ -12,11 +12,9 @@ from collections import Counter
 from collections.abc import Iterator, Sequence, Set
 from typing import Any
 
-import numpy as np
 from llguidance import LLMatcher
-from numpy.typing import NDArray
 
-from worker.text.tokenizer import Tokenizer
+from worker.text.grammar.alphabet import MOST_PASSED, Alphabet
 
 LIMITS = (24, 96, 384, 1536)
 """A search looks for a closing of at most so many tokens, then for a longer one."""
@@ -24,54 +22,9 @@ VISITS_PER_TOKEN = 2
 """States of the grammar that it looks at for each of them; a state takes about 0.1 ms."""
 MAX_LOOKED_AHEAD = 64
 """Where so many tokens of one byte or fewer may come next, this is no place in the text of a string."""
-MOST_PASSED = 4
-"""Tokens of an earlier closing that may have been written since, in other tokens."""
 MOST_ENDED = 3
 """Steps from a state of the grammar to one in which an earlier closing is tried."""
-_FIRST = b'}]":,0n'
-_SPACE = b" \t\n\r"
-_ENDS = frozenset(b'}]":,')
-_ENDING = b'}]"0\x80\x90\xa0'
-"""What may end half of an array, an escape, a number or a character."""
 _OPENS = frozenset([b"{", b"[", b'"'])
-_JOINTS = frozenset(b"@.-:/")
-"""What addresses, dates and the like have between their parts."""
-
-
-class Alphabet:
-    """The control tokens and the tokens of one byte of a vocabulary, in the order in which a closing tries them.
-
-    With these any text can be written, but for vocabularies that lack some. A control token, where one may come, ends a
-    stretch of text.
-    """
-
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        by_byte: dict[int, int] = {}
-        control: list[int] = []
-        for token_id in range(tokenizer.vocab_size):
-            data = tokenizer.token_bytes(token_id)
-            if tokenizer.is_special(token_id):
-                control.append(token_id)
-            elif len(data) == 1:
-                by_byte.setdefault(data[0], token_id)
-        control = [token_id for token_id in control if token_id not in tokenizer.end_ids]
-        letters = [byte for byte in range(256) if byte not in _FIRST and byte not in _SPACE]
-        ids = [by_byte[byte] for byte in (*_FIRST, *letters, *_SPACE) if byte in by_byte]
-        self.tokenizer = tokenizer
-        self.ids: NDArray[np.int32] = np.array([*control, *ids], np.int32)
-        self._bytes, self._bits = self.ids >> 3, (self.ids & 7).astype(np.uint8)
-        self.ending_ids = [by_byte[byte] for byte in _ENDING if byte in by_byte]
-        self.quote_id, self.zero_id = by_byte.get(ord('"'), -1), by_byte.get(ord("0"), -1)
-        self.control_ids = frozenset(control)
-        self.end_id = min(tokenizer.end_ids)
-        self.end_ids = self.control_ids.union(by_byte[byte] for byte in _ENDS if byte in by_byte)
-        self.joint_ids = {by_byte[byte] for byte in _JOINTS if byte in by_byte}
-
-    def allowed(self, mask: bytes) -> list[int]:
-        """Those whose bits are set in a mask of token ids."""
-        bits = np.frombuffer(mask, np.uint8)
-        found: list[int] = self.ids[(bits[self._bytes] >> self._bits & 1) != 0].tolist()
-        return found
 
 
 class Closing:
@@ -109,7 +62,7 @@ class Closing:
         in_string = earlier[:1] == (alphabet.quote_id,)  # where all of it is tried first
         found = self._ended(matcher, earlier, (0, *passed) if in_string else passed)
         if found is None and whole:
-            opens = [at for at, token_id in enumerate(whole) if alphabet.tokenizer.token_bytes(token_id)[:1] in _OPENS]
+            opens = [at for at, token_id in enumerate(whole) if alphabet.texts[token_id][:1] in _OPENS]
             found = self._ended(matcher, whole, opens[::-1])
         return found
 
@@ -178,7 +131,7 @@ class Closing:
             return [alphabet.quote_id, *allowed] if alphabet.quote_id in allowed[:4] else allowed
         if last == allowed[:1] == [alphabet.zero_id]:  # a number that must be above 0 would never get there with zeros
             allowed = [*allowed[1:], alphabet.zero_id]
-        if not self._required or len(allowed) < 2 or alphabet.tokenizer.token_bytes(allowed[0]) in (b"}", b"]", b'"'):
+        if not self._required or len(allowed) < 2 or alphabet.texts[allowed[0]] in (b"}", b"]", b'"'):
             return allowed
         if allowed[0] in alphabet.control_ids:
             return allowed
@@ -196,7 +149,7 @@ class Closing:
     def _rank(self, matcher: LLMatcher, token_id: int) -> int:
         """0 for a token that leads to the name of a property that some object must have, 2 for another name."""
         matcher.consume_token(token_id)
-        text = self._alphabet.tokenizer.token_bytes(token_id) + matcher.compute_ff_bytes()
+        text = self._alphabet.texts[token_id] + matcher.compute_ff_bytes()
         matcher.rollback(1)
         name, end, _ = text.partition(b'"')
         if not end:

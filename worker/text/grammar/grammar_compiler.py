@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Sequence
+from functools import lru_cache
 
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
 
 from orcd.errors import InvalidRequest
-from worker.text.grammar.closing import Alphabet, Closing, required_names
-from worker.text.grammar.document_growth import growth
+from worker.text.grammar.alphabet import Alphabet
+from worker.text.grammar.closing import Closing, required_names
+from worker.text.grammar.document_growth import UNTOLD, Growth, framed, growth
 from worker.text.grammar.grammar_text import Schemas, schemas_of
 from worker.text.grammar.token_matcher import ClosingRule, TokenMatcher
 from worker.text.tokenizer import Tokenizer
@@ -20,10 +21,10 @@ MAX_LEXER_STATES = 50_000
 """Of a compiled grammar, and of what answers make of it; a state takes 1 to 2 kB."""
 LEXER_FUEL = 200_000
 """For the regular expressions of a grammar: about 0.1 s. Those that take more keep other grammars waiting."""
-MAX_BEGINNINGS = 255
+MAX_KNOWN_TEXTS, MAX_KNOWN_BYTES = 2048, 1024
+"""Texts whose ids are kept, of so many bytes at most: names and literals of schemas."""
 _MARK = "\x02"
 """A character that vocabularies join with no others: what is in front of it is put there by the tokenizer."""
-_BEGINS = re.compile(rb'[{\[,:"]')
 
 
 class GrammarCompiler:
@@ -37,8 +38,6 @@ class GrammarCompiler:
         tokens = _Tokens(tokenizer, vocab_size or tokenizer.vocab_size)
         self._tokens = LLTokenizer(TokenizerWrapper(tokens), eos_token=sorted(tokenizer.end_ids))
         self._alphabet = Alphabet(tokenizer)
-        pieces = map(tokenizer.token_bytes, range(self._tokens.vocab_size))
-        self._num_beginnings = bytes(min(len(_BEGINS.findall(piece)), MAX_BEGINNINGS) for piece in pieces)
 
     def compile(self, grammar: str) -> TokenMatcher:
         """A matcher before the first token. Raises `InvalidRequest` for a grammar that cannot be one.
@@ -56,8 +55,10 @@ class GrammarCompiler:
             raise InvalidRequest(f"the grammar of the answer cannot be used: {_problem(matcher.get_error())}")
         parts = schemas_of(grammar)
         closing = Closing(self._alphabet, required_names(parts.schemas if parts else []))
-        end_id: int = self._tokens.eos_token
-        rule = ClosingRule(closing, _growth(parts), self._num_beginnings, end_id)
+        grows = _growth(parts)
+        rule = ClosingRule(
+            closing, self._alphabet, [grows.of(each) for each in self._alphabet.structures], grows.unfinished
+        )
         found = TokenMatcher(matcher, rule)
         if found.min_tokens() is not None:
             return found
@@ -68,11 +69,11 @@ class GrammarCompiler:
         return TokenMatcher(matcher)  # of another grammar there may be long documents only
 
 
-def _growth(parts: Schemas | None) -> float:
-    """By how many tokens the shortest closing grows at most, where one value begins."""
-    bounds = [growth(schema) for schema in parts.schemas] if parts else [None]
-    known = [bound for bound in bounds if bound is not None]
-    return max(known) + parts.frame_bytes if parts and len(known) == len(bounds) else math.inf
+def _growth(parts: Schemas | None) -> Growth:
+    if parts is None:
+        return UNTOLD
+    growths = [growth(schema) for schema in parts.schemas]
+    return framed(growths, parts.frame_bytes) if parts.frame_bytes else growths[0]
 
 
 class _Tokens:
@@ -81,6 +82,7 @@ class _Tokens:
     def __init__(self, tokenizer: Tokenizer, vocab_size: int) -> None:
         self._tokenizer = tokenizer
         self._mark_id = tokenizer.encode(_MARK, add_special=False)[-1]
+        self._ids_of_short = lru_cache(MAX_KNOWN_TEXTS)(self._ids_of)
         if not tokenizer.end_ids:
             raise InvalidRequest("the grammar of the answer cannot be used: the model has no token that ends an answer")
         self.eos_token_id = min(tokenizer.end_ids)
@@ -93,7 +95,13 @@ class _Tokens:
         ]
 
     def __call__(self, text: bytes) -> Sequence[int]:
-        """The ids of a text inside of an answer, in front of which no space is put."""
+        """The ids of a text inside of an answer, in front of which no space is put.
+
+        It is asked for each text that must follow, of one answer after the other.
+        """
+        return self._ids_of_short(text) if len(text) <= MAX_KNOWN_BYTES else self._ids_of(text)
+
+    def _ids_of(self, text: bytes) -> Sequence[int]:
         decoded = text.decode("utf-8", "replace")
         ids = self._tokenizer.encode(_MARK + decoded, add_special=False)
         if self._mark_id in ids:

@@ -10,25 +10,26 @@ import numpy as np
 from llguidance import LLMatcher
 
 from orcd.errors import OrcdError
+from worker.text.grammar.alphabet import Alphabet
 from worker.text.grammar.closing import Closing
 
-AMPLE_FACTOR, AMPLE_TOKENS = 2, 32
-"""Where so many times the bound of the shortest closing, and so many tokens, may still follow, none is looked for: the
-one that is found need not be the shortest."""
+AMPLE_TOKENS = 16
+"""Where so many tokens may follow beside those of the bound of the closing, none is looked for: the one that is found
+need not be the shortest."""
 
 
 @dataclass(frozen=True, slots=True)
 class ClosingRule:
     """How a document is kept closable.
 
-    A token with which no more than one value begins lengthens the shortest closing by ``growth`` tokens at most; one of
-    whose bytes ``num_beginnings[id]`` may begin another, by so many times as much. ``end_id`` ends an answer.
+    A token of a kind lengthens the shortest closing by ``growth[kind]`` tokens at most, and all tokens since a closing
+    was known, besides, by ``unfinished``.
     """
 
     closing: Closing
-    growth: float
-    num_beginnings: Sequence[int]
-    end_id: int
+    alphabet: Alphabet
+    growth: Sequence[float]
+    unfinished: float
 
 
 class TokenMatcher:
@@ -38,20 +39,23 @@ class TokenMatcher:
     another process goes on with is the same one. With a `ClosingRule` there are always enough tokens left to close the
     document, if there were in the beginning: when no more are left than a closing takes, that is all that may come, and
     a token after which too few would be left is replaced.
+
+    A closing is looked for only where the bound of its length comes near what is left. Until then the one that was
+    known last tells the bound; where tokens write its beginning, the rest of it is one.
     """
 
     def __init__(self, matcher: LLMatcher, rule: ClosingRule | None = None) -> None:
         self._matcher = matcher
         self._rule = rule
-        self._plan: tuple[int, ...] | None = None  # a closing from here, if one was looked for
+        self._plan: tuple[int, ...] | None = None  # a closing from here, if one is known
+        self._likely: tuple[int, ...] = ()  # what may be left of the one that was known last
         self._shortest: tuple[int, ...] = ()  # a whole document
-        self._earlier: tuple[int, ...] = ()  # the last one that there was, from where the answer was then
-        self._bound = math.inf  # of the tokens that the shortest one takes
+        self._bound = math.inf  # of the tokens that the shortest one takes, but for what is unfinished
 
     def copy(self) -> TokenMatcher:
         """The same state, which then goes its own way."""
         other = TokenMatcher(self._matcher.deep_copy(), self._rule)
-        other._plan, other._earlier, other._bound = self._plan, self._earlier, self._bound
+        other._plan, other._likely, other._bound = self._plan, self._likely, self._bound
         other._shortest = self._shortest
         return other
 
@@ -68,7 +72,8 @@ class TokenMatcher:
         found = self._rule.closing.search(self._matcher) if self._rule else None
         if found is None:
             return None
-        self._shortest = tuple(found)
+        self._shortest = self._plan = tuple(found)
+        self._bound = len(found)
         return len(found)
 
     def write_mask(self, mask: memoryview, num_left: int) -> None:
@@ -96,16 +101,19 @@ class TokenMatcher:
 
     def take(self, token_id: int, num_left: int) -> int:
         """Take the next token, one of ``num_left`` that may be drawn. Returns it, or the one that was taken instead."""
-        before, bound = self._closing(num_left), self._bound
+        self._closing(num_left)
+        before = self._plan, self._likely, self._bound
         self._consume(token_id)
-        if before is None or self._has_room(num_left - 1):
+        rule = self._rule
+        if rule is None or self._has_room(num_left - 1):
             return token_id
-        assert self._rule is not None
         self._matcher.rollback(1)
-        self._plan, self._bound = before, bound
-        other_id = before[0] if before else self._rule.end_id
-        self._consume(other_id)
-        return other_id
+        self._plan, self._likely, self._bound = before
+        plan = self._found(num_left) if self._plan is None else self._plan
+        if plan is not None:
+            token_id = plan[0] if plan else rule.alphabet.end_id
+        self._consume(token_id)
+        return token_id
 
     def restore(self, token_ids: Sequence[int], num_left: int) -> None:
         """Take tokens that an earlier owner of the answer took, the first one of ``num_left``: none is replaced now."""
@@ -114,32 +122,46 @@ class TokenMatcher:
             self._consume(token_id)
 
     def _has_room(self, num_left: int) -> bool:
-        plan = self._closing(num_left)
+        plan = self._closing(num_left, lightly=True)
         return len(plan) <= num_left if plan is not None else self._is_ample(num_left)
 
-    def _closing(self, num_left: int) -> tuple[int, ...] | None:
+    def _closing(self, num_left: int, *, lightly: bool = False) -> tuple[int, ...] | None:
         """A closing from here. None where there is room for any, or none was found."""
-        if self._rule is not None and self._plan is None and not self._is_ample(num_left):
-            closing = self._rule.closing
-            found = closing.renewed(self._matcher, self._earlier, self._shortest)
-            if found is None or len(found) >= num_left:  # a new one may be shorter
-                other = closing.search(self._matcher, num_left)
-                found = found if other is None else other
-            if found is not None:
-                self._plan, self._bound = tuple(found), len(found)
+        if self._plan is None and not self._is_ample(num_left):
+            self._plan = self._found(num_left, lightly=lightly)
+            if self._plan is not None:
+                self._bound = len(self._plan)
         return self._plan
 
+    def _found(self, num_left: int, *, lightly: bool = False) -> tuple[int, ...] | None:
+        """A closing from here, if one is found; ``lightly``: where one is told in a moment, none is sought that fits.
+
+        That is for where another token could be taken instead.
+        """
+        rule = self._rule
+        assert rule is not None, "a closing that nobody wants"
+        found = rule.closing.renewed(self._matcher, self._likely, self._shortest)
+        if found is None or (len(found) > num_left and not lightly):
+            other = rule.closing.search(self._matcher, num_left)
+            found = found if other is None else other
+        return None if found is None else tuple(found)
+
     def _is_ample(self, num_left: int) -> bool:
-        return self._rule is None or AMPLE_FACTOR * self._bound + AMPLE_TOKENS <= num_left
+        return self._rule is None or self._bound + self._rule.unfinished + AMPLE_TOKENS <= num_left
 
     def _consume(self, token_id: int) -> None:
         if not self._matcher.consume_token(token_id):
             raise OrcdError("an answer holds a token that the grammar of its request does not allow")
-        if self._rule is None:
+        rule = self._rule
+        if rule is None:
             return
-        if self._plan and self._plan[0] == token_id:
-            self._plan, self._bound = self._plan[1:], len(self._plan) - 1
-        else:
-            self._earlier = self._plan or self._earlier
-            self._plan = None
-            self._bound += self._rule.growth * (1 + self._rule.num_beginnings[token_id])
+        if self._plan is not None:
+            rest = rule.alphabet.remainder(self._plan, token_id)
+            if rest is not None:
+                self._plan, self._bound = rest, len(rest)
+                return
+            self._likely, self._plan = self._plan or self._likely, None
+        kind = rule.alphabet.kinds[token_id]
+        self._bound += rule.growth[kind]
+        if kind:
+            self._likely = rule.alphabet.likely_remainder(self._likely, token_id)

@@ -12,6 +12,7 @@ from tests.worker.text.vocabularies import bpe_metadata
 from worker.text import tokenizer
 from worker.text.grammar.grammar_compiler import GrammarCompiler
 from worker.text.grammar.grammar_text import grammar_text
+from worker.text.tokenizer import Tokenizer
 
 ENDLESS = {"type": "array", "items": {"$ref": "#/$defs/a"}, "minItems": 1}
 
@@ -108,3 +109,20 @@ def test_a_vocabulary_that_joins_every_character_with_others_has_grammars_too() 
     matcher = compiler.compile(grammar_text("json_schema", {"const": {"a": "aaa"}}))
     assert matcher.min_tokens() is not None
     assert matcher.forced_id(1000) == ord("{")
+
+
+def test_a_text_that_must_follow_is_encoded_once_for_all_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    encoded: list[str] = []
+    encode = Tokenizer.encode
+
+    def counted(self: Tokenizer, text: str, **options: Any) -> list[int]:
+        encoded.append(text)
+        return encode(self, text, **options)
+
+    monkeypatch.setattr(Tokenizer, "encode", counted)
+    for num_words in (60, 60, 300):
+        schema = {"type": "object", "required": ["word" * num_words]}
+        compiler_of(BYTE_LEVEL).compile(grammar_text("json_schema", schema))
+    known = [text for text in encoded if len(text) < 1000]
+    assert len(known) == len(set(known)) > 0
+    assert len(encoded) > len(set(encoded)), "longer ones are not kept"

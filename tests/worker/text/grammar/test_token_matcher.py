@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 import random
+from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 import jsonschema
 import pytest
 
 from orcd.errors import InvalidRequest, OrcdError
+from tests.bench.structured_rates import SCHEMA
 from tests.worker.text.grammar.compilers import BYTE_LEVEL, SENTENCE_PIECE, allowed_ids, compiler_of, tokenizer_of
 from tests.worker.text.grammar.schemas import make_schemas
+from worker.text.grammar.closing import Closing
 from worker.text.grammar.grammar_text import grammar_text
 from worker.text.grammar.token_matcher import TokenMatcher
 
@@ -149,3 +153,32 @@ def test_a_token_that_the_grammar_does_not_allow_is_an_error() -> None:
     matcher = matcher_of(RECORD)
     with pytest.raises(OrcdError, match="does not allow"):
         matcher.restore(tokenizer_of(BYTE_LEVEL).encode("no", add_special=False), 10)
+
+
+def test_a_closing_is_looked_for_after_few_tokens_and_hardly_ever_searched(monkeypatch: pytest.MonkeyPatch) -> None:
+    beginning = matcher_of(SCHEMA)
+    calls: Counter[str] = Counter()
+
+    def counted(name: str, method: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any) -> Any:
+            calls[name] += 1
+            return method(*arguments)
+
+        return call
+
+    for name in ("search", "renewed"):
+        monkeypatch.setattr(Closing, name, counted(name, getattr(Closing, name)))
+    num_tokens = sum(len(drawn(beginning.copy(), random.Random(seed), 256)) for seed in range(4))
+    assert num_tokens > 500
+    assert calls["renewed"] < num_tokens / 2
+    assert calls["search"] < num_tokens / 100
+
+
+def test_a_token_that_begins_too_much_is_replaced_where_no_closing_had_been_looked_for_too() -> None:
+    long = {"type": "array", "items": {"type": "integer"}, "minItems": 50}
+    matcher = matcher_of({"type": "array", "items": {"anyOf": [{"type": "null"}, long]}})
+    bracket, end = (tokenizer_of(BYTE_LEVEL).encode(text, add_special=False)[0] for text in "[]")
+    assert matcher.take(bracket, 71) == bracket
+    assert matcher.copy().take(bracket, 170) == bracket
+    assert matcher.take(bracket, 70) == end
+    assert matcher.is_complete
