@@ -7,9 +7,25 @@ from typing import Any
 from gguf.constants import LlamaFileType
 
 from tests.bench.model_specs import CHATML, ModelSpec, TensorSpec, norm
-from tests.models.layers import HEAD_DIM, HIDDEN, embedding_and_head, keys, matrix, mixture, shared_expert, tied
+from tests.models.layers import (
+    HEAD_DIM,
+    HIDDEN,
+    attention,
+    embedding_and_head,
+    keys,
+    matrix,
+    mixture,
+    shared_expert,
+    tied,
+)
 from tests.models.vocabularies import byte_level
 
+BOS_CHATML = "{{ bos_token }}" + CHATML
+MUSE_CHAT = (
+    "{{ bos_token }}{% for message in messages %}<|turn|>{{ message.role }}\n{{ message.content }}<|eot|>{% endfor %}"
+    "{% if add_generation_prompt %}<|turn|>assistant\n{% endif %}"
+)
+"""Not with ``<|start|>`` of the real one: llama.cpp takes that for GPT-OSS's, and reads it in any text."""
 LENGTHS = {"attention.key_length": HEAD_DIM, "attention.value_length": HEAD_DIM}
 STATE_SIZE = 16
 EXPERTS = {"expert_count": 8, "expert_used_count": 3}
@@ -134,3 +150,72 @@ def qwen3next_q8_0() -> ModelSpec:
     settings = keys(96, 4, 2) | LENGTHS | delta_net_keys(2, 4) | {"full_attention_interval": 2} | EXPERTS | WIDTHS
     ids = {"bos": vocab_size - 3, "eos": vocab_size - 1, "padding": vocab_size - 3, "add_bos": False}
     return ModelSpec("qwen3next", "Small Qwen3-Next", LlamaFileType.MOSTLY_Q8_0, settings, words, ids, CHATML, tensors)
+
+
+def lfm2_q5_1() -> ModelSpec:
+    """LFM2: two short convolutions and attention between them; the last norm has another's name."""
+    words = byte_level("lfm2", "<|pad|>", "<|startoftext|>", "<|endoftext|>", "<|im_start|>", "<|im_end|>")
+    vocab_size = len(words.tokens)
+
+    def network(name: str) -> list[TensorSpec]:
+        return [norm(f"{name}.ffn_norm", HIDDEN), *feed_forward(name, "Q5_1", "Q5_1", 96)]
+
+    def convolution(name: str) -> list[TensorSpec]:
+        return [
+            norm(f"{name}.attn_norm", HIDDEN),
+            matrix(f"{name}.shortconv.in_proj", "Q5_1", 3 * HIDDEN, HIDDEN, gain=1.5),
+            TensorSpec(f"{name}.shortconv.conv.weight", "F32", (HIDDEN, 3), deviation=0.7),
+            matrix(f"{name}.shortconv.out_proj", "Q5_1", HIDDEN, HIDDEN),
+            *network(name),
+        ]
+
+    tensors = [
+        *tied(vocab_size, "Q8_0"),
+        norm("token_embd_norm", HIDDEN),
+        *convolution("blk.0"),
+        *attention("blk.1", "Q5_1", head_norms=True),
+        *network("blk.1"),
+        *convolution("blk.2"),
+    ]
+    settings = keys(96, 2, 1) | {"rope.freq_base": 1e6, "shortconv.l_cache": 3, "vocab_size": vocab_size}
+    settings |= {"block_count": 3, "attention.head_count_kv": [0, 1, 0]}
+    ids = {"bos": vocab_size - 4, "eos": vocab_size - 1, "padding": vocab_size - 5}
+    return ModelSpec("lfm2", "Small LFM2", LlamaFileType.MOSTLY_Q5_1, settings, words, ids, BOS_CHATML, tensors)
+
+
+def muse_glimmer_q4_0() -> ModelSpec:
+    """Muse Glimmer: a window of 16 on three of four layers, which alone are rotated; gates and norms of attention."""
+    words = byte_level("gpt-4o", "<|begin_of_text|>", "<|end_of_text|>", "<|turn|>", "<|eot|>")
+    vocab_size = len(words.tokens)
+
+    def layer(name: str) -> list[TensorSpec]:
+        return [
+            *attention(name, "Q4_0", head_norms=True),
+            matrix(f"{name}.attn_gate", "Q4_0", 2 * HEAD_DIM, HIDDEN, gain=2),
+            norm(f"{name}.post_attention_norm", HIDDEN),
+            norm(f"{name}.ffn_norm", HIDDEN),
+            *feed_forward(name, "Q4_0", "Q4_0", 64),
+            norm(f"{name}.post_ffw_norm", HIDDEN),
+        ]
+
+    tensors = [
+        *embedding_and_head(vocab_size, "Q4_0", "Q8_0"),
+        *(tensor for number in range(4) for tensor in layer(f"blk.{number}")),
+        norm("output_norm", HIDDEN),
+    ]
+    settings = (
+        keys(64, 2, 1)
+        | LENGTHS
+        | {
+            "block_count": 4,
+            "attention.sliding_window": 16,
+            "attention.sliding_window_pattern": [True, True, True, False],
+            "rope.freq_base": 5e5,
+            "logit_scale": 1.25,
+            "final_logit_softcapping": 12.0,
+        }
+    )
+    ids = {"bos": vocab_size - 4, "eos": vocab_size - 3, "eot": vocab_size - 1}
+    return ModelSpec(
+        "muse-glimmer", "Small Muse Glimmer", LlamaFileType.MOSTLY_Q4_0, settings, words, ids, MUSE_CHAT, tensors
+    )

@@ -12,7 +12,7 @@ from gguf.constants import LlamaFileType
 
 from tests.bench.model_specs import CHATML, HARMONY, PHI3_CHAT, ModelSpec, TensorSpec, norm
 from tests.models.gemma_specs import gemma2_q8_0, gemma3_q4_0, gemma4_e_q8_0, gemma4_moe_q4_0, gemma4_q4_0
-from tests.models.hybrid_specs import qwen3next_q8_0, qwen35_q4_k_m, qwen35moe_q4_0
+from tests.models.hybrid_specs import lfm2_q5_1, muse_glimmer_q4_0, qwen3next_q8_0, qwen35_q4_k_m, qwen35moe_q4_0
 from tests.models.layers import (
     CONTEXT_LENGTH,
     HEAD_DIM,
@@ -246,5 +246,7 @@ SPECS: dict[str, tuple[int, Callable[[], ModelSpec]]] = {
     "qwen35-q4_k_m": (13, qwen35_q4_k_m),
     "qwen35moe-q4_0": (3, qwen35moe_q4_0),
     "qwen3next-q8_0": (24, qwen3next_q8_0),
+    "lfm2-q5_1": (60, lfm2_q5_1),
+    "muse-glimmer-q4_0": (56, muse_glimmer_q4_0),
 }
 """File name, without its ending -> seed, chosen so that greedy ids repeat little and have no near ties; contents."""

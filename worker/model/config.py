@@ -71,7 +71,7 @@ class Scales:
     attention: float | None = None
     """Of the products of queries and keys; None: 1 / sqrt(head_dim)."""
     logits: float = 1.0
-    """What logits are divided by."""
+    """What logits are divided by; in Muse Glimmer, what they are multiplied by."""
     temperature: float = 0.0
     """How queries grow with their position: `kernels.weights.parameters.QueryGrowth.rate` (mistral3)."""
 

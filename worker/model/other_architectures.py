@@ -10,15 +10,13 @@ _NAMES: Mapping[str, str] = {
         "falcon-h1 granitehybrid jamba mamba mamba2 nemotron_h nemotron_h_moe plamo2"
     ),
     "needs linear attention of another form": "arwkv7 kimi-linear rwkv6 rwkv6qwen2 rwkv7",
-    "needs short convolutions, whose state is no KV cache": "lfm2 lfm2moe",
     "needs experts that are chosen or placed by other rules": (
         "afmoe arctic bailingmoe bailingmoe2 dbrx deepseek dots1 ernie4_5-moe exaone-moe glm4moe granitemoe grok"
-        " grovemoe hunyuan-moe llama4 mimo2 minimax-m2 olmoe phimoe smallthinker step35"
+        " grovemoe hunyuan-moe lfm2moe llama4 mimo2 minimax-m2 olmoe phimoe smallthinker step35"
     ),
     "needs rotations in sections, or other parts for images": (
         "chameleon cogvlm hunyuan_vl paddleocr qwen2vl qwen3vl qwen3vlmoe"
     ),
-    "needs gates of attention": "muse-glimmer",
     "needs layers that no family has": (
         "apertus arcee baichuan bitnet bloom chatglm codeshell cohere2 command-r deci ernie4_5 exaone exaone4 falcon"
         " gemma gemma3n gptj gptneox hunyuan-dense internlm2 jais jais2 maincoder minicpm mpt nemotron olmo olmo2"

@@ -15,7 +15,9 @@ from worker.model.config import Architecture, ModelConfig, read_config
 from worker.model.families.gemma import Gemma
 from worker.model.families.gpt2 import GPT2
 from worker.model.families.gpt_oss import GptOss
+from worker.model.families.lfm2 import Lfm2
 from worker.model.families.llama import Llama
+from worker.model.families.muse_glimmer import MuseGlimmer
 from worker.model.families.qwen35 import Qwen35
 from worker.model.gguf import GGUFFile
 from worker.model.kv_cache import KVCache, allocate_cache, bytes_per_block, bytes_per_state
@@ -66,7 +68,7 @@ class Model:
         return allocate_cache(self.config, self.device, num_blocks, block_tokens, num_states)
 
 
-_CLASSES: tuple[type[Family], ...] = (Gemma, GPT2, GptOss, Llama, Qwen35)
+_CLASSES: tuple[type[Family], ...] = (Gemma, GPT2, GptOss, Lfm2, Llama, MuseGlimmer, Qwen35)
 FAMILIES = {name: family for family in _CLASSES for name in family.architectures}
 """Architecture, as ``general.architecture`` names it -> family."""
 ARCHITECTURES = {name: family.architectures[name] for name, family in FAMILIES.items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,9 +24,12 @@ class StepActivations:
     attended: AnyArray  # [T, num_heads * head_dim]
     activated: AnyArray  # [T, intermediate]; [0, intermediate] in a mixture of experts, whose op has arrays of its own
     logits: AnyArray  # [R, vocab_size] float32
+    own: tuple[AnyArray, ...] = ()  # [T, width] each, of widths that a family asks for
 
     @classmethod
-    def allocate(cls, config: ModelConfig, device: Device, step: Step[AnyArray]) -> StepActivations:
+    def allocate(
+        cls, config: ModelConfig, device: Device, step: Step[AnyArray], own_widths: Sequence[int] = ()
+    ) -> StepActivations:
         """Start a step on ``device``: arrays with arbitrary contents."""
         empty, dtype = device.begin_step(), device.activation_dtype
         num_tokens = step.token_ids.size
@@ -35,4 +39,5 @@ class StepActivations:
             attended=empty((num_tokens, config.query_width), dtype),
             activated=empty((0 if config.num_experts else num_tokens, config.intermediate), dtype),
             logits=empty((step.logit_rows.size, config.vocab_size), np.float32),
+            own=tuple(empty((num_tokens, width), dtype) for width in own_widths),
         )

@@ -25,7 +25,7 @@ def config_of(family: str, folder: Path) -> ModelConfig:
 def test_there_is_a_row_for_every_token_and_logits_for_those_that_want_them(tmp_path: Path) -> None:
     config, device = config_of("qwen2", tmp_path), DryRunDevice("cuda:0")
     acts = StepActivations.allocate(config, device, STEP)
-    shapes = {field.name: getattr(acts, field.name).shape for field in fields(acts)}
+    shapes = {field.name: getattr(acts, field.name).shape for field in fields(acts) if field.name != "own"}
     assert shapes == {
         "residual": (7, 128),
         "qkv": (7, (2 + 2 * 1) * 64),
@@ -35,6 +35,13 @@ def test_there_is_a_row_for_every_token_and_logits_for_those_that_want_them(tmp_
     }
     assert acts.residual.dtype == acts.logits.dtype == np.float32
     assert acts.qkv.dtype == acts.attended.dtype == acts.activated.dtype == np.float16
+
+
+def test_a_family_may_have_arrays_of_its_own(tmp_path: Path) -> None:
+    config, device = config_of("qwen2", tmp_path), DryRunDevice("cuda:0")
+    assert StepActivations.allocate(config, device, STEP).own == ()
+    own = StepActivations.allocate(config, device, STEP, (5, 40)).own
+    assert [(array.shape, array.dtype) for array in own] == [((7, 5), np.float16), ((7, 40), np.float16)]
 
 
 def test_a_mixture_of_experts_has_no_activations_of_a_dense_network(tmp_path: Path) -> None:

@@ -13,10 +13,8 @@ from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from typing import ClassVar
 
-import numpy as np
-
 from kernels.batch import AnyArray, Step
-from kernels.devices.protocol import Allocate, AnyProjection, Device
+from kernels.devices.protocol import AnyProjection, Device
 from kernels.weights.parameters import Attention, DeltaNet, HeadOrder, RmsNorm
 from worker.model.config import Architecture, ModelConfig
 from worker.model.families.feed_forward import FeedForward, load_feed_forward
@@ -25,6 +23,7 @@ from worker.model.families.self_attention import load_attention
 from worker.model.kv_cache import KVCache
 from worker.model.layer_config import DELTA_NET_KEYS, LayerConfig
 from worker.model.rope_scaling import plain_rope
+from worker.model.step_activations import StepActivations
 from worker.model.weights import RowPart, TensorSpec, Weights
 
 
@@ -85,18 +84,6 @@ class _Layer:
     feed_forward: FeedForward | Mixture
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Activations:
-    """Arrays for the T tokens of a step; every layer writes those of its kind."""
-
-    qkv: AnyArray  # [T, qkv_width]
-    gates: AnyArray  # [T, query_width]
-    attended: AnyArray  # [T, query_width]
-    projected: AnyArray  # [T, projected_width] of a delta net
-    mixed: AnyArray  # [T, value_width]
-    activated: AnyArray  # [T, intermediate]; of no tokens in a mixture of experts, whose op has arrays of its own
-
-
 class Qwen35:
     """The architectures of `ARCHITECTURES`."""
 
@@ -114,14 +101,15 @@ class Qwen35:
         self._rope = weights.rope(plain_rope(config, "neox", None, truncate=True))
         mixers = [layer.mixer for layer in self._layers]
         self._attention = next(mixer.attention for mixer in mixers if isinstance(mixer, _GatedAttention))
-        self._net = next((mixer.net for mixer in mixers if isinstance(mixer, _LinearAttention)), None)
+        nets = [mixer.net for mixer in mixers if isinstance(mixer, _LinearAttention)]
+        net_widths = (nets[0].projected_width, nets[0].value_width) if nets else (0, 0)
+        self._own_widths = (self._attention.query_width, *net_widths)
 
     def forward(self, step: Step[AnyArray], cache: KVCache) -> AnyArray:
         """Run one step; returns logits [R, vocab] float32 of ``step.logit_rows``."""
-        ops, cpu_ops, empty = self._device.ops, self._cpu_ops, self._device.begin_step()
-        x = empty((step.token_ids.size, self._config.hidden), np.float32)
-        logits = empty((step.logit_rows.size, self._config.vocab_size), np.float32)
-        acts = self._allocate(empty, step.token_ids.size)
+        ops, cpu_ops = self._device.ops, self._cpu_ops
+        acts = StepActivations.allocate(self._config, self._device, step, self._own_widths)
+        x, (gates, projected, mixed) = acts.residual, acts.own
         ops.embed(step.token_ids, self._embedding, out=x)
         rotation = ops.rotation(step.positions, self._rope, step.sequence_lengths, step.sequence_rows)
         plan = ops.plan_attention(step, self._attention)
@@ -130,34 +118,23 @@ class Qwen35:
             match layer.mixer:
                 case _GatedAttention(qkv, attention, gate, output):
                     ops.norm_linear(x, layer.norm, qkv, out=acts.qkv)
-                    ops.norm_linear(x, layer.norm, gate, out=acts.gates)
+                    ops.norm_linear(x, layer.norm, gate, out=gates)
                     own = next(caches)
                     ops.rope_attention(acts.qkv, rotation, attention, step, plan, out_cache=own, out=acts.attended)
-                    cpu_ops.gate(acts.attended, acts.gates, out=acts.attended)
+                    cpu_ops.gate(acts.attended, gates, out=acts.attended)
                     ops.linear_residual(acts.attended, output, out=x)
                 case _LinearAttention(projection, net, output):
-                    ops.norm_linear(x, layer.norm, projection, out=acts.projected)
-                    cpu_ops.gated_delta_net(acts.projected, net, step, out_state=next(states), out=acts.mixed)
-                    ops.linear_residual(acts.mixed, output, out=x)
+                    ops.norm_linear(x, layer.norm, projection, out=projected)
+                    cpu_ops.gated_delta_net(projected, net, step, out_state=next(states), out=mixed)
+                    ops.linear_residual(mixed, output, out=x)
             match layer.feed_forward:
                 case FeedForward(gate_up, down):
                     ops.norm_swiglu(x, layer.ffn_norm, gate_up, out=acts.activated)
                     ops.linear_residual(acts.activated, down, out=x)
                 case Mixture(router, experts):
                     ops.norm_moe_residual(x, layer.ffn_norm, router, experts, None, out=x)
-        ops.norm_head(x, step.logit_rows, self._norm, self._head, out=logits)
-        return logits
-
-    def _allocate(self, empty: Allocate[AnyArray], num_tokens: int) -> _Activations:
-        config, attention, net, dtype = self._config, self._attention, self._net, self._device.activation_dtype
-        return _Activations(
-            qkv=empty((num_tokens, attention.qkv_width), dtype),
-            gates=empty((num_tokens, attention.query_width), dtype),
-            attended=empty((num_tokens, attention.query_width), dtype),
-            projected=empty((num_tokens, net.projected_width if net else 0), dtype),
-            mixed=empty((num_tokens, net.value_width if net else 0), dtype),
-            activated=empty((0 if config.num_experts else num_tokens, config.intermediate), dtype),
-        )
+        ops.norm_head(x, step.logit_rows, self._norm, self._head, out=acts.logits)
+        return acts.logits
 
 
 def _load_layer(config: ModelConfig, weights: Weights, index: int) -> _Layer:

@@ -1,0 +1,121 @@
+"""LFM2 and LFM2.5 (Liquid AI, 2025): most layers are short convolutions, the others have attention.
+
+A convolution looks at the last few tokens only, and is gated before and after. Norms are RMS norms, feed-forward
+networks have SwiGLUs, the embedding is also the output head. Formulas as in Hugging Face's ``modeling_lfm2``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+from kernels.batch import AnyArray, Step
+from kernels.devices.protocol import AnyProjection, Device
+from kernels.weights.parameters import Attention, RmsNorm
+from worker.model.config import Architecture, ModelConfig
+from worker.model.families.feed_forward import FeedForward, load_feed_forward
+from worker.model.families.self_attention import load_attention
+from worker.model.kv_cache import KVCache
+from worker.model.layer_config import SHORT_CONVOLUTION_KEYS
+from worker.model.rope_scaling import plain_rope
+from worker.model.step_activations import StepActivations
+from worker.model.weights import TensorSpec, Weights
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Attention:
+    qkv: AnyProjection
+    attention: Attention[AnyArray]
+    output: AnyProjection
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _ShortConvolution:
+    projection: AnyProjection
+    taps: AnyArray  # [hidden, taps]
+    output: AnyProjection
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Layer:
+    norm: RmsNorm[AnyArray]
+    mixer: _Attention | _ShortConvolution
+    ffn_norm: RmsNorm[AnyArray]
+    feed_forward: FeedForward
+
+
+class Lfm2:
+    """Architecture ``lfm2``."""
+
+    architectures: ClassVar[Mapping[str, Architecture]] = {
+        "lfm2": Architecture(keys=SHORT_CONVOLUTION_KEYS, recurrence="short_convolution", needs_cpu=True)
+    }
+    recompute_at: int | None = None
+
+    def __init__(self, config: ModelConfig, weights: Weights, device: Device) -> None:
+        assert device.cpu_ops is not None, "other devices are refused"
+        self._config = config
+        self._device = device
+        self._cpu_ops = device.cpu_ops
+        self._embedding, self._head = weights.head("token_embd.weight", config.vocab_size, config.hidden)
+        self._layers = [_load_layer(config, weights.layer(index), index) for index in range(config.num_layers)]
+        # The last norm has the name of one on embeddings, which there is none of.
+        self._norm = weights.rms_norm("token_embd_norm", config.hidden, config.norm_epsilon)
+        self._rope = weights.rope(plain_rope(config, "neox", None, truncate=True))
+        mixers = [layer.mixer for layer in self._layers]
+        self._attention = next(mixer.attention for mixer in mixers if isinstance(mixer, _Attention))
+
+    def forward(self, step: Step[AnyArray], cache: KVCache) -> AnyArray:
+        """Run one step; returns logits [R, vocab] float32 of ``step.logit_rows``."""
+        ops, cpu_ops, hidden = self._device.ops, self._cpu_ops, self._config.hidden
+        acts = StepActivations.allocate(self._config, self._device, step, (3 * hidden, hidden))
+        x, (projected, mixed) = acts.residual, acts.own
+        ops.embed(step.token_ids, self._embedding, out=x)
+        rotation = ops.rotation(step.positions, self._rope, step.sequence_lengths, step.sequence_rows)
+        plan = ops.plan_attention(step, self._attention)
+        caches, states = iter(cache.layers), iter(cache.states)
+        for layer in self._layers:
+            match layer.mixer:
+                case _Attention(qkv, attention, output):
+                    ops.norm_linear(x, layer.norm, qkv, out=acts.qkv)
+                    own = next(caches)
+                    ops.rope_attention(acts.qkv, rotation, attention, step, plan, out_cache=own, out=acts.attended)
+                    ops.linear_residual(acts.attended, output, out=x)
+                case _ShortConvolution(projection, taps, output):
+                    ops.norm_linear(x, layer.norm, projection, out=projected)
+                    cpu_ops.short_convolution(projected, taps, step, out_state=next(states), out=mixed)
+                    ops.linear_residual(mixed, output, out=x)
+            ops.norm_swiglu(x, layer.ffn_norm, layer.feed_forward.gate_up, out=acts.activated)
+            ops.linear_residual(acts.activated, layer.feed_forward.down, out=x)
+        ops.norm_head(x, step.logit_rows, self._norm, self._head, out=acts.logits)
+        return acts.logits
+
+
+def _load_layer(config: ModelConfig, weights: Weights, index: int) -> _Layer:
+    recurrent = config.layers[index].recurrent
+    return _Layer(
+        norm=weights.rms_norm("attn_norm", config.hidden, config.norm_epsilon),
+        mixer=_load_convolution(config, weights) if recurrent else _load_attention(config, weights, index),
+        ffn_norm=weights.rms_norm("ffn_norm", config.hidden, config.norm_epsilon),
+        feed_forward=load_feed_forward(config, weights),
+    )
+
+
+def _load_attention(config: ModelConfig, weights: Weights, index: int) -> _Attention:
+    own = load_attention(config, config.layers[index], weights)
+    output = TensorSpec("attn_output", config.hidden, bias=False)
+    return _Attention(own.qkv, own.attention, weights.projection(output, num_inputs=own.attention.query_width))
+
+
+def _load_convolution(config: ModelConfig, weights: Weights) -> _ShortConvolution:
+    """What is projected are a gate before the convolution, one after it, and what goes through it."""
+    assert config.recurrence is not None, "there are recurrent layers"
+    hidden, num_taps = config.hidden, config.recurrence.num_taps
+    projection = TensorSpec("shortconv.in_proj", 3 * hidden, bias=False)
+    output = TensorSpec("shortconv.out_proj", hidden, bias=False)
+    return _ShortConvolution(
+        projection=weights.projection(projection, num_inputs=hidden),
+        taps=weights.vector("shortconv.conv.weight", hidden, num_taps),
+        output=weights.projection(output, num_inputs=hidden),
+    )
