@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
-from itertools import chain, repeat
 from types import TracebackType
 from typing import Any, Unpack
 
@@ -16,7 +15,6 @@ from orcd.client import (
     SCRIPTS,
     cancellation,
     check_one_choice,
-    read_statuses,
     state_of,
     text_of,
     with_message,
@@ -28,10 +26,13 @@ from orcd.monitoring.wait_estimate import WaitCount
 from orcd.request import Request
 from orcd.result import Result, ResultBuilder
 from orcd.settings import ClientSettings, read_environment
-from orcd.status import FIELDS, JobSummary, Look, QueueStatus, Status, WaitEstimate, WorkerStatus
+from orcd.status import JobSummary, Look, QueueStatus, Status, WaitEstimate, WorkerStatus
 from orcd.store import schema
+from orcd.store.commands.job_reading import pipeline_of_page, pipeline_of_statuses, read_statuses
+from orcd.store.commands.script_pipeline import ScriptPipeline
+from orcd.store.commands.subscription_pool import SubscriptionPool
 from orcd.store.enqueue import Publisher
-from orcd.store.event_stream import PAGE_ENTRIES, EventStream
+from orcd.store.event_stream import EventStream
 from orcd.store.redis_connection import ANSWER_TIMEOUT_S, connect_async, redis_errors
 from orcd.store.submission import (
     Lifetime,
@@ -76,6 +77,7 @@ class AsyncClient:
         self._redis: Any = connect_async(self._settings)
         self._prefix = prefix = self._settings.key_prefix
         self._scripts = {name: self._redis.register_script(schema.script(name, prefix)) for name in SCRIPTS}
+        self._subscriptions = SubscriptionPool(self._redis)
         self._publisher = Publisher(self._settings)
 
     async def __aenter__(self) -> AsyncClient:
@@ -150,15 +152,10 @@ class AsyncClient:
 
     async def statuses(self, job_ids: Sequence[str]) -> list[Status]:
         """See `Client.statuses`."""
+        pipeline = pipeline_of_statuses(self._scripts["look"], job_ids, self._prefix)
         with redis_errors(self._settings):
-            async with answer_in_time(), self._redis.pipeline(transaction=False) as pipeline:
-                for job_id in job_ids:
-                    await self._scripts["look"]([], [check_job_id(job_id)], client=pipeline)
-                    pipeline.hmget(schema.job_key(job_id, self._prefix), FIELDS)
-                    pipeline.xrevrange(schema.log_key(job_id, self._prefix), count=1)
-                pipeline.time()
-                answers = await pipeline.execute(raise_on_error=False)
-            return read_statuses(job_ids, answers)
+            async with answer_in_time():
+                return read_statuses(job_ids, await pipeline.execute_async(self._redis, raise_on_error=False))
 
     async def cancel(self, job_id: str) -> str:
         """See `Client.cancel`."""
@@ -201,28 +198,26 @@ class AsyncClient:
         return count.estimate(status, await self.workers())
 
     async def _write(self, batch: Sequence[Submission], stored: list[str]) -> None:
+        pipeline = ScriptPipeline.of(self._scripts["submit"], (submission.arguments for submission in batch))
         with redis_errors(self._settings):
-            async with answer_in_time(), self._redis.pipeline(transaction=False) as pipeline:
-                for submission in batch:
-                    await self._scripts["submit"]([], submission.arguments, client=pipeline)
-                answers = await pipeline.execute()
+            async with answer_in_time():
+                answers = await pipeline.execute_async(self._redis)
         # kombu has no asyncio producer
         await asyncio.to_thread(self._publisher.announce, created_messages(batch, answers))
         add_stored(stored, batch, answers)
 
     async def _follow(self, stream: EventStream) -> AsyncGenerator[Event, None]:
-        readings = chain([self._replay], repeat(self._subscribe))  # a job that has ended needs no subscription
         with redis_errors(self._settings):
             while not stream.ended:
                 try:
-                    async with aclosing(next(readings)(stream)) as events:
+                    async with aclosing(self._subscribe(stream)) as events:
                         async for event in events:
                             yield event
                 except redis.RedisError as error:
                     await asyncio.sleep(stream.backoff_s(error))
 
     async def _subscribe(self, stream: EventStream) -> AsyncGenerator[Event, None]:
-        async with self._redis.pubsub() as channel:
+        async with self._subscriptions.subscription_async() as channel:
             async with answer_in_time():
                 await channel.subscribe(schema.events_channel(stream.job_id, self._prefix))
             while not stream.ended:
@@ -236,10 +231,9 @@ class AsyncClient:
     async def _replay(self, stream: EventStream) -> AsyncGenerator[Event, None]:
         start = stream.log_start
         while start:
-            async with answer_in_time(), self._redis.pipeline(transaction=False) as pipeline:
-                await self._scripts["look"]([], [stream.job_id], client=pipeline)
-                pipeline.xrange(schema.log_key(stream.job_id, self._prefix), min=start, count=PAGE_ENTRIES)
-                look, entries = await pipeline.execute(raise_on_error=False)
+            pipeline = pipeline_of_page(self._scripts["look"], stream.job_id, start, self._prefix)
+            async with answer_in_time():
+                look, entries = await pipeline.execute_async(self._redis, raise_on_error=False)
             events, start = stream.replayed(start, Look.read(stream.job_id, look), usable(entries))
             for event in events:
                 yield event

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from itertools import chain, repeat
 from types import TracebackType
 from typing import Any, Unpack
 
@@ -29,10 +28,13 @@ from orcd.monitoring.wait_estimate import WaitCount
 from orcd.request import Request
 from orcd.result import Result
 from orcd.settings import ClientSettings, read_environment
-from orcd.status import FIELDS, JobSummary, Look, QueueStatus, Status, WaitEstimate, WorkerStatus, check_state
+from orcd.status import JobSummary, Look, QueueStatus, Status, WaitEstimate, WorkerStatus, check_state
 from orcd.store import schema
+from orcd.store.commands.job_reading import pipeline_of_page, pipeline_of_statuses, read_statuses
+from orcd.store.commands.script_pipeline import ScriptPipeline
+from orcd.store.commands.subscription_pool import SubscriptionPool
 from orcd.store.enqueue import Publisher
-from orcd.store.event_stream import PAGE_ENTRIES, EventStream
+from orcd.store.event_stream import EventStream
 from orcd.store.redis_connection import connect, redis_errors
 from orcd.store.submission import (
     Lifetime,
@@ -72,6 +74,7 @@ class Client:
         self._redis: Any = connect(self._settings)
         self._prefix = prefix = self._settings.key_prefix
         self._scripts = {name: self._redis.register_script(schema.script(name, prefix)) for name in SCRIPTS}
+        self._subscriptions = SubscriptionPool(self._redis)
         self._publisher = Publisher(self._settings)
 
     def __enter__(self) -> Client:
@@ -154,13 +157,9 @@ class Client:
 
     def statuses(self, job_ids: Sequence[str]) -> list[Status]:
         """Where many jobs stand now, in their order; one round trip."""
-        with redis_errors(self._settings), self._redis.pipeline(transaction=False) as pipeline:
-            for job_id in job_ids:
-                self._scripts["look"]([], [check_job_id(job_id)], client=pipeline)
-                pipeline.hmget(schema.job_key(job_id, self._prefix), FIELDS)
-                pipeline.xrevrange(schema.log_key(job_id, self._prefix), count=1)
-            pipeline.time()
-            return read_statuses(job_ids, pipeline.execute(raise_on_error=False))
+        pipeline = pipeline_of_statuses(self._scripts["look"], job_ids, self._prefix)
+        with redis_errors(self._settings):
+            return read_statuses(job_ids, pipeline.execute(self._redis, raise_on_error=False))
 
     def cancel(self, job_id: str) -> str:
         """Cancel a job and return its state: ``cancelled`` if it waited, ``running`` if its worker was told to stop."""
@@ -205,24 +204,22 @@ class Client:
         return count.estimate(status, self.workers())
 
     def _write(self, batch: Sequence[Submission], stored: list[str]) -> None:
-        with redis_errors(self._settings), self._redis.pipeline(transaction=False) as pipeline:
-            for submission in batch:
-                self._scripts["submit"]([], submission.arguments, client=pipeline)
-            answers = pipeline.execute()
+        pipeline = ScriptPipeline.of(self._scripts["submit"], (submission.arguments for submission in batch))
+        with redis_errors(self._settings):
+            answers = pipeline.execute(self._redis)
             self._publisher.announce(created_messages(batch, answers))
         add_stored(stored, batch, answers)
 
     def _follow(self, stream: EventStream) -> Generator[Event, None, None]:
-        readings = chain([self._replay], repeat(self._subscribe))  # a job that has ended needs no subscription
         with redis_errors(self._settings):
             while not stream.ended:
                 try:
-                    yield from next(readings)(stream)
+                    yield from self._subscribe(stream)
                 except redis.RedisError as error:
                     time.sleep(stream.backoff_s(error))
 
     def _subscribe(self, stream: EventStream) -> Generator[Event, None, None]:
-        with self._redis.pubsub() as channel:
+        with self._subscriptions.subscription() as channel:
             channel.subscribe(schema.events_channel(stream.job_id, self._prefix))
             while not stream.ended:
                 events = stream.received(channel.get_message(timeout=stream.wait_s()))
@@ -231,10 +228,8 @@ class Client:
     def _replay(self, stream: EventStream) -> Generator[Event, None, None]:
         start = stream.log_start
         while start:
-            with self._redis.pipeline(transaction=False) as pipeline:
-                self._scripts["look"]([], [stream.job_id], client=pipeline)
-                pipeline.xrange(schema.log_key(stream.job_id, self._prefix), min=start, count=PAGE_ENTRIES)
-                look, entries = pipeline.execute(raise_on_error=False)
+            pipeline = pipeline_of_page(self._scripts["look"], stream.job_id, start, self._prefix)
+            look, entries = pipeline.execute(self._redis, raise_on_error=False)
             events, start = stream.replayed(start, Look.read(stream.job_id, look), usable(entries))
             yield from events
 
@@ -272,19 +267,6 @@ def state_of(job_id: str, answer: bytes) -> str:
     """The cancel script's answer. Raises `InvalidRequest` if the job is unknown, `LogDamaged`."""
     check_state(job_id, answer)
     return answer.decode()
-
-
-def read_statuses(job_ids: Sequence[str], answers: Sequence[Any]) -> list[Status]:
-    """From what the look script, the record and the end of the log answered for each job, and the clock at last.
-
-    Errors may be among it.
-    """
-    *told, clock = answers
-    now_ms = 1000 * clock[0] + clock[1] // 1000 if isinstance(clock, tuple) else 0
-    return [
-        Status.read(job_id, Look.read(job_id, look), usable(values), usable(last_entries), now_ms)
-        for job_id, look, values, last_entries in zip(job_ids, told[::3], told[1::3], told[2::3], strict=True)
-    ]
 
 
 def text_of(event: Event) -> Iterator[str]:

@@ -18,6 +18,7 @@ import kombu
 import kombu.connection
 from kombu.transport import redis, virtual
 from kombu.utils.json import dumps
+from redis import Redis
 from redis.backoff import NoBackoff
 from redis.exceptions import ResponseError
 from redis.retry import Retry
@@ -92,6 +93,7 @@ class Channel(redis.Channel):  # type: ignore[misc]
     keyprefix_fanout: str
 
     _kept_client: Any = None
+    _kept_push: Any = None
 
     def _get_pool(self, asynchronous: bool = False) -> Any:
         self.keyprefix_fanout = self.keyprefix_fanout.format(db=self.address.db)
@@ -206,10 +208,14 @@ class Channel(redis.Channel):  # type: ignore[misc]
         tenant = message.get("headers", {}).get(TENANT_HEADER)
         if not isinstance(tenant, str) or not re.fullmatch(r"[0-9a-f]{16}", tenant):
             tenant = ""
-        with self.conn_or_acquire() as client:
-            arguments = [dumps(message), *shared, EMPTIED_TTL_S, tenant]
-            for key in client.eval(schema.celery_script("push"), len(keys), *keys, *arguments):
-                say_wrong_type(key.decode(), "it was deleted; jobs whose messages were in it are found in a while")
+        for key in self._push()(keys, [dumps(message), *shared, EMPTIED_TTL_S, tenant]):
+            say_wrong_type(key.decode(), "it was deleted; jobs whose messages were in it are found in a while")
+
+    def _push(self) -> Any:
+        """The script, with a client that takes keys as they are: kombu's adds the key prefix to some of them."""
+        if self._kept_push is None or self._kept_push.registered_client.connection_pool is not self.pool:
+            self._kept_push = Redis(connection_pool=self.pool).register_script(schema.celery_script("push"))
+        return self._kept_push
 
 
 class Transport(redis.Transport):  # type: ignore[misc]

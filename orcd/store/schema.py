@@ -8,8 +8,10 @@ With ``ORCD_KEY_PREFIX`` set, all keys and channels begin with that ``prefix``, 
 
 from __future__ import annotations
 
+import re
 from functools import cache
 from importlib.resources import files
+from typing import NamedTuple
 
 QUEUED = "orcd:queued"
 RUNNING = "orcd:running"
@@ -82,14 +84,33 @@ def unacked_key(receiver: str, prefix: str = "") -> str:
 
 @cache
 def script(name: str, prefix: str = "") -> str:
-    """The script ``orcd/store/lua/<name>.lua`` with ``prelude.lua``, what those of jobs have in common, in front."""
-    return f"local prefix = '{prefix}'\n" + _text("prelude") + _text(name)
+    """The script ``orcd/store/lua/<name>.lua``, with what it uses of ``prelude.lua`` in front.
+
+    Redis runs all of the text with each call, and each definition takes its time.
+    """
+    text = _text(name)
+    for definition in reversed(_definitions()):  # a function uses only those before it
+        if re.search(rf"\b{definition.name}\b", text):
+            text = definition.text + text
+    return f"local prefix = '{prefix}'\n" + text
 
 
 @cache
 def celery_script(name: str) -> str:
     """A script about messages: without the prelude, as it is sent whole with each call."""
     return _text(name)
+
+
+class _Definition(NamedTuple):
+    name: str
+    text: str
+
+
+@cache
+def _definitions() -> list[_Definition]:
+    """The functions of the prelude with their comments."""
+    texts = re.findall(r"(?:^--.*\n)*^local function \w+\((?:.*\n)+?^end\n", _text("prelude"), re.MULTILINE)
+    return [_Definition(re.findall(r"^local function (\w+)", text, re.MULTILINE)[0], text) for text in texts]
 
 
 def _text(name: str) -> str:

@@ -45,6 +45,7 @@ class Receiver:
         self._name = name
         self._lease_ms = lease_ms
         self._connect = connect
+        self._take = connect().register_script(schema.celery_script("take"))
         self._ageing_ms = ageing_ms
         self._lists: Sequence[str] = ()
         self._ages = key_prefix + schema.AGES
@@ -69,7 +70,11 @@ class Receiver:
         keys = [self._receivers, self._notes, self._ages, self._dead, *lists]
         arguments = [self._name, self._lease_ms, most, self._num_taken, self._ageing_ms, MAX_MESSAGE_BYTES]
         arguments += [DEAD_LETTER_BYTES, MAX_DEAD_LETTERS, DEAD_LETTER_TTL_S, *self._acked_in_flight]
-        return ["EVAL", schema.celery_script("take"), len(keys), *keys, *arguments]
+        return ["EVALSHA", self._take.sha, len(keys), *keys, *arguments]
+
+    def load_take(self) -> None:
+        """Tell Redis the script that `take_command` names, which it turned out not to know."""
+        self._connect().script_load(self._take.script)
 
     def taken(self, answer: Sequence[Any]) -> list[tuple[str, str, bytes]]:
         """The messages that Redis answered with: delivery tag, list, text."""
@@ -117,7 +122,7 @@ class Receiver:
             if self._lists:
                 keys = [self._ages, *self._lists]
                 span_ms = self._ageing_ms // AGE_SPANS
-                num_deleted = self._connect().eval(schema.celery_script("age"), len(keys), *keys, span_ms, AGES_TTL_S)
+                num_deleted = self._run("age", keys, [span_ms, AGES_TTL_S])
                 self._say_if_deleted(num_deleted, self._ages, "messages count as new")
             if self._search_cursor != b"0" or now >= self._next_search:
                 self._search(now)
@@ -127,9 +132,8 @@ class Receiver:
 
         ``reason`` holds nothing of its text. With ``whole`` all of it is kept, however long it is.
         """
-        keys = [self._notes, self._dead]
         arguments = [tag, reason, message_id, -1 if whole else DEAD_LETTER_BYTES, MAX_DEAD_LETTERS, DEAD_LETTER_TTL_S]
-        moved, num_deleted = self._connect().eval(schema.celery_script("dead_letter"), len(keys), *keys, *arguments)
+        moved, num_deleted = self._run("dead_letter", [self._notes, self._dead], arguments)
         self._say_if_deleted(num_deleted, self._dead, "those before are lost")
         return bool(moved)
 
@@ -142,11 +146,12 @@ class Receiver:
 
     def _restore(self, lease_ms: int, tags: Sequence[str] = ()) -> int:
         arguments = [self._notes_prefix, self._name, lease_ms, MAX_RESTORED, *tags]
-        num_restored, num_deleted = self._connect().eval(
-            schema.celery_script("restore"), 2, self._receivers, self._ages, *arguments
-        )
+        num_restored, num_deleted = self._run("restore", [self._receivers, self._ages], arguments)
         self._say_if_deleted(num_deleted, self._receivers, "leases of receivers begin anew")
         return int(num_restored)
+
+    def _run(self, name: str, keys: Sequence[str], arguments: Sequence[Any]) -> Any:
+        return self._connect().register_script(schema.celery_script(name))(keys, arguments)
 
     def _say_if_deleted(self, num_deleted: int, key: str, consequence: str) -> None:
         if num_deleted:
@@ -156,7 +161,7 @@ class Receiver:
         if self._search_cursor == b"0":
             self._next_search = now + self._lease_ms / 1000
         arguments = [self._notes_prefix, self._lease_ms, self._search_cursor, MAX_SEARCHED]
-        self._search_cursor = self._connect().eval(schema.celery_script("adopt"), 1, self._receivers, *arguments)
+        self._search_cursor = self._run("adopt", [self._receivers], arguments)
 
     def _take_acked(self) -> list[str]:
         return [self._acked.popleft() for _ in range(len(self._acked))]

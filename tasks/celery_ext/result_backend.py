@@ -118,6 +118,6 @@ class ResultBackend(celery.backends.redis.RedisBackend):  # type: ignore[misc]
         meta["task_id"] = task_id
         # What a task of ours returns is made of structs; exceptions may hold what only kombu's encoder knows.
         text = msgspec.json.encode(meta) if state == states.SUCCESS else self.encode(meta)
-        arguments = (schema.celery_script("store_result"), 1, self.get_key_for_task(task_id), text, self.expires)
-        self.ensure(self.client.eval, arguments)
+        store = self.client.register_script(schema.celery_script("store_result"))
+        self.ensure(store, ([self.get_key_for_task(task_id)], [text, self.expires]))
         return result

@@ -20,7 +20,7 @@ from celery.utils.log import get_logger
 from kombu.transport import redis, virtual
 from redis import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import RedisError
+from redis.exceptions import NoScriptError, RedisError
 
 from orcd.store import broker, schema
 from tasks.app import worker_id
@@ -181,7 +181,11 @@ class Channel(broker.Channel):
         """Deliver what has come."""
         connection, self._in_poll = self._in_poll, None
         try:
-            answer = self.client.parse_response(connection, "EVAL", **options)
+            answer = self.client.parse_response(connection, "EVALSHA", **options)
+        except NoScriptError:  # Redis is new, or its scripts were flushed
+            self.qos.receiver.load_take()
+            self._next_look = 0.0
+            raise Empty from None
         except self.connection_errors:
             connection.disconnect()
             raise

@@ -11,6 +11,18 @@ check_shared_keys()
 local owner, model, fingerprint, lease, own_queue = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4]), ARGV[5]
 local now = now_ms()
 note_contact(now, lease)
+local names = {'request', 'epoch', 'token', 'attempt', 'losses', 'created_ms', 'started_ms', 'first_token_ms', 'deadline_ms',
+    'cancel', 'trace'}
+local function read(job)
+    local fields = {}
+    for index, value in ipairs(redis.call('HMGET', job, unpack(names))) do
+        if value then
+            fields[#fields + 1] = names[index]
+            fields[#fields + 1] = value
+        end
+    end
+    return fields
+end
 local function claim(id, token)
     local job = key_of(id, 'job')
     local fields = redis.call('HMGET', job, 'state', 'schema', 'fingerprint', 'queue', 'token')
@@ -45,14 +57,14 @@ local function claim(id, token)
             'fingerprint', fingerprint)
         redis.call('HSETNX', job, 'started_ms', now)
     end
-    forget(id)
+    redis.call('ZREM', key('queued'), id)
     redis.call('ZADD', key('running'), now + lease, id)
     local _, life = lifetimes(id)
     extend_ttl('running', life)
     expire(id, life)
     local log = guarded(redis.call, 'XRANGE', key_of(id, 'log'), '-', '+') or false
     local messages = guarded(redis.call, 'HVALS', key_of(id, 'messages')) or {}
-    return {'claimed', now, before or '', redis.call('HGETALL', job), log, messages}
+    return {'claimed', now, before or '', read(job), log, messages}
 end
 local answers = {}
 for at = 6, #ARGV, 2 do

@@ -31,6 +31,7 @@ local function look()
         return {record[1], -1, 1, record[3] or '', ''}
     end
     local queue, rank = queue_of(record[2], schema), redis.call('ZRANK', key('queued'), id) or -1
-    return {record[1], rank, is_served(queue, now) and 1 or 0, '', reason_to_wait(queue, now)}
+    local served = is_served(queue, now)
+    return {record[1], rank, served and 1 or 0, '', reason_to_wait(queue, now, served)}
 end
 return guarded(look) or {'damaged', -1, 1, '', ''}

@@ -1,4 +1,4 @@
--- What the scripts of jobs have in common: `orcd.store.schema.script` puts this in front of each of them, behind the
+-- What the scripts of jobs have in common: `orcd.store.schema.script` puts what a script uses of it in front, behind the
 -- definition of `prefix`, with which all keys and channels begin.
 
 -- One of our keys.
@@ -8,7 +8,7 @@ end
 
 -- A key of one job, or its channel.
 local function key_of(id, name)
-    return key('{' .. id .. '}:' .. name)
+    return prefix .. 'orcd:{' .. id .. '}:' .. name
 end
 
 -- The time of the Redis clock in Unix milliseconds.
@@ -83,15 +83,15 @@ local function model_of(queue)
 end
 
 -- Why the jobs of a queue wait, for people; where no worker serves it, which models there are workers for.
-local function reason_to_wait(queue, now)
-    if is_served(queue, now) then
+local function reason_to_wait(queue, now, served)
+    if served then
         return is_served(queue, now, 'ready') and 'waiting for a free slot' or 'loading the model'
     elseif queue == 'orcd' then
         return 'no worker is running'
     end
-    local served = redis.pcall('ZRANGEBYSCORE', key('served'), now - 60000, '+inf', 'LIMIT', 0, 21)
+    local queues = redis.pcall('ZRANGEBYSCORE', key('served'), now - 60000, '+inf', 'LIMIT', 0, 21)
     local models = {}
-    for _, name in ipairs(served.err and {} or served) do
+    for _, name in ipairs(queues.err and {} or queues) do
         if name ~= 'orcd' then
             models[#models + 1] = model_of(name)
         end
@@ -107,8 +107,9 @@ local function publish(id, json)
 end
 
 local function publish_queued(id, queue, position, now)
-    local event = {type = 'queued', position = position, reason = reason_to_wait(queue, now)}
-    if not is_served(queue, now) then
+    local served = is_served(queue, now)
+    local event = {type = 'queued', position = position, reason = reason_to_wait(queue, now, served)}
+    if not served then
         event.served = false
     end
     publish(id, cjson.encode(event))

@@ -241,8 +241,16 @@ def own_text(name: str) -> str:
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
-def test_a_script_has_the_prelude_in_front(name: str):
-    assert schema.script(name, "a:") == "local prefix = 'a:'\n" + own_text("prelude") + own_text(name)
+def test_a_script_has_in_front_what_it_uses_of_the_prelude_and_no_more(name: str):
+    text = schema.script(name, "a:")
+    assert text.startswith("local prefix = 'a:'\n")
+    assert text.endswith(own_text(name))
+    prelude = dict(re.findall(r"^(local function (\w+)\((?:.*\n)+?^end\n)", own_text("prelude"), re.MULTILINE))
+    for definition, function in prelude.items():
+        uses = re.findall(rf"\b{function}\b", text.replace(definition, ""))
+        assert (definition in text) == bool(uses), function
+    order = [function for function in prelude.values() if f"local function {function}(" in text]
+    assert order == [each for each in re.findall(r"^local function (\w+)", text, re.MULTILINE) if each in order]
 
 
 @pytest.mark.parametrize("name", sorted(OF_MESSAGES))

@@ -19,7 +19,9 @@ from worker.settings import Settings
 @pytest.fixture
 def make_receiver(connection: redis.Redis) -> MakeReceiver:
     def make(name: str = "r1", lease_ms: int = 60_000, **options: Any) -> Receiver:
-        return Receiver(name, lease_ms, lambda: connection, **options)
+        receiver = Receiver(name, lease_ms, lambda: connection, **options)
+        receiver.load_take()
+        return receiver
 
     return make
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import redis
 
 from orcd.client import Client
 from tasks.local.redis_server import RedisServer
@@ -37,3 +38,19 @@ def test_a_worker_goes_on_after_redis_has_lost_its_data(
         with Client(forgetful_server.url) as client:
             assert client.result(client.submit(**SHORT), timeout=60).state == "succeeded"
         assert worker.process.poll() is None
+
+
+def test_a_worker_goes_on_after_the_scripts_were_flushed(
+    forgetful_server: RedisServer, demo_model: Path, tmp_path: Path
+) -> None:
+    with (
+        WorkerProcess(forgetful_server.url, demo_model, tmp_path) as worker,
+        Client(forgetful_server.url) as client,
+        redis.Redis.from_url(forgetful_server.url) as connection,
+    ):
+        for _ in range(3):
+            assert client.result(client.submit(**SHORT), timeout=60).state == "succeeded"
+            connection.script_flush()
+        assert worker.process.poll() is None
+        assert len(worker.events("execute_end")) == 3
+        assert worker.events("error") == worker.events("celery") == []

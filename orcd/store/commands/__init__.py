@@ -1,0 +1,1 @@
+"""How clients send commands and subscribe with few round trips and few connections."""
