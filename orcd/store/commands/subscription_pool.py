@@ -6,7 +6,7 @@ import os
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Any
 
 from redis.exceptions import RedisError
@@ -92,11 +92,9 @@ class SubscriptionPool:
         """Returns those that were not used for too long: nobody else has them any more."""
         now, old = time.monotonic(), []
         self._kept.append((os.getpid(), now, subscription))
-        while self._kept and self._kept[0][1] < now - KEPT_S:
-            try:
+        with suppress(IndexError):  # another thread may take them meanwhile
+            while self._kept[0][1] < now - KEPT_S:
                 old.append(self._kept.popleft()[2])
-            except IndexError:  # another thread has taken it
-                break
         return old
 
 
