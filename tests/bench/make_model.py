@@ -19,6 +19,7 @@ from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 
 from kernels.weights.formats import FORMATS
 from tests.bench.gemma_specs import gemma3
+from tests.bench.hybrid_specs import qwen35, qwen35moe
 from tests.bench.llama_specs import llama3, qwen3moe
 from tests.bench.model_specs import ModelSpec, TensorSpec, gpt_oss, phi3, qwen2
 from tests.bench.random_blocks import random_blocks
@@ -54,6 +55,16 @@ MODELS: dict[str, tuple[int, Callable[[int], ModelSpec]]] = {  # name -> layers 
         48,
         lambda layers: qwen3moe(
             layers, hidden=2048, ffn=768, heads=32, kv_heads=4, experts=128, used=8, num_regular=151643
+        ),
+    ),
+    "qwen3.5-9b": (
+        32,
+        lambda layers: qwen35(layers, hidden=4096, ffn=12288, heads=16, kv_heads=4, num_regular=248044),
+    ),
+    "qwen3.6-35b-a3b": (
+        40,
+        lambda layers: qwen35moe(
+            layers, hidden=2048, ffn=512, heads=16, kv_heads=2, experts=256, used=8, num_regular=248044
         ),
     ),
 }

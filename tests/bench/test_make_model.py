@@ -8,12 +8,17 @@ import gguf
 import numpy as np
 import pytest
 
+from kernels.devices.open import open_device
 from kernels.weights.dequant import dequantise
 from kernels.weights.formats import FORMATS
+from tests.bench.hybrid_specs import qwen35, qwen35moe
 from tests.bench.make_model import MODELS, main, write_model
+from tests.bench.model_specs import ModelSpec
 from tests.bench.random_blocks import MADE_DIRECTLY, random_blocks
 from tests.worker.model.tiny import FAMILIES
+from worker.commands.logits import compute_logits
 from worker.model.gguf import open_gguf
+from worker.model.registry import load_model
 
 PUBLISHED_BYTES = {
     "qwen2.5-0.5b": 491_000_000,
@@ -23,6 +28,8 @@ PUBLISHED_BYTES = {
     "llama-3.1-8b": 4_920_000_000,
     "gemma-3-12b": 7_300_000_000,
     "qwen3-30b-a3b": 18_560_000_000,
+    "qwen3.5-9b": 5_600_000_000,
+    "qwen3.6-35b-a3b": 21_200_000_000,
 }
 
 
@@ -60,6 +67,21 @@ def test_the_same_seed_writes_the_same_file_and_the_gguf_library_reads_it(tmp_pa
     assert {name: (tensor.tensor_type.name, *reversed(tensor.shape.tolist())) for name, tensor in library.items()} == {
         tensor.name: (tensor.format, *tensor.shape) for tensor in spec.tensors
     }
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        qwen35(4, hidden=256, ffn=256, heads=2, kv_heads=1, num_regular=300),
+        qwen35moe(4, hidden=256, ffn=256, heads=2, kv_heads=1, experts=4, used=2, num_regular=300),
+    ],
+    ids=lambda spec: spec.architecture,
+)
+def test_hybrid_models_are_written_as_they_are_read(spec: ModelSpec, tmp_path: Path) -> None:
+    write_model(spec, tmp_path / "model.gguf")
+    model = load_model(open_gguf(tmp_path / "model.gguf"), open_device("cpu"), lambda *_: None)
+    assert [layer.recurrent for layer in model.config.layers] == [True, True, True, False]
+    assert np.isfinite(compute_logits(model, [1, 2, 3])).all()
 
 
 def test_the_command_line_takes_fewer_layers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

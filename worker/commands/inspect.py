@@ -19,6 +19,7 @@ from worker.load import open_configured_device
 from worker.memory_plan import plan_memory
 from worker.model.config import ModelConfig
 from worker.model.gguf import GGUFFile, open_gguf
+from worker.model.kv_cache import bytes_per_state
 from worker.model.registry import assemble_model, read_model_config
 from worker.model.weights import Weights
 from worker.settings import Settings
@@ -76,6 +77,7 @@ class Report(msgspec.Struct, frozen=True):
     supported: bool
     problems: list[str]
     warnings: list[str]
+    state_bytes_per_sequence: int = 0
     vram_plan: Plan | None = None
     ram_plan: RamPlan | None = None
 
@@ -132,6 +134,7 @@ def inspect_gguf(gguf: GGUFFile, tokenizer_json: str = "") -> Report:
         chat_template_problem=template_problem,
         vram_weights_bytes=sum(tensor.num_bytes for tensor in tensors),
         vram_kv_bytes_per_1k_tokens=_kv_bytes_per_1k_tokens(config) if config else None,
+        state_bytes_per_sequence=bytes_per_state(config) if config else 0,
         supported=not problems,
         problems=problems,
         warnings=[] if tokenizer_json else warnings(gguf.metadata),
@@ -225,6 +228,10 @@ def format_report(report: Report) -> str:
     lines.append(f"  VRAM            {_size(report.vram_weights_bytes)} for weights")
     if report.vram_kv_bytes_per_1k_tokens is not None:
         lines.append(f"                  {_size(report.vram_kv_bytes_per_1k_tokens)} for KV per 1,024 tokens (float16)")
+    if report.state_bytes_per_sequence:
+        lines.append(
+            f"                  {_size(report.state_bytes_per_sequence)} for the state of a sequence (float32)"
+        )
     if report.vram_plan is not None:
         lines += _plan_lines(report.vram_plan)
     if report.ram_plan is not None:
@@ -253,15 +260,18 @@ def _plan_lines(plan: Plan) -> list[str]:
 
 def _ram_lines(plan: RamPlan) -> list[str]:
     """The plan, a line for each use."""
+    states = {f"states in {plan.state_slots:,} slots": plan.states_bytes} if plan.state_slots else {}
     uses = {
         "weights, mapped from the file": plan.weights_bytes,
         f"KV cache of {plan.kv_cache_tokens:,} tokens": plan.kv_cache_bytes,
+        **states,
         "expanded weights": plan.dequant_cache_bytes,
         "activations, about": plan.activations_bytes,
         "processes, about": plan.processes_bytes,
         "in all, about": plan.total_bytes,
     }
-    too_large = "it does not fit: lower ORCD_MAX_SEQUENCES or ORCD_KV_CACHE_BYTES"
+    names = ["ORCD_MAX_SEQUENCES", *(["ORCD_STATE_CACHE_BYTES"] if states else [])]
+    too_large = f"it does not fit: lower {', '.join(names)} or ORCD_KV_CACHE_BYTES"
     return ["  on cpu", *_use_lines(uses, plan.available_bytes, "it fits" if plan.fits else too_large)]
 
 

@@ -9,7 +9,7 @@ import msgspec
 
 from kernels.devices.open import open_device
 from worker.model.gguf import GGUFFile
-from worker.model.kv_cache import num_cache_blocks
+from worker.model.kv_cache import num_cache_blocks, num_state_slots
 from worker.model.registry import assemble_model, read_model_config
 from worker.model.weights import Weights
 from worker.settings import Settings
@@ -26,11 +26,14 @@ class RamPlan(msgspec.Struct, frozen=True):
 
     ``weights_bytes`` are those of the file, which is mapped: the system may drop and read them again, slowly.
     ``dequant_cache_bytes`` are weights that were expanded. ``activations_bytes`` is an estimate for the largest step.
+    ``states_bytes`` are those of ``state_slots``: what recurrent layers keep of sequences and of known prefixes.
     """
 
     weights_bytes: int
     kv_cache_bytes: int
     kv_cache_tokens: int
+    states_bytes: int
+    state_slots: int
     dequant_cache_bytes: int
     activations_bytes: int
     processes_bytes: int
@@ -50,16 +53,19 @@ def plan_ram(gguf: GGUFFile, settings: Settings) -> RamPlan:
     context_length = min(settings.context_length or config.context_length, config.context_length)
     block_bytes = model.bytes_per_block(settings.kv_block_tokens)
     num_blocks = num_cache_blocks(block_bytes, settings, context_length)
+    state_slots = num_state_slots(model.bytes_per_state, settings, num_blocks)
     tensors = gguf.tensors.values()
     num_weights = sum(math.prod(tensor.shape) for tensor in tensors)
     feed_forward = max(config.intermediate, *(layer.intermediate for layer in config.layers))
     layer_embeddings = config.num_layers * config.layer_embedding
-    widest = max(feed_forward, config.query_width + 2 * config.kv_width, layer_embeddings)
+    recurrent = config.recurrence.projected_width if config.recurrence else 0
+    widest = max(feed_forward, config.query_width + 2 * config.kv_width, layer_embeddings, recurrent)
     step_rows = settings.step_tokens * WIDTHS * (widest + config.hidden)
     logits = 2 * min(settings.max_sequences, settings.step_tokens) * config.vocab_size
     parts = {
         "weights_bytes": sum(tensor.num_bytes for tensor in tensors),
         "kv_cache_bytes": num_blocks * block_bytes,
+        "states_bytes": state_slots * model.bytes_per_state,
         "dequant_cache_bytes": min(settings.dequant_cache_bytes, FLOAT_BYTES * num_weights),
         "activations_bytes": FLOAT_BYTES * (step_rows + logits),
         "processes_bytes": PROCESS_BYTES,
@@ -68,6 +74,7 @@ def plan_ram(gguf: GGUFFile, settings: Settings) -> RamPlan:
     return RamPlan(
         **parts,
         kv_cache_tokens=num_blocks * settings.kv_block_tokens,
+        state_slots=state_slots,
         total_bytes=total,
         available_bytes=available,
         fits=None if available is None else total <= available,

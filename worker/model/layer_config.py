@@ -85,6 +85,13 @@ class Recurrence:
         """Elements of one layer's state."""
         return (self.num_taps - 1) * self.channels + self.num_value_heads * self.key_dim * self.value_dim
 
+    @property
+    def projected_width(self) -> int:
+        """Elements of what a layer projects of a token: what is convolved, and what gates it."""
+        if not self.num_value_heads:
+            return 3 * self.channels
+        return self.channels + self.num_value_heads * (self.value_dim + 2)
+
 
 @dataclass(frozen=True, slots=True)
 class LayerLimits:

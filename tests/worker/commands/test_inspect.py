@@ -9,6 +9,7 @@ import pytest
 from tokenizers import decoders
 
 from kernels.errors import DeviceUnavailable
+from tests.models.files import SMALL
 from tests.orcd.cli.command_line import one_error
 from tests.worker.model.tiny import write_tiny
 from tests.worker.text.vocabularies import bpe_metadata
@@ -50,6 +51,18 @@ def test_a_supported_model_is_described(tmp_path: Path, capsys: pytest.CaptureFi
         "supported       yes",
     ):
         assert part in text
+
+
+def test_a_model_with_recurrent_layers_tells_its_state_and_where_it_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    report = inspect(SMALL["qwen35-q4_k_m"], capsys)
+    assert report["supported"] and report["num_layers"] == 2
+    assert report["state_bytes_per_sequence"] == 4 * (3 * 128 + 4 * 16 * 16)
+    assert report["vram_kv_bytes_per_1k_tokens"] == 1 * 2 * 2 * 16 * 2 * 1024  # of the one layer with attention
+    assert run(["inspect", str(SMALL["qwen35-q4_k_m"])]) == 0
+    assert "5.63 KB for the state of a sequence (float32)" in capsys.readouterr().out
+    assert run(["inspect", str(SMALL["qwen35-q4_k_m"]), "--device", "cuda:0"]) == 0
+    out = capsys.readouterr().out
+    assert "the architecture qwen35 cannot run on a GPU yet; run it with --device cpu" in out
 
 
 def test_what_stands_in_the_way_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

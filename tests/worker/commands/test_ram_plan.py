@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from kernels.devices.open import open_device
+from tests.models.files import SMALL
 from tests.orcd.cli.command_line import one_error
 from tests.worker.model.tiny import write_tiny
 from worker.commands import ram_plan as module
@@ -33,11 +34,31 @@ def test_the_cache_is_that_of_the_engine(path: Path, options: dict[str, int]) ->
         (
             plan.weights_bytes,
             plan.kv_cache_bytes,
+            plan.states_bytes,
             plan.dequant_cache_bytes,
             plan.activations_bytes,
             plan.processes_bytes,
         )
     )
+
+
+def test_states_are_planned_for(capsys: pytest.CaptureFixture[str]) -> None:
+    path = SMALL["qwen35-q4_k_m"]
+    model = load_model(open_gguf(path), open_device("cpu"), lambda *_: None)
+    settings = Settings(device="cpu", model=str(path), max_sequences=3, state_cache_bytes=2 * model.bytes_per_state)
+    plan = plan_ram(open_gguf(path), settings)
+    assert (plan.state_slots, plan.states_bytes) == (5, 5 * model.bytes_per_state)
+    without = plan_ram(open_gguf(path), Settings(device="cpu", model=str(path), max_sequences=3, state_cache_bytes=1))
+    assert plan.total_bytes - without.total_bytes == 2 * model.bytes_per_state
+    assert run(["inspect", str(path), "--device", "cpu"]) == 0
+    assert "states in" in capsys.readouterr().out
+
+
+def test_a_model_without_recurrent_layers_has_no_states(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plan = plan_ram(open_gguf(path), Settings(device="cpu"))
+    assert (plan.state_slots, plan.states_bytes) == (0, 0)
+    assert run(["inspect", str(path), "--device", "cpu"]) == 0
+    assert "state" not in capsys.readouterr().out
 
 
 def test_more_at_a_time_needs_more(path: Path) -> None:

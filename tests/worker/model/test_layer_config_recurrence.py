@@ -29,11 +29,13 @@ def delta_net(**changes: Any) -> Recurrence:
 def test_a_delta_net_keeps_inputs_of_its_convolution_and_a_matrix_for_each_value_head() -> None:
     assert delta_net() == Recurrence(4, 2 * 2 * 16 + 48, 2, 6, 16, 8)
     assert delta_net().state_size == 3 * 112 + 6 * 16 * 8
+    assert delta_net().projected_width == 112 + 48 + 2 * 6
 
 
 def test_a_short_convolution_keeps_inputs_only() -> None:
     recurrence = read_recurrence(keys({"shortconv.l_cache": 3}), "short_convolution", 32, 99)
     assert (recurrence, recurrence.state_size) == (Recurrence(3, 32), 64)
+    assert recurrence.projected_width == 3 * 32
 
 
 @pytest.mark.parametrize(
