@@ -108,6 +108,9 @@ class Weights:
 
         Without ``up``, ``gate`` is a fused tensor: gate, then up projection. ``shared`` is the expert beside them.
         """
+        if f"{gate.name.removesuffix('_exps')}.0.weight" in self:
+            problem = "is missing: each expert has tensors of its own, as before April 2024; take a newer file"
+            raise self._error(f"{self._prefix}{gate.name}.weight", problem)
         inner = gate.num_outputs if up else gate.num_outputs // 2
         with self._named():
             return self._device.store.experts(

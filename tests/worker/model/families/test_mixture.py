@@ -81,6 +81,19 @@ def test_a_shared_expert_is_missed_where_the_architecture_has_one_and_refused_el
         load_spec(tmp_path, replace(other, tensors=[*other.tensors, *shared]))
 
 
+def test_a_file_from_when_each_expert_had_tensors_of_its_own_is_refused_as_that(tmp_path: Path) -> None:
+    spec = SPECS["mixtral-q5_0"][1]()
+    apart = [
+        replace(tensor, name=tensor.name.replace("_exps", f".{expert}"), shape=tensor.shape[1:])
+        for tensor in spec.tensors
+        for expert in range(4)
+        if "_exps" in tensor.name
+    ]
+    kept = [tensor for tensor in spec.tensors if "_exps" not in tensor.name]
+    with pytest.raises(ModelLoadFailed, match=r"tensor 'blk.0.ffn_gate_exps.weight' is missing: .* before April 2024"):
+        load_spec(tmp_path, replace(spec, tensors=[*kept, *apart]))
+
+
 def test_what_a_gpu_has_no_kernel_for_is_refused_there_by_the_name_of_its_tensor() -> None:
     gguf, device = open_gguf(SMALL["qwen2moe-q5_1"]), DryRunDevice("cuda:0")
     with pytest.raises(ModelLoadFailed, match=r"qwen2moe-q5_1.gguf: tensor 'blk.0.ffn_\w+.weight' .* --device cpu"):
