@@ -75,6 +75,8 @@ ARCHITECTURES = {name: family.architectures[name] for name, family in FAMILIES.i
 
 _MTP_TENSORS = r"blk\.\d+\.nextn\..*"
 """What predicts further tokens, which a file may hold for programs that guess ahead."""
+_MTP_MATRIX = "nextn.eh_proj.weight"
+"""What every block has that predicts them, and no other."""
 _NO_MODELS = {
     "mmproj": "is a vision projector (mmproj), which goes with a model; give the file of the model itself",
     "adapter": "is an adapter (LoRA), which goes with a model; give a file of the model that has it merged",
@@ -121,7 +123,9 @@ def assemble_model(config: ModelConfig, weights: Weights, device: Device) -> Mod
     family = FAMILIES[config.architecture](config, weights, device)
     weights.ignore(_MTP_TENSORS, *ARCHITECTURES[config.architecture].ignored_tensors)
     for index in range(config.num_layers, config.num_layers + config.num_mtp_layers):
-        weights.layer(index).ignore(r".*")
+        block = weights.layer(index)
+        if _MTP_MATRIX in block:  # else it is a layer like the others, and the number of such blocks is wrong
+            block.ignore(r".*")
     weights.check_all_used()
     # Damaged weights may overflow: no reason for a warning, as the sampler refuses what comes out.
     forward = np.errstate(over="ignore", invalid="ignore")(family.forward)

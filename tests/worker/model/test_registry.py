@@ -110,7 +110,7 @@ def test_tensors_that_predict_further_tokens_are_left_out_by_name(tmp_path: Path
     spec = FAMILIES["qwen2"]()
     plain = logits_alone(load(write_tiny("qwen2", tmp_path / "plain.gguf")), [1, 2, 3])
     extra = [
-        TensorSpec("blk.1.nextn.eh_proj.weight", "Q8_0", (128, 256)),
+        *(TensorSpec(f"blk.{layer}.nextn.eh_proj.weight", "Q8_0", (128, 256)) for layer in (1, 2)),
         *(replace(old, name=old.name.replace("blk.1", "blk.2")) for old in spec.tensors if "blk.1" in old.name),
     ]
     keys = {**spec.keys, "block_count": 3, "nextn_predict_layers": 1}
@@ -118,10 +118,17 @@ def test_tensors_that_predict_further_tokens_are_left_out_by_name(tmp_path: Path
     model = load(tmp_path / "mtp.gguf")
     assert model.config.num_layers == 2
     np.testing.assert_array_equal(logits_alone(model, [1, 2, 3]), plain)
-    without_key = replace(spec, tensors=[*spec.tensors, *extra[:2]])
+    without_key = replace(spec, tensors=[*spec.tensors, *extra[:3]])
     write_model(without_key, tmp_path / "block.gguf")
     with pytest.raises(ModelLoadFailed, match=r"tensor 'blk.2.attn_\w+.weight' is not known"):
         load(tmp_path / "block.gguf")
+
+
+def test_a_layer_that_predicts_no_further_tokens_is_not_left_out_whatever_their_number(tmp_path: Path) -> None:
+    spec = FAMILIES["qwen2"]()
+    write_model(replace(spec, keys={**spec.keys, "nextn_predict_layers": 1}), tmp_path / "model.gguf")
+    with pytest.raises(ModelLoadFailed, match=r"tensor 'blk\.1\.\w+\.\w+' is not known for this architecture"):
+        load(tmp_path / "model.gguf")
 
 
 @pytest.mark.parametrize(
