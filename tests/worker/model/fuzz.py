@@ -49,6 +49,8 @@ KEYS = (
     *(f"attention.{name}" for name in ("key_length_swa", "shared_kv_layers", "temperature_scale")),
     *(f"expert_{name}" for name in ("count", "used_count", "feed_forward_length", "shared_feed_forward_length")),
     *("expert_weights_scale", "expert_weights_norm", "logit_scale", "final_logit_softcapping"),
+    *(f"ssm.{name}" for name in ("conv_kernel", "state_size", "group_count", "time_step_rank", "inner_size")),
+    *("shortconv.l_cache", "full_attention_interval", "attention.recurrent_layers", "attention.head_count_kv"),
 )
 """Keys that files of today have, without their architecture."""
 SCALARS: list[tuple[int, bytes]] = [
