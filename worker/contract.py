@@ -194,6 +194,10 @@ class Stats(msgspec.Struct, frozen=True, array_like=True, tag="stats"):
     step_tokens: StepSizes = StepSizes()
     forced_tokens: int = 0
     """Of ``output_tokens``: those that grammars left no choice about, which were not drawn."""
+    state_slots_used: int = 0
+    """Slots for the states of recurrent layers that running sequences hold; snapshots lie in free ones."""
+    state_slots_total: int = 0
+    """0: the model has no recurrent layers."""
 
 
 class Fatal(msgspec.Struct, frozen=True, array_like=True, tag="fatal"):

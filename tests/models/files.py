@@ -9,8 +9,6 @@ _ROOTS = _FOLDER.parents[1], _FOLDER.parents[2]
 _KITS = [root / "shared" / "conformance" / part / "models" for root in _ROOTS for part in ("", "2026")]
 NOT_ON_GPU = ("lfm2", "muse-glimmer", "qwen2moe", "qwen3next", "qwen35")
 """What the names of models begin with that a GPU does not run, as it says when they are loaded."""
-NOT_IN_ENGINE = ("lfm2", "qwen3next", "qwen35")
-"""Likewise of those whose states the engine does not keep yet; their forward passes are tested."""
 
 SMALL = {path.stem: path for path in sorted(_FOLDER.glob("*.gguf"))}
 KIT = {path.stem: path for folder in _KITS for path in sorted(folder.glob("*.gguf"))}

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from orcd.client import Client
-from tests.models.files import NOT_IN_ENGINE, SMALL
+from tests.models.files import SMALL
 from tests.models.make_references import PROMPT
 from tests.orcd.cli.command_line import run
 from tests.tasks.slow_engine import slow_engine
@@ -25,7 +25,7 @@ def _generate(capsys: pytest.CaptureFixture[str], worker: WorkerProcess, *argume
     return [token_id for event in events if event["type"] == "token" for token_id in event["ids"]]
 
 
-@pytest.mark.parametrize("name", [name for name in SMALL if not name.startswith(NOT_IN_ENGINE)])
+@pytest.mark.parametrize("name", SMALL)
 def test_a_model_of_the_family_answers_as_llama_cpp_does_and_goes_on_after_its_engine_was_killed(
     name: str, redis_url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

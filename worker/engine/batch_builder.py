@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from kernels.batch import GREEDY_ROW, SAMPLING_ROW, SamplingParams, SamplingRow, Step, encode_draw
+from kernels.batch import GREEDY_ROW, SAMPLING_ROW, SamplingParams, SamplingRow, StateRows, Step, encode_draw
 from worker.contract import Sampling
 from worker.engine.scheduler import Chunk
 from worker.engine.sequence import Sequence
@@ -65,7 +65,17 @@ def build_step(
         logit_rows=np.concatenate(
             [query_starts[1:][[draws for _, _, draws in chunks]] - 1, *_prompt_rows(chunks, query_starts)]
         ),
+        states=_state_rows(chunks),
     )
+
+
+def _state_rows(chunks: list[Chunk]) -> StateRows[NDArray[np.int32]] | None:
+    """Where the chunks' states are; None without recurrent layers, where no sequence has a state slot."""
+    if chunks[0].sequence.state_slot is None:
+        return None
+    slots = [sequence.state_slot for sequence, _, _ in chunks]
+    sources = [-1 if sequence.state_source is None else sequence.state_source for sequence, _, _ in chunks]
+    return StateRows(np.array(slots, np.int32), np.array(sources, np.int32))
 
 
 def _prompt_rows(chunks: list[Chunk], query_starts: NDArray[np.int32]) -> Iterator[NDArray[np.int32]]:

@@ -20,7 +20,7 @@ from worker.engine.sequence_builder import SequenceBuilder
 from worker.engine.step_error import step_error
 from worker.engine.token_constraint import TokenConstraint
 from worker.engine.validation import error_output, refusal
-from worker.model.kv_cache import num_cache_blocks
+from worker.model.kv_cache import num_cache_blocks, num_state_slots
 from worker.model.registry import Model
 from worker.settings import Settings
 
@@ -40,7 +40,7 @@ class Engine:
     """
 
     def __init__(self, model: Model, settings: Settings, *, capture: bool = True) -> None:
-        """Allocates the KV cache; raises `InsufficientVram` or `InvalidRequest` when the settings leave no room.
+        """Allocates the cache; raises `InsufficientVram` or `InvalidRequest` when the settings leave no room.
 
         ``capture`` False: no CUDA graphs, with the same results.
         """
@@ -51,6 +51,7 @@ class Engine:
                 f"context_length is {self.context_length}, but the model's ends at {model.config.context_length}"
             )
         num_blocks = num_cache_blocks(model.bytes_per_block(block_tokens), settings, self.context_length)
+        num_states = num_state_slots(model.bytes_per_state, settings, num_blocks)
         self._recompute_at = model.recompute_at
         self._builder = SequenceBuilder(
             vocab_size=model.config.vocab_size,
@@ -66,21 +67,24 @@ class Engine:
             max_sequences=settings.max_sequences,
             recompute_at=model.recompute_at,
             rewrites_blocks=is_gpu(model.device),
+            num_states=num_states,
         )
-        self._runner: Runner = self._make_runner(model, settings, num_blocks, capture)
+        self._runner = self._make_runner(model, settings, num_blocks, num_states, capture)
         self._in_flight: deque[list[Chunk]] = deque()
         self._requests: dict[str, list[Sequence]] = {}  # the live sequences of each request
         self._answers: list[TokenOutput] = []  # what the next step returns without computing anything
         self._num_prompt_tokens = self._num_output_tokens = self._num_forced_tokens = 0
 
-    def _make_runner(self, model: Model, settings: Settings, num_blocks: int, capture: bool) -> Runner:
+    def _make_runner(self, model: Model, settings: Settings, num_blocks: int, num_states: int, capture: bool) -> Runner:
         if not is_gpu(model.device):
             return SynchronousRunner(
                 model,
                 num_blocks=num_blocks,
                 block_tokens=settings.kv_block_tokens,
                 max_sequences=self.max_sequences,
+                num_states=num_states,
             )
+        assert not num_states, "no kernels for recurrent layers: the model should have been refused"
         limits = StepLimits(
             block_tokens=settings.kv_block_tokens,
             step_tokens=settings.step_tokens,
@@ -165,8 +169,8 @@ class Engine:
         return Stats(
             running=len(scheduler.running),
             waiting=len(scheduler.waiting),
-            kv_blocks_used=scheduler.block_tables.pool.num_used,
-            kv_blocks_total=scheduler.block_tables.pool.num_entries,
+            kv_blocks_used=scheduler.cache.block_tables.pool.num_used,
+            kv_blocks_total=scheduler.cache.block_tables.pool.num_entries,
             steps=scheduler.num_steps,
             prompt_tokens=self._num_prompt_tokens,
             output_tokens=self._num_output_tokens,
@@ -176,6 +180,8 @@ class Engine:
             forced_tokens=self._num_forced_tokens,
             lacks_blocks=scheduler.lacks_blocks and bool(scheduler.waiting),
             step_tokens=scheduler.step_sizes,
+            state_slots_used=scheduler.cache.num_states_used,
+            state_slots_total=scheduler.cache.num_states,
         )
 
     def check_invariants(self) -> None:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from collections.abc import Sequence as Series
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, cast
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from kernels.batch import StateRows, Step
 from kernels.logit_edits import allocate_edits
 from kernels.reference.sampling import log_probabilities, mask_logits, reset_edits, sample
 from orcd.errors import OrcdError
@@ -65,10 +67,13 @@ class SynchronousRunner:
 
     depth = 1
 
-    def __init__(self, model: Model, *, num_blocks: int, block_tokens: int, max_sequences: int) -> None:
+    def __init__(
+        self, model: Model, *, num_blocks: int, block_tokens: int, max_sequences: int, num_states: int = 0
+    ) -> None:
+        """``num_states``: see `worker.engine.scheduler.Scheduler`."""
         self._model = model
         self._block_tokens = block_tokens
-        self._cache = model.allocate_cache(num_blocks, block_tokens)
+        self._cache = model.allocate_cache(num_blocks, block_tokens, num_states)
         vocab_size = model.config.vocab_size
         self._edits = allocate_edits(_HostMemory(), max_sequences, vocab_size, MAX_BIASES)
         self._edit_rows = EditRows(max_sequences, vocab_size)
@@ -76,8 +81,26 @@ class SynchronousRunner:
         self._results: deque[list[Result]] = deque()
 
     def launch(self, chunks: list[Chunk]) -> None:
-        """Run the step, and keep its results."""
-        logits = self._model.forward(build_step(chunks, self._block_tokens), self._cache)
+        """Run the step, and keep its results. One that raises leaves all states as they were: it can be run again."""
+        step = build_step(chunks, self._block_tokens)
+        with nullcontext() if step.states is None else self._restored(step.states):
+            self._results.append(self._run(step, chunks))
+
+    @contextmanager
+    def _restored(self, rows: StateRows[NDArray[np.int32]]) -> Iterator[None]:
+        """Where what follows raises, give the states that ``rows`` overwrite their old values back."""
+        slots = rows.slots[rows.slots == rows.sources]  # of the others nobody needs what was there
+        arrays = [array for state in self._cache.states for array in cast(Iterable[NDArray[np.float32]], state)]
+        copies = [array[slots] for array in arrays]
+        try:
+            yield
+        except Exception:
+            for array, copy in zip(arrays, copies, strict=True):
+                array[slots] = copy
+            raise
+
+    def _run(self, step: Step[NDArray[np.int32]], chunks: list[Chunk]) -> list[Result]:
+        logits = self._model.forward(step, self._cache)
         assert isinstance(logits, np.ndarray)
         drawing = [chunk.sequence for chunk in chunks if chunk.draws]
         draws = iter(self._draw(logits[: len(drawing)], drawing))
@@ -85,7 +108,7 @@ class SynchronousRunner:
         prompts = prompt_tokens(chunks)
         tokens = [(token_id, each.num_top) for each in prompts for token_id in each.token_ids]
         rows = zip(logits[len(drawing) :], tokens, strict=True)
-        self._results.append(add_prompts(results, prompts, [_logprobs(row, *token) for row, token in rows]))
+        return add_prompts(results, prompts, [_logprobs(row, *token) for row, token in rows])
 
     def collect(self) -> Series[Result]:
         """A result for each chunk of the oldest step that was not collected."""

@@ -28,6 +28,9 @@ others such a prompt gets half, so that some are left for who comes next.
 
 Choices of one request: the first computes the prompt while the others wait; they then find its full blocks in the
 prefix cache, as any request with an equal prefix does.
+
+With recurrent layers a sequence has a state besides its blocks, and a chunk of its prompt also ends where a snapshot of
+that is kept (`worker.engine.cache.state_slots`): a prefix is known as far as its blocks are and a snapshot is.
 """
 
 from __future__ import annotations
@@ -38,7 +41,7 @@ from itertools import count
 from typing import NamedTuple
 
 from worker.contract import STEP_TOKENS, StepSizes
-from worker.engine.cache.block_tables import BlockTables
+from worker.engine.cache.sequence_cache import SequenceCache
 from worker.engine.sequence import Sequence
 
 AGEING_STEPS = 256
@@ -60,7 +63,7 @@ class Chunk(NamedTuple):
 
 
 class Scheduler:
-    """Owns the waiting and the running sequences, and the tables of the blocks that these hold."""
+    """Owns the waiting and the running sequences and what these hold of the cache."""
 
     def __init__(
         self,
@@ -71,8 +74,9 @@ class Scheduler:
         max_sequences: int,
         recompute_at: int | None = None,
         rewrites_blocks: bool = False,
+        num_states: int = 0,
     ) -> None:
-        """``recompute_at``: see `worker.model.registry.Model`.
+        """``recompute_at``: see `worker.model.registry.Model`. ``num_states``: state slots, if it has recurrent layers.
 
         ``rewrites_blocks``: a token that is computed again, in whatever step, has the same keys and values bit for bit:
         then it may be written again to a block that others read.
@@ -81,8 +85,8 @@ class Scheduler:
         self.recompute_at = recompute_at
         self.step_tokens = step_tokens
         self.max_running = min(max_sequences, step_tokens)  # every running sequence gets a token in every step
-        self.block_tables = BlockTables(
-            num_blocks=num_blocks, block_tokens=block_tokens, rewrites_blocks=rewrites_blocks
+        self.cache = SequenceCache(
+            num_blocks=num_blocks, block_tokens=block_tokens, num_states=num_states, rewrites_blocks=rewrites_blocks
         )
         self.waiting: list[Sequence] = []  # by rank
         self.running: list[Sequence] = []  # by rank
@@ -108,10 +112,10 @@ class Scheduler:
         """Forget a sequence that ended, whatever it was doing."""
         assert sequence.finish_reason is not None, "only a finished sequence leaves"
         if sequence.finish_reason == "error":  # nobody else shall read what it computed
-            self.block_tables.forget(sequence)
+            self.cache.forget(sequence)
         if sequence.is_running:
             self.running.remove(sequence)
-            self.block_tables.release(sequence)
+            self.cache.release(sequence)
         else:
             self.waiting.remove(sequence)
 
@@ -167,17 +171,20 @@ class Scheduler:
         return chunks
 
     def launch(self, chunks: list[Chunk]) -> None:
-        """The chunks' keys and values are in the cache for every step that is launched from now on."""
+        """What the chunks compute is in the cache for every step that is launched from now on."""
         for sequence, num_tokens, draws in chunks:
             sequence.launch(num_tokens, draws=draws)
             if sequence.num_computed >= (sequence.num_published + 1) * self.block_tokens:
-                self.block_tables.publish(sequence)
+                self.cache.block_tables.publish(sequence)
+        if self.cache.state_slots is not None:
+            for chunk in chunks:
+                self.cache.state_slots.launch(chunk.sequence)
 
     def append(self, sequence: Sequence, token_id: int) -> None:
         """A token that a launched step drew is known now."""
         sequence.append(token_id)
         if len(sequence.token_ids) >= (sequence.num_published + 1) * self.block_tokens:
-            self.block_tables.publish(sequence)
+            self.cache.block_tables.publish(sequence)
 
     def _awaits_draw(self, sequence: Sequence) -> bool:
         """Whether it cannot go on before its unread token is known."""
@@ -188,6 +195,8 @@ class Scheduler:
 
     def _prefill(self, sequence: Sequence, budget: int, spare_rows: int) -> Chunk:
         num_tokens = min(sequence.num_pending, budget)
+        if sequence.snapshot_ends:
+            num_tokens = min(num_tokens, sequence.snapshot_ends[0] - sequence.num_computed)
         unreported = sequence.unreported(num_tokens)
         if unreported:  # each takes a row of logits
             num_tokens = min(num_tokens, unreported.start - sequence.num_computed + 1 + spare_rows // 2)
@@ -201,7 +210,7 @@ class Scheduler:
 
         False when it was preempted itself or, ``ahead`` of draws, if anybody had to be.
         """
-        while sequence.is_running and not self.block_tables.grow(sequence):
+        while sequence.is_running and not self.cache.block_tables.grow(sequence):
             if ahead:
                 return False
             self.num_preemptions += 1
@@ -212,7 +221,7 @@ class Scheduler:
     def _stop(self, sequence: Sequence) -> None:
         assert not sequence.num_unread, "a sequence stopped before its draws were known"
         self.running.remove(sequence)
-        self.block_tables.release(sequence)
+        self.cache.release(sequence)
         self._wait(sequence)
 
     def _admit(self) -> Iterator[Sequence]:
@@ -224,12 +233,11 @@ class Scheduler:
             yield sequence
 
     def _start(self, sequence: Sequence) -> bool:
-        """Give a waiting sequence all blocks that its tokens need; False if it does not fit.
+        """Give a waiting sequence all that its tokens need of the cache; False if it does not fit.
 
         One block for each running sequence stays in reserve: nobody is preempted within the next block's tokens.
         """
-        known = self.block_tables.match(sequence)
-        if not self.block_tables.start(sequence, known, reserve=len(self.running)):
+        if not self.cache.start(sequence, reserve=len(self.running)):
             return False
         self.num_prefix_hit_tokens += sequence.num_computed
         sequence.count_prefix_hits()
@@ -238,8 +246,8 @@ class Scheduler:
         return True
 
     def check_invariants(self) -> None:
-        """Only running sequences hold blocks; every queue is in order and within its bounds."""
-        self.block_tables.check_invariants(self.running)
+        """Only running sequences hold anything; every queue is in order and within its bounds."""
+        self.cache.check_invariants(self.running)
         assert len(self.running) <= self.max_running
         for sequence in self.running:
             assert sequence.is_running

@@ -49,6 +49,12 @@ class Sequence:
     """Tokens whose keys and values are in the cache, once the steps that were launched have run."""
     num_published: int = 0
     """Blocks, from the first on, that the prefix cache was told of."""
+    state_slot: int | None = None
+    """Where its next step writes its state; None while it waits, and without recurrent layers."""
+    state_source: int | None = None
+    """Where its next step finds its state: there, or in a snapshot; None if nothing of it is computed."""
+    snapshot_ends: list[int] = field(default_factory=list)
+    """Numbers of computed tokens, ascending, at which a chunk ends so that a snapshot can be kept."""
     num_unread: int = 0
     """Tokens at the end that launched steps draw and whose ids are not in ``token_ids`` yet."""
     num_tokens: int = field(init=False)

@@ -65,7 +65,7 @@ class EngineMetrics:
         """The next figures are those of another process. What this one did since its last figures is not counted."""
         self._before = dict.fromkeys(COUNTERS, 0)
         self._sizes_before = contract.StepSizes()
-        for field in ("running", "waiting", "kv_blocks_used"):
+        for field in ("running", "waiting", "kv_blocks_used", "state_slots_used"):
             self._gauges[field].set(0)
         self._kv_use.set(0)
         self.set_healthy(False)

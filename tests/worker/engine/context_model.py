@@ -39,11 +39,13 @@ class ContextModel:
     crash: Exception = field(default_factory=lambda: ValueError("secret"))
     device: Host = field(default_factory=Host)
     sizes: list[tuple[int, ...]] = field(default_factory=list)  # tokens of each sequence, step by step
+    bytes_per_state: int = 0
 
     def bytes_per_block(self, block_tokens: int) -> int:
         return block_tokens * 8
 
-    def allocate_cache(self, num_blocks: int, block_tokens: int) -> np.ndarray:
+    def allocate_cache(self, num_blocks: int, block_tokens: int, num_states: int = 0) -> np.ndarray:
+        assert num_states == 0, "it has no recurrent layers"
         self.block_tokens = block_tokens
         return np.full((num_blocks * block_tokens, 3), UNWRITTEN, np.int32)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Callable
 from functools import cache
 
 from hypothesis import strategies as st
@@ -71,9 +72,12 @@ def generate(adds: list[Add], machine: Engine | None = None) -> dict[tuple[str, 
 
 
 @cache
-def alone(prompt_ids: tuple[int, ...], sampling_number: int, choice: int) -> tuple[tuple[int, ...], str]:
+def alone(
+    make_model: Callable[[], ContextModel], prompt_ids: tuple[int, ...], sampling_number: int, choice: int
+) -> tuple[tuple[int, ...], str]:
     """Ids and finish reason of a choice that has an engine to itself; random traffic often repeats a request."""
-    ids, finish_reason, _ = generate([Add("r", prompt_ids, SAMPLINGS[sampling_number], (Choice(choice),))])["r", choice]
+    add = Add("r", prompt_ids, SAMPLINGS[sampling_number], (Choice(choice),))
+    ids, finish_reason, _ = generate([add], engine(make_model()))["r", choice]
     return ids, finish_reason
 
 
@@ -106,9 +110,11 @@ class EngineStateMachine(RuleBasedStateMachine):
 class RandomTraffic(EngineStateMachine):
     """Random adds, aborts and steps: every choice ends exactly once, with the ids of an undisturbed run."""
 
+    make_model: Callable[[], ContextModel] = ContextModel
+
     def __init__(self) -> None:
         super().__init__()
-        self.machine = engine(cache_tokens=40, step_tokens=9, max_sequences=3)
+        self.machine = engine(self.make_model(), cache_tokens=40, step_tokens=9, max_sequences=3, state_cache_bytes=80)
         self.adds: dict[str, Add] = {}
         self.outputs = defaultdict(list)
 
@@ -137,9 +143,10 @@ class RandomTraffic(EngineStateMachine):
         }
         for (name, choice), outputs in self.outputs.items():
             add = self.adds[name]
-            expected = alone(add.prompt_ids, SAMPLINGS.index(add.sampling), choice)
+            expected = alone(self.make_model, add.prompt_ids, SAMPLINGS.index(add.sampling), choice)
             if outputs[-1].finish_reason == "abort":
                 assert expected[0][: len(ids_of(outputs))] == ids_of(outputs)
             else:
                 assert (ids_of(outputs), outputs[-1].finish_reason) == expected
-        assert self.machine.stats(memory_bytes=0).kv_blocks_used == 0
+        stats = self.machine.stats(memory_bytes=0)
+        assert (stats.kv_blocks_used, stats.state_slots_used) == (0, 0)

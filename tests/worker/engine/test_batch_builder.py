@@ -96,3 +96,15 @@ def test_a_row_holds_every_parameter_that_acts_when_a_token_is_drawn():
 
 def test_the_key_of_a_choice_wraps_around_at_64_bits():
     assert draw_key(sequence([1], [0], seed=2**64 - 1, choice=3)) == 2
+
+
+def test_a_step_says_where_states_are_read_and_written_if_its_sequences_have_any():
+    beginning, going_on, after_a_snapshot = (sequence([1, 2, 3], [number]) for number in range(3))
+    chunks = [Chunk(each, 2, False) for each in (beginning, going_on, after_a_snapshot)]
+    assert build_step(chunks, 4).states is None
+    beginning.state_slot = 4
+    going_on.state_slot = going_on.state_source = 0
+    after_a_snapshot.state_slot, after_a_snapshot.state_source = 3, 7
+    states = build_step(chunks, 4).states
+    assert (states.slots.tolist(), states.sources.tolist()) == ([4, 0, 3], [-1, 0, 7])
+    assert states.slots.dtype == states.sources.dtype == np.int32

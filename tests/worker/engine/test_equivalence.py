@@ -8,8 +8,7 @@ import pytest
 from numpy.typing import NDArray
 
 from kernels.devices.open import open_device
-from tests.models.files import KIT, NOT_IN_ENGINE
-from tests.models.files import SMALL as ALL_SMALL
+from tests.models.files import KIT, SMALL
 from tests.worker.engine.bracket_constraint import constraint_of
 from tests.worker.tiny_model import write_tiny_model
 from worker.commands.logits import compute_logits
@@ -21,7 +20,6 @@ from worker.settings import Settings
 
 ROOT = Path(__file__).parents[3]
 OF_THE_KIT = ("qwen2-untied-q8_0", "qwen2-tied-q4_k_m", "llama-q4_k_m", "phi3-longrope-f16")
-SMALL = {name: path for name, path in ALL_SMALL.items() if not name.startswith(NOT_IN_ENGINE)}
 WITH_REFERENCE = SMALL | {name: path for name, path in KIT.items() if name in OF_THE_KIT}
 MODELS = {
     "tiny": None,

@@ -8,6 +8,7 @@ from kernels.reference.sampling import sample
 from orcd.errors import OrcdError
 from tests.worker.engine.context_model import ContextModel
 from tests.worker.engine.generation import sequence
+from tests.worker.engine.recurrent_model import RecurrentModel
 from worker.engine.runner import Draw, Result, SynchronousRunner
 from worker.engine.scheduler import Chunk
 from worker.engine.sequence import Sequence
@@ -111,3 +112,48 @@ def test_non_finite_logits_are_an_error_of_their_row_alone():
     assert isinstance(first, Draw)
     assert isinstance(second, OrcdError)
     assert "non-finite" in second.message
+
+
+def recurrent_runner(model: RecurrentModel) -> SynchronousRunner:
+    return SynchronousRunner(model, num_blocks=4, block_tokens=4, max_sequences=8, num_states=4)
+
+
+def with_state(token_ids: list[int], number: int, *, source: int | None = None, num_computed: int = 0) -> Sequence:
+    """A sequence whose block and state slot have this number."""
+    each = sequence(token_ids, [number])
+    each.state_slot, each.state_source, each.num_computed = number, source, num_computed
+    return each
+
+
+def test_a_step_that_raises_leaves_all_states_as_they_were():
+    runner = recurrent_runner(RecurrentModel(crash_id=9))
+    going_on, other = with_state([1, 2, 3], 0), with_state([4, 5, 9], 1)
+    run(runner, Chunk(going_on, 2, False), Chunk(other, 2, False))
+    states = runner._cache.states[0]
+    before = [array.copy() for array in states]
+    for each in (going_on, other):
+        each.num_computed, each.state_source = 2, each.state_slot
+    new = with_state([6, 7], 2)
+    with pytest.raises(ValueError, match="secret"):
+        runner.launch([Chunk(going_on, 1, True), Chunk(other, 1, True), Chunk(new, 2, True)])
+    for array, old in zip(states, before, strict=True):
+        np.testing.assert_array_equal(array[:2], old[:2])
+    (alone,) = run(runner, Chunk(going_on, 1, True))
+    (expected,) = run(recurrent_runner(RecurrentModel()), Chunk(with_state([1, 2, 3], 0), 3, True))
+    assert alone == expected
+
+
+def test_a_step_that_raises_can_be_run_again_from_a_snapshot():
+    model = RecurrentModel()
+    runner = recurrent_runner(model)
+    run(runner, Chunk(with_state([1, 2, 3, 4, 5], 0), 4, False))
+    after = with_state([1, 2, 3, 4, 5], 1, source=0, num_computed=4)
+    after.block_ids = [0, 1]
+    model.crash_id = 5
+    with pytest.raises(ValueError, match="secret"):
+        runner.launch([Chunk(after, 1, True)])
+    model.crash_id = None
+    (drawn,) = run(runner, Chunk(after, 1, True))
+    whole = with_state([1, 2, 3, 4, 5], 0)
+    whole.block_ids = [0, 1]
+    assert run(recurrent_runner(RecurrentModel()), Chunk(whole, 5, True)) == [drawn]

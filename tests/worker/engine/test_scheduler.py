@@ -133,7 +133,7 @@ def test_the_last_in_rank_gives_way_when_blocks_run_out_and_comes_back():
     assert machine.num_preemptions > 0
     assert [each.request_id for each in ended] == ["first", "second"]
     assert all(each.num_output == 12 for each in ended)
-    assert machine.block_tables.pool.num_free == 4
+    assert machine.cache.block_tables.pool.num_free == 4
 
 
 def test_an_equal_prompt_is_computed_once():
@@ -258,7 +258,7 @@ class RandomTraffic(RuleBasedStateMachine):
                 break
             self.step(0)
         assert not self.live, "a sequence did not end within the bound"
-        assert self.machine.block_tables.pool.num_free == self.NUM_BLOCKS, "a block leaked"
+        assert self.machine.cache.block_tables.pool.num_free == self.NUM_BLOCKS, "a block leaked"
 
 
 TestRandomTraffic = RandomTraffic.TestCase

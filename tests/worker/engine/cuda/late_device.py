@@ -110,6 +110,7 @@ class LateModel:
         self.model = model or ContextModel()
         self.config, self.recompute_at = self.model.config, self.model.recompute_at
         self.device = LateDevice(seed)
+        self.bytes_per_state = self.model.bytes_per_state
         self.bytes_per_block, self.allocate_cache = self.model.bytes_per_block, self.model.allocate_cache
 
     def forward(self, step: Step, cache: np.ndarray) -> np.ndarray:

@@ -1,0 +1,67 @@
+"""What sequences hold of a model's cache: blocks of keys and values, and slots of states."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from worker.engine.cache.block_tables import BlockTables
+from worker.engine.cache.state_slots import StateSlots
+from worker.engine.sequence import Sequence
+
+
+class SequenceCache:
+    """Block tables, and in a model with recurrent layers state slots: a running sequence has both, others neither."""
+
+    def __init__(self, *, num_blocks: int, block_tokens: int, num_states: int, rewrites_blocks: bool) -> None:
+        """``num_states``: 0 without recurrent layers. ``rewrites_blocks``: see `worker.engine.scheduler.Scheduler`."""
+        # Where blocks are rewritten, a sequence may begin within a known block, where no snapshot is.
+        self.block_tables = BlockTables(
+            num_blocks=num_blocks, block_tokens=block_tokens, rewrites_blocks=rewrites_blocks and not num_states
+        )
+        self.state_slots = StateSlots(num_slots=num_states, block_tokens=block_tokens) if num_states else None
+
+    @property
+    def num_states(self) -> int:
+        """State slots; 0 without recurrent layers."""
+        return 0 if self.state_slots is None else self.state_slots.pool.num_entries
+
+    @property
+    def num_states_used(self) -> int:
+        """State slots that sequences hold; snapshots are in others, too."""
+        return 0 if self.state_slots is None else self.state_slots.pool.num_used
+
+    def start(self, sequence: Sequence, *, reserve: int) -> bool:
+        """Give a waiting sequence all that its tokens need, known prefixes first.
+
+        False, and it has nothing, if fewer than ``reserve`` blocks would stay free, or no state slot is.
+        """
+        states = self.state_slots
+        if states is not None and not states.pool.num_free:
+            return False
+        known = self.block_tables.match(sequence)
+        num_known = len(known)
+        if states is not None:
+            del known[states.match(sequence.block_hashes[:num_known]) :]
+        if not self.block_tables.start(sequence, known, reserve=reserve):
+            return False
+        if states is not None:
+            states.start(sequence, num_known=num_known)
+        return True
+
+    def forget(self, sequence: Sequence) -> None:
+        """Nobody else shall read what a sequence computed."""
+        self.block_tables.forget(sequence)
+        if self.state_slots is not None:
+            self.state_slots.forget(sequence)
+
+    def release(self, sequence: Sequence) -> None:
+        """Take back all that a running sequence holds: nothing of it is computed any more."""
+        self.block_tables.release(sequence)
+        if self.state_slots is not None:
+            self.state_slots.release(sequence)
+
+    def check_invariants(self, running: Collection[Sequence]) -> None:
+        """Blocks and slots are held by the ``running`` sequences, and by nobody else."""
+        self.block_tables.check_invariants(running)
+        if self.state_slots is not None:
+            self.state_slots.check_invariants(running)
