@@ -245,7 +245,7 @@ SPECS: dict[str, tuple[int, Callable[[], ModelSpec]]] = {
     "phi4-q5_0": (15, phi4_q5_0),
     "qwen35-q4_k_m": (13, qwen35_q4_k_m),
     "qwen35moe-q4_0": (3, qwen35moe_q4_0),
-    "qwen3next-q8_0": (24, qwen3next_q8_0),
+    "qwen3next-q8_0": (40, qwen3next_q8_0),
     "lfm2-q5_1": (60, lfm2_q5_1),
     "muse-glimmer-q4_0": (56, muse_glimmer_q4_0),
 }
