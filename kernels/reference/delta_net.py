@@ -76,6 +76,7 @@ def delta_rule(
     counts = np.diff(query_starts)
     order = np.argsort(-counts, kind="stable")  # those that go on lie in front
     sorted_states, starts = states[order], query_starts[order]
+    products = np.empty_like(sorted_states)
     for index in range(int(counts.max(initial=0))):
         tokens = starts[: np.count_nonzero(counts > index)] + index
         active = sorted_states[: tokens.size]
@@ -83,7 +84,7 @@ def delta_rule(
         key = keys[tokens]
         known = np.matmul(key[:, :, None], active)[:, :, 0]
         change = (values[tokens] - known) * rates[tokens, :, None]
-        active += key[..., None] * change[:, :, None]
+        active += np.multiply(key[..., None], change[:, :, None], out=products[: tokens.size])
         answers[tokens] = np.matmul(queries[tokens][:, :, None], active)[:, :, 0]
     states[order] = sorted_states
     return answers

@@ -8,6 +8,7 @@ from pathlib import Path
 import msgspec
 
 from kernels.devices.open import open_device
+from worker.model.config import ModelConfig
 from worker.model.gguf import GGUFFile
 from worker.model.kv_cache import num_cache_blocks, num_state_slots
 from worker.model.registry import assemble_model, read_model_config
@@ -19,6 +20,8 @@ PROCESS_BYTES = 256 << 20
 """What Python and its libraries take in the worker's processes, with a vocabulary."""
 WIDTHS = 4
 """Rows of a layer's widest array that a step holds at a time, and as many of its input's."""
+STATE_COPIES = 3
+"""Of the states of a step's sequences in one layer: as they were read, in the order of their lengths, what is added."""
 
 
 class RamPlan(msgspec.Struct, frozen=True):
@@ -56,18 +59,12 @@ def plan_ram(gguf: GGUFFile, settings: Settings) -> RamPlan:
     state_slots = num_state_slots(model.bytes_per_state, settings, num_blocks)
     tensors = gguf.tensors.values()
     num_weights = sum(math.prod(tensor.shape) for tensor in tensors)
-    feed_forward = max(config.intermediate, *(layer.intermediate for layer in config.layers))
-    layer_embeddings = config.num_layers * config.layer_embedding
-    recurrent = config.recurrence.projected_width if config.recurrence else 0
-    widest = max(feed_forward, config.query_width + 2 * config.kv_width, layer_embeddings, recurrent)
-    step_rows = settings.step_tokens * WIDTHS * (widest + config.hidden)
-    logits = 2 * min(settings.max_sequences, settings.step_tokens) * config.vocab_size
     parts = {
         "weights_bytes": sum(tensor.num_bytes for tensor in tensors),
         "kv_cache_bytes": num_blocks * block_bytes,
         "states_bytes": state_slots * model.bytes_per_state,
         "dequant_cache_bytes": min(settings.dequant_cache_bytes, FLOAT_BYTES * num_weights),
-        "activations_bytes": FLOAT_BYTES * (step_rows + logits),
+        "activations_bytes": _activations_bytes(config, settings),
         "processes_bytes": PROCESS_BYTES,
     }
     total, available = sum(parts.values()), available_ram()
@@ -79,6 +76,18 @@ def plan_ram(gguf: GGUFFile, settings: Settings) -> RamPlan:
         available_bytes=available,
         fits=None if available is None else total <= available,
     )
+
+
+def _activations_bytes(config: ModelConfig, settings: Settings) -> int:
+    """About what the largest step holds: rows of its tokens, logits, and copies of one layer's states."""
+    kept, num_sequences = config.recurrence, min(settings.max_sequences, settings.step_tokens)
+    widths = [config.intermediate, *(layer.intermediate for layer in config.layers)]
+    widths += [config.query_width + 2 * config.kv_width, config.num_layers * config.layer_embedding]
+    widths += [kept.projected_width] if kept else []
+    rows = settings.step_tokens * WIDTHS * (max(widths) + config.hidden)
+    logits = 2 * num_sequences * config.vocab_size
+    states = STATE_COPIES * num_sequences * kept.state_size if kept else 0
+    return FLOAT_BYTES * (rows + logits + states)
 
 
 def available_ram() -> int | None:
