@@ -9,14 +9,11 @@ from pathlib import Path
 
 import msgspec
 
-from kernels.devices.dry_run import DryRunDevice
 from kernels.devices.open import open_device
-from kernels.devices.protocol import GpuDevice, is_gpu
 from kernels.weights.formats import FORMATS
 from orcd.errors import ModelLoadFailed
 from worker.commands.ram_plan import RamPlan, plan_ram
-from worker.load import open_configured_device
-from worker.memory_plan import plan_memory
+from worker.commands.vram_plan import VramPlan, plan_vram, refusals
 from worker.model.config import ModelConfig
 from worker.model.gguf import GGUFFile, open_gguf
 from worker.model.kv_cache import bytes_per_state
@@ -40,24 +37,6 @@ class TensorType(msgspec.Struct, frozen=True):
     tensors: dict[str, int]
 
 
-class Plan(msgspec.Struct, frozen=True):
-    """What a worker would allocate on a device; ``note`` says why nothing is known of what is available there."""
-
-    device: str
-    device_name: str
-    weights_bytes: int
-    kv_cache_bytes: int
-    kv_cache_tokens: int
-    scratch_bytes: int
-    step_buffers_bytes: int
-    graphs_bytes: int
-    cuda_context_bytes: int
-    total_bytes: int
-    available_bytes: int | None
-    fits: bool | None
-    note: str | None
-
-
 class Report(msgspec.Struct, frozen=True):
     """What `inspect_gguf` finds; None where the file does not say or cannot be understood."""
 
@@ -78,24 +57,28 @@ class Report(msgspec.Struct, frozen=True):
     problems: list[str]
     warnings: list[str]
     state_bytes_per_sequence: int = 0
-    vram_plan: Plan | None = None
+    vram_plan: VramPlan | None = None
     ram_plan: RamPlan | None = None
 
 
 def inspect_model(model: Path, settings: Settings | None, tokenizer_json: str = "") -> Report:
     """The report on a GGUF file; with ``settings`` also the plan of a worker's memory on their device.
 
+    Without, a model that only the CPU runs has a warning.
+
     ``tokenizer_json`` is the path of the tokenizer that a worker would have in place of the file's own.
     Raises `ModelLoadFailed` for what is no GGUF file at all.
     """
     gguf = open_gguf(model)
     report = inspect_gguf(gguf, tokenizer_json)
-    if settings is None or not report.supported:
+    if not report.supported:
         return report
+    if settings is None:
+        return msgspec.structs.replace(report, warnings=report.warnings + refusals(gguf))
     if settings.device == "cpu":
         return msgspec.structs.replace(report, ram_plan=plan_ram(gguf, settings))
     try:
-        plan = plan_for(gguf, settings)
+        plan = plan_vram(gguf, settings)
     except ModelLoadFailed as error:  # of what the CPU could run
         problem = error.message.removeprefix(f"{gguf.path}: ")
         return msgspec.structs.replace(report, supported=False, problems=[problem])
@@ -139,39 +122,6 @@ def inspect_gguf(gguf: GGUFFile, tokenizer_json: str = "") -> Report:
         problems=problems,
         warnings=[] if tokenizer_json else warnings(gguf.metadata),
     )
-
-
-def plan_for(gguf: GGUFFile, settings: Settings) -> Plan:
-    """The plan of a worker with ``settings``. Raises `ModelLoadFailed` for a model that cannot run.
-
-    Where there is no such device it is made for a GPU that stands in for it, with ``vram_bytes`` as its budget if that
-    is set.
-    """
-    device, note = _device_to_plan_for(settings)
-    plan = plan_memory(gguf, device, settings)
-    sizes = {f"{name.replace(' ', '_')}_bytes": num_bytes for name, num_bytes in plan.memory.lines()}
-    return Plan(
-        device=device.name,
-        device_name=device.description,
-        kv_cache_tokens=plan.cache_tokens,
-        total_bytes=plan.memory.total_bytes,
-        available_bytes=plan.available_bytes,
-        fits=plan.fits,
-        note=note,
-        **sizes,
-    )
-
-
-def _device_to_plan_for(settings: Settings) -> tuple[GpuDevice | DryRunDevice, str | None]:
-    """The GPU of ``settings``, or one that stands in for it and why that is needed."""
-    try:
-        device = open_configured_device(settings)
-    except ModelLoadFailed as error:
-        stand_in = DryRunDevice(settings.device)
-        stand_in.budget_bytes = settings.vram_bytes or None
-        return stand_in, error.message
-    assert is_gpu(device), "the CPU needs no plan"
-    return device, None
 
 
 def _kv_bytes_per_1k_tokens(config: ModelConfig) -> int:
@@ -233,7 +183,7 @@ def format_report(report: Report) -> str:
             f"                  {_size(report.state_bytes_per_sequence)} for the state of a sequence (float32)"
         )
     if report.vram_plan is not None:
-        lines += _plan_lines(report.vram_plan)
+        lines += _vram_lines(report.vram_plan)
     if report.ram_plan is not None:
         lines += _ram_lines(report.ram_plan)
     lines.append(f"  supported       {'yes' if report.supported else 'no'}")
@@ -242,7 +192,7 @@ def format_report(report: Report) -> str:
     return "\n".join(lines)
 
 
-def _plan_lines(plan: Plan) -> list[str]:
+def _vram_lines(plan: VramPlan) -> list[str]:
     """The plan, a line for each use."""
     uses = {
         "weights": plan.weights_bytes,

@@ -1,0 +1,73 @@
+"""What a worker on a GPU needs of its memory, and what a GPU cannot run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from kernels.errors import DeviceUnavailable
+from tests.models.files import NOT_ON_GPU, SMALL
+from tests.worker.model.tiny import write_tiny
+from worker import load as loading
+from worker.commands.main import run
+from worker.commands.vram_plan import refusals
+from worker.model.gguf import open_gguf
+
+USES = ("weights", "kv_cache", "scratch", "step_buffers", "graphs", "cuda_context")
+NO_GPU = DeviceUnavailable("cuda:0: there is no CUDA device here; install NVIDIA's driver, or choose --device cpu")
+
+
+@pytest.fixture
+def without_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_arguments: object, **_options: object) -> None:
+        raise NO_GPU
+
+    monkeypatch.setattr(loading, "open_device", refuse)
+    monkeypatch.delenv("ORCD_VRAM_BYTES", raising=False)
+
+
+def test_a_plan_is_made_as_far_as_it_can_be_without_a_gpu(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], without_gpu: None
+) -> None:
+    path = write_tiny("gpt-oss", tmp_path / "tiny.gguf")
+    assert run(["inspect", str(path), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["vram_plan"] is None
+    assert run(["inspect", str(path), "--json", "--device=cuda:0"]) == 0
+    plan = json.loads(capsys.readouterr().out)["vram_plan"]
+    assert plan["total_bytes"] == sum(plan[f"{name}_bytes"] for name in USES)
+    assert min(plan[f"{name}_bytes"] for name in USES) > 0
+    assert (plan["available_bytes"], plan["fits"]) == (None, None)
+    assert "there is no CUDA device" in plan["note"]
+    assert run(["inspect", str(path), "--device=cuda:0"]) == 0
+    text = capsys.readouterr().out
+    assert "MiB weights" in text and "MiB in all" in text and "there is no CUDA device" in text
+
+
+@pytest.mark.parametrize(
+    ("vram_bytes", "fits", "answer"), [(8 * 10**9, True, "it fits"), (10**6, False, "INSUFFICIENT_VRAM")]
+)
+def test_a_budget_that_is_set_decides_whether_it_would_fit(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    without_gpu: None,
+    vram_bytes: int,
+    fits: bool,
+    answer: str,
+) -> None:
+    monkeypatch.setenv("ORCD_VRAM_BYTES", str(vram_bytes))
+    path = write_tiny("qwen2", tmp_path / "tiny.gguf")
+    run(["inspect", str(path), "--json", "--device=cuda:0"])
+    plan = json.loads(capsys.readouterr().out)["vram_plan"]
+    assert (plan["available_bytes"], plan["fits"]) == (vram_bytes, fits)
+    run(["inspect", str(path), "--device=cuda:0"])
+    assert answer in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_what_no_gpu_can_run_is_told_of_the_models_that_the_tests_on_gpus_leave_out(name: str) -> None:
+    found = refusals(open_gguf(SMALL[name]))
+    assert len(found) == (1 if name.startswith(NOT_ON_GPU) else 0)
+    assert all(text.startswith("not on a GPU: ") and "--device cpu" in text for text in found)
