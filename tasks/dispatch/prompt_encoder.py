@@ -27,8 +27,8 @@ from worker.text.process.text_process import LimitExceeded, TextProcess, Vocabul
 from worker.text.special_tokens import harmony_texts
 from worker.text.tokenizer import Tokenizer
 from worker.text.tools.answer_form import AnswerForm
-from worker.text.tools.call_grammar import call_grammar
-from worker.text.tools.harmony_grammar import harmony_answer, harmony_calls
+from worker.text.tools.required.call_grammar import call_grammar
+from worker.text.tools.required.harmony_grammar import harmony_answer, harmony_calls
 
 SHORT_BYTES = 64 * 1024
 """Longer texts are long: tokenising so much takes 20 to 50 ms."""

@@ -59,6 +59,10 @@ class Alphabet:
         self.end_ids = self.control_ids.union(by_byte[byte] for byte in _ENDS if byte in by_byte)
         self.joint_ids = {by_byte[byte] for byte in _JOINTS if byte in by_byte}
 
+    def of_byte(self, byte: int) -> int | None:
+        """The token of one byte, if there is one."""
+        return self._by_byte.get(byte)
+
     def allowed(self, mask: bytes) -> list[int]:
         """Those whose bits are set in a mask of token ids."""
         bits = np.frombuffer(mask, np.uint8)

@@ -33,9 +33,11 @@ class Closing:
     What is chosen depends on the state of the matcher alone.
     """
 
-    def __init__(self, alphabet: Alphabet, required: Set[bytes] = frozenset()) -> None:
+    def __init__(self, alphabet: Alphabet, required: Set[bytes] = frozenset(), suffixes: Sequence[bytes] = ()) -> None:
+        """``suffixes`` end texts that may go on with anything else."""
         self._alphabet = alphabet
         self._required = required
+        self._suffixes = suffixes
 
     def search(self, matcher: LLMatcher, most: int = LIMITS[-1]) -> list[int] | None:
         """Tokens after which the document is whole, none if it is already; None where no closing is found.
@@ -77,7 +79,7 @@ class Closing:
             step = matcher.compute_ff_tokens()
             if not step:  # a mask would say what may come, but takes longer than to try these
                 step = [each for each in self._alphabet.ending_ids if matcher.validate_tokens([each])][:1]
-            step = step or self._ranked(matcher, path[-1:])[:1]
+            step = step or self._ranked(matcher, path)[:1]
             matcher.consume_tokens(step)
             path += step
         matcher.rollback(len(path))
@@ -96,17 +98,18 @@ class Closing:
     def _search(self, matcher: LLMatcher, limit: int, *, varied: bool = False) -> list[int] | None:
         path: list[int] = []
         choices: list[tuple[Iterator[int], int]] = []  # what is left to try, and the length of the path before it
-        visits_left = VISITS_PER_TOKEN * limit
+        start, visits_left = 0, VISITS_PER_TOKEN * limit
         while True:
             forced = matcher.compute_ff_tokens()
             if forced:
                 matcher.consume_tokens(forced)
                 path += forced
+                start = len(path)  # what is chosen behind it may be the text of a string
             if matcher.is_accepting() and len(path) <= limit:
                 matcher.rollback(len(path))
                 return path
             if len(path) < limit:
-                ranked = self._ranked(matcher, path[-1:])
+                ranked = self._ranked(matcher, path[start:])
                 choices.append((iter(self._varied(ranked, path) if varied else ranked), len(path)))
             while True:
                 if not choices or not visits_left:
@@ -119,23 +122,36 @@ class Closing:
                 choices.pop()
             matcher.rollback(len(path) - length)
             del path[length:]
+            start = min(start, length)
             matcher.consume_token(token_id)
             path.append(token_id)
             visits_left -= 1
 
-    def _ranked(self, matcher: LLMatcher, last: list[int]) -> list[int]:
-        """The tokens to try next, the best one first; ``last`` is the one before, if any."""
+    def _ranked(self, matcher: LLMatcher, path: list[int]) -> list[int]:
+        """The tokens to try next, the best one first; ``path`` are those that were chosen before."""
         alphabet = self._alphabet
         allowed = alphabet.allowed(matcher.compute_bitmask())
         if len(allowed) > MAX_LOOKED_AHEAD:  # in a string that may go on with anything: its end comes first
+            suffix_id = self._next_of_suffix(path)
+            if suffix_id is not None and allowed[0] not in alphabet.control_ids:
+                return [suffix_id, *allowed]
             return [alphabet.quote_id, *allowed] if alphabet.quote_id in allowed[:4] else allowed
-        if last == allowed[:1] == [alphabet.zero_id]:  # a number that must be above 0 would never get there with zeros
+        if path[-1:] == allowed[:1] == [alphabet.zero_id]:  # with zeros a number would never get above 0
             allowed = [*allowed[1:], alphabet.zero_id]
         if not self._required or len(allowed) < 2 or alphabet.texts[allowed[0]] in (b"}", b"]", b'"'):
             return allowed
         if allowed[0] in alphabet.control_ids:
             return allowed
         return sorted(allowed, key=lambda token_id: self._rank(matcher, token_id))
+
+    def _next_of_suffix(self, path: list[int]) -> int | None:
+        """The token that goes on with the first suffix that the text does not have; None where it has all."""
+        text = b"".join(self._alphabet.texts[token_id] for token_id in path)
+        suffix = next((suffix for suffix in self._suffixes if suffix not in text), None)
+        if suffix is None:
+            return None
+        length = max(length for length in range(len(suffix)) if text.endswith(suffix[:length]))
+        return self._alphabet.of_byte(suffix[length])
 
     def _varied(self, ranked: list[int], path: list[int]) -> list[int]:
         """What ends something first, then what the path has least often; joints are wanted more than once."""

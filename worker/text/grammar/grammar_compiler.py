@@ -12,7 +12,7 @@ from orcd.errors import InvalidRequest
 from worker.text.grammar.alphabet import Alphabet
 from worker.text.grammar.closing import Closing, required_names
 from worker.text.grammar.document_growth import UNTOLD, Growth, framed, growth
-from worker.text.grammar.grammar_text import Schemas, schemas_of
+from worker.text.grammar.grammar_text import Schemas, schemas_of, suffixes_of
 from worker.text.grammar.token_matcher import ClosingRule, TokenMatcher
 from worker.text.tokenizer import Tokenizer
 
@@ -54,7 +54,8 @@ class GrammarCompiler:
         if matcher.is_error():
             raise InvalidRequest(f"the grammar of the answer cannot be used: {_problem(matcher.get_error())}")
         parts = schemas_of(grammar)
-        closing = Closing(self._alphabet, required_names(parts.schemas if parts else []))
+        required = required_names(parts.schemas if parts else [])
+        closing = Closing(self._alphabet, required, suffixes_of(grammar))
         grows = _growth(parts)
         rule = ClosingRule(
             closing, self._alphabet, [grows.of(each) for each in self._alphabet.structures], grows.unfinished

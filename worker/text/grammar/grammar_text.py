@@ -15,6 +15,7 @@ import msgspec
 from orcd.errors import InvalidRequest
 from orcd.structured_output import Kind
 
+MAX_SUFFIXES = 16
 WHITESPACE = "[ \\n]{0,8}"
 """Between the parts of a JSON document. Models that may write any amount sometimes write nothing else."""
 
@@ -67,6 +68,16 @@ def schemas_of(grammar: str) -> Schemas | None:
     return None if not schemas or None in schemas else Schemas(schemas, len(first.lark_grammar.encode()))
 
 
+def suffixes_of(grammar: str) -> Sequence[bytes]:
+    """What ends texts of the grammar that may go on with anything else: the first few, each once."""
+    try:
+        frames = _decoder.decode(grammar).grammars
+        found = (json.loads(text).encode() for frame in frames for text in _SUFFIX.findall(frame.lark_grammar))
+        return list(dict.fromkeys(filter(None, found)))[:MAX_SUFFIXES]
+    except (msgspec.MsgspecError, ValueError):
+        return []
+
+
 class _Grammar(msgspec.Struct):
     json_schema: Any = None
     lark_grammar: str = ""
@@ -79,6 +90,7 @@ class _Grammars(msgspec.Struct):
 _decoder = msgspec.json.Decoder(_Grammars)
 
 
+_SUFFIX = re.compile(r'\[suffix=("(?:[^"\\]|\\.)*")\]')
 _SLASHES = re.compile(r"\\.|[/\n]", re.DOTALL)
 """What is escaped already, or must be between the slashes of an expression in Lark's notation."""
 

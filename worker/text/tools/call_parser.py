@@ -11,7 +11,7 @@ from worker.text.tools.call_reader import CallReader, NotACall, Reader
 from worker.text.tools.call_syntax import CallSyntax
 from worker.text.tools.json_value import JsonValue
 from worker.text.tools.marker_search import MAX_SPACE, MarkerSearch
-from worker.text.tools.tagged_call import GemmaCall, TaggedCall
+from worker.text.tools.tagged_call import GemmaCall, GlmCall, TaggedCall
 
 MAX_HELD = 256 * 1024
 """Characters of a call whose arguments stand before its name, or are no JSON; a longer one stays text."""
@@ -129,6 +129,8 @@ class CallParser:
                 self._reader = CallReader(self._syntax, self, tool_names).calls()
             case "tags":
                 self._reader = TaggedCall(self, self._tools).calls()
+            case "glm":
+                self._reader = GlmCall(self, self._tools).calls()
             case "gemma":
                 self._reader = GemmaCall(self).calls()
         next(self._reader)

@@ -16,24 +16,26 @@ class CallSyntax:
     another call ends; only those that name a tool of the request are calls then.
 
     Calls that are no JSON are ``written`` in tags, ``<function=NAME><parameter=KEY>VALUE</parameter></function>``, or
-    as Gemma writes them: ``call:NAME{KEY:VALUE}``, where texts stand between `GEMMA_QUOTE`.
+    as GLM writes them: ``NAME`` and then the `GLM_TAGS` around each key and value; or as Gemma does:
+    ``call:NAME{KEY:VALUE}``, where texts stand between `GEMMA_QUOTE`.
     """
 
     opens: tuple[str, ...]
     close: str = ""
     takes_name: bool = False
     is_bare: bool = False
-    written: Literal["json", "tags", "gemma"] = "json"
+    written: Literal["json", "tags", "glm", "gemma"] = "json"
 
     @property
     def markers(self) -> tuple[str, ...]:
         """All texts that stand for themselves; in some vocabularies they are control tokens."""
         of_names = ("[ARGS]", "[CALL_ID]") if self.takes_name else ()
-        quotes = (GEMMA_QUOTE,) if self.written == "gemma" else ()
-        return (*self.opens, *filter(None, [self.close]), *of_names, *quotes)
+        of_values = {"gemma": (GEMMA_QUOTE,), "glm": GLM_TAGS}.get(self.written, ())
+        return (*self.opens, *filter(None, [self.close]), *of_names, *of_values)
 
 
 GEMMA_QUOTE = '<|"|>'
+GLM_TAGS = ("<arg_key>", "</arg_key>", "<arg_value>", "</arg_value>")
 
 HERMES = CallSyntax(("<tool_call>",), "</tool_call>")
 """Hermes, Qwen2.5, Qwen3, Granite 4."""
@@ -44,6 +46,8 @@ PHI4 = CallSyntax(("<|tool_call|>",), "<|/tool_call|>")
 """Phi-4-mini; Granite 3 without the closing text."""
 QWEN_CODER = CallSyntax(("<tool_call>",), "</tool_call>", written="tags")
 """Qwen3-Coder, Qwen3.5 and later ones."""
+GLM = CallSyntax(("<tool_call>",), "</tool_call>", written="glm")
+"""GLM-4.5 and later ones."""
 GEMMA4 = CallSyntax(("<|tool_call>",), "<tool_call|>", written="gemma")
 FUNCTOOLS = CallSyntax(("functools",))
 """Firefunction, and what some templates ask Phi-4-mini for."""
@@ -53,6 +57,7 @@ _ROWS = (
     # Others write XML between these tags. In a template's source the JSON may be cut into several literals.
     (HERMES, re.compile(r"""<tool_call>(?:\\n|[\s"'{}\[~+\\-])*name\b""")),
     (QWEN_CODER, re.compile(r"<tool_call>(?:\\n|[\s\"'{}\[~+\\-])*<function=")),
+    (GLM, re.compile(r"<arg_key>")),
     (GEMMA4, re.compile(r"<\|tool_call>call:")),
     (FUNCTOOLS, re.compile(r"functools\[")),
     (PHI4, re.compile(r"<\|tool_call\|>|<\|/tool\|>")),

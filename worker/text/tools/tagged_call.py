@@ -36,15 +36,37 @@ class TaggedCall:
             if key in ("", tag):
                 raise NotACall
             text = yield from _until("</parameter>")
-            arguments[key] = _value(text.removeprefix("\n").removesuffix("\n"), self._schema(name, key))
+            schema = _schemas(self._tools, name).get(key)
+            arguments[key] = _value(text.removeprefix("\n").removesuffix("\n"), schema)
         self._sink.begin(name)
         self._sink.add_arguments(json.dumps(arguments, ensure_ascii=False))
         self._sink.accept()
 
-    def _schema(self, name: str, key: str) -> Mapping[str, Any] | None:
-        parameters = self._tools.get(name, {}).get("properties")
-        schema = parameters.get(key) if isinstance(parameters, Mapping) else None
-        return schema if isinstance(schema, Mapping) else None
+
+class GlmCall:
+    """One call of GLM, and the tag that closes it. ``tools`` are as those of `TaggedCall`."""
+
+    def __init__(self, sink: CallSink, tools: Mapping[str, Mapping[str, Any]]) -> None:
+        self._sink = sink
+        self._tools = tools
+
+    def calls(self) -> Reader[None]:
+        """Raises `NotACall` at the first character that belongs to none."""
+        name = _behind((yield from _until("<", MAX_WORD)), "")
+        schemas = _schemas(self._tools, name)
+        arguments: dict[str, Any] = {}
+        tag = yield from _until(">", MAX_WORD)
+        while tag == "arg_key":
+            key = (yield from _until("</arg_key>")).strip()
+            if (yield from _any_tag()) != "arg_value":
+                raise NotACall
+            arguments[key] = _value((yield from _until("</arg_value>")), schemas.get(key))
+            tag = yield from _any_tag()
+        if tag != "/tool_call":
+            raise NotACall
+        self._sink.begin(name)
+        self._sink.add_arguments(json.dumps(arguments, ensure_ascii=False))
+        self._sink.accept()
 
 
 class GemmaCall:
@@ -124,9 +146,15 @@ def _plain(word: str) -> Any:
     return _json(word.lower() if word.lower() in ("true", "false", "null") else word)
 
 
-def _value(text: str, schema: Mapping[str, Any] | None) -> Any:
+def _schemas(tools: Mapping[str, Mapping[str, Any]], name: str) -> Mapping[str, Any]:
+    """The schemas of a tool's parameters."""
+    parameters = tools.get(name, {}).get("properties")
+    return parameters if isinstance(parameters, Mapping) else {}
+
+
+def _value(text: str, schema: Any) -> Any:
     """The value of a parameter: JSON where the schema wants no text, and the text itself where it is no JSON."""
-    return text if schema is None or is_text(schema) else _json(text)
+    return text if not isinstance(schema, Mapping) or is_text(schema) else _json(text)
 
 
 def is_text(schema: Mapping[str, Any]) -> bool:
@@ -147,7 +175,7 @@ def _json(text: str) -> Any:
 def _behind(text: str, start: str) -> str:
     """The name behind ``start``."""
     name = text.strip().removeprefix(start)
-    if name == text.strip() or not _NAME.fullmatch(name) or len(name) > MAX_WORD:
+    if (start and name == text.strip()) or not _NAME.fullmatch(name) or len(name) > MAX_WORD:
         raise NotACall
     return name
 

@@ -63,6 +63,18 @@ def test_a_document_that_has_begun_is_closed_with_few_tokens(schema: Any, begun:
     jsonschema.validate(json.loads(begun + tokenizer.decode(found)), schema)
 
 
+@pytest.mark.parametrize("begun", ["", "any <", "a </th", "</end></think"])
+def test_a_text_that_may_go_on_with_anything_is_ended_by_its_suffix(begun: str) -> None:
+    tokenizer = tokenizer_of(BYTE_LEVEL)
+    grammar = grammar_text("grammar", 'start: text "!"\ntext[suffix="</think>"]: /(.|\\n)*/')
+    matcher = LLMatcher(compiler_of(BYTE_LEVEL)._tokens, grammar)
+    matcher.consume_tokens(tokenizer.encode(begun, add_special=False))
+    assert Closing(Alphabet(tokenizer)).search(matcher) is None
+    found = Closing(Alphabet(tokenizer), suffixes=[b"</end>", b"</think>"]).search(matcher)
+    assert found is not None
+    assert tokenizer.decode(found).endswith("</think>!")
+
+
 def test_names_are_those_that_some_object_must_have() -> None:
     schema = {"required": ["a"], "properties": {"b": {"anyOf": [{"required": ['c"', "d"]}]}}}
     assert required_names(schema) == {b"a", b'c\\"', b"d"}

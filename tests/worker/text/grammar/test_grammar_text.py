@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from tests.worker.text.grammar.compilers import BYTE_LEVEL, allowed_ids, compiler_of, tokenizer_of
-from worker.text.grammar.grammar_text import WHITESPACE, framed, grammar_text, schemas_of
+from worker.text.grammar.grammar_text import WHITESPACE, framed, grammar_text, schemas_of, suffixes_of
 
 
 def schema_of(text: str) -> Any:
@@ -67,3 +67,23 @@ def test_choices_may_hold_any_text() -> None:
         matcher = compiler_of(BYTE_LEVEL).compile(grammar_text("choice", ["other", text]))
         matcher.restore(tokenizer_of(BYTE_LEVEL).encode(text, add_special=False), 100)
         assert matcher.is_complete
+
+
+@pytest.mark.parametrize(
+    ("text", "suffixes"),
+    [
+        ('start: a b a\na[suffix="</a>"]: /x*/\nb[suffix="\\"é"]: /y*/\nc[suffix="</a>"]: a', [b"</a>", b'"\xc3\xa9']),
+        ('start: "a"', []),
+        ('a[suffix=""]: /x*/', []),
+        (r'a[suffix="\x"]: /x*/', []),
+        (r'a[suffix="\ud800"]: /x*/', []),
+        (" ".join(f'a[suffix="{number}"]: b' for number in range(40)), [b"%d" % each for each in range(16)]),
+    ],
+)
+def test_texts_that_end_others_are_told(text: str, suffixes: list[bytes]) -> None:
+    assert suffixes_of(grammar_text("grammar", text)) == suffixes
+    assert suffixes_of(framed("start: @a", {"a": grammar_text("grammar", text)})) == suffixes
+
+
+def test_what_is_no_grammar_has_no_such_texts() -> None:
+    assert suffixes_of("{") == suffixes_of("[" * 100_000) == []

@@ -11,7 +11,7 @@ from worker.text import tokenizer
 from worker.text.tokenizer import Tokenizer
 from worker.text.tools.answer_form import AnswerForm
 from worker.text.tools.answer_parts import CallDelta
-from worker.text.tools.call_syntax import FUNCTOOLS, GEMMA4, HERMES, LLAMA3, MISTRAL, PHI4, QWEN_CODER, CallSyntax
+from worker.text.tools.call_syntax import FUNCTOOLS, GEMMA4, GLM, HERMES, LLAMA3, MISTRAL, PHI4, QWEN_CODER, CallSyntax
 from worker.text.tools.reasoning import ReasoningTags
 
 PARAMETERS = {"type": "object", "properties": {"city": {"type": "string"}, "days": {"type": "array"}}}
@@ -75,6 +75,10 @@ _TAGS = (
     f"{json.dumps(FIRST['days'])}\n</parameter>\n</function>\n</tool_call>\n"
     "<tool_call>\n<function=add_2>\n</function>\n</tool_call>"
 )
+_GLM = (
+    f"<tool_call>weather\n<arg_key>city</arg_key>\n<arg_value>{FIRST['city']}</arg_value>\n<arg_key>days</arg_key>\n"
+    f"<arg_value>{json.dumps(FIRST['days'])}</arg_value>\n</tool_call>\n<tool_call>add_2\n</tool_call>"
+)
 _GEMMA = (
     f'<|tool_call>call:weather{{city:<|"|>{FIRST["city"]}<|"|>,days:[1,{{<|"|>}}<|"|>:<|"|></tool_call>]<|"|>}}]}}'
     "<tool_call|><|tool_call>call:add_2{}<tool_call|>"
@@ -112,6 +116,16 @@ ANSWERS = {
     ),
     "qwen 3 coder": Answer(f"Let me see.\n\n{_TAGS}", QWEN_CODER, _BYTES, "Let me see."),
     "qwen 3 coder, control tokens": Answer(_TAGS, QWEN_CODER, _with_control("<tool_call>", "</tool_call>")),
+    "glm": Answer(
+        f"<think>Rain?</think>\nLet me see.\n{_GLM}",
+        GLM,
+        _BYTES,
+        "Let me see.",
+        analysis="Rain?",
+        reasoning=THINK,
+    ),
+    "glm, control tokens": Answer(_GLM, GLM, _with_control(*GLM.markers)),
+    "glm, no lines between tags": Answer(_GLM.replace("\n", ""), GLM, _BYTES),
     "gemma 4": Answer(
         f"<|channel>thought\nRain?<channel|>{_GEMMA}",
         GEMMA4,

@@ -77,6 +77,7 @@ def prompt(template: ChatTemplate, *messages: dict[str, Any], **fields: Any) -> 
         ("2026/chat_templates/mistral-small-3.2", 2),
         ("2026/chat_templates/qwen3.5", 2),
         ("2026/chat_templates/gemma-4", 2),
+        ("2026/chat_templates/glm-4.6", 2),
     ],
 )
 def test_what_a_template_writes_as_calls_is_read_as_them(name: str, num_calls: int) -> None:

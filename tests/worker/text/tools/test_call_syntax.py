@@ -10,6 +10,7 @@ from tests.worker.text.vocabularies import KIT, needs_kit
 from worker.text.tools.call_syntax import (
     FUNCTOOLS,
     GEMMA4,
+    GLM,
     HERMES,
     LLAMA3,
     MISTRAL,
@@ -26,6 +27,7 @@ LINES: list[tuple[str, CallSyntax | None]] = [
     ("""{{- '<tool_call>\\n<function=' + tool_call.name + '>\\n' }}""", QWEN_CODER),
     ("""format:\\n\\n<tool_call>\\n<function=example_function_name>\\n<parameter=example_parameter_1>""", QWEN_CODER),
     ("""{{ '\\n<tool_call>' + tc.name }}""", None),
+    ("""{{ '\\n<tool_call>' + tc.name }}{% for k, v in args %}<arg_key>{{ k }}</arg_key>""", GLM),
     ("""{{- 'Respond in the format {"name": function name, "parameters": dictionary of argument name""", LLAMA3),
     ("""{{- "[TOOL_CALLS][" }}""", MISTRAL),
     ("""{{- '[TOOL_CALLS]' + tool_call.function.name }}{{- '[ARGS]' + tool_call""", MISTRAL),
@@ -57,7 +59,7 @@ def test_a_line_shows_the_form(line: str, syntax: CallSyntax | None) -> None:
         ("2026/chat_templates/mistral-small-3.2", MISTRAL),
         ("2026/chat_templates/granite-3.3", PHI4),
         ("2026/chat_templates/qwen3.5", QWEN_CODER),
-        ("2026/chat_templates/glm-4.6", None),
+        ("2026/chat_templates/glm-4.6", GLM),
         ("2026/chat_templates/gemma-4", GEMMA4),
         ("2026/chat_templates/smollm3", None),
     ],
@@ -68,5 +70,6 @@ def test_published_templates_are_told_apart(name: str, syntax: CallSyntax | None
 
 def test_markers_are_all_texts_that_may_be_control_tokens() -> None:
     assert HERMES.markers == ("<tool_call>", "</tool_call>")
+    assert GLM.markers == (*HERMES.markers, "<arg_key>", "</arg_key>", "<arg_value>", "</arg_value>")
     assert GEMMA4.markers == ("<|tool_call>", "<tool_call|>", '<|"|>')
     assert MISTRAL.markers == ("[TOOL_CALLS]", "[ARGS]", "[CALL_ID]")

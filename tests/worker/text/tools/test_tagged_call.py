@@ -1,4 +1,4 @@
-"""Calls in tags and calls as Gemma writes them: what their arguments become, and what is no call."""
+"""Calls in tags and calls as GLM and Gemma write them: what their arguments become, and what is no call."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 from tests.worker.text.tools.noting_sink import NotingSink
 from worker.text.tools.call_reader import CallSink, NotACall, Reader
-from worker.text.tools.tagged_call import MAX_DEPTH, GemmaCall, TaggedCall
+from worker.text.tools.tagged_call import MAX_DEPTH, GemmaCall, GlmCall, TaggedCall
 
 SCHEMA = {
     "properties": {
@@ -42,6 +42,10 @@ def tagged(sink: CallSink) -> TaggedCall:
     return TaggedCall(sink, {"f": SCHEMA})
 
 
+def of_glm(sink: CallSink) -> GlmCall:
+    return GlmCall(sink, {"f": SCHEMA})
+
+
 def parameter(key: str, text: str) -> str:
     return f"<parameter={key}>\n{text}\n</parameter>\n"
 
@@ -67,12 +71,16 @@ def parameter(key: str, text: str) -> str:
 def test_the_schema_says_whether_a_parameter_is_text_or_json(key: str, text: str, value: Any) -> None:
     call = f"\n<function=f>\n{parameter(key, text)}</function>"
     assert read(call, tagged) == ("f", {key: value})
+    call = f"f\n<arg_key>{key}</arg_key>\n<arg_value>{text}</arg_value>\n</tool_call>"
+    assert read(call, of_glm) == ("f", {key: value})
 
 
 def test_tags_may_stand_close_together_and_tools_be_unknown() -> None:
     assert read("<function=g><parameter=a>1</parameter></function>", tagged) == ("g", {"a": "1"})
     assert read("<function=f></function>", tagged) == ("f", {})
     assert read("<function=g><parameter=$a b>1</parameter></function>", tagged) == ("g", {"$a b": "1"})
+    assert read("g<arg_key>$a b</arg_key><arg_value>1</arg_value></tool_call>", of_glm) == ("g", {"$a b": "1"})
+    assert read(" f.g-1 </tool_call>", of_glm) == ("f.g-1", {})
 
 
 @pytest.mark.parametrize(
@@ -102,6 +110,13 @@ def test_gemmas_arguments_become_json(text: str, value: dict[str, Any]) -> None:
         ("<function=f>x", tagged),
         ("<function=f><value=a>", tagged),
         ("<function=" + "x" * 600, tagged),
+        ("<arg_key>", of_glm),
+        ("f g<", of_glm),
+        ("f<tool>", of_glm),
+        ("f<arg_key>a</arg_key>x", of_glm),
+        ("f<arg_key>a</arg_key><arg_key>", of_glm),
+        ("f<arg_key>a</arg_key><arg_value>1</arg_value>x", of_glm),
+        ("x" * 600, of_glm),
         ("coil:f{", GemmaCall),
         ("call:{", GemmaCall),
         ("call:f g{", GemmaCall),

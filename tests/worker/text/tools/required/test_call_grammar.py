@@ -14,9 +14,9 @@ from tests.worker.text.grammar.compilers import BYTE_LEVEL, allowed_ids, compile
 from worker.text.tools.answer_form import AnswerForm
 from worker.text.tools.answer_parser import AnswerParser
 from worker.text.tools.answer_parts import AnswerParts
-from worker.text.tools.call_grammar import call_grammar
-from worker.text.tools.call_syntax import FUNCTOOLS, GEMMA4, HERMES, LLAMA3, MISTRAL, PHI4, QWEN_CODER, CallSyntax
+from worker.text.tools.call_syntax import FUNCTOOLS, GEMMA4, GLM, HERMES, LLAMA3, MISTRAL, PHI4, QWEN_CODER, CallSyntax
 from worker.text.tools.reasoning import ReasoningTags
+from worker.text.tools.required.call_grammar import call_grammar
 
 WEATHER = {
     "type": "object",
@@ -28,6 +28,9 @@ WEATHER = {
 CLOCK = {"type": "object", "properties": {}, "additionalProperties": False}
 SCHEMAS = {"weather": WEATHER, "clock": CLOCK}
 TOOLS = [{"type": "function", "function": {"name": name, "parameters": schema}} for name, schema in SCHEMAS.items()]
+
+
+THINK = ReasoningTags("<think>", "</think>")
 
 
 def drawn(grammar: str, seed: int, num_tokens: int = 400) -> str | None:
@@ -62,7 +65,7 @@ def calls_of(parts: AnswerParts) -> list[tuple[str, Any]]:
     return [(name, json.loads(arguments)) for name, arguments in calls.values()]
 
 
-@pytest.mark.parametrize("syntax", [HERMES, LLAMA3, MISTRAL, PHI4, FUNCTOOLS, QWEN_CODER])
+@pytest.mark.parametrize("syntax", [HERMES, LLAMA3, MISTRAL, PHI4, FUNCTOOLS, QWEN_CODER, GLM, GEMMA4])
 def test_what_is_drawn_is_calls_and_nothing_else(syntax: CallSyntax) -> None:
     form = AnswerForm(syntax)
     grammar = call_grammar(form, TOOLS, tokenizer_of(BYTE_LEVEL), thinks=False)
@@ -90,7 +93,7 @@ def test_only_the_tools_that_may_be_called_are() -> None:
 
 
 def test_a_model_that_thinks_may_do_so_before_it_calls() -> None:
-    form = AnswerForm(HERMES, ReasoningTags("<think>", "</think>"))
+    form = AnswerForm(HERMES, THINK)
     tokenizer = tokenizer_of(BYTE_LEVEL)
     for thinks, text in ((False, "<think>\nhm\n</think>\n\n"), (True, "\nhm\n</think>\n\n"), (False, "")):
         matcher = compiler_of(BYTE_LEVEL).compile(call_grammar(form, TOOLS, tokenizer, thinks=thinks))
@@ -99,41 +102,37 @@ def test_a_model_that_thinks_may_do_so_before_it_calls() -> None:
         assert set(allowed_ids(matcher, tokenizer.vocab_size)) & tokenizer.end_ids
 
 
+@pytest.mark.parametrize("syntax", [QWEN_CODER, GLM, GEMMA4])
+def test_a_text_that_may_be_left_out_can_be_written(syntax: CallSyntax) -> None:
+    tools = [{"type": "function", "function": {"name": "f", "parameters": {"properties": {"a": {"type": "string"}}}}}]
+    grammar = call_grammar(AnswerForm(syntax, THINK), tools, tokenizer_of(BYTE_LEVEL), thinks=False)
+    text = {
+        QWEN_CODER: "<tool_call>\n<function=f>\n<parameter=a>\nb < c\n</parameter>\n</function>\n</tool_call>",
+        GLM: "<tool_call>f\n<arg_key>a</arg_key>\n<arg_value>b < c</arg_value>\n</tool_call>",
+        GEMMA4: '<|tool_call>call:f{a:<|"|>b < c<|"|>}<tool_call|>',
+    }[syntax]
+    ids = tokenizer_of(BYTE_LEVEL).encode(f"<think>hm, {text}</think>\n{text}", add_special=False)
+    matcher = compiler_of(BYTE_LEVEL).compile(grammar)
+    assert [matcher.take(token_id, 1000 - place) for place, token_id in enumerate(ids)] == ids
+    assert tokenizer_of(BYTE_LEVEL).end_ids.intersection(allowed_ids(matcher, tokenizer_of(BYTE_LEVEL).vocab_size))
+
+
 def test_without_a_form_of_calls_nothing_can_be_asked_for() -> None:
     with pytest.raises(InvalidRequest, match=r"^tool_choice: the chat template"):
         call_grammar(AnswerForm(), TOOLS, tokenizer_of(BYTE_LEVEL), thinks=False)
 
 
-def test_calls_of_gemma_cannot_be_asked_for() -> None:
-    with pytest.raises(InvalidRequest, match=r"^tool_choice: calls cannot be required"):
-        call_grammar(AnswerForm(GEMMA4), TOOLS, tokenizer_of(BYTE_LEVEL), thinks=False)
-
-
-def test_parameters_in_tags_come_in_order_and_may_be_missing_where_they_are_not_required() -> None:
-    schema = {
-        "properties": {
-            "kind": {"type": "string", "enum": ["a", "b c"]},
-            "text": {"type": "string"},
-            "count": {"type": "integer"},
-        },
-        "required": ["kind"],
-    }
-    tools = [{"type": "function", "function": {"name": "f", "parameters": schema}}]
-    grammar = call_grammar(AnswerForm(QWEN_CODER), tools, tokenizer_of(BYTE_LEVEL), thinks=False)
-    tokenizer = tokenizer_of(BYTE_LEVEL)
-    kind, text, count = (
-        f"<parameter={key}>\n{value}\n</parameter>\n"
-        for key, value in (("kind", "b c"), ("text", "two\n\nlines"), ("count", "5"))
-    )
-    for parameters in (kind, kind + count, kind + text + count):
-        matcher = compiler_of(BYTE_LEVEL).compile(grammar)
-        call = f"<tool_call>\n<function=f>\n{parameters}</function>\n</tool_call>"
-        matcher.restore(tokenizer.encode(call, add_special=False), 1000)
-        assert set(allowed_ids(matcher, tokenizer.vocab_size)) & tokenizer.end_ids
-
-
-@pytest.mark.parametrize("parameters", [{"properties": 5}, {"properties": {"a": 5}}])
-def test_what_is_no_schema_is_named(parameters: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    ("syntax", "parameters"),
+    [
+        *((syntax, {"properties": 5}) for syntax in (QWEN_CODER, GLM, GEMMA4)),
+        *((syntax, {"properties": {"a": 5}}) for syntax in (QWEN_CODER, GLM)),
+        (GEMMA4, {"properties": {"a": {"enum": 5}}}),
+        (GEMMA4, {"properties": {"a": {"$ref": "#/$defs/b/c"}}}),
+        (GEMMA4, {"properties": {"a": {"type": 5}}}),
+    ],
+)
+def test_what_is_no_schema_is_named(syntax: CallSyntax, parameters: Any) -> None:
     tools = [{"type": "function", "function": {"name": "f", "parameters": parameters}}]
     with pytest.raises(InvalidRequest, match=r"^tools\[0\].function.parameters: must be a JSON schema"):
-        call_grammar(AnswerForm(QWEN_CODER), tools, tokenizer_of(BYTE_LEVEL), thinks=False)
+        call_grammar(AnswerForm(syntax), tools, tokenizer_of(BYTE_LEVEL), thinks=False)

@@ -14,7 +14,7 @@ from tests.worker.text.grammar.compilers import allowed_ids, compiler_of, tokeni
 from worker.text.detokenizer import Detokenizer, TextDelta
 from worker.text.grammar.grammar_text import grammar_text
 from worker.text.tools.answer_form import AnswerForm
-from worker.text.tools.harmony_grammar import harmony_answer, harmony_calls
+from worker.text.tools.required.harmony_grammar import harmony_answer, harmony_calls
 
 MODEL = "gpt-oss-mxfp4_moe"
 TOKENIZER = tokenizer_of(MODEL)

@@ -10,13 +10,20 @@ from orcd.errors import InvalidRequest
 from worker.text.grammar.grammar_text import framed, grammar_text
 from worker.text.tokenizer import Tokenizer
 from worker.text.tools.answer_form import AnswerForm
-from worker.text.tools.call_syntax import HERMES, LLAMA3, MISTRAL, QWEN_CODER, CallSyntax
-from worker.text.tools.tagged_call import is_text
+from worker.text.tools.call_syntax import (
+    GEMMA4,
+    GEMMA_QUOTE,
+    GLM,
+    HERMES,
+    LLAMA3,
+    MISTRAL,
+    QWEN_CODER,
+    CallSyntax,
+)
+from worker.text.tools.required.gemma_grammar import GemmaGrammar, UnsupportedKeywordError
+from worker.text.tools.required.tagged_grammar import function_tags, glm_tags, literal, tagged_rules
 
 ANY_ARGUMENTS = {"type": "object"}
-
-_MAX_COUNTED = 4096
-"""Characters of a parameter in tags that are counted; a grammar that counts has a size that grows with them."""
 
 
 def call_grammar(form: AnswerForm, tools: Sequence[Mapping[str, Any]], tokenizer: Tokenizer, *, thinks: bool) -> str:
@@ -27,8 +34,6 @@ def call_grammar(form: AnswerForm, tools: Sequence[Mapping[str, Any]], tokenizer
     """
     if form.syntax is None:
         raise InvalidRequest("tool_choice: the chat template does not show how tools are called; give auto or none")
-    if form.syntax.written == "gemma":
-        raise InvalidRequest("tool_choice: calls cannot be required in the form in which this model writes; give auto")
     writer = _Writer(form.syntax, tokenizer)
     functions = [tool["function"] for tool in tools]
     rules = [writer.rule(index, function) for index, function in enumerate(functions)]
@@ -37,8 +42,8 @@ def call_grammar(form: AnswerForm, tools: Sequence[Mapping[str, Any]], tokenizer
     if form.reasoning is not None:
         start = [f"start: {'thought' if thinks else f'({writer.text(form.reasoning.open)} thought)?'} calls"]
         start += writer.up_to(form.reasoning.close)
-    # Calls in tags are no documents with a text around them: any text may stand in them.
-    parts = {} if form.syntax == QWEN_CODER else arguments_of(functions)
+    # Other calls are no documents with a text around them.
+    parts = arguments_of(functions) if form.syntax.written == "json" else {}
     return framed("\n".join([*start, *calls, *rules]), parts)
 
 
@@ -85,6 +90,10 @@ class _Writer:
         opens, close = self.text(syntax.opens[0]), self.text(syntax.close) if syntax.close else ""
         if syntax in (HERMES, QWEN_CODER):
             return ['calls: call ("\\n" call)*', f'call: {opens} "\\n" one "\\n" {close}', f"one: {tools}"]
+        if syntax == GLM:
+            return ['calls: call ("\\n" call)*', f"call: {opens} one {close}", f"one: {tools}"]
+        if syntax == GEMMA4:
+            return ["calls: call+", f"call: {opens} one {close}", f"one: {tools}"]
         if syntax == LLAMA3:
             return [f"calls: {tools}"]
         if self._is_named:
@@ -94,10 +103,16 @@ class _Writer:
     def rule(self, index: int, function: Mapping[str, Any]) -> str:
         """The rule of a call of one tool, or its rules."""
         name = function["name"]
-        if self._syntax == QWEN_CODER:
+        if self._syntax.written != "json":
+            parameters = function.get("parameters") or ANY_ARGUMENTS
             try:
-                return "\n".join(_tagged(f"tool{index}", name, function.get("parameters") or ANY_ARGUMENTS))
-            except (AttributeError, TypeError, InvalidRequest):
+                return "\n".join(self._written(f"tool{index}", name, parameters))
+            except UnsupportedKeywordError as error:
+                raise InvalidRequest(
+                    f"tools[{index}].function.parameters: {error} is not supported in calls that this model must make;"
+                    " leave it out, or give tool_choice auto"
+                ) from None
+            except (AttributeError, TypeError, InvalidRequest, RecursionError):
                 raise _misfit(index) from None
         if self._is_named:
             return f"tool{index}: {self.text(name)} {self.text('[ARGS]')} @arguments{index}"
@@ -105,29 +120,16 @@ class _Writer:
         before = json.dumps(f'{{"name": {json.dumps(name)}, "{key}": ', ensure_ascii=False)
         return f'tool{index}: {before} @arguments{index} "}}"'
 
+    def _written(self, rule: str, name: str, parameters: Mapping[str, Any]) -> Iterator[str]:
+        """The rules of a call that is no JSON."""
+        if self._syntax.written == "gemma":
+            arguments = GemmaGrammar(rule, parameters, self.text(GEMMA_QUOTE))
+            yield f"{rule}: {literal(f'call:{name}')} {arguments.root}"
+            yield from arguments.rules
+        else:
+            tags = (glm_tags if self._syntax == GLM else function_tags)(self.text)
+            yield from tagged_rules(rule, name, parameters, tags)
+
 
 def _misfit(index: int) -> InvalidRequest:
     return InvalidRequest(f"tools[{index}].function.parameters: must be a JSON schema")
-
-
-def _tagged(rule: str, name: str, schema: Mapping[str, Any]) -> Iterator[str]:
-    """The rules of a call in tags: the parameters in the schema's order, of which those not required may be missing."""
-    required, places = schema.get("required", ()), []
-    definitions = {key: schema[key] for key in ("$defs", "definitions") if key in schema}
-    for place, (key, value) in enumerate((schema.get("properties") or {}).items()):
-        places.append(f"{rule}_{place}" if key in required else f"{rule}_{place}?")
-        before = json.dumps(f"<parameter={key}>\n", ensure_ascii=False)
-        if is_text(value) and "enum" not in value:
-            yield f'{rule}_{place}: {before} {rule}_{place}_text "\\n"'
-            most = value.get("maxLength")
-            length = f"{{0,{most}}}" if type(most) is int and 0 <= most <= _MAX_COUNTED else "*"
-            yield f'{rule}_{place}_text[suffix="</parameter>"]: /(.|\\n){length}/'
-        elif is_text(value):
-            choices = " | ".join(json.dumps(str(choice), ensure_ascii=False) for choice in value["enum"])
-            yield f'{rule}_{place}: {before} ({choices}) "\\n</parameter>\\n"'
-        else:
-            document = json.loads(grammar_text("json_schema", {**value, **definitions}))["grammars"][0]["json_schema"]
-            yield f'{rule}_{place}: {before} {rule}_{place}_json "\\n</parameter>\\n"'
-            yield f"{rule}_{place}_json: %json {json.dumps(document)}"
-    begin = json.dumps(f"<function={name}>\n", ensure_ascii=False)
-    yield f'{rule}: {begin} {" ".join(places)} "</function>"'

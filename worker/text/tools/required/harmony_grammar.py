@@ -10,7 +10,7 @@ from orcd.errors import InvalidRequest
 from worker.text.grammar.grammar_text import framed
 from worker.text.harmony import Channels
 from worker.text.tokenizer import Tokenizer
-from worker.text.tools.call_grammar import arguments_of, control_text
+from worker.text.tools.required.call_grammar import arguments_of, control_text
 
 
 def harmony_answer(answer: str, tokenizer: Tokenizer, prompt_ids: Sequence[int]) -> str:

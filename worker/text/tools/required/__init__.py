@@ -1,0 +1,1 @@
+"""Answers that must be calls of tools, as grammars."""
