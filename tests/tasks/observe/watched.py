@@ -30,6 +30,8 @@ STATS = contract.Stats(
     preemptions=11,
     memory_bytes=12,
     step_tokens=contract.StepSizes((1, 0, 2, *[0] * 10, 4), 68_000),
+    state_slots_used=13,
+    state_slots_total=14,
 )
 LABELS = {"model": "demo", "device": "cpu", "version": version("orcd")}
 """What all metrics of this worker carry, but those with vLLM's names."""

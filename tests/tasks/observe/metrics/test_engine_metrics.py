@@ -25,6 +25,7 @@ def test_counters_go_on_when_another_engine_counts_from_the_start(watched: Watch
     watched.observer.stats(msgspec.structs.replace(STATS, steps=20))
     watched.observer.engine_exited(-9)
     assert watched.sample("orcd_engine_running") == watched.sample("orcd_engine_healthy") == 0
+    assert watched.sample("orcd_engine_state_slots_used") == 0
     few = contract.StepSizes((5, *[0] * 13), 5)
     watched.observer.stats(msgspec.structs.replace(STATS, steps=5, step_s=0.5, step_tokens=few))
     assert watched.sample("orcd_engine_steps_total") == 25
