@@ -46,7 +46,7 @@ def test_parameters_in_tags_come_in_order_and_may_be_missing_where_they_are_not_
 
 
 def test_tags_that_are_control_tokens_are_written_with_them_and_end_texts() -> None:
-    vocabulary = tokenizer.from_metadata(bpe_metadata("a b", control=("<|user|>", *GLM.markers)))
+    vocabulary = tokenizer.from_metadata(bpe_metadata("a b", control=("<|user|>", "<|observation|>", *GLM.markers)))
     schema = {"properties": {"a": {"type": "string", "maxLength": 9}, "n": {"type": "integer"}}, "required": ["a", "n"]}
     tools = [{"type": "function", "function": {"name": "f", "parameters": schema}}]
     grammar = call_grammar(AnswerForm(GLM), tools, vocabulary, thinks=False)
