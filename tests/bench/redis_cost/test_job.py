@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from tests.bench.queue.redis_cost import main
+from tests.bench.redis_cost.job import main
 
 
 def test_the_cost_of_a_job_is_told_by_script_and_command(capsys: pytest.CaptureFixture[str]) -> None:

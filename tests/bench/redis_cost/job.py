@@ -1,4 +1,4 @@
-"""What a job and a token cost Redis: ``python -m tests.bench.queue.redis_cost [--streams 64] [--seconds 20]``.
+"""What a job and a token cost Redis: ``python -m tests.bench.redis_cost.job [--streams 64] [--seconds 20]``.
 
 A real Redis, a worker with the model that ships, and as many streaming clients as ``--streams``, each of which submits
 its next job when one has ended. The engine draws no tokens: every ``--step-ms`` it hands out random ids. So no GPU is
@@ -28,7 +28,7 @@ import redis
 
 from orcd.store import schema
 from tasks.local.redis_server import RedisServer
-from tests.bench.queue.drawn_ids import drawn_ids
+from tests.bench.redis_cost.drawn_ids import drawn_ids
 from tests.bench.streams import Load, Seen, run_streams
 from tests.conftest import DEMO_MODEL
 from tests.tasks.worker_process import WorkerProcess
@@ -168,7 +168,7 @@ def lines(cost: Cost, output_tokens: int) -> list[str]:
 
 def main(argv: Sequence[str]) -> int:
     """Print a table; 1 if a stream was wrong."""
-    parser = argparse.ArgumentParser(prog="python -m tests.bench.queue.redis_cost")
+    parser = argparse.ArgumentParser(prog="python -m tests.bench.redis_cost.job")
     parser.add_argument("--streams", type=int, default=64)
     parser.add_argument("--seconds", type=float, default=20.0)
     parser.add_argument("--step-ms", type=float, default=3.0)

@@ -1,0 +1,1 @@
+"""Benchmarks of what a job costs the one Redis, without a GPU."""
