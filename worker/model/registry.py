@@ -117,7 +117,8 @@ def load_model(gguf: GGUFFile, device: Device, progress: Progress) -> Model:
 def assemble_model(config: ModelConfig, weights: Weights, device: Device) -> Model:
     """Check tensors' names, types and shapes and put the model together, without reading the large ones.
 
-    Raises `ModelLoadFailed`, also for a tensor that the family does not know.
+    Only those are read whose rows go to several projections (`worker.model.weights.RowPart`). Raises `ModelLoadFailed`,
+    also for a tensor that the family does not know.
     """
     weights.check_limits(config, ARCHITECTURES[config.architecture])
     family = FAMILIES[config.architecture](config, weights, device)
