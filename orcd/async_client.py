@@ -221,7 +221,9 @@ class AsyncClient:
             async with answer_in_time():
                 await channel.subscribe(schema.events_channel(stream.job_id, self._prefix))
             while not stream.ended:
-                events = stream.received(await channel.get_message(timeout=stream.wait_s()))
+                async with answer_in_time():  # after a cut connection it connects again
+                    message = await channel.get_message(timeout=stream.wait_s())
+                events = stream.received(message)
                 if events is None:
                     async for event in self._replay(stream):
                         yield event

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
 import subprocess
 import time
 from collections.abc import Iterator
@@ -37,6 +39,20 @@ class ConfiguredServer(RedisServer):
             word for name, value in self._options.items() for word in ("--" + name.replace("_", "-"), *value.split(" "))
         ]
         return [*super()._command(port), *options]
+
+
+@contextmanager
+def standing_still(server: RedisServer) -> Iterator[None]:
+    """Connections are cut, and new ones are opened by the kernel, but the server says nothing."""
+    with redis.Redis.from_url(server.url) as connection:
+        process = connection.info("server")["process_id"]
+        connection.execute_command("CLIENT", "KILL", "TYPE", "pubsub")
+        connection.execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+    os.kill(process, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(process, signal.SIGCONT)
 
 
 class Certificates:

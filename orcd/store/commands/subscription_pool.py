@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import time
 from collections import deque
@@ -11,6 +12,8 @@ from typing import Any
 
 from redis.exceptions import RedisError
 
+MAX_KEPT = 64
+"""Connections kept at most: after many streams at once the others are closed."""
 KEPT_S = 5.0
 """A connection that was not used for so long may be dead without anybody having noticed: it is not used again."""
 ANSWER_S = 1.0
@@ -34,46 +37,48 @@ class SubscriptionPool:
         """One of a ``redis.Redis`` that is subscribed to nothing."""
         subscription = self._take()
         try:
-            while subscription.subscribed:
-                if _is_late(subscription.get_message(timeout=ANSWER_S)):
-                    subscription.close()
-        except RedisError:
-            subscription.close()
-        try:
+            with suppress(RedisError):
+                while subscription.subscribed and not _is_late(subscription.get_message(timeout=ANSWER_S)):
+                    pass
+            if subscription.subscribed:
+                subscription.close()
             yield subscription
+            try:
+                subscription.unsubscribe()
+            except RedisError:  # nobody waits for anything on it any more
+                subscription.close()
+                return
         except BaseException:
             subscription.close()
             raise
-        try:
-            subscription.unsubscribe()
-        except RedisError:  # nobody waits for anything on it any more
-            subscription.close()
-            return
-        for old in self._keep(subscription):
-            old.close()
+        self._keep(subscription)
+        while (spare := self._take_spare()) is not None:
+            spare.close()
 
     @asynccontextmanager
     async def subscription_async(self) -> AsyncIterator[Any]:
         """One of a ``redis.asyncio.Redis`` that is subscribed to nothing."""
         subscription = self._take()
         try:
-            while subscription.subscribed:
-                if _is_late(await subscription.get_message(timeout=ANSWER_S)):
-                    await subscription.aclose()
-        except RedisError:
-            await subscription.aclose()
-        try:
+            with suppress(RedisError, TimeoutError):
+                async with asyncio.timeout(ANSWER_S):  # also for the new connection in place of one that was cut
+                    while subscription.subscribed and not _is_late(await subscription.get_message(timeout=ANSWER_S)):
+                        pass
+            if subscription.subscribed:
+                await subscription.aclose()
             yield subscription
-        except BaseException:
+            try:
+                async with asyncio.timeout(ANSWER_S):
+                    await subscription.unsubscribe()
+            except (RedisError, TimeoutError):  # nobody waits for anything on it any more
+                await subscription.aclose()
+                return
+        except BaseException:  # redis-py closes no connection because nobody has it any more
             await subscription.aclose()
             raise
-        try:
-            await subscription.unsubscribe()
-        except RedisError:  # nobody waits for anything on it any more
-            await subscription.aclose()
-            return
-        for old in self._keep(subscription):
-            await old.aclose()
+        self._keep(subscription)
+        while (spare := self._take_spare()) is not None:
+            await spare.aclose()
 
     def _take(self) -> Any:
         try:
@@ -88,14 +93,15 @@ class SubscriptionPool:
             self._kept.append((process, since, subscription))
         return self._connection.pubsub()
 
-    def _keep(self, subscription: Any) -> list[Any]:
-        """Returns those that were not used for too long: nobody else has them any more."""
-        now, old = time.monotonic(), []
-        self._kept.append((os.getpid(), now, subscription))
+    def _keep(self, subscription: Any) -> None:
+        self._kept.append((os.getpid(), time.monotonic(), subscription))
+
+    def _take_spare(self) -> Any:
+        """One that was not used for too long, or is one too many; None if there is none."""
         with suppress(IndexError):  # another thread may take them meanwhile
-            while self._kept[0][1] < now - KEPT_S:
-                old.append(self._kept.popleft()[2])
-        return old
+            if len(self._kept) > MAX_KEPT or self._kept[0][1] < time.monotonic() - KEPT_S:
+                return self._kept.popleft()[2]
+        return None
 
 
 def _is_late(message: dict[str, Any] | None) -> bool:

@@ -1,0 +1,31 @@
+"""What the asyncio client does when Redis goes wrong in ways that redis-py itself would wait for without end."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from orcd import async_client
+from orcd.async_client import AsyncClient
+from orcd.errors import RedisUnavailable
+from orcd.events import Queued
+from tasks.local.redis_server import RedisServer
+from tests.orcd.redis_servers import standing_still
+
+
+def test_a_redis_that_stands_still_while_a_stream_connects_again_ends_it_in_time(
+    redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(async_client, "ANSWER_TIMEOUT_S", 2.5)
+
+    async def main() -> None:
+        async with AsyncClient(redis_server.url, reconnect_s=1) as client:
+            events = client.events(await client.submit(prompt="x"))
+            assert isinstance(await anext(events), Queued)
+            with standing_still(redis_server):
+                async with asyncio.timeout(20):
+                    with pytest.raises(RedisUnavailable):
+                        await anext(events)
+
+    asyncio.run(main())
