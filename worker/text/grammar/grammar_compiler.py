@@ -155,6 +155,7 @@ _KEYWORDS = frozenset(
         "unevaluatedItems",
         "unevaluatedProperties",
         "$dynamicRef",
+        "$dynamicAnchor",
         "contentEncoding",
         "minProperties",
         "maxProperties",

@@ -39,6 +39,7 @@ def exponential_schema() -> Any:
     [
         ("json_schema", {"not": {"type": "string"}}, r"keywords that are not supported \(not\)"),
         ("json_schema", {"type": "array", "uniqueItems": True}, r"not supported \(uniqueItems\)"),
+        ("json_schema", {"$dynamicAnchor": "secret"}, r"not supported \(\$dynamicAnchor\)"),
         ("json_schema", {"type": "integer", "minimum": 5, "maximum": 3}, "no document can fit"),
         ("json_schema", {"enum": []}, "no document can fit"),
         ("json_schema", {"type": "string", "format": "secret"}, "a format of the schema is not supported"),

@@ -1,0 +1,135 @@
+"""What steps with constraints cost the host: CPU time of masks, of tokens taken and of forced ones, without a model.
+
+    python -m tests.bench.structured_steps [--model MODEL.gguf] [--streams 256] [--steps 60] [--max-tokens 256]
+
+Only the vocabulary of the model is used; by default it is made up, with as many tokens as Qwen's. All streams have the
+schema of `tests.bench.structured_rates`, and draw random tokens among those that their masks allow. When an answer is
+whole another one begins.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import sys
+import time
+from collections.abc import Sequence as Series
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tests.bench.make_model import MODELS
+from tests.bench.structured_rates import SCHEMA
+from worker.contract import Sampling
+from worker.engine.logits.forced_tokens import append_forced
+from worker.engine.logits.token_masks import TokenMasks, num_mask_words
+from worker.engine.runner import Draw, take
+from worker.engine.sequence import Sequence
+from worker.model.gguf import open_gguf
+from worker.text import tokenizer as tokenizers
+from worker.text.grammar.grammar_compiler import GrammarCompiler
+from worker.text.grammar.grammar_text import grammar_text
+from worker.text.grammar.token_matcher import TokenMatcher
+from worker.text.tokenizer import Tokenizer
+
+
+@dataclass(slots=True)
+class Cost:
+    """CPU time in seconds, of all threads, and how many tokens it was spent for."""
+
+    masks_s: float = 0.0
+    taken_s: float = 0.0
+    forced_s: float = 0.0
+    num_tokens: int = 0
+    num_forced: int = 0
+    num_answers: int = 0
+
+    def line(self) -> str:
+        """What a person reads."""
+        masks, taken, forced = (1e6 * each / self.num_tokens for each in (self.masks_s, self.taken_s, self.forced_s))
+        return (
+            f"{self.num_tokens} tokens, {100 * self.num_forced / self.num_tokens:.1f} % not drawn, "
+            f"{self.num_answers} answers; of a token masks {masks:.1f} us, taken {taken:.1f} us, forced {forced:.1f} us"
+        )
+
+
+def synthetic_tokenizer() -> Tokenizer:
+    """Of the model that `tests.bench.make_model` makes in Qwen's shape."""
+    spec = MODELS["qwen2.5-0.5b"][1](1)
+    vocabulary = spec.vocabulary
+    fields = {
+        "model": vocabulary.model,
+        "pre": vocabulary.pre,
+        "tokens": vocabulary.tokens,
+        "token_type": [int(kind) for kind in vocabulary.types],
+        "merges": vocabulary.merges,
+        "bos_token_id": spec.token_ids["bos"],
+        "eos_token_id": spec.token_ids["eos"],
+    }
+    return tokenizers.from_metadata({f"tokenizer.ggml.{name}": value for name, value in fields.items()})
+
+
+def measure(tokenizer: Tokenizer, num_streams: int, num_steps: int, max_tokens: int) -> Cost:
+    """Take ``num_steps`` of all streams together, as an engine does."""
+    beginning = GrammarCompiler(tokenizer).compile(grammar_text("json_schema", SCHEMA))
+    chance, cost, writer = random.Random(0), Cost(), TokenMasks()
+    streams = [_stream(beginning, number, max_tokens) for number in range(num_streams)]
+    masks = np.zeros((num_streams, num_mask_words(tokenizer.vocab_size)), np.uint32)
+    for _ in range(num_steps):
+        start = time.process_time()
+        errors = writer.write(streams, range(num_streams), masks)
+        cost.masks_s += time.process_time() - start
+        assert not errors, errors
+        drawn = [_draw(mask, chance) for mask in masks]
+        start = time.process_time()
+        for stream, token_id in zip(streams, drawn, strict=True):
+            assert stream.constraint is not None
+            taken = take(stream.constraint, Draw(token_id, None), stream)
+            assert isinstance(taken, Draw), taken
+            stream.launch(stream.num_pending, draws=True)
+            stream.append(taken.token_id)
+        between = time.process_time()
+        for stream in streams:
+            cost.num_forced += len(append_forced(stream)[0])
+        cost.taken_s += between - start
+        cost.forced_s += time.process_time() - between
+        for number, stream in enumerate(streams):
+            if stream.finish_reason is not None:
+                cost.num_answers += 1
+                streams[number] = _stream(beginning, number, max_tokens)
+    cost.num_tokens = num_steps * num_streams + cost.num_forced
+    return cost
+
+
+def main(argv: Series[str]) -> int:
+    """Measure and print; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.bench.structured_steps", description=(__doc__ or "").partition("\n")[0]
+    )
+    parser.add_argument("--model", type=Path)
+    parser.add_argument("--streams", type=int, default=256)
+    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--max-tokens", type=int, default=256)
+    arguments = parser.parse_args(argv)
+    tokenizer = (
+        tokenizers.from_metadata(open_gguf(arguments.model).metadata) if arguments.model else synthetic_tokenizer()
+    )
+    print(measure(tokenizer, arguments.streams, arguments.steps, arguments.max_tokens).line())
+    return 0
+
+
+def _stream(beginning: TokenMatcher, number: int, max_tokens: int) -> Sequence:
+    sampling = Sampling(max_tokens=max_tokens, temperature=1.0)
+    return Sequence(f"r{number}", 0, sampling, 0, [0], 1, max_tokens, constraint=beginning.copy())
+
+
+def _draw(mask: NDArray[np.uint32], chance: random.Random) -> int:
+    """One of the ids that the mask allows."""
+    word = int(chance.choice(np.flatnonzero(mask)))
+    return chance.choice([32 * word + bit for bit in range(32) if int(mask[word]) >> bit & 1])
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
