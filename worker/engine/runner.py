@@ -74,6 +74,8 @@ class SynchronousRunner:
         self._model = model
         self._block_tokens = block_tokens
         self._cache = model.allocate_cache(num_blocks, block_tokens, num_states)
+        states = [array for state in self._cache.states for array in state] if num_states else []
+        self._states = cast("list[NDArray[np.float32]]", states)  # each [num_states, ...]
         vocab_size = model.config.vocab_size
         self._edits = allocate_edits(_HostMemory(), max_sequences, vocab_size, MAX_BIASES)
         self._edit_rows = EditRows(max_sequences, vocab_size)
@@ -90,12 +92,11 @@ class SynchronousRunner:
     def _restored(self, rows: StateRows[NDArray[np.int32]]) -> Iterator[None]:
         """Where what follows raises, give the states that ``rows`` overwrite their old values back."""
         slots = rows.slots[rows.slots == rows.sources]  # of the others nobody needs what was there
-        arrays = [array for state in self._cache.states for array in cast(Iterable[NDArray[np.float32]], state)]
-        copies = [array[slots] for array in arrays]
+        copies = [array[slots] for array in self._states]
         try:
             yield
         except Exception:
-            for array, copy in zip(arrays, copies, strict=True):
+            for array, copy in zip(self._states, copies, strict=True):
                 array[slots] = copy
             raise
 

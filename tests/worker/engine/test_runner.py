@@ -129,7 +129,7 @@ def test_a_step_that_raises_leaves_all_states_as_they_were():
     runner = recurrent_runner(RecurrentModel(crash_id=9))
     going_on, other = with_state([1, 2, 3], 0), with_state([4, 5, 9], 1)
     run(runner, Chunk(going_on, 2, False), Chunk(other, 2, False))
-    states = runner._cache.states[0]
+    states = runner._states
     before = [array.copy() for array in states]
     for each in (going_on, other):
         each.num_computed, each.state_source = 2, each.state_slot
