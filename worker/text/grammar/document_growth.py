@@ -25,6 +25,7 @@ _UNBOUNDED = frozenset(
         "minProperties",
         "contains",
         "pattern",
+        "patternProperties",
         "$dynamicRef",
         "unevaluatedProperties",
         "unevaluatedItems",
@@ -37,6 +38,10 @@ _LIMITS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum")
 _SAYING = frozenset(
     ["properties", "required", "additionalProperties", "items", "prefixItems", "minItems", "minLength", *_LIMITS]
 )
+_BESIDE_REFERENCES = frozenset(
+    ["$ref", "$defs", "definitions", "$schema", "$comment", "title", "description", "default", "examples", "deprecated"]
+)
+"""Keywords beside ``$ref`` that say nothing of the value."""
 _ANY: Mapping[str, Any] = {}
 
 
@@ -90,6 +95,7 @@ class _UntoldError(Exception):
     """The schema does not tell how short its values can be."""
 
 
+_CHOICES = ("anyOf", "oneOf")
 _LEAVES = frozenset(["string", "number"])
 _ALL_KINDS = _LEAVES | {"object", "array"}
 """Kinds of values; true, false and null count as numbers."""
@@ -131,12 +137,13 @@ class _Bounds:
             return found
         kinds = _own_kinds(schema)
         places = [kind for each in (kinds, *map(self._kinds, _alternatives(schema))) for kind in each - _LEAVES]
-        self.is_ambiguous |= len(places) > len(set(places)) or "patternProperties" in schema
+        self.is_ambiguous |= len(places) > len(set(places))
         if "object" in kinds:
             others = dict.fromkeys(["", *(schema.get("required") or ())], schema.get("additionalProperties", {}))
             properties = {**others, **(schema.get("properties") or {})}
             longest = max(self._of_property(name, value) for name, value in properties.items())
-            found |= {ord("{"): self._of_object(schema), ord('"'): longest, ord(","): 1 + longest, _DECIDED: longest}
+            whole = self._of_object(schema) + self._of_alternatives(schema)
+            found |= {ord("{"): whole, ord('"'): longest, ord(","): 1 + longest, _DECIDED: longest}
         if "array" in kinds:
             items = max(map(self._of, (schema.get("items", {}), *(schema.get("prefixItems") or ()))))
             found |= {ord("["): self._of_array(schema), ord(","): max(found[ord(",")], 1 + items)}
@@ -164,6 +171,8 @@ class _Bounds:
 
     def _of_mapping(self, schema: Mapping[str, Any]) -> int:
         if "$ref" in schema:
+            if schema.keys() - _BESIDE_REFERENCES:
+                raise _UntoldError
             return self._of(self._resolved(schema["$ref"]))
         if "const" in schema or "enum" in schema:
             values = schema.get("enum", [schema.get("const")])
@@ -175,7 +184,10 @@ class _Bounds:
             "number": self._of_number,
         }
         size = max((of_kind[kind](schema) for kind in _own_kinds(schema)), default=0)
-        return size + max(map(self._of, _alternatives(schema)), default=0)
+        return size + self._of_alternatives(schema)
+
+    def _of_alternatives(self, schema: Mapping[str, Any]) -> int:
+        return sum(max(map(self._of, schema[name])) for name in _CHOICES if schema.get(name))
 
     def _of_number(self, schema: Mapping[str, Any]) -> int:
         limits = [_num_digits(schema[name]) + 2 for name in _LIMITS if name in schema]
@@ -209,7 +221,7 @@ class _Bounds:
 
     def _resolved(self, reference: Any) -> Any:
         found = self._schema
-        if not isinstance(reference, str) or not reference.startswith("#"):
+        if not isinstance(reference, str) or not f"{reference}/".startswith("#/"):
             raise _UntoldError
         for name in reference.removeprefix("#").split("/")[1:]:
             name = name.replace("~1", "/").replace("~0", "~")
@@ -220,17 +232,19 @@ class _Bounds:
 
 
 def _inner(schema: Mapping[str, Any]) -> Iterator[Any]:
-    for name in ("properties", "patternProperties", "$defs", "definitions"):
+    """The subschemas of one, and `_ANY` where it says nothing of the values in its objects or arrays."""
+    for name in ("properties", "$defs", "definitions"):
         yield from (schema.get(name) or {}).values()
-    for name in ("anyOf", "oneOf", "prefixItems"):
+    for name in (*_CHOICES, "prefixItems"):
         yield from schema.get(name) or ()
-    for name in ("items", "additionalProperties"):
-        if name in schema:
-            yield schema[name]
+    kinds = frozenset() if schema.keys() & {"$ref", "const", "enum"} else _own_kinds(schema)
+    for name, kind in (("items", "array"), ("additionalProperties", "object")):
+        if name in schema or kind in kinds:
+            yield schema.get(name, _ANY)
 
 
 def _alternatives(schema: Mapping[str, Any]) -> Sequence[Any]:
-    return [each for name in ("anyOf", "oneOf") for each in schema.get(name) or ()]
+    return [each for name in _CHOICES for each in schema.get(name) or ()]
 
 
 def _own_kinds(schema: Mapping[str, Any]) -> frozenset[str]:
