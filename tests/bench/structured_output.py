@@ -110,6 +110,7 @@ def time_masks(model: Path, schemas: Sequence[Any], seed: int, outcome: Outcome)
             continue
         chance, num_left = random.Random(f"{seed} {number}"), (matcher.min_tokens() or 0) + SPARE[-1]
         while num_left and not matcher.is_complete:
+            mask[:] = 0
             start = time.perf_counter()
             matcher.write_mask(memoryview(mask).cast("B"), num_left)
             spent = time.perf_counter() - start
