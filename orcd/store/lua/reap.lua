@@ -13,11 +13,13 @@ local most, republish_ms, long = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
 local now = now_ms()
 note_contact(now, tonumber(ARGV[4]))
 local sending_ms = 1000 -- at most so long after its job was stored a message is sent
--- Whether the list of a priority holds no message that was sent by the time ``sent``; push.lua notes when it was empty.
+-- Whether the list of a priority holds no message that was sent by the time ``sent``; push.lua notes when it was empty. A
+-- note of a time to come is from a clock that was ahead.
 local function holds_none(queue, priority, sent)
     local list = prefix .. (priority == 0 and queue or queue .. ':' .. priority)
-    local length, emptied = redis.pcall('LLEN', list), redis.pcall('HGET', key('emptied'), list)
-    return length == 0 or type(length) == 'table' or (tonumber(emptied) or 0) > sent + sending_ms
+    local length, noted = redis.pcall('LLEN', list), redis.pcall('HGET', key('emptied'), list)
+    local emptied = tonumber(noted) or 0
+    return length == 0 or type(length) == 'table' or (emptied <= now and emptied > sent + sending_ms)
 end
 local function times_published(id)
     return math.min(redis.call('HINCRBY', key_of(id, 'job'), 'published', 1), 10)

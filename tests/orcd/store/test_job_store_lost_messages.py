@@ -111,6 +111,18 @@ def test_notes_of_lists_that_were_empty_may_be_of_another_type(
     assert [schema.EMPTIED in message for message in caplog.messages] == [True]
 
 
+def test_a_note_of_a_clock_that_was_ahead_makes_no_message_look_lost(
+    publisher: Publisher, connection: redis.Redis, make_store: MakeStore
+):
+    store = make_store()
+    for number in range(3):
+        submit(store, f"job-{number}")
+        publisher.publish(Message(f"job-{number}", "orcd", 5))
+        make_due_again(store, f"job-{number}")
+    connection.hset(schema.EMPTIED, "orcd:5", int(time.time() * 1000) + 3_600_000)
+    assert store.reap() == []
+
+
 def test_a_message_that_is_sent_again_waits_for_its_tenant_s_turn_as_the_first_one(
     connection: redis.Redis, make_store: MakeStore
 ) -> None:
