@@ -85,7 +85,7 @@ def test_a_message_that_was_sent_again_is_not_missed_for_what_happened_before(
     (again,) = store.reap()
     connection.lpush("orcd:4", "other")
     publisher.publish(again)
-    now = time.time() * 1000
+    now = int(time.time() * 1000)
     store.redis.zadd(schema.QUEUED, {J: now})  # the last look was 15 s before
     connection.hset(schema.EMPTIED, "orcd:4", int(now) - 20_000)
     assert store.reap() == []
