@@ -73,7 +73,9 @@ def growth(schema: Any) -> Growth:
     """
     try:
         bounds = _Bounds(schema)
-        sizes = [bounds.largest(part) for part in bounds.parts()]
+        parts = list(bounds.parts())
+        sizes = [bounds.largest(part) for part in parts]
+        excess = bounds.excess(parts)
     except (_UntoldError, AttributeError, ArithmeticError, TypeError, ValueError, RecursionError):
         return UNTOLD  # llguidance reads no definitions to which nothing refers: anything may be there
     largest = {byte: max(size[byte] for size in sizes) for byte in sizes[0]}
@@ -81,8 +83,8 @@ def growth(schema: Any) -> Growth:
     decided = largest.pop(_DECIDED)
     if bounds.is_ambiguous:
         most = float(UNFINISHED + max(number, decided, *largest.values()))
-        return Growth(most, dict.fromkeys(BEGINNINGS, most))
-    return Growth(0, largest, number + decided)
+        return Growth(most, dict.fromkeys(BEGINNINGS, most), excess)
+    return Growth(0, largest, number + decided + excess)
 
 
 def framed(growths: Iterable[Growth], frame_bytes: int) -> Growth:
@@ -151,6 +153,32 @@ class _Bounds:
         if "format" in schema:
             found[_DECIDED] = max(found[_DECIDED], self._of_string(schema))
         found[_NUMBER] = self._of_number(schema)
+        return found
+
+    def excess(self, parts: Iterable[Mapping[str, Any]]) -> int:
+        """By how much a closing that is found may be longer than the shortest one.
+
+        A search prefers names that some object requires, also where this one need not have them.
+        """
+        required = {name for part in parts for name in part.get("required") or ()}
+        optional = [
+            self._of_property(name, part["properties"][name])
+            for part in parts
+            for name in required.difference(part.get("required") or ()) & (part.get("properties") or {}).keys()
+        ]
+        if optional and self._holds_itself(self._schema, set(), set()):
+            raise _UntoldError
+        return sum(optional)
+
+    def _holds_itself(self, schema: Any, around: set[int], seen: set[int]) -> bool:
+        """Whether a part may hold itself; ``around`` are those that hold this one."""
+        if not isinstance(schema, Mapping) or schema is _ANY or id(schema) in seen:
+            return id(schema) in around
+        seen.add(id(schema))
+        around.add(id(schema))
+        inner = [*_inner(schema), *([self._resolved(schema["$ref"])] if "$ref" in schema else ())]
+        found = any(self._holds_itself(each, around, seen) for each in inner)
+        around.remove(id(schema))
         return found
 
     def _of_property(self, name: str, schema: Any) -> int:

@@ -13,6 +13,20 @@ from worker.text.grammar.alphabet import Alphabet
 from worker.text.grammar.document_growth import UNTOLD, growth
 from worker.text.grammar.grammar_text import grammar_text
 
+NODE = {
+    "type": "object",
+    "properties": {"child": {"$ref": "#/$defs/node"}, "value": {"type": "number"}},
+    "required": ["value"],
+    "additionalProperties": False,
+}
+LISTED = {
+    "type": "object",
+    "properties": {"list": {"type": "array", "items": {"$ref": "#/$defs/node"}}, "child": {"type": "null"}},
+    "required": ["child"],
+    "additionalProperties": False,
+    "$defs": {"node": NODE},
+}
+"""Of its objects one requires a name that another one only may have."""
 LONG, LONGER = "r" * 80, "s" * 120
 
 
@@ -40,6 +54,8 @@ def written(schema: Any, begun: str, then: str, num_tokens: int) -> str:
         ({"items": {"$ref": "#/$defs/a", "required": [LONG]}, "$defs": {"a": {"type": "object"}}}, '[{"', "r"),
         ({"items": {"patternProperties": {"^x[a-z]{130}$": {}}, "additionalProperties": False}}, '[{"x', "a"),
         ({"items": {"type": "object", "anyOf": [{"required": [LONG]}], "required": [LONGER]}}, '[{"', "z"),
+        (LISTED, '{"list":[', '{"value":0},'),
+        (LISTED, '{"list":[', '{"child":'),
     ],
 )
 def test_a_document_is_closed_in_time(schema: Any, begun: str, then: str, num_tokens: int) -> None:
@@ -78,3 +94,13 @@ def test_an_object_has_what_it_and_each_kind_of_its_alternatives_requires() -> N
         "oneOf": [{"required": ["e" * 50]}],
     }
     assert growth(schema).of(b"{") >= 10 + 30 + 40 + 50
+
+
+def test_a_name_that_is_required_elsewhere_may_make_the_closing_that_is_found_longer() -> None:
+    assert growth(LISTED) == UNTOLD, "by any number of objects in each other"
+    one, other = {"type": "string", "minLength": 50}, {"type": "null"}
+    inner = {"type": "object", "properties": {"a": one, "b": other}, "required": ["b"]}
+    schema = {"type": "object", "properties": {"a": other, "c": inner}, "required": ["a"]}
+    told, alone = growth(schema), growth({**schema, "required": []})
+    assert told.unfinished >= alone.unfinished + 50
+    assert growth({**LISTED, "required": []}) != UNTOLD
