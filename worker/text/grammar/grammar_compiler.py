@@ -23,6 +23,9 @@ LEXER_FUEL = 200_000
 """For the regular expressions of a grammar: about 0.1 s. Those that take more keep other grammars waiting."""
 MAX_KNOWN_TEXTS, MAX_KNOWN_BYTES = 2048, 1024
 """Texts whose ids are kept, of so many bytes at most: names and literals of schemas."""
+_TEXT = r'[^"\\\x00-\x1F\x7F]'
+SLICES = [rf"{_TEXT}{{1,{length}}}" for length in (2, 4, 7, 10, 16, 30)] + [rf"{_TEXT}+"]
+"""Tokens that are texts of so many characters: where a string may have as many more, none of them is looked at."""
 _MARK = "\x02"
 """A character that vocabularies join with no others: what is in front of it is put there by the tokenizer."""
 
@@ -36,7 +39,7 @@ class GrammarCompiler:
     def __init__(self, tokenizer: Tokenizer, vocab_size: int | None = None) -> None:
         """``vocab_size`` None: as many as the tokenizer has. Raises `InvalidRequest` if that has no end token."""
         tokens = _Tokens(tokenizer, vocab_size or tokenizer.vocab_size)
-        self._tokens = LLTokenizer(TokenizerWrapper(tokens), eos_token=sorted(tokenizer.end_ids))
+        self._tokens = LLTokenizer(TokenizerWrapper(tokens), eos_token=sorted(tokenizer.end_ids), slices=SLICES)
         self._alphabet = Alphabet(tokenizer)
 
     def compile(self, grammar: str) -> TokenMatcher:

@@ -1,16 +1,20 @@
 from __future__ import annotations
 
+import random
 import time
 from typing import Any
 
+import numpy as np
 import pytest
+from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
 
 from orcd.errors import InvalidRequest, OrcdError
 from orcd.structured_output import Kind
 from tests.worker.text.grammar.compilers import BYTE_LEVEL, allowed_ids, compiler_of, tokenizer_of
+from tests.worker.text.grammar.schemas import make_schemas
 from tests.worker.text.vocabularies import bpe_metadata
 from worker.text import tokenizer
-from worker.text.grammar.grammar_compiler import GrammarCompiler
+from worker.text.grammar.grammar_compiler import GrammarCompiler, _Tokens
 from worker.text.grammar.grammar_text import grammar_text
 from worker.text.tokenizer import Tokenizer
 
@@ -127,3 +131,23 @@ def test_a_text_that_must_follow_is_encoded_once_for_all_answers(monkeypatch: py
     known = [text for text in encoded if len(text) < 1000]
     assert len(known) == len(set(known)) > 0
     assert len(encoded) > len(set(encoded)), "longer ones are not kept"
+
+
+def test_what_is_known_of_tokens_that_are_texts_changes_no_mask() -> None:
+    subject = tokenizer_of(BYTE_LEVEL)
+    plain = LLTokenizer(
+        TokenizerWrapper(_Tokens(subject, subject.vocab_size)), eos_token=sorted(subject.end_ids), slices=[]
+    )
+    num_compared = 0
+    for number, schema in enumerate(make_schemas(29, 8)):
+        grammar, chance = grammar_text("json_schema", schema), random.Random(number)
+        matcher, other = LLMatcher(compiler_of(BYTE_LEVEL)._tokens, grammar), LLMatcher(plain, grammar)
+        while not matcher.is_stopped() and num_compared < 60 * (number + 1):
+            mask = matcher.compute_bitmask()
+            assert mask == other.compute_bitmask()
+            token_id = int(
+                chance.choice(np.flatnonzero(np.unpackbits(np.frombuffer(mask, np.uint8), bitorder="little")))
+            )
+            assert matcher.consume_token(token_id) == other.consume_token(token_id)
+            num_compared += 1
+    assert num_compared > 100
