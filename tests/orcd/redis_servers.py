@@ -76,7 +76,7 @@ class Certificates:
 
     @staticmethod
     def _key(name: str) -> tuple[str, ...]:
-        return ("-newkey", "rsa:2048", "-nodes", "-keyout", f"{name}.key")
+        return ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-keyout", f"{name}.key")
 
     def _openssl(self, *arguments: str) -> None:
         subprocess.run([self._program, *arguments], cwd=self.folder, check=True, capture_output=True)

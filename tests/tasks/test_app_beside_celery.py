@@ -85,7 +85,7 @@ def test_neither_takes_the_messages_of_the_other(
         assert {client.result(job_id, timeout=60).state for job_id in job_ids} == {"succeeded"}
         assert len({answer.get(timeout=60)["choices"][0]["text"] for answer in answers}) == 1
         assert "unregistered" not in log.read_text()
-        assert len(shop.control.inspect(timeout=5).ping()) == 2, "both answer"
+        assert len(shop.control.inspect(timeout=20, limit=2).ping()) == 2, "both answer"
         assert worker.process.poll() is None
     assert connection.xlen(schema.DEAD) == 0
     assert not [key for key in connection.scan_iter() if connection.type(key) == b"list"], "nothing waits"

@@ -39,6 +39,6 @@ def test_jobs_come_to_the_worker_whose_model_they_name(
             assert answers[name].get(timeout=60)["model"] == name
             assert strays[name].get(timeout=60)["model"] == name
         assert {worker.model for worker in client.workers()} == set(NAMES)
-        shown = sender.control.inspect(timeout=5).stats()
+        shown = sender.control.inspect(timeout=20, limit=len(NAMES)).stats()
         assert {stats["pool"]["model"] for stats in shown.values()} == set(NAMES), "what Flower asks for"
     assert not [key for key in connection.scan_iter() if connection.type(key) == b"list"], "nothing waits"
