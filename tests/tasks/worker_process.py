@@ -50,7 +50,12 @@ class WorkerProcess:
             )
 
     def __enter__(self) -> WorkerProcess:
-        self.wait_for("ready")
+        try:
+            self.wait_for("ready")
+        except BaseException:
+            self.process.kill()  # the with block does not end it, and it would take the jobs of the tests that follow
+            self.process.wait()
+            raise
         return self
 
     def __exit__(

@@ -70,6 +70,9 @@ class Scene:
         self.pool._store = self.store
         self.pool._publisher = Publisher(ClientSettings(redis_url=url))
         self.pool.dispatcher = self.dispatcher  # type: ignore[assignment]
+        self._backends = [self.app.backend]
+        self._prepare = self.pool._finisher._prepare
+        self.pool._finisher._prepare = self._prepare_finisher
         self.pool._finisher.start()
         self.answers: list[Any] = []
 
@@ -97,18 +100,17 @@ class Scene:
         return (self.store.redis.hget(schema.job_key(job_id), "state") or b"").decode()
 
     def close(self) -> None:
-        each_thread = threading.Barrier(NUM_THREADS)  # each has a backend of its own
-        for _ in range(NUM_THREADS):
-            self.pool._finisher.submit(lambda: (each_thread.wait(30), self._close_backend()))
-        self.pool._finisher.stop(30)
-        self._close_backend()
+        self.pool._finisher.stop(60)
+        gc.collect()  # an AsyncResult unsubscribes when it is collected, so it must go before its connections do
+        for backend in self._backends:
+            backend.client.connection_pool.disconnect()
         self.pool._publisher.close()
         self.store.redis.close()
-        gc.collect()  # an AsyncResult unsubscribes when it is collected, so it must go before its Redis does
         self.app.close()
 
-    def _close_backend(self) -> None:
-        self.app.backend.client.connection_pool.disconnect()
+    def _prepare_finisher(self) -> None:
+        self._prepare()
+        self._backends.append(self.app.backend)  # each thread has one of its own, which must outlive it to be closed
 
 
 @pytest.fixture
