@@ -15,6 +15,7 @@ import tasks.demo
 from orcd.client import Client
 from orcd.store.job_store import JobStore
 from tasks.local.redis_server import RedisServer
+from tests.models.shallow_model import write_shallow_model
 from tests.orcd.job_writer import MakeStore
 
 DEMO_MODEL = Path(tasks.demo.__file__).parent / "haiku-q4_k_m.gguf"
@@ -80,6 +81,12 @@ def client(redis_url: str) -> Iterator[Client]:
 def demo_model() -> Path:
     """The model that ships with the project."""
     return DEMO_MODEL
+
+
+@pytest.fixture(scope="session")
+def shallow_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The first layer of that, under its name: for tests to which it is all the same what a model says."""
+    return write_shallow_model(DEMO_MODEL, tmp_path_factory.mktemp("model") / DEMO_MODEL.name)
 
 
 def wait_until(condition: Callable[[], object], timeout_s: float = 30.0) -> None:

@@ -19,7 +19,7 @@ import pytest
 from orcd.client import Client
 from tasks.app import create_app
 from tasks.local.redis_server import RedisServer
-from tests.conftest import DEMO_MODEL, emptied, wait_until
+from tests.conftest import emptied, wait_until
 from tests.tasks.dispatch.test_dispatcher_threads import _free_port
 from tests.tasks.slow_engine import slow_engine
 from tests.tasks.worker_process import WorkerProcess
@@ -72,12 +72,14 @@ def flower(redis_url: str, log_path: Path) -> Iterator[Pages]:
 
 
 @pytest.fixture(scope="module")
-def scene(shared_redis: RedisServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Client, Pages]]:
+def scene(
+    shared_redis: RedisServer, shallow_model: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[Client, Pages]]:
     """A client and Flower, with a worker whose steps take long."""
     folder, url = tmp_path_factory.mktemp("flower"), emptied(shared_redis)
     slow = slow_engine(folder)
     with (
-        WorkerProcess(url, DEMO_MODEL, folder, **slow),
+        WorkerProcess(url, shallow_model, folder, **slow),
         flower(url, folder / "flower.log") as pages,
         Client(url) as client,
     ):

@@ -47,10 +47,10 @@ def failover(tmp_path: Path) -> Iterator[Failover]:
 
 @pytest.mark.parametrize("is_planned", [False, True], ids=["master killed", "master demoted"])
 def test_worker_and_clients_follow_to_the_new_master(
-    failover: Failover, is_planned: bool, demo_model: Path, tmp_path: Path
+    failover: Failover, is_planned: bool, shallow_model: Path, tmp_path: Path
 ) -> None:
     variables = slow_engine(tmp_path)
-    with WorkerProcess(failover.url, demo_model, tmp_path, **variables) as worker, Client(failover.url) as client:
+    with WorkerProcess(failover.url, shallow_model, tmp_path, **variables) as worker, Client(failover.url) as client:
         expected = client.result(client.submit(**LONG), timeout=60)
         events = client.events(client.submit(**LONG), timeout=90)
         seen = [next(event for event in events if isinstance(event, Token))]

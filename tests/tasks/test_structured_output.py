@@ -18,12 +18,15 @@ from orcd.result import Result
 from tasks.local.redis_server import RedisServer
 from tests.models.files import SMALL
 from tests.orcd.gateway.gateway_process import GatewayProcess
+from tests.tasks.slow_engine import slow_engine
 from tests.tasks.worker_process import WorkerProcess, wait_until_running
 from tests.worker.text.grammar.schemas import make_schemas
 from worker.model.gguf import open_gguf
 from worker.text.bad_word_ids import bad_word_ids
 from worker.text.tokenizer import from_metadata
 
+STEP_S = 0.004
+"""The engine waits so long before each step, so that it dies in the middle of a job."""
 PERSON = {
     "type": "object",
     "properties": {"name": {"type": "string", "minLength": 40}, "age": {"type": "integer"}, "tags": {"type": "array"}},
@@ -58,12 +61,12 @@ def asked(schema: Any, seed: int, **fields: Any) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def worker(demo_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[WorkerProcess]:
+def worker(shallow_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[WorkerProcess]:
     folder = tmp_path_factory.mktemp("structured")
     template = folder / "template.jinja"
     template.write_text(TEMPLATE)
-    variables = {"ORCD_CHAT_TEMPLATE": str(template)}
-    with RedisServer() as server, WorkerProcess(server.url, demo_model, folder, **variables) as worker:
+    variables = {"ORCD_CHAT_TEMPLATE": str(template), **slow_engine(folder, STEP_S)}
+    with RedisServer() as server, WorkerProcess(server.url, shallow_model, folder, **variables) as worker:
         yield worker
 
 
@@ -167,14 +170,14 @@ def test_a_stream_of_a_document_says_how_it_ended(client: Client) -> None:
 
 
 def test_bad_words_are_in_no_answer_and_it_is_the_same_after_a_death(
-    client: Client, worker: WorkerProcess, demo_model: Path
+    client: Client, worker: WorkerProcess, shallow_model: Path
 ) -> None:
     request: dict[str, Any] = {"prompt": "old pond", "seed": 3, "max_tokens": 200, "ignore_eos": True}
     words = sorted(set(client.result(client.submit(**request), timeout=60).text.split()))[:100]
     request["bad_words"] = words
     alone = client.result(client.submit(**request), timeout=60).raise_for_error()
     ids = alone.choices[0].token_ids
-    sequences = bad_word_ids(words, from_metadata(open_gguf(demo_model).metadata))
+    sequences = bad_word_ids(words, from_metadata(open_gguf(shallow_model).metadata))
     assert len({len(each) for each in sequences}) > 1, "words of one token, and of several"
     assert not any(tuple(ids[at : at + len(each)]) == each for each in sequences for at in range(len(ids)))
     resumed = client.submit(**request)
@@ -184,13 +187,13 @@ def test_bad_words_are_in_no_answer_and_it_is_the_same_after_a_death(
 
 
 def test_log_probabilities_of_a_prompt_are_the_same_each_time_and_in_the_log_once(
-    client: Client, worker: WorkerProcess, demo_model: Path
+    client: Client, worker: WorkerProcess, shallow_model: Path
 ) -> None:
     prompt = "old pond, a frog leaps in: the sound of water"
     request = {"prompt": prompt, "seed": 1, "max_tokens": 200, "ignore_eos": True, "prompt_logprobs": 2, "n": 2}
     first = client.result(client.submit(**request), timeout=60).raise_for_error()
     first_one, *told = first.prompt_logprobs or []
-    tokenizer = from_metadata(open_gguf(demo_model).metadata)
+    tokenizer = from_metadata(open_gguf(shallow_model).metadata)
     ids = tokenizer.encode(prompt, parse_special=True)
     assert first_one is None
     assert [(each.id, each.pieces[each.id]) for each in told if each] == [

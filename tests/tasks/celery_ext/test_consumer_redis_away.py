@@ -30,9 +30,9 @@ def _assert_said_once(worker: WorkerProcess, times: int = 1) -> None:
 
 @pytest.mark.parametrize("seconds", [0.5, 3, 20])
 def test_a_job_goes_on_after_redis_was_away(
-    redis_server: RedisServer, demo_model: Path, tmp_path: Path, seconds: float
+    redis_server: RedisServer, shallow_model: Path, tmp_path: Path, seconds: float
 ) -> None:
-    with WorkerProcess(redis_server.url, demo_model, tmp_path, **slow_engine(tmp_path)) as worker:
+    with WorkerProcess(redis_server.url, shallow_model, tmp_path, **slow_engine(tmp_path)) as worker:
         with Client(redis_server.url) as client:
             expected = _result(client, LONG)
             job_id = client.submit(**LONG)

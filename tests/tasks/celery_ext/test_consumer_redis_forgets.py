@@ -27,9 +27,9 @@ def forgetful_server() -> Iterator[RedisServer]:
 
 @pytest.mark.parametrize("seconds", [0.5, 3])
 def test_a_worker_goes_on_after_redis_has_lost_its_data(
-    forgetful_server: RedisServer, demo_model: Path, tmp_path: Path, seconds: float
+    forgetful_server: RedisServer, shallow_model: Path, tmp_path: Path, seconds: float
 ) -> None:
-    with WorkerProcess(forgetful_server.url, demo_model, tmp_path, **slow_engine(tmp_path)) as worker:
+    with WorkerProcess(forgetful_server.url, shallow_model, tmp_path, **slow_engine(tmp_path)) as worker:
         with Client(forgetful_server.url) as client:
             wait_until_running(client, [client.submit(**LONG), client.submit(**LONG)], 3)
             forgetful_server.kill()
@@ -41,10 +41,10 @@ def test_a_worker_goes_on_after_redis_has_lost_its_data(
 
 
 def test_a_worker_goes_on_after_the_scripts_were_flushed(
-    forgetful_server: RedisServer, demo_model: Path, tmp_path: Path
+    forgetful_server: RedisServer, shallow_model: Path, tmp_path: Path
 ) -> None:
     with (
-        WorkerProcess(forgetful_server.url, demo_model, tmp_path) as worker,
+        WorkerProcess(forgetful_server.url, shallow_model, tmp_path) as worker,
         Client(forgetful_server.url) as client,
         redis.Redis.from_url(forgetful_server.url) as connection,
     ):

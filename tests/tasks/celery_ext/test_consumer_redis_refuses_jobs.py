@@ -23,11 +23,11 @@ LONG = SHORT | {"max_tokens": int(SECONDS / STEP_S) + 5}
 
 
 @pytest.fixture(scope="module")
-def worker(demo_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[WorkerProcess]:
+def worker(shallow_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[WorkerProcess]:
     """One worker, which outlives all faults here, on a server of its own."""
     folder = tmp_path_factory.mktemp("faults")
     variables = slow_engine(folder, STEP_S)
-    with RedisServer() as server, WorkerProcess(server.url, demo_model, folder, **variables) as worker:
+    with RedisServer() as server, WorkerProcess(server.url, shallow_model, folder, **variables) as worker:
         yield worker
 
 

@@ -32,10 +32,10 @@ LONG = {"prompt": "old pond", "max_tokens": 450, "ignore_eos": True}
 
 
 @pytest.fixture(scope="module")
-def worker(shared_redis: Any, demo_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[WorkerProcess]:
+def worker(shared_redis: Any, shallow_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[WorkerProcess]:
     """One worker for all tests here: they use ids of their own and leave Redis alone."""
     folder = tmp_path_factory.mktemp("pool")
-    with WorkerProcess(emptied(shared_redis), demo_model, folder, **slow_engine(folder)) as process:
+    with WorkerProcess(emptied(shared_redis), shallow_model, folder, **slow_engine(folder)) as process:
         yield process
 
 
@@ -232,12 +232,12 @@ has_gpu = find_spec("cupy") is not None and Path("/dev/nvidia0").exists()
     ],
 )
 def test_a_worker_that_cannot_start_says_why_in_one_line_and_exits_with_one(
-    shared_redis: Any, demo_model: Path, tmp_path: Path, mistake: dict[str, str], code: str, advice: str
+    shared_redis: Any, shallow_model: Path, tmp_path: Path, mistake: dict[str, str], code: str, advice: str
 ) -> None:
     model = tmp_path / "haiku.gguf"
-    model.symlink_to(demo_model)
+    model.symlink_to(shallow_model)
     cut = tmp_path / "cut.gguf"
-    cut.write_bytes(demo_model.read_bytes()[:-1000])
+    cut.write_bytes(shallow_model.read_bytes()[:-1000])
     with socket.create_server(("127.0.0.1", 0)) as taken:
         paths = {NO_MODEL: tmp_path / "gone.gguf", CUT_MODEL: cut, PORT_TAKEN: taken.getsockname()[1]}
         paths |= {NO_DATABASE: shared_redis.url.replace("://", "://:secret@").replace("/0", "/999")}

@@ -75,11 +75,17 @@ class Canvas:
 
 @pytest.mark.parametrize("leave", [signal.SIGTERM, signal.SIGQUIT, signal.SIGKILL], ids=lambda number: number.name)
 def test_every_result_is_right_when_its_worker_leaves_in_the_middle(
-    app: Celery, client: Client, connection: redis.Redis, redis_url: str, demo_model: Path, tmp_path: Path, leave: Any
+    app: Celery,
+    client: Client,
+    connection: redis.Redis,
+    redis_url: str,
+    shallow_model: Path,
+    tmp_path: Path,
+    leave: Any,
 ) -> None:
     """F08, F10: by SIGQUIT, Celery's cold shutdown, all jobs were cancelled."""
     variables = slow_engine(tmp_path) | {"ORCD_DRAIN_TIMEOUT_S": "2"}
-    with WorkerProcess(redis_url, demo_model, tmp_path, **variables) as first:
+    with WorkerProcess(redis_url, shallow_model, tmp_path, **variables) as first:
         canvas = Canvas(app, client)
         wait_until_running(client, canvas.begun, 3)
         os.kill(first.engine_pid, signal.SIGSTOP)  # so none of them ends here
@@ -89,7 +95,7 @@ def test_every_result_is_right_when_its_worker_leaves_in_the_middle(
             first.process.send_signal(leave)
             first.process.wait(30)
         assert len(first.events("execute_start")) - len(first.events("execute_end")) >= len(canvas.begun) - 1
-    with WorkerProcess(redis_url, demo_model, tmp_path) as second:
+    with WorkerProcess(redis_url, shallow_model, tmp_path, **variables) as second:
         canvas.check()
         assert second.events("execute_start")
         wait_until(lambda: not connection.keys("orcd:*:messages"))

@@ -44,16 +44,16 @@ def leave(worker: WorkerProcess, registry: WorkerRegistry, farewell: Farewell) -
 
 
 def test_a_drained_worker_finishes_what_it_can_and_another_goes_on_with_the_rest(
-    redis_url: str, demo_model: Path, tmp_path: Path, registry: WorkerRegistry
+    redis_url: str, shallow_model: Path, tmp_path: Path, registry: WorkerRegistry
 ) -> None:
-    leaver = WorkerProcess(redis_url, demo_model, tmp_path, ORCD_DRAIN_TIMEOUT_S="2", **slow_engine(tmp_path, 0.05))
+    leaver = WorkerProcess(redis_url, shallow_model, tmp_path, ORCD_DRAIN_TIMEOUT_S="2", **slow_engine(tmp_path, 0.05))
     with leaver as worker, Client(redis_url) as client:
         short, *others = client.submit_many([SHORT, *[LONG] * 6])
         wait_until_running(client, [short])
         assert leave(worker, registry, "drain") < DRAINED_S
         assert client.status(short).state == "succeeded"
         num_left = sum(status.state == "queued" for status in client.statuses(others))
-        with WorkerProcess(redis_url, demo_model, tmp_path) as second:
+        with WorkerProcess(redis_url, shallow_model, tmp_path) as second:
             texts = {client.result(job_id, timeout=60).text for job_id in others}
             assert len(texts) == 1
             wait_until(lambda: len(second.events("execute_end")) == num_left)
@@ -80,9 +80,9 @@ def test_a_stopped_worker_gives_back_at_once_and_others_stay(
 
 @pytest.mark.parametrize("farewell", ["drain", "stop"])
 def test_a_worker_that_loads_can_be_sent_away(
-    redis_url: str, demo_model: Path, tmp_path: Path, registry: WorkerRegistry, farewell: Farewell
+    redis_url: str, shallow_model: Path, tmp_path: Path, registry: WorkerRegistry, farewell: Farewell
 ) -> None:
-    worker = WorkerProcess(redis_url, demo_model, tmp_path)
+    worker = WorkerProcess(redis_url, shallow_model, tmp_path)
     wait_until(registry.workers)
     (name,) = [each.name for each in registry.workers()]
     while registry.tell(name, farewell):

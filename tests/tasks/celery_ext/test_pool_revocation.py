@@ -33,9 +33,9 @@ def check_ended(app: Celery, client: Client, job_id: str, code: str) -> None:
 
 
 def test_a_revoked_job_that_waits_ends_at_once_whoever_hears_of_it(
-    app: Celery, client: Client, redis_url: str, demo_model: Path, tmp_path: Path
+    app: Celery, client: Client, redis_url: str, shallow_model: Path, tmp_path: Path
 ) -> None:
-    with WorkerProcess(redis_url, demo_model, tmp_path) as worker:
+    with WorkerProcess(redis_url, shallow_model, tmp_path) as worker:
         wait_until(lambda: app.control.ping(timeout=0.5))  # who is ready may not hear broadcasts yet
         submitted = client.submit(**SHORT, model="nobody")
         inline = app.send_task("orcd.generate", kwargs=SHORT | {"model": "nobody"}, queue="orcd.nobody").id
@@ -43,7 +43,7 @@ def test_a_revoked_job_that_waits_ends_at_once_whoever_hears_of_it(
         check_ended(app, client, submitted, "CANCELLED")
         wait_until(lambda: app.AsyncResult(inline).state == "REVOKED")
         assert worker.events("execute_start") == []
-    with WorkerProcess(redis_url, demo_model, tmp_path, ORCD_NAME="nobody") as worker:
+    with WorkerProcess(redis_url, shallow_model, tmp_path, ORCD_NAME="nobody") as worker:
         after = client.submit(**SHORT, model="nobody")
         assert client.result(after, timeout=20).state == "succeeded"
         check_ended(app, client, inline, "CANCELLED")
@@ -51,7 +51,7 @@ def test_a_revoked_job_that_waits_ends_at_once_whoever_hears_of_it(
 
 
 def test_a_message_that_expires_in_the_queue_ends_its_job(
-    app: Celery, client: Client, redis_url: str, demo_model: Path, tmp_path: Path
+    app: Celery, client: Client, redis_url: str, shallow_model: Path, tmp_path: Path
 ) -> None:
     submitted = client.submit(**SHORT)
     late = [
@@ -61,7 +61,7 @@ def test_a_message_that_expires_in_the_queue_ends_its_job(
     in_time = app.send_task("orcd.generate", kwargs=SHORT, expires=60)
     app.backend.client.ltrim("orcd:5", 0, -2)  # the client's own message
     time.sleep(0.6)
-    with WorkerProcess(redis_url, demo_model, tmp_path) as worker:
+    with WorkerProcess(redis_url, shallow_model, tmp_path) as worker:
         for job_id in late:
             check_ended(app, client, job_id, "EXPIRED")
         assert in_time.get(timeout=20)["tokens_out"] == 8
@@ -69,9 +69,9 @@ def test_a_message_that_expires_in_the_queue_ends_its_job(
 
 
 def test_a_terminated_job_is_cancelled_and_stays_revoked(
-    app: Celery, client: Client, redis_url: str, demo_model: Path, tmp_path: Path
+    app: Celery, client: Client, redis_url: str, shallow_model: Path, tmp_path: Path
 ) -> None:
-    with WorkerProcess(redis_url, demo_model, tmp_path, **slow_engine(tmp_path)):
+    with WorkerProcess(redis_url, shallow_model, tmp_path, **slow_engine(tmp_path)):
         job_id = app.send_task("orcd.generate", kwargs=LONG).id
         wait_until_running(client, [job_id], 3)
         app.control.terminate(job_id)
@@ -84,11 +84,11 @@ def test_a_terminated_job_is_cancelled_and_stays_revoked(
     ids=["SIGQUIT", "Ctrl-C twice", "REMAP_SIGTERM"],
 )
 def test_a_cold_shutdown_hands_jobs_over(
-    app: Celery, client: Client, redis_url: str, demo_model: Path, tmp_path: Path, signals: list[int], remapped: str
+    app: Celery, client: Client, redis_url: str, shallow_model: Path, tmp_path: Path, signals: list[int], remapped: str
 ) -> None:
     """F10: it cancelled them."""
     variables = slow_engine(tmp_path) | {"REMAP_SIGTERM": remapped}
-    with WorkerProcess(redis_url, demo_model, tmp_path, **variables) as worker:
+    with WorkerProcess(redis_url, shallow_model, tmp_path, **variables) as worker:
         job_id = app.send_task("orcd.generate", kwargs=LONG).id
         wait_until_running(client, [job_id])
         os.kill(worker.engine_pid, signal.SIGSTOP)  # so it does not end here
@@ -102,17 +102,17 @@ def test_a_cold_shutdown_hands_jobs_over(
 
 
 def test_a_time_limit_of_any_kind_ends_a_job_also_with_the_worker_that_takes_it_over(
-    app: Celery, client: Client, redis_url: str, demo_model: Path, tmp_path: Path
+    app: Celery, client: Client, redis_url: str, shallow_model: Path, tmp_path: Path
 ) -> None:
     kinds: list[dict[str, Any]] = [{"time_limit": 4}, {"soft_time_limit": 4}, {"time_limit": 60, "soft_time_limit": 4}]
     variables = slow_engine(tmp_path)
-    with WorkerProcess(redis_url, demo_model, tmp_path, **variables) as first:
+    with WorkerProcess(redis_url, shallow_model, tmp_path, **variables) as first:
         results = [app.send_task("orcd.generate", kwargs=LONG, **limits) for limits in kinds]
         wait_until_running(client, [result.id for result in results])
         os.kill(first.engine_pid, signal.SIGSTOP)
         first.kill()
         assert first.events("execute_end") == []
-    with WorkerProcess(redis_url, demo_model, tmp_path, **variables):
+    with WorkerProcess(redis_url, shallow_model, tmp_path, **variables):
         for result in results:
             with pytest.raises(InferenceTimeout):
                 result.get(timeout=30)
@@ -120,19 +120,19 @@ def test_a_time_limit_of_any_kind_ends_a_job_also_with_the_worker_that_takes_it_
 
 
 def test_a_request_in_the_wrong_queue_is_answered_by_the_model_that_it_names(
-    app: Celery, client: Client, redis_url: str, demo_model: Path, tmp_path: Path
+    app: Celery, client: Client, redis_url: str, shallow_model: Path, tmp_path: Path
 ) -> None:
     """F09: whatever model was there answered it."""
     with (
-        WorkerProcess(redis_url, demo_model, tmp_path) as here,
-        WorkerProcess(redis_url, demo_model, tmp_path, ORCD_NAME="other") as there,
+        WorkerProcess(redis_url, shallow_model, tmp_path) as here,
+        WorkerProcess(redis_url, shallow_model, tmp_path, ORCD_NAME="other") as there,
     ):
         for name in ("orcd.generate", "tasks.generate"):
             assert (
                 app.send_task(name, kwargs=SHORT | {"model": "other"}, queue="orcd").get(timeout=20)["model"] == "other"
             )
         requests = [SHORT, SHORT | {"model": "other"}]
-        chunk = app.send_task("orcd.generate_chunk", kwargs={"requests": requests}, queue=f"orcd.{demo_model.stem}")
-        assert [value["model"] for value in chunk.get(timeout=20)] == [demo_model.stem, "other"]
+        chunk = app.send_task("orcd.generate_chunk", kwargs={"requests": requests}, queue=f"orcd.{shallow_model.stem}")
+        assert [value["model"] for value in chunk.get(timeout=20)] == [shallow_model.stem, "other"]
         assert len(here.events("execute_start")) == 1
         assert len(there.events("execute_start")) == 3

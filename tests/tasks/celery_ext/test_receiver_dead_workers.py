@@ -73,7 +73,7 @@ def test_foreign_messages_survive_the_workers_that_have_them(
 
 
 def test_a_foreign_message_without_a_record_is_delivered_again(
-    app: Celery, redis_url: str, connection: redis.Redis, demo_model: Path, tmp_path: Path
+    app: Celery, redis_url: str, connection: redis.Redis, shallow_model: Path, tmp_path: Path
 ) -> None:
     task_id = _send(app)
     (key,) = connection.scan_iter(queue_name(None) + "*", _type="list")
@@ -82,29 +82,29 @@ def test_a_foreign_message_without_a_record_is_delivered_again(
     now_s, _ = connection.time()
     connection.zadd(schema.RECEIVERS, {"dead": int((now_s + LEASE_S) * 1000)})
     begun = time.monotonic()
-    with WorkerProcess(redis_url, demo_model, tmp_path):
+    with WorkerProcess(redis_url, shallow_model, tmp_path):
         _wait_until_done(connection, [task_id], max(begun + LEASE_S, time.monotonic()) + SLACK_S)
     assert not connection.exists(schema.unacked_key("dead"))
 
 
 def test_a_message_of_a_killed_worker_that_redis_has_forgotten_is_delivered_again(
-    app: Celery, redis_url: str, connection: redis.Redis, demo_model: Path, tmp_path: Path
+    app: Celery, redis_url: str, connection: redis.Redis, shallow_model: Path, tmp_path: Path
 ) -> None:
     """F09: it was lost for ever."""
-    with WorkerProcess(redis_url, demo_model, tmp_path) as victim:
+    with WorkerProcess(redis_url, shallow_model, tmp_path) as victim:
         task_id = _send(app, countdown=3)
         wait_until(lambda: _num_noted(connection))
         victim.process.send_signal(signal.SIGSTOP)
         connection.delete(schema.RECEIVERS)
         victim.kill()
-    with WorkerProcess(redis_url, demo_model, tmp_path):
+    with WorkerProcess(redis_url, shallow_model, tmp_path):
         _wait_until_done(connection, [task_id], time.monotonic() + 3 + 2 * LEASE_S + SLACK_S)
 
 
 def test_a_message_that_waits_for_its_time_in_a_killed_worker_is_run_in_time_by_another(
-    app: Celery, redis_url: str, connection: redis.Redis, demo_model: Path, tmp_path: Path
+    app: Celery, redis_url: str, connection: redis.Redis, shallow_model: Path, tmp_path: Path
 ) -> None:
-    workers = [WorkerProcess(redis_url, demo_model, tmp_path) for _ in range(2)]
+    workers = [WorkerProcess(redis_url, shallow_model, tmp_path) for _ in range(2)]
     with workers[0], workers[1]:
         sent = time.monotonic()
         task_id = _send(app, countdown=6)
@@ -118,9 +118,9 @@ def test_a_message_that_waits_for_its_time_in_a_killed_worker_is_run_in_time_by_
 
 
 def test_a_worker_that_stops_in_order_puts_back_what_it_has_not_run(
-    app: Celery, redis_url: str, connection: redis.Redis, demo_model: Path, tmp_path: Path
+    app: Celery, redis_url: str, connection: redis.Redis, shallow_model: Path, tmp_path: Path
 ) -> None:
-    with WorkerProcess(redis_url, demo_model, tmp_path):
+    with WorkerProcess(redis_url, shallow_model, tmp_path):
         _send(app, countdown=3600)
         wait_until(lambda: _num_noted(connection))
     assert _num_noted(connection) == 0
@@ -128,11 +128,11 @@ def test_a_worker_that_stops_in_order_puts_back_what_it_has_not_run(
 
 
 def test_a_worker_whose_event_loop_stood_still_goes_on_with_what_it_has(
-    redis_url: str, connection: redis.Redis, demo_model: Path, tmp_path: Path
+    redis_url: str, connection: redis.Redis, shallow_model: Path, tmp_path: Path
 ) -> None:
     with (
-        WorkerProcess(redis_url, demo_model, tmp_path, **slow_engine(tmp_path)) as slow,
-        WorkerProcess(redis_url, demo_model, tmp_path, **slow_engine(tmp_path)),
+        WorkerProcess(redis_url, shallow_model, tmp_path, **slow_engine(tmp_path)) as slow,
+        WorkerProcess(redis_url, shallow_model, tmp_path, **slow_engine(tmp_path)),
         Client(redis_url) as client,
     ):
         job_ids = client.submit_many([FIELDS | {"max_tokens": 60}] * 12)

@@ -69,9 +69,11 @@ def _undisturbed(client: Client, requests: list[dict[str, Any]]) -> list[tuple[s
     return _contents([client.result(job_id, timeout=60) for job_id in client.submit_many(requests)])
 
 
-def test_streams_go_on_when_the_engine_is_killed_under_them(redis_url: str, demo_model: Path, tmp_path: Path) -> None:
+def test_streams_go_on_when_the_engine_is_killed_under_them(
+    redis_url: str, shallow_model: Path, tmp_path: Path
+) -> None:
     variables = slow_engine(tmp_path)
-    with WorkerProcess(redis_url, demo_model, tmp_path, **variables) as worker, Client(redis_url) as client:
+    with WorkerProcess(redis_url, shallow_model, tmp_path, **variables) as worker, Client(redis_url) as client:
         requests = _requests(40)
         expected = _undisturbed(client, requests)
         streams = Streams(redis_url, client.submit_many(requests))
@@ -84,32 +86,32 @@ def test_streams_go_on_when_the_engine_is_killed_under_them(redis_url: str, demo
 
 
 def test_streams_go_on_when_the_celery_process_is_killed_and_another_worker_runs(
-    redis_url: str, demo_model: Path, tmp_path: Path
+    redis_url: str, shallow_model: Path, tmp_path: Path
 ) -> None:
     variables = slow_engine(tmp_path)
-    with Client(redis_url) as client, WorkerProcess(redis_url, demo_model, tmp_path, **variables) as victim:
+    with Client(redis_url) as client, WorkerProcess(redis_url, shallow_model, tmp_path, **variables) as victim:
         requests = _requests(30)
         expected = _undisturbed(client, requests)
         streams = Streams(redis_url, client.submit_many(requests))
         wait_until_running(client, streams.job_ids, 5)
         os.kill(victim.engine_pid, signal.SIGSTOP)  # so that nothing ends before the other worker is there
-        with WorkerProcess(redis_url, demo_model, tmp_path):
+        with WorkerProcess(redis_url, shallow_model, tmp_path):
             victim.kill()
             assert _contents(streams.results()) == expected
         assert {client.status(job_id).attempt for job_id in streams.job_ids} == {2}
 
 
-def test_a_worker_that_is_told_to_stop_hands_its_jobs_over(redis_url: str, demo_model: Path, tmp_path: Path) -> None:
+def test_a_worker_that_is_told_to_stop_hands_its_jobs_over(redis_url: str, shallow_model: Path, tmp_path: Path) -> None:
     with (
         Client(redis_url) as client,
-        WorkerProcess(redis_url, demo_model, tmp_path, ORCD_DRAIN_TIMEOUT_S="2", **slow_engine(tmp_path)) as leaver,
+        WorkerProcess(redis_url, shallow_model, tmp_path, ORCD_DRAIN_TIMEOUT_S="2", **slow_engine(tmp_path)) as leaver,
     ):
         request = {"prompt_token_ids": [9, 8, 7], "max_tokens": 40, "seed": 4, "ignore_eos": True}
         expected = _undisturbed(client, [request])
         streams = Streams(redis_url, client.submit_many([request]))
         wait_until_running(client, streams.job_ids, 5)
         os.kill(leaver.engine_pid, signal.SIGSTOP)  # too slow to finish in time
-        with WorkerProcess(redis_url, demo_model, tmp_path):
+        with WorkerProcess(redis_url, shallow_model, tmp_path):
             leaver.process.terminate()
             assert _contents(streams.results()) == expected
         with suppress(ProcessLookupError):  # on a slow machine the worker has killed it by now
@@ -119,10 +121,10 @@ def test_a_worker_that_is_told_to_stop_hands_its_jobs_over(redis_url: str, demo_
 
 
 def test_a_redis_that_goes_away_for_a_while_costs_no_token(
-    redis_server: RedisServer, demo_model: Path, tmp_path: Path
+    redis_server: RedisServer, shallow_model: Path, tmp_path: Path
 ) -> None:
     variables = slow_engine(tmp_path)
-    with WorkerProcess(redis_server.url, demo_model, tmp_path, **variables), Client(redis_server.url) as client:
+    with WorkerProcess(redis_server.url, shallow_model, tmp_path, **variables), Client(redis_server.url) as client:
         requests = _requests(40)
         expected = _undisturbed(client, requests)
         streams = Streams(redis_server.url, client.submit_many(requests))
@@ -134,16 +136,16 @@ def test_a_redis_that_goes_away_for_a_while_costs_no_token(
 
 
 def test_a_worker_whose_engine_cannot_be_brought_back_leaves_and_its_jobs_go_on_elsewhere(
-    redis_url: str, demo_model: Path, tmp_path: Path
+    redis_url: str, shallow_model: Path, tmp_path: Path
 ) -> None:
-    model = Path(shutil.copy(demo_model, tmp_path / demo_model.name))
+    model = Path(shutil.copy(shallow_model, tmp_path / shallow_model.name))
     with Client(redis_url) as client, WorkerProcess(redis_url, model, tmp_path, **slow_engine(tmp_path)) as loser:
         request = {"prompt_token_ids": [9, 8, 7], "max_tokens": 40, "seed": 4, "ignore_eos": True}
         expected = _undisturbed(client, [request])
         streams = Streams(redis_url, client.submit_many([request]))
         wait_until_running(client, streams.job_ids, 5)
         os.kill(loser.engine_pid, signal.SIGSTOP)
-        with WorkerProcess(redis_url, demo_model, tmp_path):
+        with WorkerProcess(redis_url, shallow_model, tmp_path):
             model.unlink()
             loser.kill_engine()
             assert loser.process.wait(60) == 1
@@ -151,16 +153,16 @@ def test_a_worker_whose_engine_cannot_be_brought_back_leaves_and_its_jobs_go_on_
             assert _contents(streams.results()) == expected
 
 
-def test_a_worker_takes_no_more_jobs_than_it_may_hold(redis_url: str, demo_model: Path, tmp_path: Path) -> None:
+def test_a_worker_takes_no_more_jobs_than_it_may_hold(redis_url: str, shallow_model: Path, tmp_path: Path) -> None:
     with (
-        WorkerProcess(redis_url, demo_model, tmp_path, ORCD_CONCURRENCY="2", **slow_engine(tmp_path)),
+        WorkerProcess(redis_url, shallow_model, tmp_path, ORCD_CONCURRENCY="2", **slow_engine(tmp_path)),
         Client(redis_url) as client,
     ):
         job_ids = client.submit_many(
             [{"prompt_token_ids": [5], "max_tokens": 100, "ignore_eos": True, "seed": i} for i in range(5)]
         )
         wait_until_running(client, job_ids[:1], 5)
-        states = [client.status(job_id).state for job_id in job_ids]
+        states = [status.state for status in client.statuses(job_ids)]  # all at one time
         assert 0 < states.count("running") <= 2
         assert states.count("queued") >= 3
         assert {client.result(job_id, timeout=60).state for job_id in job_ids} == {"succeeded"}

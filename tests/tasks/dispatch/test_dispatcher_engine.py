@@ -27,10 +27,10 @@ if "--in-flight-fd" in sys.orig_argv:  # in the engine process
 """
 
 
-def test_a_stuck_engine_costs_no_lease_and_blocks_nobody(redis_url: str, demo_model: Path, tmp_path: Path) -> None:
+def test_a_stuck_engine_costs_no_lease_and_blocks_nobody(redis_url: str, shallow_model: Path, tmp_path: Path) -> None:
     """Jobs that come meanwhile are claimed, and cancellations are heard."""
     variables = slow_engine(tmp_path)
-    with WorkerProcess(redis_url, demo_model, tmp_path, **variables) as worker, Client(redis_url) as client:
+    with WorkerProcess(redis_url, shallow_model, tmp_path, **variables) as worker, Client(redis_url) as client:
         job_id = client.submit(**LONG)
         wait_until_running(client, [job_id], 5)
         os.kill(worker.engine_pid, signal.SIGSTOP)
@@ -47,7 +47,7 @@ def test_a_stuck_engine_costs_no_lease_and_blocks_nobody(redis_url: str, demo_mo
 
 
 def test_an_engine_that_hangs_while_it_is_loaded_again_is_killed_and_its_jobs_go_on(
-    redis_url: str, demo_model: Path, tmp_path: Path
+    redis_url: str, shallow_model: Path, tmp_path: Path
 ) -> None:
     trap = tmp_path / "trap"
     (tmp_path / "sitecustomize.py").write_text(HANG_AT_LOAD.format(trap=str(trap)) + SLOW_STEPS.format(step_s=STEP_S))
@@ -55,7 +55,7 @@ def test_an_engine_that_hangs_while_it_is_loaded_again_is_killed_and_its_jobs_go
         "PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]),
         "ORCD_ENGINE_START_TIMEOUT_S": "15",
     }
-    with WorkerProcess(redis_url, demo_model, tmp_path, **variables) as worker, Client(redis_url) as client:
+    with WorkerProcess(redis_url, shallow_model, tmp_path, **variables) as worker, Client(redis_url) as client:
         expected = client.result(client.submit(**LONG), timeout=60)
         job_id = client.submit(**LONG)
         wait_until_running(client, [job_id], 5)

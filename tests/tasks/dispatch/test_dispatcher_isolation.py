@@ -131,10 +131,10 @@ def test_jobs_that_come_during_a_search_wait_and_all_are_handed_over_when_the_wo
 
 
 def test_a_lone_job_is_given_up_with_the_third_sigkill_from_outside(
-    redis_url: str, demo_model: Path, tmp_path: Path
+    redis_url: str, shallow_model: Path, tmp_path: Path
 ) -> None:
     variables = slow_engine(tmp_path)
-    with WorkerProcess(redis_url, demo_model, tmp_path, **variables) as worker, Client(redis_url) as client:
+    with WorkerProcess(redis_url, shallow_model, tmp_path, **variables) as worker, Client(redis_url) as client:
         job_id = client.submit(prompt_token_ids=[5, 6, 7], max_tokens=900, ignore_eos=True)
         wait_until_running(client, [job_id], 5)
         for deaths in (1, 2, 3):

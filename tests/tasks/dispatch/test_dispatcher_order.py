@@ -19,15 +19,15 @@ def requests(num_jobs: int, num_tokens: int, **fields: Any) -> list[dict[str, An
     return [{"prompt_token_ids": [5 + number, 7], "seed": number, **common} for number in range(num_jobs)]
 
 
-def test_a_second_worker_gets_its_share_of_what_waits(redis_url: str, demo_model: Path, tmp_path: Path) -> None:
+def test_a_second_worker_gets_its_share_of_what_waits(redis_url: str, shallow_model: Path, tmp_path: Path) -> None:
     """F18: the first worker kept all 200 jobs while a second idled for 48 s."""
     settings = {"ORCD_MAX_SEQUENCES": "4", **slow_engine(tmp_path)}
-    with WorkerProcess(redis_url, demo_model, tmp_path, **settings) as first, Client(redis_url) as client:
+    with WorkerProcess(redis_url, shallow_model, tmp_path, **settings) as first, Client(redis_url) as client:
         job_ids = client.submit_many(requests(48, 12))
         wait_until_running(client, job_ids[:1])
         os.kill(first.engine_pid, signal.SIGSTOP)  # it has time enough until there is a second one
         assert sum(status.state == "running" for status in client.statuses(job_ids)) <= 5
-        with WorkerProcess(redis_url, demo_model, tmp_path, **settings) as second:
+        with WorkerProcess(redis_url, shallow_model, tmp_path, **settings) as second:
             os.kill(first.engine_pid, signal.SIGCONT)
             left = [status.job_id for status in client.statuses(job_ids) if status.state in ("queued", "running")]
             assert {client.result(job_id, timeout=60).state for job_id in job_ids} == {"succeeded"}
@@ -38,12 +38,12 @@ def test_a_second_worker_gets_its_share_of_what_waits(redis_url: str, demo_model
 
 
 def test_the_least_urgent_job_is_served_in_time_while_the_most_urgent_ones_never_end(
-    redis_url: str, demo_model: Path, tmp_path: Path
+    redis_url: str, shallow_model: Path, tmp_path: Path
 ) -> None:
     """F18: priority 9 under constant load of priority 0 waited for 2.1 hours."""
     settings = {"ORCD_MAX_SEQUENCES": "2", "ORCD_AGEING_S": "2", **slow_engine(tmp_path, 0.01)}
     urgent = requests(12, 30, priority=0)
-    with WorkerProcess(redis_url, demo_model, tmp_path, **settings), Client(redis_url) as client:
+    with WorkerProcess(redis_url, shallow_model, tmp_path, **settings), Client(redis_url) as client:
         waiting = client.submit_many(urgent)
         late = client.submit(prompt_token_ids=[5], max_tokens=1, priority=9)
         start = time.monotonic()
@@ -61,10 +61,10 @@ def test_the_least_urgent_job_is_served_in_time_while_the_most_urgent_ones_never
 
 
 def test_a_tenant_with_few_jobs_does_not_wait_for_one_with_many(
-    redis_url: str, demo_model: Path, tmp_path: Path
+    redis_url: str, shallow_model: Path, tmp_path: Path
 ) -> None:
     settings = {"ORCD_MAX_SEQUENCES": "2", **slow_engine(tmp_path)}
-    with WorkerProcess(redis_url, demo_model, tmp_path, **settings), Client(redis_url) as client:
+    with WorkerProcess(redis_url, shallow_model, tmp_path, **settings), Client(redis_url) as client:
         many = client.submit_many(requests(60, 20, tenant="many"))
         wait_until_running(client, many[:1])
         few = client.submit_many(requests(3, 20, tenant="few"))

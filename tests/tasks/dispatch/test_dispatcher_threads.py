@@ -91,11 +91,11 @@ def _readiness(port: int) -> Iterator[int]:
     ],
 )
 def test_a_worker_that_loses_a_thread_gives_its_jobs_back_and_leaves(
-    redis_url: str, demo_model: Path, tmp_path: Path, variables: dict[str, str], kill: Kill, thread: str
+    redis_url: str, shallow_model: Path, tmp_path: Path, variables: dict[str, str], kill: Kill, thread: str
 ) -> None:
     port = _free_port()
     with (
-        WorkerProcess(redis_url, demo_model, tmp_path, ORCD_METRICS_PORT=str(port), **variables) as worker,
+        WorkerProcess(redis_url, shallow_model, tmp_path, ORCD_METRICS_PORT=str(port), **variables) as worker,
         Client(redis_url) as client,
     ):
         job_id = client.submit(**LONG | {"max_tokens": 400})
@@ -113,13 +113,13 @@ def test_a_worker_that_loses_a_thread_gives_its_jobs_back_and_leaves(
 
 
 def test_the_jobs_of_a_worker_that_lost_its_job_runner_go_on_elsewhere(
-    redis_url: str, demo_model: Path, tmp_path: Path, variables: dict[str, str], kill: Kill
+    redis_url: str, shallow_model: Path, tmp_path: Path, variables: dict[str, str], kill: Kill
 ) -> None:
-    with Client(redis_url) as client, WorkerProcess(redis_url, demo_model, tmp_path, **variables) as loser:
+    with Client(redis_url) as client, WorkerProcess(redis_url, shallow_model, tmp_path, **variables) as loser:
         expected = client.result(client.submit(**LONG), timeout=60)
         job_id = client.submit(**LONG)
         wait_until_running(client, [job_id], 5)
-        with WorkerProcess(redis_url, demo_model, tmp_path):
+        with WorkerProcess(redis_url, shallow_model, tmp_path):
             kill("job runner")
             result = client.result(job_id, timeout=30)
             assert (result.state, result.text) == ("succeeded", expected.text)
