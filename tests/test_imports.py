@@ -7,7 +7,7 @@ import contextlib
 import graphlib
 import io
 import sys
-from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -28,8 +28,10 @@ def module_name(path: Path) -> str:
     return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
 
 
-def imports(path: Path) -> Iterator[str]:
+@cache
+def imports(path: Path) -> list[str]:
     """Every module named in an import statement of a file, wherever it stands but for what only type checkers read."""
+    found: list[str] = []
     pending: list[ast.AST] = [ast.parse(path.read_text())]
     while pending:
         node = pending.pop()
@@ -37,12 +39,12 @@ def imports(path: Path) -> Iterator[str]:
             case ast.If(test=ast.Name(id="TYPE_CHECKING")):
                 continue
             case ast.Import():
-                yield from (alias.name for alias in node.names)
+                found += (alias.name for alias in node.names)
             case ast.ImportFrom():
                 assert node.level == 0, f"{path}: relative import"
-                yield node.module or ""
-                yield from (f"{node.module}.{alias.name}" for alias in node.names)
+                found += (node.module or "", *(f"{node.module}.{alias.name}" for alias in node.names))
         pending += ast.iter_child_nodes(node)
+    return found
 
 
 def test_the_contracts_of_pyproject_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:

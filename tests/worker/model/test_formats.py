@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import lru_cache
 from itertools import cycle
 from pathlib import Path
 
@@ -27,18 +28,19 @@ SPECS = {
 IDS = [5, 299, 17, 0, 44]
 
 
-def blocks_of(tensor: TensorSpec, format_: str) -> np.ndarray:
-    """A tensor's contents in ``format_``, always the same."""
+@lru_cache(maxsize=128)  # those of one model
+def blocks_of(tensor: TensorSpec) -> np.ndarray:
+    """A tensor's contents in its format, always the same."""
     rng = np.random.default_rng(list(tensor.name.encode()))
-    if format_ not in MADE_DIRECTLY:
+    if tensor.format not in MADE_DIRECTLY:
         values = rng.normal(scale=tensor.deviation, size=tensor.shape).astype(np.float32)
-        return gguf.quants.quantize(values, gguf.GGMLQuantizationType[format_]).view(np.uint8)
-    return tensor_blocks(replace(tensor, format=format_), rng)
+        return gguf.quants.quantize(values, gguf.GGMLQuantizationType[tensor.format]).view(np.uint8)
+    return tensor_blocks(tensor, rng)
 
 
 def logits_of(spec: ModelSpec, path: Path) -> np.ndarray:
     """Logits of ``spec`` with its tensors as they are."""
-    write_model(spec, path, make_blocks=lambda tensor, _rng: blocks_of(tensor, tensor.format))
+    write_model(spec, path, make_blocks=lambda tensor, _rng: blocks_of(tensor))
     return logits_alone(load_model(open_gguf(path), open_device("cpu"), lambda _done, _total: None), IDS)
 
 
@@ -49,7 +51,7 @@ def logits_in_float32(spec: ModelSpec, path: Path) -> np.ndarray:
     def expanded(tensor: TensorSpec, _rng: np.random.Generator) -> np.ndarray:
         values = np.empty(tensor.shape, np.float32)
         format_ = formats[tensor.name]
-        dequantise(FORMATS[format_], blocks_of(tensor, format_), out=values)
+        dequantise(FORMATS[format_], blocks_of(replace(tensor, format=format_)), out=values)
         return values.view(np.uint8)
 
     tensors = [replace(tensor, format="F32") for tensor in spec.tensors]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -100,11 +101,17 @@ def replace_choices(add: Add, *choices: Choice) -> Add:
     return Add(add.request_id, add.prompt_ids, add.sampling, choices, add.priority)
 
 
+@cache
+def drawn_beyond(recompute_at: int) -> Results:
+    """What draws one by one give where a model computes a sequence of more tokens than that anew."""
+    return generate(engine(ContextModel(recompute_at=recompute_at)), traffic(), is_told=False)
+
+
 @pytest.mark.parametrize("recompute_at", range(12, 26))
 def test_a_sequence_that_outgrows_the_models_limit_with_them_is_computed_anew(
     make: Callable[..., Engine], recompute_at: int
 ) -> None:
-    expected = generate(engine(ContextModel(recompute_at=recompute_at)), traffic(), is_told=False)
+    expected = drawn_beyond(recompute_at)
     for options in ({}, {"step_tokens": 5}, {"cache_tokens": 56}):
         assert generate(make(ContextModel(recompute_at=recompute_at), **options), traffic()) == expected
 
