@@ -48,18 +48,18 @@ def check_both_limits(subject: Tokenizer, text: str, *, parse_special: bool) -> 
 
 @settings(derandomize=True, max_examples=150, deadline=None)
 @given(
-    parts=st.lists(st.tuples(st.integers(0, 2), st.integers(0, 2**32)), max_size=12),
+    pieces=st.lists(st.tuples(st.integers(0, 2), st.integers(0, 2**32)), max_size=12),
     times=st.integers(1, 40),
     parse_special=st.booleans(),
 )
-def test_no_text_that_fits_is_refused(parts: list[tuple[int, int]], times: int, parse_special: bool) -> None:
+def test_no_text_that_fits_is_refused(pieces: list[tuple[int, int]], times: int, parse_special: bool) -> None:
     """F16: texts are made of the vocabulary's own longest tokens, special ones, and odd characters, many times over.
 
     Each example is one for all vocabularies: to think one up takes longer than to try it.
     """
     for name in VECTORS:
         kinds = kinds_of_pieces(name)
-        text = "".join(kinds[kind][number % len(kinds[kind])] for kind, number in parts) * times
+        text = "".join(kinds[kind][number % len(kinds[kind])] for kind, number in pieces) * times
         note(f"{name}: {text!r}")
         check_both_limits(tokenizer_of(name), text, parse_special=parse_special)
 
