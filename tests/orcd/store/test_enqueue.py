@@ -192,8 +192,9 @@ def test_a_queue_that_takes_no_message_keeps_no_other_from_being_announced(
 
 def test_a_client_listens_to_no_celery_result(redis_server: RedisServer):
     with Client(redis_server.url) as client, redis.Redis.from_url(redis_server.url) as connection:
+        before = connection.pubsub_channels()
         client.submit_many([{"prompt": "x"}] * 5)
-        assert connection.pubsub_channels() == []
+        assert set(connection.pubsub_channels()) <= set(before)
 
 
 def test_the_sending_app_keeps_no_results():
