@@ -38,7 +38,7 @@ STATUSES = [
 """What `orcd status` says, one time after the other."""
 UNSERVED = "qwen"
 """The model of a job that waits for another reason than the others; it may come first or last."""
-SMALLER = {"200": "60", "head -n 300": "head -n 90"}
+SMALLER = {"200": "60"}
 """So that it does not take minutes."""
 
 
