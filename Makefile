@@ -15,7 +15,7 @@ SEED := 1
 # Whatever the environment says, compiled Python is kept: the tests start hundreds of processes.
 export PYTHONDONTWRITEBYTECODE :=
 
-# More than most machines have cores: many tests wait for other processes. The order of the files is tests/conftest.py's.
+# More than most machines have cores: many tests wait for other processes. In the order of the folders short tests come last.
 TEST_PROCESSES := 6
 
 # Of compute-sanitizer, one after the other.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -98,25 +98,11 @@ def wait_until(condition: Callable[[], object], timeout_s: float = 30.0) -> None
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mix the files, and skip tests for a GPU where there is none."""
-    items.sort(key=_places({item.path: None for item in items}))
+    """Skip tests for a GPU where there is none."""
     for_gpu = [item for item in items if item.get_closest_marker("gpu")]
     if for_gpu and (reason := _why_no_gpu()):
         for item in for_gpu:
             item.add_marker(pytest.mark.skip(reason=reason))
-
-
-def _places(files: Iterable[Path]) -> Callable[[pytest.Item], float]:
-    """Where in the run a test's file stands, from 0 to 1: those of every folder are spread over the whole run.
-
-    The tests of some folders compute, those of others wait for processes: one after the other they would leave
-    processor cores idle first and be short of them later.
-    """
-    folders: dict[Path, list[Path]] = {}
-    for file in files:
-        folders.setdefault(file.parent, []).append(file)
-    places = {file: (at + 0.5) / len(each) for each in folders.values() for at, file in enumerate(each)}
-    return lambda item: places[item.path]
 
 
 def _why_no_gpu() -> str:
