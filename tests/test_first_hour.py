@@ -38,7 +38,7 @@ STATUSES = [
 """What `orcd status` says, one time after the other."""
 UNSERVED = "qwen"
 """The model of a job that waits for another reason than the others; it may come first or last."""
-SMALLER = {"200": "60"}
+SMALLER = {"200": "30"}
 """So that it does not take minutes."""
 
 
@@ -52,6 +52,7 @@ class Walk:
         variables = {
             "PATH": program_path(), "ORCD_REDIS_URL": self.url, "ORCD_DRAIN_TIMEOUT_S": "1", "COLUMNS": "200",
             "FLOWER_BASIC_AUTH": "watcher:secret", "FLOWER_PORT": self.ports["5555"],
+            "ORCD_MAX_SEQUENCES": "2",  # so slow that jobs still wait when they are looked at
         }  # fmt: skip
         self.shell = Shell(folder, inherited | variables)
         self.job = ""
@@ -70,6 +71,8 @@ class Walk:
             return
         if command == "orcd queue":
             wait_until(self._is_queue_full)  # a person would take so long
+        if command.startswith("orcd drain"):
+            del self.shell.environment["ORCD_MAX_SEQUENCES"]  # the next worker has to end them all
         said = self.shell.run(filled, fails=command.startswith('orcd generate "$('))
         if command.startswith("orcd status"):
             expected = next(self.statuses)

@@ -6,6 +6,7 @@ import gc
 from collections.abc import Iterator
 from typing import Any
 
+import kombu.pools
 import pytest
 import redis
 from celery import Celery
@@ -33,6 +34,7 @@ def receiver(make_receiver: MakeReceiver) -> Receiver:
 
 @pytest.fixture
 def app(redis_url: str) -> Iterator[Celery]:
+    kombu.pools.reset()  # the apps of a process share connections; Redis may have closed those of tests long ago
     app = create_app(Settings(redis_url=redis_url))
     yield app
     gc.collect()  # an AsyncResult unsubscribes when it is collected, so it must go before its Redis does
