@@ -8,6 +8,7 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
+from orcd.gateway.answers.responses import MOST_SEEN, NOTHING_SEEN
 from orcd.gateway.batches.batch_store import BatchObject
 from orcd.gateway.batches.file_store import PURPOSES, FileObject
 from orcd.gateway.batches.pages import MOST
@@ -75,7 +76,7 @@ _PAGE = (
 _PURPOSE = {"type": "string", "enum": list(PURPOSES)}
 _REPLAY = (
     {"name": "stream", "in": "query", "schema": _FLAG},
-    {"name": "starting_after", "in": "query", "schema": _INTEGER},
+    {"name": "starting_after", "in": "query", "schema": {**_INTEGER, "minimum": NOTHING_SEEN, "maximum": MOST_SEEN}},
 )
 
 _MODEL = _object("model", id=_TEXT, created=_INTEGER, owned_by=_TEXT)

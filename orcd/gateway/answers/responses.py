@@ -23,6 +23,8 @@ from orcd.openai.responses import ECHOED, conversation, parse, response
 
 URL = "/v1/responses"
 NOTHING_SEEN = -1
+MOST_SEEN = 2**53 - 1
+"""The largest number of an event that a caller can have seen: JSON's readers keep no larger ones exactly."""
 REFUSALS = ("INVALID_REQUEST", "CONTEXT_LENGTH_EXCEEDED")
 """Errors that only a worker finds and that are the call's; any other leaves a response of the status failed."""
 _SEQUENCE_NUMBER = re.compile(r"-?[0-9]{1,18}")
@@ -53,12 +55,12 @@ async def retrieve(call: Call) -> Response:
     if streams not in ("true", "false"):
         raise ApiError(400, "stream: must be true or false", param="stream")
     text = query.get("starting_after", call.request.headers.get("last-event-id", str(NOTHING_SEEN)))
-    if _SEQUENCE_NUMBER.fullmatch(text) is None:
+    if _SEQUENCE_NUMBER.fullmatch(text) is None or not NOTHING_SEEN <= int(text) <= MOST_SEEN:
         raise ApiError(400, "starting_after: must be a sequence number", param="starting_after")
     job_id = _job_id(call)
     if streams == "false":
         return await _current(call, job_id)
-    return _Stream(call, job_id, max(NOTHING_SEEN, int(text)))
+    return _Stream(call, job_id, int(text))
 
 
 @endpoint
