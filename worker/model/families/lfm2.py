@@ -12,22 +12,15 @@ from typing import ClassVar
 
 from kernels.batch import AnyArray, Step
 from kernels.devices.protocol import AnyProjection, Device
-from kernels.weights.parameters import Attention, RmsNorm
+from kernels.weights.parameters import RmsNorm
 from worker.model.config import Architecture, ModelConfig
 from worker.model.families.feed_forward import FeedForward, load_feed_forward
-from worker.model.families.self_attention import load_attention
+from worker.model.families.self_attention import SelfAttention, load_attention
 from worker.model.kv_cache import KVCache
 from worker.model.layer_config import SHORT_CONVOLUTION_KEYS
 from worker.model.rope_scaling import plain_rope
 from worker.model.step_activations import StepActivations
 from worker.model.weights import TensorSpec, Weights
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Attention:
-    qkv: AnyProjection
-    attention: Attention[AnyArray]
-    output: AnyProjection
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -40,7 +33,7 @@ class _ShortConvolution:
 @dataclass(frozen=True, slots=True, eq=False)
 class _Layer:
     norm: RmsNorm[AnyArray]
-    mixer: _Attention | _ShortConvolution
+    mixer: SelfAttention | _ShortConvolution
     ffn_norm: RmsNorm[AnyArray]
     feed_forward: FeedForward
 
@@ -64,7 +57,7 @@ class Lfm2:
         self._norm = weights.rms_norm("token_embd_norm", config.hidden, config.norm_epsilon)
         self._rope = weights.rope(plain_rope(config, "neox", None, truncate=True))
         mixers = [layer.mixer for layer in self._layers]
-        self._attention = next(mixer.attention for mixer in mixers if isinstance(mixer, _Attention))
+        self._attention = next(mixer.attention for mixer in mixers if isinstance(mixer, SelfAttention))
 
     def forward(self, step: Step[AnyArray], cache: KVCache) -> AnyArray:
         """Run one step; returns logits [R, vocab] float32 of ``step.logit_rows``."""
@@ -77,7 +70,7 @@ class Lfm2:
         caches, states = iter(cache.layers), iter(cache.states)
         for layer in self._layers:
             match layer.mixer:
-                case _Attention(qkv, attention, output):
+                case SelfAttention(qkv, attention, output):
                     ops.norm_linear(x, layer.norm, qkv, out=acts.qkv)
                     own = next(caches)
                     ops.rope_attention(acts.qkv, rotation, attention, step, plan, out_cache=own, out=acts.attended)
@@ -93,19 +86,13 @@ class Lfm2:
 
 
 def _load_layer(config: ModelConfig, weights: Weights, index: int) -> _Layer:
-    recurrent = config.layers[index].recurrent
+    layer = config.layers[index]
     return _Layer(
         norm=weights.rms_norm("attn_norm", config.hidden, config.norm_epsilon),
-        mixer=_load_convolution(config, weights) if recurrent else _load_attention(config, weights, index),
+        mixer=_load_convolution(config, weights) if layer.recurrent else load_attention(config, layer, weights),
         ffn_norm=weights.rms_norm("ffn_norm", config.hidden, config.norm_epsilon),
         feed_forward=load_feed_forward(config, weights),
     )
-
-
-def _load_attention(config: ModelConfig, weights: Weights, index: int) -> _Attention:
-    own = load_attention(config, config.layers[index], weights)
-    output = TensorSpec("attn_output", config.hidden, bias=False)
-    return _Attention(own.qkv, own.attention, weights.projection(output, num_inputs=own.attention.query_width))
 
 
 def _load_convolution(config: ModelConfig, weights: Weights) -> _ShortConvolution:

@@ -33,7 +33,6 @@ class _Layer:
     norm: RmsNorm[AnyArray]
     attention: SelfAttention
     gate: AnyProjection
-    output: AnyProjection
     post_norm: RmsNorm[AnyArray]
     ffn_norm: RmsNorm[AnyArray]
     feed_forward: FeedForward
@@ -83,7 +82,7 @@ class MuseGlimmer:
             ops.norm_linear(x, layer.norm, layer.gate, out=gates)
             ops.rope_attention(acts.qkv, by, attention, step, plan, out_cache=layer_cache, out=acts.attended)
             cpu_ops.gate(acts.attended, gates, out=acts.attended)
-            ops.linear_norm_residual(acts.attended, layer.output, layer.post_norm, out=x)
+            ops.linear_norm_residual(acts.attended, layer.attention.output, layer.post_norm, out=x)
             ops.norm_swiglu(x, layer.ffn_norm, layer.feed_forward.gate_up, out=acts.activated)
             ops.linear_norm_residual(acts.activated, layer.feed_forward.down, layer.post_ffn_norm, out=x)
         ops.norm_head(x, step.logit_rows, self._norm, self._head, softcap=config.logit_softcap, out=acts.logits)
@@ -94,12 +93,10 @@ def _load_layer(config: ModelConfig, weights: Weights, index: int) -> _Layer:
     def norm(name: str, epsilon: float = config.norm_epsilon) -> RmsNorm[AnyArray]:
         return weights.rms_norm(name, config.hidden, epsilon)
 
-    output = TensorSpec("attn_output", config.hidden, bias=False)
     return _Layer(
         norm=norm("attn_norm"),
         attention=load_attention(config, config.layers[index], weights),
         gate=weights.projection(TensorSpec("attn_gate", config.query_width, bias=False), num_inputs=config.hidden),
-        output=weights.projection(output, num_inputs=config.query_width),
         post_norm=norm("post_attention_norm", POST_NORM_EPSILON),
         ffn_norm=norm("ffn_norm"),
         feed_forward=load_feed_forward(config, weights),

@@ -15,11 +15,11 @@ from typing import ClassVar
 
 from kernels.batch import AnyArray, Step
 from kernels.devices.protocol import AnyProjection, Device
-from kernels.weights.parameters import Attention, DeltaNet, HeadOrder, RmsNorm
+from kernels.weights.parameters import DeltaNet, HeadOrder, RmsNorm
 from worker.model.config import Architecture, ModelConfig
 from worker.model.families.feed_forward import FeedForward, load_feed_forward
 from worker.model.families.mixture import Mixture, load_mixture
-from worker.model.families.self_attention import load_attention
+from worker.model.families.self_attention import SelfAttention, load_attention
 from worker.model.kv_cache import KVCache
 from worker.model.layer_config import DELTA_NET_KEYS, LayerConfig
 from worker.model.rope_scaling import plain_rope
@@ -63,10 +63,8 @@ ARCHITECTURES: Mapping[str, Qwen35Architecture] = {
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _GatedAttention:
-    qkv: AnyProjection
-    attention: Attention[AnyArray]
+    own: SelfAttention
     gate: AnyProjection
-    output: AnyProjection
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -100,7 +98,7 @@ class Qwen35:
         self._norm = weights.rms_norm("output_norm", config.hidden, config.norm_epsilon)
         self._rope = weights.rope(plain_rope(config, "neox", None, truncate=True))
         mixers = [layer.mixer for layer in self._layers]
-        self._attention = next(mixer.attention for mixer in mixers if isinstance(mixer, _GatedAttention))
+        self._attention = next(mixer.own.attention for mixer in mixers if isinstance(mixer, _GatedAttention))
         nets = [mixer.net for mixer in mixers if isinstance(mixer, _LinearAttention)]
         net_widths = (nets[0].projected_width, nets[0].value_width) if nets else (0, 0)
         self._own_widths = (self._attention.query_width, *net_widths)
@@ -116,7 +114,7 @@ class Qwen35:
         caches, states = iter(cache.layers), iter(cache.states)
         for layer in self._layers:
             match layer.mixer:
-                case _GatedAttention(qkv, attention, gate, output):
+                case _GatedAttention(SelfAttention(qkv, attention, output), gate):
                     ops.norm_linear(x, layer.norm, qkv, out=acts.qkv)
                     ops.norm_linear(x, layer.norm, gate, out=gates)
                     own = next(caches)
@@ -151,14 +149,8 @@ def _load_attention(config: ModelConfig, layer: LayerConfig, weights: Weights) -
     """Rows of ``attn_q`` are, for each head, its query and then its gate."""
     width = layer.head_dim
     own = load_attention(config, layer, weights, RowPart(0, width, 2 * width))
-    query_width = own.attention.query_width
-    gate = TensorSpec("attn_q", query_width, bias=False, part=RowPart(width, 2 * width, 2 * width))
-    return _GatedAttention(
-        qkv=own.qkv,
-        attention=own.attention,
-        gate=weights.projection(gate, num_inputs=config.hidden),
-        output=weights.projection(TensorSpec("attn_output", config.hidden, bias=False), num_inputs=query_width),
-    )
+    gate = TensorSpec("attn_q", own.attention.query_width, bias=False, part=RowPart(width, 2 * width, 2 * width))
+    return _GatedAttention(own, weights.projection(gate, num_inputs=config.hidden))
 
 
 def _load_linear_attention(config: ModelConfig, weights: Weights) -> _LinearAttention:

@@ -14,10 +14,11 @@ from worker.model.weights import RowPart, TensorSpec, Weights
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SelfAttention:
-    """What a layer projects of a token, queries, keys and values, and how it attends with them."""
+    """What a layer projects of a token, queries, keys and values, how it attends with them, and what is made of it."""
 
     qkv: AnyProjection
     attention: Attention[AnyArray]
+    output: AnyProjection
 
 
 def load_attention(
@@ -44,4 +45,5 @@ def load_attention(
         TensorSpec("attn_v", layer.kv_width, bias=False),
         num_inputs=config.hidden,
     )
-    return SelfAttention(qkv, attention)
+    output = TensorSpec("attn_output", config.hidden, bias=False)
+    return SelfAttention(qkv, attention, weights.projection(output, num_inputs=attention.query_width))
