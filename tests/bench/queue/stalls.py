@@ -12,7 +12,7 @@ WAKE_S = 0.005
 _SITECUSTOMIZE = """
 import os, sys
 
-if "celery" in sys.orig_argv:
+if "tasks" in sys.orig_argv:  # the Celery process
     import threading, time
 
     trace = open({path!r}, "a", buffering=1)

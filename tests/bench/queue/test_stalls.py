@@ -26,7 +26,7 @@ time.sleep(0.05)
 
 def test_a_thread_that_holds_the_interpreter_is_a_stall_in_which_the_process_is_busy(tmp_path: Path) -> None:
     trace = StallTrace(tmp_path)
-    command = [sys.executable, "-c", HOLDS, "celery"]
+    command = [sys.executable, "-c", HOLDS, "tasks"]
     subprocess.run(command, env=os.environ | trace.variables, check=True)
     longest = max(trace.read(), key=lambda stall: stall.end - stall.begin)
     assert longest.end - longest.begin >= HELD_S
@@ -35,6 +35,6 @@ def test_a_thread_that_holds_the_interpreter_is_a_stall_in_which_the_process_is_
 
 def test_a_process_that_waits_has_no_stall_in_which_it_is_busy(tmp_path: Path) -> None:
     trace = StallTrace(tmp_path)
-    command = [sys.executable, "-c", f"import time; time.sleep({HELD_S})", "celery"]
+    command = [sys.executable, "-c", f"import time; time.sleep({HELD_S})", "tasks"]
     subprocess.run(command, env=os.environ | trace.variables, check=True)
     assert all(stall.busy_s < HELD_S / 2 for stall in trace.read())
