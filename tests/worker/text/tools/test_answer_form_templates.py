@@ -30,6 +30,7 @@ CONTROL = (
 )
 BYTES = tokenizer.from_metadata(bpe_metadata("a b", control=CONTROL))
 OF_GEMMA = tokenizer.from_metadata(bpe_metadata("a b", control=("<turn|>", "<|tool_response>", '<|"|>')))
+OF_GLM = tokenizer.from_metadata(bpe_metadata("a b", control=("<|user|>", "<|observation|>")))
 OF_GPT_OSS = tokenizer.from_metadata(bpe_metadata("a b", control=HARMONY))
 TOOLS = [
     {
@@ -82,11 +83,17 @@ def prompt(template: ChatTemplate, *messages: dict[str, Any], **fields: Any) -> 
 )
 def test_what_a_template_writes_as_calls_is_read_as_them(name: str, num_calls: int) -> None:
     template = template_of(name)
-    subject = {"gpt-oss": OF_GPT_OSS, "gemma-4": OF_GEMMA}.get(name.rpartition("/")[2], BYTES)
+    subject = {"gpt-oss": OF_GPT_OSS, "gemma-4": OF_GEMMA, "glm-4.6": OF_GLM}.get(name.rpartition("/")[2], BYTES)
+    results = [
+        {"role": "tool", "tool_call_id": call["id"], "content": "dry"} for call in called(num_calls)["tool_calls"]
+    ]
     before = prompt(template, ASKED)
     whole = prompt(template, ASKED, called(num_calls), add_generation_prompt=False)
+    answered = prompt(template, ASKED, called(num_calls), *results, {"role": "assistant", "content": "No rain."})
     assert whole.startswith(before)
-    answer = subject.encode(whole[len(before) :], parse_special=True)
+    assert answered.startswith(whole.rstrip()) and "dry" in answered and "No rain." in answered
+    # GLM's turn ends with the token that begins the turn of the results.
+    answer = subject.encode(answered[len(before) :], parse_special=True)
     end = next(place for place, token_id in enumerate(answer) if token_id in subject.end_ids)
     prompt_ids = subject.encode(before, parse_special=True)
     detokenizer = Detokenizer(subject, prompt_ids=prompt_ids, form=AnswerForm.of(template.source).with_tools(TOOLS))
@@ -95,9 +102,3 @@ def test_what_a_template_writes_as_calls_is_read_as_them(name: str, num_calls: i
     found = [CallDelta(call.index, call.name, json.loads(call.arguments)) for call in delta.calls]
     names = ["weather", "time"]
     assert found == [CallDelta(at, names[at], json.loads(ARGUMENTS[at])) for at in range(num_calls)]
-
-    results = [
-        {"role": "tool", "tool_call_id": call["id"], "content": "dry"} for call in called(num_calls)["tool_calls"]
-    ]
-    answered = prompt(template, ASKED, called(num_calls), *results, {"role": "assistant", "content": "No rain."})
-    assert answered.startswith(whole.rstrip()) and "dry" in answered and "No rain." in answered
