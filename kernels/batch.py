@@ -117,6 +117,23 @@ class StateRows(Generic[Array]):
     sources: Array  # [S] int32, where its state before the step is: its own slot or another one; -1: it has none yet
 
 
+SHARED_TOKENS = 256
+"""What sequences share of their beginning is attended to together in units of so many tokens."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PrefixGroups(Generic[Array]):
+    """Which of a step's S sequences have the same first blocks in their tables, so that these need be read only once.
+
+    A row of ``groups`` is (first member, number of members, number of tokens that they share); members are sequences of
+    one token in the step, at least two, and a sequence is in at most one group. The tokens are some units of
+    `SHARED_TOKENS`, all before the step's own. Results are the same bit for bit, whatever groups there are.
+    """
+
+    groups: Array  # [G, 3] int32; those that are not in use are zeros
+    members: Array  # [S] int32: rows of the arrays of sequences, group after group
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Step(Generic[Array]):
     """The tokens of one step, sequence after sequence; prefill chunk and decode differ only in their count.
@@ -138,10 +155,11 @@ class Step(Generic[Array]):
     block_tables: Array  # [S, max_blocks], unused entries are not read
     logit_rows: Array  # [R] tokens whose next-token logits are wanted
     states: StateRows[Array] | None = None  # None: the model has no recurrent layers
+    prefixes: PrefixGroups[Array] | None = None  # None: nothing is attended to together
 
     def arrays(self) -> dict[str, Array]:
-        """All arrays but those of `states`, by name."""
-        return {name: getattr(self, name) for name in self.__slots__ if name != "states"}
+        """All arrays but those of `states` and `prefixes`, by name."""
+        return {name: getattr(self, name) for name in self.__slots__ if name not in ("states", "prefixes")}
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -3,9 +3,10 @@
     python -m tests.bench.request_mixes MODEL.gguf [--device cuda:0] [--streams 256] [--repeats 3] [--cases NAME,...]
         [--json]
 
-One line a case: output tokens per second of many streams and of one, with several samplings; prompts of mixed lengths;
-milliseconds to the first token of an idle engine's only request, of a cold and of a cached prompt; and the prefill of
-many prompts at once. Medians; prompts are random ids, and end tokens end nothing.
+One line a case: output tokens per second of many streams and of one, with several samplings; of prompts of mixed
+lengths, and of prompts whose beginning is in the prefix cache, one for all or one for each; milliseconds to the first
+token of an idle engine's only request, of a cold and of a cached prompt; and the prefill of many prompts at once.
+Medians; prompts are random ids, and end tokens end nothing.
 """
 
 from __future__ import annotations
@@ -45,6 +46,7 @@ FIRST_TOKEN_LENGTHS = (32, 512, 2048)
 PREFILL_LENGTHS = (128, 512, 2048)
 PREFILL_STREAMS = 64
 MIXED_LENGTHS = (32, 3000)
+PREFIX_TOKENS, QUESTION_TOKENS = 2000, 16
 
 
 class Bench:
@@ -64,6 +66,8 @@ class Bench:
             for name in SAMPLINGS:
                 yield f"{streams} x {name}", partial(self._sampled, streams, name), "tok/s"
         yield "mixed", self._mixed, "tok/s"
+        for is_shared, whose in ((True, "one prefix"), (False, "a prefix each")):
+            yield f"{self._streams} on {whose} of {PREFIX_TOKENS}", partial(self._prefixed, is_shared), "tok/s"
         for length in FIRST_TOKEN_LENGTHS:
             yield f"first {length}", partial(self._first_token, length), "ms"
         for length in FIRST_TOKEN_LENGTHS[1:]:
@@ -84,6 +88,19 @@ class Bench:
         for _ in range(self._repeats):
             lengths = self._generator.integers(*MIXED_LENGTHS, self._streams, endpoint=True).tolist()
             total_s, _ = self._run([self._prompt(length) for length in lengths], OUTPUT_TOKENS)
+            rates.append(self._streams * OUTPUT_TOKENS / total_s)
+        return median(rates)
+
+    def _prefixed(self, is_shared: bool) -> float:
+        """Where the cache holds fewer prefixes than there are streams, those that are missing are computed again."""
+        rates = []
+        for _ in range(self._repeats):
+            prefixes = [self._prompt(PREFIX_TOKENS) for _ in range(1 if is_shared else self._streams)]
+            self._run(prefixes, 1)
+            prompts = [
+                (*prefix, *self._prompt(QUESTION_TOKENS)) for prefix in prefixes * (self._streams // len(prefixes))
+            ]
+            total_s, _ = self._run(prompts, OUTPUT_TOKENS)
             rates.append(self._streams * OUTPUT_TOKENS / total_s)
         return median(rates)
 

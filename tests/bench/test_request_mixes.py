@@ -15,7 +15,9 @@ def test_each_case_that_was_asked_for_has_a_line(
 ) -> None:
     monkeypatch.setattr(request_mixes, "OUTPUT_TOKENS", 4)
     monkeypatch.setattr(request_mixes, "PROMPT_TOKENS", 8)
-    options = ["--device=cpu", "--streams=2", "--repeats=1", "--cases=x greedy,x all of it,first 32", "--json"]
+    monkeypatch.setattr(request_mixes, "PREFIX_TOKENS", 20)
+    cases = "--cases=x greedy,x all of it,prefix,first 32"
+    options = ["--device=cpu", "--streams=2", "--repeats=1", cases, "--json"]
     assert main([MODEL, *options]) == 0
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [(row["case"], row["unit"]) for row in rows] == [
@@ -23,6 +25,8 @@ def test_each_case_that_was_asked_for_has_a_line(
         ("2 x all of it", "tok/s"),
         ("1 x greedy", "tok/s"),
         ("1 x all of it", "tok/s"),
+        ("2 on one prefix of 20", "tok/s"),
+        ("2 on a prefix each of 20", "tok/s"),
         ("first 32", "ms"),
     ]
     assert all(row["value"] > 0 for row in rows)

@@ -93,7 +93,7 @@ def _upload(device: GpuDevice, step: Step[NDArray[np.int32]]) -> Step[DeviceArra
     """The step's arrays on the device, where those of the one before were."""
     device.step_buffers.reset()
     arrays = {name: device.upload(device.step_buffers, array) for name, array in step.arrays().items()}
-    return Step(**arrays, states=None)
+    return Step(**arrays, states=None, prefixes=None)
 
 
 def run_dry(model: Model, lengths: Collection[int]) -> None:

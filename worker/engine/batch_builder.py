@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from kernels.batch import GREEDY_ROW, SAMPLING_ROW, SamplingParams, SamplingRow, StateRows, Step, encode_draw
+from kernels.batch import (
+    GREEDY_ROW,
+    SAMPLING_ROW,
+    PrefixGroups,
+    SamplingParams,
+    SamplingRow,
+    StateRows,
+    Step,
+    encode_draw,
+)
 from worker.contract import Sampling
+from worker.engine.cache.prefix_tree import PrefixGroup
 from worker.engine.scheduler import Chunk
 from worker.engine.sequence import Sequence
 
@@ -67,6 +77,18 @@ def build_step(
         ),
         states=_state_rows(chunks),
     )
+
+
+def build_prefix_groups(
+    groups: list[PrefixGroup], row_of: Mapping[Sequence, int]
+) -> PrefixGroups[NDArray[np.int32]] | None:
+    """The ``groups`` of sequences whose rows in a step are known; None without any."""
+    if not groups:
+        return None
+    sizes = np.array([len(group.sequences) for group in groups])
+    rows = np.stack([np.cumsum(sizes) - sizes, sizes, [group.num_tokens for group in groups]], axis=1)
+    members = [row_of[sequence] for group in groups for sequence in group.sequences]
+    return PrefixGroups(rows.astype(np.int32), np.array(members, np.int32))
 
 
 def _state_rows(chunks: list[Chunk]) -> StateRows[NDArray[np.int32]] | None:

@@ -13,12 +13,19 @@ from typing import Any, NamedTuple, Protocol, cast
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from kernels.batch import StateRows, Step
+from kernels.batch import SHARED_TOKENS, PrefixGroups, StateRows, Step
 from kernels.logit_edits import allocate_edits
 from kernels.reference.sampling import log_probabilities, mask_logits, reset_edits, sample
 from orcd.errors import OrcdError
 from worker.contract import TokenLogprobs
-from worker.engine.batch_builder import PromptTokens, build_sampling_params, build_step, prompt_tokens
+from worker.engine.batch_builder import (
+    PromptTokens,
+    build_prefix_groups,
+    build_sampling_params,
+    build_step,
+    prompt_tokens,
+)
+from worker.engine.cache.prefix_tree import PrefixTree
 from worker.engine.logits.edit_rows import MAX_BIASES, EditRows
 from worker.engine.logits.token_masks import TokenMasks, constrained_rows, constraint_error, num_mask_words
 from worker.engine.scheduler import Chunk
@@ -80,13 +87,20 @@ class SynchronousRunner:
         self._edits = allocate_edits(_HostMemory(), max_sequences, vocab_size, MAX_BIASES)
         self._edit_rows = EditRows(max_sequences, vocab_size)
         self._token_masks = TokenMasks()
+        self._prefix_tree = PrefixTree(block_tokens, SHARED_TOKENS)
         self._results: deque[list[Result]] = deque()
 
     def launch(self, chunks: list[Chunk]) -> None:
         """Run the step, and keep its results. One that raises leaves all states as they were: it can be run again."""
-        step = build_step(chunks, self._block_tokens)
+        step = replace(build_step(chunks, self._block_tokens), prefixes=self._prefixes(chunks))
         with nullcontext() if step.states is None else self._restored(step.states):
             self._results.append(self._run(step, chunks))
+
+    def _prefixes(self, chunks: list[Chunk]) -> PrefixGroups[NDArray[np.int32]] | None:
+        """Which sequences of one token each begin with the same blocks."""
+        rows = {chunk.sequence: row for row, chunk in enumerate(chunks) if chunk.num_tokens == 1}
+        self._prefix_tree.update(rows)
+        return build_prefix_groups(self._prefix_tree.groups(), rows)
 
     @contextmanager
     def _restored(self, rows: StateRows[NDArray[np.int32]]) -> Iterator[None]:

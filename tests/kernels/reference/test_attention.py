@@ -7,7 +7,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from kernels.batch import LayerCache, Step
+import kernels.reference.attention
+from kernels.batch import LayerCache, PrefixGroups, Step
 from kernels.reference.attention import paged_attention, plan_attention, rope_attention
 from kernels.reference.rope import rope_write, rotation
 from kernels.weights.parameters import Attention, RmsNorm, Rope
@@ -38,7 +39,14 @@ class Case:
             [np.arange(length - count, length) for length, count in zip(lengths, new, strict=True)]
         ).astype(np.int32)
 
-    def run(self, members: list[int], window: int, sinks: bool, softcap: float = 0.0) -> np.ndarray:
+    def run(
+        self,
+        members: list[int],
+        window: int,
+        sinks: bool,
+        softcap: float = 0.0,
+        prefixes: PrefixGroups[np.ndarray] | None = None,
+    ) -> np.ndarray:
         """The outputs of some of the sequences, one after the other."""
         rows = [np.arange(self.query_starts[member], self.query_starts[member + 1]) for member in members]
         tokens = np.concatenate(rows)
@@ -55,6 +63,7 @@ class Case:
             sequence_lengths=lengths,
             block_tables=self.tables[members],
             logit_rows=np.arange(tokens.size, dtype=np.int32),
+            prefixes=prefixes,
         )
         attention = Attention(self.heads, self.kv_heads, DIM, 0.25, window, self.sinks if sinks else None)
         attention = replace(attention, softcap=softcap)
@@ -110,6 +119,31 @@ def test_a_sequence_attends_bit_for_bit_the_same_alone_and_among_others(case: Ca
     together = case.run(members, window, sinks=True)
     alone = np.concatenate([case.run([member], window, sinks=True) for member in members])
     np.testing.assert_array_equal(together, alone)
+
+
+@pytest.mark.parametrize(
+    ("window", "num_read"), [(0, 256 + 14 + 6 + 54 + 1 + 300), (400, 256 + 14 + 6 + 54 + 1 + 300), (150, 4 * 150 + 156)]
+)
+@pytest.mark.parametrize("softcap", [0.0, 0.5])
+def test_a_beginning_that_sequences_share_is_read_once_for_all_of_them(
+    window: int, num_read: int, softcap: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bit for bit as each alone; where windows begin at different tiles, each reads its own."""
+    case = Case([270, 262, 300, 310, 257], [1, 1, 7, 1, 1], 4, 2, 16)
+    case.tables[[1, 3, 4], :16] = case.tables[0, :16]
+    everyone = list(range(5))
+    alone = np.concatenate([case.run([each], window, True, softcap) for each in everyone])
+    gather, read = kernels.reference.attention._gather, []
+
+    def noting(cache: LayerCache, positions: np.ndarray, needed: np.ndarray, tables: np.ndarray) -> list[LayerCache]:
+        read.append(needed.sum())
+        return gather(cache, positions, needed, tables)
+
+    monkeypatch.setattr(kernels.reference.attention, "_gather", noting)
+    prefixes = PrefixGroups(np.array([[0, 4, 256], [0, 0, 0]], np.int32), np.array([3, 0, 4, 1, 9], np.int32))
+    together = case.run(everyone, window, True, softcap, prefixes)
+    np.testing.assert_array_equal(together, alone)
+    assert sum(read) == num_read
 
 
 def test_a_prefilled_token_attends_bit_for_bit_as_a_decoded_one() -> None:

@@ -8,7 +8,7 @@ from functools import cache
 
 import numpy as np
 
-from kernels.batch import Step
+from kernels.batch import PrefixGroups, Step
 
 UNWRITTEN = -1
 
@@ -41,6 +41,7 @@ class ContextModel:
     device: Host = field(default_factory=Host)
     sizes: list[tuple[int, ...]] = field(default_factory=list)  # tokens of each sequence, step by step
     bytes_per_state: int = 0
+    num_groups: int = 0  # of sequences that begin with the same blocks, in all steps
 
     def bytes_per_block(self, block_tokens: int) -> int:
         return block_tokens * 8
@@ -52,6 +53,9 @@ class ContextModel:
 
     def forward(self, step: Step, cache: np.ndarray) -> np.ndarray:
         check_shapes(step)
+        if step.prefixes is not None:
+            self.num_groups += len(step.prefixes.groups)
+            check_prefixes(step, step.prefixes, self.block_tokens)
         if self.crash_id in step.token_ids.tolist():
             raise self.crash
         written = set(zip(step.slots.tolist(), step.token_ids.tolist(), step.positions.tolist(), strict=True))
@@ -102,3 +106,16 @@ def check_shapes(step: Step) -> None:
     last = step.query_starts[1:] - 1
     assert (step.positions[last] + 1 == step.context_lengths).all()
     assert set(step.logit_rows.tolist()) <= set(range(num_tokens))
+
+
+def check_prefixes(step: Step, prefixes: PrefixGroups, block_tokens: int) -> None:
+    """What `PrefixGroups` promises."""
+    assert {prefixes.groups.dtype, prefixes.members.dtype} == {np.dtype(np.int32)}
+    rows = [prefixes.members[first : first + count].tolist() for first, count, _ in prefixes.groups]
+    assert sorted({row for members in rows for row in members}) == sorted(row for members in rows for row in members)
+    for members, (_, count, num_tokens) in zip(rows, prefixes.groups.tolist(), strict=True):
+        assert len(members) == count > 1
+        tables = step.block_tables[members, : -(-num_tokens // block_tokens)]
+        assert (tables == tables[0]).all(), "a group whose members do not hold the same blocks"
+        assert (np.diff(step.query_starts)[members] == 1).all()
+        assert (step.context_lengths[members] > num_tokens > 0).all()

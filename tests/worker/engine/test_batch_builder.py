@@ -7,6 +7,7 @@ from tests.worker.engine.context_model import check_shapes
 from tests.worker.engine.generation import sequence
 from worker.engine.batch_builder import (
     PromptTokens,
+    build_prefix_groups,
     build_report_params,
     build_sampling_params,
     build_sampling_row,
@@ -14,6 +15,7 @@ from worker.engine.batch_builder import (
     draw_key,
     prompt_tokens,
 )
+from worker.engine.cache.prefix_tree import PrefixGroup
 from worker.engine.scheduler import Chunk
 
 
@@ -96,6 +98,18 @@ def test_a_row_holds_every_parameter_that_acts_when_a_token_is_drawn():
 
 def test_the_key_of_a_choice_wraps_around_at_64_bits():
     assert draw_key(sequence([1], [0], seed=2**64 - 1, choice=3)) == 2
+
+
+def test_groups_of_equal_beginnings_name_the_rows_of_their_members():
+    sequences = [sequence([1], [number]) for number in range(5)]
+    groups = [PrefixGroup(tuple(sequences[:2]), 512), PrefixGroup(tuple(sequences[2:]), 256)]
+    rows = dict(zip(sequences, [4, 9, 0, 1, 6], strict=True))
+    prefixes = build_prefix_groups(groups, rows)
+    assert prefixes is not None
+    assert prefixes.groups.tolist() == [[0, 2, 512], [2, 3, 256]]
+    assert prefixes.members.tolist() == [4, 9, 0, 1, 6]
+    assert {prefixes.groups.dtype, prefixes.members.dtype} == {np.dtype(np.int32)}
+    assert build_prefix_groups([], rows) is None
 
 
 def test_a_step_says_where_states_are_read_and_written_if_its_sequences_have_any():

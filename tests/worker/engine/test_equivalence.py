@@ -1,5 +1,6 @@
 """What a request says does not depend on what happens around it: on real models, through the real ops."""
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -7,7 +8,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from kernels.batch import Step
 from kernels.devices.open import open_device
+from kernels.reference.attention import TILE_KEYS
 from tests.models.files import KIT, SMALL
 from tests.worker.engine.bracket_constraint import constraint_of
 from tests.worker.tiny_model import write_tiny_model
@@ -116,6 +119,30 @@ def test_two_choices_equal_two_seeds(model: Model):
     for choice in (0, 1):
         alone = generate([Add("one", prompt, Sampling(max_tokens=16, seed=8 + choice))], engine(model))
         assert both["n", choice] == alone["one", 0]
+
+
+def test_a_beginning_that_is_read_once_for_several_changes_no_bit(model: Model, monkeypatch: pytest.MonkeyPatch):
+    """Log probabilities tell bits that ids do not."""
+    monkeypatch.setattr("worker.engine.runner.SHARED_TOKENS", TILE_KEYS)
+    prompt, sampling = traffic(model)[-1].prompt_ids, Sampling(max_tokens=4, seed=8, logprobs=1)
+    prompt = (prompt * 3)[: TILE_KEYS + 9]
+    steps: list[Step] = []
+    noting = replace(model, forward=lambda step, cache: steps.append(step) or model.forward(step, cache))
+    together = logprobs_of([Add("n", prompt, sampling, (Choice(0), Choice(1)))], engine(noting))
+    assert any(step.prefixes is not None for step in steps)
+    for choice in (0, 1):
+        seed = Sampling(max_tokens=4, seed=8 + choice, logprobs=1)
+        assert logprobs_of([Add("n", prompt, seed)], engine(model))["n", 0] == together["n", choice]
+
+
+def logprobs_of(adds: list[Add], machine: Engine) -> dict[tuple[str, int], list[TokenLogprobs]]:
+    for add in adds:
+        machine.add(add)
+    told: dict[tuple[str, int], list[TokenLogprobs]] = {}
+    while machine.has_work:
+        for output in machine.step():
+            told.setdefault((output.request_id, output.choice), []).extend(output.logprobs or ())
+    return told
 
 
 def prompt_logprobs(adds: list[Add], machine: Engine) -> dict[str, list[TokenLogprobs]]:

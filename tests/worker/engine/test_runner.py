@@ -7,8 +7,10 @@ from kernels.batch import GREEDY_ROW, SAMPLING_ROW, SamplingParams
 from kernels.reference.sampling import sample
 from orcd.errors import OrcdError
 from tests.worker.engine.context_model import ContextModel
-from tests.worker.engine.generation import sequence
+from tests.worker.engine.generation import SAMPLINGS, engine, generate, sequence
+from tests.worker.engine.generation import prompt as prompt_of
 from tests.worker.engine.recurrent_model import RecurrentModel
+from worker.contract import Add, Choice
 from worker.engine.runner import Draw, Result, SynchronousRunner
 from worker.engine.scheduler import Chunk
 from worker.engine.sequence import Sequence
@@ -52,6 +54,19 @@ def test_steps_are_collected_in_the_order_of_their_launch():
     runner.launch([Chunk(finished, 3, True)])
     assert runner.collect() == [None]
     assert isinstance(runner.collect()[0], Draw)
+
+
+def test_a_step_names_sequences_that_begin_with_the_same_blocks(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("worker.engine.runner.SHARED_TOKENS", 8)
+    model = ContextModel()
+    prompt = prompt_of(0, 20)
+    adds = [Add(f"r{number}", (*prompt, number), SAMPLINGS[number % 2]) for number in range(4)]
+    adds.append(Add("choices", prompt_of(1, 9), SAMPLINGS[1], (Choice(0), Choice(1))))
+    together = generate(adds, engine(model))
+    assert model.num_groups > 10
+    for add in adds:
+        for key, result in generate([add]).items():
+            assert together[key] == result
 
 
 def test_penalties_look_at_the_right_tokens():

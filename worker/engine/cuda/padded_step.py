@@ -69,7 +69,7 @@ class PaddedStep:
         self._add("block_tables", (size.num_sequences, size.max_blocks), _INT32, None)
         views = {name: view(whole, offset, shape, dtype) for name, (offset, shape, dtype, _) in self._arrays.items()}
         self.params = SamplingParams(views.pop("rows"), views.pop("output_positions"), edits)
-        self.step = Step(**views, states=None)
+        self.step = Step(**views, states=None, prefixes=None)
 
     def _add(self, name: str, shape: tuple[int, ...], dtype: np.dtype[Any], padding: Any) -> None:
         self._arrays[name] = self.num_bytes, shape, dtype, padding
