@@ -183,11 +183,23 @@ class SamplingParams(Generic[Array]):
         return SamplingParams(first(self.rows, count), first(self.output_positions, count), self.edits)
 
 
-class LayerCache(NamedTuple, Generic[Array]):
-    """K and V of a layer for all sequences, in blocks; the layout is the device's (`Device.cache_array`)."""
+class CacheScales(NamedTuple, Generic[Array]):
+    """What the codes of a head of a token are multiplied by; one for each, in blocks as the codes are."""
 
     keys: Array
     values: Array
+
+
+class LayerCache(NamedTuple, Generic[Array]):
+    """K and V of a layer for all sequences, in blocks; the layout is the device's (`Device.layer_cache`)."""
+
+    keys: Array
+    values: Array
+    scales: CacheScales[Array] | None = None  # None: keys and values are numbers, else codes
+
+    def arrays(self) -> tuple[Array, ...]:
+        """All arrays of the layer."""
+        return (self.keys, self.values, *(self.scales or ()))
 
 
 class LayerState(NamedTuple, Generic[Array]):

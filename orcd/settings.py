@@ -38,6 +38,7 @@ NAMES = frozenset(
         "key_prefix",
         "kv_block_tokens",
         "kv_cache_bytes",
+        "kv_cache_type",
         "lease_ms",
         "log_format",
         "max_attempts",

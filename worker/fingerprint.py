@@ -22,4 +22,4 @@ def fingerprint(gguf: GGUFFile, device: Device) -> str:
     table = [(tensor.name, tensor.format.name, tensor.shape, tensor.offset) for tensor in gguf.tensors.values()]
     digest = hashlib.sha256(msgspec.json.encode((gguf.metadata, table), order="sorted")).hexdigest()[:16]
     kind = device.gpu.arch if is_gpu(device) else device.name
-    return f"{digest}-{device.cache_dtype.name}-{kind}-{NUMERICS_VERSION}"
+    return f"{digest}-{device.cache_format.name}-{kind}-{NUMERICS_VERSION}"

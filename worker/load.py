@@ -26,6 +26,7 @@ def open_configured_device(settings: Settings) -> Device:
             dequant_cache_bytes=settings.dequant_cache_bytes,
             vram_fraction=settings.vram_fraction,
             vram_bytes=settings.vram_bytes,
+            cache_type=settings.kv_cache_type,
         )
     except DeviceUnavailable as error:
         raise ModelLoadFailed(str(error)) from None

@@ -18,6 +18,7 @@ from worker.engine.cuda.decode_graphs import make_buckets
 from worker.engine.cuda.logit_processing import report
 from worker.engine.cuda.whole_step_graphs import MOST_GRAPHS
 from worker.model.gguf import GGUFFile
+from worker.model.kv_cache import bytes_per_block
 from worker.model.registry import Model, assemble_model, read_model_config
 from worker.model.weights import Weights
 from worker.settings import Settings
@@ -69,8 +70,8 @@ def plan_memory(gguf: GGUFFile, device: GpuDevice | DryRunDevice, settings: Sett
     _run_largest_steps(model, dry, limits)
     num_graphs = GRAPHS_PER_STEP * (len(make_buckets(max_sequences)) + MOST_GRAPHS)
     without_cache = replace(_plan(dry, num_graphs=num_graphs), kv_cache=0)
-    block_bytes = model.bytes_per_block(block_tokens)
-    padding_bytes = 2 * model.config.num_layers * ALIGNMENT  # K and V of each layer start aligned
+    block_bytes = bytes_per_block(model.config, device.cache_format, block_tokens)
+    padding_bytes = device.cache_format.num_arrays * model.config.num_layers * ALIGNMENT  # each starts aligned
     if settings.kv_cache_bytes:
         num_blocks = settings.kv_cache_bytes // block_bytes
     else:

@@ -47,6 +47,8 @@ class Settings(ClientSettings):
     """Sequences that decode in one step; 0: what suits the device (CPU: 64, CUDA: 256)."""
     step_tokens: int = 0
     """Token budget of one step: decode tokens plus prefill chunks; 0: what suits the device (CPU: 512, CUDA: 8192)."""
+    kv_cache_type: str = "f16"
+    """``f16``: keys and values are of the device's type (CUDA: float16, CPU: float32); ``q8``: of 8 bits (CPU only)."""
     kv_block_tokens: int = 16
     """Tokens per KV cache block."""
     kv_cache_bytes: int = 0
@@ -112,6 +114,8 @@ class Settings(ClientSettings):
             raise InvalidRequest(f"{PREFIX}VRAM_FRACTION must be above 0 and at most 1")
         if self.metrics_compat not in ("vllm", "none"):
             raise InvalidRequest(f"{PREFIX}METRICS_COMPAT must be vllm or none")
+        if self.kv_cache_type not in ("f16", "q8"):
+            raise InvalidRequest(f"{PREFIX}KV_CACHE_TYPE must be f16 or q8")
         if self.log_format not in ("auto", "json", "text"):
             raise InvalidRequest(f"{PREFIX}LOG_FORMAT must be auto, json or text")
 

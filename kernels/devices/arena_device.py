@@ -7,6 +7,8 @@ from typing import cast
 import numpy as np
 from numpy.typing import DTypeLike
 
+from kernels.batch import CacheScales, LayerCache
+from kernels.cache_format import FLOAT16, CacheFormat
 from kernels.devices.protocol import Allocate, AnyCpuOps, AnyOps
 from kernels.ops.attention import cache_shape
 from kernels.ops.attention_plan import AttentionPlan
@@ -24,14 +26,15 @@ from kernels.weights.weight_store import PackedWeightStore
 class ArenaDevice:
     """The CUDA ops over one arena for each use of memory. Until `use` its context is dry and its arenas are endless."""
 
-    activation_dtype = cache_dtype = np.dtype(np.float16)
+    activation_dtype = np.dtype(np.float16)
     head_dims = HEAD_DIMS + WIDE_HEAD_DIMS
     max_vocab: int | None = MAX_VOCAB
     budget_bytes: int | None = None
     cpu_ops: AnyCpuOps | None = None
 
-    def __init__(self, name: str, gpu: GpuSpec, description: str) -> None:
+    def __init__(self, name: str, gpu: GpuSpec, description: str, cache_format: CacheFormat = FLOAT16) -> None:
         self.name = name
+        self.cache_format = cache_format
         self.gpu = gpu
         self.description = description
         self.use(Context(gpu), weights=Arena(0, None), kv_cache=Arena(0, None), step_buffers=Arena(0, None))
@@ -49,9 +52,19 @@ class ArenaDevice:
         self.context.begin_step()
         return self.context.scratch
 
-    def cache_array(self, num_blocks: int, block_tokens: int, num_kv_heads: int, head_dim: int) -> DeviceArray:
-        """K or V of a layer: float16 in the shape that `cache_shape` tells, with arbitrary contents."""
-        return self.kv_cache.allocate(cache_shape(num_blocks, block_tokens, num_kv_heads, head_dim), self.cache_dtype)
+    def layer_cache(
+        self, num_blocks: int, block_tokens: int, num_kv_heads: int, head_dim: int
+    ) -> LayerCache[DeviceArray]:
+        """K and V of a layer in the shape that `cache_shape` tells, with arbitrary contents.
+
+        Scales are that without its last dimension: those of a head's tokens of a block lie together.
+        """
+        shape, format_ = cache_shape(num_blocks, block_tokens, num_kv_heads, head_dim), self.cache_format
+        keys, values = (self.kv_cache.allocate(shape, format_.dtype) for _ in range(2))
+        if format_.scale_dtype is None:
+            return LayerCache(keys, values)
+        key_scales, value_scales = (self.kv_cache.allocate(shape[:-1], format_.scale_dtype) for _ in range(2))
+        return LayerCache(keys, values, CacheScales(key_scales, value_scales))
 
     def state_array(self, *shape: int) -> DeviceArray:
         """States of a recurrent layer, of each slot first: float32 beside the KV cache, with arbitrary contents."""

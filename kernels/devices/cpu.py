@@ -9,6 +9,8 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from kernels.batch import CacheScales, LayerCache
+from kernels.cache_format import FLOAT32, CacheFormat
 from kernels.cpu_ops import CpuOps, ReferenceCpuOps
 from kernels.devices.cpu_weight_store import CpuWeightStore
 from kernels.devices.protocol import Allocate, AnyCpuOps, AnyOps
@@ -21,16 +23,17 @@ from kernels.registry import Ops, ReferenceOps
 class CpuDevice:
     """Runs `kernels.reference`: for tests, demos and machines without a GPU.
 
-    ``dequant_cache_bytes`` bounds the expanded weights that it keeps.
+    ``dequant_cache_bytes`` bounds the expanded weights that it keeps. The KV cache is of `FLOAT32` or `Q8`.
     """
 
     name = description = "cpu"
     budget_bytes = None
     head_dims = ()
     max_vocab = None
-    activation_dtype = cache_dtype = np.dtype(np.float32)
+    activation_dtype = np.dtype(np.float32)
 
-    def __init__(self, dequant_cache_bytes: int) -> None:
+    def __init__(self, dequant_cache_bytes: int, cache_format: CacheFormat = FLOAT32) -> None:
+        self.cache_format = cache_format
         ops: Ops[NDArray[Any], Matrix, Sequence[Linear], Router, Experts, Rotation, None] = ReferenceOps()
         cpu_ops: CpuOps[NDArray[Any]] = ReferenceCpuOps()
         self.ops = cast(AnyOps, ops)
@@ -41,9 +44,17 @@ class CpuDevice:
         """Start a forward pass: gives arrays of their own."""
         return np.empty
 
-    def cache_array(self, num_blocks: int, block_tokens: int, num_kv_heads: int, head_dim: int) -> NDArray[np.float32]:
-        """K or V of a layer: [num_blocks, block_tokens, num_kv_heads, head_dim] with arbitrary contents."""
-        return np.empty((num_blocks, block_tokens, num_kv_heads, head_dim), np.float32)
+    def layer_cache(
+        self, num_blocks: int, block_tokens: int, num_kv_heads: int, head_dim: int
+    ) -> LayerCache[NDArray[Any]]:
+        """K and V of a layer: [num_blocks, block_tokens, num_kv_heads, head_dim] each, with arbitrary contents.
+
+        Scales are [num_blocks, block_tokens, num_kv_heads].
+        """
+        shape, scale_dtype = (num_blocks, block_tokens, num_kv_heads), self.cache_format.scale_dtype
+        keys, values = (np.empty((*shape, head_dim), self.cache_format.dtype) for _ in range(2))
+        scales = CacheScales(np.empty(shape, scale_dtype), np.empty(shape, scale_dtype)) if scale_dtype else None
+        return LayerCache(keys, values, scales)
 
     def state_array(self, *shape: int) -> NDArray[np.float32]:
         """States of a recurrent layer, of each slot first: arbitrary contents."""

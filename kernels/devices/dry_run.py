@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from kernels.cache_format import FLOAT16, CacheFormat
 from kernels.devices.arena_device import ArenaDevice
 from kernels.runtime.gpu_spec import H100, GpuSpec
 
@@ -9,8 +10,8 @@ from kernels.runtime.gpu_spec import H100, GpuSpec
 class DryRunDevice(ArenaDevice):
     """A device that has no memory and launches nothing: every pointer is 0, only bytes and kernels are counted."""
 
-    def __init__(self, name: str, gpu: GpuSpec = H100) -> None:
-        super().__init__(name, gpu, f"a planned {gpu.arch}")
+    def __init__(self, name: str, gpu: GpuSpec = H100, cache_format: CacheFormat = FLOAT16) -> None:
+        super().__init__(name, gpu, f"a planned {gpu.arch}", cache_format)
 
     def memory_bytes(self) -> int:
         """Bytes laid out so far, scratch included."""

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from kernels.cache_format import FLOAT16, FLOAT32, Q8
 from kernels.devices.cpu import CpuDevice
 from kernels.devices.cuda import CudaDevice
 from kernels.devices.protocol import GpuDevice
-from kernels.errors import DeviceUnavailable
+from kernels.errors import USE_CPU, DeviceUnavailable
 
 DEFAULT_DEQUANT_CACHE_BYTES = 512 * 1024 * 1024
 DEFAULT_VRAM_FRACTION = 0.9
+
+CPU_CACHE_FORMATS = {"f16": FLOAT32, "q8": Q8}
+CUDA_CACHE_FORMATS = {"f16": FLOAT16, "q8": Q8}
+"""Type of the KV cache, as it is asked for -> what it is on the device."""
 
 
 def open_device(
@@ -17,15 +22,22 @@ def open_device(
     dequant_cache_bytes: int = DEFAULT_DEQUANT_CACHE_BYTES,
     vram_fraction: float = DEFAULT_VRAM_FRACTION,
     vram_bytes: int = 0,
+    cache_type: str = "f16",
 ) -> CpuDevice | GpuDevice:
     """The device ``cpu`` or ``cuda:N``; raises `DeviceUnavailable`. A GPU is never replaced by the CPU silently.
 
     ``dequant_cache_bytes`` bounds the expanded weights that the CPU device keeps. A CUDA device may use
-    ``vram_fraction`` of the memory that is free now, at most ``vram_bytes`` unless that is 0.
+    ``vram_fraction`` of the memory that is free now, at most ``vram_bytes`` unless that is 0. ``cache_type``: the
+    device's own type of numbers ("f16"), or "q8", for which it must have kernels.
     """
     if name == "cpu":
-        return CpuDevice(dequant_cache_bytes)
+        return CpuDevice(dequant_cache_bytes, CPU_CACHE_FORMATS[cache_type])
     kind, _, index = name.partition(":")
     if kind == "cuda" and index.isdecimal():
+        if cache_type != "f16":
+            raise DeviceUnavailable(
+                f"{name}: no GPU has kernels for a KV cache of type {cache_type} yet; leave it at f16 "
+                f"(--kv-cache-type, ORCD_KV_CACHE_TYPE), {USE_CPU}"
+            )
         return CudaDevice(int(index), vram_fraction=vram_fraction, vram_bytes=vram_bytes)
     raise DeviceUnavailable(f"{name}: unknown device; choose cpu or cuda:N")

@@ -12,7 +12,8 @@ import kernels.ops.rope
 import kernels.reference.moe
 import kernels.reference.rope
 import kernels.weights.packed
-from kernels.batch import AnyArray, Array
+from kernels.batch import AnyArray, Array, LayerCache
+from kernels.cache_format import CacheFormat
 from kernels.cpu_ops import CpuOps
 from kernels.ops.attention_plan import AttentionPlan
 from kernels.reference.matmul import Linear, Matrix
@@ -117,8 +118,8 @@ class Device(Protocol):
         """Where a model's weights go."""
 
     @property
-    def cache_dtype(self) -> np.dtype[Any]:
-        """Type of the numbers in the KV cache."""
+    def cache_format(self) -> CacheFormat:
+        """What the KV cache keeps of a head of a token."""
 
     @property
     def activation_dtype(self) -> np.dtype[Any]:
@@ -127,8 +128,8 @@ class Device(Protocol):
     def begin_step(self) -> Allocate[AnyArray]:
         """Start a forward pass: gives arrays that live until the next one starts."""
 
-    def cache_array(self, num_blocks: int, block_tokens: int, num_kv_heads: int, head_dim: int) -> AnyArray:
-        """K or V of a layer, in the layout of the device's attention; arbitrary contents, never given back."""
+    def layer_cache(self, num_blocks: int, block_tokens: int, num_kv_heads: int, head_dim: int) -> LayerCache[AnyArray]:
+        """K and V of a layer, in the layout of the device's attention; arbitrary contents, never given back."""
 
     def state_array(self, *shape: int) -> AnyArray:
         """States of a recurrent layer, of each slot first: float32, arbitrary contents, never given back."""

@@ -217,6 +217,7 @@ def _rope_heads(
 
 def cache_params(cache: LayerCache[DeviceArray]) -> LayerCacheParams:
     """``cache`` for the struct of a kernel."""
+    assert cache.scales is None, "no kernel reads codes with scales"
     return LayerCacheParams(keys=cache.keys.pointer, values=cache.values.pointer)
 
 

@@ -10,12 +10,13 @@ Keys and values that several sequences share are gathered once for all of them; 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kernels.batch import LayerCache, Step
+from kernels.cache_format import dequantise
 from kernels.reference.activation import soft_cap
 from kernels.reference.rope import Rotation, rope_write
 from kernels.weights.parameters import Attention
@@ -34,7 +35,7 @@ def plan_attention(step: Step[Int32], attention: Attention[Float32]) -> None:
 
 def paged_attention(
     qkv: Float32,
-    cache: LayerCache[Float32],
+    cache: LayerCache[NDArray[Any]],
     attention: Attention[Float32],
     step: Step[Int32],
     plan: None,  # noqa: ARG001 - the CUDA op is given one
@@ -44,8 +45,9 @@ def paged_attention(
     """softmax(q k^T * scale) v for every token over its own sequence's cache, its own position included.
 
     ``qkv`` [T, >= num_heads * D]: the queries are its first columns. Keys and values of ``cache``, both [blocks,
-    block_tokens, kv_heads, D], hold the step's own tokens already. ``plan`` is what `plan_attention` made of the
-    ``step``. ``out`` [T, heads * D].
+    block_tokens, kv_heads, D], hold the step's own tokens already; where it has scales, [blocks, block_tokens,
+    kv_heads], they are codes, and what is read is their products in float32. ``plan`` is what `plan_attention` made of
+    the ``step``. ``out`` [T, heads * D].
     """
     positions, block_tables = step.positions, step.block_tables
     num_heads, window, sinks = attention.num_heads, attention.window, attention.sinks
@@ -78,7 +80,7 @@ def rope_attention(
     step: Step[Int32],
     plan: None,
     *,
-    out_cache: LayerCache[Float32],
+    out_cache: LayerCache[NDArray[Any]],
     out: Float32,
 ) -> None:
     """`kernels.reference.rope.rope_write` of the step's tokens to ``step.slots``, then `paged_attention`.
@@ -155,24 +157,36 @@ def _parts(tokens: Int64, scores_per_token: int) -> Iterator[Int64]:
 
 
 def _gather(
-    cache: LayerCache[Float32], key_positions: Int64, needed: NDArray[np.bool_], block_tables: Int32
+    cache: LayerCache[NDArray[Any]], key_positions: Int64, needed: NDArray[np.bool_], block_tables: Int32
 ) -> list[LayerCache[Float32]]:
     """Tiles of K and V at ``key_positions`` [S, L] of S sequences, each [S, TILE_KEYS, kv_heads, D].
 
     Zero where not ``needed`` [S, L], because what is there may be anybody's, even NaN, and a weight of 0 times NaN is
     no 0.
     """
-    block_tokens, *row = cache.keys.shape[1:]
+    block_tokens = cache.keys.shape[1]
     blocks = np.where(needed, key_positions // block_tokens, 0)
     slots = np.take_along_axis(block_tables, blocks, axis=1).astype(np.int64) * block_tokens
     slots += key_positions % block_tokens
-    gathered_keys, gathered_values = (each.reshape(-1, *row).take(slots, axis=0) for each in cache)
-    gathered_keys[~needed] = 0
-    gathered_values[~needed] = 0
+    key_scales, value_scales = cache.scales or (None, None)
+    gathered_keys = _read(cache.keys, key_scales, slots, needed)
+    gathered_values = _read(cache.values, value_scales, slots, needed)
     return [
         LayerCache(gathered_keys[:, start : start + TILE_KEYS], gathered_values[:, start : start + TILE_KEYS])
         for start in range(0, key_positions.shape[1], TILE_KEYS)
     ]
+
+
+def _read(cache: NDArray[Any], scales: NDArray[np.float16] | None, slots: Int64, needed: NDArray[np.bool_]) -> Float32:
+    """What is in KV ``slots`` [S, L] of the keys or the values of a layer, [S, L, kv_heads, D]; see `_gather`."""
+    row = cache.shape[2:]
+    heads: NDArray[Any] = cache.reshape(-1, *row).take(slots, axis=0)
+    if scales is not None:
+        factors = scales.reshape(-1, row[0]).take(slots, axis=0)
+        factors[~needed] = 0
+        return dequantise(heads, factors)
+    heads[~needed] = 0
+    return heads
 
 
 def _scores(

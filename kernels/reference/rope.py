@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kernels.batch import LayerCache
+from kernels.cache_format import quantise
 from kernels.reference.norm import normalise
 from kernels.weights.parameters import Attention, Pairing, Rope
 
@@ -66,17 +68,17 @@ def rope_write(
     by: Rotation | None,
     attention: Attention[Float32],
     *,
-    out_cache: LayerCache[Float32],
+    out_cache: LayerCache[NDArray[Any]],
 ) -> None:
     """Rotate Q and K in ``qkv`` and store K and V.
 
     ``qkv`` [T, (num_heads + 2 * kv_heads) * D]: Q, K and V side by side; Q and K are rotated in place (``by`` None: a
     model without RoPE), after the norms of single heads if ``attention`` has such. Token t's K and V go to row
-    ``slots[t]`` of the keys and values of ``out_cache``, both [blocks, block_tokens, kv_heads, D]. A layer that shares
-    the cache of another has Q only, and writes nothing.
+    ``slots[t]`` of the keys and values of ``out_cache``, both [blocks, block_tokens, kv_heads, D]; where that has
+    scales, [blocks, block_tokens, kv_heads], each head goes there as codes and a scale. A layer that shares the cache
+    of another has Q only, and writes nothing.
     """
-    keys, values = out_cache
-    num_kv_heads, head_dim = keys.shape[2:]
+    head_dim = out_cache.keys.shape[3]
     num_heads, num_rotated = attention.num_heads, attention.num_heads + attention.num_new_heads
     heads = qkv.reshape(qkv.shape[0], num_rotated + attention.num_new_heads, head_dim)
     if attention.head_norms is not None:
@@ -90,5 +92,14 @@ def rope_write(
         if by.query_factors is not None:
             heads[:, :num_heads] *= by.query_factors
     if not attention.shares_cache:
-        keys.reshape(-1, num_kv_heads, head_dim)[slots] = heads[:, num_heads:num_rotated]
-        values.reshape(-1, num_kv_heads, head_dim)[slots] = heads[:, num_rotated:]
+        key_scales, value_scales = out_cache.scales or (None, None)
+        _store(heads[:, num_heads:num_rotated], slots, out_cache.keys, key_scales)
+        _store(heads[:, num_rotated:], slots, out_cache.values, value_scales)
+
+
+def _store(heads: Float32, slots: Int32, cache: NDArray[Any], scales: NDArray[np.float16] | None) -> None:
+    """Put ``heads`` [T, kv_heads, D] into KV slots of the keys or the values of a layer."""
+    stored: NDArray[Any] = heads
+    if scales is not None:
+        stored, scales.reshape(-1, heads.shape[1])[slots] = quantise(heads)
+    cache.reshape(-1, *heads.shape[1:])[slots] = stored

@@ -18,7 +18,7 @@ from tasks.__main__ import cli
 COMMANDS = {
     "demo": {"--output", "--redis"},
     "worker": {"--model", "--tokenizer", "--device", "--redis", "--name", "--vram-fraction", "--vram-bytes",
-               "--vram-check-s", "--metrics-port"},
+               "--vram-check-s", "--kv-cache-type", "--metrics-port"},
     "plan": {"--model-file", "--tokenizer", "--chat-template", "--context-length", "--format", "--prompt", "--system",
              "--model", "--max-tokens", "--json"},
     "flower": set(),

@@ -13,7 +13,8 @@ import redis
 from orcd.client import Client
 from orcd.events import End, Error, Event, Token
 from orcd.result import fold
-from tests.tasks.worker_process import WorkerProcess
+from tests.tasks.slow_engine import slow_engine
+from tests.tasks.worker_process import WorkerProcess, wait_until_running
 
 NUM_JOBS = 200
 NUM_STREAMED = 50
@@ -128,3 +129,27 @@ def test_a_queued_job_waits_for_a_worker_and_says_so(redis_url: str, demo_model:
     assert kinds[0] == "Queued"
     assert "Loading" in kinds
     assert kinds[-1] == "End"
+
+
+def test_in_8_bits_a_job_goes_on_as_if_nothing_had_been_and_another_kv_cache_is_named(
+    redis_url: str, demo_model: Path, tmp_path: Path
+) -> None:
+    request = {"prompt": "autumn rain", "max_tokens": 40, "seed": 3, "temperature": 0.8, "ignore_eos": True}
+    with Client(redis_url) as client:
+        quantised = WorkerProcess(redis_url, demo_model, tmp_path, ORCD_KV_CACHE_TYPE="q8", **slow_engine(tmp_path))
+        with quantised as worker:
+            undisturbed = client.result(client.submit(**request), timeout=60)
+            job_id = client.submit(**request)
+            wait_until_running(client, [job_id])
+            worker.kill_engine()
+            resumed = client.result(job_id, timeout=60)
+            assert worker.events("ready")[1:], "the engine was killed too late"
+            assert resumed.choices[0].token_ids == undisturbed.choices[0].token_ids
+            [fingerprint] = resumed.fingerprints
+            job_id = client.submit(**request)
+            wait_until_running(client, [job_id])
+            worker.kill()
+        with WorkerProcess(redis_url, demo_model, tmp_path):
+            taken_over = client.result(job_id, timeout=60)
+    assert "-q8-" in fingerprint
+    assert taken_over.fingerprints == [fingerprint, fingerprint.replace("-q8-", "-float32-")]

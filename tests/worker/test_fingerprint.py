@@ -6,8 +6,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
-
+from kernels.cache_format import FLOAT16
 from kernels.devices.open import open_device
 from tests.worker.tiny_model import write_tiny_model
 from worker.fingerprint import fingerprint
@@ -16,7 +15,7 @@ from worker.model.gguf import open_gguf
 
 def _gpu(arch: str) -> Any:
     """What a fingerprint asks a GPU."""
-    return SimpleNamespace(name="cuda:0", cache_dtype=np.dtype(np.float16), gpu=SimpleNamespace(arch=arch))
+    return SimpleNamespace(name="cuda:0", cache_format=FLOAT16, gpu=SimpleNamespace(arch=arch))
 
 
 def test_a_fingerprint_names_file_cache_device_and_numerics(tmp_path: Path) -> None:
@@ -25,6 +24,12 @@ def test_a_fingerprint_names_file_cache_device_and_numerics(tmp_path: Path) -> N
     assert len(file) == 16 and int(file, 16) >= 0
     assert (cache, device, version) == ("float32", "cpu", "3")
     assert fingerprint(gguf, _gpu("sm_90a")) == f"{file}-float16-sm_90a-3"
+
+
+def test_keys_and_values_of_another_type_are_another_fingerprint(tmp_path: Path) -> None:
+    gguf = open_gguf(write_tiny_model(tmp_path / "tiny.gguf"))
+    plain, quantised = (fingerprint(gguf, open_device("cpu", cache_type=name)) for name in ("f16", "q8"))
+    assert quantised == plain.replace("-float32-", "-q8-") != plain
 
 
 def test_the_same_file_elsewhere_has_the_same_and_another_model_has_not(demo_model: Path, tmp_path: Path) -> None:

@@ -98,5 +98,6 @@ def test_the_device_is_opened_within_the_budget_of_the_settings(monkeypatch: pyt
         return device
 
     monkeypatch.setattr(load, "open_device", opened)
-    open_configured_device(Settings(device="cuda:2", dequant_cache_bytes=5, vram_fraction=0.25, vram_bytes=7))
-    assert asked == [("cuda:2", {"dequant_cache_bytes": 5, "vram_fraction": 0.25, "vram_bytes": 7})]
+    told = {"dequant_cache_bytes": 5, "vram_fraction": 0.25, "vram_bytes": 7}
+    open_configured_device(Settings(device="cuda:2", kv_cache_type="q8", **told))
+    assert asked == [("cuda:2", {**told, "cache_type": "q8"})]

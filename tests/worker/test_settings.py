@@ -51,6 +51,7 @@ def test_how_much_a_step_takes_depends_on_the_device_unless_it_is_said(device, m
         ({"ORCD_DEVICE": "gpu"}, "ORCD_DEVICE"),
         ({"ORCD_DEVICE": "cuda:x"}, "ORCD_DEVICE"),
         ({"ORCD_LOG_FORMAT": "xml"}, "ORCD_LOG_FORMAT"),
+        ({"ORCD_KV_CACHE_TYPE": "q4"}, "ORCD_KV_CACHE_TYPE must be f16 or q8"),
     ],
 )
 def test_a_wrong_variable_is_named(environment: dict[str, str], named: str):

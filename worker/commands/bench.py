@@ -48,6 +48,7 @@ class Measurement:
     model: str
     device: str
     device_name: str
+    kv_cache_type: str
     concurrency: int
     prompt_tokens: int
     output_tokens: int
@@ -98,6 +99,7 @@ def _measurement(
         model=model,
         device=device.name,
         device_name=device.description,
+        kv_cache_type=device.cache_format.name,
         concurrency=len(times),
         prompt_tokens=load.prompt_tokens,
         output_tokens=load.output_tokens,
@@ -121,7 +123,7 @@ def _settings_for(settings: Settings, config: ModelConfig, device: Device, load:
     num_blocks = concurrency * (-(-(load.prompt_tokens + load.output_tokens) // tokens_per_block) + 1)
     cache_bytes = settings.kv_cache_bytes
     if device.budget_bytes is None and not cache_bytes:
-        cache_bytes = num_blocks * bytes_per_block(config, device, tokens_per_block)
+        cache_bytes = num_blocks * bytes_per_block(config, device.cache_format, tokens_per_block)
     step_tokens = max(settings.step_tokens, concurrency)
     return replace(settings, max_sequences=concurrency, kv_cache_bytes=cache_bytes, step_tokens=step_tokens)
 
@@ -151,8 +153,9 @@ def _run(engine: Engine, requests: list[Add]) -> tuple[float, list[list[float]]]
 def format_head(measurement: Measurement) -> str:
     """What is the same for all measurements of a run, and the heads of the columns of `format_row`."""
     return (
-        f"{measurement.model} on {measurement.device} ({measurement.device_name}): {measurement.prompt_tokens} tokens "
-        f"in, {measurement.output_tokens} out, loaded in {measurement.load_ms} ms\n"
+        f"{measurement.model} on {measurement.device} ({measurement.device_name}), keys and values of "
+        f"{measurement.kv_cache_type}: {measurement.prompt_tokens} tokens in, {measurement.output_tokens} out, "
+        f"loaded in {measurement.load_ms} ms\n"
         "streams  output tok/s  prompt tok/s   total s  first token p50/p99 ms  between tokens p50/p99 ms"
     )
 

@@ -9,14 +9,14 @@ from pathlib import Path
 
 import msgspec
 
+from kernels.cache_format import FLOAT16, Q8
 from kernels.devices.open import open_device
 from kernels.weights.formats import FORMATS
 from orcd.errors import ModelLoadFailed
 from worker.commands.ram_plan import RamPlan, plan_ram
 from worker.commands.vram_plan import VramPlan, plan_vram, refusals
-from worker.model.config import ModelConfig
 from worker.model.gguf import GGUFFile, open_gguf
-from worker.model.kv_cache import bytes_per_state
+from worker.model.kv_cache import bytes_per_block, bytes_per_state
 from worker.model.registry import assemble_model, read_model_config
 from worker.model.weights import Weights
 from worker.settings import Settings
@@ -24,7 +24,6 @@ from worker.text.chat_template import ChatTemplate
 from worker.text.tokenizer import Tokenizer, of_model
 from worker.text.vocabulary import warnings
 
-CUDA_CACHE_ITEM_BYTES = 2  # float16
 TOKENS_PER_K = 1024
 
 
@@ -57,6 +56,7 @@ class Report(msgspec.Struct, frozen=True):
     problems: list[str]
     warnings: list[str]
     state_bytes_per_sequence: int = 0
+    kv_q8_bytes_per_1k_tokens: int | None = None
     vram_plan: VramPlan | None = None
     ram_plan: RamPlan | None = None
 
@@ -116,16 +116,13 @@ def inspect_gguf(gguf: GGUFFile, tokenizer_json: str = "") -> Report:
         chat_template="tokenizer.chat_template" in gguf.metadata,
         chat_template_problem=template_problem,
         vram_weights_bytes=sum(tensor.num_bytes for tensor in tensors),
-        vram_kv_bytes_per_1k_tokens=_kv_bytes_per_1k_tokens(config) if config else None,
+        vram_kv_bytes_per_1k_tokens=bytes_per_block(config, FLOAT16, TOKENS_PER_K) if config else None,
+        kv_q8_bytes_per_1k_tokens=bytes_per_block(config, Q8, TOKENS_PER_K) if config else None,
         state_bytes_per_sequence=bytes_per_state(config) if config else 0,
         supported=not problems,
         problems=problems,
         warnings=[] if tokenizer_json else warnings(gguf.metadata),
     )
-
-
-def _kv_bytes_per_1k_tokens(config: ModelConfig) -> int:
-    return config.cache_width * CUDA_CACHE_ITEM_BYTES * TOKENS_PER_K
 
 
 def _tensor_types(gguf: GGUFFile) -> list[TensorType]:
@@ -176,8 +173,9 @@ def format_report(report: Report) -> str:
         lines.append(f"    {type_.type:<6} {type_.count:>5} with {_size(type_.bytes)}{unsupported}")
         lines += [f"           {name}{f' x {count}' if count > 1 else ''}" for name, count in type_.tensors.items()]
     lines.append(f"  VRAM            {_size(report.vram_weights_bytes)} for weights")
-    if report.vram_kv_bytes_per_1k_tokens is not None:
-        lines.append(f"                  {_size(report.vram_kv_bytes_per_1k_tokens)} for KV per 1,024 tokens (float16)")
+    for num_bytes, kind in ((report.vram_kv_bytes_per_1k_tokens, "float16"), (report.kv_q8_bytes_per_1k_tokens, "q8")):
+        if num_bytes is not None:
+            lines.append(f"                  {_size(num_bytes)} for KV per 1,024 tokens ({kind})")
     if report.state_bytes_per_sequence:
         lines.append(
             f"                  {_size(report.state_bytes_per_sequence)} for the state of a sequence (float32)"
@@ -196,7 +194,7 @@ def _vram_lines(plan: VramPlan) -> list[str]:
     """The plan, a line for each use."""
     uses = {
         "weights": plan.weights_bytes,
-        f"KV cache of {plan.kv_cache_tokens:,} tokens": plan.kv_cache_bytes,
+        f"KV cache of {plan.kv_cache_tokens:,} tokens ({plan.kv_cache_type})": plan.kv_cache_bytes,
         "activations and scratch": plan.scratch_bytes,
         "step buffers": plan.step_buffers_bytes,
         "graphs": plan.graphs_bytes,
@@ -213,7 +211,7 @@ def _ram_lines(plan: RamPlan) -> list[str]:
     states = {f"states in {plan.state_slots:,} slots": plan.states_bytes} if plan.state_slots else {}
     uses = {
         "weights, mapped from the file": plan.weights_bytes,
-        f"KV cache of {plan.kv_cache_tokens:,} tokens": plan.kv_cache_bytes,
+        f"KV cache of {plan.kv_cache_tokens:,} tokens ({plan.kv_cache_type})": plan.kv_cache_bytes,
         **states,
         "expanded weights": plan.dequant_cache_bytes,
         "activations, about": plan.activations_bytes,

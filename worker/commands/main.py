@@ -23,6 +23,9 @@ INTERRUPTED = 130
 _file = click.Path(path_type=Path)
 _model_argument = click.argument("model", type=_file, metavar="M.gguf")
 _device_option = click.option("--device", metavar="DEVICE", help="cuda:0 (default), another GPU, or cpu.")
+_kv_cache_type_option = click.option(
+    "--kv-cache-type", metavar="TYPE", help="q8: keys and values of 8 bits; default: f16."
+)
 _json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, one object a line.")
 
 
@@ -54,14 +57,17 @@ def doctor(model: str | None, device: str | None) -> None:
 @cli.command()
 @_model_argument
 @click.option("--device", metavar="DEVICE", help="Also plan a worker's memory on cuda:N, GPU or no GPU, or on cpu.")
+@_kv_cache_type_option
 @click.option("--tokenizer", metavar="FILE", default="", help="The tokenizer.json that a worker would be given.")
 @_json_option
-def inspect(model: Path, device: str | None, tokenizer: str, as_json: bool) -> None:
+def inspect(model: Path, device: str | None, kv_cache_type: str | None, tokenizer: str, as_json: bool) -> None:
     """Describe a model file: architecture, tensors, tokenizer, memory."""
     from worker.commands.inspect import format_report, inspect_model
     from worker.commands.jsonl_answers import write_json
 
-    settings = None if device is None else from_environment(model=str(model), device=device)
+    settings = None
+    if device is not None or kv_cache_type is not None:
+        settings = from_environment(model=str(model), device=device, kv_cache_type=kv_cache_type)
     report = inspect_model(model, settings, tokenizer)
     if as_json:
         write_json(report)
@@ -127,11 +133,12 @@ def render(template: Path, messages: BinaryIO | None, jsonl: bool) -> None:
     "--out", type=_file, required=True, metavar="FILE.npz", help="Gets logits_0, logits_1, ...: [len, vocab]."
 )
 @_device_option
-def logits(model: Path, ids: Path, out: Path, device: str | None) -> None:
+@_kv_cache_type_option
+def logits(model: Path, ids: Path, out: Path, device: str | None, kv_cache_type: str | None) -> None:
     """Write the logits of every position of some token sequences."""
     from worker.commands.logits import write_logits
 
-    write_logits(from_environment(model=str(model), device=device), ids, out)
+    write_logits(from_environment(model=str(model), device=device, kv_cache_type=kv_cache_type), ids, out)
 
 
 @cli.group(no_args_is_help=False)
@@ -152,15 +159,22 @@ def bench() -> None:
     metavar="N,...",
     help="Streams at once.",
 )
+@_kv_cache_type_option
 @_json_option
 def bench_engine(
-    model: Path, device: str | None, prompt_tokens: int, output_tokens: int, concurrency: list[int], as_json: bool
+    model: Path,
+    device: str | None,
+    prompt_tokens: int,
+    output_tokens: int,
+    concurrency: list[int],
+    kv_cache_type: str | None,
+    as_json: bool,
 ) -> None:
     """Drive the engine directly, in one process and with no queue."""
     from worker.commands.bench import Load, format_head, format_row, measure_all
     from worker.commands.jsonl_answers import write_json
 
-    settings = from_environment(model=str(model), device=device)
+    settings = from_environment(model=str(model), device=device, kv_cache_type=kv_cache_type)
     for number, measurement in enumerate(measure_all(settings, Load(prompt_tokens, output_tokens), concurrency)):
         if as_json:
             write_json(measurement)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import msgspec
 
-from kernels.devices.open import open_device
+from worker.load import open_configured_device
 from worker.model.config import ModelConfig
 from worker.model.gguf import GGUFFile
 from worker.model.kv_cache import num_cache_blocks, num_state_slots
@@ -35,6 +35,7 @@ class RamPlan(msgspec.Struct, frozen=True):
     weights_bytes: int
     kv_cache_bytes: int
     kv_cache_tokens: int
+    kv_cache_type: str
     states_bytes: int
     state_slots: int
     dequant_cache_bytes: int
@@ -50,7 +51,7 @@ def plan_ram(gguf: GGUFFile, settings: Settings) -> RamPlan:
 
     Raises `InsufficientVram` if the settings leave no room for the KV cache.
     """
-    device = open_device("cpu")
+    device = open_configured_device(settings)
     config = read_model_config(gguf)
     model = assemble_model(config, Weights(gguf, device), device)
     context_length = min(settings.context_length or config.context_length, config.context_length)
@@ -71,6 +72,7 @@ def plan_ram(gguf: GGUFFile, settings: Settings) -> RamPlan:
     return RamPlan(
         **parts,
         kv_cache_tokens=num_blocks * settings.kv_block_tokens,
+        kv_cache_type=device.cache_format.name,
         state_slots=state_slots,
         total_bytes=total,
         available_bytes=available,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from kernels.devices.dry_run import DryRunDevice
+from kernels.devices.open import CUDA_CACHE_FORMATS
 from kernels.devices.protocol import GpuDevice, is_gpu
 from orcd.errors import ModelLoadFailed
 from worker.load import open_configured_device
@@ -23,6 +24,7 @@ class VramPlan(msgspec.Struct, frozen=True):
     weights_bytes: int
     kv_cache_bytes: int
     kv_cache_tokens: int
+    kv_cache_type: str
     scratch_bytes: int
     step_buffers_bytes: int
     graphs_bytes: int
@@ -46,6 +48,7 @@ def plan_vram(gguf: GGUFFile, settings: Settings) -> VramPlan:
         device=device.name,
         device_name=device.description,
         kv_cache_tokens=plan.cache_tokens,
+        kv_cache_type=device.cache_format.name,
         total_bytes=plan.memory.total_bytes,
         available_bytes=plan.available_bytes,
         fits=plan.fits,
@@ -59,7 +62,7 @@ def _device_of(settings: Settings) -> tuple[GpuDevice | DryRunDevice, str | None
     try:
         device = open_configured_device(settings)
     except ModelLoadFailed as error:
-        stand_in = DryRunDevice(settings.device)
+        stand_in = DryRunDevice(settings.device, cache_format=CUDA_CACHE_FORMATS[settings.kv_cache_type])
         stand_in.budget_bytes = settings.vram_bytes or None
         return stand_in, error.message
     assert is_gpu(device), "the CPU needs no plan"

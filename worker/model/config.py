@@ -116,9 +116,10 @@ class ModelConfig:
     """What recurrent layers keep, if there are any."""
 
     @property
-    def cache_width(self) -> int:
-        """Elements that the KV cache holds of a token, in all layers together."""
-        return sum(2 * layer.kv_width for index, layer in enumerate(self.layers) if layer.cache_layer == index)
+    def cache_layers(self) -> tuple[LayerConfig, ...]:
+        """Layers that keep keys and values of their own."""
+        own = (layer for index, layer in enumerate(self.layers) if layer.cache_layer == index)
+        return tuple(layer for layer in own if not layer.recurrent)
 
     @property
     def num_recurrent_layers(self) -> int:

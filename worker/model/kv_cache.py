@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from kernels.batch import AnyArray, LayerCache, LayerState
+from kernels.cache_format import CacheFormat
 from kernels.devices.protocol import Device
 from orcd.errors import InsufficientVram
 from worker.model.config import ModelConfig
@@ -35,7 +36,7 @@ def allocate_cache(
     for index, layer in attending:
         if layer.cache_layer == index:
             shape = num_blocks, block_tokens, layer.num_kv_heads, layer.head_dim
-            own[index] = LayerCache(device.cache_array(*shape), device.cache_array(*shape))
+            own[index] = device.layer_cache(*shape)
     kept = config.recurrence
     states = [
         LayerState(
@@ -48,9 +49,10 @@ def allocate_cache(
     return KVCache(tuple(own[layer.cache_layer] for _, layer in attending), tuple(states))
 
 
-def bytes_per_block(config: ModelConfig, device: Device, block_tokens: int) -> int:
+def bytes_per_block(config: ModelConfig, cache_format: CacheFormat, block_tokens: int) -> int:
     """Bytes of one block over all layers, K and V."""
-    return config.cache_width * device.cache_dtype.itemsize * block_tokens
+    layers = config.cache_layers
+    return block_tokens * sum(2 * layer.num_kv_heads * cache_format.head_bytes(layer.head_dim) for layer in layers)
 
 
 def bytes_per_state(config: ModelConfig) -> int:

@@ -56,7 +56,7 @@ class Model:
 
     def bytes_per_block(self, block_tokens: int) -> int:
         """Bytes of one block of the KV cache, all layers together."""
-        return bytes_per_block(self.config, self.device, block_tokens)
+        return bytes_per_block(self.config, self.device.cache_format, block_tokens)
 
     @property
     def bytes_per_state(self) -> int:

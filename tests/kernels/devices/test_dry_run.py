@@ -16,7 +16,7 @@ def test_every_use_of_memory_is_counted_and_none_is_taken() -> None:
     device = DryRunDevice("cuda:3")
     counted = [device.memory_bytes()]
     arrays = [
-        device.cache_array(1 << 20, 16, 8, 128),  # 32 GiB
+        *device.layer_cache(1 << 20, 16, 8, 128).arrays(),  # 32 GiB each
         device.empty((1 << 30,), np.float32),
         device.begin_step()((1 << 30,), np.float32),
     ]

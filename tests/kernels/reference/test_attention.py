@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from copy import copy
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
 import kernels.reference.attention
-from kernels.batch import LayerCache, PrefixGroups, Step
+from kernels.batch import CacheScales, LayerCache, PrefixGroups, Step
+from kernels.cache_format import dequantise, quantise
 from kernels.reference.attention import paged_attention, plan_attention, rope_attention
 from kernels.reference.rope import rope_write, rotation
 from kernels.weights.parameters import Attention, RmsNorm, Rope
@@ -32,12 +34,26 @@ class Case:
             for table, content in zip(self.tables, contents, strict=True):
                 for position, row in enumerate(content):
                     cache[table[position // block_tokens], position % block_tokens] = row
+        self.scales: CacheScales | None = None
         self.query_starts = np.concatenate([[0], np.cumsum(new)]).astype(np.int32)
         self.qkv = rng.normal(size=(sum(new), heads * DIM + 5)).astype(np.float32)  # more columns than queries
         self.sinks = rng.normal(size=heads).astype(np.float32)
         self.positions = np.concatenate(
             [np.arange(length - count, length) for length, count in zip(lengths, new, strict=True)]
         ).astype(np.int32)
+
+    def quantised(self) -> Case:
+        """The same sequences in 8 bits; what is not read is code -128 with a scale of NaN or of infinity."""
+        case = copy(self)
+        codes, scales = zip(*map(quantise, self.caches), strict=True)
+        unread = [np.isnan(cache[..., 0]) for cache in self.caches]
+        for each, places in zip(codes, unread, strict=True):
+            each[places] = -128
+        for each, places, poison in zip(scales, unread, (np.nan, np.inf), strict=True):
+            each[places] = poison
+        case.caches, case.scales = list(codes), CacheScales(*scales)
+        case.contents = [[dequantise(*quantise(each)) for each in contents] for contents in self.contents]
+        return case
 
     def run(
         self,
@@ -68,7 +84,7 @@ class Case:
         attention = Attention(self.heads, self.kv_heads, DIM, 0.25, window, self.sinks if sinks else None)
         attention = replace(attention, softcap=softcap)
         plan = plan_attention(step, attention)
-        paged_attention(self.qkv[tokens], LayerCache(*self.caches), attention, step, plan, out=out)
+        paged_attention(self.qkv[tokens], LayerCache(*self.caches, self.scales), attention, step, plan, out=out)
         return out
 
     def expected(self, window: int, sinks: bool, softcap: float = 0.0) -> np.ndarray:
@@ -95,6 +111,8 @@ CASES = [
     Case([150, 1, 65, 40], [150, 1, 65, 3], 3, 1, 16),
     Case([90, 90, 90], [1, 20, 1], 2, 2, 7),
 ]
+CASES += [case.quantised() for case in CASES]
+NAMES = ["decode", "prefill", "mixed", "decode, q8", "prefill, q8", "mixed, q8"]
 
 
 def test_scores_have_a_soft_cap() -> None:
@@ -104,7 +122,7 @@ def test_scores_have_a_soft_cap() -> None:
     assert np.abs(capped - case.run(everyone, 0, sinks=False)).max() > 0.01
 
 
-@pytest.mark.parametrize("case", CASES, ids=["decode", "prefill", "mixed"])
+@pytest.mark.parametrize("case", CASES, ids=NAMES)
 @pytest.mark.parametrize("window", [0, 1, 16, 100])
 @pytest.mark.parametrize("sinks", [False, True])
 def test_every_token_attends_to_its_own_past_within_the_window(case: Case, window: int, sinks: bool) -> None:
@@ -112,7 +130,7 @@ def test_every_token_attends_to_its_own_past_within_the_window(case: Case, windo
     np.testing.assert_allclose(actual, case.expected(window, sinks), atol=2e-6)
 
 
-@pytest.mark.parametrize("case", CASES, ids=["decode", "prefill", "mixed"])
+@pytest.mark.parametrize("case", CASES, ids=NAMES)
 @pytest.mark.parametrize("window", [0, 16])
 def test_a_sequence_attends_bit_for_bit_the_same_alone_and_among_others(case: Case, window: int) -> None:
     members = list(range(len(case.lengths)))
@@ -124,13 +142,14 @@ def test_a_sequence_attends_bit_for_bit_the_same_alone_and_among_others(case: Ca
 @pytest.mark.parametrize(
     ("window", "num_read"), [(0, 256 + 14 + 6 + 54 + 1 + 300), (400, 256 + 14 + 6 + 54 + 1 + 300), (150, 4 * 150 + 156)]
 )
-@pytest.mark.parametrize("softcap", [0.0, 0.5])
+@pytest.mark.parametrize(("softcap", "in_8_bits"), [(0.0, False), (0.5, False), (0.0, True)])
 def test_a_beginning_that_sequences_share_is_read_once_for_all_of_them(
-    window: int, num_read: int, softcap: float, monkeypatch: pytest.MonkeyPatch
+    window: int, num_read: int, softcap: float, in_8_bits: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Bit for bit as each alone; where windows begin at different tiles, each reads its own."""
     case = Case([270, 262, 300, 310, 257], [1, 1, 7, 1, 1], 4, 2, 16)
     case.tables[[1, 3, 4], :16] = case.tables[0, :16]
+    case = case.quantised() if in_8_bits else case
     everyone = list(range(5))
     alone = np.concatenate([case.run([each], window, True, softcap) for each in everyone])
     gather, read = kernels.reference.attention._gather, []
@@ -146,19 +165,23 @@ def test_a_beginning_that_sequences_share_is_read_once_for_all_of_them(
     assert sum(read) == num_read
 
 
-def test_a_prefilled_token_attends_bit_for_bit_as_a_decoded_one() -> None:
-    prefill = CASES[1].run([0], 0, sinks=True)
+@pytest.mark.parametrize("case", [CASES[1], CASES[4]], ids=["numbers", "q8"])
+def test_a_prefilled_token_attends_bit_for_bit_as_a_decoded_one(case: Case) -> None:
+    prefill = case.run([0], 0, sinks=True)
     decode = Case([150], [1], 3, 1, 16)
-    decode.caches, decode.tables, decode.sinks = CASES[1].caches, CASES[1].tables, CASES[1].sinks
+    decode.caches, decode.scales, decode.tables, decode.sinks = case.caches, case.scales, case.tables, case.sinks
     for position in (0, 63, 64, 149):
         decode.positions, decode.lengths = np.array([position], np.int32), [position + 1]
-        decode.qkv = CASES[1].qkv[position : position + 1]
+        decode.qkv = case.qkv[position : position + 1]
         np.testing.assert_array_equal(decode.run([0], 0, sinks=True)[0], prefill[position])
 
 
+@pytest.mark.parametrize("with_scales", [False, True], ids=["numbers", "q8"])
 @pytest.mark.parametrize("with_rope", [False, True])
 @pytest.mark.parametrize("new", [[1, 1, 1], [4, 1, 20]], ids=["decode", "mixed"])
-def test_the_fused_op_is_rotation_and_write_and_then_attention(with_rope: bool, new: list[int]) -> None:
+def test_the_fused_op_is_rotation_and_write_and_then_attention(
+    with_rope: bool, new: list[int], with_scales: bool
+) -> None:
     rng = np.random.default_rng(0)
     heads, kv_heads, block_tokens, lengths = 4, 2, 16, np.array([40, 9, 33], np.int32)
     rows = np.repeat(np.arange(3), new).astype(np.int32)
@@ -188,12 +211,16 @@ def test_the_fused_op_is_rotation_and_write_and_then_attention(with_rope: bool, 
         projected, (keys, values) = qkv.copy(), before.copy()
         out = np.full((rows.size, heads * DIM), np.nan, np.float32)
         cache = LayerCache(keys, values)
+        if with_scales:
+            (keys, key_scales), (values, value_scales) = quantise(keys), quantise(values)
+            cache = LayerCache(keys, values, CacheScales(key_scales, value_scales))
         if fused:
             rope_attention(projected, by, attention, step, None, out_cache=cache, out=out)
         else:
             rope_write(projected, step.slots, by, attention, out_cache=cache)
             paged_attention(projected, cache, attention, step, None, out=out)
-        results.append((out, keys, values))
+        results.append((out, *cache.arrays()))
     for actual, expected in zip(*results, strict=True):
         np.testing.assert_array_equal(actual, expected)
-    assert (results[0][1] != before[0]).any(axis=(-1, -2)).sum() == rows.size
+    keys_before = quantise(before[0])[0] if with_scales else before[0]
+    assert (results[0][1] != keys_before).any(axis=(-1, -2)).sum() == rows.size

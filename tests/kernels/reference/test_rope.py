@@ -8,7 +8,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from kernels.batch import LayerCache
+from kernels.batch import CacheScales, LayerCache
+from kernels.cache_format import quantise
 from kernels.reference.rope import rope_write, rotation
 from kernels.weights.parameters import Attention, Pairing, QueryGrowth, RmsNorm, Rope
 
@@ -107,6 +108,24 @@ def test_values_may_have_a_norm_and_a_layer_may_have_queries_only() -> None:
     np.testing.assert_array_equal(queries, whole[:, : HEADS * DIM])
     np.testing.assert_array_equal(keys, before[0])
     np.testing.assert_array_equal(values, before[1])
+
+
+def test_in_8_bits_each_head_goes_to_its_slot_quantised_once_it_is_normed_and_rotated() -> None:
+    qkv = np.random.default_rng(4).normal(size=(2, (HEADS + 2 * KV_HEADS) * DIM)).astype(np.float32)
+    rope, positions = Rope(FREQUENCIES, "neox"), [3, 700]
+    _, keys, values = run(qkv, positions, [9, 2], rope)
+    by = rotation(np.array(positions, np.int32), rope, np.array([1000], np.int32), np.zeros(2, np.int32))
+    codes = [np.full((3, 4, KV_HEADS, DIM), -128, np.int8) for _ in "kv"]
+    scales = CacheScales(*(np.full((3, 4, KV_HEADS), np.nan, np.float16) for _ in "kv"))
+    attention = Attention(HEADS, KV_HEADS, DIM, scale=1.0)
+    slots = np.array([9, 2], np.int32)
+    rope_write(qkv.copy(), slots, by, attention, out_cache=LayerCache(*codes, scales))
+    for heads, stored, factors in zip((keys, values), codes, scales, strict=True):
+        for actual, expected in zip((stored.reshape(12, KV_HEADS, DIM), factors.reshape(12, KV_HEADS)),
+                                    quantise(heads[slots]), strict=True):  # fmt: skip
+            np.testing.assert_array_equal(actual[slots], expected)
+        assert (np.delete(stored.reshape(12, -1), slots, axis=0) == -128).all()
+        assert np.isnan(np.delete(factors.reshape(12, -1), slots, axis=0)).all()
 
 
 def test_queries_grow_with_every_interval_and_keys_do_not() -> None:

@@ -45,6 +45,14 @@ def test_without_json_it_prints_a_table(tiny_model: Path, capsys: pytest.Capture
     assert [line.split()[0] for line in lines[2:]] == ["2", "1"]
 
 
+def test_keys_and_values_of_8_bits_are_named(tiny_model: Path, capsys: pytest.CaptureFixture[str]):
+    options = ["--device=cpu", "--prompt-tokens=4", "--output-tokens=1", "--concurrency=1", "--kv-cache-type=q8"]
+    assert run(["bench", "engine", str(tiny_model), *options, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["kv_cache_type"] == "q8"
+    assert run(["bench", "engine", str(tiny_model), *options]) == 0
+    assert "keys and values of q8" in capsys.readouterr().out
+
+
 def test_a_load_beyond_the_context_is_refused(tiny_model: Path):
     with pytest.raises(InvalidRequest, match="context of 128"):
         list(measure_all(Settings(model=str(tiny_model), device="cpu"), Load(100, 29), [1]))

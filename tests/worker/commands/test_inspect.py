@@ -33,6 +33,7 @@ def test_a_supported_model_is_described(tmp_path: Path, capsys: pytest.CaptureFi
     assert (report["num_layers"], report["context_length"], report["vocab_size"]) == (2, 131072, 1390)
     assert (report["tokenizer"], report["chat_template"]) == ("gpt2 / gpt-4o", True)
     assert report["vram_kv_bytes_per_1k_tokens"] == 2 * 2 * 1 * 64 * 2 * 1024
+    assert report["kv_q8_bytes_per_1k_tokens"] == 2 * 2 * 1 * (64 + 2) * 1024
     types = {entry["type"]: entry for entry in report["tensor_types"]}
     assert types["MXFP4"]["tensors"] == {f"blk.*.ffn_{part}_exps.weight": 2 for part in ("gate", "up", "down")}
     assert types["MXFP4"]["count"] == 6 and types["MXFP4"]["bytes"] == 6 * 4 * 64 * 32 // 32 * 17
@@ -43,7 +44,8 @@ def test_a_supported_model_is_described(tmp_path: Path, capsys: pytest.CaptureFi
         "gpt-oss",
         "1,390 tokens",
         "blk.*.ffn_up_exps.weight x 2",
-        "KV per 1,024 tokens",
+        "524 KB for KV per 1,024 tokens (float16)",
+        "270 KB for KV per 1,024 tokens (q8)",
         "supported       yes",
     ):
         assert part in text

@@ -52,6 +52,16 @@ def test_states_go_from_chunk_to_chunk(tmp_path: Path, monkeypatch: pytest.Monke
     np.testing.assert_array_equal(logits_of(SMALL["qwen35-q4_k_m"], [ids], tmp_path)["logits_0"], whole)
 
 
+def test_keys_and_values_of_8_bits_give_other_logits_near_by(model: Path, tmp_path: Path) -> None:
+    ids = [number % 300 for number in range(40)]
+    plain = logits_of(model, [ids], tmp_path)["logits_0"]
+    files = ["--ids", str(tmp_path / "ids.json"), "--out", str(tmp_path / "out.npz")]
+    assert run(["logits", str(model), *files, "--device", "cpu", "--kv-cache-type", "q8"]) == 0
+    with np.load(tmp_path / "out.npz") as arrays:
+        off = np.abs(arrays["logits_0"] - plain) / plain.std()
+    assert 0 < off.max() < 0.1
+
+
 @pytest.mark.parametrize(
     ("ids", "problem"),
     [

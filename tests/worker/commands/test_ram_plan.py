@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,6 +15,7 @@ from worker.commands import ram_plan as module
 from worker.commands.main import run
 from worker.commands.ram_plan import plan_ram
 from worker.engine.engine import Engine
+from worker.load import open_configured_device
 from worker.model.gguf import open_gguf
 from worker.model.registry import load_model
 from worker.settings import Settings
@@ -24,11 +26,14 @@ def path(tmp_path: Path) -> Path:
     return write_tiny("qwen2", tmp_path / "tiny.gguf")
 
 
-@pytest.mark.parametrize("options", [{}, {"kv_cache_bytes": 1 << 20}, {"max_sequences": 3, "context_length": 64}])
-def test_the_cache_is_that_of_the_engine(path: Path, options: dict[str, int]) -> None:
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"kv_cache_bytes": 1 << 20}, {"max_sequences": 3, "context_length": 64}, {"kv_cache_type": "q8"}],
+)
+def test_the_cache_is_that_of_the_engine(path: Path, options: dict[str, Any]) -> None:
     gguf, settings = open_gguf(path), Settings(device="cpu", model=str(path), **options)
     plan = plan_ram(gguf, settings)
-    engine = Engine(load_model(gguf, open_device("cpu"), lambda *_: None), settings)
+    engine = Engine(load_model(gguf, open_configured_device(settings), lambda *_: None), settings)
     assert plan.kv_cache_tokens == engine.stats(memory_bytes=0).kv_blocks_total * settings.kv_block_tokens
     assert plan.total_bytes == sum(
         (
@@ -40,6 +45,17 @@ def test_the_cache_is_that_of_the_engine(path: Path, options: dict[str, int]) ->
             plan.processes_bytes,
         )
     )
+
+
+def test_the_same_memory_holds_more_tokens_of_8_bits(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plain, quantised = (
+        plan_ram(open_gguf(path), Settings(device="cpu", kv_cache_bytes=10**7, kv_cache_type=kind))
+        for kind in ("f16", "q8")
+    )
+    assert quantised.kv_cache_tokens == pytest.approx(plain.kv_cache_tokens * 4 * 64 / (64 + 2), rel=0.01)
+    assert run(["inspect", str(path), "--device", "cpu", "--kv-cache-type", "q8"]) == 0
+    out = capsys.readouterr().out
+    assert " tokens (q8)\n" in out and " tokens (float16)\n" in out
 
 
 def test_states_are_planned_for(capsys: pytest.CaptureFixture[str]) -> None:

@@ -66,6 +66,23 @@ def test_a_budget_that_is_set_decides_whether_it_would_fit(
     assert answer in capsys.readouterr().out
 
 
+def test_8_bits_for_keys_and_values_are_planned_for_though_no_gpu_has_them_yet(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ORCD_VRAM_BYTES", str(10**9))
+    monkeypatch.setenv("ORCD_KV_CACHE_BYTES", str(10**8))
+    path = write_tiny("qwen2", tmp_path / "tiny.gguf")
+    plans = []
+    for kind in ("f16", "q8"):
+        assert run(["inspect", str(path), "--json", "--device=cuda:0", f"--kv-cache-type={kind}"]) == 0
+        plans.append(json.loads(capsys.readouterr().out)["vram_plan"])
+    plain, quantised = plans
+    assert (plain["kv_cache_type"], quantised["kv_cache_type"]) == ("float16", "q8")
+    assert quantised["kv_cache_tokens"] == pytest.approx(plain["kv_cache_tokens"] * 2 * 64 / (64 + 2), rel=0.01)
+    assert quantised["kv_cache_bytes"] == pytest.approx(10**8, rel=0.01)
+    assert "no GPU has kernels for a KV cache of type q8 yet" in quantised["note"]
+
+
 @pytest.mark.parametrize("name", SMALL)
 def test_what_no_gpu_can_run_is_told_of_the_models_that_the_tests_on_gpus_leave_out(name: str) -> None:
     found = refusals(open_gguf(SMALL[name]))

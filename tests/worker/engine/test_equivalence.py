@@ -30,18 +30,21 @@ MODELS = {
     **SMALL,
     **{name: path for name, path in KIT.items() if name in ("qwen2-untied-q8_0", "phi3-longrope-f16")},
 }
+IN_8_BITS = ("tiny", "gpt-oss-mxfp4_moe", "qwen35-q4_k_m")
+"""Models that run with keys and values of 8 bits, too: all that differs is in ops which every model has."""
 NEAR_TIE = 0.01  # the conformance kit's bound for float32 arithmetic
 MOST_OFF = 0.01  # of a logit of llama.cpp's, which has some functions in tables of float16
 
 
-def load(path: Path) -> Model:
-    return load_model(open_gguf(path), open_device("cpu"), lambda _done, _total: None)
+def load(path: Path, cache_type: str = "f16") -> Model:
+    return load_model(open_gguf(path), open_device("cpu", cache_type=cache_type), lambda _done, _total: None)
 
 
-@pytest.fixture(scope="module", params=MODELS)
+@pytest.fixture(scope="module", params=[*MODELS, *(f"{name}, q8" for name in IN_8_BITS)])
 def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Model:
-    path = MODELS[request.param]
-    return load(path or write_tiny_model(tmp_path_factory.mktemp("model") / "tiny.gguf"))
+    name, _, cache_type = request.param.partition(", ")
+    path = MODELS[name] or write_tiny_model(tmp_path_factory.mktemp("model") / "tiny.gguf")
+    return load(path, cache_type or "f16")
 
 
 def traffic(model: Model) -> list[Add]:

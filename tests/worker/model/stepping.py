@@ -9,6 +9,8 @@ import numpy as np
 from kernels.batch import StateRows, Step
 from worker.model.registry import Model
 
+POISON_CODE = -128  # which nothing is quantised to
+
 
 class Stepper:
     """Some sequences of known tokens, each in blocks scattered over the pool; states go from slot to slot."""
@@ -25,9 +27,9 @@ class Stepper:
         num_blocks = self._max_blocks * len(prompts) + 3
         num_states = 2 * len(prompts) if model.bytes_per_state else 0
         self._cache = model.allocate_cache(num_blocks, block_tokens, num_states)
-        for layer in (*self._cache.layers, *self._cache.states):
-            for array in layer:
-                array.fill(np.nan)
+        kept = [array for layer in self._cache.layers for array in layer.arrays()]
+        for array in (*kept, *(array for state in self._cache.states for array in state)):
+            array.fill(np.nan if array.dtype.kind == "f" else POISON_CODE)
         self._state_slots = [-1] * len(prompts)
         self._free_slots = list(range(num_states))
         order = np.random.default_rng(seed).permutation(num_blocks).astype(np.int32)

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from kernels.cache_format import FLOAT16, Q8
 from kernels.devices.dry_run import DryRunDevice
 from kernels.devices.open import open_device
 from kernels.devices.protocol import Device
@@ -20,7 +21,12 @@ from worker.model.kv_cache import allocate_cache, bytes_per_block, bytes_per_sta
 from worker.model.registry import read_model_config
 from worker.settings import Settings
 
-DEVICES: dict[str, Callable[[], Device]] = {"cpu": lambda: open_device("cpu"), "cuda": lambda: DryRunDevice("cuda:0")}
+DEVICES: dict[str, Callable[[], Device]] = {
+    "cpu": lambda: open_device("cpu"),
+    "cpu, q8": lambda: open_device("cpu", cache_type="q8"),
+    "cuda": lambda: DryRunDevice("cuda:0"),
+    "cuda, q8": lambda: DryRunDevice("cuda:0", cache_format=Q8),
+}
 
 
 @pytest.fixture(params=FAMILIES)
@@ -35,14 +41,14 @@ def test_a_cache_takes_as_many_bytes_as_were_planned_for_its_blocks(
 ) -> None:
     device = make_device()
     cache = allocate_cache(config, device, 7, block_tokens)
-    num_bytes = sum(array.nbytes for layer in cache.layers for array in layer)
-    assert num_bytes == 7 * bytes_per_block(config, device, block_tokens)
+    num_bytes = sum(array.nbytes for layer in cache.layers for array in layer.arrays())
+    assert num_bytes == 7 * bytes_per_block(config, device.cache_format, block_tokens)
 
 
 def test_each_layer_has_keys_and_values_of_its_own(config: ModelConfig) -> None:
     cache = allocate_cache(config, open_device("cpu"), 3, 16)
     assert len(cache.layers) == config.num_layers
-    arrays = [array for layer in cache.layers for array in layer]
+    arrays = [array for layer in cache.layers for array in layer.arrays()]
     assert {array.shape for array in arrays} == {(3, 16, config.num_kv_heads, config.head_dim)}
     for number, array in enumerate(arrays):
         array[:] = number
@@ -52,8 +58,13 @@ def test_each_layer_has_keys_and_values_of_its_own(config: ModelConfig) -> None:
 def test_on_a_gpu_a_cache_is_laid_out_as_its_attention_reads_it(config: ModelConfig) -> None:
     cache = allocate_cache(config, DryRunDevice("cuda:0"), 3, 16)
     expected = cache_shape(3, 16, config.num_kv_heads, config.head_dim)
-    assert {array.shape for layer in cache.layers for array in layer} == {expected}
-    assert {array.dtype for layer in cache.layers for array in layer} == {np.dtype(np.float16)}
+    assert {array.shape for layer in cache.layers for array in layer.arrays()} == {expected}
+    assert {array.dtype for layer in cache.layers for array in layer.arrays()} == {np.dtype(np.float16)}
+
+
+def test_in_8_bits_the_same_memory_holds_nearly_twice_the_tokens_of_a_gpu(config: ModelConfig) -> None:
+    halves, eighths = (bytes_per_block(config, format_, 16) for format_ in (FLOAT16, Q8))
+    assert halves / eighths == pytest.approx(2 * config.head_dim / (config.head_dim + 2))
 
 
 @pytest.mark.parametrize(
@@ -81,7 +92,9 @@ def test_recurrent_layers_have_states_and_no_keys(
     config, device = read_model_config(open_gguf(SMALL[name])), make_device()
     cache = allocate_cache(config, device, 7, 16, num_states=5)
     assert (len(cache.layers), len(cache.states)) == (attending, recurrent)
-    assert sum(array.nbytes for layer in cache.layers for array in layer) == 7 * bytes_per_block(config, device, 16)
+    assert sum(array.nbytes for layer in cache.layers for array in layer.arrays()) == 7 * bytes_per_block(
+        config, device.cache_format, 16
+    )
     assert sum(array.nbytes for state in cache.states for array in state) == 5 * bytes_per_state(config)
     assert {array.shape[0] for state in cache.states for array in state} == {5}
 

@@ -79,7 +79,7 @@ def test_a_synthetic_model_loads_runs_and_stays_finite(family: str, tmp_path: Pa
         assert np.isfinite(logits).all() and logits.std() > 0
         np.testing.assert_array_equal(logits, logits_alone(model, prompt))
     cache_ = model.allocate_cache(3, 16)
-    assert sum(array.nbytes for layer in cache_.layers for array in layer) == 3 * model.bytes_per_block(16)
+    assert sum(array.nbytes for layer in cache_.layers for array in layer.arrays()) == 3 * model.bytes_per_block(16)
 
 
 def test_weights_that_overflow_give_non_finite_logits_without_a_warning(tmp_path: Path) -> None:
