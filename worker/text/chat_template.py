@@ -48,8 +48,9 @@ class ChatTemplate:
         self.special_tokens = {"bos_token": bos_token, "eos_token": eos_token}
         try:
             environment = _Environment(now)
-            self._template = environment.from_string(source)
-            self.form = ContentForm.of(environment.parse(source))
+            parsed = environment.parse(source)
+            self._template = environment.from_string(parsed)
+            self.form = ContentForm.of(parsed)
             """How it takes the content of messages. `render` takes them as they are."""
         except Exception as error:  # a broken template can also break the compiler of the Python code that it becomes
             raise ModelLoadFailed(f"tokenizer.chat_template is not a valid template: {str(error)[:300]}") from error

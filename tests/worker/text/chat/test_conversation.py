@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import functools
 import json
 import re
 from contextlib import suppress
@@ -51,8 +52,16 @@ def _templates() -> dict[str, tuple[str, dict[str, str]]]:
 TEMPLATES = _templates()
 
 
-def _jinja(source: str, **names: Any) -> str:
-    """A template rendered by Jinja alone, set up as Hugging Face's transformers do."""
+@functools.cache
+def _template(name: str) -> ChatTemplate:
+    """One of `TEMPLATES`, compiled once for all conversations."""
+    source, special = TEMPLATES[name]
+    return ChatTemplate(source, **special, now=lambda: NOW)
+
+
+@functools.cache
+def _jinja(source: str) -> jinja2.Template:
+    """A template compiled by Jinja alone, set up as Hugging Face's transformers do."""
     environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[jinja2.ext.loopcontrols]
     )
@@ -64,14 +73,14 @@ def _jinja(source: str, **names: Any) -> str:
 
     environment.filters["tojson"] = lambda value, **options: json.dumps(value, **{"ensure_ascii": False, **options})
     environment.globals |= {"raise_exception": refuse, "strftime_now": NOW.strftime}
-    return environment.from_string(source).render(**names)
+    return environment.from_string(source)
 
 
 def _expected(source: str, parts: bool, messages: list[dict[str, Any]], **names: Any) -> str | None:
     """By vLLM's rule; with text for a template that fails at parts or writes the list of them. None: it fails."""
     for takes_parts in (True, False) if parts else (False,):
         with suppress(Exception):
-            text = _jinja(source, messages=normalised(messages, parts=takes_parts), **names)
+            text = _jinja(source).render(messages=normalised(messages, parts=takes_parts), **names)
             if "{'type': 'text'" not in text:
                 return text
     return None
@@ -89,7 +98,7 @@ def test_prompts_are_those_of_vllms_normalisation_and_jinja(
     name: str, conversation: str, tools: list[dict[str, Any]] | None
 ) -> None:
     source, special = TEMPLATES[name]
-    template = ChatTemplate(source, **special, now=lambda: NOW)
+    template = _template(name)
     messages = CONVERSATIONS[conversation]
     names = {**special, "tools": tools, "documents": None, "add_generation_prompt": True}
     expected = _expected(source, template.form.takes_parts, messages, **names)
