@@ -7,6 +7,9 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+# Before NumPy is imported: its threads spin, and beside the processes that tests start they made tests 10 times slower.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
 import pytest
 import redis
 from hypothesis import HealthCheck, settings
@@ -19,9 +22,6 @@ from tests.models.shallow_model import write_shallow_model
 from tests.orcd.job_writer import MakeStore
 
 DEMO_MODEL = Path(tasks.demo.__file__).parent / "haiku-q4_k_m.gguf"
-
-# Before NumPy is imported: its threads spin, and beside the processes that tests start they made tests 10 times slower.
-os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 # How long examples take says something of the machine only.
 settings.register_profile("tests", deadline=None, suppress_health_check=[HealthCheck.too_slow])

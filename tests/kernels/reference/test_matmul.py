@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
+import os
+from pathlib import Path
+
 import gguf
 import numpy as np
 import pytest
@@ -71,3 +75,13 @@ def test_the_residual_stream_is_added_to() -> None:
     np.testing.assert_array_equal(stream, [[43, 44]] * 3)
     linear_residual(np.ones((3, 32), np.float32), (layer,), scale=0.5, out=stream)
     np.testing.assert_array_equal(stream, [[59.5, 61]] * 3)
+
+
+@pytest.mark.skipif(not Path("/proc").exists(), reason="reads /proc")
+def test_tests_compute_with_one_thread() -> None:
+    """OpenBLAS has its others spin between products: on a busy machine a model then takes ten times as long."""
+    libraries = {line.split()[-1] for line in Path("/proc/self/maps").read_text().splitlines() if "openblas" in line}
+    names = [f"{prefix}openblas_get_num_threads{suffix}" for prefix in ("", "scipy_") for suffix in ("", "64_")]
+    loaded = map(ctypes.CDLL, libraries)
+    functions = [getattr(each, name) for each in loaded for name in names if hasattr(each, name)]
+    assert [count() for count in functions] == [int(os.environ["OPENBLAS_NUM_THREADS"])] * len(functions)
