@@ -1,6 +1,7 @@
 """What steps with constraints cost the host: CPU time of masks, of tokens taken and of forced ones, without a model.
 
     python -m tests.bench.structured_steps [--model MODEL.gguf] [--streams 256] [--steps 60] [--max-tokens 256]
+        [--threads N]
 
 Only the vocabulary of the model is used; by default it is made up, with as many tokens as Qwen's. All streams have the
 schema of `tests.bench.structured_rates`, and draw random tokens among those that their masks allow. When an answer is
@@ -14,7 +15,7 @@ import random
 import sys
 import time
 from collections.abc import Sequence as Series
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -23,36 +24,63 @@ from numpy.typing import NDArray
 from tests.bench.make_model import MODELS
 from tests.bench.structured_rates import SCHEMA
 from worker.contract import Sampling
+from worker.engine.logits.constrained_draws import take_draws
 from worker.engine.logits.forced_tokens import append_forced
-from worker.engine.logits.token_masks import TokenMasks, num_mask_words
-from worker.engine.runner import Draw, take
+from worker.engine.logits.token_masks import num_mask_words, write_masks
+from worker.engine.runner import Draw, Result
 from worker.engine.sequence import Sequence
 from worker.model.gguf import open_gguf
 from worker.text import tokenizer as tokenizers
 from worker.text.grammar.grammar_compiler import GrammarCompiler
 from worker.text.grammar.grammar_text import grammar_text
+from worker.text.grammar.matcher_batch import num_threads
 from worker.text.grammar.token_matcher import TokenMatcher
 from worker.text.tokenizer import Tokenizer
 
 
 @dataclass(slots=True)
-class Cost:
-    """CPU time in seconds, of all threads, and how many tokens it was spent for."""
+class Timer:
+    """Seconds spent in it: CPU time of all threads, CPU time of this one, and by the clock."""
 
-    masks_s: float = 0.0
-    taken_s: float = 0.0
-    forced_s: float = 0.0
+    cpu_s: float = 0.0
+    own_s: float = 0.0
+    wall_s: float = 0.0
+
+    def __enter__(self) -> None:
+        self._add(-1)
+
+    def __exit__(self, *_: object) -> None:
+        self._add(1)
+
+    def _add(self, sign: int) -> None:
+        self.cpu_s += sign * time.process_time()
+        self.own_s += sign * time.thread_time()
+        self.wall_s += sign * time.perf_counter()
+
+    def text(self, num_tokens: int) -> str:
+        """Microseconds of a token."""
+        cpu, own, wall = (1e6 * each / num_tokens for each in (self.cpu_s, self.own_s, self.wall_s))
+        return f"{cpu:.1f} us ({own:.1f} on the engine's thread, {wall:.1f} by the clock)"
+
+
+@dataclass(slots=True)
+class Cost:
+    """What steps took, and how many tokens that was for."""
+
+    masks: Timer = field(default_factory=Timer)
+    taken: Timer = field(default_factory=Timer)
+    forced: Timer = field(default_factory=Timer)
     num_tokens: int = 0
     num_forced: int = 0
     num_answers: int = 0
 
-    def line(self) -> str:
+    def lines(self) -> list[str]:
         """What a person reads."""
-        masks, taken, forced = (1e6 * each / self.num_tokens for each in (self.masks_s, self.taken_s, self.forced_s))
-        return (
+        return [
             f"{self.num_tokens} tokens, {100 * self.num_forced / self.num_tokens:.1f} % not drawn, "
-            f"{self.num_answers} answers; of a token masks {masks:.1f} us, taken {taken:.1f} us, forced {forced:.1f} us"
-        )
+            f"{self.num_answers} answers; of a token:",
+            *(f"{name} {getattr(self, name).text(self.num_tokens)}" for name in ("masks", "taken", "forced")),
+        ]
 
 
 def synthetic_tokenizer() -> Tokenizer:
@@ -71,30 +99,28 @@ def synthetic_tokenizer() -> Tokenizer:
     return tokenizers.from_metadata({f"tokenizer.ggml.{name}": value for name, value in fields.items()})
 
 
-def measure(tokenizer: Tokenizer, num_streams: int, num_steps: int, max_tokens: int) -> Cost:
+def measure(tokenizer: Tokenizer, num_streams: int, num_steps: int, max_tokens: int, num_threads: int = 1) -> Cost:
     """Take ``num_steps`` of all streams together, as an engine does."""
-    beginning = GrammarCompiler(tokenizer).compile(grammar_text("json_schema", SCHEMA))
-    chance, cost, writer = random.Random(0), Cost(), TokenMasks()
+    compiler = GrammarCompiler(tokenizer, num_threads=num_threads)
+    beginning = compiler.compile(grammar_text("json_schema", SCHEMA))
+    chance, cost = random.Random(0), Cost()
     streams = [_stream(beginning, number, max_tokens) for number in range(num_streams)]
     masks = np.zeros((num_streams, num_mask_words(tokenizer.vocab_size)), np.uint32)
     for _ in range(num_steps):
-        start = time.process_time()
-        errors = writer.write(streams, range(num_streams), masks)
-        cost.masks_s += time.process_time() - start
+        with cost.masks:
+            errors = write_masks(streams, range(num_streams), masks)
         assert not errors, errors
-        drawn = [_draw(mask, chance) for mask in masks]
-        start = time.process_time()
-        for stream, token_id in zip(streams, drawn, strict=True):
-            assert stream.constraint is not None
-            taken = take(stream.constraint, Draw(token_id, None), stream)
-            assert isinstance(taken, Draw), taken
-            stream.launch(stream.num_pending, draws=True)
-            stream.append(taken.token_id)
-        between = time.process_time()
-        for stream in streams:
-            cost.num_forced += len(append_forced(stream)[0])
-        cost.taken_s += between - start
-        cost.forced_s += time.process_time() - between
+        results: list[tuple[Sequence, Result]] = [
+            (stream, Draw(_draw(mask, chance), None)) for stream, mask in zip(streams, masks, strict=True)
+        ]
+        with cost.taken:
+            take_draws(results)
+            for stream, draw in results:
+                assert isinstance(draw, Draw), draw
+                stream.launch(stream.num_pending, draws=True)
+                stream.append(draw.token_id)
+        with cost.forced:
+            cost.num_forced += sum(len(append_forced(stream)[0]) for stream in streams)
         for number, stream in enumerate(streams):
             if stream.finish_reason is not None:
                 cost.num_answers += 1
@@ -112,11 +138,13 @@ def main(argv: Series[str]) -> int:
     parser.add_argument("--streams", type=int, default=256)
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--max-tokens", type=int, default=256)
+    parser.add_argument("--threads", type=int, default=num_threads())
     arguments = parser.parse_args(argv)
     tokenizer = (
         tokenizers.from_metadata(open_gguf(arguments.model).metadata) if arguments.model else synthetic_tokenizer()
     )
-    print(measure(tokenizer, arguments.streams, arguments.steps, arguments.max_tokens).line())
+    cost = measure(tokenizer, arguments.streams, arguments.steps, arguments.max_tokens, arguments.threads)
+    print("\n".join(cost.lines()))
     return 0
 
 

@@ -11,9 +11,10 @@ from worker.contract import Abort, Add, Stats, TokenOutput
 from worker.engine.cuda.buffers import StepLimits
 from worker.engine.cuda.runner import CudaRunner
 from worker.engine.in_flight_file import InFlightFile
+from worker.engine.logits.constrained_draws import take_draws
 from worker.engine.logits.forced_tokens import append_forced
 from worker.engine.noting_runner import NotingRunner
-from worker.engine.runner import Draw, PromptReport, Result, Runner, SynchronousRunner, take
+from worker.engine.runner import Draw, PromptReport, Result, Runner, SynchronousRunner
 from worker.engine.scheduler import Chunk, Scheduler
 from worker.engine.sequence import Sequence
 from worker.engine.sequence_builder import SequenceBuilder
@@ -214,7 +215,7 @@ class Engine:
             for chunk, result in zip(alone, results, strict=False):
                 if not isinstance(result, OrcdError):
                     self._scheduler.launch([chunk])
-                self._commit(chunk, result, outputs)
+                self._commit([(chunk.sequence, result)], outputs)
             return False
         self._scheduler.launch(chunks)
         self._in_flight.append(chunks)
@@ -232,22 +233,23 @@ class Engine:
     def _collect(self, outputs: list[TokenOutput]) -> None:
         """Wait for the oldest step in flight and do what its results ask for."""
         chunks = self._in_flight.popleft()
-        for chunk, result in zip(chunks, self._runner.collect(), strict=True):
-            if result is not None and chunk.sequence.finish_reason is None:
-                self._commit(chunk, result, outputs)
+        results = zip(chunks, self._runner.collect(), strict=True)
+        self._commit(
+            [(chunk.sequence, each) for chunk, each in results if chunk.sequence.finish_reason is None], outputs
+        )
 
-    def _commit(self, chunk: Chunk, result: Result, outputs: list[TokenOutput]) -> None:
-        sequence = chunk.sequence
-        if isinstance(result, PromptReport):
-            assert sequence.prompt_logprobs is not None, "log probabilities that nobody wants"
-            sequence.prompt_logprobs += result.logprobs
-            result = result.rest
-        if isinstance(result, Draw) and sequence.constraint is not None:
-            result = take(sequence.constraint, result, sequence)
-        if isinstance(result, OrcdError):
-            self._fail(sequence, result, outputs)
-        elif result is not None:
-            self._append(sequence, result, outputs)
+    def _commit(self, results: list[tuple[Sequence, Result]], outputs: list[TokenOutput]) -> None:
+        for number, (sequence, result) in enumerate(results):
+            if isinstance(result, PromptReport):
+                assert sequence.prompt_logprobs is not None, "log probabilities that nobody wants"
+                sequence.prompt_logprobs += result.logprobs
+                results[number] = sequence, result.rest
+        take_draws(results)
+        for sequence, result in results:
+            if isinstance(result, OrcdError):
+                self._fail(sequence, result, outputs)
+            elif isinstance(result, Draw):
+                self._append(sequence, result, outputs)
 
     def _append(self, sequence: Sequence, draw: Draw, outputs: list[TokenOutput]) -> None:
         """Add to a sequence what was drawn, and what must follow that."""

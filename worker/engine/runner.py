@@ -27,10 +27,9 @@ from worker.engine.batch_builder import (
 )
 from worker.engine.cache.prefix_tree import PrefixTree
 from worker.engine.logits.edit_rows import MAX_BIASES, EditRows
-from worker.engine.logits.token_masks import TokenMasks, constrained_rows, constraint_error, num_mask_words
+from worker.engine.logits.token_masks import constrained_rows, num_mask_words, write_masks
 from worker.engine.scheduler import Chunk
 from worker.engine.sequence import Sequence
-from worker.engine.token_constraint import TokenConstraint
 from worker.model.registry import Model
 
 
@@ -86,7 +85,6 @@ class SynchronousRunner:
         vocab_size = model.config.vocab_size
         self._edits = allocate_edits(_HostMemory(), max_sequences, vocab_size, MAX_BIASES)
         self._edit_rows = EditRows(max_sequences, vocab_size)
-        self._token_masks = TokenMasks()
         self._prefix_tree = PrefixTree(block_tokens, SHARED_TOKENS)
         self._results: deque[list[Result]] = deque()
 
@@ -149,7 +147,7 @@ class SynchronousRunner:
         if not rows:
             return {}
         masks = np.empty((len(rows), num_mask_words(logits.shape[1])), np.uint32)
-        errors = self._token_masks.write(sequences, rows, masks)
+        errors = write_masks(sequences, rows, masks)
         mask_logits(logits, np.array(rows, np.int32), masks, out=logits)
         return errors
 
@@ -160,22 +158,6 @@ class _HostMemory:
     def allocate(self, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
         """An array of zeros."""
         return np.zeros(shape, dtype)
-
-
-def take(constraint: TokenConstraint, draw: Draw, sequence: Sequence) -> Draw | OrcdError:
-    """Let the sequence's constraint take what was drawn; returns what is appended, which it may have put in its place.
-
-    Nothing but that could have been appended: so its probability is 1.
-    """
-    try:
-        token_id = constraint.take(draw.token_id, sequence.num_left)
-    except Exception as error:
-        return constraint_error(error)
-    if token_id == draw.token_id:
-        return draw
-    sequence.revision += 1
-    num_top = sequence.sampling.logprobs
-    return Draw(token_id, None if num_top is None else TokenLogprobs(0.0, (token_id,)[:num_top], (0.0,)[:num_top]))
 
 
 def add_prompts(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 
 class TokenConstraint(Protocol):
@@ -16,14 +16,17 @@ class TokenConstraint(Protocol):
         """Another one that has taken the same ids; from now on they are independent."""
 
     @property
+    def batch(self) -> ConstraintBatch | None:
+        """What asks it together with others; None: it is asked alone."""
+
+    @property
     def is_complete(self) -> bool:
         """Whether nothing may follow: the choice ends, with finish reason "stop"."""
 
     def write_mask(self, mask: memoryview, num_left: int) -> None:
         """Say which ids may come next, of ``num_left`` tokens that may still be drawn, the next one included.
 
-        ``mask`` holds uint32 words, all 0: bit i of word w is to be 1 if id 32 * w + i may be drawn. It is called on
-        any thread, but on one at a time.
+        ``mask`` holds uint32 words, all 0: bit i of word w is to be 1 if id 32 * w + i may be drawn.
         """
 
     def forced_id(self, num_left: int) -> int | None:
@@ -40,3 +43,44 @@ class TokenConstraint(Protocol):
 
     def restore(self, token_ids: Sequence[int], num_left: int) -> None:
         """Take the ids that an earlier owner of the choice has appended, the first one of ``num_left``."""
+
+
+class MaskRow(NamedTuple):
+    """A row of masks, and whose it is."""
+
+    constraint: TokenConstraint
+    num_left: int
+    row: int
+
+
+class Drawn(NamedTuple):
+    """A token that was drawn, of ``num_left`` that might be."""
+
+    constraint: TokenConstraint
+    token_id: int
+    num_left: int
+
+
+class ConstraintBatch(Protocol):
+    """Asks many constraints at once, on several threads; what they say is what each would say alone.
+
+    All of them have this as their `TokenConstraint.batch`. What one of them raises is given back as its own error.
+    """
+
+    def write_masks(self, rows: Sequence[MaskRow], masks: memoryview) -> dict[int, Exception]:
+        """Write ``rows`` of ``masks`` [K, W], uint32, whatever is there, and no others; the errors of rows.
+
+        A row with an error holds anything.
+        """
+
+    def take(self, drawn: Sequence[Drawn]) -> list[int | Exception]:
+        """Take tokens of as many constraints; for each the id that is appended, or what went wrong."""
+
+
+def take_alone(drawn: Drawn) -> int | Exception:
+    """As `ConstraintBatch.take`, of one."""
+    constraint, token_id, num_left = drawn
+    try:
+        return constraint.take(token_id, num_left)
+    except Exception as error:
+        return error

@@ -15,6 +15,8 @@ class BracketConstraint:
     Only `take` sees that an opening one leaves too few tokens. It fails if a token is taken twice, or left out.
     """
 
+    batch = None
+
     def __init__(self, num_ids: int) -> None:
         self.num_ids = num_ids
         self.token_ids: list[int] = []

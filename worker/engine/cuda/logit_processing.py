@@ -18,7 +18,7 @@ from orcd.sampling import MAX_LOGPROBS
 from worker.contract import TokenLogprobs
 from worker.engine.cuda.pinned_ring import Download, DownloadRing, UploadRing
 from worker.engine.logits.edit_rows import max_reset_entries
-from worker.engine.logits.token_masks import TokenMasks, num_mask_words
+from worker.engine.logits.token_masks import num_mask_words, write_masks
 from worker.engine.sequence import Sequence
 
 assert MAX_LOGPROBS <= MAX_TOP, "a request may ask for more log probabilities than the kernel can report"
@@ -64,7 +64,6 @@ class LogitMasker:
         self._uploads = UploadRing(device, memory.shape[0], timeout_s)
         self._rows = view(memory, 0, (max_rows,), np.int32)
         self._masks = view(memory, max_rows * 4, (max_rows, num_mask_words(vocab_size)), np.uint32)
-        self._token_masks = TokenMasks()
         self._is_clear = False
 
     def send(self, sequences: Mapping[int, Sequence]) -> dict[int, OrcdError]:
@@ -80,7 +79,7 @@ class LogitMasker:
         numbers = view(staging, 0, self._rows.shape, np.int32)
         numbers[: len(rows)], numbers[len(rows) :] = rows, -1
         masks = view(staging, numbers.nbytes, shape, np.uint32)
-        errors = self._token_masks.write(list(sequences.values()), range(len(rows)), masks)
+        errors = write_masks(list(sequences.values()), range(len(rows)), masks)
         self._uploads.send(numbers.nbytes + masks.nbytes, self._memory)
         self._is_clear = not sequences
         return {rows[index]: error for index, error in errors.items()}

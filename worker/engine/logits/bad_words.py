@@ -34,6 +34,10 @@ class BadWords:
         return other
 
     @property
+    def batch(self) -> None:
+        """None: it is asked alone."""
+
+    @property
     def is_complete(self) -> bool:
         """Whether the grammar's document is."""
         return self._grammar is not None and self._grammar.is_complete

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import os
+from collections.abc import Iterable
 from collections.abc import Sequence as Series
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from numpy.typing import NDArray
 
 from orcd.errors import OrcdError, places
 from worker.engine.sequence import Sequence
-
-MAX_THREADS = 8
-ROWS_PER_THREAD = 8
-"""With fewer rows for each, another thread costs more than it saves."""
+from worker.engine.token_constraint import ConstraintBatch, MaskRow
 
 
 def num_mask_words(vocab_size: int) -> int:
@@ -34,47 +30,50 @@ def constraint_error(error: Exception) -> OrcdError:
     return OrcdError(f"the grammar of this request failed: {type(error).__name__} at {places(error)[-1]}")
 
 
-class TokenMasks:
-    """Has constraints write their masks, on several threads where there are many: they need no interpreter lock."""
+def write_masks(sequences: Series[Sequence], rows: Series[int], masks: NDArray[np.uint32]) -> dict[int, OrcdError]:
+    """Make ``masks`` [K, `num_mask_words`] those of the K ``rows``, which are indices of ``sequences``.
 
-    def __init__(self) -> None:
-        self._num_threads = max(1, min(MAX_THREADS, (os.cpu_count() or 1) // 2))
-        self._pool = ThreadPoolExecutor(self._num_threads, "token-masks")  # has no thread before the first task
-
-    def write(self, sequences: Series[Sequence], rows: Series[int], masks: NDArray[np.uint32]) -> dict[int, OrcdError]:
-        """Make ``masks`` [K, `num_mask_words`] those of the K ``rows``, which are indices of ``sequences``.
-
-        Returns the errors of rows that can draw nothing; their masks allow nothing.
-        """
-        errors: dict[int, OrcdError] = {}
-        pending = iter(list(zip(rows, masks, strict=True)))  # threads share it: each takes the next one when it is free
-
-        def write_pending() -> None:
-            for row, mask in pending:
-                error = _write_mask(sequences[row], mask)
-                if error is not None:
-                    errors[row] = error
-
-        num_helpers = min(self._num_threads, len(rows) // ROWS_PER_THREAD) - 1
-        helpers = [self._pool.submit(write_pending) for _ in range(num_helpers)]
-        write_pending()
-        for helper in helpers:
-            helper.result()
-        return errors
+    Returns the errors of rows that can draw nothing; their masks allow nothing.
+    """
+    failures: dict[int, Exception] = {}
+    batches: dict[ConstraintBatch | None, list[MaskRow]] = {}
+    for index, row in enumerate(rows):
+        sequence = sequences[row]
+        constraint = sequence.constraint
+        assert constraint is not None, "a mask for a sequence that draws from all ids"
+        batches.setdefault(constraint.batch, []).append(MaskRow(constraint, sequence.num_left, index))
+    for batch, asked in batches.items():
+        failures |= _write_alone(asked, masks) if batch is None else batch.write_masks(asked, masks.data)
+    errors = {index: constraint_error(failure) for index, failure in failures.items()}
+    for index, row in enumerate(rows):
+        if sequences[row].banned_ids and index not in errors:
+            _ban(sequences[row].banned_ids, masks[index])
+            if not masks[index].any():
+                errors[index] = _nothing_left()
+    masks[list(errors)] = 0
+    return errors
 
 
-def _write_mask(sequence: Sequence, mask: NDArray[np.uint32]) -> OrcdError | None:
-    """Make ``mask`` that of a sequence; returns what is wrong if it allows nothing that can be drawn."""
-    constraint = sequence.constraint
-    assert constraint is not None, "a mask for a sequence that draws from all ids"
-    mask[:] = 0
-    try:
-        constraint.write_mask(mask.data, sequence.num_left)
-    except Exception as error:
+def _write_alone(rows: Series[MaskRow], masks: NDArray[np.uint32]) -> dict[int, Exception]:
+    """Write ``masks`` [K, W] of constraints, one after the other; their errors."""
+    failures: dict[int, Exception] = {}
+    for constraint, num_left, row in rows:
+        mask = masks[row]
         mask[:] = 0
-        return constraint_error(error)
-    for token_id in sequence.banned_ids:
+        try:
+            constraint.write_mask(mask.data, num_left)
+        except Exception as failure:
+            failures[row] = failure
+            continue
+        if not mask.any():
+            failures[row] = _nothing_left()
+    return failures
+
+
+def _ban(token_ids: Iterable[int], mask: NDArray[np.uint32]) -> None:
+    for token_id in token_ids:
         mask[token_id // 32] &= ~np.uint32(1 << token_id % 32)
-    if not mask.any():
-        return OrcdError("the grammar of this request allows no token that could come next")
-    return None
+
+
+def _nothing_left() -> OrcdError:
+    return OrcdError("the grammar of this request allows no token that could come next")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Sequence
 from functools import lru_cache
 
@@ -13,6 +14,8 @@ from worker.text.grammar.alphabet import Alphabet
 from worker.text.grammar.closing import Closing, required_names
 from worker.text.grammar.document_growth import UNTOLD, Growth, framed, growth
 from worker.text.grammar.grammar_text import Schemas, schemas_of, suffixes_of
+from worker.text.grammar.lexers import Lexers
+from worker.text.grammar.matcher_batch import MatcherBatch
 from worker.text.grammar.token_matcher import ClosingRule, TokenMatcher
 from worker.text.tokenizer import Tokenizer
 
@@ -21,6 +24,8 @@ MAX_LEXER_STATES = 50_000
 """Of a compiled grammar, and of what answers make of it; a state takes 1 to 2 kB."""
 LEXER_FUEL = 200_000
 """For the regular expressions of a grammar: about 0.1 s. Those that take more keep other grammars waiting."""
+LEXERS_S = 0.1
+"""Seconds for the lexers of a grammar, after which none is added: others wait to be compiled."""
 MAX_KNOWN_TEXTS, MAX_KNOWN_BYTES = 2048, 1024
 """Texts whose ids are kept, of so many bytes at most: names and literals of schemas."""
 _TEXT = r'[^"\\\x00-\x1F\x7F]'
@@ -36,11 +41,15 @@ class GrammarCompiler:
     What they need of the vocabulary takes up to seconds to make. For one thread at a time.
     """
 
-    def __init__(self, tokenizer: Tokenizer, vocab_size: int | None = None) -> None:
-        """``vocab_size`` None: as many as the tokenizer has. Raises `InvalidRequest` if that has no end token."""
+    def __init__(self, tokenizer: Tokenizer, vocab_size: int | None = None, *, num_threads: int = 1) -> None:
+        """``vocab_size`` None: as many as the tokenizer has. ``num_threads`` share the masks and tokens of a step.
+
+        Raises `InvalidRequest` if the tokenizer has no end token.
+        """
         tokens = _Tokens(tokenizer, vocab_size or tokenizer.vocab_size)
         self._tokens = LLTokenizer(TokenizerWrapper(tokens), eos_token=sorted(tokenizer.end_ids), slices=SLICES)
         self._alphabet = Alphabet(tokenizer)
+        self._batch = MatcherBatch(num_threads)
 
     def compile(self, grammar: str) -> TokenMatcher:
         """A matcher before the first token. Raises `InvalidRequest` for a grammar that cannot be one.
@@ -53,9 +62,14 @@ class GrammarCompiler:
             max_lexer_states=MAX_LEXER_STATES,
             verbose_errors=False,
         )
+        start = time.monotonic()
         matcher = LLMatcher(self._tokens, grammar, log_level=0, limits=limits)
         if matcher.is_error():
             raise InvalidRequest(f"the grammar of the answer cannot be used: {_problem(matcher.get_error())}")
+        beginnings = [matcher]
+        while len(beginnings) < self._batch.num_threads and time.monotonic() - start < LEXERS_S:
+            beginnings.append(LLMatcher(self._tokens, grammar, log_level=0, limits=limits))
+        lexers = Lexers(beginnings)
         parts = schemas_of(grammar)
         required = required_names(parts.schemas if parts else [])
         closing = Closing(self._alphabet, required, suffixes_of(grammar))
@@ -63,14 +77,14 @@ class GrammarCompiler:
         rule = ClosingRule(
             closing, self._alphabet, [grows.of(each) for each in self._alphabet.structures], grows.unfinished
         )
-        found = TokenMatcher(matcher, rule)
+        found = TokenMatcher(lexers, self._batch, rule)
         if found.min_tokens() is not None:
             return found
-        if matcher.is_error():
-            raise InvalidRequest(f"the grammar of the answer cannot be used: {_problem(matcher.get_error())}")
+        if found.state.is_error():
+            raise InvalidRequest(f"the grammar of the answer cannot be used: {_problem(found.state.get_error())}")
         if parts is not None and not parts.frame_bytes:
             raise InvalidRequest("the grammar of the answer cannot be used: no document was found that fits the schema")
-        return TokenMatcher(matcher)  # of another grammar there may be long documents only
+        return TokenMatcher(lexers, self._batch)  # of another grammar there may be long documents only
 
 
 def _growth(parts: Schemas | None) -> Growth:

@@ -29,8 +29,9 @@ def late_compiler(load_tokenizer: Callable[[], Tokenizer], vocab_size: int) -> C
     def compile_grammar(grammar: str) -> TokenConstraint:
         if not compilers:
             from worker.text.grammar.grammar_compiler import GrammarCompiler
+            from worker.text.grammar.matcher_batch import num_threads
 
-            compilers.append(GrammarCompiler(load_tokenizer(), vocab_size))
+            compilers.append(GrammarCompiler(load_tokenizer(), vocab_size, num_threads=num_threads()))
         return compilers[0].compile(grammar)
 
     return compile_grammar

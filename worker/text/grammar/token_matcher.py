@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from copy import copy
 from ctypes import addressof, c_char
 from dataclasses import dataclass
-
-from llguidance import LLMatcher
 
 from orcd.errors import OrcdError
 from worker.text.grammar.alphabet import Alphabet
 from worker.text.grammar.closing import Closing
+from worker.text.grammar.lexers import Lexers
+from worker.text.grammar.matcher_batch import MatcherBatch, too_complex
 
 AMPLE_TOKENS = 16
 """Where so many tokens may follow beside those of the bound of the closing, none is looked for: the one that is found
@@ -44,9 +45,13 @@ class TokenMatcher:
     known last tells the bound; where tokens write its beginning, the rest of it is one.
     """
 
-    def __init__(self, matcher: LLMatcher, rule: ClosingRule | None = None) -> None:
-        self._matcher = matcher
+    def __init__(self, lexers: Lexers, batch: MatcherBatch, rule: ClosingRule | None = None) -> None:
+        """``lexers`` are those of the grammar; ``batch`` is that of all matchers."""
+        self._lexers = lexers
+        self.batch = batch
         self._rule = rule
+        self._has_begun = False
+        self._choose_lexer()
         self._plan: tuple[int, ...] | None = None  # a closing from here, if one is known
         self._likely: tuple[int, ...] = ()  # what may be left of the one that was known last
         self._shortest: tuple[int, ...] = ()  # a whole document
@@ -54,22 +59,25 @@ class TokenMatcher:
 
     def copy(self) -> TokenMatcher:
         """The same state, which then goes its own way."""
-        other = TokenMatcher(self._matcher.deep_copy(), self._rule)
-        other._plan, other._likely, other._bound = self._plan, self._likely, self._bound
-        other._shortest = self._shortest
+        other = copy(self)
+        if self._has_begun:
+            other.state = self.state.deep_copy()
+            other.lexer.answers.add(other)
+        else:
+            other._choose_lexer()
         return other
 
     @property
     def is_complete(self) -> bool:
         """Whether nothing may follow."""
-        return bool(self._matcher.is_stopped())
+        return bool(self.state.is_stopped())
 
     def min_tokens(self) -> int | None:
         """With how many tokens the document can be closed from here; None where no closing was found, or is wanted.
 
         A compiler asks before the first token: parts of that document then close others that have begun alike.
         """
-        found = self._rule.closing.search(self._matcher) if self._rule else None
+        found = self._rule.closing.search(self.state) if self._rule else None
         if found is None:
             return None
         self._shortest = self._plan = tuple(found)
@@ -81,32 +89,48 @@ class TokenMatcher:
 
         Raises `OrcdError` where the grammar has become too complex.
         """
-        plan = self._closing(num_left)
-        if plan and len(plan) >= num_left:
-            mask.cast("B")[plan[0] >> 3] = 1 << (plan[0] & 7)
+        token_id = self.closing_id(num_left)
+        if token_id is not None:
+            mask.cast("B")[token_id >> 3] = 1 << (token_id & 7)
             return
         address = addressof(c_char.from_buffer(mask))  # in a sixth of the time that NumPy takes to tell it
-        self._matcher.unsafe_compute_mask_ptr(address, mask.nbytes)
-        if self._matcher.is_error():
-            raise OrcdError("the grammar of this request became too complex for the answer")
+        self.state.unsafe_compute_mask_ptr(address, mask.nbytes)
+        if self.state.is_error():
+            raise too_complex()
+
+    def closing_id(self, num_left: int) -> int | None:
+        """The next token of the closing, if there are only as many left as that takes; else the grammar tells."""
+        plan = self._plan
+        if plan is None and not self._is_ample(num_left):
+            plan = self._closing(num_left)
+        return plan[0] if plan and len(plan) >= num_left else None
 
     def forced_id(self, num_left: int) -> int | None:
         """The only token that may come next, if there is no choice."""
-        plan = self._closing(num_left)
-        if plan and len(plan) >= num_left:
-            return plan[0]
-        forced = self._matcher.compute_ff_tokens()
+        token_id = self.closing_id(num_left)
+        if token_id is not None:
+            return token_id
+        forced = self.state.compute_ff_tokens()
         return forced[0] if forced else None
 
     def take(self, token_id: int, num_left: int) -> int:
         """Take the next token, one of ``num_left`` that may be drawn. Returns it, or the one that was taken instead."""
-        self._closing(num_left)
+        self.prepare(num_left)
+        return self.settle(token_id, num_left, is_right=self.state.consume_token(token_id))
+
+    def prepare(self, num_left: int) -> None:
+        """What is to be known before a token is taken: how to close the document, should too few be left behind it."""
+        if self._plan is None and not self._is_ample(num_left):
+            self._closing(num_left)
+
+    def settle(self, token_id: int, num_left: int, *, is_right: bool) -> int:
+        """Behind a token that ``state`` has taken; ``is_right``: it was allowed. Returns what `take` does."""
         before = self._plan, self._likely, self._bound
-        self._consume(token_id)
+        self._follow(token_id, is_right=is_right)
         rule = self._rule
         if rule is None or self._has_room(num_left - 1):
             return token_id
-        self._matcher.rollback(1)
+        self.state.rollback(1)
         self._plan, self._likely, self._bound = before
         plan = self._found(num_left) if self._plan is None else self._plan
         if plan is not None:
@@ -119,6 +143,11 @@ class TokenMatcher:
         for index, token_id in enumerate(token_ids):
             self._closing(num_left - index)
             self._consume(token_id)
+
+    def _choose_lexer(self) -> None:
+        self.lexer = self._lexers.choose()
+        self.state = self.lexer.beginning.deep_copy()
+        self.lexer.answers.add(self)
 
     def _has_room(self, num_left: int) -> bool:
         plan = self._closing(num_left, lightly=True)
@@ -139,9 +168,9 @@ class TokenMatcher:
         """
         rule = self._rule
         assert rule is not None, "a closing that nobody wants"
-        found = rule.closing.renewed(self._matcher, self._likely, self._shortest)
+        found = rule.closing.renewed(self.state, self._likely, self._shortest)
         if found is None or (len(found) > num_left and not lightly):
-            other = rule.closing.search(self._matcher, num_left)
+            other = rule.closing.search(self.state, num_left)
             found = found if other is None else other
         return None if found is None else tuple(found)
 
@@ -149,8 +178,12 @@ class TokenMatcher:
         return self._rule is None or self._bound + self._rule.unfinished + AMPLE_TOKENS <= num_left
 
     def _consume(self, token_id: int) -> None:
-        if not self._matcher.consume_token(token_id):
+        self._follow(token_id, is_right=self.state.consume_token(token_id))
+
+    def _follow(self, token_id: int, *, is_right: bool) -> None:
+        if not is_right:
             raise OrcdError("an answer holds a token that the grammar of its request does not allow")
+        self._has_begun = True
         rule = self._rule
         if rule is None:
             return

@@ -1,0 +1,68 @@
+from __future__ import annotations
+
+import pytest
+
+from orcd.errors import InvalidRequest, OrcdError
+from tests.worker.engine.bracket_constraint import CLOSE, BracketConstraint, FailingConstraint
+from tests.worker.engine.generation import sequence
+from worker.contract import TokenLogprobs
+from worker.engine.logits.constrained_draws import take_draws
+from worker.engine.runner import Draw, Result
+from worker.engine.sequence import Sequence
+from worker.engine.token_constraint import Drawn, take_alone
+
+
+class NotingBatch:
+    def __init__(self) -> None:
+        self.calls: list[list[Drawn]] = []
+
+    def take(self, drawn: list[Drawn]) -> list[int | Exception]:
+        self.calls.append(drawn)
+        return [take_alone(each) for each in drawn]
+
+
+def constrained(constraint: BracketConstraint | None, num_left: int, **options: object) -> Sequence:
+    each = sequence([1, 2, 3], [0], num_prompt=2, max_tokens=num_left + 1, **options)
+    each.max_output, each.most_tokens, each.constraint = num_left + 1, num_left + 3, constraint
+    return each
+
+
+@pytest.mark.parametrize("batch", [None, NotingBatch()])
+def test_what_is_appended_is_what_the_constraint_took(batch: NotingBatch | None) -> None:
+    constraints = [BracketConstraint(100) for _ in range(3)]
+    for each in constraints:
+        each.batch = batch
+    sequences = [
+        constrained(constraints[0], 5),
+        constrained(None, 5),
+        *(constrained(each, 1) for each in constraints[1:]),
+    ]
+    error = OrcdError("x")
+    results: list[tuple[Sequence, Result]] = [
+        *zip(sequences, [Draw(8, None), Draw(7, None), Draw(8, None), error], strict=True)
+    ]
+    take_draws(results)
+    assert [result for _, result in results] == [Draw(8, None), Draw(7, None), Draw(2, None), error]
+    assert [each.revision for each in sequences] == [0, 0, 1, 0]
+    assert [each.token_ids for each in constraints] == [[8], [2], []]
+    if batch is not None:
+        assert [[each.num_left for each in call] for call in batch.calls] == [[5, 1]]
+
+
+@pytest.mark.parametrize(("num_top", "top"), [(0, ((), ())), (3, ((2,), (0.0,)))])
+def test_a_token_that_was_put_in_its_place_has_probability_one(num_top: int, top: tuple) -> None:
+    results = [(constrained(BracketConstraint(100), 1, logprobs=num_top), Draw(8, TokenLogprobs(-2.0, (8,), (-2.0,))))]
+    take_draws(results)
+    assert results[0][1] == Draw(2, TokenLogprobs(0.0, *top))
+
+
+def test_what_a_constraint_raises_is_the_result_of_its_sequence_alone() -> None:
+    failing = [FailingConstraint("take", 1, each) for each in (ValueError("secret"), InvalidRequest("no"))]
+    sequences = [constrained(each, 9) for each in (*failing, BracketConstraint(9))]
+    results: list[tuple[Sequence, Result]] = [(each, Draw(4, None)) for each in sequences]
+    take_draws(results)
+    first, second, third = (result for _, result in results)
+    assert isinstance(first, OrcdError) and first.code == "INTERNAL" and "secret" not in first.message
+    assert isinstance(second, InvalidRequest)
+    assert third == Draw(4, None)
+    assert CLOSE not in sequences[2].constraint.token_ids

@@ -1,0 +1,92 @@
+"""Many grammars at once say what each says alone."""
+
+from __future__ import annotations
+
+import random
+from functools import cache
+
+import numpy as np
+import pytest
+
+from orcd.errors import OrcdError
+from tests.bench.structured_rates import SCHEMA
+from tests.worker.text.grammar.compilers import BYTE_LEVEL, tokenizer_of
+from tests.worker.text.grammar.schemas import make_schemas
+from worker.engine.token_constraint import Drawn, MaskRow
+from worker.text.grammar.grammar_compiler import GrammarCompiler
+from worker.text.grammar.grammar_text import grammar_text
+from worker.text.grammar.matcher_batch import LEAST_TAKEN, MAX_THREADS, num_threads
+from worker.text.grammar.token_matcher import TokenMatcher
+
+NUM_WORDS = -(-tokenizer_of(BYTE_LEVEL).vocab_size // 32)
+
+
+@cache
+def compiler() -> GrammarCompiler:
+    return GrammarCompiler(tokenizer_of(BYTE_LEVEL), num_threads=3)
+
+
+def matchers(num_answers: int) -> list[TokenMatcher]:
+    """Answers of two grammars, one after the other."""
+    grammars = [compiler().compile(grammar_text("json_schema", schema)) for schema in (SCHEMA, make_schemas(7, 1)[0])]
+    return [grammars[number % 2].copy() for number in range(num_answers)]
+
+
+def masks_of(rows: list[MaskRow], num_rows: int) -> np.ndarray:
+    masks = np.full((num_rows, NUM_WORDS), 0xFFFFFFFF, np.uint32)
+    assert rows[0].constraint.batch.write_masks(rows, masks.data) == {}
+    return masks
+
+
+def mask_of(matcher: TokenMatcher, num_left: int) -> np.ndarray:
+    mask = np.zeros(NUM_WORDS, np.uint32)
+    matcher.write_mask(mask.data, num_left)
+    return mask
+
+
+def drawn_of(mask: np.ndarray, chance: random.Random) -> int:
+    return int(chance.choice(np.flatnonzero(np.unpackbits(mask.view(np.uint8), bitorder="little"))))
+
+
+@pytest.mark.parametrize("num_answers", [1, LEAST_TAKEN - 1, 2 * LEAST_TAKEN])
+def test_masks_and_tokens_of_many_are_those_of_each_alone(num_answers: int) -> None:
+    together, alone, chance = matchers(num_answers), matchers(num_answers), random.Random(num_answers)
+    left = [135 + 3 * number for number in range(num_answers)]  # some can be closed in time only at once
+    num_replaced = 0
+    while together:
+        rows = [MaskRow(each, num_left, row) for row, (each, num_left) in enumerate(zip(together, left, strict=True))]
+        masks = masks_of(rows, num_answers + 1)
+        assert (masks[len(together) :] == 0xFFFFFFFF).all()
+        for each, num_left, mask in zip(alone, left, masks, strict=False):
+            np.testing.assert_array_equal(mask_of(each, num_left), mask)
+        ids = [drawn_of(mask, chance) for mask in masks[: len(together)]]
+        taken = together[0].batch.take([Drawn(*each) for each in zip(together, ids, left, strict=True)])
+        assert taken == [each.take(*draw) for each, draw in zip(alone, zip(ids, left, strict=True), strict=True)]
+        num_replaced += sum(a != b for a, b in zip(ids, taken, strict=True))
+        going = [number for number, each in enumerate(together) if not each.is_complete]
+        together, alone = [together[each] for each in going], [alone[each] for each in going]
+        left = [left[each] - 1 for each in going]
+        assert min(left, default=1) > 0
+    assert num_replaced or num_answers < LEAST_TAKEN
+
+
+def test_a_token_that_is_not_allowed_is_an_error_of_its_answer_alone() -> None:
+    answers = matchers(2 * LEAST_TAKEN)
+    masks = masks_of([MaskRow(each, 500, row) for row, each in enumerate(answers)], len(answers))
+    ids = [drawn_of(mask, random.Random(0)) for mask in masks]
+    wrong = next(each for each in range(100) if not masks[3, each // 32] >> each % 32 & 1)
+    ids[3] = wrong
+    taken = answers[0].batch.take([Drawn(each, token_id, 500) for each, token_id in zip(answers, ids, strict=True)])
+    assert isinstance(taken[3], OrcdError)
+    assert taken[:3] + taken[4:] == ids[:3] + ids[4:]
+    masks = np.empty((len(answers), NUM_WORDS), np.uint32)
+    rows = [MaskRow(each, 499, row) for row, each in enumerate(answers)]
+    assert list(answers[0].batch.write_masks(rows, masks.data)) == [3]
+
+
+def test_some_cores_are_left_to_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    numbers = {}
+    for cores in (1, 2, 4, 16, 200):
+        monkeypatch.setattr("os.sched_getaffinity", lambda _, cores=cores: range(cores))
+        numbers[cores] = num_threads()
+    assert numbers == {1: 1, 2: 1, 4: 3, 16: 12, 200: MAX_THREADS}

@@ -1,0 +1,101 @@
+"""The grammars of many answers at once, on threads that need no interpreter lock."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from itertools import chain
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+from llguidance import LLExecutor, LLMatcher
+
+from orcd.errors import OrcdError
+from worker.engine.token_constraint import Drawn, MaskRow, take_alone
+
+if TYPE_CHECKING:
+    from worker.text.grammar.lexers import Lexer
+    from worker.text.grammar.token_matcher import TokenMatcher
+
+MAX_THREADS = 16
+LEAST_TAKEN = 8
+"""Fewer tokens are taken sooner than a thread wakes up."""
+
+
+def num_threads() -> int:
+    """Threads for grammars in the engine's process: the rest of the cores is for what else works for answers."""
+    return max(1, min(MAX_THREADS, len(os.sched_getaffinity(0)) * 3 // 4))
+
+
+def too_complex() -> OrcdError:
+    """What is wrong where a mask cannot be computed."""
+    return OrcdError("the grammar of this request became too complex for the answer")
+
+
+class MatcherBatch:
+    """Writes the masks of a step, and takes its tokens: a `worker.engine.token_constraint.ConstraintBatch`.
+
+    What a row needs of Python is done here, one row after the other; all rows then share the threads. Those with the
+    same lexer stand together, as they wait for each other.
+    """
+
+    def __init__(self, num_threads: int = 1) -> None:
+        """The threads start with the first step."""
+        self.num_threads = num_threads
+        self._executor: LLExecutor | None = None
+
+    def write_masks(self, rows: Sequence[MaskRow], masks: memoryview) -> dict[int, Exception]:
+        """See `ConstraintBatch`; all ``rows`` are of `TokenMatcher`."""
+        array = np.asarray(masks)
+        errors: dict[int, Exception] = {}
+        by_lexer: dict[Lexer, list[tuple[LLMatcher, int]]] = {}
+        for constraint, num_left, row in rows:
+            matcher = cast("TokenMatcher", constraint)
+            try:
+                token_id = matcher.closing_id(num_left)
+            except Exception as error:
+                errors[row] = error
+                continue
+            if token_id is None:
+                by_lexer.setdefault(matcher.lexer, []).append((matcher.state, row))
+            else:
+                array[row] = 0
+                array[row, token_id >> 5] = 1 << (token_id & 31)
+        asked = list(chain.from_iterable(by_lexer.values()))
+        if asked:
+            address: int = array.ctypes.data
+            self._threads().unsafe_compute_mask_ptr(asked, address, array.strides[0], array.shape[0])
+        for state, row in asked:
+            if state.is_error():
+                errors[row] = too_complex()
+        return errors
+
+    def take(self, drawn: Sequence[Drawn]) -> list[int | Exception]:
+        """See `ConstraintBatch`; all of ``drawn`` are of `TokenMatcher`."""
+        if len(drawn) < LEAST_TAKEN:
+            return [take_alone(each) for each in drawn]
+        taken: list[Any] = [None] * len(drawn)
+        by_lexer: dict[Lexer, list[int]] = {}
+        for number, (constraint, _, num_left) in enumerate(drawn):
+            matcher = cast("TokenMatcher", constraint)
+            try:
+                matcher.prepare(num_left)
+            except Exception as error:
+                taken[number] = error
+                continue
+            by_lexer.setdefault(matcher.lexer, []).append(number)
+        numbers = list(chain.from_iterable(by_lexer.values()))
+        asked = [(cast("TokenMatcher", drawn[number].constraint).state, drawn[number].token_id) for number in numbers]
+        is_taken = self._threads().consume_token_par(asked) if asked else []
+        for number, is_right in zip(numbers, is_taken, strict=True):
+            constraint, token_id, num_left = drawn[number]
+            try:
+                taken[number] = cast("TokenMatcher", constraint).settle(token_id, num_left, is_right=is_right)
+            except Exception as error:
+                taken[number] = error
+        return taken
+
+    def _threads(self) -> LLExecutor:
+        if self._executor is None:
+            self._executor = LLExecutor(self.num_threads)
+        return self._executor
