@@ -42,7 +42,7 @@ class Look(msgspec.Struct, frozen=True):
             raise answer
         state, rank, served, end, reason = answer
         check_state(job_id, state)
-        return cls(state.decode(), None if rank < 0 else rank, served == 1, end, reason.decode())
+        return cls(state.decode(), None if rank < 0 else rank, served == 1, end, reason.decode(errors="replace"))
 
 
 class Status(msgspec.Struct, frozen=True):
@@ -95,10 +95,11 @@ class Status(msgspec.Struct, frozen=True):
         """
         if values is None:
             raise damaged(job_id)
-        record = {name: value.decode() for name, value in zip(FIELDS, values, strict=True) if value is not None}
-        if "state" not in record:
+        found = {name: value for name, value in zip(FIELDS, values, strict=True) if value is not None}
+        if "state" not in found:
             raise unknown_job(job_id)
         try:
+            record = {name: value.decode() for name, value in found.items()}
             return cls._read(job_id, look, record, last_entries, now_ms)
         except (KeyError, ValueError):
             raise damaged(job_id) from None

@@ -47,7 +47,7 @@ local function append(id, epoch, token, after, final, count, first)
         local _, life = lifetimes(id)
         redis.call('EXPIRE', log, life) -- from then on renewals keep it, with the record
     end
-    return {'appended', tonumber(record[4] or 0), listeners}
+    return {'appended', record[4] and 1 or 0, listeners}
 end
 local answers = {}
 local at = 2

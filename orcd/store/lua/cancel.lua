@@ -10,7 +10,9 @@ local function cancel(id, event, final, answer_ms)
         return ''
     elseif is_newer(schema) then
         return 'newer'
-    elseif state == 'running' and has_owner(id, now_ms()) then
+    end
+    check_state(state, schema)
+    if state == 'running' and has_owner(id, now_ms()) then
         redis.call('HSET', key_of(id, 'job'), 'cancel', 1)
         redis.call('PUBLISH', key('control'), cjson.encode({cancel = id}))
     elseif state == 'running' or state == 'queued' then

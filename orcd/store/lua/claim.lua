@@ -34,7 +34,9 @@ local function claim(id, token)
         return {'unknown'}
     elseif is_newer(schema) then
         return {'unreadable'}
-    elseif state ~= 'queued' and state ~= 'running' then
+    end
+    check_state(state, schema)
+    if state ~= 'queued' and state ~= 'running' then
         return {'finished'}
     elseif is_leased and known ~= token then
         return {'busy'}

@@ -22,6 +22,7 @@ local function look()
     elseif is_newer(schema) then
         return {'newer', -1, 1, '', ''}
     end
+    check_state(state, schema)
     if state == 'queued' or state == 'running' then
         pcall(repair, state) -- a Redis that takes no writes can be read all the same
     end

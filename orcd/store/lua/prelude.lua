@@ -55,6 +55,14 @@ local function is_newer(schema)
     return tonumber(schema or 1) > 2
 end
 
+-- Raise an error for a state that no job has, unless a newer version may know it. No record (nil) is none.
+local function check_state(state, schema)
+    local known = {queued = 1, running = 1, succeeded = 1, failed = 1, cancelled = 1, expired = 1}
+    if state and not known[state] and not is_newer(schema) then
+        error('no state')
+    end
+end
+
 -- The queue of a job. Version 1 had jobs for any model in `celery`, which nobody serves any more, and names as they are.
 -- Raises an error for what is no queue of ours.
 local function queue_of(queue, schema)
@@ -330,5 +338,6 @@ end
 local function message_of(id, urgency, lease_lost)
     local record = redis.call('HMGET', key_of(id, 'job'), 'queue', 'schema', 'priority', 'tenant')
     local recorded = guarded(redis.call, 'HVALS', key_of(id, 'messages')) or {}
-    return {id, queue_of(record[1], record[2]), math.max(0, math.min(record[3], 9) - urgency), lease_lost, recorded, record[4] or ''}
+    local tenant = string.match(record[4] or '', '^%x+$') or ''
+    return {id, queue_of(record[1], record[2]), math.max(0, math.min(record[3], 9) - urgency), lease_lost, recorded, tenant}
 end

@@ -27,6 +27,7 @@ end
 local function of_running(id)
     local state, schema = unpack(redis.call('HMGET', key_of(id, 'job'), 'state', 'schema'))
     if state ~= 'running' then
+        check_state(state, schema)
         redis.call('ZREM', key('running'), id)
     elseif is_newer(schema) then
         redis.call('ZADD', key('running'), now + 1000, id) -- so that it does not stand before others
@@ -41,6 +42,7 @@ local function of_queued(id)
     local state, schema, queue, since, created, times, priority = unpack(redis.call('HMGET', key_of(id, 'job'), 'state',
         'schema', 'queue', 'queued_ms', 'created_ms', 'published', 'priority'))
     if state ~= 'queued' then
+        check_state(state, schema)
         redis.call('ZREM', key('queued'), id)
     elseif is_newer(schema) then
         redis.call('ZADD', key('queued'), now + republish_ms, id)
