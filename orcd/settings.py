@@ -78,6 +78,11 @@ it: ``ORCD_SERVICE_HOST=10.0.0.7``, ``ORCD_PORT=tcp://10.0.0.7:80``, ``ORCD_PORT
 _KEY_PREFIX = re.compile(r"([A-Za-z0-9:_.-]{0,63}[:_.-])?")
 """The last character is one that Celery, too, takes for the end of a prefix."""
 
+_MOST = {"port": 65_535, "bytes": 2**53}
+_MOST_ELSE = 2**31 - 1
+"""What whole numbers may be at most, by the last word of their names: what sockets, timers and Redis's scripts, whose
+numbers are floating-point ones, can do with."""
+
 _KINDS: dict[type, str] = {bool: "true or false", int: "a whole number", float: "a number"}
 
 
@@ -96,7 +101,7 @@ class ClientSettings:
 
     def check(self) -> None:
         """Raises `InvalidRequest` naming the variable of a value that cannot be."""
-        check_least(self, {"job_ttl_s", "queue_limit_s"})
+        check_whole_numbers(self, {"job_ttl_s", "queue_limit_s"})
         if not _KEY_PREFIX.fullmatch(self.key_prefix):
             raise InvalidRequest(f"{PREFIX}KEY_PREFIX must be of A-Z a-z 0-9 : _ . - and end with one of the last four")
 
@@ -108,13 +113,15 @@ class ClientSettings:
 S = TypeVar("S", bound=ClientSettings)
 
 
-def check_least(settings: ClientSettings, positive: set[str]) -> None:
-    """Raises `InvalidRequest` for a whole number below 1 among the ``positive`` fields, or below 0 among the others."""
+def check_whole_numbers(settings: ClientSettings, positive: set[str]) -> None:
+    """Raises `InvalidRequest` for a whole number that is too large, or below 1 (``positive`` fields), or below 0."""
     for each in fields(settings):
         value = getattr(settings, each.name)
         least = 1 if each.name in positive else 0
-        if isinstance(value, int) and value < least:
-            raise InvalidRequest(f"{PREFIX}{each.name.upper()} must be at least {least}")
+        most = _MOST.get(each.name.rpartition("_")[2], _MOST_ELSE)
+        if isinstance(value, int) and not least <= value <= most:
+            bound = f"least {least}" if value < least else f"most {most}"
+            raise InvalidRequest(f"{PREFIX}{each.name.upper()} must be at {bound}")
 
 
 def read_environment(kind: type[S], environment: Mapping[str, str] | None = None, **overrides: Any) -> S:

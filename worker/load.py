@@ -53,6 +53,11 @@ def device_errors(settings: Settings) -> Iterator[None]:
         yield
     except OutOfDeviceMemory as error:
         raise insufficient_vram(settings, error.required_bytes, error.available_bytes) from error
+    except MemoryError as error:  # of the CPU device
+        raise InsufficientVram(
+            f"{settings.model} needs more memory than there is on {settings.device}; lower kv_cache_bytes, "
+            "max_sequences or step_tokens"
+        ) from error
     except CudaFailure as error:
         raise CudaError(str(error)) from error
     except CompileFailed as error:

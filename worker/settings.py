@@ -11,8 +11,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from kernels.devices.device_name import gpu_index
 from orcd.errors import InvalidRequest
-from orcd.settings import PREFIX, ClientSettings, check_least, read_environment
+from orcd.settings import PREFIX, ClientSettings, check_whole_numbers, read_environment
 
 _CPU_CHOICES = {"max_sequences": 64, "step_tokens": 512}
 _CUDA_CHOICES = {"max_sequences": 256, "step_tokens": 8192}
@@ -106,9 +107,8 @@ class Settings(ClientSettings):
     def check(self) -> None:
         """Raises `InvalidRequest` naming the variable of a value that cannot be."""
         ClientSettings.check(self)
-        check_least(self, _POSITIVE)
-        device, _, index = self.device.partition(":")
-        if self.device != "cpu" and not (device == "cuda" and index.isdecimal()):
+        check_whole_numbers(self, _POSITIVE)
+        if self.device != "cpu" and gpu_index(self.device) is None:
             raise InvalidRequest(f"{PREFIX}DEVICE must be cpu or cuda:N")
         if not 0 < self.vram_fraction <= 1:
             raise InvalidRequest(f"{PREFIX}VRAM_FRACTION must be above 0 and at most 1")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import ctypes
 import threading
 
+from kernels.devices.device_name import gpu_index
+
 
 def begin_context(device: str) -> None:
     """Have the driver create the context of ``cuda:N`` on a thread of its own; does nothing for another device.
@@ -12,9 +14,9 @@ def begin_context(device: str) -> None:
     It is the one that CUDA's runtime uses, which waits for it. Nothing is reported here: whatever fails does so again
     for whoever opens the device.
     """
-    kind, _, index = device.partition(":")
-    if kind == "cuda" and index.isdecimal():
-        threading.Thread(target=_retain_context, args=(int(index),), daemon=True).start()
+    index = gpu_index(device)
+    if index is not None:
+        threading.Thread(target=_retain_context, args=(index,), daemon=True).start()
 
 
 def _retain_context(index: int) -> None:

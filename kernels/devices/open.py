@@ -5,6 +5,7 @@ from __future__ import annotations
 from kernels.cache_format import FLOAT16, FLOAT32, Q8
 from kernels.devices.cpu import CpuDevice
 from kernels.devices.cuda import CudaDevice
+from kernels.devices.device_name import gpu_index
 from kernels.devices.protocol import GpuDevice
 from kernels.errors import USE_CPU, DeviceUnavailable
 
@@ -32,12 +33,12 @@ def open_device(
     """
     if name == "cpu":
         return CpuDevice(dequant_cache_bytes, CPU_CACHE_FORMATS[cache_type])
-    kind, _, index = name.partition(":")
-    if kind == "cuda" and index.isdecimal():
+    index = gpu_index(name)
+    if index is not None:
         if cache_type != "f16":
             raise DeviceUnavailable(
                 f"{name}: no GPU has kernels for a KV cache of type {cache_type} yet; leave it at f16 "
                 f"(--kv-cache-type, ORCD_KV_CACHE_TYPE), {USE_CPU}"
             )
-        return CudaDevice(int(index), vram_fraction=vram_fraction, vram_bytes=vram_bytes)
+        return CudaDevice(index, vram_fraction=vram_fraction, vram_bytes=vram_bytes)
     raise DeviceUnavailable(f"{name}: unknown device; choose cpu or cuda:N")

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
-from orcd.errors import InvalidRequest
-from orcd.settings import PREFIX, ClientSettings, check_least
+from orcd.settings import ClientSettings, check_whole_numbers
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,9 +31,7 @@ class GatewaySettings(ClientSettings):
     def check(self) -> None:
         """Raises `InvalidRequest` naming the variable of a value that cannot be."""
         ClientSettings.check(self)
-        check_least(self, {"job_ttl_s", "queue_limit_s", "max_body_bytes", "max_file_bytes"})
-        if self.port > 65535:
-            raise InvalidRequest(f"{PREFIX}PORT must be at most 65535")
+        check_whole_numbers(self, {"job_ttl_s", "queue_limit_s", "max_body_bytes", "max_file_bytes"})
 
     def defaults(self) -> GatewaySettings:
         """The settings that have these where nothing else is said."""

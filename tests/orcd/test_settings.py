@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import pytest
 
 from orcd.errors import InvalidRequest
-from orcd.settings import ClientSettings, check_least, read_environment, to_environment
+from orcd.settings import ClientSettings, check_whole_numbers, read_environment, to_environment
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +20,7 @@ class SampleSettings(ClientSettings):
     vram_fraction: float = 0.9
 
     def check(self) -> None:
-        check_least(self, {"job_ttl_s"})
+        check_whole_numbers(self, {"job_ttl_s"})
 
     def defaults(self) -> SampleSettings:
         return SampleSettings()
@@ -77,6 +77,7 @@ def test_a_client_passes_over_the_variables_of_a_worker_on_the_same_machine() ->
         ({"ORCD_STEP_TOKENS": "8e9"}, "ORCD_STEP_TOKENS must be a whole number"),
         ({"ORCD_STEP_TOKENS": "-1"}, "ORCD_STEP_TOKENS must be at least 0"),
         ({"ORCD_JOB_TTL_S": "0"}, "ORCD_JOB_TTL_S must be at least 1"),
+        ({"ORCD_JOB_TTL_S": "99999999999999"}, "ORCD_JOB_TTL_S must be at most 2147483647"),
         ({"ORCD_VRAM_FRACTION": "half"}, "ORCD_VRAM_FRACTION must be a number"),
         ({"ORCD_PREFIX_CACHE": "maybe"}, "ORCD_PREFIX_CACHE must be true or false"),
     ],

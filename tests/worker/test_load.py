@@ -59,6 +59,11 @@ def test_a_model_that_does_not_fit_is_refused_with_all_that_helps(gguf: GGUFFile
             InsufficientVram,
             "tiny.gguf needs 20 bytes on cuda:0, and 10 are available; lower",
         ),
+        (
+            MemoryError("Unable to allocate 8.00 PiB for an array"),
+            InsufficientVram,
+            "tiny.gguf needs more memory than there is on cuda:0; lower",
+        ),
         (CudaFailure("matmul", "CUDA_ERROR_ILLEGAL_ADDRESS"), CudaError, "matmul: CUDA_ERROR_ILLEGAL_ADDRESS"),
         (
             CompileFailed("\nmatmul.cu(3): error: no such type\nmany\nmore\nlines"),
