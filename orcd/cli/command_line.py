@@ -6,6 +6,7 @@ options that several commands have: here, because nothing else that takes long t
 
 from __future__ import annotations
 
+import difflib
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import reduce
@@ -45,6 +46,20 @@ _INPUT_OPTIONS = (
     click.option("--response-format", metavar="FILE|JSON", help="Form of the answers, as OpenAI's response_format."),
 )
 Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+class SuggestingGroup(click.Group):
+    """A group of commands that names the one which may be meant by a misspelt name, as click does of options."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """The command that the arguments begin with, and the other arguments."""
+        name = args[0]
+        if not name.startswith("-") and self.get_command(ctx, name) is None:
+            similar = difflib.get_close_matches(name, self.list_commands(ctx), 1)
+            ctx.fail(f"No such command '{name}'." + (f" Did you mean '{similar[0]}'?" if similar else ""))
+        return super().resolve_command(ctx, args)
 
 
 def request_options(command: Function) -> Function:

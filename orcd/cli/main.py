@@ -7,7 +7,7 @@ from importlib import import_module
 
 import click
 
-from orcd.cli.command_line import SETTINGS, run
+from orcd.cli.command_line import SETTINGS, SuggestingGroup, run
 
 MODULES = {
     "job_commands": ("generate", "cancel", "status", "follow"),
@@ -21,7 +21,7 @@ MODULES = {
 """The modules of this package that define commands, with the commands of each, its ``COMMANDS``."""
 
 
-class CommandGroup(click.Group):
+class CommandGroup(SuggestingGroup):
     """The commands of `MODULES`; a module is imported when one of its commands is asked for.
 
     Clients of Redis and Celery take longer to import than most commands run, and those that become another program

@@ -17,6 +17,7 @@ from typing import NoReturn
 import click
 
 import orcd
+from orcd.cli.command_line import SuggestingGroup
 from orcd.errors import InvalidRequest
 
 WORKER_PACKAGES = ("gguf", "huggingface_hub", "jinja2", "llguidance", "numpy", "prometheus_client", "tokenizers")
@@ -79,7 +80,7 @@ def _shadows(entry: str) -> bool:
     return any(spec is not None and spec.loader is not None for spec in specs)  # a folder without modules has no loader
 
 
-bench = click.Group(
+bench = SuggestingGroup(
     "bench",
     help="Measure throughput and latency.",
     no_args_is_help=False,

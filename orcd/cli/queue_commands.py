@@ -12,7 +12,7 @@ import click
 import msgspec
 
 from orcd.cli import terminal
-from orcd.cli.command_line import SETTINGS, json_option, redis_option
+from orcd.cli.command_line import SETTINGS, SuggestingGroup, json_option, redis_option
 from orcd.cli.migration import Migration
 from orcd.client import Client
 from orcd.errors import InvalidRequest
@@ -127,7 +127,7 @@ def _dead_letters(redis_url: str | None) -> Iterator[DeadLetters]:
         yield DeadLetters(connection, settings.key_prefix)
 
 
-@click.group(context_settings=SETTINGS, no_args_is_help=False)
+@click.group(cls=SuggestingGroup, context_settings=SETTINGS, no_args_is_help=False)
 def dead() -> None:
     """Look after the dead letters: messages that no worker could read, and those of other applications.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 import click
 
@@ -71,7 +72,7 @@ def _show(client: Client, interval_s: float, count: int | None) -> None:
         )
 
     workers, queues = client.workers(), client.queues()
-    with Live(screen(workers, queues, ""), console=console, screen=console.is_terminal, auto_refresh=False) as live:
+    with Live(console=console, screen=True, auto_refresh=False) if console.is_terminal else nullcontext() as live:
         for number in range(count or 10**9):
             problem = ""
             if number:
@@ -80,7 +81,10 @@ def _show(client: Client, interval_s: float, count: int | None) -> None:
                     workers, queues = client.workers(), client.queues()
                 except RedisUnavailable as error:  # it may come back
                     problem = error.message
-            live.update(screen(workers, queues, problem), refresh=True)
+            if live is None:  # a file or a pipe, in which one look follows the other
+                console.print(screen(workers, queues, problem))
+            else:
+                live.update(screen(workers, queues, problem), refresh=True)
 
 
 def _summary(workers: Sequence[WorkerStatus], queues: Sequence[QueueStatus]) -> str:

@@ -36,6 +36,14 @@ def test_wrong_usage_is_one_line_and_exit_code_2(line: str, capsys: pytest.Captu
     one_error(capsys, "INVALID_REQUEST")
 
 
+@pytest.mark.parametrize(("line", "meant"), [("wrker", "worker"), ("quue --json", "queue"), ("bench quue", "queue")])
+def test_a_command_that_is_misspelt_names_the_one_that_may_be_meant(
+    line: str, meant: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(shlex.split(line)) == 2
+    assert f"Did you mean '{meant}'" in one_error(capsys, "INVALID_REQUEST")
+
+
 @pytest.mark.parametrize("module", MODULES)
 def test_the_commands_of_a_module_are_those_that_it_defines(module: str) -> None:
     assert MODULES[module] == tuple(command.name for command in import_module(f"orcd.cli.{module}").COMMANDS)

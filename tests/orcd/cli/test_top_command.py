@@ -24,7 +24,7 @@ def scene(client: Client, connection: redis.Redis, monkeypatch: pytest.MonkeyPat
 
 
 def test_it_shows_workers_and_queues(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(["top", "--count", "2"]) == 0
+    assert run(["top", "--count", "1"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert "1 of 1 workers ready, 12 tokens/s, 0 jobs run, 3 wait" in [line.strip() for line in lines]
     [queue] = [line.split() for line in lines if line.startswith("orcd.demo")]
@@ -47,6 +47,15 @@ def test_as_json_each_look_is_an_object(capsys: pytest.CaptureFixture[str]) -> N
         look = json.loads(line)
         assert [worker["name"] for worker in look["workers"]] == ["busy"]
         assert {queue["queue"]: queue["waiting"] for queue in look["queues"]} == {"orcd": 0, "orcd.demo": 3}
+
+
+def test_where_there_is_no_terminal_each_look_is_printed_at_once(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    printed: list[str] = []
+    monkeypatch.setattr(top_command.time, "sleep", lambda _: printed.append(capsys.readouterr().out))
+    assert run(["top", "--count", "3"]) == 0
+    assert ["1 of 1 workers ready" in each for each in [*printed, capsys.readouterr().out]] == [True] * 3
 
 
 def test_a_redis_that_goes_away_is_told_and_waited_for(
