@@ -1,6 +1,6 @@
 """What a KV cache of 8 bits changes: ``python -m tests.bench.kv_cache_cost [M.gguf ...]``, on the CPU device.
 
-Runs texts of each model with keys and values as they are and as q8. The model that ships reads the haiku of its
+Runs texts of each model with keys and values as they are and as q8. The model that ships reads haiku of its
 corpus, each after the plainest request, of which only the answer counts; models of random weights, which are those of
 tests/models unless others are named, read the prompts of their references.
 """
@@ -25,6 +25,9 @@ from worker.model.registry import load_model
 from worker.text.tokenizer import of_model
 
 Float64 = NDArray[np.float64]
+
+MOST_TEXTS = 50
+"""Of each part of the corpus, in equal steps."""
 
 HEAD = "model                    tokens  perplexity  with q8   ratio  logits off, in spreads: rms    most  same top"
 
@@ -96,14 +99,14 @@ def texts_of(model: Path) -> dict[str, list[Text]]:
 
 def _haiku(model: Path, split: str) -> Iterator[Text]:
     tokenizer = of_model(open_gguf(model).metadata, "")
-    for entry in read_corpus():
-        if entry.split == split:
-            request = f"<|im_start|>user\nWrite a haiku about {entry.subject}<|im_end|>\n<|im_start|>assistant\n"
-            start, answer = (
-                tokenizer.encode(text, add_special=False, parse_special=True)
-                for text in (request, entry.haiku + "<|im_end|>")
-            )
-            yield Text([*start, *answer], len(start))
+    entries = [entry for entry in read_corpus() if entry.split == split]
+    for entry in entries[:: -(-len(entries) // MOST_TEXTS)]:
+        request = f"<|im_start|>user\nWrite a haiku about {entry.subject}<|im_end|>\n<|im_start|>assistant\n"
+        start, answer = (
+            tokenizer.encode(text, add_special=False, parse_special=True)
+            for text in (request, entry.haiku + "<|im_end|>")
+        )
+        yield Text([*start, *answer], len(start))
 
 
 def row(name: str, cost: Cost) -> str:
