@@ -7,6 +7,7 @@ know yet given by the draw that makes them (the op `resolve_tokens`).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar, cast
@@ -237,7 +238,7 @@ def packed_bytes(sizes: Iterable[int]) -> int:
 def view(memory: Memory, offset: int, shape: tuple[int, ...], dtype: DTypeLike) -> Memory:
     """An array inside of ``memory``, ``offset`` bytes from its start."""
     if isinstance(memory, np.ndarray):
-        num_bytes = int(np.prod(shape)) * np.dtype(dtype).itemsize
+        num_bytes = math.prod(shape) * np.dtype(dtype).itemsize
         return memory.reshape(-1).view(np.uint8)[offset : offset + num_bytes].view(dtype).reshape(shape)
     return DeviceArray(memory.pointer + offset, shape, np.dtype(dtype))
 

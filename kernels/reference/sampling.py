@@ -32,6 +32,9 @@ MAX_GUMBEL = 17.4  # of the 24-bit uniform below: -log(-log(1 - 2**-25)) = 17.33
 MIN_GUMBEL = -2.9  # -log(-log(2**-25)) = -2.85
 CHUNK = 4096  # calls of the generator at a time: its temporaries stay in the cache
 
+_PHILOX_FACTORS = np.array([[0xD2511F53], [0xCD9E8D57]], np.uint64)
+_PHILOX_KEY_STEPS = np.arange(10, dtype=np.uint32)[:, None, None] * np.array([[0x9E3779B9], [0xBB67AE85]], np.uint32)
+
 
 def reset_edits(edits: LogitEdits[NDArray[Any]], resets: EditResets[NDArray[Any]]) -> None:
     """Begin rows of ``edits`` with what ``resets`` say; whatever they held is forgotten."""
@@ -186,14 +189,11 @@ def philox4x32(counters: UInt32, keys: UInt32) -> UInt32:
 
     ``counters`` [4, N] and ``keys`` [2, N] uint32 -> [4, N] uint32.
     """
-    c0, c1, c2, c3 = counters.astype(np.uint64)
-    k0, k1 = keys.astype(np.uint64)
-    low = np.uint64(0xFFFFFFFF)
-    for _ in range(10):
-        p0, p1 = c0 * np.uint64(0xD2511F53), c2 * np.uint64(0xCD9E8D57)
-        c0, c1, c2, c3 = (p1 >> np.uint64(32)) ^ c1 ^ k0, p1 & low, (p0 >> np.uint64(32)) ^ c3 ^ k1, p0 & low
-        k0, k1 = (k0 + np.uint64(0x9E3779B9)) & low, (k1 + np.uint64(0xBB67AE85)) & low
-    return np.stack([c0, c1, c2, c3]).astype(np.uint32)
+    even, odd = counters[::2], counters[1::2]
+    for key in keys + _PHILOX_KEY_STEPS:
+        words = (even * _PHILOX_FACTORS)[::-1].view(np.uint32).reshape(2, -1, 2)  # of each product low word, high word
+        even, odd = words[..., 1] ^ odd ^ key, words[..., 0]
+    return np.stack([even, odd], axis=1).reshape(4, -1)
 
 
 def log_probabilities(logits: Float32, *, out: Float32) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 from kernels.batch import PrefixGroups, Step
 
 UNWRITTEN = -1
+POSITIONS = np.arange(4096, dtype=np.int32)
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class ContextModel:
         if step.prefixes is not None:
             self.num_groups += len(step.prefixes.groups)
             check_prefixes(step, step.prefixes, self.block_tokens)
-        if self.crash_id in step.token_ids.tolist():
+        if self.crash_id is not None and self.crash_id in step.token_ids:
             raise self.crash
         written = set(zip(step.slots.tolist(), step.token_ids.tolist(), step.positions.tolist(), strict=True))
         assert len(set(step.slots.tolist())) == len(written), "two different tokens of a step share a slot"
@@ -72,12 +73,14 @@ class ContextModel:
 
     def row(self, step: Step, cache: np.ndarray, token: int) -> np.ndarray:
         sequence = int(np.searchsorted(step.query_starts, token, side="right")) - 1
-        positions = np.arange(step.positions[token] + 1)
-        blocks = step.block_tables[sequence, positions // self.block_tokens]
-        token_ids, written, is_long = cache[blocks * self.block_tokens + positions % self.block_tokens].T
-        assert (written == positions).all(), "a slot in the context holds a token of another position"
+        num_tokens = int(step.positions[token]) + 1
+        positions = POSITIONS[:num_tokens]
+        blocks = step.block_tables[sequence, : -(-num_tokens // self.block_tokens)]
+        pages = cache.reshape(-1, self.block_tokens, 3)
+        token_ids, written, is_long = pages[blocks].reshape(-1, 3)[:num_tokens].T
+        assert written.tobytes() == positions.tobytes(), "a slot in the context holds a token of another position"
         assert (is_long == self.is_long(step)[sequence]).all(), "a slot was written for another length of sequence"
-        if self.poison_id in token_ids.tolist():
+        if self.poison_id is not None and self.poison_id in token_ids:
             return np.full(self.config.vocab_size, np.nan)
         return logits_of(token_ids.tobytes() + is_long[:1].tobytes(), self.config.vocab_size)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from types import SimpleNamespace
@@ -84,7 +85,7 @@ class LateDevice:
 
     def _garbage(self, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
         self.num_allocations += 1
-        num_bytes = int(np.prod(shape)) * np.dtype(dtype).itemsize
+        num_bytes = math.prod(shape) * np.dtype(dtype).itemsize
         array = np.frombuffer(bytearray(self._generator.bytes(num_bytes)), np.uint8).view(dtype).reshape(shape)
         return array if array.dtype.kind in "uV" else np.minimum(array, 5)  # garbage, but of an index no wild one
 
