@@ -167,15 +167,16 @@ def logprobs_by_model(model: Model) -> dict[str, NDArray[np.float64]]:
     return {name: each - np.log(np.exp(each).sum(axis=1, keepdims=True)) for name, each in logits.items()}
 
 
-@pytest.mark.parametrize("options", [{}, {"step_tokens": 11}, {"num_blocks": 14}], ids=["batched", "cut", "preempted"])
+@pytest.mark.parametrize("options", [{}, {"step_tokens": 11}, {"num_blocks": 16}], ids=["batched", "cut", "preempted"])
 def test_log_probabilities_of_a_prompt_are_those_of_the_models_logits(
     model: Model, logprobs_by_model: dict[str, NDArray[np.float64]], options: dict
 ):
-    asking = Sampling(max_tokens=3, prompt_logprobs=5)
-    adds = [Add(add.request_id, add.prompt_ids, asking) for add in traffic(model)]
+    asking = Sampling(max_tokens=12 if "num_blocks" in options else 3, prompt_logprobs=5)
+    adds = [Add(add.request_id, add.prompt_ids, asking) for add in traffic(model)[1::2]]
     machine = engine(model, **options)
     once, again = prompt_logprobs(adds, machine), prompt_logprobs(adds, machine)
     assert once == again, "what the prefix cache holds makes no difference"
+    assert (machine.stats(memory_bytes=0).preemptions > 0) == ("num_blocks" in options)
     for add in adds:
         told, expected = once[add.request_id], logprobs_by_model[add.request_id][:-1]
         own = np.take_along_axis(expected, np.array(add.prompt_ids[1:])[:, None], axis=1)

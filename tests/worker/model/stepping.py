@@ -38,6 +38,11 @@ class Stepper:
     def append(self, sequence: int, token_id: int) -> None:
         self._tokens[sequence].append(token_id)
 
+    def restart(self, sequence: int) -> None:
+        """Have a sequence without states computed from its beginning again."""
+        assert self._state_slots[sequence] < 0
+        self._num_computed[sequence] = 0
+
     def step(self, num_tokens: Mapping[int, int]) -> dict[int, np.ndarray]:
         """Compute the next ``num_tokens`` of some sequences; logits [num_tokens, vocab] of each."""
         members = list(num_tokens)
@@ -81,17 +86,20 @@ def logits_alone(model: Model, prompt: Sequence[int]) -> np.ndarray:
     return Stepper(model, [prompt]).step({0: len(prompt)})[0]
 
 
-def greedy(model: Model, prompt: Sequence[int], num_tokens: int) -> list[int]:
-    """The continuation by largest logits, decoded token by token through the cache, which a model may void once."""
-    stepper = Stepper(model, [prompt])
-    logits = stepper.step({0: len(prompt)})[0]
-    ids: list[int] = []
-    for length in range(len(prompt) + 1, len(prompt) + 1 + num_tokens):
-        ids.append(int(logits[-1].argmax()))
-        if model.recompute_at is not None and length == model.recompute_at + 1:
-            stepper = Stepper(model, [[*prompt, *ids]])
-            logits = stepper.step({0: length})[0]
-        else:
-            stepper.append(0, ids[-1])
-            logits = stepper.step({0: 1})[0]
+def greedy(model: Model, prompts: Sequence[Sequence[int]], num_tokens: int) -> list[list[int]]:
+    """The continuations by largest logits, decoded together, a token of each a step; a model may void a cache once."""
+    stepper = Stepper(model, prompts)
+    logits = stepper.step({number: len(prompt) for number, prompt in enumerate(prompts)})
+    ids: list[list[int]] = [[] for _ in prompts]
+    for _ in range(num_tokens):
+        counts = {}
+        for number, prompt in enumerate(prompts):
+            ids[number].append(int(logits[number][-1].argmax()))
+            stepper.append(number, ids[number][-1])
+            length = len(prompt) + len(ids[number])
+            is_void = model.recompute_at is not None and length == model.recompute_at + 1
+            if is_void:
+                stepper.restart(number)
+            counts[number] = length if is_void else 1
+        logits = stepper.step(counts)
     return ids

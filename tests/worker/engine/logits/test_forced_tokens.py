@@ -84,9 +84,12 @@ def test_resumed_equals_uninterrupted_also_within_a_run_of_forced_ones(
 ) -> None:
     for add in traffic():
         ids, *end = drawn[add.request_id, 0]
-        for cut in range(len(ids) + 1):
-            resumed = replace_choices(add, Choice(0, ids[:cut]))
-            assert generate(make(), [resumed])[add.request_id, 0] == (ids[cut:], *end)
+        number = int(add.request_id[1:])
+        cuts = {f"r{number + len(LENGTHS) * cut}": cut for cut in range(len(ids) + 1)}  # with the same constraint
+        resumed = [
+            Add(name, add.prompt_ids, add.sampling, (Choice(0, ids[:cut]),), add.priority) for name, cut in cuts.items()
+        ]
+        assert generate(make(), resumed) == {(name, 0): (ids[cut:], *end) for name, cut in cuts.items()}
 
 
 def test_choices_equal_requests_with_consecutive_seeds(make: Callable[..., Engine]) -> None:

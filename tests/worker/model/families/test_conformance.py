@@ -54,8 +54,10 @@ def test_logits_are_those_of_the_reference(path: Path) -> None:
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_greedy_continuations_are_those_of_the_reference(path: Path) -> None:
-    for number, reference in prompts(path):
-        ids = np.array(greedy(load(path), reference["ids"].tolist(), reference["greedy"].size))
-        different = np.flatnonzero(ids != reference["greedy"])
+    references = [reference for _, reference in prompts(path)]
+    [num_tokens] = {reference["greedy"].size for reference in references}
+    continuations = greedy(load(path), [reference["ids"].tolist() for reference in references], num_tokens)
+    for number, (reference, ids) in enumerate(zip(references, continuations, strict=True)):
+        different = np.flatnonzero(np.array(ids) != reference["greedy"])
         if different.size:
             assert reference["margin"][different[0]] < NEAR_TIE, f"prompt {number}, step {different[0]}"
