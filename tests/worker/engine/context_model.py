@@ -42,7 +42,6 @@ class ContextModel:
     device: Host = field(default_factory=Host)
     sizes: list[tuple[int, ...]] = field(default_factory=list)  # tokens of each sequence, step by step
     bytes_per_state: int = 0
-    num_groups: int = 0  # of sequences that begin with the same blocks, in all steps
 
     def bytes_per_block(self, block_tokens: int) -> int:
         return block_tokens * 8
@@ -54,9 +53,6 @@ class ContextModel:
 
     def forward(self, step: Step, cache: np.ndarray) -> np.ndarray:
         check_shapes(step)
-        if step.prefixes is not None:
-            self.num_groups += len(step.prefixes.groups)
-            check_prefixes(step, step.prefixes, self.block_tokens)
         if self.crash_id is not None and self.crash_id in step.token_ids:
             raise self.crash
         written = set(zip(step.slots.tolist(), step.token_ids.tolist(), step.positions.tolist(), strict=True))
@@ -111,14 +107,16 @@ def check_shapes(step: Step) -> None:
     assert set(step.logit_rows.tolist()) <= set(range(num_tokens))
 
 
-def check_prefixes(step: Step, prefixes: PrefixGroups, block_tokens: int) -> None:
-    """What `PrefixGroups` promises."""
+def check_prefixes(step: Step, prefixes: PrefixGroups, block_tokens: int) -> int:
+    """What `PrefixGroups` promises; how many groups there are."""
     assert {prefixes.groups.dtype, prefixes.members.dtype} == {np.dtype(np.int32)}
-    rows = [prefixes.members[first : first + count].tolist() for first, count, _ in prefixes.groups]
+    groups = [group for group in prefixes.groups.tolist() if group != [0, 0, 0]]
+    rows = [prefixes.members[first : first + count].tolist() for first, count, _ in groups]
     assert sorted({row for members in rows for row in members}) == sorted(row for members in rows for row in members)
-    for members, (_, count, num_tokens) in zip(rows, prefixes.groups.tolist(), strict=True):
+    for members, (_, count, num_tokens) in zip(rows, groups, strict=True):
         assert len(members) == count > 1
         tables = step.block_tables[members, : -(-num_tokens // block_tokens)]
         assert (tables == tables[0]).all(), "a group whose members do not hold the same blocks"
         assert (np.diff(step.query_starts)[members] == 1).all()
-        assert (step.context_lengths[members] > num_tokens > 0).all()
+        assert num_tokens > 0 and (step.context_lengths[members] > num_tokens).all()
+    return len(groups)
