@@ -17,7 +17,7 @@ from orcd.request import Request, decode
 from orcd.result import Result, fold
 from orcd.store import schema
 from orcd.store.submission import trace_parent
-from orcd.store.token_log import read_events, usable
+from orcd.store.token_log import damaged, read_events, usable
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,8 +88,16 @@ async def read_kept(call: Call, job_id: str) -> Kept:
     state, end, note = record or (None, None, None)
     events = read_events(job_id, state, end, entries)
     result = fold(job_id, events) if events else Result(job_id, status.state)
-    body = msgspec.json.decode(note) if note else {}
-    return Kept(body, status.created_ms // 1000, msgspec.structs.replace(result, state=status.state))
+    return Kept(
+        _kept_body(job_id, note), status.created_ms // 1000, msgspec.structs.replace(result, state=status.state)
+    )
+
+
+def _kept_body(job_id: str, note: bytes | None) -> dict[str, Any]:
+    try:
+        return msgspec.json.decode(note or b"{}", type=dict[str, Any])
+    except (ValueError, RecursionError, msgspec.MsgspecError):
+        raise damaged(job_id) from None
 
 
 async def read_request(call: Call, job_id: str) -> Request | None:

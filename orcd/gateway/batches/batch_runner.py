@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import msgspec
 import redis
 
-from orcd.errors import RedisUnavailable, places
+from orcd.errors import LogDamaged, RedisUnavailable, places
 from orcd.gateway.api_keys import new_id
 from orcd.gateway.batches import file_store
 from orcd.gateway.batches.batch_store import BatchObject, BatchRecord, BatchStore
@@ -55,9 +55,13 @@ class BatchRunner:
         """Runs until it is cancelled, and gives back what it has then."""
         try:
             while True:
-                with suppress(redis.RedisError):  # it comes back, or our leases run out and others go on
+                try:
                     await self._keep()
                     await self._adopt()
+                except redis.RedisError:
+                    pass  # it comes back, or our leases run out and others go on
+                except Exception as error:  # batches are run for as long as the gateway answers
+                    log.error("batches: %s at %s; they are tried again", type(error).__name__, _where(error))
                 await asyncio.sleep(LOOK_S)
         finally:
             await self._give_back()
@@ -66,16 +70,25 @@ class BatchRunner:
         for batch_id in await self._store.waiting():
             if len(self._running) >= MAX_BATCHES:
                 return
-            waiting = await self._store.peek(batch_id)
-            if waiting is None or batch_id in self._running or not await self._is_readable(waiting.batch):
-                continue
-            token = secrets.token_hex(16)
-            record = await self._store.adopt(batch_id, token)
-            if record is None:
-                continue
-            task = BatchTask(self._settings, self._files, _with_files(record))
-            if await self._store.save(task.batch, token):  # whoever goes on must find the same files
-                self._running[batch_id] = _Running(token, task, asyncio.create_task(asyncio.to_thread(task.run)))
+            try:
+                await self._run_if_free(batch_id)
+            except LogDamaged as error:
+                await self._store.drop(batch_id)
+                log.error("%s", error.message)
+
+    async def _run_if_free(self, batch_id: str) -> None:
+        waiting = await self._store.peek(batch_id)
+        if waiting is None:
+            await self._store.drop(batch_id)
+        if waiting is None or batch_id in self._running or not await self._is_readable(waiting.batch):
+            return
+        token = secrets.token_hex(16)
+        record = await self._store.adopt(batch_id, token)
+        if record is None:
+            return
+        task = BatchTask(self._settings, self._files, _with_files(record))
+        if await self._store.save(task.batch, token):  # whoever goes on must find the same files
+            self._running[batch_id] = _Running(token, task, asyncio.create_task(asyncio.to_thread(task.run)))
 
     async def _keep(self) -> None:
         """Write down how far each of our batches has come."""
@@ -96,8 +109,8 @@ class BatchRunner:
         """Whether a thread has ended before its batch, which is then somebody's to go on with."""
         error = running.thread.exception()
         if error is not None and not isinstance(error, Stopped | RedisUnavailable):
-            where = " ".join(places(error)[-5:])
-            log.error("batch %s: %s at %s; it is tried again", running.task.batch.id, type(error).__name__, where)
+            batch_id, name = running.task.batch.id, type(error).__name__
+            log.error("batch %s: %s at %s; it is tried again", batch_id, name, _where(error))
         return error is not None
 
     async def _give_back(self) -> None:
@@ -118,6 +131,10 @@ class BatchRunner:
                 "batch %s: its input file cannot be read in this gateway's --files-dir; another has to run it", batch.id
             )
         return False
+
+
+def _where(error: BaseException) -> str:
+    return " ".join(places(error)[-5:])
 
 
 def _with_files(record: BatchRecord) -> BatchRecord:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import msgspec
 import redis.asyncio
 
+from orcd.errors import LogDamaged
 from orcd.gateway.api_error import ApiError
 from orcd.gateway.api_keys import ApiKey, is_made_by
 from orcd.store import schema
+from orcd.store.token_log import usable
 
 LEASE_MS = 10_000
 KIND = "batch_"
@@ -65,7 +69,10 @@ class BatchRecord(msgspec.Struct, frozen=True):
 
 
 class BatchStore:
-    """The batches of all gateways. Every method may raise `redis.RedisError`."""
+    """The batches of all gateways. Every method may raise `redis.RedisError`.
+
+    Those that give a batch raise `LogDamaged` where its record cannot be read.
+    """
 
     def __init__(self, connection: redis.asyncio.Redis, prefix: str, ttl_s: int) -> None:
         """``ttl_s`` is how long a batch is kept after its end."""
@@ -86,23 +93,25 @@ class BatchStore:
 
     async def find(self, key: ApiKey, batch_id: str) -> BatchObject:
         """The caller's batch. Raises `ApiError` 404."""
-        if is_made_by(key, batch_id, KIND):
-            fields = await self._redis.hgetall(self._key(batch_id))
-            if b"batch" in fields:
-                return _record(fields).batch
+        record = await self.peek(batch_id) if is_made_by(key, batch_id, KIND) else None
+        if record is not None:
+            return record.batch
         raise ApiError(404, "there is no such batch", code="not_found", param="batch_id")
 
     async def list_all(self, key: ApiKey) -> list[BatchObject]:
         """The caller's batches, the newest first."""
         listed = schema.batches_of_key(key.tag, self._prefix)
-        ids = [batch_id.decode() for batch_id in reversed(await self._redis.zrange(listed, 0, -1))]
-        async with self._redis.pipeline(transaction=False) as pipeline:
-            for batch_id in ids:
-                pipeline.hget(self._key(batch_id), "batch")
-            texts = await pipeline.execute()
-        if gone := [batch_id for batch_id, text in zip(ids, texts, strict=True) if text is None]:
+        (answer,) = await self._answers([("zrange", listed, 0, -1)])
+        members = list(reversed(answer or []))
+        ids = [member.decode(errors="replace") for member in members]
+        records = await self._answers([("hgetall", self._key(batch_id)) for batch_id in ids])
+        if gone := [member for member, fields in zip(members, records, strict=True) if fields == {}]:
             await self._redis.zrem(listed, *gone)
-        return [_batch.decode(text) for text in texts if text is not None]
+        found: list[BatchObject] = []
+        for batch_id, fields in zip(ids, records, strict=True):
+            with suppress(LogDamaged):  # whoever asks for it is told
+                found += [] if fields == {} else [_record(batch_id, fields).batch]
+        return found
 
     async def cancel(self, batch_id: str) -> bool:
         """Ask for a batch's cancellation; False if it has ended."""
@@ -112,15 +121,19 @@ class BatchStore:
         """Ids of batches that nobody runs."""
         return [batch_id.decode() for batch_id in await self._scripts["batch_adopt"]([], [LEASE_MS, "", ""])]
 
+    async def drop(self, batch_id: str) -> None:
+        """Take a batch that cannot be run off the list of those that nobody runs."""
+        await self._redis.zrem(self._prefix + schema.BATCHES, batch_id)
+
     async def peek(self, batch_id: str) -> BatchRecord | None:
         """A batch as it stands; None if it is gone."""
-        fields = await self._redis.hgetall(self._key(batch_id))
-        return _record(fields) if b"batch" in fields else None
+        (fields,) = await self._answers([("hgetall", self._key(batch_id))])
+        return None if fields == {} else _record(batch_id, fields)
 
     async def adopt(self, batch_id: str, token: str) -> BatchRecord | None:
         """Become a batch's owner; None if somebody else is."""
         flat = await self._scripts["batch_adopt"]([], [LEASE_MS, token, batch_id])
-        return _record(dict(zip(flat[::2], flat[1::2], strict=True))) if flat else None
+        return _record(batch_id, dict(zip(flat[::2], flat[1::2], strict=True))) if flat else None
 
     async def save(self, batch: BatchObject, token: str, *, ended: bool = False, returned: bool = False) -> int:
         """Write down how far a batch of ours has come, and keep it ours unless it has ``ended`` or is ``returned``.
@@ -131,14 +144,25 @@ class BatchStore:
         arguments = [batch.id, token, _encode(batch), lease_ms, self._ttl_s if ended else 0]
         return int(await self._scripts["batch_save"]([], arguments))
 
+    async def _answers(self, commands: Sequence[tuple[Any, ...]]) -> list[Any]:
+        """What these commands answer, None where a key is of another type."""
+        async with self._redis.pipeline(transaction=False) as pipeline:
+            for command, *arguments in commands:
+                getattr(pipeline, command)(*arguments)
+            return [usable(answer) for answer in await pipeline.execute(raise_on_error=False)]
+
     def _key(self, batch_id: str) -> str:
         return schema.batch_key(batch_id, self._prefix)
 
 
-def _record(fields: dict[bytes, bytes]) -> BatchRecord:
-    return BatchRecord(
-        _batch.decode(fields[b"batch"]),
-        fields[b"tag"].decode(),
-        msgspec.json.decode(fields[b"models"], type=list[str] | None),
-        b"cancel" in fields,
-    )
+def _record(batch_id: str, fields: dict[bytes, bytes] | None) -> BatchRecord:
+    """From the fields of a record, None where its key is of another type."""
+    try:
+        found = fields or {}
+        batch, tag = _batch.decode(found[b"batch"]), found[b"tag"].decode()
+        models = msgspec.json.decode(found[b"models"], type=list[str] | None)
+    except (KeyError, ValueError, RecursionError, msgspec.MsgspecError):
+        batch = None
+    if batch is None or batch.id != batch_id:
+        raise LogDamaged(f"batch {batch_id}: its record in Redis cannot be read any more; create it again")
+    return BatchRecord(batch, tag, models, b"cancel" in found)

@@ -186,3 +186,15 @@ def test_the_text_of_a_failed_response_is_kept(http: httpx.Client, make_store: M
     assert failed["status"] == "failed"
     assert failed["error"] == {"code": "poisoned", "message": "given up"}
     assert failed["output"][0]["content"][0]["text"] == " 1"
+
+
+@pytest.mark.parametrize("note", ["{", "[]", "null", b"\xff", b"[" * 9000], ids=str)
+def test_a_note_that_cannot_be_read_is_an_error_of_that_response(
+    http: httpx.Client, connection: redis.Redis, note: str | bytes
+) -> None:
+    response_id = http.post("/responses", json={**BODY, "background": True}).json()["id"]
+    connection.hset(schema.job_key(response_id.removeprefix("resp_")), "note", note)
+    for method, path in (("GET", ""), ("GET", "?stream=true"), ("POST", "/cancel")):
+        answer = http.request(method, f"/responses/{response_id}{path}")
+        assert (answer.status_code, answer.json()["error"]["code"]) == (500, "log_damaged")
+    assert http.delete(f"/responses/{response_id}").status_code == 200
