@@ -3,7 +3,7 @@
 -- ARGV: task id, JSON of the message, then every job's id
 -- Returns nothing. What is recorded under that task id by now, and is another message, is left: a sender that was told of
 -- an error sends a chord again, whose tasks have the same ids and are to be counted for another one.
-check_shared_keys()
+mend_shared_keys()
 local function answered(id)
     if redis.call('HGET', key_of(id, 'messages'), ARGV[1]) == ARGV[2] then
         redis.call('HDEL', key_of(id, 'messages'), ARGV[1])

@@ -7,7 +7,7 @@
 -- ends elsewhere) or damaged (its keys cannot be used); nothing was written unless it is appended. cancel is 1 when
 -- somebody wants the job cancelled; listeners got the last event.
 -- A repeated call is harmless: what it wrote the first time is found at the log's end and not written again.
-check_shared_keys()
+mend_shared_keys()
 local answer_ms = tonumber(ARGV[1])
 local function append(id, epoch, token, after, final, count, first)
     local job, log = key_of(id, 'job'), key_of(id, 'log')

@@ -4,7 +4,7 @@
 --       JSON of the message, 1 if a request follows or 0, and that request as the submit script takes it
 -- Returns for every arrival the submit script's answer; 0 for one without a request. One that is refused because too many
 -- jobs wait gets an error event all the same, in its log and on its channel: its sender may know of no other way.
-check_shared_keys()
+mend_shared_keys()
 local answers = {}
 local function record(id, task_id, message)
     local state, schema = unpack(redis.call('HMGET', key_of(id, 'job'), 'state', 'schema'))

@@ -3,7 +3,7 @@
 -- ARGV: job id, JSON of the terminal event, the state that it ends in, ms until the job's messages must be answered
 -- Returns the state after the call ('cancelled', 'running' with the wish noted, or a terminal one), '' if unknown, 'newer'
 -- if a newer version wrote the record, 'damaged' if the record cannot be used.
-check_shared_keys()
+mend_shared_keys()
 local function cancel(id, event, final, answer_ms)
     local state, schema = unpack(redis.call('HMGET', key_of(id, 'job'), 'state', 'schema'))
     if not state then

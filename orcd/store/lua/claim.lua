@@ -7,7 +7,7 @@
 -- be read, recorded messages}; all but the status come with claimed only. Status is claimed, unknown (no record), busy
 -- (another owner's lease runs, or it is for another model), finished, unreadable (of a newer version: left alone) or
 -- damaged (ended if possible). A repeated call with the same tokens, after a lost answer, finds the same as before.
-check_shared_keys()
+mend_shared_keys()
 local owner, model, fingerprint, lease, own_queue = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4]), ARGV[5]
 local now = now_ms()
 note_contact(now, lease)

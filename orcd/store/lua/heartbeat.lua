@@ -3,6 +3,7 @@
 -- ARGV: the worker's name, seconds for which a heartbeat counts, then fields and their values
 -- Returns nothing.
 local now, heartbeat = now_ms(), key('worker:{' .. ARGV[1] .. '}')
+mend('workers')
 redis.call('DEL', heartbeat)
 redis.call('HSET', heartbeat, unpack(ARGV, 3))
 redis.call('EXPIRE', heartbeat, ARGV[2])

@@ -5,7 +5,7 @@
 -- Returns {state, place in the queue from 0 (-1: not queued), 1 if somebody serves its queue or 0, JSON of the terminal
 -- event or '', why it waits or ''}; state is '' if unknown, 'newer' if a newer version wrote the record, 'damaged' if it
 -- cannot be used.
-check_shared_keys()
+mend_shared_keys()
 local id, now = ARGV[1], now_ms()
 local function repair(state)
     if not end_if_overdue(id, now) and not redis.call('ZSCORE', key(state), id) then

@@ -17,11 +17,21 @@ local function now_ms()
     return time[1] * 1000 + math.floor(time[2] / 1000)
 end
 
--- Raise an error of the whole script where a key that all jobs share cannot be used: no job is to blame for it.
-local function check_shared_keys()
-    redis.call('ZCARD', key('queued'))
-    redis.call('ZCARD', key('running'))
-    redis.call('ZCARD', key('unanswered'))
+-- Delete a sorted set that all share where somebody has put a key of another type in its place: nothing of ours is in that,
+-- and no job and no batch is to blame for it.
+local function mend(name)
+    local kind = redis.call('TYPE', key(name)).ok
+    if kind ~= 'zset' and kind ~= 'none' then
+        redis.log(redis.LOG_WARNING, key(name) .. ' is of a wrong type; it was deleted')
+        redis.call('DEL', key(name))
+    end
+end
+
+-- Mend the lists of all jobs. What was in them is found by its messages, its owners' renewals and its readers.
+local function mend_shared_keys()
+    mend('queued')
+    mend('running')
+    mend('unanswered')
 end
 
 -- Run one job's step. Returns what it returned, or nil where this job's keys are of a wrong type or hold what cannot be

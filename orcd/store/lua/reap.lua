@@ -8,7 +8,7 @@
 -- ARGV: at most so many jobs of each kind, ms until the first re-publish, ms until one though the list was not empty,
 --       lease ms
 -- Returns {job id, queue, priority, 1 if its lease had run out, recorded messages, tenant} for every job to publish.
-check_shared_keys()
+mend_shared_keys()
 local most, republish_ms, long = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
 local now = now_ms()
 note_contact(now, tonumber(ARGV[4]))

@@ -3,7 +3,7 @@
 -- KEYS: none
 -- ARGV: ms until the first re-publish, then for every job: job id, epoch, token
 -- Returns for every job that goes on its message: {job id, queue, priority, 0, recorded messages, tenant}; the caller publishes.
-check_shared_keys()
+mend_shared_keys()
 local function release(id, epoch, token)
     if is_owned(id, epoch, token) then
         redis.call('HINCRBY', key_of(id, 'job'), 'attempt', -1) -- leaving in good order is nobody's failure

@@ -2,10 +2,11 @@
 -- KEYS: none
 -- ARGV: lease ms, 1 if it takes jobs now or 0, number of queues and their names, then for every job: job id, epoch, token
 -- Returns for every job 0 (lost: another owner, ended, or gone), 1 (renewed) or 2 (renewed; cancellation is wanted).
-check_shared_keys()
+mend_shared_keys()
 local now, lease, num_queues = now_ms(), tonumber(ARGV[1]), tonumber(ARGV[3])
 note_contact(now, lease)
 for _, name in ipairs(ARGV[2] == '1' and {'served', 'ready'} or {'served'}) do
+    mend(name)
     for at = 4, num_queues + 3 do
         redis.pcall('ZADD', key(name), now, ARGV[at])
     end

@@ -5,5 +5,5 @@
 --       traceparent ('': none)
 -- Returns 1 if created, 0 if it was there; nothing is written if another request has the id (-1), its key cannot be used
 -- (-2), too many jobs wait (-3), or no worker serves its queue and that was not wanted (-4).
-check_shared_keys()
+mend_shared_keys()
 return guarded(create, unpack(ARGV)) or -2

@@ -55,6 +55,12 @@ def test_a_heartbeat_of_a_wrong_type_hides_no_other(registry: WorkerRegistry, co
     assert len(registry.workers()) == 2
 
 
+def test_a_list_of_another_type_is_made_anew(registry: WorkerRegistry, connection: redis.Redis) -> None:
+    connection.set(schema.WORKERS, "x")
+    registry.beat("a", {"state": "ready"})
+    assert [worker.name for worker in registry.workers()] == ["a"]
+
+
 def test_systems_with_a_prefix_of_their_own_have_workers_of_their_own(connection: redis.Redis) -> None:
     here, there = WorkerRegistry(connection, "staging:"), WorkerRegistry(connection)
     here.beat("a", {"state": "ready"})

@@ -180,19 +180,33 @@ def test_without_an_end_in_the_record_a_log_that_cannot_be_used_is_an_error(stor
         store.events(J)
 
 
+def test_what_tells_who_serves_a_queue_is_made_anew_with_a_renewal(store: JobStore):
+    """F15: everybody took all queues for served."""
+    for key in (schema.SERVED, schema.READY):
+        store.redis.set(key, "of another type")
+    store.renew({})
+    for key in (schema.SERVED, schema.READY):
+        assert set(store.redis.zrange(key, 0, -1)) == {b"orcd", b"orcd.demo"}
+
+
 @pytest.mark.parametrize("key", [schema.QUEUED, schema.RUNNING, schema.UNANSWERED])
-def test_no_job_is_blamed_for_a_key_that_all_share(store: JobStore, key: str):
+def test_no_job_is_blamed_for_a_key_that_all_share_and_the_next_call_makes_it_anew(store: JobStore, key: str):
+    """F15: no call about jobs was answered any more until somebody deleted it."""
     lease = claimed(store, J).claim.lease
-    store.redis.set(key, "of another type")
-    for call in (
-        lambda: store.claim(["whole"]),
-        lambda: store.append([Append(J, lease, Position(), [TOKEN])]),
-        lambda: store.renew({J: lease}),
-        store.reap,
-    ):
-        with pytest.raises(redis.ResponseError, match="WRONGTYPE"):
-            call()
-    assert (state(store), state(store, "whole")) == ("running", "queued")
+    calls = {
+        "renew": lambda: store.renew({J: lease}) == {J: "renewed"},
+        "append": lambda: store.append([Append(J, lease, Position(), [TOKEN])])[0].status == "appended",
+        "reap": lambda: store.reap() == [],
+        "claim": lambda: isinstance(store.claim(["whole"])[0], Claim),
+        "arrive": lambda: store.arrive([Arrival("new", REQUEST, None)]) == [None],
+    }
+    for name, call in calls.items():
+        store.redis.delete(key)
+        store.redis.set(key, "of another type")
+        assert call(), name
+    store.renew({J: lease})
+    assert store.redis.zscore(schema.RUNNING, J)
+    assert (state(store), state(store, "whole"), state(store, "new")) == ("running", "running", "queued")
 
 
 def test_a_full_redis_fails_the_call_and_no_job(redis_server: RedisServer):
