@@ -32,7 +32,6 @@ WITHOUT_TESTS = {
             "answers/sse": "answers/test_generation",
             "answers/whole_answer": "answers/test_generation",
             "batches/batch_runner": "batches/test_batches",
-            "batches/batch_store": "batches/test_batches",
             "batches/batch_task": "batches/test_batches",
             "batches/file_store": "batches/test_files",
             "batches/pages": "batches/test_files",
