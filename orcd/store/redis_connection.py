@@ -36,6 +36,8 @@ SENTINEL_TIMEOUT_S = 1
 NUM_RETRIES = 3
 RETRY_BACKOFF = ExponentialBackoff(cap=0.2, base=0.02)
 """How a client tries a command again, in redis-py's terms; what takes longer is for `orcd.store.backoff.Backoff`."""
+MAX_IDLE = 64
+"""Idle connections kept at most: after many calls at once the others are closed."""
 OUT_OF_ORDER = ("BUSY", "MISCONF", "NOREPLICAS", "OOM", "READONLY", "UNBLOCKED")
 """What a Redis that can do nothing at the moment says."""
 HEALTH_CHECK_S = 30
@@ -71,7 +73,7 @@ def connect_async(settings: ClientSettings) -> redis.asyncio.Redis:
     kind: type[Any] = async_connection.SSLConnection if address.uses_tls else async_connection.Connection
     if address.path:
         kind = async_connection.UnixDomainSocketConnection
-    return redis.asyncio.Redis.from_pool(async_connection.ConnectionPool(connection_class=kind, **options))
+    return redis.asyncio.Redis.from_pool(_AsyncPool(connection_class=kind, **options))
 
 
 def make_pool(address: RedisAddress, *, retry: Retry, socket_timeout: float, **options: Any) -> redis.ConnectionPool:
@@ -79,7 +81,7 @@ def make_pool(address: RedisAddress, *, retry: Retry, socket_timeout: float, **o
     options = {"connection_class": connection_class(address)} | _options(address) | options
     options |= {"retry": retry, "socket_timeout": socket_timeout, "redis_connect_func": _greet}
     if not address.master:
-        return redis.ConnectionPool(**options)
+        return _Pool(**options)
     return _SentinelPool(address, **options)
 
 
@@ -92,13 +94,45 @@ def connection_class(address: RedisAddress) -> type[Any]:
     return redis.SSLConnection if address.uses_tls else redis.Connection
 
 
+class _Pool(redis.ConnectionPool):
+    """Closes the idle connections that are too many."""
+
+    def release(self, connection: Any) -> None:
+        super().release(connection)
+        _close_spare(self)
+
+
+class _AsyncPool(async_connection.ConnectionPool):
+    """Closes the idle connections that are too many."""
+
+    async def release(self, connection: Any) -> None:
+        await super().release(connection)
+        await _close_spare_async(self)
+
+
+def _close_spare(pool: redis.ConnectionPool) -> None:
+    with pool._lock:
+        spare = pool._available_connections.pop(0) if len(pool._available_connections) > MAX_IDLE else None
+    if spare is not None:  # the one that was not used for longest: the last that came is lent first
+        spare.disconnect()
+
+
+async def _close_spare_async(pool: async_connection.ConnectionPool) -> None:
+    if len(pool._available_connections) > MAX_IDLE:
+        await pool._available_connections.pop(0).disconnect()
+
+
 class _SentinelPool(SentinelConnectionPool):
-    """Closes the connections to the sentinels with those to the master."""
+    """Closes the connections to the sentinels with those to the master, and the idle ones that are too many."""
 
     def __init__(self, address: RedisAddress, **options: Any) -> None:
         once = _sentinel_options(address) | {"retry": Retry(NoBackoff(), 0)}
         sentinels = Sentinel(address.hosts, sentinel_kwargs=once)  # type: ignore[no-untyped-call]
         super().__init__(address.master, sentinels, **options)  # type: ignore[no-untyped-call]  # redis-py leaves it so
+
+    def release(self, connection: Any) -> None:
+        super().release(connection)
+        _close_spare(self)
 
     def disconnect(self, inuse_connections: bool = True) -> None:
         super().disconnect(inuse_connections)
@@ -107,13 +141,17 @@ class _SentinelPool(SentinelConnectionPool):
 
 
 class _AsyncSentinelPool(async_sentinel.SentinelConnectionPool):
-    """Closes the connections to the sentinels with those to the master."""
+    """Closes the connections to the sentinels with those to the master, and the idle ones that are too many."""
 
     def __init__(self, address: RedisAddress, **options: Any) -> None:
         once = _sentinel_options(address) | {"retry": AsyncRetry(NoBackoff(), 0)}
         sentinels = async_sentinel.Sentinel(address.hosts, sentinel_kwargs=once)  # type: ignore[no-untyped-call]
         options["ssl"] = address.uses_tls
         super().__init__(address.master, sentinels, **options)  # type: ignore[no-untyped-call]  # redis-py leaves it so
+
+    async def release(self, connection: Any) -> None:
+        await super().release(connection)
+        await _close_spare_async(self)
 
     async def disconnect(self, inuse_connections: bool = True) -> None:
         await super().disconnect(inuse_connections)

@@ -15,7 +15,7 @@ from orcd.client import Client
 from orcd.errors import InvalidRequest, RedisUnavailable
 from orcd.settings import ClientSettings
 from orcd.store import redis_connection
-from orcd.store.redis_connection import UnsuitableRedisError, connect, is_refusal, redis_errors
+from orcd.store.redis_connection import UnsuitableRedisError, connect, connect_async, is_refusal, redis_errors
 from tasks.local import redis_server
 from tasks.local.redis_server import RedisServer
 from tests.orcd.redis_servers import MASTER, Certificates, ConfiguredServer, sentinels, tls_server
@@ -213,3 +213,28 @@ def test_waiting_helps_where_redis_is_away_or_can_do_nothing_at_the_moment(error
 )
 def test_waiting_does_not_help_where_redis_has_said_no(error: redis.RedisError):
     assert is_refusal(error)
+
+
+def test_after_many_calls_at_once_few_connections_are_kept(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After 300 streams there were 303."""
+    monkeypatch.setattr(redis_connection, "MAX_IDLE", 4)
+    with connect(ClientSettings(redis_url=redis_url)) as client:
+        borrowed = [client.connection_pool.get_connection() for _ in range(20)]
+        for connection in borrowed:
+            client.connection_pool.release(connection)
+        assert [connection.is_connected for connection in borrowed] == [False] * 16 + [True] * 4
+        assert client.ping()
+
+
+def test_on_an_event_loop_few_are_kept_too(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(redis_connection, "MAX_IDLE", 4)
+
+    async def call_often() -> None:
+        async with connect_async(ClientSettings(redis_url=redis_url)) as client:
+            borrowed = [await client.connection_pool.get_connection() for _ in range(20)]
+            for connection in borrowed:
+                await client.connection_pool.release(connection)
+            assert [connection.is_connected for connection in borrowed] == [False] * 16 + [True] * 4
+            assert await client.ping()
+
+    asyncio.run(call_often())
