@@ -14,6 +14,7 @@ from kernels.cache_format import FLOAT32, CacheFormat
 from kernels.cpu_ops import CpuOps, ReferenceCpuOps
 from kernels.devices.cpu_weight_store import CpuWeightStore
 from kernels.devices.protocol import Allocate, AnyCpuOps, AnyOps
+from kernels.reference.attention import Pass
 from kernels.reference.matmul import Linear, Matrix, TileBudget
 from kernels.reference.moe import Experts, Router
 from kernels.reference.rope import Rotation
@@ -34,7 +35,7 @@ class CpuDevice:
 
     def __init__(self, dequant_cache_bytes: int, cache_format: CacheFormat = FLOAT32) -> None:
         self.cache_format = cache_format
-        ops: Ops[NDArray[Any], Matrix, Sequence[Linear], Router, Experts, Rotation, None] = ReferenceOps()
+        ops: Ops[NDArray[Any], Matrix, Sequence[Linear], Router, Experts, Rotation, Sequence[Pass]] = ReferenceOps()
         cpu_ops: CpuOps[NDArray[Any]] = ReferenceCpuOps()
         self.ops = cast(AnyOps, ops)
         self.cpu_ops: AnyCpuOps | None = cast(AnyCpuOps, cpu_ops)

@@ -9,7 +9,7 @@ Keys and values that several sequences share are gathered once for all of them; 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -29,8 +29,19 @@ TILE_KEYS = 64
 MAX_SCORES = 1 << 22  # elements of the score array at a time (16 MB)
 
 
-def plan_attention(step: Step[Int32], attention: Attention[Float32]) -> None:
-    """Share the step's work out, once for all layers of a window: here there is nothing to share."""
+class Pass(NamedTuple):
+    """Tokens whose products have one form: of many sequences one each, or some of one sequence, then with its keys."""
+
+    tokens: Int64
+    sequences: Int64
+    first_key: Int64  # of each sequence
+    num_keys: int
+    num_shared: int = 0  # keys, from the first on, that are the same for all sequences
+
+
+def plan_attention(step: Step[Int32], attention: Attention[Float32]) -> Sequence[Pass]:
+    """Cut the step into passes, once for all layers of a window."""
+    return tuple(_passes(step, attention.window, attention.num_heads))
 
 
 def paged_attention(
@@ -38,7 +49,7 @@ def paged_attention(
     cache: LayerCache[NDArray[Any]],
     attention: Attention[Float32],
     step: Step[Int32],
-    plan: None,  # noqa: ARG001 - the CUDA op is given one
+    plan: Sequence[Pass],
     *,
     out: Float32,
 ) -> None:
@@ -56,7 +67,7 @@ def paged_attention(
     queries = qkv[:, : num_heads * head_dim].reshape(num_tokens, num_kv_heads, group, head_dim)
     grouped_out = out.reshape(num_tokens, num_kv_heads, group, head_dim)
     grouped_sinks = None if sinks is None else sinks.reshape(num_kv_heads, group, 1)
-    for tokens, sequences, first_key, num_keys, num_shared in _passes(step, window, num_heads):
+    for tokens, sequences, first_key, num_keys, num_shared in plan:
         key_positions = first_key[:, None] + np.arange(num_keys)
         visible = key_positions <= positions[tokens, None]  # [tokens, num_keys]
         if window:
@@ -78,7 +89,7 @@ def rope_attention(
     by: Rotation | None,
     attention: Attention[Float32],
     step: Step[Int32],
-    plan: None,
+    plan: Sequence[Pass],
     *,
     out_cache: LayerCache[NDArray[Any]],
     out: Float32,
@@ -91,17 +102,7 @@ def rope_attention(
     paged_attention(qkv, out_cache, attention, step, plan, out=out)
 
 
-class _Pass(NamedTuple):
-    """Tokens whose products have one form: of many sequences one each, or some of one sequence, then with its keys."""
-
-    tokens: Int64
-    sequences: Int64
-    first_key: Int64  # of each sequence
-    num_keys: int
-    num_shared: int = 0  # keys, from the first on, that are the same for all sequences
-
-
-def _passes(step: Step[Int32], window: int, num_heads: int) -> Iterator[_Pass]:
+def _passes(step: Step[Int32], window: int, num_heads: int) -> Iterator[Pass]:
     """Cut a step into passes."""
     positions, query_starts = step.positions, step.query_starts
     query_counts = np.diff(query_starts)
@@ -121,7 +122,7 @@ def _passes(step: Step[Int32], window: int, num_heads: int) -> Iterator[_Pass]:
         for part in _parts(tokens, num_heads * (int(positions[tokens[-1]]) + TILE_KEYS)):
             first_key = _first_key(positions[part[:1]], window)
             num_keys = int(-(-(positions[part[-1]] + 1 - first_key[0]) // TILE_KEYS)) * TILE_KEYS
-            yield _Pass(part, np.array([sequence]), first_key, num_keys)
+            yield Pass(part, np.array([sequence]), first_key, num_keys)
 
 
 def _prefixes(step: Step[Int32]) -> Iterator[tuple[Int64, int]]:
@@ -132,7 +133,7 @@ def _prefixes(step: Step[Int32]) -> Iterator[tuple[Int64, int]]:
                 yield step.prefixes.members[first : first + count].astype(np.int64), num_tokens
 
 
-def _single_passes(positions: Int32, tokens: Int64, sequences: Int64, window: int, num_heads: int) -> Iterator[_Pass]:
+def _single_passes(positions: Int32, tokens: Int64, sequences: Int64, window: int, num_heads: int) -> Iterator[Pass]:
     """Passes over one token each of some sequences."""
     first_key = _first_key(positions[tokens], window)
     num_tiles = -(-(positions[tokens] + 1 - first_key) // TILE_KEYS)
@@ -141,7 +142,7 @@ def _single_passes(positions: Int32, tokens: Int64, sequences: Int64, window: in
         members = np.flatnonzero(size_class == class_)
         num_keys = int(num_tiles[members].max()) * TILE_KEYS
         for part in _parts(members, num_heads * num_keys):
-            yield _Pass(tokens[part], sequences[part], first_key[part], num_keys)
+            yield Pass(tokens[part], sequences[part], first_key[part], num_keys)
 
 
 def _first_key(positions: Int32, window: int) -> Int64:

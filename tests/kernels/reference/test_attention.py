@@ -205,6 +205,7 @@ def test_the_fused_op_is_rotation_and_write_and_then_attention(
     before = rng.normal(size=(2, 9, block_tokens, kv_heads, DIM)).astype(np.float32)
     sinks = rng.normal(size=heads).astype(np.float32)
     attention = Attention(heads, kv_heads, DIM, 0.25, window=20, sinks=sinks, head_norms=(norm, norm))
+    plan = plan_attention(step, attention)
 
     results = []
     for fused in (True, False):
@@ -215,10 +216,10 @@ def test_the_fused_op_is_rotation_and_write_and_then_attention(
             (keys, key_scales), (values, value_scales) = quantise(keys), quantise(values)
             cache = LayerCache(keys, values, CacheScales(key_scales, value_scales))
         if fused:
-            rope_attention(projected, by, attention, step, None, out_cache=cache, out=out)
+            rope_attention(projected, by, attention, step, plan, out_cache=cache, out=out)
         else:
             rope_write(projected, step.slots, by, attention, out_cache=cache)
-            paged_attention(projected, cache, attention, step, None, out=out)
+            paged_attention(projected, cache, attention, step, plan, out=out)
         results.append((out, *cache.arrays()))
     for actual, expected in zip(*results, strict=True):
         np.testing.assert_array_equal(actual, expected)
