@@ -16,6 +16,7 @@ import psutil
 
 from orcd.client import Client
 from orcd.errors import InvalidRequest
+from tests.tasks.worker_fork_server import WORKER, ForkedWorker, worker_fork_server
 
 START_TIMEOUT_S = 60.0
 ROOT = Path(__file__).parents[2]
@@ -24,6 +25,7 @@ ROOT = Path(__file__).parents[2]
 class WorkerProcess:
     """``orcd worker`` on the CPU device; its log lines go to a file. Use it in a with block.
 
+    It is a fork of a process that has imported what it runs (`tests.tasks.worker_fork_server`).
     ``by_celery`` starts ``celery -A tasks worker`` instead: a worker that asks others at its start and listens to them.
     """
 
@@ -38,16 +40,23 @@ class WorkerProcess:
             "ORCD_LOG_FORMAT": "json",
             "ORCD_LEASE_MS": "2000",
         }
-        hostname = f"w{time.monotonic_ns()}@localhost"
-        celery = ["-m", "celery", "-A", "tasks", "worker", "--hostname", hostname]
+        environment = inherited | settings | variables
+        # Variables of others are read when modules are imported, which has happened in the fork server.
+        is_forked = not by_celery and all(name.startswith("ORCD_") or name == "PYTHONPATH" for name in variables)
+        self.process: ForkedWorker | subprocess.Popen[bytes]
         with self.log_path.open("w") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, *(celery if by_celery else ["-P", "-m", "tasks", "worker"])],
-                env=inherited | settings | variables,
-                cwd=ROOT,
-                stdout=subprocess.DEVNULL,
-                stderr=log,
-            )
+            if is_forked:
+                self.process = worker_fork_server().start(environment, str(ROOT), log)
+            else:
+                name = f"w{time.monotonic_ns()}@localhost"
+                celery = ["-m", "celery", "-A", "tasks", "worker", "--hostname", name]
+                self.process = subprocess.Popen(
+                    [sys.executable, *(celery if by_celery else WORKER)],
+                    env=environment,
+                    cwd=ROOT,
+                    stdout=subprocess.DEVNULL,
+                    stderr=log,
+                )
 
     def __enter__(self) -> WorkerProcess:
         try:

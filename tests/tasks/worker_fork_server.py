@@ -1,0 +1,177 @@
+"""Starts workers as forks of a process that has imported what they run: importing is most of what a start computes.
+
+``python -P worker_fork_server.py FD`` is that process. It has one thread and nothing but modules. A fork of it runs
+``python -P -m tasks worker`` as if it had been started so, with an environment, ``sitecustomize`` and standard error of
+its own.
+"""
+
+from __future__ import annotations
+
+import atexit
+import importlib
+import json
+import os
+import runpy
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+from contextlib import suppress
+from functools import cache
+from select import select
+from typing import IO
+
+WORKER = ["-P", "-m", "tasks", "worker"]
+MODULES = (
+    *("orcd.cli.command_line", "orcd.cli.terminal", "tasks.app", "tasks.observe.flower", "tasks.observe.node_name"),
+    *("tasks.celery_ext.logging", "tasks.celery_ext.tasks", "tasks.celery_ext.pool", "tasks.celery_ext.consumer"),
+    *("tasks.celery_ext.transport", "tasks.celery_ext.result_backend", "tasks.dispatch.engine.engine_run"),
+    *("celery.app.control", "celery.app.log", "celery.app.trace", "celery.apps.worker", "celery.fixups.django"),
+    *("celery.loaders.app", "celery.worker.components", "celery.worker.strategy", "encodings.idna"),
+)
+"""What a worker imports until it is ready; the rest it imports itself."""
+
+
+class ForkedWorker:
+    """A fork that runs a worker; the part of `subprocess.Popen` that tests use. Its parent is the fork server."""
+
+    def __init__(self, status: IO[bytes]) -> None:
+        self._status = status
+        self.pid = int(status.readline())
+        self.returncode: int | None = None
+
+    def poll(self) -> int | None:
+        """The exit code; of a process that a signal ended, its number below zero; None while it runs."""
+        with suppress(subprocess.TimeoutExpired):
+            self.wait(0)
+        return self.returncode
+
+    def wait(self, timeout: float | None = None) -> int:
+        """The exit code, waited for. Raises `subprocess.TimeoutExpired`."""
+        if self.returncode is None:
+            if not select([self._status], [], [], timeout)[0]:
+                raise subprocess.TimeoutExpired(WORKER, timeout or 0)
+            with self._status:
+                self.returncode = int(self._status.readline())
+        return self.returncode
+
+    def send_signal(self, number: int) -> None:
+        """Send a signal, unless it has ended."""
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def terminate(self) -> None:
+        """SIGTERM."""
+        self.send_signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """SIGKILL."""
+        self.send_signal(signal.SIGKILL)
+
+
+class WorkerForkServer:
+    """The process that forks, as its users see it; it ends with this one."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._control, theirs = socket.socketpair()
+        with theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", __file__, str(theirs.fileno())],
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+            )
+
+    def start(self, environment: dict[str, str], folder: str, errors: IO[str]) -> ForkedWorker:
+        """Start a worker with this environment in a folder; what it writes to standard error goes to a file."""
+        reader, writer = os.pipe()
+        with tempfile.TemporaryFile() as request, os.fdopen(writer, "wb") as status:
+            request.write(json.dumps({"environment": environment, "folder": folder}).encode())
+            request.seek(0)
+            with self._lock:
+                socket.send_fds(self._control, [b"+"], [request.fileno(), errors.fileno(), status.fileno()])
+        return ForkedWorker(os.fdopen(reader, "rb", buffering=0))
+
+    def close(self) -> None:
+        """End the process; its workers go on."""
+        self._control.close()
+        self._process.wait()
+
+
+@cache
+def worker_fork_server() -> WorkerForkServer:
+    """The fork server of this process."""
+    server = WorkerForkServer()
+    atexit.register(server.close)
+    return server
+
+
+class _Forks:
+    """The running forks, and the pipes on which somebody waits for their exit codes."""
+
+    def __init__(self) -> None:
+        self._pipes: dict[int, int] = {}
+        signal.signal(signal.SIGCHLD, lambda number, frame: self._reap())
+
+    def fork(self, pipe: int) -> bool:
+        """Fork, and tell the process id through ``pipe``; is this the fork?"""
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})  # it may end before it is known here
+        pid = os.fork()
+        if pid:
+            self._pipes[pid] = pipe
+            os.write(pipe, b"%d\n" % pid)
+        else:
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            for each in (*self._pipes.values(), pipe):
+                os.close(each)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGCHLD})
+        return not pid
+
+    def _reap(self) -> None:
+        while self._pipes:
+            pid, status = os.waitpid(-1, os.WNOHANG)
+            if not pid:
+                return
+            pipe = self._pipes.pop(pid)
+            with suppress(BrokenPipeError):  # nobody waits for it
+                os.write(pipe, b"%d\n" % os.waitstatus_to_exitcode(status))
+            os.close(pipe)
+
+
+def _serve(control: socket.socket) -> None:
+    """Fork until the other end is closed; returns in forks, too, which are then to become workers."""
+    forks = _Forks()
+    while fds := socket.recv_fds(control, 1, 3)[1]:
+        request, errors, pipe = fds
+        if forks.fork(pipe):
+            control.close()
+            os.dup2(errors, 2)
+            os.close(errors)
+            with os.fdopen(request, "rb") as file:
+                _run_worker(**json.load(file))
+            return
+        os.close(request)
+        os.close(errors)
+
+
+def _run_worker(environment: dict[str, str], folder: str) -> None:
+    """What the interpreter does at its start, and then ``python -m tasks worker``."""
+    os.environ.clear()
+    os.environ.update(environment)
+    os.chdir(folder)
+    sys.orig_argv[:] = [sys.executable, *WORKER]
+    sys.argv[:] = ["", "worker"]
+    sys.path[:0] = [path for path in environment.get("PYTHONPATH", "").split(os.pathsep) if path]
+    sys.modules.pop("sitecustomize", None)
+    with suppress(ModuleNotFoundError):
+        importlib.import_module("sitecustomize")
+    runpy.run_module("tasks", run_name="__main__", alter_sys=True)
+
+
+if __name__ == "__main__":
+    for module in MODULES:
+        importlib.import_module(module)
+    _serve(socket.socket(fileno=int(sys.argv[1])))
