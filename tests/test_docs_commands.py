@@ -27,9 +27,9 @@ import redis
 from orcd.client import Client
 from orcd.store import schema
 from tasks.local.redis_server import RedisServer
-from tests.conftest import DEMO_MODEL, emptied, wait_until
+from tests.conftest import emptied, wait_until
 from tests.tasks.dispatch.test_dispatcher_threads import _free_port
-from tests.tasks.worker_process import wait_until_running
+from tests.tasks.worker_process import WorkerProcess, wait_until_running
 
 ROOT = Path(__file__).parents[1]
 PAGES = {page.name: page.read_text(encoding="utf-8") for page in (*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"))}
@@ -187,9 +187,9 @@ def program_path() -> str:
     return os.pathsep.join([str(folders[0]), os.environ["PATH"], str(folders[1])])
 
 
-def write_inputs(folder: Path) -> None:
+def write_inputs(folder: Path, model: Path) -> None:
     """The files that commands name."""
-    (folder / "model.gguf").symlink_to(DEMO_MODEL)
+    (folder / "model.gguf").symlink_to(model)
     lines = "".join(json.dumps({"prompt": f"Rain {number}", "max_tokens": 4}) + "\n" for number in range(3))
     (folder / "prompts.jsonl").write_text(lines)
     (folder / "requests.jsonl").write_text(lines + '{"prompt": "Rain", "top_p": 7}\n')
@@ -200,9 +200,9 @@ def write_inputs(folder: Path) -> None:
 
 
 @contextmanager
-def scene_of(redis: RedisServer, folder: Path) -> Iterator[Scene]:
-    """A scene on an empty Redis, with a worker that serves ``model``."""
-    write_inputs(folder)
+def scene_of(redis: RedisServer, folder: Path, model: Path) -> Iterator[Scene]:
+    """A scene on an empty Redis, with a worker that serves this model as ``model``."""
+    write_inputs(folder, model)
     inherited = {name: text for name, text in os.environ.items() if not name.startswith(("ORCD_", "FLOWER_", "OTEL_"))}
     variables = {
         "PATH": program_path(), "ORCD_REDIS_URL": emptied(redis), "ORCD_DEVICE": "cpu", "ORCD_JOB_TTL_S": "600",
@@ -210,9 +210,11 @@ def scene_of(redis: RedisServer, folder: Path) -> Iterator[Scene]:
     }  # fmt: skip
     with ExitStack() as stack:
         client = stack.enter_context(Client(variables["ORCD_REDIS_URL"]))
+        stack.enter_context(
+            WorkerProcess(variables["ORCD_REDIS_URL"], folder / "model.gguf", folder, ORCD_JOB_TTL_S="600")
+        )
         shell = Shell(folder, inherited | variables)
         stack.callback(shell.stop)
-        shell.serve("orcd worker --model model.gguf", sign_of("orcd worker"))
         yield Scene(client, shell, int(variables["ORCD_REDIS_URL"].rpartition(":")[2].partition("/")[0]))
 
 
@@ -245,8 +247,8 @@ PAGES_WITH_COMMANDS = [page for page in PAGES if page != WALK and any(not block.
 
 
 @pytest.mark.parametrize("page", PAGES_WITH_COMMANDS)
-def test_the_commands_of_a_page_run(page: str, shared_redis: RedisServer, tmp_path: Path) -> None:
-    with scene_of(shared_redis, tmp_path) as scene:
+def test_the_commands_of_a_page_run(page: str, shared_redis: RedisServer, shallow_model: Path, tmp_path: Path) -> None:
+    with scene_of(shared_redis, tmp_path, shallow_model) as scene:
         if page in PREPARE:
             PREPARE[page](scene)
         for block in blocks(page):

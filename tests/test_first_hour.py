@@ -15,8 +15,9 @@ from pathlib import Path
 import pytest
 
 from orcd.client import Client
-from tests.conftest import DEMO_MODEL, wait_until
+from tests.conftest import wait_until
 from tests.tasks.dispatch.test_dispatcher_threads import _free_port
+from tests.tasks.slow_engine import slow_engine
 from tests.test_docs_commands import Shell, blocks, program_path, sign_of
 
 PAGE = "first-hour.md"
@@ -52,9 +53,10 @@ class Walk:
         variables = {
             "PATH": program_path(), "ORCD_REDIS_URL": self.url, "ORCD_DRAIN_TIMEOUT_S": "1", "COLUMNS": "200",
             "FLOWER_BASIC_AUTH": "watcher:secret", "FLOWER_PORT": self.ports["5555"],
-            "ORCD_MAX_SEQUENCES": "2",  # so slow that jobs still wait when they are looked at
         }  # fmt: skip
-        self.shell = Shell(folder, inherited | variables)
+        # Jobs still wait when they are looked at: all of them take 4 minutes, on any machine.
+        self.slowness = {"ORCD_MAX_SEQUENCES": "2", **slow_engine(folder, step_s=0.05)}
+        self.shell = Shell(folder, inherited | variables | self.slowness)
         self.job = ""
         self.statuses = iter(STATUSES)
 
@@ -72,7 +74,8 @@ class Walk:
         if command == "orcd queue":
             wait_until(self._is_queue_full)  # a person would take so long
         if command.startswith("orcd drain"):
-            del self.shell.environment["ORCD_MAX_SEQUENCES"]  # the next worker has to end them all
+            for name in self.slowness:
+                del self.shell.environment[name]  # the next worker has to end them all
         said = self.shell.run(filled, fails=command.startswith('orcd generate "$('))
         if command.startswith("orcd status"):
             expected = next(self.statuses)
@@ -102,8 +105,8 @@ class Walk:
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="the page uses curl")
-def test_a_first_hour_goes_as_the_page_tells_it(tmp_path: Path) -> None:
-    (tmp_path / "model.gguf").symlink_to(DEMO_MODEL)
+def test_a_first_hour_goes_as_the_page_tells_it(shallow_model: Path, tmp_path: Path) -> None:
+    (tmp_path / "model.gguf").symlink_to(shallow_model)
     walk = Walk(tmp_path)
     try:
         for block in blocks(PAGE):

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from tests.conftest import wait_until
 from tests.tasks.openai_batch import OpenaiBatch, answers, failures
+from tests.tasks.slow_engine import slow_engine
 from tests.tasks.worker_process import WorkerProcess
 
 NUM_LINES = 200
@@ -43,20 +44,21 @@ class BatchProcess:
 
 
 def test_a_stopped_and_killed_batch_gives_what_an_undisturbed_one_does(
-    redis_url: str, demo_model: Path, tmp_path: Path
+    redis_url: str, shallow_model: Path, tmp_path: Path
 ) -> None:
+    variables = slow_engine(tmp_path)
     source, output, undisturbed = tmp_path / "in.jsonl", tmp_path / "out.jsonl", tmp_path / "undisturbed.jsonl"
     batch = OpenaiBatch(NUM_LINES)
     batch.write(source)
-    with WorkerProcess(redis_url, demo_model, tmp_path):
+    with WorkerProcess(redis_url, shallow_model, tmp_path, **variables):
         assert BatchProcess(redis_url, str(source), str(undisturbed)).finish()[0] == 1
         assert BatchProcess(redis_url, str(source), str(output)).stop(signal.SIGINT, output, 20) == 130
         assert BatchProcess(redis_url, str(source), str(output)).stop(signal.SIGKILL, output, 60) == -signal.SIGKILL
-    with WorkerProcess(redis_url, demo_model, tmp_path) as worker:
+    with WorkerProcess(redis_url, shallow_model, tmp_path, **variables) as worker:
         last = BatchProcess(redis_url, str(source), str(output))
         wait_until(lambda: output.read_bytes().count(b"\n") >= 100, 60)
         worker.kill()
-        with WorkerProcess(redis_url, demo_model, tmp_path):
+        with WorkerProcess(redis_url, shallow_model, tmp_path, **variables):
             code, _, told = last.finish()
     assert code == 1
     assert f"{len(batch.good)} of {NUM_LINES} lines have results" in told
@@ -67,7 +69,7 @@ def test_a_stopped_and_killed_batch_gives_what_an_undisturbed_one_does(
 
 
 def test_the_same_content_has_the_same_answers_in_every_format(
-    redis_url: str, demo_model: Path, tmp_path: Path
+    redis_url: str, shallow_model: Path, tmp_path: Path
 ) -> None:
     subjects = [f"Write a haiku about {subject}" for subject in ("rain", "snow, and ice", "a cat", 'a "quote"')]
     text = "".join(f"{subject}\n" for subject in subjects).encode()
@@ -85,7 +87,7 @@ def test_the_same_content_has_the_same_answers_in_every_format(
     }
     options = ["--order", "input", "--temperature", "0", "--max-tokens", "6"]
     found = {}
-    with WorkerProcess(redis_url, demo_model, tmp_path):
+    with WorkerProcess(redis_url, shallow_model, tmp_path):
         code, out, told = BatchProcess(redis_url, "-", "-", *options, stdin=text).finish()
         assert code == 0, told
         found["a pipe"] = tuple(json.loads(line)["text"] for line in out.splitlines())
