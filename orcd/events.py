@@ -8,12 +8,17 @@ from __future__ import annotations
 
 import hashlib
 import string
+import struct
 from collections.abc import Sequence
+from typing import Annotated, TypeVar
 
 import msgspec
 
+T = TypeVar("T")
+
 _ID_CHARACTERS = string.digits + string.ascii_letters
 _ID_LENGTH = 9  # Mistral's chat templates refuse ids of another length
+_NO_ID = b"\xff" * 4  # -1
 
 
 class Queued(msgspec.Struct, frozen=True, tag_field="type", tag="queued", omit_defaults=True):
@@ -61,6 +66,52 @@ class TokenLogprob(msgspec.Struct, frozen=True, gc=False):
     pieces: dict[int, bytes] = {}
 
 
+class PackedLogprobs(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Log probabilities of N tokens as a log may have them: a third of the bytes.
+
+    ``records`` has for each token, little-endian, its log probability (float32), the ids of the ``num_top`` likeliest
+    tokens at its place (int32, -1 where there are fewer), and theirs (float32). ``texts`` are first those of the N
+    tokens, then those of the likeliest one at each of the N places, of the second likeliest ... A token that is no
+    text, as it is a part of a character, is a list of bytes there. ``ids`` are the tokens; they are left out where the
+    event has them.
+    """
+
+    num_top: Annotated[int, msgspec.Meta(ge=0)]
+    records: bytes
+    texts: list[str | list[int]]
+    ids: list[int] = []
+
+    def unpacked(self, ids: Sequence[int]) -> list[TokenLogprob]:
+        """Those of the tokens ``ids``. Raises ValueError where they are of another number of tokens."""
+        num_top, num_tokens = self.num_top, len(ids)
+        lengths = num_tokens * 4 * (1 + 2 * num_top), num_tokens * (1 + num_top)
+        if (len(self.records), len(self.texts)) != lengths:
+            raise ValueError("packed log probabilities are of another number of tokens")
+        if not ids:
+            return []
+        # By columns, as there are very many tokens.
+        own, *numbers = zip(*struct.iter_unpack(f"<f{num_top}i{num_top}f", self.records), strict=True)
+        top_ids, top_logprobs = numbers[:num_top], numbers[num_top:]
+        tops = _rows(top_ids, top_logprobs) if num_top else [dict[int, float]() for _ in ids]
+        spelt, columns = self._bytes(), range(0, num_tokens * (1 + num_top), num_tokens)
+        pieces = _rows([ids, *top_ids], [spelt[start : start + num_tokens] for start in columns])
+        if _NO_ID in self.records:
+            for each in (*tops, *pieces):
+                each.pop(-1, None)
+        return list(map(TokenLogprob, ids, own, tops, pieces))
+
+    def _bytes(self) -> list[bytes]:
+        try:
+            return list(map(str.encode, self.texts))  # type: ignore[arg-type]
+        except TypeError:  # some are parts of characters
+            return [text.encode() if isinstance(text, str) else bytes(text) for text in self.texts]
+
+
+def _rows(keys: Sequence[Sequence[int]], values: Sequence[Sequence[T]]) -> list[dict[int, T]]:
+    """A dict for each row of the columns."""
+    return list(map(dict, map(zip, zip(*keys, strict=True), zip(*values, strict=True))))
+
+
 class ToolCallDelta(msgspec.Struct, frozen=True, omit_defaults=True):
     """What comes next of the call ``index`` (from 0) of a choice: text of its arguments.
 
@@ -89,6 +140,7 @@ class Token(msgspec.Struct, frozen=True, tag_field="type", tag="token", omit_def
     writes in its channel of that name and what calls no tool of the request. ``prompt_logprobs``, on the first event of
     a job's first choice, has an entry for each token of the prompt, of which the first one is None.
     ``finish`` is the choice's finish reason, on its last event when the job has several choices.
+    ``packed_logprobs`` and ``packed_prompt_logprobs`` stand for these two in logs, and are None in what is read there.
     """
 
     t: str
@@ -101,6 +153,21 @@ class Token(msgspec.Struct, frozen=True, tag_field="type", tag="token", omit_def
     logprobs: list[TokenLogprob] | None = None
     tool_calls: list[ToolCallDelta] | None = None
     prompt_logprobs: list[TokenLogprob | None] | None = None
+    packed_logprobs: PackedLogprobs | None = None
+    packed_prompt_logprobs: PackedLogprobs | None = None
+
+    def unpacked(self) -> Token:
+        """The event as readers have it. Raises ValueError for what is packed wrongly."""
+        packed, of_prompt = self.packed_logprobs, self.packed_prompt_logprobs
+        if packed is None and of_prompt is None:
+            return self
+        return msgspec.structs.replace(
+            self,
+            logprobs=self.logprobs if packed is None else packed.unpacked(self.ids),
+            prompt_logprobs=self.prompt_logprobs if of_prompt is None else [None, *of_prompt.unpacked(of_prompt.ids)],
+            packed_logprobs=None,
+            packed_prompt_logprobs=None,
+        )
 
 
 class End(msgspec.Struct, frozen=True, tag_field="type", tag="end", omit_defaults=True):
@@ -150,7 +217,8 @@ def decode_event(json: bytes) -> Event:
     Raises ValueError for what is no event.
     """
     try:
-        return _decoder.decode(json)
+        event = _decoder.decode(json)
+        return event.unpacked() if isinstance(event, Token) else event
     except RecursionError:
         raise ValueError("the event is nested too deeply") from None
 

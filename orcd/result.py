@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -34,7 +34,7 @@ class Choice(msgspec.Struct, frozen=True):
     finish_reason: str | None = None
     reasoning: str | None = None
     commentary: str | None = None
-    logprobs: list[TokenLogprob] | None = None
+    logprobs: Sequence[TokenLogprob] | None = None
     tool_calls: list[ToolCall] | None = None
 
 
@@ -82,7 +82,7 @@ class Result(msgspec.Struct, frozen=True):
 
     def __json__(self) -> dict[str, Any]:
         """Plain values: this is how kombu's encoder stores the result in Celery's backend."""
-        plain: dict[str, Any] = msgspec.to_builtins(self, str_keys=True)
+        plain: dict[str, Any] = msgspec.to_builtins(self, str_keys=True, enc_hook=list)  # a worker's log probabilities
         return plain
 
     def __repr__(self) -> str:
@@ -136,9 +136,15 @@ class ResultBuilder:
                 self._error = event
         self._state = state_after(event) or self._state
 
-    def result(self) -> Result:
-        """The result so far."""
-        choices = [self._choices[index].choice() for index in sorted(self._choices)]
+    def result(
+        self,
+        logprobs: Mapping[int, Sequence[TokenLogprob]] | None = None,
+        prompt_logprobs: list[TokenLogprob | None] | None = None,
+    ) -> Result:
+        """The result so far. ``logprobs`` by choice, and those of the prompt, are what the events had packed."""
+        packed = logprobs or {}
+        choices = [self._choices[index].choice(packed.get(index, ())) for index in sorted(self._choices)]
+        prompt_logprobs = prompt_logprobs or self._prompt_logprobs
         fingerprints = list(self._fingerprints)
         if self._end is None:
             return Result(
@@ -149,7 +155,7 @@ class ResultBuilder:
                 error=self._error,
                 model=self._model,
                 fingerprints=fingerprints,
-                prompt_logprobs=self._prompt_logprobs,
+                prompt_logprobs=prompt_logprobs,
             )
         end = self._end
         return Result(
@@ -164,7 +170,7 @@ class ResultBuilder:
             model=self._model,
             fingerprints=fingerprints,
             schema_valid=end.schema_valid,
-            prompt_logprobs=self._prompt_logprobs,
+            prompt_logprobs=prompt_logprobs,
             cached_tokens=end.cached_tokens,
         )
 
@@ -188,14 +194,15 @@ class _ChoiceBuilder:
         self._tool_calls += event.tool_calls or []
         self.finish_reason = event.finish or self.finish_reason
 
-    def choice(self) -> Choice:
+    def choice(self, packed: Sequence[TokenLogprob]) -> Choice:
+        """``packed`` log probabilities are those of the last tokens."""
         return Choice(
             text="".join(self._text),
             token_ids=self._token_ids.copy(),
             finish_reason=self.finish_reason,
             reasoning="".join(self._reasoning) or None,
             commentary="".join(self._commentary) or None,
-            logprobs=self._logprobs.copy() or None,
+            logprobs=([*self._logprobs, *packed] if self._logprobs else packed) or None,
             tool_calls=_joined(self._tool_calls) or None,
         )
 

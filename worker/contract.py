@@ -76,17 +76,6 @@ class Shutdown(msgspec.Struct, frozen=True, array_like=True, tag="shutdown"):
     """Exit cleanly after the current step."""
 
 
-class TokenLogprobs(msgspec.Struct, frozen=True, array_like=True):
-    """Natural-log probabilities, before temperature and filters, after penalties, bias and what a grammar allows.
-
-    Of fewer tokens than were asked for, where fewer can be drawn. Those of a prompt are the model's own.
-    """
-
-    logprob: float
-    top_ids: tuple[int, ...] = ()
-    top_logprobs: tuple[float, ...] = ()
-
-
 class Usage(msgspec.Struct, frozen=True, array_like=True):
     """What answers cost the engine: tokens found in the prefix cache, and how often they gave their KV blocks back."""
 
@@ -108,17 +97,23 @@ class TokenOutput(msgspec.Struct, frozen=True, array_like=True):
     output of a choice that was in the engine. ``prompt_logprobs`` come once, with the first output of the request's
     first choice in the engine: one for each token of the prompt but the first. ``cached_tokens`` says, with every
     token, how many of the prompt's were in the prefix cache when the choice was started in this engine.
+
+    **Log probabilities** are natural ones, before temperature and filters, after penalties, bias and what a grammar
+    allows; those of a prompt are the model's own. For each token there is a record of `logprob_record_bytes`, one
+    behind the other, little-endian: the token's own log probability (float32), the ids of the so many likeliest tokens
+    that were asked for, the likeliest first (int32), and theirs (float32). Where fewer tokens can be drawn than were
+    asked for, the ids left are -1.
     """
 
     request_id: str
     choice: int
     ids: tuple[int, ...]
     finish_reason: FinishReason | None = None
-    logprobs: tuple[TokenLogprobs, ...] | None = None
+    logprobs: bytes | None = None
     error_code: str | None = None
     error_message: str | None = None
     usage: Usage | None = None
-    prompt_logprobs: tuple[TokenLogprobs, ...] | None = None
+    prompt_logprobs: bytes | None = None
     cached_tokens: int = 0
 
 
@@ -239,7 +234,7 @@ def join_outputs(run: Sequence[TokenOutput]) -> TokenOutput:
     # List comprehensions and no msgspec.structs.replace: with 256 sequences in a step this is called often.
     last = run[-1]
     ids = tuple([token_id for output in run for token_id in output.ids])
-    logprobs = tuple([each for output in run for each in output.logprobs or ()])
+    logprobs = b"".join([output.logprobs or b"" for output in run])
     return TokenOutput(
         last.request_id,
         last.choice,
@@ -250,6 +245,11 @@ def join_outputs(run: Sequence[TokenOutput]) -> TokenOutput:
         prompt_logprobs=run[0].prompt_logprobs,
         cached_tokens=run[0].cached_tokens,
     )
+
+
+def logprob_record_bytes(num_top: int) -> int:
+    """Bytes of a token's log probabilities in a `TokenOutput`, with those of ``num_top`` others."""
+    return 4 + 8 * num_top
 
 
 def encode_in_flight(request_ids: Collection[str]) -> bytes:

@@ -49,7 +49,7 @@ class Lifetime:
 class Submission:
     """A checked job, ready to be written: the submit script's arguments, and the message that follows."""
 
-    NUM_ARGUMENTS: ClassVar = 12
+    NUM_ARGUMENTS: ClassVar = 13
 
     arguments: list[Any]
     message: Message
@@ -68,16 +68,25 @@ class Submission:
                 raise InvalidRequest("traceparent: must look like 00-TRACE-SPAN-FLAGS in hexadecimal digits")
         request, job_id = read_fields(fields, job_id)
         job_id = uuid.uuid4().hex if job_id is None else job_id
-        return cls.of(job_id, request, lifetime, fail_fast=fail_fast, trace=trace)
+        return cls.of(job_id, request, lifetime, fail_fast=fail_fast, trace=trace, reads_packed=True)
 
     @classmethod
     def of(
-        cls, job_id: str, request: Request, lifetime: Lifetime, *, fail_fast: bool = False, trace: str = ""
+        cls,
+        job_id: str,
+        request: Request,
+        lifetime: Lifetime,
+        *,
+        fail_fast: bool = False,
+        trace: str = "",
+        reads_packed: bool = False,
     ) -> Submission:
         """A request that has been checked. Raises `InvalidRequest` for an id or a text that cannot be stored.
 
-        With ``fail_fast`` it is refused if no worker serves its model. ``trace`` is of `trace_parent`.
+        With ``fail_fast`` it is refused if no worker serves its model. ``trace`` is of `trace_parent`. With
+        ``reads_packed`` log probabilities may be packed in the job's log: readers of older versions do not see them.
         """
+        has_logprobs = request.logprobs is not None or request.prompt_logprobs is not None
         queue = queue_name(request.model)
         tenant = tenant_digest(request.tenant)
         deadline_ms = 0 if request.deadline_s is None else max(1, round(request.deadline_s * 1000))
@@ -95,6 +104,7 @@ class Submission:
                 int(fail_fast),
                 tenant,
                 trace,
+                int(reads_packed and has_logprobs),
             ],
             message=Message(job_id, queue, request.priority, tenant=tenant),
         )

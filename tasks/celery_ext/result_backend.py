@@ -21,6 +21,7 @@ from redis.retry import Retry
 from orcd.store import schema
 from orcd.store.redis_address import RedisAddress
 from orcd.store.redis_connection import is_out_of_order, make_pool
+from tasks.dispatch.engine.reported_logprobs import ReportedLogprobs
 
 T = TypeVar("T")
 
@@ -117,7 +118,14 @@ class ResultBackend(celery.backends.redis.RedisBackend):  # type: ignore[misc]
         meta = self._get_result_meta(result=result, state=state, traceback=traceback, request=request)
         meta["task_id"] = task_id
         # What a task of ours returns is made of structs; exceptions may hold what only kombu's encoder knows.
-        text = msgspec.json.encode(meta) if state == states.SUCCESS else self.encode(meta)
+        text = msgspec.json.encode(meta, enc_hook=in_json) if state == states.SUCCESS else self.encode(meta)
         store = self.client.register_script(schema.celery_script("store_result"))
         self.ensure(store, ([self.get_key_for_task(task_id)], [text, self.expires]))
         return result
+
+
+def in_json(value: Any) -> Any:
+    """What msgspec shall write for a value that it does not know. Raises TypeError if that is none of ours."""
+    if isinstance(value, ReportedLogprobs):
+        return value.json()
+    raise TypeError(f"a result holds a {type(value).__name__}")

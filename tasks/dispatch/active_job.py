@@ -54,7 +54,7 @@ class _Choice:
     detokenizer: Detokenizer | None = None
     ids: list[int] = field(default_factory=list)
     held: list[int] = field(default_factory=list)
-    held_logprobs: HeldLogprobs = field(default_factory=HeldLogprobs)
+    logprobs: HeldLogprobs | None = None
     finish: str | None = None
 
 
@@ -128,7 +128,9 @@ class ActiveJob:
     @property
     def result(self) -> Result:
         """What the events so far amount to; complete once the job has ended."""
-        return self._result.result()
+        held = {choice.index: choice.logprobs for choice in self._choices if choice.logprobs is not None}
+        logprobs = {index: taken for index, each in held.items() if (taken := each.taken(self._choices[index].ids))}
+        return self._result.result(logprobs, held[0].of_prompt if 0 in held else None)
 
     def add(self) -> contract.Add | None:
         """What the engine must do to go on from the last event; None if nothing is left to generate.
@@ -141,7 +143,8 @@ class ActiveJob:
         unfinished = [choice for choice in self._choices if choice.finish is None]
         for choice in unfinished:
             choice.held.clear()
-            choice.held_logprobs = HeldLogprobs(self._prompt.ids)
+            choice.logprobs = choice.logprobs or HeldLogprobs(self._prompt, packs=self.claim.reads_packed)
+            choice.logprobs.forget_held()
             choice.detokenizer = self._prompt.detokenizer()
             choice.detokenizer.restore(choice.ids)
         sampling = self._prompt.sampling
@@ -173,13 +176,13 @@ class ActiveJob:
             error = BY_CODE.get(output.error_code or "", OrcdError)
             self.fail(error(output.error_message or "the engine gave no reason"))
             return contract.Abort(self.request_id)
-        assert choice.detokenizer is not None, "add() comes before process()"
+        assert choice.detokenizer and choice.logprobs, "add() comes before process()"
         self.num_drawn += len(output.ids)
         self.usage = self.usage.plus(output.usage)
         if output.ids and self._cached_tokens is None:
             self._cached_tokens = output.cached_tokens
         choice.held += output.ids
-        choice.held_logprobs.add(output, choice.detokenizer.pieces)
+        choice.logprobs.add(output)
         delta = choice.detokenizer.feed(output.ids)
         self._release(choice, delta)
         if delta.stopped:
@@ -216,8 +219,8 @@ class ActiveJob:
     def _release(self, choice: _Choice, delta: TextDelta) -> None:
         if not delta.num_ids:
             return
+        assert choice.logprobs is not None, "add() comes before process()"
         ids, choice.held = choice.held[: delta.num_ids], choice.held[delta.num_ids :]
-        logprobs, prompt_logprobs = choice.held_logprobs.take(delta.num_ids)
         if self.first_token_ms is None:
             self.first_token_ms = self.now_ms()
         token = Token(
@@ -227,9 +230,8 @@ class ActiveJob:
             choice=choice.index,
             analysis=delta.analysis,
             commentary=delta.commentary,
-            logprobs=logprobs,
             tool_calls=[self._call(choice.index, call) for call in delta.calls] or None,
-            prompt_logprobs=prompt_logprobs,
+            **choice.logprobs.take(ids),
         )
         self._emit(token, len(ids))
 
@@ -242,7 +244,7 @@ class ActiveJob:
             return self.ended
         claim = self.claim
         first_ms = self.first_token_ms or self.now_ms()
-        answers = "".join(choice.text for choice in self.result.choices)
+        answers = "".join(choice.text for choice in self._result.result().choices)
         self.text_sha256 = hashlib.sha256(answers.encode()).hexdigest()
         self._emit(
             End(
@@ -268,7 +270,7 @@ class ActiveJob:
             return None
         stops = isinstance(request, Request) and bool(request.stop)
         ends = [choice.finish == "stop" and not stops for choice in self._choices]
-        texts = [choice.text for choice in self.result.choices]
+        texts = [choice.text for choice in self._result.result().choices]
         return all(is_whole(output.kind, text, ended=end) for text, end in zip(texts, ends, strict=True))
 
     def _emit(self, event: Event, num_tokens: int) -> None:
@@ -283,7 +285,7 @@ class ActiveJob:
             case Token(ids=ids, choice=index, finish=finish):
                 self._choices[index].ids += ids
                 self._choices[index].finish = finish
-                self._has_prompt_logprobs |= event.prompt_logprobs is not None
+                self._has_prompt_logprobs |= bool(event.prompt_logprobs or event.packed_prompt_logprobs)
             case End() | Error():
                 self.ended = True
 

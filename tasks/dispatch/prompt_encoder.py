@@ -11,6 +11,7 @@ import msgspec
 
 from orcd.errors import ContextLengthExceeded, InvalidRequest, ModelLoadFailed
 from orcd.request import NamedTool, Request, structured_output
+from tasks.dispatch.engine.token_spellings import TokenSpellings
 from worker import contract
 from worker.model.gguf import open_gguf
 from worker.settings import Settings
@@ -50,7 +51,7 @@ class TakesLong(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """A request as the engine takes it, and the way back from its ids to text.
+    """A request as the engine takes it, and the way back from its ids to text, and to that of other tokens.
 
     ``grammar`` is that of the answers, "" where they are free.
     """
@@ -58,6 +59,7 @@ class Prompt:
     ids: list[int]
     sampling: contract.Sampling
     detokenizer: Callable[[], Detokenizer]
+    spellings: TokenSpellings
     grammar: str = ""
 
 
@@ -89,6 +91,7 @@ class PromptEncoder:
         ``files`` are those that ``tokenizer`` is from; without them no long texts can be encoded.
         """
         self._tokenizer = tokenizer
+        self._spellings = TokenSpellings(tokenizer.pieces)
         self.template_problem = template.message if isinstance(template, InvalidRequest) else None
         """Why requests with messages are refused; None where they are not."""
         usable = None if isinstance(template, InvalidRequest) else template
@@ -241,7 +244,8 @@ class PromptEncoder:
         # A document is one from its first token on, so it is all text.
         looks_for_calls = request.messages is not None and (not grammar or request.tool_choice != "auto")
         form = self._answer_form.with_tools(request.tools or ()) if looks_for_calls else ALL_TEXT
-        return Prompt(ids, self._sampling(request, ready), self._detokenizer_of(request, ids, form), grammar)
+        detokenizer = self._detokenizer_of(request, ids, form)
+        return Prompt(ids, self._sampling(request, ready), detokenizer, self._spellings, grammar)
 
     def _sampling(self, request: Request, ready: Limits) -> contract.Sampling:
         ends = frozenset() if request.ignore_eos else self._tokenizer.end_ids

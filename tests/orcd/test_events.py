@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import re
+import struct
+from typing import Any
 
+import msgspec
 import pytest
 
 from orcd.errors import BY_CODE
@@ -12,6 +15,7 @@ from orcd.events import (
     End,
     Error,
     Loading,
+    PackedLogprobs,
     Position,
     Queued,
     Started,
@@ -64,6 +68,62 @@ def test_an_older_reader_skips_the_fields_of_a_newer_writer():
 def test_what_is_no_event_is_a_value_error(line):
     with pytest.raises(ValueError):
         decode_event(line)
+
+
+def packed(*records: tuple[float, ...], num_top: int, texts: list[Any], **fields: Any) -> PackedLogprobs:
+    rows = [struct.pack(f"<f{num_top}i{num_top}f", *record) for record in records]
+    return PackedLogprobs(num_top, b"".join(rows), texts, **fields)
+
+
+def test_packed_log_probabilities_are_lists_for_readers_with_the_bytes_of_each_token():
+    two = packed(
+        (-0.5, 8, 9, -0.5, -1.25),
+        (-3.0, 7, -1, -0.25, -float("inf")),
+        num_top=2,
+        texts=["é", [0xC3], "é", "\n", [0xFF, 0x22], ""],
+    )
+    line = encode_event(Token("é", 4, [8, 5], packed_logprobs=two))
+    assert "é".encode() in line and b'"texts":["' in line and b"[195]" in line
+    assert decode_event(line) == Token(
+        "é",
+        4,
+        [8, 5],
+        logprobs=[
+            TokenLogprob(8, -0.5, {8: -0.5, 9: -1.25}, {8: "é".encode(), 9: b'\xff"'}),
+            TokenLogprob(5, -3.0, {7: -0.25}, {5: b"\xc3", 7: b"\n"}),
+        ],
+    )
+
+
+def test_packed_log_probabilities_of_a_prompt_name_its_tokens():
+    none, own = packed(num_top=3, texts=[]), packed((-0.5,), num_top=0, texts=["a"], ids=[8])
+    for of_prompt, expected in ((none, [None]), (own, [None, TokenLogprob(8, -0.5, {}, {8: b"a"})])):
+        event = Token("", 1, [5], packed_prompt_logprobs=of_prompt)
+        assert decode_event(encode_event(event)) == Token("", 1, [5], prompt_logprobs=expected)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"records": b"1234"},
+        {"records": b""},
+        {"texts": ["a", "b", "c"]},
+        {"texts": ["a"]},
+        {"texts": ["a", [256]]},
+        {"texts": ["a", None]},
+        {"num_top": 2},
+        {"num_top": 10**12},
+        {"num_top": -1},
+        {"num_top": None},
+    ],
+)
+def test_what_is_packed_wrongly_is_a_value_error(wrong: dict[str, Any]):
+    fields = msgspec.to_builtins(packed((-0.5, 1, -0.5), num_top=1, texts=["a", "b"]))
+    line = {"type": "token", "t": "a", "i": 1, "ids": [5]}
+    assert decode_event(msgspec.json.encode({**line, "packed_logprobs": fields}))
+    for name in ("packed_logprobs", "packed_prompt_logprobs"):
+        with pytest.raises(ValueError):
+            decode_event(msgspec.json.encode({**line, name: {"ids": [5], **fields, **wrong}}))
 
 
 def test_every_event_leads_to_the_right_state():

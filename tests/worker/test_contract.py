@@ -18,7 +18,6 @@ from worker.contract import (
     Sampling,
     Shutdown,
     Stats,
-    TokenLogprobs,
     TokenOutput,
     Usage,
     join_outputs,
@@ -41,8 +40,8 @@ EVENTS = [
     Load(50, 10, 20, 1500),
     Ready("m", "qwen2", "cpu", 100, 64, 64, 8, 12, 1 << 40, 77, "f-float32-cpu-1"),
     Outputs(()),
-    Outputs((TokenOutput("r", 0, (5,), "stop", (TokenLogprobs(-0.5, (5, 6), (-0.5, -1.5)),)),)),
-    Outputs((TokenOutput("r", 0, (5,), usage=Usage(1, 2), prompt_logprobs=(TokenLogprobs(-0.5, (5,), (-0.5,)),)),)),
+    Outputs((TokenOutput("r", 0, (5,), "stop", b"own, id, other"),)),
+    Outputs((TokenOutput("r", 0, (5,), usage=Usage(1, 2), prompt_logprobs=b"\x00\xff"),)),
     Outputs((TokenOutput("r", 0, (5,), cached_tokens=16),)),
     Outputs((TokenOutput("r", 1, (), "error", error_code="VRAM_OOM", error_message="no room"),)),
     Stats(1, 2, 3, 4, 5, 6, 7, 8, 9, 10, healthy=False),
@@ -116,14 +115,13 @@ def test_a_length_beyond_the_limit_is_refused_before_its_bytes_come():
 
 
 def test_outputs_of_several_steps_are_joined_with_their_logprobs_and_the_last_reason():
-    first, second = (TokenLogprobs(-1.0 - number, (number,), (-1.0,)) for number in range(2))
-    run = [TokenOutput("a", 0, (1,), None, (first,)), TokenOutput("a", 0, (2, 3), "length", (second,))]
-    assert join_outputs(run) == TokenOutput("a", 0, (1, 2, 3), "length", (first, second))
+    run = [TokenOutput("a", 0, (1,), None, b"one "), TokenOutput("a", 0, (2, 3), "length", b"two three ")]
+    assert join_outputs(run) == TokenOutput("a", 0, (1, 2, 3), "length", b"one two three ")
     usage = Usage(3, 1)
     run = [TokenOutput("b", 0, (4,)), TokenOutput("b", 0, (5,), "stop", usage=usage)]
     assert join_outputs(run) == TokenOutput("b", 0, (4, 5), "stop", usage=usage)
-    run = [TokenOutput("c", 0, (4,), prompt_logprobs=(first,)), TokenOutput("c", 0, (5,))]
-    assert join_outputs(run) == TokenOutput("c", 0, (4, 5), prompt_logprobs=(first,))
+    run = [TokenOutput("c", 0, (4,), prompt_logprobs=b""), TokenOutput("c", 0, (5,))]
+    assert join_outputs(run) == TokenOutput("c", 0, (4, 5), prompt_logprobs=b"")
     run = [TokenOutput("d", 0, (token_id,), cached_tokens=16) for token_id in (4, 5)]
     assert join_outputs(run) == TokenOutput("d", 0, (4, 5), cached_tokens=16)
 

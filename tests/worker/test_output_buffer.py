@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from worker.contract import Outputs, TokenLogprobs, TokenOutput
+from worker.contract import Outputs, TokenOutput
 from worker.output_buffer import OutputBuffer
 
 
@@ -14,14 +14,13 @@ def buffered(*steps: list[TokenOutput]) -> OutputBuffer:
 
 
 def test_outputs_of_several_steps_are_joined_by_choice_and_an_error_comes_after_the_tokens() -> None:
-    first, second = (TokenLogprobs(-1.0 - number, (number,), (-1.0,)) for number in range(2))
     buffer = buffered(
-        [TokenOutput("a", 0, (1,), None, (first,)), TokenOutput("b", 0, (4,))],
-        [TokenOutput("a", 0, (2, 3), "length", (second,)), TokenOutput("a", 1, (5,))],
+        [TokenOutput("a", 0, (1,), None, b"one "), TokenOutput("b", 0, (4,))],
+        [TokenOutput("a", 0, (2, 3), "length", b"two three "), TokenOutput("a", 1, (5,))],
         [TokenOutput("b", 0, (), "error", error_code="VRAM_OOM", error_message="full")],
     )
     expected = (
-        TokenOutput("a", 0, (1, 2, 3), "length", (first, second)),
+        TokenOutput("a", 0, (1, 2, 3), "length", b"one two three "),
         TokenOutput("b", 0, (4,)),
         TokenOutput("a", 1, (5,)),
         TokenOutput("b", 0, (), "error", error_code="VRAM_OOM", error_message="full"),

@@ -268,7 +268,7 @@ class Engine:
                 sequence.choice,
                 (token_id, *forced_ids),
                 sequence.finish_reason,
-                None if logprobs is None else (logprobs,),
+                logprobs,
                 usage=sequence.usage,
                 prompt_logprobs=sequence.take_prompt_logprobs(),
                 cached_tokens=sequence.num_cached or 0,

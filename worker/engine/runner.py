@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import deque
 from collections.abc import Iterable, Iterator
 from collections.abc import Sequence as Series
@@ -17,7 +16,6 @@ from kernels.batch import SHARED_TOKENS, PrefixGroups, StateRows, Step
 from kernels.logit_edits import allocate_edits
 from kernels.reference.sampling import log_probabilities, mask_logits, reset_edits, sample
 from orcd.errors import OrcdError
-from worker.contract import TokenLogprobs
 from worker.engine.batch_builder import (
     PromptTokens,
     build_prefix_groups,
@@ -27,6 +25,7 @@ from worker.engine.batch_builder import (
 )
 from worker.engine.cache.prefix_tree import PrefixTree
 from worker.engine.logits.edit_rows import MAX_BIASES, EditRows
+from worker.engine.logits.logprob_records import are_finite, logprob_records
 from worker.engine.logits.token_masks import constrained_rows, num_mask_words, write_masks
 from worker.engine.scheduler import Chunk
 from worker.engine.sequence import Sequence
@@ -34,16 +33,16 @@ from worker.model.registry import Model
 
 
 class Draw(NamedTuple):
-    """A token drawn for one sequence."""
+    """A token drawn for one sequence; ``logprobs`` is the record of its log probabilities, if they are wanted."""
 
     token_id: int
-    logprobs: TokenLogprobs | None
+    logprobs: bytes | None
 
 
 class PromptReport(NamedTuple):
-    """Log probabilities of a part of a sequence's prompt, and what the step did for the chunk besides."""
+    """Records of log probabilities of a part of a sequence's prompt, and what the step did for the chunk besides."""
 
-    logprobs: list[TokenLogprobs]
+    logprobs: bytes
     rest: Draw | OrcdError | None
 
 
@@ -161,17 +160,20 @@ class _HostMemory:
 
 
 def add_prompts(
-    results: Series[Draw | OrcdError | None], prompts: Series[PromptTokens], logprobs: Iterable[TokenLogprobs]
+    results: Series[Draw | OrcdError | None], prompts: Series[PromptTokens], logprobs: Iterable[bytes]
 ) -> list[Result]:
-    """The results of chunks with the ``logprobs`` of their ``prompts``, which come one after the other."""
+    """The results of chunks with those of their ``prompts``, of whose tokens ``logprobs`` has a record each."""
     left = iter(logprobs)
-    reported = [[next(left) for _ in prompt.token_ids] for prompt in prompts]
-    return [_with_prompt(*each) if each[1] else each[0] for each in zip(results, reported, strict=True)]
+    return [
+        _with_prompt(result, b"".join([next(left) for _ in prompt.token_ids]), prompt.num_top)
+        if prompt.token_ids
+        else result
+        for result, prompt in zip(results, prompts, strict=True)
+    ]
 
 
-def _with_prompt(result: Draw | OrcdError | None, logprobs: list[TokenLogprobs]) -> Result:
-    is_finite = all(math.isfinite(each.logprob) for each in logprobs)
-    return PromptReport(logprobs, result) if is_finite else non_finite()
+def _with_prompt(result: Draw | OrcdError | None, records: bytes, num_top: int) -> Result:
+    return PromptReport(records, result) if are_finite(records, num_top) else non_finite()
 
 
 def non_finite() -> OrcdError:
@@ -187,9 +189,12 @@ def _result(logits: NDArray[np.float32], token_id: int, sequence: Sequence) -> D
     return Draw(token_id, None if num_top is None else _logprobs(logits, token_id, num_top))
 
 
-def _logprobs(logits: NDArray[np.float32], token_id: int, num_top: int) -> TokenLogprobs:
+def _logprobs(logits: NDArray[np.float32], token_id: int, num_top: int) -> bytes:
+    """A record of what a row of ``logits`` [vocab] says."""
     values = np.empty_like(logits)
     log_probabilities(logits[None], out=values[None])
-    top = np.argsort(-values, kind="stable")[:num_top]  # the lowest id of equals first
-    top = top[np.isfinite(values[top])]
-    return TokenLogprobs(float(values[token_id]), tuple(top.tolist()), tuple(values[top].tolist()))
+    found = np.argsort(-values, kind="stable")[:num_top].astype(np.int32)  # the lowest id of equals first
+    top_ids, top_logprobs = np.full((1, num_top), -1, np.int32), np.full((1, num_top), -np.inf, np.float32)
+    top_ids[0, : len(found)], top_logprobs[0, : len(found)] = found, values[found]
+    (record,) = logprob_records(values[[token_id]], top_ids, top_logprobs)
+    return record

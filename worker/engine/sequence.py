@@ -6,7 +6,7 @@ import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
-from worker.contract import FinishReason, Sampling, TokenLogprobs, Usage
+from worker.contract import FinishReason, Sampling, Usage, logprob_record_bytes
 from worker.engine.token_constraint import TokenConstraint
 
 
@@ -33,8 +33,9 @@ class Sequence:
     constraint: TokenConstraint | None = None
     """What its grammar and its bad words allow; it has taken the ids of the output, and is nobody else's."""
 
-    prompt_logprobs: list[TokenLogprobs] | None = None
-    """Of its prompt, as far as they are known; None if nobody wants them, or has them already."""
+    prompt_logprobs: bytearray | None = None
+    """Records of its prompt's log probabilities, as far as they are known; None if nobody wants them, or has them
+    already."""
     num_reported: int = 0
     """Tokens of its prompt, from the first on, after which launched steps report the log probabilities of the next."""
     sampling_row: bytes | None = None
@@ -138,13 +139,17 @@ class Sequence:
         start, end = max(self.num_computed, self.num_reported), min(self.num_computed + num_tokens, self.num_prompt - 1)
         return range(start, max(start, end))
 
-    def take_prompt_logprobs(self) -> tuple[TokenLogprobs, ...] | None:
+    def take_prompt_logprobs(self) -> bytes | None:
         """Hand them out, once: the whole prompt has been computed."""
         if self.prompt_logprobs is None:
             return None
-        assert len(self.prompt_logprobs) == self.num_prompt - 1, "log probabilities of the prompt are missing"
-        logprobs, self.prompt_logprobs = tuple(self.prompt_logprobs), None
+        assert self._num_prompt_logprobs == self.num_prompt - 1, "log probabilities of the prompt are missing"
+        logprobs, self.prompt_logprobs = bytes(self.prompt_logprobs), None
         return logprobs
+
+    @property
+    def _num_prompt_logprobs(self) -> int:
+        return len(self.prompt_logprobs or ()) // logprob_record_bytes(self.sampling.prompt_logprobs or 0)
 
     def count_prefix_hits(self) -> None:
         """It was admitted, and all that is computed of it was found in the prefix cache."""
@@ -198,6 +203,6 @@ class Sequence:
         assert 0 < self.num_prompt <= self.num_tokens
         assert 0 <= self.num_computed <= self.num_tokens
         assert self.num_tokens <= self.most_tokens or not self.num_unread, "drawn past the end"
-        assert self.prompt_logprobs is None or len(self.prompt_logprobs) <= self.num_reported < self.num_prompt
+        assert self.prompt_logprobs is None or self._num_prompt_logprobs <= self.num_reported < self.num_prompt
         assert self.num_published <= len(self.block_ids)
         assert len(set(self.block_ids)) == len(self.block_ids), "a block twice in one table"

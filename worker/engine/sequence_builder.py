@@ -50,7 +50,7 @@ class SequenceBuilder:
         for sequence in live[1:]:
             sequence.leader = live[0]
         if live and add.sampling.prompt_logprobs is not None:
-            live[0].prompt_logprobs = []
+            live[0].prompt_logprobs = bytearray()
         return sequences
 
     def hash_root(self, request_id: str, num_tokens: int) -> bytes:

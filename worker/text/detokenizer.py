@@ -100,11 +100,6 @@ class Detokenizer:
         self._window = ""  # the answer's text in ``_held``
         self._stopped = False
 
-    @property
-    def pieces(self) -> Sequence[bytes]:
-        """The bytes of each token by its id, whatever is shown of it; of a control token its spelling."""
-        return self._tokenizer.pieces
-
     def feed(self, token_ids: Sequence[int]) -> TextDelta:
         """Take the next ids; those after the one that completes a stop string are ignored."""
         assert not self._stopped, "nothing follows a stop string"

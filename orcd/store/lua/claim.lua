@@ -12,7 +12,7 @@ local owner, model, fingerprint, lease, own_queue = ARGV[1], ARGV[2], ARGV[3], t
 local now = now_ms()
 note_contact(now, lease)
 local names = {'request', 'epoch', 'token', 'attempt', 'losses', 'created_ms', 'started_ms', 'first_token_ms', 'deadline_ms',
-    'cancel', 'trace'}
+    'cancel', 'trace', 'packed'}
 local function read(job)
     local fields = {}
     for index, value in ipairs(redis.call('HMGET', job, unpack(names))) do
@@ -25,8 +25,8 @@ local function read(job)
 end
 local function claim(id, token)
     local job = key_of(id, 'job')
-    local fields = redis.call('HMGET', job, 'state', 'schema', 'fingerprint', 'queue', 'token')
-    local state, schema, before, queue, known = unpack(fields)
+    local fields = redis.call('HMGET', job, 'state', 'schema', 'fingerprint', 'queue', 'token', 'packed')
+    local state, schema, before, queue, known, packed = unpack(fields)
     local lease_end = state == 'running' and redis.call('ZSCORE', key('running'), id)
     local is_leased = lease_end and tonumber(lease_end) > now
     if not state then
@@ -57,6 +57,9 @@ local function claim(id, token)
         redis.call('HINCRBY', job, 'epoch', 1)
         redis.call('HSET', job, 'state', 'running', 'owner', owner, 'token', token, 'model', model,
             'fingerprint', fingerprint)
+        if packed then
+            redis.call('HSET', job, 'schema', 3) -- older workers could not go on from its log
+        end
         redis.call('HSETNX', job, 'started_ms', now)
     end
     redis.call('ZREM', key('queued'), id)

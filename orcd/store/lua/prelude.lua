@@ -62,7 +62,7 @@ end
 
 -- Whether a record was written by a version of orcd that is newer than this script: then it is left alone.
 local function is_newer(schema)
-    return tonumber(schema or 1) > 2
+    return tonumber(schema or 1) > 3
 end
 
 -- Raise an error for a state that no job has, unless a newer version may know it. No record (nil) is none.
@@ -190,7 +190,7 @@ end
 
 -- Write a new job's record. Returns 1, or if the id is taken 0 where the request is the same and -1 where it is not; -3 if
 -- too many jobs wait, and with ``fail_fast`` ('1') -4 if no worker serves the queue.
-local function create(id, request, digest, queue, priority, time_left, ttl, limit, republish_ms, fail_fast, tenant, trace)
+local function create(id, request, digest, queue, priority, time_left, ttl, limit, republish_ms, fail_fast, tenant, trace, packed)
     local job, now = key_of(id, 'job'), now_ms()
     if redis.call('EXISTS', job) == 1 then
         local known = redis.call('HGET', job, 'digest')
@@ -208,6 +208,9 @@ local function create(id, request, digest, queue, priority, time_left, ttl, limi
         'priority', priority, 'created_ms', now, 'queued_ms', now, 'deadline_ms', deadline > 0 and now + deadline or 0,
         'ttl_s', ttl, 'queue_limit_s', limit, 'epoch', now, 'attempt', 0, 'published', 0, 'tenant', tenant,
         'trace', trace)
+    if packed == '1' then
+        redis.call('HSET', job, 'packed', 1)
+    end
     redis.call('DEL', key_of(id, 'log'), key_of(id, 'messages')) -- a job of this id may have left them
     expire(id, ttl + limit)
     enqueue(id, now + tonumber(republish_ms))

@@ -1,42 +1,80 @@
-"""Log probabilities that an engine has reported, until the events of their tokens are made."""
+"""Log probabilities that an engine has reported, until the events and the result of their tokens are made."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from typing import TypedDict
 
-from orcd.events import TokenLogprob
+import msgspec
+
+from orcd.events import PackedLogprobs, TokenLogprob
+from tasks.dispatch.engine.reported_logprobs import ReportedLogprobs
+from tasks.dispatch.prompt_encoder import Prompt
 from worker import contract
 
 
+class LogprobFields(TypedDict, total=False):
+    """Fields of an `orcd.events.Token`."""
+
+    logprobs: list[TokenLogprob]
+    packed_logprobs: PackedLogprobs
+    prompt_logprobs: list[TokenLogprob | None]
+    packed_prompt_logprobs: PackedLogprobs
+
+
 class HeldLogprobs:
-    """Those of one choice, as events have them: with the spelling of each token."""
+    """Those of one choice, in the form in which the engine reports them."""
 
-    def __init__(self, prompt_ids: Sequence[int] = ()) -> None:
-        self._prompt_ids = prompt_ids
-        self._of_tokens: list[TokenLogprob] = []
-        self._of_prompt: list[TokenLogprob | None] | None = None
+    def __init__(self, prompt: Prompt, *, packs: bool) -> None:
+        """With ``packs`` events have them packed, and results have them from `taken`."""
+        self._prompt = prompt
+        self._num_top = prompt.sampling.logprobs or 0
+        self._packs = packs
+        self._held = b""
+        self._held_of_prompt: bytes | None = None
+        self._taken: list[bytes] = []
+        self.of_prompt: list[TokenLogprob | None] | None = None
+        """Those of the prompt, as results have them, once they were taken."""
 
-    def add(self, output: contract.TokenOutput, pieces: Sequence[bytes]) -> None:
-        """What came with ``output``, if the request asked for any; ``pieces`` are the bytes of each token by its id."""
-        self._of_tokens += _spelt(output.ids, output.logprobs or (), pieces)
-        if output.prompt_logprobs is not None:  # nothing comes before the first token, so that has none
-            self._of_prompt = [None, *_spelt(self._prompt_ids[1:], output.prompt_logprobs, pieces)]
+    def forget_held(self) -> None:
+        """Of tokens that were not taken: they are drawn again."""
+        self._held = b""
+        self._held_of_prompt = None
 
-    def take(self, num_tokens: int) -> tuple[list[TokenLogprob] | None, list[TokenLogprob | None] | None]:
-        """Those of the next ``num_tokens`` and, with the first of them, of the prompt; None instead of none."""
-        taken, self._of_tokens = self._of_tokens[:num_tokens], self._of_tokens[num_tokens:]
-        of_prompt, self._of_prompt = self._of_prompt, None
-        return taken or None, of_prompt
+    def add(self, output: contract.TokenOutput) -> None:
+        """What came with ``output``, if the request asked for any."""
+        if output.logprobs is not None:
+            self._held += output.logprobs
+        if output.prompt_logprobs is not None:
+            self._held_of_prompt = output.prompt_logprobs
 
+    def take(self, ids: Sequence[int]) -> LogprobFields:
+        """Those of the next tokens, which are ``ids``, and, with the first of them, of the prompt."""
+        fields: LogprobFields = {}
+        if self._held:
+            size = len(ids) * contract.logprob_record_bytes(self._num_top)
+            records, self._held = self._held[:size], self._held[size:]
+            reported = ReportedLogprobs(ids, self._num_top, records, self._prompt.spellings)
+            if self._packs:
+                self._taken.append(records)
+                fields["packed_logprobs"] = reported.packed()
+            else:
+                fields["logprobs"] = list(reported)
+        if self._held_of_prompt is not None:
+            ids, num_top = self._prompt.ids[1:], self._prompt.sampling.prompt_logprobs or 0
+            reported = ReportedLogprobs(ids, num_top, self._held_of_prompt, self._prompt.spellings)
+            self._held_of_prompt = None
+            self.of_prompt = [None, *reported]  # nothing comes before the first token
+            if self._packs:
+                fields["packed_prompt_logprobs"] = msgspec.structs.replace(reported.packed(), ids=ids)
+            else:
+                fields["prompt_logprobs"] = self.of_prompt
+        return fields
 
-def _spelt(
-    token_ids: Iterable[int], logprobs: Iterable[contract.TokenLogprobs], pieces: Sequence[bytes]
-) -> Iterable[TokenLogprob]:
-    for token_id, each in zip(token_ids, logprobs, strict=False):
-        known = (token_id, *each.top_ids)
-        top = dict(zip(each.top_ids, each.top_logprobs, strict=True))
-        try:
-            spelling = dict(zip(known, map(pieces.__getitem__, known), strict=True))
-        except IndexError:  # a padded model has more ids than its vocabulary
-            spelling = {known_id: pieces[known_id] if known_id < len(pieces) else b"" for known_id in known}
-        yield TokenLogprob(token_id, each.logprob, top, spelling)
+    def taken(self, ids: Sequence[int]) -> ReportedLogprobs | None:
+        """Those of all tokens that were taken packed, the last of ``ids``; None if there are none."""
+        if not self._taken:
+            return None
+        records = b"".join(self._taken)
+        num_tokens = len(records) // contract.logprob_record_bytes(self._num_top)
+        return ReportedLogprobs(ids[-num_tokens:], self._num_top, records, self._prompt.spellings)

@@ -38,6 +38,7 @@ def test_a_claim_holds_what_the_record_and_the_log_say():
     assert (claim.first_token_ms, claim.deadline_ms, claim.cancelled) == (None, 0, False)
     assert (claim.fingerprint, claim.time_limit_s) == ("print", 8)
     assert claim.log == (LoggedEvent(Position(0, 1), STARTED),)
+    assert not claim.reads_packed and read(packed=b"1").reads_packed
 
 
 def test_a_wish_to_cancel_and_the_first_token_s_time_are_told():

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from struct import pack
 from typing import Any
 
+import msgspec
 import pytest
 import redis
 from celery import Celery
@@ -17,10 +19,17 @@ from orcd.events import TokenLogprob
 from orcd.result import Choice, Result
 from tasks.app import create_app
 from tasks.celery_ext.result_backend import NotStored, ResultBackend
+from tasks.dispatch.engine.reported_logprobs import ReportedLogprobs
 from tasks.local.redis_server import RedisServer
+from tests.tasks.dispatch.small_tokenizer import PIECES, SPELLINGS
 from worker.settings import Settings
 
 RESULT = Result("a", "succeeded", [Choice("über", [7], "length", logprobs=[TokenLogprob(7, -0.5, {7: -0.5})])], 3, 1)
+
+REPORTED = msgspec.structs.replace(
+    RESULT,
+    choices=[Choice("é", [7], "stop", logprobs=ReportedLogprobs([7], 1, pack("<fif", -0.5, 2, -0.25), SPELLINGS))],
+)
 
 
 @pytest.fixture
@@ -31,7 +40,7 @@ def backend(redis_url: str) -> Iterator[Any]:
 
 
 @pytest.mark.filterwarnings("ignore:Call to deprecated setex")  # Celery's own backend does
-@pytest.mark.parametrize("result", [RESULT, [RESULT, RESULT]], ids=["one", "chunk"])
+@pytest.mark.parametrize("result", [RESULT, [RESULT, RESULT], REPORTED], ids=["one", "chunk", "reported"])
 def test_what_is_stored_is_what_celery_would_store(
     backend: Any, redis_url: str, connection: redis.Redis, result: Any
 ) -> None:
@@ -41,6 +50,9 @@ def test_what_is_stored_is_what_celery_would_store(
         foreign.backend.store_result("b", result, "SUCCESS")
         theirs = backend.get_task_meta("b")
     assert mine["result"] == theirs["result"]
+    if result is REPORTED:
+        [told] = msgspec.convert(mine["result"], Result, str_keys=True).choices[0].logprobs or ()
+        assert told == TokenLogprob(7, -0.5, {2: -0.25}, {7: PIECES[7], 2: PIECES[2]})
     assert mine.keys() == theirs.keys()
     assert 0 < connection.ttl("celery-task-meta-a") <= 77
 

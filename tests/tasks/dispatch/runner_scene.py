@@ -17,7 +17,7 @@ from tasks.dispatch.delivery import Fenced, Outcome
 from tasks.dispatch.job_runner import JobRunner, Release
 from tasks.dispatch.prompt_encoder import Prompt
 from tasks.observe.observer import Observer
-from tests.tasks.dispatch.small_tokenizer import TOKENIZER
+from tests.tasks.dispatch.small_tokenizer import SPELLINGS, TOKENIZER
 from worker import contract
 from worker.log import EventLog
 from worker.settings import Settings
@@ -51,7 +51,7 @@ class RunnerScene:
         """Claim a job and hand it to the job runner."""
         claim = self.store.claim([job_id])[0]
         assert isinstance(claim, Claim), claim
-        prompt = Prompt([1, 2], contract.Sampling(max_tokens=9), lambda: Detokenizer(TOKENIZER))
+        prompt = Prompt([1, 2], contract.Sampling(max_tokens=9), lambda: Detokenizer(TOKENIZER), SPELLINGS)
         job = ActiveJob(claim, prompt, READY, lambda outcome: self.outcomes.append((job_id, outcome)))
         self.runner.put(job)
         return job

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from tasks.dispatch.engine.token_spellings import TokenSpellings
 from worker.text.tokenizer import Tokenizer
 
 END = 0
@@ -16,3 +17,4 @@ TOKENIZER = Tokenizer(
     eos_id=END,
     strips_leading_space=False,
 )
+SPELLINGS = TokenSpellings(PIECES)

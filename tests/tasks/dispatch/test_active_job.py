@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orcd.errors import LogDamaged, Poisoned
-from orcd.events import End, Error, Position, Started, Token, TokenLogprob, tool_call_id
+from orcd.events import End, Error, Position, Started, Token, tool_call_id
 from orcd.request import Request, parse
 from orcd.result import ToolCall, fold
 from orcd.store.claim import Lease
@@ -21,7 +21,7 @@ from tasks.dispatch.prompt_encoder import Prompt
 from tests.tasks.dispatch.byte_model import READY
 from tests.tasks.dispatch.byte_model import TOKENIZER as BYTES
 from tests.tasks.dispatch.claims import claim
-from tests.tasks.dispatch.small_tokenizer import END, PIECES, TOKENIZER
+from tests.tasks.dispatch.small_tokenizer import END, PIECES, SPELLINGS, TOKENIZER
 from worker import contract
 from worker.text.detokenizer import Detokenizer
 from worker.text.tools.answer_form import AnswerForm
@@ -29,7 +29,7 @@ from worker.text.tools.call_syntax import HERMES
 
 
 def _job(request: Request, log: tuple[LoggedEvent, ...] = (), attempt: int = 1) -> ActiveJob:
-    prompt = Prompt([1, 2], contract.Sampling(max_tokens=100), lambda: Detokenizer(TOKENIZER, request.stop))
+    prompt = Prompt([1, 2], contract.Sampling(max_tokens=100), lambda: Detokenizer(TOKENIZER, request.stop), SPELLINGS)
     return ActiveJob(claim(request, attempt, log=log), prompt, READY, lambda outcome: None)
 
 
@@ -194,48 +194,12 @@ def test_a_job_that_cannot_begin_says_started_and_then_why() -> None:
     assert job.add() is None
 
 
-def test_log_probabilities_carry_the_bytes_of_every_token_that_they_name() -> None:
-    job = _job(parse({"prompt": "x", "logprobs": 1}))
-    job.add()
-    logprobs = (contract.TokenLogprobs(-0.5, (0, 1), (-0.5, -1.0)), contract.TokenLogprobs(-0.25))
-    job.process(contract.TokenOutput("j", 0, (0, END), "stop", logprobs))
-    [token] = [logged.event for logged in job.take_append().events if isinstance(logged.event, Token)]
-    assert token.logprobs == [
-        TokenLogprob(0, -0.5, {0: -0.5, 1: -1.0}, {0: PIECES[0], 1: PIECES[1]}),
-        TokenLogprob(END, -0.25, {}, {END: TOKENIZER.token_bytes(END)}),
-    ]
-
-
-def test_log_probabilities_of_the_prompt_are_in_the_first_event_and_are_not_asked_for_again() -> None:
-    request = parse({"prompt": "x", "prompt_logprobs": 0, "stop": ["never"], "n": 2})
-    sampling = contract.Sampling(max_tokens=9, prompt_logprobs=0)
-
-    def heir(*log: LoggedEvent) -> ActiveJob:
-        prompt = Prompt([2, 1], sampling, lambda: Detokenizer(TOKENIZER, request.stop))
-        return ActiveJob(claim(request, 1 + bool(log), log=log), prompt, READY, lambda outcome: None)
-
-    job = heir()
-    add = job.add()
-    assert add is not None and add.sampling == sampling
-    job.process(contract.TokenOutput("j", 1, (0,)))
-    job.process(contract.TokenOutput("j", 0, (0,), prompt_logprobs=(contract.TokenLogprobs(-0.5),)))
-    job.process(contract.TokenOutput("j", 0, (0,)))
-    log = job.take_append().events
-    told = [logged.event.prompt_logprobs for logged in log if isinstance(logged.event, Token)]
-    expected = [None, TokenLogprob(1, -0.5, {}, {1: PIECES[1]})]
-    assert told == [None, expected, None]
-    assert job.result.prompt_logprobs == expected
-    before, behind = heir(*log[:2]).add(), heir(*log[:3]).add()
-    assert before is not None and before.sampling.prompt_logprobs == 0
-    assert behind is not None and behind.sampling.prompt_logprobs is None
-
-
 CALLS_FORM = AnswerForm(HERMES).with_tools([{"function": {"name": "f"}}])
 WRITTEN = '<tool_call>{"name": "f", "arguments": {"a": "é"}}</tool_call> <tool_call>{"name": "g"}</tool_call> bye'
 
 
 def _caller(log: tuple[LoggedEvent, ...] = (), attempt: int = 1) -> ActiveJob:
-    prompt = Prompt([1], contract.Sampling(max_tokens=200), lambda: Detokenizer(BYTES, form=CALLS_FORM))
+    prompt = Prompt([1], contract.Sampling(max_tokens=200), lambda: Detokenizer(BYTES, form=CALLS_FORM), SPELLINGS)
     return ActiveJob(claim(Request(prompt="x"), attempt, log=log), prompt, READY, lambda outcome: None)
 
 
@@ -257,7 +221,7 @@ def test_calls_of_tools_have_the_same_ids_whoever_goes_on_with_them(cut: int) ->
 @pytest.mark.parametrize(("waited_s", "priority"), [(0, 9), (10, 8), (50, 4), (100, 0), (1000, 0)])
 def test_a_job_is_the_more_urgent_in_the_engine_the_longer_it_has_waited(waited_s: int, priority: int) -> None:
     waiting = claim(Request(prompt="x", priority=9), created_ms=1000, claimed_ms=1000 + 1000 * waited_s)
-    prompt = Prompt([1, 2], contract.Sampling(max_tokens=100), lambda: Detokenizer(TOKENIZER, ()))
+    prompt = Prompt([1, 2], contract.Sampling(max_tokens=100), lambda: Detokenizer(TOKENIZER, ()), SPELLINGS)
     job = ActiveJob(waiting, prompt, READY, lambda outcome: None, ageing_s=100)
     add = job.add()
     assert add is not None
@@ -280,7 +244,9 @@ def test_a_result_says_whether_its_answer_is_a_whole_document_of_its_form(
     fields: dict[str, Any], text: str, ends: bool, is_whole: bool | None
 ) -> None:
     request = parse({"prompt": "x", **fields})
-    prompt = Prompt([1], contract.Sampling(max_tokens=100), lambda: Detokenizer(BYTES, request.stop), "the grammar")
+    prompt = Prompt(
+        [1], contract.Sampling(max_tokens=100), lambda: Detokenizer(BYTES, request.stop), SPELLINGS, "the grammar"
+    )
     job = ActiveJob(claim(request), prompt, READY, lambda outcome: None)
     add = job.add()
     assert add is not None

@@ -9,11 +9,11 @@ from tasks.dispatch.active_job import ActiveJob
 from tasks.dispatch.prompt_encoder import Prompt
 from tests.tasks.dispatch.byte_model import READY
 from tests.tasks.dispatch.claims import claim
-from tests.tasks.dispatch.small_tokenizer import END, TOKENIZER
+from tests.tasks.dispatch.small_tokenizer import END, SPELLINGS, TOKENIZER
 from worker import contract
 from worker.text.detokenizer import Detokenizer
 
-PROMPT = Prompt([1, 2, 3], contract.Sampling(max_tokens=100), lambda: Detokenizer(TOKENIZER, ["stop"]))
+PROMPT = Prompt([1, 2, 3], contract.Sampling(max_tokens=100), lambda: Detokenizer(TOKENIZER, ["stop"]), SPELLINGS)
 
 
 def job(n: int = 1, log: tuple[LoggedEvent, ...] = ()) -> ActiveJob:

@@ -7,7 +7,7 @@ import time
 import pytest
 
 from tasks.dispatch.output_batcher import DUE_WAIT_S, MAX_THROTTLE_S, OutputBatcher, throttle_interval_s
-from worker.contract import TokenLogprobs, TokenOutput
+from worker.contract import TokenOutput
 
 
 @pytest.fixture
@@ -29,13 +29,12 @@ def is_due(batcher: OutputBatcher) -> bool:
 def test_outputs_of_several_steps_are_joined_by_choice_and_an_error_comes_after_the_tokens(
     batcher: OutputBatcher,
 ) -> None:
-    first, second = (TokenLogprobs(-1.0 - number, (number,), (-1.0,)) for number in range(2))
-    add(batcher, TokenOutput("a", 0, (1,), None, (first,)), TokenOutput("b", 0, (4,)))
-    add(batcher, TokenOutput("a", 0, (2, 3), "length", (second,)), TokenOutput("a", 1, (5,)))
+    add(batcher, TokenOutput("a", 0, (1,), None, b"one "), TokenOutput("b", 0, (4,)))
+    add(batcher, TokenOutput("a", 0, (2, 3), "length", b"two three "), TokenOutput("a", 1, (5,)))
     add(batcher, TokenOutput("b", 0, (), "error", error_code="VRAM_OOM", error_message="full"))
     assert batcher
     assert batcher.take_all() == [
-        TokenOutput("a", 0, (1, 2, 3), "length", (first, second)),
+        TokenOutput("a", 0, (1, 2, 3), "length", b"one two three "),
         TokenOutput("b", 0, (4,)),
         TokenOutput("a", 1, (5,)),
         TokenOutput("b", 0, (), "error", error_code="VRAM_OOM", error_message="full"),

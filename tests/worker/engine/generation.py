@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from tests.worker.engine.context_model import ContextModel
+from tests.worker.logprob_records import read
 from worker.contract import Abort, Add, Choice, Sampling, TokenOutput
 from worker.engine.engine import Engine
 from worker.engine.sequence import Sequence
@@ -65,8 +66,13 @@ def generate(adds: list[Add], machine: Engine | None = None) -> dict[tuple[str, 
     collected = finish(machine)
     for outputs in collected.values():
         assert [output.finish_reason is None for output in outputs] == [True] * (len(outputs) - 1) + [False]
+    num_tops = {each.request_id: each.sampling.logprobs for each in adds}
     return {
-        key: (ids_of(outputs), outputs[-1].finish_reason, [output.logprobs for output in outputs if output.ids])
+        key: (
+            ids_of(outputs),
+            outputs[-1].finish_reason,
+            [output.logprobs and read(output.logprobs, num_tops[key[0]] or 0) for output in outputs if output.ids],
+        )
         for key, outputs in collected.items()
     }
 

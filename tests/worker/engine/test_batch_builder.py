@@ -65,7 +65,7 @@ def test_sampling_params_are_the_options_of_each_sequence_and_its_place_in_the_o
 
 def test_rows_of_prompts_come_behind_those_to_draw_from_with_the_tokens_that_follow():
     asking = sequence([5, 6, 7, 8, 9], [3, 4], prompt_logprobs=2)
-    asking.prompt_logprobs, asking.num_computed, asking.num_reported = [], 1, 2
+    asking.prompt_logprobs, asking.num_computed, asking.num_reported = bytearray(), 1, 2
     chunks = [Chunk(sequence([1, 2], [0]), 2, True), Chunk(asking, 3, False), Chunk(sequence([3], [1]), 1, True)]
     assert build_step(chunks, 4).logit_rows.tolist() == [1, 5, 3, 4]
     assert prompt_tokens(chunks) == [PromptTokens([], 0), PromptTokens([8, 9], 2), PromptTokens([], 0)]

@@ -16,7 +16,8 @@ from tests.worker.engine.bracket_constraint import BracketConstraint
 from tests.worker.engine.context_model import ContextModel
 from tests.worker.engine.cuda.late_device import LateModel
 from tests.worker.engine.generation import SAMPLINGS, engine, finish, ids_of, prompt, sequence
-from worker.contract import Add, Choice, Sampling, TokenLogprobs, TokenOutput
+from tests.worker.logprob_records import TokenLogprobs, read
+from worker.contract import Add, Choice, Sampling, TokenOutput
 from worker.engine.batch_builder import build_step
 from worker.engine.engine import Engine
 from worker.engine.scheduler import Chunk
@@ -65,10 +66,10 @@ def generate(machine: Engine, adds: list[Add]) -> Outputs:
     return finish(machine)
 
 
-def told(outputs: list[TokenOutput]) -> list[TokenLogprobs] | None:
+def told(outputs: list[TokenOutput], num_top: int | None) -> list[TokenLogprobs] | None:
     """Of the prompt; it comes with the first token and never again."""
     assert all(output.prompt_logprobs is None for output in outputs[1:])
-    return None if outputs[0].prompt_logprobs is None else list(outputs[0].prompt_logprobs)
+    return None if outputs[0].prompt_logprobs is None else read(outputs[0].prompt_logprobs, num_top or 0)
 
 
 def expected(prompt_ids: tuple[int, ...], num_top: int) -> list[TokenLogprobs]:
@@ -97,7 +98,7 @@ def assert_close(found: list[TokenLogprobs] | None, wanted: list[TokenLogprobs])
 def check(outputs: Outputs, adds: list[Add]) -> None:
     for add in adds:
         num_top = add.sampling.prompt_logprobs
-        found = told(outputs[add.request_id, 0])
+        found = told(outputs[add.request_id, 0], num_top)
         if num_top is None:
             assert found is None
         else:
@@ -167,8 +168,8 @@ def test_choices_share_the_requests_and_the_first_one_has_it(make: Callable[...,
         Add("r", prompt(2, 21), Sampling(max_tokens=6, seed=4, prompt_logprobs=2), (Choice(0), Choice(1), Choice(2)))
     )
     outputs = finish(machine)
-    assert_close(told(outputs["r", 0]), expected(prompt(2, 21), 2))
-    assert told(outputs["r", 1]) is told(outputs["r", 2]) is None
+    assert_close(told(outputs["r", 0], 2), expected(prompt(2, 21), 2))
+    assert told(outputs["r", 1], 2) is told(outputs["r", 2], 2) is None
     assert machine.stats(memory_bytes=0).prefix_hit_tokens == 40, "the others found what the first has computed"
 
 
@@ -177,14 +178,14 @@ def test_a_choice_that_goes_on_without_them_in_its_log_gets_them_again(make: Cal
     sampling = Sampling(max_tokens=6, seed=4, prompt_logprobs=2)
     machine.add(Add("r", prompt(2, 21), sampling, (Choice(0, (1,) * 6), Choice(1, (4, 5)))))
     outputs = finish(machine)
-    assert told(outputs["r", 0]) is None
-    assert_close(told(outputs["r", 1]), expected(prompt(2, 21), 2))
+    assert told(outputs["r", 0], 2) is None
+    assert_close(told(outputs["r", 1], 2), expected(prompt(2, 21), 2))
 
 
 def test_a_prompt_of_one_token_has_none(make: Callable[..., Engine]):
     machine = make()
     machine.add(Add("r", (3,), Sampling(max_tokens=2, prompt_logprobs=2)))
-    assert told(finish(machine)["r", 0]) == []
+    assert told(finish(machine)["r", 0], 2) == []
 
 
 @pytest.mark.parametrize("num_tokens", [12, 40])
@@ -195,7 +196,7 @@ def test_logits_that_are_no_numbers_are_an_error_of_this_request(make: Callable[
     outputs = finish(machine)
     (bad,) = outputs["bad", 0]
     assert (bad.finish_reason, "non-finite" in (bad.error_message or "")) == ("error", True)
-    assert_close(told(outputs["good", 0]), expected(prompt(0, 20), 1))
+    assert_close(told(outputs["good", 0], 1), expected(prompt(0, 20), 1))
 
 
 def test_chunks_that_run_again_after_a_failed_step_are_reported_once(make: Callable[..., Engine]):

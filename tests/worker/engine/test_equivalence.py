@@ -13,9 +13,10 @@ from kernels.devices.open import open_device
 from kernels.reference.attention import TILE_KEYS
 from tests.models.files import KIT, SMALL
 from tests.worker.engine.bracket_constraint import constraint_of
+from tests.worker.logprob_records import TokenLogprobs, read
 from tests.worker.tiny_model import write_tiny_model
 from worker.commands.logits import compute_logits
-from worker.contract import Add, Choice, Sampling, TokenLogprobs
+from worker.contract import Add, Choice, Sampling
 from worker.engine.engine import Engine
 from worker.model.gguf import open_gguf
 from worker.model.registry import Model, load_model
@@ -151,12 +152,13 @@ def logprobs_of(adds: list[Add], machine: Engine) -> dict[tuple[str, int], list[
 def prompt_logprobs(adds: list[Add], machine: Engine) -> dict[str, list[TokenLogprobs]]:
     """Of the prompts of ``adds``."""
     told: dict[str, list[TokenLogprobs]] = {}
+    num_tops = {add.request_id: add.sampling.prompt_logprobs or 0 for add in adds}
     for add in adds:
         machine.add(add)
     while machine.has_work:
         for output in machine.step():
             if output.prompt_logprobs is not None:
-                told[output.request_id] = list(output.prompt_logprobs)
+                told[output.request_id] = read(output.prompt_logprobs, num_tops[output.request_id])
     return told
 
 

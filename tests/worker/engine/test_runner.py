@@ -10,6 +10,7 @@ from tests.worker.engine.context_model import ContextModel, check_prefixes
 from tests.worker.engine.generation import SAMPLINGS, engine, generate, sequence
 from tests.worker.engine.generation import prompt as prompt_of
 from tests.worker.engine.recurrent_model import RecurrentModel
+from tests.worker.logprob_records import TokenLogprobs, read
 from worker.contract import Add, Choice
 from worker.engine.runner import Draw, Result, SynchronousRunner
 from worker.engine.scheduler import Chunk
@@ -94,10 +95,10 @@ def test_logprobs_are_those_of_the_softmax_and_absent_unless_asked_for():
         logits, sequence([0], [0]), sequence([0], [1], logprobs=0), sequence([0], [2], logprobs=3)
     )
     assert silent.logprobs is None
-    assert chosen_only.logprobs.top_ids == ()
-    assert chosen_only.logprobs.logprob == pytest.approx(expected[1], abs=1e-6)
-    assert top_three.logprobs.top_ids == (1, 3, 0)
-    assert top_three.logprobs.top_logprobs == pytest.approx(expected[[1, 3, 0]], abs=1e-6)
+    assert read(chosen_only.logprobs, 0) == [TokenLogprobs(pytest.approx(expected[1], abs=1e-6))]
+    [told] = read(top_three.logprobs, 3)
+    assert told.top_ids == (1, 3, 0)
+    assert told.top_logprobs == pytest.approx(expected[[1, 3, 0]], abs=1e-6)
 
 
 def test_choices_draw_with_consecutive_seeds_that_wrap_around():

@@ -65,7 +65,7 @@ def test_of_a_prompt_whose_blocks_are_all_known_the_last_token_or_the_last_block
 def test_a_prompt_that_is_reported_gets_half_of_the_rows_of_logits_that_nobody_runs_for():
     machine = scheduler(max_sequences=8)
     asking = sequence(list(range(20)))
-    asking.prompt_logprobs = []
+    asking.prompt_logprobs = bytearray()
     for each in (asking, sequence([50, 51], name="other")):
         machine.add(each)
     chunks = machine.plan()
@@ -81,7 +81,7 @@ def test_a_prompt_that_is_reported_takes_from_the_prefix_cache_what_was_reported
     run(machine, machine.plan())
     for num_reported, num_found in ((0, 0), (7, 4), (12, 12)):
         asking = sequence(list(range(13)), name="asking")
-        asking.prompt_logprobs, asking.num_reported = [], num_reported
+        asking.prompt_logprobs, asking.num_reported = bytearray(), num_reported
         machine.add(asking)
         machine.plan()
         assert asking.num_computed == num_found

@@ -1,7 +1,7 @@
 import pytest
 
 from tests.worker.engine.bracket_constraint import BracketConstraint
-from worker.contract import Sampling, TokenLogprobs
+from worker.contract import Sampling
 from worker.engine.sequence import Sequence
 
 
@@ -49,7 +49,7 @@ def test_a_stop_token_in_the_prompt_or_before_min_tokens_ends_nothing():
 def test_tokens_of_its_prompt_are_reported_once_although_it_begins_anew():
     asking = sequence([], prompt_logprobs=0)
     assert asking.unreported(3) == range(0), "nobody wants them"
-    asking.prompt_logprobs = []
+    asking.prompt_logprobs = bytearray()
     assert [asking.unreported(count) for count in (1, 2, 3)] == [range(1), range(2), range(2)]
     asking.launch(1, draws=False)
     asking.drop_blocks()
@@ -62,11 +62,11 @@ def test_tokens_of_its_prompt_are_reported_once_although_it_begins_anew():
 def test_log_probabilities_of_the_prompt_are_handed_out_once_and_never_before_all_are_there():
     asking = sequence([], prompt_logprobs=0)
     assert asking.take_prompt_logprobs() is None
-    asking.prompt_logprobs = [TokenLogprobs(-1.0)]
+    asking.prompt_logprobs = bytearray(b"1111")
     with pytest.raises(AssertionError, match="are missing"):
         asking.take_prompt_logprobs()
-    asking.prompt_logprobs.append(TokenLogprobs(-2.0))
-    assert asking.take_prompt_logprobs() == (TokenLogprobs(-1.0), TokenLogprobs(-2.0))
+    asking.prompt_logprobs += b"2222"
+    assert asking.take_prompt_logprobs() == b"11112222"
     assert asking.take_prompt_logprobs() is None
 
 

@@ -28,7 +28,7 @@ def test_the_first_choice_that_goes_on_leads_the_others_and_reports_the_prompt()
     sampling = Sampling(max_tokens=5, prompt_logprobs=0)
     done, leader, other = builder().build(Add("r", (1, 2), sampling, choices), None)
     assert (done.leader, leader.leader, other.leader) == (None, None, leader)
-    assert (done.prompt_logprobs, leader.prompt_logprobs, other.prompt_logprobs) == (None, [], None)
+    assert (done.prompt_logprobs, leader.prompt_logprobs, other.prompt_logprobs) == (None, bytearray(), None)
     assert [each.prompt_logprobs for each in builder().build(add(), None)] == [None]
 
 

@@ -15,9 +15,9 @@ from kernels.ops.sampling import MAX_TOP
 from kernels.runtime.device_array import DeviceArray
 from orcd.errors import OrcdError
 from orcd.sampling import MAX_LOGPROBS
-from worker.contract import TokenLogprobs
 from worker.engine.cuda.pinned_ring import Download, DownloadRing, UploadRing
 from worker.engine.logits.edit_rows import max_reset_entries
+from worker.engine.logits.logprob_records import logprob_records
 from worker.engine.logits.token_masks import num_mask_words, write_masks
 from worker.engine.sequence import Sequence
 
@@ -133,22 +133,16 @@ class LogprobReporter:
 
 def read_reports(
     reports: Download, num_rows: int, wanted: Series[tuple[int, int | None]], timeout_s: float, *, num_before: int = 0
-) -> dict[int, TokenLogprobs | None]:
-    """The log probabilities by rows, where (row, number of alternatives or None) were asked for; waits for them.
+) -> dict[int, bytes]:
+    """The records of log probabilities by rows, where (row, number of alternatives) were asked for; waits for them.
 
-    Of the ``num_rows`` that were reported together, behind ``num_before`` others.
+    Of the ``num_rows`` that were reported together, behind ``num_before`` others. None are asked for of rows with None.
     """
-    most = max((num_top for _, num_top in wanted if num_top is not None), default=0)
     logprobs, top_ids, top_logprobs = _split(behind(reports.read(timeout_s), report_bytes(num_before)), num_rows)
-    # Fewer than were asked for may be drawn, or be in the vocabulary. NumPy would take long for each row of its own.
-    counts = np.isfinite(top_logprobs[:, :most]).sum(axis=1).tolist()
-    chosen, ids, values = logprobs.tolist(), top_ids[:, :most].tolist(), top_logprobs[:, :most].tolist()
-    return {
-        row: None
-        if num_top is None
-        else TokenLogprobs(chosen[row], tuple(ids[row][: counts[row]]), tuple(values[row][: counts[row]]))
-        for row, num_top in wanted
-    }
+    # NumPy would take long for each row of its own.
+    numbers = {num_top for _, num_top in wanted if num_top is not None}
+    records = {each: logprob_records(logprobs, top_ids[:, :each], top_logprobs[:, :each]) for each in numbers}
+    return {row: records[num_top][row] for row, num_top in wanted if num_top is not None}
 
 
 def _split(reports: Memory, num_rows: int) -> tuple[Memory, Memory, Memory]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from collections.abc import Sequence as Series
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -19,7 +19,6 @@ from kernels.devices.protocol import is_gpu
 from kernels.errors import CudaFailure
 from kernels.runtime.device_array import DeviceArray
 from orcd.errors import CudaError, OrcdError
-from worker.contract import TokenLogprobs
 from worker.engine.batch_builder import (
     PromptTokens,
     build_report_params,
@@ -141,7 +140,7 @@ class CudaRunner:
             reports = step.reports
             if reports is None and not step.errors:
                 return [None if row is None else _result(ids[row]) for row in step.rows]
-            logprobs: dict[int, TokenLogprobs | None] = {}
+            logprobs: dict[int, bytes] = {}
             if reports is not None:
                 logprobs = read_reports(reports.download, reports.num_rows, reports.wanted, self._timeout_s)
         results = [
@@ -251,15 +250,14 @@ class CudaRunner:
             return None
         return Reports(self._logprob_reporter.fetch(num_rows + num_prompt_rows), num_rows, wanted)
 
-    def _read_prompts(self, step: LaunchedStep) -> Iterator[TokenLogprobs]:
-        """The log probabilities of tokens of prompts, one after the other."""
+    def _read_prompts(self, step: LaunchedStep) -> Iterable[bytes]:
+        """The log probabilities of tokens of prompts, a record of each."""
         reports = step.reports
         assert reports is not None, "a prompt whose log probabilities are not fetched"
         num_tops = [prompt.num_top for prompt in step.prompts for _ in prompt.token_ids]
-        told = read_reports(
-            reports.download, len(num_tops), list(enumerate(num_tops)), self._timeout_s, num_before=reports.num_rows
-        )
-        return (each for each in told.values() if each is not None)
+        wanted = list(enumerate(num_tops))
+        told = read_reports(reports.download, len(num_tops), wanted, self._timeout_s, num_before=reports.num_rows)
+        return told.values()
 
     def _send_resets(self) -> None:
         for resets in self._edit_rows.take_resets():
@@ -284,7 +282,7 @@ def _only_decodes(chunks: list[Chunk]) -> bool:
     return all(num_tokens == 1 and draws for _, num_tokens, draws in chunks)
 
 
-def _result(token_id: int, logprobs: TokenLogprobs | None = None) -> Draw | OrcdError:
+def _result(token_id: int, logprobs: bytes | None = None) -> Draw | OrcdError:
     return Draw(token_id, logprobs) if token_id >= 0 else non_finite()
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from worker.contract import TokenLogprobs
+from worker.engine.logits.logprob_records import certain_record
 from worker.engine.logits.token_masks import constraint_error
 from worker.engine.runner import Draw, Result
 from worker.engine.sequence import Sequence
@@ -35,4 +35,4 @@ def _replaced(sequence: Sequence, token_id: int) -> Draw:
     """Another token than was drawn. Nothing but that could have been appended: so its probability is 1."""
     sequence.revision += 1
     num_top = sequence.sampling.logprobs
-    return Draw(token_id, None if num_top is None else TokenLogprobs(0.0, (token_id,)[:num_top], (0.0,)[:num_top]))
+    return Draw(token_id, None if num_top is None else certain_record(token_id, num_top))

@@ -11,7 +11,7 @@ from orcd.sampling import MAX_LOGPROBS
 from tests.worker.engine.bracket_constraint import BracketConstraint, FailingConstraint
 from tests.worker.engine.cuda.late_device import LateDevice
 from tests.worker.engine.generation import sequence
-from worker.contract import TokenLogprobs
+from tests.worker.logprob_records import TokenLogprobs, read
 from worker.engine.cuda.logit_processing import (
     EditSender,
     LogitMasker,
@@ -99,7 +99,7 @@ def report(logits: np.ndarray, ids: list[int], *num_tops: int | None) -> list[To
     rows["logprobs"] = [-1 if num_top is None else num_top for num_top in num_tops]
     reporter.report(logits, np.array(ids, np.int32), SamplingParams(rows, np.zeros(num_rows, np.int64)))
     told = read_reports(reporter.fetch(num_rows), num_rows, list(enumerate(num_tops)), 1)
-    return [told[row] for row in range(num_rows)]
+    return [None if num_top is None else read(told[row], num_top)[0] for row, num_top in enumerate(num_tops)]
 
 
 def test_reports_hold_what_each_row_asked_for():
@@ -125,9 +125,9 @@ def test_reports_of_prompts_come_behind_those_of_draws():
     reporter.report_prompts(logits, np.array([2, 3], np.int32), params)
     reporter.report(logits[:1], np.array([0], np.int32), params.first(1))
     download = reporter.fetch(3)
-    [drawn] = read_reports(download, 1, [(0, 1)], 1).values()
-    first, second = read_reports(download, 2, [(0, 0), (1, 2)], 1, num_before=1).values()
-    assert drawn is not None and first is not None and second is not None
+    [drawn] = read(read_reports(download, 1, [(0, 1)], 1)[0], 1)
+    behind = read_reports(download, 2, [(0, 0), (1, 2)], 1, num_before=1)
+    [first], [second] = read(behind[0], 0), read(behind[1], 2)
     assert (drawn.top_ids, first.top_ids, second.top_ids) == ((1,), (), (0, 3))
     found = [drawn.logprob, first.logprob, second.logprob]
     assert found == pytest.approx([expected[0, 0], expected[1, 2], expected[2, 3]], abs=1e-6)

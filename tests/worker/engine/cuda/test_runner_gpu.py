@@ -15,6 +15,7 @@ from kernels.devices.dry_run import DryRunDevice
 from kernels.devices.open import open_device
 from tests.models.files import KIT, NOT_ON_GPU, SMALL
 from tests.worker.engine.bracket_constraint import constraint_of
+from tests.worker.logprob_records import read
 from tests.worker.tiny_model import write_tiny_model
 from worker.contract import Abort, Add, Choice, Sampling, TokenOutput
 from worker.engine.engine import Engine
@@ -172,8 +173,11 @@ def test_resumed_equals_uninterrupted(model: Any, undisturbed: dict, cut: int):
     assert_same(generate(adds, engine(model)), expected)
 
 
+NUM_TOP = 3
+
+
 def logprobs_of(adds: list[Add], machine: Engine) -> dict[str, tuple[tuple[int, ...], list[Any], list[Any] | None]]:
-    """The ids of each request, and the log probabilities of these and of its prompt."""
+    """The ids of each request, and the log probabilities of these and of its prompt, with `NUM_TOP` others."""
     told: dict[str, tuple[tuple[int, ...], list[Any], list[Any] | None]] = {}
     for add in adds:
         machine.add(add)
@@ -181,8 +185,8 @@ def logprobs_of(adds: list[Add], machine: Engine) -> dict[str, tuple[tuple[int, 
         for output in machine.step():
             assert output.finish_reason != "error", output.error_message
             ids, drawn, prompt = told.get(output.request_id, ((), [], None))
-            prompt = prompt if output.prompt_logprobs is None else list(output.prompt_logprobs)
-            told[output.request_id] = (*ids, *output.ids), [*drawn, *(output.logprobs or ())], prompt
+            prompt = prompt if output.prompt_logprobs is None else read(output.prompt_logprobs, NUM_TOP)
+            told[output.request_id] = (*ids, *output.ids), [*drawn, *read(output.logprobs, NUM_TOP)], prompt
     return told
 
 
@@ -191,10 +195,10 @@ def test_log_probabilities_of_a_prompt_are_those_that_its_tokens_were_drawn_with
     if model.recompute_at is not None:
         pytest.skip("a prompt beyond the longrope limit is computed in another way than what is drawn before it")
     starts = [add.prompt_ids for add in traffic(model)]
-    drawing = [Add(f"r{n}", start, Sampling(max_tokens=25, seed=n, logprobs=3)) for n, start in enumerate(starts)]
+    drawing = [Add(f"r{n}", start, Sampling(max_tokens=25, seed=n, logprobs=NUM_TOP)) for n, start in enumerate(starts)]
     drawn = logprobs_of(drawing, engine(model, prefix_cache=False))
     asking = [
-        Add(f"r{n}", start + drawn[f"r{n}"][0], Sampling(max_tokens=2, prompt_logprobs=3))
+        Add(f"r{n}", start + drawn[f"r{n}"][0], Sampling(max_tokens=2, prompt_logprobs=NUM_TOP))
         for n, start in enumerate(starts)
     ]
     company = [add for pair in zip(asking, traffic(model), strict=True) for add in pair]

@@ -13,7 +13,8 @@ from tests.worker.engine.bracket_constraint import BracketConstraint
 from tests.worker.engine.context_model import Config, ContextModel
 from tests.worker.engine.cuda.late_device import LateModel
 from tests.worker.engine.generation import EngineStateMachine, engine, finish, ids_of, prompt
-from worker.contract import Add, Choice, Sampling, TokenLogprobs, TokenOutput
+from tests.worker.logprob_records import TokenLogprobs, read
+from worker.contract import Add, Choice, Sampling, TokenOutput
 
 CONFIG = Config(vocab_size=37, context_length=64)
 SMALL_LIMITS = {
@@ -112,7 +113,7 @@ class MixedTraffic(EngineStateMachine):
         }
         for (name, index), outputs in self.outputs.items():
             assert [output.finish_reason is None for output in outputs] == [True] * (len(outputs) - 1) + [False]
-            check_outputs(outputs, self._alone(name, index))
+            check_outputs(outputs, self._alone(name, index), self.adds[name][0].sampling.logprobs or 0)
         assert self.machine.stats(memory_bytes=0).kv_blocks_used == 0
 
     def _alone(self, name: str, index: int) -> list[TokenOutput]:
@@ -122,7 +123,7 @@ class MixedTraffic(EngineStateMachine):
         return finish(machine)["r", index]
 
 
-def check_outputs(outputs: list[TokenOutput], alone: list[TokenOutput]) -> None:
+def check_outputs(outputs: list[TokenOutput], alone: list[TokenOutput], num_top: int) -> None:
     """All that was to come, or the beginning of it where the request was aborted or the launch failed."""
     last, due = outputs[-1], alone[-1]
     if last.finish_reason == "abort" or "ValueError" in (last.error_message or ""):
@@ -130,13 +131,13 @@ def check_outputs(outputs: list[TokenOutput], alone: list[TokenOutput]) -> None:
     else:
         assert ids_of(outputs) == ids_of(alone)
         assert (last.finish_reason, last.error_message) == (due.finish_reason, due.error_message)
-    for one, other in zip(logprobs_of(outputs), logprobs_of(alone), strict=False):
+    for one, other in zip(logprobs_of(outputs, num_top), logprobs_of(alone, num_top), strict=False):
         assert one.top_ids == other.top_ids
         assert np.allclose((one.logprob, *one.top_logprobs), (other.logprob, *other.top_logprobs), atol=1e-3)
 
 
-def logprobs_of(outputs: list[TokenOutput]) -> list[TokenLogprobs]:
-    return [each for output in outputs for each in output.logprobs or ()]
+def logprobs_of(outputs: list[TokenOutput], num_top: int) -> list[TokenLogprobs]:
+    return [each for output in outputs for each in read(output.logprobs, num_top)]
 
 
 TestMixedTraffic = MixedTraffic.TestCase

@@ -5,7 +5,7 @@ import pytest
 from orcd.errors import InvalidRequest, OrcdError
 from tests.worker.engine.bracket_constraint import CLOSE, BracketConstraint, FailingConstraint
 from tests.worker.engine.generation import sequence
-from worker.contract import TokenLogprobs
+from tests.worker.logprob_records import TokenLogprobs, record
 from worker.engine.logits.constrained_draws import take_draws
 from worker.engine.runner import Draw, Result
 from worker.engine.sequence import Sequence
@@ -51,9 +51,10 @@ def test_what_is_appended_is_what_the_constraint_took(batch: NotingBatch | None)
 
 @pytest.mark.parametrize(("num_top", "top"), [(0, ((), ())), (3, ((2,), (0.0,)))])
 def test_a_token_that_was_put_in_its_place_has_probability_one(num_top: int, top: tuple) -> None:
-    results = [(constrained(BracketConstraint(100), 1, logprobs=num_top), Draw(8, TokenLogprobs(-2.0, (8,), (-2.0,))))]
+    drawn = Draw(8, record(TokenLogprobs(-2.0, (8,)[:num_top], (-2.0,)[:num_top]), num_top))
+    results: list[tuple[Sequence, Result]] = [(constrained(BracketConstraint(100), 1, logprobs=num_top), drawn)]
     take_draws(results)
-    assert results[0][1] == Draw(2, TokenLogprobs(0.0, *top))
+    assert results[0][1] == Draw(2, record(TokenLogprobs(0.0, *top), num_top))
 
 
 def test_what_a_constraint_raises_is_the_result_of_its_sequence_alone() -> None:

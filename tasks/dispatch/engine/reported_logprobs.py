@@ -1,0 +1,81 @@
+"""Log probabilities in the form in which an engine reports them, and the forms in which others want them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import compress
+from operator import eq
+from typing import overload
+
+import msgspec
+
+from orcd.events import PackedLogprobs, TokenLogprob
+from tasks.dispatch.engine.token_spellings import TokenSpellings
+
+NO_ID = b"\xff" * 4
+"""An id of -1 in a record. Other bytes may happen to be the same."""
+
+
+class ReportedLogprobs(Sequence[TokenLogprob]):
+    """Those of the tokens ``ids``, in records that `worker.contract.TokenOutput` describes.
+
+    As there are very many, objects are made of them only where somebody looks at one.
+    """
+
+    def __init__(self, ids: Sequence[int], num_top: int, records: bytes, spellings: TokenSpellings) -> None:
+        self._ids = ids
+        self._num_top = num_top
+        self._records = records
+        self._spellings = spellings
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    @overload
+    def __getitem__(self, place: int) -> TokenLogprob: ...
+    @overload
+    def __getitem__(self, place: slice) -> list[TokenLogprob]: ...
+    def __getitem__(self, place: int | slice) -> TokenLogprob | list[TokenLogprob]:
+        return self.packed().unpacked(self._ids)[place]
+
+    def __iter__(self) -> Iterator[TokenLogprob]:
+        return iter(self.packed().unpacked(self._ids))
+
+    def packed(self) -> PackedLogprobs:
+        """As the events of logs have them, without the ids."""
+        named = [*self._ids]
+        for column in self._top_ids():
+            named += column
+        return PackedLogprobs(self._num_top, self._records, self._spellings.texts.of(named))
+
+    def json(self) -> msgspec.Raw:
+        """What msgspec makes of a list of them, in half of the time."""
+        ids, top_ids, spellings = self._ids, self._top_ids(), self._spellings
+        if not ids or not top_ids or NO_ID in self._records:
+            return msgspec.Raw(msgspec.json.encode([*self]))
+        own, *logprobs = self._logprob_texts()
+        columns = [spellings.begins.of(ids), own]
+        for place, column in enumerate(top_ids):
+            columns += [(spellings.likely if place else spellings.likeliest).of(column), logprobs[place]]
+        columns.append(spellings.own_pieces.of(ids))
+        for column in top_ids:
+            pieces = spellings.pieces.of(column)
+            for row in compress(range(len(ids)), map(eq, ids, column)):
+                pieces[row] = b""  # it is there already
+            columns.append(pieces)
+        joined = b"".join(map(b"".join, zip(*columns, strict=True)))
+        return msgspec.Raw(b"[" + joined.removeprefix(b"}},") + b"}}]")
+
+    def _logprob_texts(self) -> list[list[bytes]]:
+        """Columns of JSON: the tokens' own log probabilities, those of the likeliest ones, the second likeliest ..."""
+        fields, num_fields = memoryview(self._records).cast("f"), 1 + 2 * self._num_top
+        numbers = fields[::num_fields].tolist()
+        for place in range(1 + self._num_top, num_fields):
+            numbers += fields[place::num_fields].tolist()
+        texts = msgspec.json.encode(numbers)[1:-1].split(b",")
+        return [texts[start : start + len(self)] for start in range(0, len(texts), len(self))]
+
+    def _top_ids(self) -> list[list[int]]:
+        """Columns: the likeliest of each token, the second likeliest ..."""
+        fields = memoryview(self._records).cast("i")
+        return [fields[place :: 1 + 2 * self._num_top].tolist() for place in range(1, 1 + self._num_top)]

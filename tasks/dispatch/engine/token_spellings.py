@@ -1,0 +1,72 @@
+"""How a vocabulary's tokens are written in JSON."""
+
+from __future__ import annotations
+
+from base64 import b64encode
+from collections.abc import Callable, Sequence
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+
+
+class TokenTable(Generic[T]):
+    """Something for each token id, made when it is first asked for. Safe to use from several threads."""
+
+    def __init__(self, num_tokens: int, make: Callable[[int], T]) -> None:
+        """``make`` is asked for -1, too, which is no token; what it makes should be true, or is made each time."""
+        self._num_tokens = num_tokens
+        self._make = make
+        self._made: list[T | None] = [None]  # the last one is -1's, and stays None
+
+    def of(self, token_ids: Sequence[int]) -> list[T]:
+        """That of each of the ids. Called for every few tokens, so that it costs little where all are made."""
+        made = self._made
+        try:
+            found = list(map(made.__getitem__, token_ids))
+        except IndexError:  # it is the first time, or a padded model has more ids than its vocabulary
+            size = max(self._num_tokens, max(token_ids) + 1)
+            self._made = [*made[:-1], *[None] * (size + 1 - len(made)), None]
+            return self.of(token_ids)
+        if not all(found):
+            for place, token_id in enumerate(token_ids):
+                if not found[place]:
+                    found[place] = self._make(token_id)
+                    if token_id >= 0:
+                        made[token_id] = found[place]
+        return found  # type: ignore[return-value]  # nothing is None any more
+
+
+class TokenSpellings:
+    """Of each token id what `orcd.events.PackedLogprobs` and the JSON of an `orcd.events.TokenLogprob` need.
+
+    An id without a token (-1, or one of a padded model) has no bytes.
+    """
+
+    def __init__(self, pieces: Sequence[bytes]) -> None:
+        """``pieces`` are the bytes of each token by its id."""
+        self._pieces = pieces
+        self.texts = self._table(self._text)
+        self.begins = self._table(lambda token_id: b'}},{"id":%d,"logprob":' % token_id)
+        """The end of a token's JSON, and the beginning of the next one's."""
+        self.likeliest = self._table(lambda token_id: b',"top":{"%d":' % token_id)
+        self.likely = self._table(lambda token_id: b',"%d":' % token_id)
+        """What comes before the log probability of the first alternative, and before those of others."""
+        self.own_pieces = self._table(lambda token_id: b'},"pieces":{"%d":"%b"' % (token_id, self._base64(token_id)))
+        self.pieces = self._table(lambda token_id: b',"%d":"%b"' % (token_id, self._base64(token_id)))
+        """The bytes of the token itself, and those of alternatives."""
+
+    def _table(self, make: Callable[[int], T]) -> TokenTable[T]:
+        return TokenTable(len(self._pieces), make)
+
+    def _bytes_of(self, token_id: int) -> bytes:
+        return self._pieces[token_id] if 0 <= token_id < len(self._pieces) else b""
+
+    def _text(self, token_id: int) -> str | list[int]:
+        spelling = self._bytes_of(token_id)
+        try:
+            return spelling.decode()
+        except UnicodeDecodeError:
+            return list(spelling)
+
+    def _base64(self, token_id: int) -> bytes:
+        return b64encode(self._bytes_of(token_id))
