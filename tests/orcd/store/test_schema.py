@@ -67,7 +67,7 @@ def play_everything(client: Client, store: JobStore, mark: Callable[[str], None]
     for job_id in ("a", "b", "c", "d", "e", "gone", "new"):
         client.submit(prompt="x", job_id=job_id)
     for job_id in ("late", "later"):
-        client.submit(prompt="x", job_id=job_id, deadline_s=0.001)
+        client.submit(prompt="x", job_id=job_id, deadline_s=0.001, logprobs=0)
     mark("submit")
     store.arrive([Arrival("inline", REQUEST, recorded("inline"))])
     store.arrive([Arrival(job_id, None, recorded(f"canvas-{job_id}")) for job_id in ("a", "gone")])
