@@ -96,6 +96,8 @@ class Message:
             seen.update(each.task_id for each in new)
             if new or not recorded:
                 name, lost = queue.decode(), lease_lost == 1
+                if lease_lost == 2:  # the job has ended, and nobody reads the queue that they came from
+                    new = tuple(msgspec.structs.replace(each, queue=name) for each in new)
                 messages.append(cls(job_id.decode(), name, int(priority), lost, new, tenant.decode()))
         return messages
 

@@ -93,6 +93,11 @@ local function is_served(queue, now, name)
     return type(seen) == 'table' or seen and tonumber(seen) > now - 60000
 end
 
+-- Whether a queue is for one model, which no worker serves.
+local function is_unserved(queue)
+    return queue ~= 'orcd' and not is_served(queue, now_ms())
+end
+
 -- The model whose jobs are in a queue.
 local function model_of(queue)
     return (string.gsub(string.sub(queue, 6), '%%(%x%x)', function(digits)
@@ -251,6 +256,13 @@ local function end_alone(id, state, event, answer_ms)
     end)
     finish(id, state, event, answer_ms)
     publish(id, event)
+    guarded(function()
+        if is_unserved(queue_of(unpack(redis.call('HMGET', key_of(id, 'job'), 'queue', 'schema')))) then
+            local ttl = lifetimes(id)
+            redis.call('ZADD', key('unanswered'), now_ms() + answer_ms, id) -- its own message is not read by anybody
+            extend_ttl('unanswered', ttl)
+        end
+    end)
     return true
 end
 

@@ -7,7 +7,8 @@
 -- KEYS: none
 -- ARGV: at most so many jobs of each kind, ms until the first re-publish, ms until one though the list was not empty,
 --       lease ms
--- Returns {job id, queue, priority, 1 if its lease had run out, recorded messages, tenant} for every job to publish.
+-- Returns {job id, queue, priority, 1 if its lease had run out or 2 if all its messages go to that queue, recorded messages,
+-- tenant} for every job to publish.
 mend_shared_keys()
 local most, republish_ms, long = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
 local now = now_ms()
@@ -63,12 +64,20 @@ local function of_queued(id)
     return false
 end
 local function of_unanswered(id)
-    if redis.call('HLEN', key_of(id, 'messages')) == 0 then
+    local queue, schema = unpack(redis.call('HMGET', key_of(id, 'job'), 'queue', 'schema'))
+    local unserved = queue and is_unserved(queue_of(queue, schema))
+    local num_recorded = redis.call('HLEN', key_of(id, 'messages'))
+    if num_recorded == 0 then
         redis.call('ZREM', key('unanswered'), id)
-        return false
+    else
+        redis.call('ZADD', key('unanswered'), now + republish_ms * 2 ^ times_published(id), id)
     end
-    redis.call('ZADD', key('unanswered'), now + republish_ms * 2 ^ times_published(id), id)
-    return message_of(id, 0, 0)
+    if unserved then
+        local message = message_of(id, 0, 2)
+        message[2] = 'orcd' -- whoever reads that can answer for an ended job
+        return message
+    end
+    return num_recorded > 0 and message_of(id, 0, 0)
 end
 local found = {}
 local function look_at(list, step)

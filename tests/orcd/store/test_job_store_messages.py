@@ -17,6 +17,7 @@ from orcd.store.job_store import Arrival, JobStore
 from tests.orcd.job_record import (
     REQUEST,
     J,
+    cancel,
     let_lease_run_out,
     make_due_again,
     recorded,
@@ -180,6 +181,31 @@ def test_a_job_that_nobody_ran_has_its_messages_answered_too(store: JobStore, re
         store.claim([J])
     time.sleep(0.002)
     assert store.reap() == [Message(J, "orcd", 5, recorded=(recorded("task", J),))]
+
+
+@pytest.mark.parametrize("way", ["deadline", "cancel"])
+def test_who_waits_for_a_job_of_a_model_that_nobody_serves_is_answered_by_a_worker_of_any_model(
+    store: JobStore, way: str
+):
+    """F08: its message was in a queue that nobody reads, and its Celery result stayed PENDING for ever."""
+    request = Request(prompt="x", seed=1, model="nobodys")
+    linked = msgspec.structs.replace(recorded("linked"), queue="orcd.nobodys")
+    store.arrive([Arrival("plain", request, None), Arrival("linked", request, linked)])
+    for job_id in ("plain", "linked"):
+        if way == "cancel":
+            cancel(store, job_id)
+        else:
+            store.redis.hset(schema.job_key(job_id), "deadline_ms", 1)
+            make_due_again(store, job_id)
+    store.reap()
+    for job_id in ("plain", "linked"):
+        let_answer_fail(store, job_id)
+    moved = msgspec.structs.replace(linked, queue="orcd")
+    assert {message.job_id: message for message in store.reap()} == {
+        "plain": Message("plain", "orcd", 5),
+        "linked": Message("linked", "orcd", 5, recorded=(moved,)),
+    }
+    assert (unanswered(store, "plain"), unanswered(store, "linked") is None) == (None, False)
 
 
 def test_messages_of_jobs_that_are_gone_are_forgotten(store: JobStore):
