@@ -21,6 +21,7 @@ from worker.settings import from_environment
 from worker.text import tokenizer as tokenizers
 from worker.text.grammar.grammar_compiler import GrammarCompiler
 from worker.text.grammar.grammar_text import grammar_text
+from worker.text.grammar.matcher_batch import num_threads
 from worker.text.grammar.token_matcher import TokenMatcher
 
 SHARES = (0.0, 0.05, 1.0)
@@ -69,9 +70,10 @@ class ConstrainedStreams:
     def rates(self, output_tokens: int = OUTPUT_TOKENS) -> Iterator[Rate]:
         """One for each of `SHARES`, over ``output_tokens`` of each stream on average."""
         for share in SHARES:
-            yield self._rate(ceil(share * len(self._prompts)), output_tokens)
+            yield self.rate(ceil(share * len(self._prompts)), output_tokens)
 
-    def _rate(self, num_constrained: int, output_tokens: int) -> Rate:
+    def rate(self, num_constrained: int, output_tokens: int) -> Rate:
+        """That with so many constrained streams."""
         streams = {self._ask(stream, num_constrained): stream for stream in range(len(self._prompts))}
         self._run(streams, num_constrained, min(WARM_UP_TOKENS, output_tokens) * len(streams))
         forced, start = self._engine.stats(memory_bytes=0).forced_tokens, time.perf_counter()
@@ -115,7 +117,7 @@ def measure_rates(model: Path, device: str, num_streams: int, output_tokens: int
     )
     gguf = open_gguf(settings.model)
     vocab_size = read_model_config(gguf).vocab_size
-    compiler = GrammarCompiler(tokenizers.from_metadata(gguf.metadata), vocab_size)
+    compiler = GrammarCompiler(tokenizers.from_metadata(gguf.metadata), vocab_size, num_threads=num_threads())
     matcher = compiler.compile(grammar_text("json_schema", SCHEMA))
     engine = load_engine(gguf, open_configured_device(settings), settings, lambda _done, _total: None)
     return list(ConstrainedStreams(engine, matcher, vocab_size, num_streams).rates(output_tokens))

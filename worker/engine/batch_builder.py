@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -48,12 +49,10 @@ def build_step(
     np.cumsum(counts, out=query_starts[1:])
     rows = np.repeat(np.arange(len(chunks), dtype=np.int32), counts)
     positions = np.arange(query_starts[-1], dtype=np.int32) + (starts - query_starts[:-1])[rows]
-    block_tables = np.zeros((len(chunks), max(len(chunk.sequence.block_ids) for chunk in chunks)), np.int32)
     token_ids: list[int] = []
     unknown: list[int] = []  # where in `token_ids`
     draws: list[int] = []  # which give those
-    for row, (sequence, num_tokens, _) in enumerate(chunks):
-        block_tables[row, : len(sequence.block_ids)] = sequence.block_ids
+    for sequence, num_tokens, _ in chunks:
         start, end = sequence.num_computed, sequence.num_computed + num_tokens
         token_ids += sequence.token_ids[start:end]
         if end > len(sequence.token_ids):
@@ -63,6 +62,7 @@ def build_step(
             token_ids.append(0)
     tokens = np.array(token_ids, np.int32)
     tokens[unknown] = encode_draw(np.array(draws, np.int32))
+    block_tables = _block_tables(chunks)
     return Step(
         token_ids=tokens,
         positions=positions,
@@ -77,6 +77,15 @@ def build_step(
         ),
         states=_state_rows(chunks),
     )
+
+
+def _block_tables(chunks: list[Chunk]) -> NDArray[np.int32]:
+    """The blocks of each chunk's sequence, and zeros behind them; all at once, as NumPy takes long for single rows."""
+    lengths = np.array([len(sequence.block_ids) for sequence, _, _ in chunks])
+    tables = np.zeros((len(chunks), lengths.max()), np.int32)
+    block_ids = chain.from_iterable([sequence.block_ids for sequence, _, _ in chunks])
+    tables[np.arange(tables.shape[1]) < lengths[:, None]] = np.fromiter(block_ids, np.int32, int(lengths.sum()))
+    return tables
 
 
 def build_prefix_groups(
@@ -103,8 +112,7 @@ def _state_rows(chunks: list[Chunk]) -> StateRows[NDArray[np.int32]] | None:
 def _prompt_rows(chunks: list[Chunk], query_starts: NDArray[np.int32]) -> Iterator[NDArray[np.int32]]:
     """Tokens of the step after which log probabilities of a prompt are to be reported."""
     for (sequence, num_tokens, _), start in zip(chunks, query_starts.tolist(), strict=False):
-        positions = sequence.unreported(num_tokens)
-        if positions:
+        if sequence.prompt_logprobs is not None and (positions := sequence.unreported(num_tokens)):
             yield np.array(positions, np.int32) + (start - sequence.num_computed)
 
 
@@ -117,7 +125,13 @@ class PromptTokens(NamedTuple):
 
 def prompt_tokens(chunks: list[Chunk]) -> list[PromptTokens]:
     """What of each chunk's prompt is to be reported, of most chunks nothing; in the order of the rows of logits."""
-    return [_prompt_tokens(sequence, sequence.unreported(num_tokens)) for sequence, num_tokens, _ in chunks]
+    return [
+        _NO_TOKENS if sequence.prompt_logprobs is None else _prompt_tokens(sequence, sequence.unreported(num_tokens))
+        for sequence, num_tokens, _ in chunks
+    ]
+
+
+_NO_TOKENS = PromptTokens([], 0)
 
 
 def _prompt_tokens(sequence: Sequence, positions: range) -> PromptTokens:

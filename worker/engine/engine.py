@@ -239,17 +239,18 @@ class Engine:
         )
 
     def _commit(self, results: list[tuple[Sequence, Result]], outputs: list[TokenOutput]) -> None:
-        for number, (sequence, result) in enumerate(results):
-            if isinstance(result, PromptReport):
-                assert sequence.prompt_logprobs is not None, "log probabilities that nobody wants"
-                sequence.prompt_logprobs += result.logprobs
-                results[number] = sequence, result.rest
-        take_draws(results)
+        if self._scheduler.num_constrained:
+            take_draws(results)
         for sequence, result in results:
-            if isinstance(result, OrcdError):
-                self._fail(sequence, result, outputs)
-            elif isinstance(result, Draw):
-                self._append(sequence, result, outputs)
+            drawn = result
+            if isinstance(drawn, PromptReport):
+                assert sequence.prompt_logprobs is not None, "log probabilities that nobody wants"
+                sequence.prompt_logprobs += drawn.logprobs
+                drawn = drawn.rest
+            if isinstance(drawn, OrcdError):
+                self._fail(sequence, drawn, outputs)
+            elif drawn is not None:
+                self._append(sequence, drawn, outputs)
 
     def _append(self, sequence: Sequence, draw: Draw, outputs: list[TokenOutput]) -> None:
         """Add to a sequence what was drawn, and what must follow that."""

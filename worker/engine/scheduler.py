@@ -93,6 +93,8 @@ class Scheduler:
         self.num_steps = self.num_preemptions = 0
         self.lacks_blocks = False
         """Whether the first that waited found no blocks when it was last tried to admit it."""
+        self.num_constrained = 0
+        """Of those that run, how many have a constraint; kept, as every step asks."""
         self.num_prefix_hit_tokens = 0
         self._num_step_tokens = 0
         self._num_steps_of_size = [0] * (len(STEP_TOKENS) + 1)
@@ -114,8 +116,7 @@ class Scheduler:
         if sequence.finish_reason == "error":  # nobody else shall read what it computed
             self.cache.forget(sequence)
         if sequence.is_running:
-            self.running.remove(sequence)
-            self.cache.release(sequence)
+            self._leave(sequence)
         else:
             self.waiting.remove(sequence)
 
@@ -132,7 +133,7 @@ class Scheduler:
         """
         chunks: list[Chunk] = []
         prefills: list[Sequence] = []
-        is_minority = 2 * sum(sequence.constraint is not None for sequence in self.running) < len(self.running)
+        is_minority = 2 * self.num_constrained < len(self.running)
         is_their_turn = not is_minority or self.num_steps % (ahead + 1) == 0
         for sequence in tuple(self.running):
             if not is_their_turn and sequence.constraint is not None and sequence.num_output:
@@ -220,9 +221,13 @@ class Scheduler:
 
     def _stop(self, sequence: Sequence) -> None:
         assert not sequence.num_unread, "a sequence stopped before its draws were known"
-        self.running.remove(sequence)
-        self.cache.release(sequence)
+        self._leave(sequence)
         self._wait(sequence)
+
+    def _leave(self, sequence: Sequence) -> None:
+        self.running.remove(sequence)
+        self.num_constrained -= sequence.constraint is not None
+        self.cache.release(sequence)
 
     def _admit(self) -> Iterator[Sequence]:
         """Start waiting sequences in the order of their rank until one does not fit."""
@@ -243,12 +248,14 @@ class Scheduler:
         sequence.count_prefix_hits()
         self.waiting.remove(sequence)
         insort(self.running, sequence, key=lambda sequence: sequence.rank)
+        self.num_constrained += sequence.constraint is not None
         return True
 
     def check_invariants(self) -> None:
         """Only running sequences hold anything; every queue is in order and within its bounds."""
         self.cache.check_invariants(self.running)
         assert len(self.running) <= self.max_running
+        assert self.num_constrained == sum(sequence.constraint is not None for sequence in self.running)
         for sequence in self.running:
             assert sequence.is_running
         for sequence in self.waiting:

@@ -2,33 +2,37 @@
 
 from __future__ import annotations
 
+from orcd.errors import OrcdError
 from worker.engine.logits.logprob_records import certain_record
 from worker.engine.logits.token_masks import constraint_error
-from worker.engine.runner import Draw, Result
+from worker.engine.runner import Draw, PromptReport, Result
 from worker.engine.sequence import Sequence
 from worker.engine.token_constraint import ConstraintBatch, Drawn, take_alone
 
 
 def take_draws(results: list[tuple[Sequence, Result]]) -> None:
     """Let the sequences' constraints take what was drawn, which becomes what is appended, or an error."""
-    batches: dict[ConstraintBatch | None, list[int]] = {}
+    batches: dict[ConstraintBatch | None, list[tuple[int, Draw, Drawn]]] = {}
     for number, (sequence, result) in enumerate(results):
-        if sequence.constraint is not None and isinstance(result, Draw):
-            batches.setdefault(sequence.constraint.batch, []).append(number)
-    for batch, numbers in batches.items():
-        drawn = [_drawn(*results[number]) for number in numbers]
-        taken = [take_alone(each) for each in drawn] if batch is None else batch.take(drawn)
-        for number, token_id in zip(numbers, taken, strict=True):
-            sequence, draw = results[number]
-            if isinstance(token_id, Exception):
-                results[number] = sequence, constraint_error(token_id)
-            elif isinstance(draw, Draw) and token_id != draw.token_id:
-                results[number] = sequence, _replaced(sequence, token_id)
+        constraint = sequence.constraint
+        if constraint is None:
+            continue
+        draw = result.rest if isinstance(result, PromptReport) else result
+        if isinstance(draw, Draw):
+            drawn = Drawn(constraint, draw.token_id, sequence.num_left)
+            batches.setdefault(constraint.batch, []).append((number, draw, drawn))
+    for batch, asked in batches.items():
+        drawn_together = [drawn for _, _, drawn in asked]
+        taken = [take_alone(each) for each in drawn_together] if batch is None else batch.take(drawn_together)
+        for (number, draw, _), token_id in zip(asked, taken, strict=True):
+            if token_id != draw.token_id:
+                sequence, result = results[number]
+                other = constraint_error(token_id) if isinstance(token_id, Exception) else _replaced(sequence, token_id)
+                results[number] = sequence, _with_rest(result, other)
 
 
-def _drawn(sequence: Sequence, draw: Result) -> Drawn:
-    assert sequence.constraint is not None and isinstance(draw, Draw)
-    return Drawn(sequence.constraint, draw.token_id, sequence.num_left)
+def _with_rest(result: Result, rest: Draw | OrcdError) -> Result:
+    return PromptReport(result.logprobs, rest) if isinstance(result, PromptReport) else rest
 
 
 def _replaced(sequence: Sequence, token_id: int) -> Draw:

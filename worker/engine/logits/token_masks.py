@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection
 from collections.abc import Sequence as Series
 
 import numpy as np
@@ -37,19 +37,21 @@ def write_masks(sequences: Series[Sequence], rows: Series[int], masks: NDArray[n
     """
     failures: dict[int, Exception] = {}
     batches: dict[ConstraintBatch | None, list[MaskRow]] = {}
+    banned: dict[int, Collection[int]] = {}
     for index, row in enumerate(rows):
         sequence = sequences[row]
         constraint = sequence.constraint
         assert constraint is not None, "a mask for a sequence that draws from all ids"
         batches.setdefault(constraint.batch, []).append(MaskRow(constraint, sequence.num_left, index))
+        if sequence.sampling.min_tokens:
+            banned[index] = sequence.banned_ids
     for batch, asked in batches.items():
         failures |= _write_alone(asked, masks) if batch is None else batch.write_masks(asked, masks.data)
     errors = {index: constraint_error(failure) for index, failure in failures.items()}
-    for index, row in enumerate(rows):
-        if sequences[row].banned_ids and index not in errors:
-            _ban(sequences[row].banned_ids, masks[index])
-            if not masks[index].any():
-                errors[index] = _nothing_left()
+    for index in banned.keys() - errors.keys():
+        _ban(banned[index], masks[index])
+        if not masks[index].any():
+            errors[index] = _nothing_left()
     masks[list(errors)] = 0
     return errors
 
@@ -70,7 +72,7 @@ def _write_alone(rows: Series[MaskRow], masks: NDArray[np.uint32]) -> dict[int, 
     return failures
 
 
-def _ban(token_ids: Iterable[int], mask: NDArray[np.uint32]) -> None:
+def _ban(token_ids: Collection[int], mask: NDArray[np.uint32]) -> None:
     for token_id in token_ids:
         mask[token_id // 32] &= ~np.uint32(1 << token_id % 32)
 

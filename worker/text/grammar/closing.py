@@ -78,7 +78,7 @@ class Closing:
                 break
             step = matcher.compute_ff_tokens()
             if not step:  # a mask would say what may come, but takes longer than to try these
-                step = [each for each in self._alphabet.ending_ids if matcher.validate_tokens([each])][:1]
+                step = next(([each] for each in self._alphabet.ending_ids if matcher.validate_tokens([each])), [])
             step = step or self._ranked(matcher, path)[:1]
             matcher.consume_tokens(step)
             path += step
@@ -86,13 +86,17 @@ class Closing:
         return None if found is None else path + found
 
     def _end_of(self, matcher: LLMatcher, closing: tuple[int, ...], starts: Sequence[int]) -> list[int] | None:
+        refused: set[int] = set()  # as the first token of an end
         for start in starts:
-            end = [
-                *closing[start:],
-                self._alphabet.end_id,
-            ]  # which may come where the document is whole, and only there
-            if matcher.validate_tokens(end) == len(end):
+            if closing[start] in refused:
+                continue
+            # The last token may come where the document is whole, and only there.
+            end = [*closing[start:], self._alphabet.end_id]
+            num_right = matcher.validate_tokens(end)
+            if num_right == len(end):
                 return end[:-1]
+            if not num_right:
+                refused.add(closing[start])
         return None
 
     def _search(self, matcher: LLMatcher, limit: int, *, varied: bool = False) -> list[int] | None:

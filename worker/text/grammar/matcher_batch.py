@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from itertools import chain
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 from llguidance import LLExecutor, LLMatcher
@@ -49,8 +49,8 @@ class MatcherBatch:
         array = np.asarray(masks)
         errors: dict[int, Exception] = {}
         by_lexer: dict[Lexer, list[tuple[LLMatcher, int]]] = {}
-        for constraint, num_left, row in rows:
-            matcher = cast("TokenMatcher", constraint)
+        matcher: TokenMatcher
+        for matcher, num_left, row in cast("Sequence[tuple[TokenMatcher, int, int]]", rows):
             try:
                 token_id = matcher.closing_id(num_left)
             except Exception as error:
@@ -74,23 +74,22 @@ class MatcherBatch:
         """See `ConstraintBatch`; all of ``drawn`` are of `TokenMatcher`."""
         if len(drawn) < LEAST_TAKEN:
             return [take_alone(each) for each in drawn]
-        taken: list[Any] = [None] * len(drawn)
-        by_lexer: dict[Lexer, list[int]] = {}
-        for number, (constraint, _, num_left) in enumerate(drawn):
-            matcher = cast("TokenMatcher", constraint)
+        taken: list[int | Exception] = [token_id for _, token_id, _ in drawn]
+        by_lexer: dict[Lexer, list[tuple[int, TokenMatcher, int, int]]] = {}
+        matcher: TokenMatcher
+        for number, (matcher, token_id, num_left) in enumerate(cast("Sequence[tuple[TokenMatcher, int, int]]", drawn)):
             try:
                 matcher.prepare(num_left)
             except Exception as error:
                 taken[number] = error
                 continue
-            by_lexer.setdefault(matcher.lexer, []).append(number)
-        numbers = list(chain.from_iterable(by_lexer.values()))
-        asked = [(cast("TokenMatcher", drawn[number].constraint).state, drawn[number].token_id) for number in numbers]
-        is_taken = self._threads().consume_token_par(asked) if asked else []
-        for number, is_right in zip(numbers, is_taken, strict=True):
-            constraint, token_id, num_left = drawn[number]
+            by_lexer.setdefault(matcher.lexer, []).append((number, matcher, token_id, num_left))
+        asked = list(chain.from_iterable(by_lexer.values()))
+        states = [(matcher.state, token_id) for _, matcher, token_id, _ in asked]
+        is_taken = self._threads().consume_token_par(states) if states else []
+        for (number, matcher, token_id, num_left), is_right in zip(asked, is_taken, strict=True):
             try:
-                taken[number] = cast("TokenMatcher", constraint).settle(token_id, num_left, is_right=is_right)
+                taken[number] = matcher.settle(token_id, num_left, is_right=is_right)
             except Exception as error:
                 taken[number] = error
         return taken

@@ -7,7 +7,7 @@ from tests.worker.engine.bracket_constraint import CLOSE, BracketConstraint, Fai
 from tests.worker.engine.generation import sequence
 from tests.worker.logprob_records import TokenLogprobs, record
 from worker.engine.logits.constrained_draws import take_draws
-from worker.engine.runner import Draw, Result
+from worker.engine.runner import Draw, PromptReport, Result
 from worker.engine.sequence import Sequence
 from worker.engine.token_constraint import Drawn, take_alone
 
@@ -67,3 +67,11 @@ def test_what_a_constraint_raises_is_the_result_of_its_sequence_alone() -> None:
     assert isinstance(second, InvalidRequest)
     assert third == Draw(4, None)
     assert CLOSE not in sequences[2].constraint.token_ids
+
+
+def test_what_is_reported_of_a_prompt_stays_beside_the_token_that_was_put_in_its_place() -> None:
+    logprobs = [TokenLogprobs(-1.0, (), ())]
+    reported = [PromptReport(logprobs, rest) for rest in (Draw(8, None), None)]
+    results: list[tuple[Sequence, Result]] = [(constrained(BracketConstraint(100), 1), each) for each in reported]
+    take_draws(results)
+    assert [result for _, result in results] == [PromptReport(logprobs, Draw(2, None)), PromptReport(logprobs, None)]
