@@ -97,15 +97,15 @@ class Alphabet:
         for index in range(start, len(closing)):
             token = self.texts[closing[index]]
             if not text.startswith(token, length):
-                return self._cut(token, text[length:], closing[index + 1 :])
+                left = text[length:]
+                return self._cut(token[len(left) :], closing[index + 1 :]) if token.startswith(left) else None
             length += len(token)
             if length == len(text):
                 return closing[index + 1 :]
         return None
 
-    def _cut(self, token: bytes, beginning: bytes, behind: tuple[int, ...]) -> tuple[int, ...] | None:
-        """What is left of ``token`` behind its ``beginning``, in tokens of one byte, and what comes ``behind``."""
-        left = token[len(beginning) :]
-        if not token.startswith(beginning) or any(byte not in self._by_byte for byte in left):
+    def _cut(self, left: bytes, behind: tuple[int, ...]) -> tuple[int, ...] | None:
+        """What is ``left`` of a token, in tokens of one byte, and what comes ``behind``."""
+        if any(byte not in self._by_byte for byte in left):
             return None
         return (*(self._by_byte[byte] for byte in left), *behind)

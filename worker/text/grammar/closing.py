@@ -62,28 +62,41 @@ class Closing:
         alphabet = self._alphabet
         passed = range(min(MOST_PASSED, len(earlier) - 1), -1, -1)
         in_string = earlier[:1] == (alphabet.quote_id,)  # where all of it is tried first
-        found = self._ended(matcher, earlier, (0, *passed) if in_string else passed)
+        steps: list[list[int]] = []
+        found = self._ended(matcher, earlier, (0, *passed) if in_string else passed, steps)
         if found is None and whole:
             opens = [at for at, token_id in enumerate(whole) if alphabet.texts[token_id][:1] in _OPENS]
-            found = self._ended(matcher, whole, opens[::-1])
+            found = self._ended(matcher, whole, opens[::-1], steps)
         return found
 
-    def _ended(self, matcher: LLMatcher, closing: tuple[int, ...], starts: Sequence[int]) -> list[int] | None:
-        """What ends what has begun, and then a closing from one of ``starts`` on; the first one that is found."""
+    def _ended(
+        self, matcher: LLMatcher, closing: tuple[int, ...], starts: Sequence[int], steps: list[list[int]]
+    ) -> list[int] | None:
+        """What ends what has begun, and then a closing from one of ``starts`` on; the first one that is found.
+
+        ``steps`` that end something are the same for any closing: those that are missing are added.
+        """
         path: list[int] = []
         found = None
-        for _ in range(MOST_ENDED + 1):
+        for number in range(MOST_ENDED + 1):
             found = [] if matcher.is_accepting() else self._end_of(matcher, closing, starts)
             if found is not None:
                 break
-            step = matcher.compute_ff_tokens()
-            if not step:  # a mask would say what may come, but takes longer than to try these
-                step = next(([each] for each in self._alphabet.ending_ids if matcher.validate_tokens([each])), [])
-            step = step or self._ranked(matcher, path)[:1]
-            matcher.consume_tokens(step)
-            path += step
+            if number == len(steps):
+                steps.append(self._step(matcher, path))
+            matcher.consume_tokens(steps[number])
+            path += steps[number]
         matcher.rollback(len(path))
         return None if found is None else path + found
+
+    def _step(self, matcher: LLMatcher, path: list[int]) -> list[int]:
+        """The tokens that must come next, or one that ends something, else the one that a search tries first."""
+        forced = matcher.compute_ff_tokens()
+        if forced:
+            return forced
+        # A mask would say what may come, but takes longer than to try these.
+        step = next(([each] for each in self._alphabet.ending_ids if matcher.validate_tokens([each])), [])
+        return step or self._ranked(matcher, path)[:1]
 
     def _end_of(self, matcher: LLMatcher, closing: tuple[int, ...], starts: Sequence[int]) -> list[int] | None:
         refused: set[int] = set()  # as the first token of an end
