@@ -84,8 +84,11 @@ class Alphabet:
         structure = _STRUCTURE.search(text)
         ends = text[structure.start() :] if structure else b""
         for written in (text, ends) if ends != text else (text,):
-            for passed in range(min(MOST_PASSED + 1, len(closing))):
-                rest = self._behind(closing, passed, written) if written else None
+            for passed, token_id in enumerate(closing[: MOST_PASSED + 1] if written else ()):
+                token = self.texts[token_id]
+                if not written.startswith(token) and not token.startswith(written):
+                    continue  # as most are, and this is soon seen
+                rest = self._behind(closing, passed, written)
                 if rest is not None:
                     return rest
         return closing

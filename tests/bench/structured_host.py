@@ -1,0 +1,199 @@
+"""What steps cost the host with a device that needs no time: how long a step must last at least, however fast a GPU is.
+
+    python -m tests.bench.structured_host [--streams 256] [--constrained 256] [--output-tokens 60] [--threads N]
+
+An engine decodes for streams as in `tests.bench.structured_rates`, with a vocabulary made up in Qwen's shape. Its
+device is made of arrays, and draws any tokens that the masks allow; that time does not count. All times are CPU time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+from numpy.random import default_rng
+
+from tests.bench.structured_rates import OUTPUT_TOKENS, PROMPT_TOKENS, SCHEMA, WARM_UP_TOKENS, ConstrainedStreams
+from tests.bench.structured_steps import synthetic_tokenizer
+from tests.worker.engine.cuda.late_device import LateDevice, LateEvent
+from worker.engine.engine import Engine
+from worker.settings import Settings
+from worker.text.grammar.grammar_compiler import GrammarCompiler
+from worker.text.grammar.grammar_text import grammar_text
+from worker.text.grammar.matcher_batch import num_threads
+from worker.text.tokenizer import Tokenizer
+
+OTHER_OPS = ("begin_decode", "resolve_tokens", "top_log_probabilities")
+SHARED = ("masks", "tokens taken")
+"""Parts that llguidance's threads share."""
+
+
+@dataclass(slots=True)
+class HostTime:
+    """CPU seconds by parts: on the engine's thread, and of all threads."""
+
+    own_s: dict[str, float] = field(default_factory=dict)
+    all_s: dict[str, float] = field(default_factory=dict)
+
+    def timed(self, part: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        """What calls ``call`` and adds its time to a part; parts may be within others."""
+
+        def run(*arguments: Any, **options: Any) -> Any:
+            own, total = time.thread_time(), time.process_time()
+            try:
+                return call(*arguments, **options)
+            finally:
+                self.own_s[part] = self.own_s.get(part, 0.0) + time.thread_time() - own
+                self.all_s[part] = self.all_s.get(part, 0.0) + time.process_time() - total
+
+        return run
+
+    def clear(self) -> None:
+        """Begin anew."""
+        self.own_s.clear()
+        self.all_s.clear()
+
+    def shared_s(self, part: str) -> float:
+        """What the other threads did of a part."""
+        return max(0.0, self.all_s.get(part, 0.0) - self.own_s.get(part, 0.0))
+
+
+class InstantDevice(LateDevice):
+    """Draws any id that the mask of a row allows; the other ops do nothing."""
+
+    def __init__(self, host_time: HostTime) -> None:
+        super().__init__()
+        self._chance = default_rng(0)
+        self._host_time = host_time
+        for name in OTHER_OPS:
+            setattr(self.ops, name, self._later(lambda *_, **__: None))
+        self.ops.mask_logits = self._later(self._keep_masks)
+        self.ops.sample = self._later(self._draw)
+
+    def event(self) -> LateEvent:
+        event = super().event()
+        event.synchronise = self._host_time.timed("device", event.synchronise)  # type: ignore[method-assign]
+        return event
+
+    def _garbage(self, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+        return np.zeros(shape, dtype)
+
+    def _keep_masks(self, _logits: Any, rows: np.ndarray, masks: np.ndarray, *, out: Any) -> None:
+        self._masks = {row: mask for row, mask in zip(rows.tolist(), masks, strict=True) if row >= 0}
+
+    def _draw(self, _logits: Any, _params: Any, *, out_ids: np.ndarray) -> None:
+        out_ids[:] = 0
+        for row, mask in self._masks.items():
+            word = int(self._chance.choice(np.flatnonzero(mask)))
+            bits = [bit for bit in range(32) if int(mask[word]) >> bit & 1]
+            out_ids[row] = 32 * word + int(self._chance.choice(bits))
+
+
+class InstantModel:
+    """Has no weights and no cache."""
+
+    recompute_at, bytes_per_state = None, 0
+
+    def __init__(self, vocab_size: int, host_time: HostTime) -> None:
+        self.config = SimpleNamespace(vocab_size=vocab_size, context_length=PROMPT_TOKENS + OUTPUT_TOKENS)
+        self.device = InstantDevice(host_time)
+
+    def bytes_per_block(self, block_tokens: int) -> int:
+        return 8 * block_tokens
+
+    def allocate_cache(self, *_: Any) -> np.ndarray:
+        return np.zeros(1)
+
+    def forward(self, step: Any, _cache: Any) -> np.ndarray:
+        return np.broadcast_to(np.float32(0), (step.logit_rows.shape[0], self.config.vocab_size))
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """Milliseconds for as many tokens as there are streams, which is a token of each."""
+
+    num_tokens: int
+    own_ms: dict[str, float]
+    shared_ms: dict[str, float]
+
+    def step_ms(self, threads: int) -> float:
+        """If so many threads share alike."""
+        return sum(self.own_ms.values()) + sum(self.shared_ms.values()) / threads
+
+    def lines(self) -> list[str]:
+        """What a person reads."""
+        parts = [f"{name} {self.own_ms[name]:.2f} ms" for name in self.own_ms]
+        shared = [f"{name} {each:.2f} ms" for name, each in self.shared_ms.items()]
+        steps = [f"{self.step_ms(threads):.2f} ms with {threads}" for threads in (1, 2, 4, 12)]
+        return [
+            f"{self.num_tokens} tokens; for one of each stream, on the engine's thread: " + ", ".join(parts),
+            "on threads that share: " + ", ".join(shared),
+            "a step, computed from these: " + ", ".join(steps) + " such threads",
+        ]
+
+
+def measure(
+    tokenizer: Tokenizer, num_streams: int, num_constrained: int, output_tokens: int, threads: int = 1
+) -> Outcome:
+    """Decode ``output_tokens`` of each stream on average."""
+    spent = HostTime()
+    cache_bytes = num_streams * (PROMPT_TOKENS + OUTPUT_TOKENS + 64) * 8
+    settings = Settings(device="cuda:0", max_sequences=num_streams, kv_cache_bytes=cache_bytes)
+    engine = Engine(InstantModel(tokenizer.vocab_size, spent), settings)  # type: ignore[arg-type]
+    matcher = GrammarCompiler(tokenizer, num_threads=threads).compile(grammar_text("json_schema", SCHEMA))
+    for owner, name, part in (
+        (engine, "step", "step"),
+        (engine, "_commit", "commit"),
+        (engine._scheduler, "plan", "plan"),
+        (engine._runner, "launch", "launch"),
+        (engine._runner, "collect", "collect"),
+        (matcher.batch, "write_masks", "masks"),
+        (matcher.batch, "take", "tokens taken"),
+    ):
+        setattr(owner, name, spent.timed(part, getattr(owner, name)))
+    streams = ConstrainedStreams(engine, matcher, tokenizer.vocab_size, num_streams)
+    streams.rate(num_constrained, WARM_UP_TOKENS)
+    num_before = engine.stats(memory_bytes=0).output_tokens
+    spent.clear()
+    streams.rate(num_constrained, output_tokens)
+    num_tokens = engine.stats(memory_bytes=0).output_tokens - num_before
+    own = {part: 1e3 * each * num_streams / num_tokens for part, each in spent.own_s.items()}
+    masks, taken = (own.get(part, 0.0) for part in SHARED)
+    own_ms = {
+        "plan": own["plan"],
+        "masks": masks,
+        "launch and upload": own["launch"] - masks,
+        "collect": own["collect"] - own["device"],
+        "tokens taken": taken,
+        "commit, with forced tokens": own["commit"] - taken,
+        "the rest": own["step"] - own["plan"] - own["launch"] - own["collect"] - own["commit"],
+    }
+    shared_ms = {part: 1e3 * spent.shared_s(part) * num_streams / num_tokens for part in SHARED}
+    return Outcome(num_tokens, own_ms, shared_ms)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Measure and print; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.bench.structured_host", description=(__doc__ or "").partition("\n")[0]
+    )
+    parser.add_argument("--streams", type=int, default=256)
+    parser.add_argument("--constrained", type=int, default=256)
+    parser.add_argument("--output-tokens", type=int, default=60)
+    parser.add_argument("--threads", type=int, default=num_threads())
+    arguments = parser.parse_args(argv)
+    outcome = measure(
+        synthetic_tokenizer(), arguments.streams, arguments.constrained, arguments.output_tokens, arguments.threads
+    )
+    print("\n".join(outcome.lines()))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
