@@ -70,6 +70,7 @@ class InstantDevice(LateDevice):
     def __init__(self, host_time: HostTime) -> None:
         super().__init__()
         self._chance = default_rng(0)
+        self._masks: dict[int, np.ndarray] = {}  # by rows of logits
         self._host_time = host_time
         for name in OTHER_OPS:
             setattr(self.ops, name, self._later(lambda *_, **__: None))
@@ -84,12 +85,14 @@ class InstantDevice(LateDevice):
     def _garbage(self, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
         return np.zeros(shape, dtype)
 
-    def _keep_masks(self, _logits: Any, rows: np.ndarray, masks: np.ndarray, *, out: Any) -> None:
-        self._masks = {row: mask for row, mask in zip(rows.tolist(), masks, strict=True) if row >= 0}
+    def _keep_masks(self, _logits: Any, rows: np.ndarray, masks: np.ndarray, *, out: np.ndarray) -> None:
+        of_rows = zip(rows.tolist(), masks, strict=True)
+        self._masks = {row: mask for row, mask in of_rows if 0 <= row < out.shape[0] and mask.any()}
 
     def _draw(self, _logits: Any, _params: Any, *, out_ids: np.ndarray) -> None:
         out_ids[:] = 0
-        for row, mask in self._masks.items():
+        masks, self._masks = self._masks, {}
+        for row, mask in masks.items():
             word = int(self._chance.choice(np.flatnonzero(mask)))
             bits = [bit for bit in range(32) if int(mask[word]) >> bit & 1]
             out_ids[row] = 32 * word + int(self._chance.choice(bits))
