@@ -83,28 +83,29 @@ class PackedLogprobs(msgspec.Struct, frozen=True, omit_defaults=True):
 
     def unpacked(self, ids: Sequence[int]) -> list[TokenLogprob]:
         """Those of the tokens ``ids``. Raises ValueError where they are of another number of tokens."""
-        num_top, num_tokens = self.num_top, len(ids)
-        lengths = num_tokens * 4 * (1 + 2 * num_top), num_tokens * (1 + num_top)
+        lengths = len(ids) * 4 * (1 + 2 * self.num_top), len(ids) * (1 + self.num_top)
         if (len(self.records), len(self.texts)) != lengths:
             raise ValueError("packed log probabilities are of another number of tokens")
-        if not ids:
-            return []
-        # By columns, as there are very many tokens.
-        own, *numbers = zip(*struct.iter_unpack(f"<f{num_top}i{num_top}f", self.records), strict=True)
-        top_ids, top_logprobs = numbers[:num_top], numbers[num_top:]
-        tops = _rows(top_ids, top_logprobs) if num_top else [dict[int, float]() for _ in ids]
-        spelt, columns = self._bytes(), range(0, num_tokens * (1 + num_top), num_tokens)
-        pieces = _rows([ids, *top_ids], [spelt[start : start + num_tokens] for start in columns])
-        if _NO_ID in self.records:
-            for each in (*tops, *pieces):
-                each.pop(-1, None)
-        return list(map(TokenLogprob, ids, own, tops, pieces))
-
-    def _bytes(self) -> list[bytes]:
         try:
-            return list(map(str.encode, self.texts))  # type: ignore[arg-type]
+            spelt = list(map(str.encode, self.texts))  # type: ignore[arg-type]
         except TypeError:  # some are parts of characters
-            return [text.encode() if isinstance(text, str) else bytes(text) for text in self.texts]
+            spelt = [text.encode() if isinstance(text, str) else bytes(text) for text in self.texts]
+        return unpacked_logprobs(ids, self.num_top, self.records, spelt)
+
+
+def unpacked_logprobs(ids: Sequence[int], num_top: int, records: bytes, spelt: Sequence[bytes]) -> list[TokenLogprob]:
+    """Those of the tokens ``ids``; ``spelt`` are the bytes for which `PackedLogprobs` has ``texts``."""
+    if not ids:
+        return []
+    # By columns, as there are very many tokens.
+    own, *numbers = zip(*struct.iter_unpack(f"<f{num_top}i{num_top}f", records), strict=True)
+    top_ids, top_logprobs = numbers[:num_top], numbers[num_top:]
+    tops = _rows(top_ids, top_logprobs) if num_top else [dict[int, float]() for _ in ids]
+    pieces = _rows([ids, *top_ids], [spelt[start : start + len(ids)] for start in range(0, len(spelt), len(ids))])
+    if _NO_ID in records:
+        for each in (*tops, *pieces):
+            each.pop(-1, None)
+    return list(map(TokenLogprob, ids, own, tops, pieces))
 
 
 def _rows(keys: Sequence[Sequence[int]], values: Sequence[Sequence[T]]) -> list[dict[int, T]]:

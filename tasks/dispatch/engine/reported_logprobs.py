@@ -9,7 +9,7 @@ from typing import overload
 
 import msgspec
 
-from orcd.events import PackedLogprobs, TokenLogprob
+from orcd.events import PackedLogprobs, TokenLogprob, unpacked_logprobs
 from tasks.dispatch.engine.token_spellings import TokenSpellings
 
 NO_ID = b"\xff" * 4
@@ -36,17 +36,15 @@ class ReportedLogprobs(Sequence[TokenLogprob]):
     @overload
     def __getitem__(self, place: slice) -> list[TokenLogprob]: ...
     def __getitem__(self, place: int | slice) -> TokenLogprob | list[TokenLogprob]:
-        return self.packed().unpacked(self._ids)[place]
+        return [*self][place]
 
     def __iter__(self) -> Iterator[TokenLogprob]:
-        return iter(self.packed().unpacked(self._ids))
+        spelt = self._spellings.bytes_of(self._named_ids())
+        return iter(unpacked_logprobs(self._ids, self._num_top, self._records, spelt))
 
     def packed(self) -> PackedLogprobs:
         """As the events of logs have them, without the ids."""
-        named = [*self._ids]
-        for column in self._top_ids():
-            named += column
-        return PackedLogprobs(self._num_top, self._records, self._spellings.texts.of(named))
+        return PackedLogprobs(self._num_top, self._records, self._spellings.texts.of(self._named_ids()))
 
     def json(self) -> msgspec.Raw:
         """What msgspec makes of a list of them, in half of the time."""
@@ -74,6 +72,13 @@ class ReportedLogprobs(Sequence[TokenLogprob]):
             numbers += fields[place::num_fields].tolist()
         texts = msgspec.json.encode(numbers)[1:-1].split(b",")
         return [texts[start : start + len(self)] for start in range(0, len(texts), len(self))]
+
+    def _named_ids(self) -> list[int]:
+        """Those of all tokens, then those of the likeliest at each place, of the second likeliest ..."""
+        named = [*self._ids]
+        for column in self._top_ids():
+            named += column
+        return named
 
     def _top_ids(self) -> list[list[int]]:
         """Columns: the likeliest of each token, the second likeliest ..."""

@@ -58,15 +58,17 @@ class TokenSpellings:
     def _table(self, make: Callable[[int], T]) -> TokenTable[T]:
         return TokenTable(len(self._pieces), make)
 
-    def _bytes_of(self, token_id: int) -> bytes:
-        return self._pieces[token_id] if 0 <= token_id < len(self._pieces) else b""
+    def bytes_of(self, token_ids: Sequence[int]) -> list[bytes]:
+        """Those of each of the ids."""
+        pieces, size = self._pieces, len(self._pieces)
+        return [pieces[token_id] if 0 <= token_id < size else b"" for token_id in token_ids]
 
     def _text(self, token_id: int) -> str | list[int]:
-        spelling = self._bytes_of(token_id)
+        [spelling] = self.bytes_of([token_id])
         try:
             return spelling.decode()
         except UnicodeDecodeError:
             return list(spelling)
 
     def _base64(self, token_id: int) -> bytes:
-        return b64encode(self._bytes_of(token_id))
+        return b64encode(*self.bytes_of([token_id]))
