@@ -17,12 +17,13 @@ from orcd.gateway.settings import GatewaySettings
 from orcd.request import Request
 from orcd.store import schema
 from orcd.store.claim import Claim
+from tasks.dispatch import prompt_encoder
 from tasks.dispatch.active_job import ActiveJob
 from tasks.dispatch.prompt_encoder import PromptEncoder
 from tests.orcd.gateway.conftest import running
 from tests.orcd.job_writer import MakeStore
 from tests.tasks import tool_templates as templates
-from tests.tasks.dispatch.byte_model import READY
+from tests.tasks.dispatch.byte_model import PATIENCE_S, READY
 from tests.worker.text.tools.families import ANSWERS, CALLS, FIRST, SECOND, Answer
 from worker import contract
 from worker.text.chat_template import ChatTemplate
@@ -91,8 +92,11 @@ Converse = Callable[[str], tuple[ScriptedWorker, openai.OpenAI]]
 
 
 @pytest.fixture
-def converse(redis_url: str, connection: redis.Redis, make_store: MakeStore) -> Iterator[Converse]:
+def converse(
+    redis_url: str, connection: redis.Redis, make_store: MakeStore, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Converse]:
     """Starts a worker that answers as one of the families, and a gateway."""
+    monkeypatch.setattr(prompt_encoder, "SHORT_RENDER_S", PATIENCE_S)
     with running(GatewaySettings(redis_url=redis_url)) as url, ExitStack() as opened:
 
         def converse(family: str) -> tuple[ScriptedWorker, openai.OpenAI]:
