@@ -18,12 +18,12 @@ QUEUES = ["orcd.qwen2.5%3A7b", "orcd.qwen2.5", "orcd.org%2Fmodel%401", "orcd.gr%
 
 
 def test_jobs_come_to_the_worker_whose_model_they_name(
-    redis_url: str, connection: redis.Redis, client: Client, demo_model: Path, tmp_path: Path
+    redis_url: str, connection: redis.Redis, client: Client, shallow_model: Path, tmp_path: Path
 ) -> None:
     assert [queue_name(name) for name in NAMES] == QUEUES
     with ExitStack() as workers, Celery("other", broker=redis_url, backend=redis_url, set_as_current=False) as sender:
         for name in NAMES:
-            workers.enter_context(WorkerProcess(redis_url, demo_model, tmp_path, ORCD_NAME=name))
+            workers.enter_context(WorkerProcess(redis_url, shallow_model, tmp_path, ORCD_NAME=name))
         job_ids = {(name, p): client.submit(**FIELDS, model=name, priority=p) for name in NAMES for p in (0, 5)}
         answers = {
             name: sender.send_task("orcd.generate", kwargs={**FIELDS, "model": name}, queue=queue)

@@ -105,6 +105,7 @@ def test_flower_which_connects_by_itself_shows_the_queues(url: str) -> None:
         client.submit(prompt="x")
     with create_app(Settings(redis_url=url)) as app, app.connection() as connection:
         uri, options = connection.as_uri(include_password=True), app.conf.broker_transport_options
+        options |= {"socket_connect_timeout": 60}  # Flower gives up after a second, which a busy machine may need
         broker = Broker(uri, broker_options=options, broker_use_ssl=app.conf.broker_use_ssl)
         assert asyncio.run(broker.queues(["orcd"])) == [{"name": "orcd", "messages": 1}]
     gc.collect()  # so that no other test hears of them

@@ -15,9 +15,9 @@ from tests.tasks.celery_ext.redis_faults import SHORT
 from tests.tasks.worker_process import WorkerProcess
 
 
-def test_redis_may_go_away_again_and_again(redis_server: RedisServer, demo_model: Path, tmp_path: Path) -> None:
+def test_redis_may_go_away_again_and_again(redis_server: RedisServer, shallow_model: Path, tmp_path: Path) -> None:
     chance = random.Random(1)
-    with WorkerProcess(redis_server.url, demo_model, tmp_path, by_celery=True) as worker:  # with mingle and gossip
+    with WorkerProcess(redis_server.url, shallow_model, tmp_path, by_celery=True) as worker:  # with mingle and gossip
         job_ids = []
         for _ in range(8):
             with Client(redis_server.url) as client:
@@ -34,9 +34,9 @@ def test_redis_may_go_away_again_and_again(redis_server: RedisServer, demo_model
 
 
 def test_a_worker_can_be_stopped_while_redis_is_away(
-    redis_server: RedisServer, demo_model: Path, tmp_path: Path
+    redis_server: RedisServer, shallow_model: Path, tmp_path: Path
 ) -> None:
-    with WorkerProcess(redis_server.url, demo_model, tmp_path) as worker:
+    with WorkerProcess(redis_server.url, shallow_model, tmp_path) as worker:
         with Client(redis_server.url) as client:  # it has begun to take messages when it has run a job
             assert client.result(client.submit(**SHORT), timeout=60).state == "succeeded"
         redis_server.kill()
@@ -46,10 +46,10 @@ def test_a_worker_can_be_stopped_while_redis_is_away(
 
 
 def test_nothing_is_left_of_a_connection_that_was_lost(
-    redis_server: RedisServer, demo_model: Path, tmp_path: Path
+    redis_server: RedisServer, shallow_model: Path, tmp_path: Path
 ) -> None:
     with (
-        WorkerProcess(redis_server.url, demo_model, tmp_path) as worker,
+        WorkerProcess(redis_server.url, shallow_model, tmp_path) as worker,
         closing(redis.Redis.from_url(redis_server.url)) as connection,
     ):
         num_connections = []

@@ -61,11 +61,12 @@ def test_a_drained_worker_finishes_what_it_can_and_another_goes_on_with_the_rest
 
 
 def test_a_stopped_worker_gives_back_at_once_and_others_stay(
-    redis_url: str, demo_model: Path, tmp_path: Path, registry: WorkerRegistry
+    redis_url: str, shallow_model: Path, tmp_path: Path, registry: WorkerRegistry
 ) -> None:
+    variables = slow_engine(tmp_path)
     with (
-        WorkerProcess(redis_url, demo_model, tmp_path) as worker,
-        WorkerProcess(redis_url, demo_model, tmp_path) as other,
+        WorkerProcess(redis_url, shallow_model, tmp_path, **variables) as worker,
+        WorkerProcess(redis_url, shallow_model, tmp_path, **variables) as other,
         Client(redis_url) as client,
     ):
         job_ids = client.submit_many([LONG | {"seed": number} for number in range(6)])

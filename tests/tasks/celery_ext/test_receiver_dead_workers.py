@@ -55,14 +55,14 @@ def _num_noted(connection: redis.Redis) -> int:
 
 
 def test_foreign_messages_survive_the_workers_that_have_them(
-    app: Celery, redis_url: str, connection: redis.Redis, demo_model: Path, tmp_path: Path
+    app: Celery, redis_url: str, connection: redis.Redis, shallow_model: Path, tmp_path: Path
 ) -> None:
     chance = random.Random(7)
     num_held = 0
     with ExitStack() as workers:
-        survivor = workers.enter_context(WorkerProcess(redis_url, demo_model, tmp_path))
+        survivor = workers.enter_context(WorkerProcess(redis_url, shallow_model, tmp_path))
         for _ in range(4):
-            victim = workers.enter_context(WorkerProcess(redis_url, demo_model, tmp_path))
+            victim = workers.enter_context(WorkerProcess(redis_url, shallow_model, tmp_path))
             task_ids = [_send(app) for _ in range(40)]
             time.sleep(chance.uniform(0, 0.05))
             victim.kill()

@@ -12,6 +12,7 @@ import redis
 
 from orcd.client import Client
 from orcd.store.dead_letters import DEAD_LETTER_BYTES, DeadLetters
+from tests.tasks.slow_engine import slow_engine
 from tests.tasks.worker_process import WorkerProcess
 
 MIB = 1024 * 1024
@@ -24,9 +25,12 @@ def _dead_list(redis_url: str) -> str:
 
 
 def test_a_worker_given_messages_of_100_mb_stays_as_large_as_it_was(
-    redis_url: str, connection: redis.Redis, demo_model: Path, tmp_path: Path
+    redis_url: str, connection: redis.Redis, shallow_model: Path, tmp_path: Path
 ) -> None:
-    with WorkerProcess(redis_url, demo_model, tmp_path) as worker, Client(redis_url) as client:
+    with (
+        WorkerProcess(redis_url, shallow_model, tmp_path, **slow_engine(tmp_path)) as worker,
+        Client(redis_url) as client,
+    ):
         client.result(client.submit(prompt="old pond", max_tokens=1), timeout=60)
         process = psutil.Process(worker.process.pid)
         before = peak = process.memory_info().rss

@@ -19,9 +19,9 @@ from tests.tasks.worker_process import WorkerProcess
 
 @pytest.mark.parametrize("fault", ["killed", "frozen"])
 def test_a_worker_leaves_in_time_also_with_redis_away_and_its_jobs_go_on(
-    redis_server: RedisServer, demo_model: Path, tmp_path: Path, fault: str
+    redis_server: RedisServer, shallow_model: Path, tmp_path: Path, fault: str
 ) -> None:
-    with Client(redis_server.url) as client, SlowWorker(redis_server.url, demo_model, tmp_path) as worker:
+    with Client(redis_server.url) as client, SlowWorker(redis_server.url, shallow_model, tmp_path) as worker:
         expected = client.result(client.submit(**LONG), timeout=60)
         job_id = client.submit(**LONG)
         worker.slow_down(client, job_id)
@@ -31,7 +31,7 @@ def test_a_worker_leaves_in_time_also_with_redis_away_and_its_jobs_go_on(
         worker.leave([signal.SIGTERM])
         assert [event for event in worker.complaints() if event["level"] == "error"] == []
         redis_server.start() if fault == "killed" else server.resume()
-        with WorkerProcess(redis_server.url, demo_model, tmp_path):
+        with WorkerProcess(redis_server.url, shallow_model, tmp_path):
             streams = Streams(redis_server.url, [job_id])
             (result,) = streams.results()
         assert (result.state, result.text) == ("succeeded", expected.text)
