@@ -24,6 +24,7 @@ from worker.settings import Settings
 
 USER = "orcd"
 MOST_LISTS = 10_000
+MOST_PORT = 65_535
 _LOGINS = {"auth", "basic_auth", "auth_provider"}
 
 
@@ -38,8 +39,12 @@ class FlowerProgram:
     ) -> None:
         self._settings = settings
         self._arguments = list(arguments)
-        self._given = {argument.lstrip("-").partition("=")[0].replace("-", "_") for argument in arguments}
-        self._given |= {name.removeprefix("FLOWER_").lower() for name in environment if name.startswith("FLOWER_")}
+        prefix = "FLOWER_"
+        variables = {name: text for name, text in environment.items() if name.startswith(prefix)}
+        self._given = {name.removeprefix(prefix).lower(): text for name, text in variables.items()}
+        for argument in arguments:
+            name, _, text = argument.lstrip("-").partition("=")
+            self._given[name.replace("-", "_")] = text
 
     def run(self) -> int:
         """Serve until it is told to stop; returns the exit code. Raises `InvalidRequest` for an option or its value."""
@@ -57,7 +62,7 @@ class FlowerProgram:
             return exit_code
 
     def _check(self) -> None:
-        """Raises `InvalidRequest` for an option that Flower does not know: it passes over that."""
+        """Raises `InvalidRequest` for what Flower passes over: unknown options, and values that let nobody in."""
         for number, argument in enumerate(self._arguments, 1):
             name = argument.lstrip("-").partition("=")[0]
             if not argument.startswith("-"):
@@ -68,12 +73,21 @@ class FlowerProgram:
                 meant = f"did you mean --{similar[0]}?" if similar else "docs/flower.md says where they are listed"
                 raise InvalidRequest(f"flower: there is no option --{name}; {meant}")
 
+        port = self._given.get("port", "")
+        if port.isdecimal() and int(port) > MOST_PORT:
+            raise InvalidRequest(f"flower: port: must be at most {MOST_PORT}")
+        logins = self._given.get("basic_auth")
+        if logins and not all(":" in login for login in logins.split(",")):
+            raise InvalidRequest(
+                "flower: basic_auth: must be USER:PASSWORD, or several of these with commas between them"
+            )
+
     def _defaults(self) -> list[str]:
         """Options for what nobody has said. A file of options is taken to say all."""
         if "conf" in self._given or Path(DEFAULT_CONFIG_FILE).exists():
             return []
         read_only = [] if "read_only" in self._given else ["--read-only"]
-        if self._given & _LOGINS:
+        if self._given.keys() & _LOGINS:
             return read_only
         if not sys.stderr.isatty():
             raise InvalidRequest(

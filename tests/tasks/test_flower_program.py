@@ -51,6 +51,25 @@ def test_elsewhere_it_asks_for_one_as_it_would_end_in_a_log(started: list[list[s
 
 
 @pytest.mark.parametrize(
+    ("arguments", "environment", "problem"),
+    [
+        (["--port=99999"], {"FLOWER_BASIC_AUTH": "a:b"}, "port: must be at most 65535"),
+        ([], {"FLOWER_BASIC_AUTH": "a:b", "FLOWER_PORT": "99999"}, "port: must be at most 65535"),
+        (["--basic-auth=hidden"], {}, "basic_auth: must be USER:PASSWORD"),
+        ([], {"FLOWER_BASIC_AUTH": "a:b,hidden"}, "basic_auth: must be USER:PASSWORD"),
+    ],
+)
+def test_values_with_which_nobody_would_get_in_are_refused_and_no_password_is_told(
+    started: list[list[str]], arguments: list[str], environment: dict[str, str], problem: str
+) -> None:
+    """The port was taken modulo 65536, and a login without a colon was one that nobody can give."""
+    with pytest.raises(InvalidRequest, match=problem) as caught:
+        FlowerProgram(SETTINGS, arguments, environment).run()
+    assert started == []
+    assert "hidden" not in caught.value.message
+
+
+@pytest.mark.parametrize(
     ("arguments", "environment", "expected"),
     [
         (["--basic-auth=a:b"], {}, ["--read-only"]),
