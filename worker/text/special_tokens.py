@@ -159,8 +159,8 @@ def from_vocabulary(vocabulary: Vocabulary) -> SpecialTokens:
     end of a turn stays text in answers, unlike there: Qwen's ``</s>`` is HTML.
     """
     ids = vocabulary.ids()
-    kinds = {text: vocabulary.types[token_id] for text, token_id in ids.items()}
-    typed = {text: (ids[text], kind) for text, kind in kinds.items() if kind in _SPECIAL_TYPES}
+    types = vocabulary.types
+    typed = {text: (token, types[token]) for text, token in ids.items() if types[token] in _SPECIAL_TYPES}
     typed |= {text: (ids[text], TokenType.CONTROL) for text in TURN_END_TEXTS & ids.keys() - typed.keys()}
     if len(typed) > MAX_SPECIAL_TOKENS:
         raise ModelLoadFailed(

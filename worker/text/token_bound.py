@@ -35,13 +35,17 @@ class TokenBound:
         self._space = space
         self._ascii_only = ascii_only
         self._classes: list[tuple[bytes, int]] = []
-        tokens = list(spellings)
+        tokens = sorted(spellings, key=len, reverse=True)
         for members in _CLASSES:
             counted = members & covered
             others = bytes(byte for byte in range(256) if byte not in counted)
             # An unknown token stands for one character, of up to four bytes.
-            least = 1 if counted <= _ASCII else 4
-            self._classes.append((others, max([least, *(len(token.translate(None, others)) for token in tokens)])))
+            most = 1 if counted <= _ASCII else 4
+            for token in tokens:
+                if len(token) <= most:
+                    break  # the others are no longer than that
+                most = max(most, len(token.translate(None, others)))
+            self._classes.append((others, most))
 
     def least(self, text: str) -> int:
         """``text`` is valid Unicode."""

@@ -55,9 +55,9 @@ class Vocabulary:
 
     def ids(self) -> dict[str, int]:
         """Token -> id, the lowest where several have one text; in the order of ids."""
-        ids: dict[str, int] = {}
-        for token_id, token in enumerate(self.tokens):
-            ids.setdefault(token, token_id)
+        numbers = range(len(self.tokens))
+        ids = dict(zip(self.tokens, numbers, strict=True))
+        ids.update(zip(reversed(self.tokens), reversed(numbers), strict=True))  # the lowest comes last
         return ids
 
 

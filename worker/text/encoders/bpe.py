@@ -6,6 +6,7 @@ pre-tokenizer (`worker.text.encoders.pre_tokenizers`); merges never cross a word
 
 from __future__ import annotations
 
+import codecs
 import reprlib
 
 import tokenizers
@@ -19,6 +20,7 @@ from worker.text.vocabulary import Vocabulary
 _PRINTABLE = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
 _OTHERS = [byte for byte in range(256) if byte not in _PRINTABLE]
 BYTE_OF_LETTER = {chr(byte): byte for byte in _PRINTABLE} | {chr(256 + n): byte for n, byte in enumerate(_OTHERS)}
+_BYTES = codecs.charmap_build("".join(sorted(BYTE_OF_LETTER, key=BYTE_OF_LETTER.__getitem__)))
 
 
 def build(vocabulary: Vocabulary) -> tokenizers.Tokenizer:
@@ -60,8 +62,8 @@ def misfit(error: Exception) -> ModelLoadFailed:
 def piece(token: str) -> bytes:
     """The bytes that a token's letters spell; a letter outside the alphabet stands for itself."""
     try:
-        return bytes(map(BYTE_OF_LETTER.__getitem__, token))
-    except KeyError:
+        return codecs.charmap_encode(token, "strict", _BYTES)[0]
+    except UnicodeEncodeError:
         return b"".join(
             bytes([BYTE_OF_LETTER[letter]]) if letter in BYTE_OF_LETTER else letter.encode() for letter in token
         )

@@ -12,6 +12,7 @@ from worker.text.token_bound import TokenBound, check_length
 from worker.text.vocabulary import TokenType, Vocabulary
 
 _KINDS = {"gpt2": bpe, "llama": spm, "gemma4": character_bpe}
+_SPELT = frozenset((TokenType.NORMAL, TokenType.BYTE))
 
 
 class GgufEncoder:
@@ -88,6 +89,6 @@ def _bound(vocabulary: Vocabulary, specials: SpecialTokens) -> TokenBound:
 
 
 def _piece(token: str, token_type: int, spell: Callable[[str], bytes]) -> bytes:
-    if token_type in (TokenType.NORMAL, TokenType.BYTE):
+    if token_type in _SPELT:
         return spell(token)
     return b"" if token_type == TokenType.UNUSED else token.encode()
