@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable
 
 from kernels.devices.protocol import is_gpu
@@ -188,12 +188,12 @@ class Engine:
     def check_invariants(self) -> None:
         """The live sequences are exactly those that the scheduler holds, and its bookkeeping agrees."""
         self._scheduler.check_invariants()
-        live = {id(sequence) for sequences in self._requests.values() for sequence in sequences}
-        assert live == {id(sequence) for sequence in self._scheduler.running + self._scheduler.waiting}
+        held = self._scheduler.running + self._scheduler.waiting
+        assert {id(each) for sequences in self._requests.values() for each in sequences} == set(map(id, held))
         assert all(self._requests.values()), "a request without sequences"
-        drawing = [id(chunk.sequence) for chunks in self._in_flight for chunk in chunks if chunk.draws]
-        for sequence in self._scheduler.running + self._scheduler.waiting:
-            assert sequence.num_unread == drawing.count(id(sequence)), "an unread token that nobody draws"
+        drawing = Counter(id(chunk.sequence) for chunks in self._in_flight for chunk in chunks if chunk.draws)
+        for sequence in held:
+            assert sequence.num_unread == drawing.get(id(sequence), 0), "an unread token that nobody draws"
 
     def _launch(self, chunks: list[Chunk], outputs: list[TokenOutput]) -> bool:
         """Launch a step; when that fails, run its chunks one by one, so that only those fail that must.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, OrderedDict
 from collections.abc import Iterable
+from itertools import chain
 
 
 class CachePool:
@@ -67,8 +68,6 @@ class CachePool:
 
     def check_holders(self, holders: Iterable[Iterable[int]]) -> None:
         """Every entry's references are the ``holders`` that list it."""
-        counts = Counter(entry for entries in holders for entry in entries)
-        for entry, num_references in enumerate(self._num_references):
-            assert num_references == counts[entry], (
-                f"entry {entry}: {num_references} references, {counts[entry]} hold it"
-            )
+        counts = dict(Counter(chain.from_iterable(holders)))
+        references = {entry: number for entry, number in enumerate(self._num_references) if number}
+        assert references == counts, f"references by entry: {references}, holders: {counts}"
