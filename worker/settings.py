@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from kernels.devices.device_name import gpu_index
 from orcd.errors import InvalidRequest
 from orcd.settings import PREFIX, ClientSettings, check_whole_numbers, read_environment
 
@@ -108,6 +107,8 @@ class Settings(ClientSettings):
         """Raises `InvalidRequest` naming the variable of a value that cannot be."""
         ClientSettings.check(self)
         check_whole_numbers(self, _POSITIVE)
+        from kernels.devices.device_name import gpu_index  # not at the top: a page of help needs nothing of kernels
+
         if self.device != "cpu" and gpu_index(self.device) is None:
             raise InvalidRequest(f"{PREFIX}DEVICE must be cpu or cuda:N")
         if not 0 < self.vram_fraction <= 1:
