@@ -182,6 +182,11 @@ BY_CODE: dict[str, type[OrcdError]] = {error.code: error for error in _tree(Orcd
 """Stable code -> exception class; how an error is rebuilt on the other side of a wire."""
 
 
+def printable(text: str) -> str:
+    """``text`` as one line, with escapes for what a terminal would obey: names and messages may come from anybody."""
+    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
+
+
 def places(error: BaseException) -> list[str]:
     """Where an exception passed, outermost first, as ``file:line``: what may be logged of one whose text may not."""
     return [f"{Path(frame.filename).name}:{frame.lineno}" for frame in traceback.extract_tb(error.__traceback__)]

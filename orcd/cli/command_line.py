@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 import click
 
-from orcd.errors import Cancelled, InvalidRequest, OrcdError
+from orcd.errors import Cancelled, InvalidRequest, OrcdError, printable
 
 INTERRUPTED = 130
 SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
@@ -79,7 +79,7 @@ def given(options: Mapping[str, Any]) -> dict[str, Any]:
 
 def report(code: str, message: str) -> None:
     """The one line that every error of the command line is."""
-    print(f"orcd: {code}: {message}", file=sys.stderr)
+    print(f"orcd: {code}: {printable(message)}", file=sys.stderr)
 
 
 def report_error(error: OrcdError) -> int:

@@ -13,7 +13,7 @@ from orcd.cli import terminal
 from orcd.cli.command_line import fail_fast_option, given, json_option, redis_option, report, request_options
 from orcd.cli.status_page import status_page
 from orcd.client import Client
-from orcd.errors import InvalidRequest
+from orcd.errors import InvalidRequest, printable
 from orcd.events import Event
 from orcd.store.submission import read_fields
 
@@ -93,7 +93,7 @@ def status(job: str, redis_url: str | None, as_json: bool) -> None:
         terminal.write_json(msgspec.structs.asdict(found) | ({"wait": estimate} if estimate else {}))
         return
     for name, text in status_page(found, estimate):
-        print(f"{name:<12} {text}")
+        print(f"{name:<12} {printable(text)}")
 
 
 @click.command()

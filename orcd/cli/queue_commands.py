@@ -15,7 +15,7 @@ from orcd.cli import terminal
 from orcd.cli.command_line import SETTINGS, SuggestingGroup, json_option, redis_option
 from orcd.cli.migration import Migration
 from orcd.client import Client
-from orcd.errors import InvalidRequest
+from orcd.errors import InvalidRequest, printable
 from orcd.settings import ClientSettings, read_environment
 from orcd.status import JobSummary, QueueStatus
 from orcd.store.dead_letters import DeadLetter, DeadLetters
@@ -152,8 +152,15 @@ def list_(redis_url: str | None, as_json: bool) -> None:
             if as_json:
                 terminal.write_json(letter)
             else:
-                of_task = letter.message_id or "-"
-                print(letter.id, _time(letter), letter.list_name, letter.num_bytes, of_task, letter.reason, sep="  ")
+                words = (
+                    letter.id,
+                    _time(letter),
+                    letter.list_name,
+                    letter.num_bytes,
+                    letter.message_id or "-",
+                    letter.reason,
+                )
+                print(*(printable(str(word)) for word in words), sep="  ")
 
 
 @dead.command()
@@ -172,7 +179,7 @@ def show(letter: str, raw: bool, redis_url: str | None, as_json: bool) -> None:
         terminal.write_json(found)
     else:
         for name, value in (msgspec.structs.asdict(found) | {"at_ms": _time(found)}).items():
-            print(f"{name.removesuffix('_ms'):<16} {value or '-'}")
+            print(f"{name.removesuffix('_ms'):<16} {printable(str(value or '-'))}")
 
 
 @dead.command()
@@ -220,7 +227,7 @@ def _for_each(letter: str | None, is_all: bool, redis_url: str | None, do: Calla
                 print(do(letters, letter_id))
             except InvalidRequest as error:
                 num_failed += 1
-                print(error.message, file=sys.stderr)
+                print(printable(error.message), file=sys.stderr)
     return 1 if num_failed else 0
 
 
@@ -245,7 +252,7 @@ def migrate(dry_run: bool, redis_url: str | None) -> None:
     with redis_errors(settings), connect(settings) as connection:
         for moved in Migration(connection).run(dry=dry_run):
             num_messages += moved.num_messages
-            print(f"{moved.num_messages} from {moved.source} to {moved.target}")
+            print(f"{moved.num_messages} from {printable(moved.source)} to {printable(moved.target)}")
     print(f"{num_messages} messages {verb}")
 
 

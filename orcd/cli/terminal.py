@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from orcd import jsonl
+from orcd.errors import printable
 from orcd.events import End, Error, Event, Loading, Queued, Started, Token
 
 
@@ -23,7 +24,7 @@ def write_line(line: bytes) -> None:
 
 def show_table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     """Lines of columns under a head; what is empty is a dash."""
-    lines = [head, *([str(cell) or "-" for cell in row] for row in rows)]
+    lines = [head, *([printable(str(cell)) or "-" for cell in row] for row in rows)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     for line in lines:
         print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
@@ -88,6 +89,7 @@ class _StatusLine:
 
     def show(self, text: str) -> None:
         if self._is_terminal:
+            text = printable(text)
             print(f"\r{text:<{self._length}}", end="", file=sys.stderr, flush=True)
             self._length = len(text)
 

@@ -13,7 +13,7 @@ from orcd.cli.command_line import json_option, redis_option
 from orcd.cli.queue_commands import QUEUE_HEAD, queue_cells
 from orcd.cli.worker_commands import WORKER_HEAD, worker_cells
 from orcd.client import Client
-from orcd.errors import RedisUnavailable
+from orcd.errors import RedisUnavailable, printable
 from orcd.status import QueueStatus, WorkerStatus
 
 WIDE = 120
@@ -59,7 +59,7 @@ def _show(client: Client, interval_s: float, count: int | None) -> None:
         for index in shown:
             made.add_column(head[index], no_wrap=True)
         for row in rows:
-            made.add_row(*(Text(str(row[index]) or "-") for index in shown))
+            made.add_row(*(Text(printable(str(row[index])) or "-") for index in shown))
         return made
 
     def screen(workers: Sequence[WorkerStatus], queues: Sequence[QueueStatus], problem: str) -> Group:

@@ -17,7 +17,7 @@ from orcd.cli import terminal
 from orcd.cli.command_line import json_option, redis_option, report
 from orcd.cli.process_commands import WORKER_PACKAGES, environment
 from orcd.client import Client
-from orcd.errors import InvalidRequest
+from orcd.errors import InvalidRequest, printable
 from orcd.monitoring.check import Check
 from orcd.monitoring.redis_checks import RedisChecks
 from orcd.monitoring.worker_registry import Farewell, WorkerRegistry
@@ -142,9 +142,9 @@ def doctor(model: str | None, device: str | None, redis_url: str | None, as_json
         if as_json:
             terminal.write_json(check)
             continue
-        print(f"{check.outcome:<8} {check.name:<18} {check.found}")
+        print(f"{check.outcome:<8} {check.name:<18} {printable(check.found)}")
         if check.outcome != "good":
-            print(f"{'':<8} {'':<18} -> {check.advice}")
+            print(f"{'':<8} {'':<18} -> {printable(check.advice)}")
     return 1 if num_problems else 0
 
 

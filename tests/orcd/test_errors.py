@@ -50,3 +50,8 @@ def test_what_a_caller_can_retry_unchanged_is_what_may_go_better_elsewhere_or_la
 
 def test_a_message_is_one_line():
     assert OrcdError("two\n  lines ").message == "two lines"
+
+
+def test_what_is_printed_is_one_line_that_moves_no_cursor() -> None:
+    assert errors.printable("Grüße, 雨 ☂") == "Grüße, 雨 ☂"
+    assert errors.printable("a\nb\x1b[2J\u202e\udcff") == "a\\nb\\x1b[2J\\u202e\\udcff"

@@ -15,7 +15,7 @@ from typing import BinaryIO
 
 import click
 
-from orcd.errors import Cancelled, InvalidRequest, OrcdError
+from orcd.errors import Cancelled, InvalidRequest, OrcdError, printable
 from worker.settings import from_environment
 
 INTERRUPTED = 130
@@ -72,7 +72,7 @@ def inspect(model: Path, device: str | None, kv_cache_type: str | None, tokenize
     if as_json:
         write_json(report)
     else:
-        print(format_report(report))
+        print(*map(printable, format_report(report).split("\n")), sep="\n")
 
 
 @cli.command()
@@ -208,4 +208,4 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _report(code: str, message: str) -> None:
-    print(f"orcd: {code}: {message}", file=sys.stderr)
+    print(f"orcd: {code}: {printable(message)}", file=sys.stderr)

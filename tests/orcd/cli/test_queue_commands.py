@@ -190,3 +190,21 @@ def test_jobs_prints_a_line_for_each(client: Client, capsys: pytest.CaptureFixtu
 def test_a_state_that_there_is_not_is_wrong_usage(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["jobs", "--state", "waiting"]) == 2
     one_error(capsys, "INVALID_REQUEST")
+
+
+@pytest.mark.parametrize(
+    "line", ["queue", "jobs", "workers", "top --count 1", "dead list", "dead show 1-1", "status job-1"]
+)
+def test_names_that_anybody_may_choose_move_no_cursor(
+    client: Client, connection: redis.Redis, capsys: pytest.CaptureFixture[str], line: str
+) -> None:
+    """A model's name in a request could clear the screen of whoever looked at the queue."""
+    evil = "\x1b[2J\nevil"
+    client.submit(prompt="x", model=evil, job_id="job-1")
+    WorkerRegistry(connection).beat(evil, {"state": evil, "model": evil, "device": evil})
+    fields = {"reason": evil, "list": evil, "num_bytes": 1, "text": "x", "id": evil}
+    connection.xadd(schema.DEAD, fields, "1767225602000-0")
+    assert run(shlex.split(line.replace("1-1", "1767225602000-0"))) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "evil" in "".join(lines)
+    assert not [each for each in lines if not each.isprintable() or each.startswith("evil")]
