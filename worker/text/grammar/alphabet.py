@@ -12,6 +12,8 @@ from worker.text.tokenizer import Tokenizer
 
 MOST_PASSED = 4
 """Tokens of an earlier closing that may have been written since, in other tokens."""
+MOST_OF_TEXT = 16
+"""Tokens of a text in an earlier closing in whose place another text may have been written."""
 FIRST = b'}]":,0n'
 SPACE = b" \t\n\r"
 _ENDS = frozenset(b'}]":,')
@@ -91,6 +93,16 @@ class Alphabet:
                 rest = self._behind(closing, passed, written)
                 if rest is not None:
                     return rest
+        return self._behind_text(closing, ends)
+
+    def _behind_text(self, closing: tuple[int, ...], ends: bytes) -> tuple[int, ...]:
+        """What is left of ``closing`` when another text than its first one was ended with ``ends``; else all of it."""
+        for passed, token_id in enumerate(closing[:MOST_OF_TEXT] if ends.startswith(b'"') else ()):
+            before, quote, behind = self.texts[token_id].partition(b'"')
+            if quote and not before:
+                return self._behind(closing, passed, ends) or closing
+            if quote:
+                return closing[passed + 1 :] if quote + behind == ends else closing
         return closing
 
     def _behind(self, closing: tuple[int, ...], start: int, text: bytes) -> tuple[int, ...] | None:

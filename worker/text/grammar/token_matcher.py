@@ -195,5 +195,8 @@ class TokenMatcher:
             self._likely, self._plan = self._plan or self._likely, None
         kind = rule.alphabet.kinds[token_id]
         self._bound += rule.growth[kind]
-        if kind:
+        rest = rule.alphabet.remainder(self._likely, token_id)
+        if rest is not None:
+            self._likely = rest
+        elif kind:
             self._likely = rule.alphabet.likely_remainder(self._likely, token_id)

@@ -8,7 +8,18 @@ from tests.worker.text.grammar.compilers import BYTE_LEVEL, SENTENCE_PIECE, toke
 from worker.text.grammar.alphabet import Alphabet
 
 CONTROL = "<|end|>"
-TEXTS = [*(bytes([byte]) for byte in range(32, 127)), b"the", b" an", b'"}', b'",', b': "', b"}, {", b"\xff", b""]
+TEXTS = [
+    *(bytes([byte]) for byte in range(32, 127)),
+    b"the",
+    b" an",
+    b'"}',
+    b'",',
+    b': "',
+    b"}, {",
+    b'ed"',
+    b"\xff",
+    b"",
+]
 
 
 @pytest.fixture(scope="module")
@@ -78,6 +89,10 @@ def test_a_control_token_stands_for_itself_alone(alphabet: Alphabet) -> None:
         ('0,"price":0}', ",", '"price":0}'),
         ('100,"price":0}', ",", '"price":0}'),
         ('100000,"price":0}', ",", '100000,"price":0}'),
+        ('cancelled","price":0}', '"', ',"price":0}'),
+        ('cancelled","price":0}', '",', '"price":0}'),
+        ('cancelled":0}', '",', 'cancelled":0}'),
+        ('a name of many tokens":0}', '"', 'a name of many tokens":0}'),
         ('":"","a":0}', ': "', '","a":0}'),
         ('},{"a":0}]', "}, {", '"a":0}]'),
         ("}", "]", "}"),
@@ -88,3 +103,8 @@ def test_what_may_be_left_of_an_earlier_closing_is_behind_what_was_ended(
     alphabet: Alphabet, closing: str, written: str, rest: str
 ) -> None:
     assert alphabet.likely_remainder(ids_of(*closing), *ids_of(written)) == ids_of(*rest)
+
+
+def test_a_token_may_hold_the_end_of_the_text_that_another_was_written_for(alphabet: Alphabet) -> None:
+    assert alphabet.likely_remainder(ids_of(*"cancell", 'ed"', "}"), *ids_of('"')) == ids_of("}")
+    assert alphabet.likely_remainder(ids_of("o", 'ed"', "}"), *ids_of('",')) == ids_of("o", 'ed"', "}")
