@@ -19,6 +19,7 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Match, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+import orcd.store.broker  # noqa: F401 - Celery is imported now, and not while the first request waits
 from orcd.async_client import AsyncClient
 from orcd.errors import OrcdError, places
 from orcd.gateway import models

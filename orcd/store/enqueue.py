@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -16,13 +17,10 @@ from urllib.parse import quote
 from weakref import WeakSet
 
 import msgspec
-from celery import Celery
-from kombu.exceptions import OperationalError
-from kombu.pools import ProducerPool
 from redis.exceptions import NoPermissionError, RedisError
 
 from orcd.settings import ClientSettings
-from orcd.store.broker import TENANT_HEADER, broker_configuration
+from orcd.store.redis_address import RedisAddress
 from orcd.store.redis_connection import has_wrong_type
 
 log = logging.getLogger(__name__)
@@ -123,6 +121,8 @@ def publish_all(
     A message that cannot be sent keeps back no other one, and a queue that takes none only its own. A Redis that is
     away is not asked again. What was tried in vain comes last in the list.
     """
+    from kombu.exceptions import OperationalError
+
     left: list[Message] = []
     refused: set[str] = set()
     first_error: Exception | None = None
@@ -148,14 +148,51 @@ def _is_about_queue(error: Exception) -> bool:
     return isinstance(cause, NoPermissionError) or has_wrong_type(cause)
 
 
+@dataclass(frozen=True, slots=True)
+class _Sender:
+    """A Celery app that takes no tasks, and pools of its own, which hold no connection yet.
+
+    Celery's pools are shared by the whole process, so that nobody could close them, and do not notice a fork: parent
+    and child would write to one socket.
+    """
+
+    app: Any
+    connections: Any
+    producers: Any
+
+    @classmethod
+    def open(cls, settings: ClientSettings) -> _Sender:
+        """For a publisher with these settings."""
+        from celery import Celery
+        from kombu.pools import ProducerPool
+
+        from orcd.store.broker import broker_configuration
+
+        app = Celery("orcd", set_as_current=False, amqp="orcd.store.broker:Amqp")
+        # Without a result backend: Celery's would subscribe to every job it sends.
+        app.conf.update(broker_configuration(settings), result_backend="disabled")
+        connections = app.connection_for_write().Pool(MAX_CONNECTIONS)
+        return cls(app, connections, ProducerPool(connections, limit=MAX_CONNECTIONS))
+
+    def close(self) -> None:
+        """Give the connections back."""
+        self.producers.force_close_all()
+        self.connections.force_close_all()
+        self.app.close()
+
+
 class Publisher:
-    """Sends the messages of jobs. Thread-safe; in a forked process it opens connections of that process's own."""
+    """Sends the messages of jobs. Thread-safe; in a forked process it opens connections of that process's own.
+
+    Celery is imported with the first message: that takes longer than most commands, which send none. Raises
+    `InvalidRequest` on a malformed URL.
+    """
 
     def __init__(self, settings: ClientSettings) -> None:
-        self._app = Celery("orcd", set_as_current=False, amqp="orcd.store.broker:Amqp")
-        # Without a result backend: Celery's would subscribe to every job it sends.
-        self._app.conf.update(broker_configuration(settings), result_backend="disabled")
-        self._open()
+        RedisAddress.parse(settings.redis_url)
+        self._settings = settings
+        self._lock = threading.Lock()
+        self._sender: _Sender | None = None
         _publishers.add(self)
 
     def publish(self, message: Message) -> None:
@@ -163,11 +200,14 @@ class Publisher:
 
         Raises kombu's ``OperationalError`` when the broker cannot be reached.
         """
-        with self._producers.acquire(block=True) as producer:
+        from orcd.store.broker import TENANT_HEADER
+
+        sender = self._open()
+        with sender.producers.acquire(block=True) as producer:
             for recorded in message.recorded:
                 self._publish_again(producer, recorded, message.priority)
             if all(recorded.queue != message.queue for recorded in message.recorded):
-                self._app.send_task(
+                sender.app.send_task(
                     GENERATE,
                     kwargs={"job_id": message.job_id},
                     task_id=message.job_id,
@@ -206,26 +246,27 @@ class Publisher:
     def close(self) -> None:
         """Give the connections back."""
         _publishers.discard(self)
-        self._producers.force_close_all()
-        self._connections.force_close_all()
-        self._app.close()
+        if self._sender is not None:
+            self._sender.close()
 
-    def _open(self) -> None:
-        """Pools of this publisher's own, which hold no connection yet.
+    def _open(self) -> _Sender:
+        with self._lock:
+            if self._sender is None:
+                self._sender = _Sender.open(self._settings)
+            return self._sender
 
-        Celery's are shared by the whole process, so that nobody could close them, and do not notice a fork: parent and
-        child would write to one socket.
-        """
-        self._connections = self._app.connection_for_write().Pool(MAX_CONNECTIONS)
-        self._producers = ProducerPool(self._connections, limit=MAX_CONNECTIONS)
+    def _forget(self) -> None:
+        """Begin anew; what the parent of this process has opened stays its own."""
+        self._lock = threading.Lock()
+        self._sender = None
 
 
 _publishers: WeakSet[Publisher] = WeakSet()
 
 
-def _open_anew() -> None:
+def _forget_all() -> None:
     for publisher in _publishers:
-        publisher._open()
+        publisher._forget()
 
 
-os.register_at_fork(after_in_child=_open_anew)
+os.register_at_fork(after_in_child=_forget_all)

@@ -6,6 +6,8 @@ import base64
 import json
 import logging
 import os
+import subprocess
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -126,13 +128,13 @@ def test_a_channel_keeps_one_client_for_its_commands(redis_url: str):
 def test_a_forked_process_publishes_on_connections_of_its_own(redis_url: str, connection: redis.Redis):
     publisher = Publisher(ClientSettings(redis_url=redis_url))
     publisher.publish(Message("parent-1", "orcd", 5))
-    parents = publisher._producers
+    parents = publisher._open().producers
     child = os.fork()
     if child == 0:
         with suppress(BaseException):
             for number in range(20):
                 publisher.publish(Message(f"child-{number}", "orcd", 5))
-            os._exit(publisher._producers is parents)
+            os._exit(publisher._open().producers is parents)
         os._exit(2)
     for number in range(20):
         publisher.publish(Message(f"parent-{number}", "orcd", 5))
@@ -197,9 +199,19 @@ def test_a_client_listens_to_no_celery_result(redis_server: RedisServer):
         assert set(connection.pubsub_channels()) <= set(before)
 
 
+def test_a_process_that_sends_nothing_imports_no_celery(redis_url: str):
+    asks = (
+        "import sys; from orcd import Client\n"
+        f"with Client({redis_url!r}) as client: client.queues()\n"
+        "print({name.partition('.')[0] for name in sys.modules} & {'celery', 'kombu', 'amqp'})"
+    )
+    done = subprocess.run([sys.executable, "-c", asks], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout == "set()\n"
+
+
 def test_the_sending_app_keeps_no_results():
     publisher = Publisher(ClientSettings())
-    assert publisher._app.backend.as_uri() == "disabled://"
+    assert publisher._open().app.backend.as_uri() == "disabled://"
     publisher.close()
 
 

@@ -11,7 +11,7 @@ from kombu import Message
 from kombu.utils.imports import symbol_by_name
 
 from orcd.settings import ClientSettings
-from orcd.store.enqueue import broker_configuration
+from orcd.store.broker import broker_configuration
 from tasks.celery_ext.tasks import TASKS
 from tasks.observe.flower import PrivateRequest
 
