@@ -79,9 +79,12 @@ def test_the_residual_stream_is_added_to() -> None:
 
 @pytest.mark.skipif(not Path("/proc").exists(), reason="reads /proc")
 def test_tests_compute_with_one_thread() -> None:
-    """OpenBLAS has its others spin between products: on a busy machine a model then takes ten times as long."""
+    """OpenBLAS has its others spin between products: on a busy machine a model then takes ten times as long.
+
+    With several test processes they inherit what the first one set; this is for a single one.
+    """
     libraries = {line.split()[-1] for line in Path("/proc/self/maps").read_text().splitlines() if "openblas" in line}
     names = [f"{prefix}openblas_get_num_threads{suffix}" for prefix in ("", "scipy_") for suffix in ("", "64_")]
     loaded = map(ctypes.CDLL, libraries)
     functions = [getattr(each, name) for each in loaded for name in names if hasattr(each, name)]
-    assert [count() for count in functions] == [int(os.environ["OPENBLAS_NUM_THREADS"])] * len(functions)
+    assert all(count() <= int(os.environ["OPENBLAS_NUM_THREADS"]) for count in functions)
