@@ -1,8 +1,8 @@
 """Starts workers as forks of a process that has imported what they run: importing is most of what a start computes.
 
 ``python -P worker_fork_server.py FD`` is that process. It has one thread and nothing but modules. A fork of it runs
-``python -P -m tasks worker`` as if it had been started so, with an environment, ``sitecustomize`` and standard error of
-its own.
+``python -P -m tasks worker``, or another such command, as if it had been started so, with an environment,
+``sitecustomize`` and standard error of its own.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from functools import cache
 from select import select
 from typing import IO
 
-WORKER = ["-P", "-m", "tasks", "worker"]
 MODULES = (
     *("orcd.cli.command_line", "orcd.cli.terminal", "tasks.app", "tasks.observe.flower", "tasks.observe.node_name"),
     *("tasks.celery_ext.logging", "tasks.celery_ext.tasks", "tasks.celery_ext.pool", "tasks.celery_ext.consumer"),
     *("tasks.celery_ext.transport", "tasks.celery_ext.result_backend", "tasks.dispatch.engine.engine_run"),
     *("celery.app.control", "celery.app.log", "celery.app.trace", "celery.apps.worker", "celery.fixups.django"),
+    *("celery.bin.celery", "celery.bin.worker"),
     *("celery.loaders.app", "celery.worker.components", "celery.worker.strategy", "encodings.idna"),
 )
 """What a worker imports until it is ready; the rest it imports itself."""
@@ -52,7 +52,7 @@ class ForkedWorker:
         """The exit code, waited for. Raises `subprocess.TimeoutExpired`."""
         if self.returncode is None:
             if not select([self._status], [], [], timeout)[0]:
-                raise subprocess.TimeoutExpired(WORKER, timeout or 0)
+                raise subprocess.TimeoutExpired("a worker", timeout or 0)
             with self._status:
                 self.returncode = int(self._status.readline())
         return self.returncode
@@ -85,11 +85,11 @@ class WorkerForkServer:
                 stdout=subprocess.DEVNULL,
             )
 
-    def start(self, environment: dict[str, str], folder: str, errors: IO[str]) -> ForkedWorker:
-        """Start a worker with this environment in a folder; what it writes to standard error goes to a file."""
+    def start(self, options: list[str], environment: dict[str, str], folder: str, errors: IO[str]) -> ForkedWorker:
+        """Start ``python OPTIONS``, with ``-m`` among them, in a folder; standard error goes to a file."""
         reader, writer = os.pipe()
         with tempfile.TemporaryFile() as request, os.fdopen(writer, "wb") as status:
-            request.write(json.dumps({"environment": environment, "folder": folder}).encode())
+            request.write(json.dumps({"options": options, "environment": environment, "folder": folder}).encode())
             request.seek(0)
             with self._lock:
                 socket.send_fds(self._control, [b"+"], [request.fileno(), errors.fileno(), status.fileno()])
@@ -157,18 +157,22 @@ def _serve(control: socket.socket) -> None:
         os.close(errors)
 
 
-def _run_worker(environment: dict[str, str], folder: str) -> None:
-    """What the interpreter does at its start, and then ``python -m tasks worker``."""
+def _run_worker(options: list[str], environment: dict[str, str], folder: str) -> None:
+    """What the interpreter does at its start, and then the module behind ``-m``."""
+    num_before = options.index("-m")
+    module, *arguments = options[num_before + 1 :]
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(folder)
-    sys.orig_argv[:] = [sys.executable, *WORKER]
-    sys.argv[:] = ["", "worker"]
+    sys.orig_argv[:] = [sys.executable, *options]
+    sys.argv[:] = ["", *arguments]
     sys.path[:0] = [path for path in environment.get("PYTHONPATH", "").split(os.pathsep) if path]
+    if "-P" not in options[:num_before]:
+        sys.path.insert(0, folder)
     sys.modules.pop("sitecustomize", None)
     with suppress(ModuleNotFoundError):
         importlib.import_module("sitecustomize")
-    runpy.run_module("tasks", run_name="__main__", alter_sys=True)
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
 
 
 if __name__ == "__main__":

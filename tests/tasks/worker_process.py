@@ -16,7 +16,7 @@ import psutil
 
 from orcd.client import Client
 from orcd.errors import InvalidRequest
-from tests.tasks.worker_fork_server import WORKER, ForkedWorker, worker_fork_server
+from tests.tasks.worker_fork_server import ForkedWorker, worker_fork_server
 
 START_TIMEOUT_S = 60.0
 ROOT = Path(__file__).parents[2]
@@ -41,21 +41,17 @@ class WorkerProcess:
             "ORCD_LEASE_MS": "2000",
         }
         environment = inherited | settings | variables
-        # Variables of others are read when modules are imported, which has happened in the fork server.
-        is_forked = not by_celery and all(name.startswith("ORCD_") or name == "PYTHONPATH" for name in variables)
+        options = ["-P", "-m", "tasks", "worker"]
+        if by_celery:
+            options = ["-m", "celery", "-A", "tasks", "worker", "--hostname", f"w{time.monotonic_ns()}@localhost"]
         self.process: ForkedWorker | subprocess.Popen[bytes]
         with self.log_path.open("w") as log:
-            if is_forked:
-                self.process = worker_fork_server().start(environment, str(ROOT), log)
-            else:
-                name = f"w{time.monotonic_ns()}@localhost"
-                celery = ["-m", "celery", "-A", "tasks", "worker", "--hostname", name]
+            if all(name.startswith("ORCD_") or name == "PYTHONPATH" for name in variables):
+                self.process = worker_fork_server().start(options, environment, str(ROOT), log)
+            else:  # those of others are read when modules are imported, which has happened in the fork server
+                command = [sys.executable, *options]
                 self.process = subprocess.Popen(
-                    [sys.executable, *(celery if by_celery else WORKER)],
-                    env=environment,
-                    cwd=ROOT,
-                    stdout=subprocess.DEVNULL,
-                    stderr=log,
+                    command, env=environment, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=log
                 )
 
     def __enter__(self) -> WorkerProcess:
