@@ -117,11 +117,24 @@ class ResultBackend(celery.backends.redis.RedisBackend):  # type: ignore[misc]
     ) -> Any:
         meta = self._get_result_meta(result=result, state=state, traceback=traceback, request=request)
         meta["task_id"] = task_id
-        # What a task of ours returns is made of structs; exceptions may hold what only kombu's encoder knows.
-        text = msgspec.json.encode(meta, enc_hook=in_json) if state == states.SUCCESS else self.encode(meta)
-        store = self.client.register_script(schema.celery_script("store_result"))
-        self.ensure(store, ([self.get_key_for_task(task_id)], [text, self.expires]))
+        key = self.get_key_for_task(task_id)
+        if state == states.SUCCESS:
+            # What a task of ours returns is made of structs; exceptions may hold what only kombu's encoder knows.
+            self.ensure(self._store_success, (key, msgspec.json.encode(meta, enc_hook=in_json)))
+        else:
+            self.ensure(self._store_with_care, (key, self.encode(meta)))
         return result
+
+    def _store_success(self, key: str, text: bytes) -> None:
+        # Nearly always nothing is stored yet, and a script takes several times as long for the bytes of a large result.
+        if not self.client.set(key, text, ex=self.expires, nx=True):
+            self._store_with_care(key, text)
+        # Who waits may hear of it twice, rather than never where a worker has stored it and then died.
+        self.client.publish(key, text)
+
+    def _store_with_care(self, key: str, text: bytes | str) -> None:
+        # As text: it is rare, and a script that was loaded may be unknown to the server that has taken over since.
+        self.client.eval(schema.celery_script("store_result"), 1, key, text, self.expires)
 
 
 def in_json(value: Any) -> Any:

@@ -24,7 +24,6 @@ import redis
 
 from orcd.client import Client
 from orcd.events import End, PackedLogprobs, Position, Started, Token
-from orcd.store import schema
 from orcd.store.claim import Claim
 from orcd.store.job_store import Append, JobStore
 from orcd.store.token_log import LoggedEvent
@@ -58,7 +57,6 @@ class PlayedJobs:
         self._store.renew({})
         self._receiver = Receiver(MODEL, LEASE_MS, lambda: connection)
         self._receiver.load_take()
-        self._store_result: Any = connection.register_script(schema.celery_script("store_result"))
         self._ids: list[str] = []
         self._claims: list[Claim] = []
         self._following: list[Iterator[object]] = []
@@ -124,7 +122,8 @@ class PlayedJobs:
     def _store_results(self) -> None:
         for job_id in self._ids:
             text = msgspec.json.encode({"status": "SUCCESS", "result": self._result, "task_id": job_id})
-            self._store_result([f"celery-task-meta-{job_id}"], [text, TTL_S])
+            self._redis.set(f"celery-task-meta-{job_id}", text, ex=TTL_S, nx=True)
+            self._redis.publish(f"celery-task-meta-{job_id}", text)
 
     def _tokens(self, number: int) -> LoggedEvent:
         first = number * TOKENS_PER_EVENT

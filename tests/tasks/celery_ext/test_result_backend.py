@@ -119,6 +119,20 @@ def test_a_full_redis_is_waited_for_and_a_key_of_another_type_is_not(backend: An
         backend.store_result("b", RESULT, "SUCCESS")
 
 
+def test_who_waits_hears_of_it_though_a_worker_has_died_right_after_it_was_stored(
+    backend: Any, connection: redis.Redis
+) -> None:
+    backend.store_result("b", RESULT, "SUCCESS")
+    waiting = AsyncResult("a", app=backend.app)
+    heard: list[str] = []
+    waiting.then(lambda result: heard.append(result.get()["job_id"]))
+    connection.copy("celery-task-meta-b", "celery-task-meta-a")
+    backend.store_result("a", msgspec.structs.replace(RESULT, tokens_out=5), "SUCCESS")
+    assert waiting.get(timeout=5)["job_id"] == "a"
+    assert heard == ["a"]
+    assert backend.get_task_meta("a", cache=False)["result"]["tokens_out"] == 1, "what is stored stays"
+
+
 def test_who_waits_hears_of_it(backend: Any) -> None:
     waiting = AsyncResult("a", app=backend.app)
     waiting.then(lambda result: heard.append(result.get()["job_id"]))
