@@ -72,7 +72,7 @@ def test_neither_takes_the_messages_of_the_other(
     redis_url: str, connection: redis.Redis, client: Client, demo_model: Path, tmp_path: Path, shop: Celery
 ) -> None:
     with (
-        WorkerProcess(redis_url, demo_model, tmp_path, by_celery=True) as worker,
+        WorkerProcess(redis_url, demo_model, tmp_path, by_celery=True, by_exec=True) as worker,
         shop_worker(redis_url, tmp_path) as log,
     ):
         payments, answers, job_ids = [], [], []

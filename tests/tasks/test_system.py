@@ -53,7 +53,7 @@ def _follow(url: str, job_id: str, into: list[Event]) -> None:
 
 def test_two_hundred_mixed_jobs_are_all_accounted_for(redis_url: str, demo_model: Path, tmp_path: Path) -> None:
     requests = _mixed_requests()
-    with WorkerProcess(redis_url, demo_model, tmp_path), Client(redis_url) as client:
+    with WorkerProcess(redis_url, demo_model, tmp_path, by_exec=True), Client(redis_url) as client:
         job_ids = client.submit_many(requests)
         streamed: dict[str, list[Event]] = {job_id: [] for job_id in job_ids[:NUM_STREAMED]}
         threads = [threading.Thread(target=_follow, args=(redis_url, *item)) for item in streamed.items()]

@@ -25,11 +25,21 @@ ROOT = Path(__file__).parents[2]
 class WorkerProcess:
     """``orcd worker`` on the CPU device; its log lines go to a file. Use it in a with block.
 
-    It is a fork of a process that has imported what it runs (`tests.tasks.worker_fork_server`).
-    ``by_celery`` starts ``celery -A tasks worker`` instead: a worker that asks others at its start and listens to them.
+    It is a fork of a process that has imported what it runs (`tests.tasks.worker_fork_server`), unless it is to be
+    started ``by_exec`` or has variables of others, which are read when modules are imported. ``by_celery`` starts
+    ``celery -A tasks worker`` instead: a worker that asks others at its start and listens to them.
     """
 
-    def __init__(self, redis_url: str, model: Path, folder: Path, *, by_celery: bool = False, **variables: str) -> None:
+    def __init__(
+        self,
+        redis_url: str,
+        model: Path,
+        folder: Path,
+        *,
+        by_celery: bool = False,
+        by_exec: bool = False,
+        **variables: str,
+    ) -> None:
         self.redis_url = redis_url
         self.log_path = folder / f"worker-{time.monotonic_ns()}.log"
         inherited = {name: text for name, text in os.environ.items() if not name.startswith("ORCD_")}
@@ -46,9 +56,9 @@ class WorkerProcess:
             options = ["-m", "celery", "-A", "tasks", "worker", "--hostname", f"w{time.monotonic_ns()}@localhost"]
         self.process: ForkedWorker | subprocess.Popen[bytes]
         with self.log_path.open("w") as log:
-            if all(name.startswith("ORCD_") or name == "PYTHONPATH" for name in variables):
+            if not by_exec and all(name.startswith("ORCD_") or name == "PYTHONPATH" for name in variables):
                 self.process = worker_fork_server().start(options, environment, str(ROOT), log)
-            else:  # those of others are read when modules are imported, which has happened in the fork server
+            else:
                 command = [sys.executable, *options]
                 self.process = subprocess.Popen(
                     command, env=environment, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=log
