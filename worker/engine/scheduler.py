@@ -27,7 +27,9 @@ block has no logits. A step has as many rows of logits as sequences may run. One
 others such a prompt gets half, so that some are left for who comes next.
 
 Choices of one request: the first computes the prompt while the others wait; they then find its full blocks in the
-prefix cache, as any request with an equal prefix does.
+prefix cache, as any request with an equal prefix does. Requests that come together with a long prefix that is not known
+yet do the same: one computes it, and the others are passed over until it has. So it is computed once, and all hold the
+same blocks of it.
 
 With recurrent layers a sequence has a state besides its blocks, and a chunk of its prompt also ends where a snapshot of
 that is kept (`worker.engine.cache.state_slots`): a prefix is known as far as its blocks are and a snapshot is.
@@ -46,6 +48,8 @@ from worker.engine.sequence import Sequence
 
 AGEING_STEPS = 256
 """A request that is one priority level more urgent overtakes those that arrived at most this many steps earlier."""
+MOST_PASSED = 32
+"""Waiting sequences of which a step finds out that their prefix is being computed."""
 
 
 class Chunk(NamedTuple):
@@ -230,8 +234,18 @@ class Scheduler:
         self.cache.release(sequence)
 
     def _admit(self) -> Iterator[Sequence]:
-        """Start waiting sequences in the order of their rank until one does not fit."""
-        for sequence in [sequence for sequence in self.waiting if not sequence.waits_for_leader]:
+        """Start waiting sequences in the order of their rank until one does not fit.
+
+        Those with a prefix that is being computed are passed over; new ones a few at a time, as it takes long to find
+        out.
+        """
+        num_passed = 0
+        for sequence in [each for each in self.waiting if not each.waits_for_leader and not each.waits_for_prefix]:
+            if self.cache.awaits_prefix(sequence):
+                num_passed += 1
+                if num_passed == MOST_PASSED:
+                    return
+                continue
             self.lacks_blocks = len(self.running) < self.max_running and not self._start(sequence)
             if not sequence.is_running:
                 return
@@ -245,6 +259,7 @@ class Scheduler:
         if not self.cache.start(sequence, reserve=len(self.running)):
             return False
         self.num_prefix_hit_tokens += sequence.num_computed
+        sequence.prefix_leader = None
         sequence.count_prefix_hits()
         self.waiting.remove(sequence)
         insort(self.running, sequence, key=lambda sequence: sequence.rank)

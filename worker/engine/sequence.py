@@ -30,6 +30,9 @@ class Sequence:
     hash_root: bytes = b""
     """Sequences share blocks with those of an equal root only."""
     leader: Sequence | None = None
+    prefix_leader: Sequence | None = None
+    """Another request's, which computes the first ``num_awaited_blocks`` of this one."""
+    num_awaited_blocks: int = 0
     constraint: TokenConstraint | None = None
     """What its grammar and its bad words allow; it has taken the ids of the output, and is nobody else's."""
 
@@ -131,6 +134,12 @@ class Sequence:
         """Whether another choice is about to compute the prompt that this one can share."""
         leader = self.leader
         return leader is not None and leader.finish_reason is None and leader.num_computed < leader.num_prompt
+
+    @property
+    def waits_for_prefix(self) -> bool:
+        """Whether another request is about to compute a prefix that this one can share."""
+        leader = self.prefix_leader
+        return leader is not None and leader.is_running and leader.num_published < self.num_awaited_blocks
 
     def unreported(self, num_tokens: int) -> range:
         """Positions among its next ``num_tokens`` after which log probabilities of the prompt are to be reported."""

@@ -8,6 +8,9 @@ from worker.engine.cache.cache_pool import CachePool
 from worker.engine.cache.prefix_cache import PrefixCache
 from worker.engine.sequence import Sequence
 
+LEAST_AWAITED_TOKENS = 256
+"""A prefix that is being computed is worth waiting for, which takes a step or a few, if it has so many tokens."""
+
 
 class BlockTables:
     """Gives running sequences the blocks of their tokens; those with equal beginnings get the same ones.
@@ -22,15 +25,37 @@ class BlockTables:
         self.pool = CachePool(num_blocks)
         self._prefix_cache = PrefixCache(block_tokens)
         self._rewrites_blocks = rewrites_blocks
+        self._being_computed: dict[bytes, Sequence] = {}
+        """Running sequences by the hashes of blocks that they are to make known; of several the first."""
 
     def match(self, sequence: Sequence) -> list[int]:
         """The blocks that hold the longest known prefix of a waiting sequence."""
+        return self._prefix_cache.match(self._matchable_hashes(sequence))
+
+    def awaits_prefix(self, sequence: Sequence) -> bool:
+        """Whether a waiting sequence had better wait for a prefix that a running one is computing.
+
+        It is noted in the sequence (`Sequence.waits_for_prefix`): nothing else changes before that one is so far.
+        """
+        hashes = self._matchable_hashes(sequence)
+        num_known = len(self._prefix_cache.match(hashes))
+        num_awaited = num_known
+        while num_awaited < len(hashes) and hashes[num_awaited] in self._being_computed:
+            num_awaited += 1
+        if (num_awaited - num_known) * self.block_tokens < LEAST_AWAITED_TOKENS:
+            return False
+        sequence.prefix_leader = self._being_computed[hashes[num_awaited - 1]]
+        sequence.num_awaited_blocks = num_awaited
+        return sequence.waits_for_prefix
+
+    def _matchable_hashes(self, sequence: Sequence) -> list[bytes]:
+        """Hashes of the blocks that a waiting sequence need not compute if they are known."""
         self._prefix_cache.extend(sequence.block_hashes, sequence.hash_root, sequence.token_ids)
         # The last token is always computed: it gives the logits.
         num_matchable = (sequence.num_tokens - (not self._rewrites_blocks)) // self.block_tokens
         if sequence.prompt_logprobs is not None:
             num_matchable = min(num_matchable, sequence.num_reported // self.block_tokens)
-        return self._prefix_cache.match(sequence.block_hashes[:num_matchable])
+        return sequence.block_hashes[:num_matchable]
 
     def start(self, sequence: Sequence, known: list[int], *, reserve: int) -> bool:
         """Give a waiting sequence all blocks that its tokens need, the ``known`` ones of its prefix first.
@@ -43,6 +68,8 @@ class BlockTables:
             return False
         for block_id in known:
             self.pool.retain(block_id)
+        for block_hash in sequence.block_hashes[len(known) :]:
+            self._being_computed.setdefault(block_hash, sequence)
         sequence.block_ids = known
         sequence.num_published = len(known)
         sequence.num_computed = min(len(known) * self.block_tokens, sequence.num_tokens - 1)
@@ -67,6 +94,7 @@ class BlockTables:
         self._prefix_cache.extend(sequence.block_hashes, sequence.hash_root, sequence.token_ids)
         for index in range(sequence.num_published, num_full):
             self._prefix_cache.insert(sequence.block_hashes[index], sequence.block_ids[index])
+            self._stop_computing(sequence, sequence.block_hashes[index])
         sequence.num_published = num_full
 
     def forget(self, sequence: Sequence) -> None:
@@ -76,9 +104,15 @@ class BlockTables:
 
     def release(self, sequence: Sequence) -> None:
         """Take a sequence's blocks back: nothing of it is computed any more."""
+        for block_hash in sequence.block_hashes[sequence.num_published :]:
+            self._stop_computing(sequence, block_hash)
         for block_id in reversed(sequence.block_ids):  # the end of a prefix is of less use than its beginning
             self.pool.release(block_id, useful=block_id in self._prefix_cache)
         sequence.drop_blocks()
+
+    def _stop_computing(self, sequence: Sequence, block_hash: bytes) -> None:
+        if self._being_computed.get(block_hash) is sequence:
+            del self._being_computed[block_hash]
 
     def _num_blocks_for(self, num_tokens: int) -> int:
         return -(-num_tokens // self.block_tokens)
@@ -96,3 +130,6 @@ class BlockTables:
             assert sequence.num_computed <= len(sequence.block_ids) * self.block_tokens
             assert len(sequence.block_ids) <= self._num_blocks_for(sequence.num_tokens)
         self.pool.check_holders([sequence.block_ids for sequence in running])
+        for block_hash, sequence in self._being_computed.items():
+            assert sequence in running, "a prefix that nobody computes"
+            assert block_hash in sequence.block_hashes[sequence.num_published :]

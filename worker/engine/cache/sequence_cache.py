@@ -30,6 +30,10 @@ class SequenceCache:
         """State slots that sequences hold; snapshots are in others, too."""
         return 0 if self.state_slots is None else self.state_slots.pool.num_used
 
+    def awaits_prefix(self, sequence: Sequence) -> bool:
+        """See `BlockTables.awaits_prefix`. With recurrent layers nobody waits: a prefix needs a snapshot, too."""
+        return self.state_slots is None and self.block_tables.awaits_prefix(sequence)
+
     def start(self, sequence: Sequence, *, reserve: int) -> bool:
         """Give a waiting sequence all that its tokens need, known prefixes first.
 

@@ -1,3 +1,5 @@
+import pytest
+
 from worker.contract import Sampling
 from worker.engine.cache.block_tables import BlockTables
 from worker.engine.sequence import Sequence
@@ -95,3 +97,52 @@ def test_what_is_to_be_forgotten_is_found_by_nobody():
     faulty = started(tables, 12, num_computed=12)
     tables.forget(faulty)
     assert started(tables, 12).num_computed == 0
+
+
+@pytest.fixture
+def waits_for_two_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("worker.engine.cache.block_tables.LEAST_AWAITED_TOKENS", 2 * BLOCK_TOKENS)
+
+
+@pytest.mark.usefixtures("waits_for_two_blocks")
+def test_a_prefix_that_another_sequence_computes_is_awaited_until_it_is_known():
+    tables = block_tables()
+    leader, waiting = started(tables, 10), sequence(13)
+    assert tables.awaits_prefix(waiting)
+    leader.num_computed = 4
+    tables.publish(leader)
+    assert waiting.waits_for_prefix
+    leader.num_computed = 8
+    tables.publish(leader)
+    assert not waiting.waits_for_prefix
+    assert not tables.awaits_prefix(waiting)
+    assert start(tables, waiting)
+    assert waiting.num_computed == 8
+    tables.check_invariants([leader, waiting])
+
+
+@pytest.mark.usefixtures("waits_for_two_blocks")
+def test_a_prefix_is_not_awaited_that_is_short_or_known_or_another_ones():
+    tables = block_tables()
+    leader = started(tables, 7)
+    assert not tables.awaits_prefix(sequence(13)), "one block"
+    tables.release(leader)
+    leader = started(tables, 12, num_computed=4)
+    assert not tables.awaits_prefix(sequence(9)), "one block more than is known"
+    alone = sequence(13)
+    alone.hash_root = b"another"
+    assert not tables.awaits_prefix(alone)
+    reporting = sequence(13)
+    reporting.prompt_logprobs = []
+    assert not tables.awaits_prefix(reporting), "it computes its whole prompt"
+
+
+@pytest.mark.usefixtures("waits_for_two_blocks")
+def test_nobody_waits_for_a_sequence_that_left():
+    tables = block_tables()
+    leader, waiting = started(tables, 10), sequence(13)
+    assert tables.awaits_prefix(waiting)
+    tables.release(leader)
+    assert not waiting.waits_for_prefix
+    assert not tables.awaits_prefix(waiting)
+    tables.check_invariants([])

@@ -2,6 +2,7 @@
 
 import math
 from collections import defaultdict
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -17,6 +18,14 @@ from worker.contract import Abort, Add, Choice, Sampling, TokenOutput
 from worker.engine.engine import Engine
 
 pytestmark = pytest.mark.usefixtures("no_wait_is_long")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def any_prefix_is_awaited() -> Iterator[None]:
+    """However short, so that many requests of most tests wait for another one's."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr("worker.engine.cache.block_tables.LEAST_AWAITED_TOKENS", 1)
+        yield
 
 
 def late_engine(**options: object) -> Engine:
