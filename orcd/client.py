@@ -31,6 +31,7 @@ from orcd.settings import ClientSettings, read_environment
 from orcd.status import JobSummary, Look, QueueStatus, Status, WaitEstimate, WorkerStatus, check_state
 from orcd.store import schema
 from orcd.store.commands.job_reading import pipeline_of_page, pipeline_of_statuses, read_statuses
+from orcd.store.commands.redis_script import RedisScript
 from orcd.store.commands.script_pipeline import ScriptPipeline
 from orcd.store.commands.subscription_pool import SubscriptionPool
 from orcd.store.enqueue import Publisher
@@ -73,7 +74,7 @@ class Client:
         self._reconnect_s = reconnect_s
         self._redis: Any = connect(self._settings)
         self._prefix = prefix = self._settings.key_prefix
-        self._scripts = {name: self._redis.register_script(schema.script(name, prefix)) for name in SCRIPTS}
+        self._scripts = {name: RedisScript(self._redis, schema.script(name, prefix)) for name in SCRIPTS}
         self._subscriptions = SubscriptionPool(self._redis)
         self._publisher = Publisher(self._settings)
 

@@ -16,6 +16,7 @@ from typing import Any
 from orcd.request import Request
 from orcd.store import schema
 from orcd.store.broker import PRIORITIES
+from orcd.store.commands.redis_script import RedisScript
 from orcd.store.enqueue import queue_name
 
 TASKS = frozenset({"orcd.generate", "orcd.generate_chunk"})
@@ -44,7 +45,7 @@ class Migration:
 
     def __init__(self, connection: Any) -> None:
         self._redis = connection
-        self._move_script = connection.register_script(schema.celery_script("move"))
+        self._move_script = RedisScript(connection, schema.celery_script("move"))
 
     def run(self, *, dry: bool = False) -> Iterator[Moved]:
         """Move what is to be moved, or with ``dry`` only count it; yields every list that had any."""

@@ -36,6 +36,7 @@ from orcd.gateway.metrics import Metrics
 from orcd.gateway.openapi import openapi
 from orcd.gateway.settings import GatewaySettings
 from orcd.store import schema
+from orcd.store.commands.redis_script import AsyncRedisScript
 from orcd.store.redis_address import RedisAddress
 from orcd.store.redis_connection import connect_async, explain
 
@@ -56,7 +57,9 @@ def create_app(settings: GatewaySettings) -> Starlette:
         async with connection, AsyncClient(settings.redis_url) as client:
             prefix = settings.key_prefix
             store = BatchStore(connection, prefix, settings.job_ttl_s)
-            scripts = {name: connection.register_script(schema.script(name, prefix)) for name in ("annotate", "delete")}
+            scripts = {
+                name: AsyncRedisScript(connection, schema.script(name, prefix)) for name in ("annotate", "delete")
+            }
             app.state.gateway = Gateway(settings, keys, client, connection, scripts, store, files)
             async with _running_batches(settings, store, files):
                 yield

@@ -9,6 +9,7 @@ import msgspec
 from orcd.monitoring.queue_tally import QueueTally
 from orcd.status import QueueStatus, WorkerStatus
 from orcd.store import schema
+from orcd.store.commands.redis_script import RedisScript
 
 LEASE_S = 15
 """Who counts has so long for each part; then another may."""
@@ -38,7 +39,7 @@ class QueueWatch:
         self._name = name
         self._prefix = key_prefix
         self._scripts = {
-            script: connection.register_script(schema.script(script, key_prefix)) for script in ("queues", "workers")
+            script: RedisScript(connection, schema.script(script, key_prefix)) for script in ("queues", "workers")
         }
         self._tally: QueueTally | None = None
 

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from orcd.status import WorkerStatus
 from orcd.store import schema
+from orcd.store.commands.redis_script import RedisScript
 
 HEARTBEAT_TTL_S = 60
 """How long a worker that has gone silent counts as alive."""
@@ -22,7 +23,7 @@ class WorkerRegistry:
         self._redis = connection
         self._key_prefix = key_prefix
         names = ("heartbeat", "workers", "tell_worker")
-        self._scripts = {name: connection.register_script(schema.script(name, key_prefix)) for name in names}
+        self._scripts = {name: RedisScript(connection, schema.script(name, key_prefix)) for name in names}
 
     def beat(self, name: str, heartbeat: Mapping[str, str | int | float]) -> None:
         """Note that a worker is alive, with the fields of `WorkerStatus` that it tells of itself."""

@@ -25,6 +25,7 @@ from redis.retry import Retry
 
 from orcd.settings import ClientSettings
 from orcd.store import schema
+from orcd.store.commands.redis_script import RedisScript
 from orcd.store.redis_address import RedisAddress
 from orcd.store.redis_connection import ANSWER_TIMEOUT_S, HEALTH_CHECK_S, connection_class, has_wrong_type, make_pool
 
@@ -213,8 +214,8 @@ class Channel(redis.Channel):  # type: ignore[misc]
 
     def _push(self) -> Any:
         """The script, with a client that takes keys as they are: kombu's adds the key prefix to some of them."""
-        if self._kept_push is None or self._kept_push.registered_client.connection_pool is not self.pool:
-            self._kept_push = Redis(connection_pool=self.pool).register_script(schema.celery_script("push"))
+        if self._kept_push is None or self._kept_push.connection.connection_pool is not self.pool:
+            self._kept_push = RedisScript(Redis(connection_pool=self.pool), schema.celery_script("push"))
         return self._kept_push
 
 

@@ -13,6 +13,7 @@ import msgspec
 
 from orcd.errors import InvalidRequest
 from orcd.store import schema
+from orcd.store.commands.redis_script import RedisScript
 
 DEAD_LETTER_BYTES = 64 * 1024
 """As much of a message that cannot be read is kept; one of another application is kept whole."""
@@ -64,7 +65,7 @@ class DeadLetters:
         self._redis = connection
         self._key_prefix = key_prefix
         self._key = key_prefix + schema.DEAD
-        self._retry_script = connection.register_script(schema.celery_script("retry"))
+        self._retry_script = RedisScript(connection, schema.celery_script("retry"))
 
     def __iter__(self) -> Iterator[DeadLetter]:
         """All of them, the oldest first."""

@@ -16,7 +16,6 @@ from typing import Any
 
 import msgspec
 import redis
-from redis.exceptions import NoScriptError
 
 from orcd.errors import InvalidRequest
 from orcd.events import End, Error, Event, Position, Queued, Started, Token, calls_behind, decode_event, length_of_calls
@@ -71,10 +70,9 @@ class EventStream:
     def backoff_s(self, error: redis.RedisError) -> float:
         """How long to wait after ``error`` before connecting again.
 
-        Raises it when Redis has been away or out of order too long, and at once where it is there and refuses us. A
-        script may be flushed at any time: then it is loaded again.
+        Raises it when Redis has been away or out of order too long, and at once where it is there and refuses us.
         """
-        if is_refusal(error) and not isinstance(error, NoScriptError):
+        if is_refusal(error):
             raise error
         return min(self._backoff.failed(error), self._time_left_s())
 

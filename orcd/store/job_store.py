@@ -21,6 +21,7 @@ from orcd.events import Error, Event, Loading, Position, encode_event, state_aft
 from orcd.request import Request
 from orcd.store import schema
 from orcd.store.claim import Claim, ClaimStatus, Lease
+from orcd.store.commands.redis_script import RedisScript
 from orcd.store.enqueue import Message, RecordedMessage, queue_name
 from orcd.store.submission import REPUBLISH_AFTER_MS, Lifetime, Submission
 from orcd.store.token_log import LoggedEvent, damaged, read_events, usable
@@ -102,7 +103,7 @@ class JobStore:
         self._lifetime = Lifetime(ttl_s, queue_limit_s)
         self._queues = (queue_name(None), queue_name(model))
         names = ("arrive", "claim", "append", "renew", "release", "reap", "answered", "cancel", "end_damaged")
-        self._scripts = {name: connection.register_script(schema.script(name, key_prefix)) for name in names}
+        self._scripts = {name: RedisScript(connection, schema.script(name, key_prefix)) for name in names}
 
     def new_token(self) -> str:
         """An owner token: nobody has had it before. All of one store's begin alike."""

@@ -15,6 +15,7 @@ from celery.utils.log import get_logger
 
 from orcd.store import schema
 from orcd.store.broker import say_wrong_type
+from orcd.store.commands.redis_script import RedisScript
 from orcd.store.dead_letters import DEAD_LETTER_BYTES, DEAD_LETTER_TTL_S, MAX_DEAD_LETTERS
 from tasks.celery_ext.message import MAX_MESSAGE_BYTES
 
@@ -45,7 +46,7 @@ class Receiver:
         self._name = name
         self._lease_ms = lease_ms
         self._connect = connect
-        self._take = connect().register_script(schema.celery_script("take"))
+        self._take = RedisScript(connect(), schema.celery_script("take"))
         self._ageing_ms = ageing_ms
         self._lists: Sequence[str] = ()
         self._ages = key_prefix + schema.AGES
@@ -151,7 +152,7 @@ class Receiver:
         return int(num_restored)
 
     def _run(self, name: str, keys: Sequence[str], arguments: Sequence[Any]) -> Any:
-        return self._connect().register_script(schema.celery_script(name))(keys, arguments)
+        return RedisScript(self._connect(), schema.celery_script(name))(keys, arguments)
 
     def _say_if_deleted(self, num_deleted: int, key: str, consequence: str) -> None:
         if num_deleted:

@@ -13,6 +13,7 @@ from orcd.errors import LogDamaged
 from orcd.gateway.api_error import ApiError
 from orcd.gateway.api_keys import ApiKey, is_made_by
 from orcd.store import schema
+from orcd.store.commands.redis_script import AsyncRedisScript
 from orcd.store.token_log import usable
 
 LEASE_MS = 10_000
@@ -81,7 +82,7 @@ class BatchStore:
         self._ttl_s = ttl_s
         names = ("batch_create", "batch_adopt", "batch_save", "batch_cancel")
         self._scripts: dict[str, Any] = {
-            name: connection.register_script(schema.script(name, prefix)) for name in names
+            name: AsyncRedisScript(connection, schema.script(name, prefix)) for name in names
         }
 
     async def create(self, record: BatchRecord) -> None:

@@ -7,6 +7,8 @@ from typing import Any
 
 from redis.exceptions import NoScriptError, RedisError
 
+from orcd.store.commands.redis_script import RedisScript
+
 
 class ScriptPipeline:
     """Commands and calls of scripts that Redis gets in one go.
@@ -21,15 +23,15 @@ class ScriptPipeline:
         self._texts: dict[int, str] = {}
 
     @classmethod
-    def of(cls, script: Any, arguments_of_all: Iterable[Sequence[Any]]) -> ScriptPipeline:
+    def of(cls, script: RedisScript, arguments_of_all: Iterable[Sequence[Any]]) -> ScriptPipeline:
         """Calls of one script."""
         pipeline = cls()
         for arguments in arguments_of_all:
             pipeline.call(script, arguments)
         return pipeline
 
-    def call(self, script: Any, arguments: Sequence[Any]) -> None:
-        """Add a call of a script that redis-py's ``register_script`` gave."""
+    def call(self, script: RedisScript, arguments: Sequence[Any]) -> None:
+        """Add a call of a script, whose own connection is not used."""
         self._texts[len(self._commands)] = script.script
         self._commands.append(["EVALSHA", script.sha, 0, *arguments])
 
