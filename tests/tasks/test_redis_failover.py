@@ -37,10 +37,12 @@ class Failover:
 @pytest.fixture
 def failover(tmp_path: Path) -> Iterator[Failover]:
     with (
-        ConfiguredServer() as master,
+        ConfiguredServer(repl_diskless_sync_delay="0") as master,
         ConfiguredServer(replicaof=f"127.0.0.1 {master.port}") as replica,
         sentinels(master.port, tmp_path) as ports,
     ):
+        with redis.Redis.from_url(replica.url) as connection:
+            wait_until(lambda: connection.info("replication")["master_link_status"] == "up", 30)
         hosts = ",".join(f"127.0.0.1:{port}" for port in ports)
         yield Failover(master, replica, f"redis+sentinel://{hosts}/{MASTER}")
 
@@ -54,12 +56,12 @@ def test_worker_and_clients_follow_to_the_new_master(
         expected = client.result(client.submit(**LONG), timeout=60)
         events = client.events(client.submit(**LONG), timeout=90)
         seen = [next(event for event in events if isinstance(event, Token))]
+        with redis.Redis.from_url(failover.master.url) as master:
+            assert master.wait(1, 30_000) == 1  # what the replica has not got by then may be lost
         if is_planned:
             with redis.Redis.from_url(failover.url.partition(",")[0].replace("redis+sentinel", "redis")) as sentinel:
                 sentinel.sentinel_failover(MASTER)
         else:
-            with redis.Redis.from_url(failover.master.url) as master:
-                assert master.wait(1, 5000) == 1  # what the replica has not got by then may be lost
             failover.master.kill()
         seen += [event for event in events if isinstance(event, Token | End)]
         failover.wait_for_new_master()
