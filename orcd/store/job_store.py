@@ -226,13 +226,15 @@ class JobStore:
         arguments = [most, REPUBLISH_AFTER_MS, REPUBLISH_ANYWAY_MS, self._lease_ms]
         return Message.read_all(self._scripts["reap"]([], arguments))
 
-    def answered(self, job_ids: Collection[str], message: RecordedMessage) -> None:
-        """``message``, recorded for these jobs, was answered: its result is stored, its links followed.
+    def answered(
+        self, job_id: str, message: RecordedMessage, about: Collection[str] = (), result_key: str = ""
+    ) -> None:
+        """``message``, recorded for the job, was answered: its result is stored, its links followed.
 
-        Another one that has come under its task id since stays recorded.
+        It stays recorded where Redis has forgotten that: where a job that it is ``about`` has not ended, or where there
+        is no key ``result_key``. Another one that has come under its task id since stays recorded as well.
         """
-        if job_ids:
-            self._scripts["answered"]([], [message.task_id, msgspec.json.encode(message), *job_ids])
+        self._scripts["answered"]([], [message.task_id, msgspec.json.encode(message), result_key, job_id, *about])
 
     def cancel(self, job_id: str, error: OrcdError) -> str:
         """End a job with ``error`` if it is queued; if it runs, have its owner cancel it.

@@ -10,7 +10,7 @@ from typing import Any
 
 from billiard.einfo import ExceptionInfo
 from celery.concurrency.base import apply_target
-from celery.exceptions import TaskRevokedError
+from celery.exceptions import Ignore, Reject, TaskRevokedError
 from kombu.serialization import loads
 
 from orcd.errors import Conflict, InvalidRequest, OrcdError
@@ -73,6 +73,14 @@ class InFlightMessage:
     def is_doorbell(self) -> bool:
         """Whether it only names a job of its own id, which has a record."""
         return self.jobs == {self.task_id: None}
+
+    @property
+    def has_result(self) -> bool:
+        """Whether the tracer has stored a result under the message's id: not for a sender that wants none."""
+        if self.ending or self.request.get("ignore_result"):
+            return False
+        failed, value, _ = self.answer
+        return not (failed and isinstance(value.exception, Ignore | Reject))
 
     def terminate(self, _signal: int | None = None) -> None:
         """End the jobs; the message is then answered like any other."""

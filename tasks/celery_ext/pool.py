@@ -239,8 +239,9 @@ class Pool(BasePool):  # type: ignore[misc]
             message.callbacks[0](message.answer)
             del message.callbacks[0]
         if not is_lost:
+            result_key = self.app.backend.get_key_for_task(message.task_id) if message.has_result else ""
             for job_id, record in message.records.items():
-                self._store.answered([job_id], record)
+                self._store.answered(job_id, record, message.jobs, result_key)
 
     def _forget(self, message: InFlightMessage) -> None:
         """What comes under its id from now on is another message."""

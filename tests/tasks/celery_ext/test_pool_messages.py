@@ -2,115 +2,23 @@
 
 from __future__ import annotations
 
-import gc
 import json
-import threading
-import time
 from collections.abc import Iterator
-from functools import partial
 from typing import Any
 
 import pytest
 import redis
-from celery.app.trace import trace_task_ret
 from celery.exceptions import Ignore, TaskRevokedError
 
 from orcd.client import Client
-from orcd.errors import InvalidRequest, OrcdError, QueueFull
+from orcd.errors import InvalidRequest, QueueFull
 from orcd.result import Result
-from orcd.settings import ClientSettings
 from orcd.store import schema
-from orcd.store.enqueue import Publisher
-from orcd.store.job_store import JobStore
-from tasks.app import create_app
-from tasks.celery_ext.pool import Pool
-from tasks.celery_ext.tasks import TASKS
-from tasks.dispatch.delivery import Delivery, Fenced, Outcome
-from tasks.finisher import NUM_THREADS
-from tasks.local.redis_server import RedisServer
+from tasks.dispatch.delivery import Fenced
 from tests.conftest import wait_until
-from worker.settings import Settings
+from tests.tasks.celery_ext.pool_scene import Scene
 
 SHORT = {"prompt": "old pond", "max_tokens": 8}
-
-
-class Dispatcher:
-    """Takes notes."""
-
-    num_jobs = 0
-
-    def __init__(self) -> None:
-        self.deliveries: list[Delivery] = []
-        self.cancelled: list[str] = []
-
-    def accept(self, delivery: Delivery) -> None:
-        self.deliveries.append(delivery)
-
-    def cancel(self, job_id: str, _: OrcdError) -> None:
-        self.cancelled.append(job_id)
-
-    def answer(self, *outcomes: Outcome | Fenced) -> None:
-        """What becomes of the last deliveries, in order."""
-        wait_until(lambda: len(self.deliveries) >= len(outcomes))
-        for delivery, outcome in zip(self.deliveries[-len(outcomes) :], outcomes, strict=True):
-            delivery.done(outcome)
-
-
-class Scene:
-    """A pool as Celery has it, of a worker whose model is called demo."""
-
-    def __init__(self, url: str) -> None:
-        settings = Settings(redis_url=url, model="demo.gguf", device="cpu", log_format="json")
-        self.app = create_app(settings)
-        for task in TASKS:
-            self.app.register_task(task())
-        self.dispatcher = Dispatcher()
-        self.pool = Pool(8, app=self.app)
-        self.store = JobStore(redis.Redis.from_url(url), owner="w", model="demo", lease_ms=60_000, ttl_s=60)
-        self.pool._store = self.store
-        self.pool._publisher = Publisher(ClientSettings(redis_url=url))
-        self.pool.dispatcher = self.dispatcher  # type: ignore[assignment]
-        self._backends = [self.app.backend]
-        self._prepare = self.pool._finisher._prepare
-        self.pool._finisher._prepare = self._prepare_finisher
-        self.pool._finisher.start()
-        self.answers: list[Any] = []
-
-    def deliver(self, kwargs: Any, *, name: str = "orcd.generate", embed: Any = None, **headers: Any) -> Any:
-        """A message with the id t, as Celery hands it to the pool; returns what Celery keeps of it."""
-        request = {"id": "t", "task": name, "delivery_info": {"routing_key": "orcd", "priority": 5}, **headers}
-        body = json.dumps([[], kwargs, embed or {}]), "application/json", "utf-8"
-        target = partial(trace_task_ret, app=self.app)
-        return self.pool.on_apply(target, (name, "t", request, *body), {}, self.answers.append)
-
-    def answered(self) -> Any:
-        """The one answer to Celery: the result, or the exception."""
-        wait_until(lambda: self.answers)
-        ((failed, value, _),) = self.answers
-        return getattr(value.exception, "exc", value.exception) if failed else value
-
-    def settle(self) -> None:
-        """Wait until the finishers have done what they were given."""
-        each_thread = threading.Barrier(NUM_THREADS + 1)
-        for _ in range(NUM_THREADS):
-            self.pool._finisher.submit(lambda: each_thread.wait(30))
-        each_thread.wait(30)
-
-    def state(self, job_id: str) -> str:
-        return (self.store.redis.hget(schema.job_key(job_id), "state") or b"").decode()
-
-    def close(self) -> None:
-        self.pool._finisher.stop(60)
-        gc.collect()  # an AsyncResult unsubscribes when it is collected, so it must go before its connections do
-        for backend in self._backends:
-            backend.client.connection_pool.disconnect()
-        self.pool._publisher.close()
-        self.store.redis.close()
-        self.app.close()
-
-    def _prepare_finisher(self) -> None:
-        self._prepare()
-        self._backends.append(self.app.backend)  # each thread has one of its own, which must outlive it to be closed
 
 
 @pytest.fixture
@@ -257,44 +165,4 @@ def test_a_key_of_another_type_concerns_one_message_only(scene: Scene, key: str)
     assert scene.answered()
     scene.pool.revoke(["t"], "revoked")
     scene.settle()
-    assert scene.pool._messages == {}
-
-
-def test_results_are_stored_under_the_jobs_ids_and_the_message_is_forgotten(scene: Scene) -> None:
-    """F08: a job's result stayed pending when a message of another id had brought it."""
-    scene.deliver({"requests": [SHORT, SHORT, {"temperature": 99}]}, name="orcd.generate_chunk")
-    assert isinstance(scene.answered(), InvalidRequest)
-    scene.answers.clear()
-    message = scene.deliver({"requests": [SHORT, SHORT]}, name="orcd.generate_chunk", root_id="r")
-    wait_until(lambda: len(scene.dispatcher.deliveries) == 2)
-    scene.store.arrive(message.arrivals())
-    assert scene.store.redis.exists(schema.messages_key("t-1"))
-    scene.dispatcher.answer(Result("t-0", "succeeded"), InvalidRequest("too long"))
-    assert scene.answered()
-    assert [scene.app.AsyncResult(f"t-{n}").state for n in (0, 1)] == ["SUCCESS", "FAILURE"]
-    wait_until(lambda: not scene.store.redis.exists(schema.messages_key("t-1")))
-
-
-def test_a_place_is_free_again_when_redis_is_back_and_the_result_stored(redis_server: RedisServer) -> None:
-    """F17: both leaked."""
-    scene = Scene(redis_server.url)
-    try:
-        scene.deliver({"job_id": "t"}, embed={"callbacks": [{"task": "next", "args": [], "kwargs": {}, "options": {}}]})
-        redis_server.kill()
-        scene.dispatcher.answer(Result("t", "succeeded"))
-        time.sleep(3)
-        assert scene.answers == []
-        redis_server.start()
-        assert "succeeded" in scene.answered()
-        assert scene.app.AsyncResult("t").state == "SUCCESS"
-        assert scene.pool._messages == {}
-    finally:
-        scene.close()
-
-
-def test_a_result_whose_key_is_of_another_type_costs_no_place(scene: Scene) -> None:
-    scene.store.redis.lpush("celery-task-meta-t", "x")
-    scene.deliver({"job_id": "t"})
-    scene.dispatcher.answer(Result("t", "succeeded"))
-    assert scene.answered()
     assert scene.pool._messages == {}
