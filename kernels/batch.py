@@ -114,8 +114,12 @@ class StateRows(Generic[Array]):
     another sequence of the step, and several may have the same one, but no slot is written that another sequence reads.
     """
 
-    slots: Array  # [S] int32, where each sequence's state after the step goes
+    slots: Array  # [S] int32, where each sequence's state after the step goes; -1: padding
     sources: Array  # [S] int32, where its state before the step is: its own slot or another one; -1: it has none yet
+
+    def first(self, count: int) -> StateRows[Array]:
+        """Those of the first ``count`` sequences."""
+        return StateRows(first(self.slots, count), first(self.sources, count))
 
 
 SHARED_TOKENS = 256
@@ -253,7 +257,9 @@ def behind(array: Rows, count: int) -> Rows:
     return cast(Rows, array[count:] if isinstance(array, np.ndarray) else array.rows(count, array.shape[0]))
 
 
-def dry_step(num_tokens: int, num_sequences: int, num_logits: int, max_blocks: int) -> Step[DeviceArray]:
+def dry_step(
+    num_tokens: int, num_sequences: int, num_logits: int, max_blocks: int, *, has_states: bool = False
+) -> Step[DeviceArray]:
     """A step of these sizes without memory: for running a model's `forward` on a dry context."""
 
     def ints(*shape: int) -> DeviceArray:
@@ -269,4 +275,5 @@ def dry_step(num_tokens: int, num_sequences: int, num_logits: int, max_blocks: i
         sequence_lengths=ints(num_sequences),
         block_tables=ints(num_sequences, max_blocks),
         logit_rows=ints(num_logits),
+        states=StateRows(ints(num_sequences), ints(num_sequences)) if has_states else None,
     )

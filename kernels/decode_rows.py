@@ -20,6 +20,7 @@ from kernels.batch import (
     LogitEdits,
     PreviousDraw,
     SamplingParams,
+    StateRows,
     Step,
     encode_token,
     first,
@@ -29,6 +30,8 @@ from kernels.runtime.cuda_struct import CudaStruct, Int32, Int64
 
 EMPTY_ROW = -1
 """The position of a row that holds no sequence."""
+NO_STATE = -1, -1
+"""Slot and source of the state of a row that holds no sequence, and of all rows without recurrent layers."""
 
 
 class RowUpdate(CudaStruct, source="decode_step/decode_step"):
@@ -38,6 +41,8 @@ class RowUpdate(CudaStruct, source="decode_step/decode_step"):
     row: Int32
     token: Int32  # see `encode_token`
     position: Int32  # of the token in its sequence, or EMPTY_ROW
+    state_slot: Int32  # -1: the model has no recurrent layers
+    state_source: Int32  # see `kernels.batch.StateRows`; later the slot is the source
 
 
 class BlockUpdate(CudaStruct, source="decode_step/decode_step"):
@@ -73,6 +78,7 @@ class DecodeRows(Generic[Array]):
     counting: Array  # [N + 1] 0, 1, 2 ...
     sampling: SamplingParams[Array]  # [N]
     updates: Array  # bytes: UPDATE_COUNTS, then ROW_UPDATEs, then BLOCK_UPDATEs
+    states: StateRows[Array] | None = None  # [N] each; None: the model has no recurrent layers
 
     def step(self, num_rows: int) -> Step[Array]:
         """The first ``num_rows`` rows as a step."""
@@ -86,13 +92,19 @@ class DecodeRows(Generic[Array]):
             sequence_lengths=first(self.sequence_lengths, num_rows),
             block_tables=first(self.block_tables, num_rows),
             logit_rows=first(self.counting, num_rows),
+            states=None if self.states is None else self.states.first(num_rows),
         )
 
 
 def allocate_rows(
-    memory: Allocator[Array], num_rows: int, max_blocks: int, edits: LogitEdits[Array] | None = None
+    memory: Allocator[Array],
+    num_rows: int,
+    max_blocks: int,
+    edits: LogitEdits[Array] | None = None,
+    *,
+    has_states: bool = False,
 ) -> DecodeRows[Array]:
-    """Rows for ``num_rows`` sequences of at most ``max_blocks`` blocks.
+    """Rows for ``num_rows`` sequences of at most ``max_blocks`` blocks, with states or without.
 
     Before use ``counting`` must be filled in, and every row be emptied (`RowUpdates.empty`).
     """
@@ -116,6 +128,7 @@ def allocate_rows(
             edits=edits,
         ),
         updates=memory.allocate((updates_bytes,), np.uint8),
+        states=StateRows(ints(num_rows), ints(num_rows)) if has_states else None,
     )
 
 
@@ -131,10 +144,25 @@ class RowUpdates:
         return bool(self.rows or self.block_entries)
 
     def put(
-        self, row: int, token: int | PreviousDraw, *, position: int, output_position: int, sampling_row: bytes
+        self,
+        row: int,
+        token: int | PreviousDraw,
+        *,
+        position: int,
+        output_position: int,
+        sampling_row: bytes,
+        state: tuple[int, int] = NO_STATE,
     ) -> None:
-        """``row`` goes on with ``token``; ``sampling_row`` is a `SamplingRow`."""
-        update = RowUpdate(output_position=output_position, row=row, token=encode_token(token), position=position)
+        """``row`` goes on with ``token``, a `SamplingRow`, and the slot and source of its ``state``."""
+        slot, source = state
+        update = RowUpdate(
+            output_position=output_position,
+            row=row,
+            token=encode_token(token),
+            position=position,
+            state_slot=slot,
+            state_source=source,
+        )
         self.rows[row] = update + sampling_row
 
     def empty(self, row: int) -> None:

@@ -6,29 +6,33 @@ type checker, where a device opens them.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import wraps
-from typing import Concatenate, ParamSpec, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 import kernels.reference.activation
 import kernels.reference.attention
+import kernels.reference.convolution
 import kernels.reference.decode_step
+import kernels.reference.delta_net
 import kernels.reference.embedding
 import kernels.reference.matmul
 import kernels.reference.moe
 import kernels.reference.norm
 import kernels.reference.rope
 import kernels.reference.sampling
-from kernels.batch import AnyArray, LayerCache, LogitEdits, SamplingParams, Step
+from kernels.batch import AnyArray, LayerCache, LayerState, LogitEdits, SamplingParams, Step
 from kernels.decode_rows import DecodeRows
 from kernels.logit_edits import EditResets
 from kernels.ops import activation, attention, attention_plan, decode_step, embedding, matmul, moe, norm, rope, sampling
+from kernels.ops.layers import convolution, delta_net, shared_expert
 from kernels.runtime.compiler import Variant
-from kernels.runtime.launcher import Context
+from kernels.runtime.launcher import Context, bind
 from kernels.weights import repack
-from kernels.weights.parameters import Attention, Clamp, Geglu, Norm, Rope
+from kernels.weights.parameters import Attention, Clamp, DeltaNet, Geglu, Norm, Rope
 
-MODULES = (activation, attention, attention_plan, decode_step, matmul, moe, norm, repack, rope, sampling)
+MODULES = (
+    *(activation, attention, attention_plan, convolution, decode_step, delta_net, matmul, moe, norm, repack, rope),
+    *(sampling, shared_expert),
+)
 """The modules that launch kernels of their own."""
 
 # What has another type on each device.
@@ -39,9 +43,6 @@ Router = TypeVar("Router", contravariant=True)
 Experts = TypeVar("Experts", contravariant=True)
 Rotation = TypeVar("Rotation")  # what `Ops.rotation` gives
 AttentionPlan = TypeVar("AttentionPlan")  # what `Ops.plan_attention` gives
-
-P = ParamSpec("P")
-R = TypeVar("R")
 
 
 class Ops(Protocol[Array, Matrix, Projection, Router, Experts, Rotation, AttentionPlan]):
@@ -113,6 +114,9 @@ class Ops(Protocol[Array, Matrix, Projection, Router, Experts, Rotation, Attenti
     def linear_residual(self, x: Array, layers: Projection, *, scale: float = 1.0, out: Array) -> None:
         """Projections of ``x``, scaled and added to the residual stream."""
 
+    def norm_stream(self, x: Array, norm: Norm[Array], *, out: Array) -> None:
+        """Norm of each row, as float32."""
+
     def linear_norm_residual(
         self, x: Array, layers: Projection, norm: Norm[Array], *, scale: float = 1.0, out: Array
     ) -> None:
@@ -145,11 +149,24 @@ class Ops(Protocol[Array, Matrix, Projection, Router, Experts, Rotation, Attenti
     ) -> None:
         """GEGLU of gates and some columns of what they let through."""
 
+    def gate(self, x: Array, gates: Array, *, out: Array) -> None:
+        """What attention found, through sigmoid gates."""
+
     def narrow(self, x: Array, scale: float, *, out: Array) -> None:
         """``x``, scaled, in the type of activations."""
 
     def norm_gelu(self, x: Array, norm: Norm[Array], up: Projection, *, out: Array) -> None:
         """Norm, up projection, GELU."""
+
+    def short_convolution(
+        self, projected: Array, taps: Array, step: Step[Array], *, out_state: LayerState[Array], out: Array
+    ) -> None:
+        """A gated short convolution over each sequence."""
+
+    def gated_delta_net(
+        self, projected: Array, net: DeltaNet[Array], step: Step[Array], *, out_state: LayerState[Array], out: Array
+    ) -> None:
+        """Convolution, delta rule and gated norm over each sequence."""
 
     def norm_moe_residual(
         self,
@@ -201,31 +218,35 @@ class CudaOps:
     """The ops on CUDA, on one context, which may be dry."""
 
     def __init__(self, context: Context) -> None:
-        self.embed = _bind(context, embedding.embed)
-        self.embed_positions = _bind(context, embedding.embed_positions)
-        self.rotation = _bind(context, rope.rotation)
-        self.rope_write = _bind(context, rope.rope_write)
-        self.plan_attention = _bind(context, attention_plan.plan_attention)
-        self.paged_attention = _bind(context, attention.paged_attention)
-        self.rope_attention = _bind(context, attention.rope_attention)
-        self.linear = _bind(context, matmul.linear)
-        self.linear_residual = _bind(context, matmul.linear_residual)
-        self.linear_norm_residual = _bind(context, matmul.linear_norm_residual)
-        self.norm_branches = _bind(context, norm.norm_branches)
-        self.norm_linear = _bind(context, matmul.norm_linear)
-        self.norm_swiglu = _bind(context, matmul.norm_swiglu)
-        self.norm_geglu = _bind(context, matmul.norm_geglu)
-        self.geglu_columns = _bind(context, activation.geglu_columns)
-        self.narrow = _bind(context, activation.narrow)
-        self.norm_gelu = _bind(context, matmul.norm_gelu)
-        self.norm_moe_residual = _bind(context, moe.norm_moe_residual)
-        self.norm_head = _bind(context, matmul.norm_head)
-        self.reset_edits = _bind(context, sampling.reset_edits)
-        self.mask_logits = _bind(context, sampling.mask_logits)
-        self.sample = _bind(context, sampling.sample)
-        self.top_log_probabilities = _bind(context, sampling.top_log_probabilities)
-        self.begin_decode = _bind(context, decode_step.begin_decode)
-        self.resolve_tokens = _bind(context, decode_step.resolve_tokens)
+        self.embed = bind(context, embedding.embed)
+        self.embed_positions = bind(context, embedding.embed_positions)
+        self.rotation = bind(context, rope.rotation)
+        self.rope_write = bind(context, rope.rope_write)
+        self.plan_attention = bind(context, attention_plan.plan_attention)
+        self.paged_attention = bind(context, attention.paged_attention)
+        self.rope_attention = bind(context, attention.rope_attention)
+        self.linear = bind(context, matmul.linear)
+        self.linear_residual = bind(context, matmul.linear_residual)
+        self.norm_stream = bind(context, norm.norm_stream)
+        self.linear_norm_residual = bind(context, matmul.linear_norm_residual)
+        self.norm_branches = bind(context, norm.norm_branches)
+        self.norm_linear = bind(context, matmul.norm_linear)
+        self.norm_swiglu = bind(context, matmul.norm_swiglu)
+        self.norm_geglu = bind(context, matmul.norm_geglu)
+        self.geglu_columns = bind(context, activation.geglu_columns)
+        self.gate = bind(context, activation.gate)
+        self.narrow = bind(context, activation.narrow)
+        self.norm_gelu = bind(context, matmul.norm_gelu)
+        self.short_convolution = bind(context, convolution.short_convolution)
+        self.gated_delta_net = bind(context, delta_net.gated_delta_net)
+        self.norm_moe_residual = bind(context, moe.norm_moe_residual)
+        self.norm_head = bind(context, matmul.norm_head)
+        self.reset_edits = bind(context, sampling.reset_edits)
+        self.mask_logits = bind(context, sampling.mask_logits)
+        self.sample = bind(context, sampling.sample)
+        self.top_log_probabilities = bind(context, sampling.top_log_probabilities)
+        self.begin_decode = bind(context, decode_step.begin_decode)
+        self.resolve_tokens = bind(context, decode_step.resolve_tokens)
 
 
 class ReferenceOps:
@@ -241,14 +262,18 @@ class ReferenceOps:
         self.rope_attention = kernels.reference.attention.rope_attention
         self.linear = kernels.reference.matmul.linear
         self.linear_residual = kernels.reference.matmul.linear_residual
+        self.norm_stream = kernels.reference.norm.norm_stream
         self.linear_norm_residual = kernels.reference.norm.linear_norm_residual
         self.norm_branches = kernels.reference.norm.norm_branches
         self.norm_linear = kernels.reference.norm.norm_linear
         self.norm_swiglu = kernels.reference.norm.norm_swiglu
         self.norm_geglu = kernels.reference.norm.norm_geglu
         self.geglu_columns = kernels.reference.activation.geglu_columns
+        self.gate = kernels.reference.activation.gate
         self.narrow = kernels.reference.activation.narrow
         self.norm_gelu = kernels.reference.norm.norm_gelu
+        self.short_convolution = kernels.reference.convolution.short_convolution
+        self.gated_delta_net = kernels.reference.delta_net.gated_delta_net
         self.norm_moe_residual = kernels.reference.moe.norm_moe_residual
         self.norm_head = kernels.reference.norm.norm_head
         self.reset_edits = kernels.reference.sampling.reset_edits
@@ -257,24 +282,6 @@ class ReferenceOps:
         self.top_log_probabilities = kernels.reference.sampling.top_log_probabilities
         self.begin_decode = kernels.reference.decode_step.begin_decode
         self.resolve_tokens = kernels.reference.decode_step.resolve_tokens
-
-
-def _bind(context: Context, function: Callable[Concatenate[Context, P], R]) -> Callable[P, R]:
-    """``function`` on ``context``.
-
-    What it took of the scratch memory is free again when it returns nothing: later kernels run after its own, so they
-    may use the same memory.
-    """
-
-    @wraps(function)
-    def op(*arguments: P.args, **options: P.kwargs) -> R:
-        mark = context.mark()
-        result = function(context, *arguments, **options)
-        if result is None:
-            context.release(mark)
-        return result
-
-    return op
 
 
 def variants() -> list[Variant]:

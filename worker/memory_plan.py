@@ -18,7 +18,7 @@ from worker.engine.cuda.decode_graphs import make_buckets
 from worker.engine.cuda.logit_processing import report
 from worker.engine.cuda.whole_step_graphs import MOST_GRAPHS
 from worker.model.gguf import GGUFFile
-from worker.model.kv_cache import bytes_per_block
+from worker.model.kv_cache import bytes_per_block, num_state_slots
 from worker.model.registry import Model, assemble_model, read_model_config
 from worker.model.weights import Weights
 from worker.settings import Settings
@@ -41,6 +41,8 @@ class EngineMemoryPlan:
     num_blocks: int
     block_bytes: int
     block_tokens: int
+    num_states: int
+    state_bytes: int  # of one state slot; 0: the model has no recurrent layers
     available_bytes: int | None
     variants: tuple[Variant, ...]  # of kernels that will be launched
 
@@ -66,21 +68,36 @@ def plan_memory(gguf: GGUFFile, device: GpuDevice | DryRunDevice, settings: Sett
     context_length = min(settings.context_length or model.config.context_length, model.config.context_length)
     block_tokens, max_sequences = settings.kv_block_tokens, min(settings.max_sequences, settings.step_tokens)
     vocab_size = model.config.vocab_size
-    limits = StepLimits(block_tokens, settings.step_tokens, max_sequences, context_length, vocab_size)
+    state_bytes = model.bytes_per_state
+    limits = StepLimits(
+        block_tokens, settings.step_tokens, max_sequences, context_length, vocab_size, has_states=state_bytes > 0
+    )
     _run_largest_steps(model, dry, limits)
     num_graphs = GRAPHS_PER_STEP * (len(make_buckets(max_sequences)) + MOST_GRAPHS)
     without_cache = replace(_plan(dry, num_graphs=num_graphs), kv_cache=0)
     block_bytes = bytes_per_block(model.config, device.cache_format, block_tokens)
-    padding_bytes = device.cache_format.num_arrays * model.config.num_layers * ALIGNMENT  # each starts aligned
+    # Each array starts aligned; two are a state's.
+    padding_bytes = (device.cache_format.num_arrays + 2) * model.config.num_layers * ALIGNMENT
     if settings.kv_cache_bytes:
         num_blocks = settings.kv_cache_bytes // block_bytes
     else:
         least = -(-min(context_length, LEAST_CACHE_TOKENS) // block_tokens)
         most = max_sequences * -(-context_length // block_tokens)
-        left_bytes = (device.budget_bytes or 0) - without_cache.total_bytes
+        most_states = num_state_slots(state_bytes, settings, most)
+        left_bytes = (device.budget_bytes or 0) - without_cache.total_bytes - most_states * state_bytes
         num_blocks = max(least, min(most, (left_bytes // PAGE_BYTES * PAGE_BYTES - padding_bytes) // block_bytes))
-    memory = replace(without_cache, kv_cache=num_blocks * block_bytes + padding_bytes)
-    return EngineMemoryPlan(memory, num_blocks, block_bytes, block_tokens, device.budget_bytes, _variants(dry))
+    num_states = num_state_slots(state_bytes, settings, num_blocks)
+    cache_bytes = num_blocks * block_bytes + num_states * state_bytes + padding_bytes
+    return EngineMemoryPlan(
+        memory=replace(without_cache, kv_cache=cache_bytes),
+        num_blocks=num_blocks,
+        block_bytes=block_bytes,
+        block_tokens=block_tokens,
+        num_states=num_states,
+        state_bytes=state_bytes,
+        available_bytes=device.budget_bytes,
+        variants=_variants(dry),
+    )
 
 
 def reserve(gguf: GGUFFile, device: Device, settings: Settings) -> Settings:
@@ -118,7 +135,8 @@ def _run_largest_steps(model: Model, dry: DryRunDevice, limits: StepLimits) -> N
     counts = {*make_buckets(most), *tokens_of_shapes(limits.step_tokens), limits.step_tokens}
     sizes = [*((count, min(count, most)) for count in sorted(counts)), (limits.step_tokens, 1)]
     for num_tokens, num_sequences in sizes:
-        logits = model.forward(dry_step(num_tokens, num_sequences, num_sequences, limits.max_blocks), cache)
+        step = dry_step(num_tokens, num_sequences, num_sequences, limits.max_blocks, has_states=limits.has_states)
+        logits = model.forward(step, cache)
         ids = first(buffers.rows.drawn, num_sequences)
         params = buffers.rows.sampling.first(num_sequences)
         dry.ops.sample(logits, params, out_ids=ids)

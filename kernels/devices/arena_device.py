@@ -9,9 +9,10 @@ from numpy.typing import DTypeLike
 
 from kernels.batch import CacheScales, LayerCache
 from kernels.cache_format import FLOAT16, CacheFormat
-from kernels.devices.protocol import Allocate, AnyCpuOps, AnyOps
+from kernels.devices.protocol import Allocate, AnyOps
 from kernels.ops.attention import cache_shape
 from kernels.ops.attention_plan import AttentionPlan
+from kernels.ops.layers.delta_net import STATE_DIMS
 from kernels.ops.rope import HEAD_DIMS, WIDE_HEAD_DIMS, Rotation
 from kernels.ops.sampling import MAX_VOCAB
 from kernels.registry import CudaOps, Ops
@@ -28,9 +29,9 @@ class ArenaDevice:
 
     activation_dtype = np.dtype(np.float16)
     head_dims = HEAD_DIMS + WIDE_HEAD_DIMS
+    state_dims = STATE_DIMS
     max_vocab: int | None = MAX_VOCAB
     budget_bytes: int | None = None
-    cpu_ops: AnyCpuOps | None = None
 
     def __init__(self, name: str, gpu: GpuSpec, description: str, cache_format: CacheFormat = FLOAT16) -> None:
         self.name = name

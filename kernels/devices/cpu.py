@@ -11,9 +11,8 @@ from numpy.typing import NDArray
 
 from kernels.batch import CacheScales, LayerCache
 from kernels.cache_format import FLOAT32, CacheFormat
-from kernels.cpu_ops import CpuOps, ReferenceCpuOps
 from kernels.devices.cpu_weight_store import CpuWeightStore
-from kernels.devices.protocol import Allocate, AnyCpuOps, AnyOps
+from kernels.devices.protocol import Allocate, AnyOps
 from kernels.reference.attention import Pass
 from kernels.reference.matmul import Linear, Matrix, TileBudget
 from kernels.reference.moe import Experts, Router
@@ -29,16 +28,14 @@ class CpuDevice:
 
     name = description = "cpu"
     budget_bytes = None
-    head_dims = ()
+    head_dims = state_dims = ()
     max_vocab = None
     activation_dtype = np.dtype(np.float32)
 
     def __init__(self, dequant_cache_bytes: int, cache_format: CacheFormat = FLOAT32) -> None:
         self.cache_format = cache_format
         ops: Ops[NDArray[Any], Matrix, Sequence[Linear], Router, Experts, Rotation, Sequence[Pass]] = ReferenceOps()
-        cpu_ops: CpuOps[NDArray[Any]] = ReferenceCpuOps()
         self.ops = cast(AnyOps, ops)
-        self.cpu_ops: AnyCpuOps | None = cast(AnyCpuOps, cpu_ops)
         self.store = CpuWeightStore(TileBudget(dequant_cache_bytes))
 
     def begin_step(self) -> Allocate[NDArray[Any]]:

@@ -14,7 +14,6 @@ import kernels.reference.rope
 import kernels.weights.packed
 from kernels.batch import AnyArray, Array, LayerCache
 from kernels.cache_format import CacheFormat
-from kernels.cpu_ops import CpuOps
 from kernels.ops.attention_plan import AttentionPlan
 from kernels.reference.matmul import Linear, Matrix
 from kernels.registry import Ops
@@ -37,7 +36,6 @@ AnyOps: TypeAlias = Ops[AnyArray, AnyMatrix, AnyProjection, AnyRouter, AnyExpert
 
 A device casts its own ops to this: that they are only given what the same device made, types cannot say.
 """
-AnyCpuOps: TypeAlias = CpuOps[AnyArray]
 
 Allocate = Callable[[tuple[int, ...], DTypeLike], Array]
 """Gives an array of a shape and a type, with arbitrary contents."""
@@ -102,12 +100,12 @@ class Device(Protocol):
         """The ops that work on this device's arrays."""
 
     @property
-    def cpu_ops(self) -> AnyCpuOps | None:
-        """Those that only the CPU device has so far; None on all others."""
-
-    @property
     def head_dims(self) -> tuple[int, ...]:
         """Sizes of attention heads that its ops can compute with; empty: any."""
+
+    @property
+    def state_dims(self) -> tuple[int, ...]:
+        """Sizes of a delta net's heads that its ops can compute with; empty: any."""
 
     @property
     def max_vocab(self) -> int | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from kernels.runtime.compiler import Variant
-from kernels.runtime.cuda_struct import CudaStruct, Float32, Int32, Pointer
+from kernels.runtime.cuda_struct import CudaStruct, Float32, Int32, Int64, Pointer
 from kernels.runtime.device_array import DeviceArray
 from kernels.runtime.launcher import Context
 from kernels.weights.parameters import Clamp
@@ -40,6 +40,15 @@ class GegluColumnsParams(CudaStruct, source="activation/activation"):
     column: Int32
     gate_scale: Float32
     scale: Float32
+
+
+class GateParams(CudaStruct, source="activation/activation"):
+    """What gate is given."""
+
+    x: Pointer  # [num_rows, width] float16
+    gates: Pointer  # [num_rows, width] float16
+    out: Pointer  # [num_rows, width] float16, may be x
+    num_pairs: Int64  # of neighbours, all rows together
 
 
 class NarrowParams(CudaStruct, source="activation/activation"):
@@ -102,6 +111,14 @@ def geglu_columns(
         scale=scale,
     )
     context.launch("activation/activation", "geglu_columns", (num_rows, -(-width // 256)), 256, params)
+
+
+def gate(context: Context, x: DeviceArray, gates: DeviceArray, *, out: DeviceArray) -> None:
+    """``x`` times sigmoid(``gates``), all [T, W] float16, W even; ``out`` may be ``x``."""
+    assert x.shape == gates.shape == out.shape and x.shape[1] % 2 == 0
+    num_pairs = x.size // 2
+    params = GateParams(x=x.pointer, gates=gates.pointer, out=out.pointer, num_pairs=num_pairs)
+    context.launch("activation/activation", "gate", -(-num_pairs // 256), 256, params)
 
 
 def narrow(context: Context, x: DeviceArray, scale: float, *, out: DeviceArray) -> None:

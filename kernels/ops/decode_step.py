@@ -20,6 +20,13 @@ _THREADS = 1024
 declare_constants("decode_step/decode_step.cu", THREADS=_THREADS)
 
 
+class RowStatesParams(CudaStruct, source=_SOURCE):
+    """The states of rows."""
+
+    slots: Pointer  # [capacity] int32; null: the model has no recurrent layers
+    sources: Pointer  # [capacity] int32
+
+
 class BeginParams(CudaStruct, source=_SOURCE):
     """What decode_step_begin is given."""
 
@@ -33,6 +40,7 @@ class BeginParams(CudaStruct, source=_SOURCE):
     sampling_rows: Pointer  # [capacity, sampling_words] uint64
     drawn: Pointer  # [capacity]
     updates: Pointer  # bytes, see `kernels.decode_rows.DecodeRows`
+    states: RowStatesParams
     num_rows: Int32
     max_blocks: Int32
     block_tokens: Int32
@@ -63,8 +71,8 @@ def variants() -> list[Variant]:
 def begin_decode(context: Context, rows: DecodeRows[DeviceArray], num_rows: int, block_tokens: int) -> None:
     """Make the first ``num_rows`` rows the next step.
 
-    Rows that hold a sequence go on with the id they drew (an id of -1 counts as 0), then ``updates`` are applied, to
-    any row, and forgotten, then KV slots of ``block_tokens`` a block are found.
+    Rows that hold a sequence go on with the id they drew (an id of -1 counts as 0) and with their own state, then
+    ``updates`` are applied, to any row, and forgotten, then KV slots of ``block_tokens`` a block are found.
     """
     capacity, max_blocks = rows.block_tables.shape
     assert num_rows <= capacity
@@ -79,6 +87,10 @@ def begin_decode(context: Context, rows: DecodeRows[DeviceArray], num_rows: int,
         sampling_rows=rows.sampling.rows.pointer,
         drawn=rows.drawn.pointer,
         updates=rows.updates.pointer,
+        states=RowStatesParams(
+            slots=rows.states.slots.pointer if rows.states else 0,
+            sources=rows.states.sources.pointer if rows.states else 0,
+        ),
         num_rows=num_rows,
         max_blocks=max_blocks,
         block_tokens=block_tokens,

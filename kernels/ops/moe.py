@@ -7,6 +7,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from kernels.ops.activation import geglu_rows, swiglu_rows
+from kernels.ops.layers.shared_expert import add_shared_expert
 from kernels.ops.matmul import multiply_routed, multiply_summed, multiply_tiled
 from kernels.ops.matmul_params import Epilogue, ExpertTiles, Product
 from kernels.ops.matmul_tuning import MAX_SMALL_BATCH, routed_tile_size, summed_shape
@@ -102,7 +103,7 @@ def norm_moe_residual(
     """Norm, router, the best experts of each token, and their weighted sum added to ``out`` [T, H] float32, or stored.
 
     ``x`` [T, H] may be ``out``. Experts have a SwiGLU, unless ``gating`` says otherwise. A token's result is its own:
-    its experts are summed in the order of their rank.
+    its experts are summed in the order of their rank, then comes the shared one.
     """
     num_tokens, width = x.shape
     if not num_tokens:
@@ -127,10 +128,17 @@ def norm_moe_residual(
     if num_tokens == 1 and adds and router.output_scales is None and shape is not None:
         product = Product(activated, experts.down, out, Epilogue.ADD_RESIDUAL)
         multiply_summed(context, product, routing.logits, router.num_used, shape)
+        _add_shared(context, normed, experts, out)
         return
     results = context.scratch((num_pairs, width), np.float32)
     multiply(Product(activated, experts.down, results, Epilogue.STORE_FLOAT))
     _combine(context, results, routing, places, router.output_scales, adds, out)
+    _add_shared(context, normed, experts, out)
+
+
+def _add_shared(context: Context, normed: DeviceArray, experts: Experts, out: DeviceArray) -> None:
+    if experts.shared is not None:
+        add_shared_expert(context, normed, experts.shared, out=out)
 
 
 class _Multiply(Protocol):

@@ -34,11 +34,11 @@ class NormParams(CudaStruct, source="norm/norm"):
 
 
 class NormRowsParams(CudaStruct, source="norm/norm"):
-    """What norm_rows, norm_short_rows and norm_residual are given."""
+    """What norm_rows, norm_short_rows, norm_residual and norm_stream are given."""
 
     x: Pointer  # [num_x_rows, width] float32
     rows: Pointer  # [num_rows] int32: which row of x; null: in order
-    out: Pointer  # [num_rows, width] float16; norm_residual: float32, added to
+    out: Pointer  # [num_rows, width] float16; norm_residual: float32, added to; norm_stream: float32, may be x
     norm: NormParams
     num_rows: Int32
     scale: Float32  # norm_residual: of what `out` then is
@@ -104,6 +104,15 @@ def norm_residual(context: Context, x: DeviceArray, norm: DeviceNorm, *, scale: 
         x=x.pointer, rows=0, out=out.pointer, norm=norm_params(norm, width), num_rows=num_rows, scale=scale
     )
     context.launch("norm/norm", "norm_residual", num_rows, 32 * NORM_PARTITIONS, params)
+
+
+def norm_stream(context: Context, x: DeviceArray, norm: DeviceNorm, *, out: DeviceArray) -> None:
+    """The norm of each row of ``x`` [T, H] float32 -> ``out`` [T, H] float32, which may be ``x``."""
+    num_rows, width = out.shape
+    params = NormRowsParams(
+        x=x.pointer, rows=0, out=out.pointer, norm=norm_params(norm, width), num_rows=num_rows, scale=1.0
+    )
+    context.launch("norm/norm", "norm_stream", num_rows, 32 * NORM_PARTITIONS, params)
 
 
 def norm_branches(

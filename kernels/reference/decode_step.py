@@ -16,8 +16,8 @@ Int32 = NDArray[np.int32]
 def begin_decode(rows: DecodeRows[NDArray[Any]], num_rows: int, block_tokens: int) -> None:
     """Make the first ``num_rows`` rows the next step.
 
-    Rows that hold a sequence go on with the id they drew (an id of -1 counts as 0), then ``updates`` are applied, to
-    any row, and forgotten, then KV slots of ``block_tokens`` a block are found.
+    Rows that hold a sequence go on with the id they drew (an id of -1 counts as 0) and with their own state, then
+    ``updates`` are applied, to any row, and forgotten, then KV slots of ``block_tokens`` a block are found.
     """
     counts = rows.updates[: UPDATE_COUNTS.itemsize].view(UPDATE_COUNTS)[0]
     blocks_start = UPDATE_COUNTS.itemsize + counts["num_rows"] * ROW_UPDATE.itemsize
@@ -30,6 +30,9 @@ def begin_decode(rows: DecodeRows[NDArray[Any]], num_rows: int, block_tokens: in
     for array in (rows.positions, rows.context_lengths, rows.sequence_lengths, rows.sampling.output_positions):
         array[live] += 1
 
+    if rows.states is not None:
+        rows.states.sources[live] = rows.states.slots[live]
+
     rows.block_tables.reshape(-1)[block_updates["entry"]] = block_updates["block_id"]
     update = row_updates["update"]
     row = update["row"]
@@ -39,6 +42,8 @@ def begin_decode(rows: DecodeRows[NDArray[Any]], num_rows: int, block_tokens: in
     rows.context_lengths[row] = rows.sequence_lengths[row] = update["position"] + 1
     rows.sampling.output_positions[row] = update["output_position"]
     rows.sampling.rows[row] = row_updates["sampling"]
+    if rows.states is not None:
+        rows.states.slots[row], rows.states.sources[row] = update["state_slot"], update["state_source"]
     counts["num_rows"] = counts["num_blocks"] = 0
 
     positions = rows.positions[:num_rows]

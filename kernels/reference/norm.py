@@ -31,7 +31,7 @@ def _mean(rows: Float32) -> Float32:
     return sums / np.float32(rows.shape[-1])
 
 
-def norm_rows(x: Float32, norm: Norm[Float32], *, out: Float32) -> None:
+def norm_stream(x: Float32, norm: Norm[Float32], *, out: Float32) -> None:
     """The norm of each row of ``x`` [T, H]; ``out`` may be ``x``."""
     out[:] = normalise(norm, x)
 

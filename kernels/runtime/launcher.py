@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import wraps
+from typing import Concatenate, ParamSpec, TypeVar
 
 from numpy.typing import DTypeLike
 
@@ -19,6 +21,9 @@ from kernels.runtime.module_cache import Function, ModuleCache
 
 Dimensions = int | tuple[int, ...]
 """x, or (x, y), or (x, y, z)."""
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 _Prepared = tuple[LaunchConfig, FunctionHandle] | tuple[()]
 """What the driver is given for every launch of a kind; nothing in a dry run."""
@@ -155,6 +160,24 @@ class Context:
             grid, block, shared_bytes, self.stream.handle, starts_early=self.gpu.has_dependent_launch
         )
         return config, function.handle
+
+
+def bind(context: Context, function: Callable[Concatenate[Context, P], R]) -> Callable[P, R]:
+    """``function`` on ``context``.
+
+    What it took of the scratch memory is free again when it returns nothing: later kernels run after its own, so they
+    may use the same memory.
+    """
+
+    @wraps(function)
+    def op(*arguments: P.args, **options: P.kwargs) -> R:
+        mark = context.mark()
+        result = function(context, *arguments, **options)
+        if result is None:
+            context.release(mark)
+        return result
+
+    return op
 
 
 def _three(dimensions: Dimensions) -> tuple[int, int, int]:

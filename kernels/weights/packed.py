@@ -130,14 +130,24 @@ class Projection:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class SharedExpert:
+    """The feed-forward network that every token goes through, times sigmoid(``output_gate`` x)."""
+
+    gate_up: Projection
+    down: Projection
+    output_gate: DeviceArray  # [H] float32
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Experts:
-    """The feed-forward networks of a mixture, stacked.
+    """The feed-forward networks of a mixture, stacked, and the one beside them.
 
     ``gate_up`` is one gated matrix or, where gates and up projections have two formats, one of each.
     """
 
     gate_up: tuple[PackedMatrix, ...]
     down: PackedMatrix
+    shared: SharedExpert | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)

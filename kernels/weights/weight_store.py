@@ -19,7 +19,7 @@ from kernels.runtime.launcher import Context
 from kernels.runtime.memory import Arena
 from kernels.weights.dequant import dequantise
 from kernels.weights.formats import WIDEST
-from kernels.weights.packed import Experts, PackedMatrix, Projection, Router, packed_bytes
+from kernels.weights.packed import Experts, PackedMatrix, Projection, Router, SharedExpert, packed_bytes
 from kernels.weights.parameters import SharedWeights, Weight
 from kernels.weights.repack import Placement, repack_rows, variant_for
 from kernels.weights.upload import PinnedBuffers, Transfer, Upload
@@ -77,22 +77,19 @@ class PackedWeightStore:
     def experts(self, gate: Weight, up: Weight | None, down: Weight, shared: SharedWeights | None = None) -> Experts:
         """The stacked experts of a layer; without ``up`` each expert's gate and up projection are one matrix.
 
-        Raises `UnsupportedWeight` for such a matrix that cannot be cut in eights, and for a ``shared`` expert.
+        Raises `UnsupportedWeight` for such a matrix that cannot be cut in eights.
         """
-        if shared is not None:
-            raise UnsupportedWeight(
-                shared.gate.name, "is of a shared expert, which a GPU cannot run; run it with --device cpu"
-            )
+        beside = self._shared(shared) if shared is not None else None
         num_experts, num_gated = gate.data.shape[:2]
         if up is None:
             if num_gated % 16:
                 raise UnsupportedWeight(gate.name, f"has {num_gated} outputs; on a CUDA device they come in 16s")
-            return Experts((self._gated([gate], num_gated // 2, num_experts),), self._expert_matrix(down))
+            return Experts((self._gated([gate], num_gated // 2, num_experts),), self._expert_matrix(down), beside)
         if gate.format is up.format and num_gated % 8 == 0:
             gate_up: tuple[PackedMatrix, ...] = (self._gated([gate, up], num_gated, num_experts),)
         else:
             gate_up = self._expert_matrix(gate), self._expert_matrix(up)
-        return Experts(gate_up, self._expert_matrix(down))
+        return Experts(gate_up, self._expert_matrix(down), beside)
 
     def router(
         self,
@@ -163,6 +160,10 @@ class PackedWeightStore:
             else:
                 runs.append([weight])
         return Projection(tuple(map(self._stack, runs)))
+
+    def _shared(self, shared: SharedWeights) -> SharedExpert:
+        gate_up, down = self.gate_up([shared.gate, shared.up]), self.projection([shared.down])
+        return SharedExpert(gate_up, down, self.vector(shared.output_gate))
 
     def _stack(self, weights: Sequence[Weight]) -> PackedMatrix:
         num_rows = sum(weight.num_outputs for weight in weights)

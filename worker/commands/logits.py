@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from kernels.batch import StateRows, Step, dry_step
+from kernels.batch import Array, StateRows, Step, dry_step
 from kernels.devices.dry_run import DryRunDevice
 from kernels.devices.protocol import GpuDevice, is_gpu
 from kernels.runtime.device_array import DeviceArray
@@ -93,7 +93,14 @@ def _upload(device: GpuDevice, step: Step[NDArray[np.int32]]) -> Step[DeviceArra
     """The step's arrays on the device, where those of the one before were."""
     device.step_buffers.reset()
     arrays = {name: device.upload(device.step_buffers, array) for name, array in step.arrays().items()}
-    return Step(**arrays, states=None, prefixes=None)
+    states = None
+    if step.states is not None:
+        states = StateRows(*(device.upload(device.step_buffers, array) for array in _state_arrays(step)))
+    return Step(**arrays, states=states, prefixes=None)
+
+
+def _state_arrays(step: Step[Array]) -> list[Array]:
+    return [step.states.slots, step.states.sources] if step.states else []
 
 
 def run_dry(model: Model, lengths: Collection[int]) -> None:
@@ -101,12 +108,13 @@ def run_dry(model: Model, lengths: Collection[int]) -> None:
     device = model.device
     assert isinstance(device, DryRunDevice)
     num_blocks = _num_blocks(max(lengths, default=1))
-    cache = model.allocate_cache(num_blocks, BLOCK_TOKENS)
+    has_states = model.bytes_per_state > 0
+    cache = model.allocate_cache(num_blocks, BLOCK_TOKENS, num_states=int(has_states))
     chunks = {min(length, CHUNK_TOKENS) for length in lengths} | {length % CHUNK_TOKENS for length in lengths}
     for chunk in chunks - {0}:
-        step = dry_step(chunk, 1, chunk, num_blocks)
+        step = dry_step(chunk, 1, chunk, num_blocks, has_states=has_states)
         device.step_buffers.reset()
-        for array in step.arrays().values():
+        for array in (*step.arrays().values(), *_state_arrays(step)):
             device.empty(array.shape, np.int32)
         model.forward(step, cache)
 

@@ -104,9 +104,14 @@ def _state_rows(chunks: list[Chunk]) -> StateRows[NDArray[np.int32]] | None:
     """Where the chunks' states are; None without recurrent layers, where no sequence has a state slot."""
     if chunks[0].sequence.state_slot is None:
         return None
-    slots = [sequence.state_slot for sequence, _, _ in chunks]
-    sources = [-1 if sequence.state_source is None else sequence.state_source for sequence, _, _ in chunks]
-    return StateRows(np.array(slots, np.int32), np.array(sources, np.int32))
+    rows = np.array([state_row(sequence) for sequence, _, _ in chunks], np.int32)
+    return StateRows(np.ascontiguousarray(rows[:, 0]), np.ascontiguousarray(rows[:, 1]))
+
+
+def state_row(sequence: Sequence) -> tuple[int, int]:
+    """Slot and source of a sequence's state, as `StateRows` has them; -1 of what there is none of."""
+    slot, source = sequence.state_slot, sequence.state_source
+    return -1 if slot is None else slot, -1 if source is None else source
 
 
 def _prompt_rows(chunks: list[Chunk], query_starts: NDArray[np.int32]) -> Iterator[NDArray[np.int32]]:

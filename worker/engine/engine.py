@@ -85,16 +85,16 @@ class Engine:
                 max_sequences=self.max_sequences,
                 num_states=num_states,
             )
-        assert not num_states, "no kernels for recurrent layers: the model should have been refused"
         limits = StepLimits(
             block_tokens=settings.kv_block_tokens,
             step_tokens=settings.step_tokens,
             max_sequences=self.max_sequences,
             max_sequence_tokens=self.max_sequence_tokens,
             vocab_size=model.config.vocab_size,
+            has_states=num_states > 0,
         )
-        timeout_s = STEP_TIMEOUT_SHARE * settings.engine_step_timeout_s
-        return CudaRunner(model, limits, num_blocks=num_blocks, timeout_s=timeout_s, capture=capture)
+        time = STEP_TIMEOUT_SHARE * settings.engine_step_timeout_s
+        return CudaRunner(model, limits, num_blocks=num_blocks, num_states=num_states, timeout_s=time, capture=capture)
 
     def note_in_flight(self, file: InFlightFile) -> None:
         """From now on ``file`` says which requests the steps in flight are about."""

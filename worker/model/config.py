@@ -53,8 +53,6 @@ class Architecture:
     """How layers differ from each other."""
     recurrence: RecurrentKind | None = None
     """What some layers are instead of attention."""
-    needs_cpu: bool = False
-    """Whether it needs ops that only the CPU device has (`kernels.cpu_ops`)."""
     softcaps: tuple[float, float] = (0.0, 0.0)
     """Soft caps of scores and of logits, where the file does not say."""
     sliding_rope_base: float | None = None

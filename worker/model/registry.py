@@ -120,7 +120,7 @@ def assemble_model(config: ModelConfig, weights: Weights, device: Device) -> Mod
     Only those are read whose rows go to several projections (`worker.model.weights.RowPart`). Raises `ModelLoadFailed`,
     also for a tensor that the family does not know.
     """
-    weights.check_limits(config, ARCHITECTURES[config.architecture])
+    weights.check_limits(config)
     family = FAMILIES[config.architecture](config, weights, device)
     weights.ignore(_MTP_TENSORS, *ARCHITECTURES[config.architecture].ignored_tensors)
     for index in range(config.num_layers, config.num_layers + config.num_mtp_layers):

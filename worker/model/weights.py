@@ -19,7 +19,7 @@ from kernels.weights.dequant import dequantise
 from kernels.weights.formats import FORMATS
 from kernels.weights.parameters import LayerNorm, RmsNorm, Rope, SharedWeights, Weight
 from orcd.errors import ModelLoadFailed
-from worker.model.config import Architecture, ModelConfig
+from worker.model.config import ModelConfig
 from worker.model.gguf import GGUFFile, Tensor
 
 NOT_FINITE = "holds NaN or infinity: the file is damaged or was badly converted"
@@ -195,13 +195,8 @@ class Weights:
             raise self._error(self._prefix + name, f"holds a factor below {LEAST_ROPE_FACTOR:g}")
         return factors
 
-    def check_limits(self, config: ModelConfig, architecture: Architecture) -> None:
-        """Whether the device has the ops of the architecture, and they can do heads and a vocabulary of this size."""
-        if architecture.needs_cpu and self._device.cpu_ops is None:
-            raise ModelLoadFailed(
-                f"{self._gguf.path}: the architecture {config.architecture} cannot run on a GPU yet; run it with "
-                "--device cpu"
-            )
+    def check_limits(self, config: ModelConfig) -> None:
+        """Whether the device's ops can do heads, states and a vocabulary of this size."""
         most = self._device.max_vocab
         if most is not None and config.vocab_size > most:
             raise ModelLoadFailed(
@@ -214,6 +209,13 @@ class Weights:
             raise ModelLoadFailed(
                 f"{self._gguf.path}: metadata key {config.architecture}.attention.key_length: heads of "
                 f"{min(unknown)} elements, and a GPU can do {', '.join(map(str, known))}; run it with --device cpu"
+            )
+
+        kept, sizes = config.recurrence, self._device.state_dims
+        if kept and kept.num_value_heads and sizes and not {kept.key_dim, kept.value_dim} <= {*sizes}:
+            raise ModelLoadFailed(
+                f"{self._gguf.path}: metadata key {config.architecture}.ssm.state_size: states of {kept.key_dim} by "
+                f"{kept.value_dim}, and a GPU can do {', '.join(map(str, sizes))}; run it with --device cpu"
             )
 
     def ignore(self, *expressions: str) -> None:

@@ -66,6 +66,23 @@ KERNEL __launch_bounds__(256) geglu_columns(const __grid_constant__ GegluColumns
     p.out[row * p.width + column] = to_half(gelu(p.gates[row * p.width + column] * p.gate_scale) * input * p.scale);
 }
 
+struct GateParams {
+    const u16* x;      // [num_rows, width]
+    const u16* gates;  // [num_rows, width]
+    u16* out;          // [num_rows, width], may be x
+    i64 num_pairs;     // of neighbours, all rows together
+};
+
+// x * sigmoid(gates).
+KERNEL __launch_bounds__(256) gate(const __grid_constant__ GateParams p) {
+    wait_for_previous();
+    const i64 pair = (i64)blockIdx.x * 256 + threadIdx.x;
+    if (pair >= p.num_pairs) return;
+    const u32 x = ((const u32*)p.x)[pair], y = ((const u32*)p.gates)[pair];
+    ((u32*)p.out)[pair] = pack_half2(low_half(x) / (1.0f + __expf(-low_half(y))),
+                                     high_half(x) / (1.0f + __expf(-high_half(y))));
+}
+
 struct NarrowParams {
     const float* x;  // [num_rows, width]
     u16* out;        // [num_rows, width]

@@ -14,6 +14,8 @@ struct RowUpdate {
     i32 row;
     i32 token;     // an id, or what only the device knows, see `resolved`
     i32 position;  // EMPTY_ROW of kernels/decode_rows.py: the row is empty from now on
+    i32 state_slot;
+    i32 state_source;
 };
 
 constexpr int ROW_UPDATE_WORDS = sizeof(RowUpdate) / sizeof(u64);
@@ -21,6 +23,11 @@ constexpr int ROW_UPDATE_WORDS = sizeof(RowUpdate) / sizeof(u64);
 struct BlockUpdate {
     i32 entry;  // of block_tables, seen as one dimension
     i32 block_id;
+};
+
+struct RowStatesParams {
+    i32* slots;    // [capacity]; null: the model has no recurrent layers
+    i32* sources;  // [capacity]
 };
 
 struct BeginParams {
@@ -34,6 +41,7 @@ struct BeginParams {
     u64* sampling_rows;     // [capacity, sampling_words]
     const i32* drawn;       // [capacity] ids that the previous step drew, -1 where its logits were not finite
     UpdateCounts* updates;  // [1] and the updates
+    RowStatesParams states;
     i32 num_rows;
     i32 max_blocks;
     i32 block_tokens;
@@ -50,7 +58,7 @@ DEVICE i32 decode_draw(i32 token) { return -1 - token; }
 // The id of a token, or of the draw that it stands for.
 DEVICE i32 resolved(i32 token, const i32* drawn) { return token < 0 ? usable(drawn[decode_draw(token)]) : token; }
 
-// Rows that hold a sequence go on with the token they drew; then row and block updates; then KV slots.
+// Rows that hold a sequence go on with the token they drew and with their own state; then row and block updates; then KV slots.
 KERNEL __launch_bounds__(THREADS) decode_step_begin(const __grid_constant__ BeginParams p) {
     wait_for_previous();
     const int thread = threadIdx.x;
@@ -65,6 +73,7 @@ KERNEL __launch_bounds__(THREADS) decode_step_begin(const __grid_constant__ Begi
         p.context_lengths[row]++;
         p.sequence_lengths[row]++;
         p.output_positions[row]++;
+        if (p.states.slots) p.states.sources[row] = p.states.slots[row];
     }
     for (int i = thread; i < counts.num_blocks; i += THREADS)
         p.block_tables[block_updates[i].entry] = block_updates[i].block_id;
@@ -80,6 +89,8 @@ KERNEL __launch_bounds__(THREADS) decode_step_begin(const __grid_constant__ Begi
         p.positions[update.row] = update.position;
         p.context_lengths[update.row] = p.sequence_lengths[update.row] = update.position + 1;
         p.output_positions[update.row] = update.output_position;
+        if (p.states.slots)
+            p.states.slots[update.row] = update.state_slot, p.states.sources[update.row] = update.state_source;
     }
     if (thread == 0) *p.updates = {0, 0};
     __syncthreads();

@@ -3,13 +3,14 @@
 //   norm_short_rows  for many rows of up to PARTITION_STEP columns: a warp has a row, a lane four columns of each
 //   partition
 //   norm_residual    a block has a row, as in norm_rows
+//   norm_stream      the same, and it is stored instead
 //   norm_branches    the same for the sum of two rows that have norms of their own
 #include "norm.cuh"
 
 struct NormRowsParams {
     const float* x;   // [num_x_rows, width]
     const int* rows;  // [num_rows] which row of x; null: in order
-    void* out;        // [num_rows, width] float16; norm_residual: float32, added to
+    void* out;        // [num_rows, width] float16; norm_residual: float32, added to; norm_stream: float32, may be x
     NormParams norm;
     int num_rows;
     float scale;  // norm_residual: of what `out` then is
@@ -39,6 +40,14 @@ KERNEL __launch_bounds__(32 * NORM_PARTITIONS, 5) norm_residual(const __grid_con
         *to =
             float4{(old.x + n.x) * p.scale, (old.y + n.y) * p.scale, (old.z + n.z) * p.scale, (old.w + n.w) * p.scale};
     });
+}
+
+KERNEL __launch_bounds__(32 * NORM_PARTITIONS) norm_stream(const __grid_constant__ NormRowsParams p) {
+    wait_for_previous();
+    __shared__ float shared[2 * NORM_PARTITIONS];
+    const i64 first = (i64)blockIdx.x * p.norm.width;
+    normalise_row(p.norm, p.x + first, shared,
+                  [&](int column, float4 n) { *(float4*)((float*)p.out + first + column) = n; });
 }
 
 // Calls use(partition, column) for this lane's columns.

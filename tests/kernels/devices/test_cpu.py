@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 
-from kernels.cpu_ops import ReferenceCpuOps
 from kernels.devices.open import open_device
 from kernels.registry import ReferenceOps
 from kernels.weights.formats import FORMATS
@@ -14,7 +13,6 @@ from kernels.weights.parameters import Weight
 def test_the_cpu_device_runs_the_reference_ops_on_blocks_as_they_are() -> None:
     device = open_device("cpu")
     assert device.name == "cpu" and isinstance(device.ops, ReferenceOps)
-    assert isinstance(device.cpu_ops, ReferenceCpuOps)
     blocks = np.zeros((5, 68), np.uint8)
     [layer] = device.store.projection([Weight("output.weight", FORMATS["Q8_0"], blocks)])
     assert layer.matrix.shape == (5, 64) and layer.matrix.data is blocks

@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from kernels.ops.activation import geglu_columns, narrow, swiglu_rows
+from kernels.ops.activation import gate, geglu_columns, narrow, swiglu_rows
 from kernels.reference.activation import clamped_swiglu, gelu, swiglu
+from kernels.reference.activation import gate as reference_gate
 from kernels.runtime.device_array import DeviceArray
 from kernels.runtime.gpu_spec import H100
 from kernels.runtime.launcher import Context
@@ -68,3 +69,19 @@ def test_gated_columns_and_narrowed_rows_are_the_reference_s(
     x[0, :2] = 1e6, 2e6
     narrow(context, upload(x), 0.0625, out=out)
     np.testing.assert_allclose(download(out), np.minimum(x / 16, 65504), rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.gpu
+@pytest.mark.sanitize("300-3")
+@pytest.mark.parametrize("num_rows", [1, 3, 1100])
+@pytest.mark.parametrize("width", [8, 256, 300])
+def test_what_goes_through_gates_is_the_reference_s(
+    context: Context, upload: Upload, empty: Empty, download: Download, num_rows: int, width: int
+) -> None:
+    rng = np.random.default_rng(width)
+    x, gates = (rng.normal(0, 4, (num_rows, width)).astype(np.float16) for _ in range(2))
+    gates[0, :3] = -60000, 0, 60000
+    expected, out = np.empty((num_rows, width), np.float32), upload(x)
+    reference_gate(x.astype(np.float32), gates.astype(np.float32), out=expected)
+    gate(context, out, upload(gates), out=out)
+    np.testing.assert_allclose(download(out), expected, rtol=2e-3, atol=1e-6)

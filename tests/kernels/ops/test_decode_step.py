@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from numpy.typing import DTypeLike, NDArray
 
-from kernels.batch import SAMPLING_ROW, Array, PreviousDraw, SamplingParams
+from kernels.batch import SAMPLING_ROW, Array, PreviousDraw, SamplingParams, StateRows
 from kernels.decode_rows import DecodeRows, RowUpdates, allocate_rows, write_updates
 from kernels.ops import decode_step
 from kernels.reference import decode_step as reference
@@ -35,18 +35,22 @@ class _HostMemory:
 
 
 def _arrays(rows: DecodeRows[Array]) -> dict[str, Array]:
-    arrays = {field.name: getattr(rows, field.name) for field in fields(rows) if field.name != "sampling"}
+    nested = "sampling", "states"
+    arrays = {field.name: getattr(rows, field.name) for field in fields(rows) if field.name not in nested}
+    if rows.states is not None:
+        arrays |= {f"state_{field.name}": getattr(rows.states, field.name) for field in fields(rows.states)}
     return arrays | {field.name: getattr(rows.sampling, field.name) for field in fields(rows.sampling)}
 
 
 def _upload(rows: DecodeRows[NDArray[Any]], upload: Upload) -> DecodeRows[DeviceArray]:
     arrays = {name: upload(array) for name, array in _arrays(rows).items()}
     sampling = SamplingParams(**{field.name: arrays.pop(field.name) for field in fields(SamplingParams)})
-    return DecodeRows(sampling=sampling, **arrays)
+    states = StateRows(arrays.pop("state_slots"), arrays.pop("state_sources")) if rows.states else None
+    return DecodeRows(sampling=sampling, states=states, **arrays)
 
 
-def _random_rows(generator: np.random.Generator) -> DecodeRows[NDArray[Any]]:
-    rows = allocate_rows(_HostMemory(generator), NUM_ROWS, MAX_BLOCKS)
+def _random_rows(generator: np.random.Generator, *, has_states: bool) -> DecodeRows[NDArray[Any]]:
+    rows = allocate_rows(_HostMemory(generator), NUM_ROWS, MAX_BLOCKS, has_states=has_states)
     rows.positions[:] = generator.integers(-1, MAX_BLOCKS * BLOCK_TOKENS - 8, NUM_ROWS)
     rows.positions[generator.random(NUM_ROWS) < 0.2] = -1
     rows.context_lengths[:] = rows.sequence_lengths[:] = rows.positions + 1
@@ -54,14 +58,14 @@ def _random_rows(generator: np.random.Generator) -> DecodeRows[NDArray[Any]]:
     return rows
 
 
-@pytest.mark.sanitize("40-0")
+@pytest.mark.sanitize("40-1")
 @pytest.mark.parametrize("seed", range(6))
 @pytest.mark.parametrize("num_updates", [0, 1, 40, NUM_ROWS])
 def test_rows_go_on_as_the_reference_says(
     context: Context, upload: Upload, download: Download, seed: int, num_updates: int
 ):
     generator = np.random.default_rng(seed)
-    expected = _random_rows(generator)
+    expected = _random_rows(generator, has_states=seed % 2 > 0)
     updates = RowUpdates()
     for row in generator.permutation(NUM_ROWS)[:num_updates].tolist():
         token = int(generator.integers(-NUM_ROWS, 1000))
@@ -71,6 +75,7 @@ def test_rows_go_on_as_the_reference_says(
             position=int(generator.integers(-1, MAX_BLOCKS * BLOCK_TOKENS - 8)),
             output_position=int(generator.integers(0, 2**40)),
             sampling_row=generator.integers(0, 100, SAMPLING_ROW.itemsize, np.uint8).tobytes(),  # no NaN among them
+            state=(row, int(generator.integers(-1, 100))),
         )
     updates.block_entries = generator.permutation(NUM_ROWS * MAX_BLOCKS)[: int(generator.integers(0, 3000))].tolist()
     updates.block_ids = generator.integers(0, 5000, len(updates.block_entries)).tolist()

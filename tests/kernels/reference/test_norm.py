@@ -13,7 +13,7 @@ from kernels.reference.norm import (
     norm_gelu,
     norm_head,
     norm_linear,
-    norm_rows,
+    norm_stream,
     norm_swiglu,
     normalise,
 )
@@ -40,7 +40,7 @@ def test_norms_follow_their_formula_row_by_row(norm: Norm) -> None:
     zeros = np.zeros((1, 64), np.float32)
     np.testing.assert_array_equal(normalise(norm, zeros), exact(norm, zeros).astype("f4"))
     expected = normalise(norm, x)
-    norm_rows(x, norm, out=x)
+    norm_stream(x, norm, out=x)
     np.testing.assert_array_equal(x, expected)
 
 

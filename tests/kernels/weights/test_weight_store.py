@@ -119,15 +119,20 @@ def test_a_router_of_more_experts_than_a_warp_has_lanes_is_refused_by_name() -> 
         lay_out(lambda store: store.router(router, 33))
 
 
-def test_a_router_that_does_not_renormalise_and_a_shared_expert_are_refused_by_name() -> None:
+def test_a_router_that_does_not_renormalise_is_refused_by_name() -> None:
     router = weight("blk.1.ffn_gate_inp.weight", 64, 64, format_="F32")
     with pytest.raises(UnsupportedWeight, match=r"ffn_gate_inp.weight. weighs the chosen .* --device cpu"):
         lay_out(lambda store: store.router(router, 4, renormalises=False))
+
+
+def test_a_shared_expert_lies_beside_the_others() -> None:
     experts = weight("experts", 2, 64, 64, format_="Q8_0")
     single = weight("blk.1.ffn_gate_shexp.weight", 64, 64, format_="Q8_0")
     shared = SharedWeights(single, single, single, np.ones(64, np.float32))
-    with pytest.raises(UnsupportedWeight, match=r"ffn_gate_shexp.weight. is of a shared expert, .* --device cpu"):
-        lay_out(lambda store: store.experts(experts, experts, experts, shared))
+    made, _ = lay_out(lambda store: store.experts(experts, experts, experts, shared))
+    assert made.shared is not None and made.shared.output_gate.shape == (64,)
+    assert [matrix.gated for matrix in made.shared.gate_up.matrices] == [True]
+    assert [matrix.num_rows for matrix in made.shared.down.matrices] == [64]
 
 
 @pytest.mark.parametrize(("up_format", "inner"), [("Q4_0", 64), ("Q8_0", 36)], ids=["formats", "outputs"])

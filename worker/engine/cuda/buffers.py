@@ -23,6 +23,7 @@ class StepLimits:
     max_sequences: int
     max_sequence_tokens: int
     vocab_size: int
+    has_states: bool = False  # whether the model has recurrent layers
 
     @property
     def max_blocks(self) -> int:
@@ -35,8 +36,9 @@ class StepLimits:
         tokens, sequences = self.step_tokens * 4, self.max_sequences * 4
         per_sequence = [sequences + 4, sequences, sequences, sequences, sequences * self.max_blocks]
         sampling = [self.max_sequences * SAMPLING_ROW.itemsize, 2 * sequences]
+        states = [sequences] * 2 if self.has_states else []
         prompt_ids = [sequences]  # of which log probabilities are reported, for each a row of logits
-        return packed_bytes([tokens] * 4 + per_sequence + sampling + prompt_ids)
+        return packed_bytes([tokens] * 4 + per_sequence + sampling + states + prompt_ids)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -54,7 +56,7 @@ class StepBuffers:
         """Take them from ``memory``, the device's for step buffers."""
         edits = allocate_edits(memory, limits.max_sequences, limits.vocab_size, MAX_BIASES)
         return cls(
-            rows=allocate_rows(memory, limits.max_sequences, limits.max_blocks, edits),
+            rows=allocate_rows(memory, limits.max_sequences, limits.max_blocks, edits, has_states=limits.has_states),
             whole=memory.allocate((limits.whole_step_bytes,), np.uint8),
             resets=memory.allocate((edit_bytes(limits.max_sequences, limits.vocab_size),), np.uint8),
             masks=memory.allocate((mask_bytes(limits.max_sequences, limits.vocab_size),), np.uint8),

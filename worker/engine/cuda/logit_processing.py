@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from collections.abc import Sequence as Series
-from dataclasses import fields
+from dataclasses import dataclass, fields
 
 import numpy as np
 
@@ -103,6 +103,18 @@ def report(
     ops.top_log_probabilities(
         logits, ids, params, out_logprobs=logprobs, out_top_ids=top_ids, out_top_logprobs=top_logprobs
     )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Reports:
+    """Log probabilities on their way to the host: of how many rows, and what each draw of the step asked for.
+
+    Behind these rows are those of tokens of prompts.
+    """
+
+    download: Download
+    num_rows: int
+    wanted: Series[tuple[int, int | None]]  # row, and number of alternatives or None
 
 
 class LogprobReporter:

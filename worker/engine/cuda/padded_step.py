@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from kernels.batch import GREEDY_ROW, SAMPLING_ROW, LogitEdits, SamplingParams, Step, packed_bytes, view
+from kernels.batch import GREEDY_ROW, SAMPLING_ROW, LogitEdits, SamplingParams, StateRows, Step, packed_bytes, view
 from kernels.runtime.device_array import DeviceArray
 from worker.engine.cuda.buffers import StepLimits
 
@@ -19,6 +19,7 @@ BLOCKS = (64, 256, 1024, 4096)
 
 _GREEDY = np.frombuffer(GREEDY_ROW, SAMPLING_ROW)[0]
 _INT32 = np.dtype(np.int32)
+_STATES = {"state_slots": "slots", "state_sources": "sources"}  # arrays of a step's `StateRows`
 
 
 class StepSize(NamedTuple):
@@ -52,7 +53,10 @@ def _round_tokens(number: int) -> int:
 class PaddedStep:
     """Where the arrays of steps of one size are, in a buffer of bytes on the device and in what is copied to it."""
 
-    def __init__(self, size: StepSize, whole: DeviceArray, edits: LogitEdits[DeviceArray]) -> None:
+    def __init__(
+        self, size: StepSize, whole: DeviceArray, edits: LogitEdits[DeviceArray], *, has_states: bool = False
+    ) -> None:
+        """``has_states``: whether the model has recurrent layers."""
         tokens, sequences = (size.num_tokens,), (size.num_sequences,)
         self._arrays: dict[str, tuple[int, tuple[int, ...], np.dtype[Any], Any]] = {}  # offset, shape, dtype, padding
         self.num_bytes = 0
@@ -66,10 +70,14 @@ class PaddedStep:
         self._add("logit_rows", sequences, _INT32, 0)
         self._add("rows", sequences, SAMPLING_ROW, _GREEDY)
         self._add("output_positions", sequences, np.dtype(np.int64), 0)
+        if has_states:
+            for name in _STATES:
+                self._add(name, sequences, _INT32, -1)
         self._add("block_tables", (size.num_sequences, size.max_blocks), _INT32, None)
         views = {name: view(whole, offset, shape, dtype) for name, (offset, shape, dtype, _) in self._arrays.items()}
         self.params = SamplingParams(views.pop("rows"), views.pop("output_positions"), edits)
-        self.step = Step(**views, states=None, prefixes=None)
+        states = StateRows(*(views.pop(name) for name in _STATES)) if has_states else None
+        self.step = Step(**views, states=states, prefixes=None)
 
     def _add(self, name: str, shape: tuple[int, ...], dtype: np.dtype[Any], padding: Any) -> None:
         self._arrays[name] = self.num_bytes, shape, dtype, padding
@@ -78,7 +86,10 @@ class PaddedStep:
     def write(self, step: Step[NDArray[Any]], params: SamplingParams[NDArray[Any]], staging: NDArray[np.uint8]) -> None:
         """Write ``step`` and how its tokens are drawn into the first `num_bytes` of ``staging``."""
         for name, (offset, shape, dtype, padding) in self._arrays.items():
-            source = getattr(params if name in ("rows", "output_positions") else step, name)
+            if name in _STATES:
+                source = getattr(step.states, _STATES[name])
+            else:
+                source = getattr(params if name in ("rows", "output_positions") else step, name)
             target = view(staging, offset, shape, dtype)
             if name == "block_tables":
                 target[: source.shape[0], : source.shape[1]] = source  # what is not written is not read

@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kernels.batch import AnyArray, SamplingParams, Step, first, pack, view
+from kernels.batch import AnyArray, SamplingParams, StateRows, Step, first, pack, view
 from kernels.decode_rows import write_updates
 from kernels.devices.protocol import is_gpu
 from kernels.errors import CudaFailure
 from kernels.runtime.device_array import DeviceArray
-from orcd.errors import CudaError, OrcdError
+from orcd.errors import CudaError, OrcdError, places
 from worker.engine.batch_builder import (
     PromptTokens,
     build_report_params,
@@ -28,7 +28,7 @@ from worker.engine.batch_builder import (
 )
 from worker.engine.cuda.buffers import StepBuffers, StepLimits
 from worker.engine.cuda.decode_graphs import DecodeGraphs, empty_rows
-from worker.engine.cuda.logit_processing import EditSender, LogitMasker, LogprobReporter, read_reports
+from worker.engine.cuda.logit_processing import EditSender, LogitMasker, LogprobReporter, Reports, read_reports
 from worker.engine.cuda.pinned_ring import NUM_BUFFERS, Download, DownloadRing, UploadRing
 from worker.engine.cuda.slot_allocator import SlotAllocator
 from worker.engine.cuda.whole_step_graphs import WholeStepGraphs
@@ -55,18 +55,6 @@ class LaunchedStep:
     errors: Mapping[int, OrcdError] = field(default_factory=dict)  # of draws that are none, by rows
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Reports:
-    """Log probabilities on their way to the host: of how many rows, and what each draw of the step asked for.
-
-    Behind these rows are those of tokens of prompts.
-    """
-
-    download: Download
-    num_rows: int
-    wanted: Series[tuple[int, int | None]]  # row, and number of alternatives or None
-
-
 class CudaRunner:
     """A model and its KV cache on a device that works by itself.
 
@@ -77,9 +65,19 @@ class CudaRunner:
     """
 
     def __init__(
-        self, model: Model, limits: StepLimits, *, num_blocks: int, timeout_s: float, capture: bool = True
+        self,
+        model: Model,
+        limits: StepLimits,
+        *,
+        num_blocks: int,
+        timeout_s: float,
+        num_states: int = 0,
+        capture: bool = True,
     ) -> None:
-        """``timeout_s``: how long a step may take. ``capture`` False: no graphs, with the same results."""
+        """``timeout_s``: how long a step may take. ``capture`` False: no graphs, with the same results.
+
+        ``num_states``: see `worker.engine.scheduler.Scheduler`.
+        """
         self._model = model
         device = model.device
         assert is_gpu(device)
@@ -99,7 +97,7 @@ class CudaRunner:
         upload_bytes = max(limits.whole_step_bytes, self._rows.updates.shape[0])
         self._uploads = UploadRing(device, upload_bytes, timeout_s)
         self._downloads = DownloadRing(device, limits.max_sequences * 4)
-        self._cache = model.allocate_cache(num_blocks, limits.block_tokens)
+        self._cache = model.allocate_cache(num_blocks, limits.block_tokens, num_states)
         self._forget_rows()
         self._in_flight: deque[LaunchedStep] = deque()
         self._waited_s = 0.0  # for the last step that was collected
@@ -120,13 +118,16 @@ class CudaRunner:
         return 2 if self._waited_s > LONG_WAIT_S else NUM_BUFFERS
 
     def launch(self, chunks: list[Chunk]) -> None:
-        """Enqueue a step. Raises `CudaError`; whatever is raised, the next step sends everything anew."""
+        """Enqueue a step. Raises `CudaError`, and nothing else of a model with recurrent layers."""
         with _named_errors():
             try:
                 step = self._decode(chunks) if _only_decodes(chunks) else self._run_whole(chunks)
-            except Exception:
-                # The device may or may not have got what it was told: tell it everything anew.
-                self._forget_rows()
+            except Exception as error:
+                self._forget_rows()  # the device may or may not have got what it was told: tell it everything anew
+                if self._limits.has_states and not isinstance(error, CudaFailure):
+                    raise CudaError(
+                        f"a step with states failed: {type(error).__name__} at {places(error)[-1]}"
+                    ) from error
                 raise
         self._in_flight.append(step)
 
@@ -206,6 +207,8 @@ class CudaRunner:
         Behind the rows to draw from come those after which tokens of prompts are ``reported``.
         """
         arrays = step.arrays()
+        if step.states is not None:
+            arrays |= {"state_slots": step.states.slots, "state_sources": step.states.sources}
         prompt_ids = [token_id for prompt in reported for token_id in prompt.token_ids]
         prompt_params = build_report_params(reported)
         arrays |= {
@@ -218,7 +221,8 @@ class CudaRunner:
         views = {name: view(self._whole, offsets[name], array.shape, array.dtype) for name, array in arrays.items()}
         sent_params = SamplingParams(views.pop("rows"), views.pop("output_positions"), self._edits)
         sent_ids = views.pop("prompt_ids")
-        sent = Step(**views, states=None, prefixes=None)
+        states = None if step.states is None else StateRows(views.pop("state_slots"), views.pop("state_sources"))
+        sent = Step(**views, states=states, prefixes=None)
         self._ops.resolve_tokens(sent.token_ids, self._rows.drawn)
         logits = self._model.forward(sent, self._cache)
         if prompt_ids:

@@ -11,7 +11,7 @@ from heapq import heappop, heappush
 
 from kernels.batch import PreviousDraw
 from kernels.decode_rows import RowUpdates
-from worker.engine.batch_builder import build_sampling_row
+from worker.engine.batch_builder import build_sampling_row, state_row
 from worker.engine.logits.edit_rows import EditRows
 from worker.engine.scheduler import Chunk
 from worker.engine.sequence import Sequence
@@ -62,6 +62,7 @@ class SlotAllocator:
             if row is None or not is_current or row >= num_rows or revisions[row] != sequence.revision:
                 misplaced.append(sequence)
                 continue
+            assert sequence.state_source == sequence.state_slot, "the device would read the state of the step before"
             rows.append(row)
             if num_sent[row] != len(sequence.block_ids):
                 self._send_blocks(sequence, row, updates)
@@ -95,6 +96,7 @@ class SlotAllocator:
                 position=sequence.num_computed,
                 output_position=sequence.num_output,
                 sampling_row=build_sampling_row(sequence, self._edit_rows.row_of(sequence)),
+                state=state_row(sequence),
             )
             self._send_blocks(sequence, row, updates)
 

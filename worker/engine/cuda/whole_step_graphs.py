@@ -62,7 +62,7 @@ class WholeStepGraphs:
     def _make(self, size: StepSize) -> WholeStepGraph:
         device, rows = self._model.device, self._rows
         assert is_gpu(device) and rows.sampling.edits is not None
-        padded = PaddedStep(size, self._whole, rows.sampling.edits)
+        padded = PaddedStep(size, self._whole, rows.sampling.edits, has_states=self._limits.has_states)
         step, params, ids = padded.step, padded.params, first(rows.drawn, size.num_sequences)
 
         def forward() -> AnyArray:

@@ -42,15 +42,13 @@ class Lfm2:
     """Architecture ``lfm2``."""
 
     architectures: ClassVar[Mapping[str, Architecture]] = {
-        "lfm2": Architecture(keys=SHORT_CONVOLUTION_KEYS, recurrence="short_convolution", needs_cpu=True)
+        "lfm2": Architecture(keys=SHORT_CONVOLUTION_KEYS, recurrence="short_convolution")
     }
     recompute_at: int | None = None
 
     def __init__(self, config: ModelConfig, weights: Weights, device: Device) -> None:
-        assert device.cpu_ops is not None, "other devices are refused"
         self._config = config
         self._device = device
-        self._cpu_ops = device.cpu_ops
         self._embedding, self._head = weights.head("token_embd.weight", config.vocab_size, config.hidden)
         self._layers = [_load_layer(config, weights.layer(index), index) for index in range(config.num_layers)]
         # The last norm has the name of one on embeddings, which there is none of.
@@ -61,7 +59,7 @@ class Lfm2:
 
     def forward(self, step: Step[AnyArray], cache: KVCache) -> AnyArray:
         """Run one step; returns logits [R, vocab] float32 of ``step.logit_rows``."""
-        ops, cpu_ops, hidden = self._device.ops, self._cpu_ops, self._config.hidden
+        ops, hidden = self._device.ops, self._config.hidden
         acts = StepActivations.allocate(self._config, self._device, step, (3 * hidden, hidden))
         x, (projected, mixed) = acts.residual, acts.own
         ops.embed(step.token_ids, self._embedding, out=x)
@@ -77,7 +75,7 @@ class Lfm2:
                     ops.linear_residual(acts.attended, output, out=x)
                 case _ShortConvolution(projection, taps, output):
                     ops.norm_linear(x, layer.norm, projection, out=projected)
-                    cpu_ops.short_convolution(projected, taps, step, out_state=next(states), out=mixed)
+                    ops.short_convolution(projected, taps, step, out_state=next(states), out=mixed)
                     ops.linear_residual(mixed, output, out=x)
             ops.norm_swiglu(x, layer.ffn_norm, layer.feed_forward.gate_up, out=acts.activated)
             ops.linear_residual(acts.activated, layer.feed_forward.down, out=x)

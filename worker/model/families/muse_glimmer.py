@@ -46,16 +46,13 @@ class MuseGlimmer:
         "muse-glimmer": Architecture(
             keys=frozenset({"attention.sliding_window_pattern", "logit_scale", "final_logit_softcapping"}),
             layers=LayerPattern(full_interval=4),
-            needs_cpu=True,
         )
     }
     recompute_at: int | None = None
 
     def __init__(self, config: ModelConfig, weights: Weights, device: Device) -> None:
-        assert device.cpu_ops is not None, "other devices are refused"
         self._config = config
         self._device = device
-        self._cpu_ops = device.cpu_ops
         self._embedding, self._head = weights.head("token_embd.weight", config.vocab_size, config.hidden)
         ones = device.store.vector(np.ones(config.hidden, np.float32))
         self._embedding_norm: RmsNorm[AnyArray] = RmsNorm(ones, config.norm_epsilon)
@@ -68,11 +65,11 @@ class MuseGlimmer:
 
     def forward(self, step: Step[AnyArray], cache: KVCache) -> AnyArray:
         """Run one step; returns logits [R, vocab] float32 of ``step.logit_rows``."""
-        ops, cpu_ops, config = self._device.ops, self._cpu_ops, self._config
+        ops, config = self._device.ops, self._config
         acts = StepActivations.allocate(config, self._device, step, (config.query_width,))
         x, (gates,) = acts.residual, acts.own
         ops.embed(step.token_ids, self._embedding, out=x)
-        cpu_ops.norm_rows(x, self._embedding_norm, out=x)
+        ops.norm_stream(x, self._embedding_norm, out=x)
         rotation = ops.rotation(step.positions, self._rope, step.sequence_lengths, step.sequence_rows)
         plans = {window: ops.plan_attention(step, self._attentions[window]) for window in sorted(self._attentions)}
         for layer, layer_cache in zip(self._layers, cache.layers, strict=True):
@@ -81,7 +78,7 @@ class MuseGlimmer:
             ops.norm_linear(x, layer.norm, layer.attention.qkv, out=acts.qkv)
             ops.norm_linear(x, layer.norm, layer.gate, out=gates)
             ops.rope_attention(acts.qkv, by, attention, step, plan, out_cache=layer_cache, out=acts.attended)
-            cpu_ops.gate(acts.attended, gates, out=acts.attended)
+            ops.gate(acts.attended, gates, out=acts.attended)
             ops.linear_norm_residual(acts.attended, layer.attention.output, layer.post_norm, out=x)
             ops.norm_swiglu(x, layer.ffn_norm, layer.feed_forward.gate_up, out=acts.activated)
             ops.linear_norm_residual(acts.activated, layer.feed_forward.down, layer.post_ffn_norm, out=x)

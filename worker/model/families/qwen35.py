@@ -39,20 +39,16 @@ class Qwen35Architecture(Architecture):
 
 EXPERT_KEYS = frozenset({"expert_shared_feed_forward_length", "expert_weights_norm"})
 ARCHITECTURES: Mapping[str, Qwen35Architecture] = {
-    "qwen35": Qwen35Architecture(
-        keys=DELTA_NET_KEYS | {"rope.dimension_sections"}, recurrence="delta_net", needs_cpu=True
-    ),
+    "qwen35": Qwen35Architecture(keys=DELTA_NET_KEYS | {"rope.dimension_sections"}, recurrence="delta_net"),
     "qwen35moe": Qwen35Architecture(
         keys=DELTA_NET_KEYS | EXPERT_KEYS | {"rope.dimension_sections"},
         recurrence="delta_net",
-        needs_cpu=True,
         experts="required",
         has_shared_expert=True,
     ),
     "qwen3next": Qwen35Architecture(
         keys=DELTA_NET_KEYS | EXPERT_KEYS,
         recurrence="delta_net",
-        needs_cpu=True,
         experts="required",
         has_shared_expert=True,
         head_order="grouped",
@@ -89,10 +85,8 @@ class Qwen35:
     recompute_at: int | None = None
 
     def __init__(self, config: ModelConfig, weights: Weights, device: Device) -> None:
-        assert device.cpu_ops is not None, "other devices are refused"
         self._config = config
         self._device = device
-        self._cpu_ops = device.cpu_ops
         self._embedding, self._head = weights.head("token_embd.weight", config.vocab_size, config.hidden)
         self._layers = [_load_layer(config, weights.layer(index), index) for index in range(config.num_layers)]
         self._norm = weights.rms_norm("output_norm", config.hidden, config.norm_epsilon)
@@ -105,7 +99,7 @@ class Qwen35:
 
     def forward(self, step: Step[AnyArray], cache: KVCache) -> AnyArray:
         """Run one step; returns logits [R, vocab] float32 of ``step.logit_rows``."""
-        ops, cpu_ops = self._device.ops, self._cpu_ops
+        ops = self._device.ops
         acts = StepActivations.allocate(self._config, self._device, step, self._own_widths)
         x, (gates, projected, mixed) = acts.residual, acts.own
         ops.embed(step.token_ids, self._embedding, out=x)
@@ -119,11 +113,11 @@ class Qwen35:
                     ops.norm_linear(x, layer.norm, gate, out=gates)
                     own = next(caches)
                     ops.rope_attention(acts.qkv, rotation, attention, step, plan, out_cache=own, out=acts.attended)
-                    cpu_ops.gate(acts.attended, gates, out=acts.attended)
+                    ops.gate(acts.attended, gates, out=acts.attended)
                     ops.linear_residual(acts.attended, output, out=x)
                 case _LinearAttention(projection, net, output):
                     ops.norm_linear(x, layer.norm, projection, out=projected)
-                    cpu_ops.gated_delta_net(projected, net, step, out_state=next(states), out=mixed)
+                    ops.gated_delta_net(projected, net, step, out_state=next(states), out=mixed)
                     ops.linear_residual(mixed, output, out=x)
             match layer.feed_forward:
                 case FeedForward(gate_up, down):

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from kernels.batch import Step
+from kernels.batch import StateRows, Step
 from kernels.errors import CudaFailure
 from kernels.reference import decode_step as step
 from kernels.reference import sampling
@@ -132,6 +132,8 @@ class LateModel:
         logits[:] = 0
         assert (step.slots[step.positions < 0] == -1).all()
         assert (step.context_lengths == step.positions + 1).all()
+        if step.states is not None:
+            assert (step.states.slots[step.positions < 0] == -1).all()
         live = replace(
             step,
             **{name: getattr(step, name)[rows] for name in ("token_ids", "positions", "slots", "context_lengths")},
@@ -140,6 +142,7 @@ class LateModel:
             sequence_rows=np.arange(rows.size, dtype=np.int32),
             query_starts=np.arange(rows.size + 1, dtype=np.int32),
             logit_rows=np.arange(rows.size, dtype=np.int32),
+            states=_states(step, rows),
         )
         if rows.size:
             logits[rows] = self.model.forward(live, cache)
@@ -158,4 +161,9 @@ def _without_padding(step: Step) -> Step:
         **{name: getattr(step, name)[tokens] for name in ("token_ids", "positions", "slots", "sequence_rows")},
         **{name: getattr(step, name)[sequences] for name in ("context_lengths", "sequence_lengths", "block_tables")},
         query_starts=step.query_starts[: num_sequences + 1],
+        states=_states(step, sequences),
     )
+
+
+def _states(step: Step, rows: Any) -> StateRows | None:
+    return step.states and StateRows(step.states.slots[rows], step.states.sources[rows])

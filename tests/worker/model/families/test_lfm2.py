@@ -6,19 +6,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import pytest
 
-from kernels.devices.dry_run import DryRunDevice
 from kernels.devices.open import open_device
-from orcd.errors import ModelLoadFailed
 from tests.bench.make_model import write_model
 from tests.models.files import SMALL
 from tests.models.make_models import blocks
 from tests.models.specs import SPECS
 from tests.worker.model.stepping import logits_alone
 from worker.model.gguf import open_gguf
-from worker.model.registry import Model, assemble_model, load_model, read_model_config
-from worker.model.weights import Weights
+from worker.model.registry import Model, load_model
 
 NAME = "lfm2-q5_1"
 
@@ -46,11 +42,3 @@ def test_layers_without_heads_of_keys_are_convolutions() -> None:
     assert [layer.recurrent for layer in config.layers] == [True, False, True]
     assert config.recurrence is not None
     assert (config.recurrence.num_taps, config.recurrence.channels, config.recurrence.state_size) == (3, 32, 64)
-
-
-def test_a_gpu_refuses_it_in_a_line_that_says_what_to_do() -> None:
-    gguf, device = open_gguf(SMALL[NAME]), DryRunDevice("cuda:0")
-    with pytest.raises(
-        ModelLoadFailed, match="the architecture lfm2 cannot run on a GPU yet; run it with --device cpu"
-    ):
-        assemble_model(read_model_config(gguf), Weights(gguf, device), device)

@@ -8,17 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kernels.devices.dry_run import DryRunDevice
 from kernels.devices.open import open_device
-from orcd.errors import ModelLoadFailed
 from tests.bench.make_model import write_model
 from tests.models.files import SMALL
 from tests.models.make_models import blocks
 from tests.models.specs import SPECS
 from tests.worker.model.stepping import logits_alone
 from worker.model.gguf import open_gguf
-from worker.model.registry import Model, assemble_model, load_model, read_model_config
-from worker.model.weights import Weights
+from worker.model.registry import Model, load_model
 
 NAME = "muse-glimmer-q4_0"
 PROMPT = list(range(40, 80))
@@ -55,10 +52,3 @@ def test_a_layer_is_rotated_if_it_has_a_window(tmp_path: Path, window: int) -> N
     model = load(tmp_path / "model.gguf")
     forwards, backwards = (logits_alone(model, prompt)[-1] for prompt in (PROMPT, [*PROMPT[-2::-1], PROMPT[-1]]))
     assert (np.abs(forwards - backwards).max() > 0.1) == bool(window)
-
-
-def test_a_gpu_refuses_it_in_a_line_that_says_what_to_do() -> None:
-    gguf, device = open_gguf(SMALL[NAME]), DryRunDevice("cuda:0")
-    problem = "the architecture muse-glimmer cannot run on a GPU yet; run it with --device cpu"
-    with pytest.raises(ModelLoadFailed, match=problem):
-        assemble_model(read_model_config(gguf), Weights(gguf, device), device)

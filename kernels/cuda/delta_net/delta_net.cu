@@ -1,0 +1,263 @@
+// Gated delta nets, in three kernels. The state of a head is advanced token by token, in registers: a token's bits are
+// the same whatever step it comes in, as one of a prompt or as the only one.
+//   delta_net_inputs  convolution and SiLU, norms of queries and keys, gates: a thread has four channels of a token
+//   delta_net_rule    the delta rule, and the inputs that the convolution keeps: a block has 32 columns of a head's
+//                     state, and goes through the step's tokens of one sequence
+//   delta_net_norm    norms of the answers, gated by SiLU(z): a warp has a head of a token
+#include "../convolution/convolution.cuh"
+
+struct DeltaNetSizes {
+    int num_tokens;
+    int num_key_heads, num_value_heads;
+    int value_dim;  // a multiple of 16; the other side of a state is KEY_DIM
+    int grouped;    // value heads of one head of queries and keys are neighbours; else they are num_key_heads apart
+    int stride;     // of a row of `projected`
+};
+
+struct DeltaNetParams {
+    const u16* projected;  // [num_tokens, stride] channels (queries, keys, values), z, beta, alpha
+    ConvolutionParams convolution;
+    float* matrices;         // [num_slots, num_value_heads, KEY_DIM, value_dim]
+    const float* decay;      // [num_value_heads]
+    const float* time_bias;  // [num_value_heads]
+    float* queries_keys;     // [num_tokens, 2, num_key_heads, KEY_DIM]
+    float* values;           // [num_tokens, num_value_heads, value_dim]
+    float2* gates;           // [num_tokens, num_value_heads] by what a state is multiplied, and the rate of the change
+    float* products;         // [num_tokens, num_key_heads] of the query and the key of a head
+    float* answers;          // [num_tokens, num_value_heads, value_dim]
+    const float* norm;       // [value_dim]
+    u16* out;                // [num_tokens, num_value_heads, value_dim]
+    float epsilon;
+    float inverse_value_dim;
+    DeltaNetSizes sizes;
+};
+
+constexpr float L2_EPSILON = 1e-6f;
+
+struct ProjectedInput {
+    const u16* projected;
+    int stride;
+
+    DEVICE float4 operator()(i32 token, int channel) const {
+        return load_halves(projected + (i64)token * stride + channel);
+    }
+};
+
+DEVICE ProjectedInput input_of(const DeltaNetParams& p) { return {p.projected, p.sizes.stride}; }
+
+DEVICE float silu(float x) { return x / (1.0f + __expf(-x)); }
+DEVICE float softplus(float x) { return fmaxf(x, 0.0f) + log1pf(expf(-fabsf(x))); }
+DEVICE float dot(float4 a, float4 b) { return fmaf(a.w, b.w, fmaf(a.z, b.z, fmaf(a.y, b.y, a.x * b.x))); }
+DEVICE float4 scaled(float4 v, float factor) { return {v.x * factor, v.y * factor, v.z * factor, v.w * factor}; }
+
+DEVICE float4 mixed(const DeltaNetParams& p, i32 token, int channel) {
+    const float4 sum = convolve(p.convolution, token, channel, input_of(p));
+    return {silu(sum.x), silu(sum.y), silu(sum.z), silu(sum.w)};
+}
+
+KERNEL __launch_bounds__(THREADS) delta_net_inputs(const __grid_constant__ DeltaNetParams p) {
+    wait_for_previous();
+    const i32 token = blockIdx.x;
+    if (p.convolution.positions[token] < 0) return;
+    const int key_width = p.sizes.num_key_heads * KEY_DIM, value_width = p.sizes.num_value_heads * p.sizes.value_dim;
+    const int quad = blockIdx.y * THREADS + threadIdx.x, value_quad = quad - key_width / 4;
+    const int head = value_quad - value_width / 4;
+    const bool is_key = value_quad < 0, is_value = !is_key && head < 0;
+    float4 first = {0.0f, 0.0f, 0.0f, 0.0f}, key = first;
+    if (is_key || is_value) first = mixed(p, token, is_key ? 4 * quad : 2 * key_width + 4 * value_quad);
+    if (is_key) key = mixed(p, token, key_width + 4 * quad);
+    float squares = dot(first, first), key_squares = dot(key, key), product = dot(first, key);
+#pragma unroll
+    for (int distance = KEY_DIM / 8; distance; distance >>= 1) {
+        squares += __shfl_xor_sync(ALL_LANES, squares, distance);
+        key_squares += __shfl_xor_sync(ALL_LANES, key_squares, distance);
+        product += __shfl_xor_sync(ALL_LANES, product, distance);
+    }
+    if (is_key) {
+        const float factor = rsqrtf(squares + L2_EPSILON) * rsqrtf((float)KEY_DIM);
+        const float key_factor = rsqrtf(key_squares + L2_EPSILON);
+        float* row = p.queries_keys + (i64)token * 2 * key_width + 4 * quad;
+        *(float4*)row = scaled(first, factor);
+        *(float4*)(row + key_width) = scaled(key, key_factor);
+        if (quad % (KEY_DIM / 4) == 0)
+            p.products[(i64)token * p.sizes.num_key_heads + quad / (KEY_DIM / 4)] = product * factor * key_factor;
+    } else if (is_value) {
+        *(float4*)(p.values + (i64)token * value_width + 4 * value_quad) = first;
+    } else if (head < p.sizes.num_value_heads) {
+        const u16* gates = p.projected + (i64)token * p.sizes.stride + p.convolution.channels + value_width + head;
+        const float beta = from_half(gates[0]), alpha = from_half(gates[p.sizes.num_value_heads]);
+        const float kept = expf(p.decay[head] * softplus(alpha + p.time_bias[head]));
+        p.gates[(i64)token * p.sizes.num_value_heads + head] = {kept, 1.0f / (1.0f + __expf(-beta))};
+    }
+}
+
+// ---- the delta rule: S = kept * S, then S += k (rate * (v - S^T k))^T, and the answer is S^T q. With products of the
+// state as it was, kept * S^T q + (q . k) * change is the same, and both can be computed at once.
+
+constexpr int PARTS = 4;               // of a column, each in a lane of its own
+constexpr int COLUMNS = 32;            // of a block
+constexpr int QUADS = KEY_DIM / 16;    // of a part, PARTS quads apart
+static_assert(THREADS == PARTS * COLUMNS, "a thread has a part of a column");
+
+struct Tokens {  // some of a sequence, in shared memory
+    float queries[STAGE_TOKENS][KEY_DIM];
+    float keys[STAGE_TOKENS][KEY_DIM];
+    float values[STAGE_TOKENS][COLUMNS];
+    float2 gates[STAGE_TOKENS];
+    float products[STAGE_TOKENS];
+};
+
+struct Head {  // what a block works at
+    i32 sequence;
+    int head, key_head, first_column;
+
+    DEVICE explicit Head(const DeltaNetSizes& sizes) {
+        const int groups = (sizes.value_dim + COLUMNS - 1) / COLUMNS;
+        const i32 row = blockIdx.x / groups;
+        first_column = (blockIdx.x - row * groups) * COLUMNS;
+        sequence = row / sizes.num_value_heads, head = row - sequence * sizes.num_value_heads;
+        key_head =
+            sizes.grouped ? head / (sizes.num_value_heads / sizes.num_key_heads) : head % sizes.num_key_heads;
+    }
+};
+
+DEVICE void copy_tokens(Tokens& to, const DeltaNetParams& p, const Head& at, i32 first, int count) {
+    constexpr int chunks = KEY_DIM / 4;
+    const DeltaNetSizes& sizes = p.sizes;
+    for (int i = threadIdx.x; i < count * chunks; i += THREADS) {
+        const int token = i / chunks, chunk = i - token * chunks;
+        const float* from =
+            p.queries_keys + ((i64)(first + token) * 2 * sizes.num_key_heads + at.key_head) * KEY_DIM + 4 * chunk;
+        copy_words<16>(shared_address(&to.queries[token][4 * chunk]), from);
+        copy_words<16>(shared_address(&to.keys[token][4 * chunk]), from + sizes.num_key_heads * KEY_DIM);
+    }
+    for (int i = threadIdx.x; i < count * COLUMNS / 4; i += THREADS) {
+        const int token = i / (COLUMNS / 4), column = 4 * (i % (COLUMNS / 4));
+        const i64 row = (i64)(first + token) * sizes.num_value_heads + at.head;
+        if (at.first_column + column < sizes.value_dim)
+            copy_words<16>(shared_address(&to.values[token][column]),
+                           p.values + row * sizes.value_dim + at.first_column + column);
+    }
+    if (threadIdx.x < count) {
+        const i64 token = first + threadIdx.x;
+        copy_words<8>(shared_address(&to.gates[threadIdx.x]), p.gates + token * sizes.num_value_heads + at.head);
+        copy_words<4>(shared_address(&to.products[threadIdx.x]), p.products + token * sizes.num_key_heads + at.key_head);
+    }
+}
+
+DEVICE float sum_of(float4 v) { return (v.x + v.y) + (v.z + v.w); }
+
+DEVICE float over_parts(float value) {  // the same bits in every lane
+    value += __shfl_xor_sync(ALL_LANES, value, 32 / PARTS);
+    return value + __shfl_xor_sync(ALL_LANES, value, 64 / PARTS);
+}
+
+DEVICE float4 add_products(float4 sums, float4 a, float4 b) {
+    return {fmaf(a.x, b.x, sums.x), fmaf(a.y, b.y, sums.y), fmaf(a.z, b.z, sums.z), fmaf(a.w, b.w, sums.w)};
+}
+
+// Advances this thread's part of a state by token `token` of `tokens`, and gives the column's answer.
+DEVICE float advance(float4 (&state)[QUADS], const Tokens& tokens, int token, int part, int column) {
+    float4 key[QUADS], known = {0.0f, 0.0f, 0.0f, 0.0f}, asked = known;
+#pragma unroll
+    for (int q = 0; q < QUADS; q++) {
+        const int from = 4 * (PARTS * q + part);
+        key[q] = *(const float4*)&tokens.keys[token][from];
+        known = add_products(known, key[q], state[q]);
+        asked = add_products(asked, *(const float4*)&tokens.queries[token][from], state[q]);
+    }
+    const float2 gate = tokens.gates[token];
+    const float kept = gate.x, was = over_parts(sum_of(known)), answer = over_parts(sum_of(asked));
+    const float change = fmaf(-kept, was, tokens.values[token][column]) * gate.y;
+#pragma unroll
+    for (int q = 0; q < QUADS; q++) {
+        float4& s = state[q];
+        s = add_products(scaled(s, kept), key[q], {change, change, change, change});
+    }
+    return fmaf(tokens.products[token], change, kept * answer);
+}
+
+KERNEL __launch_bounds__(THREADS) delta_net_rule(const __grid_constant__ DeltaNetParams p) {
+    __shared__ __align__(16) Tokens stages[2];
+    const DeltaNetSizes& sizes = p.sizes;
+    const Head at(sizes);
+    const int part = threadIdx.x % 32 / (32 / PARTS);
+    const int column = threadIdx.x / 32 * (32 / PARTS) + threadIdx.x % (32 / PARTS);
+    const bool exists = at.first_column + column < sizes.value_dim;
+    const i32 slot = p.convolution.states.slots[at.sequence], source = p.convolution.states.sources[at.sequence];
+    const i64 head_size = (i64)KEY_DIM * sizes.value_dim;
+    const i64 own = at.head * head_size + 4 * part * sizes.value_dim + at.first_column + column;
+    const i64 slot_size = sizes.num_value_heads * head_size;
+    const int quad_size = 4 * PARTS * sizes.value_dim;
+    float4 state[QUADS];
+    // The kernel before does not write states: they are on their way while it works.
+    const float* from = p.matrices + max(source, 0) * slot_size + own;
+    const bool is_read = source >= 0 && slot >= 0 && exists;
+#pragma unroll
+    for (int q = 0; q < QUADS; q++) {
+        const float* quad = from + q * quad_size;
+        state[q].x = is_read ? quad[0] : 0.0f, state[q].y = is_read ? quad[sizes.value_dim] : 0.0f;
+        state[q].z = is_read ? quad[2 * sizes.value_dim] : 0.0f, state[q].w = is_read ? quad[3 * sizes.value_dim] : 0.0f;
+    }
+    wait_for_previous();
+    if (slot < 0) return;
+    const i32 start = p.convolution.query_starts[at.sequence], end = p.convolution.query_starts[at.sequence + 1];
+    copy_tokens(stages[0], p, at, start, min(end - start, STAGE_TOKENS));
+    copy_commit();
+    for (i32 first = start, stage = 0; first < end; first += STAGE_TOKENS, stage ^= 1) {
+        const i32 next = first + STAGE_TOKENS;
+        if (next < end) copy_tokens(stages[stage ^ 1], p, at, next, min(end - next, STAGE_TOKENS));
+        copy_commit();
+        copy_wait<1>();
+        __syncthreads();
+        const int count = min(end - first, STAGE_TOKENS);
+        float* answers = p.answers + ((i64)first * sizes.num_value_heads + at.head) * sizes.value_dim + at.first_column;
+#pragma unroll 1
+        for (int token = 0; token < count; token++) {
+            const float answer = advance(state, stages[stage], token, part, column);
+            if (part == 0 && exists)
+                answers[(i64)token * sizes.num_value_heads * sizes.value_dim + column] = answer;
+        }
+        __syncthreads();
+    }
+    float* to = p.matrices + slot * slot_size + own;
+    if (exists)
+#pragma unroll
+        for (int q = 0; q < QUADS; q++) {
+            float* quad = to + q * quad_size;
+            quad[0] = state[q].x, quad[sizes.value_dim] = state[q].y;
+            quad[2 * sizes.value_dim] = state[q].z, quad[3 * sizes.value_dim] = state[q].w;
+        }
+    // The blocks of a sequence share its channels out.
+    const int blocks = gridDim.x / p.convolution.num_sequences, block = blockIdx.x - at.sequence * blocks;
+    for (int quad = block * THREADS + threadIdx.x; 4 * quad < p.convolution.channels; quad += blocks * THREADS)
+        keep_inputs(p.convolution, at.sequence, 4 * quad, input_of(p));
+}
+
+KERNEL __launch_bounds__(THREADS) delta_net_norm(const __grid_constant__ DeltaNetParams p) {
+    wait_for_previous();
+    const DeltaNetSizes& sizes = p.sizes;
+    const i64 row = (i64)blockIdx.x * (THREADS / 32) + threadIdx.x / 32;
+    const i32 token = row / sizes.num_value_heads, head = row - (i64)token * sizes.num_value_heads;
+    if (token >= sizes.num_tokens) return;
+    const int first = threadIdx.x % 32 * 4;
+    const float* answers = p.answers + row * sizes.value_dim;
+    uint2* out = (uint2*)(p.out + row * sizes.value_dim);
+    if (p.convolution.positions[token] < 0) {
+        for (int column = first; column < sizes.value_dim; column += 128) out[column / 4] = {0, 0};
+        return;
+    }
+    float squares = 0.0f;
+    for (int column = first; column < sizes.value_dim; column += 128) {
+        const float4 v = *(const float4*)(answers + column);
+        squares += dot(v, v);
+    }
+    const float factor = rsqrtf(fmaf(warp_sum(squares), p.inverse_value_dim, p.epsilon));
+    const u16* z = p.projected + (i64)token * sizes.stride + p.convolution.channels + head * sizes.value_dim;
+    for (int column = first; column < sizes.value_dim; column += 128) {
+        const float4 v = scaled(*(const float4*)(answers + column), factor), w = *(const float4*)(p.norm + column);
+        const float4 gate = load_halves(z + column);
+        out[column / 4] = {pack_half2(v.x * w.x * silu(gate.x), v.y * w.y * silu(gate.y)),
+                           pack_half2(v.z * w.z * silu(gate.z), v.w * w.w * silu(gate.w))};
+    }
+}

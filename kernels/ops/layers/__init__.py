@@ -1,0 +1,1 @@
+"""Ops of which only some kinds of layers are made."""
