@@ -52,6 +52,11 @@ class EngineMemoryPlan:
         return self.num_blocks * self.block_tokens
 
     @property
+    def states_bytes(self) -> int:
+        """Of the KV cache's memory, that of states."""
+        return self.num_states * self.state_bytes
+
+    @property
     def fits(self) -> bool | None:
         """Whether it can be allocated; None where there is no budget."""
         return None if self.available_bytes is None else self.memory.total_bytes <= self.available_bytes
@@ -83,11 +88,11 @@ def plan_memory(gguf: GGUFFile, device: GpuDevice | DryRunDevice, settings: Sett
     else:
         least = -(-min(context_length, LEAST_CACHE_TOKENS) // block_tokens)
         most = max_sequences * -(-context_length // block_tokens)
-        most_states = num_state_slots(state_bytes, settings, most)
-        left_bytes = (device.budget_bytes or 0) - without_cache.total_bytes - most_states * state_bytes
-        num_blocks = max(least, min(most, (left_bytes // PAGE_BYTES * PAGE_BYTES - padding_bytes) // block_bytes))
+        left_bytes = ((device.budget_bytes or 0) - without_cache.total_bytes) // PAGE_BYTES * PAGE_BYTES
+        left_bytes -= padding_bytes + num_state_slots(state_bytes, settings, most) * state_bytes
+        num_blocks = max(least, min(most, left_bytes // block_bytes))
     num_states = num_state_slots(state_bytes, settings, num_blocks)
-    cache_bytes = num_blocks * block_bytes + num_states * state_bytes + padding_bytes
+    cache_bytes = num_blocks * block_bytes + num_states * state_bytes + padding_bytes  # they lie in one allocation
     return EngineMemoryPlan(
         memory=replace(without_cache, kv_cache=cache_bytes),
         num_blocks=num_blocks,

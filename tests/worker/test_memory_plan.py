@@ -16,6 +16,7 @@ from kernels.runtime.memory import PAGE_BYTES
 from kernels.weights.formats import FORMATS
 from kernels.weights.repack import variant_for
 from kernels.weights.upload import STAGING_BYTES
+from tests.models.files import SMALL
 from tests.worker.model.tiny import write_tiny
 from tests.worker.planned_gpu import PlannedGpu
 from worker import memory_plan as vram
@@ -65,6 +66,22 @@ def test_the_cache_gets_what_the_budget_leaves_in_whole_blocks(gguf: GGUFFile) -
 def test_the_cache_is_no_larger_than_the_longest_sequences_can_fill(gguf: GGUFFile) -> None:
     plan = plan_memory(gguf, PlannedGpu(1 << 40), SETTINGS)
     assert plan.cache_tokens == SETTINGS.max_sequences * 2048
+
+
+def test_states_of_recurrent_layers_lie_beside_the_blocks_of_the_cache() -> None:
+    gguf, settings = open_gguf(SMALL["qwen35-q4_k_m"]), replace(SETTINGS, state_cache_bytes=100_000)
+    plan = plan_memory(gguf, PlannedGpu(1 << 40), settings)
+    assert plan.num_states == 8 + 100_000 // plan.state_bytes
+    device = DryRunDevice("cuda:0")
+    model = assemble_model(read_model_config(gguf), Weights(gguf, device), device)
+    model.allocate_cache(plan.num_blocks, settings.kv_block_tokens, plan.num_states)
+    arrays_bytes = plan.num_blocks * plan.block_bytes + plan.states_bytes
+    assert arrays_bytes <= device.kv_cache.high_water_bytes <= plan.memory.kv_cache < arrays_bytes + 2**16
+    many = replace(settings, max_sequences=200)
+    budget = replace(plan_memory(gguf, PlannedGpu(0), many).memory, kv_cache=0).total_bytes + 2 * PAGE_BYTES
+    narrow = plan_memory(gguf, PlannedGpu(budget), many)
+    assert narrow.fits and narrow.num_states == 200 + 100_000 // plan.state_bytes
+    assert 2 * PAGE_BYTES - narrow.memory.kv_cache < 2 * narrow.block_bytes
 
 
 def test_masks_of_the_vocabulary_are_in_the_plan_for_every_sequence(gguf: GGUFFile) -> None:

@@ -192,9 +192,11 @@ def format_report(report: Report) -> str:
 
 def _vram_lines(plan: VramPlan) -> list[str]:
     """The plan, a line for each use."""
+    states = {f"states in {plan.state_slots:,} slots": plan.states_bytes} if plan.state_slots else {}
     uses = {
         "weights": plan.weights_bytes,
         f"KV cache of {plan.kv_cache_tokens:,} tokens ({plan.kv_cache_type})": plan.kv_cache_bytes,
+        **states,
         "activations and scratch": plan.scratch_bytes,
         "step buffers": plan.step_buffers_bytes,
         "graphs": plan.graphs_bytes,

@@ -17,7 +17,10 @@ from worker.settings import Settings
 
 
 class VramPlan(msgspec.Struct, frozen=True):
-    """What a worker would allocate on a device; ``note`` says why nothing is known of what is available there."""
+    """What a worker would allocate on a device; ``note`` says why nothing is known of what is available there.
+
+    ``states_bytes`` are those of ``state_slots``: what recurrent layers keep of sequences and of known prefixes.
+    """
 
     device: str
     device_name: str
@@ -25,6 +28,8 @@ class VramPlan(msgspec.Struct, frozen=True):
     kv_cache_bytes: int
     kv_cache_tokens: int
     kv_cache_type: str
+    states_bytes: int
+    state_slots: int
     scratch_bytes: int
     step_buffers_bytes: int
     graphs_bytes: int
@@ -44,11 +49,14 @@ def plan_vram(gguf: GGUFFile, settings: Settings) -> VramPlan:
     device, note = _device_of(settings)
     plan = plan_memory(gguf, device, settings)
     sizes = {f"{name.replace(' ', '_')}_bytes": num_bytes for name, num_bytes in plan.memory.lines()}
+    sizes["kv_cache_bytes"] -= plan.states_bytes
     return VramPlan(
         device=device.name,
         device_name=device.description,
         kv_cache_tokens=plan.cache_tokens,
         kv_cache_type=device.cache_format.name,
+        states_bytes=plan.states_bytes,
+        state_slots=plan.num_states,
         total_bytes=plan.memory.total_bytes,
         available_bytes=plan.available_bytes,
         fits=plan.fits,

@@ -16,6 +16,7 @@ from worker.commands.vram_plan import refusals
 from worker.model.gguf import open_gguf
 
 USES = ("weights", "kv_cache", "scratch", "step_buffers", "graphs", "cuda_context")
+STATE_BYTES = 4 * (3 * 128 + 4 * 16 * 16)  # of the one delta net of qwen35-q4_k_m
 NO_GPU = DeviceUnavailable("cuda:0: there is no CUDA device here; install NVIDIA's driver, or choose --device cpu")
 
 
@@ -43,6 +44,20 @@ def test_a_plan_is_made_as_far_as_it_can_be_without_a_gpu(
     assert run(["inspect", str(path), "--device=cuda:0"]) == 0
     text = capsys.readouterr().out
     assert "MiB weights" in text and "MiB in all" in text and "there is no CUDA device" in text
+
+
+def test_states_of_recurrent_layers_are_told_beside_the_kv_cache(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, without_gpu: None
+) -> None:
+    monkeypatch.setenv("ORCD_MAX_SEQUENCES", "3")
+    monkeypatch.setenv("ORCD_STATE_CACHE_BYTES", str(2 * STATE_BYTES))
+    path = str(SMALL["qwen35-q4_k_m"])
+    assert run(["inspect", path, "--json", "--device=cuda:0"]) == 0
+    plan = json.loads(capsys.readouterr().out)["vram_plan"]
+    assert (plan["state_slots"], plan["states_bytes"]) == (5, 5 * STATE_BYTES)
+    assert plan["total_bytes"] == plan["states_bytes"] + sum(plan[f"{name}_bytes"] for name in USES)
+    assert run(["inspect", path, "--device=cuda:0"]) == 0
+    assert "MiB states in 5 slots" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
