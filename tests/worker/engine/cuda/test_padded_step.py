@@ -1,7 +1,9 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
-from kernels.batch import GREEDY_ROW, SAMPLING_ROW, LogitEdits
+from kernels.batch import GREEDY_ROW, SAMPLING_ROW, LogitEdits, StateRows
 from tests.worker.engine.generation import sequence
 from worker.engine.batch_builder import build_sampling_params, build_step
 from worker.engine.cuda.buffers import StepLimits
@@ -45,14 +47,14 @@ def test_steps_are_padded_to_few_sizes_with_more_tokens_than_sequences(lengths: 
 
 def test_every_size_fits_the_buffer_of_the_largest_step():
     for step_tokens, max_sequences in ((16, 2), (512, 64), (2048, 200), (8192, 256)):
-        limits = StepLimits(16, step_tokens, max_sequences, 32768, vocab_size=32)
+        limits = StepLimits(16, step_tokens, max_sequences, 32768, vocab_size=32, has_states=True)
         whole = np.empty(limits.whole_step_bytes, np.uint8)
         for num_sequences in {1, max_sequences // 2, max_sequences - 1}:
             for num_tokens in {num_sequences + 1, step_tokens}:
                 step, _ = step_of(*[1] * (num_sequences - 1), num_tokens - num_sequences + 1)
                 size = size_for(step, limits)
                 if size is not None:
-                    assert PaddedStep(size, whole, EDITS).num_bytes <= whole.nbytes
+                    assert PaddedStep(size, whole, EDITS, has_states=True).num_bytes <= whole.nbytes
 
 
 def test_no_step_is_padded_beyond_what_steps_may_hold():
@@ -81,3 +83,14 @@ def test_what_is_written_is_the_step_and_padding_that_is_nobodys():
     assert padded.params.output_positions.tolist() == [0, 0, 0, 0]
     assert padded.params.edits is EDITS
     assert padded.params.rows.dtype == SAMPLING_ROW
+
+
+def test_states_are_written_with_none_for_padding():
+    step, params = step_of(5, 3)
+    step = replace(step, states=StateRows(np.array([7, 2], np.int32), np.array([-1, 4], np.int32)))
+    whole = np.full(4096, 0xEE, np.uint8)
+    padded = PaddedStep(StepSize(16, 4, 8), whole, EDITS, has_states=True)
+    padded.write(step, params, whole)
+    assert padded.step.states is not None
+    assert padded.step.states.slots.tolist() == [7, 2, -1, -1]
+    assert padded.step.states.sources.tolist() == [-1, 4, -1, -1]

@@ -61,6 +61,22 @@ def test_for_a_sequence_that_goes_on_nothing_is_sent_but_new_blocks(allocator: S
     assert (updates.rows, updates.block_entries, updates.block_ids) == ({}, [MAX_BLOCKS + 1], [1])
 
 
+def test_a_row_is_told_once_where_its_state_is_and_from_which_one_it_goes_on(allocator: SlotAllocator):
+    going_on = decoding(5, [3])
+    going_on.state_slot, going_on.state_source = 6, 2
+    _, updates = allocator.allocate(chunks(going_on), NUM_ROWS)
+    expected = RowUpdates()
+    row = build_sampling_row(going_on, -1)
+    expected.put(0, 5, position=1, output_position=0, sampling_row=row, state=(6, 2))
+    assert updates.rows[0] == expected.rows[0]
+    going_on.launch(1, draws=True)
+    going_on.append(7)
+    with pytest.raises(AssertionError, match="the state of the step before"):
+        allocator.allocate(chunks(going_on), NUM_ROWS)
+    going_on.state_source = 6
+    assert not allocator.allocate(chunks(going_on), NUM_ROWS)[1]
+
+
 def test_the_row_of_one_that_left_is_emptied_and_given_to_the_next_that_comes(allocator: SlotAllocator):
     first, second, third = decoding(5, [3]), decoding(6, [4]), decoding(8, [0])
     launch(allocator, first, second)
