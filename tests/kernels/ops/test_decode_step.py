@@ -19,6 +19,7 @@ from tests.kernels.conftest import Download, Upload
 
 pytestmark = pytest.mark.gpu
 
+SAMPLED = "rows", "output_positions"  # of `SamplingParams`; nothing is edited here
 NUM_ROWS, MAX_BLOCKS, BLOCK_TOKENS = 300, 37, 16
 
 
@@ -39,12 +40,12 @@ def _arrays(rows: DecodeRows[Array]) -> dict[str, Array]:
     arrays = {field.name: getattr(rows, field.name) for field in fields(rows) if field.name not in nested}
     if rows.states is not None:
         arrays |= {f"state_{field.name}": getattr(rows.states, field.name) for field in fields(rows.states)}
-    return arrays | {field.name: getattr(rows.sampling, field.name) for field in fields(rows.sampling)}
+    return arrays | {name: getattr(rows.sampling, name) for name in SAMPLED}
 
 
 def _upload(rows: DecodeRows[NDArray[Any]], upload: Upload) -> DecodeRows[DeviceArray]:
     arrays = {name: upload(array) for name, array in _arrays(rows).items()}
-    sampling = SamplingParams(**{field.name: arrays.pop(field.name) for field in fields(SamplingParams)})
+    sampling = SamplingParams(**{name: arrays.pop(name) for name in SAMPLED})
     states = StateRows(arrays.pop("state_slots"), arrays.pop("state_sources")) if rows.states else None
     return DecodeRows(sampling=sampling, states=states, **arrays)
 

@@ -55,7 +55,7 @@ def test_a_prefix_is_gone_on_from_in_a_snapshot_on_the_device(expected):
     assert machine.stats(memory_bytes=0).prefix_hit_tokens >= 60
 
 
-@settings(max_examples=25)
+@settings(max_examples=12)
 @given(
     step_tokens=st.integers(2, 40),
     cache_tokens=st.integers(56, 200),
@@ -96,4 +96,4 @@ class RandomLateTraffic(RandomTraffic):
 
 
 TestRandomLateTraffic = RandomLateTraffic.TestCase
-TestRandomLateTraffic.settings = settings(max_examples=40, stateful_step_count=25, derandomize=True, deadline=None)
+TestRandomLateTraffic.settings = settings(max_examples=20, stateful_step_count=25, derandomize=True, deadline=None)
