@@ -79,8 +79,8 @@ KERNEL __launch_bounds__(256) gate(const __grid_constant__ GateParams p) {
     const i64 pair = (i64)blockIdx.x * 256 + threadIdx.x;
     if (pair >= p.num_pairs) return;
     const u32 x = ((const u32*)p.x)[pair], y = ((const u32*)p.gates)[pair];
-    ((u32*)p.out)[pair] = pack_half2(low_half(x) / (1.0f + __expf(-low_half(y))),
-                                     high_half(x) / (1.0f + __expf(-high_half(y))));
+    ((u32*)p.out)[pair] =
+        pack_half2(low_half(x) / (1.0f + __expf(-low_half(y))), high_half(x) / (1.0f + __expf(-high_half(y))));
 }
 
 struct NarrowParams {

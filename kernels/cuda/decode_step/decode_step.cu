@@ -58,7 +58,8 @@ DEVICE i32 decode_draw(i32 token) { return -1 - token; }
 // The id of a token, or of the draw that it stands for.
 DEVICE i32 resolved(i32 token, const i32* drawn) { return token < 0 ? usable(drawn[decode_draw(token)]) : token; }
 
-// Rows that hold a sequence go on with the token they drew and with their own state; then row and block updates; then KV slots.
+// Rows that hold a sequence go on with the token they drew and with their own state; then row and block updates; then
+// KV slots.
 KERNEL __launch_bounds__(THREADS) decode_step_begin(const __grid_constant__ BeginParams p) {
     wait_for_previous();
     const int thread = threadIdx.x;

@@ -94,9 +94,9 @@ KERNEL __launch_bounds__(THREADS) delta_net_inputs(const __grid_constant__ Delta
 // ---- the delta rule: S = kept * S, then S += k (rate * (v - S^T k))^T, and the answer is S^T q. With products of the
 // state as it was, kept * S^T q + (q . k) * change is the same, and both can be computed at once.
 
-constexpr int PARTS = 4;               // of a column, each in a lane of its own
-constexpr int COLUMNS = 32;            // of a block
-constexpr int QUADS = KEY_DIM / 16;    // of a part, PARTS quads apart
+constexpr int PARTS = 4;             // of a column, each in a lane of its own
+constexpr int COLUMNS = 32;          // of a block
+constexpr int QUADS = KEY_DIM / 16;  // of a part, PARTS quads apart
 static_assert(THREADS == PARTS * COLUMNS, "a thread has a part of a column");
 
 struct Tokens {  // some of a sequence, in shared memory
@@ -116,8 +116,7 @@ struct Head {  // what a block works at
         const i32 row = blockIdx.x / groups;
         first_column = (blockIdx.x - row * groups) * COLUMNS;
         sequence = row / sizes.num_value_heads, head = row - sequence * sizes.num_value_heads;
-        key_head =
-            sizes.grouped ? head / (sizes.num_value_heads / sizes.num_key_heads) : head % sizes.num_key_heads;
+        key_head = sizes.grouped ? head / (sizes.num_value_heads / sizes.num_key_heads) : head % sizes.num_key_heads;
     }
 };
 
@@ -141,7 +140,8 @@ DEVICE void copy_tokens(Tokens& to, const DeltaNetParams& p, const Head& at, i32
     if (threadIdx.x < count) {
         const i64 token = first + threadIdx.x;
         copy_words<8>(shared_address(&to.gates[threadIdx.x]), p.gates + token * sizes.num_value_heads + at.head);
-        copy_words<4>(shared_address(&to.products[threadIdx.x]), p.products + token * sizes.num_key_heads + at.key_head);
+        copy_words<4>(shared_address(&to.products[threadIdx.x]),
+                      p.products + token * sizes.num_key_heads + at.key_head);
     }
 }
 
@@ -197,7 +197,8 @@ KERNEL __launch_bounds__(THREADS) delta_net_rule(const __grid_constant__ DeltaNe
     for (int q = 0; q < QUADS; q++) {
         const float* quad = from + q * quad_size;
         state[q].x = is_read ? quad[0] : 0.0f, state[q].y = is_read ? quad[sizes.value_dim] : 0.0f;
-        state[q].z = is_read ? quad[2 * sizes.value_dim] : 0.0f, state[q].w = is_read ? quad[3 * sizes.value_dim] : 0.0f;
+        state[q].z = is_read ? quad[2 * sizes.value_dim] : 0.0f,
+        state[q].w = is_read ? quad[3 * sizes.value_dim] : 0.0f;
     }
     wait_for_previous();
     if (slot < 0) return;
@@ -215,8 +216,7 @@ KERNEL __launch_bounds__(THREADS) delta_net_rule(const __grid_constant__ DeltaNe
 #pragma unroll 1
         for (int token = 0; token < count; token++) {
             const float answer = advance(state, stages[stage], token, part, column);
-            if (part == 0 && exists)
-                answers[(i64)token * sizes.num_value_heads * sizes.value_dim + column] = answer;
+            if (part == 0 && exists) answers[(i64)token * sizes.num_value_heads * sizes.value_dim + column] = answer;
         }
         __syncthreads();
     }
