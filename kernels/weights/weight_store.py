@@ -79,17 +79,17 @@ class PackedWeightStore:
 
         Raises `UnsupportedWeight` for such a matrix that cannot be cut in eights.
         """
-        beside = self._shared(shared) if shared is not None else None
+        own_shared = self._shared(shared) if shared is not None else None
         num_experts, num_gated = gate.data.shape[:2]
         if up is None:
             if num_gated % 16:
                 raise UnsupportedWeight(gate.name, f"has {num_gated} outputs; on a CUDA device they come in 16s")
-            return Experts((self._gated([gate], num_gated // 2, num_experts),), self._expert_matrix(down), beside)
+            return Experts((self._gated([gate], num_gated // 2, num_experts),), self._expert_matrix(down), own_shared)
         if gate.format is up.format and num_gated % 8 == 0:
             gate_up: tuple[PackedMatrix, ...] = (self._gated([gate, up], num_gated, num_experts),)
         else:
             gate_up = self._expert_matrix(gate), self._expert_matrix(up)
-        return Experts(gate_up, self._expert_matrix(down), beside)
+        return Experts(gate_up, self._expert_matrix(down), own_shared)
 
     def router(
         self,
