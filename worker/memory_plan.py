@@ -68,7 +68,7 @@ def plan_memory(gguf: GGUFFile, device: GpuDevice | DryRunDevice, settings: Sett
     A KV cache whose size is not set gets what the budget leaves, but no more than the longest sequences that may run at
     once can fill; where there is no budget, the least that would do.
     """
-    dry = DryRunDevice(device.name, device.gpu)
+    dry = DryRunDevice(device.name, device.gpu, device.cache_format)
     model = assemble_model(read_model_config(gguf), Weights(gguf, dry), dry)
     context_length = min(settings.context_length or model.config.context_length, model.config.context_length)
     block_tokens, max_sequences = settings.kv_block_tokens, min(settings.max_sequences, settings.step_tokens)
@@ -123,7 +123,7 @@ def reserve_for(gguf: GGUFFile, device: Device, run_dry: Callable[[Model], None]
     Raises what `reserve` does.
     """
     if is_gpu(device):
-        dry = DryRunDevice(device.name, device.gpu)
+        dry = DryRunDevice(device.name, device.gpu, device.cache_format)
         run_dry(assemble_model(read_model_config(gguf), Weights(gguf, dry), dry))
         device.allocate(_plan(dry, num_graphs=0), _variants(dry))
 

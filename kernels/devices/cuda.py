@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from kernels.cache_format import FLOAT16, CacheFormat
 from kernels.devices.arena_device import ArenaDevice
 from kernels.errors import INSTALL_CUDA, USE_CPU, CudaFailure, DeviceUnavailable
 from kernels.ops.decode_step import copy_to_host
@@ -28,11 +29,13 @@ class CudaDevice(ArenaDevice):
 
     budget_bytes: int
 
-    def __init__(self, index: int, *, vram_fraction: float, vram_bytes: int) -> None:
+    def __init__(
+        self, index: int, *, vram_fraction: float, vram_bytes: int, cache_format: CacheFormat = FLOAT16
+    ) -> None:
         self.index = index
         properties = _open(index)
         gpu = GpuSpec(architecture(*properties.capability), properties.num_sms, properties.shared_bytes)
-        super().__init__(f"cuda:{index}", gpu, properties.name)
+        super().__init__(f"cuda:{index}", gpu, properties.name, cache_format)
         self._free_at_start, self.total_bytes = cuda_runtime.memory_info()
         budget = int(self._free_at_start * vram_fraction)
         self.budget_bytes = min(budget, vram_bytes) if vram_bytes else budget

@@ -7,7 +7,7 @@ from kernels.devices.cpu import CpuDevice
 from kernels.devices.cuda import CudaDevice
 from kernels.devices.device_name import gpu_index
 from kernels.devices.protocol import GpuDevice
-from kernels.errors import USE_CPU, DeviceUnavailable
+from kernels.errors import DeviceUnavailable
 
 DEFAULT_DEQUANT_CACHE_BYTES = 512 * 1024 * 1024
 DEFAULT_VRAM_FRACTION = 0.9
@@ -29,16 +29,12 @@ def open_device(
 
     ``dequant_cache_bytes`` bounds the expanded weights that the CPU device keeps. A CUDA device may use
     ``vram_fraction`` of the memory that is free now, at most ``vram_bytes`` unless that is 0. ``cache_type``: the
-    device's own type of numbers ("f16"), or "q8", for which it must have kernels.
+    device's own type of numbers ("f16"), or codes of 8 bits ("q8").
     """
     if name == "cpu":
         return CpuDevice(dequant_cache_bytes, CPU_CACHE_FORMATS[cache_type])
     index = gpu_index(name)
     if index is not None:
-        if cache_type != "f16":
-            raise DeviceUnavailable(
-                f"{name}: no GPU has kernels for a KV cache of type {cache_type} yet; leave it at f16 "
-                f"(--kv-cache-type, ORCD_KV_CACHE_TYPE), {USE_CPU}"
-            )
-        return CudaDevice(index, vram_fraction=vram_fraction, vram_bytes=vram_bytes)
+        cache_format = CUDA_CACHE_FORMATS[cache_type]
+        return CudaDevice(index, vram_fraction=vram_fraction, vram_bytes=vram_bytes, cache_format=cache_format)
     raise DeviceUnavailable(f"{name}: unknown device; choose cpu or cuda:N")

@@ -13,11 +13,10 @@ from kernels.batch import LayerCache, Step
 from kernels.ops.attention_plan import (
     DECODE_ROWS,
     PREFILL_WARPS,
-    TILE_KEYS,
     AttentionPlan,
     AttentionShape,
     attention_shape,
-    row_bytes,
+    query_bytes,
     wide_shape,
     wide_warps,
 )
@@ -27,10 +26,12 @@ from kernels.ops.rope import (
     LayerCacheParams,
     RopeParams,
     Rotation,
+    cache_defines,
     cache_params,
     has_short_heads,
     rope_params,
     rope_write,
+    with_codes,
 )
 from kernels.runtime.compiler import Variant
 from kernels.runtime.cuda_struct import CudaStruct, Float32, Int32, Pointer
@@ -89,10 +90,11 @@ class RopeAttentionParams(CudaStruct, source="attention/attention"):
 
 _WIDE = "attention/attention_wide"
 _SOFTCAP = {"SOFTCAP": 1}
+_CODE_UNIT = 2.0**-24  # of products with codes: CODE_UNIT of cuda/rope/kv_cache.cuh
 
 
 def variants() -> list[Variant]:
-    """What of attention.cu and attention_wide.cu is compiled; with soft caps what published models have."""
+    """What of attention.cu and attention_wide.cu is compiled; of soft caps and of codes what published models have."""
     cases = itertools.product(HEAD_DIMS, (H100, A100), (False, True))
     shapes = sorted({(head_dim, attention_shape(gpu, head_dim, spread=spread)) for head_dim, gpu, spread in cases})
     narrow = [("attention/attention", {"HEAD_DIM": head_dim, **shape.defines}) for head_dim, shape in shapes]
@@ -101,13 +103,15 @@ def variants() -> list[Variant]:
     )
     wide = [(_WIDE, {"HEAD_DIM": head_dim, **shape.defines}) for head_dim, shape in wide_shapes]
     capped = [(source, defines | _SOFTCAP) for source, defines in narrow + wide if defines["HEAD_DIM"] in (128, 256)]
-    return [*narrow, *wide, *capped]
+    coded = [each for each in narrow + wide if each[1]["HEAD_DIM"] in (64, 96, 128, 256)]
+    return [*narrow, *wide, *capped, *with_codes(coded)]
 
 
 def cache_shape(num_blocks: int, block_tokens: int, num_kv_heads: int, head_dim: int) -> tuple[int, int, int, int]:
     """Shape of the array of a layer's keys, or values: the tokens of a block lie together for each KV head.
 
-    What KV slot ``s`` holds for head ``h`` is ``cache[s // block_tokens, h, s % block_tokens]``.
+    What KV slot ``s`` holds for head ``h`` is ``cache[s // block_tokens, h, s % block_tokens]``. Of 16 codes of such a
+    row those of elements i and i + 8 lie at 2 i and 2 i + 1.
     """
     if block_tokens % 16:
         raise ValueError(f"cache blocks of {block_tokens} tokens: attention on CUDA wants a multiple of 16")
@@ -127,16 +131,16 @@ def paged_attention(
     """softmax(q k^T * scale) v for every token over its own sequence's cache, its own position included.
 
     ``qkv`` [T, >= num_heads * D] float16: the queries are its first columns. Keys and values of ``cache``
-    (`cache_shape`), float16, hold the step's own tokens already. ``plan`` is what `plan_attention` made of the ``step``
-    for such heads and this window. ``out`` [T, heads * D] float16; rows of tokens with position -1 become zero.
+    (`cache_shape`), float16 or codes, hold the step's own tokens already. ``plan`` is what `plan_attention` made of the
+    ``step`` for such heads and this window. ``out`` [T, heads * D] float16; rows of tokens with position -1 become
+    zero.
     """
     num_kv_heads, head_dim = attention.num_kv_heads, attention.head_dim
     if head_dim in WIDE_HEAD_DIMS:
         _wide_attention(context, qkv, cache, attention, step, plan, out)
         return
-    shape = attention_shape(context.gpu, head_dim)
-    defines = {"HEAD_DIM": head_dim, **shape.defines, **_softcap_defines(attention)}
-    tile_bytes = TILE_KEYS * row_bytes(head_dim)
+    shape, element_bytes = attention_shape(context.gpu, head_dim), cache.keys.dtype.itemsize
+    defines = {"HEAD_DIM": head_dim, **shape.defines, **_layer_defines(attention, cache)}
     if plan.prefill_items.size:
         context.launch(
             "attention/attention",
@@ -144,7 +148,7 @@ def paged_attention(
             plan.prefill_items.shape[0] * num_kv_heads,
             PREFILL_WARPS * 32,
             _params(qkv, cache, attention, step, plan, plan.prefill_items, out),
-            shared_bytes=2 * tile_bytes + shape.prefill_rows * head_dim * 4,
+            shared_bytes=shape.prefill_bytes(head_dim, element_bytes),
             **defines,
         )
     context.launch(
@@ -153,7 +157,7 @@ def paged_attention(
         plan.decode_items.shape[0] * num_kv_heads,
         shape.decode_warps * 32,
         _params(qkv, cache, attention, step, plan, plan.decode_items, out),
-        shared_bytes=shape.decode_bytes(head_dim),
+        shared_bytes=shape.decode_bytes(head_dim, element_bytes),
         **defines,
     )
 
@@ -172,11 +176,7 @@ def _wide_attention(
     shape = wide_shape(context.gpu, head_dim)
     work = (
         ("attention_wide_prefill", plan.prefill_items, shape.prefill_row_tiles),
-        (
-            "attention_wide_decode",
-            plan.decode_items,
-            1,
-        ),
+        ("attention_wide_decode", plan.decode_items, 1),
     )
     for kernel, items, row_tiles in work:
         if items.size:
@@ -186,15 +186,15 @@ def _wide_attention(
                 items.shape[0] * num_kv_heads,
                 wide_warps(head_dim) * 32,
                 _params(qkv, cache, attention, step, plan, items, out),
-                shared_bytes=shape.shared_bytes(head_dim, row_tiles),
+                shared_bytes=shape.shared_bytes(head_dim, cache.keys.dtype.itemsize, row_tiles),
                 HEAD_DIM=head_dim,
                 **shape.defines,
-                **_softcap_defines(attention),
+                **_layer_defines(attention, cache),
             )
 
 
-def _softcap_defines(attention: Attention[DeviceArray]) -> dict[str, int]:
-    return _SOFTCAP if attention.softcap else {}
+def _layer_defines(attention: Attention[DeviceArray], cache: LayerCache[DeviceArray]) -> dict[str, int]:
+    return (_SOFTCAP if attention.softcap else {}) | cache_defines(cache)
 
 
 def rope_attention(
@@ -222,8 +222,9 @@ def rope_attention(
     row_heads = attention.num_heads + 2 * num_kv_heads
     assert qkv.shape[1] == row_heads * head_dim, f"{qkv.shape} is not {row_heads} heads of {head_dim}"
     num_tokens, num_blocks = step.token_ids.size, out_cache.keys.shape[0]
-    shape = _rope_shape(context.gpu, head_dim, num_tokens * num_kv_heads)
-    shared_bytes = _rope_bytes(shape, head_dim)
+    element_bytes = out_cache.keys.dtype.itemsize
+    shape = _rope_shape(context.gpu, head_dim, element_bytes, num_tokens * num_kv_heads)
+    shared_bytes = _rope_bytes(shape, head_dim, element_bytes)
     params = RopeAttentionParams(
         attention=_params(qkv, out_cache, attention, step, plan, plan.decode_items, out),
         rope=rope_params(by, attention.head_norms),
@@ -239,19 +240,19 @@ def rope_attention(
         shared_bytes=context.gpu.spread(shared_bytes, 1) if num_tokens == 1 else shared_bytes,
         HEAD_DIM=head_dim,
         **shape.defines,
-        **_softcap_defines(attention),
+        **_layer_defines(attention, out_cache),
     )
 
 
-def _rope_shape(gpu: GpuSpec, head_dim: int, num_blocks: int) -> AttentionShape:
+def _rope_shape(gpu: GpuSpec, head_dim: int, element_bytes: int, num_blocks: int) -> AttentionShape:
     """Of `rope_attention_decode` for so many blocks before any is divided."""
     shape = attention_shape(gpu, head_dim, spread=True)
-    spreads = num_blocks <= gpu.num_sms and _rope_bytes(shape, head_dim) <= gpu.shared_bytes
+    spreads = num_blocks <= gpu.num_sms and _rope_bytes(shape, head_dim, element_bytes) <= gpu.shared_bytes
     return shape if spreads else attention_shape(gpu, head_dim)
 
 
-def _rope_bytes(shape: AttentionShape, head_dim: int) -> int:
-    return shape.decode_bytes(head_dim) + (DECODE_ROWS + 2) * row_bytes(head_dim)
+def _rope_bytes(shape: AttentionShape, head_dim: int, element_bytes: int) -> int:
+    return shape.decode_bytes(head_dim, element_bytes) + (DECODE_ROWS + 2) * query_bytes(head_dim)
 
 
 def _params(
@@ -269,6 +270,7 @@ def _params(
     assert same_heads, f"{cache.keys.shape} is another layer's"
     assert head_dim in HEAD_DIMS + WIDE_HEAD_DIMS, f"heads of {head_dim}: there are kernels for others only"
     num_tokens, qkv_width = qkv.shape
+    scale = attention.scale / (_CODE_UNIT if cache.scales else 1)
     work = AttentionWork(
         counts=plan.counts.pointer,
         items=items.pointer,
@@ -292,8 +294,8 @@ def _params(
         max_blocks=step.block_tables.shape[1],
         window=attention.window,
         scores=ScoreParams(
-            scale_log2=attention.scale * math.log2(math.e),
-            softcap=attention.softcap / attention.scale,
-            inverse_softcap=attention.scale / attention.softcap if attention.softcap else 0.0,
+            scale_log2=scale * math.log2(math.e),
+            softcap=attention.softcap / scale,
+            inverse_softcap=scale / attention.softcap if attention.softcap else 0.0,
         ),
     )

@@ -100,10 +100,14 @@ class AttentionShape(NamedTuple):
         """Rows of queries of a block of prefill work."""
         return PREFILL_WARPS * 16 * self.prefill_row_tiles
 
-    def decode_bytes(self, head_dim: int) -> int:
+    def decode_bytes(self, head_dim: int, element_bytes: int) -> int:
         """Shared memory of a decode block: tiles of K and V for each warp, and the exchange between them."""
-        tile_bytes = TILE_KEYS * row_bytes(head_dim)
-        return self.decode_warps * (2 * tile_bytes + DECODE_ROWS * (head_dim + 8 + 2) * 4)
+        tiles = 2 * tile_bytes(head_dim, element_bytes)
+        return self.decode_warps * (tiles + DECODE_ROWS * (head_dim + 8 + 2) * 4)
+
+    def prefill_bytes(self, head_dim: int, element_bytes: int) -> int:
+        """Shared memory of a block of prefill work: a tile of K and one of V, and what its rows have merged."""
+        return 2 * tile_bytes(head_dim, element_bytes) + self.prefill_rows * head_dim * 4
 
 
 class WideShape(NamedTuple):
@@ -122,11 +126,11 @@ class WideShape(NamedTuple):
         """Rows of queries of a block of prefill work."""
         return 16 * self.prefill_row_tiles
 
-    def shared_bytes(self, head_dim: int, row_tiles: int) -> int:
+    def shared_bytes(self, head_dim: int, element_bytes: int, row_tiles: int) -> int:
         """Shared memory of a block: queries, tiles of K and V, weights, and each warp's largest scores."""
         rows = 16 * row_tiles
-        tiles = self.kv_buffers * TILE_KEYS * row_bytes(head_dim)
-        return rows * row_bytes(head_dim) + tiles + rows * (TILE_KEYS * 2 + 16) + wide_warps(head_dim) * rows * 4
+        tiles = self.kv_buffers * tile_bytes(head_dim, element_bytes)
+        return rows * query_bytes(head_dim) + tiles + rows * (TILE_KEYS * 2 + 16) + wide_warps(head_dim) * rows * 4
 
 
 def wide_warps(head_dim: int) -> int:
@@ -141,9 +145,15 @@ def wide_shape(gpu: GpuSpec, head_dim: int) -> WideShape:
     return WideShape(2, 2) if gpu.has_wgmma else WideShape(1, 1)
 
 
-def row_bytes(head_dim: int) -> int:
-    """Bytes of a row of a tile in shared memory: ROW_BYTES of cuda/attention/attention.cuh."""
+def query_bytes(head_dim: int) -> int:
+    """Bytes of a row of queries in shared memory: QUERY_BYTES of cuda/attention/attention.cuh."""
     return head_dim * 2 + 16
+
+
+def tile_bytes(head_dim: int, element_bytes: int) -> int:
+    """Bytes of a tile in shared memory: TILE_BYTES there. Elements of one byte are codes, and each row has a scale."""
+    row_bytes = (head_dim * element_bytes // 16 | 1) * 16
+    return TILE_KEYS * (row_bytes + (2 if element_bytes == 1 else 0))
 
 
 def attention_shape(gpu: GpuSpec, head_dim: int, *, spread: bool = False) -> AttentionShape:

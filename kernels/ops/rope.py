@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,6 +21,7 @@ WIDE_HEAD_DIMS = (256, 512)
 _THREADS = 256
 _WARPS = _THREADS // 32
 _WARP_HEADS = 8  # of one kind
+_Q8 = {"KV_Q8": 1}
 
 declare_constants("rope/rope.cu", WARPS=_WARPS, HEADS=_WARP_HEADS)
 
@@ -56,11 +58,18 @@ class RopeParams(CudaStruct, source="rope/rope"):
     key_epsilon: Float32
 
 
+class HeadCache(CudaStruct, source="rope/rope"):
+    """Keys, or values, of one layer."""
+
+    heads: Pointer  # [num_blocks, num_kv_heads, block_tokens, head_dim] float16, or codes int8
+    scales: Pointer  # [num_blocks, num_kv_heads, block_tokens] float16 of codes
+
+
 class LayerCacheParams(CudaStruct, source="rope/rope"):
     """The KV cache of one layer."""
 
-    keys: Pointer  # [num_blocks, num_kv_heads, block_tokens, head_dim] float16
-    values: Pointer  # the same
+    keys: HeadCache
+    values: HeadCache
 
 
 class RopeWriteParams(CudaStruct, source="rope/rope"):
@@ -104,8 +113,14 @@ class Rotation:
 
 def variants() -> list[Variant]:
     """What of rope_rotation.cu, rope_heads.cu and rope.cu is compiled."""
-    own: list[Variant] = [("rope/rope_rotation", {}), ("rope/rope_heads", {})]
-    return [*own, *(("rope/rope", {"HEAD_DIM": head_dim}) for head_dim in HEAD_DIMS)]
+    own: list[Variant] = [("rope/rope_rotation", {})]
+    writers: list[Variant] = [("rope/rope_heads", {}), *(("rope/rope", {"HEAD_DIM": size}) for size in HEAD_DIMS)]
+    return [*own, *writers, *with_codes(writers)]
+
+
+def with_codes(variants: Iterable[Variant]) -> Iterator[Variant]:
+    """The same for a cache of codes."""
+    return ((source, {**defines, **_Q8}) for source, defines in variants)
 
 
 def rotation(
@@ -156,8 +171,9 @@ def rope_write(
 
     ``qkv`` [T, (num_heads + 2 * kv_heads) * D] float16: Q, K and V side by side. Q is rotated in place (``by`` None: a
     model without RoPE), after the norms of single heads if ``attention`` has such; K is left as it is and goes rotated,
-    with V, to KV slot ``slots[t]`` of ``out_cache`` (`kernels.ops.attention.cache_shape`). Tokens whose slot is -1 are
-    passed over. A layer that shares the cache of another has Q only, and writes nothing.
+    with V, to KV slot ``slots[t]`` of ``out_cache`` (`kernels.ops.attention.cache_shape`). Where that has scales, what
+    goes there is `kernels.cache_format.quantise` of what would be stored as float16. Tokens whose slot is -1 are passed
+    over. A layer that shares the cache of another has Q only, and writes nothing.
     """
     _, num_kv_heads, block_tokens, head_dim = out_cache.keys.shape
     num_heads = attention.num_heads
@@ -178,7 +194,13 @@ def rope_write(
     )
     token_warps = -(-num_heads // _WARP_HEADS) + 2 * -(-num_kv_heads // _WARP_HEADS)
     context.launch(
-        "rope/rope", "rope_write", -(-num_tokens * token_warps // _WARPS), _THREADS, params, HEAD_DIM=head_dim
+        "rope/rope",
+        "rope_write",
+        -(-num_tokens * token_warps // _WARPS),
+        _THREADS,
+        params,
+        HEAD_DIM=head_dim,
+        **cache_defines(out_cache),
     )
 
 
@@ -212,13 +234,21 @@ def _rope_heads(
         value_epsilon=value_norm.epsilon if value_norm else 0.0,
     )
     num_blocks = -(-num_tokens * attention.qkv_width // (head_dim * _WARPS))
-    context.launch("rope/rope_heads", "rope_heads", num_blocks, _THREADS, params)
+    context.launch("rope/rope_heads", "rope_heads", num_blocks, _THREADS, params, **cache_defines(out_cache))
 
 
 def cache_params(cache: LayerCache[DeviceArray]) -> LayerCacheParams:
     """``cache`` for the struct of a kernel."""
-    assert cache.scales is None, "no kernel reads codes with scales"
-    return LayerCacheParams(keys=cache.keys.pointer, values=cache.values.pointer)
+    keys, values = cache.scales or (None, None)
+    return LayerCacheParams(
+        keys=HeadCache(heads=cache.keys.pointer, scales=pointer_of(keys)),
+        values=HeadCache(heads=cache.values.pointer, scales=pointer_of(values)),
+    )
+
+
+def cache_defines(cache: LayerCache[DeviceArray]) -> dict[str, int]:
+    """What kernels that read or write ``cache`` are compiled with."""
+    return _Q8 if cache.scales else {}
 
 
 def rope_params(

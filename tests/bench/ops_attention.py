@@ -1,7 +1,10 @@
-"""Time of attention and of what goes with it, for the shapes of real models: ``python -m tests.bench.ops_attention``.
+"""Time of attention and of what goes with it, for the shapes of real models.
+
+    python -m tests.bench.ops_attention [MODEL ...]
 
 Prints microseconds of one layer (median of replayed graphs of 20 layers), the bytes of K and V that have to be read
-per second, and the operations of the two products over visible keys per second.
+per second, and the operations of the two products over visible keys per second. ``fused``: the same with rotation and
+the write of K and V in one kernel, as steps of one token a sequence have it.
 """
 
 from __future__ import annotations
@@ -15,10 +18,11 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from kernels.batch import LayerCache, Step
+from kernels.batch import CacheScales, LayerCache, Step
+from kernels.cache_format import FLOAT16, Q8, CacheFormat
 from kernels.devices.cuda import CudaDevice
 from kernels.devices.open import open_device
-from kernels.ops.attention import cache_shape, paged_attention
+from kernels.ops.attention import cache_shape, paged_attention, rope_attention
 from kernels.ops.attention_plan import plan_attention
 from kernels.ops.rope import rope_write, rotation
 from kernels.runtime.device_array import DeviceArray
@@ -53,6 +57,7 @@ SHAPES = [
     Shape(*QWEN, 256, 1, 384),
     Shape(*PHI, 64, 1, 384),
     Shape(*PHI, 256, 1, 384),
+    Shape(*PHI, 256, 1, 2000),
     Shape(*GPT_OSS, 64, 1, 384),
     Shape(*GPT_OSS, 256, 1, 384),
     Shape(*GPT_OSS, 256, 1, 384, 128),
@@ -77,7 +82,7 @@ def step_of(shape: Shape, upload: Callable[[NDArray[np.int32]], DeviceArray]) ->
     return Step(*(upload(np.ascontiguousarray(array, np.int32)) for array in arrays))
 
 
-def measure(device: CudaDevice, shape: Shape) -> str:
+def measure(device: CudaDevice, shape: Shape, cache_format: CacheFormat) -> str:
     device.weights.reset()
     device.context.begin_step()
     context, upload = device.context, partial(device.upload, device.weights)
@@ -88,7 +93,11 @@ def measure(device: CudaDevice, shape: Shape) -> str:
     qkv = upload(rng.standard_normal((num_tokens, width), np.float32).astype(np.float16))
     content = cache_shape(blocks, BLOCK_TOKENS, shape.num_kv_heads, shape.head_dim)
     noise = rng.standard_normal(1 << 20, np.float32).astype(np.float16)
-    cache = LayerCache(*(upload(np.resize(noise, content)) for _ in "kv"))
+    scales = None
+    if cache_format is Q8:
+        scales = CacheScales(*(upload(np.resize(np.abs(noise) / 50, content[:-1])) for _ in "kv"))
+        noise = rng.integers(-127, 128, 1 << 20, np.int8)
+    cache = LayerCache(*(upload(np.resize(noise, content)) for _ in "kv"), scales)
     out = device.weights.allocate((num_tokens, shape.num_heads * shape.head_dim), np.float16)
     frequencies = 1 / 10000 ** (np.arange(shape.head_dim // 2) / (shape.head_dim // 2))
     rope = Rope(upload(frequencies.astype(np.float32)[None]), "neox")
@@ -106,15 +115,19 @@ def measure(device: CudaDevice, shape: Shape) -> str:
     def prepare() -> None:
         plan_attention(context, step, attention)
 
-    times = [_time_us(device, operation) for operation in (attend, write, prepare)]
+    def fused() -> None:
+        rope_attention(context, qkv, by, attention, step, plan, out_cache=cache, out=out)
+
+    times = [_time_us(device, operation) for operation in (attend, write, prepare, fused)]
     last = np.arange(shape.context - shape.new, shape.context) + 1
     seen = int((np.minimum(last, shape.window) if shape.window else last).sum())
     read = min(shape.window + shape.new - 1, shape.context) if shape.window else shape.context
-    read_bytes = 4 * shape.sequences * shape.num_kv_heads * shape.head_dim * read
+    read_bytes = 2 * shape.sequences * shape.num_kv_heads * cache_format.head_bytes(shape.head_dim) * read
     operations = 4 * shape.sequences * shape.num_heads * shape.head_dim * seen
     return (
-        f"{shape.model:8} {shape.sequences:5} {shape.new:5} {shape.context:7} {shape.window:6} {times[0]:9.2f} "
-        f"{read_bytes / times[0] / 1e3:7.0f} {operations / times[0] / 1e6:7.1f} {times[1]:9.2f} {times[2]:7.2f}"
+        f"{shape.model:8} {shape.sequences:5} {shape.new:5} {shape.context:7} {shape.window:6} {cache_format.name:7} "
+        f"{times[0]:9.2f} {read_bytes / times[0] / 1e3:7.0f} {operations / times[0] / 1e6:7.1f} {times[1]:9.2f} "
+        f"{times[2]:7.2f} {times[3]:9.2f} {read_bytes / times[3] / 1e3:7.0f}"
     )
 
 
@@ -143,15 +156,17 @@ def main() -> None:
     device = open_device("cuda:0")
     assert isinstance(device, CudaDevice)
     device.allocate(
-        MemoryPlan(weights=8 * GIB, kv_cache=0, scratch=GIB, step_buffers=0, graphs=GIB // 4, cuda_context=GIB // 4)
+        MemoryPlan(weights=16 * GIB, kv_cache=0, scratch=GIB, step_buffers=0, graphs=GIB // 4, cuda_context=GIB // 4)
     )
     print(f"{device.description}: {' '.join(sys.argv[1:])}")
     print(
-        f"{'model':8} {'seqs':>5} {'new':>5} {'context':>7} {'window':>6} {'us/layer':>9} {'GB/s':>7} {'TFLOP/s':>7} "
-        f"{'rope us':>9} {'plan us':>7}"
+        f"{'model':8} {'seqs':>5} {'new':>5} {'context':>7} {'window':>6} {'cache':7} {'us/layer':>9} {'GB/s':>7} "
+        f"{'TFLOP/s':>7} {'rope us':>9} {'plan us':>7} {'fused us':>9} {'GB/s':>7}"
     )
     for shape in SHAPES:
-        print(measure(device, shape), flush=True)
+        if shape.model in (sys.argv[1:] or [shape.model]):
+            for cache_format in (FLOAT16, Q8):
+                print(measure(device, shape, cache_format), flush=True)
 
 
 if __name__ == "__main__":

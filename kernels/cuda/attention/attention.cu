@@ -52,14 +52,14 @@ DEVICE void decode_item(const AttentionParams& p, const Item& item, i32 kv_head,
             const i64 offset = next < item.end_tile ? group_offset(p, item, kv_head, next, lane % TILE_GROUPS) : 0;
             copy_wait<1>();
             if (Source::ARE_NEW && tile == newest_tile)
-                Source::complete(key_tile, item, new_rows + NEW_KEY * ROW_BYTES);
+                Source::complete(key_tile, item, new_rows + NEW_KEY * QUERY_BYTES);
             __syncwarp();
             score_tile(weights, rows, keys, tile * TILE_KEYS, p, halves);
             __syncwarp();
             copy_tile(keys, p.cache.keys, offset, next, item.end_tile, num_cached);
             copy_wait<1>();
             if (Source::ARE_NEW && tile == newest_tile)
-                Source::complete(value_tile, item, new_rows + NEW_VALUE * ROW_BYTES);
+                Source::complete(value_tile, item, new_rows + NEW_VALUE * QUERY_BYTES);
             __syncwarp();
             weigh_tile(partial, weights, values);
             __syncwarp();
@@ -223,7 +223,7 @@ struct GroupWalk {
         block = key < num_keys ? table[index] : 0;
     }
     DEVICE i64 offset(const AttentionParams& p, i32 kv_head) const {
-        return (((i64)block * p.num_kv_heads + kv_head) * p.block_tokens + row) * HEAD_DIM;
+        return ((i64)block * p.num_kv_heads + kv_head) * p.block_tokens + row;
     }
 };
 

@@ -4,8 +4,10 @@
 #include "../rope/rope.cuh"
 #include "attention_params.cuh"
 
-constexpr int ROW_BYTES = HEAD_DIM * 2 + 16;  // of a tile in shared memory: an odd number of 16-byte chunks, so that
-constexpr int TILE_BYTES = TILE_KEYS * ROW_BYTES;  // ldmatrix has no bank conflicts
+// Rows in shared memory are an odd number of 16-byte chunks apart, so that ldmatrix has no bank conflicts.
+constexpr int QUERY_BYTES = HEAD_DIM * 2 + 16;
+constexpr int ROW_CHUNKS = HEAD_DIM * ELEMENT_BYTES / 16, ROW_BYTES = (ROW_CHUNKS | 1) * 16;  // of keys and values
+constexpr int TILE_BYTES = TILE_KEYS * (ROW_BYTES + SCALE_BYTES);
 constexpr int CHUNKS = HEAD_DIM / 16;
 // ---- a warp's rows. Lane 4g + t has rows g and g + 8 of each row tile, and of them columns 2t and 2t + 1 of every 8.
 
@@ -16,13 +18,28 @@ struct Rows {
     i32 highest[ROW_TILES][2];
     i32 all_lowest, all_highest;  // every key in all_lowest..all_highest is seen by all rows
     bool any;
+    float code_bias[ROW_TILES][2];  // with codes: what products begin with
 };
+
+template <int ROW_TILES>
+DEVICE void find_code_bias(Rows<ROW_TILES>& rows) {
+    if constexpr (IS_Q8)
+#pragma unroll
+        for (int row_tile = 0; row_tile < ROW_TILES; row_tile++) {
+            float sums[4] = {};
+#pragma unroll
+            for (int k = 0; k < CHUNKS; k++) mma_16x8x16(sums, rows.queries[row_tile][k], HALF2_ONES, HALF2_ONES);
+#pragma unroll
+            for (int half = 0; half < 2; half++) rows.code_bias[row_tile][half] = __fmul_rn(sums[2 * half], CODE_BIAS);
+        }
+}
 
 // The weights of one tile's keys.
 template <int ROW_TILES>
 struct Weights {
     u32 p[ROW_TILES][TILE_GROUPS][4];  // 2^(score - m), A operands
     float m[ROW_TILES][2];
+    float code_bias[ROW_TILES][2];  // with codes: what sums of weighted values begin with
 };
 
 template <int ROW_TILES>
@@ -69,10 +86,60 @@ DEVICE void load_rows(Rows<ROW_TILES>& rows, const AttentionParams& p, const Ite
                 rows.queries[row_tile][k][2 + half] = valid ? query[8 * k + 4] : 0;
             }
         }
+    find_code_bias(rows);
     rows.any = first < item.num_rows;
     const i32 last = min(first + 16 * ROW_TILES, item.num_rows) - 1;
     rows.all_lowest = lowest_key(p, item.first_position + (item.first_row + last) / p.group);
     rows.all_highest = item.first_position + (item.first_row + first) / p.group;
+}
+
+// Products of the rows and a tile's keys.
+template <int ROW_TILES>
+DEVICE void multiply_keys(float (&s)[ROW_TILES][TILE_KEYS / 8][4], const Rows<ROW_TILES>& rows, u32 keys) {
+    const int lane = threadIdx.x % 32;
+#pragma unroll
+    for (int row_tile = 0; row_tile < ROW_TILES; row_tile++)
+#pragma unroll
+        for (int n = 0; n < TILE_KEYS / 8; n++)
+#pragma unroll
+            for (int c = 0; c < 4; c++) s[row_tile][n][c] = IS_Q8 ? rows.code_bias[row_tile][c >> 1] : 0.0f;
+    const u32 address =
+        keys + (IS_Q8 ? lane * ROW_BYTES : ((lane & 7) + (lane >> 4 << 3)) * ROW_BYTES + (lane >> 3 & 1) * 16);
+#pragma unroll
+    for (int k = 0; k < CHUNKS; k++)
+        if constexpr (IS_Q8)
+#pragma unroll
+            for (int n = 0; n < TILE_KEYS / 8; n += 4) {
+                u32 codes[4];
+                load_matrices(codes, address + n * 8 * ROW_BYTES + k * 16);
+#pragma unroll
+                for (int i = 0; i < 4; i++)
+#pragma unroll
+                    for (int row_tile = 0; row_tile < ROW_TILES; row_tile++)
+                        mma_16x8x16(s[row_tile][n + i], rows.queries[row_tile][k], even_codes(codes[i]),
+                                    odd_codes(codes[i]));
+            }
+        else
+#pragma unroll
+            for (int n = 0; n < TILE_GROUPS; n++) {
+                u32 b[4];
+                load_matrices(b, address + n * KEY_GROUP * ROW_BYTES + k * 32);
+#pragma unroll
+                for (int row_tile = 0; row_tile < ROW_TILES; row_tile++) {
+                    mma_16x8x16(s[row_tile][2 * n], rows.queries[row_tile][k], b[0], b[1]);
+                    mma_16x8x16(s[row_tile][2 * n + 1], rows.queries[row_tile][k], b[2], b[3]);
+                }
+            }
+    if constexpr (IS_Q8)
+#pragma unroll
+        for (int n = 0; n < TILE_KEYS / 8; n++) {
+            const u32 scales = load_scales(keys + TILE_KEYS * ROW_BYTES, n);
+#pragma unroll
+            for (int row_tile = 0; row_tile < ROW_TILES; row_tile++)
+#pragma unroll
+                for (int c = 0; c < 4; c++)
+                    s[row_tile][n][c] = __fmul_rn(s[row_tile][n][c], c & 1 ? high_half(scales) : low_half(scales));
+        }
 }
 
 // Scores of a tile's keys and their weights relative to the largest of the tile. `halves`: 1 if rows 8..15 of a
@@ -82,26 +149,8 @@ DEVICE void score_tile(Weights<ROW_TILES>& weights, const Rows<ROW_TILES>& rows,
                        const AttentionParams& p, int halves) {
     const float scale_log2 = p.scores.scale_log2;
     const int lane = threadIdx.x % 32;
-    const u32 address = keys + ((lane & 7) + (lane >> 4 << 3)) * ROW_BYTES + (lane >> 3 & 1) * 16;
     float s[ROW_TILES][TILE_KEYS / 8][4];
-#pragma unroll
-    for (int row_tile = 0; row_tile < ROW_TILES; row_tile++)
-#pragma unroll
-        for (int n = 0; n < TILE_KEYS / 8; n++)
-#pragma unroll
-            for (int c = 0; c < 4; c++) s[row_tile][n][c] = 0.0f;
-#pragma unroll
-    for (int k = 0; k < CHUNKS; k++)
-#pragma unroll
-        for (int n = 0; n < TILE_GROUPS; n++) {
-            u32 b[4];
-            load_matrices(b, address + n * KEY_GROUP * ROW_BYTES + k * 32);
-#pragma unroll
-            for (int row_tile = 0; row_tile < ROW_TILES; row_tile++) {
-                mma_16x8x16(s[row_tile][2 * n], rows.queries[row_tile][k], b[0], b[1]);
-                mma_16x8x16(s[row_tile][2 * n + 1], rows.queries[row_tile][k], b[2], b[3]);
-            }
-        }
+    multiply_keys(s, rows, keys);
 #ifdef SOFTCAP
 #pragma unroll
     for (int row_tile = 0; row_tile < ROW_TILES; row_tile++)
@@ -138,7 +187,7 @@ DEVICE void score_tile(Weights<ROW_TILES>& weights, const Rows<ROW_TILES>& rows,
                 largest = fmaxf(largest, __shfl_xor_sync(ALL_LANES, largest, 2));
             }
             weights.m[row_tile][half] = __fmul_rn(largest, scale_log2);
-            reference[half] = largest == NEGATIVE_INFINITY ? 0.0f : weights.m[row_tile][half];
+            reference[half] = (largest == NEGATIVE_INFINITY ? 0.0f : weights.m[row_tile][half]) - WEIGHT_EXPONENT;
         }
         auto weigh = [&](int n, int half) {
             return pack_half2(power_of_2(__fmaf_rn(s[row_tile][n][2 * half], scale_log2, -reference[half])),
@@ -159,32 +208,52 @@ DEVICE void sum_weights(float (&sums)[4], const Weights<ROW_TILES>& weights, int
     for (int j = 0; j < TILE_GROUPS; j++) mma_16x8x16(sums, weights.p[row_tile][j], HALF2_ONES, HALF2_ONES);
 }
 
-// Adds columns 16d..16d + 15 of the weighted sum of a tile's values to `o`.
+// With codes: multiplies the weights, once they are added up, by the scales of the tile's values.
+template <int ROW_TILES>
+DEVICE void scale_weights(Weights<ROW_TILES>& weights, u32 values) {
+    if constexpr (IS_Q8)
+#pragma unroll
+        for (int row_tile = 0; row_tile < ROW_TILES; row_tile++) {
+            multiply_weights(weights.p[row_tile], values + TILE_KEYS * ROW_BYTES);
+            float sums[4] = {};
+            sum_weights(sums, weights, row_tile);
+#pragma unroll
+            for (int half = 0; half < 2; half++)
+                weights.code_bias[row_tile][half] = __fmul_rn(sums[2 * half], CODE_BIAS);
+        }
+}
+
+// Makes columns 16d..16d + 15 of the weighted sum of a tile's values.
 template <int ROW_TILES>
 DEVICE void weigh_values(float (&o)[ROW_TILES][2][4], const Weights<ROW_TILES>& weights, u32 values, int d) {
     const int lane = threadIdx.x % 32;
-    const u32 address = values + ((lane & 7) + (lane >> 3 & 1) * 8) * ROW_BYTES + (lane >> 4) * 16;
 #pragma unroll
-    for (int j = 0; j < TILE_GROUPS; j++) {
-        u32 b[4];
-        load_matrices_transposed(b, address + j * KEY_GROUP * ROW_BYTES + d * 32);
+    for (int row_tile = 0; row_tile < ROW_TILES; row_tile++)
+#pragma unroll
+        for (int n = 0; n < 2; n++)
+#pragma unroll
+            for (int c = 0; c < 4; c++) o[row_tile][n][c] = IS_Q8 ? weights.code_bias[row_tile][c >> 1] : 0.0f;
+    const u32 address = values + (IS_Q8 ? lane * ROW_BYTES + d * 16
+                                        : ((lane & 7) + (lane >> 3 & 1) * 8) * ROW_BYTES + (lane >> 4) * 16 + d * 32);
+    for_value_groups<ROW_BYTES>(address, [&](int j, const u32* first, const u32* second) {
 #pragma unroll
         for (int row_tile = 0; row_tile < ROW_TILES; row_tile++) {
-            mma_16x8x16(o[row_tile][0], weights.p[row_tile][j], b[0], b[1]);
-            mma_16x8x16(o[row_tile][1], weights.p[row_tile][j], b[2], b[3]);
+            mma_16x8x16(o[row_tile][0], weights.p[row_tile][j], first[0], first[1]);
+            mma_16x8x16(o[row_tile][1], weights.p[row_tile][j], second[0], second[1]);
         }
-    }
+    });
 }
 
 // Makes a tile's partial result.
-DEVICE void weigh_tile(Partial<1>& partial, const Weights<1>& weights, u32 values) {
+DEVICE void weigh_tile(Partial<1>& partial, Weights<1>& weights, u32 values) {
     float sums[4] = {};
     sum_weights(sums, weights, 0);
+    scale_weights(weights, values);
 #pragma unroll
     for (int half = 0; half < 2; half++) partial.m[0][half] = weights.m[0][half], partial.l[0][half] = sums[2 * half];
 #pragma unroll
     for (int d = 0; d < CHUNKS; d++) {
-        float o[1][2][4] = {};
+        float o[1][2][4];
         weigh_values(o, weights, values, d);
 #pragma unroll
         for (int n = 0; n < 2; n++)
@@ -196,7 +265,7 @@ DEVICE void weigh_tile(Partial<1>& partial, const Weights<1>& weights, u32 value
 // Makes the same and merges it into what its warp has of the tiles before it. It pauses once, so that the compiler does
 // not begin more loads ahead than it has registers for.
 template <int ROW_TILES>
-DEVICE void merge_tile(Partial<ROW_TILES>& partial, const Weights<ROW_TILES>& weights, u32 values) {
+DEVICE void merge_tile(Partial<ROW_TILES>& partial, Weights<ROW_TILES>& weights, u32 values) {
     float keep[ROW_TILES][2], add[ROW_TILES][2];
 #pragma unroll
     for (int row_tile = 0; row_tile < ROW_TILES; row_tile++) {
@@ -210,9 +279,10 @@ DEVICE void merge_tile(Partial<ROW_TILES>& partial, const Weights<ROW_TILES>& we
                 merged(partial.l[row_tile][half], keep[row_tile][half], sums[2 * half], add[row_tile][half]);
         }
     }
+    scale_weights(weights, values);
 #pragma unroll
     for (int d = 0; d < CHUNKS; d++) {
-        float o[ROW_TILES][2][4] = {};
+        float o[ROW_TILES][2][4];
         if (d == CHUNKS / 2) __syncwarp();
         weigh_values(o, weights, values, d);
 #pragma unroll
@@ -229,23 +299,24 @@ DEVICE void merge_tile(Partial<ROW_TILES>& partial, const Weights<ROW_TILES>& we
 
 // ---- from the cache to shared memory
 
-// A warp copies the 16 keys (or values) that begin at element `offset`. Rows past the `num_keys` become zeros:
+// A warp copies the 16 keys (or values) that begin at row `offset`. Rows past the `num_keys` become zeros:
 // what lies there may belong to another sequence, or be NaN.
-DEVICE void copy_group(u32 place, const u16* cache, i64 offset, i32 tile, i32 group, i32 num_keys) {
-    constexpr int row_chunks = HEAD_DIM / 8, rows_at_once = 32 / row_chunks;
-    const int lane = threadIdx.x % 32, first = lane / row_chunks;
-    const u32 to = place + (group * KEY_GROUP + first) * ROW_BYTES + lane % row_chunks * 16;
-    const u16* from = cache + offset + lane * 8;
+DEVICE void copy_group(u32 place, const HeadCache& cache, i64 offset, i32 tile, i32 group, i32 num_keys) {
+    constexpr int rows_at_once = 32 / ROW_CHUNKS;
+    const int lane = threadIdx.x % 32, first = lane / ROW_CHUNKS;
+    const u32 to = place + (group * KEY_GROUP + first) * ROW_BYTES + lane % ROW_CHUNKS * 16;
+    const u8* from = cache.heads + offset * (ROW_CHUNKS * 16) + lane * 16;
     const i32 rows = num_keys - tile * TILE_KEYS - group * KEY_GROUP - first;  // that there are from this lane's on
     if (first < rows_at_once)
 #pragma unroll
         for (int row = 0; row < KEY_GROUP; row += rows_at_once)
             if (KEY_GROUP % rows_at_once == 0 || first + row < KEY_GROUP)
-                copy_async(to + row * ROW_BYTES, from + row * HEAD_DIM, row < rows);
+                copy_async(to + row * ROW_BYTES, from + row * (ROW_CHUNKS * 16), row < rows);
+    copy_scales(place + TILE_KEYS * ROW_BYTES, cache, offset, tile, group, num_keys, lane);
 }
 
 // A warp copies a tile, if it is before `end_tile`. Lane i knows the offset of group i % TILE_GROUPS.
-DEVICE void copy_tile(u32 place, const u16* cache, i64 offset, i32 tile, i32 end_tile, i32 num_keys) {
+DEVICE void copy_tile(u32 place, const HeadCache& cache, i64 offset, i32 tile, i32 end_tile, i32 num_keys) {
     if (tile < end_tile)
 #pragma unroll
         for (int group = 0; group < TILE_GROUPS; group++)

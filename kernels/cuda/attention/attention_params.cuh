@@ -17,7 +17,8 @@ struct AttentionWork {
     float2* partial_sums;      // [partial_rows, num_kv_heads]: (m, l)
 };
 
-// With SOFTCAP a product s of a query and a key, not yet scaled, becomes softcap * tanh(s * inverse_softcap).
+// With KV_Q8 products come in units of CODE_UNIT. With SOFTCAP a product s of a query and a key, not yet scaled,
+// becomes softcap * tanh(s * inverse_softcap).
 struct ScoreParams {
     float scale_log2;  // scale * log2(e): softmax in powers of 2
     float softcap, inverse_softcap;
@@ -60,6 +61,10 @@ DEVICE float merge_weights(float m, float other_m, float& keep, float& add) {
 }
 DEVICE float merged(float x, float keep, float other, float add) { return __fmaf_rn(other, add, __fmul_rn(x, keep)); }
 
+// With codes o is smaller by CODE_UNIT, and weights, and with them l and o, larger by 2^WEIGHT_EXPONENT: times a
+// value's scale they stay above what float16 rounds roughly, and with the largest scale, 516, within its range.
+constexpr float WEIGHT_EXPONENT = IS_Q8 ? 6.0f : 0.0f, WEIGHT_UNIT = IS_Q8 ? 64.0f : 1.0f;
+
 // What o is to be multiplied with in the end. A head's sink is a logit without a value, and comes last.
 DEVICE float load_sink(const AttentionParams& p, i32 head) { return p.sinks ? p.sinks[head] : 0.0f; }
 
@@ -67,9 +72,9 @@ DEVICE float final_factor(const AttentionParams& p, float m, float l, float sink
     float keep = 1.0f, add = 0.0f;
     if (p.sinks) {
         merge_weights(m, __fmul_rn(sink, 1.4426950408889634f), keep, add);
-        l = merged(l, keep, 1.0f, add);
+        l = merged(l, keep, WEIGHT_UNIT, add);
     }
-    return __fdiv_rn(keep, l);
+    return __fdiv_rn(IS_Q8 ? keep / CODE_UNIT : keep, l);
 }
 
 // ---- rows and keys
@@ -85,13 +90,57 @@ DEVICE void locate(const AttentionParams& p, const Item& item, i32 kv_head, i32 
     head = kv_head * p.group + pair - token * p.group;
 }
 
-// Elements before the keys of group `group` of a tile, for one KV head; anything where the sequence has no such keys.
+// Rows before the keys of group `group` of a tile, for one KV head; anything where the sequence has no such keys.
 DEVICE i64 group_offset(const AttentionParams& p, const Item& item, i32 kv_head, i32 tile, i32 group) {
     const i32 key = tile * TILE_KEYS + group * KEY_GROUP;
     if (key >= item.num_keys) return 0;
     const i32 index = key / p.block_tokens;
     const i64 block = p.block_tables[(i64)item.sequence * p.max_blocks + index];
-    return ((block * p.num_kv_heads + kv_head) * p.block_tokens + key - index * p.block_tokens) * HEAD_DIM;
+    return (block * p.num_kv_heads + kv_head) * p.block_tokens + key - index * p.block_tokens;
+}
+
+// ---- tiles of keys or values in shared memory: rows, and with codes their scales behind them
+
+constexpr int SCALE_BYTES = IS_Q8 ? 2 : 0;  // of a row
+
+// Two threads, 0 and 1, copy the scales of a group to `scales`, those of its tile; zeros past the `num_keys`.
+DEVICE void copy_scales(u32 scales, const HeadCache& cache, i64 offset, i32 tile, i32 group, i32 num_keys, i32 thread) {
+    if (!IS_Q8 || thread >= 2) return;
+    const i32 rows = num_keys - tile * TILE_KEYS - group * KEY_GROUP - thread * 8;  // from the thread's first on
+    copy_async_bytes(scales + group * (KEY_GROUP * 2) + thread * 16, cache.scales + offset + thread * 8,
+                     max(0, min(16, 2 * rows)));
+}
+
+// Those of the keys that a lane has of the 8 with number `n` of a tile.
+DEVICE u32 load_scales(u32 scales, int n) {
+    u32 pair;
+    load_words<1>(&pair, scales + n * 16 + threadIdx.x % 4 * 4);
+    return pair;
+}
+
+// Multiplies the weights of 16 rows, A operands, by the scales of a tile's values.
+DEVICE void multiply_weights(u32 (&weights)[TILE_GROUPS][4], u32 scales) {
+#pragma unroll
+    for (int j = 0; j < TILE_GROUPS; j++)
+#pragma unroll
+        for (int i = 0; i < 4; i++) weights[j][i] = half2_multiply(weights[j][i], load_scales(scales, 2 * j + i / 2));
+}
+
+// Walks over a tile's values, of which a lane reads from `values` on 16 columns: use(group, B operands of its columns
+// 0..7, of its columns 8..15).
+template <int ROW_BYTES, typename Use>
+DEVICE void for_value_groups(u32 values, Use use) {
+    u32 b[4];
+#pragma unroll
+    for (int j = 0; j < TILE_GROUPS; j++) {
+        if (!IS_Q8 || j % 2 == 0) load_matrices_transposed(b, values + j * KEY_GROUP * ROW_BYTES);
+        if constexpr (IS_Q8) {
+            const u32 first = b[j % 2 * 2], second = b[j % 2 * 2 + 1];
+            const u32 even[2] = {even_codes(first), even_codes(second)}, odd[2] = {odd_codes(first), odd_codes(second)};
+            use(j, even, odd);
+        } else
+            use(j, b, b + 2);
+    }
 }
 
 // ---- the workspace of divided items

@@ -6,7 +6,7 @@
 
 constexpr int WARP_QUERIES = DECODE_ROWS / DECODE_WARPS;
 constexpr int NEW_KEY = DECODE_ROWS, NEW_VALUE = DECODE_ROWS + 1;  // rows of shared memory, after those of the queries
-constexpr int NEW_ROWS_BYTES = (DECODE_ROWS + 2) * ROW_BYTES;
+constexpr int NEW_ROWS_BYTES = (DECODE_ROWS + 2) * QUERY_BYTES;
 static_assert(DECODE_ROWS % DECODE_WARPS == 0 && DECODE_WARPS >= 2, "warp 0 has the new key, warp 1 the new value");
 
 struct RopeAttentionParams {
@@ -77,7 +77,7 @@ struct NewRows {
     bool copied = false;                // that tile's old keys and values are on their way
     uint2 queries[WARP_QUERIES];        // of the warp: rows warp, warp + DECODE_WARPS ... of the item
     uint2 new_kv;                       // of the new token: K in warp 0, V in warp 1
-    uint2 cached_kv;                    // `new_kv` as it goes to the cache: K is normed and rotated
+    uint2 cached_kv;                    // `to_cache` of `new_kv`, of which K is normed and rotated
     Rotation rotation;
     float query_factor;
     i32 slot, speculative_slot;  // KV slots of the new token
@@ -145,11 +145,12 @@ struct NewRows {
         for (int i = 0; i < WARP_QUERIES; i++) {
             const int row = i * DECODE_WARPS + warp;
             if (row < item.num_rows)  // what rows hold that nobody asks for is of no importance
-                store_head((u16*)(place + row * ROW_BYTES), at, rotate_head(queries[i], at, of_queries, query_norm));
+                store_head((u16*)(place + row * QUERY_BYTES), at, rotate_head(queries[i], at, of_queries, query_norm));
         }
         if (warp < 2) {
-            cached_kv = warp == 0 ? rotate_head(new_kv, at, rotation, key_norm) : new_kv;
-            store_head((u16*)(place + (NEW_KEY + warp) * ROW_BYTES), at, cached_kv);
+            cached_kv = to_cache(warp == 0 ? rotate_head(new_kv, at, rotation, key_norm) : new_kv);
+            u8* const row = place + (NEW_KEY + warp) * QUERY_BYTES;
+            store_cached(row, (u16*)(row + HEAD_DIM), at, cached_kv);
         }
     }
     // Does all of it once more for the right item, once the plan is known.
@@ -171,11 +172,12 @@ struct NewRows {
         if (warp < 2 && item.first_row == 0 && item.end_tile * TILE_KEYS >= item.num_keys && slot >= 0) {
             const i64 to = slot == speculative_slot ? speculative_offset
                                                     : cache_offset(slot, kv_head, p.num_kv_heads, p.block_tokens);
-            store_head((warp == 0 ? p.cache.keys : p.cache.values) + to, at, cached_kv);
+            store_cached(warp == 0 ? p.cache.keys : p.cache.values, to, at, cached_kv);
         }
-        const u32 address = shared_address(place) + ((lane & 7) + (lane >> 3 & 1) * 8) * ROW_BYTES + (lane >> 4) * 16;
+        const u32 address = shared_address(place) + ((lane & 7) + (lane >> 3 & 1) * 8) * QUERY_BYTES + (lane >> 4) * 16;
 #pragma unroll
         for (int k = 0; k < CHUNKS; k++) load_matrices(rows.queries[0][k], address + k * 32);
+        find_code_bias(rows);
         const i32 position = item.num_keys - 1;
         rows.all_lowest = lowest_key(p, position), rows.all_highest = position;
 #pragma unroll
@@ -188,9 +190,9 @@ struct NewRows {
 
     // One warp puts the newest key (or value) into its row of `rows`, the tile that it is in.
     DEVICE static void complete(u8* rows, const Item& item, const u8* row) {
-        const int lane = threadIdx.x % 32;
+        const int lane = threadIdx.x % 32, key = (item.num_keys - 1) % TILE_KEYS;
         __syncwarp();  // other lanes have filled the row up with zeros
-        if (lane < HEAD_DIM / 8)
-            ((uint4*)(rows + (item.num_keys - 1) % TILE_KEYS * ROW_BYTES))[lane] = ((const uint4*)row)[lane];
+        if (lane < ROW_CHUNKS) ((uint4*)(rows + key * ROW_BYTES))[lane] = ((const uint4*)row)[lane];
+        if (IS_Q8 && lane == 0) ((u16*)(rows + TILE_KEYS * ROW_BYTES))[key] = *(const u16*)(row + HEAD_DIM);
     }
 };

@@ -9,8 +9,10 @@ constexpr int WARPS = HEAD_DIM / WARP_COLUMNS;
 constexpr int THREADS = WARPS * 32;
 constexpr int WARP_KEYS = TILE_KEYS / WARPS;
 constexpr int CHUNKS = HEAD_DIM / 16;
-constexpr int ROW_BYTES = HEAD_DIM * 2 + 16;  // an odd number of 16-byte chunks: ldmatrix has no bank conflicts
-constexpr int TILE_BYTES = TILE_KEYS * ROW_BYTES;
+// Rows in shared memory are an odd number of 16-byte chunks apart: ldmatrix has no bank conflicts.
+constexpr int QUERY_BYTES = HEAD_DIM * 2 + 16;
+constexpr int ROW_BYTES = HEAD_DIM * ELEMENT_BYTES + 16;  // of keys and values
+constexpr int TILE_BYTES = TILE_KEYS * (ROW_BYTES + SCALE_BYTES);
 constexpr int WEIGHT_BYTES = TILE_KEYS * 2 + 16;  // of a row of weights
 constexpr int COLUMN_TILES = WARP_COLUMNS / 8;    // of a warp
 static_assert(WARP_KEYS == 16 || WARP_KEYS == 8, "a warp has one or two tiles of 8 keys");
@@ -23,9 +25,9 @@ struct Place {
     u8* shared;
 
     DEVICE u32 queries() const { return shared_address(shared); }
-    DEVICE u32 keys() const { return queries() + ROWS * ROW_BYTES; }
+    DEVICE u32 keys() const { return queries() + ROWS * QUERY_BYTES; }
     DEVICE u32 values() const { return keys() + (KV_BUFFERS - 1) * TILE_BYTES; }
-    DEVICE u8* weights() const { return shared + ROWS * ROW_BYTES + KV_BUFFERS * TILE_BYTES; }
+    DEVICE u8* weights() const { return shared + ROWS * QUERY_BYTES + KV_BUFFERS * TILE_BYTES; }
     DEVICE float* maxima() const { return (float*)(weights() + ROWS * WEIGHT_BYTES); }  // [WARPS][ROWS]
 };
 
@@ -71,37 +73,40 @@ DEVICE int lane_column(int n) { return threadIdx.x / 32 * WARP_COLUMNS + 8 * n +
 
 // ---- copies to shared memory by all threads
 
-constexpr int ROW_CHUNKS = HEAD_DIM / 8;
-constexpr int ROWS_AT_ONCE = THREADS / ROW_CHUNKS;
+constexpr int ROW_CHUNKS = HEAD_DIM * ELEMENT_BYTES / 16, QUERY_CHUNKS = HEAD_DIM / 8;
+constexpr int ROWS_AT_ONCE = THREADS / ROW_CHUNKS, QUERIES_AT_ONCE = THREADS / QUERY_CHUNKS;
 static_assert(KEY_GROUP % ROWS_AT_ONCE == 0, "a group is copied in whole passes");
 
 // Rows past the sequence's keys become zeros: what lies there may belong to another sequence, or be NaN.
-DEVICE void copy_tile(u32 place, const u16* cache, const AttentionParams& p, const Item& item, i32 kv_head, i32 tile) {
+DEVICE void copy_tile(u32 place, const HeadCache& cache, const AttentionParams& p, const Item& item, i32 kv_head,
+                      i32 tile) {
     const int row = threadIdx.x / ROW_CHUNKS, chunk = threadIdx.x % ROW_CHUNKS;
     if (tile < item.end_tile)
 #pragma unroll
         for (int group = 0; group < TILE_GROUPS; group++) {
-            const u16* from = cache + group_offset(p, item, kv_head, tile, group) + row * HEAD_DIM + chunk * 8;
+            const i64 offset = group_offset(p, item, kv_head, tile, group);
+            const u8* from = cache.heads + (offset + row) * (ROW_CHUNKS * 16) + chunk * 16;
 #pragma unroll
             for (int first = 0; first < KEY_GROUP; first += ROWS_AT_ONCE) {
                 const int key = group * KEY_GROUP + first + row;
-                copy_async(place + key * ROW_BYTES + chunk * 16, from + first * HEAD_DIM,
+                copy_async(place + key * ROW_BYTES + chunk * 16, from + first * (ROW_CHUNKS * 16),
                            tile * TILE_KEYS + key < item.num_keys);
             }
+            copy_scales(place + TILE_KEYS * ROW_BYTES, cache, offset, tile, group, item.num_keys, threadIdx.x);
         }
     copy_commit();
 }
 
 template <int ROWS>
 DEVICE void copy_queries(u32 place, const AttentionParams& p, const Item& item, i32 kv_head) {
-    const int chunk = threadIdx.x % ROW_CHUNKS;
+    const int chunk = threadIdx.x % QUERY_CHUNKS;
 #pragma unroll 4
-    for (int row = threadIdx.x / ROW_CHUNKS; row < ROWS; row += ROWS_AT_ONCE) {
+    for (int row = threadIdx.x / QUERY_CHUNKS; row < ROWS; row += QUERIES_AT_ONCE) {
         const bool valid = row < item.num_rows;
         i32 token, head;
         locate(p, item, kv_head, valid ? row : 0, token, head);
         const u16* from = p.qkv + (i64)(item.first_token + token) * p.qkv_width + head * HEAD_DIM + chunk * 8;
-        copy_async(place + row * ROW_BYTES + chunk * 16, from, valid);
+        copy_async(place + row * QUERY_BYTES + chunk * 16, from, valid);
     }
 }
 
@@ -127,43 +132,81 @@ struct Seen {
     }
 };
 
-template <int ROW_TILES>
-using Scores = float[ROW_TILES][WARP_KEYS / 8][4];
-
 // Address of a lane's row of an A operand in rows `row_bytes` apart.
 DEVICE u32 operand_address(u32 rows, int row_bytes) {
     const int lane = threadIdx.x % 32;
     return rows + ((lane & 7) + (lane >> 3 & 1) * 8) * row_bytes + (lane >> 4) * 16;
 }
 
+// With codes: what products of the rows and keys begin with.
+template <int ROW_TILES>
+DEVICE void find_code_bias(float (&bias)[ROW_TILES][2], const Place<ROW_TILES>& place) {
+    const u32 queries = operand_address(place.queries(), QUERY_BYTES);
+#pragma unroll
+    for (int r = 0; r < ROW_TILES; r++) {
+        float sums[4] = {};
+#pragma unroll 4
+        for (int k = 0; k < CHUNKS; k++) {
+            u32 a[4];
+            load_matrices(a, queries + r * 16 * QUERY_BYTES + k * 32);
+            mma_16x8x16(sums, a, HALF2_ONES, HALF2_ONES);
+        }
+#pragma unroll
+        for (int half = 0; half < 2; half++) bias[r][half] = __fmul_rn(sums[2 * half], CODE_BIAS);
+    }
+}
+
+template <int ROW_TILES>
+using Scores = float[ROW_TILES][WARP_KEYS / 8][4];
+
 // Products of all rows with this warp's keys, within the soft cap, -inf where a row does not see a key.
 template <int ROW_TILES>
 DEVICE void score_keys(Scores<ROW_TILES>& s, const Place<ROW_TILES>& place, const AttentionParams& p,
-                       const Seen<ROW_TILES>& seen, i32 first_key) {
+                       const Seen<ROW_TILES>& seen, const float (&code_bias)[ROW_TILES][2], i32 first_key) {
     const int lane = threadIdx.x % 32, first = threadIdx.x / 32 * WARP_KEYS;
-    const u32 queries = operand_address(place.queries(), ROW_BYTES);
+    const u32 queries = operand_address(place.queries(), QUERY_BYTES);
     const u32 keys =
         place.keys() + (WARP_KEYS == 16 ? (first + (lane & 7) + (lane >> 4 << 3)) * ROW_BYTES + (lane >> 3 & 1) * 16
                                         : (first + (lane & 7)) * ROW_BYTES + (lane >> 3) * 16);
 #pragma unroll
     for (int r = 0; r < ROW_TILES; r++)
 #pragma unroll
-        for (int n = 0; n < WARP_KEYS / 8; n++) s[r][n][0] = s[r][n][1] = s[r][n][2] = s[r][n][3] = 0.0f;
-#pragma unroll 2
-    for (int k = 0; k < CHUNKS; k += 16 / WARP_KEYS) {
-        u32 b[4];
-        load_matrices(b, keys + k * 32);
+        for (int n = 0; n < WARP_KEYS / 8; n++)
 #pragma unroll
-        for (int r = 0; r < ROW_TILES; r++) {
-            u32 a[4];
-            load_matrices(a, queries + r * 16 * ROW_BYTES + k * 32);
-            mma_16x8x16(s[r][0], a, b[0], b[1]);
-            if constexpr (WARP_KEYS == 16)
-                mma_16x8x16(s[r][1], a, b[2], b[3]);
-            else {
-                load_matrices(a, queries + r * 16 * ROW_BYTES + (k + 1) * 32);
-                mma_16x8x16(s[r][0], a, b[2], b[3]);
+            for (int c = 0; c < 4; c++) s[r][n][c] = IS_Q8 ? code_bias[r][c >> 1] : 0.0f;
+    // Four matrices of 8 keys and 16 bytes are B operands of `AT_ONCE` chunks, one or two of each.
+    constexpr int AT_ONCE = 16 / WARP_KEYS * (IS_Q8 ? 2 : 1);
+#pragma unroll(IS_Q8 ? 1 : 2)
+    for (int k = 0; k < CHUNKS; k += AT_ONCE) {
+        u32 matrices[4];
+        load_matrices(matrices, keys + k * (16 * ELEMENT_BYTES));
+#pragma unroll
+        for (int r = 0; r < ROW_TILES; r++)
+#pragma unroll
+            for (int i = 0; i < AT_ONCE; i++) {
+                u32 a[4];
+                load_matrices(a, queries + r * 16 * QUERY_BYTES + (k + i) * 32);
+#pragma unroll
+                for (int n = 0; n < WARP_KEYS / 8; n++) {
+                    if constexpr (IS_Q8) {
+                        const u32 codes = matrices[WARP_KEYS == 16 ? 2 * n + i : i];
+                        mma_16x8x16(s[r][n], a, even_codes(codes), odd_codes(codes));
+                    } else {
+                        const int b = 2 * (WARP_KEYS == 16 ? n : i);
+                        mma_16x8x16(s[r][n], a, matrices[b], matrices[b + 1]);
+                    }
+                }
             }
+    }
+    if constexpr (IS_Q8) {
+#pragma unroll
+        for (int n = 0; n < WARP_KEYS / 8; n++) {
+            const u32 scales = load_scales(place.keys() + TILE_KEYS * ROW_BYTES, first / 8 + n);
+#pragma unroll
+            for (int r = 0; r < ROW_TILES; r++)
+#pragma unroll
+                for (int c = 0; c < 4; c++)
+                    s[r][n][c] = __fmul_rn(s[r][n][c], c & 1 ? high_half(scales) : low_half(scales));
         }
     }
 #pragma unroll
@@ -212,7 +255,7 @@ DEVICE void put_weights(float (&m)[ROW_TILES][2], const Scores<ROW_TILES>& s, co
 #pragma unroll
             for (int w = 0; w < WARPS; w++) largest = fmaxf(largest, place.maxima()[w * Place<ROW_TILES>::ROWS + row]);
             m[r][half] = __fmul_rn(largest, scale_log2);
-            const float reference = largest == NEGATIVE_INFINITY ? 0.0f : m[r][half];
+            const float reference = (largest == NEGATIVE_INFINITY ? 0.0f : m[r][half]) - WEIGHT_EXPONENT;
 #pragma unroll
             for (int n = 0; n < WARP_KEYS / 8; n++)
                 *(u32*)(place.weights() + row * WEIGHT_BYTES + (first + 8 * n) * 2) =
@@ -225,9 +268,10 @@ DEVICE void put_weights(float (&m)[ROW_TILES][2], const Scores<ROW_TILES>& s, co
 template <int ROW_TILES>
 DEVICE void merge_tile(Partial<ROW_TILES>& split, const float (&m)[ROW_TILES][2], const Place<ROW_TILES>& place) {
     const int lane = threadIdx.x % 32;
-    const u32 values = place.values() + ((lane & 7) + (lane >> 3 & 1) * 8) * ROW_BYTES + (lane >> 4) * 16 +
-                       threadIdx.x / 32 * WARP_COLUMNS * 2;
+    const u32 values = place.values() + threadIdx.x / 32 * WARP_COLUMNS * ELEMENT_BYTES +
+                       (IS_Q8 ? lane * ROW_BYTES : ((lane & 7) + (lane >> 3 & 1) * 8) * ROW_BYTES + (lane >> 4) * 16);
     u32 weights[ROW_TILES][TILE_GROUPS][4];
+    float code_bias[ROW_TILES][2];
     float keep[ROW_TILES][2], add[ROW_TILES][2];
 #pragma unroll
     for (int r = 0; r < ROW_TILES; r++) {
@@ -243,20 +287,31 @@ DEVICE void merge_tile(Partial<ROW_TILES>& split, const float (&m)[ROW_TILES][2]
             split.m[r][half] = merge_weights(split.m[r][half], m[r][half], keep[r][half], add[r][half]);
             split.l[r][half] = merged(split.l[r][half], keep[r][half], sums[2 * half], add[r][half]);
         }
+        if constexpr (IS_Q8) {
+            multiply_weights(weights[r], place.values() + TILE_KEYS * ROW_BYTES);
+            sums[0] = sums[1] = sums[2] = sums[3] = 0.0f;
+#pragma unroll
+            for (int j = 0; j < TILE_GROUPS; j++) mma_16x8x16(sums, weights[r][j], HALF2_ONES, HALF2_ONES);
+        }
+#pragma unroll
+        for (int half = 0; half < 2; half++) code_bias[r][half] = __fmul_rn(sums[2 * half], CODE_BIAS);
     }
 #pragma unroll
     for (int d = 0; d < WARP_COLUMNS / 16; d++) {
-        float o[ROW_TILES][2][4] = {};
+        float o[ROW_TILES][2][4];
 #pragma unroll
-        for (int j = 0; j < TILE_GROUPS; j++) {
-            u32 b[4];
-            load_matrices_transposed(b, values + j * KEY_GROUP * ROW_BYTES + d * 32);
+        for (int r = 0; r < ROW_TILES; r++)
+#pragma unroll
+            for (int n = 0; n < 2; n++)
+#pragma unroll
+                for (int c = 0; c < 4; c++) o[r][n][c] = IS_Q8 ? code_bias[r][c >> 1] : 0.0f;
+        for_value_groups<ROW_BYTES>(values + d * (16 * ELEMENT_BYTES), [&](int j, const u32* first, const u32* second) {
 #pragma unroll
             for (int r = 0; r < ROW_TILES; r++) {
-                mma_16x8x16(o[r][0], weights[r][j], b[0], b[1]);
-                mma_16x8x16(o[r][1], weights[r][j], b[2], b[3]);
+                mma_16x8x16(o[r][0], weights[r][j], first[0], first[1]);
+                mma_16x8x16(o[r][1], weights[r][j], second[0], second[1]);
             }
-        }
+        });
 #pragma unroll
         for (int r = 0; r < ROW_TILES; r++)
 #pragma unroll
@@ -333,13 +388,15 @@ DEVICE void compute_item(const AttentionParams& p, const Item& item, i32 kv_head
     Partial<ROW_TILES> split, whole;
     split.clear();
     whole.clear();
+    float code_bias[ROW_TILES][2];
     for (i32 tile = item.first_tile; tile < item.end_tile; tile++) {
         Scores<ROW_TILES> s;
         float m[ROW_TILES][2];
         copy_wait<0>();
         __syncthreads();  // the keys are there, and nobody reads values or weights any more
         if (KV_BUFFERS == 2) copy_tile(place.values(), p.cache.values, p, item, kv_head, tile);
-        score_keys<ROW_TILES>(s, place, p, seen, tile * TILE_KEYS);
+        if (IS_Q8 && tile == item.first_tile) find_code_bias(code_bias, place);
+        score_keys<ROW_TILES>(s, place, p, seen, code_bias, tile * TILE_KEYS);
         put_maxima<ROW_TILES>(s, place);
         __syncthreads();  // nobody reads keys any more
         if (KV_BUFFERS == 2)

@@ -136,11 +136,13 @@ DEVICE void load_matrices_transposed(u32 (&r)[4], u32 address) {
                  : "memory");
 }
 
-// ---- asynchronous copies to shared memory, 16 bytes each; zeros instead if not `wanted`
+// ---- asynchronous copies to shared memory, 16 bytes each
 
-DEVICE void copy_async(u32 shared, const void* global, bool wanted) {
-    int size = wanted ? 16 : 0;
+DEVICE void copy_async_bytes(u32 shared, const void* global, int size) {  // the first `size`, and zeros
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared), "l"(global), "r"(size) : "memory");
+}
+DEVICE void copy_async(u32 shared, const void* global, bool wanted) {  // or zeros
+    copy_async_bytes(shared, global, wanted ? 16 : 0);
 }
 template <int BYTES>  // 4, 8 or 16
 DEVICE void copy_words(u32 shared, const void* global) {

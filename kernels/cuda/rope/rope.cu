@@ -34,11 +34,13 @@ KERNEL __launch_bounds__(WARPS * 32) rope_write(const __grid_constant__ RopeWrit
         if (i < num_heads) words[i] = load_head(from + i * HEAD_DIM, at);
     if (slot < 0) return;
     const i64 offset = cache_offset(slot, first, p.num_kv_heads, p.block_tokens);
-    u16* to = is_query ? from : (is_value ? p.cache.values : p.cache.keys) + offset;
-    const i32 step = is_query ? HEAD_DIM : p.block_tokens * HEAD_DIM;
 #pragma unroll
     for (int i = 0; i < HEADS; i++) {
         if (i == num_heads) break;
-        store_head(to + i * step, at, is_value ? words[i] : rotate_head(words[i], at, rotation, norm));
+        const uint2 head = is_value ? words[i] : rotate_head(words[i], at, rotation, norm);
+        if (is_query)
+            store_head(from + i * HEAD_DIM, at, head);
+        else
+            store_cached(is_value ? p.cache.values : p.cache.keys, offset + i * p.block_tokens, at, to_cache(head));
     }
 }

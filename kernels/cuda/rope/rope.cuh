@@ -95,9 +95,32 @@ DEVICE uint2 rotate_head(uint2 words, const HeadLane& at, const Rotation& rotati
     return {pack_half2(x[0], x[1]), pack_half2(x[2], x[3])};
 }
 
-// The number of elements that lie before KV slot `slot` of one KV head, in a cache [num_blocks, num_kv_heads,
-// block_tokens, HEAD_DIM].
+// ---- the cache
+
+// What goes there of a lane's elements, or its four codes and the head's scale. All lanes of a warp call it.
+DEVICE uint2 to_cache(uint2 words) {
+    if constexpr (IS_Q8) {
+        const u32 largest = larger_magnitude(larger_magnitude(0, words.x), words.y);
+        const u16 scale = scale_of(__reduce_max_sync(ALL_LANES, largest));
+        return {codes_of(words, from_half(scale)), scale};
+    } else
+        return words;
+}
+
+DEVICE void store_cached(u8* head, u16* scale, const HeadLane& at, uint2 cached) {
+    if constexpr (!IS_Q8)
+        store_head((u16*)head, at, cached);
+    else {
+        if (at.valid) store_codes(head, at.first, at.second, cached.x);
+        if (threadIdx.x % 32 == 0) *scale = (u16)cached.y;
+    }
+}
+DEVICE void store_cached(const HeadCache& cache, i64 row, const HeadLane& at, uint2 cached) {
+    store_cached(cache.heads + row * (HEAD_DIM * ELEMENT_BYTES), cache.scales + row, at, cached);
+}
+
+// The number of rows that lie before KV slot `slot` of one KV head.
 DEVICE i64 cache_offset(i32 slot, i32 kv_head, i32 num_kv_heads, i32 block_tokens) {
     const i32 block = slot / block_tokens;
-    return (((i64)block * num_kv_heads + kv_head) * block_tokens + slot - block * block_tokens) * HEAD_DIM;
+    return ((i64)block * num_kv_heads + kv_head) * block_tokens + slot - block * block_tokens;
 }

@@ -71,9 +71,13 @@ KERNEL __launch_bounds__(256) rope_heads(const __grid_constant__ RopeHeadsParams
     const i32 block = slot / p.block_tokens;
     const i32 kv_head = head - p.num_heads - (is_value ? p.num_kv_heads : 0);
     const i64 row = ((i64)block * p.num_kv_heads + kv_head) * p.block_tokens + slot - block * p.block_tokens;
-    u16* const to = is_query ? from : (is_value ? p.cache.values : p.cache.keys) + row * p.head_dim;
+    const HeadCache& cache = is_value ? p.cache.values : p.cache.keys;
+    const bool is_coded = IS_Q8 && !is_query;
+    u16* const to = is_query ? from : (u16*)(cache.heads + row * p.head_dim * ELEMENT_BYTES);
     const float factor = is_query && p.rope.query_factors ? p.rope.query_factors[token] : 1.0f;
     const i64 angles = (i64)token * (p.rope.num_pairs / 2);
+    uint2 words[UNITS];
+    u32 largest = 0;
     __syncwarp();  // all lanes have loaded what others store
 #pragma unroll
     for (int i = 0; i < UNITS; i++) {
@@ -90,7 +94,16 @@ KERNEL __launch_bounds__(256) rope_heads(const __grid_constant__ RopeHeadsParams
         if (at.rotated)
             rotate(x[i], at, ((const float2*)p.rope.cosine)[angles + unit], ((const float2*)p.rope.sine)[angles + unit],
                    factor);
-        ((u32*)to)[at.first] = pack_half2(x[i][0], x[i][1]);
-        ((u32*)to)[at.second] = pack_half2(x[i][2], x[i][3]);
+        words[i] = {pack_half2(x[i][0], x[i][1]), pack_half2(x[i][2], x[i][3])};
+        largest = larger_magnitude(larger_magnitude(largest, words[i].x), words[i].y);
+        if (!is_coded) ((u32*)to)[at.first] = words[i].x, ((u32*)to)[at.second] = words[i].y;
     }
+    if (!is_coded) return;
+    const u16 scale = scale_of(__reduce_max_sync(ALL_LANES, largest));
+#pragma unroll
+    for (int i = 0; i < UNITS; i++) {
+        const Unit at = unit_of(p, i * 32 + threadIdx.x % 32, is_value);
+        if (at.valid) store_codes((u8*)to, at.first, at.second, codes_of(words[i], from_half(scale)));
+    }
+    if (threadIdx.x % 32 == 0) cache.scales[row] = scale;
 }

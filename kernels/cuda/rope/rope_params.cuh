@@ -1,12 +1,6 @@
 // What kernels that norm and rotate heads are given.
 #pragma once
-#include "../common/common.cuh"
-
-// The KV cache of one layer.
-struct LayerCacheParams {
-    u16* keys;    // [num_blocks, num_kv_heads, block_tokens, head_dim]
-    u16* values;  // [num_blocks, num_kv_heads, block_tokens, head_dim]
-};
+#include "kv_cache.cuh"
 
 struct RopeParams {
     const float* cosine;         // [num_tokens, num_pairs]

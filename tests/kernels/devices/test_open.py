@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from kernels.cache_format import FLOAT16, Q8
 from kernels.devices.open import open_device
 from kernels.errors import DeviceUnavailable
 
@@ -14,9 +15,9 @@ def test_a_gpu_that_is_not_there_is_an_error_that_names_the_cpu(name: str) -> No
         open_device(name)
 
 
-def test_8_bits_for_keys_and_values_are_refused_on_a_gpu_in_one_line() -> None:
-    with pytest.raises(DeviceUnavailable, match=r"^cuda:0: no GPU has kernels .* type q8 yet; .*--device cpu.*$"):
-        open_device("cuda:0", cache_type="q8")
+@pytest.mark.gpu
+def test_a_gpu_keeps_keys_and_values_in_8_bits_when_asked() -> None:
+    assert [open_device("cuda:0", cache_type=kind).cache_format for kind in ("f16", "q8")] == [FLOAT16, Q8]
 
 
 def test_an_unknown_device_is_refused() -> None:

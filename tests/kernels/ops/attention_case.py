@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from kernels.batch import LayerCache, Step
+from kernels.batch import CacheScales, LayerCache, Step
+from kernels.cache_format import dequantise, quantise
 from kernels.ops.attention import cache_shape, paged_attention, rope_attention
 from kernels.ops.attention_plan import plan_attention
 from kernels.ops.rope import rope_write, rotation
@@ -24,13 +27,14 @@ class Heads:
     num_heads: int
     num_kv_heads: int
     head_dim: int
+    is_q8: bool = False  # keys and values are codes
 
     @property
     def group(self) -> int:
         return self.num_heads // self.num_kv_heads
 
     def __str__(self) -> str:
-        return f"{self.num_heads}/{self.num_kv_heads}x{self.head_dim}"
+        return f"{self.num_heads}/{self.num_kv_heads}x{self.head_dim}{'q8' if self.is_q8 else ''}"
 
 
 class Case:
@@ -50,8 +54,8 @@ class Case:
         self.num_blocks = order.size
         self.tables = order[: max_blocks * len(lengths)].reshape(len(lengths), max_blocks)
 
-    def cache(self, contexts: list[int] | None = None) -> list[NDArray[np.float16]]:
-        """Keys and values of the first tokens of each sequence, NaN elsewhere."""
+    def cache(self, contexts: list[int] | None = None) -> list[NDArray[Any]]:
+        """Keys and values of the first tokens of each sequence, NaN elsewhere; of codes also their scales."""
         heads = self.heads
         shape = cache_shape(self.num_blocks, self.block_tokens, heads.num_kv_heads, heads.head_dim)
         caches = [np.full(shape, np.nan, np.float16) for _ in "kv"]
@@ -60,7 +64,10 @@ class Case:
             blocks, rows = table[positions // self.block_tokens], positions % self.block_tokens
             caches[0][blocks, :, rows] = qkv[:context, heads.num_heads : -heads.num_kv_heads]
             caches[1][blocks, :, rows] = qkv[:context, -heads.num_kv_heads :]
-        return caches
+        if not heads.is_q8:
+            return list(caches)
+        (keys, key_scales), (values, value_scales) = map(coded, caches)
+        return [keys, values, key_scales, value_scales]
 
     def expected(
         self, chunks: list[Chunk], scale: float, window: int, sinks: bool, softcap: float
@@ -73,6 +80,8 @@ class Case:
             qkv = self.qkv[sequence][: start + count].astype(np.float64)
             queries = qkv[start:, : heads.num_heads].reshape(count, heads.num_kv_heads, heads.group, -1)
             keys, values = qkv[:, heads.num_heads : -heads.num_kv_heads], qkv[:, -heads.num_kv_heads :]
+            if heads.is_q8:
+                keys, values = (dequantise(*quantise(each.astype(np.float32))) for each in (keys, values))
             scores = np.einsum("thgd,khd->thgk", queries, keys, optimize=True) * scale
             scores = softcap * np.tanh(scores / softcap) if softcap else scores
             distance = np.arange(start, start + count)[:, None] - np.arange(start + count)
@@ -84,6 +93,18 @@ class Case:
             weights /= weights.sum(-1, keepdims=True) + np.exp(sink - largest)
             rows.append(np.einsum("thgk,khd->thgd", weights, values, optimize=True).reshape(count, heads.num_heads, -1))
         return np.concatenate(rows)
+
+
+def coded(heads: NDArray[np.float16]) -> tuple[NDArray[np.int8], NDArray[np.float16]]:
+    """``heads`` [..., D] as codes [..., D], in the order of the device's cache, and scales [...]."""
+    codes, scales = quantise(heads.astype(np.float32))
+    of_16 = codes.reshape(*codes.shape[:-1], -1, 2, 8)
+    return np.ascontiguousarray(of_16.swapaxes(-1, -2)).reshape(codes.shape), scales
+
+
+def layer_cache(caches: Sequence[DeviceArray]) -> LayerCache[DeviceArray]:
+    """Of what `Case.cache` gave."""
+    return LayerCache(*caches[:2], CacheScales(*caches[2:]) if caches[2:] else None)
 
 
 class Runner:
@@ -142,7 +163,7 @@ class Runner:
         self.context.begin_step()
         plan = plan_attention(self.context, step, attention)
         for _ in range(layers):
-            paged_attention(self.context, queries, LayerCache(*caches), attention, step, plan, out=out)
+            paged_attention(self.context, queries, layer_cache(caches), attention, step, plan, out=out)
         return self.download(out).reshape(-1, heads.num_heads, heads.head_dim)
 
     def _attention(self, window: int, sinks: bool, head_norms: tuple[RmsNorm, RmsNorm] | None = None) -> Attention:
@@ -169,8 +190,8 @@ class Runner:
         sinks: bool = False,
         padding: int = 0,
         layers: int = 1,
-    ) -> tuple[NDArray[np.float16], NDArray[np.float16], NDArray[np.float16]]:
-        """A step of the last tokens of ``sequences``: attended [tokens and padding, heads, D], and the keys and values.
+    ) -> list[NDArray[Any]]:
+        """A step of the last tokens of ``sequences``: attended [tokens and padding, heads, D], and the cache's arrays.
 
         The cache holds the tokens before; all else in it is NaN. ``fused``: by `rope_attention`, as often as there are
         ``layers``, otherwise by the two ops that it stands for.
@@ -181,7 +202,7 @@ class Runner:
         poisoned = np.full((qkv.shape[0], heads.num_heads * heads.head_dim), np.nan, np.float16)
         out, projected = self.upload(poisoned), self.upload(qkv.reshape(qkv.shape[0], -1))
         attention = self._attention(window, sinks, head_norms)
-        cache = LayerCache(*caches)
+        cache = layer_cache(caches)
         context.begin_step()
         by = rotation(context, step.positions, rope, step.sequence_lengths, step.sequence_rows) if rope else None
         plan = plan_attention(context, step, attention)
@@ -191,5 +212,4 @@ class Runner:
         else:
             rope_write(context, projected, step.slots, by, attention, out_cache=cache)
             paged_attention(context, projected, cache, attention, step, plan, out=out)
-        keys, values = (self.download(cache) for cache in caches)
-        return self.download(out).reshape(-1, heads.num_heads, heads.head_dim), keys, values
+        return [self.download(out).reshape(-1, heads.num_heads, heads.head_dim), *map(self.download, caches)]

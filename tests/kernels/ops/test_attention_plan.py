@@ -19,7 +19,8 @@ from kernels.ops.attention_plan import (
     PlanCounts,
     attention_shape,
     plan_attention,
-    row_bytes,
+    query_bytes,
+    tile_bytes,
 )
 from kernels.ops.rope import HEAD_DIMS
 from kernels.runtime.compiler import SOURCE_DIRECTORY, read_source
@@ -49,13 +50,19 @@ def test_the_kernels_are_cut_as_the_host_takes_it(name: str) -> None:
 @pytest.mark.parametrize("gpu", GPUS.values(), ids=GPUS)
 @pytest.mark.parametrize("head_dim", HEAD_DIMS)
 def test_a_decode_block_fits_the_shared_memory_of_every_gpu(gpu: GpuSpec, head_dim: int) -> None:
-    assert attention_shape(gpu, head_dim).decode_bytes(head_dim) <= SHARED_BYTES
+    assert attention_shape(gpu, head_dim).decode_bytes(head_dim, 2) <= SHARED_BYTES
 
 
 @pytest.mark.parametrize("head_dim", HEAD_DIMS)
-def test_rows_of_a_tile_lie_an_odd_number_of_16_bytes_apart(head_dim: int) -> None:
+@pytest.mark.parametrize(("element_bytes", "scale_bytes"), [(2, 0), (1, 2)])
+def test_rows_of_a_tile_lie_an_odd_number_of_16_bytes_apart(
+    head_dim: int, element_bytes: int, scale_bytes: int
+) -> None:
     """So that loads of a column of them, 16 bytes each, meet no bank of shared memory twice."""
-    assert row_bytes(head_dim) % 32 == 16
+    assert query_bytes(head_dim) % 32 == 16
+    row_bytes = tile_bytes(head_dim, element_bytes) // TILE_KEYS - scale_bytes
+    assert row_bytes % 32 == 16
+    assert head_dim * element_bytes <= row_bytes <= head_dim * element_bytes + 16
 
 
 @pytest.mark.parametrize(("num_sequences", "blocks_per_sm"), [(1, 1), (2, 2), (5, 2)])

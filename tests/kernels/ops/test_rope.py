@@ -13,6 +13,7 @@ from kernels.ops.rope import HEAD_DIMS, WIDE_HEAD_DIMS, Rotation, rope_write, ro
 from kernels.runtime.launcher import Context
 from kernels.weights.parameters import Attention, Pairing, QueryGrowth, RmsNorm, Rope
 from tests.kernels.conftest import Download, Upload
+from tests.kernels.ops.attention_case import coded, layer_cache
 
 pytestmark = pytest.mark.gpu
 
@@ -180,3 +181,50 @@ def test_values_may_have_a_norm_and_a_layer_queries_only(
     np.testing.assert_array_equal(download(queries), download(whole)[:, : 4 * head_dim])
     for array, kept in zip(out, before, strict=True):
         np.testing.assert_array_equal(download(array), kept)
+
+
+@pytest.mark.sanitize("96-*", "512-*")
+@pytest.mark.parametrize("head_dim", HEAD_DIMS + WIDE_HEAD_DIMS)
+@pytest.mark.parametrize("pairing", ["neox", "normal", None])
+def test_heads_are_stored_as_the_codes_that_the_reference_makes_of_them(
+    context: Context, upload: Upload, download: Download, head_dim: int, pairing: Pairing | None
+) -> None:
+    """Bit for bit of what would be stored as float16."""
+    rng = np.random.default_rng(head_dim)
+    num_tokens, num_heads, num_kv_heads = 200, 3, 2
+    qkv = rng.normal(size=(num_tokens, num_heads + 2 * num_kv_heads, head_dim)) * 10.0 ** rng.uniform(
+        -9, 4, (200, 1, 1)
+    )
+    qkv[:8] = 0
+    qkv[1, :, 3], qkv[2, :, -1], qkv[3, :, 0], qkv[4, :, ::2] = np.nan, 65504, 6e-8, 0.5
+    qkv[5, :, 1::3], qkv[6] = -7.62e-6, rng.integers(-253, 254, (1, head_dim)) / 2
+    qkv[6, :, 0] = 127  # the scale is 1: every second element lies between two codes
+    qkv = qkv.clip(-65504, 65504).astype(np.float16)
+    slots = rng.permutation(256)[:num_tokens].astype(np.int32)
+    slots[::7] = -1
+    angles = rng.uniform(0, 6, (num_tokens, head_dim // 2))
+    by = Rotation(*(upload(f(angles).astype(np.float32)) for f in (np.cos, np.sin)), pairing) if pairing else None
+    norm = RmsNorm(upload(rng.normal(size=head_dim).astype(np.float32)), EPSILON)
+    attention = Attention(num_heads, num_kv_heads, head_dim, scale=1.0, head_norms=(norm, norm) if pairing else None)
+
+    def written(*, is_q8: bool) -> list[np.ndarray]:
+        shape = cache_shape(8, 32, num_kv_heads, head_dim)
+        halves = [np.full(shape if not is_q8 else shape[:-1], np.nan, np.float16) for _ in "kv"]
+        codes = [np.full(shape, 99, np.int8) for _ in "kv"] if is_q8 else []
+        caches = [upload(each) for each in (*codes, *halves)]
+        rows = upload(qkv.reshape(num_tokens, -1))
+        rope_write(context, rows, upload(slots), by, attention, out_cache=layer_cache(caches))
+        queries = download(rows)[:, : num_heads * head_dim]
+        return [queries, *map(download, caches)]
+
+    queries, keys, values = written(is_q8=False)
+    same_queries, key_codes, value_codes, key_scales, value_scales = written(is_q8=True)
+    np.testing.assert_array_equal(same_queries, queries)
+    used = slots[slots >= 0]
+    for heads, actual_codes, actual_scales in ((keys, key_codes, key_scales), (values, value_codes, value_scales)):
+        codes, scales = coded(heads)
+        blocks, places = used // 32, used % 32
+        np.testing.assert_array_equal(actual_codes[blocks, :, places], codes[blocks, :, places])
+        np.testing.assert_array_equal(actual_scales, scales)  # NaN where nothing is written
+        actual_codes[blocks, :, places] = 99
+        assert (actual_codes == 99).all(), "something else was written"

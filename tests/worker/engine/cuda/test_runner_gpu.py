@@ -33,6 +33,11 @@ MODELS = {
     **{name: path for name, path in SMALL.items() if not name.startswith(NOT_ON_GPU)},
     **{name: path for name, path in KIT.items() if name in OF_THE_KIT},
 }
+Q8 = ", q8"
+MODELS |= {
+    name + Q8: MODELS[name]
+    for name in ("tiny", "haiku", "gemma2-q8_0", "gemma4-q4_0", "gpt-oss-mxfp4_moe", "phi3-q5_k_m")
+}
 NUM_BLOCKS = 400
 SETTINGS = Settings(device="cuda:0", max_sequences=24, step_tokens=256, kv_block_tokens=16, vram_fraction=0.5)
 
@@ -43,10 +48,10 @@ pytestmark = pytest.mark.gpu
 def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """A model on a device of its own, which has memory for `SETTINGS` and `NUM_BLOCKS`."""
     path = MODELS[request.param] or write_tiny_model(tmp_path_factory.mktemp("model") / "tiny.gguf")
-    device = open_device("cuda:0", vram_fraction=0.5)
+    device = open_device("cuda:0", vram_fraction=0.5, cache_type="q8" if request.param.endswith(Q8) else "f16")
     assert isinstance(device, CudaDevice)
     gguf = open_gguf(path)
-    planned = DryRunDevice("cuda:0")
+    planned = DryRunDevice("cuda:0", cache_format=device.cache_format)
     block_bytes = assemble_model(read_model_config(gguf), Weights(gguf, planned), planned).bytes_per_block(16)
     settings = Settings(**{**_fields(SETTINGS), "model": str(path), "kv_cache_bytes": NUM_BLOCKS * block_bytes})
     reserve(gguf, device, settings)
