@@ -132,8 +132,7 @@ def paged_attention(
 
     ``qkv`` [T, >= num_heads * D] float16: the queries are its first columns. Keys and values of ``cache``
     (`cache_shape`), float16 or codes, hold the step's own tokens already. ``plan`` is what `plan_attention` made of the
-    ``step`` for such heads and this window. ``out`` [T, heads * D] float16; rows of tokens with position -1 become
-    zero.
+    ``step`` for such heads and this window. ``out`` [T, heads * D] float16: zero for tokens with position -1.
     """
     num_kv_heads, head_dim = attention.num_kv_heads, attention.head_dim
     if head_dim in WIDE_HEAD_DIMS:

@@ -57,7 +57,7 @@ SHAPES = [
     Shape(*QWEN, 256, 1, 384),
     Shape(*PHI, 64, 1, 384),
     Shape(*PHI, 256, 1, 384),
-    Shape(*PHI, 256, 1, 2000),
+    Shape(*PHI, 64, 1, 2000),
     Shape(*GPT_OSS, 64, 1, 384),
     Shape(*GPT_OSS, 256, 1, 384),
     Shape(*GPT_OSS, 256, 1, 384, 128),
@@ -156,7 +156,7 @@ def main() -> None:
     device = open_device("cuda:0")
     assert isinstance(device, CudaDevice)
     device.allocate(
-        MemoryPlan(weights=16 * GIB, kv_cache=0, scratch=GIB, step_buffers=0, graphs=GIB // 4, cuda_context=GIB // 4)
+        MemoryPlan(weights=8 * GIB, kv_cache=0, scratch=GIB, step_buffers=0, graphs=GIB // 4, cuda_context=GIB // 4)
     )
     print(f"{device.description}: {' '.join(sys.argv[1:])}")
     print(
