@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,10 +35,8 @@ MODELS = {
     **{name: path for name, path in KIT.items() if name in OF_THE_KIT},
 }
 Q8 = ", q8"
-MODELS |= {
-    name + Q8: MODELS[name]
-    for name in ("tiny", "haiku", "gemma2-q8_0", "gemma4-q4_0", "gpt-oss-mxfp4_moe", "phi3-q5_k_m")
-}
+CODED = "tiny", "haiku", "gemma2-q8_0", "gemma4-q4_0", "gpt-oss-mxfp4_moe", "phi3-q5_k_m"
+MODELS |= {name + Q8: MODELS[name] for name in CODED}
 NUM_BLOCKS = 400
 SETTINGS = Settings(device="cuda:0", max_sequences=24, step_tokens=256, kv_block_tokens=16, vram_fraction=0.5)
 
@@ -53,22 +52,16 @@ def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     gguf = open_gguf(path)
     planned = DryRunDevice("cuda:0", cache_format=device.cache_format)
     block_bytes = assemble_model(read_model_config(gguf), Weights(gguf, planned), planned).bytes_per_block(16)
-    settings = Settings(**{**_fields(SETTINGS), "model": str(path), "kv_cache_bytes": NUM_BLOCKS * block_bytes})
-    reserve(gguf, device, settings)
+    reserve(gguf, device, replace(SETTINGS, model=str(path), kv_cache_bytes=NUM_BLOCKS * block_bytes))
     yield load_model(gguf, device, lambda _done, _total: None)
     device.close()
 
 
-def _fields(settings: Settings) -> dict[str, Any]:
-    return {name: getattr(settings, name) for name in settings.__slots__}
-
-
-def engine(model: Any, *, num_blocks: int = NUM_BLOCKS, capture: bool = True, **options: object) -> Engine:
+def engine(model: Any, *, num_blocks: int = NUM_BLOCKS, capture: bool = True, **options: Any) -> Engine:
     """A new engine in the memory of the last one."""
     model.device.kv_cache.reset()
     model.device.step_buffers.reset()
-    cache_bytes = num_blocks * model.bytes_per_block(16)
-    settings = Settings(**{**_fields(SETTINGS), "kv_cache_bytes": cache_bytes, **options})
+    settings = replace(SETTINGS, kv_cache_bytes=num_blocks * model.bytes_per_block(16), **options)
     return Engine(model, settings, capture=capture)
 
 
