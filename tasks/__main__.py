@@ -57,7 +57,7 @@ def demo(output: Path, redis_url: str | None) -> None:
 @click.option("--device", metavar="DEVICE", help="cuda:0 (default), another GPU, or cpu.")
 @click.option("--redis", "redis_url", metavar="URL", help="Redis to take jobs from; default: $ORCD_REDIS_URL.")
 @click.option("--name", help="Model name that clients ask for; default: the file's name without .gguf.")
-@click.option("--kv-cache-type", metavar="TYPE", help="q8: keys and values of 8 bits (CPU only); default: f16.")
+@click.option("--kv-cache-type", metavar="TYPE", help="q8: keys and values of 8 bits; default: f16.")
 @click.option("--vram-fraction", type=float, metavar="F", help="Part of the GPU's free memory to use; default: 0.9.")
 @click.option("--vram-bytes", type=int, metavar="N", help="Most GPU memory to use, in bytes.")
 @click.option("--vram-check-s", type=int, metavar="N", help="Seconds between two checks of where that memory is.")

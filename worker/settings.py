@@ -48,7 +48,7 @@ class Settings(ClientSettings):
     step_tokens: int = 0
     """Token budget of one step: decode tokens plus prefill chunks; 0: what suits the device (CPU: 512, CUDA: 8192)."""
     kv_cache_type: str = "f16"
-    """``f16``: keys and values are of the device's type (CUDA: float16, CPU: float32); ``q8``: of 8 bits (CPU only)."""
+    """``f16``: keys and values are of the device's type (CUDA: float16, CPU: float32); ``q8``: of 8 bits."""
     kv_block_tokens: int = 16
     """Tokens per KV cache block."""
     kv_cache_bytes: int = 0

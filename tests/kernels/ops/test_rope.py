@@ -175,11 +175,11 @@ def test_values_may_have_a_norm_and_a_layer_queries_only(
     values = qkv[:, 5].astype(np.float64)
     expected = values / np.sqrt((values**2).mean(-1, keepdims=True) + EPSILON)
     np.testing.assert_allclose(stored, expected, rtol=2e-3, atol=2e-3)
-    before = [download(array) for array in out]
+    before = [download(array) for array in out.arrays()]
     queries = upload(np.ascontiguousarray(qkv[:, :4]).reshape(num_tokens, -1))
     rope_write(context, queries, slots, by, replace(attention, shares_cache=True), out_cache=out)
     np.testing.assert_array_equal(download(queries), download(whole)[:, : 4 * head_dim])
-    for array, kept in zip(out, before, strict=True):
+    for array, kept in zip(out.arrays(), before, strict=True):
         np.testing.assert_array_equal(download(array), kept)
 
 

