@@ -90,7 +90,7 @@ class RopeAttentionParams(CudaStruct, source="attention/attention"):
 
 _WIDE = "attention/attention_wide"
 _SOFTCAP = {"SOFTCAP": 1}
-_CODE_UNIT = 2.0**-24  # of products with codes: CODE_UNIT of cuda/rope/kv_cache.cuh
+_CODE_FACTOR = 2.0**-24  # of products with codes: CODE_FACTOR of cuda/rope/kv_cache.cuh
 
 
 def variants() -> list[Variant]:
@@ -269,7 +269,7 @@ def _params(
     assert same_heads, f"{cache.keys.shape} is another layer's"
     assert head_dim in HEAD_DIMS + WIDE_HEAD_DIMS, f"heads of {head_dim}: there are kernels for others only"
     num_tokens, qkv_width = qkv.shape
-    scale = attention.scale / (_CODE_UNIT if cache.scales else 1)
+    scale = attention.scale / (_CODE_FACTOR if cache.scales else 1)
     work = AttentionWork(
         counts=plan.counts.pointer,
         items=items.pointer,

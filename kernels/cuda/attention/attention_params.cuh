@@ -17,7 +17,7 @@ struct AttentionWork {
     float2* partial_sums;      // [partial_rows, num_kv_heads]: (m, l)
 };
 
-// With KV_Q8 products come in units of CODE_UNIT. With SOFTCAP a product s of a query and a key, not yet scaled,
+// With KV_Q8 products come multiplied by CODE_FACTOR. With SOFTCAP a product s of a query and a key, not yet scaled,
 // becomes softcap * tanh(s * inverse_softcap).
 struct ScoreParams {
     float scale_log2;  // scale * log2(e): softmax in powers of 2
@@ -61,9 +61,9 @@ DEVICE float merge_weights(float m, float other_m, float& keep, float& add) {
 }
 DEVICE float merged(float x, float keep, float other, float add) { return __fmaf_rn(other, add, __fmul_rn(x, keep)); }
 
-// With codes o is smaller by CODE_UNIT, and weights, and with them l and o, larger by 2^WEIGHT_EXPONENT: times a
+// With codes o is smaller by CODE_FACTOR, and weights, and with them l and o, larger by 2^WEIGHT_EXPONENT: times a
 // value's scale they stay above what float16 rounds roughly, and with the largest scale, 516, within its range.
-constexpr float WEIGHT_EXPONENT = IS_Q8 ? 6.0f : 0.0f, WEIGHT_UNIT = IS_Q8 ? 64.0f : 1.0f;
+constexpr float WEIGHT_EXPONENT = IS_Q8 ? 6.0f : 0.0f, WEIGHT_FACTOR = IS_Q8 ? 64.0f : 1.0f;
 
 // What o is to be multiplied with in the end. A head's sink is a logit without a value, and comes last.
 DEVICE float load_sink(const AttentionParams& p, i32 head) { return p.sinks ? p.sinks[head] : 0.0f; }
@@ -72,9 +72,9 @@ DEVICE float final_factor(const AttentionParams& p, float m, float l, float sink
     float keep = 1.0f, add = 0.0f;
     if (p.sinks) {
         merge_weights(m, __fmul_rn(sink, 1.4426950408889634f), keep, add);
-        l = merged(l, keep, WEIGHT_UNIT, add);
+        l = merged(l, keep, WEIGHT_FACTOR, add);
     }
-    return __fdiv_rn(IS_Q8 ? keep / CODE_UNIT : keep, l);
+    return __fdiv_rn(IS_Q8 ? keep / CODE_FACTOR : keep, l);
 }
 
 // ---- rows and keys

@@ -48,9 +48,9 @@ DEVICE void store_codes(u8* head, i32 first, i32 second, u32 codes) {
     a[0] = (u8)codes, a[2] = (u8)(codes >> 8), b[0] = (u8)(codes >> 16), b[2] = (u8)(codes >> 24);
 }
 
-// Codes enter the tensor core as float16 with the bits code + 128, which is (code + 128) * CODE_UNIT: what is too much
-// is subtracted by what sums begin with, CODE_BIAS times the sum of the other factors.
-constexpr float CODE_UNIT = 1.0f / (1 << 24), CODE_BIAS = -128.0f * CODE_UNIT;
+// Codes enter the tensor core as float16 with the bits code + 128, which is (code + 128) * CODE_FACTOR: what is too
+// much is subtracted by what sums begin with, CODE_BIAS times the sum of the other factors.
+constexpr float CODE_FACTOR = 1.0f / (1 << 24), CODE_BIAS = -128.0f * CODE_FACTOR;
 
 DEVICE u32 even_codes(u32 word) { return (word & 0x00FF00FFu) ^ 0x00800080u; }
 DEVICE u32 odd_codes(u32 word) { return (word >> 8 & 0x00FF00FFu) ^ 0x00800080u; }
