@@ -1,26 +1,29 @@
 """What steps cost the host with a device that needs no time: how long a step must last at least, however fast a GPU is.
 
-    python -m tests.bench.structured_host [--streams 256] [--constrained 256] [--output-tokens 60] [--threads N]
+    python -m tests.bench.structured_host [--model MODEL.gguf] [--streams 256] [--constrained 256] [--output-tokens 60]
+        [--threads N]
 
-An engine decodes for streams as in `tests.bench.structured_rates`, with a vocabulary made up in Qwen's shape. Its
-device is made of arrays, and draws any tokens that the masks allow; that time does not count. All times are CPU time.
+An engine decodes for streams as in `tests.bench.structured_rates`, with the vocabulary of the model, or one that is
+made up in Qwen's shape. Its device is made of arrays, and draws any tokens that the masks allow; that time does not
+count. All times are CPU time.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 from numpy.random import default_rng
 
+from tests.bench.part_times import SHARED, PartTimes, told_apart
 from tests.bench.structured_rates import OUTPUT_TOKENS, PROMPT_TOKENS, SCHEMA, WARM_UP_TOKENS, ConstrainedStreams
-from tests.bench.structured_steps import synthetic_tokenizer
+from tests.bench.structured_steps import tokenizer_of
 from tests.worker.engine.cuda.late_device import LateDevice, LateEvent
 from worker.engine.engine import Engine
 from worker.settings import Settings
@@ -30,44 +33,12 @@ from worker.text.grammar.matcher_batch import num_threads
 from worker.text.tokenizer import Tokenizer
 
 OTHER_OPS = ("begin_decode", "resolve_tokens", "top_log_probabilities")
-SHARED = ("masks", "tokens taken")
-"""Parts that llguidance's threads share."""
-
-
-@dataclass(slots=True)
-class HostTime:
-    """CPU seconds by parts: on the engine's thread, and of all threads."""
-
-    own_s: dict[str, float] = field(default_factory=dict)
-    all_s: dict[str, float] = field(default_factory=dict)
-
-    def timed(self, part: str, call: Callable[..., Any]) -> Callable[..., Any]:
-        """What calls ``call`` and adds its time to a part; parts may be within others."""
-
-        def run(*arguments: Any, **options: Any) -> Any:
-            own, total = time.thread_time(), time.process_time()
-            try:
-                return call(*arguments, **options)
-            finally:
-                self.own_s[part] = self.own_s.get(part, 0.0) + time.thread_time() - own
-                self.all_s[part] = self.all_s.get(part, 0.0) + time.process_time() - total
-
-        return run
-
-    def clear(self) -> None:
-        """Begin anew."""
-        self.own_s.clear()
-        self.all_s.clear()
-
-    def shared_s(self, part: str) -> float:
-        """What the other threads did of a part."""
-        return max(0.0, self.all_s.get(part, 0.0) - self.own_s.get(part, 0.0))
 
 
 class InstantDevice(LateDevice):
     """Draws any id that the mask of a row allows; the other ops do nothing."""
 
-    def __init__(self, host_time: HostTime) -> None:
+    def __init__(self, host_time: PartTimes) -> None:
         super().__init__()
         self._chance = default_rng(0)
         self._masks: dict[int, np.ndarray] = {}  # by rows of logits
@@ -79,7 +50,7 @@ class InstantDevice(LateDevice):
 
     def event(self) -> LateEvent:
         event = super().event()
-        event.synchronise = self._host_time.timed("device", event.synchronise)  # type: ignore[method-assign]
+        self._host_time.watch_wait(event)
         return event
 
     def _garbage(self, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
@@ -103,7 +74,7 @@ class InstantModel:
 
     recompute_at, bytes_per_state = None, 0
 
-    def __init__(self, vocab_size: int, host_time: HostTime) -> None:
+    def __init__(self, vocab_size: int, host_time: PartTimes) -> None:
         self.config = SimpleNamespace(vocab_size=vocab_size, context_length=PROMPT_TOKENS + OUTPUT_TOKENS)
         self.device = InstantDevice(host_time)
 
@@ -145,39 +116,22 @@ def measure(
     tokenizer: Tokenizer, num_streams: int, num_constrained: int, output_tokens: int, threads: int = 1
 ) -> Outcome:
     """Decode ``output_tokens`` of each stream on average."""
-    spent = HostTime()
+    spent = PartTimes()
     cache_bytes = num_streams * (PROMPT_TOKENS + OUTPUT_TOKENS + 64) * 8
     settings = Settings(device="cuda:0", max_sequences=num_streams, kv_cache_bytes=cache_bytes)
     engine = Engine(InstantModel(tokenizer.vocab_size, spent), settings)  # type: ignore[arg-type]
     matcher = GrammarCompiler(tokenizer, num_threads=threads).compile(grammar_text("json_schema", SCHEMA))
-    for owner, name, part in (
-        (engine, "step", "step"),
-        (engine, "_commit", "commit"),
-        (engine._scheduler, "plan", "plan"),
-        (engine._runner, "launch", "launch"),
-        (engine._runner, "collect", "collect"),
-        (matcher.batch, "write_masks", "masks"),
-        (matcher.batch, "take", "tokens taken"),
-    ):
-        setattr(owner, name, spent.timed(part, getattr(owner, name)))
+    spent.watch(engine, matcher)
     streams = ConstrainedStreams(engine, matcher, tokenizer.vocab_size, num_streams)
     streams.rate(num_constrained, WARM_UP_TOKENS)
     num_before = engine.stats(memory_bytes=0).output_tokens
     spent.clear()
     streams.rate(num_constrained, output_tokens)
     num_tokens = engine.stats(memory_bytes=0).output_tokens - num_before
-    own = {part: 1e3 * each * num_streams / num_tokens for part, each in spent.own_s.items()}
-    masks, taken = (own.get(part, 0.0) for part in SHARED)
-    own_ms = {
-        "plan": own["plan"],
-        "masks": masks,
-        "launch and upload": own["launch"] - masks,
-        "collect": own["collect"] - own["device"],
-        "tokens taken": taken,
-        "commit, with forced tokens": own["commit"] - taken,
-        "the rest": own["step"] - own["plan"] - own["launch"] - own["collect"] - own["commit"],
-    }
-    shared_ms = {part: 1e3 * spent.shared_s(part) * num_streams / num_tokens for part in SHARED}
+    to_ms = 1e3 * num_streams / num_tokens
+    own_ms = {part: to_ms * seconds for part, seconds in told_apart(spent.own_s).items()}
+    del own_ms["waiting for the device"]  # where the device's work is done
+    shared_ms = {part: to_ms * spent.shared_s(part) for part in SHARED}
     return Outcome(num_tokens, own_ms, shared_ms)
 
 
@@ -186,13 +140,18 @@ def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m tests.bench.structured_host", description=(__doc__ or "").partition("\n")[0]
     )
+    parser.add_argument("--model", type=Path)
     parser.add_argument("--streams", type=int, default=256)
     parser.add_argument("--constrained", type=int, default=256)
     parser.add_argument("--output-tokens", type=int, default=60)
     parser.add_argument("--threads", type=int, default=num_threads())
     arguments = parser.parse_args(argv)
     outcome = measure(
-        synthetic_tokenizer(), arguments.streams, arguments.constrained, arguments.output_tokens, arguments.threads
+        tokenizer_of(arguments.model),
+        arguments.streams,
+        arguments.constrained,
+        arguments.output_tokens,
+        arguments.threads,
     )
     print("\n".join(outcome.lines()))
     return 0

@@ -1,10 +1,19 @@
-"""How fast one engine is with answers that must fit a schema, beside answers that are free."""
+"""How fast one engine is with answers that must fit a schema, beside answers that are free.
+
+    python -m tests.bench.structured_rates MODEL.gguf [--device cuda:0] [--streams 256] [--output-tokens 256]
+        [--vocabulary OTHER.gguf]
+
+The vocabulary may be that of another file of as many tokens, as a model's that is made up.
+Below each rate is what the engine's thread did for one token of each stream, by the clock.
+"""
 
 from __future__ import annotations
 
+import argparse
+import sys
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import count
 from math import ceil
 from pathlib import Path
@@ -12,6 +21,8 @@ from typing import Any
 
 from numpy.random import default_rng
 
+from kernels.devices.protocol import is_gpu
+from tests.bench.part_times import PartTimes, told_apart
 from worker.contract import Abort, Add, Sampling
 from worker.engine.engine import Engine
 from worker.load import load_engine, open_configured_device
@@ -52,6 +63,9 @@ class Rate:
     num_constrained: int
     tokens_per_s: float
     forced_share: float
+    num_steps: int = 0
+    parts_ms: dict[str, float] = field(default_factory=dict)
+    """Of the engine's thread, for a token of each stream."""
 
 
 class ConstrainedStreams:
@@ -60,8 +74,17 @@ class ConstrainedStreams:
     A stream has the same prompt each time, which is in the prefix cache: what is measured is decoding.
     """
 
-    def __init__(self, engine: Engine, matcher: TokenMatcher, vocab_size: int, num_streams: int) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        matcher: TokenMatcher,
+        vocab_size: int,
+        num_streams: int,
+        times: PartTimes | None = None,
+    ) -> None:
+        """``times`` watches the engine, if anybody does."""
         self._engine = engine
+        self._times = times or PartTimes()
         self._matcher = matcher
         prompts = default_rng(0).integers(0, vocab_size, (num_streams, PROMPT_TOKENS)).tolist()
         self._prompts = [tuple(prompt) for prompt in prompts]
@@ -76,15 +99,22 @@ class ConstrainedStreams:
         """That with so many constrained streams."""
         streams = {self._ask(stream, num_constrained): stream for stream in range(len(self._prompts))}
         self._run(streams, num_constrained, min(WARM_UP_TOKENS, output_tokens) * len(streams))
-        forced, start = self._engine.stats(memory_bytes=0).forced_tokens, time.perf_counter()
+        before, start = self._engine.stats(memory_bytes=0), time.perf_counter()
+        self._times.clear()
         num_tokens, num_free = self._run(streams, num_constrained, output_tokens * len(streams))
         total_s = time.perf_counter() - start
-        forced = self._engine.stats(memory_bytes=0).forced_tokens - forced
+        after, parts_s = self._engine.stats(memory_bytes=0), told_apart(self._times.wall_s)
         for name in streams:
             self._engine.abort(Abort(name))
         while self._engine.has_work:
             self._engine.step()
-        return Rate(num_constrained, num_tokens / total_s, forced / max(1, num_tokens - num_free))
+        return Rate(
+            num_constrained,
+            num_tokens / total_s,
+            (after.forced_tokens - before.forced_tokens) / max(1, num_tokens - num_free),
+            after.steps - before.steps,
+            {name: 1e3 * seconds * len(streams) / num_tokens for name, seconds in parts_s.items()},
+        )
 
     def _run(self, streams: dict[str, int], num_constrained: int, num_wanted: int) -> tuple[int, int]:
         """Step until there are so many tokens; returns how many there are, and how many of them in free answers."""
@@ -106,7 +136,9 @@ class ConstrainedStreams:
         return add.request_id
 
 
-def measure_rates(model: Path, device: str, num_streams: int, output_tokens: int = OUTPUT_TOKENS) -> list[Rate]:
+def measure_rates(
+    model: Path, device: str, num_streams: int, output_tokens: int = OUTPUT_TOKENS, vocabulary: Path | None = None
+) -> list[Rate]:
     """All rates, on one engine in this process."""
     settings = replace(
         from_environment({}),
@@ -117,18 +149,51 @@ def measure_rates(model: Path, device: str, num_streams: int, output_tokens: int
     )
     gguf = open_gguf(settings.model)
     vocab_size = read_model_config(gguf).vocab_size
-    compiler = GrammarCompiler(tokenizers.from_metadata(gguf.metadata), vocab_size, num_threads=num_threads())
+    tokenizer = tokenizers.from_metadata((open_gguf(vocabulary) if vocabulary else gguf).metadata)
+    compiler = GrammarCompiler(tokenizer, vocab_size, num_threads=num_threads())
     matcher = compiler.compile(grammar_text("json_schema", SCHEMA))
-    engine = load_engine(gguf, open_configured_device(settings), settings, lambda _done, _total: None)
-    return list(ConstrainedStreams(engine, matcher, vocab_size, num_streams).rates(output_tokens))
+    device_of_engine = open_configured_device(settings)
+    engine = load_engine(gguf, device_of_engine, settings, lambda _done, _total: None)
+    times = PartTimes()
+    times.watch(engine, matcher)
+    if is_gpu(device_of_engine):
+        for event in engine._runner._downloads._copied:  # type: ignore[attr-defined]
+            times.watch_wait(event)
+    return list(ConstrainedStreams(engine, matcher, vocab_size, num_streams, times).rates(output_tokens))
 
 
 def rate_lines(rates: list[Rate], num_streams: int) -> list[str]:
-    """A line for each rate."""
-    free = rates[0].tokens_per_s
-    return [
-        f"{num_streams} streams, {rate.num_constrained:4} constrained: {rate.tokens_per_s:10,.0f} tok/s, "
-        f"{100 * rate.tokens_per_s / free:5.1f} % of free ones; "
-        f"{100 * rate.forced_share:.1f} % of the constrained tokens not drawn"
-        for rate in rates
-    ]
+    """A line for each rate, and one for its parts, if they are known."""
+    free, lines = rates[0].tokens_per_s, []
+    for rate in rates:
+        lines.append(
+            f"{num_streams} streams, {rate.num_constrained:4} constrained: {rate.tokens_per_s:10,.0f} tok/s, "
+            f"{100 * rate.tokens_per_s / free:5.1f} % of free ones; "
+            f"{100 * rate.forced_share:.1f} % of the constrained tokens not drawn"
+        )
+        if rate.parts_ms:
+            parts = ", ".join(f"{name} {each:.2f}" for name, each in rate.parts_ms.items())
+            lines.append(f"    {rate.num_steps} steps; ms for a token of each: {parts}")
+    return lines
+
+
+def main(argv: Sequence[str]) -> int:
+    """Measure and print; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.bench.structured_rates", description=(__doc__ or "").partition("\n")[0]
+    )
+    parser.add_argument("model", type=Path)
+    parser.add_argument("--device", default="cuda:0")
+    parser.add_argument("--streams", type=int, default=256)
+    parser.add_argument("--output-tokens", type=int, default=OUTPUT_TOKENS)
+    parser.add_argument("--vocabulary", type=Path)
+    arguments = parser.parse_args(argv)
+    rates = measure_rates(
+        arguments.model, arguments.device, arguments.streams, arguments.output_tokens, arguments.vocabulary
+    )
+    print("\n".join(rate_lines(rates, arguments.streams)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -99,6 +99,11 @@ def synthetic_tokenizer() -> Tokenizer:
     return tokenizers.from_metadata({f"tokenizer.ggml.{name}": value for name, value in fields.items()})
 
 
+def tokenizer_of(model: Path | None) -> Tokenizer:
+    """That of a model, or the synthetic one."""
+    return tokenizers.from_metadata(open_gguf(model).metadata) if model else synthetic_tokenizer()
+
+
 def measure(tokenizer: Tokenizer, num_streams: int, num_steps: int, max_tokens: int, num_threads: int = 1) -> Cost:
     """Take ``num_steps`` of all streams together, as an engine does."""
     compiler = GrammarCompiler(tokenizer, num_threads=num_threads)
@@ -140,9 +145,7 @@ def main(argv: Series[str]) -> int:
     parser.add_argument("--max-tokens", type=int, default=256)
     parser.add_argument("--threads", type=int, default=num_threads())
     arguments = parser.parse_args(argv)
-    tokenizer = (
-        tokenizers.from_metadata(open_gguf(arguments.model).metadata) if arguments.model else synthetic_tokenizer()
-    )
+    tokenizer = tokenizer_of(arguments.model)
     cost = measure(tokenizer, arguments.streams, arguments.steps, arguments.max_tokens, arguments.threads)
     print("\n".join(cost.lines()))
     return 0
