@@ -6,9 +6,9 @@ import pytest
 
 from orcd.errors import InvalidRequest
 from tests.models.files import SMALL
-from worker.text.grammar import checked_grammars
-from worker.text.grammar.checked_grammars import CheckedGrammars
 from worker.text.grammar.grammar_text import grammar_text
+from worker.text.process import checked_grammars
+from worker.text.process.checked_grammars import CheckedGrammars
 from worker.text.process.text_process import TextProcess, VocabularyFiles
 
 
