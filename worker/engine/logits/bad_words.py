@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from copy import copy
+from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 
 from orcd.errors import OrcdError
-from worker.engine.token_constraint import TokenConstraint
+from worker.engine.logits.token_masks import nothing_left
+from worker.engine.token_constraint import ConstraintBatch, Drawn, MaskRow, TokenConstraint
 
 Word = tuple[int, ...]
 
@@ -34,8 +37,16 @@ class BadWords:
         return other
 
     @property
-    def batch(self) -> None:
-        """None: it is asked alone."""
+    def batch(self) -> ConstraintBatch | None:
+        """What asks its grammar together with others; None: it is asked alone, which takes a moment without one."""
+        batch = None if self._grammar is None else self._grammar.batch
+        return None if batch is None else BadWordsBatch(batch)
+
+    @property
+    def grammar(self) -> TokenConstraint:
+        """The grammar, where there is one."""
+        assert self._grammar is not None, "bad words without a grammar"
+        return self._grammar
 
     @property
     def is_complete(self) -> bool:
@@ -48,8 +59,14 @@ class BadWords:
             mask.cast("B")[: len(self._every_id)] = self._every_id
         else:
             self._grammar.write_mask(mask, num_left)
-        for token_id in self._banned_ids():
+        self.ban(mask)
+
+    def ban(self, mask: memoryview) -> bool:
+        """Take what would end a word from ``mask``, which holds uint32 words; whether there is anything."""
+        banned_ids = self._banned_ids()
+        for token_id in banned_ids:
             mask[token_id // 32] &= ~(1 << token_id % 32)
+        return bool(banned_ids)
 
     def forced_id(self, num_left: int) -> int | None:
         """What the grammar forces, unless it would end a word."""
@@ -58,13 +75,14 @@ class BadWords:
 
     def take(self, token_id: int, num_left: int) -> int:
         """Take a token; the grammar may put another in its place. Raises `OrcdError` where that would end a word."""
-        taken_id = token_id
-        if self._grammar is not None:
-            taken_id = self._grammar.take(token_id, num_left)
-            if taken_id in self._banned_ids():
-                raise OrcdError("the grammar of this request can only be kept to with what its bad_words forbid")
-        self._append(taken_id)
-        return taken_id
+        return self.settle(token_id if self._grammar is None else self._grammar.take(token_id, num_left))
+
+    def settle(self, token_id: int) -> int:
+        """Behind a token that the grammar has taken; as `take`."""
+        if self._grammar is not None and token_id in self._banned_ids():
+            raise OrcdError("the grammar of this request can only be kept to with what its bad_words forbid")
+        self._append(token_id)
+        return token_id
 
     def restore(self, token_ids: Sequence[int], num_left: int) -> None:
         """Take the ids of an earlier owner."""
@@ -79,3 +97,37 @@ class BadWords:
 
     def _append(self, token_id: int) -> None:
         self._last_ids = (*self._last_ids, token_id)[-self._num_kept :]
+
+
+@dataclass(frozen=True, slots=True)
+class BadWordsBatch:
+    """Those whose grammars are asked together by ``grammars``: a `worker.engine.token_constraint.ConstraintBatch`."""
+
+    grammars: ConstraintBatch
+
+    def write_masks(self, rows: Sequence[MaskRow], masks: memoryview) -> dict[int, Exception]:
+        """See `ConstraintBatch`; all ``rows`` are of `BadWords` with a grammar."""
+        of_grammars = [MaskRow(cast(BadWords, each).grammar, num_left, row) for each, num_left, row in rows]
+        errors = self.grammars.write_masks(of_grammars, masks)
+        array = np.asarray(masks)
+        for each, _, row in rows:
+            if row not in errors and cast(BadWords, each).ban(array[row].data) and not array[row].any():
+                errors[row] = nothing_left()
+        return errors
+
+    def take(self, drawn: Sequence[Drawn]) -> list[int | Exception]:
+        """See `ConstraintBatch`; the same holds."""
+        of_grammars = [Drawn(cast(BadWords, each).grammar, token_id, num_left) for each, token_id, num_left in drawn]
+        return [
+            _settled(cast(BadWords, each), token_id)
+            for (each, _, _), token_id in zip(drawn, self.grammars.take(of_grammars), strict=True)
+        ]
+
+
+def _settled(words: BadWords, taken: int | Exception) -> int | Exception:
+    if isinstance(taken, Exception):
+        return taken
+    try:
+        return words.settle(taken)
+    except OrcdError as error:
+        return error

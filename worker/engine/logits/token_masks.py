@@ -51,7 +51,7 @@ def write_masks(sequences: Series[Sequence], rows: Series[int], masks: NDArray[n
     for index in banned.keys() - errors.keys():
         _ban(banned[index], masks[index])
         if not masks[index].any():
-            errors[index] = _nothing_left()
+            errors[index] = nothing_left()
     masks[list(errors)] = 0
     return errors
 
@@ -68,7 +68,7 @@ def _write_alone(rows: Series[MaskRow], masks: NDArray[np.uint32]) -> dict[int, 
             failures[row] = failure
             continue
         if not mask.any():
-            failures[row] = _nothing_left()
+            failures[row] = nothing_left()
     return failures
 
 
@@ -77,5 +77,6 @@ def _ban(token_ids: Collection[int], mask: NDArray[np.uint32]) -> None:
         mask[token_id // 32] &= ~np.uint32(1 << token_id % 32)
 
 
-def _nothing_left() -> OrcdError:
+def nothing_left() -> OrcdError:
+    """What is wrong where no token may come next."""
     return OrcdError("the grammar of this request allows no token that could come next")

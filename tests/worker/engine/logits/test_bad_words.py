@@ -6,6 +6,7 @@ import pytest
 from orcd.errors import OrcdError
 from tests.worker.engine.bracket_constraint import CLOSE, BracketConstraint
 from worker.engine.logits.bad_words import BadWords
+from worker.engine.token_constraint import Drawn, MaskRow, take_alone
 
 VOCAB_SIZE = 41
 
@@ -73,3 +74,61 @@ def test_what_a_grammar_puts_in_the_place_of_a_drawn_id_must_not_end_a_word():
     constraint.take(4, 2)
     with pytest.raises(OrcdError, match="bad_words"):
         constraint.take(8, 1)  # for which the grammar takes 2
+
+
+class BracketBatch:
+    """Asks them one after the other, and counts how often it is asked."""
+
+    def __init__(self) -> None:
+        self.num_calls = 0
+
+    def write_masks(self, rows: list[MaskRow], masks: memoryview) -> dict[int, Exception]:
+        self.num_calls += 1
+        for constraint, num_left, row in rows:
+            np.asarray(masks)[row] = 0
+            constraint.write_mask(np.asarray(masks)[row].data, num_left)
+        return {}
+
+    def take(self, drawn: list[Drawn]) -> list[int | Exception]:
+        self.num_calls += 1
+        return [take_alone(each) for each in drawn]
+
+
+def batched(batch: BracketBatch, *ids: tuple[int, ...]) -> BadWords:
+    grammar = BracketConstraint(9)
+    grammar.batch = batch
+    return words(*ids, grammar=grammar)
+
+
+def test_those_with_grammars_that_are_asked_together_are_asked_together_and_say_what_each_says_alone():
+    batch, ids = BracketBatch(), [((4, 2),), ((2,), (4, 6)), ((4, 6, 8),)]
+    together, alone = [batched(batch, *each) for each in ids], [batched(batch, *each) for each in ids]
+    assert len({each.batch for each in together}) == 1
+    for token_id in (4, 6, 8):
+        drawn = [Drawn(each, token_id, 9 - token_id // 2) for each in together]
+        batch.num_calls = 0
+        assert [str(each) for each in together[0].batch.take(drawn)] == [
+            str(take_alone(Drawn(each, token_id, 9 - token_id // 2))) for each in alone
+        ]
+        assert batch.num_calls == 1
+        masks = np.full((3, 2), 0xFFFFFFFF, np.uint32)
+        rows = [MaskRow(each, 8 - token_id // 2, row) for row, each in enumerate(together)]
+        assert together[0].batch.write_masks(rows, masks.data) == {}
+        assert batch.num_calls == 2
+        for mask, each in zip(masks, alone, strict=True):
+            expected = np.zeros(2, np.uint32)
+            each.write_mask(expected.data, 8 - token_id // 2)
+            np.testing.assert_array_equal(mask, expected)
+
+
+def test_one_whose_words_leave_nothing_of_what_its_grammar_allows_fails_alone():
+    batch = BracketBatch()
+    together = [batched(batch, *[(each,) for each in range(2, 64, 2)], (0,)), batched(batch, (2,))]
+    masks = np.empty((2, 2), np.uint32)
+    errors = together[0].batch.write_masks([MaskRow(each, 9, row) for row, each in enumerate(together)], masks.data)
+    assert list(errors) == [0]
+
+
+def test_without_a_grammar_it_is_asked_alone():
+    assert words((2, 4)).batch is None
+    assert words((2, 4), grammar=BracketConstraint(9)).batch is None
