@@ -21,6 +21,7 @@ whoever gets the blocks next writes later and reads only what it wrote.
 Steps with constraints cost more: masks are written, and forced tokens make chunks. While fewer than half of those that
 run have one, these go on together in every second or third step, when their tokens are known, and the others run ahead
 as if alone. Otherwise a plan that would leave one out a second time is put off, so that each is in every second step.
+Where there are many, a step has half of them: the host works for one half while the device works for the other.
 
 A sequence that reports log probabilities of its prompt computes all of it, whatever the prefix cache holds: a cached
 block has no logits. A step has as many rows of logits as sequences may run. One is kept for each that runs, and of the
@@ -38,7 +39,7 @@ that is kept (`worker.engine.cache.state_slots`): a prefix is known as far as it
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from itertools import count
 from typing import NamedTuple
 
@@ -48,6 +49,8 @@ from worker.engine.sequence import Sequence
 
 AGEING_STEPS = 256
 """A request that is one priority level more urgent overtakes those that arrived at most this many steps earlier."""
+HALVED_FROM = 128
+"""So many sequences with a constraint are halved: half of fewer take a device about as long as all of them."""
 MOST_PASSED = 32
 """Waiting sequences of which a step finds out that their prefix is being computed."""
 
@@ -78,16 +81,19 @@ class Scheduler:
         max_sequences: int,
         recompute_at: int | None = None,
         rewrites_blocks: bool = False,
+        runs_ahead: bool = False,
         num_states: int = 0,
     ) -> None:
         """``recompute_at``: see `worker.model.registry.Model`. ``num_states``: state slots, if it has recurrent layers.
 
+        ``runs_ahead``: steps are planned while others run.
         ``rewrites_blocks``: a token that is computed again, in whatever step, has the same keys and values bit for bit:
-        then it may be written again to a block that others read.
+        then it may be written again to a block that others read. ``runs_ahead``: steps are planned while others run.
         """
         self.block_tokens = block_tokens
         self.recompute_at = recompute_at
         self.step_tokens = step_tokens
+        self._runs_ahead = runs_ahead
         self.max_running = min(max_sequences, step_tokens)  # every running sequence gets a token in every step
         self.cache = SequenceCache(
             num_blocks=num_blocks, block_tokens=block_tokens, num_states=num_states, rewrites_blocks=rewrites_blocks
@@ -139,8 +145,9 @@ class Scheduler:
         prefills: list[Sequence] = []
         is_minority = 2 * self.num_constrained < len(self.running)
         is_their_turn = not is_minority or self.num_steps % (ahead + 1) == 0
+        others = self._other_half() if self._runs_ahead and not is_minority else ()
         for sequence in tuple(self.running):
-            if not is_their_turn and sequence.constraint is not None and sequence.num_output:
+            if sequence in others or (not is_their_turn and sequence.constraint is not None and sequence.num_output):
                 continue
             if sequence.num_unread and self._awaits_draw(sequence):
                 if ahead > 1 and sequence.constraint is not None and not is_minority:
@@ -170,6 +177,8 @@ class Scheduler:
                 if not budget or not spare_rows:
                     break
         if chunks:
+            for chunk in chunks if others else ():
+                chunk.sequence.last_step = self.num_steps
             self.num_steps += 1
             self._num_step_tokens += self.step_tokens - budget
             self._num_steps_of_size[bisect_left(STEP_TOKENS, self.step_tokens - budget)] += 1
@@ -190,6 +199,13 @@ class Scheduler:
         sequence.append(token_id)
         if len(sequence.token_ids) >= (sequence.num_published + 1) * self.block_tokens:
             self.cache.block_tables.publish(sequence)
+
+    def _other_half(self) -> Collection[Sequence]:
+        """Those with a constraint that could go on, but are left to the next step: the ones that did so last."""
+        if self.num_constrained < HALVED_FROM:
+            return ()
+        ready = [each for each in self.running if each.constraint is not None and not each.num_unread]
+        return set(sorted(ready, key=lambda each: each.last_step)[-(-self.num_constrained // 2) :])
 
     def _awaits_draw(self, sequence: Sequence) -> bool:
         """Whether it cannot go on before its unread token is known."""

@@ -69,6 +69,8 @@ class Sequence:
     num_prefix_hits: int = 0
     """Tokens whose keys and values were found in the prefix cache, each time that it was admitted."""
     num_preemptions: int = 0
+    last_step: int = -1
+    """The last step in which it went on while others were left to the next one."""
 
     most_tokens: int = field(init=False)
     """With so many it ends."""
@@ -199,11 +201,12 @@ class Sequence:
 
     def update_finish_reason(self) -> None:
         """End the sequence if its output says so: at a stop id, with a complete document, or at its longest."""
+        options, constraint = self.sampling, self.constraint
         num_output = len(self.token_ids) - self.num_prompt
-        is_stopped = num_output > self.sampling.min_tokens and self.token_ids[-1] in self.sampling.stop_token_ids
-        if is_stopped or (self.constraint is not None and self.constraint.is_complete):
+        is_stopped = self.token_ids[-1] in options.stop_token_ids and num_output > options.min_tokens
+        if is_stopped or (constraint is not None and constraint.is_complete):
             self.finish_reason = "stop"
-        elif self.num_left <= 0:  # less than 0 where an earlier owner allowed more
+        elif num_output >= self.max_output:  # more where an earlier owner allowed more
             self.finish_reason = "length"
 
     def check_invariants(self) -> None:

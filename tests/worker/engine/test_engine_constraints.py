@@ -104,6 +104,16 @@ def test_ids_are_those_of_each_request_alone(make: Callable[..., Engine], undist
         assert machine.stats(memory_bytes=0).preemptions > 0
 
 
+@pytest.mark.parametrize(
+    "options", [{}, {"step_tokens": 5}, {"cache_tokens": 56}], ids=["batched", "chunked", "preempted"]
+)
+def test_ids_are_the_same_where_a_step_has_half_of_those_with_a_constraint(
+    make: Callable[..., Engine], undisturbed: Results, options: dict, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("worker.engine.scheduler.HALVED_FROM", 2)
+    assert generate(make(**options), traffic()) == undisturbed
+
+
 def test_resumed_equals_uninterrupted(make: Callable[..., Engine], undisturbed: Results):
     for add in traffic():
         if add.request_id in CONSTRAINTS or add.sampling.bad_words:

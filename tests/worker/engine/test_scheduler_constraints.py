@@ -20,7 +20,7 @@ pytestmark = pytest.mark.usefixtures("no_wait_is_long")
 
 
 def start(num_free: int, num_constrained: int) -> Scheduler:
-    machine = Scheduler(num_blocks=900, block_tokens=4, step_tokens=64, max_sequences=16)
+    machine = Scheduler(num_blocks=900, block_tokens=4, step_tokens=64, max_sequences=16, runs_ahead=True)
     for number in range(num_free):
         machine.add(Sequence(f"free{number}", 0, Sampling(max_tokens=400), 0, [number, 1], 2, 400))
     for number in range(num_constrained):
@@ -65,6 +65,35 @@ def test_as_many_with_a_constraint_as_others_or_more_are_in_every_second_step_at
     steps = run(start(num_free, 5), depth)
     assert all(step["free"] == num_free for step in steps)
     assert all(5 in (step["bound"], later["bound"]) for step, later in pairwise(steps))
+
+
+@pytest.mark.parametrize("depth", [2, 3])
+@pytest.mark.parametrize("num_free", [0, 3])
+def test_of_many_with_a_constraint_each_step_has_half(num_free: int, depth: int, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("worker.engine.scheduler.HALVED_FROM", 8)
+    steps = run(start(num_free, 9), depth)
+    assert all(step["free"] == num_free for step in steps)
+    assert all({step["bound"], later["bound"]} == {4, 5} for step, later in pairwise(steps))
+
+
+def test_halves_of_those_with_a_constraint_take_turns_where_nothing_is_in_flight(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("worker.engine.scheduler.HALVED_FROM", 8)
+    machine, taken = start(0, 8), Counter[str]()
+    for _ in range(12):
+        chunks = machine.plan()
+        machine.launch(chunks)
+        for chunk in chunks:
+            machine.append(chunk.sequence, 2)
+            taken[chunk.sequence.request_id] += 1
+    assert max(taken.values()) - min(taken.values()) <= 1
+
+
+def test_a_device_that_does_not_run_ahead_has_all_with_a_constraint_in_each_step(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("worker.engine.scheduler.HALVED_FROM", 8)
+    machine = Scheduler(num_blocks=900, block_tokens=4, step_tokens=64, max_sequences=16)
+    for number in range(9):
+        machine.add(bound(number))
+    assert all(step["bound"] == 9 for step in run(machine, 1))
 
 
 def test_those_that_come_one_by_one_go_on_with_the_others():
