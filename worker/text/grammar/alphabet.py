@@ -48,6 +48,8 @@ class Alphabet:
         self._by_byte = by_byte
         self.texts = [_NEVER if is_one else token for token, is_one in zip(texts, is_control, strict=True)]
         """The text of each token; that of a control token is no text's."""
+        self.num_chars = array("L", map(_num_chars, self.texts))
+        """Of each token the characters with which a string goes on; 0 for an end, an escape or half a character."""
         numbers: dict[bytes, int] = {b"": 0}
         kinds = (bytes(sorted(b"".join(_STRUCTURE.findall(token)))) for token in self.texts)
         self.kinds = array("L", (numbers.setdefault(kind, len(numbers)) for kind in kinds))
@@ -73,7 +75,7 @@ class Alphabet:
 
     def remainder(self, closing: tuple[int, ...], token_id: int) -> tuple[int, ...] | None:
         """What is left of ``closing`` when ``token_id`` has written its beginning; None if that is another text."""
-        if closing[:1] == (token_id,):
+        if closing and closing[0] == token_id:
             return closing[1:]
         return self._behind(closing, 0, self.texts[token_id])
 
@@ -124,3 +126,12 @@ class Alphabet:
         if any(byte not in self._by_byte for byte in left):
             return None
         return (*(self._by_byte[byte] for byte in left), *behind)
+
+
+def _num_chars(text: bytes) -> int:
+    if b'"' in text or b"\\" in text:
+        return 0
+    try:
+        return len(text.decode())
+    except ValueError:
+        return 0

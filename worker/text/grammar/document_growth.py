@@ -13,24 +13,9 @@ UNFINISHED = 14
 """Bytes that the rest of an escape (two halves of a pair) may take."""
 BEGINNINGS = b'{[,:"'
 _LITERAL = 5
-_UNBOUNDED = frozenset(
-    [
-        "allOf",
-        "not",
-        "if",
-        "then",
-        "else",
-        "dependentRequired",
-        "dependentSchemas",
-        "minProperties",
-        "contains",
-        "pattern",
-        "patternProperties",
-        "$dynamicRef",
-        "unevaluatedProperties",
-        "unevaluatedItems",
-    ]
-)
+_UNBOUNDED = frozenset(["allOf", "not", "if", "then", "else", "contains", "pattern", "minProperties", "$dynamicRef"])
+_UNBOUNDED |= {"patternProperties", "dependentRequired", "dependentSchemas"}
+_UNBOUNDED |= {"unevaluatedProperties", "unevaluatedItems"}
 """Keywords with which the shortest value is not told by the others."""
 _FORMATTED = 48
 """What a text in the longest format, IPv6, has with its quotes, and more than what may be missing of one in any."""
@@ -43,6 +28,8 @@ _BESIDE_REFERENCES = frozenset(
 )
 """Keywords beside ``$ref`` that say nothing of the value."""
 _ANY: Mapping[str, Any] = {}
+_NO_KINDS: frozenset[str] = frozenset()
+_TOLD = frozenset(["$ref", "const", "enum"])
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,11 +38,15 @@ class Growth:
 
     After any tokens the shortest closing is longer than before by ``unfinished`` at most, and besides by ``per_token``
     for each token and ``per_byte[b]`` for each byte b of `BEGINNINGS` in them.
+
+    ``tells_by_place``: what may follow depends on the structure and the names so far, not on what strings and numbers
+    hold; and in each place there is one kind of string.
     """
 
     per_token: float
     per_byte: Mapping[int, float]
     unfinished: float = 0
+    tells_by_place: bool = False
 
     def of(self, structure: bytes) -> float:
         """By what a token with these bytes counts; those that begin nothing add nothing."""
@@ -84,7 +75,7 @@ def growth(schema: Any) -> Growth:
     if bounds.is_ambiguous:
         most = float(UNFINISHED + max(number, decided, *largest.values()))
         return Growth(most, dict.fromkeys(BEGINNINGS, most), excess)
-    return Growth(0, largest, number + decided + excess)
+    return Growth(0, largest, number + decided + excess, not any(map(bounds.is_one_of_strings, parts)))
 
 
 def framed(growths: Iterable[Growth], frame_bytes: int) -> Growth:
@@ -154,6 +145,12 @@ class _Bounds:
             found[_DECIDED] = max(found[_DECIDED], self._of_string(schema))
         found[_NUMBER] = self._of_number(schema)
         return found
+
+    def is_one_of_strings(self, schema: Mapping[str, Any]) -> bool:
+        """Whether there are several kinds of strings in its place, or one of which the text says how it goes on."""
+        own = _NO_KINDS if schema.keys() & _TOLD else _own_kinds(schema)
+        kinds = [own, *map(self._kinds, _alternatives(schema))]
+        return "format" in schema or sum("string" in each for each in kinds) > 1
 
     def excess(self, parts: Iterable[Mapping[str, Any]]) -> int:
         """By how much a closing that is found may be longer than the shortest one.
@@ -265,7 +262,7 @@ def _inner(schema: Mapping[str, Any]) -> Iterator[Any]:
         yield from (schema.get(name) or {}).values()
     for name in (*_CHOICES, "prefixItems"):
         yield from schema.get(name) or ()
-    kinds = frozenset() if schema.keys() & {"$ref", "const", "enum"} else _own_kinds(schema)
+    kinds = _NO_KINDS if schema.keys() & _TOLD else _own_kinds(schema)
     for name, kind in (("items", "array"), ("additionalProperties", "object")):
         if name in schema or kind in kinds:
             yield schema.get(name, _ANY)

@@ -13,9 +13,10 @@ from orcd.errors import InvalidRequest
 from worker.text.grammar.alphabet import Alphabet
 from worker.text.grammar.closing import Closing, required_names
 from worker.text.grammar.document_growth import UNTOLD, Growth, framed, growth
-from worker.text.grammar.grammar_text import Schemas, schemas_of, suffixes_of
+from worker.text.grammar.grammar_text import Schemas, has_own_whitespace, schemas_of, suffixes_of
 from worker.text.grammar.lexers import Lexers
 from worker.text.grammar.matcher_batch import MatcherBatch
+from worker.text.grammar.string_masks import PROBES, MaskCache, StringMasks
 from worker.text.grammar.token_matcher import ClosingRule, TokenMatcher
 from worker.text.tokenizer import Tokenizer
 
@@ -26,6 +27,8 @@ LEXER_FUEL = 200_000
 """For the regular expressions of a grammar: about 0.1 s. Those that take more keep other grammars waiting."""
 LEXERS_S = 0.1
 """Seconds for the lexers of a grammar, after which none is added: others wait to be compiled."""
+SPARE_TOKENS = 16
+"""By so many a closing that is found may be longer than the shortest one."""
 MAX_KNOWN_TEXTS, MAX_KNOWN_BYTES = 2048, 1024
 """Texts whose ids are kept, of so many bytes at most: names and literals of schemas."""
 _TEXT = r'[^"\\\x00-\x1F\x7F]'
@@ -50,6 +53,7 @@ class GrammarCompiler:
         self._tokens = LLTokenizer(TokenizerWrapper(tokens), eos_token=sorted(tokenizer.end_ids), slices=SLICES)
         self._alphabet = Alphabet(tokenizer)
         self._batch = MatcherBatch(num_threads)
+        self._mask_cache = MaskCache()
 
     def compile(self, grammar: str) -> TokenMatcher:
         """A matcher before the first token. Raises `InvalidRequest` for a grammar that cannot be one.
@@ -74,10 +78,11 @@ class GrammarCompiler:
         required = required_names(parts.schemas if parts else [])
         closing = Closing(self._alphabet, required, suffixes_of(grammar))
         grows = _growth(parts)
-        rule = ClosingRule(
-            closing, self._alphabet, [grows.of(each) for each in self._alphabet.structures], grows.unfinished
-        )
-        found = TokenMatcher(lexers, self._batch, rule)
+        growths = [grows.of(each) for each in self._alphabet.structures]
+        rule = ClosingRule(closing, self._alphabet, growths, grows.unfinished + SPARE_TOKENS)
+        is_plain = parts is not None and not any(map(has_own_whitespace, parts.schemas))
+        masks = self._string_masks(grammar) if grows.tells_by_place and is_plain else None
+        found = TokenMatcher(lexers, self._batch, rule, masks)
         if found.min_tokens() is not None:
             return found
         if found.state.is_error():
@@ -85,6 +90,13 @@ class GrammarCompiler:
         if parts is not None and not parts.frame_bytes:
             raise InvalidRequest("the grammar of the answer cannot be used: no document was found that fits the schema")
         return TokenMatcher(lexers, self._batch)  # of another grammar there may be long documents only
+
+    def _string_masks(self, grammar: str) -> StringMasks | None:
+        """For a grammar whose schema has one of `PROBES` nowhere."""
+        written = grammar.encode()
+        probe_ids = [self._alphabet.of_byte(byte) for byte in PROBES if byte not in written]
+        probe_id = next((each for each in probe_ids if each is not None), None)
+        return None if probe_id is None else StringMasks(self._mask_cache, self._alphabet, probe_id)
 
 
 def _growth(parts: Schemas | None) -> Growth:

@@ -68,6 +68,11 @@ def schemas_of(grammar: str) -> Schemas | None:
     return None if not schemas or None in schemas else Schemas(schemas, len(first.lark_grammar.encode()))
 
 
+def has_own_whitespace(schema: Any) -> bool:
+    """Whether anything else may stand between the parts of documents than usual; ``schema`` is one of `schemas_of`."""
+    return not isinstance(schema, dict) or schema.get(_OPTIONS) != {"whitespace_pattern": WHITESPACE}
+
+
 def suffixes_of(grammar: str) -> Sequence[bytes]:
     """What ends texts of the grammar that may go on with anything else: the first few, each once."""
     try:
@@ -90,6 +95,8 @@ class _Grammars(msgspec.Struct):
 _decoder = msgspec.json.Decoder(_Grammars)
 
 
+_OPTIONS = "x-guidance"
+"""Where llguidance reads how documents are written."""
 _SUFFIX = re.compile(r'\[suffix=("(?:[^"\\]|\\.)*")\]')
 _SLASHES = re.compile(r"\\.|[/\n]", re.DOTALL)
 """What is escaped already, or must be between the slashes of an expression in Lark's notation."""
@@ -98,7 +105,7 @@ _SLASHES = re.compile(r"\\.|[/\n]", re.DOTALL)
 def _of_schema(schema: dict[str, Any], whitespace: str | None) -> str:
     options = {"whitespace_pattern": whitespace or WHITESPACE}
     try:
-        return json.dumps({"grammars": [{"json_schema": {**schema, "x-guidance": options}}]})
+        return json.dumps({"grammars": [{"json_schema": {**schema, _OPTIONS: options}}]})
     except (RecursionError, ValueError):
         raise InvalidRequest("the JSON schema of the answer is nested too deeply") from None
 

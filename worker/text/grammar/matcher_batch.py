@@ -15,6 +15,7 @@ from worker.engine.token_constraint import Drawn, MaskRow, take_alone
 
 if TYPE_CHECKING:
     from worker.text.grammar.lexers import Lexer
+    from worker.text.grammar.string_masks import StringPlace
     from worker.text.grammar.token_matcher import TokenMatcher
 
 MAX_THREADS = 16
@@ -48,19 +49,27 @@ class MatcherBatch:
         """See `ConstraintBatch`; all ``rows`` are of `TokenMatcher`."""
         array = np.asarray(masks)
         errors: dict[int, Exception] = {}
+        unknown: list[tuple[StringPlace, int]] = []
         by_lexer: dict[Lexer, list[tuple[LLMatcher, int]]] = {}
         matcher: TokenMatcher
         for matcher, num_left, row in cast("Sequence[tuple[TokenMatcher, int, int]]", rows):
             try:
-                token_id = matcher.closing_id(num_left)
+                token_id = matcher.forced_id(num_left)
             except Exception as error:
                 errors[row] = error
                 continue
-            if token_id is None:
-                by_lexer.setdefault(matcher.lexer, []).append((matcher.state, row))
-            else:
+            if token_id is not None:
                 array[row] = 0
                 array[row, token_id >> 5] = 1 << (token_id & 31)
+                continue
+            place = matcher.place
+            if place is not None and place.length >= 0:
+                known = place.known_mask()
+                if known is not None:
+                    array[row] = known
+                    continue
+                unknown.append((place, row))
+            by_lexer.setdefault(matcher.lexer, []).append((matcher.state, row))
         asked = list(chain.from_iterable(by_lexer.values()))
         if asked:
             address: int = array.ctypes.data
@@ -68,6 +77,9 @@ class MatcherBatch:
         for state, row in asked:
             if state.is_error():
                 errors[row] = too_complex()
+        for place, row in unknown:
+            if row not in errors:
+                place.keep_mask(array[row])
         return errors
 
     def take(self, drawn: Sequence[Drawn]) -> list[int | Exception]:

@@ -13,10 +13,7 @@ from worker.text.grammar.alphabet import Alphabet
 from worker.text.grammar.closing import Closing
 from worker.text.grammar.lexers import Lexers
 from worker.text.grammar.matcher_batch import MatcherBatch, too_complex
-
-AMPLE_TOKENS = 16
-"""Where so many tokens may follow beside those of the bound of the closing, none is looked for: the one that is found
-need not be the shortest."""
+from worker.text.grammar.string_masks import StringMasks, StringPlace
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,13 +21,14 @@ class ClosingRule:
     """How a document is kept closable.
 
     A token of a kind lengthens the shortest closing by ``growth[kind]`` tokens at most, and all tokens since a closing
-    was known, besides, by ``unfinished``.
+    was known, besides, by no more than ``margin``.
     """
 
     closing: Closing
     alphabet: Alphabet
     growth: Sequence[float]
-    unfinished: float
+    margin: float
+    """For what is unfinished, and for a closing that is found and is not the shortest one."""
 
 
 class TokenMatcher:
@@ -45,32 +43,40 @@ class TokenMatcher:
     known last tells the bound; where tokens write its beginning, the rest of it is one.
     """
 
-    def __init__(self, lexers: Lexers, batch: MatcherBatch, rule: ClosingRule | None = None) -> None:
+    def __init__(
+        self,
+        lexers: Lexers,
+        batch: MatcherBatch,
+        rule: ClosingRule | None = None,
+        string_masks: StringMasks | None = None,
+    ) -> None:
         """``lexers`` are those of the grammar; ``batch`` is that of all matchers."""
         self._lexers = lexers
         self.batch = batch
         self._rule = rule
+        self.place = None if string_masks is None else StringPlace(string_masks)
+        """Where it is in its document, if that tells masks."""
         self._has_begun = False
+        self.is_complete = False
+        """Whether nothing may follow."""
         self._choose_lexer()
+        self._forced: Sequence[int] | None = None  # what must come next, once that was asked for
         self._plan: tuple[int, ...] | None = None  # a closing from here, if one is known
         self._likely: tuple[int, ...] = ()  # what may be left of the one that was known last
         self._shortest: tuple[int, ...] = ()  # a whole document
-        self._bound = math.inf  # of the tokens that the shortest one takes, but for what is unfinished
+        # Of the tokens that the shortest one takes, but for the margin.
+        self._bound, self._margin = (math.inf, rule.margin) if rule else (-math.inf, 0.0)
 
     def copy(self) -> TokenMatcher:
         """The same state, which then goes its own way."""
         other = copy(self)
+        other.place = None if self.place is None else self.place.copy()
         if self._has_begun:
             other.state = self.state.deep_copy()
             other.lexer.answers.add(other)
         else:
             other._choose_lexer()
         return other
-
-    @property
-    def is_complete(self) -> bool:
-        """Whether nothing may follow."""
-        return bool(self.state.is_stopped())
 
     def min_tokens(self) -> int | None:
         """With how many tokens the document can be closed from here; None where no closing was found, or is wanted.
@@ -89,7 +95,7 @@ class TokenMatcher:
 
         Raises `OrcdError` where the grammar has become too complex.
         """
-        token_id = self.closing_id(num_left)
+        token_id = self.forced_id(num_left)
         if token_id is not None:
             mask.cast("B")[token_id >> 3] = 1 << (token_id & 7)
             return
@@ -98,20 +104,21 @@ class TokenMatcher:
         if self.state.is_error():
             raise too_complex()
 
-    def closing_id(self, num_left: int) -> int | None:
-        """The next token of the closing, if there are only as many left as that takes; else the grammar tells."""
-        plan = self._plan
-        if plan is None and not self._is_ample(num_left):
-            plan = self._closing(num_left)
-        return plan[0] if plan and len(plan) >= num_left else None
-
     def forced_id(self, num_left: int) -> int | None:
-        """The only token that may come next, if there is no choice."""
-        token_id = self.closing_id(num_left)
-        if token_id is not None:
-            return token_id
-        forced = self.state.compute_ff_tokens()
-        return forced[0] if forced else None
+        """The only token that may come next, if there is no choice.
+
+        That is the next token of the closing, if there are only as many left as that takes; else the grammar tells.
+        What it says must follow is taken as it is spelled where that begins: its later part might be spelled otherwise.
+        """
+        plan = self._plan
+        if plan is None and self._bound + self._margin > num_left:
+            plan = self._closing(num_left)
+        if plan and len(plan) >= num_left:
+            return plan[0]
+        if self._forced is None:
+            place = self.place
+            self._forced = self.state.compute_ff_tokens() if place is None else place.forced(self.state)
+        return self._forced[0] if self._forced else None
 
     def take(self, token_id: int, num_left: int) -> int:
         """Take the next token, one of ``num_left`` that may be drawn. Returns it, or the one that was taken instead."""
@@ -120,42 +127,50 @@ class TokenMatcher:
 
     def prepare(self, num_left: int) -> None:
         """What is to be known before a token is taken: how to close the document, should too few be left behind it."""
-        if self._plan is None and not self._is_ample(num_left):
+        if self._plan is None and self._bound + self._margin > num_left:
             self._closing(num_left)
 
     def settle(self, token_id: int, num_left: int, *, is_right: bool) -> int:
         """Behind a token that ``state`` has taken; ``is_right``: it was allowed. Returns what `take` does."""
-        before = self._plan, self._likely, self._bound
+        before = self._plan, self._likely, self._bound, self._forced
         self._follow(token_id, is_right=is_right)
+        plan = self._plan
+        if plan is None:
+            if self._bound + self._margin < num_left:
+                return self._placed(token_id)
+            plan = self._closing(num_left - 1, lightly=True)
+        if plan is not None and len(plan) < num_left:
+            return self._placed(token_id)
         rule = self._rule
-        if rule is None or self._has_room(num_left - 1):
-            return token_id
+        assert rule is not None, "no room for a document of which nobody wants to know the end"
         self.state.rollback(1)
-        self._plan, self._likely, self._bound = before
+        self._plan, self._likely, self._bound, self._forced = before
         plan = self._found(num_left) if self._plan is None else self._plan
         if plan is not None:
             token_id = plan[0] if plan else rule.alphabet.end_id
-        self._consume(token_id)
-        return token_id
+        self._follow(token_id, is_right=self.state.consume_token(token_id))
+        return self._placed(token_id)
 
     def restore(self, token_ids: Sequence[int], num_left: int) -> None:
         """Take tokens that an earlier owner of the answer took, the first one of ``num_left``: none is replaced now."""
         for index, token_id in enumerate(token_ids):
-            self._closing(num_left - index)
-            self._consume(token_id)
+            self.forced_id(num_left - index)
+            self._follow(token_id, is_right=self.state.consume_token(token_id))
+            self._placed(token_id)
 
     def _choose_lexer(self) -> None:
         self.lexer = self._lexers.choose()
         self.state = self.lexer.beginning.deep_copy()
         self.lexer.answers.add(self)
 
-    def _has_room(self, num_left: int) -> bool:
-        plan = self._closing(num_left, lightly=True)
-        return len(plan) <= num_left if plan is not None else self._is_ample(num_left)
+    def _placed(self, token_id: int) -> int:
+        if self.place is not None:
+            self.place.follow(token_id, self.state)
+        return token_id
 
     def _closing(self, num_left: int, *, lightly: bool = False) -> tuple[int, ...] | None:
         """A closing from here. None where there is room for any, or none was found."""
-        if self._plan is None and not self._is_ample(num_left):
+        if self._plan is None and self._bound + self._margin > num_left:
             self._plan = self._found(num_left, lightly=lightly)
             if self._plan is not None:
                 self._bound = len(self._plan)
@@ -174,29 +189,35 @@ class TokenMatcher:
             found = found if other is None else other
         return None if found is None else tuple(found)
 
-    def _is_ample(self, num_left: int) -> bool:
-        return self._rule is None or self._bound + self._rule.unfinished + AMPLE_TOKENS <= num_left
-
-    def _consume(self, token_id: int) -> None:
-        self._follow(token_id, is_right=self.state.consume_token(token_id))
-
     def _follow(self, token_id: int, *, is_right: bool) -> None:
+        forced, self._forced = self._forced, None
         if not is_right:
             raise OrcdError("an answer holds a token that the grammar of its request does not allow")
         self._has_begun = True
-        rule = self._rule
+        rule, plan, place = self._rule, self._plan, self.place
+        if place is not None and place.goes_on_with(token_id) and (plan is None or plan[:1] == (place.quote_id,)):
+            return  # what closes a string that may have any text is the same
+        self.is_complete = self.state.is_stopped()
+        growth: float | None = None
+        if forced and forced[0] == token_id:
+            growth = -1  # any closing began with it
+            if len(forced) > 1:
+                self._forced = forced[1:]
         if rule is None:
             return
-        if self._plan is not None:
-            rest = rule.alphabet.remainder(self._plan, token_id)
+        alphabet = rule.alphabet
+        if plan is not None:
+            rest = alphabet.remainder(plan, token_id)
             if rest is not None:
                 self._plan, self._bound = rest, len(rest)
                 return
-            self._likely, self._plan = self._plan or self._likely, None
-        kind = rule.alphabet.kinds[token_id]
-        self._bound += rule.growth[kind]
-        rest = rule.alphabet.remainder(self._likely, token_id)
+            self._plan = None
+            if plan:
+                self._likely = plan
+        kind = alphabet.kinds[token_id]
+        self._bound += rule.growth[kind] if growth is None else growth
+        rest = alphabet.remainder(self._likely, token_id)
         if rest is not None:
             self._likely = rest
         elif kind:
-            self._likely = rule.alphabet.likely_remainder(self._likely, token_id)
+            self._likely = alphabet.likely_remainder(self._likely, token_id)
