@@ -148,7 +148,7 @@ class SynchronousRunner:
         masks = np.empty((len(rows), num_mask_words(logits.shape[1])), np.uint32)
         errors = write_masks(sequences, rows, masks)
         mask_logits(logits, np.array(rows, np.int32), masks, out=logits)
-        return errors
+        return {rows[index]: error for index, error in errors.items()}
 
 
 class _HostMemory:

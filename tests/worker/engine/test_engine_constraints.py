@@ -169,15 +169,17 @@ FAILURES = [(None, "INTERNAL", "allows no token"), *ERRORS]
 
 
 @pytest.mark.parametrize("fails_at", [1, 3])
+@pytest.mark.parametrize("priority", [-1, 3], ids=["first of all", "behind others"])
 @pytest.mark.parametrize(
     ("method", "failure"), [*(("write_mask", each) for each in FAILURES), *(("take", each) for each in ERRORS)]
 )
 def test_a_constraint_that_fails_ends_its_request_alone(
-    make: Callable[..., Engine], undisturbed: Results, method: str, fails_at: int, failure: tuple
+    make: Callable[..., Engine], undisturbed: Results, method: str, priority: int, fails_at: int, failure: tuple
 ):
     error, code, text = failure
     machine = make()
-    machine.add(Add("bad", (3, 4), Sampling(max_tokens=20)), FailingConstraint(method, fails_at, error))
+    bad_one = Add("bad", (3, 4), Sampling(max_tokens=20), priority=priority)
+    machine.add(bad_one, FailingConstraint(method, fails_at, error))
     for add in traffic():
         machine.add(add, CONSTRAINTS.get(add.request_id))
     outputs = finish(machine)

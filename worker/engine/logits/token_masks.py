@@ -33,7 +33,7 @@ def constraint_error(error: Exception) -> OrcdError:
 def write_masks(sequences: Series[Sequence], rows: Series[int], masks: NDArray[np.uint32]) -> dict[int, OrcdError]:
     """Make ``masks`` [K, `num_mask_words`] those of the K ``rows``, which are indices of ``sequences``.
 
-    Returns the errors of rows that can draw nothing; their masks allow nothing.
+    Returns the errors of those that can draw nothing, by indices of ``masks``; these allow nothing.
     """
     failures: dict[int, Exception] = {}
     batches: dict[ConstraintBatch | None, list[MaskRow]] = {}
