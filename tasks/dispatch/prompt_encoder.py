@@ -22,8 +22,8 @@ from worker.text.chat.chat_prompt import Chat, ChatPrompt
 from worker.text.chat.content_escape import ContentEscape
 from worker.text.chat_template import ChatTemplate
 from worker.text.detokenizer import ALL_TEXT, Detokenizer
-from worker.text.process.checked_grammars import CheckedGrammars
 from worker.text.grammar.grammar_text import grammar_text
+from worker.text.process.checked_grammars import CheckedGrammars
 from worker.text.process.text_process import LimitExceeded, TextProcess, VocabularyFiles
 from worker.text.special_tokens import harmony_texts
 from worker.text.tokenizer import Tokenizer
