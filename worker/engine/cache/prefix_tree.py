@@ -22,14 +22,16 @@ class _Node:
     """The sequences that hold the same blocks for the first ``num_tokens`` tokens."""
 
     num_tokens: int
+    block_ids: tuple[int, ...] = ()  # the last of these blocks, by which its parent knows it
     sequences: dict[Sequence, None] = field(default_factory=dict)
-    children: dict[tuple[int, ...], _Node] = field(default_factory=dict)  # by their next blocks
+    children: dict[tuple[int, ...], _Node] = field(default_factory=dict)
 
 
 class PrefixTree:
-    """Sequences by their blocks; what changes when one comes or leaves depends on its own length alone.
+    """Sequences by their blocks; what changes when one comes or leaves depends on what it shares with others alone.
 
-    A level is a number of tokens that whole blocks hold and that whole units fill.
+    A level is a number of tokens that whole blocks hold and that whole units fill. Where a sequence is the only one it
+    has no nodes on the levels below, until another one comes.
     """
 
     def __init__(self, block_tokens: int, unit_tokens: int) -> None:
@@ -62,16 +64,27 @@ class PrefixTree:
         return [PrefixGroup(tuple(node.sequences), node.num_tokens) for node in best[self._root][1]]
 
     def _add(self, sequence: Sequence) -> None:
-        node, path = self._root, []
-        for level in range(sequence.num_computed // self._level_tokens):
-            block_ids = tuple(sequence.block_ids[level * self._level_blocks : (level + 1) * self._level_blocks])
-            child = node.children.get(block_ids)
-            if child is None:
-                child = node.children[block_ids] = _Node(node.num_tokens + self._level_tokens)
-            child.sequences[sequence] = None
-            path.append(child)
-            node = child
-        self._paths[sequence] = sequence.revision, path
+        self._paths[sequence] = sequence.revision, []
+        node = self._enter(sequence, self._root)
+        while node is not None and len(node.sequences) > 1:
+            other = next(iter(node.sequences))
+            if self._paths[other][1][-1] is node:  # it was the only one
+                self._enter(other, node)
+            node = self._enter(sequence, node)
+
+    def _enter(self, sequence: Sequence, parent: _Node) -> _Node | None:
+        """The node of a sequence on the next level; None where nothing of that is computed."""
+        end = parent.num_tokens + self._level_tokens
+        if end > sequence.num_computed:
+            return None
+        first = parent.num_tokens // self._level_tokens * self._level_blocks
+        block_ids = tuple(sequence.block_ids[first : first + self._level_blocks])
+        child = parent.children.get(block_ids)
+        if child is None:
+            child = parent.children[block_ids] = _Node(end, block_ids)
+        child.sequences[sequence] = None
+        self._paths[sequence][1].append(child)
+        return child
 
     def _remove(self, sequence: Sequence) -> None:
         _, path = self._paths.pop(sequence)
@@ -79,8 +92,5 @@ class PrefixTree:
             del node.sequences[sequence]
         for parent, node in zip([self._root, *path], path, strict=False):
             if not node.sequences:
-                # What is below it goes with it: its sequences are this one's alone.
-                parent.children = {
-                    block_ids: child for block_ids, child in parent.children.items() if child is not node
-                }
+                del parent.children[node.block_ids]  # with all below it, which was this one's alone
                 return
