@@ -123,7 +123,7 @@ class StateRows(Generic[Array]):
 
 
 SHARED_TOKENS = 256
-"""What sequences share of their beginning is attended to together in units of so many tokens."""
+"""What sequences share of their beginning is attended to together in units of so many tokens on the CPU."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -131,8 +131,8 @@ class PrefixGroups(Generic[Array]):
     """Which of a step's S sequences have the same first blocks in their tables, so that these need be read only once.
 
     A row of ``groups`` is (first member, number of members, number of tokens that they share); members are sequences of
-    one token in the step, at least two, and a sequence is in at most one group. The tokens are some units of
-    `SHARED_TOKENS`, all before the step's own. Results are the same bit for bit, whatever groups there are.
+    one token in the step, at least two, and a sequence is in at most one group. The tokens are all before the step's
+    own, and fill tiles of 64 keys. Results are the same bit for bit, whatever groups there are.
     """
 
     groups: Array  # [G, 3] int32; those that are not in use are zeros
@@ -258,7 +258,13 @@ def behind(array: Rows, count: int) -> Rows:
 
 
 def dry_step(
-    num_tokens: int, num_sequences: int, num_logits: int, max_blocks: int, *, has_states: bool = False
+    num_tokens: int,
+    num_sequences: int,
+    num_logits: int,
+    max_blocks: int,
+    *,
+    has_states: bool = False,
+    prefixes: PrefixGroups[DeviceArray] | None = None,
 ) -> Step[DeviceArray]:
     """A step of these sizes without memory: for running a model's `forward` on a dry context."""
 
@@ -276,4 +282,5 @@ def dry_step(
         block_tables=ints(num_sequences, max_blocks),
         logit_rows=ints(num_logits),
         states=StateRows(ints(num_sequences), ints(num_sequences)) if has_states else None,
+        prefixes=prefixes,
     )

@@ -23,6 +23,7 @@ from kernels.batch import AnyArray, LayerCache, LayerState, LogitEdits, Sampling
 from kernels.decode_rows import DecodeRows
 from kernels.logit_edits import EditResets
 from kernels.ops import activation, attention, attention_plan, decode_step, embedding, matmul, moe, norm, rope, sampling
+from kernels.ops.attention_parts import prefix_attention
 from kernels.ops.layers import convolution, delta_net, shared_expert
 from kernels.runtime.compiler import Variant
 from kernels.runtime.launcher import Context, bind
@@ -31,7 +32,7 @@ from kernels.weights.parameters import Attention, Clamp, DeltaNet, Geglu, Norm, 
 
 MODULES = (
     *(activation, attention, attention_plan, convolution, decode_step, delta_net, matmul, moe, norm, repack, rope),
-    *(sampling, shared_expert),
+    *(prefix_attention, sampling, shared_expert),
 )
 """The modules that launch kernels of their own."""
 

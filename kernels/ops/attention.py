@@ -10,6 +10,8 @@ import itertools
 import math
 
 from kernels.batch import LayerCache, Step
+from kernels.ops.attention_parts import prefix_attention
+from kernels.ops.attention_parts.attention_params import AttentionParams, AttentionWork, ScoreParams
 from kernels.ops.attention_plan import (
     DECODE_ROWS,
     PREFILL_WARPS,
@@ -17,13 +19,13 @@ from kernels.ops.attention_plan import (
     AttentionShape,
     attention_shape,
     query_bytes,
+    tile_bytes,
     wide_shape,
     wide_warps,
 )
 from kernels.ops.rope import (
     HEAD_DIMS,
     WIDE_HEAD_DIMS,
-    LayerCacheParams,
     RopeParams,
     Rotation,
     cache_defines,
@@ -34,49 +36,11 @@ from kernels.ops.rope import (
     with_codes,
 )
 from kernels.runtime.compiler import Variant
-from kernels.runtime.cuda_struct import CudaStruct, Float32, Int32, Pointer
+from kernels.runtime.cuda_struct import CudaStruct, Int32, Pointer
 from kernels.runtime.device_array import DeviceArray, pointer_of
 from kernels.runtime.gpu_spec import A100, H100, GpuSpec
 from kernels.runtime.launcher import Context
 from kernels.weights.parameters import Attention
-
-
-class AttentionWork(CudaStruct, source="attention/attention"):
-    """What a launch has to do, and where the items of the same rows meet."""
-
-    counts: Pointer  # [1] PlanCounts
-    items: Pointer  # [counts] Item
-    arrivals: Pointer  # [decode items, num_kv_heads] int32, 0 before and after
-    partial_outputs: Pointer  # [partial_rows, num_kv_heads, head_dim] float32
-    partial_sums: Pointer  # [partial_rows, num_kv_heads, 2] float32
-
-
-class ScoreParams(CudaStruct, source="attention/attention"):
-    """What is done to products of queries and keys."""
-
-    scale_log2: Float32  # scale * log2(e): softmax in powers of 2
-    softcap: Float32  # of what is not scaled, where SOFTCAP is defined
-    inverse_softcap: Float32
-
-
-class AttentionParams(CudaStruct, source="attention/attention"):
-    """What attention_decode and attention_prefill are given."""
-
-    qkv: Pointer  # [num_tokens, qkv_width] float16, rotated queries first
-    cache: LayerCacheParams
-    block_tables: Pointer  # [num_sequences, max_blocks] int32
-    positions: Pointer  # [num_tokens] int32, -1: padding
-    work: AttentionWork
-    sinks: Pointer  # [num_heads] float32 or null
-    out: Pointer  # [num_tokens, num_heads * head_dim] float16
-    num_tokens: Int32
-    num_kv_heads: Int32
-    group: Int32
-    qkv_width: Int32
-    block_tokens: Int32
-    max_blocks: Int32
-    window: Int32
-    scores: ScoreParams
 
 
 class RopeAttentionParams(CudaStruct, source="attention/attention"):
@@ -95,8 +59,8 @@ _CODE_FACTOR = 2.0**-24  # of products with codes: CODE_FACTOR of cuda/rope/kv_c
 
 def variants() -> list[Variant]:
     """What of attention.cu and attention_wide.cu is compiled; of soft caps and of codes what published models have."""
-    cases = itertools.product(HEAD_DIMS, (H100, A100), (False, True))
-    shapes = sorted({(head_dim, attention_shape(gpu, head_dim, spread=spread)) for head_dim, gpu, spread in cases})
+    cases = itertools.product(HEAD_DIMS, (H100, A100), ({}, {"spread": True}, {"after_prefix": True}))
+    shapes = sorted({(head_dim, attention_shape(gpu, head_dim, **options)) for head_dim, gpu, options in cases})
     narrow = [("attention/attention", {"HEAD_DIM": head_dim, **shape.defines}) for head_dim, shape in shapes]
     wide_shapes = sorted(
         {(size, wide_shape(gpu, size)) for size, gpu in itertools.product(WIDE_HEAD_DIMS, (H100, A100))}
@@ -138,8 +102,9 @@ def paged_attention(
     if head_dim in WIDE_HEAD_DIMS:
         _wide_attention(context, qkv, cache, attention, step, plan, out)
         return
-    shape, element_bytes = attention_shape(context.gpu, head_dim), cache.keys.dtype.itemsize
-    defines = {"HEAD_DIM": head_dim, **shape.defines, **_layer_defines(attention, cache)}
+    shape = attention_shape(context.gpu, head_dim, after_prefix=plan.prefix is not None)
+    element_bytes, layer_defines = cache.keys.dtype.itemsize, _layer_defines(attention, cache)
+    defines = {"HEAD_DIM": head_dim, **shape.defines, **layer_defines}
     if plan.prefill_items.size:
         context.launch(
             "attention/attention",
@@ -150,12 +115,17 @@ def paged_attention(
             shared_bytes=shape.prefill_bytes(head_dim, element_bytes),
             **defines,
         )
+    decode_params = _params(qkv, cache, attention, step, plan, plan.decode_items, out)
+    if plan.prefix:
+        prefix_attention.attend_to_prefixes(
+            context, plan.prefix, attention, decode_params, tile_bytes(head_dim, element_bytes), layer_defines
+        )
     context.launch(
         "attention/attention",
         "attention_decode",
         plan.decode_items.shape[0] * num_kv_heads,
         shape.decode_warps * 32,
-        _params(qkv, cache, attention, step, plan, plan.decode_items, out),
+        decode_params,
         shared_bytes=shape.decode_bytes(head_dim, element_bytes),
         **defines,
     )
@@ -211,15 +181,14 @@ def rope_attention(
 
     ``qkv`` [T, (num_heads + 2 * kv_heads) * D] float16 comes as it is projected; what it holds afterwards is of no use.
     A step with as many tokens as sequences must have one of each, or none where the context length is 0: it takes one
-    kernel, if that knows all that the layer asks for.
+    kernel, if that knows all that the layer asks for and nothing is attended to together.
     """
-    if step.token_ids.size != step.context_lengths.size or not has_short_heads(attention):
+    if step.token_ids.size != step.context_lengths.size or not has_short_heads(attention) or plan.prefix:
         rope_write(context, qkv, step.slots, by, attention, out_cache=out_cache)
         paged_attention(context, qkv, out_cache, attention, step, plan, out=out)
         return
     num_kv_heads, head_dim = attention.num_kv_heads, attention.head_dim
-    row_heads = attention.num_heads + 2 * num_kv_heads
-    assert qkv.shape[1] == row_heads * head_dim, f"{qkv.shape} is not {row_heads} heads of {head_dim}"
+    assert qkv.shape[1] == attention.qkv_width, f"rows of {qkv.shape[1]} are not {attention.qkv_width} long"
     num_tokens, num_blocks = step.token_ids.size, out_cache.keys.shape[0]
     element_bytes = out_cache.keys.dtype.itemsize
     shape = _rope_shape(context.gpu, head_dim, element_bytes, num_tokens * num_kv_heads)
@@ -265,10 +234,10 @@ def _params(
 ) -> AttentionParams:
     assert plan.window == attention.window, f"the plan is for a window of {plan.window}, not {attention.window}"
     _, num_kv_heads, block_tokens, head_dim = cache.keys.shape
-    same_heads = (num_kv_heads, head_dim) == (attention.num_kv_heads, attention.head_dim)
-    assert same_heads, f"{cache.keys.shape} is another layer's"
+    assert (num_kv_heads, head_dim) == (attention.num_kv_heads, attention.head_dim), (
+        f"{cache.keys.shape}: not its cache"
+    )
     assert head_dim in HEAD_DIMS + WIDE_HEAD_DIMS, f"heads of {head_dim}: there are kernels for others only"
-    num_tokens, qkv_width = qkv.shape
     scale = attention.scale / (_CODE_FACTOR if cache.scales else 1)
     work = AttentionWork(
         counts=plan.counts.pointer,
@@ -276,6 +245,7 @@ def _params(
         arrivals=plan.arrivals.pointer,
         partial_outputs=plan.partial_outputs.pointer,
         partial_sums=plan.partial_sums.pointer,
+        prefix=plan.prefix.work(step.query_starts) if plan.prefix else prefix_attention.NO_WORK,
     )
     return AttentionParams(
         qkv=qkv.pointer,
@@ -285,10 +255,10 @@ def _params(
         work=work,
         sinks=pointer_of(attention.sinks),
         out=out.pointer,
-        num_tokens=num_tokens,
+        num_tokens=qkv.shape[0],
         num_kv_heads=num_kv_heads,
         group=attention.num_heads // num_kv_heads,
-        qkv_width=qkv_width,
+        qkv_width=qkv.shape[1],
         block_tokens=block_tokens,
         max_blocks=step.block_tables.shape[1],
         window=attention.window,

@@ -7,15 +7,23 @@ work.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from kernels.batch import Step
+from kernels.ops.attention_parts.prefix_attention import (
+    LEAST_WINDOW,
+    NO_PLAN,
+    PrefixPlan,
+    PrefixPlanParams,
+    PrefixStates,
+    plan_prefixes,
+)
 from kernels.ops.rope import WIDE_HEAD_DIMS
 from kernels.runtime.compiler import Variant
 from kernels.runtime.cuda_constants import declare_constants
-from kernels.runtime.cuda_struct import CudaStruct, FieldType, Int32, Pointer
+from kernels.runtime.cuda_struct import CudaStruct, Int32, Pointer
 from kernels.runtime.device_array import DeviceArray
 from kernels.runtime.gpu_spec import GpuSpec
 from kernels.runtime.launcher import Context
@@ -53,7 +61,7 @@ class Item(CudaStruct, source="attention/attention_plan"):
     end_split: Int32
     partial_row: Int32
     arrivals: Int32
-    unused: Annotated[bytes, FieldType("12s", 12, 4, "")]
+    prefix: PrefixStates
 
 
 class PlanCounts(CudaStruct, source="attention/attention_plan"):
@@ -62,7 +70,7 @@ class PlanCounts(CudaStruct, source="attention/attention_plan"):
     decode_items: Int32
     prefill_items: Int32
     tokens: Int32  # without padding
-    unused: Int32
+    prefix_items: Int32
 
 
 class AttentionPlanParams(CudaStruct, source="attention/attention_plan"):
@@ -82,6 +90,7 @@ class AttentionPlanParams(CudaStruct, source="attention/attention_plan"):
     wanted_items: Int32  # into about so many items decode work is divided when there are few sequences
     partial_rows: Int32
     num_arrivals: Int32
+    prefix: PrefixPlanParams
 
 
 class AttentionShape(NamedTuple):
@@ -156,11 +165,15 @@ def tile_bytes(head_dim: int, element_bytes: int) -> int:
     return TILE_KEYS * (row_bytes + (2 if element_bytes == 1 else 0))
 
 
-def attention_shape(gpu: GpuSpec, head_dim: int, *, spread: bool = False) -> AttentionShape:
-    """The shape of all kernels of a step; with ``spread`` that for few decode items, an SM each."""
+def attention_shape(gpu: GpuSpec, head_dim: int, *, spread: bool = False, after_prefix: bool = False) -> AttentionShape:
+    """The shape of all kernels of a step.
+
+    With ``spread`` that for few decode items, an SM each; ``after_prefix`` for items of few tiles, many of which are to
+    fit an SM.
+    """
     widest_of_two = 64 if gpu.has_wgmma else 32  # of 64, small GPUs have no shared memory for two such blocks
     return AttentionShape(
-        decode_warps=4 if head_dim <= 64 or spread else 2,
+        decode_warps=4 if (head_dim <= 64 and not after_prefix) or spread else 2,
         prefill_row_tiles=2 if head_dim <= widest_of_two else 1,
     )
 
@@ -176,6 +189,7 @@ class AttentionPlan:
     arrivals: DeviceArray  # [decode items, kv_heads] int32
     partial_outputs: DeviceArray  # [partial_rows, kv_heads, D] float32
     partial_sums: DeviceArray  # [partial_rows, kv_heads, 2] float32
+    prefix: PrefixPlan | None  # None: nothing is attended to together
 
 
 def variants() -> list[Variant]:
@@ -207,14 +221,17 @@ def plan_attention(context: Context, step: Step[DeviceArray], attention: Attenti
     # A sequence has at most as many KV splits as blocks, except of blocks larger than a split, where less is divided.
     most_rows = num_tokens * group * step.block_tables.shape[1]
     partial_rows = min(PARTIAL_BYTES // (num_kv_heads * (head_dim + 2) * 4), most_rows)
+    prefix = _plan_prefixes(context, step, attention)
+    all_rows = partial_rows + (prefix.num_rows if prefix else 0)
     plan = AttentionPlan(
         attention.window,
         counts=context.scratch((PlanCounts.layout.num_bytes,), np.uint8),
         decode_items=context.scratch((max_decode_items, Item.layout.num_bytes), np.uint8),
         prefill_items=context.scratch((max_prefill_items, Item.layout.num_bytes), np.uint8),
         arrivals=context.scratch((max_decode_items, num_kv_heads), np.int32),
-        partial_outputs=context.scratch((partial_rows, num_kv_heads, head_dim), np.float32),
-        partial_sums=context.scratch((partial_rows, num_kv_heads, 2), np.float32),
+        partial_outputs=context.scratch((all_rows, num_kv_heads, head_dim), np.float32),
+        partial_sums=context.scratch((all_rows, num_kv_heads, 2), np.float32),
+        prefix=prefix,
     )
     params = AttentionPlanParams(
         query_starts=step.query_starts.pointer,
@@ -231,11 +248,20 @@ def plan_attention(context: Context, step: Step[DeviceArray], attention: Attenti
         wanted_items=wanted_items,
         partial_rows=partial_rows,
         num_arrivals=plan.arrivals.size,
+        prefix=prefix.params(context.gpu.num_sms, num_kv_heads, partial_rows) if prefix else NO_PLAN,
     )
     threads = 128 if num_sequences <= 128 and num_tokens <= 128 else 1024
-    shared_bytes = (3 * num_sequences + 2) * 4
+    shared_bytes = (5 * num_sequences + 2) * 4
     context.launch("attention/attention_plan", "attention_plan", 1, threads, params, shared_bytes=shared_bytes)
     return plan
+
+
+def _plan_prefixes(context: Context, step: Step[DeviceArray], attention: Attention[DeviceArray]) -> PrefixPlan | None:
+    """What of the step's prefix groups is attended to together in layers with such heads and this window."""
+    is_narrow = 0 < attention.window < LEAST_WINDOW
+    if step.prefixes is None or is_narrow or attention.head_dim in WIDE_HEAD_DIMS:
+        return None
+    return plan_prefixes(context, step.prefixes, attention, max_splits=step.block_tables.shape[1])
 
 
 def _wanted_items(num_sms: int, num_kv_heads: int, max_row_tiles: int) -> int:

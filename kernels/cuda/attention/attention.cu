@@ -43,6 +43,12 @@ DEVICE void decode_item(const AttentionParams& p, const Item& item, i32 kv_head,
     Slice split, whole;
     clear(split);
     clear(whole);
+    // Steps of which every token is new have no prefix groups.
+    const bool has_prefix = !Source::ARE_NEW && merges && item.prefix.num_closed;
+    if (has_prefix) {
+        if (item.num_items == 1) merge_prefix(whole, p, item, kv_head, row);
+        if (item.first_tile / SPLIT_TILES == item.first_split) load_open_split(split, p, item, kv_head, row);
+    }
 
     for (i32 round = first_round; round < item.end_tile; round += DECODE_WARPS) {
         const i32 tile = round + warp, next = tile + DECODE_WARPS;
@@ -92,13 +98,15 @@ DEVICE void decode_item(const AttentionParams& p, const Item& item, i32 kv_head,
         if (!arrives_last(p, item, kv_head)) return;
     }
     if (!merges) return;
-    if (item.num_items > 1)
+    if (item.num_items > 1) {
+        if (has_prefix) merge_prefix(whole, p, item, kv_head, row);
 #pragma unroll 4
         for (i32 s = item.first_split; s < item.end_split; s++) {
             Slice other;
             load(other, p, partial_row(s));
             merge(whole, other);
         }
+    }
     const float factor = final_factor(p, whole.m, whole.l, sink);
 #pragma unroll
     for (int q = 0; q < THREAD_QUADS; q++)
@@ -110,18 +118,25 @@ DEVICE void decode_item(const AttentionParams& p, const Item& item, i32 kv_head,
 // Grid: at least decode items * KV heads; dynamic shared memory: 2 * DECODE_WARPS * TILE_BYTES + sizeof(Exchange).
 KERNEL __launch_bounds__(DECODE_THREADS) attention_decode(const __grid_constant__ AttentionParams p) {
     extern __shared__ __align__(16) u8 shared[];
-    wait_for_previous();
+    // After attention_prefix all that it does not write is there already.
+    const bool follows_prefix = p.work.prefix.items != nullptr;
+    if (follows_prefix)
+        acquire();
+    else
+        wait_for_previous();
     const i32 index = blockIdx.x / p.num_kv_heads, kv_head = blockIdx.x - index * p.num_kv_heads;
     const Item item = p.work.items[index];  // the grid has no block without an entry, though it may hold nothing
     const i32 token = blockIdx.x, position = token < p.num_tokens ? p.positions[token] : 0;
-    if (index < p.work.counts->decode_items) {
+    const bool exists = index < p.work.counts->decode_items;
+    if (exists) {
         const i32 tile = first_tile_of_warp(item);
         const i64 offset = group_offset(p, item, kv_head, tile, threadIdx.x % TILE_GROUPS);
         const u32 keys = shared_address(shared) + threadIdx.x / 32 * 2 * TILE_BYTES;
         copy_tile(keys, p.cache.keys, offset, tile, item.end_tile, item.num_keys);
         copy_tile(keys + TILE_BYTES, p.cache.values, offset, tile, item.end_tile, item.num_keys);
-        decode_item(p, item, kv_head, OldRows{}, shared);
     }
+    if (follows_prefix) wait_for_previous();
+    if (exists) decode_item(p, item, kv_head, OldRows{}, shared);
     clear_padding(p, token, position);
 }
 

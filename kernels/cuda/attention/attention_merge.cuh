@@ -87,3 +87,29 @@ DEVICE void load(Slice& slice, const AttentionParams& p, i64 partial_row) {
             slice.o[q] =
                 load_shared_result((const float4*)(p.work.partial_outputs + partial_row * HEAD_DIM + slice_column(q)));
 }
+
+// ---- what a prefix group has left of a row
+
+DEVICE i64 prefix_row(const AttentionParams& p, const Item& item, i32 kv_head, i32 row, i32 state) {
+    return (i64)(item.prefix.row + state * item.prefix.stride + row) * p.num_kv_heads + kv_head;
+}
+
+// Merges the KV splits before the item's first one.
+DEVICE void merge_prefix(Slice& whole, const AttentionParams& p, const Item& item, i32 kv_head, i32 row) {
+    constexpr int at_once = THREAD_QUADS <= 2 ? 4 : 2;  // fetched together; merging nothing changes no bit
+    for (i32 first = 0; first < item.prefix.num_closed; first += at_once) {
+        Slice states[at_once];
+#pragma unroll
+        for (int i = 0; i < at_once; i++) {
+            clear(states[i]);
+            if (first + i < item.prefix.num_closed) load(states[i], p, prefix_row(p, item, kv_head, row, first + i));
+        }
+#pragma unroll
+        for (int i = 0; i < at_once; i++) merge(whole, states[i]);
+    }
+}
+
+// Loads the first tiles of that one.
+DEVICE void load_open_split(Slice& split, const AttentionParams& p, const Item& item, i32 kv_head, i32 row) {
+    load(split, p, prefix_row(p, item, kv_head, row, item.prefix.num_closed));
+}

@@ -8,6 +8,13 @@ constexpr int KEY_GROUP = 16;  // consecutive keys of a group lie in one cache b
 constexpr int TILE_GROUPS = TILE_KEYS / KEY_GROUP;
 constexpr u32 HALF2_ONES = 0x3C003C00u;
 
+// What attention_prefix.cu has to do; null pointers: nothing.
+struct PrefixWork {
+    const PrefixItem* items;  // [counts]
+    const i32* members;       // [num_sequences]
+    const i32* query_starts;  // [num_sequences + 1]
+};
+
 // What a launch has to do, and where items of the same rows leave their partial results.
 struct AttentionWork {
     const PlanCounts* counts;  // [1]
@@ -15,6 +22,7 @@ struct AttentionWork {
     i32* arrivals;             // [decode items, num_kv_heads], 0 before and after
     float* partial_outputs;    // [partial_rows, num_kv_heads, HEAD_DIM]
     float2* partial_sums;      // [partial_rows, num_kv_heads]: (m, l)
+    PrefixWork prefix;
 };
 
 // With KV_Q8 products come multiplied by CODE_FACTOR. With SOFTCAP a product s of a query and a key, not yet scaled,

@@ -1,6 +1,6 @@
 // Lists the work of a step's attention on the device, once a step: lengths never travel to the host, and the grids of
 // the attention kernels depend on array shapes only.
-#include "attention_plan.cuh"
+#include "attention_plan_prefix.cuh"
 
 struct AttentionPlanParams {
     const i32* query_starts;     // [num_sequences + 1]
@@ -17,6 +17,7 @@ struct AttentionPlanParams {
     i32 wanted_items;  // into about so many items decode work is divided when there are few sequences
     i32 partial_rows;  // rows of the workspace for divided items
     i32 num_arrivals;
+    PrefixPlanParams prefix;
 };
 
 // The work of a sequence.
@@ -27,13 +28,11 @@ struct Demand {
     i32 first_split, end_split;
 };
 
-DEVICE i32 divide_up(i32 a, i32 b) { return (a + b - 1) / b; }
-
 DEVICE i32 lowest_key(const AttentionPlanParams& p, i32 position) {
     return p.window && position >= p.window ? position - p.window + 1 : 0;
 }
 
-DEVICE Demand demand_of(const AttentionPlanParams& p, i32 sequence) {
+DEVICE Demand demand_of(const AttentionPlanParams& p, i32 sequence, const Group* group) {
     Demand d = {};
     d.num_tokens = p.query_starts[sequence + 1] - p.query_starts[sequence];
     d.num_keys = p.context_lengths[sequence];
@@ -43,6 +42,7 @@ DEVICE Demand demand_of(const AttentionPlanParams& p, i32 sequence) {
     d.row_tiles = divide_up(d.num_rows, d.decode ? DECODE_ROWS : p.prefill_rows);
     d.first_split = lowest_key(p, d.num_keys - d.num_tokens) / (TILE_KEYS * SPLIT_TILES);
     d.end_split = divide_up(d.num_keys, TILE_KEYS * SPLIT_TILES);
+    if (group) d.first_split = max(d.first_split, group->num_tiles / SPLIT_TILES);
     return d;
 }
 
@@ -104,6 +104,7 @@ KERNEL attention_plan(const __grid_constant__ AttentionPlanParams p) {
     i32* decode_starts = shared;                                 // [num_sequences + 1]
     i32* prefill_starts = decode_starts + p.num_sequences + 1;   // [num_sequences + 1]
     i32* partial_starts = prefill_starts + p.num_sequences + 1;  // [num_sequences], -1: not divided
+    const PrefixPlan prefixes{p.prefix, partial_starts + p.num_sequences, p.num_sequences, p.group};
     __shared__ i32 sums[32];
     start_next();
     acquire();
@@ -111,10 +112,12 @@ KERNEL attention_plan(const __grid_constant__ AttentionPlanParams p) {
     const int thread = threadIdx.x, threads = blockDim.x;
     for (int i = thread; i < p.num_arrivals; i += threads) p.arrivals[i] = 0;
 
+    prefixes.divide();
+
     // Splits per item, so that the work is about evenly spread.
     i32 splits = 0;
     for (int s = thread; s < p.num_sequences; s += threads) {
-        Demand d = demand_of(p, s);
+        Demand d = demand_of(p, s, prefixes.group_of(s));
         if (d.decode) splits += d.row_tiles * (d.end_split - d.first_split);
     }
     i32 all_splits, total;
@@ -125,7 +128,7 @@ KERNEL attention_plan(const __grid_constant__ AttentionPlanParams p) {
     i32 partials = 0, decodes = 0, prefills = 0;
     for (int start = 0; start < p.num_sequences; start += threads) {
         const int s = start + thread;
-        Demand d = s < p.num_sequences ? demand_of(p, s) : Demand{};
+        Demand d = s < p.num_sequences ? demand_of(p, s, prefixes.group_of(s)) : Demand{};
         const i32 num_splits = d.end_split - d.first_split;
         const bool may_divide = d.decode && num_splits > item_splits;
         const i32 wanted = may_divide ? d.num_rows * num_splits : 0;
@@ -146,17 +149,19 @@ KERNEL attention_plan(const __grid_constant__ AttentionPlanParams p) {
     if (thread == 0) {
         decode_starts[p.num_sequences] = decodes;
         prefill_starts[p.num_sequences] = prefills;
-        *p.counts = {decodes, prefills, p.query_starts[p.num_sequences], 0};
+        *p.counts = {decodes, prefills, p.query_starts[p.num_sequences], prefixes.num_items()};
     }
     __syncthreads();
 
     for (int i = thread; i < decodes; i += threads) {
         const i32 s = sequence_of(decode_starts, p.num_sequences, i);
-        const Demand d = demand_of(p, s);
+        const Group* group = prefixes.group_of(s);
+        const Demand d = demand_of(p, s, group);
         const i32 num_splits = d.end_split - d.first_split;
         const i32 num_items = partial_starts[s] < 0 ? 1 : divide_up(num_splits, item_splits);
         const i32 row_tile = (i - decode_starts[s]) / num_items, number = (i - decode_starts[s]) % num_items;
         Item item = whole_item(p, s, d, row_tile, DECODE_ROWS);
+        if (group) prefixes.leave(item, *group);
         if (num_items > 1) {  // may come out without tiles: the items are cut for the sequence, not for the row tile
             const i32 first = (d.first_split + number * item_splits) * SPLIT_TILES;
             item.first_tile = max(item.first_tile, first);
@@ -169,9 +174,10 @@ KERNEL attention_plan(const __grid_constant__ AttentionPlanParams p) {
     }
     for (int i = thread; i < prefills; i += threads) {
         const i32 s = sequence_of(prefill_starts, p.num_sequences, i);
-        const Demand d = demand_of(p, s);
+        const Demand d = demand_of(p, s, nullptr);
         const i32 row_tile = d.row_tiles - 1 - (i - prefill_starts[s]);  // those with most keys first
         p.prefill_items[i] = whole_item(p, s, d, row_tile, p.prefill_rows);
     }
+    prefixes.list_items();
     wait_for_previous();
 }

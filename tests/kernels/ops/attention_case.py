@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kernels.batch import CacheScales, LayerCache, Step
+from kernels.batch import CacheScales, LayerCache, PrefixGroups, Step
 from kernels.cache_format import dequantise, quantise
 from kernels.ops.attention import cache_shape, paged_attention, rope_attention
 from kernels.ops.attention_plan import plan_attention
@@ -20,6 +20,7 @@ from kernels.weights.parameters import Attention, RmsNorm, Rope
 from tests.kernels.conftest import Download, Upload
 
 Chunk = tuple[int, int, int]  # sequence, its first token in the step, and how many
+Group = tuple[list[int], int]  # chunks of a token each whose sequences begin with the same blocks, for so many tokens
 
 
 @dataclass(frozen=True)
@@ -51,8 +52,16 @@ class Case:
         self.sinks = rng.normal(size=heads.num_heads).astype(np.float32) * 3
         max_blocks = max(-(-length // block_tokens) for length in lengths) + 1
         order = rng.permutation(max_blocks * len(lengths) + 3).astype(np.int32)
-        self.num_blocks = order.size
+        self.num_blocks = order.size + 1  # one that nobody has
         self.tables = order[: max_blocks * len(lengths)].reshape(len(lengths), max_blocks)
+
+    def share(self, sequences: list[int], num_tokens: int) -> None:
+        """From now on these begin with the same blocks."""
+        first, *others = sequences
+        num_blocks = num_tokens // self.block_tokens
+        for other in others:
+            self.qkv[other][:num_tokens] = self.qkv[first][:num_tokens]
+            self.tables[other, :num_blocks] = self.tables[first, :num_blocks]
 
     def cache(self, contexts: list[int] | None = None) -> list[NDArray[Any]]:
         """Keys and values of the first tokens of each sequence, NaN elsewhere; of codes also their scales."""
@@ -116,6 +125,8 @@ class Runner:
         self.softcap = softcap
         self.context, self.upload, self.download, self.case = context, upload, download, case
         self.caches: list[DeviceArray] = []
+        self.groups: list[Group] = []
+        """What is attended to together; then it is to be found by the table of each group's first member alone."""
 
     def step(self, chunks: list[Chunk], padding: int = 0) -> tuple[Step, NDArray[np.float16]]:
         """The step's arrays and its Q, K and V; ``padding`` sequences of one token more, as in a graph's bucket."""
@@ -134,7 +145,19 @@ class Runner:
         arrays = (np.zeros(positions.size), positions, slots, rows, starts, contexts, contexts, tables, starts[1:] - 1)
         qkv = np.concatenate([case.qkv[sequence][start : start + count] for sequence, start, count in chunks])
         qkv = np.concatenate([qkv, np.full((padding, *qkv.shape[1:]), np.nan, np.float16)])
-        return Step(*(self.upload(np.ascontiguousarray(array, np.int32)) for array in arrays)), qkv
+        for (_, *others), num_tokens in self.groups:
+            tables[others, : num_tokens // case.block_tokens] = case.num_blocks - 1  # NaN
+        prefixes = self._prefixes(len(counts)) if self.groups else None
+        return Step(*(self.upload(np.ascontiguousarray(array, np.int32)) for array in arrays), prefixes=prefixes), qkv
+
+    def _prefixes(self, num_sequences: int) -> PrefixGroups:
+        rows, members = np.zeros((len(self.groups) + 2, 3), np.int32), np.zeros(num_sequences, np.int32)
+        end = 0
+        for number, (group, num_tokens) in enumerate(self.groups):
+            rows[number] = end, len(group), num_tokens
+            members[end : end + len(group)] = group
+            end += len(group)
+        return PrefixGroups(self.upload(rows), self.upload(members))
 
     def run(
         self,

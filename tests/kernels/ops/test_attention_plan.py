@@ -102,7 +102,7 @@ def test_partial_results_take_no_more_memory_than_there_is_or_could_be_used(num_
 
 
 def read_items(download: Download, array: DeviceArray, count: int) -> np.ndarray:
-    fields = [field for field in Item.layout.fields if field.name != "unused"]
+    fields = [field for field in Item.layout.fields if field.name != "prefix"]
     dtype = np.dtype(
         {
             "names": [field.name for field in fields],

@@ -1,0 +1,1 @@
+"""Parts of the op `kernels.ops.attention`."""
