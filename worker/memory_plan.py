@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from kernels.batch import dry_step, first
+from kernels.batch import PrefixGroups, dry_step, first
 from kernels.devices.dry_run import DryRunDevice
 from kernels.devices.protocol import Device, GpuDevice, is_gpu
 from kernels.ops.matmul_tuning import tokens_of_shapes
@@ -16,6 +16,7 @@ from kernels.weights.upload import STAGING_BYTES
 from worker.engine.cuda.buffers import StepBuffers, StepLimits
 from worker.engine.cuda.decode_graphs import make_buckets
 from worker.engine.cuda.logit_processing import report
+from worker.engine.cuda.prefix_grouping import prefixes_in
 from worker.engine.cuda.whole_step_graphs import MOST_GRAPHS
 from worker.model.gguf import GGUFFile
 from worker.model.kv_cache import bytes_per_block, num_state_slots
@@ -27,6 +28,8 @@ GRAPH_BYTES = 512 << 10
 """Device memory of a captured graph."""
 GRAPHS_PER_STEP = 2
 """A step is captured as one graph and as two, of which that of the draw is small."""
+DECODE_GRAPHS = 2
+"""Of each size, for steps with and without prefix groups."""
 CUDA_CONTEXT_BYTES = 16 << 20
 """What the driver takes after the budget was decided: the kernels' code and their stacks."""
 LEAST_CACHE_TOKENS = 1024
@@ -78,7 +81,7 @@ def plan_memory(gguf: GGUFFile, device: GpuDevice | DryRunDevice, settings: Sett
         block_tokens, settings.step_tokens, max_sequences, context_length, vocab_size, has_states=state_bytes > 0
     )
     _run_largest_steps(model, dry, limits)
-    num_graphs = GRAPHS_PER_STEP * (len(make_buckets(max_sequences)) + MOST_GRAPHS)
+    num_graphs = GRAPHS_PER_STEP * (DECODE_GRAPHS * len(make_buckets(max_sequences)) + MOST_GRAPHS)
     without_cache = replace(_plan(dry, num_graphs=num_graphs), kv_cache=0)
     block_bytes = bytes_per_block(model.config, device.cache_format, block_tokens)
     # Each array starts aligned; two are a state's.
@@ -139,8 +142,12 @@ def _run_largest_steps(model: Model, dry: DryRunDevice, limits: StepLimits) -> N
     # Not only the largest: steps of fewer tokens are cut into more parts, whose partial sums need scratch memory too.
     counts = {*make_buckets(most), *tokens_of_shapes(limits.step_tokens), limits.step_tokens}
     sizes = [*((count, min(count, most)) for count in sorted(counts)), (limits.step_tokens, 1)]
+    prefixes = prefixes_in(buffers.prefixes)
     for num_tokens, num_sequences in sizes:
         step = dry_step(num_tokens, num_sequences, num_sequences, limits.max_blocks, has_states=limits.has_states)
+        if num_sequences > 1:
+            members = first(prefixes.members, num_sequences)
+            model.forward(replace(step, prefixes=PrefixGroups(prefixes.groups, members)), cache)
         logits = model.forward(step, cache)
         ids = first(buffers.rows.drawn, num_sequences)
         params = buffers.rows.sampling.first(num_sequences)

@@ -18,6 +18,7 @@ POSITIONS = np.arange(4096, dtype=np.int32)
 class Config:
     vocab_size: int = 32
     context_length: int = 64
+    num_layers: int = 1
 
 
 @dataclass(frozen=True)

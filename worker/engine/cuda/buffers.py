@@ -9,8 +9,10 @@ import numpy as np
 from kernels.batch import SAMPLING_ROW, Allocator, packed_bytes
 from kernels.decode_rows import DecodeRows, allocate_rows
 from kernels.logit_edits import allocate_edits
+from kernels.ops.attention_parts.prefix_attention import MAX_GROUPS
 from kernels.runtime.device_array import DeviceArray
 from worker.engine.cuda.logit_processing import edit_bytes, mask_bytes, report_bytes
+from worker.engine.cuda.prefix_grouping import prefix_bytes
 from worker.engine.logits.edit_rows import MAX_BIASES
 
 
@@ -38,7 +40,8 @@ class StepLimits:
         sampling = [self.max_sequences * SAMPLING_ROW.itemsize, 2 * sequences]
         states = [sequences] * 2 if self.has_states else []
         prompt_ids = [sequences]  # of which log probabilities are reported, for each a row of logits
-        return packed_bytes([tokens] * 4 + per_sequence + sampling + states + prompt_ids)
+        prefixes = [MAX_GROUPS * 12, sequences]
+        return packed_bytes([tokens] * 4 + per_sequence + sampling + states + prompt_ids + prefixes)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -50,6 +53,7 @@ class StepBuffers:
     resets: DeviceArray  # bytes: what rows of edits begin with, see `EditSender`
     masks: DeviceArray  # bytes: masks of token ids, see `LogitMasker`
     reports: DeviceArray  # bytes: log probabilities, see `LogprobReporter`
+    prefixes: DeviceArray  # bytes: which sequences attend together, see `PrefixGrouping`
 
     @classmethod
     def allocate(cls, memory: Allocator[DeviceArray], limits: StepLimits) -> StepBuffers:
@@ -61,4 +65,5 @@ class StepBuffers:
             resets=memory.allocate((edit_bytes(limits.max_sequences, limits.vocab_size),), np.uint8),
             masks=memory.allocate((mask_bytes(limits.max_sequences, limits.vocab_size),), np.uint8),
             reports=memory.allocate((report_bytes(limits.max_sequences),), np.uint8),
+            prefixes=memory.allocate((prefix_bytes(limits.max_sequences),), np.uint8),
         )

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from bisect import bisect_left
+from dataclasses import replace
 
-from kernels.batch import AnyArray, first
+from kernels.batch import AnyArray, PrefixGroups, first
 from kernels.decode_rows import DecodeRows, RowUpdates, write_updates
 from kernels.devices.protocol import AnyOps, is_gpu
 from kernels.runtime.device_array import DeviceArray
 from worker.engine.cuda.pinned_ring import UploadRing
-from worker.engine.cuda.step_graph import EnqueueDraw, StepGraph, step_parts
+from worker.engine.cuda.prefix_grouping import prefixes_in
+from worker.engine.cuda.step_graph import EnqueueDraw, LateStepGraph, StepGraph, step_parts
 from worker.model.kv_cache import KVCache
 from worker.model.registry import Model
 
@@ -32,17 +34,24 @@ class DecodeGraphs:
         rows: DecodeRows[DeviceArray],
         block_tokens: int,
         draw: EnqueueDraw,
+        prefixes: DeviceArray,
         *,
         capture: bool,
     ) -> None:
-        """``capture`` False launches kernel by kernel instead, with the same results."""
+        """``capture`` False launches kernel by kernel instead, with the same results.
+
+        ``prefixes``: bytes, the groups of steps that have some (`worker.engine.cuda.prefix_grouping`).
+        """
         self.buckets = make_buckets(rows.token_ids.shape[0])
         self._model = model
         self._cache = cache
         self._rows = rows
         self._block_tokens = block_tokens
         self._draw = draw
-        self._graphs = {bucket: self._graph(bucket) for bucket in self.buckets}
+        self._prefixes = prefixes_in(prefixes)
+        self._graphs = {bucket: self._graph(bucket, StepGraph) for bucket in self.buckets}
+        sharing = LateStepGraph if capture else StepGraph
+        self._sharing_graphs = {bucket: self._graph(bucket, sharing, shares=True) for bucket in self.buckets}
         if capture:
             for graph in reversed(self._graphs.values()):
                 graph.launch_forward()
@@ -54,20 +63,23 @@ class DecodeGraphs:
         """The number of rows that a step of this many sequences is run with."""
         return self.buckets[bisect_left(self.buckets, num_sequences)]
 
-    def graph(self, bucket: int) -> StepGraph:
-        """The step over the first ``bucket`` rows. It leaves its ids in ``rows.drawn``."""
-        return self._graphs[bucket]
+    def graph(self, bucket: int, *, shares: bool) -> StepGraph:
+        """The step over the first ``bucket`` rows, maybe with prefix groups. It leaves its ids in ``rows.drawn``."""
+        return (self._sharing_graphs if shares else self._graphs)[bucket]
 
-    def _graph(self, bucket: int) -> StepGraph:
+    def _graph(self, bucket: int, kind: type[StepGraph], *, shares: bool = False) -> StepGraph:
         device, rows = self._model.device, self._rows
         assert is_gpu(device)
         step, params, ids = rows.step(bucket), rows.sampling.first(bucket), first(rows.drawn, bucket)
+        if shares:
+            prefixes = PrefixGroups(self._prefixes.groups, first(self._prefixes.members, bucket))
+            step = replace(step, prefixes=prefixes)
 
         def forward() -> AnyArray:
             device.ops.begin_decode(rows, bucket, self._block_tokens)
             return self._model.forward(step, self._cache)
 
-        return StepGraph(device, step_parts(forward, self._draw, device, params, ids), f"decode step of {bucket} rows")
+        return kind(device, step_parts(forward, self._draw, device, params, ids), f"decode step of {bucket} rows")
 
 
 def empty_rows(ops: AnyOps, rows: DecodeRows[DeviceArray], uploads: UploadRing, block_tokens: int) -> None:

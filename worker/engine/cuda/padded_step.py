@@ -7,9 +7,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from kernels.batch import GREEDY_ROW, SAMPLING_ROW, LogitEdits, SamplingParams, StateRows, Step, packed_bytes, view
+from kernels.batch import GREEDY_ROW, SAMPLING_ROW, LogitEdits, SamplingParams, Step, packed_bytes, view
+from kernels.ops.attention_parts.prefix_attention import MAX_GROUPS
 from kernels.runtime.device_array import DeviceArray
 from worker.engine.cuda.buffers import StepLimits
+from worker.engine.cuda.step_arrays import arrays_of, step_of
 
 MOST_TOKENS = 2048
 """Steps of more take the device longer than the host takes to launch their kernels."""
@@ -19,7 +21,6 @@ BLOCKS = (64, 256, 1024, 4096)
 
 _GREEDY = np.frombuffer(GREEDY_ROW, SAMPLING_ROW)[0]
 _INT32 = np.dtype(np.int32)
-_STATES = {"state_slots": "slots", "state_sources": "sources"}  # arrays of a step's `StateRows`
 
 
 class StepSize(NamedTuple):
@@ -28,6 +29,8 @@ class StepSize(NamedTuple):
     num_tokens: int
     num_sequences: int
     max_blocks: int
+    shares: bool = False
+    """Whether it has prefix groups."""
 
 
 def size_for(step: Step[NDArray[Any]], limits: StepLimits) -> StepSize | None:
@@ -36,7 +39,8 @@ def size_for(step: Step[NDArray[Any]], limits: StepLimits) -> StepSize | None:
     num_tokens = _round_tokens(max(step.token_ids.size, num_sequences + 1))
     if num_tokens > min(MOST_TOKENS, limits.step_tokens):
         return None
-    return StepSize(num_tokens, num_sequences, _at_least(step.block_tables.shape[1], (*BLOCKS, limits.max_blocks)))
+    max_blocks = _at_least(step.block_tables.shape[1], (*BLOCKS, limits.max_blocks))
+    return StepSize(num_tokens, num_sequences, max_blocks, step.prefixes is not None)
 
 
 def _at_least(number: int, choices: tuple[int, ...]) -> int:
@@ -71,13 +75,15 @@ class PaddedStep:
         self._add("rows", sequences, SAMPLING_ROW, _GREEDY)
         self._add("output_positions", sequences, np.dtype(np.int64), 0)
         if has_states:
-            for name in _STATES:
-                self._add(name, sequences, _INT32, -1)
+            self._add("state_slots", sequences, _INT32, -1)
+            self._add("state_sources", sequences, _INT32, -1)
+        if size.shares:
+            self._add("groups", (MAX_GROUPS, 3), _INT32, 0)
+            self._add("members", sequences, _INT32, 0)
         self._add("block_tables", (size.num_sequences, size.max_blocks), _INT32, None)
         views = {name: view(whole, offset, shape, dtype) for name, (offset, shape, dtype, _) in self._arrays.items()}
         self.params = SamplingParams(views.pop("rows"), views.pop("output_positions"), edits)
-        states = StateRows(*(views.pop(name) for name in _STATES)) if has_states else None
-        self.step = Step(**views, states=states, prefixes=None)
+        self.step = step_of(views)
 
     def _add(self, name: str, shape: tuple[int, ...], dtype: np.dtype[Any], padding: Any) -> None:
         self._arrays[name] = self.num_bytes, shape, dtype, padding
@@ -85,14 +91,12 @@ class PaddedStep:
 
     def write(self, step: Step[NDArray[Any]], params: SamplingParams[NDArray[Any]], staging: NDArray[np.uint8]) -> None:
         """Write ``step`` and how its tokens are drawn into the first `num_bytes` of ``staging``."""
+        sources = arrays_of(step) | {"rows": params.rows, "output_positions": params.output_positions}
         for name, (offset, shape, dtype, padding) in self._arrays.items():
-            if name in _STATES:
-                source = getattr(step.states, _STATES[name])
-            else:
-                source = getattr(params if name in ("rows", "output_positions") else step, name)
+            source = sources[name]
             target = view(staging, offset, shape, dtype)
             if name == "block_tables":
                 target[: source.shape[0], : source.shape[1]] = source  # what is not written is not read
                 continue
-            target[: source.size] = source
-            target[source.size :] = source[-1] if name == "query_starts" else padding
+            target[: len(source)] = source
+            target[len(source) :] = source[-1] if name == "query_starts" else padding

@@ -7,13 +7,13 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from collections.abc import Sequence as Series
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from kernels.batch import AnyArray, SamplingParams, StateRows, Step, first, pack, view
+from kernels.batch import AnyArray, SamplingParams, Step, first, pack, view
 from kernels.decode_rows import write_updates
 from kernels.devices.protocol import is_gpu
 from kernels.errors import CudaFailure
@@ -30,7 +30,9 @@ from worker.engine.cuda.buffers import StepBuffers, StepLimits
 from worker.engine.cuda.decode_graphs import DecodeGraphs, empty_rows
 from worker.engine.cuda.logit_processing import EditSender, LogitMasker, LogprobReporter, Reports, read_reports
 from worker.engine.cuda.pinned_ring import NUM_BUFFERS, Download, DownloadRing, UploadRing
+from worker.engine.cuda.prefix_grouping import PrefixGrouping
 from worker.engine.cuda.slot_allocator import SlotAllocator
+from worker.engine.cuda.step_arrays import arrays_of, step_of
 from worker.engine.cuda.whole_step_graphs import WholeStepGraphs
 from worker.engine.logits.edit_rows import EditRows
 from worker.engine.runner import Draw, Result, add_prompts, non_finite
@@ -94,9 +96,9 @@ class CudaRunner:
             device, buffers.masks, max_rows=limits.max_sequences, vocab_size=limits.vocab_size, timeout_s=timeout_s
         )
         self._logprob_reporter = LogprobReporter(device, buffers.reports)
-        upload_bytes = max(limits.whole_step_bytes, self._rows.updates.shape[0])
-        self._uploads = UploadRing(device, upload_bytes, timeout_s)
+        self._uploads = UploadRing(device, max(limits.whole_step_bytes, self._rows.updates.shape[0]), timeout_s)
         self._downloads = DownloadRing(device, limits.max_sequences * 4)
+        self._prefix_grouping = PrefixGrouping(model, buffers.prefixes, limits.block_tokens, timeout_s)
         self._cache = model.allocate_cache(num_blocks, limits.block_tokens, num_states)
         self._forget_rows()
         self._in_flight: deque[LaunchedStep] = deque()
@@ -106,7 +108,7 @@ class CudaRunner:
             empty_rows(device.ops, self._rows, self._uploads, limits.block_tokens)
             self._logit_masker.send({})
             self._graphs = DecodeGraphs(
-                model, self._cache, self._rows, limits.block_tokens, self._draw, capture=capture
+                model, self._cache, self._rows, limits.block_tokens, self._draw, buffers.prefixes, capture=capture
             )
         self._whole_graphs = None
         if capture:
@@ -156,7 +158,9 @@ class CudaRunner:
         if updates:
             num_bytes = write_updates(updates, self._uploads.take())
             self._uploads.send(num_bytes, self._rows.updates)
-        graph = self._graphs.graph(num_rows)
+        if updates.rows:  # else these are the sequences of the step before
+            self._prefix_grouping.send(chunks, rows)
+        graph = self._graphs.graph(num_rows, shares=self._prefix_grouping.has_sent)
         if all(sequence.draws_in_graph for sequence, _, _ in chunks):
             graph.launch()
             return LaunchedStep(rows, self._fetch(num_rows))
@@ -171,6 +175,7 @@ class CudaRunner:
         self._edit_rows.assign(drawing.values())
         self._send_resets()
         step = build_step(chunks, self._limits.block_tokens, self._batch_slots.previous_draw)
+        step = replace(step, prefixes=self._prefix_grouping.groups_of(chunks))
         params = build_sampling_params(list(drawing.values()), self._edit_rows.row_of)
         prompts = prompt_tokens(chunks)
         reported = [prompt for prompt in prompts if prompt.token_ids]
@@ -206,12 +211,9 @@ class CudaRunner:
 
         Behind the rows to draw from come those after which tokens of prompts are ``reported``.
         """
-        arrays = step.arrays()
-        if step.states is not None:
-            arrays |= {"state_slots": step.states.slots, "state_sources": step.states.sources}
         prompt_ids = [token_id for prompt in reported for token_id in prompt.token_ids]
         prompt_params = build_report_params(reported)
-        arrays |= {
+        arrays = arrays_of(step) | {
             "rows": np.concatenate([params.rows, prompt_params.rows]),
             "output_positions": np.concatenate([params.output_positions, prompt_params.output_positions]),
             "prompt_ids": np.array(prompt_ids, np.int32),
@@ -221,8 +223,7 @@ class CudaRunner:
         views = {name: view(self._whole, offsets[name], array.shape, array.dtype) for name, array in arrays.items()}
         sent_params = SamplingParams(views.pop("rows"), views.pop("output_positions"), self._edits)
         sent_ids = views.pop("prompt_ids")
-        states = None if step.states is None else StateRows(views.pop("state_slots"), views.pop("state_sources"))
-        sent = Step(**views, states=states, prefixes=None)
+        sent = step_of(views)
         self._ops.resolve_tokens(sent.token_ids, self._rows.drawn)
         logits = self._model.forward(sent, self._cache)
         if prompt_ids:

@@ -91,3 +91,26 @@ class StepGraph:
     def _run_draw(self) -> None:
         assert self._logits is not None, "a draw without logits"
         self._parts.draw(self._logits)
+
+
+class LateStepGraph(StepGraph):
+    """Captures itself when it is launched for the second time, as many steps come only once."""
+
+    def __init__(self, device: GpuDevice, parts: StepParts, name: str) -> None:
+        super().__init__(device, parts, name)
+        self._num_launches = 0
+        self._num_forwards = 0
+
+    def launch(self) -> None:
+        """Enqueue the step."""
+        self._num_launches += 1
+        if self._num_launches == 2:
+            self.capture_step()
+        super().launch()
+
+    def launch_forward(self) -> None:
+        """Enqueue it up to its logits; `launch_draw` is to come next."""
+        self._num_forwards += 1
+        if self._num_forwards == 2:
+            self.capture_parts()
+        super().launch_forward()

@@ -14,7 +14,7 @@ from kernels.devices.protocol import is_gpu
 from kernels.runtime.device_array import DeviceArray
 from worker.engine.cuda.buffers import StepLimits
 from worker.engine.cuda.padded_step import PaddedStep, StepSize, size_for
-from worker.engine.cuda.step_graph import EnqueueDraw, StepGraph, step_parts
+from worker.engine.cuda.step_graph import EnqueueDraw, LateStepGraph, StepGraph, step_parts
 from worker.model.kv_cache import KVCache
 from worker.model.registry import Model
 
@@ -71,7 +71,7 @@ class WholeStepGraphs:
 
         parts = step_parts(forward, self._draw, device, params, ids)
         name = f"step of {size.num_tokens} tokens of {size.num_sequences} sequences"
-        return WholeStepGraph(StepGraph(device, parts, name), padded, size.num_sequences)
+        return WholeStepGraph(LateStepGraph(device, parts, name), padded, size.num_sequences)
 
 
 class WholeStepGraph:
@@ -82,8 +82,6 @@ class WholeStepGraph:
         """Rows of logits, of which those of padding come last."""
         self._graph = graph
         self._padded = padded
-        self._num_launches = 0
-        self._num_forwards = 0
 
     @property
     def num_bytes(self) -> int:
@@ -96,16 +94,10 @@ class WholeStepGraph:
 
     def launch(self) -> None:
         """Enqueue the step that was sent."""
-        self._num_launches += 1
-        if self._num_launches == 2:
-            self._graph.capture_step()
         self._graph.launch()
 
     def launch_forward(self) -> None:
         """Enqueue it up to its logits; `launch_draw` is to come next."""
-        self._num_forwards += 1
-        if self._num_forwards == 2:
-            self._graph.capture_parts()
         self._graph.launch_forward()
 
     def launch_draw(self) -> None:

@@ -1,6 +1,7 @@
 import numpy as np
 
 from kernels.batch import pack
+from kernels.ops.attention_parts.prefix_attention import MAX_GROUPS
 from tests.worker.engine.cuda.late_device import LateDevice
 from tests.worker.engine.generation import sequence
 from worker.engine.batch_builder import build_sampling_params, build_step
@@ -18,6 +19,7 @@ def test_the_largest_step_fits_to_the_byte():
     arrays = step.arrays()
     arrays |= {"rows": params.rows, "output_positions": params.output_positions}
     arrays["prompt_ids"] = np.zeros(2, np.int32)  # of a step that draws nothing, and whose rows are all of prompts
+    arrays |= {"groups": np.zeros((MAX_GROUPS, 3), np.int32), "members": np.zeros(2, np.int32)}
     staging = np.empty(limits.whole_step_bytes, np.uint8)
     num_bytes, _ = pack(arrays, staging)
     assert num_bytes == limits.whole_step_bytes

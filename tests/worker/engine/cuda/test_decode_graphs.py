@@ -25,7 +25,8 @@ def test_buckets_end_with_the_largest_step(most: int, buckets: tuple[int, ...]):
 def test_a_step_runs_in_the_smallest_bucket_that_holds_it(capture: bool):
     model = LateModel()
     limits = StepLimits(block_tokens=4, step_tokens=16, max_sequences=6, max_sequence_tokens=32, vocab_size=32)
-    rows = StepBuffers.allocate(model.device.step_buffers, limits).rows
+    buffers = StepBuffers.allocate(model.device.step_buffers, limits)
+    rows = buffers.rows
     empty_rows(model.device.ops, rows, UploadRing(model.device, rows.updates.shape[0], 1), limits.block_tokens)
     drawn: list[int] = []
 
@@ -33,16 +34,17 @@ def test_a_step_runs_in_the_smallest_bucket_that_holds_it(capture: bool):
         model.device.enqueue(lambda: drawn.append(logits.shape[0]))
         assert params.rows.shape[0] == logits.shape[0]
 
-    graphs = DecodeGraphs(model, model.allocate_cache(8, 4), rows, limits.block_tokens, draw, capture=capture)
+    cache = model.allocate_cache(8, 4)
+    graphs = DecodeGraphs(model, cache, rows, limits.block_tokens, draw, buffers.prefixes, capture=capture)
     assert [graphs.bucket_for(number) for number in range(1, 7)] == [1, 2, 4, 4, 6, 6]
     model.device.run_until(len(model.device._queue))
     drawn.clear()
     before = len(model.device._queue)
-    graphs.graph(4).launch()
+    graphs.graph(4, shares=False).launch()
     whole = len(model.device._queue)
     assert whole > before
-    graphs.graph(4).launch_forward()
+    graphs.graph(4, shares=False).launch_forward()
     assert len(model.device._queue) == whole + (whole - before) - 1, "all but the op that draws"
-    graphs.graph(4).launch_draw()
+    graphs.graph(4, shares=False).launch_draw()
     model.device.run_until(len(model.device._queue))
     assert drawn == [4], "the host's part of the draw is in the second half of a step that is launched in two"

@@ -3,7 +3,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from kernels.batch import GREEDY_ROW, SAMPLING_ROW, LogitEdits, StateRows
+from kernels.batch import GREEDY_ROW, SAMPLING_ROW, LogitEdits, PrefixGroups, StateRows
 from tests.worker.engine.generation import sequence
 from worker.engine.batch_builder import build_sampling_params, build_step
 from worker.engine.cuda.buffers import StepLimits
@@ -94,3 +94,17 @@ def test_states_are_written_with_none_for_padding():
     assert padded.step.states is not None
     assert padded.step.states.slots.tolist() == [7, 2, -1, -1]
     assert padded.step.states.sources.tolist() == [-1, 4, -1, -1]
+
+
+def test_prefix_groups_are_written_where_a_step_has_some():
+    step, params = step_of(1, 1, 1, 30)
+    groups, members = np.array([[0, 2, 64]], np.int32), np.array([2, 0], np.int32)
+    step = replace(step, prefixes=PrefixGroups(groups, members))
+    size = size_for(step, LIMITS)
+    assert size == StepSize(48, 4, 64, shares=True)
+    whole = np.full(16384, 0xEE, np.uint8)
+    padded = PaddedStep(size, whole, EDITS)
+    padded.write(step, params, whole)
+    prefixes = padded.step.prefixes
+    assert prefixes.groups[0].tolist() == [0, 2, 64] and not prefixes.groups[1:].any()
+    assert prefixes.members.tolist() == [2, 0, 0, 0]

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from tests.worker.engine.cuda.late_device import LateDevice
-from worker.engine.cuda.step_graph import StepGraph, StepParts
+from worker.engine.cuda.step_graph import LateStepGraph, StepGraph, StepParts
 
 LOGITS = np.zeros((1, 4), np.float32)
 
@@ -12,11 +12,11 @@ LOGITS = np.zeros((1, 4), np.float32)
 class Recorder:
     """The parts of a step that says what of it has run, and how often it was asked to enqueue it."""
 
-    def __init__(self) -> None:
+    def __init__(self, kind: type[StepGraph] = StepGraph) -> None:
         self.device = LateDevice()
         self.ran: list[str] = []
         self.num_forwards = 0
-        self.graph = StepGraph(self.device, StepParts(self.forward, self.part("sample"), self.part("draw")), "step")
+        self.graph = kind(self.device, StepParts(self.forward, self.part("sample"), self.part("draw")), "step")
 
     def forward(self) -> np.ndarray:
         self.num_forwards += 1
@@ -63,3 +63,16 @@ def test_in_two_parts_the_host_comes_between_the_forward_pass_and_the_draw(is_ca
     recorder.device.enqueue(lambda: recorder.ran.append("masks"))
     recorder.graph.launch_draw()
     assert recorder.run() == ["forward", "masks", "draw"]
+
+
+def test_a_late_graph_is_captured_when_it_is_launched_again():
+    recorder = Recorder(LateStepGraph)
+    for _ in range(3):
+        recorder.graph.launch()
+    assert recorder.run() == ["forward", "sample"] * 3
+    assert recorder.num_forwards == 2
+    for _ in range(3):
+        recorder.graph.launch_forward()
+        recorder.graph.launch_draw()
+    assert recorder.run() == ["forward", "draw"] * 3
+    assert recorder.num_forwards == 4
