@@ -14,6 +14,7 @@ from kernels.weights.packed import PackedMatrix, Projection
 MAX_SMALL_BATCH = 4  # tokens up to which x is kept in shared memory whole: more take less time in tiles
 MAX_BLOCK_WARPS = 20  # of a block of matmul_gemv* or matmul_small_batch
 MAX_SUMMED_WARPS = 24  # of a block of matmul_gemv_summed
+STREAMED_SCALE_BYTES = 1024  # of a warp that streams weights: scales of 256 columns
 MAX_NORMED_WIDTH = 4096  # of a row that every block of matmul_gemv_normed norms for itself
 BLOCK_OUTPUTS = 128  # of a block of matmul_tiled_N
 
@@ -61,7 +62,7 @@ def small_batch_shape(
         else:
             columns = num_tokens + num_tokens % 2
             ring_at = num_tokens * (matrix.num_chunks * 128 + 16) + 2 * num_warps * UNIT_ROWS * columns * 4
-        shared_bytes = ring_at + num_warps * matrix.format.ring_units * matrix.format.unit_bytes
+        shared_bytes = ring_at + num_warps * _warp_bytes(matrix, num_tokens)
         if shared_bytes <= _room_bytes(gpu, matrix):
             break
     num_blocks = min(-(-matrix.num_tiles // at_once), sms)
@@ -73,11 +74,18 @@ def summed_shape(gpu: GpuSpec, matrix: PackedMatrix, num_used: int) -> SmallBatc
     num_warps = num_used * matrix.num_partitions
     sums_bytes = num_used * UNIT_ROWS * ((-(-matrix.num_partitions // 4) | 1) * 4 + 1) * 4 + num_used * 4
     ring_at = -(-(num_used * matrix.num_chunks * 128 + sums_bytes) // 16) * 16
-    shared_bytes = ring_at + num_warps * matrix.format.ring_units * matrix.format.unit_bytes
+    shared_bytes = ring_at + num_warps * _warp_bytes(matrix, num_tokens=1)
     fits = num_warps <= MAX_SUMMED_WARPS and shared_bytes <= _room_bytes(gpu, matrix)
     if not fits or matrix.num_tiles > gpu.num_sms:
         return None
     return SmallBatchShape(matrix.num_tiles, 1, num_warps, ring_at, shared_bytes)
+
+
+def _warp_bytes(matrix: PackedMatrix, num_tokens: int) -> int:
+    """Shared memory of a warp: its ring of weights, or where it streams these their scales."""
+    if num_tokens == 1 and matrix.format.is_streamed:
+        return STREAMED_SCALE_BYTES
+    return matrix.format.ring_units * matrix.format.unit_bytes
 
 
 def _room_bytes(gpu: GpuSpec, matrix: PackedMatrix) -> int:
@@ -214,6 +222,7 @@ def ring_bytes(gpu: GpuSpec, format_: Format, size: int) -> int:
 
 
 declare_constants("matmul/matmul_weights.cuh", MAX_BLOCK_WARPS=MAX_BLOCK_WARPS, MAX_NORMED_WIDTH=MAX_NORMED_WIDTH)
+declare_constants("matmul/matmul_streamed.cuh", STREAMED_SCALE_BYTES=STREAMED_SCALE_BYTES)
 declare_constants("matmul/matmul_gemv_summed.cuh", MAX_SUMMED_WARPS=MAX_SUMMED_WARPS)
 declare_constants("matmul/matmul_tiled.cu", SUMMING_TOKENS=SUMMING_SIZES[-1])
 declare_traits(

@@ -91,7 +91,12 @@ class Format:
     @cached_property
     def takes_many_instructions(self) -> bool:
         """Whether unpacking, not memory, bounds how fast a warp goes on."""
-        return self.codes in (Codes.NON_LINEAR, Codes.GRID) or (self.codes is Codes.INTEGERS and self.code_bits < 4)
+        return self.codes in (Codes.NON_LINEAR, Codes.GRID) and not self.is_streamed
+
+    @cached_property
+    def is_streamed(self) -> bool:
+        """Whether lanes load one token's weights straight into registers: `matmul_streamed.cuh`."""
+        return self.unit_chunks > 1 and self.grid is None
 
     @cached_property
     def low_bits(self) -> int:
@@ -226,6 +231,7 @@ def _traits(format_: Format) -> dict[str, int | Enum]:
         "zero": format_.zero,
         "scaling": format_.scaling,
         "has_row_base": format_.has_row_base,
+        "is_streamed": format_.is_streamed,
         "chunks": format_.unit_chunks,
         "code_bytes": format_.code_bytes,
         "high_bytes": format_.high_bytes,

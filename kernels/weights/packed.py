@@ -19,7 +19,7 @@ BLOCK_ROWS = 64
 RECIPROCAL_BITS = 20
 
 MAX_PARTITIONS = 20
-WARPS_WANTED = 2000  # so many have a partition of a tile each when a GPU has one token: what it can keep busy
+WARPS_WANTED = 2048  # so many have a partition of a tile each when a GPU has one token: what it can keep busy
 MORE_WARPS_WANTED = 2640  # of a format whose numbers take many instructions: what it has room for
 READY_CHUNKS = 2  # that a warp unpacks while it waits for x
 EXPERTS_AT_ONCE = 4  # as many share those

@@ -62,10 +62,11 @@ DEVICE u32 half2_both(u16 value) { return value | (u32)value << 16; }
 
 // ---- bytes
 
-// Four of the bytes of `low` and `high`: those that the low three bits of the nibbles of `selector` name.
+// Four of the bytes of `low` and `high`: those that the low three bits of the nibbles of `selector` name; where a
+// nibble's top bit is set, that byte's top bit eight times.
 DEVICE u32 select_bytes(u32 low, u32 high, u32 selector) {
     u32 r;
-    asm("prmt.b32 %0, %1, %2, %3;" : "=r"(r) : "r"(low), "r"(high), "r"(selector));  // bit 3 of nibbles is to be 0
+    asm("prmt.b32 %0, %1, %2, %3;" : "=r"(r) : "r"(low), "r"(high), "r"(selector));
     return r;
 }
 
@@ -76,6 +77,7 @@ DEVICE void compute_now(T*& value) {
     asm volatile("" : "+l"(value));
 }
 DEVICE void compute_now(i64& value) { asm volatile("" : "+l"(value)); }
+DEVICE void compute_now(u32& value) { asm volatile("" : "+r"(value)); }
 DEVICE void compute_now(int& value) { asm volatile("" : "+r"(value)); }
 DEVICE void compute_now(float& value) { asm volatile("" : "+f"(value)); }
 
@@ -168,6 +170,15 @@ DEVICE void load_words(u32* to, u32 shared) {
         asm volatile("ld.shared.v2.u32 {%0, %1}, [%2];" : "=r"(to[0]), "=r"(to[1]) : "r"(shared) : "memory");
     if constexpr (WORDS == 1) asm volatile("ld.shared.u32 %0, [%1];" : "=r"(to[0]) : "r"(shared) : "memory");
 }
+template <int WORDS>  // 2 or 4
+DEVICE void store_words(u32 shared, const u32* from) {
+    if constexpr (WORDS == 4)
+        asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(shared), "r"(from[0]), "r"(from[1]), "r"(from[2]),
+                     "r"(from[3])
+                     : "memory");
+    if constexpr (WORDS == 2)
+        asm volatile("st.shared.v2.u32 [%0], {%1, %2};" ::"r"(shared), "r"(from[0]), "r"(from[1]) : "memory");
+}
 DEVICE void copy_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 template <int PENDING>
 DEVICE void copy_wait() {
@@ -182,6 +193,22 @@ DEVICE uint4 load_streaming(const uint4* pointer) {  // weights: read once, kept
                  : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
                  : "l"(pointer));
     return v;
+}
+
+template <int WORDS>  // 1, 2 or 4: weights again, if they are `wanted`
+DEVICE void load_streaming_if(bool wanted, u32* to, const u8* from) {
+    if constexpr (WORDS == 4)
+        asm volatile("{.reg .pred p; setp.ne.u32 p, %5, 0; @p ld.global.nc.L1::no_allocate.v4.u32 {%0,%1,%2,%3}, [%4];}"
+                     : "+r"(to[0]), "+r"(to[1]), "+r"(to[2]), "+r"(to[3])
+                     : "l"(from), "r"((u32)wanted));
+    if constexpr (WORDS == 2)
+        asm volatile("{.reg .pred p; setp.ne.u32 p, %3, 0; @p ld.global.nc.L1::no_allocate.v2.u32 {%0,%1}, [%2];}"
+                     : "+r"(to[0]), "+r"(to[1])
+                     : "l"(from), "r"((u32)wanted));
+    if constexpr (WORDS == 1)
+        asm volatile("{.reg .pred p; setp.ne.u32 p, %2, 0; @p ld.global.nc.L1::no_allocate.u32 %0, [%1];}"
+                     : "+r"(to[0])
+                     : "l"(from), "r"((u32)wanted));
 }
 
 // ---- programmatic dependent launch (Hopper and later; elsewhere kernels simply follow each other).

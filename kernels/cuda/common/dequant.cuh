@@ -54,55 +54,66 @@ struct Scales {
     static constexpr Scaling scaling = Layout<F>::scaling;
     static constexpr bool has_min = scaling == SCALE_MIN || scaling == SUPER_MINS || scaling == SUPER_MINS_16;
     static constexpr int groups = scaling == SUPER_SCALES || scaling == SUPER_MINS_16 || scaling == ODD_SCALES ? 4 : 2;
+    static constexpr int num_words = has_min ? 2 * groups : groups;
     u32 scale[2][groups];
     u32 low[2][groups];  // has_min: what is added after scaling
 
-    DEVICE Scales(const Raw<F>& raw, const RowBase& row_base) {
+    // Of a group the scales of both rows; has_min: of a row and a group the scale and what is added.
+    DEVICE static void find(const Raw<F>& raw, const RowBase& row_base, u32 (&word)[num_words]) {
+#pragma unroll
+        for (int i = 0; i < num_words; i++) {
+            const int group = i % groups, row = i / groups;
+            u32 pair;
+            if constexpr (scaling == SCALE) pair = raw.scale[group];
+            if constexpr (scaling == SCALE_MIN) pair = raw.scale[2 * group + row];
+            if constexpr (scaling == SUPER_MINS) {  // 6-bit scale and minimum times those of the super-block
+                pair = half2_subtract(__byte_perm(raw.scale[group], 0x64646464u, row ? 0x4342 : 0x4140), HALF2_1024);
+                pair = half2_multiply(pair, raw.super[row]);
+            }
+            if constexpr (scaling == SUPER_MINS_16) {  // the same of 4 bits
+                pair = nibble_of(raw.scale[row], group);
+                pair = group & 1 ? integers_of<4>(pair) : integers_of<0>(pair);
+                pair = half2_multiply(pair, raw.super[row]);
+            }
+            if constexpr (scaling == ODD_SCALES) {  // twice the nibble, and one
+                pair = nibble_of(raw.scale[0], group);
+                pair = group & 1 ? half2_fma(pair, half2_power(3), half2_of(127) ^ HALF2_MINUS)
+                                 : half2_fma(pair, half2_of(2), half2_of(2047) ^ HALF2_MINUS);
+                pair = half2_multiply(pair, raw.super[0]);
+            }
+            if constexpr (scaling == SUPER_SCALES || scaling == SUPER_SCALES_32) {  // stored with 128 added
+                const u32 bytes = raw.scale[scaling == SUPER_SCALES ? group >> 1 : 0];
+                pair = half2_subtract(__byte_perm(bytes, 0x64646464u, group & 1 ? 0x4342 : 0x4140), 0x64806480u);
+                pair = half2_multiply(pair, raw.super[0]);
+            }
+            if constexpr (scaling == EXPONENT) {
+                const u32 exponents = raw.scale[0] >> 16 * group;
+                pair = relative_scale(exponents & 255, row_base.base[0]) |
+                       (u32)relative_scale(exponents >> 8 & 255, row_base.base[1]) << 16;
+            }
+            word[i] = pair;
+        }
+    }
+    DEVICE explicit Scales(const u32 (&word)[num_words]) {
 #pragma unroll
         for (int row = 0; row < 2; row++)
 #pragma unroll
             for (int group = 0; group < groups; group++) {
-                if constexpr (scaling == SCALE)
-                    scale[row][group] = row ? half2_high(raw.scale[group]) : half2_low(raw.scale[group]);
-                if constexpr (scaling == SCALE_MIN) {
-                    scale[row][group] = half2_low(raw.scale[2 * group + row]);
-                    low[row][group] = half2_high(raw.scale[2 * group + row]);
-                }
-                if constexpr (scaling == SUPER_MINS) {  // 6-bit scale and minimum times those of the super-block
-                    u32 pair = __byte_perm(raw.scale[group], 0x64646464u, row ? 0x4342 : 0x4140);
-                    pair = half2_multiply(half2_subtract(pair, HALF2_1024), raw.super[row]);
-                    scale[row][group] = half2_low(pair);
-                    low[row][group] = half2_high(pair);
-                }
-                if constexpr (scaling == SUPER_MINS_16) {  // the same of 4 bits
-                    u32 pair = nibble_of(raw.scale[row], group);
-                    pair = group & 1 ? integers_of<4>(pair) : integers_of<0>(pair);
-                    pair = half2_multiply(pair, raw.super[row]);
-                    scale[row][group] = half2_low(pair);
-                    low[row][group] = half2_high(pair);
-                }
-                if constexpr (scaling == SUPER_SCALES || scaling == SUPER_SCALES_32 || scaling == ODD_SCALES) {
-                    if (row) continue;  // both rows at once
-                    u32 pair;
-                    if constexpr (scaling == ODD_SCALES) {  // twice the nibble, and one
-                        pair = nibble_of(raw.scale[0], group);
-                        pair = group & 1 ? half2_fma(pair, half2_power(3), half2_of(127) ^ HALF2_MINUS)
-                                         : half2_fma(pair, half2_of(2), half2_of(2047) ^ HALF2_MINUS);
-                    } else {  // stored with 128 added
-                        const u32 word = raw.scale[scaling == SUPER_SCALES ? group >> 1 : 0];
-                        pair = __byte_perm(word, 0x64646464u, group & 1 ? 0x4342 : 0x4140);
-                        pair = half2_subtract(pair, 0x64806480u);
-                    }
-                    pair = half2_multiply(pair, raw.super[0]);
-                    scale[0][group] = half2_low(pair);
-                    scale[1][group] = half2_high(pair);
-                }
-                if constexpr (scaling == EXPONENT) {
-                    u32 exponent = raw.scale[0] >> (16 * group + 8 * row) & 255;
-                    scale[row][group] = half2_both(relative_scale(exponent, row_base.base[row]));
+                if constexpr (has_min) {
+                    scale[row][group] = half2_low(word[row * groups + group]);
+                    low[row][group] = half2_high(word[row * groups + group]);
+                } else {
+                    scale[row][group] = row ? half2_high(word[group]) : half2_low(word[group]);
                 }
             }
     }
+    DEVICE Scales(const Raw<F>& raw, const RowBase& row_base) : Scales(Found(raw, row_base).word) {}
+
+   private:
+    struct Found {
+        u32 word[num_words];
+        DEVICE Found(const Raw<F>& raw, const RowBase& row_base) { find(raw, row_base, word); }
+    };
 };
 
 // Where in a half the sign and the magnitude of an E2M1 lie, of pair q: so that `pair_of` has few bits to move.
@@ -122,11 +133,16 @@ DEVICE constexpr int low_word(int q) {  // of a row
     return Layout<F>::low_bits == 2 ? 0 : q >> 2;
 }
 
+// NON_LINEAR: bits 2 and 3 of a code change places in a word, so that the numbers of two codes which differ in the top
+// bit alone have the same sign.
+DEVICE u32 swap_iq4_bits(u32 code) { return (code & 3) | (code >> 1 & 4) | (code << 1 & 8); }
+
 // The low bits of a code -> their place in a word; and back.
 template <int F>
 DEVICE u32 place_low(u32 code, int q, int e) {
     if constexpr (Layout<F>::codes == E2M1)
         return (code >> 3 << e2m1_sign(q) | (code & 7) << e2m1_magnitude(q)) << 16 * e;
+    if constexpr (Layout<F>::codes == NON_LINEAR) code = swap_iq4_bits(code);
     return (code & Layout<F>::low_mask) << low_place<F>(q, e);
 }
 template <int F>
@@ -135,7 +151,8 @@ DEVICE u32 low_of(u32 word, int q, int e) {
         const u32 half = word >> 16 * e;
         return (half >> e2m1_sign(q) & 1) << 3 | (half >> e2m1_magnitude(q) & 7);
     }
-    return word >> low_place<F>(q, e) & Layout<F>::low_mask;
+    const u32 code = word >> low_place<F>(q, e) & Layout<F>::low_mask;
+    return Layout<F>::codes == NON_LINEAR ? swap_iq4_bits(code) : code;
 }
 
 // Codes of 3 bits: those of five pairs lie whole in the halves of the row's word, the others in the bytes of its high
@@ -175,17 +192,18 @@ DEVICE constexpr int high_place(int q) {
     return q / 2 + 4 * (q & 1);                                               // one
 }
 
-// IQ4_NL, IQ4_XS: the numbers of four codes, the nibbles of the low half of `word`, as bytes with 128 added.
+// IQ4_NL, IQ4_XS: the numbers of four codes, the nibbles of the low half of `word`, as bytes with 128 added; `low_bits`
+// is `word` without the nibbles' top bits. A byte permute chooses from eight: where the top bit is set it repeats that
+// of the byte which it has found, 0 here, so that one of two numbers remains; see `swap_iq4_bits`.
 DEVICE constexpr u32 four_iq4_numbers(int first) {
     u32 word = 0;
     for (int i = 0; i < 4; i++) word |= (u32)(IQ4_NUMBERS<>[first + i] + 128) << 8 * i;
     return word;
 }
-DEVICE u32 iq4_numbers_of(u32 word) {
+DEVICE u32 iq4_numbers_of(u32 word, u32 low_bits) {
     constexpr u32 numbers[4] = {four_iq4_numbers(0), four_iq4_numbers(4), four_iq4_numbers(8), four_iq4_numbers(12)};
-    const u32 lower = select_bytes(numbers[0], numbers[1], word & 0x7777);
-    const u32 upper = select_bytes(numbers[2], numbers[3], word & 0x7777);
-    return select_bytes(lower, upper, and_or(word >> 1, 0x4444, 0x3210));
+    return select_bytes(numbers[0] ^ numbers[1], numbers[2] ^ numbers[3], word) ^
+           select_bytes(numbers[1], numbers[3], low_bits);
 }
 
 // The two magnitudes that a point gives to pair q of a row, as bytes.
@@ -229,7 +247,8 @@ DEVICE u32 pair_of(const Raw<F>& raw, const Scales<F>& scales, int row, int q) {
     }
     if constexpr (L::codes == NON_LINEAR) {
         const u32 word = raw.code[2 * row + (q >> 2)];
-        const u32 four = iq4_numbers_of(q & 2 ? word >> 16 : word);
+        const u32 low_bits = word & 0x77777777u;
+        const u32 four = q & 2 ? iq4_numbers_of(word >> 16, low_bits >> 16) : iq4_numbers_of(word, low_bits);
         const u32 biased = __byte_perm(four, 0x64646464u, q & 1 ? 0x4342 : 0x4140);
         return half2_multiply(half2_subtract(biased, 0x64806480u), scale);
     }

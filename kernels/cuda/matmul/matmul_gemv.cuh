@@ -1,7 +1,7 @@
 // Products of one token, or of one expert of it: matmul_gemv, _normed and _routed.
 #pragma once
 #include "../moe/experts.cuh"
-#include "matmul_weights.cuh"
+#include "matmul_streamed.cuh"
 
 enum GemvInput { GEMV_HALF, GEMV_NORMED, GEMV_ROUTED };
 
@@ -44,9 +44,17 @@ DEVICE float sum_of_row(const float* row, int num_partitions) {
     return sum;
 }
 
+// All vectors of x are on their way at once.
+DEVICE void copy_x(u8* to, const u8* x, int num_bytes) {
+#pragma unroll 4
+    for (int at = threadIdx.x * 16; at < num_bytes; at += blockDim.x * 16)
+        copy_words<16>(shared_address(to) + at, x + at);
+    copy_commit();
+}
+
 // One token, or one expert of it. What does not need x is done before x is there: what remains is a chain of dependent
 // instructions, whose latencies add up. Shared memory: x as float16; a norm's sums and its weights; the sums of tiles;
-// each warp's ring of weights.
+// each warp's ring of weights, or their scales.
 template <GemvInput INPUT>
 DEVICE void matmul_gemv(const SmallBatchParams& p) {
     const MatrixParams& matrix = p.matrix;
@@ -61,7 +69,6 @@ DEVICE void matmul_gemv(const SmallBatchParams& p) {
     const u8* x = (const u8*)p.x;
     const u8* packed = matrix.packed;
     int expert = 0, pair = 0, tile = place.tile;
-    uint4 vector;  // of x: this thread's first
     NormRow row;
     if constexpr (INPUT == GEMV_ROUTED) {
         pair = blockIdx.z * p.routing.num_used + blockIdx.y;
@@ -75,11 +82,11 @@ DEVICE void matmul_gemv(const SmallBatchParams& p) {
                                 p.routing.num_experts, blockIdx.y);
         if (p.routing.is_first && blockIdx.x == 0 && threadIdx.x == 0) p.routing.experts[pair] = expert;
         packed += expert * matrix.expert_bytes;
-        if (p.routing.is_first && at < x_bytes) vector = *(const uint4*)(x + at);
+        if (p.routing.is_first) copy_x(shared, x, x_bytes);
     }
     if constexpr (INPUT == GEMV_NORMED) row.copy_weights(p.norm, norm_weights);  // in the first group of copies
-    Weights weights(matrix, packed, shared_address(shared) + p.ring_at, place.partition, tile, place.tile_step,
-                    place.num_tiles);
+    GemvWeights weights(matrix, packed, shared_address(shared) + p.ring_at, place.partition, tile, place.tile_step,
+                        place.num_tiles);
     RowBase base = row_base(matrix, expert, tile, lane);
     GemvOutput output(p, expert, pair, tile);
     if (at < matrix.num_chunks * 128 - x_bytes) *(uint4*)(shared + x_bytes + at) = uint4{};
@@ -89,7 +96,7 @@ DEVICE void matmul_gemv(const SmallBatchParams& p) {
     if constexpr (INPUT == GEMV_ROUTED) {
         if (!p.routing.is_first) {
             wait_for_previous();
-            if (at < x_bytes) vector = *(const uint4*)(x + at);
+            copy_x(shared, x, x_bytes);
         }
     } else {
         weights.make_ready(base, tile < place.num_tiles);
@@ -98,18 +105,15 @@ DEVICE void matmul_gemv(const SmallBatchParams& p) {
         if (p.x_rows) x += (i64)p.x_rows[0] * matrix.width * (INPUT == GEMV_NORMED ? 4 : 2);
         if constexpr (INPUT == GEMV_NORMED)
             row.load(p.norm, (const float*)x);
-        else if (at < x_bytes)
-            vector = *(const uint4*)(x + at);
+        else
+            copy_x(shared, x, x_bytes);
         if (place.partition == 0) output.destination.load_residual();
     }
     if constexpr (INPUT == GEMV_NORMED) {
         row.normalise(p.norm, norm_weights, norm_sums,
                       [&](int column, float4 n) { *(uint2*)(shared + column * 2) = pack_quad(n); });
     } else {
-        if (at < x_bytes) *(uint4*)(shared + at) = vector;
-#pragma unroll 1
-        for (int more = at + blockDim.x * 16; more < x_bytes; more += blockDim.x * 16)
-            *(uint4*)(shared + more) = *(const uint4*)(x + more);
+        copy_wait<0>();
     }
     __syncthreads();
 

@@ -30,7 +30,8 @@ KERNEL __launch_bounds__(32 * MAX_SUMMED_WARPS) matmul_gemv_summed(const __grid_
     if (warp == 0 && lane < num_used) routing_weights[lane] = weight;
     const int expert = __shfl_sync(ALL_LANES, chosen, rank);  // the warp's
     const u8* packed = matrix.packed + expert * matrix.expert_bytes;
-    Weights weights(matrix, packed, shared_address(shared) + p.ring_at, partition, blockIdx.x, gridDim.x, num_tiles);
+    GemvWeights weights(matrix, packed, shared_address(shared) + p.ring_at, partition, blockIdx.x, gridDim.x,
+                        num_tiles);
     const bool finishes = threadIdx.x < num_used * 16;  // a row of the expert at place threadIdx.x / 16
     const int finished = __shfl_sync(ALL_LANES, chosen, finishes ? threadIdx.x / 16 : 0);
     for (int i = threadIdx.x; i < num_used * 16 * stride; i += blockDim.x) sums[i] = -0.0f;

@@ -32,6 +32,8 @@ struct SmallBatchParams {
 
 extern __shared__ __align__(16) u8 shared[];
 
+constexpr bool STREAMED = Layout<FORMAT>::is_streamed;  // one token's weights: matmul_streamed.cuh
+
 // Waits until the previous kernel is done, if it writes x.
 DEVICE void wait_for_x(const SmallBatchParams& p) {
     if (p.overlaps_previous) {
@@ -73,7 +75,9 @@ struct Fragments {
     DEVICE void load(u32 unit, int sub, const RowBase& base) {
         Raw<FORMAT> raw;
         raw.load_shared(unit, sub, threadIdx.x % 32);
-        const Scales<FORMAT> scales(raw, base);
+        unpack(raw, Scales<FORMAT>(raw, base));
+    }
+    DEVICE void unpack(const Raw<FORMAT>& raw, const Scales<FORMAT>& scales) {
 #pragma unroll
         for (int s = 0; s < 4; s++) fragment_of<FORMAT>(raw, scales, s, a[s]);
     }

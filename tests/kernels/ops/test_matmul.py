@@ -90,6 +90,22 @@ def test_a_row_has_the_same_bits_in_every_batch(
     assert not different
 
 
+@pytest.mark.parametrize("name", ["Q2_K", "Q3_K", "Q4_K", "Q6_K", "IQ4_XS", "Q8_0"])
+def test_warps_that_multiply_one_tile_after_the_other_give_the_same_bits(
+    device: CudaDevice, upload: Upload, empty: Empty, download: Download, name: str
+) -> None:
+    num_rows, width = 16 * 20 * device.context.gpu.num_sms + 4000, 768
+    rng = np.random.default_rng(7)
+    layers = load(device, lambda store: store.projection([random_weight(name, (num_rows, width), rng)]))
+    x = rng.normal(size=(5, width)).astype(np.float16)
+    outs = [empty((num_tokens, num_rows), np.float32) for num_tokens in (1, 3, 5)]
+    for out in outs:
+        linear(device.context, upload(x[: out.shape[0]]), layers, out=out)
+    one, three, five = map(download, outs)
+    np.testing.assert_array_equal(one, five[:1])
+    np.testing.assert_array_equal(three, five[:3])
+
+
 @pytest.mark.sanitize("5")
 @pytest.mark.parametrize("num_tokens", [1, 5, 40, 200])
 def test_neighbours_of_other_formats_and_widths_lie_side_by_side(

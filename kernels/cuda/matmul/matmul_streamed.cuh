@@ -1,0 +1,131 @@
+// One token's weights in a K format: no ring in shared memory, but each lane loads the words that it unpacks into
+// registers, those of a chunk as soon as the same chunk of the unit before is unpacked. That takes fewer instructions,
+// which are what bounds these products. So does finding the scales of a unit but once: of the four lanes that share two
+// rows each finds those of one chunk, and the others read them in shared memory.
+#pragma once
+#include "matmul_weights.cuh"
+
+// The scales of a unit's rows, as `Scales::find` leaves them.
+struct SharedScales {
+    static constexpr int num_words = Scales<FORMAT>::num_words, at_once = num_words < 4 ? num_words : 4;
+    static constexpr int row_bytes = num_words * 4, chunk_bytes = 8 * row_bytes;
+    static_assert(!STREAMED || 4 * chunk_bytes <= STREAMED_SCALE_BYTES, "a warp's share of shared memory");
+
+    u32 rows;  // where those of the lane's two rows are, in the first chunk
+
+    DEVICE void load(int chunk, u32 (&word)[num_words]) const {
+#pragma unroll
+        for (int i = 0; i < num_words; i += at_once) load_words<at_once>(word + i, rows + chunk * chunk_bytes + 4 * i);
+    }
+    DEVICE void store(int chunk, const u32 (&word)[num_words]) const {
+#pragma unroll
+        for (int i = 0; i < num_words; i += at_once) store_words<at_once>(rows + chunk * chunk_bytes + 4 * i, word + i);
+    }
+};
+
+// One warp's partition of its tiles, one tile after the other, as `Weights` has it.
+class StreamedWeights {
+    using L = Layout<FORMAT>;
+    static constexpr int CODE_BYTES = L::code_planes ? 16 : 4 * L::rest_words;  // of a lane in the first plane
+
+    Raw<FORMAT> raw[4];                           // a unit's codes; in the first one the scales of chunk `lane % 4`
+    const u8* next_unit;                          // the lane's codes of the unit that is loaded next
+    u32 high_offset, scale_offset, super_offset;  // from there
+    int next_units;                               // units left to load in its tile
+    int next_tile, tile_step, num_tiles;
+    int first_unit, num_units;
+    int lane = threadIdx.x % 32;
+    SharedScales scales;
+
+    DEVICE void load_codes(int sub, bool wanted) {
+        const u8* from = next_unit + sub * L::code_bytes;
+#pragma unroll
+        for (int plane = 0; plane < L::code_planes; plane++)
+            load_streaming_if<4>(wanted, raw[sub].code + 4 * plane, from + plane * L::code_owners * 16);
+        if constexpr (L::rest_words)
+            load_streaming_if<L::rest_words>(wanted, raw[sub].code + 4 * L::code_planes, from + L::rest_at);
+        if constexpr (L::high_bytes)
+            load_streaming_if<L::high_bytes / 128>(wanted, raw[sub].high,
+                                                   next_unit + high_offset + sub * L::high_bytes);
+    }
+    DEVICE void load_scales(bool wanted) {
+        load_streaming_if<L::scale_bytes / 32>(wanted, raw[0].scale, next_unit + scale_offset);
+        load_streaming_if<L::super_bytes / 32>(wanted, raw[0].super, next_unit + super_offset);
+    }
+    DEVICE void begin_tile(const MatrixParams& matrix, const u8* packed) {
+        next_unit =
+            unit_address<FORMAT>(packed, next_tile, first_unit * L::chunks, matrix.num_units) + lane * CODE_BYTES;
+    }
+    DEVICE void advance(const MatrixParams& matrix, const u8* packed) {
+        next_unit += 4 * L::unit_bytes;
+        next_units--;
+#pragma unroll 1
+        while (next_units <= 0) {  // once; an `if` would become a row of predicated instructions
+            next_tile += tile_step, next_units = num_units;
+            begin_tile(matrix, packed);
+        }
+    }
+
+   public:
+    DEVICE StreamedWeights(const MatrixParams& matrix, const u8* packed, u32 scales_of_warps, int partition, int tile,
+                           int tile_step, int num_tiles)
+        : next_tile(tile),
+          tile_step(tile_step),
+          num_tiles(num_tiles),
+          first_unit(partition_start(partition, matrix)),
+          num_units(partition_start(partition + 1, matrix) - first_unit) {
+        compute_now(lane);
+        scales.rows = scales_of_warps + threadIdx.x / 32 * STREAMED_SCALE_BYTES + (lane >> 2) * SharedScales::row_bytes;
+        high_offset = L::high_at + lane * (L::high_bytes / 32 - CODE_BYTES);
+        scale_offset =
+            L::scale_at + (lane & 3) * L::scale_bytes + (lane >> 2) * (L::scale_bytes / 8) - lane * CODE_BYTES;
+        super_offset = L::super_at + (lane >> 2) * (L::super_bytes / 8) - lane * CODE_BYTES;
+        compute_now(scale_offset), compute_now(super_offset);
+        next_units = num_units;
+        begin_tile(matrix, packed);
+        const bool wanted = next_tile < num_tiles;
+        load_scales(wanted);
+#pragma unroll
+        for (int sub = 0; sub < 4; sub++) load_codes(sub, wanted);
+        advance(matrix, packed);
+        compute_now(scales.rows);
+    }
+
+    DEVICE void make_ready(const RowBase&, bool) {}  // the first unit is in registers
+
+    // acc += the warp's partition of its next tile times x, whose rows begin at `x`.
+    DEVICE void multiply(const MatrixParams& matrix, const u8* packed, float (&acc)[4], const RowBase& base, u32 x,
+                         bool /*is_last*/) {
+        x += first_unit * (L::chunks * 128);
+#pragma unroll 1
+        for (int left = num_units; left > 0; left--) {
+            const bool wanted = next_tile < num_tiles;
+            u32 word[SharedScales::num_words];
+            Scales<FORMAT>::find(raw[0], base, word);
+            load_scales(wanted);
+            __syncwarp();  // all have read those of the unit before
+            scales.store(lane & 3, word);
+            __syncwarp();
+#pragma unroll
+            for (int sub = 0; sub < 4; sub++) {
+                scales.load(sub, word);
+                Fragments fragments;
+                fragments.unpack(raw[sub], Scales<FORMAT>(word));
+                load_codes(sub, wanted);
+                fragments.multiply(acc, x + sub * 128);
+            }
+            x += L::chunks * 128;
+            advance(matrix, packed);
+        }
+    }
+};
+
+template <bool>
+struct OneTokenWeights {
+    using type = Weights;
+};
+template <>
+struct OneTokenWeights<true> {
+    using type = StreamedWeights;
+};
+using GemvWeights = OneTokenWeights<STREAMED>::type;
