@@ -85,8 +85,8 @@ class Format:
 
     @cached_property
     def has_row_base(self) -> bool:
-        """Whether scales are relative to the largest exponent of a row, which is kept apart."""
-        return self.scaling is Scaling.EXPONENT
+        """Whether scales are taken relative to the largest exponent of a row, which is kept apart."""
+        return self.scaling in (Scaling.EXPONENT, Scaling.SUPER_MINS_16)
 
     @cached_property
     def takes_many_instructions(self) -> bool:

@@ -4,10 +4,26 @@
 #include "grid.cuh"
 
 // MXFP4's powers of two have a wider range than float16: a row is computed relative to its largest exponent, and its
-// results are multiplied by 2^(exponent - 127) in the end. `base` are the largest exponents of the lane's two rows.
+// results are multiplied by 2^(exponent - 127) in the end. `base` are the largest exponents of the lane's two rows. So
+// it is with Q2_K: `relative_super`.
 struct RowBase {
     int base[2];
 };
+
+// The codes of Q2_K are taken for subnormal float16 as they lie in a word: a code q at bit `at` of a half is
+// q * 2^(at - 24), and needs no conversion. Scales must be larger by as much, and fit: a row is computed relative to
+// its largest super-scale, too. If that is below 2^(n + 1), the row's base is n + RELATIVE_BASE.
+constexpr int RELATIVE_BASE = 127 + 11, LEAST_EXPONENT = -19;
+
+// 2^n, n from -24 to 15. (Less is asked for where a super-scale is 2^14, and its numbers are more than float16 holds.)
+DEVICE u16 half_power(int n) { return (u16)(n < -14 ? 1 << max(24 + n, 0) : 15 + n << 10); }
+
+// A super-scale times 2^(11 - n), so that 15 of it are below 2^16; and the minimum's times 2^(-11 - n).
+DEVICE u32 relative_super(u32 super, int base) {
+    const int n = max(base - RELATIVE_BASE, LEAST_EXPONENT), first = min(11 - n, 15);
+    const u32 both = half_power(first) | (u32)half_power(-11 - n) << 16;
+    return half2_multiply(half2_multiply(super, both), half_power(11 - n - first) | 0x3C000000u);
+}
 
 DEVICE u16 relative_scale(u32 exponent, int base) {  // 2^(exponent - base + 14), as codes below carry 2^-14
     int field = 29 + (int)exponent - base;
@@ -25,6 +41,7 @@ DEVICE constexpr u32 half2_of(u32 integer) {
     return 0x00010001u * ((exponent + 15) << 10 | (integer << (10 - exponent) & 0x3FF));
 }
 DEVICE constexpr u32 half2_power(int n) { return 0x00010001u * (15 - n << 10); }
+DEVICE constexpr u32 half_exponent(int n) { return 15 + n << 10; }  // 2^n
 constexpr u32 HALF2_MINUS = 0x80008000u;
 
 // (1024 + integer * 2^AT) of both halves -> the integers less `OFFSET`, exactly.
@@ -72,8 +89,12 @@ struct Scales {
             }
             if constexpr (scaling == SUPER_MINS_16) {  // the same of 4 bits
                 pair = nibble_of(raw.scale[row], group);
-                pair = group & 1 ? integers_of<4>(pair) : integers_of<0>(pair);
-                pair = half2_multiply(pair, raw.super[row]);
+                // The scale is less by what the codes are more: see `two_bits_at`.
+                const int at = nibble_at(group);
+                const u32 factor = half_exponent(-at - 2 * group) | half_exponent(-at) << 16;
+                const u32 minus = half_exponent(10 - at - 2 * group) | half_exponent(10 - at) << 16;
+                pair = half2_fma(pair, factor, minus ^ HALF2_MINUS);
+                pair = half2_multiply(pair, relative_super(raw.super[row], row_base.base[row]));
             }
             if constexpr (scaling == ODD_SCALES) {  // twice the nibble, and one
                 pair = nibble_of(raw.scale[0], group);
@@ -120,13 +141,18 @@ struct Scales {
 DEVICE constexpr int e2m1_sign(int q) { return 0xDECF >> 4 * (q & 3) & 15; }
 DEVICE constexpr int e2m1_magnitude(int q) { return 9 - 3 * (q & 3); }
 
+// Where in a half codes of 2 bits are taken from: the two pairs of 16 columns are at the same place.
+DEVICE constexpr int two_bits_at(int q) { return 2 + (q & 6); }
+
 // Where in a word the low bits of code e of pair q lie: the word has those of 4 pairs, or of 8 if they are 2 bits. The
-// nibbles of NON_LINEAR select bytes: two pairs are in each half.
+// nibbles of NON_LINEAR select bytes: two pairs are in each half. Codes of 2 bits are at bits 2 to 9, or are so once
+// the bytes of the halves have changed places.
 template <int F>
 DEVICE constexpr int low_place(int q, int e) {
     using L = Layout<F>;
     if (L::codes == NON_LINEAR) return 16 * (q >> 1 & 1) + 8 * (q & 1) + 4 * e;
-    return 16 * e + (L::low_bits == 2 ? 2 * q : 4 * (q & 3));
+    if (L::low_bits == 2) return 16 * e + (two_bits_at(q) + 8 * (q & 1)) % 16;
+    return 16 * e + 4 * (q & 3);
 }
 template <int F>
 DEVICE constexpr int low_word(int q) {  // of a row
@@ -281,11 +307,15 @@ DEVICE u32 pair_of(const Raw<F>& raw, const Scales<F>& scales, int row, int q) {
                                     : integers_of<6, L::zero>(integer);
         return half2_multiply(value, scale);
     }
-    // Integers of 2 and of 4 to 6 bits: the low ones within the low byte of a half, high ones put above them, 1024 in
+    if constexpr (L::code_bits == 2) {
+        const u32 word = q & 1 ? __byte_perm(raw.code[row], 0, 0x2301) : raw.code[row];
+        return half2_fma(word & 0x00030003u << two_bits_at(q), scale, scales.low[row][q >> 1]);
+    }
+    // Integers of 4 to 6 bits: the low ones within the low byte of a half, high ones put above them, 1024 in
     // front.
     constexpr int places = 8 / L::low_bits;   // of a byte
     const int at = q % places * L::low_bits;  // the integer comes out times 2^at
-    u32 word = raw.code[L::low_bits == 2 ? row : 2 * row + (q >> 2)];
+    u32 word = raw.code[2 * row + (q >> 2)];
     if (q & places) word >>= 8;
     u32 integer = and_or(word, 0x00010001u * L::low_mask << at, HALF2_1024);
     constexpr int high_bits = L::code_bits - L::low_bits;

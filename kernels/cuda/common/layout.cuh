@@ -40,7 +40,7 @@ struct MatrixParams {
     int num_units;             // of k
     i64 expert_bytes;
     u8* packed;         // [num_experts, expert_bytes]
-    int* base;          // [num_experts, num_rows] EXPONENT: largest exponent of each row
+    int* base;          // [num_experts, num_rows] `has_row_base`: largest exponent of each row
     const float* bias;  // [num_experts, num_rows], in the order of the packed rows; may be null
 };
 

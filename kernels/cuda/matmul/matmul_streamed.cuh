@@ -28,7 +28,12 @@ class StreamedWeights {
     using L = Layout<FORMAT>;
     static constexpr int CODE_BYTES = L::code_planes ? 16 : 4 * L::rest_words;  // of a lane in the first plane
 
-    Raw<FORMAT> raw[4];                           // a unit's codes; in the first one the scales of chunk `lane % 4`
+    struct Unit {
+        Raw<FORMAT> raw[4];  // the codes of its chunks; in the first one the scales of chunk `lane % 4`
+    };
+    static constexpr int DEPTH = L::unit_bytes < 1536 ? 2 : 1;  // small ones: more must be under way
+
+    Unit ahead[DEPTH];                            // units that are loaded
     const u8* next_unit;                          // the lane's codes of the unit that is loaded next
     u32 high_offset, scale_offset, super_offset;  // from there
     int next_units;                               // units left to load in its tile
@@ -37,20 +42,19 @@ class StreamedWeights {
     int lane = threadIdx.x % 32;
     SharedScales scales;
 
-    DEVICE void load_codes(int sub, bool wanted) {
+    DEVICE void load_codes(Raw<FORMAT>& raw, int sub, bool wanted) {
         const u8* from = next_unit + sub * L::code_bytes;
 #pragma unroll
         for (int plane = 0; plane < L::code_planes; plane++)
-            load_streaming_if<4>(wanted, raw[sub].code + 4 * plane, from + plane * L::code_owners * 16);
+            load_streaming_if<4>(wanted, raw.code + 4 * plane, from + plane * L::code_owners * 16);
         if constexpr (L::rest_words)
-            load_streaming_if<L::rest_words>(wanted, raw[sub].code + 4 * L::code_planes, from + L::rest_at);
+            load_streaming_if<L::rest_words>(wanted, raw.code + 4 * L::code_planes, from + L::rest_at);
         if constexpr (L::high_bytes)
-            load_streaming_if<L::high_bytes / 128>(wanted, raw[sub].high,
-                                                   next_unit + high_offset + sub * L::high_bytes);
+            load_streaming_if<L::high_bytes / 128>(wanted, raw.high, next_unit + high_offset + sub * L::high_bytes);
     }
-    DEVICE void load_scales(bool wanted) {
-        load_streaming_if<L::scale_bytes / 32>(wanted, raw[0].scale, next_unit + scale_offset);
-        load_streaming_if<L::super_bytes / 32>(wanted, raw[0].super, next_unit + super_offset);
+    DEVICE void load_scales(Raw<FORMAT>& raw, bool wanted) {
+        load_streaming_if<L::scale_bytes / 32>(wanted, raw.scale, next_unit + scale_offset);
+        load_streaming_if<L::super_bytes / 32>(wanted, raw.super, next_unit + super_offset);
     }
     DEVICE void begin_tile(const MatrixParams& matrix, const u8* packed) {
         next_unit =
@@ -83,11 +87,14 @@ class StreamedWeights {
         compute_now(scale_offset), compute_now(super_offset);
         next_units = num_units;
         begin_tile(matrix, packed);
-        const bool wanted = next_tile < num_tiles;
-        load_scales(wanted);
 #pragma unroll
-        for (int sub = 0; sub < 4; sub++) load_codes(sub, wanted);
-        advance(matrix, packed);
+        for (int i = 0; i < DEPTH; i++) {
+            const bool wanted = next_tile < num_tiles;
+            load_scales(ahead[i].raw[0], wanted);
+#pragma unroll
+            for (int sub = 0; sub < 4; sub++) load_codes(ahead[i].raw[sub], sub, wanted);
+            advance(matrix, packed);
+        }
         compute_now(scales.rows);
     }
 
@@ -98,25 +105,39 @@ class StreamedWeights {
                          bool /*is_last*/) {
         x += first_unit * (L::chunks * 128);
 #pragma unroll 1
-        for (int left = num_units; left > 0; left--) {
-            const bool wanted = next_tile < num_tiles;
-            u32 word[SharedScales::num_words];
-            Scales<FORMAT>::find(raw[0], base, word);
-            load_scales(wanted);
-            __syncwarp();  // all have read those of the unit before
-            scales.store(lane & 3, word);
-            __syncwarp();
+        for (int left = num_units; left > 0; left -= DEPTH) {
 #pragma unroll
-            for (int sub = 0; sub < 4; sub++) {
-                scales.load(sub, word);
-                Fragments fragments;
-                fragments.unpack(raw[sub], Scales<FORMAT>(word));
-                load_codes(sub, wanted);
-                fragments.multiply(acc, x + sub * 128);
+            for (int i = 0; i < DEPTH; i++) {
+                if (i >= left) break;
+                multiply_unit(ahead[i], matrix, packed, acc, base, x);
+                x += L::chunks * 128;
             }
-            x += L::chunks * 128;
-            advance(matrix, packed);
         }
+        if (DEPTH == 2 && num_units % 2) {  // the next tile's first unit is in the second place
+            const Unit first = ahead[0];
+            ahead[0] = ahead[DEPTH - 1], ahead[DEPTH - 1] = first;
+        }
+    }
+
+   private:
+    DEVICE void multiply_unit(Unit& unit, const MatrixParams& matrix, const u8* packed, float (&acc)[4],
+                              const RowBase& base, u32 x) {
+        const bool wanted = next_tile < num_tiles;
+        u32 word[SharedScales::num_words];
+        Scales<FORMAT>::find(unit.raw[0], base, word);
+        load_scales(unit.raw[0], wanted);
+        __syncwarp();  // all have read those of the unit before
+        scales.store(lane & 3, word);
+        __syncwarp();
+#pragma unroll
+        for (int sub = 0; sub < 4; sub++) {
+            scales.load(sub, word);
+            Fragments fragments;
+            fragments.unpack(unit.raw[sub], Scales<FORMAT>(word));
+            load_codes(unit.raw[sub], sub, wanted);
+            fragments.multiply(acc, x + sub * 128);
+        }
+        advance(matrix, packed);
     }
 };
 

@@ -27,6 +27,9 @@ struct RepackParams {
 
 DEVICE bool is_finite_half(u32 bits) { return (bits & 0x7C00) != 0x7C00; }
 
+// Of 2^n or what is less than twice as much: n.
+DEVICE int exponent_of_half(u32 bits) { return (int)(__float_as_uint(from_half(bits & 0x7FFF)) >> 23) - 127; }
+
 using File = Layout<SOURCE>;
 
 // The stored code of element i of a block, without its scale.
@@ -224,6 +227,11 @@ KERNEL __launch_bounds__(256) repack_rows(const __grid_constant__ RepackParams p
                 } else {
                     ((u32*)(unit + L::super_at))[g * 2 + half] = word_at(from) ^ 0x80000000u;  // scale, -minimum
                     finite &= is_finite_half(half_at(from)) && is_finite_half(half_at(from + 2));
+                }
+                if constexpr (L::scaling == SUPER_MINS_16) {  // minima may be 2^22 times as large: see `relative_super`
+                    const int exponent = max(exponent_of_half(half_at(from)), exponent_of_half(half_at(from + 2)) - 22);
+                    atomicMax(matrix.base + (i64)expert * matrix.num_rows + to,
+                              RELATIVE_BASE + max(exponent, LEAST_EXPONENT));
                 }
             }
         }
