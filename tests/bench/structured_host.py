@@ -75,7 +75,7 @@ class InstantModel:
     recompute_at, bytes_per_state = None, 0
 
     def __init__(self, vocab_size: int, host_time: PartTimes) -> None:
-        self.config = SimpleNamespace(vocab_size=vocab_size, context_length=PROMPT_TOKENS + OUTPUT_TOKENS)
+        self.config = SimpleNamespace(vocab_size=vocab_size, context_length=PROMPT_TOKENS + OUTPUT_TOKENS, num_layers=1)
         self.device = InstantDevice(host_time)
 
     def bytes_per_block(self, block_tokens: int) -> int:
