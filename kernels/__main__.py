@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from kernels.errors import CompileFailed
-from kernels.registry import variants
+from kernels.kernel_variants import variants
 from kernels.runtime.compiler import Compiler, Variant
 
 ARCHITECTURES = ("sm_80", "sm_86", "sm_89", "sm_90a", "sm_120")

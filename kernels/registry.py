@@ -6,11 +6,13 @@ type checker, where a device opens them.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol, TypeVar
 
 import kernels.reference.activation
 import kernels.reference.attention
 import kernels.reference.convolution
+import kernels.reference.decode_layers
 import kernels.reference.decode_step
 import kernels.reference.delta_net
 import kernels.reference.embedding
@@ -23,18 +25,9 @@ from kernels.batch import AnyArray, LayerCache, LayerState, LogitEdits, Sampling
 from kernels.decode_rows import DecodeRows
 from kernels.logit_edits import EditResets
 from kernels.ops import activation, attention, attention_plan, decode_step, embedding, matmul, moe, norm, rope, sampling
-from kernels.ops.attention_parts import prefix_attention
-from kernels.ops.layers import convolution, delta_net, shared_expert
-from kernels.runtime.compiler import Variant
+from kernels.ops.layers import convolution, decode_layers, delta_net
 from kernels.runtime.launcher import Context, bind
-from kernels.weights import repack
-from kernels.weights.parameters import Attention, Clamp, DeltaNet, Geglu, Norm, Rope
-
-MODULES = (
-    *(activation, attention, attention_plan, convolution, decode_step, delta_net, matmul, moe, norm, repack, rope),
-    *(prefix_attention, sampling, shared_expert),
-)
-"""The modules that launch kernels of their own."""
+from kernels.weights.parameters import Attention, Clamp, DeltaNet, DenseLayer, Geglu, Norm, Rope
 
 # What has another type on each device.
 Array = TypeVar("Array", bound=AnyArray, contravariant=True)
@@ -182,6 +175,20 @@ class Ops(Protocol[Array, Matrix, Projection, Router, Experts, Rotation, Attenti
     ) -> None:
         """Norm, router, and the sum of each token's best experts, added to the residual stream or stored."""
 
+    def can_decode_layers(self, layers: Sequence[DenseLayer[Array, Projection]]) -> bool:
+        """Whether `decode_layers` is for them and faster than their ops one by one."""
+
+    def decode_layers(
+        self,
+        layers: Sequence[DenseLayer[Array, Projection]],
+        by: Rotation,
+        step: Step[Array],
+        *,
+        out_caches: Sequence[LayerCache[Array]],
+        out: Array,
+    ) -> None:
+        """All layers of a step of one token."""
+
     def norm_head(
         self, x: Array, rows: Array, norm: Norm[Array], head: Projection, *, softcap: float = 0.0, out: Array
     ) -> None:
@@ -241,6 +248,8 @@ class CudaOps:
         self.short_convolution = bind(context, convolution.short_convolution)
         self.gated_delta_net = bind(context, delta_net.gated_delta_net)
         self.norm_moe_residual = bind(context, moe.norm_moe_residual)
+        self.can_decode_layers = bind(context, decode_layers.can_decode_layers)
+        self.decode_layers = bind(context, decode_layers.decode_layers)
         self.norm_head = bind(context, matmul.norm_head)
         self.reset_edits = bind(context, sampling.reset_edits)
         self.mask_logits = bind(context, sampling.mask_logits)
@@ -276,6 +285,8 @@ class ReferenceOps:
         self.short_convolution = kernels.reference.convolution.short_convolution
         self.gated_delta_net = kernels.reference.delta_net.gated_delta_net
         self.norm_moe_residual = kernels.reference.moe.norm_moe_residual
+        self.can_decode_layers = kernels.reference.decode_layers.can_decode_layers
+        self.decode_layers = kernels.reference.decode_layers.decode_layers
         self.norm_head = kernels.reference.norm.norm_head
         self.reset_edits = kernels.reference.sampling.reset_edits
         self.mask_logits = kernels.reference.sampling.mask_logits
@@ -283,17 +294,3 @@ class ReferenceOps:
         self.top_log_probabilities = kernels.reference.sampling.top_log_probabilities
         self.begin_decode = kernels.reference.decode_step.begin_decode
         self.resolve_tokens = kernels.reference.decode_step.resolve_tokens
-
-
-def variants() -> list[Variant]:
-    """Every variant that the ops can launch, each once."""
-    seen: dict[tuple[object, ...], Variant] = {}
-    for module in MODULES:
-        for source, defines in module.variants():
-            seen[source, *sorted(defines.items())] = (source, defines)
-    return list(seen.values())
-
-
-def common_variants() -> list[Variant]:
-    """Those that depend on no model."""
-    return [(source, defines) for source, defines in variants() if not defines]

@@ -17,6 +17,7 @@ OUTSIDE = PurePath("tasks/demo/training")  # makes the model that ships, which t
 
 WITHOUT_TESTS = {
     "kernels/errors.py": "exception classes; what they say is tested where they are raised",
+    "kernels/ops/layers/decode_layers_params.py": "structs, which compiling the kernels compares with CUDA's",
     "kernels/ops/matmul_params.py": "structs, which compiling the kernels compares with CUDA's",
     "kernels/ops/attention_parts/attention_params.py": "the same",
     "orcd/batch/line.py": "types without methods",

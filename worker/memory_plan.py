@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 from kernels.batch import PrefixGroups, dry_step, first
 from kernels.devices.dry_run import DryRunDevice
 from kernels.devices.protocol import Device, GpuDevice, is_gpu
+from kernels.kernel_variants import common_variants
 from kernels.ops.matmul_tuning import tokens_of_shapes
-from kernels.registry import common_variants
 from kernels.runtime.compiler import Variant
 from kernels.runtime.memory import ALIGNMENT, PAGE_BYTES, MemoryPlan
 from kernels.weights.upload import STAGING_BYTES

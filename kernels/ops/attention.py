@@ -54,7 +54,7 @@ class RopeAttentionParams(CudaStruct, source="attention/attention"):
 
 _WIDE = "attention/attention_wide"
 _SOFTCAP = {"SOFTCAP": 1}
-_CODE_FACTOR = 2.0**-24  # of products with codes: CODE_FACTOR of cuda/rope/kv_cache.cuh
+CODE_FACTOR = 2.0**-24  # of products with codes: CODE_FACTOR of cuda/rope/kv_cache.cuh
 
 
 def variants() -> list[Variant]:
@@ -238,7 +238,7 @@ def _params(
         f"{cache.keys.shape}: not its cache"
     )
     assert head_dim in HEAD_DIMS + WIDE_HEAD_DIMS, f"heads of {head_dim}: there are kernels for others only"
-    scale = attention.scale / (_CODE_FACTOR if cache.scales else 1)
+    scale = attention.scale / (CODE_FACTOR if cache.scales else 1)
     work = AttentionWork(
         counts=plan.counts.pointer,
         items=items.pointer,

@@ -18,6 +18,7 @@ Pairing = Literal["neox", "normal"]
 HeadOrder = Literal["tiled", "grouped"]
 
 Array = TypeVar("Array", covariant=True)
+Projection = TypeVar("Projection", covariant=True)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -155,6 +156,19 @@ class Attention(Generic[Array]):
     def qkv_width(self) -> int:
         """Elements of what a layer projects of a token: queries, then keys and values that it makes."""
         return (self.num_heads + 2 * self.num_new_heads) * self.head_dim
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class DenseLayer(Generic[Array, Projection]):
+    """A layer with rotated attention and a SwiGLU: all that it adds to the residual stream it adds as it is."""
+
+    attention_norm: RmsNorm[Array]
+    qkv: Projection
+    attention: Attention[Array]
+    output: Projection
+    ffn_norm: RmsNorm[Array]
+    gate_up: Projection
+    down: Projection
 
 
 @dataclass(frozen=True, slots=True, eq=False)

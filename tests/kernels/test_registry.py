@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from kernels.batch import SAMPLING_ROW, SamplingParams
-from kernels.registry import CudaOps, Ops, ReferenceOps, variants
+from kernels.registry import CudaOps, Ops, ReferenceOps
 from kernels.runtime.device_array import DeviceArray
 from kernels.runtime.gpu_spec import H100
 from kernels.runtime.launcher import Context
@@ -51,8 +51,3 @@ def test_an_op_gives_its_scratch_memory_back_unless_it_returns_it() -> None:
     params = SamplingParams(DeviceArray(0, (4,), SAMPLING_ROW), DeviceArray(0, (4,), np.dtype(np.int64)))
     ops.top_log_probabilities(logits, drawn, params, out_logprobs=drawn, out_top_ids=top, out_top_logprobs=top)
     assert context.mark() == kept < context.high_water_bytes
-
-
-def test_no_variant_is_listed_twice() -> None:
-    listed = [(source, *sorted(defines.items())) for source, defines in variants()]
-    assert len(listed) == len(set(listed))

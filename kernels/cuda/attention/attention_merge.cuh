@@ -15,7 +15,7 @@ struct Slice {
     float4 o[THREAD_QUADS];
 };
 
-DEVICE int slice_row() { return threadIdx.x / ROW_THREADS; }
+DEVICE int slice_row() { return threadIdx.x % DECODE_THREADS / ROW_THREADS; }
 DEVICE int slice_column(int quad) { return (quad * ROW_THREADS + threadIdx.x % ROW_THREADS) * 4; }
 
 DEVICE void clear(Slice& slice) {
@@ -45,7 +45,7 @@ DEVICE Exchange& exchange_at(u8* shared) { return *(Exchange*)(shared + 2 * DECO
 DEVICE u8* new_rows_at(u8* shared) { return (u8*)(&exchange_at(shared) + 1); }
 
 DEVICE void put(Exchange& exchange, const Partial<1>& partial, i32 num_rows) {
-    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+    const int warp = threadIdx.x / 32 % DECODE_WARPS, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
 #pragma unroll
     for (int half = 0; half < 2; half++) {
         if (8 * half >= num_rows) break;

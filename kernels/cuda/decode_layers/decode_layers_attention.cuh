@@ -1,0 +1,208 @@
+// Blocks that attend: one for each KV head. Its warps have the tiles of two KV splits at a time, which are merged in
+// the order of attention_plan.cuh. Keys and values of the tokens before are fetched a layer ahead.
+#pragma once
+#include "decode_layers.cuh"
+
+constexpr int ATTENTION_WARPS = SPLITS_AT_ONCE * DECODE_WARPS;
+static_assert(SPLITS_AT_ONCE == 2 && DECODE_WARPS == SPLIT_TILES && ATTENTION_WARPS <= LAYER_WARPS, "a tile a warp");
+
+struct AttentionScratch {
+    u8 tiles[ATTENTION_WARPS][2][TILE_BYTES];  // keys, values
+    Exchange exchange[SPLITS_AT_ONCE];
+    u8 new_rows[NEW_ROWS_BYTES];
+    Slice second[DECODE_THREADS];  // the second split, as its warps have merged it
+};
+
+class AttentionBlock {
+    enum Barrier { HEADS_BARRIER = 1, TILES_BARRIER, SPLITS_BARRIER };
+    static constexpr int WARP_HEADS = (DECODE_ROWS + 2 + ATTENTION_WARPS - 1) / ATTENTION_WARPS;
+
+    const DecodeLayersParams& p;
+    const AttentionParams& attention;
+    AttentionScratch& scratch;
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, kv_head;
+    const int split_number = warp / DECODE_WARPS;  // of those at once
+    const HeadLane at;
+    Rotation rotation, query_rotation;
+    Item item = {};
+    u32 keys, values;  // this warp's tiles in shared memory
+
+   public:
+    DEVICE AttentionBlock(const DecodeLayersParams& p, u8* shared)
+        : p(p),
+          attention(p.attention),
+          scratch(*(AttentionScratch*)shared),
+          kv_head(blockIdx.x - p.cut.attention_block),
+          at(head_lane(p.rope)) {
+        keys = shared_address(scratch.tiles[warp % ATTENTION_WARPS][0]), values = keys + TILE_BYTES;
+    }
+
+    DEVICE void run() {
+        if (warp >= ATTENTION_WARPS) return;
+        wait_for_previous();
+        const i32 position = attention.positions[0], slot = p.slots[0];
+        if (position < 0) {
+            clear_all();
+            return;
+        }
+        item.num_rows = attention.group, item.num_keys = position + 1, item.end_tile = position / TILE_KEYS + 1;
+        rotation = load_rotation(p.rope, at, 0);
+        query_rotation = times(rotation, load_query_factor(p.rope, 0));
+        const i64 first_offset = offset_of(warp);
+        const i64 new_offset =
+            slot < 0 ? -1 : cache_offset(slot, kv_head, attention.num_kv_heads, attention.block_tokens);
+#pragma unroll 1
+        for (int l = 0; l < p.cut.num_layers; l++) {
+            const DecodeLayer& layer = p.layers[l];
+            const LayerWords words(p, l);
+            copy(keys, layer.cache.keys, first_offset, warp);
+            copy(values, layer.cache.values, first_offset, warp);
+            take_heads(words.qkv, layer.cache, new_offset);
+            attend(layer.cache, words.attended());
+        }
+    }
+
+   private:
+    // What a row that is nobody's attends to.
+    DEVICE void clear_all() const {
+        const int num_words = attention.group * (HEAD_DIM / 2);
+        for (int l = 0; l < p.cut.num_layers; l++)
+            for (int i = threadIdx.x; i < num_words; i += ATTENTION_WARPS * 32)
+                publish(LayerWords(p, l).attended() + kv_head * num_words + i, 0);
+    }
+
+    DEVICE void copy(u32 place, const HeadCache& cache, i64 offset, i32 tile) const {
+        copy_tile(place, cache, offset, tile, item.end_tile, item.num_keys - 1);
+    }
+    DEVICE u8* new_row(int row) const { return scratch.new_rows + row * QUERY_BYTES; }
+    DEVICE i64 offset_of(i32 tile) const {
+        return tile < item.end_tile ? group_offset(attention, item, kv_head, tile, lane % TILE_GROUPS) : 0;
+    }
+
+    // The words of this block's head `row`: its queries, then the new key and value.
+    DEVICE const u32* head_words(const u32* qkv, int row) const {
+        const i32 group = attention.group, num_heads = group * attention.num_kv_heads;
+        const i32 head =
+            row < group ? kv_head * group + row : num_heads + (row - group) * attention.num_kv_heads + kv_head;
+        return qkv + head * (HEAD_DIM / 2);
+    }
+
+    // Waits for this layer's heads, rotates them into `new_rows`, and stores the new key and value in the cache.
+    DEVICE void take_heads(const u32* qkv, const LayerCacheParams& cache, i64 new_offset) {
+        const int num_rows = attention.group + 2;
+        uint2 heads[WARP_HEADS];
+        await<WARP_HEADS>(
+            [&](int i) {
+                const int row = warp + i * ATTENTION_WARPS;
+                const bool wanted = at.valid && row < num_rows;
+                const u32* words = head_words(qkv, wanted ? row : 0);
+                heads[i].x = wanted ? load_word(words + at.first) : 0;
+                heads[i].y = wanted ? load_word(words + at.second) : 0;
+            },
+            [&](int i) { return heads[i].x != EMPTY && heads[i].y != EMPTY; });
+        __syncwarp();
+#pragma unroll
+        for (int i = 0; i < WARP_HEADS; i++) {
+            const int row = warp + i * ATTENTION_WARPS;
+            if (row >= num_rows) break;
+            if (row < attention.group) {
+                const uint2 query = rotate_head(heads[i], at, query_rotation, HeadNorm{});
+                store_head((u16*)(scratch.new_rows + row * QUERY_BYTES), at, query);
+                continue;
+            }
+            const bool is_key = row == attention.group;
+            const uint2 cached = to_cache(is_key ? rotate_head(heads[i], at, rotation, HeadNorm{}) : heads[i]);
+            u8* const place = new_row(is_key ? NEW_KEY : NEW_VALUE);
+            store_cached(place, (u16*)(place + HEAD_DIM), at, cached);
+            if (new_offset >= 0) store_cached(is_key ? cache.keys : cache.values, new_offset, at, cached);
+        }
+        sync_warps(HEADS_BARRIER, ATTENTION_WARPS);
+    }
+
+    DEVICE void load_queries(Rows<1>& rows) const {
+        const u32 address =
+            shared_address(scratch.new_rows) + ((lane & 7) + (lane >> 3 & 1) * 8) * QUERY_BYTES + (lane >> 4) * 16;
+#pragma unroll
+        for (int k = 0; k < CHUNKS; k++) load_matrices(rows.queries[0][k], address + k * 32);
+        find_code_bias(rows);
+        rows.all_lowest = 0, rows.all_highest = item.num_keys - 1;
+#pragma unroll
+        for (int half = 0; half < 2; half++) {
+            rows.lowest[0][half] = 0;
+            rows.highest[0][half] = 8 * half + lane / 4 < item.num_rows ? rows.all_highest : -1;
+        }
+    }
+
+    // Leaves the partial result of this warp's tile of a round for others, and begins to copy the one of the next
+    // round.
+    DEVICE void attend_to_tile(const Rows<1>& rows, const LayerCacheParams& cache, i32 tile) {
+        const i32 next = tile + ATTENTION_WARPS;
+        const int halves = item.num_rows > DECODE_ROWS / 2 ? 2 : 1;
+        const bool is_newest = tile == (item.num_keys - 1) / TILE_KEYS;
+        const i64 offset = offset_of(next);
+        Weights<1> weights;
+        Partial<1> partial;
+        copy_wait<1>();
+        if (is_newest) NewRows::complete(scratch.tiles[warp][0], item, new_row(NEW_KEY));
+        __syncwarp();
+        score_tile(weights, rows, keys, tile * TILE_KEYS, attention, halves);
+        __syncwarp();
+        copy(keys, cache.keys, offset, next);
+        copy_wait<1>();
+        if (is_newest) NewRows::complete(scratch.tiles[warp][1], item, new_row(NEW_VALUE));
+        __syncwarp();
+        weigh_tile(partial, weights, values);
+        __syncwarp();
+        copy(values, cache.values, offset, next);
+        put(scratch.exchange[split_number], partial, item.num_rows);
+    }
+
+    // Merges the tiles of a split, the first of which is `first`.
+    DEVICE void merge_tiles(Slice& split, i32 first) const {
+        Slice tiles[DECODE_WARPS];  // fetched together; merging nothing changes no bit
+#pragma unroll
+        for (int w = 0; w < DECODE_WARPS; w++) {
+            clear(tiles[w]);
+            if (first + w < item.end_tile) get(tiles[w], scratch.exchange[split_number], w);
+        }
+#pragma unroll
+        for (int w = 0; w < DECODE_WARPS; w++) merge(split, tiles[w]);
+    }
+
+    DEVICE void attend(const LayerCacheParams& cache, u32* out) {
+        Rows<1> rows;
+        load_queries(rows);
+        const bool merges = slice_row() < item.num_rows;
+        Slice whole;
+        clear(whole);
+#pragma unroll 1
+        for (i32 round = 0; round < item.end_tile; round += ATTENTION_WARPS) {
+            if (round + warp < item.end_tile) attend_to_tile(rows, cache, round + warp);
+            sync_warps(TILES_BARRIER, ATTENTION_WARPS);
+            Slice split;
+            clear(split);
+            if (merges) merge_tiles(split, round + split_number * DECODE_WARPS);
+            const bool has_second = round + DECODE_WARPS < item.end_tile;
+            if (has_second) {
+                if (split_number == 1) scratch.second[threadIdx.x - DECODE_THREADS] = split;
+                sync_warps(SPLITS_BARRIER, ATTENTION_WARPS);
+            }
+            if (split_number == 0 && merges) {
+                merge(whole, split);
+                if (has_second) merge(whole, scratch.second[threadIdx.x]);
+            }
+        }
+        if (split_number == 0 && merges) publish_rows(whole, out);
+    }
+
+    DEVICE void publish_rows(const Slice& whole, u32* out) const {
+        const float factor = final_factor(attention, whole.m, whole.l, 0.0f);
+        u32* to = out + (kv_head * attention.group + slice_row()) * (HEAD_DIM / 2);
+#pragma unroll
+        for (int q = 0; q < THREAD_QUADS; q++)
+            if (slice_column(q) < HEAD_DIM) {
+                publish(to + slice_column(q) / 2, pack_half2(whole.o[q].x * factor, whole.o[q].y * factor));
+                publish(to + slice_column(q) / 2 + 1, pack_half2(whole.o[q].z * factor, whole.o[q].w * factor));
+            }
+    }
+};

@@ -1,0 +1,29 @@
+"""Every kernel that the ops can launch, by the file that it is in and what that is compiled with."""
+
+from __future__ import annotations
+
+from kernels.ops import activation, attention, attention_plan, decode_step, matmul, moe, norm, rope, sampling
+from kernels.ops.attention_parts import prefix_attention
+from kernels.ops.layers import convolution, decode_layers, delta_net, shared_expert
+from kernels.runtime.compiler import Variant
+from kernels.weights import repack
+
+MODULES = (
+    *(activation, attention, attention_plan, convolution, decode_layers, decode_step, delta_net, matmul, moe, norm),
+    *(prefix_attention, repack, rope, sampling, shared_expert),
+)
+"""The modules that launch kernels of their own."""
+
+
+def variants() -> list[Variant]:
+    """Every variant that the ops can launch, each once."""
+    seen: dict[tuple[object, ...], Variant] = {}
+    for module in MODULES:
+        for source, defines in module.variants():
+            seen[source, *sorted(defines.items())] = (source, defines)
+    return list(seen.values())
+
+
+def common_variants() -> list[Variant]:
+    """Those that depend on no model."""
+    return [(source, defines) for source, defines in variants() if not defines]

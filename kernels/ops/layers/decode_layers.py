@@ -1,0 +1,145 @@
+"""All layers of a dense model for one token in one kernel; see cuda/decode_layers/decode_layers.cu."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from kernels.batch import LayerCache, Step
+from kernels.ops.attention import CODE_FACTOR
+from kernels.ops.attention_parts.attention_params import AttentionParams, AttentionWork, ScoreParams
+from kernels.ops.attention_parts.prefix_attention import NO_WORK
+from kernels.ops.layers.decode_layers_cut import Layer, LayersCut, Matrices, fits
+from kernels.ops.layers.decode_layers_params import (
+    DECODE_WARPS,
+    HEAD_DIM,
+    LAYER_WARPS,
+    LAYERS_BYTES,
+    SOURCE,
+    ClearParams,
+    DecodeLayer,
+    DecodeLayersParams,
+    DecodeProduct,
+    LayerCut,
+)
+from kernels.ops.rope import Rotation, cache_defines, cache_params, rope_params, with_codes
+from kernels.runtime.compiler import Variant
+from kernels.runtime.device_array import DeviceArray, pointer_of
+from kernels.runtime.launcher import Context
+from kernels.weights.formats import FORMATS
+from kernels.weights.packed import PackedMatrix
+from kernels.weights.parameters import Attention
+
+_DEFINES = {"HEAD_DIM": HEAD_DIM, "DECODE_WARPS": DECODE_WARPS}
+_FORMAT_NUMBERS = {name: number for number, name in enumerate(FORMATS)}
+
+
+def variants() -> list[Variant]:
+    """What of decode_layers.cu is compiled."""
+    plain: list[Variant] = [(SOURCE, _DEFINES)]
+    return [*plain, *with_codes(plain)]
+
+
+def can_decode_layers(context: Context, layers: Sequence[Layer]) -> bool:
+    """Whether `decode_layers` is for such ``layers``, and the GPU for it."""
+    return fits(context.gpu, layers)
+
+
+def decode_layers(
+    context: Context,
+    layers: Sequence[Layer],
+    by: Rotation,
+    step: Step[DeviceArray],
+    *,
+    out_caches: Sequence[LayerCache[DeviceArray]],
+    out: DeviceArray,
+) -> None:
+    """What ``layers`` make of the residual stream ``out`` [1, H] float32 of a step of one token, in place.
+
+    The same bits as by the ops of single layers. The token's K and V go to ``step.slots`` of ``out_caches``.
+    """
+    qkv, output, gate_up, down = Matrices.of(layers[0])
+    cut = LayersCut.of(layers)
+    layer_words = qkv.num_rows // 2 + output.width // 2 + 2 * qkv.width + down.width // 2
+    words = context.scratch((len(layers), layer_words), np.uint32)
+    num_quads = words.size // 4
+    defines = {**_DEFINES, **cache_defines(out_caches[0])}
+    clear = ClearParams(words=words.pointer, num_quads=num_quads)
+    context.launch(SOURCE, "decode_layers_clear", -(-num_quads // 256), 256, clear, **defines)
+    params = DecodeLayersParams(
+        attention=_attention_params(layers[0].attention, out_caches[0], step),
+        rope=rope_params(by, None),
+        slots=step.slots.pointer,
+        x=out.pointer,
+        words=words.pointer,
+        qkv=_product(qkv, 0),
+        output=_product(output, 0),
+        gate_up=_product(gate_up, cut.gate_at),
+        down=_product(down, cut.down_at),
+        cut=LayerCut(
+            num_layers=len(layers),
+            layer_words=layer_words,
+            width=qkv.width,
+            gate_tiles=cut.gate_tiles,
+            qkv_block=cut.qkv_block,
+            attention_block=cut.attention_block,
+            scratch_at=cut.scratch_at,
+            epsilon=layers[0].ffn_norm.epsilon,
+            inverse_width=1 / qkv.width,
+        ),
+        layers=b"".join(map(_layer, layers, out_caches)).ljust(LAYERS_BYTES, b"\0"),
+    )
+    threads, shared_bytes = 32 * LAYER_WARPS, context.gpu.spread(cut.shared_bytes, 1)
+    context.launch(SOURCE, "decode_layers", cut.num_blocks, threads, params, shared_bytes=shared_bytes, **defines)
+
+
+def _product(matrix: PackedMatrix, buffer_at: int) -> DecodeProduct:
+    return DecodeProduct(
+        num_tiles=matrix.num_tiles,
+        num_chunks=matrix.num_chunks,
+        num_partitions=matrix.num_partitions,
+        buffer_at=buffer_at,
+    )
+
+
+def _layer(layer: Layer, cache: LayerCache[DeviceArray]) -> DecodeLayer:
+    qkv, output, gate_up, down = Matrices.of(layer)
+    return DecodeLayer(
+        qkv=qkv.packed.pointer,
+        output=output.packed.pointer,
+        gate_up=gate_up.packed.pointer,
+        down=down.packed.pointer,
+        qkv_bias=pointer_of(qkv.bias),
+        attention_norm=layer.attention_norm.weight.pointer,
+        ffn_norm=layer.ffn_norm.weight.pointer,
+        cache=cache_params(cache),
+        qkv_format=_FORMAT_NUMBERS[qkv.format.name],
+        output_format=_FORMAT_NUMBERS[output.format.name],
+        gate_up_format=_FORMAT_NUMBERS[gate_up.format.name],
+        down_format=_FORMAT_NUMBERS[down.format.name],
+    )
+
+
+def _attention_params(
+    attention: Attention[DeviceArray], cache: LayerCache[DeviceArray], step: Step[DeviceArray]
+) -> AttentionParams:
+    scale = attention.scale / (CODE_FACTOR if cache.scales else 1)
+    return AttentionParams(
+        qkv=0,
+        cache=cache_params(cache),
+        block_tables=step.block_tables.pointer,
+        positions=step.positions.pointer,
+        work=AttentionWork(counts=0, items=0, arrivals=0, partial_outputs=0, partial_sums=0, prefix=NO_WORK),
+        sinks=0,
+        out=0,
+        num_tokens=1,
+        num_kv_heads=attention.num_kv_heads,
+        group=attention.num_heads // attention.num_kv_heads,
+        qkv_width=attention.qkv_width,
+        block_tokens=cache.keys.shape[2],
+        max_blocks=step.block_tables.shape[1],
+        window=0,
+        scores=ScoreParams(scale_log2=scale * math.log2(math.e), softcap=0.0, inverse_softcap=0.0),
+    )

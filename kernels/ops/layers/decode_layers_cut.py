@@ -1,0 +1,185 @@
+"""Which layers `kernels.ops.decode_layers` is for, and how their work is shared out among the blocks of its kernel."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import NamedTuple
+
+from kernels.ops.attention_plan import DECODE_ROWS, query_bytes, tile_bytes
+from kernels.ops.layers.decode_layers_params import (
+    BLOCK_FORMATS,
+    DECODE_WARPS,
+    DOWN_FORMATS,
+    DOWN_LIMIT,
+    DOWN_SUMS,
+    GATE_LIMIT,
+    GATE_SUMS,
+    HEAD_DIM,
+    LAYER_WARPS,
+    MAX_GATE_TILES,
+    MAX_INTERMEDIATE,
+    MAX_LAYERS,
+    MAX_WIDTH,
+    NORM_WIDTH,
+    SPLITS_AT_ONCE,
+    TILE_LIMIT,
+    TILE_SUMS,
+    Limit,
+)
+from kernels.ops.norm import NORM_PARTITIONS
+from kernels.runtime.device_array import DeviceArray
+from kernels.runtime.gpu_spec import GpuSpec
+from kernels.weights.formats import CHUNK
+from kernels.weights.packed import PackedMatrix, Projection
+from kernels.weights.parameters import DenseLayer
+
+Layer = DenseLayer[DeviceArray, Projection]
+_ALIGNMENT = 128
+
+
+def fits(gpu: GpuSpec, layers: Sequence[Layer]) -> bool:
+    """Whether `decode_layers` is for such ``layers``, and the GPU for it: all blocks must run at once."""
+    if not gpu.has_wgmma or not 0 < len(layers) <= MAX_LAYERS or not all(map(_is_plain, layers)):
+        return False
+    first, *others = map(_shape, layers)
+    if any(shape != first for shape in others) or not _fits_warps(Matrices.of(layers[0])):
+        return False
+    cut = LayersCut.of(layers)
+    return cut.num_blocks <= gpu.num_sms and cut.shared_bytes <= gpu.shared_bytes
+
+
+class Matrices(NamedTuple):
+    """The matrices of a layer, of projections that have one each."""
+
+    qkv: PackedMatrix
+    output: PackedMatrix
+    gate_up: PackedMatrix
+    down: PackedMatrix
+
+    @classmethod
+    def of(cls, layer: Layer) -> Matrices:
+        """The first matrices of the projections of ``layer``."""
+        return cls(*(each.matrices[0] for each in (layer.qkv, layer.output, layer.gate_up, layer.down)))
+
+
+def _is_plain(layer: Layer) -> bool:
+    """Whether the kernel knows all that the layer has, and its formats."""
+    attention, matrices = layer.attention, Matrices.of(layer)
+    qkv, output, gate_up, down = matrices
+    return (
+        attention.head_dim == HEAD_DIM
+        and attention.num_heads // attention.num_kv_heads <= DECODE_ROWS
+        and not (attention.window or attention.softcap or attention.shares_cache)
+        and attention.head_norms is None
+        and attention.value_norm is None
+        and attention.sinks is None
+        and all(len(each.matrices) == 1 for each in (layer.qkv, layer.output, layer.gate_up, layer.down))
+        and all(matrix.format.name in BLOCK_FORMATS for matrix in (qkv, output, gate_up))
+        and down.format.name in DOWN_FORMATS
+        and gate_up.gated
+        and all(matrix.bias is None for matrix in (output, gate_up, down))
+    )
+
+
+def _shape(layer: Layer) -> tuple[object, ...]:
+    """What must be the same in all layers."""
+    attention = layer.attention
+    matrices = [(matrix.num_rows, matrix.width, _starts(matrix)) for matrix in Matrices.of(layer)]
+    heads = attention.num_heads, attention.num_kv_heads, attention.scale
+    return *matrices, heads, layer.attention_norm.epsilon == layer.ffn_norm.epsilon, layer.ffn_norm.epsilon
+
+
+def _starts(matrix: PackedMatrix) -> tuple[int, ...]:
+    """The first chunk of each partition, and the end."""
+    units, partitions = matrix.num_units, matrix.num_partitions
+    return tuple(partition * units // partitions * matrix.format.unit_chunks for partition in range(partitions + 1))
+
+
+def _fits_warps(matrices: Matrices) -> bool:
+    """Whether the warps of blocks can take the partitions, and columns and rows are whole ones."""
+    qkv, output, _, down = matrices
+    limits = TILE_LIMIT, TILE_LIMIT, GATE_LIMIT, DOWN_LIMIT
+    return (
+        qkv.width % NORM_WIDTH == 0
+        and qkv.width <= NORM_PARTITIONS * NORM_WIDTH
+        and max(qkv.width, output.width) <= MAX_WIDTH
+        and down.width <= MAX_INTERMEDIATE
+        and all(_fits_limit(matrix, limit) for matrix, limit in zip(matrices, limits, strict=True))
+        and len(set(_lengths(down))) == 1
+    )
+
+
+def _lengths(matrix: PackedMatrix) -> Iterator[int]:
+    """Chunks of each partition."""
+    return (end - start for start, end in pairwise(_starts(matrix)))
+
+
+def _fits_limit(matrix: PackedMatrix, limit: Limit) -> bool:
+    chunks, partitions = matrix.num_chunks, matrix.num_partitions
+    return (
+        matrix.num_rows % 16 == 0
+        and matrix.width % CHUNK == 0
+        and partitions <= limit.partitions
+        and max(_lengths(matrix)) <= limit.chunks
+        # As the kernel cuts, whatever the units of a format:
+        and _starts(matrix) == tuple(partition * chunks // partitions for partition in range(partitions + 1))
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class LayersCut:
+    """Who does what, and where in a block's shared memory what lies."""
+
+    gate_tiles: int
+    qkv_block: int
+    attention_block: int
+    num_blocks: int
+    gate_at: int
+    down_at: int
+    scratch_at: int
+    shared_bytes: int
+
+    @classmethod
+    def of(cls, layers: Sequence[Layer]) -> LayersCut:
+        """How the work on such ``layers`` is cut."""
+        qkv, output, gate_up, down = Matrices.of(layers[0])
+        gate_tiles = min(MAX_GATE_TILES, (LAYER_WARPS - 1) // gate_up.num_partitions)
+        # Output's tiles, then QKV's: no block has both. All have gates, and down projections in halves of a tile.
+        gate_blocks = -(-gate_up.num_tiles // gate_tiles)
+        attention_block = max(gate_blocks, 2 * down.num_tiles, output.num_tiles + qkv.num_tiles)
+        tiles = [[_tile_bytes(matrix) for matrix in Matrices.of(layer)] for layer in layers]
+        qkv_bytes, output_bytes, gate_bytes, down_bytes = map(max, zip(*tiles, strict=True))
+        gate_at = _aligned(max(qkv_bytes, output_bytes))
+        down_at = gate_at + _aligned(gate_tiles * gate_bytes)
+        scratch_at = down_at + _aligned(down_bytes)
+        return cls(
+            gate_tiles,
+            output.num_tiles,
+            attention_block,
+            attention_block + layers[0].attention.num_kv_heads,
+            gate_at,
+            down_at,
+            scratch_at,
+            max(scratch_at + _SCRATCH_BYTES, _ATTENTION_BYTES),
+        )
+
+
+def _tile_bytes(matrix: PackedMatrix) -> int:
+    return matrix.num_units * matrix.format.unit_bytes
+
+
+def _aligned(num_bytes: int) -> int:
+    return -(-num_bytes // _ALIGNMENT) * _ALIGNMENT
+
+
+# `MultiplyScratch` and `AttentionScratch`, with some bytes more for what aligns their fields.
+_SCRATCH_BYTES = (
+    6 * 8 + (NORM_PARTITIONS + 16 * TILE_SUMS + MAX_GATE_TILES * 16 * GATE_SUMS + 8 * DOWN_SUMS) * 4
+    + (MAX_WIDTH + MAX_INTERMEDIATE) * 2 + _ALIGNMENT
+)  # fmt: skip
+_ATTENTION_BYTES = (
+    SPLITS_AT_ONCE * DECODE_WARPS * (2 * tile_bytes(HEAD_DIM, 2) + DECODE_ROWS * (HEAD_DIM + 8 + 2) * 4)
+    + (DECODE_ROWS + 2) * query_bytes(HEAD_DIM) + DECODE_WARPS * 32 * 48 + _ALIGNMENT
+)  # fmt: skip

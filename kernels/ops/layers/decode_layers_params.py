@@ -1,0 +1,119 @@
+"""Structs that kernels/cuda/decode_layers is given, and what its blocks can take."""
+
+from __future__ import annotations
+
+from typing import Annotated, NamedTuple
+
+from kernels.ops.attention_parts.attention_params import AttentionParams
+from kernels.ops.rope import LayerCacheParams, RopeParams
+from kernels.runtime.cuda_constants import declare_constants
+from kernels.runtime.cuda_struct import CudaStruct, FieldType, Float32, Int32, Pointer
+from kernels.weights.formats import CHUNK
+
+
+class Limit(NamedTuple):
+    """What of a product a block can take: split-K partitions of a tile, and chunks of each, which a warp unpacks."""
+
+    partitions: int
+    chunks: int
+
+
+MAX_LAYERS = 32
+LAYER_WARPS = 16  # of a block
+HEAD_DIM = 64
+DECODE_WARPS = 4  # each has a tile of a KV split
+SPLITS_AT_ONCE = 2
+TILE_LIMIT, GATE_LIMIT, DOWN_LIMIT = Limit(8, 2), Limit(4, 5), Limit(20, 4)
+MAX_GATE_TILES = 5  # of a block
+BLOCK_FORMATS = ("Q5_0", "Q8_0")
+DOWN_FORMATS = (*BLOCK_FORMATS, "Q4_K", "Q6_K")
+MAX_WIDTH = TILE_LIMIT.partitions * TILE_LIMIT.chunks * CHUNK
+MAX_INTERMEDIATE = DOWN_LIMIT.partitions * DOWN_LIMIT.chunks * CHUNK
+NORM_WIDTH = 128  # columns of a row's partition, if it has one quad a lane
+# Floats of a row's partial sums: an odd number of fours, of which GATE's are one.
+TILE_SUMS, GATE_SUMS, DOWN_SUMS = 12, 4, 20
+
+SOURCE = "decode_layers/decode_layers"
+
+declare_constants(
+    "decode_layers/decode_layers.cuh",
+    LAYER_WARPS=LAYER_WARPS,
+    SPLITS_AT_ONCE=SPLITS_AT_ONCE,
+    MAX_LAYERS=MAX_LAYERS,
+    MAX_WIDTH=MAX_WIDTH,
+    MAX_INTERMEDIATE=MAX_INTERMEDIATE,
+    NORM_WIDTH=NORM_WIDTH,
+    MAX_GATE_TILES=MAX_GATE_TILES,
+    TILE_CHUNKS=TILE_LIMIT.chunks,
+    GATE_CHUNKS=GATE_LIMIT.chunks,
+    DOWN_CHUNKS=DOWN_LIMIT.chunks,
+    TILE_SUMS=TILE_SUMS,
+    GATE_SUMS=GATE_SUMS,
+    DOWN_SUMS=DOWN_SUMS,
+)
+
+
+class DecodeLayer(CudaStruct, source=SOURCE):
+    """The weights and the cache of a layer."""
+
+    qkv: Pointer  # packed, as are the next three
+    output: Pointer
+    gate_up: Pointer
+    down: Pointer
+    qkv_bias: Pointer  # [rows of qkv] float32 or null
+    attention_norm: Pointer  # [width] float32
+    ffn_norm: Pointer  # [width] float32
+    cache: LayerCacheParams
+    qkv_format: Int32
+    output_format: Int32
+    gate_up_format: Int32
+    down_format: Int32
+
+
+class DecodeProduct(CudaStruct, source=SOURCE):
+    """How a product is cut, in every layer."""
+
+    num_tiles: Int32
+    num_chunks: Int32
+    num_partitions: Int32
+    buffer_at: Int32  # where in shared memory a block has its weights
+
+
+class LayerCut(CudaStruct, source=SOURCE):
+    """Which block does what."""
+
+    num_layers: Int32
+    layer_words: Int32
+    width: Int32
+    gate_tiles: Int32  # of a block
+    qkv_block: Int32  # the first block with a tile of Q, K and V
+    attention_block: Int32  # the first with a KV head
+    scratch_at: Int32  # in shared memory
+    epsilon: Float32
+    inverse_width: Float32
+
+
+LAYERS_BYTES = MAX_LAYERS * DecodeLayer.layout.num_bytes
+
+
+class DecodeLayersParams(CudaStruct, source=SOURCE):
+    """What decode_layers is given."""
+
+    attention: AttentionParams
+    rope: RopeParams
+    slots: Pointer  # [1] int32
+    x: Pointer  # [width] float32
+    words: Pointer  # [num_layers, layer_words] uint32
+    qkv: DecodeProduct
+    output: DecodeProduct
+    gate_up: DecodeProduct
+    down: DecodeProduct
+    cut: LayerCut
+    layers: Annotated[bytes, FieldType(f"{LAYERS_BYTES}s", LAYERS_BYTES, 8, "")]  # [MAX_LAYERS] DecodeLayer
+
+
+class ClearParams(CudaStruct, source=SOURCE):
+    """What decode_layers_clear is given."""
+
+    words: Pointer  # [num_quads, 4] uint32
+    num_quads: Int32

@@ -1,0 +1,48 @@
+"""All layers of a dense transformer for one token, one op after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kernels.batch import LayerCache, Step
+from kernels.reference.attention import plan_attention, rope_attention
+from kernels.reference.matmul import Linear, linear_residual
+from kernels.reference.norm import norm_linear, norm_swiglu
+from kernels.reference.rope import Rotation
+from kernels.weights.parameters import DenseLayer
+
+Layer = DenseLayer[NDArray[np.float32], Sequence[Linear]]
+
+
+def can_decode_layers(layers: Sequence[Layer]) -> bool:  # noqa: ARG001 - as the protocol has it
+    """False: here it takes as long as the ops of single layers."""
+    return False
+
+
+def decode_layers(
+    layers: Sequence[Layer],
+    by: Rotation,
+    step: Step[NDArray[Any]],
+    *,
+    out_caches: Sequence[LayerCache[NDArray[Any]]],
+    out: NDArray[np.float32],
+) -> None:
+    """What ``layers`` make of the residual stream ``out`` [1, H] of a step of one token, in place.
+
+    The token's K and V go to ``step.slots`` of ``out_caches``.
+    """
+    for layer, cache in zip(layers, out_caches, strict=True):
+        attention = layer.attention
+        qkv = np.empty((1, attention.qkv_width), np.float32)
+        attended = np.empty((1, attention.query_width), np.float32)
+        norm_linear(out, layer.attention_norm, layer.qkv, out=qkv)
+        plan = plan_attention(step, attention)
+        rope_attention(qkv, by, attention, step, plan, out_cache=cache, out=attended)
+        linear_residual(attended, layer.output, out=out)
+        activated = np.empty((1, layer.down[0].matrix.shape[1]), np.float32)
+        norm_swiglu(out, layer.ffn_norm, layer.gate_up, out=activated)
+        linear_residual(activated, layer.down, out=out)

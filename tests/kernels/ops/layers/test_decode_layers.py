@@ -1,0 +1,125 @@
+"""kernels.ops.decode_layers: the same bits as of the ops that it stands for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+
+from kernels.batch import CacheScales, LayerCache, Step
+from kernels.devices.cuda import CudaDevice
+from kernels.ops.attention import cache_shape, rope_attention
+from kernels.ops.attention_plan import plan_attention
+from kernels.ops.layers.decode_layers import can_decode_layers, decode_layers
+from kernels.ops.layers.decode_layers_cut import Layer
+from kernels.ops.matmul import linear_residual, norm_linear, norm_swiglu
+from kernels.ops.rope import rotation
+from kernels.runtime.device_array import DeviceArray
+from kernels.weights.parameters import Attention, DenseLayer, RmsNorm, Rope
+from kernels.weights.weight_store import PackedWeightStore
+from tests.kernels.ops.random_weights import random_weight
+
+pytestmark = pytest.mark.gpu
+
+HEADS, KV_HEADS, HEAD_DIM = 14, 2, 64
+HIDDEN, INTERMEDIATE = HEADS * HEAD_DIM, 4864
+BLOCK_TOKENS, MAX_BLOCKS = 16, 160
+FORMATS = (("Q5_0", "Q5_0", "Q6_K"), ("Q5_0", "Q8_0", "Q4_K"), ("Q8_0", "Q5_0", "Q8_0"), ("Q5_0", "Q5_0", "Q5_0"))
+"""Of a layer: most matrices, V, down projection."""
+
+
+def make_layer(store: PackedWeightStore, rng: np.random.Generator, most: str, value: str, down: str) -> Layer:
+    def norm() -> RmsNorm[DeviceArray]:
+        return RmsNorm(store.vector(rng.normal(1, 0.2, HIDDEN).astype(np.float32)), 1e-6)
+
+    shapes = [(HEADS * HEAD_DIM, HIDDEN), (KV_HEADS * HEAD_DIM, HIDDEN), (KV_HEADS * HEAD_DIM, HIDDEN)]
+    qkv = [random_weight(name, shape, rng, bias=True) for name, shape in zip((most, most, value), shapes, strict=True)]
+    gate_up = [random_weight(most, (INTERMEDIATE, HIDDEN), rng) for _ in "gu"]
+    return DenseLayer(
+        attention_norm=norm(),
+        qkv=store.projection(qkv),
+        attention=Attention(HEADS, KV_HEADS, HEAD_DIM, scale=HEAD_DIM**-0.5),
+        output=store.projection([random_weight(most, (HIDDEN, HEADS * HEAD_DIM), rng)]),
+        ffn_norm=norm(),
+        gate_up=store.gate_up(gate_up),
+        down=store.projection([random_weight(down, (HIDDEN, INTERMEDIATE), rng)]),
+    )
+
+
+@dataclass
+class Case:
+    """Layers on the device, and their caches on the host."""
+
+    device: CudaDevice
+    layers: list[Layer]
+    caches: list[list[np.ndarray]]  # of each layer keys and values; of codes also their scales
+    table: np.ndarray
+    rope: Rope[DeviceArray]
+
+    def step(self, position: int) -> Step[DeviceArray]:
+        slot = -1 if position < 0 else self.table[position // BLOCK_TOKENS] * BLOCK_TOKENS + position % BLOCK_TOKENS
+        length = position + 1
+        arrays = ([0], [position], [slot], [0], [0, 1], [length], [length], self.table[None], [0])
+        return Step(*(self.device.upload(self.device.weights, np.array(array, np.int32)) for array in arrays))
+
+    def run(self, x: np.ndarray, position: int, *, at_once: bool) -> list[np.ndarray]:
+        """The residual stream and the caches after the layers."""
+        device, context = self.device, self.device.context
+        step, out = self.step(position), device.upload(device.weights, x)
+        arrays = [[device.upload(device.weights, array) for array in cache] for cache in self.caches]
+        caches = [LayerCache(*cache[:2], CacheScales(*cache[2:]) if cache[2:] else None) for cache in arrays]
+        by = rotation(context, step.positions, self.rope, step.sequence_lengths, step.sequence_rows)
+        if at_once:
+            decode_layers(context, self.layers, by, step, out_caches=caches, out=out)
+        else:
+            qkv, attended, activated = (
+                context.scratch((1, width), np.float16)
+                for width in (self.layers[0].attention.qkv_width, HEADS * HEAD_DIM, INTERMEDIATE)
+            )
+            plan = plan_attention(context, step, self.layers[0].attention)
+            for layer, cache in zip(self.layers, caches, strict=True):
+                norm_linear(context, out, layer.attention_norm, layer.qkv, out=qkv)
+                rope_attention(context, qkv, by, layer.attention, step, plan, out_cache=cache, out=attended)
+                linear_residual(context, attended, layer.output, out=out)
+                norm_swiglu(context, out, layer.ffn_norm, layer.gate_up, out=activated)
+                linear_residual(context, activated, layer.down, out=out)
+        results = [device.download(array) for array in [out, *(array for cache in arrays for array in cache)]]
+        context.begin_step()
+        return results
+
+
+def make_cache(rng: np.random.Generator, coded: bool) -> list[np.ndarray]:
+    shape = cache_shape(MAX_BLOCKS + 5, BLOCK_TOKENS, KV_HEADS, HEAD_DIM)
+    if not coded:
+        return [rng.normal(size=shape).astype(np.float16) for _ in "kv"]
+    codes = [rng.integers(-127, 128, shape).astype(np.int8) for _ in "kv"]
+    return [*codes, *(rng.uniform(0.01, 0.03, shape[:-1]).astype(np.float16) for _ in "kv")]
+
+
+def make_case(device: CudaDevice, num_layers: int, rng: np.random.Generator, *, coded: bool = False) -> Case:
+    store = PackedWeightStore(device.context, device.weights)
+    layers = [make_layer(store, rng, *FORMATS[number % len(FORMATS)]) for number in range(num_layers)]
+    assert store.load(lambda _done, _total: None) == []
+    caches = [make_cache(rng, coded) for _ in layers]
+    table = rng.permutation(MAX_BLOCKS + 5)[:MAX_BLOCKS].astype(np.int32)
+    frequencies = 1e6 ** -(np.arange(0, HEAD_DIM, 2, dtype=np.float32) / HEAD_DIM)
+    rope = Rope(device.upload(device.weights, frequencies[None].astype(np.float32)), "neox")
+    return Case(device, layers, caches, table, rope)
+
+
+@pytest.mark.sanitize("False-1")
+@pytest.mark.parametrize("num_layers", [1, 4])
+@pytest.mark.parametrize("coded", [False, True])
+def test_all_layers_at_once_are_the_layers_one_by_one(device: CudaDevice, num_layers: int, coded: bool) -> None:
+    rng = np.random.default_rng(num_layers)
+    case = make_case(device, num_layers, rng, coded=coded)
+    assert can_decode_layers(device.context, case.layers)
+    for position in (0, 15, 63, 64, 200, 255, 256, 511, 512, 768, 1100, 2400, -1):
+        x = rng.normal(size=(1, HIDDEN)).astype(np.float32)
+        expected, actual = (case.run(x, position, at_once=at_once) for at_once in (False, True))
+        differ = [
+            np.count_nonzero(one.view(np.uint8) != other.view(np.uint8))
+            for one, other in zip(expected, actual, strict=True)
+        ]
+        assert not any(differ), f"position {position}: bytes of x and of the caches that differ: {differ}"

@@ -1,0 +1,107 @@
+"""kernels.reference.decode_layers against the formulas in float64."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kernels.batch import LayerCache, Step
+from kernels.devices.open import open_device
+from kernels.reference.decode_layers import Layer, can_decode_layers, decode_layers
+from kernels.reference.rope import rotation
+from kernels.weights.parameters import Attention, DenseLayer, RmsNorm, Rope, Weight
+from tests.kernels.ops.random_weights import random_weight, values_of
+
+HEADS, KV_HEADS, HEAD_DIM, HIDDEN, INTERMEDIATE = 4, 2, 16, 96, 128
+POSITION, BLOCK_TOKENS = 5, 4
+EPSILON = 1e-6
+Float64 = NDArray[np.float64]
+
+
+class Case:
+    """Two layers, and what a sequence of `POSITION` tokens has in their caches, in blocks 2 and 0."""
+
+    def __init__(self) -> None:
+        rng = np.random.default_rng(3)
+        self.layers: list[Layer] = []
+        self.weights: list[list[Weight]] = []
+        self.norms = rng.normal(1, 0.2, (2, 2, HIDDEN)).astype(np.float32)
+        store = open_device("cpu").store
+        query_width, kv_width = HEADS * HEAD_DIM, KV_HEADS * HEAD_DIM
+        widths = query_width, kv_width, kv_width
+        for norms in self.norms:
+            weights = [
+                *(random_weight("Q8_0", (width, HIDDEN), rng, bias=True) for width in widths),
+                random_weight("Q8_0", (HIDDEN, query_width), rng),
+                *(random_weight("Q8_0", (INTERMEDIATE, HIDDEN), rng) for _ in "gu"),
+                random_weight("Q8_0", (HIDDEN, INTERMEDIATE), rng),
+            ]
+            self.weights.append(weights)
+            self.layers.append(
+                DenseLayer(  # type: ignore[arg-type]
+                    attention_norm=RmsNorm(norms[0], EPSILON),
+                    qkv=store.projection(weights[:3]),
+                    attention=Attention(HEADS, KV_HEADS, HEAD_DIM, scale=HEAD_DIM**-0.5),
+                    output=store.projection(weights[3:4]),
+                    ffn_norm=RmsNorm(norms[1], EPSILON),
+                    gate_up=store.gate_up(weights[4:6]),
+                    down=store.projection(weights[6:]),
+                )
+            )
+        self.x = rng.normal(size=(1, HIDDEN)).astype(np.float32)
+        self.frequencies = (100.0 ** -(np.arange(HEAD_DIM // 2) / 8)).astype(np.float32)
+        self.known = rng.normal(size=(2, 2, POSITION, KV_HEADS, HEAD_DIM)).astype(np.float32)
+
+    def caches(self) -> list[LayerCache[NDArray[np.float32]]]:
+        caches = []
+        for known in self.known:
+            pair = [np.full((3, BLOCK_TOKENS, KV_HEADS, HEAD_DIM), np.nan, np.float32) for _ in "kv"]
+            for array, rows in zip(pair, known, strict=True):
+                array[2], array[0, : POSITION - BLOCK_TOKENS] = rows[:BLOCK_TOKENS], rows[BLOCK_TOKENS:]
+            caches.append(LayerCache(*pair))
+        return caches
+
+    def expected(self) -> Float64:
+        x = self.x[0].astype(np.float64)
+        for layer, norms, (keys, values) in zip(self.weights, self.norms, self.known.astype(np.float64), strict=True):
+            q, k, v, output, gate, up, down = map(values_of, layer)
+            biases = [weight.bias for weight in layer[:3]]
+            n = normed(x, norms[0])
+            query, key, value = (
+                (matrix @ n + bias).reshape(-1, HEAD_DIM) for matrix, bias in zip((q, k, v), biases, strict=True)
+            )
+            keys = np.concatenate([keys, self.rotated(key)[None]])
+            values = np.concatenate([values, value[None]])
+            query = self.rotated(query).reshape(KV_HEADS, HEADS // KV_HEADS, HEAD_DIM)
+            weights = np.exp(np.einsum("kgd,tkd->kgt", query, keys) * HEAD_DIM**-0.5)
+            weights /= weights.sum(-1, keepdims=True)
+            x = x + output @ np.einsum("kgt,tkd->kgd", weights, values).reshape(-1)
+            n = normed(x, norms[1])
+            gates = gate @ n
+            x = x + down @ (gates / (1 + np.exp(-gates)) * (up @ n))
+        return x
+
+    def rotated(self, heads: Float64) -> Float64:
+        angles = POSITION * self.frequencies.astype(np.float64)
+        first, second = np.split(heads, 2, axis=-1)
+        cosine, sine = np.cos(angles), np.sin(angles)
+        return np.concatenate([first * cosine - second * sine, second * cosine + first * sine], axis=-1)
+
+
+def normed(x: Float64, weight: NDArray[np.float32]) -> Float64:
+    return x / np.sqrt(np.mean(x * x) + EPSILON) * weight
+
+
+def test_layers_of_one_token_are_the_formulas() -> None:
+    case = Case()
+    slot = POSITION - BLOCK_TOKENS  # of block 0
+    lists = ([0], [POSITION], [slot], [0], [0, 1], [POSITION + 1], [POSITION + 1], [[2, 0]], [0])
+    step = Step(*(np.array(values, np.int32) for values in lists))
+    by = rotation(step.positions, Rope(case.frequencies[None], "neox"), step.sequence_lengths, step.sequence_rows)
+    out = case.x.copy()
+    decode_layers(case.layers, by, step, out_caches=case.caches(), out=out)
+    np.testing.assert_allclose(out[0], case.expected(), rtol=1e-4, atol=1e-4)
+
+
+def test_numpy_gains_nothing_by_it() -> None:
+    assert not can_decode_layers(Case().layers)
