@@ -84,7 +84,7 @@ class StringPlace:
     The outline of a document has its structure and its names, and of values only where they are.
     """
 
-    __slots__ = ("_is_name_next", "_masks", "_num_dropped", "_outer", "_outline", "_text", "length")
+    __slots__ = ("_is_name_next", "_masks", "_num_dropped", "_outer", "_outline", "_text", "length", "quote_id")
 
     def __init__(self, masks: StringMasks) -> None:
         self._masks = masks
@@ -95,25 +95,26 @@ class StringPlace:
         self._is_name_next = False
         self.length = -1
         """Characters of the string that the answer is in, if that may have any text, so far; else -1."""
-
-    @property
-    def quote_id(self) -> int:
+        self.quote_id = masks.alphabet.quote_id
         """The token that ends a string."""
-        return self._masks.alphabet.quote_id
 
     def copy(self) -> StringPlace:
         """The same place in another answer."""
         return copy(self)
 
+    def go_on(self, token_id: int) -> bool:
+        """Go on behind a token that is more text of the string in which this is; False if it is not."""
+        num_chars = self._masks.alphabet.num_chars[token_id] if self.length >= 0 else 0
+        self.length += num_chars
+        return num_chars > 0
+
     def follow(self, token_id: int, state: LLMatcher) -> None:
         """Go on behind a token that ``state`` has taken."""
-        alphabet = self._masks.alphabet
+        if self.go_on(token_id):
+            return
         if self.length >= 0:
-            num_chars = alphabet.num_chars[token_id]
-            if num_chars:
-                self.length += num_chars
-                return
             self._num_dropped, self.length = self.length, -1
+        alphabet = self._masks.alphabet
         text = alphabet.texts[token_id]
         self._text += text
         if b'"' in text:

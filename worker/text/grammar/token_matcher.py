@@ -132,6 +132,12 @@ class TokenMatcher:
 
     def settle(self, token_id: int, num_left: int, *, is_right: bool) -> int:
         """Behind a token that ``state`` has taken; ``is_right``: it was allowed. Returns what `take` does."""
+        place, plan = self.place, self._plan
+        if place is not None and place.length >= 0 and is_right:  # as most are
+            has_room = self._bound + self._margin < num_left if plan is None else len(plan) < num_left
+            if has_room and (plan is None or plan[0] == place.quote_id) and place.go_on(token_id):
+                self._forced = None
+                return token_id
         before = self._plan, self._likely, self._bound, self._forced
         self._follow(token_id, is_right=is_right)
         plan = self._plan
