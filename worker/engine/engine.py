@@ -256,7 +256,7 @@ class Engine:
         """Add to a sequence what was drawn, and what must follow that."""
         token_id, logprobs = draw
         self._scheduler.append(sequence, token_id)
-        forced_ids, error = append_forced(sequence)
+        forced_ids, error = append_forced(sequence, self._scheduler)
         self._num_output_tokens += 1 + len(forced_ids)
         self._num_forced_tokens += len(forced_ids)
         if sequence.finish_reason is not None:

@@ -4,21 +4,27 @@ from __future__ import annotations
 
 from orcd.errors import OrcdError
 from worker.engine.logits.token_masks import constraint_error
+from worker.engine.scheduler import Scheduler
 from worker.engine.sequence import Sequence
 
 MOST_AT_ONCE = 32
 """Tokens appended behind one that was drawn. If more must follow, the next one is drawn, and more are appended then."""
 
+MANY = 64
+"""Running sequences, of which few have a constraint: with several tokens of one the step of all takes longer."""
 
-def append_forced(sequence: Sequence) -> tuple[list[int], OrcdError | None]:
+
+def append_forced(sequence: Sequence, scheduler: Scheduler | None = None) -> tuple[list[int], OrcdError | None]:
     """Append what must follow the last token of a sequence, which is computed in its next step together.
+
+    Nothing is where that would hold up too many others, which have no constraint; then it is drawn.
 
     Returns the ids, and what went wrong behind them, if anything did. They are those that draws would have given: the
     mask of each would have allowed no other one.
     """
     token_ids: list[int] = []
     constraint = sequence.constraint
-    if constraint is None or not sequence.takes_forced:
+    if constraint is None or not sequence.takes_forced or (scheduler is not None and _holds_up_many(scheduler)):
         return token_ids, None
     try:
         while sequence.finish_reason is None and len(token_ids) < MOST_AT_ONCE:
@@ -31,3 +37,8 @@ def append_forced(sequence: Sequence) -> tuple[list[int], OrcdError | None]:
     except Exception as error:
         return token_ids, constraint_error(error)
     return token_ids, None
+
+
+def _holds_up_many(scheduler: Scheduler) -> bool:
+    num_running = len(scheduler.running)
+    return num_running >= MANY and 2 * scheduler.num_constrained < num_running

@@ -150,6 +150,21 @@ def test_they_are_computed_in_one_step_with_the_token_before_them() -> None:
     assert (stats.output_tokens, stats.forced_tokens) == (sum(sizes), sum(sizes) - len(sizes))
 
 
+def test_they_are_drawn_where_few_of_many_sequences_have_a_constraint(
+    make: Callable[..., Engine], drawn: Results, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("worker.engine.logits.forced_tokens.MANY", 8)
+    for num_free, is_fed in ((3, True), (7, False), (1, True)):
+        machine, few = make(max_sequences=16, cache_tokens=1024), traffic()[1:5:3]
+        for number in range(num_free):
+            machine.add(Add(f"free{number}", prompt(number, 3), Sampling(max_tokens=100), priority=-1))
+        results = generate(machine, few)
+        assert {key: results[key] for key in drawn if key in results} == {
+            (add.request_id, 0): drawn[add.request_id, 0] for add in few
+        }
+        assert (machine.stats(memory_bytes=0).forced_tokens > 0) == is_fed
+
+
 def test_a_prompt_that_takes_many_steps_does_not_hold_them_up() -> None:
     machine = engine(step_tokens=8, cache_tokens=256)
     machine.add(
