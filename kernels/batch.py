@@ -211,9 +211,9 @@ class LayerState(NamedTuple, Generic[Array]):
     """What a recurrent layer keeps of all sequences, by state slot; float32 on every device."""
 
     inputs: Array  # [slots, taps - 1, channels]: the last inputs of its convolution
-    matrices: (
-        Array  # [slots, heads, key_dim, value_dim]: a delta net's; no heads in a layer that only has a convolution
-    )
+    matrices: Array
+    """[slots, heads, key_dim, value_dim]: a delta net's, on CUDA with the last two the other way round; no heads in a
+    layer that only has a convolution."""
 
 
 class Allocator(Protocol[Array]):

@@ -185,7 +185,7 @@ class DeltaNet(Generic[Array]):
     key_dim: int
     value_dim: int
     head_order: HeadOrder
-    taps: Array  # [channels, taps]
+    taps: Array  # [taps, channels]
     decay: Array  # [num_value_heads], negative
     time_bias: Array  # [num_value_heads]
     norm: RmsNorm[Array]  # of a head's value_dim elements

@@ -165,6 +165,10 @@ class Weights:
         """A small tensor (norm, sinks) as float32."""
         return self._device.store.vector(self.host_vector(name, *shape))
 
+    def taps(self, name: str, num_channels: int, num_taps: int) -> AnyArray:
+        """The weights of a convolution with taps of each channel, [num_taps, num_channels] float32."""
+        return self._device.store.vector(np.ascontiguousarray(self.host_vector(name, num_channels, num_taps).T))
+
     def rms_norm(self, name: str, width: int, epsilon: float, *, divisor: float = 1.0) -> RmsNorm[AnyArray]:
         """The norm ``name``.weight, and what comes out of it divided by ``divisor``."""
         weight = self.host_vector(f"{name}.weight", width) / np.float32(divisor)

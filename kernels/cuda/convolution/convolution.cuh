@@ -9,7 +9,7 @@ struct StateRowsParams {
 };
 
 struct ConvolutionParams {
-    const float* taps;         // [channels, num_taps], the last those of the token itself
+    const float* taps;         // [num_taps, channels], the last those of the token itself
     float* inputs;             // [num_slots, num_taps - 1, channels]
     const i32* positions;      // [num_tokens] -1: padding
     const i32* sequence_rows;  // [num_tokens]
@@ -38,16 +38,15 @@ DEVICE float4 convolve(const ConvolutionParams& p, i32 token, int channel, Input
     const i32 sequence = p.sequence_rows[token], source = p.states.sources[sequence];
     const i32 index = token - p.query_starts[sequence];
     const int num_before = p.num_taps - 1;
-    const float* taps = p.taps + (i64)channel * p.num_taps;
+    const float* taps = p.taps + channel;
     float4 sum = {0.0f, 0.0f, 0.0f, 0.0f};
     for (int tap = 0; tap < p.num_taps; tap++) {
         const i32 at = index + tap - num_before;  // in the step's part of the sequence
         const float4 x =
             at >= 0 ? input(token + tap - num_before, channel) : kept_inputs(p, source, at + num_before, channel);
-        sum.x = fmaf(x.x, taps[tap], sum.x);
-        sum.y = fmaf(x.y, taps[p.num_taps + tap], sum.y);
-        sum.z = fmaf(x.z, taps[2 * p.num_taps + tap], sum.z);
-        sum.w = fmaf(x.w, taps[3 * p.num_taps + tap], sum.w);
+        const float4 w = *(const float4*)(taps + (i64)tap * p.channels);
+        sum.x = fmaf(x.x, w.x, sum.x), sum.y = fmaf(x.y, w.y, sum.y);
+        sum.z = fmaf(x.z, w.z, sum.z), sum.w = fmaf(x.w, w.w, sum.w);
     }
     return sum;
 }

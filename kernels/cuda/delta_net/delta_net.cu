@@ -17,7 +17,7 @@ struct DeltaNetSizes {
 struct DeltaNetParams {
     const u16* projected;  // [num_tokens, stride] channels (queries, keys, values), z, beta, alpha
     ConvolutionParams convolution;
-    float* matrices;         // [num_slots, num_value_heads, KEY_DIM, value_dim]
+    float* matrices;         // [num_slots, num_value_heads, value_dim, KEY_DIM]
     const float* decay;      // [num_value_heads]
     const float* time_bias;  // [num_value_heads]
     float* queries_keys;     // [num_tokens, 2, num_key_heads, KEY_DIM]
@@ -177,7 +177,10 @@ DEVICE float advance(float4 (&state)[QUADS], const Tokens& tokens, int token, in
     return fmaf(tokens.products[token], change, kept * answer);
 }
 
-KERNEL __launch_bounds__(THREADS) delta_net_rule(const __grid_constant__ DeltaNetParams p) {
+#ifndef MIN_BLOCKS
+#define MIN_BLOCKS 1
+#endif
+KERNEL __launch_bounds__(THREADS, MIN_BLOCKS) delta_net_rule(const __grid_constant__ DeltaNetParams p) {
     __shared__ __align__(16) Tokens stages[2];
     const DeltaNetSizes& sizes = p.sizes;
     const Head at(sizes);
@@ -185,21 +188,14 @@ KERNEL __launch_bounds__(THREADS) delta_net_rule(const __grid_constant__ DeltaNe
     const int column = threadIdx.x / 32 * (32 / PARTS) + threadIdx.x % (32 / PARTS);
     const bool exists = at.first_column + column < sizes.value_dim;
     const i32 slot = p.convolution.states.slots[at.sequence], source = p.convolution.states.sources[at.sequence];
-    const i64 head_size = (i64)KEY_DIM * sizes.value_dim;
-    const i64 own = at.head * head_size + 4 * part * sizes.value_dim + at.first_column + column;
-    const i64 slot_size = sizes.num_value_heads * head_size;
-    const int quad_size = 4 * PARTS * sizes.value_dim;
+    const i64 slot_size = (i64)sizes.num_value_heads * sizes.value_dim * KEY_DIM;
+    const i64 own = ((i64)at.head * sizes.value_dim + at.first_column + column) * KEY_DIM + 4 * part;
     float4 state[QUADS];
     // The kernel before does not write states: they are on their way while it works.
-    const float* from = p.matrices + max(source, 0) * slot_size + own;
+    const float4* from = (const float4*)(p.matrices + max(source, 0) * slot_size + own);
     const bool is_read = source >= 0 && slot >= 0 && exists;
 #pragma unroll
-    for (int q = 0; q < QUADS; q++) {
-        const float* quad = from + q * quad_size;
-        state[q].x = is_read ? quad[0] : 0.0f, state[q].y = is_read ? quad[sizes.value_dim] : 0.0f;
-        state[q].z = is_read ? quad[2 * sizes.value_dim] : 0.0f,
-        state[q].w = is_read ? quad[3 * sizes.value_dim] : 0.0f;
-    }
+    for (int q = 0; q < QUADS; q++) state[q] = is_read ? from[PARTS * q] : float4{0.0f, 0.0f, 0.0f, 0.0f};
     wait_for_previous();
     if (slot < 0) return;
     const i32 start = p.convolution.query_starts[at.sequence], end = p.convolution.query_starts[at.sequence + 1];
@@ -220,14 +216,10 @@ KERNEL __launch_bounds__(THREADS) delta_net_rule(const __grid_constant__ DeltaNe
         }
         __syncthreads();
     }
-    float* to = p.matrices + slot * slot_size + own;
+    float4* to = (float4*)(p.matrices + slot * slot_size + own);
     if (exists)
 #pragma unroll
-        for (int q = 0; q < QUADS; q++) {
-            float* quad = to + q * quad_size;
-            quad[0] = state[q].x, quad[sizes.value_dim] = state[q].y;
-            quad[2 * sizes.value_dim] = state[q].z, quad[3 * sizes.value_dim] = state[q].w;
-        }
+        for (int q = 0; q < QUADS; q++) to[PARTS * q] = state[q];
     // The blocks of a sequence share its channels out.
     const int blocks = gridDim.x / p.convolution.num_sequences, block = blockIdx.x - at.sequence * blocks;
     for (int quad = block * THREADS + threadIdx.x; 4 * quad < p.convolution.channels; quad += blocks * THREADS)

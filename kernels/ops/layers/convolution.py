@@ -25,7 +25,7 @@ class StateRowsParams(CudaStruct, source=_SOURCE):
 class ConvolutionParams(CudaStruct, source=_SOURCE):
     """A convolution over the sequences of a step."""
 
-    taps: Pointer  # [channels, num_taps] float32, the last those of the token itself
+    taps: Pointer  # [num_taps, channels] float32, the last those of the token itself
     inputs: Pointer  # [num_slots, num_taps - 1, channels] float32
     positions: Pointer  # [num_tokens] int32, -1: padding
     sequence_rows: Pointer  # [num_tokens] int32
@@ -60,7 +60,7 @@ def short_convolution(
 ) -> None:
     """C * convolution(B * x) of ``projected`` [T, 3 * H] float16, which is B, C and x side by side.
 
-    ``taps`` [H, K] float32, the last those of the token itself; what came before the step's tokens is in
+    ``taps`` [K, H] float32, the last those of the token itself; what came before the step's tokens is in
     ``out_state``, where the last K - 1 of B * x then are. ``out`` [T, H] float16; rows of tokens with position -1
     become zero.
     """
@@ -77,8 +77,8 @@ def short_convolution(
 
 
 def convolution_params(taps: DeviceArray, step: Step[DeviceArray], state: LayerState[DeviceArray]) -> ConvolutionParams:
-    """The convolution with ``taps`` [channels, K] over the sequences of ``step``, whose inputs ``state`` keeps."""
-    rows, (channels, num_taps) = step.states, taps.shape
+    """The convolution with ``taps`` [K, channels] over the sequences of ``step``, whose inputs ``state`` keeps."""
+    rows, (num_taps, channels) = step.states, taps.shape
     assert rows is not None, "a step of a model with recurrent layers has states"
     assert state.inputs.shape[1:] == (num_taps - 1, channels), f"{state.inputs.shape} is another layer's"
     return ConvolutionParams(

@@ -40,7 +40,7 @@ class DeltaNetParams(CudaStruct, source=_SOURCE):
 
     projected: Pointer  # [num_tokens, stride] float16: channels, z, beta, alpha
     convolution: ConvolutionParams
-    matrices: Pointer  # [num_slots, num_value_heads, KEY_DIM, value_dim] float32
+    matrices: Pointer  # [num_slots, num_value_heads, value_dim, KEY_DIM] float32
     decay: Pointer  # [num_value_heads] float32
     time_bias: Pointer  # [num_value_heads] float32
     queries_keys: Pointer  # [num_tokens, 2, num_key_heads, KEY_DIM] float32, normed

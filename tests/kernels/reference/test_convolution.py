@@ -12,14 +12,14 @@ from tests.kernels.reference.recurrence import Op, in_steps, poisoned_state, ste
 
 def expected(x: np.ndarray, taps: np.ndarray) -> np.ndarray:
     """Of one sequence; before its first token there are zeros."""
-    (length, channels), num_taps = x.shape, taps.shape[1]
+    (length, channels), num_taps = x.shape, taps.shape[0]
     out = np.zeros((length, channels))
     for position in range(length):
         for channel in range(channels):
             for tap in range(num_taps):
                 token = position - (num_taps - 1 - tap)
                 if token >= 0:
-                    out[position, channel] += float(x[token, channel]) * float(taps[channel, tap])
+                    out[position, channel] += float(x[token, channel]) * float(taps[tap, channel])
     return out
 
 
@@ -35,7 +35,7 @@ def convolution_with(taps: np.ndarray) -> Op:
 @pytest.mark.parametrize("num_taps", [1, 2, 3, 4, 7])
 def test_a_convolution_looks_back_over_steps(num_taps: int) -> None:
     rng = np.random.default_rng(num_taps)
-    taps = rng.normal(size=(5, num_taps)).astype(np.float32)
+    taps = rng.normal(size=(num_taps, 5)).astype(np.float32)
     sequences = [rng.normal(size=(length, 5)).astype(np.float32) for length in (1, 9, 13)]
     steps = [{1: 2, 0: 1}, {2: 1, 1: 1}, {1: 1, 2: 11}, {2: 1, 1: 5}]
     found = in_steps(convolution_with(taps), sequences, poisoned_state(6, (num_taps - 1, 5), (0, 0, 0)), steps)
@@ -50,7 +50,7 @@ def test_a_convolution_looks_back_over_steps(num_taps: int) -> None:
 
 def test_a_short_convolution_is_gated_before_and_after() -> None:
     rng = np.random.default_rng(0)
-    projected, taps = rng.normal(size=(7, 9)).astype(np.float32), rng.normal(size=(3, 4)).astype(np.float32)
+    projected, taps = rng.normal(size=(7, 9)).astype(np.float32), rng.normal(size=(4, 3)).astype(np.float32)
 
     def run(x: np.ndarray, step: Step, state: LayerState) -> np.ndarray:
         out = np.empty((x.shape[0], 3), np.float32)
@@ -63,7 +63,7 @@ def test_a_short_convolution_is_gated_before_and_after() -> None:
 
 
 def test_a_state_may_be_read_by_several_and_stays_as_it_was() -> None:
-    taps, state = np.ones((2, 3), np.float32), poisoned_state(4, (2, 2), (0, 0, 0))
+    taps, state = np.ones((3, 2), np.float32), poisoned_state(4, (2, 2), (0, 0, 0))
     run, x = convolution_with(taps), np.arange(10, dtype=np.float32).reshape(5, 2)
     [alone] = in_steps(run, [x], poisoned_state(2, (2, 2), (0, 0, 0)), [{0: 5}])
     state.inputs[0] = x[1:3]  # as three tokens have left it

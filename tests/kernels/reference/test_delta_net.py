@@ -26,7 +26,7 @@ def random_net(key_heads: int, value_heads: int, key_dim: int, value_dim: int, o
         key_dim=key_dim,
         value_dim=value_dim,
         head_order=order,
-        taps=normal(channels, 4),
+        taps=normal(4, channels),
         decay=-np.exp(normal(value_heads)),
         time_bias=normal(value_heads),
         norm=RmsNorm(normal(value_dim), 1e-5),
@@ -44,7 +44,7 @@ def op_of(net: DeltaNet) -> Op:
 
 def poisoned(net: DeltaNet, num_slots: int) -> LayerState:
     return poisoned_state(
-        num_slots, (net.taps.shape[1] - 1, net.channels), (net.num_value_heads, net.key_dim, net.value_dim)
+        num_slots, (net.taps.shape[0] - 1, net.channels), (net.num_value_heads, net.key_dim, net.value_dim)
     )
 
 
@@ -53,10 +53,10 @@ def silu(x: float) -> float:
 
 
 def convolved(rows: np.ndarray, net: DeltaNet, position: int) -> np.ndarray:
-    num_taps = net.taps.shape[1]
+    num_taps = net.taps.shape[0]
     first = max(0, position - num_taps + 1)
-    window, taps = rows[first : position + 1, : net.channels], net.taps[:, num_taps - (position + 1 - first) :]
-    return np.array([silu(float(window[:, channel] @ taps[channel])) for channel in range(net.channels)])
+    window, taps = rows[first : position + 1, : net.channels], net.taps[num_taps - (position + 1 - first) :]
+    return np.array([silu(float(window[:, channel] @ taps[:, channel])) for channel in range(net.channels)])
 
 
 def expected(projected: np.ndarray, net: DeltaNet) -> np.ndarray:

@@ -26,7 +26,7 @@ from worker.model.weights import TensorSpec, Weights
 @dataclass(frozen=True, slots=True, eq=False)
 class _ShortConvolution:
     projection: AnyProjection
-    taps: AnyArray  # [hidden, taps]
+    taps: AnyArray  # [taps, hidden]
     output: AnyProjection
 
 
@@ -101,6 +101,6 @@ def _load_convolution(config: ModelConfig, weights: Weights) -> _ShortConvolutio
     output = TensorSpec("shortconv.out_proj", hidden, bias=False)
     return _ShortConvolution(
         projection=weights.projection(projection, num_inputs=hidden),
-        taps=weights.vector("shortconv.conv.weight", hidden, num_taps),
+        taps=weights.taps("shortconv.conv.weight", hidden, num_taps),
         output=weights.projection(output, num_inputs=hidden),
     )

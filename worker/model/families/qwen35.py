@@ -156,7 +156,7 @@ def _load_linear_attention(config: ModelConfig, weights: Weights) -> _LinearAtte
         key_dim=kept.key_dim,
         value_dim=kept.value_dim,
         head_order=architecture.head_order,
-        taps=weights.vector("ssm_conv1d.weight", kept.channels, kept.num_taps),
+        taps=weights.taps("ssm_conv1d.weight", kept.channels, kept.num_taps),
         decay=weights.vector("ssm_a", kept.num_value_heads),
         time_bias=weights.vector("ssm_dt.bias", kept.num_value_heads),
         norm=weights.rms_norm("ssm_norm", kept.value_dim, config.norm_epsilon),

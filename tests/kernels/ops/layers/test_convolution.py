@@ -26,7 +26,7 @@ def test_rows_are_the_reference_s_however_they_are_cut_into_steps(
     context: Context, upload: Upload, empty: Empty, download: Download, channels: int, num_taps: int
 ) -> None:
     rng = np.random.default_rng(channels)
-    taps = rng.normal(size=(channels, num_taps)).astype(np.float32)
+    taps = rng.normal(size=(num_taps, channels)).astype(np.float32)
     on_device = upload(taps)
 
     def op(rows: DeviceArray, step: Step[DeviceArray], state: LayerState[DeviceArray]) -> DeviceArray:
@@ -56,5 +56,5 @@ def test_rows_are_the_reference_s_however_they_are_cut_into_steps(
 def test_a_projection_of_another_width_is_refused() -> None:
     with pytest.raises(AssertionError):
         arrays = [DeviceArray(0, (3, width), np.dtype(np.float16)) for width in (64, 32)]
-        taps = DeviceArray(0, (32, 3), np.dtype(np.float32))
+        taps = DeviceArray(0, (3, 32), np.dtype(np.float32))
         short_convolution(None, arrays[0], taps, None, out_state=None, out=arrays[1])  # type: ignore[arg-type]
