@@ -25,7 +25,6 @@ from tests.bench.graph_time import time_us
 GIB = 1 << 30
 COPIES = 4
 KEY_HEADS, VALUE_HEADS, DIM, TAPS = 16, 32, 128, 4
-DEFINES: dict[str, int] = {}
 CASES = "1x1,4x1,64x1,256x1,1x128,1x512,1x2048,4x2048,1x8192"
 KERNELS = "delta_net_inputs", "delta_net_rule", "delta_net_norm"
 
@@ -80,7 +79,7 @@ def only(device: CudaDevice, kernel: str) -> Iterator[None]:
 
     def filtered(source: str, name: str, *arguments: Any, **options: Any) -> None:
         if name == kernel:
-            launch(source, name, *arguments, **(options | DEFINES))
+            launch(source, name, *arguments, **options)
 
     context.launch = filtered
     yield
@@ -121,11 +120,6 @@ def main() -> None:
         for kernel in KERNELS:
             with only(device, kernel):
                 times[kernel.removeprefix("delta_net_")] = time_us(device, run, COPIES)
-        for blocks in (4, 5, 6):
-            DEFINES["MIN_BLOCKS"] = blocks
-            with only(device, "delta_net_rule"):
-                times[f"rule{blocks}"] = time_us(device, run, COPIES)
-        DEFINES.clear()
         rate = 2 * states[0].matrices.nbytes / times["all"] / 1e3
         cells = ", ".join(f"{name} {us:.1f}" for name, us in times.items())
         print(f"{case:>8}: {cells}; states {rate:.0f} GB/s", flush=True)

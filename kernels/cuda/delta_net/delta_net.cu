@@ -177,10 +177,7 @@ DEVICE float advance(float4 (&state)[QUADS], const Tokens& tokens, int token, in
     return fmaf(tokens.products[token], change, kept * answer);
 }
 
-#ifndef MIN_BLOCKS
-#define MIN_BLOCKS 1
-#endif
-KERNEL __launch_bounds__(THREADS, MIN_BLOCKS) delta_net_rule(const __grid_constant__ DeltaNetParams p) {
+KERNEL __launch_bounds__(THREADS) delta_net_rule(const __grid_constant__ DeltaNetParams p) {
     __shared__ __align__(16) Tokens stages[2];
     const DeltaNetSizes& sizes = p.sizes;
     const Head at(sizes);
