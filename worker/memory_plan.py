@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from kernels.batch import PrefixGroups, dry_step, first
+from kernels.batch import Step, dry_step, first
 from kernels.devices.dry_run import DryRunDevice
 from kernels.devices.protocol import Device, GpuDevice, is_gpu
 from kernels.kernel_variants import common_variants
 from kernels.ops.matmul_tuning import tokens_of_shapes
 from kernels.runtime.compiler import Variant
+from kernels.runtime.device_array import DeviceArray
 from kernels.runtime.memory import ALIGNMENT, PAGE_BYTES, MemoryPlan
 from kernels.weights.upload import STAGING_BYTES
 from worker.engine.cuda.buffers import StepBuffers, StepLimits
@@ -19,7 +20,7 @@ from worker.engine.cuda.logit_processing import report
 from worker.engine.cuda.prefix_grouping import prefixes_in
 from worker.engine.cuda.whole_step_graphs import MOST_GRAPHS
 from worker.model.gguf import GGUFFile
-from worker.model.kv_cache import bytes_per_block, num_state_slots
+from worker.model.kv_cache import KVCache, bytes_per_block, num_state_slots
 from worker.model.registry import Model, assemble_model, read_model_config
 from worker.model.weights import Weights
 from worker.settings import Settings
@@ -142,17 +143,21 @@ def _run_largest_steps(model: Model, dry: DryRunDevice, limits: StepLimits) -> N
     # Not only the largest: steps of fewer tokens are cut into more parts, whose partial sums need scratch memory too.
     counts = {*make_buckets(most), *tokens_of_shapes(limits.step_tokens), limits.step_tokens}
     sizes = [*((count, min(count, most)) for count in sorted(counts)), (limits.step_tokens, 1)]
-    prefixes = prefixes_in(buffers.prefixes)
-    for num_tokens, num_sequences in sizes:
-        step = dry_step(num_tokens, num_sequences, num_sequences, limits.max_blocks, has_states=limits.has_states)
-        if num_sequences > 1:
-            members = first(prefixes.members, num_sequences)
-            model.forward(replace(step, prefixes=PrefixGroups(prefixes.groups, members)), cache)
-        logits = model.forward(step, cache)
-        ids = first(buffers.rows.drawn, num_sequences)
-        params = buffers.rows.sampling.first(num_sequences)
-        dry.ops.sample(logits, params, out_ids=ids)
-        report(dry.ops, logits, ids, params, buffers.reports)
+    steps = [dry_step(*size, size[1], limits.max_blocks, has_states=limits.has_states) for size in sizes]
+    largest = max(steps, key=lambda step: _run_dry(model, dry, buffers, cache, step))
+    # What prefix groups need is the same in all steps, and most where all sequences have one.
+    _run_dry(model, dry, buffers, cache, replace(largest, prefixes=prefixes_in(buffers.prefixes)))
+
+
+def _run_dry(model: Model, dry: DryRunDevice, buffers: StepBuffers, cache: KVCache, step: Step[DeviceArray]) -> int:
+    """Run a step; the most scratch memory that this and those before it needed."""
+    logits = model.forward(step, cache)
+    num_sequences = step.context_lengths.size
+    ids = first(buffers.rows.drawn, num_sequences)
+    params = buffers.rows.sampling.first(num_sequences)
+    dry.ops.sample(logits, params, out_ids=ids)
+    report(dry.ops, logits, ids, params, buffers.reports)
+    return dry.context.high_water_bytes
 
 
 def _variants(dry: DryRunDevice) -> tuple[Variant, ...]:

@@ -5,12 +5,15 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from kernels.batch import dry_step
+from kernels.batch import PrefixGroups, dry_step
 from kernels.devices.dry_run import DryRunDevice
 from kernels.devices.open import open_device
 from kernels.errors import OutOfDeviceMemory
+from kernels.ops.attention_parts.prefix_attention import MAX_GROUPS
+from kernels.runtime.device_array import DeviceArray
 from kernels.runtime.gpu_spec import H100
 from kernels.runtime.memory import PAGE_BYTES
 from kernels.weights.formats import FORMATS
@@ -121,7 +124,11 @@ def test_no_step_needs_more_scratch_than_was_planned_for_the_largest(tmp_path: P
     cache = model.allocate_cache(1, settings.kv_block_tokens)
     for num_tokens in range(1, settings.step_tokens + 1):
         for num_sequences in {1, min(num_tokens, settings.max_sequences)}:
-            model.forward(dry_step(num_tokens, num_sequences, num_sequences, 128), cache)
+            step = dry_step(num_tokens, num_sequences, num_sequences, 128)
+            model.forward(step, cache)
+            if num_sequences > 1:
+                ints = [DeviceArray(0, shape, np.dtype(np.int32)) for shape in ((MAX_GROUPS, 3), (num_sequences,))]
+                model.forward(replace(step, prefixes=PrefixGroups(*ints)), cache)
             assert device.context.high_water_bytes <= planned_bytes, num_tokens
 
 
