@@ -68,7 +68,6 @@ class Engine:
             max_sequences=settings.max_sequences,
             recompute_at=model.recompute_at,
             rewrites_blocks=is_gpu(model.device),
-            runs_ahead=is_gpu(model.device),
             num_states=num_states,
         )
         self._runner = self._make_runner(model, settings, num_blocks, num_states, capture)
@@ -156,7 +155,7 @@ class Engine:
         """
         outputs, self._answers = self._answers, []
         while len(self._in_flight) < self._runner.depth:
-            chunks = self._scheduler.plan(ahead=len(self._in_flight))
+            chunks = self._scheduler.plan(ahead=len(self._in_flight), waits=self._runner.depth == 2)
             assert chunks or self._in_flight or outputs or not self._requests, "live requests that cannot go on"
             if not chunks or not self._launch(chunks, outputs):
                 break

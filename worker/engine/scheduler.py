@@ -21,7 +21,7 @@ whoever gets the blocks next writes later and reads only what it wrote.
 Steps with constraints cost more: masks are written, and forced tokens make chunks. While fewer than half of those that
 run have one, these go on together in every second or third step, when their tokens are known, and the others run ahead
 as if alone. Otherwise a plan that would leave one out a second time is put off, so that each is in every second step.
-Where there are many, a step has half of them: the host works for one half while the device works for the other.
+Where there are many and the host has to wait for the device, a step has half of them: it works for one half meanwhile.
 
 A sequence that reports log probabilities of its prompt computes all of it, whatever the prefix cache holds: a cached
 block has no logits. A step has as many rows of logits as sequences may run. One is kept for each that runs, and of the
@@ -49,8 +49,8 @@ from worker.engine.sequence import Sequence
 
 AGEING_STEPS = 256
 """A request that is one priority level more urgent overtakes those that arrived at most this many steps earlier."""
-HALVED_FROM = 128
-"""So many sequences with a constraint are halved: half of fewer take a device about as long as all of them."""
+HALVED_FROM, HALVED_STEPS = 128, 64
+"""So many sequences with a constraint are halved, for so many steps: half of fewer take a device as long as all."""
 MOST_PASSED = 32
 """Waiting sequences of which a step finds out that their prefix is being computed."""
 
@@ -81,19 +81,17 @@ class Scheduler:
         max_sequences: int,
         recompute_at: int | None = None,
         rewrites_blocks: bool = False,
-        runs_ahead: bool = False,
         num_states: int = 0,
     ) -> None:
         """``recompute_at``: see `worker.model.registry.Model`. ``num_states``: state slots, if it has recurrent layers.
 
-        ``runs_ahead``: steps are planned while others run.
         ``rewrites_blocks``: a token that is computed again, in whatever step, has the same keys and values bit for bit:
-        then it may be written again to a block that others read. ``runs_ahead``: steps are planned while others run.
+        then it may be written again to a block that others read.
         """
         self.block_tokens = block_tokens
         self.recompute_at = recompute_at
         self.step_tokens = step_tokens
-        self._runs_ahead = runs_ahead
+        self._halved_until = 0
         self.max_running = min(max_sequences, step_tokens)  # every running sequence gets a token in every step
         self.cache = SequenceCache(
             num_blocks=num_blocks, block_tokens=block_tokens, num_states=num_states, rewrites_blocks=rewrites_blocks
@@ -136,16 +134,21 @@ class Scheduler:
         sequence.hash_root = hash_root
         sequence.block_hashes = []
 
-    def plan(self, *, ahead: int = 0) -> list[Chunk]:
+    def plan(self, *, ahead: int = 0, waits: bool = False) -> list[Chunk]:
         """Choose the next step's work; preempts and admits. Empty only when there is nothing to do.
 
         ``ahead``: so many steps are in flight. Then it may be empty too because their draws must be known first.
+        ``waits``: the host waited long for a step.
         """
         chunks: list[Chunk] = []
         prefills: list[Sequence] = []
+        if waits and self.num_constrained >= HALVED_FROM:
+            self._halved_until = self.num_steps + HALVED_STEPS
+        elif ahead and self.num_steps == self._halved_until:
+            return []  # halves come together again
         is_minority = 2 * self.num_constrained < len(self.running)
         is_their_turn = not is_minority or self.num_steps % (ahead + 1) == 0
-        others = self._other_half() if self._runs_ahead and not is_minority else ()
+        others = () if is_minority or self.num_steps >= self._halved_until else self._other_half()
         for sequence in tuple(self.running):
             if sequence in others or (not is_their_turn and sequence.constraint is not None and sequence.num_output):
                 continue
@@ -177,9 +180,9 @@ class Scheduler:
                 if not budget or not spare_rows:
                     break
         if chunks:
+            self.num_steps += 1
             for chunk in chunks if others else ():
                 chunk.sequence.last_step = self.num_steps
-            self.num_steps += 1
             self._num_step_tokens += self.step_tokens - budget
             self._num_steps_of_size[bisect_left(STEP_TOKENS, self.step_tokens - budget)] += 1
         return chunks
@@ -202,8 +205,6 @@ class Scheduler:
 
     def _other_half(self) -> Collection[Sequence]:
         """Those with a constraint that could go on, but are left to the next step: the ones that did so last."""
-        if self.num_constrained < HALVED_FROM:
-            return ()
         ready = [each for each in self.running if each.constraint is not None and not each.num_unread]
         return set(sorted(ready, key=lambda each: each.last_step)[-(-self.num_constrained // 2) :])
 

@@ -111,6 +111,7 @@ def test_ids_are_the_same_where_a_step_has_half_of_those_with_a_constraint(
     make: Callable[..., Engine], undisturbed: Results, options: dict, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr("worker.engine.scheduler.HALVED_FROM", 2)
+    monkeypatch.setattr("worker.engine.cuda.runner.LONG_WAIT_S", -1)
     assert generate(make(**options), traffic()) == undisturbed
 
 

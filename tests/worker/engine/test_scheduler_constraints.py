@@ -11,7 +11,7 @@ from tests.worker.engine.bracket_constraint import BracketConstraint
 from tests.worker.engine.cuda.late_device import LateModel
 from tests.worker.engine.generation import engine, prompt
 from worker.contract import Add, Sampling
-from worker.engine.scheduler import Chunk, Scheduler
+from worker.engine.scheduler import HALVED_STEPS, Chunk, Scheduler
 from worker.engine.sequence import Sequence
 
 NUM_STEPS = 60
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.usefixtures("no_wait_is_long")
 
 
 def start(num_free: int, num_constrained: int) -> Scheduler:
-    machine = Scheduler(num_blocks=900, block_tokens=4, step_tokens=64, max_sequences=16, runs_ahead=True)
+    machine = Scheduler(num_blocks=900, block_tokens=4, step_tokens=64, max_sequences=16)
     for number in range(num_free):
         machine.add(Sequence(f"free{number}", 0, Sampling(max_tokens=400), 0, [number, 1], 2, 400))
     for number in range(num_constrained):
@@ -34,13 +34,18 @@ def bound(number: int) -> Sequence:
 
 
 def run(
-    machine: Scheduler, depth: int, in_flight: deque[list[Chunk]] | None = None, num_steps: int = NUM_STEPS
+    machine: Scheduler,
+    depth: int,
+    in_flight: deque[list[Chunk]] | None = None,
+    num_steps: int = NUM_STEPS,
+    *,
+    waits: bool = False,
 ) -> list[Counter[str]]:
     """Keep ``depth`` steps in flight; how many sequences of each kind each of the last steps had."""
     in_flight = deque() if in_flight is None else in_flight
     steps: list[Counter[str]] = []
     while len(steps) < num_steps:
-        while len(in_flight) < depth and (chunks := machine.plan(ahead=len(in_flight))):
+        while len(in_flight) < depth and (chunks := machine.plan(ahead=len(in_flight), waits=waits)):
             machine.launch(chunks)
             in_flight.append(chunks)
             steps.append(Counter(chunk.sequence.request_id.rstrip("0123456789") for chunk in chunks))
@@ -71,7 +76,7 @@ def test_as_many_with_a_constraint_as_others_or_more_are_in_every_second_step_at
 @pytest.mark.parametrize("num_free", [0, 3])
 def test_of_many_with_a_constraint_each_step_has_half(num_free: int, depth: int, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("worker.engine.scheduler.HALVED_FROM", 8)
-    steps = run(start(num_free, 9), depth)
+    steps = run(start(num_free, 9), depth, waits=True)
     assert all(step["free"] == num_free for step in steps)
     assert all({step["bound"], later["bound"]} == {4, 5} for step, later in pairwise(steps))
 
@@ -80,7 +85,7 @@ def test_halves_of_those_with_a_constraint_take_turns_where_nothing_is_in_flight
     monkeypatch.setattr("worker.engine.scheduler.HALVED_FROM", 8)
     machine, taken = start(0, 8), Counter[str]()
     for _ in range(12):
-        chunks = machine.plan()
+        chunks = machine.plan(waits=True)
         machine.launch(chunks)
         for chunk in chunks:
             machine.append(chunk.sequence, 2)
@@ -88,12 +93,13 @@ def test_halves_of_those_with_a_constraint_take_turns_where_nothing_is_in_flight
     assert max(taken.values()) - min(taken.values()) <= 1
 
 
-def test_a_device_that_does_not_run_ahead_has_all_with_a_constraint_in_each_step(monkeypatch: pytest.MonkeyPatch):
+def test_they_are_halved_for_some_steps_after_one_that_was_waited_for(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("worker.engine.scheduler.HALVED_FROM", 8)
-    machine = Scheduler(num_blocks=900, block_tokens=4, step_tokens=64, max_sequences=16)
-    for number in range(9):
-        machine.add(bound(number))
-    assert all(step["bound"] == 9 for step in run(machine, 1))
+    machine, in_flight = start(0, 9), deque[list[Chunk]]()
+    assert all(step["bound"] == 9 for step in run(machine, 2, in_flight, num_steps=8))
+    run(machine, 2, in_flight, num_steps=2, waits=True)
+    assert all(step["bound"] in (4, 5) for step in run(machine, 2, in_flight, num_steps=HALVED_STEPS - 8))
+    assert all(step["bound"] in (0, 9) for step in run(machine, 2, in_flight, num_steps=20))
 
 
 def test_those_that_come_one_by_one_go_on_with_the_others():
