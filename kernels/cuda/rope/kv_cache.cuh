@@ -26,21 +26,34 @@ struct LayerCacheParams {
 // Where the code of element `2 * word` is. That of the next element is 2 bytes further.
 DEVICE i32 code_place(i32 word) { return word / 8 * 16 + word % 4 * 4 + word / 4 % 2; }
 
+DEVICE float reciprocal(float x) {  // to the last bit but one
+    float y;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+
 DEVICE u32 larger_magnitude(u32 largest, u32 pair) {  // as bits, in the order of which NaN is the largest
     return max(largest, max(pair & 0x7FFFu, pair >> 16 & 0x7FFFu));
 }
 
-// The scale of a head whose largest magnitude has the bits `largest`.
-DEVICE u16 scale_of(u32 largest) { return to_half(__fdiv_rn(from_half((u16)largest), 127.0f)); }
+// The scale of a head whose largest magnitude has the bits `largest`. A quotient of float16 by 127 is never so near to
+// the middle between two of float16 that it matters how it was rounded to float32.
+DEVICE u16 scale_of(u32 largest) { return to_half(__fmul_rn(from_half((u16)largest), 1.0f / 127.0f)); }
 
-DEVICE u32 code_of(float x, float scale) {
-    if (!(scale > 0.0f)) return 0;  // too small for a scale, or NaN
-    return (u32)max(-127, min(127, __float2int_rn(__fdiv_rn(x, scale)))) & 0xFFu;
+// x / scale to the nearest whole number, half to even, in the low byte. The quotient of two float16 is the middle
+// between two such numbers or at least 2^-12 away from it: a product with 1 / scale, rounded to multiples of 2^-13,
+// tells.
+DEVICE u32 code_of(float x, float inverse_scale) {
+    const float steps = fmaxf(-127.0f, fminf(127.0f, __fmul_rn(x, inverse_scale)));
+    return __float_as_uint(__fadd_rn(__fadd_rn(__fadd_rn(steps, 1536.0f), -1536.0f), 12582912.0f));
 }
 // Those of two pairs of elements.
 DEVICE u32 codes_of(uint2 words, float scale) {
-    return code_of(low_half(words.x), scale) | code_of(high_half(words.x), scale) << 8 |
-           code_of(low_half(words.y), scale) << 16 | code_of(high_half(words.y), scale) << 24;
+    if (!(scale > 0.0f)) return 0;  // too small for a scale, or NaN
+    const float inverse = reciprocal(scale);
+    const u32 low = select_bytes(code_of(low_half(words.x), inverse), code_of(high_half(words.x), inverse), 0x0040);
+    const u32 high = select_bytes(code_of(low_half(words.y), inverse), code_of(high_half(words.y), inverse), 0x0040);
+    return select_bytes(low, high, 0x5410);
 }
 // Stores what `codes_of` made of the words `first` and `second` of a head.
 DEVICE void store_codes(u8* head, i32 first, i32 second, u32 codes) {
