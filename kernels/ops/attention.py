@@ -75,7 +75,7 @@ def cache_shape(num_blocks: int, block_tokens: int, num_kv_heads: int, head_dim:
     """Shape of the array of a layer's keys, or values: the tokens of a block lie together for each KV head.
 
     What KV slot ``s`` holds for head ``h`` is ``cache[s // block_tokens, h, s % block_tokens]``. Of 16 codes of such a
-    row those of elements i and i + 8 lie at 2 i and 2 i + 1.
+    row those of elements i and i + 8 lie at 2 i and 2 i + 1, with their highest bits inverted: as code + 128.
     """
     if block_tokens % 16:
         raise ValueError(f"cache blocks of {block_tokens} tokens: attention on CUDA wants a multiple of 16")

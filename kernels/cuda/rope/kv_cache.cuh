@@ -20,8 +20,9 @@ struct LayerCacheParams {
     HeadCache keys, values;
 };
 
-// ---- codes. Of 16 codes those of elements i and i + 8 are neighbours: a word of a key, and a word of two values that
-// lie below each other, then hold just what a lane needs for a B operand of the tensor core.
+// ---- codes. They lie there as code + 128, and of 16 those of elements i and i + 8 are neighbours: a word of a key,
+// and a word of two values that lie below each other, then hold just what a lane needs for a B operand of the tensor
+// core.
 
 // Where the code of element `2 * word` is. That of the next element is 2 bytes further.
 DEVICE i32 code_place(i32 word) { return word / 8 * 16 + word % 4 * 4 + word / 4 % 2; }
@@ -40,16 +41,16 @@ DEVICE u32 larger_magnitude(u32 largest, u32 pair) {  // as bits, in the order o
 // the middle between two of float16 that it matters how it was rounded to float32.
 DEVICE u16 scale_of(u32 largest) { return to_half(__fmul_rn(from_half((u16)largest), 1.0f / 127.0f)); }
 
-// x / scale to the nearest whole number, half to even, in the low byte. The quotient of two float16 is the middle
-// between two such numbers or at least 2^-12 away from it: a product with 1 / scale, rounded to multiples of 2^-13,
-// tells.
+// 128 + x / scale, to the nearest whole number, half to even, in the low byte. The quotient of two float16 is the
+// middle between two such numbers or at least 2^-12 away from it: a product with 1 / scale, rounded to multiples of
+// 2^-13, tells.
 DEVICE u32 code_of(float x, float inverse_scale) {
     const float steps = fmaxf(-127.0f, fminf(127.0f, __fmul_rn(x, inverse_scale)));
-    return __float_as_uint(__fadd_rn(__fadd_rn(__fadd_rn(steps, 1536.0f), -1536.0f), 12582912.0f));
+    return __float_as_uint(__fadd_rn(__fadd_rn(__fadd_rn(steps, 1536.0f), -1536.0f), 12582912.0f + 128.0f));
 }
 // Those of two pairs of elements.
 DEVICE u32 codes_of(uint2 words, float scale) {
-    if (!(scale > 0.0f)) return 0;  // too small for a scale, or NaN
+    if (!(scale > 0.0f)) return 0x80808080u;  // too small for a scale, or NaN
     const float inverse = reciprocal(scale);
     const u32 low = select_bytes(code_of(low_half(words.x), inverse), code_of(high_half(words.x), inverse), 0x0040);
     const u32 high = select_bytes(code_of(low_half(words.y), inverse), code_of(high_half(words.y), inverse), 0x0040);
@@ -61,9 +62,9 @@ DEVICE void store_codes(u8* head, i32 first, i32 second, u32 codes) {
     a[0] = (u8)codes, a[2] = (u8)(codes >> 8), b[0] = (u8)(codes >> 16), b[2] = (u8)(codes >> 24);
 }
 
-// Codes enter the tensor core as float16 with the bits code + 128, which is (code + 128) * CODE_FACTOR: what is too
+// They enter the tensor core as float16 with the bits code + 128, which is (code + 128) * CODE_FACTOR: what is too
 // much is subtracted by what sums begin with, CODE_BIAS times the sum of the other factors.
 constexpr float CODE_FACTOR = 1.0f / (1 << 24), CODE_BIAS = -128.0f * CODE_FACTOR;
 
-DEVICE u32 even_codes(u32 word) { return (word & 0x00FF00FFu) ^ 0x00800080u; }
-DEVICE u32 odd_codes(u32 word) { return (word >> 8 & 0x00FF00FFu) ^ 0x00800080u; }
+DEVICE u32 even_codes(u32 word) { return word & 0x00FF00FFu; }
+DEVICE u32 odd_codes(u32 word) { return select_bytes(word, 0, 0x4341); }

@@ -107,7 +107,7 @@ class Case:
 def coded(heads: NDArray[np.float16]) -> tuple[NDArray[np.int8], NDArray[np.float16]]:
     """``heads`` [..., D] as codes [..., D], in the order of the device's cache, and scales [...]."""
     codes, scales = quantise(heads.astype(np.float32))
-    of_16 = codes.reshape(*codes.shape[:-1], -1, 2, 8)
+    of_16 = (codes ^ np.int8(-128)).reshape(*codes.shape[:-1], -1, 2, 8)
     return np.ascontiguousarray(of_16.swapaxes(-1, -2)).reshape(codes.shape), scales
 
 
