@@ -14,11 +14,11 @@ from kernels.ops.attention_parts import prefix_attention
 from kernels.ops.attention_parts.attention_params import AttentionParams, AttentionWork, ScoreParams
 from kernels.ops.attention_plan import (
     DECODE_ROWS,
+    FEW_ROWS,
     PREFILL_WARPS,
     AttentionPlan,
     AttentionShape,
     attention_shape,
-    query_bytes,
     tile_bytes,
     wide_shape,
     wide_warps,
@@ -62,9 +62,10 @@ def variants() -> list[Variant]:
     cases = itertools.product(HEAD_DIMS, (H100, A100), ({}, {"spread": True}, {"after_prefix": True}))
     shapes = sorted({(head_dim, attention_shape(gpu, head_dim, **options)) for head_dim, gpu, options in cases})
     narrow = [("attention/attention", {"HEAD_DIM": head_dim, **shape.defines}) for head_dim, shape in shapes]
-    wide_shapes = sorted(
-        {(size, wide_shape(gpu, size)) for size, gpu in itertools.product(WIDE_HEAD_DIMS, (H100, A100))}
-    )
+    few = {(head_dim, shape.decode_warps): shape.few_defines for head_dim, shape in shapes}
+    narrow += [("attention/attention", {"HEAD_DIM": head_dim, **defines}) for (head_dim, _), defines in few.items()]
+    wide_cases = itertools.product(WIDE_HEAD_DIMS, (H100, A100))
+    wide_shapes = sorted({(head_dim, wide_shape(gpu, head_dim)) for head_dim, gpu in wide_cases})
     wide = [(_WIDE, {"HEAD_DIM": head_dim, **shape.defines}) for head_dim, shape in wide_shapes]
     capped = [(source, defines | _SOFTCAP) for source, defines in narrow + wide if defines["HEAD_DIM"] in (128, 256)]
     coded = [each for each in narrow + wide if each[1]["HEAD_DIM"] in (64, 96, 128, 256)]
@@ -191,8 +192,9 @@ def rope_attention(
     assert qkv.shape[1] == attention.qkv_width, f"rows of {qkv.shape[1]} are not {attention.qkv_width} long"
     num_tokens, num_blocks = step.token_ids.size, out_cache.keys.shape[0]
     element_bytes = out_cache.keys.dtype.itemsize
-    shape = _rope_shape(context.gpu, head_dim, element_bytes, num_tokens * num_kv_heads)
-    shared_bytes = _rope_bytes(shape, head_dim, element_bytes)
+    rows = FEW_ROWS if attention.num_heads // num_kv_heads <= FEW_ROWS else DECODE_ROWS
+    shape = _rope_shape(context.gpu, head_dim, element_bytes, rows, num_tokens * num_kv_heads)
+    shared_bytes = shape.rope_bytes(head_dim, element_bytes, rows)
     params = RopeAttentionParams(
         attention=_params(qkv, out_cache, attention, step, plan, plan.decode_items, out),
         rope=rope_params(by, attention.head_norms),
@@ -207,20 +209,16 @@ def rope_attention(
         params,
         shared_bytes=context.gpu.spread(shared_bytes, 1) if num_tokens == 1 else shared_bytes,
         HEAD_DIM=head_dim,
-        **shape.defines,
+        **(shape.few_defines if rows == FEW_ROWS else shape.defines),
         **_layer_defines(attention, out_cache),
     )
 
 
-def _rope_shape(gpu: GpuSpec, head_dim: int, element_bytes: int, num_blocks: int) -> AttentionShape:
+def _rope_shape(gpu: GpuSpec, head_dim: int, element_bytes: int, rows: int, num_blocks: int) -> AttentionShape:
     """Of `rope_attention_decode` for so many blocks before any is divided."""
     shape = attention_shape(gpu, head_dim, spread=True)
-    spreads = num_blocks <= gpu.num_sms and _rope_bytes(shape, head_dim, element_bytes) <= gpu.shared_bytes
+    spreads = num_blocks <= gpu.num_sms and shape.rope_bytes(head_dim, element_bytes, rows) <= gpu.shared_bytes
     return shape if spreads else attention_shape(gpu, head_dim)
-
-
-def _rope_bytes(shape: AttentionShape, head_dim: int, element_bytes: int) -> int:
-    return shape.decode_bytes(head_dim, element_bytes) + (DECODE_ROWS + 2) * query_bytes(head_dim)
 
 
 def _params(

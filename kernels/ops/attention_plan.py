@@ -31,6 +31,7 @@ from kernels.weights.parameters import Attention
 
 TILE_KEYS = 64
 DECODE_ROWS = 16  # query rows of a decode item: one tensor core tile
+FEW_ROWS = 8  # to which the operands of the tensor core may be exchanged
 PREFILL_WARPS = 4
 SHORT_ROWS = 8 * DECODE_ROWS
 """A sequence of no more query rows is decode work: as prefill work it would be a block for each KV head, which reads a
@@ -105,14 +106,23 @@ class AttentionShape(NamedTuple):
         return {"DECODE_WARPS": self.decode_warps, "PREFILL_ROW_TILES": self.prefill_row_tiles}
 
     @property
+    def few_defines(self) -> dict[str, int]:
+        """The same for `rope_attention_decode` alone, with at most `FEW_ROWS` query rows a block."""
+        return {"DECODE_WARPS": self.decode_warps, "FEW_ROWS": FEW_ROWS}
+
+    @property
     def prefill_rows(self) -> int:
         """Rows of queries of a block of prefill work."""
         return PREFILL_WARPS * 16 * self.prefill_row_tiles
 
-    def decode_bytes(self, head_dim: int, element_bytes: int) -> int:
+    def decode_bytes(self, head_dim: int, element_bytes: int, rows: int = DECODE_ROWS) -> int:
         """Shared memory of a decode block: tiles of K and V for each warp, and the exchange between them."""
         tiles = 2 * tile_bytes(head_dim, element_bytes)
-        return self.decode_warps * (tiles + DECODE_ROWS * (head_dim + 8 + 2) * 4)
+        return self.decode_warps * (tiles + rows * (head_dim + 8 + 2) * 4)
+
+    def rope_bytes(self, head_dim: int, element_bytes: int, rows: int) -> int:
+        """The same of `rope_attention_decode`, with the rows that a block makes itself."""
+        return self.decode_bytes(head_dim, element_bytes, rows) + (rows + 2) * query_bytes(head_dim)
 
     def prefill_bytes(self, head_dim: int, element_bytes: int) -> int:
         """Shared memory of a block of prefill work: a tile of K and one of V, and what its rows have merged."""

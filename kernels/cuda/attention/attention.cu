@@ -11,6 +11,9 @@
 // Queries that are rotated already, of tokens whose K and V are in the cache.
 struct OldRows {
     static constexpr bool ARE_NEW = false;
+    using TileRows = Rows<1>;
+    using TileWeights = Weights<1>;
+    using TilePartial = Partial<1>;
 
     DEVICE void load(Rows<1>& rows, const AttentionParams& p, const Item& item, i32 kv_head, u8*) const {
         load_rows(rows, p, item, kv_head, 0);
@@ -30,7 +33,7 @@ DEVICE void decode_item(const AttentionParams& p, const Item& item, i32 kv_head,
     const i32 num_cached = item.num_keys - Source::ARE_NEW, newest_tile = (item.num_keys - 1) / TILE_KEYS;
     const int halves = item.num_rows > DECODE_ROWS / 2 ? 2 : 1;
 
-    Rows<1> rows;
+    typename Source::TileRows rows;
     source.load(rows, p, item, kv_head, new_rows);
     const bool merges = row < item.num_rows;
     auto partial_row = [&](i32 split) {
@@ -53,8 +56,8 @@ DEVICE void decode_item(const AttentionParams& p, const Item& item, i32 kv_head,
     for (i32 round = first_round; round < item.end_tile; round += DECODE_WARPS) {
         const i32 tile = round + warp, next = tile + DECODE_WARPS;
         if (tile >= item.first_tile && tile < item.end_tile) {
-            Weights<1> weights;
-            Partial<1> partial;
+            typename Source::TileWeights weights;
+            typename Source::TilePartial partial;
             const i64 offset = next < item.end_tile ? group_offset(p, item, kv_head, next, lane % TILE_GROUPS) : 0;
             copy_wait<1>();
             if (Source::ARE_NEW && tile == newest_tile)
@@ -115,6 +118,7 @@ DEVICE void decode_item(const AttentionParams& p, const Item& item, i32 kv_head,
                                                 pack_half2(whole.o[q].z * factor, whole.o[q].w * factor)};
 }
 
+#ifndef FEW_ROWS
 // Grid: at least decode items * KV heads; dynamic shared memory: 2 * DECODE_WARPS * TILE_BYTES + sizeof(Exchange).
 KERNEL __launch_bounds__(DECODE_THREADS) attention_decode(const __grid_constant__ AttentionParams p) {
     extern __shared__ __align__(16) u8 shared[];
@@ -140,6 +144,8 @@ KERNEL __launch_bounds__(DECODE_THREADS) attention_decode(const __grid_constant_
     clear_padding(p, token, position);
 }
 
+#endif
+
 // The grid is that of attention_decode; the shared memory is larger by NEW_ROWS_BYTES.
 KERNEL __launch_bounds__(DECODE_THREADS) rope_attention_decode(const __grid_constant__ RopeAttentionParams params) {
     extern __shared__ __align__(16) u8 shared[];
@@ -164,13 +170,14 @@ KERNEL __launch_bounds__(DECODE_THREADS) rope_attention_decode(const __grid_cons
     clear_padding(p, token, position);
 }
 
+#ifndef FEW_ROWS
 // ---- prefill
 
 constexpr int PREFILL_THREADS = PREFILL_WARPS * 32;
 constexpr int WARP_ROWS = 16 * PREFILL_ROW_TILES;
 // So many blocks fit an SM with the registers that the compiler needs, which are fewest for Hopper.
 constexpr int PREFILL_BLOCKS =
-    (HEAD_DIM == 64 && PREFILL_ROW_TILES == 1) || (HEAD_DIM == 96 && __CUDA_ARCH__ == 900) ? 3 : 2;
+    (HEAD_DIM == 64 && PREFILL_ROW_TILES == 1) || (HEAD_DIM == 96 && __CUDA_ARCH__ == 900 && !IS_Q8) ? 3 : 2;
 
 // A thread's merged splits, kept in shared memory while it works on the next split; nobody else looks at them.
 struct Whole {
@@ -306,3 +313,4 @@ KERNEL __launch_bounds__(PREFILL_THREADS, PREFILL_BLOCKS) attention_prefill(cons
     const Item item = p.work.items[index];
     prefill_item(p, item, blockIdx.x - index * p.num_kv_heads, shared);
 }
+#endif

@@ -93,43 +93,43 @@ DEVICE void load_rows(Rows<ROW_TILES>& rows, const AttentionParams& p, const Ite
     rows.all_highest = item.first_position + (item.first_row + first) / p.group;
 }
 
+// Walks over a tile's keys: use(chunk, group, B operands of the group's first 8 keys, of its others).
+template <typename Use>
+DEVICE void for_key_groups(u32 keys, Use use) {
+    const int lane = threadIdx.x % 32;
+    const u32 address =
+        keys + (IS_Q8 ? lane * ROW_BYTES : ((lane & 7) + (lane >> 4 << 3)) * ROW_BYTES + (lane >> 3 & 1) * 16);
+    u32 b[4];
+#pragma unroll
+    for (int k = 0; k < CHUNKS; k++)
+#pragma unroll
+        for (int n = 0; n < TILE_GROUPS; n++) {
+            if (!IS_Q8 || n % 2 == 0) load_matrices(b, address + n * KEY_GROUP * ROW_BYTES + k * (16 * ELEMENT_BYTES));
+            if constexpr (IS_Q8) {
+                const u32 low = b[n % 2 * 2], high = b[n % 2 * 2 + 1];
+                const u32 first[2] = {even_codes(low), odd_codes(low)}, second[2] = {even_codes(high), odd_codes(high)};
+                use(k, n, first, second);
+            } else
+                use(k, n, b, b + 2);
+        }
+}
+
 // Products of the rows and a tile's keys.
 template <int ROW_TILES>
 DEVICE void multiply_keys(float (&s)[ROW_TILES][TILE_KEYS / 8][4], const Rows<ROW_TILES>& rows, u32 keys) {
-    const int lane = threadIdx.x % 32;
 #pragma unroll
     for (int row_tile = 0; row_tile < ROW_TILES; row_tile++)
 #pragma unroll
         for (int n = 0; n < TILE_KEYS / 8; n++)
 #pragma unroll
             for (int c = 0; c < 4; c++) s[row_tile][n][c] = IS_Q8 ? rows.code_bias[row_tile][c >> 1] : 0.0f;
-    const u32 address =
-        keys + (IS_Q8 ? lane * ROW_BYTES : ((lane & 7) + (lane >> 4 << 3)) * ROW_BYTES + (lane >> 3 & 1) * 16);
+    for_key_groups(keys, [&](int k, int n, const u32* first, const u32* second) {
 #pragma unroll
-    for (int k = 0; k < CHUNKS; k++)
-        if constexpr (IS_Q8)
-#pragma unroll
-            for (int n = 0; n < TILE_KEYS / 8; n += 4) {
-                u32 codes[4];
-                load_matrices(codes, address + n * 8 * ROW_BYTES + k * 16);
-#pragma unroll
-                for (int i = 0; i < 4; i++)
-#pragma unroll
-                    for (int row_tile = 0; row_tile < ROW_TILES; row_tile++)
-                        mma_16x8x16(s[row_tile][n + i], rows.queries[row_tile][k], even_codes(codes[i]),
-                                    odd_codes(codes[i]));
-            }
-        else
-#pragma unroll
-            for (int n = 0; n < TILE_GROUPS; n++) {
-                u32 b[4];
-                load_matrices(b, address + n * KEY_GROUP * ROW_BYTES + k * 32);
-#pragma unroll
-                for (int row_tile = 0; row_tile < ROW_TILES; row_tile++) {
-                    mma_16x8x16(s[row_tile][2 * n], rows.queries[row_tile][k], b[0], b[1]);
-                    mma_16x8x16(s[row_tile][2 * n + 1], rows.queries[row_tile][k], b[2], b[3]);
-                }
-            }
+        for (int row_tile = 0; row_tile < ROW_TILES; row_tile++) {
+            mma_16x8x16(s[row_tile][2 * n], rows.queries[row_tile][k], first[0], first[1]);
+            mma_16x8x16(s[row_tile][2 * n + 1], rows.queries[row_tile][k], second[0], second[1]);
+        }
+    });
     if constexpr (IS_Q8)
 #pragma unroll
         for (int n = 0; n < TILE_KEYS / 8; n++) {
@@ -223,19 +223,23 @@ DEVICE void scale_weights(Weights<ROW_TILES>& weights, u32 values) {
         }
 }
 
+// Where a lane reads columns 16d..16d + 15 of a tile's values.
+DEVICE u32 value_address(u32 values, int d) {
+    const int lane = threadIdx.x % 32;
+    return values + (IS_Q8 ? lane * ROW_BYTES + d * 16
+                           : ((lane & 7) + (lane >> 3 & 1) * 8) * ROW_BYTES + (lane >> 4) * 16 + d * 32);
+}
+
 // Makes columns 16d..16d + 15 of the weighted sum of a tile's values.
 template <int ROW_TILES>
 DEVICE void weigh_values(float (&o)[ROW_TILES][2][4], const Weights<ROW_TILES>& weights, u32 values, int d) {
-    const int lane = threadIdx.x % 32;
 #pragma unroll
     for (int row_tile = 0; row_tile < ROW_TILES; row_tile++)
 #pragma unroll
         for (int n = 0; n < 2; n++)
 #pragma unroll
             for (int c = 0; c < 4; c++) o[row_tile][n][c] = IS_Q8 ? weights.code_bias[row_tile][c >> 1] : 0.0f;
-    const u32 address = values + (IS_Q8 ? lane * ROW_BYTES + d * 16
-                                        : ((lane & 7) + (lane >> 3 & 1) * 8) * ROW_BYTES + (lane >> 4) * 16 + d * 32);
-    for_value_groups<ROW_BYTES>(address, [&](int j, const u32* first, const u32* second) {
+    for_value_groups<ROW_BYTES>(value_address(values, d), [&](int j, const u32* first, const u32* second) {
 #pragma unroll
         for (int row_tile = 0; row_tile < ROW_TILES; row_tile++) {
             mma_16x8x16(o[row_tile][0], weights.p[row_tile][j], first[0], first[1]);

@@ -1,10 +1,10 @@
 // The partial results of decode work: merged by threads, exchanged between the warps of a block in shared memory, and
 // kept in the workspace between blocks.
 #pragma once
-#include "attention.cuh"
+#include "attention_few.cuh"
 
 constexpr int DECODE_THREADS = DECODE_WARPS * 32;
-constexpr int ROW_THREADS = DECODE_THREADS / DECODE_ROWS;  // threads that merge a row's partial results
+constexpr int ROW_THREADS = DECODE_THREADS / BLOCK_ROWS;  // threads that merge a row's partial results
 constexpr int THREAD_QUADS = (HEAD_DIM / 4 + ROW_THREADS - 1) / ROW_THREADS;
 constexpr int EXCHANGE_ROW = HEAD_DIM + 8;  // floats: keeps rows on different banks
 static_assert(SPLIT_TILES % DECODE_WARPS == 0, "a round must not cross splits");
@@ -38,8 +38,8 @@ DEVICE void merge(Slice& slice, const Slice& other) {
 
 // Shared memory of a decode block.
 struct Exchange {
-    float o[DECODE_WARPS][DECODE_ROWS][EXCHANGE_ROW];
-    float2 sums[DECODE_WARPS][DECODE_ROWS];  // (m, l)
+    float o[DECODE_WARPS][BLOCK_ROWS][EXCHANGE_ROW];
+    float2 sums[DECODE_WARPS][BLOCK_ROWS];  // (m, l)
 };
 DEVICE Exchange& exchange_at(u8* shared) { return *(Exchange*)(shared + 2 * DECODE_WARPS * TILE_BYTES); }
 DEVICE u8* new_rows_at(u8* shared) { return (u8*)(&exchange_at(shared) + 1); }
@@ -56,6 +56,21 @@ DEVICE void put(Exchange& exchange, const Partial<1>& partial, i32 num_rows) {
         for (int n = 0; n < HEAD_DIM / 8; n++)
             *(float2*)&exchange.o[warp][row][8 * n + 2 * t] = {partial.o[0][n][2 * half],
                                                                partial.o[0][n][2 * half + 1]};
+    }
+}
+
+DEVICE void put(Exchange& exchange, const FewPartial& partial, i32 num_rows) {
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+#pragma unroll
+    for (int e = 0; e < 2; e++) {
+        const int row = 2 * t + e;
+        if (row >= num_rows) continue;
+        if (g == 0) exchange.sums[warp][row] = {partial.m[e], partial.l[e]};
+#pragma unroll
+        for (int d = 0; d < CHUNKS; d++)
+#pragma unroll
+            for (int half = 0; half < 2; half++)
+                exchange.o[warp][row][16 * d + 8 * half + g] = partial.o[d][2 * half + e];
     }
 }
 

@@ -126,6 +126,12 @@ DEVICE u32 load_scales(u32 scales, int n) {
     return pair;
 }
 
+DEVICE float load_scale(u32 scale) {
+    u16 value;
+    asm volatile("ld.shared.u16 %0, [%1];" : "=h"(value) : "r"(scale) : "memory");
+    return from_half(value);
+}
+
 // Multiplies the weights of 16 rows, A operands, by the scales of a tile's values.
 DEVICE void multiply_weights(u32 (&weights)[TILE_GROUPS][4], u32 scales) {
 #pragma unroll

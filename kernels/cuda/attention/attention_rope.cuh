@@ -2,12 +2,12 @@
 // block rotates what it needs itself: its queries, and K of the new token if its tiles reach that far. The block with
 // the first rows and the last tile writes the cache; nobody reads from there in this launch what it writes.
 #pragma once
-#include "attention.cuh"
+#include "attention_few.cuh"
 
-constexpr int WARP_QUERIES = DECODE_ROWS / DECODE_WARPS;
-constexpr int NEW_KEY = DECODE_ROWS, NEW_VALUE = DECODE_ROWS + 1;  // rows of shared memory, after those of the queries
-constexpr int NEW_ROWS_BYTES = (DECODE_ROWS + 2) * QUERY_BYTES;
-static_assert(DECODE_ROWS % DECODE_WARPS == 0 && DECODE_WARPS >= 2, "warp 0 has the new key, warp 1 the new value");
+constexpr int WARP_QUERIES = BLOCK_ROWS / DECODE_WARPS;
+constexpr int NEW_KEY = BLOCK_ROWS, NEW_VALUE = BLOCK_ROWS + 1;  // rows of shared memory, after those of the queries
+constexpr int NEW_ROWS_BYTES = (BLOCK_ROWS + 2) * QUERY_BYTES;
+static_assert(BLOCK_ROWS % DECODE_WARPS == 0 && DECODE_WARPS >= 2, "warp 0 has the new key, warp 1 the new value");
 
 struct RopeAttentionParams {
     AttentionParams attention;  // `qkv` is not rotated yet, and ends with K and V
@@ -47,7 +47,7 @@ DEVICE Item speculative_item(const AttentionParams& p, i32 index) {
     const int4 size = load_unordered((const int4*)(p.work.items + index) + 1);
     const i32 count = load_unordered(&p.work.counts->decode_items);
     const bool valid = index < count && (u32)at.x < p.num_tokens && (u32)at.y < p.num_tokens && (u32)at.w < p.group &&
-                       size.x > 0 && size.x <= min(DECODE_ROWS, p.group - at.w) && size.y > 0 &&
+                       size.x > 0 && size.x <= min(BLOCK_ROWS, p.group - at.w) && size.y > 0 &&
                        size.y <= p.max_blocks * p.block_tokens && size.z >= 0 && size.z < size.w &&
                        size.w <= (size.y - 1) / TILE_KEYS + 1;
     if (!valid) return item;
@@ -66,8 +66,51 @@ DEVICE bool same_start(const Item& a, const Item& b) {
 
 // ---- a block's queries and the new token's K and V
 
+DEVICE void load_queries(Rows<1>& rows, u32 place) {
+    const int lane = threadIdx.x % 32;
+    const u32 address = place + ((lane & 7) + (lane >> 3 & 1) * 8) * QUERY_BYTES + (lane >> 4) * 16;
+#pragma unroll
+    for (int k = 0; k < CHUNKS; k++) load_matrices(rows.queries[0][k], address + k * 32);
+}
+DEVICE void load_queries(FewRows& rows, u32 place) {
+    const int lane = threadIdx.x % 32;
+    const u32 address = place + (lane & 7) * QUERY_BYTES + (lane >> 3) * 16;
+#pragma unroll
+    for (int k = 0; k < CHUNKS; k += 2) {
+        u32 b[4];
+        load_matrices(b, address + k * 32);
+        rows.queries[k][0] = b[0], rows.queries[k][1] = b[1];
+        if (k + 1 < CHUNKS) rows.queries[k + 1][0] = b[2], rows.queries[k + 1][1] = b[3];
+    }
+}
+
+// Rows see keys up to `position`; of the two that a lane has scores of it may be that not all are wanted.
+DEVICE void see(Rows<1>& rows, i32 lowest, i32 position, i32 num_rows) {
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+        const bool valid = 8 * half + threadIdx.x % 32 / 4 < num_rows;
+        rows.lowest[0][half] = valid ? lowest : 0, rows.highest[0][half] = valid ? position : -1;
+    }
+}
+DEVICE void see(FewRows& rows, i32 lowest, i32 position, i32 num_rows) {
+#pragma unroll
+    for (int e = 0; e < 2; e++) {
+        const bool valid = threadIdx.x % 4 * 2 + e < num_rows;
+        rows.lowest[e] = valid ? lowest : 0, rows.highest[e] = valid ? position : -1;
+    }
+}
+
 struct NewRows {
     static constexpr bool ARE_NEW = true;  // of one token, whose key and value are not in the cache yet
+#ifdef FEW_ROWS
+    using TileRows = FewRows;
+    using TileWeights = FewWeights;
+    using TilePartial = FewPartial;
+#else
+    using TileRows = Rows<1>;
+    using TileWeights = Weights<1>;
+    using TilePartial = Partial<1>;
+#endif
 
     const RopeAttentionParams& params;
     const HeadLane at;
@@ -167,25 +210,19 @@ struct NewRows {
     }
 
     // Loads the queries into registers, and stores K and V of the new token in the cache.
-    DEVICE void load(Rows<1>& rows, const AttentionParams& p, const Item& item, i32 kv_head, const u8* place) const {
-        const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    template <typename AnyRows>
+    DEVICE void load(AnyRows& rows, const AttentionParams& p, const Item& item, i32 kv_head, const u8* place) const {
+        const int warp = threadIdx.x / 32;
         if (warp < 2 && item.first_row == 0 && item.end_tile * TILE_KEYS >= item.num_keys && slot >= 0) {
             const i64 to = slot == speculative_slot ? speculative_offset
                                                     : cache_offset(slot, kv_head, p.num_kv_heads, p.block_tokens);
             store_cached(warp == 0 ? p.cache.keys : p.cache.values, to, at, cached_kv);
         }
-        const u32 address = shared_address(place) + ((lane & 7) + (lane >> 3 & 1) * 8) * QUERY_BYTES + (lane >> 4) * 16;
-#pragma unroll
-        for (int k = 0; k < CHUNKS; k++) load_matrices(rows.queries[0][k], address + k * 32);
+        load_queries(rows, shared_address(place));
         find_code_bias(rows);
         const i32 position = item.num_keys - 1;
         rows.all_lowest = lowest_key(p, position), rows.all_highest = position;
-#pragma unroll
-        for (int half = 0; half < 2; half++) {
-            const bool valid = 8 * half + lane / 4 < item.num_rows;
-            rows.lowest[0][half] = valid ? rows.all_lowest : 0;
-            rows.highest[0][half] = valid ? position : -1;
-        }
+        see(rows, rows.all_lowest, position, item.num_rows);
     }
 
     // One warp puts the newest key (or value) into its row of `rows`, the tile that it is in.

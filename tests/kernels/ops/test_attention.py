@@ -125,6 +125,7 @@ def test_scores_have_a_soft_cap(context: Context, upload: Upload, download: Down
     runner = Runner(context, upload, download, Case(heads, MIXED_LENGTHS), softcap=1.5)
     run_and_check(runner, MIXED, 0, False)
     run_and_check(runner, [(sequence, length - 1, 1) for sequence, length in enumerate(MIXED_LENGTHS)], 100, False)
+    assert_fused_is_the_same(runner, [1, 3, 6], None, None, window=0)
 
 
 def same(a: np.ndarray, b: np.ndarray, what: str) -> None:

@@ -1,0 +1,140 @@
+// What attention.cuh has for 16 or 32 query rows, for at most 8 of them, with the operands of the tensor core
+// exchanged: 16 keys, or 16 columns of values, are an A operand, and queries or weights a B operand of 8 columns. That
+// takes half the products and registers. Sums are of the same numbers in the same order, and have the same bits.
+#pragma once
+#include "attention.cuh"
+
+// Query rows of a decode block.
+#ifdef FEW_ROWS
+constexpr int BLOCK_ROWS = FEW_ROWS;
+#else
+constexpr int BLOCK_ROWS = DECODE_ROWS;
+#endif
+static_assert(BLOCK_ROWS == 8 || BLOCK_ROWS == 16, "columns of a B operand, or rows of an A operand");
+
+// Lane 4g + t has row g of B operands, and in sums rows 2t and 2t + 1.
+struct FewRows {
+    u32 queries[CHUNKS][2];
+    i32 lowest[2], highest[2];  // first and last key that the row sees
+    i32 all_lowest, all_highest;
+    float code_bias[2];
+};
+
+struct FewWeights {
+    u32 p[TILE_GROUPS][2];
+    float m[2];
+    float code_bias[2];
+};
+
+struct FewPartial {
+    float m[2], l[2];
+    float o[CHUNKS][4];  // columns g and g + 8 of every 16
+};
+
+// Transposes a matrix of 8 x 8 float16, of which each lane has two neighbours.
+DEVICE u32 transposed(u32 pair) {
+    u32 r;
+    asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(r) : "r"(pair));
+    return r;
+}
+
+// Adds the products of 16 keys, or columns of values, and the rows: `first` are those of the first 8, `second` of the
+// others.
+DEVICE void mma_few(float (&d)[4], const u32* first, const u32* second, const u32 (&b)[2]) {
+    const u32 a[4] = {first[0], second[0], first[1], second[1]};
+    mma_16x8x16(d, a, b[0], b[1]);
+}
+
+// The sum of each row's elements.
+template <int COUNT>
+DEVICE void sum_few(float (&sums)[2], const u32 (&b)[COUNT][2]) {
+    constexpr u32 ones[4] = {HALF2_ONES, HALF2_ONES, HALF2_ONES, HALF2_ONES};
+    float d[4] = {};
+#pragma unroll
+    for (int i = 0; i < COUNT; i++) mma_16x8x16(d, ones, b[i][0], b[i][1]);
+    sums[0] = d[0], sums[1] = d[1];
+}
+
+DEVICE void find_code_bias(FewRows& rows) {
+    if constexpr (IS_Q8) {
+        sum_few(rows.code_bias, rows.queries);
+#pragma unroll
+        for (int e = 0; e < 2; e++) rows.code_bias[e] = __fmul_rn(rows.code_bias[e], CODE_BIAS);
+    }
+}
+
+DEVICE void score_tile(FewWeights& weights, const FewRows& rows, u32 keys, i32 first_key, const AttentionParams& p,
+                       int) {
+    const int lane = threadIdx.x % 32, g = lane / 4;
+    float s[TILE_GROUPS][4];
+#pragma unroll
+    for (int n = 0; n < TILE_GROUPS; n++)
+#pragma unroll
+        for (int c = 0; c < 4; c++) s[n][c] = IS_Q8 ? rows.code_bias[c & 1] : 0.0f;
+    for_key_groups(keys, [&](int k, int n, const u32* first, const u32* second) {
+        mma_few(s[n], first, second, rows.queries[k]);
+    });
+#pragma unroll
+    for (int n = 0; n < TILE_GROUPS; n++) {
+        if constexpr (IS_Q8) {
+            const u32 scales = keys + TILE_KEYS * ROW_BYTES + (n * KEY_GROUP + g) * 2;
+            const float low = load_scale(scales), high = load_scale(scales + 16);
+#pragma unroll
+            for (int c = 0; c < 4; c++) s[n][c] = __fmul_rn(s[n][c], c < 2 ? low : high);
+        }
+#ifdef SOFTCAP
+#pragma unroll
+        for (int c = 0; c < 4; c++) s[n][c] = soft_capped(p, s[n][c]);
+#endif
+    }
+    if (first_key < rows.all_lowest || first_key + TILE_KEYS - 1 > rows.all_highest)
+#pragma unroll
+        for (int n = 0; n < TILE_GROUPS; n++)
+#pragma unroll
+            for (int c = 0; c < 4; c++) {
+                const i32 key = first_key + n * KEY_GROUP + c / 2 * 8 + g;
+                if (key < rows.lowest[c & 1] || key > rows.highest[c & 1]) s[n][c] = NEGATIVE_INFINITY;
+            }
+    float reference[2];
+#pragma unroll
+    for (int e = 0; e < 2; e++) {
+        float largest = NEGATIVE_INFINITY;
+#pragma unroll
+        for (int n = 0; n < TILE_GROUPS; n++) largest = fmaxf(largest, fmaxf(s[n][e], s[n][2 + e]));
+#pragma unroll
+        for (int distance = 4; distance < 32; distance *= 2)
+            largest = fmaxf(largest, __shfl_xor_sync(ALL_LANES, largest, distance));
+        weights.m[e] = __fmul_rn(largest, p.scores.scale_log2);
+        reference[e] = (largest == NEGATIVE_INFINITY ? 0.0f : weights.m[e]) - WEIGHT_EXPONENT;
+    }
+    auto weigh = [&](float score, int e) { return power_of_2(__fmaf_rn(score, p.scores.scale_log2, -reference[e])); };
+#pragma unroll
+    for (int n = 0; n < TILE_GROUPS; n++)
+#pragma unroll
+        for (int half = 0; half < 2; half++)
+            weights.p[n][half] = transposed(pack_half2(weigh(s[n][2 * half], 0), weigh(s[n][2 * half + 1], 1)));
+}
+
+// Makes a tile's partial result.
+DEVICE void weigh_tile(FewPartial& partial, FewWeights& weights, u32 values) {
+    sum_few(partial.l, weights.p);
+    partial.m[0] = weights.m[0], partial.m[1] = weights.m[1];
+    if constexpr (IS_Q8) {
+#pragma unroll
+        for (int j = 0; j < TILE_GROUPS; j++)
+#pragma unroll
+            for (int half = 0; half < 2; half++)
+                weights.p[j][half] =
+                    half2_multiply(weights.p[j][half], load_scales(values + TILE_KEYS * ROW_BYTES, 2 * j + half));
+        sum_few(weights.code_bias, weights.p);
+    }
+#pragma unroll
+    for (int d = 0; d < CHUNKS; d++) {
+        float (&o)[4] = partial.o[d];
+#pragma unroll
+        for (int c = 0; c < 4; c++) o[c] = IS_Q8 ? __fmul_rn(weights.code_bias[c & 1], CODE_BIAS) : 0.0f;
+        for_value_groups<ROW_BYTES>(value_address(values, d), [&](int j, const u32* first, const u32* second) {
+            mma_few(o, first, second, weights.p[j]);
+        });
+    }
+}
