@@ -52,24 +52,28 @@ class RopeAttentionParams(CudaStruct, source="attention/attention"):
     num_blocks: Int32  # of the cache
 
 
-_WIDE = "attention/attention_wide"
+_NARROW, _WIDE = "attention/attention", "attention/attention_wide"
 _SOFTCAP = {"SOFTCAP": 1}
 CODE_FACTOR = 2.0**-24  # of products with codes: CODE_FACTOR of cuda/rope/kv_cache.cuh
 
 
 def variants() -> list[Variant]:
     """What of attention.cu and attention_wide.cu is compiled; of soft caps and of codes what published models have."""
-    cases = itertools.product(HEAD_DIMS, (H100, A100), ({}, {"spread": True}, {"after_prefix": True}))
-    shapes = sorted({(head_dim, attention_shape(gpu, head_dim, **options)) for head_dim, gpu, options in cases})
-    narrow = [("attention/attention", {"HEAD_DIM": head_dim, **shape.defines}) for head_dim, shape in shapes]
-    few = {(head_dim, shape.decode_warps): shape.few_defines for head_dim, shape in shapes}
-    narrow += [("attention/attention", {"HEAD_DIM": head_dim, **defines}) for (head_dim, _), defines in few.items()]
+    heads = list(itertools.product(HEAD_DIMS, (H100, A100), (False, True)))
+    shapes = sorted({(size, attention_shape(gpu, size, after_prefix=after)) for size, gpu, after in heads})
+    narrow = [(_NARROW, {"HEAD_DIM": head_dim, **shape.defines}) for head_dim, shape in shapes]
+    cuts = sorted({(size, attention_shape(gpu, size, spread=spread).decode_warps) for size, gpu, spread in heads})
+    few, many = (
+        [(_NARROW, {"HEAD_DIM": head_dim, "DECODE_WARPS": warps, "ROPE_ROWS": rows}) for head_dim, warps in cuts]
+        for rows in (FEW_ROWS, DECODE_ROWS)
+    )
     wide_cases = itertools.product(WIDE_HEAD_DIMS, (H100, A100))
     wide_shapes = sorted({(head_dim, wide_shape(gpu, head_dim)) for head_dim, gpu in wide_cases})
     wide = [(_WIDE, {"HEAD_DIM": head_dim, **shape.defines}) for head_dim, shape in wide_shapes]
-    capped = [(source, defines | _SOFTCAP) for source, defines in narrow + wide if defines["HEAD_DIM"] in (128, 256)]
-    coded = [each for each in narrow + wide if each[1]["HEAD_DIM"] in (64, 96, 128, 256)]
-    return [*narrow, *wide, *capped, *with_codes(coded)]
+    published = [*narrow, *few, *wide]
+    capped = [(source, defines | _SOFTCAP) for source, defines in published if defines["HEAD_DIM"] in (128, 256)]
+    coded = [each for each in published if each[1]["HEAD_DIM"] in (64, 96, 128, 256)]
+    return [*published, *many, *capped, *with_codes(coded)]
 
 
 def cache_shape(num_blocks: int, block_tokens: int, num_kv_heads: int, head_dim: int) -> tuple[int, int, int, int]:
@@ -108,7 +112,7 @@ def paged_attention(
     defines = {"HEAD_DIM": head_dim, **shape.defines, **layer_defines}
     if plan.prefill_items.size:
         context.launch(
-            "attention/attention",
+            _NARROW,
             "attention_prefill",
             plan.prefill_items.shape[0] * num_kv_heads,
             PREFILL_WARPS * 32,
@@ -122,7 +126,7 @@ def paged_attention(
             context, plan.prefix, attention, decode_params, tile_bytes(head_dim, element_bytes), layer_defines
         )
     context.launch(
-        "attention/attention",
+        _NARROW,
         "attention_decode",
         plan.decode_items.shape[0] * num_kv_heads,
         shape.decode_warps * 32,
@@ -202,14 +206,15 @@ def rope_attention(
         num_blocks=num_blocks,
     )
     context.launch(
-        "attention/attention",
+        _NARROW,
         "rope_attention_decode",
         plan.decode_items.shape[0] * num_kv_heads,
         shape.decode_warps * 32,
         params,
         shared_bytes=context.gpu.spread(shared_bytes, 1) if num_tokens == 1 else shared_bytes,
         HEAD_DIM=head_dim,
-        **(shape.few_defines if rows == FEW_ROWS else shape.defines),
+        DECODE_WARPS=shape.decode_warps,
+        ROPE_ROWS=rows,
         **_layer_defines(attention, out_cache),
     )
 

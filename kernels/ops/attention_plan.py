@@ -31,7 +31,7 @@ from kernels.weights.parameters import Attention
 
 TILE_KEYS = 64
 DECODE_ROWS = 16  # query rows of a decode item: one tensor core tile
-FEW_ROWS = 8  # to which the operands of the tensor core may be exchanged
+FEW_ROWS = 8  # with no more of them the operands of the tensor core are exchanged
 PREFILL_WARPS = 4
 SHORT_ROWS = 8 * DECODE_ROWS
 """A sequence of no more query rows is decode work: as prefill work it would be a block for each KV head, which reads a
@@ -104,11 +104,6 @@ class AttentionShape(NamedTuple):
     def defines(self) -> dict[str, int]:
         """What the kernels are compiled with, in addition to the head size."""
         return {"DECODE_WARPS": self.decode_warps, "PREFILL_ROW_TILES": self.prefill_row_tiles}
-
-    @property
-    def few_defines(self) -> dict[str, int]:
-        """The same for `rope_attention_decode` alone, with at most `FEW_ROWS` query rows a block."""
-        return {"DECODE_WARPS": self.decode_warps, "FEW_ROWS": FEW_ROWS}
 
     @property
     def prefill_rows(self) -> int:

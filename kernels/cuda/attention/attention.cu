@@ -1,7 +1,8 @@
 // Attention over the paged KV cache. attention_plan.cuh says how the work is cut, attention.cuh what a warp does,
 // attention_merge.cuh what becomes of several warps' results.
 //   attention_decode        few query rows: the tiles of a split go to different warps, long contexts to several blocks
-//   rope_attention_decode   the same for steps of one token a sequence, which attention_rope.cuh completes on the way
+//   rope_attention_decode   the same for steps of one token a sequence, which attention_rope.cuh completes on the way;
+//                           with ROPE_ROWS, the most query rows of a block, there is this one only, else the others
 //   attention_prefill       many query rows: warps share K and V tiles and walk over all tiles
 #include "attention_rope.cuh"
 #include "attention_merge.cuh"
@@ -118,7 +119,7 @@ DEVICE void decode_item(const AttentionParams& p, const Item& item, i32 kv_head,
                                                 pack_half2(whole.o[q].z * factor, whole.o[q].w * factor)};
 }
 
-#ifndef FEW_ROWS
+#ifndef ROPE_ROWS
 // Grid: at least decode items * KV heads; dynamic shared memory: 2 * DECODE_WARPS * TILE_BYTES + sizeof(Exchange).
 KERNEL __launch_bounds__(DECODE_THREADS) attention_decode(const __grid_constant__ AttentionParams p) {
     extern __shared__ __align__(16) u8 shared[];
@@ -144,7 +145,7 @@ KERNEL __launch_bounds__(DECODE_THREADS) attention_decode(const __grid_constant_
     clear_padding(p, token, position);
 }
 
-#endif
+#else
 
 // The grid is that of attention_decode; the shared memory is larger by NEW_ROWS_BYTES.
 KERNEL __launch_bounds__(DECODE_THREADS) rope_attention_decode(const __grid_constant__ RopeAttentionParams params) {
@@ -170,7 +171,8 @@ KERNEL __launch_bounds__(DECODE_THREADS) rope_attention_decode(const __grid_cons
     clear_padding(p, token, position);
 }
 
-#ifndef FEW_ROWS
+#endif
+#ifndef ROPE_ROWS
 // ---- prefill
 
 constexpr int PREFILL_THREADS = PREFILL_WARPS * 32;

@@ -5,8 +5,8 @@
 #include "attention.cuh"
 
 // Query rows of a decode block.
-#ifdef FEW_ROWS
-constexpr int BLOCK_ROWS = FEW_ROWS;
+#ifdef ROPE_ROWS
+constexpr int BLOCK_ROWS = ROPE_ROWS;
 #else
 constexpr int BLOCK_ROWS = DECODE_ROWS;
 #endif

@@ -102,7 +102,7 @@ DEVICE void see(FewRows& rows, i32 lowest, i32 position, i32 num_rows) {
 
 struct NewRows {
     static constexpr bool ARE_NEW = true;  // of one token, whose key and value are not in the cache yet
-#ifdef FEW_ROWS
+#if defined(ROPE_ROWS) && ROPE_ROWS == 8
     using TileRows = FewRows;
     using TileWeights = FewWeights;
     using TilePartial = FewPartial;
