@@ -14,8 +14,8 @@ from kernels.ops.attention_parts import prefix_attention
 from kernels.ops.attention_parts.attention_params import AttentionParams, AttentionWork, ScoreParams
 from kernels.ops.attention_plan import (
     DECODE_ROWS,
-    FEW_ROWS,
     PREFILL_WARPS,
+    SWAPPED_ROWS,
     AttentionPlan,
     AttentionShape,
     attention_shape,
@@ -63,17 +63,17 @@ def variants() -> list[Variant]:
     shapes = sorted({(size, attention_shape(gpu, size, after_prefix=after)) for size, gpu, after in heads})
     narrow = [(_NARROW, {"HEAD_DIM": head_dim, **shape.defines}) for head_dim, shape in shapes]
     cuts = sorted({(size, attention_shape(gpu, size, spread=spread).decode_warps) for size, gpu, spread in heads})
-    few, many = (
+    swapped, others = (
         [(_NARROW, {"HEAD_DIM": head_dim, "DECODE_WARPS": warps, "ROPE_ROWS": rows}) for head_dim, warps in cuts]
-        for rows in (FEW_ROWS, DECODE_ROWS)
+        for rows in (SWAPPED_ROWS, DECODE_ROWS)
     )
     wide_cases = itertools.product(WIDE_HEAD_DIMS, (H100, A100))
     wide_shapes = sorted({(head_dim, wide_shape(gpu, head_dim)) for head_dim, gpu in wide_cases})
     wide = [(_WIDE, {"HEAD_DIM": head_dim, **shape.defines}) for head_dim, shape in wide_shapes]
-    published = [*narrow, *few, *wide]
+    published = [*narrow, *swapped, *wide]
     capped = [(source, defines | _SOFTCAP) for source, defines in published if defines["HEAD_DIM"] in (128, 256)]
     coded = [each for each in published if each[1]["HEAD_DIM"] in (64, 96, 128, 256)]
-    return [*published, *many, *capped, *with_codes(coded)]
+    return [*published, *others, *capped, *with_codes(coded)]
 
 
 def cache_shape(num_blocks: int, block_tokens: int, num_kv_heads: int, head_dim: int) -> tuple[int, int, int, int]:
@@ -196,7 +196,7 @@ def rope_attention(
     assert qkv.shape[1] == attention.qkv_width, f"rows of {qkv.shape[1]} are not {attention.qkv_width} long"
     num_tokens, num_blocks = step.token_ids.size, out_cache.keys.shape[0]
     element_bytes = out_cache.keys.dtype.itemsize
-    rows = FEW_ROWS if attention.num_heads // num_kv_heads <= FEW_ROWS else DECODE_ROWS
+    rows = SWAPPED_ROWS if attention.num_heads // num_kv_heads <= SWAPPED_ROWS else DECODE_ROWS
     shape = _rope_shape(context.gpu, head_dim, element_bytes, rows, num_tokens * num_kv_heads)
     shared_bytes = shape.rope_bytes(head_dim, element_bytes, rows)
     params = RopeAttentionParams(

@@ -31,7 +31,7 @@ from kernels.weights.parameters import Attention
 
 TILE_KEYS = 64
 DECODE_ROWS = 16  # query rows of a decode item: one tensor core tile
-FEW_ROWS = 8  # with no more of them the operands of the tensor core are exchanged
+SWAPPED_ROWS = 8  # with no more of them the operands of the tensor core are exchanged
 PREFILL_WARPS = 4
 SHORT_ROWS = 8 * DECODE_ROWS
 """A sequence of no more query rows is decode work: as prefill work it would be a block for each KV head, which reads a

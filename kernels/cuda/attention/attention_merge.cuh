@@ -1,7 +1,7 @@
 // The partial results of decode work: merged by threads, exchanged between the warps of a block in shared memory, and
 // kept in the workspace between blocks.
 #pragma once
-#include "attention_few.cuh"
+#include "attention_swapped.cuh"
 
 constexpr int DECODE_THREADS = DECODE_WARPS * 32;
 constexpr int ROW_THREADS = DECODE_THREADS / BLOCK_ROWS;  // threads that merge a row's partial results
@@ -59,7 +59,7 @@ DEVICE void put(Exchange& exchange, const Partial<1>& partial, i32 num_rows) {
     }
 }
 
-DEVICE void put(Exchange& exchange, const FewPartial& partial, i32 num_rows) {
+DEVICE void put(Exchange& exchange, const SwappedPartial& partial, i32 num_rows) {
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
 #pragma unroll
     for (int e = 0; e < 2; e++) {

@@ -2,7 +2,7 @@
 // block rotates what it needs itself: its queries, and K of the new token if its tiles reach that far. The block with
 // the first rows and the last tile writes the cache; nobody reads from there in this launch what it writes.
 #pragma once
-#include "attention_few.cuh"
+#include "attention_swapped.cuh"
 
 constexpr int WARP_QUERIES = BLOCK_ROWS / DECODE_WARPS;
 constexpr int NEW_KEY = BLOCK_ROWS, NEW_VALUE = BLOCK_ROWS + 1;  // rows of shared memory, after those of the queries
@@ -72,7 +72,7 @@ DEVICE void load_queries(Rows<1>& rows, u32 place) {
 #pragma unroll
     for (int k = 0; k < CHUNKS; k++) load_matrices(rows.queries[0][k], address + k * 32);
 }
-DEVICE void load_queries(FewRows& rows, u32 place) {
+DEVICE void load_queries(SwappedRows& rows, u32 place) {
     const int lane = threadIdx.x % 32;
     const u32 address = place + (lane & 7) * QUERY_BYTES + (lane >> 3) * 16;
 #pragma unroll
@@ -92,7 +92,7 @@ DEVICE void see(Rows<1>& rows, i32 lowest, i32 position, i32 num_rows) {
         rows.lowest[0][half] = valid ? lowest : 0, rows.highest[0][half] = valid ? position : -1;
     }
 }
-DEVICE void see(FewRows& rows, i32 lowest, i32 position, i32 num_rows) {
+DEVICE void see(SwappedRows& rows, i32 lowest, i32 position, i32 num_rows) {
 #pragma unroll
     for (int e = 0; e < 2; e++) {
         const bool valid = threadIdx.x % 4 * 2 + e < num_rows;
@@ -103,9 +103,9 @@ DEVICE void see(FewRows& rows, i32 lowest, i32 position, i32 num_rows) {
 struct NewRows {
     static constexpr bool ARE_NEW = true;  // of one token, whose key and value are not in the cache yet
 #if defined(ROPE_ROWS) && ROPE_ROWS == 8
-    using TileRows = FewRows;
-    using TileWeights = FewWeights;
-    using TilePartial = FewPartial;
+    using TileRows = SwappedRows;
+    using TileWeights = SwappedWeights;
+    using TilePartial = SwappedPartial;
 #else
     using TileRows = Rows<1>;
     using TileWeights = Weights<1>;

@@ -13,20 +13,20 @@ constexpr int BLOCK_ROWS = DECODE_ROWS;
 static_assert(BLOCK_ROWS == 8 || BLOCK_ROWS == 16, "columns of a B operand, or rows of an A operand");
 
 // Lane 4g + t has row g of B operands, and in sums rows 2t and 2t + 1.
-struct FewRows {
+struct SwappedRows {
     u32 queries[CHUNKS][2];
     i32 lowest[2], highest[2];  // first and last key that the row sees
     i32 all_lowest, all_highest;
     float code_bias[2];
 };
 
-struct FewWeights {
+struct SwappedWeights {
     u32 p[TILE_GROUPS][2];
     float m[2];
     float code_bias[2];
 };
 
-struct FewPartial {
+struct SwappedPartial {
     float m[2], l[2];
     float o[CHUNKS][4];  // columns g and g + 8 of every 16
 };
@@ -40,14 +40,14 @@ DEVICE u32 transposed(u32 pair) {
 
 // Adds the products of 16 keys, or columns of values, and the rows: `first` are those of the first 8, `second` of the
 // others.
-DEVICE void mma_few(float (&d)[4], const u32* first, const u32* second, const u32 (&b)[2]) {
+DEVICE void mma_swapped(float (&d)[4], const u32* first, const u32* second, const u32 (&b)[2]) {
     const u32 a[4] = {first[0], second[0], first[1], second[1]};
     mma_16x8x16(d, a, b[0], b[1]);
 }
 
 // The sum of each row's elements.
 template <int COUNT>
-DEVICE void sum_few(float (&sums)[2], const u32 (&b)[COUNT][2]) {
+DEVICE void sum_swapped(float (&sums)[2], const u32 (&b)[COUNT][2]) {
     constexpr u32 ones[4] = {HALF2_ONES, HALF2_ONES, HALF2_ONES, HALF2_ONES};
     float d[4] = {};
 #pragma unroll
@@ -55,16 +55,16 @@ DEVICE void sum_few(float (&sums)[2], const u32 (&b)[COUNT][2]) {
     sums[0] = d[0], sums[1] = d[1];
 }
 
-DEVICE void find_code_bias(FewRows& rows) {
+DEVICE void find_code_bias(SwappedRows& rows) {
     if constexpr (IS_Q8) {
-        sum_few(rows.code_bias, rows.queries);
+        sum_swapped(rows.code_bias, rows.queries);
 #pragma unroll
         for (int e = 0; e < 2; e++) rows.code_bias[e] = __fmul_rn(rows.code_bias[e], CODE_BIAS);
     }
 }
 
-DEVICE void score_tile(FewWeights& weights, const FewRows& rows, u32 keys, i32 first_key, const AttentionParams& p,
-                       int) {
+DEVICE void score_tile(SwappedWeights& weights, const SwappedRows& rows, u32 keys, i32 first_key,
+                       const AttentionParams& p, int) {
     const int lane = threadIdx.x % 32, g = lane / 4;
     float s[TILE_GROUPS][4];
 #pragma unroll
@@ -72,7 +72,7 @@ DEVICE void score_tile(FewWeights& weights, const FewRows& rows, u32 keys, i32 f
 #pragma unroll
         for (int c = 0; c < 4; c++) s[n][c] = IS_Q8 ? rows.code_bias[c & 1] : 0.0f;
     for_key_groups(keys, [&](int k, int n, const u32* first, const u32* second) {
-        mma_few(s[n], first, second, rows.queries[k]);
+        mma_swapped(s[n], first, second, rows.queries[k]);
     });
 #pragma unroll
     for (int n = 0; n < TILE_GROUPS; n++) {
@@ -116,8 +116,8 @@ DEVICE void score_tile(FewWeights& weights, const FewRows& rows, u32 keys, i32 f
 }
 
 // Makes a tile's partial result.
-DEVICE void weigh_tile(FewPartial& partial, FewWeights& weights, u32 values) {
-    sum_few(partial.l, weights.p);
+DEVICE void weigh_tile(SwappedPartial& partial, SwappedWeights& weights, u32 values) {
+    sum_swapped(partial.l, weights.p);
     partial.m[0] = weights.m[0], partial.m[1] = weights.m[1];
     if constexpr (IS_Q8) {
 #pragma unroll
@@ -126,7 +126,7 @@ DEVICE void weigh_tile(FewPartial& partial, FewWeights& weights, u32 values) {
             for (int half = 0; half < 2; half++)
                 weights.p[j][half] =
                     half2_multiply(weights.p[j][half], load_scales(values + TILE_KEYS * ROW_BYTES, 2 * j + half));
-        sum_few(weights.code_bias, weights.p);
+        sum_swapped(weights.code_bias, weights.p);
     }
 #pragma unroll
     for (int d = 0; d < CHUNKS; d++) {
@@ -134,7 +134,7 @@ DEVICE void weigh_tile(FewPartial& partial, FewWeights& weights, u32 values) {
 #pragma unroll
         for (int c = 0; c < 4; c++) o[c] = IS_Q8 ? __fmul_rn(weights.code_bias[c & 1], CODE_BIAS) : 0.0f;
         for_value_groups<ROW_BYTES>(value_address(values, d), [&](int j, const u32* first, const u32* second) {
-            mma_few(o, first, second, weights.p[j]);
+            mma_swapped(o, first, second, weights.p[j]);
         });
     }
 }
