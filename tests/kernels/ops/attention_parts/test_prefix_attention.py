@@ -158,8 +158,8 @@ def test_a_step_that_rotates_and_writes_has_the_same_bits_with_groups(
     rope = Rope(upload(frequencies.astype(np.float32)[None]), "neox")
     expected = runner.decode(list(range(6)), rope, None, fused=True, padding=2)
     actual = together(runner, [(members, 512)]).decode(list(range(6)), rope, None, fused=True, padding=2)
-    for wanted, found, what in zip(expected, actual, ("out", "keys", "values"), strict=True):
-        same(found, wanted, what)
+    for number, (wanted, found) in enumerate(zip(expected, actual, strict=True)):
+        same(found, wanted, f"array {number} of those attended, keys and values")
 
 
 def halves(*shape: int) -> DeviceArray:
