@@ -12,15 +12,16 @@ from kernels.ops.matmul_params import (
     Epilogue,
     ExpertTiles,
     HopperTiledParams,
-    OutputParams,
     Product,
     RoutingParams,
     SmallBatchParams,
     TiledParams,
+    output_params,
 )
 from kernels.ops.matmul_tuning import (
     BLOCK_OUTPUTS,
     SmallBatchShape,
+    TileShape,
     can_norm,
     is_small_batch,
     ring_bytes,
@@ -28,12 +29,13 @@ from kernels.ops.matmul_tuning import (
     tile_shape,
 )
 from kernels.ops.norm import NO_NORM, DeviceNorm, norm_params, norm_residual, norm_rows
+from kernels.ops.unpacked.unpacked_matmul import is_suitable, multiply_unpacked, unpacked_shape
 from kernels.runtime.compiler import Variant
 from kernels.runtime.device_array import DeviceArray, pointer_of
 from kernels.runtime.launcher import Context
 from kernels.runtime.tma import tensor_map
 from kernels.weights.formats import CHUNK, FORMATS
-from kernels.weights.packed import Projection
+from kernels.weights.packed import PackedMatrix, Projection
 
 
 def variants() -> list[Variant]:
@@ -152,7 +154,7 @@ def project(
         normed = context.scratch((num_tokens, x.shape[1]), np.float16)
         norm_rows(context, x, norm, rows=x_rows, out=normed)
         x, x_rows, norm = normed, None, None
-    multiply, column = multiply_small_batch if small else multiply_tiled, 0
+    multiply, column = multiply_small_batch if small else _multiply_many, 0
     for matrix in layers.matrices:
         multiply(context, Product(x, matrix, out, epilogue, column, norm, x_rows, column > 0, alpha))
         column += matrix.num_rows
@@ -219,7 +221,7 @@ def _launch_small_batch(
     matrix = product.matrix
     params = SmallBatchParams(
         matrix=matrix.params,
-        output=_output_params(product),
+        output=output_params(product),
         x=product.x.pointer,
         x_rows=pointer_of(product.x_rows),
         norm=norm_params(product.norm, matrix.width) if product.norm else NO_NORM,
@@ -233,21 +235,34 @@ def _launch_small_batch(
     context.launch("matmul/matmul", kernel, grid, threads, params, shared_bytes=shared_bytes, FORMAT=matrix.format.name)
 
 
+def _multiply_many(context: Context, product: Product) -> None:
+    """Any number of tokens, by the kernel that takes less time."""
+    num_tokens, matrix = product.out.shape[0], product.matrix
+    if is_suitable(context.gpu, product):
+        shape = unpacked_shape(context.gpu, matrix, num_tokens)
+        if shape.estimated_us < _tile_shape(context, matrix, num_tokens).estimated_us:
+            multiply_unpacked(context, product, shape.size)
+            return
+    multiply_tiled(context, product)
+
+
+def _tile_shape(context: Context, matrix: PackedMatrix, num_tokens: int) -> TileShape:
+    return tile_shape(context.gpu, matrix.num_rows, matrix.num_chunks, matrix.num_partitions, num_tokens)
+
+
 def multiply_tiled(context: Context, product: Product, tiles: ExpertTiles | None = None) -> None:
     """Any number of tokens in tiles: in those given, or else in equal ones."""
     x, matrix, num_tokens = product.x, product.matrix, product.out.shape[0]
     if tiles:
         size, num_tiles, grid_partitions = tiles.size, tiles.entries.shape[0], 1
     else:
-        size, grid_partitions = tile_shape(
-            context.gpu, matrix.num_rows, matrix.num_chunks, matrix.num_partitions, num_tokens
-        )
+        size, grid_partitions, _ = _tile_shape(context, matrix, num_tokens)
         num_tiles = -(-num_tokens // size)
     shape = matrix.num_partitions, num_tokens, matrix.num_rows
     partials = context.scratch(shape, np.float32) if grid_partitions > 1 else None
     params = TiledParams(
         matrix=matrix.params,
-        output=_output_params(product),
+        output=output_params(product),
         x=x.pointer,
         num_tokens=num_tokens,
         partials=pointer_of(partials),
@@ -268,17 +283,3 @@ def multiply_tiled(context: Context, product: Product, tiles: ExpertTiles | None
     if partials is not None:
         num_blocks = -(-num_tokens * (matrix.num_rows // 2 if matrix.gated else matrix.num_rows) // 256)
         context.launch("matmul/matmul", "matmul_reduce", num_blocks, 256, params, FORMAT=matrix.format.name)
-
-
-def _output_params(product: Product) -> OutputParams:
-    x, matrix, out, epilogue, column, *_ = product
-    assert matrix.gated == epilogue.is_gated
-    assert x.shape[-1] == matrix.width, f"a matrix of {matrix.width} inputs on {x.shape[-1]} columns"
-    return OutputParams(
-        out=out.pointer,
-        stride=out.shape[1],
-        column=column,
-        epilogue=epilogue,
-        alpha=product.alpha,
-        limit=product.limit,
-    )

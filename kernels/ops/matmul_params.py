@@ -119,5 +119,20 @@ class HopperTiledParams(CudaStruct, source="matmul/matmul_tiled"):
     x_map: TensorMap  # of x, boxes of 64 columns by the tokens of a tile
 
 
+def output_params(product: Product) -> OutputParams:
+    """Where ``product`` goes."""
+    x, matrix, out, epilogue, column, *_ = product
+    assert matrix.gated == epilogue.is_gated
+    assert x.shape[-1] == matrix.width, f"a matrix of {matrix.width} inputs on {x.shape[-1]} columns"
+    return OutputParams(
+        out=out.pointer,
+        stride=out.shape[1],
+        column=column,
+        epilogue=epilogue,
+        alpha=product.alpha,
+        limit=product.limit,
+    )
+
+
 NO_ROUTING = RoutingParams(router_logits=0, experts=0, num_experts=0, num_used=0, x_row_of_pair=0, is_first=0)
 """For products in which every token goes through the same matrix."""

@@ -135,10 +135,18 @@ _START_US, _STORE_US = 1.2, 0.017  # of the blocks that begin together; for each
 _REDUCE_US, _REDUCED_BYTES_PER_US = 1.5, 4.4e6
 
 
+class TileShape(NamedTuple):
+    """How matmul_tiled_N is launched."""
+
+    size: int  # tokens of a tile
+    grid_partitions: int  # blocks that its partitions are computed by: 1, or one each
+    estimated_us: float
+
+
 @lru_cache(4096)
-def tile_shape(gpu: GpuSpec, num_rows: int, num_chunks: int, num_partitions: int, num_tokens: int) -> tuple[int, int]:
-    """For ``num_rows`` outputs: (tokens of a tile, blocks that its partitions are computed by: 1, or one each)."""
-    num_tokens = _shaped_as(num_tokens)
+def tile_shape(gpu: GpuSpec, num_rows: int, num_chunks: int, num_partitions: int, num_tokens: int) -> TileShape:
+    """For ``num_rows`` outputs."""
+    num_tokens = shaped_as(num_tokens)
 
     def estimate(size: int, grid_partitions: int) -> float:
         def round_us(blocks: int) -> float:
@@ -156,7 +164,7 @@ def tile_shape(gpu: GpuSpec, num_rows: int, num_chunks: int, num_partitions: int
     shapes = [(size, grid_partitions) for size in SUMMING_SIZES for grid_partitions in {1, num_partitions}]
     if gpu.has_wgmma:
         shapes.append((LARGEST_SIZE, num_partitions))
-    return min(shapes, key=lambda shape: estimate(*shape))
+    return min((TileShape(*shape, estimate(*shape)) for shape in shapes), key=lambda shape: shape.estimated_us)
 
 
 @lru_cache(4096)
@@ -165,7 +173,7 @@ def routed_tile_size(num_tokens: int, num_used: int, num_experts: int) -> int:
 
     About every second expert has a tile that is not full, beside those that are.
     """
-    expert_tokens = _shaped_as(num_tokens) * num_used / num_experts
+    expert_tokens = shaped_as(num_tokens) * num_used / num_experts
 
     def estimate(size: int) -> float:
         blocks = _BLOCKS_PER_SM.get(size, 1)
@@ -174,7 +182,7 @@ def routed_tile_size(num_tokens: int, num_used: int, num_experts: int) -> int:
     return min(SUMMING_SIZES, key=estimate)
 
 
-def _shaped_as(num_tokens: int) -> int:
+def shaped_as(num_tokens: int) -> int:
     """The number of tokens that has the shapes of ``num_tokens``: see `tokens_of_shapes`."""
     smaller = (size for size in SUMMING_SIZES if num_tokens <= size < SHAPES_APART)
     return next(smaller, -(-num_tokens // SHAPES_APART) * SHAPES_APART)

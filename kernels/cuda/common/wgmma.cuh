@@ -18,6 +18,16 @@ DEVICE u64 wgmma_descriptor(u32 address) {
     return (u64)((address & 0x3FFFF) >> 4) | (u64)1 << 16 | (u64)(1024 >> 4) << 32 | (u64)1 << 62;
 }
 
+// A warpgroup gives registers back, or takes some, until each of its threads has COUNT. All its warps call it.
+template <int COUNT>
+DEVICE void leave_registers() {
+    asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(COUNT));
+}
+template <int COUNT>
+DEVICE void take_registers() {
+    asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(COUNT));
+}
+
 // Four registers of d among the operands of an instruction.
 #define FOUR(d) "+f"((d)[0]), "+f"((d)[1]), "+f"((d)[2]), "+f"((d)[3])
 
@@ -81,6 +91,65 @@ DEVICE void wgmma_64(float (&d)[32][4], const u32 (&a)[4], u64 b) {
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
 }
 
+// The registers of d, sixteen at a time: as an instruction names them, and as its operands.
+#define REGISTERS_0 "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15"
+#define REGISTERS_1 "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
+#define REGISTERS_2 "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47"
+#define REGISTERS_3 "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
+#define REGISTERS_4 "%64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79"
+#define REGISTERS_5 "%80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95"
+#define REGISTERS_6 "%96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111"
+#define REGISTERS_7 "%112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, %127"
+#define SIXTEEN(d, i) FOUR((d)[4 * (i)]), FOUR((d)[4 * (i) + 1]), FOUR((d)[4 * (i) + 2]), FOUR((d)[4 * (i) + 3])
+
+// The same with a in shared memory, too, as [64][64] float16 that lies as b does; `adds`: to d, which else begins anew.
+DEVICE void wgmma_64(float (&d)[16][4], u64 a, u64 b, bool adds) {
+    asm volatile(
+        "{.reg .pred p; setp.ne.u32 p, %66, 0;\n"
+        "wgmma.mma_async.sync.aligned.m64n128k16.f32.f16.f16 {" REGISTERS_0 ", " REGISTERS_1 ", " REGISTERS_2
+        ", " REGISTERS_3 "}, %64, %65, p, 1, 1, 0, 0;}"
+        : SIXTEEN(d, 0), SIXTEEN(d, 1), SIXTEEN(d, 2), SIXTEEN(d, 3)
+        : "l"(a), "l"(b), "r"((u32)adds));
+}
+
+DEVICE void wgmma_64(float (&d)[20][4], u64 a, u64 b, bool adds) {
+    asm volatile(
+        "{.reg .pred p; setp.ne.u32 p, %82, 0;\n"
+        "wgmma.mma_async.sync.aligned.m64n160k16.f32.f16.f16 {" REGISTERS_0 ", " REGISTERS_1 ", " REGISTERS_2
+        ", " REGISTERS_3 ", " REGISTERS_4 "}, %80, %81, p, 1, 1, 0, 0;}"
+        : SIXTEEN(d, 0), SIXTEEN(d, 1), SIXTEEN(d, 2), SIXTEEN(d, 3), SIXTEEN(d, 4)
+        : "l"(a), "l"(b), "r"((u32)adds));
+}
+
+DEVICE void wgmma_64(float (&d)[24][4], u64 a, u64 b, bool adds) {
+    asm volatile(
+        "{.reg .pred p; setp.ne.u32 p, %98, 0;\n"
+        "wgmma.mma_async.sync.aligned.m64n192k16.f32.f16.f16 {" REGISTERS_0 ", " REGISTERS_1 ", " REGISTERS_2
+        ", " REGISTERS_3 ", " REGISTERS_4 ", " REGISTERS_5 "}, %96, %97, p, 1, 1, 0, 0;}"
+        : SIXTEEN(d, 0), SIXTEEN(d, 1), SIXTEEN(d, 2), SIXTEEN(d, 3), SIXTEEN(d, 4), SIXTEEN(d, 5)
+        : "l"(a), "l"(b), "r"((u32)adds));
+}
+
+DEVICE void wgmma_64(float (&d)[32][4], u64 a, u64 b, bool adds) {
+    asm volatile(
+        "{.reg .pred p; setp.ne.u32 p, %130, 0;\n"
+        "wgmma.mma_async.sync.aligned.m64n256k16.f32.f16.f16 {" REGISTERS_0 ", " REGISTERS_1 ", " REGISTERS_2
+        ", " REGISTERS_3 ", " REGISTERS_4 ", " REGISTERS_5 ", " REGISTERS_6 ", " REGISTERS_7
+        "}, %128, %129, p, 1, 1, 0, 0;}"
+        : SIXTEEN(d, 0), SIXTEEN(d, 1), SIXTEEN(d, 2), SIXTEEN(d, 3), SIXTEEN(d, 4), SIXTEEN(d, 5), SIXTEEN(d, 6),
+          SIXTEEN(d, 7)
+        : "l"(a), "l"(b), "r"((u32)adds));
+}
+
+#undef REGISTERS_0
+#undef REGISTERS_1
+#undef REGISTERS_2
+#undef REGISTERS_3
+#undef REGISTERS_4
+#undef REGISTERS_5
+#undef REGISTERS_6
+#undef REGISTERS_7
+#undef SIXTEEN
 #undef FOUR
 
 #else

@@ -17,6 +17,7 @@ DEVICE int gated_column(int gate_row) { return (gate_row >> 4) * 8 + (gate_row &
 struct OutputRow {
     float factor = 1.0f, bias = 0.0f;
 
+    DEVICE OutputRow() {}
     DEVICE OutputRow(const MatrixParams& matrix, int expert, int row) {
         if (row >= matrix.num_rows) return;
         const i64 at = (i64)expert * matrix.num_rows + row;
@@ -53,7 +54,7 @@ struct Epilogue {
     DEVICE constexpr explicit Epilogue(int kind) : output(nullptr), kind(kind) {}  // only to ask about a kind
 
     DEVICE constexpr bool is_gated() const { return kind == SWIGLU || kind == CLAMPED_SWIGLU || kind == GEGLU; }
-    DEVICE bool is_float() const { return kind == STORE_FLOAT || kind == ADD_RESIDUAL || kind == SOFTCAP; }
+    DEVICE constexpr bool is_float() const { return kind == STORE_FLOAT || kind == ADD_RESIDUAL || kind == SOFTCAP; }
     // Which element of `out` takes row `row` of the product, of gated activations that of the gate.
     DEVICE i64 index(i64 token, int row) const {
         return token * output->stride + output->column + (is_gated() ? gated_column(row) : row);
@@ -62,11 +63,15 @@ struct Epilogue {
 
     // `y` and, of gated activations, `up`: sums with scale and bias. `residual`: what is at `to`, if it is to be added;
     // else -0, which changes no bit of a sum.
+    DEVICE float value(float y, float up, float residual) const {
+        if (is_float()) return kind == SOFTCAP ? softcap(y) : fmaf(y, output->alpha, residual);
+        return is_gated() ? gated(y, up) : kind == GELU ? gelu(y) : y;
+    }
     DEVICE void operator()(void* to, float y, float up, float residual) const {
         if (is_float())
-            *(float*)to = kind == SOFTCAP ? softcap(y) : fmaf(y, output->alpha, residual);
+            *(float*)to = value(y, up, residual);
         else
-            *(u16*)to = to_half(is_gated() ? gated(y, up) : kind == GELU ? gelu(y) : y);
+            *(u16*)to = to_half(value(y, up, residual));
     }
 
    private:

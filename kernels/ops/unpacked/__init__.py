@@ -1,0 +1,1 @@
+"""Products of many tokens, on weights that are unpacked to float16 first."""

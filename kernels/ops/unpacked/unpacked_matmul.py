@@ -1,0 +1,186 @@
+"""y = x W^T for many tokens on Hopper: a matrix is unpacked to float16 once, and all tokens are multiplied by that.
+
+The float16 numbers are those that the other kernels make in registers, and they are added in the same order: the same
+bits. What is unpacked lies in scratch memory until the product is done.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+
+from kernels.ops.matmul_params import Product, TiledParams, output_params
+from kernels.ops.matmul_tuning import shaped_as
+from kernels.runtime.compiler import Variant
+from kernels.runtime.cuda_constants import declare_constants, declare_traits
+from kernels.runtime.cuda_struct import CudaStruct, Int32, Pointer
+from kernels.runtime.device_array import DeviceArray
+from kernels.runtime.gpu_spec import GpuSpec
+from kernels.runtime.launcher import Context
+from kernels.runtime.tma import TensorMap, tensor_map
+from kernels.weights.formats import CHUNK
+from kernels.weights.packed import MatrixParams, PackedMatrix
+
+TILE_ROWS = 128  # outputs of a block
+SLICE_TOKENS = 32  # whose sums a block has in shared memory at once, to finish them
+SUMMING_SIZES = (128, 160, 192)
+"""Tokens of the tiles of matmul_unpacked_N whose blocks can add up partitions."""
+LARGEST_SIZE = 256
+"""Tokens of a tile for matrices of one partition."""
+
+UNPACKED_FORMATS = ("Q5_0", "Q8_0", "Q4_K", "Q5_K", "Q6_K")
+"""What files of the mixtures Q4_K_M to Q8_0 hold. Others, but for those with `has_row_base`, only want testing."""
+
+MOST_BYTES = 256 << 20
+"""Of a matrix that is unpacked; larger ones are left to matmul_tiled_N."""
+
+_GENERIC_FORMAT = "F16"  # matmul_unpacked.cu is the same for all formats without `has_row_base`
+_GROUP_BYTES = 16 << 20  # of unpacked weights that take turns with each tile of tokens, and stay in the L2 cache
+_UNPACK_THREADS, _UNPACK_ROWS = 128, 64
+_SM_BYTES = 227 * 1024
+_ALIGNMENT, _BARRIER_BYTES = 1024, 256
+
+
+class UnpackParams(CudaStruct, source="matmul/matmul_unpack"):
+    """What matmul_unpack is given."""
+
+    matrix: MatrixParams
+    out: Pointer  # [row tiles, chunks, TILE_ROWS, CHUNK] float16, swizzled
+
+
+class UnpackedParams(CudaStruct, source="matmul/matmul_unpacked"):
+    """What matmul_unpacked_N is given."""
+
+    tiled: TiledParams
+    weights: Pointer  # [row tiles, chunks, TILE_ROWS, CHUNK] float16, swizzled
+    unit_chunks: Int32  # of the matrix's format
+    group_tiles: Int32  # tiles of outputs that take turns with each tile of tokens
+    x_map: TensorMap  # of x, boxes of 64 columns by the tokens of a tile
+
+
+class UnpackedShape(NamedTuple):
+    """How matmul_unpacked_N is launched."""
+
+    size: int  # tokens of a tile
+    estimated_us: float  # with unpacking
+
+
+class UnpackedRing(NamedTuple):
+    """What the shared memory of a block of matmul_unpacked_N holds."""
+
+    stages: int  # chunks of x and of weights
+    num_bytes: int
+
+
+def variants() -> list[Variant]:
+    """What of matmul_unpack.cu and matmul_unpacked.cu is compiled."""
+    unpack: list[Variant] = [("matmul/matmul_unpack", {"FORMAT": name}) for name in UNPACKED_FORMATS]
+    return [*unpack, ("matmul/matmul_unpacked", {"FORMAT": _GENERIC_FORMAT})]
+
+
+@lru_cache
+def unpacked_ring(size: int) -> UnpackedRing:
+    """As many stages as fit."""
+    sums_bytes = 2 * SLICE_TOKENS * (64 + 4) * 4
+    rest = _ALIGNMENT + _BARRIER_BYTES + sums_bytes
+    stage_bytes = (size + TILE_ROWS) * CHUNK * 2
+    stages = (_SM_BYTES - rest) // stage_bytes
+    return UnpackedRing(stages, rest + stages * stage_bytes)
+
+
+# Microseconds, fitted to ten matrices of real models and 2,048 and 8,192 tokens on an H200.
+_CHUNK_US = {128: 0.47, 160: 0.52, 192: 0.59, 256: 0.66}  # of 64 columns of a tile
+_FINISH_US = {128: 1.3, 160: 2.6, 192: 4.0, 256: 4.5}  # of a tile
+_UNPACK_US, _UNPACKED_BYTES_PER_US = 2.0, 2.7e6
+
+
+def is_suitable(gpu: GpuSpec, product: Product) -> bool:
+    """Whether `multiply_unpacked` can make the product."""
+    matrix, alignment = product.matrix, 4
+    return (
+        gpu.has_wgmma
+        and matrix.format.name in UNPACKED_FORMATS
+        and matrix.num_experts == 1
+        and _unpacked_bytes(matrix) <= MOST_BYTES
+        and not any(number % alignment for number in (matrix.num_rows, product.column, product.out.shape[1]))
+    )
+
+
+def unpacked_shape(gpu: GpuSpec, matrix: PackedMatrix, num_tokens: int) -> UnpackedShape:
+    """The one that takes least time."""
+    num_chunks = matrix.num_units * matrix.format.unit_chunks
+    return _shape(gpu, matrix.num_rows, num_chunks, matrix.num_partitions, shaped_as(num_tokens))
+
+
+@lru_cache(4096)
+def _shape(gpu: GpuSpec, num_rows: int, num_chunks: int, num_partitions: int, num_tokens: int) -> UnpackedShape:
+    row_tiles = -(-num_rows // TILE_ROWS)
+    unpack_us = _UNPACK_US + row_tiles * TILE_ROWS * num_chunks * CHUNK * 2 / _UNPACKED_BYTES_PER_US
+
+    def estimate(size: int) -> float:
+        rounds = -(-row_tiles * -(-num_tokens // size) // gpu.num_sms)
+        return unpack_us + rounds * (num_chunks * _CHUNK_US[size] + _FINISH_US[size])
+
+    sizes = [*SUMMING_SIZES, LARGEST_SIZE] if num_partitions == 1 else SUMMING_SIZES
+    return min((UnpackedShape(size, estimate(size)) for size in sizes), key=lambda shape: shape.estimated_us)
+
+
+def _unpacked_bytes(matrix: PackedMatrix) -> int:
+    num_rows = -(-matrix.num_rows // TILE_ROWS) * TILE_ROWS
+    return num_rows * matrix.num_units * matrix.format.unit_chunks * CHUNK * 2
+
+
+def multiply_unpacked(context: Context, product: Product, size: int) -> None:
+    """In tiles of ``size`` tokens, one of `unpacked_shape`'s."""
+    x, matrix, num_tokens = product.x, product.matrix, product.out.shape[0]
+    num_chunks = matrix.num_units * matrix.format.unit_chunks
+    row_tiles = -(-matrix.num_rows // TILE_ROWS)
+    params = UnpackedParams(
+        tiled=TiledParams(
+            matrix=matrix.params,
+            output=output_params(product),
+            x=x.pointer,
+            num_tokens=num_tokens,
+            partials=0,
+            tiles=0,
+            num_tiles=0,
+        ),
+        weights=_unpack(context, matrix, row_tiles, num_chunks).pointer,
+        unit_chunks=matrix.format.unit_chunks,
+        group_tiles=max(4, _GROUP_BYTES // (TILE_ROWS * num_chunks * CHUNK * 2)),
+        x_map=tensor_map(x, (size, CHUNK)),
+    )
+    context.launch(
+        "matmul/matmul_unpacked",
+        f"matmul_unpacked_{size}",
+        min(context.gpu.num_sms, row_tiles * -(-num_tokens // size)),
+        384,
+        params,
+        shared_bytes=unpacked_ring(size).num_bytes,
+        FORMAT=_GENERIC_FORMAT,
+    )
+
+
+def _unpack(context: Context, matrix: PackedMatrix, row_tiles: int, num_chunks: int) -> DeviceArray:
+    out = context.scratch((row_tiles, num_chunks, TILE_ROWS, CHUNK), np.float16)
+    row_blocks = row_tiles * TILE_ROWS // _UNPACK_ROWS
+    parts = max(1, min(num_chunks // 4, 8 * context.gpu.num_sms // row_blocks))  # of the columns
+    context.launch(
+        "matmul/matmul_unpack",
+        "matmul_unpack",
+        (parts, row_blocks),
+        _UNPACK_THREADS,
+        UnpackParams(matrix=matrix.params, out=out.pointer),
+        FORMAT=matrix.format.name,
+    )
+    return out
+
+
+declare_constants("matmul/matmul_unpacked.cuh", SLICE_TOKENS=SLICE_TOKENS, SUMMING_TOKENS=SUMMING_SIZES[-1])
+declare_traits(
+    "matmul/matmul_unpacked.cuh",
+    "UnpackedRing",
+    {(size,): unpacked_ring(size)._asdict() for size in (*SUMMING_SIZES, LARGEST_SIZE)},
+)

@@ -1,0 +1,137 @@
+"""Products on unpacked weights: the same bits as on packed ones, and when they are chosen."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from kernels.devices.cuda import CudaDevice
+from kernels.ops.matmul import multiply_tiled
+from kernels.ops.matmul_params import Epilogue, Product
+from kernels.ops.matmul_tuning import SHAPES_APART
+from kernels.ops.unpacked.unpacked_matmul import (
+    LARGEST_SIZE,
+    SUMMING_SIZES,
+    UNPACKED_FORMATS,
+    is_suitable,
+    multiply_unpacked,
+    unpacked_ring,
+    unpacked_shape,
+)
+from kernels.runtime.device_array import DeviceArray
+from kernels.runtime.gpu_spec import A100, H100
+from kernels.weights.formats import FORMATS
+from kernels.weights.packed import PackedMatrix
+from kernels.weights.weight_store import PackedWeightStore
+from tests.kernels.conftest import Download, Upload
+from tests.kernels.ops.random_weights import random_weight
+
+SIZES = (*SUMMING_SIZES, LARGEST_SIZE)
+
+
+def load(device: CudaDevice, name: str, shape: tuple[int, int], *, gated: bool = False) -> PackedMatrix:
+    """A random matrix with a bias."""
+    store = PackedWeightStore(device.context, device.weights)
+    weight = random_weight(name, shape, np.random.default_rng(1), bias=True)
+    (matrix,) = (store.gate_up if gated else store.projection)([weight]).matrices
+    assert store.load(lambda _done, _total: None) == []
+    return matrix
+
+
+def matrix_of(name: str, num_rows: int, width: int) -> PackedMatrix:
+    """One without memory."""
+    return PackedMatrix(FORMATS[name], num_rows, width, 1, False, DeviceArray(0, (0,), np.dtype(np.uint8)), None, None)
+
+
+def product_of(matrix: PackedMatrix, num_tokens: int, stride: int | None = None, column: int = 0) -> Product:
+    """One without memory."""
+    x = DeviceArray(0, (num_tokens, matrix.width), np.dtype(np.float16))
+    out = DeviceArray(0, (num_tokens, stride or matrix.num_rows), np.dtype(np.float32))
+    return Product(x, matrix, out, Epilogue.STORE_FLOAT, column)
+
+
+def sizes_of(matrix: PackedMatrix) -> tuple[int, ...]:
+    return SIZES if matrix.num_partitions == 1 else SUMMING_SIZES
+
+
+def need_wgmma(device: CudaDevice) -> None:
+    if not device.gpu.has_wgmma:
+        pytest.skip("the kernels are for Hopper")
+
+
+@pytest.mark.gpu
+@pytest.mark.sanitize("(896, 768)-Q4_K")
+@pytest.mark.parametrize("name", UNPACKED_FORMATS)
+@pytest.mark.parametrize("shape", [(896, 768), (1000, 256), (36000, 256)], ids=str)
+def test_outputs_have_the_bits_of_the_kernels_that_unpack_in_registers(
+    device: CudaDevice, upload: Upload, download: Download, name: str, shape: tuple[int, int]
+) -> None:
+    need_wgmma(device)
+    matrix = load(device, name, shape)
+    assert matrix.num_partitions == 1 or shape[0] < 30_000
+    num_tokens = 70 if shape[0] > 30_000 else 300
+    x = upload(np.random.default_rng(2).normal(size=(num_tokens, shape[1])).astype(np.float16))
+
+    def run(multiply: Any, *arguments: Any) -> NDArray[np.float32]:
+        out = upload(np.full((num_tokens, shape[0]), np.nan, np.float32))
+        multiply(device.context, Product(x, matrix, out, Epilogue.STORE_FLOAT), *arguments)
+        return download(out)
+
+    expected = run(multiply_tiled)
+    for size in sizes_of(matrix):
+        np.testing.assert_array_equal(run(multiply_unpacked, size), expected, err_msg=f"tiles of {size} tokens")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("column", [12, 16])
+@pytest.mark.parametrize("epilogue", Epilogue)
+def test_every_epilogue_gives_the_same_bits_beside_what_else_is_there(
+    device: CudaDevice, upload: Upload, download: Download, epilogue: Epilogue, column: int
+) -> None:
+    need_wgmma(device)
+    num_rows, num_tokens, stride = 272, 170, 600
+    rng = np.random.default_rng(3)
+    matrix = load(device, "Q5_0", (num_rows, 512), gated=epilogue.is_gated)
+    x = upload(rng.normal(size=(num_tokens, 512)).astype(np.float16))
+    is_float = epilogue in (Epilogue.STORE_FLOAT, Epilogue.ADD_RESIDUAL, Epilogue.SOFTCAP)
+    before = rng.normal(size=(num_tokens, stride)).astype(np.float32 if is_float else np.float16)
+
+    def run(multiply: Any, *arguments: Any) -> NDArray[Any]:
+        out = upload(before)
+        product = Product(x, matrix, out, epilogue, column, alpha=1.7, limit=0.5)
+        multiply(device.context, product, *arguments)
+        return download(out)
+
+    expected = run(multiply_tiled)
+    num_outputs = num_rows // 2 if epilogue.is_gated else num_rows
+    assert (expected != before)[:, column : column + num_outputs].mean() > 0.9
+    for size in sizes_of(matrix):
+        np.testing.assert_array_equal(run(multiply_unpacked, size), expected, err_msg=f"tiles of {size} tokens")
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_a_block_fits_the_shared_memory_of_a_gpu_that_has_its_instructions(size: int) -> None:
+    assert unpacked_ring(size).num_bytes <= H100.shared_bytes
+    assert unpacked_ring(size).stages >= 4
+
+
+def test_outputs_that_cannot_be_stored_four_at_a_time_and_other_gpus_have_the_other_kernels() -> None:
+    matrix = matrix_of("Q4_K", 1000, 256)
+    assert is_suitable(H100, product_of(matrix, 4096))
+    assert not is_suitable(A100, product_of(matrix, 4096))
+    assert not is_suitable(H100, product_of(matrix, 4096, stride=1002))
+    assert not is_suitable(H100, product_of(matrix, 4096, stride=2000, column=2))
+    assert not is_suitable(H100, product_of(matrix_of("Q4_K", 1001, 256), 4096, stride=1004))
+    assert not is_suitable(H100, product_of(matrix_of("MXFP4", 1000, 256), 4096))
+    assert not is_suitable(H100, product_of(matrix_of("Q4_K", 60_000, 8192), 4096)), "a gigabyte of scratch memory"
+
+
+def test_the_shape_is_the_same_between_the_numbers_of_tokens_that_memory_is_planned_at() -> None:
+    for num_rows, width in ((896, 4864), (9728, 896), (3072, 8192), (16384, 3072)):
+        matrix = matrix_of("Q8_0", num_rows, width)
+        shapes = {count: unpacked_shape(H100, matrix, count) for count in range(512, 8193)}
+        assert {n for n in range(512, 8192) if shapes[n] != shapes[n + 1]} <= set(range(512, 8193, SHAPES_APART))
+        assert len(set(shapes.values())) > 1
