@@ -161,10 +161,12 @@ class Step(Generic[Array]):
     logit_rows: Array  # [R] tokens whose next-token logits are wanted
     states: StateRows[Array] | None = None  # None: the model has no recurrent layers
     prefixes: PrefixGroups[Array] | None = None  # None: nothing is attended to together
+    has_long_context: bool = False  # of one sequence, so long that its layers are run one by one
 
     def arrays(self) -> dict[str, Array]:
         """All arrays but those of `states` and `prefixes`, by name."""
-        return {name: getattr(self, name) for name in self.__slots__ if name not in ("states", "prefixes")}
+        others = "states", "prefixes", "has_long_context"
+        return {name: getattr(self, name) for name in self.__slots__ if name not in others}
 
 
 @dataclass(frozen=True, slots=True, eq=False)

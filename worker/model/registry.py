@@ -53,6 +53,8 @@ class Model:
     """See `Family.forward`."""
     recompute_at: int | None
     """Length beyond which a sequence's cached K and V are void and must be computed again; None: never."""
+    one_kernel_context: int | None = None
+    """Steps of one sequence run its layers in one kernel up to this context length; None: never."""
 
     def bytes_per_block(self, block_tokens: int) -> int:
         """Bytes of one block of the KV cache, all layers together."""
@@ -130,4 +132,5 @@ def assemble_model(config: ModelConfig, weights: Weights, device: Device) -> Mod
     weights.check_all_used()
     # Damaged weights may overflow: no reason for a warning, as the sampler refuses what comes out.
     forward = np.errstate(over="ignore", invalid="ignore")(family.forward)
-    return Model(config, device, forward, family.recompute_at)
+    one_kernel_context = family.one_kernel_context if isinstance(family, Llama) else None
+    return Model(config, device, forward, family.recompute_at, one_kernel_context)

@@ -27,6 +27,7 @@ struct LayerCut {
     i32 qkv_block;        // the first block with a tile of Q, K and V
     i32 attention_block;  // the first with a KV head
     i32 scratch_at;       // in shared memory
+    i32 fragments_at;     // of the down projection, in shared memory
     float epsilon, inverse_width;
 };
 

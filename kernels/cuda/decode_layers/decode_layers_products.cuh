@@ -6,6 +6,8 @@
 #include "decode_layers_weights.cuh"
 
 constexpr int FEED_WARP = LAYER_WARPS - 1;  // it copies weights
+// While these wait for nothing else, they unpack what the down projection will need.
+constexpr int FIRST_UNPACK_WARP = 7, UNPACK_WARPS = FEED_WARP - FIRST_UNPACK_WARP;
 
 struct ProductScratch {
     u64 barriers[3][2];  // of `WeightBuffer`s: of Q, K and V or output, of gates, of down projections
@@ -38,7 +40,16 @@ DEVICE u32 word_of_halves(float y) {
 }
 
 class ProductBlock {
-    enum Barrier { NORM_BARRIER = 1, QKV_X_BARRIER, TILE_BARRIER, GATE_X_BARRIER, GATE_BARRIER, DOWN_BARRIER };
+    enum Barrier {
+        NORM_BARRIER = 1,
+        QKV_X_BARRIER,
+        TILE_BARRIER,
+        GATE_X_BARRIER,
+        GATE_BARRIER,
+        DOWN_BARRIER,
+        FREE_BARRIER,
+        READY_BARRIER
+    };
 
     const DecodeLayersParams& p;
     ProductScratch& scratch;
@@ -68,7 +79,10 @@ class ProductBlock {
     DEVICE bool has_down() const { return block() < 2 * p.down.num_tiles; }
 
     DEVICE int num_norm_warps() const { return p.cut.width / NORM_WIDTH; }
-    DEVICE int num_qkv_warps() const { return max(p.qkv.num_partitions, num_norm_warps()); }
+    // The partition of a tile of Q, K and V or output that this warp has. These warps norm nothing.
+    DEVICE static int tile_partition(const DecodeProduct& product) {
+        return warp() - (FEED_WARP - product.num_partitions);
+    }
     DEVICE int num_gate_warps() const { return max(p.cut.gate_tiles * p.gate_up.num_partitions, num_norm_warps()); }
     DEVICE int num_down_warps() const { return (p.down.num_partitions + 1) / 2; }
 
@@ -85,7 +99,7 @@ class ProductBlock {
         if (threadIdx.x == 0) {
             tile_buffer().init(has_qkv() ? p.qkv.num_partitions : p.output.num_partitions);
             gate_buffer().init(num_gate_warps());
-            down_buffer().init(num_down_warps());
+            down_buffer().init(UNPACK_WARPS);
             publish_barriers();
         }
         __syncthreads();
@@ -100,7 +114,7 @@ class ProductBlock {
 #pragma unroll 1
         for (int layer = 0; layer < p.cut.num_layers; layer++) {
             if (has_qkv()) multiply_qkv(layer);
-            if (has_output()) multiply_output(layer);
+            if (has_down()) unpack_down(layer);
             if (num_gate_tiles() > 0) multiply_gate(layer);
             if (has_down()) multiply_down(layer);
         }
@@ -149,9 +163,9 @@ class ProductBlock {
             sums[((lane() >> 2) + 8) * stride + partition] = acc[2];
         }
     }
-    // Whether this warp is one of those that finish a product, for which `num_warps` have put their sums.
-    DEVICE static bool finishes(Barrier barrier, int num_warps, int num_finishing) {
-        if (warp() < num_finishing) {
+    // Whether this warp is one of those that finish a product, once `num_warps` have put their sums.
+    DEVICE static bool finishes(Barrier barrier, int num_warps, bool is_one) {
+        if (is_one) {
             sync_warps(barrier, num_warps);
             return true;
         }
@@ -161,40 +175,38 @@ class ProductBlock {
 
     DEVICE void multiply_qkv(int layer) {
         const DecodeLayer& weights = p.layers[layer];
-        const int num_warps = num_qkv_warps();
-        if (warp() >= num_warps) return;
-        const int first = p.qkv.first_chunk(warp()), count = p.qkv.first_chunk(warp() + 1) - first;
-        const bool multiplies = warp() < p.qkv.num_partitions;
+        const int num_warps = p.qkv.num_partitions, partition = tile_partition(p.qkv);
+        if (warp() < num_norm_warps()) {
+            norm(weights.attention_norm, layer_x(layer), layer == 0);
+            arrive_warps(QKV_X_BARRIER, num_warps + num_norm_warps());
+            return;
+        }
+        if (partition < 0) return;
+        const int first = p.qkv.first_chunk(partition), count = p.qkv.first_chunk(partition + 1) - first;
         float bias = 0.0f;
-        if (warp() == 0 && weights.qkv_bias) bias = weights.qkv_bias[qkv_tile() * 16 + lane() % 16];
+        if (partition == 0 && weights.qkv_bias) bias = weights.qkv_bias[qkv_tile() * 16 + lane() % 16];
         Fragments<TILE_CHUNKS> fragments;
         tile_buffer().wait(layer);
-        fragments.unpack(weights.qkv_format, tile_buffer().units, 0, 0, first, multiplies ? count : 0);
-        if (multiplies) tile_buffer().release();
-        if (warp() < num_norm_warps()) norm(weights.attention_norm, layer_x(layer), layer == 0);
-        sync_warps(QKV_X_BARRIER, num_warps);
-        if (multiplies) {
-            float acc[4] = {};
-            fragments.multiply(acc, x_address(scratch.x, first), count);
-            put_sums(scratch.tile_sums[0], TILE_SUMS, warp(), acc);
-        }
-        if (!finishes(TILE_BARRIER, num_warps, 1)) return;
+        fragments.unpack(weights.qkv_format, tile_buffer().units, 0, 0, first, count);
+        tile_buffer().release();
+        sync_warps(QKV_X_BARRIER, num_warps + num_norm_warps());
+        float acc[4] = {};
+        fragments.multiply(acc, x_address(scratch.x, first), count);
+        put_sums(scratch.tile_sums[0], TILE_SUMS, partition, acc);
+        if (!finishes(TILE_BARRIER, num_warps, partition == 0)) return;
         const float sum = sum_in_order<2>(scratch.tile_sums[lane() % 16]);
         const u32 word = word_of_halves(__fadd_rn(sum, bias));
         if (lane() < 16 && lane() % 2 == 0) publish(LayerWords(p, layer).qkv + qkv_tile() * 8 + lane() / 2, word);
     }
 
-    DEVICE void multiply_output(int layer) {
+    // Some warps call it, which have gates unpacked already: it takes few registers.
+    DEVICE void multiply_output(int layer, int partition) {
         const DecodeLayer& weights = p.layers[layer];
-        if (warp() >= p.output.num_partitions) return;
-        const int first = p.output.first_chunk(warp()), count = p.output.first_chunk(warp() + 1) - first;
+        const int first = p.output.first_chunk(partition), count = p.output.first_chunk(partition + 1) - first;
         const int row = block() * 16 + lane() % 16;
-        Fragments<TILE_CHUNKS> fragments;
         tile_buffer().wait(layer);
-        fragments.unpack(weights.output_format, tile_buffer().units, 0, 0, first, count);
-        tile_buffer().release();
         float residual = 0.0f;
-        if (warp() == 0) {
+        if (partition == 0) {
             const u32* x = layer_x(layer) + row;
             residual = __uint_as_float(layer ? await_word(x) : load_word(x));
         }
@@ -203,9 +215,15 @@ class ProductBlock {
                 await_quad(LayerWords(p, layer).attended() + first * 32 + lane() * 4);
         __syncwarp();
         float acc[4] = {};
-        fragments.multiply(acc, x_address(scratch.x, first), count);
-        put_sums(scratch.tile_sums[0], TILE_SUMS, warp(), acc);
-        if (!finishes(TILE_BARRIER, p.output.num_partitions, 1)) return;
+#pragma unroll 1
+        for (int i = 0; i < count; i++) {
+            Fragments<1> fragments;
+            fragments.unpack(weights.output_format, tile_buffer().units, 0, 0, first + i, 1);
+            fragments.multiply(acc, x_address(scratch.x, first + i), 1);
+        }
+        tile_buffer().release();
+        put_sums(scratch.tile_sums[0], TILE_SUMS, partition, acc);
+        if (!finishes(TILE_BARRIER, p.output.num_partitions, partition == 0)) return;
         const float y = fmaf(__fadd_rn(sum_in_order<2>(scratch.tile_sums[lane() % 16]), 0.0f), 1.0f, residual);
         if (lane() < 16) publish(LayerWords(p, layer).middle() + row, __float_as_uint(y));
     }
@@ -222,6 +240,7 @@ class ProductBlock {
         fragments.unpack(weights.gate_up_format, gate_buffer().units, tile, p.gate_up.num_chunks, first,
                          multiplies ? count : 0);
         gate_buffer().release();
+        if (has_output() && tile_partition(p.output) >= 0) multiply_output(layer, tile_partition(p.output));
         if (warp() < num_norm_warps()) norm(weights.ffn_norm, LayerWords(p, layer).middle(), false);
         sync_warps(GATE_X_BARRIER, num_warps);
         if (multiplies) {
@@ -229,12 +248,38 @@ class ProductBlock {
             fragments.multiply(acc, x_address(scratch.x, first), count);
             put_sums(scratch.gate_sums[tile][0], GATE_SUMS, partition, acc);
         }
-        if (!finishes(GATE_BARRIER, num_warps, p.cut.gate_tiles) || warp() >= num_gate_tiles()) return;
+        if (!finishes(GATE_BARRIER, num_warps, warp() < p.cut.gate_tiles) || warp() >= num_gate_tiles()) return;
         const float y = __fadd_rn(sum_in_order<1>(scratch.gate_sums[warp()][lane() % 16]), 0.0f);
         const float up = __shfl_down_sync(ALL_LANES, y, 8);
         const u32 word = word_of_halves(swiglu(y, up));
         if (lane() < 8 && lane() % 2 == 0)
             publish(LayerWords(p, layer).activated() + (first_gate_tile() + warp()) * 4 + lane() / 2, word);
+    }
+
+    // Where the fragments of two partitions are, the first of which is `partition`.
+    DEVICE u32 down_fragments(int partition) const {
+        return shared_address(&scratch) - p.cut.scratch_at + p.cut.fragments_at + partition / 2 * (DOWN_CHUNKS * 2048);
+    }
+    // Some warps unpack the down projection's weights to shared memory, while others norm, multiply or wait.
+    DEVICE void unpack_down(int layer) {
+        if (warp() < FIRST_UNPACK_WARP) return;
+        const int format = p.layers[layer].down_format, count = p.down.first_chunk(1);
+        down_buffer().wait(layer);
+        if (layer) sync_warps(FREE_BARRIER, FEED_WARP);
+#pragma unroll 1
+        for (int i = warp() - FIRST_UNPACK_WARP; i < num_down_warps() * count; i += UNPACK_WARPS) {
+            const int pair = i / count, chunk = i - pair * count;
+            const int first = 2 * pair * count + chunk;
+            const int second = 2 * pair + 1 < p.down.num_partitions ? first + count : first;
+            Fragments<1> fragments;
+            if (block() % 2)
+                fragments.unpack_halves<1>(format, down_buffer().units, first, second);
+            else
+                fragments.unpack_halves<0>(format, down_buffer().units, first, second);
+            fragments.put(down_fragments(2 * pair) + chunk * 2048);
+        }
+        down_buffer().release();
+        if (warp() >= num_down_warps()) arrive_warps(READY_BARRIER, FEED_WARP);
     }
 
     DEVICE void multiply_down(int layer) {
@@ -246,12 +291,9 @@ class ProductBlock {
         const int second = has_second ? first + count : first;
         const int row = block() * 8 + lane() % 8;
         Fragments<DOWN_CHUNKS> fragments;
-        down_buffer().wait(layer);
-        if (block() % 2)
-            fragments.unpack_halves<1>(weights.down_format, down_buffer().units, first, second, count);
-        else
-            fragments.unpack_halves<0>(weights.down_format, down_buffer().units, first, second, count);
-        down_buffer().release();
+        sync_warps(READY_BARRIER, FEED_WARP);
+        fragments.take(down_fragments(2 * warp()), count);
+        if (layer + 1 < p.cut.num_layers && warp() < FIRST_UNPACK_WARP) arrive_warps(FREE_BARRIER, FEED_WARP);
         float residual = 0.0f;
         if (warp() == 0) residual = __uint_as_float(await_word(LayerWords(p, layer).middle() + row));
         if (lane() < count * 8) {
@@ -273,7 +315,7 @@ class ProductBlock {
             sums[0] = acc[0];
             if (has_second) sums[1] = acc[3];
         }
-        if (!finishes(DOWN_BARRIER, num_warps, 1)) return;
+        if (!finishes(DOWN_BARRIER, num_warps, warp() == 0)) return;
         const float y = fmaf(__fadd_rn(sum_in_order<5>(scratch.down_sums[lane() % 8]), 0.0f), 1.0f, residual);
         if (lane() >= 8) return;
         if (layer + 1 < p.cut.num_layers)

@@ -62,15 +62,37 @@ class Fragments {
     // The upper or lower half of a tile's rows, of two partitions whose first chunks are `first` and `second`: those of
     // the first one as rows 0..7, those of the second as rows 8..15.
     template <int HALF>
-    DEVICE void unpack_halves(int format, u32 units, int first, int second, int count) {
+    DEVICE void unpack_halves(int format, u32 units, int first, int second) {
         if (format == Q4_K)
-            unpack_halves_as<Q4_K, HALF>(units, first, second, count);
+            unpack_halves_as<Q4_K, HALF>(units, first, second);
         else if (format == Q6_K)
-            unpack_halves_as<Q6_K, HALF>(units, first, second, count);
+            unpack_halves_as<Q6_K, HALF>(units, first, second);
         else if (format == Q5_0)
-            unpack_halves_as<Q5_0, HALF>(units, first, second, count);
+            unpack_halves_as<Q5_0, HALF>(units, first, second);
         else
-            unpack_halves_as<Q8_0, HALF>(units, first, second, count);
+            unpack_halves_as<Q8_0, HALF>(units, first, second);
+    }
+    // Puts them into shared memory, and takes `count` chunks from there.
+    DEVICE void put(u32 place) const {
+#pragma unroll
+        for (int i = 0; i < COUNT; i++)
+#pragma unroll
+            for (int s = 0; s < 4; s++)
+                asm volatile(
+                    "st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(place + (i * 4 + s) * 512 + threadIdx.x % 32 * 16),
+                    "r"(a[i][s][0]), "r"(a[i][s][1]), "r"(a[i][s][2]), "r"(a[i][s][3])
+                    : "memory");
+    }
+    DEVICE void take(u32 place, int count) {
+#pragma unroll
+        for (int i = 0; i < COUNT; i++) {
+            if (i < count) {
+#pragma unroll
+                for (int s = 0; s < 4; s++) load_words<4>(a[i][s], place + (i * 4 + s) * 512 + threadIdx.x % 32 * 16);
+            } else {
+                clear_chunk(i);
+            }
+        }
     }
 
     // acc += their products with x; this lane gives the rows at `x` to ldmatrix.
@@ -115,24 +137,19 @@ class Fragments {
         }
     }
     template <int F, int HALF>
-    DEVICE void unpack_halves_as(u32 units, int first, int second, int count) {
+    DEVICE void unpack_halves_as(u32 units, int first, int second) {
 #pragma unroll
-        for (int i = 0; i < COUNT; i++) {
-            if (i < count) {
+        for (int i = 0; i < COUNT; i++)
 #pragma unroll
-                for (int part = 0; part < 2; part++) {
-                    Raw<F> raw;
-                    load<F>(raw, units, (part ? second : first) + i);
-                    const Scales<F> scales(raw, RowBase{});
+            for (int part = 0; part < 2; part++) {
+                Raw<F> raw;
+                load<F>(raw, units, (part ? second : first) + i);
+                const Scales<F> scales(raw, RowBase{});
 #pragma unroll
-                    for (int s = 0; s < 4; s++) {
-                        a[i][s][part] = pair_of<F>(raw, scales, HALF, 2 * s);
-                        a[i][s][2 + part] = pair_of<F>(raw, scales, HALF, 2 * s + 1);
-                    }
+                for (int s = 0; s < 4; s++) {
+                    a[i][s][part] = pair_of<F>(raw, scales, HALF, 2 * s);
+                    a[i][s][2 + part] = pair_of<F>(raw, scales, HALF, 2 * s + 1);
                 }
-            } else {
-                clear_chunk(i);
             }
-        }
     }
 };

@@ -86,6 +86,7 @@ def decode_layers(
             qkv_block=cut.qkv_block,
             attention_block=cut.attention_block,
             scratch_at=cut.scratch_at,
+            fragments_at=cut.fragments_at,
             epsilon=layers[0].ffn_norm.epsilon,
             inverse_width=1 / qkv.width,
         ),

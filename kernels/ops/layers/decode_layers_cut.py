@@ -139,6 +139,7 @@ class LayersCut:
     gate_at: int
     down_at: int
     scratch_at: int
+    fragments_at: int
     shared_bytes: int
 
     @classmethod
@@ -154,6 +155,8 @@ class LayersCut:
         gate_at = _aligned(max(qkv_bytes, output_bytes))
         down_at = gate_at + _aligned(gate_tiles * gate_bytes)
         scratch_at = down_at + _aligned(down_bytes)
+        fragments_at = scratch_at + _aligned(_SCRATCH_BYTES)
+        fragments_bytes = -(-down.num_partitions // 2) * DOWN_LIMIT.chunks * 2048
         return cls(
             gate_tiles,
             output.num_tiles,
@@ -162,7 +165,8 @@ class LayersCut:
             gate_at,
             down_at,
             scratch_at,
-            max(scratch_at + _SCRATCH_BYTES, _ATTENTION_BYTES),
+            fragments_at,
+            max(fragments_at + fragments_bytes, _ATTENTION_BYTES),
         )
 
 

@@ -23,7 +23,7 @@ LAYER_WARPS = 16  # of a block
 HEAD_DIM = 64
 DECODE_WARPS = 4  # each has a tile of a KV split
 SPLITS_AT_ONCE = 2
-TILE_LIMIT, GATE_LIMIT, DOWN_LIMIT = Limit(8, 2), Limit(4, 5), Limit(20, 4)
+TILE_LIMIT, GATE_LIMIT, DOWN_LIMIT = Limit(7, 2), Limit(4, 5), Limit(20, 4)
 MAX_GATE_TILES = 5  # of a block
 BLOCK_FORMATS = ("Q5_0", "Q8_0")
 DOWN_FORMATS = (*BLOCK_FORMATS, "Q4_K", "Q6_K")
@@ -89,6 +89,7 @@ class LayerCut(CudaStruct, source=SOURCE):
     qkv_block: Int32  # the first block with a tile of Q, K and V
     attention_block: Int32  # the first with a KV head
     scratch_at: Int32  # in shared memory
+    fragments_at: Int32
     epsilon: Float32
     inverse_width: Float32
 

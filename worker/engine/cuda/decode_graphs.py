@@ -52,6 +52,7 @@ class DecodeGraphs:
         self._graphs = {bucket: self._graph(bucket, StepGraph) for bucket in self.buckets}
         sharing = LateStepGraph if capture else StepGraph
         self._sharing_graphs = {bucket: self._graph(bucket, sharing, shares=True) for bucket in self.buckets}
+        self._long_graph = None if model.one_kernel_context is None else self._graph(1, sharing, is_long=True)
         if capture:
             for graph in reversed(self._graphs.values()):
                 graph.launch_forward()
@@ -63,14 +64,21 @@ class DecodeGraphs:
         """The number of rows that a step of this many sequences is run with."""
         return self.buckets[bisect_left(self.buckets, num_sequences)]
 
-    def graph(self, bucket: int, *, shares: bool) -> StepGraph:
-        """The step over the first ``bucket`` rows, maybe with prefix groups. It leaves its ids in ``rows.drawn``."""
+    def graph(self, bucket: int, *, shares: bool, context: int) -> StepGraph:
+        """The step over the first ``bucket`` rows, maybe with prefix groups. It leaves its ids in ``rows.drawn``.
+
+        ``context``: about how many tokens the first sequence has.
+        """
+        most = self._model.one_kernel_context
+        if self._long_graph and bucket == 1 and not shares and most is not None and context > most:
+            return self._long_graph
         return (self._sharing_graphs if shares else self._graphs)[bucket]
 
-    def _graph(self, bucket: int, kind: type[StepGraph], *, shares: bool = False) -> StepGraph:
+    def _graph(self, bucket: int, kind: type[StepGraph], *, shares: bool = False, is_long: bool = False) -> StepGraph:
         device, rows = self._model.device, self._rows
         assert is_gpu(device)
-        step, params, ids = rows.step(bucket), rows.sampling.first(bucket), first(rows.drawn, bucket)
+        params, ids = rows.sampling.first(bucket), first(rows.drawn, bucket)
+        step = replace(rows.step(bucket), has_long_context=is_long)
         if shares:
             prefixes = PrefixGroups(self._prefixes.groups, first(self._prefixes.members, bucket))
             step = replace(step, prefixes=prefixes)

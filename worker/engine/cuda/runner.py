@@ -160,7 +160,7 @@ class CudaRunner:
             self._uploads.send(num_bytes, self._rows.updates)
         if updates.rows:  # else these are the sequences of the step before
             self._prefix_grouping.send(chunks, rows)
-        graph = self._graphs.graph(num_rows, shares=self._prefix_grouping.has_sent)
+        graph = self._graphs.graph(num_rows, shares=self._prefix_grouping.has_sent, context=chunks[0][0].num_tokens)
         if all(sequence.draws_in_graph for sequence, _, _ in chunks):
             graph.launch()
             return LaunchedStep(rows, self._fetch(num_rows))

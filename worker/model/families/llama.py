@@ -11,7 +11,7 @@ leaves every fourth layer without rotation, and GLM-4 norms what is added to the
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -19,14 +19,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kernels.batch import AnyArray, Step
-from kernels.devices.protocol import AnyProjection, Device
-from kernels.weights.parameters import Attention, Pairing, QueryGrowth, RmsNorm, Rope
+from kernels.devices.protocol import AnyProjection, AnyRotation, Device
+from kernels.weights.parameters import Attention, DenseLayer, Pairing, QueryGrowth, RmsNorm, Rope
 from worker.model.config import Architecture, ModelConfig
 from worker.model.families.mixture import Mixture, load_mixture
 from worker.model.kv_cache import KVCache
 from worker.model.rope_scaling import long_rope, plain_rope
 from worker.model.step_activations import StepActivations
 from worker.model.weights import TensorSpec, Weights
+
+ONE_KERNEL_CONTEXT = 1536
+"""Up to so many tokens all layers in one kernel are faster than one by one: its blocks that attend are few."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -140,6 +143,8 @@ class Llama:
         rope = _load_rope(config, architecture, weights)
         self.recompute_at = rope.long_after
         self._rope = weights.rope(rope)
+        self._dense = self._dense_layers()
+        self.one_kernel_context = ONE_KERNEL_CONTEXT if self._dense else None
 
     def forward(self, step: Step[AnyArray], cache: KVCache) -> AnyArray:
         """Run one step; returns logits [R, vocab] float32 of ``step.logit_rows``."""
@@ -147,6 +152,15 @@ class Llama:
         x = acts.residual
         ops.embed(step.token_ids, self._embedding, scale=self._config.scales.embedding, out=x)
         rotation = ops.rotation(step.positions, self._rope, step.sequence_lengths, step.sequence_rows)
+        if self._dense and step.token_ids.size == 1 and not step.has_long_context:
+            ops.decode_layers(self._dense, rotation, step, out_caches=cache.layers, out=x)
+        else:
+            self._run_layers(step, cache, rotation, acts)
+        ops.norm_head(x, step.logit_rows, self._norm, self._head, out=acts.logits)
+        return acts.logits
+
+    def _run_layers(self, step: Step[AnyArray], cache: KVCache, rotation: AnyRotation, acts: StepActivations) -> None:
+        ops, x = self._device.ops, acts.residual
         plan = ops.plan_attention(step, self._layers[0].attention)
         for layer, layer_cache in zip(self._layers, cache.layers, strict=True):
             attention = layer.attention
@@ -160,14 +174,36 @@ class Llama:
                     self._add(acts.activated, down, out=x)
                 case Mixture(router, experts):
                     ops.norm_moe_residual(x, layer.ffn_norm, router, experts, None, out=x)
-        ops.norm_head(x, step.logit_rows, self._norm, self._head, out=acts.logits)
-        return acts.logits
+
+    def _dense_layers(self) -> Sequence[DenseLayer[AnyArray, AnyProjection]]:
+        """The layers as `decode_layers` takes them; none if it is not for them."""
+        if self._config.scales.residual != 1.0:
+            return ()
+        layers = []
+        for layer in self._layers:
+            feed_forward = layer.feed_forward
+            if isinstance(feed_forward, Mixture) or not layer.rotated or layer.output.norm or feed_forward.down.norm:
+                return ()
+            layers.append(_dense_layer(layer, feed_forward))
+        return layers if self._device.ops.can_decode_layers(layers) else ()
 
     def _add(self, x: AnyArray, output: _Output, *, out: AnyArray) -> None:
         if output.norm is None:
             self._device.ops.linear_residual(x, output.projection, scale=self._config.scales.residual, out=out)
         else:
             self._device.ops.linear_norm_residual(x, output.projection, output.norm, out=out)
+
+
+def _dense_layer(layer: _Layer, feed_forward: _FeedForward) -> DenseLayer[AnyArray, AnyProjection]:
+    return DenseLayer(
+        attention_norm=layer.attention_norm,
+        qkv=layer.qkv,
+        attention=layer.attention,
+        output=layer.output.projection,
+        ffn_norm=layer.ffn_norm,
+        gate_up=feed_forward.gate_up,
+        down=feed_forward.down.projection,
+    )
 
 
 def _load_layer(config: ModelConfig, architecture: LlamaArchitecture, weights: Weights, index: int) -> _Layer:

@@ -40,11 +40,34 @@ def test_a_step_runs_in_the_smallest_bucket_that_holds_it(capture: bool):
     model.device.run_until(len(model.device._queue))
     drawn.clear()
     before = len(model.device._queue)
-    graphs.graph(4, shares=False).launch()
+    graphs.graph(4, shares=False, context=9).launch()
     whole = len(model.device._queue)
     assert whole > before
-    graphs.graph(4, shares=False).launch_forward()
+    graphs.graph(4, shares=False, context=9).launch_forward()
     assert len(model.device._queue) == whole + (whole - before) - 1, "all but the op that draws"
-    graphs.graph(4, shares=False).launch_draw()
+    graphs.graph(4, shares=False, context=9).launch_draw()
     model.device.run_until(len(model.device._queue))
     assert drawn == [4], "the host's part of the draw is in the second half of a step that is launched in two"
+
+
+@pytest.mark.parametrize("capture", [True, False])
+def test_one_sequence_with_a_long_context_has_a_graph_of_its_own(capture: bool):
+    model = LateModel()
+    model.one_kernel_context = 8
+    limits = StepLimits(block_tokens=4, step_tokens=16, max_sequences=2, max_sequence_tokens=32, vocab_size=32)
+    buffers = StepBuffers.allocate(model.device.step_buffers, limits)
+    rows, ops = buffers.rows, model.device.ops
+    empty_rows(ops, rows, UploadRing(model.device, rows.updates.shape[0], 1), limits.block_tokens)
+    steps: list[bool] = []
+    forward = model.forward
+    model.forward = lambda step, cache: steps.append(step.has_long_context) or forward(step, cache)
+    cache = model.allocate_cache(8, 4)
+    graphs = DecodeGraphs(model, cache, rows, limits.block_tokens, lambda *_: None, buffers.prefixes, capture=capture)
+    assert not any(steps)
+    long = graphs.graph(1, shares=False, context=9)
+    assert graphs.graph(1, shares=False, context=8) is not long
+    assert graphs.graph(2, shares=False, context=9) is not long
+    assert graphs.graph(1, shares=True, context=9) is not long
+    steps.clear()
+    long.launch()
+    assert steps == [True]

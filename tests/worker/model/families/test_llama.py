@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import kernels.reference.decode_layers
 from kernels.devices.open import open_device
 from orcd.errors import ModelLoadFailed
 from tests.bench.make_model import write_model
@@ -183,3 +184,17 @@ def test_biases_that_a_file_holds_are_added(name: str, tmp_path: Path) -> None:
     plain = logits_alone(load_changed(tmp_path, name), [1, 2, 3])
     biased = load_changed(tmp_path, name, add={"blk.0.attn_output.bias": 32, "blk.1.ffn_down.bias": 32})
     assert np.abs(plain - logits_alone(biased, [1, 2, 3])).max() > 1e-3
+
+
+@pytest.mark.parametrize("name", ["qwen2-q4_k_m", "llama3-bf16", "phi3-q5_k_m", "granite-q4_1"])
+def test_layers_of_one_token_are_the_same_in_one_op(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    one_by_one = load(SMALL[name])
+    monkeypatch.setattr(kernels.reference.decode_layers, "can_decode_layers", lambda _layers: True)
+    in_one = load(SMALL[name])
+    assert one_by_one.one_kernel_context is None
+    assert (in_one.one_kernel_context is None) == name.startswith("granite")  # whose residuals are scaled
+    prompt = np.random.default_rng(1).integers(0, in_one.config.vocab_size, 12).tolist()
+    steppers = [Stepper(model, [prompt]) for model in (one_by_one, in_one)]
+    for num_tokens in (5, 1, 1, 3, 1, 1):
+        expected, actual = (stepper.step({0: num_tokens})[0] for stepper in steppers)
+        np.testing.assert_array_equal(actual, expected)

@@ -1,0 +1,98 @@
+"""One sequence with its layers in one kernel and one by one: tokens a second, and microseconds of a forward pass.
+
+    python -m tests.bench.one_kernel MODEL.gguf
+
+The engine runs in this process. A forward pass is a graph of eight, of a token behind so many others.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kernels.batch import Step
+from kernels.devices.cuda import CudaDevice
+from kernels.devices.open import open_device
+from worker.contract import Add, Sampling
+from worker.engine.engine import Engine
+from worker.memory_plan import reserve
+from worker.model.gguf import open_gguf
+from worker.model.registry import load_model
+from worker.settings import Settings
+
+PROMPT_TOKENS, OUTPUT_TOKENS, RUNS = 128, 256, 3
+POSITIONS = (10, 255, 511, 1000, 2000, 4000)
+PASSES, LAUNCHES = 8, 25
+BLOCK_TOKENS = 16
+
+
+def tokens_per_s(machine: Engine, prompt: tuple[int, ...]) -> float:
+    """From the first token of an answer to the last."""
+    machine.add(Add("bench", prompt, Sampling(max_tokens=OUTPUT_TOKENS, temperature=0.0)), None)
+    times: list[float] = []
+    while machine.has_work:
+        for output in machine.step():
+            times += [time.perf_counter()] * len(output.ids)
+    return (len(times) - 1) / (times[-1] - times[0])
+
+
+def forward_us(device: CudaDevice, forward: Any, step: Step[Any], cache: Any) -> float:
+    """Of one pass of the graph."""
+    forward(step, cache)
+
+    def passes() -> None:
+        for _ in range(PASSES):
+            forward(step, cache)
+
+    graph = device.capture(passes, "bench")
+    for _ in range(2):  # the first time warms up
+        device.synchronise()
+        start = time.perf_counter()
+        for _ in range(LAUNCHES):
+            graph.launch()
+        device.synchronise()
+    return (time.perf_counter() - start) / LAUNCHES / PASSES * 1e6
+
+
+def step_at(device: CudaDevice, position: int, *, is_long: bool) -> Step[Any]:
+    """A step of one token at ``position``, of a sequence that has the first blocks."""
+    table = np.arange(-(-max(POSITIONS) // BLOCK_TOKENS) + 1)
+    slot = table[position // BLOCK_TOKENS] * BLOCK_TOKENS + position % BLOCK_TOKENS
+    length = position + 1
+    arrays = ([5], [position], [slot], [0], [0, 1], [length], [length], table[None], [0])
+    sent = [device.upload(device.step_buffers, np.array(array, np.int32)) for array in arrays]
+    return Step(*sent, states=None, prefixes=None, has_long_context=is_long)
+
+
+def main(path: str) -> None:
+    """Measure the model at ``path``."""
+    gguf, device = open_gguf(Path(path)), open_device("cuda:0")
+    assert isinstance(device, CudaDevice)
+    settings = Settings(model=path, device="cuda:0", max_sequences=4, kv_cache_bytes=512 << 20)
+    settings = reserve(gguf, device, settings)
+    model = load_model(gguf, device, lambda _done, _total: None)
+    prompt = tuple(np.random.default_rng(7).integers(0, model.config.vocab_size, PROMPT_TOKENS).tolist())
+    limit = model.one_kernel_context
+    print(f"{device.description}: in one kernel up to {limit} tokens")
+    for name, most in (("one by one", 0), ("in one kernel", limit)):
+        device.kv_cache.reset()
+        device.step_buffers.reset()
+        machine = Engine(replace(model, one_kernel_context=most), settings)
+        rates = [tokens_per_s(machine, prompt) for _ in range(RUNS + 1)][1:]
+        print(f"{name:14} {', '.join(f'{rate:,.0f}' for rate in rates)} tok/s")
+    device.kv_cache.reset()
+    device.step_buffers.reset()
+    cache = model.allocate_cache(-(-max(POSITIONS) // BLOCK_TOKENS) + 1, BLOCK_TOKENS)
+    for position in POSITIONS:
+        steps = [step_at(device, position, is_long=is_long) for is_long in (True, False)]
+        one_by_one, in_one = (forward_us(device, model.forward, step, cache) for step in steps)
+        print(f"position {position:5}: one by one {one_by_one:6.1f} us, in one kernel {in_one:6.1f} us")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
