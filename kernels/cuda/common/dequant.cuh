@@ -80,7 +80,7 @@ struct Scales {
 #pragma unroll
         for (int i = 0; i < num_words; i++) {
             const int group = i % groups, row = i / groups;
-            u32 pair;
+            u32 pair = 0;
             if constexpr (scaling == SCALE) pair = raw.scale[group];
             if constexpr (scaling == SCALE_MIN) pair = raw.scale[2 * group + row];
             if constexpr (scaling == SUPER_MINS) {  // 6-bit scale and minimum times those of the super-block

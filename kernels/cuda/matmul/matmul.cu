@@ -8,17 +8,17 @@
 #include "matmul_gemv_summed.cuh"
 #include "matmul_small_batch.cuh"
 
-KERNEL __launch_bounds__(32 * MAX_BLOCK_WARPS) matmul_gemv(const __grid_constant__ SmallBatchParams p) {
+KERNEL __launch_bounds__(32 * MAX_BLOCK_WARPS, 1) matmul_gemv(const __grid_constant__ SmallBatchParams p) {
     matmul_gemv<GEMV_HALF>(p);
 }
 
 // x is float32 and normed here; at least NORM_PARTITIONS warps.
-KERNEL __launch_bounds__(32 * MAX_BLOCK_WARPS) matmul_gemv_normed(const __grid_constant__ SmallBatchParams p) {
+KERNEL __launch_bounds__(32 * MAX_BLOCK_WARPS, 1) matmul_gemv_normed(const __grid_constant__ SmallBatchParams p) {
     matmul_gemv<GEMV_NORMED>(p);
 }
 
 // Grid: blocks, ranks, tokens.
-KERNEL __launch_bounds__(32 * MAX_BLOCK_WARPS) matmul_gemv_routed(const __grid_constant__ SmallBatchParams p) {
+KERNEL __launch_bounds__(32 * MAX_BLOCK_WARPS, 1) matmul_gemv_routed(const __grid_constant__ SmallBatchParams p) {
     matmul_gemv<GEMV_ROUTED>(p);
 }
 
