@@ -1,8 +1,8 @@
-"""Time of products on packed weights, by matrices of real models: ``python -m tests.bench.ops_matmul [TOKENS,...]``.
+"""Time of products on packed weights: ``python -m tests.bench.ops_matmul [TOKENS,... [NAME]]``.
 
-Prints microseconds of one launch in a replayed graph of dependent ones (with what else it needs: partitions to be
-added), over copies of the weights that no cache holds, and for each the bytes of weights read per second or the
-operations per second, whichever it is closer to being bound by.
+By matrices of real models, or those whose names begin with NAME. Prints microseconds of one launch in a replayed graph
+of dependent ones (with what else it needs: partitions to be added), over copies of the weights that no cache holds, and
+for each the bytes of weights read per second or the operations per second, whichever it is closer to being bound by.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ def main() -> None:
     )
     print(f"{device.description}: us, and GB/s of weights or TFLOP/s")
     print(f"{'matrix':14} {'type':7} {'rows':>6} {'width':>5} " + " ".join(f"{n:>16}" for n in tokens))
-    for shape in SHAPES:
+    for shape in (shape for shape in SHAPES if shape.name.startswith("".join(sys.argv[2:3]))):
         rng = np.random.default_rng(0)
         device.weights.reset()
         matrices = copies_of(device, shape, rng)
