@@ -36,7 +36,7 @@ PRIORITIES = list(range(10))
 PRIORITY_SEPARATOR = ":"
 """Between a queue and a priority, in a list's name. kombu's own cannot be typed."""
 
-EMPTIED_TTL_S = 24 * 3600
+EMPTIED_TTL_S = 3600
 TENANT_HEADER = "orcd_tenant"
 """The header of a message that waits for its tenant's turn: `orcd.store.enqueue.tenant_digest`."""
 

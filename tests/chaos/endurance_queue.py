@@ -44,7 +44,7 @@ MOST_GROWTH_BYTES = 5e6
 SAMPLE_S = 5.0
 LEASE_MS = 10_000
 KEPT_BY_CELERY = ("_kombu.", "unacked")
-KEPT_FOR_AN_HOUR = (schema.CONTACT, schema.READY, schema.SERVED)
+KEPT_FOR_AN_HOUR = (schema.CONTACT, schema.EMPTIED, schema.READY, schema.SERVED)
 FORGET_MARGIN_S = 15.0
 MEMORY_COLUMNS = ["process", "begin, MB", "half, MB", "end, MB", "most, MB", "growth in the last half, MB"]
 
