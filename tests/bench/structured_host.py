@@ -72,7 +72,7 @@ class InstantDevice(LateDevice):
 class InstantModel:
     """Has no weights and no cache."""
 
-    recompute_at, bytes_per_state = None, 0
+    recompute_at, one_kernel_context, bytes_per_state = None, None, 0
 
     def __init__(self, vocab_size: int, host_time: PartTimes) -> None:
         self.config = SimpleNamespace(vocab_size=vocab_size, context_length=PROMPT_TOKENS + OUTPUT_TOKENS, num_layers=1)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from kernels import registry
+from kernels import kernel_variants
 from kernels.errors import CompileFailed
 from kernels.runtime.compiler import SOURCE_DIRECTORY, Compiler
 from kernels.runtime.cuda_struct import CudaStruct, Float32, Int32, Int64, Pointer, checks
@@ -94,7 +94,7 @@ def test_a_struct_that_differs_does_not_compile_and_the_error_names_it(
 
 
 def test_every_declaration_is_checked_when_its_source_is_compiled() -> None:
-    sources = {source for source, _ in registry.variants()}
+    sources = {source for source, _ in kernel_variants.variants()}
     declared = [struct_ for struct_ in CudaStruct.declared if struct_.__module__.startswith("kernels.")]
     assert declared
     for struct_ in declared:
