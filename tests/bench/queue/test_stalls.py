@@ -29,7 +29,7 @@ def test_a_thread_that_holds_the_interpreter_is_a_stall_in_which_the_process_is_
     command = [sys.executable, "-c", HOLDS, "tasks"]
     subprocess.run(command, env=os.environ | trace.variables, check=True)
     longest = max(trace.read(), key=lambda stall: stall.end - stall.begin)
-    assert longest.end - longest.begin >= HELD_S
+    assert longest.end - longest.begin >= 0.9 * HELD_S  # it is noticed a few milliseconds after it begins
     assert 0 < longest.busy_s <= 1.1 * (longest.end - longest.begin)
 
 
