@@ -10,13 +10,14 @@ from pathlib import Path
 from tests.bench.queue.stalls import StallTrace
 
 HELD_S = 0.3
+NOTICED_S = 0.03  # at most so long after it begins a stall is seen
 HOLDS = f"""
 import time
-end = time.monotonic() + {HELD_S}
 time.sleep(0.05)  # the watch has begun
 begin = time.monotonic()
 num_items = 1_000_000
-while time.monotonic() - begin < {HELD_S}:  # the last of these calls, each of which holds the interpreter, is long
+# The last of these calls, each of which holds the interpreter, is long.
+while time.monotonic() - begin < {HELD_S + NOTICED_S}:
     num_items *= 2
     begin = time.monotonic()
     sum(range(num_items))
@@ -29,7 +30,7 @@ def test_a_thread_that_holds_the_interpreter_is_a_stall_in_which_the_process_is_
     command = [sys.executable, "-c", HOLDS, "tasks"]
     subprocess.run(command, env=os.environ | trace.variables, check=True)
     longest = max(trace.read(), key=lambda stall: stall.end - stall.begin)
-    assert longest.end - longest.begin >= 0.9 * HELD_S  # it is noticed a few milliseconds after it begins
+    assert longest.end - longest.begin >= HELD_S
     assert 0 < longest.busy_s <= 1.1 * (longest.end - longest.begin)
 
 
