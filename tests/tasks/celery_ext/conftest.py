@@ -1,4 +1,4 @@
-"""Receivers of messages, and the Celery app of somebody who sends them."""
+"""Receivers of messages, a pool, and the Celery app of somebody who sends them."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from celery import Celery
 
 from tasks.app import create_app
 from tasks.celery_ext.receiver import Receiver
+from tests.tasks.celery_ext.pool_scene import Scene
 from tests.tasks.celery_ext.taken_messages import MakeReceiver
 from worker.settings import Settings
 
@@ -30,6 +31,13 @@ def make_receiver(connection: redis.Redis) -> MakeReceiver:
 @pytest.fixture
 def receiver(make_receiver: MakeReceiver) -> Receiver:
     return make_receiver()
+
+
+@pytest.fixture
+def scene(redis_url: str) -> Iterator[Scene]:
+    scene = Scene(redis_url)
+    yield scene
+    scene.close()
 
 
 @pytest.fixture

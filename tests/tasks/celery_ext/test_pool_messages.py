@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -19,13 +18,6 @@ from tests.conftest import wait_until
 from tests.tasks.celery_ext.pool_scene import Scene
 
 SHORT = {"prompt": "old pond", "max_tokens": 8}
-
-
-@pytest.fixture
-def scene(redis_url: str) -> Iterator[Scene]:
-    scene = Scene(redis_url)
-    yield scene
-    scene.close()
 
 
 @pytest.mark.parametrize("kwargs", [None, [1], {"job_id": ["x"]}, {"temperature": 99}])

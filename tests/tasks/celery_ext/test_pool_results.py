@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-
-import pytest
 
 from orcd.errors import InvalidRequest
 from orcd.result import Result
@@ -15,13 +12,6 @@ from tests.conftest import wait_until
 from tests.tasks.celery_ext.pool_scene import Scene
 
 SHORT = {"prompt": "old pond", "max_tokens": 8}
-
-
-@pytest.fixture
-def scene(redis_url: str) -> Iterator[Scene]:
-    scene = Scene(redis_url)
-    yield scene
-    scene.close()
 
 
 def test_results_are_stored_under_the_jobs_ids_and_the_message_is_forgotten(scene: Scene) -> None:
