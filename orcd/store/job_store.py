@@ -11,6 +11,7 @@ import secrets
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any, Literal
 
 import msgspec
@@ -227,14 +228,16 @@ class JobStore:
         return Message.read_all(self._scripts["reap"]([], arguments))
 
     def answered(
-        self, job_id: str, message: RecordedMessage, about: Collection[str] = (), result_key: str = ""
+        self, records: Mapping[str, RecordedMessage], about: Collection[str] = (), result_key: str = ""
     ) -> None:
-        """``message``, recorded for the job, was answered: its result is stored, its links followed.
+        """A message was answered, of which ``records`` are kept by job: its result is stored, its links followed.
 
-        It stays recorded where Redis has forgotten that: where a job that it is ``about`` has not ended, or where there
-        is no key ``result_key``. Another one that has come under its task id since stays recorded as well.
+        They stay where Redis has forgotten that: where a job that it is ``about`` has not ended, or where there is no
+        key ``result_key``. Another message that has come under the task id of one since stays recorded as well.
         """
-        self._scripts["answered"]([], [message.task_id, msgspec.json.encode(message), result_key, job_id, *about])
+        if records:
+            kept = [[job_id, each.task_id, msgspec.json.encode(each)] for job_id, each in records.items()]
+            self._scripts["answered"]([], [result_key, len(kept), *chain.from_iterable(kept), *about])
 
     def cancel(self, job_id: str, error: OrcdError) -> str:
         """End a job with ``error`` if it is queued; if it runs, have its owner cancel it.

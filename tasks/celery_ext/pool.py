@@ -240,8 +240,7 @@ class Pool(BasePool):  # type: ignore[misc]
             del message.callbacks[0]
         if not is_lost:
             result_key = self.app.backend.get_key_for_task(message.task_id) if message.has_result else ""
-            for job_id, record in message.records.items():
-                self._store.answered(job_id, record, message.jobs, result_key)
+            self._store.answered(message.records, message.jobs, result_key)
 
     def _forget(self, message: InFlightMessage) -> None:
         """What comes under its id from now on is another message."""

@@ -187,6 +187,7 @@ def test_a_stored_request_that_cannot_be_read_comes_as_an_error(make_store: Make
 def test_nothing_to_do_needs_no_redis(call: str):
     store = JobStore(redis.Redis(port=1), owner="w", model="m", lease_ms=1, ttl_s=1)
     assert not getattr(store, call)({} if call == "release" else [])
+    store.answered({})
 
 
 def test_scripts_are_loaded_again_into_a_redis_that_forgot_them(make_store: MakeStore):

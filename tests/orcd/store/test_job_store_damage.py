@@ -145,7 +145,7 @@ def test_an_arrival_goes_on_with_the_other_jobs(store: JobStore, name: str):
     assert isinstance(damaged, LogDamaged)
     assert whole is None
     assert store.redis.hkeys(schema.messages_key("whole")) == [b"whole"]
-    store.answered("whole", recorded("whole"))
+    store.answered({"whole": recorded("whole")})
     assert not store.redis.exists(schema.messages_key("whole"))
 
 

@@ -120,7 +120,7 @@ def test_an_ended_job_s_messages_are_published_until_somebody_answers_them(store
         let_answer_fail(store)
         assert store.reap() == [Message(J, "orcd", 5, recorded=(recorded("task", J),))]
         assert unanswered(store) == pytest.approx(time.time() * 1000 + 15_000 * 2**times, abs=2_000)
-    store.answered(J, recorded("task", J))
+    store.answered({J: recorded("task", J)})
     assert unanswered(store) is None
     assert not store.redis.exists(schema.messages_key(J))
     assert store.reap() == []
@@ -129,10 +129,10 @@ def test_an_ended_job_s_messages_are_published_until_somebody_answers_them(store
 def test_only_the_last_answer_leaves_nothing_to_do(store: JobStore):
     store.arrive([Arrival(J, None, recorded("second", J))])
     claimed(store, J).end()
-    store.answered(J, recorded("task", J))
+    store.answered({J: recorded("task", J)})
     let_answer_fail(store)
     assert store.reap() == [Message(J, "orcd", 5, recorded=(recorded("second", J),))]
-    store.answered(J, recorded("second", J))
+    store.answered({J: recorded("second", J)})
     assert unanswered(store) is None
 
 
@@ -141,21 +141,21 @@ def test_another_message_that_came_under_the_same_id_is_answered_for_itself(stor
     claimed(store, J).end()
     again = msgspec.structs.replace(recorded("task", J), embed={"chord": {"task": "another"}})
     store.arrive([Arrival(J, None, again)])
-    store.answered(J, recorded("task", J))
+    store.answered({J: recorded("task", J)})
     let_answer_fail(store)
     assert store.reap() == [Message(J, "orcd", 5, recorded=(again,))]
-    store.answered(J, again)
+    store.answered({J: again})
     assert unanswered(store) is None
 
 
 def test_a_message_whose_result_redis_has_forgotten_is_answered_again(store: JobStore):
     """Redis came back from an older snapshot between the two: nothing was left to tell that the result was missing."""
     claimed(store, J).end()
-    store.answered(J, recorded("task", J), [J], "result")
+    store.answered({J: recorded("task", J)}, [J], "result")
     let_answer_fail(store)
     assert store.reap() == [Message(J, "orcd", 5, recorded=(recorded("task", J),))]
     store.redis.set("result", "x")
-    store.answered(J, recorded("task", J), [J], "result")
+    store.answered({J: recorded("task", J)}, [J], "result")
     assert unanswered(store) is None
 
 
@@ -164,28 +164,40 @@ def test_a_message_is_kept_where_redis_has_forgotten_the_end_of_one_of_its_jobs(
     submit(store, "other")
     chunk = recorded("chunk", "other", J)
     store.arrive([Arrival(J, None, chunk)])
-    store.answered(J, recorded("task", J))
+    store.answered({J: recorded("task", J)})
     claimed(store, J).end()
     writer = claimed(store, "other")
-    store.answered(J, chunk, ["other", J])
+    store.answered({J: chunk}, ["other", J])
     let_answer_fail(store)
     assert store.reap() == [Message(J, "orcd", 5, recorded=(chunk,))]
     writer.end()
-    store.answered(J, chunk, ["other", "gone", J])
+    store.answered({J: chunk}, ["other", "gone", J])
     assert unanswered(store) is None
+
+
+def test_all_that_is_kept_of_a_message_goes_at_once(store: JobStore):
+    """A chunk's limits are with each of its jobs."""
+    submit(store, "other")
+    records = {"other": recorded("other", timelimit=[9, 5]), J: recorded("chunk", "other", J)}
+    store.arrive([Arrival(job_id, None, record) for job_id, record in records.items()])
+    for job_id in ("other", J):
+        claimed(store, job_id).end()
+    store.answered(records, ["other", J])
+    assert unanswered(store, "other") is None
+    assert store.redis.hkeys(schema.messages_key(J)) == [b"task"]
 
 
 def test_a_job_without_recorded_messages_needs_no_answer(store: JobStore):
     submit(store, "plain")
     claimed(store, "plain").end()
-    store.answered(J, recorded("task", J))
+    store.answered({J: recorded("task", J)})
     claimed(store, J).end()
     assert store.redis.zcard(schema.UNANSWERED) == 0
 
 
 def test_a_message_that_comes_after_the_end_is_kept_until_it_is_answered(store: JobStore):
     claimed(store, J).end()
-    store.answered(J, recorded("task", J))
+    store.answered({J: recorded("task", J)})
     assert store.arrive([Arrival(J, None, recorded("late", J))]) == [None]
     assert unanswered(store) is not None
     let_answer_fail(store)

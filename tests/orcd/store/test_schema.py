@@ -151,7 +151,7 @@ def play_damage(client: Client, store: JobStore, mark: Callable[[str], None]) ->
     time.sleep(0.002)
     client.status("late-2")
     mark("look")
-    store.answered("broken", recorded("broken"))
+    store.answered({"broken": recorded("broken")})
     mark("answered")
 
 
