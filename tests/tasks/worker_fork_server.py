@@ -114,23 +114,28 @@ class _Forks:
 
     def __init__(self) -> None:
         self._pipes: dict[int, int] = {}
-        signal.signal(signal.SIGCHLD, lambda number, frame: self._reap())
+        # A signal that only interrupts may come just before the call that it is to interrupt.
+        self.some_ended, self._wakeup = os.pipe()
+        os.set_blocking(self._wakeup, False)
+        signal.set_wakeup_fd(self._wakeup, warn_on_full_buffer=False)
+        signal.signal(signal.SIGCHLD, lambda number, frame: None)
 
     def fork(self, pipe: int) -> bool:
         """Fork, and tell the process id through ``pipe``; is this the fork?"""
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})  # it may end before it is known here
         pid = os.fork()
         if pid:
             self._pipes[pid] = pipe
             os.write(pipe, b"%d\n" % pid)
         else:
+            signal.set_wakeup_fd(-1)
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            for each in (*self._pipes.values(), pipe):
+            for each in (*self._pipes.values(), pipe, self.some_ended, self._wakeup):
                 os.close(each)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGCHLD})
         return not pid
 
-    def _reap(self) -> None:
+    def reap(self) -> None:
+        """Tell the exit codes of those that have ended; ``some_ended`` can be read when there are any."""
+        os.read(self.some_ended, 1 << 10)
         while self._pipes:
             pid, status = os.waitpid(-1, os.WNOHANG)
             if not pid:
@@ -142,9 +147,17 @@ class _Forks:
 
 
 def _serve(control: socket.socket) -> None:
-    """Fork until the other end is closed; returns in forks, too, which are then to become workers."""
+    """Fork until the other end is closed; in a fork, run its worker."""
     forks = _Forks()
-    while fds := socket.recv_fds(control, 1, 3)[1]:
+    while True:
+        ready, _, _ = select([control.fileno(), forks.some_ended], [], [])
+        if forks.some_ended in ready:
+            forks.reap()
+        if control.fileno() not in ready:
+            continue
+        fds = socket.recv_fds(control, 1, 3)[1]
+        if not fds:
+            return
         request, errors, pipe = fds
         if forks.fork(pipe):
             control.close()
