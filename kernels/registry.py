@@ -175,8 +175,8 @@ class Ops(Protocol[Array, Matrix, Projection, Router, Experts, Rotation, Attenti
     ) -> None:
         """Norm, router, and the sum of each token's best experts, added to the residual stream or stored."""
 
-    def can_decode_layers(self, layers: Sequence[DenseLayer[Array, Projection]]) -> bool:
-        """Whether `decode_layers` is for them and faster than their ops one by one."""
+    def decode_layers_obstacle(self, layers: Sequence[DenseLayer[Array, Projection]]) -> str | None:
+        """What keeps `decode_layers` from being for them and faster than their ops one by one; None: nothing."""
 
     def decode_layers(
         self,
@@ -248,7 +248,7 @@ class CudaOps:
         self.short_convolution = bind(context, convolution.short_convolution)
         self.gated_delta_net = bind(context, delta_net.gated_delta_net)
         self.norm_moe_residual = bind(context, moe.norm_moe_residual)
-        self.can_decode_layers = bind(context, decode_layers.can_decode_layers)
+        self.decode_layers_obstacle = bind(context, decode_layers.decode_layers_obstacle)
         self.decode_layers = bind(context, decode_layers.decode_layers)
         self.norm_head = bind(context, matmul.norm_head)
         self.reset_edits = bind(context, sampling.reset_edits)
@@ -285,7 +285,7 @@ class ReferenceOps:
         self.short_convolution = kernels.reference.convolution.short_convolution
         self.gated_delta_net = kernels.reference.delta_net.gated_delta_net
         self.norm_moe_residual = kernels.reference.moe.norm_moe_residual
-        self.can_decode_layers = kernels.reference.decode_layers.can_decode_layers
+        self.decode_layers_obstacle = kernels.reference.decode_layers.decode_layers_obstacle
         self.decode_layers = kernels.reference.decode_layers.decode_layers
         self.norm_head = kernels.reference.norm.norm_head
         self.reset_edits = kernels.reference.sampling.reset_edits

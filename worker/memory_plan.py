@@ -51,6 +51,7 @@ class EngineMemoryPlan:
     state_bytes: int  # of one state slot; 0: the model has no recurrent layers
     available_bytes: int | None
     variants: tuple[Variant, ...]  # of kernels that will be launched
+    model: Model  # that it was planned with, which has no memory
 
     @property
     def cache_tokens(self) -> int:
@@ -108,6 +109,7 @@ def plan_memory(gguf: GGUFFile, device: GpuDevice | DryRunDevice, settings: Sett
         state_bytes=state_bytes,
         available_bytes=device.budget_bytes,
         variants=_variants(dry),
+        model=model,
     )
 
 

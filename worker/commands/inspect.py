@@ -205,7 +205,13 @@ def _vram_lines(plan: VramPlan) -> list[str]:
     }
     lines = [f"  on {plan.device}".ljust(18) + plan.device_name]
     lines += _use_lines(uses, plan.available_bytes, "it fits" if plan.fits else "INSUFFICIENT_VRAM")
-    return lines + ([f"    {plan.note}"] if plan.note else [])
+    if plan.note:
+        lines.append(f"    {plan.note}")
+    if plan.one_kernel_context is None:
+        path = f"layers one by one, not all in one kernel: {plan.one_kernel_obstacle}"
+    else:
+        path = f"all layers in one kernel up to {plan.one_kernel_context:,} tokens of context, then one by one"
+    return [*lines, f"  one sequence    {path}"]
 
 
 def _ram_lines(plan: RamPlan) -> list[str]:

@@ -20,6 +20,7 @@ class VramPlan(msgspec.Struct, frozen=True):
     """What a worker would allocate on a device; ``note`` says why nothing is known of what is available there.
 
     ``states_bytes`` are those of ``state_slots``: what recurrent layers keep of sequences and of known prefixes.
+    ``one_kernel_context`` and ``one_kernel_obstacle``: see `worker.model.registry.Model`.
     """
 
     device: str
@@ -38,6 +39,8 @@ class VramPlan(msgspec.Struct, frozen=True):
     available_bytes: int | None
     fits: bool | None
     note: str | None
+    one_kernel_context: int | None
+    one_kernel_obstacle: str | None
 
 
 def plan_vram(gguf: GGUFFile, settings: Settings) -> VramPlan:
@@ -61,6 +64,8 @@ def plan_vram(gguf: GGUFFile, settings: Settings) -> VramPlan:
         available_bytes=plan.available_bytes,
         fits=plan.fits,
         note=note,
+        one_kernel_context=plan.model.one_kernel_context,
+        one_kernel_obstacle=plan.model.one_kernel_obstacle,
         **sizes,
     )
 

@@ -55,6 +55,8 @@ class Model:
     """Length beyond which a sequence's cached K and V are void and must be computed again; None: never."""
     one_kernel_context: int | None = None
     """Steps of one sequence run its layers in one kernel up to this context length; None: never."""
+    one_kernel_obstacle: str | None = None
+    """Why they never do, in words in which "it" is that kernel."""
 
     def bytes_per_block(self, block_tokens: int) -> int:
         """Bytes of one block of the KV cache, all layers together."""
@@ -132,5 +134,8 @@ def assemble_model(config: ModelConfig, weights: Weights, device: Device) -> Mod
     weights.check_all_used()
     # Damaged weights may overflow: no reason for a warning, as the sampler refuses what comes out.
     forward = np.errstate(over="ignore", invalid="ignore")(family.forward)
-    one_kernel_context = family.one_kernel_context if isinstance(family, Llama) else None
-    return Model(config, device, forward, family.recompute_at, one_kernel_context)
+    if isinstance(family, Llama):
+        one_kernel = family.one_kernel_context, family.one_kernel_obstacle
+    else:
+        one_kernel = None, f"it is for models of Llama's family, and this is {config.architecture}"
+    return Model(config, device, forward, family.recompute_at, *one_kernel)

@@ -11,7 +11,7 @@ from kernels.batch import LayerCache, Step
 from kernels.ops.attention import CODE_FACTOR
 from kernels.ops.attention_parts.attention_params import AttentionParams, AttentionWork, ScoreParams
 from kernels.ops.attention_parts.prefix_attention import NO_WORK
-from kernels.ops.layers.decode_layers_cut import Layer, LayersCut, Matrices, fits
+from kernels.ops.layers.decode_layers_cut import Layer, LayersCut, Matrices, obstacle
 from kernels.ops.layers.decode_layers_params import (
     DECODE_WARPS,
     HEAD_DIM,
@@ -42,9 +42,9 @@ def variants() -> list[Variant]:
     return [*plain, *with_codes(plain)]
 
 
-def can_decode_layers(context: Context, layers: Sequence[Layer]) -> bool:
-    """Whether `decode_layers` is for such ``layers``, and the GPU for it."""
-    return fits(context.gpu, layers)
+def decode_layers_obstacle(context: Context, layers: Sequence[Layer]) -> str | None:
+    """What keeps `decode_layers` from such ``layers`` on the GPU; None: nothing."""
+    return obstacle(context.gpu, layers)
 
 
 def decode_layers(

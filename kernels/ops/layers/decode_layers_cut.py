@@ -39,15 +39,25 @@ Layer = DenseLayer[DeviceArray, Projection]
 _ALIGNMENT = 128
 
 
-def fits(gpu: GpuSpec, layers: Sequence[Layer]) -> bool:
-    """Whether `decode_layers` is for such ``layers``, and the GPU for it: all blocks must run at once."""
-    if not gpu.has_wgmma or not 0 < len(layers) <= MAX_LAYERS or not all(map(_is_plain, layers)):
-        return False
+def obstacle(gpu: GpuSpec, layers: Sequence[Layer]) -> str | None:
+    """What keeps `decode_layers` from such ``layers`` on that GPU; None: nothing, and all its blocks run at once."""
+    if not gpu.has_wgmma:
+        return f"it is for Hopper (sm_90a), and this GPU is {gpu.arch}"
+    if not 0 < len(layers) <= MAX_LAYERS:
+        return f"it is for at most {MAX_LAYERS} layers, and these are {len(layers)}"
+    if found := next(filter(None, map(_layer_obstacle, layers)), None):
+        return found
     first, *others = map(_shape, layers)
-    if any(shape != first for shape in others) or not _fits_warps(Matrices.of(layers[0])):
-        return False
+    if any(shape != first for shape in others):
+        return "it is for layers of one shape"
+    if not _fits_warps(Matrices.of(layers[0])):
+        return "its blocks cannot share out matrices of these widths"
     cut = LayersCut.of(layers)
-    return cut.num_blocks <= gpu.num_sms and cut.shared_bytes <= gpu.shared_bytes
+    if cut.num_blocks > gpu.num_sms:
+        return f"its {cut.num_blocks} blocks must run at once, and this GPU has {gpu.num_sms} SMs"
+    if cut.shared_bytes > gpu.shared_bytes:
+        return f"its blocks need {cut.shared_bytes} bytes of shared memory, and this GPU has {gpu.shared_bytes}"
+    return None
 
 
 class Matrices(NamedTuple):
@@ -64,23 +74,26 @@ class Matrices(NamedTuple):
         return cls(*(each.matrices[0] for each in (layer.qkv, layer.output, layer.gate_up, layer.down)))
 
 
-def _is_plain(layer: Layer) -> bool:
-    """Whether the kernel knows all that the layer has, and its formats."""
-    attention, matrices = layer.attention, Matrices.of(layer)
-    qkv, output, gate_up, down = matrices
-    return (
-        attention.head_dim == HEAD_DIM
-        and attention.num_heads // attention.num_kv_heads <= DECODE_ROWS
-        and not (attention.window or attention.softcap or attention.shares_cache)
-        and attention.head_norms is None
-        and attention.value_norm is None
-        and attention.sinks is None
-        and all(len(each.matrices) == 1 for each in (layer.qkv, layer.output, layer.gate_up, layer.down))
-        and all(matrix.format.name in BLOCK_FORMATS for matrix in (qkv, output, gate_up))
-        and down.format.name in DOWN_FORMATS
-        and gate_up.gated
-        and all(matrix.bias is None for matrix in (output, gate_up, down))
-    )
+def _layer_obstacle(layer: Layer) -> str | None:
+    """What of the layer the kernel does not know, or which of its formats."""
+    attention = layer.attention
+    if attention.head_dim != HEAD_DIM:
+        return f"it is for heads of {HEAD_DIM}, and these have {attention.head_dim}"
+    if attention.num_heads // attention.num_kv_heads > DECODE_ROWS:
+        return f"it is for at most {DECODE_ROWS} query heads to one of keys and values"
+    if attention.window or attention.softcap or attention.shares_cache or attention.sinks is not None:
+        return "its attention has no window, soft cap, sinks or shared cache"
+    if attention.head_norms is not None or attention.value_norm is not None:
+        return "its attention has no norms of heads"
+    if any(len(each.matrices) != 1 for each in (layer.qkv, layer.output, layer.gate_up, layer.down)):
+        return "it is for projections of one tensor type each"
+    qkv, output, gate_up, down = Matrices.of(layer)
+    known = (qkv, BLOCK_FORMATS), (output, BLOCK_FORMATS), (gate_up, BLOCK_FORMATS), (down, DOWN_FORMATS)
+    if unknown := {matrix.format.name for matrix, formats in known if matrix.format.name not in formats}:
+        return f"it does not unpack {', '.join(sorted(unknown))} where these layers have it"
+    if not gate_up.gated or any(matrix.bias is not None for matrix in (output, gate_up, down)):
+        return "it is for SwiGLU, and for biases of Q, K and V only"
+    return None
 
 
 def _shape(layer: Layer) -> tuple[object, ...]:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from kernels.devices.dry_run import DryRunDevice
 from kernels.errors import DeviceUnavailable
+from kernels.runtime.gpu_spec import A100, H100, GpuSpec
 from tests.models.files import NOT_ON_GPU, SMALL
 from tests.worker.model.tiny import write_tiny
 from worker import load as loading
@@ -95,6 +99,47 @@ def test_8_bits_for_keys_and_values_hold_nearly_twice_the_tokens(
     assert (plain["kv_cache_type"], quantised["kv_cache_type"]) == ("float16", "q8")
     assert quantised["kv_cache_tokens"] == pytest.approx(plain["kv_cache_tokens"] * 2 * 64 / (64 + 2), rel=0.01)
     assert quantised["kv_cache_bytes"] == pytest.approx(10**8, rel=0.01)
+
+
+def test_it_is_told_whether_one_sequence_runs_all_layers_in_one_kernel(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], without_gpu: None
+) -> None:
+    plan = plan_of(write_tiny("qwen2", tmp_path / "qwen2.gguf"), capsys)
+    assert (plan["one_kernel_context"], plan["one_kernel_obstacle"]) == (1536, None)
+    assert "one sequence    all layers in one kernel up to 1,536 tokens of context, then one by one" in plan["text"]
+
+
+@pytest.mark.parametrize(
+    ("family", "gpu", "why"),
+    [
+        ("qwen2", A100, "it is for Hopper (sm_90a), and this GPU is sm_80"),
+        ("qwen2", replace(H100, num_sms=14), "its 25 blocks must run at once, and this GPU has 14 SMs"),
+        ("llama", H100, "it is for heads of 64, and these have 128"),
+        ("qwen3moe", H100, "it is for layers without experts"),
+        ("gpt-oss", H100, "it is for models of Llama's family, and this is gpt-oss"),
+    ],
+)
+def test_it_is_told_why_one_sequence_runs_its_layers_one_by_one(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    family: str,
+    gpu: GpuSpec,
+    why: str,
+) -> None:
+    monkeypatch.setattr(loading, "open_device", lambda name, **_options: DryRunDevice(name, gpu))
+    plan = plan_of(write_tiny(family, tmp_path / "tiny.gguf"), capsys)
+    assert (plan["device_name"], plan["note"]) == (f"a planned {gpu.arch}", None)
+    assert (plan["one_kernel_context"], plan["one_kernel_obstacle"]) == (None, why)
+    assert f"one sequence    layers one by one, not all in one kernel: {why}" in plan["text"]
+
+
+def plan_of(path: Path, capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
+    """The plan of a worker on cuda:0, and what a person is shown as its ``text``."""
+    for option in ("--json", "--device=cuda:0"):
+        assert run(["inspect", str(path), "--device=cuda:0", option]) == 0
+    plan, text = capsys.readouterr().out.split("\n", 1)
+    return json.loads(plan)["vram_plan"] | {"text": text}
 
 
 @pytest.mark.parametrize("name", SMALL)

@@ -143,7 +143,9 @@ class Llama:
         rope = _load_rope(config, architecture, weights)
         self.recompute_at = rope.long_after
         self._rope = weights.rope(rope)
-        self._dense = self._dense_layers()
+        dense = self._dense_layers()
+        self.one_kernel_obstacle = self._dense_obstacle() or device.ops.decode_layers_obstacle(dense)
+        self._dense = () if self.one_kernel_obstacle else dense
         self.one_kernel_context = ONE_KERNEL_CONTEXT if self._dense else None
 
     def forward(self, step: Step[AnyArray], cache: KVCache) -> AnyArray:
@@ -175,17 +177,25 @@ class Llama:
                 case Mixture(router, experts):
                     ops.norm_moe_residual(x, layer.ffn_norm, router, experts, None, out=x)
 
-    def _dense_layers(self) -> Sequence[DenseLayer[AnyArray, AnyProjection]]:
-        """The layers as `decode_layers` takes them; none if it is not for them."""
+    def _dense_obstacle(self) -> str | None:
+        """What the layers do that is not in a `DenseLayer`; None: nothing."""
         if self._config.scales.residual != 1.0:
-            return ()
-        layers = []
-        for layer in self._layers:
-            feed_forward = layer.feed_forward
-            if isinstance(feed_forward, Mixture) or not layer.rotated or layer.output.norm or feed_forward.down.norm:
-                return ()
-            layers.append(_dense_layer(layer, feed_forward))
-        return layers if self._device.ops.can_decode_layers(layers) else ()
+            return "it does not scale what is added to the residual stream"
+        if ARCHITECTURES[self._config.architecture].post_norms:
+            return "it does not norm what is added to the residual stream"
+        if not all(layer.rotated for layer in self._layers):
+            return "it is for layers that are all rotated"
+        if any(isinstance(layer.feed_forward, Mixture) for layer in self._layers):
+            return "it is for layers without experts"
+        return None
+
+    def _dense_layers(self) -> Sequence[DenseLayer[AnyArray, AnyProjection]]:
+        """The layers that have no experts, as `decode_layers` takes them."""
+        return [
+            _dense_layer(layer, layer.feed_forward)
+            for layer in self._layers
+            if isinstance(layer.feed_forward, _FeedForward)
+        ]
 
     def _add(self, x: AnyArray, output: _Output, *, out: AnyArray) -> None:
         if output.norm is None:

@@ -11,7 +11,7 @@ from kernels.batch import CacheScales, LayerCache, Step
 from kernels.devices.cuda import CudaDevice
 from kernels.ops.attention import cache_shape, rope_attention
 from kernels.ops.attention_plan import plan_attention
-from kernels.ops.layers.decode_layers import can_decode_layers, decode_layers
+from kernels.ops.layers.decode_layers import decode_layers, decode_layers_obstacle
 from kernels.ops.layers.decode_layers_cut import Layer
 from kernels.ops.matmul import linear_residual, norm_linear, norm_swiglu
 from kernels.ops.rope import rotation
@@ -114,7 +114,7 @@ def make_case(device: CudaDevice, num_layers: int, rng: np.random.Generator, *, 
 def test_all_layers_at_once_are_the_layers_one_by_one(device: CudaDevice, num_layers: int, coded: bool) -> None:
     rng = np.random.default_rng(num_layers)
     case = make_case(device, num_layers, rng, coded=coded)
-    assert can_decode_layers(device.context, case.layers)
+    assert decode_layers_obstacle(device.context, case.layers) is None
     for position in (0, 15, 63, 64, 200, 255, 256, 511, 512, 768, 1100, 2400, -1):
         x = rng.normal(size=(1, HIDDEN)).astype(np.float32)
         expected, actual = (case.run(x, position, at_once=at_once) for at_once in (False, True))

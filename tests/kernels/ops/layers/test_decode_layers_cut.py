@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from kernels.ops.layers.decode_layers_cut import Layer, LayersCut, fits
+from kernels.ops.layers.decode_layers_cut import Layer, LayersCut, obstacle
 from kernels.runtime.gpu_spec import A100, H100, GpuSpec
 from kernels.runtime.launcher import Context
 from kernels.runtime.memory import Arena
@@ -42,9 +42,10 @@ def layer(
 
 def test_a_small_model_fits_a_whole_hopper_and_no_other_gpu():
     layers = [layer(), layer(down="Q4_K"), layer(down="Q5_0")]
-    assert fits(H100, layers)
-    assert not fits(A100, layers)
-    assert not fits(GpuSpec("sm_90a", 114, H100.shared_bytes), layers)  # an H100 PCIe
+    assert obstacle(H100, layers) is None
+    assert obstacle(A100, layers) == "it is for Hopper (sm_90a), and this GPU is sm_80"
+    smaller = GpuSpec("sm_90a", 114, H100.shared_bytes)  # an H100 PCIe
+    assert obstacle(smaller, layers) == "its 130 blocks must run at once, and this GPU has 114 SMs"
 
 
 def test_no_block_has_more_than_it_can_do():
@@ -55,25 +56,31 @@ def test_no_block_has_more_than_it_can_do():
 
 
 @pytest.mark.parametrize(
-    "other",
+    ("other", "why"),
     [
-        layer(hidden=960, heads=15, kv_heads=5),
-        layer(hidden=2048, heads=32, kv_heads=8),
-        layer(ffn=8192),
-        layer(most="Q4_1"),
-        layer(down="Q8_0"),  # more than the shared memory holds
-        layer(down="Q3_K"),
-        replace(layer(), attention=Attention(14, 2, 64, scale=0.125, window=128)),
-        replace(layer(), attention=Attention(14, 2, 64, scale=0.125, softcap=30.0)),
-        replace(layer(), attention=Attention(7, 1, 128, scale=0.125)),
-        replace(layer(), output=STORE.projection([weight("Q5_0", 896, 896, bias=True)])),
+        (layer(hidden=960, heads=15, kv_heads=5), "matrices of these widths"),
+        (layer(hidden=2048, heads=32, kv_heads=8), "matrices of these widths"),
+        (layer(ffn=8192), "matrices of these widths"),
+        (layer(most="Q4_1"), "it does not unpack Q4_1 where"),
+        (layer(down="Q8_0"), "bytes of shared memory"),
+        (layer(down="Q3_K"), "it does not unpack Q3_K where"),
+        (layer(most="Q4_K", hidden=1024, heads=16), "it does not unpack Q4_K where"),
+        (replace(layer(), attention=Attention(14, 2, 64, scale=0.125, window=128)), "has no window"),
+        (replace(layer(), attention=Attention(14, 2, 64, scale=0.125, softcap=30.0)), "has no window, soft cap"),
+        (replace(layer(), attention=Attention(7, 1, 128, scale=0.125)), "heads of 64, and these have 128"),
+        (replace(layer(), attention=Attention(34, 2, 64, scale=0.125)), "at most 16 query heads"),
+        (replace(layer(), output=STORE.projection([weight("Q5_0", 896, 896, bias=True)])), "biases of Q, K and V only"),
     ],
 )
-def test_other_layers_are_computed_one_by_one(other: Layer):
-    assert not fits(H100, [other])
+def test_other_layers_are_computed_one_by_one_and_it_is_said_why(other: Layer, why: str):
+    assert why in (obstacle(H100, [other]) or "")
 
 
 def test_layers_of_two_shapes_are_computed_one_by_one():
-    assert not fits(H100, [layer(), layer(ffn=4608)])
-    assert not fits(H100, [layer()] * 33)
-    assert not fits(H100, [])
+    assert obstacle(H100, [layer(), layer(ffn=4608)]) == "it is for layers of one shape"
+
+
+def test_layers_are_of_a_number_that_a_launch_takes():
+    assert obstacle(H100, [layer()] * 32) is None
+    assert obstacle(H100, [layer()] * 33) == "it is for at most 32 layers, and these are 33"
+    assert obstacle(H100, [])
