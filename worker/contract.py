@@ -89,7 +89,7 @@ class Usage(msgspec.Struct, frozen=True, array_like=True):
         return Usage(self.prefix_hit_tokens + other.prefix_hit_tokens, self.preemptions + other.preemptions)
 
 
-class TokenOutput(msgspec.Struct, frozen=True, array_like=True):
+class TokenOutput(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """What one step or several did for one choice: new ids and, at the end, why it ended.
 
     A token that ends the sequence (end-of-text, stop token) is the last of ``ids``: it counts as emitted.

@@ -36,17 +36,18 @@ class PartTimes:
 
         return run
 
-    def watch(self, engine: Engine, matcher: TokenMatcher) -> None:
+    def watch(self, engine: Engine, matcher: TokenMatcher | None = None) -> None:
         """Time the steps of an engine, and what ``matcher`` and its copies do in them."""
-        for owner, name, part in (
+        watched: list[tuple[Any, str, str]] = [
             (engine, "step", "step"),
             (engine, "_commit", "commit"),
             (engine._scheduler, "plan", "plan"),
             (engine._runner, "launch", "launch"),
             (engine._runner, "collect", "collect"),
-            (matcher.batch, "write_masks", "masks"),
-            (matcher.batch, "take", "tokens taken"),
-        ):
+        ]
+        if matcher is not None:
+            watched += [(matcher.batch, "write_masks", "masks"), (matcher.batch, "take", "tokens taken")]
+        for owner, name, part in watched:
             setattr(owner, name, self.timed(part, getattr(owner, name)))
 
     def watch_wait(self, event: Any) -> None:

@@ -74,8 +74,10 @@ class InstantModel:
 
     recompute_at, one_kernel_context, bytes_per_state = None, None, 0
 
-    def __init__(self, vocab_size: int, host_time: PartTimes) -> None:
-        self.config = SimpleNamespace(vocab_size=vocab_size, context_length=PROMPT_TOKENS + OUTPUT_TOKENS, num_layers=1)
+    def __init__(
+        self, vocab_size: int, host_time: PartTimes, context_length: int = PROMPT_TOKENS + OUTPUT_TOKENS
+    ) -> None:
+        self.config = SimpleNamespace(vocab_size=vocab_size, context_length=context_length, num_layers=1)
         self.device = InstantDevice(host_time)
 
     def bytes_per_block(self, block_tokens: int) -> int:

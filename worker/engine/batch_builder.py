@@ -35,6 +35,12 @@ _EDIT_ROW = SamplingRow.layout.fields[-1]
 assert _EDIT_ROW.name == "edit_row", "the one field that is not the same for every token comes last"
 
 
+def only_decodes(chunks: list[Chunk]) -> bool:
+    """Whether each chunk is the last token of its sequence."""
+    decodes = [num_tokens == 1 and draws for _, num_tokens, draws in chunks]  # in half the time of a generator
+    return all(decodes)
+
+
 def build_step(
     chunks: list[Chunk], block_tokens: int, draw_of: Callable[[Sequence], int] | None = None
 ) -> Step[NDArray[np.int32]]:

@@ -233,9 +233,8 @@ class Engine:
         """Wait for the oldest step in flight and do what its results ask for."""
         chunks = self._in_flight.popleft()
         results = zip(chunks, self._runner.collect(), strict=True)
-        self._commit(
-            [(chunk.sequence, each) for chunk, each in results if chunk.sequence.finish_reason is None], outputs
-        )
+        live = [(sequence, each) for (sequence, _, _), each in results if sequence.finish_reason is None]
+        self._commit(live, outputs)
 
     def _commit(self, results: list[tuple[Sequence, Result]], outputs: list[TokenOutput]) -> None:
         if self._scheduler.num_constrained:
@@ -246,41 +245,38 @@ class Engine:
                 assert sequence.prompt_logprobs is not None, "log probabilities that nobody wants"
                 sequence.prompt_logprobs += drawn.logprobs
                 drawn = drawn.rest
-            if isinstance(drawn, OrcdError):
-                self._fail(sequence, drawn, outputs)
+            if isinstance(drawn, int):
+                self._append(sequence, drawn, None, outputs)
+            elif isinstance(drawn, Draw):
+                self._append(sequence, drawn.token_id, drawn.logprobs, outputs)
             elif drawn is not None:
-                self._append(sequence, drawn, outputs)
+                self._fail(sequence, drawn, outputs)
 
-    def _append(self, sequence: Sequence, draw: Draw, outputs: list[TokenOutput]) -> None:
+    def _append(self, sequence: Sequence, token_id: int, logprobs: bytes | None, outputs: list[TokenOutput]) -> None:
         """Add to a sequence what was drawn, and what must follow that."""
-        token_id, logprobs = draw
         self._scheduler.append(sequence, token_id)
-        forced_ids, error = append_forced(sequence, self._scheduler)
-        self._num_output_tokens += 1 + len(forced_ids)
-        self._num_forced_tokens += len(forced_ids)
+        self._num_output_tokens += 1
+        ids: tuple[int, ...] = (token_id,)
+        error = None
+        if sequence.takes_forced:
+            forced_ids, error = append_forced(sequence, self._scheduler)
+            self._num_output_tokens += len(forced_ids)
+            self._num_forced_tokens += len(forced_ids)
+            ids += (*forced_ids,)
         if sequence.finish_reason is not None:
             self._forget(sequence)
-        elif self._outgrows(sequence):
+        elif self._recompute_at is not None and _outgrows(sequence, self._recompute_at):
             self._scheduler.restart(sequence, self._builder.hash_root(sequence.request_id, sequence.num_tokens))
+        # Without names, and what most have not is not asked for: of hundreds in each step every one counts.
+        reason = sequence.finish_reason
+        usage = None if reason is None else sequence.usage
+        prompt = None if sequence.prompt_logprobs is None else sequence.take_prompt_logprobs()
+        choice, num_cached = sequence.choice, sequence.num_cached or 0
         outputs.append(
-            TokenOutput(
-                sequence.request_id,
-                sequence.choice,
-                (token_id, *forced_ids),
-                sequence.finish_reason,
-                logprobs,
-                usage=sequence.usage,
-                prompt_logprobs=sequence.take_prompt_logprobs(),
-                cached_tokens=sequence.num_cached or 0,
-            )
+            TokenOutput(sequence.request_id, choice, ids, reason, logprobs, None, None, usage, prompt, num_cached)
         )
         if error is not None:
             self._fail(sequence, error, outputs)
-
-    def _outgrows(self, sequence: Sequence) -> bool:
-        """Whether tokens that were appended now make it longer than the model has computed it for."""
-        limit = self._recompute_at
-        return limit is not None and not sequence.num_unread and sequence.num_computed <= limit < sequence.num_tokens
 
     def _fail(self, sequence: Sequence, error: OrcdError, outputs: list[TokenOutput]) -> None:
         sequence.finish_reason = "error"
@@ -293,6 +289,11 @@ class Engine:
         live.remove(sequence)
         if not live:
             del self._requests[sequence.request_id]
+
+
+def _outgrows(sequence: Sequence, limit: int) -> bool:
+    """Whether tokens that were appended now make it longer than the model has computed it for."""
+    return not sequence.num_unread and sequence.num_computed <= limit < sequence.num_tokens
 
 
 def _last_output(sequence: Sequence) -> TokenOutput:

@@ -23,6 +23,7 @@ class NotingRunner:
         self._in_flight: deque[list[Sequence]] = deque()
         self._latest: list[Sequence] = []
         """Those of the latest step; steps of equal sequences share the list."""
+        self._latest_chunks: list[Chunk] = []
         self._noted: tuple[list[Sequence], int] = [], 0
         """The list that all steps in flight shared when the file was written last, and its additions until then."""
 
@@ -33,10 +34,11 @@ class NotingRunner:
 
     def launch(self, chunks: list[Chunk]) -> None:
         """As `Runner.launch`."""
-        sequences = [sequence for sequence, _, _ in chunks]
-        if sequences == self._latest:
-            sequences = self._latest
-        self._latest = sequences
+        sequences = self._latest
+        if chunks != self._latest_chunks:  # those of decodes are the same objects each time, so this is soon seen
+            of_chunks = [sequence for sequence, _, _ in chunks]
+            sequences = sequences if of_chunks == sequences else of_chunks
+            self._latest, self._latest_chunks = sequences, chunks
         self._in_flight.append(sequences)
         self._note(sequences)
         try:

@@ -33,7 +33,10 @@ from worker.model.registry import Model
 
 
 class Draw(NamedTuple):
-    """A token drawn for one sequence; ``logprobs`` is the record of its log probabilities, if they are wanted."""
+    """A token drawn for one sequence; ``logprobs`` is the record of its log probabilities, if they are wanted.
+
+    Of a step that reports none a runner may give the ids alone, as there are hundreds.
+    """
 
     token_id: int
     logprobs: bytes | None
@@ -46,7 +49,7 @@ class PromptReport(NamedTuple):
     rest: Draw | OrcdError | None
 
 
-Result = Draw | PromptReport | OrcdError | None
+Result = int | Draw | PromptReport | OrcdError | None
 """What a step did for a chunk: None where more of the prompt is to come, or what went wrong."""
 
 
@@ -137,8 +140,8 @@ class SynchronousRunner:
         ids = np.empty(len(sequences), np.int32)
         params = build_sampling_params(sequences, self._edit_rows.row_of)
         sample(logits, replace(params, edits=self._edits), out_ids=ids)
-        drawn = enumerate(zip(logits, ids.tolist(), sequences, strict=True))
-        return [errors.get(row) or _result(*each) for row, each in drawn]
+        rows = enumerate(zip(logits, ids.tolist(), sequences, strict=True))
+        return [errors.get(row) or _result(*each) for row, each in rows]
 
     def _mask(self, logits: NDArray[np.float32], sequences: list[Sequence]) -> dict[int, OrcdError]:
         """Leave of ``logits`` [R, vocab] what the constraints of the R ``sequences`` allow; errors by rows."""
@@ -181,12 +184,15 @@ def non_finite() -> OrcdError:
     return OrcdError("the model gave non-finite logits for this request; its weights or this input are at fault")
 
 
+def drawn(token_id: int, logprobs: bytes | None) -> Draw | OrcdError:
+    """What a draw gave that left ``token_id``."""
+    return Draw(token_id, logprobs) if token_id >= 0 else non_finite()
+
+
 def _result(logits: NDArray[np.float32], token_id: int, sequence: Sequence) -> Draw | OrcdError:
     """What was drawn from a row of ``logits`` [vocab]."""
     num_top = sequence.sampling.logprobs
-    if token_id < 0:
-        return non_finite()
-    return Draw(token_id, None if num_top is None else _logprobs(logits, token_id, num_top))
+    return drawn(token_id, None if num_top is None or token_id < 0 else _logprobs(logits, token_id, num_top))
 
 
 def _logprobs(logits: NDArray[np.float32], token_id: int, num_top: int) -> bytes:

@@ -91,20 +91,17 @@ class Scheduler:
         self.block_tokens = block_tokens
         self.recompute_at = recompute_at
         self.step_tokens = step_tokens
-        self._halved_until = 0
         self.max_running = min(max_sequences, step_tokens)  # every running sequence gets a token in every step
         self.cache = SequenceCache(
             num_blocks=num_blocks, block_tokens=block_tokens, num_states=num_states, rewrites_blocks=rewrites_blocks
         )
         self.waiting: list[Sequence] = []  # by rank
         self.running: list[Sequence] = []  # by rank
-        self.num_steps = self.num_preemptions = 0
-        self.lacks_blocks = False
-        """Whether the first that waited found no blocks when it was last tried to admit it."""
-        self.num_constrained = 0
-        """Of those that run, how many have a constraint; kept, as every step asks."""
-        self.num_prefix_hit_tokens = 0
-        self._num_step_tokens = 0
+        self._decodes: dict[Sequence, Chunk] = {}  # of each that runs: steps of the same ones hold the same objects
+        self.num_steps = self.num_preemptions = self._halved_until = 0
+        self.lacks_blocks = False  # whether the first that waited found none when it was last tried to admit it
+        self.num_constrained = 0  # of those that run, how many have a constraint; kept, as every step asks
+        self.num_prefix_hit_tokens = self._num_step_tokens = 0
         self._num_steps_of_size = [0] * (len(STEP_TOKENS) + 1)
         self._numbers = count()
 
@@ -156,14 +153,15 @@ class Scheduler:
                 if ahead > 1 and sequence.constraint is not None and not is_minority:
                     return []
                 continue
-            if len(sequence.block_ids) * self.block_tokens < sequence.num_tokens and not self._grow(sequence, ahead):
+            num_tokens = sequence.num_tokens
+            if len(sequence.block_ids) * self.block_tokens < num_tokens and not self._grow(sequence, ahead):
                 if ahead:
                     return []
                 continue  # it was preempted itself
-            if sequence.num_pending > 1:
+            if num_tokens - sequence.num_computed > 1:
                 prefills.append(sequence)
             else:
-                chunks.append(Chunk(sequence, 1, True))
+                chunks.append(self._decodes[sequence])
         budget = self.step_tokens - len(chunks)
         spare_rows = self.max_running - len(self.running)
         prefills.sort(key=lambda sequence: sequence.num_computed < sequence.num_prompt)
@@ -190,7 +188,7 @@ class Scheduler:
     def launch(self, chunks: list[Chunk]) -> None:
         """What the chunks compute is in the cache for every step that is launched from now on."""
         for sequence, num_tokens, draws in chunks:
-            sequence.launch(num_tokens, draws=draws)
+            sequence.launch(num_tokens, draws)
             if sequence.num_computed >= (sequence.num_published + 1) * self.block_tokens:
                 self.cache.block_tables.publish(sequence)
         if self.cache.state_slots is not None:
@@ -247,6 +245,7 @@ class Scheduler:
 
     def _leave(self, sequence: Sequence) -> None:
         self.running.remove(sequence)
+        del self._decodes[sequence]
         self.num_constrained -= sequence.constraint is not None
         self.cache.release(sequence)
 
@@ -280,6 +279,7 @@ class Scheduler:
         sequence.count_prefix_hits()
         self.waiting.remove(sequence)
         insort(self.running, sequence, key=lambda sequence: sequence.rank)
+        self._decodes[sequence] = Chunk(sequence, 1, True)
         self.num_constrained += sequence.constraint is not None
         return True
 
@@ -287,9 +287,9 @@ class Scheduler:
         """Only running sequences hold anything; every queue is in order and within its bounds."""
         self.cache.check_invariants(self.running)
         assert len(self.running) <= self.max_running
+        assert self._decodes.keys() == set(self.running)
         assert self.num_constrained == sum(sequence.constraint is not None for sequence in self.running)
-        for sequence in self.running:
-            assert sequence.is_running
+        assert all(sequence.is_running for sequence in self.running)
         for sequence in self.waiting:
             assert not sequence.is_running and not sequence.num_computed, "a waiting sequence holds blocks"
         for queue in (self.waiting, self.running):

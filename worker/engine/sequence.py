@@ -175,13 +175,13 @@ class Sequence:
         self.num_published = 0
         self.num_computed = 0
 
-    def launch(self, num_tokens: int, *, draws: bool) -> None:
+    def launch(self, num_tokens: int, draws: bool) -> None:
         """A step computes its next ``num_tokens``, and draws another token if ``draws``."""
         if self.prompt_logprobs is not None:  # asked first, as this is called for every token
             self.num_reported += len(self.unreported(num_tokens))
         self.num_computed += num_tokens
         if draws:
-            assert self.num_pending == 0, "a token drawn before all others were computed"
+            assert self.num_computed == self.num_tokens, "a token drawn before all others were computed"
             self.num_unread += 1
             self.num_tokens += 1
 
@@ -189,8 +189,14 @@ class Sequence:
         """Take the first of the tokens that were drawn."""
         assert self.num_unread, "a token that nobody drew"
         self.num_unread -= 1
-        self.token_ids.append(token_id)
-        self.update_finish_reason()
+        token_ids = self.token_ids
+        token_ids.append(token_id)
+        if (
+            len(token_ids) >= self.most_tokens
+            or token_id in self.sampling.stop_token_ids
+            or self.constraint is not None
+        ):
+            self.update_finish_reason()
 
     def append_forced(self, token_id: int) -> None:
         """Take a token that was not drawn, as no other could have been."""

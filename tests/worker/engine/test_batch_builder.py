@@ -38,7 +38,7 @@ def test_a_step_lists_prefill_chunks_and_decodes_one_after_the_other():
 
 def test_a_token_that_only_the_device_knows_is_named_by_its_draw():
     unread = sequence([1, 2, 3], [4])
-    unread.launch(3, draws=True)
+    unread.launch(3, True)
     step = build_step([Chunk(unread, 1, True)], block_tokens=4, draw_of=lambda _sequence: 6)
     assert step.token_ids.tolist() == [encode_token(PreviousDraw(6))] == [-7]
     assert step.positions.tolist() == [3]

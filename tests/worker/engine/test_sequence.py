@@ -25,14 +25,14 @@ def test_a_new_sequence_has_everything_pending_and_no_output():
 
 def test_it_ends_with_length_at_its_last_token():
     almost = sequence([7, 7, 7])
-    almost.launch(6, draws=True)
+    almost.launch(6, True)
     almost.append(7)
     assert almost.finish_reason == "length"
 
 
 def test_it_ends_with_stop_at_a_stop_token_even_on_its_last_token():
     almost = sequence([7, 7, 7], stop_token_ids=(9,))
-    almost.launch(6, draws=True)
+    almost.launch(6, True)
     almost.append(9)
     assert almost.finish_reason == "stop"
 
@@ -51,10 +51,10 @@ def test_tokens_of_its_prompt_are_reported_once_although_it_begins_anew():
     assert asking.unreported(3) == range(0), "nobody wants them"
     asking.prompt_logprobs = bytearray()
     assert [asking.unreported(count) for count in (1, 2, 3)] == [range(1), range(2), range(2)]
-    asking.launch(1, draws=False)
+    asking.launch(1, False)
     asking.drop_blocks()
     assert [asking.unreported(count) for count in (1, 2, 3)] == [range(1, 1), range(1, 2), range(1, 2)]
-    asking.launch(3, draws=True)
+    asking.launch(3, True)
     asking.drop_blocks()
     assert list(asking.unreported(3)) == []
 
@@ -72,7 +72,7 @@ def test_log_probabilities_of_the_prompt_are_handed_out_once_and_never_before_al
 
 def test_drawing_before_all_tokens_were_computed_is_a_bug_that_is_caught():
     with pytest.raises(AssertionError, match="drawn before"):
-        sequence([]).launch(2, draws=True)
+        sequence([]).launch(2, True)
 
 
 def test_taking_a_token_that_nobody_drew_is_a_bug_that_is_caught():

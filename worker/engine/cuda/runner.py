@@ -24,6 +24,7 @@ from worker.engine.batch_builder import (
     build_report_params,
     build_sampling_params,
     build_step,
+    only_decodes,
     prompt_tokens,
 )
 from worker.engine.cuda.buffers import StepBuffers, StepLimits
@@ -35,7 +36,7 @@ from worker.engine.cuda.slot_allocator import SlotAllocator
 from worker.engine.cuda.step_arrays import arrays_of, step_of
 from worker.engine.cuda.whole_step_graphs import WholeStepGraphs
 from worker.engine.logits.edit_rows import EditRows
-from worker.engine.runner import Draw, Result, add_prompts, non_finite
+from worker.engine.runner import Result, add_prompts, drawn
 from worker.engine.scheduler import Chunk
 from worker.engine.sequence import Sequence
 from worker.model.registry import Model
@@ -123,7 +124,7 @@ class CudaRunner:
         """Enqueue a step. Raises `CudaError`, and nothing else of a model with recurrent layers."""
         with _named_errors():
             try:
-                step = self._decode(chunks) if _only_decodes(chunks) else self._run_whole(chunks)
+                step = self._decode(chunks) if only_decodes(chunks) else self._run_whole(chunks)
             except Exception as error:
                 self._forget_rows()  # the device may or may not have got what it was told: tell it everything anew
                 if self._limits.has_states and not isinstance(error, CudaFailure):
@@ -142,12 +143,14 @@ class CudaRunner:
             self._waited_s = time.monotonic() - start
             reports = step.reports
             if reports is None and not step.errors:
-                return [None if row is None else _result(ids[row]) for row in step.rows]
+                drawn_ids = [None if row is None else ids[row] for row in step.rows]
+                if -1 not in drawn_ids:
+                    return drawn_ids
             logprobs: dict[int, bytes] = {}
             if reports is not None:
                 logprobs = read_reports(reports.download, reports.num_rows, reports.wanted, self._timeout_s)
         results = [
-            None if row is None else step.errors.get(row) or _result(ids[row], logprobs.get(row)) for row in step.rows
+            None if row is None else step.errors.get(row) or drawn(ids[row], logprobs.get(row)) for row in step.rows
         ]
         return add_prompts(results, step.prompts, self._read_prompts(step)) if step.prompts else results
 
@@ -161,7 +164,8 @@ class CudaRunner:
         if updates.rows:  # else these are the sequences of the step before
             self._prefix_grouping.send(chunks, rows)
         graph = self._graphs.graph(num_rows, shares=self._prefix_grouping.has_sent, context=chunks[0][0].num_tokens)
-        if all(sequence.draws_in_graph for sequence, _, _ in chunks):
+        in_graph = [sequence.draws_in_graph for sequence, _, _ in chunks]
+        if all(in_graph):
             graph.launch()
             return LaunchedStep(rows, self._fetch(num_rows))
         graph.launch_forward()
@@ -281,14 +285,6 @@ class CudaRunner:
         counting = np.arange(self._rows.counting.shape[0], dtype=np.int32)
         self._uploads.take()[: counting.nbytes].view(np.int32)[:] = counting
         self._uploads.send(counting.nbytes, view(self._rows.counting, 0, (counting.nbytes,), np.uint8))
-
-
-def _only_decodes(chunks: list[Chunk]) -> bool:
-    return all(num_tokens == 1 and draws for _, num_tokens, draws in chunks)
-
-
-def _result(token_id: int, logprobs: bytes | None = None) -> Draw | OrcdError:
-    return Draw(token_id, logprobs) if token_id >= 0 else non_finite()
 
 
 @contextmanager

@@ -18,6 +18,8 @@ def take_draws(results: list[tuple[Sequence, Result]]) -> None:
         if constraint is None:
             continue
         draw = result.rest if isinstance(result, PromptReport) else result
+        if isinstance(draw, int):
+            draw = Draw(draw, None)
         if isinstance(draw, Draw):
             drawn = Drawn(constraint, draw.token_id, sequence.num_left)
             batches.setdefault(constraint.batch, []).append((number, draw, drawn))

@@ -13,7 +13,7 @@ def sequence(num_tokens: int) -> Sequence:
 
 def compute(cache: SequenceCache, each: Sequence, *ends: int) -> None:
     for end in ends:
-        each.launch(end - each.num_computed, draws=False)
+        each.launch(end - each.num_computed, False)
         cache.block_tables.publish(each)
         if cache.state_slots is not None:
             cache.state_slots.launch(each)

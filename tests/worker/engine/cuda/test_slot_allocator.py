@@ -26,7 +26,7 @@ def launch(allocator: SlotAllocator, *sequences: Sequence, num_rows: int = NUM_R
     """Allocate and count a decode step; the rows, and those that an update is sent for."""
     rows, updates = allocator.allocate(chunks(*sequences), num_rows)
     for each in sequences:
-        each.launch(1, draws=True)
+        each.launch(1, True)
         each.append(7)
     allocator.check_invariants()
     return rows, set(updates.rows)
@@ -69,7 +69,7 @@ def test_a_row_is_told_once_where_its_state_is_and_from_which_one_it_goes_on(all
     row = build_sampling_row(going_on, -1)
     expected.put(0, 5, position=1, output_position=0, sampling_row=row, state=(6, 2))
     assert updates.rows[0] == expected.rows[0]
-    going_on.launch(1, draws=True)
+    going_on.launch(1, True)
     going_on.append(7)
     with pytest.raises(AssertionError, match="the state of the step before"):
         allocator.allocate(chunks(going_on), NUM_ROWS)
@@ -117,7 +117,7 @@ def test_after_a_step_of_another_kind_every_row_is_sent_again_with_the_draw_that
     first, second = decoding(5, [3]), decoding(6, [4])
     launch(allocator, first, second)
     for each in (first, second):
-        each.launch(1, draws=True)
+        each.launch(1, True)
     allocator.interrupt({first: 1, second: 0})
     assert (allocator.previous_draw(first), allocator.previous_draw(second)) == (1, 0)
     rows, updates = allocator.allocate(chunks(first, second), NUM_ROWS)

@@ -78,7 +78,7 @@ def test_rows_of_those_that_ended_or_gave_way_go_to_the_next():
 
 def test_a_token_that_only_the_device_knows_cannot_be_counted_here():
     only = sequence([4], [0], repetition_penalty=2.0)
-    only.launch(1, draws=True)
+    only.launch(1, True)
     with pytest.raises(AssertionError, match="only the device knows"):
         EditRows(1, 32).assign([only])
 
