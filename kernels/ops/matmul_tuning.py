@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -22,13 +23,17 @@ SUMMING_SIZES = (16, 32, 64, 128)
 """Tokens of the tiles of matmul_tiled_N whose blocks can add up partitions."""
 LARGEST_SIZE = 256
 """Tokens of a tile whose block has one partition; on Hopper only."""
+ROUTED_SIZES = (16, 32, 48, 64, 96, 128, 160, LARGEST_SIZE)
+"""The same of experts in MXFP4, on Hopper: `FAR_AHEAD`. Blocks of up to `MOST_SUMMED` tokens can add up partitions."""
+MOST_SUMMED = 160
 
 _SM_BYTES = 216 * 1024  # of shared memory, for the blocks of matmul_tiled_N on an SM of a Hopper GPU
 _BARRIER_BYTES = 256  # of such a block, for its barriers
 _ALIGNMENT = 1024  # of x in it
 _PORTABLE_BYTES = 96 * 1024  # of shared memory, for a block on other GPUs
 _MAX_STAGES = 8  # of x in it: as many chunks
-_BLOCKS_PER_SM = {16: 4, 32: 3, 64: 2}
+_FAR_STAGES = 4  # of weights in it that are copied far ahead, where there is room
+_BLOCKS_PER_SM = {16: 4, 32: 3, 48: 2, 64: 2}
 """Occupancy by the tokens of a block's tile, one block for other sizes: while one waits, others unpack weights."""
 
 SHAPES_APART = 64
@@ -129,7 +134,16 @@ def tokens_of_shapes(most: int) -> set[int]:
 
 # Microseconds, fitted to fourteen matrices of real models, 16 to 8,192 tokens, every shape, on an H200: within 7 % on
 # average; what it chooses takes 0.2 % longer than the best, 9 % at worst.
-_CHUNK_US = {16: 0.32, 32: 0.34, 64: 0.36, 128: 0.44, 256: 0.69}  # of 64 columns, of a block alone on an SM
+_CHUNK_US = {
+    16: 0.32,
+    32: 0.34,
+    48: 0.35,
+    64: 0.36,
+    96: 0.4,
+    128: 0.44,
+    160: 0.5,
+    256: 0.69,
+}  # of 64 columns, of a block alone on an SM
 _SHARED = 0.54  # as much more for each further block on it
 _START_US, _STORE_US = 1.2, 0.017  # of the blocks that begin together; for each token of each of their tiles
 _REDUCE_US, _REDUCED_BYTES_PER_US = 1.5, 4.4e6
@@ -167,19 +181,36 @@ def tile_shape(gpu: GpuSpec, num_rows: int, num_chunks: int, num_partitions: int
     return min((TileShape(*shape, estimate(*shape)) for shape in shapes), key=lambda shape: shape.estimated_us)
 
 
-@lru_cache(4096)
-def routed_tile_size(num_tokens: int, num_used: int, num_experts: int) -> int:
-    """Tokens of the tiles in which the experts of ``num_tokens`` tokens are multiplied.
+def routed_sizes(gpu: GpuSpec, *matrices: PackedMatrix) -> tuple[int, ...]:
+    """Tokens of the tiles in which ``matrices`` of experts can be multiplied."""
+    if not (gpu.has_wgmma and all(matrix.format.has_exponents for matrix in matrices)):
+        return SUMMING_SIZES
+    most = LARGEST_SIZE if all(matrix.num_partitions == 1 for matrix in matrices) else MOST_SUMMED
+    return tuple(size for size in ROUTED_SIZES if size <= most)
 
-    About every second expert has a tile that is not full, beside those that are.
+
+@lru_cache(4096)
+def routed_tile_size(sizes: tuple[int, ...], num_tokens: int, num_used: int, num_experts: int) -> int:
+    """Which of ``sizes`` takes least time for the experts of ``num_tokens`` tokens.
+
+    These are shared out at random; of `SUMMING_SIZES` about every second expert has a tile that is not full, beside
+    those that are.
     """
     expert_tokens = shaped_as(num_tokens) * num_used / num_experts
+    counts = [max(1.0, expert_tokens + deviation * math.sqrt(expert_tokens)) for deviation in _DEVIATIONS]
 
     def estimate(size: int) -> float:
         blocks = _BLOCKS_PER_SM.get(size, 1)
-        return max(1.0, expert_tokens / size + 0.5) * _CHUNK_US[size] * (1 + _SHARED * (blocks - 1)) / blocks
+        if sizes == SUMMING_SIZES:
+            num_tiles = max(1.0, expert_tokens / size + 0.5)
+        else:
+            num_tiles = sum(math.ceil(count / size) for count in counts)
+        return num_tiles * _CHUNK_US[size] * (1 + _SHARED * (blocks - 1)) / blocks
 
-    return min(SUMMING_SIZES, key=estimate)
+    return min(sizes, key=estimate)
+
+
+_DEVIATIONS = (-1.6, -1.0, -0.7, -0.4, -0.1, 0.1, 0.4, 0.7, 1.0, 1.6)  # of tenths of a normal distribution
 
 
 def shaped_as(num_tokens: int) -> int:
@@ -212,8 +243,13 @@ def _hopper_ring(format_: Format, size: int) -> TileRing:
     while fitting > 1 and max(4, 3 * group) * x_bytes > room_bytes():
         fitting -= 1
     stages = min(_MAX_STAGES, room_bytes() // x_bytes) // group
+    num_bytes = rest + stages * group * x_bytes
     weight_stages = format_.ring_units // (1 if is_k else group)
-    return TileRing(blocks_per_sm, group, weight_stages, stages, rest + stages * group * x_bytes)
+    stage_bytes = (1 if is_k else group) * 2 * 4 * format_.unit_bytes
+    most_stages = _FAR_STAGES if format_.has_exponents else weight_stages
+    while weight_stages < most_stages and num_bytes + stage_bytes <= _SM_BYTES // fitting - format_.grid_bytes:
+        weight_stages, num_bytes = weight_stages + 1, num_bytes + stage_bytes  # what x leaves
+    return TileRing(blocks_per_sm, group, weight_stages, stages, num_bytes)
 
 
 def _portable_ring(format_: Format, size: int) -> TileRing:
@@ -232,15 +268,11 @@ def ring_bytes(gpu: GpuSpec, format_: Format, size: int) -> int:
 declare_constants("matmul/matmul_weights.cuh", MAX_BLOCK_WARPS=MAX_BLOCK_WARPS, MAX_NORMED_WIDTH=MAX_NORMED_WIDTH)
 declare_constants("matmul/matmul_streamed.cuh", STREAMED_SCALE_BYTES=STREAMED_SCALE_BYTES)
 declare_constants("matmul/matmul_gemv_summed.cuh", MAX_SUMMED_WARPS=MAX_SUMMED_WARPS)
-declare_constants("matmul/matmul_tiled.cu", SUMMING_TOKENS=SUMMING_SIZES[-1])
+declare_constants("matmul/matmul_tiled.cu", SUMMING_TOKENS=MOST_SUMMED)
 declare_traits(
     "matmul/matmul_tiled_hopper.cuh",
     "TileRing",
-    {
-        (name, size): _hopper_ring(format_, size)._asdict()
-        for name, format_ in FORMATS.items()
-        for size in (*SUMMING_SIZES, LARGEST_SIZE)
-    },
+    {(name, size): _hopper_ring(format_, size)._asdict() for name, format_ in FORMATS.items() for size in ROUTED_SIZES},
 )
 declare_traits(
     "matmul/matmul_tiled_portable.cuh",

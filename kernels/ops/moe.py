@@ -7,10 +7,11 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from kernels.ops.activation import geglu_rows, swiglu_rows
+from kernels.ops.layers.expert_plan import gather_rows, plan_experts, tile_sizes
 from kernels.ops.layers.shared_expert import add_shared_expert
 from kernels.ops.matmul import multiply_routed, multiply_summed, multiply_tiled
-from kernels.ops.matmul_params import Epilogue, ExpertTiles, Product
-from kernels.ops.matmul_tuning import MAX_SMALL_BATCH, routed_tile_size, summed_shape
+from kernels.ops.matmul_params import Epilogue, Product
+from kernels.ops.matmul_tuning import MAX_SMALL_BATCH, summed_shape
 from kernels.ops.norm import NORM_PARTITIONS, DeviceNorm, NormParams, norm_params
 from kernels.runtime.compiler import Variant
 from kernels.runtime.cuda_constants import declare_constants
@@ -42,29 +43,6 @@ class RouteParams(CudaStruct, source="moe/moe"):
     num_experts: Int32
     num_used: Int32
     block_experts: Int32  # moe_logits_*
-
-
-class PlanParams(CudaStruct, source="moe/moe"):
-    """What moe_plan is given."""
-
-    experts: Pointer  # [num_pairs] int32 of each (token, rank)
-    rows: Pointer  # [num_pairs] int32: token of each pair, pairs sorted by expert
-    places: Pointer  # [num_pairs] int32: where each pair went
-    tiles: Pointer  # [max_tiles, 4] int32: (expert, first pair, number of pairs, -)
-    num_tiles: Pointer  # [1] int32
-    num_pairs: Int32
-    num_experts: Int32
-    num_used: Int32
-    tile_pairs: Int32
-
-
-class GatherParams(CudaStruct, source="moe/moe"):
-    """What moe_gather is given."""
-
-    normed: Pointer  # [num_tokens, width] float16
-    rows: Pointer  # [num_pairs] int32: token of each pair, pairs sorted by expert
-    out: Pointer  # [num_pairs, width] float16
-    width: Int32
 
 
 class CombineParams(CudaStruct, source="moe/moe"):
@@ -112,16 +90,18 @@ def norm_moe_residual(
     normed = context.scratch((num_tokens, width), np.float16)
     activated = context.scratch((num_pairs, experts.down.width), np.float16)
     routing = _route(context, x, norm, router, normed)
-    inputs, places, tiles = normed, None, None
+    inputs, plan = normed, None
     if not routing.is_small:
-        rows, places, tiles = _plan(context, routing.experts, router.weight.shape[0])
-        inputs = _gather(context, normed, rows)
+        num_experts = router.weight.shape[0]
+        sizes = tile_sizes(context.gpu, experts, num_tokens, router.num_used, num_experts)
+        plan = plan_experts(context, routing.experts, num_experts, sizes)
+        inputs = gather_rows(context, normed, plan.rows)
 
     def multiply(product: Product, *, is_first: bool = False) -> None:
-        if routing.is_small:
+        if plan is None:
             multiply_routed(context, product, routing.logits, routing.experts, is_first=is_first)
         else:
-            multiply_tiled(context, product, tiles)
+            multiply_tiled(context, product, plan.down if product.matrix is experts.down else plan.gate_up)
 
     _activate(context, inputs, experts, gating, multiply, activated)
     shape = summed_shape(context.gpu, experts.down, router.num_used)
@@ -132,7 +112,7 @@ def norm_moe_residual(
         return
     results = context.scratch((num_pairs, width), np.float32)
     multiply(Product(activated, experts.down, results, Epilogue.STORE_FLOAT))
-    _combine(context, results, routing, places, router.output_scales, adds, out)
+    _combine(context, results, routing, plan.places if plan else None, router.output_scales, adds, out)
     _add_shared(context, normed, experts, out)
 
 
@@ -231,40 +211,6 @@ def _launch_many(context: Context, params: RouteParams, routing: _Routing, width
     grid = -(-num_tokens // tokens), -(-num_experts // block_experts)
     context.launch("moe/moe", kernel, grid, 32 * NORM_PARTITIONS, params, shared_bytes=tokens * token_bytes)
     context.launch("moe/moe", "moe_choose", -(-num_tokens // 8), 256, params)
-
-
-def _plan(context: Context, chosen: DeviceArray, num_experts: int) -> tuple[DeviceArray, DeviceArray, ExpertTiles]:
-    """Pairs sorted by expert: (token of each, place of each unsorted pair, tiles of one expert each)."""
-    num_tokens, num_used = chosen.shape
-    num_pairs = num_tokens * num_used
-    size = routed_tile_size(num_tokens, num_used, num_experts)
-    max_tiles = min(num_experts, num_pairs) + num_pairs // size
-    rows = context.scratch((num_pairs,), np.int32)
-    places = context.scratch((num_pairs,), np.int32)
-    entries = context.scratch((max_tiles, 4), np.int32)
-    num_tiles = context.scratch((1,), np.int32)
-    params = PlanParams(
-        experts=chosen.pointer,
-        rows=rows.pointer,
-        places=places.pointer,
-        tiles=entries.pointer,
-        num_tiles=num_tiles.pointer,
-        num_pairs=num_pairs,
-        num_experts=num_experts,
-        num_used=num_used,
-        tile_pairs=size,
-    )
-    context.launch("moe/moe", "moe_plan", 1, 1024, params, shared_bytes=3 * (num_experts + 1) * 4)
-    return rows, places, ExpertTiles(entries, num_tiles, size)
-
-
-def _gather(context: Context, normed: DeviceArray, rows: DeviceArray) -> DeviceArray:
-    """``rows`` [pairs] of ``normed``, one after the other."""
-    num_pairs, width = rows.shape[0], normed.shape[1]
-    gathered = context.scratch((num_pairs, width), np.float16)
-    params = GatherParams(normed=normed.pointer, rows=rows.pointer, out=gathered.pointer, width=width)
-    context.launch("moe/moe", "moe_gather", num_pairs, 128, params)
-    return gathered
 
 
 def _combine(

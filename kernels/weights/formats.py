@@ -88,6 +88,11 @@ class Format:
         """Whether scales are taken relative to the largest exponent of a row, which is kept apart."""
         return self.scaling in (Scaling.EXPONENT, Scaling.SUPER_MINS_16)
 
+    @property
+    def has_exponents(self) -> bool:
+        """Whether scales are powers of two."""
+        return self.scaling is Scaling.EXPONENT
+
     @cached_property
     def takes_many_instructions(self) -> bool:
         """Whether unpacking, not memory, bounds how fast a warp goes on."""

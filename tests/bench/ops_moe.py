@@ -14,9 +14,10 @@ import numpy as np
 
 from kernels.devices.cuda import CudaDevice
 from kernels.devices.open import open_device
+from kernels.ops.layers.expert_plan import plan_experts, tile_sizes
 from kernels.ops.matmul import multiply_routed
 from kernels.ops.matmul_params import Epilogue, Product
-from kernels.ops.moe import _combine, _plan, _route, norm_moe_residual
+from kernels.ops.moe import _combine, _route, norm_moe_residual
 from kernels.ops.norm import norm_rows
 from kernels.runtime.device_array import DeviceArray
 from kernels.runtime.memory import MemoryPlan
@@ -77,11 +78,12 @@ class Layers:
 def time_parts(device: CudaDevice, shape: Shape, layers: Layers, x: DeviceArray) -> dict[str, float]:
     """The whole, and of few tokens its parts."""
     context, norm = device.context, layers.norm
+    out = context.scratch(x.shape, np.float32)
     timed = partial(time_us, device, num_copies=COPIES)
 
     def whole(number: int) -> None:
         experts, router = layers.experts[number], layers.routers[number]
-        norm_moe_residual(context, x, norm, router, experts, shape.clamp, out=x)
+        norm_moe_residual(context, x, norm, router, experts, shape.clamp, out=out)
 
     num_tokens, hidden = x.shape
     num_pairs = num_tokens * shape.used
@@ -91,7 +93,10 @@ def time_parts(device: CudaDevice, shape: Shape, layers: Layers, x: DeviceArray)
     norm_rows(context, x, norm, rows=None, out=normed)
     routings = [_route(context, x, norm, router, normed) for router in layers.routers]
     if not routings[0].is_small:
-        times["plan"] = timed(lambda number: void(_plan(context, routings[number].experts, shape.experts)))
+        sizes = tile_sizes(context.gpu, layers.experts[0], num_tokens, shape.used, shape.experts)
+        times["plan"] = timed(
+            lambda number: void(plan_experts(context, routings[number].experts, shape.experts, sizes))
+        )
         return times
     activated = context.scratch((num_pairs, shape.inner), np.float16)
     results = context.scratch((num_pairs, hidden), np.float32)

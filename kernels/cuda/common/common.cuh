@@ -5,6 +5,7 @@
 
 typedef unsigned char u8;
 typedef signed char i8;
+typedef short i16;
 typedef unsigned short u16;  // also the storage of one float16
 typedef unsigned int u32;    // also two float16, the first in the low half
 typedef int i32;
@@ -59,6 +60,27 @@ DEVICE u32 half2_high(u32 pair) {
     return r;
 }
 DEVICE u32 half2_both(u16 value) { return value | (u32)value << 16; }
+
+// ---- pairs of int16
+
+DEVICE u32 int16_add(u32 a, u32 b) {
+#if __CUDA_ARCH__ >= 900
+    u32 r;
+    asm("add.s16x2 %0, %1, %2;" : "=r"(r) : "r"(a), "r"(b));
+    return r;
+#else
+    return (a & 0xFFFF0000) + (b & 0xFFFF0000) | (a + b & 0xFFFF);
+#endif
+}
+DEVICE u32 int16_max(u32 a, u32 b) {
+#if __CUDA_ARCH__ >= 900
+    u32 r;
+    asm("max.s16x2 %0, %1, %2;" : "=r"(r) : "r"(a), "r"(b));
+    return r;
+#else
+    return (u32)max((i32)a >> 16, (i32)b >> 16) << 16 | max((i32)(i16)a, (i32)(i16)b) & 0xFFFF;
+#endif
+}
 
 // ---- bytes
 

@@ -25,9 +25,10 @@ DEVICE u32 relative_super(u32 super, int base) {
     return half2_multiply(half2_multiply(super, both), half_power(11 - n - first) | 0x3C000000u);
 }
 
-DEVICE u16 relative_scale(u32 exponent, int base) {  // 2^(exponent - base + 14), as codes below carry 2^-14
-    int field = 29 + (int)exponent - base;
-    return field > 0 ? (u16)(field << 10) : (u16)0;
+// 2^(exponent - base + 14) of two rows, as codes below carry 2^-14; 0 where that is less than float16 holds.
+DEVICE u32 relative_scales(u32 exponents, const RowBase& rows) {
+    const u32 offsets = (29 - rows.base[0] & 0xFFFF) | 29 - rows.base[1] << 16;
+    return int16_max(int16_add(exponents, offsets), 0) << 10;
 }
 
 constexpr u32 HALF2_1024 = 0x64006400u;  // float16 with 1024 in front: its low 10 bits are an integer
@@ -108,9 +109,7 @@ struct Scales {
                 pair = half2_multiply(pair, raw.super[0]);
             }
             if constexpr (scaling == EXPONENT) {
-                const u32 exponents = raw.scale[0] >> 16 * group;
-                pair = relative_scale(exponents & 255, row_base.base[0]) |
-                       (u32)relative_scale(exponents >> 8 & 255, row_base.base[1]) << 16;
+                pair = relative_scales(__byte_perm(raw.scale[0], 0, group ? 0x4342 : 0x4140), row_base);
             }
             word[i] = pair;
         }

@@ -1,11 +1,16 @@
 // y = x W^T for any number of tokens, in tiles of TOKENS x 128 outputs a block; see matmul.cuh. Each of eight warps
 // dequantises the weights of 16 outputs in registers, as the tensor cores' A operand; x is B, in shared memory.
 //   matmul_tiled_hopper.cuh    on Hopper: the copy engine brings weights and x
+//   matmul_tiled_ahead.cuh     there, of MXFP4: weights from further ahead
 //   matmul_tiled_portable.cuh  elsewhere: each thread copies its share, ahead of time
 // A block has all partitions and finishes what they add up to, or one, the one of its z, and leaves it to
 // matmul_reduce.
 #include "matmul.cuh"
 #include "../common/wgmma.cuh"
+
+// Weights of MXFP4, which take few instructions to unpack, are up to three groups ahead of their products on Hopper,
+// not one, and blocks of its experts spare what they can. Other formats are as they were when they were measured.
+constexpr bool FAR_AHEAD = HAS_WGMMA && Layout<FORMAT>::scaling == EXPONENT;
 
 template <int TOKENS>
 struct Accumulators {
@@ -118,8 +123,9 @@ DEVICE void store_tile(const TiledParams& p, const Work& work, int partition, fl
     __syncthreads();
 #pragma unroll
     for (int n = 0; n < TOKENS / 8; n++)
+        if (!FAR_AHEAD || 8 * n < work.num_tokens)
 #pragma unroll
-        for (int i = 0; i < 4; i++) to[(8 * n + (i & 1)) * STRIDE + 8 * (i >> 1)] = sums.d[n][i];
+            for (int i = 0; i < 4; i++) to[(8 * n + (i & 1)) * STRIDE + 8 * (i >> 1)] = sums.d[n][i];
     __syncthreads();
     const MatrixParams& matrix = p.matrix;
     const Epilogue epilogue(p.output);
@@ -156,7 +162,24 @@ struct HopperTiledParams {
 };
 
 #if HAS_WGMMA
-#include "matmul_tiled_hopper.cuh"
+#include "matmul_tiled_ahead.cuh"
+
+#define TILE_KERNEL(TOKENS, OF_ALL_FORMATS)                                  \
+    KERNEL __launch_bounds__(256, Ring<TOKENS>::blocks_per_sm)               \
+        matmul_tiled_##TOKENS(const __grid_constant__ HopperTiledParams t) { \
+        if constexpr (FAR_AHEAD)                                             \
+            matmul_tiled_ahead<TOKENS>(t);                                   \
+        else if constexpr (OF_ALL_FORMATS)                                   \
+            matmul_tiled<TOKENS>(t);                                         \
+    }
+TILE_KERNEL(16, true)
+TILE_KERNEL(32, true)
+TILE_KERNEL(48, false)
+TILE_KERNEL(64, true)
+TILE_KERNEL(96, false)
+TILE_KERNEL(128, true)
+TILE_KERNEL(160, false)
+TILE_KERNEL(256, true)
 #else
 #include "matmul_tiled_portable.cuh"
 #endif

@@ -148,14 +148,3 @@ DEVICE void matmul_tiled(const HopperTiledParams& t) {
     else
         store_tile(p, work, partition, sums, acc);
 }
-
-#define TILE_KERNEL(TOKENS)                                                  \
-    KERNEL __launch_bounds__(256, Ring<TOKENS>::blocks_per_sm)               \
-        matmul_tiled_##TOKENS(const __grid_constant__ HopperTiledParams t) { \
-        matmul_tiled<TOKENS>(t);                                             \
-    }
-TILE_KERNEL(16)
-TILE_KERNEL(32)
-TILE_KERNEL(64)
-TILE_KERNEL(128)
-TILE_KERNEL(256)

@@ -172,13 +172,19 @@ KERNEL __launch_bounds__(256) moe_choose(const __grid_constant__ RouteParams p) 
     p.routing_weights[(i64)token * p.num_used + lane] = weight;
 }
 
+// Tiles of up to `tile_pairs` pairs of one expert each.
+struct TilesParams {
+    int4* tiles;     // [max_tiles] (expert, first pair, number of pairs, -)
+    int* num_tiles;  // [1]
+    int tile_pairs;  // a multiple of 16
+};
+
 struct PlanParams {
-    const int* experts;  // [num_pairs] of each (token, rank)
-    int* rows;           // [num_pairs] token of each pair, pairs sorted by expert
-    int* places;         // [num_pairs] where each pair went
-    int4* tiles;         // [max_tiles] (expert, first pair, number of pairs, -)
-    int* num_tiles;      // [1]
-    int num_pairs, num_experts, num_used, tile_pairs;
+    const int* experts;         // [num_pairs] of each (token, rank)
+    int* rows;                  // [num_pairs] token of each pair, pairs sorted by expert
+    int* places;                // [num_pairs] where each pair went
+    TilesParams gate_up, down;  // in which they are multiplied
+    int num_pairs, num_experts, num_used;
 };
 
 // The sum of `value` over the lanes up to this one.
@@ -191,41 +197,55 @@ DEVICE int sum_up_to_lane(int value) {
     return value;
 }
 
+// Of each expert the sum of ceil(count / size) of those before it, and last that of all. A warp calls it.
+DEVICE void sum_before(int* to, const int* counts, int num_experts, int size) {
+    int before = 0;
+    for (int first = 0; first <= num_experts; first += 32) {
+        const int expert = first + threadIdx.x % 32;
+        const int own = expert < num_experts ? (counts[expert] + size - 1) / size : 0,
+                  end = before + sum_up_to_lane(own);
+        if (expert <= num_experts) to[expert] = end - own;
+        before = __shfl_sync(ALL_LANES, end, 31);
+    }
+}
+
+// An expert's tiles have about the same number of pairs. All threads of the block call it.
+DEVICE void write_tiles(const TilesParams& p, const int* starts, const int* first_tile, int num_experts) {
+    if (threadIdx.x == 0) *p.num_tiles = first_tile[num_experts];
+    for (int expert = threadIdx.x / 32; expert < num_experts; expert += blockDim.x / 32) {
+        const int start = starts[expert], end = starts[expert + 1];
+        const int tile = first_tile[expert], num_tiles = first_tile[expert + 1] - tile;
+        for (int i = threadIdx.x % 32; i < num_tiles; i += 32) {
+            const int pairs = ((end - start + num_tiles - 1) / num_tiles + 15) / 16 * 16, first = start + i * pairs;
+            p.tiles[tile + i] = make_int4(expert, first, min(pairs, end - first), 0);
+        }
+    }
+}
+
 // Runs as one block. Which of an expert's pairs comes first may differ each time: that changes the place of a pair's
-// row, and no bit of it. Dynamic shared memory: int [3 * (num_experts + 1)].
+// row, and no bit of it. Dynamic shared memory: int [5 * (num_experts + 1)].
 KERNEL __launch_bounds__(1024) moe_plan(const __grid_constant__ PlanParams p) {
     wait_for_previous();
-    extern __shared__ int starts[];                // [num_experts + 1]
-    int* first_tile = starts + p.num_experts + 1;  // [num_experts + 1]
-    int* next = first_tile + p.num_experts + 1;    // [num_experts] counts of pairs; then, where the next one goes
-    for (int expert = threadIdx.x; expert < p.num_experts; expert += blockDim.x) next[expert] = 0;
+    extern __shared__ int counts[];  // [num_experts + 1], as are those that follow
+    int *next = counts + p.num_experts + 1, *starts = next + p.num_experts + 1;  // where an expert's next pair goes
+    int *gate_up_tiles = starts + p.num_experts + 1, *down_tiles = gate_up_tiles + p.num_experts + 1;
+    for (int expert = threadIdx.x; expert < p.num_experts; expert += blockDim.x) counts[expert] = 0;
     __syncthreads();
-    for (int pair = threadIdx.x; pair < p.num_pairs; pair += blockDim.x) atomicAdd(next + p.experts[pair], 1);
+    for (int pair = threadIdx.x; pair < p.num_pairs; pair += blockDim.x) atomicAdd(counts + p.experts[pair], 1);
     __syncthreads();
-    if (threadIdx.x < 32) {
-        int pairs = 0, tiles = 0;  // of the experts before
-        for (int first = 0; first <= p.num_experts; first += 32) {
-            const int expert = first + threadIdx.x, count = expert < p.num_experts ? next[expert] : 0;
-            const int own_tiles = (count + p.tile_pairs - 1) / p.tile_pairs;
-            const int end = pairs + sum_up_to_lane(count), end_tile = tiles + sum_up_to_lane(own_tiles);
-            if (expert <= p.num_experts) starts[expert] = end - count, first_tile[expert] = end_tile - own_tiles;
-            if (expert < p.num_experts) next[expert] = end - count;
-            pairs = __shfl_sync(ALL_LANES, end, 31), tiles = __shfl_sync(ALL_LANES, end_tile, 31);
-        }
-        if (threadIdx.x == 0) *p.num_tiles = tiles;
-    }
+    const int warp = threadIdx.x / 32;
+    if (warp == 0) sum_before(starts, counts, p.num_experts, 1);
+    if (warp == 1) sum_before(next, counts, p.num_experts, 1);
+    if (warp == 2) sum_before(gate_up_tiles, counts, p.num_experts, p.gate_up.tile_pairs);
+    if (warp == 3) sum_before(down_tiles, counts, p.num_experts, p.down.tile_pairs);
     __syncthreads();
     for (int pair = threadIdx.x; pair < p.num_pairs; pair += blockDim.x) {
         const int place = atomicAdd(next + p.experts[pair], 1);
         p.rows[place] = pair / p.num_used;
         p.places[pair] = place;
     }
-    for (int expert = threadIdx.x / 32; expert < p.num_experts; expert += blockDim.x / 32)
-        for (int i = threadIdx.x % 32; i < first_tile[expert + 1] - first_tile[expert]; i += 32) {
-            const int first = starts[expert] + i * p.tile_pairs;
-            p.tiles[first_tile[expert] + i] =
-                make_int4(expert, first, min(p.tile_pairs, starts[expert + 1] - first), 0);
-        }
+    write_tiles(p.gate_up, starts, gate_up_tiles, p.num_experts);
+    write_tiles(p.down, starts, down_tiles, p.num_experts);
 }
 
 struct GatherParams {
@@ -235,12 +255,22 @@ struct GatherParams {
     int width;          // a multiple of 8
 };
 
-// Each block copies the row of one pair.
+// Each block copies the row of one pair, some vectors of a thread at a time.
 KERNEL __launch_bounds__(128) moe_gather(const __grid_constant__ GatherParams p) {
+    constexpr int AT_ONCE = 4;
     wait_for_previous();
     const uint4* from = (const uint4*)(p.normed + (i64)p.rows[blockIdx.x] * p.width);
     uint4* to = (uint4*)(p.out + (i64)blockIdx.x * p.width);
-    for (int i = threadIdx.x; i < p.width / 8; i += 128) to[i] = from[i];
+    const int num_vectors = p.width / 8;
+    for (int first = threadIdx.x; first < num_vectors; first += 128 * AT_ONCE) {
+        uint4 vectors[AT_ONCE];
+#pragma unroll
+        for (int i = 0; i < AT_ONCE; i++)
+            if (first + 128 * i < num_vectors) vectors[i] = from[first + 128 * i];
+#pragma unroll
+        for (int i = 0; i < AT_ONCE; i++)
+            if (first + 128 * i < num_vectors) to[first + 128 * i] = vectors[i];
+    }
 }
 
 struct CombineParams {

@@ -16,6 +16,7 @@ from kernels.ops.matmul_tuning import (
     SHAPES_APART,
     SUMMING_SIZES,
     ring_bytes,
+    routed_sizes,
     routed_tile_size,
     summed_shape,
     tile_shape,
@@ -23,7 +24,7 @@ from kernels.ops.matmul_tuning import (
 from kernels.runtime import driver
 from kernels.runtime.compiler import SOURCE_DIRECTORY, read_source
 from kernels.runtime.device_array import DeviceArray
-from kernels.runtime.gpu_spec import H100, GpuSpec
+from kernels.runtime.gpu_spec import A100, H100, GpuSpec
 from kernels.runtime.launcher import Context
 from kernels.weights.formats import FORMATS
 from kernels.weights.packed import PackedMatrix, Projection
@@ -132,13 +133,41 @@ def test_partitions_are_whole_units_and_none_is_empty() -> None:
                 assert 1 <= weights.num_partitions <= min(MAX_BLOCK_WARPS, weights.num_units)
 
 
-def test_the_tiles_of_experts_hold_what_most_of_them_have() -> None:
-    sizes = {tokens: routed_tile_size(tokens, 8, 128) for tokens in (5, 64, 256, 512, 2048, 8192)}
-    assert sizes == {5: 16, 64: 16, 256: 32, 512: 64, 2048: 128, 8192: 128}
+def experts(name: str, width: int = 2880) -> PackedMatrix:
+    """A matrix of 32 experts, with one partition if it is narrow."""
+    return replace(matrix(name, 2880, width), num_experts=32)
 
 
-def test_the_tiles_of_experts_change_their_size_only_where_memory_is_planned() -> None:
-    changes = [n for n in range(6, 3000) if routed_tile_size(n, 8, 128) != routed_tile_size(n - 1, 8, 128)]
+@pytest.mark.parametrize(
+    ("gpu", "matrices", "sizes"),
+    [
+        (A100, [experts("MXFP4")], [16, 16, 64, 64, 128, 128]),
+        (H100, [experts("Q4_K", 2816)], [16, 16, 64, 64, 128, 128]),
+        (H100, [experts("MXFP4", 64)], [16, 16, 48, 96, 160, 256]),
+        (H100, [experts("MXFP4")], [16, 16, 48, 96, 160, 160]),
+        (H100, [experts("MXFP4", 64), experts("MXFP4")], [16, 16, 48, 96, 160, 160]),
+        (H100, [experts("MXFP4", 64), experts("Q8_0", 64)], [16, 16, 64, 64, 128, 128]),
+    ],
+)
+def test_the_tiles_of_experts_hold_what_most_of_them_have(
+    gpu: GpuSpec, matrices: list[PackedMatrix], sizes: list[int]
+) -> None:
+    tokens = (5, 64, 256, 512, 1024, 8192)
+    assert [routed_tile_size(routed_sizes(gpu, *matrices), each, 4, 32) for each in tokens] == sizes
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_tiles_of_sizes_that_only_experts_have_are_those_of_one_format(name: str) -> None:
+    sizes = routed_sizes(H100, experts(name, 256))
+    assert set(sizes) >= set(SUMMING_SIZES)
+    assert (set(sizes) - {LARGEST_SIZE} == set(SUMMING_SIZES)) == (name != "MXFP4")
+
+
+@pytest.mark.parametrize("name", ["Q4_K", "MXFP4"])
+def test_the_tiles_of_experts_change_their_size_only_where_memory_is_planned(name: str) -> None:
+    tiles = routed_sizes(H100, experts(name, 256))
+    sizes = [routed_tile_size(tiles, num_tokens, 8, 128) for num_tokens in range(5, 3000)]
+    changes = [number for number in range(6, 3000) if sizes[number - 5] != sizes[number - 6]]
     assert changes and all((n - 1) % SHAPES_APART == 0 for n in changes)
 
 

@@ -1,0 +1,74 @@
+"""kernels.ops.layers.expert_plan: tiles hold every pair once, and what they hold changes no bit."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from kernels.devices.cuda import CudaDevice
+from kernels.ops.layers.expert_plan import gather_rows, plan_experts
+from kernels.ops.matmul import multiply_tiled
+from kernels.ops.matmul_params import Epilogue, Product
+from kernels.ops.matmul_tuning import routed_sizes
+from tests.kernels.conftest import Download, Empty, Upload
+from tests.kernels.ops.random_weights import random_weight, values_of
+from tests.kernels.ops.test_matmul import load, relative
+
+pytestmark = pytest.mark.gpu
+
+NUM_EXPERTS, NUM_USED = 40, 3
+
+
+def uneven_choice(num_tokens: int, rng: np.random.Generator) -> np.ndarray:
+    """Experts for each token: the first ones often, the last one never."""
+    preferences = rng.normal(size=(num_tokens, NUM_EXPERTS)) - np.arange(NUM_EXPERTS) / 10
+    preferences[:, -1] = -np.inf
+    return np.argsort(-preferences, axis=1)[:, :NUM_USED].astype(np.int32)
+
+
+@pytest.mark.sanitize
+@pytest.mark.parametrize("num_tokens", [5, 64, 1000])
+def test_every_pair_is_in_one_tile_of_its_expert(
+    device: CudaDevice, upload: Upload, download: Download, num_tokens: int
+) -> None:
+    chosen = uneven_choice(num_tokens, np.random.default_rng(num_tokens))
+    plan = plan_experts(device.context, upload(chosen), NUM_EXPERTS, (16, 96))
+    rows, places = download(plan.rows), download(plan.places)
+    assert sorted(places) == list(range(chosen.size))
+    assert np.array_equal(rows[places], np.arange(chosen.size) // NUM_USED)
+    expert_at = np.empty(chosen.size, np.int32)
+    expert_at[places] = chosen.ravel()
+    for tiles in (plan.gate_up, plan.down):
+        held: list[int] = []
+        for expert, first, count, _ in download(tiles.entries)[: download(tiles.num_tiles)[0]]:
+            assert 0 < count <= tiles.size and set(expert_at[first : first + count]) == {expert}
+            held += range(first, first + count)
+        assert sorted(held) == list(range(chosen.size))
+
+
+@pytest.mark.sanitize("*-MXFP4")
+@pytest.mark.parametrize("name", ["MXFP4", "Q4_K", "Q6_K", "Q8_0", "F16"])
+@pytest.mark.parametrize("shape", [(200, 768), (4096, 256)], ids=["several partitions", "one"])
+def test_tiles_of_every_size_give_the_same_bits(
+    device: CudaDevice, upload: Upload, empty: Empty, download: Download, name: str, shape: tuple[int, int]
+) -> None:
+    rng, num_tokens, num_experts = np.random.default_rng(1), 500, 4
+    weight = random_weight(name, (num_experts, *shape), rng, bias=True)
+    unused = random_weight(name, (num_experts, 256, 256), rng)
+    matrix = load(device, lambda store: store.experts(unused, unused, weight)).down
+    x = rng.normal(size=(num_tokens, shape[1])).astype(np.float16)
+    chosen = np.argsort(rng.normal(size=(num_tokens, num_experts)) - np.arange(num_experts), axis=1)[:, :2]
+    values, bias = values_of(weight), np.asarray(weight.bias)
+    expected = np.concatenate(
+        [[x[i].astype(np.float64) @ values[e].T + bias[e] for e in chosen[i]] for i in range(num_tokens)]
+    )
+    sizes = routed_sizes(device.context.gpu, matrix)
+    found = {}
+    for size in sizes:
+        plan = plan_experts(device.context, upload(chosen.astype(np.int32)), num_experts, (size, size))
+        inputs = gather_rows(device.context, upload(x), plan.rows)
+        out = empty((2 * num_tokens, shape[0]), np.float32)
+        multiply_tiled(device.context, Product(inputs, matrix, out, Epilogue.STORE_FLOAT), plan.down)
+        found[size] = download(out)[download(plan.places)]
+    assert relative(found[16], expected) < 6e-4
+    assert [size for size in sizes if not np.array_equal(found[size], found[16])] == []
