@@ -50,6 +50,10 @@ class Alphabet:
         """The text of each token; that of a control token is no text's."""
         self.num_chars = array("L", map(_num_chars, self.texts))
         """Of each token the characters with which a string goes on; 0 for an end, an escape or half a character."""
+        shapes: dict[bytes, int] = {}
+        spaced = (token.replace(b"\n", b" ") for token in self.texts)
+        self.shapes = array("L", (shapes.setdefault(token, len(shapes)) for token in spaced))
+        """Of each token a number that others have whose texts are the same but for which white space they have."""
         numbers: dict[bytes, int] = {b"": 0}
         kinds = (bytes(sorted(b"".join(_STRUCTURE.findall(token)))) for token in self.texts)
         self.kinds = array("L", (numbers.setdefault(kind, len(numbers)) for kind in kinds))

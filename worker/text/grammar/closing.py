@@ -10,11 +10,13 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterator, Sequence, Set
+from dataclasses import dataclass
 from typing import Any
 
 from llguidance import LLMatcher
 
 from worker.text.grammar.alphabet import MOST_PASSED, Alphabet
+from worker.text.grammar.known_closing import KnownClosings
 
 LIMITS = (24, 96, 384, 1536)
 """A search looks for a closing of at most so many tokens, then for a longer one."""
@@ -188,6 +190,22 @@ class Closing:
         if not end:
             return 1
         return 0 if any(each.endswith(name) for each in self._required) else 2
+
+
+@dataclass(frozen=True, slots=True)
+class ClosingRule:
+    """How a document is kept closable.
+
+    A token of a kind lengthens the shortest closing by ``growth[kind]`` tokens at most, and all tokens since a closing
+    was known, besides, by no more than ``margin``.
+    """
+
+    closing: Closing
+    closings: KnownClosings
+    alphabet: Alphabet
+    growth: Sequence[float]
+    margin: float
+    """For what is unfinished, and for a closing that is found and is not the shortest one."""
 
 
 def required_names(schema: Any) -> Set[bytes]:

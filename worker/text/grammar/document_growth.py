@@ -75,7 +75,7 @@ def growth(schema: Any) -> Growth:
     if bounds.is_ambiguous:
         most = float(UNFINISHED + max(number, decided, *largest.values()))
         return Growth(most, dict.fromkeys(BEGINNINGS, most), excess)
-    return Growth(0, largest, number + decided + excess, not any(map(bounds.is_one_of_strings, parts)))
+    return Growth(0, largest, number + decided + excess, not any(map(bounds.is_told_by_text, parts)))
 
 
 def framed(growths: Iterable[Growth], frame_bytes: int) -> Growth:
@@ -146,11 +146,13 @@ class _Bounds:
         found[_NUMBER] = self._of_number(schema)
         return found
 
-    def is_one_of_strings(self, schema: Mapping[str, Any]) -> bool:
-        """Whether there are several kinds of strings in its place, or one of which the text says how it goes on."""
+    def is_told_by_text(self, schema: Mapping[str, Any]) -> bool:
+        """Whether the text of a value says what follows: of several kinds of strings, of what is written out."""
         own = _NO_KINDS if schema.keys() & _TOLD else _own_kinds(schema)
         kinds = [own, *map(self._kinds, _alternatives(schema))]
-        return "format" in schema or sum("string" in each for each in kinds) > 1
+        values = schema.get("enum", [schema.get("const")])
+        has_parts = any(isinstance(value, dict | list) for value in values)
+        return has_parts or "format" in schema or sum("string" in each for each in kinds) > 1
 
     def excess(self, parts: Iterable[Mapping[str, Any]]) -> int:
         """By how much a closing that is found may be longer than the shortest one.

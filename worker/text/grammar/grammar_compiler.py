@@ -11,13 +11,14 @@ from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
 
 from orcd.errors import InvalidRequest
 from worker.text.grammar.alphabet import Alphabet
-from worker.text.grammar.closing import Closing, required_names
+from worker.text.grammar.closing import Closing, ClosingRule, required_names
 from worker.text.grammar.document_growth import UNTOLD, Growth, framed, growth
+from worker.text.grammar.document_places import PROBES, DocumentPlaces, PlaceMemory
 from worker.text.grammar.grammar_text import Schemas, has_own_whitespace, schemas_of, suffixes_of
+from worker.text.grammar.known_closing import KnownClosings
 from worker.text.grammar.lexers import Lexers
 from worker.text.grammar.matcher_batch import MatcherBatch
-from worker.text.grammar.string_masks import PROBES, MaskCache, StringMasks
-from worker.text.grammar.token_matcher import ClosingRule, TokenMatcher
+from worker.text.grammar.token_matcher import TokenMatcher
 from worker.text.tokenizer import Tokenizer
 
 MAX_GRAMMAR_SIZE = 100_000
@@ -53,7 +54,7 @@ class GrammarCompiler:
         self._tokens = LLTokenizer(TokenizerWrapper(tokens), eos_token=sorted(tokenizer.end_ids), slices=SLICES)
         self._alphabet = Alphabet(tokenizer)
         self._batch = MatcherBatch(num_threads)
-        self._mask_cache = MaskCache()
+        self._place_memory = PlaceMemory()
 
     def compile(self, grammar: str) -> TokenMatcher:
         """A matcher before the first token. Raises `InvalidRequest` for a grammar that cannot be one.
@@ -79,10 +80,12 @@ class GrammarCompiler:
         closing = Closing(self._alphabet, required, suffixes_of(grammar))
         grows = _growth(parts)
         growths = [grows.of(each) for each in self._alphabet.structures]
-        rule = ClosingRule(closing, self._alphabet, growths, grows.unfinished + SPARE_TOKENS)
+        rule = ClosingRule(
+            closing, KnownClosings(self._alphabet), self._alphabet, growths, grows.unfinished + SPARE_TOKENS
+        )
         is_plain = parts is not None and not any(map(has_own_whitespace, parts.schemas))
-        masks = self._string_masks(grammar) if grows.tells_by_place and is_plain else None
-        found = TokenMatcher(lexers, self._batch, rule, masks)
+        places = self._places(grammar) if grows.tells_by_place and is_plain else None
+        found = TokenMatcher(lexers, self._batch, rule, places)
         if found.min_tokens() is not None:
             return found
         if found.state.is_error():
@@ -91,12 +94,12 @@ class GrammarCompiler:
             raise InvalidRequest("the grammar of the answer cannot be used: no document was found that fits the schema")
         return TokenMatcher(lexers, self._batch)  # of another grammar there may be long documents only
 
-    def _string_masks(self, grammar: str) -> StringMasks | None:
-        """For a grammar whose schema has one of `PROBES` nowhere."""
+    def _places(self, grammar: str) -> DocumentPlaces | None:
+        """Those of a grammar whose schema has one of `PROBES` nowhere."""
         written = grammar.encode()
         probe_ids = [self._alphabet.of_byte(byte) for byte in PROBES if byte not in written]
         probe_id = next((each for each in probe_ids if each is not None), None)
-        return None if probe_id is None else StringMasks(self._mask_cache, self._alphabet, probe_id)
+        return None if probe_id is None else DocumentPlaces(self._place_memory, self._alphabet, probe_id)
 
 
 def _growth(parts: Schemas | None) -> Growth:

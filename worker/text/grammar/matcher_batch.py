@@ -14,8 +14,8 @@ from orcd.errors import OrcdError
 from worker.engine.token_constraint import Drawn, MaskRow, take_alone
 
 if TYPE_CHECKING:
+    from worker.text.grammar.document_places import DocumentPlaces, Place
     from worker.text.grammar.lexers import Lexer
-    from worker.text.grammar.string_masks import StringPlace
     from worker.text.grammar.token_matcher import TokenMatcher
 
 MAX_THREADS = 16
@@ -49,27 +49,24 @@ class MatcherBatch:
         """See `ConstraintBatch`; all ``rows`` are of `TokenMatcher`."""
         array = np.asarray(masks)
         errors: dict[int, Exception] = {}
-        unknown: list[tuple[StringPlace, int]] = []
+        unknown: list[tuple[DocumentPlaces, Place, int]] = []
         by_lexer: dict[Lexer, list[tuple[LLMatcher, int]]] = {}
         matcher: TokenMatcher
         for matcher, num_left, row in cast("Sequence[tuple[TokenMatcher, int, int]]", rows):
+            place = matcher.place
             try:
                 token_id = matcher.forced_id(num_left)
+                if token_id is not None:
+                    array[row] = 0
+                    array[row, token_id >> 5] = 1 << (token_id & 31)
+                elif place is not None and place.mask is not None:
+                    array[row] = place.mask
+                else:
+                    by_lexer.setdefault(matcher.lexer, []).append((matcher.state, row))
+                    if matcher.places is not None and place is not None:
+                        unknown.append((matcher.places, place, row))
             except Exception as error:
                 errors[row] = error
-                continue
-            if token_id is not None:
-                array[row] = 0
-                array[row, token_id >> 5] = 1 << (token_id & 31)
-                continue
-            place = matcher.place
-            if place is not None and place.length >= 0:
-                known = place.known_mask()
-                if known is not None:
-                    array[row] = known
-                    continue
-                unknown.append((place, row))
-            by_lexer.setdefault(matcher.lexer, []).append((matcher.state, row))
         asked = list(chain.from_iterable(by_lexer.values()))
         if asked:
             address: int = array.ctypes.data
@@ -77,25 +74,28 @@ class MatcherBatch:
         for state, row in asked:
             if state.is_error():
                 errors[row] = too_complex()
-        for place, row in unknown:
+        for places, place, row in unknown:
             if row not in errors:
-                place.keep_mask(array[row])
+                places.keep_mask(place, array[row])
         return errors
 
     def take(self, drawn: Sequence[Drawn]) -> list[int | Exception]:
         """See `ConstraintBatch`; all of ``drawn`` are of `TokenMatcher`."""
-        if len(drawn) < LEAST_TAKEN:
-            return [take_alone(each) for each in drawn]
         taken: list[int | Exception] = [token_id for _, token_id, _ in drawn]
+        matchers = enumerate(cast("Sequence[tuple[TokenMatcher, int, int]]", drawn))
+        left = [(number, *each) for number, each in matchers if not each[0].goes_on(each[1], each[2])]
+        if len(left) < LEAST_TAKEN:
+            for number, *_ in left:
+                taken[number] = take_alone(drawn[number])
+            return taken
         by_lexer: dict[Lexer, list[tuple[int, TokenMatcher, int, int]]] = {}
-        matcher: TokenMatcher
-        for number, (matcher, token_id, num_left) in enumerate(cast("Sequence[tuple[TokenMatcher, int, int]]", drawn)):
+        for each in left:
+            number, matcher, _, num_left = each
             try:
                 matcher.prepare(num_left)
+                by_lexer.setdefault(matcher.lexer, []).append(each)
             except Exception as error:
                 taken[number] = error
-                continue
-            by_lexer.setdefault(matcher.lexer, []).append((number, matcher, token_id, num_left))
         asked = list(chain.from_iterable(by_lexer.values()))
         states = [(matcher.state, token_id) for _, matcher, token_id, _ in asked]
         is_taken = self._threads().consume_token_par(states) if states else []

@@ -6,29 +6,18 @@ import math
 from collections.abc import Sequence
 from copy import copy
 from ctypes import addressof, c_char
-from dataclasses import dataclass
+
+from llguidance import LLMatcher
 
 from orcd.errors import OrcdError
-from worker.text.grammar.alphabet import Alphabet
-from worker.text.grammar.closing import Closing
+from worker.text.grammar.closing import ClosingRule
+from worker.text.grammar.document_places import ANY_TOKEN, DocumentPlaces, Place
+from worker.text.grammar.known_closing import KnownClosing
 from worker.text.grammar.lexers import Lexers
 from worker.text.grammar.matcher_batch import MatcherBatch, too_complex
-from worker.text.grammar.string_masks import StringMasks, StringPlace
 
-
-@dataclass(frozen=True, slots=True)
-class ClosingRule:
-    """How a document is kept closable.
-
-    A token of a kind lengthens the shortest closing by ``growth[kind]`` tokens at most, and all tokens since a closing
-    was known, besides, by no more than ``margin``.
-    """
-
-    closing: Closing
-    alphabet: Alphabet
-    growth: Sequence[float]
-    margin: float
-    """For what is unfinished, and for a closing that is found and is not the shortest one."""
+MOST_BEHIND = 64
+"""Tokens that llguidance takes together, after places told what they lead to: a token takes it 1 us."""
 
 
 class TokenMatcher:
@@ -41,6 +30,8 @@ class TokenMatcher:
 
     A closing is looked for only where the bound of its length comes near what is left. Until then the one that was
     known last tells the bound; where tokens write its beginning, the rest of it is one.
+
+    Where other answers have been, their places (`worker.text.grammar.document_places`) tell what llguidance would.
     """
 
     def __init__(
@@ -48,46 +39,57 @@ class TokenMatcher:
         lexers: Lexers,
         batch: MatcherBatch,
         rule: ClosingRule | None = None,
-        string_masks: StringMasks | None = None,
+        places: DocumentPlaces | None = None,
     ) -> None:
-        """``lexers`` are those of the grammar; ``batch`` is that of all matchers."""
+        """``lexers`` and ``places`` are those of the grammar; ``batch`` is that of all matchers."""
         self._lexers = lexers
         self.batch = batch
         self._rule = rule
-        self.place = None if string_masks is None else StringPlace(string_masks)
-        """Where it is in its document, if that tells masks."""
-        self._has_begun = False
+        self.places = places
+        """Where it may be in its document, if places tell anything."""
+        self.place = None if places is None else places.beginning
+        self._behind: list[int] = []  # tokens that were taken, but not by `_state`
+        self._last_id = ANY_TOKEN
         self.is_complete = False
         """Whether nothing may follow."""
         self._choose_lexer()
         self._forced: Sequence[int] | None = None  # what must come next, once that was asked for
-        self._plan: tuple[int, ...] | None = None  # a closing from here, if one is known
-        self._likely: tuple[int, ...] = ()  # what may be left of the one that was known last
+        self._plan: KnownClosing | None = None  # a closing from here, if one is known
+        self._earlier = rule.closings.of(()) if rule else None  # what may be left of the one that was known last
         self._shortest: tuple[int, ...] = ()  # a whole document
         # Of the tokens that the shortest one takes, but for the margin.
         self._bound, self._margin = (math.inf, rule.margin) if rule else (-math.inf, 0.0)
 
     def copy(self) -> TokenMatcher:
         """The same state, which then goes its own way."""
-        other = copy(self)
-        other.place = None if self.place is None else self.place.copy()
-        if self._has_begun:
-            other.state = self.state.deep_copy()
+        state, other = self.state, copy(self)
+        other._behind = []
+        if self._last_id != ANY_TOKEN:
+            other._state = state.deep_copy()
             other.lexer.answers.add(other)
         else:
             other._choose_lexer()
         return other
+
+    @property
+    def state(self) -> LLMatcher:
+        """What has taken all tokens."""
+        if self._behind:
+            behind, self._behind = self._behind, []
+            if not self._state.consume_tokens(behind):
+                raise self._refusal()
+        return self._state
 
     def min_tokens(self) -> int | None:
         """With how many tokens the document can be closed from here; None where no closing was found, or is wanted.
 
         A compiler asks before the first token: parts of that document then close others that have begun alike.
         """
-        found = self._rule.closing.search(self.state) if self._rule else None
-        if found is None:
+        rule = self._rule
+        found = rule.closing.search(self.state) if rule else None
+        if rule is None or found is None:
             return None
-        self._shortest = self._plan = tuple(found)
-        self._bound = len(found)
+        self._plan, self._shortest, self._bound = rule.closings.of(found), tuple(found), len(found)
         return len(found)
 
     def write_mask(self, mask: memoryview, num_left: int) -> None:
@@ -113,17 +115,68 @@ class TokenMatcher:
         plan = self._plan
         if plan is None and self._bound + self._margin > num_left:
             plan = self._closing(num_left)
-        if plan and len(plan) >= num_left:
-            return plan[0]
+        if plan is not None and plan.length >= num_left and plan.length:
+            return plan.first_id
         if self._forced is None:
             place = self.place
-            self._forced = self.state.compute_ff_tokens() if place is None else place.forced(self.state)
+            known = None if place is None else place.known_forced(self._last_id)
+            if known is None:
+                known = self.state.compute_ff_tokens()
+                if place is not None:
+                    place.keep_forced(self._last_id, known)
+            self._forced = known
         return self._forced[0] if self._forced else None
 
     def take(self, token_id: int, num_left: int) -> int:
         """Take the next token, one of ``num_left`` that may be drawn. Returns it, or the one that was taken instead."""
+        if self.goes_on(token_id, num_left):
+            return token_id
         self.prepare(num_left)
         return self.settle(token_id, num_left, is_right=self.state.consume_token(token_id))
+
+    def goes_on(self, token_id: int, num_left: int) -> bool:
+        """Take a token if its place is known and leaves room for a closing; False, and nothing has changed, if not."""
+        place, places, rule, plan, earlier = self.place, self.places, self._rule, self._plan, self._earlier
+        if place is None or places is None or rule is None or earlier is None or len(self._behind) >= MOST_BEHIND:
+            return False
+        forced, bits = self._forced, place.bits
+        is_forced = forced and forced[0] == token_id
+        if not is_forced and not (bits and bits[token_id >> 3] >> (token_id & 7) & 1):
+            return False
+        after = places.after(place, token_id)
+        if after is None:
+            return False
+        if after.lengths is place.lengths and (plan is None or plan.first_id == places.quote_id):
+            if not self._has_room(num_left):
+                return False
+            self._forced = None
+        elif plan is None:
+            bound = self._bound
+            if bound + self._margin > num_left:
+                return False
+            bound += -1 if is_forced else rule.growth[rule.alphabet.kinds[token_id]]
+            if bound + self._margin < num_left:
+                self._bound, self._forced = bound, forced[1:] or None if is_forced and forced else None
+                self._earlier = earlier.likely_remainder(token_id)
+            elif not self._closes_behind(after, token_id, num_left):
+                return False
+        elif not self._closes_behind(after, token_id, num_left):
+            return False
+        self._behind.append(token_id)
+        self._last_id, self.place, self.is_complete = token_id, after, after.is_complete
+        return True
+
+    def _closes_behind(self, after: Place, token_id: int, num_left: int) -> bool:
+        """Know of a closing behind a token, if that is told in a moment and leaves room; False: nothing has changed."""
+        before = self._plan, self._earlier, self._bound, self._forced
+        self._follow(token_id)
+        if self._plan is None and self._earlier is not None and self._bound + self._margin >= num_left:
+            self._plan = after.known_closing(token_id, self._earlier)
+            self._bound = self._bound if self._plan is None else self._plan.length
+        if self._has_room(num_left):
+            return True
+        self._plan, self._earlier, self._bound, self._forced = before
+        return False
 
     def prepare(self, num_left: int) -> None:
         """What is to be known before a token is taken: how to close the document, should too few be left behind it."""
@@ -132,98 +185,101 @@ class TokenMatcher:
 
     def settle(self, token_id: int, num_left: int, *, is_right: bool) -> int:
         """Behind a token that ``state`` has taken; ``is_right``: it was allowed. Returns what `take` does."""
-        place, plan = self.place, self._plan
-        if place is not None and place.length >= 0 and is_right:  # as most are
-            has_room = self._bound + self._margin < num_left if plan is None else len(plan) < num_left
-            if has_room and (plan is None or plan[0] == place.quote_id) and place.go_on(token_id):
-                self._forced = None
-                return token_id
-        before = self._plan, self._likely, self._bound, self._forced
-        self._follow(token_id, is_right=is_right)
-        plan = self._plan
-        if plan is None:
-            if self._bound + self._margin < num_left:
-                return self._placed(token_id)
-            plan = self._closing(num_left - 1, lightly=True)
-        if plan is not None and len(plan) < num_left:
-            return self._placed(token_id)
+        if not is_right:
+            raise self._refusal()
+        before = self._plan, self._earlier, self._bound, self._forced, self.place
+        self._step(token_id)
+        self._closing(num_left - 1, lightly=True)
+        if self._has_room(num_left):
+            return token_id
         rule = self._rule
         assert rule is not None, "no room for a document of which nobody wants to know the end"
-        self.state.rollback(1)
-        self._plan, self._likely, self._bound, self._forced = before
+        self._state.rollback(1)
+        self._plan, self._earlier, self._bound, self._forced, self.place = before
         plan = self._found(num_left) if self._plan is None else self._plan
         if plan is not None:
-            token_id = plan[0] if plan else rule.alphabet.end_id
-        self._follow(token_id, is_right=self.state.consume_token(token_id))
-        return self._placed(token_id)
+            token_id = rule.alphabet.end_id if plan.first_id is None else plan.first_id
+        if not self._state.consume_token(token_id):
+            raise self._refusal()
+        self._step(token_id)
+        return token_id
 
     def restore(self, token_ids: Sequence[int], num_left: int) -> None:
         """Take tokens that an earlier owner of the answer took, the first one of ``num_left``: none is replaced now."""
         for index, token_id in enumerate(token_ids):
             self.forced_id(num_left - index)
-            self._follow(token_id, is_right=self.state.consume_token(token_id))
-            self._placed(token_id)
+            if not self.state.consume_token(token_id):
+                raise self._refusal()
+            self._step(token_id)
+
+    def _refusal(self) -> OrcdError:
+        """What is wrong with a token that is not allowed; `_state` is no state any more."""
+        self.place = self.places = self._forced = None
+        return OrcdError("an answer holds a token that the grammar of its request does not allow")
 
     def _choose_lexer(self) -> None:
         self.lexer = self._lexers.choose()
-        self.state = self.lexer.beginning.deep_copy()
+        self._state = self.lexer.beginning.deep_copy()
         self.lexer.answers.add(self)
 
-    def _placed(self, token_id: int) -> int:
-        if self.place is not None:
-            self.place.follow(token_id, self.state)
-        return token_id
+    def _step(self, token_id: int) -> None:
+        """Go on behind a token that `_state` has taken."""
+        self._follow(token_id)
+        self._last_id = token_id
+        self.is_complete = self._state.is_stopped()
+        if self.places is not None and self.place is not None:
+            self.place = self.places.follow(self.place, token_id, self._state)
 
-    def _closing(self, num_left: int, *, lightly: bool = False) -> tuple[int, ...] | None:
+    def _has_room(self, num_left: int) -> bool:
+        """Whether the document can be closed with fewer tokens than are left."""
+        return self._bound + self._margin < num_left if self._plan is None else self._plan.length < num_left
+
+    def _closing(self, num_left: int, *, lightly: bool = False) -> KnownClosing | None:
         """A closing from here. None where there is room for any, or none was found."""
         if self._plan is None and self._bound + self._margin > num_left:
             self._plan = self._found(num_left, lightly=lightly)
             if self._plan is not None:
-                self._bound = len(self._plan)
+                self._bound = self._plan.length
         return self._plan
 
-    def _found(self, num_left: int, *, lightly: bool = False) -> tuple[int, ...] | None:
+    def _found(self, num_left: int, *, lightly: bool = False) -> KnownClosing | None:
         """A closing from here, if one is found; ``lightly``: where one is told in a moment, none is sought that fits.
 
         That is for where another token could be taken instead.
         """
-        rule = self._rule
-        assert rule is not None, "a closing that nobody wants"
-        found = rule.closing.renewed(self.state, self._likely, self._shortest)
-        if found is None or (len(found) > num_left and not lightly):
+        rule, place, earlier = self._rule, self.place, self._earlier
+        assert rule is not None and earlier is not None, "a closing that nobody wants"
+        found = None if place is None else place.known_closing(self._last_id, earlier)
+        if found is None:
+            renewed = rule.closing.renewed(self.state, earlier.token_ids, self._shortest)
+            found = None if renewed is None else rule.closings.of(renewed)
+            if found is not None and self.places is not None and place is not None:
+                self.places.keep_closing(place, self._last_id, earlier, found)
+        if found is None or (found.length > num_left and not lightly):
             other = rule.closing.search(self.state, num_left)
-            found = found if other is None else other
-        return None if found is None else tuple(found)
+            found = found if other is None else rule.closings.of(other)
+        return found
 
-    def _follow(self, token_id: int, *, is_right: bool) -> None:
+    def _follow(self, token_id: int) -> None:
+        """Know of a closing behind a token what is known of one before it."""
         forced, self._forced = self._forced, None
-        if not is_right:
-            raise OrcdError("an answer holds a token that the grammar of its request does not allow")
-        self._has_begun = True
-        rule, plan, place = self._rule, self._plan, self.place
-        if place is not None and place.goes_on_with(token_id) and (plan is None or plan[:1] == (place.quote_id,)):
+        rule, plan, place, places = self._rule, self._plan, self.place, self.places
+        is_in_text = place is not None and place.goes_on_with(token_id)
+        if is_in_text and (plan is None or (places is not None and plan.first_id == places.quote_id)):
             return  # what closes a string that may have any text is the same
-        self.is_complete = self.state.is_stopped()
-        growth: float | None = None
-        if forced and forced[0] == token_id:
-            growth = -1  # any closing began with it
-            if len(forced) > 1:
-                self._forced = forced[1:]
-        if rule is None:
+        is_forced = forced and forced[0] == token_id
+        if forced and is_forced:
+            self._forced = forced[1:] or None
+        if rule is None or self._earlier is None:
             return
-        alphabet = rule.alphabet
         if plan is not None:
-            rest = alphabet.remainder(plan, token_id)
-            if rest is not None:
-                self._plan, self._bound = rest, len(rest)
+            left = plan.remainder(token_id)
+            if left is not None:
+                self._plan, self._bound = left, left.length
                 return
             self._plan = None
-            if plan:
-                self._likely = plan
-        kind = alphabet.kinds[token_id]
-        self._bound += rule.growth[kind] if growth is None else growth
-        rest = alphabet.remainder(self._likely, token_id)
-        if rest is not None:
-            self._likely = rest
-        elif kind:
-            self._likely = alphabet.likely_remainder(self._likely, token_id)
+            if plan.length:
+                self._earlier = plan
+        # Any closing began with what is forced.
+        self._bound += -1 if is_forced else rule.growth[rule.alphabet.kinds[token_id]]
+        self._earlier = self._earlier.likely_remainder(token_id)

@@ -1,0 +1,226 @@
+"""What another answer has found out of a place is what an answer would find out."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import numpy as np
+import pytest
+
+from orcd.errors import OrcdError
+from tests.bench.structured_rates import SCHEMA
+from tests.worker.text.grammar.compilers import BYTE_LEVEL, SENTENCE_PIECE, compiler_of, tokenizer_of
+from tests.worker.text.grammar.schemas import make_schemas
+from worker.engine.token_constraint import MaskRow
+from worker.text.grammar import document_places
+from worker.text.grammar.document_places import Place
+from worker.text.grammar.grammar_compiler import GrammarCompiler
+from worker.text.grammar.grammar_text import grammar_text
+from worker.text.grammar.token_matcher import TokenMatcher
+
+TEXT = {"type": "string", "maxLength": 9}
+
+
+def matcher_of(schema: Any, name: str = BYTE_LEVEL, whitespace: str | None = None) -> TokenMatcher:
+    return compiler_of(name).compile(grammar_text("json_schema", schema, whitespace))
+
+
+def matcher_behind(beginning: TokenMatcher, text: str) -> TokenMatcher:
+    """Behind a text, a token for each of its bytes."""
+    matcher = beginning.copy()
+    alphabet = matcher._rule.alphabet
+    for byte in text.encode():
+        token_id = alphabet.of_byte(byte)
+        assert matcher.take(token_id, 500) == token_id
+    assert matcher.place is not None
+    return matcher
+
+
+def place_of(beginning: TokenMatcher, text: str) -> Place:
+    return matcher_behind(beginning, text).place
+
+
+def without_places(beginning: TokenMatcher) -> TokenMatcher:
+    """Asks llguidance each time."""
+    alone = TokenMatcher(beginning._lexers, beginning.batch, beginning._rule)
+    alone.min_tokens()
+    return alone
+
+
+def mask_of(matcher: TokenMatcher, num_left: int, num_words: int) -> np.ndarray:
+    masks = np.full((1, num_words), 7, np.uint32)
+    assert matcher.batch.write_masks([MaskRow(matcher, num_left, 0)], masks.data) == {}
+    return masks[0]
+
+
+def record(**properties: Any) -> Any:
+    return {"type": "object", "properties": properties, "required": [*properties], "additionalProperties": False}
+
+
+@pytest.mark.parametrize("name", [BYTE_LEVEL, SENTENCE_PIECE])
+def test_answers_are_those_that_llguidance_alone_would_give(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    num_words, num_tokens, known = -(-tokenizer_of(name).vocab_size // 32), 0, []
+    goes_on = TokenMatcher.goes_on
+    monkeypatch.setattr(TokenMatcher, "goes_on", lambda *asked: known.append(goes_on(*asked)) or known[-1])
+    schemas = [SCHEMA, SCHEMA["items"], *make_schemas(23, 12)]
+    for number, schema in enumerate(schemas):
+        beginning = matcher_of(schema, name)
+        for answer in range(8 if beginning.place else 0):
+            matcher, alone = beginning.copy(), without_places(beginning)
+            chance = random.Random(f"{number} {answer}")
+            num_left = (beginning.min_tokens() or 0) + chance.choice([3, 30, 60])
+            while num_left and not matcher.is_complete:
+                forced_id = matcher.forced_id(num_left)
+                assert forced_id == alone.forced_id(num_left)
+                mask = mask_of(matcher, num_left, num_words)
+                np.testing.assert_array_equal(mask, mask_of(alone, num_left, num_words))
+                (ids,) = np.nonzero(np.unpackbits(mask.view(np.uint8), bitorder="little"))
+                texts = [each for each in ids.tolist() if beginning._rule.alphabet.num_chars[each]]
+                token_id = chance.choice(texts if texts and chance.random() < 0.8 else ids.tolist())
+                assert matcher.take(token_id, num_left) == alone.take(token_id, num_left)
+                assert matcher.is_complete == alone.is_complete
+                num_left -= 1
+                num_tokens += 1
+    assert num_tokens > 3000
+    assert sum(known) > num_tokens / 4
+
+
+@pytest.mark.parametrize(
+    "text", ['{"a":"x\\n', '{"a":"\\"', '{"a":"x", "b":[1', '{"a":"x","b":[ -1.5e3 ,12', '{ "a":"é","b":[]', '{"a']
+)
+def test_behind_escapes_numbers_and_white_space_masks_are_those_of_llguidance(text: str) -> None:
+    schema = record(a=TEXT, b={"type": "array", "items": {"type": "number"}})
+    beginning, num_words = matcher_of(schema), -(-tokenizer_of(BYTE_LEVEL).vocab_size // 32)
+    masks = [mask_of(matcher_behind(beginning, text), 400, num_words) for _ in range(2)]
+    alone = without_places(beginning)
+    for byte in text.encode():
+        alone.take(alone._rule.alphabet.of_byte(byte), 500)
+    for mask in masks:
+        np.testing.assert_array_equal(mask, mask_of(alone, 400, num_words))
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ('{"a":"x","b":"yz', '{"a":"other","b":"qq'),
+        ('{"a":"x","b":"yz', '{ "a": "\\"\\\\",\n"b":"ee'),
+        ('{"a":"x","b":"', '{"a":"","b":"'),
+    ],
+)
+def test_two_answers_are_in_the_same_place_whatever_other_strings_hold(first: str, second: str) -> None:
+    beginning = matcher_of(record(a={"type": "string"}, b=TEXT))
+    one, other = place_of(beginning, first), place_of(beginning, second)
+    assert one is other
+    assert one.length >= 0
+
+
+def test_behind_half_a_character_and_behind_an_escape_the_place_is_known_where_that_has_ended() -> None:
+    beginning = matcher_of(record(a=TEXT, b=TEXT))
+    matcher, lengths = beginning.copy(), []
+    for byte in '{"a":"xé€y'.encode():
+        matcher.take(beginning._rule.alphabet.of_byte(byte), 500)
+        lengths.append(matcher.place.length)
+    assert lengths[5:] == [0, 1, -1, 2, -1, -1, 3, 4]
+    assert place_of(beginning, '{"a":"xé€y\\"\\nz').length == 7
+    assert place_of(beginning, '{"a":"xé€y\\"\\').length == -1
+    assert place_of(beginning, '{"a":"xé€y\\"z","b":"').length == 0
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [('{"a":"x","b":"y', '{"a":"x","b":"yz'), ('{"a":"x', '{"a":"","b":"y'), ('{"a":"","c":["', '{"a":"","c":["x","')],
+)
+def test_places_are_told_apart(first: str, second: str) -> None:
+    schema = record(a=TEXT, b=TEXT, c={"type": "array", "items": TEXT})
+    schema["required"] = ["a"]
+    beginning = matcher_of(schema)
+    one, other = place_of(beginning, first), place_of(beginning, second)
+    assert other.length >= 0
+    assert one is not other
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"na',
+        '{"name":"x","kind":"sm',
+        '{"name":"x\\',
+        '{"name":"x\\u00',
+        '{"name":"x","kind":"small","other":{"x',
+        "{",
+    ],
+)
+def test_in_a_name_a_text_among_some_an_escape_and_elsewhere_the_place_is_in_no_string_with_any_text(text: str) -> None:
+    schema = record(name=TEXT, kind={"enum": ["small", "smaller"]}, other={"type": "object"})
+    assert place_of(matcher_of(schema), text).length == -1
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        record(a={"type": "string", "pattern": "^a"}),
+        record(a={"type": "string", "format": "date"}),
+        record(a={"anyOf": [{"type": "string", "maxLength": 3}, {"const": "longer"}]}),
+        {"type": "array", "items": {"enum": [{"a": "x", "b": "y"}, {"a": "p", "b": "q"}]}},
+        {"anyOf": [record(a={"const": "x"}, b=TEXT), record(a={"type": "string"}, c=TEXT)]},
+        record(a={"enum": ["".join(map(chr, document_places.PROBES))]}, b=TEXT),
+    ],
+)
+def test_where_a_text_may_decide_what_follows_no_places_are_known(schema: Any) -> None:
+    assert matcher_of(schema).place is None
+
+
+def test_where_a_caller_says_what_stands_between_the_parts_of_a_document_no_places_are_known() -> None:
+    assert matcher_of(record(a=TEXT), whitespace=r"[ ]").place is None
+
+
+def test_a_step_has_the_masks_that_were_kept_and_keeps_the_others() -> None:
+    beginning = matcher_of(record(a=TEXT))
+    answers = [beginning.copy() for _ in range(3)]
+    size = -(-tokenizer_of(BYTE_LEVEL).vocab_size // 32)
+    steps = []
+    for text in (b'{"a":"x', b'{"a":"y'):
+        for answer in answers:
+            for byte in text if answer.place.length < 0 else ():
+                answer.take(answer._rule.alphabet.of_byte(byte), 90)
+        masks = np.full((3, size), 7, np.uint32)
+        assert (
+            answers[0].batch.write_masks([MaskRow(each, 80, row) for row, each in enumerate(answers)], masks.data) == {}
+        )
+        steps.append(masks)
+    np.testing.assert_array_equal(*steps)
+    assert answers[0].place.mask is not None
+
+
+def test_white_space_in_different_tokens_leads_to_the_same_place() -> None:
+    beginning = matcher_of(record(a=TEXT))
+    places = {place_of(beginning, f'{{{space}"a"') for space in ("", " ", "\n", " \n", "\n ")}
+    assert len(places) == 1
+    spaces = [place_of(beginning, f"{{{space}") for space in (" ", "\n", " \n", "\n\n")]
+    assert spaces[0] is spaces[1] is not spaces[2] is spaces[3]
+
+
+def test_a_token_that_may_not_come_is_refused_where_its_place_is_known() -> None:
+    beginning = matcher_of(record(a=TEXT))
+    known = matcher_behind(beginning, '{"a":"123456789')
+    mask_of(known, 90, -(-tokenizer_of(BYTE_LEVEL).vocab_size // 32))
+    other = matcher_behind(beginning, '{"a":"123456789')
+    assert other.place is known.place
+    with pytest.raises(OrcdError):
+        other.take(beginning._rule.alphabet.of_byte(ord("x")), 90)
+
+
+def test_of_all_grammars_those_that_learned_last_keep_what_they_know(monkeypatch: pytest.MonkeyPatch) -> None:
+    compiler = GrammarCompiler(tokenizer_of(BYTE_LEVEL))
+    beginnings = [compiler.compile(grammar_text("json_schema", record(**{name: TEXT}))) for name in "ab"]
+    place_of(beginnings[0], '{"a":"x')
+    monkeypatch.setattr(document_places, "MAX_BYTES", compiler._place_memory._num_bytes + 1)
+    first = beginnings[0].places.beginning
+    assert first.next
+    behind = matcher_behind(beginnings[1], '{"b":"x')
+    assert not first.next
+    assert beginnings[1].places.beginning.next
+    place_of(beginnings[0], '{"a":"x')
+    assert behind.take(beginnings[1]._rule.alphabet.quote_id, 90) == behind._rule.alphabet.quote_id
+    assert compiler._place_memory._num_bytes <= document_places.MAX_BYTES

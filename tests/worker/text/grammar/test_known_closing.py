@@ -1,0 +1,46 @@
+"""What is left of a closing is found out once, and is what the texts of its tokens tell."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.worker.text.grammar.compilers import BYTE_LEVEL, tokenizer_of
+from worker.text.grammar import known_closing
+from worker.text.grammar.alphabet import Alphabet
+from worker.text.grammar.known_closing import KnownClosings
+
+
+@pytest.fixture(scope="module")
+def alphabet() -> Alphabet:
+    return Alphabet(tokenizer_of(BYTE_LEVEL))
+
+
+def ids_of(alphabet: Alphabet, text: str) -> list[int]:
+    return [alphabet.of_byte(byte) or 0 for byte in text.encode()]
+
+
+def test_equal_closings_are_the_same_object(alphabet: Alphabet) -> None:
+    closings = KnownClosings(alphabet)
+    closing = closings.of(ids_of(alphabet, '"}'))
+    assert closing is closings.of(tuple(ids_of(alphabet, '"}')))
+    assert (closing.length, closing.first_id) == (2, alphabet.quote_id)
+    assert closings.of(()).first_id is None
+
+
+@pytest.mark.parametrize("most", [1, 4096])
+def test_what_is_left_is_told_the_same_each_time(
+    alphabet: Alphabet, most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(known_closing, "MAX_CLOSINGS", most)
+    monkeypatch.setattr(known_closing, "MAX_REMAINDERS", most)
+    closing = KnownClosings(alphabet).of(ids_of(alphabet, '","b":0}'))
+    for _ in range(2):
+        for token_id in ids_of(alphabet, '",}x0 '):
+            left = closing.remainder(token_id)
+            told = alphabet.remainder(closing.token_ids, token_id)
+            assert (None if left is None else left.token_ids) == told
+            if told is None:
+                told = closing.token_ids
+                if alphabet.kinds[token_id]:
+                    told = alphabet.likely_remainder(told, token_id)
+            assert closing.likely_remainder(token_id).token_ids == told

@@ -1,0 +1,258 @@
+"""What may follow in a place of a document is computed once for all answers of a grammar.
+
+A place is the outline of a document and the text behind that. Where no schema tells alternatives apart by what strings
+and numbers hold (`worker.text.grammar.document_growth.Growth.tells_by_place`), the next token depends on these alone:
+not on what the strings and numbers of the outline hold, and in a string that may have any text only on how long it is.
+Places know what tokens lead to others: so an answer goes on from place to place, and the matcher of its grammar need
+not be asked where others have been.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from llguidance import LLMatcher
+from numpy.typing import NDArray
+
+from worker.text.grammar.alphabet import Alphabet
+from worker.text.grammar.known_closing import KnownClosing
+
+MAX_BYTES = 64 << 20
+"""Of what is known of places, of all grammars together; a mask takes 19 kB for 152,000 tokens."""
+PLACE_BYTES, TOKEN_BYTES = 600, 100
+"""About what Python takes for a place, and for a token that leads to another."""
+MAX_OUTLINE, MAX_TEXT, MAX_DIGITS = 4096, 64, 3
+"""Bytes of outlines, texts and numbers in places that are kept: answers seldom come together in longer ones."""
+ANY_TOKEN = -1
+PROBES = b"~^|`@#%zqZQXKWVJ"
+_LEXEME = re.compile(rb'"(?:[^"\\]|\\.)*+"|[{}\[\],:]|[^\s{}\[\],:"]++|\s++', re.DOTALL)
+_ESCAPE = re.compile(rb'\\["\\/bfnrt]')
+"""Those that stand for one character each."""
+_STRUCTURE = frozenset(b"{}[],:")
+_NUMBERS = frozenset(b"-0123456789")
+"""What numbers begin with."""
+
+Mask = NDArray[np.uint32]
+
+
+@dataclass(slots=True, eq=False)
+class Place:
+    """Where an answer may be in its document, and what is known of that."""
+
+    outline: bytes
+    """The structure and the names so far, and of values only where they are."""
+    text: bytes
+    """What has begun behind the outline; any white space is spaces."""
+    num_dropped: int
+    """Characters that are not in the text of the string that is open."""
+    outer: bytes
+    """The objects and arrays that are open."""
+    is_name_next: bool
+    length: int
+    """Characters of the string that this is in, if it may have any text; else -1."""
+    alphabet: Alphabet
+    lengths: dict[int, Place]
+    """Places in that string by their length."""
+    is_complete: bool = False
+    """Whether nothing may follow."""
+    is_kept: bool = True
+    """Whether others that come here find what is known."""
+    is_open: bool = True
+    """Whether it is not told by bytes that must come next what tokens must."""
+    forced: dict[int, Sequence[int]] = field(default_factory=dict)
+    """The tokens that must come next, as far as they are known: by the last token where that may change how these are
+    spelled."""
+    mask: Mask | None = None
+    """Of the next token, once it is known."""
+    bits: bytes = b""
+    """Those of the mask."""
+    closings: dict[tuple[int, KnownClosing], KnownClosing] = field(default_factory=dict)
+    """Tokens that close the document, by the last token as for ``forced``, and by the closing of which they were made.
+    """
+    next: dict[int, Place] = field(default_factory=dict)
+    """Places behind tokens, by their `Alphabet.shapes`."""
+
+    def goes_on_with(self, token_id: int) -> bool:
+        """Whether this is in a string that may have any text, and still is with that token."""
+        return self.length >= 0 and self.alphabet.num_chars[token_id] > 0
+
+    def known_forced(self, last_id: int) -> Sequence[int] | None:
+        """The tokens that must come next behind the token ``last_id``, if that is known."""
+        return self.forced.get(ANY_TOKEN if self.is_open else last_id)
+
+    def known_closing(self, last_id: int, earlier: KnownClosing) -> KnownClosing | None:
+        """What closes the document behind the token ``last_id``, made of an ``earlier`` closing, if that is known."""
+        return self.closings.get((ANY_TOKEN if self.is_open else last_id, earlier))
+
+    def keep_forced(self, last_id: int, token_ids: Sequence[int]) -> None:
+        """Tell others."""
+        self.forced[ANY_TOKEN if self.is_open else last_id] = token_ids
+
+
+class PlaceMemory:
+    """Counts what is kept of places; the grammars that learned nothing for longest forget what they know."""
+
+    def __init__(self) -> None:
+        self._sizes: OrderedDict[DocumentPlaces, int] = OrderedDict()
+        self._num_bytes = 0
+
+    def add(self, places: DocumentPlaces, num_bytes: int) -> None:
+        """So many bytes more are kept of ``places``."""
+        self._num_bytes += num_bytes
+        self._sizes[places] = self._sizes.get(places, 0) + num_bytes
+        self._sizes.move_to_end(places)
+        while self._num_bytes > MAX_BYTES:
+            oldest, size = self._sizes.popitem(last=False)
+            self._num_bytes -= size
+            oldest.forget()
+
+
+class DocumentPlaces:
+    """The places in the documents of one grammar."""
+
+    def __init__(self, memory: PlaceMemory, alphabet: Alphabet, probe_id: int) -> None:
+        """``probe_id``: the token of a character that only strings with any text may have."""
+        self._memory = memory
+        self._alphabet = alphabet
+        self._probe_id = probe_id
+        self._kept: dict[tuple[bytes, bytes], Place] = {}
+        self._lengths: dict[bytes, dict[int, Place]] = {}  # by outlines behind which a string may have any text
+        self._masks: dict[bytes, tuple[bytes, Mask]] = {}
+        self.beginning = Place(b"", b"", 0, b"", False, -1, alphabet, {})
+        self.quote_id = alphabet.quote_id
+        """The token that ends a string."""
+
+    def forget(self) -> None:
+        """Know nothing of any place."""
+        of_strings = [place for lengths in self._lengths.values() for place in lengths.values()]
+        for place in (self.beginning, *self._kept.values(), *of_strings):
+            place.next, place.forced, place.closings, place.mask, place.bits = {}, {}, {}, None, b""
+        self._kept, self._masks = {}, {}
+        for lengths in self._lengths.values():
+            lengths.clear()
+        self._lengths = {}
+
+    def after(self, place: Place, token_id: int) -> Place | None:
+        """The place behind ``place`` and a token that may come there, if that is known."""
+        if place.length >= 0:
+            num_chars = self._alphabet.num_chars[token_id]
+            if num_chars:
+                return self._in_string(place, place.length + num_chars)
+        found = place.next.get(self._alphabet.shapes[token_id])
+        if found is None and place.is_kept:
+            behind = self._behind(place, token_id)
+            length = self._length(behind)
+            if length < 0:
+                found = self._kept.get((behind.outline, behind.text))
+            elif behind.outline in self._lengths:
+                found = self._lengths[behind.outline].get(length)
+            if found is not None:
+                self._lead(place, token_id, found)
+        return found
+
+    def follow(self, place: Place, token_id: int, state: LLMatcher) -> Place:
+        """The place behind ``place`` and a token that ``state`` has taken there."""
+        found = self.after(place, token_id)
+        if found is not None:
+            return found
+        behind = self._behind(place, token_id)
+        behind.is_complete = state.is_stopped()
+        length = self._length(behind)
+        if length >= 0 and behind.outline not in self._lengths and state.validate_tokens([self._probe_id]) != 1:
+            length = -1
+        found = self._in_string(behind, length) if length >= 0 else self._known(behind, state)
+        if place.is_kept and found.is_kept:
+            self._lead(place, token_id, found)
+        return found
+
+    def keep_closing(self, place: Place, last_id: int, earlier: KnownClosing, closing: KnownClosing) -> None:
+        """Tell others what closes the document in ``place``, see `Place.known_closing`."""
+        if place.is_kept:
+            place.closings[ANY_TOKEN if place.is_open else last_id, earlier] = closing
+            self._memory.add(self, TOKEN_BYTES + 8 * closing.length)
+
+    def _lead(self, place: Place, token_id: int, behind: Place) -> None:
+        place.next[self._alphabet.shapes[token_id]] = behind
+        self._memory.add(self, TOKEN_BYTES)
+
+    def keep_mask(self, place: Place, mask: Mask) -> None:
+        """Tell others what the mask of the next token is in ``place``."""
+        if not place.is_kept:
+            return
+        bits = mask.tobytes()
+        known = self._masks.get(bits)  # as many places have the same one
+        if known is None:
+            known = self._masks[bits] = bits, np.frombuffer(bits, np.uint32)
+            self._memory.add(self, len(bits))
+        place.bits, place.mask = known
+
+    def _behind(self, before: Place, token_id: int) -> Place:
+        """The place behind ``before`` and a token that ends or begins something, as the texts of these tell."""
+        text = before.text + self._alphabet.texts[token_id]
+        end, outline, outer, is_name_next = 0, [before.outline], before.outer, before.is_name_next
+        match_next = _LEXEME.scanner(text).match  # type: ignore[attr-defined]
+        while (found := match_next()) is not None:
+            lexeme: bytes = found[0]
+            kind = lexeme[0]
+            if kind == ord('"'):
+                outline.append(lexeme if is_name_next else b'""')
+            elif kind in _STRUCTURE:
+                outline.append(lexeme)
+                if lexeme in b"{[":
+                    outer += lexeme
+                elif lexeme in b"}]":
+                    outer = outer[:-1]
+                is_name_next = lexeme in b"{," and outer.endswith(b"{")
+            elif found.end() == len(text):  # it may go on
+                break
+            elif not lexeme.isspace():
+                outline.append(b"0")
+            end = found.end()
+        left = text[end:]
+        if left.isspace():
+            left = b" " * len(left)
+        num_dropped = before.num_dropped if len(outline) == 1 else 0
+        return Place(b"".join(outline), left, num_dropped, outer, is_name_next, -1, before.alphabet, {})
+
+    def _length(self, place: Place) -> int:
+        """Characters of the string that ``place`` is in, so far, if they can be counted and it is no name; else -1."""
+        if place.is_name_next or not place.text.startswith(b'"'):
+            return -1
+        text = _ESCAPE.sub(b"x", place.text[1:]) if b"\\" in place.text else place.text[1:]
+        if b"\\" in text:
+            return -1
+        try:
+            return place.num_dropped + len(text.decode())
+        except ValueError:  # it ends in half a character
+            return -1
+
+    def _in_string(self, place: Place, length: int) -> Place:
+        """So many characters behind the beginning of the string that ``place`` is in."""
+        found = place.lengths.get(length)
+        if found is None:
+            outline, outer = place.outline, place.outer
+            lengths = self._lengths.setdefault(outline, {})
+            found = lengths.get(length)
+            if found is None:
+                found = Place(outline, b'"', length, outer, False, length, self._alphabet, lengths)
+                lengths[length] = found
+                self._memory.add(self, PLACE_BYTES + len(outline))
+        return found
+
+    def _known(self, place: Place, state: LLMatcher) -> Place:
+        """The place that is kept and is the same as ``place``, or ``place``, where ``state`` is."""
+        outline, text = place.outline, place.text
+        most = MAX_DIGITS if text and text[0] in _NUMBERS else MAX_TEXT
+        is_long = len(outline) > MAX_OUTLINE or len(text) > most
+        if is_long or (text.startswith(b'"') and not place.is_name_next and outline in self._lengths):
+            place.is_kept = False
+        place.is_open = not state.compute_ff_bytes()
+        found = self._kept.get((outline, text)) if place.is_kept else place
+        if found is None:
+            found = self._kept[outline, text] = place
+            self._memory.add(self, PLACE_BYTES + len(outline) + len(text))
+        return found
