@@ -135,7 +135,7 @@ class JobRunner:
             if not isinstance(event, ActiveJob | contract.Stats):  # to the jobs that run these two make no difference
                 changed += self._process(self._batcher.take_all())
             changed += self._handle(event)
-        changed += self._process(self._batcher.take_all())
+        changed += self._process(self._batcher.take_batch())
         self._write(self._started + changed)
         self._started = self._admission.update(self._jobs.values())
 
@@ -144,8 +144,8 @@ class JobRunner:
             if self._pending is not None:
                 event, self._pending = self._pending, None
                 yield event
-            elif not (self._started or self._batcher):
-                yield self._events.get(timeout=TICK_S)
+            elif not self._started and (wait_s := self._batcher.wait_s()) != 0.0:
+                yield self._events.get(timeout=TICK_S if wait_s is None else min(wait_s, TICK_S))
             for _ in range(MAX_BATCH_EVENTS):
                 yield self._events.get_nowait()
         except Empty:
@@ -267,6 +267,9 @@ class JobRunner:
 
     def _settle(self, job: ActiveJob, answer: Appended) -> bool:
         """Act on what an append found; True if the job has more to say."""
+        # Who listens gets every token when it comes. A stop string shall be found before the engine has gone on for long.
+        is_quiet = not (answer.num_listeners or job.has_stop_strings)
+        self._batcher.set_quiet(job.request_id, is_quiet=is_quiet)
         match answer.status:
             case "fenced":
                 self._drop(job)

@@ -13,13 +13,16 @@ loop."""
 MAX_THROTTLE_S = 0.1
 DUE_WAIT_S = 0.004
 """So long a job's first or final outputs wait for those of others in the pause, to be written with them."""
+QUIET_INTERVAL_S = 0.1
+"""The tokens of jobs that nobody listens to are written once in so long, as an event costs Redis more than a token."""
 
 
 class OutputBatcher:
     """Collects outputs, all of one choice in one, and says when they are to be written.
 
-    All are written in the next batch. In the throttle interval before it, only two kinds are due: the last of a choice
-    and the first of a request, which somebody waits for. An error stays by itself, behind the tokens. Belongs to the
+    All are written in the next batch, but those of quiet requests only if the last such batch was `QUIET_INTERVAL_S`
+    ago. Two kinds are due at once: the last of a choice and the first of a request, which somebody waits for. In the
+    throttle interval before a batch only these are written. An error stays by itself, behind the tokens. Belongs to the
     job runner's thread.
     """
 
@@ -27,12 +30,11 @@ class OutputBatcher:
         self._runs: dict[tuple[str, int, bool], list[TokenOutput]] = {}
         self._due: list[tuple[str, int]] = []
         self._awaiting_first: set[str] = set()
+        self._quiet: set[str] = set()
+        self._quiet_end = 0.0
         self.interval_end = 0.0
         self.write_at = 0.0
         """When due outputs must be taken; the end of the throttle interval while there are none."""
-
-    def __bool__(self) -> bool:
-        return bool(self._runs)
 
     def expect_first(self, request_id: str) -> None:
         """The next output of this request is due."""
@@ -41,6 +43,22 @@ class OutputBatcher:
     def forget(self, request_id: str) -> None:
         """Nothing more will come of it."""
         self._awaiting_first.discard(request_id)
+        self._quiet.discard(request_id)
+
+    def set_quiet(self, request_id: str, *, is_quiet: bool) -> None:
+        """Say whether nobody waits for what comes of a request between its first output and its last."""
+        if is_quiet:
+            self._quiet.add(request_id)
+        else:
+            self._quiet.discard(request_id)
+
+    def wait_s(self) -> float | None:
+        """After how many seconds there is a batch to write if no more outputs come; None if there are none."""
+        if not self._runs:
+            return None
+        if self._due or any(request_id not in self._quiet for request_id, _, _ in self._runs):
+            return 0.0
+        return max(0.0, self._quiet_end - time.monotonic())
 
     def throttle(self, interval_s: float) -> None:
         """Begin a throttle interval."""
@@ -68,12 +86,24 @@ class OutputBatcher:
         self._due.clear()
         return [join_outputs(run) for run in runs.values()]
 
+    def take_batch(self) -> list[TokenOutput]:
+        """The outputs of the next batch; those of quiet requests stay unless it is time for them or they are due."""
+        now = time.monotonic()
+        if now >= self._quiet_end:
+            self._quiet_end = now + QUIET_INTERVAL_S
+            return self.take_all()
+        due = self.take_due()
+        return due + self._take([key for key in self._runs if key[0] not in self._quiet])
+
     def take_due(self) -> list[TokenOutput]:
         """All outputs of the choices of which one is due; those of others stay."""
         keys = dict.fromkeys((*choice, is_error) for choice in self._due for is_error in (False, True))
         self._due.clear()
         self.write_at = self.interval_end
-        return [join_outputs(self._runs.pop(key)) for key in keys if key in self._runs]
+        return self._take(key for key in keys if key in self._runs)
+
+    def _take(self, keys: Iterable[tuple[str, int, bool]]) -> list[TokenOutput]:
+        return [join_outputs(self._runs.pop(key)) for key in keys]
 
 
 def throttle_interval_s(worked_s: float) -> float:

@@ -183,23 +183,30 @@ class EnduranceQueue:
         worker = self._fleet.start(DEMO, ORCD_JOB_TTL_S=str(self._arguments.ttl))
         worker.wait_until_ready(1)
         with Client(self._server.url, job_ttl_s=self._arguments.ttl) as client:
-            fields: dict[str, Any] = {
-                "prompt": "old pond",
-                "max_tokens": LONG_TOKENS + 60,
-                "ignore_eos": True,
-                "seed": 1,
-            }
-            job_id = client.submit(model=DEMO.stem, **fields)
+            parts = [
+                f"a log takes {self._log_bytes(client, listens=listens)} {who}"
+                for listens, who in ((False, "nobody listens"), (True, "somebody does"))
+            ]
+        self._fleet.leave(worker)
+        return "\n".join(parts)
+
+    def _log_bytes(self, client: Client, *, listens: bool) -> str:
+        job_id = client.submit(
+            model=DEMO.stem, prompt="old pond", max_tokens=LONG_TOKENS + 60, ignore_eos=True, seed=int(listens)
+        )
+        log = schema.log_key(job_id)
+        with self._connection.pubsub() as channel:
+            if listens:
+                channel.subscribe(schema.events_channel(job_id))
             while (num_tokens := client.status(job_id).tokens_out) < LONG_TOKENS:
                 time.sleep(0.02)
-            size = self._connection.memory_usage(schema.log_key(job_id), samples=0)
+            size, num_events = self._connection.memory_usage(log, samples=0), self._connection.xlen(log)
             client.result(job_id)
-            ended = self._connection.memory_usage(schema.log_key(job_id), samples=0) or 0
-            record = self._connection.memory_usage(schema.job_key(job_id), samples=0)
-        self._fleet.leave(worker)
+        ended = self._connection.memory_usage(log, samples=0) or 0
+        record = self._connection.memory_usage(schema.job_key(job_id), samples=0)
         return (
-            f"a log takes {1000 * size / num_tokens:,.0f} bytes per 1,000 tokens while its job runs, "
-            f"{1000 * ended / (LONG_TOKENS + 60):,.0f} after its end; its record {record:,} bytes"
+            f"{1000 * size / num_tokens:,.0f} bytes per 1,000 tokens while its job runs ({num_tokens / num_events:.1f} "
+            f"tokens an event), {1000 * ended / (LONG_TOKENS + 60):,.0f} after its end, its record {record:,}, if"
         )
 
     def _start_worker(self) -> None:

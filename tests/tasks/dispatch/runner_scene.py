@@ -8,7 +8,10 @@ import threading
 from queue import SimpleQueue
 from typing import Any
 
+from redis.client import PubSub
+
 from orcd.request import parse
+from orcd.store import schema
 from orcd.store.claim import Claim
 from orcd.store.enqueue import Message
 from orcd.store.job_store import JobStore
@@ -34,6 +37,7 @@ class RunnerScene:
         self.store = store
         self.published: list[Message] = []
         self.outcomes: list[tuple[str, Outcome | Fenced]] = []
+        self._listeners: list[PubSub] = []  # a channel that is forgotten is closed
         self.lost = threading.Event()
         self.log = io.StringIO()
         observer = Observer(EventLog("json", "w", self.log), "w", Settings(name="m", device="cpu"))
@@ -46,6 +50,13 @@ class RunnerScene:
             self.lost.set,
             lambda *death: self.deaths.put(death),
         )
+
+    def listen(self, job_id: str) -> None:
+        """Subscribe to the events of a job."""
+        channel = self.store.redis.pubsub()
+        channel.subscribe(schema.events_channel(job_id))
+        assert channel.get_message(timeout=5)["type"] == "subscribe"
+        self._listeners.append(channel)
 
     def begin(self, job_id: str) -> ActiveJob:
         """Claim a job and hand it to the job runner."""

@@ -14,6 +14,7 @@ from orcd.events import End, Error, Started, Token
 from orcd.request import parse
 from orcd.result import Result
 from orcd.store.claim import Claim
+from tasks.dispatch import output_batcher
 from tasks.dispatch.active_job import Termination
 from tasks.dispatch.delivery import Fenced
 from tasks.dispatch.engine.engine_process import EngineExit
@@ -50,6 +51,7 @@ def test_a_job_runs_from_its_claim_to_its_result(scene: RunnerScene) -> None:
 
 
 def test_what_several_steps_drew_is_one_event_of_each_job(scene: RunnerScene) -> None:
+    scene.listen("a")
     job = scene.begin("a")
     scene.runner.run_batch()
     for token_id in (1, 2, 4):
@@ -59,6 +61,45 @@ def test_what_several_steps_drew_is_one_event_of_each_job(scene: RunnerScene) ->
     scene.runner.run_batch()
     tokens = [event for event in scene.store.events("a") if isinstance(event, Token)]
     assert tokens == [Token("ab ", 1, [1, 2, 4]), Token("a", 4, [1])]
+
+
+def test_tokens_of_a_job_that_nobody_listens_to_share_an_event_and_its_first_and_last_ones_do_not_wait(
+    scene: RunnerScene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(output_batcher, "QUIET_INTERVAL_S", 60)
+    submit(scene.store, "b", parse({"prompt": "x", "max_tokens": 9, "stop": "zz"}))
+    submit(scene.store, "c", REQUEST)
+    scene.listen("c")
+    jobs = [scene.begin(job_id) for job_id in ("a", "b", "c")]
+    scene.runner.run_batch()
+    for token_id in (1, 2, 4):
+        for job in jobs:
+            scene.say(job, token_id)
+        scene.runner.run_batch()
+    assert words(scene, "a") == [Started, [1]]
+    assert words(scene, "b") == [Started, [1], [2], [4]], "its stop string would end the work"
+    assert words(scene, "c") == [Started, [1], [2], [4]]
+    scene.say(jobs[0], 1, END, finish="stop")
+    scene.runner.run_batch()
+    assert words(scene, "a") == [Started, [1], [2, 4, 1, END], End]
+
+
+def test_who_begins_to_listen_gets_each_token_when_it_comes(
+    scene: RunnerScene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = scene.begin("a")
+    for token_id in (1, 2):
+        scene.say(job, token_id)
+        scene.runner.run_batch()
+    wait_until(lambda: (scene.runner.run_batch(), words(scene, "a"))[1] == [Started, [1], [2]])
+    monkeypatch.setattr(output_batcher, "QUIET_INTERVAL_S", 60)
+    scene.listen("a")
+    wait_until(lambda: (scene.say(job, 4), scene.runner.run_batch(), len(words(scene, "a")) > 3)[-1])
+    known = words(scene, "a")
+    for token_id in (1, 2):
+        scene.say(job, token_id)
+        scene.runner.run_batch()
+    assert words(scene, "a") == [*known, [1], [2]]
 
 
 def test_a_job_that_comes_between_two_outputs_leaves_them_one_event(scene: RunnerScene) -> None:
@@ -83,6 +124,8 @@ def test_while_it_is_throttled_jobs_are_started_and_their_first_and_final_output
 ) -> None:
     sent: list[contract.Request] = []
     monkeypatch.setattr(scene.runner.engine.process, "send", sent.append)
+    scene.listen("a")
+    scene.listen("c")
     first = scene.begin("a")
     submit(scene.store, "b", REQUEST)
     second = scene.begin("b")

@@ -37,6 +37,7 @@ def scene(make_store: MakeStore) -> Iterator[RunnerScene]:
 def test_a_log_that_redis_has_forgotten_a_part_of_is_given_back_and_gone_on_with_from_there(
     scene: RunnerScene, connection: redis.Redis
 ) -> None:
+    scene.listen("a")
     job = scene.begin("a")
     scene.runner.run_batch()
     scene.say(job, 1)

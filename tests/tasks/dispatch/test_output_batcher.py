@@ -6,6 +6,7 @@ import time
 
 import pytest
 
+from tasks.dispatch import output_batcher
 from tasks.dispatch.output_batcher import DUE_WAIT_S, MAX_THROTTLE_S, OutputBatcher, throttle_interval_s
 from worker.contract import TokenOutput
 
@@ -32,15 +33,15 @@ def test_outputs_of_several_steps_are_joined_by_choice_and_an_error_comes_after_
     add(batcher, TokenOutput("a", 0, (1,), None, b"one "), TokenOutput("b", 0, (4,)))
     add(batcher, TokenOutput("a", 0, (2, 3), "length", b"two three "), TokenOutput("a", 1, (5,)))
     add(batcher, TokenOutput("b", 0, (), "error", error_code="VRAM_OOM", error_message="full"))
-    assert batcher
+    assert batcher.wait_s() == 0.0
     assert batcher.take_all() == [
         TokenOutput("a", 0, (1, 2, 3), "length", b"one two three "),
         TokenOutput("b", 0, (4,)),
         TokenOutput("a", 1, (5,)),
         TokenOutput("b", 0, (), "error", error_code="VRAM_OOM", error_message="full"),
     ]
-    assert not batcher
-    assert batcher.take_all() == batcher.take_due() == []
+    assert batcher.wait_s() is None
+    assert batcher.take_all() == batcher.take_due() == batcher.take_batch() == []
 
 
 def test_what_is_due_can_be_taken_before_the_rest_and_is_whole(batcher: OutputBatcher) -> None:
@@ -92,6 +93,27 @@ def test_the_end_of_the_throttle_interval_comes_first(batcher: OutputBatcher) ->
     batcher.throttle(0)
     batcher.add([TokenOutput("a", 0, (1,), "stop")], time.monotonic())
     assert batcher.write_at == batcher.interval_end
+
+
+def test_what_nobody_listens_to_is_taken_once_in_an_interval(
+    batcher: OutputBatcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(output_batcher, "QUIET_INTERVAL_S", 60)
+    batcher.set_quiet("a", is_quiet=True)
+    add(batcher, TokenOutput("a", 0, (1,)))
+    assert batcher.wait_s() == 0.0
+    assert batcher.take_batch() == [TokenOutput("a", 0, (1,))], "the last time is long ago"
+    add(batcher, TokenOutput("a", 0, (2,)), TokenOutput("a", 1, (7,)))
+    assert 30 < (batcher.wait_s() or 0) <= 60
+    add(batcher, TokenOutput("b", 0, (3,)))
+    assert batcher.wait_s() == 0.0
+    assert batcher.take_batch() == [TokenOutput("b", 0, (3,))]
+    assert batcher.take_batch() == []
+    add(batcher, TokenOutput("a", 0, (4,), "stop"))
+    assert batcher.wait_s() == 0.0, "the last output of a choice waits for nothing"
+    assert batcher.take_batch() == [TokenOutput("a", 0, (2, 4), "stop")]
+    batcher.set_quiet("a", is_quiet=False)
+    assert batcher.take_batch() == [TokenOutput("a", 1, (7,))]
 
 
 @pytest.mark.parametrize(("worked_s", "interval_s"), [(0.0, 0.0), (0.002, 0.02), (0.5, MAX_THROTTLE_S)])
