@@ -6,6 +6,7 @@ A reader subscribes to the job's channel, replays the log from where it was, and
 
 from __future__ import annotations
 
+import enum
 import hashlib
 import string
 import struct
@@ -51,6 +52,14 @@ class Started(msgspec.Struct, frozen=True, tag_field="type", tag="started", omit
     started_at: int
     attempt: int
     fingerprint: str = ""
+
+
+class Packing(enum.IntEnum):
+    """What may be packed in a job's log: all who read it must know these forms. `TOKENS` are both."""
+
+    NOTHING = 0
+    LOGPROBS = 1
+    TOKENS = 2
 
 
 class TokenLogprob(msgspec.Struct, frozen=True, gc=False):
@@ -205,10 +214,16 @@ Event = Queued | Loading | Started | Token | End | Error
 
 _encoder = msgspec.json.Encoder()
 _decoder: msgspec.json.Decoder[Event] = msgspec.json.Decoder(Event)
+_list_decoder = msgspec.json.Decoder(tuple[str, int, list[int], int])
+_NO_MORE = msgspec.structs.astuple(Token("", 1, []))[4:]
 
 
-def encode_event(event: Event) -> bytes:
-    """The event as one line of JSON."""
+def encode_event(event: Event, packing: Packing = Packing.NOTHING) -> bytes:
+    """The event as one line of JSON; a packed `Token` that has no more is a list of t, i, ids and choice."""
+    if packing == Packing.TOKENS and isinstance(event, Token):
+        fields = msgspec.structs.astuple(event)
+        if fields[4:] == _NO_MORE:
+            return _encoder.encode(fields[:4])
     return _encoder.encode(event)
 
 
@@ -218,6 +233,8 @@ def decode_event(json: bytes) -> Event:
     Raises ValueError for what is no event.
     """
     try:
+        if json.startswith(b"["):
+            return Token(*_list_decoder.decode(json))
         event = _decoder.decode(json)
         return event.unpacked() if isinstance(event, Token) else event
     except RecursionError:

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from orcd import request as requests
 from orcd.errors import InvalidRequest
+from orcd.events import Packing
 from orcd.request import Request
 from orcd.store.enqueue import RecordedMessage
 from orcd.store.submission import trace_parent
@@ -35,8 +36,7 @@ class Claim:
     ``request`` is an error where the record holds none that this version can read. ``fingerprint`` is the last owner's,
     "" if there was none, and ``losses`` counts those that died with the job since its last token. ``recorded`` are the
     task ids of the job's recorded messages, and ``time_limit_s`` is the shortest limit among these. ``trace`` is the
-    ``traceparent`` that its sender gave, "" for none. ``reads_packed`` says that its sender reads log probabilities
-    that are packed.
+    ``traceparent`` that its sender gave, "" for none. ``packing`` is what its sender reads in its log.
     """
 
     job_id: str
@@ -55,7 +55,7 @@ class Claim:
     time_limit_s: float | None
     log: tuple[LoggedEvent, ...]
     trace: str = ""
-    reads_packed: bool = False
+    packing: Packing = Packing.NOTHING
 
     @classmethod
     def read(
@@ -86,7 +86,7 @@ class Claim:
             time_limit_s=min((limit for each in messages if (limit := each.time_limit_s)), default=None),
             log=read_log(job_id, script_entries(entries)),
             trace=trace_parent(record.get(b"trace", b"").decode()),
-            reads_packed=b"packed" in record,
+            packing=Packing(min(Packing.TOKENS, int(record.get(b"packed", 0)))),
         )
 
 

@@ -18,7 +18,7 @@ import msgspec
 import redis
 
 from orcd.errors import InvalidRequest, LogDamaged, OrcdError
-from orcd.events import Error, Event, Loading, Position, encode_event, state_after
+from orcd.events import Error, Event, Loading, Packing, Position, encode_event, state_after
 from orcd.request import Request
 from orcd.store import schema
 from orcd.store.claim import Claim, ClaimStatus, Lease
@@ -55,7 +55,7 @@ class Arrival:
 class Append:
     """Events to write to one job's log, behind the entry at ``after`` (`Position` () for an empty log).
 
-    ``final_state`` is set when the last of them ends the job.
+    ``final_state`` is set when the last of them ends the job. ``packing`` is the claim's.
     """
 
     job_id: str
@@ -63,6 +63,7 @@ class Append:
     after: Position
     events: list[LoggedEvent] = field(default_factory=list)
     final_state: str = ""
+    packing: Packing = Packing.NOTHING
 
 
 class Appended(msgspec.Struct, frozen=True):
@@ -185,7 +186,7 @@ class JobStore:
             arguments += [job.job_id, job.lease.epoch, job.lease.token, job.after.text, job.final_state]
             arguments.append(len(job.events))
             for logged in job.events:
-                arguments += [logged.position.text, encode_event(logged.event)]
+                arguments += [logged.position.text, encode_event(logged.event, job.packing)]
         answers = self._scripts["append"]([], arguments)
         return [Appended(status.decode(), cancel == 1, listeners) for status, cancel, listeners in answers]
 

@@ -13,6 +13,7 @@ import msgspec
 
 from orcd import request as requests
 from orcd.errors import Conflict, InvalidRequest, ModelNotServed, OrcdError, QueueFull
+from orcd.events import Packing
 from orcd.request import Request, RequestFields
 from orcd.store.enqueue import Message, queue_name, tenant_digest
 from orcd.store.token_log import damaged
@@ -68,7 +69,7 @@ class Submission:
                 raise InvalidRequest("traceparent: must look like 00-TRACE-SPAN-FLAGS in hexadecimal digits")
         request, job_id = read_fields(fields, job_id)
         job_id = uuid.uuid4().hex if job_id is None else job_id
-        return cls.of(job_id, request, lifetime, fail_fast=fail_fast, trace=trace, reads_packed=True)
+        return cls.of(job_id, request, lifetime, fail_fast=fail_fast, trace=trace, packing=Packing.TOKENS)
 
     @classmethod
     def of(
@@ -79,14 +80,13 @@ class Submission:
         *,
         fail_fast: bool = False,
         trace: str = "",
-        reads_packed: bool = False,
+        packing: Packing = Packing.NOTHING,
     ) -> Submission:
         """A request that has been checked. Raises `InvalidRequest` for an id or a text that cannot be stored.
 
-        With ``fail_fast`` it is refused if no worker serves its model. ``trace`` is of `trace_parent`. With
-        ``reads_packed`` log probabilities may be packed in the job's log: readers of older versions do not see them.
+        With ``fail_fast`` it is refused if no worker serves its model. ``trace`` is of `trace_parent`. ``packing`` is
+        what its sender reads in the job's log, which those of older versions do not.
         """
-        has_logprobs = request.logprobs is not None or request.prompt_logprobs is not None
         queue = queue_name(request.model)
         tenant = tenant_digest(request.tenant)
         deadline_ms = 0 if request.deadline_s is None else max(1, round(request.deadline_s * 1000))
@@ -104,7 +104,7 @@ class Submission:
                 int(fail_fast),
                 tenant,
                 trace,
-                int(reads_packed and has_logprobs),
+                int(packing),
             ],
             message=Message(job_id, queue, request.priority, tenant=tenant),
         )

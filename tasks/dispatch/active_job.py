@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import msgspec
 
 from orcd.errors import BY_CODE, OrcdError
-from orcd.events import End, Error, Event, Position, Started, Token, ToolCallDelta, state_after, tool_call_id
+from orcd.events import End, Error, Event, Packing, Position, Started, Token, ToolCallDelta, state_after, tool_call_id
 from orcd.request import Request, structured_output
 from orcd.result import Result, ResultBuilder
 from orcd.store.claim import Claim, Lease
@@ -100,7 +100,7 @@ class ActiveJob:
         self.first_token_ms = claim.first_token_ms
         self._position = claim.log[-1].position if claim.log else Position()
         self._result = ResultBuilder(claim.job_id)
-        self._append = Append(claim.job_id, claim.lease, self._position)
+        self._append = Append(claim.job_id, claim.lease, self._position, packing=claim.packing)
         # A request that cannot be read any more may have had more choices than the log shows by now.
         logged_choices = (logged.event.choice + 1 for logged in claim.log if isinstance(logged.event, Token))
         self._choices = [_Choice(index) for index in range(max(readable.n, *logged_choices, 0))]
@@ -144,7 +144,9 @@ class ActiveJob:
         unfinished = [choice for choice in self._choices if choice.finish is None]
         for choice in unfinished:
             choice.held.clear()
-            choice.logprobs = choice.logprobs or HeldLogprobs(self._prompt, packs=self.claim.reads_packed)
+            choice.logprobs = choice.logprobs or HeldLogprobs(
+                self._prompt, packs=self.claim.packing >= Packing.LOGPROBS
+            )
             choice.logprobs.forget_held()
             choice.detokenizer = self._prompt.detokenizer()
             choice.detokenizer.restore(choice.ids)
@@ -210,7 +212,8 @@ class ActiveJob:
 
     def take_append(self) -> Append:
         """The events since the last call, for the token log."""
-        append, self._append = self._append, Append(self.job_id, self.claim.lease, self._position)
+        append = self._append
+        self._append = Append(self.job_id, self.claim.lease, self._position, packing=self.claim.packing)
         return append
 
     def now_ms(self) -> int:

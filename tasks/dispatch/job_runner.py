@@ -267,9 +267,7 @@ class JobRunner:
 
     def _settle(self, job: ActiveJob, answer: Appended) -> bool:
         """Act on what an append found; True if the job has more to say."""
-        # Who listens gets every token when it comes. A stop string shall be found before the engine has gone on for long.
-        is_quiet = not (answer.num_listeners or job.has_stop_strings)
-        self._batcher.set_quiet(job.request_id, is_quiet=is_quiet)
+        self._batcher.set_quiet(job.request_id, is_quiet=not (answer.num_listeners or job.has_stop_strings))
         match answer.status:
             case "fenced":
                 self._drop(job)

@@ -46,7 +46,10 @@ class OutputBatcher:
         self._quiet.discard(request_id)
 
     def set_quiet(self, request_id: str, *, is_quiet: bool) -> None:
-        """Say whether nobody waits for what comes of a request between its first output and its last."""
+        """Say whether nothing waits for what comes of a request between its first output and its last.
+
+        Who listens does, and the engine does if a stop string may end its work on the request.
+        """
         if is_quiet:
             self._quiet.add(request_id)
         else:

@@ -11,6 +11,7 @@ import redis
 from orcd.client import Client
 from orcd.events import End, Error, Event, Position, Started, Token, state_after
 from orcd.store.claim import Claim
+from orcd.store.commands.redis_script import RedisScript
 from orcd.store.job_store import Append, JobStore
 from orcd.store.token_log import LoggedEvent
 
@@ -29,7 +30,7 @@ class Writer:
 
     def write(self, *events: Event) -> bool:
         """Append the events in one call; False if they were not written."""
-        append = Append(self.claim.job_id, self.claim.lease, self.position)
+        append = Append(self.claim.job_id, self.claim.lease, self.position, packing=self.claim.packing)
         for event in events:
             self.position = self.position.after(len(event.ids) if isinstance(event, Token) else 0)
             append.events.append(LoggedEvent(self.position, event))
@@ -59,6 +60,18 @@ def claimed(store: JobStore, job_id: str) -> Writer:
     claim = store.claim([job_id])[0]
     assert isinstance(claim, Claim), claim
     return Writer(store, claim)
+
+
+def as_of_version(version: int, scripts: dict[str, RedisScript]) -> None:
+    """Make the scripts those of an older version: records of higher ones are left alone, and none is made one."""
+    changed = set()
+    for name, script in scripts.items():
+        text = script.script.replace("(schema or 1) > 4", f"(schema or 1) > {version}")
+        text = text.replace("packed == '1' and 3 or 4", str(version))
+        if text != script.script:
+            changed.add(name)
+            scripts[name] = RedisScript(script.connection, text)
+    assert {"cancel", "look", "claim"} & scripts.keys() <= changed
 
 
 def messages(connection: redis.Redis) -> list[dict[str, Any]]:

@@ -16,6 +16,7 @@ from orcd.events import (
     Error,
     Loading,
     PackedLogprobs,
+    Packing,
     Position,
     Queued,
     Started,
@@ -60,11 +61,40 @@ def test_a_plain_token_is_written_short():
     assert encode_event(Queued(1)) == b'{"type":"queued","position":1}'
 
 
+@pytest.mark.parametrize("event", EVENTS, ids=lambda event: type(event).__name__)
+def test_a_packed_event_survives_the_way_through_json_as_one_line(event):
+    line = encode_event(event, Packing.TOKENS)
+    assert b"\n" not in line
+    assert decode_event(line) == event
+    assert encode_event(event, Packing.LOGPROBS) == encode_event(event)
+
+
+def test_a_packed_token_is_a_list():
+    assert encode_event(Token("é", 7, [5, 6]), Packing.TOKENS) == '["é",7,[5,6],0]'.encode()
+    assert encode_event(Token("", 1, [5], choice=3), Packing.TOKENS) == b'["",1,[5],3]'
+    finish = Token("", 2, [], choice=3, finish="stop")
+    assert encode_event(finish, Packing.TOKENS) == encode_event(finish)
+
+
 def test_an_older_reader_skips_the_fields_of_a_newer_writer():
     assert decode_event(b'{"type":"queued","position":1,"since":5}') == Queued(1)
 
 
-@pytest.mark.parametrize("line", [b"", b"{}", b'{"type":"song"}', b'{"type":"token"}', b"\xff", b"[]"])
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"",
+        b"{}",
+        b'{"type":"song"}',
+        b'{"type":"token"}',
+        b"\xff",
+        b"[]",
+        b"[1,1,[5],0]",
+        b'["a",1,[5]]',
+        b'["a",1,[5],0,0]',
+        b"[",
+    ],
+)
 def test_what_is_no_event_is_a_value_error(line):
     with pytest.raises(ValueError):
         decode_event(line)

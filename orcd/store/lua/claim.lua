@@ -58,7 +58,7 @@ local function claim(id, token)
         redis.call('HSET', job, 'state', 'running', 'owner', owner, 'token', token, 'model', model,
             'fingerprint', fingerprint)
         if packed then
-            redis.call('HSET', job, 'schema', 3) -- older workers could not go on from its log
+            redis.call('HSET', job, 'schema', packed == '1' and 3 or 4) -- older workers could not go on from its log
         end
         redis.call('HSETNX', job, 'started_ms', now)
     end

@@ -62,7 +62,7 @@ end
 
 -- Whether a record was written by a version of orcd that is newer than this script: then it is left alone.
 local function is_newer(schema)
-    return tonumber(schema or 1) > 3
+    return tonumber(schema or 1) > 4
 end
 
 -- Raise an error for a state that no job has, unless a newer version may know it. No record (nil) is none.
@@ -213,8 +213,8 @@ local function create(id, request, digest, queue, priority, time_left, ttl, limi
         'priority', priority, 'created_ms', now, 'queued_ms', now, 'deadline_ms', deadline > 0 and now + deadline or 0,
         'ttl_s', ttl, 'queue_limit_s', limit, 'epoch', now, 'attempt', 0, 'published', 0, 'tenant', tenant,
         'trace', trace)
-    if packed == '1' then
-        redis.call('HSET', job, 'packed', 1)
+    if packed ~= '0' then
+        redis.call('HSET', job, 'packed', packed)
     end
     redis.call('DEL', key_of(id, 'log'), key_of(id, 'messages')) -- a job of this id may have left them
     expire(id, ttl + limit)

@@ -3,7 +3,7 @@
 No engine and no Redis: frames as an engine sends them go the way to the events of token logs and to Celery's results,
 and the events from there to a client. The ids are random ones of the model that ships, so that their texts are those of
 a real vocabulary, if a small one. Each step's processor time is counted for itself; the lower quartile of the rounds is
-printed. With ``--lists`` log probabilities are written as for clients of older versions.
+printed. With ``--lists`` nothing is packed, as for clients of older versions.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 import msgspec
 import numpy as np
 
-from orcd.events import decode_event, encode_event
+from orcd.events import Packing, decode_event, encode_event
 from orcd.request import parse
 from orcd.result import fold
 from tasks.celery_ext.result_backend import in_json
@@ -87,12 +87,12 @@ class PlayedEngine:
         steps = range(TOKENS_PER_FRAME, TOKENS_PER_JOB + 1, TOKENS_PER_FRAME)
         return [contract.encode(self._outputs(is_last=step == TOKENS_PER_JOB))[4:] for step in steps]
 
-    def jobs(self, *, reads_packed: bool) -> dict[str, ActiveJob]:
+    def jobs(self, packing: Packing) -> dict[str, ActiveJob]:
         """The jobs by the ids that it knows them by, just begun."""
         request = parse({"prompt": "x", "logprobs": self._num_top})
         begun = {}
         for name in self._names:
-            job = ActiveJob(claim(request, reads_packed=reads_packed), self._prompt, READY, lambda outcome: None)
+            job = ActiveJob(claim(request, packing=packing), self._prompt, READY, lambda outcome: None)
             job.request_id = name
             job.add()
             begun[name] = job
@@ -119,7 +119,7 @@ class PlayedEngine:
         return b"".join(logprob_records(numbers[:, 0], top_ids, numbers[:, 1:]))
 
 
-def measure(num_jobs: int, num_top: int | None, num_rounds: int, *, reads_packed: bool = True) -> Costs:
+def measure(num_jobs: int, num_top: int | None, num_rounds: int, packing: Packing = Packing.TOKENS) -> Costs:
     """Let jobs go through the Celery process as often as ``num_rounds``, after a first time."""
     engine = PlayedEngine(num_jobs, num_top)
     frames = engine.frames()
@@ -127,7 +127,7 @@ def measure(num_jobs: int, num_top: int | None, num_rounds: int, *, reads_packed
     costs.count("frames", frames)
     gc.freeze()
     for _ in range(num_rounds + 1):
-        _run(costs, frames, engine.jobs(reads_packed=reads_packed))
+        _run(costs, frames, engine.jobs(packing))
         costs.end_round()
     gc.unfreeze()
     return costs
@@ -151,7 +151,7 @@ def _run(costs: Costs, frames: Sequence[bytes], jobs: dict[str, ActiveJob]) -> N
                 jobs[output.request_id].process(output)
             appends = [job.take_append() for job in jobs.values()]
         with costs.step("events as JSON"):
-            lines = [[encode_event(logged.event) for logged in append.events] for append in appends]
+            lines = [[encode_event(each.event, append.packing) for each in append.events] for append in appends]
         for name, written in zip(jobs, lines, strict=True):
             logs[name] += written
     with costs.step("results made"):
@@ -175,7 +175,9 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--jobs", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=9)
     arguments = parser.parse_args(argv)
-    costs = measure(arguments.jobs, arguments.logprobs, arguments.rounds, reads_packed=not arguments.lists)
+    costs = measure(
+        arguments.jobs, arguments.logprobs, arguments.rounds, Packing.NOTHING if arguments.lists else Packing.TOKENS
+    )
     us = {name: float(np.quantile(taken[1:], 0.25)) for name, taken in costs.us.items()}
     print("| step | us a token |\n|---|---|")
     for name, taken in us.items():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from orcd.errors import InvalidRequest, LogDamaged
-from orcd.events import Position, Started, encode_event
+from orcd.events import Packing, Position, Started, encode_event
 from orcd.request import Request
 from orcd.store.claim import Claim, Lease
 from orcd.store.token_log import LoggedEvent
@@ -38,7 +38,15 @@ def test_a_claim_holds_what_the_record_and_the_log_say():
     assert (claim.first_token_ms, claim.deadline_ms, claim.cancelled) == (None, 0, False)
     assert (claim.fingerprint, claim.time_limit_s) == ("print", 8)
     assert claim.log == (LoggedEvent(Position(0, 1), STARTED),)
-    assert not claim.reads_packed and read(packed=b"1").reads_packed
+
+
+@pytest.mark.parametrize(
+    ("field", "packing"),
+    [({}, Packing.NOTHING), ({"packed": b"1"}, Packing.LOGPROBS), ({"packed": b"2"}, Packing.TOKENS)],
+)
+def test_a_claim_says_what_its_sender_reads(field: dict[str, bytes], packing: Packing):
+    assert read(**field).packing is packing
+    assert read(packed=b"9").packing is Packing.TOKENS, "a newer sender reads what this version writes"
 
 
 def test_a_wish_to_cancel_and_the_first_token_s_time_are_told():

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from struct import pack
-from typing import Any
 
 import msgspec
 import pytest
 
 from orcd.client import Client
 from orcd.errors import LogDamaged
-from orcd.events import PackedLogprobs, Token, TokenLogprob, decode_event
+from orcd.events import PackedLogprobs, Packing, Token, TokenLogprob, decode_event
 from orcd.request import Request
 from orcd.store import schema
 from orcd.store.job_store import Arrival, JobStore
 from tests.orcd.job_record import J, let_lease_run_out
-from tests.orcd.job_writer import MakeStore, claimed
+from tests.orcd.job_writer import MakeStore, as_of_version, claimed
 
 ASKING = Request(prompt="x", seed=1, logprobs=1)
 PACKED = Token(" the", 1, [7], packed_logprobs=PackedLogprobs(1, pack("<fif", -0.5, 3, -0.25), [" the", [0xC3]]))
@@ -31,6 +30,12 @@ class VersionTwo(msgspec.Struct, tag_field="type", tag="token"):
     logprobs: list[TokenLogprob] | None = None
 
 
+def submit_as_version_three(client: Client) -> None:
+    """As a client that reads packed log probabilities, but no packed tokens."""
+    client.submit(prompt="x", seed=1, logprobs=1, job_id=J)
+    client._redis.hset(schema.job_key(J), "packed", 1)
+
+
 @pytest.fixture
 def store(make_store: MakeStore) -> JobStore:
     return make_store()
@@ -38,46 +43,36 @@ def store(make_store: MakeStore) -> JobStore:
 
 @pytest.fixture
 def old_store(make_store: MakeStore) -> JobStore:
-    """A worker of version 2: it leaves alone what has a higher one."""
     store = make_store()
-    for name, script in store._scripts.items():
-        text = script.script.replace("return tonumber(schema or 1) > 3", "return tonumber(schema or 1) > 2")
-        assert "is_newer" not in text or text != script.script
-        store._scripts[name] = store.redis.register_script(text)
+    as_of_version(2, store._scripts)
     return store
 
 
-@pytest.mark.parametrize(
-    ("fields", "version"),
-    [({"logprobs": 1}, "3"), ({"logprobs": 0}, "3"), ({"prompt_logprobs": 0}, "3"), ({}, "2")],
-)
-def test_a_record_is_of_version_3_once_its_log_may_have_what_older_ones_do_not_read(
-    store: JobStore, client: Client, fields: dict[str, Any], version: str
-):
-    client.submit(prompt="x", job_id=J, **fields)
+def test_a_record_is_of_version_3_once_its_log_may_have_packed_log_probabilities(store: JobStore, client: Client):
+    submit_as_version_three(client)
     assert store.redis.hget(schema.job_key(J), "schema") == b"2"
-    assert claimed(store, J).claim.reads_packed == bool(fields)
-    assert store.redis.hget(schema.job_key(J), "schema") == version.encode()
+    assert claimed(store, J).claim.packing is Packing.LOGPROBS
+    assert store.redis.hget(schema.job_key(J), "schema") == b"3"
 
 
 def test_a_request_that_came_in_a_message_or_of_an_older_client_is_answered_in_lists(store: JobStore):
     """Nobody knows which version reads the log. Clients of older versions write no field ``packed``."""
     store.arrive([Arrival(J, ASKING, None)])
     assert store.redis.hget(schema.job_key(J), "packed") is None
-    assert not claimed(store, J).claim.reads_packed
+    assert claimed(store, J).claim.packing is Packing.NOTHING
     assert store.redis.hget(schema.job_key(J), "schema") == b"2"
 
 
 def test_an_older_worker_runs_a_new_client_s_job_until_a_newer_one_has_had_it(
     store: JobStore, old_store: JobStore, client: Client
 ):
-    client.submit(prompt="x", seed=1, logprobs=1, job_id=J)
+    submit_as_version_three(client)
     old = claimed(old_store, J)
     old.write(UNPACKED)
     [message] = old_store.release({J: old.claim.lease})
     assert message.job_id == J
     new = claimed(store, J)
-    assert new.claim.reads_packed
+    assert new.claim.packing is Packing.LOGPROBS
     assert [logged.event for logged in new.claim.log] == [UNPACKED]
     new.write(msgspec.structs.replace(PACKED, i=2))
     let_lease_run_out(store)
@@ -90,7 +85,7 @@ def test_an_older_worker_runs_a_new_client_s_job_until_a_newer_one_has_had_it(
 
 
 def test_readers_get_the_lists_and_one_of_version_2_the_text_if_it_listens_already(store: JobStore, client: Client):
-    client.submit(prompt="x", seed=1, logprobs=1, job_id=J)
+    submit_as_version_three(client)
     writer = claimed(store, J)
     listener = store.redis.pubsub(ignore_subscribe_messages=True)
     listener.subscribe(schema.events_channel(J))
@@ -107,7 +102,7 @@ def test_readers_get_the_lists_and_one_of_version_2_the_text_if_it_listens_alrea
 
 
 def test_packed_log_probabilities_of_other_tokens_are_a_damaged_log(store: JobStore, client: Client):
-    client.submit(prompt="x", seed=1, logprobs=1, job_id=J)
+    submit_as_version_three(client)
     claimed(store, J).write(msgspec.structs.replace(PACKED, ids=[7, 8]))
     with pytest.raises(LogDamaged):
         list(client.events(J))

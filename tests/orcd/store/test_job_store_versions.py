@@ -1,4 +1,4 @@
-"""Two versions side by side: literal records of version 1 are read, those of a version 4 are refused in words."""
+"""Two versions side by side: literal records of version 1 are read, those of a version 5 are refused in words."""
 
 from __future__ import annotations
 
@@ -157,12 +157,12 @@ def test_an_old_worker_s_claim_fences_the_new_one_that_had_the_job(store: JobSto
     assert store.renew({J: writer.claim.lease}) == {J: "lost"}
 
 
-# -- version 4 -------------------------------------------------------------------------------------------------------
+# -- version 5 -------------------------------------------------------------------------------------------------------
 
 
-def write_v4(store: JobStore, *, running: bool) -> None:
+def write_v5(store: JobStore, *, running: bool) -> None:
     """A record of a version that does not exist yet."""
-    write_v1(store.redis, schema=4, request=b"\x00packed", state="running" if running else "queued")
+    write_v1(store.redis, schema=5, request=b"\x00packed", state="running" if running else "queued")
     if running:
         store.redis.zrem(schema.QUEUED, J)
         let_lease_run_out(store)
@@ -170,7 +170,7 @@ def write_v4(store: JobStore, *, running: bool) -> None:
 
 @pytest.mark.parametrize("running", [False, True])
 def test_a_job_of_a_newer_client_is_left_alone_by_an_old_worker(store: JobStore, running: bool):
-    write_v4(store, running=running)
+    write_v5(store, running=running)
     before = store.redis.hgetall(schema.job_key(J))
     assert store.claim([J]) == ["unreadable"]
     make_due_again(store) if not running else None
@@ -183,7 +183,7 @@ def test_a_job_of_a_newer_client_is_left_alone_by_an_old_worker(store: JobStore,
 
 
 def test_the_reaper_looks_past_many_jobs_of_a_newer_version(store: JobStore):
-    write_v4(store, running=True)
+    write_v5(store, running=True)
     store.arrive([Arrival("ours", Request(prompt="x"), None)])
     claimed(store, "ours")
     let_lease_run_out(store, "ours")
@@ -200,7 +200,7 @@ def test_the_reaper_looks_past_many_jobs_of_a_newer_version(store: JobStore):
     ],
 )
 def test_an_old_client_is_told_to_upgrade(store: JobStore, client: Client, ask: Callable[[Client], object]):
-    write_v4(store, running=False)
+    write_v5(store, running=False)
     with pytest.raises(InvalidRequest, match="job job-1: a newer version of orcd wrote it; upgrade this one"):
         ask(client)
 

@@ -119,7 +119,7 @@ def play_everything(client: Client, store: JobStore, mark: Callable[[str], None]
     assert client.wait_estimate("d").ahead >= 0
     mark("ahead")
     play_damage(client, store, mark)
-    store.redis.hset(schema.job_key("new"), "schema", 4)
+    store.redis.hset(schema.job_key("new"), "schema", 5)
     let_lease_run_out(store, "new")
     let_lease_run_out(store, "c")
     make_due_again(store, "d")

@@ -7,6 +7,7 @@ import json
 import pytest
 
 from orcd.errors import Conflict, InvalidRequest, LogDamaged, ModelNotServed, QueueFull
+from orcd.events import Packing
 from orcd.request import Request, parse
 from orcd.store.enqueue import Message
 from orcd.store.submission import BATCH, Lifetime, Submission, add_stored, check_job_id, prepare_many, trace_parent
@@ -47,12 +48,9 @@ def test_the_queue_is_that_of_the_model():
     assert Submission.of("job-1", Request(prompt="x", model="demo"), LIFETIME).message.queue == "orcd.demo"
 
 
-@pytest.mark.parametrize("fields", [{"logprobs": 0}, {"prompt_logprobs": 2}])
-def test_clients_read_packed_log_probabilities_and_nobody_knows_it_of_others(fields: dict[str, int]):
-    asking = {"prompt": "x", **fields}
-    assert Submission.prepare(asking, None, LIFETIME).arguments[-1] == 1
-    assert Submission.prepare({"prompt": "x"}, None, LIFETIME).arguments[-1] == 0
-    assert Submission.of("job-1", parse(asking), LIFETIME).arguments[-1] == 0
+def test_clients_read_what_is_packed_and_nobody_knows_it_of_others():
+    assert Submission.prepare({"prompt": "x"}, None, LIFETIME).arguments[-1] == 2
+    assert Submission.of("job-1", parse({"prompt": "x"}), LIFETIME).arguments[-1] == 0
 
 
 def digest(**fields: object) -> str:
@@ -107,7 +105,7 @@ def test_a_full_queue_says_which_jobs_were_stored_whatever_else_was_refused():
 def test_a_request_that_was_read_elsewhere_is_prepared_as_it_is():
     request = Request(prompt="x", seed=5)
     [[submission]] = prepare_many([request], ["job-1"], LIFETIME)
-    assert submission == Submission.of("job-1", request, LIFETIME)
+    assert submission == Submission.of("job-1", request, LIFETIME, packing=Packing.TOKENS)
 
 
 @pytest.mark.parametrize(
@@ -131,6 +129,6 @@ def test_a_sender_s_trace_is_no_part_of_the_request() -> None:
     trace = f"00-{'a' * 32}-{'b' * 16}-01"
     with_trace = Submission.prepare({"prompt": "x", "traceparent": trace}, "job-1", LIFETIME)
     without = Submission.prepare({"prompt": "x", "traceparent": None}, "job-1", LIFETIME)
-    assert with_trace.arguments == [*without.arguments[:-2], trace, 0]
+    assert with_trace.arguments == [*without.arguments[:-2], trace, 2]
     with pytest.raises(InvalidRequest, match="traceparent: must look like"):
         Submission.prepare({"prompt": "x", "traceparent": "mine"}, "job-1", LIFETIME)

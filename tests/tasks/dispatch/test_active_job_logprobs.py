@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from orcd.events import Event, Token, TokenLogprob, decode_event, encode_event
+from orcd.events import Event, Packing, Token, TokenLogprob, decode_event, encode_event
 from orcd.request import parse
 from orcd.result import Choice, fold
 from orcd.store.token_log import LoggedEvent
@@ -39,7 +39,8 @@ def job_of(*log: LoggedEvent, packs: bool, **fields: Any) -> ActiveJob:
     request = parse({"prompt": "x", "stop": ["stop"], **fields})
     sampling = contract.Sampling(max_tokens=9, logprobs=request.logprobs, prompt_logprobs=request.prompt_logprobs)
     prompt = Prompt([2, 1], sampling, lambda: Detokenizer(TOKENIZER, request.stop), SPELLINGS)
-    return ActiveJob(claim(request, 1 + bool(log), log=log, reads_packed=packs), prompt, READY, lambda outcome: None)
+    packing = Packing.TOKENS if packs else Packing.NOTHING
+    return ActiveJob(claim(request, 1 + bool(log), log=log, packing=packing), prompt, READY, lambda outcome: None)
 
 
 def play(job: ActiveJob, start: int = 0, size: int = 1, end: int = len(IDS)) -> list[LoggedEvent]:
