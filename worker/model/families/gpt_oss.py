@@ -14,6 +14,7 @@ from kernels.batch import AnyArray, Step
 from kernels.devices.protocol import AnyExperts, AnyProjection, AnyRouter, Device
 from kernels.weights.parameters import Attention, Clamp, RmsNorm
 from worker.model.config import Architecture, ModelConfig
+from worker.model.families.layer_kinds import layers_to_run
 from worker.model.kv_cache import KVCache
 from worker.model.rope_scaling import plain_rope
 from worker.model.step_activations import StepActivations
@@ -45,6 +46,7 @@ class GptOss:
         self._device = device
         self._embedding, self._head = weights.head("token_embd.weight", config.vocab_size, config.hidden)
         self._layers = [_load_layer(config, weights.layer(index), index) for index in range(config.num_layers)]
+        self._run = layers_to_run(self._layers, device)
         self._norm = weights.rms_norm("output_norm", config.hidden, config.norm_epsilon)
         # The published configuration says truncate=false; GGUF has no key for it.
         self._rope = weights.rope(plain_rope(config, "neox", None, truncate=False))
@@ -57,7 +59,8 @@ class GptOss:
         rotation = ops.rotation(step.positions, self._rope, step.sequence_lengths, step.sequence_rows)
         by_window = {layer.attention.window: layer.attention for layer in self._layers}
         plans = {window: ops.plan_attention(step, by_window[window]) for window in sorted(by_window)}
-        for layer, layer_cache in zip(self._layers, cache.layers, strict=True):
+        for index in self._run:
+            layer, layer_cache = self._layers[index], cache.layers[index]
             attention, plan = layer.attention, plans[layer.attention.window]
             ops.norm_linear(x, layer.attention_norm, layer.qkv, out=acts.qkv)
             ops.rope_attention(acts.qkv, rotation, attention, step, plan, out_cache=layer_cache, out=acts.attended)

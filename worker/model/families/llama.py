@@ -22,6 +22,7 @@ from kernels.batch import AnyArray, Step
 from kernels.devices.protocol import AnyProjection, AnyRotation, Device
 from kernels.weights.parameters import Attention, DenseLayer, Pairing, QueryGrowth, RmsNorm, Rope
 from worker.model.config import Architecture, ModelConfig
+from worker.model.families.layer_kinds import layers_to_run
 from worker.model.families.mixture import Mixture, load_mixture
 from worker.model.kv_cache import KVCache
 from worker.model.rope_scaling import long_rope, plain_rope
@@ -139,6 +140,7 @@ class Llama:
         self._layers = [
             _load_layer(config, architecture, weights.layer(index), index) for index in range(config.num_layers)
         ]
+        self._run = layers_to_run(self._layers, device)
         self._norm = weights.rms_norm("output_norm", config.hidden, config.norm_epsilon, divisor=config.scales.logits)
         rope = _load_rope(config, architecture, weights)
         self.recompute_at = rope.long_after
@@ -164,7 +166,8 @@ class Llama:
     def _run_layers(self, step: Step[AnyArray], cache: KVCache, rotation: AnyRotation, acts: StepActivations) -> None:
         ops, x = self._device.ops, acts.residual
         plan = ops.plan_attention(step, self._layers[0].attention)
-        for layer, layer_cache in zip(self._layers, cache.layers, strict=True):
+        for index in self._run:
+            layer, layer_cache = self._layers[index], cache.layers[index]
             attention = layer.attention
             ops.norm_linear(x, layer.attention_norm, layer.qkv, out=acts.qkv)
             by = rotation if layer.rotated else None

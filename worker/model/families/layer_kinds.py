@@ -1,0 +1,34 @@
+"""Which layers of a model a run must go through."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterable
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+from kernels.devices.dry_run import DryRunDevice
+from kernels.devices.protocol import Device
+
+
+def layers_to_run(layers: Iterable[object], device: Device) -> list[int]:
+    """The numbers of the layers that a forward pass runs: of all.
+
+    On a dry run only the first of each kind: others that differ in nothing but the values of their weights take the
+    same memory and launch the same kernels, and there is no residual stream that they would add to.
+    """
+    numbered = enumerate(layers)
+    if not isinstance(device, DryRunDevice):
+        return [number for number, _ in numbered]
+    first: dict[Hashable, int] = {}
+    for number, layer in numbered:
+        first.setdefault(_kind(layer), number)
+    return list(first.values())
+
+
+def _kind(value: Any) -> Hashable:
+    """Equal for layers, and what they are made of, of one kind; what is not known here is another kind each time."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return type(value), *(_kind(getattr(value, each.name)) for each in fields(value))
+    if isinstance(value, list | tuple):
+        return type(value), *map(_kind, value)
+    return value if isinstance(value, Hashable) else id(value)
