@@ -118,7 +118,7 @@ def _read_part(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         if status.st_size < 4:
             raise ModelLoadFailed(f"{path}: is not a GGUF file (only {status.st_size} bytes)")
         with path.open("rb") as file:
-            mapped = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else "the path is malformed"
         raise ModelLoadFailed(f"{path}: cannot be opened ({reason})") from None
@@ -144,8 +144,8 @@ class _TensorInfo:
 class _Reader:
     """A cursor over the mapped file. Every read checks that its bytes exist before it allocates anything."""
 
-    def __init__(self, mapped: memoryview) -> None:
-        self._bytes, self._position = mapped, 0
+    def __init__(self, mapped: mmap.mmap) -> None:
+        self._mapping, self._bytes, self._position = mapped, memoryview(mapped), 0
         self._errors = "strict"  # what becomes of bytes that are not UTF-8
 
     def read(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -222,17 +222,20 @@ class _Reader:
         return list(struct.unpack(f"<{length}{_SCALARS[kind][1]}", self._take(length * least_bytes, what)))
 
     def _strings(self, length: int, what: str) -> list[str]:
-        """The loop of `_string` written out: vocabularies have hundreds of thousands."""
-        data, position, size = self._bytes, self._position, len(self._bytes)
+        """The loop of `_string` written out: vocabularies have hundreds of thousands.
+
+        Slices of the mapping itself are bytes, which are decoded in two thirds of the time of memoryviews.
+        """
+        data, position, size = self._mapping, self._position, len(self._bytes)
         unpack, errors = struct.Struct("<Q").unpack_from, self._errors
-        strings = []
+        strings: list[str] = []
         try:
             for _ in range(length):
                 start = position + 8
                 position = start + unpack(data, position)[0]
                 if position > size:
                     raise _MalformedError(f"is truncated or damaged: {what} runs past the end of the file")
-                strings.append(str(data[start:position], "utf-8", errors))
+                strings.append(data[start:position].decode("utf-8", errors))
         except struct.error:
             raise _MalformedError(f"is truncated or damaged: {what} runs past the end of the file") from None
         except UnicodeDecodeError:

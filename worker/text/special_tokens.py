@@ -59,7 +59,7 @@ def end_texts(special_texts: Set[str], texts: Set[str]) -> frozenset[str]:
 
     In GPT-OSS ``<|end|>`` ends one message of several. Gemma 4 has ``</s>`` for text.
     """
-    ends = END_TEXTS.intersection(special_texts) | TURN_END_TEXTS.intersection(texts)
+    ends = END_TEXTS & special_texts | TURN_END_TEXTS & texts
     if special_texts >= _GLM_TURNS:
         ends |= _GLM_TURNS
     if "<|tool_response>" in ends:
@@ -158,10 +158,10 @@ def from_vocabulary(vocabulary: Vocabulary) -> SpecialTokens:
     An ordinary token that is spelt like an end token is found in prompts, as llama.cpp does. One that is spelt like no
     end of a turn stays text in answers, unlike there: Qwen's ``</s>`` is HTML.
     """
-    ids = vocabulary.ids()
-    types = vocabulary.types
-    typed = {text: (token, types[token]) for text, token in ids.items() if types[token] in _SPECIAL_TYPES}
-    typed |= {text: (ids[text], TokenType.CONTROL) for text in TURN_END_TEXTS & ids.keys() - typed.keys()}
+    ids, tokens, types = vocabulary.ids, vocabulary.tokens, vocabulary.types
+    special = [token_id for token_id, kind in enumerate(types) if kind in _SPECIAL_TYPES]
+    typed = {tokens[token_id]: (token_id, types[token_id]) for token_id in special if ids[tokens[token_id]] == token_id}
+    typed |= {text: (ids[text], TokenType.CONTROL) for text in (TURN_END_TEXTS & ids.keys()) - typed.keys()}
     if len(typed) > MAX_SPECIAL_TOKENS:
         raise ModelLoadFailed(
             f"tokenizer.ggml.token_type has {len(typed)} special tokens; at most {MAX_SPECIAL_TOKENS}"
@@ -174,7 +174,7 @@ def from_vocabulary(vocabulary: Vocabulary) -> SpecialTokens:
             control[text] = token_id
         else:
             always[text] = token_id
-    spelt_like_ends = {text: ids[text] for text in END_TEXTS & ids.keys() - typed.keys()}
+    spelt_like_ends = {text: ids[text] for text in (END_TEXTS & ids.keys()) - typed.keys()}
     named = {token_id for token_id in (vocabulary.eos_id, vocabulary.eot_id, vocabulary.eom_id) if token_id is not None}
     hidden = control.keys() | harmony
     is_phi3 = any(name in vocabulary.model_name.lower() for name in ("phi-3", "phi3"))
@@ -183,6 +183,6 @@ def from_vocabulary(vocabulary: Vocabulary) -> SpecialTokens:
         always,
         strips_right=typed.keys() - {"<unk>", "<s>", "<|endoftext|>"} if is_phi3 else frozenset(),
         # A text may have several ids, of which a prompt gets the lowest and an answer may have any.
-        hidden_ids=named | {token_id for token_id, text in enumerate(vocabulary.tokens) if text in hidden},
-        end_ids=named | {token_id for token_id, text in enumerate(vocabulary.tokens) if text in ends},
+        hidden_ids=named | vocabulary.all_ids(hidden),
+        end_ids=named | vocabulary.all_ids(ends),
     )

@@ -64,7 +64,9 @@ class Tokenizer:
         self.pieces = pieces
         """The bytes of each token by its id."""
         self._hidden_ids = frozenset(hidden_ids)
-        self._shown = [b"" if token_id in self._hidden_ids else piece for token_id, piece in enumerate(pieces)]
+        self._shown = list(pieces)
+        for token_id in self._hidden_ids:
+            self._shown[token_id] = b""
 
     @property
     def control_texts(self) -> Set[str]:

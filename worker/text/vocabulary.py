@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import reprlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from enum import IntEnum
+from functools import cached_property
 from typing import Any, TypeGuard
 
 from orcd.errors import ModelLoadFailed
@@ -28,7 +29,7 @@ class TokenType(IntEnum):
     BYTE = 6
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Vocabulary:
     """Token texts as the file spells them (byte-level letters or ``▁``), with what the file says about each.
 
@@ -53,12 +54,20 @@ class Vocabulary:
     add_space_prefix: bool
     model_name: str
 
+    @cached_property
     def ids(self) -> dict[str, int]:
         """Token -> id, the lowest where several have one text; in the order of ids."""
         numbers = range(len(self.tokens))
         ids = dict(zip(self.tokens, numbers, strict=True))
-        ids.update(zip(reversed(self.tokens), reversed(numbers), strict=True))  # the lowest comes last
+        if len(ids) < len(numbers):
+            ids.update(zip(reversed(self.tokens), reversed(numbers), strict=True))  # the lowest comes last
         return ids
+
+    def all_ids(self, texts: Set[str]) -> set[int]:
+        """Of all tokens that are spelt like one of ``texts``."""
+        if len(self.ids) == len(self.tokens):
+            return {self.ids[text] for text in texts & self.ids.keys()}
+        return {token_id for token_id, text in enumerate(self.tokens) if text in texts}
 
 
 def from_metadata(metadata: Mapping[str, Any]) -> Vocabulary:

@@ -48,7 +48,7 @@ def test_the_first_of_several_tokens_that_are_spelt_alike_is_found() -> None:
     metadata = bpe_metadata("a b", control=("<|im_end|>", "<|im_end|>"))
     metadata["tokenizer.ggml.tokens"][ord("q")] = "ab"
     words = vocabulary.from_metadata(metadata)
-    assert (words.ids()["ab"], words.ids()["<|im_end|>"]) == (ord("q"), 257)
+    assert (words.ids["ab"], words.ids["<|im_end|>"]) == (ord("q"), 257)
     subject = tokenizer.from_metadata(metadata)
     assert subject.encode("ab<|im_end|>", parse_special=True) == [ord("q"), 257]
     assert subject.end_ids == {257, 258} and subject.decode([256, 258]) == "ab<|im_end|>"

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import codecs
 import reprlib
+from collections.abc import Sequence
+from itertools import accumulate, pairwise, repeat
 
 import tokenizers
 from tokenizers import pre_tokenizers
@@ -20,6 +22,8 @@ from worker.text.vocabulary import Vocabulary
 _PRINTABLE = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
 _OTHERS = [byte for byte in range(256) if byte not in _PRINTABLE]
 BYTE_OF_LETTER = {chr(byte): byte for byte in _PRINTABLE} | {chr(256 + n): byte for n, byte in enumerate(_OTHERS)}
+_AT_ONCE = 1024
+"""Tokens that are spelt in one call."""
 _BYTES = codecs.charmap_build("".join(sorted(BYTE_OF_LETTER, key=BYTE_OF_LETTER.__getitem__)))
 
 
@@ -33,7 +37,7 @@ def build(vocabulary: Vocabulary) -> tokenizers.Tokenizer:
         )
     merges = merges_of(vocabulary)
     try:
-        model = BPE(vocabulary.ids(), merges, ignore_merges=pre_tokenizer.looks_words_up)
+        model = BPE(vocabulary.ids, merges, ignore_merges=pre_tokenizer.looks_words_up)
     except Exception as error:  # the library raises nothing more specific
         raise misfit(error) from error
     tokenizer = tokenizers.Tokenizer(model)
@@ -48,15 +52,34 @@ def build(vocabulary: Vocabulary) -> tokenizers.Tokenizer:
 
 def merges_of(vocabulary: Vocabulary) -> list[tuple[str, str]]:
     """The pairs of tokens that are joined, first ones first. Raises `ModelLoadFailed`."""
-    merges = [(left, right) for left, _, right in (merge.partition(" ") for merge in vocabulary.merges)]
-    if not merges or not all(left and right and " " not in right for left, right in merges):
+    different = dict.fromkeys(vocabulary.merges)  # the library would take the last of equal ones
+    try:
+        merges = [(left, right) for left, right in map(str.split, different, repeat(" "))]
+    except ValueError:  # no pair
+        merges = []
+    if not merges or not all(map(all, merges)):
         raise ModelLoadFailed("tokenizer.ggml.merges must be a list of pairs of tokens, each separated by one space")
-    return list(dict.fromkeys(merges))  # the library would take the last of equal ones
+    return merges
 
 
 def misfit(error: Exception) -> ModelLoadFailed:
     """What is said of merges of which the library cannot make a tokenizer."""
     return ModelLoadFailed(f"tokenizer.ggml.merges does not fit tokenizer.ggml.tokens: {str(error)[:200]}")
+
+
+def pieces(tokens: Sequence[str]) -> list[bytes]:
+    """`piece` of each; many at a time, as long as no letter is outside the alphabet."""
+    found: list[bytes] = []
+    for start in range(0, len(tokens), _AT_ONCE):
+        some = tokens[start : start + _AT_ONCE]
+        try:
+            spelt = codecs.charmap_encode("".join(some), "strict", _BYTES)[0]
+        except UnicodeEncodeError:
+            found += map(piece, some)
+            continue
+        ends = list(accumulate(map(len, some)))  # a letter is a byte
+        found += [spelt[begin:end] for begin, end in pairwise([0, *ends])]
+    return found
 
 
 def piece(token: str) -> bytes:

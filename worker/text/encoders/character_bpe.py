@@ -12,17 +12,17 @@ from tokenizers.models import BPE
 
 from orcd.errors import ModelLoadFailed
 from worker.text.encoders.bpe import merges_of, misfit
-from worker.text.encoders.spm import SPACE, piece
+from worker.text.encoders.spm import SPACE, pieces
 from worker.text.vocabulary import Vocabulary
 
-__all__ = ["build", "piece"]
+__all__ = ["build", "pieces"]
 
 _LINES = r"[^\n]+|\n+"
 
 
 def build(vocabulary: Vocabulary) -> tokenizers.Tokenizer:
     """The encoder of plain text: no special tokens, no BOS. Raises `ModelLoadFailed` naming the key."""
-    ids = vocabulary.ids()
+    ids = vocabulary.ids
     unknown = None if vocabulary.unknown_id is None else vocabulary.tokens[vocabulary.unknown_id]
     if unknown is None and not all(f"<0x{byte:02X}>" in ids for byte in range(256)):
         raise ModelLoadFailed("tokenizer.ggml.unknown_token_id is missing, and not every byte has a token")

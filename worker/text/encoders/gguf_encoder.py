@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import reprlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 from orcd.errors import ModelLoadFailed
 from worker.text.encoders import bpe, character_bpe, spm
@@ -29,13 +29,14 @@ class GgufEncoder:
             )
         kind = _KINDS[vocabulary.model]
         self._plain = kind.build(vocabulary)
-        self.pieces = [
-            _piece(token, token_type, kind.piece)
-            for token, token_type in zip(vocabulary.tokens, vocabulary.types, strict=True)
-        ]
+        spelt = kind.pieces(vocabulary.tokens)
         self._specials = specials
         self.control_texts = specials.control_texts
-        self._bound = _bound(vocabulary, specials)
+        self._bound = _bound(vocabulary, specials, spelt)
+        self.pieces = spelt
+        for token_id, token_type in enumerate(vocabulary.types):
+            if token_type not in _SPELT:
+                spelt[token_id] = b"" if token_type == TokenType.UNUSED else vocabulary.tokens[token_id].encode()
         self._before = _added("bos", vocabulary.bos_id, wanted=vocabulary.add_bos)
         self._after = _added("eos", vocabulary.eos_id, wanted=vocabulary.add_eos)
         self._space_prefix = vocabulary.add_space_prefix
@@ -75,20 +76,14 @@ def _added(name: str, token_id: int | None, *, wanted: bool) -> list[int]:
     return [token_id]
 
 
-def _bound(vocabulary: Vocabulary, specials: SpecialTokens) -> TokenBound:
+def _bound(vocabulary: Vocabulary, specials: SpecialTokens, spelt: list[bytes]) -> TokenBound:
+    """``spelt``: the bytes of each token as if it were none of the special ones."""
     spellings = [text.encode() for text in specials.ids]
     if _KINDS[vocabulary.model] is bpe:
-        known = frozenset(vocabulary.tokens)
-        covered = {byte for letter, byte in bpe.BYTE_OF_LETTER.items() if letter in known}
-        return TokenBound([*spellings, *map(bpe.piece, vocabulary.tokens)], covered=covered)
+        covered = {byte for letter, byte in bpe.BYTE_OF_LETTER.items() if letter in vocabulary.ids}
+        return TokenBound([*spellings, *spelt], covered=covered)
     for token, token_type in zip(vocabulary.tokens, vocabulary.types, strict=True):
         is_byte = token_type == TokenType.BYTE
         spellings.append(spm.piece(token) if is_byte else token.replace(spm.SPACE, " ").encode())
     # A character without a token is an unknown token.
     return TokenBound(spellings, covered=frozenset(range(256)), space=spm.SPACE)
-
-
-def _piece(token: str, token_type: int, spell: Callable[[str], bytes]) -> bytes:
-    if token_type in _SPELT:
-        return spell(token)
-    return b"" if token_type == TokenType.UNUSED else token.encode()

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 
 import tokenizers
 from tokenizers import normalizers
@@ -31,7 +32,7 @@ def build(vocabulary: Vocabulary) -> tokenizers.Tokenizer:
         raise ModelLoadFailed("tokenizer.ggml.scores holds a value that is not a number")
     assert vocabulary.unknown_id is not None
     unknown = vocabulary.tokens[vocabulary.unknown_id]
-    tokenizer = tokenizers.Tokenizer(BPE(vocabulary.ids(), _merges(vocabulary), byte_fallback=True, unk_token=unknown))
+    tokenizer = tokenizers.Tokenizer(BPE(vocabulary.ids, _merges(vocabulary), byte_fallback=True, unk_token=unknown))
     tokenizer.normalizer = normalizers.Replace(" ", SPACE)
     return tokenizer
 
@@ -39,13 +40,18 @@ def build(vocabulary: Vocabulary) -> tokenizers.Tokenizer:
 def _merges(vocabulary: Vocabulary) -> list[tuple[str, str]]:
     """Every way to make a token of two others, best score first."""
     types, all_scores = vocabulary.types, vocabulary.scores
-    scores = {token: all_scores[at] for token, at in vocabulary.ids().items() if types[at] in _MERGEABLE}
+    scores = {token: all_scores[at] for token, at in vocabulary.ids.items() if types[at] in _MERGEABLE}
     return [
         (token[:cut], token[cut:])
         for token in sorted(scores, key=scores.__getitem__, reverse=True)
         for cut in range(1, len(token))
         if token[:cut] in scores and token[cut:] in scores
     ]
+
+
+def pieces(tokens: Sequence[str]) -> list[bytes]:
+    """`piece` of each."""
+    return list(map(piece, tokens))
 
 
 def piece(token: str) -> bytes:

@@ -57,6 +57,14 @@ def test_no_space_is_put_in_front_whatever_the_file_says() -> None:
     assert tokenizer.from_metadata(bpe_metadata("a b", add_space_prefix=True)).encode("ab") == [256]
 
 
+def test_many_tokens_are_spelt_as_one_is() -> None:
+    spelt = [token for token in map(chr, range(0x21, 0x250)) if token in bpe.BYTE_OF_LETTER]
+    tokens = [first + second for first in spelt[:40] for second in ("", *spelt)]
+    tokens[5], tokens[-7] = "<▁end▁>", ""
+    assert bpe.pieces(tokens) == list(map(bpe.piece, tokens))
+    assert bpe.pieces([]) == []
+
+
 def test_every_byte_has_its_letter() -> None:
     assert sorted(bpe.BYTE_OF_LETTER.values()) == list(range(256))
     assert bpe.piece("ĠÃ©Ċ") == " é\n".encode()
