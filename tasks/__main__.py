@@ -5,6 +5,7 @@ What a command needs is imported when it runs: NumPy and Celery take a while, an
 
 from __future__ import annotations
 
+import gc
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -80,6 +81,7 @@ def worker(**flags: Any) -> int:
     Everything else is set by ORCD_ variables (docs/settings.md lists them). `celery -A tasks worker` with the same
     variables runs the same worker.
     """
+    gc.disable()  # until the pool has started: what is imported and loaded until then stays
     settings = from_environment(**flags)
     if not settings.model:
         raise InvalidRequest("model: give --model M.gguf or set ORCD_MODEL")

@@ -7,6 +7,7 @@ it names an inherited file for `worker.engine.in_flight_file`. Anything else is 
 
 from __future__ import annotations
 
+import gc
 import os
 import socket
 import sys
@@ -53,6 +54,7 @@ def _leave_a_core_free() -> None:
 
 
 def _serve(fd: int, in_flight_fd: int | None = None) -> int:
+    gc.disable()  # until the model is loaded: what is made until then stays
     read_settings = cache(from_environment)
     with suppress(OrcdError):  # the service reports it
         begin_context(read_settings().device)

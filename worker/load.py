@@ -37,12 +37,13 @@ def load_engine(gguf: GGUFFile, device: Device, settings: Settings, progress: Pr
 
     On a CUDA device all memory is planned and allocated first. ``progress(num_bytes, total_bytes)`` is called as
     weights are read. All that Python has by now stays: the garbage collector, which would look through it for 40 ms
-    between two steps, leaves it alone from then on.
+    between two steps, leaves it alone from then on. It begins now if it was off.
     """
     with device_errors(settings):
         settings = reserve(gguf, device, settings)
         engine = Engine(load_model(gguf, device, progress), settings)
     gc.freeze()
+    gc.enable()
     return engine
 
 

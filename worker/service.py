@@ -86,12 +86,12 @@ class Service:
 
     def _load(self, settings: Settings, log: EventLog) -> tuple[Engine, Health, Admission]:
         start = time.monotonic()
-        device = open_configured_device(settings)
         if not settings.model:
             raise ModelLoadFailed("no model is given; name a GGUF file with --model or ORCD_MODEL")
-        gguf = open_gguf(settings.model)
-        progress = _LoadProgress(self._channel)
+        gguf = open_gguf(settings.model)  # first: the driver creates the device's context meanwhile
         config = read_model_config(gguf)
+        device = open_configured_device(settings)
+        progress = _LoadProgress(self._channel)
         engine = load_engine(gguf, device, settings, progress)
         if self._in_flight_file is not None:
             engine.note_in_flight(self._in_flight_file)

@@ -91,6 +91,7 @@ class Pool(BasePool):  # type: ignore[misc]
             # Vocabulary and code stay. Under load the garbage collector would look through them about once a second:
             # 50 ms in which all threads stand still.
             gc.freeze()
+            gc.enable()  # it was off while all that was made
         except OrcdError as error:
             self.observer.log.error(error)
             self._close()

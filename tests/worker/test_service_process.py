@@ -267,7 +267,7 @@ def test_garbage_on_the_pipe_is_fatal_and_said_so(child: Child, garbage: bytes):
         ("", {}, "MODEL_LOAD_FAILED", "ORCD_MODEL"),
         (__file__, {}, "MODEL_LOAD_FAILED", "not a GGUF file"),
         ("x", {"ORCD_STEP_TOKENS": "many"}, "INVALID_REQUEST", "ORCD_STEP_TOKENS"),
-        ("x", {"ORCD_DEVICE": "cuda:0"}, "MODEL_LOAD_FAILED", "cpu"),
+        (str(SHIPPED), {"ORCD_DEVICE": "cuda:99"}, "MODEL_LOAD_FAILED", "cpu"),
     ],
 )
 def test_a_load_that_fails_says_why_and_exits_with_one(model: str, environment: dict, code: str, hint: str):
