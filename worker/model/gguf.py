@@ -222,10 +222,7 @@ class _Reader:
         return list(struct.unpack(f"<{length}{_SCALARS[kind][1]}", self._take(length * least_bytes, what)))
 
     def _strings(self, length: int, what: str) -> list[str]:
-        """The loop of `_string` written out: vocabularies have hundreds of thousands.
-
-        Slices of the mapping itself are bytes, which are decoded in two thirds of the time of memoryviews.
-        """
+        """The loop of `_string` written out, without memoryviews: vocabularies have hundreds of thousands."""
         data, position, size = self._mapping, self._position, len(self._bytes)
         unpack, errors = struct.Struct("<Q").unpack_from, self._errors
         strings: list[str] = []
