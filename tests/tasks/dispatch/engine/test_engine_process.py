@@ -32,7 +32,7 @@ class Line:
         self.process.start()
 
     def next(self) -> contract.Event | EngineExit:
-        return self.heard.get(timeout=20)
+        return self.heard.get(timeout=60)
 
     def until(self, kind: type) -> list[contract.Event | EngineExit]:
         """What is heard up to the first of ``kind``, which is the last of the list."""
