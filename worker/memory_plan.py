@@ -146,7 +146,9 @@ def _run_largest_steps(model: Model, dry: DryRunDevice, limits: StepLimits) -> N
     most = limits.max_sequences
     # Not only the largest: steps of fewer tokens are cut into more parts, whose partial sums need scratch memory too.
     counts = {*make_buckets(most), *tokens_of_shapes(limits.step_tokens), limits.step_tokens}
-    sizes = [*((count, min(count, most)) for count in sorted(counts)), (limits.step_tokens, 1)]
+    sizes = [(count, min(count, most)) for count in sorted(counts)]
+    # Nor only the most logits beside the most tokens: the head's product of fewer may need more, in the same way.
+    sizes += [(limits.step_tokens, rows) for rows in sorted({1, *tokens_of_shapes(most)})]
     steps = [dry_step(*size, size[1], limits.max_blocks, has_states=limits.has_states) for size in sizes]
     largest = max(steps, key=lambda step: _run_dry(model, dry, buffers, cache, step))
     # What prefix groups need is the same in all steps, and most where all sequences have one.

@@ -8,13 +8,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import kernels.ops.matmul
 from kernels.batch import PrefixGroups, dry_step
 from kernels.devices.dry_run import DryRunDevice
 from kernels.devices.open import open_device
 from kernels.errors import OutOfDeviceMemory
 from kernels.ops.attention_parts.prefix_attention import MAX_GROUPS
+from kernels.ops.matmul_params import Product
+from kernels.ops.unpacked.unpacked_matmul import UnpackedShape
 from kernels.runtime.device_array import DeviceArray
 from kernels.runtime.gpu_spec import H100
+from kernels.runtime.launcher import Context
 from kernels.runtime.memory import PAGE_BYTES
 from kernels.weights.formats import FORMATS
 from kernels.weights.repack import variant_for
@@ -130,6 +134,29 @@ def test_no_step_needs_more_scratch_than_was_planned_for_the_largest(tmp_path: P
                 ints = [DeviceArray(0, shape, np.dtype(np.int32)) for shape in ((MAX_GROUPS, 3), (num_sequences,))]
                 model.forward(replace(step, prefixes=PrefixGroups(*ints)), cache)
             assert device.context.high_water_bytes <= planned_bytes, num_tokens
+    model.forward(replace(dry_step(1, 1, 1, 128), has_long_context=True), cache)
+    assert device.context.high_water_bytes <= planned_bytes
+
+
+@pytest.mark.usefixtures("without_staging")
+def test_scratch_is_planned_for_each_number_of_logits_beside_the_most_tokens(
+    gguf: GGUFFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def multiply(context: Context, product: Product, _size: int) -> None:
+        context.scratch((1 << 28,), np.uint8)  # what the matrix is unpacked to
+
+    def shape(_gpu: object, _matrix: object, num_tokens: int) -> UnpackedShape:  # that is faster for some numbers only
+        return UnpackedShape(128, 0.0 if num_tokens <= 64 else 1e9)
+
+    monkeypatch.setattr(kernels.ops.matmul, "is_suitable", lambda _gpu, product: product.out.dtype == np.float32)
+    monkeypatch.setattr(kernels.ops.matmul, "unpacked_shape", shape)
+    monkeypatch.setattr(kernels.ops.matmul, "multiply_unpacked", multiply)
+    settings = replace(SETTINGS, step_tokens=512, max_sequences=100)
+    device = DryRunDevice("cuda:0")
+    planned_bytes = plan_memory(gguf, device, settings).memory.scratch
+    model = assemble_model(read_model_config(gguf), Weights(gguf, device), device)
+    model.forward(dry_step(512, 40, 40, 128), model.allocate_cache(1, settings.kv_block_tokens))
+    assert device.context.high_water_bytes <= planned_bytes
 
 
 def test_kernels_that_load_run_and_serve_a_model_are_prepared_before(gguf: GGUFFile) -> None:
