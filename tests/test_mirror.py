@@ -7,6 +7,7 @@ A module with many tests has several files, ``test_<module>_<topic>.py``. ``__in
 from __future__ import annotations
 
 import ast
+from collections import defaultdict
 from pathlib import Path, PurePath
 
 import pytest
@@ -92,33 +93,38 @@ def expected_test(module: PurePath) -> PurePath:
     return "tests" / module.with_name(f"test_{module.stem.strip('_')}.py")
 
 
-def belongs_to(test: PurePath, module: PurePath) -> bool:
-    expected = expected_test(module)
-    is_same_room = test.parent == expected.parent
-    return is_same_room and (test.stem == expected.stem or test.stem.startswith(f"{expected.stem}_"))
+def owners_of(test: PurePath, modules_of: dict[PurePath, list[PurePath]]) -> list[str]:
+    """The modules that a file tests, of those whose tests are in its folder."""
+    stems = {module: expected_test(module).stem for module in modules_of.get(test.parent, ())}
+    return [
+        module.as_posix() for module, stem in stems.items() if test.stem == stem or test.stem.startswith(f"{stem}_")
+    ]
 
 
-MODULES = modules()
+def test_each_module_has_its_test_file_or_a_reason_to_have_none() -> None:
+    wrong = [
+        f"{module}: {expected_test(module)} or a reason, not both"
+        for module in modules()
+        if (ROOT / expected_test(module)).exists() == (module.as_posix() in WITHOUT_TESTS)
+    ]
+    assert not wrong, "\n".join(wrong)
 
 
-@pytest.mark.parametrize("module", MODULES, ids=str)
-def test_a_module_has_its_test_file_or_a_reason_to_have_none(module: PurePath) -> None:
-    has_test = (ROOT / expected_test(module)).exists()
-    assert has_test != (module.as_posix() in WITHOUT_TESTS), f"expected {expected_test(module)} or a reason, not both"
+def test_each_test_file_belongs_to_a_module_or_is_listed_as_one_of_many() -> None:
+    modules_of = defaultdict(list)
+    for module in modules():
+        modules_of[expected_test(module).parent].append(module)
+    wrong = []
+    for test in files_with_tests():
+        owners = owners_of(test, modules_of)
+        is_listed = test.as_posix() in OF_MORE_THAN_A_MODULE
+        if bool(owners) == is_listed:
+            wrong.append(f"{test} belongs to {owners or 'no module'} and is {'' if is_listed else 'not '}listed")
+    assert not wrong, "\n".join(wrong)
 
 
-@pytest.mark.parametrize("test", files_with_tests(), ids=str)
-def test_a_test_file_belongs_to_a_module_or_is_listed_as_one_of_many(test: PurePath) -> None:
-    owners = [module.as_posix() for module in MODULES if belongs_to(test, module)]
-    is_listed = test.as_posix() in OF_MORE_THAN_A_MODULE
-    assert bool(owners) != is_listed, (
-        f"{test} belongs to {owners or 'no module'} and is {'' if is_listed else 'not '}listed"
-    )
-
-
-@pytest.mark.parametrize("path", [*WITHOUT_TESTS, *OF_MORE_THAN_A_MODULE])
-def test_what_is_listed_exists(path: str) -> None:
-    assert (ROOT / path).exists()
+def test_what_is_listed_exists() -> None:
+    assert [path for path in (*WITHOUT_TESTS, *OF_MORE_THAN_A_MODULE) if not (ROOT / path).exists()] == []
 
 
 @pytest.mark.parametrize("folder", ["bench", "models"])
