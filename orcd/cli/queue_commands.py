@@ -13,7 +13,6 @@ import msgspec
 
 from orcd.cli import terminal
 from orcd.cli.command_line import SETTINGS, SuggestingGroup, json_option, redis_option
-from orcd.cli.migration import Migration
 from orcd.client import Client
 from orcd.errors import InvalidRequest, printable
 from orcd.settings import ClientSettings, read_environment
@@ -247,6 +246,8 @@ def migrate(dry_run: bool, redis_url: str | None) -> None:
     settings = read_environment(ClientSettings, redis_url=redis_url)
     if settings.key_prefix:
         raise InvalidRequest("migrate: earlier versions had no key prefix; run it without ORCD_KEY_PREFIX")
+    from orcd.cli.migration import Migration  # not at the top: the other commands have no use for Celery
+
     verb = "would be moved" if dry_run else "moved"
     num_messages = 0
     with redis_errors(settings), connect(settings) as connection:
