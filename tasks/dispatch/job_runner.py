@@ -118,11 +118,10 @@ class JobRunner:
 
     def _run(self) -> None:
         while not self._thread.stopping.is_set():
-            worked_s = time.thread_time()
+            before_s = time.thread_time()
             self.run_batch()
             self.engine.supervise(has_jobs=bool(self._jobs))
-            worked_s = time.thread_time() - worked_s
-            self._throttle(throttle_interval_s(worked_s))
+            self._throttle(throttle_interval_s(time.thread_time() - before_s))
 
     def run_batch(self) -> None:
         """Act on the events that are there, waiting a little for the first, and write down what came of them."""
@@ -278,6 +277,7 @@ class JobRunner:
             case "appended" if job.ended:
                 self._finish(job)
             case "appended" if answer.cancelled:
+                self._process(self._batcher.take_of(job.request_id))  # its error comes behind what was drawn
                 self._fail(job, Cancelled("cancelled"))
                 return True
         return False

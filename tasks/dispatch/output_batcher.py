@@ -22,8 +22,8 @@ class OutputBatcher:
 
     All are written in the next batch, but those of quiet requests only if the last such batch was `QUIET_INTERVAL_S`
     ago. Two kinds are due at once: the last of a choice and the first of a request, which somebody waits for. In the
-    throttle interval before a batch only these are written. An error stays by itself, behind the tokens. Belongs to the
-    job runner's thread.
+    throttle interval before a batch only these are written. An error stays by itself, behind the tokens of all choices.
+    Belongs to the job runner's thread.
     """
 
     def __init__(self) -> None:
@@ -77,7 +77,9 @@ class OutputBatcher:
                 self._runs[key] = [output]
             else:
                 run.append(output)
-            if finish_reason is not None or request_id in self._awaiting_first:
+            if finish_reason == "error":  # it ends the whole job, behind what was drawn of the other choices
+                self._due += [other[:2] for other in self._runs if other[0] == request_id]
+            elif finish_reason is not None or request_id in self._awaiting_first:
                 self._due.append(key[:2])
                 self._awaiting_first.discard(request_id)
         if self._due:
@@ -98,9 +100,13 @@ class OutputBatcher:
         due = self.take_due()
         return due + self._take([key for key in self._runs if key[0] not in self._quiet])
 
+    def take_of(self, request_id: str) -> list[TokenOutput]:
+        """All outputs of one request."""
+        return self._take([key for key in self._runs if key[0] == request_id])
+
     def take_due(self) -> list[TokenOutput]:
         """All outputs of the choices of which one is due; those of others stay."""
-        keys = dict.fromkeys((*choice, is_error) for choice in self._due for is_error in (False, True))
+        keys = dict.fromkeys((*choice, is_error) for is_error in (False, True) for choice in self._due)
         self._due.clear()
         self.write_at = self.interval_end
         return self._take(key for key in keys if key in self._runs)

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import threading
+from collections.abc import Callable, Iterable
 from queue import SimpleQueue
 from typing import Any
+from unittest.mock import patch
 
 from redis.client import PubSub
 
@@ -15,7 +18,7 @@ from orcd.store import schema
 from orcd.store.claim import Claim
 from orcd.store.enqueue import Message
 from orcd.store.job_store import JobStore
-from tasks.dispatch.active_job import ActiveJob
+from tasks.dispatch.active_job import ActiveJob, Termination
 from tasks.dispatch.delivery import Fenced, Outcome
 from tasks.dispatch.job_runner import JobRunner, Release
 from tasks.dispatch.prompt_encoder import Prompt
@@ -58,6 +61,10 @@ class RunnerScene:
         assert channel.get_message(timeout=5)["type"] == "subscribe"
         self._listeners.append(channel)
 
+    def hold_quiet(self) -> None:
+        """Hold what nobody listens to back for as long as the test takes, however busy the machine is."""
+        self.runner._batcher._quiet_end = math.inf
+
     def begin(self, job_id: str) -> ActiveJob:
         """Claim a job and hand it to the job runner."""
         claim = self.store.claim([job_id])[0]
@@ -67,10 +74,24 @@ class RunnerScene:
         self.runner.put(job)
         return job
 
-    def say(self, job: ActiveJob, *ids: int, finish: contract.FinishReason | None = None) -> None:
+    def say(self, job: ActiveJob, *ids: int, choice: int = 0, finish: contract.FinishReason | None = None) -> None:
         """What the engine draws for the job."""
-        output = contract.TokenOutput(job.request_id, 0, ids, finish)
+        output = contract.TokenOutput(job.request_id, choice, ids, finish)
         self.runner.put(contract.Outputs((output,)))
+
+    def throttle_until(self, is_over: Callable[[], object]) -> None:
+        """A throttle interval that ends when what was written in it fulfils the condition, however long that takes."""
+        write, over = self.runner._write, Termination("nobody", None)
+
+        def write_on(jobs: Iterable[ActiveJob]) -> None:
+            write(jobs)
+            if is_over():
+                self.runner.put(over)
+
+        with patch.object(self.runner, "_write", write_on):
+            self.runner._throttle(30)
+        assert self.runner._pending is over
+        self.runner._pending = None
 
     def release(self) -> None:
         """Have all jobs given back, as at the end of a worker."""

@@ -14,7 +14,6 @@ from orcd.events import End, Error, Started, Token
 from orcd.request import parse
 from orcd.result import Result
 from orcd.store.claim import Claim
-from tasks.dispatch import output_batcher
 from tasks.dispatch.active_job import Termination
 from tasks.dispatch.delivery import Fenced
 from tasks.dispatch.engine.engine_process import EngineExit
@@ -64,9 +63,9 @@ def test_what_several_steps_drew_is_one_event_of_each_job(scene: RunnerScene) ->
 
 
 def test_tokens_of_a_job_that_nobody_listens_to_share_an_event_and_its_first_and_last_ones_do_not_wait(
-    scene: RunnerScene, monkeypatch: pytest.MonkeyPatch
+    scene: RunnerScene,
 ) -> None:
-    monkeypatch.setattr(output_batcher, "QUIET_INTERVAL_S", 60)
+    scene.hold_quiet()
     submit(scene.store, "b", parse({"prompt": "x", "max_tokens": 9, "stop": "zz"}))
     submit(scene.store, "c", REQUEST)
     scene.listen("c")
@@ -84,17 +83,15 @@ def test_tokens_of_a_job_that_nobody_listens_to_share_an_event_and_its_first_and
     assert words(scene, "a") == [Started, [1], [2, 4, 1, END], End]
 
 
-def test_who_begins_to_listen_gets_each_token_when_it_comes(
-    scene: RunnerScene, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_who_begins_to_listen_gets_each_token_when_it_comes(scene: RunnerScene) -> None:
     job = scene.begin("a")
     for token_id in (1, 2):
         scene.say(job, token_id)
         scene.runner.run_batch()
     wait_until(lambda: (scene.runner.run_batch(), words(scene, "a"))[1] == [Started, [1], [2]])
-    monkeypatch.setattr(output_batcher, "QUIET_INTERVAL_S", 60)
     scene.listen("a")
     wait_until(lambda: (scene.say(job, 4), scene.runner.run_batch(), len(words(scene, "a")) > 3)[-1])
+    scene.hold_quiet()
     known = words(scene, "a")
     for token_id in (1, 2):
         scene.say(job, token_id)
@@ -138,7 +135,7 @@ def test_while_it_is_throttled_jobs_are_started_and_their_first_and_final_output
     scene.say(second, 2, END, finish="stop")
     third, fourth = scene.begin("c"), scene.begin("d")
     scene.say(third, 4)
-    scene.runner._throttle(0.05)
+    scene.throttle_until(lambda: scene.outcomes and words(scene, "c"))
     assert [request.request_id for request in sent] == [each.request_id for each in (first, second, third, fourth)]
     assert words(scene, "a") == [Started, [1]], "its second token waits for the next batch"
     assert words(scene, "b") == [Started, [1], [2, END], End]
@@ -156,7 +153,7 @@ def test_while_it_is_throttled_jobs_are_started_and_their_first_and_final_output
 def test_a_job_that_starts_and_ends_while_it_is_throttled_says_all_of_it(scene: RunnerScene) -> None:
     job = scene.begin("a")
     scene.say(job, 1, END, finish="stop")
-    scene.runner._throttle(0.05)
+    scene.throttle_until(lambda: scene.outcomes)
     scene.runner.run_batch()
     assert [type(event) for event in scene.store.events("a")] == [Started, Token, End]
 
@@ -168,7 +165,7 @@ def test_choices_that_end_together_while_it_is_throttled_end_their_job_once(scen
     scene.runner.run_batch()
     outputs = [contract.TokenOutput(job.request_id, choice, (1, END), "stop") for choice in (0, 1)]
     scene.runner.put(contract.Outputs(tuple(outputs)))
-    scene.runner._throttle(0.05)
+    scene.throttle_until(lambda: scene.outcomes)
     ((job_id, result),) = scene.outcomes
     assert job_id == "b"
     assert isinstance(result, Result)

@@ -12,6 +12,7 @@ from kombu.exceptions import OperationalError
 
 from orcd.errors import Cancelled
 from orcd.events import End, Error, Started, Token
+from orcd.request import parse
 from orcd.result import Result
 from orcd.store import schema
 from orcd.store.claim import Claim
@@ -22,6 +23,7 @@ from tests.orcd.job_record import submit
 from tests.orcd.job_writer import MakeStore
 from tests.tasks.dispatch.runner_scene import READY, REQUEST, RunnerScene
 from tests.tasks.dispatch.small_tokenizer import END
+from worker import contract
 
 
 @pytest.fixture
@@ -207,3 +209,28 @@ def test_the_lease_of_a_job_is_dropped_with_it(scene: RunnerScene, monkeypatch: 
     scene.say(job, END, finish="stop")
     scene.runner.run_batch()
     assert dropped == [("a", job.claim.lease)]
+
+
+@pytest.mark.parametrize("ended_by", ["a wish to cancel that an append finds", "the engine"])
+def test_a_job_ends_behind_the_tokens_of_all_its_choices(
+    scene: RunnerScene, connection: redis.Redis, ended_by: str
+) -> None:
+    scene.hold_quiet()
+    submit(scene.store, "c", parse({"prompt": "x", "n": 2, "max_tokens": 9}))
+    job = scene.begin("c")
+    scene.runner.run_batch()
+    scene.say(job, 1)
+    scene.runner.run_batch()
+    scene.say(job, 2, choice=1)
+    scene.runner.run_batch()  # which nobody listens to
+    if ended_by == "the engine":
+        scene.runner.put(
+            contract.Outputs((contract.TokenOutput(job.request_id, 0, (), "error", error_message="full"),))
+        )
+    else:
+        connection.hset(schema.job_key("c"), "cancel", 1)
+        scene.say(job, 4, END, finish="stop")
+    scene.runner.run_batch()
+    *events, error = scene.store.events("c")
+    assert isinstance(error, Error)
+    assert [event.ids for event in events if isinstance(event, Token) and event.choice == 1] == [[2]]
