@@ -84,7 +84,7 @@ class Ears:
     def __init__(self, connection: redis.Redis, channel: str) -> None:
         self._channel = connection.pubsub()
         self._channel.subscribe(channel)
-        assert self._channel.get_message(timeout=5)["type"] == "subscribe"
+        assert self._channel.get_message(timeout=60)["type"] == "subscribe"
 
     def heard(self) -> list[bytes]:
         messages = []

@@ -63,7 +63,7 @@ def test_joining_a_thread_that_never_began_or_itself_returns_at_once(deaths: Dea
     thread = SupervisedThread("claimer", run, deaths.note)
     thread.join()
     thread.start()
-    assert joined.wait(5)
+    assert joined.wait(60)
     thread.stop()
     thread.join(5)
     assert deaths == []

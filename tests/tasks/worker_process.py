@@ -113,7 +113,7 @@ class WorkerProcess:
         engine = psutil.Process(self.engine_pid)
         self.process.kill()
         self.process.wait()
-        engine.wait(10)
+        engine.wait(60)
 
 
 def wait_until_running(client: Client, job_ids: list[str], num_tokens: int = 1) -> None:

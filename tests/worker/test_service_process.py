@@ -89,7 +89,7 @@ class Child:
         return events
 
     def exit_code(self) -> int:
-        return self.process.wait(timeout=5)
+        return self.process.wait(timeout=60)
 
 
 @pytest.fixture(scope="module")

@@ -54,7 +54,7 @@ def url(start_gateway: StartGateway) -> str:
 
 @pytest.fixture
 def http(url: str) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=url, timeout=10) as client:
+    with httpx.Client(base_url=url, timeout=60) as client:
         yield client
 
 
@@ -77,6 +77,6 @@ def open_sdk() -> Iterator[OpenSdk]:
     with ExitStack() as opened:
 
         def open_sdk(url: str, key: str = "none") -> openai.OpenAI:
-            return opened.enter_context(openai.OpenAI(base_url=url, api_key=key, max_retries=0, timeout=10))
+            return opened.enter_context(openai.OpenAI(base_url=url, api_key=key, max_retries=0, timeout=60))
 
         yield open_sdk

@@ -20,7 +20,7 @@ def open_chat(url: str) -> Iterator[OpenChat]:
     with ExitStack() as opened:
 
         def open_chat(**fields: Any) -> Any:
-            client = opened.enter_context(httpx.Client(timeout=10))
+            client = opened.enter_context(httpx.Client(timeout=60))
             fields = {"model": "demo", "max_retries": 0, **fields}
             return langchain_openai.ChatOpenAI(base_url=url, api_key="none", http_client=client, **fields)
 

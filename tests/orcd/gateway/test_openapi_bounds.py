@@ -25,7 +25,7 @@ BOUNDS = SchemaBounds(DOCUMENT)
 
 @pytest.fixture
 def gateway(start_gateway: StartGateway, tmp_path: Path) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=start_gateway(files_dir=str(tmp_path)).removesuffix("/v1"), timeout=10) as client:
+    with httpx.Client(base_url=start_gateway(files_dir=str(tmp_path)).removesuffix("/v1"), timeout=60) as client:
         yield client
 
 

@@ -22,7 +22,7 @@ DEADLINE_S = 0.5
 
 LOOKS: dict[str, Look] = {
     "a client asks": lambda client, _: client.status(J),
-    "a client follows": lambda client, _: client.result(J, timeout=5),
+    "a client follows": lambda client, _: client.result(J, timeout=60),
     "a worker reaps": lambda _, store: store.reap(),
 }
 
@@ -48,7 +48,7 @@ def begun(store: JobStore, **fields: object) -> Writer:
 
 def check_ended(client: Client, store: JobStore, final: str, code: str, text: str = " 1 2") -> None:
     """It has one terminal event, behind the text so far, and is on no list."""
-    result = client.result(J, timeout=5)
+    result = client.result(J, timeout=60)
     assert (result.state, result.text) == (final, text)
     events = [event for _, event in logged(store)]
     (end,) = [event for event in events if state_after(event)]

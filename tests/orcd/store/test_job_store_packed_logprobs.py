@@ -89,11 +89,11 @@ def test_readers_get_the_lists_and_one_of_version_2_the_text_if_it_listens_alrea
     writer = claimed(store, J)
     listener = store.redis.pubsub(ignore_subscribe_messages=True)
     listener.subscribe(schema.events_channel(J))
-    listener.get_message(timeout=5)
+    listener.get_message(timeout=60)
     writer.start()
     writer.write(PACKED)
     writer.end()
-    published = [listener.get_message(timeout=5)["data"] for _ in range(2)][1]
+    published = [listener.get_message(timeout=60)["data"] for _ in range(2)][1]
     listener.close()
     assert decode_event(published) == UNPACKED
     assert msgspec.json.decode(published, type=VersionTwo) == VersionTwo(" the", 1, [7])

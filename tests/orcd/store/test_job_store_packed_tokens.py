@@ -44,10 +44,10 @@ def test_tokens_of_a_client_s_job_are_packed_and_read_as_they_were_written(store
     assert store.redis.hget(schema.job_key(J), "schema") == b"4"
     listener = store.redis.pubsub(ignore_subscribe_messages=True)
     listener.subscribe(schema.events_channel(J))
-    listener.get_message(timeout=5)
+    listener.get_message(timeout=60)
     writer.write(*TOKENS)
     assert logged(store) == PACKED
-    assert [listener.get_message(timeout=5)["data"].decode() for _ in TOKENS] == PACKED
+    assert [listener.get_message(timeout=60)["data"].decode() for _ in TOKENS] == PACKED
     listener.close()
     writer.end()
     assert store.events(J)[:-1] == list(client.events(J))[:-1] == TOKENS

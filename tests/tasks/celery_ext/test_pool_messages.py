@@ -39,7 +39,7 @@ def test_an_inline_request_that_must_not_run_is_written_down_and_ended(
     scene.deliver(SHORT, revoked=reason)
     wait_until(lambda: scene.dispatcher.deliveries)
     assert client.status("t").state == state
-    scene.dispatcher.answer(client.result("t", timeout=5))
+    scene.dispatcher.answer(client.result("t", timeout=60))
     error = scene.answered()
     assert isinstance(error, TaskRevokedError)
     assert error.args == (reason,)
@@ -57,7 +57,7 @@ def test_a_message_that_was_accepted_but_not_claimed_is_terminated(scene: Scene,
     scene.deliver(SHORT).terminate()
     assert scene.dispatcher.cancelled == ["t"]
     wait_until(lambda: scene.state("t") == "cancelled")
-    scene.dispatcher.answer(client.result("t", timeout=5))
+    scene.dispatcher.answer(client.result("t", timeout=60))
     assert isinstance(scene.answered(), TaskRevokedError)
 
 

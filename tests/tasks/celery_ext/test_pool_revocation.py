@@ -26,8 +26,8 @@ LONG = {"prompt": "old pond", "max_tokens": 450, "ignore_eos": True}
 def check_ended(app: Celery, client: Client, job_id: str, code: str) -> None:
     """Celery says that the task was revoked; the stream has one terminal event."""
     with pytest.raises(TaskRevokedError):
-        app.AsyncResult(job_id).get(timeout=20)
-    end = list(client.events(job_id, timeout=10))[-1]
+        app.AsyncResult(job_id).get(timeout=60)
+    end = list(client.events(job_id, timeout=60))[-1]
     assert isinstance(end, Error)
     assert end.code == code
 
@@ -45,7 +45,7 @@ def test_a_revoked_job_that_waits_ends_at_once_whoever_hears_of_it(
         assert worker.events("execute_start") == []
     with WorkerProcess(redis_url, shallow_model, tmp_path, ORCD_NAME="nobody") as worker:
         after = client.submit(**SHORT, model="nobody")
-        assert client.result(after, timeout=20).state == "succeeded"
+        assert client.result(after, timeout=60).state == "succeeded"
         check_ended(app, client, inline, "CANCELLED")
         assert [event["job_id"] for event in worker.events("execute_start")] == [after]
 
@@ -64,7 +64,7 @@ def test_a_message_that_expires_in_the_queue_ends_its_job(
     with WorkerProcess(redis_url, shallow_model, tmp_path) as worker:
         for job_id in late:
             check_ended(app, client, job_id, "EXPIRED")
-        assert in_time.get(timeout=20)["tokens_out"] == 8
+        assert in_time.get(timeout=60)["tokens_out"] == 8
         assert [event["job_id"] for event in worker.events("execute_start")] == [in_time.id]
 
 
@@ -116,7 +116,7 @@ def test_a_time_limit_of_any_kind_ends_a_job_also_with_the_worker_that_takes_it_
         for result in results:
             with pytest.raises(InferenceTimeout):
                 result.get(timeout=30)
-            assert client.result(result.id, timeout=5).state == "failed"
+            assert client.result(result.id, timeout=60).state == "failed"
 
 
 def test_a_request_in_the_wrong_queue_is_answered_by_the_model_that_it_names(
@@ -129,10 +129,10 @@ def test_a_request_in_the_wrong_queue_is_answered_by_the_model_that_it_names(
     ):
         for name in ("orcd.generate", "tasks.generate"):
             assert (
-                app.send_task(name, kwargs=SHORT | {"model": "other"}, queue="orcd").get(timeout=20)["model"] == "other"
+                app.send_task(name, kwargs=SHORT | {"model": "other"}, queue="orcd").get(timeout=60)["model"] == "other"
             )
         requests = [SHORT, SHORT | {"model": "other"}]
         chunk = app.send_task("orcd.generate_chunk", kwargs={"requests": requests}, queue=f"orcd.{shallow_model.stem}")
-        assert [value["model"] for value in chunk.get(timeout=20)] == [shallow_model.stem, "other"]
+        assert [value["model"] for value in chunk.get(timeout=60)] == [shallow_model.stem, "other"]
         assert len(here.events("execute_start")) == 1
         assert len(there.events("execute_start")) == 3

@@ -25,8 +25,8 @@ from tests.tasks.worker_process import WorkerProcess
 from worker.settings import Settings
 
 LEASE_S = 2.0  # of a `WorkerProcess`
-SLACK_S = 10.0
-"""Two seconds are enough, but on a busy machine."""
+SLACK_S = 60.0
+"""Two seconds are enough, but on a busy machine; Celery's own transport would take an hour."""
 FIELDS = {"prompt": "old pond", "max_tokens": 4, "temperature": 0.0, "ignore_eos": True}
 
 
@@ -112,7 +112,8 @@ def test_a_message_that_waits_for_its_time_in_a_killed_worker_is_run_in_time_by_
         (noted,) = connection.scan_iter(schema.UNACKED + "*")
         (victim,) = [worker for worker in workers if f"-{worker.process.pid}-" in noted.decode()]
         victim.kill()
-        assert connection.hget(schema.job_key(task_id), "state") != b"succeeded"
+        if time.monotonic() < sent + 6:  # else a busy machine may have run it meanwhile
+            assert connection.hget(schema.job_key(task_id), "state") != b"succeeded"
         _wait_until_done(connection, [task_id], max(sent + 6, time.monotonic() + LEASE_S) + SLACK_S)
         assert time.monotonic() > sent + 5.5, "not before its time"
 

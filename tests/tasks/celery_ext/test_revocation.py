@@ -57,7 +57,7 @@ def test_a_job_that_waits_is_ended_at_once(client: Client, store: JobStore, reas
     job_id = client.submit(prompt="x")
     assert end_job(store, job_id, reason)
     assert client.status(job_id).state == final
-    (end,) = client.events(job_id, timeout=5)
+    (end,) = client.events(job_id, timeout=60)
     assert isinstance(end, Error)
     assert end.code == code
 
@@ -120,7 +120,7 @@ def test_terminating_ends_a_job_whose_worker_is_dead_with_the_text_so_far(
     claimed(store, job_id).tokens(2)
     let_lease_run_out(store, job_id)
     revoke_tasks(store, app.backend, [job_id], "terminated")
-    result = client.result(job_id, timeout=5)
+    result = client.result(job_id, timeout=60)
     assert (result.state, result.text) == ("cancelled", " 1 2")
     assert app.AsyncResult(job_id).state == "REVOKED"
 

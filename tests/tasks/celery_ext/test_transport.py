@@ -76,23 +76,23 @@ def unacked(connection: redis.Redis) -> dict[bytes, bytes]:
 def test_acknowledgements_go_with_the_next_message_or_when_they_are_flushed(
     queue: Any, connection: redis.Redis
 ) -> None:
-    queue.get(timeout=5).ack()
+    queue.get(timeout=60).ack()
     assert len(unacked(connection)) == 1
-    second = queue.get(timeout=5)
+    second = queue.get(timeout=60)
     assert list(unacked(connection)) == [second.delivery_tag.encode()]
     second.ack()
     queue.channel.qos.flush()
     assert unacked(connection) == {}
-    assert queue.get(timeout=5).payload == 2
+    assert queue.get(timeout=60).payload == 2
 
 
 def test_what_waits_behind_a_message_is_taken_with_it_as_far_as_there_is_room(
     channel: Any, queue: Any, connection: redis.Redis
 ) -> None:
     channel.qos.num_free = lambda: 2
-    assert queue.get(timeout=5).payload == 0
+    assert queue.get(timeout=60).payload == 0
     assert (len(unacked(connection)), connection.llen("some")) == (2, 1)
-    second = queue.get(timeout=5)
+    second = queue.get(timeout=60)
     assert second.payload == 1
     second.ack()
     channel.qos.flush()
@@ -103,7 +103,7 @@ def test_messages_that_were_taken_together_are_all_given_back(
     channel: Any, queue: Any, connection: redis.Redis
 ) -> None:
     channel.qos.num_free = lambda: 9
-    assert queue.get(timeout=5).payload == 0
+    assert queue.get(timeout=60).payload == 0
     assert (len(unacked(connection)), connection.llen("some")) == (3, 0)
     before = unacked(connection)
     channel.close()
@@ -115,26 +115,26 @@ def test_of_what_is_taken_together_the_most_urgent_comes_first(channel: Any, que
     queue.put("later", priority=9)
     queue.put("sooner", priority=3)
     channel.qos.num_free = lambda: 9
-    assert [queue.get(timeout=5).payload for _ in range(5)] == [0, 1, 2, "sooner", "later"]
+    assert [queue.get(timeout=60).payload for _ in range(5)] == [0, 1, 2, "sooner", "later"]
 
 
 def test_a_channel_that_closes_gives_back_what_was_not_acknowledged_and_nothing_else(
     channel: Any, queue: Any, connection: redis.Redis
 ) -> None:
-    queue.get(timeout=5).ack()
-    assert queue.get(timeout=5).payload == 1
+    queue.get(timeout=60).ack()
+    assert queue.get(timeout=60).payload == 1
     channel.close()
     assert unacked(connection) == {}
     assert connection.llen("some") == 2
 
 
 def test_a_message_that_is_rejected_goes_back_if_it_is_wanted(queue: Any, connection: redis.Redis) -> None:
-    queue.get(timeout=5).reject()
-    queue.get(timeout=5).requeue()
+    queue.get(timeout=60).reject()
+    queue.get(timeout=60).requeue()
     queue.channel.qos.flush()
     assert unacked(connection) == {}
     assert connection.llen("some") == 2
-    assert queue.get(timeout=5).payload == 1, "it is the first again"
+    assert queue.get(timeout=60).payload == 1, "it is the first again"
 
 
 def test_messages_with_one_delivery_tag_are_all_delivered_and_noted(
@@ -145,7 +145,7 @@ def test_messages_with_one_delivery_tag_are_all_delivered_and_noted(
         message = {"body": str(number), "content-type": "application/json", "content-encoding": "utf-8", "headers": {}}
         connection.lpush("some", json.dumps(message | {"properties": {"delivery_tag": "1"}}))
     channel.qos.num_free = lambda: 9
-    assert [queue.get(timeout=5).payload for _ in range(3)] == [0, 1, 2]
+    assert [queue.get(timeout=60).payload for _ in range(3)] == [0, 1, 2]
     assert len(unacked(connection)) == 3
 
 
@@ -154,11 +154,11 @@ def test_the_messages_of_a_sender_that_wakes_nobody_are_found_soon(
 ) -> None:
     (text,) = connection.lrange("some", 0, 0)
     for _ in range(3):
-        queue.get(timeout=5).ack()
+        queue.get(timeout=60).ack()
     timer = threading.Timer(0.5, connection.lpush, ["some", text])
     timer.start()
     begun = time.monotonic()
-    queue.get(timeout=5)
+    queue.get(timeout=60)
     assert time.monotonic() - begun < 5
 
 
@@ -167,12 +167,12 @@ def test_a_sender_of_ours_wakes_who_waits(
 ) -> None:
     monkeypatch.setattr(transport, "POLL_S", 10.0)
     for _ in range(3):
-        queue.get(timeout=5).ack()
+        queue.get(timeout=60).ack()
     publisher = Publisher(ClientSettings(redis_url=redis_url))
     timer = threading.Timer(0.5, publisher.publish, [Message("job-1", "some", 0)])
     timer.start()
     begun = time.monotonic()
-    assert queue.get(timeout=5).headers["id"] == "job-1"
+    assert queue.get(timeout=60).headers["id"] == "job-1"
     assert time.monotonic() - begun < 8
     timer.join()
     publisher.close()
@@ -181,7 +181,7 @@ def test_a_sender_of_ours_wakes_who_waits(
 def test_consuming_goes_on_after_redis_has_closed_a_connection_that_waited(
     channel: Any, queue: Any, connection: redis.Redis
 ) -> None:
-    queue.get(timeout=5).ack()
+    queue.get(timeout=60).ack()
     channel.qos.num_free = lambda: 0
     with pytest.raises(queue.Empty):
         queue.get(timeout=0.3)
@@ -189,7 +189,7 @@ def test_consuming_goes_on_after_redis_has_closed_a_connection_that_waited(
     with pytest.raises(queue.Empty):
         queue.get(timeout=0.3)
     channel.qos.num_free = lambda: 1
-    assert [queue.get(timeout=5).payload for _ in range(2)] == [1, 2]
+    assert [queue.get(timeout=60).payload for _ in range(2)] == [1, 2]
 
 
 def test_a_channel_that_has_lost_redis_can_be_closed_again_and_again(redis_server: RedisServer) -> None:
@@ -197,7 +197,7 @@ def test_a_channel_that_has_lost_redis_can_be_closed_again_and_again(redis_serve
         channel = lost.default_channel
         with SimpleQueue(channel, "some") as queue:
             queue.put("x")
-            queue.get(timeout=5)
+            queue.get(timeout=60)
             redis_server.kill()
             channel.close()
             lost.collect()
@@ -211,7 +211,7 @@ def test_an_answer_that_does_not_come_is_an_error(
     channel: Any, queue: Any, connection: redis.Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(transport, "ANSWER_S", 0.3)
-    queue.get(timeout=5)
+    queue.get(timeout=60)
     poller = channel.connection.cycle
     connection.client_pause(1000)
     poller.on_poll_start()

@@ -70,11 +70,11 @@ class ClaimerScene:
 
     def begun(self) -> ActiveJob:
         """The next job that begins; its message is still open."""
-        return self._begun.get(timeout=5)
+        return self._begun.get(timeout=60)
 
     def outcome(self) -> tuple[str, Outcome | Fenced]:
         """The next delivery that was answered without beginning."""
-        return self._outcomes.get(timeout=5)
+        return self._outcomes.get(timeout=60)
 
     def unexpected(self) -> list[Any]:
         """What nobody has asked for."""

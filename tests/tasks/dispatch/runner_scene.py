@@ -58,7 +58,7 @@ class RunnerScene:
         """Subscribe to the events of a job."""
         channel = self.store.redis.pubsub()
         channel.subscribe(schema.events_channel(job_id))
-        assert channel.get_message(timeout=5)["type"] == "subscribe"
+        assert channel.get_message(timeout=60)["type"] == "subscribe"
         self._listeners.append(channel)
 
     def hold_quiet(self) -> None:

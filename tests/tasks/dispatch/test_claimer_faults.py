@@ -144,13 +144,13 @@ def test_stopping_leaves_the_deliveries_behind_those_that_were_begun_unclaimed(
     class Slow(PromptEncoder):
         def encode(self, request: Request, ready: Any) -> Any:
             begun.set()
-            assert stopped.wait(5)
+            assert stopped.wait(60)
             return super().encode(request, ready)
 
     scene = ClaimerScene(store, Slow(TOKENIZER, ChatTemplate(TEMPLATE)))
     scene.claimer.start(READY)
     scene.put("a")
-    assert begun.wait(5)
+    assert begun.wait(60)
     scene.put("b")
     stopper = threading.Thread(target=scene.claimer.stop, args=(5,))
     stopper.start()

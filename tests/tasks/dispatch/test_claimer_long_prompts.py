@@ -44,7 +44,7 @@ class Encoder(PromptEncoder):
 
     def encode_long(self, request: Request, ready: Any, lane: Lane = "prompts") -> Any:
         self.began.release()
-        assert (self.going_on if lane == "prompts" else self.checking).acquire(timeout=5)
+        assert (self.going_on if lane == "prompts" else self.checking).acquire(timeout=60)
         if self.was_interrupted:
             raise OrcdError("interrupted")
         if request.prompt == "long and too long":
@@ -102,7 +102,7 @@ def test_what_is_wrong_with_a_long_prompt_ends_its_job(scene: ClaimerScene, enco
 def test_a_job_that_is_cancelled_while_it_waits_is_not_encoded(scene: ClaimerScene, encoder: Encoder) -> None:
     scene.put("a", LONG)
     scene.put("b", LONG)
-    assert encoder.began.acquire(timeout=5)
+    assert encoder.began.acquire(timeout=60)
     scene.put("c", REQUEST)
     assert scene.begun().job_id == "c"  # so b has been claimed, too
     assert scene.claimer.cancel("b", Cancelled("revoked"))
@@ -131,7 +131,7 @@ def test_at_the_end_long_prompts_go_back_to_the_queue_at_once(
     with _stopping(scene):
         scene.put("a")
         scene.put("b")
-        assert encoder.began.acquire(timeout=5)
+        assert encoder.began.acquire(timeout=60)
         scene.put("c", REQUEST)
         assert scene.begun().job_id == "c"
     assert [scene.outcome(), scene.outcome()] == [("a", None), ("b", None)]

@@ -265,7 +265,7 @@ def test_a_bug_in_the_job_runner_is_told_and_its_jobs_are_given_back(
     monkeypatch.setattr(scene.runner.engine.process, "start", lambda _: None)
     monkeypatch.setattr(scene.runner.engine.process, "stop", lambda *_: None)
     scene.runner.start()
-    name, error = scene.deaths.get(timeout=5)
+    name, error = scene.deaths.get(timeout=60)
     assert (name, type(error)) == ("job runner", KeyError)
     wait_until(lambda: not scene.runner.is_alive)
     scene.runner.abandon()

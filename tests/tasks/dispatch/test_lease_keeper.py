@@ -112,14 +112,14 @@ def test_a_job_that_somebody_else_has_taken_is_to_be_dropped_without_an_error(
     lease = scene.claim()
     scene.store.release({"a": lease})
     assert isinstance(make_store("worker-2").claim(["a"])[0], Claim)
-    assert scene.told.get(timeout=5) == Termination("a", None, lease)
+    assert scene.told.get(timeout=60) == Termination("a", None, lease)
 
 
 def test_a_cancellation_that_nobody_heard_is_found_by_its_flag(scene: Scene, redis_url: str) -> None:
     lease = scene.claim()
     with Client(redis_url) as client:
         client.cancel("a")
-    told = scene.told.get(timeout=5)
+    told = scene.told.get(timeout=60)
     assert (told.job_id, told.lease, told.error and told.error.code) == ("a", lease, "CANCELLED")
 
 
@@ -135,7 +135,7 @@ def test_one_jobs_key_of_another_type_costs_no_other_its_lease(
     scene.claim("good")
     connection.delete(schema.job_key("bad"))
     connection.rpush(schema.job_key("bad"), "no", "record")
-    assert scene.told.get(timeout=5).job_id == "bad"
+    assert scene.told.get(timeout=60).job_id == "bad"
     time.sleep(2 * LEASE_MS / 1000)
     assert make_store("worker-2").claim(["good"])[0] == "busy"
 

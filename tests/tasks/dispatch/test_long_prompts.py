@@ -30,7 +30,7 @@ class Scene:
         self.deaths.append(name)
 
     def _encode(self, prompt: LongPrompt) -> None:
-        assert self._going_on.acquire(timeout=5)
+        assert self._going_on.acquire(timeout=60)
         self.encoded.append(prompt.claim)
 
     def go_on(self, count: int) -> None:
@@ -94,7 +94,7 @@ def test_one_that_never_began_can_be_stopped(lane: Scene) -> None:
 
 
 def test_lanes_do_not_wait_for_each_other(lane: Scene) -> None:
-    both, passed = threading.Barrier(2, timeout=5), []
+    both, passed = threading.Barrier(2, timeout=60), []
 
     def encode(prompt: LongPrompt) -> None:
         both.wait()

@@ -154,7 +154,7 @@ def test_a_model_that_loads_in_a_moment_is_announced_too(
     monkeypatch.setattr(module, "TICK_S", 60.0)
     scene.maintenance.start()
     scene.observer.loads(contract.Load(7, 7, 100))
-    assert announced.get(timeout=5) == 7
+    assert announced.get(timeout=60) == 7
     scene.maintenance.stop(5)
 
 

@@ -278,7 +278,7 @@ def test_a_thread_that_dies_takes_its_engine_along_and_is_told_of(settings: Sett
 
     process = EngineProcess(settings, fail, lambda _: None, lambda *death: deaths.put(death))
     process.start()
-    name, error = deaths.get(timeout=20)
+    name, error = deaths.get(timeout=60)
     assert (name, type(error)) == ("engine reader", KeyError)
     pid = process.pid
     assert pid is not None

@@ -39,7 +39,7 @@ def server(watched: Watched) -> Iterator[HealthServer]:
 
 def _get(server: HealthServer, path: str) -> tuple[int, str]:
     try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{server.port}{path}", timeout=5) as response:
+        with urllib.request.urlopen(f"http://127.0.0.1:{server.port}{path}", timeout=60) as response:
             return response.status, response.read().decode()
     except urllib.error.HTTPError as error:
         with error:
@@ -103,7 +103,7 @@ def test_the_end_of_its_own_thread_is_told(watched: Watched, monkeypatch: pytest
     deaths: SimpleQueue[str] = SimpleQueue()
     monkeypatch.setattr(watched.observer, "health", lambda **_: 1 / 0)
     server = HealthServer(watched.observer, SETTINGS, lambda name, _: deaths.put(name))
-    assert deaths.get(timeout=5) == "health server"
+    assert deaths.get(timeout=60) == "health server"
     server.close()
 
 
@@ -119,9 +119,9 @@ def test_an_address_that_cannot_be_had_is_named(
 def test_it_listens_where_it_is_told_to(watched: Watched) -> None:
     server = HealthServer(watched.observer, Settings(device="cpu", metrics_host="::1"), watched.observer.thread_died)
     try:
-        with socket.create_connection(("::1", server.port), timeout=5):
+        with socket.create_connection(("::1", server.port), timeout=60):
             pass
-        with pytest.raises(OSError), socket.create_connection(("127.0.0.1", server.port), timeout=5):
+        with pytest.raises(OSError), socket.create_connection(("127.0.0.1", server.port), timeout=60):
             pass
     finally:
         server.close()
