@@ -149,7 +149,7 @@ class Ready(msgspec.Struct, frozen=True, array_like=True, tag="ready"):
 
 
 class Outputs(msgspec.Struct, frozen=True, array_like=True, tag="outputs"):
-    """What one step emitted, or what several did, each choice's tokens joined by `join_outputs`, then its error."""
+    """What one step emitted, or what several did, each choice's tokens in one, then its error."""
 
     outputs: tuple[TokenOutput, ...]
 

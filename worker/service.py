@@ -17,7 +17,7 @@ import msgspec
 from kernels.errors import CudaFailure
 from orcd.errors import CudaError, InvalidRequest, ModelLoadFailed, OrcdError, places
 from worker.channel import Channel
-from worker.contract import Abort, Add, Fatal, Load, Ready, Request, Shutdown, TokenOutput
+from worker.contract import Abort, Add, Fatal, Load, Outputs, Ready, Request, Shutdown, TokenOutput
 from worker.engine.engine import Engine
 from worker.engine.in_flight_file import InFlightFile
 from worker.engine.token_constraint import TokenConstraint
@@ -28,7 +28,6 @@ from worker.load import load_engine, open_configured_device
 from worker.log import EventLog
 from worker.model.gguf import open_gguf
 from worker.model.registry import read_model_config
-from worker.output_buffer import OutputBuffer
 from worker.settings import Settings
 from worker.text.grammar.grammar_thread import GrammarThread, late_compiler
 from worker.text.tokenizer import of_model
@@ -120,7 +119,7 @@ class Service:
         return engine, health, admission
 
     def _serve(self, engine: Engine, health: Health, admission: Admission) -> NoReturn:
-        outputs = OutputBuffer()
+        outputs = engine.outputs
         requests: list[Request] = []
         admit_at = send_at = 0.0
         while True:
@@ -138,13 +137,13 @@ class Service:
             if self._channel.is_closed:
                 raise _Stopped
             if engine.has_work and not self._channel.is_congested:
-                outputs.add(health.timed(engine.step))
+                health.timed(engine.advance)
                 if outputs and (not engine.has_work or time.monotonic() >= send_at):
-                    self._channel.send(outputs.take_all())
+                    self._channel.send(Outputs(tuple(outputs.take_all())))
                     # Whoever comes to an idle engine next does not wait for what was before.
                     send_at = time.monotonic() + OUTPUTS_EVERY_S if engine.has_work else 0.0
                 elif outputs.has_final:
-                    self._channel.send(outputs.take_finished())
+                    self._channel.send(Outputs(tuple(outputs.take_finished())))
             if health.due_in_s() <= 0:
                 stats = health.beat()
                 if not self._channel.is_congested:

@@ -15,7 +15,7 @@ if "--fd" in sys.orig_argv:  # the engine process, not the Celery process
     from worker.engine.engine import Engine
 
     trace = open({path!r}, "a", buffering=1)
-    abort, step = Engine.abort, Engine.step
+    abort, step = Engine.abort, Engine.advance
 
     def traced_abort(engine, request):
         was_there = request.request_id in engine._requests
@@ -25,11 +25,10 @@ if "--fd" in sys.orig_argv:  # the engine process, not the Celery process
 
     def traced_step(engine):
         start = time.monotonic()
-        outputs = step(engine)
+        step(engine)
         trace.write(f"step {{start}} {{time.monotonic()}}\\n")
-        return outputs
 
-    Engine.abort, Engine.step = traced_abort, traced_step
+    Engine.abort, Engine.advance = traced_abort, traced_step
 """
 
 

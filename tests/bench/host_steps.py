@@ -16,9 +16,8 @@ from collections.abc import Sequence
 from tests.bench.part_times import PartTimes, told_apart
 from tests.bench.request_mixes import SAMPLINGS
 from tests.bench.structured_host import InstantModel
-from worker.contract import Add, Sampling, encode
+from worker.contract import Add, Outputs, Sampling, encode
 from worker.engine.engine import Engine
-from worker.output_buffer import OutputBuffer
 from worker.settings import Settings
 
 MIXES = ("greedy", "all of it")
@@ -44,14 +43,12 @@ def measure(mix: str, num_streams: int, num_rounds: int) -> dict[str, float]:
         engine.add(Add(f"{stream:032x}", prompt, Sampling(max_tokens=tokens, seed=stream, **SAMPLINGS[mix])))  # type: ignore[arg-type]
     while engine.stats(memory_bytes=0).output_tokens < num_streams:
         engine.step()
-    outputs = OutputBuffer()
-    add = times.timed("frames", outputs.add)
-    send = times.timed("frames", lambda: encode(outputs.take_all()))
+    send = times.timed("frames", lambda: encode(Outputs(tuple(engine.outputs.take_all()))))
     rounds: dict[str, list[float]] = {name: [] for name in PARTS}
     for _ in range(num_rounds):
         times.clear()
         for step in range(ROUND_STEPS):
-            add(engine.step())
+            engine.advance()
             if step % FRAME_STEPS == 0:
                 send()
         apart = told_apart(times.own_s) | {"frames": times.own_s["frames"]}

@@ -39,7 +39,7 @@ class PartTimes:
     def watch(self, engine: Engine, matcher: TokenMatcher | None = None) -> None:
         """Time the steps of an engine, and what ``matcher`` and its copies do in them."""
         watched: list[tuple[Any, str, str]] = [
-            (engine, "step", "step"),
+            (engine, "advance", "step"),
             (engine, "_commit", "commit"),
             (engine._scheduler, "plan", "plan"),
             (engine._runner, "launch", "launch"),

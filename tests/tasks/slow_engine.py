@@ -14,13 +14,13 @@ import sys, time
 if "--in-flight-fd" in sys.orig_argv:  # in the engine process
     from worker.engine.engine import Engine
 
-    step = Engine.step
+    step = Engine.advance
 
     def step_later(engine):
         time.sleep({step_s})
         return step(engine)
 
-    Engine.step = step_later
+    Engine.advance = step_later
 """
 """Lines for a ``sitecustomize.py`` that has more to do; ``step_s`` is to be filled in."""
 

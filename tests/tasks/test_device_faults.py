@@ -22,7 +22,7 @@ if "--in-flight-fd" in sys.orig_argv:  # in the engine process
     from kernels.errors import CudaFailure
     from worker.engine.engine import Engine
 
-    well_step = Engine.step
+    well_step = Engine.advance
 
     def step(engine):
         time.sleep(0.02)  # so that jobs run for a while
@@ -36,7 +36,7 @@ if "--in-flight-fd" in sys.orig_argv:  # in the engine process
             return False
         return True
 
-    Engine.step = step
+    Engine.advance = step
     CpuDevice.verify_residency = lambda device: {residency}
 """
 

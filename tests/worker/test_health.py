@@ -6,7 +6,7 @@ import pytest
 from kernels.devices.open import open_device
 from kernels.devices.protocol import Device
 from worker import health
-from worker.contract import Stats, TokenOutput
+from worker.contract import Stats
 from worker.health import Health
 from worker.log import EventLog
 
@@ -136,11 +136,11 @@ def test_memory_that_is_elsewhere_makes_the_engine_unhealthy_until_it_is_back(no
 def test_the_time_of_steps_is_added_up(now: list[float]) -> None:
     heart = health_of(StubEngine())
 
-    def step() -> list[TokenOutput]:
+    def step() -> None:
         now[0] += 0.25
-        return [TokenOutput("r", 0, (1,))]
 
-    assert heart.timed(step) == heart.timed(step) == [TokenOutput("r", 0, (1,))]
+    heart.timed(step)
+    heart.timed(step)
     stats = heart.beat()
     assert stats.step_s == 0.5
     assert 0 <= stats.host_s < 5

@@ -14,7 +14,9 @@ from tests.conftest import wait_until
 from tests.worker.engine.bracket_constraint import BracketConstraint
 from worker import contract, service
 from worker.channel import MAX_UNSENT_BYTES, Channel
-from worker.contract import Abort, Add, Fatal, Outputs, Sampling, Stats, TokenOutput
+from worker.contract import Abort, Add, Fatal, FinishReason, Outputs, Sampling, Stats
+from worker.engine.output_buffer import OutputBuffer
+from worker.engine.sequence import Sequence
 from worker.health import Health
 from worker.log import EventLog
 from worker.service import Admission, Service
@@ -31,12 +33,21 @@ class FloodingEngine:
     def __init__(self, failure: Exception | None = None) -> None:
         self.num_steps = 0
         self.failure = failure
+        self.outputs = OutputBuffer()
+        self._sequences: dict[str, Sequence] = {}
 
-    def step(self) -> list[TokenOutput]:
+    def advance(self) -> None:
         if self.failure:
             raise self.failure
         self.num_steps += 1
-        return [TokenOutput(f"{self.num_steps:0100000}", 0, (1,))]
+        self.say(f"{self.num_steps:0100000}", 1)
+
+    def say(self, request_id: str, token_id: int, reason: FinishReason | None = None) -> None:
+        if request_id not in self._sequences:
+            self._sequences[request_id] = Sequence(request_id, 0, ENDLESS, 0, [1], num_prompt=1, max_output=10_000)
+        sequence = self._sequences[request_id]
+        sequence.finish_reason = reason
+        self.outputs.add(sequence, token_id)
 
     def stats(self, *, memory_bytes: int) -> Stats:
         return Stats(1, 0, 1, 1, self.num_steps, 1, 1, 0, 0, memory_bytes)
@@ -105,9 +116,9 @@ class ShortEngine(FloodingEngine):
     def has_work(self) -> bool:
         return self.num_left > 0
 
-    def step(self) -> list[TokenOutput]:
+    def advance(self) -> None:
         self.num_left -= 1
-        return [TokenOutput("r", 0, (10 - self.num_left,))]
+        self.say("r", 10 - self.num_left)
 
 
 def test_what_steps_say_soon_after_another_is_joined(monkeypatch: pytest.MonkeyPatch):
@@ -143,17 +154,15 @@ class CountingEngine(FloodingEngine):
     def abort(self, abort: Abort) -> None:
         del self.counts[abort.request_id]
 
-    def step(self) -> list[TokenOutput]:
+    def advance(self) -> None:
         time.sleep(0.001)
         self.num_steps += 1
-        outputs = []
         for request_id in list(self.counts):
             self.counts[request_id] += 1
             ends = request_id != "long" and self.counts[request_id] == 5
-            outputs.append(TokenOutput(request_id, 0, (self.counts[request_id],), "length" if ends else None))
+            self.say(request_id, self.counts[request_id], "length" if ends else None)
             if ends:
                 del self.counts[request_id]
-        return outputs
 
 
 def test_a_final_output_is_sent_at_once_and_without_those_of_other_requests(monkeypatch: pytest.MonkeyPatch):

@@ -14,6 +14,7 @@ from worker.engine.in_flight_file import InFlightFile
 from worker.engine.logits.constrained_draws import take_draws
 from worker.engine.logits.forced_tokens import append_forced
 from worker.engine.noting_runner import NotingRunner
+from worker.engine.output_buffer import OutputBuffer
 from worker.engine.runner import Draw, PromptReport, Result, Runner, SynchronousRunner
 from worker.engine.scheduler import Chunk, Scheduler
 from worker.engine.sequence import Sequence
@@ -73,7 +74,8 @@ class Engine:
         self._runner = self._make_runner(model, settings, num_blocks, num_states, capture)
         self._in_flight: deque[list[Chunk]] = deque()
         self._requests: dict[str, list[Sequence]] = {}  # the live sequences of each request
-        self._answers: list[TokenOutput] = []  # what the next step returns without computing anything
+        self._answers: list[TokenOutput] = []  # what the next step emits without computing anything
+        self.outputs = OutputBuffer()  # what steps have emitted
         self._num_prompt_tokens = self._num_output_tokens = self._num_forced_tokens = 0
 
     def _make_runner(self, model: Model, settings: Settings, num_blocks: int, num_states: int, capture: bool) -> Runner:
@@ -148,20 +150,25 @@ class Engine:
                 self._answers.append(_last_output(sequence))
 
     def step(self) -> list[TokenOutput]:
-        """Launch what can be launched, wait for the oldest step in flight and return what it emitted.
+        """`advance`, and take all that was emitted."""
+        self.advance()
+        return self.outputs.take_all()
+
+    def advance(self) -> None:
+        """Launch what can be launched, wait for the oldest step in flight and put what it emitted into ``outputs``.
 
         A request that the model fails on ends with an error output, the others go on. Raises `CudaError` when the
         device is lost, and whatever the model raised when it failed on every request of several.
         """
-        outputs, self._answers = self._answers, []
+        answers, self._answers = self._answers, []
+        self.outputs.answer(answers)
         while len(self._in_flight) < self._runner.depth:
             chunks = self._scheduler.plan(ahead=len(self._in_flight), waits=self._runner.depth == 2)
-            assert chunks or self._in_flight or outputs or not self._requests, "live requests that cannot go on"
-            if not chunks or not self._launch(chunks, outputs):
+            assert chunks or self._in_flight or answers or not self._requests, "live requests that cannot go on"
+            if not chunks or not self._launch(chunks):
                 break
         if self._in_flight:
-            self._collect(outputs)
-        return outputs
+            self._collect()
 
     def stats(self, *, memory_bytes: int) -> Stats:
         """Counters since the start and gauges of this moment."""
@@ -194,7 +201,7 @@ class Engine:
         for sequence in held:
             assert sequence.num_unread == drawing.get(id(sequence), 0), "an unread token that nobody draws"
 
-    def _launch(self, chunks: list[Chunk], outputs: list[TokenOutput]) -> bool:
+    def _launch(self, chunks: list[Chunk]) -> bool:
         """Launch a step; when that fails, run its chunks one by one, so that only those fail that must.
 
         False: it failed, and now nothing is in flight. Running a chunk again is harmless: it writes the same keys and
@@ -206,7 +213,7 @@ class Engine:
             raise
         except Exception as error:
             while self._in_flight:
-                self._collect(outputs)
+                self._collect()
             alone = [chunk for chunk in chunks if chunk.sequence.finish_reason is None]
             results = [self._run_alone(chunk) for chunk in alone] if len(chunks) > 1 else [step_error(error)]
             if len(alone) > 1 and all(isinstance(result, OrcdError) for result in results):
@@ -214,7 +221,7 @@ class Engine:
             for chunk, result in zip(alone, results, strict=False):
                 if not isinstance(result, OrcdError):
                     self._scheduler.launch([chunk])
-                self._commit([(chunk.sequence, result)], outputs)
+                self._commit([(chunk.sequence, result)])
             return False
         self._scheduler.launch(chunks)
         self._in_flight.append(chunks)
@@ -229,14 +236,13 @@ class Engine:
         except Exception as error:
             return step_error(error)
 
-    def _collect(self, outputs: list[TokenOutput]) -> None:
+    def _collect(self) -> None:
         """Wait for the oldest step in flight and do what its results ask for."""
         chunks = self._in_flight.popleft()
         results = zip(chunks, self._runner.collect(), strict=True)
-        live = [(sequence, each) for (sequence, _, _), each in results if sequence.finish_reason is None]
-        self._commit(live, outputs)
+        self._commit([(sequence, each) for (sequence, _, _), each in results if sequence.finish_reason is None])
 
-    def _commit(self, results: list[tuple[Sequence, Result]], outputs: list[TokenOutput]) -> None:
+    def _commit(self, results: list[tuple[Sequence, Result]]) -> None:
         if self._scheduler.num_constrained:
             take_draws(results)
         for sequence, result in results:
@@ -246,42 +252,37 @@ class Engine:
                 sequence.prompt_logprobs += drawn.logprobs
                 drawn = drawn.rest
             if isinstance(drawn, int):
-                self._append(sequence, drawn, None, outputs)
+                self._append(sequence, drawn, None)
             elif isinstance(drawn, Draw):
-                self._append(sequence, drawn.token_id, drawn.logprobs, outputs)
+                self._append(sequence, drawn.token_id, drawn.logprobs)
             elif drawn is not None:
-                self._fail(sequence, drawn, outputs)
+                self._fail(sequence, drawn)
 
-    def _append(self, sequence: Sequence, token_id: int, logprobs: bytes | None, outputs: list[TokenOutput]) -> None:
+    def _append(self, sequence: Sequence, token_id: int, logprobs: bytes | None) -> None:
         """Add to a sequence what was drawn, and what must follow that."""
         self._scheduler.append(sequence, token_id)
+        self.outputs.add(sequence, token_id, logprobs)
         self._num_output_tokens += 1
-        ids: tuple[int, ...] = (token_id,)
-        error = None
-        if sequence.takes_forced:
-            forced_ids, error = append_forced(sequence, self._scheduler)
-            self._num_output_tokens += len(forced_ids)
-            self._num_forced_tokens += len(forced_ids)
-            ids += (*forced_ids,)
+        error = self._append_forced(sequence) if sequence.takes_forced else None
         if sequence.finish_reason is not None:
             self._forget(sequence)
-        elif self._recompute_at is not None and _outgrows(sequence, self._recompute_at):
+        elif self._recompute_at is not None and sequence.outgrows(self._recompute_at):
             self._scheduler.restart(sequence, self._builder.hash_root(sequence.request_id, sequence.num_tokens))
-        # Without names, and what most have not is not asked for: of hundreds in each step every one counts.
-        reason = sequence.finish_reason
-        usage = None if reason is None else sequence.usage
-        prompt = None if sequence.prompt_logprobs is None else sequence.take_prompt_logprobs()
-        choice, num_cached = sequence.choice, sequence.num_cached or 0
-        outputs.append(
-            TokenOutput(sequence.request_id, choice, ids, reason, logprobs, None, None, usage, prompt, num_cached)
-        )
         if error is not None:
-            self._fail(sequence, error, outputs)
+            self._fail(sequence, error)
 
-    def _fail(self, sequence: Sequence, error: OrcdError, outputs: list[TokenOutput]) -> None:
+    def _append_forced(self, sequence: Sequence) -> OrcdError | None:
+        forced_ids, error = append_forced(sequence, self._scheduler)
+        for token_id in forced_ids:
+            self.outputs.add(sequence, token_id)
+        self._num_output_tokens += len(forced_ids)
+        self._num_forced_tokens += len(forced_ids)
+        return error
+
+    def _fail(self, sequence: Sequence, error: OrcdError) -> None:
         sequence.finish_reason = "error"
         self._forget(sequence)
-        outputs.append(error_output(sequence.request_id, sequence.choice, error))
+        self.outputs.answer([error_output(sequence.request_id, sequence.choice, error)])
 
     def _forget(self, sequence: Sequence) -> None:
         self._scheduler.remove(sequence)
@@ -289,11 +290,6 @@ class Engine:
         live.remove(sequence)
         if not live:
             del self._requests[sequence.request_id]
-
-
-def _outgrows(sequence: Sequence, limit: int) -> bool:
-    """Whether tokens that were appended now make it longer than the model has computed it for."""
-    return not sequence.num_unread and sequence.num_computed <= limit < sequence.num_tokens
 
 
 def _last_output(sequence: Sequence) -> TokenOutput:

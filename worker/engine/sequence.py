@@ -69,6 +69,9 @@ class Sequence:
     num_prefix_hits: int = 0
     """Tokens whose keys and values were found in the prefix cache, each time that it was admitted."""
     num_preemptions: int = 0
+    unsent_ids: list[int] = field(default_factory=list)
+    """Tokens at the end that `worker.engine.output_buffer` holds, and the records of their log probabilities."""
+    unsent_logprobs: list[bytes] = field(default_factory=list)
     last_step: int = -1
     """The last step in which it went on while others were left to the next one."""
 
@@ -143,6 +146,10 @@ class Sequence:
         leader = self.prefix_leader
         return leader is not None and leader.is_running and leader.num_published < self.num_awaited_blocks
 
+    def outgrows(self, limit: int) -> bool:
+        """Whether tokens that were appended now make it longer than the model has computed it for: ``limit``."""
+        return not self.num_unread and self.num_computed <= limit < self.num_tokens
+
     def unreported(self, num_tokens: int) -> range:
         """Positions among its next ``num_tokens`` after which log probabilities of the prompt are to be reported."""
         if self.prompt_logprobs is None:
@@ -150,10 +157,9 @@ class Sequence:
         start, end = max(self.num_computed, self.num_reported), min(self.num_computed + num_tokens, self.num_prompt - 1)
         return range(start, max(start, end))
 
-    def take_prompt_logprobs(self) -> bytes | None:
+    def take_prompt_logprobs(self) -> bytes:
         """Hand them out, once: the whole prompt has been computed."""
-        if self.prompt_logprobs is None:
-            return None
+        assert self.prompt_logprobs is not None, "they are taken once"
         assert self._num_prompt_logprobs == self.num_prompt - 1, "log probabilities of the prompt are missing"
         logprobs, self.prompt_logprobs = bytes(self.prompt_logprobs), None
         return logprobs

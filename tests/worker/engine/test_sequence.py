@@ -61,13 +61,13 @@ def test_tokens_of_its_prompt_are_reported_once_although_it_begins_anew():
 
 def test_log_probabilities_of_the_prompt_are_handed_out_once_and_never_before_all_are_there():
     asking = sequence([], prompt_logprobs=0)
-    assert asking.take_prompt_logprobs() is None
     asking.prompt_logprobs = bytearray(b"1111")
     with pytest.raises(AssertionError, match="are missing"):
         asking.take_prompt_logprobs()
     asking.prompt_logprobs += b"2222"
     assert asking.take_prompt_logprobs() == b"11112222"
-    assert asking.take_prompt_logprobs() is None
+    with pytest.raises(AssertionError, match="once"):
+        asking.take_prompt_logprobs()
 
 
 def test_drawing_before_all_tokens_were_computed_is_a_bug_that_is_caught():
