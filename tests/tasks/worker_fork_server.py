@@ -2,17 +2,16 @@
 
 ``python -P worker_fork_server.py FD`` is that process. It has one thread and nothing but modules. A fork of it runs
 ``python -P -m tasks worker``, or another such command, as if it had been started so, with an environment,
-``sitecustomize`` and standard error of its own. On Linux the processes of ours that a worker starts, the engine and the
-one that renders templates, are such forks, too: `tests.tasks.child_forks`.
+``sitecustomize`` and standard error of its own.
 """
 
 from __future__ import annotations
 
 import atexit
-import gc
 import importlib
 import json
 import os
+import runpy
 import signal
 import socket
 import subprocess
@@ -24,18 +23,15 @@ from functools import cache
 from select import select
 from typing import IO
 
-from tests.tasks.child_forks import fork_children, run_module
-
 MODULES = (
     *("orcd.cli.command_line", "orcd.cli.terminal", "tasks.app", "tasks.observe.flower", "tasks.observe.node_name"),
     *("tasks.celery_ext.logging", "tasks.celery_ext.tasks", "tasks.celery_ext.pool", "tasks.celery_ext.consumer"),
     *("tasks.celery_ext.transport", "tasks.celery_ext.result_backend", "tasks.dispatch.engine.engine_run"),
     *("celery.app.control", "celery.app.log", "celery.app.trace", "celery.apps.worker", "celery.fixups.django"),
     *("celery.bin.celery", "celery.bin.worker"),
-    *("worker.service", "worker.text.process.text_service"),
     *("celery.loaders.app", "celery.worker.components", "celery.worker.strategy", "encodings.idna"),
 )
-"""What a worker and its engine import until they are ready; the rest they import themselves."""
+"""What a worker imports until it is ready; the rest it imports itself."""
 
 
 class ForkedWorker:
@@ -167,17 +163,32 @@ def _serve(control: socket.socket) -> None:
             control.close()
             os.dup2(errors, 2)
             os.close(errors)
-            if sys.platform == "linux":
-                fork_children()
             with os.fdopen(request, "rb") as file:
-                run_module(**json.load(file))
+                _run_worker(**json.load(file))
             return
         os.close(request)
         os.close(errors)
 
 
+def _run_worker(options: list[str], environment: dict[str, str], folder: str) -> None:
+    """What the interpreter does at its start, and then the module behind ``-m``."""
+    num_before = options.index("-m")
+    module, *arguments = options[num_before + 1 :]
+    os.environ.clear()
+    os.environ.update(environment)
+    os.chdir(folder)
+    sys.orig_argv[:] = [sys.executable, *options]
+    sys.argv[:] = ["", *arguments]
+    sys.path[:0] = [path for path in environment.get("PYTHONPATH", "").split(os.pathsep) if path]
+    if "-P" not in options[:num_before]:
+        sys.path.insert(0, folder)
+    sys.modules.pop("sitecustomize", None)
+    with suppress(ModuleNotFoundError):
+        importlib.import_module("sitecustomize")
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
+
+
 if __name__ == "__main__":
     for module in MODULES:
         importlib.import_module(module)
-    gc.freeze()  # so that no fork looks for garbage among what all have
     _serve(socket.socket(fileno=int(sys.argv[1])))

@@ -18,7 +18,6 @@ import pytest
 
 from orcd.client import Client
 from tests.conftest import wait_until
-from tests.tasks.child_forks import ENGINE_FORK
 from tests.tasks.dispatch.test_dispatcher import Streams
 from tests.tasks.dispatch.test_dispatcher_threads import _free_port
 from tests.tasks.slow_engine import slow_engine
@@ -97,7 +96,7 @@ def engines_of(worker: WorkerProcess) -> list[psutil.Process]:
     found = []
     for child in psutil.Process(worker.process.pid).children():
         with suppress(psutil.Error):  # one that has just ended
-            if "--in-flight-fd" in child.cmdline() or child.name() == ENGINE_FORK:
+            if "--in-flight-fd" in child.cmdline():
                 found.append(child)
     return found
 
