@@ -74,6 +74,13 @@ def as_of_version(version: int, scripts: dict[str, RedisScript]) -> None:
     assert {"cancel", "look", "claim"} & scripts.keys() <= changed
 
 
+def store_of_version(version: int, make_store: MakeStore) -> JobStore:
+    """A worker of an older version's view of the jobs."""
+    store = make_store()
+    as_of_version(version, store._scripts)
+    return store
+
+
 def messages(connection: redis.Redis) -> list[dict[str, Any]]:
     """The Celery messages that wait in the default queue, last sent first."""
     return [json.loads(text) for text in connection.lrange("orcd:5", 0, -1)]

@@ -14,7 +14,7 @@ from orcd.request import Request
 from orcd.store import schema
 from orcd.store.job_store import Arrival, JobStore
 from tests.orcd.job_record import J, let_lease_run_out
-from tests.orcd.job_writer import MakeStore, as_of_version, claimed
+from tests.orcd.job_writer import MakeStore, claimed, store_of_version
 
 ASKING = Request(prompt="x", seed=1, logprobs=1)
 PACKED = Token(" the", 1, [7], packed_logprobs=PackedLogprobs(1, pack("<fif", -0.5, 3, -0.25), [" the", [0xC3]]))
@@ -43,9 +43,7 @@ def store(make_store: MakeStore) -> JobStore:
 
 @pytest.fixture
 def old_store(make_store: MakeStore) -> JobStore:
-    store = make_store()
-    as_of_version(2, store._scripts)
-    return store
+    return store_of_version(2, make_store)
 
 
 def test_a_record_is_of_version_3_once_its_log_may_have_packed_log_probabilities(store: JobStore, client: Client):

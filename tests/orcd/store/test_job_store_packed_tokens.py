@@ -13,7 +13,7 @@ from orcd.request import Request
 from orcd.store import schema
 from orcd.store.job_store import Arrival, JobStore
 from tests.orcd.job_record import J, let_lease_run_out
-from tests.orcd.job_writer import MakeStore, Writer, as_of_version, claimed
+from tests.orcd.job_writer import MakeStore, Writer, as_of_version, claimed, store_of_version
 
 TOKENS = [Token(" é\n", 1, [7, 800]), Token("", 3, [5], analysis="hm"), Token("b", 1, [6], choice=1)]
 PACKED = ['[" é\\n",1,[7,800],0]', '{"type":"token","t":"","i":3,"ids":[5],"analysis":"hm"}', '["b",1,[6],1]']
@@ -27,9 +27,7 @@ def store(make_store: MakeStore) -> JobStore:
 
 @pytest.fixture
 def old_store(make_store: MakeStore) -> JobStore:
-    store = make_store()
-    as_of_version(3, store._scripts)
-    return store
+    return store_of_version(3, make_store)
 
 
 def logged(store: JobStore) -> list[str]:
