@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from typing import Any
 
@@ -18,6 +19,9 @@ class AnsweringWorker:
         self._redis = connection
         self._store = make_store()
         self._store.renew({}, is_ready=True)  # says that it serves the model
+        self.max_jobs = math.inf
+        """How many jobs it answers in all; the others wait until this is raised."""
+        self._num_answered = 0
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._work)
         self._thread.start()
@@ -30,6 +34,9 @@ class AnsweringWorker:
         while not self._stopping.wait(0.01):
             queued: Any = self._redis.zrange(schema.QUEUED, 0, 4)
             for job_id in queued:
+                if self._num_answered >= self.max_jobs:
+                    break
+                self._num_answered += 1
                 writer = claimed(self._store, str(job_id, "ascii"))
                 writer.start()
                 writer.tokens(3)

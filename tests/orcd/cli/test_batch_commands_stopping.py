@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import subprocess
@@ -116,10 +117,12 @@ def test_a_run_that_is_killed_goes_on_and_runs_every_line_once(
     source, output = tmp_path / "in.txt", tmp_path / "out.jsonl"
     source.write_text("".join(f"line {number}\n" for number in range(300)))
     command = [sys.executable, "-m", "orcd", "batch", str(source), str(output)]
+    worker.max_jobs = 100  # so that it is not over before the signal, however late this process runs
     process = subprocess.Popen(command, stderr=subprocess.PIPE)
     wait_until(lambda: output.exists() and output.read_bytes().count(b"\n") > 20, 60)
     process.send_signal(sent)
     _, told = process.communicate(timeout=30)
+    worker.max_jobs = math.inf
     assert process.returncode == (130 if sent == signal.SIGINT else -signal.SIGKILL)
     assert (b"run the same command again to go on" in told) == (sent == signal.SIGINT)
     assert subprocess.run(command, capture_output=True, timeout=60).returncode == 0
