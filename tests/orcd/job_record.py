@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import redis
 
 from orcd.errors import Cancelled
@@ -49,6 +51,11 @@ def cancel(store: JobStore, job_id: str = J) -> str:
     return store.cancel(job_id, Cancelled("cancelled"))
 
 
+def set_deadline(store: JobStore, after_s: float, job_id: str = J) -> None:
+    """Let it end so many seconds from now; below zero it is over already."""
+    store.redis.hset(schema.job_key(job_id), "deadline_ms", int(1000 * (time.time() + after_s)))
+
+
 def let_lease_run_out(store: JobStore, job_id: str = J) -> None:
     store.redis.zadd(schema.RUNNING, {job_id: 1})
 
@@ -87,8 +94,10 @@ class Ears:
         assert self._channel.get_message(timeout=60)["type"] == "subscribe"
 
     def heard(self) -> list[bytes]:
+        """What was published since the last call: all that Redis sends before it answers."""
+        self._channel.ping()
         messages = []
-        while (message := self._channel.get_message(timeout=0.05)) is not None:
+        while (message := self._channel.get_message(timeout=60))["type"] != "pong":
             messages.append(message["data"])
         return messages
 

@@ -14,6 +14,7 @@ from orcd.monitoring.worker_registry import WorkerRegistry
 from orcd.store import schema
 from tests.conftest import DEMO_MODEL
 from tests.orcd.cli.command_line import one_error, run
+from tests.orcd.job_record import Ears
 
 NOWHERE = "redis://127.0.0.1:1/0"
 BUSY = {"state": "ready", "model": "demo", "device": "cpu", "jobs": 7, "running": 3, "waiting": 2, "tokens_per_s": 12.4,
@@ -63,17 +64,16 @@ def test_a_worker_is_told_until_it_has_left(
     while_waiting: Callable[[Callable[[], None]], None],
 ) -> None:  # fmt: skip
     heard: list[bytes] = []
-    with connection.pubsub(ignore_subscribe_messages=True) as channel:
-        channel.subscribe(schema.CONTROL)
+    ears = Ears(connection, schema.CONTROL)
 
-        def hear() -> None:
-            while (message := channel.get_message(timeout=0.1)) is not None:
-                heard.append(message["data"])
-            if len(heard) == 3:
-                registry.remove("busy")
+    def hear() -> None:
+        heard.extend(ears.heard())
+        if len(heard) == 3:
+            registry.remove("busy")
 
-        while_waiting(hear)
-        assert run([name, "busy"]) == 0
+    while_waiting(hear)
+    assert run([name, "busy"]) == 0
+    ears.close()
     assert capsys.readouterr().out == "busy has left\n"
     assert [json.loads(text) for text in heard] == [{name: "busy"}] * 3
 

@@ -49,7 +49,7 @@ def test_an_answer_on_its_way_is_finished_before_the_gateway_stops(
     redis_url: str, connection: redis.Redis, make_store: MakeStore, served_model: str
 ) -> None:
     with GatewayProcess(redis_url) as gateway, ThreadPoolExecutor(1) as threads:
-        answer = threads.submit(httpx.post, f"{gateway.url}/chat/completions", json=CHAT, timeout=20)
+        answer = threads.submit(httpx.post, f"{gateway.url}/chat/completions", json=CHAT, timeout=60)
         wait_until(lambda: connection.zcard(schema.QUEUED))
         (job_id,) = connection.zrange(schema.QUEUED, 0, -1)
         gateway.process.terminate()
@@ -74,7 +74,7 @@ def test_no_event_waits_until_the_one_before_is_acknowledged(host: str) -> None:
 def test_a_port_that_is_taken_is_wrong_usage() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         command = [sys.executable, "-m", "orcd", "gateway", "--port", str(taken.getsockname()[1])]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=20)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert done.returncode == 2
     assert done.stderr.startswith("orcd: INVALID_REQUEST: host, port: cannot listen on 127.0.0.1 port ")
     assert done.stderr.count("\n") == 1

@@ -14,6 +14,7 @@ from orcd.settings import ClientSettings
 from orcd.store import schema
 from orcd.store.broker import PRIORITIES, Channel, Transport, say_wrong_type
 from orcd.store.enqueue import Message, Publisher
+from tests.orcd.job_record import Ears
 
 
 @pytest.fixture
@@ -26,15 +27,9 @@ def publisher(redis_url: str) -> Iterator[Publisher]:
 @pytest.fixture
 def woken(connection: redis.Redis) -> Iterator[Any]:
     """A function that returns the lists for which workers were woken since the last call."""
-    with connection.pubsub(ignore_subscribe_messages=True) as subscription:
-        subscription.subscribe(schema.WAKE)
-        subscription.get_message(timeout=1)
-
-        def lists() -> list[bytes]:
-            received = iter(lambda: subscription.get_message(timeout=0.1), None)
-            return [message["data"] for message in received]
-
-        yield lists
+    ears = Ears(connection, schema.WAKE)
+    yield ears.heard
+    ears.close()
 
 
 def test_the_connections_of_a_pool_have_our_transport_too(publisher: Publisher) -> None:

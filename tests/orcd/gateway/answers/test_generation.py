@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -172,7 +173,10 @@ def test_a_stream_that_waits_keeps_its_connection_with_comments(
 def test_a_chat_whose_caller_leaves_ends_when_nobody_listens(
     http: httpx.Client, served_model: str, connection: Any
 ) -> None:
-    with pytest.raises(httpx.ReadTimeout):
-        http.post("/chat/completions", json=CHAT, timeout=0.2)
+    text = json.dumps(CHAT)
+    with socket.create_connection((http.base_url.host, http.base_url.port or 80)) as caller:
+        head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: {len(text)}\r\n\r\n"
+        caller.sendall((head + text).encode())
+        wait_until(lambda: connection.zcard(schema.QUEUED))
     (job,) = connection.keys("orcd:{*}:job")
     assert json.loads(connection.hget(job, "request"))["on_disconnect"] == "cancel"

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import json
-import time
+import math
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import redis
 
 from orcd.batch.results.result_file import ResultFile
 from orcd.gateway.batches import batch_runner, batch_store, batches
+from orcd.gateway.batches.batch_task import BatchTask, Stopped
 from orcd.gateway.settings import GatewaySettings
 from orcd.store import schema
 from tests.conftest import wait_until
@@ -112,8 +113,23 @@ def test_a_line_that_failed_before_its_gateway_died_is_not_run_again(
 
 
 def test_a_batch_whose_files_a_stalled_gateway_still_writes_waits_for_them(
-    redis_url: str, tmp_path: Path, connection: redis.Redis, make_store: MakeStore, open_sdk: OpenSdk
+    redis_url: str,
+    tmp_path: Path,
+    connection: redis.Redis,
+    make_store: MakeStore,
+    open_sdk: OpenSdk,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    given_back: list[BatchTask] = []
+    run = BatchTask.run
+
+    def note_if_given_back(task: BatchTask) -> None:
+        try:
+            run(task)
+        except Stopped:
+            given_back.append(task)
+            raise
+
     settings = GatewaySettings(redis_url=redis_url, files_dir=str(tmp_path))
     with running(settings) as first:
         sdk = open_sdk(first)
@@ -122,9 +138,10 @@ def test_a_batch_whose_files_a_stalled_gateway_still_writes_waits_for_them(
         output = tmp_path / f"{sdk.batches.retrieve(batch_id).output_file_id}.data"
         wait_until(lambda: connection.zcard(schema.QUEUED) == 1)
     stalled = ResultFile(output)
+    monkeypatch.setattr(BatchTask, "run", note_if_given_back)
     with running(settings) as second:
         sdk = open_sdk(second)
-        time.sleep(1)
+        wait_until(lambda: len(given_back) > 1)
         assert sdk.batches.retrieve(batch_id).status == "in_progress"
         stalled.close()
         worker = AnsweringWorker(connection, make_store)
@@ -150,10 +167,12 @@ def test_what_is_kept_of_batches_runs_out(
     start_gateway: StartGateway, tmp_path: Path, connection: redis.Redis, worker: AnsweringWorker, open_sdk: OpenSdk
 ) -> None:
     sdk = open_sdk(start_gateway(files_dir=str(tmp_path), job_ttl_s=100))
+    worker.max_jobs = 0  # until it was looked at what is kept of a batch that runs
     batch_id = begin(sdk, line("a"))
     kept = [key for key in connection.keys("orcd:batch*") if key != schema.batch_key(batch_id).encode()]
     assert len(kept) == 2
     assert all(batches.WINDOW_S < connection.ttl(key) <= batches.WINDOW_S + 100 for key in kept)
+    worker.max_jobs = math.inf
     ended(sdk, batch_id)
     wait_until(lambda: 0 < connection.ttl(schema.batch_key(batch_id)) <= 100)
     connection.delete(schema.batch_key(batch_id))

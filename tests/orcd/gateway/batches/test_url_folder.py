@@ -92,12 +92,13 @@ def test_no_line_of_a_gateway_that_was_killed_is_lost_or_runs_twice(
         batch_id = begin(open_sdk(first.url), *(line(str(number)) for number in range(20)))
         wait_until(lambda: connection.zcard(schema.QUEUED) == 20)
         first.process.kill()
+        first.process.wait()
         connection.zadd(schema.BATCHES, {batch_id: 0})  # its lease has run out
     jobs = set(connection.zrange(schema.QUEUED, 0, -1))
     worker = AnsweringWorker(connection, make_store)
     with running(GatewaySettings(redis_url=redis_url, files_dir=url)) as second:
         sdk = open_sdk(second)
-        wait_until(lambda: sdk.batches.retrieve(batch_id).status == "completed", 30)
+        wait_until(lambda: sdk.batches.retrieve(batch_id).status == "completed")
         output = sdk.batches.retrieve(batch_id).output_file_id
         assert output is not None
         assert sorted(int(each["custom_id"]) for each in lines_of(sdk, output)) == list(range(20))
