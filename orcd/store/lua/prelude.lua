@@ -211,10 +211,12 @@ local function create(id, request, digest, queue, priority, time_left, ttl, limi
     -- Epochs begin at the time: should Redis lose its data and the id come again, the old job's owner stays fenced.
     redis.call('HSET', job, 'schema', 2, 'request', request, 'digest', digest, 'state', 'queued', 'queue', queue,
         'priority', priority, 'created_ms', now, 'queued_ms', now, 'deadline_ms', deadline > 0 and now + deadline or 0,
-        'ttl_s', ttl, 'queue_limit_s', limit, 'epoch', now, 'attempt', 0, 'published', 0, 'tenant', tenant,
-        'trace', trace)
-    if packed ~= '0' then
-        redis.call('HSET', job, 'packed', packed)
+        'ttl_s', ttl, 'queue_limit_s', limit, 'epoch', now, 'attempt', 0, 'published', 0)
+    -- Without these a record is of at most 16 fields; with more, Redis makes its table twice as large.
+    for name, value in pairs({tenant = tenant, trace = trace, packed = packed ~= '0' and packed or ''}) do
+        if value ~= '' then
+            redis.call('HSET', job, name, value)
+        end
     end
     redis.call('DEL', key_of(id, 'log'), key_of(id, 'messages')) -- a job of this id may have left them
     expire(id, ttl + limit)

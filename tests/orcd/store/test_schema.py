@@ -192,6 +192,7 @@ def id_of(key: bytes) -> str:
 def test_every_field_of_a_record_is_told(redis_url, connection, make_store: MakeStore):
     with Client(redis_url) as client:
         play_everything(client, make_store())
+        client.submit(prompt="x", tenant="t", traceparent=f"00-{'a' * 32}-{'b' * 16}-01")
     told = set(re.findall(r"`(\w+)`", section("Fields of a record").partition("\nStates:")[0]))
     keys = connection.scan_iter("orcd:*:job")
     assert {field.decode() for key in keys for field in connection.hkeys(key)} == told
