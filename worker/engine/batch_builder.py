@@ -21,8 +21,7 @@ from kernels.batch import (
 )
 from worker.contract import Sampling
 from worker.engine.cache.prefix_tree import PrefixGroup
-from worker.engine.scheduler import Chunk
-from worker.engine.sequence import Sequence
+from worker.engine.sequence import Chunk, Sequence
 
 KEYS = (1 << 64) - 1  # all the bits of a key
 

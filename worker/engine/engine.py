@@ -16,12 +16,11 @@ from worker.engine.logits.forced_tokens import append_forced
 from worker.engine.noting_runner import NotingRunner
 from worker.engine.output_buffer import OutputBuffer
 from worker.engine.runner import Draw, PromptReport, Result, Runner, SynchronousRunner
-from worker.engine.scheduler import Chunk, Scheduler
-from worker.engine.sequence import Sequence
+from worker.engine.scheduler import Scheduler
+from worker.engine.sequence import Chunk, Sequence
 from worker.engine.sequence_builder import SequenceBuilder
-from worker.engine.step_error import step_error
 from worker.engine.token_constraint import TokenConstraint
-from worker.engine.validation import error_output, refusal
+from worker.engine.validation import error_output, refusal, step_error
 from worker.model.kv_cache import num_cache_blocks, num_state_slots
 from worker.model.registry import Model
 from worker.settings import Settings

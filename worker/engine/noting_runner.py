@@ -7,8 +7,7 @@ from collections.abc import Sequence as Series
 
 from worker.engine.in_flight_file import InFlightFile
 from worker.engine.runner import Result, Runner
-from worker.engine.scheduler import Chunk
-from worker.engine.sequence import Sequence
+from worker.engine.sequence import Chunk, Sequence
 
 
 class NotingRunner:

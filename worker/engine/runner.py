@@ -27,8 +27,7 @@ from worker.engine.cache.prefix_tree import PrefixTree
 from worker.engine.logits.edit_rows import MAX_BIASES, EditRows
 from worker.engine.logits.logprob_records import are_finite, logprob_records
 from worker.engine.logits.token_masks import constrained_rows, num_mask_words, write_masks
-from worker.engine.scheduler import Chunk
-from worker.engine.sequence import Sequence
+from worker.engine.sequence import Chunk, Sequence
 from worker.model.registry import Model
 
 

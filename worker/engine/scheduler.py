@@ -41,11 +41,10 @@ from __future__ import annotations
 from bisect import bisect_left, insort
 from collections.abc import Collection, Iterator
 from itertools import count
-from typing import NamedTuple
 
 from worker.contract import STEP_TOKENS, StepSizes
 from worker.engine.cache.sequence_cache import SequenceCache
-from worker.engine.sequence import Sequence
+from worker.engine.sequence import Chunk, Sequence
 
 AGEING_STEPS = 256
 """A request that is one priority level more urgent overtakes those that arrived at most this many steps earlier."""
@@ -53,20 +52,6 @@ HALVED_FROM, HALVED_STEPS = 128, 64
 """So many sequences with a constraint are halved, for so many steps: half of fewer take a device as long as all."""
 MOST_PASSED = 32
 """Waiting sequences of which a step finds out that their prefix is being computed."""
-
-
-class Chunk(NamedTuple):
-    """The next ``num_tokens`` tokens of a sequence, to be computed in one step."""
-
-    sequence: Sequence
-    num_tokens: int
-    draws: bool
-    """Whether the chunk reaches the sequence's last token, so that the next one can be drawn."""
-
-    @property
-    def num_extra_rows(self) -> int:
-        """Rows of logits that it needs, as long as it has not been launched, besides one of its sequence."""
-        return max(0, len(self.sequence.unreported(self.num_tokens)) + self.draws - 1)
 
 
 class Scheduler:

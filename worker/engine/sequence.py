@@ -1,10 +1,11 @@
-"""One choice of a request while it is being generated."""
+"""One choice of a request while it is being generated, and what a step computes of it."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from worker.contract import FinishReason, Sampling, Usage, logprob_record_bytes
 from worker.engine.token_constraint import TokenConstraint
@@ -230,3 +231,17 @@ class Sequence:
         assert self.prompt_logprobs is None or self._num_prompt_logprobs <= self.num_reported < self.num_prompt
         assert self.num_published <= len(self.block_ids)
         assert len(set(self.block_ids)) == len(self.block_ids), "a block twice in one table"
+
+
+class Chunk(NamedTuple):
+    """The next ``num_tokens`` tokens of a sequence, to be computed in one step."""
+
+    sequence: Sequence
+    num_tokens: int
+    draws: bool
+    """Whether the chunk reaches the sequence's last token, so that the next one can be drawn."""
+
+    @property
+    def num_extra_rows(self) -> int:
+        """Rows of logits that it needs, as long as it has not been launched, besides one of its sequence."""
+        return max(0, len(self.sequence.unreported(self.num_tokens)) + self.draws - 1)

@@ -1,10 +1,11 @@
-"""What the engine refuses: the checks an `Add` passes before it becomes sequences, and the answer if it does not."""
+"""What the engine refuses: the checks an `Add` passes before it becomes sequences; and the answers where one fails."""
 
 from __future__ import annotations
 
 from collections.abc import Collection
 
-from orcd.errors import ContextLengthExceeded, InvalidRequest, OrcdError, VramOom
+from kernels.errors import OutOfDeviceMemory
+from orcd.errors import ContextLengthExceeded, InvalidRequest, OrcdError, VramOom, places
 from orcd.sampling import MAX_PROMPT_LOGPROBS, SamplingFields, convert
 from worker.contract import Add, Choice, Sampling, TokenOutput
 from worker.engine.logits.edit_rows import MAX_BIASES
@@ -51,6 +52,15 @@ def refusal(add: Add, error: OrcdError) -> list[TokenOutput]:
 def error_output(request_id: str, choice: int, error: OrcdError) -> TokenOutput:
     """The last output of a choice that ends with ``error``."""
     return TokenOutput(request_id, choice, (), "error", error_code=error.code, error_message=error.message)
+
+
+def step_error(error: Exception) -> OrcdError:
+    """An exception of the model as an error of the request; other exceptions' texts may hold what users wrote."""
+    if isinstance(error, OrcdError):
+        return error
+    if isinstance(error, MemoryError | OutOfDeviceMemory):
+        return VramOom("the device ran out of memory on this request; shorten it or lower step_tokens")
+    return OrcdError(f"the model failed on this request: {type(error).__name__} at {places(error)[-1]}")
 
 
 def _check_ids(field: str, ids: Collection[int], vocab_size: int) -> None:

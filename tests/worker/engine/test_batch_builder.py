@@ -16,7 +16,7 @@ from worker.engine.batch_builder import (
     prompt_tokens,
 )
 from worker.engine.cache.prefix_tree import PrefixGroup
-from worker.engine.scheduler import Chunk
+from worker.engine.sequence import Chunk
 
 
 def test_a_step_lists_prefill_chunks_and_decodes_one_after_the_other():

@@ -20,7 +20,7 @@ from tests.worker.logprob_records import TokenLogprobs, read
 from worker.contract import Add, Choice, Sampling, TokenOutput
 from worker.engine.batch_builder import build_step
 from worker.engine.engine import Engine
-from worker.engine.scheduler import Chunk
+from worker.engine.sequence import Chunk
 
 NUM_TOPS = {1: 0, 4: 3, 5: 20}
 """Alternatives to each token of a prompt, by the request's number."""

@@ -14,7 +14,7 @@ from worker.contract import Abort, Add, Choice, Sampling
 from worker.engine.in_flight_file import InFlightFile
 from worker.engine.noting_runner import NotingRunner
 from worker.engine.runner import Result
-from worker.engine.scheduler import Chunk
+from worker.engine.sequence import Chunk
 
 
 class CountingFile(InFlightFile):

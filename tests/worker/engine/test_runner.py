@@ -13,8 +13,7 @@ from tests.worker.engine.recurrent_model import RecurrentModel
 from tests.worker.logprob_records import TokenLogprobs, read
 from worker.contract import Add, Choice
 from worker.engine.runner import Draw, Result, SynchronousRunner
-from worker.engine.scheduler import Chunk
-from worker.engine.sequence import Sequence
+from worker.engine.sequence import Chunk, Sequence
 
 
 class FixedLogits(ContextModel):

@@ -4,8 +4,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from worker.contract import Sampling
-from worker.engine.scheduler import AGEING_STEPS, Chunk, Scheduler
-from worker.engine.sequence import Sequence
+from worker.engine.scheduler import AGEING_STEPS, Scheduler
+from worker.engine.sequence import Chunk, Sequence
 
 BLOCK_TOKENS = 4
 

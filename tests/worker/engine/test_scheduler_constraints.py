@@ -11,8 +11,8 @@ from tests.worker.engine.bracket_constraint import BracketConstraint
 from tests.worker.engine.cuda.late_device import LateModel
 from tests.worker.engine.generation import engine, prompt
 from worker.contract import Add, Sampling
-from worker.engine.scheduler import HALVED_STEPS, Chunk, Scheduler
-from worker.engine.sequence import Sequence
+from worker.engine.scheduler import HALVED_STEPS, Scheduler
+from worker.engine.sequence import Chunk, Sequence
 
 NUM_STEPS = 60
 

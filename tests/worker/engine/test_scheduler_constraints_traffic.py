@@ -9,8 +9,8 @@ import pytest
 
 from tests.worker.engine.bracket_constraint import BracketConstraint
 from worker.contract import Sampling
-from worker.engine.scheduler import Chunk, Scheduler
-from worker.engine.sequence import Sequence
+from worker.engine.scheduler import Scheduler
+from worker.engine.sequence import Chunk, Sequence
 
 NUM_ARRIVALS = 60
 LONGEST_WAIT = 8

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from worker.contract import FinishReason, Sampling
-from worker.engine.scheduler import Chunk, Scheduler
-from worker.engine.sequence import Sequence
+from worker.engine.scheduler import Scheduler
+from worker.engine.sequence import Chunk, Sequence
 
 BLOCK_TOKENS = 4
 

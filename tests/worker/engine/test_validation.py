@@ -2,10 +2,11 @@ import math
 
 import pytest
 
-from orcd.errors import ContextLengthExceeded, InvalidRequest, VramOom
+from kernels.errors import OutOfDeviceMemory
+from orcd.errors import ContextLengthExceeded, InvalidRequest, OrcdError, VramOom
 from orcd.sampling import MAX_PROMPT_LOGPROBS
 from worker.contract import Add, Choice, Sampling, TokenOutput
-from worker.engine.validation import refusal, validate_add
+from worker.engine.validation import refusal, step_error, validate_add
 
 
 def check(add: Add) -> None:
@@ -101,3 +102,23 @@ def test_each_choice_of_a_refused_request_has_its_answer(choices: tuple[Choice, 
     assert refusal(add(choices=choices), VramOom("no room")) == [
         TokenOutput("r", choice, (), "error", error_code="VRAM_OOM", error_message="no room") for choice in answered
     ]
+
+
+def test_an_error_with_a_code_is_told_as_it_is():
+    error = InvalidRequest("top_k must be at least 0")
+    assert step_error(error) is error
+
+
+@pytest.mark.parametrize("error", [MemoryError(), OutOfDeviceMemory(8, 4)])
+def test_too_little_memory_is_the_requests_size(error: Exception):
+    assert isinstance(step_error(error), VramOom)
+
+
+def test_of_any_other_exception_its_type_and_place_are_told_but_not_its_text():
+    try:
+        {}["what a user wrote"]
+    except KeyError as error:
+        told = step_error(error)
+    assert type(told) is OrcdError
+    assert "KeyError at test_validation.py:" in told.message
+    assert "user" not in told.message

@@ -16,8 +16,7 @@ from kernels.runtime.device_array import DeviceArray
 from worker.engine.batch_builder import build_prefix_groups
 from worker.engine.cache.prefix_tree import PrefixGroup, PrefixTree
 from worker.engine.cuda.pinned_ring import UploadRing
-from worker.engine.scheduler import Chunk
-from worker.engine.sequence import Sequence
+from worker.engine.sequence import Chunk, Sequence
 from worker.model.registry import Model
 
 LEAST_BYTES = 64 << 20

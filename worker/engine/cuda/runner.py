@@ -37,8 +37,7 @@ from worker.engine.cuda.step_arrays import arrays_of, step_of
 from worker.engine.cuda.whole_step_graphs import WholeStepGraphs
 from worker.engine.logits.edit_rows import EditRows
 from worker.engine.runner import Result, add_prompts, drawn
-from worker.engine.scheduler import Chunk
-from worker.engine.sequence import Sequence
+from worker.engine.sequence import Chunk, Sequence
 from worker.model.registry import Model
 
 LONG_WAIT_S = 0.003

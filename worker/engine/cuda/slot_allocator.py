@@ -13,8 +13,7 @@ from kernels.batch import PreviousDraw
 from kernels.decode_rows import RowUpdates
 from worker.engine.batch_builder import build_sampling_row, state_row
 from worker.engine.logits.edit_rows import EditRows
-from worker.engine.scheduler import Chunk
-from worker.engine.sequence import Sequence
+from worker.engine.sequence import Chunk, Sequence
 
 
 class SlotAllocator:

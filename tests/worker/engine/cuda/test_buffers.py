@@ -7,7 +7,7 @@ from tests.worker.engine.generation import sequence
 from worker.engine.batch_builder import build_sampling_params, build_step
 from worker.engine.cuda.buffers import StepBuffers, StepLimits
 from worker.engine.logits.edit_rows import MAX_BIASES
-from worker.engine.scheduler import Chunk
+from worker.engine.sequence import Chunk
 
 
 def test_the_largest_step_fits_to_the_byte():

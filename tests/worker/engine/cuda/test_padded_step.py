@@ -8,7 +8,7 @@ from tests.worker.engine.generation import sequence
 from worker.engine.batch_builder import build_sampling_params, build_step
 from worker.engine.cuda.buffers import StepLimits
 from worker.engine.cuda.padded_step import PaddedStep, StepSize, size_for
-from worker.engine.scheduler import Chunk
+from worker.engine.sequence import Chunk
 
 LIMITS = StepLimits(block_tokens=4, step_tokens=4096, max_sequences=200, max_sequence_tokens=4000, vocab_size=32)
 EDITS = LogitEdits(np.zeros((1, 32), np.uint16), np.zeros((1, 1), np.int64))

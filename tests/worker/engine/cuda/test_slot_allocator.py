@@ -5,8 +5,7 @@ from tests.worker.engine.generation import sequence
 from worker.engine.batch_builder import build_sampling_row
 from worker.engine.cuda.slot_allocator import SlotAllocator
 from worker.engine.logits.edit_rows import EditRows
-from worker.engine.scheduler import Chunk
-from worker.engine.sequence import Sequence
+from worker.engine.sequence import Chunk, Sequence
 
 NUM_ROWS, MAX_BLOCKS = 4, 8
 

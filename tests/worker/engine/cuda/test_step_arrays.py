@@ -7,7 +7,7 @@ from kernels.batch import PrefixGroups, StateRows
 from tests.worker.engine.generation import sequence
 from worker.engine.batch_builder import build_step
 from worker.engine.cuda.step_arrays import arrays_of, step_of
-from worker.engine.scheduler import Chunk
+from worker.engine.sequence import Chunk
 
 STATES = StateRows(np.array([3], np.int32), np.array([-1], np.int32))
 PREFIXES = PrefixGroups(np.array([[0, 2, 64]], np.int32), np.array([1, 0], np.int32))

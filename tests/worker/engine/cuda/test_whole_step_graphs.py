@@ -8,7 +8,7 @@ from worker.engine.batch_builder import build_sampling_params, build_step
 from worker.engine.cuda import whole_step_graphs
 from worker.engine.cuda.buffers import StepBuffers, StepLimits
 from worker.engine.cuda.whole_step_graphs import WholeStepGraph, WholeStepGraphs
-from worker.engine.scheduler import Chunk
+from worker.engine.sequence import Chunk
 
 LIMITS = StepLimits(block_tokens=4, step_tokens=64, max_sequences=6, max_sequence_tokens=128, vocab_size=32)
 
