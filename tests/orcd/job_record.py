@@ -56,6 +56,11 @@ def set_deadline(store: JobStore, after_s: float, job_id: str = J) -> None:
     store.redis.hset(schema.job_key(job_id), "deadline_ms", int(1000 * (time.time() + after_s)))
 
 
+def is_due(at_ms: float, begun_ms: float, after_ms: float) -> bool:
+    """Whether ``at_ms`` is so long after something that happened between ``begun_ms`` and now."""
+    return begun_ms - 1 <= at_ms - after_ms <= 1000 * time.time()
+
+
 def let_lease_run_out(store: JobStore, job_id: str = J) -> None:
     store.redis.zadd(schema.RUNNING, {job_id: 1})
 

@@ -21,12 +21,12 @@ from tasks.local.redis_server import RedisServer
 from tests.orcd.job_writer import MakeStore, Writer, claimed, indices, kinds
 
 
-def run(url: str, play: Callable[[AsyncClient], Awaitable[None]], reconnect_s: float = 5) -> None:
+def run(url: str, play: Callable[[AsyncClient], Awaitable[None]], reconnect_s: float = 60) -> None:
     """Run ``play`` with a client, on an event loop of its own."""
 
     async def main() -> None:
         async with AsyncClient(url, reconnect_s=reconnect_s) as client:
-            await asyncio.wait_for(play(client), 20)
+            await asyncio.wait_for(play(client), 120)
 
     asyncio.run(main())
 
@@ -279,7 +279,7 @@ def test_a_reader_can_be_cancelled_at_any_moment_and_gives_its_connection_back(r
             for _ in range(num_turns):
                 await asyncio.sleep(0)
             reading.cancel()
-            await asyncio.wait([reading], timeout=5)
+            await asyncio.wait([reading], timeout=60)
             assert reading.cancelled()
         while connection.pubsub_numsub(schema.events_channel(job_id))[0][1]:
             await asyncio.sleep(0.005)

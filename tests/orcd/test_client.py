@@ -133,16 +133,16 @@ def test_records_are_kept_while_the_job_lives_and_then_as_long_as_asked(
     """F11: a job that waits longer than the time to live does not vanish."""
     monkeypatch.setenv("ORCD_QUEUE_LIMIT_S", "1000")
     store = make_store(ttl_s=5)
-    with Client(redis_url, job_ttl_s=77) as client:
+    with Client(redis_url, job_ttl_s=777) as client:
         job_id = client.submit(prompt="x")
-        assert 1070 < store.redis.ttl(schema.job_key(job_id)) <= 1077
+        assert 1700 < store.redis.ttl(schema.job_key(job_id)) <= 1777
         writer = claimed(store, job_id)
         writer.tokens(1)
         for key in (schema.job_key(job_id), schema.log_key(job_id)):
-            assert 1070 < store.redis.ttl(key) <= 1077
+            assert 1700 < store.redis.ttl(key) <= 1777
         writer.end()
         for key in (schema.job_key(job_id), schema.log_key(job_id)):
-            assert 70 < store.redis.ttl(key) <= 77
+            assert 700 < store.redis.ttl(key) <= 777
 
 
 # -- results, status, cancellation -----------------------------------------------------------------------------------

@@ -40,7 +40,7 @@ class Reader:
         return "".join(event.t for event in self.seen if isinstance(event, Token))
 
     def join(self) -> None:
-        self._thread.join(20)
+        self._thread.join(60)
         assert not self._thread.is_alive(), self.seen
 
     def _run(self) -> None:

@@ -11,7 +11,7 @@ import redis
 
 from orcd.client import Client
 from orcd.errors import InvalidRequest, Poisoned
-from orcd.events import End, Queued, Started, Token
+from orcd.events import End, Event, Queued, Started, Token
 from orcd.store import event_stream, schema
 from orcd.store.job_store import JobStore
 from tests.conftest import wait_until
@@ -100,23 +100,29 @@ def test_a_job_that_changes_hands_shows_each_token_once(client: Client, make_sto
     store.renew({})
     job_id = client.submit(prompt="x")
 
+    events: list[Event] = []
+
+    def read() -> None:
+        for event in client.events(job_id):
+            events.append(event)  # noqa: PERF402 - the worker looks at them as they come
+
     def work() -> None:
         first = claimed(store, job_id)
         first.start()
         first.tokens(3)
-        time.sleep(0.02)
+        wait_until(lambda: indices(events) == [1, 2, 3])
         store.redis.zadd(schema.RUNNING, {job_id: 1})  # its lease runs out
         other.reap()
         assert not first.tokens(1)
-        time.sleep(0.02)
+        wait_until(lambda: isinstance(events[-1], Queued))
         second = claimed(other, job_id)
         second.start()
         second.tokens(2)
         second.end()
 
-    reading = background(lambda: list(client.events(job_id)))
+    reading = background(read)
     background(work).result()
-    events = reading.result()
+    reading.result()
     assert indices(events) == [1, 2, 3, 4, 5]
     assert [event.attempt for event in events if isinstance(event, Started)] == [1, 2]
     assert (

@@ -27,7 +27,14 @@ class Failover:
 
     master: ConfiguredServer
     replica: ConfiguredServer
+    sentinel_ports: list[int]
     url: str
+
+    def hasten(self) -> None:
+        """Have the sentinels look for another master once this one is silent for a second."""
+        for port in self.sentinel_ports:
+            with redis.Redis(port=port) as sentinel:
+                sentinel.sentinel_set(MASTER, "down-after-milliseconds", 1000)
 
     def wait_for_new_master(self) -> None:
         with redis.Redis(port=self.replica.port) as connection:
@@ -44,7 +51,7 @@ def failover(tmp_path: Path) -> Iterator[Failover]:
         with redis.Redis.from_url(replica.url) as connection:
             wait_until(lambda: connection.info("replication")["master_link_status"] == "up", 30)
         hosts = ",".join(f"127.0.0.1:{port}" for port in ports)
-        yield Failover(master, replica, f"redis+sentinel://{hosts}/{MASTER}")
+        yield Failover(master, replica, ports, f"redis+sentinel://{hosts}/{MASTER}")
 
 
 @pytest.mark.parametrize("is_planned", [False, True], ids=["master killed", "master demoted"])
@@ -62,6 +69,7 @@ def test_worker_and_clients_follow_to_the_new_master(
             with redis.Redis.from_url(failover.url.partition(",")[0].replace("redis+sentinel", "redis")) as sentinel:
                 sentinel.sentinel_failover(MASTER)
         else:
+            failover.hasten()
             failover.master.kill()
         seen += [event for event in events if isinstance(event, Token | End)]
         failover.wait_for_new_master()

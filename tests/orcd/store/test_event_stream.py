@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 import pytest
 import redis
 from hypothesis import given, settings
@@ -157,37 +155,41 @@ def test_a_start_that_is_no_count_of_tokens_is_refused(from_token):
         reader(from_token)
 
 
-def test_waiting_ends_with_the_timeout():
+def test_waiting_ends_with_the_timeout(now: list[float]):
     assert reader().wait_s() == POLL_S
     assert reader(timeout=0.5).wait_s() <= 0.5
+    late = reader(timeout=0.5)
+    now[0] += 0.5
+    with pytest.raises(TimeoutError, match=r"job job-1: did not end within 0\.5 s"):
+        late.wait_s()
     with pytest.raises(TimeoutError, match="job job-1: did not end within 0 s"):
         reader(timeout=0).wait_s()
 
 
-def test_an_outage_is_put_up_with_for_a_while():
+def test_an_outage_is_put_up_with_for_a_while(now: list[float]):
     r = reader(reconnect_s=0.5)
     error = redis.ConnectionError("gone")
     waits = [r.backoff_s(error) for _ in range(12)]
     assert waits == sorted(waits)
     assert waits[-1] <= 1.0
-    time.sleep(0.51)
+    now[0] += 0.51
     with pytest.raises(redis.ConnectionError):
         r.backoff_s(error)
 
 
-def test_an_outage_that_ended_is_forgotten():
+def test_an_outage_that_ended_is_forgotten(now: list[float]):
     r = reader(reconnect_s=0.5)
     error = redis.ConnectionError("gone")
     first = r.backoff_s(error)
     r.backoff_s(error)
-    time.sleep(0.51)
+    now[0] += 0.51
     replay(r, "running", [])
     assert r.backoff_s(error) == first
 
 
-def test_waiting_for_redis_ends_with_the_timeout_too():
+def test_waiting_for_redis_ends_with_the_timeout_too(now: list[float]):
     r = reader(timeout=0.01)
-    time.sleep(0.02)
+    now[0] += 0.02
     with pytest.raises(TimeoutError):
         r.backoff_s(redis.ConnectionError("gone"))
 

@@ -92,7 +92,7 @@ def test_a_job_in_no_state_is_ended_by_whoever_comes_to_it_and_its_readers_are_t
     for come in (lambda: store.claim([J]), store.reap):
         _damaged_beside_whole(store, "state", b"pending")
         with pytest.raises(LogDamaged):
-            client.result(J, timeout=5)
+            client.result(J, timeout=60)
         make_due_again(store, J)
         come()
         assert state(store) == "failed"

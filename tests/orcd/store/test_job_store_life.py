@@ -17,8 +17,10 @@ from tests.orcd.job_record import (
     J,
     age,
     field,
+    is_due,
     let_lease_run_out,
     make_due_again,
+    set_deadline,
     state,
     submit,
 )
@@ -103,9 +105,9 @@ def test_a_running_job_without_a_lease_whose_deadline_passed_is_ended(
     client: Client, make_store: MakeStore, look: Looker
 ):
     store = make_store()
-    submit(store, request=parse({"prompt": "x", "deadline_s": 0.5}))
+    submit(store, request=parse({"prompt": "x", "deadline_s": 60}))
     claimed(store, J)
-    time.sleep(0.51)
+    set_deadline(store, -1)
     look(client, store)
     assert state(store) == "running", "its owner ends it"
     let_lease_run_out(store)
@@ -114,12 +116,16 @@ def test_a_running_job_without_a_lease_whose_deadline_passed_is_ended(
     assert store.redis.zcard(schema.RUNNING) == 0
 
 
-def test_a_stream_of_a_job_that_no_worker_takes_ends_with_its_deadline(client: Client, short_poll: None):
+def test_a_stream_of_a_job_that_no_worker_takes_ends_with_its_deadline(
+    client: Client, make_store: MakeStore, short_poll: None
+):
     """F11: the whole of it, with no worker anywhere."""
-    events = list(client.events(client.submit(prompt="x", deadline_s=0.5), timeout=30))
-    assert events[0] == Queued(1, served=False, reason="no worker is running")
-    assert isinstance(events[-1], Error)
-    assert events[-1].code == "EXPIRED"
+    events = client.events(client.submit(prompt="x", job_id=J, deadline_s=60), timeout=60)
+    assert next(events) == Queued(1, served=False, reason="no worker is running")
+    set_deadline(make_store(), 0.2)
+    *_, last = events
+    assert isinstance(last, Error)
+    assert last.code == "EXPIRED"
 
 
 @pytest.mark.parametrize(("zset", "name"), [(schema.QUEUED, "queued"), (schema.RUNNING, "running")])
@@ -132,14 +138,15 @@ def test_a_job_that_fell_off_its_list_is_put_there_again_by_whoever_looks(
     if name == "running":
         claimed(store, J)
     store.redis.delete(zset)
+    begun_ms = 1000 * time.time()
     assert client.status(J).state == name
-    assert store.redis.zscore(zset, J) > time.time() * 1000
+    assert is_due(store.redis.zscore(zset, J), begun_ms, 10_000)
     assert store.redis.ttl(zset) > 0
 
 
 def test_keys_live_as_long_as_the_job_and_a_while_after_its_end(make_store: MakeStore):
     """F11: with a time to live of 5 s a job that waited 6 s was gone."""
-    store = make_store(ttl_s=5)
+    store = make_store(ttl_s=60)
     submit(store)
     keys = [schema.job_key(J), schema.log_key(J)]
     assert store.redis.ttl(keys[0]) > 24 * 3600
@@ -156,7 +163,7 @@ def test_keys_live_as_long_as_the_job_and_a_while_after_its_end(make_store: Make
     writer = claimed(store, J)
     assert min(map(store.redis.ttl, keys)) > 24 * 3600
     writer.end()
-    assert max(map(store.redis.ttl, keys)) <= 5
+    assert max(map(store.redis.ttl, keys)) <= 60
 
 
 # -- who serves what -------------------------------------------------------------------------------------------------

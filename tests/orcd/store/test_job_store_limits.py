@@ -13,12 +13,22 @@ from orcd.events import Error, state_after
 from orcd.request import parse
 from orcd.store import schema
 from orcd.store.job_store import JobStore
-from tests.orcd.job_record import Ears, J, cancel, let_lease_run_out, logged, make_due_again, state, submit
+from tests.orcd.job_record import (
+    Ears,
+    J,
+    cancel,
+    let_lease_run_out,
+    logged,
+    make_due_again,
+    set_deadline,
+    state,
+    submit,
+)
 from tests.orcd.job_writer import MakeStore, Writer, claimed
 
 Look = Callable[[Client, JobStore], object]
 
-DEADLINE_S = 0.5
+DEADLINE_S = 0.1
 
 LOOKS: dict[str, Look] = {
     "a client asks": lambda client, _: client.status(J),
@@ -37,9 +47,9 @@ def look(request: pytest.FixtureRequest) -> Look:
     return LOOKS[request.param]
 
 
-def begun(store: JobStore, **fields: object) -> Writer:
+def begun(store: JobStore) -> Writer:
     """A job that runs, with two tokens in its log."""
-    submit(store, J, parse({"prompt": "x", **fields}))
+    submit(store, J)
     writer = claimed(store, J)
     writer.start()
     writer.tokens(2)
@@ -89,7 +99,8 @@ def test_a_deadline_ends_a_job_wherever_it_is(client: Client, store: JobStore, l
     if place == "queued":
         submit(store, J, parse({"prompt": "x", "deadline_s": DEADLINE_S}))
     else:
-        writer = begun(store, deadline_s=DEADLINE_S)
+        writer = begun(store)
+        set_deadline(store, DEADLINE_S)
         if place == "given back":
             store.release({J: writer.claim.lease})
     time.sleep(DEADLINE_S + 0.01)
@@ -100,8 +111,8 @@ def test_a_deadline_ends_a_job_wherever_it_is(client: Client, store: JobStore, l
 
 
 def test_a_deadline_that_is_over_when_a_job_is_given_back_ends_it(client: Client, store: JobStore) -> None:
-    writer = begun(store, deadline_s=DEADLINE_S)
-    time.sleep(DEADLINE_S + 0.01)
+    writer = begun(store)
+    set_deadline(store, -1)
     assert store.release({J: writer.claim.lease}) == []
     check_ended(client, store, "expired", "EXPIRED")
 
@@ -128,9 +139,9 @@ def test_the_queue_limit_counts_from_when_a_job_came_back(
 
 
 def test_what_an_owner_has_is_left_to_it(client: Client, store: JobStore, connection: redis.Redis) -> None:
-    writer = begun(store, deadline_s=DEADLINE_S)
+    writer = begun(store)
+    set_deadline(store, -1)
     cancel(store)
-    time.sleep(DEADLINE_S + 0.01)
     ears = Ears(connection, schema.events_channel(J))
     client.status(J)
     store.reap()

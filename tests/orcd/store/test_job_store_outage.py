@@ -11,6 +11,7 @@ from orcd.store import schema
 from orcd.store.claim import Claim
 from orcd.store.job_store import JobStore
 from tasks.local.redis_server import RedisServer
+from tests.conftest import wait_until
 from tests.orcd.job_record import REQUEST, J, Snapshot, field, let_lease_run_out, state, submit
 from tests.orcd.job_writer import MakeStore, Writer, claimed
 
@@ -44,13 +45,16 @@ def lose(store: JobStore) -> Writer:
     return writer
 
 
-def seconds_until_reaped(store: JobStore, longest_s: float) -> float:
-    """How long it takes until a worker that looks all the time finds that the owner is dead."""
-    begin = time.monotonic()
-    while not any(message.lease_lost for message in store.reap()):
-        assert time.monotonic() - begin < longest_s, "never reaped"
-        time.sleep(0.01)
-    return time.monotonic() - begin
+def now_ms(store: JobStore) -> int:
+    """The time by the clock of Redis."""
+    seconds, microseconds = store.redis.time()
+    return int(1000 * seconds + microseconds // 1000)
+
+
+def reaped_ms(store: JobStore) -> int:
+    """When a worker that looks all the time finds that the owner is dead."""
+    wait_until(lambda: any(message.lease_lost for message in store.reap()))
+    return now_ms(store)
 
 
 # -- outages ---------------------------------------------------------------------------------------------------------
@@ -82,7 +86,7 @@ def test_whoever_comes_first_after_a_pause_finds_the_leases_begun_anew(first: st
 
 def test_a_redis_that_was_killed_and_started_again_keeps_the_leases(redis_server: RedisServer):
     """F13."""
-    with redis.Redis.from_url(redis_server.url, socket_timeout=1) as connection:
+    with redis.Redis.from_url(redis_server.url, socket_timeout=30) as connection:
         owner, other = (
             JobStore(connection, owner=name, model="demo", lease_ms=LEASE_MS, ttl_s=600) for name in ("w-1", "w-2")
         )
@@ -136,11 +140,13 @@ def test_after_a_clock_that_was_ahead_nothing_waits_for_the_time_it_had(owner: J
         for job_id, score in owner.redis.zrange(key, 0, -1, withscores=True):
             owner.redis.zadd(key, {job_id: score + ahead_ms})
     owner.redis.incrby(schema.CONTACT, ahead_ms)
-    assert other.reap() == [], "an owner that lives has a whole lease to be heard of"
-    now_ms = round(1000 * float("{}.{:06}".format(*owner.redis.time())))
-    assert owner.redis.zscore(schema.RUNNING, J) <= now_ms + LEASE_MS
-    assert owner.redis.zscore(schema.QUEUED, "waiting") <= now_ms + 20_000
-    assert LEASE_S - 0.2 < seconds_until_reaped(other, 10) < LEASE_S + 8
+    before_ms = now_ms(owner)
+    assert other.reap() == []
+    after_ms = now_ms(owner)
+    lease_end_ms = owner.redis.zscore(schema.RUNNING, J)
+    assert before_ms <= lease_end_ms - LEASE_MS <= after_ms, "an owner that lives has a whole lease to be heard of"
+    assert owner.redis.zscore(schema.QUEUED, "waiting") <= after_ms + 20_000
+    assert reaped_ms(other) >= lease_end_ms
 
 
 # -- deaths ----------------------------------------------------------------------------------------------------------
@@ -148,15 +154,17 @@ def test_after_a_clock_that_was_ahead_nothing_waits_for_the_time_it_had(owner: J
 
 def test_a_job_whose_owner_died_is_found_soon_after_its_lease(owner: JobStore, other: JobStore):
     claimed(owner, J)
-    assert LEASE_S - 0.1 < seconds_until_reaped(other, 10) < LEASE_S + 8
+    lease_end_ms = owner.redis.zscore(schema.RUNNING, J)
+    assert reaped_ms(other) >= lease_end_ms
     assert (state(other), losses(other)) == ("queued", 1)
 
 
 def test_a_job_whose_owner_died_in_an_outage_is_found_one_lease_later(owner: JobStore, other: JobStore):
     claimed(owner, J)
+    before_ms = now_ms(owner)
     owner.redis.client_pause(PAUSE_MS)
     assert other.reap() == []
-    assert LEASE_S - 0.1 < seconds_until_reaped(other, 10) < LEASE_S + 8
+    assert reaped_ms(other) >= before_ms + PAUSE_MS + LEASE_MS
     assert losses(other) == 1
 
 
@@ -167,8 +175,9 @@ def test_a_lease_that_had_run_out_before_the_outage_is_lost(owner: JobStore, oth
     assert [message.job_id for message in other.reap()] == [J]
 
 
-def test_a_pause_shorter_than_half_a_lease_postpones_nothing(make_store: MakeStore, owner: JobStore):
-    other = make_store("worker-2", lease_ms=60_000)
+def test_a_pause_shorter_than_half_a_lease_postpones_nothing(make_store: MakeStore):
+    owner, other = make_store("worker-1"), make_store("worker-2")  # whose leases are long
+    submit(owner, J, REQUEST)
     claimed(owner, J)
     before = owner.redis.zscore(schema.RUNNING, J)
     owner.redis.client_pause(100)

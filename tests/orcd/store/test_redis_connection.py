@@ -18,6 +18,7 @@ from orcd.store import redis_connection
 from orcd.store.redis_connection import UnsuitableRedisError, connect, connect_async, is_refusal, redis_errors
 from tasks.local import redis_server
 from tasks.local.redis_server import RedisServer
+from tests.conftest import wait_until
 from tests.orcd.redis_servers import MASTER, Certificates, ConfiguredServer, sentinels, tls_server
 
 SETTINGS = ClientSettings(redis_url="redis://:secret@redis:6379/0")
@@ -167,7 +168,8 @@ def test_closing_a_client_closes_its_connections_to_sentinels(tmp_path: Path):
         redis.Redis(port=port) as sentinel,
     ):
         assert is_reached(f"redis+sentinel://127.0.0.1:{port}/{MASTER}")
-        assert len([client for client in sentinel.client_list() if not client["name"]]) == 1  # the others are sentinels
+        # The others are sentinels, which say their names.
+        wait_until(lambda: len([client for client in sentinel.client_list() if not client["name"]]) == 1)
 
 
 def test_a_cluster_is_refused_in_words():
