@@ -58,6 +58,7 @@ class Finisher:
         """Do what is queued; what is not done in time is left."""
         for thread in self._threads:
             thread.stop()
+        for _ in self._threads:  # only now: any of them may be the one that takes it
             self._work.put(None)
         end = time.monotonic() + timeout_s
         for thread in self._threads:

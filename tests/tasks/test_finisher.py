@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from queue import SimpleQueue
 
 import pytest
 import redis
 
-from tasks.finisher import NUM_THREADS, Finisher
+from tasks import finisher
+from tasks.finisher import NUM_THREADS, Finisher, Work
 from tests.conftest import wait_until
 
 
@@ -101,4 +103,33 @@ def test_at_the_end_what_is_queued_is_done_and_what_waits_for_redis_is_left() ->
     scene.finisher.stop(0.5)
     assert done == list(range(5))
     assert not scene.finisher.is_waiting
+    assert scene.deaths == []
+
+
+class QueueOfOneThatWaits(SimpleQueue[Work | None]):
+    """Puts nothing before what was put is taken."""
+
+    def put(self, item: Work | None, block: bool = True, timeout: float | None = None) -> None:
+        super().put(item, block, timeout)
+        wait_until(self.empty)
+
+
+def test_whichever_thread_is_woken_first_was_told_to_stop(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a worker that leaves in good order says that a thread of its died."""
+    monkeypatch.setattr(finisher, "SimpleQueue", QueueOfOneThatWaits)
+    scene = Scene()
+    is_busy, may_end = threading.Event(), threading.Event()
+
+    def keep_the_first_thread_busy() -> None:
+        if threading.current_thread().name == "finisher 0":
+            is_busy.set()
+            may_end.wait(60)
+
+    while not is_busy.wait(0.01):
+        scene.finisher.submit(keep_the_first_thread_busy)
+    stopping = threading.Thread(target=scene.finisher.stop, args=(60,))
+    stopping.start()
+    wait_until(lambda: not scene.finisher._threads[1].is_alive)
+    may_end.set()
+    stopping.join(60)
     assert scene.deaths == []
