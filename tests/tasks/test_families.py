@@ -12,7 +12,7 @@ from orcd.client import Client
 from tests.models.files import SMALL
 from tests.models.make_references import PROMPT
 from tests.orcd.cli.command_line import run
-from tests.tasks.slow_engine import slow_engine
+from tests.tasks.slow_engine import held_engine, slow_engine
 from tests.tasks.worker_process import WorkerProcess, wait_until_running
 
 
@@ -41,10 +41,11 @@ def test_a_model_of_the_family_answers_as_llama_cpp_does_and_goes_on_after_its_e
         request = {"prompt_token_ids": prompt, "max_tokens": 40, "seed": 1, "ignore_eos": True}
         with Client(redis_url) as client:
             undisturbed = client.result(client.submit(**request), timeout=60)
-            job_id = client.submit(**request)
-            wait_until_running(client, [job_id], 10)
-            worker.kill_engine()
+            with held_engine(tmp_path):
+                job_id = client.submit(**request)
+                wait_until_running(client, [job_id], 10)
+                worker.kill_engine()
             resumed = client.result(job_id, timeout=60)
-        assert worker.events("ready")[1:], "the engine was killed too late"
+        assert worker.events("ready")[1:], "the engine was not killed"
         assert resumed.choices[0].token_ids == undisturbed.choices[0].token_ids
         assert len(resumed.choices[0].token_ids) == 40

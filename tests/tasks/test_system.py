@@ -13,7 +13,7 @@ import redis
 from orcd.client import Client
 from orcd.events import End, Error, Event, Token
 from orcd.result import fold
-from tests.tasks.slow_engine import slow_engine
+from tests.tasks.slow_engine import held_engine, slow_engine
 from tests.tasks.worker_process import WorkerProcess, wait_until_running
 
 NUM_JOBS = 200
@@ -139,16 +139,18 @@ def test_in_8_bits_a_job_goes_on_as_if_nothing_had_been_and_another_kv_cache_is_
         quantised = WorkerProcess(redis_url, demo_model, tmp_path, ORCD_KV_CACHE_TYPE="q8", **slow_engine(tmp_path))
         with quantised as worker:
             undisturbed = client.result(client.submit(**request), timeout=60)
-            job_id = client.submit(**request)
-            wait_until_running(client, [job_id])
-            worker.kill_engine()
+            with held_engine(tmp_path):
+                job_id = client.submit(**request)
+                wait_until_running(client, [job_id])
+                worker.kill_engine()
             resumed = client.result(job_id, timeout=60)
-            assert worker.events("ready")[1:], "the engine was killed too late"
+            assert worker.events("ready")[1:], "the engine was not killed"
             assert resumed.choices[0].token_ids == undisturbed.choices[0].token_ids
             [fingerprint] = resumed.fingerprints
-            job_id = client.submit(**request)
-            wait_until_running(client, [job_id])
-            worker.kill()
+            with held_engine(tmp_path):
+                job_id = client.submit(**request)
+                wait_until_running(client, [job_id])
+                worker.kill()
         with WorkerProcess(redis_url, demo_model, tmp_path):
             taken_over = client.result(job_id, timeout=60)
     assert "-q8-" in fingerprint

@@ -15,7 +15,7 @@ from orcd.client import Client
 from orcd.events import Event, Token
 from orcd.result import Result, fold
 from tasks.local.redis_server import RedisServer
-from tests.tasks.slow_engine import slow_engine
+from tests.tasks.slow_engine import held_engine, slow_engine
 from tests.tasks.worker_process import WorkerProcess, wait_until_running
 
 NUM_STREAMS = 16
@@ -92,9 +92,10 @@ def test_streams_go_on_when_the_celery_process_is_killed_and_another_worker_runs
     with Client(redis_url) as client, WorkerProcess(redis_url, shallow_model, tmp_path, **variables) as victim:
         requests = _requests(30)
         expected = _undisturbed(client, requests)
-        streams = Streams(redis_url, client.submit_many(requests))
-        wait_until_running(client, streams.job_ids, 5)
-        os.kill(victim.engine_pid, signal.SIGSTOP)  # so that nothing ends before the other worker is there
+        with held_engine(tmp_path, NUM_STREAMS):
+            streams = Streams(redis_url, client.submit_many(requests))
+            wait_until_running(client, streams.job_ids, 5)
+            os.kill(victim.engine_pid, signal.SIGSTOP)  # so that nothing ends before the other worker is there
         with WorkerProcess(redis_url, shallow_model, tmp_path):
             victim.kill()
             assert _contents(streams.results()) == expected
@@ -108,9 +109,10 @@ def test_a_worker_that_is_told_to_stop_hands_its_jobs_over(redis_url: str, shall
     ):
         request = {"prompt_token_ids": [9, 8, 7], "max_tokens": 40, "seed": 4, "ignore_eos": True}
         expected = _undisturbed(client, [request])
-        streams = Streams(redis_url, client.submit_many([request]))
-        wait_until_running(client, streams.job_ids, 5)
-        os.kill(leaver.engine_pid, signal.SIGSTOP)  # too slow to finish in time
+        with held_engine(tmp_path):
+            streams = Streams(redis_url, client.submit_many([request]))
+            wait_until_running(client, streams.job_ids, 5)
+            os.kill(leaver.engine_pid, signal.SIGSTOP)  # too slow to finish in time
         with WorkerProcess(redis_url, shallow_model, tmp_path):
             leaver.process.terminate()
             assert _contents(streams.results()) == expected
@@ -142,9 +144,10 @@ def test_a_worker_whose_engine_cannot_be_brought_back_leaves_and_its_jobs_go_on_
     with Client(redis_url) as client, WorkerProcess(redis_url, model, tmp_path, **slow_engine(tmp_path)) as loser:
         request = {"prompt_token_ids": [9, 8, 7], "max_tokens": 40, "seed": 4, "ignore_eos": True}
         expected = _undisturbed(client, [request])
-        streams = Streams(redis_url, client.submit_many([request]))
-        wait_until_running(client, streams.job_ids, 5)
-        os.kill(loser.engine_pid, signal.SIGSTOP)
+        with held_engine(tmp_path):
+            streams = Streams(redis_url, client.submit_many([request]))
+            wait_until_running(client, streams.job_ids, 5)
+            os.kill(loser.engine_pid, signal.SIGSTOP)
         with WorkerProcess(redis_url, shallow_model, tmp_path):
             model.unlink()
             loser.kill_engine()

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from orcd.client import Client
-from tests.tasks.slow_engine import SLOW_STEPS, STEP_S, slow_engine
+from tests.tasks.slow_engine import held_engine, slow_engine
 from tests.tasks.worker_process import WorkerProcess, wait_until_running
 
 LONG: dict[str, Any] = {"prompt_token_ids": [9, 8, 7], "max_tokens": 50, "seed": 4, "ignore_eos": True}
@@ -31,9 +31,10 @@ def test_a_stuck_engine_costs_no_lease_and_blocks_nobody(redis_url: str, shallow
     """Jobs that come meanwhile are claimed, and cancellations are heard."""
     variables = slow_engine(tmp_path)
     with WorkerProcess(redis_url, shallow_model, tmp_path, **variables) as worker, Client(redis_url) as client:
-        job_id = client.submit(**LONG)
-        wait_until_running(client, [job_id], 5)
-        os.kill(worker.engine_pid, signal.SIGSTOP)
+        with held_engine(tmp_path):
+            job_id = client.submit(**LONG)
+            wait_until_running(client, [job_id], 5)
+            os.kill(worker.engine_pid, signal.SIGSTOP)
         later = client.submit_many([LONG] * 8)
         big = client.submit(prompt_token_ids=[5] * 900, max_tokens=2)
         time.sleep(5)  # two leases and a half
@@ -50,17 +51,16 @@ def test_an_engine_that_hangs_while_it_is_loaded_again_is_killed_and_its_jobs_go
     redis_url: str, shallow_model: Path, tmp_path: Path
 ) -> None:
     trap = tmp_path / "trap"
-    (tmp_path / "sitecustomize.py").write_text(HANG_AT_LOAD.format(trap=str(trap)) + SLOW_STEPS.format(step_s=STEP_S))
-    variables = {
-        "PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]),
-        "ORCD_ENGINE_START_TIMEOUT_S": "15",
+    variables = slow_engine(tmp_path, before=HANG_AT_LOAD.format(trap=str(trap))) | {
+        "ORCD_ENGINE_START_TIMEOUT_S": "15"
     }
     with WorkerProcess(redis_url, shallow_model, tmp_path, **variables) as worker, Client(redis_url) as client:
         expected = client.result(client.submit(**LONG), timeout=60)
-        job_id = client.submit(**LONG)
-        wait_until_running(client, [job_id], 5)
-        trap.touch()
-        worker.kill_engine()
+        with held_engine(tmp_path):
+            job_id = client.submit(**LONG)
+            wait_until_running(client, [job_id], 5)
+            trap.touch()
+            worker.kill_engine()
         result = client.result(job_id, timeout=60)
         assert (result.state, result.text) == ("succeeded", expected.text)
         assert not trap.exists(), "no engine hung"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import socket
 import time
 import urllib.error
@@ -14,7 +13,7 @@ from typing import Any
 import pytest
 
 from orcd.client import Client
-from tests.tasks.slow_engine import SLOW_STEPS, STEP_S
+from tests.tasks.slow_engine import slow_engine
 from tests.tasks.worker_process import WorkerProcess, wait_until_running
 
 LONG: dict[str, Any] = {"prompt_token_ids": [9, 8, 7], "max_tokens": 50, "seed": 4, "ignore_eos": True}
@@ -51,11 +50,7 @@ def _free_port() -> int:
 @pytest.fixture
 def variables(tmp_path: Path) -> dict[str, str]:
     """What makes a worker's threads mortal, and its jobs take a while."""
-    folder = tmp_path / "assassin"
-    folder.mkdir()
-    lines = ASSASSIN.format(victim=str(tmp_path / "victim")) + SLOW_STEPS.format(step_s=STEP_S)
-    (folder / "sitecustomize.py").write_text(lines)
-    return {"PYTHONPATH": os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")])}
+    return slow_engine(tmp_path, before=ASSASSIN.format(victim=str(tmp_path / "victim")))
 
 
 @pytest.fixture
