@@ -76,7 +76,7 @@ class Shutdown:
     @property
     def is_cold(self) -> bool:
         """Whether the jobs in flight have no time at all."""
-        return state.should_terminate not in (None, False)
+        return state.should_terminate is not None and state.should_terminate is not False  # an exit code may be 0
 
     def drain_left_s(self) -> float:
         """How many seconds the jobs in flight still have; 0 or less: none."""

@@ -16,7 +16,7 @@ from orcd.client import Client
 from orcd.errors import InferenceTimeout
 from orcd.events import Error
 from tests.conftest import wait_until
-from tests.tasks.slow_engine import slow_engine
+from tests.tasks.slow_engine import held_engine, slow_engine
 from tests.tasks.worker_process import WorkerProcess, wait_until_running
 
 SHORT = {"prompt": "old pond", "max_tokens": 8, "temperature": 0.0, "ignore_eos": True}
@@ -88,13 +88,13 @@ def test_a_cold_shutdown_hands_jobs_over(
 ) -> None:
     """F10: it cancelled them."""
     variables = slow_engine(tmp_path) | {"REMAP_SIGTERM": remapped}
-    with WorkerProcess(redis_url, shallow_model, tmp_path, **variables) as worker:
+    with held_engine(tmp_path), WorkerProcess(redis_url, shallow_model, tmp_path, **variables) as worker:
         job_id = app.send_task("orcd.generate", kwargs=LONG).id
         wait_until_running(client, [job_id])
-        os.kill(worker.engine_pid, signal.SIGSTOP)  # so it does not end here
+        os.kill(worker.engine_pid, signal.SIGSTOP)  # nor does it answer
         for number in signals:
             worker.process.send_signal(number)
-            time.sleep(0.5)
+            worker.wait_for("draining")
         assert worker.process.wait(60) == 0
     assert client.status(job_id).state == "queued"
     assert app.AsyncResult(job_id).state == "PENDING"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 import time
 import urllib.error
 import urllib.request
@@ -17,10 +16,10 @@ import psutil
 import pytest
 
 from orcd.client import Client
+from tasks.local.redis_server import _free_port
 from tests.conftest import wait_until
 from tests.tasks.dispatch.test_dispatcher import Streams
-from tests.tasks.dispatch.test_dispatcher_threads import _free_port
-from tests.tasks.slow_engine import slow_engine
+from tests.tasks.slow_engine import hold, let_go, slow_engine
 from tests.tasks.worker_process import WorkerProcess, wait_until_running
 
 LONG: dict[str, Any] = {"prompt_token_ids": [9, 8, 7], "max_tokens": 100, "seed": 4, "ignore_eos": True}
@@ -31,23 +30,32 @@ LONG_DRAIN_S = 150
 
 
 class SlowWorker(WorkerProcess):
-    """A worker that has begun a job and is too slow to end it soon."""
+    """A worker that has begun a job and does not end it."""
 
     def __init__(self, redis_url: str, model: Path, folder: Path, **variables: str) -> None:
+        self.folder = folder
         slow = slow_engine(folder) | {"ORCD_DRAIN_TIMEOUT_S": str(DRAIN_S)}
         super().__init__(redis_url, model, folder, **slow | variables)
 
-    def slow_down(self, client: Client, job_id: str) -> None:
+    def begin(self, client: Client) -> str:
+        """Submit a job and wait until the engine is at it, which is held; returns its id."""
+        hold(self.folder)
+        job_id = client.submit(**LONG)
         wait_until_running(client, [job_id], 5)
+        return job_id
+
+    def begin_and_stop(self, client: Client) -> str:
+        """The same with an engine that does nothing more."""
+        job_id = self.begin(client)
         os.kill(self.engine_pid, signal.SIGSTOP)
+        return job_id
 
     def leave(self, signals: Sequence[int]) -> float:
-        """Send these half a second apart; returns how long it took until the worker had left with 0."""
+        """Send each when the one before was heard; returns how long it took until the worker had left with 0."""
         start = time.monotonic()
         for number in signals:
             self.process.send_signal(number)
-            with suppress(subprocess.TimeoutExpired):
-                self.process.wait(0.5)
+            self.wait_for("draining")
         assert self.process.wait(LONG_DRAIN_S) == 0
         return time.monotonic() - start
 
@@ -80,8 +88,7 @@ def test_what_is_not_finished_in_time_goes_on_elsewhere(
     slow = SlowWorker(redis_url, shallow_model, tmp_path, ORCD_DRAIN_TIMEOUT_S=str(drain_s))
     with Client(redis_url) as client, slow as worker:
         expected = client.result(client.submit(**LONG), timeout=60)
-        streams = Streams(redis_url, [client.submit(**LONG)])
-        worker.slow_down(client, streams.job_ids[0])
+        streams = Streams(redis_url, [worker.begin_and_stop(client)])
         assert least_s <= worker.leave(signals) <= least_s + END_S
         assert worker.complaints() == []
         assert client.status(streams.job_ids[0]).state == "queued", "handed back"
@@ -110,7 +117,7 @@ def test_a_worker_that_loads_its_model_leaves_at_once(
     engines_of(worker)[0].suspend()  # it takes a while
     worker.wait_for("startup")
     worker.process.send_signal(number)
-    assert worker.process.wait(30) == 0
+    assert worker.process.wait(60) == 0
     assert [event["event"] for event in worker.events()][-1] == "shutdown"
 
 
@@ -118,14 +125,15 @@ def test_a_worker_that_was_told_to_leave_is_not_ready_and_says_so(
     redis_url: str, shallow_model: Path, tmp_path: Path
 ) -> None:
     port = _free_port()
-    slow = SlowWorker(redis_url, shallow_model, tmp_path, ORCD_METRICS_PORT=str(port))
-    with Client(redis_url) as client, slow as worker:
-        worker.slow_down(client, client.submit(**LONG))
+    variables = {"ORCD_METRICS_PORT": str(port), "ORCD_DRAIN_TIMEOUT_S": str(LONG_DRAIN_S)}
+    with Client(redis_url) as client, SlowWorker(redis_url, shallow_model, tmp_path, **variables) as worker:
+        worker.begin(client)
         worker.process.terminate()
         worker.wait_for("draining")
         wait_until(lambda: _status(f"http://127.0.0.1:{port}/readyz") == 503)
         wait_until(lambda: [each.state for each in client.workers()] == ["draining"])
         later = client.submit(**LONG)
-        assert worker.process.wait(DRAIN_S + END_S) == 0
+        let_go(tmp_path)
+        assert worker.process.wait(END_S) == 0
         assert client.status(later).state == "queued"
         assert client.status(later).attempt == 0

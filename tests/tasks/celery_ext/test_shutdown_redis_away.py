@@ -23,8 +23,7 @@ def test_a_worker_leaves_in_time_also_with_redis_away_and_its_jobs_go_on(
 ) -> None:
     with Client(redis_server.url) as client, SlowWorker(redis_server.url, shallow_model, tmp_path) as worker:
         expected = client.result(client.submit(**LONG), timeout=60)
-        job_id = client.submit(**LONG)
-        worker.slow_down(client, job_id)
+        job_id = worker.begin_and_stop(client)
         with closing(redis.Redis.from_url(redis_server.url)) as connection:
             server = psutil.Process(connection.info("server")["process_id"])
         redis_server.kill() if fault == "killed" else server.suspend()
