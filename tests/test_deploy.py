@@ -20,9 +20,8 @@ import yaml
 from orcd.client import Client
 from orcd.errors import BY_CODE
 from orcd.settings import NAMES
-from tasks.local.redis_server import RedisServer
+from tasks.local.redis_server import RedisServer, _free_port
 from tests.conftest import DEMO_MODEL, emptied, wait_until
-from tests.tasks.dispatch.test_dispatcher_threads import _free_port
 from tests.tasks.worker_process import WorkerProcess
 
 ROOT = Path(__file__).parents[1]

@@ -26,9 +26,8 @@ import redis
 
 from orcd.client import Client
 from orcd.store import schema
-from tasks.local.redis_server import RedisServer
+from tasks.local.redis_server import RedisServer, _free_port
 from tests.conftest import emptied, wait_until
-from tests.tasks.dispatch.test_dispatcher_threads import _free_port
 from tests.tasks.worker_process import WorkerProcess, wait_until_running
 
 ROOT = Path(__file__).parents[1]

@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 from orcd.client import Client
+from tasks.local.redis_server import _free_port
 from tests.conftest import wait_until
-from tests.tasks.dispatch.test_dispatcher_threads import _free_port
 from tests.tasks.slow_engine import slow_engine
 from tests.test_docs_commands import Shell, blocks, program_path, sign_of
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 STEP_S = 0.02
 """Long beside a step of the model that ships, on a machine with little else to do."""
-NUM_TOKENS = 5
-"""How many each job has when an engine is held."""
+NUM_TOKENS = 10
+"""How many each job has when an engine is held; not all need be in its log, as text may be held back."""
 FOLDER, HOLD = "slow-engine", "hold"
 
 _SLOW_STEPS = """

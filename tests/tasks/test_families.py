@@ -41,7 +41,7 @@ def test_a_model_of_the_family_answers_as_llama_cpp_does_and_goes_on_after_its_e
         request = {"prompt_token_ids": prompt, "max_tokens": 40, "seed": 1, "ignore_eos": True}
         with Client(redis_url) as client:
             undisturbed = client.result(client.submit(**request), timeout=60)
-            with held_engine(tmp_path):
+            with held_engine(tmp_path, 15):
                 job_id = client.submit(**request)
                 wait_until_running(client, [job_id], 10)
                 worker.kill_engine()

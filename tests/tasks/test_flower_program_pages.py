@@ -18,9 +18,8 @@ import pytest
 
 from orcd.client import Client
 from tasks.app import create_app
-from tasks.local.redis_server import RedisServer
+from tasks.local.redis_server import RedisServer, _free_port
 from tests.conftest import emptied, wait_until
-from tests.tasks.dispatch.test_dispatcher_threads import _free_port
 from tests.tasks.slow_engine import slow_engine
 from tests.tasks.worker_process import WorkerProcess
 from worker.settings import Settings

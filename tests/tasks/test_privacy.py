@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import json
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -22,18 +21,13 @@ from orcd.errors import OrcdError
 from orcd.store import schema
 from orcd.store.dead_letters import DeadLetters
 from tasks.app import create_app
+from tasks.local.redis_server import _free_port
 from tasks.observe.health.health_server import METRICS_EVERY_S
 from tests.tasks.worker_process import ROOT, WorkerProcess
 from worker.settings import Settings
 
 CANARY = "Kanarienvogel-7263"
 AUTH = "watcher:secret"
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 class Flower:

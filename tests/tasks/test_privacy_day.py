@@ -28,11 +28,10 @@ from orcd.client import Client
 from orcd.errors import OrcdError
 from orcd.store.dead_letters import DeadLetters
 from tasks.app import create_app
-from tasks.local.redis_server import RedisServer
+from tasks.local.redis_server import RedisServer, _free_port
 from tasks.observe.health.health_server import METRICS_EVERY_S
 from tests.conftest import DEMO_MODEL, wait_until
 from tests.orcd.gateway.gateway_process import GatewayProcess
-from tests.tasks.dispatch.test_dispatcher_threads import _free_port
 from tests.tasks.observe.test_job_tracer_worker import Collector
 from tests.tasks.test_flower_program_pages import AUTH, Pages, flower
 from tests.tasks.worker_process import WorkerProcess, wait_until_running

@@ -22,10 +22,10 @@ from celery import Celery, chord, group
 from orcd.async_client import AsyncClient
 from orcd.client import Client
 from tasks.app import create_app
+from tasks.local.redis_server import _free_port
 from tests.conftest import wait_until
 from tests.orcd.gateway.gateway_process import GatewayProcess
 from tests.orcd.redis_servers import ConfiguredServer
-from tests.tasks.dispatch.test_dispatcher_threads import _free_port
 from tests.tasks.slow_engine import slow_engine
 from tests.tasks.worker_process import WorkerProcess, wait_until_running
 from worker.settings import Settings

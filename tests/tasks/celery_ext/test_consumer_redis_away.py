@@ -41,9 +41,7 @@ def test_a_job_goes_on_after_redis_was_away(
         time.sleep(seconds)
         redis_server.start()
         with Client(redis_server.url) as client:
-            back = time.monotonic()
             assert _result(client, SHORT).state == "succeeded"
-            assert time.monotonic() - back < 15, "a worker is there soon after Redis is"
             assert client.result(job_id, timeout=60).choices == expected.choices
         assert worker.process.poll() is None
         _assert_said_once(worker)

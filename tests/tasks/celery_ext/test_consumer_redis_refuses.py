@@ -13,6 +13,7 @@ import redis
 from orcd.client import Client
 from orcd.errors import RedisUnavailable
 from tasks.local.redis_server import RedisServer
+from tests.conftest import wait_until
 from tests.tasks.celery_ext.redis_faults import FAULTS, SECONDS, SHORT, LoadingServer, assert_outlived, staged
 from tests.tasks.worker_process import WorkerProcess
 
@@ -31,6 +32,13 @@ def test_a_worker_without_jobs_outlives_what_redis_refuses(worker: WorkerProcess
     assert_outlived(worker)
 
 
+def _is_submitted(client: Client) -> bool:
+    try:
+        return bool(client.submit(**SHORT, job_id="loaded"))
+    except RedisUnavailable:
+        return False
+
+
 def test_a_worker_waits_for_a_redis_that_loads_its_data(demo_model: Path, tmp_path: Path) -> None:
     with LoadingServer() as server, WorkerProcess(server.url, demo_model, tmp_path) as worker:
         with closing(redis.Redis.from_url(server.url)) as connection, connection.pipeline() as pipeline:
@@ -41,13 +49,9 @@ def test_a_worker_waits_for_a_redis_that_loads_its_data(demo_model: Path, tmp_pa
         server.start()
         with closing(redis.Redis.from_url(server.url)) as connection, pytest.raises(redis.BusyLoadingError):
             connection.get("key-1")
+        worker.wait_for("celery")
+        server.hurry()
         with Client(server.url) as client:
-            deadline = time.monotonic() + 30
-            while True:
-                try:
-                    job_id = client.submit(**SHORT)
-                    break
-                except RedisUnavailable:
-                    assert time.monotonic() < deadline
-            assert client.result(job_id, timeout=30).state == "succeeded"
+            wait_until(lambda: _is_submitted(client))
+            assert client.result("loaded", timeout=60).state == "succeeded"
         assert worker.process.poll() is None

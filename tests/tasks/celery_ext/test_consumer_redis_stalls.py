@@ -5,7 +5,6 @@ Celery sends some messages again and again until Redis takes them, and saw nothi
 
 from __future__ import annotations
 
-import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +14,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from orcd.client import Client
+from tasks.local.redis_server import _free_port
 from tests.chaos.system.tcp_proxy import TcpProxy
 from tests.conftest import wait_until
 from tests.tasks.worker_process import WorkerProcess
@@ -33,9 +33,7 @@ MOMENTS = [
 @pytest.fixture
 def proxy(redis_url: str) -> Iterator[TcpProxy]:
     """Between the worker and Redis."""
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port: int = probe.getsockname()[1]
-    with TcpProxy(port, urlsplit(redis_url).port or 0) as proxy:
+    with TcpProxy(_free_port(), urlsplit(redis_url).port or 0) as proxy:
         yield proxy
 
 
@@ -55,7 +53,7 @@ def test_a_worker_can_be_stopped_whatever_it_waits_for(
     worker = _start(proxy, demo_model, tmp_path, moment, then)
     time.sleep(0.2)
     worker.process.terminate()
-    assert worker.process.wait(30) == 0
+    assert worker.process.wait(60) == 0
     assert [event for event in worker.events("error") if event["level"] == "error"] == []
 
 

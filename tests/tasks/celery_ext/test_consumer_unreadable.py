@@ -42,7 +42,7 @@ def redis_of_worker(worker: WorkerProcess) -> Iterator[Any]:
 
 
 def _result(client: Client, job_id: str) -> str:
-    return client.result(job_id, timeout=30).state
+    return client.result(job_id, timeout=60).state
 
 
 def _num_noted(connection: redis.Redis) -> int:

@@ -24,7 +24,7 @@ SHARED = [
     "_kombu.binding_deadlines",
     schema.RECEIVERS,
 ]
-TIME_S = 10
+TIME_S = 60
 
 
 @pytest.fixture

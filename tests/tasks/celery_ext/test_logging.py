@@ -125,7 +125,7 @@ def test_in_a_worker_it_takes_the_place_of_celerys_own_logging() -> None:
         f"logging.getLogger('celery.worker').error('went %s', '{CANARY}')\n"
         "logging.getLogger('kombu').info('ignored')\n"
     )
-    run = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=30)
+    run = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert run.returncode == 0, run.stderr
     (line,) = run.stderr.splitlines()
     event = json.loads(line)

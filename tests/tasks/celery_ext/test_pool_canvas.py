@@ -17,7 +17,7 @@ from tests.conftest import wait_until
 from tests.tasks.slow_engine import held_engine, slow_engine
 from tests.tasks.worker_process import WorkerProcess, wait_until_running
 
-NUM_LONG = 60
+NUM_LONG = 100
 SHORT = {"prompt": "old pond", "max_tokens": 8, "temperature": 0.0, "ignore_eos": True}
 LONG = {"prompt": "old pond", "max_tokens": NUM_LONG, "seed": 1, "ignore_eos": True}
 ENDLESS = LONG | {"max_tokens": 450, "n": 8}
@@ -82,9 +82,9 @@ def test_every_result_is_right_when_its_worker_leaves_in_the_middle(
     leave: Any,
 ) -> None:
     """F08, F10: by SIGQUIT, Celery's cold shutdown, all jobs were cancelled."""
-    variables = slow_engine(tmp_path) | {"ORCD_DRAIN_TIMEOUT_S": "2"}
+    variables = slow_engine(tmp_path, 0.01) | {"ORCD_DRAIN_TIMEOUT_S": "2"}
     # None of the long jobs ends here.
-    with held_engine(tmp_path, 2), WorkerProcess(redis_url, shallow_model, tmp_path, **variables) as first:
+    with held_engine(tmp_path, 4), WorkerProcess(redis_url, shallow_model, tmp_path, **variables) as first:
         canvas = Canvas(app, client)
         wait_until_running(client, canvas.begun, 2)
         if leave == signal.SIGKILL:

@@ -103,13 +103,13 @@ def test_one_message_can_be_put_back(connection: redis.Redis, receiver: Receiver
 def test_others_put_back_what_a_dead_receiver_had_when_its_lease_has_run_out(
     connection: redis.Redis, make_receiver: MakeReceiver, num_messages: int
 ) -> None:
-    dead, living = make_receiver("dead", lease_ms=1000), make_receiver("living")
+    dead, living = make_receiver("dead"), make_receiver("living")
     send(connection, "a", *map(str, range(num_messages)))
     take(connection, dead, num_messages)
     send(connection, "a", "later")
     living.maintain()
     assert waiting(connection, "a") == ["later"]
-    time.sleep(1.05)
+    connection.zadd(schema.RECEIVERS, {"dead": 1})  # it runs out
     living._next_maintenance = 0.0
     living.maintain()
     assert waiting(connection, "a") == [*map(str, range(num_messages)), "later"]
@@ -118,16 +118,18 @@ def test_others_put_back_what_a_dead_receiver_had_when_its_lease_has_run_out(
 
 
 def test_a_receiver_that_renews_its_lease_keeps_its_messages(
-    connection: redis.Redis, make_receiver: MakeReceiver
+    connection: redis.Redis, make_receiver: MakeReceiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    slow, other = make_receiver("slow", lease_ms=1000), make_receiver("other", lease_ms=1000)
+    clock = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    slow, other = make_receiver("slow"), make_receiver("other")
     send(connection, "a", "1")
     take(connection, slow)
-    end = time.monotonic() + 2.5
-    while time.monotonic() < end:
+    for _ in range(150):  # seconds that pass for all: two leases and a half
         slow.maintain()
         other.maintain()
-        time.sleep(0.02)
+        clock[0] += 1
+        connection.zincrby(schema.RECEIVERS, -1000, "slow")
     assert len(noted(connection, "slow")) == 1
 
 

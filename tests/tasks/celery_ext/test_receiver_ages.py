@@ -13,8 +13,9 @@ from tasks.celery_ext import receiver as receivers
 from tasks.celery_ext.receiver import Receiver
 from tests.tasks.celery_ext.taken_messages import MakeReceiver, send, take
 
-AGEING_MS = 800
+AGEING_MS = 300_000
 Look = Callable[[Receiver], None]
+Pass = Callable[[float], None]
 
 
 @pytest.fixture
@@ -22,6 +23,31 @@ def look(monkeypatch: pytest.MonkeyPatch) -> Look:
     """Has a receiver note the ages now."""
     monkeypatch.setattr(receivers, "MAINTENANCE_S", 0.0)
     return Receiver.maintain
+
+
+@pytest.fixture
+def let_pass(connection: redis.Redis) -> Pass:
+    """Makes what was noted older by a part of the ageing time."""
+
+    def let_pass(part: float) -> None:
+        for key, note in connection.hgetall(schema.AGES).items():
+            taken, seen, *pairs = map(int, note.split())
+            passed = int(part * AGEING_MS)
+            pairs[::2] = [since - passed for since in pairs[::2]]
+            connection.hset(schema.AGES, key, " ".join(map(str, (taken, seen - passed, *pairs))))
+
+    return let_pass
+
+
+@pytest.fixture
+def wait_long(let_pass: Pass) -> Look:
+    """Until what waits now has waited long, with a look at the end: what comes then is new."""
+
+    def wait_long(receiver: Receiver) -> None:
+        let_pass(1)
+        receiver.maintain()
+
+    return wait_long
 
 
 @pytest.fixture
@@ -36,14 +62,8 @@ def texts(connection: redis.Redis, receiver: Receiver, most: int = 9) -> str:
     return "".join(text for _, _, text in take(connection, receiver, most))
 
 
-def wait_long(receiver: Receiver) -> None:
-    """Until what waits now has waited long, with a look at the end: what comes then is new."""
-    time.sleep(AGEING_MS / 1000)
-    receiver.maintain()
-
-
 def test_every_second_place_is_the_oldest_message_s_that_has_waited_long(
-    connection: redis.Redis, ageing: Receiver, look: Look
+    connection: redis.Redis, ageing: Receiver, look: Look, wait_long: Look
 ) -> None:
     send(connection, "b", "1", "2", "3")
     look(ageing)
@@ -55,7 +75,7 @@ def test_every_second_place_is_the_oldest_message_s_that_has_waited_long(
 
 
 def test_the_place_of_one_that_waits_comes_also_to_who_takes_one_at_a_time(
-    connection: redis.Redis, ageing: Receiver, look: Look
+    connection: redis.Redis, ageing: Receiver, look: Look, wait_long: Look
 ) -> None:
     send(connection, "b", "1", "2")
     look(ageing)
@@ -65,18 +85,18 @@ def test_the_place_of_one_that_waits_comes_also_to_who_takes_one_at_a_time(
 
 
 def test_what_has_not_waited_long_enough_goes_by_priority(
-    connection: redis.Redis, ageing: Receiver, look: Look
+    connection: redis.Redis, ageing: Receiver, look: Look, let_pass: Pass
 ) -> None:
     send(connection, "b", "1")
     look(ageing)
-    time.sleep(AGEING_MS / 4000)
+    let_pass(0.25)
     send(connection, "a", *"xyz")
     look(ageing)
     assert texts(connection, ageing, 4) == "xyz1"
 
 
 def test_each_message_has_the_age_of_its_own_time_and_not_that_of_its_list(
-    connection: redis.Redis, ageing: Receiver, look: Look
+    connection: redis.Redis, ageing: Receiver, look: Look, wait_long: Look
 ) -> None:
     send(connection, "b", "1", "2")
     look(ageing)
@@ -88,11 +108,11 @@ def test_each_message_has_the_age_of_its_own_time_and_not_that_of_its_list(
 
 
 def test_of_old_messages_the_oldest_goes_first_whatever_its_priority(
-    connection: redis.Redis, ageing: Receiver, look: Look
+    connection: redis.Redis, ageing: Receiver, look: Look, wait_long: Look, let_pass: Pass
 ) -> None:
     send(connection, "b", "1")
     look(ageing)
-    time.sleep(AGEING_MS / 4000)
+    let_pass(0.25)
     send(connection, "a", "x", "y")
     look(ageing)
     wait_long(ageing)
@@ -101,7 +121,9 @@ def test_of_old_messages_the_oldest_goes_first_whatever_its_priority(
     assert texts(connection, ageing) == "1xy2"
 
 
-def test_what_a_worker_gives_back_is_as_old_as_before(connection: redis.Redis, ageing: Receiver, look: Look) -> None:
+def test_what_a_worker_gives_back_is_as_old_as_before(
+    connection: redis.Redis, ageing: Receiver, look: Look, wait_long: Look
+) -> None:
     send(connection, "b", "1", "2", "3")
     look(ageing)
     wait_long(ageing)
@@ -113,7 +135,9 @@ def test_what_a_worker_gives_back_is_as_old_as_before(connection: redis.Redis, a
     assert texts(connection, ageing, 8) == "1u2v3wxy"
 
 
-def test_a_list_that_was_emptied_or_deleted_begins_anew(connection: redis.Redis, ageing: Receiver, look: Look) -> None:
+def test_a_list_that_was_emptied_or_deleted_begins_anew(
+    connection: redis.Redis, ageing: Receiver, look: Look, wait_long: Look
+) -> None:
     send(connection, "b", "1", "2")
     look(ageing)
     connection.delete("b")
@@ -127,19 +151,19 @@ def test_a_list_that_was_emptied_or_deleted_begins_anew(connection: redis.Redis,
 
 
 def test_ages_outlive_the_worker_that_noted_them(
-    connection: redis.Redis, ageing: Receiver, make_receiver: MakeReceiver, look: Look
+    connection: redis.Redis, ageing: Receiver, make_receiver: MakeReceiver, look: Look, let_pass: Pass
 ) -> None:
     send(connection, "b", "1")
     look(ageing)
     ageing.close()
-    time.sleep(AGEING_MS / 1000)
+    let_pass(1)
     send(connection, "a", "x")
     assert texts(connection, make_receiver("r2", ageing_ms=AGEING_MS)) == "1x"
 
 
 @pytest.mark.parametrize("spoil", ["another type", "no numbers"])
 def test_a_note_that_cannot_be_used_leaves_the_order_of_priorities(
-    connection: redis.Redis, ageing: Receiver, look: Look, spoil: str
+    connection: redis.Redis, ageing: Receiver, look: Look, spoil: str, wait_long: Look
 ) -> None:
     send(connection, "b", "1")
     look(ageing)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import signal
 import time
@@ -61,8 +62,10 @@ def test_foreign_messages_survive_the_workers_that_have_them(
     num_held = 0
     with ExitStack() as workers:
         survivor = workers.enter_context(WorkerProcess(redis_url, shallow_model, tmp_path))
-        for _ in range(4):
+        for ends_jobs in (True, True, False, False):
             victim = workers.enter_context(WorkerProcess(redis_url, shallow_model, tmp_path))
+            if not ends_jobs:  # what it takes it has until it is killed
+                os.kill(victim.engine_pid, signal.SIGSTOP)
             task_ids = [_send(app) for _ in range(40)]
             time.sleep(chance.uniform(0, 0.05))
             victim.kill()
@@ -92,13 +95,13 @@ def test_a_message_of_a_killed_worker_that_redis_has_forgotten_is_delivered_agai
 ) -> None:
     """F09: it was lost for ever."""
     with WorkerProcess(redis_url, shallow_model, tmp_path) as victim:
-        task_id = _send(app, countdown=3)
+        task_id = _send(app, countdown=5)
         wait_until(lambda: _num_noted(connection))
         victim.process.send_signal(signal.SIGSTOP)
         connection.delete(schema.RECEIVERS)
         victim.kill()
     with WorkerProcess(redis_url, shallow_model, tmp_path):
-        _wait_until_done(connection, [task_id], time.monotonic() + 3 + 2 * LEASE_S + SLACK_S)
+        _wait_until_done(connection, [task_id], time.monotonic() + 5 + 2 * LEASE_S + SLACK_S)
 
 
 def test_a_message_that_waits_for_its_time_in_a_killed_worker_is_run_in_time_by_another(
@@ -112,8 +115,6 @@ def test_a_message_that_waits_for_its_time_in_a_killed_worker_is_run_in_time_by_
         (noted,) = connection.scan_iter(schema.UNACKED + "*")
         (victim,) = [worker for worker in workers if f"-{worker.process.pid}-" in noted.decode()]
         victim.kill()
-        if time.monotonic() < sent + 6:  # else a busy machine may have run it meanwhile
-            assert connection.hget(schema.job_key(task_id), "state") != b"succeeded"
         _wait_until_done(connection, [task_id], max(sent + 6, time.monotonic() + LEASE_S) + SLACK_S)
         assert time.monotonic() > sent + 5.5, "not before its time"
 

@@ -90,7 +90,7 @@ def test_a_result_is_stored_when_redis_is_back(redis_server: RedisServer) -> Non
         storing.join(1)
         assert storing.is_alive()
         redis_server.start()
-        storing.join(10)
+        storing.join(60)
         assert app.backend.get_task_meta("a", cache=False)["status"] == "SUCCESS"
 
 

@@ -16,14 +16,17 @@ from orcd.cli.command_line import run
 from orcd.settings import PREFIX
 from tasks.__main__ import cli
 from tasks.demo import demo
+from tests.tasks.slow_engine import held_engine, hold, slow_engine
 
 pytestmark = pytest.mark.skipif(not demo.MODEL.exists(), reason="the model that ships is not there")
 
 
 def start(output: Path) -> subprocess.Popen[bytes]:
+    """The demo, with an engine that may be held by the folder of the output."""
+    environment = {name: text for name, text in os.environ.items() if not name.startswith(PREFIX)}
     return subprocess.Popen(
         [sys.executable, "-P", "-m", "tasks", "demo", "--output", str(output)],
-        env={name: text for name, text in os.environ.items() if not name.startswith(PREFIX)},
+        env=environment | slow_engine(output.parent, 0.0),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         start_new_session=True,
@@ -37,14 +40,15 @@ def descendants(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
 
 def test_the_demo_streams_haiku_writes_results_and_leaves_nothing_running(tmp_path: Path) -> None:
     output = tmp_path / "results.jsonl"
-    process = start(output)
-    assert process.stdout and process.stderr
-    first = process.stdout.readline()
-    children = descendants(process)
-    assert len(children) >= 3  # Redis, the Celery process and the engine process
-    shown, said = (text.decode() for text in process.communicate(timeout=60))
+    with held_engine(tmp_path):
+        process = start(output)
+        assert process.stdout and process.stderr
+        first = process.stdout.readline()
+        children = descendants(process)
+        assert len(children) >= 3  # Redis, the Celery process and the engine process
+    shown, said = (text.decode() for text in process.communicate(timeout=120))
     assert process.returncode == 0
-    assert not psutil.wait_procs(children, timeout=30)[1]
+    assert not psutil.wait_procs(children, timeout=60)[1]
     results = [json.loads(line) for line in output.read_text().splitlines()]
     assert len(results) == 10
     for result in results:
@@ -57,15 +61,16 @@ def test_the_demo_streams_haiku_writes_results_and_leaves_nothing_running(tmp_pa
 
 
 def test_ctrl_c_stops_everything_in_order(tmp_path: Path) -> None:
+    hold(tmp_path)
     process = start(tmp_path / "results.jsonl")
     assert process.stdout and process.stderr
     process.stdout.readline()  # the first prompt: everything runs
     children = descendants(process)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does
-    _, said = process.communicate(timeout=60)
+    _, said = process.communicate(timeout=120)
     assert process.returncode == 130
     assert said.decode().splitlines()[-1] == "orcd: CANCELLED: interrupted"
-    assert not psutil.wait_procs(children, timeout=30)[1]
+    assert not psutil.wait_procs(children, timeout=60)[1]
 
 
 def test_a_worker_that_cannot_load_is_one_line(

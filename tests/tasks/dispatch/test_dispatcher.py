@@ -90,9 +90,9 @@ def test_streams_go_on_when_the_celery_process_is_killed_and_another_worker_runs
 ) -> None:
     variables = slow_engine(tmp_path)
     with Client(redis_url) as client, WorkerProcess(redis_url, shallow_model, tmp_path, **variables) as victim:
-        requests = _requests(30)
+        requests = _requests(60)
         expected = _undisturbed(client, requests)
-        with held_engine(tmp_path, NUM_STREAMS):
+        with held_engine(tmp_path):
             streams = Streams(redis_url, client.submit_many(requests))
             wait_until_running(client, streams.job_ids, 5)
             os.kill(victim.engine_pid, signal.SIGSTOP)  # so that nothing ends before the other worker is there

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import time
 import urllib.error
 import urllib.request
@@ -13,6 +12,7 @@ from typing import Any
 import pytest
 
 from orcd.client import Client
+from tasks.local.redis_server import _free_port
 from tests.tasks.slow_engine import slow_engine
 from tests.tasks.worker_process import WorkerProcess, wait_until_running
 
@@ -39,12 +39,6 @@ if "--fd" not in sys.orig_argv:  # not in the engine process
 """
 
 Kill = Callable[[str], None]
-
-
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port: int = server.getsockname()[1]
-        return port
 
 
 @pytest.fixture

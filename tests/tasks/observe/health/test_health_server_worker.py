@@ -11,9 +11,8 @@ from pathlib import Path
 import psutil
 
 from orcd.client import Client
-from tasks.local.redis_server import RedisServer
+from tasks.local.redis_server import RedisServer, _free_port
 from tests.conftest import wait_until
-from tests.tasks.dispatch.test_dispatcher_threads import _free_port
 from tests.tasks.worker_process import WorkerProcess
 
 OTHER_ADDRESS = "127.0.0.2"
