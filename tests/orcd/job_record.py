@@ -107,4 +107,8 @@ class Ears:
         return messages
 
     def close(self) -> None:
+        """From then on Redis knows that nobody listens."""
+        self._channel.unsubscribe()
+        while (self._channel.get_message(timeout=60) or {"type": ""})["type"] != "unsubscribe":
+            pass
         self._channel.close()

@@ -66,7 +66,7 @@ def test_a_drained_worker_finishes_what_it_can_and_another_goes_on_with_the_rest
 def test_a_stopped_worker_gives_back_at_once_and_others_stay(
     redis_url: str, shallow_model: Path, tmp_path: Path, registry: WorkerRegistry
 ) -> None:
-    variables = slow_engine(tmp_path) | {"ORCD_DRAIN_TIMEOUT_S": str(LONG_DRAIN_S)}
+    variables = slow_engine(tmp_path) | {"ORCD_DRAIN_TIMEOUT_S": str(LONG_DRAIN_S), "ORCD_LEASE_MS": "60000"}
     with (
         held_engine(tmp_path),
         WorkerProcess(redis_url, shallow_model, tmp_path, **variables) as worker,

@@ -80,7 +80,7 @@ class MaintenanceScene:
 
     def wait_for_termination(self) -> tuple[str, str, str]:
         """Run it as its thread does until it says something; job, code and message of the only termination."""
-        end = time.monotonic() + 5
+        end = time.monotonic() + 60
         while not (told := self.run()):
             assert time.monotonic() < end, "no termination"
             time.sleep(0.01)

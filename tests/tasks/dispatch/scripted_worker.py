@@ -80,11 +80,11 @@ class ScriptedWorker:
         self._redis = redis.Redis.from_url(redis_url)
         self.store = JobStore(self._redis, owner=name, model=READY.model, lease_ms=LEASE_MS, ttl_s=600)
         observer = Observer(EventLog("json", name, io.StringIO()), name, Settings(name=READY.model, device="cpu"))
-        all_settings = Settings(device="cpu", lease_ms=LEASE_MS, **settings)
+        self.settings = Settings(device="cpu", lease_ms=LEASE_MS, **settings)
         with monkeypatch.context() as patch:
             patch.setattr(engine_supervisor, "EngineProcess", ScriptedEngine)
             self.dispatcher = Dispatcher(
-                all_settings,
+                self.settings,
                 self.store,
                 ENCODER,
                 observer,
@@ -95,7 +95,7 @@ class ScriptedWorker:
             )
         self.engine: Any = self.dispatcher._runner.engine.process
         self.dispatcher.start()
-        assert self.dispatcher.wait_until_loaded(5)
+        assert self.dispatcher.wait_until_loaded(60)
 
     def deliver(self, job_id: str, recorded: RecordedMessage | None = None) -> None:
         """A message about the job arrives; with ``recorded`` it says more than a plain one."""

@@ -15,7 +15,7 @@ from orcd.store import schema
 from orcd.store.job_store import JobStore
 from tasks.dispatch.delivery import Repeated
 from tests.conftest import wait_until
-from tests.orcd.job_record import submit
+from tests.orcd.job_record import let_lease_run_out, submit
 from tests.orcd.job_writer import MakeStore, claimed
 from tests.tasks.dispatch.byte_model import READY
 from tests.tasks.dispatch.claimer_scene import REQUEST, ClaimerScene, error_of, events_of
@@ -125,8 +125,8 @@ def test_a_finished_job_is_answered_with_its_result(
 def test_a_job_that_lost_too_many_workers_is_given_up(store: JobStore, make_store: MakeStore) -> None:
     submit(store, "a", REQUEST)
     for _ in range(2):
-        claimed(make_store("worker-2", lease_ms=1), "a")
-        time.sleep(0.01)
+        claimed(make_store("worker-2"), "a")
+        let_lease_run_out(store, "a")
     with ClaimerScene(store, max_attempts=2) as scene:
         scene.put("a")
         assert error_of(scene) == Error("POISONED", "given up after 2 attempts that lost their worker", False)

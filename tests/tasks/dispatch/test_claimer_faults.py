@@ -16,6 +16,7 @@ from orcd.store import schema
 from orcd.store.job_store import JobStore
 from tasks.dispatch.prompt_encoder import PromptEncoder
 from tasks.local.redis_server import RedisServer
+from tests.conftest import wait_until
 from tests.orcd.job_record import submit
 from tests.orcd.job_writer import MakeStore, claimed
 from tests.tasks.dispatch.byte_model import READY, TEMPLATE, TOKENIZER
@@ -103,7 +104,7 @@ def test_a_bug_in_the_encoder_fails_that_job_alone_and_quotes_nothing(store: Job
 
 
 def _store_on(server: RedisServer) -> JobStore:
-    connection = redis.Redis.from_url(server.url, socket_timeout=1)
+    connection = redis.Redis.from_url(server.url, socket_timeout=30)
     return JobStore(connection, owner="worker-1", model="demo", lease_ms=60_000, ttl_s=600)
 
 
@@ -154,7 +155,7 @@ def test_stopping_leaves_the_deliveries_behind_those_that_were_begun_unclaimed(
     scene.put("b")
     stopper = threading.Thread(target=scene.claimer.stop, args=(5,))
     stopper.start()
-    time.sleep(0.05)
+    wait_until(scene.claimer._thread.stopping.is_set)
     stopped.set()
     stopper.join()
     assert scene.begun().job_id == "a"

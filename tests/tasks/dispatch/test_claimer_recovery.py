@@ -150,5 +150,5 @@ def test_jobs_keep_their_leases_while_the_prompts_before_theirs_are_encoded(make
     scene.leases.start()
     with scene:
         assert [scene.begun().job_id for _ in range(3)] == ["a", "b", "c"]
-        assert make_store("worker-2").claim(["a", "b", "c"]) == ["busy"] * 3
+        assert make_store("worker-2", lease_ms=400).claim(["a", "b", "c"]) == ["busy"] * 3
     scene.leases.stop(5)

@@ -103,9 +103,10 @@ def test_streams_go_on_when_the_celery_process_is_killed_and_another_worker_runs
 
 
 def test_a_worker_that_is_told_to_stop_hands_its_jobs_over(redis_url: str, shallow_model: Path, tmp_path: Path) -> None:
+    leaves = {"ORCD_DRAIN_TIMEOUT_S": "2", "ORCD_LEASE_MS": "60000"}  # nobody is to find it dead meanwhile
     with (
         Client(redis_url) as client,
-        WorkerProcess(redis_url, shallow_model, tmp_path, ORCD_DRAIN_TIMEOUT_S="2", **slow_engine(tmp_path)) as leaver,
+        WorkerProcess(redis_url, shallow_model, tmp_path, **slow_engine(tmp_path) | leaves) as leaver,
     ):
         request = {"prompt_token_ids": [9, 8, 7], "max_tokens": 40, "seed": 4, "ignore_eos": True}
         expected = _undisturbed(client, [request])
@@ -161,11 +162,12 @@ def test_a_worker_takes_no_more_jobs_than_it_may_hold(redis_url: str, shallow_mo
         WorkerProcess(redis_url, shallow_model, tmp_path, ORCD_CONCURRENCY="2", **slow_engine(tmp_path)),
         Client(redis_url) as client,
     ):
-        job_ids = client.submit_many(
-            [{"prompt_token_ids": [5], "max_tokens": 100, "ignore_eos": True, "seed": i} for i in range(5)]
-        )
-        wait_until_running(client, job_ids[:1], 5)
-        states = [status.state for status in client.statuses(job_ids)]  # all at one time
+        with held_engine(tmp_path):
+            job_ids = client.submit_many(
+                [{"prompt_token_ids": [5], "max_tokens": 100, "ignore_eos": True, "seed": i} for i in range(5)]
+            )
+            wait_until_running(client, job_ids[:1], 5)
+            states = [status.state for status in client.statuses(job_ids)]  # all at one time
         assert 0 < states.count("running") <= 2
         assert states.count("queued") >= 3
         assert {client.result(job_id, timeout=60).state for job_id in job_ids} == {"succeeded"}

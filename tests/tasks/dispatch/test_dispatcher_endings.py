@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,10 +17,11 @@ from orcd.store.enqueue import Message, RecordedMessage
 from tasks.celery_ext.revocation import ERRORS, revoke_tasks
 from tasks.dispatch import maintenance
 from tests.conftest import wait_until
-from tests.orcd.job_record import Ears, J, logged, make_due_again, recorded, state
+from tests.orcd.job_record import Ears, J, age, logged, make_due_again, recorded, set_deadline, state
 from tests.tasks.dispatch.scripted_worker import ScriptedWorker
 
-LIMIT_S = 0.7
+LIMIT_S = 600
+"""Of limits that pass when a test says so."""
 TEXT = "ab"
 
 
@@ -31,6 +32,7 @@ class Scene:
         self, redis_url: str, client: Client, monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any]
     ) -> None:
         self.client = client
+        self.monkeypatch = monkeypatch
         self.workers = [
             ScriptedWorker(redis_url, name, self._publish, monkeypatch, **settings) for name in ("here", "there")
         ]
@@ -59,7 +61,7 @@ class Way:
 
     final: str
     code: str
-    act: Callable[[Scene], None] = lambda scene: None
+    act: Callable[[Scene], object]
     fields: dict[str, Any] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
     message: RecordedMessage | None = None
@@ -86,6 +88,43 @@ def let_queue_limit_pass(scene: Scene) -> None:
         make_due_again(scene.store, J)
 
 
+def let_deadline_pass(scene: Scene) -> None:
+    set_deadline(scene.store, -1)
+    change_claims(scene, deadline_ms=1)
+    if state(scene.store) == "queued":
+        make_due_again(scene.store, J)
+
+
+def let_time_limit_pass(scene: Scene) -> None:
+    """A job that waits has only become older by so much."""
+    if state(scene.store) == "queued":
+        age(scene.store, LIMIT_S)
+    else:
+        scene.store.redis.hset(schema.job_key(J), "started_ms", 1)
+        change_claims(scene, started_ms=1)
+
+
+def let_stall_limit_pass(scene: Scene) -> None:
+    if state(scene.store) == "queued":
+        age(scene.store, LIMIT_S)
+    else:
+        for worker in scene.alive:
+            object.__setattr__(worker.settings, "stall_limit_s", 0.01)
+
+
+def stay_away(scene: Scene) -> None:
+    """Whoever has left does so for long."""
+    if state(scene.store) != "queued":
+        scene.monkeypatch.setattr(maintenance, "DISCONNECT_AFTER_S", 0.0)
+
+
+def change_claims(scene: Scene, **fields: int) -> None:
+    """What the workers know of the job."""
+    for worker in scene.alive:
+        for job in worker.dispatcher._runner.jobs():
+            job.claim = replace(job.claim, **fields)
+
+
 BACKEND = SimpleNamespace(get_state=lambda _: "PENDING", mark_as_revoked=lambda *_args, **_keywords: None)
 RUNS = ("in the engine", "running", "with another worker", "worker dead")
 
@@ -94,13 +133,25 @@ WAYS = {
     "Celery revokes": Way("cancelled", "CANCELLED", revoke, goes_on=RUNS),
     "Celery terminates": Way("cancelled", "CANCELLED", terminate),
     "Celery's time limit": Way(
-        "failed", "INFERENCE_TIMEOUT", message=recorded("task", J, timelimit=[None, LIMIT_S]), goes_on=("queued",)
+        "failed",
+        "INFERENCE_TIMEOUT",
+        let_time_limit_pass,
+        message=recorded("task", J, timelimit=[None, LIMIT_S]),
+        goes_on=("queued",),
     ),
-    "job time limit": Way("failed", "INFERENCE_TIMEOUT", settings={"job_time_limit_s": LIMIT_S}, goes_on=("queued",)),
-    "stall limit": Way("failed", "INFERENCE_TIMEOUT", settings={"stall_limit_s": LIMIT_S}, goes_on=("queued",)),
-    "deadline": Way("expired", "EXPIRED", fields={"deadline_s": LIMIT_S}),
+    "job time limit": Way(
+        "failed",
+        "INFERENCE_TIMEOUT",
+        let_time_limit_pass,
+        settings={"job_time_limit_s": LIMIT_S},
+        goes_on=("queued",),
+    ),
+    "stall limit": Way(
+        "failed", "INFERENCE_TIMEOUT", let_stall_limit_pass, settings={"stall_limit_s": LIMIT_S}, goes_on=("queued",)
+    ),
+    "deadline": Way("expired", "EXPIRED", let_deadline_pass, fields={"deadline_s": LIMIT_S}),
     "queue limit": Way("expired", "EXPIRED", let_queue_limit_pass, goes_on=RUNS),
-    "nobody listens": Way("cancelled", "CANCELLED", fields={"on_disconnect": "cancel"}, goes_on=("queued",)),
+    "nobody listens": Way("cancelled", "CANCELLED", stay_away, fields={"on_disconnect": "cancel"}, goes_on=("queued",)),
 }
 
 
@@ -112,7 +163,7 @@ def way(request: pytest.FixtureRequest) -> Way:
 @pytest.fixture
 def scene(redis_url: str, client: Client, monkeypatch: pytest.MonkeyPatch, way: Way) -> Iterator[Scene]:
     for name, seconds in {
-        "TICK_S": 0.02, "REAP_EVERY_S": 0.05, "LISTENERS_EVERY_S": 0.05, "DISCONNECT_AFTER_S": LIMIT_S
+        "TICK_S": 0.02, "REAP_EVERY_S": 0.05, "LISTENERS_EVERY_S": 0.05, "DISCONNECT_AFTER_S": float(LIMIT_S)
     }.items():  # fmt: skip
         monkeypatch.setattr(maintenance, name, seconds)
     scene = Scene(redis_url, client, monkeypatch, way.settings)
@@ -135,10 +186,10 @@ def test_a_job_ends_once_and_leaves_nothing_behind(scene: Scene, way: Way, place
     way.act(scene)
     final, code = way.final, way.code
     if place in way.goes_on:
-        time.sleep(LIMIT_S)
+        time.sleep(0.5)
         final, code, text = finish(scene, way, text)
     wait_until(lambda: state(scene.store) in schema.TERMINAL_STATES)
-    result = scene.client.result(J, timeout=5)
+    result = scene.client.result(J, timeout=60)
     assert (result.state, result.error and result.error.code) == (final, code)
     assert result.text == text
     check_nothing_is_left(scene)
@@ -152,6 +203,7 @@ def finish(scene: Scene, way: Way, text: str) -> tuple[str, str | None, str]:
     assert state(scene.store) in ("queued", "running")
     if state(scene.store) == "queued" and scene.here.is_alive:
         scene.run(scene.here, way.message, text)
+        way.act(scene)
         return way.final, way.code, text
     (worker,) = [worker for worker in scene.alive if J in worker.engine.live] or wait_for_owner(scene)
     worker.engine.draw(J, "c", finish="stop")

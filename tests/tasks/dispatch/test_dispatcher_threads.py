@@ -62,7 +62,7 @@ def _readiness(port: int) -> Iterator[int]:
     """What a probe is told, again and again; 0 once nobody answers."""
     while True:
         try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=5) as response:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=30) as response:
                 yield response.status
         except urllib.error.HTTPError as error:
             yield error.code
@@ -104,13 +104,14 @@ def test_a_worker_that_loses_a_thread_gives_its_jobs_back_and_leaves(
 def test_the_jobs_of_a_worker_that_lost_its_job_runner_go_on_elsewhere(
     redis_url: str, shallow_model: Path, tmp_path: Path, variables: dict[str, str], kill: Kill
 ) -> None:
+    variables |= {"ORCD_LEASE_MS": "60000"}  # nobody is to find it dead: it gives its job back
     with Client(redis_url) as client, WorkerProcess(redis_url, shallow_model, tmp_path, **variables) as loser:
         expected = client.result(client.submit(**LONG), timeout=60)
         job_id = client.submit(**LONG)
         wait_until_running(client, [job_id], 5)
         with WorkerProcess(redis_url, shallow_model, tmp_path):
             kill("job runner")
-            result = client.result(job_id, timeout=30)
+            result = client.result(job_id, timeout=60)
             assert (result.state, result.text) == ("succeeded", expected.text)
             assert client.status(job_id).attempt == 1
         assert loser.process.wait(60) == 1

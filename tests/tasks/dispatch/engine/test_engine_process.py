@@ -16,6 +16,7 @@ import pytest
 from tasks.dispatch.engine import engine_process, engine_run
 from tasks.dispatch.engine.engine_process import EngineExit, EngineProcess
 from tests.conftest import wait_until
+from tests.tasks.slow_engine import held_engine, slow_engine
 from tests.worker.tiny_model import VOCAB_SIZE, write_tiny_model
 from worker import contract
 from worker.contract import Add, Fatal, Load, Outputs, Ready, Sampling
@@ -110,7 +111,10 @@ def test_a_worker_py_in_the_current_folder_is_not_mistaken_for_ours(
     assert isinstance(start().until(Ready)[-1], Ready)
 
 
-def test_it_loads_serves_dies_starts_again_and_stops(start: Callable[..., Line]) -> None:
+def test_it_loads_serves_dies_starts_again_and_stops(
+    start: Callable[..., Line], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", slow_engine(tmp_path, 0.0)["PYTHONPATH"])
     line = start()
     *loads, ready = line.until(Ready)
     assert all(isinstance(load, Load) for load in loads)
@@ -122,10 +126,11 @@ def test_it_loads_serves_dies_starts_again_and_stops(start: Callable[..., Line])
     ids = _tokens(line, "a")
     assert len(ids) == 8
 
-    line.process.send(Add("endless", (1,), Sampling(max_tokens=100)))
-    line.until(Outputs)
-    os.kill(ready.pid, signal.SIGKILL)
-    assert line.exit() == EngineExit(-signal.SIGKILL, is_fault=False, in_flight=frozenset(["endless"]))
+    with held_engine(tmp_path):
+        line.process.send(Add("endless", (1,), Sampling(max_tokens=50)))
+        line.until(Outputs)
+        os.kill(ready.pid, signal.SIGKILL)
+        assert line.exit() == EngineExit(-signal.SIGKILL, is_fault=False, in_flight=frozenset(["endless"]))
     assert line.heard.empty(), "the exit comes after the last frame"
     assert line.process.pid is None
     assert not line.process.send(add), "nobody has it"
