@@ -93,7 +93,7 @@ def shallow_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_shallow_model(DEMO_MODEL, tmp_path_factory.mktemp("model") / DEMO_MODEL.name)
 
 
-def wait_until(condition: Callable[[], object], timeout_s: float = 30.0) -> None:
+def wait_until(condition: Callable[[], object], timeout_s: float = 60.0) -> None:
     """Wait until the condition holds, at most so long."""
     deadline = time.monotonic() + timeout_s
     while not condition():

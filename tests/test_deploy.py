@@ -131,10 +131,10 @@ def prometheus(shared_redis: RedisServer, tmp_path_factory: pytest.TempPathFacto
         subprocess.Popen(command, stdout=log, stderr=log) as process,
         Client(url) as client,
     ):
-        wait_until(lambda: value(f"http://127.0.0.1:{port}", "orcd_ready"), timeout_s=30)
+        wait_until(lambda: value(f"http://127.0.0.1:{port}", "orcd_ready"), timeout_s=60)
         for _ in range(6):
-            client.result(client.submit(prompt="once upon a time", max_tokens=8), timeout=30)
-            client.result(client.submit(prompt="x" * 20_000), timeout=30)
+            client.result(client.submit(prompt="once upon a time", max_tokens=8), timeout=60)
+            client.result(client.submit(prompt="x" * 20_000), timeout=60)
             time.sleep(1)
         yield f"http://127.0.0.1:{port}"
         process.terminate()
@@ -143,7 +143,7 @@ def prometheus(shared_redis: RedisServer, tmp_path_factory: pytest.TempPathFacto
 def value(url: str, query: str) -> list[Any]:
     """What a query finds."""
     try:
-        with urllib.request.urlopen(f"{url}/api/v1/query?query={urllib.parse.quote(query)}", timeout=10) as response:
+        with urllib.request.urlopen(f"{url}/api/v1/query?query={urllib.parse.quote(query)}", timeout=60) as response:
             found: list[Any] = json.loads(response.read())["data"]["result"]
     except OSError:
         return []
@@ -153,6 +153,6 @@ def value(url: str, query: str) -> list[Any]:
 @pytest.mark.parametrize("query", QUERIES)
 def test_every_query_of_the_dashboard_finds_figures(prometheus: str, query: str) -> None:
     asked = query.replace("$__rate_interval", "30s")
-    wait_until(lambda: value(prometheus, asked), timeout_s=15)
+    wait_until(lambda: value(prometheus, asked), timeout_s=60)
     figures = [float(each["value"][1]) for each in value(prometheus, asked)]
     assert all(figure >= 0 for figure in figures), "no NaN"

@@ -171,7 +171,7 @@ def serving(shared_redis: RedisServer, users_folder: Path, shallow_model: Path) 
                 time.sleep(0.1)
         yield url
         worker.terminate()
-        assert worker.wait(30) == 0
+        assert worker.wait(60) == 0
 
 
 def run_example(command: list[str], redis_url: str, folder: Path, **variables: str) -> str:
@@ -228,8 +228,8 @@ def test_the_example_without_python_enqueues_a_job_that_runs(serving: str, users
     output = run_example(["bash", "-euc", example + '\necho "id=$id"'], serving, users_folder, PATH=redis_cli)
     job_id = output.rpartition("id=")[2].strip()
     with Client(serving) as client, redis.Redis.from_url(serving) as connection:
-        end = time.monotonic() + 30
+        end = time.monotonic() + 60
         while not connection.exists(job_key(job_id)):  # the worker writes the record when the message arrives
             assert time.monotonic() < end
             time.sleep(0.02)
-        assert client.result(job_id, timeout=30).state == "succeeded"
+        assert client.result(job_id, timeout=60).state == "succeeded"

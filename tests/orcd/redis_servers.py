@@ -128,7 +128,7 @@ def _wait_until_they_agree(ports: list[int]) -> None:
     """Wait until each sentinel knows the others and a replica that can take over."""
     deadline = time.monotonic() + 60
     for port in ports:
-        with redis.Redis(port=port, socket_timeout=30) as sentinel:
+        with redis.Redis(port=port, socket_timeout=60) as sentinel:
             while not _knows_all(sentinel, len(ports) - 1):
                 assert time.monotonic() < deadline, "the sentinels do not find each other"
                 time.sleep(0.05)

@@ -65,7 +65,7 @@ def shop_worker(redis_url: str, folder: Path) -> Iterator[Path]:
         yield log
         assert process.poll() is None, log.read_text()
         process.terminate()
-        process.wait(30)
+        process.wait(60)
 
 
 def test_neither_takes_the_messages_of_the_other(
@@ -81,7 +81,7 @@ def test_neither_takes_the_messages_of_the_other(
             answers.append(shop.send_task("orcd.generate", kwargs=FIELDS, queue="orcd"))
             job_ids.append(client.submit(**FIELDS))
         payments.append(shop.send_task("shop.pay", args=[NUM_MESSAGES], exchange="celery", routing_key="celery"))
-        assert [payment.get(timeout=30) for payment in payments] == list(range(NUM_MESSAGES + 1))
+        assert [payment.get(timeout=60) for payment in payments] == list(range(NUM_MESSAGES + 1))
         assert {client.result(job_id, timeout=60).state for job_id in job_ids} == {"succeeded"}
         assert len({answer.get(timeout=60)["choices"][0]["text"] for answer in answers}) == 1
         assert "unregistered" not in log.read_text()
@@ -105,5 +105,5 @@ def test_jobs_that_an_earlier_version_left_in_celerys_own_queue_run_after_a_migr
         assert worker.process.poll() is None
     assert connection.llen("celery") == len(payments)
     with shop_worker(redis_url, tmp_path) as log:
-        assert [payment.get(timeout=30) for payment in payments] == [0, 1, 2]
+        assert [payment.get(timeout=60) for payment in payments] == [0, 1, 2]
         assert "unregistered" not in log.read_text()

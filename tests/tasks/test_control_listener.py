@@ -23,7 +23,7 @@ class Scene:
     """A listener, with what it heard and which errors it met."""
 
     def __init__(self, redis_url: str, prefix: str = "") -> None:
-        self.redis = redis.Redis.from_url(redis_url, socket_timeout=1)
+        self.redis = redis.Redis.from_url(redis_url, socket_timeout=60)
         self.store = JobStore(self.redis, owner="w", model="demo", lease_ms=60_000, ttl_s=600, key_prefix=prefix)
         self.heard: SimpleQueue[str] = SimpleQueue()
         self.errors: list[redis.RedisError] = []

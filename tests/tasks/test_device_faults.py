@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from orcd.client import Client
+from tests.tasks.slow_engine import held_engine, slow_engine
 from tests.tasks.worker_process import WorkerProcess, wait_until_running
 
 SHORT = {"prompt": "old pond", "max_tokens": 8, "temperature": 0.0, "ignore_eos": True}
@@ -17,6 +17,7 @@ LONG = {"prompt": "old pond", "max_tokens": 60, "seed": 7, "ignore_eos": True}
 
 PLAY_ILL = """
 import os, sys, time
+
 if "--in-flight-fd" in sys.orig_argv:  # in the engine process
     from kernels.devices.cpu import CpuDevice
     from kernels.errors import CudaFailure
@@ -25,7 +26,6 @@ if "--in-flight-fd" in sys.orig_argv:  # in the engine process
     well_step = Engine.advance
 
     def step(engine):
-        time.sleep(0.02)  # so that jobs run for a while
         {step}
         return well_step(engine)
 
@@ -55,8 +55,7 @@ def play(tmp_path: Path, fault: Path) -> Play:
 
     def play(*, step: str = "pass", residency: str = "[]") -> dict[str, str]:
         body = PLAY_ILL.format(fault=str(fault), step=step, residency=residency.format(fault=str(fault)))
-        (tmp_path / "sitecustomize.py").write_text(body)
-        return {"PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])}
+        return slow_engine(tmp_path, 0.0, body)
 
     return play
 
@@ -75,7 +74,7 @@ def test_a_worker_whose_memory_is_not_where_it_must_be_takes_no_job_until_it_is(
         time.sleep(2)
         assert client.status(job_id).state == "queued"
         fault.unlink()
-        assert client.result(job_id, timeout=20).state == "succeeded"
+        assert client.result(job_id, timeout=60).state == "succeeded"
         fault.touch()
         worker.wait_for("unhealthy", 2)
 
@@ -91,14 +90,15 @@ def test_a_worker_whose_memory_is_not_where_it_must_be_takes_no_job_until_it_is(
 def test_the_engine_is_replaced_and_its_jobs_end_as_if_nothing_had_been(
     redis_url: str, demo_model: Path, tmp_path: Path, fault: Path, play: Play, step: str, code: str, message: str
 ) -> None:
-    variables = play(step=step) | {"ORCD_ENGINE_STEP_TIMEOUT_S": "2"}
+    variables = play(step=step) | {"ORCD_ENGINE_STEP_TIMEOUT_S": "60" if message else "2"}
     with WorkerProcess(redis_url, demo_model, tmp_path, **variables) as worker, Client(redis_url) as client:
-        undisturbed = client.result(client.submit(**LONG), timeout=30)
+        undisturbed = client.result(client.submit(**LONG), timeout=60)
         first_engine = worker.engine_pid
-        job_id = client.submit(**LONG)
-        wait_until_running(client, [job_id], 3)
-        fault.touch()
-        assert client.result(job_id, timeout=30).choices == undisturbed.choices
+        with held_engine(tmp_path):
+            job_id = client.submit(**LONG)
+            wait_until_running(client, [job_id], 3)
+            fault.touch()
+        assert client.result(job_id, timeout=60).choices == undisturbed.choices
         assert not fault.exists(), "the engine never met its fault"
         assert worker.engine_pid != first_engine
         first, *_, exited = worker.events("error")

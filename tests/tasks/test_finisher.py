@@ -100,7 +100,7 @@ def test_at_the_end_what_is_queued_is_done_and_what_waits_for_redis_is_left() ->
     for number in range(5):
         scene.finisher.submit(lambda number=number: done.append(number))  # type: ignore[misc]
     assert scene.finisher.is_waiting
-    scene.finisher.stop(0.5)
+    scene.finisher.stop(60)
     assert done == list(range(5))
     assert not scene.finisher.is_waiting
     assert scene.deaths == []

@@ -33,6 +33,7 @@ from tasks.observe.health.health_server import METRICS_EVERY_S
 from tests.conftest import DEMO_MODEL, wait_until
 from tests.orcd.gateway.gateway_process import GatewayProcess
 from tests.tasks.observe.test_job_tracer_worker import Collector
+from tests.tasks.slow_engine import held_engine, slow_engine
 from tests.tasks.test_flower_program_pages import AUTH, Pages, flower
 from tests.tasks.worker_process import WorkerProcess, wait_until_running
 from worker.settings import Settings
@@ -89,13 +90,15 @@ def use_clients(day: Day) -> None:
             with pytest.raises(OrcdError) as caught:
                 client.submit(**REQUEST | {name: PROMPT})
             day.failed(f"of a wrong {name}", caught.value)
-        cancelled, expired, too_long = (client.submit(**each) for each in (LONG, LONG | {"deadline_s": 0.5}, TOO_LONG))
-        client.cancel(cancelled)
-        for state, job_id in {"cancelled": cancelled, "expired": expired, "failed": too_long}.items():
-            result = client.result(job_id, timeout=60)
-            assert result.state == state
-            day.said[f"error of a job that {state}"] = repr(result.error)
-            day.command("status", job_id)
+        with held_engine(day.folder):
+            asked = (LONG, LONG | {"deadline_s": 0.5}, TOO_LONG)
+            cancelled, expired, too_long = (client.submit(**each) for each in asked)
+            client.cancel(cancelled)
+            for state, job_id in {"cancelled": cancelled, "expired": expired, "failed": too_long}.items():
+                result = client.result(job_id, timeout=60)
+                assert result.state == state
+                day.said[f"error of a job that {state}"] = repr(result.error)
+                day.command("status", job_id)
 
     async def follow() -> None:
         async with AsyncClient(day.url) as client:
@@ -126,8 +129,8 @@ def send_tasks(day: Day, app: Celery) -> None:
         with pytest.raises(OrcdError) as caught:
             app.send_task("orcd.generate", **arguments).get(timeout=60)
         day.failed(f"of wrong task {number}", caught.value)
-    revoked = app.send_task("orcd.generate", kwargs=LONG)
-    with Client(day.url) as client:
+    with held_engine(day.folder), Client(day.url) as client:
+        revoked = app.send_task("orcd.generate", kwargs=LONG)
         wait_until_running(client, [revoked.id])
         app.control.revoke(revoked.id, terminate=True)
         assert client.result(revoked.id, timeout=60).state == "cancelled"
@@ -157,8 +160,9 @@ def use_gateway(day: Day) -> None:
         day.answers.append(answer.choices[0].message.content or "")
         for _ in client.chat.completions.create(model=model, messages=messages, max_tokens=20, stream=True):
             pass
-        response = client.responses.create(model=model, input=PROMPT, background=True, max_output_tokens=600)
-        client.responses.cancel(response.id)
+        with held_engine(day.folder):
+            response = client.responses.create(model=model, input=PROMPT, background=True, max_output_tokens=600)
+            client.responses.cancel(response.id)
         bodies: list[dict[str, Any]] = [
             {"model": model, "messages": messages, "max_tokens": 20},
             {"model": model, "messages": [{"role": PROMPT}]},
@@ -188,10 +192,11 @@ def use_gateway(day: Day) -> None:
 def break_things(day: Day) -> None:
     """Redis cuts every connection, and the engine is killed, while jobs run."""
     with Client(day.url) as client, redis.Redis.from_url(day.url) as connection:
-        job_ids = [client.submit(**REQUEST | {"max_tokens": 200}) for _ in range(3)]
-        wait_until_running(client, job_ids)
-        connection.client_kill_filter(skipme=True)
-        day.worker.kill_engine()
+        with held_engine(day.folder):
+            job_ids = [client.submit(**REQUEST | {"max_tokens": 200}) for _ in range(3)]
+            wait_until_running(client, job_ids)
+            connection.client_kill_filter(skipme=True)
+            day.worker.kill_engine()
         day.answers += [client.result(job_id, timeout=200).text for job_id in job_ids]
 
 
@@ -201,8 +206,13 @@ def look(day: Day) -> None:
         day.command(*command.split())
         if not command.startswith("doctor"):
             day.command(*command.split(), "--json")
-    tasks = json.loads(day.pages.get("/api/tasks"))
-    assert {task["state"] for task in tasks.values()} >= {"SUCCESS", "FAILURE", "REVOKED"}
+    tasks: dict[str, Any] = {}
+
+    def shows_all_ends() -> bool:
+        tasks.update(json.loads(day.pages.get("/api/tasks")))
+        return {task["state"] for task in tasks.values()} >= {"SUCCESS", "FAILURE", "REVOKED"}
+
+    wait_until(shows_all_ends)
     for page in (
         "/tasks",
         "/workers",
@@ -247,7 +257,7 @@ def test_a_day_of_mixed_work_tells_no_secret(redis_server: RedisServer, tmp_path
         stack.callback(collector.shutdown)
         variables: dict[str, Any] = {
             "ORCD_METRICS_PORT": str(metrics_port), "OTEL_BSP_SCHEDULE_DELAY": "100",
-            "OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{collector.server_port}",
+            "OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{collector.server_port}", **slow_engine(tmp_path, 0.0),
         }  # fmt: skip
         gateway = GatewayProcess(
             url, "--api-key-file", str(tmp_path / "keys.toml"), "--files-dir", str(tmp_path / "files")
@@ -258,7 +268,7 @@ def test_a_day_of_mixed_work_tells_no_secret(redis_server: RedisServer, tmp_path
             for part in (use_clients, use_celery, use_command_line, use_gateway, break_things, look):
                 part(day)
             gateway.process.terminate()
-            gateway.process.wait(30)
+            gateway.process.wait(60)
             day.said["gateway's log"] = gateway.errors
         stack.close()
         day.said |= {path.name: path.read_text() for path in tmp_path.glob("*.log")}

@@ -129,19 +129,19 @@ def _use_celery(app: Celery, client: Client) -> None:
     def signature(**fields: Any) -> Any:
         return app.signature("orcd.generate", kwargs=REQUEST | fields, queue="orcd", immutable=True)
 
-    (signature() | signature()).delay().get(timeout=30)
-    group([signature(), signature()]).delay().get(timeout=30)
-    chord([signature(), signature()])(signature()).get(timeout=30)
-    signature().apply_async(countdown=0.2, link=signature()).get(timeout=30)
+    (signature() | signature()).delay().get(timeout=60)
+    group([signature(), signature()]).delay().get(timeout=60)
+    chord([signature(), signature()])(signature()).get(timeout=60)
+    signature().apply_async(countdown=0.2, link=signature()).get(timeout=60)
     revoked = signature(max_tokens=400).delay()
     wait_until_running(client, [revoked.id])
     revoked.revoke(terminate=True)
     with pytest.raises(Exception, match=r"terminated|revoked"):  # by whom of two that hear of it
-        revoked.get(timeout=30)
+        revoked.get(timeout=60)
     inspect = app.control.inspect(timeout=20, limit=1)
     assert inspect.stats() and inspect.active_queues()
     events: list[Any] = []
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     with app.connection() as connection:
         receiver = app.events.Receiver(connection, handlers={"*": events.append})
         while not events:

@@ -24,6 +24,7 @@ from tasks.app import create_app
 from tasks.local import redis_server
 from tests.conftest import wait_until
 from tests.orcd.redis_servers import MASTER, Certificates, ConfiguredServer, sentinels, tls_server
+from tests.tasks.slow_engine import held_engine, slow_engine
 from tests.tasks.worker_process import WorkerProcess
 from worker.settings import Settings
 
@@ -83,7 +84,7 @@ def test_jobs_run_and_nobody_is_shown_the_password(url: str, demo_model: Path, t
         assert asyncio.run(stream_async(url, REQUEST)) == text
         with create_app(Settings(redis_url=url)) as app:
             sent = app.send_task("orcd.generate", kwargs={**REQUEST}, queue="orcd")
-            assert sent.get(timeout=30)["choices"][0]["text"] == text
+            assert sent.get(timeout=60)["choices"][0]["text"] == text
             inspect = app.control.inspect(timeout=20, limit=1)
             shown = [json.dumps(inspect.conf()), json.dumps(inspect.stats())]
             shown += [app.connection().as_uri(), app.backend.as_uri(), repr(app.connection()), repr(app.conf)]
@@ -116,7 +117,7 @@ def test_a_worker_leaves_with_one_line_where_waiting_does_not_help(what: str, de
     with ExitStack() as stack:
         url, words = _useless_redis(what, tmp_path, stack)
         worker = WorkerProcess(url, demo_model, tmp_path)
-        assert worker.process.wait(30) == 1
+        assert worker.process.wait(60) == 1
     (error,) = worker.events("error")
     assert error["code"] == "REDIS_UNAVAILABLE"
     assert words in error["message"]
@@ -151,10 +152,11 @@ def test_systems_with_prefixes_share_a_database_and_see_nothing_of_each_other(
     with connection.pubsub() as every_channel:
         every_channel.psubscribe("*")
         waiting = _submit_with_prefix("", redis_url, monkeypatch)
+        slow = slow_engine(tmp_path, 0.0)
         for prefix in ("a:", "b:"):
-            with WorkerProcess(redis_url, demo_model, tmp_path, ORCD_KEY_PREFIX=prefix):
+            with WorkerProcess(redis_url, demo_model, tmp_path, ORCD_KEY_PREFIX=prefix, **slow):
                 monkeypatch.setenv("ORCD_KEY_PREFIX", prefix)
-                _use_one_of_the_systems(redis_url, connection, prefix)
+                _use_one_of_the_systems(redis_url, connection, prefix, tmp_path)
         keys = {key.decode() for key in connection.scan_iter()}
         channels = _channels(every_channel)
         assert connection.llen("orcd:5") == 1
@@ -173,17 +175,18 @@ def _submit_with_prefix(prefix: str, url: str, monkeypatch: pytest.MonkeyPatch) 
         return client.submit(prompt="x")
 
 
-def _use_one_of_the_systems(url: str, connection: redis.Redis, prefix: str) -> None:
+def _use_one_of_the_systems(url: str, connection: redis.Redis, prefix: str, folder: Path) -> None:
     with Client(url) as client:
         text = "".join(client.stream(**REQUEST))
         assert text == asyncio.run(stream_async(url, REQUEST))
         assert len(client.workers()) == 1
-        cancelled = client.submit(**LONG)
-        assert client.cancel(cancelled) in ("running", "cancelled")
-        assert client.result(cancelled, timeout=30).error
+        with held_engine(folder):
+            cancelled = client.submit(**LONG)
+            assert client.cancel(cancelled) in ("running", "cancelled")
+            assert client.result(cancelled, timeout=60).error
     settings = Settings(redis_url=url, key_prefix=prefix)
     with create_app(settings) as app:
-        assert len(app.control.inspect(timeout=4).ping() or {}) == 1
+        assert len(app.control.inspect(timeout=20, limit=1).ping() or {}) == 1
     broker = {"global_keyprefix": prefix}
     with Celery(
         broker=url,
@@ -193,7 +196,7 @@ def _use_one_of_the_systems(url: str, connection: redis.Redis, prefix: str) -> N
         result_backend_transport_options=broker,
     ) as foreign:
         sent = foreign.send_task("orcd.generate", kwargs=REQUEST, queue="orcd")
-        assert sent.get(timeout=30)["choices"][0]["text"] == text
+        assert sent.get(timeout=60)["choices"][0]["text"] == text
     connection.lpush(f"{prefix}orcd", "unreadable")
     wait_until(lambda: connection.exists(f"{prefix}orcd:dead"))
     with redis_connection.connect(settings) as own:
@@ -203,8 +206,10 @@ def _use_one_of_the_systems(url: str, connection: redis.Redis, prefix: str) -> N
 
 
 def _channels(subscription: Any) -> set[str]:
+    """Of all messages so far: Redis answers the ping after them."""
+    subscription.ping()
     channels = set()
-    while message := subscription.get_message(timeout=0.5):
+    while (message := subscription.get_message(timeout=60))["type"] != "pong":
         if message["type"] == "pmessage":
             channels.add(message["channel"].decode())
     return channels

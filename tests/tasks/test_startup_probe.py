@@ -36,7 +36,7 @@ def test_a_worker_waits_for_redis_and_says_so_once(redis_server: RedisServer, de
     time.sleep(3)
     redis_server.start()
     with worker, Client(redis_server.url) as client:
-        assert client.result(client.submit(prompt="x", max_tokens=2), timeout=30).state == "succeeded"
+        assert client.result(client.submit(prompt="x", max_tokens=2), timeout=60).state == "succeeded"
         (said,) = worker.events("error")
     assert said["code"] == "REDIS_UNAVAILABLE"
     assert said["message"] == f"cannot reach Redis at {redis_server.url} (ConnectionError); waiting for it"
@@ -50,7 +50,7 @@ def test_a_worker_that_waits_for_redis_can_be_stopped(
     worker = WorkerProcess(redis_server.url, demo_model, tmp_path)
     worker.wait_for("error")
     worker.process.terminate()
-    assert worker.process.wait(30) == 0
+    assert worker.process.wait(60) == 0
 
 
 def test_a_redis_that_is_there_is_not_waited_for(redis_url: str) -> None:

@@ -18,15 +18,13 @@ from orcd.result import Result
 from tasks.local.redis_server import RedisServer
 from tests.models.files import SMALL
 from tests.orcd.gateway.gateway_process import GatewayProcess
-from tests.tasks.slow_engine import slow_engine
+from tests.tasks.slow_engine import held_engine, slow_engine
 from tests.tasks.worker_process import WorkerProcess, wait_until_running
 from tests.worker.text.grammar.schemas import make_schemas
 from worker.model.gguf import open_gguf
 from worker.text.bad_word_ids import bad_word_ids
 from worker.text.tokenizer import from_metadata
 
-STEP_S = 0.004
-"""The engine waits so long before each step, so that it dies in the middle of a job."""
 PERSON = {
     "type": "object",
     "properties": {"name": {"type": "string", "minLength": 40}, "age": {"type": "integer"}, "tags": {"type": "array"}},
@@ -61,11 +59,16 @@ def asked(schema: Any, seed: int, **fields: Any) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def worker(shallow_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[WorkerProcess]:
-    folder = tmp_path_factory.mktemp("structured")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """That of the worker's engine."""
+    return tmp_path_factory.mktemp("structured")
+
+
+@pytest.fixture(scope="module")
+def worker(shallow_model: Path, folder: Path) -> Iterator[WorkerProcess]:
     template = folder / "template.jinja"
     template.write_text(TEMPLATE)
-    variables = {"ORCD_CHAT_TEMPLATE": str(template), **slow_engine(folder, STEP_S)}
+    variables = {"ORCD_CHAT_TEMPLATE": str(template), **slow_engine(folder, 0.0)}
     with RedisServer() as server, WorkerProcess(server.url, shallow_model, folder, **variables) as worker:
         yield worker
 
@@ -97,16 +100,14 @@ def test_every_answer_parses_and_fits_its_schema_with_as_few_tokens_as_may_be(cl
 
 
 def test_an_answer_is_the_same_alone_in_company_and_after_a_death_in_the_middle_of_a_string(
-    client: Client, worker: WorkerProcess
+    client: Client, worker: WorkerProcess, folder: Path
 ) -> None:
     request = asked(PERSON, 7, max_tokens=120, n=2)
     alone = client.result(client.submit(**request), timeout=60)
     others = [asked(PERSON, seed, max_tokens=120) for seed in range(15)]
     company = client.submit_many([*others[:7], request, *others[7:]])
     assert client.result(company[7], timeout=60).choices == alone.choices
-    resumed = client.submit(**request)
-    wait_until_running(client, [resumed], 30)
-    worker.kill_engine()
+    resumed = submit_and_kill(client, worker, folder, request)
     result = client.result(resumed, timeout=60)
     assert result.choices == alone.choices
     assert client.status(resumed).attempt == 1
@@ -136,6 +137,15 @@ def test_an_answer_through_a_gateway_is_that_of_the_queue(
     (job_id,) = {each.partition("-")[2] for each in ids}
     assert client.result(job_id).choices == queued.choices
     check(queued)
+
+
+def submit_and_kill(client: Client, worker: WorkerProcess, folder: Path, request: dict[str, Any]) -> str:
+    """The id of a job in whose middle the engine dies."""
+    with held_engine(folder, 30):
+        job_id = client.submit(**request)
+        wait_until_running(client, [job_id], 15)
+        worker.kill_engine()
+    return job_id
 
 
 def check(result: Result) -> None:
@@ -170,7 +180,7 @@ def test_a_stream_of_a_document_says_how_it_ended(client: Client) -> None:
 
 
 def test_bad_words_are_in_no_answer_and_it_is_the_same_after_a_death(
-    client: Client, worker: WorkerProcess, shallow_model: Path
+    client: Client, worker: WorkerProcess, folder: Path, shallow_model: Path
 ) -> None:
     request: dict[str, Any] = {"prompt": "old pond", "seed": 3, "max_tokens": 200, "ignore_eos": True}
     words = sorted(set(client.result(client.submit(**request), timeout=60).text.split()))[:100]
@@ -180,14 +190,12 @@ def test_bad_words_are_in_no_answer_and_it_is_the_same_after_a_death(
     sequences = bad_word_ids(words, from_metadata(open_gguf(shallow_model).metadata))
     assert len({len(each) for each in sequences}) > 1, "words of one token, and of several"
     assert not any(tuple(ids[at : at + len(each)]) == each for each in sequences for at in range(len(ids)))
-    resumed = client.submit(**request)
-    wait_until_running(client, [resumed], 30)
-    worker.kill_engine()
+    resumed = submit_and_kill(client, worker, folder, request)
     assert client.result(resumed, timeout=60).choices == alone.choices
 
 
 def test_log_probabilities_of_a_prompt_are_the_same_each_time_and_in_the_log_once(
-    client: Client, worker: WorkerProcess, shallow_model: Path
+    client: Client, worker: WorkerProcess, folder: Path, shallow_model: Path
 ) -> None:
     prompt = "old pond, a frog leaps in: the sound of water"
     request = {"prompt": prompt, "seed": 1, "max_tokens": 200, "ignore_eos": True, "prompt_logprobs": 2, "n": 2}
@@ -200,26 +208,25 @@ def test_log_probabilities_of_a_prompt_are_the_same_each_time_and_in_the_log_onc
         (e, tokenizer.token_bytes(e)) for e in ids[1:]
     ]
     assert all(each and len(each.top) == 2 and each.logprob <= max(each.top.values()) < 0 for each in told)
-    resumed = client.submit(**request)
-    wait_until_running(client, [resumed], 30)
-    worker.kill_engine()
+    resumed = submit_and_kill(client, worker, folder, request)
     again = client.result(resumed, timeout=60)
     assert (again.choices, again.prompt_logprobs) == (first.choices, first.prompt_logprobs)
     logged = [event for event in client.events(resumed) if isinstance(event, Token) and event.prompt_logprobs]
     assert [(event.choice, event.i) for event in logged] == [(0, 1)]
 
 
-def test_a_hostile_grammar_is_refused_in_bounded_time_and_nobody_else_waits(client: Client) -> None:
+def test_a_hostile_grammar_is_refused_in_bounded_time_and_nobody_else_waits(client: Client, folder: Path) -> None:
     wide = {"type": "object", "properties": {f"p{number}": {"type": "string"} for number in range(2000)}}
-    other = client.submit(prompt="old pond", max_tokens=400, ignore_eos=True)
-    wait_until_running(client, [other], 1)
-    hostile = client.submit_many(
-        [asked(wide, 1), asked({"not": {}}, 1), {"prompt": "x", "structured_outputs": {"regex": "("}}]
-    )
-    for job_id in hostile:
-        result = client.result(job_id, timeout=60)
-        assert result.error is not None
-        assert result.error.code == "INVALID_REQUEST"
+    with held_engine(folder):
+        other = client.submit(prompt="old pond", max_tokens=400, ignore_eos=True)
+        wait_until_running(client, [other], 1)
+        hostile = client.submit_many(
+            [asked(wide, 1), asked({"not": {}}, 1), {"prompt": "x", "structured_outputs": {"regex": "("}}]
+        )
+        for job_id in hostile:
+            result = client.result(job_id, timeout=60)
+            assert result.error is not None
+            assert result.error.code == "INVALID_REQUEST"
     assert client.result(other, timeout=60).raise_for_error().tokens_out == 400
 
 

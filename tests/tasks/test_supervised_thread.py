@@ -23,7 +23,7 @@ def deaths() -> Deaths:
 
 def _run(thread: SupervisedThread) -> None:
     thread.start()
-    thread.join(5)
+    thread.join(60)
     assert not thread.is_alive
 
 
@@ -47,7 +47,7 @@ def test_a_thread_that_was_told_to_stop_ends_without_a_word(deaths: Deaths) -> N
     thread.start()
     assert thread.is_alive
     thread.stop()
-    thread.join(5)
+    thread.join(60)
     assert not thread.is_alive
     assert deaths == []
 
@@ -65,5 +65,5 @@ def test_joining_a_thread_that_never_began_or_itself_returns_at_once(deaths: Dea
     thread.start()
     assert joined.wait(60)
     thread.stop()
-    thread.join(5)
+    thread.join(60)
     assert deaths == []

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 import threading
-import time
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ import redis
 from orcd.client import Client
 from orcd.events import End, Error, Event, Token
 from orcd.result import fold
+from tests.conftest import wait_until
 from tests.tasks.slow_engine import held_engine, slow_engine
 from tests.tasks.worker_process import WorkerProcess, wait_until_running
 
@@ -48,19 +48,22 @@ def _mixed_requests() -> list[dict[str, Any]]:
 
 def _follow(url: str, job_id: str, into: list[Event]) -> None:
     with Client(url) as client:
-        into.extend(client.events(job_id, timeout=90))
+        for event in client.events(job_id, timeout=90):
+            into.append(event)  # noqa: PERF402 - as they come
 
 
 def test_two_hundred_mixed_jobs_are_all_accounted_for(redis_url: str, demo_model: Path, tmp_path: Path) -> None:
     requests = _mixed_requests()
-    with WorkerProcess(redis_url, demo_model, tmp_path, by_exec=True), Client(redis_url) as client:
-        job_ids = client.submit_many(requests)
-        streamed: dict[str, list[Event]] = {job_id: [] for job_id in job_ids[:NUM_STREAMED]}
-        threads = [threading.Thread(target=_follow, args=(redis_url, *item)) for item in streamed.items()]
-        for thread in threads:
-            thread.start()
-        for job_id in job_ids[-NUM_CANCELLED:]:
-            client.cancel(job_id)
+    slow = slow_engine(tmp_path, 0.0)
+    with WorkerProcess(redis_url, demo_model, tmp_path, by_exec=True, **slow), Client(redis_url) as client:
+        with held_engine(tmp_path):
+            job_ids = client.submit_many(requests)
+            streamed: dict[str, list[Event]] = {job_id: [] for job_id in job_ids[:NUM_STREAMED]}
+            threads = [threading.Thread(target=_follow, args=(redis_url, *item)) for item in streamed.items()]
+            for thread in threads:
+                thread.start()
+            for job_id in job_ids[-NUM_CANCELLED:]:
+                client.cancel(job_id)
         results = [client.result(job_id, timeout=90) for job_id in job_ids]
         for thread in threads:
             thread.join()
@@ -80,14 +83,14 @@ def _check_logs(redis_url: str, job_ids: list[str]) -> None:
     """In the log itself: indices 1..n once for each choice, one terminal event, and it is the last."""
     with Client(redis_url) as client, redis.Redis.from_url(redis_url) as connection:
         for job_id in job_ids:
-            events = list(client.events(job_id, timeout=10))
+            events = list(client.events(job_id, timeout=60))
             indices: dict[int, list[int]] = {}
             for event in events:
                 if isinstance(event, Token):
                     indices.setdefault(event.choice, []).extend(event.i + k for k in range(len(event.ids)))
             assert all(seen == list(range(1, len(seen) + 1)) for seen in indices.values()), job_id
             assert [isinstance(event, End | Error) for event in events].index(True) == len(events) - 1
-        assert connection.zcard("orcd:running") == connection.zcard("orcd:queued") == 0
+        wait_until(lambda: connection.zcard("orcd:running") == connection.zcard("orcd:queued") == 0)
         # Messages that are not acknowledged wait as long as those in the queues.
         keys = [
             key for key in connection.scan_iter("orcd:*") if not key.startswith((b"orcd:receivers", b"orcd:unacked:"))
@@ -122,9 +125,9 @@ def test_a_queued_job_waits_for_a_worker_and_says_so(redis_url: str, demo_model:
         seen: list[Event] = []
         thread = threading.Thread(target=_follow, args=(redis_url, job_id, seen))
         thread.start()
-        time.sleep(0.2)
+        wait_until(lambda: seen)
         with WorkerProcess(redis_url, demo_model, tmp_path):
-            thread.join(60)
+            thread.join()
     kinds = [type(event).__name__ for event in seen]
     assert kinds[0] == "Queued"
     assert "Loading" in kinds

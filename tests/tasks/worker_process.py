@@ -79,7 +79,7 @@ class WorkerProcess:
         if self.process.poll() is None:
             self.process.terminate()
         try:
-            self.process.wait(30)
+            self.process.wait(60)
         except subprocess.TimeoutExpired:
             self.process.kill()
             raise

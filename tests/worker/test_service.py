@@ -82,7 +82,7 @@ def serving(engine: FloodingEngine) -> Iterator[socket.socket]:
         yield ours
     finally:
         ours.close()
-        thread.join(10)
+        thread.join(60)
         theirs.close()
     assert not thread.is_alive()
 

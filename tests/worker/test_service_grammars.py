@@ -153,7 +153,7 @@ def serving(compiler: NumberCompiler) -> Iterator[tuple[socket.socket, list[int]
             yield ours, exit_codes, service
         finally:
             ours.sendall(contract.encode(Shutdown()))
-            thread.join(10)
+            thread.join(60)
             compiler.may_go_on.set()
     assert not thread.is_alive()
 

@@ -25,7 +25,7 @@ print(active.value, device.name)
 def _join_others() -> None:
     for thread in threading.enumerate():
         if thread.daemon:
-            thread.join(10)
+            thread.join(60)
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda", "cuda:x", ""])

@@ -121,7 +121,7 @@ def test_a_run_that_is_killed_goes_on_and_runs_every_line_once(
     process = subprocess.Popen(command, stderr=subprocess.PIPE)
     wait_until(lambda: output.exists() and output.read_bytes().count(b"\n") > 20, 60)
     process.send_signal(sent)
-    _, told = process.communicate(timeout=30)
+    _, told = process.communicate(timeout=60)
     worker.max_jobs = math.inf
     assert process.returncode == (130 if sent == signal.SIGINT else -signal.SIGKILL)
     assert (b"run the same command again to go on" in told) == (sent == signal.SIGINT)

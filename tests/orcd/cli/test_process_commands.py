@@ -144,7 +144,7 @@ def test_the_command_is_the_process_itself(demo_model: Path) -> None:
         # Python does not look for signals between its last look and the read that waits: one in between waits as well.
         wait_until(lambda: psutil.Process(process.pid).status() == psutil.STATUS_SLEEPING)
         process.send_signal(signal.SIGINT)
-        assert process.wait(30) == 130
+        assert process.wait(60) == 130
 
 
 def test_a_reader_that_has_seen_enough_ends_a_command_quietly(demo_model: Path) -> None:
@@ -161,7 +161,7 @@ def test_a_reader_that_has_seen_enough_ends_a_command_quietly(demo_model: Path) 
         process.stdin.write(b'{"text": "b"}\n' * 10)
     with process.stderr:
         assert process.stderr.read() == b""
-    assert process.wait(30) == 1
+    assert process.wait(60) == 1
 
 
 def test_a_worker_that_cannot_start_exits_with_one(redis_url: str, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ import pytest
 from tasks.local.redis_server import RedisServer
 from tests.conftest import DEMO_MODEL, wait_until
 from tests.orcd.gateway.gateway_process import GatewayProcess
+from tests.tasks.slow_engine import held_engine, slow_engine
 from tests.tasks.worker_process import WorkerProcess
 
 MODEL = DEMO_MODEL.stem
@@ -26,7 +27,7 @@ CHAT: dict[str, Any] = {"model": MODEL, "messages": MESSAGES, "temperature": 0, 
 def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
     """The URL of a Redis with a worker, and the folder of its gateways."""
     folder = tmp_path_factory.mktemp("gateways")
-    with RedisServer() as server, WorkerProcess(server.url, DEMO_MODEL, folder):
+    with RedisServer() as server, WorkerProcess(server.url, DEMO_MODEL, folder, **slow_engine(folder, 0.0)):
         yield server.url, folder
 
 
@@ -124,6 +125,7 @@ def test_a_response_whose_gateway_is_killed_goes_on_at_another(system: tuple[str
     texts: list[str] = []
     response_id, last = "", -1
     with (
+        held_engine(system[1]),
         GatewayProcess(system[0]) as gateway,
         openai.OpenAI(base_url=gateway.url, api_key="none", max_retries=0) as cut,
         pytest.raises((openai.APIConnectionError, httpx.TransportError)),
@@ -134,7 +136,7 @@ def test_a_response_whose_gateway_is_killed_goes_on_at_another(system: tuple[str
                 response_id = event.response.id
             if event.type == "response.output_text.delta":
                 texts.append(event.delta)
-                if len(texts) == 5:
+                if len(texts) == 1:
                     gateway.process.kill()
     for event in sdk.responses.retrieve(response_id, stream=True, starting_after=last):
         assert event.sequence_number > last

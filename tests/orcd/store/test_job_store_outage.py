@@ -86,7 +86,7 @@ def test_whoever_comes_first_after_a_pause_finds_the_leases_begun_anew(first: st
 
 def test_a_redis_that_was_killed_and_started_again_keeps_the_leases(redis_server: RedisServer):
     """F13."""
-    with redis.Redis.from_url(redis_server.url, socket_timeout=30) as connection:
+    with redis.Redis.from_url(redis_server.url, socket_timeout=60) as connection:
         owner, other = (
             JobStore(connection, owner=name, model="demo", lease_ms=LEASE_MS, ttl_s=600) for name in ("w-1", "w-2")
         )

@@ -84,8 +84,8 @@ class Scene:
         """Wait until the finishers have done what they were given."""
         each_thread = threading.Barrier(NUM_THREADS + 1)
         for _ in range(NUM_THREADS):
-            self.pool._finisher.submit(lambda: each_thread.wait(30))
-        each_thread.wait(30)
+            self.pool._finisher.submit(lambda: each_thread.wait(60))
+        each_thread.wait(60)
 
     def end(self, *job_ids: str) -> None:
         """As whoever ran these jobs has it in their records."""

@@ -162,7 +162,7 @@ def test_a_message_delivered_again_changes_nothing(
     job_id = client.submit(**(LONG | {"max_tokens": NUM_LONG}))
     wait_until_running(client, [job_id], 3)
     publisher.publish(Message(job_id, "orcd", 5))
-    result = client.result(job_id, timeout=30)
+    result = client.result(job_id, timeout=60)
     assert _get(AsyncResult(job_id, app=app))["tokens_out"] == NUM_LONG
     publisher.publish(Message(job_id, "orcd", 5))
     assert _get(app.send_task("orcd.generate", kwargs=SHORT))["state"] == "succeeded"
@@ -175,7 +175,7 @@ def test_the_result_is_stored_even_if_the_worker_died_between_the_last_event_and
     app: Celery, client: Client, publisher: Publisher
 ) -> None:
     job_id = client.submit(**SHORT)
-    text = client.result(job_id, timeout=30).text
+    text = client.result(job_id, timeout=60).text
     _get(AsyncResult(job_id, app=app))
     AsyncResult(job_id, app=app).forget()  # as if it had never been written
     publisher.publish(Message(job_id, "orcd", 5))

@@ -115,7 +115,7 @@ def test_a_time_limit_of_any_kind_ends_a_job_also_with_the_worker_that_takes_it_
     with WorkerProcess(redis_url, shallow_model, tmp_path, **variables):
         for result in results:
             with pytest.raises(InferenceTimeout):
-                result.get(timeout=30)
+                result.get(timeout=60)
             assert client.result(result.id, timeout=60).state == "failed"
 
 

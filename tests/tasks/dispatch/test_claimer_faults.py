@@ -104,7 +104,7 @@ def test_a_bug_in_the_encoder_fails_that_job_alone_and_quotes_nothing(store: Job
 
 
 def _store_on(server: RedisServer) -> JobStore:
-    connection = redis.Redis.from_url(server.url, socket_timeout=30)
+    connection = redis.Redis.from_url(server.url, socket_timeout=60)
     return JobStore(connection, owner="worker-1", model="demo", lease_ms=60_000, ttl_s=600)
 
 

@@ -62,7 +62,7 @@ def _readiness(port: int) -> Iterator[int]:
     """What a probe is told, again and again; 0 once nobody answers."""
     while True:
         try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=30) as response:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=60) as response:
                 yield response.status
         except urllib.error.HTTPError as error:
             yield error.code

@@ -232,7 +232,7 @@ def test_a_queue_that_takes_no_message_is_tried_once_a_time_and_holds_up_no_othe
 
 
 def test_its_thread_goes_on_while_redis_is_away(redis_server: RedisServer) -> None:
-    with redis.Redis.from_url(redis_server.url, socket_timeout=30) as connection:
+    with redis.Redis.from_url(redis_server.url, socket_timeout=60) as connection:
         store = JobStore(connection, owner="worker-1", model="demo", lease_ms=60_000, ttl_s=600)
         scene = MaintenanceScene(store)
         redis_server.kill()

@@ -20,7 +20,7 @@ def test_it_serves_jobs_until_it_is_stopped(redis_url: str, demo_model: Path) ->
         worker.wait_until_ready()
         with Client(redis_url) as client:
             job_id = client.submit(prompt="old pond", max_tokens=3, ignore_eos=True)
-            assert client.result(job_id, timeout=30).tokens_out == 3
+            assert client.result(job_id, timeout=60).tokens_out == 3
         worker.stop()
     assert loaded == [0, 25, 50, 75, 100]
     assert not any("tasks" in child.cmdline() for child in psutil.Process().children())

@@ -18,7 +18,7 @@ from tests.conftest import wait_until
 
 
 def answers(url: str) -> bool:
-    with redis.Redis.from_url(url, socket_timeout=1, retry=None) as connection:
+    with redis.Redis.from_url(url, socket_timeout=60, retry=None) as connection:
         try:
             return bool(connection.ping())
         except redis.RedisError:

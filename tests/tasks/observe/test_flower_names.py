@@ -86,7 +86,7 @@ def test_names_that_senders_make_up_are_shown_to_nobody_else(
             _send(connection, odd_id)
             _send(connection, odd_header)
             other = client.submit(prompt="once", model=f"{CANARY} model")
-            assert client.result(client.submit(**REQUEST), timeout=30).error is None
+            assert client.result(client.submit(**REQUEST), timeout=60).error is None
             wait_until(lambda: connection.xlen(schema.DEAD) == 2)
             failed = {"task-failed"}
             wait_until(lambda: sum(event["type"] in failed for event in events) == len(ANSWERED))

@@ -65,9 +65,9 @@ def test_spans_of_jobs_belong_to_their_senders_traces(
     parents = {name: f"00-{trace}-{'b' * 16}-01" for name, trace in TRACES.items()}
     with WorkerProcess(redis_url, demo_model, tmp_path, **variables) as worker:
         with Client(redis_url) as client, create_app(Settings(redis_url=redis_url)) as app:
-            client.result(client.submit(prompt=CANARY, max_tokens=2, traceparent=parents["client"]), timeout=30)
+            client.result(client.submit(prompt=CANARY, max_tokens=2, traceparent=parents["client"]), timeout=60)
             headers = {"traceparent": parents["celery"]}
-            app.send_task("orcd.generate", kwargs={"prompt": CANARY, "max_tokens": 2}, headers=headers).get(timeout=30)
+            app.send_task("orcd.generate", kwargs={"prompt": CANARY, "max_tokens": 2}, headers=headers).get(timeout=60)
         wait_until(lambda: len(collector.spans) == 8)
         assert CANARY not in worker.log_path.read_text()
     for trace in TRACES.values():

@@ -59,4 +59,4 @@ def test_a_reader_that_has_seen_enough_ends_it_quietly(demo_model: Path) -> None
         process.stdin.write(b'{"text": "b"}\n' * 10)
     with process.stderr:
         assert process.stderr.read() == b""
-    assert process.wait(30) == 1
+    assert process.wait(60) == 1

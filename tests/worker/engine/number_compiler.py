@@ -18,7 +18,7 @@ class NumberCompiler:
             self.may_go_on.set()
 
     def __call__(self, grammar: str) -> BracketConstraint:
-        self.may_go_on.wait(20)
+        self.may_go_on.wait(60)
         self.compiled.append(grammar)
         match grammar:
             case "refused":

@@ -25,11 +25,11 @@ def test_an_engine_that_was_started_before_is_the_first_run_and_the_next_one_is_
     process.start(run)
     try:
         for _ in range(2):
-            while not isinstance(event := heard.get(timeout=30), contract.Ready):
+            while not isinstance(event := heard.get(timeout=60), contract.Ready):
                 assert not isinstance(event, EngineExit)
             pids.append(event.pid)
             process.kill()
-            while not isinstance(heard.get(timeout=30), EngineExit):
+            while not isinstance(heard.get(timeout=60), EngineExit):
                 continue
             process.restart()
     finally:

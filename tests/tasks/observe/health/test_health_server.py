@@ -44,6 +44,8 @@ def _get(server: HealthServer, path: str) -> tuple[int, str]:
     except urllib.error.HTTPError as error:
         with error:
             return error.code, error.read().decode()
+    except OSError:  # its process was killed with this connection
+        return 0, ""
 
 
 def _become(server: HealthServer, paths: tuple[str, ...], *answer: object) -> None:

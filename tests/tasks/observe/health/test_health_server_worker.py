@@ -25,7 +25,7 @@ class Probe:
 
     def get(self, path: str) -> tuple[int, str]:
         try:
-            with urllib.request.urlopen(self._url + path, timeout=5) as response:
+            with urllib.request.urlopen(self._url + path, timeout=60) as response:
                 return response.status, response.read().decode()
         except urllib.error.HTTPError as error:
             with error:
@@ -44,21 +44,21 @@ def test_a_worker_is_ready_only_while_it_would_run_a_job(
     with WorkerProcess(redis_server.url, demo_model, tmp_path, **variables) as worker:
         wait_until(lambda: probe.statuses() == (200, 200))
         with Client(redis_server.url) as client:
-            client.result(client.submit(prompt="once", max_tokens=2), timeout=30)
+            client.result(client.submit(prompt="once", max_tokens=2), timeout=60)
         wait_until(lambda: 'vllm:request_success_total{engine="0",finished_reason="length"' in probe.get("/metrics")[1])
         redis_server.kill()
         wait_until(lambda: probe.statuses() == (200, 503))
-        assert "Redis is away" in probe.get("/health/ready")[1]
+        wait_until(lambda: "Redis is away" in probe.get("/health/ready")[1])
         redis_server.start()
         wait_until(lambda: probe.statuses() == (200, 200))
         os.kill(worker.process.pid, signal.SIGSTOP)
         wait_until(lambda: probe.statuses() == (200, 503))
-        assert "silent" in probe.get("/health/ready")[1]
+        wait_until(lambda: "silent" in probe.get("/health/ready")[1])
         os.kill(worker.process.pid, signal.SIGCONT)
         wait_until(lambda: probe.statuses() == (200, 200))
         probes = [
             child for child in psutil.Process(worker.process.pid).children() if "health" in " ".join(child.cmdline())
         ]
         worker.kill()
-        psutil.wait_procs(probes, timeout=30)
+        psutil.wait_procs(probes, timeout=60)
         assert [child for child in probes if child.is_running()] == []

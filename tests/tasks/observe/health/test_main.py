@@ -12,7 +12,7 @@ COMMAND = [sys.executable, "-P", "-m", "tasks.observe.health"]
 
 
 def test_it_says_that_nobody_starts_it_by_hand() -> None:
-    found = subprocess.run(COMMAND, capture_output=True, text=True, timeout=30, check=False)
+    found = subprocess.run(COMMAND, capture_output=True, text=True, timeout=60, check=False)
     assert found.returncode == 2
     assert "--listen" in found.stderr
 
@@ -27,4 +27,4 @@ def test_it_ends_with_its_worker_and_on_what_it_cannot_read(content: bytes, exit
             theirs.close()
             ours.sendall(content)
             ours.shutdown(socket.SHUT_WR)
-            assert process.wait(30) == exit_code
+            assert process.wait(60) == exit_code

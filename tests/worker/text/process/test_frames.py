@@ -30,7 +30,7 @@ def test_a_call_arrives_as_it_was_sent_whatever_its_numbers(ends: tuple[socket.s
 )
 def test_an_answer_arrives_as_it_was_sent(ends: tuple[socket.socket, socket.socket], answer: frames.Answer) -> None:
     ends[0].sendall(frames.encode(answer))
-    assert frames.receive_answer(ends[1], time.monotonic() + 5) == answer
+    assert frames.receive_answer(ends[1], time.monotonic() + 60) == answer
 
 
 def test_an_answer_that_is_there_is_read_also_after_the_deadline(ends: tuple[socket.socket, socket.socket]) -> None:
@@ -50,14 +50,14 @@ def test_the_end_of_the_other_side_is_noticed(ends: tuple[socket.socket, socket.
     ends[0].sendall(frames.encode(frames.Done())[:-1])
     ends[0].close()
     with pytest.raises(EOFError):
-        frames.receive_answer(ends[1], time.monotonic() + 5)
+        frames.receive_answer(ends[1], time.monotonic() + 60)
 
 
 @pytest.mark.parametrize("sent", [b"\xff\xff\xff\xff", b"\x00\x00\x00\x02{}", b"\x00\x00\x00\x02\xff\xff"])
 def test_what_is_no_answer_is_an_error(ends: tuple[socket.socket, socket.socket], sent: bytes) -> None:
     ends[0].sendall(sent)
     with pytest.raises(ValueError):
-        frames.receive_answer(ends[1], time.monotonic() + 5)
+        frames.receive_answer(ends[1], time.monotonic() + 60)
 
 
 def test_no_frame_is_made_of_what_is_no_plain_json() -> None:

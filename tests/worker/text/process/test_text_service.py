@@ -39,7 +39,7 @@ class Service:
 
     def close(self) -> None:
         self._ours.close()
-        assert self._process.wait(30) == 0
+        assert self._process.wait(60) == 0
 
 
 @pytest.fixture
