@@ -1,7 +1,7 @@
 """``python -m worker``: the engine process, and the commands about a model file.
 
 ``--fd N`` serves the Celery process on an inherited socket, set up by ``ORCD_*`` variables; ``--in-flight-fd M`` before
-it names an inherited file for `worker.engine.in_flight_file`. Anything else is a command line of
+it names an inherited file for `worker.engine.runners.in_flight_file`. Anything else is a command line of
 `worker.commands.main`. Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted.
 """
 
@@ -17,7 +17,7 @@ from functools import cache
 
 from kernels.devices.early_context import begin_context
 from orcd.errors import OrcdError
-from worker.engine.in_flight_file import InFlightFile
+from worker.engine.runners.in_flight_file import InFlightFile
 from worker.settings import from_environment
 
 USAGE = "`orcd worker` starts the engine process; by hand: python -m worker {inspect|tokenize|render|logits|bench} ..."

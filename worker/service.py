@@ -19,7 +19,7 @@ from orcd.errors import CudaError, InvalidRequest, ModelLoadFailed, OrcdError, p
 from worker.channel import Channel
 from worker.contract import Abort, Add, Fatal, Load, Outputs, Ready, Request, Shutdown, TokenOutput
 from worker.engine.engine import Engine
-from worker.engine.in_flight_file import InFlightFile
+from worker.engine.runners.in_flight_file import InFlightFile
 from worker.engine.token_constraint import TokenConstraint
 from worker.engine.validation import refusal
 from worker.fingerprint import fingerprint

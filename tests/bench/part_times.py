@@ -43,6 +43,7 @@ class PartTimes:
             (engine, "_commit", "commit"),
             (engine._scheduler, "plan", "plan"),
             (engine._runner, "launch", "launch"),
+            (engine._runner, "draw", "launch"),
             (engine._runner, "collect", "collect"),
         ]
         if matcher is not None:

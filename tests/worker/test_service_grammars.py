@@ -20,7 +20,7 @@ from worker import contract
 from worker.channel import Channel
 from worker.contract import Abort, Add, Choice, Fatal, Outputs, Sampling, Shutdown, TokenOutput
 from worker.engine.engine import Engine
-from worker.engine.in_flight_file import InFlightFile
+from worker.engine.runners.in_flight_file import InFlightFile
 from worker.health import Health
 from worker.log import EventLog
 from worker.service import Admission, Service

@@ -3,31 +3,27 @@
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from kernels.devices.protocol import is_gpu
 from orcd.errors import CudaError, InvalidRequest, OrcdError
 from worker.contract import Abort, Add, Stats, TokenOutput
-from worker.engine.cuda.buffers import StepLimits
-from worker.engine.cuda.runner import CudaRunner
-from worker.engine.in_flight_file import InFlightFile
 from worker.engine.logits.constrained_draws import take_draws
 from worker.engine.logits.forced_tokens import append_forced
-from worker.engine.noting_runner import NotingRunner
+from worker.engine.logits.open_step import OpenStep, awaits_tokens
 from worker.engine.output_buffer import OutputBuffer
-from worker.engine.runner import Draw, PromptReport, Result, Runner, SynchronousRunner
+from worker.engine.runner import Draw, PromptReport, Result, Runner, run_alone
+from worker.engine.runners.in_flight_file import InFlightFile
+from worker.engine.runners.noting_runner import NotingRunner
+from worker.engine.runners.open_runner import RunnerSize, open_runner
 from worker.engine.scheduler import Scheduler
 from worker.engine.sequence import Chunk, Sequence
 from worker.engine.sequence_builder import SequenceBuilder
 from worker.engine.token_constraint import TokenConstraint
-from worker.engine.validation import error_output, refusal, step_error
+from worker.engine.validation import error_output, last_output, refusal, step_error
 from worker.model.kv_cache import num_cache_blocks, num_state_slots
 from worker.model.registry import Model
 from worker.settings import Settings
-
-STEP_TIMEOUT_SHARE = 0.8
-"""Part of ``engine_step_timeout_s`` that a device has for a step: its error names the kernel that hangs, and is to be
-reported before the engine is killed because it sends nothing."""
 
 
 class Engine:
@@ -70,32 +66,14 @@ class Engine:
             rewrites_blocks=is_gpu(model.device),
             num_states=num_states,
         )
-        self._runner = self._make_runner(model, settings, num_blocks, num_states, capture)
+        size = RunnerSize(num_blocks, num_states, self.max_sequences, self.max_sequence_tokens)
+        self._runner: Runner = open_runner(model, settings, size, capture=capture)
         self._in_flight: deque[list[Chunk]] = deque()
+        self._open: OpenStep | None = None  # the last one in flight, if its draws are still to come
         self._requests: dict[str, list[Sequence]] = {}  # the live sequences of each request
         self._answers: list[TokenOutput] = []  # what the next step emits without computing anything
         self.outputs = OutputBuffer()  # what steps have emitted
         self._num_prompt_tokens = self._num_output_tokens = self._num_forced_tokens = 0
-
-    def _make_runner(self, model: Model, settings: Settings, num_blocks: int, num_states: int, capture: bool) -> Runner:
-        if not is_gpu(model.device):
-            return SynchronousRunner(
-                model,
-                num_blocks=num_blocks,
-                block_tokens=settings.kv_block_tokens,
-                max_sequences=self.max_sequences,
-                num_states=num_states,
-            )
-        limits = StepLimits(
-            block_tokens=settings.kv_block_tokens,
-            step_tokens=settings.step_tokens,
-            max_sequences=self.max_sequences,
-            max_sequence_tokens=self.max_sequence_tokens,
-            vocab_size=model.config.vocab_size,
-            has_states=num_states > 0,
-        )
-        time = STEP_TIMEOUT_SHARE * settings.engine_step_timeout_s
-        return CudaRunner(model, limits, num_blocks=num_blocks, num_states=num_states, timeout_s=time, capture=capture)
 
     def note_in_flight(self, file: InFlightFile) -> None:
         """From now on ``file`` says which requests the steps in flight are about."""
@@ -128,7 +106,7 @@ class Engine:
         except OrcdError as error:
             self.answer(refusal(add, error))
             return
-        self._answers += [_last_output(sequence) for sequence in sequences if sequence.finish_reason is not None]
+        self._answers += [last_output(sequence) for sequence in sequences if sequence.finish_reason is not None]
         live = [sequence for sequence in sequences if sequence.finish_reason is None]
         for sequence in live:
             self._scheduler.add(sequence)
@@ -146,7 +124,7 @@ class Engine:
             if abort.choice in (None, sequence.choice):
                 sequence.finish_reason = "abort"
                 self._forget(sequence)
-                self._answers.append(_last_output(sequence))
+                self._answers.append(last_output(sequence))
 
     def step(self) -> list[TokenOutput]:
         """`advance`, and take all that was emitted."""
@@ -161,13 +139,11 @@ class Engine:
         """
         answers, self._answers = self._answers, []
         self.outputs.answer(answers)
-        while len(self._in_flight) < self._runner.depth:
-            chunks = self._scheduler.plan(ahead=len(self._in_flight), waits=self._runner.depth == 2)
-            assert chunks or self._in_flight or answers or not self._requests, "live requests that cannot go on"
-            if not chunks or not self._launch(chunks):
-                break
+        self._launch_all(answers)
         if self._in_flight:
             self._collect()
+            if self._open is not None and self._draw(self._open):
+                self._launch_all(())  # so that the device has work behind these draws
 
     def stats(self, *, memory_bytes: int) -> Stats:
         """Counters since the start and gauges of this moment."""
@@ -200,40 +176,60 @@ class Engine:
         for sequence in held:
             assert sequence.num_unread == drawing.get(id(sequence), 0), "an unread token that nobody draws"
 
-    def _launch(self, chunks: list[Chunk]) -> bool:
-        """Launch a step; when that fails, run its chunks one by one, so that only those fail that must.
+    def _launch_all(self, answers: Collection[TokenOutput]) -> None:
+        """Launch as many steps as may be in flight, and none behind one that is still to be drawn from."""
+        while self._open is None and len(self._in_flight) < self._runner.depth:
+            chunks = self._scheduler.plan(ahead=len(self._in_flight))
+            assert chunks or self._in_flight or answers or not self._requests, "live requests that cannot go on"
+            if not chunks or not self._launch(chunks):
+                break
 
-        False: it failed, and now nothing is in flight. Running a chunk again is harmless: it writes the same keys and
-        values to the same places.
-        """
+    def _launch(self, chunks: list[Chunk]) -> bool:
+        """Launch a step. False: it failed, and now nothing is in flight."""
+        is_open = self._scheduler.num_constrained > 0 and awaits_tokens(chunks)
         try:
-            self._runner.launch(chunks)
+            self._runner.launch(chunks, draws=not is_open)
         except CudaError:
             raise
         except Exception as error:
-            while self._in_flight:
-                self._collect()
-            alone = [chunk for chunk in chunks if chunk.sequence.finish_reason is None]
-            results = [self._run_alone(chunk) for chunk in alone] if len(chunks) > 1 else [step_error(error)]
-            if len(alone) > 1 and all(isinstance(result, OrcdError) for result in results):
-                raise
-            for chunk, result in zip(alone, results, strict=False):
-                if not isinstance(result, OrcdError):
-                    self._scheduler.launch([chunk])
-                self._commit([(chunk.sequence, result)])
+            self._run_apart(chunks, error)
             return False
+        if is_open:
+            self._open = OpenStep(chunks)
+            chunks = self._open.chunks
         self._scheduler.launch(chunks)
         self._in_flight.append(chunks)
         return True
 
-    def _run_alone(self, chunk: Chunk) -> Result:
+    def _draw(self, step: OpenStep) -> bool:
+        """Have a step drawn from, as the tokens before it are known. False: it failed, and nothing is in flight."""
+        assert len(self._in_flight) == 1, "a step before the one that is drawn from"
+        self._open = None
         try:
-            self._runner.launch([chunk])
-            return self._runner.collect()[0]
+            self._runner.draw(step.void)
         except CudaError:
             raise
         except Exception as error:
-            return step_error(error)
+            self._in_flight.pop()
+            self._run_apart(step.take_back(), error)
+            return False
+        return True
+
+    def _run_apart(self, chunks: list[Chunk], error: Exception) -> None:
+        """Run the chunks of a step that failed with ``error`` one by one, so that only those fail that must.
+
+        Running a chunk again is harmless: it writes the same keys and values to the same places.
+        """
+        while self._in_flight:
+            self._collect()
+        alone = [chunk for chunk in chunks if chunk.is_due()]
+        results = [run_alone(self._runner, chunk) for chunk in alone] if len(chunks) > 1 else [step_error(error)]
+        if len(alone) > 1 and all(isinstance(result, OrcdError) for result in results):
+            raise error
+        for chunk, result in zip(alone, results, strict=False):
+            if not isinstance(result, OrcdError):
+                self._scheduler.launch([chunk])
+            self._commit([(chunk.sequence, result)])
 
     def _collect(self) -> None:
         """Wait for the oldest step in flight and do what its results ask for."""
@@ -242,8 +238,11 @@ class Engine:
         self._commit([(sequence, each) for (sequence, _, _), each in results if sequence.finish_reason is None])
 
     def _commit(self, results: list[tuple[Sequence, Result]]) -> None:
+        left_out: Collection[Sequence] = ()
         if self._scheduler.num_constrained:
-            take_draws(results)
+            others = take_draws(results)
+            if others and self._open is not None:
+                left_out = self._open.leave_out(others)
         for sequence, result in results:
             drawn = result
             if isinstance(drawn, PromptReport):
@@ -256,6 +255,10 @@ class Engine:
                 self._append(sequence, drawn.token_id, drawn.logprobs)
             elif drawn is not None:
                 self._fail(sequence, drawn)
+        if self._scheduler.cache.state_slots is not None:
+            for sequence in left_out:  # the open step has overwritten the state that it would go on from
+                if sequence.is_running:
+                    self._scheduler.restart(sequence, sequence.hash_root)
 
     def _append(self, sequence: Sequence, token_id: int, logprobs: bytes | None) -> None:
         """Add to a sequence what was drawn, and what must follow that."""
@@ -289,7 +292,3 @@ class Engine:
         live.remove(sequence)
         if not live:
             del self._requests[sequence.request_id]
-
-
-def _last_output(sequence: Sequence) -> TokenOutput:
-    return TokenOutput(sequence.request_id, sequence.choice, (), sequence.finish_reason, usage=sequence.usage)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from collections.abc import Sequence as Series
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
@@ -15,7 +15,7 @@ from numpy.typing import DTypeLike, NDArray
 from kernels.batch import SHARED_TOKENS, PrefixGroups, StateRows, Step
 from kernels.logit_edits import allocate_edits
 from kernels.reference.sampling import log_probabilities, mask_logits, reset_edits, sample
-from orcd.errors import OrcdError
+from orcd.errors import CudaError, OrcdError
 from worker.engine.batch_builder import (
     PromptTokens,
     build_prefix_groups,
@@ -28,6 +28,7 @@ from worker.engine.logits.edit_rows import MAX_BIASES, EditRows
 from worker.engine.logits.logprob_records import are_finite, logprob_records
 from worker.engine.logits.token_masks import constrained_rows, num_mask_words, write_masks
 from worker.engine.sequence import Chunk, Sequence
+from worker.engine.validation import step_error
 from worker.model.registry import Model
 
 
@@ -59,14 +60,32 @@ class Runner(Protocol):
     def depth(self) -> int:
         """Steps that may be in flight now: with 2, the next one is launched before the last one's draws are known."""
 
-    def launch(self, chunks: list[Chunk]) -> None:
+    def launch(self, chunks: list[Chunk], *, draws: bool = True) -> None:
         """Start a step. Steps run in the order of their launch; ``chunks`` have not been counted as launched yet.
 
-        A step whose launch raises is not in flight.
+        A step whose launch raises is not in flight. With ``draws`` False it ends with its logits for now, and `draw`
+        comes next, before any other launch.
+        """
+
+    def draw(self, void: Collection[Sequence]) -> None:
+        """Go on with the step that was launched up to its logits; if this raises, it is not in flight any more.
+
+        The results of those ``void`` are None, and nothing is asked of their constraints, nor of those that have ended.
         """
 
     def collect(self) -> Series[Result]:
         """Wait for the oldest step in flight; a result for each of its chunks. Raises `CudaError`."""
+
+
+def run_alone(runner: Runner, chunk: Chunk) -> Result:
+    """What a step of one chunk does, or what went wrong. Nothing else is in flight. Raises `CudaError`."""
+    try:
+        runner.launch([chunk])
+        return runner.collect()[0]
+    except CudaError:
+        raise
+    except Exception as error:
+        return step_error(error)
 
 
 class SynchronousRunner:
@@ -89,11 +108,16 @@ class SynchronousRunner:
         self._prefix_tree = PrefixTree(block_tokens, SHARED_TOKENS)
         self._results: deque[list[Result]] = deque()
 
-    def launch(self, chunks: list[Chunk]) -> None:
+    def launch(self, chunks: list[Chunk], *, draws: bool = True) -> None:
         """Run the step, and keep its results. One that raises leaves all states as they were: it can be run again."""
+        assert draws, "a step behind another one whose tokens are not known"
         step = replace(build_step(chunks, self._block_tokens), prefixes=self._prefixes(chunks))
         with nullcontext() if step.states is None else self._restored(step.states):
             self._results.append(self._run(step, chunks))
+
+    def draw(self, void: Collection[Sequence]) -> None:
+        """There is never anything to go on with: a step's tokens are known when the next one is planned."""
+        raise NotImplementedError
 
     def _prefixes(self, chunks: list[Chunk]) -> PrefixGroups[NDArray[np.int32]] | None:
         """Which sequences of one token each begin with the same blocks."""

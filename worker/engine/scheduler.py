@@ -20,8 +20,10 @@ whoever gets the blocks next writes later and reads only what it wrote.
 
 Steps with constraints cost more: masks are written, and forced tokens make chunks. While fewer than half of those that
 run have one, these go on together in every second or third step, when their tokens are known, and the others run ahead
-as if alone. Otherwise a plan that would leave one out a second time is put off, so that each is in every second step.
-Where there are many and the host has to wait for the device, a step has half of them: it works for one half meanwhile.
+as if alone. Otherwise a plan that would leave one out a second time is put off, so that each is in every second step;
+but if many run on a device that works by itself, it would have nothing to do while the host takes their tokens: a step
+of many is launched up to its logits before these tokens are known (`worker.engine.logits.open_step`), and drawn from
+when masks are written. Among many what must follow is drawn, too: chunks of several tokens take the host far longer.
 
 A sequence that reports log probabilities of its prompt computes all of it, whatever the prefix cache holds: a cached
 block has no logits. A step has as many rows of logits as sequences may run. One is kept for each that runs, and of the
@@ -39,7 +41,7 @@ that is kept (`worker.engine.cache.state_slots`): a prefix is known as far as it
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from itertools import count
 
 from worker.contract import STEP_TOKENS, StepSizes
@@ -48,8 +50,8 @@ from worker.engine.sequence import Chunk, Sequence
 
 AGEING_STEPS = 256
 """A request that is one priority level more urgent overtakes those that arrived at most this many steps earlier."""
-HALVED_FROM, HALVED_STEPS = 128, 64
-"""So many sequences with a constraint are halved, for so many steps: half of fewer take a device as long as all."""
+MANY = 64
+"""Running sequences, for which a step takes the host long."""
 MOST_PASSED = 32
 """Waiting sequences of which a step finds out that their prefix is being computed."""
 
@@ -71,7 +73,7 @@ class Scheduler:
         """``recompute_at``: see `worker.model.registry.Model`. ``num_states``: state slots, if it has recurrent layers.
 
         ``rewrites_blocks``: a token that is computed again, in whatever step, has the same keys and values bit for bit:
-        then it may be written again to a block that others read.
+        then it may be written again to a block that others read. So does a device that works by itself.
         """
         self.block_tokens = block_tokens
         self.recompute_at = recompute_at
@@ -80,10 +82,11 @@ class Scheduler:
         self.cache = SequenceCache(
             num_blocks=num_blocks, block_tokens=block_tokens, num_states=num_states, rewrites_blocks=rewrites_blocks
         )
+        self._works_by_itself = rewrites_blocks
         self.waiting: list[Sequence] = []  # by rank
         self.running: list[Sequence] = []  # by rank
         self._decodes: dict[Sequence, Chunk] = {}  # of each that runs: steps of the same ones hold the same objects
-        self.num_steps = self.num_preemptions = self._halved_until = 0
+        self.num_steps = self.num_preemptions = 0
         self.lacks_blocks = False  # whether the first that waited found none when it was last tried to admit it
         self.num_constrained = 0  # of those that run, how many have a constraint; kept, as every step asks
         self.num_prefix_hit_tokens = self._num_step_tokens = 0
@@ -116,25 +119,25 @@ class Scheduler:
         sequence.hash_root = hash_root
         sequence.block_hashes = []
 
-    def plan(self, *, ahead: int = 0, waits: bool = False) -> list[Chunk]:
+    @property
+    def has_many(self) -> bool:
+        """Whether so many run that the device had better have work that the host has prepared."""
+        return self._works_by_itself and len(self.running) >= MANY
+
+    def plan(self, *, ahead: int = 0) -> list[Chunk]:
         """Choose the next step's work; preempts and admits. Empty only when there is nothing to do.
 
         ``ahead``: so many steps are in flight. Then it may be empty too because their draws must be known first.
-        ``waits``: the host waited long for a step.
         """
         chunks: list[Chunk] = []
         prefills: list[Sequence] = []
-        if waits and self.num_constrained >= HALVED_FROM:
-            self._halved_until = self.num_steps + HALVED_STEPS
-        elif ahead and self.num_steps == self._halved_until:
-            return []  # halves come together again
         is_minority = 2 * self.num_constrained < len(self.running)
+        is_late = not is_minority and ahead == 1 and self.has_many  # a step finds only what the one before it draws
         is_their_turn = not is_minority or self.num_steps % (ahead + 1) == 0
-        others = () if is_minority or self.num_steps >= self._halved_until else self._other_half()
         for sequence in tuple(self.running):
-            if sequence in others or (not is_their_turn and sequence.constraint is not None and sequence.num_output):
+            if not is_their_turn and sequence.constraint is not None and sequence.num_output:
                 continue
-            if sequence.num_unread and self._awaits_draw(sequence):
+            if sequence.num_unread and self._awaits_draw(sequence, is_late=is_late):
                 if ahead > 1 and sequence.constraint is not None and not is_minority:
                     return []
                 continue
@@ -164,8 +167,6 @@ class Scheduler:
                     break
         if chunks:
             self.num_steps += 1
-            for chunk in chunks if others else ():
-                chunk.sequence.last_step = self.num_steps
             self._num_step_tokens += self.step_tokens - budget
             self._num_steps_of_size[bisect_left(STEP_TOKENS, self.step_tokens - budget)] += 1
         return chunks
@@ -186,17 +187,11 @@ class Scheduler:
         if len(sequence.token_ids) >= (sequence.num_published + 1) * self.block_tokens:
             self.cache.block_tables.publish(sequence)
 
-    def _other_half(self) -> Collection[Sequence]:
-        """Those with a constraint that could go on, but are left to the next step: the ones that did so last."""
-        ready = [each for each in self.running if each.constraint is not None and not each.num_unread]
-        return set(sorted(ready, key=lambda each: each.last_step)[-(-self.num_constrained // 2) :])
-
-    def _awaits_draw(self, sequence: Sequence) -> bool:
-        """Whether it cannot go on before its unread token is known."""
+    def _awaits_draw(self, sequence: Sequence, *, is_late: bool) -> bool:
+        """Whether it cannot go on before its unread tokens are known; ``is_late``: before the step is drawn from."""
         num_tokens = sequence.num_tokens
-        return (
-            sequence.constraint is not None or num_tokens >= sequence.most_tokens or num_tokens - 1 == self.recompute_at
-        )
+        is_early = sequence.constraint is not None and not is_late
+        return is_early or num_tokens >= sequence.most_tokens or num_tokens - 1 == self.recompute_at
 
     def _prefill(self, sequence: Sequence, budget: int, spare_rows: int) -> Chunk:
         num_tokens = min(sequence.num_pending, budget)

@@ -73,8 +73,6 @@ class Sequence:
     unsent_ids: list[int] = field(default_factory=list)
     """Tokens at the end that `worker.engine.output_buffer` holds, and the records of their log probabilities."""
     unsent_logprobs: list[bytes] = field(default_factory=list)
-    last_step: int = -1
-    """The last step in which it went on while others were left to the next one."""
 
     most_tokens: int = field(init=False)
     """With so many it ends."""
@@ -107,8 +105,9 @@ class Sequence:
 
     @property
     def banned_ids(self) -> Collection[int]:
-        """Ids that cannot be drawn next: those that would end it before there are ``min_tokens``."""
-        return self.sampling.stop_token_ids if self.num_output < self.sampling.min_tokens else ()
+        """Ids that cannot follow the known ones: those that would end it before there are ``min_tokens``."""
+        num_known = len(self.token_ids) - self.num_prompt
+        return self.sampling.stop_token_ids if num_known < self.sampling.min_tokens else ()
 
     @property
     def usage(self) -> Usage | None:
@@ -192,6 +191,18 @@ class Sequence:
             self.num_unread += 1
             self.num_tokens += 1
 
+    def take_back(self, num_tokens: int, draws: bool) -> None:
+        """The step that was launched last, with these, is nothing of it: they are computed in another one."""
+        self.num_computed -= num_tokens
+        if draws:
+            self.num_unread -= 1
+            self.num_tokens -= 1
+
+    def forget_unread_reports(self) -> None:
+        """Log probabilities of the prompt that were not read will be reported by another step."""
+        if self.prompt_logprobs is not None:
+            self.num_reported = self._num_prompt_logprobs
+
     def append(self, token_id: int) -> None:
         """Take the first of the tokens that were drawn."""
         assert self.num_unread, "a token that nobody drew"
@@ -245,3 +256,7 @@ class Chunk(NamedTuple):
     def num_extra_rows(self) -> int:
         """Rows of logits that it needs, as long as it has not been launched, besides one of its sequence."""
         return max(0, len(self.sequence.unreported(self.num_tokens)) + self.draws - 1)
+
+    def is_due(self) -> bool:
+        """Whether it can still be computed as planned."""
+        return self.sequence.is_running and self.draws == (self.num_tokens == self.sequence.num_pending)

@@ -9,6 +9,7 @@ from orcd.errors import ContextLengthExceeded, InvalidRequest, OrcdError, VramOo
 from orcd.sampling import MAX_PROMPT_LOGPROBS, SamplingFields, convert
 from worker.contract import Add, Choice, Sampling, TokenOutput
 from worker.engine.logits.edit_rows import MAX_BIASES
+from worker.engine.sequence import Sequence
 
 _OWN_LIMITS = {"seed", "stop_token_ids", "bad_words"}
 """A seed may have all 64 bits here, the model's own end tokens are among the ids, and words are ids."""
@@ -61,6 +62,11 @@ def step_error(error: Exception) -> OrcdError:
     if isinstance(error, MemoryError | OutOfDeviceMemory):
         return VramOom("the device ran out of memory on this request; shorten it or lower step_tokens")
     return OrcdError(f"the model failed on this request: {type(error).__name__} at {places(error)[-1]}")
+
+
+def last_output(sequence: Sequence) -> TokenOutput:
+    """The last output of a choice that has ended without another token."""
+    return TokenOutput(sequence.request_id, sequence.choice, (), sequence.finish_reason, usage=sequence.usage)
 
 
 def _check_ids(field: str, ids: Collection[int], vocab_size: int) -> None:

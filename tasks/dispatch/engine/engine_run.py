@@ -19,7 +19,7 @@ from worker.settings import Settings
 class EngineRun:
     """A process that loads a model and then serves whoever is at ``connection``.
 
-    It notes in ``in_flight`` which requests it is at work on (`worker.engine.in_flight_file`).
+    It notes in ``in_flight`` which requests it is at work on (`worker.engine.runners.in_flight_file`).
     """
 
     process: subprocess.Popen[bytes]

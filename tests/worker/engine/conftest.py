@@ -1,4 +1,4 @@
-"""Engines on a device that is waited for, and on one that runs behind the host."""
+"""Engines on a device that is waited for, and on one that runs behind the host, which may draw late."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from tests.worker.engine.cuda.late_device import LateModel
 from tests.worker.engine.generation import engine
 from worker.engine.engine import Engine
 
-MACHINES: dict[str, Callable[[ContextModel], object]] = {"waiting": lambda model: model, "ahead": LateModel}
+MACHINES = {"waiting": False, "ahead": True, "drawing late": True}
+"""Whether they are on a device that runs behind the host."""
 
 
 @pytest.fixture(scope="module")
@@ -23,6 +24,13 @@ def no_wait_is_long() -> Iterator[None]:
         yield
 
 
-@pytest.fixture(params=MACHINES.values(), ids=MACHINES)
-def make(request: pytest.FixtureRequest) -> Callable[..., Engine]:
-    return lambda model=None, **options: engine(request.param(model or ContextModel()), **options)
+@pytest.fixture(params=MACHINES)
+def make(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Engine]:
+    if request.param == "drawing late":
+        monkeypatch.setattr("worker.engine.scheduler.MANY", 1)
+
+    def make_engine(model: ContextModel | None = None, **options: object) -> Engine:
+        model = model or ContextModel()
+        return engine(LateModel(model) if MACHINES[request.param] else model, **options)
+
+    return make_engine

@@ -107,12 +107,12 @@ def test_ids_are_those_of_each_request_alone(make: Callable[..., Engine], undist
 @pytest.mark.parametrize(
     "options", [{}, {"step_tokens": 5}, {"cache_tokens": 56}], ids=["batched", "chunked", "preempted"]
 )
-def test_ids_are_the_same_where_a_step_has_half_of_those_with_a_constraint(
-    make: Callable[..., Engine], undisturbed: Results, options: dict, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("many", [2, 3, 5])
+def test_ids_are_the_same_where_only_steps_of_some_are_drawn_late(
+    undisturbed: Results, many: int, options: dict, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("worker.engine.scheduler.HALVED_FROM", 2)
-    monkeypatch.setattr("worker.engine.cuda.runner.LONG_WAIT_S", -1)
-    assert generate(make(**options), traffic()) == undisturbed
+    monkeypatch.setattr("worker.engine.scheduler.MANY", many)
+    assert generate(engine(LateModel(), **options), traffic()) == undisturbed
 
 
 def test_resumed_equals_uninterrupted(make: Callable[..., Engine], undisturbed: Results):
@@ -145,13 +145,15 @@ def test_a_sequence_that_outgrows_the_models_limit_is_computed_anew(make: Callab
     cache_tokens=st.integers(56, 120),
     max_sequences=st.integers(1, 8),
     order=st.permutations(range(8)),
-    late=st.booleans(),
+    many=st.sampled_from([None, 1, 2, 4, 64]),
 )
-def test_no_schedule_changes_what_a_request_says(undisturbed, step_tokens, cache_tokens, max_sequences, order, late):
+def test_no_schedule_changes_what_a_request_says(undisturbed, step_tokens, cache_tokens, max_sequences, order, many):
     options = {"step_tokens": step_tokens, "cache_tokens": cache_tokens, "max_sequences": max_sequences}
     adds = traffic()
-    machine = engine(LateModel() if late else None, **options)
-    assert generate(machine, [adds[number] for number in order]) == undisturbed
+    machine = engine(None if many is None else LateModel(), **options)
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr("worker.engine.scheduler.MANY", many or 0)
+        assert generate(machine, [adds[number] for number in order]) == undisturbed
 
 
 def test_it_waits_for_the_last_id_and_delays_nobody_else():

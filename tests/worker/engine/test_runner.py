@@ -5,14 +5,14 @@ import pytest
 
 from kernels.batch import GREEDY_ROW, SAMPLING_ROW, SamplingParams
 from kernels.reference.sampling import sample
-from orcd.errors import OrcdError
+from orcd.errors import CudaError, OrcdError, VramOom
 from tests.worker.engine.context_model import ContextModel, check_prefixes
 from tests.worker.engine.generation import SAMPLINGS, engine, generate, sequence
 from tests.worker.engine.generation import prompt as prompt_of
 from tests.worker.engine.recurrent_model import RecurrentModel
 from tests.worker.logprob_records import TokenLogprobs, read
 from worker.contract import Add, Choice
-from worker.engine.runner import Draw, Result, SynchronousRunner
+from worker.engine.runner import Draw, Result, SynchronousRunner, run_alone
 from worker.engine.sequence import Chunk, Sequence
 
 
@@ -174,3 +174,24 @@ def test_a_step_that_raises_can_be_run_again_from_a_snapshot():
     whole = with_state([1, 2, 3, 4, 5], 0)
     whole.block_ids = [0, 1]
     assert run(recurrent_runner(RecurrentModel()), Chunk(whole, 5, True)) == [drawn]
+
+
+class FailingModel(FixedLogits):
+    def __init__(self, error: Exception) -> None:
+        super().__init__([0.0, 1.0])
+        self.error = error
+
+    def forward(self, step, cache):
+        raise self.error
+
+
+def test_a_chunk_that_is_run_alone_gives_its_result_or_its_error_unless_the_device_is_lost():
+    chunk = Chunk(sequence([1, 2], [0]), 2, True)
+
+    def runner(model: ContextModel) -> SynchronousRunner:
+        return SynchronousRunner(model, num_blocks=4, block_tokens=4, max_sequences=8)
+
+    assert run_alone(runner(FixedLogits([0.0, 1.0])), chunk) == Draw(1, None)
+    assert isinstance(run_alone(runner(FailingModel(MemoryError())), chunk), VramOom)
+    with pytest.raises(CudaError):
+        run_alone(runner(FailingModel(CudaError("lost"))), chunk)

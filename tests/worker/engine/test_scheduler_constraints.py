@@ -11,7 +11,7 @@ from tests.worker.engine.bracket_constraint import BracketConstraint
 from tests.worker.engine.cuda.late_device import LateModel
 from tests.worker.engine.generation import engine, prompt
 from worker.contract import Add, Sampling
-from worker.engine.scheduler import HALVED_STEPS, Scheduler
+from worker.engine.scheduler import Scheduler
 from worker.engine.sequence import Chunk, Sequence
 
 NUM_STEPS = 60
@@ -19,8 +19,10 @@ NUM_STEPS = 60
 pytestmark = pytest.mark.usefixtures("no_wait_is_long")
 
 
-def start(num_free: int, num_constrained: int) -> Scheduler:
-    machine = Scheduler(num_blocks=900, block_tokens=4, step_tokens=64, max_sequences=16)
+def start(num_free: int, num_constrained: int, *, rewrites_blocks: bool = False) -> Scheduler:
+    machine = Scheduler(
+        num_blocks=900, block_tokens=4, step_tokens=64, max_sequences=16, rewrites_blocks=rewrites_blocks
+    )
     for number in range(num_free):
         machine.add(Sequence(f"free{number}", 0, Sampling(max_tokens=400), 0, [number, 1], 2, 400))
     for number in range(num_constrained):
@@ -38,14 +40,12 @@ def run(
     depth: int,
     in_flight: deque[list[Chunk]] | None = None,
     num_steps: int = NUM_STEPS,
-    *,
-    waits: bool = False,
 ) -> list[Counter[str]]:
     """Keep ``depth`` steps in flight; how many sequences of each kind each of the last steps had."""
     in_flight = deque() if in_flight is None else in_flight
     steps: list[Counter[str]] = []
     while len(steps) < num_steps:
-        while len(in_flight) < depth and (chunks := machine.plan(ahead=len(in_flight), waits=waits)):
+        while len(in_flight) < depth and (chunks := machine.plan(ahead=len(in_flight))):
             machine.launch(chunks)
             in_flight.append(chunks)
             steps.append(Counter(chunk.sequence.request_id.rstrip("0123456789") for chunk in chunks))
@@ -72,34 +72,31 @@ def test_as_many_with_a_constraint_as_others_or_more_are_in_every_second_step_at
     assert all(5 in (step["bound"], later["bound"]) for step, later in pairwise(steps))
 
 
-@pytest.mark.parametrize("depth", [2, 3])
 @pytest.mark.parametrize("num_free", [0, 3])
-def test_of_many_with_a_constraint_each_step_has_half(num_free: int, depth: int, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("worker.engine.scheduler.HALVED_FROM", 8)
-    steps = run(start(num_free, 9), depth, waits=True)
-    assert all(step["free"] == num_free for step in steps)
-    assert all({step["bound"], later["bound"]} == {4, 5} for step, later in pairwise(steps))
+def test_many_on_a_device_that_works_by_itself_are_one_step_ahead_of_their_tokens(
+    num_free: int, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("worker.engine.scheduler.MANY", 3)
+    machine = start(num_free, 3, rewrites_blocks=True)
+    assert all(step == Counter(free=num_free, bound=3) for step in run(machine, 2))
+    machine = start(num_free, 3, rewrites_blocks=True)
+    for ahead in range(2):
+        machine.launch(machine.plan(ahead=ahead))
+    assert machine.plan(ahead=2) == [], "two tokens of a sequence with a constraint are not known"
 
 
-def test_halves_of_those_with_a_constraint_take_turns_where_nothing_is_in_flight(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("worker.engine.scheduler.HALVED_FROM", 8)
-    machine, taken = start(0, 8), Counter[str]()
-    for _ in range(12):
-        chunks = machine.plan(waits=True)
+def test_a_step_behind_two_others_waits_though_only_the_first_of_them_has_drawn_for_a_constraint(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setattr("worker.engine.scheduler.MANY", 6)
+    machine = start(2, 3, rewrites_blocks=True)
+    for ahead, num_bound in ((0, 3), (1, 0)):
+        if ahead:
+            machine.add(bound(7))  # with it they are many
+        chunks = machine.plan(ahead=ahead)
+        assert sum(chunk.sequence.constraint is not None for chunk in chunks) == num_bound + ahead
         machine.launch(chunks)
-        for chunk in chunks:
-            machine.append(chunk.sequence, 2)
-            taken[chunk.sequence.request_id] += 1
-    assert max(taken.values()) - min(taken.values()) <= 1
-
-
-def test_they_are_halved_for_some_steps_after_one_that_was_waited_for(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("worker.engine.scheduler.HALVED_FROM", 8)
-    machine, in_flight = start(0, 9), deque[list[Chunk]]()
-    assert all(step["bound"] == 9 for step in run(machine, 2, in_flight, num_steps=8))
-    run(machine, 2, in_flight, num_steps=2, waits=True)
-    assert all(step["bound"] in (4, 5) for step in run(machine, 2, in_flight, num_steps=HALVED_STEPS - 8))
-    assert all(step["bound"] in (0, 9) for step in run(machine, 2, in_flight, num_steps=20))
+    assert machine.plan(ahead=2) == [], "the draws of the step before the last one are no more on the device"
 
 
 def test_those_that_come_one_by_one_go_on_with_the_others():

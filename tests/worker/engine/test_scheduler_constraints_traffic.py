@@ -22,7 +22,9 @@ class Traffic:
 
     def __init__(self, seed: int, depth: int) -> None:
         self.chance, self.depth = random.Random(seed), depth
-        self.machine = Scheduler(num_blocks=40, block_tokens=4, step_tokens=64, max_sequences=8)
+        self.machine = Scheduler(
+            num_blocks=40, block_tokens=4, step_tokens=64, max_sequences=8, rewrites_blocks=depth > 1
+        )
         self.share = self.chance.choice([0.1, 0.3, 0.5, 0.9])
         self.live: list[Sequence] = []
         self.in_flight: deque[list[Chunk]] = deque()
@@ -58,7 +60,8 @@ class Traffic:
 
     def append(self, sequence: Sequence) -> None:
         self.machine.append(sequence, 2)
-        while sequence.constraint is not None and sequence.finish_reason is None and self.chance.random() < 0.3:
+        is_known = sequence.constraint is not None and not sequence.num_unread
+        while is_known and sequence.finish_reason is None and self.chance.random() < 0.3:
             sequence.append_forced(2)
             sequence.update_finish_reason()
         if sequence.finish_reason is not None:
@@ -66,9 +69,10 @@ class Traffic:
             self.live.remove(sequence)
 
 
-@pytest.mark.parametrize("depth", [1, 2, 3])
+@pytest.mark.parametrize(("depth", "many"), [(1, 64), (2, 64), (3, 64), (2, 3), (3, 3)])
 @pytest.mark.parametrize("seed", range(4))
-def test_all_that_run_go_on_and_all_end(seed: int, depth: int) -> None:
+def test_all_that_run_go_on_and_all_end(seed: int, depth: int, many: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("worker.engine.scheduler.MANY", many)
     traffic = Traffic(seed, depth)
     for number in range(NUM_ARRIVALS):
         traffic.arrive(number)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from collections.abc import Sequence as Series
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -29,14 +30,15 @@ from worker.engine.batch_builder import (
 )
 from worker.engine.cuda.buffers import StepBuffers, StepLimits
 from worker.engine.cuda.decode_graphs import DecodeGraphs, empty_rows
-from worker.engine.cuda.logit_processing import EditSender, LogitMasker, LogprobReporter, Reports, read_reports
+from worker.engine.cuda.launched_step import Draw, LaunchedStep, without
+from worker.engine.cuda.logit_processing import EditSender, LogitMasker, LogprobReporter, Reports
 from worker.engine.cuda.pinned_ring import NUM_BUFFERS, Download, DownloadRing, UploadRing
 from worker.engine.cuda.prefix_grouping import PrefixGrouping
 from worker.engine.cuda.slot_allocator import SlotAllocator
 from worker.engine.cuda.step_arrays import arrays_of, step_of
 from worker.engine.cuda.whole_step_graphs import WholeStepGraphs
 from worker.engine.logits.edit_rows import EditRows
-from worker.engine.runner import Result, add_prompts, drawn
+from worker.engine.runner import Result
 from worker.engine.sequence import Chunk, Sequence
 from worker.model.registry import Model
 
@@ -44,17 +46,6 @@ LONG_WAIT_S = 0.003
 """Where the host waits so long for a step, a second one behind it is work enough for the device, and requests that come
 now start sooner. Else there is a third: a step that starts requests takes the host longer than a short one the device.
 """
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class LaunchedStep:
-    """A step in flight: the draw of each chunk is ``ids[rows[i]]``, unless that is None."""
-
-    rows: Series[int | None]
-    ids: Download
-    reports: Reports | None = None
-    prompts: Series[PromptTokens] = ()  # what reports of the chunks' prompts are about, unless there are none
-    errors: Mapping[int, OrcdError] = field(default_factory=dict)  # of draws that are none, by rows
 
 
 class CudaRunner:
@@ -102,6 +93,7 @@ class CudaRunner:
         self._cache = model.allocate_cache(num_blocks, limits.block_tokens, num_states)
         self._forget_rows()
         self._in_flight: deque[LaunchedStep] = deque()
+        self._late_draw: Draw | None = None  # of the step that was launched up to its logits
         self._waited_s = 0.0  # for the last step that was collected
         with _named_errors():
             self._count_rows()
@@ -119,41 +111,33 @@ class CudaRunner:
         """Steps that may be in flight now."""
         return 2 if self._waited_s > LONG_WAIT_S else NUM_BUFFERS
 
-    def launch(self, chunks: list[Chunk]) -> None:
+    def launch(self, chunks: list[Chunk], *, draws: bool = True) -> None:
         """Enqueue a step. Raises `CudaError`, and nothing else of a model with recurrent layers."""
-        with _named_errors():
-            try:
-                step = self._decode(chunks) if only_decodes(chunks) else self._run_whole(chunks)
-            except Exception as error:
-                self._forget_rows()  # the device may or may not have got what it was told: tell it everything anew
-                if self._limits.has_states and not isinstance(error, CudaFailure):
-                    raise CudaError(
-                        f"a step with states failed: {type(error).__name__} at {places(error)[-1]}"
-                    ) from error
-                raise
-        self._in_flight.append(step)
+        assert self._late_draw is None, "a step before this one that nobody has drawn from"
+        with self._forgetting():
+            draw = self._decode(chunks) if only_decodes(chunks) else self._run_whole(chunks)
+            if draws:
+                self._in_flight.append(draw(()))
+            else:
+                self._late_draw = draw
+
+    def draw(self, void: Collection[Sequence]) -> None:
+        """Enqueue the rest of the step that was launched up to its logits. Raises what `launch` does."""
+        draw, self._late_draw = self._late_draw, None
+        assert draw is not None, "a step that was drawn from"
+        with self._forgetting():
+            self._in_flight.append(draw(void))
 
     def collect(self) -> Series[Result]:
         """Wait for the oldest step in flight; a result for each of its chunks. Raises `CudaError`."""
         step = self._in_flight.popleft()
         with _named_errors():
             start = time.monotonic()
-            ids = step.ids.read(self._timeout_s).view(np.int32).tolist()
+            ids = step.read_ids(self._timeout_s)
             self._waited_s = time.monotonic() - start
-            reports = step.reports
-            if reports is None and not step.errors:
-                drawn_ids = [None if row is None else ids[row] for row in step.rows]
-                if -1 not in drawn_ids:
-                    return drawn_ids
-            logprobs: dict[int, bytes] = {}
-            if reports is not None:
-                logprobs = read_reports(reports.download, reports.num_rows, reports.wanted, self._timeout_s)
-        results = [
-            None if row is None else step.errors.get(row) or drawn(ids[row], logprobs.get(row)) for row in step.rows
-        ]
-        return add_prompts(results, step.prompts, self._read_prompts(step)) if step.prompts else results
+            return step.results(ids, self._timeout_s)
 
-    def _decode(self, chunks: list[Chunk]) -> LaunchedStep:
+    def _decode(self, chunks: list[Chunk]) -> Draw:
         num_rows = self._graphs.bucket_for(len(chunks))
         rows, updates = self._batch_slots.allocate(chunks, num_rows)
         self._send_resets()
@@ -166,14 +150,19 @@ class CudaRunner:
         in_graph = [sequence.draws_in_graph for sequence, _, _ in chunks]
         if all(in_graph):
             graph.launch()
-            return LaunchedStep(rows, self._fetch(num_rows))
+            return lambda _: LaunchedStep(rows, self._fetch(num_rows))
         graph.launch_forward()
         drawing = {row: sequence for row, (sequence, _, _) in zip(rows, chunks, strict=True)}
-        errors = self._send_masks(drawing)
-        graph.launch_draw()
-        return LaunchedStep(rows, self._fetch(num_rows), self._fetch_reports(drawing, num_rows), errors=errors)
 
-    def _run_whole(self, chunks: list[Chunk]) -> LaunchedStep:
+        def draw(void: Collection[Sequence]) -> LaunchedStep:
+            errors = self._send_masks(drawing, void)
+            graph.launch_draw()
+            reports = self._fetch_reports(drawing, num_rows)
+            return LaunchedStep(without(void, rows, chunks), self._fetch(num_rows), reports, errors=errors)
+
+        return draw
+
+    def _run_whole(self, chunks: list[Chunk]) -> Draw:
         drawing = dict(enumerate([chunk.sequence for chunk in chunks if chunk.draws]))
         self._edit_rows.assign(drawing.values())
         self._send_resets()
@@ -184,10 +173,12 @@ class CudaRunner:
         reported = [prompt for prompt in prompts if prompt.token_ids]
         graph = None if self._whole_graphs is None or reported else self._whole_graphs.graph_for(step)
         self._batch_slots.interrupt({sequence: row for row, sequence in drawing.items()})
-        errors: Mapping[int, OrcdError] = {}
+        num_rows = len(drawing)
+        enqueue_draw: Callable[[], None] | None = None
         if graph is None:
-            num_rows = len(drawing)
-            errors = self._launch_whole(step, params, drawing, reported)
+            logits, sent_params = self._launch_whole(step, params, reported)
+            if drawing:
+                enqueue_draw = partial(self._draw, first(logits, num_rows), sent_params.first(num_rows))
         else:
             num_rows = graph.num_rows
             graph.write(step, params, self._uploads.take())
@@ -196,21 +187,28 @@ class CudaRunner:
                 graph.launch()
             else:
                 graph.launch_forward()
-                errors = self._send_masks(drawing)
-                graph.launch_draw()
-        reports = self._fetch_reports(drawing, num_rows, sum(len(prompt.token_ids) for prompt in reported))
+                enqueue_draw = graph.launch_draw
         numbers = iter(drawing)
         rows = [next(numbers) if chunk.draws else None for chunk in chunks]
-        return LaunchedStep(rows, self._fetch(len(drawing)), reports, prompts if reported else (), errors)
+
+        def draw(void: Collection[Sequence]) -> LaunchedStep:
+            errors: Mapping[int, OrcdError] = {}
+            if enqueue_draw is not None:
+                errors = self._send_masks(drawing, void)
+                enqueue_draw()
+            reports = self._fetch_reports(drawing, num_rows, sum(len(prompt.token_ids) for prompt in reported))
+            ids = self._fetch(len(drawing))
+            return LaunchedStep(without(void, rows, chunks), ids, reports, prompts if reported else (), errors)
+
+        return draw
 
     def _launch_whole(
         self,
         step: Step[NDArray[Any]],
         params: SamplingParams[NDArray[Any]],
-        drawing: Mapping[int, Sequence],
         reported: list[PromptTokens],
-    ) -> Mapping[int, OrcdError]:
-        """Send a step as it is, and launch it kernel by kernel; the errors of rows that can draw nothing.
+    ) -> tuple[AnyArray, SamplingParams[DeviceArray]]:
+        """Send a step as it is, and launch it kernel by kernel; its logits, and how tokens are drawn from them.
 
         Behind the rows to draw from come those after which tokens of prompts are ``reported``.
         """
@@ -231,11 +229,7 @@ class CudaRunner:
         logits = self._model.forward(sent, self._cache)
         if prompt_ids:
             self._logprob_reporter.report_prompts(logits, sent_ids, sent_params)
-        if not drawing:
-            return {}
-        errors = self._send_masks(drawing)
-        self._draw(first(logits, len(drawing)), sent_params.first(len(drawing)))
-        return errors
+        return logits, sent_params
 
     def _draw(self, logits: AnyArray, params: SamplingParams[DeviceArray]) -> None:
         """Enqueue the draw from ``logits`` [R, vocab], with the masks that were sent last, and its reports."""
@@ -244,9 +238,13 @@ class CudaRunner:
         self._ops.sample(logits, params, out_ids=ids)
         self._logprob_reporter.report(logits, ids, params)
 
-    def _send_masks(self, drawing: Mapping[int, Sequence]) -> Mapping[int, OrcdError]:
-        """The errors of rows that can draw nothing."""
-        constrained = {row: sequence for row, sequence in drawing.items() if sequence.constraint is not None}
+    def _send_masks(self, drawing: Mapping[int, Sequence], void: Collection[Sequence]) -> Mapping[int, OrcdError]:
+        """The errors of rows that can draw nothing, but for those of which nobody needs anything."""
+        constrained = {
+            row: sequence
+            for row, sequence in drawing.items()
+            if sequence.constraint is not None and sequence.finish_reason is None and sequence not in void
+        }
         return self._logit_masker.send(constrained)
 
     def _fetch_reports(
@@ -258,18 +256,23 @@ class CudaRunner:
             return None
         return Reports(self._logprob_reporter.fetch(num_rows + num_prompt_rows), num_rows, wanted)
 
-    def _read_prompts(self, step: LaunchedStep) -> Iterable[bytes]:
-        """The log probabilities of tokens of prompts, a record of each."""
-        reports = step.reports
-        assert reports is not None, "a prompt whose log probabilities are not fetched"
-        num_tops = [prompt.num_top for prompt in step.prompts for _ in prompt.token_ids]
-        wanted = list(enumerate(num_tops))
-        told = read_reports(reports.download, len(num_tops), wanted, self._timeout_s, num_before=reports.num_rows)
-        return told.values()
-
     def _send_resets(self) -> None:
         for resets in self._edit_rows.take_resets():
             self._edit_sender.send(resets)
+
+    @contextmanager
+    def _forgetting(self) -> Iterator[None]:
+        """After a failure the device may or may not have got what it was told: tell it everything anew."""
+        with _named_errors():
+            try:
+                yield
+            except Exception as error:
+                self._forget_rows()
+                if self._limits.has_states and not isinstance(error, CudaFailure):
+                    raise CudaError(
+                        f"a step with states failed: {type(error).__name__} at {places(error)[-1]}"
+                    ) from error
+                raise
 
     def _forget_rows(self) -> None:
         """Whatever the device holds of rows, it will be told anew."""

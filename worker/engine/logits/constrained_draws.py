@@ -10,8 +10,12 @@ from worker.engine.sequence import Sequence
 from worker.engine.token_constraint import ConstraintBatch, Drawn, take_alone
 
 
-def take_draws(results: list[tuple[Sequence, Result]]) -> None:
-    """Let the sequences' constraints take what was drawn, which becomes what is appended, or an error."""
+def take_draws(results: list[tuple[Sequence, Result]]) -> list[Sequence]:
+    """Let the sequences' constraints take what was drawn, which becomes what is appended, or an error.
+
+    Returns the sequences that go on with another token, or not at all.
+    """
+    others: list[Sequence] = []
     batches: dict[ConstraintBatch | None, list[tuple[int, Draw, Drawn]]] = {}
     for number, (sequence, result) in enumerate(results):
         constraint = sequence.constraint
@@ -31,6 +35,8 @@ def take_draws(results: list[tuple[Sequence, Result]]) -> None:
                 sequence, result = results[number]
                 other = constraint_error(token_id) if isinstance(token_id, Exception) else _replaced(sequence, token_id)
                 results[number] = sequence, _with_rest(result, other)
+                others.append(sequence)
+    return others
 
 
 def _with_rest(result: Result, rest: Draw | OrcdError) -> Result:

@@ -10,21 +10,21 @@ from worker.engine.sequence import Sequence
 MOST_AT_ONCE = 32
 """Tokens appended behind one that was drawn. If more must follow, the next one is drawn, and more are appended then."""
 
-MANY = 64
-"""Running sequences, of which few have a constraint: with several tokens of one the step of all takes longer."""
-
 
 def append_forced(sequence: Sequence, scheduler: Scheduler | None = None) -> tuple[list[int], OrcdError | None]:
     """Append what must follow the last token of a sequence, which is computed in its next step together.
 
-    Nothing is where that would hold up too many others, which have no constraint; then it is drawn.
+    Nothing is where a chunk of several tokens would hold up too many others (`Scheduler.has_many`), nor where a step
+    was launched already that draws what follows: then that is drawn.
 
     Returns the ids, and what went wrong behind them, if anything did. They are those that draws would have given: the
     mask of each would have allowed no other one.
     """
     token_ids: list[int] = []
     constraint = sequence.constraint
-    if constraint is None or not sequence.takes_forced or (scheduler is not None and _holds_up_many(scheduler)):
+    if constraint is None or not sequence.takes_forced or sequence.num_unread:
+        return token_ids, None
+    if scheduler is not None and scheduler.has_many:
         return token_ids, None
     try:
         while sequence.finish_reason is None and len(token_ids) < MOST_AT_ONCE:
@@ -37,8 +37,3 @@ def append_forced(sequence: Sequence, scheduler: Scheduler | None = None) -> tup
     except Exception as error:
         return token_ids, constraint_error(error)
     return token_ids, None
-
-
-def _holds_up_many(scheduler: Scheduler) -> bool:
-    num_running = len(scheduler.running)
-    return num_running >= MANY and 2 * scheduler.num_constrained < num_running

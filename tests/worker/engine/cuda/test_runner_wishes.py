@@ -7,14 +7,16 @@ import numpy as np
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import initialize, rule
+from hypothesis.stateful import initialize, precondition, rule
 
-from tests.worker.engine.bracket_constraint import BracketConstraint
+from tests.worker.engine.bracket_constraint import BracketConstraint, RunConstraint
 from tests.worker.engine.context_model import Config, ContextModel
 from tests.worker.engine.cuda.late_device import LateModel
 from tests.worker.engine.generation import EngineStateMachine, engine, finish, ids_of, prompt
+from tests.worker.engine.recurrent_model import RecurrentModel
 from tests.worker.logprob_records import TokenLogprobs, read
 from worker.contract import Add, Choice, Sampling, TokenOutput
+from worker.engine import scheduler
 
 CONFIG = Config(vocab_size=37, context_length=64)
 SMALL_LIMITS = {
@@ -25,6 +27,7 @@ SMALL_LIMITS = {
     "worker.engine.cuda.padded_step.LEAST_TOKENS": 4,
     "worker.engine.cuda.whole_step_graphs.MOST_GRAPHS": 2,
     "worker.engine.cuda.runner.LONG_WAIT_S": math.inf,
+    "worker.engine.scheduler.MANY": 3,  # and others, see `MixedTraffic.start`
 }
 """With which few graphs are kept, lists of counts and biases are full soon, and steps run as far ahead as ever."""
 
@@ -58,8 +61,20 @@ samplings = st.builds(
 outputs_so_far = st.sampled_from([(), (), (2,), (2, 4, 6), (2, 4, 6, 10, 12)])
 
 
+constraints = st.sampled_from(
+    [
+        *[None] * 3,
+        BracketConstraint(8),
+        BracketConstraint(100),
+        RunConstraint(8, 3, is_told=True),
+        RunConstraint(100, 5, is_told=True),
+        RunConstraint(100, 1, is_told=False),
+    ]
+)
+
+
 class MixedTraffic(EngineStateMachine):
-    """Random adds, aborts, steps, and launches that fail halfway."""
+    """Random adds, aborts, steps, and launches and late draws that fail halfway."""
 
     @initialize(
         step_tokens=st.sampled_from([2, 7, 24, 48]),
@@ -67,10 +82,13 @@ class MixedTraffic(EngineStateMachine):
         max_sequences=st.integers(1, 5),
         prefix_cache=st.booleans(),
         recompute_at=st.sampled_from([None, 20]),
+        has_states=st.booleans(),
+        many=st.sampled_from([1, 2, 3, 64]),
     )
-    def start(self, recompute_at: int | None, **options: object) -> None:
-        self.recompute_at = recompute_at
-        self.model = LateModel(ContextModel(CONFIG, recompute_at))
+    def start(self, recompute_at: int | None, has_states: bool, many: int, **options: object) -> None:
+        scheduler.MANY = many
+        self.recompute_at, self.has_states = recompute_at, has_states
+        self.model = LateModel(self._model())
         self.machine = engine(self.model, **options)
         self.adds: dict[str, tuple[Add, BracketConstraint | None]] = {}
         self.outputs = defaultdict(list)
@@ -81,7 +99,7 @@ class MixedTraffic(EngineStateMachine):
         sampling=samplings,
         outputs=st.lists(outputs_so_far, min_size=1, max_size=3),
         priority=st.integers(0, 2),
-        num_bracket_ids=st.sampled_from([0, 0, 0, 8, 100]),
+        constraint=constraints,
     )
     def add(
         self,
@@ -90,15 +108,18 @@ class MixedTraffic(EngineStateMachine):
         sampling: Sampling,
         outputs: list[tuple[int, ...]],
         priority: int,
-        num_bracket_ids: int,
+        constraint: BracketConstraint | None,
     ) -> None:
         name = f"r{len(self.adds)}"
         choices = tuple(Choice(index, output) for index, output in enumerate(outputs))
         add = Add(name, prompt(family, length), sampling, choices, priority)
-        constraint = BracketConstraint(num_bracket_ids) if num_bracket_ids else None
         self.adds[name] = add, constraint
         self.machine.add(add, constraint)
 
+    def _model(self) -> ContextModel:
+        return (RecurrentModel if self.has_states else ContextModel)(CONFIG, self.recompute_at)
+
+    @precondition(lambda self: not self.has_states)  # else a step that fails is the end of the engine
     @rule(num_uploads=st.integers(0, 3))
     def fail_soon(self, num_uploads: int) -> None:
         """The upload that comes after so many others raises."""
@@ -118,7 +139,7 @@ class MixedTraffic(EngineStateMachine):
 
     def _alone(self, name: str, index: int) -> list[TokenOutput]:
         add, constraint = self.adds[name]
-        machine = engine(ContextModel(CONFIG, self.recompute_at))
+        machine = engine(self._model())
         machine.add(Add("r", add.prompt_ids, add.sampling, (add.choices[index],)), constraint)
         return finish(machine)["r", index]
 

@@ -13,7 +13,7 @@ from typing import IO
 import pytest
 
 from worker.contract import decode_in_flight
-from worker.engine.in_flight_file import InFlightFile
+from worker.engine.runners.in_flight_file import InFlightFile
 
 
 @pytest.fixture
@@ -67,7 +67,7 @@ def test_it_is_written_only_when_it_says_something_new(file: IO[bytes], monkeypa
 @pytest.mark.parametrize("death", [signal.SIGKILL, signal.SIGSEGV])
 def test_it_outlives_its_process(file: IO[bytes], death: signal.Signals) -> None:
     code = (
-        "import os, resource, sys; from worker.engine.in_flight_file import InFlightFile;"
+        "import os, resource, sys; from worker.engine.runners.in_flight_file import InFlightFile;"
         "resource.setrlimit(resource.RLIMIT_CORE, (0, 0));"
         f"InFlightFile({file.fileno()}).write(frozenset(['a', 'b'])); os.kill(os.getpid(), {int(death)})"
     )

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import tempfile
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 import pytest
 
 from tests.worker.engine.context_model import ContextModel
 from tests.worker.engine.generation import engine, finish, prompt, sequence, traffic
 from worker.contract import Abort, Add, Choice, Sampling
-from worker.engine.in_flight_file import InFlightFile
-from worker.engine.noting_runner import NotingRunner
 from worker.engine.runner import Result
-from worker.engine.sequence import Chunk
+from worker.engine.runners.in_flight_file import InFlightFile
+from worker.engine.runners.noting_runner import NotingRunner
+from worker.engine.sequence import Chunk, Sequence
 
 
 class CountingFile(InFlightFile):
@@ -36,10 +36,18 @@ class DeepRunner:
         self.steps: deque[list[Chunk]] = deque()
         self.fails = False
 
-    def launch(self, chunks: list[Chunk]) -> None:
+    def launch(self, chunks: list[Chunk], *, draws: bool = True) -> None:
         if self.fails:
             raise ValueError
         self.steps.append(chunks)
+        self.is_drawn = draws
+
+    def draw(self, void: Collection[Sequence]) -> None:
+        if self.fails:
+            self.steps.pop()
+            raise ValueError("on purpose")
+        self.is_drawn = True
+        self.void = void
 
     def collect(self) -> list[Result]:
         return [None for _ in self.steps.popleft()]
@@ -164,3 +172,20 @@ def test_it_changes_nothing_in_what_is_generated(file: CountingFile) -> None:
             machine.add(each)
         machine.abort(Abort("r1"))
     assert finish(plain) == finish(noting)
+
+
+def test_a_step_that_is_drawn_from_later_is_in_flight_unless_that_fails(file: CountingFile) -> None:
+    deep = DeepRunner()
+    runner = NotingRunner(deep, file)
+    runner.launch(chunks("a"), draws=False)
+    assert not deep.is_drawn
+    runner.draw([SEQUENCES["a"]])
+    assert deep.is_drawn
+    assert deep.void == [SEQUENCES["a"]]
+    runner.launch(chunks("b"), draws=False)
+    deep.fails = True
+    with pytest.raises(ValueError, match="on purpose"):
+        runner.draw(())
+    deep.fails = False
+    runner.launch(chunks("c"))
+    assert file.request_ids == {"a", "c"}

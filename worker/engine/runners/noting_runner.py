@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Collection
 from collections.abc import Sequence as Series
 
-from worker.engine.in_flight_file import InFlightFile
 from worker.engine.runner import Result, Runner
+from worker.engine.runners.in_flight_file import InFlightFile
 from worker.engine.sequence import Chunk, Sequence
 
 
@@ -31,7 +32,7 @@ class NotingRunner:
         """As `Runner.depth`."""
         return self._runner.depth
 
-    def launch(self, chunks: list[Chunk]) -> None:
+    def launch(self, chunks: list[Chunk], *, draws: bool = True) -> None:
         """As `Runner.launch`."""
         sequences = self._latest
         if chunks != self._latest_chunks:  # those of decodes are the same objects each time, so this is soon seen
@@ -41,7 +42,15 @@ class NotingRunner:
         self._in_flight.append(sequences)
         self._note(sequences)
         try:
-            self._runner.launch(chunks)
+            self._runner.launch(chunks, draws=draws)
+        except BaseException:
+            self._in_flight.pop()
+            raise
+
+    def draw(self, void: Collection[Sequence]) -> None:
+        """As `Runner.draw`."""
+        try:
+            self._runner.draw(void)
         except BaseException:
             self._in_flight.pop()
             raise

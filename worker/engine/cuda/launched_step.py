@@ -1,0 +1,66 @@
+"""A step in flight on a CUDA device: what it drew is on its way to the host."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Sequence as Series
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from orcd.errors import OrcdError
+from worker.engine.batch_builder import PromptTokens
+from worker.engine.cuda.logit_processing import Reports, read_reports
+from worker.engine.cuda.pinned_ring import Download
+from worker.engine.runner import Result, add_prompts, drawn
+from worker.engine.sequence import Chunk, Sequence
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LaunchedStep:
+    """The draw of each chunk is ``ids[rows[i]]``, unless that is None."""
+
+    rows: Series[int | None]
+    ids: Download
+    reports: Reports | None = None
+    prompts: Series[PromptTokens] = ()  # what reports of the chunks' prompts are about, unless there are none
+    errors: Mapping[int, OrcdError] = field(default_factory=dict)  # of draws that are none, by rows
+
+    def read_ids(self, timeout_s: float) -> list[int]:
+        """Wait for what was drawn; raises `kernels.errors.CudaFailure` if that failed or takes too long."""
+        ids: list[int] = self.ids.read(timeout_s).view(np.int32).tolist()
+        return ids
+
+    def results(self, ids: list[int], timeout_s: float) -> Series[Result]:
+        """A result for each chunk, once the ``ids`` were read; raises what that does."""
+        reports = self.reports
+        if reports is None and not self.errors:
+            drawn_ids = [None if row is None else ids[row] for row in self.rows]
+            if -1 not in drawn_ids:
+                return drawn_ids
+        logprobs: dict[int, bytes] = {}
+        if reports is not None:
+            logprobs = read_reports(reports.download, reports.num_rows, reports.wanted, timeout_s)
+        results = [
+            None if row is None else self.errors.get(row) or drawn(ids[row], logprobs.get(row)) for row in self.rows
+        ]
+        return add_prompts(results, self.prompts, self._read_prompts(timeout_s)) if self.prompts else results
+
+    def _read_prompts(self, timeout_s: float) -> Iterable[bytes]:
+        """The log probabilities of tokens of prompts, a record of each."""
+        reports = self.reports
+        assert reports is not None, "a prompt whose log probabilities are not fetched"
+        num_tops = [prompt.num_top for prompt in self.prompts for _ in prompt.token_ids]
+        wanted = list(enumerate(num_tops))
+        return read_reports(reports.download, len(num_tops), wanted, timeout_s, num_before=reports.num_rows).values()
+
+
+Draw = Callable[[Collection[Sequence]], LaunchedStep]
+"""Enqueues what is left of a step that was enqueued up to its logits: see `worker.engine.runner.Runner.draw`."""
+
+
+def without(void: Collection[Sequence], rows: Series[int | None], chunks: list[Chunk]) -> Series[int | None]:
+    """The ``rows`` from which ``chunks`` are drawn, None of the ``void`` ones."""
+    if not void:
+        return rows
+    return [None if chunk.sequence in void else row for row, chunk in zip(rows, chunks, strict=True)]

@@ -1,0 +1,1 @@
+"""The runner that a device needs (`worker.engine.runner`), and what notes which requests its steps are about."""
