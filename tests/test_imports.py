@@ -87,7 +87,10 @@ def test_a_library_is_named_only_where_it_belongs(names: set[str], homes: tuple[
 
 LEAVES = {f"orcd.{name}": {"msgspec", "orcd"} for name in ("errors", "settings", "sampling", "jsonl")}
 ENGINE = ROOT / "worker" / "engine"
-BOOKKEEPING = (ENGINE / "scheduler.py", ENGINE / "sequence.py", *sources("worker/engine/cache"))
+BOOKKEEPING = (
+    *(ENGINE / f"{name}.py" for name in ("scheduler", "sequence", "cohort")),
+    *sources("worker/engine/cache"),
+)
 PURE = {module_name(path): {"worker"} for path in BOOKKEEPING if path.name != "__init__.py"}
 
 

@@ -24,10 +24,11 @@ from numpy.typing import NDArray
 from tests.bench.make_model import MODELS
 from tests.bench.structured_rates import SCHEMA
 from worker.contract import Sampling
+from worker.engine.cohort import Draw
 from worker.engine.logits.constrained_draws import take_draws
 from worker.engine.logits.forced_tokens import append_forced
 from worker.engine.logits.token_masks import num_mask_words, write_masks
-from worker.engine.runner import Draw, Result
+from worker.engine.runner import Result
 from worker.engine.sequence import Sequence
 from worker.model.gguf import open_gguf
 from worker.text import tokenizer as tokenizers

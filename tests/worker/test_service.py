@@ -47,7 +47,8 @@ class FloodingEngine:
             self._sequences[request_id] = Sequence(request_id, 0, ENDLESS, 0, [1], num_prompt=1, max_output=10_000)
         sequence = self._sequences[request_id]
         sequence.finish_reason = reason
-        self.outputs.add(sequence, token_id)
+        sequence.token_ids.append(token_id)
+        self.outputs.add(sequence)
 
     def stats(self, *, memory_bytes: int) -> Stats:
         return Stats(1, 0, 1, 1, self.num_steps, 1, 1, 0, 0, memory_bytes)

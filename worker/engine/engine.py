@@ -8,11 +8,12 @@ from collections.abc import Collection, Iterable
 from kernels.devices.protocol import is_gpu
 from orcd.errors import CudaError, InvalidRequest, OrcdError
 from worker.contract import Abort, Add, Stats, TokenOutput
+from worker.engine.cohort import Draw, StepInFlight
 from worker.engine.logits.constrained_draws import take_draws
 from worker.engine.logits.forced_tokens import append_forced
 from worker.engine.logits.open_step import OpenStep, awaits_tokens
 from worker.engine.output_buffer import OutputBuffer
-from worker.engine.runner import Draw, PromptReport, Result, Runner, run_alone
+from worker.engine.runner import PromptReport, Result, Runner, run_alone
 from worker.engine.runners.in_flight_file import InFlightFile
 from worker.engine.runners.noting_runner import NotingRunner
 from worker.engine.runners.open_runner import RunnerSize, open_runner
@@ -68,7 +69,7 @@ class Engine:
         )
         size = RunnerSize(num_blocks, num_states, self.max_sequences, self.max_sequence_tokens)
         self._runner: Runner = open_runner(model, settings, size, capture=capture)
-        self._in_flight: deque[list[Chunk]] = deque()
+        self._in_flight: deque[StepInFlight] = deque()
         self._open: OpenStep | None = None  # the last one in flight, if its draws are still to come
         self._requests: dict[str, list[Sequence]] = {}  # the live sequences of each request
         self._answers: list[TokenOutput] = []  # what the next step emits without computing anything
@@ -172,7 +173,7 @@ class Engine:
         held = self._scheduler.running + self._scheduler.waiting
         assert {id(each) for sequences in self._requests.values() for each in sequences} == set(map(id, held))
         assert all(self._requests.values()), "a request without sequences"
-        drawing = Counter(id(chunk.sequence) for chunks in self._in_flight for chunk in chunks if chunk.draws)
+        drawing = Counter(id(chunk.sequence) for step in self._in_flight for chunk in step.chunks if chunk.draws)
         for sequence in held:
             assert sequence.num_unread == drawing.get(id(sequence), 0), "an unread token that nobody draws"
 
@@ -194,11 +195,10 @@ class Engine:
         except Exception as error:
             self._run_apart(chunks, error)
             return False
+        step = self._scheduler.launch(chunks)
         if is_open:
-            self._open = OpenStep(chunks)
-            chunks = self._open.chunks
-        self._scheduler.launch(chunks)
-        self._in_flight.append(chunks)
+            self._open = OpenStep(step)
+        self._in_flight.append(step)
         return True
 
     def _draw(self, step: OpenStep) -> bool:
@@ -211,6 +211,7 @@ class Engine:
             raise
         except Exception as error:
             self._in_flight.pop()
+            self._scheduler.disband()
             self._run_apart(step.take_back(), error)
             return False
         return True
@@ -222,6 +223,7 @@ class Engine:
         """
         while self._in_flight:
             self._collect()
+        self._scheduler.disband()
         alone = [chunk for chunk in chunks if chunk.is_due()]
         results = [run_alone(self._runner, chunk) for chunk in alone] if len(chunks) > 1 else [step_error(error)]
         if len(alone) > 1 and all(isinstance(result, OrcdError) for result in results):
@@ -233,9 +235,13 @@ class Engine:
 
     def _collect(self) -> None:
         """Wait for the oldest step in flight and do what its results ask for."""
-        chunks = self._in_flight.popleft()
-        results = zip(chunks, self._runner.collect(), strict=True)
-        self._commit([(sequence, each) for (sequence, _, _), each in results if sequence.finish_reason is None])
+        step = self._in_flight.popleft()
+        results = self._runner.collect()
+        num_appended, left = self._scheduler.cohort.append(step, results)
+        self._num_output_tokens += num_appended
+        self.outputs.add_all(step.members)
+        others = zip(step.others, results[len(step.members) :], strict=True)
+        self._commit(left + [(sequence, each) for (sequence, _, _), each in others if sequence.finish_reason is None])
 
     def _commit(self, results: list[tuple[Sequence, Result]]) -> None:
         left_out: Collection[Sequence] = ()
@@ -263,7 +269,7 @@ class Engine:
     def _append(self, sequence: Sequence, token_id: int, logprobs: bytes | None) -> None:
         """Add to a sequence what was drawn, and what must follow that."""
         self._scheduler.append(sequence, token_id)
-        self.outputs.add(sequence, token_id, logprobs)
+        self.outputs.add(sequence, logprobs)
         self._num_output_tokens += 1
         error = self._append_forced(sequence) if sequence.takes_forced else None
         if sequence.finish_reason is not None:
@@ -275,8 +281,8 @@ class Engine:
 
     def _append_forced(self, sequence: Sequence) -> OrcdError | None:
         forced_ids, error = append_forced(sequence, self._scheduler)
-        for token_id in forced_ids:
-            self.outputs.add(sequence, token_id)
+        if forced_ids:
+            self.outputs.add(sequence)
         self._num_output_tokens += len(forced_ids)
         self._num_forced_tokens += len(forced_ids)
         return error

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import count
 
 from worker.contract import TokenOutput
-from worker.engine.sequence import Sequence
+from worker.engine.sequence import Chunk, Sequence
 
 
 class OutputBuffer:
@@ -16,7 +17,9 @@ class OutputBuffer:
     """
 
     def __init__(self) -> None:
-        self._entries: list[Sequence | TokenOutput] = []
+        self._entries: dict[Sequence | int, TokenOutput | None] = {}  # sequences with tokens; other outputs by numbers
+        self._numbers = count()
+        self._latest: list[Chunk] = []  # the sequences of which are among the entries
         self._prompt_logprobs: dict[Sequence, bytes] = {}
         self.has_final = False
         """Whether the last output of any choice is among them."""
@@ -24,12 +27,9 @@ class OutputBuffer:
     def __bool__(self) -> bool:
         return bool(self._entries)
 
-    def add(self, sequence: Sequence, token_id: int, logprobs: bytes | None = None) -> None:
-        """A sequence has another token, and may have ended with it."""
-        unsent = sequence.unsent_ids
-        if not unsent:
-            self._entries.append(sequence)
-        unsent.append(token_id)
+    def add(self, sequence: Sequence, logprobs: bytes | None = None) -> None:
+        """A sequence has another token, or several, and may have ended with it."""
+        self._entries[sequence] = None
         if logprobs is not None:
             sequence.unsent_logprobs.append(logprobs)
         if sequence.prompt_logprobs is not None:
@@ -37,43 +37,56 @@ class OutputBuffer:
         if sequence.finish_reason is not None:
             self.has_final = True
 
+    def add_all(self, chunks: list[Chunk]) -> None:
+        """Those sequences of a step that have not ended have another token; the same list is of the same sequences."""
+        if chunks is not self._latest:
+            live = [sequence for sequence, _, _ in chunks if sequence.finish_reason is None]
+            self._entries.update(dict.fromkeys(live))
+            self._latest = chunks
+
     def answer(self, outputs: Iterable[TokenOutput]) -> None:
         """Last outputs of choices, without tokens."""
         for output in outputs:
-            self._entries.append(output)
+            self._entries[next(self._numbers)] = output
             self.has_final = True
 
     def take_all(self) -> list[TokenOutput]:
         """All of it."""
-        entries, self._entries, self.has_final = self._entries, [], False
-        return [self._output(entry) for entry in entries]
+        entries, self._entries = self._entries, {}
+        self._latest, self.has_final = [], False
+        return self._outputs(entries)
 
     def take_finished(self) -> list[TokenOutput]:
         """What there is of choices that have ended; the others' outputs stay."""
-        entries, self._entries, self.has_final = self._entries, [], False
-        finished = []
-        for entry in entries:
-            if entry.finish_reason is None:
-                self._entries.append(entry)
-            else:
-                finished.append(self._output(entry))
-        return finished
+        entries, self._entries = self._entries, {}
+        self.has_final = False
+        finished: dict[Sequence | int, TokenOutput | None] = {}
+        for key, output in entries.items():
+            is_finished = isinstance(key, int) or key.finish_reason is not None
+            (finished if is_finished else self._entries)[key] = output
+        return self._outputs(finished)
 
-    def _output(self, entry: Sequence | TokenOutput) -> TokenOutput:
-        if isinstance(entry, TokenOutput):
-            return entry
-        ids, entry.unsent_ids = tuple(entry.unsent_ids), []
+    def _outputs(self, entries: dict[Sequence | int, TokenOutput | None]) -> list[TokenOutput]:
+        outputs = [self._output(key) if isinstance(key, Sequence) else output for key, output in entries.items()]
+        return [output for output in outputs if output is not None]
+
+    def _output(self, sequence: Sequence) -> TokenOutput | None:
+        """None if it ended before it had another token."""
+        ids = tuple(sequence.token_ids[sequence.num_sent :])
+        if not ids:
+            return None
+        sequence.num_sent += len(ids)
         logprobs = None
-        if entry.unsent_logprobs:
-            logprobs, entry.unsent_logprobs = b"".join(entry.unsent_logprobs), []
-        ends = entry.finish_reason in ("stop", "length")  # else an output without tokens says so
+        if sequence.unsent_logprobs:
+            logprobs, sequence.unsent_logprobs = b"".join(sequence.unsent_logprobs), []
+        ends = sequence.finish_reason in ("stop", "length")  # else an output without tokens says so
         return TokenOutput(
-            entry.request_id,
-            entry.choice,
+            sequence.request_id,
+            sequence.choice,
             ids,
-            entry.finish_reason if ends else None,
+            sequence.finish_reason if ends else None,
             logprobs,
-            usage=entry.usage if ends else None,
-            prompt_logprobs=self._prompt_logprobs.pop(entry, None) if self._prompt_logprobs else None,
-            cached_tokens=entry.num_cached or 0,
+            usage=sequence.usage if ends else None,
+            prompt_logprobs=self._prompt_logprobs.pop(sequence, None) if self._prompt_logprobs else None,
+            cached_tokens=sequence.num_cached or 0,
         )

@@ -24,6 +24,7 @@ from worker.engine.batch_builder import (
     prompt_tokens,
 )
 from worker.engine.cache.prefix_tree import PrefixTree
+from worker.engine.cohort import Draw
 from worker.engine.logits.edit_rows import MAX_BIASES, EditRows
 from worker.engine.logits.logprob_records import are_finite, logprob_records
 from worker.engine.logits.token_masks import constrained_rows, num_mask_words, write_masks
@@ -32,25 +33,15 @@ from worker.engine.validation import step_error
 from worker.model.registry import Model
 
 
-class Draw(NamedTuple):
-    """A token drawn for one sequence; ``logprobs`` is the record of its log probabilities, if they are wanted.
-
-    Of a step that reports none a runner may give the ids alone, as there are hundreds.
-    """
-
-    token_id: int
-    logprobs: bytes | None
-
-
 class PromptReport(NamedTuple):
     """Records of log probabilities of a part of a sequence's prompt, and what the step did for the chunk besides."""
 
     logprobs: bytes
-    rest: Draw | OrcdError | None
+    rest: int | Draw | OrcdError | None
 
 
 Result = int | Draw | PromptReport | OrcdError | None
-"""What a step did for a chunk: None where more of the prompt is to come, or what went wrong."""
+"""What a step did for a chunk: the id that it drew, None where more of the prompt is to come, or what went wrong."""
 
 
 class Runner(Protocol):
@@ -152,7 +143,7 @@ class SynchronousRunner:
         """A result for each chunk of the oldest step that was not collected."""
         return self._results.popleft()
 
-    def _draw(self, logits: NDArray[np.float32], sequences: list[Sequence]) -> list[Draw | OrcdError]:
+    def _draw(self, logits: NDArray[np.float32], sequences: list[Sequence]) -> list[int | Draw | OrcdError]:
         """One token for each sequence from its row of ``logits`` [R, vocab], which is overwritten."""
         if not sequences:
             return []
@@ -186,7 +177,7 @@ class _HostMemory:
 
 
 def add_prompts(
-    results: Series[Draw | OrcdError | None], prompts: Series[PromptTokens], logprobs: Iterable[bytes]
+    results: Series[int | Draw | OrcdError | None], prompts: Series[PromptTokens], logprobs: Iterable[bytes]
 ) -> list[Result]:
     """The results of chunks with those of their ``prompts``, of whose tokens ``logprobs`` has a record each."""
     left = iter(logprobs)
@@ -198,7 +189,7 @@ def add_prompts(
     ]
 
 
-def _with_prompt(result: Draw | OrcdError | None, records: bytes, num_top: int) -> Result:
+def _with_prompt(result: int | Draw | OrcdError | None, records: bytes, num_top: int) -> Result:
     return PromptReport(records, result) if are_finite(records, num_top) else non_finite()
 
 
@@ -207,12 +198,14 @@ def non_finite() -> OrcdError:
     return OrcdError("the model gave non-finite logits for this request; its weights or this input are at fault")
 
 
-def drawn(token_id: int, logprobs: bytes | None) -> Draw | OrcdError:
+def drawn(token_id: int, logprobs: bytes | None) -> int | Draw | OrcdError:
     """What a draw gave that left ``token_id``."""
-    return Draw(token_id, logprobs) if token_id >= 0 else non_finite()
+    if token_id < 0:
+        return non_finite()
+    return token_id if logprobs is None else Draw(token_id, logprobs)
 
 
-def _result(logits: NDArray[np.float32], token_id: int, sequence: Sequence) -> Draw | OrcdError:
+def _result(logits: NDArray[np.float32], token_id: int, sequence: Sequence) -> int | Draw | OrcdError:
     """What was drawn from a row of ``logits`` [vocab]."""
     num_top = sequence.sampling.logprobs
     return drawn(token_id, None if num_top is None or token_id < 0 else _logprobs(logits, token_id, num_top))

@@ -3,7 +3,8 @@
 A step is a plan {sequence: number of tokens} (the idea is vLLM's): a prefill chunk and a decode differ in the number
 only. Decodes come first, one token each; what is left of the step's token budget goes to prefills, so that a long
 prompt delays nobody's next token by more than a step. Where a constraint leaves no choice, an answer goes on with
-several tokens at once, which are a small prefill: these come before those of prompts.
+several tokens at once, which are a small prefill: these come before those of prompts. Sequences that decode in every
+step are a cohort (`worker.engine.cohort`): a plan looks at those of it that may need something, and at all others.
 
 Sequences are ranked by ``arrival step + AGEING_STEPS * priority`` and then by arrival. The rank never changes, and
 whoever arrives late enough ranks behind, however urgent: so nobody starves. A sequence is admitted when the pool has
@@ -46,6 +47,7 @@ from itertools import count
 
 from worker.contract import STEP_TOKENS, StepSizes
 from worker.engine.cache.sequence_cache import SequenceCache
+from worker.engine.cohort import Cohort, StepInFlight
 from worker.engine.sequence import Chunk, Sequence
 
 AGEING_STEPS = 256
@@ -85,7 +87,8 @@ class Scheduler:
         self._works_by_itself = rewrites_blocks
         self.waiting: list[Sequence] = []  # by rank
         self.running: list[Sequence] = []  # by rank
-        self._decodes: dict[Sequence, Chunk] = {}  # of each that runs: steps of the same ones hold the same objects
+        self.cohort = Cohort(block_tokens, recompute_at)
+        self._apart: dict[Sequence, Chunk] = {}  # the others that run, and the chunk of each when it decodes
         self.num_steps = self.num_preemptions = 0
         self.lacks_blocks = False  # whether the first that waited found none when it was last tried to admit it
         self.num_constrained = 0  # of those that run, how many have a constraint; kept, as every step asks
@@ -128,29 +131,36 @@ class Scheduler:
         """Choose the next step's work; preempts and admits. Empty only when there is nothing to do.
 
         ``ahead``: so many steps are in flight. Then it may be empty too because their draws must be known first.
+        The cohort's chunks come first; the same list is of the same ones.
         """
-        chunks: list[Chunk] = []
+        chunks: list[Chunk] = []  # besides the cohort's
         prefills: list[Sequence] = []
         is_minority = 2 * self.num_constrained < len(self.running)
         is_late = not is_minority and ahead == 1 and self.has_many  # a step finds only what the one before it draws
         is_their_turn = not is_minority or self.num_steps % (ahead + 1) == 0
-        for sequence in tuple(self.running):
+        for sequence in sorted([*self.cohort.due, *self._apart], key=lambda each: each.rank):
             if not is_their_turn and sequence.constraint is not None and sequence.num_output:
                 continue
-            if sequence.num_unread and self._awaits_draw(sequence, is_late=is_late):
+            num_tokens = sequence.num_tokens
+            if num_tokens > len(sequence.token_ids) and self._awaits_draw(sequence, num_tokens, is_late=is_late):
                 if ahead > 1 and sequence.constraint is not None and not is_minority:
                     return []
+                if sequence in self.cohort:
+                    self._apart[sequence] = self.cohort.leave(sequence)
                 continue
-            num_tokens = sequence.num_tokens
             if len(sequence.block_ids) * self.block_tokens < num_tokens and not self._grow(sequence, ahead):
                 if ahead:
                     return []
                 continue  # it was preempted itself
-            if num_tokens - sequence.num_computed > 1:
+            if sequence in self.cohort:
+                continue
+            if sequence.num_pending > 1:
                 prefills.append(sequence)
+            elif self.cohort.takes(sequence):
+                self.cohort.join(sequence, self._apart.pop(sequence))
             else:
-                chunks.append(self._decodes[sequence])
-        budget = self.step_tokens - len(chunks)
+                chunks.append(self._apart[sequence])
+        budget = self.step_tokens - len(self.cohort) - len(chunks)
         spare_rows = self.max_running - len(self.running)
         prefills.sort(key=lambda sequence: sequence.num_computed < sequence.num_prompt)
         for sequence in prefills:
@@ -165,31 +175,35 @@ class Scheduler:
                 spare_rows -= 1 + chunks[-1].num_extra_rows
                 if not budget or not spare_rows:
                     break
-        if chunks:
+        if chunks or self.cohort:
             self.num_steps += 1
             self._num_step_tokens += self.step_tokens - budget
             self._num_steps_of_size[bisect_left(STEP_TOKENS, self.step_tokens - budget)] += 1
-        return chunks
+        return [*self.cohort.chunks, *chunks] if chunks else self.cohort.chunks
 
-    def launch(self, chunks: list[Chunk]) -> None:
+    def launch(self, chunks: list[Chunk]) -> StepInFlight:
         """What the chunks compute is in the cache for every step that is launched from now on."""
-        for sequence, num_tokens, draws in chunks:
+        step = self.cohort.launch(chunks)
+        for sequence, num_tokens, draws in step.others:
             sequence.launch(num_tokens, draws)
-            if sequence.num_computed >= (sequence.num_published + 1) * self.block_tokens:
-                self.cache.block_tables.publish(sequence)
-        if self.cache.state_slots is not None:
-            for chunk in chunks:
-                self.cache.state_slots.launch(chunk.sequence)
+            self.cache.block_tables.publish(sequence)
+            if self.cache.state_slots is not None:
+                self.cache.state_slots.launch(sequence)
+        for sequence in self.cohort.due:
+            self.cache.block_tables.publish(sequence)
+        return step
+
+    def disband(self) -> None:
+        """The chunks of a plan are to be launched one by one, and no step is in flight."""
+        self._apart.update(self.cohort.disband())
 
     def append(self, sequence: Sequence, token_id: int) -> None:
         """A token that a launched step drew is known now."""
         sequence.append(token_id)
-        if len(sequence.token_ids) >= (sequence.num_published + 1) * self.block_tokens:
-            self.cache.block_tables.publish(sequence)
+        self.cache.block_tables.publish(sequence)
 
-    def _awaits_draw(self, sequence: Sequence, *, is_late: bool) -> bool:
-        """Whether it cannot go on before its unread tokens are known; ``is_late``: before the step is drawn from."""
-        num_tokens = sequence.num_tokens
+    def _awaits_draw(self, sequence: Sequence, num_tokens: int, *, is_late: bool) -> bool:
+        """Whether one of so many tokens cannot go on before all are known; ``is_late``: before its step draws."""
         is_early = sequence.constraint is not None and not is_late
         return is_early or num_tokens >= sequence.most_tokens or num_tokens - 1 == self.recompute_at
 
@@ -203,7 +217,7 @@ class Scheduler:
         return Chunk(sequence, num_tokens, num_tokens == sequence.num_pending)
 
     def _wait(self, sequence: Sequence) -> None:
-        insort(self.waiting, sequence, key=lambda sequence: sequence.rank)
+        insort(self.waiting, sequence, key=lambda each: each.rank)
 
     def _grow(self, sequence: Sequence, ahead: int) -> bool:
         """Get a running sequence blocks for all its tokens.
@@ -225,7 +239,8 @@ class Scheduler:
 
     def _leave(self, sequence: Sequence) -> None:
         self.running.remove(sequence)
-        del self._decodes[sequence]
+        if self._apart.pop(sequence, None) is None:
+            self.cohort.leave(sequence)
         self.num_constrained -= sequence.constraint is not None
         self.cache.release(sequence)
 
@@ -258,8 +273,8 @@ class Scheduler:
         sequence.prefix_leader = None
         sequence.count_prefix_hits()
         self.waiting.remove(sequence)
-        insort(self.running, sequence, key=lambda sequence: sequence.rank)
-        self._decodes[sequence] = Chunk(sequence, 1, True)
+        insort(self.running, sequence, key=lambda each: each.rank)
+        self._apart[sequence] = Chunk(sequence, 1, True)
         self.num_constrained += sequence.constraint is not None
         return True
 
@@ -267,7 +282,8 @@ class Scheduler:
         """Only running sequences hold anything; every queue is in order and within its bounds."""
         self.cache.check_invariants(self.running)
         assert len(self.running) <= self.max_running
-        assert self._decodes.keys() == set(self.running)
+        assert self._apart.keys() == {each for each in self.running if each not in self.cohort}
+        self.cohort.check_invariants(self.running)
         assert self.num_constrained == sum(sequence.constraint is not None for sequence in self.running)
         assert all(sequence.is_running for sequence in self.running)
         for sequence in self.waiting:

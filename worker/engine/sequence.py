@@ -12,6 +12,13 @@ from worker.engine.token_constraint import TokenConstraint
 
 
 @dataclass(slots=True, eq=False)
+class StepClock:
+    """Counts steps, for all the sequences that each of them computes one token of."""
+
+    num_steps: int = 0
+
+
+@dataclass(slots=True, eq=False)
 class Sequence:
     """Its tokens (prompt, then output), its blocks in the KV cache, and how far they are filled.
 
@@ -50,8 +57,6 @@ class Sequence:
     """Grows when what a device was told no longer holds: ``block_ids`` became another table (not when blocks are added
     to it), or a token is another one than was drawn."""
     block_hashes: list[bytes] = field(default_factory=list)
-    num_computed: int = 0
-    """Tokens whose keys and values are in the cache, once the steps that were launched have run."""
     num_published: int = 0
     """Blocks, from the first on, that the prefix cache was told of."""
     state_slot: int | None = None
@@ -60,19 +65,22 @@ class Sequence:
     """Where its next step finds its state: there, or in a snapshot; None if nothing of it is computed."""
     snapshot_ends: list[int] = field(default_factory=list)
     """Numbers of computed tokens, ascending, at which a chunk ends so that a snapshot can be kept."""
-    num_unread: int = 0
-    """Tokens at the end that launched steps draw and whose ids are not in ``token_ids`` yet."""
-    num_tokens: int = field(init=False)
-    """All of them, known or not; kept, as every plan looks at it."""
     finish_reason: FinishReason | None = None
     num_cached: int | None = None
     """Tokens of its prompt that were found in the prefix cache when it was first admitted; None before."""
     num_prefix_hits: int = 0
     """Tokens whose keys and values were found in the prefix cache, each time that it was admitted."""
     num_preemptions: int = 0
-    unsent_ids: list[int] = field(default_factory=list)
-    """Tokens at the end that `worker.engine.output_buffer` holds, and the records of their log probabilities."""
+    num_sent: int = field(init=False)
+    """Tokens that are not for `worker.engine.output_buffer` to hand out, as it has, or an earlier owner."""
     unsent_logprobs: list[bytes] = field(default_factory=list)
+    """Records of the log probabilities of the others."""
+
+    clock: StepClock | None = None
+    """What counts its tokens while every step computes one (`worker.engine.cohort`)."""
+    _num_tokens: int = field(init=False)
+    """`num_tokens`, and this and the next one as they were when the clock began, if it counts."""
+    _num_computed: int = field(init=False, default=0)
 
     most_tokens: int = field(init=False)
     """With so many it ends."""
@@ -84,7 +92,7 @@ class Sequence:
     """Whether a token without alternatives needs no draw: nobody asks for log probabilities, and no edits count it."""
 
     def __post_init__(self) -> None:
-        self.num_tokens = len(self.token_ids)
+        self._num_tokens = self.num_sent = len(self.token_ids)
         self.most_tokens = self.num_prompt + self.max_output
         options = self.sampling
         self.is_edited = self.is_penalised or bool(self.biases or (options.stop_token_ids and options.min_tokens))
@@ -118,6 +126,26 @@ class Sequence:
     def num_left(self) -> int:
         """Tokens that may still be appended."""
         return self.most_tokens - len(self.token_ids)
+
+    @property
+    def num_tokens(self) -> int:
+        """All of them, known or not."""
+        return self._num_tokens if self.clock is None else self._num_tokens + self.clock.num_steps
+
+    @property
+    def num_computed(self) -> int:
+        """Tokens whose keys and values are in the cache, once the steps that were launched have run."""
+        return self._num_computed if self.clock is None else self._num_computed + self.clock.num_steps
+
+    @num_computed.setter
+    def num_computed(self, number: int) -> None:
+        assert self.clock is None, "its tokens are counted by a clock"
+        self._num_computed = number
+
+    @property
+    def num_unread(self) -> int:
+        """Tokens at the end that launched steps draw and whose ids are not in ``token_ids`` yet."""
+        return self.num_tokens - len(self.token_ids)
 
     @property
     def num_output(self) -> int:
@@ -183,20 +211,32 @@ class Sequence:
 
     def launch(self, num_tokens: int, draws: bool) -> None:
         """A step computes its next ``num_tokens``, and draws another token if ``draws``."""
-        if self.prompt_logprobs is not None:  # asked first, as this is called for every token
+        if self.prompt_logprobs is not None:
             self.num_reported += len(self.unreported(num_tokens))
         self.num_computed += num_tokens
         if draws:
             assert self.num_computed == self.num_tokens, "a token drawn before all others were computed"
-            self.num_unread += 1
-            self.num_tokens += 1
+            self._num_tokens += 1
+
+    def start_clock(self, clock: StepClock) -> None:
+        """From now on ``clock`` counts instead of `launch`: each step computes its last token and draws another."""
+        assert self.clock is None, "its tokens are counted by a clock"
+        self._num_tokens -= clock.num_steps
+        self._num_computed -= clock.num_steps
+        self.clock = clock
+
+    def stop_clock(self) -> None:
+        """Its tokens are counted by `launch` again."""
+        assert self.clock is not None, "no clock to be stopped"
+        self._num_tokens += self.clock.num_steps
+        self._num_computed += self.clock.num_steps
+        self.clock = None
 
     def take_back(self, num_tokens: int, draws: bool) -> None:
         """The step that was launched last, with these, is nothing of it: they are computed in another one."""
         self.num_computed -= num_tokens
         if draws:
-            self.num_unread -= 1
-            self.num_tokens -= 1
+            self._num_tokens -= 1
 
     def forget_unread_reports(self) -> None:
         """Log probabilities of the prompt that were not read will be reported by another step."""
@@ -206,20 +246,13 @@ class Sequence:
     def append(self, token_id: int) -> None:
         """Take the first of the tokens that were drawn."""
         assert self.num_unread, "a token that nobody drew"
-        self.num_unread -= 1
-        token_ids = self.token_ids
-        token_ids.append(token_id)
-        if (
-            len(token_ids) >= self.most_tokens
-            or token_id in self.sampling.stop_token_ids
-            or self.constraint is not None
-        ):
-            self.update_finish_reason()
+        self.token_ids.append(token_id)
+        self.update_finish_reason()
 
     def append_forced(self, token_id: int) -> None:
         """Take a token that was not drawn, as no other could have been."""
         assert not self.num_unread, "a token put before those that are being drawn"
-        self.num_tokens += 1
+        self._num_tokens += 1
         self.token_ids.append(token_id)
         self.update_finish_reason()
 
@@ -235,7 +268,7 @@ class Sequence:
 
     def check_invariants(self) -> None:
         """Computed tokens lie within the sequence and within its blocks."""
-        assert self.num_tokens == len(self.token_ids) + self.num_unread
+        assert self.num_unread >= 0 and len(self.token_ids) >= self.num_sent
         assert 0 < self.num_prompt <= self.num_tokens
         assert 0 <= self.num_computed <= self.num_tokens
         assert self.num_tokens <= self.most_tokens or not self.num_unread, "drawn past the end"

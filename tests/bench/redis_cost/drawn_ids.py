@@ -12,14 +12,14 @@ if "--fd" in sys.orig_argv:  # the engine process, not the Celery process
     import random
     import time
 
-    from worker.engine.runner import Draw, SynchronousRunner
+    from worker.engine.runner import SynchronousRunner
 
     def launch(runner, chunks):
         now = time.monotonic()
         due = getattr(runner, "due", now) + {step_s}
         time.sleep(max(0.0, due - now))
         runner.due = max(due, now)
-        runner._results.append([Draw(random.randrange(256), None) if chunk.draws else None for chunk in chunks])
+        runner._results.append([random.randrange(256) if chunk.draws else None for chunk in chunks])
 
     SynchronousRunner.launch = launch
 """

@@ -13,6 +13,11 @@ def sequence(request_id: str, choice: int = 0) -> Sequence:
     return Sequence(request_id, choice, Sampling(max_tokens=9), 0, [1, 2], num_prompt=2, max_output=9)
 
 
+def add(buffer: OutputBuffer, sequence: Sequence, token_id: int, logprobs: bytes | None = None) -> None:
+    sequence.token_ids.append(token_id)
+    buffer.add(sequence, logprobs)
+
+
 def end(ended: Sequence, reason: FinishReason) -> None:
     ended.finish_reason = reason
 
@@ -21,12 +26,12 @@ def test_tokens_of_several_steps_are_one_output_of_a_choice_and_an_error_comes_a
     buffer = OutputBuffer()
     a, b, other = sequence("a"), sequence("b"), sequence("a", 1)
     a.num_cached = 16
-    buffer.add(a, 1, b"one ")
-    buffer.add(b, 4)
-    buffer.add(a, 2, b"two ")
+    add(buffer, a, 1, b"one ")
+    add(buffer, b, 4)
+    add(buffer, a, 2, b"two ")
     end(a, "length")
-    buffer.add(a, 3, b"three ")
-    buffer.add(other, 5)
+    add(buffer, a, 3, b"three ")
+    add(buffer, other, 5)
     end(b, "error")
     buffer.answer([FULL])
     assert buffer and buffer.take_all() == [
@@ -42,13 +47,13 @@ def test_choices_that_have_ended_can_be_taken_before_the_rest_and_whole() -> Non
     buffer = OutputBuffer()
     a, b, c = map(sequence, "abc")
     for each, token_id in ((a, 1), (c, 4), (b, 6)):
-        buffer.add(each, token_id)
+        add(buffer, each, token_id)
     assert not buffer.has_final
     end(c, "stop")
-    buffer.add(c, 5)
+    add(buffer, c, 5)
     end(b, "error")
     buffer.answer([FULL])
-    buffer.add(a, 2)
+    add(buffer, a, 2)
     assert buffer.has_final
     assert buffer.take_finished() == [
         TokenOutput("c", 0, (4, 5), "stop", usage=Usage()),
@@ -56,13 +61,13 @@ def test_choices_that_have_ended_can_be_taken_before_the_rest_and_whole() -> Non
         FULL,
     ]
     assert not buffer.has_final and buffer.take_finished() == []
-    buffer.add(a, 3)
+    add(buffer, a, 3)
     assert buffer.take_all() == [TokenOutput("a", 0, (1, 2, 3))]
 
 
 def test_that_a_choice_was_aborted_comes_after_its_tokens() -> None:
     buffer, a = OutputBuffer(), sequence("a")
-    buffer.add(a, 1)
+    add(buffer, a, 1)
     end(a, "abort")
     aborted = TokenOutput("a", 0, (), "abort", usage=Usage())
     buffer.answer([aborted])
@@ -72,8 +77,8 @@ def test_that_a_choice_was_aborted_comes_after_its_tokens() -> None:
 def test_log_probabilities_of_a_prompt_come_once_with_its_first_token() -> None:
     buffer, a = OutputBuffer(), sequence("a")
     a.prompt_logprobs, a.num_reported = bytearray(b"four"), 1
-    buffer.add(a, 1)
-    buffer.add(a, 2)
+    add(buffer, a, 1)
+    add(buffer, a, 2)
     assert buffer.take_all() == [TokenOutput("a", 0, (1, 2), prompt_logprobs=b"four")]
-    buffer.add(a, 3)
+    add(buffer, a, 3)
     assert buffer.take_all() == [TokenOutput("a", 0, (3,))]

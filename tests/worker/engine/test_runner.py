@@ -12,7 +12,8 @@ from tests.worker.engine.generation import prompt as prompt_of
 from tests.worker.engine.recurrent_model import RecurrentModel
 from tests.worker.logprob_records import TokenLogprobs, read
 from worker.contract import Add, Choice
-from worker.engine.runner import Draw, Result, SynchronousRunner, run_alone
+from worker.engine.cohort import Draw
+from worker.engine.runner import Result, SynchronousRunner, run_alone
 from worker.engine.sequence import Chunk, Sequence
 
 
@@ -42,7 +43,7 @@ def test_only_chunks_that_reach_the_last_token_draw():
     unfinished, finished = sequence([1, 2, 3, 4], [0]), sequence([1, 2, 3], [1])
     first, second = run(runner, Chunk(unfinished, 2, False), Chunk(finished, 3, True))
     assert first is None
-    assert isinstance(second, Draw)
+    assert isinstance(second, int)
 
 
 def test_steps_are_collected_in_the_order_of_their_launch():
@@ -53,7 +54,7 @@ def test_steps_are_collected_in_the_order_of_their_launch():
         runner.launch([Chunk(sequence([1, 2, 3], []), 3, True)])  # without a block: it fails, and is no step
     runner.launch([Chunk(finished, 3, True)])
     assert runner.collect() == [None]
-    assert isinstance(runner.collect()[0], Draw)
+    assert isinstance(runner.collect()[0], int)
 
 
 def test_a_step_names_sequences_that_begin_with_the_same_blocks(monkeypatch: pytest.MonkeyPatch):
@@ -76,7 +77,7 @@ def test_penalties_look_at_the_right_tokens():
     repeated = sequence([0, 0, 1], [0], num_prompt=2, repetition_penalty=2.0)  # prompt and output count
     present = sequence([0, 0, 1], [1], num_prompt=2, presence_penalty=0.5)  # only the output counts
     frequent = sequence([2, 0, 0, 1], [2], num_prompt=1, frequency_penalty=0.15)
-    assert [each.token_id for each in draw(logits, repeated, present, frequent)] == [2, 0, 2]
+    assert draw(logits, repeated, present, frequent) == [2, 0, 2]
 
 
 def test_bias_and_min_tokens_decide_what_can_be_drawn():
@@ -84,7 +85,7 @@ def test_bias_and_min_tokens_decide_what_can_be_drawn():
     biased = sequence([0], [0], logit_bias={3: 5.0})
     held_open = sequence([0], [1], stop_token_ids=(0, 1), min_tokens=1)
     free_to_end = sequence([0, 1], [2], num_prompt=1, stop_token_ids=(0, 1), min_tokens=1)
-    assert [each.token_id for each in draw(logits, biased, held_open, free_to_end)] == [3, 2, 0]
+    assert draw(logits, biased, held_open, free_to_end) == [3, 2, 0]
 
 
 def test_logprobs_are_those_of_the_softmax_and_absent_unless_asked_for():
@@ -93,7 +94,7 @@ def test_logprobs_are_those_of_the_softmax_and_absent_unless_asked_for():
     silent, chosen_only, top_three = draw(
         logits, sequence([0], [0]), sequence([0], [1], logprobs=0), sequence([0], [2], logprobs=3)
     )
-    assert silent.logprobs is None
+    assert silent == 1
     assert read(chosen_only.logprobs, 0) == [TokenLogprobs(pytest.approx(expected[1], abs=1e-6))]
     [told] = read(top_three.logprobs, 3)
     assert told.top_ids == (1, 3, 0)
@@ -105,7 +106,7 @@ def test_choices_draw_with_consecutive_seeds_that_wrap_around():
     last = sequence([0], [0], seed=2**64 - 1, temperature=1.0, choice=1)
     first = sequence([0], [1], seed=0, temperature=1.0)
     other = sequence([0], [2], seed=1, temperature=1.0)
-    ids = [each.token_id for each in draw(logits, last, first, other)]
+    ids = draw(logits, last, first, other)
     assert ids[0] == ids[1] != ids[2]
 
 
@@ -118,7 +119,7 @@ def test_the_draw_is_a_function_of_key_and_position_in_the_output():
     sequences = [
         sequence([1, 2] + [5] * n, [0, 1, 2], num_prompt=2, seed=7, choice=2, temperature=1.0) for n in range(8)
     ]
-    assert [each.token_id for each in draw(logits[0].tolist(), *sequences)] == expected.tolist()
+    assert draw(logits[0].tolist(), *sequences) == expected.tolist()
     assert len(set(expected.tolist())) > 1
 
 
@@ -191,7 +192,7 @@ def test_a_chunk_that_is_run_alone_gives_its_result_or_its_error_unless_the_devi
     def runner(model: ContextModel) -> SynchronousRunner:
         return SynchronousRunner(model, num_blocks=4, block_tokens=4, max_sequences=8)
 
-    assert run_alone(runner(FixedLogits([0.0, 1.0])), chunk) == Draw(1, None)
+    assert run_alone(runner(FixedLogits([0.0, 1.0])), chunk) == 1
     assert isinstance(run_alone(runner(FailingModel(MemoryError())), chunk), VramOom)
     with pytest.raises(CudaError):
         run_alone(runner(FailingModel(CudaError("lost"))), chunk)

@@ -80,7 +80,7 @@ class BlockTables:
     def grow(self, sequence: Sequence) -> bool:
         """Give a running sequence blocks for all its tokens; False if there are too few, of which it then has all."""
         num_blocks = self._num_blocks_for(sequence.num_tokens)
-        while len(sequence.block_ids) < num_blocks:
+        for _ in range(num_blocks - len(sequence.block_ids)):
             if not self.pool.num_free:
                 return False
             self._allocate(sequence)
@@ -88,7 +88,10 @@ class BlockTables:
 
     def publish(self, sequence: Sequence) -> None:
         """Make full blocks of known tokens known to the prefix cache; steps launched from now on may share them."""
-        num_full = min(sequence.num_computed, len(sequence.token_ids)) // self.block_tokens
+        num_known = len(sequence.token_ids)
+        if num_known < (sequence.num_published + 1) * self.block_tokens:  # asked first, as it mostly is
+            return
+        num_full = min(sequence.num_computed, num_known) // self.block_tokens
         if num_full <= sequence.num_published:
             return
         self._prefix_cache.extend(sequence.block_hashes, sequence.hash_root, sequence.token_ids)

@@ -7,6 +7,7 @@ from collections.abc import Sequence as Series
 from dataclasses import dataclass, field
 
 import numpy as np
+from numpy.typing import NDArray
 
 from orcd.errors import OrcdError
 from worker.engine.batch_builder import PromptTokens
@@ -18,31 +19,31 @@ from worker.engine.sequence import Chunk, Sequence
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LaunchedStep:
-    """The draw of each chunk is ``ids[rows[i]]``, unless that is None."""
+    """The draw of each chunk is ``ids[rows[i]]``, unless the row is -1."""
 
-    rows: Series[int | None]
+    rows: NDArray[np.intp]
     ids: Download
     reports: Reports | None = None
     prompts: Series[PromptTokens] = ()  # what reports of the chunks' prompts are about, unless there are none
     errors: Mapping[int, OrcdError] = field(default_factory=dict)  # of draws that are none, by rows
 
-    def read_ids(self, timeout_s: float) -> list[int]:
+    def read_ids(self, timeout_s: float) -> NDArray[np.int32]:
         """Wait for what was drawn; raises `kernels.errors.CudaFailure` if that failed or takes too long."""
-        ids: list[int] = self.ids.read(timeout_s).view(np.int32).tolist()
-        return ids
+        return self.ids.read(timeout_s).view(np.int32)
 
-    def results(self, ids: list[int], timeout_s: float) -> Series[Result]:
+    def results(self, ids: NDArray[np.int32], timeout_s: float) -> Series[Result]:
         """A result for each chunk, once the ``ids`` were read; raises what that does."""
         reports = self.reports
-        if reports is None and not self.errors:
-            drawn_ids = [None if row is None else ids[row] for row in self.rows]
+        if reports is None and not self.errors and self.rows.min() >= 0:
+            drawn_ids: list[int] = ids[self.rows].tolist()
             if -1 not in drawn_ids:
                 return drawn_ids
         logprobs: dict[int, bytes] = {}
         if reports is not None:
             logprobs = read_reports(reports.download, reports.num_rows, reports.wanted, timeout_s)
         results = [
-            None if row is None else self.errors.get(row) or drawn(ids[row], logprobs.get(row)) for row in self.rows
+            None if row < 0 else self.errors.get(row) or drawn(int(ids[row]), logprobs.get(row))
+            for row in self.rows.tolist()
         ]
         return add_prompts(results, self.prompts, self._read_prompts(timeout_s)) if self.prompts else results
 
@@ -59,8 +60,8 @@ Draw = Callable[[Collection[Sequence]], LaunchedStep]
 """Enqueues what is left of a step that was enqueued up to its logits: see `worker.engine.runner.Runner.draw`."""
 
 
-def without(void: Collection[Sequence], rows: Series[int | None], chunks: list[Chunk]) -> Series[int | None]:
-    """The ``rows`` from which ``chunks`` are drawn, None of the ``void`` ones."""
+def without(void: Collection[Sequence], rows: NDArray[np.intp], chunks: list[Chunk]) -> NDArray[np.intp]:
+    """The ``rows`` from which ``chunks`` are drawn, -1 of the ``void`` ones."""
     if not void:
         return rows
-    return [None if chunk.sequence in void else row for row, chunk in zip(rows, chunks, strict=True)]
+    return np.where([sequence in void for sequence, _, _ in chunks], -1, rows)

@@ -95,6 +95,7 @@ class CudaRunner:
         self._in_flight: deque[LaunchedStep] = deque()
         self._late_draw: Draw | None = None  # of the step that was launched up to its logits
         self._waited_s = 0.0  # for the last step that was collected
+        self._decoding, self._draws_in_graph = list[Chunk](), True  # the last decode step; does its graph draw?
         with _named_errors():
             self._count_rows()
             empty_rows(device.ops, self._rows, self._uploads, limits.block_tokens)
@@ -115,7 +116,8 @@ class CudaRunner:
         """Enqueue a step. Raises `CudaError`, and nothing else of a model with recurrent layers."""
         assert self._late_draw is None, "a step before this one that nobody has drawn from"
         with self._forgetting():
-            draw = self._decode(chunks) if only_decodes(chunks) else self._run_whole(chunks)
+            is_decode = chunks is self._decoding or only_decodes(chunks)
+            draw = self._decode(chunks) if is_decode else self._run_whole(chunks)
             if draws:
                 self._in_flight.append(draw(()))
             else:
@@ -138,6 +140,8 @@ class CudaRunner:
             return step.results(ids, self._timeout_s)
 
     def _decode(self, chunks: list[Chunk]) -> Draw:
+        if chunks is not self._decoding:
+            self._decoding, self._draws_in_graph = chunks, all(each.draws_in_graph for each, _, _ in chunks)
         num_rows = self._graphs.bucket_for(len(chunks))
         rows, updates = self._batch_slots.allocate(chunks, num_rows)
         self._send_resets()
@@ -145,14 +149,13 @@ class CudaRunner:
             num_bytes = write_updates(updates, self._uploads.take())
             self._uploads.send(num_bytes, self._rows.updates)
         if updates.rows:  # else these are the sequences of the step before
-            self._prefix_grouping.send(chunks, rows)
+            self._prefix_grouping.send(chunks, rows.tolist())
         graph = self._graphs.graph(num_rows, shares=self._prefix_grouping.has_sent, context=chunks[0][0].num_tokens)
-        in_graph = [sequence.draws_in_graph for sequence, _, _ in chunks]
-        if all(in_graph):
+        if self._draws_in_graph:
             graph.launch()
             return lambda _: LaunchedStep(rows, self._fetch(num_rows))
         graph.launch_forward()
-        drawing = {row: sequence for row, (sequence, _, _) in zip(rows, chunks, strict=True)}
+        drawing = {row: sequence for row, (sequence, _, _) in zip(rows.tolist(), chunks, strict=True)}
 
         def draw(void: Collection[Sequence]) -> LaunchedStep:
             errors = self._send_masks(drawing, void)
@@ -188,8 +191,7 @@ class CudaRunner:
             else:
                 graph.launch_forward()
                 enqueue_draw = graph.launch_draw
-        numbers = iter(drawing)
-        rows = [next(numbers) if chunk.draws else None for chunk in chunks]
+        rows = np.where(draws := [chunk.draws for chunk in chunks], np.cumsum(draws) - 1, -1)
 
         def draw(void: Collection[Sequence]) -> LaunchedStep:
             errors: Mapping[int, OrcdError] = {}
@@ -276,9 +278,9 @@ class CudaRunner:
 
     def _forget_rows(self) -> None:
         """Whatever the device holds of rows, it will be told anew."""
-        limits = self._limits
-        self._edit_rows = EditRows(limits.max_sequences, limits.vocab_size)
-        self._batch_slots = SlotAllocator(limits.max_sequences, limits.max_blocks, self._edit_rows)
+        size = self._limits
+        self._edit_rows = EditRows(size.max_sequences, size.vocab_size)
+        self._batch_slots = SlotAllocator(size.max_sequences, size.max_blocks, size.block_tokens, self._edit_rows)
 
     def _fetch(self, num_ids: int) -> Download:
         return self._downloads.fetch(view(self._rows.drawn, 0, (num_ids * 4,), np.uint8))

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from orcd.errors import OrcdError
+from worker.engine.cohort import Draw
 from worker.engine.logits.logprob_records import certain_record
 from worker.engine.logits.token_masks import constraint_error
-from worker.engine.runner import Draw, PromptReport, Result
+from worker.engine.runner import PromptReport, Result
 from worker.engine.sequence import Sequence
 from worker.engine.token_constraint import ConstraintBatch, Drawn, take_alone
 

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
+from worker.engine.cohort import StepInFlight
 from worker.engine.sequence import Chunk, Sequence
 
 
 def awaits_tokens(chunks: list[Chunk]) -> bool:
     """Whether a step has a sequence with a constraint, which must see each token, and its last one is not known."""
-    return any(sequence.num_unread and sequence.constraint is not None for sequence, _, _ in chunks)
+    return any(sequence.constraint is not None and sequence.num_unread for sequence, _, _ in chunks)
 
 
 class OpenStep:
     """The step whose draws wait for masks, and what of it turns out to be void."""
 
-    def __init__(self, chunks: list[Chunk]) -> None:
-        self.chunks = chunks.copy()
-        """Those of `void` sequences draw nothing."""
+    def __init__(self, step: StepInFlight) -> None:
+        """The chunks of `void` sequences in ``step`` come to draw nothing. They have a constraint, and no cohort."""
+        self._step = step
         self.void: frozenset[Sequence] = frozenset()
         """They go on with another token than the one whose logits are computed here, if they have not ended."""
 
@@ -27,10 +28,10 @@ class OpenStep:
         To be called once, before the tokens are appended that are put in the place of others.
         """
         left_out = []
-        for index, (sequence, num_tokens, draws) in enumerate(self.chunks):
+        for index, (sequence, num_tokens, draws) in enumerate(self._step.others):
             if sequence in sequences:
                 sequence.take_back(num_tokens, draws)
-                self.chunks[index] = Chunk(sequence, num_tokens, draws=False)
+                self._step.others[index] = Chunk(sequence, num_tokens, draws=False)
                 left_out.append(sequence)
         self.void = frozenset(left_out)
         return left_out
@@ -38,9 +39,9 @@ class OpenStep:
     def take_back(self) -> list[Chunk]:
         """It cannot be drawn from: its chunks, as they were before it was launched, of all that are not void.
 
-        No other step is in flight.
+        No other step is in flight, and the cohort has disbanded.
         """
-        chunks = [chunk for chunk in self.chunks if self._is_needed(chunk.sequence)]
+        chunks = [chunk for chunk in self._step.chunks if self._is_needed(chunk.sequence)]
         for sequence, num_tokens, draws in chunks:
             sequence.take_back(num_tokens, draws)
             sequence.forget_unread_reports()

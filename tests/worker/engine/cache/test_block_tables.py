@@ -71,10 +71,11 @@ def test_the_last_token_is_computed_again_where_blocks_may_be_rewritten_else_the
 def test_a_sequence_grows_as_far_as_there_are_blocks():
     tables = block_tables(num_blocks=3)
     each = started(tables, 4)
-    each.num_tokens = 12
+    for token_id in range(8):
+        each.append_forced(token_id)
     assert tables.grow(each)
     assert len(each.block_ids) == 3
-    each.num_tokens = 13
+    each.append_forced(9)
     assert not tables.grow(each)
     tables.check_invariants([each])
 

@@ -37,8 +37,8 @@ def test_with_recurrent_layers_a_prefix_is_known_as_far_as_there_is_a_snapshot()
     first, second, third = sequence(7), sequence(14), sequence(14)
     assert cache.start(first, reserve=0)
     compute(cache, first, 4)
-    first.token_ids += range(7, 13)
-    first.num_tokens = 13
+    for token_id in range(7, 13):
+        first.append_forced(token_id)
     assert cache.block_tables.grow(first)
     compute(cache, first, 13)  # three blocks are known, and a snapshot behind the first
     assert cache.start(second, reserve=0)

@@ -9,7 +9,6 @@ from tests.worker.engine.cuda.late_device import LateDevice
 from tests.worker.engine.generation import sequence
 from worker.engine.cuda.launched_step import LaunchedStep, without
 from worker.engine.cuda.pinned_ring import Download, DownloadRing
-from worker.engine.runner import Draw
 from worker.engine.sequence import Chunk
 
 
@@ -19,20 +18,21 @@ def on_its_way(*ids: int) -> Download:
 
 
 def test_each_chunk_has_what_its_row_drew_and_none_without_one() -> None:
-    step = LaunchedStep([1, None, 0], on_its_way(7, 8))
+    step = LaunchedStep(np.array([1, -1, 0]), on_its_way(7, 8))
     assert step.results(step.read_ids(1), 1) == [8, None, 7]
 
 
 def test_a_row_that_drew_nothing_or_had_nothing_to_draw_is_an_error_of_its_chunk() -> None:
     error = OrcdError("nothing left")
-    step = LaunchedStep([0, 1, 2], on_its_way(7, -1, 9), errors={2: error})
+    step = LaunchedStep(np.arange(3), on_its_way(7, -1, 9), errors={2: error})
     first, second, third = step.results(step.read_ids(1), 1)
-    assert first == Draw(7, None)
+    assert first == 7
     assert isinstance(second, OrcdError) and "non-finite" in second.message
     assert third is error
 
 
 def test_void_chunks_are_drawn_from_no_row() -> None:
     chunks = [Chunk(sequence([1], [0]), 1, True) for _ in range(3)]
-    assert without((), [4, 5, 6], chunks) == [4, 5, 6]
-    assert without({chunks[1].sequence}, [4, 5, 6], chunks) == [4, None, 6]
+    rows = np.array([4, 5, 6])
+    assert without((), rows, chunks) is rows
+    assert without({chunks[1].sequence}, rows, chunks).tolist() == [4, -1, 6]

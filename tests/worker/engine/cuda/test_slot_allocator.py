@@ -7,7 +7,7 @@ from worker.engine.cuda.slot_allocator import SlotAllocator
 from worker.engine.logits.edit_rows import EditRows
 from worker.engine.sequence import Chunk, Sequence
 
-NUM_ROWS, MAX_BLOCKS = 4, 8
+NUM_ROWS, MAX_BLOCKS, BLOCK_TOKENS = 4, 8, 4
 
 
 def decoding(token_id: int, block_ids: list[int], **options: object) -> Sequence:
@@ -28,18 +28,18 @@ def launch(allocator: SlotAllocator, *sequences: Sequence, num_rows: int = NUM_R
         each.launch(1, True)
         each.append(7)
     allocator.check_invariants()
-    return rows, set(updates.rows)
+    return rows.tolist(), set(updates.rows)
 
 
 @pytest.fixture
 def allocator() -> SlotAllocator:
-    return SlotAllocator(NUM_ROWS, MAX_BLOCKS, EditRows(NUM_ROWS, 32))
+    return SlotAllocator(NUM_ROWS, MAX_BLOCKS, BLOCK_TOKENS, EditRows(NUM_ROWS, 32))
 
 
 def test_the_first_step_empties_every_other_row(allocator: SlotAllocator):
     first, second = decoding(5, [3], seed=9), decoding(6, [4, 2])
     rows, updates = allocator.allocate(chunks(first, second), NUM_ROWS)
-    assert rows == [0, 1]
+    assert rows.tolist() == [0, 1]
     expected = RowUpdates()
     expected.put(0, 5, position=1, output_position=0, sampling_row=build_sampling_row(first, -1))
     expected.put(1, 6, position=1, output_position=0, sampling_row=build_sampling_row(second, -1))
@@ -54,10 +54,25 @@ def test_for_a_sequence_that_goes_on_nothing_is_sent_but_new_blocks(allocator: S
     first, second = decoding(5, [3]), decoding(6, [4])
     launch(allocator, first, second)
     rows, updates = allocator.allocate(chunks(first, second), NUM_ROWS)
-    assert (rows, bool(updates)) == ([0, 1], False)
-    second.block_ids.append(1)
-    rows, updates = allocator.allocate(chunks(first, second), NUM_ROWS)
-    assert (updates.rows, updates.block_entries, updates.block_ids) == ({}, [MAX_BLOCKS + 1], [1])
+    assert (rows.tolist(), bool(updates)) == ([0, 1], False)
+
+
+@pytest.mark.parametrize("is_same_list", [True, False])
+def test_a_new_block_is_sent_before_the_first_token_that_goes_there(allocator: SlotAllocator, is_same_list: bool):
+    first, second = decoding(5, [3, 2]), decoding(6, [4])
+    same = chunks(first, second)
+    for num_tokens in range(2, 2 * BLOCK_TOKENS + 1):
+        if num_tokens == BLOCK_TOKENS + 1:
+            second.block_ids.append(1)
+        rows, updates = allocator.allocate(same if is_same_list else chunks(first, second), NUM_ROWS)
+        assert rows.tolist() == [0, 1]
+        if num_tokens == BLOCK_TOKENS + 1:
+            assert (updates.rows, updates.block_entries, updates.block_ids) == ({}, [MAX_BLOCKS + 1], [1])
+        elif num_tokens > 2:
+            assert not updates
+        for each in (first, second):
+            each.launch(1, True)
+            each.append(7)
 
 
 def test_a_row_is_told_once_where_its_state_is_and_from_which_one_it_goes_on(allocator: SlotAllocator):
@@ -106,7 +121,7 @@ def test_a_row_that_a_sequence_left_and_got_again_is_sent_whole(allocator: SlotA
     launch(allocator, first, second)
     launch(allocator, second)
     rows, updates = allocator.allocate(chunks(first, second), NUM_ROWS)
-    assert rows == [0, 1]
+    assert rows.tolist() == [0, 1]
     assert (updates.block_entries, updates.block_ids) == ([0, 1], [3, 1])
 
 
@@ -120,14 +135,14 @@ def test_after_a_step_of_another_kind_every_row_is_sent_again_with_the_draw_that
     allocator.interrupt({first: 1, second: 0})
     assert (allocator.previous_draw(first), allocator.previous_draw(second)) == (1, 0)
     rows, updates = allocator.allocate(chunks(first, second), NUM_ROWS)
-    assert rows == [0, 1]
+    assert rows.tolist() == [0, 1]
     assert updates.rows.keys() == {0, 1}
     assert (allocator.previous_draw(first), allocator.previous_draw(second)) == (0, 1)
 
 
 def test_who_gets_a_row_is_given_one_of_the_edits_too_and_keeps_it_in_another_row():
     edit_rows = EditRows(NUM_ROWS, 32)
-    allocator = SlotAllocator(NUM_ROWS, MAX_BLOCKS, edit_rows)
+    allocator = SlotAllocator(NUM_ROWS, MAX_BLOCKS, BLOCK_TOKENS, edit_rows)
     plain, edited = decoding(5, [3]), decoding(6, [4], repetition_penalty=1.5)
     launch(allocator, plain, edited)
     row = edit_rows.row_of(edited)
@@ -146,4 +161,4 @@ def test_a_sequence_is_sent_again_when_another_token_than_its_draw_was_appended(
     rows, updates = allocator.allocate(chunks(only), NUM_ROWS)
     expected = RowUpdates()
     expected.put(0, 9, position=3, output_position=2, sampling_row=build_sampling_row(only, -1))
-    assert (rows, updates.rows) == ([0], expected.rows)
+    assert (rows.tolist(), updates.rows) == ([0], expected.rows)

@@ -6,8 +6,9 @@ from orcd.errors import InvalidRequest, OrcdError
 from tests.worker.engine.bracket_constraint import CLOSE, BracketConstraint, FailingConstraint
 from tests.worker.engine.generation import sequence
 from tests.worker.logprob_records import TokenLogprobs, record
+from worker.engine.cohort import Draw
 from worker.engine.logits.constrained_draws import take_draws
-from worker.engine.runner import Draw, PromptReport, Result
+from worker.engine.runner import PromptReport, Result
 from worker.engine.sequence import Sequence
 from worker.engine.token_constraint import Drawn, take_alone
 

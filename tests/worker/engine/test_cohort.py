@@ -1,0 +1,217 @@
+"""Sequences that are counted together, against the same ones counted one by one."""
+
+from __future__ import annotations
+
+import random
+from collections import deque
+
+import pytest
+
+from tests.worker.engine.bracket_constraint import BracketConstraint
+from worker.contract import Sampling
+from worker.engine.cohort import Cohort, StepInFlight
+from worker.engine.scheduler import Scheduler
+from worker.engine.sequence import Chunk, Sequence
+
+BLOCK_TOKENS = 4
+STOP_ID = 9
+
+
+def decoding(num_tokens: int, *, max_output: int = 30) -> Sequence:
+    """A sequence of which all but the last token is computed, with blocks for all of them."""
+    token_ids = list(range(num_tokens))
+    new = Sequence("r", 0, Sampling(max_tokens=max_output), 0, token_ids, num_tokens, max_output)
+    new.num_computed = num_tokens - 1
+    new.block_ids = list(range(-(-num_tokens // BLOCK_TOKENS)))
+    return new
+
+
+def cohort_of(*sequences: Sequence, recompute_at: int | None = None) -> Cohort:
+    cohort = Cohort(BLOCK_TOKENS, recompute_at)
+    for each in sequences:
+        cohort.join(each, Chunk(each, 1, True))
+    return cohort
+
+
+def step(cohort: Cohort) -> set[Sequence]:
+    """A step that is read at once; the sequences to look at before it, which get a block, or after it."""
+    looked_at = set(cohort.due)
+    for each in looked_at:
+        each.block_ids.append(len(each.block_ids))
+    launched = cohort.launch(cohort.chunks)
+    num_appended, left = cohort.append(launched, [1] * len(launched.members))
+    for each, token_id in left:
+        each.append(token_id)
+    assert num_appended + len(left) == len(launched.members)
+    chunks = launched.members
+    cohort.check_invariants([chunk.sequence for chunk in chunks])
+    return looked_at | {each for each, _ in left}
+
+
+def test_members_go_on_by_a_token_in_each_step_and_keep_their_numbers_when_they_leave() -> None:
+    first, second = decoding(5), decoding(7)
+    cohort = cohort_of(first, second)
+    step(cohort)
+    cohort.leave(first)
+    step(cohort)
+    step(cohort)
+    assert (first.num_tokens, first.num_computed, first.num_unread) == (6, 5, 0)
+    assert (second.num_tokens, second.num_computed, second.num_unread) == (10, 9, 0)
+    assert first not in cohort and second in cohort and len(cohort) == 1
+    first.launch(1, True)
+    assert (first.num_tokens, first.num_unread) == (7, 1)
+
+
+def test_the_list_of_chunks_is_another_one_only_when_the_members_are_others() -> None:
+    first, second = decoding(5), decoding(7)
+    cohort = cohort_of(first, second)
+    chunks = cohort.chunks
+    step(cohort)
+    assert cohort.chunks is chunks
+    cohort.leave(first)
+    assert [chunk.sequence for chunk in cohort.chunks] == [second]
+    assert [chunk.sequence for chunk in chunks] == [first, second], "a step in flight has its own"
+    cohort.join(first, chunks[0])
+    assert [chunk.sequence for chunk in cohort.chunks] == [second, first]
+
+
+def test_a_member_is_looked_at_where_blocks_end_and_where_it_ends() -> None:
+    only = decoding(5, max_output=9)  # 14 tokens
+    cohort = cohort_of(only)
+    looked_at = []
+    while only.num_tokens < only.most_tokens:
+        before = only.num_tokens
+        if step(cohort):
+            looked_at.append((before, only.num_tokens))
+    assert looked_at == [(7, 8), (9, 10), (11, 12), (13, 14)], "full blocks, new blocks, and the last token"
+    assert cohort.due == [only], "before the step that it must not be in"
+
+
+def test_a_member_is_looked_at_before_it_outgrows_what_it_was_computed_for() -> None:
+    only = decoding(5)
+    cohort = cohort_of(only, recompute_at=6)
+    assert not step(cohort)
+    assert step(cohort) == {only}, "the draw that makes seven tokens of six"
+    assert cohort.due == [only]
+
+
+@pytest.mark.parametrize("wish", ["constraint", "prompt_logprobs", "state", "prompt"])
+def test_a_sequence_of_whose_steps_more_has_to_be_said_is_not_taken(wish: str) -> None:
+    apart = decoding(5)
+    assert Cohort.takes(apart)
+    if wish == "constraint":
+        apart.constraint = BracketConstraint(9)
+    elif wish == "prompt_logprobs":
+        apart.prompt_logprobs = bytearray()
+    elif wish == "state":
+        apart.state_slot, apart.state_source = 1, 2
+    else:
+        apart.num_computed = 3
+    assert not Cohort.takes(apart)
+
+
+def test_those_of_a_cohort_that_disbands_are_counted_one_by_one_again() -> None:
+    first, second = decoding(5), decoding(7)
+    cohort = cohort_of(first, second)
+    step(cohort)
+    assert set(cohort.disband()) == {first, second}
+    assert not cohort.chunks and not cohort.due
+    assert (first.num_tokens, second.num_tokens) == (6, 8)
+    cohort.check_invariants([])
+
+
+class Traffic:
+    """Requests that come, are aborted, end and are preempted at random, in a scheduler of few blocks."""
+
+    def __init__(self, seed: int, *, counts_together: bool) -> None:
+        self.chance = random.Random(seed)
+        self.depth = self.chance.choice([1, 2, 3])
+        self.recompute_at = self.chance.choice([None, 17])
+        self.machine = Scheduler(
+            num_blocks=self.chance.choice([16, 40, 200]),
+            block_tokens=BLOCK_TOKENS,
+            step_tokens=48,
+            max_sequences=10,
+            recompute_at=self.recompute_at,
+            rewrites_blocks=self.chance.random() < 0.5,
+            num_states=self.chance.choice([0, 0, 14]),
+        )
+        if not counts_together:
+            self.machine.cohort.takes = lambda _sequence: False  # type: ignore[method-assign]
+        self.live: dict[str, Sequence] = {}
+        self.in_flight: deque[StepInFlight] = deque()
+        self.num_arrived = self.most_members = 0
+
+    def arrive(self) -> None:
+        chance, leader = self.chance, None
+        num_prompt, most = chance.randint(1, 20), chance.randint(1, 40)
+        prompt = [chance.choice([1, 2]) for _ in range(num_prompt)]
+        constraint = BracketConstraint(1000) if chance.random() < 0.1 else None
+        sampling = Sampling(max_tokens=most, stop_token_ids=(STOP_ID,))
+        self.num_arrived += 1
+        for choice in range(chance.choice([1, 1, 2])):
+            name = f"r{self.num_arrived}.{choice}"
+            own = None if constraint is None else constraint.copy()
+            new = Sequence(name, choice, sampling, chance.randint(0, 1), list(prompt), num_prompt, most, constraint=own)
+            new.leader, leader = leader, leader or new
+            self.live[name] = new
+            self.machine.add(new)
+
+    def abort(self) -> None:
+        if self.live:
+            self.end(self.chance.choice(list(self.live.values())), "abort")
+
+    def end(self, sequence: Sequence, reason: str | None = None) -> None:
+        sequence.finish_reason = reason or sequence.finish_reason  # type: ignore[assignment]
+        self.machine.remove(sequence)
+        del self.live[sequence.request_id]
+
+    def step(self) -> None:
+        machine = self.machine
+        while len(self.in_flight) < self.depth and (chunks := machine.plan(ahead=len(self.in_flight))):
+            self.in_flight.append(machine.launch(chunks))
+            self.most_members = max(self.most_members, len(machine.cohort))
+        if self.in_flight:
+            self.read(self.in_flight.popleft())
+        machine.check_invariants()
+
+    def read(self, launched: StepInFlight) -> None:
+        """As the engine does, but what asks for more in the order of rank."""
+        by_rank = sorted([chunk.sequence for chunk in launched.chunks if chunk.draws], key=lambda each: each.rank)
+        drawn = {sequence: self.chance.choice([*[1, 2] * 6, STOP_ID]) for sequence in by_rank}
+        _, left = self.machine.cohort.append(launched, [drawn[chunk.sequence] for chunk in launched.members])
+        left += [(chunk.sequence, drawn[chunk.sequence]) for chunk in launched.others if chunk.draws]
+        for sequence, token_id in sorted(left, key=lambda each: each[0].rank):
+            if sequence.finish_reason is not None:
+                continue
+            self.machine.append(sequence, token_id)
+            if sequence.finish_reason is not None:
+                self.end(sequence)
+            elif self.recompute_at is not None and sequence.outgrows(self.recompute_at):
+                self.machine.restart(sequence, b"long")
+
+    @property
+    def state(self) -> tuple[object, ...]:
+        """All that a step may depend on."""
+        machine = self.machine
+        steps = [{chunk.sequence.request_id: chunk[1:] for chunk in launched.chunks} for launched in self.in_flight]
+        sequences = [
+            (name, each.token_ids, each.num_tokens, each.num_computed, each.block_ids, each.num_published)
+            for name, each in self.live.items()
+        ]
+        waiting = [each.request_id for each in machine.waiting]
+        return steps, sequences, waiting, machine.num_preemptions, machine.num_prefix_hit_tokens, machine.step_sizes
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_who_counts_changes_nothing(seed: int) -> None:
+    together, one_by_one = Traffic(seed, counts_together=True), Traffic(seed, counts_together=False)
+    for number in range(250):
+        for traffic in (together, one_by_one):
+            if number < 150 and traffic.chance.random() < 0.3:
+                traffic.arrive()
+            if traffic.chance.random() < 0.03:
+                traffic.abort()
+            traffic.step()
+        assert together.state == one_by_one.state
+    assert together.most_members > 2 and not one_by_one.most_members

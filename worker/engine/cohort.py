@@ -1,0 +1,189 @@
+"""Sequences that go on together, each by one token in every step: the steps are counted, and not each one's tokens."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Collection
+from collections.abc import Sequence as Series
+from typing import NamedTuple, TypeVar, cast
+
+from worker.engine.sequence import Chunk, Sequence, StepClock
+
+Result = TypeVar("Result")
+
+
+class Draw(NamedTuple):
+    """A token drawn for one sequence; ``logprobs`` is the record of its log probabilities, if they are wanted.
+
+    If they are not, runners give the id alone, as there are hundreds.
+    """
+
+    token_id: int
+    logprobs: bytes | None
+
+
+class StepInFlight(NamedTuple):
+    """A step that was launched: its number, and its chunks, those of the cohort first."""
+
+    number: int
+    members: list[Chunk]
+    others: list[Chunk]
+
+    @property
+    def chunks(self) -> list[Chunk]:
+        """All of them."""
+        return self.members + self.others
+
+
+class Cohort:
+    """The running sequences of which every step computes the last token and draws the next one.
+
+    Most steps do nothing else for most of them. So their tokens are counted by one clock, and what is to be done for a
+    sequence is noted with the number of the step: with the one before which it needs another block or must not go on,
+    and with the one whose draw fills a block or is its last. A stop id is the one end that nobody can foresee.
+
+    Steps are numbered by the clock in the order of their launch. A note of a sequence that has left is of no harm: it
+    has whoever reads it look at a sequence for which there is nothing to do.
+    """
+
+    def __init__(self, block_tokens: int, recompute_at: int | None) -> None:
+        """``recompute_at``: see `worker.model.registry.Model`."""
+        self.clock = StepClock()
+        self._block_tokens = block_tokens
+        self._recompute_at = recompute_at
+        self._members: dict[Sequence, Chunk] = {}
+        self._chunks: list[Chunk] = []
+        self._is_current = True  # whether `_chunks` are those of the members
+        self._columns: tuple[list[list[int]], frozenset[int]] | None = None  # tokens and stop ids of the members
+        self._to_plan: dict[int, dict[Sequence, None]] = {}
+        self._to_read: dict[int, dict[Sequence, None]] = {}
+
+    def __len__(self) -> int:
+        return len(self._members)
+
+    def __contains__(self, sequence: Sequence) -> bool:
+        return sequence in self._members
+
+    @property
+    def chunks(self) -> list[Chunk]:
+        """What a step computes of the members: the same list, which nobody changes, as long as these are the same."""
+        if not self._is_current:
+            self._chunks = list(self._members.values())
+            self._columns, self._is_current = None, True
+        return self._chunks
+
+    @property
+    def due(self) -> list[Sequence]:
+        """The members that may need more for the next step than its launch, or had better not be in it."""
+        return [each for each in self._to_plan.get(self.clock.num_steps, ()) if each in self._members]
+
+    @staticmethod
+    def takes(sequence: Sequence) -> bool:
+        """Whether nothing but a token has to be said of its steps: no mask, no prompt, no state in another slot."""
+        is_plain = sequence.constraint is None and sequence.prompt_logprobs is None
+        return is_plain and sequence.num_pending == 1 and sequence.state_source == sequence.state_slot
+
+    def join(self, sequence: Sequence, chunk: Chunk) -> None:
+        """A sequence goes on by ``chunk``, one token, in the next step and in those after it, until it leaves."""
+        assert self.takes(sequence), "a sequence of which more has to be said"
+        sequence.start_clock(self.clock)
+        self._members[sequence] = chunk
+        self._is_current = False
+        self._note_plan(sequence)
+        self._note_read(sequence, self.clock.num_steps - 1, sequence.num_tokens)
+
+    def leave(self, sequence: Sequence) -> Chunk:
+        """It is not in the next step; returns the chunk with which it came."""
+        sequence.stop_clock()
+        self._is_current = False
+        return self._members.pop(sequence)
+
+    def launch(self, chunks: list[Chunk]) -> StepInFlight:
+        """A step of ``chunks`` is launched. The cohort's come first, and those that were `due` have what they need."""
+        due = self.due
+        self._to_plan.pop(self.clock.num_steps, None)
+        for sequence in due:
+            self._note_plan(sequence)
+        num_members = len(self)
+        members = chunks if len(chunks) == num_members else chunks[:num_members]
+        step = StepInFlight(self.clock.num_steps, members, chunks[num_members:])
+        self.clock.num_steps += 1
+        return step
+
+    def append(self, step: StepInFlight, results: Series[Result]) -> tuple[int, list[tuple[Sequence, Result]]]:
+        """Append what a step drew to its members, all of them but those of whom more may have to be done, or said.
+
+        These are returned with what was drawn for them, and how many there are of the others. What was drawn for those
+        that have ended meanwhile is dropped.
+        """
+        due = self._to_read.pop(step.number, {})
+        for sequence in due:
+            self._note_read(sequence, step.number, len(sequence.token_ids) + 1)
+        if step.members is self.chunks and self._append_all(results[: len(step.members)]):
+            left = [(sequence, cast(Result, sequence.token_ids.pop())) for sequence in due if sequence in self]
+            return len(step.members) - len(left), left
+        left, num_ended = [], 0
+        for (sequence, _, _), result in zip(step.members, results, strict=False):
+            token_id = result.token_id if isinstance(result, Draw) else result
+            if sequence.finish_reason is not None:
+                num_ended += 1
+            elif isinstance(token_id, int) and sequence not in due and token_id not in sequence.sampling.stop_token_ids:
+                sequence.token_ids.append(token_id)
+                if isinstance(result, Draw) and result.logprobs is not None:
+                    sequence.unsent_logprobs.append(result.logprobs)
+            else:
+                left.append((sequence, result))
+        return len(step.members) - num_ended - len(left), left
+
+    def _append_all(self, results: Series[object]) -> bool:
+        """Append an id to each member; False: not all are ids, or some are stop ids.
+
+        That of each takes a third of the time here that a loop takes.
+        """
+        if self._columns is None:
+            stop_ids = {sequence.sampling.stop_token_ids for sequence in self._members}
+            self._columns = [sequence.token_ids for sequence in self._members], frozenset().union(*stop_ids)
+        token_lists, all_stop_ids = self._columns
+        if {*map(type, results)} != {int} or not all_stop_ids.isdisjoint(results):
+            return False
+        deque(map(list.append, token_lists, cast("Series[int]", results)), maxlen=0)
+        return True
+
+    def disband(self) -> dict[Sequence, Chunk]:
+        """All leave, while no step is in flight; returns their chunks."""
+        self._to_plan.clear()
+        self._to_read.clear()
+        return {sequence: self.leave(sequence) for sequence in tuple(self._members)}
+
+    def _note_plan(self, sequence: Sequence) -> None:
+        num_tokens = sequence.num_tokens
+        end = min(len(sequence.block_ids) * self._block_tokens + 1, sequence.most_tokens)
+        if self._recompute_at is not None and num_tokens <= self._recompute_at:
+            end = min(end, self._recompute_at + 1)
+        assert end > num_tokens, "a step that somebody should have looked at before"
+        self._to_plan.setdefault(self.clock.num_steps + end - num_tokens, {})[sequence] = None
+
+    def _note_read(self, sequence: Sequence, step: int, num_tokens: int) -> None:
+        """``step`` drew the last of the first ``num_tokens``."""
+        if num_tokens >= sequence.most_tokens:
+            return
+        end = min((num_tokens // self._block_tokens + 1) * self._block_tokens, sequence.most_tokens)
+        if self._recompute_at is not None and num_tokens <= self._recompute_at:
+            end = min(end, self._recompute_at + 1)
+        self._to_read.setdefault(step + end - num_tokens, {})[sequence] = None
+
+    def check_invariants(self, running: Collection[Sequence]) -> None:
+        """Members run and are counted by the clock, and what is to be done for each is noted with a step to come."""
+        assert [chunk.sequence for chunk in self.chunks] == list(self._members)
+        assert all(chunk.num_tokens == 1 and chunk.draws for chunk in self.chunks)
+        assert {each for each in running if each.clock is not None} == self._members.keys()
+        now = self.clock.num_steps
+        assert all(step >= now for step in self._to_plan)
+        for sequence in self._members:
+            assert sequence.clock is self.clock and self.takes(sequence)
+            left = len(sequence.block_ids) * self._block_tokens - sequence.num_tokens
+            planned = [step - now for step, noted in self._to_plan.items() if sequence in noted]
+            assert 0 <= min(planned) <= left + 1, "a block that nobody thinks of"
+            read = [step for step, noted in self._to_read.items() if sequence in noted]
+            tokens_left = sequence.most_tokens - sequence.num_tokens
+            assert not tokens_left or min(read) < now + min(self._block_tokens, tokens_left), "a block nobody fills"
