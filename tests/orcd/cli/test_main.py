@@ -63,3 +63,20 @@ def test_before_the_engine_is_started_nothing_is_imported_that_takes_long(lines:
         [sys.executable, "-P", "-c", f"{lines}; import sys; print({heavy})"], capture_output=True, text=True, check=True
     )
     assert done.stdout == "[]\n"
+
+
+IMPORTED = """
+import sys
+from orcd.cli.main import main
+
+try:
+    main()
+finally:
+    print([name for name in ("redis", "opentelemetry.sdk.metrics.export") if name in sys.modules])
+"""
+
+
+def test_a_command_that_asks_redis_imports_no_metrics_of_opentelemetry() -> None:
+    command = [sys.executable, "-P", "-c", IMPORTED, "status", "job", "--redis", "redis://127.0.0.1:1/0"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (1, "['redis']\n")
