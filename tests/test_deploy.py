@@ -21,7 +21,7 @@ from orcd.client import Client
 from orcd.errors import BY_CODE
 from orcd.settings import NAMES
 from tasks.local.redis_server import RedisServer, _free_port
-from tests.conftest import DEMO_MODEL, emptied, wait_until
+from tests.conftest import emptied, wait_until
 from tests.tasks.worker_process import WorkerProcess
 
 ROOT = Path(__file__).parents[1]
@@ -110,7 +110,9 @@ def test_the_table_of_error_codes_says_which_may_succeed_later() -> None:
 
 
 @pytest.fixture(scope="module")
-def prometheus(shared_redis: RedisServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def prometheus(
+    shared_redis: RedisServer, shallow_model: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[str]:
     """The URL of a Prometheus that scrapes a worker at another address; some of its jobs ended well, some did not."""
     program = tool("prometheus")
     folder, url = tmp_path_factory.mktemp("prometheus"), emptied(shared_redis)
@@ -126,7 +128,7 @@ def prometheus(shared_redis: RedisServer, tmp_path_factory: pytest.TempPathFacto
         f"--web.listen-address=127.0.0.1:{port}",
     ]  # fmt: skip
     with (
-        WorkerProcess(url, DEMO_MODEL, folder, **variables),
+        WorkerProcess(url, shallow_model, folder, **variables),
         (folder / "prometheus.log").open("w") as log,
         subprocess.Popen(command, stdout=log, stderr=log) as process,
         Client(url) as client,

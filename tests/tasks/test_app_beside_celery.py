@@ -69,10 +69,10 @@ def shop_worker(redis_url: str, folder: Path) -> Iterator[Path]:
 
 
 def test_neither_takes_the_messages_of_the_other(
-    redis_url: str, connection: redis.Redis, client: Client, demo_model: Path, tmp_path: Path, shop: Celery
+    redis_url: str, connection: redis.Redis, client: Client, shallow_model: Path, tmp_path: Path, shop: Celery
 ) -> None:
     with (
-        WorkerProcess(redis_url, demo_model, tmp_path, by_celery=True, by_exec=True) as worker,
+        WorkerProcess(redis_url, shallow_model, tmp_path, by_celery=True, by_exec=True) as worker,
         shop_worker(redis_url, tmp_path) as log,
     ):
         payments, answers, job_ids = [], [], []
@@ -92,12 +92,12 @@ def test_neither_takes_the_messages_of_the_other(
 
 
 def test_jobs_that_an_earlier_version_left_in_celerys_own_queue_run_after_a_migration(
-    redis_url: str, connection: redis.Redis, client: Client, demo_model: Path, tmp_path: Path, shop: Celery
+    redis_url: str, connection: redis.Redis, client: Client, shallow_model: Path, tmp_path: Path, shop: Celery
 ) -> None:
     payments = [shop.send_task("shop.pay", args=[number]) for number in range(3)]
     for number in range(3):
         connection.lpush("celery", json.dumps(envelope(f"old-{number}", "tasks.generate", FIELDS)))
-    with WorkerProcess(redis_url, demo_model, tmp_path) as worker:
+    with WorkerProcess(redis_url, shallow_model, tmp_path) as worker:
         assert list(Migration(connection).run()) == [Moved(3, "celery", "orcd")]
         for number in range(3):
             wait_until(lambda job_id=f"old-{number}": connection.exists(schema.job_key(job_id)))  # type: ignore[misc]

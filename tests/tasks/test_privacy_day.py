@@ -30,7 +30,7 @@ from orcd.store.dead_letters import DeadLetters
 from tasks.app import create_app
 from tasks.local.redis_server import RedisServer, _free_port
 from tasks.observe.health.health_server import METRICS_EVERY_S
-from tests.conftest import DEMO_MODEL, wait_until
+from tests.conftest import wait_until
 from tests.orcd.gateway.gateway_process import GatewayProcess
 from tests.tasks.observe.test_job_tracer_worker import Collector
 from tests.tasks.slow_engine import held_engine, slow_engine
@@ -246,7 +246,7 @@ def values(connection: redis.Redis) -> Iterator[tuple[str, str]]:
         yield key.decode(), repr(read[connection.type(key)](key))
 
 
-def test_a_day_of_mixed_work_tells_no_secret(redis_server: RedisServer, tmp_path: Path) -> None:
+def test_a_day_of_mixed_work_tells_no_secret(redis_server: RedisServer, shallow_model: Path, tmp_path: Path) -> None:
     url = redis_server.url.replace("://", f"://:{PASSWORD}@")
     with redis.Redis.from_url(redis_server.url) as connection:
         connection.config_set("requirepass", PASSWORD)
@@ -262,7 +262,7 @@ def test_a_day_of_mixed_work_tells_no_secret(redis_server: RedisServer, tmp_path
         gateway = GatewayProcess(
             url, "--api-key-file", str(tmp_path / "keys.toml"), "--files-dir", str(tmp_path / "files")
         )
-        with WorkerProcess(url, DEMO_MODEL, tmp_path, **variables) as worker, gateway:
+        with WorkerProcess(url, shallow_model, tmp_path, **variables) as worker, gateway:
             pages = stack.enter_context(flower(url, tmp_path / "flower.log"))
             day = Day(url, tmp_path, worker, gateway, pages, f"http://127.0.0.1:{metrics_port}")
             for part in (use_clients, use_celery, use_command_line, use_gateway, break_things, look):

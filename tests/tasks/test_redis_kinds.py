@@ -77,8 +77,8 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
         yield kind(tmp_path, stack)
 
 
-def test_jobs_run_and_nobody_is_shown_the_password(url: str, demo_model: Path, tmp_path: Path) -> None:
-    with WorkerProcess(url, demo_model, tmp_path) as worker, Client(url) as client:
+def test_jobs_run_and_nobody_is_shown_the_password(url: str, shallow_model: Path, tmp_path: Path) -> None:
+    with WorkerProcess(url, shallow_model, tmp_path) as worker, Client(url) as client:
         text = "".join(client.stream(**REQUEST))
         assert text
         assert asyncio.run(stream_async(url, REQUEST)) == text
@@ -113,10 +113,12 @@ def test_flower_which_connects_by_itself_shows_the_queues(url: str) -> None:
 
 
 @pytest.mark.parametrize("what", ["a cluster", "a sentinel", "a wrong password", "an unknown certificate"])
-def test_a_worker_leaves_with_one_line_where_waiting_does_not_help(what: str, demo_model: Path, tmp_path: Path) -> None:
+def test_a_worker_leaves_with_one_line_where_waiting_does_not_help(
+    what: str, shallow_model: Path, tmp_path: Path
+) -> None:
     with ExitStack() as stack:
         url, words = _useless_redis(what, tmp_path, stack)
-        worker = WorkerProcess(url, demo_model, tmp_path)
+        worker = WorkerProcess(url, shallow_model, tmp_path)
         assert worker.process.wait(60) == 1
     (error,) = worker.events("error")
     assert error["code"] == "REDIS_UNAVAILABLE"
@@ -147,14 +149,14 @@ def _useless_redis(what: str, folder: Path, stack: ExitStack) -> tuple[str, str]
 
 
 def test_systems_with_prefixes_share_a_database_and_see_nothing_of_each_other(
-    redis_url: str, connection: redis.Redis, demo_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    redis_url: str, connection: redis.Redis, shallow_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with connection.pubsub() as every_channel:
         every_channel.psubscribe("*")
         waiting = _submit_with_prefix("", redis_url, monkeypatch)
         slow = slow_engine(tmp_path, 0.0)
         for prefix in ("a:", "b:"):
-            with WorkerProcess(redis_url, demo_model, tmp_path, ORCD_KEY_PREFIX=prefix, **slow):
+            with WorkerProcess(redis_url, shallow_model, tmp_path, ORCD_KEY_PREFIX=prefix, **slow):
                 monkeypatch.setenv("ORCD_KEY_PREFIX", prefix)
                 _use_one_of_the_systems(redis_url, connection, prefix, tmp_path)
         keys = {key.decode() for key in connection.scan_iter()}

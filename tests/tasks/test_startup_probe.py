@@ -29,9 +29,11 @@ def guarded(redis_server: RedisServer) -> Iterator[RedisServer]:
     yield redis_server
 
 
-def test_a_worker_waits_for_redis_and_says_so_once(redis_server: RedisServer, demo_model: Path, tmp_path: Path) -> None:
+def test_a_worker_waits_for_redis_and_says_so_once(
+    redis_server: RedisServer, shallow_model: Path, tmp_path: Path
+) -> None:
     redis_server.kill()
-    worker = WorkerProcess(redis_server.url, demo_model, tmp_path)
+    worker = WorkerProcess(redis_server.url, shallow_model, tmp_path)
     worker.wait_for("error")
     time.sleep(3)
     redis_server.start()
@@ -44,10 +46,10 @@ def test_a_worker_waits_for_redis_and_says_so_once(redis_server: RedisServer, de
 
 
 def test_a_worker_that_waits_for_redis_can_be_stopped(
-    redis_server: RedisServer, demo_model: Path, tmp_path: Path
+    redis_server: RedisServer, shallow_model: Path, tmp_path: Path
 ) -> None:
     redis_server.kill()
-    worker = WorkerProcess(redis_server.url, demo_model, tmp_path)
+    worker = WorkerProcess(redis_server.url, shallow_model, tmp_path)
     worker.wait_for("error")
     worker.process.terminate()
     assert worker.process.wait(60) == 0
@@ -88,12 +90,12 @@ def test_waiting_does_not_help_where_redis_says_no(guarded: RedisServer, place: 
     ],
 )
 def test_a_wrong_url_or_password_gives_one_line_without_any_piece_of_it(
-    guarded: RedisServer, demo_model: Path, place: str, password: str
+    guarded: RedisServer, shallow_model: Path, place: str, password: str
 ) -> None:
     url = place.format(password=password, port=guarded.url.split(":")[-1].removesuffix("/0"))
     variables = {name: text for name, text in os.environ.items() if not name.startswith("ORCD_")}
     run = subprocess.run(
-        [sys.executable, "-P", "-m", "tasks", "worker", "--model", demo_model, "--device", "cpu", "--redis", url],
+        [sys.executable, "-P", "-m", "tasks", "worker", "--model", shallow_model, "--device", "cpu", "--redis", url],
         env=variables | {"PYTHONPATH": str(ROOT), "ORCD_LOG_FORMAT": "text"},
         capture_output=True,
         text=True,

@@ -99,9 +99,9 @@ def _check_logs(redis_url: str, job_ids: list[str]) -> None:
 
 
 def test_the_same_request_gives_the_same_ids_alone_and_in_company(
-    redis_url: str, demo_model: Path, tmp_path: Path
+    redis_url: str, shallow_model: Path, tmp_path: Path
 ) -> None:
-    with WorkerProcess(redis_url, demo_model, tmp_path), Client(redis_url) as client:
+    with WorkerProcess(redis_url, shallow_model, tmp_path), Client(redis_url) as client:
         sampled = {"prompt": "autumn rain", "max_tokens": 30, "seed": 11, "temperature": 0.9, "ignore_eos": True}
         greedy = sampled | {"temperature": 0.0}
 
@@ -118,7 +118,7 @@ def test_the_same_request_gives_the_same_ids_alone_and_in_company(
         assert ids([sampled | {"seed": 12}])[0] != alone_sampled
 
 
-def test_a_queued_job_waits_for_a_worker_and_says_so(redis_url: str, demo_model: Path, tmp_path: Path) -> None:
+def test_a_queued_job_waits_for_a_worker_and_says_so(redis_url: str, shallow_model: Path, tmp_path: Path) -> None:
     with Client(redis_url) as client:
         job_id = client.submit(prompt_token_ids=[5, 6], max_tokens=4)
         assert client.status(job_id).state == "queued"
@@ -126,7 +126,7 @@ def test_a_queued_job_waits_for_a_worker_and_says_so(redis_url: str, demo_model:
         thread = threading.Thread(target=_follow, args=(redis_url, job_id, seen))
         thread.start()
         wait_until(lambda: seen)
-        with WorkerProcess(redis_url, demo_model, tmp_path):
+        with WorkerProcess(redis_url, shallow_model, tmp_path):
             thread.join()
     kinds = [type(event).__name__ for event in seen]
     assert kinds[0] == "Queued"
@@ -135,11 +135,11 @@ def test_a_queued_job_waits_for_a_worker_and_says_so(redis_url: str, demo_model:
 
 
 def test_in_8_bits_a_job_goes_on_as_if_nothing_had_been_and_another_kv_cache_is_named(
-    redis_url: str, demo_model: Path, tmp_path: Path
+    redis_url: str, shallow_model: Path, tmp_path: Path
 ) -> None:
     request = {"prompt": "autumn rain", "max_tokens": 40, "seed": 3, "temperature": 0.8, "ignore_eos": True}
     with Client(redis_url) as client:
-        quantised = WorkerProcess(redis_url, demo_model, tmp_path, ORCD_KV_CACHE_TYPE="q8", **slow_engine(tmp_path))
+        quantised = WorkerProcess(redis_url, shallow_model, tmp_path, ORCD_KV_CACHE_TYPE="q8", **slow_engine(tmp_path))
         with quantised as worker:
             undisturbed = client.result(client.submit(**request), timeout=60)
             with held_engine(tmp_path):
@@ -154,7 +154,7 @@ def test_in_8_bits_a_job_goes_on_as_if_nothing_had_been_and_another_kv_cache_is_
                 job_id = client.submit(**request)
                 wait_until_running(client, [job_id])
                 worker.kill()
-        with WorkerProcess(redis_url, demo_model, tmp_path):
+        with WorkerProcess(redis_url, shallow_model, tmp_path):
             taken_over = client.result(job_id, timeout=60)
     assert "-q8-" in fingerprint
     assert taken_over.fingerprints == [fingerprint, fingerprint.replace("-q8-", "-float32-")]

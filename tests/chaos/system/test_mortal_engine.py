@@ -9,9 +9,9 @@ from tests.chaos.system.mortal_engine import DEADLY_IDS, mortal_environment
 from tests.tasks.worker_process import WorkerProcess
 
 
-def test_an_engine_dies_of_the_deadly_prompt_only(redis_url: str, demo_model: Path, tmp_path: Path) -> None:
+def test_an_engine_dies_of_the_deadly_prompt_only(redis_url: str, shallow_model: Path, tmp_path: Path) -> None:
     variables = mortal_environment(tmp_path)
-    with WorkerProcess(redis_url, demo_model, tmp_path, **variables) as worker, Client(redis_url) as client:
+    with WorkerProcess(redis_url, shallow_model, tmp_path, **variables) as worker, Client(redis_url) as client:
         other = client.submit(prompt_token_ids=[*DEADLY_IDS[1:], 4], max_tokens=8, ignore_eos=True)
         assert client.result(other, timeout=60).state == "succeeded"
         assert worker.events("error") == []

@@ -1,4 +1,4 @@
-"""OpenAI's SDK and LangChain against `orcd gateway` and a worker with the model that ships."""
+"""OpenAI's SDK and LangChain against `orcd gateway` and a worker with the first layer of the model that ships."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ CHAT: dict[str, Any] = {"model": MODEL, "messages": MESSAGES, "temperature": 0, 
 
 
 @pytest.fixture(scope="module")
-def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
+def system(shallow_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
     """The URL of a Redis with a worker, and the folder of its gateways."""
     folder = tmp_path_factory.mktemp("gateways")
-    with RedisServer() as server, WorkerProcess(server.url, DEMO_MODEL, folder, **slow_engine(folder, 0.0)):
+    with RedisServer() as server, WorkerProcess(server.url, shallow_model, folder, **slow_engine(folder, 0.0)):
         yield server.url, folder
 
 

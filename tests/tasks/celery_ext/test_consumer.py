@@ -23,10 +23,10 @@ NUM_JOBS = 30
 
 
 def test_events_of_many_tasks_come_together_and_none_is_missing(
-    redis_url: str, connection: redis.Redis, demo_model: Path, tmp_path: Path
+    redis_url: str, connection: redis.Redis, shallow_model: Path, tmp_path: Path
 ) -> None:
     listener: Any = connection.pubsub(ignore_subscribe_messages=True)
-    with listener, WorkerProcess(redis_url, demo_model, tmp_path), Client(redis_url) as client:
+    with listener, WorkerProcess(redis_url, shallow_model, tmp_path), Client(redis_url) as client:
         listener.psubscribe("*celeryev*")
         job_ids = client.submit_many([{"prompt_token_ids": [5], "max_tokens": 2}] * NUM_JOBS)
         batches: list[list[dict[str, Any]]] = []

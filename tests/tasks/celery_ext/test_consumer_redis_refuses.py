@@ -19,9 +19,9 @@ from tests.tasks.worker_process import WorkerProcess
 
 
 @pytest.fixture(scope="module")
-def worker(demo_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[WorkerProcess]:
+def worker(shallow_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[WorkerProcess]:
     """One worker, which outlives all faults here, on a server of its own."""
-    with RedisServer() as server, WorkerProcess(server.url, demo_model, tmp_path_factory.mktemp("faults")) as worker:
+    with RedisServer() as server, WorkerProcess(server.url, shallow_model, tmp_path_factory.mktemp("faults")) as worker:
         yield worker
 
 
@@ -39,8 +39,8 @@ def _is_submitted(client: Client) -> bool:
         return False
 
 
-def test_a_worker_waits_for_a_redis_that_loads_its_data(demo_model: Path, tmp_path: Path) -> None:
-    with LoadingServer() as server, WorkerProcess(server.url, demo_model, tmp_path) as worker:
+def test_a_worker_waits_for_a_redis_that_loads_its_data(shallow_model: Path, tmp_path: Path) -> None:
+    with LoadingServer() as server, WorkerProcess(server.url, shallow_model, tmp_path) as worker:
         with closing(redis.Redis.from_url(server.url)) as connection, connection.pipeline() as pipeline:
             for number in range(server.NUM_KEYS):
                 pipeline.set(f"key-{number}", "x")

@@ -48,9 +48,9 @@ def _start(proxy: TcpProxy, model: Path, folder: Path, moment: str, then: dict[s
 
 @pytest.mark.parametrize(("moment", "then"), MOMENTS)
 def test_a_worker_can_be_stopped_whatever_it_waits_for(
-    proxy: TcpProxy, demo_model: Path, tmp_path: Path, moment: str, then: dict[str, Any]
+    proxy: TcpProxy, shallow_model: Path, tmp_path: Path, moment: str, then: dict[str, Any]
 ) -> None:
-    worker = _start(proxy, demo_model, tmp_path, moment, then)
+    worker = _start(proxy, shallow_model, tmp_path, moment, then)
     time.sleep(0.2)
     worker.process.terminate()
     assert worker.process.wait(60) == 0
@@ -59,9 +59,9 @@ def test_a_worker_can_be_stopped_whatever_it_waits_for(
 
 @pytest.mark.parametrize(("moment", "then"), MOMENTS[:3])
 def test_a_worker_takes_jobs_once_redis_is_back_whatever_it_waited_for(
-    proxy: TcpProxy, redis_url: str, demo_model: Path, tmp_path: Path, moment: str, then: dict[str, Any]
+    proxy: TcpProxy, redis_url: str, shallow_model: Path, tmp_path: Path, moment: str, then: dict[str, Any]
 ) -> None:
-    with _start(proxy, demo_model, tmp_path, moment, then), Client(redis_url) as client:
+    with _start(proxy, shallow_model, tmp_path, moment, then), Client(redis_url) as client:
         time.sleep(0.5)
         proxy.tell(listen=True, freeze=False)
         assert client.result(client.submit(prompt="x", max_tokens=2), timeout=60).state == "succeeded"

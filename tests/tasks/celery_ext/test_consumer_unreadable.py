@@ -29,9 +29,9 @@ BAD = texts(VALID)
 
 
 @pytest.fixture(scope="module")
-def worker(demo_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[WorkerProcess]:
+def worker(shallow_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[WorkerProcess]:
     """A worker for all of them."""
-    with RedisServer() as server, WorkerProcess(server.url, demo_model, tmp_path_factory.mktemp("bad")) as worker:
+    with RedisServer() as server, WorkerProcess(server.url, shallow_model, tmp_path_factory.mktemp("bad")) as worker:
         yield worker
 
 

@@ -48,30 +48,30 @@ def _wait_until_named(worker: WorkerProcess, key: str) -> None:
 
 @pytest.mark.parametrize("key", SHARED)
 def test_a_worker_starts_and_takes_although_a_shared_key_has_another_type(
-    client: Client, redis_url: str, connection: redis.Redis, demo_model: Path, tmp_path: Path, key: str
+    client: Client, redis_url: str, connection: redis.Redis, shallow_model: Path, tmp_path: Path, key: str
 ) -> None:
     _break(connection, [key])
-    with WorkerProcess(redis_url, demo_model, tmp_path) as worker:
+    with WorkerProcess(redis_url, shallow_model, tmp_path) as worker:
         assert client.result(client.submit(**FIELDS), timeout=TIME_S).state == "succeeded"
         _wait_until_named(worker, key)
         assert {event["level"] for event in worker.events("celery")} == {"warning"}
 
 
 def test_a_worker_that_asks_others_at_its_start_begins_without_their_answers(
-    client: Client, redis_url: str, connection: redis.Redis, demo_model: Path, tmp_path: Path
+    client: Client, redis_url: str, connection: redis.Redis, shallow_model: Path, tmp_path: Path
 ) -> None:
     replies = "_kombu.binding.reply.celery.pidbox"
     _break(connection, [replies, "_kombu.binding.celeryev"])
-    with WorkerProcess(redis_url, demo_model, tmp_path, by_celery=True) as worker:
+    with WorkerProcess(redis_url, shallow_model, tmp_path, by_celery=True) as worker:
         assert client.result(client.submit(**FIELDS), timeout=TIME_S).state == "succeeded"
         _wait_until_named(worker, replies)
         assert {event["level"] for event in worker.events("celery")} == {"warning"}
 
 
 def test_a_worker_goes_on_and_reconnects_although_shared_keys_have_another_type(
-    redis_url: str, connection: redis.Redis, demo_model: Path, tmp_path: Path
+    redis_url: str, connection: redis.Redis, shallow_model: Path, tmp_path: Path
 ) -> None:
-    with ExitStack() as clients, WorkerProcess(redis_url, demo_model, tmp_path) as worker:
+    with ExitStack() as clients, WorkerProcess(redis_url, shallow_model, tmp_path) as worker:
         for connections_cut in (False, True):
             _break(connection, SHARED)
             if connections_cut:

@@ -31,8 +31,8 @@ FOREIGN_TASK = "shop.pay"
 
 
 @pytest.fixture
-def worker(redis_url: str, demo_model: Path, tmp_path: Path) -> Iterator[WorkerProcess]:
-    with WorkerProcess(redis_url, demo_model, tmp_path) as worker:
+def worker(redis_url: str, shallow_model: Path, tmp_path: Path) -> Iterator[WorkerProcess]:
+    with WorkerProcess(redis_url, shallow_model, tmp_path) as worker:
         yield worker
         assert worker.process.poll() is None
         assert CANARY not in worker.log_path.read_text()

@@ -236,9 +236,9 @@ def test_an_answer_to_a_remote_control_command_needs_no_acknowledgement(channel:
 
 
 def test_an_idle_worker_has_acknowledged_everything(
-    redis_url: str, connection: redis.Redis, demo_model: Path, tmp_path: Path
+    redis_url: str, connection: redis.Redis, shallow_model: Path, tmp_path: Path
 ) -> None:
-    with WorkerProcess(redis_url, demo_model, tmp_path), Client(redis_url) as client:
+    with WorkerProcess(redis_url, shallow_model, tmp_path), Client(redis_url) as client:
         job_ids = client.submit_many([{"prompt_token_ids": [5], "max_tokens": 2}] * 5)
         for job_id in job_ids:
             client.result(job_id, timeout=60)

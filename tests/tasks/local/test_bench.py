@@ -13,13 +13,13 @@ from tasks.__main__ import cli
 from tasks.local.bench import QueueBench
 
 
-def test_every_concurrency_is_measured(demo_model: Path, capsysbinary: pytest.CaptureFixture[bytes]) -> None:
+def test_every_concurrency_is_measured(shallow_model: Path, capsysbinary: pytest.CaptureFixture[bytes]) -> None:
     load = ["--device", "cpu", "--prompt-tokens", "4", "--output-tokens", "5", "--concurrency", "1,3", "--json"]
-    assert run(cli, ["bench", "queue", str(demo_model), *load]) == 0
+    assert run(cli, ["bench", "queue", str(shallow_model), *load]) == 0
     measurements = [json.loads(line) for line in capsysbinary.readouterr().out.splitlines()]
     assert [each["concurrency"] for each in measurements] == [1, 3]
     for each in measurements:
-        assert (each["model"], each["device"]) == (demo_model.name, "cpu")
+        assert (each["model"], each["device"]) == (shallow_model.name, "cpu")
         assert (each["prompt_tokens"], each["output_tokens"]) == (4, 5)
         expected = each["concurrency"] * 5 / each["total_s"]
         assert each["output_tokens_per_s"] == pytest.approx(expected, rel=0.02)

@@ -13,9 +13,9 @@ from tasks.local.local_worker import LocalWorker
 from worker.settings import Settings
 
 
-def test_it_serves_jobs_until_it_is_stopped(redis_url: str, demo_model: Path) -> None:
+def test_it_serves_jobs_until_it_is_stopped(redis_url: str, shallow_model: Path) -> None:
     loaded: list[int] = []
-    settings = Settings(model=str(demo_model), device="cpu", redis_url=redis_url)
+    settings = Settings(model=str(shallow_model), device="cpu", redis_url=redis_url)
     with LocalWorker(settings, loaded.append) as worker:
         worker.wait_until_ready()
         with Client(redis_url) as client:

@@ -74,12 +74,12 @@ def _send_odd(connection: redis.Redis, name: str, fields: dict[str, Any], **head
 
 
 def test_names_that_senders_make_up_are_shown_to_nobody_else(
-    redis_url: str, connection: redis.Redis, demo_model: Path, tmp_path: Path
+    redis_url: str, connection: redis.Redis, shallow_model: Path, tmp_path: Path
 ) -> None:
     odd_id = envelope(f"{CANARY} is no id", "other.task", REQUEST)
     odd_header = envelope("odd-header", TASK, REQUEST)
     odd_header["headers"] |= {"retries": CANARY, CANARY: CANARY}
-    with WorkerProcess(redis_url, demo_model, tmp_path) as worker:
+    with WorkerProcess(redis_url, shallow_model, tmp_path) as worker:
         with Client(redis_url) as client, _events(redis_url) as events:
             for task_id, fields in ANSWERED.items():
                 _send(connection, envelope(task_id, TASK, fields))
@@ -99,9 +99,9 @@ def test_names_that_senders_make_up_are_shown_to_nobody_else(
 
 
 def test_tasks_whose_ids_are_made_up_are_answered_and_shown_to_nobody(
-    redis_url: str, connection: redis.Redis, demo_model: Path, tmp_path: Path
+    redis_url: str, connection: redis.Redis, shallow_model: Path, tmp_path: Path
 ) -> None:
-    with WorkerProcess(redis_url, demo_model, tmp_path) as worker, create_app(Settings(redis_url=redis_url)) as app:
+    with WorkerProcess(redis_url, shallow_model, tmp_path) as worker, create_app(Settings(redis_url=redis_url)) as app:
         with Client(redis_url) as client, _events(redis_url) as events:
             job_id = client.submit(**REQUEST)
             sent = {name: _send_odd(connection, name, fields) for name, fields in ODD.items()}

@@ -58,12 +58,12 @@ def collector() -> Iterator[Collector]:
 
 
 def test_spans_of_jobs_belong_to_their_senders_traces(
-    redis_url: str, demo_model: Path, tmp_path: Path, collector: Collector
+    redis_url: str, shallow_model: Path, tmp_path: Path, collector: Collector
 ) -> None:
     endpoint = f"http://127.0.0.1:{collector.server_port}"
     variables = {"OTEL_EXPORTER_OTLP_ENDPOINT": endpoint, "OTEL_BSP_SCHEDULE_DELAY": "100"}
     parents = {name: f"00-{trace}-{'b' * 16}-01" for name, trace in TRACES.items()}
-    with WorkerProcess(redis_url, demo_model, tmp_path, **variables) as worker:
+    with WorkerProcess(redis_url, shallow_model, tmp_path, **variables) as worker:
         with Client(redis_url) as client, create_app(Settings(redis_url=redis_url)) as app:
             client.result(client.submit(prompt=CANARY, max_tokens=2, traceparent=parents["client"]), timeout=60)
             headers = {"traceparent": parents["celery"]}

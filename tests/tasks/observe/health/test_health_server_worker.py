@@ -36,12 +36,12 @@ class Probe:
 
 
 def test_a_worker_is_ready_only_while_it_would_run_a_job(
-    redis_server: RedisServer, demo_model: Path, tmp_path: Path
+    redis_server: RedisServer, shallow_model: Path, tmp_path: Path
 ) -> None:
     port = _free_port()
     variables = {"ORCD_METRICS_PORT": str(port), "ORCD_METRICS_HOST": "0.0.0.0"}  # noqa: S104
     probe = Probe(port)
-    with WorkerProcess(redis_server.url, demo_model, tmp_path, **variables) as worker:
+    with WorkerProcess(redis_server.url, shallow_model, tmp_path, **variables) as worker:
         wait_until(lambda: probe.statuses() == (200, 200))
         with Client(redis_server.url) as client:
             client.result(client.submit(prompt="once", max_tokens=2), timeout=60)
