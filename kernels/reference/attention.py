@@ -167,7 +167,7 @@ def _gather(
     """
     block_tokens = cache.keys.shape[1]
     blocks = np.where(needed, key_positions // block_tokens, 0)
-    slots = np.take_along_axis(block_tables, blocks, axis=1).astype(np.int64) * block_tokens
+    slots = block_tables[np.arange(block_tables.shape[0])[:, None], blocks].astype(np.int64) * block_tokens
     slots += key_positions % block_tokens
     key_scales, value_scales = cache.scales or (None, None)
     gathered_keys = _read(cache.keys, key_scales, slots, needed)
