@@ -8,8 +8,8 @@ import pytest
 from tests.bench.structured_output import Outcome, measure
 
 
-def test_a_few_schemas_go_through_the_whole_system(demo_model: Path) -> None:
-    outcome = measure(demo_model, "cpu", 6, seed=5)
+def test_a_few_schemas_go_through_the_whole_system(shallow_model: Path) -> None:
+    outcome = measure(shallow_model, "cpu", 6, seed=5)
     assert outcome.wrong == []
     assert outcome.num_answers == 3 * (6 - outcome.refused.total())
     assert outcome.exit_code == 0

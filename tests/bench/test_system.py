@@ -3,19 +3,16 @@ from pathlib import Path
 
 import pytest
 
-import tasks.demo
 from tests.bench import system
 from tests.bench.system import main
 
-MODEL = Path(tasks.demo.__file__).parent / "haiku-q4_k_m.gguf"
-
 
 def test_streams_survive_the_death_of_their_engine(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, shallow_model: Path
 ) -> None:
     monkeypatch.setattr(system, "BEGIN_S", 6.0)
     load = ["--streams=3", "--seconds=2.5", "--prompt-tokens=8", "--output-tokens=300", "--engine-rate=1000"]
-    assert main([str(MODEL), "--device=cpu", *load, "--kill-after=1.5"]) == 0
+    assert main([str(shallow_model), "--device=cpu", *load, "--kill-after=1.5"]) == 0
     out = capsys.readouterr().out
     assert "3 streams were running, 3 of them completed with each token once" in out
     assert "| the whole system |" in out
@@ -24,11 +21,11 @@ def test_streams_survive_the_death_of_their_engine(
 
 
 def test_several_devices_have_a_worker_each_on_one_redis(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, shallow_model: Path
 ) -> None:
     monkeypatch.setattr(system, "BEGIN_S", 3.0)
     load = ["--streams=2", "--seconds=2", "--prompt-tokens=8", "--output-tokens=100", "--engine-rate=1000"]
-    assert main([str(MODEL), "--device=cpu,cpu", *load]) == 0
+    assert main([str(shallow_model), "--device=cpu,cpu", *load]) == 0
     out = capsys.readouterr().out
     assert "| 2 x orcd bench engine | 2,000 |" in out
     assert float(re.findall(r"a token took (\d+\.\d) bytes of Redis", out)[0]) > 20

@@ -115,25 +115,30 @@ def test_an_answer_is_the_same_alone_in_company_and_after_a_death_in_the_middle_
         check(client.result(job_id, timeout=60))
 
 
+@pytest.fixture(scope="module")
+def sdk(worker: WorkerProcess) -> Iterator[openai.OpenAI]:
+    with (
+        GatewayProcess(worker.redis_url) as gateway,
+        openai.OpenAI(base_url=gateway.url, api_key="none", max_retries=0) as sdk,
+    ):
+        yield sdk
+
+
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
 @pytest.mark.parametrize("asked_for", [{"prompt": "old pond"}, {"messages": [{"role": "user", "content": "old pond"}]}])
 def test_an_answer_through_a_gateway_is_that_of_the_queue(
-    client: Client, worker: WorkerProcess, asked_for: dict[str, Any], stream: bool
+    client: Client, sdk: openai.OpenAI, asked_for: dict[str, Any], stream: bool
 ) -> None:
     request = {
         name: each for name, each in asked(PERSON, 7, max_tokens=120, n=2).items() if name != "prompt"
     } | asked_for
     queued = client.result(client.submit(**request), timeout=60).raise_for_error()
-    with (
-        GatewayProcess(worker.redis_url) as gateway,
-        openai.OpenAI(base_url=gateway.url, api_key="none", max_retries=0) as sender,
-    ):
-        create: Any = sender.chat.completions.create if "messages" in request else sender.completions.create
-        fields = {"extra_body": {"response_format": request.pop("response_format")}, **asked_for}
-        answer = create(
-            model=client.workers()[0].model, temperature=1, seed=7, max_tokens=120, n=2, stream=stream, **fields
-        )
-        ids = {chunk.id for chunk in answer} if stream else {answer.id}
+    create: Any = sdk.chat.completions.create if "messages" in request else sdk.completions.create
+    fields = {"extra_body": {"response_format": request.pop("response_format")}, **asked_for}
+    answer = create(
+        model=client.workers()[0].model, temperature=1, seed=7, max_tokens=120, n=2, stream=stream, **fields
+    )
+    ids = {chunk.id for chunk in answer} if stream else {answer.id}
     (job_id,) = {each.partition("-")[2] for each in ids}
     assert client.result(job_id).choices == queued.choices
     check(queued)

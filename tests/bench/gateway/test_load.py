@@ -1,4 +1,5 @@
 import re
+from pathlib import Path
 
 import pytest
 
@@ -6,8 +7,9 @@ from tests.bench.gateway import load
 
 
 def test_a_small_load_is_measured_and_no_stream_loses_anything(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], shallow_model: Path
 ) -> None:
+    monkeypatch.setattr(load, "DEMO_MODEL", shallow_model)
     monkeypatch.setattr(load, "NUM_EVENTS", 3)  # one a second
     assert load.main(["--requests=3", "--seconds=1", "--streams=20"]) == 0
     out = capsys.readouterr().out

@@ -10,8 +10,8 @@ from tests.bench.queue import shutdown
 from tests.bench.queue.shutdown import Outcome, main, measure
 
 
-def test_a_job_goes_on_with_another_worker_with_the_same_text(demo_model: Path) -> None:
-    outcome = measure("SIGQUIT", demo_model, drain_timeout_s=1)
+def test_a_job_goes_on_with_another_worker_with_the_same_text(shallow_model: Path) -> None:
+    outcome = measure("SIGQUIT", shallow_model, drain_timeout_s=1)
     assert outcome.is_kept, outcome
     assert 0 < outcome.longest_gap_s < 10
 
