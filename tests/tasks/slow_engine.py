@@ -11,17 +11,29 @@ STEP_S = 0.02
 """Long beside a step of the model that ships, on a machine with little else to do."""
 NUM_TOKENS = 10
 """How many each job has when an engine is held; not all need be in its log, as text may be held back."""
-FOLDER, HOLD = "slow-engine", "hold"
+FOLDER, HOLD, HOLD_JOBS = "slow-engine", "hold", "hold-jobs"
 
 _SLOW_STEPS = """
-import sys, time
+import os, sys, time
 
-if "--in-flight-fd" in sys.orig_argv:  # in the engine process
+if {{"worker", "--fd"}} <= set(sys.orig_argv):  # in the engine process
     from worker.engine.engine import Engine
 
-    step = Engine.advance
+    step, forget, num_ended = Engine.advance, Engine._forget, 0
+
+    def forget_one(engine, sequence):
+        global num_ended
+        is_counted = os.path.exists({hold_jobs!r})
+        num_ended = num_ended + (sequence.finish_reason != "abort") if is_counted else 0
+        forget(engine, sequence)
 
     def is_held(engine):
+        try:
+            with open({hold_jobs!r}) as file:
+                if num_ended >= int(file.read()):
+                    return True
+        except FileNotFoundError:
+            pass
         running, waiting = engine._scheduler.running, engine._scheduler.waiting
         if waiting and len(running) < engine.max_sequences:
             return False
@@ -40,7 +52,7 @@ if "--in-flight-fd" in sys.orig_argv:  # in the engine process
         engine.outputs.answer(answers)
         time.sleep(0.005)
 
-    Engine.advance = step_later
+    Engine.advance, Engine._forget = step_later, forget_one
 """
 
 
@@ -51,7 +63,7 @@ def slow_engine(folder: Path, step_s: float = STEP_S, before: str = "") -> dict[
     """
     place = folder / FOLDER
     place.mkdir(exist_ok=True)
-    lines = before + _SLOW_STEPS.format(step_s=step_s, hold=str(place / HOLD))
+    lines = before + _SLOW_STEPS.format(step_s=step_s, hold=str(place / HOLD), hold_jobs=str(place / HOLD_JOBS))
     (place / "sitecustomize.py").write_text(lines)
     return {"PYTHONPATH": os.pathsep.join([str(place), os.environ.get("PYTHONPATH", "")])}
 
@@ -72,12 +84,25 @@ def held_engine(folder: Path, num_tokens: int = NUM_TOKENS) -> Iterator[None]:
 
 def hold(folder: Path, num_tokens: int = NUM_TOKENS) -> None:
     """Hold the engine as in `held_engine`, until it is let go."""
+    _write(folder, HOLD, num_tokens)
+
+
+def hold_after(folder: Path, num_jobs: int) -> None:
+    """Have the slow engine of ``folder`` take no step once so many sequences have ended, or a few more, until let go.
+
+    A few, as several may end with one step. They are counted from the first such call on; those aborted do not count.
+    """
+    _write(folder, HOLD_JOBS, num_jobs)
+
+
+def _write(folder: Path, name: str, number: int) -> None:
     place = folder / FOLDER
     place.mkdir(exist_ok=True)
-    (place / "new").write_text(str(num_tokens))
-    (place / "new").rename(place / HOLD)
+    (place / "new").write_text(str(number))
+    (place / "new").rename(place / name)
 
 
 def let_go(folder: Path) -> None:
     """Have the jobs of an engine that is held go on to their ends."""
-    (folder / FOLDER / HOLD).unlink()
+    for name in (HOLD, HOLD_JOBS):
+        (folder / FOLDER / name).unlink(missing_ok=True)

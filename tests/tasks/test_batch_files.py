@@ -12,7 +12,7 @@ from pathlib import Path
 
 from tests.conftest import wait_until
 from tests.tasks.openai_batch import OpenaiBatch, answers, failures
-from tests.tasks.slow_engine import slow_engine
+from tests.tasks.slow_engine import hold_after, let_go, slow_engine
 from tests.tasks.worker_process import WorkerProcess
 
 NUM_LINES = 200
@@ -46,18 +46,24 @@ class BatchProcess:
 def test_a_stopped_and_killed_batch_gives_what_an_undisturbed_one_does(
     redis_url: str, shallow_model: Path, tmp_path: Path
 ) -> None:
-    variables = slow_engine(tmp_path)
+    variables = {"ORCD_MAX_SEQUENCES": "8", **slow_engine(tmp_path, 0.0)}
     source, output, undisturbed = tmp_path / "in.jsonl", tmp_path / "out.jsonl", tmp_path / "undisturbed.jsonl"
     batch = OpenaiBatch(NUM_LINES)
     batch.write(source)
-    with WorkerProcess(redis_url, shallow_model, tmp_path, **variables):
+    with WorkerProcess(redis_url, shallow_model, tmp_path, **variables) as worker:
         assert BatchProcess(redis_url, str(source), str(undisturbed)).finish()[0] == 1
+        hold_after(tmp_path, 20)
         assert BatchProcess(redis_url, str(source), str(output)).stop(signal.SIGINT, output, 20) == 130
+        hold_after(tmp_path, 70)
         assert BatchProcess(redis_url, str(source), str(output)).stop(signal.SIGKILL, output, 60) == -signal.SIGKILL
+        worker.process.terminate()
+        let_go(tmp_path)
+    hold_after(tmp_path, 50)
     with WorkerProcess(redis_url, shallow_model, tmp_path, **variables) as worker:
         last = BatchProcess(redis_url, str(source), str(output))
         wait_until(lambda: output.read_bytes().count(b"\n") >= 100, 60)
         worker.kill()
+        let_go(tmp_path)
         with WorkerProcess(redis_url, shallow_model, tmp_path, **variables):
             code, _, told = last.finish()
     assert code == 1

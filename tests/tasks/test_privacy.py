@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import itertools
 import json
 import os
 import subprocess
@@ -22,7 +23,7 @@ from orcd.store import schema
 from orcd.store.dead_letters import DeadLetters
 from tasks.app import create_app
 from tasks.local.redis_server import _free_port
-from tasks.observe.health.health_server import METRICS_EVERY_S
+from tests.conftest import wait_until
 from tests.tasks.worker_process import ROOT, WorkerProcess
 from worker.settings import Settings
 
@@ -73,18 +74,19 @@ def _flower(redis_url: str, log_path: Path) -> Iterator[Flower]:
         process.wait(60)
 
 
-def _wait_until_watching(flower: Flower, redis_url: str) -> None:
-    """Flower answers before it receives events: wait until it has seen a whole job."""
+def _wait_until_watching(flower: Flower, redis_url: str) -> int:
+    """Flower answers before it receives events: wait until it has seen a whole job; returns how many there were."""
     end = time.monotonic() + 60
     with Client(redis_url) as client:
-        while True:
+        for number in itertools.count(1):
             job_id = client.submit(prompt="warm up", max_tokens=1)
             client.result(job_id, timeout=60)
             time.sleep(0.3)
             seen = json.loads(flower.get("/api/tasks")).get(job_id, {})
             if seen.get("name") and seen["state"] == "SUCCESS":
-                return
+                return number
             assert time.monotonic() < end, seen
+    raise AssertionError
 
 
 def _run_canary_jobs(redis_url: str) -> tuple[list[str], list[str]]:
@@ -123,8 +125,7 @@ def test_prompts_and_answers_stay_in_the_jobs_own_keys(redis_url: str, shallow_m
         WorkerProcess(redis_url, shallow_model, tmp_path, ORCD_METRICS_PORT=str(port)) as worker,
         _flower(redis_url, tmp_path / "flower.log") as flower,
     ):
-        _wait_until_watching(flower, redis_url)
-        num_warm_ups = len(worker.events("execute_end"))
+        num_warm_ups = _wait_until_watching(flower, redis_url)
         task_ids, answers = _run_canary_jobs(redis_url)
         secrets = [CANARY, *(answer for answer in answers if len(answer) > 20)]
         assert len(secrets) > 2
@@ -143,15 +144,20 @@ def test_prompts_and_answers_stay_in_the_jobs_own_keys(redis_url: str, shallow_m
         assert shown["runtime"] * 1000 > result.decode_ms
         pages = ["/api/tasks", "/api/workers?refresh=1", "/tasks", "/workers", "/metrics"]
         pages += [f"/task/{task_id}" for task_id in tasks]
-        time.sleep(3 * METRICS_EVERY_S)  # the page is made once a second
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=60) as response:
-            texts = {"metrics": response.read().decode()}
+        texts: dict[str, str] = {}
+
+        def tells_of_all_jobs() -> bool:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=60) as response:
+                texts["metrics"] = response.read().decode()
+            succeeded = [line for line in texts["metrics"].splitlines() if 'state="succeeded"' in line]
+            assert all(line.startswith("orcd_jobs_total{") for line in succeeded)
+            return [line.rpartition(" ")[2] for line in succeeded] == [f"{num_warm_ups + 5}.0"]
+
+        wait_until(tells_of_all_jobs)  # the page is made once a second
         texts |= {page: flower.get(page) for page in pages}
     texts |= {str(path): path.read_text() for path in tmp_path.glob("*.log")}
     for place, text in texts.items():
         assert not [secret for secret in secrets if secret in text], place
-    [succeeded] = [line for line in texts["metrics"].splitlines() if 'state="succeeded"' in line]
-    assert succeeded.startswith("orcd_jobs_total{") and succeeded.endswith(f" {num_warm_ups + 5}.0")
     _check_redis(redis_url, task_ids, secrets)
 
 

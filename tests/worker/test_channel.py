@@ -49,7 +49,7 @@ def test_what_does_not_fit_the_socket_is_congestion_and_goes_out_later(pipe: tup
     reader.start()
     while channel.is_congested:
         channel.receive(0.1)
-    channel.flush(5)
+    channel.flush(60)
     reader.join(60)
     assert received == [big, Fatal("INTERNAL", "last")]
 

@@ -14,6 +14,7 @@ import msgspec
 import pytest
 
 from kernels.devices.open import open_device
+from tests.tasks.slow_engine import held_engine, slow_engine
 from tests.worker.tiny_model import CONTEXT_LENGTH, VOCAB_SIZE, write_tiny_model
 from worker import contract
 from worker.contract import (
@@ -46,7 +47,7 @@ class Child:
 
     def __init__(self, model: Path | str, *, command: tuple[str, ...] = ("-m", "worker"), **environment: str) -> None:
         self.socket, theirs = socket.socketpair()
-        self.socket.settimeout(20)
+        self.socket.settimeout(60)
         self._splitter = contract.FrameSplitter()
         self._bodies: Iterator[bytes] = iter(())
         inherited = {name: text for name, text in os.environ.items() if not name.startswith("ORCD_")}
@@ -182,11 +183,12 @@ def test_a_grammar_holds_alone_among_others_and_in_an_engine_that_goes_on():
         assert ids_of(resumed[other.request_id]) == ids_of(outputs[other.request_id])
 
 
-def test_an_abort_ends_a_request_in_the_middle(child: Child):
-    child.send(Add("r", (1, 2), ENDLESS))
-    child.receive_until(Outputs)
-    child.send(Abort("r"))
-    assert collect(child, 1)["r"][-1].finish_reason == "abort"
+def test_an_abort_ends_a_request_in_the_middle(tiny_model: Path, tmp_path: Path):
+    with held_engine(tmp_path), Child(tiny_model, **slow_engine(tmp_path, 0.0)) as child:
+        child.send(Add("r", (1, 2), ENDLESS))
+        child.receive_until(Outputs)
+        child.send(Abort("r"))
+        assert collect(child, 1)["r"][-1].finish_reason == "abort"
 
 
 def test_a_bad_request_is_answered_and_the_engine_lives_on(child: Child):

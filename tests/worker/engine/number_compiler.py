@@ -13,11 +13,12 @@ class NumberCompiler:
 
     def __init__(self, *, is_held: bool = False) -> None:
         self.compiled: list[str] = []
-        self.may_go_on = threading.Event()
+        self.has_begun, self.may_go_on = threading.Event(), threading.Event()
         if not is_held:
             self.may_go_on.set()
 
     def __call__(self, grammar: str) -> BracketConstraint:
+        self.has_begun.set()
         self.may_go_on.wait(60)
         self.compiled.append(grammar)
         match grammar:

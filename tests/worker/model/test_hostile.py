@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import tempfile
 import time
 import tracemalloc
@@ -56,7 +57,7 @@ def test_the_file_that_the_hostile_ones_derive_from_runs() -> None:
 
 
 def test_some_seconds_of_fuzzing_find_nothing_but_clear_errors(tmp_path: Path) -> None:
-    outcomes = fuzz.run(tmp_path, seed=0, until=time.monotonic() + 8, max_files=1000)
+    outcomes = fuzz.run(tmp_path, seed=0, until=math.inf, max_files=400)
     assert outcomes["refused"] > outcomes["ran"] > 0
 
 
