@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests import word_rules
-from tests.word_rules import RULES, Rule
+from tests.word_rules import RULES, Rule, WordPattern
 
 ROOT = Path(__file__).parents[1]
 FOLDERS = ("orcd", "tasks", "worker", "kernels", "tests", "docs")
@@ -34,9 +34,17 @@ def texts() -> dict[str, str]:
     return found
 
 
+@cache
+def identifiers() -> str:
+    """Each word and identifier of the project's text once."""
+    return " ".join({each for text in texts().values() for each in re.findall(r"\w+", text)})
+
+
 def uses(rule: Rule) -> Iterator[str]:
     """Where the old word still stands."""
     pattern, where = re.compile(rule.pattern, re.MULTILINE), re.compile("|".join(rule.where))
+    if isinstance(rule.pattern, WordPattern) and not pattern.search(identifiers()):
+        return
     for name, text in texts().items():
         if where.search(name) and pattern.search(text):
             for number, line in enumerate(text.splitlines()):

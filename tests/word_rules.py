@@ -9,11 +9,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 
-def word(*forms: str) -> str:
+class WordPattern(str):
+    """A pattern that matches within one word or identifier, whatever is around that."""
+
+    __slots__ = ()
+
+
+def word(*forms: str) -> WordPattern:
     """A pattern for a word, by itself or as part of an identifier: in snake_case, CamelCase or capitals."""
     either = "|".join(forms)
     small, title, capitals = either, "|".join(map(str.capitalize, forms)), either.upper()
-    return rf"(?<![a-z])(?:{small})(?![a-z])|(?:{title})(?![a-z])|(?<![A-Z])(?:{capitals})(?![A-Z])"
+    return WordPattern(rf"(?<![a-z])(?:{small})(?![a-z])|(?:{title})(?![a-z])|(?<![A-Z])(?:{capitals})(?![A-Z])")
 
 
 @dataclass(frozen=True)
