@@ -178,7 +178,7 @@ def _use_gateway(url: str, folder: Path) -> None:
             for _ in range(2)
         )
         sdk.batches.cancel(second.id)
-        wait_until(lambda: {batch.status for batch in sdk.batches.list()} <= {"completed", "cancelled"}, 30)
+        wait_until(lambda: {batch.status for batch in sdk.batches.list()} <= {"completed", "cancelled"})
         assert sdk.batches.retrieve(first.id).request_counts.completed == 1
 
 

@@ -49,7 +49,7 @@ def failover(tmp_path: Path) -> Iterator[Failover]:
         sentinels(master.port, tmp_path) as ports,
     ):
         with redis.Redis.from_url(replica.url) as connection:
-            wait_until(lambda: connection.info("replication")["master_link_status"] == "up", 30)
+            wait_until(lambda: connection.info("replication")["master_link_status"] == "up")
         hosts = ",".join(f"127.0.0.1:{port}" for port in ports)
         yield Failover(master, replica, ports, f"redis+sentinel://{hosts}/{MASTER}")
 

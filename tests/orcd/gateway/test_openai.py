@@ -45,9 +45,14 @@ def test_the_model_is_listed(sdk: openai.OpenAI) -> None:
     assert sdk.models.retrieve(MODEL).id == MODEL
 
 
-def test_a_stream_has_the_text_and_usage_of_the_whole_answer(sdk: openai.OpenAI) -> None:
+def test_a_stream_has_the_text_and_usage_of_the_whole_answer(system: tuple[str, Path], sdk: openai.OpenAI) -> None:
     answer = sdk.chat.completions.create(**CHAT)
-    chunks = list(sdk.chat.completions.create(**CHAT, stream=True, stream_options={"include_usage": True}))
+    with held_engine(system[1]):
+        stream = iter(sdk.chat.completions.create(**CHAT, stream=True, stream_options={"include_usage": True}))
+        chunks = [next(stream)]
+        while not any(choice.delta.content for choice in chunks[-1].choices):
+            chunks.append(next(stream))
+    chunks += stream  # what is made once the beginning was here
     texts = [choice.delta.content or "" for chunk in chunks for choice in chunk.choices]
     assert "".join(texts) == answer.choices[0].message.content != ""
     assert sum(bool(text) for text in texts) > 1

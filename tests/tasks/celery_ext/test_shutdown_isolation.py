@@ -54,7 +54,7 @@ def still_engine(worker: WorkerProcess) -> psutil.Process:
             found[:] = [engine for engine in engines_of(worker) if engine.status() == psutil.STATUS_STOPPED]
         return bool(found)
 
-    wait_until(is_there, 30)
+    wait_until(is_there)
     return found[0]
 
 
