@@ -15,9 +15,9 @@ if "--fd" in sys.orig_argv:  # the engine process, not the Celery process
 
     launch = SynchronousRunner.launch
 
-    def slow_launch(runner, chunks):
+    def slow_launch(runner, chunks, **options):
         time.sleep({step_s})
-        launch(runner, chunks)
+        launch(runner, chunks, **options)
 
     SynchronousRunner.launch = slow_launch
 """

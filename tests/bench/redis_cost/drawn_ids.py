@@ -14,7 +14,7 @@ if "--fd" in sys.orig_argv:  # the engine process, not the Celery process
 
     from worker.engine.runner import SynchronousRunner
 
-    def launch(runner, chunks):
+    def launch(runner, chunks, **options):
         now = time.monotonic()
         due = getattr(runner, "due", now) + {step_s}
         time.sleep(max(0.0, due - now))

@@ -19,13 +19,13 @@ if "--in-flight-fd" in sys.orig_argv:  # the engine process, not the Celery proc
 
     launch = SynchronousRunner.launch
 
-    def launch_or_die(runner, chunks):
+    def launch_or_die(runner, chunks, **options):
         for chunk in chunks:
             sequence = chunk[0]
             if tuple(sequence.token_ids[:4]) == {DEADLY_IDS} and sequence.num_output >= {DEADLY_AT}:
                 resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
                 os.kill(os.getpid(), signal.SIGSEGV)
-        launch(runner, chunks)
+        launch(runner, chunks, **options)
 
     SynchronousRunner.launch = launch_or_die
 """

@@ -24,10 +24,10 @@ if "--in-flight-fd" in sys.orig_argv and os.path.exists({died!r}):  # in an engi
     if {loads}:
         os.kill(os.getpid(), signal.SIGSTOP)
 
-    def launch_or_stop(runner, chunks):
+    def launch_or_stop(runner, chunks, **options):
         if any(sequence.num_output for sequence, _, _ in chunks):
             os.kill(os.getpid(), signal.SIGSTOP)
-        launch(runner, chunks)
+        launch(runner, chunks, **options)
 
     SynchronousRunner.launch = launch_or_stop
 """

@@ -32,13 +32,13 @@ if "--in-flight-fd" in sys.orig_argv:  # in the engine process
 
     launch = SynchronousRunner.launch
 
-    def launch_or_die(runner, chunks):
+    def launch_or_die(runner, chunks, **options):
         for sequence, _, _ in chunks:
             deadly, at = sequence.token_ids[:2]
             if deadly == {deadly} and sequence.num_output >= at:
                 resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
                 {end}
-        launch(runner, chunks)
+        launch(runner, chunks, **options)
 
     SynchronousRunner.launch = launch_or_die
 """
