@@ -12,9 +12,11 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import flower.command
 import redis
 from flower.options import DEFAULT_CONFIG_FILE
 from flower.views import BaseHandler
+from tornado.ioloop import IOLoop
 from tornado.options import Error, options
 
 from orcd.errors import InvalidRequest
@@ -53,12 +55,13 @@ class FlowerProgram:
         arguments = ["flower", *self._defaults(), *self._arguments]
         with connect(self._settings) as connection:
             show_all_queues(connection, self._settings.key_prefix)
+            flower.command.sigterm_handler = stop_serving
             try:
                 exit_code: int = app.start(arguments) or 0
             except (Error, OSError, ValueError) as error:  # a value of an option, or a port that is taken
                 raise InvalidRequest(f"flower: {error}") from None
             finally:
-                signal.signal(signal.SIGTERM, signal.SIG_DFL)  # Flower's handler raises, also while it leaves
+                signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a second one ends what is left to do
             return exit_code
 
     def _check(self) -> None:
@@ -98,6 +101,15 @@ class FlowerProgram:
             f"Flower's user is {USER}, its password {password} (--basic-auth=USER:PASSWORD is another)", file=sys.stderr
         )
         return [*read_only, f"--basic-auth={USER}:{password}"]
+
+
+def stop_serving(*_: object) -> None:
+    """Have Flower end once its event loop runs, at any time from when it waits for SIGTERM.
+
+    Its own handler raises SystemExit, which is lost where the signal finds code that passes over exceptions.
+    """
+    loop = IOLoop.current()
+    loop.add_callback_from_signal(loop.stop)
 
 
 def show_all_queues(connection: Any, key_prefix: str) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 import signal
+import subprocess
 import sys
 from pathlib import Path
 from unittest.mock import Mock
@@ -17,6 +19,7 @@ from redis.retry import Retry
 
 from orcd.errors import InvalidRequest
 from tasks.flower_program import FlowerProgram, show_all_queues
+from tasks.local import redis_server
 from worker.settings import Settings
 
 SETTINGS = Settings(device="cpu")
@@ -108,6 +111,29 @@ def test_a_second_sigterm_ends_it_at_once(started: list[list[str]]) -> None:
         assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+TOLD_TO_STOP_EARLY = """
+import contextlib, os, signal, sys
+
+if "flower" in sys.orig_argv and "tasks" in sys.orig_argv:
+    import flower.command
+
+    def stop_early(*_):
+        with contextlib.suppress(BaseException):  # as finalizers do, and some libraries
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    flower.command.print_banner = stop_early
+"""
+
+
+def test_a_sigterm_is_heard_also_where_exceptions_are_passed_over(redis_url: str, tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text(TOLD_TO_STOP_EARLY)
+    variables = {"ORCD_REDIS_URL": redis_url, "FLOWER_BASIC_AUTH": "a:b", "PYTHONPATH": str(tmp_path)}
+    command = [sys.executable, "-m", "orcd", "flower", "--address=127.0.0.1", f"--port={redis_server._free_port()}"]
+    done = subprocess.run(command, env=os.environ | variables, cwd=tmp_path, capture_output=True, timeout=60)
+    assert done.returncode == 0
+    assert b"Traceback" not in done.stderr
 
 
 def test_a_file_of_options_says_all(started: list[list[str]]) -> None:
