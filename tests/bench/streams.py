@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import multiprocessing
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
-from contextlib import aclosing
+from contextlib import aclosing, contextmanager
 from dataclasses import dataclass, field
+from multiprocessing.synchronize import Barrier
 
 import numpy as np
 import redis
@@ -168,8 +170,25 @@ def log_bytes(redis_url: str, streams: Sequence[Stream]) -> int:
         return sum(connection.memory_usage(schema.log_key(stream.job_id), samples=0) or 0 for stream in streams)
 
 
-def start_clients(pool: ProcessPoolExecutor, load: Load, num_streams: int) -> list[Future[Seen]]:
-    """Deal the streams out to client processes."""
+@contextmanager
+def client_processes(num_streams: int) -> Iterator[ProcessPoolExecutor]:
+    """Processes for so many streams, all of which have started and imported what they need."""
+    num_processes = -(-num_streams // STREAMS_PER_PROCESS)
+    context = multiprocessing.get_context("spawn")
+    started = context.Barrier(num_processes + 1)
+    with ProcessPoolExecutor(num_processes, context, initializer=_start, initargs=(started,)) as pool:
+        for _ in range(num_processes):  # each of these has a process started for it, as none can end before all have
+            pool.submit(int)
+        started.wait(END_TIMEOUT_S)
+        yield pool
+
+
+def _start(started: Barrier) -> None:
+    started.wait(END_TIMEOUT_S)
+
+
+def run_clients(pool: ProcessPoolExecutor, load: Load, num_streams: int) -> list[Future[Seen]]:
+    """Deal the streams out to the `client_processes`."""
     firsts = range(0, num_streams, STREAMS_PER_PROCESS)
     return [
         pool.submit(run_streams, load, range(first, min(first + STREAMS_PER_PROCESS, num_streams))) for first in firsts

@@ -9,21 +9,19 @@ engine's benchmark: random token ids, greedy, end tokens ignored. ``--sampling``
 which then measures the engine. With several devices there is a worker for each on the same Redis, ``--streams`` are
 those of each worker, and the engine alone counts as often as there are workers. Every stream is checked: each token
 index once and in order, all of them there, one terminal event. ``--kill-after`` ends the first worker's engine process
-with SIGKILL that many seconds into the load. The token logs of the jobs that ran at that time, or when the time was
-over, are then checked too. Exit code 1 if a check failed.
+with SIGKILL that many seconds into the load, or once all streams run. The token logs of the jobs that ran at that time,
+or when the time was over, are then checked too. Exit code 1 if a check failed.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,24 +30,28 @@ import numpy as np
 import psutil
 import redis
 
+from orcd.store import schema
 from tasks.local.redis_server import RedisServer
 from tests.bench.gpu import bench
 from tests.bench.request_mixes import SAMPLINGS
-from tests.bench.streams import STREAMS_PER_PROCESS, Load, Seen, check_logs, log_bytes, start_clients
+from tests.bench.streams import Load, Seen, check_logs, client_processes, log_bytes, run_clients
 from tests.tasks.worker_process import WorkerProcess
 from worker.model.gguf import open_gguf
 
-BEGIN_S = 5.0
-"""From the start of the client processes to the first job: they import for a while."""
+BEGIN_S = 0.5
+"""Until the first job: so all client processes hear of it before."""
 RAMP_SHARE = 0.2
 """Part of the time that is not measured: the jobs of all streams begin at once there."""
 
 
 @dataclass(slots=True)
 class Course:
-    """What happened beside the streams: how long the engine was ``away_s``, what the token logs took of Redis, and how
-    many processor cores each kind of process kept busy in the time that counts; not the engine if one was killed."""
+    """What happened beside the streams: ``looked_at_s`` seconds after the load began their logs were of interest, as an
+    engine was killed or the time was over; how long the engine was ``away_s``, what the token logs took of Redis, and
+    how many processor cores each kind of process kept busy in the time that counts; not the engine if one was killed.
+    """
 
+    looked_at_s: float
     away_s: float = 0.0
     log_bytes_per_token: float = 0.0
     cores: dict[str, float] = field(default_factory=dict)
@@ -71,30 +73,29 @@ def measure(arguments: argparse.Namespace) -> tuple[Seen, list[str], Course]:
         ]
         for worker in workers:
             running.enter_context(worker)
-        begin = time.monotonic() + BEGIN_S
+        pool = running.enter_context(client_processes(num_streams))
         load = Load(
             server.url,
-            begin,
+            time.monotonic() + BEGIN_S,
             arguments.seconds,
             vocab_size,
             arguments.prompt_tokens,
             arguments.output_tokens,
             SAMPLINGS[arguments.sampling],
         )
-        num_clients = -(-num_streams // STREAMS_PER_PROCESS)
-        with ProcessPoolExecutor(num_clients, multiprocessing.get_context("spawn")) as pool:
-            parts = start_clients(pool, load, num_streams)
-            course = _watch(workers, server, load, arguments.kill_after)
-            seen = Seen.of(part.result() for part in parts)
-        looked_at_s = arguments.seconds if arguments.kill_after is None else arguments.kill_after
-        log_problems = check_logs(server.url, seen.running_at(looked_at_s), arguments.output_tokens)
+        parts = run_clients(pool, load, num_streams)
+        course = _watch(workers, server, load, num_streams, arguments.kill_after)
+        seen = Seen.of(part.result() for part in parts)
+        log_problems = check_logs(server.url, seen.running_at(course.looked_at_s), arguments.output_tokens)
         whole = [stream for stream in seen.streams if not stream.problem][-num_streams:]
         course.log_bytes_per_token = log_bytes(server.url, whole) / max(1, len(whole) * arguments.output_tokens)
         return seen, seen.problems + log_problems, course
 
 
-def _watch(workers: Sequence[WorkerProcess], server: RedisServer, load: Load, kill_after: float | None) -> Course:
-    """Until the time is over; ends the first worker's engine ``kill_after`` seconds into it."""
+def _watch(
+    workers: Sequence[WorkerProcess], server: RedisServer, load: Load, num_streams: int, kill_after: float | None
+) -> Course:
+    """Until the time is over; ends the first worker's engine ``kill_after`` seconds into it, once all streams run."""
 
     def wait_until(seconds: float) -> None:
         time.sleep(max(0.0, load.begin + seconds - time.monotonic()))
@@ -104,19 +105,29 @@ def _watch(workers: Sequence[WorkerProcess], server: RedisServer, load: Load, ki
     pids["Celery"] = [worker.process.pid for worker in workers]
     if kill_after is None:
         pids["engine"] = [worker.engine_pid for worker in workers]
-    course = Course()
+    course = Course(load.seconds)
     wait_until(min(RAMP_SHARE * load.seconds, load.seconds if kill_after is None else kill_after))
     start, before = time.monotonic(), {name: _cpu_s(each) for name, each in pids.items()}
     if kill_after is not None:
         wait_until(kill_after)
+        while _num_running(server) < num_streams and time.monotonic() < load.begin + load.seconds:
+            time.sleep(0.01)
         workers[0].kill_engine()
         killed = time.monotonic()
+        course.looked_at_s = killed - load.begin
         workers[0].wait_for("ready", 2)
         course.away_s = time.monotonic() - killed
     wait_until(load.seconds)
     for name, each in pids.items():
         course.cores[name] = (_cpu_s(each) - before[name]) / (time.monotonic() - start)
     return course
+
+
+def _num_running(server: RedisServer) -> int:
+    """Jobs with tokens in their logs, behind the event that they started."""
+    with redis.Redis.from_url(server.url) as connection:
+        running = connection.zrange(schema.RUNNING, 0, -1)
+        return sum(connection.xlen(schema.log_key(job_id.decode())) > 1 for job_id in running)
 
 
 def _cpu_s(pids: Sequence[int]) -> float:
@@ -197,12 +208,12 @@ def main(argv: Sequence[str]) -> int:
     cores = ", ".join(f"{name} {num_cores:.2f}" for name, num_cores in course.cores.items())
     print(f"\nprocessor cores kept busy: {cores}; a token took {course.log_bytes_per_token:.1f} bytes of Redis")
     if arguments.kill_after is not None:
-        running = seen.running_at(arguments.kill_after)
+        running = seen.running_at(course.looked_at_s)
         num_whole = sum(not stream.problem for stream in running)
         print(
-            f"\nkilled at {arguments.kill_after:.1f} s: {len(running)} streams were running, {num_whole} of them "
+            f"\nkilled at {course.looked_at_s:.1f} s: {len(running)} streams were running, {num_whole} of them "
             f"completed with each token once; the engine was ready again after {course.away_s:.1f} s, and no stream "
-            f"got a token for {seen.silence_s(arguments.kill_after):.1f} s"
+            f"got a token for {seen.silence_s(course.looked_at_s):.1f} s"
         )
         if not running:
             problems.append("nothing was running when the engine was killed")

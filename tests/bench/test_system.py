@@ -3,14 +3,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.bench import system
 from tests.bench.system import main
 
 
-def test_streams_survive_the_death_of_their_engine(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, shallow_model: Path
-) -> None:
-    monkeypatch.setattr(system, "BEGIN_S", 6.0)
+def test_streams_survive_the_death_of_their_engine(capsys: pytest.CaptureFixture[str], shallow_model: Path) -> None:
     load = ["--streams=3", "--seconds=2.5", "--prompt-tokens=8", "--output-tokens=300", "--engine-rate=1000"]
     assert main([str(shallow_model), "--device=cpu", *load, "--kill-after=1.5"]) == 0
     out = capsys.readouterr().out
@@ -21,9 +17,8 @@ def test_streams_survive_the_death_of_their_engine(
 
 
 def test_several_devices_have_a_worker_each_on_one_redis(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, shallow_model: Path
+    capsys: pytest.CaptureFixture[str], shallow_model: Path
 ) -> None:
-    monkeypatch.setattr(system, "BEGIN_S", 3.0)
     load = ["--streams=2", "--seconds=2", "--prompt-tokens=8", "--output-tokens=100", "--engine-rate=1000"]
     assert main([str(shallow_model), "--device=cpu,cpu", *load]) == 0
     out = capsys.readouterr().out

@@ -11,13 +11,11 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import multiprocessing
 import sys
 import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from importlib.resources import files
 from itertools import pairwise
@@ -29,11 +27,13 @@ import redis
 from orcd.store import schema
 from tasks.local.redis_server import RedisServer
 from tests.bench.redis_cost.drawn_ids import drawn_ids
-from tests.bench.streams import Load, Seen, run_streams
+from tests.bench.streams import Load, Seen, client_processes, run_clients
 from tests.conftest import DEMO_MODEL
 from tests.tasks.worker_process import WorkerProcess
 
-BEGIN_S = 5.0
+IDLE_S = 4.0
+"""For so long Redis is looked at before there are jobs."""
+BEGIN_S = 0.5
 RAMP_SHARE = 0.25
 MOST_NOTED = 1_000_000
 
@@ -108,9 +108,12 @@ def measure(arguments: argparse.Namespace) -> tuple[Cost, list[str]]:
         with (
             WorkerProcess(server.url, DEMO_MODEL, Path(folder), **variables),
             redis.Redis.from_url(server.url) as connection,
-            ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool,
+            client_processes(arguments.streams) as pool,
         ):
             idle = Look.at_redis(connection)
+            time.sleep(IDLE_S)
+            begun = Look.at_redis(connection)
+            idle_share = (begun.cpu_s - idle.cpu_s) / (begun.at - idle.at)
             load = Load(
                 server.url,
                 time.monotonic() + BEGIN_S,
@@ -120,10 +123,7 @@ def measure(arguments: argparse.Namespace) -> tuple[Cost, list[str]]:
                 arguments.output_tokens,
                 {},
             )
-            clients = pool.submit(run_streams, load, range(arguments.streams))
-            time.sleep(BEGIN_S - 0.5)
-            begun = Look.at_redis(connection)
-            idle_share = (begun.cpu_s - idle.cpu_s) / (begun.at - idle.at)
+            clients = run_clients(pool, load, arguments.streams)
             looks = []
             for share in (RAMP_SHARE, 0.75, 1.0):
                 time.sleep(max(0.0, load.begin + share * load.seconds - time.monotonic()))
@@ -133,7 +133,7 @@ def measure(arguments: argparse.Namespace) -> tuple[Cost, list[str]]:
                     connection.config_set("slowlog-log-slower-than", 0)
             scripts = noted_scripts(connection)
             connection.config_set("slowlog-log-slower-than", -1)
-            seen = clients.result()
+            seen = Seen.of(each.result() for each in clients)
     counted, noted = (
         num_jobs(seen, start.at - load.begin, end.at - load.begin, arguments.output_tokens)
         for start, end in pairwise(looks)

@@ -10,7 +10,7 @@ from tests.bench.redis_cost.job import main
 
 
 def test_the_cost_of_a_job_is_told_by_script_and_command(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["--streams=4", "--seconds=4", "--prompt-tokens=8", "--output-tokens=40"]) == 0
+    assert main(["--streams=4", "--seconds=6", "--prompt-tokens=8", "--output-tokens=40"]) == 0
     out = capsys.readouterr().out
     cost, rate = re.findall(r"a job costs (\d+) us of Redis, .* full at ([\d,]+) tokens/s", out)[0]
     assert 20 < int(cost) < 100_000
