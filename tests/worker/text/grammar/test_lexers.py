@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 
+import pytest
+
 from tests.worker.text.grammar.compilers import BYTE_LEVEL, allowed_ids, tokenizer_of
+from worker.text.grammar import grammar_compiler
 from worker.text.grammar.grammar_compiler import GrammarCompiler
 from worker.text.grammar.grammar_text import grammar_text
 from worker.text.grammar.lexers import ANSWERS_PER_LEXER
 from worker.text.grammar.token_matcher import TokenMatcher
+
+
+@pytest.fixture(autouse=True)
+def _time_for_all_lexers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(grammar_compiler, "LEXERS_S", math.inf)
 
 
 def compiled(num_threads: int) -> TokenMatcher:
