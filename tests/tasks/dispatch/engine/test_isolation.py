@@ -66,11 +66,17 @@ class World:
         self.isolation.left(job)
 
     def run(self) -> None:
+        """Until all that is left are jobs that run to their ends, which they then have."""
         for _ in range(100_000):
-            if not self.drawn:
+            if not self.isolation.num_suspects and not any(map(self.matters, self.drawn)):
+                for job in list(self.drawn):
+                    self.leave(job)
                 return
             self.tick()
         raise AssertionError("it goes on for ever")
+
+    def matters(self, job: str) -> bool:
+        return job in self.kills or self.isolation.is_charged(job)
 
 
 def bound(num_jobs: int) -> int:
