@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Callable
+
 import pytest
 
 from orcd.errors import CudaError
-from tests.worker.engine.bracket_constraint import BracketConstraint, FailingConstraint
+from tests.worker.engine.bracket_constraint import BracketConstraint, FailingConstraint, RunConstraint
 from tests.worker.engine.context_model import ContextModel
 from tests.worker.engine.cuda.late_device import LateModel
 from tests.worker.engine.generation import engine, finish, ids_of, prompt
@@ -13,6 +16,7 @@ from tests.worker.engine.recurrent_model import RecurrentModel
 from worker.contract import Abort, Add, Choice, Sampling
 from worker.engine.engine import Engine
 from worker.engine.logits.open_step import OpenStep
+from worker.engine.sequence import Chunk
 
 STATE_BYTES = RecurrentModel.bytes_per_state
 MODELS = pytest.mark.parametrize("make_model", [ContextModel, RecurrentModel], ids=["attention", "recurrent"])
@@ -178,6 +182,41 @@ def test_a_step_whose_draws_cannot_be_launched_is_run_again_one_by_one(num_steps
         machine._runner._model.device.uploads_left = num_uploads
         results = {key: (ids_of(each), each[-1].finish_reason) for key, each in finish(machine, outputs).items()}
         assert results == expected
+
+
+def fails_once(launch: Callable[..., None], fails_at: int) -> Callable[..., None]:
+    """``launch``, but that one call of it raises if its step has several chunks."""
+    calls = itertools.count(1)
+
+    def launch_or_fail(chunks: list[Chunk], *, draws: bool = True) -> None:
+        if next(calls) == fails_at and len(chunks) > 1:
+            raise ValueError
+        launch(chunks, draws=draws)
+
+    return launch_or_fail
+
+
+@pytest.mark.parametrize("many", [2, 3, 4])
+def test_who_got_forced_tokens_meanwhile_is_not_run_again_as_planned(
+    many: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before a step that failed is run again others end in the one before it, and then those left are not many."""
+    monkeypatch.setattr("worker.engine.scheduler.MANY", many)
+    adds = [
+        Add(f"r{number}", (1, number), Sampling(max_tokens=6 + 3 * number, temperature=1.5, seed=number))
+        for number in range(4)
+    ]
+
+    def started(machine: Engine) -> Engine:
+        for add in adds:
+            machine.add(add, RunConstraint(40, 5, is_told=True))
+        return machine
+
+    expected = {key: ids_of(outputs) for key, outputs in finish(started(engine())).items()}
+    for fails_at in range(2, 16):
+        machine = started(late_engine(ContextModel))
+        monkeypatch.setattr(machine._runner, "launch", fails_once(machine._runner.launch, fails_at))
+        assert {key: ids_of(told) for key, told in finish(machine).items()} == expected
 
 
 def test_what_fails_between_a_step_and_its_draws_is_the_end_of_an_engine_with_states() -> None:
