@@ -271,7 +271,7 @@ class Engine:
         self._scheduler.append(sequence, token_id)
         self.outputs.add(sequence, logprobs)
         self._num_output_tokens += 1
-        error = self._append_forced(sequence) if sequence.takes_forced else None
+        error = self._append_forced(sequence) if sequence.takes_forced and not sequence.num_unread else None
         if sequence.finish_reason is not None:
             self._forget(sequence)
         elif self._recompute_at is not None and sequence.outgrows(self._recompute_at):

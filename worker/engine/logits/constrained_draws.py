@@ -17,27 +17,34 @@ def take_draws(results: list[tuple[Sequence, Result]]) -> list[Sequence]:
     Returns the sequences that go on with another token, or not at all.
     """
     others: list[Sequence] = []
-    batches: dict[ConstraintBatch | None, list[tuple[int, Draw, Drawn]]] = {}
+    batches: dict[ConstraintBatch | None, tuple[list[int], list[Drawn]]] = {}
     for number, (sequence, result) in enumerate(results):
         constraint = sequence.constraint
         if constraint is None:
             continue
-        draw = result.rest if isinstance(result, PromptReport) else result
-        if isinstance(draw, int):
-            draw = Draw(draw, None)
-        if isinstance(draw, Draw):
-            drawn = Drawn(constraint, draw.token_id, sequence.num_left)
-            batches.setdefault(constraint.batch, []).append((number, draw, drawn))
-    for batch, asked in batches.items():
-        drawn_together = [drawn for _, _, drawn in asked]
-        taken = [take_alone(each) for each in drawn_together] if batch is None else batch.take(drawn_together)
-        for (number, draw, _), token_id in zip(asked, taken, strict=True):
-            if token_id != draw.token_id:
+        token_id = result if isinstance(result, int) else _drawn_id(result)
+        if token_id is None:
+            continue
+        batch = constraint.batch
+        asked = batches.get(batch)
+        if asked is None:
+            asked = batches[batch] = [], []
+        asked[0].append(number)
+        asked[1].append(Drawn(constraint, token_id, sequence.num_left))
+    for batch, (numbers, drawn) in batches.items():
+        taken = [take_alone(each) for each in drawn] if batch is None else batch.take(drawn)
+        for number, (_, drawn_id, _), appended in zip(numbers, drawn, taken, strict=True):
+            if appended != drawn_id:
                 sequence, result = results[number]
-                other = constraint_error(token_id) if isinstance(token_id, Exception) else _replaced(sequence, token_id)
+                other = constraint_error(appended) if isinstance(appended, Exception) else _replaced(sequence, appended)
                 results[number] = sequence, _with_rest(result, other)
                 others.append(sequence)
     return others
+
+
+def _drawn_id(result: Result) -> int | None:
+    draw = result.rest if isinstance(result, PromptReport) else result
+    return draw.token_id if isinstance(draw, Draw) else None
 
 
 def _with_rest(result: Result, rest: Draw | OrcdError) -> Result:

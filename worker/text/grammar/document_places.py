@@ -138,34 +138,45 @@ class DocumentPlaces:
 
     def after(self, place: Place, token_id: int) -> Place | None:
         """The place behind ``place`` and a token that may come there, if that is known."""
-        if place.length >= 0:
-            num_chars = self._alphabet.num_chars[token_id]
-            if num_chars:
-                return self._in_string(place, place.length + num_chars)
-        found = place.next.get(self._alphabet.shapes[token_id])
+        found = self._led_to(place, token_id)
         if found is None and place.is_kept:
             behind = self._behind(place, token_id)
-            length = self._length(behind)
-            if length < 0:
-                found = self._kept.get((behind.outline, behind.text))
-            elif behind.outline in self._lengths:
-                found = self._lengths[behind.outline].get(length)
-            if found is not None:
-                self._lead(place, token_id, found)
+            found = self._same(place, token_id, behind, self._length(behind))
         return found
 
     def follow(self, place: Place, token_id: int, state: LLMatcher) -> Place:
         """The place behind ``place`` and a token that ``state`` has taken there."""
-        found = self.after(place, token_id)
+        found = self._led_to(place, token_id)
         if found is not None:
             return found
         behind = self._behind(place, token_id)
-        behind.is_complete = state.is_stopped()
         length = self._length(behind)
+        found = self._same(place, token_id, behind, length) if place.is_kept else None
+        if found is not None:
+            return found
+        behind.is_complete = state.is_stopped()
         if length >= 0 and behind.outline not in self._lengths and state.validate_tokens([self._probe_id]) != 1:
             length = -1
         found = self._in_string(behind, length) if length >= 0 else self._known(behind, state)
         if place.is_kept and found.is_kept:
+            self._lead(place, token_id, found)
+        return found
+
+    def _led_to(self, place: Place, token_id: int) -> Place | None:
+        """The place that ``place`` leads to, if somebody has taken such a token there."""
+        if place.length >= 0:
+            num_chars = self._alphabet.num_chars[token_id]
+            if num_chars:
+                return self._in_string(place, place.length + num_chars)
+        return place.next.get(self._alphabet.shapes[token_id])
+
+    def _same(self, place: Place, token_id: int, behind: Place, length: int) -> Place | None:
+        """The known place that ``behind`` is, which is behind ``place`` and a token; ``length``: see `_length`."""
+        if length < 0:
+            found = self._kept.get((behind.outline, behind.text))
+        else:
+            found = self._lengths[behind.outline].get(length) if behind.outline in self._lengths else None
+        if found is not None:
             self._lead(place, token_id, found)
         return found
 

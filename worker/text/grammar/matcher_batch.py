@@ -83,7 +83,11 @@ class MatcherBatch:
         """See `ConstraintBatch`; all of ``drawn`` are of `TokenMatcher`."""
         taken: list[int | Exception] = [token_id for _, token_id, _ in drawn]
         matchers = enumerate(cast("Sequence[tuple[TokenMatcher, int, int]]", drawn))
-        left = [(number, *each) for number, each in matchers if not each[0].goes_on(each[1], each[2])]
+        left = [
+            (number, matcher, token_id, num_left)
+            for number, (matcher, token_id, num_left) in matchers
+            if not matcher.goes_on(token_id, num_left)
+        ]
         if len(left) < LEAST_TAKEN:
             for number, *_ in left:
                 taken[number] = take_alone(drawn[number])
