@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Collection
 from collections.abc import Sequence as Series
+from dataclasses import dataclass
 from typing import NamedTuple, TypeVar, cast
 
 from worker.engine.sequence import Chunk, Sequence, StepClock
@@ -22,6 +23,22 @@ class Draw(NamedTuple):
     logprobs: bytes | None
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class DrawnTokens:
+    """What a step drew that drew for each of its chunks: ids, and the records of those that want log probabilities."""
+
+    ids: list[int]
+    logprobs: list[bytes]
+
+    def one_by_one(self, chunks: list[Chunk]) -> list[int | Draw]:
+        """What was drawn for each of its ``chunks``."""
+        records = iter(self.logprobs)
+        return [
+            token_id if sequence.sampling.logprobs is None else Draw(token_id, next(records))
+            for token_id, (sequence, _, _) in zip(self.ids, chunks, strict=True)
+        ]
+
+
 class StepInFlight(NamedTuple):
     """A step that was launched: its number, and its chunks, those of the cohort first."""
 
@@ -33,6 +50,15 @@ class StepInFlight(NamedTuple):
     def chunks(self) -> list[Chunk]:
         """All of them."""
         return self.members + self.others
+
+
+class _Columns:
+    """Of all members, what a token is appended to, and which ids are looked for."""
+
+    def __init__(self, sequences: list[Sequence]) -> None:
+        self.token_ids = [sequence.token_ids for sequence in sequences]
+        self.logprobs = [each.unsent_logprobs for each in sequences if each.sampling.logprobs is not None]
+        self.stop_ids = frozenset().union(*{sequence.sampling.stop_token_ids for sequence in sequences})
 
 
 class Cohort:
@@ -54,7 +80,7 @@ class Cohort:
         self._members: dict[Sequence, Chunk] = {}
         self._chunks: list[Chunk] = []
         self._is_current = True  # whether `_chunks` are those of the members
-        self._columns: tuple[list[list[int]], frozenset[int]] | None = None  # tokens and stop ids of the members
+        self._columns: _Columns | None = None
         self._to_plan: dict[int, dict[Sequence, None]] = {}
         self._to_read: dict[int, dict[Sequence, None]] = {}
 
@@ -110,44 +136,56 @@ class Cohort:
         self.clock.num_steps += 1
         return step
 
-    def append(self, step: StepInFlight, results: Series[Result]) -> tuple[int, list[tuple[Sequence, Result]]]:
+    def append(
+        self, step: StepInFlight, results: Series[Result] | DrawnTokens
+    ) -> tuple[int, list[tuple[Sequence, Result]]]:
         """Append what a step drew to its members, all of them but those of whom more may have to be done, or said.
 
-        These are returned with what was drawn for them, and how many there are of the others. What was drawn for those
-        that have ended meanwhile is dropped.
+        Returns how many there are, and the others of the step with what it did for them, but those that have ended.
         """
         due = self._to_read.pop(step.number, {})
         for sequence in due:
             self._note_read(sequence, step.number, len(sequence.token_ids) + 1)
-        if step.members is self.chunks and self._append_all(results[: len(step.members)]):
-            left = [(sequence, cast(Result, sequence.token_ids.pop())) for sequence in due if sequence in self]
-            return len(step.members) - len(left), left
-        left, num_ended = [], 0
+        if isinstance(results, DrawnTokens):
+            if step.members is self.chunks and not step.others and self._append_all(results):
+                left = [(sequence, cast(Result, self._take_back(sequence))) for sequence in due if sequence in self]
+                return len(step.members) - len(left), left
+            results = cast("list[Result]", results.one_by_one(step.chunks))
+        num_appended, left = 0, []
         for (sequence, _, _), result in zip(step.members, results, strict=False):
-            token_id = result.token_id if isinstance(result, Draw) else result
             if sequence.finish_reason is not None:
-                num_ended += 1
-            elif isinstance(token_id, int) and sequence not in due and token_id not in sequence.sampling.stop_token_ids:
-                sequence.token_ids.append(token_id)
-                if isinstance(result, Draw) and result.logprobs is not None:
-                    sequence.unsent_logprobs.append(result.logprobs)
-            else:
+                continue
+            token_id = result.token_id if isinstance(result, Draw) else result
+            is_stop = token_id in sequence.sampling.stop_token_ids
+            if not isinstance(token_id, int) or is_stop or sequence in due:
                 left.append((sequence, result))
-        return len(step.members) - num_ended - len(left), left
+                continue
+            num_appended += 1
+            sequence.token_ids.append(token_id)
+            if isinstance(result, Draw) and result.logprobs is not None:
+                sequence.unsent_logprobs.append(result.logprobs)
+        others = zip(step.others, results[len(step.members) :], strict=True)
+        left += [(sequence, result) for (sequence, _, _), result in others if sequence.finish_reason is None]
+        return num_appended, left
 
-    def _append_all(self, results: Series[object]) -> bool:
-        """Append an id to each member; False: not all are ids, or some are stop ids.
+    def _append_all(self, draws: DrawnTokens) -> bool:
+        """Append what was drawn to each member; False: there is a stop id.
 
         That of each takes a third of the time here that a loop takes.
         """
         if self._columns is None:
-            stop_ids = {sequence.sampling.stop_token_ids for sequence in self._members}
-            self._columns = [sequence.token_ids for sequence in self._members], frozenset().union(*stop_ids)
-        token_lists, all_stop_ids = self._columns
-        if {*map(type, results)} != {int} or not all_stop_ids.isdisjoint(results):
+            self._columns = _Columns(list(self._members))
+        columns = self._columns
+        if not columns.stop_ids.isdisjoint(draws.ids):
             return False
-        deque(map(list.append, token_lists, cast("Series[int]", results)), maxlen=0)
+        deque(map(list.append, columns.token_ids, draws.ids), maxlen=0)
+        deque(map(list.append, columns.logprobs, draws.logprobs), maxlen=0)
         return True
+
+    def _take_back(self, sequence: Sequence) -> int | Draw:
+        """What was appended last: with that begins what is to be done for a sequence by itself."""
+        token_id = sequence.token_ids.pop()
+        return token_id if sequence.sampling.logprobs is None else Draw(token_id, sequence.unsent_logprobs.pop())
 
     def disband(self) -> dict[Sequence, Chunk]:
         """All leave, while no step is in flight; returns their chunks."""

@@ -237,11 +237,10 @@ class Engine:
         """Wait for the oldest step in flight and do what its results ask for."""
         step = self._in_flight.popleft()
         results = self._runner.collect()
-        num_appended, left = self._scheduler.cohort.append(step, results)
+        num_appended, others = self._scheduler.cohort.append(step, results)
         self._num_output_tokens += num_appended
         self.outputs.add_all(step.members)
-        others = zip(step.others, results[len(step.members) :], strict=True)
-        self._commit(left + [(sequence, each) for (sequence, _, _), each in others if sequence.finish_reason is None])
+        self._commit(others)
 
     def _commit(self, results: list[tuple[Sequence, Result]]) -> None:
         left_out: Collection[Sequence] = ()

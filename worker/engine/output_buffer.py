@@ -78,7 +78,8 @@ class OutputBuffer:
         sequence.num_sent += len(ids)
         logprobs = None
         if sequence.unsent_logprobs:
-            logprobs, sequence.unsent_logprobs = b"".join(sequence.unsent_logprobs), []
+            logprobs = b"".join(sequence.unsent_logprobs)
+            sequence.unsent_logprobs.clear()
         ends = sequence.finish_reason in ("stop", "length")  # else an output without tokens says so
         return TokenOutput(
             sequence.request_id,

@@ -24,7 +24,7 @@ from worker.engine.batch_builder import (
     prompt_tokens,
 )
 from worker.engine.cache.prefix_tree import PrefixTree
-from worker.engine.cohort import Draw
+from worker.engine.cohort import Draw, DrawnTokens
 from worker.engine.logits.edit_rows import MAX_BIASES, EditRows
 from worker.engine.logits.logprob_records import are_finite, logprob_records
 from worker.engine.logits.token_masks import constrained_rows, num_mask_words, write_masks
@@ -42,6 +42,9 @@ class PromptReport(NamedTuple):
 
 Result = int | Draw | PromptReport | OrcdError | None
 """What a step did for a chunk: the id that it drew, None where more of the prompt is to come, or what went wrong."""
+
+Results = Series[Result] | DrawnTokens
+"""What a step did for all of its chunks."""
 
 
 class Runner(Protocol):
@@ -64,7 +67,7 @@ class Runner(Protocol):
         The results of those ``void`` are None, and nothing is asked of their constraints, nor of those that have ended.
         """
 
-    def collect(self) -> Series[Result]:
+    def collect(self) -> Results:
         """Wait for the oldest step in flight; a result for each of its chunks. Raises `CudaError`."""
 
 
@@ -72,7 +75,8 @@ def run_alone(runner: Runner, chunk: Chunk) -> Result:
     """What a step of one chunk does, or what went wrong. Nothing else is in flight. Raises `CudaError`."""
     try:
         runner.launch([chunk])
-        return runner.collect()[0]
+        results = runner.collect()
+        return results.one_by_one([chunk])[0] if isinstance(results, DrawnTokens) else results[0]
     except CudaError:
         raise
     except Exception as error:

@@ -9,7 +9,7 @@ import pytest
 
 from tests.worker.engine.bracket_constraint import BracketConstraint
 from worker.contract import Sampling
-from worker.engine.cohort import Cohort, StepInFlight
+from worker.engine.cohort import Cohort, Draw, DrawnTokens, StepInFlight
 from worker.engine.scheduler import Scheduler
 from worker.engine.sequence import Chunk, Sequence
 
@@ -39,7 +39,7 @@ def step(cohort: Cohort) -> set[Sequence]:
     for each in looked_at:
         each.block_ids.append(len(each.block_ids))
     launched = cohort.launch(cohort.chunks)
-    num_appended, left = cohort.append(launched, [1] * len(launched.members))
+    num_appended, left = cohort.append(launched, DrawnTokens([1] * len(launched.members), []))
     for each, token_id in left:
         each.append(token_id)
     assert num_appended + len(left) == len(launched.members)
@@ -93,6 +93,39 @@ def test_a_member_is_looked_at_before_it_outgrows_what_it_was_computed_for() -> 
     assert not step(cohort)
     assert step(cohort) == {only}, "the draw that makes seven tokens of six"
     assert cohort.due == [only]
+
+
+@pytest.mark.parametrize("is_together", [True, False])
+def test_log_probabilities_go_with_the_ids_of_those_that_want_them(is_together: bool) -> None:
+    silent, asking, ending = decoding(5), decoding(5), decoding(5)
+    for each in (asking, ending):
+        each.sampling = Sampling(max_tokens=30, logprobs=0, stop_token_ids=(9,))
+    members = [silent, asking] if is_together else [silent, asking, ending]
+    cohort = cohort_of(*members)
+    launched = cohort.launch(cohort.chunks)
+    records = [b"one", b"two"][: len(members) - 1]
+    num_appended, left = cohort.append(launched, DrawnTokens([7, 8, 9][: len(members)], records))
+    assert (silent.token_ids[5:], asking.token_ids[5:], ending.token_ids[5:]) == ([7], [8], [])
+    assert (silent.unsent_logprobs, asking.unsent_logprobs) == ([], [b"one"])
+    assert (num_appended, left) == (2, [] if is_together else [(ending, Draw(9, b"two"))])
+
+
+def test_of_whom_more_is_to_be_done_the_draw_is_told_with_its_log_probabilities() -> None:
+    filling = decoding(7)
+    filling.sampling = Sampling(max_tokens=30, logprobs=0)
+    cohort = cohort_of(filling)
+    assert cohort.append(cohort.launch(cohort.chunks), DrawnTokens([7], [b"one"])) == (0, [(filling, Draw(7, b"one"))])
+    assert (len(filling.token_ids), filling.unsent_logprobs) == (7, [])
+
+
+def test_those_that_ended_while_a_step_was_in_flight_get_nothing_of_it() -> None:
+    ended, other = decoding(5), decoding(6)
+    cohort = cohort_of(ended, other)
+    launched = cohort.launch(cohort.chunks)
+    cohort.leave(ended)
+    ended.finish_reason = "abort"
+    assert cohort.append(launched, DrawnTokens([7, 8], [])) == (1, [])
+    assert (len(ended.token_ids), other.token_ids[6:]) == (5, [8])
 
 
 @pytest.mark.parametrize("wish", ["constraint", "prompt_logprobs", "state", "prompt"])
@@ -179,11 +212,10 @@ class Traffic:
         """As the engine does, but what asks for more in the order of rank."""
         by_rank = sorted([chunk.sequence for chunk in launched.chunks if chunk.draws], key=lambda each: each.rank)
         drawn = {sequence: self.chance.choice([*[1, 2] * 6, STOP_ID]) for sequence in by_rank}
-        _, left = self.machine.cohort.append(launched, [drawn[chunk.sequence] for chunk in launched.members])
-        left += [(chunk.sequence, drawn[chunk.sequence]) for chunk in launched.others if chunk.draws]
+        ids = [drawn[chunk.sequence] if chunk.draws else None for chunk in launched.chunks]
+        _, left = self.machine.cohort.append(launched, ids if None in ids else DrawnTokens(ids, []))
+        left = [(sequence, token_id) for sequence, token_id in left if token_id is not None]
         for sequence, token_id in sorted(left, key=lambda each: each[0].rank):
-            if sequence.finish_reason is not None:
-                continue
             self.machine.append(sequence, token_id)
             if sequence.finish_reason is not None:
                 self.end(sequence)

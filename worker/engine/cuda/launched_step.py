@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 
 from orcd.errors import OrcdError
 from worker.engine.batch_builder import PromptTokens
+from worker.engine.cohort import DrawnTokens
 from worker.engine.cuda.logit_processing import Reports, read_reports
 from worker.engine.cuda.pinned_ring import Download
-from worker.engine.runner import Result, add_prompts, drawn
+from worker.engine.runner import Results, add_prompts, drawn
 from worker.engine.sequence import Chunk, Sequence
 
 
@@ -31,19 +32,18 @@ class LaunchedStep:
         """Wait for what was drawn; raises `kernels.errors.CudaFailure` if that failed or takes too long."""
         return self.ids.read(timeout_s).view(np.int32)
 
-    def results(self, ids: NDArray[np.int32], timeout_s: float) -> Series[Result]:
+    def results(self, ids: NDArray[np.int32], timeout_s: float) -> Results:
         """A result for each chunk, once the ``ids`` were read; raises what that does."""
-        reports = self.reports
-        if reports is None and not self.errors and self.rows.min() >= 0:
-            drawn_ids: list[int] = ids[self.rows].tolist()
-            if -1 not in drawn_ids:
-                return drawn_ids
+        reports, rows = self.reports, self.rows.tolist()
+        drawn_ids: list[int] = np.append(ids, np.int32(-1))[self.rows].tolist()  # that of row -1 is -1
         logprobs: dict[int, bytes] = {}
         if reports is not None:
             logprobs = read_reports(reports.download, reports.num_rows, reports.wanted, timeout_s)
+        if -1 not in drawn_ids and not self.errors and not self.prompts:
+            return DrawnTokens(drawn_ids, list(logprobs.values()))
         results = [
-            None if row < 0 else self.errors.get(row) or drawn(int(ids[row]), logprobs.get(row))
-            for row in self.rows.tolist()
+            None if row < 0 else self.errors.get(row) or drawn(token_id, logprobs.get(row))
+            for row, token_id in zip(rows, drawn_ids, strict=True)
         ]
         return add_prompts(results, self.prompts, self._read_prompts(timeout_s)) if self.prompts else results
 

@@ -50,6 +50,15 @@ class EditSender:
         self._ops.reset_edits(self._edits, EditResets(**views))
 
 
+class Drawing:
+    """The sequences that a step draws for, by their rows of logits, and what they want besides an id."""
+
+    def __init__(self, sequences: Mapping[int, Sequence]) -> None:
+        self.constrained = [(row, each) for row, each in sequences.items() if each.constraint is not None]
+        self.wanted = [(row, sequence.sampling.logprobs) for row, sequence in sequences.items()]
+        self.reports = any(num_top is not None for _, num_top in self.wanted)
+
+
 def mask_bytes(max_rows: int, vocab_size: int) -> int:
     """Bytes of the numbers of ``max_rows``, and of a mask for each."""
     return max_rows * (num_mask_words(vocab_size) + 1) * 4

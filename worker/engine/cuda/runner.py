@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping
-from collections.abc import Sequence as Series
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -31,14 +30,14 @@ from worker.engine.batch_builder import (
 from worker.engine.cuda.buffers import StepBuffers, StepLimits
 from worker.engine.cuda.decode_graphs import DecodeGraphs, empty_rows
 from worker.engine.cuda.launched_step import Draw, LaunchedStep, without
-from worker.engine.cuda.logit_processing import EditSender, LogitMasker, LogprobReporter, Reports
+from worker.engine.cuda.logit_processing import Drawing, EditSender, LogitMasker, LogprobReporter, Reports
 from worker.engine.cuda.pinned_ring import NUM_BUFFERS, Download, DownloadRing, UploadRing
 from worker.engine.cuda.prefix_grouping import PrefixGrouping
 from worker.engine.cuda.slot_allocator import SlotAllocator
 from worker.engine.cuda.step_arrays import arrays_of, step_of
 from worker.engine.cuda.whole_step_graphs import WholeStepGraphs
 from worker.engine.logits.edit_rows import EditRows
-from worker.engine.runner import Result
+from worker.engine.runner import Results
 from worker.engine.sequence import Chunk, Sequence
 from worker.model.registry import Model
 
@@ -95,6 +94,7 @@ class CudaRunner:
         self._in_flight: deque[LaunchedStep] = deque()
         self._late_draw: Draw | None = None  # of the step that was launched up to its logits
         self._waited_s = 0.0  # for the last step that was collected
+        self._drawing, self._drawing_rows = Drawing({}), np.empty(0, np.intp)  # of the last that draws behind a graph
         self._decoding, self._draws_in_graph = list[Chunk](), True  # the last decode step; does its graph draw?
         with _named_errors():
             self._count_rows()
@@ -130,7 +130,7 @@ class CudaRunner:
         with self._forgetting():
             self._in_flight.append(draw(void))
 
-    def collect(self) -> Series[Result]:
+    def collect(self) -> Results:
         """Wait for the oldest step in flight; a result for each of its chunks. Raises `CudaError`."""
         step = self._in_flight.popleft()
         with _named_errors():
@@ -155,7 +155,10 @@ class CudaRunner:
             graph.launch()
             return lambda _: LaunchedStep(rows, self._fetch(num_rows))
         graph.launch_forward()
-        drawing = {row: sequence for row, (sequence, _, _) in zip(rows.tolist(), chunks, strict=True)}
+        if rows is not self._drawing_rows:
+            self._drawing_rows = rows
+            self._drawing = Drawing({row: each for row, (each, _, _) in zip(rows.tolist(), chunks, strict=True)})
+        drawing = self._drawing
 
         def draw(void: Collection[Sequence]) -> LaunchedStep:
             errors = self._send_masks(drawing, void)
@@ -176,7 +179,7 @@ class CudaRunner:
         reported = [prompt for prompt in prompts if prompt.token_ids]
         graph = None if self._whole_graphs is None or reported else self._whole_graphs.graph_for(step)
         self._batch_slots.interrupt({sequence: row for row, sequence in drawing.items()})
-        num_rows = len(drawing)
+        num_rows, wishes = len(drawing), Drawing(drawing)
         enqueue_draw: Callable[[], None] | None = None
         if graph is None:
             logits, sent_params = self._launch_whole(step, params, reported)
@@ -196,9 +199,9 @@ class CudaRunner:
         def draw(void: Collection[Sequence]) -> LaunchedStep:
             errors: Mapping[int, OrcdError] = {}
             if enqueue_draw is not None:
-                errors = self._send_masks(drawing, void)
+                errors = self._send_masks(wishes, void)
                 enqueue_draw()
-            reports = self._fetch_reports(drawing, num_rows, sum(len(prompt.token_ids) for prompt in reported))
+            reports = self._fetch_reports(wishes, num_rows, sum(len(prompt.token_ids) for prompt in reported))
             ids = self._fetch(len(drawing))
             return LaunchedStep(without(void, rows, chunks), ids, reports, prompts if reported else (), errors)
 
@@ -240,23 +243,16 @@ class CudaRunner:
         self._ops.sample(logits, params, out_ids=ids)
         self._logprob_reporter.report(logits, ids, params)
 
-    def _send_masks(self, drawing: Mapping[int, Sequence], void: Collection[Sequence]) -> Mapping[int, OrcdError]:
+    def _send_masks(self, drawing: Drawing, void: Collection[Sequence]) -> Mapping[int, OrcdError]:
         """The errors of rows that can draw nothing, but for those of which nobody needs anything."""
-        constrained = {
-            row: sequence
-            for row, sequence in drawing.items()
-            if sequence.constraint is not None and sequence.finish_reason is None and sequence not in void
-        }
-        return self._logit_masker.send(constrained)
+        needed = [(row, each) for row, each in drawing.constrained if each.finish_reason is None and each not in void]
+        return self._logit_masker.send(dict(needed))
 
-    def _fetch_reports(
-        self, drawing: Mapping[int, Sequence], num_rows: int, num_prompt_rows: int = 0
-    ) -> Reports | None:
+    def _fetch_reports(self, drawing: Drawing, num_rows: int, num_prompt_rows: int = 0) -> Reports | None:
         """What the first ``num_rows`` rows report, and those of prompts behind them, if anybody asked for it."""
-        wanted = [(row, sequence.sampling.logprobs) for row, sequence in drawing.items()]
-        if not num_prompt_rows and all(num_top is None for _, num_top in wanted):
+        if not num_prompt_rows and not drawing.reports:
             return None
-        return Reports(self._logprob_reporter.fetch(num_rows + num_prompt_rows), num_rows, wanted)
+        return Reports(self._logprob_reporter.fetch(num_rows + num_prompt_rows), num_rows, drawing.wanted)
 
     def _send_resets(self) -> None:
         for resets in self._edit_rows.take_resets():

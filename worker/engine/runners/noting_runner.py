@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Collection
-from collections.abc import Sequence as Series
 
-from worker.engine.runner import Result, Runner
+from worker.engine.runner import Results, Runner
 from worker.engine.runners.in_flight_file import InFlightFile
 from worker.engine.sequence import Chunk, Sequence
 
@@ -55,7 +54,7 @@ class NotingRunner:
             self._in_flight.pop()
             raise
 
-    def collect(self) -> Series[Result]:
+    def collect(self) -> Results:
         """As `Runner.collect`."""
         results = self._runner.collect()
         self._in_flight.popleft()

@@ -7,6 +7,7 @@ import numpy as np
 from orcd.errors import OrcdError
 from tests.worker.engine.cuda.late_device import LateDevice
 from tests.worker.engine.generation import sequence
+from worker.engine.cohort import DrawnTokens
 from worker.engine.cuda.launched_step import LaunchedStep, without
 from worker.engine.cuda.pinned_ring import Download, DownloadRing
 from worker.engine.sequence import Chunk
@@ -20,6 +21,12 @@ def on_its_way(*ids: int) -> Download:
 def test_each_chunk_has_what_its_row_drew_and_none_without_one() -> None:
     step = LaunchedStep(np.array([1, -1, 0]), on_its_way(7, 8))
     assert step.results(step.read_ids(1), 1) == [8, None, 7]
+
+
+def test_ids_of_all_chunks_are_told_together() -> None:
+    step = LaunchedStep(np.array([1, 0]), on_its_way(7, 8))
+    results = step.results(step.read_ids(1), 1)
+    assert isinstance(results, DrawnTokens) and (results.ids, results.logprobs) == ([8, 7], [])
 
 
 def test_a_row_that_drew_nothing_or_had_nothing_to_draw_is_an_error_of_its_chunk() -> None:
