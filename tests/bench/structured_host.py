@@ -36,7 +36,7 @@ OTHER_OPS = ("begin_decode", "resolve_tokens", "top_log_probabilities")
 
 
 class InstantDevice(LateDevice):
-    """DrawnTokens any id that the mask of a row allows; the other ops do nothing."""
+    """Draws any id that the mask of a row allows; the other ops do nothing."""
 
     def __init__(self, host_time: PartTimes) -> None:
         super().__init__()

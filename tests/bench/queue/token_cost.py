@@ -71,7 +71,7 @@ class Costs:
 
 
 class PlayedEngine:
-    """DrawnTokens random tokens for ``num_jobs`` jobs, and reports so many alternatives to them (None: nothing)."""
+    """Draws random tokens for ``num_jobs`` jobs, and reports so many alternatives to them (None: nothing)."""
 
     def __init__(self, num_jobs: int, num_top: int | None) -> None:
         tokenizer = tokenizers.from_metadata(open_gguf(DEMO_MODEL).metadata)
