@@ -69,7 +69,7 @@ def test_the_kernels_cut_products_by_the_same_constants(tmp_path: Path) -> None:
         f"static_assert(ROW_QUADS * PARTITION_STEP == {MAX_NORMED_WIDTH});",
         *(f"static_assert({epilogue.name} == {epilogue.value});" for epilogue in Epilogue),
     ]
-    compile_claims(tmp_path, "matmul/matmul.cu", claims)
+    compile_claims(tmp_path, "matmul/matmul_gemv.cuh", claims)
 
 
 def compile_claims(folder: Path, file: str, claims: list[str]) -> None:
