@@ -9,7 +9,7 @@ import redis
 
 from orcd.gateway import endpoint
 from orcd.store import schema
-from tests.orcd.gateway.conftest import StartGateway
+from tests.orcd.gateway.conftest import NO_TLS, StartGateway
 
 CHAT: dict[str, Any] = {"model": "demo", "messages": [{"role": "user", "content": "CANARY"}]}
 
@@ -31,7 +31,7 @@ def test_the_models_are_those_that_workers_serve(http: httpx.Client, connection:
 
 
 def test_without_the_right_key_nothing_is_answered(start_gateway: StartGateway) -> None:
-    with httpx.Client(base_url=start_gateway(api_keys="sk-1")) as http:
+    with httpx.Client(base_url=start_gateway(api_keys="sk-1"), verify=NO_TLS) as http:
         for path in ("/models", "/responses/x"):
             response = http.get(path, headers={"Authorization": "Bearer sk-2"})
             assert response.status_code == 401
@@ -48,7 +48,7 @@ def test_a_key_may_use_its_models_as_often_as_it_says(
     path.write_text('[[keys]]\nname = "a"\nkey = "k"\nmodels = ["demo"]\nrequests_per_minute = 4')
     serve(connection, "w1", "other")
     headers = {"Authorization": "Bearer k"}
-    with httpx.Client(base_url=start_gateway(api_key_file=str(path)), headers=headers) as http:
+    with httpx.Client(base_url=start_gateway(api_key_file=str(path)), headers=headers, verify=NO_TLS) as http:
         assert http.get("/models").json()["data"] == []
         assert http.post("/chat/completions", json={**CHAT, "model": "other"}).status_code == 403
         assert http.post("/chat/completions", json={"messages": CHAT["messages"]}).json()["error"]["param"] == "model"
@@ -104,14 +104,14 @@ def test_a_body_that_is_no_object_is_refused(http: httpx.Client, body: bytes) ->
 
 
 def test_a_body_that_is_too_long_is_refused(start_gateway: StartGateway) -> None:
-    with httpx.Client(base_url=start_gateway(max_body_bytes=1000)) as http:
+    with httpx.Client(base_url=start_gateway(max_body_bytes=1000), verify=NO_TLS) as http:
         response = http.post("/chat/completions", content=b"x" * 1001)
         assert response.status_code == 413
 
 
 def test_browsers_may_call_from_the_origins_that_are_named(start_gateway: StartGateway, url: str) -> None:
     headers = {"Origin": "https://a.example", "Access-Control-Request-Method": "POST"}
-    with httpx.Client() as http:
+    with httpx.Client(verify=NO_TLS) as http:
         assert "access-control-allow-origin" not in http.options(f"{url}/chat/completions", headers=headers).headers
         other = start_gateway(cors_origins="https://a.example")
         allowed = http.options(f"{other}/chat/completions", headers=headers)
@@ -135,7 +135,7 @@ def test_a_fault_of_ours_is_answered_and_logged_without_its_text(
 
 
 def test_a_redis_that_is_away_is_a_503(start_gateway: StartGateway, redis_url: str) -> None:
-    with httpx.Client(base_url=start_gateway(redis_url="redis://127.0.0.1:1/0")) as http:
+    with httpx.Client(base_url=start_gateway(redis_url="redis://127.0.0.1:1/0"), verify=NO_TLS) as http:
         for response in (http.get("/models"), http.post("/chat/completions", json=CHAT), http.get("/../health")):
             assert response.status_code == 503
             assert response.json()["error"]["code"] == "redis_unavailable"

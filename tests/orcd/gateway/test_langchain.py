@@ -9,6 +9,7 @@ import openai
 import pytest
 
 from tests.orcd.answering_worker import AnsweringWorker, FailingWorker
+from tests.orcd.gateway.conftest import NO_TLS
 
 OpenChat = Callable[..., Any]
 
@@ -20,7 +21,7 @@ def open_chat(url: str) -> Iterator[OpenChat]:
     with ExitStack() as opened:
 
         def open_chat(**fields: Any) -> Any:
-            client = opened.enter_context(httpx.Client(timeout=60))
+            client = opened.enter_context(httpx.Client(timeout=60, verify=NO_TLS))
             fields = {"model": "demo", "max_retries": 0, **fields}
             return langchain_openai.ChatOpenAI(base_url=url, api_key="none", http_client=client, **fields)
 

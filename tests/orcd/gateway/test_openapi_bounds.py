@@ -14,7 +14,7 @@ import httpx
 import pytest
 
 from orcd.gateway.openapi import DOCUMENT
-from tests.orcd.gateway.conftest import StartGateway
+from tests.orcd.gateway.conftest import NO_TLS, StartGateway
 from tests.orcd.gateway.schema_bounds import SchemaBounds
 
 OPERATIONS = [
@@ -25,7 +25,9 @@ BOUNDS = SchemaBounds(DOCUMENT)
 
 @pytest.fixture
 def gateway(start_gateway: StartGateway, tmp_path: Path) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=start_gateway(files_dir=str(tmp_path)).removesuffix("/v1"), timeout=60) as client:
+    with httpx.Client(
+        base_url=start_gateway(files_dir=str(tmp_path)).removesuffix("/v1"), timeout=60, verify=NO_TLS
+    ) as client:
         yield client
 
 

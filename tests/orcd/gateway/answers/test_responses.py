@@ -11,7 +11,7 @@ import redis
 from orcd.client import Client
 from orcd.store import schema
 from tests.orcd.answering_worker import AnsweringWorker
-from tests.orcd.gateway.conftest import StartGateway
+from tests.orcd.gateway.conftest import NO_TLS, StartGateway
 from tests.orcd.job_writer import MakeStore, claimed
 
 BODY: dict[str, Any] = {"model": "demo", "input": "count", "metadata": {"a": "b"}}
@@ -47,7 +47,7 @@ def test_a_stream_that_was_cut_goes_on_byte_for_byte_at_another_gateway(
     start_gateway: StartGateway, redis_url: str, make_store: MakeStore
 ) -> None:
     first, second = start_gateway(), start_gateway()
-    with httpx.Client(timeout=60) as http:
+    with httpx.Client(timeout=60, verify=NO_TLS) as http:
         with http.stream("POST", f"{first}/responses", json={**BODY, "background": True, "stream": True}) as cut:
             lines = cut.iter_lines()
             head = [next(lines) for _ in range(8)]
@@ -100,7 +100,7 @@ def test_a_running_response_that_is_deleted_is_dropped_by_its_worker(
 def test_nobody_reads_or_ends_what_another_key_began(start_gateway: StartGateway) -> None:
     url = start_gateway(api_keys="one,two")
     one, two = ({"Authorization": f"Bearer {key}"} for key in ("one", "two"))
-    with httpx.Client(timeout=60, base_url=url) as http:
+    with httpx.Client(timeout=60, base_url=url, verify=NO_TLS) as http:
         created = http.post("/responses", json={**BODY, "background": True}, headers=one).json()
         path = f"/responses/{created['id']}"
         assert http.get(path, headers=one).status_code == 200
@@ -138,7 +138,7 @@ def test_a_response_goes_on_only_from_one_of_the_caller_s_that_has_been_answered
 ) -> None:
     url = start_gateway(api_keys="one,two")
     one, two = ({"Authorization": f"Bearer {key}"} for key in ("one", "two"))
-    with httpx.Client(timeout=60, base_url=url) as http:
+    with httpx.Client(timeout=60, base_url=url, verify=NO_TLS) as http:
         created = http.post("/responses", json={**BODY, "background": True}, headers=one).json()["id"]
 
         def go_on(previous: Any, caller: dict[str, str]) -> Any:

@@ -8,7 +8,7 @@ import openai
 import pytest
 
 from orcd.gateway.batches.file_store import FileObject, FileStore
-from tests.orcd.gateway.conftest import OpenSdk, StartGateway
+from tests.orcd.gateway.conftest import NO_TLS, OpenSdk, StartGateway
 
 
 @pytest.fixture
@@ -65,7 +65,7 @@ def test_long_lists_come_a_page_at_a_time(sdk: openai.OpenAI) -> None:
 @pytest.mark.parametrize("file_id", ["file-x", "../../etc/passwd", "file-" + "0" * 32, "%2e%2e%2fx"])
 def test_only_files_of_ours_are_found(sdk: openai.OpenAI, tmp_path: Path, file_id: str) -> None:
     (tmp_path.parent / "x.json").write_text("{}")
-    with httpx.Client(base_url=str(sdk.base_url)) as http:
+    with httpx.Client(base_url=str(sdk.base_url), verify=NO_TLS) as http:
         assert http.get(f"files/{file_id}").status_code == 404
         assert http.get(f"files/{file_id}/content").status_code == 404
         assert http.delete(f"files/{file_id}").status_code == 404
@@ -73,7 +73,7 @@ def test_only_files_of_ours_are_found(sdk: openai.OpenAI, tmp_path: Path, file_i
 
 def test_a_file_that_is_too_long_or_no_form_is_refused(start_gateway: StartGateway, tmp_path: Path) -> None:
     url = start_gateway(files_dir=str(tmp_path), max_file_bytes=1000)
-    with httpx.Client(base_url=url) as http:
+    with httpx.Client(base_url=url, verify=NO_TLS) as http:
         long = http.post("/files", files={"file": b"x" * 2_000_000}, data={"purpose": "batch"})
         assert long.status_code == 413
         assert long.json()["error"]["param"] == "file"

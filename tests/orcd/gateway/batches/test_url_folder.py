@@ -22,7 +22,7 @@ from orcd.store import schema
 from tests.conftest import wait_until
 from tests.orcd.answering_worker import AnsweringWorker
 from tests.orcd.gateway.batches.test_batches import begin, ended, line, lines_of
-from tests.orcd.gateway.conftest import OpenSdk, StartGateway, running
+from tests.orcd.gateway.conftest import NO_TLS, OpenSdk, StartGateway, running
 from tests.orcd.gateway.gateway_process import GatewayProcess
 from tests.orcd.job_writer import MakeStore
 
@@ -151,7 +151,7 @@ def test_a_gateway_that_does_not_reach_its_files_says_so_and_takes_no_batch(
             for method in ("open", "info", "exists", "ls", "put_file", "cat_file"):
                 patched.setattr(system, method, fail)
             batch = httpx.post(f"{url}/batches", json={**BATCH, "input_file_id": kept.id})
-            with httpx.Client(base_url=url) as http:
+            with httpx.Client(base_url=url, verify=NO_TLS) as http:
                 for response in (http.get("/files"), http.get(f"/files/{kept.id}"), batch):
                     assert response.status_code == 503
                     assert response.json()["error"]["code"] == "files_unavailable"
