@@ -256,3 +256,17 @@ def test_on_a_gpu_ids_are_those_of_draws_one_by_one_too(demo_model: Path) -> Non
     for _ in range(3):  # sizes of steps are captured when they come again
         assert generate(machine, traffic()) == one_by_one
     assert machine.stats(memory_bytes=0).forced_tokens > 30
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_ids_are_the_same_where_steps_are_drawn_from_late(
+    demo_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = Settings(model=str(demo_model), device="cuda:0", max_sequences=24, step_tokens=64, vram_fraction=0.2)
+    device = open_configured_device(options)
+    machine = load_engine(open_gguf(demo_model), device, options, lambda _done, _total: None)
+    expected = generate(machine, traffic())
+    for many in (1, 5, 9):
+        monkeypatch.setattr("worker.engine.scheduler.MANY", many)
+        for _ in range(2):
+            assert generate(machine, traffic()) == expected
