@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from kernels.batch import Step
 from kernels.reference.sampling import log_probabilities
-from tests.worker.engine.bracket_constraint import BracketConstraint
+from tests.worker.engine.bracket_constraint import BracketConstraint, opens
 from tests.worker.engine.context_model import ContextModel
 from tests.worker.engine.cuda.late_device import LateModel
 from tests.worker.engine.generation import SAMPLINGS, engine, finish, ids_of, prompt, sequence
@@ -171,6 +171,16 @@ def test_choices_share_the_requests_and_the_first_one_has_it(make: Callable[...,
     assert_close(told(outputs["r", 0], 2), expected(prompt(2, 21), 2))
     assert told(outputs["r", 1], 2) is told(outputs["r", 2], 2) is None
     assert machine.stats(memory_bytes=0).prefix_hit_tokens == 40, "the others found what the first has computed"
+
+
+@pytest.mark.parametrize("logprobs", [None, 1])
+def test_a_constraint_takes_the_token_that_comes_with_them(make: Callable[..., Engine], logprobs: int | None):
+    machine = make()
+    sampling = Sampling(max_tokens=9, temperature=0.0, logprobs=logprobs, prompt_logprobs=2)
+    machine.add(Add("r", prompt(2, 21), sampling), BracketConstraint(1))
+    outputs = finish(machine)["r", 0]
+    assert not opens(outputs[0].ids[0]), "a document of one token"
+    assert (len(ids_of(outputs)), outputs[-1].finish_reason) == (1, "stop")
 
 
 def test_a_choice_that_goes_on_without_them_in_its_log_gets_them_again(make: Callable[..., Engine]):

@@ -44,7 +44,9 @@ def take_draws(results: list[tuple[Sequence, Result]]) -> list[Sequence]:
 
 def _drawn_id(result: Result) -> int | None:
     draw = result.rest if isinstance(result, PromptReport) else result
-    return draw.token_id if isinstance(draw, Draw) else None
+    if isinstance(draw, Draw):
+        return draw.token_id
+    return draw if isinstance(draw, int) else None
 
 
 def _with_rest(result: Result, rest: Draw | OrcdError) -> Result:

@@ -72,7 +72,11 @@ def test_what_a_constraint_raises_is_the_result_of_its_sequence_alone() -> None:
 
 def test_what_is_reported_of_a_prompt_stays_beside_the_token_that_was_put_in_its_place() -> None:
     logprobs = record(TokenLogprobs(-1.0, (), ()), 0)
-    reported = [PromptReport(logprobs, rest) for rest in (Draw(8, None), None)]
+    reported = [PromptReport(logprobs, rest) for rest in (Draw(8, None), 8, None)]
     results: list[tuple[Sequence, Result]] = [(constrained(BracketConstraint(100), 1), each) for each in reported]
     take_draws(results)
-    assert [result for _, result in results] == [PromptReport(logprobs, Draw(2, None)), PromptReport(logprobs, None)]
+    assert [result for _, result in results] == [
+        PromptReport(logprobs, Draw(2, None)),
+        PromptReport(logprobs, Draw(2, None)),
+        PromptReport(logprobs, None),
+    ]
