@@ -262,9 +262,10 @@ class Pool(BasePool):  # type: ignore[misc]
 
     def on_stop(self) -> None:
         """Warm shutdown: finish what can be finished in time, hand the rest to other workers, stop the engine."""
-        if not self._shutdown.is_cold:  # otherwise Celery is in a signal handler; `on_terminate` follows
-            self._shutdown.begin()  # where nobody has: Celery has failed, or got its own command to shut down
-            self._shutdown.wait()
+        if self._shutdown.is_in_handler:
+            return  # this, or `on_terminate`, is called again
+        self._shutdown.begin()  # where nobody has: Celery has failed, or got its own command to shut down
+        self._shutdown.wait()
 
     def on_terminate(self) -> None:
         """Cold shutdown: hand everything to other workers at once."""

@@ -78,6 +78,11 @@ class Shutdown:
         """Whether the jobs in flight have no time at all."""
         return state.should_terminate is not None and state.should_terminate is not False  # an exit code may be 0
 
+    @property
+    def is_in_handler(self) -> bool:
+        """Whether Celery is in its signal handler of a cold shutdown; the exit code comes at its end."""
+        return state.should_terminate is True
+
     def drain_left_s(self) -> float:
         """How many seconds the jobs in flight still have; 0 or less: none."""
         return 0.0 if self.is_cold else self._drain_end - time.monotonic()

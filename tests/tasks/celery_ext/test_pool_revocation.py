@@ -78,16 +78,48 @@ def test_a_terminated_job_is_cancelled_and_stays_revoked(
         check_ended(app, client, job_id, "CANCELLED")
 
 
+LATE_STOP = """
+import sys
+
+if "--fd" not in sys.orig_argv:  # in the Celery process
+    import time
+    from celery.worker import state
+    from celery.worker.worker import WorkController
+
+    stop = WorkController.stop
+
+    def stop_late(*args, **options):
+        while state.should_terminate is None or state.should_terminate is False:
+            time.sleep(0.01)
+        stop(*args, **options)
+
+    WorkController.stop = stop_late
+"""
+"""The first Ctrl-C is acted on when the second one is handled."""
+
+
 @pytest.mark.parametrize(
-    ("signals", "remapped"),
-    [([signal.SIGQUIT], ""), ([signal.SIGINT] * 2, ""), ([signal.SIGTERM], "SIGQUIT")],
-    ids=["SIGQUIT", "Ctrl-C twice", "REMAP_SIGTERM"],
+    ("signals", "remapped", "before"),
+    [
+        ([signal.SIGQUIT], "", ""),
+        ([signal.SIGINT] * 2, "", ""),
+        ([signal.SIGINT] * 2, "", LATE_STOP),
+        ([signal.SIGTERM], "SIGQUIT", ""),
+    ],
+    ids=["SIGQUIT", "Ctrl-C twice", "Ctrl-C twice at once", "REMAP_SIGTERM"],
 )
 def test_a_cold_shutdown_hands_jobs_over(
-    app: Celery, client: Client, redis_url: str, shallow_model: Path, tmp_path: Path, signals: list[int], remapped: str
+    app: Celery,
+    client: Client,
+    redis_url: str,
+    shallow_model: Path,
+    tmp_path: Path,
+    signals: list[int],
+    remapped: str,
+    before: str,
 ) -> None:
     """F10: it cancelled them."""
-    variables = slow_engine(tmp_path) | {"REMAP_SIGTERM": remapped}
+    variables = slow_engine(tmp_path, before=before) | {"REMAP_SIGTERM": remapped}
     with held_engine(tmp_path), WorkerProcess(redis_url, shallow_model, tmp_path, **variables) as worker:
         job_id = app.send_task("orcd.generate", kwargs=LONG).id
         wait_until_running(client, [job_id])
