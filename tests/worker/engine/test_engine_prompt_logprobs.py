@@ -177,7 +177,7 @@ def test_choices_share_the_requests_and_the_first_one_has_it(make: Callable[...,
 def test_a_constraint_takes_the_token_that_comes_with_them(make: Callable[..., Engine], logprobs: int | None):
     machine = make()
     sampling = Sampling(max_tokens=9, temperature=0.0, logprobs=logprobs, prompt_logprobs=2)
-    machine.add(Add("r", prompt(2, 21), sampling), BracketConstraint(1))
+    machine.add(Add("r", prompt(0, 6), sampling), BracketConstraint(1))
     outputs = finish(machine)["r", 0]
     assert not opens(outputs[0].ids[0]), "a document of one token"
     assert (len(ids_of(outputs)), outputs[-1].finish_reason) == (1, "stop")
