@@ -135,7 +135,7 @@ class Checks:
             assert allowed[np.flatnonzero(~np.isneginf(logits))].all(), "an id that its constraint does not allow"
         elif sequence.constraint is None and not sequence.is_edited:
             assert not np.isneginf(logits).any(), "another one's mask"
-        if sequence.is_penalised:
+        if sequence.is_penalised and -1 not in (drawn_id, *self.drawn_ids[sequence]):  # nobody counts it
             counts = count_tokens(tokens[: sequence.num_prompt], [*tokens[sequence.num_prompt :], drawn_id])
             words = np.zeros_like(params.edits.counts[plain.edit_row])
             words[counts["token_id"]] = counts["word"]
