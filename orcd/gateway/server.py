@@ -16,12 +16,16 @@ from orcd.gateway.settings import GatewaySettings
 STOP_S = 30
 """How long answers that are on their way may take after the gateway was told to stop. Streams go on at another."""
 BACKLOG = 2048
+CALLER_GONE = "socket.send() raised exception."
+"""What asyncio says of each write, from the sixth on, to a connection of which a write has failed."""
 
 
 def serve(settings: GatewaySettings) -> None:
     """Answer until SIGTERM or SIGINT. Raises `InvalidRequest` if the address or the folder of files cannot be had."""
     # What is wrong with a form is told to its sender; it is no event of the gateway's.
     logging.getLogger("python_multipart").setLevel(logging.ERROR)
+    # Nor is a caller that goes away during a stream: its next events are written before the loop hears of it.
+    logging.getLogger("asyncio").addFilter(lambda record: record.msg != CALLER_GONE)
     config = uvicorn.Config(
         create_app(settings),
         access_log=False,

@@ -26,6 +26,24 @@ from orcd.cli.main import main
 uvicorn.Server.run = lambda server, sockets: (os.kill(os.getpid(), int(os.environ["NUMBER"])), time.sleep(1000))
 main()
 """
+TOLD_BY_ASYNCIO = """
+import asyncio, logging, socket, uvicorn
+from orcd.cli.main import main
+
+async def write_to_one_that_is_gone():
+    here, there = socket.socketpair()
+    _, writer = await asyncio.open_connection(sock=here)
+    there.close()
+    for _ in range(10):
+        writer.write(b"x")
+
+def run(server, sockets):
+    asyncio.run(write_to_one_that_is_gone())
+    logging.getLogger("asyncio").warning("something else")
+
+uvicorn.Server.run = run
+main()
+"""
 CHAT = {"model": "demo", "messages": [{"role": "user", "content": "x"}]}
 
 
@@ -43,6 +61,12 @@ def test_a_gateway_that_is_told_to_stop_before_uvicorn_listens_leaves(number: si
     command = [sys.executable, "-c", SIGNALLED_EARLY, "gateway", "--port", "0"]
     done = subprocess.run(command, env=os.environ | {"NUMBER": str(int(number))}, capture_output=True, timeout=60)
     assert (done.returncode, done.stderr) == (0, b"")
+
+
+def test_callers_that_go_away_during_a_stream_are_not_told_in_the_log() -> None:
+    command = [sys.executable, "-c", TOLD_BY_ASYNCIO, "gateway", "--port", "0"]
+    done = subprocess.run(command, capture_output=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, b"something else\n")
 
 
 def test_an_answer_on_its_way_is_finished_before_the_gateway_stops(
