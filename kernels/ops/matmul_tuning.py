@@ -23,7 +23,7 @@ SUMMING_SIZES = (16, 32, 64, 128)
 """Tokens of the tiles of matmul_tiled_N whose blocks can add up partitions."""
 LARGEST_SIZE = 256
 """Tokens of a tile whose block has one partition; on Hopper only."""
-ROUTED_SIZES = (16, 32, 48, 64, 96, 128, 160, LARGEST_SIZE)
+ROUTED_SIZES = (16, 32, 48, 64, 80, 96, 128, 160, LARGEST_SIZE)
 """The same of experts in MXFP4, on Hopper: `FAR_AHEAD`. Blocks of up to `MOST_SUMMED` tokens can add up partitions."""
 MOST_SUMMED = 160
 
@@ -33,7 +33,7 @@ _ALIGNMENT = 1024  # of x in it
 _PORTABLE_BYTES = 96 * 1024  # of shared memory, for a block on other GPUs
 _MAX_STAGES = 8  # of x in it: as many chunks
 _FAR_STAGES = 4  # of weights in it that are copied far ahead, where there is room
-_BLOCKS_PER_SM = {16: 4, 32: 3, 48: 2, 64: 2}
+_BLOCKS_PER_SM = {16: 4, 32: 3, 48: 2, 64: 2, 80: 2}
 """Occupancy by the tokens of a block's tile, one block for other sizes: while one waits, others unpack weights."""
 
 SHAPES_APART = 64
@@ -139,6 +139,7 @@ _CHUNK_US = {
     32: 0.34,
     48: 0.35,
     64: 0.36,
+    80: 0.41,
     96: 0.4,
     128: 0.44,
     160: 0.5,
