@@ -10,7 +10,7 @@ import itertools
 import math
 
 from kernels.batch import LayerCache, Step
-from kernels.ops.attention_parts import prefix_attention
+from kernels.ops.attention_parts import hopper_attention, prefix_attention
 from kernels.ops.attention_parts.attention_params import AttentionParams, AttentionWork, ScoreParams
 from kernels.ops.attention_plan import (
     DECODE_ROWS,
@@ -111,15 +111,20 @@ def paged_attention(
     element_bytes, layer_defines = cache.keys.dtype.itemsize, _layer_defines(attention, cache)
     defines = {"HEAD_DIM": head_dim, **shape.defines, **layer_defines}
     if plan.prefill_items.size:
-        context.launch(
-            _NARROW,
-            "attention_prefill",
-            plan.prefill_items.shape[0] * num_kv_heads,
-            PREFILL_WARPS * 32,
-            _params(qkv, cache, attention, step, plan, plan.prefill_items, out),
-            shared_bytes=shape.prefill_bytes(head_dim, element_bytes),
-            **defines,
-        )
+        num_items = plan.prefill_items.shape[0] * num_kv_heads
+        params = _params(qkv, cache, attention, step, plan, plan.prefill_items, out)
+        if shape.prefill_groups and element_bytes == 2:
+            hopper_attention.attend(context, shape, cache, params, num_items, layer_defines)
+        else:
+            context.launch(
+                _NARROW,
+                "attention_prefill",
+                num_items * shape.prefill_parts,
+                PREFILL_WARPS * 32,
+                params,
+                shared_bytes=shape.prefill_bytes(head_dim, element_bytes),
+                **defines,
+            )
     decode_params = _params(qkv, cache, attention, step, plan, plan.decode_items, out)
     if plan.prefix:
         prefix_attention.attend_to_prefixes(

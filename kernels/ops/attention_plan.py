@@ -33,6 +33,7 @@ TILE_KEYS = 64
 DECODE_ROWS = 16  # query rows of a decode item: one tensor core tile
 SWAPPED_ROWS = 8  # with no more of them the operands of the tensor core are exchanged
 PREFILL_WARPS = 4
+HOPPER_GROUPS = {96: 3, 128: 2}  # of 64 query rows of such a block, by the heads that it is faster for
 SHORT_ROWS = 8 * DECODE_ROWS
 """A sequence of no more query rows is decode work: as prefill work it would be a block for each KV head, which reads a
 long context alone. What comes after a cached prefix is such a sequence, and so is a short prompt."""
@@ -72,6 +73,7 @@ class PlanCounts(CudaStruct, source="attention/attention_plan"):
     prefill_items: Int32
     tokens: Int32  # without padding
     prefix_items: Int32
+    prefill_orders: Int32  # that blocks of attention_prefill_hopper have asked for, 0 before and after
 
 
 class AttentionPlanParams(CudaStruct, source="attention/attention_plan"):
@@ -99,15 +101,27 @@ class AttentionShape(NamedTuple):
 
     decode_warps: int
     prefill_row_tiles: int  # of 16 rows a warp
+    prefill_groups: int = 0  # of 64 rows that a block of attention_prefill_hopper has; 0: that is not used
 
     @property
     def defines(self) -> dict[str, int]:
         """What the kernels are compiled with, in addition to the head size."""
-        return {"DECODE_WARPS": self.decode_warps, "PREFILL_ROW_TILES": self.prefill_row_tiles}
+        parts = {"PREFILL_PARTS": self.prefill_parts} if self.prefill_parts > 1 else {}
+        return {"DECODE_WARPS": self.decode_warps, "PREFILL_ROW_TILES": self.prefill_row_tiles, **parts}
+
+    @property
+    def prefill_parts(self) -> int:
+        """Blocks of attention_prefill that share an item's rows."""
+        return -(-self.prefill_rows // self.block_rows)
 
     @property
     def prefill_rows(self) -> int:
-        """Rows of queries of a block of prefill work."""
+        """Rows of queries of an item of prefill work."""
+        return 64 * self.prefill_groups or self.block_rows
+
+    @property
+    def block_rows(self) -> int:
+        """Rows of queries of a block of attention_prefill."""
         return PREFILL_WARPS * 16 * self.prefill_row_tiles
 
     def decode_bytes(self, head_dim: int, element_bytes: int, rows: int = DECODE_ROWS) -> int:
@@ -121,7 +135,7 @@ class AttentionShape(NamedTuple):
 
     def prefill_bytes(self, head_dim: int, element_bytes: int) -> int:
         """Shared memory of a block of prefill work: a tile of K and one of V, and what its rows have merged."""
-        return 2 * tile_bytes(head_dim, element_bytes) + self.prefill_rows * head_dim * 4
+        return 2 * tile_bytes(head_dim, element_bytes) + self.block_rows * head_dim * 4
 
 
 class WideShape(NamedTuple):
@@ -180,6 +194,7 @@ def attention_shape(gpu: GpuSpec, head_dim: int, *, spread: bool = False, after_
     return AttentionShape(
         decode_warps=4 if (head_dim <= 64 and not after_prefix) or spread else 2,
         prefill_row_tiles=2 if head_dim <= widest_of_two else 1,
+        prefill_groups=HOPPER_GROUPS.get(head_dim, 0) if gpu.has_wgmma else 0,
     )
 
 

@@ -230,27 +230,6 @@ DEVICE void write_rows(const AttentionParams& p, const Item& item, i32 kv_head, 
         }
 }
 
-// Finds a warp's 16 keys of one tile after the other. The load of a table's entry is begun a tile before its use.
-struct GroupWalk {
-    const i32* table;
-    i32 key, index, row;  // of the sequence; the block that has it; the row there
-    i32 block;
-
-    DEVICE GroupWalk(const AttentionParams& p, const Item& item, i32 tile, i32 group)
-        : table(p.block_tables + (i64)item.sequence * p.max_blocks), key(tile * TILE_KEYS + group * KEY_GROUP) {
-        index = key / p.block_tokens, row = key - index * p.block_tokens;
-        block = key < item.num_keys ? table[index] : 0;
-    }
-    DEVICE void advance(const AttentionParams& p, i32 num_keys, i32 step_blocks) {
-        key += TILE_KEYS, index += step_blocks, row += TILE_KEYS - step_blocks * p.block_tokens;
-        if (row >= p.block_tokens) row -= p.block_tokens, index++;
-        block = key < num_keys ? table[index] : 0;
-    }
-    DEVICE i64 offset(const AttentionParams& p, i32 kv_head) const {
-        return ((i64)block * p.num_kv_heads + kv_head) * p.block_tokens + row;
-    }
-};
-
 DEVICE void prefill_item(const AttentionParams& p, const Item& item, i32 kv_head, u8* shared) {
     const int thread = threadIdx.x, warp = thread / 32;
     const u32 keys = shared_address(shared), values = keys + TILE_BYTES;
@@ -305,14 +284,30 @@ DEVICE void prefill_item(const AttentionParams& p, const Item& item, i32 kv_head
     if (rows.any) write_rows(p, item, kv_head, warp * WARP_ROWS, whole);
 }
 
-// Grid: at least prefill items * KV heads; dynamic shared memory: 2 * TILE_BYTES + PREFILL_WARPS * WARP_ROWS rows of
-// HEAD_DIM floats.
+#ifndef PREFILL_PARTS
+#define PREFILL_PARTS 1  // blocks that share the rows of an item for a KV head
+#endif
+
+// Leaves a block's rows of an item; false if there are none.
+DEVICE bool take_part(const AttentionParams& p, Item& item, i32 part) {
+    constexpr i32 rows = PREFILL_WARPS * WARP_ROWS;
+    const i32 first = part * rows;
+    if (first >= item.num_rows) return false;
+    item.first_row += first, item.num_rows = min(rows, item.num_rows - first);
+    item.first_tile = lowest_key(p, item.first_position + item.first_row / p.group) / TILE_KEYS;
+    item.end_tile = (item.first_position + (item.first_row + item.num_rows - 1) / p.group) / TILE_KEYS + 1;
+    return true;
+}
+
+// Grid: at least prefill items * KV heads * PREFILL_PARTS; dynamic shared memory: 2 * TILE_BYTES + PREFILL_WARPS *
+// WARP_ROWS rows of HEAD_DIM floats.
 KERNEL __launch_bounds__(PREFILL_THREADS, PREFILL_BLOCKS) attention_prefill(const __grid_constant__ AttentionParams p) {
     extern __shared__ __align__(16) u8 shared[];
     wait_for_previous();
-    const i32 index = blockIdx.x / p.num_kv_heads;
+    const i32 number = blockIdx.x / PREFILL_PARTS, index = number / p.num_kv_heads;
     if (index >= p.work.counts->prefill_items) return;
-    const Item item = p.work.items[index];
-    prefill_item(p, item, blockIdx.x - index * p.num_kv_heads, shared);
+    Item item = p.work.items[index];
+    if (PREFILL_PARTS > 1 && !take_part(p, item, blockIdx.x % PREFILL_PARTS)) return;
+    prefill_item(p, item, number - index * p.num_kv_heads, shared);
 }
 #endif

@@ -142,15 +142,13 @@ DEVICE void multiply_keys(float (&s)[ROW_TILES][TILE_KEYS / 8][4], const Rows<RO
         }
 }
 
-// Scores of a tile's keys and their weights relative to the largest of the tile. `halves`: 1 if rows 8..15 of a
-// row tile are not wanted.
+// Weights of a tile's keys, by their products with the rows, relative to the largest of the tile. `halves`: 1 if rows
+// 8..15 of a row tile are not wanted.
 template <int ROW_TILES>
-DEVICE void score_tile(Weights<ROW_TILES>& weights, const Rows<ROW_TILES>& rows, u32 keys, i32 first_key,
-                       const AttentionParams& p, int halves) {
+DEVICE void weigh_scores(Weights<ROW_TILES>& weights, float (&s)[ROW_TILES][TILE_KEYS / 8][4],
+                         const Rows<ROW_TILES>& rows, i32 first_key, const AttentionParams& p, int halves) {
     const float scale_log2 = p.scores.scale_log2;
     const int lane = threadIdx.x % 32;
-    float s[ROW_TILES][TILE_KEYS / 8][4];
-    multiply_keys(s, rows, keys);
 #ifdef SOFTCAP
 #pragma unroll
     for (int row_tile = 0; row_tile < ROW_TILES; row_tile++)
@@ -199,6 +197,15 @@ DEVICE void score_tile(Weights<ROW_TILES>& weights, const Rows<ROW_TILES>& rows,
             weights.p[row_tile][n / 2][2 * (n & 1) + 1] = halves > 1 ? weigh(n, 1) : 0;
         }
     }
+}
+
+// The same of a tile in shared memory.
+template <int ROW_TILES>
+DEVICE void score_tile(Weights<ROW_TILES>& weights, const Rows<ROW_TILES>& rows, u32 keys, i32 first_key,
+                       const AttentionParams& p, int halves) {
+    float s[ROW_TILES][TILE_KEYS / 8][4];
+    multiply_keys(s, rows, keys);
+    weigh_scores(weights, s, rows, first_key, p, halves);
 }
 
 // The tensor core adds weights up: every column of a matrix of ones is their sum.
@@ -302,6 +309,28 @@ DEVICE void merge_tile(Partial<ROW_TILES>& partial, Weights<ROW_TILES>& weights,
 }
 
 // ---- from the cache to shared memory
+
+// Finds the same 16 keys of one tile after the other. The load of a table's entry is begun a tile before its use.
+struct GroupWalk {
+    const i32* table;
+    i32 key, index, row;  // of the sequence; the block that has it; the row there
+    i32 block;
+
+    DEVICE GroupWalk(const AttentionParams& p, const Item& item, i32 tile, i32 group)
+        : table(p.block_tables + (i64)item.sequence * p.max_blocks), key(tile * TILE_KEYS + group * KEY_GROUP) {
+        index = key / p.block_tokens, row = key - index * p.block_tokens;
+        block = key < item.num_keys ? table[index] : 0;
+    }
+    DEVICE void advance(const AttentionParams& p, i32 num_keys, i32 step_blocks) {
+        key += TILE_KEYS, index += step_blocks, row += TILE_KEYS - step_blocks * p.block_tokens;
+        if (row >= p.block_tokens) row -= p.block_tokens, index++;
+        block = key < num_keys ? table[index] : 0;
+    }
+    // The row of the cache.
+    DEVICE i64 offset(const AttentionParams& p, i32 kv_head) const {
+        return ((i64)block * p.num_kv_heads + kv_head) * p.block_tokens + row;
+    }
+};
 
 // A warp copies the 16 keys (or values) that begin at row `offset`. Rows past the `num_keys` become zeros:
 // what lies there may belong to another sequence, or be NaN.

@@ -17,11 +17,11 @@ struct PrefixWork {
 
 // What a launch has to do, and where items of the same rows leave their partial results.
 struct AttentionWork {
-    const PlanCounts* counts;  // [1]
-    const Item* items;         // [counts]
-    i32* arrivals;             // [decode items, num_kv_heads], 0 before and after
-    float* partial_outputs;    // [partial_rows, num_kv_heads, HEAD_DIM]
-    float2* partial_sums;      // [partial_rows, num_kv_heads]: (m, l)
+    PlanCounts* counts;      // [1]
+    const Item* items;       // [counts]
+    i32* arrivals;           // [decode items, num_kv_heads], 0 before and after
+    float* partial_outputs;  // [partial_rows, num_kv_heads, HEAD_DIM]
+    float2* partial_sums;    // [partial_rows, num_kv_heads]: (m, l)
     PrefixWork prefix;
 };
 

@@ -149,7 +149,7 @@ KERNEL attention_plan(const __grid_constant__ AttentionPlanParams p) {
     if (thread == 0) {
         decode_starts[p.num_sequences] = decodes;
         prefill_starts[p.num_sequences] = prefills;
-        *p.counts = {decodes, prefills, p.query_starts[p.num_sequences], prefixes.num_items()};
+        *p.counts = {decodes, prefills, p.query_starts[p.num_sequences], prefixes.num_items(), 0};
     }
     __syncthreads();
 

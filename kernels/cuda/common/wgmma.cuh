@@ -121,6 +121,40 @@ DEVICE void wgmma_64(float (&d)[20][4], const u32 (&a)[4], u64 b) {
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
 }
 
+DEVICE void wgmma_64(float (&d)[24][4], const u32 (&a)[4], u64 b) {
+    asm volatile(
+        "wgmma.mma_async.sync.aligned.m64n192k16.f32.f16.f16 {"
+        "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
+        "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
+        "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "
+        "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63, "
+        "%64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, "
+        "%80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95"
+        "}, {%96, %97, %98, %99}, %100, 1, 1, 1, 0;"
+        : FOUR(d[0]), FOUR(d[1]), FOUR(d[2]), FOUR(d[3]), FOUR(d[4]), FOUR(d[5]), FOUR(d[6]), FOUR(d[7]), FOUR(d[8]),
+          FOUR(d[9]), FOUR(d[10]), FOUR(d[11]), FOUR(d[12]), FOUR(d[13]), FOUR(d[14]), FOUR(d[15]), FOUR(d[16]),
+          FOUR(d[17]), FOUR(d[18]), FOUR(d[19]), FOUR(d[20]), FOUR(d[21]), FOUR(d[22]), FOUR(d[23])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
+}
+
+DEVICE void wgmma_64(float (&d)[28][4], const u32 (&a)[4], u64 b) {
+    asm volatile(
+        "wgmma.mma_async.sync.aligned.m64n224k16.f32.f16.f16 {"
+        "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
+        "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
+        "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "
+        "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63, "
+        "%64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, "
+        "%80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95, "
+        "%96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111"
+        "}, {%112, %113, %114, %115}, %116, 1, 1, 1, 0;"
+        : FOUR(d[0]), FOUR(d[1]), FOUR(d[2]), FOUR(d[3]), FOUR(d[4]), FOUR(d[5]), FOUR(d[6]), FOUR(d[7]), FOUR(d[8]),
+          FOUR(d[9]), FOUR(d[10]), FOUR(d[11]), FOUR(d[12]), FOUR(d[13]), FOUR(d[14]), FOUR(d[15]), FOUR(d[16]),
+          FOUR(d[17]), FOUR(d[18]), FOUR(d[19]), FOUR(d[20]), FOUR(d[21]), FOUR(d[22]), FOUR(d[23]), FOUR(d[24]),
+          FOUR(d[25]), FOUR(d[26]), FOUR(d[27])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
+}
+
 DEVICE void wgmma_64(float (&d)[32][4], const u32 (&a)[4], u64 b) {
     asm volatile(
         "wgmma.mma_async.sync.aligned.m64n256k16.f32.f16.f16 {"
@@ -188,6 +222,43 @@ DEVICE void wgmma_64(float (&d)[32][4], u64 a, u64 b, bool adds) {
         : SIXTEEN(d, 0), SIXTEEN(d, 1), SIXTEEN(d, 2), SIXTEEN(d, 3), SIXTEEN(d, 4), SIXTEEN(d, 5), SIXTEEN(d, 6),
           SIXTEEN(d, 7)
         : "l"(a), "l"(b), "r"((u32)adds));
+}
+
+// The same with a in registers again. COLUMNS: b lies as [16][N] float16, in panels of 64 columns, whose rows have 128
+// bytes and are swizzled as above.
+template <bool COLUMNS>
+DEVICE void wgmma_rows(float (&d)[8][4], const u32 (&a)[4], u64 b, bool adds) {
+    asm volatile(
+        "{.reg .pred p; setp.ne.u32 p, %37, 0;\n"
+        "wgmma.mma_async.sync.aligned.m64n64k16.f32.f16.f16 {" REGISTERS_0 ", " REGISTERS_1
+        "}, {%32, %33, %34, %35}, %36, p, 1, 1, %38;}"
+        : SIXTEEN(d, 0), SIXTEEN(d, 1)
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"((u32)adds), "n"((int)COLUMNS));
+}
+
+template <bool COLUMNS>
+DEVICE void wgmma_rows(float (&d)[12][4], const u32 (&a)[4], u64 b, bool adds) {
+    asm volatile(
+        "{.reg .pred p; setp.ne.u32 p, %53, 0;\n"
+        "wgmma.mma_async.sync.aligned.m64n96k16.f32.f16.f16 {" REGISTERS_0 ", " REGISTERS_1 ", " REGISTERS_2
+        "}, {%48, %49, %50, %51}, %52, p, 1, 1, %54;}"
+        : SIXTEEN(d, 0), SIXTEEN(d, 1), SIXTEEN(d, 2)
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"((u32)adds), "n"((int)COLUMNS));
+}
+
+template <bool COLUMNS>
+DEVICE void wgmma_rows(float (&d)[16][4], const u32 (&a)[4], u64 b, bool adds) {
+    asm volatile(
+        "{.reg .pred p; setp.ne.u32 p, %69, 0;\n"
+        "wgmma.mma_async.sync.aligned.m64n128k16.f32.f16.f16 {" REGISTERS_0 ", " REGISTERS_1 ", " REGISTERS_2
+        ", " REGISTERS_3 "}, {%64, %65, %66, %67}, %68, p, 1, 1, %70;}"
+        : SIXTEEN(d, 0), SIXTEEN(d, 1), SIXTEEN(d, 2), SIXTEEN(d, 3)
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"((u32)adds), "n"((int)COLUMNS));
+}
+
+// Descriptor of b with COLUMNS: panels of `rows` rows each.
+DEVICE u64 wgmma_columns_descriptor(u32 address, int rows) {
+    return (u64)((address & 0x3FFFF) >> 4) | (u64)(rows * 128 >> 4) << 16 | (u64)(1024 >> 4) << 32 | (u64)1 << 62;
 }
 
 #undef REGISTERS_0

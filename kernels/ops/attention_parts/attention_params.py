@@ -5,6 +5,7 @@ from __future__ import annotations
 from kernels.ops.attention_parts.prefix_attention import PrefixWork
 from kernels.ops.rope import LayerCacheParams
 from kernels.runtime.cuda_struct import CudaStruct, Float32, Int32, Pointer
+from kernels.runtime.tma import TensorMap
 
 
 class AttentionWork(CudaStruct, source="attention/attention"):
@@ -44,3 +45,11 @@ class AttentionParams(CudaStruct, source="attention/attention"):
     max_blocks: Int32
     window: Int32
     scores: ScoreParams
+
+
+class HopperAttentionParams(CudaStruct, source="attention/attention_hopper"):
+    """What attention_prefill_hopper is given."""
+
+    attention: AttentionParams
+    key_map: TensorMap  # of a layer's keys [blocks * KV heads * block_tokens, head_dim], boxes of 16 by 64 columns
+    value_map: TensorMap

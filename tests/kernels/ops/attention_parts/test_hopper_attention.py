@@ -1,0 +1,49 @@
+"""Attention of many query rows on Hopper: how it is launched. What it computes: `tests.kernels.ops.test_attention`."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from kernels.ops.attention_parts.hopper_attention import shared_bytes
+from kernels.ops.attention_plan import HOPPER_GROUPS, attention_shape
+from kernels.runtime.gpu_spec import A100, H100
+from kernels.runtime.launcher import Context
+from tests.kernels.conftest import Download, Upload
+from tests.kernels.ops.attention_case import Case, Chunk, Heads, Runner
+
+
+@pytest.mark.parametrize("head_dim", HOPPER_GROUPS)
+def test_a_block_fits_the_shared_memory_and_has_the_rows_of_an_item(head_dim: int) -> None:
+    shape = attention_shape(H100, head_dim)
+    assert shared_bytes(shape, head_dim) <= H100.shared_bytes
+    assert shape.prefill_rows == 64 * shape.prefill_groups
+
+
+@pytest.mark.parametrize("head_dim", [16, 32, 64, 80, 96, 128])
+def test_blocks_of_the_portable_kernel_share_the_rows_of_an_item(head_dim: int) -> None:
+    for gpu in (A100, H100):
+        shape = attention_shape(gpu, head_dim)
+        assert 0 <= shape.prefill_parts * shape.block_rows - shape.prefill_rows < shape.block_rows
+    assert attention_shape(A100, head_dim).prefill_parts == 1
+
+
+@pytest.mark.gpu
+@pytest.mark.sanitize("16/4x128-0")
+@pytest.mark.parametrize("window", [0, 200])
+@pytest.mark.parametrize("heads", [Heads(12, 12, 96), Heads(16, 4, 128)], ids=str)
+def test_more_items_than_multiprocessors_have_the_bits_of_the_portable_kernel_in_every_layer(
+    context: Context, upload: Upload, download: Download, heads: Heads, window: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not context.gpu.has_wgmma:
+        pytest.skip("the kernel is for Hopper")
+    lengths = [1700, 900, 1300, 500, 2000, 31]
+    runner = Runner(context, upload, download, Case(heads, lengths))
+    chunks: list[Chunk] = [(row, length // 3, length - length // 3) for row, length in enumerate(lengths)]
+    rows = sum(count for _, _, count in chunks) * heads.num_heads
+    assert rows > 1.1 * context.gpu.num_sms * attention_shape(context.gpu, heads.head_dim).prefill_rows
+    once, again = (runner.run(chunks, window=window, sinks=True, layers=layers) for layers in (1, 3))
+    monkeypatch.setattr("kernels.ops.attention_plan.HOPPER_GROUPS", {})
+    portable = runner.run(chunks, window=window, sinks=True)
+    np.testing.assert_array_equal(once.view(np.uint16), portable.view(np.uint16))
+    np.testing.assert_array_equal(again.view(np.uint16), portable.view(np.uint16))
