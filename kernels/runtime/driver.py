@@ -176,28 +176,33 @@ def launch_config(
 # ---- tensor maps
 
 # Of the driver's enums.
-_FLOAT16 = 6
-_SWIZZLE_128_BYTES = 3
+_TYPES = {2: 6, 4: 7}  # float16 and float32
+_SWIZZLES = {64: 2, 128: 3}
 _PROMOTE_TO_256_BYTES = 3
 
 
-def encode_tensor_map(pointer: int, shape: tuple[int, int], box: tuple[int, int]) -> bytes:
-    """A CUtensorMap of the float16 array [rows, columns] at ``pointer``; boxes are swizzled in 128 bytes."""
+def encode_tensor_map(
+    pointer: int, element_bytes: int, shape: tuple[int, int], row_bytes: int, box: tuple[int, int]
+) -> bytes:
+    """A CUtensorMap of the array [rows, columns] of floats at ``pointer``; boxes are swizzled in the length of a row.
+
+    ``row_bytes`` from one row to the next.
+    """
     # Not by cuda.bindings: its CUtensorMap object need not be aligned as the driver demands.
     buffer = ctypes.create_string_buffer(MAP_BYTES + MAP_ALIGNMENT)
     address = -(-ctypes.addressof(buffer) // MAP_ALIGNMENT) * MAP_ALIGNMENT
     (num_rows, num_columns), (box_rows, box_columns) = shape, box
     error = _library().cuTensorMapEncodeTiled(
         ctypes.c_void_p(address),
-        ctypes.c_int(_FLOAT16),
+        ctypes.c_int(_TYPES[element_bytes]),
         ctypes.c_uint32(2),
         ctypes.c_void_p(pointer),
         (ctypes.c_uint64 * 2)(num_columns, num_rows),
-        (ctypes.c_uint64 * 1)(num_columns * 2),
+        (ctypes.c_uint64 * 1)(row_bytes),
         (ctypes.c_uint32 * 2)(box_columns, box_rows),
         (ctypes.c_uint32 * 2)(1, 1),
         ctypes.c_int(0),  # not interleaved
-        ctypes.c_int(_SWIZZLE_128_BYTES),
+        ctypes.c_int(_SWIZZLES[box_columns * element_bytes]),
         ctypes.c_int(_PROMOTE_TO_256_BYTES),
         ctypes.c_int(0),  # zeros outside
     )

@@ -18,11 +18,19 @@ TensorMap = Annotated[bytes, FieldType(f"{MAP_BYTES}s", MAP_BYTES, MAP_ALIGNMENT
 _encode = lru_cache(4096)(driver.encode_tensor_map)
 
 
-def tensor_map(array: DeviceArray, box: tuple[int, int]) -> bytes:
-    """A CUtensorMap of ``array`` [rows, columns] float16, whose ``box`` (rows, columns) is copied at a time.
+def tensor_map(array: DeviceArray, box: tuple[int, int], *, columns: range | None = None) -> bytes:
+    """A CUtensorMap of ``array`` [rows, columns] float16 or float32, whose ``box`` (rows, columns) is copied at a time.
 
-    Rows of a box have 128 bytes, whose 16-byte vectors are swizzled by the row; what lies outside of the array is
-    copied as zeros. Raises `CudaFailure`. Of an array of a dry run the map is empty.
+    With ``columns`` these are all that there are of it. Rows of a box have 128 bytes, or 64, and their 16-byte vectors
+    are swizzled by the row; what lies outside of the array is copied as zeros, or not stored. Raises `CudaFailure`. Of
+    an array of a dry run the map is empty.
     """
-    assert array.dtype == np.float16 and len(array.shape) == 2 and box[1] * 2 == 128
-    return _encode(array.pointer, array.shape, box) if array.pointer else bytes(MAP_BYTES)
+    element_bytes = array.dtype.itemsize
+    assert array.dtype in (np.float16, np.float32) and len(array.shape) == 2 and box[1] * element_bytes in (64, 128)
+    num_rows, width = array.shape
+    columns = columns or range(width)
+    start = array.pointer + columns.start * element_bytes
+    assert not (start % 16 or width * element_bytes % 16), f"columns from {columns.start} on of {width} at {start:#x}"
+    if not array.pointer:
+        return bytes(MAP_BYTES)
+    return _encode(start, element_bytes, (num_rows, len(columns)), width * element_bytes, box)

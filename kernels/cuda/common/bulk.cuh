@@ -44,6 +44,30 @@ DEVICE void copy_box(u32 shared, const void* tensor_map, int column, int row, u3
         : "memory");
 }
 
+// Stores the box that begins at (column, row), or with ADDS adds its float32 to what is there; what lies outside of the
+// array is left out. `cp.async.bulk.commit_group` comes after it.
+template <bool ADDS>
+DEVICE void store_box(const void* tensor_map, int column, int row, u32 shared) {
+    if (ADDS)
+        asm volatile("cp.reduce.async.bulk.tensor.2d.global.shared::cta.add.tile.bulk_group [%0, {%1, %2}], [%3];"
+                     :
+                     : "l"(tensor_map), "r"(column), "r"(row), "r"(shared)
+                     : "memory");
+    else
+        asm volatile("cp.async.bulk.tensor.2d.global.shared::cta.tile.bulk_group [%0, {%1, %2}], [%3];"
+                     :
+                     : "l"(tensor_map), "r"(column), "r"(row), "r"(shared)
+                     : "memory");
+}
+
+// Four 8 x 8 matrices of float16, as the tensor core has them, to rows of 16 bytes: lane i has the address of row i.
+// The rows of shared memory are the matrices' columns.
+DEVICE void store_matrices_transposed(const u32 (&r)[4], u32 address) {
+    asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(address), "r"(r[0]),
+                 "r"(r[1]), "r"(r[2]), "r"(r[3])
+                 : "memory");
+}
+
 // A place in a ring of `stages` and how often it has been passed.
 struct RingPlace {
     int stage = 0, phase = 0;

@@ -6,10 +6,12 @@
 
 struct UnpackedParams {
     TiledParams tiled;
-    const u8* weights;          // [row tiles of 128, chunks, 128, 64] float16, swizzled as wgmma.cuh says
-    int unit_chunks;            // of the matrix's format
-    int group_tiles;            // tiles of outputs that take turns with each tile of tokens
-    alignas(64) u8 x_map[128];  // tensor map of x, float16 [rows, width], boxes of 64 columns x TOKENS
+    const u8* weights;            // [row tiles of 128, chunks, 128, 64] float16, swizzled as wgmma.cuh says
+    int unit_chunks;              // of the matrix's format
+    int group_tiles;              // tiles of outputs that take turns with each tile of tokens
+    alignas(64) u8 x_map[128];    // tensor map of x, float16 [rows, width], boxes of 64 columns x TOKENS
+    alignas(64) u8 out_map[128];  // of the product's columns of the output; boxes: float16 of a slice, 32 columns of
+                                  // gated activations, else 64; float32 of half a slice, 32 columns
 };
 
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL

@@ -4,18 +4,17 @@
 #include "../common/wgmma.cuh"
 
 constexpr int WARPGROUP = 128;
-constexpr int SLICE_STRIDE = 64 + 4;                 // floats of a token: no bank conflicts
-constexpr int LEAD_BARRIER = 1, SLICE_BARRIERS = 2;  // named barriers; of the latter each warpgroup has one
+constexpr int LEAD_BARRIER = 1, STORE_BARRIERS = 2;  // named barriers; of the latter each warpgroup has one
 constexpr int LEAD = 1;                              // chunks; more leave the copies no stage to be ahead with
 
-// Shared memory, in this order: stages of a chunk of x and of weights, at multiples of 1024 bytes; sums of a slice of
-// each warpgroup; barriers.
+// Shared memory, in this order: stages of a chunk of x and of weights, at multiples of 1024 bytes; outputs of each
+// warpgroup on their way; barriers.
 template <int TOKENS>
 struct Ring : UnpackedRing<TOKENS> {
     using T = UnpackedRing<TOKENS>;
     static constexpr int x_bytes = TOKENS * 128, weight_bytes = 128 * 128, stage_bytes = x_bytes + weight_bytes;
-    static constexpr int slices_at = T::stages * stage_bytes, slice_bytes = SLICE_TOKENS * SLICE_STRIDE * 4;
-    static constexpr int barriers_at = slices_at + 2 * slice_bytes;
+    static constexpr int stores_at = T::stages * stage_bytes;
+    static constexpr int barriers_at = stores_at + 2 * STORE_BUFFERS * STORE_BYTES;
     static_assert(1024 + barriers_at + 16 * T::stages <= T::num_bytes, "see `unpacked_ring`");
 };
 
@@ -72,79 +71,118 @@ DEVICE void copy_tiles(const UnpackedParams& p, u32 stages) {
 
 // ---- finishing
 
-// Finishes sums of a slice: those of 64 rows of a warpgroup, [SLICE_TOKENS][SLICE_STRIDE] in shared memory.
+// Sums of a slice, 64 rows of a warpgroup by SLICE_TOKENS tokens, lie in its threads as the tensor core left them. What
+// becomes of them is put into shared memory and stored from there by the copy engine, while the next slice is made.
 struct SliceStore {
-    const TiledParams& p;
-    const Tile& tile;
-    const float* slice;
-    int first_row, first_token;  // of the matrix, and of the tile
+    const UnpackedParams& t;
+    u32 buffers;  // STORE_BUFFERS of them, of STORE_BYTES
+    int barrier;  // of the warpgroup
+    int buffer = 0;
 
+    // `rows`: the two that a thread has. All threads of the warpgroup call it.
     template <int KIND>
-    DEVICE void store() const {
+    DEVICE void store(const float (&sums)[SLICE_TOKENS / 8][4], const OutputRow (&rows)[2], int first_row,
+                      int first_token) {
         constexpr bool is_gated = Epilogue(KIND).is_gated();
-        constexpr int lanes = is_gated ? 8 : 16, at_once = WARPGROUP / lanes;  // of a token; tokens
+        const TiledParams& p = t.tiled;
         const Epilogue epilogue(p.output, KIND);
-        const int thread = threadIdx.x % WARPGROUP, lane = thread % lanes;
-        const int local = is_gated ? lane / 2 * 16 + lane % 2 * 4 : lane * 4, row = first_row + local;
-        if (row >= p.matrix.num_rows) return;
-        u8* out = (u8*)epilogue.address(epilogue.index(tile.first_token + first_token + thread / lanes, row));
-        const i64 step = (i64)p.output.stride * at_once * (epilogue.is_float() ? 4 : 2);
-        const int num_tokens = tile.num_tokens - first_token;
-        float4 residual[SLICE_TOKENS / at_once];
-        if constexpr (KIND == ADD_RESIDUAL) {
+        const int warp = threadIdx.x / 32 % 4, lane = threadIdx.x % 32;
+        if constexpr (is_gated) {
+            u32 y[4];  // of 8 tokens each
 #pragma unroll
-            for (int i = 0; i < SLICE_TOKENS / at_once; i++)
-                if (thread / lanes + i * at_once < num_tokens) residual[i] = *(const float4*)(out + i * step);
-        }
-        OutputRow own_rows[4], up_rows[4];
+            for (int n = 0; n < 4; n++) {
+                float two[2];
 #pragma unroll
-        for (int j = 0; j < 4; j++) {
-            own_rows[j] = OutputRow(p.matrix, 0, row + j);
-            if (is_gated) up_rows[j] = OutputRow(p.matrix, 0, row + 8 + j);
-        }
-#pragma unroll
-        for (int i = 0; i < SLICE_TOKENS / at_once; i++) {
-            const int token = thread / lanes + i * at_once;
-            if (token >= num_tokens) break;
-            const float4 sums = *(const float4*)(slice + token * SLICE_STRIDE + local);
-            const float own[4] = {sums.x, sums.y, sums.z, sums.w};
-            float up[4] = {};
-            if constexpr (is_gated) {
-                const float4 ups = *(const float4*)(slice + token * SLICE_STRIDE + local + 8);
-                up[0] = ups.x, up[1] = ups.y, up[2] = ups.z, up[3] = ups.w;
+                for (int i = 0; i < 2; i++)
+                    two[i] = epilogue.value(rows[0].of(sums[n][i]), rows[1].of(sums[n][2 + i]), NO_RESIDUAL);
+                y[n] = pack_half2(two[0], two[1]);
             }
-            const float old[4] = {
-                KIND == ADD_RESIDUAL ? residual[i].x : NO_RESIDUAL, KIND == ADD_RESIDUAL ? residual[i].y : NO_RESIDUAL,
-                KIND == ADD_RESIDUAL ? residual[i].z : NO_RESIDUAL, KIND == ADD_RESIDUAL ? residual[i].w : NO_RESIDUAL};
-            float y[4];
+            store_matrices_transposed(y, place() + lane * 64 + ((warp ^ (lane >> 1 & 3)) << 4));
+            finish<false, false>(gated_column(first_row), first_token);
+        } else if constexpr (!Epilogue(KIND).is_float()) {
 #pragma unroll
-            for (int j = 0; j < 4; j++)
-                y[j] = epilogue.value(own_rows[j].of(own[j]), is_gated ? up_rows[j].of(up[j]) : 0.0f, old[j]);
-            if (epilogue.is_float())
-                *(float4*)(out + i * step) = {y[0], y[1], y[2], y[3]};
-            else
-                *(uint2*)(out + i * step) = {pack_half2(y[0], y[1]), pack_half2(y[2], y[3])};
+            for (int n = 0; n < 4; n += 2) {
+                u32 y[4];  // rows 0..7 and 8..15 of 8 tokens, and of 8 more
+#pragma unroll
+                for (int j = 0; j < 4; j++) {
+                    const float* two = sums[n + j / 2] + j % 2 * 2;
+                    y[j] = pack_half2(epilogue.value(rows[j % 2].of(two[0]), 0.0f, NO_RESIDUAL),
+                                      epilogue.value(rows[j % 2].of(two[1]), 0.0f, NO_RESIDUAL));
+                }
+                const int token = 8 * n + (lane & 7) + (lane >> 4 << 3);
+                store_matrices_transposed(y,
+                                          place() + token * 128 + (((2 * warp + (lane >> 3 & 1)) ^ (lane & 7)) << 4));
+            }
+            finish<false, false>(first_row, first_token);
+        } else {
+            // A multiple of the residual is loaded here; else the copy engine adds.
+            const bool loads = KIND == ADD_RESIDUAL && p.output.alpha != 1.0f;
+            const int g = lane >> 2, row = first_row + warp * 16 + g;
+#pragma unroll
+            for (int half = 0; half < 2; half++) {
+                const u32 box = place() + warp / 2 * (STORE_BYTES / 2) + (g & 3) * 4;
+#pragma unroll
+                for (int n = 0; n < 2; n++)
+#pragma unroll
+                    for (int i = 0; i < 4; i++) {
+                        const int local = 8 * n + 2 * (lane & 3) + (i & 1), token = first_token + 16 * half + local;
+                        const int y_row = row + i / 2 * 8, chunk = warp % 2 * 4 + g / 4 + i / 2 * 2;
+                        float residual = NO_RESIDUAL;
+                        if (loads && token < p.num_tokens && y_row < p.matrix.num_rows)
+                            residual = *(const float*)epilogue.address(epilogue.index(token, y_row));
+                        const float y = epilogue.value(rows[i / 2].of(sums[2 * half + n][i]), 0.0f, residual);
+                        asm volatile("st.shared.f32 [%0], %1;"
+                                     :
+                                     : "r"(box + local * 128 + ((chunk ^ (local & 7)) << 4)), "f"(y)
+                                     : "memory");
+                    }
+                if (KIND == ADD_RESIDUAL && !loads)
+                    finish<true, true>(first_row, first_token + 16 * half);
+                else
+                    finish<true, false>(first_row, first_token + 16 * half);
+            }
         }
     }
     template <int KIND = 0>
-    DEVICE void store_as(int kind) const {
-        if (kind == KIND) store<KIND>();
-        if constexpr (KIND + 1 < NUM_EPILOGUES) store_as<KIND + 1>(kind);
+    DEVICE void store_as(int kind, const float (&sums)[SLICE_TOKENS / 8][4], const OutputRow (&rows)[2], int first_row,
+                         int first_token) {
+        if (kind == KIND) store<KIND>(sums, rows, first_row, first_token);
+        if constexpr (KIND + 1 < NUM_EPILOGUES) store_as<KIND + 1>(kind, sums, rows, first_row, first_token);
+    }
+
+    // Until the copy engine has read all.
+    DEVICE void wait() const { asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory"); }
+
+   private:
+    DEVICE u32 place() const { return buffers + buffer * STORE_BYTES; }
+    // What the warpgroup has put into the buffer goes to `column` and the columns after it. The buffer that is next has
+    // been read when all threads have passed the barrier.
+    template <bool IS_FLOAT, bool ADDS>
+    DEVICE void finish(int first_column, int first_token) {
+        asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+        const bool stores = threadIdx.x % WARPGROUP == 0;
+        if (stores) asm volatile("cp.async.bulk.wait_group.read %0;" ::"n"(STORE_BUFFERS - 2) : "memory");
+        synchronise(barrier, WARPGROUP);
+        if (stores) {
+            store_box<ADDS>(t.out_map, first_column, first_token, place());
+            if (IS_FLOAT) store_box<ADDS>(t.out_map, first_column + 32, first_token, place() + STORE_BYTES / 2);
+            asm volatile("cp.async.bulk.commit_group;" ::: "memory");
+        }
+        if (++buffer == STORE_BUFFERS) buffer = 0;
     }
 };
 
 // ---- multiplying
 
 template <int TOKENS>
-DEVICE void multiply(const UnpackedParams& t, u32 stages, u8* shared, int warpgroup) {
+DEVICE void multiply(const UnpackedParams& t, u32 stages, int warpgroup) {
     using R = Ring<TOKENS>;
     constexpr bool sums_partitions = TOKENS <= SUMMING_TOKENS;
     const TiledParams& p = t.tiled;
     const MatrixParams& matrix = p.matrix;
     const int warp = threadIdx.x / 32 % 4, lane = threadIdx.x % 32;
     const u32 full = stages + R::barriers_at, empty = full + 8 * R::stages;
-    float* const slice = (float*)(shared + R::slices_at + warpgroup * R::slice_bytes);
-    float* const own_sums = slice + 2 * (lane & 3) * SLICE_STRIDE + warp * 16 + (lane >> 2);
+    SliceStore slices{t, stages + R::stores_at + warpgroup * (STORE_BUFFERS * STORE_BYTES), STORE_BARRIERS + warpgroup};
     float acc[TOKENS / 8][4];
     float total[sums_partitions ? TOKENS / 8 : 1][4];
     RingPlace place;
@@ -157,6 +195,8 @@ DEVICE void multiply(const UnpackedParams& t, u32 stages, u8* shared, int warpgr
     int lead = warpgroup == 0 ? LEAD : 0;
     if (warpgroup == 1) synchronise(LEAD_BARRIER, 2 * WARPGROUP);
     for (Tile tile; tile.find(t, TOKENS); tile.advance()) {
+        const int first_row = tile.row_tile * 128 + warpgroup * 64, row = first_row + warp * 16 + (lane >> 2);
+        const OutputRow rows[2] = {OutputRow(matrix, 0, row), OutputRow(matrix, 0, row + 8)};
         // That acc is cleared, too, tells the compiler that it need not be kept while sums are finished.
 #pragma unroll
         for (int n = 0; n < TOKENS / 8; n++)
@@ -204,21 +244,19 @@ DEVICE void multiply(const UnpackedParams& t, u32 stages, u8* shared, int warpgr
             else
                 return acc;
         }();
-        const int first_row = tile.row_tile * 128 + warpgroup * 64;
 #pragma unroll 1
         for (int first = 0; first < tile.num_tokens; first += SLICE_TOKENS) {
+            float slice[SLICE_TOKENS / 8][4];
 #pragma unroll
             for (int n = 0; n < TOKENS / 8; n++)
                 if (n * 8 / SLICE_TOKENS == first / SLICE_TOKENS) {
 #pragma unroll
-                    for (int i = 0; i < 4; i++)
-                        own_sums[(8 * n % SLICE_TOKENS + (i & 1)) * SLICE_STRIDE + 8 * (i >> 1)] = sums[n][i];
+                    for (int i = 0; i < 4; i++) slice[n % (SLICE_TOKENS / 8)][i] = sums[n][i];
                 }
-            synchronise(SLICE_BARRIERS + warpgroup, WARPGROUP);
-            SliceStore{p, tile, slice, first_row, first}.store_as(p.output.epilogue);
-            synchronise(SLICE_BARRIERS + warpgroup, WARPGROUP);
+            slices.store_as(p.output.epilogue, slice, rows, first_row, tile.first_token + first);
         }
     }
+    slices.wait();
     if (lead > 0) arrive(LEAD_BARRIER, 2 * WARPGROUP);
 }
 
@@ -227,7 +265,6 @@ DEVICE void matmul_unpacked(const UnpackedParams& p) {
     using R = Ring<TOKENS>;
     extern __shared__ u8 unaligned[];
     const u32 stages = (shared_address(unaligned) + 1023) & ~1023u;
-    u8* const shared = unaligned + (stages - shared_address(unaligned));
     if (threadIdx.x == 0) {
         for (int i = 0; i < R::stages; i++) {
             barrier_init(stages + R::barriers_at + 8 * i, 1);
@@ -243,7 +280,7 @@ DEVICE void matmul_unpacked(const UnpackedParams& p) {
         if (threadIdx.x == 0) copy_tiles<TOKENS>(p, stages);
     } else {
         take_registers<240>();
-        multiply<TOKENS>(p, stages, shared, warpgroup - 1);
+        multiply<TOKENS>(p, stages, warpgroup - 1);
     }
 }
 

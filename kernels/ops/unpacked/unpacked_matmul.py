@@ -24,7 +24,9 @@ from kernels.weights.formats import CHUNK
 from kernels.weights.packed import MatrixParams, PackedMatrix
 
 TILE_ROWS = 128  # outputs of a block
-SLICE_TOKENS = 32  # whose sums a block has in shared memory at once, to finish them
+SLICE_TOKENS = 32  # whose outputs a warpgroup finishes at once
+STORE_BUFFERS = 3  # of a warpgroup, in which outputs are while they are stored
+STORE_BYTES = SLICE_TOKENS * 64 * 2  # of such a buffer
 SUMMING_SIZES = (128, 160, 192)
 """Tokens of the tiles of matmul_unpacked_N whose blocks can add up partitions."""
 LARGEST_SIZE = 256
@@ -58,6 +60,7 @@ class UnpackedParams(CudaStruct, source="matmul/matmul_unpacked"):
     unit_chunks: Int32  # of the matrix's format
     group_tiles: Int32  # tiles of outputs that take turns with each tile of tokens
     x_map: TensorMap  # of x, boxes of 64 columns by the tokens of a tile
+    out_map: TensorMap  # of the product's columns of the output, boxes as `_out_map` has them
 
 
 class UnpackedShape(NamedTuple):
@@ -83,8 +86,7 @@ def variants() -> list[Variant]:
 @lru_cache
 def unpacked_ring(size: int) -> UnpackedRing:
     """As many stages as fit."""
-    sums_bytes = 2 * SLICE_TOKENS * (64 + 4) * 4
-    rest = _ALIGNMENT + _BARRIER_BYTES + sums_bytes
+    rest = _ALIGNMENT + _BARRIER_BYTES + 2 * STORE_BUFFERS * STORE_BYTES
     stage_bytes = (size + TILE_ROWS) * CHUNK * 2
     stages = (_SM_BYTES - rest) // stage_bytes
     return UnpackedRing(stages, rest + stages * stage_bytes)
@@ -98,13 +100,13 @@ _UNPACK_US, _UNPACKED_BYTES_PER_US = 2.0, 2.7e6
 
 def is_suitable(gpu: GpuSpec, product: Product) -> bool:
     """Whether `multiply_unpacked` can make the product."""
-    matrix, alignment = product.matrix, 4
+    matrix, alignment = product.matrix, 16 // product.out.dtype.itemsize  # of what the copy engine stores
     return (
         gpu.has_wgmma
         and matrix.format.name in UNPACKED_FORMATS
         and matrix.num_experts == 1
         and _unpacked_bytes(matrix) <= MOST_BYTES
-        and not any(number % alignment for number in (matrix.num_rows, product.column, product.out.shape[1]))
+        and not any(number % alignment for number in (product.column, product.out.shape[1]))
     )
 
 
@@ -151,6 +153,7 @@ def multiply_unpacked(context: Context, product: Product, size: int) -> None:
         unit_chunks=matrix.format.unit_chunks,
         group_tiles=max(4, _GROUP_BYTES // (TILE_ROWS * num_chunks * CHUNK * 2)),
         x_map=tensor_map(x, (size, CHUNK)),
+        out_map=_out_map(product),
     )
     context.launch(
         "matmul/matmul_unpacked",
@@ -161,6 +164,14 @@ def multiply_unpacked(context: Context, product: Product, size: int) -> None:
         shared_bytes=unpacked_ring(size).num_bytes,
         FORMAT=_GENERIC_FORMAT,
     )
+
+
+def _out_map(product: Product) -> bytes:
+    """Boxes of 128 bytes by the tokens of a buffer; of gated activations half as wide."""
+    is_gated, element_bytes = product.epilogue.is_gated, product.out.dtype.itemsize
+    box = SLICE_TOKENS * 2 // element_bytes, (64 if is_gated else 128) // element_bytes
+    num_columns = product.matrix.num_rows // (2 if is_gated else 1)
+    return tensor_map(product.out, box, columns=range(product.column, product.column + num_columns))
 
 
 def _unpack(context: Context, matrix: PackedMatrix, row_tiles: int, num_chunks: int) -> DeviceArray:
@@ -178,7 +189,13 @@ def _unpack(context: Context, matrix: PackedMatrix, row_tiles: int, num_chunks: 
     return out
 
 
-declare_constants("matmul/matmul_unpacked.cuh", SLICE_TOKENS=SLICE_TOKENS, SUMMING_TOKENS=SUMMING_SIZES[-1])
+declare_constants(
+    "matmul/matmul_unpacked.cuh",
+    SLICE_TOKENS=SLICE_TOKENS,
+    STORE_BUFFERS=STORE_BUFFERS,
+    STORE_BYTES=STORE_BYTES,
+    SUMMING_TOKENS=SUMMING_SIZES[-1],
+)
 declare_traits(
     "matmul/matmul_unpacked.cuh",
     "UnpackedRing",

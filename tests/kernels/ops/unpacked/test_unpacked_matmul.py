@@ -46,11 +46,13 @@ def matrix_of(name: str, num_rows: int, width: int) -> PackedMatrix:
     return PackedMatrix(FORMATS[name], num_rows, width, 1, False, DeviceArray(0, (0,), np.dtype(np.uint8)), None, None)
 
 
-def product_of(matrix: PackedMatrix, num_tokens: int, stride: int | None = None, column: int = 0) -> Product:
+def product_of(
+    matrix: PackedMatrix, num_tokens: int, stride: int | None = None, column: int = 0, dtype: type = np.float32
+) -> Product:
     """One without memory."""
     x = DeviceArray(0, (num_tokens, matrix.width), np.dtype(np.float16))
-    out = DeviceArray(0, (num_tokens, stride or matrix.num_rows), np.dtype(np.float32))
-    return Product(x, matrix, out, Epilogue.STORE_FLOAT, column)
+    out = DeviceArray(0, (num_tokens, stride or matrix.num_rows), np.dtype(dtype))
+    return Product(x, matrix, out, Epilogue.STORE_FLOAT if dtype is np.float32 else Epilogue.STORE_HALF, column)
 
 
 def sizes_of(matrix: PackedMatrix) -> tuple[int, ...]:
@@ -86,10 +88,12 @@ def test_outputs_have_the_bits_of_the_kernels_that_unpack_in_registers(
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("column", [12, 16])
+@pytest.mark.sanitize("16-1.0")
+@pytest.mark.parametrize("alpha", [1.0, 1.7])
+@pytest.mark.parametrize("column", [8, 16])
 @pytest.mark.parametrize("epilogue", Epilogue)
 def test_every_epilogue_gives_the_same_bits_beside_what_else_is_there(
-    device: CudaDevice, upload: Upload, download: Download, epilogue: Epilogue, column: int
+    device: CudaDevice, upload: Upload, download: Download, epilogue: Epilogue, column: int, alpha: float
 ) -> None:
     need_wgmma(device)
     num_rows, num_tokens, stride = 272, 170, 600
@@ -101,7 +105,7 @@ def test_every_epilogue_gives_the_same_bits_beside_what_else_is_there(
 
     def run(multiply: Any, *arguments: Any) -> NDArray[Any]:
         out = upload(before)
-        product = Product(x, matrix, out, epilogue, column, alpha=1.7, limit=0.5)
+        product = Product(x, matrix, out, epilogue, column, alpha=alpha, limit=0.5)
         multiply(device.context, product, *arguments)
         return download(out)
 
@@ -118,13 +122,15 @@ def test_a_block_fits_the_shared_memory_of_a_gpu_that_has_its_instructions(size:
     assert unpacked_ring(size).stages >= 4
 
 
-def test_outputs_that_cannot_be_stored_four_at_a_time_and_other_gpus_have_the_other_kernels() -> None:
+def test_outputs_that_cannot_be_stored_16_bytes_at_a_time_and_other_gpus_have_the_other_kernels() -> None:
     matrix = matrix_of("Q4_K", 1000, 256)
     assert is_suitable(H100, product_of(matrix, 4096))
     assert not is_suitable(A100, product_of(matrix, 4096))
     assert not is_suitable(H100, product_of(matrix, 4096, stride=1002))
     assert not is_suitable(H100, product_of(matrix, 4096, stride=2000, column=2))
-    assert not is_suitable(H100, product_of(matrix_of("Q4_K", 1001, 256), 4096, stride=1004))
+    assert is_suitable(H100, product_of(matrix_of("Q4_K", 1001, 256), 4096, stride=1004))
+    assert not is_suitable(H100, product_of(matrix, 4096, stride=1004, dtype=np.float16))
+    assert not is_suitable(H100, product_of(matrix, 4096, stride=2000, column=4, dtype=np.float16))
     assert not is_suitable(H100, product_of(matrix_of("MXFP4", 1000, 256), 4096))
     assert not is_suitable(H100, product_of(matrix_of("Q4_K", 60_000, 8192), 4096)), "a gigabyte of scratch memory"
 
