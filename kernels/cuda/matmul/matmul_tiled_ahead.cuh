@@ -1,6 +1,7 @@
 // The tiles of matmul_tiled.cu on Hopper for MXFP4, whose weights take few instructions to unpack: they are up to three
-// groups ahead of their products, not one, and only the warps that copy keep count of what is to be copied. Otherwise
-// this is matmul_tiled_hopper.cuh, apart from it until other formats have been measured with either.
+// groups ahead of their products, not one, and only the warps that copy keep count of what is to be copied. Large tiles
+// are multiplied about as wide as they are. Otherwise this is matmul_tiled_hopper.cuh, apart from it until other
+// formats have been measured with either.
 #pragma once
 #include "matmul_tiled_hopper.cuh"
 
@@ -24,15 +25,109 @@ struct Groups {
     }
 };
 
+// ---- storing
+
+DEVICE float4 load_quad(u32 address) {
+    float4 v;
+    asm volatile("ld.shared.v4.f32 {%0, %1, %2, %3}, [%4];"
+                 : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w)
+                 : "r"(address)
+                 : "memory");
+    return v;
+}
+
+// Gated activations are made where both their sums are, and lie token by token in shared memory, 64 of each.
+template <int TOKENS, int KIND>
+DEVICE void store_gated(const TiledParams& p, const Work& work, u32 shared, const Accumulators<TOKENS>& sums) {
+    constexpr int stride = 64 * 2 + 16;  // bytes: no bank conflicts
+    const Epilogue epilogue(p.output, KIND);
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, first_row = blockIdx.x * 128;
+    const int row = first_row + warp * 16 + lane / 4;
+    const OutputRow gate(p.matrix, work.expert, row), up(p.matrix, work.expert, row + 8);
+#pragma unroll
+    for (int n = 0; n < TOKENS / 8; n += 4)
+        if (8 * n < work.num_tokens) {
+            u32 y[4] = {};
+#pragma unroll
+            for (int i = 0; i < 4; i++) {
+                if (n + i >= TOKENS / 8) break;
+                const float (&d)[4] = sums.d[n + i];
+                y[i] = pack_half2(epilogue.value(gate.of(d[0]), up.of(d[2]), NO_RESIDUAL),
+                                  epilogue.value(gate.of(d[1]), up.of(d[3]), NO_RESIDUAL));
+            }
+            store_matrices_transposed(y, shared + (8 * n + lane) * stride + warp * 16);
+        }
+    __syncthreads();
+    const int part = threadIdx.x % 8;
+    if (first_row + 16 * part >= p.matrix.num_rows) return;
+    u16* out = (u16*)p.output.out + epilogue.index(work.first_token, first_row) + 8 * part;
+    for (int token = threadIdx.x / 8; token < work.num_tokens; token += 32) {
+        const float4 v = load_quad(shared + token * stride + part * 16);
+        *(float4*)(out + (i64)token * p.output.stride) = v;
+    }
+}
+
+// Sums as they are, four at a time.
 template <int TOKENS>
-DEVICE void matmul_tiled_ahead(const HopperTiledParams& t) {
+DEVICE void store_floats(const TiledParams& p, const Work& work, u32 shared, const Accumulators<TOKENS>& sums) {
+    constexpr int stride = (128 + 4) * 4;  // bytes: no bank conflicts
+    const Epilogue epilogue(p.output, STORE_FLOAT);
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    const u32 to = shared + 2 * (lane % 4) * stride + (warp * 16 + lane / 4) * 4;
+#pragma unroll
+    for (int n = 0; n < TOKENS / 8; n++)
+        if (8 * n < work.num_tokens)
+#pragma unroll
+            for (int i = 0; i < 4; i++)
+                asm volatile("st.shared.f32 [%0], %1;"
+                             :
+                             : "r"(to + (8 * n + i % 2) * stride + i / 2 * 32), "f"(sums.d[n][i])
+                             : "memory");
+    const int row = blockIdx.x * 128 + 4 * lane;
+    const OutputRow rows[4] = {OutputRow(p.matrix, work.expert, row), OutputRow(p.matrix, work.expert, row + 1),
+                               OutputRow(p.matrix, work.expert, row + 2), OutputRow(p.matrix, work.expert, row + 3)};
+    __syncthreads();
+    if (row >= p.matrix.num_rows) return;
+    float* out = (float*)p.output.out + epilogue.index(work.first_token, row);
+#pragma unroll 4
+    for (int token = warp; token < work.num_tokens; token += 8) {
+        float4 v = load_quad(shared + token * stride + lane * 16);
+        v.x = epilogue.value(rows[0].of(v.x), 0.0f, NO_RESIDUAL),
+        v.y = epilogue.value(rows[1].of(v.y), 0.0f, NO_RESIDUAL);
+        v.z = epilogue.value(rows[2].of(v.z), 0.0f, NO_RESIDUAL),
+        v.w = epilogue.value(rows[3].of(v.w), 0.0f, NO_RESIDUAL);
+        *(float4*)(out + (i64)token * p.output.stride) = v;
+    }
+}
+
+// `store_tile` with stores of 16 bytes, for what experts are asked for. All threads of the block call it.
+template <int TOKENS>
+DEVICE void store_wide(const TiledParams& p, const Work& work, int partition, u8* shared,
+                       const Accumulators<TOKENS>& sums) {
+    const int kind = p.output.epilogue, alignment = kind == STORE_FLOAT ? 4 : 8;
+    const bool is_aligned = (p.output.stride | p.output.column) % alignment == 0 && p.matrix.num_rows % 16 == 0;
+    if (partition > Work::NO_PARTITION || !is_aligned ||
+        (kind != SWIGLU && kind != CLAMPED_SWIGLU && kind != STORE_FLOAT)) {
+        store_tile(p, work, partition, (float*)shared, sums);
+        return;
+    }
+    __syncthreads();
+    const u32 address = shared_address(shared);
+    if (kind == SWIGLU) store_gated<TOKENS, SWIGLU>(p, work, address, sums);
+    if (kind == CLAMPED_SWIGLU) store_gated<TOKENS, CLAMPED_SWIGLU>(p, work, address, sums);
+    if (kind == STORE_FLOAT) store_floats(p, work, address, sums);
+}
+
+// ---- multiplying
+
+// A tile of up to WIDTH tokens.
+template <int TOKENS, int WIDTH>
+DEVICE void multiply_tile(const HopperTiledParams& t, const Work& work) {
     using R = Ring<TOKENS>;
     static_assert(Layout<FORMAT>::chunks == 1 && !Layout<FORMAT>::has_grid, "a unit is a chunk");
     constexpr bool sums_partitions = TOKENS <= SUMMING_TOKENS;
     const TiledParams& p = t.tiled;
     const MatrixParams& matrix = p.matrix;
-    Work work;
-    if (!work.find(p, TOKENS)) return;
     extern __shared__ u8 unaligned[];
     const u32 x_stages = (shared_address(unaligned) + 1023) & ~1023u;
     const u32 weight_stages = x_stages + R::stages * R::x_bytes;
@@ -87,8 +182,8 @@ DEVICE void matmul_tiled_ahead(const HopperTiledParams& t) {
     const RowBase base = row_base(matrix, work.expert, tile, lane);
     const u32 own_weights =
         weight_stages + warp / 4 * R::units * R::block_bytes + warp % 4 * Layout<FORMAT>::unit_bytes;
-    Accumulators<TOKENS> acc;
-    Accumulators<sums_partitions ? TOKENS : 8> total;
+    Accumulators<WIDTH> acc;
+    Accumulators<sums_partitions ? WIDTH : 8> total;
     acc.clear(), total.clear();
     RingPlace x, w;  // which stages the group is in
     for (int partition = work.first_partition, chunk = work.first_chunk; partition < work.last_partition; partition++) {
@@ -113,7 +208,7 @@ DEVICE void matmul_tiled_ahead(const HopperTiledParams& t) {
                     fragment_of<FORMAT>(raw, scales, 2 * half, a[half][0]);
                     fragment_of<FORMAT>(raw, scales, 2 * half + 1, a[half][1]);
                     if (i == 0 && half == 0) barrier_wait(x_full + 8 * x.stage, x.phase);
-                    multiply<TOKENS>(acc, a[half], x_stage + i * R::box_bytes, half);
+                    multiply<WIDTH>(acc, a[half], x_stage + i * R::box_bytes, half);
                 }
             }
             x.advance(R::stages), w.advance(R::weight_stages);
@@ -125,10 +220,27 @@ DEVICE void matmul_tiled_ahead(const HopperTiledParams& t) {
             acc.clear();
         }
     }
-    float* sums = (float*)(unaligned + (x_stages - shared_address(unaligned)));  // the rings are free again
+    u8* const free = unaligned + (x_stages - shared_address(unaligned));  // the rings
     const int partition = work.partition_to_leave();
     if constexpr (sums_partitions)
-        store_tile(p, work, partition, sums, total);
+        store_wide(p, work, partition, free, total);
     else
-        store_tile(p, work, partition, sums, acc);
+        store_wide(p, work, partition, free, acc);
+}
+
+template <int TOKENS>
+DEVICE void matmul_tiled_ahead(const HopperTiledParams& t) {
+    Work work;
+    if (!work.find(t.tiled, TOKENS)) return;
+    if constexpr (TOKENS == 256) {
+        if (work.num_tokens <= 128)
+            multiply_tile<TOKENS, 128>(t, work);
+        else if (work.num_tokens <= 192)
+            multiply_tile<TOKENS, 192>(t, work);
+        else if (work.num_tokens <= 224)
+            multiply_tile<TOKENS, 224>(t, work);
+        else
+            multiply_tile<TOKENS, TOKENS>(t, work);
+    } else
+        multiply_tile<TOKENS, TOKENS>(t, work);
 }

@@ -48,11 +48,13 @@ def test_every_pair_is_in_one_tile_of_its_expert(
 
 @pytest.mark.sanitize("*-MXFP4")
 @pytest.mark.parametrize("name", ["MXFP4", "Q4_K", "Q6_K", "Q8_0", "F16"])
-@pytest.mark.parametrize("shape", [(200, 768), (4096, 256)], ids=["several partitions", "one"])
+@pytest.mark.parametrize(
+    "shape", [(200, 768), (208, 768), (4096, 256)], ids=["several partitions", "whole tiles", "one partition"]
+)
 def test_tiles_of_every_size_give_the_same_bits(
     device: CudaDevice, upload: Upload, empty: Empty, download: Download, name: str, shape: tuple[int, int]
 ) -> None:
-    rng, num_tokens, num_experts = np.random.default_rng(1), 500, 4
+    rng, num_tokens, num_experts = np.random.default_rng(1), 560, 4
     weight = random_weight(name, (num_experts, *shape), rng, bias=True)
     unused = random_weight(name, (num_experts, 256, 256), rng)
     matrix = load(device, lambda store: store.experts(unused, unused, weight)).down
@@ -71,4 +73,29 @@ def test_tiles_of_every_size_give_the_same_bits(
         multiply_tiled(device.context, Product(inputs, matrix, out, Epilogue.STORE_FLOAT), plan.down)
         found[size] = download(out)[download(plan.places)]
     assert relative(found[16], expected) < 6e-4
+    assert [size for size in sizes if not np.array_equal(found[size], found[16])] == []
+
+
+@pytest.mark.sanitize
+@pytest.mark.parametrize("clamps", [False, True])
+def test_gated_tiles_as_wide_as_they_are_full_give_the_same_bits(
+    device: CudaDevice, upload: Upload, empty: Empty, download: Download, clamps: bool
+) -> None:
+    """Of one partition, as those of the largest size are; every width that such a tile is multiplied in."""
+    rng, num_experts, inner, width = np.random.default_rng(2), 6, 2048, 192
+    gate, up = (random_weight("MXFP4", (num_experts, inner, width), rng, bias=True) for _ in "gu")
+    down = random_weight("MXFP4", (num_experts, 64, inner), rng)
+    (matrix,) = load(device, lambda store: store.experts(gate, up, down)).gate_up
+    counts = [100, 150, 200, 250, 7, 300]
+    chosen = rng.permutation(np.repeat(np.arange(num_experts), counts))[:, None].astype(np.int32)
+    x = upload(rng.normal(size=(chosen.size, width)).astype(np.float16))
+    epilogue = Epilogue.CLAMPED_SWIGLU if clamps else Epilogue.SWIGLU
+    sizes = routed_sizes(device.context.gpu, matrix)
+    found = {}
+    for size in sizes:
+        plan = plan_experts(device.context, upload(chosen), num_experts, (size, size))
+        inputs, out = gather_rows(device.context, x, plan.rows), empty((chosen.size, inner), np.float16)
+        multiply_tiled(device.context, Product(inputs, matrix, out, epilogue, alpha=1.702, limit=7.0), plan.gate_up)
+        found[size] = download(out)[download(plan.places)]
+    assert np.isfinite(found[16]).all() and found[16].astype(np.float64).std() > 0.1
     assert [size for size in sizes if not np.array_equal(found[size], found[16])] == []
