@@ -20,6 +20,7 @@ from kernels.batch import (
     encode_draw,
 )
 from worker.contract import Sampling
+from worker.engine.cache.prefix_cache import ID_BYTES
 from worker.engine.cache.prefix_tree import PrefixGroup
 from worker.engine.sequence import Chunk, Sequence
 
@@ -51,25 +52,12 @@ def build_step(
     starts = np.array([sequence.num_computed for sequence, _, _ in chunks], np.int32)
     counts = np.array([num_tokens for _, num_tokens, _ in chunks], np.int32)
     query_starts = np.zeros(len(chunks) + 1, np.int32)
-    np.cumsum(counts, out=query_starts[1:])
+    counts.cumsum(out=query_starts[1:])
     rows = np.repeat(np.arange(len(chunks), dtype=np.int32), counts)
     positions = np.arange(query_starts[-1], dtype=np.int32) + (starts - query_starts[:-1])[rows]
-    token_ids: list[int] = []
-    unknown: list[int] = []  # where in `token_ids`
-    draws: list[int] = []  # which give those
-    for sequence, num_tokens, _ in chunks:
-        start, end = sequence.num_computed, sequence.num_computed + num_tokens
-        token_ids += sequence.token_ids[start:end]
-        if end > len(sequence.token_ids):
-            assert draw_of is not None, "an id that only the device knows"
-            unknown.append(len(token_ids))
-            draws.append(draw_of(sequence))
-            token_ids.append(0)
-    tokens = np.array(token_ids, np.int32)
-    tokens[unknown] = encode_draw(np.array(draws, np.int32))
     block_tables = _block_tables(chunks)
     return Step(
-        token_ids=tokens,
+        token_ids=_token_ids(chunks, starts.tolist(), query_starts.tolist(), draw_of),
         positions=positions,
         slots=block_tables[rows, positions // block_tokens] * block_tokens + positions % block_tokens,
         sequence_rows=rows,
@@ -84,8 +72,38 @@ def build_step(
     )
 
 
+def _token_ids(
+    chunks: list[Chunk], starts: list[int], query_starts: list[int], draw_of: Callable[[Sequence], int] | None
+) -> NDArray[np.int32]:
+    """The tokens of a step, of which each chunk's begin at one of ``starts`` in its sequence."""
+    tokens = np.empty(query_starts[-1], np.int32)
+    known: list[int] = []  # ids that are not packed
+    places: list[int] = []  # where in `tokens`
+    draws: list[int] = []  # which give those that are not known
+    unknown: list[int] = []  # where in `tokens`
+    for (sequence, num_tokens, _), start, at in zip(chunks, starts, query_starts, strict=False):
+        end, packed_ids = start + num_tokens, sequence.packed_ids
+        if ID_BYTES * end <= len(packed_ids):
+            tokens[at : at + num_tokens] = np.frombuffer(packed_ids, np.int32, num_tokens, ID_BYTES * start)
+            continue
+        num_known = max(0, min(end, len(sequence.token_ids)) - start)  # two steps may be drawing
+        known += sequence.token_ids[start : start + num_known]
+        places += range(at, at + num_known)
+        if num_known < num_tokens:
+            assert draw_of is not None, "an id that only the device knows"
+            draws.append(draw_of(sequence))
+            unknown.append(at + num_known)
+    if places:
+        tokens[places] = known
+    if unknown:
+        tokens[unknown] = encode_draw(np.array(draws, np.int32))
+    return tokens
+
+
 def _block_tables(chunks: list[Chunk]) -> NDArray[np.int32]:
     """The blocks of each chunk's sequence, and zeros behind them; all at once, as NumPy takes long for single rows."""
+    if len(chunks) == 1:
+        return np.array([chunks[0].sequence.block_ids], np.int32)
     lengths = np.array([len(sequence.block_ids) for sequence, _, _ in chunks])
     tables = np.zeros((len(chunks), lengths.max()), np.int32)
     block_ids = chain.from_iterable([sequence.block_ids for sequence, _, _ in chunks])

@@ -35,6 +35,8 @@ class Sequence:
     num_prompt: int
     max_output: int
     """``sampling.max_tokens``, or less where the context ends before."""
+    packed_ids: bytes = b""
+    """The first of its tokens, 32 bits each, as whoever made it had them."""
     hash_root: bytes = b""
     """Sequences share blocks with those of an equal root only."""
     leader: Sequence | None = None

@@ -40,12 +40,12 @@ class SequenceBuilder:
         ``constraint`` is the grammar's, of which each has a copy. Raises what `validate_add` does, and `OrcdError` if
         the constraint fails.
         """
-        validate_add(
+        packed_ids = validate_add(
             add, vocab_size=self._vocab_size, context_length=self._context_length, cache_tokens=self._cache_tokens
         )
         assert constraint is not None or not add.grammar, "a grammar that nobody has compiled"
         whole = self._with_bad_words(add.sampling, constraint)
-        sequences = [self._sequence(add, choice, whole) for choice in add.choices]
+        sequences = [self._sequence(add, choice, whole, packed_ids) for choice in add.choices]
         live = [sequence for sequence in sequences if sequence.finish_reason is None]
         for sequence in live[1:]:
             sequence.leader = live[0]
@@ -69,7 +69,7 @@ class SequenceBuilder:
             return BadWords(words, grammar, vocab_size=self._vocab_size)
         return grammar
 
-    def _sequence(self, add: Add, choice: Choice, constraint: TokenConstraint | None) -> Sequence:
+    def _sequence(self, add: Add, choice: Choice, constraint: TokenConstraint | None, packed_ids: bytes) -> Sequence:
         num_tokens = len(add.prompt_ids) + len(choice.output_ids)
         max_output = min(add.sampling.max_tokens, self.max_sequence_tokens - len(add.prompt_ids))
         sequence = Sequence(
@@ -80,6 +80,7 @@ class SequenceBuilder:
             token_ids=[*add.prompt_ids, *choice.output_ids],
             num_prompt=len(add.prompt_ids),
             max_output=max_output,
+            packed_ids=packed_ids,
             hash_root=self.hash_root(add.request_id, num_tokens),
             constraint=None if constraint is None else _copy(constraint, choice, max_output),
         )

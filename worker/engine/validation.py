@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import struct
+from collections.abc import Sequence as Series
+from contextlib import suppress
+
+import numpy as np
 
 from kernels.errors import OutOfDeviceMemory
 from orcd.errors import ContextLengthExceeded, InvalidRequest, OrcdError, VramOom, places
 from orcd.sampling import MAX_PROMPT_LOGPROBS, SamplingFields, convert
 from worker.contract import Add, Choice, Sampling, TokenOutput
+from worker.engine.cache.prefix_cache import pack_ids
 from worker.engine.logits.edit_rows import MAX_BIASES
 from worker.engine.sequence import Sequence
 
@@ -17,13 +22,16 @@ _OWN_LIMITS = {"seed", "stop_token_ids", "bad_words"}
 _TABLE_LIMITS = set(Sampling.__struct_fields__) - _OWN_LIMITS
 
 
-def validate_add(add: Add, *, vocab_size: int, context_length: int, cache_tokens: int) -> None:
-    """Raise `InvalidRequest` naming the field, `ContextLengthExceeded` or `VramOom` (never fits the KV cache)."""
+def validate_add(add: Add, *, vocab_size: int, context_length: int, cache_tokens: int) -> bytes:
+    """Raise `InvalidRequest` naming the field, `ContextLengthExceeded` or `VramOom` (never fits the KV cache).
+
+    Returns the ids of the prompt, packed.
+    """
     if not add.prompt_ids:
         raise InvalidRequest("prompt_ids is empty; send at least one token")
     if not add.choices or len({choice.index for choice in add.choices}) != len(add.choices):
         raise InvalidRequest("choices must be one or more different indices")
-    _check_ids("prompt_ids", add.prompt_ids, vocab_size)
+    packed_ids = _check_ids("prompt_ids", add.prompt_ids, vocab_size)
     for choice in add.choices:
         _check_ids("output_ids", choice.output_ids, vocab_size)
     _check_sampling(add.sampling, vocab_size)
@@ -43,6 +51,7 @@ def validate_add(add: Add, *, vocab_size: int, context_length: int, cache_tokens
             f"the prompt has {num_prompt} tokens and this worker's KV cache holds {cache_tokens}; "
             "shorten it or give the worker more kv_cache_bytes"
         )
+    return packed_ids
 
 
 def refusal(add: Add, error: OrcdError) -> list[TokenOutput]:
@@ -69,9 +78,12 @@ def last_output(sequence: Sequence) -> TokenOutput:
     return TokenOutput(sequence.request_id, sequence.choice, (), sequence.finish_reason, usage=sequence.usage)
 
 
-def _check_ids(field: str, ids: Collection[int], vocab_size: int) -> None:
-    if ids and not (min(ids) >= 0 and max(ids) < vocab_size):
-        raise InvalidRequest(f"{field} must be token ids from 0 to {vocab_size - 1}")
+def _check_ids(field: str, ids: Series[int], vocab_size: int) -> bytes:
+    with suppress(struct.error):  # of more than 31 bits
+        packed_ids = pack_ids(ids)
+        if not packed_ids or np.frombuffer(packed_ids, np.uint32).max() < vocab_size:
+            return packed_ids
+    raise InvalidRequest(f"{field} must be token ids from 0 to {vocab_size - 1}")
 
 
 def _check_sampling(sampling: Sampling, vocab_size: int) -> None:
@@ -79,7 +91,7 @@ def _check_sampling(sampling: Sampling, vocab_size: int) -> None:
     if not 0 <= sampling.seed < 2**64:
         raise InvalidRequest(f"seed must be from 0 to {2**64 - 1}")
     _check_ids("stop_token_ids", sampling.stop_token_ids, vocab_size)
-    _check_ids("logit_bias", sampling.logit_bias, vocab_size)
+    _check_ids("logit_bias", tuple(sampling.logit_bias), vocab_size)
     if not all(sampling.bad_words):
         raise InvalidRequest("bad_words: a word must be at least one token id")
     for word in sampling.bad_words:

@@ -15,6 +15,7 @@ from worker.engine.batch_builder import (
     draw_key,
     prompt_tokens,
 )
+from worker.engine.cache.prefix_cache import pack_ids
 from worker.engine.cache.prefix_tree import PrefixGroup
 from worker.engine.sequence import Chunk
 
@@ -44,6 +45,22 @@ def test_a_token_that_only_the_device_knows_is_named_by_its_draw():
     assert step.positions.tolist() == [3]
     with pytest.raises(AssertionError):
         build_step([Chunk(unread, 1, True)], block_tokens=4)
+
+
+def test_a_token_is_named_by_its_draw_although_the_one_before_it_is_not_known_either():
+    unread, prompt = sequence([1, 2, 3], [4, 9]), sequence([7, 8], [5])
+    unread.launch(3, True)
+    unread.launch(1, True)
+    step = build_step([Chunk(unread, 1, True), Chunk(prompt, 2, True)], block_tokens=4, draw_of=lambda _sequence: 6)
+    assert step.token_ids.tolist() == [-7, 7, 8]
+
+
+def test_ids_are_taken_from_where_they_are_packed_and_the_others_from_the_list():
+    packed, partly = sequence(list(range(10, 20)), [5, 2, 7]), sequence([1, 2, 3, 4, 5, 6], [0, 3])
+    packed.packed_ids, partly.packed_ids = pack_ids(packed.token_ids), pack_ids(partly.token_ids[:4])
+    packed.num_computed, partly.num_computed = 4, 2
+    step = build_step([Chunk(partly, 4, True), Chunk(packed, 3, False), Chunk(partly, 2, False)], block_tokens=4)
+    assert step.token_ids.tolist() == [3, 4, 5, 6, 14, 15, 16, 3, 4]
 
 
 def test_sampling_params_are_the_options_of_each_sequence_and_its_place_in_the_output():

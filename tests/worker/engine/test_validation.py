@@ -23,6 +23,16 @@ def test_a_request_with_every_option_at_its_bounds_passes():
           bad_words=((99,), (1, 1)))))  # fmt: skip
 
 
+def test_the_ids_of_a_prompt_come_back_packed():
+    assert validate_add(add(), vocab_size=100, context_length=50, cache_tokens=40) == b"\1\0\0\0\2\0\0\0"
+
+
+@pytest.mark.parametrize("token_id", [-1, 100, 2**31, 2**40, -(2**40)])
+def test_an_id_that_is_no_tokens_is_refused(token_id: int):
+    with pytest.raises(InvalidRequest, match="prompt_ids must be token ids from 0 to 99"):
+        check(add(prompt_ids=(1, token_id)))
+
+
 @pytest.mark.parametrize(
     ("field", "value"),
     [

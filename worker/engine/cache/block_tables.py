@@ -37,6 +37,8 @@ class BlockTables:
 
         It is noted in the sequence (`Sequence.waits_for_prefix`): nothing else changes before that one is so far.
         """
+        if not self._being_computed:
+            return False
         hashes = self._matchable_hashes(sequence)
         num_known = len(self._prefix_cache.match(hashes))
         num_awaited = num_known
@@ -50,12 +52,15 @@ class BlockTables:
 
     def _matchable_hashes(self, sequence: Sequence) -> list[bytes]:
         """Hashes of the blocks that a waiting sequence need not compute if they are known."""
-        self._prefix_cache.extend(sequence.block_hashes, sequence.hash_root, sequence.token_ids)
+        self._extend_hashes(sequence)
         # The last token is always computed: it gives the logits.
         num_matchable = (sequence.num_tokens - (not self._rewrites_blocks)) // self.block_tokens
         if sequence.prompt_logprobs is not None:
             num_matchable = min(num_matchable, sequence.num_reported // self.block_tokens)
         return sequence.block_hashes[:num_matchable]
+
+    def _extend_hashes(self, sequence: Sequence) -> None:
+        self._prefix_cache.extend(sequence.block_hashes, sequence.hash_root, sequence.token_ids, sequence.packed_ids)
 
     def start(self, sequence: Sequence, known: list[int], *, reserve: int) -> bool:
         """Give a waiting sequence all blocks that its tokens need, the ``known`` ones of its prefix first.
@@ -66,8 +71,7 @@ class BlockTables:
         num_free = self.pool.num_free - sum(map(self.pool.is_free, known))
         if num_new + reserve > num_free:
             return False
-        for block_id in known:
-            self.pool.retain(block_id)
+        self.pool.retain_all(known)
         for block_hash in sequence.block_hashes[len(known) :]:
             self._being_computed.setdefault(block_hash, sequence)
         sequence.block_ids = known
@@ -94,7 +98,7 @@ class BlockTables:
         num_full = min(sequence.num_computed, num_known) // self.block_tokens
         if num_full <= sequence.num_published:
             return
-        self._prefix_cache.extend(sequence.block_hashes, sequence.hash_root, sequence.token_ids)
+        self._extend_hashes(sequence)
         for index in range(sequence.num_published, num_full):
             self._prefix_cache.insert(sequence.block_hashes[index], sequence.block_ids[index])
             self._stop_computing(sequence, sequence.block_hashes[index])

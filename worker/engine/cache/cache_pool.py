@@ -47,6 +47,14 @@ class CachePool:
             del self._free[entry]
         self._num_references[entry] += 1
 
+    def retain_all(self, entries: Iterable[int]) -> None:
+        """`retain` each: a prefix has many."""
+        references, free = self._num_references, self._free
+        for entry in entries:
+            if not references[entry]:
+                del free[entry]
+            references[entry] += 1
+
     def release(self, entry: int, *, useful: bool) -> None:
         """Give one reference back; ``useful``: the contents are worth keeping as long as other entries last."""
         assert self._num_references[entry] > 0, f"entry {entry} released more often than retained"

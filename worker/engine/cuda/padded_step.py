@@ -63,6 +63,8 @@ class PaddedStep:
         """``has_states``: whether the model has recurrent layers."""
         tokens, sequences = (size.num_tokens,), (size.num_sequences,)
         self._arrays: dict[str, tuple[int, tuple[int, ...], np.dtype[Any], Any]] = {}  # offset, shape, dtype, padding
+        # The same in each buffer that is copied to the device, as NumPy takes long to make them.
+        self._targets: dict[int, dict[str, NDArray[Any]]] = {}
         self.num_bytes = 0
         self._add("token_ids", tokens, _INT32, 0)
         self._add("positions", tokens, _INT32, -1)
@@ -90,13 +92,22 @@ class PaddedStep:
         self.num_bytes += packed_bytes([int(np.prod(shape)) * dtype.itemsize])
 
     def write(self, step: Step[NDArray[Any]], params: SamplingParams[NDArray[Any]], staging: NDArray[np.uint8]) -> None:
-        """Write ``step`` and how its tokens are drawn into the first `num_bytes` of ``staging``."""
+        """Write ``step`` and how its tokens are drawn into the first `num_bytes` of ``staging``.
+
+        That is an array which stays: there is a view of it for each of those here.
+        """
         sources = arrays_of(step) | {"rows": params.rows, "output_positions": params.output_positions}
-        for name, (offset, shape, dtype, padding) in self._arrays.items():
+        targets = self._targets.get(id(staging))
+        if targets is None:
+            targets = self._targets[id(staging)] = {
+                name: view(staging, offset, shape, dtype) for name, (offset, shape, dtype, _) in self._arrays.items()
+            }
+        for name, target in targets.items():
             source = sources[name]
-            target = view(staging, offset, shape, dtype)
             if name == "block_tables":
                 target[: source.shape[0], : source.shape[1]] = source  # what is not written is not read
                 continue
             target[: len(source)] = source
-            target[len(source) :] = source[-1] if name == "query_starts" else padding
+            if len(source) < len(target):
+                padding = self._arrays[name][-1]
+                target[len(source) :] = source[-1] if name == "query_starts" else padding

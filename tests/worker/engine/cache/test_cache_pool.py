@@ -30,6 +30,15 @@ def test_a_free_entry_can_be_retained_again_and_is_then_not_handed_out():
     assert pool.num_free == 0
 
 
+def test_entries_of_a_prefix_are_retained_together():
+    pool = CachePool(4)
+    held, useful, _ = (pool.allocate() for _ in range(3))
+    pool.release(useful, useful=True)
+    pool.retain_all([held, useful])
+    assert [pool.num_references(entry) for entry in (held, useful)] == [2, 1]
+    pool.check_invariants()
+
+
 def test_releasing_a_free_entry_is_a_bug_that_is_caught():
     pool = CachePool(1)
     with pytest.raises(AssertionError, match="released more often"):

@@ -1,7 +1,9 @@
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from worker.engine.cache.prefix_cache import PrefixCache
+from worker.engine.cache import prefix_cache
+from worker.engine.cache.prefix_cache import PrefixCache, pack_ids
 
 
 def hashes_of(cache: PrefixCache, token_ids: list[int], root: bytes = b"") -> list[bytes]:
@@ -63,6 +65,25 @@ def test_hashing_piece_by_piece_equals_hashing_at_once(token_ids: list[int], cut
         cache.extend(hashes, b"", token_ids[:cut])
     cache.extend(hashes, b"", token_ids)
     assert hashes == hashes_of(cache, token_ids)
+
+
+@settings(max_examples=60, derandomize=True, deadline=None)
+@given(token_ids=st.lists(st.integers(0, 3), max_size=24), num_packed=st.integers(0, 24), start=st.integers(0, 24))
+def test_hashes_are_the_same_whether_ids_come_packed_or_not(token_ids: list[int], num_packed: int, start: int):
+    hashes = hashes_of(PrefixCache(3), token_ids[:start])
+    PrefixCache(3).extend(hashes, b"", token_ids, pack_ids(token_ids[:num_packed]))
+    assert hashes == hashes_of(PrefixCache(3), token_ids)
+
+
+def test_runs_that_were_hashed_before_give_the_same_hashes_and_the_oldest_are_dropped(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(prefix_cache, "RUN_BLOCKS", 2)
+    monkeypatch.setattr(prefix_cache, "MOST_RUNS", 3)
+    cache = PrefixCache(2)
+    prompts = [[first, *range(10)] for first in (1, 2, 1, 3, 1, 2)]
+    for prompt in prompts:
+        hashes = hashes_of(cache, prompt)
+        assert hashes == hashes_of(PrefixCache(2), prompt) and len(set(hashes)) == 5
+        assert len(cache._runs) <= 3
 
 
 @settings(max_examples=100, derandomize=True, deadline=None)

@@ -68,6 +68,7 @@ def test_what_is_written_is_the_step_and_padding_that_is_nobodys():
     size = StepSize(16, 4, 8)
     whole = np.full(4096, 0xEE, np.uint8)
     padded = PaddedStep(size, whole, EDITS)
+    padded.write(*step_of(16), whole)  # no row of which is left
     padded.write(step, params, whole)
     written = padded.step
     for name in ("token_ids", "positions", "slots", "sequence_rows"):
