@@ -13,6 +13,7 @@ from kernels.batch import LayerCache, Step
 from kernels.ops.attention_parts import hopper_attention, prefix_attention
 from kernels.ops.attention_parts.attention_params import AttentionParams, AttentionWork, ScoreParams
 from kernels.ops.attention_plan import (
+    CROWD,
     DECODE_ROWS,
     PREFILL_WARPS,
     SWAPPED_ROWS,
@@ -60,9 +61,10 @@ CODE_FACTOR = 2.0**-24  # of products with codes: CODE_FACTOR of cuda/rope/kv_ca
 def variants() -> list[Variant]:
     """What of attention.cu and attention_wide.cu is compiled; of soft caps and of codes what published models have."""
     heads = list(itertools.product(HEAD_DIMS, (H100, A100), (False, True)))
-    shapes = sorted({(size, attention_shape(gpu, size, after_prefix=after)) for size, gpu, after in heads})
+    shapes = sorted({(size, attention_shape(gpu, size, crowded=crowded)) for size, gpu, crowded in heads})
     narrow = [(_NARROW, {"HEAD_DIM": head_dim, **shape.defines}) for head_dim, shape in shapes]
-    cuts = sorted({(size, attention_shape(gpu, size, spread=spread).decode_warps) for size, gpu, spread in heads})
+    spread = {(size, attention_shape(gpu, size, spread=True)) for size, gpu, _ in heads}
+    cuts = sorted({(size, shape.decode_warps) for size, shape in spread.union(shapes)})
     swapped, others = (
         [(_NARROW, {"HEAD_DIM": head_dim, "DECODE_WARPS": warps, "ROPE_ROWS": rows}) for head_dim, warps in cuts]
         for rows in (SWAPPED_ROWS, DECODE_ROWS)
@@ -107,7 +109,7 @@ def paged_attention(
     if head_dim in WIDE_HEAD_DIMS:
         _wide_attention(context, qkv, cache, attention, step, plan, out)
         return
-    shape = attention_shape(context.gpu, head_dim, after_prefix=plan.prefix is not None)
+    shape = attention_shape(context.gpu, head_dim, crowded=plan.prefix is not None)
     element_bytes, layer_defines = cache.keys.dtype.itemsize, _layer_defines(attention, cache)
     defines = {"HEAD_DIM": head_dim, **shape.defines, **layer_defines}
     if plan.prefill_items.size:
@@ -227,8 +229,9 @@ def rope_attention(
 def _rope_shape(gpu: GpuSpec, head_dim: int, element_bytes: int, rows: int, num_blocks: int) -> AttentionShape:
     """Of `rope_attention_decode` for so many blocks before any is divided."""
     shape = attention_shape(gpu, head_dim, spread=True)
-    spreads = num_blocks <= gpu.num_sms and shape.rope_bytes(head_dim, element_bytes, rows) <= gpu.shared_bytes
-    return shape if spreads else attention_shape(gpu, head_dim)
+    if num_blocks <= gpu.num_sms and shape.rope_bytes(head_dim, element_bytes, rows) <= gpu.shared_bytes:
+        return shape
+    return attention_shape(gpu, head_dim, crowded=num_blocks > CROWD * gpu.num_sms)
 
 
 def _params(

@@ -33,6 +33,7 @@ TILE_KEYS = 64
 DECODE_ROWS = 16  # query rows of a decode item: one tensor core tile
 SWAPPED_ROWS = 8  # with no more of them the operands of the tensor core are exchanged
 PREFILL_WARPS = 4
+CROWD = 4  # decode blocks for each SM beyond which smaller ones take less time, whatever the contexts
 HOPPER_GROUPS = {96: 3, 128: 2}  # of 64 query rows of such a block, by the heads that it is faster for
 SHORT_ROWS = 8 * DECODE_ROWS
 """A sequence of no more query rows is decode work: as prefill work it would be a block for each KV head, which reads a
@@ -184,15 +185,15 @@ def tile_bytes(head_dim: int, element_bytes: int) -> int:
     return TILE_KEYS * (row_bytes + (2 if element_bytes == 1 else 0))
 
 
-def attention_shape(gpu: GpuSpec, head_dim: int, *, spread: bool = False, after_prefix: bool = False) -> AttentionShape:
+def attention_shape(gpu: GpuSpec, head_dim: int, *, spread: bool = False, crowded: bool = False) -> AttentionShape:
     """The shape of all kernels of a step.
 
-    With ``spread`` that for few decode items, an SM each; ``after_prefix`` for items of few tiles, many of which are to
-    fit an SM.
+    With ``spread`` that for few decode items, an SM each; ``crowded`` for many, or of few tiles each, several of which
+    are to fit an SM.
     """
     widest_of_two = 64 if gpu.has_wgmma else 32  # of 64, small GPUs have no shared memory for two such blocks
     return AttentionShape(
-        decode_warps=4 if (head_dim <= 64 and not after_prefix) or spread else 2,
+        decode_warps=4 if (head_dim <= 64 and not crowded) or spread else 2,
         prefill_row_tiles=2 if head_dim <= widest_of_two else 1,
         prefill_groups=HOPPER_GROUPS.get(head_dim, 0) if gpu.has_wgmma else 0,
     )
