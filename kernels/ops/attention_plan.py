@@ -6,6 +6,7 @@ work.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -34,7 +35,7 @@ DECODE_ROWS = 16  # query rows of a decode item: one tensor core tile
 SWAPPED_ROWS = 8  # with no more of them the operands of the tensor core are exchanged
 PREFILL_WARPS = 4
 CROWD = 4  # decode blocks for each SM beyond which smaller ones take less time, whatever the contexts
-HOPPER_GROUPS = {96: 3, 128: 2}  # of 64 query rows of such a block, by the heads that it is faster for
+HOPPER_GROUPS = {64: 3, 96: 3, 128: 2}  # of 64 query rows of such a block, by the heads that it is faster for
 SHORT_ROWS = 8 * DECODE_ROWS
 """A sequence of no more query rows is decode work: as prefill work it would be a block for each KV head, which reads a
 long context alone. What comes after a cached prefix is such a sequence, and so is a short prompt."""
@@ -113,12 +114,12 @@ class AttentionShape(NamedTuple):
     @property
     def prefill_parts(self) -> int:
         """Blocks of attention_prefill that share an item's rows."""
-        return -(-self.prefill_rows // self.block_rows)
+        return self.prefill_rows // self.block_rows
 
     @property
     def prefill_rows(self) -> int:
         """Rows of queries of an item of prefill work."""
-        return 64 * self.prefill_groups or self.block_rows
+        return math.lcm(64 * self.prefill_groups, self.block_rows) if self.prefill_groups else self.block_rows
 
     @property
     def block_rows(self) -> int:

@@ -284,21 +284,6 @@ DEVICE void prefill_item(const AttentionParams& p, const Item& item, i32 kv_head
     if (rows.any) write_rows(p, item, kv_head, warp * WARP_ROWS, whole);
 }
 
-#ifndef PREFILL_PARTS
-#define PREFILL_PARTS 1  // blocks that share the rows of an item for a KV head
-#endif
-
-// Leaves a block's rows of an item; false if there are none.
-DEVICE bool take_part(const AttentionParams& p, Item& item, i32 part) {
-    constexpr i32 rows = PREFILL_WARPS * WARP_ROWS;
-    const i32 first = part * rows;
-    if (first >= item.num_rows) return false;
-    item.first_row += first, item.num_rows = min(rows, item.num_rows - first);
-    item.first_tile = lowest_key(p, item.first_position + item.first_row / p.group) / TILE_KEYS;
-    item.end_tile = (item.first_position + (item.first_row + item.num_rows - 1) / p.group) / TILE_KEYS + 1;
-    return true;
-}
-
 // Grid: at least prefill items * KV heads * PREFILL_PARTS; dynamic shared memory: 2 * TILE_BYTES + PREFILL_WARPS *
 // WARP_ROWS rows of HEAD_DIM floats.
 KERNEL __launch_bounds__(PREFILL_THREADS, PREFILL_BLOCKS) attention_prefill(const __grid_constant__ AttentionParams p) {
@@ -307,7 +292,7 @@ KERNEL __launch_bounds__(PREFILL_THREADS, PREFILL_BLOCKS) attention_prefill(cons
     const i32 number = blockIdx.x / PREFILL_PARTS, index = number / p.num_kv_heads;
     if (index >= p.work.counts->prefill_items) return;
     Item item = p.work.items[index];
-    if (PREFILL_PARTS > 1 && !take_part(p, item, blockIdx.x % PREFILL_PARTS)) return;
+    if (PREFILL_PARTS > 1 && !take_part(p, item, blockIdx.x % PREFILL_PARTS, PREFILL_WARPS * WARP_ROWS)) return;
     prefill_item(p, item, number - index * p.num_kv_heads, shared);
 }
 #endif

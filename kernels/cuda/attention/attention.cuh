@@ -308,6 +308,22 @@ DEVICE void merge_tile(Partial<ROW_TILES>& partial, Weights<ROW_TILES>& weights,
     }
 }
 
+// ---- items whose rows several blocks share
+
+#ifndef PREFILL_PARTS
+#define PREFILL_PARTS 1  // blocks that share the rows of an item of prefill work for a KV head
+#endif
+
+// Leaves a block's `rows` rows of an item, those of part `part`; false if there are none.
+DEVICE bool take_part(const AttentionParams& p, Item& item, i32 part, i32 rows) {
+    const i32 first = part * rows;
+    if (first >= item.num_rows) return false;
+    item.first_row += first, item.num_rows = min(rows, item.num_rows - first);
+    item.first_tile = lowest_key(p, item.first_position + item.first_row / p.group) / TILE_KEYS;
+    item.end_tile = (item.first_position + (item.first_row + item.num_rows - 1) / p.group) / TILE_KEYS + 1;
+    return true;
+}
+
 // ---- from the cache to shared memory
 
 // Finds the same 16 keys of one tile after the other. The load of a table's entry is begun a tile before its use.

@@ -26,7 +26,7 @@ constexpr int OWN_BARRIERS = 1, TURN_BARRIERS = OWN_BARRIERS + PREFILL_GROUPS;  
 
 struct Barriers {
     u32 keys, values, empty;  // KV_STAGES of each
-    u32 told, heard, orders;  // ORDERS of each; an order: which item, times KV heads, and which of these
+    u32 told, heard, orders;  // ORDERS of each, numbers of an `Order`
     DEVICE explicit Barriers(u32 at) : keys(at), values(at + 8 * KV_STAGES), empty(at + 16 * KV_STAGES) {
         told = at + 24 * KV_STAGES, heard = told + 8 * ORDERS, orders = heard + 8 * ORDERS;
     }
@@ -39,10 +39,26 @@ DEVICE void arrive(int barrier, int threads) {
     asm volatile("bar.arrive %0, %1;" ::"r"(barrier), "r"(threads) : "memory");
 }
 
-DEVICE i32 number_of_orders(const AttentionParams& p) { return p.work.counts->prefill_items * p.num_kv_heads; }
+DEVICE i32 number_of_orders(const AttentionParams& p) {
+    return p.work.counts->prefill_items * p.num_kv_heads * PREFILL_PARTS;
+}
+
+// What a block does at once: an item's rows for a KV head, or as many of them as it has warpgroups for.
+struct Order {
+    Item item;
+    i32 kv_head;
+    bool exists = true;
+
+    DEVICE Order(const AttentionParams& p, i32 number) {
+        const i32 of_head = number / PREFILL_PARTS, index = of_head / p.num_kv_heads;
+        kv_head = of_head - index * p.num_kv_heads;
+        item = p.work.items[index];
+        if (PREFILL_PARTS > 1) exists = take_part(p, item, number % PREFILL_PARTS, 64 * PREFILL_GROUPS);
+    }
+};
 
 // One thread calls it.
-DEVICE void tell(const Barriers& barriers, RingPlace& place, i32 order) {
+DEVICE void tell(const Barriers& barriers, const RingPlace& place, i32 order) {
     barrier_wait(barriers.heard + 8 * place.stage, place.phase ^ 1);
     asm volatile("st.shared.u32 [%0], %1;" ::"r"(barriers.orders + 4 * place.stage), "r"(order) : "memory");
     barrier_arrive(barriers.told + 8 * place.stage);
@@ -65,17 +81,17 @@ DEVICE void bring_tiles(const HopperAttentionParams& params, u32 stages, const B
     const int lane = threadIdx.x;
     const i32 num_orders = number_of_orders(p), step_blocks = TILE_KEYS / p.block_tokens;
     RingPlace place, order_place;
-    for (i32 order = blockIdx.x;;) {
-        if (lane == 0) tell(barriers, order_place, order);
+    for (i32 number = blockIdx.x;;) {
+        if (lane == 0) tell(barriers, order_place, number);
         order_place.advance(ORDERS);
-        if (order >= num_orders) return;
+        if (number >= num_orders) return;
         u32 more = 0;  // looked at when the tiles are on their way
         if (lane == 0) more = atomicInc((u32*)&p.work.counts->prefill_orders, num_orders - 1);
-        const i32 number = order / p.num_kv_heads, kv_head = order - number * p.num_kv_heads;
-        const Item item = p.work.items[number];
+        const Order order(p, number);
+        const Item& item = order.item;
         GroupWalk walk(p, item, item.first_tile, lane % TILE_GROUPS);
-        for (i32 tile = item.first_tile; tile < item.end_tile; tile++) {
-            const i32 row = (i32)walk.offset(p, kv_head);
+        for (i32 tile = item.first_tile; order.exists && tile < item.end_tile; tile++) {
+            const i32 row = (i32)walk.offset(p, order.kv_head);
             walk.advance(p, item.num_keys, step_blocks);
             const u32 to = stages + place.stage * STAGE_BYTES + lane * (KEY_GROUP * 128);
             const u32 keys = barriers.keys + 8 * place.stage, values = barriers.values + 8 * place.stage;
@@ -95,7 +111,7 @@ DEVICE void bring_tiles(const HopperAttentionParams& params, u32 stages, const B
             }
             place.advance(KV_STAGES);
         }
-        order = gridDim.x + __shfl_sync(ALL_LANES, more, 0);
+        number = gridDim.x + __shfl_sync(ALL_LANES, more, 0);
     }
 }
 
@@ -160,10 +176,12 @@ DEVICE void attend(const AttentionParams& p, u32 stages, const Barriers& barrier
     if (warpgroup == PREFILL_GROUPS - 1) arrive(next_turn, 2 * WARPGROUP);
     RingPlace place, order_place;
     for (;;) {
-        const i32 order = hear(barriers, order_place);
-        if (order >= num_orders) break;
-        const i32 number = order / p.num_kv_heads, kv_head = order - number * p.num_kv_heads;
-        const Item item = p.work.items[number];
+        const i32 number = hear(barriers, order_place);
+        if (number >= num_orders) break;
+        const Order order(p, number);
+        if (!order.exists) continue;
+        const Item& item = order.item;
+        const i32 kv_head = order.kv_head;
         whole.m[0] = whole.m[1] = NEGATIVE_INFINITY, whole.l[0] = whole.l[1] = 0.0f;
 #pragma unroll
         for (int n = 0; n < HEAD_DIM / 8; n++) whole.o[n * WARPGROUP] = {0.0f, 0.0f, 0.0f, 0.0f};
@@ -229,8 +247,8 @@ DEVICE void attend(const AttentionParams& p, u32 stages, const Barriers& barrier
     if (warpgroup == 0) synchronise(turn, 2 * WARPGROUP);  // what the last one said
 }
 
-// Grid: as many blocks as SMs, at most prefill items * KV heads; dynamic shared memory: 1024 + BARRIERS_AT + 24 *
-// KV_STAGES + 20 * ORDERS.
+// Grid: as many blocks as SMs, at most prefill items * KV heads * PREFILL_PARTS; dynamic shared memory: 1024 +
+// BARRIERS_AT + 24 * KV_STAGES + 20 * ORDERS.
 KERNEL __launch_bounds__(THREADS, 1) attention_prefill_hopper(const __grid_constant__ HopperAttentionParams params) {
     extern __shared__ u8 unaligned[];
     const u32 stages = (shared_address(unaligned) + 1023) & ~1023u;

@@ -40,13 +40,18 @@ def attend(
     context.launch(
         _SOURCE,
         "attention_prefill_hopper",
-        min(num_items, context.gpu.num_sms),
+        min(num_items * num_parts(shape), context.gpu.num_sms),
         (1 + shape.prefill_groups) * 128,
         HopperAttentionParams(attention=params, key_map=key_map, value_map=value_map),
         shared_bytes=shared_bytes(shape, head_dim),
         **_defines(head_dim, shape),
         **defines,
     )
+
+
+def num_parts(shape: AttentionShape) -> int:
+    """Blocks that share an item's rows."""
+    return shape.prefill_rows // (64 * shape.prefill_groups)
 
 
 def shared_bytes(shape: AttentionShape, head_dim: int) -> int:
@@ -56,4 +61,5 @@ def shared_bytes(shape: AttentionShape, head_dim: int) -> int:
 
 
 def _defines(head_dim: int, shape: AttentionShape) -> dict[str, int]:
-    return {"HEAD_DIM": head_dim, "PREFILL_GROUPS": shape.prefill_groups, "KV_STAGES": STAGES}
+    parts = {"PREFILL_PARTS": num_parts(shape)} if num_parts(shape) > 1 else {}
+    return {"HEAD_DIM": head_dim, "PREFILL_GROUPS": shape.prefill_groups, "KV_STAGES": STAGES, **parts}
