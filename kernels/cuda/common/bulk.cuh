@@ -44,20 +44,13 @@ DEVICE void copy_box(u32 shared, const void* tensor_map, int column, int row, u3
         : "memory");
 }
 
-// Stores the box that begins at (column, row), or with ADDS adds its float32 to what is there; what lies outside of the
-// array is left out. `cp.async.bulk.commit_group` comes after it.
-template <bool ADDS>
+// Stores the box that begins at (column, row); what lies outside of the array is left out. After it comes
+// `cp.async.bulk.commit_group`.
 DEVICE void store_box(const void* tensor_map, int column, int row, u32 shared) {
-    if (ADDS)
-        asm volatile("cp.reduce.async.bulk.tensor.2d.global.shared::cta.add.tile.bulk_group [%0, {%1, %2}], [%3];"
-                     :
-                     : "l"(tensor_map), "r"(column), "r"(row), "r"(shared)
-                     : "memory");
-    else
-        asm volatile("cp.async.bulk.tensor.2d.global.shared::cta.tile.bulk_group [%0, {%1, %2}], [%3];"
-                     :
-                     : "l"(tensor_map), "r"(column), "r"(row), "r"(shared)
-                     : "memory");
+    asm volatile("cp.async.bulk.tensor.2d.global.shared::cta.tile.bulk_group [%0, {%1, %2}], [%3];"
+                 :
+                 : "l"(tensor_map), "r"(column), "r"(row), "r"(shared)
+                 : "memory");
 }
 
 // Four 8 x 8 matrices of float16, as the tensor core has them, to rows of 16 bytes: lane i has the address of row i.

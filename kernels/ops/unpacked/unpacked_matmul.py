@@ -106,7 +106,7 @@ def is_suitable(gpu: GpuSpec, product: Product) -> bool:
         and matrix.format.name in UNPACKED_FORMATS
         and matrix.num_experts == 1
         and _unpacked_bytes(matrix) <= MOST_BYTES
-        and not any(number % alignment for number in (product.column, product.out.shape[1]))
+        and not any(number % alignment for number in (matrix.num_rows, product.column, product.out.shape[1]))
     )
 
 
