@@ -57,7 +57,7 @@ def build_step(
     positions = np.arange(query_starts[-1], dtype=np.int32) + (starts - query_starts[:-1])[rows]
     block_tables = _block_tables(chunks)
     return Step(
-        token_ids=_token_ids(chunks, starts.tolist(), query_starts.tolist(), draw_of),
+        token_ids=_token_ids(chunks, starts + counts, query_starts, draw_of),
         positions=positions,
         slots=block_tables[rows, positions // block_tokens] * block_tokens + positions % block_tokens,
         sequence_rows=rows,
@@ -73,30 +73,28 @@ def build_step(
 
 
 def _token_ids(
-    chunks: list[Chunk], starts: list[int], query_starts: list[int], draw_of: Callable[[Sequence], int] | None
+    chunks: list[Chunk],
+    ends: NDArray[np.int32],
+    query_starts: NDArray[np.int32],
+    draw_of: Callable[[Sequence], int] | None,
 ) -> NDArray[np.int32]:
-    """The tokens of a step, of which each chunk's begin at one of ``starts`` in its sequence."""
-    tokens = np.empty(query_starts[-1], np.int32)
-    known: list[int] = []  # ids that are not packed
-    places: list[int] = []  # where in `tokens`
-    draws: list[int] = []  # which give those that are not known
-    unknown: list[int] = []  # where in `tokens`
-    for (sequence, num_tokens, _), start, at in zip(chunks, starts, query_starts, strict=False):
-        end, packed_ids = start + num_tokens, sequence.packed_ids
-        if ID_BYTES * end <= len(packed_ids):
-            tokens[at : at + num_tokens] = np.frombuffer(packed_ids, np.int32, num_tokens, ID_BYTES * start)
-            continue
-        num_known = max(0, min(end, len(sequence.token_ids)) - start)  # two steps may be drawing
-        known += sequence.token_ids[start : start + num_known]
-        places += range(at, at + num_known)
-        if num_known < num_tokens:
-            assert draw_of is not None, "an id that only the device knows"
-            draws.append(draw_of(sequence))
-            unknown.append(at + num_known)
-    if places:
-        tokens[places] = known
-    if unknown:
-        tokens[unknown] = encode_draw(np.array(draws, np.int32))
+    """The tokens of a step, of which each chunk's end at one of ``ends`` in its sequence."""
+    num_known = np.array([len(sequence.token_ids) for sequence, _, _ in chunks])
+    tokens, is_unknown = np.empty(query_starts[-1], np.int32), ends > num_known
+    unknown = is_unknown.nonzero()[0]
+    if unknown.size:  # most chunks are a token that is being drawn
+        assert draw_of is not None, "an id that only the device knows"
+        draws = np.array([draw_of(chunks[index].sequence) for index in unknown.tolist()], np.int32)
+        tokens[query_starts[1:][unknown] - 1] = encode_draw(draws)
+    is_left = ~is_unknown | (query_starts[1:] - query_starts[:-1] > 1)
+    for index in is_left.nonzero()[0].tolist():
+        (sequence, num_tokens, _), at = chunks[index], int(query_starts[index])
+        start = int(ends[index]) - num_tokens
+        if ID_BYTES * (start + num_tokens) <= len(sequence.packed_ids):
+            ids = np.frombuffer(sequence.packed_ids, np.int32, num_tokens, ID_BYTES * start)
+        else:
+            ids = np.array(sequence.token_ids[start : start + num_tokens], np.int32)
+        tokens[at : at + ids.size] = ids
     return tokens
 
 

@@ -59,8 +59,8 @@ class PrefixGrouping:
             self._uploads.send(staging.size, self._memory)
 
     def _groups(self, row_of: Mapping[Sequence, int]) -> PrefixGroups[NDArray[np.int32]] | None:
-        if len(row_of) < 2:
-            return None
+        if len({sequence.block_ids[0] for sequence in row_of}) == len(row_of):
+            return None  # no two begin with the same block
         self._tree.update(row_of)
         groups = sorted(self._tree.groups(), key=_saved_tokens, reverse=True)[:MAX_GROUPS]
         return build_prefix_groups(groups, row_of) if sum(map(_saved_tokens, groups)) >= self._least_tokens else None
