@@ -9,7 +9,7 @@ import msgspec
 from kernels.devices.protocol import Device, is_gpu
 from worker.model.gguf import GGUFFile
 
-NUMERICS_VERSION = 5
+NUMERICS_VERSION = 6
 """Raised with every change after which equal inputs may give other logits, or other draws from them."""
 
 

@@ -165,59 +165,18 @@ def multiply_small_batch(context: Context, product: Product) -> None:
     num_tokens, is_normed = product.out.shape[0], product.norm is not None
     shape = small_batch_shape(context.gpu, product.matrix, num_tokens, normed=is_normed)
     kernel = "matmul_small_batch" if num_tokens > 1 else "matmul_gemv_normed" if is_normed else "matmul_gemv"
-    _launch_small_batch(context, kernel, (shape.num_blocks, 1, 1), shape, product, NO_ROUTING)
+    launch_small_batch(context, kernel, (shape.num_blocks, 1, 1), shape, product)
 
 
-def multiply_routed(
-    context: Context, product: Product, router_logits: DeviceArray, experts: DeviceArray, *, is_first: bool
-) -> None:
-    """One to four tokens, each through the experts that ``router_logits`` [T, experts] prefer.
-
-    The kernel launched before writes the logits or, if the product is not the first one, nothing but ``x``. The first
-    one writes to ``experts`` [T, num_used] int32 which they are.
-    The product's ``out`` is [T * num_used, outputs] by rank; its ``x`` has a row for each token or for each of those.
-    """
-    (num_tokens, num_experts), num_used = router_logits.shape, experts.shape[1]
-    shape = small_batch_shape(context.gpu, product.matrix, 1, num_products=num_tokens * num_used)
-    routing = RoutingParams(
-        router_logits=router_logits.pointer,
-        experts=experts.pointer,
-        num_experts=num_experts,
-        num_used=num_used,
-        x_row_of_pair=product.x.shape[0] == product.out.shape[0],
-        is_first=is_first,
-    )
-    grid = shape.num_blocks, num_used, num_tokens
-    _launch_small_batch(context, "matmul_gemv_routed", grid, shape, product, routing)
-
-
-def multiply_summed(
-    context: Context, product: Product, router_logits: DeviceArray, num_used: int, shape: SmallBatchShape
-) -> None:
-    """The last product of one token's experts, their sum weighted as ``router_logits`` [1, experts] say.
-
-    It is added to the product's ``out`` [1, outputs] float32; its ``x`` has a row for each expert, by rank. The kernel
-    launched before writes ``x`` only.
-    """
-    routing = RoutingParams(
-        router_logits=router_logits.pointer,
-        experts=0,
-        num_experts=router_logits.shape[1],
-        num_used=num_used,
-        x_row_of_pair=True,
-        is_first=False,
-    )
-    _launch_small_batch(context, "matmul_gemv_summed", (shape.num_blocks, 1, 1), shape, product, routing)
-
-
-def _launch_small_batch(
+def launch_small_batch(
     context: Context,
     kernel: str,
     grid: tuple[int, int, int],
     shape: SmallBatchShape,
     product: Product,
-    routing: RoutingParams,
+    routing: RoutingParams = NO_ROUTING,
 ) -> None:
+    """One of the kernels for one to four tokens."""
     matrix = product.matrix
     params = SmallBatchParams(
         matrix=matrix.params,

@@ -63,6 +63,15 @@ class ExpertTiles(NamedTuple):
     size: int
 
 
+class RoutedShared(NamedTuple):
+    """An expert that every token goes through, of the shape of the others: a token has it after those chosen."""
+
+    gate_up: PackedMatrix
+    down: PackedMatrix
+    output_gate: DeviceArray  # [H] float32
+    shares: DeviceArray  # [T] float32: what it is multiplied by
+
+
 class OutputParams(CudaStruct, source="matmul/matmul"):
     """Where a product goes, and what becomes of it first."""
 
@@ -79,6 +88,8 @@ class RoutingParams(CudaStruct, source="matmul/matmul"):
 
     router_logits: Pointer  # [num_tokens, num_experts] float32
     experts: Pointer  # [num_tokens, num_used] int32 by rank; written by the first product
+    shared_packed: Pointer  # of an expert after those chosen, which every token goes through; null: there is none
+    shares: Pointer  # [num_tokens] float32: what that one is multiplied by
     num_experts: Int32
     num_used: Int32
     x_row_of_pair: Int32
@@ -134,5 +145,14 @@ def output_params(product: Product) -> OutputParams:
     )
 
 
-NO_ROUTING = RoutingParams(router_logits=0, experts=0, num_experts=0, num_used=0, x_row_of_pair=0, is_first=0)
+NO_ROUTING = RoutingParams(
+    router_logits=0,
+    experts=0,
+    shared_packed=0,
+    shares=0,
+    num_experts=0,
+    num_used=0,
+    x_row_of_pair=0,
+    is_first=0,
+)
 """For products in which every token goes through the same matrix."""

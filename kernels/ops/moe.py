@@ -8,17 +8,18 @@ import numpy as np
 
 from kernels.ops.activation import geglu_rows, swiglu_rows
 from kernels.ops.layers.expert_plan import gather_rows, plan_experts, tile_sizes
+from kernels.ops.layers.routed_matmul import multiply_routed, multiply_summed
 from kernels.ops.layers.shared_expert import add_shared_expert
-from kernels.ops.matmul import multiply_routed, multiply_summed, multiply_tiled
-from kernels.ops.matmul_params import Epilogue, Product
-from kernels.ops.matmul_tuning import MAX_SMALL_BATCH, summed_shape
+from kernels.ops.matmul import multiply_tiled
+from kernels.ops.matmul_params import Epilogue, Product, RoutedShared
+from kernels.ops.matmul_tuning import MAX_SMALL_BATCH, SmallBatchShape, summed_shape
 from kernels.ops.norm import NORM_PARTITIONS, DeviceNorm, NormParams, norm_params
 from kernels.runtime.compiler import Variant
 from kernels.runtime.cuda_constants import declare_constants
 from kernels.runtime.cuda_struct import CudaStruct, Int32, Pointer
 from kernels.runtime.device_array import DeviceArray, pointer_of
 from kernels.runtime.launcher import Context
-from kernels.weights.packed import Experts, Router
+from kernels.weights.packed import Experts, PackedMatrix, Router
 from kernels.weights.parameters import Clamp, Geglu
 
 _MANY_TOKENS = 8  # of a block of moe_logits_many
@@ -34,9 +35,11 @@ class RouteParams(CudaStruct, source="moe/moe"):
     weight: Pointer  # [num_experts, width] float32 router
     bias: Pointer  # [num_experts] float32
     input_weight: Pointer  # [width] float32, or null: by what `normed` differs from what the router is given
+    shared_gate: Pointer  # [width] float32: of the expert that all tokens go through; moe_logits
+    shares: Pointer  # [num_tokens] float32: what it is multiplied by; moe_logits
     normed: Pointer  # [num_tokens, width] float16
     logits: Pointer  # [num_tokens, num_experts] float32
-    experts: Pointer  # [num_tokens, num_used] int32 by rank; moe_choose
+    experts: Pointer  # [num_tokens, num_used] int32 by rank; moe_choose, of moe_logits -1
     routing_weights: Pointer  # [num_tokens, num_used] float32: softmax over the chosen; moe_choose
     norm: NormParams
     num_tokens: Int32
@@ -86,10 +89,11 @@ def norm_moe_residual(
     num_tokens, width = x.shape
     if not num_tokens:
         return
-    num_pairs = num_tokens * router.num_used
+    summed, shared = _summed(context, router, experts) if num_tokens == 1 and adds else (None, None)
+    num_pairs = num_tokens * (router.num_used + (shared is not None))
     normed = context.scratch((num_tokens, width), np.float16)
     activated = context.scratch((num_pairs, experts.down.width), np.float16)
-    routing = _route(context, x, norm, router, normed)
+    routing = _route(context, x, norm, router, normed, shared)
     inputs, plan = normed, None
     if not routing.is_small:
         num_experts = router.weight.shape[0]
@@ -99,21 +103,48 @@ def norm_moe_residual(
 
     def multiply(product: Product, *, is_first: bool = False) -> None:
         if plan is None:
-            multiply_routed(context, product, routing.logits, routing.experts, is_first=is_first)
+            multiply_routed(context, product, routing.logits, routing.experts, is_first=is_first, shared=shared)
         else:
             multiply_tiled(context, product, plan.down if product.matrix is experts.down else plan.gate_up)
 
     _activate(context, inputs, experts, gating, multiply, activated)
-    shape = summed_shape(context.gpu, experts.down, router.num_used)
-    if num_tokens == 1 and adds and router.output_scales is None and shape is not None:
+    if summed is not None:
         product = Product(activated, experts.down, out, Epilogue.ADD_RESIDUAL)
-        multiply_summed(context, product, routing.logits, router.num_used, shape)
-        _add_shared(context, normed, experts, out)
+        multiply_summed(context, product, routing.logits, routing.experts, summed, shared)
+        if shared is None:
+            _add_shared(context, normed, experts, out)
         return
     results = context.scratch((num_pairs, width), np.float32)
     multiply(Product(activated, experts.down, results, Epilogue.STORE_FLOAT))
     _combine(context, results, routing, plan.places if plan else None, router.output_scales, adds, out)
     _add_shared(context, normed, experts, out)
+
+
+def _summed(context: Context, router: Router, experts: Experts) -> tuple[SmallBatchShape | None, RoutedShared | None]:
+    """How one kernel multiplies the down projections of one token's experts and adds up what they give; None: none can.
+
+    With the shared expert, if it is like the others.
+    """
+    if router.output_scales is not None:
+        return None, None
+    shared = experts.shared
+    if shared is not None:
+        gate_up, down = shared.gate_up.matrices[0], shared.down.matrices[0]
+        is_like_them = gate_up.gated and _is_like(gate_up, experts.gate_up[0]) and _is_like(down, experts.down)
+        shape = summed_shape(context.gpu, experts.down, router.num_used + 1)
+        if is_like_them and shape is not None:
+            return shape, RoutedShared(gate_up, down, shared.output_gate, context.scratch((1,), np.float32))
+    return summed_shape(context.gpu, experts.down, router.num_used), None
+
+
+def _is_like(one: PackedMatrix, experts: PackedMatrix) -> bool:
+    """Whether products on ``one`` are those on the matrix of an expert, but for the weights."""
+    return (
+        (one.format, one.num_rows, one.width, one.gated)
+        == (experts.format, experts.num_rows, experts.width, experts.gated)
+        and one.num_partitions == experts.num_partitions
+        and not any(each is not None for each in (one.base, one.bias, experts.base, experts.bias))
+    )
 
 
 def _add_shared(context: Context, normed: DeviceArray, experts: Experts, out: DeviceArray) -> None:
@@ -168,7 +199,14 @@ class _Routing(NamedTuple):
         return self.routing_weights is None
 
 
-def _route(context: Context, x: DeviceArray, norm: DeviceNorm, router: Router, normed: DeviceArray) -> _Routing:
+def _route(
+    context: Context,
+    x: DeviceArray,
+    norm: DeviceNorm,
+    router: Router,
+    normed: DeviceArray,
+    shared: RoutedShared | None,
+) -> _Routing:
     """``x`` [T, H] normed to ``normed``, and the router on it."""
     num_tokens, width = x.shape
     num_experts, num_used = router.weight.shape[0], router.num_used
@@ -185,6 +223,8 @@ def _route(context: Context, x: DeviceArray, norm: DeviceNorm, router: Router, n
         weight=router.weight.pointer,
         bias=router.bias.pointer,
         input_weight=pointer_of(router.input_weight),
+        shared_gate=shared.output_gate.pointer if shared else 0,
+        shares=shared.shares.pointer if shared else 0,
         normed=normed.pointer,
         logits=routing.logits.pointer,
         experts=routing.experts.pointer,
@@ -196,7 +236,8 @@ def _route(context: Context, x: DeviceArray, norm: DeviceNorm, router: Router, n
         block_experts=block_experts,
     )
     if is_small:
-        context.launch("moe/moe", "moe_logits", (num_experts, num_tokens), 32 * NORM_PARTITIONS, params)
+        grid = num_experts + (shared is not None), num_tokens
+        context.launch("moe/moe", "moe_logits", grid, 32 * NORM_PARTITIONS, params, shared_bytes=8 * width)
     else:
         _launch_many(context, params, routing, width, block_experts)
     return routing

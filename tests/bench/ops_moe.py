@@ -15,7 +15,7 @@ import numpy as np
 from kernels.devices.cuda import CudaDevice
 from kernels.devices.open import open_device
 from kernels.ops.layers.expert_plan import plan_experts, tile_sizes
-from kernels.ops.matmul import multiply_routed
+from kernels.ops.layers.routed_matmul import multiply_routed
 from kernels.ops.matmul_params import Epilogue, Product
 from kernels.ops.moe import _combine, _route, norm_moe_residual
 from kernels.ops.norm import norm_rows

@@ -233,6 +233,12 @@ DEVICE void load_streaming_if(bool wanted, u32* to, const u8* from) {
                      : "l"(from), "r"((u32)wanted));
 }
 
+DEVICE int load_relaxed(const int* from) {  // what another kernel may be writing
+    int value;
+    asm volatile("ld.relaxed.gpu.global.s32 %0, [%1];" : "=r"(value) : "l"(from) : "memory");
+    return value;
+}
+
 // ---- programmatic dependent launch (Hopper and later; elsewhere kernels simply follow each other).
 // Every kernel calls `wait_for_previous` before it reads or writes what the previous kernel writes, or writes what that
 // one reads. The next kernel starts once all blocks have called it, so that at most two kernels run at once: by then

@@ -21,6 +21,13 @@ struct GemvOutput {
         const float y = row.of(sum), up = __shfl_down_sync(ALL_LANES, y, 8);
         destination.store(y, up);
     }
+    // The same of activations, float16 as they are, times `share`.
+    DEVICE void finish_shared(float sum, float share) const {
+        const float y = row.of(sum), up = __shfl_down_sync(ALL_LANES, y, 8);
+        if (!destination.exists) return;
+        const u16 activated = to_half(destination.epilogue.value(y, up, NO_RESIDUAL));
+        *(u16*)destination.to = to_half(from_half(activated) * share);
+    }
 
    private:
     DEVICE static bool has_row(const SmallBatchParams& p, int tile) {
@@ -70,19 +77,27 @@ DEVICE void matmul_gemv(const SmallBatchParams& p) {
     const u8* packed = matrix.packed;
     int expert = 0, pair = 0, tile = place.tile;
     NormRow row;
+    // Of a token's experts the last one may be shared by all tokens: then one more than it has chosen.
+    const bool is_shared = INPUT == GEMV_ROUTED && blockIdx.y == p.routing.num_used;
+    float share = 1.0f;
     if constexpr (INPUT == GEMV_ROUTED) {
-        pair = blockIdx.z * p.routing.num_used + blockIdx.y;
+        pair = blockIdx.z * gridDim.y + blockIdx.y;
         x += (i64)(p.routing.x_row_of_pair ? pair : blockIdx.z) * x_bytes;
-        // The router's logits are what the previous kernel writes, or were there before that one began.
-        if (p.routing.is_first)
-            wait_for_previous();
-        else
-            acquire();
-        expert = expert_of_rank(p.routing.router_logits + (i64)blockIdx.z * p.routing.num_experts,
-                                p.routing.num_experts, blockIdx.y);
-        if (p.routing.is_first && blockIdx.x == 0 && threadIdx.x == 0) p.routing.experts[pair] = expert;
-        packed += expert * matrix.expert_bytes;
-        if (p.routing.is_first) copy_x(shared, x, x_bytes);
+        if (is_shared) {
+            packed = p.routing.shared_packed;
+        } else {
+            // The router's logits are what the previous kernel writes, or were there before that one began.
+            if (p.routing.is_first)
+                wait_for_previous();
+            else
+                acquire();
+            expert = expert_of_rank(p.routing.router_logits + (i64)blockIdx.z * p.routing.num_experts,
+                                    p.routing.num_experts, blockIdx.y);
+            if (p.routing.is_first && blockIdx.x == 0 && threadIdx.x == 0)
+                p.routing.experts[blockIdx.z * p.routing.num_used + blockIdx.y] = expert;
+            packed += expert * matrix.expert_bytes;
+            if (p.routing.is_first) copy_x(shared, x, x_bytes);
+        }
     }
     if constexpr (INPUT == GEMV_NORMED) row.copy_weights(p.norm, norm_weights);  // in the first group of copies
     GemvWeights weights(matrix, packed, shared_address(shared) + p.ring_at, place.partition, tile, place.tile_step,
@@ -94,10 +109,11 @@ DEVICE void matmul_gemv(const SmallBatchParams& p) {
     float* own = sums + (place.local_tile * 16 + (lane >> 2)) * stride + place.partition;
     const float* sum_row = sums + (place.local_tile * 16 + lane % 16) * stride;
     if constexpr (INPUT == GEMV_ROUTED) {
-        if (!p.routing.is_first) {
+        if (is_shared || !p.routing.is_first) {
             wait_for_previous();
             copy_x(shared, x, x_bytes);
         }
+        if (is_shared) share = p.routing.shares[blockIdx.z];
     } else {
         weights.make_ready(base, tile < place.num_tiles);
         output.compute_now();
@@ -129,7 +145,13 @@ DEVICE void matmul_gemv(const SmallBatchParams& p) {
             if ((lane & 3) == 0) own[0] = acc[0], own[8 * stride] = acc[2];
         }
         wait_for_partitions(p);
-        if (place.partition == 0 && has_tile) output.finish(sum_of_row(sum_row, matrix.num_partitions));
+        if (place.partition == 0 && has_tile) {
+            const float sum = sum_of_row(sum_row, matrix.num_partitions);
+            if (is_shared)
+                output.finish_shared(sum, share);
+            else
+                output.finish(sum);
+        }
         if (next_tile >= place.num_tiles) break;
         // The other buffer was read before all warps came here.
         own += other_buffer, sum_row += other_buffer, other_buffer = -other_buffer;

@@ -5,11 +5,12 @@
 #include "matmul_gemv.cuh"
 
 // Grid: blocks, 1, tokens. Shared memory: x of each expert; the sums of each; what each gives; their weights; each
-// warp's ring of weights.
+// warp's ring of weights. An expert that all tokens go through comes after those chosen; its share is in its x already.
 KERNEL __launch_bounds__(32 * MAX_SUMMED_WARPS) matmul_gemv_summed(const __grid_constant__ SmallBatchParams p) {
     const MatrixParams& matrix = p.matrix;
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, row = threadIdx.x % 16, token = blockIdx.z;
-    const int num_used = p.routing.num_used, num_tiles = (matrix.num_rows + 15) / 16;
+    const int num_chosen = p.routing.num_used, num_tiles = (matrix.num_rows + 15) / 16;
+    const int num_used = num_chosen + (p.routing.shared_packed ? 1 : 0);
     const int rank = warp * matrix.partition_reciprocal >> RECIPROCAL_BITS;
     const int partition = warp - rank * matrix.num_partitions, stride = partition_stride(matrix);
     const int vectors = matrix.width / 8, row_vectors = matrix.num_chunks * 8;  // of x: 16 bytes each
@@ -18,24 +19,22 @@ KERNEL __launch_bounds__(32 * MAX_SUMMED_WARPS) matmul_gemv_summed(const __grid_
     float* const routing_weights = results + num_used * 16;                     // [num_used]
 
     load_grid();
-    acquire();  // the router's logits were there before the previous kernel began
-    const float* logits = p.routing.router_logits + (i64)token * p.routing.num_experts;
-    Ranking ranking(logits, p.routing.num_experts);
-    int chosen = 0;  // the expert at place `lane`
-    for (int place = 0; place < num_used; place++) {
-        const int found = ranking.next();
-        if (lane == place) chosen = found;
-    }
-    const float weight = routing_weight(logits[chosen], num_used);
-    if (warp == 0 && lane < num_used) routing_weights[lane] = weight;
+    int chosen;  // the expert at place `lane`: -1 until the token's first product has begun
+    do chosen = load_relaxed(p.routing.experts + token * num_chosen + min(lane, num_chosen - 1));
+    while (chosen < 0);
     const int expert = __shfl_sync(ALL_LANES, chosen, rank);  // the warp's
-    const u8* packed = matrix.packed + expert * matrix.expert_bytes;
+    const u8* packed = rank < num_chosen ? matrix.packed + expert * matrix.expert_bytes : p.routing.shared_packed;
     GemvWeights weights(matrix, packed, shared_address(shared) + p.ring_at, partition, blockIdx.x, gridDim.x,
                         num_tiles);
     const bool finishes = threadIdx.x < num_used * 16;  // a row of the expert at place threadIdx.x / 16
     const int finished = __shfl_sync(ALL_LANES, chosen, finishes ? threadIdx.x / 16 : 0);
     for (int i = threadIdx.x; i < num_used * 16 * stride; i += blockDim.x) sums[i] = -0.0f;
     wait_for_previous();
+    if (warp == 0) {
+        const float logit = p.routing.router_logits[(i64)token * p.routing.num_experts + chosen];
+        const float weight = routing_weight(logit, num_chosen);
+        if (lane < num_used) routing_weights[lane] = lane < num_chosen ? weight : 1.0f;
+    }
     const uint4* x = (const uint4*)p.x + (i64)token * num_used * vectors;
     for (int i = threadIdx.x; i < num_used * row_vectors; i += blockDim.x) {
         const int place = i / row_vectors, vector = i - place * row_vectors;

@@ -11,6 +11,8 @@ static_assert(ROW_QUADS * PARTITION_STEP == MAX_NORMED_WIDTH, "what a block of m
 struct RoutingParams {
     const float* router_logits;  // [num_tokens, num_experts]
     int* experts;                // [num_tokens, num_used] by rank; written by the first product
+    const u8* shared_packed;     // of an expert after those chosen, which every token goes through; null: there is none
+    const float* shares;         // [num_tokens] what that one is multiplied by
     int num_experts, num_used;
     int x_row_of_pair;  // each (token, expert) has a row of x of its own, not each token
     int is_first;       // the product comes after the router; else after another product

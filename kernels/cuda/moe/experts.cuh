@@ -8,10 +8,20 @@ DEVICE u32 order_of(float logit) {
     return max(bits & 0x80000000u ? ~bits : bits | 0x80000000u, 1u);
 }
 
+// The orders of a lane's experts: those at lane, lane + 32 ... of `logits` [num_experts]; 0: there is none.
+template <int COUNT>
+DEVICE void load_orders(u32 (&orders)[COUNT], const float* logits, int num_experts) {
+#pragma unroll
+    for (int i = 0; i < COUNT; i++) {
+        const int own = threadIdx.x % 32 + 32 * i;
+        orders[i] = own < num_experts ? order_of(logits[own]) : 0;
+    }
+}
+
 // Goes through the experts of `logits` [num_experts] in the order of their rank. A warp's lanes share them: all of them
 // make the same calls, and all get the answers.
 class Ranking {
-    static constexpr int HELD = 4;  // experts of a lane that it has in registers: with 128 all of them
+    static constexpr int HELD = 8;  // experts of a lane that it has in registers: with 256 all of them
 
     const float* logits;
     int num_experts;
@@ -21,11 +31,7 @@ class Ranking {
 
    public:
     DEVICE Ranking(const float* logits, int num_experts) : logits(logits), num_experts(num_experts) {
-#pragma unroll
-        for (int i = 0; i < HELD; i++) {
-            const int own = threadIdx.x % 32 + 32 * i;
-            orders[i] = own < num_experts ? order_of(logits[own]) : 0;
-        }
+        load_orders(orders, logits, num_experts);
     }
 
     // The next expert: the one with the largest logit of those that come after the last one.
@@ -50,12 +56,41 @@ class Ranking {
     }
 };
 
+// The expert at place `rank` of at most 32 COUNT experts; -1 if that hangs on which of two equals comes first.
+template <int COUNT>
+DEVICE int expert_without_equals(const float* logits, int num_experts, int rank) {
+    u32 orders[COUNT], bound = 0xFFFFFFFFu;
+    load_orders(orders, logits, num_experts);
+    for (int before = -1; before < rank; before++) {
+        u32 best = 0;
+#pragma unroll
+        for (int i = 0; i < COUNT; i++) best = max(best, orders[i] < bound ? orders[i] : 0);
+        bound = __reduce_max_sync(ALL_LANES, best);
+    }
+    int expert = -1, count = 0;
+#pragma unroll
+    for (int i = 0; i < COUNT; i++) {
+        count += __popc(__ballot_sync(ALL_LANES, orders[i] >= bound));
+        const u32 found = __ballot_sync(ALL_LANES, orders[i] == bound);
+        if (found) expert = 32 * i + __ffs(found) - 1;
+    }
+    return count == rank + 1 ? expert : -1;
+}
+
 // The expert that comes at place `rank` of `logits` [num_experts]. All lanes of a warp call it; all get the answer.
 DEVICE int expert_of_rank(const float* logits, int num_experts, int rank) {
+    if (num_experts <= 256) {
+        const int expert = num_experts <= 128 ? expert_without_equals<4>(logits, num_experts, rank)
+                                              : expert_without_equals<8>(logits, num_experts, rank);
+        if (expert >= 0) return expert;
+    }
     Ranking ranking(logits, num_experts);
     for (int before = 0; before < rank; before++) ranking.next();
     return ranking.next();
 }
+
+// What an expert that all tokens go through is multiplied by.
+DEVICE float share_of(float logit) { return 1.0f / (1.0f + __expf(-logit)); }
 
 // The weight of the expert at place `lane` of a token: the softmax over the `num_used` chosen ones, of whose `logit`
 // each lane has that of its place. All lanes of a warp call it.

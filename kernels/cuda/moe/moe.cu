@@ -9,9 +9,11 @@ struct RouteParams {
     const float* weight;        // [num_experts, width] router
     const float* bias;          // [num_experts]
     const float* input_weight;  // [width], or null: by what `normed` differs from what the router is given
+    const float* shared_gate;   // [width] moe_logits: of the expert that all tokens go through
+    float* shares;              // [num_tokens] moe_logits: what it is multiplied by
     u16* normed;                // [num_tokens, width]
     float* logits;              // [num_tokens, num_experts]
-    int* experts;               // [num_tokens, num_used] moe_choose: by rank
+    int* experts;               // [num_tokens, num_used] moe_choose: by rank; moe_logits: -1
     float* routing_weights;     // [num_tokens, num_used] moe_choose: softmax over the chosen
     NormParams norm;
     int num_tokens, num_experts, num_used;
@@ -23,36 +25,58 @@ DEVICE float add_products(float sum, float4 w, float4 v) {
     return fmaf(w.w, v.w, fmaf(w.z, v.z, sum));
 }
 
-DEVICE void store_normed(const RouteParams& p, int token, int column, float4 n) {
+DEVICE uint2 expert_input(const RouteParams& p, int column, float4 n) {
     if (p.input_weight) {
         const float4 w = *(const float4*)(p.input_weight + column);
         n = float4{n.x * w.x, n.y * w.y, n.z * w.z, n.w * w.w};
     }
-    *(uint2*)(p.normed + (i64)token * p.norm.width + column) = pack_quad(n);
+    return pack_quad(n);
+}
+DEVICE void store_normed(const RouteParams& p, int token, int column, float4 n) {
+    *(uint2*)(p.normed + (i64)token * p.norm.width + column) = expert_input(p, column, n);
 }
 
 // A logit is the sum of NORM_PARTITIONS partitions, cut as a norm cuts its row.
 //
 // This is for up to four tokens, with a block of NORM_PARTITIONS warps for each (expert, token), so that many SMs
-// read the router's weights. The products that use the logits choose: `expert_of_rank`.
-KERNEL __launch_bounds__(32 * NORM_PARTITIONS) moe_logits(const __grid_constant__ RouteParams p) {
+// read the router's weights. The products that use the logits choose: `expert_of_rank`. A block that there is beside
+// those of experts has the shared expert's share, which is as `shared_expert_gate` makes it. Dynamic shared memory:
+// float [2][width].
+KERNEL __launch_bounds__(32 * NORM_PARTITIONS, 4) moe_logits(const __grid_constant__ RouteParams p) {
     const int expert = blockIdx.x, token = blockIdx.y, partition = threadIdx.x / 32;
-    const float* weight = p.weight + (i64)expert * p.norm.width;
-    // Its weights are constant: loading them need not wait.
-    for (int i = threadIdx.x; i * 32 < p.norm.width; i += blockDim.x)
-        asm volatile("prefetch.global.L2 [%0];" ::"l"(weight + i * 32));
-    const float bias = p.bias[expert];
+    const bool is_shared = expert == p.num_experts;
+    float *own_weights = shared, *norm_weights = shared + p.norm.width;
+    const float* weight = is_shared ? p.shared_gate : p.weight + (i64)expert * p.norm.width;
+    // Weights are constant: loading them need not wait. Each thread copies what it needs itself.
+    for (int column = partition_column(partition); column < p.norm.width; column += PARTITION_STEP) {
+        copy_words<16>(shared_address(own_weights + column), weight + column);
+        copy_words<16>(shared_address(norm_weights + column), p.norm.weight + column);
+    }
+    copy_commit();
+    const float bias = is_shared ? 0.0f : p.bias[expert];
     wait_for_previous();
     __shared__ float norm_sums[2 * NORM_PARTITIONS], sums[NORM_PARTITIONS];
+    NormParams norm = p.norm;
+    norm.weight = norm_weights;
+    copy_wait<0>();
     float sum = 0.0f;
-    normalise_row(p.norm, p.x + (i64)token * p.norm.width, norm_sums, [&](int column, float4 n) {
-        sum = add_products(sum, *(const float4*)(weight + column), n);
+    normalise_row(norm, p.x + (i64)token * p.norm.width, norm_sums, [&](int column, float4 n) {
+        if (is_shared) {
+            const uint2 halves = expert_input(p, column, n);
+            n = {low_half(halves.x), high_half(halves.x), low_half(halves.y), high_half(halves.y)};
+        }
+        sum = add_products(sum, *(const float4*)(own_weights + column), n);
         if (expert == 0) store_normed(p, token, column, n);
     });
+    if (expert == 0 && threadIdx.x < p.num_used) p.experts[token * p.num_used + threadIdx.x] = -1;
     sum = warp_sum(sum);
     if (threadIdx.x % 32 == 0) sums[partition] = sum;
     __syncthreads();
-    if (threadIdx.x == 0) p.logits[(i64)token * p.num_experts + expert] = row_sum(sums) + bias;
+    if (threadIdx.x > 0) return;
+    if (is_shared)
+        p.shares[token] = share_of(row_sum(sums));
+    else
+        p.logits[(i64)token * p.num_experts + expert] = row_sum(sums) + bias;
 }
 
 // Calls use(column) for what this lane has of partition `partition` of a row, in order, four columns at a time.

@@ -7,6 +7,7 @@ import numpy as np
 from kernels.ops.activation import swiglu_rows
 from kernels.ops.matmul import project
 from kernels.ops.matmul_params import Epilogue
+from kernels.ops.norm import NORM_PARTITIONS
 from kernels.runtime.compiler import Variant
 from kernels.runtime.cuda_struct import CudaStruct, Int32, Pointer
 from kernels.runtime.device_array import DeviceArray
@@ -14,7 +15,6 @@ from kernels.runtime.launcher import Context
 from kernels.weights.packed import SharedExpert
 
 _SOURCE = "shared_expert/shared_expert"
-_THREADS = 128
 
 
 class SharedGateParams(CudaStruct, source=_SOURCE):
@@ -53,5 +53,5 @@ def add_shared_expert(context: Context, normed: DeviceArray, shared: SharedExper
         width=width,
         inner=inner,
     )
-    context.launch(_SOURCE, "shared_expert_gate", num_tokens, _THREADS, params)
+    context.launch(_SOURCE, "shared_expert_gate", num_tokens, 32 * NORM_PARTITIONS, params)
     project(context, activated, shared.down, out, Epilogue.ADD_RESIDUAL)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -126,3 +128,23 @@ def test_experts_beside_a_dense_block_are_as_in_float64(
         found[num_tokens] = download(out)
     assert relative(found[300], expected) < 4e-3
     assert [n for n in found if not np.array_equal(found[n], found[300][:n])] == []
+
+
+def test_of_experts_with_equal_logits_the_lower_one_is_chosen_in_every_batch(
+    device: CudaDevice, upload: Upload, download: Download
+) -> None:
+    rng = np.random.default_rng(8)
+    num_experts, num_used, width, inner = 16, 3, 512, 256
+    gate, up = (random_weight("Q4_K", (num_experts, inner, width), rng) for _ in range(2))
+    down = random_weight("Q4_K", (num_experts, width, inner), rng)
+    pairs = np.repeat(rng.normal(size=(num_experts // 2, width)).astype(np.float32), 2, axis=0)
+    router_weight = replace(random_weight("F32", (num_experts, width), rng), data=pairs.view(np.uint8))
+    experts, router = load(device, lambda store: (store.experts(gate, up, down), store.router(router_weight, num_used)))
+    x = rng.normal(size=(64, width)).astype(np.float32)
+    norm = RmsNorm(upload(np.ones(width, np.float32)), 1e-5)
+    found = {}
+    for num_tokens in (1, 4, 64):
+        stream = upload(x[:num_tokens])
+        norm_moe_residual(device.context, stream, norm, router, experts, None, out=stream)
+        found[num_tokens] = download(stream)
+    assert [n for n in found if not np.array_equal(found[n], found[64][:n])] == []

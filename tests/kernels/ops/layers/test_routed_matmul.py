@@ -1,0 +1,58 @@
+"""kernels.ops.layers.routed_matmul on dry contexts: what one token launches; numbers are those of test_moe.py."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from kernels.ops.moe import norm_moe_residual
+from kernels.runtime.device_array import DeviceArray
+from kernels.runtime.gpu_spec import A100, H100, GpuSpec
+from kernels.runtime.launcher import Context
+from kernels.weights.packed import Experts, PackedMatrix, Projection, Router, SharedExpert
+from kernels.weights.parameters import RmsNorm
+from tests.kernels.ops.test_matmul_tuning import matrix
+
+WIDTH, INNER, NUM_EXPERTS, NUM_USED = 2048, 512, 256, 8
+
+
+def array(dtype: Any, *shape: int) -> DeviceArray:
+    return DeviceArray(0, shape, np.dtype(dtype))
+
+
+def launched(gpu: GpuSpec, name: str, shared_name: str, num_tokens: int = 1) -> list[tuple[str, tuple[int, ...]]]:
+    """Names and grids, of experts with a shared one in tensor types of these names."""
+
+    def gated(name: str, num_experts: int) -> PackedMatrix:
+        return replace(matrix(name, 2 * INNER, WIDTH), num_experts=num_experts, gated=True)
+
+    down = replace(matrix(name, WIDTH, INNER), num_experts=NUM_EXPERTS)
+    own_down = matrix(shared_name, WIDTH, INNER)
+    shared = SharedExpert(Projection((gated(shared_name, 1),)), Projection((own_down,)), array(np.float32, WIDTH))
+    router = Router(array(np.float32, NUM_EXPERTS, WIDTH), array(np.float32, NUM_EXPERTS), NUM_USED)
+    launches: list[tuple[str, tuple[int, ...]]] = []
+    context = Context(gpu)
+    context.launch = lambda _, kernel, grid, *args, **rest: launches.append((kernel, grid))  # type: ignore[method-assign]
+    x, norm = array(np.float32, num_tokens, WIDTH), RmsNorm(array(np.float32, WIDTH), 1e-6)
+    norm_moe_residual(context, x, norm, router, Experts((gated(name, NUM_EXPERTS),), down, shared), None, out=x)
+    return launches
+
+
+@pytest.mark.parametrize("name", ["Q4_K", "Q6_K"])
+def test_a_shared_expert_like_the_others_takes_one_token_no_kernel_of_its_own(name: str) -> None:
+    logits, gate_up, summed = launched(H100, name, name)
+    assert logits == ("moe_logits", (NUM_EXPERTS + 1, 1))
+    assert gate_up[0] == "matmul_gemv_routed" and gate_up[1][1:] == (NUM_USED + 1, 1)
+    assert summed[0] == "matmul_gemv_summed"
+
+
+@pytest.mark.parametrize(
+    ("gpu", "shared_name", "num_tokens"), [(H100, "Q8_0", 1), (H100, "MXFP4", 1), (A100, "Q4_K", 1), (H100, "Q4_K", 2)]
+)
+def test_any_other_is_multiplied_apart(gpu: GpuSpec, shared_name: str, num_tokens: int) -> None:
+    launches = launched(gpu, "Q4_K", shared_name, num_tokens)
+    assert launches[0] == ("moe_logits", (NUM_EXPERTS, num_tokens))
+    assert "shared_expert_gate" in [kernel for kernel, _ in launches]
