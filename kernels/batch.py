@@ -24,7 +24,7 @@ Array = TypeVar("Array", bound=AnyArray, covariant=True)
 """What all arrays of a step are: those of one device."""
 Rows = TypeVar("Rows", bound=AnyArray)  # of `first`
 Memory = TypeVar("Memory", NDArray[Any], DeviceArray)  # of `view`
-Number = TypeVar("Number", int, NDArray[np.int32])  # of `encode_draw`
+Number = TypeVar("Number", int, NDArray[np.int32])  # of `encode_draw` and `encode_only_id`
 
 _ALIGNMENT = 16
 
@@ -99,6 +99,18 @@ def encode_draw(draw: Number) -> Number:
 
 
 decode_draw = encode_draw  # -1 - x is its own inverse; cuda/decode_step/decode_step.cu has it under the same name
+
+
+ANY_ID = -1
+"""In the place of a mask's number: no mask."""
+
+
+def encode_only_id(token_id: Number) -> Number:
+    """The number that stands for a mask that allows one id, or nothing if there is no such id."""
+    return -2 - token_id
+
+
+decode_only_id = encode_only_id  # -2 - x is its own inverse; cuda/sampling/sampling.cu has it, too
 
 
 def encode_token(token: int | PreviousDraw) -> int:

@@ -197,8 +197,8 @@ class Ops(Protocol[Array, Matrix, Projection, Router, Experts, Rotation, Attenti
     def reset_edits(self, edits: LogitEdits[Array], resets: EditResets[Array]) -> None:
         """Begin rows of what changes logits before a draw."""
 
-    def mask_logits(self, logits: Array, rows: Array, masks: Array, *, out: Array) -> None:
-        """Leave of some rows what their masks allow."""
+    def mask_logits(self, logits: Array, numbers: Array, masks: Array, *, out: Array) -> None:
+        """Leave of rows what their masks allow."""
 
     def sample(self, logits: Array, params: SamplingParams[Array], *, out_ids: Array) -> None:
         """Edit logits where they are, and draw one token id a row; -1 where they are not finite."""

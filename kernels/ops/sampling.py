@@ -60,7 +60,7 @@ class MaskParams(CudaStruct, source="sampling/sampling"):
     """What sampling_mask is given."""
 
     logits: Pointer  # [num_rows, vocab] float32
-    rows: Pointer  # [num_masks] int32, -1: the mask is nobody's
+    numbers: Pointer  # [num_rows] int32, of masks
     masks: Pointer  # [num_masks, num_words] uint32
     vocab: Int32
     num_words: Int32
@@ -166,22 +166,20 @@ def _pointers(edits: LogitEdits[DeviceArray] | None) -> EditPointers:
 
 
 def mask_logits(
-    context: Context, logits: DeviceArray, rows: DeviceArray, masks: DeviceArray, *, out: DeviceArray
+    context: Context, logits: DeviceArray, numbers: DeviceArray, masks: DeviceArray, *, out: DeviceArray
 ) -> None:
-    """Make some ``rows`` [K] int32 of ``logits`` [R, V] float32 -inf where the bit of ``masks`` [K, ceil(V / 32)] is 0.
+    """Make ``logits`` [R, V] float32 -inf where the bit of a row's mask is 0; ``numbers`` [R] int32 tell which it is.
 
-    Of a row of -1 the mask is nobody's. In place: ``out`` must be ``logits``.
+    ``masks`` [K, ceil(V / 32)] uint32. In place: ``out`` must be ``logits``.
     """
     assert out == logits and logits.dtype == np.float32, "logits are masked where they are"
-    num_masks, num_words = masks.shape
-    vocab_size = logits.shape[1]
-    assert num_words == -(-vocab_size // 32) and masks.dtype == np.uint32 and rows.shape == (num_masks,)
-    if not num_masks:
-        return
+    num_rows, vocab_size = logits.shape
+    num_words = masks.shape[1]
+    assert num_words == -(-vocab_size // 32) and masks.dtype == np.uint32 and numbers.shape == (num_rows,)
     params = MaskParams(
-        logits=logits.pointer, rows=rows.pointer, masks=masks.pointer, vocab=vocab_size, num_words=num_words
+        logits=logits.pointer, numbers=numbers.pointer, masks=masks.pointer, vocab=vocab_size, num_words=num_words
     )
-    context.launch("sampling/sampling", "sampling_mask", (-(-num_words // THREADS), num_masks), THREADS, params)
+    context.launch("sampling/sampling", "sampling_mask", (-(-num_words // THREADS), num_rows), THREADS, params)
 
 
 def sample(context: Context, logits: DeviceArray, params: SamplingParams[DeviceArray], *, out_ids: DeviceArray) -> None:

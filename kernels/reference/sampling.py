@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kernels.batch import LogitEdits, SamplingParams
+from kernels.batch import ANY_ID, LogitEdits, SamplingParams, decode_only_id
 from kernels.logit_edits import MAX_COUNT, EditResets
 
 Float32 = NDArray[np.float32]
@@ -82,20 +82,22 @@ def count(ids: Int32, params: SamplingParams[NDArray[Any]]) -> None:
         words[places] += (words[places] & MAX_COUNT) < MAX_COUNT
 
 
-def mask_logits(logits: Float32, rows: Int32, masks: UInt32, *, out: Float32) -> None:
-    """Make some ``rows`` [K] of ``logits`` [R, V] -inf, each but where its mask has a 1; ``out`` may be ``logits``.
+def mask_logits(logits: Float32, numbers: Int32, masks: UInt32, *, out: Float32) -> None:
+    """Make rows of ``logits`` [R, V] -inf, each but where its mask has a 1; ``out`` may be ``logits``.
 
-    ``masks`` [K, ceil(V / 32)]: bit i of word w is that of id 32 * w + i. ``rows`` are different ones, or -1: then the
-    mask is nobody's.
+    ``numbers`` [R] of rows: that of one of ``masks`` [K, ceil(V / 32)], of which bit i of word w is that of id
+    32 * w + i; `ANY_ID`, or `encode_only_id`.
     """
     if out is not logits:
         np.copyto(out, logits)
     vocab_size = logits.shape[1]
-    assert masks.shape == (rows.size, -(-vocab_size // 32))
-    masks, rows = masks[rows >= 0], rows[rows >= 0]
-    masks_bytes = np.ascontiguousarray(masks, "<u4").view(np.uint8)
+    assert numbers.shape == logits.shape[:1] and masks.shape[1] == -(-vocab_size // 32)
+    rows = np.flatnonzero(numbers >= 0)
+    masks_bytes = np.ascontiguousarray(masks[numbers[rows]], "<u4").view(np.uint8)
     allowed = np.unpackbits(masks_bytes, axis=1, count=vocab_size, bitorder="little").view(np.bool_)
     out[rows] = np.where(allowed, out[rows], -np.inf)
+    for row in np.flatnonzero(numbers < ANY_ID):
+        out[row] = np.where(np.arange(vocab_size) == decode_only_id(int(numbers[row])), out[row], -np.inf)
 
 
 def sample(logits: Float32, params: SamplingParams[NDArray[Any]], *, out_ids: Int32) -> None:

@@ -12,7 +12,7 @@ from functools import partial
 
 import numpy as np
 
-from kernels.batch import GREEDY_ROW, SAMPLING_ROW, SamplingParams
+from kernels.batch import ANY_ID, GREEDY_ROW, SAMPLING_ROW, SamplingParams, encode_only_id
 from kernels.devices.cuda import CudaDevice
 from kernels.devices.open import open_device
 from kernels.logit_edits import EditResetList, EditResets, allocate_edits, count_tokens
@@ -55,8 +55,14 @@ def measure(device: CudaDevice, num_rows: int, vocab_size: int, bandwidth: float
             rows[field] = value
         show(name, partial(sample, context, logits, SamplingParams(upload(rows), positions), out_ids=ids))
     masks = upload(rng.integers(0, 1 << 32, (num_rows, -(-vocab_size // 32)), dtype=np.uint32))
-    all_rows = upload(np.arange(num_rows, dtype=np.int32))
-    show("half of each masked", partial(mask_logits, context, logits, all_rows, masks, out=logits))
+    own, few = np.arange(num_rows, dtype=np.int32), np.full(num_rows, ANY_ID, np.int32)
+    few[::20] = 0
+    for name, numbers in {
+        "half of each masked": own,
+        "one in 20 masked": few,
+        "one id left": encode_only_id(own),
+    }.items():
+        show(name, partial(mask_logits, context, logits, upload(numbers), masks, out=logits))
     top = {
         "out_logprobs": device.weights.allocate((num_rows,), np.float32),
         "out_top_ids": device.weights.allocate((num_rows, 20), np.int32),

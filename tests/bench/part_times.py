@@ -47,7 +47,7 @@ class PartTimes:
             (engine._runner, "collect", "collect"),
         ]
         if matcher is not None:
-            watched += [(matcher.batch, "write_masks", "masks"), (matcher.batch, "take", "tokens taken")]
+            watched += [(matcher.batch, "masks", "masks"), (matcher.batch, "take", "tokens taken")]
         for owner, name, part in watched:
             setattr(owner, name, self.timed(part, getattr(owner, name)))
 

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.random import default_rng
 
+from kernels.batch import ANY_ID, decode_only_id
 from tests.bench.part_times import SHARED, PartTimes, told_apart
 from tests.bench.structured_rates import OUTPUT_TOKENS, PROMPT_TOKENS, SCHEMA, WARM_UP_TOKENS, ConstrainedStreams
 from tests.bench.structured_steps import tokenizer_of
@@ -41,7 +42,8 @@ class InstantDevice(LateDevice):
     def __init__(self, host_time: PartTimes) -> None:
         super().__init__()
         self._chance = default_rng(0)
-        self._masks: dict[int, np.ndarray] = {}  # by rows of logits
+        self._masks: dict[int, int] = {}  # their numbers, by rows of logits
+        self._table = np.empty((0, 0), np.uint32)
         self._host_time = host_time
         for name in OTHER_OPS:
             setattr(self.ops, name, self._later(lambda *_, **__: None))
@@ -56,14 +58,19 @@ class InstantDevice(LateDevice):
     def _garbage(self, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
         return np.zeros(shape, dtype)
 
-    def _keep_masks(self, _logits: Any, rows: np.ndarray, masks: np.ndarray, *, out: np.ndarray) -> None:
-        of_rows = zip(rows.tolist(), masks, strict=True)
-        self._masks = {row: mask for row, mask in of_rows if 0 <= row < out.shape[0] and mask.any()}
+    def _keep_masks(self, _logits: Any, numbers: np.ndarray, masks: np.ndarray, *, out: np.ndarray) -> None:
+        assert numbers.shape == out.shape[:1]
+        self._masks = {row: int(numbers[row]) for row in np.flatnonzero(numbers != ANY_ID).tolist()}
+        self._table = masks
 
     def _draw(self, _logits: Any, _params: Any, *, out_ids: np.ndarray) -> None:
         out_ids[:] = 0
-        masks, self._masks = self._masks, {}
-        for row, mask in masks.items():
+        numbers, self._masks = self._masks, {}
+        for row, number in numbers.items():
+            if number < 0:
+                out_ids[row] = decode_only_id(number)
+                continue
+            mask = self._table[number]
             word = int(self._chance.choice(np.flatnonzero(mask)))
             bits = [bit for bit in range(32) if int(mask[word]) >> bit & 1]
             out_ids[row] = 32 * word + int(self._chance.choice(bits))

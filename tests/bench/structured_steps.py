@@ -19,17 +19,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
+from orcd.errors import OrcdError
 from tests.bench.make_model import MODELS
 from tests.bench.structured_rates import SCHEMA
 from worker.contract import Sampling
 from worker.engine.cohort import Draw
 from worker.engine.logits.constrained_draws import take_draws
 from worker.engine.logits.forced_tokens import append_forced
-from worker.engine.logits.token_masks import num_mask_words, write_masks
+from worker.engine.logits.token_masks import masks_of, num_mask_words
 from worker.engine.runner import Result
 from worker.engine.sequence import Sequence
+from worker.engine.token_constraint import TokenMask
 from worker.model.gguf import open_gguf
 from worker.text import tokenizer as tokenizers
 from worker.text.grammar.grammar_compiler import GrammarCompiler
@@ -111,11 +112,10 @@ def measure(tokenizer: Tokenizer, num_streams: int, num_steps: int, max_tokens: 
     beginning = compiler.compile(grammar_text("json_schema", SCHEMA))
     chance, cost = random.Random(0), Cost()
     streams = [_stream(beginning, number, max_tokens) for number in range(num_streams)]
-    masks = np.zeros((num_streams, num_mask_words(tokenizer.vocab_size)), np.uint32)
+    num_words = num_mask_words(tokenizer.vocab_size)
     for _ in range(num_steps):
         with cost.masks:
-            errors = write_masks(streams, range(num_streams), masks)
-        assert not errors, errors
+            masks = masks_of(streams, num_words)
         results: list[tuple[Sequence, Result]] = [
             (stream, Draw(_draw(mask, chance), None)) for stream, mask in zip(streams, masks, strict=True)
         ]
@@ -157,8 +157,12 @@ def _stream(beginning: TokenMatcher, number: int, max_tokens: int) -> Sequence:
     return Sequence(f"r{number}", 0, sampling, 0, [0], 1, max_tokens, constraint=beginning.copy())
 
 
-def _draw(mask: NDArray[np.uint32], chance: random.Random) -> int:
-    """One of the ids that the mask allows."""
+def _draw(allowed: TokenMask | int | OrcdError, chance: random.Random) -> int:
+    """One of the ids that may be drawn."""
+    if isinstance(allowed, int):
+        return allowed
+    assert isinstance(allowed, TokenMask), allowed
+    mask = np.frombuffer(allowed.words, np.uint32)
     word = int(chance.choice(np.flatnonzero(mask)))
     return chance.choice([32 * word + bit for bit in range(32) if int(mask[word]) >> bit & 1])
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 
 from kernels.batch import (
+    ANY_ID,
     SAMPLING_ROW,
     PreviousDraw,
     SamplingParams,
@@ -14,7 +15,9 @@ from kernels.batch import (
     StateRows,
     Step,
     decode_draw,
+    decode_only_id,
     encode_draw,
+    encode_only_id,
     encode_token,
     pack,
     packed_bytes,
@@ -28,6 +31,12 @@ def test_a_token_is_its_id_or_a_draw_of_the_previous_step() -> None:
     assert [encode_token(PreviousDraw(draw)) for draw in draws.tolist()] == encode_draw(draws).tolist()
     assert (encode_draw(draws) < 0).all()
     assert decode_draw(encode_draw(draws)).tolist() == draws.tolist()
+
+
+def test_an_id_that_alone_may_come_has_a_number_that_is_no_masks() -> None:
+    ids = np.array([0, 7, 4095], np.int32)
+    assert (encode_only_id(ids) < ANY_ID).all()
+    assert decode_only_id(encode_only_id(ids)).tolist() == ids.tolist()
 
 
 def test_an_array_of_sampling_rows_has_their_bytes() -> None:

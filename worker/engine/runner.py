@@ -27,8 +27,10 @@ from worker.engine.cache.prefix_tree import PrefixTree
 from worker.engine.cohort import Draw, DrawnTokens
 from worker.engine.logits.edit_rows import MAX_BIASES, EditRows
 from worker.engine.logits.logprob_records import are_finite, logprob_records
-from worker.engine.logits.token_masks import constrained_rows, num_mask_words, write_masks
+from worker.engine.logits.mask_slots import number_rows
+from worker.engine.logits.token_masks import constrained_rows, masks_of, num_mask_words
 from worker.engine.sequence import Chunk, Sequence
+from worker.engine.token_constraint import TokenMask
 from worker.engine.validation import step_error
 from worker.model.registry import Model
 
@@ -166,10 +168,13 @@ class SynchronousRunner:
         rows = constrained_rows(sequences)
         if not rows:
             return {}
-        masks = np.empty((len(rows), num_mask_words(logits.shape[1])), np.uint32)
-        errors = write_masks(sequences, rows, masks)
-        mask_logits(logits, np.array(rows, np.int32), masks, out=logits)
-        return {rows[index]: error for index, error in errors.items()}
+        num_words = num_mask_words(logits.shape[1])
+        found = dict(zip(rows, masks_of([sequences[row] for row in rows], num_words), strict=True))
+        masks = [mask for mask in found.values() if isinstance(mask, TokenMask)]
+        words = np.frombuffer(b"".join([mask.words for mask in masks]), np.uint32).reshape(-1, num_words)
+        numbers, errors = number_rows(found, {mask: number for number, mask in enumerate(masks)}, len(sequences))
+        mask_logits(logits, numbers, words, out=logits)
+        return errors
 
 
 class _HostMemory:

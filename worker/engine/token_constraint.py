@@ -2,8 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple, Protocol
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TokenMask:
+    """Which ids may be drawn. One that many rows have is best the same object: a device is sent each object once."""
+
+    words: bytes
+    """Of uint32 words: bit i of word w is 1 if id 32 * w + i may be drawn."""
+
+    def without(self, token_ids: Collection[int]) -> TokenMask | None:
+        """Another one, that does not allow these; None if nothing is left."""
+        words = bytearray(self.words)
+        for token_id in token_ids:
+            words[token_id >> 3] &= ~(1 << (token_id & 7))
+        return TokenMask(bytes(words)) if any(words) else None
 
 
 class TokenConstraint(Protocol):
@@ -45,12 +61,8 @@ class TokenConstraint(Protocol):
         """Take the ids that an earlier owner of the choice has appended, the first one of ``num_left``."""
 
 
-class MaskRow(NamedTuple):
-    """A row of masks, and whose it is."""
-
-    constraint: TokenConstraint
-    num_left: int
-    row: int
+Asked = tuple[TokenConstraint, int]
+"""A constraint that is asked for a mask, and of how many tokens that may still be drawn it is."""
 
 
 class Drawn(NamedTuple):
@@ -67,11 +79,8 @@ class ConstraintBatch(Protocol):
     All of them have this as their `TokenConstraint.batch`. What one of them raises is given back as its own error.
     """
 
-    def write_masks(self, rows: Sequence[MaskRow], masks: memoryview) -> dict[int, Exception]:
-        """Write ``rows`` of ``masks`` [K, W], uint32, whatever is there, and no others; the errors of rows.
-
-        A row with an error holds anything.
-        """
+    def masks(self, asked: Sequence[Asked]) -> list[TokenMask | int | Exception]:
+        """What `TokenConstraint.write_mask` says of each, or the only id that it allows, or what went wrong."""
 
     def take(self, drawn: Sequence[Drawn]) -> list[int | Exception]:
         """Take tokens of as many constraints; for each the id that is appended, or what went wrong."""

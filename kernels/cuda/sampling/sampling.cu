@@ -25,9 +25,9 @@ struct ResetParams {
 };
 
 struct MaskParams {
-    float* logits;     // [num_rows, vocab]
-    const int* rows;   // [num_masks], -1: the mask is nobody's
-    const u32* masks;  // [num_masks, num_words], bit i of word w: whether id 32 * w + i may be drawn
+    float* logits;       // [num_rows, vocab]
+    const int* numbers;  // [num_rows], of each row's mask, or `ANY_ID`, or `encode_only_id`
+    const u32* masks;    // [num_masks, num_words], bit i of word w: whether id 32 * w + i may be drawn
     int vocab;
     int num_words;
 };
@@ -53,14 +53,26 @@ KERNEL __launch_bounds__(THREADS) sampling_fill_edits(const __grid_constant__ Re
         p.edits.biases_of(reset.row)[i] = p.biases[reset.first_bias + i];
 }
 
-// grid (chunks, masks): each thread reads one word, and a warp applies its 32 words one after the other, a lane a bit.
+// As kernels/batch.py has them.
+constexpr int ANY_ID = -1;
+DEVICE int decode_only_id(int number) { return -2 - number; }
+
+// Word `word` of the mask of this number.
+DEVICE u32 mask_word(const MaskParams& p, int number, int word) {
+    if (number >= 0) return p.masks[(i64)number * p.num_words + word];
+    const int id = decode_only_id(number);
+    return id / 32 == word ? 1u << id % 32 : 0;
+}
+
+// grid (chunks, rows): each thread reads one word, and a warp applies its 32 words one after the other, a lane a bit.
 // So words are read and logits written in whole lines wherever a row starts, and no logit is read.
 KERNEL __launch_bounds__(THREADS) sampling_mask(const __grid_constant__ MaskParams p) {
     wait_for_previous();
-    const int mask = blockIdx.y, lane = threadIdx.x % 32, word = blockIdx.x * THREADS + threadIdx.x;
-    if (p.rows[mask] < 0) return;
-    const u32 allowed = word < p.num_words ? p.masks[(i64)mask * p.num_words + word] : ~0u;
-    float* logits = p.logits + (i64)p.rows[mask] * p.vocab;
+    const int row = blockIdx.y, lane = threadIdx.x % 32, word = blockIdx.x * THREADS + threadIdx.x;
+    const int number = p.numbers[row];
+    if (number == ANY_ID) return;
+    const u32 allowed = word < p.num_words ? mask_word(p, number, word) : ~0u;
+    float* logits = p.logits + (i64)row * p.vocab;
     int id = (word - lane) * 32 + lane;
 #pragma unroll
     for (int i = 0; i < 32; i++, id += 32) {

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from numpy.typing import ArrayLike, DTypeLike
 
-from kernels.batch import GREEDY_ROW, IN_PROMPT, SAMPLING_ROW, LogitEdits, SamplingParams
+from kernels.batch import ANY_ID, GREEDY_ROW, IN_PROMPT, SAMPLING_ROW, LogitEdits, SamplingParams, encode_only_id
 from kernels.logit_edits import MAX_COUNT, EditResetList, allocate_edits, count_tokens
 from kernels.reference.sampling import (
     edit_logits,
@@ -228,21 +228,28 @@ def test_a_mask_leaves_the_logits_of_its_ones_and_all_of_other_rows(vocab_size: 
             mask[token_id // 32] |= np.uint32(1 << token_id % 32)
     masks[0, -1] |= np.uint32((0xFFFFFFFF << (vocab_size - 1) % 32 + 1) & 0xFFFFFFFF)  # of no token
     out = np.empty_like(logits)
-    rows = np.array([*allowed, -1], np.int32)  # the last mask is nobody's
-    masks = np.append(masks, np.zeros((1, masks.shape[1]), np.uint32), axis=0)
-    mask_logits(logits, rows, masks, out=out)
+    numbers = np.array([1, 2, ANY_ID, 0, encode_only_id(vocab_size // 2)], np.int32)
+    allowed[4] = {vocab_size // 2}
+    mask_logits(logits, numbers, masks, out=out)
     for row in range(5):
         ids = allowed.get(row, set(range(vocab_size)))
         expected = [value if token_id in ids else -np.inf for token_id, value in enumerate(logits[row].tolist())]
         np.testing.assert_array_equal(out[row], np.array(expected, np.float32))
-    mask_logits(logits, rows, masks, out=logits)
+    mask_logits(logits, numbers, masks, out=logits)
     np.testing.assert_array_equal(logits, out)
 
 
 def test_no_masks_change_nothing() -> None:
     logits = np.ones((2, 40), np.float32)
-    mask_logits(logits, np.empty(0, np.int32), np.empty((0, 2), np.uint32), out=logits)
+    mask_logits(logits, np.full(2, ANY_ID, np.int32), np.empty((0, 2), np.uint32), out=logits)
     assert (logits == 1).all()
+
+
+def test_an_id_that_there_is_not_leaves_nothing() -> None:
+    logits = np.ones((2, 40), np.float32)
+    numbers = np.array([ANY_ID, encode_only_id((1 << 31) - 2)], np.int32)
+    mask_logits(logits, numbers, np.empty((0, 2), np.uint32), out=logits)
+    assert (logits[0] == 1).all() and (logits[1] == -np.inf).all()
 
 
 def test_log_probabilities_are_a_log_softmax() -> None:

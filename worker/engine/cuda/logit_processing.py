@@ -18,8 +18,10 @@ from orcd.sampling import MAX_LOGPROBS
 from worker.engine.cuda.pinned_ring import Download, DownloadRing, UploadRing
 from worker.engine.logits.edit_rows import max_reset_entries
 from worker.engine.logits.logprob_records import logprob_records
-from worker.engine.logits.token_masks import num_mask_words, write_masks
+from worker.engine.logits.mask_slots import MaskSlots, num_mask_slots, number_rows
+from worker.engine.logits.token_masks import masks_of, num_mask_words
 from worker.engine.sequence import Sequence
+from worker.engine.token_constraint import TokenMask
 
 assert MAX_LOGPROBS <= MAX_TOP, "a request may ask for more log probabilities than the kernel can report"
 
@@ -60,43 +62,62 @@ class Drawing:
 
 
 def mask_bytes(max_rows: int, vocab_size: int) -> int:
-    """Bytes of the numbers of ``max_rows``, and of a mask for each."""
-    return max_rows * (num_mask_words(vocab_size) + 1) * 4
+    """Bytes of the numbers of ``max_rows``, and of a table of masks."""
+    return 4 * (max_rows + num_mask_slots(max_rows) * num_mask_words(vocab_size))
 
 
 class LogitMasker:
-    """Leaves of logits what the constraints of their sequences allow."""
+    """Leaves of logits what the constraints of their sequences allow.
+
+    Masks stay on the device, in a table: a step sends the numbers of those that its rows have, and those that are new.
+    """
 
     def __init__(self, device: GpuDevice, memory: DeviceArray, *, max_rows: int, vocab_size: int, timeout_s: float):
         self._ops = device.ops
-        self._memory = memory
-        self._uploads = UploadRing(device, memory.shape[0], timeout_s)
-        self._rows = view(memory, 0, (max_rows,), np.int32)
-        self._masks = view(memory, max_rows * 4, (max_rows, num_mask_words(vocab_size)), np.uint32)
+        num_slots, self._num_words = num_mask_slots(max_rows), num_mask_words(vocab_size)
+        self._numbers = view(memory, 0, (max_rows,), np.int32)
+        self._masks = view(memory, 4 * max_rows, (num_slots, self._num_words), np.uint32)
+        self._number_uploads = UploadRing(device, 4 * max_rows, timeout_s)
+        self._mask_uploads = UploadRing(device, 4 * max_rows * self._num_words, timeout_s)
+        self._slots = MaskSlots(num_slots, max_rows)
+        self._is_clear = False
+
+    def forget(self) -> None:
+        """The device may not have what was sent."""
+        self._slots.clear()
         self._is_clear = False
 
     def send(self, sequences: Mapping[int, Sequence]) -> dict[int, OrcdError]:
-        """Write masks and enqueue that they are on the device; the errors of rows that can draw nothing.
+        """Enqueue that their masks are on the device; the errors of rows that can draw nothing.
 
-        ``sequences`` are those with a constraint, by their rows of logits. Masks are written here, while the device is
+        ``sequences`` are those with a constraint, by their rows of logits. They are asked here, while the device is
         still at work on what was enqueued before.
         """
         if not sequences and self._is_clear:
             return {}
-        rows, shape = list(sequences), (len(sequences), self._masks.shape[1])
-        staging = self._uploads.take()
-        numbers = view(staging, 0, self._rows.shape, np.int32)
-        numbers[: len(rows)], numbers[len(rows) :] = rows, -1
-        masks = view(staging, numbers.nbytes, shape, np.uint32)
-        errors = write_masks(list(sequences.values()), range(len(rows)), masks)
-        self._uploads.send(numbers.nbytes + masks.nbytes, self._memory)
+        found = dict(zip(sequences, masks_of(list(sequences.values()), self._num_words), strict=True))
+        self._place([mask for mask in found.values() if isinstance(mask, TokenMask)])
+        numbers, errors = number_rows(found, self._slots.numbers, self._numbers.shape[0])
+        staging = self._number_uploads.take()
+        staging.view(np.int32)[:] = numbers
+        self._number_uploads.send(numbers.nbytes, view(self._numbers, 0, (numbers.nbytes,), np.uint8))
         self._is_clear = not sequences
-        return {rows[index]: error for index, error in errors.items()}
+        return errors
+
+    def _place(self, masks: list[TokenMask]) -> None:
+        """Enqueue that all of these are in the table."""
+        start, missing = self._slots.place(masks)
+        if not missing:
+            return
+        staging, size = self._mask_uploads.take(), 4 * self._num_words
+        for index, mask in enumerate(missing):
+            staging[index * size : (index + 1) * size] = np.frombuffer(mask.words, np.uint8)
+        num_bytes = len(missing) * size
+        self._mask_uploads.send(num_bytes, view(self._masks, start * size, (num_bytes,), np.uint8))
 
     def apply(self, logits: AnyArray) -> None:
         """Enqueue that ``logits`` [R, vocab] are masked where they are, as was sent last."""
-        num_rows = logits.shape[0]
-        self._ops.mask_logits(logits, first(self._rows, num_rows), first(self._masks, num_rows), out=logits)
+        self._ops.mask_logits(logits, first(self._numbers, logits.shape[0]), self._masks, out=logits)
 
 
 def report_bytes(num_rows: int) -> int:

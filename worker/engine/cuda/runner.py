@@ -275,6 +275,7 @@ class CudaRunner:
     def _forget_rows(self) -> None:
         """Whatever the device holds of rows, it will be told anew."""
         size = self._limits
+        self._logit_masker.forget()
         self._edit_rows = EditRows(size.max_sequences, size.vocab_size)
         self._batch_slots = SlotAllocator(size.max_sequences, size.max_blocks, size.block_tokens, self._edit_rows)
 

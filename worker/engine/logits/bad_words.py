@@ -11,7 +11,7 @@ import numpy as np
 
 from orcd.errors import OrcdError
 from worker.engine.logits.token_masks import nothing_left
-from worker.engine.token_constraint import ConstraintBatch, Drawn, MaskRow, TokenConstraint
+from worker.engine.token_constraint import Asked, ConstraintBatch, Drawn, TokenConstraint, TokenMask
 
 Word = tuple[int, ...]
 
@@ -59,14 +59,15 @@ class BadWords:
             mask.cast("B")[: len(self._every_id)] = self._every_id
         else:
             self._grammar.write_mask(mask, num_left)
-        self.ban(mask)
-
-    def ban(self, mask: memoryview) -> bool:
-        """Take what would end a word from ``mask``, which holds uint32 words; whether there is anything."""
-        banned_ids = self._banned_ids()
-        for token_id in banned_ids:
+        for token_id in self._banned_ids():
             mask[token_id // 32] &= ~(1 << token_id % 32)
-        return bool(banned_ids)
+
+    def without_banned(self, mask: TokenMask | int) -> TokenMask | int | OrcdError:
+        """What is left of ``mask``, or of an id that is the only one, without those that would end a word."""
+        banned_ids = self._banned_ids()
+        if isinstance(mask, int):
+            return nothing_left() if mask in banned_ids else mask
+        return (mask.without(banned_ids) or nothing_left()) if banned_ids else mask
 
     def forced_id(self, num_left: int) -> int | None:
         """What the grammar forces, unless it would end a word."""
@@ -105,15 +106,13 @@ class BadWordsBatch:
 
     grammars: ConstraintBatch
 
-    def write_masks(self, rows: Sequence[MaskRow], masks: memoryview) -> dict[int, Exception]:
-        """See `ConstraintBatch`; all ``rows`` are of `BadWords` with a grammar."""
-        of_grammars = [MaskRow(cast(BadWords, each).grammar, num_left, row) for each, num_left, row in rows]
-        errors = self.grammars.write_masks(of_grammars, masks)
-        array = np.asarray(masks)
-        for each, _, row in rows:
-            if row not in errors and cast(BadWords, each).ban(array[row].data) and not array[row].any():
-                errors[row] = nothing_left()
-        return errors
+    def masks(self, asked: Sequence[Asked]) -> list[TokenMask | int | Exception]:
+        """See `ConstraintBatch`; all that are ``asked`` are `BadWords` with a grammar."""
+        masks = self.grammars.masks([(cast(BadWords, each).grammar, num_left) for each, num_left in asked])
+        return [
+            mask if isinstance(mask, Exception) else cast(BadWords, each).without_banned(mask)
+            for (each, _), mask in zip(asked, masks, strict=True)
+        ]
 
     def take(self, drawn: Sequence[Drawn]) -> list[int | Exception]:
         """See `ConstraintBatch`; the same holds."""

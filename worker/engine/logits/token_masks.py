@@ -1,4 +1,4 @@
-"""Masks of the token ids that constraints allow: written by the host while the device computes the logits."""
+"""Masks of the token ids that constraints allow: asked for while the device computes the logits."""
 
 from __future__ import annotations
 
@@ -6,11 +6,10 @@ from collections.abc import Collection
 from collections.abc import Sequence as Series
 
 import numpy as np
-from numpy.typing import NDArray
 
 from orcd.errors import OrcdError, places
 from worker.engine.sequence import Sequence
-from worker.engine.token_constraint import ConstraintBatch, MaskRow
+from worker.engine.token_constraint import Asked, ConstraintBatch, TokenConstraint, TokenMask
 
 
 def num_mask_words(vocab_size: int) -> int:
@@ -30,51 +29,49 @@ def constraint_error(error: Exception) -> OrcdError:
     return OrcdError(f"the grammar of this request failed: {type(error).__name__} at {places(error)[-1]}")
 
 
-def write_masks(sequences: Series[Sequence], rows: Series[int], masks: NDArray[np.uint32]) -> dict[int, OrcdError]:
-    """Make ``masks`` [K, `num_mask_words`] those of the K ``rows``, which are indices of ``sequences``.
+def masks_of(sequences: Series[Sequence], num_words: int) -> list[TokenMask | int | OrcdError]:
+    """What each of ``sequences``, which have a constraint, may draw next: a mask of so many words, or one id.
 
-    Returns the errors of those that can draw nothing, by indices of ``masks``; these allow nothing.
+    Or why it can draw nothing.
     """
-    failures: dict[int, Exception] = {}
-    batches: dict[ConstraintBatch | None, list[MaskRow]] = {}
-    banned: dict[int, Collection[int]] = {}
-    for index, row in enumerate(rows):
-        sequence = sequences[row]
+    found: list[TokenMask | int | OrcdError] = [0] * len(sequences)
+    batches: dict[ConstraintBatch | None, tuple[list[int], list[Asked]]] = {}
+    for index, sequence in enumerate(sequences):
         constraint = sequence.constraint
         assert constraint is not None, "a mask for a sequence that draws from all ids"
-        batches.setdefault(constraint.batch, []).append(MaskRow(constraint, sequence.num_left, index))
-        if sequence.sampling.min_tokens:
-            banned[index] = sequence.banned_ids
-    for batch, asked in batches.items():
-        failures |= _write_alone(asked, masks) if batch is None else batch.write_masks(asked, masks.data)
-    errors = {index: constraint_error(failure) for index, failure in failures.items()}
-    for index in banned.keys() - errors.keys():
-        _ban(banned[index], masks[index])
-        if not masks[index].any():
-            errors[index] = nothing_left()
-    masks[list(errors)] = 0
-    return errors
+        batch = constraint.batch
+        asked = batches.get(batch)
+        if asked is None:
+            asked = batches[batch] = [], []
+        asked[0].append(index)
+        asked[1].append((constraint, sequence.num_left))
+    for batch, (indices, each_asked) in batches.items():
+        masks = [_mask_alone(*each, num_words) for each in each_asked] if batch is None else batch.masks(each_asked)
+        for index, mask in zip(indices, masks, strict=True):
+            found[index] = constraint_error(mask) if isinstance(mask, Exception) else mask
+    for index, sequence in enumerate(sequences):
+        if sequence.sampling.min_tokens and sequence.banned_ids:
+            found[index] = _without(found[index], sequence.banned_ids)
+    return found
 
 
-def _write_alone(rows: Series[MaskRow], masks: NDArray[np.uint32]) -> dict[int, Exception]:
-    """Write ``masks`` [K, W] of constraints, one after the other; their errors."""
-    failures: dict[int, Exception] = {}
-    for constraint, num_left, row in rows:
-        mask = masks[row]
-        mask[:] = 0
-        try:
-            constraint.write_mask(mask.data, num_left)
-        except Exception as failure:
-            failures[row] = failure
-            continue
-        if not mask.any():
-            failures[row] = nothing_left()
-    return failures
+def _mask_alone(constraint: TokenConstraint, num_left: int, num_words: int) -> TokenMask | Exception:
+    """The mask of one, asked alone."""
+    words = np.zeros(num_words, np.uint32)
+    try:
+        constraint.write_mask(words.data, num_left)
+    except Exception as error:
+        return error
+    return TokenMask(words.tobytes()) if words.any() else nothing_left()
 
 
-def _ban(token_ids: Collection[int], mask: NDArray[np.uint32]) -> None:
-    for token_id in token_ids:
-        mask[token_id // 32] &= ~np.uint32(1 << token_id % 32)
+def _without(mask: TokenMask | int | OrcdError, token_ids: Collection[int]) -> TokenMask | int | OrcdError:
+    """``mask`` without some ids."""
+    if isinstance(mask, OrcdError):
+        return mask
+    if isinstance(mask, int):
+        return nothing_left() if mask in token_ids else mask
+    return mask.without(token_ids) or nothing_left()
 
 
 def nothing_left() -> OrcdError:

@@ -14,10 +14,9 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-import numpy as np
 from llguidance import LLMatcher
-from numpy.typing import NDArray
 
+from worker.engine.token_constraint import TokenMask
 from worker.text.grammar.alphabet import Alphabet
 from worker.text.grammar.known_closing import KnownClosing
 
@@ -35,8 +34,6 @@ _ESCAPE = re.compile(rb'\\["\\/bfnrt]')
 _STRUCTURE = frozenset(b"{}[],:")
 _NUMBERS = frozenset(b"-0123456789")
 """What numbers begin with."""
-
-Mask = NDArray[np.uint32]
 
 
 @dataclass(slots=True, eq=False)
@@ -66,10 +63,8 @@ class Place:
     forced: dict[int, Sequence[int]] = field(default_factory=dict)
     """The tokens that must come next, as far as they are known: by the last token where that may change how these are
     spelled."""
-    mask: Mask | None = None
+    mask: TokenMask | None = None
     """Of the next token, once it is known."""
-    bits: bytes = b""
-    """Those of the mask."""
     closings: dict[tuple[int, KnownClosing], KnownClosing] = field(default_factory=dict)
     """Tokens that close the document, by the last token as for ``forced``, and by the closing of which they were made.
     """
@@ -121,7 +116,7 @@ class DocumentPlaces:
         self._probe_id = probe_id
         self._kept: dict[tuple[bytes, bytes], Place] = {}
         self._lengths: dict[bytes, dict[int, Place]] = {}  # by outlines behind which a string may have any text
-        self._masks: dict[bytes, tuple[bytes, Mask]] = {}
+        self._masks: dict[bytes, TokenMask] = {}
         self.beginning = Place(b"", b"", 0, b"", False, -1, alphabet, {})
         self.quote_id = alphabet.quote_id
         """The token that ends a string."""
@@ -130,7 +125,7 @@ class DocumentPlaces:
         """Know nothing of any place."""
         of_strings = [place for lengths in self._lengths.values() for place in lengths.values()]
         for place in (self.beginning, *self._kept.values(), *of_strings):
-            place.next, place.forced, place.closings, place.mask, place.bits = {}, {}, {}, None, b""
+            place.next, place.forced, place.closings, place.mask = {}, {}, {}, None
         self._kept, self._masks = {}, {}
         for lengths in self._lengths.values():
             lengths.clear()
@@ -190,16 +185,16 @@ class DocumentPlaces:
         place.next[self._alphabet.shapes[token_id]] = behind
         self._memory.add(self, TOKEN_BYTES)
 
-    def keep_mask(self, place: Place, mask: Mask) -> None:
+    def keep_mask(self, place: Place, words: bytes) -> TokenMask:
         """Tell others what the mask of the next token is in ``place``."""
         if not place.is_kept:
-            return
-        bits = mask.tobytes()
-        known = self._masks.get(bits)  # as many places have the same one
+            return TokenMask(words)
+        known = self._masks.get(words)  # as many places have the same one
         if known is None:
-            known = self._masks[bits] = bits, np.frombuffer(bits, np.uint32)
-            self._memory.add(self, len(bits))
-        place.bits, place.mask = known
+            known = self._masks[words] = TokenMask(words)
+            self._memory.add(self, len(words))
+        place.mask = known
+        return known
 
     def _behind(self, before: Place, token_id: int) -> Place:
         """The place behind ``before`` and a token that ends or begins something, as the texts of these tell."""

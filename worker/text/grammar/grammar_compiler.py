@@ -50,10 +50,11 @@ class GrammarCompiler:
 
         Raises `InvalidRequest` if the tokenizer has no end token.
         """
-        tokens = _Tokens(tokenizer, vocab_size or tokenizer.vocab_size)
+        vocab_size = vocab_size or tokenizer.vocab_size
+        tokens = _Tokens(tokenizer, vocab_size)
         self._tokens = LLTokenizer(TokenizerWrapper(tokens), eos_token=sorted(tokenizer.end_ids), slices=SLICES)
         self._alphabet = Alphabet(tokenizer)
-        self._batch = MatcherBatch(num_threads)
+        self._batch = MatcherBatch(vocab_size, num_threads)
         self._place_memory = PlaceMemory()
 
     def compile(self, grammar: str) -> TokenMatcher:

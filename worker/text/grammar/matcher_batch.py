@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from itertools import chain
 from typing import TYPE_CHECKING, cast
 
@@ -11,10 +11,10 @@ import numpy as np
 from llguidance import LLExecutor, LLMatcher
 
 from orcd.errors import OrcdError
-from worker.engine.token_constraint import Drawn, MaskRow, take_alone
+from worker.engine.token_constraint import Asked, Drawn, TokenMask, take_alone
 
 if TYPE_CHECKING:
-    from worker.text.grammar.document_places import DocumentPlaces, Place
+    from worker.text.grammar.document_places import Place
     from worker.text.grammar.lexers import Lexer
     from worker.text.grammar.token_matcher import TokenMatcher
 
@@ -34,50 +34,73 @@ def too_complex() -> OrcdError:
 
 
 class MatcherBatch:
-    """Writes the masks of a step, and takes its tokens: a `worker.engine.token_constraint.ConstraintBatch`.
+    """Knows the masks of a step, and takes its tokens: a `worker.engine.token_constraint.ConstraintBatch`.
 
     What a row needs of Python is done here, one row after the other; all rows then share the threads. Those with the
     same lexer stand together, as they wait for each other.
     """
 
-    def __init__(self, num_threads: int = 1) -> None:
-        """The threads start with the first step."""
+    def __init__(self, vocab_size: int, num_threads: int = 1) -> None:
+        """Of masks for ``vocab_size`` logits. The threads start with the first step."""
         self.num_threads = num_threads
+        self._num_words = -(-vocab_size // 32)
+        self._words = np.empty((0, self._num_words), np.uint32)  # of the masks that are computed together
         self._executor: LLExecutor | None = None
 
-    def write_masks(self, rows: Sequence[MaskRow], masks: memoryview) -> dict[int, Exception]:
-        """See `ConstraintBatch`; all ``rows`` are of `TokenMatcher`."""
-        array = np.asarray(masks)
-        errors: dict[int, Exception] = {}
-        unknown: list[tuple[DocumentPlaces, Place, int]] = []
-        by_lexer: dict[Lexer, list[tuple[LLMatcher, int]]] = {}
-        matcher: TokenMatcher
-        for matcher, num_left, row in cast("Sequence[tuple[TokenMatcher, int, int]]", rows):
-            place = matcher.place
+    def masks(self, asked: Sequence[Asked]) -> list[TokenMask | int | Exception]:
+        """See `ConstraintBatch`; all that are ``asked`` are of `TokenMatcher`."""
+        found: list[TokenMask | int | Exception | None] = []
+        leaders: dict[Place | TokenMatcher, int] = {}  # whose mask is computed for all in their place
+        others: list[int] = []
+        matchers = cast("Sequence[tuple[TokenMatcher, int]]", asked)
+        for matcher, num_left in matchers:
             try:
-                token_id = matcher.forced_id(num_left)
-                if token_id is not None:
-                    array[row] = 0
-                    array[row, token_id >> 5] = 1 << (token_id & 31)
-                elif place is not None and place.mask is not None:
-                    array[row] = place.mask
-                else:
-                    by_lexer.setdefault(matcher.lexer, []).append((matcher.state, row))
-                    if matcher.places is not None and place is not None:
-                        unknown.append((matcher.places, place, row))
+                found.append(matcher.known_mask(num_left))
             except Exception as error:
-                errors[row] = error
-        asked = list(chain.from_iterable(by_lexer.values()))
-        if asked:
-            address: int = array.ctypes.data
-            self._threads().unsafe_compute_mask_ptr(asked, address, array.strides[0], array.shape[0])
-        for state, row in asked:
-            if state.is_error():
-                errors[row] = too_complex()
-        for places, place, row in unknown:
-            if row not in errors:
-                places.keep_mask(place, array[row])
-        return errors
+                found.append(error)
+            if found[-1] is None:
+                index, place = len(found) - 1, matcher.place
+                if leaders.setdefault(matcher if place is None else place, index) != index:
+                    others.append(index)
+        if leaders:
+            self._compute(matchers, leaders.values(), found)
+            for index in others:
+                found[index] = matchers[index][0].known_mask(matchers[index][1])
+            self._compute(matchers, [index for index in others if found[index] is None], found)
+        return cast("list[TokenMask | int | Exception]", found)
+
+    def _compute(
+        self,
+        matchers: Sequence[tuple[TokenMatcher, int]],
+        indices: Collection[int],
+        found: list[TokenMask | int | Exception | None],
+    ) -> None:
+        """Put the masks of some matchers into ``found``."""
+        if self._words.shape[0] < len(indices):
+            self._words = np.empty((len(indices), self._num_words), np.uint32)
+        words, rows = self._words, {index: row for row, index in enumerate(indices)}
+        by_lexer: dict[Lexer, list[tuple[LLMatcher, int]]] = {}
+        for index, row in rows.items():
+            matcher = matchers[index][0]
+            try:
+                by_lexer.setdefault(matcher.lexer, []).append((matcher.state, row))
+            except Exception as error:
+                found[index] = error
+        states = list(chain.from_iterable(by_lexer.values()))
+        if states:
+            address: int = words.ctypes.data
+            self._threads().unsafe_compute_mask_ptr(states, address, words.strides[0], words.shape[0])
+        failed = {row for state, row in states if state.is_error()}
+        for index, row in rows.items():
+            if isinstance(found[index], Exception):
+                continue
+            places, place = matchers[index][0].places, matchers[index][0].place
+            if row in failed:
+                found[index] = too_complex()
+            elif places is None or place is None:
+                found[index] = TokenMask(words[row].tobytes())
+            else:
+                found[index] = places.keep_mask(place, words[row].tobytes())
 
     def take(self, drawn: Sequence[Drawn]) -> list[int | Exception]:
         """See `ConstraintBatch`; all of ``drawn`` are of `TokenMatcher`."""

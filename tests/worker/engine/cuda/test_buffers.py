@@ -33,4 +33,4 @@ def test_buffers_are_taken_for_the_largest_step():
     edits = buffers.rows.sampling.edits
     assert edits.counts.shape == (2, 32), "for each sequence a count of each id"
     assert edits.biases.shape == (2, MAX_BIASES)
-    assert buffers.masks.nbytes == 2 * (4 + 4), "for each sequence a word of 32 ids, and the number of its row"
+    assert buffers.masks.nbytes == 4 * (2 + 516), "for each sequence a number, and a table of masks of 32 ids"

@@ -20,6 +20,7 @@ from worker.engine.cuda.logit_processing import (
     read_reports,
     report_bytes,
 )
+from worker.engine.token_constraint import Asked, TokenMask
 
 
 def test_rows_of_edits_begin_with_what_was_sent():
@@ -51,7 +52,7 @@ def test_masks_leave_what_the_reference_leaves_of_constrained_rows_alone(num_ste
     np.testing.assert_array_equal(logits[-1], expected[-1])  # the device has not come to it yet
     device.run_until(len(device._queue))
     for step in expected:
-        mask_logits(step, np.array([1, 3], np.int32), np.full((2, 2), 0x55555555, np.uint32), out=step)
+        mask_logits(step, np.array([-1, 0, -1, 0], np.int32), np.full((1, 2), 0x55555555, np.uint32), out=step)
     np.testing.assert_array_equal(logits, expected)
     assert np.isfinite(logits[:, [0, 2]]).all()
 
@@ -71,7 +72,7 @@ def test_that_there_are_no_masks_is_sent_once_until_there_were_some():
     constrained.constraint = BracketConstraint(9)
     masker.send({1: constrained})
     masker.send({})
-    assert device.num_uploads == 3
+    assert device.num_uploads == 4
     logits = np.ones((2, 8), np.float32)
     masker.apply(logits)
     device.run_until(len(device._queue))
@@ -88,6 +89,72 @@ def test_rows_that_can_draw_nothing_are_told_by_their_number():
     masker.apply(logits)
     device.run_until(len(device._queue))
     assert (logits[2] == -np.inf).all()
+
+
+class KeptMasks:
+    """Gives every sequence the same masks, and single ids, in turn."""
+
+    def __init__(self, masks: list[TokenMask | int]) -> None:
+        self.answers = masks
+
+    def masks(self, asked: list[Asked]) -> list[TokenMask | int | Exception]:
+        return [self.answers[num_left % len(self.answers)] for _, num_left in asked]
+
+
+def test_a_mask_that_rows_have_again_is_not_sent_again_and_one_that_had_to_make_room_is():
+    device = LateDevice()
+    masker = make_masker(device, max_rows=2, vocab_size=40)
+    kept = KeptMasks([TokenMask(np.array([1 << bit, 0], np.uint32).tobytes()) for bit in range(32)])
+    uploads = []
+    for step in range(700):
+        sequences = {row: sequence([1], [0] * (step // 2 % 3 * row)) for row in (0, 1)}
+        for each in sequences.values():
+            each.constraint = BracketConstraint(9)
+            each.constraint.batch = kept
+        if step >= 20:  # others each time
+            kept.answers = [TokenMask(mask.words) for mask in kept.answers] if step % 2 else kept.answers
+        logits, before = np.zeros((2, 40), np.float32), device.num_uploads
+        assert masker.send(sequences) == {}
+        masker.apply(logits)
+        device.run_until(len(device._queue))
+        expected = [[each.num_left % 32] for each in sequences.values()]
+        assert [np.flatnonzero(np.isfinite(row)).tolist() for row in logits] == expected, step
+        uploads.append(device.num_uploads - before)
+    assert uploads[6:20] == [1] * 14
+    assert set(uploads[20:]) == {1, 2}
+
+
+def test_an_id_that_alone_may_come_needs_no_mask():
+    device = LateDevice()
+    masker = make_masker(device, max_rows=2, vocab_size=40)
+    masker.send({})
+    constrained = sequence([1], [0])
+    constrained.constraint = BracketConstraint(9)
+    constrained.constraint.batch = KeptMasks([33])
+    before, logits = device.num_uploads, np.zeros((2, 40), np.float32)
+    assert masker.send({1: constrained}) == {}
+    assert device.num_uploads == before + 1
+    masker.apply(logits)
+    device.run_until(len(device._queue))
+    assert np.isfinite(logits[0]).all()
+    assert np.flatnonzero(np.isfinite(logits[1])).tolist() == [33]
+
+
+def test_after_a_failure_masks_are_sent_anew():
+    device = LateDevice()
+    masker = make_masker(device, max_rows=2, vocab_size=40)
+    constrained = sequence([1], [0])
+    constrained.constraint = BracketConstraint(9)
+    constrained.constraint.batch = KeptMasks([TokenMask(np.array([2, 0], np.uint32).tobytes())])
+    device.uploads_left = 0
+    with pytest.raises(ValueError, match="secret"):
+        masker.send({0: constrained})
+    masker.forget()
+    logits = np.zeros((2, 40), np.float32)
+    masker.send({0: constrained})
+    masker.apply(logits)
+    device.run_until(len(device._queue))
+    assert np.flatnonzero(np.isfinite(logits[0])).tolist() == [1]
 
 
 def report(logits: np.ndarray, ids: list[int], *num_tops: int | None) -> list[TokenLogprobs | None]:

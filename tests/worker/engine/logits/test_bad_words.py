@@ -6,7 +6,7 @@ import pytest
 from orcd.errors import OrcdError
 from tests.worker.engine.bracket_constraint import CLOSE, BracketConstraint
 from worker.engine.logits.bad_words import BadWords
-from worker.engine.token_constraint import Drawn, MaskRow, take_alone
+from worker.engine.token_constraint import Asked, Drawn, TokenMask, take_alone
 
 VOCAB_SIZE = 41
 
@@ -76,18 +76,21 @@ def test_what_a_grammar_puts_in_the_place_of_a_drawn_id_must_not_end_a_word():
         constraint.take(8, 1)  # for which the grammar takes 2
 
 
+def mask_of(constraint: BracketConstraint | BadWords, num_left: int) -> TokenMask:
+    words = np.zeros(2, np.uint32)
+    constraint.write_mask(words.data, num_left)
+    return TokenMask(words.tobytes())
+
+
 class BracketBatch:
     """Asks them one after the other, and counts how often it is asked."""
 
     def __init__(self) -> None:
         self.num_calls = 0
 
-    def write_masks(self, rows: list[MaskRow], masks: memoryview) -> dict[int, Exception]:
+    def masks(self, asked: list[Asked]) -> list[TokenMask | int | Exception]:
         self.num_calls += 1
-        for constraint, num_left, row in rows:
-            np.asarray(masks)[row] = 0
-            constraint.write_mask(np.asarray(masks)[row].data, num_left)
-        return {}
+        return [mask_of(*each) for each in asked]
 
     def take(self, drawn: list[Drawn]) -> list[int | Exception]:
         self.num_calls += 1
@@ -111,22 +114,25 @@ def test_those_with_grammars_that_are_asked_together_are_asked_together_and_say_
             str(take_alone(Drawn(each, token_id, 9 - token_id // 2))) for each in alone
         ]
         assert batch.num_calls == 1
-        masks = np.full((3, 2), 0xFFFFFFFF, np.uint32)
-        rows = [MaskRow(each, 8 - token_id // 2, row) for row, each in enumerate(together)]
-        assert together[0].batch.write_masks(rows, masks.data) == {}
+        num_left = 8 - token_id // 2
+        masks = together[0].batch.masks([(each, num_left) for each in together])
         assert batch.num_calls == 2
-        for mask, each in zip(masks, alone, strict=True):
-            expected = np.zeros(2, np.uint32)
-            each.write_mask(expected.data, 8 - token_id // 2)
-            np.testing.assert_array_equal(mask, expected)
+        assert [mask.words for mask in masks] == [mask_of(each, num_left).words for each in alone]
 
 
 def test_one_whose_words_leave_nothing_of_what_its_grammar_allows_fails_alone():
     batch = BracketBatch()
     together = [batched(batch, *[(each,) for each in range(2, 64, 2)], (0,)), batched(batch, (2,))]
-    masks = np.empty((2, 2), np.uint32)
-    errors = together[0].batch.write_masks([MaskRow(each, 9, row) for row, each in enumerate(together)], masks.data)
-    assert list(errors) == [0]
+    error, mask = together[0].batch.masks([(each, 9) for each in together])
+    assert isinstance(error, OrcdError) and isinstance(mask, TokenMask)
+
+
+def test_an_id_that_alone_may_come_is_left_where_it_ends_no_word():
+    batch = BracketBatch()
+    batch.masks = lambda asked: [2 for _ in asked]
+    together = [batched(batch, (2,)), batched(batch, (4,))]
+    error, only_id = together[0].batch.masks([(each, 9) for each in together])
+    assert isinstance(error, OrcdError) and only_id == 2
 
 
 def test_without_a_grammar_it_is_asked_alone():

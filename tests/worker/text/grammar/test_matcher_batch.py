@@ -12,10 +12,10 @@ from orcd.errors import OrcdError
 from tests.bench.structured_rates import SCHEMA
 from tests.worker.text.grammar.compilers import BYTE_LEVEL, tokenizer_of
 from tests.worker.text.grammar.schemas import make_schemas
-from worker.engine.token_constraint import Drawn, MaskRow
+from worker.engine.token_constraint import Asked, Drawn, TokenMask
 from worker.text.grammar.grammar_compiler import GrammarCompiler
 from worker.text.grammar.grammar_text import grammar_text
-from worker.text.grammar.matcher_batch import LEAST_TAKEN, MAX_THREADS, num_threads
+from worker.text.grammar.matcher_batch import LEAST_TAKEN, MAX_THREADS, MatcherBatch, num_threads
 from worker.text.grammar.token_matcher import TokenMatcher
 
 NUM_WORDS = -(-tokenizer_of(BYTE_LEVEL).vocab_size // 32)
@@ -32,10 +32,17 @@ def matchers(num_answers: int) -> list[TokenMatcher]:
     return [grammars[number % 2].copy() for number in range(num_answers)]
 
 
-def masks_of(rows: list[MaskRow], num_rows: int) -> np.ndarray:
-    masks = np.full((num_rows, NUM_WORDS), 0xFFFFFFFF, np.uint32)
-    assert rows[0].constraint.batch.write_masks(rows, masks.data) == {}
-    return masks
+def masks_of(asked: list[Asked]) -> list[np.ndarray]:
+    return [words_of(mask) for mask in asked[0][0].batch.masks(asked)]
+
+
+def words_of(mask: TokenMask | int | Exception) -> np.ndarray:
+    if isinstance(mask, TokenMask):
+        return np.frombuffer(mask.words, np.uint32)
+    assert isinstance(mask, int), mask
+    words = np.zeros(NUM_WORDS, np.uint32)
+    words[mask // 32] = 1 << mask % 32
+    return words
 
 
 def mask_of(matcher: TokenMatcher, num_left: int) -> np.ndarray:
@@ -54,12 +61,10 @@ def test_masks_and_tokens_of_many_are_those_of_each_alone(num_answers: int) -> N
     left = [135 + 3 * number for number in range(num_answers)]  # some can be closed in time only at once
     num_replaced = 0
     while together:
-        rows = [MaskRow(each, num_left, row) for row, (each, num_left) in enumerate(zip(together, left, strict=True))]
-        masks = masks_of(rows, num_answers + 1)
-        assert (masks[len(together) :] == 0xFFFFFFFF).all()
-        for each, num_left, mask in zip(alone, left, masks, strict=False):
+        masks = masks_of(list(zip(together, left, strict=True)))
+        for each, num_left, mask in zip(alone, left, masks, strict=True):
             np.testing.assert_array_equal(mask_of(each, num_left), mask)
-        ids = [drawn_of(mask, chance) for mask in masks[: len(together)]]
+        ids = [drawn_of(mask, chance) for mask in masks]
         taken = together[0].batch.take([Drawn(*each) for each in zip(together, ids, left, strict=True)])
         assert taken == [each.take(*draw) for each, draw in zip(alone, zip(ids, left, strict=True), strict=True)]
         num_replaced += sum(a != b for a, b in zip(ids, taken, strict=True))
@@ -72,16 +77,27 @@ def test_masks_and_tokens_of_many_are_those_of_each_alone(num_answers: int) -> N
 
 def test_a_token_that_is_not_allowed_is_an_error_of_its_answer_alone() -> None:
     answers = matchers(2 * LEAST_TAKEN)
-    masks = masks_of([MaskRow(each, 500, row) for row, each in enumerate(answers)], len(answers))
+    masks = masks_of([(each, 500) for each in answers])
     ids = [drawn_of(mask, random.Random(0)) for mask in masks]
-    wrong = next(each for each in range(100) if not masks[3, each // 32] >> each % 32 & 1)
+    wrong = next(each for each in range(100) if not masks[3][each // 32] >> each % 32 & 1)
     ids[3] = wrong
     taken = answers[0].batch.take([Drawn(each, token_id, 500) for each, token_id in zip(answers, ids, strict=True)])
     assert isinstance(taken[3], OrcdError)
     assert taken[:3] + taken[4:] == ids[:3] + ids[4:]
-    masks = np.empty((len(answers), NUM_WORDS), np.uint32)
-    rows = [MaskRow(each, 499, row) for row, each in enumerate(answers)]
-    assert list(answers[0].batch.write_masks(rows, masks.data)) == [3]
+    masks = answers[0].batch.masks([(each, 499) for each in answers])
+    assert [number for number, mask in enumerate(masks) if isinstance(mask, Exception)] == [3]
+
+
+def test_a_mask_is_computed_once_for_all_that_are_in_the_same_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    answers, num_computed = matchers(20), []
+    compute = MatcherBatch._compute
+    monkeypatch.setattr(MatcherBatch, "_compute", lambda *given: num_computed.append(len(given[2])) or compute(*given))
+    answers = [each for each in answers if each.place is not None]
+    for each in answers:
+        each.take(each.forced_id(500), 500)
+    first, *_, last = answers[0].batch.masks([(each, 499) for each in answers])
+    assert first is last
+    assert sum(num_computed) == len({each.place for each in answers}) < len(answers)
 
 
 def test_some_cores_are_left_to_others(monkeypatch: pytest.MonkeyPatch) -> None:
