@@ -24,7 +24,8 @@ run have one, these go on together in every second or third step, when their tok
 as if alone. Otherwise a plan that would leave one out a second time is put off, so that each is in every second step;
 but if many run on a device that works by itself, it would have nothing to do while the host takes their tokens: a step
 of many is launched up to its logits before these tokens are known (`worker.engine.logits.open_step`), and drawn from
-when masks are written. Among many what must follow is drawn, too: chunks of several tokens take the host far longer.
+when masks are known, however few have a constraint. Among many what must follow is drawn, too: chunks of several tokens
+take the host far longer.
 
 A sequence that reports log probabilities of its prompt computes all of it, whatever the prefix cache holds: a cached
 block has no logits. A step has as many rows of logits as sequences may run. One is kept for each that runs, and of the
@@ -135,8 +136,8 @@ class Scheduler:
         """
         chunks: list[Chunk] = []  # besides the cohort's
         prefills: list[Sequence] = []
-        is_minority = 2 * self.num_constrained < len(self.running)
-        is_late = not is_minority and ahead == 1 and self.has_many  # a step finds only what the one before it draws
+        is_minority = 2 * self.num_constrained < len(self.running) and not self.has_many
+        is_late = ahead == 1 and self.has_many  # a step finds only what the one before it draws
         is_their_turn = not is_minority or self.num_steps % (ahead + 1) == 0
         for sequence in sorted([*self.cohort.due, *self._apart], key=lambda each: each.rank):
             if not is_their_turn and sequence.constraint is not None and sequence.num_output:
