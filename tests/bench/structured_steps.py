@@ -24,12 +24,11 @@ from orcd.errors import OrcdError
 from tests.bench.make_model import MODELS
 from tests.bench.structured_rates import SCHEMA
 from worker.contract import Sampling
-from worker.engine.cohort import Draw
+from worker.engine.cohort import Draw, DrawnTokens
 from worker.engine.logits.constrained_draws import take_draws
 from worker.engine.logits.forced_tokens import append_forced
 from worker.engine.logits.token_masks import masks_of, num_mask_words
-from worker.engine.runner import Result
-from worker.engine.sequence import Sequence
+from worker.engine.sequence import Chunk, Sequence
 from worker.engine.token_constraint import TokenMask
 from worker.model.gguf import open_gguf
 from worker.text import tokenizer as tokenizers
@@ -116,15 +115,17 @@ def measure(tokenizer: Tokenizer, num_streams: int, num_steps: int, max_tokens: 
     for _ in range(num_steps):
         with cost.masks:
             masks = masks_of(streams, num_words)
-        results: list[tuple[Sequence, Result]] = [
-            (stream, Draw(_draw(mask, chance), None)) for stream, mask in zip(streams, masks, strict=True)
-        ]
+        chunks = [Chunk(stream, 1, True) for stream in streams]
+        drawn = DrawnTokens([_draw(mask, chance) for mask in masks], [])
         with cost.taken:
-            take_draws(results)
-            for stream, draw in results:
-                assert isinstance(draw, Draw), draw
+            results = take_draws(chunks, drawn).results
+            for stream, result in zip(
+                streams, results.ids if isinstance(results, DrawnTokens) else results, strict=True
+            ):
+                token_id = result.token_id if isinstance(result, Draw) else result
+                assert isinstance(token_id, int), result
                 stream.launch(stream.num_pending, draws=True)
-                stream.append(draw.token_id)
+                stream.append(token_id)
         with cost.forced:
             cost.num_forced += sum(len(append_forced(stream)[0]) for stream in streams)
         for number, stream in enumerate(streams):

@@ -78,6 +78,8 @@ class Cohort:
         self._block_tokens = block_tokens
         self._recompute_at = recompute_at
         self._members: dict[Sequence, Chunk] = {}
+        self.num_constrained = 0
+        """How many of the members have a constraint."""
         self._chunks: list[Chunk] = []
         self._is_current = True  # whether `_chunks` are those of the members
         self._columns: _Columns | None = None
@@ -105,15 +107,16 @@ class Cohort:
 
     @staticmethod
     def takes(sequence: Sequence) -> bool:
-        """Whether nothing but a token has to be said of its steps: no mask, no prompt, no state in another slot."""
-        is_plain = sequence.constraint is None and sequence.prompt_logprobs is None
-        return is_plain and sequence.num_pending == 1 and sequence.state_source == sequence.state_slot
+        """Whether nothing but a token has to be said of its steps: no prompt, no state in another slot."""
+        is_plain = sequence.prompt_logprobs is None and sequence.num_pending == 1
+        return is_plain and sequence.state_source == sequence.state_slot
 
     def join(self, sequence: Sequence, chunk: Chunk) -> None:
         """A sequence goes on by ``chunk``, one token, in the next step and in those after it, until it leaves."""
         assert self.takes(sequence), "a sequence of which more has to be said"
         sequence.start_clock(self.clock)
         self._members[sequence] = chunk
+        self.num_constrained += sequence.constraint is not None
         self._is_current = False
         self._note_plan(sequence)
         self._note_read(sequence, self.clock.num_steps - 1, sequence.num_tokens)
@@ -121,6 +124,7 @@ class Cohort:
     def leave(self, sequence: Sequence) -> Chunk:
         """It is not in the next step; returns the chunk with which it came."""
         sequence.stop_clock()
+        self.num_constrained -= sequence.constraint is not None
         self._is_current = False
         return self._members.pop(sequence)
 
@@ -137,15 +141,17 @@ class Cohort:
         return step
 
     def append(
-        self, step: StepInFlight, results: Series[Result] | DrawnTokens
+        self, step: StepInFlight, results: Series[Result] | DrawnTokens, ended: Collection[Sequence] = ()
     ) -> tuple[int, list[tuple[Sequence, Result]]]:
         """Append what a step drew to its members, all of them but those of whom more may have to be done, or said.
 
         Returns how many there are, and the others of the step with what it did for them, but those that have ended.
+        ``ended`` are those that end with this token, besides.
         """
         due = self._to_read.pop(step.number, {})
         for sequence in due:
             self._note_read(sequence, step.number, len(sequence.token_ids) + 1)
+        due.update(dict.fromkeys(ended))
         if isinstance(results, DrawnTokens):
             if step.members is self.chunks and not step.others and self._append_all(results):
                 left = [(sequence, cast(Result, self._take_back(sequence))) for sequence in due if sequence in self]

@@ -13,7 +13,7 @@ from worker.engine.logits.constrained_draws import take_draws
 from worker.engine.logits.forced_tokens import append_forced
 from worker.engine.logits.open_step import OpenStep, awaits_tokens
 from worker.engine.output_buffer import OutputBuffer
-from worker.engine.runner import PromptReport, Result, Runner, run_alone
+from worker.engine.runner import PromptReport, Results, Runner, run_alone
 from worker.engine.runners.in_flight_file import InFlightFile
 from worker.engine.runners.noting_runner import NotingRunner
 from worker.engine.runners.open_runner import RunnerSize, open_runner
@@ -229,26 +229,31 @@ class Engine:
         if len(alone) > 1 and all(isinstance(result, OrcdError) for result in results):
             raise error
         for chunk, result in zip(alone, results, strict=False):
+            step = StepInFlight(0, [], [chunk])
             if not isinstance(result, OrcdError):
-                self._scheduler.launch([chunk])
-            self._commit([(chunk.sequence, result)])
+                step = self._scheduler.launch([chunk])
+            self._commit(step, [result])
 
     def _collect(self) -> None:
         """Wait for the oldest step in flight and do what its results ask for."""
         step = self._in_flight.popleft()
-        results = self._runner.collect()
-        num_appended, others = self._scheduler.cohort.append(step, results)
-        self._num_output_tokens += num_appended
-        self.outputs.add_all(step.members)
-        self._commit(others)
+        self._commit(step, self._runner.collect())
 
-    def _commit(self, results: list[tuple[Sequence, Result]]) -> None:
+    def _commit(self, step: StepInFlight, results: Results) -> None:
+        """Append what a step drew, and what that leads to."""
+        ended: Collection[Sequence] = ()
         left_out: Collection[Sequence] = ()
         if self._scheduler.num_constrained:
-            others = take_draws(results)
-            if others and self._open is not None:
-                left_out = self._open.leave_out(others)
-        for sequence, result in results:
+            results, others, ended = take_draws(step.chunks, results)
+            if others:
+                self._scheduler.set_apart(others)
+                if self._open is not None:
+                    left_out = self._open.leave_out(others)
+                    self._in_flight[-1] = self._open.step
+        num_appended, left = self._scheduler.cohort.append(step, results, ended)
+        self._num_output_tokens += num_appended
+        self.outputs.add_all(step.members)
+        for sequence, result in left:
             drawn = result
             if isinstance(drawn, PromptReport):
                 assert sequence.prompt_logprobs is not None, "log probabilities that nobody wants"

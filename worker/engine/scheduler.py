@@ -43,7 +43,7 @@ that is kept (`worker.engine.cache.state_slots`): a prefix is known as far as it
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import count
 
 from worker.contract import STEP_TOKENS, StepSizes
@@ -134,6 +134,11 @@ class Scheduler:
         ``ahead``: so many steps are in flight. Then it may be empty too because their draws must be known first.
         The cohort's chunks come first; the same list is of the same ones.
         """
+        if self.cohort.num_constrained:
+            if not self.has_many:
+                self.set_apart([each for each in self.running if each.constraint is not None])
+            elif ahead > 1:
+                return []
         chunks: list[Chunk] = []  # besides the cohort's
         prefills: list[Sequence] = []
         is_minority = 2 * self.num_constrained < len(self.running) and not self.has_many
@@ -146,8 +151,7 @@ class Scheduler:
             if num_tokens > len(sequence.token_ids) and self._awaits_draw(sequence, num_tokens, is_late=is_late):
                 if ahead > 1 and sequence.constraint is not None and not is_minority:
                     return []
-                if sequence in self.cohort:
-                    self._apart[sequence] = self.cohort.leave(sequence)
+                self.set_apart([sequence])
                 continue
             if len(sequence.block_ids) * self.block_tokens < num_tokens and not self._grow(sequence, ahead):
                 if ahead:
@@ -157,7 +161,7 @@ class Scheduler:
                 continue
             if sequence.num_pending > 1:
                 prefills.append(sequence)
-            elif self.cohort.takes(sequence):
+            elif (sequence.constraint is None or self.has_many) and self.cohort.takes(sequence):
                 self.cohort.join(sequence, self._apart.pop(sequence))
             else:
                 chunks.append(self._apart[sequence])
@@ -193,6 +197,12 @@ class Scheduler:
         for sequence in self.cohort.due:
             self.cache.block_tables.publish(sequence)
         return step
+
+    def set_apart(self, sequences: Iterable[Sequence]) -> None:
+        """These are not in the cohort."""
+        for sequence in sequences:
+            if sequence in self.cohort:
+                self._apart[sequence] = self.cohort.leave(sequence)
 
     def disband(self) -> None:
         """The chunks of a plan are to be launched one by one, and no step is in flight."""

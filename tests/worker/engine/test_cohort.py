@@ -128,13 +128,11 @@ def test_those_that_ended_while_a_step_was_in_flight_get_nothing_of_it() -> None
     assert (len(ended.token_ids), other.token_ids[6:]) == (5, [8])
 
 
-@pytest.mark.parametrize("wish", ["constraint", "prompt_logprobs", "state", "prompt"])
+@pytest.mark.parametrize("wish", ["prompt_logprobs", "state", "prompt"])
 def test_a_sequence_of_whose_steps_more_has_to_be_said_is_not_taken(wish: str) -> None:
     apart = decoding(5)
     assert Cohort.takes(apart)
-    if wish == "constraint":
-        apart.constraint = BracketConstraint(9)
-    elif wish == "prompt_logprobs":
+    if wish == "prompt_logprobs":
         apart.prompt_logprobs = bytearray()
     elif wish == "state":
         apart.state_slot, apart.state_source = 1, 2

@@ -62,6 +62,7 @@ class Traffic:
         self.machine.append(sequence, 2)
         is_known = sequence.constraint is not None and not sequence.num_unread
         while is_known and sequence.finish_reason is None and self.chance.random() < 0.3:
+            self.machine.set_apart([sequence])
             sequence.append_forced(2)
             sequence.update_finish_reason()
         if sequence.finish_reason is not None:

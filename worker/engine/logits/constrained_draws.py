@@ -2,44 +2,61 @@
 
 from __future__ import annotations
 
-from orcd.errors import OrcdError
-from worker.engine.cohort import Draw
+from collections.abc import Collection
+from typing import NamedTuple
+
+from worker.engine.cohort import Draw, DrawnTokens
 from worker.engine.logits.logprob_records import certain_record
 from worker.engine.logits.token_masks import constraint_error
-from worker.engine.runner import PromptReport, Result
-from worker.engine.sequence import Sequence
+from worker.engine.runner import PromptReport, Result, Results
+from worker.engine.sequence import Chunk, Sequence
 from worker.engine.token_constraint import ConstraintBatch, Drawn, take_alone
 
 
-def take_draws(results: list[tuple[Sequence, Result]]) -> list[Sequence]:
-    """Let the sequences' constraints take what was drawn, which becomes what is appended, or an error.
+class TakenDraws(NamedTuple):
+    """What constraints made of the results of a step."""
 
-    Returns the sequences that go on with another token, or not at all.
-    """
-    others: list[Sequence] = []
+    results: Results
+    others: Collection[Sequence] = ()
+    """Those that go on with another token than the one that was drawn, or not at all."""
+    ended: Collection[Sequence] = ()
+    """Those behind whose token nothing may follow."""
+
+
+def take_draws(chunks: list[Chunk], results: Results) -> TakenDraws:
+    """Let the sequences' constraints take what was drawn, which becomes what is appended, or an error."""
+    ids = results.ids if isinstance(results, DrawnTokens) else [_drawn_id(result) for result in results]
     batches: dict[ConstraintBatch | None, tuple[list[int], list[Drawn]]] = {}
-    for number, (sequence, result) in enumerate(results):
+    for number, ((sequence, _, _), token_id) in enumerate(zip(chunks, ids, strict=True)):
         constraint = sequence.constraint
-        if constraint is None:
+        if constraint is None or token_id is None or sequence.finish_reason is not None:
             continue
-        token_id = result if isinstance(result, int) else _drawn_id(result)
-        if token_id is None:
-            continue
-        batch = constraint.batch
-        asked = batches.get(batch)
+        asked = batches.get(batch := constraint.batch)
         if asked is None:
             asked = batches[batch] = [], []
         asked[0].append(number)
         asked[1].append(Drawn(constraint, token_id, sequence.num_left))
+    changed: dict[int, int | Exception] = {}
+    ended: list[Sequence] = []
     for batch, (numbers, drawn) in batches.items():
         taken = [take_alone(each) for each in drawn] if batch is None else batch.take(drawn)
-        for number, (_, drawn_id, _), appended in zip(numbers, drawn, taken, strict=True):
-            if appended != drawn_id:
-                sequence, result = results[number]
-                other = constraint_error(appended) if isinstance(appended, Exception) else _replaced(sequence, appended)
-                results[number] = sequence, _with_rest(result, other)
-                others.append(sequence)
-    return others
+        for number, (constraint, token_id, _), appended in zip(numbers, drawn, taken, strict=True):
+            if appended != token_id:
+                changed[number] = appended
+            if constraint.is_complete:
+                ended.append(chunks[number].sequence)
+    if not changed:
+        return TakenDraws(results, (), ended)
+    return TakenDraws(_with_changed(chunks, results, changed), [chunks[each].sequence for each in changed], ended)
+
+
+def _with_changed(chunks: list[Chunk], results: Results, changed: dict[int, int | Exception]) -> Results:
+    other = list(results.one_by_one(chunks) if isinstance(results, DrawnTokens) else results)
+    for number, appended in changed.items():
+        sequence, result = chunks[number].sequence, other[number]
+        rest = constraint_error(appended) if isinstance(appended, Exception) else _replaced(sequence, appended)
+        other[number] = PromptReport(result.logprobs, rest) if isinstance(result, PromptReport) else rest
+    return other
 
 
 def _drawn_id(result: Result) -> int | None:
@@ -47,10 +64,6 @@ def _drawn_id(result: Result) -> int | None:
     if isinstance(draw, Draw):
         return draw.token_id
     return draw if isinstance(draw, int) else None
-
-
-def _with_rest(result: Result, rest: Draw | OrcdError) -> Result:
-    return PromptReport(result.logprobs, rest) if isinstance(result, PromptReport) else rest
 
 
 def _replaced(sequence: Sequence, token_id: int) -> Draw:

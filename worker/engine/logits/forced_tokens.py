@@ -24,8 +24,10 @@ def append_forced(sequence: Sequence, scheduler: Scheduler | None = None) -> tup
     constraint = sequence.constraint
     if constraint is None or not sequence.takes_forced or sequence.num_unread:
         return token_ids, None
-    if scheduler is not None and scheduler.has_many:
-        return token_ids, None
+    if scheduler is not None:
+        if scheduler.has_many:
+            return token_ids, None
+        scheduler.set_apart([sequence])
     try:
         while sequence.finish_reason is None and len(token_ids) < MOST_AT_ONCE:
             token_id = constraint.forced_id(sequence.num_left)

@@ -17,22 +17,25 @@ class OpenStep:
     """The step whose draws wait for masks, and what of it turns out to be void."""
 
     def __init__(self, step: StepInFlight) -> None:
-        """The chunks of `void` sequences in ``step`` come to draw nothing. They have a constraint, and no cohort."""
-        self._step = step
+        self.step = step
+        """As it is now: the chunks of `void` sequences draw nothing."""
         self.void: frozenset[Sequence] = frozenset()
         """They go on with another token than the one whose logits are computed here, if they have not ended."""
 
     def leave_out(self, sequences: Collection[Sequence]) -> list[Sequence]:
         """These are void if they are in this step, and have not been launched in it any more; returns those.
 
-        To be called once, before the tokens are appended that are put in the place of others.
+        To be called once, before the tokens are appended that are put in the place of others. They are in no cohort.
         """
         left_out = []
-        for index, (sequence, num_tokens, draws) in enumerate(self._step.others):
-            if sequence in sequences:
-                sequence.take_back(num_tokens, draws)
-                self._step.others[index] = Chunk(sequence, num_tokens, draws=False)
-                left_out.append(sequence)
+        number, members, others = self.step
+        self.step = StepInFlight(number, members.copy(), others.copy())  # as others may have the same lists
+        for chunks in (self.step.members, self.step.others):
+            for index, (sequence, num_tokens, draws) in enumerate(chunks):
+                if sequence in sequences:
+                    sequence.take_back(num_tokens, draws)
+                    chunks[index] = Chunk(sequence, num_tokens, draws=False)
+                    left_out.append(sequence)
         self.void = frozenset(left_out)
         return left_out
 
@@ -41,7 +44,7 @@ class OpenStep:
 
         No other step is in flight, and the cohort has disbanded.
         """
-        chunks = [chunk for chunk in self._step.chunks if self._is_needed(chunk.sequence)]
+        chunks = [chunk for chunk in self.step.chunks if self._is_needed(chunk.sequence)]
         for sequence, num_tokens, draws in chunks:
             sequence.take_back(num_tokens, draws)
             sequence.forget_unread_reports()

@@ -45,7 +45,8 @@ def test_a_sequence_that_is_left_out_goes_on_as_if_it_had_not_been_in_the_step()
     step, in_flight, chunks = launched()
     one = chunks[1].sequence
     assert step.leave_out([one, sequence(7)]) == [one]
-    assert in_flight.chunks == [chunks[0], Chunk(one, 1, draws=False), chunks[2]]
+    assert step.step.chunks == [chunks[0], Chunk(one, 1, draws=False), chunks[2]]
+    assert in_flight.chunks == chunks
     assert step.void == {one}
     assert (one.num_computed, one.num_unread, one.num_tokens) == (3, 1, 4)
     one.append(2)
