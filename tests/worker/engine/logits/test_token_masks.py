@@ -1,14 +1,27 @@
 from __future__ import annotations
 
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
 
 from orcd.errors import InvalidRequest, OrcdError
+from tests.bench.structured_rates import SCHEMA
 from tests.worker.engine.bracket_constraint import BracketConstraint, FailingConstraint
-from tests.worker.engine.generation import sequence
+from tests.worker.engine.generation import finish, ids_of, sequence
+from worker.contract import Add, Sampling
 from worker.engine.logits.token_masks import constrained_rows, constraint_error, masks_of, num_mask_words
 from worker.engine.sequence import Sequence
 from worker.engine.token_constraint import Asked, TokenMask
+from worker.load import load_engine, open_configured_device
+from worker.model.gguf import open_gguf
+from worker.model.registry import read_model_config
+from worker.settings import Settings
+from worker.text import tokenizer as tokenizers
+from worker.text.grammar.grammar_compiler import GrammarCompiler
+from worker.text.grammar.grammar_text import grammar_text
 
 
 class MarkedConstraint(BracketConstraint):
@@ -43,7 +56,7 @@ class MarkedBatch:
         return TokenMask(words.tobytes())
 
 
-def ids_of(mask: TokenMask | int | OrcdError) -> list[int]:
+def allowed_by(mask: TokenMask | int | OrcdError) -> list[int]:
     if isinstance(mask, int):
         return [mask]
     assert isinstance(mask, TokenMask), mask
@@ -65,7 +78,7 @@ def test_rows_are_those_of_sequences_with_a_constraint():
 @pytest.mark.parametrize("num_rows", [1, 15, 16, 100])
 def test_each_sequence_gets_its_own_mask(num_rows: int, batches: list[MarkedBatch | None]):
     sequences = [constrained(MarkedConstraint(row, batches[row % len(batches)])) for row in range(num_rows)]
-    assert [ids_of(mask) for mask in masks_of(sequences, 7)] == [[row] for row in range(num_rows)]
+    assert [allowed_by(mask) for mask in masks_of(sequences, 7)] == [[row] for row in range(num_rows)]
     assert {each.constraint.asked for each in sequences} == {(7, 7)}
 
 
@@ -87,7 +100,7 @@ def test_those_of_a_batch_that_fail_or_have_nothing_left_have_an_error():
     ]
     *errors, mask = masks_of(sequences, 7)
     assert all(error.code == "INTERNAL" and "secret" not in error.message for error in errors)
-    assert ids_of(mask) == [11]
+    assert allowed_by(mask) == [11]
 
 
 def test_of_one_id_that_alone_may_come_nothing_is_left_where_it_would_end_the_answer_too_soon():
@@ -109,9 +122,38 @@ def test_those_that_fail_have_an_error():
     ]
     *errors, mask = masks_of(sequences, 1)
     assert all(error.code == "INTERNAL" and "secret" not in error.message for error in errors)
-    assert ids_of(mask) == [9]
+    assert allowed_by(mask) == [9]
 
 
 def test_errors_with_a_code_stay_what_they_are():
     refused = InvalidRequest("no such thing")
     assert constraint_error(refused) is refused
+
+
+def answers(model: Path, device_name: str, shares: Iterable[int], **options: int) -> list[dict[tuple[str, int], Any]]:
+    """What 12 streams say of which every so manieth must fit a schema, for each of ``shares``; the same seeds."""
+    settings = Settings(model=str(model), device=device_name, vram_fraction=0.2, **options)
+    gguf = open_gguf(model)
+    tokenizer = tokenizers.from_metadata(gguf.metadata)
+    compiler = GrammarCompiler(tokenizer, read_model_config(gguf).vocab_size, num_threads=2)
+    matcher = compiler.compile(grammar_text("json_schema", SCHEMA["items"]))
+    machine = load_engine(gguf, open_configured_device(settings), settings, lambda _done, _total: None)
+    said = []
+    for share in shares:
+        for number in range(12):
+            sampling = Sampling(max_tokens=90 + 5 * number, temperature=1.0, seed=number)
+            machine.add(Add(f"r{number}", (5, 6, 7 + number), sampling), None if number % share else matcher)
+        said.append({key: (ids_of(each), each[-1].finish_reason) for key, each in finish(machine).items()})
+    return said
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_those_with_a_schema_say_the_same_alone_and_among_many(
+    demo_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shares = (12, 3, 1)
+    alone = answers(demo_model, "cuda:0", shares, max_sequences=1)
+    assert alone[0]["r0", 0] == alone[2]["r0", 0] and alone[0]["r1", 0] != alone[2]["r1", 0]
+    for many in (64, 1, 9):
+        monkeypatch.setattr("worker.engine.scheduler.MANY", many)
+        assert answers(demo_model, "cuda:0", shares, max_sequences=12) == alone
