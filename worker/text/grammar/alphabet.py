@@ -48,6 +48,8 @@ class Alphabet:
         self._by_byte = by_byte
         self.texts = [_NEVER if is_one else token for token, is_one in zip(texts, is_control, strict=True)]
         """The text of each token; that of a control token is no text's."""
+        self.most_bytes = max(map(len, self.texts))
+        """No text of a token has more, and none more characters."""
         self.num_chars = array("L", map(_num_chars, self.texts))
         """Of each token the characters with which a string goes on; 0 for an end, an escape or half a character."""
         shapes: dict[bytes, int] = {}

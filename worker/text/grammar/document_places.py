@@ -19,6 +19,7 @@ from llguidance import LLMatcher
 from worker.engine.token_constraint import TokenMask
 from worker.text.grammar.alphabet import Alphabet
 from worker.text.grammar.known_closing import KnownClosing
+from worker.text.grammar.string_masks import AlikeStrings, StringMasks
 
 MAX_BYTES = 64 << 20
 """Of what is known of places, of all grammars together; a mask takes 19 kB for 152,000 tokens."""
@@ -26,6 +27,8 @@ PLACE_BYTES, TOKEN_BYTES = 600, 100
 """About what Python takes for a place, and for a token that leads to another."""
 MAX_OUTLINE, MAX_TEXT, MAX_DIGITS = 4096, 64, 3
 """Bytes of outlines, texts and numbers in places that are kept: answers seldom come together in longer ones."""
+MOST_PROBED = 300
+"""Characters of strings that are counted."""
 ANY_TOKEN = -1
 PROBES = b"~^|`@#%zqZQXKWVJ"
 _LEXEME = re.compile(rb'"(?:[^"\\]|\\.)*+"|[{}\[\],:]|[^\s{}\[\],:"]++|\s++', re.DOTALL)
@@ -54,6 +57,8 @@ class Place:
     alphabet: Alphabet
     lengths: dict[int, Place]
     """Places in that string by their length."""
+    string: StringMasks | None = None
+    """Masks in that string."""
     is_complete: bool = False
     """Whether nothing may follow."""
     is_kept: bool = True
@@ -75,9 +80,11 @@ class Place:
         """Whether this is in a string that may have any text, and still is with that token."""
         return self.length >= 0 and self.alphabet.num_chars[token_id] > 0
 
-    def known_forced(self, last_id: int) -> Sequence[int] | None:
-        """The tokens that must come next behind the token ``last_id``, if that is known."""
-        return self.forced.get(ANY_TOKEN if self.is_open else last_id)
+    def known_mask(self) -> TokenMask | None:
+        """The mask of the next token, if it is known."""
+        if self.mask is None and self.string is not None:
+            self.mask = self.string.known(self.length)
+        return self.mask
 
     def known_closing(self, last_id: int, earlier: KnownClosing) -> KnownClosing | None:
         """What closes the document behind the token ``last_id``, made of an ``earlier`` closing, if that is known."""
@@ -116,10 +123,13 @@ class DocumentPlaces:
         self._probe_id = probe_id
         self._kept: dict[tuple[bytes, bytes], Place] = {}
         self._lengths: dict[bytes, dict[int, Place]] = {}  # by outlines behind which a string may have any text
+        self._strings: dict[bytes, StringMasks] = {}  # of these
+        self._families: dict[tuple[int, TokenMask], AlikeStrings] = {}
         self._masks: dict[bytes, TokenMask] = {}
         self.beginning = Place(b"", b"", 0, b"", False, -1, alphabet, {})
         self.quote_id = alphabet.quote_id
         """The token that ends a string."""
+        self._num_chars, self._shapes = alphabet.num_chars, alphabet.shapes
 
     def forget(self) -> None:
         """Know nothing of any place."""
@@ -129,7 +139,7 @@ class DocumentPlaces:
         self._kept, self._masks = {}, {}
         for lengths in self._lengths.values():
             lengths.clear()
-        self._lengths = {}
+        self._lengths, self._strings, self._families = {}, {}, {}
 
     def after(self, place: Place, token_id: int) -> Place | None:
         """The place behind ``place`` and a token that may come there, if that is known."""
@@ -150,7 +160,7 @@ class DocumentPlaces:
         if found is not None:
             return found
         behind.is_complete = state.is_stopped()
-        if length >= 0 and behind.outline not in self._lengths and state.validate_tokens([self._probe_id]) != 1:
+        if length >= 0 and not self._may_have_any_text(behind.outline, length, state):
             length = -1
         found = self._in_string(behind, length) if length >= 0 else self._known(behind, state)
         if place.is_kept and found.is_kept:
@@ -159,11 +169,10 @@ class DocumentPlaces:
 
     def _led_to(self, place: Place, token_id: int) -> Place | None:
         """The place that ``place`` leads to, if somebody has taken such a token there."""
-        if place.length >= 0:
-            num_chars = self._alphabet.num_chars[token_id]
-            if num_chars:
-                return self._in_string(place, place.length + num_chars)
-        return place.next.get(self._alphabet.shapes[token_id])
+        if place.length >= 0 and (num_chars := self._num_chars[token_id]):
+            length = place.length + num_chars
+            return place.lengths.get(length) or self._in_string(place, length)
+        return place.next.get(self._shapes[token_id])
 
     def _same(self, place: Place, token_id: int, behind: Place, length: int) -> Place | None:
         """The known place that ``behind`` is, which is behind ``place`` and a token; ``length``: see `_length`."""
@@ -194,6 +203,9 @@ class DocumentPlaces:
             known = self._masks[words] = TokenMask(words)
             self._memory.add(self, len(words))
         place.mask = known
+        if place.string is not None:
+            may_end = words[self.quote_id >> 3] >> (self.quote_id & 7) & 1
+            place.string.learn(place.length, known, may_end=bool(may_end))
         return known
 
     def _behind(self, before: Place, token_id: int) -> Place:
@@ -236,6 +248,16 @@ class DocumentPlaces:
         except ValueError:  # it ends in half a character
             return -1
 
+    def _may_have_any_text(self, outline: bytes, length: int, state: LLMatcher) -> bool:
+        """Whether the string behind ``outline`` may; it has ``length`` characters in ``state``."""
+        if outline in self._lengths:
+            return True
+        num_more = state.validate_tokens([self._probe_id] * MOST_PROBED)
+        if num_more:
+            is_bounded, far = num_more < MOST_PROBED, self._alphabet.most_bytes
+            self._strings[outline] = StringMasks(length + num_more, is_bounded, far, self._families)
+        return num_more > 0
+
     def _in_string(self, place: Place, length: int) -> Place:
         """So many characters behind the beginning of the string that ``place`` is in."""
         found = place.lengths.get(length)
@@ -244,7 +266,10 @@ class DocumentPlaces:
             lengths = self._lengths.setdefault(outline, {})
             found = lengths.get(length)
             if found is None:
-                found = Place(outline, b'"', length, outer, False, length, self._alphabet, lengths)
+                string = self._strings[outline]
+                found = Place(outline, b'"', length, outer, False, length, self._alphabet, lengths, string)
+                if string.room(length):
+                    found.keep_forced(ANY_TOKEN, ())  # as it may have any text
                 lengths[length] = found
                 self._memory.add(self, PLACE_BYTES + len(outline))
         return found

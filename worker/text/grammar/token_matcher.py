@@ -118,22 +118,23 @@ class TokenMatcher:
             plan = self._closing(num_left)
         if plan is not None and plan.length >= num_left and plan.length:
             return plan.first_id
-        if self._forced is None:
+        forced = self._forced
+        if forced is None:
             place = self.place
-            known = None if place is None else place.known_forced(self._last_id)
-            if known is None:
-                known = self.state.compute_ff_tokens()
+            forced = None if place is None else place.forced.get(ANY_TOKEN if place.is_open else self._last_id)
+            if forced is None:
+                forced = self.state.compute_ff_tokens()
                 if place is not None:
-                    place.keep_forced(self._last_id, known)
-            self._forced = known
-        return self._forced[0] if self._forced else None
+                    place.keep_forced(self._last_id, forced)
+            self._forced = forced
+        return forced[0] if forced else None
 
     def known_mask(self, num_left: int) -> TokenMask | int | None:
         """What `write_mask` would say, if that is known, or the only id that may come next."""
-        token_id = self.forced_id(num_left)
+        token_id, place = self.forced_id(num_left), self.place
         if token_id is not None:
             return token_id
-        return None if self.place is None else self.place.mask
+        return None if place is None else place.known_mask()
 
     def take(self, token_id: int, num_left: int) -> int:
         """Take the next token, one of ``num_left`` that may be drawn. Returns it, or the one that was taken instead."""
@@ -154,22 +155,20 @@ class TokenMatcher:
         after = places.after(place, token_id)
         if after is None:
             return False
+        bound, most = self._bound, num_left - self._margin
         if after.lengths is place.lengths and (plan is None or plan.first_id == places.quote_id):
-            if not self._has_room(num_left):
+            if (bound >= most) if plan is None else (plan.length >= num_left):
                 return False
             self._forced = None
-        elif plan is None:
-            bound = self._bound
-            if bound + self._margin > num_left:
-                return False
+        elif plan is None and bound > most:
+            return False
+        else:
             bound += -1 if is_forced else rule.growth[rule.alphabet.kinds[token_id]]
-            if bound + self._margin < num_left:
+            if plan is None and bound < most:
                 self._bound, self._forced = bound, forced[1:] or None if is_forced and forced else None
                 self._earlier = earlier.likely_remainder(token_id)
             elif not self._closes_behind(after, token_id, num_left):
                 return False
-        elif not self._closes_behind(after, token_id, num_left):
-            return False
         self._behind.append(token_id)
         self._last_id, self.place, self.is_complete = token_id, after, after.is_complete
         return True
