@@ -9,7 +9,7 @@ from kernels.devices.protocol import is_gpu
 from orcd.errors import CudaError, InvalidRequest, OrcdError
 from worker.contract import Abort, Add, Stats, TokenOutput
 from worker.engine.cohort import Draw, StepInFlight
-from worker.engine.logits.constrained_draws import take_draws
+from worker.engine.logits.constrained_draws import TakenDraws, take_draws
 from worker.engine.logits.forced_tokens import append_forced
 from worker.engine.logits.open_step import OpenStep, awaits_tokens
 from worker.engine.output_buffer import OutputBuffer
@@ -195,10 +195,8 @@ class Engine:
         except Exception as error:
             self._run_apart(chunks, error)
             return False
-        step = self._scheduler.launch(chunks)
-        if is_open:
-            self._open = OpenStep(step)
-        self._in_flight.append(step)
+        self._in_flight.append(self._scheduler.launch(chunks))
+        self._open = OpenStep(self._in_flight[-1]) if is_open else None
         return True
 
     def _draw(self, step: OpenStep) -> bool:
@@ -229,10 +227,8 @@ class Engine:
         if len(alone) > 1 and all(isinstance(result, OrcdError) for result in results):
             raise error
         for chunk, result in zip(alone, results, strict=False):
-            step = StepInFlight(0, [], [chunk])
-            if not isinstance(result, OrcdError):
-                step = self._scheduler.launch([chunk])
-            self._commit(step, [result])
+            failed = isinstance(result, OrcdError)
+            self._commit(StepInFlight(0, [], [chunk]) if failed else self._scheduler.launch([chunk]), [result])
 
     def _collect(self) -> None:
         """Wait for the oldest step in flight and do what its results ask for."""
@@ -241,16 +237,14 @@ class Engine:
 
     def _commit(self, step: StepInFlight, results: Results) -> None:
         """Append what a step drew, and what that leads to."""
-        ended: Collection[Sequence] = ()
-        left_out: Collection[Sequence] = ()
+        taken, left_out = TakenDraws(results), list[Sequence]()
         if self._scheduler.num_constrained:
-            results, others, ended = take_draws(step.chunks, results)
-            if others:
-                self._scheduler.set_apart(others)
-                if self._open is not None:
-                    left_out = self._open.leave_out(others)
-                    self._in_flight[-1] = self._open.step
-        num_appended, left = self._scheduler.cohort.append(step, results, ended)
+            taken = take_draws(step.chunks, results)
+            self._scheduler.set_apart(taken.others)
+            if taken.others and self._open is not None:
+                left_out = self._open.leave_out(taken.others)
+                self._in_flight[-1] = self._open.step
+        num_appended, left = self._scheduler.cohort.append(step, taken.results, taken.ended)
         self._num_output_tokens += num_appended
         self.outputs.add_all(step.members)
         for sequence, result in left:

@@ -19,13 +19,10 @@ being drawn, are left out; a plan that would preempt is put off until no step is
 leaves are free at once, although a step in flight may still write to them: steps run in the order of their launch, so
 whoever gets the blocks next writes later and reads only what it wrote.
 
-Steps with constraints cost more: masks are written, and forced tokens make chunks. While fewer than half of those that
-run have one, these go on together in every second or third step, when their tokens are known, and the others run ahead
-as if alone. Otherwise a plan that would leave one out a second time is put off, so that each is in every second step;
-but if many run on a device that works by itself, it would have nothing to do while the host takes their tokens: a step
-of many is launched up to its logits before these tokens are known (`worker.engine.logits.open_step`), and drawn from
-when masks are known, however few have a constraint. Among many what must follow is drawn, too: chunks of several tokens
-take the host far longer.
+Steps with constraints cost more: masks, and chunks of forced tokens. While fewer than half of those that run have one,
+these go on together in every second or third step, when their tokens are known, and the others run ahead as if alone.
+Otherwise a plan that would leave one out a second time is put off. Of many on a device that works by itself all are in
+every step, which is drawn from late (`worker.engine.logits.open_step`), and what must follow is drawn, too.
 
 A sequence that reports log probabilities of its prompt computes all of it, whatever the prefix cache holds: a cached
 block has no logits. A step has as many rows of logits as sequences may run. One is kept for each that runs, and of the
@@ -134,11 +131,10 @@ class Scheduler:
         ``ahead``: so many steps are in flight. Then it may be empty too because their draws must be known first.
         The cohort's chunks come first; the same list is of the same ones.
         """
-        if self.cohort.num_constrained:
-            if not self.has_many:
-                self.set_apart([each for each in self.running if each.constraint is not None])
-            elif ahead > 1:
-                return []
+        if self.cohort.num_constrained and not self.has_many:
+            self.set_apart([each for each in self.running if each.constraint is not None])
+        elif self.cohort.num_constrained and ahead > 1:
+            return []
         chunks: list[Chunk] = []  # besides the cohort's
         prefills: list[Sequence] = []
         is_minority = 2 * self.num_constrained < len(self.running) and not self.has_many
@@ -200,9 +196,7 @@ class Scheduler:
 
     def set_apart(self, sequences: Iterable[Sequence]) -> None:
         """These are not in the cohort."""
-        for sequence in sequences:
-            if sequence in self.cohort:
-                self._apart[sequence] = self.cohort.leave(sequence)
+        self._apart.update({each: self.cohort.leave(each) for each in sequences if each in self.cohort})
 
     def disband(self) -> None:
         """The chunks of a plan are to be launched one by one, and no step is in flight."""
@@ -258,8 +252,7 @@ class Scheduler:
     def _admit(self) -> Iterator[Sequence]:
         """Start waiting sequences in the order of their rank until one does not fit.
 
-        Those with a prefix that is being computed are passed over; new ones a few at a time, as it takes long to find
-        out.
+        Those whose prefix is being computed are passed over, new ones a few at a time, as it takes long to find out.
         """
         num_passed = 0
         for sequence in [each for each in self.waiting if not each.waits_for_leader and not each.waits_for_prefix]:

@@ -13,11 +13,11 @@ from orcd.errors import InvalidRequest
 from worker.text.grammar.alphabet import Alphabet
 from worker.text.grammar.closing import Closing, ClosingRule, required_names
 from worker.text.grammar.document_growth import UNTOLD, Growth, framed, growth
-from worker.text.grammar.document_places import PROBES, DocumentPlaces, PlaceMemory
 from worker.text.grammar.grammar_text import Schemas, has_own_whitespace, schemas_of, suffixes_of
 from worker.text.grammar.known_closing import KnownClosings
 from worker.text.grammar.lexers import Lexers
 from worker.text.grammar.matcher_batch import MatcherBatch
+from worker.text.grammar.places.document_places import PROBES, DocumentPlaces, PlaceMemory
 from worker.text.grammar.token_matcher import TokenMatcher
 from worker.text.tokenizer import Tokenizer
 

@@ -12,10 +12,10 @@ from llguidance import LLMatcher
 from orcd.errors import OrcdError
 from worker.engine.token_constraint import TokenMask
 from worker.text.grammar.closing import ClosingRule
-from worker.text.grammar.document_places import ANY_TOKEN, DocumentPlaces, Place
 from worker.text.grammar.known_closing import KnownClosing
 from worker.text.grammar.lexers import Lexers
 from worker.text.grammar.matcher_batch import MatcherBatch, too_complex
+from worker.text.grammar.places.document_places import ANY_TOKEN, DocumentPlaces, Place
 
 MOST_BEHIND = 64
 """Tokens that llguidance takes together, after places told what they lead to: a token takes it 1 us."""
@@ -32,7 +32,7 @@ class TokenMatcher:
     A closing is looked for only where the bound of its length comes near what is left. Until then the one that was
     known last tells the bound; where tokens write its beginning, the rest of it is one.
 
-    Where other answers have been, their places (`worker.text.grammar.document_places`) tell what llguidance would.
+    Where other answers have been, places (`worker.text.grammar.places.document_places`) tell what llguidance would.
     """
 
     def __init__(

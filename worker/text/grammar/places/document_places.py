@@ -19,7 +19,7 @@ from llguidance import LLMatcher
 from worker.engine.token_constraint import TokenMask
 from worker.text.grammar.alphabet import Alphabet
 from worker.text.grammar.known_closing import KnownClosing
-from worker.text.grammar.string_masks import AlikeStrings, StringMasks
+from worker.text.grammar.places.string_masks import AlikeStrings, StringMasks
 
 MAX_BYTES = 64 << 20
 """Of what is known of places, of all grammars together; a mask takes 19 kB for 152,000 tokens."""

@@ -12,7 +12,7 @@ from tests.worker.text.grammar.compilers import BYTE_LEVEL, SENTENCE_PIECE, comp
 from worker.engine.token_constraint import TokenMask
 from worker.text.grammar import matcher_batch
 from worker.text.grammar.grammar_text import grammar_text
-from worker.text.grammar.string_masks import StringMasks
+from worker.text.grammar.places.string_masks import StringMasks
 from worker.text.grammar.token_matcher import TokenMatcher
 
 STRINGS: list[dict[str, Any]] = [

@@ -13,10 +13,10 @@ from tests.bench.structured_rates import SCHEMA
 from tests.worker.text.grammar.compilers import BYTE_LEVEL, SENTENCE_PIECE, compiler_of, tokenizer_of
 from tests.worker.text.grammar.schemas import make_schemas
 from worker.engine.token_constraint import TokenMask
-from worker.text.grammar import document_places
-from worker.text.grammar.document_places import Place
 from worker.text.grammar.grammar_compiler import GrammarCompiler
 from worker.text.grammar.grammar_text import grammar_text
+from worker.text.grammar.places import document_places
+from worker.text.grammar.places.document_places import Place
 from worker.text.grammar.token_matcher import TokenMatcher
 
 TEXT = {"type": "string", "maxLength": 9}
