@@ -75,7 +75,7 @@ class PlanCounts(CudaStruct, source="attention/attention_plan"):
     prefill_items: Int32
     tokens: Int32  # without padding
     prefix_items: Int32
-    prefill_orders: Int32  # that blocks of attention_prefill_hopper have asked for, 0 before and after
+    prefill_counter: Int32  # of work that blocks of attention_prefill_hopper have taken, 0 before and after
 
 
 class AttentionPlanParams(CudaStruct, source="attention/attention_plan"):

@@ -21,14 +21,14 @@ constexpr int WHOLE_BYTES = 64 * HEAD_DIM * 4;                                //
 constexpr int WHOLES_AT = KV_STAGES * STAGE_BYTES, BARRIERS_AT = WHOLES_AT + PREFILL_GROUPS * WHOLE_BYTES;
 constexpr int THREADS = (1 + PREFILL_GROUPS) * WARPGROUP;
 
-constexpr int ORDERS = 2;  // items that the warpgroups are told about
+constexpr int QUEUED = 2;  // numbers of work that wait for the warpgroups
 constexpr int OWN_BARRIERS = 1, TURN_BARRIERS = OWN_BARRIERS + PREFILL_GROUPS;  // named barriers of each warpgroup
 
 struct Barriers {
-    u32 keys, values, empty;  // KV_STAGES of each
-    u32 told, heard, orders;  // ORDERS of each, numbers of an `Order`
+    u32 keys, values, empty;     // KV_STAGES of each
+    u32 queued, taken, numbers;  // QUEUED of each; numbers of `Work`
     DEVICE explicit Barriers(u32 at) : keys(at), values(at + 8 * KV_STAGES), empty(at + 16 * KV_STAGES) {
-        told = at + 24 * KV_STAGES, heard = told + 8 * ORDERS, orders = heard + 8 * ORDERS;
+        queued = at + 24 * KV_STAGES, taken = queued + 8 * QUEUED, numbers = taken + 8 * QUEUED;
     }
 };
 
@@ -39,17 +39,17 @@ DEVICE void arrive(int barrier, int threads) {
     asm volatile("bar.arrive %0, %1;" ::"r"(barrier), "r"(threads) : "memory");
 }
 
-DEVICE i32 number_of_orders(const AttentionParams& p) {
+DEVICE i32 amount_of_work(const AttentionParams& p) {
     return p.work.counts->prefill_items * p.num_kv_heads * PREFILL_PARTS;
 }
 
 // What a block does at once: an item's rows for a KV head, or as many of them as it has warpgroups for.
-struct Order {
+struct Work {
     Item item;
     i32 kv_head;
     bool exists = true;
 
-    DEVICE Order(const AttentionParams& p, i32 number) {
+    DEVICE Work(const AttentionParams& p, i32 number) {
         const i32 of_head = number / PREFILL_PARTS, index = of_head / p.num_kv_heads;
         kv_head = of_head - index * p.num_kv_heads;
         item = p.work.items[index];
@@ -58,40 +58,41 @@ struct Order {
 };
 
 // One thread calls it.
-DEVICE void tell(const Barriers& barriers, const RingPlace& place, i32 order) {
-    barrier_wait(barriers.heard + 8 * place.stage, place.phase ^ 1);
-    asm volatile("st.shared.u32 [%0], %1;" ::"r"(barriers.orders + 4 * place.stage), "r"(order) : "memory");
-    barrier_arrive(barriers.told + 8 * place.stage);
+DEVICE void push(const Barriers& barriers, const RingPlace& place, i32 number) {
+    barrier_wait(barriers.taken + 8 * place.stage, place.phase ^ 1);
+    asm volatile("st.shared.u32 [%0], %1;" ::"r"(barriers.numbers + 4 * place.stage), "r"(number) : "memory");
+    barrier_arrive(barriers.queued + 8 * place.stage);
 }
 
-DEVICE i32 hear(const Barriers& barriers, RingPlace& place) {
-    i32 order;
-    barrier_wait(barriers.told + 8 * place.stage, place.phase);
-    asm volatile("ld.shared.u32 %0, [%1];" : "=r"(order) : "r"(barriers.orders + 4 * place.stage) : "memory");
+DEVICE i32 pop(const Barriers& barriers, RingPlace& place) {
+    i32 number;
+    barrier_wait(barriers.queued + 8 * place.stage, place.phase);
+    asm volatile("ld.shared.u32 %0, [%1];" : "=r"(number) : "r"(barriers.numbers + 4 * place.stage) : "memory");
     __syncwarp();
-    if (threadIdx.x % 32 == 0) barrier_arrive(barriers.heard + 8 * place.stage);
-    place.advance(ORDERS);
-    return order;
+    if (threadIdx.x % 32 == 0) barrier_arrive(barriers.taken + 8 * place.stage);
+    place.advance(QUEUED);
+    return number;
 }
 
-// One warp calls it: a lane brings 16 keys and values of each tile, panels of 64 columns. The block's first order is
-// its number; what it does then is counted by all: each block asks until there is nothing left, which resets the count.
+// One warp calls it: a lane brings 16 keys and values of each tile, panels of 64 columns. The number of the block's
+// first work is the block's own; then all blocks count up together, until each has found that there is no more, which
+// resets the counter.
 DEVICE void bring_tiles(const HopperAttentionParams& params, u32 stages, const Barriers& barriers) {
     const AttentionParams& p = params.attention;
     const int lane = threadIdx.x;
-    const i32 num_orders = number_of_orders(p), step_blocks = TILE_KEYS / p.block_tokens;
-    RingPlace place, order_place;
+    const i32 amount = amount_of_work(p), step_blocks = TILE_KEYS / p.block_tokens;
+    RingPlace place, queue;
     for (i32 number = blockIdx.x;;) {
-        if (lane == 0) tell(barriers, order_place, number);
-        order_place.advance(ORDERS);
-        if (number >= num_orders) return;
+        if (lane == 0) push(barriers, queue, number);
+        queue.advance(QUEUED);
+        if (number >= amount) return;
         u32 more = 0;  // looked at when the tiles are on their way
-        if (lane == 0) more = atomicInc((u32*)&p.work.counts->prefill_orders, num_orders - 1);
-        const Order order(p, number);
-        const Item& item = order.item;
+        if (lane == 0) more = atomicInc((u32*)&p.work.counts->prefill_counter, amount - 1);
+        const Work work(p, number);
+        const Item& item = work.item;
         GroupWalk walk(p, item, item.first_tile, lane % TILE_GROUPS);
-        for (i32 tile = item.first_tile; order.exists && tile < item.end_tile; tile++) {
-            const i32 row = (i32)walk.offset(p, order.kv_head);
+        for (i32 tile = item.first_tile; work.exists && tile < item.end_tile; tile++) {
+            const i32 row = (i32)walk.offset(p, work.kv_head);
             walk.advance(p, item.num_keys, step_blocks);
             const u32 to = stages + place.stage * STAGE_BYTES + lane * (KEY_GROUP * 128);
             const u32 keys = barriers.keys + 8 * place.stage, values = barriers.values + 8 * place.stage;
@@ -169,19 +170,19 @@ DEVICE void write_rows(const AttentionParams& p, const Item& item, i32 kv_head, 
 
 DEVICE void attend(const AttentionParams& p, u32 stages, const Barriers& barriers, u8* shared, int warpgroup) {
     const int thread = threadIdx.x % WARPGROUP, warp = thread / 32, lane = thread % 32;
-    const i32 num_orders = number_of_orders(p), own_row = warpgroup * 64;
+    const i32 amount = amount_of_work(p), own_row = warpgroup * 64;
     Whole whole;
     whole.o = (float4*)(shared + WHOLES_AT + warpgroup * WHOLE_BYTES) + thread;
     const int turn = TURN_BARRIERS + warpgroup, next_turn = TURN_BARRIERS + (warpgroup + 1) % PREFILL_GROUPS;
     if (warpgroup == PREFILL_GROUPS - 1) arrive(next_turn, 2 * WARPGROUP);
-    RingPlace place, order_place;
+    RingPlace place, queue;
     for (;;) {
-        const i32 number = hear(barriers, order_place);
-        if (number >= num_orders) break;
-        const Order order(p, number);
-        if (!order.exists) continue;
-        const Item& item = order.item;
-        const i32 kv_head = order.kv_head;
+        const i32 number = pop(barriers, queue);
+        if (number >= amount) break;
+        const Work work(p, number);
+        if (!work.exists) continue;
+        const Item& item = work.item;
+        const i32 kv_head = work.kv_head;
         whole.m[0] = whole.m[1] = NEGATIVE_INFINITY, whole.l[0] = whole.l[1] = 0.0f;
 #pragma unroll
         for (int n = 0; n < HEAD_DIM / 8; n++) whole.o[n * WARPGROUP] = {0.0f, 0.0f, 0.0f, 0.0f};
@@ -248,7 +249,7 @@ DEVICE void attend(const AttentionParams& p, u32 stages, const Barriers& barrier
 }
 
 // Grid: as many blocks as SMs, at most prefill items * KV heads * PREFILL_PARTS; dynamic shared memory: 1024 +
-// BARRIERS_AT + 24 * KV_STAGES + 20 * ORDERS.
+// BARRIERS_AT + 24 * KV_STAGES + 20 * QUEUED.
 KERNEL __launch_bounds__(THREADS, 1) attention_prefill_hopper(const __grid_constant__ HopperAttentionParams params) {
     extern __shared__ u8 unaligned[];
     const u32 stages = (shared_address(unaligned) + 1023) & ~1023u;
@@ -260,9 +261,9 @@ KERNEL __launch_bounds__(THREADS, 1) attention_prefill_hopper(const __grid_const
             barrier_init(barriers.values + 8 * i, 1);
             barrier_init(barriers.empty + 8 * i, 4 * PREFILL_GROUPS);
         }
-        for (int i = 0; i < ORDERS; i++) {
-            barrier_init(barriers.told + 8 * i, 1);
-            barrier_init(barriers.heard + 8 * i, 4 * PREFILL_GROUPS);
+        for (int i = 0; i < QUEUED; i++) {
+            barrier_init(barriers.queued + 8 * i, 1);
+            barrier_init(barriers.taken + 8 * i, 4 * PREFILL_GROUPS);
         }
         publish_barriers();
     }

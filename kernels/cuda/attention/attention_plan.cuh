@@ -62,5 +62,5 @@ struct PlanCounts {
     i32 prefill_items;
     i32 tokens;  // without padding
     i32 prefix_items;
-    i32 prefill_orders;  // that blocks of attention_prefill_hopper have asked for, 0 before and after
+    i32 prefill_counter;  // of work that blocks of attention_prefill_hopper have taken, 0 before and after
 };

@@ -14,7 +14,7 @@ from kernels.runtime.tma import tensor_map
 KEY_GROUP = 16  # keys that lie together in the cache, whatever its blocks
 STAGES = 4  # tiles of keys and values that a block has
 _PANEL = 64  # columns
-_ORDERS = 2
+_QUEUED = 2
 _SOURCE = "attention/attention_hopper"
 
 
@@ -57,7 +57,7 @@ def num_parts(shape: AttentionShape) -> int:
 def shared_bytes(shape: AttentionShape, head_dim: int) -> int:
     """Shared memory of a block: tiles of K and V in panels, barriers, and what its rows have merged."""
     tile_bytes = -(-head_dim // _PANEL) * TILE_KEYS * _PANEL * 2
-    return 1024 + STAGES * (2 * tile_bytes + 3 * 8) + _ORDERS * 20 + shape.prefill_groups * 64 * head_dim * 4
+    return 1024 + STAGES * (2 * tile_bytes + 3 * 8) + _QUEUED * 20 + shape.prefill_groups * 64 * head_dim * 4
 
 
 def _defines(head_dim: int, shape: AttentionShape) -> dict[str, int]:
