@@ -78,7 +78,7 @@ gpu-sanitize: $(VENV)/installed-gpu  ## look for wrong accesses, then for races 
 	@PATH="$$PATH:/usr/local/cuda/bin:$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/nvidia/cu13/bin"; \
 	command -v compute-sanitizer >/dev/null || $(PIP) nvidia-cuda-sanitizer-api || exit 1; \
 	for tool in $(TOOLS); do \
-	  compute-sanitizer --tool $$tool --error-exitcode 1 --report-api-errors no \
+	  SANITIZER=$$tool compute-sanitizer --tool $$tool --error-exitcode 1 --report-api-errors no \
 	    $(BIN)/python -m pytest tests/kernels -m sanitize -rs -o timeout=0 || exit 1; \
 	done
 
