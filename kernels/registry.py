@@ -175,8 +175,8 @@ class Ops(Protocol[Array, Matrix, Projection, Router, Experts, Rotation, Attenti
     ) -> None:
         """Norm, router, and the sum of each token's best experts, added to the residual stream or stored."""
 
-    def decode_layers_obstacle(self, layers: Sequence[DenseLayer[Array, Projection]]) -> str | None:
-        """What keeps `decode_layers` from being for them and faster than their ops one by one; None: nothing."""
+    def decode_layers_obstacle(self, layers: Sequence[DenseLayer[Array, Projection]], num_tokens: int) -> str | None:
+        """What keeps `decode_layers` from being for so many tokens of them and faster than ops; None: nothing."""
 
     def decode_layers(
         self,
@@ -187,7 +187,7 @@ class Ops(Protocol[Array, Matrix, Projection, Router, Experts, Rotation, Attenti
         out_caches: Sequence[LayerCache[Array]],
         out: Array,
     ) -> None:
-        """All layers of a step of one token."""
+        """All layers of a step of few sequences with a token each."""
 
     def norm_head(
         self, x: Array, rows: Array, norm: Norm[Array], head: Projection, *, softcap: float = 0.0, out: Array

@@ -31,8 +31,6 @@ GRAPHS_PER_STEP = 2
 """A step is captured as one graph and as two, of which that of the draw is small."""
 DECODE_GRAPHS = 2
 """Of each size, for steps with and without prefix groups."""
-LONG_GRAPHS = 1
-"""For one sequence beyond `Model.one_kernel_context`."""
 CUDA_CONTEXT_BYTES = 16 << 20
 """What the driver takes after the budget was decided: the kernels' code and their stacks."""
 LEAST_CACHE_TOKENS = 1024
@@ -85,7 +83,9 @@ def plan_memory(gguf: GGUFFile, device: GpuDevice | DryRunDevice, settings: Sett
         block_tokens, settings.step_tokens, max_sequences, context_length, vocab_size, has_states=state_bytes > 0
     )
     _run_largest_steps(model, dry, limits)
-    num_graphs = GRAPHS_PER_STEP * (DECODE_GRAPHS * len(make_buckets(max_sequences)) + LONG_GRAPHS + MOST_GRAPHS)
+    buckets = make_buckets(max_sequences)
+    num_long = sum(bucket <= model.one_kernel_sequences for bucket in buckets)  # beyond `Model.one_kernel_context`
+    num_graphs = GRAPHS_PER_STEP * (DECODE_GRAPHS * len(buckets) + num_long + MOST_GRAPHS)
     without_cache = replace(_plan(dry, num_graphs=num_graphs), kv_cache=0)
     block_bytes = bytes_per_block(model.config, device.cache_format, block_tokens)
     # Each array starts aligned; two are a state's.

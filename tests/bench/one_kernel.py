@@ -1,8 +1,8 @@
-"""One sequence with its layers in one kernel and one by one: tokens a second, and microseconds of a forward pass.
+"""Few sequences with their layers in one kernel and one by one: tokens a second, and microseconds of a forward pass.
 
     python -m tests.bench.one_kernel MODEL.gguf
 
-The engine runs in this process. A forward pass is a graph of eight, of a token behind so many others.
+The engine runs in this process. A forward pass is a graph of eight, of a token of each sequence behind so many others.
 """
 
 from __future__ import annotations
@@ -31,14 +31,15 @@ PASSES, LAUNCHES = 8, 25
 BLOCK_TOKENS = 16
 
 
-def tokens_per_s(machine: Engine, prompt: tuple[int, ...]) -> float:
-    """From the first token of an answer to the last."""
-    machine.add(Add("bench", prompt, Sampling(max_tokens=OUTPUT_TOKENS, temperature=0.0)), None)
+def tokens_per_s(machine: Engine, prompts: list[tuple[int, ...]]) -> float:
+    """From the last of the answers' first tokens to the last token of all."""
+    for name, prompt in enumerate(prompts):
+        machine.add(Add(str(name), prompt, Sampling(max_tokens=OUTPUT_TOKENS, temperature=0.0)), None)
     times: list[float] = []
     while machine.has_work:
         for output in machine.step():
             times += [time.perf_counter()] * len(output.ids)
-    return (len(times) - 1) / (times[-1] - times[0])
+    return (len(times) - len(prompts)) / (times[-1] - times[len(prompts) - 1])
 
 
 def forward_us(device: CudaDevice, forward: Any, step: Step[Any], cache: Any) -> float:
@@ -59,13 +60,14 @@ def forward_us(device: CudaDevice, forward: Any, step: Step[Any], cache: Any) ->
     return (time.perf_counter() - start) / LAUNCHES / PASSES * 1e6
 
 
-def step_at(device: CudaDevice, position: int, *, is_long: bool) -> Step[Any]:
-    """A step of one token at ``position``, of a sequence that has the first blocks."""
-    table = np.arange(-(-max(POSITIONS) // BLOCK_TOKENS) + 1)
-    slot = table[position // BLOCK_TOKENS] * BLOCK_TOKENS + position % BLOCK_TOKENS
-    length = position + 1
-    arrays = ([5], [position], [slot], [0], [0, 1], [length], [length], table[None], [0])
-    sent = [device.upload(device.step_buffers, np.array(array, np.int32)) for array in arrays]
+def step_at(device: CudaDevice, position: int, count: int, *, is_long: bool) -> Step[Any]:
+    """A step of a token at ``position`` of each of ``count`` sequences, which have blocks of their own."""
+    rows, num_blocks = np.arange(count), max(POSITIONS) // BLOCK_TOKENS + 1
+    tables, positions = np.arange(count * num_blocks).reshape(count, -1), np.full(count, position)
+    slots = tables[:, position // BLOCK_TOKENS] * BLOCK_TOKENS + position % BLOCK_TOKENS
+    lengths = positions + 1
+    arrays = (rows + 5, positions, slots, rows, np.arange(count + 1), lengths, lengths, tables, rows)
+    sent = [device.upload(device.step_buffers, array.astype(np.int32)) for array in arrays]
     return Step(*sent, states=None, prefixes=None, has_long_context=is_long)
 
 
@@ -76,22 +78,26 @@ def main(path: str) -> None:
     settings = Settings(model=path, device="cuda:0", max_sequences=4, kv_cache_bytes=512 << 20)
     settings = reserve(gguf, device, settings)
     model = load_model(gguf, device, lambda _done, _total: None)
-    prompt = tuple(np.random.default_rng(7).integers(0, model.config.vocab_size, PROMPT_TOKENS).tolist())
-    limit = model.one_kernel_context
-    print(f"{device.description}: in one kernel up to {limit} tokens")
-    for name, most in (("one by one", 0), ("in one kernel", limit)):
+    generator, limit, most = np.random.default_rng(7), model.one_kernel_context, model.one_kernel_sequences
+    prompts = [
+        tuple(prompt) for prompt in generator.integers(0, model.config.vocab_size, (most, PROMPT_TOKENS)).tolist()
+    ]
+    print(f"{device.description}: in one kernel up to {limit} tokens of up to {most} sequences")
+    for name, context in (("one by one", 0), ("in one kernel", limit)):
         device.kv_cache.reset()
         device.step_buffers.reset()
-        machine = Engine(replace(model, one_kernel_context=most), settings)
-        rates = [tokens_per_s(machine, prompt) for _ in range(RUNS + 1)][1:]
-        print(f"{name:14} {', '.join(f'{rate:,.0f}' for rate in rates)} tok/s")
+        machine = Engine(replace(model, one_kernel_context=context), settings)
+        for count in range(1, most + 1):
+            rates = [tokens_per_s(machine, prompts[:count]) for _ in range(RUNS + 1)][1:]
+            print(f"{count} sequences, {name:14} {', '.join(f'{rate:,.0f}' for rate in rates)} tok/s")
     device.kv_cache.reset()
     device.step_buffers.reset()
-    cache = model.allocate_cache(-(-max(POSITIONS) // BLOCK_TOKENS) + 1, BLOCK_TOKENS)
-    for position in POSITIONS:
-        steps = [step_at(device, position, is_long=is_long) for is_long in (True, False)]
-        one_by_one, in_one = (forward_us(device, model.forward, step, cache) for step in steps)
-        print(f"position {position:5}: one by one {one_by_one:6.1f} us, in one kernel {in_one:6.1f} us")
+    cache = model.allocate_cache(most * (max(POSITIONS) // BLOCK_TOKENS + 1), BLOCK_TOKENS)
+    for count in range(1, most + 1):
+        for position in POSITIONS:
+            steps = [step_at(device, position, count, is_long=is_long) for is_long in (True, False)]
+            one_by_one, in_one = (forward_us(device, model.forward, step, cache) for step in steps)
+            print(f"{count} at {position:5}: one by one {one_by_one:6.1f} us, in one kernel {in_one:6.1f} us")
 
 
 if __name__ == "__main__":

@@ -79,7 +79,7 @@ class InstantDevice(LateDevice):
 class InstantModel:
     """Has no weights and no cache."""
 
-    recompute_at, one_kernel_context, bytes_per_state = None, None, 0
+    recompute_at, one_kernel_context, one_kernel_sequences, bytes_per_state = None, None, 0, 0
 
     def __init__(
         self, vocab_size: int, host_time: PartTimes, context_length: int = PROMPT_TOKENS + OUTPUT_TOKENS

@@ -211,7 +211,8 @@ def _vram_lines(plan: VramPlan) -> list[str]:
         path = f"layers one by one, not all in one kernel: {plan.one_kernel_obstacle}"
     else:
         path = f"all layers in one kernel up to {plan.one_kernel_context:,} tokens of context, then one by one"
-    return [*lines, f"  one sequence    {path}"]
+    most = plan.one_kernel_sequences
+    return [*lines, (f"  1-{most} sequences" if most > 1 else "  one sequence").ljust(18) + path]
 
 
 def _ram_lines(plan: RamPlan) -> list[str]:

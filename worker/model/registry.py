@@ -54,9 +54,11 @@ class Model:
     recompute_at: int | None
     """Length beyond which a sequence's cached K and V are void and must be computed again; None: never."""
     one_kernel_context: int | None = None
-    """Steps of one sequence run its layers in one kernel up to this context length; None: never."""
+    """Steps of few sequences run all layers in one kernel up to this context length; None: never."""
     one_kernel_obstacle: str | None = None
     """Why they never do, in words in which "it" is that kernel."""
+    one_kernel_sequences: int = 0
+    """The most sequences of such a step."""
 
     def bytes_per_block(self, block_tokens: int) -> int:
         """Bytes of one block of the KV cache, all layers together."""
@@ -135,7 +137,7 @@ def assemble_model(config: ModelConfig, weights: Weights, device: Device) -> Mod
     # Damaged weights may overflow: no reason for a warning, as the sampler refuses what comes out.
     forward = np.errstate(over="ignore", invalid="ignore")(family.forward)
     if isinstance(family, Llama):
-        one_kernel = family.one_kernel_context, family.one_kernel_obstacle
+        one_kernel = family.one_kernel_context, family.one_kernel_obstacle, family.one_kernel_sequences
     else:
-        one_kernel = None, f"it is for models of Llama's family, and this is {config.architecture}"
+        one_kernel = None, f"it is for models of Llama's family, and this is {config.architecture}", 0
     return Model(config, device, forward, family.recompute_at, *one_kernel)

@@ -36,6 +36,16 @@ DEVICE void merge(Slice& slice, const Slice& other) {
     }
 }
 
+// The same bits as of merging into a cleared one.
+DEVICE void begin(Slice& slice, const Slice& other) {
+    slice.m = other.m, slice.l = __fadd_rn(other.l, 0.0f);
+#pragma unroll
+    for (int q = 0; q < THREAD_QUADS; q++) {
+        const float4 x = other.o[q];
+        slice.o[q] = {__fadd_rn(x.x, 0.0f), __fadd_rn(x.y, 0.0f), __fadd_rn(x.z, 0.0f), __fadd_rn(x.w, 0.0f)};
+    }
+}
+
 // Shared memory of a decode block.
 struct Exchange {
     float o[DECODE_WARPS][BLOCK_ROWS][EXCHANGE_ROW];
@@ -60,7 +70,7 @@ DEVICE void put(Exchange& exchange, const Partial<1>& partial, i32 num_rows) {
 }
 
 DEVICE void put(Exchange& exchange, const SwappedPartial& partial, i32 num_rows) {
-    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+    const int warp = threadIdx.x / 32 % DECODE_WARPS, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
 #pragma unroll
     for (int e = 0; e < 2; e++) {
         const int row = 2 * t + e;

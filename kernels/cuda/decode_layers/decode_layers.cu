@@ -27,9 +27,10 @@ struct ClearParams {
     i32 num_quads;
 };
 
-// Makes words EMPTY.
+// Makes words EMPTY. Overlaps the previous kernel, which does not use them.
 KERNEL __launch_bounds__(256) decode_layers_clear(const __grid_constant__ ClearParams p) {
-    wait_for_previous();
+    start_next();
     const int i = blockIdx.x * 256 + threadIdx.x;
     if (i < p.num_quads) p.words[i] = {EMPTY, EMPTY, EMPTY, EMPTY};
+    wait_for_previous();
 }

@@ -3,6 +3,8 @@
 #include "../attention/attention_merge.cuh"
 #include "../attention/attention_rope.cuh"
 
+static_assert(TOKENS == 1 || TOKENS == 2, "each of a sequence of its own");
+
 struct DecodeLayer {
     const u8 *qkv, *output, *gate_up, *down;  // packed
     const float* qkv_bias;                    // [rows of qkv] or null
@@ -15,9 +17,11 @@ struct DecodeLayer {
 struct DecodeProduct {
     i32 num_tiles;  // of 16 rows
     i32 num_chunks, num_partitions;
-    i32 buffer_at;  // where in shared memory a block has its weights
+    i32 reciprocal;  // ceil(2^16 / num_partitions): dividing takes long
+    i32 buffer_at;   // where in shared memory a block has its weights
 
-    DEVICE int first_chunk(int partition) const { return partition * num_chunks / num_partitions; }
+    // partition * num_chunks / num_partitions
+    DEVICE int first_chunk(int partition) const { return (u32)(partition * num_chunks * reciprocal) >> 16; }
 };
 
 // Which block does what.
@@ -34,8 +38,8 @@ struct LayerCut {
 struct DecodeLayersParams {
     AttentionParams attention;  // `qkv`, `cache`, `work` and `out` are not used
     RopeParams rope;
-    const i32* slots;  // [1]
-    float* x;          // [width] the residual stream, in and out
+    const i32* slots;  // [TOKENS]
+    float* x;          // [TOKENS, width] the residual stream, in and out
     u32* words;        // [num_layers, layer_words] EMPTY
     DecodeProduct qkv, output, gate_up, down;
     LayerCut cut;
@@ -63,6 +67,9 @@ DEVICE uint4 load_quad(const u32* from) {
 }
 DEVICE bool has_come(uint4 quad) { return quad.x != EMPTY && quad.y != EMPTY && quad.z != EMPTY && quad.w != EMPTY; }
 
+// Into the L2 cache.
+DEVICE void prefetch(const void* address) { asm volatile("prefetch.global.L2 [%0];" ::"l"(address)); }
+
 DEVICE void publish(u32* to, u32 word) {
     asm volatile("st.relaxed.gpu.global.u32 [%0], %1;" ::"l"(to), "r"(word) : "memory");
 }
@@ -86,23 +93,26 @@ DEVICE u32 await_word(const u32* from) {
     await<1>([&](int) { word = load_word(from); }, [&](int) { return word != EMPTY; });
     return word;
 }
-DEVICE uint4 await_quad(const u32* from) {
-    uint4 quad;
-    await<1>([&](int) { quad = load_quad(from); }, [&](int) { return has_come(quad); });
-    return quad;
+template <int COUNT>
+DEVICE void await_quads(uint4 (&quads)[COUNT], const u32* const (&from)[COUNT]) {
+    await<COUNT>([&](int i) { quads[i] = load_quad(from[i]); }, [&](int i) { return has_come(quads[i]); });
 }
 
-// Where the words of a layer are: of Q, K and V, of what attention gives, of the residual stream after that, of the
-// activated gates, of the residual stream that goes into the next layer.
+// Where the words of a layer are, of each token: of Q, K and V, of what attention gives, of the residual stream after
+// that, of the activated gates, of the residual stream that goes into the next layer.
 struct LayerWords {
     const DecodeLayersParams& p;
-    u32* qkv;
+    u32* words;
 
-    DEVICE LayerWords(const DecodeLayersParams& p, int layer) : p(p), qkv(p.words + layer * p.cut.layer_words) {}
-    DEVICE u32* attended() const { return qkv + p.qkv.num_tiles * 8; }
-    DEVICE u32* middle() const { return attended() + p.output.num_chunks * 32; }
-    DEVICE u32* activated() const { return middle() + p.cut.width; }
-    DEVICE u32* end() const { return activated() + p.down.num_chunks * 32; }
+    DEVICE LayerWords(const DecodeLayersParams& p, int layer) : p(p), words(p.words + layer * p.cut.layer_words) {}
+    DEVICE int qkv_words() const { return p.qkv.num_tiles * 8; }
+    DEVICE int attended_words() const { return p.output.num_chunks * 32; }
+    DEVICE int activated_words() const { return p.down.num_chunks * 32; }
+    DEVICE u32* qkv(int token) const { return words + token * qkv_words(); }
+    DEVICE u32* attended(int token) const { return qkv(TOKENS) + token * attended_words(); }
+    DEVICE u32* middle(int token) const { return attended(TOKENS) + token * p.cut.width; }
+    DEVICE u32* activated(int token) const { return middle(TOKENS) + token * activated_words(); }
+    DEVICE u32* end(int token) const { return activated(TOKENS) + token * p.cut.width; }
 };
 
 // ---- barriers of some warps of a block

@@ -1,10 +1,11 @@
-// Blocks that attend: one for each KV head. Its warps have the tiles of two KV splits at a time, which are merged in
-// the order of attention_plan.cuh. Keys and values of the tokens before are fetched a layer ahead.
+// Blocks that attend: one for each KV head of a token. Its warps have the tiles of two KV splits at a time, which are
+// merged in the order of attention_plan.cuh. Keys and values of the tokens before are fetched a layer ahead.
 #pragma once
 #include "decode_layers.cuh"
 
 constexpr int ATTENTION_WARPS = SPLITS_AT_ONCE * DECODE_WARPS;
 static_assert(SPLITS_AT_ONCE == 2 && DECODE_WARPS == SPLIT_TILES && ATTENTION_WARPS <= LAYER_WARPS, "a tile a warp");
+static_assert(BLOCK_ROWS == 8, "columns of a B operand");
 
 struct AttentionScratch {
     u8 tiles[ATTENTION_WARPS][2][TILE_BYTES];  // keys, values
@@ -15,12 +16,12 @@ struct AttentionScratch {
 
 class AttentionBlock {
     enum Barrier { HEADS_BARRIER = 1, TILES_BARRIER, SPLITS_BARRIER };
-    static constexpr int WARP_HEADS = (DECODE_ROWS + 2 + ATTENTION_WARPS - 1) / ATTENTION_WARPS;
+    static constexpr int WARP_HEADS = (BLOCK_ROWS + 2 + ATTENTION_WARPS - 1) / ATTENTION_WARPS;
 
     const DecodeLayersParams& p;
     const AttentionParams& attention;
     AttentionScratch& scratch;
-    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, kv_head;
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, kv_head, token;
     const int split_number = warp / DECODE_WARPS;  // of those at once
     const HeadLane at;
     Rotation rotation, query_rotation;
@@ -32,7 +33,8 @@ class AttentionBlock {
         : p(p),
           attention(p.attention),
           scratch(*(AttentionScratch*)shared),
-          kv_head(blockIdx.x - p.cut.attention_block),
+          kv_head((blockIdx.x - p.cut.attention_block) % p.attention.num_kv_heads),
+          token((blockIdx.x - p.cut.attention_block) / p.attention.num_kv_heads),
           at(head_lane(p.rope)) {
         keys = shared_address(scratch.tiles[warp % ATTENTION_WARPS][0]), values = keys + TILE_BYTES;
     }
@@ -40,14 +42,15 @@ class AttentionBlock {
     DEVICE void run() {
         if (warp >= ATTENTION_WARPS) return;
         wait_for_previous();
-        const i32 position = attention.positions[0], slot = p.slots[0];
+        const i32 position = attention.positions[token], slot = p.slots[token];
         if (position < 0) {
             clear_all();
             return;
         }
-        item.num_rows = attention.group, item.num_keys = position + 1, item.end_tile = position / TILE_KEYS + 1;
-        rotation = load_rotation(p.rope, at, 0);
-        query_rotation = times(rotation, load_query_factor(p.rope, 0));
+        item.sequence = token, item.num_rows = attention.group, item.num_keys = position + 1,
+        item.end_tile = position / TILE_KEYS + 1;
+        rotation = load_rotation(p.rope, at, token);
+        query_rotation = times(rotation, load_query_factor(p.rope, token));
         const i64 first_offset = offset_of(warp);
         const i64 new_offset =
             slot < 0 ? -1 : cache_offset(slot, kv_head, attention.num_kv_heads, attention.block_tokens);
@@ -57,8 +60,8 @@ class AttentionBlock {
             const LayerWords words(p, l);
             copy(keys, layer.cache.keys, first_offset, warp);
             copy(values, layer.cache.values, first_offset, warp);
-            take_heads(words.qkv, layer.cache, new_offset);
-            attend(layer.cache, words.attended());
+            take_heads(words.qkv(token), layer.cache, new_offset);
+            attend(layer.cache, words.attended(token));
         }
     }
 
@@ -68,7 +71,7 @@ class AttentionBlock {
         const int num_words = attention.group * (HEAD_DIM / 2);
         for (int l = 0; l < p.cut.num_layers; l++)
             for (int i = threadIdx.x; i < num_words; i += ATTENTION_WARPS * 32)
-                publish(LayerWords(p, l).attended() + kv_head * num_words + i, 0);
+                publish(LayerWords(p, l).attended(token) + kv_head * num_words + i, 0);
     }
 
     DEVICE void copy(u32 place, const HeadCache& cache, i64 offset, i32 tile) const {
@@ -107,7 +110,7 @@ class AttentionBlock {
             if (row >= num_rows) break;
             if (row < attention.group) {
                 const uint2 query = rotate_head(heads[i], at, query_rotation, HeadNorm{});
-                store_head((u16*)(scratch.new_rows + row * QUERY_BYTES), at, query);
+                store_head((u16*)new_row(row), at, query);
                 continue;
             }
             const bool is_key = row == attention.group;
@@ -119,33 +122,25 @@ class AttentionBlock {
         sync_warps(HEADS_BARRIER, ATTENTION_WARPS);
     }
 
-    DEVICE void load_queries(Rows<1>& rows) const {
-        const u32 address =
-            shared_address(scratch.new_rows) + ((lane & 7) + (lane >> 3 & 1) * 8) * QUERY_BYTES + (lane >> 4) * 16;
-#pragma unroll
-        for (int k = 0; k < CHUNKS; k++) load_matrices(rows.queries[0][k], address + k * 32);
+    DEVICE void prepare(SwappedRows& rows) const {
+        load_queries(rows, shared_address(new_row(0)));
         find_code_bias(rows);
         rows.all_lowest = 0, rows.all_highest = item.num_keys - 1;
-#pragma unroll
-        for (int half = 0; half < 2; half++) {
-            rows.lowest[0][half] = 0;
-            rows.highest[0][half] = 8 * half + lane / 4 < item.num_rows ? rows.all_highest : -1;
-        }
+        see(rows, 0, rows.all_highest, item.num_rows);
     }
 
     // Leaves the partial result of this warp's tile of a round for others, and begins to copy the one of the next
     // round.
-    DEVICE void attend_to_tile(const Rows<1>& rows, const LayerCacheParams& cache, i32 tile) {
+    DEVICE void attend_to_tile(const SwappedRows& rows, const LayerCacheParams& cache, i32 tile) {
         const i32 next = tile + ATTENTION_WARPS;
-        const int halves = item.num_rows > DECODE_ROWS / 2 ? 2 : 1;
         const bool is_newest = tile == (item.num_keys - 1) / TILE_KEYS;
         const i64 offset = offset_of(next);
-        Weights<1> weights;
-        Partial<1> partial;
+        SwappedWeights weights;
+        SwappedPartial partial;
         copy_wait<1>();
         if (is_newest) NewRows::complete(scratch.tiles[warp][0], item, new_row(NEW_KEY));
         __syncwarp();
-        score_tile(weights, rows, keys, tile * TILE_KEYS, attention, halves);
+        score_tile(weights, rows, keys, tile * TILE_KEYS, attention, 1);
         __syncwarp();
         copy(keys, cache.keys, offset, next);
         copy_wait<1>();
@@ -159,36 +154,38 @@ class AttentionBlock {
 
     // Merges the tiles of a split, the first of which is `first`.
     DEVICE void merge_tiles(Slice& split, i32 first) const {
-        Slice tiles[DECODE_WARPS];  // fetched together; merging nothing changes no bit
+        Slice tiles[DECODE_WARPS];  // fetched together
 #pragma unroll
-        for (int w = 0; w < DECODE_WARPS; w++) {
-            clear(tiles[w]);
+        for (int w = 0; w < DECODE_WARPS; w++)
             if (first + w < item.end_tile) get(tiles[w], scratch.exchange[split_number], w);
-        }
+        begin(split, tiles[0]);
 #pragma unroll
-        for (int w = 0; w < DECODE_WARPS; w++) merge(split, tiles[w]);
+        for (int w = 1; w < DECODE_WARPS; w++)
+            if (first + w < item.end_tile) merge(split, tiles[w]);
     }
 
     DEVICE void attend(const LayerCacheParams& cache, u32* out) {
-        Rows<1> rows;
-        load_queries(rows);
+        SwappedRows rows;
+        prepare(rows);
         const bool merges = slice_row() < item.num_rows;
-        Slice whole;
-        clear(whole);
+        Slice whole = {};
 #pragma unroll 1
         for (i32 round = 0; round < item.end_tile; round += ATTENTION_WARPS) {
             if (round + warp < item.end_tile) attend_to_tile(rows, cache, round + warp);
             sync_warps(TILES_BARRIER, ATTENTION_WARPS);
-            Slice split;
-            clear(split);
-            if (merges) merge_tiles(split, round + split_number * DECODE_WARPS);
+            Slice split = {};
+            const i32 first = round + split_number * DECODE_WARPS;
+            if (merges && first < item.end_tile) merge_tiles(split, first);
             const bool has_second = round + DECODE_WARPS < item.end_tile;
             if (has_second) {
                 if (split_number == 1) scratch.second[threadIdx.x - DECODE_THREADS] = split;
                 sync_warps(SPLITS_BARRIER, ATTENTION_WARPS);
             }
             if (split_number == 0 && merges) {
-                merge(whole, split);
+                if (round == 0)
+                    whole = split;  // of which no bit changes when it is merged into nothing
+                else
+                    merge(whole, split);
                 if (has_second) merge(whole, scratch.second[threadIdx.x]);
             }
         }

@@ -1,22 +1,30 @@
 // Blocks with rows of the products. Block b has tile b of the output projection, or one of Q, K and V; some tiles of
 // gates and up projections; and half of tile b / 2 of the down projection. A warp has a partition of a tile, or two of
-// half a tile.
+// half a tile. Tokens are columns of the tensor core's B operand, so two take hardly longer than one.
 #pragma once
 #include "../norm/norm.cuh"
 #include "decode_layers_weights.cuh"
 
 constexpr int FEED_WARP = LAYER_WARPS - 1;  // it copies weights
-// While these wait for nothing else, they unpack what the down projection will need.
-constexpr int FIRST_UNPACK_WARP = 7, UNPACK_WARPS = FEED_WARP - FIRST_UNPACK_WARP;
+// These unpack what the down projection will need: no partition of output is theirs.
+constexpr int UNPACK_WARPS = 8;
+
+// A row of x of each token; rows lie on different banks.
+constexpr int X_STRIDE = MAX_WIDTH + (TOKENS > 1 ? 8 : 0);
+// The columns that a warp has of the down projection's x are there in as many phases as there are tokens.
+constexpr int PHASE_CHUNKS = DOWN_CHUNKS / TOKENS, PHASE_STRIDE = PHASE_CHUNKS * 64 + 8;
+constexpr int MAX_DOWN_WARPS = DOWN_SUMS / 2;
 
 struct ProductScratch {
     u64 barriers[3][2];  // of `WeightBuffer`s: of Q, K and V or output, of gates, of down projections
-    float norm_sums[NORM_PARTITIONS];
-    float tile_sums[16][TILE_SUMS];  // of a row's partitions; those that it has not are -0, which changes no bit
-    float gate_sums[MAX_GATE_TILES][16][GATE_SUMS];
-    float down_sums[8][DOWN_SUMS];
-    alignas(16) u16 x[MAX_WIDTH];
-    alignas(16) u16 activated[MAX_INTERMEDIATE];
+    float norm_sums[TOKENS][NORM_PARTITIONS];
+    float tile_sums[TOKENS][16]
+                   [TILE_SUMS];  // of a row's partitions; those that it has not are -0, which changes no bit
+    float gate_sums[MAX_GATE_TILES][TOKENS][16][GATE_SUMS];
+    float down_sums[TOKENS][8][DOWN_SUMS];
+    alignas(16) float residuals[TOKENS][8];  // of the block's rows of the down projection
+    alignas(16) u16 x[TOKENS][X_STRIDE];
+    alignas(16) u16 activated[MAX_DOWN_WARPS][2 * TOKENS][PHASE_STRIDE];  // what a warp multiplies in a phase
 };
 
 template <int FOURS>
@@ -84,6 +92,7 @@ class ProductBlock {
         return warp() - (FEED_WARP - product.num_partitions);
     }
     DEVICE int num_gate_warps() const { return max(p.cut.gate_tiles * p.gate_up.num_partitions, num_norm_warps()); }
+    DEVICE int num_feeding_warps() const { return max(num_down_warps(), UNPACK_WARPS); }
     DEVICE int num_down_warps() const { return (p.down.num_partitions + 1) / 2; }
 
    public:
@@ -92,10 +101,10 @@ class ProductBlock {
         auto fill = [](float* values, int count, float value) {
             for (int i = threadIdx.x; i < count; i += blockDim.x) values[i] = value;
         };
-        fill(scratch.norm_sums, NORM_PARTITIONS, 0.0f);
-        fill(scratch.tile_sums[0], 16 * TILE_SUMS, -0.0f);
-        fill(scratch.gate_sums[0][0], MAX_GATE_TILES * 16 * GATE_SUMS, -0.0f);
-        fill(scratch.down_sums[0], 8 * DOWN_SUMS, -0.0f);
+        fill(scratch.norm_sums[0], TOKENS * NORM_PARTITIONS, 0.0f);
+        fill(scratch.tile_sums[0][0], TOKENS * 16 * TILE_SUMS, -0.0f);
+        fill(scratch.gate_sums[0][0][0], MAX_GATE_TILES * TOKENS * 16 * GATE_SUMS, -0.0f);
+        fill(scratch.down_sums[0][0], TOKENS * 8 * DOWN_SUMS, -0.0f);
         if (threadIdx.x == 0) {
             tile_buffer().init(has_qkv() ? p.qkv.num_partitions : p.output.num_partitions);
             gate_buffer().init(num_gate_warps());
@@ -121,48 +130,84 @@ class ProductBlock {
     }
 
    private:
+    // In the order in which buffers become empty.
     DEVICE void feed() const {
 #pragma unroll 1
         for (int l = 0; l < p.cut.num_layers; l++) {
             const DecodeLayer& layer = p.layers[l];
+            // What the norm and Q, K and V would else wait for longer than for x.
+            if (has_qkv() && lane() * 32 < p.cut.width) prefetch(layer.attention_norm + lane() * 32);
+            if (has_qkv() && layer.qkv_bias && lane() == 0) prefetch(layer.qkv_bias + qkv_tile() * 16);
             if (has_qkv()) tile_buffer().fill(layer.qkv, layer.qkv_format, p.qkv.num_chunks, qkv_tile(), 1, l);
-            if (has_output()) tile_buffer().fill(layer.output, layer.output_format, p.output.num_chunks, block(), 1, l);
+            if (has_down()) down_buffer().fill(layer.down, layer.down_format, p.down.num_chunks, block() / 2, 1, l);
             if (num_gate_tiles() > 0)
                 gate_buffer().fill(layer.gate_up, layer.gate_up_format, p.gate_up.num_chunks, first_gate_tile(),
                                    num_gate_tiles(), l);
-            if (has_down()) down_buffer().fill(layer.down, layer.down_format, p.down.num_chunks, block() / 2, 1, l);
+            if (has_output()) tile_buffer().fill(layer.output, layer.output_format, p.output.num_chunks, block(), 1, l);
         }
     }
 
     // What comes into a layer; into the first one, what was there before.
-    DEVICE const u32* layer_x(int layer) const { return layer ? LayerWords(p, layer - 1).end() : (const u32*)p.x; }
+    DEVICE const u32* layer_x(int layer) const { return layer ? LayerWords(p, layer - 1).end(0) : (const u32*)p.x; }
 
-    // The warps that have a row's partitions leave the normed row in `scratch.x`.
-    DEVICE void norm(const float* weights, const u32* x, bool is_there) {
+    // The warps that have a row's partitions leave the normed rows in `scratch.x`. `keeps_residuals`: and what the down
+    // projection is added to in this block in `scratch.residuals`.
+    DEVICE void norm(const float* weights, const u32* x, bool is_there, bool keeps_residuals) {
         const NormParams norm = {weights, nullptr, p.cut.epsilon, p.cut.width, p.cut.inverse_width};
         const int column = partition_column(warp());
         const float4 w = *(const float4*)(weights + column);
-        const uint4 quad = is_there ? load_quad(x + column) : await_quad(x + column);
-        const float4 v = sum_of(make_float4(__uint_as_float(quad.x), __uint_as_float(quad.y), __uint_as_float(quad.z),
-                                            __uint_as_float(quad.w)),
-                                0.0f);
-        const float squares = warp_sum(add_squares(0.0f, v));
-        if (lane() == 0) scratch.norm_sums[warp()] = squares;
+        const u32* places[TOKENS];
+        uint4 quads[TOKENS];
+        float4 v[TOKENS];
+#pragma unroll
+        for (int token = 0; token < TOKENS; token++) places[token] = x + token * p.cut.width + column;
+        if (is_there)
+#pragma unroll
+            for (int token = 0; token < TOKENS; token++) quads[token] = load_quad(places[token]);
+        else
+            await_quads(quads, places);
+        __syncwarp();
+#pragma unroll
+        for (int token = 0; token < TOKENS; token++) {
+            const uint4 quad = quads[token];
+            v[token] = sum_of(make_float4(__uint_as_float(quad.x), __uint_as_float(quad.y), __uint_as_float(quad.z),
+                                          __uint_as_float(quad.w)),
+                              0.0f);
+            if (keeps_residuals && (u32)(column - block() * 8) < 8)
+                *(uint4*)(scratch.residuals[token] + (column - block() * 8)) = quad;
+            const float squares = warp_sum(add_squares(0.0f, v[token]));
+            if (lane() == 0) scratch.norm_sums[token][warp()] = squares;
+        }
         sync_warps(NORM_BARRIER, num_norm_warps());
-        const float factor = norm_factor(norm, row_sum(scratch.norm_sums));
-        *(uint2*)(scratch.x + column) = pack_quad(scale_quad(norm, w, column, v, factor));
-    }
-
-    // What this lane gives to ldmatrix for the columns from chunk `first` on: eight times the same row.
-    DEVICE static u32 x_address(const u16* x, int first) {
-        return shared_address(x) + first * 128 + (threadIdx.x % 32 >> 3) * 16;
-    }
-    DEVICE static void put_sums(float* sums, int stride, int partition, const float (&acc)[4]) {
-        if ((lane() & 3) == 0) {
-            sums[(lane() >> 2) * stride + partition] = acc[0];
-            sums[((lane() >> 2) + 8) * stride + partition] = acc[2];
+#pragma unroll
+        for (int token = 0; token < TOKENS; token++) {
+            const float factor = norm_factor(norm, row_sum(scratch.norm_sums[token]));
+            *(uint2*)(scratch.x[token] + column) = pack_quad(scale_quad(norm, w, column, v[token], factor));
         }
     }
+
+    // What this lane gives to ldmatrix for the columns from chunk `first` on: the rows of the tokens, again and again.
+    DEVICE u32 x_address(int first) const {
+        return shared_address(scratch.x[lane() % TOKENS]) + first * 128 + (lane() >> 3) * 16;
+    }
+    // Calls use(token, row of the tile, sum) for what this lane has of a product.
+    template <typename Use>
+    DEVICE static void for_sums(const float (&acc)[4], Use use) {
+#pragma unroll
+        for (int e = 0; e < 2; e++) {
+            const int token = (lane() & 3) * 2 + e;
+            if (e >= TOKENS || token >= TOKENS) continue;
+            use(token, lane() >> 2, acc[e]);
+            use(token, (lane() >> 2) + 8, acc[2 + e]);
+        }
+    }
+    template <int STRIDE>
+    DEVICE static void put_sums(float (&sums)[TOKENS][16][STRIDE], int partition, const float (&acc)[4]) {
+        for_sums(acc, [&](int token, int row, float sum) { sums[token][row][partition] = sum; });
+    }
+    // A warp finishes a tile's rows of both tokens: its lane has one of them.
+    DEVICE static int row_token() { return TOKENS > 1 ? lane() / 16 : 0; }
+    DEVICE static bool has_row() { return lane() < 16 * TOKENS; }
     // Whether this warp is one of those that finish a product, once `num_warps` have put their sums.
     DEVICE static bool finishes(Barrier barrier, int num_warps, bool is_one) {
         if (is_one) {
@@ -177,7 +222,7 @@ class ProductBlock {
         const DecodeLayer& weights = p.layers[layer];
         const int num_warps = p.qkv.num_partitions, partition = tile_partition(p.qkv);
         if (warp() < num_norm_warps()) {
-            norm(weights.attention_norm, layer_x(layer), layer == 0);
+            norm(weights.attention_norm, layer_x(layer), layer == 0, false);
             arrive_warps(QKV_X_BARRIER, num_warps + num_norm_warps());
             return;
         }
@@ -191,41 +236,57 @@ class ProductBlock {
         tile_buffer().release();
         sync_warps(QKV_X_BARRIER, num_warps + num_norm_warps());
         float acc[4] = {};
-        fragments.multiply(acc, x_address(scratch.x, first), count);
-        put_sums(scratch.tile_sums[0], TILE_SUMS, partition, acc);
+        fragments.multiply(acc, x_address(first), count);
+        put_sums(scratch.tile_sums, partition, acc);
         if (!finishes(TILE_BARRIER, num_warps, partition == 0)) return;
-        const float sum = sum_in_order<2>(scratch.tile_sums[lane() % 16]);
+        const float sum = sum_in_order<2>(scratch.tile_sums[row_token()][lane() % 16]);
         const u32 word = word_of_halves(__fadd_rn(sum, bias));
-        if (lane() < 16 && lane() % 2 == 0) publish(LayerWords(p, layer).qkv + qkv_tile() * 8 + lane() / 2, word);
+        if (has_row() && lane() % 2 == 0)
+            publish(LayerWords(p, layer).qkv(row_token()) + qkv_tile() * 8 + lane() % 16 / 2, word);
+    }
+
+    // acc += a partition of a tile of output, which is fetched before it waits, times what attention gives.
+    template <int F>
+    DEVICE void multiply_attended(float (&acc)[4], int layer, int first, int count) {
+        RawChunks<F, TILE_CHUNKS> chunks;
+        chunks.load(tile_buffer().units, first, count);
+        tile_buffer().release();
+        if (lane() < count * 8) {
+            const u32* places[TOKENS];
+            uint4 quads[TOKENS];
+#pragma unroll
+            for (int token = 0; token < TOKENS; token++)
+                places[token] = LayerWords(p, layer).attended(token) + first * 32 + lane() * 4;
+            await_quads(quads, places);
+#pragma unroll
+            for (int token = 0; token < TOKENS; token++)
+                *(uint4*)(scratch.x[token] + first * 64 + lane() * 8) = quads[token];
+        }
+        __syncwarp();
+        chunks.multiply(acc, x_address(first), count);
     }
 
     // Some warps call it, which have gates unpacked already: it takes few registers.
     DEVICE void multiply_output(int layer, int partition) {
         const DecodeLayer& weights = p.layers[layer];
         const int first = p.output.first_chunk(partition), count = p.output.first_chunk(partition + 1) - first;
-        const int row = block() * 16 + lane() % 16;
         tile_buffer().wait(layer);
+        const int row = block() * 16 + lane() % 16;
         float residual = 0.0f;
         if (partition == 0) {
-            const u32* x = layer_x(layer) + row;
+            const u32* x = layer_x(layer) + row_token() * p.cut.width + row;
             residual = __uint_as_float(layer ? await_word(x) : load_word(x));
         }
-        if (lane() < count * 8)
-            *(uint4*)(scratch.x + first * 64 + lane() * 8) =
-                await_quad(LayerWords(p, layer).attended() + first * 32 + lane() * 4);
-        __syncwarp();
         float acc[4] = {};
-#pragma unroll 1
-        for (int i = 0; i < count; i++) {
-            Fragments<1> fragments;
-            fragments.unpack(weights.output_format, tile_buffer().units, 0, 0, first + i, 1);
-            fragments.multiply(acc, x_address(scratch.x, first + i), 1);
-        }
-        tile_buffer().release();
-        put_sums(scratch.tile_sums[0], TILE_SUMS, partition, acc);
+        if (weights.output_format == Q5_0)
+            multiply_attended<Q5_0>(acc, layer, first, count);
+        else
+            multiply_attended<Q8_0>(acc, layer, first, count);
+        put_sums(scratch.tile_sums, partition, acc);
         if (!finishes(TILE_BARRIER, p.output.num_partitions, partition == 0)) return;
-        const float y = fmaf(__fadd_rn(sum_in_order<2>(scratch.tile_sums[lane() % 16]), 0.0f), 1.0f, residual);
-        if (lane() < 16) publish(LayerWords(p, layer).middle() + row, __float_as_uint(y));
+        const float sum = __fadd_rn(sum_in_order<2>(scratch.tile_sums[row_token()][lane() % 16]), 0.0f);
+        const float y = fmaf(sum, 1.0f, residual);
+        if (has_row()) publish(LayerWords(p, layer).middle(row_token()) + row, __float_as_uint(y));
     }
 
     DEVICE void multiply_gate(int layer) {
@@ -241,19 +302,20 @@ class ProductBlock {
                          multiplies ? count : 0);
         gate_buffer().release();
         if (has_output() && tile_partition(p.output) >= 0) multiply_output(layer, tile_partition(p.output));
-        if (warp() < num_norm_warps()) norm(weights.ffn_norm, LayerWords(p, layer).middle(), false);
+        if (warp() < num_norm_warps()) norm(weights.ffn_norm, LayerWords(p, layer).middle(0), false, true);
         sync_warps(GATE_X_BARRIER, num_warps);
         if (multiplies) {
             float acc[4] = {};
-            fragments.multiply(acc, x_address(scratch.x, first), count);
-            put_sums(scratch.gate_sums[tile][0], GATE_SUMS, partition, acc);
+            fragments.multiply(acc, x_address(first), count);
+            put_sums(scratch.gate_sums[tile], partition, acc);
         }
         if (!finishes(GATE_BARRIER, num_warps, warp() < p.cut.gate_tiles) || warp() >= num_gate_tiles()) return;
-        const float y = __fadd_rn(sum_in_order<1>(scratch.gate_sums[warp()][lane() % 16]), 0.0f);
+        const float y = __fadd_rn(sum_in_order<1>(scratch.gate_sums[warp()][row_token()][lane() % 16]), 0.0f);
         const float up = __shfl_down_sync(ALL_LANES, y, 8);
         const u32 word = word_of_halves(swiglu(y, up));
-        if (lane() < 8 && lane() % 2 == 0)
-            publish(LayerWords(p, layer).activated() + (first_gate_tile() + warp()) * 4 + lane() / 2, word);
+        const int column = lane() % 16;  // of the gates
+        if (has_row() && column < 8 && column % 2 == 0)
+            publish(LayerWords(p, layer).activated(row_token()) + (first_gate_tile() + warp()) * 4 + column / 2, word);
     }
 
     // Where the fragments of two partitions are, the first of which is `partition`.
@@ -262,12 +324,12 @@ class ProductBlock {
     }
     // Some warps unpack the down projection's weights to shared memory, while others norm, multiply or wait.
     DEVICE void unpack_down(int layer) {
-        if (warp() < FIRST_UNPACK_WARP) return;
+        if (warp() >= UNPACK_WARPS) return;
         const int format = p.layers[layer].down_format, count = p.down.first_chunk(1);
         down_buffer().wait(layer);
-        if (layer) sync_warps(FREE_BARRIER, FEED_WARP);
+        if (layer) sync_warps(FREE_BARRIER, num_feeding_warps());
 #pragma unroll 1
-        for (int i = warp() - FIRST_UNPACK_WARP; i < num_down_warps() * count; i += UNPACK_WARPS) {
+        for (int i = warp(); i < num_down_warps() * count; i += UNPACK_WARPS) {
             const int pair = i / count, chunk = i - pair * count;
             const int first = 2 * pair * count + chunk;
             const int second = 2 * pair + 1 < p.down.num_partitions ? first + count : first;
@@ -279,7 +341,7 @@ class ProductBlock {
             fragments.put(down_fragments(2 * pair) + chunk * 2048);
         }
         down_buffer().release();
-        if (warp() >= num_down_warps()) arrive_warps(READY_BARRIER, FEED_WARP);
+        if (warp() >= num_down_warps()) arrive_warps(READY_BARRIER, num_feeding_warps());
     }
 
     DEVICE void multiply_down(int layer) {
@@ -289,38 +351,49 @@ class ProductBlock {
         const int first = p.down.first_chunk(2 * warp()), count = p.down.first_chunk(2 * warp() + 1) - first;
         const bool has_second = 2 * warp() + 1 < p.down.num_partitions;
         const int second = has_second ? first + count : first;
-        const int row = block() * 8 + lane() % 8;
+        // A lane of the first warp has a row of a token.
+        const int token_of_row = TOKENS > 1 ? lane() / 8 % TOKENS : 0, row = block() * 8 + lane() % 8;
         Fragments<DOWN_CHUNKS> fragments;
-        sync_warps(READY_BARRIER, FEED_WARP);
+        sync_warps(READY_BARRIER, num_feeding_warps());
         fragments.take(down_fragments(2 * warp()), count);
-        if (layer + 1 < p.cut.num_layers && warp() < FIRST_UNPACK_WARP) arrive_warps(FREE_BARRIER, FEED_WARP);
-        float residual = 0.0f;
-        if (warp() == 0) residual = __uint_as_float(await_word(LayerWords(p, layer).middle() + row));
-        if (lane() < count * 8) {
-            const int starts[2] = {first * 64 + lane() * 8, second * 64 + lane() * 8};
-            const u32* words = LayerWords(p, layer).activated();
-            uint4 quads[2] = {};
-            await<2>([&](int i) { quads[i] = load_quad(words + starts[i] / 2); },
-                     [&](int i) { return has_come(quads[i]); });
+        if (layer + 1 < p.cut.num_layers && warp() >= UNPACK_WARPS) arrive_warps(FREE_BARRIER, num_feeding_warps());
+        const bool has_quads = lane() < count * 8;
+        uint4 quads[2 * TOKENS] = {};
+        if (has_quads) {
+            const u32* places[2 * TOKENS];
 #pragma unroll
-            for (int i = 0; i < 2; i++) *(uint4*)(scratch.activated + starts[i]) = quads[i];
+            for (int i = 0; i < 2 * TOKENS; i++)
+                places[i] = LayerWords(p, layer).activated(i / 2) + (i % 2 ? second : first) * 32 + lane() * 4;
+            await_quads(quads, places);
         }
         __syncwarp();
-        // Even columns of the product are of the first partition's x, odd ones of the second's: of either's rows that
-        // is what counts.
+        // Of the product's columns two are of each token: one of the first partition's x, one of the second's. Of
+        // either's rows that is what counts.
+        u16(&activated)[2 * TOKENS][PHASE_STRIDE] = scratch.activated[warp()];
+        const u32 x = shared_address(activated[lane() % (2 * TOKENS)]) + (lane() >> 3) * 16;
         float acc[4] = {};
-        fragments.multiply(acc, x_address(scratch.activated, lane() & 1 ? second : first), count);
-        if ((lane() & 3) == 0) {
-            float* sums = scratch.down_sums[lane() >> 2] + 2 * warp();
+#pragma unroll
+        for (int phase = 0; phase < TOKENS; phase++) {
+            if (has_quads && lane() / (8 * PHASE_CHUNKS) == phase)
+#pragma unroll
+                for (int i = 0; i < 2 * TOKENS; i++)
+                    *(uint4*)(activated[i] + lane() % (8 * PHASE_CHUNKS) * 8) = quads[i];
+            __syncwarp();
+            fragments.multiply_some<PHASE_CHUNKS>(acc, x, phase * PHASE_CHUNKS, count);
+            __syncwarp();
+        }
+        if ((lane() & 3) < TOKENS) {
+            float* sums = scratch.down_sums[lane() & 3][lane() >> 2] + 2 * warp();
             sums[0] = acc[0];
             if (has_second) sums[1] = acc[3];
         }
         if (!finishes(DOWN_BARRIER, num_warps, warp() == 0)) return;
-        const float y = fmaf(__fadd_rn(sum_in_order<5>(scratch.down_sums[lane() % 8]), 0.0f), 1.0f, residual);
-        if (lane() >= 8) return;
+        const float y = fmaf(__fadd_rn(sum_in_order<5>(scratch.down_sums[token_of_row][lane() % 8]), 0.0f), 1.0f,
+                             scratch.residuals[token_of_row][lane() % 8]);
+        if (lane() >= 8 * TOKENS) return;
         if (layer + 1 < p.cut.num_layers)
-            publish(LayerWords(p, layer).end() + row, __float_as_uint(y));
+            publish(LayerWords(p, layer).end(token_of_row) + row, __float_as_uint(y));
         else
-            p.x[row] = y;
+            p.x[token_of_row * p.cut.width + row] = y;
     }
 };

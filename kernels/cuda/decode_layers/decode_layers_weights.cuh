@@ -77,11 +77,7 @@ class Fragments {
 #pragma unroll
         for (int i = 0; i < COUNT; i++)
 #pragma unroll
-            for (int s = 0; s < 4; s++)
-                asm volatile(
-                    "st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(place + (i * 4 + s) * 512 + threadIdx.x % 32 * 16),
-                    "r"(a[i][s][0]), "r"(a[i][s][1]), "r"(a[i][s][2]), "r"(a[i][s][3])
-                    : "memory");
+            for (int s = 0; s < 4; s++) store_words<4>(place + (i * 4 + s) * 512 + threadIdx.x % 32 * 16, a[i][s]);
     }
     DEVICE void take(u32 place, int count) {
 #pragma unroll
@@ -96,13 +92,16 @@ class Fragments {
     }
 
     // acc += their products with x; this lane gives the rows at `x` to ldmatrix.
-    DEVICE void multiply(float (&acc)[4], u32 x, int count) const {
+    DEVICE void multiply(float (&acc)[4], u32 x, int count) const { multiply_some<COUNT>(acc, x, 0, count); }
+    // Those of SOME chunks from `first` on, the first of which is at `x`.
+    template <int SOME>
+    DEVICE void multiply_some(float (&acc)[4], u32 x, int first, int count) const {
 #pragma unroll
-        for (int i = 0; i < COUNT; i++) {
+        for (int i = first; i < first + SOME; i++) {
             if (i < count) {
                 u32 b[2][4];
-                load_matrices(b[0], x + i * 128);
-                load_matrices(b[1], x + i * 128 + 64);
+                load_matrices(b[0], x + (i - first) * 128);
+                load_matrices(b[1], x + (i - first) * 128 + 64);
 #pragma unroll
                 for (int s = 0; s < 4; s++)
                     mma_16x8x16(acc, a[i][s], b[s >> 1][2 * (s & 1)], b[s >> 1][2 * (s & 1) + 1]);
@@ -151,5 +150,37 @@ class Fragments {
                     a[i][s][2 + part] = pair_of<F>(raw, scales, HALF, 2 * s + 1);
                 }
             }
+    }
+};
+
+// The same as it is in the file, in fewer registers, and unpacked as it is multiplied.
+template <int F, int COUNT>
+class RawChunks {
+    Raw<F> raw[COUNT];
+
+   public:
+    // Chunks first..first + count - 1 of the tile at `units`; count > 0.
+    DEVICE void load(u32 units, int first, int count) {
+        using L = Layout<F>;
+#pragma unroll
+        for (int i = 0; i < COUNT; i++) {
+            const int chunk = first + min(i, count - 1);
+            raw[i].load_shared(units + chunk / L::chunks * L::unit_bytes, chunk % L::chunks, threadIdx.x % 32);
+        }
+    }
+    DEVICE void multiply(float (&acc)[4], u32 x, int count) const {
+#pragma unroll
+        for (int i = 0; i < COUNT; i++) {
+            if (i >= count) break;
+            u32 b[2][4], a[4][4];
+            load_matrices(b[0], x + i * 128);
+            load_matrices(b[1], x + i * 128 + 64);
+            const Scales<F> scales(raw[i], RowBase{});
+#pragma unroll
+            for (int s = 0; s < 4; s++) {
+                fragment_of<F>(raw[i], scales, s, a[s]);
+                mma_16x8x16(acc, a[s], b[s >> 1][2 * (s & 1)], b[s >> 1][2 * (s & 1) + 1]);
+            }
+        }
     }
 };

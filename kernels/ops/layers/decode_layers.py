@@ -1,4 +1,4 @@
-"""All layers of a dense model for one token in one kernel; see cuda/decode_layers/decode_layers.cu."""
+"""All layers of a dense model for a few tokens in one kernel; see cuda/decode_layers/decode_layers.cu."""
 
 from __future__ import annotations
 
@@ -11,12 +11,14 @@ from kernels.batch import LayerCache, Step
 from kernels.ops.attention import CODE_FACTOR
 from kernels.ops.attention_parts.attention_params import AttentionParams, AttentionWork, ScoreParams
 from kernels.ops.attention_parts.prefix_attention import NO_WORK
+from kernels.ops.attention_plan import SWAPPED_ROWS
 from kernels.ops.layers.decode_layers_cut import Layer, LayersCut, Matrices, obstacle
 from kernels.ops.layers.decode_layers_params import (
     DECODE_WARPS,
     HEAD_DIM,
     LAYER_WARPS,
     LAYERS_BYTES,
+    MOST_TOKENS,
     SOURCE,
     ClearParams,
     DecodeLayer,
@@ -32,19 +34,19 @@ from kernels.weights.formats import FORMATS
 from kernels.weights.packed import PackedMatrix
 from kernels.weights.parameters import Attention
 
-_DEFINES = {"HEAD_DIM": HEAD_DIM, "DECODE_WARPS": DECODE_WARPS}
+_DEFINES = {"HEAD_DIM": HEAD_DIM, "DECODE_WARPS": DECODE_WARPS, "ROPE_ROWS": SWAPPED_ROWS}
 _FORMAT_NUMBERS = {name: number for number, name in enumerate(FORMATS)}
 
 
 def variants() -> list[Variant]:
     """What of decode_layers.cu is compiled."""
-    plain: list[Variant] = [(SOURCE, _DEFINES)]
+    plain: list[Variant] = [(SOURCE, {**_DEFINES, "TOKENS": count + 1}) for count in range(MOST_TOKENS)]
     return [*plain, *with_codes(plain)]
 
 
-def decode_layers_obstacle(context: Context, layers: Sequence[Layer]) -> str | None:
-    """What keeps `decode_layers` from such ``layers`` on the GPU; None: nothing."""
-    return obstacle(context.gpu, layers)
+def decode_layers_obstacle(context: Context, layers: Sequence[Layer], num_tokens: int) -> str | None:
+    """What keeps `decode_layers` from so many tokens of such ``layers`` on the GPU; None: nothing."""
+    return obstacle(context.gpu, layers, num_tokens)
 
 
 def decode_layers(
@@ -56,16 +58,19 @@ def decode_layers(
     out_caches: Sequence[LayerCache[DeviceArray]],
     out: DeviceArray,
 ) -> None:
-    """What ``layers`` make of the residual stream ``out`` [1, H] float32 of a step of one token, in place.
+    """What ``layers`` make of the residual stream ``out`` [T, H] float32 of T sequences with a token each, in place.
 
-    The same bits as by the ops of single layers. The token's K and V go to ``step.slots`` of ``out_caches``.
+    T is at most `MOST_TOKENS`. The same bits as by the ops of single layers. K and V go to ``step.slots`` of
+    ``out_caches``. The kernel launched just before must not use scratch memory that is free again: the first one here
+    overlaps it.
     """
     qkv, output, gate_up, down = Matrices.of(layers[0])
-    cut = LayersCut.of(layers)
-    layer_words = qkv.num_rows // 2 + output.width // 2 + 2 * qkv.width + down.width // 2
+    num_tokens = step.token_ids.size
+    cut = LayersCut.of(layers, num_tokens)
+    layer_words = num_tokens * (qkv.num_rows // 2 + output.width // 2 + 2 * qkv.width + down.width // 2)
     words = context.scratch((len(layers), layer_words), np.uint32)
     num_quads = words.size // 4
-    defines = {**_DEFINES, **cache_defines(out_caches[0])}
+    defines = {**_DEFINES, "TOKENS": num_tokens, **cache_defines(out_caches[0])}
     clear = ClearParams(words=words.pointer, num_quads=num_quads)
     context.launch(SOURCE, "decode_layers_clear", -(-num_quads // 256), 256, clear, **defines)
     params = DecodeLayersParams(
@@ -101,6 +106,7 @@ def _product(matrix: PackedMatrix, buffer_at: int) -> DecodeProduct:
         num_tiles=matrix.num_tiles,
         num_chunks=matrix.num_chunks,
         num_partitions=matrix.num_partitions,
+        reciprocal=-(-(1 << 16) // matrix.num_partitions),
         buffer_at=buffer_at,
     )
 
@@ -135,7 +141,7 @@ def _attention_params(
         work=AttentionWork(counts=0, items=0, arrivals=0, partial_outputs=0, partial_sums=0, prefix=NO_WORK),
         sinks=0,
         out=0,
-        num_tokens=1,
+        num_tokens=step.token_ids.size,
         num_kv_heads=attention.num_kv_heads,
         group=attention.num_heads // attention.num_kv_heads,
         qkv_width=attention.qkv_width,

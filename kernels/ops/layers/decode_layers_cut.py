@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import NamedTuple
 
-from kernels.ops.attention_plan import DECODE_ROWS, query_bytes, tile_bytes
+from kernels.ops.attention_plan import SWAPPED_ROWS, query_bytes, tile_bytes
 from kernels.ops.layers.decode_layers_params import (
     BLOCK_FORMATS,
     DECODE_WARPS,
@@ -22,6 +22,7 @@ from kernels.ops.layers.decode_layers_params import (
     MAX_INTERMEDIATE,
     MAX_LAYERS,
     MAX_WIDTH,
+    MOST_TOKENS,
     NORM_WIDTH,
     SPLITS_AT_ONCE,
     TILE_LIMIT,
@@ -39,8 +40,11 @@ Layer = DenseLayer[DeviceArray, Projection]
 _ALIGNMENT = 128
 
 
-def obstacle(gpu: GpuSpec, layers: Sequence[Layer]) -> str | None:
-    """What keeps `decode_layers` from such ``layers`` on that GPU; None: nothing, and all its blocks run at once."""
+def obstacle(gpu: GpuSpec, layers: Sequence[Layer], num_tokens: int = 1) -> str | None:
+    """What keeps `decode_layers` from so many tokens of such ``layers`` on that GPU; None: nothing.
+
+    All its blocks run at once there.
+    """
     if not gpu.has_wgmma:
         return f"it is for Hopper (sm_90a), and this GPU is {gpu.arch}"
     if not 0 < len(layers) <= MAX_LAYERS:
@@ -52,7 +56,9 @@ def obstacle(gpu: GpuSpec, layers: Sequence[Layer]) -> str | None:
         return "it is for layers of one shape"
     if not _fits_warps(Matrices.of(layers[0])):
         return "its blocks cannot share out matrices of these widths"
-    cut = LayersCut.of(layers)
+    if num_tokens > MOST_TOKENS:
+        return f"it is for at most {MOST_TOKENS} tokens, and these are {num_tokens}"
+    cut = LayersCut.of(layers, num_tokens)
     if cut.num_blocks > gpu.num_sms:
         return f"its {cut.num_blocks} blocks must run at once, and this GPU has {gpu.num_sms} SMs"
     if cut.shared_bytes > gpu.shared_bytes:
@@ -79,8 +85,8 @@ def _layer_obstacle(layer: Layer) -> str | None:
     attention = layer.attention
     if attention.head_dim != HEAD_DIM:
         return f"it is for heads of {HEAD_DIM}, and these have {attention.head_dim}"
-    if attention.num_heads // attention.num_kv_heads > DECODE_ROWS:
-        return f"it is for at most {DECODE_ROWS} query heads to one of keys and values"
+    if attention.num_heads // attention.num_kv_heads > SWAPPED_ROWS:
+        return f"it is for at most {SWAPPED_ROWS} query heads to one of keys and values"
     if attention.window or attention.softcap or attention.shares_cache or attention.sinks is not None:
         return "its attention has no window, soft cap, sinks or shared cache"
     if attention.head_norms is not None or attention.value_norm is not None:
@@ -112,7 +118,8 @@ def _starts(matrix: PackedMatrix) -> tuple[int, ...]:
 
 def _fits_warps(matrices: Matrices) -> bool:
     """Whether the warps of blocks can take the partitions, and columns and rows are whole ones."""
-    qkv, output, _, down = matrices
+    qkv, output, gate_up, down = matrices
+    gate_tiles = _gate_tiles(gate_up)
     limits = TILE_LIMIT, TILE_LIMIT, GATE_LIMIT, DOWN_LIMIT
     return (
         qkv.width % NORM_WIDTH == 0
@@ -121,6 +128,9 @@ def _fits_warps(matrices: Matrices) -> bool:
         and down.width <= MAX_INTERMEDIATE
         and all(_fits_limit(matrix, limit) for matrix, limit in zip(matrices, limits, strict=True))
         and len(set(_lengths(down))) == 1
+        # Whoever has a partition of output, or rows of it or of down, has gates, too:
+        and gate_tiles * gate_up.num_partitions == LAYER_WARPS - 1
+        and gate_up.num_tiles // gate_tiles >= max(output.num_tiles, 2 * down.num_tiles)
     )
 
 
@@ -156,10 +166,10 @@ class LayersCut:
     shared_bytes: int
 
     @classmethod
-    def of(cls, layers: Sequence[Layer]) -> LayersCut:
-        """How the work on such ``layers`` is cut."""
+    def of(cls, layers: Sequence[Layer], num_tokens: int = 1) -> LayersCut:
+        """How the work on such ``layers`` is cut, for so many tokens at once."""
         qkv, output, gate_up, down = Matrices.of(layers[0])
-        gate_tiles = min(MAX_GATE_TILES, (LAYER_WARPS - 1) // gate_up.num_partitions)
+        gate_tiles = _gate_tiles(gate_up)
         # Output's tiles, then QKV's: no block has both. All have gates, and down projections in halves of a tile.
         gate_blocks = -(-gate_up.num_tiles // gate_tiles)
         attention_block = max(gate_blocks, 2 * down.num_tiles, output.num_tiles + qkv.num_tiles)
@@ -168,19 +178,23 @@ class LayersCut:
         gate_at = _aligned(max(qkv_bytes, output_bytes))
         down_at = gate_at + _aligned(gate_tiles * gate_bytes)
         scratch_at = down_at + _aligned(down_bytes)
-        fragments_at = scratch_at + _aligned(_SCRATCH_BYTES)
+        fragments_at = scratch_at + _aligned(_scratch_bytes(num_tokens))
         fragments_bytes = -(-down.num_partitions // 2) * DOWN_LIMIT.chunks * 2048
         return cls(
             gate_tiles,
             output.num_tiles,
             attention_block,
-            attention_block + layers[0].attention.num_kv_heads,
+            attention_block + layers[0].attention.num_kv_heads * num_tokens,
             gate_at,
             down_at,
             scratch_at,
             fragments_at,
             max(fragments_at + fragments_bytes, _ATTENTION_BYTES),
         )
+
+
+def _gate_tiles(gate_up: PackedMatrix) -> int:
+    return min(MAX_GATE_TILES, (LAYER_WARPS - 1) // gate_up.num_partitions)
 
 
 def _tile_bytes(matrix: PackedMatrix) -> int:
@@ -191,12 +205,15 @@ def _aligned(num_bytes: int) -> int:
     return -(-num_bytes // _ALIGNMENT) * _ALIGNMENT
 
 
-# `MultiplyScratch` and `AttentionScratch`, with some bytes more for what aligns their fields.
-_SCRATCH_BYTES = (
-    6 * 8 + (NORM_PARTITIONS + 16 * TILE_SUMS + MAX_GATE_TILES * 16 * GATE_SUMS + 8 * DOWN_SUMS) * 4
-    + (MAX_WIDTH + MAX_INTERMEDIATE) * 2 + _ALIGNMENT
-)  # fmt: skip
+# `ProductScratch` and `AttentionScratch`, with some bytes more for what aligns their fields.
+def _scratch_bytes(num_tokens: int) -> int:
+    sums = NORM_PARTITIONS + 8 + 16 * TILE_SUMS + MAX_GATE_TILES * 16 * GATE_SUMS + 8 * DOWN_SUMS
+    phase = DOWN_LIMIT.chunks // num_tokens * CHUNK + 8
+    columns = MAX_WIDTH + (8 if num_tokens > 1 else 0) + DOWN_SUMS // 2 * 2 * phase
+    return 6 * 8 + num_tokens * (sums * 4 + columns * 2) + _ALIGNMENT
+
+
 _ATTENTION_BYTES = (
-    SPLITS_AT_ONCE * DECODE_WARPS * (2 * tile_bytes(HEAD_DIM, 2) + DECODE_ROWS * (HEAD_DIM + 8 + 2) * 4)
-    + (DECODE_ROWS + 2) * query_bytes(HEAD_DIM) + DECODE_WARPS * 32 * 48 + _ALIGNMENT
+    SPLITS_AT_ONCE * DECODE_WARPS * (2 * tile_bytes(HEAD_DIM, 2) + SWAPPED_ROWS * (HEAD_DIM + 8 + 2) * 4)
+    + (SWAPPED_ROWS + 2) * query_bytes(HEAD_DIM) + DECODE_WARPS * 32 * 48 + _ALIGNMENT
 )  # fmt: skip

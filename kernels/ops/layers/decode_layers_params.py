@@ -18,6 +18,7 @@ class Limit(NamedTuple):
     chunks: int
 
 
+MOST_TOKENS = 2  # each of a sequence of its own
 MAX_LAYERS = 32
 LAYER_WARPS = 16  # of a block
 HEAD_DIM = 64
@@ -76,6 +77,7 @@ class DecodeProduct(CudaStruct, source=SOURCE):
     num_tiles: Int32
     num_chunks: Int32
     num_partitions: Int32
+    reciprocal: Int32  # ceil(2^16 / num_partitions)
     buffer_at: Int32  # where in shared memory a block has its weights
 
 
@@ -102,8 +104,8 @@ class DecodeLayersParams(CudaStruct, source=SOURCE):
 
     attention: AttentionParams
     rope: RopeParams
-    slots: Pointer  # [1] int32
-    x: Pointer  # [width] float32
+    slots: Pointer  # [T] int32
+    x: Pointer  # [T, width] float32
     words: Pointer  # [num_layers, layer_words] uint32
     qkv: DecodeProduct
     output: DecodeProduct

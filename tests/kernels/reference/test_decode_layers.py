@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from numpy.typing import NDArray
 
 from kernels.batch import LayerCache, Step
@@ -92,16 +93,19 @@ def normed(x: Float64, weight: NDArray[np.float32]) -> Float64:
     return x / np.sqrt(np.mean(x * x) + EPSILON) * weight
 
 
-def test_layers_of_one_token_are_the_formulas() -> None:
+@pytest.mark.parametrize("copies", [1, 2])
+def test_layers_of_a_token_are_the_formulas(copies: int) -> None:
     case = Case()
-    slot = POSITION - BLOCK_TOKENS  # of block 0
-    lists = ([0], [POSITION], [slot], [0], [0, 1], [POSITION + 1], [POSITION + 1], [[2, 0]], [0])
-    step = Step(*(np.array(values, np.int32) for values in lists))
+    slot = POSITION - BLOCK_TOKENS  # of block 0; what sequences of the same blocks write is the same
+    rows = list(range(copies))
+    lists = [[0] * copies, [POSITION] * copies, [slot] * copies, rows, [*rows, copies], *[[POSITION + 1] * copies] * 2]
+    step = Step(*(np.array(values, np.int32) for values in (*lists, [[2, 0]] * copies, rows)))
     by = rotation(step.positions, Rope(case.frequencies[None], "neox"), step.sequence_lengths, step.sequence_rows)
-    out = case.x.copy()
+    out = case.x.repeat(copies, axis=0)
     decode_layers(case.layers, by, step, out_caches=case.caches(), out=out)
-    np.testing.assert_allclose(out[0], case.expected(), rtol=1e-4, atol=1e-4)
+    for row in out:
+        np.testing.assert_allclose(row, case.expected(), rtol=1e-4, atol=1e-4)
 
 
 def test_numpy_gains_nothing_by_it() -> None:
-    assert decode_layers_obstacle(Case().layers) == "it is no faster on the CPU"
+    assert decode_layers_obstacle(Case().layers, 1) == "it is no faster on the CPU"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from kernels.devices.dry_run import DryRunDevice
 from kernels.errors import DeviceUnavailable
 from kernels.runtime.gpu_spec import A100, H100, GpuSpec
 from tests.models.files import NOT_ON_GPU, SMALL
-from tests.worker.model.tiny import write_tiny
+from tests.worker.model.tiny import write_one_kernel, write_tiny
 from worker import load as loading
 from worker.commands.main import run
 from worker.commands.vram_plan import refusals
@@ -101,19 +100,19 @@ def test_8_bits_for_keys_and_values_hold_nearly_twice_the_tokens(
     assert quantised["kv_cache_bytes"] == pytest.approx(10**8, rel=0.01)
 
 
-def test_it_is_told_whether_one_sequence_runs_all_layers_in_one_kernel(
+def test_it_is_told_how_many_sequences_run_all_layers_in_one_kernel(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], without_gpu: None
 ) -> None:
-    plan = plan_of(write_tiny("qwen2", tmp_path / "qwen2.gguf"), capsys)
-    assert (plan["one_kernel_context"], plan["one_kernel_obstacle"]) == (1536, None)
-    assert "one sequence    all layers in one kernel up to 1,536 tokens of context, then one by one" in plan["text"]
+    plan = plan_of(write_one_kernel(tmp_path / "qwen2.gguf"), capsys)
+    assert (plan["one_kernel_context"], plan["one_kernel_sequences"], plan["one_kernel_obstacle"]) == (1536, 2, None)
+    assert "1-2 sequences   all layers in one kernel up to 1,536 tokens of context, then one by one" in plan["text"]
 
 
 @pytest.mark.parametrize(
     ("family", "gpu", "why"),
     [
         ("qwen2", A100, "it is for Hopper (sm_90a), and this GPU is sm_80"),
-        ("qwen2", replace(H100, num_sms=14), "its 25 blocks must run at once, and this GPU has 14 SMs"),
+        ("qwen2", H100, "its blocks cannot share out matrices of these widths"),
         ("llama", H100, "it is for heads of 64, and these have 128"),
         ("qwen3moe", H100, "it is for layers without experts"),
         ("gpt-oss", H100, "it is for models of Llama's family, and this is gpt-oss"),

@@ -51,8 +51,11 @@ class DecodeGraphs:
         self._prefixes = prefixes_in(prefixes)
         self._graphs = {bucket: self._graph(bucket, StepGraph) for bucket in self.buckets}
         sharing = LateStepGraph if capture else StepGraph
-        self._sharing_graphs = {bucket: self._graph(bucket, sharing, shares=True) for bucket in self.buckets}
-        self._long_graph = None if model.one_kernel_context is None else self._graph(1, sharing, is_long=True)
+        self._sharing_graphs = {
+            bucket: self._graph(bucket, sharing, shares=True, is_long=True) for bucket in self.buckets
+        }
+        few = [bucket for bucket in self.buckets if bucket <= model.one_kernel_sequences]
+        self._long_graphs = {bucket: self._graph(bucket, sharing, is_long=True) for bucket in few}
         if capture:
             for graph in reversed(self._graphs.values()):
                 graph.launch_forward()
@@ -67,12 +70,20 @@ class DecodeGraphs:
     def graph(self, bucket: int, *, shares: bool, context: int) -> StepGraph:
         """The step over the first ``bucket`` rows, maybe with prefix groups. It leaves its ids in ``rows.drawn``.
 
-        ``context``: about how many tokens the first sequence has.
+        ``context``: about how many tokens the longest of up to ``most_in_one_kernel`` sequences has.
         """
         most = self._model.one_kernel_context
-        if self._long_graph and bucket == 1 and not shares and most is not None and context > most:
-            return self._long_graph
+        if most is not None and bucket in self._long_graphs:
+            if context <= most:
+                return self._graphs[bucket]  # in one kernel, in which each attends alone
+            if not shares:
+                return self._long_graphs[bucket]
         return (self._sharing_graphs if shares else self._graphs)[bucket]
+
+    @property
+    def most_in_one_kernel(self) -> int:
+        """The most sequences of a step that may run all layers in one kernel."""
+        return max(self._long_graphs, default=0)
 
     def _graph(self, bucket: int, kind: type[StepGraph], *, shares: bool = False, is_long: bool = False) -> StepGraph:
         device, rows = self._model.device, self._rows

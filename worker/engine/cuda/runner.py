@@ -150,7 +150,9 @@ class CudaRunner:
             self._uploads.send(num_bytes, self._rows.updates)
         if updates.rows:  # else these are the sequences of the step before
             self._prefix_grouping.send(chunks, rows.tolist())
-        graph = self._graphs.graph(num_rows, shares=self._prefix_grouping.has_sent, context=chunks[0][0].num_tokens)
+        few = chunks if num_rows <= self._graphs.most_in_one_kernel else []
+        context = max((each.num_tokens for each, _, _ in few), default=0)
+        graph = self._graphs.graph(num_rows, shares=self._prefix_grouping.has_sent, context=context)
         if self._draws_in_graph:
             graph.launch()
             return lambda _: LaunchedStep(rows, self._fetch(num_rows))

@@ -31,6 +31,8 @@ from worker.model.weights import TensorSpec, Weights
 
 ONE_KERNEL_CONTEXT = 1536
 """Up to so many tokens all layers in one kernel are faster than one by one: its blocks that attend are few."""
+ONE_KERNEL_SIZES = (1, 2)
+"""Sequences of steps that may run so."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -146,9 +148,12 @@ class Llama:
         self.recompute_at = rope.long_after
         self._rope = weights.rope(rope)
         dense = self._dense_layers()
-        self.one_kernel_obstacle = self._dense_obstacle() or device.ops.decode_layers_obstacle(dense)
+        self.one_kernel_obstacle = self._dense_obstacle() or device.ops.decode_layers_obstacle(dense, 1)
         self._dense = () if self.one_kernel_obstacle else dense
+        sizes = ONE_KERNEL_SIZES if self._dense else ()
+        self._one_kernel_sizes = [size for size in sizes if not device.ops.decode_layers_obstacle(dense, size)]
         self.one_kernel_context = ONE_KERNEL_CONTEXT if self._dense else None
+        self.one_kernel_sequences = max(self._one_kernel_sizes, default=0)
 
     def forward(self, step: Step[AnyArray], cache: KVCache) -> AnyArray:
         """Run one step; returns logits [R, vocab] float32 of ``step.logit_rows``."""
@@ -156,12 +161,17 @@ class Llama:
         x = acts.residual
         ops.embed(step.token_ids, self._embedding, scale=self._config.scales.embedding, out=x)
         rotation = ops.rotation(step.positions, self._rope, step.sequence_lengths, step.sequence_rows)
-        if self._dense and step.token_ids.size == 1 and not step.has_long_context:
+        if self._runs_in_one_kernel(step):
             ops.decode_layers(self._dense, rotation, step, out_caches=cache.layers, out=x)
         else:
             self._run_layers(step, cache, rotation, acts)
         ops.norm_head(x, step.logit_rows, self._norm, self._head, out=acts.logits)
         return acts.logits
+
+    def _runs_in_one_kernel(self, step: Step[AnyArray]) -> bool:
+        num_tokens = step.token_ids.size
+        has_one_each = step.sequence_lengths.size == num_tokens  # of sequences a token
+        return num_tokens in self._one_kernel_sizes and has_one_each and not step.has_long_context
 
     def _run_layers(self, step: Step[AnyArray], cache: KVCache, rotation: AnyRotation, acts: StepActivations) -> None:
         ops, x = self._device.ops, acts.residual

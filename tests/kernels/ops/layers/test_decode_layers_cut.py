@@ -55,6 +55,18 @@ def test_no_block_has_more_than_it_can_do():
     assert cut.num_blocks == cut.attention_block + 2 <= H100.num_sms
 
 
+def test_two_tokens_take_a_block_more_for_each_kv_head_and_more_shared_memory():
+    layers = [layer(), layer(down="Q4_K"), layer(down="Q5_0")]
+    assert [obstacle(H100, layers, num_tokens) for num_tokens in (1, 2)] == [None] * 2
+    assert obstacle(H100, layers, 3) == "it is for at most 2 tokens, and these are 3"
+    smaller = GpuSpec("sm_90a", 130, H100.shared_bytes)
+    assert obstacle(smaller, layers, 1) is None
+    assert obstacle(smaller, layers, 2) == "its 132 blocks must run at once, and this GPU has 130 SMs"
+    other = GpuSpec("sm_90a", 132, H100.shared_bytes - (8 << 10))
+    assert obstacle(other, layers, 1) is None
+    assert "bytes of shared memory" in (obstacle(other, layers, 2) or "")
+
+
 @pytest.mark.parametrize(
     ("other", "why"),
     [
@@ -68,7 +80,8 @@ def test_no_block_has_more_than_it_can_do():
         (replace(layer(), attention=Attention(14, 2, 64, scale=0.125, window=128)), "has no window"),
         (replace(layer(), attention=Attention(14, 2, 64, scale=0.125, softcap=30.0)), "has no window, soft cap"),
         (replace(layer(), attention=Attention(7, 1, 128, scale=0.125)), "heads of 64, and these have 128"),
-        (replace(layer(), attention=Attention(34, 2, 64, scale=0.125)), "at most 16 query heads"),
+        (replace(layer(), attention=Attention(18, 2, 64, scale=0.125)), "at most 8 query heads"),
+        (layer(hidden=128, heads=2, kv_heads=1, ffn=256, down="Q5_0"), "matrices of these widths"),
         (replace(layer(), output=STORE.projection([weight("Q5_0", 896, 896, bias=True)])), "biases of Q, K and V only"),
     ],
 )

@@ -51,23 +51,31 @@ def test_a_step_runs_in_the_smallest_bucket_that_holds_it(capture: bool):
 
 
 @pytest.mark.parametrize("capture", [True, False])
-def test_one_sequence_with_a_long_context_has_a_graph_of_its_own(capture: bool):
+def test_few_sequences_with_a_long_context_have_a_graph_of_their_own(capture: bool):
     model = LateModel()
-    model.one_kernel_context = 8
-    limits = StepLimits(block_tokens=4, step_tokens=16, max_sequences=2, max_sequence_tokens=32, vocab_size=32)
+    model.one_kernel_context, model.one_kernel_sequences = 8, 2
+    limits = StepLimits(block_tokens=4, step_tokens=16, max_sequences=4, max_sequence_tokens=32, vocab_size=32)
     buffers = StepBuffers.allocate(model.device.step_buffers, limits)
     rows, ops = buffers.rows, model.device.ops
     empty_rows(ops, rows, UploadRing(model.device, rows.updates.shape[0], 1), limits.block_tokens)
-    steps: list[bool] = []
+    steps: list[tuple[bool, bool]] = []
     forward = model.forward
-    model.forward = lambda step, cache: steps.append(step.has_long_context) or forward(step, cache)
+    model.forward = lambda step, cache: (
+        steps.append((step.has_long_context, step.prefixes is not None)) or forward(step, cache)
+    )
     cache = model.allocate_cache(8, 4)
     graphs = DecodeGraphs(model, cache, rows, limits.block_tokens, lambda *_: None, buffers.prefixes, capture=capture)
-    assert not any(steps)
-    long = graphs.graph(1, shares=False, context=9)
-    assert graphs.graph(1, shares=False, context=8) is not long
-    assert graphs.graph(2, shares=False, context=9) is not long
-    assert graphs.graph(1, shares=True, context=9) is not long
-    steps.clear()
-    long.launch()
-    assert steps == [True]
+    assert not any(is_long for is_long, _ in steps)
+    assert graphs.most_in_one_kernel == 2
+    for bucket in (1, 2):
+        plain, long, sharing = (
+            graphs.graph(bucket, shares=shares, context=context)
+            for shares, context in ((False, 8), (False, 9), (True, 9))
+        )
+        assert graphs.graph(bucket, shares=True, context=8) is plain, "in one kernel each attends alone"
+        for graph, step in ((plain, (False, False)), (long, (True, False)), (sharing, (True, True))):
+            steps.clear()
+            graph.launch()
+            assert set(steps) <= {step}
+            assert capture or steps, "a captured graph does not run the forward pass again"
+    assert graphs.graph(4, shares=False, context=9) is graphs.graph(4, shares=False, context=8)

@@ -189,12 +189,15 @@ def test_biases_that_a_file_holds_are_added(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["qwen2-q4_k_m", "llama3-bf16", "phi3-q5_k_m", "granite-q4_1"])
 def test_layers_of_one_token_are_the_same_in_one_op(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     one_by_one = load(SMALL[name])
-    monkeypatch.setattr(kernels.reference.decode_layers, "decode_layers_obstacle", lambda _layers: None)
+    monkeypatch.setattr(kernels.reference.decode_layers, "decode_layers_obstacle", lambda _layers, _tokens: None)
     in_one = load(SMALL[name])
     assert one_by_one.one_kernel_context is None
-    assert (in_one.one_kernel_context is None) == name.startswith("granite")  # whose residuals are scaled
-    prompt = np.random.default_rng(1).integers(0, in_one.config.vocab_size, 12).tolist()
-    steppers = [Stepper(model, [prompt]) for model in (one_by_one, in_one)]
-    for num_tokens in (5, 1, 1, 3, 1, 1):
-        expected, actual = (stepper.step({0: num_tokens})[0] for stepper in steppers)
-        np.testing.assert_array_equal(actual, expected)
+    can = not name.startswith("granite")  # whose residuals are scaled
+    assert (in_one.one_kernel_context is not None, in_one.one_kernel_sequences) == (can, 2 if can else 0)
+    prompts = np.random.default_rng(1).integers(0, in_one.config.vocab_size, (4, 12)).tolist()
+    steppers = [Stepper(model, prompts) for model in (one_by_one, in_one)]
+    chunks = {0: 5}, {0: 1}, {0: 1, 1: 3}, {0: 1, 1: 1}, {0: 2}, {0: 1, 1: 1, 2: 1}, dict.fromkeys(range(4), 1), {3: 1}
+    for step in chunks:
+        expected, actual = (stepper.step(step) for stepper in steppers)
+        for sequence in step:
+            np.testing.assert_array_equal(actual[sequence], expected[sequence])
