@@ -143,8 +143,10 @@ class Engine:
         self._launch_all(answers)
         if self._in_flight:
             self._collect()
-            if self._open is not None and self._draw(self._open):
-                self._launch_all(())  # so that the device has work behind these draws
+            if self._open is not None:
+                chunks = self._scheduler.plan(ahead=1)  # before, so that the device soon has work behind these draws
+                if self._draw(self._open):
+                    self._launch_all((), chunks)
 
     def stats(self, *, memory_bytes: int) -> Stats:
         """Counters since the start and gauges of this moment."""
@@ -177,10 +179,10 @@ class Engine:
         for sequence in held:
             assert sequence.num_unread == drawing.get(id(sequence), 0), "an unread token that nobody draws"
 
-    def _launch_all(self, answers: Collection[TokenOutput]) -> None:
+    def _launch_all(self, answers: Collection[TokenOutput], planned: list[Chunk] | None = None) -> None:
         """Launch as many steps as may be in flight, and none behind one that is still to be drawn from."""
         while self._open is None and len(self._in_flight) < self._runner.depth:
-            chunks = self._scheduler.plan(ahead=len(self._in_flight))
+            chunks, planned = planned or self._scheduler.plan(ahead=len(self._in_flight)), None
             assert chunks or self._in_flight or answers or not self._requests, "live requests that cannot go on"
             if not chunks or not self._launch(chunks):
                 break

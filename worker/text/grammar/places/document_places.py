@@ -27,6 +27,7 @@ PLACE_BYTES, TOKEN_BYTES = 600, 100
 """About what Python takes for a place, and for a token that leads to another."""
 MAX_OUTLINE, MAX_TEXT, MAX_DIGITS = 4096, 64, 3
 """Bytes of outlines, texts and numbers in places that are kept: answers seldom come together in longer ones."""
+MAX_MISSED = 1024
 MOST_PROBED = 300
 """Characters of strings that are counted."""
 ANY_TOKEN = -1
@@ -126,6 +127,7 @@ class DocumentPlaces:
         self._strings: dict[bytes, StringMasks] = {}  # of these
         self._families: dict[tuple[int, TokenMask], AlikeStrings] = {}
         self._masks: dict[bytes, TokenMask] = {}
+        self._missed: dict[tuple[Place, int], Place] = {}  # what `after` has made of a token, for `follow`
         self.beginning = Place(b"", b"", 0, b"", False, -1, alphabet, {})
         self.quote_id = alphabet.quote_id
         """The token that ends a string."""
@@ -136,7 +138,7 @@ class DocumentPlaces:
         of_strings = [place for lengths in self._lengths.values() for place in lengths.values()]
         for place in (self.beginning, *self._kept.values(), *of_strings):
             place.next, place.forced, place.closings, place.mask = {}, {}, {}, None
-        self._kept, self._masks = {}, {}
+        self._kept, self._masks, self._missed = {}, {}, {}
         for lengths in self._lengths.values():
             lengths.clear()
         self._lengths, self._strings, self._families = {}, {}, {}
@@ -147,6 +149,8 @@ class DocumentPlaces:
         if found is None and place.is_kept:
             behind = self._behind(place, token_id)
             found = self._same(place, token_id, behind, self._length(behind))
+            if found is None and len(self._missed) < MAX_MISSED:
+                self._missed[place, token_id] = behind
         return found
 
     def follow(self, place: Place, token_id: int, state: LLMatcher) -> Place:
@@ -154,7 +158,7 @@ class DocumentPlaces:
         found = self._led_to(place, token_id)
         if found is not None:
             return found
-        behind = self._behind(place, token_id)
+        behind = self._missed.pop((place, token_id), None) or self._behind(place, token_id)
         length = self._length(behind)
         found = self._same(place, token_id, behind, length) if place.is_kept else None
         if found is not None:
@@ -211,6 +215,11 @@ class DocumentPlaces:
     def _behind(self, before: Place, token_id: int) -> Place:
         """The place behind ``before`` and a token that ends or begins something, as the texts of these tell."""
         text = before.text + self._alphabet.texts[token_id]
+        if text.isspace():
+            outline, outer = before.outline, before.outer
+            return Place(
+                outline, b" " * len(text), before.num_dropped, outer, before.is_name_next, -1, self._alphabet, {}
+            )
         end, outline, outer, is_name_next = 0, [before.outline], before.outer, before.is_name_next
         match_next = _LEXEME.scanner(text).match  # type: ignore[attr-defined]
         while (found := match_next()) is not None:
