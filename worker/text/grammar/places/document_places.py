@@ -216,10 +216,8 @@ class DocumentPlaces:
         """The place behind ``before`` and a token that ends or begins something, as the texts of these tell."""
         text = before.text + self._alphabet.texts[token_id]
         if text.isspace():
-            outline, outer = before.outline, before.outer
-            return Place(
-                outline, b" " * len(text), before.num_dropped, outer, before.is_name_next, -1, self._alphabet, {}
-            )
+            known = before.outline, b" " * len(text), before.num_dropped, before.outer, before.is_name_next
+            return Place(*known, -1, before.alphabet, {})
         end, outline, outer, is_name_next = 0, [before.outline], before.outer, before.is_name_next
         match_next = _LEXEME.scanner(text).match  # type: ignore[attr-defined]
         while (found := match_next()) is not None:
