@@ -17,7 +17,9 @@ from worker.text.grammar.grammar_text import Schemas, has_own_whitespace, schema
 from worker.text.grammar.known_closing import KnownClosings
 from worker.text.grammar.lexers import Lexers
 from worker.text.grammar.matcher_batch import MatcherBatch
-from worker.text.grammar.places.document_places import PROBES, DocumentPlaces, PlaceMemory
+from worker.text.grammar.places.document_places import PROBES, DocumentPlaces
+from worker.text.grammar.places.early_masks import compute_early
+from worker.text.grammar.places.place_memory import PlaceMemory
 from worker.text.grammar.token_matcher import TokenMatcher
 from worker.text.tokenizer import Tokenizer
 
@@ -28,6 +30,8 @@ LEXER_FUEL = 200_000
 """For the regular expressions of a grammar: about 0.1 s. Those that take more keep other grammars waiting."""
 LEXERS_S = 0.1
 """Seconds for the lexers of a grammar, after which none is added: others wait to be compiled."""
+EARLY_MASKS_S = 0.1
+"""The same for masks that are computed before anybody asks."""
 SPARE_TOKENS = 16
 """By so many a closing that is found may be longer than the shortest one."""
 MAX_KNOWN_TEXTS, MAX_KNOWN_BYTES = 2048, 1024
@@ -88,6 +92,11 @@ class GrammarCompiler:
         places = self._places(grammar) if grows.tells_by_place and is_plain else None
         found = TokenMatcher(lexers, self._batch, rule, places)
         if found.min_tokens() is not None:
+            if places is not None and self._batch.num_threads > 1:  # else no step waits for the dearest of its masks
+                end_s = time.monotonic() + EARLY_MASKS_S
+                compute_early(found, found.shortest, self._batch.num_words, end_s)
+            if places is not None:
+                places.begin_use()
             return found
         if found.state.is_error():
             raise InvalidRequest(f"the grammar of the answer cannot be used: {_problem(found.state.get_error())}")

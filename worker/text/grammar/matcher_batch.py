@@ -43,8 +43,9 @@ class MatcherBatch:
     def __init__(self, vocab_size: int, num_threads: int = 1) -> None:
         """Of masks for ``vocab_size`` logits. The threads start with the first step."""
         self.num_threads = num_threads
-        self._num_words = -(-vocab_size // 32)
-        self._words = np.empty((0, self._num_words), np.uint32)  # of the masks that are computed together
+        self.num_words = -(-vocab_size // 32)
+        """Of a mask."""
+        self._words = np.empty((0, self.num_words), np.uint32)  # of the masks that are computed together
         self._executor: LLExecutor | None = None
 
     def masks(self, asked: Sequence[Asked]) -> list[TokenMask | int | Exception]:
@@ -77,7 +78,7 @@ class MatcherBatch:
     ) -> None:
         """Put the masks of some matchers into ``found``."""
         if self._words.shape[0] < len(indices):
-            self._words = np.empty((len(indices), self._num_words), np.uint32)
+            self._words = np.empty((len(indices), self.num_words), np.uint32)
         words, rows = self._words, {index: row for row, index in enumerate(indices)}
         by_lexer: dict[Lexer, list[tuple[LLMatcher, int]]] = {}
         for index, row in rows.items():

@@ -57,7 +57,8 @@ class TokenMatcher:
         self._forced: Sequence[int] | None = None  # what must come next, once that was asked for
         self._plan: KnownClosing | None = None  # a closing from here, if one is known
         self._earlier = rule.closings.of(()) if rule else None  # what may be left of the one that was known last
-        self._shortest: tuple[int, ...] = ()  # a whole document
+        self.shortest: tuple[int, ...] = ()
+        """A whole document."""
         # Of the tokens that the shortest one takes, but for the margin.
         self._bound, self._margin = (math.inf, rule.margin) if rule else (-math.inf, 0.0)
 
@@ -90,7 +91,7 @@ class TokenMatcher:
         found = rule.closing.search(self.state) if rule else None
         if rule is None or found is None:
             return None
-        self._plan, self._shortest, self._bound = rule.closings.of(found), tuple(found), len(found)
+        self._plan, self.shortest, self._bound = rule.closings.of(found), tuple(found), len(found)
         return len(found)
 
     def write_mask(self, mask: memoryview, num_left: int) -> None:
@@ -258,7 +259,7 @@ class TokenMatcher:
         assert rule is not None and earlier is not None, "a closing that nobody wants"
         found = None if place is None else place.known_closing(self._last_id, earlier)
         if found is None:
-            renewed = rule.closing.renewed(self.state, earlier.token_ids, self._shortest)
+            renewed = rule.closing.renewed(self.state, earlier.token_ids, self.shortest)
             found = None if renewed is None else rule.closings.of(renewed)
             if found is not None and self.places is not None and place is not None:
                 self.places.keep_closing(place, self._last_id, earlier, found)

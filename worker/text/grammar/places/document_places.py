@@ -10,7 +10,6 @@ not be asked where others have been.
 from __future__ import annotations
 
 import re
-from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -19,10 +18,9 @@ from llguidance import LLMatcher
 from worker.engine.token_constraint import TokenMask
 from worker.text.grammar.alphabet import Alphabet
 from worker.text.grammar.known_closing import KnownClosing
+from worker.text.grammar.places.place_memory import PlaceMemory
 from worker.text.grammar.places.string_masks import AlikeStrings, StringMasks
 
-MAX_BYTES = 64 << 20
-"""Of what is known of places, of all grammars together; a mask takes 19 kB for 152,000 tokens."""
 PLACE_BYTES, TOKEN_BYTES = 600, 100
 """About what Python takes for a place, and for a token that leads to another."""
 MAX_OUTLINE, MAX_TEXT, MAX_DIGITS = 4096, 64, 3
@@ -96,32 +94,15 @@ class Place:
         self.forced[ANY_TOKEN if self.is_open else last_id] = token_ids
 
 
-class PlaceMemory:
-    """Counts what is kept of places; the grammars that learned nothing for longest forget what they know."""
-
-    def __init__(self) -> None:
-        self._sizes: OrderedDict[DocumentPlaces, int] = OrderedDict()
-        self._num_bytes = 0
-
-    def add(self, places: DocumentPlaces, num_bytes: int) -> None:
-        """So many bytes more are kept of ``places``."""
-        self._num_bytes += num_bytes
-        self._sizes[places] = self._sizes.get(places, 0) + num_bytes
-        self._sizes.move_to_end(places)
-        while self._num_bytes > MAX_BYTES:
-            oldest, size = self._sizes.popitem(last=False)
-            self._num_bytes -= size
-            oldest.forget()
-
-
 class DocumentPlaces:
     """The places in the documents of one grammar."""
 
     def __init__(self, memory: PlaceMemory, alphabet: Alphabet, probe_id: int) -> None:
         """``probe_id``: the token of a character that only strings with any text may have."""
         self._memory = memory
+        self._is_in_use, self._num_uncounted = False, 0
         self._alphabet = alphabet
-        self._probe_id = probe_id
+        self.probe_id = probe_id
         self._kept: dict[tuple[bytes, bytes], Place] = {}
         self._lengths: dict[bytes, dict[int, Place]] = {}  # by outlines behind which a string may have any text
         self._strings: dict[bytes, StringMasks] = {}  # of these
@@ -132,6 +113,16 @@ class DocumentPlaces:
         self.quote_id = alphabet.quote_id
         """The token that ends a string."""
         self._num_chars, self._shapes = alphabet.num_chars, alphabet.shapes
+
+    def begin_use(self) -> None:
+        """From now on the thread that counts for all grammars asks."""
+        self._is_in_use = True
+
+    def _count(self, num_bytes: int) -> None:
+        self._num_uncounted += num_bytes
+        if self._is_in_use:
+            self._memory.add(self, self._num_uncounted)
+            self._num_uncounted = 0
 
     def forget(self) -> None:
         """Know nothing of any place."""
@@ -192,11 +183,11 @@ class DocumentPlaces:
         """Tell others what closes the document in ``place``, see `Place.known_closing`."""
         if place.is_kept:
             place.closings[ANY_TOKEN if place.is_open else last_id, earlier] = closing
-            self._memory.add(self, TOKEN_BYTES + 8 * closing.length)
+            self._count(TOKEN_BYTES + 8 * closing.length)
 
     def _lead(self, place: Place, token_id: int, behind: Place) -> None:
         place.next[self._alphabet.shapes[token_id]] = behind
-        self._memory.add(self, TOKEN_BYTES)
+        self._count(TOKEN_BYTES)
 
     def keep_mask(self, place: Place, words: bytes) -> TokenMask:
         """Tell others what the mask of the next token is in ``place``."""
@@ -205,7 +196,7 @@ class DocumentPlaces:
         known = self._masks.get(words)  # as many places have the same one
         if known is None:
             known = self._masks[words] = TokenMask(words)
-            self._memory.add(self, len(words))
+            self._count(len(words))
         place.mask = known
         if place.string is not None:
             may_end = words[self.quote_id >> 3] >> (self.quote_id & 7) & 1
@@ -259,7 +250,7 @@ class DocumentPlaces:
         """Whether the string behind ``outline`` may; it has ``length`` characters in ``state``."""
         if outline in self._lengths:
             return True
-        num_more = state.validate_tokens([self._probe_id] * MOST_PROBED)
+        num_more = state.validate_tokens([self.probe_id] * MOST_PROBED)
         if num_more:
             is_bounded, far = num_more < MOST_PROBED, self._alphabet.most_bytes
             self._strings[outline] = StringMasks(length + num_more, is_bounded, far, self._families)
@@ -278,7 +269,7 @@ class DocumentPlaces:
                 if string.room(length):
                     found.keep_forced(ANY_TOKEN, ())  # as it may have any text
                 lengths[length] = found
-                self._memory.add(self, PLACE_BYTES + len(outline))
+                self._count(PLACE_BYTES + len(outline))
         return found
 
     def _known(self, place: Place, state: LLMatcher) -> Place:
@@ -292,5 +283,5 @@ class DocumentPlaces:
         found = self._kept.get((outline, text)) if place.is_kept else place
         if found is None:
             found = self._kept[outline, text] = place
-            self._memory.add(self, PLACE_BYTES + len(outline) + len(text))
+            self._count(PLACE_BYTES + len(outline) + len(text))
         return found

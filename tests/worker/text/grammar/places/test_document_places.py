@@ -13,7 +13,6 @@ from tests.bench.structured_rates import SCHEMA
 from tests.worker.text.grammar.compilers import BYTE_LEVEL, SENTENCE_PIECE, compiler_of, tokenizer_of
 from tests.worker.text.grammar.schemas import make_schemas
 from worker.engine.token_constraint import TokenMask
-from worker.text.grammar.grammar_compiler import GrammarCompiler
 from worker.text.grammar.grammar_text import grammar_text
 from worker.text.grammar.places import document_places
 from worker.text.grammar.places.document_places import Place
@@ -208,18 +207,3 @@ def test_a_token_that_may_not_come_is_refused_where_its_place_is_known() -> None
     assert other.place is known.place
     with pytest.raises(OrcdError):
         other.take(beginning._rule.alphabet.of_byte(ord("x")), 90)
-
-
-def test_of_all_grammars_those_that_learned_last_keep_what_they_know(monkeypatch: pytest.MonkeyPatch) -> None:
-    compiler = GrammarCompiler(tokenizer_of(BYTE_LEVEL))
-    beginnings = [compiler.compile(grammar_text("json_schema", record(**{name: TEXT}))) for name in "ab"]
-    place_of(beginnings[0], '{"a":"x')
-    monkeypatch.setattr(document_places, "MAX_BYTES", compiler._place_memory._num_bytes + 1)
-    first = beginnings[0].places.beginning
-    assert first.next
-    behind = matcher_behind(beginnings[1], '{"b":"x')
-    assert not first.next
-    assert beginnings[1].places.beginning.next
-    place_of(beginnings[0], '{"a":"x')
-    assert behind.take(beginnings[1]._rule.alphabet.quote_id, 90) == behind._rule.alphabet.quote_id
-    assert compiler._place_memory._num_bytes <= document_places.MAX_BYTES

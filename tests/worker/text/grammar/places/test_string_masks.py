@@ -77,7 +77,7 @@ def text_ids(matcher: TokenMatcher, chance: random.Random, strings: list[dict[st
 
 
 def alone(matcher: TokenMatcher) -> bytes:
-    words = np.zeros(matcher.batch._num_words, np.uint32)
+    words = np.zeros(matcher.batch.num_words, np.uint32)
     matcher.write_mask(words.data, 900)
     return words.tobytes()
 
