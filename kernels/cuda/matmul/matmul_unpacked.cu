@@ -10,8 +10,8 @@ struct UnpackedParams {
     int unit_chunks;              // of the matrix's format
     int group_tiles;              // tiles of outputs that take turns with each tile of tokens
     alignas(64) u8 x_map[128];    // tensor map of x, float16 [rows, width], boxes of 64 columns x TOKENS
-    alignas(64) u8 out_map[128];  // of the product's columns of the output; boxes: float16 of a slice, 32 columns of
-                                  // gated activations, else 64; float32 of half a slice, 32 columns
+    alignas(64) u8 out_map[128];  // of the product's columns of the output; boxes of a slice: 64 columns of float16, of
+                                  // gated activations 32, or 32 columns of float32
 };
 
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL

@@ -14,7 +14,7 @@ struct Ring : UnpackedRing<TOKENS> {
     using T = UnpackedRing<TOKENS>;
     static constexpr int x_bytes = TOKENS * 128, weight_bytes = 128 * 128, stage_bytes = x_bytes + weight_bytes;
     static constexpr int stores_at = T::stages * stage_bytes;
-    static constexpr int barriers_at = stores_at + 2 * STORE_BUFFERS * STORE_BYTES;
+    static constexpr int barriers_at = stores_at + 2 * STORE_BYTES;
     static_assert(1024 + barriers_at + 16 * T::stages <= T::num_bytes, "see `unpacked_ring`");
 };
 
@@ -71,23 +71,73 @@ DEVICE void copy_tiles(const UnpackedParams& p, u32 stages) {
 
 // ---- finishing
 
-// Sums of a slice, 64 rows of a warpgroup by SLICE_TOKENS tokens, lie in its threads as the tensor core left them. What
-// becomes of them is put into shared memory and stored from there by the copy engine, while the next slice is made.
-struct SliceStore {
+// Sums of a tile, 64 rows of a warpgroup, lie in its threads as the tensor core left them. What becomes of them is put
+// into shared memory, slice after slice, and stored from there by the copy engine, as much at once as there is room
+// for: each time takes a fence and two barriers. Tokens that the tile does not have are left out by the copy engine.
+// All threads of the warpgroup call what is here.
+struct TileStore {
     const UnpackedParams& t;
-    u32 buffers;  // STORE_BUFFERS of them, of STORE_BYTES
+    u32 buffers;  // STORE_BYTES
     int barrier;  // of the warpgroup
-    int buffer = 0;
 
-    // `rows`: the two that a thread has. All threads of the warpgroup call it.
+    // `rows`: the two that a thread has.
+    template <int TOKENS, int KIND>
+    DEVICE void store(const float (&sums)[TOKENS / 8][4], const OutputRow (&rows)[2], int first_row,
+                      const Tile& tile) const {
+        constexpr bool is_gated = Epilogue(KIND).is_gated(), is_float = Epilogue(KIND).is_float();
+        constexpr int slice_bytes = SLICE_TOKENS * (is_gated ? 64 : is_float ? 256 : 128);
+        constexpr int most = STORE_BYTES / slice_bytes;
+        // What takes few instructions is spelled out for all slices: then they need not wait for each other.
+        constexpr int unrolled =
+            KIND == SWIGLU || KIND == CLAMPED_SWIGLU || KIND == STORE_HALF ? TOKENS / SLICE_TOKENS : 1;
+        const int column = is_gated ? gated_column(first_row) : first_row;
+#pragma unroll unrolled
+        for (int first = 0; first < TOKENS; first += SLICE_TOKENS) {
+            float slice[SLICE_TOKENS / 8][4];
+#pragma unroll
+            for (int n = 0; n < TOKENS / 8; n++)
+                if (n * 8 / SLICE_TOKENS == first / SLICE_TOKENS) {
+#pragma unroll
+                    for (int i = 0; i < 4; i++) slice[n % (SLICE_TOKENS / 8)][i] = sums[n][i];
+                }
+            const int number = first / SLICE_TOKENS % most;
+            if (number == 0) make_room();
+            put<KIND>(slice, rows, buffers + number * slice_bytes);
+            if (number + 1 < most && first + SLICE_TOKENS < TOKENS) continue;
+            asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+            synchronise(barrier, WARPGROUP);
+            if (threadIdx.x % WARPGROUP == 0) {
+                for (int i = 0; i <= number; i++) {
+                    const u32 from = buffers + i * slice_bytes;
+                    const int token = tile.first_token + first + (i - number) * SLICE_TOKENS;
+                    store_box(t.out_map, column, token, from);
+                    if (is_float) store_box(t.out_map, column + 32, token, from + slice_bytes / 2);
+                }
+                asm volatile("cp.async.bulk.commit_group;" ::: "memory");
+            }
+        }
+    }
+    template <int TOKENS, int KIND = 0>
+    DEVICE void store_as(int kind, const float (&sums)[TOKENS / 8][4], const OutputRow (&rows)[2], int first_row,
+                         const Tile& tile) const {
+        if constexpr (KIND != ADD_RESIDUAL)
+            if (kind == KIND) store<TOKENS, KIND>(sums, rows, first_row, tile);
+        if constexpr (KIND + 1 < NUM_EPILOGUES) store_as<TOKENS, KIND + 1>(kind, sums, rows, first_row, tile);
+    }
+
+    // Until the copy engine has read all. The thread that stores waits, as only its own stores count.
+    DEVICE void wait() const { asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory"); }
+
+   private:
+    DEVICE void make_room() const {
+        if (threadIdx.x % WARPGROUP == 0) wait();
+        synchronise(barrier, WARPGROUP);
+    }
     template <int KIND>
-    DEVICE void store(const float (&sums)[SLICE_TOKENS / 8][4], const OutputRow (&rows)[2], int first_row,
-                      int first_token) {
-        constexpr bool is_gated = Epilogue(KIND).is_gated();
-        const TiledParams& p = t.tiled;
-        const Epilogue epilogue(p.output, KIND);
+    DEVICE void put(const float (&sums)[SLICE_TOKENS / 8][4], const OutputRow (&rows)[2], u32 place) const {
+        const Epilogue epilogue(t.tiled.output, KIND);
         const int warp = threadIdx.x / 32 % 4, lane = threadIdx.x % 32;
-        if constexpr (is_gated) {
+        if constexpr (Epilogue(KIND).is_gated()) {
             u32 y[4];  // of 8 tokens each
 #pragma unroll
             for (int n = 0; n < 4; n++) {
@@ -97,8 +147,7 @@ struct SliceStore {
                     two[i] = epilogue.value(rows[0].of(sums[n][i]), rows[1].of(sums[n][2 + i]), NO_RESIDUAL);
                 y[n] = pack_half2(two[0], two[1]);
             }
-            store_matrices_transposed(y, place() + lane * 64 + ((warp ^ (lane >> 1 & 3)) << 4));
-            finish<false>(gated_column(first_row), first_token);
+            store_matrices_transposed(y, place + lane * 64 + ((warp ^ (lane >> 1 & 3)) << 4));
         } else if constexpr (!Epilogue(KIND).is_float()) {
 #pragma unroll
             for (int n = 0; n < 4; n += 2) {
@@ -110,57 +159,23 @@ struct SliceStore {
                                       epilogue.value(rows[j % 2].of(two[1]), 0.0f, NO_RESIDUAL));
                 }
                 const int token = 8 * n + (lane & 7) + (lane >> 4 << 3);
-                store_matrices_transposed(y,
-                                          place() + token * 128 + (((2 * warp + (lane >> 3 & 1)) ^ (lane & 7)) << 4));
+                store_matrices_transposed(y, place + token * 128 + (((2 * warp + (lane >> 3 & 1)) ^ (lane & 7)) << 4));
             }
-            finish<false>(first_row, first_token);
         } else {
             const int g = lane >> 2;
+            const u32 box = place + warp / 2 * (SLICE_TOKENS * 128) + (g & 3) * 4;
 #pragma unroll
-            for (int half = 0; half < 2; half++) {
-                const u32 box = place() + warp / 2 * (STORE_BYTES / 2) + (g & 3) * 4;
+            for (int n = 0; n < 4; n++)
 #pragma unroll
-                for (int n = 0; n < 2; n++)
-#pragma unroll
-                    for (int i = 0; i < 4; i++) {
-                        const int local = 8 * n + 2 * (lane & 3) + (i & 1), chunk = warp % 2 * 4 + g / 4 + i / 2 * 2;
-                        const float y = epilogue.value(rows[i / 2].of(sums[2 * half + n][i]), 0.0f, NO_RESIDUAL);
-                        asm volatile("st.shared.f32 [%0], %1;"
-                                     :
-                                     : "r"(box + local * 128 + ((chunk ^ (local & 7)) << 4)), "f"(y)
-                                     : "memory");
-                    }
-                finish<true>(first_row, first_token + 16 * half);
-            }
+                for (int i = 0; i < 4; i++) {
+                    const int token = 8 * n + 2 * (lane & 3) + (i & 1), chunk = warp % 2 * 4 + g / 4 + i / 2 * 2;
+                    const float y = epilogue.value(rows[i / 2].of(sums[n][i]), 0.0f, NO_RESIDUAL);
+                    asm volatile("st.shared.f32 [%0], %1;"
+                                 :
+                                 : "r"(box + token * 128 + ((chunk ^ (token & 7)) << 4)), "f"(y)
+                                 : "memory");
+                }
         }
-    }
-    template <int KIND = 0>
-    DEVICE void store_as(int kind, const float (&sums)[SLICE_TOKENS / 8][4], const OutputRow (&rows)[2], int first_row,
-                         int first_token) {
-        if constexpr (KIND != ADD_RESIDUAL)
-            if (kind == KIND) store<KIND>(sums, rows, first_row, first_token);
-        if constexpr (KIND + 1 < NUM_EPILOGUES) store_as<KIND + 1>(kind, sums, rows, first_row, first_token);
-    }
-
-    // Until the copy engine has read all.
-    DEVICE void wait() const { asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory"); }
-
-   private:
-    DEVICE u32 place() const { return buffers + buffer * STORE_BYTES; }
-    // What the warpgroup has put into the buffer goes to `column` and the columns after it. The buffer that is next has
-    // been read when all threads have passed the barrier.
-    template <bool IS_FLOAT>
-    DEVICE void finish(int first_column, int first_token) {
-        asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
-        const bool stores = threadIdx.x % WARPGROUP == 0;
-        if (stores) asm volatile("cp.async.bulk.wait_group.read %0;" ::"n"(STORE_BUFFERS - 2) : "memory");
-        synchronise(barrier, WARPGROUP);
-        if (stores) {
-            store_box(t.out_map, first_column, first_token, place());
-            if (IS_FLOAT) store_box(t.out_map, first_column + 32, first_token, place() + STORE_BYTES / 2);
-            asm volatile("cp.async.bulk.commit_group;" ::: "memory");
-        }
-        if (++buffer == STORE_BUFFERS) buffer = 0;
     }
 };
 
@@ -232,7 +247,7 @@ DEVICE void multiply(const UnpackedParams& t, u32 stages, int warpgroup) {
     const MatrixParams& matrix = p.matrix;
     const int warp = threadIdx.x / 32 % 4, lane = threadIdx.x % 32;
     const u32 full = stages + R::barriers_at, empty = full + 8 * R::stages;
-    SliceStore slices{t, stages + R::stores_at + warpgroup * (STORE_BUFFERS * STORE_BYTES), STORE_BARRIERS + warpgroup};
+    const TileStore stores{t, stages + R::stores_at + warpgroup * STORE_BYTES, STORE_BARRIERS + warpgroup};
     float acc[TOKENS / 8][4];
     float total[sums_partitions ? TOKENS / 8 : 1][4];
     RingPlace place;
@@ -294,23 +309,12 @@ DEVICE void multiply(const UnpackedParams& t, u32 stages, int warpgroup) {
             else
                 return acc;
         }();
-        if (p.output.epilogue == ADD_RESIDUAL) {
-            add_to_residual<TOKENS>(p, tile, sums, first_row, slices.buffers, slices.barrier);
-            continue;
-        }
-#pragma unroll 1
-        for (int first = 0; first < tile.num_tokens; first += SLICE_TOKENS) {
-            float slice[SLICE_TOKENS / 8][4];
-#pragma unroll
-            for (int n = 0; n < TOKENS / 8; n++)
-                if (n * 8 / SLICE_TOKENS == first / SLICE_TOKENS) {
-#pragma unroll
-                    for (int i = 0; i < 4; i++) slice[n % (SLICE_TOKENS / 8)][i] = sums[n][i];
-                }
-            slices.store_as(p.output.epilogue, slice, rows, first_row, tile.first_token + first);
-        }
+        if (p.output.epilogue == ADD_RESIDUAL)
+            add_to_residual<TOKENS>(p, tile, sums, first_row, stores.buffers, stores.barrier);
+        else
+            stores.store_as<TOKENS>(p.output.epilogue, sums, rows, first_row, tile);
     }
-    slices.wait();
+    stores.wait();
     if (lead > 0) arrive(LEAD_BARRIER, 2 * WARPGROUP);
 }
 

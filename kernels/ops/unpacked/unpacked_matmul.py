@@ -24,9 +24,8 @@ from kernels.weights.formats import CHUNK
 from kernels.weights.packed import MatrixParams, PackedMatrix
 
 TILE_ROWS = 128  # outputs of a block
-SLICE_TOKENS = 32  # whose outputs a warpgroup finishes at once
-STORE_BUFFERS = 3  # of a warpgroup, in which outputs are while they are stored
-STORE_BYTES = SLICE_TOKENS * 64 * 2  # of such a buffer
+SLICE_TOKENS = 32  # whose outputs the copy engine stores at once
+STORE_BYTES = 12 << 10  # of shared memory for the outputs of a warpgroup: those of a gated tile of 192 tokens
 SUMMING_SIZES = (128, 160, 192)
 """Tokens of the tiles of matmul_unpacked_N whose blocks can add up partitions."""
 LARGEST_SIZE = 256
@@ -86,7 +85,7 @@ def variants() -> list[Variant]:
 @lru_cache
 def unpacked_ring(size: int) -> UnpackedRing:
     """As many stages as fit."""
-    rest = _ALIGNMENT + _BARRIER_BYTES + 2 * STORE_BUFFERS * STORE_BYTES
+    rest = _ALIGNMENT + _BARRIER_BYTES + 2 * STORE_BYTES
     stage_bytes = (size + TILE_ROWS) * CHUNK * 2
     stages = (_SM_BYTES - rest) // stage_bytes
     return UnpackedRing(stages, rest + stages * stage_bytes)
@@ -94,7 +93,7 @@ def unpacked_ring(size: int) -> UnpackedRing:
 
 # Microseconds, fitted to ten matrices of real models and 2,048 and 8,192 tokens on an H200.
 _CHUNK_US = {128: 0.47, 160: 0.52, 192: 0.59, 256: 0.66}  # of 64 columns of a tile
-_FINISH_US = {128: 1.3, 160: 2.6, 192: 4.0, 256: 4.5}  # of a tile
+_FINISH_US = {128: 1.1, 160: 1.9, 192: 2.4, 256: 2.8}  # of a tile
 _UNPACK_US, _UNPACKED_BYTES_PER_US = 2.0, 2.7e6
 
 
@@ -167,9 +166,9 @@ def multiply_unpacked(context: Context, product: Product, size: int) -> None:
 
 
 def _out_map(product: Product) -> bytes:
-    """Boxes of 128 bytes by the tokens of a buffer; of gated activations half as wide."""
+    """Boxes of 128 bytes by the tokens of a slice; of gated activations half as wide."""
     is_gated, element_bytes = product.epilogue.is_gated, product.out.dtype.itemsize
-    box = SLICE_TOKENS * 2 // element_bytes, (64 if is_gated else 128) // element_bytes
+    box = SLICE_TOKENS, (64 if is_gated else 128) // element_bytes
     num_columns = product.matrix.num_rows // (2 if is_gated else 1)
     return tensor_map(product.out, box, columns=range(product.column, product.column + num_columns))
 
@@ -192,7 +191,6 @@ def _unpack(context: Context, matrix: PackedMatrix, row_tiles: int, num_chunks: 
 declare_constants(
     "matmul/matmul_unpacked.cuh",
     SLICE_TOKENS=SLICE_TOKENS,
-    STORE_BUFFERS=STORE_BUFFERS,
     STORE_BYTES=STORE_BYTES,
     SUMMING_TOKENS=SUMMING_SIZES[-1],
 )
