@@ -53,7 +53,9 @@ def _inline(path: Path, seen: set[Path]) -> list[str]:
     constants = declarations(path.relative_to(SOURCE_DIRECTORY).as_posix()) if is_ours else []
     lines = [f'#line 1 "{path.name}: declared in Python"', *constants, f'#line 1 "{path.name}"']
     for number, line in enumerate(path.read_text().splitlines(), 1):
-        if include := _INCLUDE.match(line):
+        if "#" not in line:  # as most
+            lines.append(line)
+        elif include := _INCLUDE.match(line):
             included = (path.parent / include[1]).resolve()
             if included not in seen:
                 lines += _inline(included, seen)
@@ -84,10 +86,13 @@ class Compiler:
         self.arch = arch
         self._cache = cache_directory() if cache is None else cache
         self._sources = sources
+        self._texts: dict[str, str] = {}  # of files as they are compiled
 
     def cubin(self, source: str, defines: Mapping[str, int | str]) -> Cubin:
         """The variant of ``source``.cu; raises `CompileFailed`. May be called from several threads at once."""
-        text = read_source(self._sources / f"{source}.cu") + checks(source)
+        text = self._texts.get(source)
+        if text is None:  # two threads may read it, which does no harm
+            text = self._texts[source] = read_source(self._sources / f"{source}.cu") + checks(source)
         options = (
             *_OPTIONS,
             f"-arch={self.arch}",

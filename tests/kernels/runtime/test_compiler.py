@@ -32,16 +32,16 @@ def compilations(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return seen
 
 
-def test_includes_come_in_once_and_errors_name_their_own_line(sources: Path, compiler: Compiler) -> None:
+def test_includes_come_in_once_and_errors_name_their_own_line(sources: Path, tmp_path: Path) -> None:
     text = read_source(sources / "fill.cu")
     assert text.count("float deep()") == text.count("float part()") == 1
     assert "#include" not in text and "#pragma once" not in text
     (sources / "deep.cuh").write_text("\n\n__device__ float deep() { return wrong; }\n")
     with pytest.raises(CompileFailed, match=r'(?s)fill\.cu.*AMOUNT=2.*deep\.cuh\(3\): error: identifier "wrong"'):
-        compiler.cubin("fill", {"AMOUNT": 2})
+        Compiler("sm_80", cache=tmp_path, sources=sources).cubin("fill", {"AMOUNT": 2})
     (sources / "deep.cuh").write_text("__device__ float deep() { return 1.0f; }\n")
     with pytest.raises(CompileFailed, match=r'fill\.cu\(4\): error: identifier "AMOUNT"'):
-        compiler.cubin("fill", {})
+        Compiler("sm_80", cache=tmp_path, sources=sources).cubin("fill", {})
 
 
 def test_a_cubin_is_compiled_once(compiler: Compiler, compilations: list[str]) -> None:
@@ -58,8 +58,18 @@ def test_what_goes_into_a_cubin_is_part_of_its_key(
     compiler.cubin("fill", {"AMOUNT": 2})
     Compiler("sm_90a", cache=tmp_path / "cache", sources=sources).cubin("fill", {"AMOUNT": 1})
     (sources / "deep.cuh").write_text("__device__ float deep() { return 2.0f; }\n")
-    compiler.cubin("fill", {"AMOUNT": 1})
+    Compiler("sm_80", cache=tmp_path / "cache", sources=sources).cubin("fill", {"AMOUNT": 1})
     assert len(compilations) == 4
+
+
+def test_a_file_is_read_once_for_all_that_it_is_compiled_with(
+    compiler: Compiler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[Path] = []
+    monkeypatch.setattr(kernels.runtime.compiler, "read_source", lambda path: (read.append(path), read_source(path))[1])
+    for amount in (1, 2, 1):
+        compiler.cubin("fill", {"AMOUNT": amount})
+    assert len(read) == 1
 
 
 @pytest.mark.parametrize("damage", [lambda content: content[:-1], lambda content: b"", lambda content: b"x" * 100])

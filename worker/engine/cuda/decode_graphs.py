@@ -49,19 +49,16 @@ class DecodeGraphs:
         self._block_tokens = block_tokens
         self._draw = draw
         self._prefixes = prefixes_in(prefixes)
-        self._graphs = {bucket: self._graph(bucket, StepGraph) for bucket in self.buckets}
-        sharing = LateStepGraph if capture else StepGraph
-        self._sharing_graphs = {
-            bucket: self._graph(bucket, sharing, shares=True, is_long=True) for bucket in self.buckets
-        }
+        kind = LateStepGraph if capture else StepGraph
+        self._graphs = {bucket: self._graph(bucket, kind) for bucket in self.buckets}
+        self._sharing_graphs = {bucket: self._graph(bucket, kind, shares=True, is_long=True) for bucket in self.buckets}
         few = [bucket for bucket in self.buckets if bucket <= model.one_kernel_sequences]
-        self._long_graphs = {bucket: self._graph(bucket, sharing, is_long=True) for bucket in few}
+        self._long_graphs = {bucket: self._graph(bucket, kind, is_long=True) for bucket in few}
         if capture:
             for graph in reversed(self._graphs.values()):
-                graph.launch_forward()
+                graph.launch_forward()  # the parts are captured when they are wanted, so that a start is done sooner
                 graph.launch_draw()
                 graph.capture_step()
-                graph.capture_parts()
 
     def bucket_for(self, num_sequences: int) -> int:
         """The number of rows that a step of this many sequences is run with."""

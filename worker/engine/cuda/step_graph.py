@@ -94,7 +94,7 @@ class StepGraph:
 
 
 class LateStepGraph(StepGraph):
-    """Captures itself when it is launched for the second time, as many steps come only once."""
+    """Captures itself when it is launched for the second time, unless it was: many steps come only once."""
 
     def __init__(self, device: GpuDevice, parts: StepParts, name: str) -> None:
         super().__init__(device, parts, name)
@@ -104,7 +104,7 @@ class LateStepGraph(StepGraph):
     def launch(self) -> None:
         """Enqueue the step."""
         self._num_launches += 1
-        if self._num_launches == 2:
+        if self._num_launches == 2 and self._step is None:
             self.capture_step()
         super().launch()
 

@@ -65,6 +65,15 @@ def test_in_two_parts_the_host_comes_between_the_forward_pass_and_the_draw(is_ca
     assert recorder.run() == ["forward", "masks", "draw"]
 
 
+def test_a_late_graph_that_was_captured_is_not_captured_again():
+    recorder = Recorder(LateStepGraph)
+    recorder.graph.capture_step()
+    for _ in range(3):
+        recorder.graph.launch()
+    assert recorder.run() == ["forward", "sample"] * 3
+    assert recorder.num_forwards == 1
+
+
 def test_a_late_graph_is_captured_when_it_is_launched_again():
     recorder = Recorder(LateStepGraph)
     for _ in range(3):
