@@ -84,7 +84,7 @@ def plan_memory(gguf: GGUFFile, device: GpuDevice | DryRunDevice, settings: Sett
     )
     _run_largest_steps(model, dry, limits)
     buckets = make_buckets(max_sequences)
-    num_long = sum(bucket <= model.one_kernel_sequences for bucket in buckets)  # beyond `Model.one_kernel_context`
+    num_long = sum(bucket in model.one_kernel_contexts for bucket in buckets)  # of contexts longer than these
     num_graphs = GRAPHS_PER_STEP * (DECODE_GRAPHS * len(buckets) + num_long + MOST_GRAPHS)
     without_cache = replace(_plan(dry, num_graphs=num_graphs), kv_cache=0)
     block_bytes = bytes_per_block(model.config, device.cache_format, block_tokens)

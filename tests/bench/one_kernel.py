@@ -78,22 +78,23 @@ def main(path: str) -> None:
     settings = Settings(model=path, device="cuda:0", max_sequences=4, kv_cache_bytes=512 << 20)
     settings = reserve(gguf, device, settings)
     model = load_model(gguf, device, lambda _done, _total: None)
-    generator, limit, most = np.random.default_rng(7), model.one_kernel_context, model.one_kernel_sequences
+    generator, contexts = np.random.default_rng(7), model.one_kernel_contexts
+    most = max(contexts, default=1)
     prompts = [
         tuple(prompt) for prompt in generator.integers(0, model.config.vocab_size, (most, PROMPT_TOKENS)).tolist()
     ]
-    print(f"{device.description}: in one kernel up to {limit} tokens of up to {most} sequences")
-    for name, context in (("one by one", 0), ("in one kernel", limit)):
+    print(f"{device.description}: in one kernel, of so many sequences up to so many tokens: {contexts}")
+    for name, limits in (("one by one", dict.fromkeys(contexts, 0)), ("in one kernel", contexts)):
         device.kv_cache.reset()
         device.step_buffers.reset()
-        machine = Engine(replace(model, one_kernel_context=context), settings)
+        machine = Engine(replace(model, one_kernel_contexts=limits), settings)
         for count in range(1, most + 1):
             rates = [tokens_per_s(machine, prompts[:count]) for _ in range(RUNS + 1)][1:]
             print(f"{count} sequences, {name:14} {', '.join(f'{rate:,.0f}' for rate in rates)} tok/s")
     device.kv_cache.reset()
     device.step_buffers.reset()
     cache = model.allocate_cache(most * (max(POSITIONS) // BLOCK_TOKENS + 1), BLOCK_TOKENS)
-    for count in range(1, most + 1):
+    for count in contexts:
         for position in POSITIONS:
             steps = [step_at(device, position, count, is_long=is_long) for is_long in (True, False)]
             one_by_one, in_one = (forward_us(device, model.forward, step, cache) for step in steps)

@@ -15,7 +15,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
+from types import MappingProxyType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -79,7 +79,7 @@ class InstantDevice(LateDevice):
 class InstantModel:
     """Has no weights and no cache."""
 
-    recompute_at, one_kernel_context, one_kernel_sequences, bytes_per_state = None, None, 0, 0
+    recompute_at, one_kernel_contexts, bytes_per_state = None, MappingProxyType[int, int]({}), 0
 
     def __init__(
         self, vocab_size: int, host_time: PartTimes, context_length: int = PROMPT_TOKENS + OUTPUT_TOKENS

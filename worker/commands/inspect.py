@@ -207,12 +207,15 @@ def _vram_lines(plan: VramPlan) -> list[str]:
     lines += _use_lines(uses, plan.available_bytes, "it fits" if plan.fits else "INSUFFICIENT_VRAM")
     if plan.note:
         lines.append(f"    {plan.note}")
-    if plan.one_kernel_context is None:
-        path = f"layers one by one, not all in one kernel: {plan.one_kernel_obstacle}"
+    contexts, label = plan.one_kernel_contexts, "one sequence"
+    if contexts:
+        others = ", ".join(f"{most:,} of {count}" for count, most in contexts.items() if count > 1)
+        label = "few sequences" if others else label
+        limit = f"{contexts[1]:,} tokens of context" + (f" ({others})" if others else "")
+        path = f"all layers in one kernel up to {limit}, then one by one"
     else:
-        path = f"all layers in one kernel up to {plan.one_kernel_context:,} tokens of context, then one by one"
-    most = plan.one_kernel_sequences
-    return [*lines, (f"  1-{most} sequences" if most > 1 else "  one sequence").ljust(18) + path]
+        path = f"layers one by one, not all in one kernel: {plan.one_kernel_obstacle}"
+    return [*lines, f"  {label:16}{path}"]
 
 
 def _ram_lines(plan: RamPlan) -> list[str]:

@@ -20,7 +20,8 @@ class VramPlan(msgspec.Struct, frozen=True):
     """What a worker would allocate on a device; ``note`` says why nothing is known of what is available there.
 
     ``states_bytes`` are those of ``state_slots``: what recurrent layers keep of sequences and of known prefixes.
-    ``one_kernel_context``, ``one_kernel_obstacle`` and ``one_kernel_sequences``: see `worker.model.registry.Model`.
+    ``one_kernel_context`` is that of one sequence in ``one_kernel_contexts``: for these and ``one_kernel_obstacle`` see
+    `worker.model.registry.Model`.
     """
 
     device: str
@@ -41,7 +42,7 @@ class VramPlan(msgspec.Struct, frozen=True):
     note: str | None
     one_kernel_context: int | None
     one_kernel_obstacle: str | None
-    one_kernel_sequences: int
+    one_kernel_contexts: dict[int, int]
 
 
 def plan_vram(gguf: GGUFFile, settings: Settings) -> VramPlan:
@@ -65,9 +66,9 @@ def plan_vram(gguf: GGUFFile, settings: Settings) -> VramPlan:
         available_bytes=plan.available_bytes,
         fits=plan.fits,
         note=note,
-        one_kernel_context=plan.model.one_kernel_context,
+        one_kernel_context=plan.model.one_kernel_contexts.get(1),
         one_kernel_obstacle=plan.model.one_kernel_obstacle,
-        one_kernel_sequences=plan.model.one_kernel_sequences,
+        one_kernel_contexts=dict(plan.model.one_kernel_contexts),
         **sizes,
     )
 

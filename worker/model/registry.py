@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, Protocol
 
 import numpy as np
@@ -53,12 +53,10 @@ class Model:
     """See `Family.forward`."""
     recompute_at: int | None
     """Length beyond which a sequence's cached K and V are void and must be computed again; None: never."""
-    one_kernel_context: int | None = None
-    """Steps of few sequences run all layers in one kernel up to this context length; None: never."""
+    one_kernel_contexts: Mapping[int, int] = field(default_factory=dict)
+    """Steps of so many sequences run all layers in one kernel up to this context length; others never."""
     one_kernel_obstacle: str | None = None
-    """Why they never do, in words in which "it" is that kernel."""
-    one_kernel_sequences: int = 0
-    """The most sequences of such a step."""
+    """Why none does, in words in which "it" is that kernel."""
 
     def bytes_per_block(self, block_tokens: int) -> int:
         """Bytes of one block of the KV cache, all layers together."""
@@ -137,7 +135,7 @@ def assemble_model(config: ModelConfig, weights: Weights, device: Device) -> Mod
     # Damaged weights may overflow: no reason for a warning, as the sampler refuses what comes out.
     forward = np.errstate(over="ignore", invalid="ignore")(family.forward)
     if isinstance(family, Llama):
-        one_kernel = family.one_kernel_context, family.one_kernel_obstacle, family.one_kernel_sequences
+        contexts, obstacle = family.one_kernel_contexts, family.one_kernel_obstacle
     else:
-        one_kernel = None, f"it is for models of Llama's family, and this is {config.architecture}", 0
-    return Model(config, device, forward, family.recompute_at, *one_kernel)
+        contexts, obstacle = {}, f"it is for models of Llama's family, and this is {config.architecture}"
+    return Model(config, device, forward, family.recompute_at, contexts, obstacle)

@@ -3,7 +3,7 @@
 #include "../attention/attention_merge.cuh"
 #include "../attention/attention_rope.cuh"
 
-static_assert(TOKENS == 1 || TOKENS == 2, "each of a sequence of its own");
+static_assert(TOKENS == 1 || TOKENS == 2 || TOKENS == 4, "each of a sequence of its own");
 
 struct DecodeLayer {
     const u8 *qkv, *output, *gate_up, *down;  // packed

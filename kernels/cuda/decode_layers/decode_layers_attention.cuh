@@ -1,27 +1,30 @@
-// Blocks that attend: one for each KV head of a token. Its warps have the tiles of two KV splits at a time, which are
-// merged in the order of attention_plan.cuh. Keys and values of the tokens before are fetched a layer ahead.
+// Blocks that attend: one for each KV head of a token, or of two tokens where there are four. The warps that a token
+// has have the tiles of two KV splits at a time, or of one, which are merged in the order of attention_plan.cuh. Keys
+// and values of the tokens before are fetched a layer ahead.
 #pragma once
 #include "decode_layers.cuh"
 
-constexpr int ATTENTION_WARPS = SPLITS_AT_ONCE * DECODE_WARPS;
-static_assert(SPLITS_AT_ONCE == 2 && DECODE_WARPS == SPLIT_TILES && ATTENTION_WARPS <= LAYER_WARPS, "a tile a warp");
+constexpr int BLOCK_TOKENS = TOKENS > 2 ? 2 : 1, ATTENTION_WARPS = BLOCK_SPLITS * DECODE_WARPS;
+constexpr int TOKEN_WARPS = ATTENTION_WARPS / BLOCK_TOKENS, TOKEN_SPLITS = BLOCK_SPLITS / BLOCK_TOKENS;
+static_assert(BLOCK_SPLITS == 2 && DECODE_WARPS == SPLIT_TILES && ATTENTION_WARPS <= LAYER_WARPS, "a tile a warp");
 static_assert(BLOCK_ROWS == 8, "columns of a B operand");
 
 struct AttentionScratch {
     u8 tiles[ATTENTION_WARPS][2][TILE_BYTES];  // keys, values
-    Exchange exchange[SPLITS_AT_ONCE];
-    u8 new_rows[NEW_ROWS_BYTES];
+    Exchange exchange[BLOCK_SPLITS];
+    alignas(16) u8 new_rows[BLOCK_TOKENS][NEW_ROWS_BYTES];
     Slice second[DECODE_THREADS];  // the second split, as its warps have merged it
 };
 
 class AttentionBlock {
-    enum Barrier { HEADS_BARRIER = 1, TILES_BARRIER, SPLITS_BARRIER };
-    static constexpr int WARP_HEADS = (BLOCK_ROWS + 2 + ATTENTION_WARPS - 1) / ATTENTION_WARPS;
+    enum Barrier { HEADS_BARRIER = 1, TILES_BARRIER, SPLITS_BARRIER, NUM_BARRIERS = SPLITS_BARRIER };
+    static constexpr int WARP_HEADS = (BLOCK_ROWS + 2 + TOKEN_WARPS - 1) / TOKEN_WARPS;
 
     const DecodeLayersParams& p;
     const AttentionParams& attention;
     AttentionScratch& scratch;
-    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, kv_head, token;
+    const int block_warp = threadIdx.x / 32, group = block_warp / TOKEN_WARPS;  // a group of warps has a token
+    const int warp = block_warp % TOKEN_WARPS, lane = threadIdx.x % 32, kv_head, token;
     const int split_number = warp / DECODE_WARPS;  // of those at once
     const HeadLane at;
     Rotation rotation, query_rotation;
@@ -34,13 +37,13 @@ class AttentionBlock {
           attention(p.attention),
           scratch(*(AttentionScratch*)shared),
           kv_head((blockIdx.x - p.cut.attention_block) % p.attention.num_kv_heads),
-          token((blockIdx.x - p.cut.attention_block) / p.attention.num_kv_heads),
+          token((blockIdx.x - p.cut.attention_block) / p.attention.num_kv_heads * BLOCK_TOKENS + group),
           at(head_lane(p.rope)) {
-        keys = shared_address(scratch.tiles[warp % ATTENTION_WARPS][0]), values = keys + TILE_BYTES;
+        keys = shared_address(scratch.tiles[block_warp % ATTENTION_WARPS][0]), values = keys + TILE_BYTES;
     }
 
     DEVICE void run() {
-        if (warp >= ATTENTION_WARPS) return;
+        if (block_warp >= ATTENTION_WARPS) return;
         wait_for_previous();
         const i32 position = attention.positions[token], slot = p.slots[token];
         if (position < 0) {
@@ -70,14 +73,17 @@ class AttentionBlock {
     DEVICE void clear_all() const {
         const int num_words = attention.group * (HEAD_DIM / 2);
         for (int l = 0; l < p.cut.num_layers; l++)
-            for (int i = threadIdx.x; i < num_words; i += ATTENTION_WARPS * 32)
+            for (int i = warp * 32 + lane; i < num_words; i += TOKEN_WARPS * 32)
                 publish(LayerWords(p, l).attended(token) + kv_head * num_words + i, 0);
     }
 
     DEVICE void copy(u32 place, const HeadCache& cache, i64 offset, i32 tile) const {
         copy_tile(place, cache, offset, tile, item.end_tile, item.num_keys - 1);
     }
-    DEVICE u8* new_row(int row) const { return scratch.new_rows + row * QUERY_BYTES; }
+    // Of the warps that have the token.
+    DEVICE void sync(Barrier barrier) const { sync_warps(group * NUM_BARRIERS + barrier, TOKEN_WARPS); }
+    DEVICE u8* new_row(int row) const { return scratch.new_rows[group] + row * QUERY_BYTES; }
+    DEVICE Exchange& exchange() const { return scratch.exchange[block_warp / DECODE_WARPS]; }
     DEVICE i64 offset_of(i32 tile) const {
         return tile < item.end_tile ? group_offset(attention, item, kv_head, tile, lane % TILE_GROUPS) : 0;
     }
@@ -96,7 +102,7 @@ class AttentionBlock {
         uint2 heads[WARP_HEADS];
         await<WARP_HEADS>(
             [&](int i) {
-                const int row = warp + i * ATTENTION_WARPS;
+                const int row = warp + i * TOKEN_WARPS;
                 const bool wanted = at.valid && row < num_rows;
                 const u32* words = head_words(qkv, wanted ? row : 0);
                 heads[i].x = wanted ? load_word(words + at.first) : 0;
@@ -106,7 +112,7 @@ class AttentionBlock {
         __syncwarp();
 #pragma unroll
         for (int i = 0; i < WARP_HEADS; i++) {
-            const int row = warp + i * ATTENTION_WARPS;
+            const int row = warp + i * TOKEN_WARPS;
             if (row >= num_rows) break;
             if (row < attention.group) {
                 const uint2 query = rotate_head(heads[i], at, query_rotation, HeadNorm{});
@@ -119,7 +125,7 @@ class AttentionBlock {
             store_cached(place, (u16*)(place + HEAD_DIM), at, cached);
             if (new_offset >= 0) store_cached(is_key ? cache.keys : cache.values, new_offset, at, cached);
         }
-        sync_warps(HEADS_BARRIER, ATTENTION_WARPS);
+        sync(HEADS_BARRIER);
     }
 
     DEVICE void prepare(SwappedRows& rows) const {
@@ -132,24 +138,24 @@ class AttentionBlock {
     // Leaves the partial result of this warp's tile of a round for others, and begins to copy the one of the next
     // round.
     DEVICE void attend_to_tile(const SwappedRows& rows, const LayerCacheParams& cache, i32 tile) {
-        const i32 next = tile + ATTENTION_WARPS;
+        const i32 next = tile + TOKEN_WARPS;
         const bool is_newest = tile == (item.num_keys - 1) / TILE_KEYS;
         const i64 offset = offset_of(next);
         SwappedWeights weights;
         SwappedPartial partial;
         copy_wait<1>();
-        if (is_newest) NewRows::complete(scratch.tiles[warp][0], item, new_row(NEW_KEY));
+        if (is_newest) NewRows::complete(scratch.tiles[block_warp][0], item, new_row(NEW_KEY));
         __syncwarp();
         score_tile(weights, rows, keys, tile * TILE_KEYS, attention, 1);
         __syncwarp();
         copy(keys, cache.keys, offset, next);
         copy_wait<1>();
-        if (is_newest) NewRows::complete(scratch.tiles[warp][1], item, new_row(NEW_VALUE));
+        if (is_newest) NewRows::complete(scratch.tiles[block_warp][1], item, new_row(NEW_VALUE));
         __syncwarp();
         weigh_tile(partial, weights, values);
         __syncwarp();
         copy(values, cache.values, offset, next);
-        put(scratch.exchange[split_number], partial, item.num_rows);
+        put(exchange(), partial, item.num_rows);
     }
 
     // Merges the tiles of a split, the first of which is `first`.
@@ -157,7 +163,7 @@ class AttentionBlock {
         Slice tiles[DECODE_WARPS];  // fetched together
 #pragma unroll
         for (int w = 0; w < DECODE_WARPS; w++)
-            if (first + w < item.end_tile) get(tiles[w], scratch.exchange[split_number], w);
+            if (first + w < item.end_tile) get(tiles[w], exchange(), w);
         begin(split, tiles[0]);
 #pragma unroll
         for (int w = 1; w < DECODE_WARPS; w++)
@@ -170,17 +176,16 @@ class AttentionBlock {
         const bool merges = slice_row() < item.num_rows;
         Slice whole = {};
 #pragma unroll 1
-        for (i32 round = 0; round < item.end_tile; round += ATTENTION_WARPS) {
+        for (i32 round = 0; round < item.end_tile; round += TOKEN_WARPS) {
             if (round + warp < item.end_tile) attend_to_tile(rows, cache, round + warp);
-            sync_warps(TILES_BARRIER, ATTENTION_WARPS);
+            sync(TILES_BARRIER);
             Slice split = {};
             const i32 first = round + split_number * DECODE_WARPS;
             if (merges && first < item.end_tile) merge_tiles(split, first);
-            const bool has_second = round + DECODE_WARPS < item.end_tile;
-            if (has_second) {
-                if (split_number == 1) scratch.second[threadIdx.x - DECODE_THREADS] = split;
-                sync_warps(SPLITS_BARRIER, ATTENTION_WARPS);
-            }
+            const bool has_second = TOKEN_SPLITS > 1 && round + DECODE_WARPS < item.end_tile;
+            if (has_second && split_number == 1) scratch.second[threadIdx.x - DECODE_THREADS] = split;
+            // The second split is there; and nobody looks at partial results that the next round will overwrite.
+            if (has_second || round + TOKEN_WARPS < item.end_tile) sync(SPLITS_BARRIER);
             if (split_number == 0 && merges) {
                 if (round == 0)
                     whole = split;  // of which no bit changes when it is merged into nothing

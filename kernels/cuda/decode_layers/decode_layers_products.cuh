@@ -14,17 +14,28 @@ constexpr int X_STRIDE = MAX_WIDTH + (TOKENS > 1 ? 8 : 0);
 // The columns that a warp has of the down projection's x are there in as many phases as there are tokens.
 constexpr int PHASE_CHUNKS = DOWN_CHUNKS / TOKENS, PHASE_STRIDE = PHASE_CHUNKS * 64 + 8;
 constexpr int MAX_DOWN_WARPS = DOWN_SUMS / 2;
+// Four tokens have less shared memory than they would like: what gates and the down projection multiply has one place.
+constexpr bool SHARES_X = TOKENS > 2;
+constexpr int X_COLUMNS = TOKENS * X_STRIDE, PHASE_COLUMNS = 2 * TOKENS * PHASE_STRIDE;
+constexpr int ACTIVATED_AT = SHARES_X ? 0 : X_COLUMNS, ALL_COLUMNS = ACTIVATED_AT + MAX_DOWN_WARPS * PHASE_COLUMNS;
+static_assert(ALL_COLUMNS >= X_COLUMNS, "place for either");
+constexpr int TILE_STRIDE = TOKENS > 2 ? 8 : TILE_SUMS;
 
 struct ProductScratch {
     u64 barriers[3][2];  // of `WeightBuffer`s: of Q, K and V or output, of gates, of down projections
     float norm_sums[TOKENS][NORM_PARTITIONS];
-    float tile_sums[TOKENS][16]
-                   [TILE_SUMS];  // of a row's partitions; those that it has not are -0, which changes no bit
+    // Of a row's partitions; those that it has not are -0, which changes no bit.
+    float tile_sums[TOKENS][16][TILE_STRIDE];
     float gate_sums[MAX_GATE_TILES][TOKENS][16][GATE_SUMS];
     float down_sums[TOKENS][8][DOWN_SUMS];
     alignas(16) float residuals[TOKENS][8];  // of the block's rows of the down projection
-    alignas(16) u16 x[TOKENS][X_STRIDE];
-    alignas(16) u16 activated[MAX_DOWN_WARPS][2 * TOKENS][PHASE_STRIDE];  // what a warp multiplies in a phase
+    alignas(16) u16 columns[ALL_COLUMNS];
+
+    DEVICE u16* x(int token) { return columns + token * X_STRIDE; }
+    // A row of what a warp multiplies in a phase of the down projection.
+    DEVICE u16* activated(int warp, int row) {
+        return columns + ACTIVATED_AT + warp * PHASE_COLUMNS + row * PHASE_STRIDE;
+    }
 };
 
 template <int FOURS>
@@ -58,6 +69,8 @@ class ProductBlock {
         FREE_BARRIER,
         READY_BARRIER
     };
+
+    static constexpr int PASSES = (TOKENS + 1) / 2;
 
     const DecodeLayersParams& p;
     ProductScratch& scratch;
@@ -102,7 +115,7 @@ class ProductBlock {
             for (int i = threadIdx.x; i < count; i += blockDim.x) values[i] = value;
         };
         fill(scratch.norm_sums[0], TOKENS * NORM_PARTITIONS, 0.0f);
-        fill(scratch.tile_sums[0][0], TOKENS * 16 * TILE_SUMS, -0.0f);
+        fill(scratch.tile_sums[0][0], TOKENS * 16 * TILE_STRIDE, -0.0f);
         fill(scratch.gate_sums[0][0][0], MAX_GATE_TILES * TOKENS * 16 * GATE_SUMS, -0.0f);
         fill(scratch.down_sums[0][0], TOKENS * 8 * DOWN_SUMS, -0.0f);
         if (threadIdx.x == 0) {
@@ -182,13 +195,13 @@ class ProductBlock {
 #pragma unroll
         for (int token = 0; token < TOKENS; token++) {
             const float factor = norm_factor(norm, row_sum(scratch.norm_sums[token]));
-            *(uint2*)(scratch.x[token] + column) = pack_quad(scale_quad(norm, w, column, v[token], factor));
+            *(uint2*)(scratch.x(token) + column) = pack_quad(scale_quad(norm, w, column, v[token], factor));
         }
     }
 
     // What this lane gives to ldmatrix for the columns from chunk `first` on: the rows of the tokens, again and again.
     DEVICE u32 x_address(int first) const {
-        return shared_address(scratch.x[lane() % TOKENS]) + first * 128 + (lane() >> 3) * 16;
+        return shared_address(scratch.x(lane() % TOKENS)) + first * 128 + (lane() >> 3) * 16;
     }
     // Calls use(token, row of the tile, sum) for what this lane has of a product.
     template <typename Use>
@@ -205,9 +218,14 @@ class ProductBlock {
     DEVICE static void put_sums(float (&sums)[TOKENS][16][STRIDE], int partition, const float (&acc)[4]) {
         for_sums(acc, [&](int token, int row, float sum) { sums[token][row][partition] = sum; });
     }
-    // A warp finishes a tile's rows of both tokens: its lane has one of them.
-    DEVICE static int row_token() { return TOKENS > 1 ? lane() / 16 : 0; }
-    DEVICE static bool has_row() { return lane() < 16 * TOKENS; }
+    // A warp finishes a tile's rows of two tokens at a time: calls use(pass, token, row of the tile, whether it is
+    // one).
+    template <typename Use>
+    DEVICE static void for_rows(Use use) {
+#pragma unroll
+        for (int pass = 0; pass < PASSES; pass++)
+            use(pass, TOKENS > 1 ? 2 * pass + lane() / 16 : 0, lane() % 16, lane() < 16 * TOKENS);
+    }
     // Whether this warp is one of those that finish a product, once `num_warps` have put their sums.
     DEVICE static bool finishes(Barrier barrier, int num_warps, bool is_one) {
         if (is_one) {
@@ -239,10 +257,11 @@ class ProductBlock {
         fragments.multiply(acc, x_address(first), count);
         put_sums(scratch.tile_sums, partition, acc);
         if (!finishes(TILE_BARRIER, num_warps, partition == 0)) return;
-        const float sum = sum_in_order<2>(scratch.tile_sums[row_token()][lane() % 16]);
-        const u32 word = word_of_halves(__fadd_rn(sum, bias));
-        if (has_row() && lane() % 2 == 0)
-            publish(LayerWords(p, layer).qkv(row_token()) + qkv_tile() * 8 + lane() % 16 / 2, word);
+        for_rows([&](int, int token, int row, bool is_one) {
+            const float sum = sum_in_order<2>(scratch.tile_sums[token][row]);
+            const u32 word = word_of_halves(__fadd_rn(sum, bias));
+            if (is_one && row % 2 == 0) publish(LayerWords(p, layer).qkv(token) + qkv_tile() * 8 + row / 2, word);
+        });
     }
 
     // acc += a partition of a tile of output, which is fetched before it waits, times what attention gives.
@@ -260,7 +279,7 @@ class ProductBlock {
             await_quads(quads, places);
 #pragma unroll
             for (int token = 0; token < TOKENS; token++)
-                *(uint4*)(scratch.x[token] + first * 64 + lane() * 8) = quads[token];
+                *(uint4*)(scratch.x(token) + first * 64 + lane() * 8) = quads[token];
         }
         __syncwarp();
         chunks.multiply(acc, x_address(first), count);
@@ -271,12 +290,12 @@ class ProductBlock {
         const DecodeLayer& weights = p.layers[layer];
         const int first = p.output.first_chunk(partition), count = p.output.first_chunk(partition + 1) - first;
         tile_buffer().wait(layer);
-        const int row = block() * 16 + lane() % 16;
-        float residual = 0.0f;
-        if (partition == 0) {
-            const u32* x = layer_x(layer) + row_token() * p.cut.width + row;
-            residual = __uint_as_float(layer ? await_word(x) : load_word(x));
-        }
+        float residuals[PASSES] = {};
+        if (partition == 0)
+            for_rows([&](int pass, int token, int row, bool) {
+                const u32* x = layer_x(layer) + token * p.cut.width + block() * 16 + row;
+                residuals[pass] = __uint_as_float(layer ? await_word(x) : load_word(x));
+            });
         float acc[4] = {};
         if (weights.output_format == Q5_0)
             multiply_attended<Q5_0>(acc, layer, first, count);
@@ -284,9 +303,11 @@ class ProductBlock {
             multiply_attended<Q8_0>(acc, layer, first, count);
         put_sums(scratch.tile_sums, partition, acc);
         if (!finishes(TILE_BARRIER, p.output.num_partitions, partition == 0)) return;
-        const float sum = __fadd_rn(sum_in_order<2>(scratch.tile_sums[row_token()][lane() % 16]), 0.0f);
-        const float y = fmaf(sum, 1.0f, residual);
-        if (has_row()) publish(LayerWords(p, layer).middle(row_token()) + row, __float_as_uint(y));
+        for_rows([&](int pass, int token, int row, bool is_one) {
+            const float sum = __fadd_rn(sum_in_order<2>(scratch.tile_sums[token][row]), 0.0f);
+            const float y = fmaf(sum, 1.0f, residuals[pass]);
+            if (is_one) publish(LayerWords(p, layer).middle(token) + block() * 16 + row, __float_as_uint(y));
+        });
     }
 
     DEVICE void multiply_gate(int layer) {
@@ -309,13 +330,16 @@ class ProductBlock {
             fragments.multiply(acc, x_address(first), count);
             put_sums(scratch.gate_sums[tile], partition, acc);
         }
-        if (!finishes(GATE_BARRIER, num_warps, warp() < p.cut.gate_tiles) || warp() >= num_gate_tiles()) return;
-        const float y = __fadd_rn(sum_in_order<1>(scratch.gate_sums[warp()][row_token()][lane() % 16]), 0.0f);
-        const float up = __shfl_down_sync(ALL_LANES, y, 8);
-        const u32 word = word_of_halves(swiglu(y, up));
-        const int column = lane() % 16;  // of the gates
-        if (has_row() && column < 8 && column % 2 == 0)
-            publish(LayerWords(p, layer).activated(row_token()) + (first_gate_tile() + warp()) * 4 + column / 2, word);
+        // Those that go on to write where x is wait for all that read it.
+        const int num_waiting = max(p.cut.gate_tiles, SHARES_X ? num_down_warps() : 0);
+        if (!finishes(GATE_BARRIER, num_warps, warp() < num_waiting) || warp() >= num_gate_tiles()) return;
+        for_rows([&](int, int token, int row, bool is_one) {
+            const float y = __fadd_rn(sum_in_order<1>(scratch.gate_sums[warp()][token][row]), 0.0f);
+            const float up = __shfl_down_sync(ALL_LANES, y, 8);
+            const u32 word = word_of_halves(swiglu(y, up));
+            if (is_one && row < 8 && row % 2 == 0)
+                publish(LayerWords(p, layer).activated(token) + (first_gate_tile() + warp()) * 4 + row / 2, word);
+        });
     }
 
     // Where the fragments of two partitions are, the first of which is `partition`.
@@ -369,15 +393,14 @@ class ProductBlock {
         __syncwarp();
         // Of the product's columns two are of each token: one of the first partition's x, one of the second's. Of
         // either's rows that is what counts.
-        u16(&activated)[2 * TOKENS][PHASE_STRIDE] = scratch.activated[warp()];
-        const u32 x = shared_address(activated[lane() % (2 * TOKENS)]) + (lane() >> 3) * 16;
+        const u32 x = shared_address(scratch.activated(warp(), lane() % (2 * TOKENS))) + (lane() >> 3) * 16;
         float acc[4] = {};
 #pragma unroll
         for (int phase = 0; phase < TOKENS; phase++) {
             if (has_quads && lane() / (8 * PHASE_CHUNKS) == phase)
 #pragma unroll
                 for (int i = 0; i < 2 * TOKENS; i++)
-                    *(uint4*)(activated[i] + lane() % (8 * PHASE_CHUNKS) * 8) = quads[i];
+                    *(uint4*)(scratch.activated(warp(), i) + lane() % (8 * PHASE_CHUNKS) * 8) = quads[i];
             __syncwarp();
             fragments.multiply_some<PHASE_CHUNKS>(acc, x, phase * PHASE_CHUNKS, count);
             __syncwarp();

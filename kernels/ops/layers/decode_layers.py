@@ -18,7 +18,7 @@ from kernels.ops.layers.decode_layers_params import (
     HEAD_DIM,
     LAYER_WARPS,
     LAYERS_BYTES,
-    MOST_TOKENS,
+    NUM_TOKENS,
     SOURCE,
     ClearParams,
     DecodeLayer,
@@ -40,7 +40,7 @@ _FORMAT_NUMBERS = {name: number for number, name in enumerate(FORMATS)}
 
 def variants() -> list[Variant]:
     """What of decode_layers.cu is compiled."""
-    plain: list[Variant] = [(SOURCE, {**_DEFINES, "TOKENS": count + 1}) for count in range(MOST_TOKENS)]
+    plain: list[Variant] = [(SOURCE, {**_DEFINES, "TOKENS": count}) for count in NUM_TOKENS]
     return [*plain, *with_codes(plain)]
 
 
@@ -60,7 +60,7 @@ def decode_layers(
 ) -> None:
     """What ``layers`` make of the residual stream ``out`` [T, H] float32 of T sequences with a token each, in place.
 
-    T is at most `MOST_TOKENS`. The same bits as by the ops of single layers. K and V go to ``step.slots`` of
+    T is one of `NUM_TOKENS`. The same bits as by the ops of single layers. K and V go to ``step.slots`` of
     ``out_caches``. The kernel launched just before must not use scratch memory that is free again: the first one here
     overlaps it.
     """

@@ -10,6 +10,7 @@ from typing import NamedTuple
 from kernels.ops.attention_plan import SWAPPED_ROWS, query_bytes, tile_bytes
 from kernels.ops.layers.decode_layers_params import (
     BLOCK_FORMATS,
+    BLOCK_SPLITS,
     DECODE_WARPS,
     DOWN_FORMATS,
     DOWN_LIMIT,
@@ -22,9 +23,8 @@ from kernels.ops.layers.decode_layers_params import (
     MAX_INTERMEDIATE,
     MAX_LAYERS,
     MAX_WIDTH,
-    MOST_TOKENS,
     NORM_WIDTH,
-    SPLITS_AT_ONCE,
+    NUM_TOKENS,
     TILE_LIMIT,
     TILE_SUMS,
     Limit,
@@ -56,8 +56,8 @@ def obstacle(gpu: GpuSpec, layers: Sequence[Layer], num_tokens: int = 1) -> str 
         return "it is for layers of one shape"
     if not _fits_warps(Matrices.of(layers[0])):
         return "its blocks cannot share out matrices of these widths"
-    if num_tokens > MOST_TOKENS:
-        return f"it is for at most {MOST_TOKENS} tokens, and these are {num_tokens}"
+    if num_tokens not in NUM_TOKENS:
+        return f"it is for {', '.join(map(str, NUM_TOKENS))} tokens, and these are {num_tokens}"
     cut = LayersCut.of(layers, num_tokens)
     if cut.num_blocks > gpu.num_sms:
         return f"its {cut.num_blocks} blocks must run at once, and this GPU has {gpu.num_sms} SMs"
@@ -184,7 +184,7 @@ class LayersCut:
             gate_tiles,
             output.num_tiles,
             attention_block,
-            attention_block + layers[0].attention.num_kv_heads * num_tokens,
+            attention_block + layers[0].attention.num_kv_heads * min(num_tokens, 2),
             gate_at,
             down_at,
             scratch_at,
@@ -207,13 +207,14 @@ def _aligned(num_bytes: int) -> int:
 
 # `ProductScratch` and `AttentionScratch`, with some bytes more for what aligns their fields.
 def _scratch_bytes(num_tokens: int) -> int:
-    sums = NORM_PARTITIONS + 8 + 16 * TILE_SUMS + MAX_GATE_TILES * 16 * GATE_SUMS + 8 * DOWN_SUMS
-    phase = DOWN_LIMIT.chunks // num_tokens * CHUNK + 8
-    columns = MAX_WIDTH + (8 if num_tokens > 1 else 0) + DOWN_SUMS // 2 * 2 * phase
-    return 6 * 8 + num_tokens * (sums * 4 + columns * 2) + _ALIGNMENT
+    tile_sums, shares_x = (8, True) if num_tokens > 2 else (TILE_SUMS, False)
+    sums = NORM_PARTITIONS + 8 + 16 * tile_sums + MAX_GATE_TILES * 16 * GATE_SUMS + 8 * DOWN_SUMS
+    activated = DOWN_SUMS // 2 * 2 * (DOWN_LIMIT.chunks // num_tokens * CHUNK + 8)
+    x = 0 if shares_x else MAX_WIDTH + (8 if num_tokens > 1 else 0)
+    return 6 * 8 + num_tokens * (sums * 4 + (x + activated) * 2) + _ALIGNMENT
 
 
 _ATTENTION_BYTES = (
-    SPLITS_AT_ONCE * DECODE_WARPS * (2 * tile_bytes(HEAD_DIM, 2) + SWAPPED_ROWS * (HEAD_DIM + 8 + 2) * 4)
+    BLOCK_SPLITS * DECODE_WARPS * (2 * tile_bytes(HEAD_DIM, 2) + SWAPPED_ROWS * (HEAD_DIM + 8 + 2) * 4)
     + (SWAPPED_ROWS + 2) * query_bytes(HEAD_DIM) + DECODE_WARPS * 32 * 48 + _ALIGNMENT
 )  # fmt: skip

@@ -18,12 +18,12 @@ class Limit(NamedTuple):
     chunks: int
 
 
-MOST_TOKENS = 2  # each of a sequence of its own
+NUM_TOKENS = (1, 2, 4)  # each of a sequence of its own
 MAX_LAYERS = 32
 LAYER_WARPS = 16  # of a block
 HEAD_DIM = 64
 DECODE_WARPS = 4  # each has a tile of a KV split
-SPLITS_AT_ONCE = 2
+BLOCK_SPLITS = 2  # at a time of a block that attends
 TILE_LIMIT, GATE_LIMIT, DOWN_LIMIT = Limit(7, 2), Limit(4, 5), Limit(20, 4)
 MAX_GATE_TILES = 5  # of a block
 BLOCK_FORMATS = ("Q5_0", "Q8_0")
@@ -39,7 +39,7 @@ SOURCE = "decode_layers/decode_layers"
 declare_constants(
     "decode_layers/decode_layers.cuh",
     LAYER_WARPS=LAYER_WARPS,
-    SPLITS_AT_ONCE=SPLITS_AT_ONCE,
+    BLOCK_SPLITS=BLOCK_SPLITS,
     MAX_LAYERS=MAX_LAYERS,
     MAX_WIDTH=MAX_WIDTH,
     MAX_INTERMEDIATE=MAX_INTERMEDIATE,

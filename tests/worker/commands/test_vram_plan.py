@@ -104,8 +104,10 @@ def test_it_is_told_how_many_sequences_run_all_layers_in_one_kernel(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], without_gpu: None
 ) -> None:
     plan = plan_of(write_one_kernel(tmp_path / "qwen2.gguf"), capsys)
-    assert (plan["one_kernel_context"], plan["one_kernel_sequences"], plan["one_kernel_obstacle"]) == (1536, 2, None)
-    assert "1-2 sequences   all layers in one kernel up to 1,536 tokens of context, then one by one" in plan["text"]
+    assert (plan["one_kernel_context"], plan["one_kernel_obstacle"]) == (1536, None)
+    assert plan["one_kernel_contexts"] == {"1": 1536, "2": 1536, "4": 896}
+    path = "all layers in one kernel up to 1,536 tokens of context (1,536 of 2, 896 of 4), then one by one"
+    assert f"few sequences   {path}" in plan["text"]
 
 
 @pytest.mark.parametrize(

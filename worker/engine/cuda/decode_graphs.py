@@ -52,7 +52,7 @@ class DecodeGraphs:
         kind = LateStepGraph if capture else StepGraph
         self._graphs = {bucket: self._graph(bucket, kind) for bucket in self.buckets}
         self._sharing_graphs = {bucket: self._graph(bucket, kind, shares=True, is_long=True) for bucket in self.buckets}
-        few = [bucket for bucket in self.buckets if bucket <= model.one_kernel_sequences]
+        few = [bucket for bucket in self.buckets if bucket in model.one_kernel_contexts]
         self._long_graphs = {bucket: self._graph(bucket, kind, is_long=True) for bucket in few}
         if capture:
             for graph in reversed(self._graphs.values()):
@@ -69,9 +69,8 @@ class DecodeGraphs:
 
         ``context``: about how many tokens the longest of up to ``most_in_one_kernel`` sequences has.
         """
-        most = self._model.one_kernel_context
-        if most is not None and bucket in self._long_graphs:
-            if context <= most:
+        if bucket in self._long_graphs:
+            if context <= self._model.one_kernel_contexts[bucket]:
                 return self._graphs[bucket]  # in one kernel, in which each attends alone
             if not shares:
                 return self._long_graphs[bucket]

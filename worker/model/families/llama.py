@@ -29,10 +29,8 @@ from worker.model.rope_scaling import long_rope, plain_rope
 from worker.model.step_activations import StepActivations
 from worker.model.weights import TensorSpec, Weights
 
-ONE_KERNEL_CONTEXT = 1536
-"""Up to so many tokens all layers in one kernel are faster than one by one: its blocks that attend are few."""
-ONE_KERNEL_SIZES = (1, 2)
-"""Sequences of steps that may run so."""
+ONE_KERNEL_CONTEXTS = {1: 1536, 2: 1536, 4: 896}
+"""Up to such contexts all layers of so many sequences are faster in one kernel than one by one: few blocks attend."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -150,10 +148,11 @@ class Llama:
         dense = self._dense_layers()
         self.one_kernel_obstacle = self._dense_obstacle() or device.ops.decode_layers_obstacle(dense, 1)
         self._dense = () if self.one_kernel_obstacle else dense
-        sizes = ONE_KERNEL_SIZES if self._dense else ()
-        self._one_kernel_sizes = [size for size in sizes if not device.ops.decode_layers_obstacle(dense, size)]
-        self.one_kernel_context = ONE_KERNEL_CONTEXT if self._dense else None
-        self.one_kernel_sequences = max(self._one_kernel_sizes, default=0)
+        self.one_kernel_contexts = {
+            num_sequences: context
+            for num_sequences, context in ONE_KERNEL_CONTEXTS.items()
+            if self._dense and not device.ops.decode_layers_obstacle(dense, num_sequences)
+        }
 
     def forward(self, step: Step[AnyArray], cache: KVCache) -> AnyArray:
         """Run one step; returns logits [R, vocab] float32 of ``step.logit_rows``."""
@@ -171,7 +170,7 @@ class Llama:
     def _runs_in_one_kernel(self, step: Step[AnyArray]) -> bool:
         num_tokens = step.token_ids.size
         has_one_each = step.sequence_lengths.size == num_tokens  # of sequences a token
-        return num_tokens in self._one_kernel_sizes and has_one_each and not step.has_long_context
+        return num_tokens in self.one_kernel_contexts and has_one_each and not step.has_long_context
 
     def _run_layers(self, step: Step[AnyArray], cache: KVCache, rotation: AnyRotation, acts: StepActivations) -> None:
         ops, x = self._device.ops, acts.residual

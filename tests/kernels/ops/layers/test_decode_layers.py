@@ -24,7 +24,7 @@ pytestmark = pytest.mark.gpu
 
 HEADS, KV_HEADS, HEAD_DIM = 14, 2, 64
 HIDDEN, INTERMEDIATE = HEADS * HEAD_DIM, 4864
-BLOCK_TOKENS, MAX_BLOCKS, MAX_SEQUENCES = 16, 160, 2
+BLOCK_TOKENS, MAX_BLOCKS, MAX_SEQUENCES = 16, 160, 4
 NUM_BLOCKS = MAX_SEQUENCES * MAX_BLOCKS + 5
 FORMATS = (("Q5_0", "Q5_0", "Q6_K"), ("Q5_0", "Q8_0", "Q4_K"), ("Q5_0", "Q8_0", "Q6_K"), ("Q5_0", "Q5_0", "Q5_0"))
 """Of a layer: most matrices, V, down projection."""
@@ -138,11 +138,20 @@ def test_all_layers_at_once_are_the_layers_one_by_one(device: CudaDevice, num_la
         assert_equal(case, (position,), rng)
 
 
-@pytest.mark.sanitize("False", but=RACECHECK)
+@pytest.mark.sanitize("False-*", but=RACECHECK)
+@pytest.mark.parametrize("num_sequences", [2, 4])
 @pytest.mark.parametrize("coded", [False, True])
-def test_so_are_those_of_two_sequences(device: CudaDevice, coded: bool) -> None:
-    rng = np.random.default_rng(2)
+def test_so_are_those_of_a_few_sequences(device: CudaDevice, num_sequences: int, coded: bool) -> None:
+    rng = np.random.default_rng(num_sequences)
     case = make_case(device, 4, rng, coded=coded)
-    assert decode_layers_obstacle(device.context, case.layers, 2) is None
-    for positions in ((0, 2400), (255, 256), (-1, 64), (700, 5), (511, 1100), (1500, -1), (63, 63), (-1, -1)):
-        assert_equal(case, positions, rng)
+    assert decode_layers_obstacle(device.context, case.layers, num_sequences) is None
+    for positions in (
+        (0, 2400, -1, 100),
+        (255, 256, 511, 512),
+        (-1, 64, 1100, 63),
+        (700, 5, 300, 1500),
+        (1500, -1, -1, -1),
+        (511, 1100, 0, 257),
+        (63, 63, 63, 63),
+    ):
+        assert_equal(case, positions[:num_sequences], rng)

@@ -55,16 +55,16 @@ def test_no_block_has_more_than_it_can_do():
     assert cut.num_blocks == cut.attention_block + 2 <= H100.num_sms
 
 
-def test_two_tokens_take_a_block_more_for_each_kv_head_and_more_shared_memory():
+def test_more_tokens_take_more_blocks_and_shared_memory():
     layers = [layer(), layer(down="Q4_K"), layer(down="Q5_0")]
-    assert [obstacle(H100, layers, num_tokens) for num_tokens in (1, 2)] == [None] * 2
-    assert obstacle(H100, layers, 3) == "it is for at most 2 tokens, and these are 3"
+    assert [obstacle(H100, layers, num_tokens) for num_tokens in (1, 2, 4)] == [None] * 3
+    assert obstacle(H100, layers, 3) == "it is for 1, 2, 4 tokens, and these are 3"
     smaller = GpuSpec("sm_90a", 130, H100.shared_bytes)
     assert obstacle(smaller, layers, 1) is None
     assert obstacle(smaller, layers, 2) == "its 132 blocks must run at once, and this GPU has 130 SMs"
-    other = GpuSpec("sm_90a", 132, H100.shared_bytes - (8 << 10))
-    assert obstacle(other, layers, 1) is None
-    assert "bytes of shared memory" in (obstacle(other, layers, 2) or "")
+    other = GpuSpec("sm_90a", 132, H100.shared_bytes - (6 << 10))
+    assert obstacle(other, layers, 2) is None
+    assert "bytes of shared memory" in (obstacle(other, layers, 4) or "")
 
 
 @pytest.mark.parametrize(

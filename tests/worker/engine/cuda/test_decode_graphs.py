@@ -53,7 +53,7 @@ def test_a_step_runs_in_the_smallest_bucket_that_holds_it(capture: bool):
 @pytest.mark.parametrize("capture", [True, False])
 def test_few_sequences_with_a_long_context_have_a_graph_of_their_own(capture: bool):
     model = LateModel()
-    model.one_kernel_context, model.one_kernel_sequences = 8, 2
+    model.one_kernel_contexts = {1: 8, 2: 6}
     limits = StepLimits(block_tokens=4, step_tokens=16, max_sequences=4, max_sequence_tokens=32, vocab_size=32)
     buffers = StepBuffers.allocate(model.device.step_buffers, limits)
     rows, ops = buffers.rows, model.device.ops
@@ -67,12 +67,12 @@ def test_few_sequences_with_a_long_context_have_a_graph_of_their_own(capture: bo
     graphs = DecodeGraphs(model, cache, rows, limits.block_tokens, lambda *_: None, buffers.prefixes, capture=capture)
     assert not any(is_long for is_long, _ in steps)
     assert graphs.most_in_one_kernel == 2
-    for bucket in (1, 2):
+    for bucket, most in model.one_kernel_contexts.items():
         plain, long, sharing = (
             graphs.graph(bucket, shares=shares, context=context)
-            for shares, context in ((False, 8), (False, 9), (True, 9))
+            for shares, context in ((False, most), (False, most + 1), (True, most + 1))
         )
-        assert graphs.graph(bucket, shares=True, context=8) is plain, "in one kernel each attends alone"
+        assert graphs.graph(bucket, shares=True, context=most) is plain, "in one kernel each attends alone"
         for graph, step in ((plain, (False, False)), (long, (True, False)), (sharing, (True, True))):
             steps.clear()
             graph.launch()
