@@ -157,7 +157,7 @@ class TokenMatcher:
         if after is None:
             return False
         bound, most = self._bound, num_left - self._margin
-        if after.lengths is place.lengths and (plan is None or plan.first_id == places.quote_id):
+        if place.goes_on_with(token_id) and (plan is None or plan.first_id == places.quote_id):
             if (bound >= most) if plan is None else (plan.length >= num_left):
                 return False
             self._forced = None

@@ -172,7 +172,7 @@ class DocumentPlaces:
     def _same(self, place: Place, token_id: int, behind: Place, length: int) -> Place | None:
         """The known place that ``behind`` is, which is behind ``place`` and a token; ``length``: see `_length`."""
         if length < 0:
-            found = self._kept.get((behind.outline, behind.text))
+            found = None if behind.num_dropped else self._kept.get((behind.outline, behind.text))
         else:
             found = self._lengths[behind.outline].get(length) if behind.outline in self._lengths else None
         if found is not None:
@@ -264,7 +264,7 @@ class DocumentPlaces:
             lengths = self._lengths.setdefault(outline, {})
             found = lengths.get(length)
             if found is None:
-                string = self._strings[outline]
+                string = self._string_of(place)
                 found = Place(outline, b'"', length, outer, False, length, self._alphabet, lengths, string)
                 if string.room(length):
                     found.keep_forced(ANY_TOKEN, ())  # as it may have any text
@@ -272,12 +272,22 @@ class DocumentPlaces:
                 self._count(PLACE_BYTES + len(outline))
         return found
 
+    def _string_of(self, place: Place) -> StringMasks:
+        """What is known of the string that ``place`` is in, or behind whose outline it is."""
+        found = self._strings.get(place.outline)
+        if found is None:
+            assert place.string is not None, "a string whose length nobody has looked for"
+            found = self._strings[place.outline] = place.string.anew(self._families)  # it was forgotten meanwhile
+        return found
+
     def _known(self, place: Place, state: LLMatcher) -> Place:
         """The place that is kept and is the same as ``place``, or ``place``, where ``state`` is."""
         outline, text = place.outline, place.text
         most = MAX_DIGITS if text and text[0] in _NUMBERS else MAX_TEXT
-        is_long = len(outline) > MAX_OUTLINE or len(text) > most
-        if is_long or (text.startswith(b'"') and not place.is_name_next and outline in self._lengths):
+        is_cut = (
+            len(outline) > MAX_OUTLINE or len(text) > most or place.num_dropped
+        )  # of a string only its end is known
+        if is_cut or (text.startswith(b'"') and not place.is_name_next and outline in self._lengths):
             place.is_kept = False
         place.is_open = not state.compute_ff_bytes()
         found = self._kept.get((outline, text)) if place.is_kept else place

@@ -37,6 +37,10 @@ class StringMasks:
     least: int | None = None
     """With so many characters it may end; None: that was not seen yet."""
 
+    def anew(self, families: dict[tuple[int, TokenMask], AlikeStrings]) -> StringMasks:
+        """The same string, of whose masks nothing is known."""
+        return StringMasks(self.num_most, self.is_bounded, self.far, families)
+
     def room(self, length: int) -> int | None:
         """Characters that may come behind ``length`` of them, if that is known; `far` if they are more."""
         room = self.num_most - length

@@ -10,9 +10,11 @@ import pytest
 
 from orcd.errors import OrcdError
 from tests.bench.structured_rates import SCHEMA
+from tests.bench.structured_steps import synthetic_tokenizer
 from tests.worker.text.grammar.compilers import BYTE_LEVEL, SENTENCE_PIECE, compiler_of, tokenizer_of
 from tests.worker.text.grammar.schemas import make_schemas
 from worker.engine.token_constraint import TokenMask
+from worker.text.grammar.grammar_compiler import GrammarCompiler
 from worker.text.grammar.grammar_text import grammar_text
 from worker.text.grammar.places import document_places
 from worker.text.grammar.places.document_places import Place
@@ -207,3 +209,55 @@ def test_a_token_that_may_not_come_is_refused_where_its_place_is_known() -> None
     assert other.place is known.place
     with pytest.raises(OrcdError):
         other.take(beginning._rule.alphabet.of_byte(ord("x")), 90)
+
+
+@pytest.mark.parametrize("num_known", [0, 1])
+def test_in_a_string_of_which_all_was_forgotten_meanwhile_answers_go_on(num_known: int) -> None:
+    beginning, num_words = matcher_of(record(a=TEXT)), -(-tokenizer_of(BYTE_LEVEL).vocab_size // 32)
+    answers = [matcher_behind(beginning, '{"a":"xy') for _ in range(2)]
+    mask_of(answers[0], 400, num_words)
+    beginning.places.forget()
+    if num_known:
+        matcher_behind(beginning, '{"a":"')
+    letter_id, alone = beginning._rule.alphabet.of_byte(ord("z")), without_places(beginning)
+    for byte in b'{"a":"xyz':
+        alone.take(alone._rule.alphabet.of_byte(byte), 500)
+    for answer in answers:
+        mask_of(answer, 400, num_words)
+        assert answer.take(letter_id, 400) == letter_id
+        np.testing.assert_array_equal(mask_of(answer, 399, num_words), mask_of(alone, 399, num_words))
+    assert place_of(beginning, '{"a":"123') is answers[0].place
+
+
+def test_behind_half_an_escape_answers_are_in_the_same_place_only_with_the_same_text_before_it() -> None:
+    beginning = matcher_of(record(a=TEXT))
+    answer = matcher_behind(beginning, '{"a":"xy')
+    beginning.places.forget()
+    backslash_id = beginning._rule.alphabet.of_byte(ord("\\"))
+    assert answer.take(backslash_id, 400) == backslash_id
+    assert place_of(beginning, '{"a":"xyzabcde\\') is not answer.place
+
+
+def test_a_token_that_begins_a_string_with_half_an_escape_tells_nothing_of_escapes_further_on() -> None:
+    tokenizer = synthetic_tokenizer()
+    beginning = GrammarCompiler(tokenizer).compile(grammar_text("json_schema", record(a=TEXT)))
+    num_words = -(-tokenizer.vocab_size // 32)
+    first, (token_id,) = matcher_behind(beginning, '{"a":'), tokenizer.encode('"\\', add_special=False)
+    assert first.take(token_id, 400) == token_id
+    mask_of(first, 400, num_words)
+    further = matcher_behind(beginning, text := '{"a":"12345678\\')
+    alone = without_places(beginning)
+    for byte in text.encode():
+        alone.take(alone._rule.alphabet.of_byte(byte), 500)
+    np.testing.assert_array_equal(mask_of(further, 400, num_words), mask_of(alone, 400, num_words))
+
+
+def test_behind_an_escape_in_one_token_answers_know_the_same_whether_or_not_others_were_there_before() -> None:
+    tokenizer = synthetic_tokenizer()
+    beginning = GrammarCompiler(tokenizer).compile(grammar_text("json_schema", record(a=TEXT)))
+    (token_id,) = tokenizer.encode('\\"', add_special=False)
+    answers = [matcher_behind(beginning, '{"a":"xy') for _ in range(2)]
+    for answer in answers:
+        mask_of(answer, 400, -(-tokenizer.vocab_size // 32))
+        assert answer.take(token_id, 400) == token_id
+    assert len({answer.place for answer in answers}) == len({answer._bound for answer in answers}) == 1
