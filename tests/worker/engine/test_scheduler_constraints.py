@@ -72,7 +72,7 @@ def test_as_many_with_a_constraint_as_others_or_more_are_in_every_second_step_at
     assert all(5 in (step["bound"], later["bound"]) for step, later in pairwise(steps))
 
 
-@pytest.mark.parametrize("num_free", [0, 3])
+@pytest.mark.parametrize("num_free", [0, 3, 9])
 def test_many_on_a_device_that_works_by_itself_are_one_step_ahead_of_their_tokens(
     num_free: int, monkeypatch: pytest.MonkeyPatch
 ):
@@ -83,6 +83,25 @@ def test_many_on_a_device_that_works_by_itself_are_one_step_ahead_of_their_token
     for ahead in range(2):
         machine.launch(machine.plan(ahead=ahead))
     assert machine.plan(ahead=2) == [], "two tokens of a sequence with a constraint are not known"
+
+
+def test_of_many_those_with_a_constraint_are_in_the_cohort_until_they_are_few(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("worker.engine.scheduler.MANY", 4)
+    machine, in_flight = start(2, 2, rewrites_blocks=True), deque[list[Chunk]]()
+    run(machine, 2, in_flight, num_steps=4)
+    assert (len(machine.cohort), machine.cohort.num_constrained) == (4, 2)
+    for chunks in in_flight:
+        for chunk in chunks:
+            machine.append(chunk.sequence, 2)
+    in_flight.clear()
+    gone = next(each for each in machine.running if each.constraint is None)
+    gone.finish_reason = "abort"
+    machine.remove(gone)
+    chunks = machine.plan(ahead=0)
+    machine.launch(chunks)
+    assert (len(machine.cohort), machine.cohort.num_constrained, len(chunks)) == (1, 0, 3)
+    assert [chunk.sequence.constraint for chunk in machine.plan(ahead=1)] == [None]
+    machine.check_invariants()
 
 
 def test_a_step_behind_two_others_waits_though_only_the_first_of_them_has_drawn_for_a_constraint(
