@@ -259,14 +259,21 @@ class TokenMatcher:
         assert rule is not None and earlier is not None, "a closing that nobody wants"
         found = None if place is None else place.known_closing(self._last_id, earlier)
         if found is None:
-            renewed = rule.closing.renewed(self.state, earlier.token_ids, self.shortest)
+            renewed = rule.closing.renewed(self._aside(), earlier.token_ids, self.shortest)
             found = None if renewed is None else rule.closings.of(renewed)
             if found is not None and self.places is not None and place is not None:
                 self.places.keep_closing(place, self._last_id, earlier, found)
         if found is None or (found.length > num_left and not lightly):
-            other = rule.closing.search(self.state, num_left)
+            other = rule.closing.search(self._aside(), num_left)
             found = found if other is None else rule.closings.of(other)
         return found
+
+    def _aside(self) -> LLMatcher:
+        """The same state, for a search.
+
+        Where a mask was computed behind tokens that are then taken back, llguidance may go on with a wrong one.
+        """
+        return self.state.deep_copy()
 
     def _follow(self, token_id: int) -> None:
         """Know of a closing behind a token what is known of one before it."""

@@ -13,9 +13,11 @@ import pytest
 
 from orcd.errors import InvalidRequest, OrcdError
 from tests.bench.structured_rates import SCHEMA
+from tests.bench.structured_steps import synthetic_tokenizer
 from tests.worker.text.grammar.compilers import BYTE_LEVEL, SENTENCE_PIECE, allowed_ids, compiler_of, tokenizer_of
 from tests.worker.text.grammar.schemas import make_schemas
 from worker.text.grammar.closing import Closing
+from worker.text.grammar.grammar_compiler import GrammarCompiler
 from worker.text.grammar.grammar_text import grammar_text
 from worker.text.grammar.token_matcher import TokenMatcher
 
@@ -182,3 +184,27 @@ def test_a_token_that_begins_too_much_is_replaced_where_no_closing_had_been_look
     assert matcher.copy().take(bracket, 170) == bracket
     assert matcher.take(bracket, 70) == end
     assert matcher.is_complete
+
+
+@pytest.mark.parametrize("num_left", [19, 22, 25])
+def test_where_closings_were_looked_for_what_may_come_next_follows_from_the_tokens_alone(num_left: int) -> None:
+    properties = {
+        "x0": {"anyOf": [{"type": "string", "maxLength": 3}, {"type": "number"}]},
+        "~1": {"type": "integer"},
+        "a2": {"type": ["string", "null"], "maxLength": 6},
+        "a3": {"type": "string", "minLength": 3, "maxLength": 8},
+        "x4": {"type": "string", "minLength": 1, "maxLength": 40},
+    }
+    others = {"type": "string", "maxLength": 4}
+    schema = {"type": "object", "properties": properties, "required": ["x0", "a3"], "additionalProperties": others}
+    tokenizer, taken = synthetic_tokenizer(), list[int]()
+    beginning = GrammarCompiler(tokenizer).compile(grammar_text("json_schema", schema))
+    matcher = beginning.copy()
+    for text in (*'{"x0":5,"', "~", '2"', '"'):  # there is no room for the name that begins with the last three
+        token_id = beginning._rule.alphabet.texts.index(text.encode())
+        matcher.forced_id(num_left - len(taken))
+        taken.append(matcher.take(token_id, num_left - len(taken)))
+    assert tokenizer.decode(taken, skip_special=True) == '{"x0":5,"a3"'
+    fresh = beginning.copy()
+    fresh.restore(taken, 900)
+    assert matcher.state.compute_bitmask() == fresh.state.compute_bitmask()
