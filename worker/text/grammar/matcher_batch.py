@@ -116,18 +116,18 @@ class MatcherBatch:
             for number, *_ in left:
                 taken[number] = take_alone(drawn[number])
             return taken
-        by_lexer: dict[Lexer, list[tuple[int, TokenMatcher, int, int]]] = {}
-        for each in left:
-            number, matcher, _, num_left = each
+        by_lexer: dict[Lexer, list[tuple[int, LLMatcher]]] = {}
+        for index, (number, matcher, _, num_left) in enumerate(left):
             try:
                 matcher.prepare(num_left)
-                by_lexer.setdefault(matcher.lexer, []).append(each)
+                by_lexer.setdefault(matcher.lexer, []).append((index, matcher.state))
             except Exception as error:
                 taken[number] = error
         asked = list(chain.from_iterable(by_lexer.values()))
-        states = [(matcher.state, token_id) for _, matcher, token_id, _ in asked]
+        states = [(state, left[index][2]) for index, state in asked]
         is_taken = self._threads().consume_token_par(states) if states else []
-        for (number, matcher, token_id, num_left), is_right in zip(asked, is_taken, strict=True):
+        for (index, _), is_right in zip(asked, is_taken, strict=True):
+            number, matcher, token_id, num_left = left[index]
             try:
                 taken[number] = matcher.settle(token_id, num_left, is_right=is_right)
             except Exception as error:

@@ -75,12 +75,16 @@ def test_masks_and_tokens_of_many_are_those_of_each_alone(num_answers: int) -> N
     assert num_replaced or num_answers < LEAST_TAKEN
 
 
-def test_a_token_that_is_not_allowed_is_an_error_of_its_answer_alone() -> None:
+@pytest.mark.parametrize("is_late", [False, True])
+def test_a_token_that_is_not_allowed_is_an_error_of_its_answer_alone(is_late: bool) -> None:
     answers = matchers(2 * LEAST_TAKEN)
     masks = masks_of([(each, 500) for each in answers])
     ids = [drawn_of(mask, random.Random(0)) for mask in masks]
     wrong = next(each for each in range(100) if not masks[3][each // 32] >> each % 32 & 1)
-    ids[3] = wrong
+    if is_late:
+        answers[3]._behind.append(wrong)
+    else:
+        ids[3] = wrong
     taken = answers[0].batch.take([Drawn(each, token_id, 500) for each, token_id in zip(answers, ids, strict=True)])
     assert isinstance(taken[3], OrcdError)
     assert taken[:3] + taken[4:] == ids[:3] + ids[4:]
