@@ -131,6 +131,8 @@ async def _parts(file: BinaryIO, num_bytes: int) -> AsyncIterator[bytes]:
     while num_bytes and (part := await asyncio.to_thread(file.read, min(CHUNK_BYTES, num_bytes))):
         num_bytes -= len(part)
         yield part
+    if num_bytes:  # a longer answer was promised: its caller would wait for the rest if it ended as others do
+        raise EOFError(f"{num_bytes} bytes of a file are gone")
 
 
 async def _chunks(file: UploadFile) -> AsyncIterator[bytes]:

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import msgspec
 import openai
 import pytest
 
@@ -43,6 +44,19 @@ def test_a_file_that_is_deleted_while_it_is_asked_for_is_not_found(
     monkeypatch.setattr(FileStore, "find", find_and_delete)
     with pytest.raises(openai.NotFoundError):
         sdk.files.content(kept.id)
+
+
+def test_a_file_that_becomes_shorter_while_it_is_sent_keeps_nobody_waiting(
+    sdk: openai.OpenAI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = sdk.files.create(file=("a", b"xyz"), purpose="batch")
+    find = FileStore.find
+    monkeypatch.setattr(FileStore, "find", lambda *asked: msgspec.structs.replace(find(*asked), bytes=5))
+    with pytest.raises(openai.APIConnectionError) as caught:
+        sdk.with_options(max_retries=0).files.content(kept.id)
+    assert not isinstance(caught.value, openai.APITimeoutError)
+    monkeypatch.undo()
+    assert sdk.files.content(kept.id).content == b"xyz"
 
 
 def test_a_long_file_comes_whole(sdk: openai.OpenAI) -> None:
