@@ -43,12 +43,10 @@ class CachePool:
 
     def retain(self, entry: int) -> None:
         """Take one more reference, or the first one to a free entry whose contents are still good."""
-        if not self._num_references[entry]:
-            del self._free[entry]
-        self._num_references[entry] += 1
+        self.retain_all((entry,))
 
     def retain_all(self, entries: Iterable[int]) -> None:
-        """`retain` each: a prefix has many."""
+        """`retain` each: in one call, as a prefix has many."""
         references, free = self._num_references, self._free
         for entry in entries:
             if not references[entry]:

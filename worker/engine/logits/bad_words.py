@@ -10,7 +10,7 @@ from typing import cast
 import numpy as np
 
 from orcd.errors import OrcdError
-from worker.engine.logits.token_masks import nothing_left
+from worker.engine.logits.token_masks import without
 from worker.engine.token_constraint import Asked, ConstraintBatch, Drawn, TokenConstraint, TokenMask
 
 Word = tuple[int, ...]
@@ -65,9 +65,7 @@ class BadWords:
     def without_banned(self, mask: TokenMask | int) -> TokenMask | int | OrcdError:
         """What is left of ``mask``, or of an id that is the only one, without those that would end a word."""
         banned_ids = self._banned_ids()
-        if isinstance(mask, int):
-            return nothing_left() if mask in banned_ids else mask
-        return (mask.without(banned_ids) or nothing_left()) if banned_ids else mask
+        return without(mask, banned_ids) if banned_ids else mask
 
     def forced_id(self, num_left: int) -> int | None:
         """What the grammar forces, unless it would end a word."""

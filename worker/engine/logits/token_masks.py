@@ -51,7 +51,7 @@ def masks_of(sequences: Series[Sequence], num_words: int) -> list[TokenMask | in
             found[index] = constraint_error(mask) if isinstance(mask, Exception) else mask
     for index, sequence in enumerate(sequences):
         if sequence.sampling.min_tokens and sequence.banned_ids:
-            found[index] = _without(found[index], sequence.banned_ids)
+            found[index] = without(found[index], sequence.banned_ids)
     return found
 
 
@@ -65,8 +65,8 @@ def _mask_alone(constraint: TokenConstraint, num_left: int, num_words: int) -> T
     return TokenMask(words.tobytes()) if words.any() else nothing_left()
 
 
-def _without(mask: TokenMask | int | OrcdError, token_ids: Collection[int]) -> TokenMask | int | OrcdError:
-    """``mask`` without some ids."""
+def without(mask: TokenMask | int | OrcdError, token_ids: Collection[int]) -> TokenMask | int | OrcdError:
+    """What is left of ``mask``, or of an id that is the only one, without some ids."""
     if isinstance(mask, OrcdError):
         return mask
     if isinstance(mask, int):
