@@ -7,6 +7,7 @@ from functools import cache
 import numpy as np
 
 from tests.models.files import SMALL
+from worker.engine.token_constraint import TokenMask
 from worker.model.gguf import open_gguf
 from worker.text import tokenizer as tokenizers
 from worker.text.grammar.grammar_compiler import GrammarCompiler
@@ -31,3 +32,13 @@ def allowed_ids(matcher: TokenMatcher, num_tokens: int, num_left: int = 1000) ->
     mask = np.zeros(-(-num_tokens // 32), np.uint32)
     matcher.write_mask(memoryview(mask).cast("B"), num_left)
     return [int(token_id) for token_id in np.flatnonzero(np.unpackbits(mask.view(np.uint8), bitorder="little"))]
+
+
+def words_of(mask: TokenMask | int | Exception, num_words: int) -> np.ndarray:
+    """What a batch has said of the ids that may come next, as `TokenMatcher.write_mask` writes it."""
+    if isinstance(mask, TokenMask):
+        return np.frombuffer(mask.words, np.uint32)
+    assert isinstance(mask, int), mask
+    words = np.zeros(num_words, np.uint32)
+    words[mask // 32] = 1 << mask % 32
+    return words

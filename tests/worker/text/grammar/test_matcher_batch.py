@@ -10,9 +10,9 @@ import pytest
 
 from orcd.errors import OrcdError
 from tests.bench.structured_rates import SCHEMA
-from tests.worker.text.grammar.compilers import BYTE_LEVEL, tokenizer_of
+from tests.worker.text.grammar.compilers import BYTE_LEVEL, tokenizer_of, words_of
 from tests.worker.text.grammar.schemas import make_schemas
-from worker.engine.token_constraint import Asked, Drawn, TokenMask
+from worker.engine.token_constraint import Asked, Drawn
 from worker.text.grammar.grammar_compiler import GrammarCompiler
 from worker.text.grammar.grammar_text import grammar_text
 from worker.text.grammar.matcher_batch import LEAST_TAKEN, MAX_THREADS, MatcherBatch, num_threads
@@ -33,16 +33,7 @@ def matchers(num_answers: int) -> list[TokenMatcher]:
 
 
 def masks_of(asked: list[Asked]) -> list[np.ndarray]:
-    return [words_of(mask) for mask in asked[0][0].batch.masks(asked)]
-
-
-def words_of(mask: TokenMask | int | Exception) -> np.ndarray:
-    if isinstance(mask, TokenMask):
-        return np.frombuffer(mask.words, np.uint32)
-    assert isinstance(mask, int), mask
-    words = np.zeros(NUM_WORDS, np.uint32)
-    words[mask // 32] = 1 << mask % 32
-    return words
+    return [words_of(mask, NUM_WORDS) for mask in asked[0][0].batch.masks(asked)]
 
 
 def mask_of(matcher: TokenMatcher, num_left: int) -> np.ndarray:

@@ -11,9 +11,8 @@ import pytest
 from orcd.errors import OrcdError
 from tests.bench.structured_rates import SCHEMA
 from tests.bench.structured_steps import synthetic_tokenizer
-from tests.worker.text.grammar.compilers import BYTE_LEVEL, SENTENCE_PIECE, compiler_of, tokenizer_of
+from tests.worker.text.grammar.compilers import BYTE_LEVEL, SENTENCE_PIECE, compiler_of, tokenizer_of, words_of
 from tests.worker.text.grammar.schemas import make_schemas
-from worker.engine.token_constraint import TokenMask
 from worker.text.grammar.grammar_compiler import GrammarCompiler
 from worker.text.grammar.grammar_text import grammar_text
 from worker.text.grammar.places import document_places
@@ -51,12 +50,7 @@ def without_places(beginning: TokenMatcher) -> TokenMatcher:
 
 def mask_of(matcher: TokenMatcher, num_left: int, num_words: int) -> np.ndarray:
     (mask,) = matcher.batch.masks([(matcher, num_left)])
-    if isinstance(mask, TokenMask):
-        return np.frombuffer(mask.words, np.uint32)
-    assert isinstance(mask, int), mask
-    words = np.zeros(num_words, np.uint32)
-    words[mask // 32] = 1 << mask % 32
-    return words
+    return words_of(mask, num_words)
 
 
 def record(**properties: Any) -> Any:
