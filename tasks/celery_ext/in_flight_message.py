@@ -22,7 +22,7 @@ from orcd.store.submission import trace_parent
 from tasks.celery_ext.request import REVOKED
 from tasks.celery_ext.result_backend import NotStored
 from tasks.celery_ext.tasks import JobTask
-from tasks.dispatch.delivery import Delivery, Fenced, Outcome, Repeated
+from tasks.dispatch.delivery import Answer, Delivery, Fenced, Outcome, Repeated, Unknown
 
 LINK_IDS = uuid.UUID("5f2b7f0e-6a57-5c0c-9a0e-0d4c0f6c1a11")
 """What the ids of linked tasks are derived from."""
@@ -37,7 +37,7 @@ PLAIN = frozenset({"origin", "root_id"})
 """Headers that any message has, and that say nothing of which the job's record does not know."""
 
 OnFailure = Callable[[str, Exception], None]
-Done = Callable[["InFlightMessage", str, Outcome | Fenced], None]
+Done = Callable[["InFlightMessage", str, Answer], None]
 
 
 @dataclass(slots=True, eq=False, weakref_slot=True)
@@ -108,21 +108,32 @@ class InFlightMessage:
         self.outcomes = dict.fromkeys(self.jobs)
 
     def adopt(self, repetition: InFlightMessage) -> None:
-        """Answer another delivery of this message with it."""
+        """Answer another delivery of this message with it.
+
+        Redis may have forgotten the jobs: the requests of a repetition may be the only ones left.
+        """
+        for job_id, inline in repetition.jobs.items():
+            if inline is not None and job_id in self.jobs:
+                self.jobs[job_id] = inline
         self.callbacks += repetition.callbacks
         self.looks_again = True
 
-    def has_outcome(self, job_id: str, outcome: Outcome | Fenced) -> bool:
+    def has_outcome(self, job_id: str, outcome: Answer) -> bool:
         """Note what became of a job; True if that was the last one that was waited for.
 
         One that is fenced is to be claimed again: Redis may have come back from an older snapshot, with the job in the
-        queue or without it, and this message may be all that is left to tell of it.
+        queue or without it, and this message may be all that is left to tell of it. So is one that was unknown, if its
+        request has come meanwhile.
         """
         if isinstance(outcome, Fenced):
             self.fenced.add(job_id)
             outcome, self.looks_again = None, True
-        elif job_id in self.fenced and self.jobs[job_id] is None and isinstance(outcome, InvalidRequest):
+        elif isinstance(outcome, Unknown) and self.jobs[job_id] is not None:
+            outcome, self.looks_again = None, True
+        elif isinstance(outcome, Unknown) and job_id in self.fenced:
             outcome = None  # there is no such job any more, also if it was deleted: nobody waits for a result
+        elif isinstance(outcome, Unknown):
+            outcome = InvalidRequest(f"job {job_id} is unknown or has expired; submit it again")
         self.outcomes[job_id] = outcome
         self.num_waiting -= 1
         return self.num_waiting == 0

@@ -37,7 +37,7 @@ from tasks.celery_ext.result_backend import NotStored
 from tasks.celery_ext.revocation import ERRORS, end_job, is_noted, revoke_tasks
 from tasks.celery_ext.shutdown import Shutdown
 from tasks.celery_ext.tasks import JobTask
-from tasks.dispatch.delivery import Fenced, Outcome
+from tasks.dispatch.delivery import Answer
 from tasks.dispatch.dispatcher import Dispatcher
 from tasks.dispatch.prompt_encoder import PromptEncoder
 from tasks.finisher import Finisher
@@ -211,7 +211,7 @@ class Pool(BasePool):  # type: ignore[misc]
             if self.dispatcher is not None:
                 self.dispatcher.cancel(job_id, ERRORS["terminated"])
 
-    def _done(self, message: InFlightMessage, job_id: str, outcome: Outcome | Fenced) -> None:
+    def _done(self, message: InFlightMessage, job_id: str, outcome: Answer) -> None:
         with self._lock:
             finished = message.has_outcome(job_id, outcome)
         if finished:

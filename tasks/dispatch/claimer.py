@@ -22,7 +22,7 @@ from orcd.store.backoff import Backoff, retry
 from orcd.store.claim import Claim, ClaimStatus
 from orcd.store.job_store import Arrival, JobStore
 from tasks.dispatch.active_job import ActiveJob
-from tasks.dispatch.delivery import Delivery, Fenced, Outcome, Repeated
+from tasks.dispatch.delivery import Answer, Delivery, Outcome, Repeated, Unknown
 from tasks.dispatch.lease_keeper import LeaseKeeper
 from tasks.dispatch.long_prompts import LongPrompt, LongPrompts
 from tasks.dispatch.prompt_encoder import Prompt, PromptEncoder, TakesLong
@@ -184,7 +184,7 @@ class Claimer:
             turn.is_written = False
             self._look_again(turn)
         elif claim == "unknown":
-            self._answer(delivery, InvalidRequest(f"job {job_id} is unknown or has expired; submit it again"))
+            self._answer(delivery, Unknown())
         elif claim == "finished":
             self._repeat(delivery)
         else:
@@ -201,7 +201,7 @@ class Claimer:
         self._hold(-1)
         heappush(self._waiting, (time.monotonic() + turn.pauses.next_s(), next(self._counter), turn))
 
-    def _answer(self, delivery: Delivery, outcome: Outcome) -> None:
+    def _answer(self, delivery: Delivery, outcome: Answer) -> None:
         with self._lock:
             self._undecided.pop(delivery.job_id, None)
             self._num_held -= 1
@@ -255,7 +255,7 @@ class Claimer:
         limits = [limit for limit in (claim.time_limit_s, delivery.time_limit_s) if limit]
         num_sequences = claim.request.n if isinstance(claim.request, Request) else 1
 
-        def done(outcome: Outcome | Fenced) -> None:
+        def done(outcome: Answer) -> None:
             self._hold(-num_sequences)
             delivery.done(outcome)
 

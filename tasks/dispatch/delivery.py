@@ -24,10 +24,18 @@ class Fenced:
     """The job's lease was lost while it ran. Another worker may have the job, or Redis may have forgotten it."""
 
 
+@dataclass(frozen=True, slots=True)
+class Unknown:
+    """Redis has no record of the job, and the delivery brought no request to make one of."""
+
+
 Outcome = Result | Repeated | OrcdError | None
 """What became of a job here: its result, its error, or None where another worker has it."""
 
-Done = Callable[[Outcome | Fenced], None]
+Answer = Outcome | Fenced | Unknown
+"""What a delivery is done with; with the last two it may have to be claimed again."""
+
+Done = Callable[[Answer], None]
 
 
 @dataclass(frozen=True, slots=True)

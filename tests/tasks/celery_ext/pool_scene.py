@@ -19,7 +19,7 @@ from orcd.store.job_store import JobStore
 from tasks.app import create_app
 from tasks.celery_ext.pool import Pool
 from tasks.celery_ext.tasks import TASKS
-from tasks.dispatch.delivery import Delivery, Fenced, Outcome
+from tasks.dispatch.delivery import Answer, Delivery
 from tasks.finisher import NUM_THREADS
 from tests.conftest import wait_until
 from worker.settings import Settings
@@ -40,7 +40,7 @@ class Dispatcher:
     def cancel(self, job_id: str, _: OrcdError) -> None:
         self.cancelled.append(job_id)
 
-    def answer(self, *outcomes: Outcome | Fenced) -> None:
+    def answer(self, *outcomes: Answer) -> None:
         """What becomes of the last deliveries, in order."""
         wait_until(lambda: len(self.deliveries) >= len(outcomes))
         for delivery, outcome in zip(self.deliveries[-len(outcomes) :], outcomes, strict=True):

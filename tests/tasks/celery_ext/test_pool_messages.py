@@ -13,7 +13,7 @@ from orcd.client import Client
 from orcd.errors import InvalidRequest, QueueFull
 from orcd.result import Result
 from orcd.store import schema
-from tasks.dispatch.delivery import Fenced
+from tasks.dispatch.delivery import Fenced, Unknown
 from tests.conftest import wait_until
 from tests.tasks.celery_ext.pool_scene import Scene
 
@@ -125,9 +125,46 @@ def test_a_job_that_was_deleted_while_it_ran_leaves_no_result(scene: Scene) -> N
     scene.deliver({"job_id": "t"})
     scene.dispatcher.answer(Fenced())
     wait_until(lambda: len(scene.dispatcher.deliveries) == 2)
-    scene.dispatcher.answer(InvalidRequest("unknown"))
+    scene.dispatcher.answer(Unknown())
     assert isinstance(scene.answered(), Ignore)
     assert scene.app.AsyncResult("t").state == "PENDING"
+
+
+@pytest.mark.parametrize("forgotten", [Fenced(), Unknown()])
+def test_the_request_of_a_message_that_comes_again_is_run_where_redis_has_forgotten_its_job(
+    scene: Scene, forgotten: Fenced | Unknown
+) -> None:
+    """A worker of another model had sent it on by its id alone, and an older snapshot knew the whole message only.
+
+    That message was taken for a repetition, and both were acknowledged without a result.
+    """
+    scene.deliver({"job_id": "t"})
+    scene.deliver(SHORT)
+    scene.dispatcher.answer(forgotten)
+    wait_until(lambda: len(scene.dispatcher.deliveries) == 2)
+    request = scene.dispatcher.deliveries[-1].request
+    assert (request.prompt, request.max_tokens) == ("old pond", 8)
+    scene.dispatcher.answer(Result("t", "succeeded"))
+    wait_until(lambda: len(scene.answers) == 2)
+    assert scene.app.AsyncResult("t").state == "SUCCESS"
+
+
+def test_so_it_is_where_it_comes_between_two_claims(scene: Scene) -> None:
+    scene.deliver({"job_id": "t"})
+    scene.dispatcher.answer(Fenced())
+    wait_until(lambda: len(scene.dispatcher.deliveries) == 2)
+    assert scene.dispatcher.deliveries[-1].request is None
+    scene.deliver(SHORT)
+    scene.dispatcher.answer(Unknown())
+    wait_until(lambda: len(scene.dispatcher.deliveries) == 3)
+    assert scene.dispatcher.deliveries[-1].request is not None
+    assert scene.answers == []
+
+
+def test_a_job_that_nobody_knows_is_refused_by_its_id(scene: Scene) -> None:
+    scene.deliver({"job_id": "t"})
+    scene.dispatcher.answer(Unknown())
+    assert "job t is unknown or has expired" in str(scene.answered())
 
 
 def test_a_canvas_that_is_sent_again_while_its_task_is_here_goes_on_too(scene: Scene) -> None:

@@ -13,7 +13,7 @@ from orcd.store.enqueue import RecordedMessage
 from orcd.store.job_store import JobStore
 from tasks.dispatch.active_job import ActiveJob
 from tasks.dispatch.claimer import Claimer
-from tasks.dispatch.delivery import Delivery, Fenced, Outcome
+from tasks.dispatch.delivery import Answer, Delivery
 from tasks.dispatch.lease_keeper import LeaseKeeper
 from tasks.dispatch.prompt_encoder import PromptEncoder
 from tasks.observe.observer import Observer
@@ -31,7 +31,7 @@ class ClaimerScene:
         self, store: JobStore, encoder: PromptEncoder = ENCODER, max_attempts: int = 3, lease_ms: int = 60_000
     ) -> None:
         self._begun: SimpleQueue[ActiveJob] = SimpleQueue()
-        self._outcomes: SimpleQueue[tuple[str, Outcome | Fenced]] = SimpleQueue()
+        self._outcomes: SimpleQueue[tuple[str, Answer]] = SimpleQueue()
         self._log = io.StringIO()
         self.deaths: list[tuple[str, BaseException | None]] = []
         observer = Observer(EventLog("json", "w", self._log), "w", Settings(name="demo", device="cpu"))
@@ -59,7 +59,7 @@ class ClaimerScene:
         message: RecordedMessage | None = None,
         time_limit_s: float | None = None,
     ) -> None:
-        def done(outcome: Outcome | Fenced) -> None:
+        def done(outcome: Answer) -> None:
             self._outcomes.put((job_id, outcome))
 
         self.claimer.put(Delivery(job_id, request, done, waits, message, time_limit_s))
@@ -72,7 +72,7 @@ class ClaimerScene:
         """The next job that begins; its message is still open."""
         return self._begun.get(timeout=60)
 
-    def outcome(self) -> tuple[str, Outcome | Fenced]:
+    def outcome(self) -> tuple[str, Answer]:
         """The next delivery that was answered without beginning."""
         return self._outcomes.get(timeout=60)
 

@@ -19,7 +19,7 @@ from orcd.store.claim import Claim
 from orcd.store.enqueue import Message
 from orcd.store.job_store import JobStore
 from tasks.dispatch.active_job import ActiveJob, Termination
-from tasks.dispatch.delivery import Fenced, Outcome
+from tasks.dispatch.delivery import Answer
 from tasks.dispatch.job_runner import JobRunner, Release
 from tasks.dispatch.prompt_encoder import Prompt
 from tasks.observe.observer import Observer
@@ -39,7 +39,7 @@ class RunnerScene:
     def __init__(self, store: JobStore) -> None:
         self.store = store
         self.published: list[Message] = []
-        self.outcomes: list[tuple[str, Outcome | Fenced]] = []
+        self.outcomes: list[tuple[str, Answer]] = []
         self._listeners: list[PubSub] = []  # a channel that is forgotten is closed
         self.lost = threading.Event()
         self.log = io.StringIO()

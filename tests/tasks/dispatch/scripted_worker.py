@@ -12,7 +12,7 @@ import redis
 
 from orcd.store.enqueue import Message, RecordedMessage
 from orcd.store.job_store import JobStore
-from tasks.dispatch.delivery import Delivery, Fenced, Outcome
+from tasks.dispatch.delivery import Answer, Delivery
 from tasks.dispatch.dispatcher import Dispatcher
 from tasks.dispatch.engine import engine_supervisor
 from tasks.observe.observer import Observer
@@ -75,7 +75,7 @@ class ScriptedWorker:
         **settings: Any,
     ) -> None:
         self.deaths: list[str] = []
-        self.outcomes: list[Outcome | Fenced] = []
+        self.outcomes: list[Answer] = []
         self.is_alive = True
         self._redis = redis.Redis.from_url(redis_url)
         self.store = JobStore(self._redis, owner=name, model=READY.model, lease_ms=LEASE_MS, ttl_s=600)

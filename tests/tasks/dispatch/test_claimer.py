@@ -13,7 +13,7 @@ from orcd.request import Request, parse
 from orcd.result import fold
 from orcd.store import schema
 from orcd.store.job_store import JobStore
-from tasks.dispatch.delivery import Repeated
+from tasks.dispatch.delivery import Repeated, Unknown
 from tests.conftest import wait_until
 from tests.orcd.job_record import let_lease_run_out, submit
 from tests.orcd.job_writer import MakeStore, claimed
@@ -72,12 +72,9 @@ def test_a_request_that_cannot_be_stored_is_answered_with_what_is_wrong(
     assert connection.keys("orcd:*") == []
 
 
-def test_an_unknown_job_is_the_senders_mistake(scene: ClaimerScene) -> None:
+def test_a_job_that_redis_does_not_know_is_answered_as_unknown(scene: ClaimerScene) -> None:
     scene.put("never-submitted")
-    job_id, outcome = scene.outcome()
-    assert job_id == "never-submitted"
-    assert isinstance(outcome, InvalidRequest)
-    assert "never-submitted is unknown or has expired" in outcome.message
+    assert scene.outcome() == ("never-submitted", Unknown())
 
 
 def test_a_job_in_another_workers_hands_is_left_alone(
