@@ -18,26 +18,34 @@ class CachePool:
     def __init__(self, num_entries: int) -> None:
         self.num_entries = num_entries
         self._num_references = [0] * num_entries
-        self._free: OrderedDict[int, None] = OrderedDict.fromkeys(range(num_entries))
+        self._num_known = 0  # those from here on were never handed out: a dictionary of a million takes 0.1 s to make
+        self._useless: OrderedDict[int, None] = OrderedDict()  # free, the next to be handed out first
+        self._useful: OrderedDict[int, None] = OrderedDict()  # likewise; they come behind all others
 
     @property
     def num_free(self) -> int:
         """Entries that `allocate` can hand out."""
-        return len(self._free)
+        return self.num_entries - self._num_known + len(self._useless) + len(self._useful)
 
     @property
     def num_used(self) -> int:
         """Entries that somebody holds."""
-        return self.num_entries - len(self._free)
+        return self.num_entries - self.num_free
 
     def is_free(self, entry: int) -> bool:
         """Whether nobody holds the entry."""
-        return entry in self._free
+        return not self._num_references[entry]
 
     def allocate(self) -> int:
         """Take a free entry; the caller holds its first reference. Somebody must have looked at `num_free`."""
-        assert self._free, "no free entry: the scheduler promised more than there is"
-        entry, _ = self._free.popitem(last=False)
+        if self._useless:
+            entry, _ = self._useless.popitem(last=False)
+        elif self._num_known < self.num_entries:
+            entry = self._num_known
+            self._num_known += 1
+        else:
+            assert self._useful, "no free entry: the scheduler promised more than there is"
+            entry, _ = self._useful.popitem(last=False)
         self._num_references[entry] = 1
         return entry
 
@@ -47,10 +55,13 @@ class CachePool:
 
     def retain_all(self, entries: Iterable[int]) -> None:
         """`retain` each: in one call, as a prefix has many."""
-        references, free = self._num_references, self._free
+        references, useful = self._num_references, self._useful
         for entry in entries:
             if not references[entry]:
-                del free[entry]
+                if entry in useful:
+                    del useful[entry]
+                else:
+                    self._take_useless(entry)
             references[entry] += 1
 
     def release(self, entry: int, *, useful: bool) -> None:
@@ -58,8 +69,11 @@ class CachePool:
         assert self._num_references[entry] > 0, f"entry {entry} released more often than retained"
         self._num_references[entry] -= 1
         if not self._num_references[entry]:
-            self._free[entry] = None
-            self._free.move_to_end(entry, last=useful)
+            if useful:
+                self._useful[entry] = None
+            else:
+                self._useless[entry] = None
+                self._useless.move_to_end(entry, last=False)
 
     def num_references(self, entry: int) -> int:
         """How many hold the entry."""
@@ -68,12 +82,20 @@ class CachePool:
     def check_invariants(self) -> None:
         """Every entry is either free or held, never both."""
         assert len(self._num_references) == self.num_entries
+        assert self._useless.keys().isdisjoint(self._useful)
         for entry, num_references in enumerate(self._num_references):
+            is_free = entry in self._useless or entry in self._useful or entry >= self._num_known
             assert num_references >= 0
-            assert (num_references == 0) == (entry in self._free), f"entry {entry}: {num_references} references"
+            assert (num_references == 0) == is_free, f"entry {entry}: {num_references} references"
 
     def check_holders(self, holders: Iterable[Iterable[int]]) -> None:
         """Every entry's references are the ``holders`` that list it."""
         counts = dict(Counter(chain.from_iterable(holders)))
         references = {entry: number for entry, number in enumerate(self._num_references) if number}
         assert references == counts, f"references by entry: {references}, holders: {counts}"
+
+    def _take_useless(self, entry: int) -> None:
+        while self._num_known <= entry:
+            self._useless[self._num_known] = None
+            self._num_known += 1
+        del self._useless[entry]

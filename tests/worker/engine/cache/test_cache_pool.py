@@ -21,6 +21,15 @@ def test_entries_with_useful_contents_are_handed_out_last_and_the_oldest_of_them
     assert [pool.allocate() for _ in range(3)] == [entries[2], entries[0], entries[1]]
 
 
+def test_entries_that_were_never_handed_out_come_between_those_without_and_those_with_useful_contents():
+    pool = CachePool(5)
+    useful, useless, later_useless = (pool.allocate() for _ in range(3))
+    pool.release(useful, useful=True)
+    pool.release(useless, useful=False)
+    pool.release(later_useless, useful=False)
+    assert [pool.allocate() for _ in range(5)] == [later_useless, useless, 3, 4, useful]
+
+
 def test_a_free_entry_can_be_retained_again_and_is_then_not_handed_out():
     pool = CachePool(2)
     entry = pool.allocate()
