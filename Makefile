@@ -6,6 +6,8 @@
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check $(if $(WHEELS),--no-index --find-links $(WHEELS))
+# Installs hundreds of packages in a fifth of pip's time, but knows nothing of a mirror that only pip is told of.
+UV := $(BIN)/uv pip install --quiet --python $(BIN)/python --compile-bytecode
 CUDA := cuda13
 MODEL := tasks/demo/haiku-q4_k_m.gguf
 
@@ -113,7 +115,7 @@ $(VENV)/installed: pyproject.toml | $(BIN)/python
 
 $(VENV)/installed-dev: pyproject.toml | $(BIN)/python
 	@echo "installing orcd and its development tools into $(VENV)"
-	@$(PIP) --editable '.[dev]'
+	@$(if $(WHEELS),false,$(PIP) uv && $(UV) --editable '.[dev]') || $(PIP) --editable '.[dev]'
 	@touch $@ $(VENV)/installed
 
 # CuPy that is there already is taken: a CUDA image may bring its own.
