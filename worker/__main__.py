@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from functools import cache
 
+from kernels.devices.device_name import gpu_index
 from kernels.devices.early_context import begin_context
 from orcd.errors import OrcdError
 from worker.engine.runners.in_flight_file import InFlightFile
@@ -30,7 +31,6 @@ each time it has waited for something else: with Python's 5 ms a step of 12 ms t
 
 def main(argv: Sequence[str]) -> int:
     """Serve or run a command; returns the exit code."""
-    _leave_a_core_free()
     match argv:
         case ["--fd", fd] if fd.isdecimal():
             return _serve(int(fd))
@@ -39,25 +39,32 @@ def main(argv: Sequence[str]) -> int:
     if not argv:
         print(f"orcd: {USAGE}", file=sys.stderr)
         return 2
+    _limit_matrix_threads("cpu")
     from worker.commands.main import run  # not at the top: the engine process has no use for it
 
     return run(argv)
 
 
-def _leave_a_core_free() -> None:
-    """Keep the matrix library (CPU device) off one core, unless the user has said how many threads it may have.
+def _limit_matrix_threads(device: str) -> None:
+    """Say how many threads the matrix library may have, unless the user has said it.
 
-    Its threads spin while they wait for each other: with as many of them as cores, one busy process beside the engine
-    made a step of 2 ms take 100 ms. NumPy reads the variable when it is imported, so this comes first.
+    The CPU device leaves a core free: the threads spin while they wait for each other, and with as many of them as
+    cores one busy process beside the engine made a step of 2 ms take 100 ms. An engine on a GPU multiplies no matrices,
+    and all threads begin, and spin, when NumPy is imported: on 64 cores for 8 s of processor time. NumPy reads the
+    variable then, so this comes first.
     """
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", str(max(1, (os.cpu_count() or 2) - 1)))
+    num_threads = 1 if gpu_index(device) is not None else max(1, (os.cpu_count() or 2) - 1)
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", str(num_threads))
 
 
 def _serve(fd: int, in_flight_fd: int | None = None) -> int:
     gc.disable()  # until the model is loaded: what is made until then stays
     read_settings = cache(from_environment)
+    device = "cpu"
     with suppress(OrcdError):  # the service reports it
-        begin_context(read_settings().device)
+        device = read_settings().device
+    begin_context(device)
+    _limit_matrix_threads(device)
     from worker.service import serve  # not at the top: NumPy and the ops take a while to import
 
     try:

@@ -88,11 +88,16 @@ class Compiler:
         self._sources = sources
         self._texts: dict[str, str] = {}  # of files as they are compiled
 
-    def cubin(self, source: str, defines: Mapping[str, int | str]) -> Cubin:
-        """The variant of ``source``.cu; raises `CompileFailed`. May be called from several threads at once."""
+    def text(self, source: str) -> str:
+        """``source``.cu as it is compiled."""
         text = self._texts.get(source)
         if text is None:  # two threads may read it, which does no harm
             text = self._texts[source] = read_source(self._sources / f"{source}.cu") + checks(source)
+        return text
+
+    def cubin(self, source: str, defines: Mapping[str, int | str]) -> Cubin:
+        """The variant of ``source``.cu; raises `CompileFailed`. May be called from several threads at once."""
+        text = self.text(source)
         options = (
             *_OPTIONS,
             f"-arch={self.arch}",

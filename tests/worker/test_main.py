@@ -52,6 +52,20 @@ def test_a_core_is_left_free_before_numpy_is_imported():
     assert int(done.stderr) == max(1, (os.cpu_count() or 2) - 1)
 
 
+@pytest.mark.parametrize(("device", "num_threads"), [("cpu", max(1, (os.cpu_count() or 2) - 1)), ("cuda:0", 1)])
+def test_an_engine_on_a_gpu_starts_no_threads_that_multiply_matrices(device: str, num_threads: int):
+    code = (
+        "import os, socket, sys; import worker.__main__ as program; assert 'numpy' not in sys.modules;"
+        "program.begin_context = lambda device: None; import worker.service;"
+        "worker.service.serve = lambda *_: print(os.environ['OPENBLAS_NUM_THREADS']) or 0;"
+        "program.main(['--fd', str(socket.socketpair()[0].detach())])"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "OPENBLAS_NUM_THREADS"}
+    environment["ORCD_DEVICE"] = device
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert int(done.stdout) == num_threads
+
+
 def test_an_engine_does_not_wait_long_for_the_thread_that_compiles_grammars():
     code = (
         "import socket, sys, worker.service; from worker.__main__ import main;"
