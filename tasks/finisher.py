@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from queue import SimpleQueue
+from typing import Generic, TypeVar
 
 import redis
 
@@ -16,21 +18,35 @@ NUM_THREADS = 2
 """No stream waits for what they do, and each takes its share of the interpreter from the threads that start jobs."""
 PAUSE_S = 0.25
 """A thread whose work has failed waits so long."""
+MAX_TOGETHER = 32
+"""Items that are begun together, at most."""
 
 Work = Callable[[], object]
+Item = TypeVar("Item")
 
 
-class Finisher:
+class Finisher(Generic[Item]):
     """Does each piece of work that it is given on one of a few threads, in order.
 
     What fails with an error of Redis is done again, behind what else there is, until it succeeds: so it must be such
     that it can be begun again. Any other failure concerns that piece only. ``on_failure`` is told of both. ``prepare``
     is called once on each thread.
+
+    Of items that it is given ``begin`` gets those that wait, many at once, and waits for Redis itself; what it returns
+    is the work that is left.
     """
 
-    def __init__(self, prepare: Work, on_failure: Callable[[str, Exception], None], on_death: OnDeath) -> None:
+    def __init__(
+        self,
+        prepare: Work,
+        begin: Callable[[Sequence[Item]], Iterable[Work]],
+        on_failure: Callable[[str, Exception], None],
+        on_death: OnDeath,
+    ) -> None:
         self._prepare = prepare
+        self._begin = begin
         self._on_failure = partial(on_failure, "finish")
+        self._items: deque[Item] = deque()
         self._work: SimpleQueue[Work | None] = SimpleQueue()
         self._giving_up = threading.Event()
         self._threads = [SupervisedThread(f"finisher {n}", self._run, on_death) for n in range(NUM_THREADS)]
@@ -54,6 +70,11 @@ class Finisher:
         """Queue a piece of work; from any thread."""
         self._work.put(work)
 
+    def submit_item(self, item: Item) -> None:
+        """Queue an item; from any thread."""
+        self._items.append(item)
+        self._work.put(self._begin_items)
+
     def stop(self, timeout_s: float) -> None:
         """Do what is queued; what is not done in time is left."""
         for thread in self._threads:
@@ -68,11 +89,24 @@ class Finisher:
     def _run(self) -> None:
         self._prepare()
         while (work := self._work.get()) is not None:
-            try:
-                work()
-            except redis.RedisError as error:
-                self._on_failure(error)
-                self._work.put(work)
-                self._giving_up.wait(PAUSE_S)
-            except Exception as error:
-                self._on_failure(error)
+            self._try(work)
+
+    def _try(self, work: Work) -> None:
+        try:
+            work()
+        except redis.RedisError as error:
+            self._on_failure(error)
+            self._work.put(work)
+            self._giving_up.wait(PAUSE_S)
+        except Exception as error:
+            self._on_failure(error)
+
+    def _begin_items(self) -> None:
+        items: list[Item] = []
+        try:
+            while len(items) < MAX_TOGETHER:
+                items.append(self._items.popleft())
+        except IndexError:  # there are no more; none at all where they were begun with earlier ones
+            pass
+        for work in self._begin(items) if items else ():
+            self._try(work)

@@ -9,13 +9,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from billiard.einfo import ExceptionInfo
+from celery import states
 from celery.concurrency.base import apply_target
 from celery.exceptions import Ignore, Reject, TaskRevokedError
 from kombu.serialization import loads
 
 from orcd.errors import Conflict, InvalidRequest, OrcdError
 from orcd.request import Request
-from orcd.result import Result
+from orcd.result import Result, exception
 from orcd.store.enqueue import GENERATE, Message, RecordedMessage, queue_name, tenant_digest
 from orcd.store.job_store import Arrival
 from orcd.store.submission import trace_parent
@@ -73,6 +74,11 @@ class InFlightMessage:
     def is_doorbell(self) -> bool:
         """Whether it only names a job of its own id, which has a record."""
         return self.jobs == {self.task_id: None}
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether another worker has one of its jobs, or nobody."""
+        return self.error is None and None in self.outcomes.values()
 
     @property
     def has_result(self) -> bool:
@@ -168,6 +174,21 @@ class InFlightMessage:
                 time_limit_s=self.time_limit_s,
                 trace=trace_parent(self.request.get("traceparent")),
             )
+
+    def store_results(self, backend: Any, on_failure: OnFailure) -> None:
+        """Store what became of the message, which is its ``answer`` from then on, and of jobs of other ids.
+
+        Raises `NotStored`.
+        """
+        self.answer = self.trace(on_failure)
+        for job_id, found in self.results():
+            error = found if isinstance(found, OrcdError) else exception(found.error) if found.error else None
+            try:
+                backend.store_result(job_id, error or found, states.FAILURE if error else states.SUCCESS)
+            except NotStored:
+                raise
+            except Exception as failure:  # the key is of a wrong type
+                on_failure("finish", failure)
 
     def trace(self, on_failure: OnFailure) -> Any:
         """Run Celery's tracer on the outcomes, which stores the result and follows the links; returns its answer.

@@ -14,11 +14,10 @@ import gc
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
 
-from celery import states
 from celery.concurrency.base import BasePool
 from celery.exceptions import WorkerShutdown
 from celery.worker.state import maybe_shutdown
@@ -27,20 +26,18 @@ from redis.retry import Retry
 
 from orcd.errors import OrcdError
 from orcd.monitoring.worker_registry import Farewell
-from orcd.result import exception
 from orcd.store.enqueue import Publisher
 from orcd.store.job_store import JobStore
 from orcd.store.redis_connection import connect
 from tasks.app import worker_id
 from tasks.celery_ext.in_flight_message import InFlightMessage, trace
-from tasks.celery_ext.result_backend import NotStored
 from tasks.celery_ext.revocation import ERRORS, end_job, is_noted, revoke_tasks
 from tasks.celery_ext.shutdown import Shutdown
 from tasks.celery_ext.tasks import JobTask
 from tasks.dispatch.delivery import Answer
 from tasks.dispatch.dispatcher import Dispatcher
 from tasks.dispatch.prompt_encoder import PromptEncoder
-from tasks.finisher import Finisher
+from tasks.finisher import Finisher, Work
 from tasks.observe.health.health_server import HealthServer
 from tasks.observe.observer import Observer
 from tasks.startup_probe import wait_for_engine, wait_for_redis
@@ -71,7 +68,8 @@ class Pool(BasePool):  # type: ignore[misc]
         self.observer = Observer(log, worker_id(), settings, self.app.tracer)
         self._health_server: HealthServer | None = None
         self.dispatcher: Dispatcher | None = None
-        self._finisher = Finisher(self._prepare_finisher, self.observer.log.retrying, self._thread_died)
+        retrying = self.observer.log.retrying
+        self._finisher = Finisher(self._prepare_finisher, self._store_results, retrying, self._thread_died)
         self._shutdown = Shutdown(settings.drain_timeout_s, self.observer.drains, self._leave, self._thread_died)
         self._is_leaving = False
 
@@ -165,7 +163,7 @@ class Pool(BasePool):  # type: ignore[misc]
             if any(first.records.get(job_id) != record for job_id, record in message.records.items()):
                 self._finisher.submit(lambda: self._store.arrive(message.arrivals()))
         elif message.error is not None:
-            self._finisher.submit(partial(self._finish, message))
+            self._finisher.submit_item(message)
         elif message.is_doorbell and not message.ending:
             self._deliver(message)
         else:
@@ -215,13 +213,24 @@ class Pool(BasePool):  # type: ignore[misc]
         with self._lock:
             finished = message.has_outcome(job_id, outcome)
         if finished:
-            self._finisher.submit(partial(self._finish, message))
+            self._finisher.submit_item(message)
 
-    def _finish(self, message: InFlightMessage) -> None:
-        """Answer a message whose jobs have ended. May be begun again where it stopped."""
-        is_lost = message.error is None and None in message.outcomes.values()
+    def _store_results(self, messages: Sequence[InFlightMessage]) -> list[Work]:
+        """Store the results of messages whose jobs have ended, together; what is left is to answer them."""
+        ended = [message for message in messages if self._has_ended(message)]
+        retrying = self.observer.log.retrying
+        with self.app.backend.together() as failures:
+            for message in ended:
+                message.store_results(self.app.backend, retrying)
+        for failure in failures:
+            retrying("finish", failure)
+        return [partial(self._answer, message) for message in ended]
+
+    def _has_ended(self, message: InFlightMessage) -> bool:
+        """Whether the message is to be answered; if not, its jobs are claimed again, or left to other workers."""
+        is_lost = message.is_lost
         if is_lost and self._is_leaving:
-            return  # it stays unacknowledged, so whoever takes the jobs over gets it
+            return False  # it stays unacknowledged, so whoever takes the jobs over gets it
         with self._lock:
             goes_on = is_lost and message.looks_again
             message.looks_again = False
@@ -229,17 +238,16 @@ class Pool(BasePool):  # type: ignore[misc]
                 self._forget(message)
         if goes_on:  # a job was put back, or forgotten: it is to be claimed again
             self._deliver(message)
-            return
-        if message.answer is None:
-            message.answer = message.trace(self.observer.log.retrying)
-        for job_id, found in message.results():
-            self._store_result(job_id, found)
+        return not goes_on
+
+    def _answer(self, message: InFlightMessage) -> None:
+        """Answer a message whose results are stored. May be begun again where it stopped."""
         with self._lock:
             self._forget(message)
         while message.callbacks:
             message.callbacks[0](message.answer)
             del message.callbacks[0]
-        if not is_lost:
+        if not message.is_lost:
             result_key = self.app.backend.get_key_for_task(message.task_id) if message.has_result else ""
             self._store.answered(message.records, message.jobs, result_key)
 
@@ -247,15 +255,6 @@ class Pool(BasePool):  # type: ignore[misc]
         """What comes under its id from now on is another message."""
         if self._messages.get(message.task_id) is message:
             del self._messages[message.task_id]
-
-    def _store_result(self, job_id: str, found: Any) -> None:
-        error = found if isinstance(found, OrcdError) else exception(found.error) if found.error else None
-        try:
-            self.app.backend.store_result(job_id, error or found, states.FAILURE if error else states.SUCCESS)
-        except NotStored:
-            raise
-        except Exception as failure:  # the key is of a wrong type
-            self.observer.log.retrying("finish", failure)
 
     def terminate_job(self, pid: int, signal: int | None = None) -> None:
         """Nothing: a message ends its own jobs."""

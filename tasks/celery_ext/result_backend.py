@@ -7,7 +7,8 @@ store once Redis is back, and tell those who wait for the task.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import celery.backends.redis
@@ -71,6 +72,23 @@ class ResultBackend(celery.backends.redis.RedisBackend):  # type: ignore[misc]
     """
 
     is_waiting: Callable[[], bool] | None = None
+    _together: dict[str, bytes] | None = None
+
+    @contextmanager
+    def together(self) -> Iterator[list[Exception]]:
+        """The successes that are stored within reach Redis at the end, in one round trip.
+
+        Yields what then has the errors of those that cannot be stored. Raises `NotStored` where it has waited in vain.
+        """
+        failures: list[Exception] = []
+        together: dict[str, bytes] = {}
+        self._together = together
+        try:
+            yield failures
+            if together:
+                failures += self._or_leave(self._store_together, together)
+        finally:
+            self._together = None
 
     def store_result(self, *args: Any, **kwargs: Any) -> Any:
         """As the base class. Raises `NotStored` where it has waited in vain."""
@@ -120,7 +138,11 @@ class ResultBackend(celery.backends.redis.RedisBackend):  # type: ignore[misc]
         key = self.get_key_for_task(task_id)
         if state == states.SUCCESS:
             # What a task of ours returns is made of structs; exceptions may hold what only kombu's encoder knows.
-            self.ensure(self._store_success, (key, msgspec.json.encode(meta, enc_hook=in_json)))
+            text = msgspec.json.encode(meta, enc_hook=in_json)
+            if self._together is None or (request and (request.group or request.chord)):  # whose next task may read it
+                self.ensure(self._store_success, (key, text))
+            else:
+                self._together.setdefault(key, text)
         else:
             self.ensure(self._store_with_care, (key, self.encode(meta)))
         return result
@@ -131,6 +153,29 @@ class ResultBackend(celery.backends.redis.RedisBackend):  # type: ignore[misc]
             self._store_with_care(key, text)
         # Who waits may hear of it twice, rather than never where a worker has stored it and then died.
         self.client.publish(key, text)
+
+    def _store_together(self, together: dict[str, bytes]) -> list[Exception]:
+        """What `_store_success` does, for many; returns the errors of those that cannot be stored."""
+        stored: list[Any] = [None] * len(together)
+        try:
+            with self.client.pipeline(transaction=False) as pipeline:
+                for key, text in together.items():
+                    pipeline.set(key, text, ex=self.expires, nx=True)
+                    pipeline.publish(key, text)
+                stored = pipeline.execute()[::2]
+        except redis.RedisError as error:
+            if is_away(error):
+                raise
+        failures: list[Exception] = []
+        for (key, text), is_stored in zip(together.items(), stored, strict=True):
+            try:
+                if not is_stored:
+                    self._store_with_care(key, text)
+            except redis.RedisError as error:  # the key is of a wrong type
+                if is_away(error):
+                    raise
+                failures.append(error)
+        return failures
 
     def _store_with_care(self, key: str, text: bytes | str) -> None:
         # As text: it is rare, and a script that was loaded may be unknown to the server that has taken over since.

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from functools import partial
 from queue import SimpleQueue
+from unittest.mock import Mock
 
 import pytest
 import redis
 
 from tasks import finisher
-from tasks.finisher import NUM_THREADS, Finisher, Work
+from tasks.finisher import MAX_TOGETHER, NUM_THREADS, Finisher, Work
 from tests.conftest import wait_until
 
 
@@ -21,12 +23,29 @@ class Scene:
         self.failures: list[Exception] = []
         self.deaths: list[str] = []
         self.prepared: list[str] = []
-        self.finisher = Finisher(
+        self.begun: list[list[str]] = []
+        self.answered: list[str] = []
+        self.finisher = Finisher[str](
             lambda: self.prepared.append(threading.current_thread().name),
+            self._begin,
             lambda _, error: self.failures.append(error),
             lambda name, _: self.deaths.append(name),
         )
         self.finisher.start()
+
+    def _begin(self, items: Sequence[str]) -> list[Work]:
+        self.begun.append(list(items))
+        if "bad" in items:
+            raise KeyError("bad")
+        return [partial(self.answered.append, item) for item in items]
+
+    def hold_up(self) -> threading.Event:
+        """Keep all threads from work until the event is set."""
+        may_go_on, held = threading.Event(), threading.Barrier(NUM_THREADS + 1)
+        for _ in range(NUM_THREADS):
+            self.finisher.submit(lambda: (held.wait(60), may_go_on.wait(60)))
+        held.wait(60)
+        return may_go_on
 
 
 @pytest.fixture
@@ -84,6 +103,48 @@ def test_any_other_failure_concerns_one_piece_of_work(scene: Scene) -> None:
     scene.finisher.submit(done.set)
     assert done.wait(60)
     assert [type(error) for error in scene.failures] == [KeyError] * NUM_THREADS * 2
+
+
+def test_items_that_wait_are_begun_together_and_each_is_done_once(scene: Scene) -> None:
+    may_go_on = scene.hold_up()
+    items = [f"item {number}" for number in range(2 * MAX_TOGETHER + 3)]
+    for item in items:
+        scene.finisher.submit_item(item)
+    assert scene.finisher.num_waiting == len(items)
+    may_go_on.set()
+    wait_until(lambda: len(scene.answered) == len(items))
+    assert sorted(scene.answered) == sorted(items)
+    assert sorted(map(len, scene.begun)) == [3, MAX_TOGETHER, MAX_TOGETHER]
+    wait_until(lambda: scene.finisher.num_waiting == 0)
+
+
+def test_a_piece_that_fails_of_items_that_were_begun_together_is_done_again_alone(scene: Scene) -> None:
+    errors = [redis.ConnectionError()]
+    answered: list[str] = []
+
+    def answer(item: str) -> None:
+        if item == "b" and errors:
+            raise errors.pop()
+        answered.append(item)
+
+    scene.answered = Mock(append=answer)
+    may_go_on = scene.hold_up()
+    for item in ("a", "b", "c"):
+        scene.finisher.submit_item(item)
+    may_go_on.set()
+    wait_until(lambda: len(answered) == 3)
+    assert sorted(answered) == ["a", "b", "c"]
+    assert scene.begun == [["a", "b", "c"]]
+
+
+def test_items_that_cannot_be_begun_concern_no_others(scene: Scene) -> None:
+    may_go_on = scene.hold_up()
+    scene.finisher.submit_item("bad")
+    may_go_on.set()
+    wait_until(lambda: scene.failures)
+    scene.finisher.submit_item("good")
+    wait_until(lambda: scene.answered == ["good"])
+    assert [type(error) for error in scene.failures] == [KeyError]
 
 
 def test_at_the_end_what_is_queued_is_done_and_what_waits_for_redis_is_left() -> None:

@@ -140,3 +140,75 @@ def test_who_waits_hears_of_it(backend: Any) -> None:
     backend.store_result("a", RESULT, "SUCCESS")
     assert waiting.get(timeout=60)["job_id"] == "a"
     assert heard == ["a"]
+
+
+def test_what_is_stored_together_is_stored_in_one_round_trip_and_who_waits_hears_of_it(
+    backend: Any, connection: redis.Redis
+) -> None:
+    backend.is_waiting = lambda: True
+    waiting = AsyncResult("a", app=backend.app)
+    waiting.then(lambda result: heard.append(result.get()["job_id"]))
+    heard: list[str] = []
+    before = connection.info("commandstats")
+    with backend.together() as failures:
+        for task_id in ("a", "b", "c"):
+            backend.store_result(task_id, RESULT, "SUCCESS")
+        assert not connection.keys("celery-task-meta-*"), "not before the end"
+    assert failures == []
+    after = connection.info("commandstats")
+    assert after["cmdstat_set"]["calls"] - before.get("cmdstat_set", {"calls": 0})["calls"] == 3
+    assert [backend.get_task_meta(task_id)["status"] for task_id in ("a", "b", "c")] == ["SUCCESS"] * 3
+    assert 0 < connection.ttl("celery-task-meta-c") <= 77
+    assert waiting.get(timeout=60)["job_id"] == "a"
+    assert heard == ["a"]
+
+
+def test_one_of_many_that_cannot_be_stored_keeps_no_other_from_it(backend: Any, connection: redis.Redis) -> None:
+    backend.is_waiting = lambda: True
+    connection.lpush("celery-task-meta-b", "x")
+    backend.store_result("c", RESULT, "SUCCESS")
+    backend.store_result("d", InvalidRequest("x"), "FAILURE")
+    with backend.together() as failures:
+        for task_id in ("a", "b", "c", "d", "e"):
+            backend.store_result(task_id, msgspec.structs.replace(RESULT, tokens_out=5), "SUCCESS")
+    assert [type(failure) for failure in failures] == [redis.ResponseError]
+    stored = [backend.get_task_meta(task_id, cache=False)["result"]["tokens_out"] for task_id in ("a", "c", "d", "e")]
+    assert stored == [5, 1, 5, 5], "a success stays, a failure does not"
+
+
+def test_of_a_group_nothing_waits_for_others(backend: Any, connection: redis.Redis) -> None:
+    with backend.together():
+        backend.store_result("a", RESULT, "SUCCESS", request=Context(id="a", group="g"))
+        assert connection.exists("celery-task-meta-a")
+
+
+def test_many_are_stored_when_redis_is_back(redis_server: RedisServer) -> None:
+    with create_app(Settings(redis_url=redis_server.url)) as app:
+        redis_server.kill()
+
+        def store() -> None:
+            app.backend.is_waiting = lambda: True
+            with app.backend.together():
+                for task_id in ("a", "b"):
+                    app.backend.store_result(task_id, RESULT, "SUCCESS")
+
+        storing = threading.Thread(target=store)
+        storing.start()
+        storing.join(0.5)
+        assert storing.is_alive()
+        redis_server.start()
+        storing.join(60)
+        assert [app.backend.get_task_meta(task_id)["status"] for task_id in ("a", "b")] == ["SUCCESS"] * 2
+
+
+def test_many_are_left_when_there_is_no_time_to_wait_and_the_next_one_is_stored_by_itself(
+    redis_server: RedisServer,
+) -> None:
+    with create_app(Settings(redis_url=redis_server.url)) as app:
+        app.backend.is_waiting = lambda: False
+        redis_server.kill()
+        with pytest.raises(NotStored), app.backend.together():
+            app.backend.store_result("a", RESULT, "SUCCESS")
+        redis_server.start()
+        app.backend.store_result("b", RESULT, "SUCCESS")
+        assert [app.backend.get_task_meta(task_id)["status"] for task_id in ("a", "b")] == ["PENDING", "SUCCESS"]
