@@ -58,6 +58,12 @@ class Consumer(celery.worker.consumer.Consumer):  # type: ignore[misc]
     def on_send_event_buffered(self) -> None:
         """Leave the event in the buffer, which is flushed when it is full or its time has come."""
 
+    def call_soon_ack(self, do: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Acknowledge a message on this thread, as that is only noted. Celery wakes its event loop for it."""
+        if getattr(do, "__name__", "") == "ack_log_error":
+            return do(*args, **kwargs)
+        return super().call_soon_ack(do, *args, **kwargs)
+
     def on_ready(self) -> None:
         """Consuming begins: say how many messages may be taken at once. Celery itself only asks whether one may."""
         super().on_ready()

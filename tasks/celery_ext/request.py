@@ -27,6 +27,11 @@ class Request(PrivateRequest):
 
     _failure: Exception | None = None
 
+    def __init__(self, message: Any, **kwargs: Any) -> None:
+        if not kwargs.get("decoded"):  # it was when it was checked, and need not be once more for the pool
+            kwargs |= {"body": message.payload, "decoded": True}
+        super().__init__(message, **kwargs)
+
     def send_event(self, type: str, **fields: Any) -> None:
         """Tell Flower what happens to the task."""
         if type == "task-failed" and isinstance(self._failure, Cancelled | Expired):

@@ -31,6 +31,8 @@ MAX_TAKEN = 16
 """Messages taken at once, at most: the event loop has other things to do, too."""
 POLL_S = 0.05
 """Time between two looks for messages of senders that do not wake workers."""
+MANY_BYTES = 1024 * 1024
+"""Messages of so many bytes may not be all that wait, though there was room for more."""
 ANSWER_S = 5.0
 """An answer that takes longer does not come any more."""
 
@@ -104,8 +106,10 @@ class Channel(broker.Channel):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._next_look = 0.0
+        self._num_wanted = 0
         self._queues: dict[str, str] = {}
         self._unacknowledging: set[str] = set()
+        self._plain_client: Redis | None = None
         super().__init__(*args, **kwargs)
 
     def basic_consume(self, queue: str, no_ack: bool, *args: Any, **kwargs: Any) -> Any:
@@ -116,7 +120,9 @@ class Channel(broker.Channel):
 
     def plain_client(self) -> Redis:
         """A client that takes keys as they are, for commands that are waited for; kombu's adds the key prefix."""
-        return Redis(connection_pool=self.pool)
+        if self._plain_client is None:
+            self._plain_client = Redis(connection_pool=self.pool)
+        return self._plain_client
 
     def dead_letter(self, delivery_tag: str, why: Unreadable) -> None:
         """Keep a message that cannot be read with the dead letters."""
@@ -173,6 +179,7 @@ class Channel(broker.Channel):
             for queue in queues
         }
         self._next_look = now + POLL_S
+        self._num_wanted = room
         self._brpop_sent_at = now
         self._in_poll = self.client.connection
         self._in_poll.send_command(*self.qos.receiver.take_command(list(self._queues), room))
@@ -192,7 +199,8 @@ class Channel(broker.Channel):
         messages = self.qos.receiver.taken(answer)
         if not messages:
             raise Empty
-        self._next_look = 0.0  # there may be more
+        if len(messages) == self._num_wanted or sum(len(text) for _, _, text in messages) > MANY_BYTES:
+            self._next_look = 0.0  # there may be more
         for tag, key, text in messages:
             self._deliver_text(tag, self._queues[key], text)
         return True

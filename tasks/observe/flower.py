@@ -18,6 +18,8 @@ PROGRESS_EVENT = "task-sent"
 still becomes REVOKED, which no task with a state of our own would."""
 EXPIRED_EVENT = "task-expired"
 """Gives a task the state EXPIRED."""
+MAX_BUFFERED = 512
+"""With so many events of tasks nobody waits any longer."""
 
 
 def progress(jobs: Sequence[ObservedJob], num_jobs: int) -> str:
@@ -82,14 +84,18 @@ class PrivateDispatcher(EventDispatcher):  # type: ignore[misc]
     """Tells Flower what happens to tasks, but nothing that their senders have made up.
 
     Flower hears nothing of a task without a well-formed id, and no error's text, which is kept with the result.
+    Events of tasks wait for the worker's next `flush`: to send them costs as much as to make a hundred.
     """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs | {"buffer_limit": MAX_BUFFERED})
 
     def send(self, type: str, **fields: Any) -> Any:
         """Send an event."""
         if "uuid" in fields and not is_well_formed(fields["uuid"]):
             return None
         for name in ("root_id", "parent_id"):
-            if name in fields and not is_well_formed(fields[name]):
+            if fields.get(name) is not None and not is_well_formed(fields[name]):
                 fields[name] = None
         if "exception" in fields:
             fields |= {"exception": fields["exception"].partition("(")[0], "traceback": None}

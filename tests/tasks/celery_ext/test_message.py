@@ -9,13 +9,15 @@ import json
 import lzma
 import zlib
 from collections.abc import Callable
+from random import Random
 from typing import Any
 
 import pytest
 from kombu import Connection
+from kombu.utils.json import loads
 
 from tasks.celery_ext import message as messages
-from tasks.celery_ext.message import Message, Unreadable, read_envelope, read_task
+from tasks.celery_ext.message import Message, Unreadable, _parse, read_envelope, read_task
 from tasks.celery_ext.tasks import TASKS
 from tests.tasks.celery_ext.unreadable import Envelope, envelope, texts
 
@@ -164,3 +166,45 @@ def test_a_body_without_base64_is_read_as_it_is() -> None:
 def test_wrong_fields_of_a_request_are_not_for_this_module() -> None:
     wrong = envelope("wrong", "orcd.generate", {"prompt": 7, "max_tokens": 10**30, "nonsense": [None]})
     assert read(json.dumps(wrong).encode()).decode()[1]["prompt"] == 7
+
+
+TEXTS = [
+    *(
+        "1e5",
+        "123456789012345678901234567890",
+        "-0",
+        "-0.0",
+        "1E400",
+        "NaN",
+        "-Infinity",
+        "[1,]",
+        "[]x",
+        "",
+        "1" * 5000,
+    ),
+    *('{"a": 1, "a": 2}', '"\\ud800"', '"\\ud83d\\ude00"', '"\x01"', '"a\\/b\\n"', "\ufeff{}", "[" * 400 + "]" * 400),
+    '{"__type__": "uuid", "__value__": {"hex": "00000000000000000000000000000001"}}',
+    '{"\\u005f_type__": "bytes", "__value__": "x"}',
+    '{"__type__": "nobody", "__value__": 1}',
+]
+
+
+@pytest.mark.parametrize("text", [*map(str.encode, TEXTS), b'"\xff"'], ids=range(len(TEXTS) + 1))
+def test_json_is_what_kombu_reads_in_it(text: bytes) -> None:
+    try:
+        wanted = repr(loads(text))
+    except Exception:
+        with pytest.raises(Unreadable):
+            _parse(text, "it")
+    else:
+        assert repr(_parse(text, "it")) == wanted
+
+
+def test_numbers_are_what_kombu_reads() -> None:
+    random = Random(5)
+    for _ in range(2000):
+        number = random.choice(
+            [random.random() * 10 ** random.randint(-300, 300), random.getrandbits(random.randint(1, 130))]
+        )
+        text = json.dumps([number, -number]).encode()
+        assert repr(_parse(text, "it")) == repr(loads(text))
