@@ -136,6 +136,11 @@ class ResultBuilder:
                 self._error = event
         self._state = state_after(event) or self._state
 
+    @property
+    def texts(self) -> list[str]:
+        """Those of the choices' answers so far."""
+        return [self._choices[index].text for index in sorted(self._choices)]
+
     def result(
         self,
         logprobs: Mapping[int, Sequence[TokenLogprob]] | None = None,
@@ -194,10 +199,14 @@ class _ChoiceBuilder:
         self._tool_calls += event.tool_calls or []
         self.finish_reason = event.finish or self.finish_reason
 
+    @property
+    def text(self) -> str:
+        return "".join(self._text)
+
     def choice(self, packed: Sequence[TokenLogprob]) -> Choice:
         """``packed`` log probabilities are those of the last tokens."""
         return Choice(
-            text="".join(self._text),
+            text=self.text,
             token_ids=self._token_ids.copy(),
             finish_reason=self.finish_reason,
             reasoning="".join(self._reasoning) or None,

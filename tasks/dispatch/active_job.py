@@ -248,8 +248,7 @@ class ActiveJob:
             return self.ended
         claim = self.claim
         first_ms = self.first_token_ms or self.now_ms()
-        answers = "".join(choice.text for choice in self._result.result().choices)
-        self.text_sha256 = hashlib.sha256(answers.encode()).hexdigest()
+        self.text_sha256 = hashlib.sha256("".join(self._result.texts).encode()).hexdigest()
         self._emit(
             End(
                 finish_reason=self._choices[0].finish or "stop",
@@ -274,8 +273,8 @@ class ActiveJob:
             return None
         stops = isinstance(request, Request) and bool(request.stop)
         ends = [choice.finish == "stop" and not stops for choice in self._choices]
-        texts = [choice.text for choice in self._result.result().choices]
-        return all(is_whole(output.kind, text, ended=end) for text, end in zip(texts, ends, strict=True))
+        texts = zip(self._result.texts, ends, strict=True)
+        return all(is_whole(output.kind, text, ended=end) for text, end in texts)
 
     def _emit(self, event: Event, num_tokens: int) -> None:
         self._position = self._position.after(num_tokens)

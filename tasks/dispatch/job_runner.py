@@ -296,5 +296,6 @@ class JobRunner:
     def _finish(self, job: ActiveJob) -> None:
         """The job's terminal event is written."""
         self._forget(job)
-        self._observer.job_ended(job)
-        job.done(job.result)
+        result = job.result
+        self._observer.job_ended(job, result)
+        job.done(result)

@@ -7,6 +7,7 @@ import threading
 import time
 from typing import Literal
 
+from orcd.result import Result
 from tasks.observe.health.health_snapshot import HealthSnapshot, Load
 from tasks.observe.job_rate import JobRate
 from tasks.observe.job_tracer import JobTracer
@@ -183,9 +184,8 @@ class Observer:
         if self._tracer is not None:
             self._tracer.job_left(job, job.result, "lease_lost" if is_lost else "given_back")
 
-    def job_ended(self, job: ObservedJob) -> None:
+    def job_ended(self, job: ObservedJob, result: Result) -> None:
         """A job reached its terminal event here."""
-        result = job.result
         self._job_rate.ended()
         self.metrics.job_ended(job, result)
         if self._tracer is not None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, disable_created_metrics, generate_latest
 
 from tasks.observe.metrics.bucket_counts import BucketCollector, BucketCounts
 
@@ -26,10 +27,11 @@ class LabelledMetrics:
         """A gauge."""
         return Gauge(name, text, [*self._labels], registry=self.registry).labels(**self._labels)
 
-    def histogram(self, name: str, text: str, buckets: Sequence[float]) -> Histogram:
-        """A histogram with these upper bounds."""
-        family = Histogram(name, text, [*self._labels], registry=self.registry, buckets=buckets)
-        return family.labels(**self._labels)
+    def histogram(self, name: str, text: str, bounds: Sequence[float]) -> BucketCounts:
+        """A histogram with these upper bounds, to which one thread adds."""
+        counts = BucketCounts(bounds)
+        self.buckets(name, text, counts)
+        return counts
 
     def buckets(self, name: str, text: str, counts: BucketCounts) -> None:
         """A histogram of what is counted in ``counts``."""
@@ -39,6 +41,7 @@ class LabelledMetrics:
         """Counters by the value of ``label``; those of ``values`` are there from the start, at 0."""
         family = Counter(name, text, [*self._labels, label], registry=self.registry)
 
+        @cache
         def of(value: str) -> Counter:
             return family.labels(**self._labels, **{label: value})
 

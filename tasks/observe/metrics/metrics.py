@@ -82,9 +82,9 @@ class Metrics:
         for choice in result.choices:
             self._answer_tokens(finish_reason(result, choice)).inc(len(choice.token_ids))
         if result.error is None:
-            self._queue_s.observe(result.queue_ms / 1000)
-            self._ttft_s.observe(result.ttft_ms / 1000)
-            self._decode_s.observe(result.decode_ms / 1000)
+            self._queue_s.add(result.queue_ms / 1000)
+            self._ttft_s.add(result.ttft_ms / 1000)
+            self._decode_s.add(result.decode_ms / 1000)
         else:
             self._errors(result.error.code).inc()
         if self._vllm:

@@ -107,4 +107,4 @@ class VllmMetrics:
             if job.claim.request.max_tokens is not None:
                 found["max_tokens"] = job.claim.request.max_tokens
         for key, value in found.items():
-            self._histograms[key].observe(value)
+            self._histograms[key].add(value)

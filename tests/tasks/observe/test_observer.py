@@ -21,7 +21,7 @@ def test_a_job_is_told_with_its_figures_and_no_text(watched: Watched, monkeypatc
     monkeypatch.setattr(job, "now_ms", lambda: 1800)  # half a second after the first token
     usage = contract.Usage(prefix_hit_tokens=8, preemptions=1)
     job.process(contract.TokenOutput("j", 0, (*b"frog", END_ID), "stop", usage=usage))
-    watched.observer.job_ended(job)
+    watched.observer.job_ended(job, job.result)
     assert CANARY not in watched.text
     assert "frog" not in watched.text
     start, end = watched.events()
@@ -59,7 +59,8 @@ def test_a_job_is_told_with_its_figures_and_no_text(watched: Watched, monkeypatc
 
 
 def test_a_failed_job_is_counted_by_its_state_and_told_with_its_code(watched: Watched) -> None:
-    watched.observer.job_ended(canary_job(Poisoned(f"given up on {CANARY}")))
+    job = canary_job(Poisoned(f"given up on {CANARY}"))
+    watched.observer.job_ended(job, job.result)
     assert CANARY not in watched.text
     (end,) = watched.events()
     assert end == {

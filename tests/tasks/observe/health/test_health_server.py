@@ -68,7 +68,8 @@ def test_the_server_tells_metrics_life_and_readiness(watched: Watched, server: H
     _become(server, LIVE, 200, "200 OK\n")
     load = json.loads(_get(server, "/health/load?verbose")[1])
     assert (load["ready"], load["state"], load["running"], load["load"]) == (False, "ready", 3, 1.75)
-    watched.observer.job_ended(canary_job(Poisoned("given up")))
+    job = canary_job(Poisoned("given up"))
+    watched.observer.job_ended(job, job.result)
     wait_until(lambda: 'version="' in _get(server, "/metrics")[1])
     wait_until(lambda: 'state="failed",version="0.2.0"} 1.0' in _get(server, "/metrics")[1])
     assert CANARY not in _get(server, "/metrics")[1]

@@ -9,7 +9,7 @@ def test_each_kind_of_metric_carries_the_labels() -> None:
     metrics = LabelledMetrics({"model": "m"})
     metrics.counter("a", "A").inc(2)
     metrics.gauge("b", "B").set(3)
-    metrics.histogram("c", "C", (1.0,)).observe(0.5)
+    metrics.histogram("c", "C", (1.0,)).add(0.5)
     by_state = metrics.counter_by("state", "d", "D", ["x", "y"])
     by_state("x").inc()
     by_state("z").inc()

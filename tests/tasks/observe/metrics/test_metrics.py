@@ -26,7 +26,8 @@ def test_jobs_that_go_on_are_told_from_new_ones(watched: Watched) -> None:
 
 
 def test_an_error_is_counted_by_its_code_and_a_lost_lease_by_itself(watched: Watched) -> None:
-    watched.observer.job_ended(canary_job(Poisoned("given up")))
+    job = canary_job(Poisoned("given up"))
+    watched.observer.job_ended(job, job.result)
     watched.observer.job_dropped(canary_job(), is_lost=True)
     watched.observer.job_dropped(canary_job(), is_lost=False)
     assert watched.sample("orcd_job_errors_total", code="POISONED") == 1
