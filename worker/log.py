@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections import deque
 from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any, TextIO
@@ -22,9 +23,15 @@ class EventLog:
         self._stream = stream or sys.stderr
         self._as_text = log_format == "text" or (log_format == "auto" and self._stream.isatty())
         self._context = {"worker_id": worker_id, **context}
+        self._lines: deque[str] = deque()
 
     def event(self, event: str, *, level: str = "info", **fields: Any) -> None:
         """Write one line, without the fields that are None. A stream that is gone is no reason to stop working."""
+        self.later(event, level=level, **fields)
+        self.flush()
+
+    def later(self, event: str, *, level: str = "info", **fields: Any) -> None:
+        """`event`, of which the line is written with the next one or by `flush`: many cost what one does."""
         fields = {name: value for name, value in fields.items() if value is not None}
         now = datetime.now(UTC)
         if self._as_text:
@@ -32,9 +39,18 @@ class EventLog:
         else:
             time = now.isoformat(timespec="milliseconds").replace("+00:00", "Z")
             line = json.dumps({"time": time, "level": level, "event": event, **self._context, **fields}, default=str)
-        with suppress(OSError, ValueError):
-            self._stream.write(line + "\n")  # one write, so that lines of several processes do not mix
-            self._stream.flush()
+        self._lines.append(line + "\n")
+
+    def flush(self) -> None:
+        """Write what waits."""
+        lines = []
+        with suppress(IndexError):  # other threads may take some meanwhile
+            while self._lines:
+                lines.append(self._lines.popleft())
+        if lines:
+            with suppress(OSError, ValueError):
+                self._stream.write("".join(lines))  # one write, so that lines of several processes do not mix
+                self._stream.flush()
 
 
 def _as_text(field: tuple[str, Any]) -> str:

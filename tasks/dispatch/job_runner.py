@@ -121,6 +121,7 @@ class JobRunner:
             before_s = time.thread_time()
             self.run_batch()
             self.engine.supervise(has_jobs=bool(self._jobs))
+            self._observer.log.flush()
             self._throttle(throttle_interval_s(time.thread_time() - before_s))
 
     def run_batch(self) -> None:
@@ -155,8 +156,7 @@ class JobRunner:
 
         Other outputs pile up, of which each job then makes one event: the more there is to do, the cheaper it gets.
         """
-        batcher = self._batcher
-        batcher.throttle(interval_s)
+        (batcher := self._batcher).throttle(interval_s)
         while self._pending is None and (now := time.monotonic()) < batcher.interval_end:
             if now >= batcher.write_at:
                 self._write(self._process(batcher.take_due()))
@@ -215,8 +215,8 @@ class JobRunner:
         if (earlier := self._jobs.get(job.job_id)) is not None:  # its lease was lost, and the new claim is ours again
             self._drop(earlier)
         self._jobs[job.job_id] = job
-        self._observer.job_started(job)
         self._admission.submit(job)
+        self._observer.job_started(job)
         return [job]
 
     def _terminate(self, termination: Termination) -> list[ActiveJob]:
@@ -296,6 +296,5 @@ class JobRunner:
     def _finish(self, job: ActiveJob) -> None:
         """The job's terminal event is written."""
         self._forget(job)
-        result = job.result
-        self._observer.job_ended(job, result)
+        self._observer.job_ended(job, result := job.result)
         job.done(result)

@@ -23,6 +23,10 @@ class WorkerLog:
         self._load_percent = -LOAD_STEP_PERCENT
         self._last_retry: dict[str, float] = {}
 
+    def flush(self) -> None:
+        """Write what waits."""
+        self._log.flush()
+
     def startup(self, device: str) -> None:
         """The worker begins."""
         self._log.event("startup", device=device)
@@ -57,9 +61,9 @@ class WorkerLog:
         self._log.event("unhealthy", level="error")
 
     def execute_start(self, job: ObservedJob) -> None:
-        """A job was claimed."""
+        """A job was claimed; written by `flush`."""
         claim = job.claim
-        self._log.event(
+        self._log.later(
             "execute_start",
             job_id=job.job_id,
             attempt=claim.attempt,
@@ -68,9 +72,9 @@ class WorkerLog:
         )
 
     def execute_end(self, job: ObservedJob, result: Result) -> None:
-        """A job reached its terminal event here."""
+        """A job reached its terminal event here; written by `flush`."""
         if result.error is not None:
-            self._log.event(
+            self._log.later(
                 "execute_end",
                 level="warning",
                 job_id=job.job_id,
@@ -82,7 +86,7 @@ class WorkerLog:
             )
             return
         per_s = (result.tokens_out - 1) * 1000 / result.decode_ms if result.decode_ms else None
-        self._log.event(
+        self._log.later(
             "execute_end",
             job_id=job.job_id,
             state=result.state,

@@ -55,3 +55,19 @@ def test_a_stream_that_is_gone_does_not_stop_the_work():
     log = EventLog("json", "w1", stream)
     stream.close()
     log.event("ready")
+
+
+def test_lines_that_may_wait_are_written_with_the_next_one_in_one_write():
+    writes = []
+    stream = io.StringIO()
+    stream.write = writes.append
+    log = EventLog("json", "w1", stream)
+    log.later("execute_start", job_id="a")
+    log.later("execute_start", job_id="b")
+    assert writes == []
+    log.event("ready")
+    log.later("execute_end", job_id="a")
+    log.flush()
+    log.flush()
+    told = [[json.loads(line)["event"] for line in text.splitlines()] for text in writes]
+    assert told == [["execute_start", "execute_start", "ready"], ["execute_end"]]

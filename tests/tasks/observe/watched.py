@@ -49,6 +49,7 @@ class Watched:
 
     @property
     def text(self) -> str:
+        self.observer.log.flush()
         return self._stream.getvalue()
 
     def events(self) -> list[dict[str, Any]]:
