@@ -120,7 +120,7 @@ class Channel(broker.Channel):
 
     def plain_client(self) -> Redis:
         """A client that takes keys as they are, for commands that are waited for; kombu's adds the key prefix."""
-        if self._plain_client is None:
+        if self._plain_client is None or self._plain_client.connection_pool is not self.pool:
             self._plain_client = Redis(connection_pool=self.pool)
         return self._plain_client
 

@@ -107,3 +107,16 @@ def test_each_running_task_tells_its_progress_once_a_round(monkeypatch: pytest.M
         consumer._tell_progress()
         assert len(told) - before < 25, "not all at once"
     assert sorted(told) == sorted(f"task-{number}" for number in range(50))
+
+
+def test_an_acknowledgement_is_noted_by_whoever_answers_and_wakes_no_event_loop() -> None:
+    consumer = Consumer.__new__(Consumer)
+    consumer.hub = Mock()
+    message = Mock()
+    message.ack_log_error.__name__, message.reject_log_error.__name__ = "ack_log_error", "reject_log_error"
+    consumer.call_soon_ack(message.ack_log_error, "logger", ())
+    message.ack_log_error.assert_called_once_with("logger", ())
+    assert not consumer.hub.call_soon.called
+    consumer.call_soon_ack(message.reject_log_error, "logger", (), True)
+    assert consumer.hub.call_soon.called
+    assert not message.reject_log_error.called, "that may wait for Redis"
