@@ -21,6 +21,9 @@ PAUSE_S = 0.25
 MAX_TOGETHER = 32
 """Items that are begun together, at most."""
 
+MAX_WAITING = 256
+"""So many pieces of work are no backlog: of hundreds of jobs that end together the next ones shall not begin later."""
+
 Work = Callable[[], object]
 Item = TypeVar("Item")
 
@@ -55,6 +58,11 @@ class Finisher(Generic[Item]):
     def num_waiting(self) -> int:
         """Pieces of work that no thread has begun."""
         return self._work.qsize()
+
+    @property
+    def backlog(self) -> int:
+        """How many of these are too many."""
+        return max(0, self.num_waiting - MAX_WAITING)
 
     @property
     def is_waiting(self) -> bool:

@@ -59,10 +59,16 @@ class Consumer(celery.worker.consumer.Consumer):  # type: ignore[misc]
         """Leave the event in the buffer, which is flushed when it is full or its time has come."""
 
     def call_soon_ack(self, do: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """Acknowledge a message on this thread, as that is only noted. Celery wakes its event loop for it."""
-        if getattr(do, "__name__", "") == "ack_log_error":
-            return do(*args, **kwargs)
-        return super().call_soon_ack(do, *args, **kwargs)
+        """Acknowledge a message on this thread, as that is only noted. Celery wakes its event loop for it.
+
+        So do we where that has no room for messages, as there may be some now.
+        """
+        if getattr(do, "__name__", "") != "ack_log_error":
+            return super().call_soon_ack(do, *args, **kwargs)
+        do(*args, **kwargs)
+        if self.task_consumer is not None and self.task_consumer.channel.lacks_room:
+            self.hub.call_soon(bool)
+        return None
 
     def on_ready(self) -> None:
         """Consuming begins: say how many messages may be taken at once. Celery itself only asks whether one may."""

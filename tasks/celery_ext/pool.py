@@ -106,7 +106,7 @@ class Pool(BasePool):  # type: ignore[misc]
     @property
     def num_free(self) -> int:
         """How many more jobs may be taken: messages that wait for a finisher are not among those of the dispatcher."""
-        return self.dispatcher.num_free - self._finisher.num_waiting if self.dispatcher is not None else 0
+        return self.dispatcher.num_free - self._finisher.backlog if self.dispatcher is not None else 0
 
     def _connect(self, settings: Settings) -> Dispatcher:
         connection = connect(settings, Retry(NoBackoff(), 1))

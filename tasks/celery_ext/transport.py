@@ -107,6 +107,8 @@ class Channel(broker.Channel):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._next_look = 0.0
         self._num_wanted = 0
+        self.lacks_room = False
+        """Whether it would have asked for messages, had there been room for any."""
         self._queues: dict[str, str] = {}
         self._unacknowledging: set[str] = set()
         self._plain_client: Redis | None = None
@@ -170,7 +172,10 @@ class Channel(broker.Channel):
         """Ask for messages, if it is time to."""
         now = time.monotonic()
         room = min(self.qos.num_free(), MAX_TAKEN)
-        if now < self._next_look or room < 1:
+        if now < self._next_look:
+            return
+        self.lacks_room = room < 1
+        if self.lacks_room:
             return
         queues = self.active_queues
         self._queues = {

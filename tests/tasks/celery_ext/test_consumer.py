@@ -109,14 +109,19 @@ def test_each_running_task_tells_its_progress_once_a_round(monkeypatch: pytest.M
     assert sorted(told) == sorted(f"task-{number}" for number in range(50))
 
 
-def test_an_acknowledgement_is_noted_by_whoever_answers_and_wakes_no_event_loop() -> None:
+def test_an_acknowledgement_is_noted_by_whoever_answers_and_wakes_only_an_event_loop_without_room() -> None:
     consumer = Consumer.__new__(Consumer)
     consumer.hub = Mock()
+    channel = SimpleNamespace(lacks_room=False)
+    consumer.task_consumer = SimpleNamespace(channel=channel)
     message = Mock()
     message.ack_log_error.__name__, message.reject_log_error.__name__ = "ack_log_error", "reject_log_error"
     consumer.call_soon_ack(message.ack_log_error, "logger", ())
     message.ack_log_error.assert_called_once_with("logger", ())
     assert not consumer.hub.call_soon.called
+    channel.lacks_room = True  # it looks again whether there is any
+    consumer.call_soon_ack(message.ack_log_error, "logger", ())
+    assert consumer.hub.call_soon.call_count == 1
     consumer.call_soon_ack(message.reject_log_error, "logger", (), True)
-    assert consumer.hub.call_soon.called
+    assert consumer.hub.call_soon.call_count == 2
     assert not message.reject_log_error.called, "that may wait for Redis"
