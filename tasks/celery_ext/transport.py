@@ -31,8 +31,6 @@ MAX_TAKEN = 16
 """Messages taken at once, at most: the event loop has other things to do, too."""
 POLL_S = 0.05
 """Time between two looks for messages of senders that do not wake workers."""
-MANY_BYTES = 1024 * 1024
-"""Messages of so many bytes may not be all that wait, though there was room for more."""
 ANSWER_S = 5.0
 """An answer that takes longer does not come any more."""
 
@@ -51,8 +49,8 @@ class QoS(virtual.QoS):  # type: ignore[misc]
         self._on_collect.cancel()  # what a process leaves behind at its end, others put back
         self.num_free: Callable[[], int] = lambda: 1
         name = f"{worker_id()}-{next(_numbers)}"
-        prefix, connect = channel.global_keyprefix, channel.plain_client
-        self.receiver = Receiver(name, channel.receiver_lease_ms, connect, prefix, channel.ageing_ms)
+        prefix, client = channel.global_keyprefix, channel.plain_client()
+        self.receiver = Receiver(name, channel.receiver_lease_ms, lambda: client, prefix, channel.ageing_ms)
 
     def ack(self, delivery_tag: str) -> None:
         """The message need not be delivered again."""
@@ -108,10 +106,8 @@ class Channel(broker.Channel):
         self._next_look = 0.0
         self._num_wanted = 0
         self.lacks_room = False
-        """Whether it would have asked for messages, had there been room for any."""
         self._queues: dict[str, str] = {}
         self._unacknowledging: set[str] = set()
-        self._plain_client: Redis | None = None
         super().__init__(*args, **kwargs)
 
     def basic_consume(self, queue: str, no_ack: bool, *args: Any, **kwargs: Any) -> Any:
@@ -122,9 +118,7 @@ class Channel(broker.Channel):
 
     def plain_client(self) -> Redis:
         """A client that takes keys as they are, for commands that are waited for; kombu's adds the key prefix."""
-        if self._plain_client is None or self._plain_client.connection_pool is not self.pool:
-            self._plain_client = Redis(connection_pool=self.pool)
-        return self._plain_client
+        return Redis(connection_pool=self.pool)
 
     def dead_letter(self, delivery_tag: str, why: Unreadable) -> None:
         """Keep a message that cannot be read with the dead letters."""
@@ -172,10 +166,8 @@ class Channel(broker.Channel):
         """Ask for messages, if it is time to."""
         now = time.monotonic()
         room = min(self.qos.num_free(), MAX_TAKEN)
-        if now < self._next_look:
-            return
         self.lacks_room = room < 1
-        if self.lacks_room:
+        if now < self._next_look or self.lacks_room:
             return
         queues = self.active_queues
         self._queues = {
@@ -183,8 +175,7 @@ class Channel(broker.Channel):
             for step in self.priority_steps
             for queue in queues
         }
-        self._next_look = now + POLL_S
-        self._num_wanted = room
+        self._next_look, self._num_wanted = now + POLL_S, room
         self._brpop_sent_at = now
         self._in_poll = self.client.connection
         self._in_poll.send_command(*self.qos.receiver.take_command(list(self._queues), room))
@@ -204,7 +195,7 @@ class Channel(broker.Channel):
         messages = self.qos.receiver.taken(answer)
         if not messages:
             raise Empty
-        if len(messages) == self._num_wanted or sum(len(text) for _, _, text in messages) > MANY_BYTES:
+        if len(messages) == self._num_wanted:
             self._next_look = 0.0  # there may be more
         for tag, key, text in messages:
             self._deliver_text(tag, self._queues[key], text)
