@@ -219,16 +219,8 @@ def multiply_tiled(context: Context, product: Product, tiles: ExpertTiles | None
         num_tiles = -(-num_tokens // size)
     shape = matrix.num_partitions, num_tokens, matrix.num_rows
     partials = context.scratch(shape, np.float32) if grid_partitions > 1 else None
-    params = TiledParams(
-        matrix=matrix.params,
-        output=output_params(product),
-        x=x.pointer,
-        num_tokens=num_tokens,
-        partials=pointer_of(partials),
-        tiles=tiles.entries.pointer if tiles else 0,
-        num_tiles=tiles.num_tiles.pointer if tiles else 0,
-    )
-    hopper = HopperTiledParams(tiled=params, x_map=tensor_map(x, (size, CHUNK))) if context.gpu.has_wgmma else None
+    params = tiled_params(product, tiles, partials)
+    hopper = hopper_params(params, x, size) if context.gpu.has_wgmma else None
     grid = (-(-matrix.num_rows // BLOCK_OUTPUTS), num_tiles, grid_partitions)
     context.launch(
         "matmul/matmul_tiled",
@@ -242,3 +234,21 @@ def multiply_tiled(context: Context, product: Product, tiles: ExpertTiles | None
     if partials is not None:
         num_blocks = -(-num_tokens * (matrix.num_rows // 2 if matrix.gated else matrix.num_rows) // 256)
         context.launch("matmul/matmul", "matmul_reduce", num_blocks, 256, params, FORMAT=matrix.format.name)
+
+
+def tiled_params(product: Product, tiles: ExpertTiles | None, partials: DeviceArray | None) -> TiledParams:
+    """What kernels that multiply in tiles are given."""
+    return TiledParams(
+        matrix=product.matrix.params,
+        output=output_params(product),
+        x=product.x.pointer,
+        num_tokens=product.out.shape[0],
+        partials=pointer_of(partials),
+        tiles=tiles.entries.pointer if tiles else 0,
+        num_tiles=tiles.num_tiles.pointer if tiles else 0,
+    )
+
+
+def hopper_params(params: TiledParams, x: DeviceArray, size: int) -> HopperTiledParams:
+    """The same on Hopper, with tiles of ``size`` tokens."""
+    return HopperTiledParams(tiled=params, x_map=tensor_map(x, (size, CHUNK)))

@@ -8,9 +8,8 @@ import numpy as np
 
 from kernels.ops.activation import geglu_rows, swiglu_rows
 from kernels.ops.layers.expert_plan import gather_rows, plan_experts, tile_sizes
-from kernels.ops.layers.routed_matmul import multiply_routed, multiply_summed
+from kernels.ops.layers.routed_matmul import multiply_expert_tiles, multiply_routed, multiply_summed
 from kernels.ops.layers.shared_expert import add_shared_expert
-from kernels.ops.matmul import multiply_tiled
 from kernels.ops.matmul_params import Epilogue, Product, RoutedShared
 from kernels.ops.matmul_tuning import MAX_SMALL_BATCH, SmallBatchShape, summed_shape
 from kernels.ops.norm import NORM_PARTITIONS, DeviceNorm, NormParams, norm_params
@@ -105,7 +104,7 @@ def norm_moe_residual(
         if plan is None:
             multiply_routed(context, product, routing.logits, routing.experts, is_first=is_first, shared=shared)
         else:
-            multiply_tiled(context, product, plan.down if product.matrix is experts.down else plan.gate_up)
+            multiply_expert_tiles(context, product, plan.down if product.matrix is experts.down else plan.gate_up)
 
     _activate(context, inputs, experts, gating, multiply, activated)
     if summed is not None:

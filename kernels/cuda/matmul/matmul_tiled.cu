@@ -30,7 +30,7 @@ struct Accumulators {
 // What a block works on.
 struct Work {
     int first_partition, last_partition, first_chunk, last_chunk;
-    int expert, first_token, num_tokens;
+    int expert, first_token, num_tokens, first_row;
     static constexpr int NO_PARTITION = -1;  // less than any
 
     // Returns false if there is nothing to do. Waits for the previous kernel where that decides it.
@@ -39,6 +39,7 @@ struct Work {
         last_partition = (blockIdx.z + 1) * p.matrix.num_partitions / gridDim.z;
         first_chunk = partition_start(first_partition, p.matrix) * Layout<FORMAT>::chunks;
         last_chunk = partition_start(last_partition, p.matrix) * Layout<FORMAT>::chunks;
+        first_row = blockIdx.x * 128;
         expert = 0, first_token = blockIdx.y * tokens, num_tokens = min(tokens, p.num_tokens - first_token);
         if (!p.tiles) return true;
         wait_for_previous();
@@ -162,7 +163,7 @@ struct HopperTiledParams {
 };
 
 #if HAS_WGMMA
-#include "matmul_tiled_ahead.cuh"
+#include "matmul_tiled_experts.cuh"
 
 #define TILE_KERNEL(TOKENS, OF_ALL_FORMATS)                                  \
     KERNEL __launch_bounds__(256, Ring<TOKENS>::blocks_per_sm)               \
@@ -181,6 +182,17 @@ TILE_KERNEL(96, false)
 TILE_KERNEL(128, true)
 TILE_KERNEL(160, false)
 TILE_KERNEL(256, true)
+
+// Blocks that stay: see matmul_tiled_experts.cuh.
+#define EXPERTS_KERNEL(TOKENS)                                                                         \
+    KERNEL __launch_bounds__(256, StayingRing<FORMAT, TOKENS>::blocks_per_sm)                          \
+        matmul_tiled_experts_##TOKENS(const __grid_constant__ HopperTiledParams t) {                   \
+        if constexpr (Layout<FORMAT>::is_k && !Layout<FORMAT>::has_grid) experts::multiply<TOKENS>(t); \
+    }
+EXPERTS_KERNEL(16)
+EXPERTS_KERNEL(32)
+EXPERTS_KERNEL(64)
+EXPERTS_KERNEL(128)
 #else
 #include "matmul_tiled_portable.cuh"
 #endif

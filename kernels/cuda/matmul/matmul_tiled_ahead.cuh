@@ -41,7 +41,7 @@ template <int TOKENS, int KIND>
 DEVICE void store_gated(const TiledParams& p, const Work& work, u32 shared, const Accumulators<TOKENS>& sums) {
     constexpr int stride = 64 * 2 + 16;  // bytes: no bank conflicts
     const Epilogue epilogue(p.output, KIND);
-    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, first_row = blockIdx.x * 128;
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, first_row = work.first_row;
     const int row = first_row + warp * 16 + lane / 4;
     const OutputRow gate(p.matrix, work.expert, row), up(p.matrix, work.expert, row + 8);
 #pragma unroll
@@ -67,30 +67,31 @@ DEVICE void store_gated(const TiledParams& p, const Work& work, u32 shared, cons
     }
 }
 
-// Sums as they are, four at a time.
-template <int TOKENS>
+// Sums of COUNT tokens from FIRST on as they are, four at a time.
+template <int TOKENS, int FIRST = 0, int COUNT = TOKENS>
 DEVICE void store_floats(const TiledParams& p, const Work& work, u32 shared, const Accumulators<TOKENS>& sums) {
     constexpr int stride = (128 + 4) * 4;  // bytes: no bank conflicts
     const Epilogue epilogue(p.output, STORE_FLOAT);
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     const u32 to = shared + 2 * (lane % 4) * stride + (warp * 16 + lane / 4) * 4;
 #pragma unroll
-    for (int n = 0; n < TOKENS / 8; n++)
-        if (8 * n < work.num_tokens)
+    for (int n = 0; n < COUNT / 8; n++)
+        if (FIRST + 8 * n < work.num_tokens)
 #pragma unroll
             for (int i = 0; i < 4; i++)
                 asm volatile("st.shared.f32 [%0], %1;"
                              :
-                             : "r"(to + (8 * n + i % 2) * stride + i / 2 * 32), "f"(sums.d[n][i])
+                             : "r"(to + (8 * n + i % 2) * stride + i / 2 * 32), "f"(sums.d[FIRST / 8 + n][i])
                              : "memory");
-    const int row = blockIdx.x * 128 + 4 * lane;
+    const int row = work.first_row + 4 * lane;
     const OutputRow rows[4] = {OutputRow(p.matrix, work.expert, row), OutputRow(p.matrix, work.expert, row + 1),
                                OutputRow(p.matrix, work.expert, row + 2), OutputRow(p.matrix, work.expert, row + 3)};
     __syncthreads();
     if (row >= p.matrix.num_rows) return;
-    float* out = (float*)p.output.out + epilogue.index(work.first_token, row);
+    float* out = (float*)p.output.out + epilogue.index(work.first_token + FIRST, row);
+    const int num_tokens = min(COUNT, work.num_tokens - FIRST);
 #pragma unroll 4
-    for (int token = warp; token < work.num_tokens; token += 8) {
+    for (int token = warp; token < num_tokens; token += 8) {
         float4 v = load_quad(shared + token * stride + lane * 16);
         v.x = epilogue.value(rows[0].of(v.x), 0.0f, NO_RESIDUAL),
         v.y = epilogue.value(rows[1].of(v.y), 0.0f, NO_RESIDUAL);

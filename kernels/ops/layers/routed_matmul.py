@@ -1,12 +1,60 @@
-"""Products of one to four tokens with the experts that a router has chosen for each."""
+"""Products of tokens with the experts that a router has chosen for each."""
 
 from __future__ import annotations
 
-from kernels.ops.matmul import launch_small_batch
-from kernels.ops.matmul_params import Product, RoutedShared, RoutingParams
-from kernels.ops.matmul_tuning import SmallBatchShape, small_batch_shape
+from functools import lru_cache
+from typing import NamedTuple
+
+from kernels.ops.matmul import hopper_params, launch_small_batch, multiply_tiled, tiled_params
+from kernels.ops.matmul_params import Epilogue, ExpertTiles, Product, RoutedShared, RoutingParams
+from kernels.ops.matmul_tuning import BLOCK_OUTPUTS, SmallBatchShape, small_batch_shape
+from kernels.runtime.cuda_constants import declare_traits
 from kernels.runtime.device_array import DeviceArray
+from kernels.runtime.gpu_spec import GpuSpec
 from kernels.runtime.launcher import Context
+from kernels.weights.formats import CHUNK, FORMATS, Format
+
+STAYING_SIZES = (16, 32, 64, 128)
+"""Tokens of the tiles of matmul_tiled_experts_N, whose blocks stay for one tile after the other."""
+_STAYING_BLOCKS = {16: 3, 32: 3, 64: 2, 128: 1}  # of an SM, at most
+_SM_BYTES = 225 * 1024
+_ROW_BYTES = 132 * 4  # of a token's float32 outputs in shared memory
+_GATED_BYTES = 144  # of its gated ones
+_BARRIER_BYTES, _ALIGNMENT = 256, 1024
+
+
+class StayingRing(NamedTuple):
+    """What the shared memory of a block of matmul_tiled_experts_N holds, beside two units of weights."""
+
+    stages: int  # of x, two chunks each
+    store_tokens: int  # whose outputs are stored together
+    store_bytes: int
+    num_bytes: int
+    blocks_per_sm: int
+
+
+def can_stay(format_: Format) -> bool:
+    """Whether matmul_tiled_experts_N is for weights of this format."""
+    return format_.unit_chunks == 4 and format_.grid is None
+
+
+@lru_cache
+def staying_ring(format_: Format, size: int) -> StayingRing:
+    """For tiles of ``size`` tokens."""
+    store_tokens = size // 2 if size > 64 else 16
+    store_bytes = max(store_tokens * _ROW_BYTES, size * _GATED_BYTES)
+    rest = 2 * 8 * format_.unit_bytes + store_bytes + _BARRIER_BYTES + _ALIGNMENT
+    stages = 3 if size in (32, 64) else 4
+    num_bytes = rest + stages * 2 * size * CHUNK * 2
+    blocks_per_sm = max(1, min(_STAYING_BLOCKS[size], _SM_BYTES // num_bytes))
+    return StayingRing(stages, store_tokens, store_bytes, num_bytes, blocks_per_sm)
+
+
+declare_traits(
+    "matmul/matmul_tiled_experts.cuh",
+    "StayingRing",
+    {(name, size): staying_ring(each, size)._asdict() for name, each in FORMATS.items() for size in STAYING_SIZES},
+)
 
 
 def multiply_routed(
@@ -66,3 +114,35 @@ def multiply_summed(
         is_first=False,
     )
     launch_small_batch(context, "matmul_gemv_summed", (shape.num_blocks, 1, 1), shape, product, routing)
+
+
+def multiply_expert_tiles(context: Context, product: Product, tiles: ExpertTiles) -> None:
+    """Any number of tokens with their experts, in ``tiles`` of one expert each."""
+    if not _can_stay(context.gpu, product, tiles):
+        multiply_tiled(context, product, tiles)
+        return
+    matrix = product.matrix
+    ring = staying_ring(matrix.format, tiles.size)
+    num_tiles = -(-matrix.num_rows // BLOCK_OUTPUTS) * tiles.entries.shape[0]
+    context.launch(
+        "matmul/matmul_tiled",
+        f"matmul_tiled_experts_{tiles.size}",
+        min(ring.blocks_per_sm * context.gpu.num_sms, num_tiles),
+        256,
+        hopper_params(tiled_params(product, tiles, None), product.x, tiles.size),
+        shared_bytes=ring.num_bytes,
+        FORMAT=matrix.format.name,
+    )
+
+
+def _can_stay(gpu: GpuSpec, product: Product, tiles: ExpertTiles) -> bool:
+    """Whether there is a kernel whose blocks stay: see matmul_tiled_experts.cuh."""
+    alignment = 16 // product.out.dtype.itemsize  # of what is stored at once
+    return (
+        gpu.has_wgmma
+        and tiles.size in STAYING_SIZES
+        and can_stay(product.matrix.format)
+        and product.epilogue in (Epilogue.SWIGLU, Epilogue.GEGLU, Epilogue.STORE_FLOAT)
+        and not any(number % alignment for number in (product.column, product.out.shape[1]))
+        and product.matrix.num_rows % 16 == 0
+    )

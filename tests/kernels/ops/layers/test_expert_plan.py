@@ -7,6 +7,7 @@ import pytest
 
 from kernels.devices.cuda import CudaDevice
 from kernels.ops.layers.expert_plan import gather_rows, plan_experts
+from kernels.ops.layers.routed_matmul import STAYING_SIZES, multiply_expert_tiles
 from kernels.ops.matmul import multiply_tiled
 from kernels.ops.matmul_params import Epilogue, Product
 from kernels.ops.matmul_tuning import routed_sizes
@@ -99,3 +100,40 @@ def test_gated_tiles_as_wide_as_they_are_full_give_the_same_bits(
         found[size] = download(out)[download(plan.places)]
     assert np.isfinite(found[16]).all() and found[16].astype(np.float64).std() > 0.1
     assert [size for size in sizes if not np.array_equal(found[size], found[16])] == []
+
+
+@pytest.mark.sanitize("Q4_K-*")
+@pytest.mark.parametrize("name", ["Q4_K", "Q6_K", "Q2_K", "IQ4_XS"])
+@pytest.mark.parametrize(("gated", "shape"), [(True, (192, 1024)), (False, (208, 768)), (False, (4096, 256))])
+def test_blocks_that_stay_give_the_same_bits(
+    device: CudaDevice,
+    upload: Upload,
+    empty: Empty,
+    download: Download,
+    name: str,
+    gated: bool,
+    shape: tuple[int, int],
+) -> None:
+    """More tiles than there are blocks, of which some have few tokens, and one to several partitions."""
+    if not device.context.gpu.has_wgmma:
+        pytest.skip("for Hopper")
+    rng, num_experts = np.random.default_rng(7), 24
+    weight, unused = random_weight(name, (num_experts, *shape), rng), random_weight(name, (num_experts, 256, 256), rng)
+    other = random_weight(name, (num_experts, *shape), rng)
+    tensors = (weight, other, unused) if gated else (unused, unused, weight)
+    experts = load(device, lambda store: store.experts(*tensors))
+    matrix = experts.gate_up[0] if gated else experts.down
+    counts = rng.integers(0, 400, num_experts)
+    chosen = rng.permutation(np.repeat(np.arange(num_experts), counts))[:, None].astype(np.int32)
+    x = upload(rng.normal(size=(chosen.size, shape[1])).astype(np.float16))
+    epilogue = Epilogue.SWIGLU if gated else Epilogue.STORE_FLOAT
+    found = {}
+    for size, multiply in [(16, multiply_tiled), *((size, multiply_expert_tiles) for size in STAYING_SIZES)]:
+        plan = plan_experts(device.context, upload(chosen), num_experts, (size, size))
+        inputs = gather_rows(device.context, x, plan.rows)
+        out = upload(np.full((chosen.size, shape[0]), np.nan, np.float16 if gated else np.float32))
+        multiply(device.context, Product(inputs, matrix, out, epilogue), plan.gate_up)
+        found[size, multiply.__name__] = download(out)[download(plan.places)]
+    expected = found[16, "multiply_tiled"]
+    assert not np.isnan(expected).any()
+    assert [name for name, each in found.items() if not np.array_equal(each, expected)] == []
