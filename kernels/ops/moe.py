@@ -23,8 +23,9 @@ from kernels.weights.parameters import Clamp, Geglu
 
 _MANY_TOKENS = 8  # of a block of moe_logits_many
 _EXPERTS_AT_ONCE = 8  # of a block of moe_logits_*, or half of it
+_SLAB_EXPERTS = 32  # of such a block at a time, so that two of them fit an SM
 
-declare_constants("moe/moe.cu", MANY_TOKENS=_MANY_TOKENS)
+declare_constants("moe/moe.cu", MANY_TOKENS=_MANY_TOKENS, SLAB_EXPERTS=_SLAB_EXPERTS)
 
 
 class RouteParams(CudaStruct, source="moe/moe"):
@@ -215,7 +216,7 @@ def _route(
         context.scratch((num_tokens, num_used), np.int32),
         None if is_small else context.scratch((num_tokens, num_used), np.float32),
     )
-    blocks = max(1, context.gpu.num_sms // -(-num_tokens // _MANY_TOKENS))  # for the same tokens
+    blocks = max(1, 2 * context.gpu.num_sms // -(-num_tokens // _MANY_TOKENS))  # for the same tokens
     block_experts = -(-num_experts // blocks // _EXPERTS_AT_ONCE) * _EXPERTS_AT_ONCE
     params = RouteParams(
         x=x.pointer,
@@ -244,12 +245,14 @@ def _route(
 
 def _launch_many(context: Context, params: RouteParams, routing: _Routing, width: int, block_experts: int) -> None:
     num_tokens, num_experts = routing.logits.shape
-    token_bytes = (width + NORM_PARTITIONS * (2 + block_experts)) * 4
-    kernel, tokens = "moe_logits_many", _MANY_TOKENS
-    if tokens * token_bytes > context.gpu.shared_bytes:
-        kernel, tokens = "moe_logits_pairs", 2
-    grid = -(-num_tokens // tokens), -(-num_experts // block_experts)
-    context.launch("moe/moe", kernel, grid, 32 * NORM_PARTITIONS, params, shared_bytes=tokens * token_bytes)
+    token_bytes = (width + NORM_PARTITIONS * (2 + _SLAB_EXPERTS)) * 4
+    kernels = {"moe_logits_most": 2 * _MANY_TOKENS, "moe_logits_many": _MANY_TOKENS, "moe_logits_pairs": 2}
+    if num_tokens < 2 * _MANY_TOKENS * context.gpu.num_sms:
+        del kernels["moe_logits_most"]
+    kernel, tokens = next(each for each in kernels.items() if each[1] * token_bytes <= context.gpu.shared_bytes)
+    grid, threads = (-(-num_tokens // tokens), -(-num_experts // block_experts)), 32 * NORM_PARTITIONS
+    threads *= 2 if kernel == "moe_logits_most" else 1
+    context.launch("moe/moe", kernel, grid, threads, params, shared_bytes=tokens * token_bytes)
     context.launch("moe/moe", "moe_choose", -(-num_tokens // 8), 256, params)
 
 

@@ -110,22 +110,25 @@ DEVICE float warp_sum(float value) {  // the same bits in every lane
     for (int distance = 16; distance; distance >>= 1) value += __shfl_xor_sync(ALL_LANES, value, distance);
     return value;
 }
+// One step of `warp_sums`, and those that follow. (Not a loop: compilers do not unroll it for 16 values.)
+template <int HALF, int DISTANCE, int COUNT>
+DEVICE void warp_sums_from(float (&values)[COUNT]) {
+    if constexpr (DISTANCE > 0) {
+        const bool upper = threadIdx.x & DISTANCE;
+        if constexpr (HALF == 0) values[0] += __shfl_xor_sync(ALL_LANES, values[0], DISTANCE);
+#pragma unroll
+        for (int i = 0; i < HALF; i++) {
+            const float kept = upper ? values[i + HALF] : values[i], given = upper ? values[i] : values[i + HALF];
+            values[i] = kept + __shfl_xor_sync(ALL_LANES, given, DISTANCE);
+        }
+        warp_sums_from<HALF / 2, DISTANCE / 2>(values);
+    }
+}
 // Sums COUNT (a power of 2) values at once: lane l gets the sum of values[l / (32 / COUNT)], in the order of
 // `warp_sum`.
 template <int COUNT>
 DEVICE float warp_sums(float (&values)[COUNT]) {
-    int distance = 16;
-#pragma unroll
-    for (int half = COUNT / 2; half; half >>= 1, distance >>= 1) {
-        const bool upper = threadIdx.x & distance;
-#pragma unroll
-        for (int i = 0; i < half; i++) {
-            const float kept = upper ? values[i + half] : values[i], given = upper ? values[i] : values[i + half];
-            values[i] = kept + __shfl_xor_sync(ALL_LANES, given, distance);
-        }
-    }
-#pragma unroll
-    for (; distance; distance >>= 1) values[0] += __shfl_xor_sync(ALL_LANES, values[0], distance);
+    warp_sums_from<COUNT / 2, 16>(values);
     return values[0];
 }
 DEVICE float warp_max(float value) {

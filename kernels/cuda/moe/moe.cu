@@ -86,27 +86,35 @@ DEVICE void for_columns(int partition, int width, Use use) {
     for (int column = (partition * 32 + threadIdx.x % 32) * 4; column < width; column += PARTITION_STEP) use(column);
 }
 
-// This is for more tokens: TOKENS of them and `block_experts` experts a block, whose warps share a row's columns as a
-// norm's partitions. Rows lie in shared memory, normed; of the router's weights a lane uses what it loads for all
-// TOKENS, and of a row what it loads for EXPERTS experts. Dynamic shared memory: float [TOKENS][width + 2
-// NORM_PARTITIONS + NORM_PARTITIONS block_experts].
-template <int TOKENS, int EXPERTS>
+// Puts a warp's partitions of COUNT rows to to[row * stride + partition].
+template <int COUNT>
+DEVICE void put_partitions(float* to, int stride, int partition, float (&sums)[COUNT]) {
+    const float sum = warp_sums(sums);
+    const int lane = threadIdx.x % 32;
+    if (lane % (32 / COUNT) == 0) to[lane / (32 / COUNT) * stride + partition] = sum;
+}
+
+// This is for more tokens: GROUPS * TOKENS of them and `block_experts` experts a block. It has GROUPS groups of
+// NORM_PARTITIONS warps, which share a row's columns as a norm's partitions: each group norms TOKENS rows, to shared
+// memory, and multiplies all of them by a part of the experts. Of the router's weights a lane uses what it loads for
+// all rows, and of a row what it loads for EXPERTS experts. Dynamic shared memory: float [GROUPS TOKENS][width + 2
+// NORM_PARTITIONS + NORM_PARTITIONS SLAB_EXPERTS].
+template <int TOKENS, int EXPERTS, int GROUPS>
 DEVICE void logits_of_many(const RouteParams& p) {
-    const int width = p.norm.width, first = blockIdx.x * TOKENS, num_tokens = min(TOKENS, p.num_tokens - first);
-    const int partition = threadIdx.x / 32, lane = threadIdx.x % 32;
+    constexpr int ROWS = GROUPS * TOKENS;
+    const int width = p.norm.width, first = blockIdx.x * ROWS, num_tokens = min(ROWS, p.num_tokens - first);
+    const int group = threadIdx.x / (32 * NORM_PARTITIONS), partition = threadIdx.x / 32 % NORM_PARTITIONS;
+    const int first_row = group * TOKENS;
     const int first_expert = blockIdx.y * p.block_experts, num_own = min(p.block_experts, p.num_experts - first_expert);
-    float *rows = shared, *norm_sums = rows + TOKENS * width;    // [TOKENS][width], [2][TOKENS][NORM_PARTITIONS]
-    float* partials = norm_sums + 2 * TOKENS * NORM_PARTITIONS;  // [TOKENS][block_experts][NORM_PARTITIONS]
-    auto load = [&](int token, int column) {  // where there are fewer tokens, the last one is done again
-        return *(const float4*)(p.x + (i64)(first + min(token, num_tokens - 1)) * width + column);
-    };
-    auto put_partitions = [&](float* to, int stride, float (&sums)[TOKENS]) {  // to[token * stride + partition]
-        const float sum = warp_sums(sums);
-        if (lane % (32 / TOKENS) == 0) to[lane / (32 / TOKENS) * stride + partition] = sum;
+    float *rows = shared, *norm_sums = rows + ROWS * width;    // [ROWS][width], [2][ROWS][NORM_PARTITIONS]
+    float* partials = norm_sums + 2 * ROWS * NORM_PARTITIONS;  // [ROWS][SLAB_EXPERTS][NORM_PARTITIONS]
+    auto load = [&](int t, int column) {  // where there are fewer tokens, the last one is done again
+        return *(const float4*)(p.x + (i64)(first + min(first_row + t, num_tokens - 1)) * width + column);
     };
 
     wait_for_previous();
     float shifts[TOKENS] = {}, factors[TOKENS];
+    float *means = norm_sums + (ROWS + first_row) * NORM_PARTITIONS, *norms = norm_sums + first_row * NORM_PARTITIONS;
     if (p.norm.bias) {
         float sums[TOKENS] = {};
         for_columns(partition, width, [&](int column) {
@@ -116,66 +124,79 @@ DEVICE void logits_of_many(const RouteParams& p) {
                 sums[t] += (v.x + v.y) + (v.z + v.w);
             }
         });
-        put_partitions(norm_sums + TOKENS * NORM_PARTITIONS, NORM_PARTITIONS, sums);
+        put_partitions(means, NORM_PARTITIONS, partition, sums);
         __syncthreads();
 #pragma unroll
-        for (int t = 0; t < TOKENS; t++)
-            shifts[t] = minus_mean(p.norm, row_sum(norm_sums + (TOKENS + t) * NORM_PARTITIONS));
+        for (int t = 0; t < TOKENS; t++) shifts[t] = minus_mean(p.norm, row_sum(means + t * NORM_PARTITIONS));
     }
     float squares[TOKENS] = {};
     for_columns(partition, width, [&](int column) {
 #pragma unroll
         for (int t = 0; t < TOKENS; t++) squares[t] = add_squares(squares[t], sum_of(load(t, column), shifts[t]));
     });
-    put_partitions(norm_sums, NORM_PARTITIONS, squares);
+    put_partitions(norms, NORM_PARTITIONS, partition, squares);
     __syncthreads();
 #pragma unroll
-    for (int t = 0; t < TOKENS; t++) factors[t] = norm_factor(p.norm, row_sum(norm_sums + t * NORM_PARTITIONS));
+    for (int t = 0; t < TOKENS; t++) factors[t] = norm_factor(p.norm, row_sum(norms + t * NORM_PARTITIONS));
     for_columns(partition, width, [&](int column) {
         const float4 weight = *(const float4*)(p.norm.weight + column);
 #pragma unroll
         for (int t = 0; t < TOKENS; t++) {
             const float4 n = scale_quad(p.norm, weight, column, sum_of(load(t, column), shifts[t]), factors[t]);
-            *(float4*)(rows + t * width + column) = n;  // read by this lane only
-            if (t < num_tokens && blockIdx.y == 0) store_normed(p, first + t, column, n);
+            *(float4*)(rows + (first_row + t) * width + column) = n;  // of one group, read by this lane only
+            if (first_row + t < num_tokens && blockIdx.y == 0) store_normed(p, first + first_row + t, column, n);
         }
     });
+    if (GROUPS > 1) __syncthreads();
 
-    for (int own = 0; own < num_own; own += EXPERTS) {
-        float sums[EXPERTS][TOKENS] = {};
-        for_columns<3>(partition, width, [&](int column) {
-            float4 weights[EXPERTS];
+#pragma unroll 1
+    for (int slab = 0; slab < num_own; slab += SLAB_EXPERTS) {
+        const int in_slab = min(SLAB_EXPERTS, num_own - slab);
+#pragma unroll 1
+        for (int own = group * EXPERTS; own < in_slab; own += GROUPS * EXPERTS) {
+            float sums[EXPERTS][ROWS] = {};
+            for_columns<GROUPS == 1 ? 3 : 1>(partition, width, [&](int column) {
+                float4 weights[EXPERTS];
+#pragma unroll
+                for (int i = 0; i < EXPERTS; i++) {
+                    const int expert = first_expert + slab + min(own + i, in_slab - 1);
+                    weights[i] = *(const float4*)(p.weight + (i64)expert * width + column);
+                }
+#pragma unroll
+                for (int t = 0; t < ROWS; t++) {
+                    const float4 v = *(const float4*)(rows + t * width + column);
+#pragma unroll
+                    for (int i = 0; i < EXPERTS; i++) sums[i][t] = add_products(sums[i][t], weights[i], v);
+                }
+            });
 #pragma unroll
             for (int i = 0; i < EXPERTS; i++)
-                weights[i] =
-                    *(const float4*)(p.weight + (i64)(first_expert + min(own + i, num_own - 1)) * width + column);
-#pragma unroll
-            for (int t = 0; t < TOKENS; t++) {
-                const float4 v = *(const float4*)(rows + t * width + column);
-#pragma unroll
-                for (int i = 0; i < EXPERTS; i++) sums[i][t] = add_products(sums[i][t], weights[i], v);
-            }
-        });
-#pragma unroll
-        for (int i = 0; i < EXPERTS; i++)
-            if (own + i < num_own)
-                put_partitions(partials + (own + i) * NORM_PARTITIONS, p.block_experts * NORM_PARTITIONS, sums[i]);
-    }
-    __syncthreads();
-    for (int i = threadIdx.x; i < num_tokens * num_own; i += blockDim.x) {
-        const int t = i / num_own, own = i - t * num_own, expert = first_expert + own;
-        p.logits[(i64)(first + t) * p.num_experts + expert] =
-            row_sum(partials + (t * p.block_experts + own) * NORM_PARTITIONS) + p.bias[expert];
+                if (own + i < in_slab)
+                    put_partitions(partials + (own + i) * NORM_PARTITIONS, SLAB_EXPERTS * NORM_PARTITIONS, partition,
+                                   sums[i]);
+        }
+        __syncthreads();
+        for (int i = threadIdx.x; i < num_tokens * in_slab; i += blockDim.x) {
+            const int t = i / in_slab, own = i - t * in_slab, expert = first_expert + slab + own;
+            p.logits[(i64)(first + t) * p.num_experts + expert] =
+                row_sum(partials + (t * SLAB_EXPERTS + own) * NORM_PARTITIONS) + p.bias[expert];
+        }
+        __syncthreads();
     }
 }
 
 KERNEL __launch_bounds__(32 * NORM_PARTITIONS, 2) moe_logits_many(const __grid_constant__ RouteParams p) {
-    logits_of_many<MANY_TOKENS, 4>(p);
+    logits_of_many<MANY_TOKENS, 4, 1>(p);
+}
+
+// This is for as many that all SMs have some nevertheless.
+KERNEL __launch_bounds__(64 * NORM_PARTITIONS, 1) moe_logits_most(const __grid_constant__ RouteParams p) {
+    logits_of_many<MANY_TOKENS, 4, 2>(p);
 }
 
 // This is for rows of which shared memory does not hold as many.
 KERNEL __launch_bounds__(32 * NORM_PARTITIONS, 2) moe_logits_pairs(const __grid_constant__ RouteParams p) {
-    logits_of_many<2, 8>(p);
+    logits_of_many<2, 8, 1>(p);
 }
 
 // After moe_logits_many: a warp has a token.
@@ -205,6 +226,7 @@ struct TilesParams {
 
 struct PlanParams {
     const int* experts;         // [num_pairs] of each (token, rank)
+    int* counts;                // [blocks, num_experts] of each block's pairs; of one block null
     int* rows;                  // [num_pairs] token of each pair, pairs sorted by expert
     int* places;                // [num_pairs] where each pair went
     TilesParams gate_up, down;  // in which they are multiplied
@@ -221,53 +243,91 @@ DEVICE int sum_up_to_lane(int value) {
     return value;
 }
 
-// Of each expert the sum of ceil(count / size) of those before it, and last that of all. A warp calls it.
+// Of each expert the sum of ceil(count / size) of those before it, and last that of all. A warp calls it, whose lanes
+// have as many experts each.
 DEVICE void sum_before(int* to, const int* counts, int num_experts, int size) {
-    int before = 0;
-    for (int first = 0; first <= num_experts; first += 32) {
-        const int expert = first + threadIdx.x % 32;
-        const int own = expert < num_experts ? (counts[expert] + size - 1) / size : 0,
-                  end = before + sum_up_to_lane(own);
-        if (expert <= num_experts) to[expert] = end - own;
-        before = __shfl_sync(ALL_LANES, end, 31);
+    const int each = (num_experts + 32) / 32, first = threadIdx.x % 32 * each, end = min(first + each, num_experts);
+    int own = 0;
+    for (int expert = first; expert < end; expert++) own += (counts[expert] + size - 1) / size;
+    int before = sum_up_to_lane(own) - own;
+    for (int expert = first; expert <= end && expert < first + each; expert++) {
+        to[expert] = before;
+        if (expert < end) before += (counts[expert] + size - 1) / size;
     }
 }
 
 // An expert's tiles have about the same number of pairs. All threads of the block call it.
 DEVICE void write_tiles(const TilesParams& p, const int* starts, const int* first_tile, int num_experts) {
     if (threadIdx.x == 0) *p.num_tiles = first_tile[num_experts];
-    for (int expert = threadIdx.x / 32; expert < num_experts; expert += blockDim.x / 32) {
+    for (int expert = threadIdx.x; expert < num_experts; expert += blockDim.x) {
         const int start = starts[expert], end = starts[expert + 1];
         const int tile = first_tile[expert], num_tiles = first_tile[expert + 1] - tile;
-        for (int i = threadIdx.x % 32; i < num_tiles; i += 32) {
-            const int pairs = ((end - start + num_tiles - 1) / num_tiles + 15) / 16 * 16, first = start + i * pairs;
-            p.tiles[tile + i] = make_int4(expert, first, min(pairs, end - first), 0);
-        }
+        if (!num_tiles) continue;
+        const int pairs = ((end - start + num_tiles - 1) / num_tiles + 15) / 16 * 16;
+        for (int i = 0; i < num_tiles; i++)
+            p.tiles[tile + i] = make_int4(expert, start + i * pairs, min(pairs, end - start - i * pairs), 0);
     }
 }
 
-// Runs as one block. Which of an expert's pairs comes first may differ each time: that changes the place of a pair's
-// row, and no bit of it. Dynamic shared memory: int [5 * (num_experts + 1)].
-KERNEL __launch_bounds__(1024) moe_plan(const __grid_constant__ PlanParams p) {
+// Calls use(i, pair, expert) for the pairs of this thread.
+template <typename Use>
+DEVICE void for_pairs(const PlanParams& p, Use use) {
+#pragma unroll
+    for (int i = 0; i < PLAN_PAIRS / PLAN_THREADS; i++) {
+        const int pair = blockIdx.x * PLAN_PAIRS + i * PLAN_THREADS + threadIdx.x;
+        if (pair < p.num_pairs) use(i, pair, p.experts[pair]);
+    }
+}
+
+// Before moe_plan, if that has several blocks: how often each expert is among a block's pairs. Dynamic shared memory:
+// int [num_experts].
+KERNEL __launch_bounds__(PLAN_THREADS) moe_count(const __grid_constant__ PlanParams p) {
+    wait_for_previous();
+    extern __shared__ int counts[];
+    for (int expert = threadIdx.x; expert < p.num_experts; expert += PLAN_THREADS) counts[expert] = 0;
+    __syncthreads();
+    for_pairs(p, [&](int, int, int expert) { atomicAdd(counts + expert, 1); });
+    __syncthreads();
+    for (int expert = threadIdx.x; expert < p.num_experts; expert += PLAN_THREADS)
+        p.counts[blockIdx.x * p.num_experts + expert] = counts[expert];
+}
+
+// A block has PLAN_PAIRS pairs; the first one writes the tiles. Which of an expert's pairs comes first may differ each
+// time: that changes the place of a pair's row, and no bit of it. Dynamic shared memory: int [5 * (num_experts + 1)].
+KERNEL __launch_bounds__(PLAN_THREADS) moe_plan(const __grid_constant__ PlanParams p) {
     wait_for_previous();
     extern __shared__ int counts[];  // [num_experts + 1], as are those that follow
-    int *next = counts + p.num_experts + 1, *starts = next + p.num_experts + 1;  // where an expert's next pair goes
+    int *before = counts + p.num_experts + 1, *starts = before + p.num_experts + 1;  // pairs of the blocks before
     int *gate_up_tiles = starts + p.num_experts + 1, *down_tiles = gate_up_tiles + p.num_experts + 1;
-    for (int expert = threadIdx.x; expert < p.num_experts; expert += blockDim.x) counts[expert] = 0;
+    for (int expert = threadIdx.x; expert < p.num_experts; expert += PLAN_THREADS) counts[expert] = before[expert] = 0;
     __syncthreads();
-    for (int pair = threadIdx.x; pair < p.num_pairs; pair += blockDim.x) atomicAdd(counts + p.experts[pair], 1);
+    int ranks[PLAN_PAIRS / PLAN_THREADS];
+    for_pairs(p, [&](int i, int, int expert) { ranks[i] = atomicAdd(counts + expert, 1); });
     __syncthreads();
+    if (gridDim.x > 1) {
+        for (int expert = threadIdx.x; expert < p.num_experts; expert += PLAN_THREADS) {
+            int all = 0, of_those_before = 0;
+#pragma unroll 8
+            for (int block = 0; block < gridDim.x; block++) {
+                const int count = p.counts[block * p.num_experts + expert];
+                all += count;
+                if (block < blockIdx.x) of_those_before += count;
+            }
+            counts[expert] = all, before[expert] = of_those_before;
+        }
+        __syncthreads();
+    }
     const int warp = threadIdx.x / 32;
     if (warp == 0) sum_before(starts, counts, p.num_experts, 1);
-    if (warp == 1) sum_before(next, counts, p.num_experts, 1);
-    if (warp == 2) sum_before(gate_up_tiles, counts, p.num_experts, p.gate_up.tile_pairs);
-    if (warp == 3) sum_before(down_tiles, counts, p.num_experts, p.down.tile_pairs);
+    if (warp == 1 && blockIdx.x == 0) sum_before(gate_up_tiles, counts, p.num_experts, p.gate_up.tile_pairs);
+    if (warp == 2 && blockIdx.x == 0) sum_before(down_tiles, counts, p.num_experts, p.down.tile_pairs);
     __syncthreads();
-    for (int pair = threadIdx.x; pair < p.num_pairs; pair += blockDim.x) {
-        const int place = atomicAdd(next + p.experts[pair], 1);
+    for_pairs(p, [&](int i, int pair, int expert) {
+        const int place = starts[expert] + before[expert] + ranks[i];
         p.rows[place] = pair / p.num_used;
         p.places[pair] = place;
-    }
+    });
+    if (blockIdx.x > 0) return;
     write_tiles(p.gate_up, starts, gate_up_tiles, p.num_experts);
     write_tiles(p.down, starts, down_tiles, p.num_experts);
 }

@@ -8,11 +8,17 @@ import numpy as np
 
 from kernels.ops.matmul_params import ExpertTiles
 from kernels.ops.matmul_tuning import routed_sizes, routed_tile_size
+from kernels.runtime.cuda_constants import declare_constants
 from kernels.runtime.cuda_struct import CudaStruct, Int32, Pointer
-from kernels.runtime.device_array import DeviceArray
+from kernels.runtime.device_array import DeviceArray, pointer_of
 from kernels.runtime.gpu_spec import GpuSpec
 from kernels.runtime.launcher import Context
 from kernels.weights.packed import Experts, PackedMatrix
+
+_PLAN_THREADS = 1024
+_PLAN_PAIRS = 2 * _PLAN_THREADS  # of a block of moe_plan
+
+declare_constants("moe/moe.cu", PLAN_THREADS=_PLAN_THREADS, PLAN_PAIRS=_PLAN_PAIRS)
 
 
 class TilesParams(CudaStruct, source="moe/moe"):
@@ -24,9 +30,10 @@ class TilesParams(CudaStruct, source="moe/moe"):
 
 
 class PlanParams(CudaStruct, source="moe/moe"):
-    """What moe_plan is given."""
+    """What moe_count and moe_plan are given."""
 
     experts: Pointer  # [num_pairs] int32 of each (token, rank)
+    counts: Pointer  # [blocks, num_experts] int32 of each block's pairs; of one block null
     rows: Pointer  # [num_pairs] int32: token of each pair, pairs sorted by expert
     places: Pointer  # [num_pairs] int32: where each pair went
     gate_up: TilesParams
@@ -78,8 +85,11 @@ def plan_experts(context: Context, chosen: DeviceArray, num_experts: int, sizes:
         TilesParams(tiles=tiles.entries.pointer, num_tiles=tiles.num_tiles.pointer, tile_pairs=tiles.size)
         for tiles in (plan.gate_up, plan.down)
     )
+    num_blocks = -(-num_pairs // _PLAN_PAIRS)
+    counts = context.scratch((num_blocks, num_experts), np.int32) if num_blocks > 1 else None
     params = PlanParams(
         experts=chosen.pointer,
+        counts=pointer_of(counts),
         rows=plan.rows.pointer,
         places=plan.places.pointer,
         gate_up=gate_up,
@@ -88,7 +98,9 @@ def plan_experts(context: Context, chosen: DeviceArray, num_experts: int, sizes:
         num_experts=num_experts,
         num_used=num_used,
     )
-    context.launch("moe/moe", "moe_plan", 1, 1024, params, shared_bytes=5 * (num_experts + 1) * 4)
+    if counts is not None:
+        context.launch("moe/moe", "moe_count", num_blocks, _PLAN_THREADS, params, shared_bytes=num_experts * 4)
+    context.launch("moe/moe", "moe_plan", num_blocks, _PLAN_THREADS, params, shared_bytes=5 * (num_experts + 1) * 4)
     return plan
 
 

@@ -56,3 +56,20 @@ def test_any_other_is_multiplied_apart(gpu: GpuSpec, shared_name: str, num_token
     launches = launched(gpu, "Q4_K", shared_name, num_tokens)
     assert launches[0] == ("moe_logits", (NUM_EXPERTS, num_tokens))
     assert "shared_expert_gate" in [kernel for kernel, _ in launches]
+
+
+@pytest.mark.parametrize(
+    ("gpu", "name", "num_tokens", "router", "products"),
+    [
+        (H100, "Q4_K", 64, "moe_logits_many", "matmul_tiled_experts_16"),
+        (H100, "Q6_K", 8192, "moe_logits_most", "matmul_tiled_experts_128"),
+        (H100, "Q8_0", 8192, "moe_logits_most", "matmul_tiled_128"),
+        (A100, "Q4_K", 64, "moe_logits_many", "matmul_tiled_16"),
+    ],
+)
+def test_many_tokens_take_kernels_for_the_weights_and_the_gpu(
+    gpu: GpuSpec, name: str, num_tokens: int, router: str, products: str
+) -> None:
+    launches = launched(gpu, name, name, num_tokens)
+    assert launches[0][0] == router
+    assert [kernel for kernel, _ in launches if kernel.startswith("matmul_tiled")][:2] == [products] * 2
