@@ -1,6 +1,7 @@
 // Gated delta nets, in three kernels. The state of a head is advanced token by token, in registers: a token's bits are
 // the same whatever step it comes in, as one of a prompt or as the only one.
-//   delta_net_inputs  convolution and SiLU, norms of queries and keys, gates: a thread has four channels of a token
+//   delta_net_inputs  convolution and SiLU, norms of queries and keys, gates: a thread has four channels of a token,
+//                     in delta_net_inputs_many of several
 //   delta_net_rule    the delta rule, and the inputs that the convolution keeps: a block has 32 columns of a head's
 //                     state, and goes through the step's tokens of one sequence
 //   delta_net_norm    norms of the answers, gated by SiLU(z): a warp has a head of a token
@@ -55,39 +56,112 @@ DEVICE float4 mixed(const DeltaNetParams& p, i32 token, int channel) {
     return {silu(sum.x), silu(sum.y), silu(sum.z), silu(sum.w)};
 }
 
+// What a thread of delta_net_inputs* has of each token: four channels of a query and the same of its key, or of values,
+// or the gates of a head.
+struct InputThread {
+    int key_width, value_width, quad, value_quad, head;
+    bool is_key, is_value;
+
+    DEVICE explicit InputThread(const DeltaNetSizes& sizes)
+        : key_width(sizes.num_key_heads * KEY_DIM),
+          value_width(sizes.num_value_heads * sizes.value_dim),
+          quad(blockIdx.y * THREADS + threadIdx.x),
+          value_quad(quad - key_width / 4),
+          head(value_quad - value_width / 4),
+          is_key(value_quad < 0),
+          is_value(!is_key && head < 0) {}
+    DEVICE int channel() const { return is_key ? 4 * quad : 2 * key_width + 4 * value_quad; }
+    DEVICE int key_channel() const { return key_width + 4 * quad; }
+
+    // Of channels that are mixed already. All threads of a warp call it.
+    DEVICE void store(const DeltaNetParams& p, i32 token, float4 first, float4 key) const {
+        float squares = dot(first, first), key_squares = dot(key, key), product = dot(first, key);
+#pragma unroll
+        for (int distance = KEY_DIM / 8; distance; distance >>= 1) {
+            squares += __shfl_xor_sync(ALL_LANES, squares, distance);
+            key_squares += __shfl_xor_sync(ALL_LANES, key_squares, distance);
+            product += __shfl_xor_sync(ALL_LANES, product, distance);
+        }
+        if (is_key) {
+            const float factor = rsqrtf(squares + L2_EPSILON) * rsqrtf((float)KEY_DIM);
+            const float key_factor = rsqrtf(key_squares + L2_EPSILON);
+            float* row = p.queries_keys + (i64)token * 2 * key_width + 4 * quad;
+            *(float4*)row = scaled(first, factor);
+            *(float4*)(row + key_width) = scaled(key, key_factor);
+            if (quad % (KEY_DIM / 4) == 0)
+                p.products[(i64)token * p.sizes.num_key_heads + quad / (KEY_DIM / 4)] = product * factor * key_factor;
+        } else if (is_value) {
+            *(float4*)(p.values + (i64)token * value_width + 4 * value_quad) = first;
+        } else if (head < p.sizes.num_value_heads) {
+            const u16* gates = p.projected + (i64)token * p.sizes.stride + p.convolution.channels + value_width + head;
+            const float beta = from_half(gates[0]), alpha = from_half(gates[p.sizes.num_value_heads]);
+            const float kept = expf(p.decay[head] * softplus(alpha + p.time_bias[head]));
+            p.gates[(i64)token * p.sizes.num_value_heads + head] = {kept, 1.0f / (1.0f + __expf(-beta))};
+        }
+    }
+    DEVICE void mix(const DeltaNetParams& p, i32 token) const {
+        if (p.convolution.positions[token] < 0) return;
+        float4 first = {0.0f, 0.0f, 0.0f, 0.0f}, key = first;
+        if (is_key || is_value) first = mixed(p, token, channel());
+        if (is_key) key = mixed(p, token, key_channel());
+        store(p, token, first, key);
+    }
+};
+
 KERNEL __launch_bounds__(THREADS) delta_net_inputs(const __grid_constant__ DeltaNetParams p) {
     wait_for_previous();
-    const i32 token = blockIdx.x;
-    if (p.convolution.positions[token] < 0) return;
-    const int key_width = p.sizes.num_key_heads * KEY_DIM, value_width = p.sizes.num_value_heads * p.sizes.value_dim;
-    const int quad = blockIdx.y * THREADS + threadIdx.x, value_quad = quad - key_width / 4;
-    const int head = value_quad - value_width / 4;
-    const bool is_key = value_quad < 0, is_value = !is_key && head < 0;
-    float4 first = {0.0f, 0.0f, 0.0f, 0.0f}, key = first;
-    if (is_key || is_value) first = mixed(p, token, is_key ? 4 * quad : 2 * key_width + 4 * value_quad);
-    if (is_key) key = mixed(p, token, key_width + 4 * quad);
-    float squares = dot(first, first), key_squares = dot(key, key), product = dot(first, key);
+    InputThread(p.sizes).mix(p, blockIdx.x);
+}
+
+// Four channels of INPUT_TOKENS tokens one after the other and of those before them, loaded at once.
+constexpr int WINDOW_TAPS = 4;
+struct Window {
+    uint2 inputs[INPUT_TOKENS + WINDOW_TAPS - 1];
+    float4 taps[WINDOW_TAPS];
+
+    DEVICE void load(const DeltaNetParams& p, i32 first_token, int channel) {
+        const u16* from = p.projected + (i64)(first_token - WINDOW_TAPS + 1) * p.sizes.stride + channel;
 #pragma unroll
-    for (int distance = KEY_DIM / 8; distance; distance >>= 1) {
-        squares += __shfl_xor_sync(ALL_LANES, squares, distance);
-        key_squares += __shfl_xor_sync(ALL_LANES, key_squares, distance);
-        product += __shfl_xor_sync(ALL_LANES, product, distance);
+        for (int i = 0; i < INPUT_TOKENS + WINDOW_TAPS - 1; i++)
+            inputs[i] = *(const uint2*)(from + (i64)i * p.sizes.stride);
+#pragma unroll
+        for (int tap = 0; tap < WINDOW_TAPS; tap++)
+            taps[tap] = *(const float4*)(p.convolution.taps + (i64)tap * p.convolution.channels + channel);
     }
-    if (is_key) {
-        const float factor = rsqrtf(squares + L2_EPSILON) * rsqrtf((float)KEY_DIM);
-        const float key_factor = rsqrtf(key_squares + L2_EPSILON);
-        float* row = p.queries_keys + (i64)token * 2 * key_width + 4 * quad;
-        *(float4*)row = scaled(first, factor);
-        *(float4*)(row + key_width) = scaled(key, key_factor);
-        if (quad % (KEY_DIM / 4) == 0)
-            p.products[(i64)token * p.sizes.num_key_heads + quad / (KEY_DIM / 4)] = product * factor * key_factor;
-    } else if (is_value) {
-        *(float4*)(p.values + (i64)token * value_width + 4 * value_quad) = first;
-    } else if (head < p.sizes.num_value_heads) {
-        const u16* gates = p.projected + (i64)token * p.sizes.stride + p.convolution.channels + value_width + head;
-        const float beta = from_half(gates[0]), alpha = from_half(gates[p.sizes.num_value_heads]);
-        const float kept = expf(p.decay[head] * softplus(alpha + p.time_bias[head]));
-        p.gates[(i64)token * p.sizes.num_value_heads + head] = {kept, 1.0f / (1.0f + __expf(-beta))};
+    DEVICE float4 mixed(int token) const {
+        float4 sum = {0.0f, 0.0f, 0.0f, 0.0f};
+#pragma unroll
+        for (int tap = 0; tap < WINDOW_TAPS; tap++) {
+            const uint2 x = inputs[token + tap];
+            const float4 w = taps[tap];
+            sum.x = fmaf(low_half(x.x), w.x, sum.x), sum.y = fmaf(high_half(x.x), w.y, sum.y);
+            sum.z = fmaf(low_half(x.y), w.z, sum.z), sum.w = fmaf(high_half(x.y), w.w, sum.w);
+        }
+        return {silu(sum.x), silu(sum.y), silu(sum.z), silu(sum.w)};
+    }
+};
+
+// A block has INPUT_TOKENS tokens. Those of one sequence, whose inputs are all of this step, wait for memory once.
+KERNEL __launch_bounds__(THREADS) delta_net_inputs_many(const __grid_constant__ DeltaNetParams p) {
+    wait_for_previous();
+    const ConvolutionParams& c = p.convolution;
+    const InputThread thread(p.sizes);
+    const i32 first = blockIdx.x * INPUT_TOKENS, last = min(first + INPUT_TOKENS, p.sizes.num_tokens) - 1;
+    const i32 sequence = c.sequence_rows[first];
+    if (last - first < INPUT_TOKENS - 1 || c.num_taps != WINDOW_TAPS || c.sequence_rows[last] != sequence ||
+        first - c.query_starts[sequence] < WINDOW_TAPS - 1 || c.positions[first] < 0 || c.positions[last] < 0) {
+        for (i32 token = first; token <= last; token++) thread.mix(p, token);
+        return;
+    }
+    Window window, keys;
+    if (thread.is_key || thread.is_value) window.load(p, first, thread.channel());
+    if (thread.is_key) keys.load(p, first, thread.key_channel());
+#pragma unroll
+    for (int token = 0; token < INPUT_TOKENS; token++) {
+        float4 values = {0.0f, 0.0f, 0.0f, 0.0f}, key = values;
+        if (thread.is_key || thread.is_value) values = window.mixed(token);
+        if (thread.is_key) key = keys.mixed(token);
+        thread.store(p, first + token, values, key);
     }
 }
 

@@ -10,6 +10,7 @@ from kernels.runtime.compiler import Variant
 from kernels.runtime.cuda_constants import declare_constants
 from kernels.runtime.cuda_struct import CudaStruct, Float32, Int32, Pointer
 from kernels.runtime.device_array import DeviceArray
+from kernels.runtime.gpu_spec import GpuSpec
 from kernels.runtime.launcher import Context
 from kernels.weights.parameters import DeltaNet
 
@@ -19,9 +20,10 @@ STATE_DIMS = (16, 32, 64, 128)
 _SOURCE = "delta_net/delta_net"
 _THREADS = 128
 _COLUMNS = 32  # of a block of delta_net_rule
+_INPUT_TOKENS = 8  # of a block of delta_net_inputs_many
 _STAGE_TOKENS = 16  # of a sequence, in shared memory at once
 
-declare_constants("delta_net/delta_net.cu", THREADS=_THREADS, STAGE_TOKENS=_STAGE_TOKENS)
+declare_constants("delta_net/delta_net.cu", THREADS=_THREADS, INPUT_TOKENS=_INPUT_TOKENS, STAGE_TOKENS=_STAGE_TOKENS)
 
 
 class DeltaNetSizes(CudaStruct, source=_SOURCE):
@@ -108,6 +110,15 @@ def gated_delta_net(
     input_blocks = -(-((key_width + net.value_width) // 4 + heads) // _THREADS)
     rule_blocks = step.context_lengths.size * heads * -(-net.value_dim // _COLUMNS)
     norm_blocks = -(-num_tokens * heads // (_THREADS // 32))
-    context.launch(_SOURCE, "delta_net_inputs", (num_tokens, input_blocks), _THREADS, params, KEY_DIM=net.key_dim)
+    kernel, input_tokens = input_kernel(context.gpu, num_tokens)
+    input_grid = -(-num_tokens // input_tokens), input_blocks
+    context.launch(_SOURCE, kernel, input_grid, _THREADS, params, KEY_DIM=net.key_dim)
     context.launch(_SOURCE, "delta_net_rule", rule_blocks, _THREADS, params, KEY_DIM=net.key_dim)
     context.launch(_SOURCE, "delta_net_norm", norm_blocks, _THREADS, params, KEY_DIM=net.key_dim)
+
+
+def input_kernel(gpu: GpuSpec, num_tokens: int) -> tuple[str, int]:
+    """Which one takes less time for so many tokens, and how many of them a block has."""
+    if num_tokens >= _INPUT_TOKENS * gpu.num_sms:
+        return "delta_net_inputs_many", _INPUT_TOKENS
+    return "delta_net_inputs", 1

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from kernels.batch import LayerState, Step
+from kernels.ops.layers import delta_net
 from kernels.ops.layers.delta_net import STATE_DIMS, gated_delta_net
 from kernels.reference.delta_net import gated_delta_net as reference
 from kernels.runtime.device_array import DeviceArray
@@ -40,6 +41,7 @@ def test_rows_are_the_reference_s_however_they_are_cut_into_steps(
     upload: Upload,
     empty: Empty,
     download: Download,
+    monkeypatch: pytest.MonkeyPatch,
     key_dim: int,
     value_dim: int,
     order: HeadOrder,
@@ -61,6 +63,9 @@ def test_rows_are_the_reference_s_however_they_are_cut_into_steps(
     results["padded"] = steps.run(sequences, cuts["in pieces"], padding=3)
     in_place = StateSteps(op, poisoned_state(empty, 5, *shapes), upload, download, in_place=True)
     results["in place"] = in_place.run(sequences, cuts["in pieces"])
+    monkeypatch.setattr(delta_net, "input_kernel", lambda *_: ("delta_net_inputs_many", 8))
+    for cut in cuts:
+        results[f"{cut}, 8 inputs at once"] = steps.run(sequences, cuts[cut], padding=3)
     for number, sequence in enumerate(sequences):
         expected = np.empty((LENGTHS[number], net.value_width), np.float32)
         step = step_of([LENGTHS[number]], [0], [-1])
