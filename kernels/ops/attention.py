@@ -156,18 +156,18 @@ def _wide_attention(
     num_kv_heads, head_dim = attention.num_kv_heads, attention.head_dim
     shape = wide_shape(context.gpu, head_dim)
     work = (
-        ("attention_wide_prefill", plan.prefill_items, shape.prefill_row_tiles),
-        ("attention_wide_decode", plan.decode_items, 1),
+        ("attention_wide_prefill", plan.prefill_items, shape.prefill_groups, shape.prefill_rows),
+        ("attention_wide_decode", plan.decode_items, 1, DECODE_ROWS),
     )
-    for kernel, items, row_tiles in work:
+    for kernel, items, groups, rows in work:
         if items.size:
             context.launch(
                 _WIDE,
                 kernel,
                 items.shape[0] * num_kv_heads,
-                wide_warps(head_dim) * 32,
+                groups * wide_warps(head_dim) * 32,
                 _params(qkv, cache, attention, step, plan, items, out),
-                shared_bytes=shape.shared_bytes(head_dim, cache.keys.dtype.itemsize, row_tiles),
+                shared_bytes=shape.shared_bytes(head_dim, cache.keys.dtype.itemsize, rows),
                 HEAD_DIM=head_dim,
                 **shape.defines,
                 **_layer_defines(attention, cache),

@@ -143,22 +143,23 @@ class AttentionShape(NamedTuple):
 class WideShape(NamedTuple):
     """How the kernels for heads of `kernels.ops.rope.WIDE_HEAD_DIMS` are cut, whose warps share query rows."""
 
-    prefill_row_tiles: int  # of 16 rows a block
+    prefill_row_tiles: int  # of 16 rows, of a group of warps
+    prefill_groups: int  # of a block
     kv_buffers: int  # 2: keys and values have a place in shared memory each
 
     @property
     def defines(self) -> dict[str, int]:
         """What the kernels are compiled with, in addition to the head size."""
-        return {"PREFILL_ROW_TILES": self.prefill_row_tiles, "KV_BUFFERS": self.kv_buffers}
+        tiles, groups = self.prefill_row_tiles, self.prefill_groups
+        return {"PREFILL_ROW_TILES": tiles, "PREFILL_GROUPS": groups, "KV_BUFFERS": self.kv_buffers}
 
     @property
     def prefill_rows(self) -> int:
         """Rows of queries of a block of prefill work."""
-        return 16 * self.prefill_row_tiles
+        return 16 * self.prefill_row_tiles * self.prefill_groups
 
-    def shared_bytes(self, head_dim: int, element_bytes: int, row_tiles: int) -> int:
+    def shared_bytes(self, head_dim: int, element_bytes: int, rows: int) -> int:
         """Shared memory of a block: queries, tiles of K and V, weights, and each warp's largest scores."""
-        rows = 16 * row_tiles
         tiles = self.kv_buffers * tile_bytes(head_dim, element_bytes)
         return rows * query_bytes(head_dim) + tiles + rows * (TILE_KEYS * 2 + 16) + wide_warps(head_dim) * rows * 4
 
@@ -171,8 +172,8 @@ def wide_warps(head_dim: int) -> int:
 def wide_shape(gpu: GpuSpec, head_dim: int) -> WideShape:
     """The shape of these kernels; where a GPU has no room for keys beside values, they take turns."""
     if head_dim == 256:
-        return WideShape(prefill_row_tiles=2, kv_buffers=2)
-    return WideShape(2, 2) if gpu.has_wgmma else WideShape(1, 1)
+        return WideShape(2, 2 if gpu.shared_bytes > 150 << 10 else 1, 2)
+    return WideShape(2, 1, 2) if gpu.has_wgmma else WideShape(1, 1, 1)
 
 
 def query_bytes(head_dim: int) -> int:

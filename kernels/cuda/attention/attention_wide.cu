@@ -1,12 +1,13 @@
 // Attention over the paged KV cache for heads of 256 and 512, whose rows no warp can hold. The warps of a block share
 // query rows and tiles of keys and values in shared memory: each scores some keys of a tile, and has WARP_COLUMNS
-// columns of the output. Softmax is that of attention.cuh; decode and prefill differ in the number of rows only, so
-// that a row's bits are the same in both.
+// columns of the output. In prefill several such groups of warps, each with rows of its own, may share the tiles.
+// Softmax is that of attention.cuh; decode and prefill differ in the number of rows only, so that a row's bits are the
+// same in both.
 #include "attention_params.cuh"
 
 constexpr int WARP_COLUMNS = 64;
 constexpr int WARPS = HEAD_DIM / WARP_COLUMNS;
-constexpr int THREADS = WARPS * 32;
+constexpr int THREADS = WARPS * 32;  // of a group
 constexpr int WARP_KEYS = TILE_KEYS / WARPS;
 constexpr int CHUNKS = HEAD_DIM / 16;
 // Rows in shared memory are an odd number of 16-byte chunks apart: ldmatrix has no bank conflicts.
@@ -18,17 +19,28 @@ constexpr int COLUMN_TILES = WARP_COLUMNS / 8;    // of a warp
 static_assert(WARP_KEYS == 16 || WARP_KEYS == 8, "a warp has one or two tiles of 8 keys");
 static_assert(KV_BUFFERS == 1 || KV_BUFFERS == 2, "values share the place of keys, or have one of their own");
 
+DEVICE int warp_of_group() { return threadIdx.x / 32 % WARPS; }
+
 // Shared memory: queries, tiles, weights, and the largest score of each row and warp.
 template <int ROW_TILES>
 struct Place {
     static constexpr int ROWS = 16 * ROW_TILES;
     u8* shared;
+    int groups;
 
-    DEVICE u32 queries() const { return shared_address(shared); }
-    DEVICE u32 keys() const { return queries() + ROWS * QUERY_BYTES; }
+    DEVICE u32 all_queries() const { return shared_address(shared); }
+    DEVICE u32 keys() const { return all_queries() + groups * ROWS * QUERY_BYTES; }
     DEVICE u32 values() const { return keys() + (KV_BUFFERS - 1) * TILE_BYTES; }
-    DEVICE u8* weights() const { return shared + ROWS * QUERY_BYTES + KV_BUFFERS * TILE_BYTES; }
-    DEVICE float* maxima() const { return (float*)(weights() + ROWS * WEIGHT_BYTES); }  // [WARPS][ROWS]
+    DEVICE int group() const { return groups > 1 ? threadIdx.x / THREADS : 0; }
+    // Of this thread's group:
+    DEVICE u32 queries() const { return all_queries() + group() * ROWS * QUERY_BYTES; }
+    DEVICE u8* weights() const { return all_weights() + group() * ROWS * WEIGHT_BYTES; }
+    DEVICE float* maxima() const {  // [WARPS][ROWS]
+        return (float*)(all_weights() + groups * ROWS * WEIGHT_BYTES) + group() * WARPS * ROWS;
+    }
+
+   private:
+    DEVICE u8* all_weights() const { return shared + groups * ROWS * QUERY_BYTES + KV_BUFFERS * TILE_BYTES; }
 };
 
 // What a warp has of its rows: lane 4g + t rows g and g + 8 of each row tile, columns 2t and 2t + 1 of every 8.
@@ -69,25 +81,26 @@ struct Partial {
 };
 
 DEVICE int lane_row(int row_tile, int half) { return 16 * row_tile + 8 * half + threadIdx.x % 32 / 4; }
-DEVICE int lane_column(int n) { return threadIdx.x / 32 * WARP_COLUMNS + 8 * n + 2 * (threadIdx.x % 4); }
+DEVICE int lane_column(int n) { return warp_of_group() * WARP_COLUMNS + 8 * n + 2 * (threadIdx.x % 4); }
 
 // ---- copies to shared memory by all threads
 
 constexpr int ROW_CHUNKS = HEAD_DIM * ELEMENT_BYTES / 16, QUERY_CHUNKS = HEAD_DIM / 8;
-constexpr int ROWS_AT_ONCE = THREADS / ROW_CHUNKS, QUERIES_AT_ONCE = THREADS / QUERY_CHUNKS;
-static_assert(KEY_GROUP % ROWS_AT_ONCE == 0, "a group is copied in whole passes");
 
-// Rows past the sequence's keys become zeros: what lies there may belong to another sequence, or be NaN.
-DEVICE void copy_tile(u32 place, const HeadCache& cache, const AttentionParams& p, const Item& item, i32 kv_head,
-                      i32 tile) {
+// Lane i of each warp knows the offset of group i % TILE_GROUPS. Rows past the sequence's keys become zeros: what lies
+// there may belong to another sequence, or be NaN.
+template <int GROUPS>
+DEVICE void copy_tile(u32 place, const HeadCache& cache, i64 offsets, const Item& item, i32 tile) {
+    constexpr int rows_at_once = GROUPS * THREADS / ROW_CHUNKS;
+    static_assert(KEY_GROUP % rows_at_once == 0, "a group is copied in whole passes");
     const int row = threadIdx.x / ROW_CHUNKS, chunk = threadIdx.x % ROW_CHUNKS;
     if (tile < item.end_tile)
 #pragma unroll
         for (int group = 0; group < TILE_GROUPS; group++) {
-            const i64 offset = group_offset(p, item, kv_head, tile, group);
+            const i64 offset = __shfl_sync(ALL_LANES, offsets, group);
             const u8* from = cache.heads + (offset + row) * (ROW_CHUNKS * 16) + chunk * 16;
 #pragma unroll
-            for (int first = 0; first < KEY_GROUP; first += ROWS_AT_ONCE) {
+            for (int first = 0; first < KEY_GROUP; first += rows_at_once) {
                 const int key = group * KEY_GROUP + first + row;
                 copy_async(place + key * ROW_BYTES + chunk * 16, from + first * (ROW_CHUNKS * 16),
                            tile * TILE_KEYS + key < item.num_keys);
@@ -97,11 +110,11 @@ DEVICE void copy_tile(u32 place, const HeadCache& cache, const AttentionParams& 
     copy_commit();
 }
 
-template <int ROWS>
+template <int ROWS, int GROUPS>
 DEVICE void copy_queries(u32 place, const AttentionParams& p, const Item& item, i32 kv_head) {
     const int chunk = threadIdx.x % QUERY_CHUNKS;
 #pragma unroll 4
-    for (int row = threadIdx.x / QUERY_CHUNKS; row < ROWS; row += QUERIES_AT_ONCE) {
+    for (int row = threadIdx.x / QUERY_CHUNKS; row < GROUPS * ROWS; row += GROUPS * THREADS / QUERY_CHUNKS) {
         const bool valid = row < item.num_rows;
         i32 token, head;
         locate(p, item, kv_head, valid ? row : 0, token, head);
@@ -163,7 +176,7 @@ using Scores = float[ROW_TILES][WARP_KEYS / 8][4];
 template <int ROW_TILES>
 DEVICE void score_keys(Scores<ROW_TILES>& s, const Place<ROW_TILES>& place, const AttentionParams& p,
                        const Seen<ROW_TILES>& seen, const float (&code_bias)[ROW_TILES][2], i32 first_key) {
-    const int lane = threadIdx.x % 32, first = threadIdx.x / 32 * WARP_KEYS;
+    const int lane = threadIdx.x % 32, first = warp_of_group() * WARP_KEYS;
     const u32 queries = operand_address(place.queries(), QUERY_BYTES);
     const u32 keys =
         place.keys() + (WARP_KEYS == 16 ? (first + (lane & 7) + (lane >> 4 << 3)) * ROW_BYTES + (lane >> 3 & 1) * 16
@@ -176,7 +189,7 @@ DEVICE void score_keys(Scores<ROW_TILES>& s, const Place<ROW_TILES>& place, cons
             for (int c = 0; c < 4; c++) s[r][n][c] = IS_Q8 ? code_bias[r][c >> 1] : 0.0f;
     // Four matrices of 8 keys and 16 bytes are B operands of `AT_ONCE` chunks, one or two of each.
     constexpr int AT_ONCE = 16 / WARP_KEYS * (IS_Q8 ? 2 : 1);
-#pragma unroll(IS_Q8 ? 1 : 2)
+#pragma unroll(IS_Q8 ? 1 : ROW_TILES == 1 ? 8 : 2)
     for (int k = 0; k < CHUNKS; k += AT_ONCE) {
         u32 matrices[4];
         load_matrices(matrices, keys + k * (16 * ELEMENT_BYTES));
@@ -237,7 +250,7 @@ DEVICE void put_maxima(const Scores<ROW_TILES>& s, const Place<ROW_TILES>& place
             largest = fmaxf(largest, __shfl_xor_sync(ALL_LANES, largest, 1));
             largest = fmaxf(largest, __shfl_xor_sync(ALL_LANES, largest, 2));
             if (threadIdx.x % 4 == 0)
-                place.maxima()[threadIdx.x / 32 * Place<ROW_TILES>::ROWS + lane_row(r, half)] = largest;
+                place.maxima()[warp_of_group() * Place<ROW_TILES>::ROWS + lane_row(r, half)] = largest;
         }
 }
 
@@ -245,7 +258,7 @@ DEVICE void put_maxima(const Scores<ROW_TILES>& s, const Place<ROW_TILES>& place
 template <int ROW_TILES>
 DEVICE void put_weights(float (&m)[ROW_TILES][2], const Scores<ROW_TILES>& s, const Place<ROW_TILES>& place,
                         float scale_log2) {
-    const int first = threadIdx.x / 32 * WARP_KEYS + 2 * (threadIdx.x % 4);
+    const int first = warp_of_group() * WARP_KEYS + 2 * (threadIdx.x % 4);
 #pragma unroll
     for (int r = 0; r < ROW_TILES; r++)
 #pragma unroll
@@ -268,7 +281,7 @@ DEVICE void put_weights(float (&m)[ROW_TILES][2], const Scores<ROW_TILES>& s, co
 template <int ROW_TILES>
 DEVICE void merge_tile(Partial<ROW_TILES>& split, const float (&m)[ROW_TILES][2], const Place<ROW_TILES>& place) {
     const int lane = threadIdx.x % 32;
-    const u32 values = place.values() + threadIdx.x / 32 * WARP_COLUMNS * ELEMENT_BYTES +
+    const u32 values = place.values() + warp_of_group() * WARP_COLUMNS * ELEMENT_BYTES +
                        (IS_Q8 ? lane * ROW_BYTES : ((lane & 7) + (lane >> 3 & 1) * 8) * ROW_BYTES + (lane >> 4) * 16);
     u32 weights[ROW_TILES][TILE_GROUPS][4];
     float code_bias[ROW_TILES][2];
@@ -344,7 +357,7 @@ DEVICE void store_split(const AttentionParams& p, const Item& item, i32 kv_head,
                         const Partial<ROW_TILES>& partial) {
     for_rows<ROW_TILES>(item, [&](int r, int half, int row) {
         const i64 at = partial_row(p, item, kv_head, split, row);
-        if (threadIdx.x / 32 == 0 && threadIdx.x % 4 == 0)
+        if (warp_of_group() == 0 && threadIdx.x % 4 == 0)
             p.work.partial_sums[at] = {partial.m[r][half], partial.l[r][half]};
 #pragma unroll
         for (int n = 0; n < COLUMN_TILES; n++)
@@ -379,11 +392,17 @@ DEVICE void write_rows(const AttentionParams& p, const Item& item, i32 kv_head, 
     });
 }
 
-template <int ROW_TILES>
-DEVICE void compute_item(const AttentionParams& p, const Item& item, i32 kv_head, u8* shared) {
-    const Place<ROW_TILES> place{shared};
-    copy_queries<Place<ROW_TILES>::ROWS>(place.queries(), p, item, kv_head);
-    copy_tile(place.keys(), p.cache.keys, p, item, kv_head, item.first_tile);
+template <int ROW_TILES, int GROUPS>
+DEVICE void compute_item(const AttentionParams& p, const Item& whole_item, i32 kv_head, u8* shared) {
+    constexpr int ROWS = Place<ROW_TILES>::ROWS;
+    const Place<ROW_TILES> place{shared, GROUPS};
+    Item item = whole_item;  // this group's rows of it
+    item.first_row += place.group() * ROWS;
+    item.num_rows = min(max(item.num_rows - place.group() * ROWS, 0), ROWS);
+    copy_queries<ROWS, GROUPS>(place.all_queries(), p, whole_item, kv_head);
+    auto offsets_of = [&](i32 tile) { return group_offset(p, item, kv_head, tile, threadIdx.x % TILE_GROUPS); };
+    i64 offsets = offsets_of(item.first_tile);
+    copy_tile<GROUPS>(place.keys(), p.cache.keys, offsets, item, item.first_tile);
     const Seen<ROW_TILES> seen(p, item, kv_head);
     Partial<ROW_TILES> split, whole;
     split.clear();
@@ -392,25 +411,27 @@ DEVICE void compute_item(const AttentionParams& p, const Item& item, i32 kv_head
     for (i32 tile = item.first_tile; tile < item.end_tile; tile++) {
         Scores<ROW_TILES> s;
         float m[ROW_TILES][2];
+        const i64 next_offsets = offsets_of(tile + 1);
         copy_wait<0>();
         __syncthreads();  // the keys are there, and nobody reads values or weights any more
-        if (KV_BUFFERS == 2) copy_tile(place.values(), p.cache.values, p, item, kv_head, tile);
+        if (KV_BUFFERS == 2) copy_tile<GROUPS>(place.values(), p.cache.values, offsets, item, tile);
         if (IS_Q8 && tile == item.first_tile) find_code_bias(code_bias, place);
         score_keys<ROW_TILES>(s, place, p, seen, code_bias, tile * TILE_KEYS);
         put_maxima<ROW_TILES>(s, place);
         __syncthreads();  // nobody reads keys any more
         if (KV_BUFFERS == 2)
-            copy_tile(place.keys(), p.cache.keys, p, item, kv_head, tile + 1);
+            copy_tile<GROUPS>(place.keys(), p.cache.keys, next_offsets, item, tile + 1);
         else
-            copy_tile(place.values(), p.cache.values, p, item, kv_head, tile);
+            copy_tile<GROUPS>(place.values(), p.cache.values, offsets, item, tile);
         put_weights<ROW_TILES>(m, s, place, p.scores.scale_log2);
         copy_wait<KV_BUFFERS - 1>();
         __syncthreads();  // values and weights are there
         merge_tile<ROW_TILES>(split, m, place);
         if (KV_BUFFERS == 1) {
             __syncthreads();
-            copy_tile(place.keys(), p.cache.keys, p, item, kv_head, tile + 1);
+            copy_tile<GROUPS>(place.keys(), p.cache.keys, next_offsets, item, tile + 1);
         }
+        offsets = next_offsets;
         if ((tile + 1) % SPLIT_TILES == 0 || tile + 1 == item.end_tile) {
             if (item.num_items == 1)
                 whole.merge(split);
@@ -433,15 +454,16 @@ KERNEL __launch_bounds__(THREADS) attention_wide_decode(const __grid_constant__ 
     wait_for_previous();
     const i32 index = blockIdx.x / p.num_kv_heads, kv_head = blockIdx.x - index * p.num_kv_heads;
     const i32 token = blockIdx.x, position = token < p.num_tokens ? p.positions[token] : 0;
-    if (index < p.work.counts->decode_items) compute_item<1>(p, p.work.items[index], kv_head, shared);
+    if (index < p.work.counts->decode_items) compute_item<1, 1>(p, p.work.items[index], kv_head, shared);
     clear_padding(p, token, position);
 }
 
 // Grid: at least prefill items * KV heads.
-KERNEL __launch_bounds__(THREADS) attention_wide_prefill(const __grid_constant__ AttentionParams p) {
+KERNEL __launch_bounds__(PREFILL_GROUPS* THREADS) attention_wide_prefill(const __grid_constant__ AttentionParams p) {
     extern __shared__ __align__(16) u8 shared[];
     wait_for_previous();
     const i32 index = blockIdx.x / p.num_kv_heads;
     if (index >= p.work.counts->prefill_items) return;
-    compute_item<PREFILL_ROW_TILES>(p, p.work.items[index], blockIdx.x - index * p.num_kv_heads, shared);
+    compute_item<PREFILL_ROW_TILES, PREFILL_GROUPS>(p, p.work.items[index], blockIdx.x - index * p.num_kv_heads,
+                                                    shared);
 }
