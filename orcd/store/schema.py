@@ -89,9 +89,11 @@ def script(name: str, prefix: str = "") -> str:
     Redis runs all of the text with each call, and each definition takes its time.
     """
     text = _text(name)
+    words = _words(text)
     for definition in reversed(_definitions()):  # a function uses only those before it
-        if re.search(rf"\b{definition.name}\b", text):
+        if definition.name in words:
             text = definition.text + text
+            words |= definition.words
     return f"local prefix = '{prefix}'\n" + text
 
 
@@ -104,13 +106,19 @@ def celery_script(name: str) -> str:
 class _Definition(NamedTuple):
     name: str
     text: str
+    words: set[str]
 
 
 @cache
 def _definitions() -> list[_Definition]:
     """The functions of the prelude with their comments."""
     texts = re.findall(r"(?:^--.*\n)*^local function \w+\((?:.*\n)+?^end\n", _text("prelude"), re.MULTILINE)
-    return [_Definition(re.findall(r"^local function (\w+)", text, re.MULTILINE)[0], text) for text in texts]
+    names = (re.findall(r"^local function (\w+)", text, re.MULTILINE)[0] for text in texts)
+    return [_Definition(name, text, _words(text)) for name, text in zip(names, texts, strict=True)]
+
+
+def _words(text: str) -> set[str]:
+    return set(re.findall(r"\w+", text))
 
 
 def _text(name: str) -> str:
