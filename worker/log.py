@@ -8,8 +8,10 @@ unit in their name. Prompts and answers never get here: only ids, lengths and ha
 from __future__ import annotations
 
 import json
+import select
 import sys
 from collections import deque
+from collections.abc import Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any, TextIO
@@ -42,14 +44,24 @@ class EventLog:
         self._lines.append(line + "\n")
 
     def flush(self) -> None:
-        """Write what waits."""
-        lines = []
+        """Write what waits, in pieces that do not mix with what other processes write."""
+        lines: list[str] = []
+        num_bytes = 0
         with suppress(IndexError):  # other threads may take some meanwhile
             while self._lines:
-                lines.append(self._lines.popleft())
+                line = self._lines.popleft()
+                size = len(line.encode(errors="replace"))
+                if num_bytes + size > select.PIPE_BUF:  # a pipe that is nearly full would take a part of it only
+                    self._write(lines)
+                    lines, num_bytes = [], 0
+                lines.append(line)
+                num_bytes += size
+        self._write(lines)
+
+    def _write(self, lines: Sequence[str]) -> None:
         if lines:
             with suppress(OSError, ValueError):
-                self._stream.write("".join(lines))  # one write, so that lines of several processes do not mix
+                self._stream.write("".join(lines))
                 self._stream.flush()
 
 

@@ -1,6 +1,7 @@
 import io
 import json
 import re
+import select
 
 import pytest
 
@@ -71,3 +72,19 @@ def test_lines_that_may_wait_are_written_with_the_next_one_in_one_write():
     log.flush()
     told = [[json.loads(line)["event"] for line in text.splitlines()] for text in writes]
     assert told == [["execute_start", "execute_start", "ready"], ["execute_end"]]
+
+
+@pytest.mark.parametrize(("extra", "num_writes"), [("", 4), ("\N{SNOWMAN}", 4), ("x" * select.PIPE_BUF, 256)])
+def test_no_more_is_written_at_once_than_a_pipe_takes_in_one_piece(extra: str, num_writes: int):
+    """Lines of several processes mixed in a pipe whose reader was slow."""
+    writes: list[str] = []
+    stream = io.StringIO()
+    stream.write = writes.append
+    log = EventLog("text", "w1", stream)
+    for number in range(256):
+        log.later("execute_start", number=number, what=extra)
+    log.flush()
+    assert [int(line.split("number=")[1].split()[0]) for line in "".join(writes).splitlines()] == [*range(256)]
+    assert all(text.endswith("\n") for text in writes)
+    assert all(len(text.encode()) <= select.PIPE_BUF or text.count("\n") == 1 for text in writes)
+    assert len(writes) == num_writes
