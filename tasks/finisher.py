@@ -21,6 +21,8 @@ PAUSE_S = 0.25
 MAX_TOGETHER = 32
 """Items that are begun together, at most."""
 
+TOGETHER_S = 0.03
+"""Where several came together, the next ones are waited for so long: who runs jobs needs the interpreter sooner."""
 MAX_WAITING = 256
 """So many pieces of work are no backlog: of hundreds of jobs that end together the next ones shall not begin later."""
 
@@ -50,6 +52,7 @@ class Finisher(Generic[Item]):
         self._begin = begin
         self._on_failure = partial(on_failure, "finish")
         self._items: deque[Item] = deque()
+        self._came_together = False
         self._work: SimpleQueue[Work | None] = SimpleQueue()
         self._giving_up = threading.Event()
         self._threads = [SupervisedThread(f"finisher {n}", self._run, on_death) for n in range(NUM_THREADS)]
@@ -110,11 +113,15 @@ class Finisher(Generic[Item]):
             self._on_failure(error)
 
     def _begin_items(self) -> None:
+        if self._came_together and 0 < len(self._items) < MAX_TOGETHER:
+            self._giving_up.wait(TOGETHER_S)
         items: list[Item] = []
         try:
             while len(items) < MAX_TOGETHER:
                 items.append(self._items.popleft())
         except IndexError:  # there are no more; none at all where they were begun with earlier ones
             pass
-        for work in self._begin(items) if items else ():
-            self._try(work)
+        if items:
+            self._came_together = len(items) > 1
+            for work in self._begin(items):
+                self._try(work)

@@ -13,6 +13,8 @@ loop."""
 MAX_THROTTLE_S = 0.1
 DUE_WAIT_S = 0.004
 """So long a job's first or final outputs wait for those of others in the pause, to be written with them."""
+MAX_OUTPUTS = 64
+"""Outputs of a batch that are not due, at most: what is due meanwhile waits for these, not for those of all streams."""
 QUIET_INTERVAL_S = 0.1
 """The tokens of jobs that nobody listens to are written once in so long, as an event costs Redis more than a token."""
 
@@ -20,7 +22,7 @@ QUIET_INTERVAL_S = 0.1
 class OutputBatcher:
     """Collects outputs, all of one choice in one, and says when they are to be written.
 
-    All are written in the next batch, but those of quiet requests only if the last such batch was `QUIET_INTERVAL_S`
+    All are written in the next batches, but those of quiet requests only if the last such ones were `QUIET_INTERVAL_S`
     ago. Two kinds are due at once: the last of a choice and the first of a request, which somebody waits for. In the
     throttle interval before a batch only these are written. An error stays by itself, behind the tokens of all choices.
     Belongs to the job runner's thread.
@@ -32,6 +34,7 @@ class OutputBatcher:
         self._awaiting_first: set[str] = set()
         self._quiet: set[str] = set()
         self._quiet_end = 0.0
+        self._turn: list[tuple[str, int, bool]] = []  # whose outputs the next batches take, before those of others
         self.interval_end = 0.0
         self.write_at = 0.0
         """When due outputs must be taken; the end of the throttle interval while there are none."""
@@ -59,7 +62,7 @@ class OutputBatcher:
         """After how many seconds there is a batch to write if no more outputs come; None if there are none."""
         if not self._runs:
             return None
-        if self._due or any(request_id not in self._quiet for request_id, _, _ in self._runs):
+        if self._due or self._turn or any(request_id not in self._quiet for request_id, _, _ in self._runs):
             return 0.0
         return max(0.0, self._quiet_end - time.monotonic())
 
@@ -89,16 +92,18 @@ class OutputBatcher:
         """All outputs; none is left."""
         runs, self._runs = self._runs, {}
         self._due.clear()
+        self._turn.clear()
         return [join_outputs(run) for run in runs.values()]
 
     def take_batch(self) -> list[TokenOutput]:
         """The outputs of the next batch; those of quiet requests stay unless it is time for them or they are due."""
-        now = time.monotonic()
-        if now >= self._quiet_end:
-            self._quiet_end = now + QUIET_INTERVAL_S
-            return self.take_all()
         due = self.take_due()
-        return due + self._take([key for key in self._runs if key[0] not in self._quiet])
+        if not self._turn:
+            is_for_all = (now := time.monotonic()) >= self._quiet_end
+            self._quiet_end = now + QUIET_INTERVAL_S if is_for_all else self._quiet_end
+            self._turn = [key for key in self._runs if is_for_all or key[0] not in self._quiet]
+        turn, self._turn = self._turn[:MAX_OUTPUTS], self._turn[MAX_OUTPUTS:]
+        return due + self._take(key for key in turn if key in self._runs)
 
     def take_of(self, request_id: str) -> list[TokenOutput]:
         """All outputs of one request."""

@@ -12,7 +12,7 @@ import pytest
 import redis
 
 from tasks import finisher
-from tasks.finisher import MAX_TOGETHER, NUM_THREADS, Finisher, Work
+from tasks.finisher import MAX_TOGETHER, NUM_THREADS, TOGETHER_S, Finisher, Work
 from tests.conftest import wait_until
 
 
@@ -116,6 +116,30 @@ def test_items_that_wait_are_begun_together_and_each_is_done_once(scene: Scene) 
     assert sorted(scene.answered) == sorted(items)
     assert sorted(map(len, scene.begun)) == [3, MAX_TOGETHER, MAX_TOGETHER]
     wait_until(lambda: scene.finisher.num_waiting == 0)
+
+
+def test_where_several_came_together_the_next_ones_are_waited_for_and_where_one_came_it_is_not(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waits: list[float] = []
+    may_go_on = threading.Event()
+    monkeypatch.setattr(scene.finisher._giving_up, "wait", lambda s: (waits.append(s), may_go_on.wait(60)))
+    for item in ("a", "b"):
+        scene.finisher.submit_item(item)
+        wait_until(lambda item=item: item in scene.answered)  # type: ignore[misc]
+    assert waits == []
+    may_begin = scene.hold_up()
+    for item in ("c", "d"):
+        scene.finisher.submit_item(item)
+    may_begin.set()
+    wait_until(lambda: len(scene.answered) == 4 and scene.finisher.num_waiting == 0)
+    for item in ("e", "f", "g"):
+        scene.finisher.submit_item(item)
+    wait_until(lambda: waits)
+    may_go_on.set()
+    wait_until(lambda: len(scene.answered) == 7)
+    assert scene.begun == [["a"], ["b"], ["c", "d"], ["e", "f", "g"]]
+    assert set(waits) == {TOGETHER_S}
 
 
 def test_a_piece_that_fails_of_items_that_were_begun_together_is_done_again_alone(scene: Scene) -> None:

@@ -7,7 +7,7 @@ import time
 import pytest
 
 from tasks.dispatch import output_batcher
-from tasks.dispatch.output_batcher import DUE_WAIT_S, MAX_THROTTLE_S, OutputBatcher, throttle_interval_s
+from tasks.dispatch.output_batcher import DUE_WAIT_S, MAX_OUTPUTS, MAX_THROTTLE_S, OutputBatcher, throttle_interval_s
 from worker.contract import TokenOutput
 
 
@@ -114,6 +114,21 @@ def test_what_nobody_listens_to_is_taken_once_in_an_interval(
     assert batcher.take_batch() == [TokenOutput("a", 0, (2, 4), "stop")]
     batcher.set_quiet("a", is_quiet=False)
     assert batcher.take_batch() == [TokenOutput("a", 1, (7,))]
+
+
+def test_of_many_streams_a_batch_takes_some_in_turn_and_what_is_due_besides(batcher: OutputBatcher) -> None:
+    names = [str(number) for number in range(2 * MAX_OUTPUTS + 3)]
+    batcher.set_quiet(names[-1], is_quiet=True)
+    for token in (1, 2):
+        add(batcher, *(TokenOutput(name, 0, (token,)) for name in names))
+    assert [output.request_id for output in batcher.take_batch()] == names[:MAX_OUTPUTS]
+    add(batcher, TokenOutput(names[0], 0, (3,)), TokenOutput(names[-2], 0, (3,), "stop"))
+    assert batcher.wait_s() == 0.0
+    second = [output.request_id for output in batcher.take_batch()]
+    assert second == [names[-2], *names[MAX_OUTPUTS : 2 * MAX_OUTPUTS]]
+    assert [output.request_id for output in batcher.take_batch()] == [names[-3], names[-1]], "the quiet one, too"
+    assert batcher.take_batch() == [TokenOutput(names[0], 0, (3,))]
+    assert batcher.wait_s() is None
 
 
 @pytest.mark.parametrize(("worked_s", "interval_s"), [(0.0, 0.0), (0.002, 0.02), (0.5, MAX_THROTTLE_S)])
