@@ -119,6 +119,10 @@ class ResultBuilder:
     def add(self, event: Event) -> None:
         """Take the next event."""
         match event:
+            case Token(choice=choice):  # first, as there are many of these
+                self._choices[choice].add(event)
+                self._prompt_logprobs = event.prompt_logprobs or self._prompt_logprobs
+                return
             case Queued():
                 self._state = "queued"
             case Started(model=model, fingerprint=fingerprint):
@@ -126,9 +130,6 @@ class ResultBuilder:
                 self._model = model
                 if fingerprint:
                     self._fingerprints[fingerprint] = None
-            case Token(choice=choice):
-                self._choices[choice].add(event)
-                self._prompt_logprobs = event.prompt_logprobs or self._prompt_logprobs
             case End(finish_reason=finish_reason):
                 self._end = event
                 self._choices[0].finish_reason = finish_reason

@@ -16,6 +16,8 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any, TextIO
 
+import msgspec
+
 
 class EventLog:
     """Writes events that all carry ``worker_id`` and ``context`` (model, device ...)."""
@@ -40,7 +42,7 @@ class EventLog:
             line = " ".join([f"{now.astimezone():%H:%M:%S}", level.ljust(7), event, *map(_as_text, fields.items())])
         else:
             time = now.isoformat(timespec="milliseconds").replace("+00:00", "Z")
-            line = json.dumps({"time": time, "level": level, "event": event, **self._context, **fields}, default=str)
+            line = _as_json({"time": time, "level": level, "event": event, **self._context, **fields})
         self._lines.append(line + "\n")
 
     def flush(self) -> None:
@@ -63,6 +65,14 @@ class EventLog:
             with suppress(OSError, ValueError):
                 self._stream.write("".join(lines))
                 self._stream.flush()
+
+
+def _as_json(fields: dict[str, Any]) -> str:
+    with suppress(TypeError, ValueError):  # half of a surrogate
+        line = msgspec.json.encode(fields, enc_hook=str)  # in a tenth of the time
+        if line.isascii():
+            return line.decode()
+    return json.dumps(fields, default=str, separators=(",", ":"))
 
 
 def _as_text(field: tuple[str, Any]) -> str:

@@ -279,7 +279,8 @@ class ActiveJob:
     def _emit(self, event: Event, num_tokens: int) -> None:
         self._position = self._position.after(num_tokens)
         self._append.events.append(LoggedEvent(self._position, event))
-        self._append.final_state = state_after(event)
+        if not isinstance(event, Token):
+            self._append.final_state = state_after(event)
         self._record(event)
 
     def _record(self, event: Event) -> None:

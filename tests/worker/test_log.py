@@ -2,6 +2,7 @@ import io
 import json
 import re
 import select
+from pathlib import Path
 
 import pytest
 
@@ -88,3 +89,15 @@ def test_no_more_is_written_at_once_than_a_pipe_takes_in_one_piece(extra: str, n
     assert all(text.endswith("\n") for text in writes)
     assert all(len(text.encode()) <= select.PIPE_BUF or text.count("\n") == 1 for text in writes)
     assert len(writes) == num_writes
+
+
+def test_a_line_of_json_is_ascii_whatever_is_in_it():
+    stream = io.StringIO()
+    log = EventLog("json", "w1", stream)
+    fields = {"job_id": "größe", "where": "\ud800", "model": Path("m.gguf"), "cause": ValueError("x"), "level": "info"}
+    for name, value in fields.items():
+        log.event("ready", **{name: value})
+    lines = stream.getvalue().splitlines()
+    assert all(line.isascii() for line in lines)
+    told = [json.loads(line)[name] for line, name in zip(lines, fields, strict=True)]
+    assert told == ["größe", "\ud800", "m.gguf", "x", "info"]
