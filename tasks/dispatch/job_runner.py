@@ -121,7 +121,6 @@ class JobRunner:
             before_s = time.thread_time()
             self.run_batch()
             self.engine.supervise(has_jobs=bool(self._jobs))
-            self._observer.log.flush()
             self._throttle(throttle_interval_s(time.thread_time() - before_s))
 
     def run_batch(self) -> None:
@@ -138,6 +137,7 @@ class JobRunner:
         changed += self._process(self._batcher.take_batch())
         self._write(self._started + changed)
         self._started = self._admission.update(self._jobs.values())
+        self._observer.log.flush()
 
     def _next_events(self) -> Iterable[RunnerEvent]:
         try:
