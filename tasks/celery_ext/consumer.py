@@ -66,7 +66,8 @@ class Consumer(celery.worker.consumer.Consumer):  # type: ignore[misc]
         if getattr(do, "__name__", "") != "ack_log_error":
             return super().call_soon_ack(do, *args, **kwargs)
         do(*args, **kwargs)
-        if self.task_consumer is not None and self.task_consumer.channel.lacks_room:
+        task_consumer = self.task_consumer  # the event loop sets it to None when the connection is lost
+        if task_consumer is not None and task_consumer.channel.lacks_room:
             self.hub.call_soon(bool)
         return None
 

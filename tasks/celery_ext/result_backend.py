@@ -27,6 +27,8 @@ from tasks.dispatch.engine.reported_logprobs import ReportedLogprobs
 T = TypeVar("T")
 
 LONGEST_PAUSE_S = 1.0
+MAX_HELD_BYTES = 256 * 1024
+"""A larger result is not held for others: a round trip is little of the time it takes, and many would take memory."""
 
 
 class NotStored(Reject):  # type: ignore[misc]
@@ -139,7 +141,8 @@ class ResultBackend(celery.backends.redis.RedisBackend):  # type: ignore[misc]
         if state == states.SUCCESS:
             # What a task of ours returns is made of structs; exceptions may hold what only kombu's encoder knows.
             text = msgspec.json.encode(meta, enc_hook=in_json)
-            if self._together is None or (request and (request.group or request.chord)):  # whose next task may read it
+            may_be_read = request and (request.group or request.chord)  # by the next task
+            if self._together is None or may_be_read or len(text) > MAX_HELD_BYTES:
                 self.ensure(self._store_success, (key, text))
             else:
                 self._together.setdefault(key, text)

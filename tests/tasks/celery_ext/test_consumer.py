@@ -125,3 +125,19 @@ def test_an_acknowledgement_is_noted_by_whoever_answers_and_wakes_only_an_event_
     consumer.call_soon_ack(message.reject_log_error, "logger", (), True)
     assert consumer.hub.call_soon.call_count == 2
     assert not message.reject_log_error.called, "that may wait for Redis"
+
+
+def test_the_event_loop_may_lose_its_connection_while_another_thread_acknowledges() -> None:
+    class Losing(Consumer):
+        def __init__(self) -> None:
+            self._consumers = [Mock(), None]
+
+        @property
+        def task_consumer(self) -> Any:
+            return self._consumers.pop(0)
+
+    consumer, message = Losing(), Mock()
+    consumer.hub = Mock()
+    message.ack_log_error.__name__ = "ack_log_error"
+    consumer.call_soon_ack(message.ack_log_error, "logger", ())
+    message.ack_log_error.assert_called_once_with("logger", ())
