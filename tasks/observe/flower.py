@@ -87,22 +87,25 @@ class PrivateDispatcher(EventDispatcher):  # type: ignore[misc]
     """Tells Flower what happens to tasks, but nothing that their senders have made up.
 
     Flower hears nothing of a task without a well-formed id, and no error's text, which is kept with the result.
-    Events of tasks wait for the worker's next `flush`: to send them costs as much as to make a hundred.
+    Events of tasks wait for the worker's next `flush`: to send them costs as much as to make a hundred. Nobody flushes
+    any more when the worker leaves.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs | {"buffer_limit": MAX_BUFFERED})
 
-    def send(self, type: str, **fields: Any) -> Any:
+    def send(self, type: str, **fields: Any) -> None:
         """Send an event."""
         if "uuid" in fields and not is_well_formed(fields["uuid"]):
-            return None
+            return
         for name in ("root_id", "parent_id"):
             if fields.get(name) is not None and not is_well_formed(fields[name]):
                 fields[name] = None
         if "exception" in fields:
             fields |= {"exception": fields["exception"].partition("(")[0], "traceback": None}
-        return super().send(type, **fields)
+        super().send(type, **fields)
+        if any(told is not None and told is not False for told in (state.should_stop, state.should_terminate)):
+            self.flush()
 
     def enable(self) -> None:
         """Begin to send, with a producer of our own."""

@@ -7,13 +7,14 @@ from unittest.mock import Mock
 
 import pytest
 from celery import Celery
+from celery.worker import state
 from kombu import Message
 from kombu.utils.imports import symbol_by_name
 
 from orcd.settings import ClientSettings
 from orcd.store.broker import broker_configuration
 from tasks.celery_ext.tasks import TASKS
-from tasks.observe.flower import PrivateRequest
+from tasks.observe.flower import PrivateDispatcher, PrivateRequest
 
 CANARY = "Kanarienvogel"
 
@@ -49,3 +50,22 @@ def test_job_ids_are_shown(kwargs: dict[str, Any]) -> None:
 @pytest.mark.parametrize("task", TASKS)
 def test_all_tasks_have_such_requests(task: Any) -> None:
     assert issubclass(symbol_by_name(task.Request), PrivateRequest)
+
+
+def test_a_worker_that_leaves_holds_no_events_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The event loop, which flushes them, has ended while jobs still do: Flower showed these as running for ever."""
+    with Celery(set_as_current=False, broker="memory://") as app, app.connection() as connection:
+        dispatcher = PrivateDispatcher(connection, app=app, buffer_group=["task"])
+        dispatcher.producer = Mock()
+        publish = dispatcher.producer.publish
+        dispatcher.send("task-started", uuid="t-1")
+        assert not publish.called
+        monkeypatch.setattr(state, "should_stop", 0)
+        dispatcher.send("worker-offline")
+        dispatcher.send("task-succeeded", uuid="t-1")
+        sent = [call.args[0] for call in publish.call_args_list]
+    assert [event["type"] for batch in sent for event in (batch if isinstance(batch, list) else [batch])] == [
+        "worker-offline",
+        "task-started",
+        "task-succeeded",
+    ]
