@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar, cast
 
+import msgspec
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
@@ -118,8 +118,7 @@ def encode_token(token: int | PreviousDraw) -> int:
     return encode_draw(token.draw) if isinstance(token, PreviousDraw) else token
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class StateRows(Generic[Array]):
+class StateRows(msgspec.Struct, Generic[Array], frozen=True, eq=False):
     """Where the states of a step's S sequences are, in a model with recurrent layers.
 
     A state slot holds the state of one sequence after some token, of all these layers. A source may be the slot of
@@ -138,8 +137,7 @@ SHARED_TOKENS = 256
 """What sequences share of their beginning is attended to together in units of so many tokens on the CPU."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class PrefixGroups(Generic[Array]):
+class PrefixGroups(msgspec.Struct, Generic[Array], frozen=True, eq=False):
     """Which of a step's S sequences have the same first blocks in their tables, so that these need be read only once.
 
     A row of ``groups`` is (first member, number of members, number of tokens that they share); members are sequences of
@@ -151,8 +149,7 @@ class PrefixGroups(Generic[Array]):
     members: Array  # [S] int32: rows of the arrays of sequences, group after group
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Step(Generic[Array]):
+class Step(msgspec.Struct, Generic[Array], frozen=True, eq=False):
     """The tokens of one step, sequence after sequence; prefill chunk and decode differ only in their count.
 
     ``T`` tokens of ``S`` sequences; sequence ``s`` owns tokens ``query_starts[s]:query_starts[s + 1]``, its last
@@ -178,19 +175,17 @@ class Step(Generic[Array]):
     def arrays(self) -> dict[str, Array]:
         """All arrays but those of `states` and `prefixes`, by name."""
         others = "states", "prefixes", "has_long_context"
-        return {name: getattr(self, name) for name in self.__slots__ if name not in others}
+        return {name: getattr(self, name) for name in self.__struct_fields__ if name not in others}
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class LogitEdits(Generic[Array]):
+class LogitEdits(msgspec.Struct, Generic[Array], frozen=True, eq=False):
     """What changes the logits of up to ``N`` sequences before a draw; see `kernels.logit_edits`."""
 
     counts: Array  # [N, vocab, rounded up to a multiple of 8] uint16, by token id; see `IN_PROMPT`
     biases: Array  # [N, max_biases] TOKEN_BIAS: biases, each token once, then tokens that are banned for a while
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class SamplingParams(Generic[Array]):
+class SamplingParams(msgspec.Struct, Generic[Array], frozen=True, eq=False):
     """How R tokens are drawn; see `kernels.reference.sampling.sample`."""
 
     rows: Array  # [R] SAMPLING_ROW

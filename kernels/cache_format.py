@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -14,8 +14,7 @@ MAX_CODE = 127
 """Codes are -127 to 127: with as many on both sides of 0 a head and its negative have codes of the same sizes."""
 
 
-@dataclass(frozen=True, slots=True)
-class CacheFormat:
+class CacheFormat(msgspec.Struct, frozen=True):
     """The type of the numbers or codes, and of the scale of a head of a token; None: there are no scales."""
 
     name: str  # as fingerprints have it

@@ -6,9 +6,9 @@ and which blocks are new (`write_updates`); the op `begin_decode` applies that.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import Generic
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -64,8 +64,7 @@ BLOCK_UPDATE = struct_dtype(BlockUpdate)
 UPDATE_COUNTS = struct_dtype(UpdateCounts)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class DecodeRows(Generic[Array]):
+class DecodeRows(msgspec.Struct, Generic[Array], frozen=True, eq=False):
     """What is on the device of up to ``N`` sequences that decode: each has a row, and empty rows lie between them."""
 
     token_ids: Array  # [N] int32, like all but `sampling` and `updates`
@@ -132,13 +131,12 @@ def allocate_rows(
     )
 
 
-@dataclass(slots=True, eq=False)
-class RowUpdates:
+class RowUpdates(msgspec.Struct, eq=False):
     """What the host has to say before a decode step: at most one `RowUpdate` a row, and each `BlockUpdate` once."""
 
-    rows: dict[int, bytes] = field(default_factory=dict)  # by row: a RowUpdate and a SamplingRow
-    block_entries: list[int] = field(default_factory=list)
-    block_ids: list[int] = field(default_factory=list)
+    rows: dict[int, bytes] = {}  # by row: a RowUpdate and a SamplingRow
+    block_entries: list[int] = []
+    block_ids: list[int] = []
 
     def __bool__(self) -> bool:
         return bool(self.rows or self.block_entries)

@@ -7,9 +7,9 @@ op `reset_edits` begins a row with what the host knows of the sequence; from the
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any, Generic
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -51,8 +51,7 @@ TOKEN_COUNT = struct_dtype(TokenCount)
 EDIT_RESET = struct_dtype(EditReset)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class EditResets(Generic[Array]):
+class EditResets(msgspec.Struct, Generic[Array], frozen=True, eq=False):
     """What the op `reset_edits` is given: how ``R`` rows begin."""
 
     resets: Array  # [R] EDIT_RESET
@@ -93,13 +92,12 @@ def count_tokens(prompt_ids: Sequence[int], output_ids: Sequence[int]) -> NDArra
     return counts
 
 
-@dataclass(slots=True, eq=False)
-class EditResetList:
+class EditResetList(msgspec.Struct, eq=False):
     """Collects resets of different rows."""
 
-    resets: list[bytes] = field(default_factory=list)
-    counts: list[NDArray[Any]] = field(default_factory=list)
-    biases: list[bytes] = field(default_factory=list)
+    resets: list[bytes] = []
+    counts: list[NDArray[Any]] = []
+    biases: list[bytes] = []
     num_counts: int = 0
 
     @property

@@ -1,13 +1,12 @@
 """Every op by name: what it takes, and the function that does it on CUDA and in NumPy.
 
-An op is one line of `CudaOps`, one of `ReferenceOps` and one method of `Ops`. Both tables are held to the protocol by a
-type checker, where a device opens them.
+An op is one line of `CudaOps`, one of `ReferenceOps` and one method of `Ops`, to which type checkers hold both tables.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import kernels.reference.activation
 import kernels.reference.attention
@@ -24,10 +23,10 @@ import kernels.reference.sampling
 from kernels.batch import AnyArray, LayerCache, LayerState, LogitEdits, SamplingParams, Step
 from kernels.decode_rows import DecodeRows
 from kernels.logit_edits import EditResets
-from kernels.ops import activation, attention, attention_plan, decode_step, embedding, matmul, moe, norm, rope, sampling
-from kernels.ops.layers import convolution, decode_layers, delta_net
-from kernels.runtime.launcher import Context, bind
 from kernels.weights.parameters import Attention, Clamp, DeltaNet, DenseLayer, Geglu, Norm, Rope
+
+if TYPE_CHECKING:
+    from kernels.runtime.launcher import Context
 
 # What has another type on each device.
 Array = TypeVar("Array", bound=AnyArray, contravariant=True)
@@ -223,9 +222,14 @@ class Ops(Protocol[Array, Matrix, Projection, Router, Experts, Rotation, Attenti
 
 
 class CudaOps:
-    """The ops on CUDA, on one context, which may be dry."""
+    """The ops on CUDA, on one context, which may be dry. They are imported here only: the CPU device needs none."""
 
     def __init__(self, context: Context) -> None:
+        from kernels.ops import activation, attention, attention_plan, decode_step, embedding, matmul, moe, norm, rope
+        from kernels.ops.layers import convolution, decode_layers, delta_net
+        from kernels.ops.sampling import mask_logits, reset_edits, sample, top_log_probabilities
+        from kernels.runtime.launcher import bind
+
         self.embed = bind(context, embedding.embed)
         self.embed_positions = bind(context, embedding.embed_positions)
         self.rotation = bind(context, rope.rotation)
@@ -251,10 +255,10 @@ class CudaOps:
         self.decode_layers_obstacle = bind(context, decode_layers.decode_layers_obstacle)
         self.decode_layers = bind(context, decode_layers.decode_layers)
         self.norm_head = bind(context, matmul.norm_head)
-        self.reset_edits = bind(context, sampling.reset_edits)
-        self.mask_logits = bind(context, sampling.mask_logits)
-        self.sample = bind(context, sampling.sample)
-        self.top_log_probabilities = bind(context, sampling.top_log_probabilities)
+        self.reset_edits = bind(context, reset_edits)
+        self.mask_logits = bind(context, mask_logits)
+        self.sample = bind(context, sample)
+        self.top_log_probabilities = bind(context, top_log_probabilities)
         self.begin_decode = bind(context, decode_step.begin_decode)
         self.resolve_tokens = bind(context, decode_step.resolve_tokens)
 

@@ -7,11 +7,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from kernels.devices.open import open_device
-from kernels.devices.protocol import Device
+from kernels.devices.protocol import Device, is_gpu
 from kernels.errors import CompileFailed, CudaFailure, DeviceUnavailable, OutOfDeviceMemory
 from orcd.errors import CudaError, InsufficientVram, ModelLoadFailed
 from worker.engine.engine import Engine
-from worker.memory_plan import reserve
 from worker.model.gguf import GGUFFile
 from worker.model.registry import load_model
 from worker.model.weights import Progress
@@ -40,7 +39,10 @@ def load_engine(gguf: GGUFFile, device: Device, settings: Settings, progress: Pr
     between two steps, leaves it alone from then on. It begins now if it was off.
     """
     with device_errors(settings):
-        settings = reserve(gguf, device, settings)
+        if is_gpu(device):
+            from worker.memory_plan import reserve  # not at the top: the CPU device needs nothing of CUDA's
+
+            settings = reserve(gguf, device, settings)
         engine = Engine(load_model(gguf, device, progress), settings)
     gc.freeze()
     gc.enable()

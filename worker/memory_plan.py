@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+
+import msgspec
+from msgspec.structs import replace
 
 from kernels.batch import Step, dry_step, first
 from kernels.devices.dry_run import DryRunDevice
@@ -37,8 +40,7 @@ LEAST_CACHE_TOKENS = 1024
 """A KV cache that is what the budget leaves must hold so many, or a whole context if that is shorter."""
 
 
-@dataclass(frozen=True, slots=True)
-class EngineMemoryPlan:
+class EngineMemoryPlan(msgspec.Struct, frozen=True):
     """What an engine needs of a device's memory; ``available_bytes`` is the device's budget, if it has one."""
 
     memory: MemoryPlan
@@ -113,16 +115,14 @@ def plan_memory(gguf: GGUFFile, device: GpuDevice | DryRunDevice, settings: Sett
     )
 
 
-def reserve(gguf: GGUFFile, device: Device, settings: Settings) -> Settings:
-    """On a CUDA device, allocate all that an engine with ``settings`` will ever need; others allocate as they go.
+def reserve(gguf: GGUFFile, device: GpuDevice, settings: Settings) -> Settings:
+    """Allocate all that an engine with ``settings`` will ever need.
 
     Returns the settings with the size of the KV cache. Raises `kernels.errors.OutOfDeviceMemory`, `ModelLoadFailed`.
     """
-    if not is_gpu(device):
-        return settings
     plan = plan_memory(gguf, device, settings)
     device.allocate(plan.memory, plan.variants)
-    return replace(settings, kv_cache_bytes=settings.kv_cache_bytes or plan.num_blocks * plan.block_bytes)
+    return dataclasses.replace(settings, kv_cache_bytes=settings.kv_cache_bytes or plan.num_blocks * plan.block_bytes)
 
 
 def reserve_for(gguf: GGUFFile, device: Device, run_dry: Callable[[Model], None]) -> None:

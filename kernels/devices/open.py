@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from kernels.cache_format import FLOAT16, FLOAT32, Q8
 from kernels.devices.cpu import CpuDevice
-from kernels.devices.cuda import CudaDevice
 from kernels.devices.device_name import gpu_index
 from kernels.devices.protocol import GpuDevice
 from kernels.errors import DeviceUnavailable
@@ -35,6 +34,8 @@ def open_device(
         return CpuDevice(dequant_cache_bytes, CPU_CACHE_FORMATS[cache_type])
     index = gpu_index(name)
     if index is not None:
+        from kernels.devices.cuda import CudaDevice  # not at the top: the CPU device needs nothing of CUDA's
+
         cache_format = CUDA_CACHE_FORMATS[cache_type]
         return CudaDevice(index, vram_fraction=vram_fraction, vram_bytes=vram_bytes, cache_format=cache_format)
     raise DeviceUnavailable(f"{name}: unknown device; choose cpu or cuda:N")

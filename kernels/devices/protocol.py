@@ -3,35 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Protocol, TypeAlias, TypeGuard
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeGuard
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-import kernels.ops.rope
-import kernels.reference.moe
-import kernels.reference.rope
-import kernels.weights.packed
 from kernels.batch import AnyArray, Array, LayerCache
 from kernels.cache_format import CacheFormat
-from kernels.ops.attention_plan import AttentionPlan
-from kernels.reference.matmul import Linear, Matrix
-from kernels.registry import Ops
-from kernels.runtime.compiler import Variant
 from kernels.runtime.device_array import DeviceArray
-from kernels.runtime.gpu_spec import GpuSpec
-from kernels.runtime.memory import Arena, MemoryPlan
-from kernels.weights.packed import Experts, PackedMatrix, Projection
 from kernels.weights.parameters import SharedWeights, Weight
 
+if TYPE_CHECKING:  # a CPU device needs nothing of CUDA's
+    import kernels.ops.rope
+    import kernels.reference.moe
+    import kernels.reference.rope
+    import kernels.weights.packed
+    from kernels.ops.attention_plan import AttentionPlan
+    from kernels.reference.matmul import Linear, Matrix
+    from kernels.registry import Ops
+    from kernels.runtime.compiler import Variant
+    from kernels.runtime.gpu_spec import GpuSpec
+    from kernels.runtime.memory import Arena, MemoryPlan
+    from kernels.weights.packed import Experts, PackedMatrix, Projection
+
 # What a model is given by its device and hands on to its ops, of whatever device.
-AnyMatrix: TypeAlias = PackedMatrix | Matrix
-AnyProjection: TypeAlias = Projection | Sequence[Linear]
-AnyRouter: TypeAlias = kernels.weights.packed.Router | kernels.reference.moe.Router
-AnyExperts: TypeAlias = Experts | kernels.reference.moe.Experts
-AnyRotation: TypeAlias = kernels.ops.rope.Rotation | kernels.reference.rope.Rotation
-AnyAttentionPlan: TypeAlias = AttentionPlan | None
-AnyOps: TypeAlias = Ops[AnyArray, AnyMatrix, AnyProjection, AnyRouter, AnyExperts, AnyRotation, AnyAttentionPlan]
+AnyMatrix: TypeAlias = "PackedMatrix | Matrix"
+AnyProjection: TypeAlias = "Projection | Sequence[Linear]"
+AnyRouter: TypeAlias = "kernels.weights.packed.Router | kernels.reference.moe.Router"
+AnyExperts: TypeAlias = "Experts | kernels.reference.moe.Experts"
+AnyRotation: TypeAlias = "kernels.ops.rope.Rotation | kernels.reference.rope.Rotation"
+AnyAttentionPlan: TypeAlias = "AttentionPlan | None"
+AnyOps: TypeAlias = "Ops[AnyArray, AnyMatrix, AnyProjection, AnyRouter, AnyExperts, AnyRotation, AnyAttentionPlan]"
 """The ops of a device, as models see them.
 
 A device casts its own ops to this: that they are only given what the same device made, types cannot say.

@@ -7,9 +7,9 @@ work.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import NamedTuple
 
+import msgspec
 import numpy as np
 
 from kernels.batch import Step
@@ -201,8 +201,7 @@ def attention_shape(gpu: GpuSpec, head_dim: int, *, spread: bool = False, crowde
     )
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class AttentionPlan:
+class AttentionPlan(msgspec.Struct, frozen=True, eq=False):
     """The work of a step's attention with one window, for any layer: device arrays that `plan_attention` fills."""
 
     window: int

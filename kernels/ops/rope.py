@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 
+import msgspec
 import numpy as np
 
 from kernels.batch import LayerCache
@@ -101,8 +101,7 @@ class RopeHeadsParams(CudaStruct, source="rope/rope_heads"):
     value_epsilon: Float32
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Rotation:
+class Rotation(msgspec.Struct, frozen=True, eq=False):
     """Cosines and sines of a step's tokens, shared by all layers."""
 
     cosine: DeviceArray  # [T, P] float32

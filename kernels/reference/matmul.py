@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -76,8 +77,7 @@ class Matrix:
         return rows
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Linear:
+class Linear(msgspec.Struct, frozen=True, eq=False):
     """y = x W^T + b."""
 
     matrix: Matrix

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -16,8 +16,7 @@ from kernels.weights.parameters import Clamp, Geglu, Norm
 Float32 = NDArray[np.float32]
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Expert:
+class Expert(msgspec.Struct, frozen=True, eq=False):
     """One feed-forward network among several: F outputs of ``gate`` and ``up``, H of ``down``."""
 
     gate: Linear
@@ -25,24 +24,21 @@ class Expert:
     down: Linear
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class SharedExpert:
+class SharedExpert(msgspec.Struct, frozen=True, eq=False):
     """The network that every token goes through; what it makes of x is multiplied by sigmoid(``output_gate`` x)."""
 
     network: Expert
     output_gate: Float32  # [H]
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Experts:
+class Experts(msgspec.Struct, frozen=True, eq=False):
     """The networks that a router chooses from, and the one beside them that it need not choose."""
 
     routed: Sequence[Expert]
     shared: SharedExpert | None = None
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Router:
+class Router(msgspec.Struct, frozen=True, eq=False):
     """Chooses experts: the ``num_used`` largest of weight x + bias.
 
     Experts are given x times ``input_weight``, and what they make is multiplied by their ``output_scales``. Their

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -17,8 +17,7 @@ Float32 = NDArray[np.float32]
 Int32 = NDArray[np.int32]
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Rotation:
+class Rotation(msgspec.Struct, frozen=True, eq=False):
     """Cosines and sines of a step's tokens, shared by all layers."""
 
     cosine: Float32  # [T, 1, P]

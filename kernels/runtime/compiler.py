@@ -10,8 +10,9 @@ import os
 import re
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
+
+import msgspec
 
 from kernels.errors import CompileFailed
 from kernels.runtime import driver
@@ -65,8 +66,7 @@ def _inline(path: Path, seen: set[Path]) -> list[str]:
     return lines
 
 
-@dataclass(frozen=True, slots=True)
-class Cubin:
+class Cubin(msgspec.Struct, frozen=True):
     """A compiled file: the image for the driver, and the compiler's log (registers, shared memory and spills)."""
 
     image: bytes

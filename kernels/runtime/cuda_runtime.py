@@ -10,10 +10,10 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import cache, partial
 from types import ModuleType
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -52,8 +52,7 @@ def _named(what: str) -> Iterator[ModuleType]:
 # ---- devices
 
 
-@dataclass(frozen=True, slots=True)
-class DeviceProperties:
+class DeviceProperties(msgspec.Struct, frozen=True):
     """What a GPU is."""
 
     name: str
@@ -93,8 +92,7 @@ def device_of_this_thread() -> Callable[[], None]:
 # ---- memory
 
 
-@dataclass(frozen=True, slots=True)
-class PointerAttributes:
+class PointerAttributes(msgspec.Struct, frozen=True):
     """What memory an address belongs to."""
 
     memory_type: int  # cudaMemoryType

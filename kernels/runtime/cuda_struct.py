@@ -25,16 +25,16 @@ from __future__ import annotations
 import struct
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Annotated, Any, ClassVar, dataclass_transform, get_type_hints
+
+import msgspec
 
 MAX_FIELDS = 15
 """CPython makes a dictionary for a call with more keywords, which takes three times as long: nest structs instead."""
 
 
-@dataclass(frozen=True, slots=True)
-class FieldType:
+class FieldType(msgspec.Struct, frozen=True):
     """How a field is stored."""
 
     code: str  # of the module `struct`
@@ -54,8 +54,7 @@ Float32 = Annotated[float, FieldType("f", 4, 4, "float")]
 Float64 = Annotated[float, FieldType("d", 8, 8, "double")]
 
 
-@dataclass(frozen=True, slots=True)
-class Field:
+class Field(msgspec.Struct, frozen=True):
     """A field where C++ puts it."""
 
     name: str
@@ -63,8 +62,7 @@ class Field:
     offset: int
 
 
-@dataclass(frozen=True, slots=True)
-class StructLayout:
+class StructLayout(msgspec.Struct, frozen=True):
     """What a declaration says of a struct in CUDA."""
 
     name: str

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import Any
 
+import msgspec
 import numpy as np
 
 
-@dataclass(frozen=True, slots=True)
-class DeviceArray:
+class DeviceArray(msgspec.Struct, frozen=True):
     """A C-contiguous array at ``pointer`` in device memory; never owns it. Of a dry run the pointer is 0."""
 
     pointer: int

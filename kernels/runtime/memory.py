@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields
 from typing import Any
 
+import msgspec
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
@@ -23,8 +23,7 @@ def padded(num_bytes: int, unit: int = ALIGNMENT) -> int:
     return -(-num_bytes // unit) * unit
 
 
-@dataclass(frozen=True, slots=True)
-class MemoryPlan:
+class MemoryPlan(msgspec.Struct, frozen=True):
     """Bytes of device memory by use. The first four are allocated at start; the rest is left to the driver."""
 
     weights: int
@@ -41,8 +40,8 @@ class MemoryPlan:
 
     def lines(self) -> Iterator[tuple[str, int]]:
         """(name, bytes) of every use; bytes in whole pages, as the driver counts them."""
-        for field in fields(self):
-            yield field.name.replace("_", " "), padded(getattr(self, field.name), PAGE_BYTES)
+        for name in self.__struct_fields__:
+            yield name.replace("_", " "), padded(getattr(self, name), PAGE_BYTES)
 
     def table(self) -> str:
         """The plan for people: one line a use and one for the total, in MiB."""

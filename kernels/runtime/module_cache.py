@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+
+import msgspec
 
 from kernels.runtime import driver
 from kernels.runtime.compiler import Compiler, Variant
@@ -16,8 +17,7 @@ STATIC_SHARED_BYTES = 48 * 1024  # a kernel that wants more dynamic shared memor
 _Key = tuple[str, tuple[tuple[str, int | str], ...]]
 
 
-@dataclass(slots=True)
-class Function:
+class Function(msgspec.Struct):
     """A kernel in the current CUDA context."""
 
     name: str

@@ -10,6 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
+import msgspec
+
 from kernels.runtime.cuda_constants import declare_constants
 from kernels.runtime.cuda_struct import CudaStruct, Int32, Int64, Pointer, UInt32
 from kernels.runtime.device_array import DeviceArray, pointer_of
@@ -117,8 +119,7 @@ def packed_bytes(format_: Format, num_rows: int, width: int) -> int:
     return -(-num_rows // BLOCK_ROWS) * (BLOCK_ROWS // UNIT_ROWS) * num_units * format_.unit_bytes
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Projection:
+class Projection(msgspec.Struct, frozen=True, eq=False):
     """Matrices on the same input, their outputs side by side."""
 
     matrices: tuple[PackedMatrix, ...]
@@ -129,8 +130,7 @@ class Projection:
         return sum(matrix.num_rows for matrix in self.matrices)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class SharedExpert:
+class SharedExpert(msgspec.Struct, frozen=True, eq=False):
     """The feed-forward network that every token goes through, times sigmoid(``output_gate`` x)."""
 
     gate_up: Projection
@@ -138,8 +138,7 @@ class SharedExpert:
     output_gate: DeviceArray  # [H] float32
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Experts:
+class Experts(msgspec.Struct, frozen=True, eq=False):
     """The feed-forward networks of a mixture, stacked, and the one beside them.
 
     ``gate_up`` is one gated matrix or, where gates and up projections have two formats, one of each.
@@ -150,8 +149,7 @@ class Experts:
     shared: SharedExpert | None = None
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Router:
+class Router(msgspec.Struct, frozen=True, eq=False):
     """Chooses experts: the ``num_used`` largest of weight x + bias.
 
     Experts are given x times ``input_weight``, and what they make is multiplied by their ``output_scales``.

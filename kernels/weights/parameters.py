@@ -6,9 +6,9 @@ What matrices become is each device's own (`kernels.devices.protocol.WeightStore
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Generic, Literal, TypeVar
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -21,8 +21,7 @@ Array = TypeVar("Array", covariant=True)
 Projection = TypeVar("Projection", covariant=True)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Weight:
+class Weight(msgspec.Struct, frozen=True, eq=False):
     """A matrix as it is in the file, with its bias: what a device makes a projection of.
 
     ``data`` is uint8 [outputs, row_bytes], of stacked experts [experts, outputs, row_bytes], usually a view of a
@@ -47,8 +46,7 @@ class Weight:
         return row_bytes // self.format.block_bytes * self.format.block_elements
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class SharedWeights:
+class SharedWeights(msgspec.Struct, frozen=True, eq=False):
     """The feed-forward network beside a mixture's experts that every token goes through.
 
     What it makes of x is multiplied by sigmoid(``output_gate`` x) (Qwen2-MoE, 2024).
@@ -60,16 +58,14 @@ class SharedWeights:
     output_gate: NDArray[np.float32]  # [H]
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class RmsNorm(Generic[Array]):
+class RmsNorm(msgspec.Struct, Generic[Array], frozen=True, eq=False):
     """x / sqrt(mean(x^2) + epsilon) * weight (Zhang & Sennrich, 2019)."""
 
     weight: Array  # [H]
     epsilon: float
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class LayerNorm(Generic[Array]):
+class LayerNorm(msgspec.Struct, Generic[Array], frozen=True, eq=False):
     """(x - mean) / sqrt(variance + epsilon) * weight + bias (Ba et al., 2016)."""
 
     weight: Array  # [H]
@@ -80,31 +76,27 @@ class LayerNorm(Generic[Array]):
 Norm = RmsNorm[Array] | LayerNorm[Array]
 
 
-@dataclass(frozen=True, slots=True)
-class Clamp:
+class Clamp(msgspec.Struct, frozen=True):
     """What makes a SwiGLU a clamped one (gpt-oss): min(gate, limit) * sigmoid(alpha * that) * (clip(up) + 1)."""
 
     alpha: float
     limit: float
 
 
-@dataclass(frozen=True, slots=True)
-class QueryGrowth:
+class QueryGrowth(msgspec.Struct, frozen=True):
     """Queries at position p are multiplied by 1 + rate * ln(1 + floor(p / interval)) (Mistral 3, Llama 4)."""
 
     rate: float
     interval: int
 
 
-@dataclass(frozen=True, slots=True)
-class Geglu:
+class Geglu(msgspec.Struct, frozen=True):
     """What makes experts' networks GEGLUs: gelu(gate) * up * scale (Gemma 4)."""
 
     scale: float
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Rope(Generic[Array]):
+class Rope(msgspec.Struct, Generic[Array], frozen=True, eq=False):
     """How heads are rotated: pair ``i`` of a head by position * inverse_frequencies[set, i].
 
     ``pairing`` "neox" takes elements i and i + P as a pair, "normal" elements 2i and 2i + 1; elements from 2P on are
@@ -120,8 +112,7 @@ class Rope(Generic[Array]):
     query_growth: QueryGrowth | None = None
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Attention(Generic[Array]):
+class Attention(msgspec.Struct, Generic[Array], frozen=True, eq=False):
     """How a layer attends: ``num_heads`` heads of ``head_dim`` that share ``num_kv_heads`` keys and values.
 
     A token sees the last ``window`` positions up to its own, or all of them if ``window`` is 0. ``sinks`` are logits
@@ -158,8 +149,7 @@ class Attention(Generic[Array]):
         return (self.num_heads + 2 * self.num_new_heads) * self.head_dim
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class DenseLayer(Generic[Array, Projection]):
+class DenseLayer(msgspec.Struct, Generic[Array, Projection], frozen=True, eq=False):
     """A layer with rotated attention and a SwiGLU: all that it adds to the residual stream it adds as it is."""
 
     attention_norm: RmsNorm[Array]
@@ -171,8 +161,7 @@ class DenseLayer(Generic[Array, Projection]):
     down: Projection
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class DeltaNet(Generic[Array]):
+class DeltaNet(msgspec.Struct, Generic[Array], frozen=True, eq=False):
     """A gated delta net (Yang et al., 2024): ``num_value_heads``, each with a state of [key_dim, value_dim].
 
     Each head of queries and keys serves as many value heads: if these are "tiled" the head j serves j, j +

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
+import msgspec
 import numpy as np
 
 from kernels.runtime.compiler import Variant
@@ -51,8 +50,7 @@ class UnpackParams(CudaStruct, source="repack/repack"):
     scale: Float32
 
 
-@dataclass(frozen=True, slots=True)
-class Placement:
+class Placement(msgspec.Struct, frozen=True):
     """Where a tensor's rows go in a packed matrix: ``rows_per_expert`` of each expert, to rows from ``row_offset`` on.
 
     With ``gated_rows`` F the rows of a gate and of an up projection alternate in eights: of F gate rows, then F up

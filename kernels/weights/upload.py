@@ -11,9 +11,9 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import NamedTuple
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -30,8 +30,7 @@ STAGING_BYTES = NUM_BUFFERS * BUFFER_BYTES
 Consume = Callable[[DeviceArray, int, int], None]
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Transfer:
+class Transfer(msgspec.Struct, frozen=True, eq=False):
     """Bytes to upload, and what is done with them there.
 
     ``source`` is uint8, one-dimensional and contiguous, whole granules; ``consume(staging, start, count)`` enqueues on

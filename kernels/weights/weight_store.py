@@ -7,9 +7,9 @@ device the same calls only find out how many bytes are needed.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -29,8 +29,7 @@ MAX_EXPERTS_USED = 32  # by a token: a lane of a warp has each
 COLUMN_GRANULE = 32  # columns of a matrix come in multiples of this: rows of activations are read 16 bytes at a time
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Source:
+class _Source(msgspec.Struct, frozen=True, eq=False):
     """A tensor to repack: its rows (bytes each), and what to do with some of them once they are in staging memory."""
 
     name: str

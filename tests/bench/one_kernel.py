@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from msgspec.structs import replace
 
 from kernels.batch import Step
 from kernels.devices.cuda import CudaDevice

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import msgspec
 import pytest
 
 from kernels.devices.cpu import CpuDevice
@@ -42,7 +43,7 @@ def test_a_model_is_loaded_into_an_engine_that_generates(gguf: GGUFFile) -> None
 
 
 def test_a_model_that_does_not_fit_is_refused_with_all_that_helps(gguf: GGUFFile) -> None:
-    gpu = PlannedGpu(replace(plan_memory(gguf, PlannedGpu(0), SETTINGS).memory, kv_cache=0).total_bytes)
+    gpu = PlannedGpu(msgspec.structs.replace(plan_memory(gguf, PlannedGpu(0), SETTINGS).memory, kv_cache=0).total_bytes)
     with pytest.raises(InsufficientVram) as caught:
         load_engine(gguf, gpu, SETTINGS, lambda _done, _total: None)
     required = plan_memory(gguf, gpu, SETTINGS).memory.total_bytes

@@ -85,3 +85,13 @@ def test_starting_needs_neither_celery_nor_redis():
         check=True,
     )
     assert done.stdout.strip() == "set()"
+
+
+def test_an_engine_on_the_cpu_imports_nothing_of_cudas():
+    code = (
+        "import sys, worker.service; from kernels.devices.open import open_device; open_device('cpu');"
+        "print([name for name in sys.modules if name.startswith(('kernels.ops', 'kernels.runtime.driver',"
+        " 'worker.engine.cuda', 'cuda', 'cupy'))])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -5,17 +5,16 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 
 import kernels.ops.matmul
 from kernels.batch import PrefixGroups, dry_step
 from kernels.devices.dry_run import DryRunDevice
-from kernels.devices.open import open_device
 from kernels.errors import OutOfDeviceMemory
 from kernels.ops.attention_parts.prefix_attention import MAX_GROUPS
 from kernels.ops.matmul_params import Product
-from kernels.ops.unpacked import unpacked_matmul
 from kernels.ops.unpacked.unpacked_matmul import UnpackedShape
 from kernels.runtime.device_array import DeviceArray
 from kernels.runtime.gpu_spec import H100
@@ -50,7 +49,7 @@ def gguf(tmp_path_factory: pytest.TempPathFactory) -> GGUFFile:
 
 
 def total_without_cache(gguf: GGUFFile) -> int:
-    return replace(plan_memory(gguf, PlannedGpu(0), SETTINGS).memory, kv_cache=0).total_bytes
+    return msgspec.structs.replace(plan_memory(gguf, PlannedGpu(0), SETTINGS).memory, kv_cache=0).total_bytes
 
 
 def test_every_use_of_memory_is_in_the_plan(gguf: GGUFFile) -> None:
@@ -86,7 +85,9 @@ def test_states_of_recurrent_layers_lie_beside_the_blocks_of_the_cache() -> None
     arrays_bytes = plan.num_blocks * plan.block_bytes + plan.states_bytes
     assert arrays_bytes <= device.kv_cache.high_water_bytes <= plan.memory.kv_cache < arrays_bytes + 2**16
     many = replace(settings, max_sequences=200)
-    budget = replace(plan_memory(gguf, PlannedGpu(0), many).memory, kv_cache=0).total_bytes + 2 * PAGE_BYTES
+    budget = (
+        msgspec.structs.replace(plan_memory(gguf, PlannedGpu(0), many).memory, kv_cache=0).total_bytes + 2 * PAGE_BYTES
+    )
     narrow = plan_memory(gguf, PlannedGpu(budget), many)
     assert narrow.fits and narrow.num_states == 200 + 100_000 // plan.state_bytes
     assert 2 * PAGE_BYTES - narrow.memory.kv_cache < 2 * narrow.block_bytes
@@ -133,9 +134,9 @@ def test_no_step_needs_more_scratch_than_was_planned_for_the_largest(tmp_path: P
             model.forward(step, cache)
             if num_sequences > 1:
                 ints = [DeviceArray(0, shape, np.dtype(np.int32)) for shape in ((MAX_GROUPS, 3), (num_sequences,))]
-                model.forward(replace(step, prefixes=PrefixGroups(*ints)), cache)
+                model.forward(msgspec.structs.replace(step, prefixes=PrefixGroups(*ints)), cache)
             assert device.context.high_water_bytes <= planned_bytes, num_tokens
-    model.forward(replace(dry_step(1, 1, 1, 128), has_long_context=True), cache)
+    model.forward(msgspec.structs.replace(dry_step(1, 1, 1, 128), has_long_context=True), cache)
     assert device.context.high_water_bytes <= planned_bytes
 
 
@@ -143,13 +144,13 @@ def test_no_step_needs_more_scratch_than_was_planned_for_the_largest(tmp_path: P
 def test_scratch_is_planned_for_each_number_of_logits_beside_the_most_tokens(
     gguf: GGUFFile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def multiply(context: Context, product: Product, size: int) -> None:
+    def multiply(context: Context, product: Product, _size: int) -> None:
         context.scratch((1 << 28,), np.uint8)  # what the matrix is unpacked to
 
     def shape(_gpu: object, _matrix: object, num_tokens: int) -> UnpackedShape:  # that is faster for some numbers only
         return UnpackedShape(128, 0.0 if num_tokens <= 64 else 1e9)
 
-    monkeypatch.setattr(unpacked_matmul, "is_suitable", lambda _gpu, product: product.out.dtype == np.float32)
+    monkeypatch.setattr(kernels.ops.matmul, "is_suitable", lambda _gpu, product: product.out.dtype == np.float32)
     monkeypatch.setattr(kernels.ops.matmul, "unpacked_shape", shape)
     monkeypatch.setattr(kernels.ops.matmul, "multiply_unpacked", multiply)
     settings = replace(SETTINGS, step_tokens=512, max_sequences=100)
@@ -197,12 +198,6 @@ def test_a_cache_size_that_is_set_is_kept_or_refused(gguf: GGUFFile) -> None:
     assert plan_memory(gguf, gpu, replace(SETTINGS, kv_cache_bytes=wanted)).memory.kv_cache <= wanted + PAGE_BYTES
     with pytest.raises(OutOfDeviceMemory):
         reserve(gguf, gpu, replace(SETTINGS, kv_cache_bytes=20 * PAGE_BYTES))
-
-
-def test_the_cpu_reserves_nothing(gguf: GGUFFile) -> None:
-    device = open_device("cpu")
-    settings = Settings(device="cpu")
-    assert reserve(gguf, device, settings) is settings
 
 
 @pytest.mark.usefixtures("without_staging")

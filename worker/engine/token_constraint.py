@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
+import msgspec
 
-@dataclass(frozen=True, slots=True, eq=False)
-class TokenMask:
+
+class TokenMask(msgspec.Struct, frozen=True, eq=False):
     """Which ids may be drawn. One that many rows have is best the same object: a device is sent each object once."""
 
     words: bytes

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Literal, NamedTuple
+
+import msgspec
 
 from orcd.errors import ModelLoadFailed
 from worker.model.gguf import GGUFFile
@@ -31,8 +32,7 @@ _ROTATES = "rope.scaling.finetuned"
 """Granite's converter says by this key whether heads are rotated. Elsewhere it only tells of a model's training."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Architecture:
+class Architecture(msgspec.Struct, frozen=True, kw_only=True):
     """What a family declares of one of its architectures, for the metadata to be read by."""
 
     norm_epsilon: str = "attention.layer_norm_rms_epsilon"
@@ -59,8 +59,7 @@ class Architecture:
     """Base of the rotation in layers with a window, where the file does not say; None: there is one for all layers."""
 
 
-@dataclass(frozen=True, slots=True)
-class Scales:
+class Scales(msgspec.Struct, frozen=True):
     """What a model multiplies by on its way; an architecture declares the keys of those that it has (granite)."""
 
     embedding: float = 1.0
@@ -74,8 +73,7 @@ class Scales:
     """How queries grow with their position: `kernels.weights.parameters.QueryGrowth.rate` (mistral3)."""
 
 
-@dataclass(frozen=True, slots=True)
-class ModelConfig:
+class ModelConfig(msgspec.Struct, frozen=True):
     """Sizes in elements; ``sliding_window`` 0 is none, ``num_experts`` 0 a dense model, a soft cap of 0 none.
 
     Where ``layers`` differ, ``num_kv_heads``, ``head_dim`` and ``intermediate`` are the largest of all. In a mixture of

@@ -16,9 +16,10 @@ import re
 import stat
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import msgspec
 
 from kernels.weights.formats import BY_GGML_TYPE, Format
 from orcd.errors import ModelLoadFailed
@@ -43,8 +44,7 @@ _READ_EXACTLY = ("tokenizer.ggml.", "tokenizer.chat_template")  # other strings 
 _SPLIT_NAME = re.compile(r"(?P<stem>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Tensor:
+class Tensor(msgspec.Struct, frozen=True, eq=False):
     """One tensor, still in its blocks.
 
     ``shape`` is row-major as NumPy has it: a weight is (outputs, inputs), experts are (experts, outputs, inputs).
@@ -66,8 +66,7 @@ class Tensor:
         return np.frombuffer(self.content, np.uint8).reshape(*self.shape[:-1], self.format.row_bytes(self.shape[-1]))
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class GGUFFile:
+class GGUFFile(msgspec.Struct, frozen=True, eq=False):
     """A model file (all parts of a split one): metadata as Python values and tensors by name."""
 
     path: Path
@@ -132,8 +131,7 @@ class _MalformedError(Exception):
     """What is wrong with the file, as the end of a sentence that starts with its path."""
 
 
-@dataclass(frozen=True, slots=True)
-class _TensorInfo:
+class _TensorInfo(msgspec.Struct, frozen=True):
     name: str
     format: Format
     shape: tuple[int, ...]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import msgspec
 
 from kernels.batch import AnyArray, LayerCache, LayerState
 from kernels.cache_format import CacheFormat
@@ -16,8 +16,7 @@ DEFAULT_CACHE_BYTES = 1 << 30
 STATE_ITEM_BYTES = 4  # float32 on every device
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class KVCache:
+class KVCache(msgspec.Struct, frozen=True, eq=False):
     """What is kept of sequences: keys and values of layers with attention, states of recurrent ones.
 
     Keys and values are of num_blocks x block_tokens tokens each, in the layout of the device's attention.

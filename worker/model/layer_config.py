@@ -6,8 +6,9 @@ And which of them are recurrent, and what those keep of a sequence.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Literal
+
+import msgspec
 
 from worker.model.metadata_keys import MetadataKeys
 
@@ -26,8 +27,7 @@ DELTA_NET_KEYS = frozenset(
 SHORT_CONVOLUTION_KEYS = frozenset({"shortconv.l_cache"})
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LayerPattern:
+class LayerPattern(msgspec.Struct, frozen=True, kw_only=True):
     """How an architecture's layers differ from each other, for the metadata to be read by."""
 
     full_interval: int = 0
@@ -43,8 +43,7 @@ class LayerPattern:
 EQUAL_LAYERS = LayerPattern()
 
 
-@dataclass(frozen=True, slots=True)
-class LayerConfig:
+class LayerConfig(msgspec.Struct, frozen=True):
     """Sizes of a layer in elements; ``window`` 0 is none.
 
     ``cache_layer`` is the layer whose keys and values it attends to: itself, or an earlier one that has written them.
@@ -64,8 +63,7 @@ class LayerConfig:
         return self.num_kv_heads * self.head_dim
 
 
-@dataclass(frozen=True, slots=True)
-class Recurrence:
+class Recurrence(msgspec.Struct, frozen=True):
     """The state of one sequence in a recurrent layer, of which all in a model are equal; sizes in elements.
 
     Of a convolution with ``num_taps`` on ``channels`` it holds the last inputs. In a delta net those are queries and
@@ -93,8 +91,7 @@ class Recurrence:
         return self.channels + self.num_value_heads * (self.value_dim + 2)
 
 
-@dataclass(frozen=True, slots=True)
-class LayerLimits:
+class LayerLimits(msgspec.Struct, frozen=True):
     """What the numbers of a layer must lie within."""
 
     num_layers: int

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from typing import ClassVar, Protocol
 
+import msgspec
 import numpy as np
 
 from kernels.batch import AnyArray, Step
@@ -43,8 +43,7 @@ class Family(Protocol):
         """Run one step: write K and V of its tokens, return logits [R, vocab] float32 of ``step.logit_rows``."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Model:
+class Model(msgspec.Struct, frozen=True, eq=False):
     """A loaded model, as an engine sees it: its family's forward pass on a device."""
 
     config: ModelConfig
@@ -53,7 +52,7 @@ class Model:
     """See `Family.forward`."""
     recompute_at: int | None
     """Length beyond which a sequence's cached K and V are void and must be computed again; None: never."""
-    one_kernel_contexts: Mapping[int, int] = field(default_factory=dict)
+    one_kernel_contexts: Mapping[int, int] = {}
     """Steps of so many sequences run all layers in one kernel up to this context length; others never."""
     one_kernel_obstacle: str | None = None
     """Why none does, in words in which "it" is that kernel."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import msgspec
+from msgspec.structs import replace
 
 from worker.model.gguf import GGUFFile
 from worker.model.metadata_keys import MetadataKeys
@@ -10,8 +11,7 @@ from worker.model.metadata_keys import MetadataKeys
 MAX_CONTEXT = 1 << 30
 
 
-@dataclass(frozen=True, slots=True)
-class RopeConfig:
+class RopeConfig(msgspec.Struct, frozen=True):
     """Rotary embedding: base and scaling; see `worker.model.rope_scaling` for what the types mean."""
 
     num_dimensions: int

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
+import msgspec
 import numpy as np
 
 from kernels.batch import AnyArray, Step
@@ -12,8 +12,7 @@ from kernels.devices.protocol import Device
 from worker.model.config import ModelConfig
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class StepActivations:
+class StepActivations(msgspec.Struct, frozen=True, eq=False):
     """Arrays for the T tokens of a step, of which R have logits, until the next step; of the device's type or float32.
 
     Every layer writes the same ones.

@@ -6,10 +6,11 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import copy
-from dataclasses import dataclass, replace
 from typing import Any
 
+import msgspec
 import numpy as np
+from msgspec.structs import replace
 from numpy.typing import NDArray
 
 from kernels.batch import AnyArray
@@ -29,8 +30,7 @@ Progress = Callable[[int, int], None]
 """Called with bytes of weights done and in all."""
 
 
-@dataclass(frozen=True, slots=True)
-class RowPart:
+class RowPart(msgspec.Struct, frozen=True):
     """Of every ``period`` rows of a tensor those from ``start`` to before ``stop``."""
 
     start: int
@@ -47,8 +47,7 @@ class RowPart:
         return rows.reshape(-1, self.period, *shape)[:, self.start : self.stop].reshape(-1, *shape)
 
 
-@dataclass(frozen=True, slots=True)
-class TensorSpec:
+class TensorSpec(msgspec.Struct, frozen=True):
     """A tensor ``name``.weight of ``num_outputs`` rows and, if it has one, its ``name``.bias.
 
     With a ``part`` these are some of the rows of a larger tensor.

@@ -6,9 +6,9 @@ A part of `kernels.ops.attention`: see cuda/attention/attention_prefix.cu.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Annotated, NamedTuple
 
+import msgspec
 import numpy as np
 
 from kernels.batch import PrefixGroups
@@ -78,8 +78,7 @@ class PrefixWork(CudaStruct, source="attention/attention"):
     query_starts: Pointer  # [num_sequences + 1] int32
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class PrefixPlan:
+class PrefixPlan(msgspec.Struct, frozen=True, eq=False):
     """What prefix groups attend to together: device arrays that `kernels.ops.attention_plan.plan_attention` fills."""
 
     prefixes: PrefixGroups[DeviceArray]

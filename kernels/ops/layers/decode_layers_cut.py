@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 from typing import NamedTuple
+
+import msgspec
 
 from kernels.ops.attention_plan import SWAPPED_ROWS, query_bytes, tile_bytes
 from kernels.ops.layers.decode_layers_params import (
@@ -151,8 +152,7 @@ def _fits_limit(matrix: PackedMatrix, limit: Limit) -> bool:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class LayersCut:
+class LayersCut(msgspec.Struct, frozen=True):
     """Who does what, and where in a block's shared memory what lies."""
 
     gate_tiles: int

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
 from typing import Any
 
 import numpy as np
@@ -37,9 +36,9 @@ class _HostMemory:
 
 def _arrays(rows: DecodeRows[Array]) -> dict[str, Array]:
     nested = "sampling", "states"
-    arrays = {field.name: getattr(rows, field.name) for field in fields(rows) if field.name not in nested}
+    arrays = {name: getattr(rows, name) for name in rows.__struct_fields__ if name not in nested}
     if rows.states is not None:
-        arrays |= {f"state_{field.name}": getattr(rows.states, field.name) for field in fields(rows.states)}
+        arrays |= {f"state_{name}": getattr(rows.states, name) for name in rows.states.__struct_fields__}
     return arrays | {name: getattr(rows.sampling, name) for name in SAMPLED}
 
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from copy import copy
-from dataclasses import replace
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
 import kernels.reference.attention
 from kernels.batch import CacheScales, LayerCache, PrefixGroups, Step

@@ -1,12 +1,12 @@
 """What a request says does not depend on what happens around it: on real models, through the real ops."""
 
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 from numpy.typing import NDArray
 
 from kernels.batch import Step

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import gguf
 import pytest
+from msgspec.structs import replace
 
 from orcd.errors import ModelLoadFailed
 from tests.worker.model.tiny import write_tiny

@@ -7,6 +7,7 @@ from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -143,7 +144,7 @@ def test_a_layer_that_predicts_no_further_tokens_is_not_left_out_whatever_their_
 def test_a_file_that_goes_with_a_model_is_told_from_one(tmp_path: Path, key: str, value: str, problem: str) -> None:
     gguf = open_gguf(write_tiny("qwen2", tmp_path / "model.gguf"))
     with pytest.raises(ModelLoadFailed, match=f"model.gguf: is {problem}"):
-        read_model_config(replace(gguf, metadata={**gguf.metadata, key: value}))
+        read_model_config(msgspec.structs.replace(gguf, metadata={**gguf.metadata, key: value}))
 
 
 def test_heads_of_a_size_that_no_kernel_has_are_refused_on_a_gpu_and_computed_on_the_cpu(tmp_path: Path) -> None:
@@ -159,7 +160,7 @@ def test_heads_of_a_size_that_no_kernel_has_are_refused_on_a_gpu_and_computed_on
 
 def test_a_vocabulary_beyond_the_sampler_is_refused_on_a_gpu_when_it_is_loaded(tmp_path: Path) -> None:
     gguf = open_gguf(write_tiny("qwen2", tmp_path / "model.gguf"))
-    config = replace(read_model_config(gguf), vocab_size=1 << 19)
+    config = msgspec.structs.replace(read_model_config(gguf), vocab_size=1 << 19)
     device = DryRunDevice("cuda:0")
     with pytest.raises(ModelLoadFailed, match=r"model.gguf: the vocabulary has 524,288 tokens, .* 520,192; .*cpu"):
         assemble_model(config, Weights(gguf, device), device)

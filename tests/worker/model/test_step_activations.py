@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +24,7 @@ def config_of(family: str, folder: Path) -> ModelConfig:
 def test_there_is_a_row_for_every_token_and_logits_for_those_that_want_them(tmp_path: Path) -> None:
     config, device = config_of("qwen2", tmp_path), DryRunDevice("cuda:0")
     acts = StepActivations.allocate(config, device, STEP)
-    shapes = {field.name: getattr(acts, field.name).shape for field in fields(acts) if field.name != "own"}
+    shapes = {name: getattr(acts, name).shape for name in acts.__struct_fields__ if name != "own"}
     assert shapes == {
         "residual": (7, 128),
         "qkv": (7, (2 + 2 * 1) * 64),

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
+import msgspec
 import numpy as np
 
 from kernels.batch import SAMPLING_ROW, Allocator, packed_bytes
@@ -16,8 +15,7 @@ from worker.engine.cuda.prefix_grouping import prefix_bytes
 from worker.engine.logits.edit_rows import MAX_BIASES
 
 
-@dataclass(frozen=True, slots=True)
-class StepLimits:
+class StepLimits(msgspec.Struct, frozen=True):
     """What the largest step holds."""
 
     block_tokens: int
@@ -44,8 +42,7 @@ class StepLimits:
         return packed_bytes([tokens] * 4 + per_sequence + sampling + states + prompt_ids + prefixes)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class StepBuffers:
+class StepBuffers(msgspec.Struct, frozen=True, eq=False):
     """Where steps are on the device."""
 
     rows: DecodeRows[DeviceArray]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from kernels.batch import AnyArray, PrefixGroups, first
 from kernels.decode_rows import DecodeRows, RowUpdates, write_updates
@@ -11,7 +12,7 @@ from kernels.devices.protocol import AnyOps, is_gpu
 from kernels.runtime.device_array import DeviceArray
 from worker.engine.cuda.pinned_ring import UploadRing
 from worker.engine.cuda.prefix_grouping import prefixes_in
-from worker.engine.cuda.step_graph import HostedDraw, LateStepGraph, StepGraph, step_parts
+from worker.engine.cuda.step_graph import EnqueueDraw, LateStepGraph, StepGraph, step_parts
 from worker.model.kv_cache import KVCache
 from worker.model.registry import Model
 
@@ -33,7 +34,7 @@ class DecodeGraphs:
         cache: KVCache,
         rows: DecodeRows[DeviceArray],
         block_tokens: int,
-        draw: HostedDraw,
+        draw: EnqueueDraw,
         prefixes: DeviceArray,
         *,
         capture: bool,
@@ -57,7 +58,7 @@ class DecodeGraphs:
         if capture:
             for graph in reversed(self._graphs.values()):
                 graph.launch_forward()  # the parts are captured when they are wanted, so that a start is done sooner
-                graph.launch_draw(reports=True)
+                graph.launch_draw()
                 graph.capture_step()
 
     def bucket_for(self, num_sequences: int) -> int:

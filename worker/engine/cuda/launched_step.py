@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping
 from collections.abc import Sequence as Series
-from dataclasses import dataclass, field
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -18,15 +18,14 @@ from worker.engine.runner import Results, add_prompts, drawn
 from worker.engine.sequence import Chunk, Sequence
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class LaunchedStep:
+class LaunchedStep(msgspec.Struct, frozen=True, eq=False):
     """The draw of each chunk is ``ids[rows[i]]``, unless the row is -1."""
 
     rows: NDArray[np.intp]
     ids: Download
     reports: Reports | None = None
     prompts: Series[PromptTokens] = ()  # what reports of the chunks' prompts are about, unless there are none
-    errors: Mapping[int, OrcdError] = field(default_factory=dict)  # of draws that are none, by rows
+    errors: Mapping[int, OrcdError] = {}  # of draws that are none, by rows
 
     def read_ids(self, timeout_s: float) -> NDArray[np.int32]:
         """Wait for what was drawn; raises `kernels.errors.CudaFailure` if that failed or takes too long."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from collections.abc import Sequence as Series
-from dataclasses import dataclass, fields
 
+import msgspec
 import numpy as np
 
 from kernels.batch import AnyArray, LogitEdits, Memory, SamplingParams, behind, first, pack, view
@@ -16,7 +16,6 @@ from kernels.runtime.device_array import DeviceArray
 from orcd.errors import OrcdError
 from orcd.sampling import MAX_LOGPROBS
 from worker.engine.cuda.pinned_ring import Download, DownloadRing, UploadRing
-from worker.engine.cuda.step_graph import HostedDraw
 from worker.engine.logits.edit_rows import max_reset_entries
 from worker.engine.logits.logprob_records import logprob_records
 from worker.engine.logits.mask_slots import MaskSlots, num_mask_slots, number_rows
@@ -46,7 +45,7 @@ class EditSender:
     def send(self, resets: EditResetList) -> None:
         """Enqueue that rows begin anew."""
         host = resets.arrays()
-        arrays = {field.name: getattr(host, field.name) for field in fields(host)}
+        arrays = {name: getattr(host, name) for name in host.__struct_fields__}
         num_bytes, offsets = pack(arrays, self._uploads.take())
         self._uploads.send(num_bytes, self._memory)
         views = {name: view(self._memory, offsets[name], array.shape, array.dtype) for name, array in arrays.items()}
@@ -136,8 +135,7 @@ def report(
     )
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Reports:
+class Reports(msgspec.Struct, frozen=True, eq=False):
     """Log probabilities on their way to the host: of how many rows, and what each draw of the step asked for.
 
     Behind these rows are those of tokens of prompts.
@@ -172,19 +170,6 @@ class LogprobReporter:
     def fetch(self, num_rows: int) -> Download:
         """Enqueue that the host gets what ``num_rows`` reported last."""
         return self._downloads.fetch(view(self._reports, 0, (report_bytes(num_rows),), np.uint8))
-
-
-def hosted_draw(device: GpuDevice, masker: LogitMasker, reporter: LogprobReporter, drawn: DeviceArray) -> HostedDraw:
-    """Draws from masked logits [R, vocab] into the first R of ``drawn``, of which ``reporter`` then reports."""
-
-    def draw(logits: AnyArray, params: SamplingParams[DeviceArray]) -> None:
-        masker.apply(logits)
-        device.ops.sample(logits, params, out_ids=first(drawn, logits.shape[0]))
-
-    def report_drawn(logits: AnyArray, params: SamplingParams[DeviceArray]) -> None:
-        reporter.report(logits, first(drawn, logits.shape[0]), params)
-
-    return HostedDraw(draw, report_drawn)
 
 
 def read_reports(

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from copy import copy
-from dataclasses import dataclass
 from typing import cast
 
+import msgspec
 import numpy as np
 
 from orcd.errors import OrcdError
@@ -98,8 +98,7 @@ class BadWords:
         self._last_ids = (*self._last_ids, token_id)[-self._num_kept :]
 
 
-@dataclass(frozen=True, slots=True)
-class BadWordsBatch:
+class BadWordsBatch(msgspec.Struct, frozen=True):
     """Those whose grammars are asked together by ``grammars``: a `worker.engine.token_constraint.ConstraintBatch`."""
 
     grammars: ConstraintBatch

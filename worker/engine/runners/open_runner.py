@@ -5,8 +5,6 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from kernels.devices.protocol import is_gpu
-from worker.engine.cuda.buffers import StepLimits
-from worker.engine.cuda.runner import CudaRunner
 from worker.engine.runner import Runner, SynchronousRunner
 from worker.model.registry import Model
 from worker.settings import Settings
@@ -37,6 +35,10 @@ def open_runner(model: Model, settings: Settings, size: RunnerSize, *, capture: 
             max_sequences=max_sequences,
             num_states=num_states,
         )
+    # Not at the top: the CPU device needs nothing of CUDA's.
+    from worker.engine.cuda.buffers import StepLimits
+    from worker.engine.cuda.runner import CudaRunner
+
     limits = StepLimits(
         block_tokens=block_tokens,
         step_tokens=settings.step_tokens,

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import msgspec
 
 from kernels.devices.protocol import AnyProjection
 from worker.model.config import ModelConfig
 from worker.model.weights import TensorSpec, Weights
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class FeedForward:
+class FeedForward(msgspec.Struct, frozen=True, eq=False):
     """The network of a layer, as `kernels.registry.Ops.norm_swiglu` and a projection after it take it."""
 
     gate_up: AnyProjection

@@ -13,10 +13,11 @@ after the next product, or the next op, takes back.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
 from typing import ClassVar
 
+import msgspec
 import numpy as np
+from msgspec.structs import replace
 
 from kernels.batch import AnyArray, Step, behind, first
 from kernels.devices.protocol import AnyExperts, AnyProjection, AnyRouter, Device
@@ -32,8 +33,7 @@ HALF_SCALE = 2.0**-4
 """Float16 then holds values up to a million; those below 0.001 it rounds to multiples of a millionth."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GemmaArchitecture(Architecture):
+class GemmaArchitecture(Architecture, frozen=True, kw_only=True):
     """What differs between the generations."""
 
     has_head_norms: bool = True
@@ -74,8 +74,7 @@ ARCHITECTURES: Mapping[str, GemmaArchitecture] = {
 }
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Experts:
+class _Experts(msgspec.Struct, frozen=True, eq=False):
     """A mixture beside the dense block; either's output has a norm of its own before they are added."""
 
     norm: RmsNorm[AnyArray]
@@ -85,8 +84,7 @@ class _Experts:
     dense_post_norm: RmsNorm[AnyArray]
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Layer:
+class _Layer(msgspec.Struct, frozen=True, eq=False):
     attention_norm: RmsNorm[AnyArray]
     qkv: AnyProjection
     attention: Attention[AnyArray]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import ClassVar
+
+import msgspec
 
 from kernels.batch import AnyArray, Step
 from kernels.devices.protocol import AnyProjection, Device
@@ -15,8 +16,7 @@ from worker.model.step_activations import StepActivations
 from worker.model.weights import TensorSpec, Weights
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Layer:
+class _Layer(msgspec.Struct, frozen=True, eq=False):
     attention_norm: LayerNorm[AnyArray]
     qkv: AnyProjection
     output: AnyProjection

@@ -7,8 +7,9 @@ RMSNorm, grouped-query attention with biases everywhere, top-k of the experts wi
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import ClassVar
+
+import msgspec
 
 from kernels.batch import AnyArray, Step
 from kernels.devices.protocol import AnyExperts, AnyProjection, AnyRouter, Device
@@ -24,8 +25,7 @@ from worker.model.weights import TensorSpec, Weights
 CLAMP = Clamp(alpha=1.702, limit=7.0)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Layer:
+class _Layer(msgspec.Struct, frozen=True, eq=False):
     attention_norm: RmsNorm[AnyArray]
     qkv: AnyProjection
     attention: Attention[AnyArray]

@@ -7,8 +7,7 @@ Face's ``modeling_gemma4``.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
+import msgspec
 import numpy as np
 
 from kernels.batch import AnyArray
@@ -18,8 +17,7 @@ from worker.model.config import ModelConfig
 from worker.model.weights import TensorSpec, Weights
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class LayerEmbedding:
+class LayerEmbedding(msgspec.Struct, frozen=True, eq=False):
     """What a layer does with its embedding."""
 
     column: int  # where in a token's embeddings this layer's begins
@@ -28,8 +26,7 @@ class LayerEmbedding:
     norm: RmsNorm[AnyArray]
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class StepEmbeddings:
+class StepEmbeddings(msgspec.Struct, frozen=True, eq=False):
     """The embeddings of a step's tokens, and arrays for what layers make of them."""
 
     inputs: AnyArray  # [T, num_layers * layer_embedding] float32

@@ -6,8 +6,9 @@ from collections.abc import Hashable, Iterable
 from dataclasses import fields, is_dataclass
 from typing import Any
 
-from kernels.devices.dry_run import DryRunDevice
-from kernels.devices.protocol import Device
+import msgspec
+
+from kernels.devices.protocol import Device, is_gpu
 
 
 def layers_to_run(layers: Iterable[object], device: Device) -> list[int]:
@@ -17,7 +18,7 @@ def layers_to_run(layers: Iterable[object], device: Device) -> list[int]:
     same memory and launch the same kernels, and there is no residual stream that they would add to.
     """
     numbered = enumerate(layers)
-    if not isinstance(device, DryRunDevice):
+    if not _is_dry_run(device):
         return [number for number, _ in numbered]
     first: dict[Hashable, int] = {}
     for number, layer in numbered:
@@ -25,8 +26,18 @@ def layers_to_run(layers: Iterable[object], device: Device) -> list[int]:
     return list(first.values())
 
 
+def _is_dry_run(device: Device) -> bool:
+    if not is_gpu(device):
+        return False
+    from kernels.devices.dry_run import DryRunDevice  # not at the top: the CPU device needs nothing of CUDA's
+
+    return isinstance(device, DryRunDevice)
+
+
 def _kind(value: Any) -> Hashable:
     """Equal for layers, and what they are made of, of one kind; what is not known here is another kind each time."""
+    if isinstance(value, msgspec.Struct):
+        return type(value), *(_kind(getattr(value, name)) for name in value.__struct_fields__)
     if is_dataclass(value) and not isinstance(value, type):
         return type(value), *(_kind(getattr(value, each.name)) for each in fields(value))
     if isinstance(value, list | tuple):

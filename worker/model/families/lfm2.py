@@ -7,8 +7,9 @@ networks have SwiGLUs, the embedding is also the output head. Formulas as in Hug
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import ClassVar
+
+import msgspec
 
 from kernels.batch import AnyArray, Step
 from kernels.devices.protocol import AnyProjection, Device
@@ -23,15 +24,13 @@ from worker.model.step_activations import StepActivations
 from worker.model.weights import TensorSpec, Weights
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _ShortConvolution:
+class _ShortConvolution(msgspec.Struct, frozen=True, eq=False):
     projection: AnyProjection
     taps: AnyArray  # [taps, hidden]
     output: AnyProjection
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Layer:
+class _Layer(msgspec.Struct, frozen=True, eq=False):
     norm: RmsNorm[AnyArray]
     mixer: SelfAttention | _ShortConvolution
     ffn_norm: RmsNorm[AnyArray]

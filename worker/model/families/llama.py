@@ -12,10 +12,11 @@ leaves every fourth layer without rotation, and GLM-4 norms what is added to the
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
 from typing import ClassVar
 
+import msgspec
 import numpy as np
+from msgspec.structs import replace
 from numpy.typing import NDArray
 
 from kernels.batch import AnyArray, Step
@@ -29,26 +30,23 @@ from worker.model.rope_scaling import long_rope, plain_rope
 from worker.model.step_activations import StepActivations
 from worker.model.weights import TensorSpec, Weights
 
-ONE_KERNEL_CONTEXTS = {1: 1536, 2: 2048, 4: 896}
+ONE_KERNEL_CONTEXTS = {1: 1536, 2: 1536, 4: 896}
 """Up to such contexts all layers of so many sequences are faster in one kernel than one by one: few blocks attend."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Output:
+class _Output(msgspec.Struct, frozen=True, eq=False):
     """The end of a branch, which is added to the residual stream."""
 
     projection: AnyProjection
     norm: RmsNorm[AnyArray] | None
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _FeedForward:
+class _FeedForward(msgspec.Struct, frozen=True, eq=False):
     gate_up: AnyProjection
     down: _Output
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Layer:
+class _Layer(msgspec.Struct, frozen=True, eq=False):
     attention_norm: RmsNorm[AnyArray]
     qkv: AnyProjection
     attention: Attention[AnyArray]
@@ -58,8 +56,7 @@ class _Layer:
     feed_forward: _FeedForward | Mixture
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LlamaArchitecture(Architecture):
+class LlamaArchitecture(Architecture, frozen=True, kw_only=True):
     """What an architecture of the family has in its layers. Tensor names are without layer and ``.weight``."""
 
     qkv: tuple[str, ...] = ("attn_q", "attn_k", "attn_v")

@@ -5,7 +5,7 @@ The shared one is Qwen2-MoE's, whose output is gated. Formulas as in Hugging Fac
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import msgspec
 
 from kernels.devices.protocol import AnyExperts, AnyRouter
 from kernels.weights.parameters import SharedWeights
@@ -13,8 +13,7 @@ from worker.model.config import ModelConfig
 from worker.model.weights import TensorSpec, Weights
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Mixture:
+class Mixture(msgspec.Struct, frozen=True, eq=False):
     """The mixture of a layer, as `kernels.registry.Ops.norm_moe_residual` takes it."""
 
     router: AnyRouter

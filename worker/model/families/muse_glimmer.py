@@ -8,9 +8,9 @@ window are not rotated. Logits are scaled, and then within a soft cap. Formulas 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import ClassVar
 
+import msgspec
 import numpy as np
 
 from kernels.batch import AnyArray, Step
@@ -28,8 +28,7 @@ from worker.model.weights import TensorSpec, Weights
 POST_NORM_EPSILON = 1e-8
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Layer:
+class _Layer(msgspec.Struct, frozen=True, eq=False):
     norm: RmsNorm[AnyArray]
     attention: SelfAttention
     gate: AnyProjection

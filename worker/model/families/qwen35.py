@@ -9,9 +9,10 @@ rotation of the first part of each head.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from typing import ClassVar
+
+import msgspec
 
 from kernels.batch import AnyArray, Step
 from kernels.devices.protocol import AnyProjection, Device
@@ -27,8 +28,7 @@ from worker.model.step_activations import StepActivations
 from worker.model.weights import RowPart, TensorSpec, Weights
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Qwen35Architecture(Architecture):
+class Qwen35Architecture(Architecture, frozen=True, kw_only=True):
     """What differs between the generations."""
 
     head_order: HeadOrder = "tiled"
@@ -57,21 +57,18 @@ ARCHITECTURES: Mapping[str, Qwen35Architecture] = {
 }
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _GatedAttention:
+class _GatedAttention(msgspec.Struct, frozen=True, eq=False):
     own: SelfAttention
     gate: AnyProjection
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _LinearAttention:
+class _LinearAttention(msgspec.Struct, frozen=True, eq=False):
     projection: AnyProjection
     net: DeltaNet[AnyArray]
     output: AnyProjection
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Layer:
+class _Layer(msgspec.Struct, frozen=True, eq=False):
     norm: RmsNorm[AnyArray]
     mixer: _GatedAttention | _LinearAttention
     ffn_norm: RmsNorm[AnyArray]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import msgspec
 
 from kernels.batch import AnyArray
 from kernels.devices.protocol import AnyProjection
@@ -12,8 +12,7 @@ from worker.model.layer_config import LayerConfig
 from worker.model.weights import RowPart, TensorSpec, Weights
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class SelfAttention:
+class SelfAttention(msgspec.Struct, frozen=True, eq=False):
     """What a layer projects of a token, queries, keys and values, how it attends with them, and what is made of it."""
 
     qkv: AnyProjection

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
 from typing import Any
+
+import msgspec
+from msgspec.structs import replace
 
 from orcd.errors import InvalidRequest
 from worker.text.chat.content_escape import ContentEscape
@@ -17,8 +19,7 @@ from worker.text.process.text_process import LimitExceeded
 _FIXED = ("messages", "tools", "add_generation_prompt")
 
 
-@dataclass(frozen=True, slots=True)
-class Chat:
+class Chat(msgspec.Struct, frozen=True):
     """What of a request the chat template is given."""
 
     messages: Sequence[Mapping[str, Any]]
@@ -38,8 +39,7 @@ class Chat:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class ChatPrompt:
+class ChatPrompt(msgspec.Struct, frozen=True):
     """A rendered prompt, to be encoded with these ``stand_ins`` (see `worker.text.chat.content_escape`)."""
 
     text: str

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
+import msgspec
 from jinja2 import nodes
 
 
-@dataclass(frozen=True, slots=True)
-class ContentForm:
+class ContentForm(msgspec.Struct, frozen=True):
     """``takes_parts``: the template has a loop over content. ``knows_developer``: it names that role.
 
     ``has_system_tools``: it takes tools only in a message (see `worker.text.chat.system_tools`).

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+
+import msgspec
 
 
-@dataclass(frozen=True, slots=True)
-class PreTokenizer:
+class PreTokenizer(msgspec.Struct, frozen=True):
     """``expressions`` are applied one after the other; each cuts further, at both ends of every match.
 
     With ``looks_words_up`` a word that the vocabulary holds is one token, whatever the merges say. ``adds_bos`` is what

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
 from kernels.ops.layers.decode_layers_cut import Layer, LayersCut, obstacle
 from kernels.runtime.gpu_spec import A100, H100, GpuSpec

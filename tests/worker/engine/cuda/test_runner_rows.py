@@ -25,7 +25,7 @@ SMALL_LIMITS = {
     "worker.engine.cuda.whole_step_graphs.MOST_GRAPHS": 3,
     "worker.engine.cuda.prefix_grouping.TILE_KEYS": 4,
     "worker.engine.cuda.prefix_grouping.LEAST_BYTES": 1,
-    "worker.engine.runners.open_runner.CudaRunner": CheckedRunner,
+    "worker.engine.cuda.runner.CudaRunner": CheckedRunner,
 }
 
 

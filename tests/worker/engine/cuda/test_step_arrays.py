@@ -1,7 +1,6 @@
-from dataclasses import replace
-
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
 from kernels.batch import PrefixGroups, StateRows
 from tests.worker.engine.generation import sequence

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -26,7 +27,7 @@ PROMPT = list(range(40))
 def load(name: str, **changes: object) -> Model:
     """A small model, some numbers of its configuration changed."""
     gguf, device = open_gguf(SMALL[name]), open_device("cpu")
-    config = replace(read_model_config(gguf), **changes)  # type: ignore[arg-type]
+    config = msgspec.structs.replace(read_model_config(gguf), **changes)  # type: ignore[arg-type]
     return assemble_model(config, Weights(gguf, device), device)
 
 

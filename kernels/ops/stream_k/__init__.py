@@ -1,1 +1,0 @@
-"""Products whose tiles are shared out evenly among blocks."""
