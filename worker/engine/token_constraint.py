@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import msgspec
 
@@ -65,12 +65,8 @@ Asked = tuple[TokenConstraint, int]
 """A constraint that is asked for a mask, and of how many tokens that may still be drawn it is."""
 
 
-class Drawn(NamedTuple):
-    """A token that was drawn, of ``num_left`` that might be."""
-
-    constraint: TokenConstraint
-    token_id: int
-    num_left: int
+Drawn = tuple[TokenConstraint, int, int]
+"""A constraint, a token that was drawn for it, and of how many that might be."""
 
 
 class ConstraintBatch(Protocol):

@@ -113,7 +113,7 @@ class BadWordsBatch(msgspec.Struct, frozen=True):
 
     def take(self, drawn: Sequence[Drawn]) -> list[int | Exception]:
         """See `ConstraintBatch`; the same holds."""
-        of_grammars = [Drawn(cast(BadWords, each).grammar, token_id, num_left) for each, token_id, num_left in drawn]
+        of_grammars = [(cast(BadWords, each).grammar, token_id, num_left) for each, token_id, num_left in drawn]
         return [
             _settled(cast(BadWords, each), token_id)
             for (each, _, _), token_id in zip(drawn, self.grammars.take(of_grammars), strict=True)

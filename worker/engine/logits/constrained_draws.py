@@ -35,16 +35,16 @@ def take_draws(chunks: list[Chunk], results: Results) -> TakenDraws:
         if asked is None:
             asked = batches[batch] = [], []
         asked[0].append(number)
-        asked[1].append(Drawn(constraint, token_id, sequence.num_left))
+        asked[1].append((constraint, token_id, sequence.most_tokens - len(sequence.token_ids)))
     changed: dict[int, int | Exception] = {}
     ended: list[Sequence] = []
     for batch, (numbers, drawn) in batches.items():
         taken = [take_alone(each) for each in drawn] if batch is None else batch.take(drawn)
-        for number, (constraint, token_id, _), appended in zip(numbers, drawn, taken, strict=True):
-            if appended != token_id:
-                changed[number] = appended
-            if constraint.is_complete:
-                ended.append(chunks[number].sequence)
+        drawn_ids = [token_id for _, token_id, _ in drawn]
+        if taken != drawn_ids:
+            pairs = zip(numbers, drawn_ids, taken, strict=True)
+            changed.update({number: appended for number, token_id, appended in pairs if appended != token_id})
+        ended += [chunks[number].sequence for number, each in zip(numbers, drawn, strict=True) if each[0].is_complete]
     if not changed:
         return TakenDraws(results, (), ended)
     return TakenDraws(_with_changed(chunks, results, changed), [chunks[each].sequence for each in changed], ended)

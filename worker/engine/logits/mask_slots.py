@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -65,14 +66,14 @@ def number_rows(
     ``found``: of some rows a mask, the only id that may be drawn, or why there is none.
     """
     numbers, errors = np.full(num_rows, ANY_ID, np.int32), {}
-    of_found: list[int] = []
-    for row, mask in found.items():
-        if isinstance(mask, TokenMask):
-            of_found.append(slots[mask])
-        elif isinstance(mask, int):
-            of_found.append(encode_only_id(mask))
-        else:
-            of_found.append(encode_only_id(NO_ID))
-            errors[row] = mask
-    numbers[list(found)] = of_found
+    known = cast("Mapping[object, int]", slots)
+    of_found = [known.get(mask, -1) for mask in found.values()]
+    rows = list(found)
+    for index in [index for index, number in enumerate(of_found) if number < 0]:
+        said = found[rows[index]]
+        assert not isinstance(said, TokenMask), "a mask that is not in the table"
+        of_found[index] = encode_only_id(said if isinstance(said, int) else NO_ID)
+        if isinstance(said, OrcdError):
+            errors[rows[index]] = said
+    numbers[rows] = of_found
     return numbers, errors

@@ -39,19 +39,19 @@ def masks_of(sequences: Series[Sequence], num_words: int) -> list[TokenMask | in
     for index, sequence in enumerate(sequences):
         constraint = sequence.constraint
         assert constraint is not None, "a mask for a sequence that draws from all ids"
-        batch = constraint.batch
-        asked = batches.get(batch)
+        asked = batches.get(batch := constraint.batch)
         if asked is None:
             asked = batches[batch] = [], []
         asked[0].append(index)
-        asked[1].append((constraint, sequence.num_left))
+        asked[1].append((constraint, sequence.most_tokens - len(sequence.token_ids)))
     for batch, (indices, each_asked) in batches.items():
         masks = [_mask_alone(*each, num_words) for each in each_asked] if batch is None else batch.masks(each_asked)
         for index, mask in zip(indices, masks, strict=True):
             found[index] = constraint_error(mask) if isinstance(mask, Exception) else mask
-    for index, sequence in enumerate(sequences):
-        if sequence.sampling.min_tokens and sequence.banned_ids:
-            found[index] = without(found[index], sequence.banned_ids)
+    for index in [index for index, sequence in enumerate(sequences) if sequence.sampling.min_tokens]:
+        found[index] = (
+            without(found[index], sequences[index].banned_ids) if sequences[index].banned_ids else found[index]
+        )
     return found
 
 

@@ -17,7 +17,7 @@ from worker.text.grammar.lexers import Lexers
 from worker.text.grammar.matcher_batch import MatcherBatch, too_complex
 from worker.text.grammar.places.document_places import ANY_TOKEN, DocumentPlaces, Place
 
-MOST_BEHIND = 64
+MOST_BEHIND = 256
 """Tokens that llguidance takes together, after places told what they lead to: a token takes it 1 us."""
 
 

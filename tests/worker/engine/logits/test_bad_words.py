@@ -108,10 +108,10 @@ def test_those_with_grammars_that_are_asked_together_are_asked_together_and_say_
     together, alone = [batched(batch, *each) for each in ids], [batched(batch, *each) for each in ids]
     assert len({each.batch for each in together}) == 1
     for token_id in (4, 6, 8):
-        drawn = [Drawn(each, token_id, 9 - token_id // 2) for each in together]
+        drawn = [(each, token_id, 9 - token_id // 2) for each in together]
         batch.num_calls = 0
         assert [str(each) for each in together[0].batch.take(drawn)] == [
-            str(take_alone(Drawn(each, token_id, 9 - token_id // 2))) for each in alone
+            str(take_alone((each, token_id, 9 - token_id // 2))) for each in alone
         ]
         assert batch.num_calls == 1
         num_left = 8 - token_id // 2

@@ -49,7 +49,7 @@ def test_what_is_appended_is_what_the_constraint_took(batch: NotingBatch | None)
     assert [each.revision for each in sequences] == [0, 0, 1, 0]
     assert [each.token_ids for each in constraints] == [[8], [2], []]
     if batch is not None:
-        assert [[each.num_left for each in call] for call in batch.calls] == [[5, 1]]
+        assert [[num_left for _, _, num_left in call] for call in batch.calls] == [[5, 1]]
 
 
 @pytest.mark.parametrize(("num_top", "top"), [(0, ((), ())), (3, ((2,), (0.0,)))])

@@ -12,7 +12,7 @@ from orcd.errors import OrcdError
 from tests.bench.structured_rates import SCHEMA
 from tests.worker.text.grammar.compilers import BYTE_LEVEL, tokenizer_of, words_of
 from tests.worker.text.grammar.schemas import make_schemas
-from worker.engine.token_constraint import Asked, Drawn
+from worker.engine.token_constraint import Asked
 from worker.text.grammar.grammar_compiler import GrammarCompiler
 from worker.text.grammar.grammar_text import grammar_text
 from worker.text.grammar.matcher_batch import LEAST_TAKEN, MAX_THREADS, MatcherBatch, num_threads
@@ -56,7 +56,7 @@ def test_masks_and_tokens_of_many_are_those_of_each_alone(num_answers: int) -> N
         for each, num_left, mask in zip(alone, left, masks, strict=True):
             np.testing.assert_array_equal(mask_of(each, num_left), mask)
         ids = [drawn_of(mask, chance) for mask in masks]
-        taken = together[0].batch.take([Drawn(*each) for each in zip(together, ids, left, strict=True)])
+        taken = together[0].batch.take(list(zip(together, ids, left, strict=True)))
         assert taken == [each.take(*draw) for each, draw in zip(alone, zip(ids, left, strict=True), strict=True)]
         num_replaced += sum(a != b for a, b in zip(ids, taken, strict=True))
         going = [number for number, each in enumerate(together) if not each.is_complete]
@@ -76,11 +76,31 @@ def test_a_token_that_is_not_allowed_is_an_error_of_its_answer_alone(is_late: bo
         answers[3]._behind.append(wrong)
     else:
         ids[3] = wrong
-    taken = answers[0].batch.take([Drawn(each, token_id, 500) for each, token_id in zip(answers, ids, strict=True)])
+    taken = answers[0].batch.take([(each, token_id, 500) for each, token_id in zip(answers, ids, strict=True)])
     assert isinstance(taken[3], OrcdError)
     assert taken[:3] + taken[4:] == ids[:3] + ids[4:]
     masks = answers[0].batch.masks([(each, 499) for each in answers])
     assert [number for number, mask in enumerate(masks) if isinstance(mask, Exception)] == [3]
+
+
+@pytest.mark.parametrize("num_answers", [LEAST_TAKEN - 2, 2 * LEAST_TAKEN])
+def test_an_answer_that_fails_where_its_place_is_looked_for_ends_alone(
+    num_answers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers = matchers(num_answers)
+    masks = masks_of([(each, 500) for each in answers])
+    ids = [drawn_of(mask, random.Random(0)) for mask in masks]
+    goes_on = TokenMatcher.goes_on
+
+    def go_on(matcher: TokenMatcher, *asked: int) -> bool:
+        if matcher is answers[2]:
+            raise ValueError("secret")
+        return goes_on(matcher, *asked)
+
+    monkeypatch.setattr(TokenMatcher, "goes_on", go_on)
+    taken = answers[0].batch.take([(each, token_id, 500) for each, token_id in zip(answers, ids, strict=True)])
+    assert isinstance(taken[2], ValueError)
+    assert taken[:2] + taken[3:] == ids[:2] + ids[3:]
 
 
 def test_a_mask_is_computed_once_for_all_that_are_in_the_same_place(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,6 +18,7 @@ from llguidance import LLMatcher
 from worker.engine.token_constraint import TokenMask
 from worker.text.grammar.alphabet import Alphabet
 from worker.text.grammar.known_closing import KnownClosing
+from worker.text.grammar.places.lexemes import read_lexemes
 from worker.text.grammar.places.place_memory import PlaceMemory
 from worker.text.grammar.places.string_masks import AlikeStrings, StringMasks
 
@@ -30,10 +31,8 @@ MOST_PROBED = 300
 """Characters of strings that are counted."""
 ANY_TOKEN = -1
 PROBES = b"~^|`@#%zqZQXKWVJ"
-_LEXEME = re.compile(rb'"(?:[^"\\]|\\.)*+"|[{}\[\],:]|[^\s{}\[\],:"]++|\s++', re.DOTALL)
 _ESCAPE = re.compile(rb'\\["\\/bfnrt]')
 """Those that stand for one character each."""
-_STRUCTURE = frozenset(b"{}[],:")
 _NUMBERS = frozenset(b"-0123456789")
 """What numbers begin with."""
 
@@ -58,6 +57,8 @@ class Place:
     """Places in that string by their length."""
     string: StringMasks | None = None
     """Masks in that string."""
+    starts: tuple[int, ...] = ()
+    """Where in the outline the objects and arrays that are open begin."""
     is_complete: bool = False
     """Whether nothing may follow."""
     is_kept: bool = True
@@ -106,6 +107,9 @@ class DocumentPlaces:
         self._kept: dict[tuple[bytes, bytes], Place] = {}
         self._lengths: dict[bytes, dict[int, Place]] = {}  # by outlines behind which a string may have any text
         self._strings: dict[bytes, StringMasks] = {}  # of these
+        self._closings: dict[
+            bytes, dict[tuple[int, KnownClosing], KnownClosing]
+        ] = {}  # behind white space, by outlines
         self._families: dict[tuple[int, TokenMask], AlikeStrings] = {}
         self._masks: dict[bytes, TokenMask] = {}
         self._missed: dict[tuple[Place, int], Place] = {}  # what `after` has made of a token, for `follow`
@@ -116,13 +120,14 @@ class DocumentPlaces:
 
     def begin_use(self) -> None:
         """From now on the thread that counts for all grammars asks."""
+        self._memory.note(self, self._num_uncounted)
         self._is_in_use = True
 
     def _count(self, num_bytes: int) -> None:
-        self._num_uncounted += num_bytes
         if self._is_in_use:
-            self._memory.add(self, self._num_uncounted)
-            self._num_uncounted = 0
+            self._memory.add(self, num_bytes)
+        else:
+            self._num_uncounted += num_bytes
 
     def forget(self) -> None:
         """Know nothing of any place."""
@@ -132,7 +137,7 @@ class DocumentPlaces:
         self._kept, self._masks, self._missed = {}, {}, {}
         for lengths in self._lengths.values():
             lengths.clear()
-        self._lengths, self._strings, self._families = {}, {}, {}
+        self._lengths, self._strings, self._families, self._closings = {}, {}, {}, {}
 
     def after(self, place: Place, token_id: int) -> Place | None:
         """The place behind ``place`` and a token that may come there, if that is known."""
@@ -206,33 +211,14 @@ class DocumentPlaces:
     def _behind(self, before: Place, token_id: int) -> Place:
         """The place behind ``before`` and a token that ends or begins something, as the texts of these tell."""
         text = before.text + self._alphabet.texts[token_id]
-        if text.isspace():
-            known = before.outline, b" " * len(text), before.num_dropped, before.outer, before.is_name_next
-            return Place(*known, -1, before.alphabet, {})
-        end, outline, outer, is_name_next = 0, [before.outline], before.outer, before.is_name_next
-        match_next = _LEXEME.scanner(text).match  # type: ignore[attr-defined]
-        while (found := match_next()) is not None:
-            lexeme: bytes = found[0]
-            kind = lexeme[0]
-            if kind == ord('"'):
-                outline.append(lexeme if is_name_next else b'""')
-            elif kind in _STRUCTURE:
-                outline.append(lexeme)
-                if lexeme in b"{[":
-                    outer += lexeme
-                elif lexeme in b"}]":
-                    outer = outer[:-1]
-                is_name_next = lexeme in b"{," and outer.endswith(b"{")
-            elif found.end() == len(text):  # it may go on
-                break
-            elif not lexeme.isspace():
-                outline.append(b"0")
-            end = found.end()
-        left = text[end:]
-        if left.isspace():
-            left = b" " * len(left)
-        num_dropped = before.num_dropped if len(outline) == 1 else 0
-        return Place(b"".join(outline), left, num_dropped, outer, is_name_next, -1, before.alphabet, {})
+        lexed = read_lexemes(text, before.outer, before.is_name_next)
+        outline, starts = before.outline, before.starts
+        if lexed.num_closed:
+            outline, starts = outline[: starts[-lexed.num_closed]], starts[: -lexed.num_closed]
+        starts += tuple([len(outline) + start for start in lexed.starts])
+        num_dropped = 0 if lexed.outline else before.num_dropped
+        known = outline + lexed.outline, lexed.text, num_dropped, lexed.outer, lexed.is_name_next
+        return Place(*known, -1, before.alphabet, {}, starts=starts)
 
     def _length(self, place: Place) -> int:
         """Characters of the string that ``place`` is in, so far, if they can be counted and it is no name; else -1."""
@@ -265,7 +251,9 @@ class DocumentPlaces:
             found = lengths.get(length)
             if found is None:
                 string = self._string_of(place)
-                found = Place(outline, b'"', length, outer, False, length, self._alphabet, lengths, string)
+                found = Place(
+                    outline, b'"', length, outer, False, length, self._alphabet, lengths, string, starts=place.starts
+                )
                 if string.room(length):
                     found.keep_forced(ANY_TOKEN, ())  # as it may have any text
                 lengths[length] = found
@@ -291,6 +279,8 @@ class DocumentPlaces:
             place.is_kept = False
         place.is_open = not state.compute_ff_bytes()
         found = self._kept.get((outline, text)) if place.is_kept else place
+        if found is None and place.is_open and text.isspace():
+            place.closings = self._closings.setdefault(outline, {})  # the same, however much white space
         if found is None:
             found = self._kept[outline, text] = place
             self._count(PLACE_BYTES + len(outline) + len(text))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -17,10 +17,20 @@ class PlaceMemory:
 
     def __init__(self) -> None:
         self._sizes: OrderedDict[DocumentPlaces, int] = OrderedDict()
+        self._noted: deque[tuple[DocumentPlaces, int]] = deque()
         self._num_bytes = 0
 
+    def note(self, places: DocumentPlaces, num_bytes: int) -> None:
+        """As `add`, on any thread: they count when anything is learned next, of ``places`` or of others."""
+        self._noted.append((places, num_bytes))
+
     def add(self, places: DocumentPlaces, num_bytes: int) -> None:
-        """So many bytes more are kept of ``places``."""
+        """So many bytes more are kept of ``places``. On the one thread that asks all of them."""
+        while self._noted:
+            self._add(*self._noted.popleft())
+        self._add(places, num_bytes)
+
+    def _add(self, places: DocumentPlaces, num_bytes: int) -> None:
         self._num_bytes += num_bytes
         self._sizes[places] = self._sizes.get(places, 0) + num_bytes
         self._sizes.move_to_end(places)

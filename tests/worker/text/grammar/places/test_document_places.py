@@ -114,6 +114,32 @@ def test_two_answers_are_in_the_same_place_whatever_other_strings_hold(first: st
     assert one.length >= 0
 
 
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ('[{"a":"x","b":null},{"a":"', '[{"a":"x","b":[1,2]},{"a":"'),
+        ('[[{"a":"x"}],{"a":"', '[[],{"a":"'),
+    ],
+)
+def test_two_answers_are_in_the_same_place_whatever_objects_and_arrays_that_have_ended_hold(
+    first: str, second: str
+) -> None:
+    item = record(a=TEXT, b={"anyOf": [{"type": "null"}, {"type": "array", "items": {"type": "number"}}]})
+    item["required"] = ["a"]
+    schema = {"type": "array", "items": {"anyOf": [item, {"type": "array", "items": item}]}}
+    beginning = matcher_of(schema)
+    one, other = place_of(beginning, first), place_of(beginning, second)
+    assert one is other
+    assert one.length >= 0
+
+
+def test_what_closes_a_document_is_the_same_however_much_white_space_an_answer_has_written() -> None:
+    beginning = matcher_of(record(a=TEXT, b=TEXT))
+    closings = [place_of(beginning, '{"a":"x",' + " " * number).closings for number in (1, 2, 5)]
+    assert closings[0] is closings[1] is closings[2]
+    assert place_of(beginning, '{"a":"x"' + " ").closings is not closings[0]
+
+
 def test_behind_half_a_character_and_behind_an_escape_the_place_is_known_where_that_has_ended() -> None:
     beginning = matcher_of(record(a=TEXT, b=TEXT))
     matcher, lengths = beginning.copy(), []
@@ -128,7 +154,11 @@ def test_behind_half_a_character_and_behind_an_escape_the_place_is_known_where_t
 
 @pytest.mark.parametrize(
     ("first", "second"),
-    [('{"a":"x","b":"y', '{"a":"x","b":"yz'), ('{"a":"x', '{"a":"","b":"y'), ('{"a":"","c":["', '{"a":"","c":["x","')],
+    [
+        ('{"a":"x","b":"y', '{"a":"x","b":"yz'),
+        ('{"a":"x', '{"a":"","b":"y'),
+        ('{"a":"","c":["', '{"a":"","c":["x","'),
+    ],
 )
 def test_places_are_told_apart(first: str, second: str) -> None:
     schema = record(a=TEXT, b=TEXT, c={"type": "array", "items": TEXT})

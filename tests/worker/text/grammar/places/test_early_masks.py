@@ -87,3 +87,15 @@ def test_they_count_once_answers_are_there() -> None:
         answer.take(matcher._rule.alphabet.of_byte(byte), 900)
     masks = {place.known_mask() for place in known_places(matcher).values()}
     assert places._memory._num_bytes > sum(len(mask.words) for mask in masks) > 0
+
+
+def test_those_of_a_grammar_that_nobody_uses_count_with_what_others_learn() -> None:
+    compiler = GrammarCompiler(tokenizer_of(BYTE_LEVEL), num_threads=2)
+    unused, used = (compiler.compile(grammar_text("json_schema", schema)) for schema in (SCHEMA, NOTE))
+    memory = used.places._memory
+    assert memory is unused.places._memory
+    matcher = used.copy()
+    for byte in b'{ "note": "x" }':
+        matcher.take(matcher._rule.alphabet.of_byte(byte), 900)
+    masks = {place.known_mask() for place in known_places(unused).values()}
+    assert memory._num_bytes > sum(len(mask.words) for mask in masks) > 0
