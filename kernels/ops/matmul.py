@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 
@@ -29,7 +31,10 @@ from kernels.ops.matmul_tuning import (
     tile_shape,
 )
 from kernels.ops.norm import NO_NORM, DeviceNorm, norm_params, norm_residual, norm_rows
-from kernels.ops.unpacked.unpacked_matmul import is_suitable, multiply_unpacked, unpacked_shape
+from kernels.ops.stream_k import stream_k_matmul
+from kernels.ops.stream_k.stream_k_matmul import multiply_stream_k, stream_k_shape
+from kernels.ops.unpacked import unpacked_matmul
+from kernels.ops.unpacked.unpacked_matmul import multiply_unpacked, unpacked_shape
 from kernels.runtime.compiler import Variant
 from kernels.runtime.device_array import DeviceArray, pointer_of
 from kernels.runtime.launcher import Context
@@ -194,15 +199,25 @@ def launch_small_batch(
     context.launch("matmul/matmul", kernel, grid, threads, params, shared_bytes=shared_bytes, FORMAT=matrix.format.name)
 
 
+_OF_ESTIMATE = 0.88
+"""Products on unpacked weights take less than is estimated where they are of as few tokens as stream-K is for."""
+
+
 def _multiply_many(context: Context, product: Product) -> None:
     """Any number of tokens, by the kernel that takes less time."""
     num_tokens, matrix = product.out.shape[0], product.matrix
-    if is_suitable(context.gpu, product):
-        shape = unpacked_shape(context.gpu, matrix, num_tokens)
-        if shape.estimated_us < _tile_shape(context, matrix, num_tokens).estimated_us:
-            multiply_unpacked(context, product, shape.size)
-            return
-    multiply_tiled(context, product)
+    multiply: Callable[[Context, Product], None] = multiply_tiled
+    least_us = _tile_shape(context, matrix, num_tokens).estimated_us
+    if unpacked_matmul.is_suitable(context.gpu, product):
+        size, estimated_us = unpacked_shape(context.gpu, matrix, num_tokens)
+        if estimated_us < least_us:
+            multiply = partial(multiply_unpacked, size=size)
+            least_us = estimated_us * _OF_ESTIMATE
+    if stream_k_matmul.is_suitable(context.gpu, product):
+        shape = stream_k_shape(context.gpu, matrix, num_tokens)
+        if shape.estimated_us < least_us:
+            multiply = partial(multiply_stream_k, shape=shape)
+    multiply(context, product)
 
 
 def _tile_shape(context: Context, matrix: PackedMatrix, num_tokens: int) -> TileShape:

@@ -269,7 +269,7 @@ def ring_bytes(gpu: GpuSpec, format_: Format, size: int) -> int:
 declare_constants("matmul/matmul_weights.cuh", MAX_BLOCK_WARPS=MAX_BLOCK_WARPS, MAX_NORMED_WIDTH=MAX_NORMED_WIDTH)
 declare_constants("matmul/matmul_streamed.cuh", STREAMED_SCALE_BYTES=STREAMED_SCALE_BYTES)
 declare_constants("matmul/matmul_gemv_summed.cuh", MAX_SUMMED_WARPS=MAX_SUMMED_WARPS)
-declare_constants("matmul/matmul_tiled.cu", SUMMING_TOKENS=MOST_SUMMED)
+declare_constants("matmul/matmul_tiled.cuh", SUMMING_TOKENS=MOST_SUMMED)
 declare_traits(
     "matmul/matmul_tiled_hopper.cuh",
     "TileRing",

@@ -12,7 +12,7 @@ from kernels.ops.layers.routed_matmul import multiply_expert_tiles, multiply_rou
 from kernels.ops.layers.shared_expert import add_shared_expert
 from kernels.ops.matmul_params import Epilogue, Product, RoutedShared
 from kernels.ops.matmul_tuning import MAX_SMALL_BATCH, SmallBatchShape, summed_shape
-from kernels.ops.norm import NORM_PARTITIONS, DeviceNorm, NormParams, norm_params
+from kernels.ops.norm import NORM_PARTITIONS, SHORT_WIDTH, DeviceNorm, NormParams, norm_params
 from kernels.runtime.compiler import Variant
 from kernels.runtime.cuda_constants import declare_constants
 from kernels.runtime.cuda_struct import CudaStruct, Int32, Pointer
@@ -22,6 +22,7 @@ from kernels.weights.packed import Experts, PackedMatrix, Router
 from kernels.weights.parameters import Clamp, Geglu
 
 _MANY_TOKENS = 8  # of a block of moe_logits_many
+_MOST_WIDTH = 2 * SHORT_WIDTH  # of rows of moe_logits_most
 _EXPERTS_AT_ONCE = 8  # of a block of moe_logits_*, or half of it
 _SLAB_EXPERTS = 32  # of such a block at a time, so that two of them fit an SM
 
@@ -246,13 +247,16 @@ def _route(
 def _launch_many(context: Context, params: RouteParams, routing: _Routing, width: int, block_experts: int) -> None:
     num_tokens, num_experts = routing.logits.shape
     token_bytes = (width + NORM_PARTITIONS * (2 + _SLAB_EXPERTS)) * 4
-    kernels = {"moe_logits_most": 2 * _MANY_TOKENS, "moe_logits_many": _MANY_TOKENS, "moe_logits_pairs": 2}
-    if num_tokens < 2 * _MANY_TOKENS * context.gpu.num_sms:
-        del kernels["moe_logits_most"]
-    kernel, tokens = next(each for each in kernels.items() if each[1] * token_bytes <= context.gpu.shared_bytes)
-    grid, threads = (-(-num_tokens // tokens), -(-num_experts // block_experts)), 32 * NORM_PARTITIONS
-    threads *= 2 if kernel == "moe_logits_most" else 1
-    context.launch("moe/moe", kernel, grid, threads, params, shared_bytes=tokens * token_bytes)
+    if num_tokens >= 2 * _MANY_TOKENS * context.gpu.num_sms and width <= _MOST_WIDTH:
+        token_bytes, tokens = NORM_PARTITIONS * (2 + _SLAB_EXPERTS) * 4, 2 * _MANY_TOKENS
+        grid, threads = (-(-num_tokens // tokens), 1), 2 * 32 * NORM_PARTITIONS
+        context.launch("moe/moe", "moe_logits_most", grid, threads, params, shared_bytes=tokens * token_bytes)
+    else:
+        kernel, tokens = "moe_logits_many", _MANY_TOKENS
+        if tokens * token_bytes > context.gpu.shared_bytes:
+            kernel, tokens = "moe_logits_pairs", 2
+        grid = -(-num_tokens // tokens), -(-num_experts // block_experts)
+        context.launch("moe/moe", kernel, grid, 32 * NORM_PARTITIONS, params, shared_bytes=tokens * token_bytes)
     context.launch("moe/moe", "moe_choose", -(-num_tokens // 8), 256, params)
 
 

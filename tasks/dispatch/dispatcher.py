@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -23,11 +22,6 @@ from tasks.dispatch.prompt_encoder import PromptEncoder
 from tasks.observe.observer import Observer
 from tasks.supervised_thread import OnDeath
 from worker.settings import Settings
-
-SWITCH_INTERVAL_S = 0.0005
-"""So often it is decided anew which thread has the interpreter, where several want it. A job passes through five, each
-of which has just waited for Redis or for another: with Python's 5 ms it takes up to twice as long to a first token
-where 256 streams keep the process busy."""
 
 
 class Dispatcher:
@@ -98,7 +92,6 @@ class Dispatcher:
 
         Jobs are taken once `wait_until_loaded` has said so.
         """
-        sys.setswitchinterval(SWITCH_INTERVAL_S)
         self._encoder.start()
         self._runner.start(engine_run)
         self._maintenance.start()

@@ -50,6 +50,7 @@ class Shape:
     window: int = 0
 
 
+GEMMA, QWEN36 = ("Gemma-3", 16, 8, 256), ("Qwen3.6", 16, 2, 256)
 QWEN, PHI, GPT_OSS, LLAMA = ("Qwen", 14, 2, 64), ("Phi-3", 32, 32, 96), ("gpt-oss", 64, 8, 64), ("Llama", 32, 8, 128)
 SHAPES = [
     *(Shape(*QWEN, 1, 1, context) for context in (64, 256, 1024, 4096, 32768)),
@@ -69,6 +70,10 @@ SHAPES = [
     Shape(*GPT_OSS, 4, 2048, 2048, 128),
     Shape(*QWEN, 64, 128, 128),
     Shape(*PHI, 64, 128, 128),
+    *(Shape(*GEMMA, 1, 1, context) for context in (256, 2000)),
+    Shape(*GEMMA, 256, 1, 256),
+    *(Shape(*QWEN36, 1, 1, context) for context in (256, 4096)),
+    Shape(*QWEN36, 4, 2048, 2048),
 ]
 PREFIXES = [
     *((Shape(*model, 256, 1, 2128), 1984) for model in (QWEN, PHI, GPT_OSS)),

@@ -14,8 +14,8 @@ import numpy as np
 
 from kernels.devices.cuda import CudaDevice
 from kernels.devices.open import open_device
-from kernels.ops.layers.expert_plan import plan_experts, tile_sizes
-from kernels.ops.layers.routed_matmul import multiply_routed
+from kernels.ops.layers.expert_plan import gather_rows, plan_experts, tile_sizes
+from kernels.ops.layers.routed_matmul import multiply_expert_tiles, multiply_routed
 from kernels.ops.matmul_params import Epilogue, Product
 from kernels.ops.moe import _combine, _route, norm_moe_residual
 from kernels.ops.norm import norm_rows
@@ -46,6 +46,7 @@ class Shape:
 SHAPES = [
     Shape("Qwen3-30B-A3B", "Q4_K", "Q4_K", 2048, 768, 128, 8),
     Shape("Qwen3-30B-A3B", "Q4_K", "Q6_K", 2048, 768, 128, 8),
+    Shape("Qwen3.6-35B-A3B", "Q4_K", "Q4_K", 2048, 512, 256, 8),
     Shape("gpt-oss-20b", "MXFP4", "MXFP4", 2880, 2880, 32, 4, Clamp(1.702, 7.0)),
 ]
 TOKENS = (1, 4, 8, 64, 256, 2048)
@@ -76,7 +77,7 @@ class Layers:
 
 
 def time_parts(device: CudaDevice, shape: Shape, layers: Layers, x: DeviceArray) -> dict[str, float]:
-    """The whole, and of few tokens its parts."""
+    """The whole and its parts."""
     context, norm = device.context, layers.norm
     out = context.scratch(x.shape, np.float32)
     timed = partial(time_us, device, num_copies=COPIES)
@@ -89,31 +90,37 @@ def time_parts(device: CudaDevice, shape: Shape, layers: Layers, x: DeviceArray)
     num_pairs = num_tokens * shape.used
     normed = context.scratch((num_tokens, hidden), np.float16)
     times = {"all": timed(whole)}
-    times["route"] = timed(lambda number: void(_route(context, x, norm, layers.routers[number], normed)))
+    times["route"] = timed(lambda number: void(_route(context, x, norm, layers.routers[number], normed, None)))
     norm_rows(context, x, norm, rows=None, out=normed)
-    routings = [_route(context, x, norm, router, normed) for router in layers.routers]
-    if not routings[0].is_small:
-        sizes = tile_sizes(context.gpu, layers.experts[0], num_tokens, shape.used, shape.experts)
-        times["plan"] = timed(
-            lambda number: void(plan_experts(context, routings[number].experts, shape.experts, sizes))
-        )
-        return times
+    routings = [_route(context, x, norm, router, normed, None) for router in layers.routers]
     activated = context.scratch((num_pairs, shape.inner), np.float16)
     results = context.scratch((num_pairs, hidden), np.float32)
     epilogue = Epilogue.CLAMPED_SWIGLU if shape.clamp else Epilogue.SWIGLU
+    inputs, plan = normed, None
+    if not routings[0].is_small:
+        sizes = tile_sizes(context.gpu, layers.experts[0], num_tokens, shape.used, shape.experts)
+        chosen = routings[0].experts
+        times["plan"] = timed(lambda _number: void(plan_experts(context, chosen, shape.experts, sizes)))
+        plan = plan_experts(context, chosen, shape.experts, sizes)
+        rows = plan.rows
+        times["gather"] = timed(lambda _number: void(gather_rows(context, normed, rows)))
+        inputs = gather_rows(context, normed, rows)
 
     def product(number: int, *, first: bool) -> None:
         experts, routing = layers.experts[number], routings[number]
         if first:
-            both = Product(normed, experts.gate_up[0], activated, epilogue, alpha=1.702, limit=7.0)
-            multiply_routed(context, both, routing.logits, routing.experts, is_first=True)
+            each = Product(inputs, experts.gate_up[0], activated, epilogue, alpha=1.702, limit=7.0)
         else:
-            down = Product(activated, experts.down, results, Epilogue.STORE_FLOAT)
-            multiply_routed(context, down, routing.logits, routing.experts, is_first=False)
+            each = Product(activated, experts.down, results, Epilogue.STORE_FLOAT)
+        if plan is None:
+            multiply_routed(context, each, routing.logits, routing.experts, is_first=first)
+        else:
+            multiply_expert_tiles(context, each, plan.gate_up if first else plan.down)
 
     times["gate_up"] = timed(lambda number: product(number, first=True))
     times["down"] = timed(lambda number: product(number, first=False))
-    times["sum"] = timed(lambda number: _combine(context, results, routings[number], None, None, True, x))
+    places = plan.places if plan else None
+    times["sum"] = timed(lambda number: _combine(context, results, routings[number], places, None, True, x))
     return times
 
 

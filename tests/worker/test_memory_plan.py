@@ -15,6 +15,7 @@ from kernels.devices.dry_run import DryRunDevice
 from kernels.errors import OutOfDeviceMemory
 from kernels.ops.attention_parts.prefix_attention import MAX_GROUPS
 from kernels.ops.matmul_params import Product
+from kernels.ops.unpacked import unpacked_matmul
 from kernels.ops.unpacked.unpacked_matmul import UnpackedShape
 from kernels.runtime.device_array import DeviceArray
 from kernels.runtime.gpu_spec import H100
@@ -144,13 +145,13 @@ def test_no_step_needs_more_scratch_than_was_planned_for_the_largest(tmp_path: P
 def test_scratch_is_planned_for_each_number_of_logits_beside_the_most_tokens(
     gguf: GGUFFile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def multiply(context: Context, product: Product, _size: int) -> None:
+    def multiply(context: Context, product: Product, size: int) -> None:
         context.scratch((1 << 28,), np.uint8)  # what the matrix is unpacked to
 
     def shape(_gpu: object, _matrix: object, num_tokens: int) -> UnpackedShape:  # that is faster for some numbers only
         return UnpackedShape(128, 0.0 if num_tokens <= 64 else 1e9)
 
-    monkeypatch.setattr(kernels.ops.matmul, "is_suitable", lambda _gpu, product: product.out.dtype == np.float32)
+    monkeypatch.setattr(unpacked_matmul, "is_suitable", lambda _gpu, product: product.out.dtype == np.float32)
     monkeypatch.setattr(kernels.ops.matmul, "unpacked_shape", shape)
     monkeypatch.setattr(kernels.ops.matmul, "multiply_unpacked", multiply)
     settings = replace(SETTINGS, step_tokens=512, max_sequences=100)

@@ -147,6 +147,7 @@ class Engine:
                 chunks = self._scheduler.plan(ahead=1)  # before, so that the device soon has work behind these draws
                 if self._draw(self._open):
                     self._launch_all((), chunks)
+        self._scheduler.finish_step()
 
     def stats(self, *, memory_bytes: int) -> Stats:
         """Counters since the start and gauges of this moment."""
@@ -234,8 +235,7 @@ class Engine:
 
     def _collect(self) -> None:
         """Wait for the oldest step in flight and do what its results ask for."""
-        step = self._in_flight.popleft()
-        self._commit(step, self._runner.collect())
+        self._commit(self._in_flight.popleft(), self._runner.collect())
 
     def _commit(self, step: StepInFlight, results: Results) -> None:
         """Append what a step drew, and what that leads to."""

@@ -205,7 +205,11 @@ class Scheduler:
     def append(self, sequence: Sequence, token_id: int) -> None:
         """A token that a launched step drew is known now."""
         sequence.append(token_id)
-        self.cache.block_tables.publish(sequence)
+        self.cache.block_tables.publish_later(sequence)
+
+    def finish_step(self) -> None:
+        """Do while the device is at work what takes long where there are many."""
+        self.cache.finish_step(self.cohort.due if self.has_many else (), reserve=len(self.running))
 
     def _awaits_draw(self, sequence: Sequence, num_tokens: int, *, is_late: bool) -> bool:
         """Whether one of so many tokens cannot go on before all are known; ``is_late``: before its step draws."""
@@ -225,10 +229,7 @@ class Scheduler:
         insort(self.waiting, sequence, key=lambda each: each.rank)
 
     def _grow(self, sequence: Sequence, ahead: int) -> bool:
-        """Get a running sequence blocks for all its tokens.
-
-        False when it was preempted itself or, ``ahead`` of draws, if anybody had to be.
-        """
+        """Get one that runs blocks for its tokens; False if it, or ``ahead`` of draws anybody, had to be preempted."""
         while sequence.is_running and not self.cache.block_tables.grow(sequence):
             if ahead:
                 return False
@@ -290,8 +291,7 @@ class Scheduler:
         self.cohort.check_invariants(self.running)
         assert self.num_constrained == sum(sequence.constraint is not None for sequence in self.running)
         assert all(sequence.is_running for sequence in self.running)
-        for sequence in self.waiting:
-            assert not sequence.is_running and not sequence.num_computed, "a waiting sequence holds blocks"
+        assert not any(each.is_running or each.num_computed for each in self.waiting), "a waiting one holds blocks"
         for queue in (self.waiting, self.running):
             ranks = [sequence.rank for sequence in queue]
             assert ranks == sorted(ranks)

@@ -221,52 +221,75 @@ DEVICE void copy_tokens(Tokens& to, const DeltaNetParams& p, const Head& at, i32
 
 DEVICE float sum_of(float4 v) { return (v.x + v.y) + (v.z + v.w); }
 
-DEVICE float over_parts(float value) {  // the same bits in every lane
-    value += __shfl_xor_sync(ALL_LANES, value, 32 / PARTS);
-    return value + __shfl_xor_sync(ALL_LANES, value, 64 / PARTS);
-}
-
 DEVICE float4 add_products(float4 sums, float4 a, float4 b) {
     return {fmaf(a.x, b.x, sums.x), fmaf(a.y, b.y, sums.y), fmaf(a.z, b.z, sums.z), fmaf(a.w, b.w, sums.w)};
 }
 
-// Advances this thread's part of a state by token `token` of `tokens`, and gives the column's answer.
-DEVICE float advance(float4 (&state)[QUADS], const Tokens& tokens, int token, int part, int column) {
-    float4 key[QUADS], known = {0.0f, 0.0f, 0.0f, 0.0f}, asked = known;
-#pragma unroll
-    for (int q = 0; q < QUADS; q++) {
-        const int from = 4 * (PARTS * q + part);
-        key[q] = *(const float4*)&tokens.keys[token][from];
-        known = add_products(known, key[q], state[q]);
-        asked = add_products(asked, *(const float4*)&tokens.queries[token][from], state[q]);
-    }
-    const float2 gate = tokens.gates[token];
-    const float kept = gate.x, was = over_parts(sum_of(known)), answer = over_parts(sum_of(asked));
-    const float change = fmaf(-kept, was, tokens.values[token][column]) * gate.y;
-#pragma unroll
-    for (int q = 0; q < QUADS; q++) {
-        float4& s = state[q];
-        s = add_products(scaled(s, kept), key[q], {change, change, change, change});
-    }
-    return fmaf(tokens.products[token], change, kept * answer);
-}
+// A part of a column of a state, which a thread has. The lanes with the parts of a column are APART: where they are
+// neighbours they ask memory for what lies together; otherwise neighbours read the same numbers of a key.
+template <int APART>
+struct ColumnPart {
+    static constexpr int NEIGHBOURS = 32 / PARTS;  // columns of a warp
 
-KERNEL __launch_bounds__(THREADS) delta_net_rule(const __grid_constant__ DeltaNetParams p) {
+    float4 numbers[QUADS];
+    int part, column;
+
+    DEVICE ColumnPart()
+        : part(threadIdx.x % 32 / APART % PARTS),
+          column(threadIdx.x / 32 * NEIGHBOURS + (APART == 1 ? threadIdx.x % 32 / PARTS : threadIdx.x % NEIGHBOURS)) {
+        static_assert(APART == 1 || APART == NEIGHBOURS, "see `column`");
+    }
+    // From or to rows [columns, KEY_DIM], of which there are `num_columns`; others are zeros.
+    DEVICE void load(const float* rows, int num_columns) {
+        const float4* from = (const float4*)(rows + column * KEY_DIM + 4 * part);
+#pragma unroll
+        for (int q = 0; q < QUADS; q++)
+            numbers[q] = column < num_columns ? from[PARTS * q] : float4{0.0f, 0.0f, 0.0f, 0.0f};
+    }
+    DEVICE void store(float* rows, int num_columns) const {
+        float4* to = (float4*)(rows + column * KEY_DIM + 4 * part);
+        if (column < num_columns)
+#pragma unroll
+            for (int q = 0; q < QUADS; q++) to[PARTS * q] = numbers[q];
+    }
+    // Advances it by token `token` of `tokens`, and gives the column's answer.
+    DEVICE float advance(const Tokens& tokens, int token) {
+        float4 key[QUADS], known = {0.0f, 0.0f, 0.0f, 0.0f}, asked = known;
+#pragma unroll
+        for (int q = 0; q < QUADS; q++) {
+            const int from = 4 * (PARTS * q + part);
+            key[q] = *(const float4*)&tokens.keys[token][from];
+            known = add_products(known, key[q], numbers[q]);
+            asked = add_products(asked, *(const float4*)&tokens.queries[token][from], numbers[q]);
+        }
+        const float2 gate = tokens.gates[token];
+        const float kept = gate.x, was = over_parts(sum_of(known)), answer = over_parts(sum_of(asked));
+        const float change = fmaf(-kept, was, tokens.values[token][column]) * gate.y;
+#pragma unroll
+        for (int q = 0; q < QUADS; q++)
+            numbers[q] = add_products(scaled(numbers[q], kept), key[q], {change, change, change, change});
+        return fmaf(tokens.products[token], change, kept * answer);
+    }
+
+   private:
+    DEVICE static float over_parts(float value) {  // the same bits in every lane, and whatever APART is
+        value += __shfl_xor_sync(ALL_LANES, value, APART);
+        return value + __shfl_xor_sync(ALL_LANES, value, 2 * APART);
+    }
+};
+
+template <typename State>
+DEVICE void advance_states(const DeltaNetParams& p) {
     __shared__ __align__(16) Tokens stages[2];
     const DeltaNetSizes& sizes = p.sizes;
     const Head at(sizes);
-    const int part = threadIdx.x % 32 / (32 / PARTS);
-    const int column = threadIdx.x / 32 * (32 / PARTS) + threadIdx.x % (32 / PARTS);
-    const bool exists = at.first_column + column < sizes.value_dim;
+    const int num_columns = sizes.value_dim - at.first_column;
     const i32 slot = p.convolution.states.slots[at.sequence], source = p.convolution.states.sources[at.sequence];
     const i64 slot_size = (i64)sizes.num_value_heads * sizes.value_dim * KEY_DIM;
-    const i64 own = ((i64)at.head * sizes.value_dim + at.first_column + column) * KEY_DIM + 4 * part;
-    float4 state[QUADS];
+    const i64 own = ((i64)at.head * sizes.value_dim + at.first_column) * KEY_DIM;
+    State state;
     // The kernel before does not write states: they are on their way while it works.
-    const float4* from = (const float4*)(p.matrices + max(source, 0) * slot_size + own);
-    const bool is_read = source >= 0 && slot >= 0 && exists;
-#pragma unroll
-    for (int q = 0; q < QUADS; q++) state[q] = is_read ? from[PARTS * q] : float4{0.0f, 0.0f, 0.0f, 0.0f};
+    state.load(p.matrices + max(source, 0) * slot_size + own, source >= 0 && slot >= 0 ? num_columns : 0);
     wait_for_previous();
     if (slot < 0) return;
     const i32 start = p.convolution.query_starts[at.sequence], end = p.convolution.query_starts[at.sequence + 1];
@@ -282,19 +305,25 @@ KERNEL __launch_bounds__(THREADS) delta_net_rule(const __grid_constant__ DeltaNe
         float* answers = p.answers + ((i64)first * sizes.num_value_heads + at.head) * sizes.value_dim + at.first_column;
 #pragma unroll 1
         for (int token = 0; token < count; token++) {
-            const float answer = advance(state, stages[stage], token, part, column);
-            if (part == 0 && exists) answers[(i64)token * sizes.num_value_heads * sizes.value_dim + column] = answer;
+            const float answer = state.advance(stages[stage], token);
+            if (state.part == 0 && state.column < num_columns)
+                answers[(i64)token * sizes.num_value_heads * sizes.value_dim + state.column] = answer;
         }
         __syncthreads();
     }
-    float4* to = (float4*)(p.matrices + slot * slot_size + own);
-    if (exists)
-#pragma unroll
-        for (int q = 0; q < QUADS; q++) to[PARTS * q] = state[q];
+    state.store(p.matrices + slot * slot_size + own, num_columns);
     // The blocks of a sequence share its channels out.
     const int blocks = gridDim.x / p.convolution.num_sequences, block = blockIdx.x - at.sequence * blocks;
     for (int quad = block * THREADS + threadIdx.x; 4 * quad < p.convolution.channels; quad += blocks * THREADS)
         keep_inputs(p.convolution, at.sequence, 4 * quad, input_of(p));
+}
+
+KERNEL __launch_bounds__(THREADS) delta_net_rule(const __grid_constant__ DeltaNetParams p) {
+    advance_states<ColumnPart<32 / PARTS>>(p);
+}
+// This is for steps of a token of many sequences each, which do little but read and write states.
+KERNEL __launch_bounds__(THREADS) delta_net_rule_step(const __grid_constant__ DeltaNetParams p) {
+    advance_states<ColumnPart<1>>(p);
 }
 
 KERNEL __launch_bounds__(THREADS) delta_net_norm(const __grid_constant__ DeltaNetParams p) {

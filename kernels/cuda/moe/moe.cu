@@ -94,27 +94,49 @@ DEVICE void put_partitions(float* to, int stride, int partition, float (&sums)[C
     if (lane % (32 / COUNT) == 0) to[lane / (32 / COUNT) * stride + partition] = sum;
 }
 
-// This is for more tokens: GROUPS * TOKENS of them and `block_experts` experts a block. It has GROUPS groups of
-// NORM_PARTITIONS warps, which share a row's columns as a norm's partitions: each group norms TOKENS rows, to shared
-// memory, and multiplies all of them by a part of the experts. Of the router's weights a lane uses what it loads for
-// all rows, and of a row what it loads for EXPERTS experts. Dynamic shared memory: float [GROUPS TOKENS][width + 2
+// Adds up the partitions of logits of a block's rows for `in_slab` experts from `first_expert` on, and stores them. All
+// threads of the block call it; afterwards `partials` [rows][SLAB_EXPERTS][NORM_PARTITIONS] are free.
+DEVICE void store_logits(const RouteParams& p, const float* partials, int first, int num_tokens, int first_expert,
+                         int in_slab) {
+    __syncthreads();
+    for (int i = threadIdx.x; i < num_tokens * in_slab; i += blockDim.x) {
+        const int t = i / in_slab, own = i - t * in_slab, expert = first_expert + own;
+        p.logits[(i64)(first + t) * p.num_experts + expert] =
+            row_sum(partials + (t * SLAB_EXPERTS + own) * NORM_PARTITIONS) + p.bias[expert];
+    }
+    __syncthreads();
+}
+
+// A lane's columns of the router's weights for `expert` and the next one; where there is none, for the last one.
+template <int QUADS>
+DEVICE void load_weights(float4 (&weights)[2][QUADS], const RouteParams& p, int expert, int first_column) {
+#pragma unroll
+    for (int i = 0; i < 2; i++)
+#pragma unroll
+        for (int q = 0; q < QUADS; q++) {
+            const int column = first_column + q * PARTITION_STEP;
+            const float* row = p.weight + (i64)min(expert + i, p.num_experts - 1) * p.norm.width;
+            weights[i][q] = column < p.norm.width ? *(const float4*)(row + column) : float4{0.0f, 0.0f, 0.0f, 0.0f};
+        }
+}
+
+// This is for more tokens: TOKENS of them and `block_experts` experts a block, whose warps share a row's columns as a
+// norm's partitions. Rows lie in shared memory, normed; of the router's weights a lane uses what it loads for all
+// TOKENS, and of a row what it loads for EXPERTS experts. Dynamic shared memory: float [TOKENS][width + 2
 // NORM_PARTITIONS + NORM_PARTITIONS SLAB_EXPERTS].
-template <int TOKENS, int EXPERTS, int GROUPS>
+template <int TOKENS, int EXPERTS>
 DEVICE void logits_of_many(const RouteParams& p) {
-    constexpr int ROWS = GROUPS * TOKENS;
-    const int width = p.norm.width, first = blockIdx.x * ROWS, num_tokens = min(ROWS, p.num_tokens - first);
-    const int group = threadIdx.x / (32 * NORM_PARTITIONS), partition = threadIdx.x / 32 % NORM_PARTITIONS;
-    const int first_row = group * TOKENS;
+    const int width = p.norm.width, first = blockIdx.x * TOKENS, num_tokens = min(TOKENS, p.num_tokens - first);
+    const int partition = threadIdx.x / 32;
     const int first_expert = blockIdx.y * p.block_experts, num_own = min(p.block_experts, p.num_experts - first_expert);
-    float *rows = shared, *norm_sums = rows + ROWS * width;    // [ROWS][width], [2][ROWS][NORM_PARTITIONS]
-    float* partials = norm_sums + 2 * ROWS * NORM_PARTITIONS;  // [ROWS][SLAB_EXPERTS][NORM_PARTITIONS]
-    auto load = [&](int t, int column) {  // where there are fewer tokens, the last one is done again
-        return *(const float4*)(p.x + (i64)(first + min(first_row + t, num_tokens - 1)) * width + column);
+    float *rows = shared, *norm_sums = rows + TOKENS * width;    // [TOKENS][width], [2][TOKENS][NORM_PARTITIONS]
+    float* partials = norm_sums + 2 * TOKENS * NORM_PARTITIONS;  // [TOKENS][SLAB_EXPERTS][NORM_PARTITIONS]
+    auto load = [&](int token, int column) {  // where there are fewer tokens, the last one is done again
+        return *(const float4*)(p.x + (i64)(first + min(token, num_tokens - 1)) * width + column);
     };
 
     wait_for_previous();
     float shifts[TOKENS] = {}, factors[TOKENS];
-    float *means = norm_sums + (ROWS + first_row) * NORM_PARTITIONS, *norms = norm_sums + first_row * NORM_PARTITIONS;
     if (p.norm.bias) {
         float sums[TOKENS] = {};
         for_columns(partition, width, [&](int column) {
@@ -124,38 +146,38 @@ DEVICE void logits_of_many(const RouteParams& p) {
                 sums[t] += (v.x + v.y) + (v.z + v.w);
             }
         });
-        put_partitions(means, NORM_PARTITIONS, partition, sums);
+        put_partitions(norm_sums + TOKENS * NORM_PARTITIONS, NORM_PARTITIONS, partition, sums);
         __syncthreads();
 #pragma unroll
-        for (int t = 0; t < TOKENS; t++) shifts[t] = minus_mean(p.norm, row_sum(means + t * NORM_PARTITIONS));
+        for (int t = 0; t < TOKENS; t++)
+            shifts[t] = minus_mean(p.norm, row_sum(norm_sums + (TOKENS + t) * NORM_PARTITIONS));
     }
     float squares[TOKENS] = {};
     for_columns(partition, width, [&](int column) {
 #pragma unroll
         for (int t = 0; t < TOKENS; t++) squares[t] = add_squares(squares[t], sum_of(load(t, column), shifts[t]));
     });
-    put_partitions(norms, NORM_PARTITIONS, partition, squares);
+    put_partitions(norm_sums, NORM_PARTITIONS, partition, squares);
     __syncthreads();
 #pragma unroll
-    for (int t = 0; t < TOKENS; t++) factors[t] = norm_factor(p.norm, row_sum(norms + t * NORM_PARTITIONS));
+    for (int t = 0; t < TOKENS; t++) factors[t] = norm_factor(p.norm, row_sum(norm_sums + t * NORM_PARTITIONS));
     for_columns(partition, width, [&](int column) {
         const float4 weight = *(const float4*)(p.norm.weight + column);
 #pragma unroll
         for (int t = 0; t < TOKENS; t++) {
             const float4 n = scale_quad(p.norm, weight, column, sum_of(load(t, column), shifts[t]), factors[t]);
-            *(float4*)(rows + (first_row + t) * width + column) = n;  // of one group, read by this lane only
-            if (first_row + t < num_tokens && blockIdx.y == 0) store_normed(p, first + first_row + t, column, n);
+            *(float4*)(rows + t * width + column) = n;  // read by this lane only
+            if (t < num_tokens && blockIdx.y == 0) store_normed(p, first + t, column, n);
         }
     });
-    if (GROUPS > 1) __syncthreads();
 
 #pragma unroll 1
     for (int slab = 0; slab < num_own; slab += SLAB_EXPERTS) {
         const int in_slab = min(SLAB_EXPERTS, num_own - slab);
 #pragma unroll 1
-        for (int own = group * EXPERTS; own < in_slab; own += GROUPS * EXPERTS) {
-            float sums[EXPERTS][ROWS] = {};
-            for_columns<GROUPS == 1 ? 3 : 1>(partition, width, [&](int column) {
+        for (int own = 0; own < in_slab; own += EXPERTS) {
+            float sums[EXPERTS][TOKENS] = {};
+            for_columns<3>(partition, width, [&](int column) {
                 float4 weights[EXPERTS];
 #pragma unroll
                 for (int i = 0; i < EXPERTS; i++) {
@@ -163,7 +185,7 @@ DEVICE void logits_of_many(const RouteParams& p) {
                     weights[i] = *(const float4*)(p.weight + (i64)expert * width + column);
                 }
 #pragma unroll
-                for (int t = 0; t < ROWS; t++) {
+                for (int t = 0; t < TOKENS; t++) {
                     const float4 v = *(const float4*)(rows + t * width + column);
 #pragma unroll
                     for (int i = 0; i < EXPERTS; i++) sums[i][t] = add_products(sums[i][t], weights[i], v);
@@ -175,28 +197,110 @@ DEVICE void logits_of_many(const RouteParams& p) {
                     put_partitions(partials + (own + i) * NORM_PARTITIONS, SLAB_EXPERTS * NORM_PARTITIONS, partition,
                                    sums[i]);
         }
-        __syncthreads();
-        for (int i = threadIdx.x; i < num_tokens * in_slab; i += blockDim.x) {
-            const int t = i / in_slab, own = i - t * in_slab, expert = first_expert + slab + own;
-            p.logits[(i64)(first + t) * p.num_experts + expert] =
-                row_sum(partials + (t * SLAB_EXPERTS + own) * NORM_PARTITIONS) + p.bias[expert];
-        }
-        __syncthreads();
+        store_logits(p, partials, first, num_tokens, first_expert + slab, in_slab);
     }
 }
 
 KERNEL __launch_bounds__(32 * NORM_PARTITIONS, 2) moe_logits_many(const __grid_constant__ RouteParams p) {
-    logits_of_many<MANY_TOKENS, 4, 1>(p);
-}
-
-// This is for as many that all SMs have some nevertheless.
-KERNEL __launch_bounds__(64 * NORM_PARTITIONS, 1) moe_logits_most(const __grid_constant__ RouteParams p) {
-    logits_of_many<MANY_TOKENS, 4, 2>(p);
+    logits_of_many<MANY_TOKENS, 4>(p);
 }
 
 // This is for rows of which shared memory does not hold as many.
 KERNEL __launch_bounds__(32 * NORM_PARTITIONS, 2) moe_logits_pairs(const __grid_constant__ RouteParams p) {
-    logits_of_many<2, 8, 1>(p);
+    logits_of_many<2, 8>(p);
+}
+
+// This is for so many tokens that all SMs have some nevertheless, and rows of up to HELD_QUADS * PARTITION_STEP
+// columns: a lane holds what it has of MANY_TOKENS rows, normed, while it goes through all experts, two at a time. A
+// block has two groups of NORM_PARTITIONS warps, with as many rows each, so that the second one finds the weights in
+// the L1 cache. Dynamic shared memory: float [2 MANY_TOKENS][2 NORM_PARTITIONS + NORM_PARTITIONS SLAB_EXPERTS].
+constexpr int HELD_QUADS = 2, GROUPS = 2;
+KERNEL __launch_bounds__(32 * NORM_PARTITIONS * GROUPS, 1) moe_logits_most(const __grid_constant__ RouteParams p) {
+    constexpr int TOKENS = MANY_TOKENS, ROWS = GROUPS * TOKENS;
+    const int width = p.norm.width, first = blockIdx.x * ROWS, num_tokens = min(ROWS, p.num_tokens - first);
+    const int group = threadIdx.x / (32 * NORM_PARTITIONS), partition = threadIdx.x / 32 % NORM_PARTITIONS;
+    const int first_row = group * TOKENS, first_column = partition_column(partition);
+    float *norm_sums = shared + first_row * NORM_PARTITIONS, *means = norm_sums + ROWS * NORM_PARTITIONS;
+    float* partials = shared + 2 * ROWS * NORM_PARTITIONS;  // [ROWS][SLAB_EXPERTS][NORM_PARTITIONS]
+    wait_for_previous();
+    float4 rows[TOKENS][HELD_QUADS];
+#pragma unroll
+    for (int t = 0; t < TOKENS; t++)
+#pragma unroll
+        for (int q = 0; q < HELD_QUADS; q++) {
+            const int column = first_column + q * PARTITION_STEP;
+            const float* row = p.x + (i64)(first + min(first_row + t, num_tokens - 1)) * width;
+            rows[t][q] = column < width ? *(const float4*)(row + column) : float4{0.0f, 0.0f, 0.0f, 0.0f};
+        }
+    float shifts[TOKENS] = {};
+    if (p.norm.bias) {
+        float sums[TOKENS] = {};
+#pragma unroll
+        for (int t = 0; t < TOKENS; t++)
+#pragma unroll
+            for (int q = 0; q < HELD_QUADS; q++) {
+                const float4 v = rows[t][q];
+                sums[t] += (v.x + v.y) + (v.z + v.w);
+            }
+        put_partitions(means, NORM_PARTITIONS, partition, sums);
+        __syncthreads();
+#pragma unroll
+        for (int t = 0; t < TOKENS; t++) shifts[t] = minus_mean(p.norm, row_sum(means + t * NORM_PARTITIONS));
+    }
+#pragma unroll
+    for (int t = 0; t < TOKENS; t++)
+#pragma unroll
+        for (int q = 0; q < HELD_QUADS; q++)
+            if (first_column + q * PARTITION_STEP < width) rows[t][q] = sum_of(rows[t][q], shifts[t]);
+    float squares[TOKENS] = {};
+#pragma unroll
+    for (int t = 0; t < TOKENS; t++)
+#pragma unroll
+        for (int q = 0; q < HELD_QUADS; q++) squares[t] = add_squares(squares[t], rows[t][q]);
+    put_partitions(norm_sums, NORM_PARTITIONS, partition, squares);
+    __syncthreads();
+#pragma unroll
+    for (int t = 0; t < TOKENS; t++) {
+        const float factor = norm_factor(p.norm, row_sum(norm_sums + t * NORM_PARTITIONS));
+#pragma unroll
+        for (int q = 0; q < HELD_QUADS; q++) {
+            const int column = first_column + q * PARTITION_STEP;
+            if (column >= width) continue;
+            const float4 weight = *(const float4*)(p.norm.weight + column);
+            rows[t][q] = scale_quad(p.norm, weight, column, rows[t][q], factor);
+            if (first_row + t < num_tokens) store_normed(p, first + first_row + t, column, rows[t][q]);
+        }
+    }
+
+    float4 next[2][HELD_QUADS];
+    load_weights(next, p, 0, first_column);
+#pragma unroll 1
+    for (int slab = 0; slab < p.num_experts; slab += SLAB_EXPERTS) {
+        const int in_slab = min(SLAB_EXPERTS, p.num_experts - slab);
+#pragma unroll 1
+        for (int own = 0; own < in_slab; own += 2) {
+            float4 weights[2][HELD_QUADS];
+#pragma unroll
+            for (int i = 0; i < 2; i++)
+#pragma unroll
+                for (int q = 0; q < HELD_QUADS; q++) weights[i][q] = next[i][q];
+            load_weights(next, p, slab + own + 2, first_column);
+            float sums[2 * TOKENS] = {};
+#pragma unroll
+            for (int q = 0; q < HELD_QUADS; q++)
+#pragma unroll
+                for (int t = 0; t < TOKENS; t++)
+#pragma unroll
+                    for (int i = 0; i < 2; i++)
+                        sums[i * TOKENS + t] = add_products(sums[i * TOKENS + t], weights[i][q], rows[t][q]);
+            const float sum = warp_sums(sums);
+            constexpr int LANES = 32 / (2 * TOKENS);  // that have the same sum
+            const int index = threadIdx.x % 32 / LANES, expert = own + index / TOKENS;
+            if (threadIdx.x % LANES == 0 && expert < in_slab)
+                partials[((first_row + index % TOKENS) * SLAB_EXPERTS + expert) * NORM_PARTITIONS + partition] = sum;
+        }
+        store_logits(p, partials, first, num_tokens, slab, in_slab);
+    }
 }
 
 // After moe_logits_many: a warp has a token.

@@ -20,6 +20,7 @@ STATE_DIMS = (16, 32, 64, 128)
 _SOURCE = "delta_net/delta_net"
 _THREADS = 128
 _COLUMNS = 32  # of a block of delta_net_rule
+_FEWEST_OF_STEP = 8  # sequences of delta_net_rule_step
 _INPUT_TOKENS = 8  # of a block of delta_net_inputs_many
 _STAGE_TOKENS = 16  # of a sequence, in shared memory at once
 
@@ -108,12 +109,14 @@ def gated_delta_net(
         ),
     )
     input_blocks = -(-((key_width + net.value_width) // 4 + heads) // _THREADS)
-    rule_blocks = step.context_lengths.size * heads * -(-net.value_dim // _COLUMNS)
+    num_sequences = step.context_lengths.size
+    rule_blocks = num_sequences * heads * -(-net.value_dim // _COLUMNS)
     norm_blocks = -(-num_tokens * heads // (_THREADS // 32))
     kernel, input_tokens = input_kernel(context.gpu, num_tokens)
     input_grid = -(-num_tokens // input_tokens), input_blocks
     context.launch(_SOURCE, kernel, input_grid, _THREADS, params, KEY_DIM=net.key_dim)
-    context.launch(_SOURCE, "delta_net_rule", rule_blocks, _THREADS, params, KEY_DIM=net.key_dim)
+    kernel = rule_kernel(num_tokens, num_sequences)
+    context.launch(_SOURCE, kernel, rule_blocks, _THREADS, params, KEY_DIM=net.key_dim)
     context.launch(_SOURCE, "delta_net_norm", norm_blocks, _THREADS, params, KEY_DIM=net.key_dim)
 
 
@@ -122,3 +125,8 @@ def input_kernel(gpu: GpuSpec, num_tokens: int) -> tuple[str, int]:
     if num_tokens >= _INPUT_TOKENS * gpu.num_sms:
         return "delta_net_inputs_many", _INPUT_TOKENS
     return "delta_net_inputs", 1
+
+
+def rule_kernel(num_tokens: int, num_sequences: int) -> str:
+    """Which one takes less time; their bits are the same."""
+    return "delta_net_rule_step" if _FEWEST_OF_STEP <= num_sequences == num_tokens else "delta_net_rule"

@@ -27,9 +27,11 @@ class BlockTables:
         self._rewrites_blocks = rewrites_blocks
         self._being_computed: dict[bytes, Sequence] = {}
         """Running sequences by the hashes of blocks that they are to make known; of several the first."""
+        self._unpublished: dict[Sequence, None] = {}  # those with full blocks for `publish_all`
 
     def match(self, sequence: Sequence) -> list[int]:
         """The blocks that hold the longest known prefix of a waiting sequence."""
+        self.publish_all()
         return self._prefix_cache.match(self._matchable_hashes(sequence))
 
     def awaits_prefix(self, sequence: Sequence) -> bool:
@@ -37,6 +39,7 @@ class BlockTables:
 
         It is noted in the sequence (`Sequence.waits_for_prefix`): nothing else changes before that one is so far.
         """
+        self.publish_all()
         if not self._being_computed:
             return False
         hashes = self._matchable_hashes(sequence)
@@ -104,13 +107,28 @@ class BlockTables:
             self._stop_computing(sequence, sequence.block_hashes[index])
         sequence.num_published = num_full
 
+    def publish_later(self, sequence: Sequence) -> None:
+        """Do that with the next `publish_all`, and before anybody asks for a prefix: it takes long for many."""
+        if len(sequence.token_ids) >= (sequence.num_published + 1) * self.block_tokens:
+            self._unpublished[sequence] = None
+
+    def publish_all(self) -> None:
+        """Publish all that were put off."""
+        unpublished, self._unpublished = self._unpublished, {}
+        for sequence in unpublished:
+            self.publish(sequence)
+
     def forget(self, sequence: Sequence) -> None:
         """Nobody else shall read what a sequence computed."""
+        self._unpublished.pop(sequence, None)
         for block_id in sequence.block_ids:
             self._prefix_cache.forget(block_id)
 
     def release(self, sequence: Sequence) -> None:
         """Take a sequence's blocks back: nothing of it is computed any more."""
+        if sequence in self._unpublished:
+            del self._unpublished[sequence]
+            self.publish(sequence)
         for block_hash in sequence.block_hashes[sequence.num_published :]:
             self._stop_computing(sequence, block_hash)
         for block_id in reversed(sequence.block_ids):  # the end of a prefix is of less use than its beginning
@@ -135,7 +153,8 @@ class BlockTables:
         self._prefix_cache.check_invariants()
         for sequence in running:
             assert sequence.num_computed <= len(sequence.block_ids) * self.block_tokens
-            assert len(sequence.block_ids) <= self._num_blocks_for(sequence.num_tokens)
+            # One more than there are, as a draw may have been taken back that had a block already.
+            assert len(sequence.block_ids) <= self._num_blocks_for(sequence.num_tokens + 1)
         self.pool.check_holders([sequence.block_ids for sequence in running])
         for block_hash, sequence in self._being_computed.items():
             assert sequence in running, "a prefix that nobody computes"

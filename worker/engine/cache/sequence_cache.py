@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 
 from worker.engine.cache.block_tables import BlockTables
 from worker.engine.cache.state_slots import StateSlots
@@ -51,6 +51,17 @@ class SequenceCache:
         if states is not None:
             states.start(sequence, num_known=num_known)
         return True
+
+    def finish_step(self, growing: Iterable[Sequence], *, reserve: int) -> None:
+        """Publish what was put off, and give the ``growing`` sequences blocks for the tokens that they have.
+
+        As long as more than ``reserve`` blocks are free.
+        """
+        tables = self.block_tables
+        tables.publish_all()
+        for sequence in growing:
+            if tables.pool.num_free > reserve and sequence.num_tokens < sequence.most_tokens:
+                tables.grow(sequence)
 
     def forget(self, sequence: Sequence) -> None:
         """Nobody else shall read what a sequence computed."""

@@ -12,7 +12,7 @@ from kernels.devices.protocol import AnyOps, is_gpu
 from kernels.runtime.device_array import DeviceArray
 from worker.engine.cuda.pinned_ring import UploadRing
 from worker.engine.cuda.prefix_grouping import prefixes_in
-from worker.engine.cuda.step_graph import EnqueueDraw, LateStepGraph, StepGraph, step_parts
+from worker.engine.cuda.step_graph import HostedDraw, LateStepGraph, StepGraph, step_parts
 from worker.model.kv_cache import KVCache
 from worker.model.registry import Model
 
@@ -34,7 +34,7 @@ class DecodeGraphs:
         cache: KVCache,
         rows: DecodeRows[DeviceArray],
         block_tokens: int,
-        draw: EnqueueDraw,
+        draw: HostedDraw,
         prefixes: DeviceArray,
         *,
         capture: bool,
@@ -58,7 +58,7 @@ class DecodeGraphs:
         if capture:
             for graph in reversed(self._graphs.values()):
                 graph.launch_forward()  # the parts are captured when they are wanted, so that a start is done sooner
-                graph.launch_draw()
+                graph.launch_draw(reports=True)
                 graph.capture_step()
 
     def bucket_for(self, num_sequences: int) -> int:

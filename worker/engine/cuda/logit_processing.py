@@ -16,6 +16,7 @@ from kernels.runtime.device_array import DeviceArray
 from orcd.errors import OrcdError
 from orcd.sampling import MAX_LOGPROBS
 from worker.engine.cuda.pinned_ring import Download, DownloadRing, UploadRing
+from worker.engine.cuda.step_graph import HostedDraw
 from worker.engine.logits.edit_rows import max_reset_entries
 from worker.engine.logits.logprob_records import logprob_records
 from worker.engine.logits.mask_slots import MaskSlots, num_mask_slots, number_rows
@@ -170,6 +171,19 @@ class LogprobReporter:
     def fetch(self, num_rows: int) -> Download:
         """Enqueue that the host gets what ``num_rows`` reported last."""
         return self._downloads.fetch(view(self._reports, 0, (report_bytes(num_rows),), np.uint8))
+
+
+def hosted_draw(device: GpuDevice, masker: LogitMasker, reporter: LogprobReporter, drawn: DeviceArray) -> HostedDraw:
+    """Draws from masked logits [R, vocab] into the first R of ``drawn``, of which ``reporter`` then reports."""
+
+    def draw(logits: AnyArray, params: SamplingParams[DeviceArray]) -> None:
+        masker.apply(logits)
+        device.ops.sample(logits, params, out_ids=first(drawn, logits.shape[0]))
+
+    def report_drawn(logits: AnyArray, params: SamplingParams[DeviceArray]) -> None:
+        reporter.report(logits, first(drawn, logits.shape[0]), params)
+
+    return HostedDraw(draw, report_drawn)
 
 
 def read_reports(

@@ -30,7 +30,7 @@ from worker.engine.batch_builder import (
 from worker.engine.cuda.buffers import StepBuffers, StepLimits
 from worker.engine.cuda.decode_graphs import DecodeGraphs, empty_rows
 from worker.engine.cuda.launched_step import Draw, LaunchedStep, without
-from worker.engine.cuda.logit_processing import Drawing, EditSender, LogitMasker, LogprobReporter, Reports
+from worker.engine.cuda.logit_processing import Drawing, EditSender, LogitMasker, LogprobReporter, Reports, hosted_draw
 from worker.engine.cuda.pinned_ring import NUM_BUFFERS, Download, DownloadRing, UploadRing
 from worker.engine.cuda.prefix_grouping import PrefixGrouping
 from worker.engine.cuda.slot_allocator import SlotAllocator
@@ -86,6 +86,7 @@ class CudaRunner:
             device, buffers.masks, max_rows=limits.max_sequences, vocab_size=limits.vocab_size, timeout_s=timeout_s
         )
         self._logprob_reporter = LogprobReporter(device, buffers.reports)
+        draw = self._hosted_draw = hosted_draw(device, self._logit_masker, self._logprob_reporter, self._rows.drawn)
         self._uploads = UploadRing(device, max(limits.whole_step_bytes, self._rows.updates.shape[0]), timeout_s)
         self._downloads = DownloadRing(device, limits.max_sequences * 4)
         self._prefix_grouping = PrefixGrouping(model, buffers.prefixes, limits.block_tokens, timeout_s)
@@ -101,11 +102,11 @@ class CudaRunner:
             empty_rows(device.ops, self._rows, self._uploads, limits.block_tokens)
             self._logit_masker.send({})
             self._graphs = DecodeGraphs(
-                model, self._cache, self._rows, limits.block_tokens, self._draw, buffers.prefixes, capture=capture
+                model, self._cache, self._rows, limits.block_tokens, draw, buffers.prefixes, capture=capture
             )
         self._whole_graphs = None
         if capture:
-            self._whole_graphs = WholeStepGraphs(model, self._cache, self._rows, self._whole, limits, self._draw)
+            self._whole_graphs = WholeStepGraphs(model, self._cache, self._rows, self._whole, limits, draw)
 
     @property
     def depth(self) -> int:
@@ -164,7 +165,7 @@ class CudaRunner:
 
         def draw(void: Collection[Sequence]) -> LaunchedStep:
             errors = self._send_masks(drawing, void)
-            graph.launch_draw()
+            graph.launch_draw(reports=drawing.reports)
             reports = self._fetch_reports(drawing, num_rows)
             return LaunchedStep(without(void, rows, chunks), self._fetch(num_rows), reports, errors=errors)
 
@@ -182,11 +183,11 @@ class CudaRunner:
         graph = None if self._whole_graphs is None or reported else self._whole_graphs.graph_for(step)
         self._batch_slots.interrupt({sequence: row for row, sequence in drawing.items()})
         num_rows, wishes = len(drawing), Drawing(drawing)
-        enqueue_draw: Callable[[], None] | None = None
+        enqueue_draw: Callable[..., None] | None = None  # given whether it reports
         if graph is None:
             logits, sent_params = self._launch_whole(step, params, reported)
             if drawing:
-                enqueue_draw = partial(self._draw, first(logits, num_rows), sent_params.first(num_rows))
+                enqueue_draw = partial(self._hosted_draw.enqueue, first(logits, num_rows), sent_params.first(num_rows))
         else:
             num_rows = graph.num_rows
             graph.write(step, params, self._uploads.take())
@@ -202,7 +203,7 @@ class CudaRunner:
             errors: Mapping[int, OrcdError] = {}
             if enqueue_draw is not None:
                 errors = self._send_masks(wishes, void)
-                enqueue_draw()
+                enqueue_draw(reports=wishes.reports)
             reports = self._fetch_reports(wishes, num_rows, sum(len(prompt.token_ids) for prompt in reported))
             ids = self._fetch(len(drawing))
             return LaunchedStep(without(void, rows, chunks), ids, reports, prompts if reported else (), errors)
@@ -237,13 +238,6 @@ class CudaRunner:
         if prompt_ids:
             self._logprob_reporter.report_prompts(logits, sent_ids, sent_params)
         return logits, sent_params
-
-    def _draw(self, logits: AnyArray, params: SamplingParams[DeviceArray]) -> None:
-        """Enqueue the draw from ``logits`` [R, vocab], with the masks that were sent last, and its reports."""
-        ids = first(self._rows.drawn, logits.shape[0])
-        self._logit_masker.apply(logits)
-        self._ops.sample(logits, params, out_ids=ids)
-        self._logprob_reporter.report(logits, ids, params)
 
     def _send_masks(self, drawing: Drawing, void: Collection[Sequence]) -> Mapping[int, OrcdError]:
         """The errors of rows that can draw nothing, but for those of which nobody needs anything."""

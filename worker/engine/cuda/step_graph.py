@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import msgspec
 
@@ -11,7 +12,22 @@ from kernels.devices.protocol import GpuDevice, GpuGraph
 from kernels.runtime.device_array import DeviceArray
 
 EnqueueDraw = Callable[[AnyArray, SamplingParams[DeviceArray]], None]
-"""What enqueues the draw from logits [R, vocab], with all that the host takes part in."""
+"""What enqueues something that is done with logits [R, vocab]."""
+
+
+class HostedDraw(NamedTuple):
+    """A draw that the host takes part in."""
+
+    draw: EnqueueDraw
+    """With the masks that it has sent."""
+    report: EnqueueDraw
+    """The log probabilities of what was drawn, for it to read."""
+
+    def enqueue(self, logits: AnyArray, params: SamplingParams[DeviceArray], *, reports: bool) -> None:
+        """Enqueue the draw, and the log probabilities only if they are wanted: it ``reports`` them."""
+        self.draw(logits, params)
+        if reports:
+            self.report(logits, params)
 
 
 class StepParts(msgspec.Struct, frozen=True, eq=False):
@@ -19,24 +35,26 @@ class StepParts(msgspec.Struct, frozen=True, eq=False):
 
     forward: Callable[[], AnyArray]  # gives the logits [R, vocab]
     sample: Callable[[AnyArray], None]  # the draw from them, where it needs nothing of the host
-    draw: Callable[[AnyArray], None]  # the draw from them, with masks and reports
+    draw: Callable[[AnyArray], None]  # the draw from them, with masks
+    report: Callable[[AnyArray], None]  # the log probabilities of what was drawn
 
 
 def step_parts(
     forward: Callable[[], AnyArray],
-    draw: EnqueueDraw,
+    hosted: HostedDraw,
     device: GpuDevice,
     params: SamplingParams[DeviceArray],
     ids: DeviceArray,
 ) -> StepParts:
     """A step whose ``forward`` gives logits [R, vocab], from which ``ids`` [R] are drawn with ``params`` [R].
 
-    ``draw`` is what enqueues the draw where the host takes part in it.
+    ``hosted`` is what enqueues the draw where the host takes part in it.
     """
     return StepParts(
         forward,
         sample=lambda logits: device.ops.sample(logits, params, out_ids=ids),
-        draw=lambda logits: draw(logits, params),
+        draw=lambda logits: hosted.draw(logits, params),
+        report=lambda logits: hosted.report(logits, params),
     )
 
 
@@ -51,6 +69,7 @@ class StepGraph:
         self._step: GpuGraph | None = None
         self._forward: GpuGraph | None = None
         self._draw: GpuGraph | None = None
+        self._report: GpuGraph | None = None
         self._logits: AnyArray | None = None  # of the forward pass that was enqueued last, or captured
 
     def capture_step(self) -> None:
@@ -59,10 +78,12 @@ class StepGraph:
         self._step = self._device.capture(lambda: parts.sample(parts.forward()), self._name)
 
     def capture_parts(self) -> None:
-        """Capture it as two graphs; the same holds."""
+        """Capture it as graphs of its forward pass, its draw and its reports; the same holds."""
         forward = self._device.capture(self._run_forward, f"{self._name}, forward pass")
         draw = self._device.capture(self._run_draw, f"{self._name}, draw")
-        self._forward, self._draw = forward, draw  # both or none: a draw that is enqueued needs the pass before it, too
+        report = self._device.capture(self._run_report, f"{self._name}, reports")
+        # All or none: what is enqueued needs what comes before it, too.
+        self._forward, self._draw, self._report = forward, draw, report
 
     def launch(self) -> None:
         """Enqueue the step."""
@@ -78,12 +99,18 @@ class StepGraph:
         else:
             self._forward.launch()
 
-    def launch_draw(self) -> None:
-        """Enqueue the rest of it."""
-        if self._draw is None:
+    def launch_draw(self, *, reports: bool) -> None:
+        """Enqueue the rest of it, with log probabilities of what is drawn only if it ``reports`` them."""
+        if self._draw is None or self._report is None:
             self._run_draw()
         else:
             self._draw.launch()
+        if not reports:
+            return
+        if self._report is None:
+            self._run_report()
+        else:
+            self._report.launch()
 
     def _run_forward(self) -> None:
         self._logits = self._parts.forward()
@@ -91,6 +118,10 @@ class StepGraph:
     def _run_draw(self) -> None:
         assert self._logits is not None, "a draw without logits"
         self._parts.draw(self._logits)
+
+    def _run_report(self) -> None:
+        assert self._logits is not None, "reports without logits"
+        self._parts.report(self._logits)
 
 
 class LateStepGraph(StepGraph):

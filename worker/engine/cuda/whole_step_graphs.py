@@ -14,7 +14,7 @@ from kernels.devices.protocol import is_gpu
 from kernels.runtime.device_array import DeviceArray
 from worker.engine.cuda.buffers import StepLimits
 from worker.engine.cuda.padded_step import PaddedStep, StepSize, size_for
-from worker.engine.cuda.step_graph import EnqueueDraw, LateStepGraph, StepGraph, step_parts
+from worker.engine.cuda.step_graph import HostedDraw, LateStepGraph, StepGraph, step_parts
 from worker.model.kv_cache import KVCache
 from worker.model.registry import Model
 
@@ -35,7 +35,7 @@ class WholeStepGraphs:
         rows: DecodeRows[DeviceArray],
         whole: DeviceArray,
         limits: StepLimits,
-        draw: EnqueueDraw,
+        draw: HostedDraw,
     ) -> None:
         """``whole``: bytes, for all arrays of the largest step. Steps leave their ids in ``rows.drawn``."""
         self._model = model
@@ -100,6 +100,6 @@ class WholeStepGraph:
         """Enqueue it up to its logits; `launch_draw` is to come next."""
         self._graph.launch_forward()
 
-    def launch_draw(self) -> None:
-        """Enqueue the rest of it."""
-        self._graph.launch_draw()
+    def launch_draw(self, *, reports: bool) -> None:
+        """Enqueue the rest of it, with log probabilities of what is drawn only if it ``reports`` them."""
+        self._graph.launch_draw(reports=reports)

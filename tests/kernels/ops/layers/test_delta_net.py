@@ -62,6 +62,9 @@ def test_rows_are_the_reference_s_however_they_are_cut_into_steps(
     results["padded"] = steps.run(sequences, cuts["in pieces"], padding=3)
     in_place = StateSteps(op, poisoned_state(empty, 5, *shapes), upload, download, in_place=True)
     results["in place"] = in_place.run(sequences, cuts["in pieces"])
+    for kernel in ("delta_net_rule", "delta_net_rule_step"):
+        monkeypatch.setattr(delta_net, "rule_kernel", lambda *_, kernel=kernel: kernel)
+        results[kernel] = steps.run(sequences, cuts["in pieces"])
     monkeypatch.setattr(delta_net, "input_kernel", lambda *_: ("delta_net_inputs_many", 8))
     for cut in cuts:
         results[f"{cut}, 8 inputs at once"] = steps.run(sequences, cuts[cut], padding=3)

@@ -147,3 +147,28 @@ def test_nobody_waits_for_a_sequence_that_left():
     assert not waiting.waits_for_prefix
     assert not tables.awaits_prefix(waiting)
     tables.check_invariants([])
+
+
+def test_blocks_that_are_to_be_published_later_are_known_to_whoever_asks_and_when_their_sequence_leaves():
+    for leaves in (False, True):
+        tables = block_tables()
+        first = started(tables, 9)
+        first.num_computed = 9
+        tables.publish_later(first)
+        assert first.num_published == 0
+        if leaves:
+            tables.release(first)
+        second = sequence(9)
+        assert len(tables.match(second)) == 2
+    tables.publish_all()
+    tables.check_invariants([])
+
+
+def test_what_is_to_be_published_later_is_not_where_nobody_shall_read_it():
+    tables = block_tables()
+    first = started(tables, 9)
+    first.num_computed = 9
+    tables.publish_later(first)
+    tables.forget(first)
+    tables.release(first)
+    assert tables.match(sequence(9)) == []

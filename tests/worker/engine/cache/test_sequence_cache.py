@@ -95,3 +95,17 @@ def test_what_is_to_be_forgotten_is_found_by_nobody():
     assert cache.start(other, reserve=0)
     assert other.num_computed == 0
     assert cache.state_slots is not None and cache.state_slots.match(other.block_hashes) == 0
+
+
+def test_with_the_end_of_a_step_those_that_grow_have_blocks_unless_few_are_free_or_they_end():
+    cache = sequence_cache(num_states=0)
+    first, ending = sequence(4), sequence(4)
+    for each in (first, ending):
+        assert cache.start(each, reserve=0)
+        each.launch(each.num_pending, True)
+    ending.most_tokens = 5
+    cache.finish_step([first, ending], reserve=10)
+    assert [len(each.block_ids) for each in (first, ending)] == [1, 1]
+    cache.finish_step([first, ending], reserve=9)
+    assert [len(each.block_ids) for each in (first, ending)] == [2, 1]
+    cache.check_invariants([first, ending])

@@ -6,6 +6,9 @@ from tests.worker.engine.cuda.late_device import LateModel
 from worker.engine.cuda.buffers import StepBuffers, StepLimits
 from worker.engine.cuda.decode_graphs import DecodeGraphs, empty_rows, make_buckets
 from worker.engine.cuda.pinned_ring import UploadRing
+from worker.engine.cuda.step_graph import HostedDraw
+
+NO_DRAW = HostedDraw(lambda *_: None, lambda *_: None)
 
 
 @pytest.mark.parametrize(
@@ -35,7 +38,9 @@ def test_a_step_runs_in_the_smallest_bucket_that_holds_it(capture: bool):
         assert params.rows.shape[0] == logits.shape[0]
 
     cache = model.allocate_cache(8, 4)
-    graphs = DecodeGraphs(model, cache, rows, limits.block_tokens, draw, buffers.prefixes, capture=capture)
+    graphs = DecodeGraphs(
+        model, cache, rows, limits.block_tokens, NO_DRAW._replace(draw=draw), buffers.prefixes, capture=capture
+    )
     assert [graphs.bucket_for(number) for number in range(1, 7)] == [1, 2, 4, 4, 6, 6]
     model.device.run_until(len(model.device._queue))
     drawn.clear()
@@ -45,7 +50,7 @@ def test_a_step_runs_in_the_smallest_bucket_that_holds_it(capture: bool):
     assert whole > before
     graphs.graph(4, shares=False, context=9).launch_forward()
     assert len(model.device._queue) == whole + (whole - before) - 1, "all but the op that draws"
-    graphs.graph(4, shares=False, context=9).launch_draw()
+    graphs.graph(4, shares=False, context=9).launch_draw(reports=True)
     model.device.run_until(len(model.device._queue))
     assert drawn == [4], "the host's part of the draw is in the second half of a step that is launched in two"
 
@@ -64,7 +69,7 @@ def test_few_sequences_with_a_long_context_have_a_graph_of_their_own(capture: bo
         steps.append((step.has_long_context, step.prefixes is not None)) or forward(step, cache)
     )
     cache = model.allocate_cache(8, 4)
-    graphs = DecodeGraphs(model, cache, rows, limits.block_tokens, lambda *_: None, buffers.prefixes, capture=capture)
+    graphs = DecodeGraphs(model, cache, rows, limits.block_tokens, NO_DRAW, buffers.prefixes, capture=capture)
     assert not any(is_long for is_long, _ in steps)
     assert graphs.most_in_one_kernel == 2
     for bucket, most in model.one_kernel_contexts.items():

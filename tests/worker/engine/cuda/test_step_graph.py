@@ -16,7 +16,8 @@ class Recorder:
         self.device = LateDevice()
         self.ran: list[str] = []
         self.num_forwards = 0
-        self.graph = kind(self.device, StepParts(self.forward, self.part("sample"), self.part("draw")), "step")
+        parts = StepParts(self.forward, self.part("sample"), self.part("draw"), self.part("report"))
+        self.graph = kind(self.device, parts, "step")
 
     def forward(self) -> np.ndarray:
         self.num_forwards += 1
@@ -61,8 +62,19 @@ def test_in_two_parts_the_host_comes_between_the_forward_pass_and_the_draw(is_ca
         recorder.graph.capture_parts()
     recorder.graph.launch_forward()
     recorder.device.enqueue(lambda: recorder.ran.append("masks"))
-    recorder.graph.launch_draw()
+    recorder.graph.launch_draw(reports=False)
     assert recorder.run() == ["forward", "masks", "draw"]
+
+
+@pytest.mark.parametrize("is_captured", [True, False])
+def test_a_draw_reports_only_where_that_is_wanted(is_captured: bool):
+    recorder = Recorder()
+    if is_captured:
+        recorder.graph.capture_parts()
+    for reports in (True, False, True):
+        recorder.graph.launch_forward()
+        recorder.graph.launch_draw(reports=reports)
+    assert recorder.run() == ["forward", "draw", "report", "forward", "draw", "forward", "draw", "report"]
 
 
 def test_a_late_graph_that_was_captured_is_not_captured_again():
@@ -82,6 +94,6 @@ def test_a_late_graph_is_captured_when_it_is_launched_again():
     assert recorder.num_forwards == 2
     for _ in range(3):
         recorder.graph.launch_forward()
-        recorder.graph.launch_draw()
+        recorder.graph.launch_draw(reports=False)
     assert recorder.run() == ["forward", "draw"] * 3
     assert recorder.num_forwards == 4

@@ -7,6 +7,7 @@ from tests.worker.engine.generation import sequence
 from worker.engine.batch_builder import build_sampling_params, build_step
 from worker.engine.cuda import whole_step_graphs
 from worker.engine.cuda.buffers import StepBuffers, StepLimits
+from worker.engine.cuda.step_graph import HostedDraw
 from worker.engine.cuda.whole_step_graphs import WholeStepGraph, WholeStepGraphs
 from worker.engine.sequence import Chunk
 
@@ -29,7 +30,12 @@ class Bench:
 
         self.model.forward = counted
         self.graphs = WholeStepGraphs(
-            self.model, self.model.allocate_cache(32, 4), self.buffers.rows, self.buffers.whole, LIMITS, self.draw
+            self.model,
+            self.model.allocate_cache(32, 4),
+            self.buffers.rows,
+            self.buffers.whole,
+            LIMITS,
+            HostedDraw(self.draw, lambda *_: None),
         )
 
     def draw(self, logits: np.ndarray, params: SamplingParams) -> None:
@@ -78,7 +84,7 @@ def test_in_two_parts_it_is_captured_apart_from_the_whole():
     for number in range(4):
         graph = bench.prepare([number, 2, 3])
         graph.launch_forward()
-        graph.launch_draw()
+        graph.launch_draw(reports=True)
         bench.run()
     assert bench.drawn == [1] * 4
     assert bench.num_forwards == 2

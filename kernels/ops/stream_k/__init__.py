@@ -1,0 +1,1 @@
+"""Products whose tiles are shared out evenly among blocks."""

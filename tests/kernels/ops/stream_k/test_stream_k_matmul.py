@@ -1,0 +1,120 @@
+"""Products whose partitions are shared out evenly among blocks: the same bits as in whole tiles, and when chosen."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from kernels.devices.cuda import CudaDevice
+from kernels.ops.matmul import multiply_tiled
+from kernels.ops.matmul_params import Epilogue, Product
+from kernels.ops.matmul_tuning import SHAPES_APART, shaped_as
+from kernels.ops.stream_k.stream_k_matmul import (
+    CHAIN_PARTS,
+    CUT_SIZE,
+    FORMATS,
+    MAX_TOKENS,
+    StreamKShape,
+    is_suitable,
+    multiply_stream_k,
+    shapes_of,
+    stream_k_shape,
+)
+from kernels.runtime.gpu_spec import A100, H100
+from kernels.weights.packed import PackedMatrix
+from tests.kernels.conftest import Download, Upload
+from tests.kernels.ops.unpacked.test_unpacked_matmul import load, matrix_of, need_wgmma, product_of
+
+
+def cuts_of(matrix: PackedMatrix, num_tokens: int) -> list[StreamKShape]:
+    """All that there are for it."""
+    tokens = shaped_as(num_tokens)
+    return list(shapes_of(H100, matrix.num_rows, matrix.num_chunks, matrix.num_partitions, tokens))
+
+
+@pytest.mark.gpu
+@pytest.mark.sanitize("(896, 1280)-Q4_K")
+@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("shape", [(896, 1280), (1000, 256), (9736, 896), (3072, 4096), (36000, 1024)], ids=str)
+def test_outputs_have_the_bits_of_whole_tiles_for_any_number_of_tokens(
+    device: CudaDevice, upload: Upload, download: Download, name: str, shape: tuple[int, int]
+) -> None:
+    need_wgmma(device)
+    if shape[1] % 256 and name in ("Q4_K", "Q5_K", "Q6_K"):
+        pytest.skip("its rows are no whole blocks")
+    matrix = load(device, name, shape)
+    x = np.random.default_rng(2).normal(size=(520, shape[1])).astype(np.float16)
+    expected = upload(np.full((520, shape[0]), np.nan, np.float32))
+    multiply_tiled(device.context, Product(upload(x), matrix, expected, Epilogue.STORE_FLOAT))
+    for num_tokens in (1, 64, 130, 256, 300, 512, 520):
+        rows = upload(x[:num_tokens])
+        for cut in cuts_of(matrix, num_tokens):
+            for _ in range(2):  # the second time counts of arrivals are what the first one left
+                out = upload(np.full((num_tokens, shape[0]), np.nan, np.float32))
+                device.context.begin_step()
+                multiply_stream_k(device.context, Product(rows, matrix, out, Epilogue.STORE_FLOAT), cut)
+                np.testing.assert_array_equal(
+                    download(out), download(expected)[:num_tokens], err_msg=f"{num_tokens}: {cut}"
+                )
+
+
+@pytest.mark.gpu
+@pytest.mark.sanitize("16-1.0")
+@pytest.mark.parametrize("alpha", [1.0, 1.7])
+@pytest.mark.parametrize("column", [3, 16])
+@pytest.mark.parametrize("epilogue", Epilogue)
+def test_every_epilogue_gives_the_same_bits_beside_what_else_is_there(
+    device: CudaDevice, upload: Upload, download: Download, epilogue: Epilogue, column: int, alpha: float
+) -> None:
+    need_wgmma(device)
+    num_rows, num_tokens, stride = 272, 170, 600
+    rng = np.random.default_rng(3)
+    matrix = load(device, "Q5_0", (num_rows, 512), gated=epilogue.is_gated)
+    x = upload(rng.normal(size=(num_tokens, 512)).astype(np.float16))
+    is_float = epilogue in (Epilogue.STORE_FLOAT, Epilogue.ADD_RESIDUAL, Epilogue.SOFTCAP)
+    before = rng.normal(size=(num_tokens, stride)).astype(np.float32 if is_float else np.float16)
+
+    def run(multiply: Any, *arguments: Any) -> NDArray[Any]:
+        out = upload(before)
+        product = Product(x, matrix, out, epilogue, column, alpha=alpha, limit=0.5)
+        multiply(device.context, product, *arguments)
+        return download(out)
+
+    expected = run(multiply_tiled)
+    num_outputs = num_rows // 2 if epilogue.is_gated else num_rows
+    assert (expected != before)[:, column : column + num_outputs].mean() > 0.9
+    for cut in cuts_of(matrix, num_tokens):
+        np.testing.assert_array_equal(run(multiply_stream_k, cut), expected, err_msg=str(cut))
+
+
+def test_other_gpus_formats_and_outputs_have_other_kernels() -> None:
+    matrix = matrix_of("Q4_K", 3072, 8192)
+    assert is_suitable(H100, product_of(matrix, 256, dtype=np.float16))
+    assert not is_suitable(A100, product_of(matrix, 256, dtype=np.float16))
+    assert not is_suitable(H100, product_of(matrix, 256)), "float32 that is not added"
+    assert not is_suitable(H100, product_of(matrix, MAX_TOKENS + 1, dtype=np.float16))
+    assert not is_suitable(H100, product_of(matrix_of("MXFP4", 3072, 8192), 256, dtype=np.float16))
+
+
+def test_all_blocks_run_at_once_and_have_all_parts_of_all_tiles() -> None:
+    for num_rows, width in ((896, 4864), (9728, 896), (3072, 8192), (16384, 3072), (28672, 4096)):
+        matrix = matrix_of("Q8_0", num_rows, width)
+        for num_tokens in range(64, MAX_TOKENS + 1, 64):
+            for shape in cuts_of(matrix, num_tokens):
+                parts_of_tile = matrix.num_partitions if shape.size == CUT_SIZE else 1
+                if matrix.num_partitions == 1:
+                    parts_of_tile = CHAIN_PARTS
+                parts = -(-num_rows // 128) * -(-num_tokens // shape.size) * parts_of_tile
+                assert shape.num_blocks <= H100.num_sms
+                assert (shape.num_blocks - 1) * shape.parts_of_block < parts <= shape.num_blocks * shape.parts_of_block
+
+
+def test_the_shape_is_the_same_between_the_numbers_of_tokens_that_memory_is_planned_at() -> None:
+    for num_rows, width in ((896, 4864), (9728, 896), (3072, 8192), (16384, 3072)):
+        matrix = matrix_of("Q8_0", num_rows, width)
+        chosen = {count: stream_k_shape(H100, matrix, count) for count in range(64, 2049)}
+        assert {n for n in range(64, 2048) if chosen[n] != chosen[n + 1]} <= set(range(64, 2049, SHAPES_APART))
+        assert len(set(chosen.values())) > 1
