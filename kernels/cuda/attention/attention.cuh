@@ -23,7 +23,7 @@ struct Rows {
 
 template <int ROW_TILES>
 DEVICE void find_code_bias(Rows<ROW_TILES>& rows) {
-    if constexpr (IS_Q8)
+    if constexpr (IS_Q8) {
 #pragma unroll
         for (int row_tile = 0; row_tile < ROW_TILES; row_tile++) {
             float sums[4] = {};
@@ -32,6 +32,7 @@ DEVICE void find_code_bias(Rows<ROW_TILES>& rows) {
 #pragma unroll
             for (int half = 0; half < 2; half++) rows.code_bias[row_tile][half] = __fmul_rn(sums[2 * half], CODE_BIAS);
         }
+    }
 }
 
 // The weights of one tile's keys.
@@ -130,7 +131,7 @@ DEVICE void multiply_keys(float (&s)[ROW_TILES][TILE_KEYS / 8][4], const Rows<RO
             mma_16x8x16(s[row_tile][2 * n + 1], rows.queries[row_tile][k], second[0], second[1]);
         }
     });
-    if constexpr (IS_Q8)
+    if constexpr (IS_Q8) {
 #pragma unroll
         for (int n = 0; n < TILE_KEYS / 8; n++) {
             const u32 scales = load_scales(keys + TILE_KEYS * ROW_BYTES, n);
@@ -140,6 +141,7 @@ DEVICE void multiply_keys(float (&s)[ROW_TILES][TILE_KEYS / 8][4], const Rows<RO
                 for (int c = 0; c < 4; c++)
                     s[row_tile][n][c] = __fmul_rn(s[row_tile][n][c], c & 1 ? high_half(scales) : low_half(scales));
         }
+    }
 }
 
 // Weights of a tile's keys, by their products with the rows, relative to the largest of the tile. `halves`: 1 if rows
@@ -218,7 +220,7 @@ DEVICE void sum_weights(float (&sums)[4], const Weights<ROW_TILES>& weights, int
 // With codes: multiplies the weights, once they are added up, by the scales of the tile's values.
 template <int ROW_TILES>
 DEVICE void scale_weights(Weights<ROW_TILES>& weights, u32 values) {
-    if constexpr (IS_Q8)
+    if constexpr (IS_Q8) {
 #pragma unroll
         for (int row_tile = 0; row_tile < ROW_TILES; row_tile++) {
             multiply_weights(weights.p[row_tile], values + TILE_KEYS * ROW_BYTES);
@@ -228,6 +230,7 @@ DEVICE void scale_weights(Weights<ROW_TILES>& weights, u32 values) {
             for (int half = 0; half < 2; half++)
                 weights.code_bias[row_tile][half] = __fmul_rn(sums[2 * half], CODE_BIAS);
         }
+    }
 }
 
 // Where a lane reads columns 16d..16d + 15 of a tile's values.
