@@ -26,10 +26,10 @@ _MOST_WIDTH = 2 * SHORT_WIDTH  # of rows of moe_logits_most
 _EXPERTS_AT_ONCE = 8  # of a block of moe_logits_*, or half of it
 _SLAB_EXPERTS = 32  # of such a block at a time, so that two of them fit an SM
 
-declare_constants("moe/moe.cu", MANY_TOKENS=_MANY_TOKENS, SLAB_EXPERTS=_SLAB_EXPERTS)
+declare_constants("moe/router.cu", MANY_TOKENS=_MANY_TOKENS, SLAB_EXPERTS=_SLAB_EXPERTS)
 
 
-class RouteParams(CudaStruct, source="moe/moe"):
+class RouteParams(CudaStruct, source="moe/router"):
     """What moe_logits, moe_logits_* and moe_choose are given."""
 
     x: Pointer  # [num_tokens, width] float32 residual stream
@@ -67,8 +67,8 @@ class CombineParams(CudaStruct, source="moe/moe"):
 
 
 def variants() -> list[Variant]:
-    """What of moe.cu is compiled."""
-    return [("moe/moe", {})]
+    """What of moe.cu and router.cu is compiled."""
+    return [("moe/moe", {}), ("moe/router", {})]
 
 
 def norm_moe_residual(
@@ -238,7 +238,7 @@ def _route(
     )
     if is_small:
         grid = num_experts + (shared is not None), num_tokens
-        context.launch("moe/moe", "moe_logits", grid, 32 * NORM_PARTITIONS, params, shared_bytes=8 * width)
+        context.launch("moe/router", "moe_logits", grid, 32 * NORM_PARTITIONS, params, shared_bytes=8 * width)
     else:
         _launch_many(context, params, routing, width, block_experts)
     return routing
@@ -250,14 +250,14 @@ def _launch_many(context: Context, params: RouteParams, routing: _Routing, width
     if num_tokens >= 2 * _MANY_TOKENS * context.gpu.num_sms and width <= _MOST_WIDTH:
         token_bytes, tokens = NORM_PARTITIONS * (2 + _SLAB_EXPERTS) * 4, 2 * _MANY_TOKENS
         grid, threads = (-(-num_tokens // tokens), 1), 2 * 32 * NORM_PARTITIONS
-        context.launch("moe/moe", "moe_logits_most", grid, threads, params, shared_bytes=tokens * token_bytes)
+        context.launch("moe/router", "moe_logits_most", grid, threads, params, shared_bytes=tokens * token_bytes)
     else:
         kernel, tokens = "moe_logits_many", _MANY_TOKENS
         if tokens * token_bytes > context.gpu.shared_bytes:
             kernel, tokens = "moe_logits_pairs", 2
         grid = -(-num_tokens // tokens), -(-num_experts // block_experts)
-        context.launch("moe/moe", kernel, grid, 32 * NORM_PARTITIONS, params, shared_bytes=tokens * token_bytes)
-    context.launch("moe/moe", "moe_choose", -(-num_tokens // 8), 256, params)
+        context.launch("moe/router", kernel, grid, 32 * NORM_PARTITIONS, params, shared_bytes=tokens * token_bytes)
+    context.launch("moe/router", "moe_choose", -(-num_tokens // 8), 256, params)
 
 
 def _combine(

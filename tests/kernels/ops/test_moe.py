@@ -149,7 +149,7 @@ def test_of_experts_with_equal_logits_the_lower_one_is_chosen_in_every_batch(
     assert [n for n in found if not np.array_equal(found[n], found[64][:n])] == []
 
 
-@pytest.mark.sanitize("2048-256")
+@pytest.mark.sanitize("False-2048-256")
 @pytest.mark.parametrize(("width", "num_experts"), [(2048, 256), (1536, 33), (2880, 32)])
 @pytest.mark.parametrize("has_bias", [False, True])
 def test_the_router_gives_the_same_bits_in_every_batch(
