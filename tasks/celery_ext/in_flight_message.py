@@ -48,7 +48,7 @@ class InFlightMessage:
     ``target`` is Celery's tracer, ``request`` its dictionary of headers, and ``embed`` what follows the task's own
     arguments in the body. ``jobs`` has the request of each job that came inside the message and None for the others,
     ``records`` what is to be kept of the message, by job. ``ending`` says why it must not run: ``revoked``,
-    ``expired`` or ``terminated``.
+    ``expired`` or ``terminated``. Of one that ``is_unknown`` a job was not known to anybody.
     """
 
     task_id: str
@@ -64,6 +64,7 @@ class InFlightMessage:
     outcomes: dict[str, Outcome] = field(default_factory=dict)
     num_waiting: int = 0
     looks_again: bool = False
+    is_unknown: bool = False
     fenced: set[str] = field(default_factory=set)
     error: OrcdError | None = None
     answer: Any = None
@@ -139,6 +140,7 @@ class InFlightMessage:
         elif isinstance(outcome, Unknown) and job_id in self.fenced:
             outcome = None  # there is no such job any more, also if it was deleted: nobody waits for a result
         elif isinstance(outcome, Unknown):
+            self.is_unknown = True
             outcome = InvalidRequest(f"job {job_id} is unknown or has expired; submit it again")
         self.outcomes[job_id] = outcome
         self.num_waiting -= 1

@@ -212,6 +212,8 @@ class Pool(BasePool):  # type: ignore[misc]
     def _done(self, message: InFlightMessage, job_id: str, outcome: Answer) -> None:
         with self._lock:
             finished = message.has_outcome(job_id, outcome)
+            if finished and message.is_unknown:  # a message of its id that comes from now on may have the request
+                self._forget(message)
         if finished:
             self._finisher.submit_item(message)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from orcd.errors import InvalidRequest, QueueFull
 from orcd.result import Result
 from orcd.store import schema
 from tasks.dispatch.delivery import Fenced, Unknown
+from tasks.finisher import NUM_THREADS
 from tests.conftest import wait_until
 from tests.tasks.celery_ext.pool_scene import Scene
 
@@ -159,6 +161,23 @@ def test_so_it_is_where_it_comes_between_two_claims(scene: Scene) -> None:
     wait_until(lambda: len(scene.dispatcher.deliveries) == 3)
     assert scene.dispatcher.deliveries[-1].request is not None
     assert scene.answers == []
+
+
+def test_so_it_is_where_it_comes_just_before_the_other_is_answered(scene: Scene) -> None:
+    """Both were answered that the job is unknown."""
+    may_go_on, held = threading.Event(), threading.Barrier(NUM_THREADS + 1)
+    for _ in range(NUM_THREADS):
+        scene.pool._finisher.submit(lambda: (held.wait(60), may_go_on.wait(60)))
+    held.wait(60)
+    scene.deliver({"job_id": "t"})
+    scene.dispatcher.answer(Unknown())
+    scene.deliver(SHORT)
+    may_go_on.set()
+    wait_until(lambda: len(scene.dispatcher.deliveries) == 2)
+    scene.dispatcher.answer(Result("t", "succeeded"))
+    wait_until(lambda: len(scene.answers) == 2)
+    scene.settle()
+    assert scene.app.AsyncResult("t").state == "SUCCESS"
 
 
 def test_a_job_that_nobody_knows_is_refused_by_its_id(scene: Scene) -> None:
