@@ -36,7 +36,7 @@ EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["option
 BLOCK = re.compile(r"(?:^<!-- (?P<mark>run by|not run): (?P<note>[^>]*?) -->\n)?^```sh\n(?P<text>.*?)^```", re.M | re.S)
 PAGE_MARK = re.compile(r"^<!-- commands of this page not run: ([^>]+) -->$", re.M)
 SERVERS = {
-    "orcd worker": '"event": "ready"',
+    "orcd worker": '"event":"ready"',
     "orcd gateway": "orcd gateway: http",
     "orcd flower": "Visit me at",
     "redis-server": "Ready to accept connections",
