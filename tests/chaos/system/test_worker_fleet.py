@@ -13,7 +13,7 @@ def test_the_processes_of_a_worker_are_told_apart(redis_url: str, shallow_model:
         engine, text_process = worker.engine(), worker.text_process()
         assert engine is not None
         assert text_process is not None
-        assert f'"engine_pid": {engine.pid}' in worker.log_path.read_text()
+        assert f'"engine_pid":{engine.pid}' in worker.log_path.read_text()
         assert text_process.pid != engine.pid
         fleet.leave(worker)
         assert fleet.check() == []
