@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from orcd.client import Client
-from orcd.errors import InvalidRequest, QueueFull
+from orcd.errors import InvalidRequest, LogDamaged, QueueFull
 from orcd.store import schema
 from tests.chaos.clients.cases import DEMO
 from tests.chaos.faults.data_faults import TARGETS
@@ -35,7 +35,7 @@ class CancelStorm(Fault):
             for job_id in chosen:
                 try:
                     client.cancel(job_id)
-                except InvalidRequest:  # it is about to be submitted
+                except (InvalidRequest, LogDamaged):  # it is about to be submitted, or the fault before was to its log
                     continue
 
 
