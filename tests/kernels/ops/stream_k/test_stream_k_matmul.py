@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 
 from kernels.devices.cuda import CudaDevice
 from kernels.ops.matmul import multiply_tiled
@@ -26,7 +23,7 @@ from kernels.ops.stream_k.stream_k_matmul import (
 from kernels.runtime.gpu_spec import A100, H100
 from kernels.weights.packed import PackedMatrix
 from tests.kernels.conftest import Download, Upload
-from tests.kernels.ops.unpacked.test_unpacked_matmul import load, matrix_of, need_wgmma, product_of
+from tests.kernels.ops.product_case import NUM_TOKENS, check_epilogue, load, matrix_of, need_wgmma, product_of
 
 
 def cuts_of(matrix: PackedMatrix, num_tokens: int) -> list[StreamKShape]:
@@ -69,25 +66,9 @@ def test_outputs_have_the_bits_of_whole_tiles_for_any_number_of_tokens(
 def test_every_epilogue_gives_the_same_bits_beside_what_else_is_there(
     device: CudaDevice, upload: Upload, download: Download, epilogue: Epilogue, column: int, alpha: float
 ) -> None:
-    need_wgmma(device)
-    num_rows, num_tokens, stride = 272, 170, 600
-    rng = np.random.default_rng(3)
-    matrix = load(device, "Q5_0", (num_rows, 512), gated=epilogue.is_gated)
-    x = upload(rng.normal(size=(num_tokens, 512)).astype(np.float16))
-    is_float = epilogue in (Epilogue.STORE_FLOAT, Epilogue.ADD_RESIDUAL, Epilogue.SOFTCAP)
-    before = rng.normal(size=(num_tokens, stride)).astype(np.float32 if is_float else np.float16)
-
-    def run(multiply: Any, *arguments: Any) -> NDArray[Any]:
-        out = upload(before)
-        product = Product(x, matrix, out, epilogue, column, alpha=alpha, limit=0.5)
-        multiply(device.context, product, *arguments)
-        return download(out)
-
-    expected = run(multiply_tiled)
-    num_outputs = num_rows // 2 if epilogue.is_gated else num_rows
-    assert (expected != before)[:, column : column + num_outputs].mean() > 0.9
-    for cut in cuts_of(matrix, num_tokens):
-        np.testing.assert_array_equal(run(multiply_stream_k, cut), expected, err_msg=str(cut))
+    check_epilogue(
+        device, upload, download, epilogue, column, alpha, multiply_stream_k, lambda matrix: cuts_of(matrix, NUM_TOKENS)
+    )
 
 
 def test_other_gpus_formats_and_outputs_have_other_kernels() -> None:

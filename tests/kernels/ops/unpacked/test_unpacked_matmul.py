@@ -21,47 +21,16 @@ from kernels.ops.unpacked.unpacked_matmul import (
     unpacked_ring,
     unpacked_shape,
 )
-from kernels.runtime.device_array import DeviceArray
 from kernels.runtime.gpu_spec import A100, H100
-from kernels.weights.formats import FORMATS
 from kernels.weights.packed import PackedMatrix
-from kernels.weights.weight_store import PackedWeightStore
 from tests.kernels.conftest import Download, Upload
-from tests.kernels.ops.random_weights import random_weight
+from tests.kernels.ops.product_case import check_epilogue, load, matrix_of, need_wgmma, product_of
 
 SIZES = (*SUMMING_SIZES, LARGEST_SIZE)
 
 
-def load(device: CudaDevice, name: str, shape: tuple[int, int], *, gated: bool = False) -> PackedMatrix:
-    """A random matrix with a bias."""
-    store = PackedWeightStore(device.context, device.weights)
-    weight = random_weight(name, shape, np.random.default_rng(1), bias=True)
-    (matrix,) = (store.gate_up if gated else store.projection)([weight]).matrices
-    assert store.load(lambda _done, _total: None) == []
-    return matrix
-
-
-def matrix_of(name: str, num_rows: int, width: int) -> PackedMatrix:
-    """One without memory."""
-    return PackedMatrix(FORMATS[name], num_rows, width, 1, False, DeviceArray(0, (0,), np.dtype(np.uint8)), None, None)
-
-
-def product_of(
-    matrix: PackedMatrix, num_tokens: int, stride: int | None = None, column: int = 0, dtype: type = np.float32
-) -> Product:
-    """One without memory."""
-    x = DeviceArray(0, (num_tokens, matrix.width), np.dtype(np.float16))
-    out = DeviceArray(0, (num_tokens, stride or matrix.num_rows), np.dtype(dtype))
-    return Product(x, matrix, out, Epilogue.STORE_FLOAT if dtype is np.float32 else Epilogue.STORE_HALF, column)
-
-
 def sizes_of(matrix: PackedMatrix) -> tuple[int, ...]:
     return SIZES if matrix.num_partitions == 1 else SUMMING_SIZES
-
-
-def need_wgmma(device: CudaDevice) -> None:
-    if not device.gpu.has_wgmma:
-        pytest.skip("the kernels are for Hopper")
 
 
 @pytest.mark.gpu
@@ -95,25 +64,7 @@ def test_outputs_have_the_bits_of_the_kernels_that_unpack_in_registers(
 def test_every_epilogue_gives_the_same_bits_beside_what_else_is_there(
     device: CudaDevice, upload: Upload, download: Download, epilogue: Epilogue, column: int, alpha: float
 ) -> None:
-    need_wgmma(device)
-    num_rows, num_tokens, stride = 272, 170, 600
-    rng = np.random.default_rng(3)
-    matrix = load(device, "Q5_0", (num_rows, 512), gated=epilogue.is_gated)
-    x = upload(rng.normal(size=(num_tokens, 512)).astype(np.float16))
-    is_float = epilogue in (Epilogue.STORE_FLOAT, Epilogue.ADD_RESIDUAL, Epilogue.SOFTCAP)
-    before = rng.normal(size=(num_tokens, stride)).astype(np.float32 if is_float else np.float16)
-
-    def run(multiply: Any, *arguments: Any) -> NDArray[Any]:
-        out = upload(before)
-        product = Product(x, matrix, out, epilogue, column, alpha=alpha, limit=0.5)
-        multiply(device.context, product, *arguments)
-        return download(out)
-
-    expected = run(multiply_tiled)
-    num_outputs = num_rows // 2 if epilogue.is_gated else num_rows
-    assert (expected != before)[:, column : column + num_outputs].mean() > 0.9
-    for size in sizes_of(matrix):
-        np.testing.assert_array_equal(run(multiply_unpacked, size), expected, err_msg=f"tiles of {size} tokens")
+    check_epilogue(device, upload, download, epilogue, column, alpha, multiply_unpacked, sizes_of)
 
 
 @pytest.mark.parametrize("size", SIZES)
