@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from celery.utils.log import get_logger
@@ -34,19 +34,17 @@ MAX_SEARCHED = 1000
 class Receiver:
     """Takes messages under a name that nobody else has or had.
 
-    ``connect`` gives a client for the commands that are waited for; all of them raise redis-py's errors. Should an
-    answer to `take_command` be lost, the messages in it are this receiver's all the same: then `close` it.
+    ``client`` is for the commands that are waited for; all of them raise redis-py's errors. Should an answer to
+    `take_command` be lost, the messages in it are this receiver's all the same: then `close` it.
 
     Lists are emptied in their order, but messages that have waited for ``ageing_ms`` get every second place.
     """
 
-    def __init__(
-        self, name: str, lease_ms: int, connect: Callable[[], Any], key_prefix: str = "", ageing_ms: int = 300_000
-    ) -> None:
+    def __init__(self, name: str, lease_ms: int, client: Any, key_prefix: str = "", ageing_ms: int = 300_000) -> None:
         self._name = name
         self._lease_ms = lease_ms
-        self._connect = connect
-        self._take = RedisScript(connect(), schema.celery_script("take"))
+        self._client = client
+        self._take = RedisScript(client, schema.celery_script("take"))
         self._ageing_ms = ageing_ms
         self._lists: Sequence[str] = ()
         self._ages = key_prefix + schema.AGES
@@ -75,7 +73,7 @@ class Receiver:
 
     def load_take(self) -> None:
         """Tell Redis the script that `take_command` names, which it turned out not to know."""
-        self._connect().script_load(self._take.script)
+        self._client.script_load(self._take.script)
 
     def taken(self, answer: Sequence[Any]) -> list[tuple[str, str, bytes]]:
         """The messages that Redis answered with: delivery tag, list, text."""
@@ -103,7 +101,7 @@ class Receiver:
     def flush(self) -> None:
         """Tell Redis now what was acknowledged."""
         if acked := self._take_acked():
-            self._connect().hdel(self._notes, *acked)
+            self._client.hdel(self._notes, *acked)
 
     def restore(self, tags: Sequence[str]) -> None:
         """Put these messages back at the head of their lists."""
@@ -141,7 +139,7 @@ class Receiver:
     def close(self) -> None:
         """Put everything back that was not acknowledged. The receiver takes nothing any more."""
         if acked := self._acked_in_flight + self._take_acked():
-            self._connect().hdel(self._notes, *acked)
+            self._client.hdel(self._notes, *acked)
         while self._restore(0) == MAX_RESTORED:
             pass
 
@@ -152,7 +150,7 @@ class Receiver:
         return int(num_restored)
 
     def _run(self, name: str, keys: Sequence[str], arguments: Sequence[Any]) -> Any:
-        return RedisScript(self._connect(), schema.celery_script(name))(keys, arguments)
+        return RedisScript(self._client, schema.celery_script(name))(keys, arguments)
 
     def _say_if_deleted(self, num_deleted: int, key: str, consequence: str) -> None:
         if num_deleted:

@@ -49,8 +49,8 @@ class QoS(virtual.QoS):  # type: ignore[misc]
         self._on_collect.cancel()  # what a process leaves behind at its end, others put back
         self.num_free: Callable[[], int] = lambda: 1
         name = f"{worker_id()}-{next(_numbers)}"
-        prefix, client = channel.global_keyprefix, channel.plain_client()
-        self.receiver = Receiver(name, channel.receiver_lease_ms, lambda: client, prefix, channel.ageing_ms)
+        lease_ms, prefix = channel.receiver_lease_ms, channel.global_keyprefix
+        self.receiver = Receiver(name, lease_ms, channel.plain_client(), prefix, channel.ageing_ms)
 
     def ack(self, delivery_tag: str) -> None:
         """The message need not be delivered again."""

@@ -55,7 +55,7 @@ class PlayedJobs:
         self._result = {"text": NUM_EVENTS * event.t, "ids": NUM_EVENTS * event.ids, "logprobs": logprobs}
         self._store = JobStore(connection, owner=MODEL, model=MODEL, lease_ms=LEASE_MS, ttl_s=TTL_S)
         self._store.renew({})
-        self._receiver = Receiver(MODEL, LEASE_MS, lambda: connection)
+        self._receiver = Receiver(MODEL, LEASE_MS, connection)
         self._receiver.load_take()
         self._ids: list[str] = []
         self._claims: list[Claim] = []

@@ -21,7 +21,7 @@ from worker.settings import Settings
 @pytest.fixture
 def make_receiver(connection: redis.Redis) -> MakeReceiver:
     def make(name: str = "r1", lease_ms: int = 60_000, **options: Any) -> Receiver:
-        receiver = Receiver(name, lease_ms, lambda: connection, **options)
+        receiver = Receiver(name, lease_ms, connection, **options)
         receiver.load_take()
         return receiver
 
