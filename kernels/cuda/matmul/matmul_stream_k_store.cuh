@@ -38,20 +38,10 @@ DEVICE void store_halves(const TiledParams& p, const Work& work, u32 shared, con
 // store.
 template <int TOKENS>
 DEVICE void add_floats(const TiledParams& p, const Work& work, u32 shared, const Accumulators<TOKENS>& sums) {
-    constexpr int stride = (128 + 4) * 4;  // bytes: no bank conflicts
     constexpr int BATCH = 4;
     const Epilogue epilogue(p.output, ADD_RESIDUAL);
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-    const u32 to = shared + 2 * (lane % 4) * stride + (warp * 16 + lane / 4) * 4;
-#pragma unroll
-    for (int n = 0; n < TOKENS / 8; n++)
-        if (8 * n < work.num_tokens)
-#pragma unroll
-            for (int i = 0; i < 4; i++)
-                asm volatile("st.shared.f32 [%0], %1;"
-                             :
-                             : "r"(to + (8 * n + i % 2) * stride + i / 2 * 32), "f"(sums.d[n][i])
-                             : "memory");
+    put_floats<TOKENS, 0, TOKENS>(work, shared, warp, lane, sums);
     const int row = work.first_row + 4 * lane;
     const OutputRow rows[4] = {OutputRow(p.matrix, work.expert, row), OutputRow(p.matrix, work.expert, row + 1),
                                OutputRow(p.matrix, work.expert, row + 2), OutputRow(p.matrix, work.expert, row + 3)};
@@ -69,7 +59,7 @@ DEVICE void add_floats(const TiledParams& p, const Work& work, u32 shared, const
         for (int i = 0; i < BATCH; i++) {
             const int token = first + 8 * i;
             if (token >= work.num_tokens) break;
-            float4 v = load_quad(shared + token * stride + lane * 16);
+            float4 v = load_quad(shared + token * FLOATS_STRIDE + lane * 16);
             v.x = epilogue.value(rows[0].of(v.x), 0.0f, old[i].x);
             v.y = epilogue.value(rows[1].of(v.y), 0.0f, old[i].y);
             v.z = epilogue.value(rows[2].of(v.z), 0.0f, old[i].z);

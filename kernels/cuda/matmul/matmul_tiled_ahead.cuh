@@ -67,13 +67,12 @@ DEVICE void store_gated(const TiledParams& p, const Work& work, u32 shared, cons
     }
 }
 
-// Sums of COUNT tokens from FIRST on as they are, four at a time.
-template <int TOKENS, int FIRST = 0, int COUNT = TOKENS>
-DEVICE void store_floats(const TiledParams& p, const Work& work, u32 shared, const Accumulators<TOKENS>& sums) {
-    constexpr int stride = (128 + 4) * 4;  // bytes: no bank conflicts
-    const Epilogue epilogue(p.output, STORE_FLOAT);
-    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-    const u32 to = shared + 2 * (lane % 4) * stride + (warp * 16 + lane / 4) * 4;
+constexpr int FLOATS_STRIDE = (128 + 4) * 4;  // bytes of a token's outputs in shared memory: no bank conflicts
+
+// Sums of COUNT tokens from FIRST on into shared memory, token by token, 128 of each.
+template <int TOKENS, int FIRST, int COUNT>
+DEVICE void put_floats(const Work& work, u32 shared, int warp, int lane, const Accumulators<TOKENS>& sums) {
+    const u32 to = shared + 2 * (lane % 4) * FLOATS_STRIDE + (warp * 16 + lane / 4) * 4;
 #pragma unroll
     for (int n = 0; n < COUNT / 8; n++)
         if (FIRST + 8 * n < work.num_tokens)
@@ -81,8 +80,16 @@ DEVICE void store_floats(const TiledParams& p, const Work& work, u32 shared, con
             for (int i = 0; i < 4; i++)
                 asm volatile("st.shared.f32 [%0], %1;"
                              :
-                             : "r"(to + (8 * n + i % 2) * stride + i / 2 * 32), "f"(sums.d[FIRST / 8 + n][i])
+                             : "r"(to + (8 * n + i % 2) * FLOATS_STRIDE + i / 2 * 32), "f"(sums.d[FIRST / 8 + n][i])
                              : "memory");
+}
+
+// Sums of COUNT tokens from FIRST on as they are, four at a time.
+template <int TOKENS, int FIRST = 0, int COUNT = TOKENS>
+DEVICE void store_floats(const TiledParams& p, const Work& work, u32 shared, const Accumulators<TOKENS>& sums) {
+    const Epilogue epilogue(p.output, STORE_FLOAT);
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    put_floats<TOKENS, FIRST, COUNT>(work, shared, warp, lane, sums);
     const int row = work.first_row + 4 * lane;
     const OutputRow rows[4] = {OutputRow(p.matrix, work.expert, row), OutputRow(p.matrix, work.expert, row + 1),
                                OutputRow(p.matrix, work.expert, row + 2), OutputRow(p.matrix, work.expert, row + 3)};
@@ -92,7 +99,7 @@ DEVICE void store_floats(const TiledParams& p, const Work& work, u32 shared, con
     const int num_tokens = min(COUNT, work.num_tokens - FIRST);
 #pragma unroll 4
     for (int token = warp; token < num_tokens; token += 8) {
-        float4 v = load_quad(shared + token * stride + lane * 16);
+        float4 v = load_quad(shared + token * FLOATS_STRIDE + lane * 16);
         v.x = epilogue.value(rows[0].of(v.x), 0.0f, NO_RESIDUAL),
         v.y = epilogue.value(rows[1].of(v.y), 0.0f, NO_RESIDUAL);
         v.z = epilogue.value(rows[2].of(v.z), 0.0f, NO_RESIDUAL),
