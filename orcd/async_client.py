@@ -41,8 +41,9 @@ from orcd.store.submission import (
     SubmissionFields,
     add_stored,
     check_job_id,
-    created_messages,
+    messages_left,
     prepare_many,
+    submit_arguments,
 )
 from orcd.store.token_log import usable
 
@@ -199,12 +200,14 @@ class AsyncClient:
         return count.estimate(status, await self.workers())
 
     async def _write(self, batch: Sequence[Submission], stored: list[str]) -> None:
-        pipeline = ScriptPipeline.of(self._scripts["submit"], (submission.arguments for submission in batch))
+        if not self._publisher.is_open:  # to import Celery takes a while
+            await asyncio.to_thread(self._publisher.open)
+        pipeline = ScriptPipeline.of(self._scripts["submit"], submit_arguments(batch, self._publisher))
         with redis_errors(self._settings):
             async with answer_in_time():
                 answers = await pipeline.execute_async(self._redis)
-        # kombu has no asyncio producer
-        await asyncio.to_thread(self._publisher.announce, created_messages(batch, answers))
+        if left := messages_left(batch, answers):  # kombu has no asyncio producer
+            await asyncio.to_thread(self._publisher.announce, left)
         add_stored(stored, batch, answers)
 
     async def _follow(self, stream: EventStream) -> AsyncGenerator[Event, None]:

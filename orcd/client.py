@@ -43,8 +43,9 @@ from orcd.store.submission import (
     SubmissionFields,
     add_stored,
     check_job_id,
-    created_messages,
+    messages_left,
     prepare_many,
+    submit_arguments,
 )
 from orcd.store.token_log import usable
 
@@ -205,10 +206,10 @@ class Client:
         return count.estimate(status, self.workers())
 
     def _write(self, batch: Sequence[Submission], stored: list[str]) -> None:
-        pipeline = ScriptPipeline.of(self._scripts["submit"], (submission.arguments for submission in batch))
+        pipeline = ScriptPipeline.of(self._scripts["submit"], submit_arguments(batch, self._publisher))
         with redis_errors(self._settings):
             answers = pipeline.execute(self._redis)
-            self._publisher.announce(created_messages(batch, answers))
+            self._publisher.announce(messages_left(batch, answers))
         add_stored(stored, batch, answers)
 
     def _follow(self, stream: EventStream) -> Generator[Event, None, None]:

@@ -14,12 +14,14 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
+from uuid import uuid4
 from weakref import WeakSet
 
 import msgspec
 from redis.exceptions import NoPermissionError, RedisError
 
 from orcd.settings import ClientSettings
+from orcd.store.commands.message_template import MessageTemplate
 from orcd.store.redis_address import RedisAddress
 from orcd.store.redis_connection import has_wrong_type
 
@@ -159,11 +161,13 @@ class _Sender:
     app: Any
     connections: Any
     producers: Any
+    template: MessageTemplate
 
     @classmethod
     def open(cls, settings: ClientSettings) -> _Sender:
         """For a publisher with these settings."""
         from celery import Celery
+        from kombu import Connection
         from kombu.pools import ProducerPool
 
         from orcd.store.broker import broker_configuration
@@ -172,7 +176,12 @@ class _Sender:
         # Without a result backend: Celery's would subscribe to every job it sends.
         app.conf.update(broker_configuration(settings), result_backend="disabled")
         connections = app.connection_for_write().Pool(MAX_CONNECTIONS)
-        return cls(app, connections, ProducerPool(connections, limit=MAX_CONNECTIONS))
+        with Connection("memory://") as nowhere:
+            queue = f"orcd.{uuid4().hex}"
+            app.send_task(GENERATE, kwargs={"job_id": ""}, task_id="", queue=queue, producer=nowhere.Producer())
+            template = MessageTemplate(nowhere.default_channel._get(queue))
+            nowhere.default_channel.queue_delete(queue)
+        return cls(app, connections, ProducerPool(connections, limit=MAX_CONNECTIONS), template)
 
     def close(self) -> None:
         """Give the connections back."""
@@ -195,6 +204,15 @@ class Publisher:
         self._sender: _Sender | None = None
         _publishers.add(self)
 
+    def text(self, message: Message) -> bytes:
+        """The plain message of a new job, for the script that stores the job to send it; b"" if it cannot.
+
+        A tenant's message has a turn, which `publish` knows of.
+        """
+        if message.tenant:
+            return b""
+        return self.open().template.text(message.job_id, message.queue, message.priority)
+
     def publish(self, message: Message) -> None:
         """Send the job's recorded messages as they were, and a plain one where none of them goes to its queue.
 
@@ -202,7 +220,7 @@ class Publisher:
         """
         from orcd.store.broker import TENANT_HEADER
 
-        sender = self._open()
+        sender = self.open()
         with sender.producers.acquire(block=True) as producer:
             for recorded in message.recorded:
                 self._publish_again(producer, recorded, message.priority)
@@ -234,7 +252,7 @@ class Publisher:
         )
 
     def announce(self, messages: Sequence[Message]) -> None:
-        """Send the messages of jobs that are stored.
+        """Send the messages of jobs that are stored and that no script has sent.
 
         A stored job is safe: where messages cannot be sent, this logs one warning and leaves their jobs to a worker's
         reaper.
@@ -249,7 +267,13 @@ class Publisher:
         if self._sender is not None:
             self._sender.close()
 
-    def _open(self) -> _Sender:
+    @property
+    def is_open(self) -> bool:
+        """Whether Celery is there, so that nothing here takes a while."""
+        return self._sender is not None
+
+    def open(self) -> _Sender:
+        """Import Celery, if that has not been done. Connects to nothing."""
         with self._lock:
             if self._sender is None:
                 self._sender = _Sender.open(self._settings)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeGuard
 
@@ -15,7 +15,7 @@ from orcd import request as requests
 from orcd.errors import Conflict, InvalidRequest, ModelNotServed, OrcdError, QueueFull
 from orcd.events import Packing
 from orcd.request import Request, RequestFields
-from orcd.store.enqueue import Message, queue_name, tenant_digest
+from orcd.store.enqueue import Message, Publisher, queue_name, tenant_digest
 from orcd.store.token_log import damaged
 
 BATCH = 256
@@ -163,8 +163,13 @@ def prepare_many(
     return [submissions[start : start + BATCH] for start in range(0, len(submissions), BATCH)]
 
 
-def created_messages(batch: Sequence[Submission], answers: Sequence[int]) -> list[Message]:
-    """The messages of the jobs that the submit script created, by its answer for each."""
+def submit_arguments(batch: Sequence[Submission], publisher: Publisher) -> Iterator[list[Any]]:
+    """What the submit script takes, for each."""
+    return ([*submission.arguments, publisher.text(submission.message)] for submission in batch)
+
+
+def messages_left(batch: Sequence[Submission], answers: Sequence[int]) -> list[Message]:
+    """The messages of the jobs that the submit script created and did not send, by its answer for each."""
     return [job.message for job, created in zip(batch, answers, strict=True) if created == 1]
 
 

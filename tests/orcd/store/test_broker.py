@@ -33,7 +33,7 @@ def woken(connection: redis.Redis) -> Iterator[Any]:
 
 
 def test_the_connections_of_a_pool_have_our_transport_too(publisher: Publisher) -> None:
-    with publisher._open().connections.acquire() as connection:
+    with publisher.open().connections.acquire() as connection:
         assert isinstance(connection.transport, Transport)
         assert isinstance(connection.default_channel, Channel)
 
@@ -131,7 +131,7 @@ def test_without_a_table_of_bindings_messages_go_where_this_process_has_bound_th
 ) -> None:
     """F15: for those that name the exchange and not the queue."""
     connection.set("_kombu.binding.some", "no set")
-    with publisher._open().connections.acquire() as sender:
+    with publisher.open().connections.acquire() as sender:
         exchange = kombu.Exchange("some", type="direct")
         queue = kombu.Queue("orcd.demo", exchange, routing_key="key")
         sender.Producer().publish({}, exchange=exchange, routing_key="key", declare=[queue], retry=False)

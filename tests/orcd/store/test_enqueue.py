@@ -22,7 +22,7 @@ from orcd.settings import ClientSettings
 from orcd.store import schema
 from orcd.store.broker import Connection, Transport, broker_configuration
 from orcd.store.enqueue import Message, Publisher, RecordedMessage, queue_name
-from orcd.store.submission import Lifetime, created_messages, prepare_many
+from orcd.store.submission import Lifetime, messages_left, prepare_many
 from tasks.local.redis_server import RedisServer
 from tests.conftest import wait_until
 from tests.orcd.job_writer import MakeStore
@@ -128,13 +128,13 @@ def test_a_channel_keeps_one_client_for_its_commands(redis_url: str):
 def test_a_forked_process_publishes_on_connections_of_its_own(redis_url: str, connection: redis.Redis):
     publisher = Publisher(ClientSettings(redis_url=redis_url))
     publisher.publish(Message("parent-1", "orcd", 5))
-    parents = publisher._open().producers
+    parents = publisher.open().producers
     child = os.fork()
     if child == 0:
         with suppress(BaseException):
             for number in range(20):
                 publisher.publish(Message(f"child-{number}", "orcd", 5))
-            os._exit(publisher._open().producers is parents)
+            os._exit(publisher.open().producers is parents)
         os._exit(2)
     for number in range(20):
         publisher.publish(Message(f"parent-{number}", "orcd", 5))
@@ -144,10 +144,10 @@ def test_a_forked_process_publishes_on_connections_of_its_own(redis_url: str, co
     publisher.close()
 
 
-def test_only_jobs_that_are_new_are_announced(redis_url: str, connection):
+def test_only_jobs_are_announced_that_are_new_and_that_the_script_has_not(redis_url: str, connection):
     publisher = Publisher(ClientSettings(redis_url=redis_url))
-    (batch,) = prepare_many([{"prompt": "x"}] * 3, ["a", "b", "c"], Lifetime(60, 3600))
-    publisher.announce(created_messages(batch, [1, 0, 1]))
+    (batch,) = prepare_many([{"prompt": "x"}] * 4, ["a", "b", "c", "d"], Lifetime(60, 3600))
+    publisher.announce(messages_left(batch, [1, 0, 1, 2]))
     sent = [json.loads(text)["headers"]["id"] for text in connection.lrange("orcd:5", 0, -1)]
     assert sorted(sent) == ["a", "c"]
     publisher.close()
@@ -170,19 +170,13 @@ def tried(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def test_a_job_that_cannot_be_announced_is_left_to_the_reaper(
     redis_url: str, make_store: MakeStore, caplog: pytest.LogCaptureFixture, tried: list[str]
 ):
-    class Unheard(Client):
-        """Its messages go to a broker that is not there."""
-
-        def __init__(self, redis_url: str) -> None:
-            super().__init__(redis_url)
-            self._publisher = Publisher(ClientSettings(redis_url="redis://127.0.0.1:1/0"))
-
     store = make_store()
-    with Unheard(redis_url) as client, caplog.at_level(logging.WARNING):
+    for priority in range(10):
+        store.redis.set(f"orcd:{priority}" if priority else "orcd", "no list")
+    with Client(redis_url) as client, caplog.at_level(logging.WARNING):
         job_ids = client.submit_many([{"prompt": "CANARY"}] * 3)
     assert tried == job_ids[:1]
     assert caplog.messages == ["3 jobs are stored but were not announced; a worker will find them in a while"]
-    assert store.redis.llen("orcd:5") == 0
     for job_id in job_ids:
         store.redis.zadd(schema.QUEUED, {job_id: 1})  # as if its time to be published again had come
     assert sorted(message.job_id for message in store.reap()) == sorted(job_ids)
@@ -223,7 +217,7 @@ def test_a_process_that_sends_nothing_imports_no_celery(redis_url: str):
 
 def test_the_sending_app_keeps_no_results():
     publisher = Publisher(ClientSettings())
-    assert publisher._open().app.backend.as_uri() == "disabled://"
+    assert publisher.open().app.backend.as_uri() == "disabled://"
     publisher.close()
 
 

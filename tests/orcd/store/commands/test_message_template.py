@@ -1,0 +1,95 @@
+"""Messages that scripts send are those that Celery would send."""
+
+from __future__ import annotations
+
+import base64
+import json
+from typing import Any
+
+import pytest
+import redis
+
+from orcd.client import Client
+from orcd.settings import ClientSettings
+from orcd.store import schema
+from orcd.store.enqueue import Message, Publisher
+from tests.orcd.job_record import Ears
+
+
+def read(text: bytes) -> dict[str, Any]:
+    """A message with its body; no two have the same delivery tag."""
+    message: dict[str, Any] = json.loads(text)
+    assert message["properties"].pop("delivery_tag")
+    message["body"] = json.loads(base64.b64decode(message["body"]))
+    return message
+
+
+@pytest.mark.parametrize("priority", [0, 5, 9])
+def test_the_message_of_a_submission_says_what_celery_s_own_says(
+    redis_url: str, connection: redis.Redis, priority: int
+) -> None:
+    with Client(redis_url) as client:
+        job_id = client.submit(prompt="x", model="demo", priority=priority)
+        client._publisher.publish(Message(job_id, "orcd.demo", priority))
+    by_celery, by_script = connection.lrange(f"orcd.demo:{priority}" if priority else "orcd.demo", 0, -1)
+    assert read(by_script) == read(by_celery)
+    assert by_script != by_celery, "each has a delivery tag of its own"
+
+
+def test_every_message_has_a_delivery_tag_of_its_own(redis_url: str) -> None:
+    publisher = Publisher(ClientSettings(redis_url=redis_url))
+    assert publisher.text(Message("job-1", "orcd", 5)) != publisher.text(Message("job-1", "orcd", 5))
+    publisher.close()
+
+
+def test_a_job_and_its_message_are_there_at_once(
+    redis_url: str, connection: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No client dies between the two."""
+    sent: list[Message] = []
+    monkeypatch.setattr(Publisher, "publish", lambda _, message: sent.append(message))
+    with Client(redis_url) as client:
+        first = client.submit(prompt="x")
+        client.submit(prompt="x", job_id=first)
+        second = client.submit(prompt="y")
+    assert [read(text)["headers"]["id"] for text in connection.lrange("orcd:5", 0, -1)] == [second, first]
+    assert sent == [], "and once"
+
+
+def test_workers_are_woken_for_a_job_in_an_empty_list(redis_url: str, connection: redis.Redis) -> None:
+    ears = Ears(connection, schema.WAKE)
+    with Client(redis_url) as client:
+        client.submit_many([{"prompt": "x", "priority": 0}, {"prompt": "x", "priority": 0}, {"prompt": "x"}])
+    assert ears.heard() == [b"orcd", b"orcd:5"]
+    assert connection.hkeys(schema.EMPTIED) == [b"orcd", b"orcd:5"]
+    assert 0 < connection.ttl(schema.EMPTIED) <= 3600
+    ears.close()
+
+
+def test_the_message_is_in_the_list_of_the_key_prefix(
+    redis_url: str, connection: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ORCD_KEY_PREFIX", "mine:")
+    with Client(redis_url) as client:
+        client.submit(prompt="x")
+    assert connection.llen("mine:orcd:5") == 1
+    assert connection.exists("mine:orcd:emptied")
+    assert not list(connection.scan_iter("orcd*"))
+
+
+def test_a_tenant_s_message_takes_its_turn(redis_url: str, connection: redis.Redis) -> None:
+    with Client(redis_url) as client:
+        client.submit(prompt="x", tenant="somebody")
+    assert connection.lrange("orcd:5", 0, -1) == [b"tenant"]
+    assert len(list(connection.scan_iter("orcd:5:tenant:*"))) == 1
+
+
+@pytest.mark.parametrize("key", ["orcd:5", schema.EMPTIED])
+def test_where_the_script_cannot_send_celery_does(redis_url: str, connection: redis.Redis, key: str) -> None:
+    """It may go to another list, and mends what all share."""
+    connection.set(key, "of a wrong type")
+    with Client(redis_url) as client:
+        job_id = client.submit(prompt="x")
+        assert client.status(job_id).state == "queued"
+    (text,) = connection.lrange("orcd:4" if key == "orcd:5" else "orcd:5", 0, -1)
+    assert read(text)["headers"]["id"] == job_id
