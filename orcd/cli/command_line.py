@@ -7,8 +7,11 @@ options that several commands have: here, because nothing else that takes long t
 from __future__ import annotations
 
 import difflib
+import signal
 import sys
-from collections.abc import Callable, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import reduce
 from typing import Any, TypeVar
 
@@ -17,6 +20,8 @@ import click
 from orcd.errors import Cancelled, InvalidRequest, OrcdError, printable
 
 INTERRUPTED = 130
+AGAIN_S = 0.05
+"""How long after it was dropped an interruption comes again: what dropped it has then ended, mostly."""
 SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 """click's context settings of every group."""
 
@@ -94,7 +99,8 @@ def run(command: click.Command, arguments: Sequence[str]) -> int:
     A closed output ends it inside of click: quietly, with 1.
     """
     try:
-        return command.main(list(arguments), prog_name="orcd", standalone_mode=False) or 0
+        with kept_interruptions():
+            return command.main(list(arguments), prog_name="orcd", standalone_mode=False) or 0
     except click.ClickException as error:
         context = getattr(error, "ctx", None)
         hint = f" (see {context.command_path} --help)" if context else ""
@@ -108,3 +114,38 @@ def run(command: click.Command, arguments: Sequence[str]) -> int:
     except (KeyboardInterrupt, click.Abort):
         report(Cancelled.code, "interrupted")
         return INTERRUPTED
+
+
+@contextmanager
+def kept_interruptions() -> Iterator[None]:
+    """A block of the main thread in which no `KeyboardInterrupt` is lost.
+
+    Python raises it between any two instructions. In a ``__del__``, or in another callback of the interpreter, nobody
+    can catch it: it is reported and dropped, and the program would go on as if nobody had pressed a key. Here it is
+    raised again, until it comes where it ends the block.
+    """
+    report = sys.unraisablehook
+    coming: list[threading.Timer] = []
+
+    def keep(unraisable: Any) -> None:
+        if not issubclass(unraisable.exc_type, KeyboardInterrupt):
+            report(unraisable)
+            return
+        coming.append(threading.Timer(AGAIN_S, _interrupt_main_thread))
+        coming[-1].daemon = True
+        coming[-1].start()
+
+    sys.unraisablehook = keep
+    try:
+        yield
+    finally:
+        sys.unraisablehook = report
+        for timer in coming:
+            timer.cancel()
+
+
+def _interrupt_main_thread() -> None:
+    """As the terminal does: a signal also ends a call that waits, which `_thread.interrupt_main` would not."""
+    identifier = threading.main_thread().ident
+    assert identifier is not None, "the main thread runs"
+    signal.pthread_kill(identifier, signal.SIGINT)

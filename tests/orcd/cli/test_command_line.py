@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import errno
+import signal
 import sys
+import time
+from typing import Any
 
 import click
 import pytest
 
-from orcd.cli.command_line import INTERRUPTED, SETTINGS, run
+from orcd.cli.command_line import AGAIN_S, INTERRUPTED, SETTINGS, kept_interruptions, run
 from orcd.errors import InvalidRequest, RedisUnavailable, VramOom
 
 
@@ -80,3 +83,64 @@ def test_a_reader_that_went_away_ends_the_command_quietly(
         run(command_that(raises=BrokenPipeError(errno.EPIPE, "Broken pipe")), ["act"])
     assert left.value.code == 1
     assert capsys.readouterr() == ("", "")
+
+
+class InterruptedAsItGoes:
+    """Somebody presses Ctrl-C while it is finalised; as with the clients of Redis, nobody can tell when that is."""
+
+    def __del__(self) -> None:
+        signal.raise_signal(signal.SIGINT)
+
+
+class FailsAsItGoes:
+    """Has a bug."""
+
+    def __del__(self) -> None:
+        raise ZeroDivisionError
+
+
+@pytest.fixture
+def reported(monkeypatch: pytest.MonkeyPatch) -> list[type[BaseException]]:
+    """What the interpreter reports because nobody can catch it."""
+    types: list[type[BaseException]] = []
+
+    def report(unraisable: Any) -> None:
+        types.append(unraisable.exc_type)
+
+    monkeypatch.setattr(sys, "unraisablehook", report)
+    return types
+
+
+def test_an_interruption_that_the_interpreter_drops_ends_a_wait_that_begins_later(
+    reported: list[type[BaseException]],
+) -> None:
+    begun = time.monotonic()
+    with pytest.raises(KeyboardInterrupt), kept_interruptions():
+        InterruptedAsItGoes()
+        time.sleep(60)
+    assert time.monotonic() - begun < 30
+    assert reported == []
+
+
+def test_several_that_are_dropped_interrupt_once(reported: list[type[BaseException]]) -> None:
+    with pytest.raises(KeyboardInterrupt), kept_interruptions():
+        for _ in range(3):
+            InterruptedAsItGoes()
+            time.sleep(AGAIN_S / 10)
+        time.sleep(60)
+    time.sleep(2 * AGAIN_S)
+    assert reported == []
+
+
+def test_other_errors_of_finalisers_are_reported_as_ever(reported: list[type[BaseException]]) -> None:
+    with kept_interruptions():
+        FailsAsItGoes()
+    FailsAsItGoes()
+    assert reported == [ZeroDivisionError, ZeroDivisionError]
+
+
+def test_after_the_command_the_interpreter_drops_interruptions_again(reported: list[type[BaseException]]) -> None:
+    with kept_interruptions():
+        pass
+    InterruptedAsItGoes()
+    assert reported == [KeyboardInterrupt]
