@@ -31,6 +31,8 @@ from kernels.ops.matmul_tuning import (
     tile_shape,
 )
 from kernels.ops.norm import NO_NORM, DeviceNorm, norm_params, norm_residual, norm_rows
+from kernels.ops.sliced_k import sliced_k_matmul
+from kernels.ops.sliced_k.sliced_k_matmul import multiply_sliced_k, sliced_k_shape
 from kernels.ops.stream_k import stream_k_matmul
 from kernels.ops.stream_k.stream_k_matmul import multiply_stream_k, stream_k_shape
 from kernels.ops.unpacked import unpacked_matmul
@@ -216,7 +218,11 @@ def _multiply_many(context: Context, product: Product) -> None:
     if stream_k_matmul.is_suitable(context.gpu, product):
         shape = stream_k_shape(context.gpu, matrix, num_tokens)
         if shape.estimated_us < least_us:
-            multiply = partial(multiply_stream_k, shape=shape)
+            multiply, least_us = partial(multiply_stream_k, shape=shape), shape.estimated_us
+    if sliced_k_matmul.is_suitable(context.gpu, product):
+        size, estimated_us = sliced_k_shape(context.gpu, matrix, num_tokens)
+        if estimated_us < least_us:
+            multiply = partial(multiply_sliced_k, size=size)
     multiply(context, product)
 
 

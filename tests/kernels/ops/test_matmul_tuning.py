@@ -90,7 +90,7 @@ def test_no_sm_is_given_more_than_its_share_of_a_products_tiles(name: str, num_t
             Projection((matrix(name, num_rows, 3072),)),
             out=array(num_tokens, num_rows),
         )
-        names = "matmul_tiled", "matmul_stream_k"
+        names = "matmul_tiled", "matmul_stream_k", "matmul_sliced_k"
         _, kernel, grid, _, _, rest = next(launch for launch in launches if launch[1].startswith(names))
         launches.clear()
         share = -(-math.prod(grid) // H100.num_sms)

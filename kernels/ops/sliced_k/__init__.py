@@ -1,0 +1,1 @@
+"""Products in which a block has several partitions of a tile at once."""

@@ -1,0 +1,137 @@
+"""y = x W^T on Hopper for few outputs: the warpgroups of a block have partitions of a tile at once (sliced-K).
+
+Sums are added in the order that all kernels have: the same bits.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+from typing import NamedTuple
+
+from kernels.ops.matmul_params import HopperTiledParams, Product, TiledParams, output_params
+from kernels.ops.matmul_tuning import shaped_as
+from kernels.runtime.compiler import Variant
+from kernels.runtime.cuda_constants import declare_constants, declare_traits
+from kernels.runtime.gpu_spec import GpuSpec
+from kernels.runtime.launcher import Context
+from kernels.runtime.tma import tensor_map
+from kernels.weights.formats import CHUNK, FORMATS, Format
+from kernels.weights.packed import BLOCK_ROWS, PackedMatrix
+
+SLICED_FORMATS = ("Q5_0", "Q8_0", "Q4_K", "Q5_K", "Q6_K")
+"""What files of the mixtures Q4_K_M to Q8_0 hold."""
+SIZES = (16, 32, 48, 64, 80)
+"""Tokens of a tile."""
+GROUPS = 4  # warpgroups of a block
+
+_SM_BYTES = 227 * 1024
+_ALIGNMENT, _BARRIER_BYTES = 1024, 512
+_LEAST_STAGES, _MOST_STAGES = 3, 8  # of x
+
+
+class SlicedKRing(NamedTuple):
+    """What a warpgroup has of the shared memory of a block of matmul_sliced_k_N."""
+
+    stages: int  # chunks of x
+    weight_stages: int  # units of weights
+    num_bytes: int  # of the block
+
+
+class SlicedKShape(NamedTuple):
+    """How matmul_sliced_k_N is launched."""
+
+    size: int  # tokens of a tile
+    estimated_us: float
+
+
+def variants() -> list[Variant]:
+    """What of matmul_sliced_k.cu is compiled."""
+    return [("matmul/matmul_sliced_k", {"FORMAT": name}) for name in SLICED_FORMATS]
+
+
+@lru_cache
+def sliced_k_ring(format_: Format, size: int) -> SlicedKRing:
+    """As many stages of x as fit; none if these are too few."""
+    weight_stages = 2 if format_.unit_chunks > 1 else 4
+    rest = _ALIGNMENT + _BARRIER_BYTES + size * BLOCK_ROWS * 4
+    rest += GROUPS * weight_stages * BLOCK_ROWS // 16 * format_.unit_bytes
+    stage_bytes = GROUPS * size * CHUNK * 2
+    stages = min(_MOST_STAGES, (_SM_BYTES - rest) // stage_bytes)
+    return SlicedKRing(stages, weight_stages, rest + stages * stage_bytes if stages >= _LEAST_STAGES else 0)
+
+
+@lru_cache
+def sizes_of(format_: Format) -> tuple[int, ...]:
+    """Tokens of the tiles that shared memory has room for."""
+    return tuple(size for size in SIZES if sliced_k_ring(format_, size).num_bytes)
+
+
+# Microseconds on an H200.
+_START_US = 1.7
+_CHUNK_US = {16: 0.49, 32: 0.52, 48: 0.54, 64: 0.56, 80: 0.63}  # of 64 columns of each warpgroup's partition
+_STORE_US = 0.017  # of each token of a tile
+
+
+def is_suitable(gpu: GpuSpec, product: Product) -> bool:
+    """Whether `multiply_sliced_k` can make the product: outputs are stored four at a time."""
+    matrix = product.matrix
+    return (
+        gpu.has_wgmma
+        and matrix.format.name in SLICED_FORMATS
+        and matrix.num_experts == 1
+        and matrix.num_partitions > 1
+        and not matrix.gated
+        and not any(number % 4 for number in (matrix.num_rows, product.column, product.out.shape[1]))
+    )
+
+
+def sliced_k_shape(gpu: GpuSpec, matrix: PackedMatrix, num_tokens: int) -> SlicedKShape:
+    """The one that takes least time."""
+    sizes = sizes_of(matrix.format)
+    return _shape(gpu, sizes, matrix.num_rows, matrix.num_chunks, matrix.num_partitions, shaped_as(num_tokens))
+
+
+@lru_cache(4096)
+def _shape(
+    gpu: GpuSpec, sizes: tuple[int, ...], num_rows: int, num_chunks: int, num_partitions: int, num_tokens: int
+) -> SlicedKShape:
+    chunks = -(-num_partitions // GROUPS) * num_chunks / num_partitions
+
+    def estimate(size: int) -> float:
+        blocks = -(-num_rows // BLOCK_ROWS) * -(-num_tokens // size)
+        return -(-blocks // gpu.num_sms) * (_START_US + chunks * _CHUNK_US[size] + size * _STORE_US)
+
+    return min((SlicedKShape(size, estimate(size)) for size in sizes), key=lambda shape: shape.estimated_us)
+
+
+def multiply_sliced_k(context: Context, product: Product, size: int) -> None:
+    """In tiles of ``size`` tokens."""
+    x, matrix, num_tokens = product.x, product.matrix, product.out.shape[0]
+    tiled = TiledParams(
+        matrix=matrix.params,
+        output=output_params(product),
+        x=x.pointer,
+        num_tokens=num_tokens,
+        partials=0,
+        tiles=0,
+        num_tiles=0,
+    )
+    grid = (-(-matrix.num_rows // BLOCK_ROWS), -(-num_tokens // size), 1)
+    context.launch(
+        "matmul/matmul_sliced_k",
+        f"matmul_sliced_k_{size}",
+        grid,
+        GROUPS * 128,
+        HopperTiledParams(tiled=tiled, x_map=tensor_map(x, (size, CHUNK))),
+        shared_bytes=context.gpu.spread(sliced_k_ring(matrix.format, size).num_bytes, math.prod(grid)),
+        FORMAT=matrix.format.name,
+    )
+
+
+declare_constants("matmul/matmul_sliced_k.cuh", SLICED_GROUPS=GROUPS)
+declare_traits(
+    "matmul/matmul_sliced_k.cuh",
+    "SlicedKRing",
+    {(name, size): sliced_k_ring(FORMATS[name], size)._asdict() for name in SLICED_FORMATS for size in SIZES},
+)
