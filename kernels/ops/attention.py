@@ -116,7 +116,7 @@ def paged_attention(
         num_items = plan.prefill_items.shape[0] * num_kv_heads
         params = _params(qkv, cache, attention, step, plan, plan.prefill_items, out)
         if shape.prefill_groups and element_bytes == 2:
-            hopper_attention.attend(context, shape, cache, params, num_items, layer_defines)
+            hopper_attention.attend(context, cache, params, num_items, layer_defines)
         else:
             context.launch(
                 _NARROW,

@@ -1,7 +1,8 @@
 // attention_prefill of attention.cu with Hopper's instructions: the same results, bit for bit. A block has one
 // warpgroup that brings keys and values into shared memory, and some that have 64 query rows each and take turns to
 // multiply their queries by a tile's keys, so that while one makes weights of scores others multiply. Blocks are
-// persistent: each takes the next item when it is done with one, as items are of very different length.
+// persistent: each takes the next item when it is done with one, as items are of very different length. Where there are
+// few rows, a block has one warpgroup of queries and one warp that brings tiles, so that all SMs have some.
 #include "../common/wgmma.cuh"
 #include "attention.cuh"
 
@@ -19,7 +20,8 @@ constexpr int PANELS = (HEAD_DIM + 63) / 64, PANEL_BYTES = TILE_KEYS * 128;
 constexpr int KEY_BYTES = PANELS * PANEL_BYTES, STAGE_BYTES = 2 * KEY_BYTES;  // keys, then values
 constexpr int WHOLE_BYTES = 64 * HEAD_DIM * 4;                                // of a warpgroup
 constexpr int WHOLES_AT = KV_STAGES * STAGE_BYTES, BARRIERS_AT = WHOLES_AT + PREFILL_GROUPS * WHOLE_BYTES;
-constexpr int THREADS = (1 + PREFILL_GROUPS) * WARPGROUP;
+constexpr bool IS_NARROW = PREFILL_GROUPS == 1;
+constexpr int THREADS = PREFILL_GROUPS * WARPGROUP + (IS_NARROW ? 32 : WARPGROUP);
 
 constexpr int QUEUED = 2;  // numbers of work that wait for the warpgroups
 constexpr int OWN_BARRIERS = 1, TURN_BARRIERS = OWN_BARRIERS + PREFILL_GROUPS;  // named barriers of each warpgroup
@@ -79,7 +81,7 @@ DEVICE i32 pop(const Barriers& barriers, RingPlace& place) {
 // resets the counter.
 DEVICE void bring_tiles(const HopperAttentionParams& params, u32 stages, const Barriers& barriers) {
     const AttentionParams& p = params.attention;
-    const int lane = threadIdx.x;
+    const int lane = threadIdx.x % 32;
     const i32 amount = amount_of_work(p), step_blocks = TILE_KEYS / p.block_tokens;
     RingPlace place, queue;
     for (i32 number = blockIdx.x;;) {
@@ -248,9 +250,10 @@ DEVICE void attend(const AttentionParams& p, u32 stages, const Barriers& barrier
     if (warpgroup == 0) synchronise(turn, 2 * WARPGROUP);  // what the last one said
 }
 
-// Grid: as many blocks as SMs, at most prefill items * KV heads * PREFILL_PARTS; dynamic shared memory: 1024 +
+// Grid: as many blocks as run at once, at most prefill items * KV heads * PREFILL_PARTS; dynamic shared memory: 1024 +
 // BARRIERS_AT + 24 * KV_STAGES + 20 * QUEUED.
-KERNEL __launch_bounds__(THREADS, 1) attention_prefill_hopper(const __grid_constant__ HopperAttentionParams params) {
+KERNEL __launch_bounds__(THREADS, BLOCKS_PER_SM)
+    attention_prefill_hopper(const __grid_constant__ HopperAttentionParams params) {
     extern __shared__ u8 unaligned[];
     const u32 stages = (shared_address(unaligned) + 1023) & ~1023u;
     u8* const shared = unaligned + (stages - shared_address(unaligned));
@@ -270,7 +273,12 @@ KERNEL __launch_bounds__(THREADS, 1) attention_prefill_hopper(const __grid_const
     __syncthreads();
     wait_for_previous();
     const int warpgroup = threadIdx.x / WARPGROUP;
-    if (warpgroup == 0) {
+    if constexpr (IS_NARROW) {
+        if (warpgroup == 0)
+            attend(params.attention, stages, barriers, shared, 0);
+        else
+            bring_tiles(params, stages, barriers);
+    } else if (warpgroup == 0) {
         leave_registers<PREFILL_GROUPS == 3 ? 32 : 24>();  // what is left by the others
         if (threadIdx.x < 32) bring_tiles(params, stages, barriers);
     } else {

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from kernels.ops.attention_parts.hopper_attention import num_parts, shared_bytes
+from kernels.ops.attention_parts import hopper_attention
+from kernels.ops.attention_parts.hopper_attention import cuts_of
 from kernels.ops.attention_plan import HOPPER_GROUPS, attention_shape
 from kernels.runtime.gpu_spec import A100, H100
 from kernels.runtime.launcher import Context
@@ -14,10 +15,10 @@ from tests.kernels.ops.attention_case import Case, Chunk, Heads, Runner
 
 
 @pytest.mark.parametrize("head_dim", HOPPER_GROUPS)
-def test_a_block_fits_the_shared_memory_and_has_the_rows_of_an_item(head_dim: int) -> None:
-    shape = attention_shape(H100, head_dim)
-    assert shared_bytes(shape, head_dim) <= H100.shared_bytes
-    assert shape.prefill_rows == num_parts(shape) * 64 * shape.prefill_groups
+def test_blocks_fit_the_shared_memory_and_have_the_rows_of_an_item(head_dim: int) -> None:
+    for cut in cuts_of(head_dim):
+        assert cut.blocks_per_sm * (cut.shared_bytes(head_dim) + 1024) <= H100.shared_bytes + 1024
+        assert attention_shape(H100, head_dim).prefill_rows == cut.parts * 64 * cut.groups
 
 
 @pytest.mark.parametrize("head_dim", [16, 32, 64, 80, 96, 128])
@@ -29,14 +30,22 @@ def test_blocks_of_the_portable_kernel_share_the_rows_of_an_item(head_dim: int) 
 
 
 @pytest.mark.gpu
-@pytest.mark.sanitize("14/2x64-0")
+@pytest.mark.sanitize("14/2x64-0-*")
+@pytest.mark.parametrize("few", [0.0, 1e9], ids=["wide", "narrow"])
 @pytest.mark.parametrize("window", [0, 200])
 @pytest.mark.parametrize("heads", [Heads(14, 2, 64), Heads(12, 12, 96), Heads(16, 4, 128)], ids=str)
 def test_more_items_than_multiprocessors_have_the_bits_of_the_portable_kernel_in_every_layer(
-    context: Context, upload: Upload, download: Download, heads: Heads, window: int, monkeypatch: pytest.MonkeyPatch
+    context: Context,
+    upload: Upload,
+    download: Download,
+    heads: Heads,
+    window: int,
+    few: float,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     if not context.gpu.has_wgmma:
         pytest.skip("the kernel is for Hopper")
+    monkeypatch.setattr(hopper_attention, "FEW", few)
     lengths = [1700, 900, 1300, 500, 2000, 31]
     runner = Runner(context, upload, download, Case(heads, lengths))
     chunks: list[Chunk] = [(row, length // 3, length - length // 3) for row, length in enumerate(lengths)]
