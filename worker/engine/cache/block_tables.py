@@ -80,18 +80,16 @@ class BlockTables:
         sequence.block_ids = known
         sequence.num_published = len(known)
         sequence.num_computed = min(len(known) * self.block_tokens, sequence.num_tokens - 1)
-        for _ in range(num_new):
-            self._allocate(sequence)
+        self._allocate(sequence, num_new)
         return True
 
     def grow(self, sequence: Sequence) -> bool:
         """Give a running sequence blocks for all its tokens; False if there are too few, of which it then has all."""
-        num_blocks = self._num_blocks_for(sequence.num_tokens)
-        for _ in range(num_blocks - len(sequence.block_ids)):
-            if not self.pool.num_free:
-                return False
-            self._allocate(sequence)
-        return True
+        num_missing = self._num_blocks_for(sequence.num_tokens) - len(sequence.block_ids)
+        num_new = min(num_missing, self.pool.num_free)
+        if num_new > 0:
+            self._allocate(sequence, num_new)
+        return num_new >= num_missing
 
     def publish(self, sequence: Sequence) -> None:
         """Make full blocks of known tokens known to the prefix cache; steps launched from now on may share them."""
@@ -142,10 +140,11 @@ class BlockTables:
     def _num_blocks_for(self, num_tokens: int) -> int:
         return -(-num_tokens // self.block_tokens)
 
-    def _allocate(self, sequence: Sequence) -> None:
-        block_id = self.pool.allocate()
-        self._prefix_cache.forget(block_id)
-        sequence.block_ids.append(block_id)
+    def _allocate(self, sequence: Sequence, count: int) -> None:
+        block_ids = self.pool.allocate_all(count)
+        for block_id in block_ids:
+            self._prefix_cache.forget(block_id)
+        sequence.block_ids += block_ids
 
     def check_invariants(self, running: Collection[Sequence]) -> None:
         """Every block's references are the tables of the ``running`` sequences that it is in, which fit these."""

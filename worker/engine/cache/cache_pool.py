@@ -38,16 +38,21 @@ class CachePool:
 
     def allocate(self) -> int:
         """Take a free entry; the caller holds its first reference. Somebody must have looked at `num_free`."""
-        if self._useless:
-            entry, _ = self._useless.popitem(last=False)
-        elif self._num_known < self.num_entries:
-            entry = self._num_known
-            self._num_known += 1
-        else:
-            assert self._useful, "no free entry: the scheduler promised more than there is"
-            entry, _ = self._useful.popitem(last=False)
-        self._num_references[entry] = 1
-        return entry
+        return self.allocate_all(1)[0]
+
+    def allocate_all(self, count: int) -> list[int]:
+        """`allocate` so many: in one call, as a prompt takes many."""
+        useless, useful, references = self._useless, self._useful, self._num_references
+        entries = [useless.popitem(last=False)[0] for _ in range(min(count, len(useless)))]
+        first = self._num_known
+        self._num_known = min(first + count - len(entries), self.num_entries)
+        entries += range(first, self._num_known)
+        missing = count - len(entries)
+        assert missing <= len(useful), "too few free entries: the scheduler promised more than there are"
+        entries += [useful.popitem(last=False)[0] for _ in range(missing)]
+        for entry in entries:
+            references[entry] = 1
+        return entries
 
     def retain(self, entry: int) -> None:
         """Take one more reference, or the first one to a free entry whose contents are still good."""

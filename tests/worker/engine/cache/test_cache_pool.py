@@ -30,6 +30,16 @@ def test_entries_that_were_never_handed_out_come_between_those_without_and_those
     assert [pool.allocate() for _ in range(5)] == [later_useless, useless, 3, 4, useful]
 
 
+def test_entries_are_handed_out_together_in_the_order_that_single_ones_have():
+    pool = CachePool(5)
+    useful, useless, _ = pool.allocate_all(3)
+    pool.release(useful, useful=True)
+    pool.release(useless, useful=False)
+    assert pool.allocate_all(4) == [useless, 3, 4, useful]
+    assert pool.num_free == 0
+    pool.check_invariants()
+
+
 def test_a_free_entry_can_be_retained_again_and_is_then_not_handed_out():
     pool = CachePool(2)
     entry = pool.allocate()
@@ -55,7 +65,7 @@ def test_releasing_a_free_entry_is_a_bug_that_is_caught():
 
 
 def test_allocating_from_an_empty_pool_is_a_bug_that_is_caught():
-    with pytest.raises(AssertionError, match="no free entry"):
+    with pytest.raises(AssertionError, match="too few free entries"):
         CachePool(0).allocate()
 
 
