@@ -14,8 +14,8 @@ from kernels.runtime.launcher import Context
 from kernels.runtime.tma import tensor_map
 
 KEY_GROUP = 16  # keys that lie together in the cache, whatever its blocks
-FEW = 1.5
-"""Blocks of the usual size for each SM up to which narrow ones take less time."""
+SMALL_UP_TO = 1.3
+"""Blocks for each SM up to which smaller ones take less time."""
 _PANEL = 64  # columns
 _QUEUED = 2
 _SOURCE = "attention/attention_hopper"
@@ -25,13 +25,13 @@ class HopperCut(NamedTuple):
     """How attention_prefill_hopper is cut for a head size."""
 
     groups: int  # of 64 query rows of a block
-    parts: int  # blocks that share an item's rows
+    blocks_of_item: int  # blocks that share an item's rows
     stages: int  # tiles of keys and values that a block has
     blocks_per_sm: int
 
     def defines(self, head_dim: int) -> dict[str, int]:
         """What the kernel is compiled with."""
-        cut = {"PREFILL_GROUPS": self.groups, "PREFILL_PARTS": self.parts, "KV_STAGES": self.stages}
+        cut = {"PREFILL_GROUPS": self.groups, "PREFILL_PARTS": self.blocks_of_item, "KV_STAGES": self.stages}
         return {"HEAD_DIM": head_dim, **cut, "BLOCKS_PER_SM": self.blocks_per_sm}
 
     def shared_bytes(self, head_dim: int) -> int:
@@ -40,12 +40,12 @@ class HopperCut(NamedTuple):
         return 1024 + self.stages * (2 * tile_bytes + 3 * 8) + _QUEUED * 20 + self.groups * 64 * head_dim * 4
 
 
-def cuts_of(head_dim: int) -> tuple[HopperCut, HopperCut]:
-    """For few rows, whose blocks are narrow so that all SMs have some, and for many."""
+def cuts_of(head_dim: int) -> list[HopperCut]:
+    """The usual one and, of heads of 64, one whose blocks have but 64 rows, so that more SMs have one."""
     shape = attention_shape(H100, head_dim)
-    narrow = HopperCut(1, shape.prefill_rows // 64, 2 if head_dim == 96 else 4, 1 if head_dim > 96 else 2)
     groups = shape.prefill_groups
-    return narrow, HopperCut(groups, shape.prefill_rows // (64 * groups), 4, 1)
+    usual = HopperCut(groups, shape.prefill_rows // (64 * groups), 4, 1)
+    return [usual, HopperCut(1, shape.prefill_rows // 64, 4, 2)] if head_dim == 64 else [usual]
 
 
 def variants() -> list[Variant]:
@@ -60,15 +60,15 @@ def attend(
 ) -> None:
     """The ``num_items`` items of prefill work, each of one KV head. ``defines``: what the layer asks for."""
     head_dim, num_sms = cache.keys.shape[-1], context.gpu.num_sms
-    narrow, wide = cuts_of(head_dim)
-    cut = narrow if num_items * wide.parts <= FEW * num_sms else wide
+    usual, *smaller = cuts_of(head_dim)
+    cut = smaller[0] if smaller and num_items * usual.blocks_of_item <= SMALL_UP_TO * num_sms else usual
     key_map, value_map = (
         tensor_map(array.reshape(-1, head_dim), (KEY_GROUP, _PANEL)) for array in (cache.keys, cache.values)
     )
     context.launch(
         _SOURCE,
         "attention_prefill_hopper",
-        min(num_items * cut.parts, cut.blocks_per_sm * num_sms),
+        min(num_items * cut.blocks_of_item, cut.blocks_per_sm * num_sms),
         cut.groups * 128 + (32 if cut.groups == 1 else 128),
         HopperAttentionParams(attention=params, key_map=key_map, value_map=value_map),
         shared_bytes=cut.shared_bytes(head_dim),

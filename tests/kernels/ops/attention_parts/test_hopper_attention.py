@@ -18,7 +18,7 @@ from tests.kernels.ops.attention_case import Case, Chunk, Heads, Runner
 def test_blocks_fit_the_shared_memory_and_have_the_rows_of_an_item(head_dim: int) -> None:
     for cut in cuts_of(head_dim):
         assert cut.blocks_per_sm * (cut.shared_bytes(head_dim) + 1024) <= H100.shared_bytes + 1024
-        assert attention_shape(H100, head_dim).prefill_rows == cut.parts * 64 * cut.groups
+        assert attention_shape(H100, head_dim).prefill_rows == cut.blocks_of_item * 64 * cut.groups
 
 
 @pytest.mark.parametrize("head_dim", [16, 32, 64, 80, 96, 128])
@@ -31,7 +31,7 @@ def test_blocks_of_the_portable_kernel_share_the_rows_of_an_item(head_dim: int) 
 
 @pytest.mark.gpu
 @pytest.mark.sanitize("14/2x64-0-*")
-@pytest.mark.parametrize("few", [0.0, 1e9], ids=["wide", "narrow"])
+@pytest.mark.parametrize("small_up_to", [0.0, 1e9], ids=["large-blocks", "small-blocks"])
 @pytest.mark.parametrize("window", [0, 200])
 @pytest.mark.parametrize("heads", [Heads(14, 2, 64), Heads(12, 12, 96), Heads(16, 4, 128)], ids=str)
 def test_more_items_than_multiprocessors_have_the_bits_of_the_portable_kernel_in_every_layer(
@@ -40,12 +40,12 @@ def test_more_items_than_multiprocessors_have_the_bits_of_the_portable_kernel_in
     download: Download,
     heads: Heads,
     window: int,
-    few: float,
+    small_up_to: float,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     if not context.gpu.has_wgmma:
         pytest.skip("the kernel is for Hopper")
-    monkeypatch.setattr(hopper_attention, "FEW", few)
+    monkeypatch.setattr(hopper_attention, "SMALL_UP_TO", small_up_to)
     lengths = [1700, 900, 1300, 500, 2000, 31]
     runner = Runner(context, upload, download, Case(heads, lengths))
     chunks: list[Chunk] = [(row, length // 3, length - length // 3) for row, length in enumerate(lengths)]
