@@ -12,7 +12,6 @@
         matmul_sliced_k_##TOKENS(const __grid_constant__ HopperTiledParams t) {           \
         if constexpr (SlicedKRing<FORMAT, TOKENS>::num_bytes) matmul_sliced_k<TOKENS>(t); \
     }
-SLICED_K_KERNEL(16)
 SLICED_K_KERNEL(32)
 SLICED_K_KERNEL(48)
 SLICED_K_KERNEL(64)

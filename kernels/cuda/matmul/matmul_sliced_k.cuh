@@ -2,7 +2,8 @@
 #pragma once
 #include "matmul_tiled_hopper.cuh"
 
-constexpr int SLICED_ROWS = 64, SLICED_THREADS = SLICED_GROUPS * 128;
+constexpr int SLICED_ROWS = 64;
+constexpr int MULTIPLYING = SLICED_GROUPS * 128, SLICED_THREADS = MULTIPLYING + 128;  // and a warp that copies for each
 
 // Shared memory, in this order: for each warpgroup stages of x, a chunk each, at multiples of 1024 bytes, which hold
 // the outputs in the end; for each stages of weights, a unit of the tile's rows each; the total; barriers.
@@ -13,7 +14,7 @@ struct SlicedRing : SlicedKRing<FORMAT, TOKENS> {
     static constexpr int weights_at = SLICED_GROUPS * T::stages * box_bytes;
     static constexpr int total_at = weights_at + SLICED_GROUPS * T::weight_stages * weight_bytes;
     static constexpr int barriers_at = total_at + TOKENS * SLICED_ROWS * 4;
-    static constexpr int barrier_bytes = 8 * SLICED_GROUPS * (T::stages + T::weight_stages + 1);
+    static constexpr int barrier_bytes = 8 * SLICED_GROUPS * (2 * T::stages + T::weight_stages + 1);
     static_assert(1024 + barriers_at + barrier_bytes <= T::num_bytes, "see `sliced_k_ring`");
     static_assert(T::stages >= 3, "a stage is filled while another one is read and products of a third still run");
 };
@@ -42,7 +43,7 @@ struct SlicedChunks {
 template <int TOKENS>
 struct SlicedOutputs {
     static constexpr int STRIDE = SLICED_ROWS + 4;  // no bank conflicts
-    static constexpr int STEP = SLICED_THREADS / 16, COUNT = (TOKENS + STEP - 1) / STEP;
+    static constexpr int STEP = MULTIPLYING / 16, COUNT = (TOKENS + STEP - 1) / STEP;
     const TiledParams& p;
     const Epilogue epilogue;
     const int row, first_token, num_tokens;
@@ -85,89 +86,109 @@ struct SlicedOutputs {
     }
 };
 
-// Waits for the warps of a warpgroup.
-DEVICE void sync_warpgroup(int group) { asm volatile("bar.sync %0, 128;" ::"r"(1 + group) : "memory"); }
-
+// Stages of x and of weights of a warpgroup, with their barriers.
 template <int TOKENS>
-DEVICE void matmul_sliced_k(const HopperTiledParams& t) {
+struct SlicedStages {
+    using R = SlicedRing<TOKENS>;
+    u32 x, weights, x_full, x_empty, weights_full;
+
+    DEVICE SlicedStages(u32 base, int group)
+        : x(base + group * R::stages * R::box_bytes),
+          weights(base + R::weights_at + group * R::weight_stages * R::weight_bytes) {
+        x_full = base + R::barriers_at + 8 * (SLICED_GROUPS + group * (2 * R::stages + R::weight_stages));
+        x_empty = x_full + 8 * R::stages, weights_full = x_empty + 8 * R::stages;
+    }
+    DEVICE void init_barriers() const {
+        for (int i = 0; i < R::stages; i++) barrier_init(x_full + 8 * i, 1), barrier_init(x_empty + 8 * i, 4);
+        for (int i = 0; i < R::weight_stages; i++) barrier_init(weights_full + 8 * i, 1);
+    }
+};
+
+// Copies x and weights of a warpgroup. One thread calls it.
+template <int TOKENS>
+DEVICE void copy_slices(const HopperTiledParams& t, const SlicedStages<TOKENS>& stages, int group) {
     using R = SlicedRing<TOKENS>;
     using L = Layout<FORMAT>;
-    const TiledParams& p = t.tiled;
-    const MatrixParams& matrix = p.matrix;
-    extern __shared__ u8 unaligned[];
-    const u32 base = (shared_address(unaligned) + 1023) & ~1023u;
-    u8* const aligned = unaligned + (base - shared_address(unaligned));
-    const int group = threadIdx.x / 128, warp = threadIdx.x / 32 % 4, lane = threadIdx.x % 32;
-    const bool copies = threadIdx.x % 128 == 0;
-    const u32 x_stages = base + group * R::stages * R::box_bytes;
-    const u32 weight_stages = base + R::weights_at + group * R::weight_stages * R::weight_bytes;
-    const u32 barriers = base + R::barriers_at, totals_left = barriers;  // by group: it has added a partition
-    const u32 x_full = barriers + 8 * (SLICED_GROUPS + group * (R::stages + R::weight_stages));
-    const u32 weights_full = x_full + 8 * R::stages;
-    const u8* weights = matrix.packed + (i64)blockIdx.x * matrix.num_units * R::weight_bytes;
-    SlicedChunks next_weights(matrix, group), next_x(matrix, group), work(matrix, group);
-    RingPlace next_w_place, next_x_place, x, w;
-    auto copy_next_weights = [&] {
-        if (!copies || !next_weights.exist(matrix)) return;
-        const u32 full = weights_full + 8 * next_w_place.stage;
+    const MatrixParams& matrix = t.tiled.matrix;
+    const u8* packed = matrix.packed + (i64)blockIdx.x * matrix.num_units * R::weight_bytes;
+    SlicedChunks next_weights(matrix, group), next_x(matrix, group);
+    RingPlace w, x;
+    auto copy_weights = [&] {
+        if (!next_weights.exist(matrix)) return;
+        const u32 full = stages.weights_full + 8 * w.stage;
         barrier_arrive_expecting(full, R::weight_bytes);
-        copy_bulk(weight_stages + next_w_place.stage * R::weight_bytes,
-                  weights + (i64)(next_weights.chunk / L::chunks) * R::weight_bytes, R::weight_bytes, full);
+        copy_bulk(stages.weights + w.stage * R::weight_bytes,
+                  packed + (i64)(next_weights.chunk / L::chunks) * R::weight_bytes, R::weight_bytes, full);
         next_weights.advance(matrix, L::chunks);
-        next_w_place.advance(R::weight_stages);
+        w.advance(R::weight_stages);
     };
-    auto copy_next_x = [&] {
-        if (!copies || !next_x.exist(matrix)) return;
-        const u32 full = x_full + 8 * next_x_place.stage;
-        barrier_arrive_expecting(full, R::box_bytes);
-        copy_box(x_stages + next_x_place.stage * R::box_bytes, t.x_map, next_x.chunk * 64, blockIdx.y * TOKENS, full);
-        next_x.advance(matrix, 1);
-        next_x_place.advance(R::stages);
-    };
-    if (copies) {
-        for (int i = 0; i < R::stages; i++) barrier_init(x_full + 8 * i, 1);
-        for (int i = 0; i < R::weight_stages; i++) barrier_init(weights_full + 8 * i, 1);
-        barrier_init(totals_left + 8 * group, 4);
-        publish_barriers();
-        for (int i = 0; i < R::weight_stages - 1; i++) copy_next_weights();  // constants, before the wait
-    }
+    for (int i = 0; i < R::weight_stages; i++) copy_weights();  // constants, before the wait
     wait_for_previous();
-    for (int i = 0; i < R::stages - 2; i++) copy_next_x();
-    __syncthreads();  // barriers are there
-    const RowBase row_base_ = row_base(matrix, 0, blockIdx.x * 4 + warp, lane);
-    const u32 own_weights = weight_stages + warp * L::unit_bytes;
-    float4* const total = (float4*)(aligned + R::total_at) + threadIdx.x % 128;  // this thread's, 128 fours apart
-    Accumulators<TOKENS> acc;
-    for (int round = 0; work.exist(matrix); round++) {
-        const int partition = work.partition;
-        acc.clear();
-        while (work.partition == partition) {
-            // All have read the weights of the chunk before and finished the products of the one before that.
-            sync_warpgroup(group);
-            copy_next_x();
-            const int sub = work.chunk % L::chunks;
-            if (sub == 0) {
-                copy_next_weights();
-                barrier_wait(weights_full + 8 * w.stage, w.phase);
-            }
-            Raw<FORMAT> raw;
-            raw.load_shared(own_weights + w.stage * R::weight_bytes, sub, lane);
-            const Scales<FORMAT> scales(raw, row_base_);
-            u32 a[2][2][4];  // while one half's products run, the other half is dequantised
-#pragma unroll
-            for (int half = 0; half < 2; half++) {
-                wgmma_wait<1>();
-                fragment_of<FORMAT>(raw, scales, 2 * half, a[half][0]);
-                fragment_of<FORMAT>(raw, scales, 2 * half + 1, a[half][1]);
-                if (half == 0) barrier_wait(x_full + 8 * x.stage, x.phase);
-                multiply<TOKENS>(acc, a[half], x_stages + x.stage * R::box_bytes, half);
-            }
-            x.advance(R::stages);
-            if (sub == L::chunks - 1) w.advance(R::weight_stages);
-            work.advance(matrix, 1);
+    for (int i = 0; next_x.exist(matrix) || next_weights.exist(matrix); i++) {
+        // Chunk i - stages is multiplied: so the weights of all units before its own are read.
+        barrier_wait(stages.x_empty + 8 * x.stage, x.phase ^ 1);
+        if (i >= R::stages + L::chunks && (i - R::stages) % L::chunks == 0) copy_weights();
+        if (next_x.exist(matrix)) {
+            const u32 full = stages.x_full + 8 * x.stage;
+            barrier_arrive_expecting(full, R::box_bytes);
+            copy_box(stages.x + x.stage * R::box_bytes, t.x_map, next_x.chunk * 64, blockIdx.y * TOKENS, full);
+            next_x.advance(matrix, 1);
         }
-        wgmma_wait<0>();
-        // Partitions are added in order: the group that has the one before leaves the total.
+        x.advance(R::stages);
+    }
+}
+
+// Makes a warpgroup's partitions. Returns whether it has the total of the tile, in `acc`.
+template <int TOKENS>
+DEVICE bool multiply_slices(const TiledParams& p, const SlicedStages<TOKENS>& stages, int group, u32 totals_left,
+                            float4* total, Accumulators<TOKENS>& acc) {
+    using R = SlicedRing<TOKENS>;
+    using L = Layout<FORMAT>;
+    const MatrixParams& matrix = p.matrix;
+    const int warp = threadIdx.x / 32 % 4, lane = threadIdx.x % 32;
+    const RowBase base = row_base(matrix, 0, blockIdx.x * 4 + warp, lane);
+    const u32 own_weights = stages.weights + warp * L::unit_bytes;
+    SlicedChunks work(matrix, group);
+    RingPlace x, w;
+    if (!work.exist(matrix)) {
+        wait_for_previous();
+        return false;
+    }
+    Raw<FORMAT> raw;
+    auto load_raw = [&](int chunk) {
+        const int sub = chunk % L::chunks;
+        if (sub == 0) barrier_wait(stages.weights_full + 8 * w.stage, w.phase);
+        raw.load_shared(own_weights + w.stage * R::weight_bytes, sub, lane);
+    };
+    u32 a[2][2][4];  // while one half's products run, the other half is dequantised
+    acc.clear();
+    load_raw(work.chunk);
+    Scales<FORMAT> scales(raw, base);
+    fragment_of<FORMAT>(raw, scales, 0, a[0][0]);
+    fragment_of<FORMAT>(raw, scales, 1, a[0][1]);
+    wait_for_previous();
+    for (int round = 0;; round++) {
+        const int partition = work.partition;
+        do {
+            barrier_wait(stages.x_full + 8 * x.stage, x.phase);
+            multiply<TOKENS>(acc, a[0], stages.x + x.stage * R::box_bytes, 0);
+            fragment_of<FORMAT>(raw, scales, 2, a[1][0]);
+            fragment_of<FORMAT>(raw, scales, 3, a[1][1]);
+            multiply<TOKENS>(acc, a[1], stages.x + x.stage * R::box_bytes, 1);
+            if (work.chunk % L::chunks == L::chunks - 1) w.advance(R::weight_stages);
+            work.advance(matrix, 1);
+            if (work.exist(matrix)) {
+                load_raw(work.chunk);
+                scales = Scales<FORMAT>(raw, base);
+            }
+            wgmma_wait<1>();  // the first half
+            fragment_of<FORMAT>(raw, scales, 0, a[0][0]);
+            fragment_of<FORMAT>(raw, scales, 1, a[0][1]);
+            wgmma_wait<0>();
+            if (lane == 0) barrier_arrive(stages.x_empty + 8 * x.stage);
+            x.advance(R::stages);
+        } while (work.partition == partition);
+        // Partitions are added in order: the warpgroup that has the one before leaves the total.
         if (partition > 0) {
             const int before = (partition - 1) % SLICED_GROUPS;
             barrier_wait(totals_left + 8 * before, (before < group ? round : round - 1) & 1);
@@ -178,23 +199,51 @@ DEVICE void matmul_sliced_k(const HopperTiledParams& t) {
                 d[0] = sum.x + d[0], d[1] = sum.y + d[1], d[2] = sum.z + d[2], d[3] = sum.w + d[3];
             }
         }
-        if (partition == matrix.num_partitions - 1) break;
+        if (partition == matrix.num_partitions - 1) return true;
 #pragma unroll
         for (int n = 0; n < TOKENS / 8; n++)
             total[n * 128] = make_float4(acc.d[n][0], acc.d[n][1], acc.d[n][2], acc.d[n][3]);
         __syncwarp();
         if (lane == 0) barrier_arrive(totals_left + 8 * group);
+        if (!work.exist(matrix)) return false;
+        acc.clear();
     }
+}
+
+template <int TOKENS>
+DEVICE void matmul_sliced_k(const HopperTiledParams& t) {
+    using R = SlicedRing<TOKENS>;
+    const TiledParams& p = t.tiled;
+    extern __shared__ u8 unaligned[];
+    const u32 base = (shared_address(unaligned) + 1023) & ~1023u;
+    u8* const aligned = unaligned + (base - shared_address(unaligned));
+    const int group = threadIdx.x < MULTIPLYING ? threadIdx.x / 128 : threadIdx.x / 32 - MULTIPLYING / 32;
+    const u32 totals_left = base + R::barriers_at;  // by warpgroup: it has added a partition
+    const SlicedStages<TOKENS> stages(base, group);
+    if (threadIdx.x >= MULTIPLYING && threadIdx.x % 32 == 0) {
+        stages.init_barriers();
+        barrier_init(totals_left + 8 * group, 4);
+        publish_barriers();
+    }
+    __syncthreads();
+    if (threadIdx.x >= MULTIPLYING) {
+        if (threadIdx.x % 32 == 0) copy_slices<TOKENS>(t, stages, group);
+        return;
+    }
+    Accumulators<TOKENS> acc;
+    float4* const total = (float4*)(aligned + R::total_at) + threadIdx.x % 128;  // this thread's, 128 fours apart
+    const bool has_total = multiply_slices<TOKENS>(p, stages, group, totals_left, total, acc);
     SlicedOutputs<TOKENS> outputs(p);
     outputs.load_residual();
-    float* const shared = (float*)aligned;  // where x was: the last group's products are the last to be finished
-    if (group == (matrix.num_partitions - 1) % SLICED_GROUPS) {
+    float* const shared = (float*)aligned;  // where x was: the products before the last partition's are finished
+    if (has_total) {
+        const int warp = threadIdx.x / 32 % 4, lane = threadIdx.x % 32;
         float* to = shared + 2 * (lane & 3) * outputs.STRIDE + warp * 16 + (lane >> 2);
 #pragma unroll
         for (int n = 0; n < TOKENS / 8; n++)
 #pragma unroll
             for (int i = 0; i < 4; i++) to[(8 * n + (i & 1)) * outputs.STRIDE + 8 * (i >> 1)] = acc.d[n][i];
     }
-    __syncthreads();
+    asm volatile("bar.sync 1, %0;" ::"n"(MULTIPLYING) : "memory");
     outputs.store(shared);
 }

@@ -17,16 +17,16 @@ from kernels.runtime.gpu_spec import GpuSpec
 from kernels.runtime.launcher import Context
 from kernels.runtime.tma import tensor_map
 from kernels.weights.formats import CHUNK, FORMATS, Format
-from kernels.weights.packed import BLOCK_ROWS, PackedMatrix
+from kernels.weights.packed import BLOCK_ROWS, PackedMatrix, packed_bytes
 
 SLICED_FORMATS = ("Q5_0", "Q8_0", "Q4_K", "Q5_K", "Q6_K")
 """What files of the mixtures Q4_K_M to Q8_0 hold."""
-SIZES = (16, 32, 48, 64, 80)
+SIZES = (32, 48, 64, 80)
 """Tokens of a tile."""
 GROUPS = 4  # warpgroups of a block
 
 _SM_BYTES = 227 * 1024
-_ALIGNMENT, _BARRIER_BYTES = 1024, 512
+_ALIGNMENT, _BARRIER_BYTES = 1024, 768
 _LEAST_STAGES, _MOST_STAGES = 3, 8  # of x
 
 
@@ -67,11 +67,12 @@ def sizes_of(format_: Format) -> tuple[int, ...]:
     return tuple(size for size in SIZES if sliced_k_ring(format_, size).num_bytes)
 
 
-# Microseconds, fitted to four matrices of real models and 16 to 512 tokens on an H200. (The start takes 0.7 more; the
+# Microseconds, fitted to eight matrices of real models and 64 to 512 tokens on an H200. (The start takes 0.7 more; the
 # estimates for whole tiles in `matmul_tuning` are too low by about that.)
-_START_US, _STORE_US = 0.9, 0.009  # of a block, and of each token of its tile
-_CHUNK_US = {16: 0.51, 32: 0.52, 48: 0.54, 64: 0.56, 80: 0.62}  # of 64 columns of each warpgroup's partition
-_TOTAL_US = {16: 0.75, 32: 0.9, 48: 1.05, 64: 1.2, 80: 1.3}  # of each partition, to add it to the total
+_START_US, _STORE_US = 1.0, 0.012  # of a block, and of each token of its tile
+_CHUNK_US = {32: 0.48, 48: 0.53, 64: 0.57, 80: 0.62}  # of 64 columns of each warpgroup's partition
+_TOTAL_US = {32: 0.58, 48: 0.8, 64: 0.85, 80: 1.0}  # of each partition, to add it to the total
+_CACHE_BYTES_PER_US = 5.1e6  # of x and weights that all blocks read from the L2 cache
 
 
 def is_suitable(gpu: GpuSpec, product: Product) -> bool:
@@ -89,22 +90,25 @@ def is_suitable(gpu: GpuSpec, product: Product) -> bool:
 
 def sliced_k_shape(gpu: GpuSpec, matrix: PackedMatrix, num_tokens: int) -> SlicedKShape:
     """The one that takes least time."""
-    sizes = sizes_of(matrix.format)
-    return _shape(gpu, sizes, matrix.num_rows, matrix.num_chunks, matrix.num_partitions, shaped_as(num_tokens))
+    return _shape(gpu, matrix.format, matrix.num_rows, matrix.num_chunks, matrix.num_partitions, shaped_as(num_tokens))
 
 
 @lru_cache(4096)
 def _shape(
-    gpu: GpuSpec, sizes: tuple[int, ...], num_rows: int, num_chunks: int, num_partitions: int, num_tokens: int
+    gpu: GpuSpec, format_: Format, num_rows: int, num_chunks: int, num_partitions: int, num_tokens: int
 ) -> SlicedKShape:
-    rounds = -(-num_partitions // GROUPS)
+    row_tiles, rounds = -(-num_rows // BLOCK_ROWS), -(-num_partitions // GROUPS)
+    weight_bytes = packed_bytes(format_, num_rows, num_chunks * CHUNK)
 
     def estimate(size: int) -> float:
-        blocks = -(-num_rows // BLOCK_ROWS) * -(-num_tokens // size)
+        token_tiles = -(-num_tokens // size)
         round_us = num_chunks / num_partitions * _CHUNK_US[size] + _TOTAL_US[size]
-        return -(-blocks // gpu.num_sms) * (_START_US + rounds * round_us + size * _STORE_US)
+        us = -(-row_tiles * token_tiles // gpu.num_sms) * (_START_US + rounds * round_us + size * _STORE_US)
+        read_bytes = row_tiles * num_tokens * num_chunks * CHUNK * 2 + token_tiles * weight_bytes
+        return max(us, read_bytes / _CACHE_BYTES_PER_US)
 
-    return min((SlicedKShape(size, estimate(size)) for size in sizes), key=lambda shape: shape.estimated_us)
+    shapes = (SlicedKShape(size, estimate(size)) for size in sizes_of(format_))
+    return min(shapes, key=lambda shape: shape.estimated_us)
 
 
 def multiply_sliced_k(context: Context, product: Product, size: int) -> None:
@@ -124,7 +128,7 @@ def multiply_sliced_k(context: Context, product: Product, size: int) -> None:
         "matmul/matmul_sliced_k",
         f"matmul_sliced_k_{size}",
         grid,
-        GROUPS * 128,
+        (GROUPS + 1) * 128,
         HopperTiledParams(tiled=tiled, x_map=tensor_map(x, (size, CHUNK))),
         shared_bytes=context.gpu.spread(sliced_k_ring(matrix.format, size).num_bytes, math.prod(grid)),
         FORMAT=matrix.format.name,

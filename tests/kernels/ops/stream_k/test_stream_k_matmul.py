@@ -33,26 +33,28 @@ def cuts_of(matrix: PackedMatrix, num_tokens: int) -> list[StreamKShape]:
 
 
 @pytest.mark.gpu
-@pytest.mark.sanitize("(896, 1280)-Q4_K")
+@pytest.mark.sanitize("(896, 1280)-Q4_K-*")
+@pytest.mark.parametrize("epilogue", [Epilogue.STORE_FLOAT, Epilogue.STORE_HALF], ids=["floats", "halves"])
 @pytest.mark.parametrize("name", FORMATS)
 @pytest.mark.parametrize("shape", [(896, 1280), (1000, 256), (9736, 896), (3072, 4096), (36000, 1024)], ids=str)
 def test_outputs_have_the_bits_of_whole_tiles_for_any_number_of_tokens(
-    device: CudaDevice, upload: Upload, download: Download, name: str, shape: tuple[int, int]
+    device: CudaDevice, upload: Upload, download: Download, name: str, shape: tuple[int, int], epilogue: Epilogue
 ) -> None:
     need_wgmma(device)
     if shape[1] % 256 and name in ("Q4_K", "Q5_K", "Q6_K"):
         pytest.skip("its rows are no whole blocks")
     matrix = load(device, name, shape)
     x = np.random.default_rng(2).normal(size=(520, shape[1])).astype(np.float16)
-    expected = upload(np.full((520, shape[0]), np.nan, np.float32))
-    multiply_tiled(device.context, Product(upload(x), matrix, expected, Epilogue.STORE_FLOAT))
+    dtype = np.float32 if epilogue is Epilogue.STORE_FLOAT else np.float16
+    expected = upload(np.full((520, shape[0]), np.nan, dtype))
+    multiply_tiled(device.context, Product(upload(x), matrix, expected, epilogue))
     for num_tokens in (1, 64, 130, 256, 300, 512, 520):
         rows = upload(x[:num_tokens])
         for cut in cuts_of(matrix, num_tokens):
             for _ in range(2):  # the second time counts of arrivals are what the first one left
-                out = upload(np.full((num_tokens, shape[0]), np.nan, np.float32))
+                out = upload(np.full((num_tokens, shape[0]), np.nan, dtype))
                 device.context.begin_step()
-                multiply_stream_k(device.context, Product(rows, matrix, out, Epilogue.STORE_FLOAT), cut)
+                multiply_stream_k(device.context, Product(rows, matrix, out, epilogue), cut)
                 np.testing.assert_array_equal(
                     download(out), download(expected)[:num_tokens], err_msg=f"{num_tokens}: {cut}"
                 )
