@@ -170,7 +170,7 @@ class Step(msgspec.Struct, Generic[Array], frozen=True, eq=False):
     logit_rows: Array  # [R] tokens whose next-token logits are wanted
     states: StateRows[Array] | None = None  # None: the model has no recurrent layers
     prefixes: PrefixGroups[Array] | None = None  # None: nothing is attended to together
-    has_long_context: bool = False  # of few sequences, one so long that layers are run one by one
+    has_long_context: bool = False  # one of few sequences, or the mean of many, is so long that other ways are faster
 
     def arrays(self) -> dict[str, Array]:
         """All arrays but those of `states` and `prefixes`, by name."""

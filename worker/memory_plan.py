@@ -18,7 +18,7 @@ from kernels.runtime.device_array import DeviceArray
 from kernels.runtime.memory import ALIGNMENT, PAGE_BYTES, MemoryPlan
 from kernels.weights.upload import STAGING_BYTES
 from worker.engine.cuda.buffers import StepBuffers, StepLimits
-from worker.engine.cuda.decode_graphs import make_buckets
+from worker.engine.cuda.decode_graphs import make_buckets, short_contexts
 from worker.engine.cuda.logit_processing import report
 from worker.engine.cuda.prefix_grouping import prefixes_in
 from worker.engine.cuda.whole_step_graphs import MOST_GRAPHS
@@ -86,7 +86,7 @@ def plan_memory(gguf: GGUFFile, device: GpuDevice | DryRunDevice, settings: Sett
     )
     _run_largest_steps(model, dry, limits)
     buckets = make_buckets(max_sequences)
-    num_long = sum(bucket in model.one_kernel_contexts for bucket in buckets)  # of contexts longer than these
+    num_long = len(short_contexts(model, buckets))  # of contexts longer than these
     num_graphs = GRAPHS_PER_STEP * (DECODE_GRAPHS * len(buckets) + num_long + MOST_GRAPHS)
     without_cache = replace(_plan(dry, num_graphs=num_graphs), kv_cache=0)
     block_bytes = bytes_per_block(model.config, device.cache_format, block_tokens)

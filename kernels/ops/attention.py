@@ -16,6 +16,8 @@ from kernels.ops.attention_plan import (
     CROWD,
     DECODE_ROWS,
     PREFILL_WARPS,
+    SHORT_CONTEXT,
+    SHORT_CROWD,
     SWAPPED_ROWS,
     AttentionPlan,
     AttentionShape,
@@ -204,7 +206,8 @@ def rope_attention(
     num_tokens, num_blocks = step.token_ids.size, out_cache.keys.shape[0]
     element_bytes = out_cache.keys.dtype.itemsize
     rows = SWAPPED_ROWS if attention.num_heads // num_kv_heads <= SWAPPED_ROWS else DECODE_ROWS
-    shape = _rope_shape(context.gpu, head_dim, element_bytes, rows, num_tokens * num_kv_heads)
+    is_short = not step.has_long_context or 0 < attention.window <= SHORT_CONTEXT
+    shape = _rope_shape(context.gpu, head_dim, element_bytes, rows, num_tokens * num_kv_heads, is_short=is_short)
     shared_bytes = shape.rope_bytes(head_dim, element_bytes, rows)
     params = RopeAttentionParams(
         attention=_params(qkv, out_cache, attention, step, plan, plan.decode_items, out),
@@ -226,12 +229,27 @@ def rope_attention(
     )
 
 
-def _rope_shape(gpu: GpuSpec, head_dim: int, element_bytes: int, rows: int, num_blocks: int) -> AttentionShape:
-    """Of `rope_attention_decode` for so many blocks before any is divided."""
+def depends_on_context(gpu: GpuSpec, num_kv_heads: int, head_dim: int, num_sequences: int) -> bool:
+    """Whether decode steps of so many sequences are cut otherwise where `Step.has_long_context`."""
+    num_blocks = num_sequences * num_kv_heads
+    if head_dim in WIDE_HEAD_DIMS or num_blocks <= gpu.num_sms:
+        return False
+    shapes = {attention_shape(gpu, head_dim, crowded=_is_crowd(gpu, num_blocks, each)) for each in (False, True)}
+    return len(shapes) > 1
+
+
+def _is_crowd(gpu: GpuSpec, num_blocks: int, is_short: bool) -> bool:
+    return num_blocks > (SHORT_CROWD if is_short else CROWD) * gpu.num_sms
+
+
+def _rope_shape(
+    gpu: GpuSpec, head_dim: int, element_bytes: int, rows: int, num_blocks: int, *, is_short: bool
+) -> AttentionShape:
+    """Of `rope_attention_decode` for so many blocks before any is divided, of short contexts if ``is_short``."""
     shape = attention_shape(gpu, head_dim, spread=True)
     if num_blocks <= gpu.num_sms and shape.rope_bytes(head_dim, element_bytes, rows) <= gpu.shared_bytes:
         return shape
-    return attention_shape(gpu, head_dim, crowded=num_blocks > CROWD * gpu.num_sms)
+    return attention_shape(gpu, head_dim, crowded=_is_crowd(gpu, num_blocks, is_short))
 
 
 def _params(

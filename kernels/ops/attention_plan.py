@@ -35,6 +35,8 @@ DECODE_ROWS = 16  # query rows of a decode item: one tensor core tile
 SWAPPED_ROWS = 8  # with no more of them the operands of the tensor core are exchanged
 PREFILL_WARPS = 4
 CROWD = 4  # decode blocks for each SM beyond which smaller ones take less time, whatever the contexts
+SHORT_CROWD = 2  # beyond which they do where contexts are short
+SHORT_CONTEXT = 576  # tokens, the mean of a step's sequences
 HOPPER_GROUPS = {64: 3, 96: 3, 128: 2}  # of 64 query rows of such a block, by the heads that it is faster for
 SHORT_ROWS = 8 * DECODE_ROWS
 """A sequence of no more query rows is decode work: as prefill work it would be a block for each KV head, which reads a

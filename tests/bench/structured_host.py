@@ -84,7 +84,9 @@ class InstantModel:
     def __init__(
         self, vocab_size: int, host_time: PartTimes, context_length: int = PROMPT_TOKENS + OUTPUT_TOKENS
     ) -> None:
-        self.config = SimpleNamespace(vocab_size=vocab_size, context_length=context_length, num_layers=1)
+        self.config = SimpleNamespace(
+            vocab_size=vocab_size, context_length=context_length, num_layers=1, num_kv_heads=1, head_dim=16
+        )
         self.device = InstantDevice(host_time)
 
     def bytes_per_block(self, block_tokens: int) -> int:

@@ -125,6 +125,7 @@ class Runner:
         self.softcap = softcap
         self.context, self.upload, self.download, self.case = context, upload, download, case
         self.caches: list[DeviceArray] = []
+        self.has_long_context = False
         self.groups: list[Group] = []
         """What is attended to together; then it is to be found by the table of each group's first member alone."""
 
@@ -148,7 +149,8 @@ class Runner:
         for (_, *others), num_tokens in self.groups:
             tables[others, : num_tokens // case.block_tokens] = case.num_blocks - 1  # NaN
         prefixes = self._prefixes(len(counts)) if self.groups else None
-        return Step(*(self.upload(np.ascontiguousarray(array, np.int32)) for array in arrays), prefixes=prefixes), qkv
+        sent = (self.upload(np.ascontiguousarray(array, np.int32)) for array in arrays)
+        return Step(*sent, prefixes=prefixes, has_long_context=self.has_long_context), qkv
 
     def _prefixes(self, num_sequences: int) -> PrefixGroups:
         rows, members = np.zeros((len(self.groups) + 2, 3), np.int32), np.zeros(num_sequences, np.int32)

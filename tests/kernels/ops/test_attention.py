@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from kernels.batch import LayerCache, dry_step
-from kernels.ops.attention import cache_shape
+from kernels.ops.attention import cache_shape, depends_on_context
+from kernels.ops.attention_plan import SHORT_CROWD
 from kernels.ops.rope import HEAD_DIMS
 from kernels.registry import CudaOps
 from kernels.runtime.device_array import DeviceArray
@@ -277,3 +278,18 @@ def test_a_decode_step_takes_one_kernel(num_tokens: int, num_sequences: int, lau
     qkv = halves(num_tokens, 18 * 64)
     ops.rope_attention(qkv, None, attention, step, plan, out_cache=cache, out=out)
     assert (context.num_launches - before, context.last_enqueued) == (launches, last)
+
+
+@pytest.mark.gpu
+def test_blocks_for_long_contexts_of_many_sequences_have_the_bits_of_those_for_short_ones(
+    context: Context, upload: Upload, download: Download
+) -> None:
+    heads = Heads(14, 2, 64)
+    num_sequences = 1 + SHORT_CROWD * context.gpu.num_sms // heads.num_kv_heads
+    assert depends_on_context(context.gpu, heads.num_kv_heads, heads.head_dim, num_sequences) == context.gpu.has_wgmma
+    case = Case(heads, np.random.default_rng(0).integers(1, 300, num_sequences).tolist())
+    rope = Rope(upload((1 / 10000 ** (np.arange(32) / 32)).astype(np.float32)[None]), "neox")
+    everyone = list(range(num_sequences))
+    runner = Runner(context, upload, download, case)
+    for runner.has_long_context in (False, True):
+        assert_fused_is_the_same(runner, everyone, rope, None, window=0)

@@ -19,6 +19,8 @@ class Config:
     vocab_size: int = 32
     context_length: int = 64
     num_layers: int = 1
+    num_kv_heads: int = 1
+    head_dim: int = 16
 
 
 @dataclass(frozen=True)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections.abc import Sequence
 
 from msgspec.structs import replace
 
 from kernels.batch import AnyArray, PrefixGroups, first
 from kernels.decode_rows import DecodeRows, RowUpdates, write_updates
 from kernels.devices.protocol import AnyOps, is_gpu
+from kernels.ops.attention import depends_on_context
+from kernels.ops.attention_plan import SHORT_CONTEXT
 from kernels.runtime.device_array import DeviceArray
 from worker.engine.cuda.pinned_ring import UploadRing
 from worker.engine.cuda.prefix_grouping import prefixes_in
@@ -23,6 +26,18 @@ def make_buckets(most: int) -> tuple[int, ...]:
     """Numbers of rows up to ``most``, spaced so that few rows without a sequence are computed."""
     larger = range(256, most, 128)
     return (*(bucket for bucket in (*BUCKETS, *larger) if bucket < most), most)
+
+
+def short_contexts(model: Model, buckets: Sequence[int]) -> dict[int, int]:
+    """Contexts up to which steps of some ``buckets`` run otherwise than beyond.
+
+    Where all layers run in one kernel that is the length of the longest sequence, else the mean.
+    """
+    config, device = model.config, model.device
+    assert is_gpu(device)
+    heads = config.num_kv_heads, config.head_dim
+    limits = {bucket: SHORT_CONTEXT for bucket in buckets if depends_on_context(device.gpu, *heads, bucket)}
+    return limits | {bucket: limit for bucket, limit in model.one_kernel_contexts.items() if bucket in buckets}
 
 
 class DecodeGraphs:
@@ -53,8 +68,8 @@ class DecodeGraphs:
         kind = LateStepGraph if capture else StepGraph
         self._graphs = {bucket: self._graph(bucket, kind) for bucket in self.buckets}
         self._sharing_graphs = {bucket: self._graph(bucket, kind, shares=True, is_long=True) for bucket in self.buckets}
-        few = [bucket for bucket in self.buckets if bucket in model.one_kernel_contexts]
-        self._long_graphs = {bucket: self._graph(bucket, kind, is_long=True) for bucket in few}
+        self.short_contexts = short_contexts(model, self.buckets)
+        self._long_graphs = {bucket: self._graph(bucket, kind, is_long=True) for bucket in self.short_contexts}
         if capture:
             for graph in reversed(self._graphs.values()):
                 graph.launch_forward()  # the parts are captured when they are wanted, so that a start is done sooner
@@ -68,19 +83,20 @@ class DecodeGraphs:
     def graph(self, bucket: int, *, shares: bool, context: int) -> StepGraph:
         """The step over the first ``bucket`` rows, maybe with prefix groups. It leaves its ids in ``rows.drawn``.
 
-        ``context``: about how many tokens the longest of up to ``most_in_one_kernel`` sequences has.
+        ``context``, where `short_contexts` has the bucket: about how many tokens the longest of up to
+        ``most_in_one_kernel`` sequences has, or the mean of more of them.
         """
-        if bucket in self._long_graphs:
-            if context <= self._model.one_kernel_contexts[bucket]:
-                return self._graphs[bucket]  # in one kernel, in which each attends alone
-            if not shares:
-                return self._long_graphs[bucket]
-        return (self._sharing_graphs if shares else self._graphs)[bucket]
+        is_long = bucket in self.short_contexts and context > self.short_contexts[bucket]
+        if bucket in self._model.one_kernel_contexts and not is_long:
+            return self._graphs[bucket]  # in one kernel, in which each attends alone
+        if shares:
+            return self._sharing_graphs[bucket]
+        return (self._long_graphs if is_long else self._graphs)[bucket]
 
     @property
     def most_in_one_kernel(self) -> int:
         """The most sequences of a step that may run all layers in one kernel."""
-        return max(self._long_graphs, default=0)
+        return max((bucket for bucket in self.buckets if bucket in self._model.one_kernel_contexts), default=0)
 
     def _graph(self, bucket: int, kind: type[StepGraph], *, shares: bool = False, is_long: bool = False) -> StepGraph:
         device, rows = self._model.device, self._rows

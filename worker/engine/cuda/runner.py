@@ -151,8 +151,11 @@ class CudaRunner:
             self._uploads.send(num_bytes, self._rows.updates)
         if updates.rows:  # else these are the sequences of the step before
             self._prefix_grouping.send(chunks, rows.tolist())
-        few = chunks if num_rows <= self._graphs.most_in_one_kernel else []
-        context = max((each.num_tokens for each, _, _ in few), default=0)
+        context = 0
+        if num_rows <= self._graphs.most_in_one_kernel:
+            context = max(each.num_tokens for each, _, _ in chunks)
+        elif num_rows in self._graphs.short_contexts:
+            context = self._batch_slots.mean_context
         graph = self._graphs.graph(num_rows, shares=self._prefix_grouping.has_sent, context=context)
         if self._draws_in_graph:
             graph.launch()

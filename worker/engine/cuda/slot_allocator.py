@@ -49,6 +49,11 @@ class SlotAllocator:
         """The number of the draw of the previous step that gives a sequence's token that is not known yet."""
         return (self._rows if self._rows_current else self._whole_step_draws)[sequence]
 
+    @property
+    def mean_context(self) -> int:
+        """About how many tokens a sequence has, counted in the blocks that are known of it."""
+        return sum(self._num_sent) * self._block_tokens // max(1, len(self._rows))
+
     def interrupt(self, draws: Mapping[Sequence, int]) -> None:
         """A step of another kind runs, which drew ``draws``: what the rows say of their sequences is out of date."""
         self._rows_current = False
@@ -122,6 +127,7 @@ class SlotAllocator:
         row = self._rows.pop(sequence)
         heappush(self._free_rows, row)
         self._revisions[row] = None
+        self._num_sent[row] = 0
         updates.empty(row)
 
     def _next_token(self, sequence: Sequence) -> int | PreviousDraw:

@@ -14,6 +14,7 @@ from kernels.batch import StateRows, Step
 from kernels.errors import CudaFailure
 from kernels.reference import decode_step as step
 from kernels.reference import sampling
+from kernels.runtime.gpu_spec import H100
 from tests.worker.engine.context_model import ContextModel
 
 OPS = (
@@ -30,6 +31,7 @@ class LateDevice:
     """Enqueues what `kernels.devices.cuda.CudaDevice` enqueues, on NumPy arrays."""
 
     name = "late:0"
+    gpu = H100
 
     def __init__(self, seed: int = 0) -> None:
         self._queue: list[Callable[[], object]] = []

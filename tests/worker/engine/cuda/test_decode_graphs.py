@@ -2,6 +2,8 @@ import numpy as np
 import pytest
 
 from kernels.batch import SamplingParams
+from kernels.ops.attention_plan import SHORT_CONTEXT
+from tests.worker.engine.context_model import Config
 from tests.worker.engine.cuda.late_device import LateModel
 from worker.engine.cuda.buffers import StepBuffers, StepLimits
 from worker.engine.cuda.decode_graphs import DecodeGraphs, empty_rows, make_buckets
@@ -84,3 +86,21 @@ def test_few_sequences_with_a_long_context_have_a_graph_of_their_own(capture: bo
             assert set(steps) <= {step}
             assert capture or steps, "a captured graph does not run the forward pass again"
     assert graphs.graph(4, shares=False, context=9) is graphs.graph(4, shares=False, context=8)
+
+
+def test_many_sequences_whose_attention_is_cut_otherwise_have_graphs_for_long_contexts():
+    model = LateModel()
+    model.model.config = Config(num_kv_heads=2, head_dim=64)
+    model.config = model.model.config
+    limits = StepLimits(block_tokens=4, step_tokens=256, max_sequences=256, max_sequence_tokens=32, vocab_size=32)
+    buffers = StepBuffers.allocate(model.device.step_buffers, limits)
+    rows = buffers.rows
+    empty_rows(model.device.ops, rows, UploadRing(model.device, rows.updates.shape[0], 1), limits.block_tokens)
+    cache = model.allocate_cache(8, 4)
+    graphs = DecodeGraphs(model, cache, rows, limits.block_tokens, NO_DRAW, buffers.prefixes, capture=False)
+    assert graphs.short_contexts == {192: SHORT_CONTEXT, 256: SHORT_CONTEXT}
+    for bucket in graphs.buckets:
+        for shares in (False, True):
+            short, long = (graphs.graph(bucket, shares=shares, context=SHORT_CONTEXT + more) for more in (0, 1))
+            assert (short is long) == (shares or bucket < 192)
+            assert (short is graphs.graph(bucket, shares=False, context=1)) != shares

@@ -57,6 +57,15 @@ def test_for_a_sequence_that_goes_on_nothing_is_sent_but_new_blocks(allocator: S
     assert (rows.tolist(), bool(updates)) == ([0, 1], False)
 
 
+def test_the_mean_context_is_that_of_the_blocks_of_those_who_decode(allocator: SlotAllocator):
+    assert allocator.mean_context == 0
+    first, second = decoding(5, [3]), decoding(6, [4, 2, 1])
+    launch(allocator, first, second)
+    assert allocator.mean_context == 2 * BLOCK_TOKENS
+    launch(allocator, first)
+    assert allocator.mean_context == BLOCK_TOKENS
+
+
 @pytest.mark.parametrize("is_same_list", [True, False])
 def test_a_new_block_is_sent_before_the_first_token_that_goes_there(allocator: SlotAllocator, is_same_list: bool):
     first, second = decoding(5, [3, 2]), decoding(6, [4])
