@@ -73,7 +73,7 @@ def test_a_package_takes_of_another_only_what_the_design_names(
 @pytest.mark.parametrize(
     ("names", "homes"),
     [
-        ({"cupy", "cuda"}, ("kernels.runtime.cuda_runtime.", "kernels.runtime.driver.")),
+        ({"cupy", "cupy_backends", "cuda"}, ("kernels.runtime.cuda_runtime.", "kernels.runtime.driver.")),
         ({"celery", "kombu"}, ("tasks.", "orcd.store.broker.", "orcd.store.enqueue.")),
         ({"redis"}, ("tasks.", "orcd.")),
         ({"numpy"}, ("tasks.local.", "tasks.demo.training.", "worker.", "kernels.")),

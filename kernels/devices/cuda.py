@@ -125,7 +125,7 @@ def _open(index: int) -> DeviceProperties:
         cuda_runtime.import_library()
         driver.import_library()
     except ImportError as error:
-        missing = error.name or "cupy"
+        missing = "cupy" if (error.name or "").startswith("cupy") else error.name
         raise DeviceUnavailable(f"{name}: the Python package {missing} is missing; {INSTALL_CUDA}, {USE_CPU}") from None
     try:
         count = cuda_runtime.num_devices()

@@ -2,14 +2,17 @@
 
 That to the driver and to NVRTC is `driver`; no other module calls them. Failures become `CudaFailure`, which names the
 call or the kernel, or `OutOfDeviceMemory`. CuPy is imported by the first call, so that importing this module does not
-ask for it: dry runs and tests work without.
+ask for it: dry runs and tests work without. Of CuPy that is `cupy.cuda.runtime` alone, by the name of the package that
+it comes from: to import `cupy` takes a quarter of a second, for arrays that nobody here uses.
 """
 
 from __future__ import annotations
 
+import ctypes
 import time
+import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache, partial
 from types import ModuleType
 
@@ -27,22 +30,22 @@ _NOT_READY = 600  # cudaErrorNotReady
 
 
 @cache
-def _cuda() -> ModuleType:
-    from cupy import cuda
+def _library() -> ModuleType:
+    from cupy_backends.cuda.api import runtime
 
-    module: ModuleType = cuda
+    module: ModuleType = runtime
     return module
 
 
 def import_library() -> None:
-    """Import CuPy now; raises `ImportError`, which names what is missing."""
-    _cuda()
+    """Import CuPy's binding now; raises `ImportError`."""
+    _library()
 
 
 @contextmanager
 def _named(what: str) -> Iterator[ModuleType]:
     """CuPy's runtime; its errors become `CudaFailure`, naming ``what``."""
-    runtime = _cuda().runtime
+    runtime = _library()
     try:
         yield runtime
     except runtime.CUDARuntimeError as error:
@@ -85,8 +88,8 @@ def use_device(index: int) -> DeviceProperties:
 
 def device_of_this_thread() -> Callable[[], None]:
     """What a thread must call to work with the device that this thread works with."""
-    use: Callable[[], None] = _cuda().Device().use
-    return use
+    with _named("cudaGetDevice") as runtime:
+        return partial(runtime.setDevice, runtime.getDevice())
 
 
 # ---- memory
@@ -109,7 +112,7 @@ def memory_info() -> tuple[int, int]:
 
 def allocate(num_bytes: int) -> int:
     """The address of ``num_bytes`` of plain device memory; raises `OutOfDeviceMemory`."""
-    runtime = _cuda().runtime
+    runtime = _library()
     try:
         pointer: int = runtime.malloc(num_bytes)
     except runtime.CUDARuntimeError as error:
@@ -127,9 +130,11 @@ def free(pointer: int) -> None:
 
 def pinned_bytes(num_bytes: int) -> NDArray[np.uint8]:
     """Page-locked host memory [num_bytes], at least one byte; it lives as long as the array or a view of it."""
-    with _named("cudaHostAlloc"):
-        memory = _cuda().PinnedMemoryPointer(_cuda().PinnedMemory(num_bytes), 0)
-    return np.frombuffer(memory, np.uint8, num_bytes)
+    with _named("cudaHostAlloc") as runtime:
+        pointer: int = runtime.hostAlloc(num_bytes, runtime.hostAllocDefault)
+    memory = (ctypes.c_uint8 * num_bytes).from_address(pointer)
+    _release_with(memory, runtime.freeHost, pointer)
+    return np.frombuffer(memoryview(memory), np.uint8)
 
 
 def pointer_attributes(pointer: int) -> PointerAttributes:
@@ -137,6 +142,16 @@ def pointer_attributes(pointer: int) -> PointerAttributes:
     with _named("cudaPointerGetAttributes") as runtime:
         found = runtime.pointerGetAttributes(pointer)
     return PointerAttributes(found.type, found.device, found.hostPointer)
+
+
+def _release_with(owner: object, release: Callable[[int], None], handle: int) -> None:
+    """Give back what ``owner`` has of CUDA's once nobody has it; at the end of the process the driver does."""
+    weakref.finalize(owner, _release, release, handle).atexit = False
+
+
+def _release(release: Callable[[int], None], handle: int) -> None:
+    with suppress(_library().CUDARuntimeError):  # the device is lost: whoever works with it is told
+        release(handle)
 
 
 # ---- streams, events, graphs: what each step calls has no more Python around the call than it must
@@ -152,8 +167,8 @@ class Stream:
     def __init__(self) -> None:
         self.last_enqueued = ""  # the name of a kernel or graph, set by whoever enqueues it
         with _named("cudaStreamCreate") as self._runtime:
-            self._stream = _cuda().Stream(non_blocking=True)
-        self.handle: int = self._stream.ptr  # cudaStream_t
+            self.handle: int = self._runtime.streamCreateWithFlags(self._runtime.streamNonBlocking)  # cudaStream_t
+        _release_with(self, self._runtime.streamDestroy, self.handle)
 
     def copy_to_device(self, target: int, source: int, num_bytes: int) -> None:
         """Enqueue a copy from host memory, which must stay as it is until the copy is done if it is pinned."""
@@ -187,23 +202,23 @@ class Stream:
 
     def capture(self, enqueue: Callable[[], None], name: str) -> Graph:
         """What ``enqueue`` enqueues, as a graph; ``name`` tells which one failed. Its kernels must have run before."""
+        runtime = self._runtime
         try:
-            self._stream.begin_capture()
+            runtime.streamBeginCapture(self.handle, runtime.streamCaptureModeRelaxed)
             try:
                 enqueue()
             except BaseException:
-                self._abandon_capture()
+                with suppress(runtime.CUDARuntimeError):  # what broke the capture is raised
+                    runtime.graphDestroy(runtime.streamEndCapture(self.handle))
                 raise
-            captured = self._stream.end_capture()
-        except self._runtime.CUDARuntimeError as error:
+            captured = runtime.streamEndCapture(self.handle)
+            try:
+                handle: int = runtime.graphInstantiate(captured)
+            finally:
+                runtime.graphDestroy(captured)
+        except runtime.CUDARuntimeError as error:
             raise CudaFailure(self.last_enqueued or "cudaStreamEndCapture", str(error)) from None
-        return Graph(self, partial(captured.launch, self._stream), name)
-
-    def _abandon_capture(self) -> None:
-        try:
-            self._stream.end_capture()
-        except self._runtime.CUDARuntimeError:
-            return  # what broke the capture is raised by the caller
+        return Graph(self, handle, name)
 
 
 class Event:
@@ -213,8 +228,9 @@ class Event:
         self._stream = stream
         self._last_enqueued = ""
         with _named("cudaEventCreate") as self._runtime:
-            self._event = _cuda().Event(block=sleeps, disable_timing=True)
-        self.handle: int = self._event.ptr  # cudaEvent_t
+            flags = self._runtime.eventDisableTiming | (self._runtime.eventBlockingSync if sleeps else 0)
+            self.handle: int = self._runtime.eventCreateWithFlags(flags)  # cudaEvent_t
+        _release_with(self, self._runtime.eventDestroy, self.handle)
 
     def record(self) -> None:
         """It happens when all that is enqueued so far is done."""
@@ -252,10 +268,12 @@ class Event:
 class Graph:
     """Captured launches, replayed at the price of one."""
 
-    def __init__(self, stream: Stream, launch: Callable[[], None], name: str) -> None:
+    def __init__(self, stream: Stream, handle: int, name: str) -> None:
+        """``handle`` is a cudaGraphExec_t."""
         self._stream = stream
-        self._launch = launch
+        self._launch = partial(stream._runtime.graphLaunch, handle, stream.handle)
         self._name = name
+        _release_with(self, stream._runtime.graphExecDestroy, handle)
 
     def launch(self) -> None:
         """Enqueue them again; raises `CudaFailure`."""

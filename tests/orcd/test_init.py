@@ -11,7 +11,9 @@ import pytest
 
 import orcd
 
-OF_A_WORKER = "sorted(m for m in sys.modules if m.split('.')[0] in {'tasks', 'worker', 'kernels', 'numpy', 'cupy'})"
+OF_A_WORKER = (
+    "sorted(m for m in sys.modules if m.split('.')[0] in {'tasks', 'worker', 'kernels', 'numpy', 'cupy_backends'})"
+)
 
 
 @pytest.fixture

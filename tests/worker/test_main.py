@@ -77,7 +77,7 @@ def test_an_engine_does_not_wait_long_for_the_thread_that_compiles_grammars():
 
 
 def test_starting_needs_neither_celery_nor_redis():
-    code = "import sys, worker.__main__, worker.service; print({'celery', 'redis', 'cupy'} & set(sys.modules))"
+    code = "import sys, worker.__main__, worker.service; print({'celery', 'redis', 'cupy_backends'} & set(sys.modules))"
     done = subprocess.run(
         [sys.executable, "-c", code],
         capture_output=True,
@@ -91,7 +91,7 @@ def test_an_engine_on_the_cpu_imports_nothing_of_cudas():
     code = (
         "import sys, worker.service; from kernels.devices.open import open_device; open_device('cpu');"
         "print([name for name in sys.modules if name.startswith(('kernels.ops', 'kernels.runtime.driver',"
-        " 'worker.engine.cuda', 'cuda', 'cupy'))])"
+        " 'worker.engine.cuda', 'cuda', 'cupy_backends'))])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

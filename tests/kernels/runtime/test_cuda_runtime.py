@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
+import subprocess
+import sys
 from collections.abc import Callable
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,6 +20,7 @@ from tests.kernels.probe import add, spin
 
 ILLEGAL_ADDRESS = 700
 NOT_READY = 600
+PINNED = 1  # cudaMemoryTypeHost
 
 
 class CUDARuntimeError(RuntimeError):
@@ -30,6 +33,7 @@ class Runtime:
     """As CuPy calls CUDA, but nothing is called, and all fails with ``status`` unless that is 0."""
 
     CUDARuntimeError = CUDARuntimeError
+    eventBlockingSync, eventDisableTiming = 1, 2  # noqa: N815
 
     def __init__(self) -> None:
         self.status = 0
@@ -49,14 +53,7 @@ class Runtime:
 def runtime(monkeypatch: pytest.MonkeyPatch) -> Runtime:
     """In place of CuPy's."""
     runtime = Runtime()
-    graph = SimpleNamespace(launch=lambda _stream: runtime.graphLaunch())
-    stream = SimpleNamespace(
-        ptr=1, begin_capture=runtime.streamBeginCapture, end_capture=lambda: runtime.streamEndCapture() or graph
-    )
-    cuda = SimpleNamespace(
-        runtime=runtime, Stream=lambda *, non_blocking: stream, Event=lambda **_: SimpleNamespace(ptr=2)
-    )
-    monkeypatch.setattr(cuda_runtime, "_cuda", lambda: cuda)
+    monkeypatch.setattr(cuda_runtime, "_library", lambda: runtime)
     return runtime
 
 
@@ -79,7 +76,7 @@ def test_a_failure_names_what_was_enqueued_last_or_else_the_call(
     stream = Stream()
     event = Event(stream)
     call(stream, event)
-    assert runtime.calls == [called]
+    assert runtime.calls == ["streamCreateWithFlags", "eventCreateWithFlags", called]
     runtime.status = ILLEGAL_ADDRESS
     with pytest.raises(CudaFailure, match=f"^{name}: error 700"):
         call(stream, event)
@@ -109,7 +106,8 @@ def test_a_graph_is_named_when_it_fails_and_when_something_fails_after_it(runtim
     stream = Stream()
     graph = stream.capture(lambda: None, "decode step")
     graph.launch()
-    assert runtime.calls == ["streamBeginCapture", "streamEndCapture", "graphLaunch"]
+    captured = ["streamBeginCapture", "streamEndCapture", "graphInstantiate", "graphDestroy"]
+    assert runtime.calls == ["streamCreateWithFlags", *captured, "graphLaunch"]
     assert stream.last_enqueued == "decode step"
     runtime.status = ILLEGAL_ADDRESS
     with pytest.raises(CudaFailure, match=r"^decode step: error 700"):
@@ -120,7 +118,56 @@ def test_of_no_bytes_nothing_is_copied(runtime: Runtime) -> None:
     stream = Stream()
     stream.copy_to_device(0, 0, 0)
     stream.copy_to_host(0, 0, 0)
-    assert runtime.calls == []
+    assert runtime.calls == ["streamCreateWithFlags"]
+
+
+@pytest.mark.parametrize("status", [0, ILLEGAL_ADDRESS])
+def test_what_nobody_has_any_more_is_given_back_also_to_a_device_that_is_lost(runtime: Runtime, status: int) -> None:
+    stream = Stream()
+    event, graph = Event(stream), stream.capture(lambda: None, "decode step")
+    runtime.calls.clear()
+    runtime.status = status
+    del event, graph
+    gc.collect()
+    assert sorted(runtime.calls) == ["eventDestroy", "graphExecDestroy"]
+    del stream
+    gc.collect()
+    assert runtime.calls[2:] == ["streamDestroy"]
+
+
+def test_a_capture_that_fails_ends_and_its_error_is_told(runtime: Runtime) -> None:
+    def fail() -> None:
+        raise ValueError("of the step")
+
+    stream = Stream()
+    with pytest.raises(ValueError, match="of the step"):
+        stream.capture(fail, "decode step")
+    assert runtime.calls[1:] == ["streamBeginCapture", "streamEndCapture", "graphDestroy"]
+
+
+def test_of_cupy_only_the_binding_is_imported_and_it_is_the_public_one() -> None:
+    """CuPy says nothing of the package that `cupy.cuda.runtime` comes from."""
+    pytest.importorskip("cupy", reason="CuPy is not installed")
+    code = (
+        "import sys; from kernels.runtime import cuda_runtime\n"
+        "cuda_runtime.import_library(); print('cupy' in sys.modules)\n"
+        "from cupy.cuda import runtime; print(cuda_runtime._library().setDevice is runtime.setDevice)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
+    assert done.stdout.split() == ["False", "True"]
+
+
+@pytest.mark.gpu
+def test_pinned_memory_lives_as_long_as_a_view_of_it(device: CudaDevice) -> None:
+    view = cuda_runtime.pinned_bytes(1 << 20)[5:10]
+    address = view.ctypes.data
+    gc.collect()
+    assert cuda_runtime.pointer_attributes(address).memory_type == PINNED
+    view[:] = 3
+    assert view.tolist() == [3] * 5
+    del view
+    gc.collect()
+    assert cuda_runtime.pointer_attributes(address).memory_type != PINNED
 
 
 @pytest.mark.gpu

@@ -16,7 +16,7 @@ KERNELS = Path(driver.__file__).parents[1]
 
 
 def test_importing_it_asks_for_no_library() -> None:
-    code = "import sys, kernels.devices.cuda, kernels.registry; print({'cuda', 'cupy'} & set(sys.modules))"
+    code = "import sys, kernels.devices.cuda, kernels.registry; print({'cuda', 'cupy_backends'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], cwd=KERNELS.parent, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
 
@@ -26,9 +26,10 @@ def test_each_library_is_called_by_one_module() -> None:
         (path.stem, line.split()[1])
         for path in KERNELS.rglob("*.py")
         for line in path.read_text().splitlines()
-        if line.split()[:1] in (["import"], ["from"]) and line.split()[1].split(".")[0] in ("cuda", "cupy")
+        if line.split()[:1] in (["import"], ["from"])
+        and line.split()[1].split(".")[0] in ("cuda", "cupy", "cupy_backends")
     }
-    assert users == {("driver", "cuda.bindings"), ("cuda_runtime", "cupy")}
+    assert users == {("driver", "cuda.bindings"), ("cuda_runtime", "cupy_backends.cuda.api")}
 
 
 def test_what_does_not_compile_is_told_with_its_line() -> None:

@@ -193,7 +193,10 @@ def test_a_url_that_cannot_be_is_one_line_without_the_password(
 def test_without_a_gpu_one_line_says_how_to_install_one_or_choose_the_cpu(
     verb: str, lacks: str, redis_url: str, demo_model: Path, tmp_path: Path
 ) -> None:
-    (tmp_path / "cupy.py").write_text("raise ModuleNotFoundError(\"No module named 'cupy'\", name='cupy')")
+    missing = "cupy_backends"
+    (tmp_path / f"{missing}.py").write_text(
+        f"raise ModuleNotFoundError(\"No module named '{missing}'\", name='{missing}')"
+    )
     (tmp_path / "ids.json").write_text("[[1, 2]]")
     options = {
         "worker": ["--model", str(demo_model), "--redis", redis_url],
@@ -203,7 +206,7 @@ def test_without_a_gpu_one_line_says_how_to_install_one_or_choose_the_cpu(
     done = orcd(*verb.split(), *options.get(verb, [str(demo_model)]), "--device", "cuda:0", **hidden)
     assert done.returncode == 1
     [line] = [line for line in done.stderr.splitlines() if "MODEL_LOAD_FAILED" in line]
-    assert re.search("no CUDA device here.*; install|Python package .* is missing; install", line)
+    assert re.search("no CUDA device here.*; install|Python package cupy is missing; install", line)
     assert "--device cpu" in line
     if verb == "worker":  # its log, of which each line is an event
         assert all(json.loads(line) for line in done.stderr.splitlines())
