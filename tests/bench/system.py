@@ -1,16 +1,17 @@
 """The whole system under load: a real Redis, a Celery worker, its engine on the device, streaming clients.
 
-    python -m tests.bench.system MODEL.gguf [--device cuda:0[,cuda:1...]] [--streams 256] [--seconds 60]
+    python -m tests.bench.system MODEL.gguf [--device cuda:0[,cuda:1...]] [--streams 256] [--clients N] [--seconds 60]
         [--kill-after S] [--sampling "all of it"]
 
 First `orcd bench engine` measures the engine alone with the same load (or ``--engine-rate`` says what it gave). Then
 each stream submits a job, follows it to its end and submits the next, until the time is over; the jobs are those of the
 engine's benchmark: random token ids, greedy, end tokens ignored. ``--sampling`` is one of `tests.bench.request_mixes`,
 which then measures the engine. With several devices there is a worker for each on the same Redis, ``--streams`` are
-those of each worker, and the engine alone counts as often as there are workers. Every stream is checked: each token
-index once and in order, all of them there, one terminal event. ``--kill-after`` ends the first worker's engine process
-with SIGKILL that many seconds into the load, or once all streams run. The token logs of the jobs that ran at that time,
-or when the time was over, are then checked too. Exit code 1 if a check failed.
+those of each worker, and the engine alone counts as often as there are workers. A worker runs as many sequences at
+once as it has streams; with ``--clients`` there are more of these, so that jobs wait in its queue. Every stream is
+checked: each token index once and in order, all of them there, one terminal event. ``--kill-after`` ends the first
+worker's engine process with SIGKILL that many seconds into the load, or once all streams run. The token logs of the
+jobs that ran at that time, or when the time was over, are then checked too. Exit code 1 if a check failed.
 """
 
 from __future__ import annotations
@@ -57,10 +58,15 @@ class Course:
     cores: dict[str, float] = field(default_factory=dict)
 
 
+def num_clients(arguments: argparse.Namespace) -> int:
+    """Streams for each worker."""
+    return int(arguments.clients or arguments.streams)
+
+
 def measure(arguments: argparse.Namespace) -> tuple[Seen, list[str], Course]:
     """Put the system under load: what the streams saw, what is wrong, and what happened beside."""
     devices = arguments.device.split(",")
-    num_streams = arguments.streams * len(devices)
+    num_streams = num_clients(arguments) * len(devices)
     vocab_size = open_gguf(arguments.model).tensors["token_embd.weight"].shape[0]
     with ExitStack() as running:
         folder = Path(running.enter_context(tempfile.TemporaryDirectory()))
@@ -84,7 +90,7 @@ def measure(arguments: argparse.Namespace) -> tuple[Seen, list[str], Course]:
             SAMPLINGS[arguments.sampling],
         )
         parts = run_clients(pool, load, num_streams)
-        course = _watch(workers, server, load, num_streams, arguments.kill_after)
+        course = _watch(workers, server, load, arguments.streams * len(devices), arguments.kill_after)
         seen = Seen.of(part.result() for part in parts)
         log_problems = check_logs(server.url, seen.running_at(course.looked_at_s), arguments.output_tokens)
         whole = [stream for stream in seen.streams if not stream.problem][-num_streams:]
@@ -93,9 +99,9 @@ def measure(arguments: argparse.Namespace) -> tuple[Seen, list[str], Course]:
 
 
 def _watch(
-    workers: Sequence[WorkerProcess], server: RedisServer, load: Load, num_streams: int, kill_after: float | None
+    workers: Sequence[WorkerProcess], server: RedisServer, load: Load, num_sequences: int, kill_after: float | None
 ) -> Course:
-    """Until the time is over; ends the first worker's engine ``kill_after`` seconds into it, once all streams run."""
+    """Until the time is over; ends the first worker's engine ``kill_after`` seconds into it, once so many run."""
 
     def wait_until(seconds: float) -> None:
         time.sleep(max(0.0, load.begin + seconds - time.monotonic()))
@@ -110,7 +116,7 @@ def _watch(
     start, before = time.monotonic(), {name: _cpu_s(each) for name, each in pids.items()}
     if kill_after is not None:
         wait_until(kill_after)
-        while _num_running(server) < num_streams and time.monotonic() < load.begin + load.seconds:
+        while _num_running(server) < num_sequences and time.monotonic() < load.begin + load.seconds:
             time.sleep(0.01)
         workers[0].kill_engine()
         killed = time.monotonic()
@@ -143,6 +149,7 @@ def table(arguments: argparse.Namespace, alone: dict[str, float], seen: Seen) ->
     p50, p99 = np.percentile(first_ms or [0.0], [50, 99])
     head = (
         f"{arguments.model.name} on {arguments.device}: {arguments.streams} streams a device, "
+        f"{f'jobs of {num_clients(arguments)} clients, ' if arguments.clients else ''}"
         f"{arguments.prompt_tokens} tokens in, {arguments.output_tokens} out, {arguments.sampling}; "
         f"the system from {start_s:.0f} s to {arguments.seconds:.0f} s"
     )
@@ -191,6 +198,9 @@ def read_arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("model", type=Path)
     parser.add_argument("--device", default="cuda:0")
     parser.add_argument("--streams", type=int, default=256)
+    parser.add_argument(
+        "--clients", type=int, metavar="N", help="streams for each worker, which runs --streams at once"
+    )
     parser.add_argument("--seconds", type=float, default=60.0)
     parser.add_argument("--prompt-tokens", type=int, default=128)
     parser.add_argument("--output-tokens", type=int, default=256)

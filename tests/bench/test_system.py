@@ -24,3 +24,14 @@ def test_several_devices_have_a_worker_each_on_one_redis(
     out = capsys.readouterr().out
     assert "| 2 x orcd bench engine | 2,000 |" in out
     assert float(re.findall(r"a token took (\d+\.\d) bytes of Redis", out)[0]) > 20
+
+
+def test_more_clients_than_sequences_run_at_once_leave_jobs_in_the_queue(
+    capsys: pytest.CaptureFixture[str], shallow_model: Path
+) -> None:
+    load = ["--streams=2", "--seconds=2", "--prompt-tokens=8", "--output-tokens=100", "--engine-rate=1000"]
+    assert main([str(shallow_model), "--device=cpu", "--clients=5", *load]) == 0
+    out = capsys.readouterr().out
+    assert "2 streams a device, jobs of 5 clients, " in out
+    waited_ms = float(re.findall(r"\| (\d+) / \d+ \| 0 \|\n\n", out)[0])
+    assert waited_ms > 100, "most jobs have waited for others"
