@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from itertools import compress
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import compress, repeat
 from operator import eq
 from typing import overload
 
@@ -51,27 +51,35 @@ class ReportedLogprobs(Sequence[TokenLogprob]):
         ids, top_ids, spellings = self._ids, self._top_ids(), self._spellings
         if not ids or not top_ids or NO_ID in self._records:
             return msgspec.Raw(msgspec.json.encode([*self]))
-        own, *logprobs = self._logprob_texts()
-        columns = [spellings.begins.of(ids), own]
-        for place, column in enumerate(top_ids):
-            columns += [(spellings.likely if place else spellings.likeliest).of(column), logprobs[place]]
-        columns.append(spellings.own_pieces.of(ids))
+        # Ids are written anew: to fetch texts from all over the memory takes longer, so that is done once for each.
+        own_ids, *likely_ids = self._columns(self._named_ids())
+        own, *logprobs = self._columns(self._named_logprobs())
+        columns: list[Iterable[bytes]] = [repeat(b'{"id":'), own_ids, repeat(b',"logprob":'), own, repeat(b',"top":{"')]
+        for likely_id, logprob in zip(likely_ids, logprobs, strict=True):
+            columns += [likely_id, repeat(b'":'), logprob, repeat(b',"')]
+        columns[-1] = repeat(b'},"pieces":{')
+        columns.append([piece[1:] for piece in spellings.pieces.of(ids)])
         for column in top_ids:
             pieces = spellings.pieces.of(column)
             for row in compress(range(len(ids)), map(eq, ids, column)):
                 pieces[row] = b""  # it is there already
             columns.append(pieces)
-        joined = b"".join(map(b"".join, zip(*columns, strict=True)))
-        return msgspec.Raw(b"[" + joined.removeprefix(b"}},") + b"}}]")
+        columns.append(repeat(b"}},"))
+        joined = b"".join(map(b"".join, zip(*columns)))  # noqa: B905 - what repeats has no end
+        return msgspec.Raw(b"[" + joined[:-1] + b"]")
 
-    def _logprob_texts(self) -> list[list[bytes]]:
-        """Columns of JSON: the tokens' own log probabilities, those of the likeliest ones, the second likeliest ..."""
-        fields, num_fields = memoryview(self._records).cast("f"), 1 + 2 * self._num_top
-        numbers = fields[::num_fields].tolist()
-        for place in range(1 + self._num_top, num_fields):
-            numbers += fields[place::num_fields].tolist()
+    def _columns(self, numbers: Sequence[float]) -> list[list[bytes]]:
+        """Numbers in JSON: those of the tokens themselves, those of the likeliest at each place, of the second ..."""
         texts = msgspec.json.encode(numbers)[1:-1].split(b",")
         return [texts[start : start + len(self)] for start in range(0, len(texts), len(self))]
+
+    def _named_logprobs(self) -> list[float]:
+        """As `_named_ids`."""
+        fields, num_fields = memoryview(self._records).cast("f"), 1 + 2 * self._num_top
+        numbers: list[float] = [*fields[::num_fields]]
+        for place in range(1 + self._num_top, num_fields):
+            numbers += fields[place::num_fields].tolist()
+        return numbers
 
     def _named_ids(self) -> list[int]:
         """Those of all tokens, then those of the likeliest at each place, of the second likeliest ..."""

@@ -46,14 +46,8 @@ class TokenSpellings:
         """``pieces`` are the bytes of each token by its id."""
         self._pieces = pieces
         self.texts = self._table(self._text)
-        self.begins = self._table(lambda token_id: b'}},{"id":%d,"logprob":' % token_id)
-        """The end of a token's JSON, and the beginning of the next one's."""
-        self.likeliest = self._table(lambda token_id: b',"top":{"%d":' % token_id)
-        self.likely = self._table(lambda token_id: b',"%d":' % token_id)
-        """What comes before the log probability of the first alternative, and before those of others."""
-        self.own_pieces = self._table(lambda token_id: b'},"pieces":{"%d":"%b"' % (token_id, self._base64(token_id)))
-        self.pieces = self._table(lambda token_id: b',"%d":"%b"' % (token_id, self._base64(token_id)))
-        """The bytes of the token itself, and those of alternatives."""
+        self.pieces = self._table(lambda token_id: b',"%d":"%b"' % (token_id, b64encode(*self.bytes_of([token_id]))))
+        """The bytes of the token, behind those of another one."""
 
     def _table(self, make: Callable[[int], T]) -> TokenTable[T]:
         return TokenTable(len(self._pieces), make)
@@ -69,6 +63,3 @@ class TokenSpellings:
             return spelling.decode()
         except UnicodeDecodeError:
             return list(spelling)
-
-    def _base64(self, token_id: int) -> bytes:
-        return b64encode(*self.bytes_of([token_id]))
