@@ -11,6 +11,7 @@ import pytest
 from kernels.devices.dry_run import DryRunDevice
 from kernels.errors import UnsupportedWeight
 from kernels.runtime.memory import padded
+from kernels.weights import repack
 from kernels.weights.formats import FORMATS
 from kernels.weights.packed import packed_bytes
 from kernels.weights.parameters import SharedWeights, Weight
@@ -143,3 +144,10 @@ def test_experts_whose_gate_and_up_cannot_be_one_matrix_have_one_each(up_format:
     experts, _ = lay_out(lambda store: store.experts(gate, up, down))
     matrices = [(matrix.format.name, matrix.num_rows, matrix.num_experts, matrix.gated) for matrix in experts.gate_up]
     assert matrices == [("Q8_0", inner, 4, False), (up_format, inner, 4, False)]
+
+
+def test_slices_of_all_lengths_are_repacked_by_few_kinds_of_launches() -> None:
+    grids = {num_blocks: repack._grid(num_blocks) for num_blocks in range(20_000)}
+    assert grids[0] == 0, "nothing is launched"
+    assert all(num_blocks <= grid <= num_blocks * 9 / 8 for num_blocks, grid in grids.items())
+    assert len(set(grids.values())) < 120
