@@ -43,16 +43,16 @@ class ModuleCache:
         self._functions: dict[tuple[str, _Key], Function] = {}
 
     def prepare(self, variants: Iterable[Variant]) -> None:
-        """Compile what is missing, on all cores (NVRTC works outside the interpreter lock), and load it."""
-        variants = list(variants)
-        for source, _ in variants:  # Python's own work: dozens of threads at it took eight times as long
-            self._compiler.text(source)
+        """Compile what is missing, on all cores (NVRTC works outside the interpreter lock), and load it meanwhile."""
+        variants, cubins = list(variants), []
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            cubins = list(pool.map(lambda variant: self._compiler.cubin(*variant), variants))
-        for (source, defines), cubin in zip(variants, cubins, strict=True):
-            key = _key(source, defines)
-            if key not in self._modules:
-                self._modules[key] = driver.load_module(f"{source}.cu", cubin.image)
+            for source, defines in variants:
+                self._compiler.text(source)  # Python's own work: dozens of threads at it took eight times as long
+                cubins.append(pool.submit(self._compiler.cubin, source, defines))
+            for (source, defines), cubin in zip(variants, cubins, strict=True):
+                key, image = _key(source, defines), cubin.result().image
+                if key not in self._modules:
+                    self._modules[key] = driver.load_module(f"{source}.cu", image)
 
     def function(self, source: str, kernel: str, defines: Mapping[str, int | str]) -> Function:
         """``kernel`` of ``source``.cu, compiled and loaded if it is not yet."""
