@@ -9,7 +9,6 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import NoReturn
 
 import msgspec
@@ -30,7 +29,6 @@ from worker.model.gguf import open_gguf
 from worker.model.registry import read_model_config
 from worker.settings import Settings
 from worker.text.grammar.grammar_thread import GrammarThread, late_compiler
-from worker.text.tokenizer import of_model
 
 FLUSH_S = 2.0
 """How long a process that is about to end may take to send what is unsent."""
@@ -113,7 +111,7 @@ class Service:
                 fingerprint=fingerprint(gguf, device),
             )
         )
-        compile_grammar = late_compiler(partial(of_model, gguf.metadata, settings.tokenizer), config.vocab_size)
+        compile_grammar = late_compiler(gguf.metadata, settings.tokenizer, config.vocab_size)
         admission = Admission(engine, compile_grammar, self._in_flight_file)
         admission.take(progress.requests)
         return engine, health, admission

@@ -76,8 +76,9 @@ def test_an_engine_does_not_wait_long_for_the_thread_that_compiles_grammars():
     assert float(done.stdout) <= 0.0005
 
 
-def test_starting_needs_neither_celery_nor_redis():
-    code = "import sys, worker.__main__, worker.service; print({'celery', 'redis', 'cupy_backends'} & set(sys.modules))"
+def test_starting_needs_no_queue_no_vocabulary_and_no_gpu():
+    names = {"celery", "redis", "cupy_backends", "tokenizers", "llguidance"}
+    code = f"import sys, worker.__main__, worker.service; print({names} & set(sys.modules))"
     done = subprocess.run(
         [sys.executable, "-c", code],
         capture_output=True,

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from queue import Empty, SimpleQueue
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from orcd.errors import OrcdError, places
 from worker.engine.token_constraint import TokenConstraint
-from worker.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from worker.text.grammar.grammar_compiler import GrammarCompiler
@@ -19,10 +18,11 @@ MAX_KEPT = 256
 """Compiled grammars that are kept for requests to come."""
 
 
-def late_compiler(load_tokenizer: Callable[[], Tokenizer], vocab_size: int) -> Callable[[str], TokenConstraint]:
+def late_compiler(metadata: Mapping[str, Any], tokenizer: str, vocab_size: int) -> Callable[[str], TokenConstraint]:
     """What compiles grammars for a model with ``vocab_size`` logits.
 
-    llguidance and the vocabulary are loaded with the first grammar: an engine does not need them to start.
+    Its vocabulary is in its ``metadata``, or in a file ``tokenizer`` instead. That and llguidance are loaded with the
+    first grammar: an engine does not need them to start.
     """
     compilers: list[GrammarCompiler] = []
 
@@ -30,8 +30,9 @@ def late_compiler(load_tokenizer: Callable[[], Tokenizer], vocab_size: int) -> C
         if not compilers:
             from worker.text.grammar.grammar_compiler import GrammarCompiler
             from worker.text.grammar.matcher_batch import num_threads
+            from worker.text.tokenizer import of_model
 
-            compilers.append(GrammarCompiler(load_tokenizer(), vocab_size, num_threads=num_threads()))
+            compilers.append(GrammarCompiler(of_model(metadata, tokenizer), vocab_size, num_threads=num_threads()))
         return compilers[0].compile(grammar)
 
     return compile_grammar
